@@ -1,0 +1,1 @@
+"""What a face is and how it makes an image: geometry, light and descriptors, without effects."""

@@ -1,0 +1,60 @@
+"""The exception tree of the project. ``ValueError`` is for a caller's mistake; these are for bad inputs.
+
+DffError
+├── BadPhoto        a file is not a readable image within limits
+├── BadLandmarks    a landmark file is missing, malformed or not finite
+├── NoFace          a photo holds no face that can be found
+├── BadFit          inverse rendering did not reach an acceptable fit
+├── BadModel        a face model file is missing, malformed or of another version
+├── BadWeights      a weights file is malformed or of another model
+├── BadDataset      a dataset is incomplete, altered or of another plan
+├── StorageError    storage refused or failed for good
+│   └── TransientStorageError   storage failed in a way worth another try
+└── BudgetExceeded  too many inputs failed
+"""
+
+from __future__ import annotations
+
+
+class DffError(Exception):
+    """Root of every error that the project raises on purpose."""
+
+
+class BadPhoto(DffError):
+    """A file is not a readable image within limits."""
+
+
+class BadLandmarks(DffError):
+    """A landmark file is missing, malformed or holds values that are not finite."""
+
+
+class NoFace(DffError):
+    """A photo holds no face that can be found."""
+
+
+class BadFit(DffError):
+    """Inverse rendering did not reach an acceptable fit."""
+
+
+class BadModel(DffError):
+    """A face model file is missing, malformed or of another version."""
+
+
+class BadWeights(DffError):
+    """A weights file is malformed or belongs to another model."""
+
+
+class BadDataset(DffError):
+    """A dataset is incomplete, altered or of another plan."""
+
+
+class StorageError(DffError):
+    """Storage refused or failed for good."""
+
+
+class TransientStorageError(StorageError):
+    """Storage failed in a way that is worth another try."""
+
+
+class BudgetExceeded(DffError):
+    """More inputs failed than the job's failure budget allows."""

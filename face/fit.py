@@ -1,0 +1,163 @@
+"""Fit pose and shape to points in images: robust Gauss-Newton under weak perspective, many faces at once.
+
+The model is ``px = scale * (rotation @ (mean + basis @ coefficients))_xy + centre``. Every array has a leading batch
+axis B; points N; coefficients P (identity then expression). The energy of a face is
+
+    sum_n weight_n * rho(|residual_n| / noise) + sum_p ((coefficient_p - prior_p) / sd_p)^2
+
+with Geman-McClure's rho, so ``noise`` (pixels) is both the scale of the data term and where outliers begin.
+Sources: Black and Rangarajan 1996 (robust re-weighting), Dementhon and Davis 1995 (scaled orthography).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from face.arrays import Floats
+from face.camera import WeakPerspective
+from face.transform import Rigid, rotation_from_vector, skew
+
+POSE = 6  # log scale, rotation vector, centre
+
+
+@dataclass(frozen=True)
+class FaceState:
+    """Pose and shape of B faces. Raises ValueError when the shapes disagree."""
+
+    scale: Floats  # (B,) pixels per metre
+    rotation: Floats  # (B, 3, 3) cam_from_head
+    centre: Floats  # (B, 2) pixels, where the head's origin falls
+    coefficients: Floats  # (B, P) identity then expression
+
+    def __post_init__(self) -> None:
+        b = len(self.scale)
+        if self.rotation.shape != (b, 3, 3) or self.centre.shape != (b, 2) or len(self.coefficients) != b:
+            raise ValueError("FaceState fields disagree about the batch")
+
+    def camera(self, face: int) -> WeakPerspective:
+        return WeakPerspective(float(self.scale[face]), self.centre[face])
+
+    def cam_from_head(self, face: int) -> Rigid:
+        return Rigid(self.rotation[face], np.zeros(3))
+
+    def __getitem__(self, rows: object) -> FaceState:
+        return FaceState(
+            self.scale[rows],
+            self.rotation[rows],
+            self.centre[rows],
+            self.coefficients[rows],  # type: ignore[index]
+        )
+
+
+def shape_of(mean: Floats, basis: Floats, coefficients: Floats) -> Floats:
+    """(B, N, 3) head points of (N, 3) or (B, N, 3) mean, (N, 3, P) or (B, N, 3, P) basis, (B, P) coefficients."""
+    flat = basis.reshape(*basis.shape[:-3], -1, basis.shape[-1])
+    moved = np.matmul(flat, coefficients[..., None])[..., 0]
+    return np.asarray(mean + moved.reshape(len(coefficients), -1, 3))
+
+
+def project(state: FaceState, points: Floats) -> Floats:
+    """(B, N, 2) pixels of (B, N, 3) head points."""
+    seen = points @ np.swapaxes(state.rotation, 1, 2)
+    return np.asarray(seen[..., :2] * state.scale[:, None, None] + state.centre[:, None])
+
+
+def jacobian(state: FaceState, mean: Floats, basis: Floats) -> tuple[Floats, Floats]:
+    """(B, N, 2) projections and their (B, N, 2, 6 + P) derivatives.
+
+    The columns are: log scale, rotation vector applied on the left (``exp(w) @ rotation``), centre, coefficients.
+    """
+    points = shape_of(mean, basis, state.coefficients)
+    b, n, _ = points.shape
+    turned = points @ np.swapaxes(state.rotation, 1, 2)
+    scale = state.scale[:, None, None]
+    px = turned[..., :2] * scale + state.centre[:, None]
+    out = np.empty((b, n, 2, POSE + state.coefficients.shape[1]))
+    out[..., 0] = turned[..., :2] * scale
+    out[..., 1:4] = -skew(turned)[..., :2, :] * scale[..., None]
+    out[..., 4:6] = np.eye(2)
+    rows = state.rotation[:, :2] * scale  # (B, 2, 3)
+    if basis.ndim == 3:
+        side_by_side = np.ascontiguousarray(np.moveaxis(basis, 1, 0)).reshape(3, -1)
+        out[..., POSE:] = np.moveaxis((rows @ side_by_side).reshape(b, 2, n, -1), 1, 2)
+    else:
+        out[..., POSE:] = np.matmul(rows[:, None], basis)
+    return px, out
+
+
+def moved(state: FaceState, delta: Floats) -> FaceState:
+    """The state after (B, 6 + P) ``delta`` in the columns of ``jacobian``."""
+    return FaceState(
+        state.scale * np.exp(np.clip(delta[:, 0], -1.0, 1.0)),
+        rotation_from_vector(delta[:, 1:4]) @ state.rotation,
+        state.centre + delta[:, 4:6],
+        state.coefficients + delta[:, POSE:],
+    )
+
+
+def robust_weights(residual: Floats, noise: Floats) -> Floats:
+    """(B, N) Geman-McClure weights of (B, N, 2) residuals for (B,) noise in pixels."""
+    square = (residual**2).sum(-1) / noise[:, None] ** 2
+    return np.asarray(1.0 / (1.0 + square) ** 2)
+
+
+def step(
+    state: FaceState,
+    mean: Floats,
+    basis: Floats,
+    targets: Floats,
+    weights: Floats,
+    *,
+    noise: Floats,
+    prior: Floats,
+    prior_sd: Floats,
+    damping: float = 1e-6,
+) -> FaceState:
+    """One damped Gauss-Newton step towards (B, N, 2) ``targets`` with (B, N) ``weights``.
+
+    ``noise`` (B,) pixels; ``prior`` and ``prior_sd`` (P,) or (B, P). A coefficient of zero sd stays where it is.
+    """
+    px, jac = jacobian(state, mean, basis)
+    residual = targets - px
+    w = weights * robust_weights(residual, noise) / noise[:, None] ** 2
+    b, n, _, p = jac.shape
+    flat = jac.reshape(b, 2 * n, p)
+    weighted = flat * np.repeat(w, 2, axis=1)[..., None]
+    hessian = np.swapaxes(weighted, 1, 2) @ flat
+    gradient = (np.swapaxes(weighted, 1, 2) @ residual.reshape(b, 2 * n, 1))[..., 0]
+    frozen = np.broadcast_to(prior_sd, state.coefficients.shape) <= 0
+    precision = np.where(frozen, 1e12, 1.0 / np.where(frozen, 1.0, prior_sd) ** 2)
+    diagonal = np.arange(p)
+    hessian[:, diagonal, diagonal] *= 1.0 + damping
+    hessian[:, diagonal, diagonal] += 1e-9
+    hessian[:, diagonal[POSE:], diagonal[POSE:]] += precision
+    pull = np.where(frozen, 0.0, prior - state.coefficients)
+    gradient[:, POSE:] += precision * pull
+    return moved(state, np.linalg.solve(hessian, gradient[..., None])[..., 0])
+
+
+def initial_pose(mean: Floats, targets: Floats, weights: Floats, coefficients: int) -> FaceState:
+    """Closed-form scaled-orthographic pose of (N, 3) or (B, N, 3) ``mean`` from (B, N, 2) ``targets``.
+
+    (B, N) ``weights``; the coefficients start at zero. Needs four points that do not lie in a plane with weight.
+    """
+    b, n, _ = targets.shape
+    points = np.broadcast_to(mean, (b, n, 3))
+    homogeneous = np.concatenate([points, np.ones((b, n, 1))], axis=2)
+    weighted = homogeneous * weights[..., None]
+    normal = np.swapaxes(weighted, 1, 2) @ homogeneous
+    trace = np.trace(normal, axis1=1, axis2=2)
+    normal = normal + 1e-7 * trace[:, None, None] * np.diag([1.0, 1.0, 1.0, 0.0])
+    affine = np.linalg.solve(normal, np.swapaxes(weighted, 1, 2) @ targets)  # (B, 4, 2)
+    rows = np.swapaxes(affine[:, :3], 1, 2)  # (B, 2, 3)
+    u, s, vt = np.linalg.svd(rows, full_matrices=False)
+    flat = u @ vt
+    third = np.cross(flat[:, 0], flat[:, 1])
+    rotation = np.concatenate([flat, third[:, None]], axis=1)
+    scale = np.maximum(s.mean(1), 1e-6)
+    state = FaceState(scale, rotation, np.zeros((b, 2)), np.zeros((b, coefficients)))
+    offset = targets - project(state, points)
+    total = np.maximum(weights.sum(1), 1e-12)
+    return replace(state, centre=np.einsum("bn,bnc->bc", weights, offset) / total[:, None])

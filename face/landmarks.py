@@ -1,0 +1,100 @@
+"""The 68 landmarks of iBUG / Multi-PIE, by name, in both jaw schemes.
+
+The *3D scheme* (AFLW2000-3D) fixes every landmark to the surface: the jaw points stay on the jaw line and may be
+hidden. The *2D scheme* (300-W) lets the 17 jaw points slide to the visible contour of the face.
+Left and right are the photographed person's own. Source of the numbering: Sagonas et al., "300 Faces in-the-Wild".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from face.arrays import Floats, Ints
+
+
+def _names() -> tuple[str, ...]:
+    jaw = [f"jaw_right_{8 - i}" for i in range(8)] + ["chin"] + [f"jaw_left_{i + 1}" for i in range(8)]
+    brow = ["outer", "outer_mid", "mid", "inner_mid", "inner"]
+    brows = [f"brow_right_{n}" for n in brow] + [f"brow_left_{n}" for n in reversed(brow)]
+    nose = ["nose_bridge_1", "nose_bridge_2", "nose_bridge_3", "nose_tip"]
+    base = ["nostril_right_outer", "nostril_right_inner", "nose_base"]
+    base += ["nostril_left_inner", "nostril_left_outer"]
+    eye_r = ["outer", "upper_outer", "upper_inner", "inner", "lower_inner", "lower_outer"]
+    eye_l = ["inner", "upper_inner", "upper_outer", "outer", "lower_outer", "lower_inner"]
+    eyes = [f"eye_right_{n}" for n in eye_r] + [f"eye_left_{n}" for n in eye_l]
+    outer = ["mouth_right", "lip_upper_right_outer", "lip_upper_right_peak", "lip_upper_middle"]
+    outer += ["lip_upper_left_peak", "lip_upper_left_outer", "mouth_left", "lip_lower_left_outer"]
+    outer += ["lip_lower_left", "lip_lower_middle", "lip_lower_right", "lip_lower_right_outer"]
+    inner = ["mouth_inner_right", "lip_upper_inner_right", "lip_upper_inner_middle"]
+    inner += ["lip_upper_inner_left", "mouth_inner_left", "lip_lower_inner_left"]
+    inner += ["lip_lower_inner_middle", "lip_lower_inner_right"]
+    return tuple(jaw + brows + nose + base + eyes + outer + inner)
+
+
+NAMES: tuple[str, ...] = _names()
+JAW = slice(0, 17)
+INNER = slice(17, 68)
+OUTER_EYE_CORNERS = (NAMES.index("eye_right_outer"), NAMES.index("eye_left_outer"))
+
+
+def _mirror() -> Ints:
+    def other(name: str) -> str:
+        if "right" in name:
+            return name.replace("right", "left")
+        return name.replace("left", "right")
+
+    return np.array([NAMES.index(other(n)) for n in NAMES])
+
+
+MIRROR: Ints = _mirror()
+"""``points[MIRROR]`` renames the landmarks of a mirrored photo."""
+
+
+@dataclass(frozen=True)
+class LandmarkTable:
+    """Where the landmarks lie on a model.
+
+    Raises ValueError when the shapes are wrong.
+    """
+
+    vertex: Ints  # (68,) vertex of each landmark in the 3D scheme
+    contour: Ints  # (17, L) candidate vertices of each jaw landmark in the 2D scheme, from the jaw line inwards
+
+    def __post_init__(self) -> None:
+        if self.vertex.shape != (68,) or self.contour.ndim != 2 or len(self.contour) != 17:
+            raise ValueError(f"LandmarkTable wants (68,) and (17, L): {self.vertex.shape}, {self.contour.shape}")
+
+    def contour_vertices(self, vertices_px: Floats, template: Floats) -> Ints:
+        """(68,) vertices of the 2D scheme for a face whose vertices project to (V, 2) ``vertices_px``.
+
+        Each jaw landmark takes, of its candidates, the one that lies furthest out. "Out" is the direction from the
+        middle of the face to the jaw landmark on the frontal ``template`` (V, 3), turned with the face in the image.
+        """
+        frontal = template[self.vertex][:, :2] * np.array([1.0, -1.0])
+        seen = vertices_px[self.vertex]
+        # In-plane turn of the face: the direction from the chin to the brows on the template and in the image.
+        up_t = frontal[17:27].mean(0) - frontal[6:11].mean(0)
+        up_p = seen[17:27].mean(0) - seen[6:11].mean(0)
+        c = float(up_t @ up_p)
+        s = float(up_t[0] * up_p[1] - up_t[1] * up_p[0])
+        norm = np.hypot(c, s) or 1.0
+        turn = np.array([[c, -s], [s, c]]) / norm
+        out = (frontal[JAW] - frontal[27:31].mean(0)) @ turn.T
+        reach = np.einsum("jlc,jc->jl", vertices_px[self.contour], out)
+        chosen = np.take_along_axis(self.contour, reach.argmax(1)[:, None], 1)[:, 0]
+        return np.concatenate([chosen, self.vertex[INNER]])
+
+
+def nme_box(found: Floats, truth: Floats) -> float:
+    """Mean distance of (N, 2) points over sqrt(w * h) of the box of ``truth`` (all its points): a fraction."""
+    w, h = truth.max(0) - truth.min(0)
+    return float(np.linalg.norm(found - truth, axis=1).mean() / np.sqrt(w * h))
+
+
+def nme_iod(found: Floats, truth: Floats, points: slice = slice(0, 68)) -> float:
+    """Mean distance of the chosen ``points`` of (68, 2) landmarks over the distance of the outer eye corners."""
+    a, b = OUTER_EYE_CORNERS
+    iod = np.linalg.norm(truth[a] - truth[b])
+    return float(np.linalg.norm(found[points] - truth[points], axis=1).mean() / iod)

@@ -1,0 +1,100 @@
+"""A 3D morphable face model: coefficients to vertices, with its priors and tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from face.arrays import Floats, Ints
+from face.landmarks import LandmarkTable
+from face.mesh import SurfacePoints
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Where a face lies in a model's space. Raises ValueError when not finite."""
+
+    identity: Floats  # (K,) standard deviations
+    expression: Floats  # (E,) activations: 0 neutral, 1 the full unit
+
+    def __post_init__(self) -> None:
+        for name in ("identity", "expression"):
+            value = np.asarray(getattr(self, name), dtype=np.float64)
+            if value.ndim != 1 or not np.isfinite(value).all():
+                raise ValueError(f"Coefficients.{name} must be one finite row")
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class MorphableModel:
+    """A linear face model in the ``head`` frame, in metres.
+
+    vertices = template + identity coefficients @ identity + expression coefficients @ expression
+    (Blanz and Vetter 1999; expression units as in FACS / ARKit). Raises ValueError when tables disagree.
+    """
+
+    name: str
+    licence: str  # SPDX name or the licence's own
+    provenance: str  # sources and how the model was made, for people
+    template: Floats  # (V, 3) metres
+    identity: Floats  # (K, V, 3) metres for one standard deviation
+    expression: Floats  # (E, V, 3) metres at full activation
+    expression_names: tuple[str, ...]
+    expression_sd: Floats  # (E,) prior standard deviation of each activation
+    faces: Ints  # (F, 3) int32, counter-clockwise from outside
+    uv: Floats  # (T, 2) in [0, 1]: u right, v down the texture image
+    uv_faces: Ints  # (F, 3) int32 rows of uv
+    region: Ints  # (F,) uint8 rows of region_names
+    region_names: tuple[str, ...]
+    landmarks: LandmarkTable
+    mirror: Ints = field(repr=False)  # (V,) vertex at the mirrored place
+
+    def __post_init__(self) -> None:
+        v = len(self.template)
+        if self.identity.shape[1:] != (v, 3) or self.expression.shape[1:] != (v, 3):
+            raise ValueError("basis and template disagree about the vertices")
+        if len(self.expression_names) != len(self.expression) or len(self.expression_sd) != len(self.expression):
+            raise ValueError("expression names, prior and basis disagree")
+        if self.faces.shape != self.uv_faces.shape or len(self.region) != len(self.faces):
+            raise ValueError("triangles, uv triangles and regions disagree")
+        if self.faces.min() < 0 or self.faces.max() >= v or self.mirror.shape != (v,):
+            raise ValueError("a triangle or mirror entry names no vertex")
+
+    def vertices(self, coefficients: Coefficients) -> Floats:
+        """(V, 3) metres in ``head``; fewer coefficients than modes leave the rest at zero."""
+        k, e = len(coefficients.identity), len(coefficients.expression)
+        if k > len(self.identity) or e > len(self.expression):
+            raise ValueError(f"{self.name} has {len(self.identity)} + {len(self.expression)} modes, got {k} + {e}")
+        out = self.template.astype(np.float64).ravel()
+        dtype = self.identity.dtype
+        out = out + coefficients.identity.astype(dtype) @ self.identity[:k].reshape(k, out.size)
+        out = out + coefficients.expression.astype(dtype) @ self.expression[:e].reshape(e, out.size)
+        return np.asarray(out.reshape(-1, 3))
+
+    def neutral(self) -> Coefficients:
+        """The mean face at rest."""
+        return Coefficients(np.zeros(len(self.identity)), np.zeros(len(self.expression)))
+
+    def triangles_of(self, *regions: str) -> Ints:
+        """(N,) triangles of the named regions; ValueError for a name that the model does not have."""
+        missing = set(regions) - set(self.region_names)
+        if missing:
+            raise ValueError(f"{self.name} has no region {sorted(missing)}; it has {self.region_names}")
+        return np.flatnonzero(np.isin(self.region, [self.region_names.index(r) for r in regions]))
+
+    def basis_at(self, points: SurfacePoints, identities: int, expressions: int) -> tuple[Floats, Floats]:
+        """The model restricted to (N,) surface points: (N, 3) mean and (N, 3, K + E) linear basis, float64."""
+        corners = self.faces[points.triangle]
+        w = points.barycentric
+        mean = np.einsum("nk,nkc->nc", w, self.template[corners])
+        ids = np.einsum("nk,mnkc->ncm", w, self.identity[:identities][:, corners])
+        exps = np.einsum("nk,mnkc->ncm", w, self.expression[:expressions][:, corners])
+        return mean.astype(np.float64), np.concatenate([ids, exps], axis=2).astype(np.float64)
+
+    def basis_of_vertices(self, vertices: Ints, identities: int, expressions: int) -> tuple[Floats, Floats]:
+        """The model restricted to (N,) vertices: (N, 3) mean and (N, 3, K + E) linear basis, float64."""
+        ids = np.moveaxis(self.identity[:identities][:, vertices], 0, 2)
+        exps = np.moveaxis(self.expression[:expressions][:, vertices], 0, 2)
+        basis = np.concatenate([ids, exps], axis=2).astype(np.float64)
+        return self.template[vertices].astype(np.float64), basis
