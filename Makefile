@@ -1,0 +1,46 @@
+# The two commands: `make demo` and `make test`. Both set everything up first.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: help setup demo test check format bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+
+setup: $(READY)  ## make .venv with dff and everything it needs
+
+# pyrender 0.1.45 pins a PyOpenGL that is too old for current Mesa, hence --no-deps (its needs are in pyproject.toml).
+$(READY): pyproject.toml constraints.txt scripts/install_system_packages.sh
+	bash scripts/install_system_packages.sh $(PYTHON)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --no-deps pyrender==0.1.45
+	@touch $(READY)
+
+demo: $(READY)  ## photo -> synthesis -> training -> served aligner -> one HTML report
+	$(BIN)/dff demo
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## ruff and mypy strict
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)  ## ruff format and import order
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## the benchmarks: ratios measured in one run
+	for b in render synthesis inverse training align; do $(BIN)/python -m benchmarks.$$b || exit 1; done
+
+clean:  ## remove the virtual environment and what runs have left
+	rm -rf $(VENV) out build .mypy_cache .ruff_cache .pytest_cache

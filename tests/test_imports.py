@@ -1,0 +1,86 @@
+"""The tree keeps its order: imports point one way, and each library has one address."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {
+    "face": set[str](),
+    "infra": {"face"},
+    "pipeline": {"face", "infra"},
+    "trainer": {"face", "infra"},
+    "aligner": {"face", "infra"},
+    "dff": {"face", "infra", "pipeline", "trainer", "aligner"},
+}
+ADDRESSES = {
+    "ray": {
+        "infra/cluster.py",
+        "pipeline/fan_out.py",
+        "trainer/launch.py",
+        "trainer/worker.py",
+        "aligner/service.py",
+    },
+    "pyarrow": {"infra/"},
+    "mlflow": {"infra/tracking.py"},
+    "boto3": {"infra/storage.py"},
+    "botocore": {"infra/storage.py"},
+    "fastapi": {"aligner/"},
+    "pyrender": {"face/render/gl.py"},
+    "typer": {"dff/cli.py"},
+}
+FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of all that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_import_one_way(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    used = {name.split(".")[0] for name in imports(path)} & set(ROOMS)
+    assert used <= ROOMS[room] | {room}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_each_library_has_its_address(path: Path) -> None:
+    place = path.relative_to(ROOT).as_posix()
+    for name in {name.split(".")[0] for name in imports(path)} & set(ADDRESSES):
+        assert any(place.startswith(address) for address in ADDRESSES[name]), f"{place} imports {name}"
+
+
+def test_no_import_cycles() -> None:
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in FILES}
+    graph = {name: {used for used in imports(path) if used in modules} for name, path in modules.items()}
+    order = list(TopologicalSorter(graph).static_order())
+    assert set(modules) <= set(order)
+
+
+def test_only_assets_opens_files_in_face() -> None:
+    for path in sorted((ROOT / "face").rglob("*.py")):
+        if path.name == "assets.py":
+            continue
+        calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        names = {f.id for f in calls if isinstance(f, ast.Name)} | {
+            f.attr for f in calls if isinstance(f, ast.Attribute)
+        }
+        assert not names & {"open", "read_bytes", "read_text", "write_bytes", "write_text", "load", "imread"}, path
+
+
+def test_the_check_finds_what_it_forbids(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("def f():\n    import ray.data\n    from aligner import align\n")
+    assert {"ray.data", "aligner", "aligner.align"} <= set(imports(bad))
