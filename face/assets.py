@@ -1,0 +1,67 @@
+"""Files of face models and albedo models: the only module of this room that opens files."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from face.errors import BadModel
+from face.landmarks import LandmarkTable
+from face.morphable import MorphableModel
+
+DATA = Path(__file__).parent / "data"
+SHIPPED = {"open-head": DATA / "open_head.npz"}
+MODEL_FORMAT = "dff-face-model 1"
+
+
+@cache
+def load_model(name: str = "open-head") -> MorphableModel:
+    """A shipped model by name, or a model file by path. The same call returns the same object.
+
+    Raises BadModel, with the file's name, when the file is missing, malformed or of another format.
+    """
+    path = SHIPPED.get(name, Path(name))
+    arrays = read_arrays(path)
+    try:
+        if str(arrays.get("format", "")) != MODEL_FORMAT:
+            raise BadModel(f"{path} is not a face model that this version reads")
+        return _model(arrays)
+    except (KeyError, ValueError, IndexError) as error:
+        raise BadModel(f"{path}: {error}") from error
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """Every array of an .npz file; BadModel when it cannot be read. Pickled objects are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise BadModel(f"{path} cannot be read as a model: {error}") from error
+
+
+def _model(arrays: Mapping[str, Any]) -> MorphableModel:
+    def basis(key: str) -> Any:
+        return (arrays[key] * arrays[f"{key}_scale"][:, None, None]).astype(np.float32)
+
+    return MorphableModel(
+        name=str(arrays["name"]),
+        licence=str(arrays["licence"]),
+        provenance=str(arrays["provenance"]),
+        template=arrays["template"],
+        identity=basis("identity"),
+        expression=basis("expression"),
+        expression_names=tuple(str(n) for n in arrays["expression_names"]),
+        expression_sd=arrays["expression_sd"],
+        faces=arrays["faces"].astype(np.int32),
+        uv=arrays["uv"],
+        uv_faces=arrays["uv_faces"].astype(np.int32),
+        region=arrays["region"],
+        region_names=tuple(str(n) for n in arrays["region_names"]),
+        landmarks=LandmarkTable(arrays["landmarks"].astype(np.int64), arrays["contour"].astype(np.int64)),
+        mirror=arrays["mirror"].astype(np.int64),
+    )

