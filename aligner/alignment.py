@@ -49,8 +49,8 @@ class Alignment:
     )
     pose: Pose
     visibility: Floats  # (68,) 0 hidden to 1 seen, of landmarks_3d: self-occlusion of the fitted mesh
-    landmark_confidence: Floats  # (68,) 0 to 1: the photo's own evidence for each landmark times its visibility
-    confidence: float  # 0 to 1, of the whole face
+    confidence: Floats  # (68,) 0 to 1: the photo's own evidence for each landmark times its visibility
+    face_confidence: float  # 0 to 1, of the whole face
     failed: bool
     reason: str  # why it failed, else ""
     vertices: Floats  # (V, 3) metres in the head frame: the fitted mesh
@@ -79,8 +79,8 @@ class Alignment:
                 "matrix": _rounded(self.pose.matrix, 6),
             },
             "visibility": _rounded(self.visibility, 3),
-            "landmark_confidence": _rounded(self.landmark_confidence, 3),
-            "confidence": round(self.confidence, 3),
+            "confidence": _rounded(self.confidence, 3),
+            "face_confidence": round(self.face_confidence, 3),
             "failed": self.failed,
             "reason": self.reason,
             "model": self.model,
