@@ -295,7 +295,7 @@ def parquet_to_rows(data: bytes, name: str = "shard") -> list[ViewRow]:
     """All rows of a shard, equal to those written. Raises BadDataset when it is damaged or of another schema."""
     file = _open(data, name)
     try:
-        table = file.read(use_threads=False).combine_chunks()
+        table = file.read(use_threads=False)
         if table.schema.names != SCHEMA.names or table.schema.types != SCHEMA.types:
             raise BadDataset(f"{name} has other columns than schema version {SCHEMA_VERSION}")
         return _rows(table)
@@ -306,12 +306,12 @@ def parquet_to_rows(data: bytes, name: str = "shard") -> list[ViewRow]:
 def _rows(table: Any) -> list[ViewRow]:
     plain: dict[str, Any] = {}
     for field in SCHEMA:
-        column = table.column(field.name)
+        column = table.column(field.name).combine_chunks()
         if pa.types.is_fixed_size_list(field.type):
             shape, item = [], field.type
             while pa.types.is_fixed_size_list(item):
                 shape.append(item.list_size)
-                column, item = column.combine_chunks().flatten(), item.value_type
+                column, item = column.flatten(), item.value_type
             plain[field.name] = column.to_numpy(zero_copy_only=False).reshape(-1, *shape)
         else:
             plain[field.name] = column.to_pylist()
