@@ -21,6 +21,11 @@ class Camera(Protocol):
         """(...,) an ordering of depth that is affine over a projected triangle; smaller is nearer."""
         ...
 
+    def screen_weight(self, points: Floats) -> Floats:
+        """(...,) how much a triangle's corner counts on the screen: surface barycentrics are screen barycentrics
+        times this, normalised. Positive in front of the camera, NaN for points that have no place on the screen."""
+        ...
+
     def cropped(self, corner: Floats, scale: float) -> Camera:
         """The camera of the image after ``px -> (px - corner) * scale``."""
         ...
@@ -44,6 +49,9 @@ class WeakPerspective:
     def screen_depth(self, points: Floats) -> Floats:
         return np.asarray(points[..., 2])
 
+    def screen_weight(self, points: Floats) -> Floats:
+        return np.ones(points.shape[:-1])
+
     def cropped(self, corner: Floats, scale: float) -> WeakPerspective:
         return replace(self, scale=self.scale * scale, centre=(self.centre - corner) * scale)
 
@@ -65,6 +73,11 @@ class Pinhole:
 
     def screen_depth(self, points: Floats) -> Floats:
         return np.asarray(-1.0 / points[..., 2])
+
+    def screen_weight(self, points: Floats) -> Floats:
+        z = points[..., 2]
+        in_front = z > 0
+        return np.where(in_front, 1.0 / np.where(in_front, z, 1.0), np.nan)
 
     def cropped(self, corner: Floats, scale: float) -> Pinhole:
         return replace(self, focal=self.focal * scale, centre=(self.centre - corner) * scale)

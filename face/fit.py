@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from face.arrays import Floats
+from face.arrays import Bools, Floats, Ints
 from face.camera import WeakPerspective
 from face.transform import Rigid, rotation_from_vector, skew
 
@@ -42,13 +42,8 @@ class FaceState:
     def cam_from_head(self, face: int) -> Rigid:
         return Rigid(self.rotation[face], np.zeros(3))
 
-    def __getitem__(self, rows: object) -> FaceState:
-        return FaceState(
-            self.scale[rows],
-            self.rotation[rows],
-            self.centre[rows],
-            self.coefficients[rows],  # type: ignore[index]
-        )
+    def __getitem__(self, rows: slice | Ints | Bools) -> FaceState:
+        return FaceState(self.scale[rows], self.rotation[rows], self.centre[rows], self.coefficients[rows])
 
 
 def shape_of(mean: Floats, basis: Floats, coefficients: Floats) -> Floats:

@@ -25,7 +25,7 @@ class SurfacePoints:
 
     def of(self, values: Floats, faces: Ints) -> Floats:
         """Interpolate (V, C) vertex values (positions, normals, colours) at the points: (N, C)."""
-        return np.einsum("nk,nkc->nc", self.barycentric, values[faces[self.triangle]])
+        return np.asarray(np.einsum("nk,nkc->nc", self.barycentric, values[faces[self.triangle]]))
 
 
 def triangle_normals(vertices: Floats, faces: Ints) -> Floats:

@@ -67,7 +67,7 @@ def rotation_from_vector(v: Floats) -> Floats:
     safe = np.where(small, 1.0, angle)
     a = np.where(small, 1.0 - angle**2 / 6.0, np.sin(safe) / safe)
     b = np.where(small, 0.5 - angle**2 / 24.0, (1.0 - np.cos(safe)) / safe**2)
-    return np.eye(3) + a * k + b * (k @ k)
+    return np.asarray(np.eye(3) + a * k + b * (k @ k))
 
 
 def rotation_from_angles(yaw: float, pitch: float, roll: float) -> Floats:

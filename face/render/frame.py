@@ -1,0 +1,223 @@
+"""What is known of each pixel of a rendered mesh, and what follows from it: colours, textures, visibility.
+
+Ground truth: each pixel carries the exact surface point that its centre shows. Backends decide only which triangle
+that is; ``resolve`` does the rest, so a frame comes back exactly from its triangle ids, vertices and camera.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from face.arrays import Bools, Floats, Ints
+from face.camera import Camera
+from face.mesh import SurfacePoints
+from face.render import kernels, zbuffer
+from face.render.visibility import Visibility
+
+Image = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What each pixel centre of an (H, W) image shows of a mesh. Raises ValueError when the shapes disagree."""
+
+    triangle: NDArray[np.int32]  # (H, W) row of the mesh's faces; -1 is background
+    barycentric: Image  # (H, W, 3) weights of the triangle's corners on the surface, none negative; background 0
+    depth: Image  # (H, W) metres along the z axis of ``cam``; background 0
+    normal: Image  # (H, W, 3) smooth unit normals in ``cam``, outward also where the inside is seen; background 0
+
+    def __post_init__(self) -> None:
+        size = self.triangle.shape
+        if len(size) != 2 or self.depth.shape != size:
+            raise ValueError("Frame.triangle and Frame.depth want one (H, W)")
+        if self.barycentric.shape != (*size, 3) or self.normal.shape != (*size, 3):
+            raise ValueError("Frame.barycentric and Frame.normal want (H, W, 3)")
+
+    @property
+    def mask(self) -> Bools:
+        """(H, W) where a mesh is seen."""
+        return self.triangle >= 0
+
+    def points(self) -> SurfacePoints:
+        """The (N,) surface points that the pixels of ``mask`` show, row by row."""
+        seen = self.mask
+        return SurfacePoints(self.triangle[seen], self.barycentric[seen])
+
+
+def render(
+    vertices_cam: Floats,
+    faces: Ints,
+    camera: Camera,
+    size: tuple[int, int],
+    *,
+    visibility: Visibility = zbuffer.visibility,
+) -> Frame:
+    """The frame of (V, 3) ``vertices_cam`` in metres and (F, 3) ``faces`` at ``size`` = (height, width).
+
+    Triangles that reach behind the camera are left out. Raises ValueError for vertices that are not finite, triangles
+    that name no vertex, or an empty size.
+    """
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"an image wants a positive (height, width), got {size}")
+    vertices, triangles = _checked(vertices_cam, faces)
+    px, weight = _projected(vertices, camera)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ids = visibility(px, camera.screen_depth(vertices), triangles, size)
+    return _resolve(ids, vertices, triangles, px, weight)
+
+
+def resolve(triangle_ids: Ints, vertices_cam: Floats, faces: Ints, camera: Camera) -> Frame:
+    """The frame that belongs to (H, W) ``triangle_ids`` (-1 is background): the same numbers that ``render`` gave.
+
+    Raises ValueError where ``render`` does, and for ids that name no triangle or one that reaches behind the camera.
+    """
+    vertices, triangles = _checked(vertices_cam, faces)
+    ids = np.ascontiguousarray(triangle_ids, dtype=np.int32)
+    if ids.ndim != 2 or ids.size == 0:
+        raise ValueError(f"triangle ids want (H, W), got {ids.shape}")
+    if ids.min() < -1 or ids.max() >= len(triangles):
+        raise ValueError(f"triangle ids from {ids.min()} to {ids.max()} for a mesh of {len(triangles)} triangles")
+    return _resolve(ids, vertices, triangles, *_projected(vertices, camera))
+
+
+def supersampled(
+    vertices_cam: Floats,
+    faces: Ints,
+    camera: Camera,
+    size: tuple[int, int],
+    *,
+    factor: int = 3,
+    visibility: Visibility = zbuffer.visibility,
+) -> tuple[Frame, Frame]:
+    """(the frame at ``size``, the frame of the same view with ``factor`` x ``factor`` samples for each pixel).
+
+    The first is the second seen at each pixel's middle sample, so a colour image averaged from the fine frame
+    (``averaged``) agrees with the ids of the first. ValueError for an even factor, which has no middle sample.
+    """
+    if factor < 1 or factor % 2 == 0:
+        raise ValueError(f"supersampling wants an odd factor, got {factor}")
+    fine_camera = camera.cropped(np.zeros(2), float(factor))
+    fine = render(vertices_cam, faces, fine_camera, (size[0] * factor, size[1] * factor), visibility=visibility)
+    middle = fine.triangle[factor // 2 :: factor, factor // 2 :: factor]
+    return resolve(middle, vertices_cam, faces, camera), fine
+
+
+def averaged(image: Image, factor: int) -> Image:
+    """(H, W, ...) means of the ``factor`` x ``factor`` blocks of an image of ``factor`` times that size."""
+    height, width = image.shape[0] // factor, image.shape[1] // factor
+    if (height * factor, width * factor) != image.shape[:2]:
+        raise ValueError(f"an image of {image.shape[:2]} does not fall into blocks of {factor}")
+    total = np.zeros((height, width, *image.shape[2:]), dtype=np.float32)
+    for row in range(factor):
+        for column in range(factor):
+            total += image[row::factor, column::factor]
+    return np.asarray(total / np.float32(factor * factor))
+
+
+def interpolate(frame: Frame, values: Floats, faces: Ints) -> Image:
+    """(H, W, C) of (V, C) values at the vertices; background 0."""
+    _, triangles = _checked(np.zeros((len(values), 3)), faces)
+    out = np.empty((*frame.triangle.shape, values.shape[1]), dtype=np.float32)
+    values = np.ascontiguousarray(values, dtype=np.float64)
+    kernels.interpolate(_ids_within(frame, triangles), frame.barycentric, values, triangles, out)
+    return out
+
+
+def sample_texture(frame: Frame, texture: Floats, uv: Floats, uv_faces: Ints) -> Image:
+    """(H, W, C) bilinear samples of an (S, T, C) texture; background 0.
+
+    (T, 2) ``uv`` in [0, 1]: u right, v down the texture; texel = uv * size, the first texel's centre at 0.5. Beyond
+    the outermost texel centres the border is repeated.
+    """
+    _, triangles = _checked(np.zeros((len(uv), 3)), uv_faces)
+    if texture.ndim != 3 or texture.size == 0 or uv.shape[1:] != (2,):
+        raise ValueError(f"sample_texture wants (S, T, C) and (T, 2), got {texture.shape} and {uv.shape}")
+    if not np.isfinite(uv).all():
+        raise ValueError("uv wants finite numbers")
+    out = np.empty((*frame.triangle.shape, texture.shape[2]), dtype=np.float32)
+    image = np.ascontiguousarray(texture, dtype=np.float32)
+    places = np.ascontiguousarray(uv, dtype=np.float64)
+    kernels.sample_texture(_ids_within(frame, triangles), frame.barycentric, image, places, triangles, out)
+    return out
+
+
+def shaded(frame: Frame, albedo: Floats, light: Floats) -> Image:
+    """(H, W, 3) colours: (H, W, 3) ``albedo`` times the shading under (9, 3) ``light`` (``face.lighting``)."""
+    if albedo.shape != frame.normal.shape or light.shape != (9, 3):
+        raise ValueError(f"shaded wants {frame.normal.shape} and (9, 3), got {albedo.shape} and {light.shape}")
+    out = np.empty(frame.normal.shape, dtype=np.float32)
+    colours = np.ascontiguousarray(albedo, dtype=np.float32)
+    kernels.shaded(frame.triangle, frame.normal, colours, np.ascontiguousarray(light, dtype=np.float64), out)
+    return out
+
+
+def visible(frame: Frame, points_cam: Floats, camera: Camera, tolerance: float) -> Bools:
+    """(N,) whether each of (N, 3) surface points is seen in ``frame``.
+
+    A point is hidden when all four pixel centres round it show something nearer than it by more than ``tolerance``
+    metres, and when it falls outside the image or behind the camera. So points on the silhouette count as seen.
+    """
+    points = np.ascontiguousarray(points_cam, dtype=np.float64)
+    px, _ = _projected(points, camera)
+    out = np.empty(len(points), dtype=np.bool_)
+    kernels.unoccluded(frame.triangle, frame.depth, px, points[:, 2].copy(), float(tolerance), out)
+    return out
+
+
+def _checked(vertices: Floats, faces: Ints) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    points = np.ascontiguousarray(vertices, dtype=np.float64)
+    triangles = np.ascontiguousarray(faces, dtype=np.int32)
+    if points.ndim != 2 or points.shape[1] != 3 or triangles.ndim != 2 or triangles.shape[1] != 3:
+        raise ValueError(f"a mesh wants (V, 3) and (F, 3), got {points.shape} and {triangles.shape}")
+    if not np.isfinite(points).all():
+        raise ValueError("vertices want finite numbers")
+    if triangles.size and (triangles.min() < 0 or triangles.max() >= len(points)):
+        raise ValueError("a triangle names no vertex")
+    return points, triangles
+
+
+def _projected(vertices: NDArray[np.float64], camera: Camera) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(V, 2) pixels and (V,) screen weights, both NaN for what lies behind the camera."""
+    weight = np.asarray(camera.screen_weight(vertices), dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        px = np.asarray(camera.px_from_cam(vertices), dtype=np.float64)
+    return np.where(np.isfinite(weight)[:, None], px, np.nan), weight
+
+
+def _ids_within(frame: Frame, faces: NDArray[np.int32]) -> NDArray[np.int32]:
+    if frame.triangle.size and frame.triangle.max() >= len(faces):
+        raise ValueError("the frame shows triangles that this mesh does not have")
+    return frame.triangle
+
+
+def _resolve(
+    ids: NDArray[np.int32],
+    vertices: NDArray[np.float64],
+    faces: NDArray[np.int32],
+    px: NDArray[np.float64],
+    weight: NDArray[np.float64],
+) -> Frame:
+    size = ids.shape
+    barycentric = np.empty((*size, 3), dtype=np.float32)
+    depth = np.empty(size, dtype=np.float32)
+    normal = np.empty((*size, 3), dtype=np.float32)
+    normals = kernels.smooth_normals(vertices, faces)
+    if not kernels.resolve(ids, vertices, faces, px, weight, normals, barycentric, depth, normal):
+        raise ValueError("triangle ids name a triangle that reaches behind the camera")
+    return Frame(ids, barycentric, depth, normal)
+
+
+__all__ = [
+    "Frame",
+    "averaged",
+    "interpolate",
+    "render",
+    "resolve",
+    "sample_texture",
+    "shaded",
+    "supersampled",
+    "visible",
+]

@@ -1,0 +1,205 @@
+"""The inner loops of ``face.render.frame``, compiled by numba: float64 inside, float32 out, no state."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from face.lighting import C0, C1, C2, C3, C4
+
+
+@numba.njit(cache=True, nogil=True)
+def smooth_normals(vertices, faces):  # type: ignore[no-untyped-def]
+    """(V, 3) unit normals weighted by area; zero for vertices of no triangle."""
+    out = np.zeros((len(vertices), 3))
+    for f in range(len(faces)):
+        i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+        ax = vertices[j, 0] - vertices[i, 0]
+        ay = vertices[j, 1] - vertices[i, 1]
+        az = vertices[j, 2] - vertices[i, 2]
+        bx = vertices[k, 0] - vertices[i, 0]
+        by = vertices[k, 1] - vertices[i, 1]
+        bz = vertices[k, 2] - vertices[i, 2]
+        nx, ny, nz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+        for v in (i, j, k):
+            out[v, 0] += nx
+            out[v, 1] += ny
+            out[v, 2] += nz
+    for v in range(len(out)):
+        length = np.sqrt(out[v, 0] ** 2 + out[v, 1] ** 2 + out[v, 2] ** 2)
+        if length > 0:
+            out[v] /= length
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _closest_on_triangle(x, y, x0, y0, x1, y1, x2, y2):  # type: ignore[no-untyped-def]
+    """Barycentrics of the point of the triangle's outline that is nearest to (x, y)."""
+    best = np.inf
+    b0, b1, b2 = 1.0, 0.0, 0.0
+    for edge in range(3):
+        if edge == 0:
+            px, py, qx, qy = x0, y0, x1, y1
+        elif edge == 1:
+            px, py, qx, qy = x1, y1, x2, y2
+        else:
+            px, py, qx, qy = x2, y2, x0, y0
+        dx, dy = qx - px, qy - py
+        square = dx * dx + dy * dy
+        t = 0.0
+        if square > 0:
+            t = min(max(((x - px) * dx + (y - py) * dy) / square, 0.0), 1.0)
+        distance = (px + t * dx - x) ** 2 + (py + t * dy - y) ** 2
+        if distance < best:
+            best = distance
+            if edge == 0:
+                b0, b1, b2 = 1.0 - t, t, 0.0
+            elif edge == 1:
+                b0, b1, b2 = 0.0, 1.0 - t, t
+            else:
+                b0, b1, b2 = t, 0.0, 1.0 - t
+    return b0, b1, b2
+
+
+@numba.njit(cache=True, nogil=True)
+def resolve(ids, vertices, faces, px, weight, normals, barycentric, depth, normal):  # type: ignore[no-untyped-def]
+    """Fill (H, W, ...) ``barycentric``, ``depth`` and ``normal`` from (H, W) ``ids``; background becomes zero.
+
+    The pixel centre may lie outside its triangle by the snapping of visibility (at most 0.003 px): then the nearest
+    point of the outline is taken, so that barycentrics are never negative. Returns False, with the outputs
+    unfinished, when an id names a triangle that has no place on the screen.
+    """
+    height, width = ids.shape
+    for row in range(height):
+        for column in range(width):
+            f = ids[row, column]
+            if f < 0:
+                barycentric[row, column, 0] = 0.0
+                barycentric[row, column, 1] = 0.0
+                barycentric[row, column, 2] = 0.0
+                depth[row, column] = 0.0
+                normal[row, column, 0] = 0.0
+                normal[row, column, 1] = 0.0
+                normal[row, column, 2] = 0.0
+                continue
+            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+            x, y = column + 0.5, row + 0.5
+            x0, y0, x1, y1, x2, y2 = px[i, 0], px[i, 1], px[j, 0], px[j, 1], px[k, 0], px[k, 1]
+            area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+            b0, b1, b2 = -1.0, -1.0, -1.0
+            if area != 0:
+                b1 = ((x - x0) * (y2 - y0) - (x2 - x0) * (y - y0)) / area
+                b2 = ((x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)) / area
+                b0 = 1.0 - b1 - b2
+            if not (b0 >= 0 and b1 >= 0 and b2 >= 0):
+                b0, b1, b2 = _closest_on_triangle(x, y, x0, y0, x1, y1, x2, y2)
+            w0, w1, w2 = b0 * weight[i], b1 * weight[j], b2 * weight[k]
+            total = w0 + w1 + w2
+            if not (total > 0):
+                return False
+            scale = 1.0 / total
+            w0, w1, w2 = w0 * scale, w1 * scale, w2 * scale
+            barycentric[row, column, 0] = w0
+            barycentric[row, column, 1] = w1
+            barycentric[row, column, 2] = w2
+            depth[row, column] = w0 * vertices[i, 2] + w1 * vertices[j, 2] + w2 * vertices[k, 2]
+            nx = w0 * normals[i, 0] + w1 * normals[j, 0] + w2 * normals[k, 0]
+            ny = w0 * normals[i, 1] + w1 * normals[j, 1] + w2 * normals[k, 1]
+            nz = w0 * normals[i, 2] + w1 * normals[j, 2] + w2 * normals[k, 2]
+            length = np.sqrt(nx * nx + ny * ny + nz * nz)
+            if length > 1e-9:
+                normal[row, column, 0] = nx / length
+                normal[row, column, 1] = ny / length
+                normal[row, column, 2] = nz / length
+            else:  # opposite vertex normals: towards the camera
+                normal[row, column, 0] = 0.0
+                normal[row, column, 1] = 0.0
+                normal[row, column, 2] = -1.0
+    return True
+
+
+@numba.njit(cache=True, nogil=True)
+def interpolate(ids, barycentric, values, faces, out):  # type: ignore[no-untyped-def]
+    """Fill (H, W, C) ``out`` with (V, C) ``values``; background becomes zero."""
+    height, width, channels = out.shape
+    for row in range(height):
+        for column in range(width):
+            f = ids[row, column]
+            if f < 0:
+                for c in range(channels):
+                    out[row, column, c] = 0.0
+                continue
+            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+            w0 = np.float64(barycentric[row, column, 0])
+            w1 = np.float64(barycentric[row, column, 1])
+            w2 = np.float64(barycentric[row, column, 2])
+            for c in range(channels):
+                out[row, column, c] = w0 * values[i, c] + w1 * values[j, c] + w2 * values[k, c]
+
+
+@numba.njit(cache=True, nogil=True)
+def sample_texture(ids, barycentric, texture, uv, uv_faces, out):  # type: ignore[no-untyped-def]
+    """Fill (H, W, C) ``out`` bilinearly from (S, T, C) ``texture``; background becomes zero."""
+    height, width, channels = out.shape
+    rows, columns = texture.shape[0], texture.shape[1]
+    for row in range(height):
+        for column in range(width):
+            f = ids[row, column]
+            if f < 0:
+                for c in range(channels):
+                    out[row, column, c] = 0.0
+                continue
+            i, j, k = uv_faces[f, 0], uv_faces[f, 1], uv_faces[f, 2]
+            w0 = np.float64(barycentric[row, column, 0])
+            w1 = np.float64(barycentric[row, column, 1])
+            w2 = np.float64(barycentric[row, column, 2])
+            x = (w0 * uv[i, 0] + w1 * uv[j, 0] + w2 * uv[k, 0]) * columns - 0.5
+            y = (w0 * uv[i, 1] + w1 * uv[j, 1] + w2 * uv[k, 1]) * rows - 0.5
+            x = min(max(x, 0.0), columns - 1.0)
+            y = min(max(y, 0.0), rows - 1.0)
+            left, top = int(x), int(y)
+            right, bottom = min(left + 1, columns - 1), min(top + 1, rows - 1)
+            fx, fy = x - left, y - top
+            for c in range(channels):
+                upper = texture[top, left, c] * (1.0 - fx) + texture[top, right, c] * fx
+                lower = texture[bottom, left, c] * (1.0 - fx) + texture[bottom, right, c] * fx
+                out[row, column, c] = upper * (1.0 - fy) + lower * fy
+
+
+@numba.njit(cache=True, nogil=True)
+def shaded(ids, normal, albedo, light, out):  # type: ignore[no-untyped-def]
+    """Fill (H, W, 3) ``out`` with albedo times the shading of ``face.lighting``; background becomes zero.
+
+    ``light``: (9, 3) float64.
+    """
+    height, width = ids.shape
+    for row in range(height):
+        for column in range(width):
+            if ids[row, column] < 0:
+                for c in range(3):
+                    out[row, column, c] = 0.0
+                continue
+            x = np.float64(normal[row, column, 0])
+            y = np.float64(normal[row, column, 1])
+            z = np.float64(normal[row, column, 2])
+            for c in range(3):
+                value = C0 * light[0, c] + C1 * (light[1, c] * y + light[2, c] * z + light[3, c] * x)
+                value += C2 * (light[4, c] * x * y + light[5, c] * y * z + light[7, c] * x * z)
+                value += C3 * light[6, c] * (3.0 * z * z - 1.0) + C4 * light[8, c] * (x * x - y * y)
+                out[row, column, c] = albedo[row, column, c] * max(value, 0.0)
+
+
+@numba.njit(cache=True, nogil=True)
+def unoccluded(ids, depth, px, z, tolerance, out):  # type: ignore[no-untyped-def]
+    """Fill (N,) ``out``: does one of the four pixel centres round (N, 2) ``px`` show nothing nearer than ``z``."""
+    height, width = ids.shape
+    for n in range(len(px)):
+        x, y = px[n, 0], px[n, 1]
+        out[n] = False
+        if not (x >= 0 and y >= 0 and x < width and y < height and z[n] > -np.inf):
+            continue
+        left, top = int(np.floor(x - 0.5)), int(np.floor(y - 0.5))
+        for row in range(max(top, 0), min(top + 2, height)):
+            for column in range(max(left, 0), min(left + 2, width)):
+                if ids[row, column] < 0 or depth[row, column] >= z[n] - tolerance:
+                    out[n] = True
