@@ -9,7 +9,11 @@ DffError
 ├── BadWeights      a weights file is malformed or of another model
 ├── BadDataset      a dataset is incomplete, altered or of another plan
 ├── StorageError    storage refused or failed for good
-│   └── TransientStorageError   storage failed in a way worth another try
+│   ├── TransientStorageError   storage failed in a way worth another try
+│   ├── NotFound                no object has that key
+│   └── Conflict                a key that must be new holds something else
+├── ClusterError    a Ray cluster can't be reached, refuses, or failed a job
+├── ShardFailed     the process that made a shard died, every time it was tried
 └── BudgetExceeded  too many inputs failed
 """
 
@@ -54,6 +58,22 @@ class StorageError(DffError):
 
 class TransientStorageError(StorageError):
     """Storage failed in a way that is worth another try."""
+
+
+class NotFound(StorageError):
+    """No object has that key."""
+
+
+class Conflict(StorageError):
+    """A key that must be new already holds something else."""
+
+
+class ShardFailed(DffError):
+    """The process that made a shard died, every time it was tried."""
+
+
+class ClusterError(DffError):
+    """A Ray cluster can't be reached, refuses us, or failed a job."""
 
 
 class BudgetExceeded(DffError):

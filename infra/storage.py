@@ -1,0 +1,391 @@
+"""Objects by key, in a folder or an S3 bucket, under the same laws.
+
+A write is whole or not there: what a reader finds under a key is always the full bytes of one write. A key is a
+relative path with forward slashes, the same in a folder and in a bucket.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import EndpointConnectionError as Unreachable
+
+from face.errors import Conflict, NotFound, StorageError, TransientStorageError
+
+CONFLICT_TRIES = 6  # 409 means that another writer of the key is at work: wait 0.1, 0.2, 0.4 ... seconds for it
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "403"}
+_MISSING = {"NoSuchKey", "NotFound", "404"}
+_TRANSIENT = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError", "BadDigest"}
+_LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.tmp")
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What a listing says of an object."""
+
+    key: str
+    size: int  # bytes
+
+
+class Storage(Protocol):
+    """Objects by key. Storages can be pickled. Every method raises StorageError, naming the object and the trouble,
+    or its TransientStorageError when another try may succeed; never with a secret in the message.
+    """
+
+    @property
+    def uri(self) -> str:
+        """Where it is, for people and for ``open_storage``."""
+        ...
+
+    def read(self, key: str) -> bytes:
+        """All bytes of an object. Raises NotFound."""
+        ...
+
+    def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Store an object, whole or not at all.
+
+        With ``if_absent`` an object that is already there must hold the same bytes; Conflict says that it does not.
+        """
+        ...
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        """Every object whose key starts with ``prefix``, in the order of the keys' UTF-8 bytes."""
+        ...
+
+    def exists(self, key: str) -> bool: ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens when there is none."""
+        ...
+
+
+def open_storage(uri: str, *, endpoint_url: str | None = None) -> Storage:
+    """The storage of a folder's path or ``s3://bucket/prefix``; nothing is touched yet.
+
+    S3 credentials, region and endpoint come from where AWS clients look for them (environment, profile, role), an
+    ``endpoint_url`` goes first. Raises StorageError for a URI of another kind.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme == "s3":
+        if not parts.netloc:
+            raise StorageError(f"{uri!r} names no bucket; a bucket is s3://bucket/prefix")
+        # urlsplit would take a ? or # in a prefix for a query
+        prefix = uri.removeprefix(f"s3://{parts.netloc}").strip("/")
+        if prefix:
+            _check(prefix)
+        return S3Storage(parts.netloc, f"{prefix}/" if prefix else "", endpoint_url)
+    if "://" in uri or not uri:
+        raise StorageError(f"{uri!r} is neither a folder nor s3://bucket/prefix")
+    return LocalStorage(Path(uri).absolute())
+
+
+def _check(key: str) -> None:
+    if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
+        raise StorageError(f"{key!r} can't be a key: a key is a relative path without '.', '..' or empty parts")
+
+
+@dataclass(frozen=True)
+class LocalStorage:
+    """A folder. It comes into being with the first write."""
+
+    root: Path
+
+    @property
+    def uri(self) -> str:
+        return str(self.root)
+
+    def _path(self, key: str) -> Path:
+        _check(key)
+        return self.root / key
+
+    def read(self, key: str) -> bytes:
+        path = self._path(key)
+        with _explained("read", path):
+            return path.read_bytes()
+
+    def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+        path = self._path(key)
+        with _explained("write", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if if_absent and path.exists():
+                _same(path.read_bytes(), data, str(path))
+                return
+            # One name for all writers of a key, so that each finds what a killed one left behind.
+            stem = f".{hashlib.sha256(path.name.encode()).hexdigest()[:16]}"
+            for leftover in path.parent.glob(f"{stem}.*.tmp"):
+                _remove_if_abandoned(leftover)
+            temporary = path.with_name(f"{stem}.{secrets.token_hex(8)}.tmp")
+            try:
+                with open(temporary, "xb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    _publish(temporary, path, data, if_absent=if_absent)
+            finally:
+                temporary.unlink(missing_ok=True)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        folder = prefix.rpartition("/")[0]
+        start = self._path(folder) if folder else self.root
+        with _explained("list", start):
+            if not start.is_dir():
+                return []
+            found = []
+            for directory, _, names in os.walk(start, onerror=_raise):
+                for name in names:
+                    path = Path(directory, name)
+                    key = path.relative_to(self.root).as_posix()
+                    if not key.startswith(prefix) or _LEFTOVER.fullmatch(name):
+                        continue
+                    if not key.isprintable() and not _is_text(key):
+                        raise StorageError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename it")
+                    with suppress(FileNotFoundError):
+                        info = path.stat()
+                        if stat.S_ISREG(info.st_mode):
+                            found.append(ObjectInfo(key, info.st_size))
+        return sorted(found, key=lambda info: info.key.encode())
+
+    def exists(self, key: str) -> bool:
+        path = self._path(key)
+        with _explained("look at", path):
+            return path.is_file()
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with _explained("delete", path):
+            path.unlink(missing_ok=True)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_text(key: str) -> bool:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _remove_if_abandoned(temporary: Path) -> None:
+    """Remove a temporary file whose writer is dead: a live writer holds its lock."""
+    with suppress(FileNotFoundError, BlockingIOError), open(temporary, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        temporary.unlink()
+
+
+def _publish(temporary: Path, path: Path, data: bytes, *, if_absent: bool) -> None:
+    """Give a finished temporary file its name, atomically."""
+    if not if_absent:
+        os.replace(temporary, path)
+        return
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        _same(path.read_bytes(), data, str(path))
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        # A file system without hard links: the check before and the rename are two steps, which only matters to two
+        # writers of different bytes at the same instant.
+        os.replace(temporary, path)
+
+
+def _same(found: bytes, wanted: bytes, name: str) -> None:
+    if found != wanted:
+        a, b = (hashlib.sha256(data).hexdigest()[:12] for data in (found, wanted))
+        raise Conflict(f"{name} already holds other bytes (sha256 {a}..., to be written {b}...)")
+
+
+@contextmanager
+def _explained(verb: str, path: Path) -> Iterator[None]:
+    """Operating system errors as StorageErrors that name the path and what to do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if verb == "write":  # a sweeping writer of the same key, or someone who removes the folder meanwhile
+            raise TransientStorageError(f"can't write {path}: its folder or temporary file vanished") from error
+        raise NotFound(f"there is no {path}") from error
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EACCES: "permission denied",
+            errno.EPERM: "permission denied",
+            errno.EROFS: "the file system is read-only",
+            errno.ENAMETOOLONG: "the name is too long for this file system",
+            errno.ENOTDIR: "a part of the path is a file, not a folder",
+            errno.EEXIST: "a part of the path is a file, not a folder",
+            errno.EISDIR: "it is a folder",
+        }
+        raise StorageError(f"can't {verb} {path}: {reasons.get(error.errno or 0, error.strerror)}") from error
+
+
+@dataclass(frozen=True)
+class S3Storage:
+    """A prefix in a bucket of S3 or of a store that speaks its protocol."""
+
+    bucket: str
+    prefix: str  # "" or ends in "/"
+    endpoint_url: str | None = None
+    _clients: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"bucket": self.bucket, "prefix": self.prefix, "endpoint_url": self.endpoint_url, "_clients": {}}
+
+    @property
+    def _client(self) -> Any:
+        """One client for each process: a forked child must not share its parent's sockets."""
+        client = self._clients.get(os.getpid())
+        if client is None:
+            custom = self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+            config = Config(
+                retries={"mode": "standard", "total_max_attempts": 5},
+                connect_timeout=5,
+                read_timeout=60,
+                max_pool_connections=32,
+                # other stores rarely have a DNS name for each bucket
+                s3={"addressing_style": "path" if custom else "auto"},
+            )
+            # A session of its own, since boto3's default one is not safe among threads.
+            session = boto3.session.Session()
+            with self._explained("open", ""):
+                client = session.client("s3", endpoint_url=self.endpoint_url, config=config)
+            self._clients[os.getpid()] = client
+        return client
+
+    def _at(self, key: str) -> dict[str, str]:
+        _check(key)
+        return {"Bucket": self.bucket, "Key": self.prefix + key}
+
+    def read(self, key: str) -> bytes:
+        with self._explained("read", key):
+            body: bytes = self._client.get_object(**self._at(key))["Body"].read()
+            return body
+
+    def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+        checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        condition = {"IfNoneMatch": "*"} if if_absent else {}
+        for attempt in range(CONFLICT_TRIES):
+            try:
+                with self._explained("write", key):
+                    self._client.put_object(**self._at(key), Body=data, ChecksumSHA256=checksum, **condition)
+                return
+            except _AlreadyThere:
+                # Also after a retry whose first try arrived although its answer was lost.
+                _same(self.read(key), data, self.uri + key)
+                return
+            except _OtherWriter:
+                time.sleep(0.1 * 2**attempt)
+        raise TransientStorageError(f"can't write {self.uri}{key}: another writer is at work on it")
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        if prefix:
+            _check(prefix.removesuffix("/"))
+        found = []
+        with self._explained("list", prefix):
+            pages = self._client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix):
+                for entry in page.get("Contents", []):
+                    key = entry["Key"].removeprefix(self.prefix)
+                    if not key.endswith("/"):  # consoles mark folders by empty objects
+                        found.append(ObjectInfo(key, int(entry["Size"])))
+        return sorted(found, key=lambda info: info.key.encode())
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._explained("look at", key):
+                self._client.head_object(**self._at(key))
+        except NotFound:
+            return False
+        return True
+
+    def delete(self, key: str) -> None:
+        with self._explained("delete", key):
+            self._client.delete_object(**self._at(key))
+
+    @contextmanager
+    def _explained(self, verb: str, key: str) -> Iterator[None]:
+        """AWS errors as StorageErrors that name bucket, key and code; messages of AWS may hold key ids, so not them."""
+        what = f"can't {verb} {self.uri}{key}"
+        try:
+            yield
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            if code == "NoSuchBucket":
+                raise StorageError(f"{what}: there is no bucket {self.bucket!r}{self._where()}") from error
+            if code in _MISSING:
+                raise NotFound(f"there is no {self.uri}{key}") from error
+            if status == 412:
+                raise _AlreadyThere from error
+            if status == 409:
+                raise _OtherWriter from error
+            if code in _DENIED or status in (401, 403):
+                raise StorageError(f"{what}: the credentials were refused ({code}){self._where()}") from error
+            if status >= 500 or code in _TRANSIENT:
+                raise TransientStorageError(f"{what}: {code or status}{self._where()}") from error
+            raise StorageError(f"{what}: {code or status}{self._where()}") from error
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise StorageError(
+                f"{what}: no complete AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+            ) from error
+        except Unreachable as error:
+            raise TransientStorageError(f"{what}: nothing answers{self._where()}") from error
+        except (ConnectionError, HTTPClientError, IncompleteReadError, FlexibleChecksumError) as error:
+            raise TransientStorageError(f"{what}: {type(error).__name__}{self._where()}") from error
+        except (BotoCoreError, ValueError) as error:
+            raise StorageError(f"{what}: {type(error).__name__}{self._where()}") from error
+
+    def _where(self) -> str:
+        """The endpoint, without what a URL may carry of a user and password."""
+        url = self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if url is None:
+            return ""
+        parts = urlsplit(url)
+        return f" at {parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+class _AlreadyThere(Exception):
+    """412: the key exists."""
+
+
+class _OtherWriter(Exception):
+    """409: another conditional write of the key is under way."""
