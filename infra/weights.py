@@ -1,0 +1,132 @@
+"""Weights files: safetensors that hold the network, the anchors, and in their metadata what both are.
+
+Nothing in the file runs when it is read. Metadata keys: ``format``, ``config`` (JSON of ``NetConfig``), ``scale``, and
+``card`` (JSON: where the weights come from and under which terms).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from face.descriptor import Anchors, DescriptorNet, NetConfig
+from face.errors import BadWeights
+from face.morphable import MorphableModel
+
+FORMAT = "dff-descriptor-1"
+CARD_KEYS = ("model", "model_licence", "data_licences", "steps")
+"""What a card must say: face model's name and licence, licences of the training data, optimiser steps."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A trained descriptor: ready to use."""
+
+    net: DescriptorNet  # in evaluation mode, on the CPU
+    anchors: Anchors
+    card: dict[str, Any]  # provenance: at least ``CARD_KEYS``
+
+
+def save(path: Path | str, net: DescriptorNet, anchors: Anchors, card: Mapping[str, Any]) -> None:
+    """Write a weights file in one step (a reader never sees half of it).
+
+    Raises ValueError when the card lacks one of ``CARD_KEYS`` or the anchors have another length than the network's.
+    """
+    missing = [key for key in CARD_KEYS if key not in card]
+    if missing:
+        raise ValueError(f"a weights card must say {missing}")
+    if anchors.descriptor.shape[1] != net.config.dims:
+        raise ValueError(f"anchors of {anchors.descriptor.shape[1]} numbers for a network of {net.config.dims}")
+    tensors = {f"net.{name}": value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    tensors["anchors.vertex"] = torch.from_numpy(anchors.vertex.astype(np.int32))
+    tensors["anchors.position"] = torch.from_numpy(anchors.position.astype(np.float32))
+    tensors["anchors.descriptor"] = torch.from_numpy(anchors.descriptor.astype(np.float32))
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(asdict(net.config)),
+        "scale": repr(float(anchors.scale)),
+        "card": json.dumps(dict(card), sort_keys=True),
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
+    """Read a weights file; with ``model``, also check that its anchors are points of that model.
+
+    Raises BadWeights, naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise BadWeights(f"{path} cannot be read as a weights file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise BadWeights(f"{path} has format {metadata.get('format', 'none')!r}, this program reads {FORMAT!r}")
+    try:
+        config = NetConfig(**json.loads(metadata["config"]))
+        card = dict(json.loads(metadata["card"]))
+        scale = float(metadata["scale"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadWeights(f"{path} has bad metadata: {error!r}") from error
+    missing = [key for key in CARD_KEYS if key not in card]
+    if missing:
+        raise BadWeights(f"{path} does not say its {', '.join(missing)}")
+    net = DescriptorNet(config)
+    wanted = {f"net.{name}": tuple(value.shape) for name, value in net.state_dict().items()}
+    m = len(tensors["anchors.vertex"]) if "anchors.vertex" in tensors else 0
+    wanted |= {"anchors.vertex": (m,), "anchors.position": (m, 3), "anchors.descriptor": (m, config.dims)}
+    _check_tensors(path, tensors, wanted)
+    net.load_state_dict({name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")})
+    vertex, position, descriptor = (tensors[f"anchors.{n}"].numpy() for n in ("vertex", "position", "descriptor"))
+    try:
+        anchors = Anchors(vertex, position, descriptor, scale)
+    except ValueError as error:
+        raise BadWeights(f"{path} has bad anchors: {error}") from error
+    if model is not None:
+        _check_model(path, anchors, str(card["model"]), model)
+    return Weights(net.eval(), anchors, card)
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    absent, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    if absent:
+        raise BadWeights(f"{path} lacks {len(absent)} tensors, such as {absent[0]}")
+    if extra:
+        raise BadWeights(f"{path} has {len(extra)} tensors that its configuration does not name, such as {extra[0]}")
+    for name, shape in wanted.items():
+        if tuple(tensors[name].shape) != shape:
+            raise BadWeights(f"{path}: {name} is {tuple(tensors[name].shape)}, its configuration says {shape}")
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise BadWeights(f"{path}: {name} holds numbers that are not finite")
+
+
+def _check_model(path: Path, anchors: Anchors, name: str, model: MorphableModel) -> None:
+    if name != model.name:
+        raise BadWeights(f"{path} was trained on the face model {name!r}, not {model.name!r}")
+    if len(anchors.vertex) and int(anchors.vertex.max()) >= len(model.template):
+        raise BadWeights(f"{path} names vertices that {model.name} does not have")
+    apart = float(np.abs(model.template[anchors.vertex] - anchors.position).max(initial=0.0))
+    if apart > 1e-5:
+        raise BadWeights(f"{path} was trained on another version of {model.name}: an anchor lies {apart:.1e} m away")
