@@ -1,0 +1,323 @@
+"""Inverse rendering: from a photo with 68 points to pose, identity, expression, albedo and light of a face model.
+
+1. Landmarks: robust Gauss-Newton on the 68 points (``pipeline.landmark_fit``).
+2. Colours: albedo and light by alternating robust least squares at points of the skin.
+3. All together: Levenberg-Marquardt on the pixels, the landmarks and the priors, from a blurred photo to a sharp one.
+
+A step is kept only when the energy falls. What the model cannot explain (hair, glasses, hands) is down-weighted by
+Geman-McClure in colour and comes back as a mask. Sources: Blanz and Vetter 1999; Romdhani and Vetter 2005; Schoenborn
+et al. 2017 for robust colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from face import fit
+from face.albedo import AlbedoModel
+from face.arrays import Bools, Bytes, Floats, Ints
+from face.camera import WeakPerspective
+from face.errors import BadFit
+from face.landmarks import INNER
+from face.morphable import Coefficients, MorphableModel
+from face.render.frame import Frame, render, sample_texture, shaded, visible
+from face.transform import Rigid, angles_from_rotation
+from pipeline import photometric
+from pipeline.crop import Crop, square_crop
+from pipeline.joint import COLOUR_SD, INDEPENDENT, Problem, improve
+from pipeline.landmark_fit import LandmarkRig, fit_landmarks, robust_size
+from pipeline.photometric import Scene, SkinSamples, skin_samples, skin_triangles
+from pipeline.photos import Photo, Scheme
+
+IDENTITIES = 60
+SAMPLES = 5000  # points on the skin; about half of them are seen
+VISIBLE_TOLERANCE = 0.004  # metres: hides the far side, not the sample's own triangle
+GRAZING = 0.25  # cosine below which skin is seen too flat to be compared
+DISTANCE = Rigid(np.eye(3), np.array([0.0, 0.0, 1.0]))
+"""The head stands one metre away: weak perspective does not see it, but depths are positive."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of coarse to fine."""
+
+    blur: float  # sd of the blur, as a share of the crop's side
+    tau: float  # colour difference where outliers begin
+    steps: int
+
+
+LEVELS = (Level(0.016, 0.25, 3), Level(0.008, 0.2, 3), Level(0.003, 0.15, 4))
+COLOUR_TAUS = (0.4, 0.3, 0.2, 0.2, 0.15, 0.15)
+OCCLUDER_TAU = 0.13  # smoothed colour error from which skin counts as covered
+OCCLUDER_BLUR = 0.012  # sd of the smoothing as a share of the crop's side
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a fit must reach not to be refused."""
+
+    face_size: float = 24.0  # pixels of the photo
+    landmark_error_inner: float = 0.045  # nme_box
+    colour_error: float = 0.10
+    occluded: float = 0.6
+    identity: float = 2.0  # root mean square, standard deviations
+    outside: float = 0.25  # share of the skin that the photo cuts off
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A photo explained: everything is in pixels of the ``crop``."""
+
+    photo_id: str
+    photo_sha256: str
+    crop: Bytes  # (S, S, 3) RGB
+    valid: Bools  # (S, S) False where the photo ended and its border was repeated
+    occluded: Bools  # (S, S) skin that something covers, or that the model cannot explain
+    corner: Floats  # (2,) crop_px = (photo_px - corner) * scale
+    scale: float
+    camera: WeakPerspective
+    cam_from_head: Rigid
+    coefficients: Coefficients
+    albedo: Floats  # (A,) standard deviations
+    light: Floats  # (9, 3)
+    landmarks: Floats  # (68, 2) of the fitted face, in the photo's scheme
+    given: Floats  # (68, 2) that the photo came with
+    quality: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All that inverse rendering needs of a model and an albedo, computed once."""
+
+    model: MorphableModel
+    albedo: AlbedoModel
+    rig: LandmarkRig
+    samples: SkinSamples
+
+    @staticmethod
+    def of(model: MorphableModel, albedo: AlbedoModel) -> Tables:
+        identities, expressions = min(IDENTITIES, len(model.identity)), len(model.expression)
+        return Tables(
+            model,
+            albedo,
+            LandmarkRig.of(model, identities, expressions),
+            skin_samples(model, albedo, identities=identities, expressions=expressions, count=SAMPLES),
+        )
+
+    def coefficients(self, face: fit.FaceState) -> Coefficients:
+        return Coefficients(face.coefficients[0, : self.rig.identities], face.coefficients[0, self.rig.identities :])
+
+    def frame(self, face: fit.FaceState, size: int) -> Frame:
+        """The face as the camera of a crop of ``size`` sees it."""
+        points = (DISTANCE @ face.cam_from_head(0)).apply(self.model.vertices(self.coefficients(face)))
+        return render(points, self.model.faces, face.camera(0), (size, size))
+
+
+_tables: dict[tuple[int, int], Tables] = {}
+
+
+def tables_of(model: MorphableModel, albedo: AlbedoModel) -> Tables:
+    """The tables of a model and an albedo, kept for the last few pairs (models are too big to be hashed)."""
+    key = (id(model), id(albedo))  # the kept tables hold both, so neither id can be given away meanwhile
+    if key not in _tables:
+        while len(_tables) >= 4:
+            _tables.pop(next(iter(_tables)))
+        _tables[key] = Tables.of(model, albedo)
+    return _tables[key]
+
+
+Watch = Callable[[str, Scene, float], None]
+"""Called after each stage or step with its name, the scene and the energy."""
+
+
+def invert(
+    photo: Photo,
+    *,
+    model: MorphableModel,
+    albedo: AlbedoModel,
+    size: int = 256,
+    limits: Limits | None = None,
+    watch: Watch | None = None,
+) -> Recovery:
+    """Explain a photo. Raises BadFit with the reason when the outcome does not keep the ``limits``.
+
+    The same bytes give the same recovery: nothing is random, and linear algebra runs in one thread, since the order
+    of its sums would otherwise depend on how many cores a worker has.
+    """
+    with threadpool_limits(1):
+        return _invert(photo, tables_of(model, albedo), size, limits or Limits(), watch or (lambda *_: None))
+
+
+def _invert(photo: Photo, tables: Tables, size: int, limits: Limits, watch: Watch) -> Recovery:
+    face_size = robust_size(photo.landmarks)
+    if face_size < limits.face_size:
+        raise BadFit(f"{photo.id}: the face is too small ({face_size:.0f} px, {limits.face_size:.0f} wanted)")
+    face = fit_landmarks(photo.landmarks, tables.rig, photo.scheme)
+    found = tables.rig.project(face, photo.scheme)
+    check_pose(photo, found, face_size, limits)
+    crop = square_crop(photo.pixels, found, size)
+    face = replace(face, scale=face.scale * crop.scale, centre=(face.centre - crop.corner) * crop.scale)
+    targets = (photo.landmarks - crop.corner) * crop.scale
+    image = crop.pixels.astype(np.float32) / 255.0
+
+    view = look(tables, face, crop, photo.scheme)
+    if len(view.samples.mean) < 200:
+        raise BadFit(f"{photo.id}: too little skin is seen")
+    scene = explain_colours(view, face, blurred(image, LEVELS[0].blur))
+    watch("colours", scene, np.nan)
+    for level in LEVELS:
+        smooth = blurred(image, level.blur)
+        damping = 1e-3
+        for _ in range(level.steps):
+            view = look(tables, scene.face, crop, photo.scheme)
+            problem = Problem(
+                tables.rig,
+                view.rows,
+                photo.scheme,
+                targets,
+                face_size * crop.scale,
+                view.samples,
+                view.normals,
+                smooth,
+                level.tau,
+            )
+            scene, damping, energy = improve(problem, scene, damping)
+            watch("joint", scene, energy)
+    return _recovery(photo, tables, crop, targets, scene, limits)
+
+
+def check_pose(photo: Photo, found: Floats, face_size: float, limits: Limits) -> None:
+    """Raise BadFit when the (68, 2) landmarks of the first fit are no face like the one that was annotated."""
+    size = robust_size(found)
+    if not 0.5 * face_size < size < 2.0 * face_size:
+        raise BadFit(f"{photo.id}: the landmarks do not form a face")
+    error = float(np.median(np.linalg.norm(found - photo.landmarks, axis=1)[INNER]) / face_size)
+    if error > 2.0 * limits.landmark_error_inner:
+        raise BadFit(f"{photo.id}: the landmarks do not form a face (median error {error:.3f} of its size)")
+
+
+def blurred(image: Floats, sd: float) -> Floats:
+    """A float32 image after a Gaussian whose standard deviation is ``sd`` of its side."""
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), sd * image.shape[1], borderType=cv2.BORDER_REPLICATE))
+
+
+@dataclass(frozen=True)
+class View:
+    """What is held fixed during one step: which skin is seen, how it is turned, what the landmarks mean."""
+
+    samples: SkinSamples  # (N,) that are seen
+    normals: Floats  # (N, 3) in head
+    rows: Ints  # (68,) of the landmark rig
+
+
+def look(tables: Tables, face: fit.FaceState, crop: Crop, scheme: Scheme) -> View:
+    """See which samples of the skin a face shows in its crop."""
+    samples, size = tables.samples, len(crop.pixels)
+    points = photometric.turned(samples, face)
+    normals = samples.normals(face.coefficients[0])
+    frame = tables.frame(face, size)
+    seen = visible(frame, points + DISTANCE.translation, face.camera(0), VISIBLE_TOLERANCE)
+    seen &= -(normals @ face.rotation[0, 2]) > GRAZING
+    px = np.floor(photometric.projected(points, face)).astype(np.int64)
+    inside = ((px >= 0) & (px < size)).all(axis=1)
+    column, row = np.clip(px, 0, size - 1).T
+    seen &= inside & crop.valid[row, column]
+    return View(samples.chosen(seen), normals[seen].astype(np.float32), tables.rig.rows(face, scheme))
+
+
+def explain_colours(view: View, face: fit.FaceState, image: Floats) -> Scene:
+    """Albedo and light of a face whose shape is known."""
+    samples = view.samples
+    px = photometric.projected(photometric.turned(samples, face), face)
+    seen, _ = photometric.sample_with_gradient(image, px)
+    albedo, light = photometric.explain_colours(
+        samples,
+        seen,
+        view.normals @ face.rotation[0].T.astype(np.float32),
+        strength=INDEPENDENT / COLOUR_SD**2,
+        taus=COLOUR_TAUS,
+    )
+    return Scene(face, albedo, light)
+
+
+def _recovery(photo: Photo, tables: Tables, crop: Crop, targets: Floats, scene: Scene, limits: Limits) -> Recovery:
+    """Judge the outcome and put it together."""
+    face, size = scene.face, len(crop.pixels)
+    frame = tables.frame(face, size)
+    image = crop.pixels.astype(np.float32) / 255.0
+    texture = tables.albedo.texture(scene.albedo)
+    colour = shaded(frame, sample_texture(frame, texture, tables.model.uv, tables.model.uv_faces), scene.light)
+    skin = skin_mask(frame, tables.model)
+    seen = skin & crop.valid
+    if seen.sum() < 100:
+        raise BadFit(f"{photo.id}: too little skin is seen")
+    error = np.abs(image - np.clip(colour, 0.0, 1.0)).mean(axis=2)
+    occluded = seen & (smoothed_within(error, seen, OCCLUDER_BLUR * size) > OCCLUDER_TAU)
+    clear = seen & ~occluded
+    found = tables.rig.project(face, photo.scheme)
+    box = float(np.sqrt(np.prod(np.ptp(targets, axis=0))))
+    away = np.linalg.norm(found - targets, axis=1) / box
+    coefficients = tables.coefficients(face)
+    yaw, pitch, roll = angles_from_rotation(face.rotation[0])
+    quality = {
+        "landmark_error_inner": float(away[INNER].mean()),
+        "landmark_error": float(away.mean()),
+        "colour_error": float(error[clear].mean()) if clear.any() else 1.0,
+        "colour_error_with_occluders": float(error[seen].mean()),
+        "occluded": float(occluded.sum() / seen.sum()),
+        "outside": float((skin & ~crop.valid).sum() / skin.sum()),
+        "identity": float(np.sqrt(np.mean(coefficients.identity**2))),
+        "expression_low": float(coefficients.expression.min()),
+        "expression_high": float(coefficients.expression.max()),
+        "albedo": float(np.sqrt(np.mean(scene.albedo**2))) if len(scene.albedo) else 0.0,
+        "face_size": box / crop.scale,
+        "yaw": yaw,
+        "pitch": pitch,
+        "roll": roll,
+    }
+    judge(photo.id, quality, limits)
+    return Recovery(
+        photo_id=photo.id,
+        photo_sha256=photo.sha256,
+        crop=crop.pixels,
+        valid=crop.valid,
+        occluded=occluded,
+        corner=crop.corner,
+        scale=crop.scale,
+        camera=face.camera(0),
+        cam_from_head=DISTANCE @ face.cam_from_head(0),
+        coefficients=coefficients,
+        albedo=scene.albedo,
+        light=scene.light,
+        landmarks=found,
+        given=targets,
+        quality=quality,
+    )
+
+
+def skin_mask(frame: Frame, model: MorphableModel) -> Bools:
+    """(H, W) pixels of a frame that show skin: face, lips or brows."""
+    skin = np.zeros(len(model.faces) + 1, dtype=bool)  # the last row is the background's -1
+    skin[skin_triangles(model)] = True
+    return np.asarray(skin[frame.triangle])
+
+
+def smoothed_within(values: Floats, mask: Bools, sd: float) -> Floats:
+    """(H, W) Gaussian average of the values inside ``mask`` only."""
+    inside = mask.astype(np.float32)
+    total = cv2.GaussianBlur(values.astype(np.float32) * inside, (0, 0), sd, borderType=cv2.BORDER_CONSTANT)
+    weight = cv2.GaussianBlur(inside, (0, 0), sd, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(total / np.maximum(weight, 1e-6))
+
+
+def judge(photo_id: str, quality: dict[str, float], limits: Limits) -> None:
+    """Raise BadFit naming the first limit that a fit's quality does not keep."""
+    for name in ("landmark_error_inner", "colour_error", "occluded", "identity", "outside"):
+        value, limit = quality[name], getattr(limits, name)
+        if not value <= limit:
+            raise BadFit(f"{photo_id}: {name.replace('_', ' ')} {value:.3f} above {limit:.3f}")
