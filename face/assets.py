@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from face.albedo import AlbedoModel
 from face.errors import BadModel
 from face.landmarks import LandmarkTable
 from face.morphable import MorphableModel
 
 DATA = Path(__file__).parent / "data"
 SHIPPED = {"open-head": DATA / "open_head.npz"}
+SHIPPED_ALBEDO = {"open-albedo": DATA / "open_albedo.npz"}
 MODEL_FORMAT = "dff-face-model 1"
+ALBEDO_FORMAT = "dff-albedo-model 1"
 
 
 @cache
@@ -31,6 +34,29 @@ def load_model(name: str = "open-head") -> MorphableModel:
         if str(arrays.get("format", "")) != MODEL_FORMAT:
             raise BadModel(f"{path} is not a face model that this version reads")
         return _model(arrays)
+    except (KeyError, ValueError, IndexError) as error:
+        raise BadModel(f"{path}: {error}") from error
+
+
+@cache
+def load_albedo(name: str = "open-albedo") -> AlbedoModel:
+    """A shipped albedo model by name, or an albedo file by path. The same call returns the same object.
+
+    Raises BadModel, with the file's name, when the file is missing, malformed or of another format.
+    """
+    path = SHIPPED_ALBEDO.get(name, Path(name))
+    arrays = read_arrays(path)
+    try:
+        if str(arrays.get("format", "")) != ALBEDO_FORMAT:
+            raise BadModel(f"{path} is not an albedo model that this version reads")
+        scale = np.asarray(arrays["components_scale"], np.float32)
+        return AlbedoModel(
+            name=str(arrays["name"]),
+            licence=str(arrays["licence"]),
+            provenance=str(arrays["provenance"]),
+            mean=arrays["mean"].astype(np.float32) / np.float32(255),
+            components=arrays["components"] * scale[:, None, None, None],
+        )
     except (KeyError, ValueError, IndexError) as error:
         raise BadModel(f"{path}: {error}") from error
 
