@@ -184,7 +184,10 @@ def _projected(vertices: NDArray[np.float64], camera: Camera) -> tuple[NDArray[n
     weight = np.asarray(camera.screen_weight(vertices), dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         px = np.asarray(camera.px_from_cam(vertices), dtype=np.float64)
-    return np.where(np.isfinite(weight)[:, None], px, np.nan), weight
+    behind = np.isnan(weight)
+    if behind.any():
+        px[behind] = np.nan
+    return px, weight
 
 
 def _ids_within(frame: Frame, faces: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -88,8 +88,9 @@ def resolve(ids, vertices, faces, px, weight, normals, barycentric, depth, norma
             area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
             b0, b1, b2 = -1.0, -1.0, -1.0
             if area != 0:
-                b1 = ((x - x0) * (y2 - y0) - (x2 - x0) * (y - y0)) / area
-                b2 = ((x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)) / area
+                inverse = 1.0 / area
+                b1 = ((x - x0) * (y2 - y0) - (x2 - x0) * (y - y0)) * inverse
+                b2 = ((x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)) * inverse
                 b0 = 1.0 - b1 - b2
             if not (b0 >= 0 and b1 >= 0 and b2 >= 0):
                 b0, b1, b2 = _closest_on_triangle(x, y, x0, y0, x1, y1, x2, y2)
@@ -108,9 +109,10 @@ def resolve(ids, vertices, faces, px, weight, normals, barycentric, depth, norma
             nz = w0 * normals[i, 2] + w1 * normals[j, 2] + w2 * normals[k, 2]
             length = np.sqrt(nx * nx + ny * ny + nz * nz)
             if length > 1e-9:
-                normal[row, column, 0] = nx / length
-                normal[row, column, 1] = ny / length
-                normal[row, column, 2] = nz / length
+                unit = 1.0 / length
+                normal[row, column, 0] = nx * unit
+                normal[row, column, 1] = ny * unit
+                normal[row, column, 2] = nz * unit
             else:  # opposite vertex normals: towards the camera
                 normal[row, column, 0] = 0.0
                 normal[row, column, 1] = 0.0

@@ -2,7 +2,7 @@
 
 Vertices are snapped to 1/256 px before coverage is decided, as graphics hardware does, so that every backend sees the
 same triangles. Coverage follows the top-left rule: a pixel centre on an edge that two triangles share belongs to one
-of them. Nothing is culled by its winding; of two equally near triangles the first in ``faces`` wins.
+of them. Nothing is culled by its winding; of two triangles with the same corners the first wins.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,7 +30,18 @@ OUT_OF_REACH = np.iinfo(np.int64).min
 
 def snapped(px: Floats) -> NDArray[np.int64]:
     """(V, 2) pixels in units of 1/256 px; both coordinates OUT_OF_REACH for vertices beyond REACH or not finite."""
-    with np.errstate(invalid="ignore"):
-        good = np.all(np.abs(px) < REACH, axis=1, keepdims=True)
-    grid = np.rint(np.where(good, px, 0.0) * SUBPIXELS).astype(np.int64)
-    return np.where(good, grid, OUT_OF_REACH)
+    grid = np.empty(px.shape, dtype=np.int64)
+    _snap(np.ascontiguousarray(px, dtype=np.float64), grid)
+    return grid
+
+
+@numba.njit(cache=True, nogil=True)
+def _snap(px, grid):  # type: ignore[no-untyped-def]
+    for v in range(len(px)):
+        x, y = px[v, 0], px[v, 1]
+        if abs(x) < REACH and abs(y) < REACH:
+            grid[v, 0] = np.int64(np.rint(x * SUBPIXELS))
+            grid[v, 1] = np.int64(np.rint(y * SUBPIXELS))
+        else:
+            grid[v, 0] = OUT_OF_REACH
+            grid[v, 1] = OUT_OF_REACH
