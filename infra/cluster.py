@@ -1,0 +1,233 @@
+"""Ray from the outside: connect to a cluster or start a private local one, and send commands to a cluster as jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import os
+import secrets
+import shlex
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import ray
+import requests
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.exceptions import RayError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from face.errors import ClusterError
+
+OBJECT_STORE = 128 << 20  # bytes; shards go to storage, so the object store only carries a model and small records
+CONNECT_TIMEOUT = 10.0  # seconds until a silent address counts as unreachable
+_CLUSTER_ERRORS = (RayError, RuntimeError, ValueError, OSError, requests.RequestException, aiohttp.ClientError)
+
+
+@contextmanager
+def connected(
+    address: str | None, *, workers: int | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Ray for the length of a ``with`` block: the cluster at ``address``, or without one a private local Ray.
+
+    ``address`` is ``host:port`` of a head node, ``ray://host:port``, or ``auto`` for the cluster this process runs in.
+    A local Ray has ``workers`` CPUs (default: all of this machine); a cluster has its own. ``env`` holds environment
+    variables for every worker. What was already connected stays as it is and stays connected.
+
+    Raises ClusterError when the address can't be reached or refuses us.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    runtime_env = {"env_vars": dict(env)} if env else None
+    # a job's own environment names its cluster in RAY_ADDRESS: only "auto" may listen to it
+    hidden: dict[str, str | None] = {} if address == "auto" else {"RAY_ADDRESS": None}
+    if address is None:
+        hidden |= {"RAY_USAGE_STATS_ENABLED": "0"} | _private_token()
+    with _environment(hidden):
+        try:
+            if address is None:
+                ray.init(
+                    address="local",
+                    num_cpus=workers,
+                    object_store_memory=OBJECT_STORE,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    runtime_env=runtime_env,
+                )
+            else:
+                if address != "auto":
+                    _reach(address)
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
+        except _CLUSTER_ERRORS as error:
+            raise ClusterError(f"no Ray at {address or 'this machine'}: {error}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def submit(
+    argv: Sequence[str],
+    address: str,
+    *,
+    submission_id: str | None = None,
+    working_dir: Path | None = None,
+    py_modules: Sequence[Path] = (),
+    env: Mapping[str, str] | None = None,
+    wait: bool = True,
+    on_line: Callable[[str], None] = lambda line: None,
+    insecure: bool = False,
+) -> str:
+    """Run a command on the head node of the cluster whose job server is ``address`` (``http://host:8265``).
+
+    The job's name comes from the command (``job_name``), so sending a command again while it runs follows the running
+    job, and sending it after it ended starts another attempt. ``submission_id`` overrides the name. ``working_dir`` and
+    ``py_modules`` are folders to upload for the job and its workers; without them the cluster's image must hold the
+    program. ``env`` is stored readable in the job's record: never put a secret there. ``on_line`` sees
+    the job's name, then each line of its log.
+
+    Returns the status: "SUCCEEDED", or with ``wait=False`` whatever holds right after submission. Interrupting a wait
+    leaves the job running.
+
+    Raises ClusterError when the server can't be reached or refuses, when the job fails or is stopped, and, unless
+    ``insecure``, when a server beyond this machine would be used without token authentication: whoever reaches an
+    unauthenticated job server runs any code on it (CVE-2023-48022).
+    """
+    host = _job_server_host(address)
+    if not insecure and not _is_loopback(host) and os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        raise ClusterError(
+            f"{address} is not on this machine and RAY_AUTH_MODE is not 'token': set RAY_AUTH_MODE=token and give the "
+            "cluster's token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or allow an insecure submission explicitly"
+        )
+    runtime_env: dict[str, object] = {"env_vars": dict(env or {})}
+    if working_dir is not None:
+        runtime_env["working_dir"] = str(working_dir)
+    if py_modules:
+        runtime_env["py_modules"] = [str(path) for path in py_modules]
+    try:
+        _reach(address)
+        # the client would silently prefer these variables to the address it is given
+        with _environment({"RAY_ADDRESS": None, "RAY_API_SERVER_ADDRESS": None}):
+            client = JobSubmissionClient(address)
+        name, running = _attempt(client, job_name(argv)) if submission_id is None else (submission_id, False)
+        if not running:
+            client.submit_job(entrypoint=shlex.join(argv), submission_id=name, runtime_env=runtime_env)
+        on_line(f"job {name} at {address}")
+        if wait:
+            _follow(client, name, on_line)
+        details = client.get_job_info(name)
+    except _CLUSTER_ERRORS as error:
+        raise ClusterError(f"the job server at {address} failed: {error}") from error
+    if details.status in (JobStatus.FAILED, JobStatus.STOPPED):
+        raise ClusterError(f"job {name} {details.status.lower()}: {details.message}")
+    return str(details.status.value)
+
+
+def job_name(argv: Sequence[str]) -> str:
+    """The same name for the same command: ``dff-synthesize-1f3870be274f``."""
+    words = [Path(argv[0]).name, *argv[1:2]]
+    digest = hashlib.sha256("\0".join(argv).encode()).hexdigest()[:12]
+    return "-".join(["".join(c for c in word.lower() if c.isalnum()) or "job" for word in words] + [digest])
+
+
+def _attempt(client: JobSubmissionClient, name: str) -> tuple[str, bool]:
+    """(name of the job to follow or start, whether it runs already): a cluster never takes one name twice."""
+    attempts = {job.submission_id: job for job in client.list_jobs() if (job.submission_id or "").startswith(name)}
+    running = [key for key, job in attempts.items() if not job.status.is_terminal()]
+    return (str(running[0]), True) if running else (f"{name}-{len(attempts) + 1}", False)
+
+
+def _follow(client: JobSubmissionClient, name: str, on_line: Callable[[str], None]) -> None:
+    """Hand on each line of a job's log until the job ends, over dropped connections."""
+    seen = 0  # characters handed on, because each new connection tells the log from its beginning
+    rest = ""
+
+    async def tail() -> None:
+        nonlocal seen, rest
+        told = 0
+        async for chunk in client.tail_job_logs(name):
+            new = chunk[max(0, seen - told) :]
+            told += len(chunk)
+            seen = max(seen, told)
+            *lines, rest = (rest + new).split("\n")
+            for line in lines:
+                on_line(line)
+
+    while True:
+        try:
+            asyncio.run(tail())
+        except (RuntimeError, aiohttp.ClientError) as error:
+            dropped: Exception | None = error
+        else:
+            dropped = None
+        if client.get_job_status(name).is_terminal():
+            break
+        time.sleep(1.0 if dropped else 0.2)
+    if rest:
+        on_line(rest)
+
+
+def _job_server_host(address: str) -> str:
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ClusterError(f"the address of a job server looks like http://host:8265, not {address!r}")
+    return parts.hostname
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _reach(address: str) -> None:
+    """Fail within seconds, and by name, where Ray's own clients would try for minutes."""
+    parts = urlsplit(address if "://" in address else f"ray://{address}")
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    if not parts.hostname or port is None:
+        raise ClusterError(f"a Ray address is host:port, ray://host:port or auto, not {address!r}")
+    try:
+        socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise ClusterError(f"no Ray at {address}: {error}") from error
+
+
+def _private_token() -> dict[str, str | None]:
+    """Variables that give a local Ray a token of its own, unless the user has chosen how Ray authenticates.
+
+    Even a local Ray listens on all of the machine's addresses. Its own default would leave a token file in the
+    user's home, which changes how every later ``ray`` command on the machine behaves.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return {}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Environment variables set (or with None unset) for a while; Ray's cached view of them follows."""
+    before = {key: os.environ.get(key) for key in changes}
+    _set_environment(changes)
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for key, value in values.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
+    # Ray reads the authentication mode and token once per process and has no public way to say that they changed
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
