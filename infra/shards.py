@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from face.arrays import Bools, Bytes, Floats, Ints
 from face.camera import Pinhole, WeakPerspective
 from face.errors import BadDataset
-from face.morphable import Coefficients
+from face.morphable import Coefficients, MorphableModel
+from face.render.frame import Frame, resolve
 from face.transform import Rigid
 from infra.split import Split
 
@@ -104,6 +105,17 @@ class ViewRow:
 def sample_id_of(identity_id: str, view: int) -> str:
     """``identity/0003``: the name of a view, from which its seed is derived."""
     return f"{identity_id}/{view:04d}"
+
+
+def frame_of(row: ViewRow, model: MorphableModel) -> Frame:
+    """The dense ground truth of a view: the same numbers that rendering gave.
+
+    Raises BadDataset when the row is of another model.
+    """
+    if row.model != model.name:
+        raise BadDataset(f"{row.sample_id} shows the model {row.model!r}, not {model.name!r}")
+    vertices = row.cam_from_head.apply(model.vertices(row.coefficients))
+    return resolve(row.triangle_ids, vertices, model.faces, row.camera)
 
 
 def _matrix(rows: int, columns: int, item: Any) -> Any:

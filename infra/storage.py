@@ -169,7 +169,7 @@ class LocalStorage:
                     key = path.relative_to(self.root).as_posix()
                     if not key.startswith(prefix) or _LEFTOVER.fullmatch(name):
                         continue
-                    if not key.isprintable() and not _is_text(key):
+                    if not _is_text(key):
                         raise StorageError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename it")
                     with suppress(FileNotFoundError):
                         info = path.stat()

@@ -12,14 +12,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from face.errors import BadDataset
+from infra.dataset import canonical
 from infra.shards import SCHEMA_VERSION, ViewRow
 from pipeline.photos import PhotoRef
 
@@ -184,11 +184,7 @@ def seed_of(job_seed: int, sample_id: str) -> int:
     return int.from_bytes(digest[:8]) >> 1
 
 
-def canonical(value: Any) -> bytes:
-    """The one JSON form of a value that is hashed and stored."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
+@cache
 def code_version() -> str:
     """The package's version and a digest of the sources that can change a row."""
     root = Path(__file__).parents[1]
