@@ -7,6 +7,7 @@ DffError
 ├── BadFit          inverse rendering did not reach an acceptable fit
 ├── BadModel        a face model file is missing, malformed or of another version
 ├── BadWeights      a weights file is malformed or of another model
+├── NoRenderer      this machine lacks what a rendering backend needs
 ├── BadDataset      a dataset is incomplete, altered or of another plan
 ├── StorageError    storage refused or failed for good
 │   ├── TransientStorageError   storage failed in a way worth another try
@@ -46,6 +47,10 @@ class BadModel(DffError):
 
 class BadWeights(DffError):
     """A weights file is malformed or belongs to another model."""
+
+
+class NoRenderer(DffError):
+    """This machine lacks what a rendering backend needs."""
 
 
 class BadDataset(DffError):
