@@ -126,7 +126,7 @@ def test_bad_photos_are_refused_by_name(tmp_path: Path, data: bytes, reason: str
         (b"", "points"),
         (pts(points()[:67]), "134 numbers"),
         (pts(np.where(np.arange(136).reshape(68, 2) == 7, np.nan, points())), "finite"),
-        (pts(points() + [900.0, 0.0]), "the image is 100 x 80"),
+        (pts(points() + np.array([900.0, 0.0])), "the image is 100 x 80"),
         (pts(points() - [0.0, 500.0]), "the image is 100 x 80"),
         (pts(np.full((68, 2), 30.0)), "one line"),
     ],
@@ -139,7 +139,7 @@ def test_bad_landmarks_are_refused_by_name(tmp_path: Path, data: bytes, reason: 
 
 
 def test_landmarks_may_lie_a_little_outside(tmp_path: Path) -> None:
-    store(tmp_path, {"a.png": encoded(picture()), "a.pts": pts(points() + [45.0, 0.0])})
+    store(tmp_path, {"a.png": encoded(picture()), "a.pts": pts(points() + np.array([45.0, 0.0]))})
     storage = open_storage(str(tmp_path))
     assert read_photo(storage, list_photos(storage)[0]).landmarks.max() > 100
 
