@@ -48,7 +48,7 @@ class FaceState:
 
 def shape_of(mean: Floats, basis: Floats, coefficients: Floats) -> Floats:
     """(B, N, 3) head points of (N, 3) or (B, N, 3) mean, (N, 3, P) or (B, N, 3, P) basis, (B, P) coefficients."""
-    flat = basis.reshape(*basis.shape[:-3], -1, basis.shape[-1])
+    flat = basis.reshape(*basis.shape[:-3], basis.shape[-3] * 3, basis.shape[-1])
     moved = np.matmul(flat, coefficients[..., None])[..., 0]
     return np.asarray(mean + moved.reshape(len(coefficients), -1, 3))
 

@@ -1,0 +1,274 @@
+"""Images to alignments: boxes, then iterations of what the network sees and what the model allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aligner.alignment import Alignment, Iteration, Pose
+from aligner.confidence import FAILED_BELOW, agreement, face_confidence, landmark_support
+from aligner.crop import Crops
+from aligner.finder import FaceFinder, HaarFinder
+from aligner.loop import (
+    MIN_PIXELS,
+    Rig,
+    Solver,
+    crops_of_boxes,
+    crops_of_state,
+    first_fit,
+    make_rig,
+    put,
+    refine,
+    state_in_boxes,
+    visibility,
+)
+from aligner.matching import Matches, match
+from face.arrays import Bools, Bytes, Floats, Ints
+from face.assets import load_model
+from face.camera import Box
+from face.descriptor import STRIDE, Anchors, Features, image_batch
+from face.errors import BadPhoto
+from face.fit import FaceState
+from face.morphable import Coefficients, MorphableModel
+from face.transform import angles_from_rotation, rotation_from_vector
+from infra import weights as weights_files
+
+MIN_SIDE = 16  # pixels: no face can be aligned in less
+
+SHIPPED_WEIGHTS = Path(__file__).parent / "data" / "dff.safetensors"
+
+REFERENCE_ROTATION: dict[str, tuple[float, float, float]] = {}
+"""Rotation vector in degrees of each model's head frame to the frontal face of AFLW2000-3D."""
+
+
+class Network(Protocol):
+    """The descriptor network, or anything that answers like it."""
+
+    def __call__(self, image: Tensor) -> Features:
+        """(B, 3, S, S) RGB 0..1 to features on a grid of half the size."""
+        ...
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """How faces are aligned. Raises ValueError for what makes no sense."""
+
+    crop: int = 128  # pixels of the side that the network sees
+    margin: float = 1.4  # side of the first crop over the longer side of the box
+    passes: int = 3  # at most; each looks at the photo again
+    still: float = 0.002  # mean landmark motion, fraction of the face's size, from which a face is done
+    batch: int = 32  # faces in one call of the network
+    pixels: int = 800  # of each face that are matched
+    keep: int = 12  # anchors that a pixel may mean
+    doubt: float = 0.25  # cosine at which a pixel is as likely to match nothing
+    identities: int = 40  # identity modes that are fitted
+    solver: Solver = field(default_factory=Solver)
+
+    def __post_init__(self) -> None:
+        if min(self.crop, self.passes, self.batch, self.pixels, self.keep) < 1 or self.margin <= 0:
+            raise ValueError(f"AlignConfig wants positive sizes: {self}")
+
+
+class Aligner:
+    """A frozen aligner: network, anchors and face model, and where to look for faces. Safe to share by threads."""
+
+    def __init__(
+        self,
+        net: Network,
+        anchors: Anchors,
+        model: MorphableModel,
+        *,
+        finder: FaceFinder | None = None,
+        config: AlignConfig | None = None,
+    ) -> None:
+        self.net = net
+        self.anchors = anchors
+        self.model = model
+        self.finder = finder or HaarFinder()
+        self.config = config or AlignConfig()
+        self.rig = make_rig(model, anchors, identities=self.config.identities)
+        self.reference = rotation_from_vector(np.deg2rad(REFERENCE_ROTATION.get(model.name, (0.0, 0.0, 0.0))))
+
+    def align(self, image: Bytes, boxes: Sequence[Box] | None = None) -> list[Alignment]:
+        """One alignment for each box of an (H, W, 3) uint8 RGB image, or for each face found; none: an empty list.
+
+        Raises BadPhoto for an array that is no such image, ValueError for a box that does not meet it.
+        """
+        return self.align_batch([image], None if boxes is None else [boxes])[0]
+
+    def align_batch(
+        self, images: Sequence[Bytes], boxes: Sequence[Sequence[Box] | None] | None = None
+    ) -> list[list[Alignment]]:
+        """``align`` of many images at once, many faces in each call of the network; boxes of None are looked for."""
+        if boxes is not None and len(boxes) != len(images):
+            raise ValueError(f"{len(images)} images with boxes for {len(boxes)}")
+        for image in images:
+            _check_image(image)
+        asked = [None] * len(images) if boxes is None else boxes
+        places: list[list[Box]] = []
+        for image, some in zip(images, asked, strict=True):
+            places.append(self.finder.find(image) if some is None else [_check_box(box, image) for box in some])
+        faces = [(i, box) for i, some in enumerate(places) for box in some]
+        out: list[list[Alignment]] = [[] for _ in images]
+        for begin in range(0, len(faces), self.config.batch):
+            chunk = faces[begin : begin + self.config.batch]
+            found = self._align_faces([images[i] for i, _ in chunk], [box for _, box in chunk])
+            for (i, _), alignment in zip(chunk, found, strict=True):
+                out[i].append(alignment)
+        return out
+
+    def _align_faces(self, images: list[Bytes], boxes: list[Box]) -> list[Alignment]:
+        rig, config = self.rig, self.config
+        b = len(boxes)
+        state = state_in_boxes(rig, boxes)
+        watch = Watch.nothing(b, len(rig.anchor_mean), rig.landmarks(state))
+        traces: list[list[Iteration]] = [[] for _ in boxes]
+        active = np.arange(b)
+        for number in range(config.passes):
+            before = state[active]
+            if number == 0:
+                crops = crops_of_boxes([boxes[i] for i in active], config.margin, config.crop)
+            else:
+                crops = crops_of_state(rig, before, config.margin, config.crop)
+            matches = self._look([images[i] for i in active], crops)
+            able = (matches.mask > 0).sum(1) >= MIN_PIXELS
+            watch.lost[active[~able]] = True
+            px = crops.photo_from_crop(matches.grid)[able]
+            active, matches, before = active[able], matches[able], before[able]
+            if len(active) == 0:
+                break
+            if number == 0:
+                after = first_fit(rig, config.solver, matches, px, before)
+            else:
+                after = refine(rig, config.solver, matches, px, before, watch.anchor_seen[active])
+            state = put(state, active, after)
+            pitch = matches.pitch * (crops.side / crops.size)[able]
+            motion = watch.update(rig, active, after, matches, px, pitch)
+            for row, face in enumerate(active):
+                yaw, pitch_angle, roll = angles_from_rotation(after.rotation[row] @ self.reference)
+                traces[face].append(
+                    Iteration(watch.landmarks[face].copy(), yaw, pitch_angle, roll, watch.residual[face], motion[row])
+                )
+            active = active[motion > config.still]
+            if len(active) == 0:
+                break
+        vertices = rig.vertices(state)
+        return [self._alignment(state, i, boxes[i], vertices[i], watch, tuple(traces[i])) for i in range(b)]
+
+    def _look(self, images: list[Bytes], crops: Crops) -> Matches:
+        pixels = np.stack([crops.cut(image, i) for i, image in enumerate(images)])
+        with torch.inference_mode():
+            features = self.net(image_batch(torch.from_numpy(pixels)))
+        return match(
+            features.descriptor.float().numpy(),
+            features.face_logit.float().numpy(),
+            self.anchors.descriptor,
+            stride=STRIDE,
+            pixels=self.config.pixels,
+            keep=self.config.keep,
+            sharpness=self.anchors.scale,
+            doubt=self.config.doubt,
+        )
+
+    def _alignment(
+        self, state: FaceState, i: int, box: Box, vertices: Floats, watch: Watch, trace: tuple[Iteration, ...]
+    ) -> Alignment:
+        table, k = self.model.landmarks, self.rig.identities
+        camera, cam_from_head = state.camera(i), state.cam_from_head(i)
+        seen = cam_from_head.apply(vertices)
+        px = camera.px_from_cam(seen)
+        matrix = state.rotation[i] @ self.reference
+        yaw, pitch, roll = angles_from_rotation(matrix)
+        confidence = float(watch.face_confidence[i])
+        reason = ""
+        if watch.lost[i]:
+            reason, confidence = "no part of the box looks like a face", 0.0
+        elif confidence < FAILED_BELOW:
+            reason = f"the face model does not explain what is in the box (confidence {confidence:.2f})"
+        return Alignment(
+            box=box,
+            landmarks_2d=px[table.contour_vertices(px, self.model.template)],
+            landmarks_3d=np.column_stack([px, -camera.scale * seen[:, 2]])[table.vertex],
+            pose=Pose(yaw, pitch, roll, matrix),
+            visibility=watch.landmark_seen[i].copy(),
+            confidence=watch.landmark_confidence[i] * (0.0 if watch.lost[i] else 1.0),
+            face_confidence=confidence,
+            failed=bool(reason),
+            reason=reason,
+            vertices=vertices,
+            coefficients=Coefficients(state.coefficients[i, :k], state.coefficients[i, k:]),
+            cam_from_head=cam_from_head,
+            camera=camera,
+            model=self.model.name,
+            trace=trace,
+        )
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is known of B faces beside their state; rows are rewritten as faces move."""
+
+    anchor_seen: Floats  # (B, A)
+    landmark_seen: Floats  # (B, 68)
+    landmarks: Floats  # (B, 68, 2) pixels
+    landmark_confidence: Floats  # (B, 68)
+    face_confidence: Floats  # (B,)
+    residual: Floats  # (B,) fraction of the unit
+    lost: Bools  # (B,) too few pixels of a face were seen
+
+    @staticmethod
+    def nothing(faces: int, anchors: int, landmarks: Floats) -> Watch:
+        seen, none = np.zeros((faces, 68)), np.zeros(faces)
+        lost = np.zeros(faces, dtype=bool)
+        return Watch(np.ones((faces, anchors)), seen, landmarks, seen.copy(), none, none.copy(), lost)
+
+    def update(self, rig: Rig, faces: Ints, state: FaceState, matches: Matches, px: Floats, pitch: Floats) -> Floats:
+        """Look at the new ``state`` of the rows ``faces``; (F,) how far their landmarks moved, fraction of the unit."""
+        unit = rig.unit(state)
+        anchors, seen = visibility(rig, state, rig.vertices(state))
+        landmarks = rig.landmarks(state)
+        motion = np.linalg.norm(landmarks - self.landmarks[faces], axis=2).mean(1) / unit
+        agrees, residual = agreement(matches, px, rig.anchors(state), anchors, unit)
+        share, surrounded = landmark_support(agrees, px, landmarks, unit, pitch)
+        self.anchor_seen[faces], self.landmark_seen[faces], self.landmarks[faces] = anchors, seen, landmarks
+        self.landmark_confidence[faces] = share * seen
+        self.face_confidence[faces] = face_confidence(agrees, matches.mask, surrounded, seen)
+        self.residual[faces] = residual
+        return np.asarray(motion)
+
+
+def load_aligner(
+    weights: Path | str | None = None, *, finder: FaceFinder | None = None, config: AlignConfig | None = None
+) -> Aligner:
+    """The aligner of a weights file; of the shipped weights when none is named.
+
+    Raises BadWeights when the file cannot be used, BadModel when its face model is not at hand.
+    """
+    path = SHIPPED_WEIGHTS if weights is None else Path(weights)
+    loaded = weights_files.load(path)
+    model = load_model(str(loaded.card["model"]))
+    loaded = weights_files.load(path, model=model)
+    return Aligner(loaded.net, loaded.anchors, model, finder=finder, config=config)
+
+
+def _check_image(image: Bytes) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise BadPhoto(f"an image is (H, W, 3) uint8 RGB, not {what}")
+    if min(image.shape[:2]) < MIN_SIDE:
+        raise BadPhoto(f"an image of {image.shape[1]} x {image.shape[0]} pixels is too small to hold a face")
+
+
+def _check_box(box: Box, image: Bytes) -> Box:
+    height, width = image.shape[:2]
+    if box.x0 >= width or box.y0 >= height or box.x1 <= 0 or box.y1 <= 0:
+        raise ValueError(f"{box} lies outside the image of {width} x {height} pixels")
+    if box.size < 1 or max(box.width, box.height) > 8 * max(width, height):
+        raise ValueError(f"{box} has no size a face could have in an image of {width} x {height} pixels")
+    return box

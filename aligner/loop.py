@@ -1,0 +1,259 @@
+"""The iteration: the state of B faces and what the network sees there -> a better state.
+
+Every array has a leading batch axis B. Pixels are of each face's own photo. A face's *unit* is the size in pixels at
+which the model's frontal landmark box appears under its pose: noise, gates and motion are fractions of it, so faces of
+every size and yaw are treated alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from aligner.crop import Crops
+from aligner.matching import Matches, vote
+from face.arrays import Bools, Floats, Ints
+from face.camera import Box
+from face.descriptor import Anchors
+from face.fit import FaceState, initial_pose, project, robust_weights, shape_of, step
+from face.morphable import MorphableModel
+from face.render import zbuffer
+from face.render.kernels import smooth_normals
+from face.transform import CAM_FROM_FRONTAL_HEAD
+
+MIN_PIXELS = 24  # fewer matched pixels than this say nothing about a pose
+OCCLUSION = 0.012  # metres behind the visible surface at which a point counts as hidden
+BUFFER = 96  # pixels of the visibility buffer's side
+NO_MODES = np.zeros(0)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How faces are fitted. Fractions are of the face's unit."""
+
+    evidence: float = 150.0  # independent observations that a whole face's pixels are worth: weighs data against prior
+    pose_noise: tuple[float, ...] = (0.3, 0.2, 0.12, 0.08)  # closed-form poses, each ignoring what the last disbelieved
+    rigid_noise: tuple[float, ...] = (0.06, 0.05)  # Gauss-Newton on pose alone
+    shape_noise: tuple[float, ...] = (0.05, 0.035)  # then on everything
+    first_gate: float = 0.15  # how near to its prediction a match must fall, in the first pass after the pose is known
+    later_gates: tuple[float, ...] = (0.08, 0.06)  # and in later passes, which begin from a prediction
+    later_noise: float = 0.03
+    later_steps: int = 2  # for each gate
+
+
+@dataclass(frozen=True)
+class Rig:
+    """What alignment needs of a morphable model and its anchors, cut out once."""
+
+    model: MorphableModel
+    anchor_vertex: Ints  # (A,)
+    anchor_mean: Floats  # (A, 3) float32 metres
+    anchor_basis: Floats  # (A, 3, P) float32
+    landmark_mean: Floats  # (68, 3)
+    landmark_basis: Floats  # (68, 3, P)
+    prior_sd: Floats  # (P,)
+    identities: int
+
+    @cached_property
+    def size(self) -> float:
+        """Metres: geometric mean of the sides of the frontal landmark box."""
+        return Box.around(self.landmark_mean[:, :2]).size
+
+    @cached_property
+    def flat_basis(self) -> Floats:
+        """(P, 3 V) float32: all modes used."""
+        e = len(self.prior_sd) - self.identities
+        both = np.concatenate([self.model.identity[: self.identities], self.model.expression[:e]])
+        return np.ascontiguousarray(both.reshape(len(both), -1), dtype=np.float32)
+
+    @cached_property
+    def no_basis(self) -> Floats:
+        """(A, 3, 0): the anchors of the rigid mean face."""
+        return self.anchor_basis[:, :, :0]
+
+    def unit(self, state: FaceState) -> Floats:
+        """(B,) pixels."""
+        return state.scale * self.size
+
+    def vertices(self, state: FaceState) -> Floats:
+        """(B, V, 3) metres in the head frame."""
+        offset = state.coefficients.astype(np.float32) @ self.flat_basis
+        return self.model.template.astype(np.float64) + offset.reshape(len(offset), -1, 3)
+
+    def landmarks(self, state: FaceState) -> Floats:
+        """(B, 68, 2) pixels, 3D scheme."""
+        return project(state, shape_of(self.landmark_mean, self.landmark_basis, state.coefficients))
+
+    def anchors(self, state: FaceState) -> Floats:
+        """(B, A, 2) pixels."""
+        return project(state, shape_of(self.anchor_mean, self.anchor_basis, state.coefficients))
+
+
+def make_rig(model: MorphableModel, anchors: Anchors, *, identities: int) -> Rig:
+    """The rig of a model with ``identities`` of its modes and all its expressions."""
+    expressions = len(model.expression)
+    identities = min(identities, len(model.identity))
+    anchor_mean, anchor_basis = model.basis_of_vertices(anchors.vertex, identities, expressions)
+    landmark_mean, landmark_basis = model.basis_of_vertices(model.landmarks.vertex, identities, expressions)
+    return Rig(
+        model=model,
+        anchor_vertex=anchors.vertex,
+        anchor_mean=anchor_mean.astype(np.float32),
+        anchor_basis=np.ascontiguousarray(anchor_basis, dtype=np.float32),
+        landmark_mean=landmark_mean,
+        landmark_basis=landmark_basis,
+        prior_sd=np.concatenate([np.ones(identities), model.expression_sd.astype(np.float64)]),
+        identities=identities,
+    )
+
+
+def state_in_boxes(rig: Rig, boxes: list[Box]) -> FaceState:
+    """The mean face, looking ahead, with its landmark box about each box."""
+    low, high = rig.landmark_mean[:, :2].min(0), rig.landmark_mean[:, :2].max(0)
+    scale = np.array([box.size for box in boxes]) / rig.size
+    middle = CAM_FROM_FRONTAL_HEAD[:2, :2] @ ((low + high) / 2)
+    centre = np.stack([box.centre for box in boxes]) - scale[:, None] * middle
+    rotation = np.broadcast_to(CAM_FROM_FRONTAL_HEAD, (len(boxes), 3, 3)).copy()
+    return FaceState(scale, rotation, centre, np.zeros((len(boxes), len(rig.prior_sd))))
+
+
+def crops_of_boxes(boxes: list[Box], margin: float, size: int) -> Crops:
+    """Upright crops: squares of ``margin`` times the longer side of each box."""
+    side = np.array([margin * max(box.width, box.height) for box in boxes])
+    return Crops(np.stack([box.centre for box in boxes]), side, np.zeros(len(boxes)), size)
+
+
+def crops_of_state(rig: Rig, state: FaceState, margin: float, size: int) -> Crops:
+    """Crops about the landmarks, turned so that the head's own up is up where it has a direction on the screen."""
+    up = state.rotation[:, :2, 1]
+    angle = np.where(np.linalg.norm(up, axis=1) > 0.3, np.arctan2(up[:, 0], -up[:, 1]), 0.0)
+    c, s = np.cos(angle), np.sin(angle)
+    upright = np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)  # row vectors into the crop's axes
+    points = rig.landmarks(state) @ upright
+    low, high = points.min(1), points.max(1)
+    centre = np.einsum("bi,bji->bj", (low + high) / 2, upright)
+    return Crops(centre, margin * (high - low).max(1), angle, size)
+
+
+def visibility(rig: Rig, state: FaceState, vertices: Floats) -> tuple[Floats, Floats]:
+    """(B, A) and (B, 68): how far the fitted mesh (B, V, 3) lets the anchors and the landmarks be seen, 0 to 1.
+
+    Zero behind other parts of the mesh, else falling with the cosine of the angle of view near the silhouette.
+    """
+    faces = rig.model.faces
+    anchors = np.zeros((len(vertices), len(rig.anchor_mean)))
+    landmarks = np.zeros((len(vertices), 68))
+    for face, mesh in enumerate(vertices):
+        seen = mesh @ state.rotation[face].T
+        low, high = seen[:, :2].min(0), seen[:, :2].max(0)
+        scale = BUFFER / float((high - low).max())
+        px = (seen[:, :2] - low) * scale
+        ids = zbuffer.visibility(px, seen[:, 2], faces, (BUFFER, BUFFER))
+        # Depth of the pixel's triangle at its nearest corner: near enough beside a tolerance of a centimetre.
+        depth = np.where(ids >= 0, seen[faces[ids], 2].min(-1), np.inf)
+        surface = np.concatenate([seen, smooth_normals(seen, faces)[:, 2:]], axis=1)
+        for out, points in (
+            (anchors, surface[rig.anchor_vertex]),
+            (landmarks, surface[rig.model.landmarks.vertex]),
+        ):
+            cell = np.clip(((points[:, :2] - low) * scale).astype(int), 0, BUFFER - 1)
+            clear = points[:, 2] <= depth[cell[:, 1], cell[:, 0]] + OCCLUSION
+            out[face] = clear * np.clip((0.1 - points[:, 3]) / 0.3, 0.0, 1.0)
+    return anchors, landmarks
+
+
+def first_fit(rig: Rig, solver: Solver, matches: Matches, px: Floats, start: FaceState) -> FaceState:
+    """Fit (B, N, 2) ``px`` without a prediction: pose in closed form, pose alone, then everything.
+
+    ``start`` says only what size to expect; what cannot be fitted keeps it.
+    """
+    b = len(px)
+    everywhere, seen = np.zeros((b, len(rig.anchor_mean), 2)), np.ones((b, len(rig.anchor_mean)))
+    mean, rigid, weight = vote(matches, px, everywhere, np.full(b, np.inf), seen, rig.anchor_mean, rig.no_basis)
+    unit = rig.unit(start)
+    state = replace(start, coefficients=np.zeros((b, 0)))
+    trust = weight
+    for noise in solver.pose_noise:
+        state = sane(initial_pose(mean, px, trust, 0), state, unit)
+        trust = weight * robust_weights(px - project(state, mean), noise * unit)
+    for noise in solver.rigid_noise:
+        unit = rig.unit(state)
+        weighted = evidence(weight, solver.evidence)
+        found = step(state, mean, rigid, px, weighted, noise=noise * unit, prior=NO_MODES, prior_sd=NO_MODES)
+        state = sane(found, state, unit)
+    state = replace(state, coefficients=np.zeros((b, len(rig.prior_sd))))
+    return _steps(rig, solver, matches, px, state, seen, solver.first_gate, solver.shape_noise)
+
+
+def refine(rig: Rig, solver: Solver, matches: Matches, px: Floats, state: FaceState, visible: Floats) -> FaceState:
+    """Fit (B, N, 2) ``px`` from a prediction: matches count where the (B, A) ``visible`` anchors are predicted."""
+    for gate in solver.later_gates:
+        state = _steps(rig, solver, matches, px, state, visible, gate, (solver.later_noise,) * solver.later_steps)
+    return state
+
+
+def _steps(
+    rig: Rig,
+    solver: Solver,
+    matches: Matches,
+    px: Floats,
+    state: FaceState,
+    visible: Floats,
+    gate: float,
+    noises: tuple[float, ...],
+) -> FaceState:
+    unit = rig.unit(state)
+    predicted = rig.anchors(state)
+    mean, basis, weight = vote(matches, px, predicted, gate * unit, visible, rig.anchor_mean, rig.anchor_basis)
+    weight = evidence(weight, solver.evidence)
+    for noise in noises:
+        found = step(
+            state, mean, basis, px, weight, noise=noise * unit, prior=np.zeros_like(rig.prior_sd), prior_sd=rig.prior_sd
+        )
+        state = sane(found, state, unit)
+    return state
+
+
+def evidence(weight: Floats, observations: float) -> Floats:
+    """(B, N) weights such that a face whose N rows all count fully is worth ``observations`` independent points.
+
+    Neighbouring pixels err together, so the number of pixels says little about how much is known.
+    """
+    return weight * (observations / weight.shape[1])
+
+
+def sane(found: FaceState, before: FaceState, unit: Floats) -> FaceState:
+    """``found`` where it is finite and not collapsed, exploded or gone; else ``before``."""
+    ratio = found.scale / before.scale
+    good = np.isfinite(found.scale) & (ratio > 0.1) & (ratio < 10)
+    good &= np.isfinite(found.rotation).all((1, 2)) & np.isfinite(found.coefficients).all(1)
+    good &= np.linalg.norm(found.centre - before.centre, axis=1) < 5 * unit
+    return chosen(good, found, before)
+
+
+def chosen(condition: Bools, yes: FaceState, no: FaceState) -> FaceState:
+    """Row by row one of two states."""
+    return FaceState(
+        np.where(condition, yes.scale, no.scale),
+        np.where(condition[:, None, None], yes.rotation, no.rotation),
+        np.where(condition[:, None], yes.centre, no.centre),
+        np.where(condition[:, None], yes.coefficients, no.coefficients),
+    )
+
+
+def put(state: FaceState, rows: Ints, part: FaceState) -> FaceState:
+    """``state`` with its ``rows`` replaced by ``part``."""
+
+    def merged(whole: Floats, new: Floats) -> Floats:
+        out = whole.copy()
+        out[rows] = new
+        return out
+
+    return FaceState(
+        merged(state.scale, part.scale),
+        merged(state.rotation, part.rotation),
+        merged(state.centre, part.centre),
+        merged(state.coefficients, part.coefficients),
+    )

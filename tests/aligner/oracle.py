@@ -1,0 +1,113 @@
+"""A network whose answer is known: images that show at each pixel where on the template it lies, read back exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from face.arrays import Bytes, Floats
+from face.camera import Box, WeakPerspective
+from face.descriptor import Anchors, Features, choose_anchors
+from face.morphable import Coefficients, MorphableModel
+from face.render.frame import interpolate, render
+from face.transform import Rigid, rotation_from_angles
+
+DIMS = 32
+REACH = 0.02  # metres on the template within which descriptors are alike
+DARKEST, RANGE = 40.0, 215.0
+
+
+@dataclass(frozen=True)
+class PositionCode:
+    """Template positions as colours, and colours as random Fourier features of the position."""
+
+    low: Floats  # (3,) metres
+    high: Floats  # (3,)
+    frequency: Floats  # (3, DIMS / 2) radians for each metre
+
+    @staticmethod
+    def of(model: MorphableModel) -> PositionCode:
+        frequency = np.random.default_rng(5).normal(size=(3, DIMS // 2)) / REACH
+        return PositionCode(model.template.min(0), model.template.max(0), frequency)
+
+    def colours(self, positions: Floats) -> Floats:
+        return DARKEST + RANGE * (positions - self.low) / (self.high - self.low)
+
+    def positions(self, colours: Floats) -> Floats:
+        return self.low + (colours - DARKEST) / RANGE * (self.high - self.low)
+
+    def descriptors(self, positions: Floats) -> Floats:
+        phase = positions @ self.frequency
+        return np.concatenate([np.cos(phase), np.sin(phase)], axis=-1) / np.sqrt(DIMS / 2)
+
+
+@dataclass(frozen=True)
+class OracleNet:
+    """Reads the code; ``noise`` is added to the descriptors, a share ``wrong`` of the pixels shows other points."""
+
+    code: PositionCode
+    noise: float = 0.0
+    wrong: float = 0.0
+
+    def __call__(self, image: Tensor) -> Features:
+        pixels = image.permute(0, 2, 3, 1).numpy().astype(np.float64) * 255.0
+        b, h, w, _ = pixels.shape
+        blocks = pixels.reshape(b, h // 2, 2, w // 2, 2, 3)
+        inside = (blocks.min((2, 4, 5)) > DARKEST - 6).astype(np.float32)
+        positions = self.code.positions(blocks.mean((2, 4)))
+        rng = np.random.default_rng(7)
+        if self.wrong:
+            other = rng.uniform(self.code.low, self.code.high, positions.shape)
+            positions = np.where(rng.random((b, h // 2, w // 2, 1)) < self.wrong, other, positions)
+        descriptor = self.code.descriptors(positions)
+        descriptor = descriptor + rng.normal(size=descriptor.shape) * self.noise / np.sqrt(DIMS)
+        descriptor /= np.linalg.norm(descriptor, axis=-1, keepdims=True)
+        logit = torch.from_numpy(inside * 12.0 - 6.0)
+        return Features(torch.from_numpy(np.moveaxis(descriptor, 3, 1).astype(np.float32)), logit)
+
+
+def oracle_anchors(model: MorphableModel, code: PositionCode, count: int = 800) -> Anchors:
+    vertex = choose_anchors(model, count)
+    position = model.template[vertex].astype(np.float32)
+    return Anchors(vertex, position, code.descriptors(position).astype(np.float32), 16.0)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A coded image and the truth about it."""
+
+    image: Bytes  # (H, W, 3)
+    landmarks: Floats  # (68, 2) pixels, 3D scheme
+    landmarks_2d: Floats  # (68, 2) visible contour
+    rotation: Floats  # (3, 3) cam_from_head
+    box: Box
+
+
+def make_scene(
+    model: MorphableModel,
+    code: PositionCode,
+    *,
+    yaw: float,
+    pitch: float = 0.0,
+    roll: float = 0.0,
+    rng: np.random.Generator,
+    size: int = 320,
+    spread: float = 0.8,
+) -> Scene:
+    identity = np.zeros(len(model.identity))
+    identity[:40] = rng.normal(size=min(40, len(identity))) * spread
+    expression = np.clip(rng.normal(size=len(model.expression)), 0, 1.5) * model.expression_sd * 0.5 * spread
+    vertices = model.vertices(Coefficients(identity, expression))
+    rotation = rotation_from_angles(yaw, pitch, roll)
+    cam = Rigid(rotation, np.zeros(3)).apply(vertices)
+    camera = WeakPerspective(size * 3.2, np.array([size / 2 + rng.uniform(-9, 9), size / 2 + rng.uniform(-9, 9)]))
+    frame = render(cam, model.faces, camera, (size, size))
+    image = interpolate(frame, code.colours(model.template), model.faces)
+    image[~frame.mask] = 0
+    px = camera.px_from_cam(cam)
+    landmarks = px[model.landmarks.vertex]
+    contour = px[model.landmarks.contour_vertices(px, model.template)]
+    return Scene(np.rint(image).astype(np.uint8), landmarks, contour, rotation, Box.around(landmarks))
