@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
 import boto3
@@ -38,7 +38,7 @@ from botocore.exceptions import EndpointConnectionError as Unreachable
 
 from face.errors import Conflict, NotFound, StorageError, TransientStorageError
 
-CONFLICT_TRIES = 6  # 409 means that another writer of the key is at work: wait 0.1, 0.2, 0.4 ... seconds for it
+CONFLICT_WAITS = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds; 409 means that another writer of the key is at work
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "403"}
 _MISSING = {"NoSuchKey", "NotFound", "404"}
 _TRANSIENT = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError", "BadDigest"}
@@ -140,16 +140,11 @@ class LocalStorage:
             stem = f".{hashlib.sha256(path.name.encode()).hexdigest()[:16]}"
             for leftover in path.parent.glob(f"{stem}.*.tmp"):
                 _remove_if_abandoned(leftover)
-            temporary = path.with_name(f"{stem}.{secrets.token_hex(8)}.tmp")
-            try:
-                with open(temporary, "xb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    _publish(temporary, path, data, if_absent=if_absent)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with _temporary(path.parent, stem) as (file, temporary):
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                _publish(temporary, path, data, if_absent=if_absent)
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -200,6 +195,22 @@ def _is_text(key: str) -> bool:
     return True
 
 
+@contextmanager
+def _temporary(folder: Path, stem: str) -> Iterator[tuple[BinaryIO, Path]]:
+    """A new file, locked while its writer lives, and gone afterwards."""
+    while True:
+        path = folder / f"{stem}.{secrets.token_hex(8)}.tmp"
+        with open(path, "xb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink == 0:
+                continue  # another writer of the key took it for abandoned, before it was locked
+            try:
+                yield file, path
+                return
+            finally:
+                path.unlink(missing_ok=True)
+
+
 def _remove_if_abandoned(temporary: Path) -> None:
     """Remove a temporary file whose writer is dead: a live writer holds its lock."""
     with suppress(FileNotFoundError, BlockingIOError), open(temporary, "rb") as file:
@@ -236,8 +247,8 @@ def _explained(verb: str, path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        if verb == "write":  # a sweeping writer of the same key, or someone who removes the folder meanwhile
-            raise TransientStorageError(f"can't write {path}: its folder or temporary file vanished") from error
+        if verb == "write":
+            raise TransientStorageError(f"can't write {path}: its folder vanished meanwhile") from error
         raise NotFound(f"there is no {path}") from error
     except OSError as error:
         reasons = {
@@ -303,7 +314,7 @@ class S3Storage:
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
         condition = {"IfNoneMatch": "*"} if if_absent else {}
-        for attempt in range(CONFLICT_TRIES):
+        for wait in (*CONFLICT_WAITS, None):
             try:
                 with self._explained("write", key):
                     self._client.put_object(**self._at(key), Body=data, ChecksumSHA256=checksum, **condition)
@@ -313,8 +324,11 @@ class S3Storage:
                 _same(self.read(key), data, self.uri + key)
                 return
             except _OtherWriter:
-                time.sleep(0.1 * 2**attempt)
-        raise TransientStorageError(f"can't write {self.uri}{key}: another writer is at work on it")
+                if wait is None:
+                    raise TransientStorageError(
+                        f"can't write {self.uri}{key}: another writer is at work on it"
+                    ) from None
+                time.sleep(wait)
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         if prefix:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -10,6 +12,9 @@ import pytest
 from face.arrays import Floats, Ints
 from face.landmarks import NAMES, LandmarkTable
 from face.morphable import MorphableModel
+
+if TYPE_CHECKING:
+    from tests.s3_server import FaultyS3
 
 RINGS, SEGMENTS = 4, 8
 """The toy head is an egg of four rings of eight vertices and two poles: 34 vertices, 64 triangles."""
@@ -37,6 +42,20 @@ def open_head() -> MorphableModel:
 @pytest.fixture(scope="session")
 def toy_model() -> MorphableModel:
     """A closed, convex, mirror-symmetric head of 34 vertices with 4 identity and 3 expression modes."""
+    return make_toy_model()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[FaultyS3]:
+    """An S3 server on this machine, with a bucket "faces" and credentials for it in the environment."""
+    from tests.s3_server import serve_s3  # moto takes a second to import, and few tests need it
+
+    with serve_s3() as server:
+        yield server
+
+
+def make_toy_model() -> MorphableModel:
+    """The toy model without its fixture, for processes that a test starts."""
     azimuth = np.deg2rad(45.0 * np.arange(-3, 5))  # 0 is the nose, positive to the face's left; the last is the back
     latitude = np.deg2rad([54.0, 18.0, -18.0, -54.0])
     radii = np.array([0.075, 0.115, 0.095])  # metres

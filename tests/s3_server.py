@@ -1,0 +1,74 @@
+"""moto's S3 server on a loopback port, with a layer before it that answers chosen requests with a fault."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+BUCKET = "faces"
+
+Fault = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+def refuse(status: str, code: str) -> Fault:
+    """Answer with an S3 error document."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        body = f"<Error><Code>{code}</Code><Message>an injected fault</Message></Error>".encode()
+        start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        return [body]
+
+    return answer
+
+
+def truncate(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """Promise a thousand bytes, send ten, hang up."""
+    start_response("200 OK", [("Content-Length", "1000")])
+    return [b"0123456789"]
+
+
+@dataclass
+class FaultyS3:
+    """A running server; each of ``faults`` is used up by the next request with its method."""
+
+    url: str
+    faults: list[tuple[str, Fault]] = field(default_factory=list)
+
+
+@contextmanager
+def serve_s3() -> Iterator[FaultyS3]:
+    """Raises whatever starting moto raises."""
+    inner = DomainDispatcherApplication(create_backend_app)
+    server = FaultyS3("")
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if server.faults and server.faults[0][0] == environ["REQUEST_METHOD"]:
+            return server.faults.pop(0)[1](environ, start_response)
+        answer: Iterable[bytes] = inner(environ, start_response)
+        return answer
+
+    running = make_server("127.0.0.1", 0, app, threaded=True)
+    server.url = f"http://127.0.0.1:{running.server_port}"
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_ACCESS_KEY_ID", "test-key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3", endpoint_url=server.url).create_bucket(Bucket=BUCKET)
+        try:
+            yield server
+        finally:
+            running.shutdown()
+            thread.join()
+            running.server_close()
