@@ -65,11 +65,13 @@ def test_what_is_written_is_read_under_any_name(storage: Storage) -> None:
     ]
 
 
-@pytest.mark.parametrize("key", ["", "/", "/etc/passwd", "a//b", "a/", "./a", "a/../../b", "..", "a/..", "a\0b"])
-def test_keys_that_could_lead_outside_are_refused(storage: Storage, key: str) -> None:
-    for use in (storage.read, storage.exists, storage.delete, lambda k: storage.write(k, b"")):
-        with pytest.raises(StorageError, match="can't be a key"):
-            use(key)
+def test_keys_that_could_lead_outside_are_refused(storage: Storage) -> None:
+    for key in ("", "/", "/etc/passwd", "a//b", "a/", "./a", "a/../../b", "..", "a/..", "a\0b"):
+        for use in (storage.read, storage.exists, storage.delete, lambda k: storage.write(k, b"")):
+            with pytest.raises(StorageError, match="can't be a key"):
+                use(key)
+    with pytest.raises(StorageError, match="can't be a key"):
+        storage.list("../")
 
 
 def test_an_empty_place_lists_nothing_and_says_what_is_not_there(storage: Storage) -> None:
