@@ -30,6 +30,9 @@ STRIDE = 2
 NORMAL_LENGTH = 0.006
 """Metres that a turn of the normal by one unit counts in ``surface_coordinates``: twice this parts touching lips."""
 
+FRAMING = 1.5
+"""Side of the plain square crop over the longer side of the box of the 68 landmarks (3D scheme), same centre."""
+
 SKIN_REGIONS = ("face", "ears", "lips", "brows", "eyes", "lashes")
 """Regions whose pixels show the face: what ``face_logit`` is trained to say."""
 

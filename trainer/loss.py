@@ -1,0 +1,154 @@
+"""What the descriptor learns: every pixel of a face to name its place on the surface.
+
+Each pixel is classified among the anchors by ``softmax(scale * cosine)`` against class vectors, towards soft targets
+that fall off with distance on the surface. The class vectors are learned (``anchors``), or the normalised means of
+the descriptors over the views of one identity (``views``, as in arXiv 1708.02721). Both terms and the face term are
+means over images of terms of an image or of one identity's images, so that splitting a batch between workers
+changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from face.descriptor import DescriptorNet, image_batch
+from trainer.config import LossWeights
+from trainer.data import Batch
+
+PRESENT = 0.25
+"""Total soft membership from which a class mean over a group of views counts as a class."""
+
+
+def soft_targets(place: Tensor, anchor_place: Tensor, sigma: float) -> Tensor:
+    """(..., M) probabilities proportional to exp(-d^2 / (2 sigma^2)) of (..., 6) places to (M, 6) anchors, metres."""
+    a, b = place / sigma, anchor_place / sigma
+    square = (a * a).sum(-1, keepdim=True) + (b * b).sum(-1) - 2.0 * a @ b.T
+    return functional.softmax(-0.5 * square, dim=-1)
+
+
+def _softmax_(score: Tensor) -> tuple[Tensor, Tensor]:
+    """(softmax, logsumexp) over the last axis, in place of (K, M) ``score``.
+
+    Nothing is let below exp(-40): numbers too small for their format would slow the exponential thirty times.
+    """
+    top = score.amax(-1, keepdim=True)
+    score.sub_(top).clamp_(min=-40.0).exp_()
+    total = score.sum(-1, keepdim=True)
+    return score.div_(total), (top + total.log())[:, 0]
+
+
+class AnchorDivergence(torch.autograd.Function):
+    """(B, K) ``divergence(soft_targets(...), descriptor @ vectors.T, scale)``, 3 x as fast as in those words.
+
+    The (K, M) tables of one image fit the processor's cache, so each is used up before the next is made, gradient
+    included; the targets' entropy comes from their distances instead of a logarithm for each class.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, descriptor: Tensor, vectors: Tensor, place: Tensor, anchor_place: Tensor, sigma: float, scale: float
+    ) -> Tensor:
+        """(B, K, D) and (M, D) unit vectors; (B, K, 6) and (M, 6) places in metres, which get no gradient."""
+        out = descriptor.new_empty(descriptor.shape[:2])
+        ahead = torch.empty_like(descriptor)  # d out / d descriptor
+        excess = descriptor.new_empty(*descriptor.shape[:2], len(vectors))  # d out / d (scale * cosine)
+        anchors = anchor_place / sigma
+        offset = -0.5 * (anchors * anchors).sum(-1)
+        for i, (f, at) in enumerate(zip(descriptor, place / sigma, strict=True)):
+            score = torch.addmm(offset, at, anchors.T)  # minus half the squared distance, up to a constant of the pixel
+            target, log_sum = _softmax_(score)
+            mean_score = (at * (target @ anchors)).sum(-1) + target @ offset
+            probability, log_total = _softmax_((scale * f) @ vectors.T)
+            out[i] = log_total - scale * (f * (target @ vectors)).sum(-1) - (log_sum - mean_score)
+            torch.sub(probability, target, out=excess[i])
+            ahead[i] = scale * (excess[i] @ vectors)
+        ctx.save_for_backward(ahead, excess, descriptor)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        ahead, excess, descriptor = ctx.saved_tensors
+        weighted = (ctx.scale * gradient)[..., None] * descriptor
+        vectors = excess.flatten(0, 1).T @ weighted.flatten(0, 1)
+        return gradient[..., None] * ahead, vectors, None, None, None, None
+
+
+def divergence(target: Tensor, cosine: Tensor, scale: float) -> Tensor:
+    """(...,) Kullback-Leibler divergence from ``softmax(scale * cosine)`` to (..., M) ``target``: zero when equal."""
+    logit = scale * cosine
+    entropy = -torch.special.xlogy(target, target).sum(-1)
+    return torch.logsumexp(logit, -1) - (target * logit).sum(-1) - entropy
+
+
+def mean_known(values: Tensor, known: Tensor) -> Tensor:
+    """Mean over images of the mean over an image's known pixels of (B, K) values; an image without any counts zero."""
+    return ((values * known).sum(1) / known.sum(1).clamp(min=1.0)).mean()
+
+
+def view_divergence(descriptor: Tensor, target: Tensor, known: Tensor, scale: float, views: int) -> Tensor:
+    """(B, K) divergence against class means over each group of ``views`` neighbouring images.
+
+    (B, K, D) unit descriptors, (B, K, M) targets, (B, K) known. A class of too little membership in its group takes
+    no part; where a pixel's whole target falls on such classes its divergence is zero.
+    """
+    groups = len(descriptor) // views
+    f = descriptor.reshape(groups, -1, descriptor.shape[-1])
+    q = (target * known[..., None]).reshape(groups, -1, target.shape[-1])
+    total = q.transpose(1, 2) @ f
+    present = q.sum(1) > PRESENT  # (groups, M)
+    centre = functional.normalize(total, dim=-1)
+    cosine = (f @ centre.transpose(1, 2)).masked_fill(~present[:, None], -1e4 / scale)
+    kept = q * present[:, None]
+    mass = kept.sum(-1, keepdim=True)
+    out = divergence(kept / mass.clamp(min=1e-6), cosine, scale)
+    return torch.where(mass[..., 0] > 1e-3, out, 0.0).reshape(known.shape)
+
+
+class Learner(nn.Module):
+    """Network and class vectors: what the optimiser moves. ``forward`` gives the terms of the loss."""
+
+    anchor_place: Tensor
+
+    def __init__(
+        self, net: DescriptorNet, anchor_place: Tensor, *, sigma: float, scale: float, views: int, weights: LossWeights
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.vectors = nn.Parameter(functional.normalize(torch.randn(len(anchor_place), net.config.dims), dim=1))
+        self.register_buffer("anchor_place", anchor_place, persistent=False)  # (M, 6) surface coordinates
+        self.sigma, self.scale, self.views, self.weights = sigma, scale, views, weights
+
+    def class_vectors(self) -> Tensor:
+        """(M, D) unit vectors."""
+        return functional.normalize(self.vectors, dim=1)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Unweighted terms of the loss, each a scalar; those of weight zero are left out."""
+        trunk = self.net.trunk(image_batch(batch.image))
+        terms = {}
+        if self.weights.face:
+            terms["face"] = functional.binary_cross_entropy_with_logits(self.net.face_logit(trunk), batch.face)
+        if self.weights.anchors or self.weights.views:
+            rows = trunk.flatten(2).transpose(1, 2)
+            chosen = rows.gather(1, batch.pixel[..., None].expand(-1, -1, rows.shape[-1]))
+            descriptor = self.net.descriptor_at(chosen)
+            if self.weights.anchors:
+                each = AnchorDivergence.apply(  # type: ignore[no-untyped-call]
+                    descriptor, self.class_vectors(), batch.place, self.anchor_place, self.sigma, self.scale
+                )
+                terms["anchors"] = mean_known(each, batch.known)
+            if self.weights.views:
+                target = soft_targets(batch.place, self.anchor_place, self.sigma)
+                each = view_divergence(descriptor, target, batch.known, self.scale, self.views)
+                terms["views"] = mean_known(each, batch.known)
+        return terms
+
+
+def total(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:
+    """The one place where weights meet terms."""
+    return sum((getattr(weights, name) * term for name, term in terms.items()), start=torch.zeros(()))
