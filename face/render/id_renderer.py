@@ -25,6 +25,8 @@ FLAGS = pyrender.RenderFlags.OFFSCREEN | pyrender.RenderFlags.FLAT | pyrender.Re
 class IdRenderer(pyrender.Renderer):
     """Draws a pyrender scene whose positions are in clip space; ``render`` answers (H, W) int32 rows or -1."""
 
+    _main_fb_dims: tuple[int, int] | tuple[None, None]
+
     def __init__(self, width: int, height: int) -> None:
         super().__init__(width, height)
         self._program_cache = ShaderProgramCache(shader_dir=str(SHADERS))
@@ -62,7 +64,7 @@ class IdRenderer(pyrender.Renderer):
         self._main_fb_dims = (None, None)
 
     def _read_main_framebuffer(self, scene: pyrender.Scene, flags: int) -> NDArray[np.int32]:
-        width, height = self._main_fb_dims
+        width, height = self.viewport_width, self.viewport_height
         pixels = np.empty((height, width, 4), dtype=np.uint8)
         gl.glBindFramebuffer(gl.GL_READ_FRAMEBUFFER, self._main_fb)
         gl.glReadPixels(0, 0, width, height, gl.GL_RGBA, gl.GL_UNSIGNED_BYTE, pixels)
