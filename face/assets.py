@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Mapping
 from functools import cache
@@ -59,6 +60,15 @@ def load_albedo(name: str = "open-albedo") -> AlbedoModel:
         )
     except (KeyError, ValueError, IndexError) as error:
         raise BadModel(f"{path}: {error}") from error
+
+
+def digest(name: str) -> str:
+    """SHA-256 of the file of a shipped model or albedo, or of a file by path. Raises BadModel when it is missing."""
+    path = SHIPPED.get(name) or SHIPPED_ALBEDO.get(name) or Path(name)
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise BadModel(f"{path} cannot be read as a model: {error}") from error
 
 
 def read_arrays(path: Path) -> dict[str, Any]:

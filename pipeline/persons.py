@@ -1,0 +1,118 @@
+"""Where faces to render come from: a photo that was explained, or coefficients that were drawn."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from face.albedo import AlbedoModel
+from face.arrays import Bools, Floats
+from face.morphable import Coefficients, MorphableModel
+from face.render.frame import render
+from infra.split import split_of
+from pipeline import sampling, texture
+from pipeline.backgrounds import surroundings_of
+from pipeline.inverse import Recovery
+from pipeline.views import Person, PhotoScene
+
+IDENTITY_LIMIT = 2.2  # standard deviations; beyond it the model's faces turn odd
+
+
+def recovered_person(
+    recovery: Recovery, identity_id: str, *, model: MorphableModel, albedo: AlbedoModel, texture_size: int, licence: str
+) -> Person:
+    """The person of a photo, with the photo's own texture and scene. ``licence``: of the rows made from it."""
+    unwrapped = texture.unwrap(recovery, model=model, albedo=albedo, size=texture_size)
+    identity, expression = recovery.coefficients.identity, recovery.coefficients.expression
+    neutral = model.vertices(Coefficients(identity, np.zeros_like(expression)))
+    face = recovery.cam_from_head.apply(model.vertices(recovery.coefficients))
+    size = recovery.crop.shape[0]
+    mask = render(face, model.faces, recovery.camera, (size, size)).mask
+    crop = recovery.crop.astype(np.float32) / 255.0
+    own = PhotoScene(
+        expression=expression,
+        camera=recovery.camera,
+        cam_from_head=recovery.cam_from_head,
+        light=unwrapped.light,
+        photo=_beyond_the_border(crop, recovery.valid),
+        surroundings=surroundings_of(crop, mask | ~recovery.valid),
+    )
+    return Person(
+        id=identity_id,
+        photo_id=recovery.photo_id,
+        photo_sha256=recovery.photo_sha256,
+        split=split_of(recovery.photo_id),
+        licence=licence,
+        fit_error=recovery.quality["landmark_error_inner"],
+        identity=identity,
+        neutral=neutral,
+        texture=unwrapped.albedo,
+        texture_recipe={
+            "from": "photo",
+            "size": texture_size,
+            "albedo_model": albedo.name,
+            "albedo": _listed(recovery.albedo),
+            "seen": round(float(unwrapped.seen.mean()), 4),
+        },
+        own=own,
+    )
+
+
+def _beyond_the_border(crop: Floats, valid: Bools) -> Floats:
+    """The (S, S, 3) crop with what lies beyond the photo's border out of focus instead of striped."""
+    if valid.all():
+        return crop
+    around = surroundings_of(crop, ~valid)
+    filled = cv2.resize(around, crop.shape[1::-1])
+    inside = cv2.erode(valid.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1).astype(np.float32)
+    share = cv2.GaussianBlur(inside, (0, 0), 1.0)[..., None] * valid[..., None]
+    return np.asarray(crop * share + filled * (1.0 - share), dtype=np.float32)
+
+
+def sampled_person(
+    identity_id: str,
+    *,
+    model: MorphableModel,
+    albedo: AlbedoModel,
+    texture_size: int,
+    rng: np.random.Generator,
+) -> Person:
+    """A face that no one has: identity and albedo drawn from the models' priors."""
+    identity = sampling.sample_coefficients(len(model.identity), rng=rng, limit=IDENTITY_LIMIT)
+    colours = sampling.sample_coefficients(len(albedo.components), rng=rng, limit=2.0)
+    drawn = albedo.texture(colours)
+    atlas = texture.atlas_of(model, texture_size)
+    enlarged = cv2.resize(drawn, (texture_size, texture_size), interpolation=cv2.INTER_CUBIC)
+    covered = np.clip(enlarged.reshape(-1, 3)[atlas.texel], 0.0, 1.0)
+    coefficients = Coefficients(identity, np.zeros(len(model.expression)))
+    return Person(
+        id=identity_id,
+        photo_id="",
+        photo_sha256="",
+        split=split_of(identity_id),
+        licence=_both(model.licence, albedo.licence),
+        fit_error=0.0,
+        identity=coefficients.identity,
+        neutral=model.vertices(coefficients),
+        texture=atlas.padded(covered),
+        texture_recipe={
+            "from": "albedo",
+            "size": texture_size,
+            "albedo_model": albedo.name,
+            "albedo": _listed(colours),
+        },
+        own=None,
+    )
+
+
+def photo_licence(terms: str, model: MorphableModel, albedo: AlbedoModel) -> str:
+    """The licence of rows that show a photo under ``terms``: those, and those of the models that completed it."""
+    return " AND ".join(dict.fromkeys([terms, *_both(model.licence, albedo.licence).split(" AND ")]))
+
+
+def _both(a: str, b: str) -> str:
+    return a if a == b else f"{a} AND {b}"
+
+
+def _listed(values: Floats) -> list[float]:
+    return [float(v) for v in np.asarray(values, dtype=np.float32)]

@@ -1,0 +1,123 @@
+"""From the light behind a lens to the bytes of a JPEG: silhouettes, blur, tone, noise, compression."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import cv2
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from face.arrays import Bytes, Floats
+from face.render.frame import Frame
+from pipeline.sampling import Sensor
+
+STEPS = 1024  # of a tone curve
+NOISE_SIDE = 512
+CREASE = 0.006  # metres of depth between neighbouring pixels from which an inner silhouette is softened
+
+
+def over(colour: Floats, frame: Frame, background: Floats) -> NDArray[np.float32]:
+    """(H, W, 3) float32: the face's (H, W, 3) ``colour`` over a ``background``, its silhouettes anti-aliased.
+
+    The coverage of a pixel is that of its 3 x 3 neighbourhood under a binomial kernel, so that it reaches half a pixel
+    to both sides of the exact edge. Silhouettes inside the face (the nose before the cheek) are softened alike.
+    """
+    out = np.empty(colour.shape, dtype=np.float32)
+    _over(
+        np.ascontiguousarray(colour, dtype=np.float32),
+        frame.triangle,
+        frame.depth,
+        np.ascontiguousarray(background, dtype=np.float32),
+        np.float32(CREASE),
+        out,
+    )
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _over(colour, ids, depth, background, crease, out):  # type: ignore[no-untyped-def]
+    height, width = ids.shape
+    for row in range(height):
+        for column in range(width):
+            inside = ids[row, column] >= 0
+            here = depth[row, column]
+            edge = False
+            for r in range(max(row - 1, 0), min(row + 2, height)):
+                for c in range(max(column - 1, 0), min(column + 2, width)):
+                    other = ids[r, c] >= 0
+                    if other != inside or (inside and abs(depth[r, c] - here) > crease):
+                        edge = True
+            if not edge:
+                for k in range(3):
+                    out[row, column, k] = colour[row, column, k] if inside else background[row, column, k]
+                continue
+            total, covered = np.float32(0.0), np.float32(0.0)
+            red, green, blue = np.float32(0.0), np.float32(0.0), np.float32(0.0)
+            for r in range(max(row - 1, 0), min(row + 2, height)):
+                for c in range(max(column - 1, 0), min(column + 2, width)):
+                    weight = np.float32((2 - abs(r - row)) * (2 - abs(c - column)))
+                    total += weight
+                    if ids[r, c] >= 0:
+                        covered += weight
+                        red += weight * colour[r, c, 0]
+                        green += weight * colour[r, c, 1]
+                        blue += weight * colour[r, c, 2]
+            rest = (total - covered) / total
+            out[row, column, 0] = red / total + rest * background[row, column, 0]
+            out[row, column, 1] = green / total + rest * background[row, column, 1]
+            out[row, column, 2] = blue / total + rest * background[row, column, 2]
+
+
+@cache
+def _noise() -> NDArray[np.float32]:
+    """One tile of standard normal grain that all images share, each from its own corner."""
+    return np.random.default_rng(9).standard_normal((NOISE_SIDE, NOISE_SIDE, 3)).astype(np.float32)
+
+
+def exposed(image: Floats, sensor: Sensor) -> Bytes:
+    """(H, W, 3) uint8 RGB of (H, W, 3) float32 light in 0..1, as the ``sensor`` records it."""
+    height, width = image.shape[:2]
+    light = np.ascontiguousarray(image, dtype=np.float32)
+    if sensor.shrink > 1.0:
+        small = (max(round(width / sensor.shrink), 8), max(round(height / sensor.shrink), 8))
+        light = cv2.resize(cv2.resize(light, small, interpolation=cv2.INTER_AREA), (width, height))
+    if sensor.blur > 0.0:
+        light = cv2.GaussianBlur(light, (0, 0), sensor.blur)
+    level = np.arange(STEPS) / (STEPS - 1.0)
+    curves = np.stack([np.clip(level * gain, 0.0, 1.0) ** sensor.gamma for gain in sensor.gains])
+    curves = np.clip(0.5 + (curves - 0.5) * sensor.contrast, 0.0, 1.0).astype(np.float32)
+    top, left = divmod(sensor.noise_seed, NOISE_SIDE)
+    out = np.empty(image.shape, dtype=np.uint8)
+    _exposed(light, curves, _noise(), top % NOISE_SIDE, left, np.float32(sensor.noise), sensor.grey, out)
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _exposed(light, curves, noise, top, left, strength, grey, out):  # type: ignore[no-untyped-def]
+    height, width, _ = light.shape
+    side = noise.shape[0]
+    steps = curves.shape[1] - 1
+    value = np.empty(3, dtype=np.float32)
+    for row in range(height):
+        for column in range(width):
+            for k in range(3):
+                x = min(max(light[row, column, k], np.float32(0.0)), np.float32(1.0))
+                value[k] = curves[k, int(x * steps + np.float32(0.5))]
+            if grey:
+                luma = np.float32(0.299) * value[0] + np.float32(0.587) * value[1] + np.float32(0.114) * value[2]
+                value[:] = luma
+            for k in range(3):
+                channel = 0 if grey else k
+                grain = noise[(row + top) % side, (column + left) % side, channel]
+                x = value[k] + strength * (np.float32(0.5) + value[k]) * grain
+                out[row, column, k] = np.uint8(min(max(x, np.float32(0.0)), np.float32(1.0)) * 255 + np.float32(0.5))
+
+
+def jpeg(image: Bytes, quality: int) -> bytes:
+    """The JPEG file of (H, W, 3) uint8 RGB. Raises ValueError when the image cannot be encoded."""
+    done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError(f"an image of {image.shape} cannot be encoded as JPEG")
+    return bytes(data)

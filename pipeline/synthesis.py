@@ -1,0 +1,217 @@
+"""Photos to a dataset of views: the plan of the job, the work of one shard, and both together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from face.assets import digest, load_albedo, load_model
+from face.errors import BadFit, BadLandmarks, BadPhoto, NotFound
+from face.morphable import MorphableModel
+from infra.dataset import Manifest
+from infra.shards import ViewRow, sample_id_of
+from infra.storage import Storage, open_storage
+from pipeline import job, persons
+from pipeline.inverse import invert
+from pipeline.photos import list_photos, read_photo
+from pipeline.plan import Failure, MakeRows, Plan, ShardPlan, ShardResult, Subject, WorkSpec, make_plan, seed_of
+from pipeline.views import Person, make_view
+
+PHOTO_TERMS = "LicenseRef-photo"
+"""Licence of rows made from photos whose terms the caller did not say: whatever the photos' terms are."""
+
+INVERT_SECONDS = 1.0  # of a photo on one core at 256 px, for estimates
+VIEW_SECONDS = 0.010  # of a view
+VIEW_BYTES = 24_000  # of a row at 256 px
+FACTORY = "pipeline.synthesis:make_rows_of"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the rows of a job besides its inputs and seed. Raises ValueError when out of range."""
+
+    views: int = 20
+    size: int = 256  # px, of the views
+    texture_size: int = 512  # texels
+    model: str = "open-head"
+    albedo: str = "open-albedo"
+    photo_terms: str = PHOTO_TERMS  # licence of the photos, for the rows
+
+    def __post_init__(self) -> None:
+        if self.views < 1 or not 32 <= self.size <= 2048 or not 64 <= self.texture_size <= 4096:
+            raise ValueError(f"synthesis wants at least one view of 32 to 2048 px, textures of 64 to 4096: {self}")
+
+    def as_dict(self) -> dict[str, str | int | float | bool | None]:
+        return dict(vars(self))
+
+
+def make_rows_of(
+    *,
+    photos: str | None,
+    endpoint_url: str | None,
+    seed: int,
+    views: int,
+    size: int,
+    texture_size: int,
+    model: str,
+    albedo: str,
+    photo_terms: str,
+) -> MakeRows:
+    """The work of one shard, for the photos at the URI ``photos``. Raises BadModel and StorageError."""
+    options = Options(views, size, texture_size, model, albedo, photo_terms)
+    storage = None if photos is None else open_storage(photos, endpoint_url=endpoint_url)
+
+    def make_rows(shard: ShardPlan) -> ShardResult:
+        return rows_of_shard(shard, storage=storage, seed=seed, options=options)
+
+    return make_rows
+
+
+def rows_of_shard(shard: ShardPlan, *, storage: Storage | None, seed: int, options: Options) -> ShardResult:
+    """Every view of every subject of a shard. A photo that can't be used becomes a Failure, never an exception."""
+    model = load_model(options.model)
+    rows: list[ViewRow] = []
+    failures: list[Failure] = []
+    for subject in shard.subjects:
+        try:
+            person = person_of(subject, storage=storage, seed=seed, options=options)
+        except (BadPhoto, BadLandmarks, BadFit, NotFound) as error:
+            failures.append(Failure(subject.id, type(error).__name__, str(error)))
+            continue
+        rows += views_of(person, model=model, seed=seed, views=options.views, size=options.size)
+    return ShardResult(tuple(rows), tuple(failures))
+
+
+def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: Options) -> Person:
+    """The face of a plan's subject. Raises BadPhoto, BadLandmarks, BadFit; StorageError when storage fails."""
+    model, albedo = load_model(options.model), load_albedo(options.albedo)
+    if subject.photo is None:
+        rng = np.random.default_rng(seed_of(seed, subject.id))
+        return persons.sampled_person(
+            subject.id, model=model, albedo=albedo, texture_size=options.texture_size, rng=rng
+        )
+    if storage is None:
+        raise ValueError(f"{subject.id} is a photo, but no photos are given")
+    recovery = invert(read_photo(storage, subject.photo), model=model, albedo=albedo, size=options.size)
+    return persons.recovered_person(
+        recovery,
+        subject.id,
+        model=model,
+        albedo=albedo,
+        texture_size=options.texture_size,
+        licence=persons.photo_licence(options.photo_terms, model, albedo),
+    )
+
+
+def views_of(person: Person, *, model: MorphableModel, seed: int, views: int, size: int) -> list[ViewRow]:
+    """The views of a person under the job's ``seed``."""
+    seeds = [seed_of(seed, sample_id_of(person.id, view)) for view in range(views)]
+    return [make_view(person, view, model=model, seed=seeds[view], size=size) for view in range(views)]
+
+
+def plan_synthesis(
+    photos: Storage | None, *, identities: int, seed: int, options: Options, shard_subjects: int = 32
+) -> Plan:
+    """Plan every photo of a storage and ``identities`` sampled faces. Raises ValueError when that is nothing."""
+    return make_plan(
+        [] if photos is None else list_photos(photos),
+        identities=identities,
+        seed=seed,
+        options=options.as_dict(),
+        assets={name: digest(name) for name in (options.model, options.albedo)},
+        renderer="zbuffer",
+        shard_subjects=shard_subjects,
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan will cost, before it runs."""
+
+    photos: int
+    identities: int
+    shards: int
+    rows: int
+    bytes: float
+    seconds: float  # on one core
+
+    def lines(self, workers: int) -> list[str]:
+        """For people."""
+        return [
+            f"{self.photos} photos and {self.identities} sampled identities in {self.shards} shards",
+            f"{self.rows} views, about {self.bytes / 1e6:.0f} MB",
+            f"about {self.seconds / max(workers, 1) / 60:.1f} minutes with {max(workers, 1)} workers",
+        ]
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Counts are exact, if no photo fails; bytes and seconds are rough figures of one machine."""
+    subjects = [subject for shard in plan.shards for subject in shard.subjects]
+    photos = sum(subject.photo is not None for subject in subjects)
+    views, size = int(plan.options["views"] or 0), float(plan.options["size"] or 0)
+    rows, area = len(subjects) * views, (size / 256.0) ** 2
+    seconds = photos * INVERT_SECONDS * area + rows * VIEW_SECONDS * area
+    return Estimate(photos, len(subjects) - photos, len(plan.shards), rows, rows * VIEW_BYTES * area, seconds)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a synthesis came to; without a manifest it was a dry run."""
+
+    uri: str
+    plan: Plan
+    estimate: Estimate
+    manifest: Manifest | None
+
+
+def synthesize(
+    photos: str | None,
+    out: str,
+    *,
+    views: int = 20,
+    identities: int = 0,
+    seed: int = 0,
+    size: int = 256,
+    workers: int = 1,
+    address: str | None = None,
+    endpoint_url: str | None = None,
+    photo_terms: str = PHOTO_TERMS,
+    model: str = "open-head",
+    albedo: str = "open-albedo",
+    budget: float = job.BUDGET,
+    shard_subjects: int = 32,
+    dry_run: bool = False,
+    progress: bool = False,
+    watch: Callable[[Plan, Estimate], None] = lambda plan, estimate: None,
+) -> Summary:
+    """Make a dataset at ``out`` from the photos at ``photos`` and sampled identities; complete an interrupted one.
+
+    One worker and no ``address`` run in this process, anything else on Ray: the cluster at ``address``, or a private
+    local one of ``workers`` CPUs. The bytes are the same. ``watch`` sees the plan before the work begins.
+    Raises ValueError, BadDataset, BudgetExceeded, StorageError, ClusterError.
+    """
+    options = Options(views=views, size=size, model=model, albedo=albedo, photo_terms=photo_terms)
+    source = None if photos is None else open_storage(photos, endpoint_url=endpoint_url)
+    plan = plan_synthesis(source, identities=identities, seed=seed, options=options, shard_subjects=shard_subjects)
+    expected = estimate(plan)
+    watch(plan, expected)
+    target = open_storage(out, endpoint_url=endpoint_url)
+    if dry_run:
+        return Summary(target.uri, plan, expected, None)
+    where = None if source is None else (photos if "://" in str(photos) else str(Path(str(photos)).absolute()))
+    work = WorkSpec.of(FACTORY, photos=where, endpoint_url=endpoint_url, seed=seed, **options.as_dict())
+    if address is None and workers <= 1:
+        manifest = job.run(plan, target, work.build(), budget=budget, progress=progress)
+    else:
+        # Ray takes seconds to import, and is optional here.
+        from infra.cluster import connected
+        from pipeline import fan_out
+
+        with connected(address, workers=None if address else workers):
+            manifest = fan_out.run(
+                plan, target, work, workers=workers if workers > 1 else None, budget=budget, progress=progress
+            )
+    return Summary(target.uri, plan, expected, manifest)

@@ -1,0 +1,473 @@
+"""The albedo texture of a recovered face: what the photo shows, completed where it shows nothing.
+
+Colours are blended in two bands. The *low* band lives on the mesh's vertices, so it knows no islands of the uv layout
+and can't show their seams: a Poisson problem keeps the photo's colours where they were seen and continues them with
+the differences of the mirrored side, or of the statistical albedo, where they were not (Perez, Gangnet and Blake,
+"Poisson Image Editing", 2003). The *detail* band, what a texture shows beyond its vertices' colours, is mixed per
+texel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numba
+import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import splu
+
+from face import lighting
+from face.albedo import AlbedoModel
+from face.arrays import Bools, Floats, Ints
+from face.camera import Pinhole, WeakPerspective
+from face.mesh import SurfacePoints, vertex_normals
+from face.morphable import MorphableModel
+from face.render.frame import Frame, render, visible
+from pipeline.inverse import Recovery
+
+FACING = (0.12, 0.50)
+"""Cosines between the surface and the view from which a colour begins to count and counts fully."""
+
+EDGE = (1.0, 7.0)
+"""Pixels of a 256 px crop from a silhouette between which a colour begins to count and counts fully: the fitted
+outline is some pixels off, and beyond it lies the background."""
+
+HIDDEN_DEPTH = 0.004  # metres behind the nearest surface at which a point counts as hidden
+CREASE = 0.012  # metres of depth from one pixel to the next that make an inner silhouette
+INNER_EDGE = (0.5, 3.0)  # the same for silhouettes inside the face: the nose before the cheek
+SHADE_RANGE = (0.55, 1.60)
+"""Shading of the seen skin over its mean: a light that leaves this is mixed with an even one until it stays inside.
+What the photo shows darker than that is shadow or hair, which diffuse light does not explain."""
+
+TINT_RANGE = (0.75, 1.33)  # of a light's colours over their geometric mean
+BRIGHT = 0.90  # that 98 % of the face's albedo stays below, so that new light leaves it some room
+OPEN_EYE = 0.16  # height over width of an eye whose colours are taken from the photo
+PINNED = ("teeth", "tongue", "mouth")  # regions that always keep the statistical albedo
+SEEN = 0.05  # confidence above which a vertex has a colour of its own
+
+
+@dataclass(frozen=True)
+class PhotoTexture:
+    """What a photo says about the albedo of a face. Raises ValueError when the shapes disagree."""
+
+    albedo: Floats  # (S, S, 3) float32 0..1, in the model's uv, islands padded outwards
+    light: Floats  # (9, 3), cam: with the albedo it gives back the photo
+    seen: Floats  # (S, S) float32 0..1, how much of each texel is the photo itself
+    mirrored: Floats  # (S, S) float32 0..1, how much is the detail of the mirrored side
+
+    def __post_init__(self) -> None:
+        if self.albedo.shape != (*self.seen.shape, 3) or self.mirrored.shape != self.seen.shape:
+            raise ValueError("PhotoTexture fields disagree about the size")
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """A model's uv layout at a size, and its mesh as a graph: everything that no photo changes."""
+
+    model: MorphableModel
+    size: int
+    texel: Ints  # (N,) flat index of each covered texel
+    points: SurfacePoints  # (N,) of the covered texels
+    mirrored: SurfacePoints  # (N,) the points across the face; a texel without one repeats its own
+    nearest: Ints  # (S * S,) row of the covered texel nearest to each texel
+    uv_of_vertex: Floats  # (V, 2) one of the vertex's places
+    edges: Ints  # (M, 2) pairs of neighbouring vertices
+    region: dict[str, Bools]  # (V,) vertices of each region
+
+    def padded(self, values: Floats) -> Floats:
+        """(S, S, C) float32 of (N, C) values at the covered texels; the rest repeats the nearest covered texel."""
+        return np.asarray(values[self.nearest].reshape(self.size, self.size, -1), dtype=np.float32)
+
+    def vertices_of(self, name: str) -> Bools:
+        """(V,) vertices of a region; none when the model does not have it."""
+        return self.region.get(name, np.zeros(len(self.model.template), dtype=bool))
+
+    def at_vertices(self, texture: Floats) -> Floats:
+        """(V, C) bilinear samples of an (S, T, C) texture in the model's uv."""
+        return _bilinear(texture, self.uv_of_vertex * np.array(texture.shape[1::-1]))
+
+
+@lru_cache(maxsize=4)
+def _cached_atlas(key: int, size: int, holder: _Holder) -> Atlas:
+    return _make_atlas(holder.model, size)
+
+
+@dataclass(frozen=True, eq=False)
+class _Holder:
+    model: MorphableModel
+
+    def __hash__(self) -> int:
+        return id(self.model)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Holder) and other.model is self.model
+
+
+def atlas_of(model: MorphableModel, size: int) -> Atlas:
+    """The atlas of a model at ``size`` texels; the last few are kept."""
+    return _cached_atlas(id(model), size, _Holder(model))
+
+
+def _make_atlas(model: MorphableModel, size: int) -> Atlas:
+    flat = np.concatenate([model.uv, np.zeros((len(model.uv), 1))], axis=1)
+    layout = render(flat, model.uv_faces, WeakPerspective(float(size), np.zeros(2)), (size, size))
+    covered = np.flatnonzero(layout.mask.ravel())
+    points = layout.points()
+    row = np.full(size * size, -1, dtype=np.int32)
+    row[covered] = np.arange(len(covered))
+    _, labels = cv2.distanceTransformWithLabels(
+        (~layout.mask).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    row_of_label = np.zeros(labels.max() + 1, dtype=np.int32)
+    row_of_label[labels.ravel()[covered]] = row[covered]
+    uv_of_vertex = np.zeros((len(model.template), 2))
+    uv_of_vertex[model.faces.ravel()] = model.uv[model.uv_faces.ravel()]
+    pairs = np.concatenate([model.faces[:, [0, 1]], model.faces[:, [1, 2]], model.faces[:, [2, 0]]])
+    edges = np.unique(np.sort(pairs, axis=1), axis=0)
+    region = {}
+    for name in model.region_names:
+        member = np.zeros(len(model.template), dtype=bool)
+        member[model.faces[model.triangles_of(name)].ravel()] = True
+        region[name] = member
+    return Atlas(
+        model,
+        size,
+        covered,
+        points,
+        _across(model, points),
+        row_of_label[labels.ravel()],
+        uv_of_vertex,
+        edges,
+        region,
+    )
+
+
+def _across(model: MorphableModel, points: SurfacePoints) -> SurfacePoints:
+    """The mirrored surface points; a point whose triangle has no mirrored twin stays where it is."""
+    twins = np.sort(model.mirror[model.faces], axis=1)
+    own = np.sort(model.faces, axis=1)
+    number = {tuple(corners): f for f, corners in enumerate(own.tolist())}
+    twin = np.array([number.get(tuple(corners), -1) for corners in twins.tolist()])
+    target = np.where(twin >= 0, twin, np.arange(len(twin)))
+    # Which corner of the twin each mirrored corner is.
+    wanted = np.where((twin >= 0)[:, None], model.mirror[model.faces], model.faces)
+    place = (model.faces[target][:, :, None] == wanted[:, None, :]).argmax(2)
+    weights = np.take_along_axis(points.barycentric, place[points.triangle], axis=1)
+    return SurfacePoints(target[points.triangle], weights)
+
+
+def _bilinear(image: Floats, px: Floats) -> Floats:
+    """(N, C) samples of an (H, W, C) image at (N, 2) pixels, the border repeated."""
+    height, width = image.shape[:2]
+    x = np.clip(px[:, 0] - 0.5, 0.0, width - 1.0)
+    y = np.clip(px[:, 1] - 0.5, 0.0, height - 1.0)
+    left, top = x.astype(np.int64), y.astype(np.int64)
+    right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
+    fx, fy = (x - left)[:, None], (y - top)[:, None]
+    upper = image[top, left] * (1 - fx) + image[top, right] * fx
+    lower = image[bottom, left] * (1 - fx) + image[bottom, right] * fx
+    return np.asarray(upper * (1 - fy) + lower * fy)
+
+
+def _smoothstep(values: Floats, low: float, high: float) -> Floats:
+    t = np.clip((values - low) / (high - low), 0.0, 1.0)
+    return np.asarray(t * t * (3.0 - 2.0 * t))
+
+
+@dataclass(frozen=True, eq=False)
+class _Observation:
+    """The photo as seen from the surface: where it can be trusted and what albedo it shows there."""
+
+    crop: Floats  # (S, S, 3) float32 0..1
+    smooth: Floats  # (S, S, 3) the crop without its finest detail, for the colours of vertices
+    camera: Pinhole | WeakPerspective
+    light: Floats  # (9, 3)
+    floor: Floats  # (3,) least shading that is divided out
+    frame: Frame
+    trust: Floats  # (S, S) 0..1: falls towards silhouettes and the photo's border
+
+    def confidence(self, points: Floats, normals: Floats) -> Floats:
+        """(N,) 0..1 trust in the photo at (N, 3) points in cam with unit (N, 3) normals."""
+        if isinstance(self.camera, Pinhole):
+            view = points / np.linalg.norm(points, axis=1, keepdims=True)
+        else:
+            view = np.array([[0.0, 0.0, 1.0]])
+        facing = _smoothstep(-(normals * view).sum(1), *FACING)
+        px = self.camera.px_from_cam(points)
+        inside = (px > 0).all(1) & (px < np.array(self.trust.shape[::-1])).all(1)
+        seen = visible(self.frame, points, self.camera, HIDDEN_DEPTH)
+        return np.where(seen & inside, facing * _bilinear(self.trust[..., None], px)[:, 0], 0.0)
+
+    def albedo(self, points: Floats, normals: Floats, image: Floats) -> Floats:
+        """(N, 3) colours of ``image`` at the points, with the recovered light divided out."""
+        shading = np.maximum(lighting.shade(normals, self.light), self.floor)
+        return _bilinear(image, self.camera.px_from_cam(points)) / shading
+
+
+def _observe(recovery: Recovery, vertices: Floats, model: MorphableModel) -> _Observation:
+    size = recovery.crop.shape[0]
+    unit = size / 256.0
+    frame = render(vertices, model.faces, recovery.camera, (size, size))
+    box = np.ones((3, 3), dtype=np.uint8)
+    # Beyond the silhouette the surface counts as flat: that edge is judged by its own, wider margin.
+    far = cv2.dilate(np.where(frame.mask, frame.depth, 0.0).astype(np.float32), box)
+    near = cv2.erode(np.where(frame.mask, frame.depth, np.float32(1e9)), box)
+    flat = ~frame.mask | (far - near < CREASE)
+    outer = cv2.distanceTransform((frame.mask & recovery.valid).astype(np.uint8), cv2.DIST_L2, 5) / unit
+    inner = cv2.distanceTransform(flat.astype(np.uint8), cv2.DIST_L2, 5) / unit
+    trust = _smoothstep(outer, *EDGE) * _smoothstep(inner, *INNER_EDGE)
+    crop = recovery.crop.astype(np.float32) / 255.0
+    facing = frame.mask & (frame.normal[..., 2] < -0.3)
+    light, floor = _softened(recovery.light, frame.normal[facing].astype(np.float64))
+    smooth = cv2.GaussianBlur(crop, (0, 0), 1.2 * unit)
+    return _Observation(crop, smooth, recovery.camera, light, floor, frame, trust)
+
+
+def _softened(light: Floats, normals: Floats) -> tuple[Floats, Floats]:
+    """(9, 3) ``light`` made fit to be divided out at (N, 3) ``normals``, and the (3,) least shading of that.
+
+    It is mixed with the even light of its mean until the shading keeps SHADE_RANGE. A colour cast stronger than
+    TINT_RANGE stays in the albedo: dividing a nearly empty channel by its light would only enlarge its noise.
+    """
+    if len(normals) == 0:
+        return light, np.full(3, 1e-3)
+    shading = lighting.basis(normals) @ light
+    mean = np.maximum(shading.mean(0), 1e-3)
+    low, high = np.percentile(shading, (3, 97), axis=0) / mean
+    share = np.minimum((1.0 - SHADE_RANGE[0]) / np.maximum(1.0 - low, 1e-6), 1.0)
+    share = np.minimum(share, (SHADE_RANGE[1] - 1.0) / np.maximum(high - 1.0, 1e-6))
+    mix = float(share.min())
+    grey = float(np.exp(np.log(mean).mean()))
+    kept = np.clip(mean / grey, *TINT_RANGE) * grey
+    soft = (mix * light + (1.0 - mix) * lighting.ambient(1.0) * mean) * (kept / mean)
+    return soft, kept * SHADE_RANGE[0] * 0.8
+
+
+def unwrap(recovery: Recovery, *, model: MorphableModel, albedo: AlbedoModel, size: int = 512) -> PhotoTexture:
+    """The de-lit texture of a recovered face, complete in the model's uv at ``size`` texels.
+
+    Raises ValueError when the recovery is of another model.
+    """
+    atlas = atlas_of(model, size)
+    vertices = recovery.cam_from_head.apply(model.vertices(recovery.coefficients))
+    normals = vertex_normals(vertices, model.faces)
+    seen = _observe(recovery, vertices, model)
+
+    base = np.clip(albedo.texture(recovery.albedo), 0.0, 1.0)
+    base_v = atlas.at_vertices(base)
+    photo_v = seen.albedo(vertices, normals, seen.smooth)
+    pinned = _pinned(atlas, recovery)
+    trust_v = seen.confidence(vertices, normals)
+    trust_v[pinned] = 0.0
+    gain_v = _gains(atlas, recovery, seen, photo_v, base_v, trust_v)
+    trust_v = trust_v * _likeness(atlas, recovery, vertices, photo_v, base_v * gain_v, trust_v)
+    low_v = _completed(atlas, photo_v, base_v * gain_v, trust_v)
+
+    own_v = np.where((trust_v > SEEN)[:, None], photo_v, low_v)
+    detail, share = _detail(atlas.points, own_v, trust_v, seen, vertices, normals, model.faces)
+    other, other_share = _detail(atlas.mirrored, own_v, trust_v, seen, vertices, normals, model.faces)
+    other_share = other_share * (1.0 - share) * ~_all_of(pinned, model.faces)[atlas.points.triangle]
+    rest = 1.0 - share - other_share
+    table = np.concatenate([low_v, gain_v, base_v], axis=1).astype(np.float32)
+    spread = atlas.points.of(table, model.faces)
+    whole = cv2.resize(base, (size, size), interpolation=cv2.INTER_LINEAR).reshape(-1, 3)[atlas.texel]
+    plain = (whole - spread[:, 6:]) * spread[:, 3:6]
+    out = spread[:, :3] + detail * share[:, None] + other * other_share[:, None] + plain * rest[:, None]
+    face = out[_all_of(atlas.vertices_of("face"), model.faces)[atlas.points.triangle]]
+    dim = min(1.0, BRIGHT / max(float(np.percentile(face.max(1), 98)), 1e-3))
+    return PhotoTexture(
+        atlas.padded(np.clip(out * dim, 0.0, 1.0)),
+        seen.light / dim,
+        atlas.padded(share[:, None])[..., 0],
+        atlas.padded(other_share[:, None])[..., 0],
+    )
+
+
+def _all_of(member: Bools, faces: Ints) -> Bools:
+    """(F,) triangles of which all corners are among the (V,) members."""
+    return np.asarray(member[faces].all(axis=1), dtype=np.bool_)
+
+
+def _pinned(atlas: Atlas, recovery: Recovery) -> Bools:
+    """(V,) vertices that take nothing from the photo: inside the mouth, and eyes that are shut."""
+    out = np.zeros(len(atlas.model.template), dtype=bool)
+    for name in PINNED:
+        out |= atlas.vertices_of(name)
+    out &= ~(atlas.vertices_of("face") | atlas.vertices_of("lips"))
+    eyes = atlas.vertices_of("eyes")
+    left = eyes & (atlas.model.template[:, 0] > 0)
+    for start, side in ((36, eyes & ~left), (42, left)):
+        p = recovery.landmarks[start : start + 6]
+        opening = float(np.linalg.norm(p[1] - p[5]) + np.linalg.norm(p[2] - p[4]))
+        if opening / max(2.0 * float(np.linalg.norm(p[0] - p[3])), 1e-6) < OPEN_EYE:
+            out |= side
+    return out
+
+
+def _gains(atlas: Atlas, recovery: Recovery, seen: _Observation, photo: Floats, base: Floats, trust: Floats) -> Floats:
+    """(V, 3) by which the statistical albedo is multiplied to match the photo: one colour for skin, one for hair."""
+    out = np.ones((len(base), 3))
+    skin = atlas.vertices_of("face") & (trust > 0.5)
+    if skin.sum() >= 20:
+        out[:] = _ratio(photo[skin], base[skin])
+    # Hair takes its colour from all of the scalp that is seen: its light is not that of skin, so only the mean
+    # brightness of the light is divided out.
+    model, frame = atlas.model, seen.frame
+    scalp = np.zeros(len(model.faces) + 1, dtype=bool)
+    if "scalp" in model.region_names:
+        scalp[model.triangles_of("scalp")] = True
+    shown = scalp[frame.triangle] & recovery.valid & (seen.trust > 0.1)
+    hair = atlas.vertices_of("scalp") & ~atlas.vertices_of("face")
+    if shown.sum() >= 60 and hair.any():
+        mean = lighting.shade(frame.normal[shown].astype(np.float64), seen.light).mean(0)
+        dark, fair = np.median(base[hair].sum(1)), np.median(base[atlas.vertices_of("face")].sum(1))
+        # At the hairline the statistical albedo itself goes from hair to skin.
+        share = 1.0 - _smoothstep(base[hair].sum(1) / max(fair - dark, 1e-3) - dark / max(fair - dark, 1e-3), 0.2, 0.7)
+        tint = _ratio(seen.smooth[shown] / np.maximum(mean, seen.floor), base[hair])
+        out[hair] += share[:, None] * (tint - out[hair])
+    for name in (*PINNED, "eyes"):
+        inside = atlas.vertices_of(name) & ~atlas.vertices_of("face") & ~atlas.vertices_of("lips")
+        out[inside] = float(np.clip(out[atlas.vertices_of("face")].mean(), 0.6, 1.2))
+    return out
+
+
+def _ratio(shown: Floats, expected: Floats) -> Floats:
+    return np.clip(np.median(shown, axis=0) / np.maximum(np.median(expected, axis=0), 0.02), 0.2, 5.0)
+
+
+def _likeness(atlas: Atlas, recovery: Recovery, vertices: Floats, photo: Floats, base: Floats, trust: Floats) -> Floats:
+    """(V,) 0..1: how much the photo's colour may be that of this part of a head.
+
+    Neck and ears are often covered by clothes, hair or, where the fit is off, by the background: there a colour
+    counts by its likeness to the skin of the face. The sides of the face are taken where the fit explains them.
+    """
+    model = atlas.model
+    out = np.ones(len(trust))
+    face = atlas.vertices_of("face")
+    sure = face & (trust > 0.5)
+    if sure.sum() < 20:
+        return out
+    residual = np.abs(photo - base).mean(1)
+    usual = float(np.clip(np.median(residual[sure]), 0.02, 0.06))
+    outer = (atlas.vertices_of("neck") | atlas.vertices_of("ears")) & ~face
+    out[outer] = 1.0 - _smoothstep(residual[outer], 1.5 * usual, 3.5 * usual)
+    size = recovery.crop.shape[0]
+    inner = np.zeros((size, size), dtype=np.uint8)
+    hull = cv2.convexHull(np.round(recovery.landmarks[17:]).astype(np.int32))
+    cv2.fillConvexPoly(inner, hull, 1)
+    inner = cv2.dilate(inner, np.ones((size // 12, size // 12), np.uint8))
+    covered = cv2.GaussianBlur((recovery.occluded & (inner == 0)).astype(np.float32), (0, 0), size / 128.0)
+    below = model.template[:, 1] < model.template[model.landmarks.vertex[17:27], 1].max()
+    px = recovery.camera.px_from_cam(vertices)
+    out[face & below] *= 1.0 - _smoothstep(_bilinear(covered[..., None], px)[:, 0], 0.1, 0.5)[face & below]
+    return out
+
+
+def _completed(atlas: Atlas, photo: Floats, base: Floats, trust: Floats) -> Floats:
+    """(V, 3) colours: the photo's where trusted, continued over the rest of the mesh by solving a Poisson problem."""
+    model = atlas.model
+    mirror = model.mirror
+    i, j = atlas.edges.T
+    sure = trust > 4.0 * SEEN
+    both = sure[i] & sure[j]
+    across = ~both & sure[mirror[i]] & sure[mirror[j]]
+    step = base[i] - base[j]
+    step[across] = (photo[mirror][i] - photo[mirror][j])[across]
+    step[both] = (photo[i] - photo[j])[both]
+    # Hair does not bleed into skin, nor skin into the mouth or the eyes.
+    stiffness = np.ones(len(i))
+    for name in ("scalp", "eyes", *PINNED):
+        inside = atlas.vertices_of(name)
+        stiffness[inside[i] != inside[j]] = 0.02
+    count = len(trust)
+    hold = 30.0 * trust**2
+    anchor = np.full(count, 2e-3)
+    skin = atlas.vertices_of("face") | atlas.vertices_of("lips")
+    for name in PINNED:
+        anchor[atlas.vertices_of(name) & ~skin] = 30.0
+    anchor[atlas.vertices_of("eyes")] = 0.3
+    pull = stiffness[:, None] * step
+    right = hold[:, None] * photo + anchor[:, None] * base
+    for c in range(3):
+        right[:, c] += np.bincount(i, pull[:, c], count) - np.bincount(j, pull[:, c], count)
+    diagonal = hold + anchor + np.bincount(i, stiffness, count) + np.bincount(j, stiffness, count)
+    rows = np.concatenate([np.arange(count), i, j])
+    columns = np.concatenate([np.arange(count), j, i])
+    matrix = sparse.csc_matrix((np.concatenate([diagonal, -stiffness, -stiffness]), (rows, columns)))
+    solved = splu(matrix, permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}).solve(right)
+    return np.asarray(np.clip(solved, 0.0, 1.2))
+
+
+def _detail(
+    points: SurfacePoints,
+    low: Floats,
+    trust: Floats,
+    seen: _Observation,
+    vertices: Floats,
+    normals: Floats,
+    faces: Ints,
+) -> tuple[Floats, Floats]:
+    """What the photo shows at (N,) surface points beyond the (V, 3) ``low`` band, and (N,) how far to believe it."""
+    count = len(points.triangle)
+    detail, share = np.zeros((count, 3), dtype=np.float32), np.zeros(count, dtype=np.float32)
+    perspective = isinstance(seen.camera, Pinhole)
+    _detail_loop(
+        points.triangle,
+        points.barycentric,
+        faces,
+        np.concatenate([vertices, normals, low, trust[:, None]], axis=1),
+        seen.camera.focal if isinstance(seen.camera, Pinhole) else seen.camera.scale,
+        seen.camera.centre,
+        perspective,
+        seen.crop,
+        seen.frame.depth,
+        seen.light,
+        seen.floor,
+        detail,
+        share,
+    )
+    return detail, _smoothstep(share, SEEN, 0.5)
+
+
+@numba.njit(cache=True, nogil=True)
+def _detail_loop(  # type: ignore[no-untyped-def]
+    triangle, barycentric, faces, table, scale, centre, perspective, crop, depth, light, floor, detail, share
+):
+    height, width = depth.shape
+    at = np.empty(10)
+    for n in range(len(triangle)):
+        i, j, k = faces[triangle[n], 0], faces[triangle[n], 1], faces[triangle[n], 2]
+        if min(table[i, 9], table[j, 9], table[k, 9]) <= SEEN:
+            continue
+        for c in range(10):
+            at[c] = barycentric[n, 0] * table[i, c] + barycentric[n, 1] * table[j, c] + barycentric[n, 2] * table[k, c]
+        factor = scale / at[2] if perspective else scale
+        x = at[0] * factor + centre[0] - 0.5
+        y = at[1] * factor + centre[1] - 0.5
+        if not (x >= 0 and y >= 0 and x < width - 1 and y < height - 1):
+            continue
+        left, top = int(x), int(y)
+        shown = False
+        for r in range(top, top + 2):
+            for c in range(left, left + 2):
+                if depth[r, c] == 0 or depth[r, c] >= at[2] - HIDDEN_DEPTH:
+                    shown = True
+        if not shown:
+            continue
+        length = np.sqrt(at[3] ** 2 + at[4] ** 2 + at[5] ** 2)
+        if length < 1e-9:
+            continue
+        nx, ny, nz = at[3] / length, at[4] / length, at[5] / length
+        fx, fy = x - left, y - top
+        for c in range(3):
+            upper = crop[top, left, c] * (1 - fx) + crop[top, left + 1, c] * fx
+            lower = crop[top + 1, left, c] * (1 - fx) + crop[top + 1, left + 1, c] * fx
+            # The harmonics of face.lighting.
+            shading = 0.282095 * light[0, c] + 0.488603 * (ny * light[1, c] + nz * light[2, c] + nx * light[3, c])
+            shading += 1.092548 * (nx * ny * light[4, c] + ny * nz * light[5, c] + nx * nz * light[7, c])
+            shading += 0.315392 * (3.0 * nz * nz - 1.0) * light[6, c]
+            shading += 0.546274 * (nx * nx - ny * ny) * light[8, c]
+            detail[n, c] = (upper * (1 - fy) + lower * fy) / max(shading, floor[c]) - at[6 + c]
+        share[n] = at[9]

@@ -1,0 +1,249 @@
+"""One face, many views: draw a scene, render it with exact correspondence, photograph it, write down everything.
+
+A view is made in two halves. ``draw_scene`` takes every random decision; ``make_row`` only computes. What a row stores
+is a whole scene, so ``scene_of`` and ``make_row`` make any row again, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+
+from face import lighting
+from face.arrays import Bools, Floats
+from face.camera import Pinhole, WeakPerspective
+from face.landmarks import JAW
+from face.morphable import Coefficients, MorphableModel
+from face.render import zbuffer
+from face.render.frame import Frame, render, sample_texture, shaded, visible
+from face.render.visibility import Visibility
+from face.transform import Rigid
+from infra.shards import ViewRow, sample_id_of
+from infra.split import Split
+from pipeline import backgrounds, sampling
+from pipeline.backgrounds import Background
+from pipeline.sampling import Framing, Sensor
+from pipeline.sensor import exposed, jpeg, over
+
+MODE = "rerender"
+RECIPE_VERSION = 1
+HIDDEN_DEPTH = 0.004  # metres behind the nearest surface at which a landmark counts as hidden
+OWN_LIGHT = 0.2  # share of a photo's views that keep the photo's light
+OWN_EXPRESSION = 0.3  # share that keep the photo's expression
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoScene:
+    """How the photo shows its own face: view 0 of a photo's person."""
+
+    expression: Floats  # (E,)
+    camera: Pinhole | WeakPerspective  # of the photo's crop
+    cam_from_head: Rigid
+    light: Floats  # (9, 3)
+    photo: Floats  # (S, S, 3) float32 0..1, the crop, completed where the photo ended
+    surroundings: Floats  # (S / 2, S / 2, 3) float32, the crop without its face
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """A face that can be rendered: of a photo, or sampled. Raises ValueError when shapes disagree."""
+
+    id: str
+    photo_id: str  # "" when sampled
+    photo_sha256: str
+    split: Split
+    licence: str
+    fit_error: float
+    identity: Floats  # (K,) standard deviations
+    neutral: Floats  # (V, 3) metres in head, the face at rest
+    texture: Floats  # (S, S, 3) float32 albedo in the model's uv
+    texture_recipe: dict[str, Any]  # how the texture was made, for the rows
+    own: PhotoScene | None
+
+    def __post_init__(self) -> None:
+        if self.neutral.ndim != 2 or self.neutral.shape[1] != 3 or self.texture.shape[2:] != (3,):
+            raise ValueError(f"Person wants (V, 3) and (S, S, 3), got {self.neutral.shape} and {self.texture.shape}")
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Everything about a view that is not the person."""
+
+    expression: Floats  # (E,)
+    cam_from_head: Rigid
+    camera: Pinhole | WeakPerspective
+    light: Floats  # (9, 3) float32, cam
+    background: Background | None  # None: the photo itself
+    sensor: Sensor
+    notes: dict[str, Any]  # what was drawn, for people: movement, framing
+
+
+def draw_scene(person: Person, index: int, *, model: MorphableModel, rng: np.random.Generator, size: int) -> Scene:
+    """View ``index`` of a person in a square image of ``size`` px. View 0 of a photo is the photo's own scene."""
+    own = person.own
+    if own is not None and index == 0:
+        scale = size / len(own.photo)
+        camera = own.camera.cropped(np.zeros(2), scale)
+        light = own.light.astype(np.float32)
+        return Scene(own.expression, own.cam_from_head, camera, light, None, sampling.CLEAN, {"movement": "photo"})
+    expression, movement = sampling.sample_expression(model.expression_names, rng=rng)
+    if own is not None and rng.random() < OWN_EXPRESSION:
+        expression, movement = own.expression, "photo"
+    rotation = sampling.sample_rotation(rng=rng)
+    framing = sampling.sample_framing(rng=rng)
+    light = sampling.sample_light(rng=rng)
+    if own is not None and rng.random() < OWN_LIGHT:
+        light = own.light.astype(np.float32)
+    points = _vertices(person, expression, model)[model.landmarks.vertex]
+    cam_from_head, camera = sampling.frame_face(points, rotation, framing, size)
+    return Scene(
+        expression,
+        cam_from_head,
+        camera,
+        light,
+        backgrounds.sample_background(rng=rng, surroundings=own is not None),
+        sampling.sample_sensor(rng=rng),
+        {"movement": movement, "framing": asdict(framing)},
+    )
+
+
+def _vertices(person: Person, expression: Floats, model: MorphableModel) -> Floats:
+    """(V, 3) head vertices, bit for bit those of ``model.vertices``, without its product with the identity basis."""
+    count = len(expression)
+    basis = model.expression[:count].reshape(count, -1)
+    return np.asarray(person.neutral + (expression.astype(basis.dtype) @ basis).reshape(-1, 3))
+
+
+@dataclass(frozen=True, eq=False)
+class Landmarks:
+    """The 68 landmarks of a view in both schemes."""
+
+    contour: Floats  # (68, 2) px, 2D scheme
+    fixed: Floats  # (68, 2) px, 3D scheme
+    contour_seen: Bools  # (68,)
+    fixed_seen: Bools  # (68,)
+
+
+def project_landmarks(
+    vertices_cam: Floats, frame: Frame, camera: Pinhole | WeakPerspective, model: MorphableModel
+) -> Landmarks:
+    """Where the landmarks of (V, 3) ``vertices_cam`` fall in a frame, and which of them it shows."""
+    table = model.landmarks
+    px = camera.px_from_cam(vertices_cam)
+    contour = table.contour_vertices(px, model.template)
+    both = np.concatenate([contour[JAW], table.vertex])
+    seen = visible(frame, vertices_cam[both], camera, HIDDEN_DEPTH)
+    jaw = JAW.stop
+    return Landmarks(px[contour], px[table.vertex], np.concatenate([seen[:jaw], seen[2 * jaw :]]), seen[jaw:])
+
+
+def make_row(
+    person: Person,
+    index: int,
+    scene: Scene,
+    *,
+    model: MorphableModel,
+    seed: int,
+    size: int,
+    visibility: Visibility = zbuffer.visibility,
+) -> ViewRow:
+    """Render, photograph and describe a scene. Raises ValueError when the scene is of another model."""
+    vertices = scene.cam_from_head.apply(_vertices(person, scene.expression, model))
+    frame = render(vertices, model.faces, scene.camera, (size, size), visibility=visibility)
+    albedo = sample_texture(frame, person.texture, model.uv, model.uv_faces)
+    colour = shaded(frame, albedo, scene.light)
+    image = exposed(over(colour, frame, _behind(person, scene, size)), scene.sensor)
+    marks = project_landmarks(vertices, frame, scene.camera, model)
+    recipe = {
+        "version": RECIPE_VERSION,
+        "texture": person.texture_recipe,
+        "background": None if scene.background is None else asdict(scene.background),
+        "sensor": asdict(scene.sensor),
+        **scene.notes,
+    }
+    return ViewRow(
+        sample_id=sample_id_of(person.id, index),
+        identity_id=person.id,
+        photo_id=person.photo_id,
+        photo_sha256=person.photo_sha256,
+        view=index,
+        split=person.split,
+        mode=MODE,
+        seed=seed,
+        image=jpeg(image, scene.sensor.quality),
+        width=size,
+        height=size,
+        triangle_ids=frame.triangle,
+        camera=scene.camera,
+        cam_from_head=scene.cam_from_head,
+        coefficients=Coefficients(person.identity, scene.expression),
+        light=scene.light,
+        landmarks_2d=marks.contour,
+        landmarks_3d=marks.fixed,
+        visible_2d=marks.contour_seen,
+        visible_3d=marks.fixed_seen,
+        pose=sampling.pose_angles(scene.cam_from_head.rotation),
+        model=model.name,
+        licence=person.licence,
+        fit_error=person.fit_error,
+        recipe=json.dumps(recipe, sort_keys=True),
+    )
+
+
+def _behind(person: Person, scene: Scene, size: int) -> Floats:
+    own = person.own
+    if scene.background is None:
+        if own is None:
+            raise ValueError(f"{person.id} has no photo to stand before")
+        return own.photo if len(own.photo) == size else cv2.resize(own.photo, (size, size))
+    return backgrounds.draw(scene.background, (size, size), around=None if own is None else own.surroundings)
+
+
+def make_view(
+    person: Person,
+    index: int,
+    *,
+    model: MorphableModel,
+    seed: int,
+    size: int = 256,
+    visibility: Visibility = zbuffer.visibility,
+) -> ViewRow:
+    """View ``index`` of a person, from the sample's own ``seed`` alone."""
+    scene = draw_scene(person, index, model=model, rng=np.random.default_rng(seed), size=size)
+    return make_row(person, index, scene, model=model, seed=seed, size=size, visibility=visibility)
+
+
+def scene_of(row: ViewRow) -> Scene:
+    """The scene that a row was made of. Raises ValueError when its recipe is of another version."""
+    recipe = json.loads(row.recipe)
+    if recipe.pop("version", None) != RECIPE_VERSION:
+        raise ValueError(f"the recipe of {row.sample_id} is not of version {RECIPE_VERSION}")
+    recipe.pop("texture")
+    background, sensor = recipe.pop("background"), recipe.pop("sensor")
+    return Scene(
+        row.coefficients.expression,
+        row.cam_from_head,
+        row.camera,
+        row.light,
+        None if background is None else Background(**background),
+        Sensor(**{**sensor, "gains": tuple(sensor["gains"])}),
+        recipe,
+    )
+
+
+def relit(scene: Scene, light: Floats) -> Scene:
+    """The same scene under (9, 3) ``light``."""
+    return replace(scene, light=np.asarray(light, dtype=np.float32))
+
+
+def framed(person: Person, expression: Floats, rotation: Floats, *, model: MorphableModel, size: int) -> Scene:
+    """A plain scene for pictures: a telephoto camera before a grey wall, even light."""
+    framing = Framing(distance=2.0, off_axis=(0.0, 0.0), share=0.55, centre=(0.5, 0.56))
+    points = _vertices(person, expression, model)[model.landmarks.vertex]
+    cam_from_head, camera = sampling.frame_face(points, rotation, framing, size)
+    light = lighting.ambient(0.7).astype(np.float32)
+    return Scene(expression, cam_from_head, camera, light, Background("gradient", 0), sampling.CLEAN, {})
