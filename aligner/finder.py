@@ -98,7 +98,7 @@ def overlap(a: Floats, b: Floats) -> float:
 
 @cache
 def _cascade(name: str) -> Any:
-    path = Path(cv2.data.haarcascades)  # type: ignore[attr-defined] / name
+    path = Path(cv2.data.haarcascades) / name  # type: ignore[attr-defined]
     cascade = cv2.CascadeClassifier(str(path))
     if cascade.empty():
         raise RuntimeError(f"this OpenCV carries no {name}: version 4 is needed, not {cv2.__version__}")

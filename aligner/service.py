@@ -1,0 +1,166 @@
+"""The HTTP application on Ray Serve: replicas, batches, back-pressure, health."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import BackpressureConfig, HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from aligner.align import load_aligner
+from aligner.alignment import Alignment
+from aligner.web import Boxes, Limits, create_app, warm_up
+from face.arrays import Bytes
+from face.errors import ClusterError, DffError
+from infra.cluster import connected
+
+BATCH = 8  # images in one call of the aligner
+QUEUE = 64  # requests that may wait for a replica; more get 503 with Retry-After
+REQUEST_TIMEOUT = 60.0  # seconds
+
+Outcome = list[Alignment] | DffError | ValueError
+
+
+class BatchAligner(Protocol):
+    """The part of ``aligner.align.Aligner`` that batches."""
+
+    def align_batch(self, images: Sequence[Bytes], boxes: Sequence[Boxes] | None = None) -> list[list[Alignment]]: ...
+
+
+class ServiceConfig(BaseModel):
+    """What a deployment is told; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weights: str | None = None  # path, the same on every node; None: the shipped weights
+    replicas: PositiveInt = 1
+    cpus: PositiveInt = 1  # cores of each replica
+
+
+@serve.deployment(
+    name="Aligner",
+    max_ongoing_requests=2 * BATCH,
+    max_queued_requests=QUEUE,
+    backpressure_config=BackpressureConfig(status_code=503, retry_after_s=5),
+    health_check_period_s=10,
+    health_check_timeout_s=30,
+    graceful_shutdown_timeout_s=20,
+)
+@serve.ingress()
+class AlignerDeployment:
+    """One replica: it loads the weights itself, and joins only after its first alignment."""
+
+    def __init__(self, weights: str | None) -> None:
+        self.aligner = load_aligner(weights)
+        warm_up(self.aligner)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self.aligner, limits=Limits(at_once=BATCH), align=self.align)
+
+    async def align(self, image: Bytes, boxes: Boxes) -> list[Alignment]:
+        outcome: Outcome = await self.align_together((image, boxes))
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0.005)
+    async def align_together(self, asked: list[tuple[Bytes, Boxes]]) -> list[Outcome]:
+        return await asyncio.to_thread(align_each, self.aligner, asked)
+
+
+def align_each(aligner: BatchAligner, asked: Sequence[tuple[Bytes, Boxes]]) -> list[Outcome]:
+    """The faces of each image, or why that image was refused: strangers in one batch must not fail each other."""
+    images, boxes = [image for image, _ in asked], [some for _, some in asked]
+    try:
+        return [*aligner.align_batch(images, boxes)]
+    except (DffError, ValueError) as error:
+        if len(asked) == 1:
+            return [error]
+        return [outcome for one in asked for outcome in align_each(aligner, [one])]
+
+
+def application(config: ServiceConfig) -> serve.Application:
+    """The Serve application, for ``serve run aligner.service:application weights=...`` and Serve config files."""
+    replica = {"num_cpus": config.cpus}
+    deployment = AlignerDeployment.options(num_replicas=config.replicas, ray_actor_options=replica)  # type: ignore[attr-defined]
+    return deployment.bind(config.weights)
+
+
+@contextmanager
+def serving(
+    weights: Path | str | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    replicas: int = 1,
+    address: str | None = None,
+) -> Iterator[str]:
+    """The service for the length of a ``with`` block; gives its URL. On a local Ray, or on the cluster at ``address``.
+
+    Raises ClusterError when the port is taken, or the application can't start (bad weights say so in the message).
+    """
+    path = None if weights is None else str(Path(weights).absolute())
+    if address is None:
+        _check_free(host, port)
+    cores = max(1, (os.cpu_count() or 1) // replicas) if address is None else 1
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    with connected(address, workers=None if address else cores * replicas):
+        try:
+            serve.start(
+                http_options=HTTPOptions(host=host, port=port, request_timeout_s=REQUEST_TIMEOUT), logging_config=quiet
+            )
+            serve.run(
+                application(ServiceConfig(weights=path, replicas=replicas, cpus=cores)),
+                name="aligner",
+                route_prefix="/",
+                logging_config=quiet,
+            )
+            yield f"http://{host}:{port}"
+        except (RayError, RuntimeError) as error:
+            raise ClusterError(f"the aligner service failed: {error}") from error
+        finally:
+            serve.shutdown()
+
+
+def serve_aligner(
+    weights: Path | str | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    replicas: int = 1,
+    address: str | None = None,
+    on_ready: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve until the process is told to stop (SIGINT, SIGTERM); ``on_ready`` hears the URL. Raises as ``serving``."""
+    stop = threading.Event()
+    with serving(weights, host=host, port=port, replicas=replicas, address=address) as url:
+        before = {which: signal.signal(which, lambda *_: stop.set()) for which in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            on_ready(url)
+            stop.wait()
+        finally:
+            for which, handler in before.items():
+                signal.signal(which, handler)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Fail by name where Ray would retry a proxy that can't bind."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ClusterError(f"can't serve on {host}:{port}: {error.strerror}") from error

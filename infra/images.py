@@ -1,0 +1,69 @@
+"""Images from strangers: bytes to pixels within limits, refused by name."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from face.arrays import Bytes
+from face.errors import BadPhoto
+
+FORMATS = ("JPEG", "PNG", "WEBP")  # every further decoder is a further surface for attacks
+MAX_PIXELS = 40_000_000
+
+Fault = Literal["empty", "not-an-image", "damaged", "animated", "too-many-pixels"]
+
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
+
+
+class BadImage(BadPhoto):
+    """Bytes that are no image within limits; ``fault`` says why."""
+
+    def __init__(self, fault: Fault, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+def decode(data: bytes, *, upright: bool = True, max_pixels: int = MAX_PIXELS) -> Bytes:
+    """(H, W, 3) uint8 RGB of a JPEG, PNG or WebP file.
+
+    The size is checked before a pixel is decoded. ``upright`` applies the EXIF orientation. Transparency is laid over
+    white; 16-bit grey keeps its high bits. Raises BadImage.
+    """
+    if not data:
+        raise BadImage("empty", "the image is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage("too-many-pixels", f"the image has more than {max_pixels / 1e6:.0f} megapixels") from error
+    except Exception as error:  # Pillow meets damaged headers with whatever its parsers stumble over
+        if data.startswith(_BEGINNINGS):
+            raise BadImage("damaged", "the image ends or breaks within its header") from error
+        raise BadImage("not-an-image", f"this is not an image of {', '.join(FORMATS)}") from error
+    with image:
+        if image.width * image.height > max_pixels:
+            raise BadImage(
+                "too-many-pixels",
+                f"{image.width} x {image.height} pixels are more than {max_pixels / 1e6:.0f} megapixels",
+            )
+        # phones store a second, smaller picture in a JPEG (MPO): that is no animation
+        if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+            raise BadImage("animated", "the image is animated: send one of its frames")
+        try:
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image) if upright else image)
+        except Exception as error:
+            raise BadImage("damaged", f"the image is truncated or damaged: {error}") from error
+
+
+def _rgb(image: Image.Image) -> Bytes:
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
+        grey = (np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return np.array(image.convert("RGB"))

@@ -1,0 +1,52 @@
+"""Image files for tests, good and hostile, made in memory."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from face.arrays import Bytes
+
+
+def pixels(height: int = 120, width: int = 160) -> Bytes:
+    """(H, W, 3) a bright gradient with a dark block in the upper left corner."""
+    image = np.full((height, width, 3), 200, np.uint8)
+    image[: height // 3, : width // 4] = 20
+    return image
+
+
+def encoded(image: Bytes, form: str = "PNG", **options: object) -> bytes:
+    """A file of these pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def turned(image: Bytes, orientation: int) -> bytes:
+    """A JPEG whose EXIF says that it must be turned."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(image, "JPEG", exif=exif, quality=95)
+
+
+def animated(form: str) -> bytes:
+    """Two different frames."""
+    frames = [Image.fromarray(np.full((64, 64, 3), value, np.uint8)) for value in (10, 200)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:], duration=100)
+    return buffer.getvalue()
+
+
+def bomb(width: int = 10_000, height: int = 10_000) -> bytes:
+    """A PNG of 100 kB whose header promises 100 megapixels of grey."""
+    rows = zlib.compress(b"\0" * (width + 1) * height, 9)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*c) for c in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")))
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
