@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,10 +32,10 @@ from aligner.matching import Matches, match
 from face.arrays import Bools, Bytes, Floats, Ints
 from face.assets import load_model
 from face.camera import Box
-from face.descriptor import STRIDE, Anchors, Features, image_batch
+from face.descriptor import FRAMING, STRIDE, Anchors, Features, image_batch
 from face.errors import BadPhoto
 from face.fit import FaceState
-from face.morphable import Coefficients, MorphableModel
+from face.morphable import MorphableModel
 from face.transform import angles_from_rotation, rotation_from_vector
 from infra import weights as weights_files
 
@@ -60,19 +60,52 @@ class AlignConfig:
     """How faces are aligned. Raises ValueError for what makes no sense."""
 
     crop: int = 128  # pixels of the side that the network sees
-    margin: float = 1.4  # side of the first crop over the longer side of the box
+    margin: float = FRAMING  # side of a crop over the longer side of the landmark box
     passes: int = 3  # at most; each looks at the photo again
     still: float = 0.002  # mean landmark motion, fraction of the face's size, from which a face is done
     batch: int = 32  # faces in one call of the network
-    pixels: int = 800  # of each face that are matched
-    keep: int = 12  # anchors that a pixel may mean
+    pixels: int = 500  # of each face that are matched
+    keep: int = 8  # anchors that a pixel may mean
     doubt: float = 0.25  # cosine at which a pixel is as likely to match nothing
-    identities: int = 40  # identity modes that are fitted
+    modes: int = 60  # directions of shape that are fitted
     solver: Solver = field(default_factory=Solver)
 
     def __post_init__(self) -> None:
         if min(self.crop, self.passes, self.batch, self.pixels, self.keep) < 1 or self.margin <= 0:
             raise ValueError(f"AlignConfig wants positive sizes: {self}")
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is known of B faces beside their state; rows are rewritten as faces move."""
+
+    anchor_seen: Floats  # (B, A)
+    landmark_seen: Floats  # (B, 68)
+    landmarks: Floats  # (B, 68, 2) pixels
+    landmark_confidence: Floats  # (B, 68)
+    face_confidence: Floats  # (B,)
+    residual: Floats  # (B,) fraction of the unit
+    lost: Bools  # (B,) too few pixels of a face were seen
+
+    @staticmethod
+    def nothing(faces: int, anchors: int, landmarks: Floats) -> Watch:
+        seen, none = np.zeros((faces, 68)), np.zeros(faces)
+        lost = np.zeros(faces, dtype=bool)
+        return Watch(np.ones((faces, anchors)), seen, landmarks, seen.copy(), none, none.copy(), lost)
+
+    def update(self, rig: Rig, faces: Ints, state: FaceState, matches: Matches, px: Floats, pitch: Floats) -> Floats:
+        """Look at the new ``state`` of the rows ``faces``; (F,) how far their landmarks moved, fraction of the unit."""
+        unit = rig.unit(state)
+        anchors, seen = visibility(rig, state, rig.vertices(state))
+        landmarks = rig.landmarks(state)
+        motion = np.linalg.norm(landmarks - self.landmarks[faces], axis=2).mean(1) / unit
+        agrees, residual = agreement(matches, px, rig.anchors(state), anchors, unit)
+        share, surrounded = landmark_support(agrees, px, landmarks, unit, pitch)
+        self.anchor_seen[faces], self.landmark_seen[faces], self.landmarks[faces] = anchors, seen, landmarks
+        self.landmark_confidence[faces] = share * seen
+        self.face_confidence[faces] = face_confidence(agrees, matches.mask, surrounded, seen)
+        self.residual[faces] = residual
+        return np.asarray(motion)
 
 
 class Aligner:
@@ -86,13 +119,15 @@ class Aligner:
         *,
         finder: FaceFinder | None = None,
         config: AlignConfig | None = None,
+        card: Mapping[str, Any] | None = None,
     ) -> None:
         self.net = net
         self.anchors = anchors
         self.model = model
         self.finder = finder or HaarFinder()
         self.config = config or AlignConfig()
-        self.rig = make_rig(model, anchors, identities=self.config.identities)
+        self.card = dict(card or {})  # where the weights come from
+        self.rig = make_rig(model, anchors, modes=self.config.modes)
         self.reference = rotation_from_vector(np.deg2rad(REFERENCE_ROTATION.get(model.name, (0.0, 0.0, 0.0))))
 
     def align(self, image: Bytes, boxes: Sequence[Box] | None = None) -> list[Alignment]:
@@ -179,7 +214,7 @@ class Aligner:
     def _alignment(
         self, state: FaceState, i: int, box: Box, vertices: Floats, watch: Watch, trace: tuple[Iteration, ...]
     ) -> Alignment:
-        table, k = self.model.landmarks, self.rig.identities
+        table = self.model.landmarks
         camera, cam_from_head = state.camera(i), state.cam_from_head(i)
         seen = cam_from_head.apply(vertices)
         px = camera.px_from_cam(seen)
@@ -202,45 +237,12 @@ class Aligner:
             failed=bool(reason),
             reason=reason,
             vertices=vertices,
-            coefficients=Coefficients(state.coefficients[i, :k], state.coefficients[i, k:]),
+            coefficients=self.rig.coefficients(state.coefficients[i]),
             cam_from_head=cam_from_head,
             camera=camera,
             model=self.model.name,
             trace=trace,
         )
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What is known of B faces beside their state; rows are rewritten as faces move."""
-
-    anchor_seen: Floats  # (B, A)
-    landmark_seen: Floats  # (B, 68)
-    landmarks: Floats  # (B, 68, 2) pixels
-    landmark_confidence: Floats  # (B, 68)
-    face_confidence: Floats  # (B,)
-    residual: Floats  # (B,) fraction of the unit
-    lost: Bools  # (B,) too few pixels of a face were seen
-
-    @staticmethod
-    def nothing(faces: int, anchors: int, landmarks: Floats) -> Watch:
-        seen, none = np.zeros((faces, 68)), np.zeros(faces)
-        lost = np.zeros(faces, dtype=bool)
-        return Watch(np.ones((faces, anchors)), seen, landmarks, seen.copy(), none, none.copy(), lost)
-
-    def update(self, rig: Rig, faces: Ints, state: FaceState, matches: Matches, px: Floats, pitch: Floats) -> Floats:
-        """Look at the new ``state`` of the rows ``faces``; (F,) how far their landmarks moved, fraction of the unit."""
-        unit = rig.unit(state)
-        anchors, seen = visibility(rig, state, rig.vertices(state))
-        landmarks = rig.landmarks(state)
-        motion = np.linalg.norm(landmarks - self.landmarks[faces], axis=2).mean(1) / unit
-        agrees, residual = agreement(matches, px, rig.anchors(state), anchors, unit)
-        share, surrounded = landmark_support(agrees, px, landmarks, unit, pitch)
-        self.anchor_seen[faces], self.landmark_seen[faces], self.landmarks[faces] = anchors, seen, landmarks
-        self.landmark_confidence[faces] = share * seen
-        self.face_confidence[faces] = face_confidence(agrees, matches.mask, surrounded, seen)
-        self.residual[faces] = residual
-        return np.asarray(motion)
 
 
 def load_aligner(
@@ -254,7 +256,7 @@ def load_aligner(
     loaded = weights_files.load(path)
     model = load_model(str(loaded.card["model"]))
     loaded = weights_files.load(path, model=model)
-    return Aligner(loaded.net, loaded.anchors, model, finder=finder, config=config)
+    return Aligner(loaded.net, loaded.anchors, model, finder=finder, config=config, card=loaded.card)
 
 
 def _check_image(image: Bytes) -> None:

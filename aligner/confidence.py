@@ -40,7 +40,9 @@ def landmark_support(
     photo between neighbouring matched pixels. A landmark on the face's edge counts as surrounded by half a disc.
     """
     radius = NEAR * unit[:, None, None]
-    square = ((landmarks[:, :, None] - px[:, None]) ** 2).sum(-1)
+    across = landmarks[:, :, None, 0] - px[:, None, :, 0]
+    down = landmarks[:, :, None, 1] - px[:, None, :, 1]
+    square = across * across + down * down
     near = np.exp(-0.5 * square / radius**2)
     half_disc = np.pi * (NEAR * unit / pitch) ** 2
     total = near.sum(2)

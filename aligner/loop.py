@@ -18,14 +18,14 @@ from face.arrays import Bools, Floats, Ints
 from face.camera import Box
 from face.descriptor import Anchors
 from face.fit import FaceState, initial_pose, project, robust_weights, shape_of, step
-from face.morphable import MorphableModel
+from face.morphable import Coefficients, MorphableModel
 from face.render import zbuffer
 from face.render.kernels import smooth_normals
 from face.transform import CAM_FROM_FRONTAL_HEAD
 
 MIN_PIXELS = 24  # fewer matched pixels than this say nothing about a pose
 OCCLUSION = 0.012  # metres behind the visible surface at which a point counts as hidden
-BUFFER = 96  # pixels of the visibility buffer's side
+BUFFER = 64  # pixels of the visibility buffer's side
 NO_MODES = np.zeros(0)
 
 
@@ -33,19 +33,23 @@ NO_MODES = np.zeros(0)
 class Solver:
     """How faces are fitted. Fractions are of the face's unit."""
 
-    evidence: float = 150.0  # independent observations that a whole face's pixels are worth: weighs data against prior
+    evidence: float = 300.0  # independent observations that a whole face's pixels are worth: weighs data against prior
     pose_noise: tuple[float, ...] = (0.3, 0.2, 0.12, 0.08)  # closed-form poses, each ignoring what the last disbelieved
     rigid_noise: tuple[float, ...] = (0.06, 0.05)  # Gauss-Newton on pose alone
     shape_noise: tuple[float, ...] = (0.05, 0.035)  # then on everything
     first_gate: float = 0.15  # how near to its prediction a match must fall, in the first pass after the pose is known
-    later_gates: tuple[float, ...] = (0.08, 0.06)  # and in later passes, which begin from a prediction
+    later_gates: tuple[float, ...] = (0.08,)  # and in later passes, which begin from a prediction
     later_noise: float = 0.03
     later_steps: int = 2  # for each gate
 
 
 @dataclass(frozen=True)
 class Rig:
-    """What alignment needs of a morphable model and its anchors, cut out once."""
+    """What alignment needs of a morphable model and its anchors, cut out once.
+
+    A state's coefficients are *latent*: standard normal under the model's prior, the P directions that move the
+    anchors most under it. They are fewer than the model's own coefficients, which follow from them linearly.
+    """
 
     model: MorphableModel
     anchor_vertex: Ints  # (A,)
@@ -53,20 +57,9 @@ class Rig:
     anchor_basis: Floats  # (A, 3, P) float32
     landmark_mean: Floats  # (68, 3)
     landmark_basis: Floats  # (68, 3, P)
-    prior_sd: Floats  # (P,)
-    identities: int
-
-    @cached_property
-    def size(self) -> float:
-        """Metres: geometric mean of the sides of the frontal landmark box."""
-        return Box.around(self.landmark_mean[:, :2]).size
-
-    @cached_property
-    def flat_basis(self) -> Floats:
-        """(P, 3 V) float32: all modes used."""
-        e = len(self.prior_sd) - self.identities
-        both = np.concatenate([self.model.identity[: self.identities], self.model.expression[:e]])
-        return np.ascontiguousarray(both.reshape(len(both), -1), dtype=np.float32)
+    mesh_basis: Floats  # (P, 3 V) float32
+    modes: Floats  # (P, K + E): the model's coefficients of each latent direction
+    size: float  # metres: geometric mean of the sides of the frontal landmark box
 
     @cached_property
     def no_basis(self) -> Floats:
@@ -79,8 +72,8 @@ class Rig:
 
     def vertices(self, state: FaceState) -> Floats:
         """(B, V, 3) metres in the head frame."""
-        offset = state.coefficients.astype(np.float32) @ self.flat_basis
-        return self.model.template.astype(np.float64) + offset.reshape(len(offset), -1, 3)
+        offset = state.coefficients.astype(np.float32) @ self.mesh_basis
+        return np.asarray(self.model.template.astype(np.float64) + offset.reshape(len(offset), -1, 3))
 
     def landmarks(self, state: FaceState) -> Floats:
         """(B, 68, 2) pixels, 3D scheme."""
@@ -90,22 +83,33 @@ class Rig:
         """(B, A, 2) pixels."""
         return project(state, shape_of(self.anchor_mean, self.anchor_basis, state.coefficients))
 
+    def coefficients(self, latent: Floats) -> Coefficients:
+        """The model's coefficients of one (P,) latent row."""
+        both = latent @ self.modes
+        k = len(self.model.identity)
+        return Coefficients(both[:k], both[k:])
 
-def make_rig(model: MorphableModel, anchors: Anchors, *, identities: int) -> Rig:
-    """The rig of a model with ``identities`` of its modes and all its expressions."""
-    expressions = len(model.expression)
-    identities = min(identities, len(model.identity))
-    anchor_mean, anchor_basis = model.basis_of_vertices(anchors.vertex, identities, expressions)
-    landmark_mean, landmark_basis = model.basis_of_vertices(model.landmarks.vertex, identities, expressions)
+
+def make_rig(model: MorphableModel, anchors: Anchors, *, modes: int) -> Rig:
+    """The rig of a model with at most ``modes`` latent directions."""
+    prior = np.concatenate([np.ones(len(model.identity)), model.expression_sd.astype(np.float64)])
+    both = np.concatenate([model.identity, model.expression]).astype(np.float32)
+    at_anchors = both[:, anchors.vertex].reshape(len(both), -1) * prior[:, None]
+    # Right singular vectors of the anchors' motion under the prior, from the small Gram matrix.
+    _, vectors = np.linalg.eigh(at_anchors @ at_anchors.T)
+    directions = vectors.T[::-1][:modes] * prior
+    mesh_basis = (directions.astype(np.float32) @ both.reshape(len(both), -1)).astype(np.float32)
+    by_vertex = np.moveaxis(mesh_basis.reshape(len(directions), -1, 3), 0, 2)
     return Rig(
         model=model,
         anchor_vertex=anchors.vertex,
-        anchor_mean=anchor_mean.astype(np.float32),
-        anchor_basis=np.ascontiguousarray(anchor_basis, dtype=np.float32),
-        landmark_mean=landmark_mean,
-        landmark_basis=landmark_basis,
-        prior_sd=np.concatenate([np.ones(identities), model.expression_sd.astype(np.float64)]),
-        identities=identities,
+        anchor_mean=model.template[anchors.vertex].astype(np.float32),
+        anchor_basis=np.ascontiguousarray(by_vertex[anchors.vertex]),
+        landmark_mean=model.template[model.landmarks.vertex].astype(np.float64),
+        landmark_basis=by_vertex[model.landmarks.vertex].astype(np.float64),
+        mesh_basis=mesh_basis,
+        modes=directions,
+        size=Box.around(model.template[model.landmarks.vertex][:, :2]).size,
     )
 
 
@@ -116,7 +120,7 @@ def state_in_boxes(rig: Rig, boxes: list[Box]) -> FaceState:
     middle = CAM_FROM_FRONTAL_HEAD[:2, :2] @ ((low + high) / 2)
     centre = np.stack([box.centre for box in boxes]) - scale[:, None] * middle
     rotation = np.broadcast_to(CAM_FROM_FRONTAL_HEAD, (len(boxes), 3, 3)).copy()
-    return FaceState(scale, rotation, centre, np.zeros((len(boxes), len(rig.prior_sd))))
+    return FaceState(scale, rotation, centre, np.zeros((len(boxes), len(rig.modes))))
 
 
 def crops_of_boxes(boxes: list[Box], margin: float, size: int) -> Crops:
@@ -183,7 +187,7 @@ def first_fit(rig: Rig, solver: Solver, matches: Matches, px: Floats, start: Fac
         weighted = evidence(weight, solver.evidence)
         found = step(state, mean, rigid, px, weighted, noise=noise * unit, prior=NO_MODES, prior_sd=NO_MODES)
         state = sane(found, state, unit)
-    state = replace(state, coefficients=np.zeros((b, len(rig.prior_sd))))
+    state = replace(state, coefficients=np.zeros((b, len(rig.modes))))
     return _steps(rig, solver, matches, px, state, seen, solver.first_gate, solver.shape_noise)
 
 
@@ -208,10 +212,9 @@ def _steps(
     predicted = rig.anchors(state)
     mean, basis, weight = vote(matches, px, predicted, gate * unit, visible, rig.anchor_mean, rig.anchor_basis)
     weight = evidence(weight, solver.evidence)
+    modes = len(rig.modes)
     for noise in noises:
-        found = step(
-            state, mean, basis, px, weight, noise=noise * unit, prior=np.zeros_like(rig.prior_sd), prior_sd=rig.prior_sd
-        )
+        found = step(state, mean, basis, px, weight, noise=noise * unit, prior=np.zeros(modes), prior_sd=np.ones(modes))
         state = sane(found, state, unit)
     return state
 

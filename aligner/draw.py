@@ -1,0 +1,105 @@
+"""Alignments drawn over their photo: mesh, landmarks, axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from aligner.alignment import Alignment
+from face.arrays import Bytes, Floats
+from face.camera import Box
+from face.landmarks import NAMES
+from face.morphable import MorphableModel
+from face.render.frame import render
+
+Colour = tuple[int, int, int]
+
+SEEN: Colour = (60, 230, 90)
+HIDDEN: Colour = (240, 160, 40)
+FAILED: Colour = (230, 50, 50)
+AXES: tuple[Colour, ...] = ((235, 60, 60), (60, 220, 60), (70, 110, 250))  # x to the face's left, y up, z out
+SUBPIXEL = 4  # bits of fraction that OpenCV draws with
+
+# Runs of landmarks that are joined by lines, by the names of their ends; the closed ones are rings.
+_OPEN = (
+    ("jaw_right_8", "jaw_left_8"),
+    ("brow_right_outer", "brow_right_inner"),
+    ("brow_left_inner", "brow_left_outer"),
+    ("nose_bridge_1", "nose_tip"),
+    ("nostril_right_outer", "nostril_left_outer"),
+)
+_RINGS = (
+    ("eye_right_outer", "eye_right_lower_outer"),
+    ("eye_left_inner", "eye_left_lower_inner"),
+    ("mouth_right", "lip_lower_right_outer"),
+    ("mouth_inner_right", "lip_lower_inner_right"),
+)
+
+
+def draw(
+    image: Bytes, faces: Sequence[Alignment], model: MorphableModel, *, mesh: bool = True, axes: bool = True
+) -> Bytes:
+    """(H, W, 3) RGB: the photo with every face on it. A failed face is only its box."""
+    out = image.copy()
+    for face in faces:
+        if face.failed:
+            _rectangle(out, face.box)
+            continue
+        if mesh:
+            _mesh(out, face, model)
+        draw_landmarks(out, face.landmarks_2d, face.visibility)
+        if axes:
+            _axes(out, face)
+    return out
+
+
+def draw_landmarks(image: Bytes, landmarks: Floats, visibility: Floats, colour: Colour = SEEN) -> None:
+    """Draw (68, 2) pixels into (H, W, 3) ``image``; points of (68,) visibility below one half in another colour."""
+    size = Box.around(landmarks).size
+    thick = max(1, round(size / 200))
+    lines = [landmarks[NAMES.index(a) : NAMES.index(b) + 1] for a, b in (*_OPEN, *_RINGS)]
+    closed = [False] * len(_OPEN) + [True] * len(_RINGS)
+    for line, ring in zip(lines, closed, strict=True):
+        cv2.polylines(image, [_fixed(line)], ring, colour, thick, cv2.LINE_AA, SUBPIXEL)
+    for point, seen in zip(_fixed(landmarks), visibility, strict=True):
+        shade = colour if seen >= 0.5 else HIDDEN
+        cv2.circle(image, point.tolist(), (thick + 1) << SUBPIXEL, shade, -1, cv2.LINE_AA, SUBPIXEL)
+
+
+def _mesh(image: Bytes, face: Alignment, model: MorphableModel) -> None:
+    """Blend the shaded mesh into the part of the image that it covers."""
+    cam = face.cam_from_head.apply(face.vertices)
+    px = face.camera.px_from_cam(cam)
+    low = np.maximum(np.floor(px.min(0)), 0).astype(int)
+    high = np.minimum(np.ceil(px.max(0)), image.shape[1::-1]).astype(int)
+    if (high - low < 1).any():
+        return
+    part = image[low[1] : high[1], low[0] : high[0]]
+    frame = render(cam, model.faces, face.camera.cropped(low.astype(np.float64), 1.0), part.shape[:2])
+    front = np.isin(model.region, [i for i, name in enumerate(model.region_names) if name not in ("scalp", "neck")])
+    shown = frame.mask & front[frame.triangle]
+    light = 90.0 + 150.0 * np.clip(-frame.normal[shown][:, 2:], 0.0, 1.0) * np.array([0.75, 0.85, 1.0])
+    part[shown] = (0.55 * part[shown] + 0.45 * light).astype(np.uint8)
+
+
+def _axes(image: Bytes, face: Alignment) -> None:
+    """The frame of AFLW2000-3D's frontal face, drawn from the nose tip."""
+    nose = face.landmarks_3d[NAMES.index("nose_tip"), :2]
+    length = 0.5 * Box.around(face.landmarks_3d[:, :2]).size
+    thick = max(1, round(length / 40))
+    start = _fixed(nose)
+    for axis, colour in enumerate(AXES):
+        end = _fixed(nose + length * face.pose.matrix[:2, axis])
+        cv2.line(image, start.tolist(), end.tolist(), colour, thick, cv2.LINE_AA, SUBPIXEL)
+
+
+def _rectangle(image: Bytes, box: Box) -> None:
+    corners = _fixed(np.array([[box.x0, box.y0], [box.x1, box.y1]]))
+    cv2.rectangle(image, corners[0].tolist(), corners[1].tolist(), FAILED, 2, cv2.LINE_AA, SUBPIXEL)
+
+
+def _fixed(points: Floats) -> Floats:
+    """Pixels to OpenCV's fixed-point coordinates, which count the first pixel's centre as 0."""
+    return np.rint((points - 0.5) * (1 << SUBPIXEL)).astype(np.int32)
