@@ -15,6 +15,7 @@ DffError
 │   └── Conflict                a key that must be new holds something else
 ├── ClusterError    a Ray cluster can't be reached, refuses, or failed a job
 ├── ShardFailed     the process that made a shard died, every time it was tried
+├── Diverged        training stopped being numbers
 └── BudgetExceeded  too many inputs failed
 """
 
@@ -79,6 +80,10 @@ class ShardFailed(DffError):
 
 class ClusterError(DffError):
     """A Ray cluster can't be reached, refuses us, or failed a job."""
+
+
+class Diverged(DffError):
+    """Training lost its way: the loss is no longer a number."""
 
 
 class BudgetExceeded(DffError):

@@ -1,0 +1,334 @@
+"""The training loop: a plain function of a dataset and a configuration; distribution is laid round it elsewhere.
+
+A run is decided by (dataset, model, config): everything random in it comes from the seed and the step's number. So
+its whole state is the step, the weights, their moving average and the optimiser's moments, and a run that stopped
+anywhere goes on from its last checkpoint to the same end.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from face.descriptor import Anchors, DescriptorNet, choose_anchors, surface_coordinates
+from face.errors import Diverged
+from face.morphable import MorphableModel
+from infra import weights
+from infra.dataset import Dataset
+from infra.shards import ViewRow
+from trainer.config import MAY_CHANGE, TrainConfig, to_dict
+from trainer.data import Chart, Crops, batches, chart_of
+from trainer.evaluate import dev_pairs, match_figures
+from trainer.loss import Learner, total
+from trainer.store import Store, write_store
+
+Figures = Mapping[str, float]
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass
+class State:
+    """All of a run that a checkpoint holds."""
+
+    step: int  # optimiser steps done
+    learner: Learner
+    average: Learner  # the moving average of the learner's weights: what is evaluated and shipped
+    optimiser: torch.optim.Optimizer
+    vertex: Tensor  # (M,) int64 the anchors' vertices
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on: the loop calls these and cares for nothing that they do. Only rank 0's matter to people.
+
+    ``step``: (step, figures) every ``log_every``; ``evaluated``: (step, dev figures) every ``eval_every`` and at the
+    end; ``checkpoint``: the state every ``checkpoint_every`` and at the end, on every rank.
+    """
+
+    step: Callable[[int, Figures], None] = lambda step, figures: None
+    evaluated: Callable[[int, Figures], None] = lambda step, figures: None
+    checkpoint: Callable[[State], None] = lambda state: None
+
+
+def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) -> State:
+    """The state before the first step, which the seed decides."""
+    vertex = choose_anchors(model, config.anchors)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        learner = Learner(
+            DescriptorNet(config.net),
+            torch.from_numpy(surface_coordinates(model)[vertex]),
+            sigma=config.sigma,
+            scale=config.scale,
+            views=config.views,
+            weights=config.weights,
+        )
+    learner = learner.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(learner).requires_grad_(False)
+    # Decay pulls kernels only: norms, biases and the class vectors (which are normalised anyway) stay free.
+    kernels = [p for p in learner.net.parameters() if p.ndim > 1]
+    others = [p for p in learner.parameters() if p.ndim <= 1] + [learner.vectors]
+    groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+    return State(0, learner, average, optimiser, torch.from_numpy(vertex.astype(np.int64)))
+
+
+def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
+    """Linear warm-up to ``peak``, then half a cosine down to a hundredth of it at ``steps``."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(steps - warmup, 1)
+    return float(peak * (0.01 + 0.99 * 0.5 * (1.0 + np.cos(np.pi * min(done, 1.0)))))
+
+
+def run(
+    state: State,
+    store: Store,
+    chart: Chart,
+    config: TrainConfig,
+    *,
+    wrapped: nn.Module | None = None,
+    rank: int = 0,
+    world: int = 1,
+    watch: Watch | None = None,
+) -> dict[str, float]:
+    """Advance ``state`` to ``config.steps``; the last dev figures (rank 0's; empty on others, or without dev views).
+
+    ``wrapped``: the learner as DistributedDataParallel, when ``world`` > 1. Raises Diverged when the loss stops being
+    a number.
+    """
+    config.check_workers(world)
+    watch = watch or Watch()
+    device = state.learner.vectors.device
+    module = wrapped or state.learner
+    pairs = dev_pairs(store, chart, count=config.dev_pairs, size=config.size) if rank == 0 else []
+    crops = Crops(store, chart, size=config.size, pixels=config.pixels, seed=config.seed)
+    source = batches(
+        crops,
+        first=state.step,
+        last=config.steps,
+        batch=config.batch,
+        views=config.views,
+        rank=rank,
+        world=world,
+        loaders=config.loaders,
+    )
+    meter = _Meter(config.batch)
+    dev: dict[str, float] = {}
+    while state.step < config.steps:
+        batch = meter.waiting_for(source)
+        rate = learning_rate(state.step, peak=config.learning_rate, warmup=config.warmup, steps=config.steps)
+        for group in state.optimiser.param_groups:
+            group["lr"] = rate
+        module.train()
+        terms = module(batch.to(device))
+        state.optimiser.zero_grad(set_to_none=True)
+        total(terms, config.weights).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(state.learner.parameters(), 1.0)
+        state.optimiser.step()
+        _move_average(state, config.ema)
+        state.step += 1
+        meter.add(terms)
+        last = state.step == config.steps
+        if state.step % config.log_every == 0 or last:
+            watch.step(state.step, {**meter.read(config, world), "learning_rate": rate})
+        if rank == 0 and (state.step % config.eval_every == 0 or last):
+            a = state.average
+            dev = match_figures(a.net, a.class_vectors(), a.anchor_place, config.scale, pairs)
+            watch.evaluated(state.step, dev)
+            meter.forget_time()
+        if state.step % config.checkpoint_every == 0 or last:
+            watch.checkpoint(state)
+            meter.forget_time()
+    return dev
+
+
+@torch.no_grad()
+def _move_average(state: State, decay: float) -> None:
+    keep = min(decay, (1.0 + state.step) / (10.0 + state.step))
+    averaged: list[Tensor] = list(state.average.parameters())
+    current: list[Tensor] = list(state.learner.parameters())
+    torch._foreach_lerp_(averaged, current, 1.0 - keep)
+
+
+class _Meter:
+    """Means over the steps since the last reading."""
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+        self._terms: dict[str, Tensor] = {}
+        self._steps = 0
+        self.forget_time()
+
+    def forget_time(self) -> None:
+        self._began, self._waited, self._timed = time.perf_counter(), 0.0, 0
+
+    def waiting_for(self, source: Iterator[Any]) -> Any:
+        began = time.perf_counter()
+        out = next(source)
+        self._waited += time.perf_counter() - began
+        return out
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value.detach()
+        self._steps += 1
+        self._timed += 1
+
+    def read(self, config: TrainConfig, world: int) -> dict[str, float]:
+        """``loss``, ``loss_<term>`` over all ranks, ``images_per_second``, ``wait_fraction`` of the batches' making."""
+        names = sorted(self._terms)
+        values = torch.stack([self._terms[n] for n in names]) / self._steps
+        if world > 1:
+            torch.distributed.all_reduce(values)
+            values = values / world
+        means = dict(zip(names, values.cpu(), strict=True))
+        loss = float(total(means, config.weights))
+        if not np.isfinite(loss):
+            raise Diverged(f"the loss is {loss}: lower the learning rate")
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        out = {
+            "loss": loss,
+            **{f"loss_{name}": float(value) for name, value in means.items()},
+            "images_per_second": self._timed * self._batch / seconds,
+            "wait_fraction": self._waited / seconds,
+        }
+        self._terms, self._steps = {}, 0
+        self.forget_time()
+        return out
+
+
+def save_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
+    """Write the state in one step; what was there stays until the new one is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "config": to_dict(config),
+        "step": state.step,
+        "learner": state.learner.state_dict(),
+        "average": state.average.state_dict(),
+        "optimiser": state.optimiser.state_dict(),
+        "vertex": state.vertex,
+    }
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
+    """Bring a new ``state`` to where the checkpoint was taken.
+
+    Raises ValueError when it belongs to another configuration or other anchors (``MAY_CHANGE`` may differ).
+    """
+    content = torch.load(path, map_location=state.learner.vectors.device, weights_only=True)
+    then, now = content["config"], to_dict(config)
+    other = sorted(k for k in now.keys() | then.keys() if k not in MAY_CHANGE and now.get(k) != then.get(k))
+    if other:
+        changes = ", ".join(f"{k} {then.get(k)} -> {now.get(k)}" for k in other)
+        raise ValueError(f"{path} belongs to another configuration: {changes}")
+    if not torch.equal(content["vertex"].cpu(), state.vertex):
+        raise ValueError(f"{path} belongs to another face model or choice of anchors")
+    state.step = int(content["step"])
+    state.learner.load_state_dict(content["learner"])
+    state.average.load_state_dict(content["average"])
+    state.optimiser.load_state_dict(content["optimiser"])
+
+
+def anchors_of(state: State, model: MorphableModel, config: TrainConfig) -> Anchors:
+    """The averaged class vectors as anchors of the model."""
+    vertex = state.vertex.numpy().astype(np.int32)
+    return Anchors(
+        vertex=vertex,
+        position=model.template[vertex].astype(np.float32),
+        descriptor=state.average.class_vectors().detach().cpu().numpy().astype(np.float32),
+        scale=config.scale,
+    )
+
+
+def save_weights(
+    path: Path, state: State, model: MorphableModel, store: Store, config: TrainConfig, *, dataset: str, dev: Figures
+) -> None:
+    """Write the averaged weights with their card. ``dataset``: the fingerprint of what they were trained on."""
+    card = {
+        "model": model.name,
+        "model_licence": model.licence,
+        "data_licences": list(store.licences),
+        "dataset": dataset,
+        "views": len(store),
+        "steps": state.step,
+        "images_seen": state.step * config.batch,
+        "dev": dict(dev),
+        "config": to_dict(config),
+        "torch": torch.__version__,
+    }
+    weights.save(path, state.average.net, anchors_of(state, model, config), card)
+
+
+def rows_of(dataset: Dataset) -> Iterator[ViewRow]:
+    """All rows, one shard in memory at a time."""
+    for index in range(len(dataset.shards)):
+        yield from dataset.read_shard(index)
+
+
+def store_of(dataset: Dataset, model: MorphableModel, cache: Path) -> Store:
+    """The dataset's views unpacked under ``cache``, once for each dataset and model."""
+    return write_store(rows_of(dataset), model, cache / f"views-{dataset.manifest.fingerprint[:16]}-{model.name}")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run leaves."""
+
+    weights: Path
+    dev: Figures  # last dev figures
+    state: State
+
+
+def train(
+    dataset: Dataset,
+    out: Path,
+    *,
+    config: TrainConfig,
+    model: MorphableModel,
+    resume: bool = False,
+    device: str = "cpu",
+    watch: Watch | None = None,
+    work: Path | None = None,
+) -> Trained:
+    """Train a descriptor on a finished dataset in this process and write its weights file to ``out``.
+
+    ``work`` (default: ``out`` with the suffix ``.run``) keeps the unpacked views and the checkpoint, from which
+    ``resume`` goes on if there is one. Raises BadDataset, Diverged, and ValueError for a configuration that the
+    dataset or the checkpoint doesn't fit.
+    """
+    work = work or out.with_suffix(".run")
+    watch = watch or Watch()
+    store = store_of(dataset, model, work)
+    state = new_state(model, config, torch.device(device))
+    if resume and (work / CHECKPOINT).exists():
+        load_checkpoint(work / CHECKPOINT, state, config)
+
+    def checkpoint(state: State) -> None:
+        save_checkpoint(work / CHECKPOINT, state, config)
+        watch.checkpoint(state)
+
+    saving = Watch(step=watch.step, evaluated=watch.evaluated, checkpoint=checkpoint)
+    dev = run(state, store, chart_of(model), config, watch=saving)
+    save_weights(out, state, model, store, config, dataset=dataset.manifest.fingerprint, dev=dev)
+    return Trained(out, dev, state)
