@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from face.arrays import Bytes, Floats
 from face.errors import BadLandmarks, BadPhoto
@@ -130,6 +130,8 @@ def decode(data: bytes) -> Bytes:
             return _rgb(image)
     except BadPhoto:
         raise
+    except UnidentifiedImageError as error:  # its message holds an address in memory: not the same in each run
+        raise BadPhoto(f"not an image of {', '.join(FORMATS)}") from error
     except Exception as error:
         raise BadPhoto(f"not a readable image of {', '.join(FORMATS)}: {error}") from error
 
