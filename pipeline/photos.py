@@ -131,7 +131,7 @@ def decode(data: bytes) -> Bytes:
     except BadPhoto:
         raise
     except UnidentifiedImageError as error:  # its message holds an address in memory: not the same in each run
-        raise BadPhoto(f"not an image of {', '.join(FORMATS)}") from error
+        raise BadPhoto(f"not a readable image of {', '.join(FORMATS)}") from error
     except Exception as error:
         raise BadPhoto(f"not a readable image of {', '.join(FORMATS)}: {error}") from error
 
