@@ -276,7 +276,7 @@ def batches(
 ) -> Iterator[Batch]:
     """One rank's batches of the steps ``first`` .. ``last - 1``, made ahead by ``loaders`` processes.
 
-    The processes start fresh (no fork: the caller may hold Ray's or a GPU's threads).
+    The processes are forks, so a caller's script needs no main guard; they touch no GPU and start no threads.
     """
     numbers = np.flatnonzero(~crops.store.is_dev)
     plan = steps_of(
@@ -296,7 +296,7 @@ def batches(
             batch_sampler=plan,
             collate_fn=collate,
             num_workers=loaders,
-            multiprocessing_context="forkserver" if loaders else None,
+            multiprocessing_context="fork" if loaders else None,
             prefetch_factor=4 if loaders else None,
             worker_init_fn=_one_thread if loaders else None,
         )

@@ -1,0 +1,137 @@
+"""Experiment tracking with MLflow: runs, metrics, pictures, and weights registered as versions of a model.
+
+Weights go in as files of a run that a model version points to: nothing is pickled. Only explicit run ids are used,
+never MLflow's "active run", so a run can be continued by another process.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunStatus
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from PIL import Image
+
+from face.arrays import Bytes
+
+PARAM_LENGTH = 500
+"""Characters that every MLflow backend keeps of a parameter's value."""
+
+
+def local_uri(folder: Path) -> str:
+    """The tracking URI of an SQLite file in ``folder``, which is made: for one machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an experiment. Values are plain text, so a run can be handed to another process."""
+
+    tracking_uri: str
+    id: str
+
+    @property
+    def _client(self) -> MlflowClient:
+        return MlflowClient(self.tracking_uri)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record figures at an explicit step; recording a step again after a resume adds a later value of it."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
+        self._client.log_batch(self.id, metrics=metrics)
+
+    def picture(self, name: str, image: Bytes) -> None:
+        """Keep (H, W, 3) uint8 RGB as ``pictures/<name>``, a PNG."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            Image.fromarray(image).save(path, format="PNG")
+            self._client.log_artifact(self.id, str(path), "pictures")
+
+    def register(self, weights: Path, *, name: str, alias: str, tags: Mapping[str, str]) -> int:
+        """Keep a weights file with the run and make it the version of model ``name`` that ``alias`` means.
+
+        MLflow keeps the alias "latest" for itself (MlflowException).
+        """
+        client = self._client
+        client.log_artifact(self.id, str(weights), "weights")
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+        source = f"{client.get_run(self.id).info.artifact_uri}/weights"
+        version = client.create_model_version(name, source, run_id=self.id, tags=dict(tags))
+        client.set_registered_model_alias(name, alias, version.version)
+        return int(version.version)
+
+    def finish(self, *, failed: bool = False) -> None:
+        """Close the run."""
+        self._client.set_terminated(self.id, RunStatus.to_string(RunStatus.FAILED if failed else RunStatus.FINISHED))
+
+
+def start(
+    tracking_uri: str, *, experiment: str, name: str, params: Mapping[str, Any], artifacts: Path | None = None
+) -> Run:
+    """The run ``name`` of an experiment: the one of that name that is there is continued, else a new one begun.
+
+    ``artifacts``: folder for the experiment's files when it is new (without it the server or MLflow decides).
+    Raises ValueError when a continued run has other values of the same ``params``.
+    """
+    _quieten()
+    client = MlflowClient(tracking_uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        location = artifacts.absolute().as_uri() if artifacts else None
+        experiment_id = client.create_experiment(experiment, artifact_location=location)
+    else:
+        experiment_id = found.experiment_id
+    runs = client.search_runs([experiment_id], f"attributes.run_name = '{name}'", max_results=1)
+    flat = {key: str(value)[:PARAM_LENGTH] for key, value in flattened(params).items()}
+    if runs:
+        run = runs[0]
+        kept = run.data.params
+        other = sorted(key for key, value in flat.items() if kept.get(key, value) != value)
+        if other:
+            raise ValueError(
+                f"run {name!r} was begun with other values of {', '.join(other)}: give this one its own name"
+            )
+        client.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+    else:
+        run = client.create_run(experiment_id, run_name=name)
+        client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in flat.items()])
+    return Run(tracking_uri, run.info.run_id)
+
+
+def registered(tracking_uri: str, *, name: str, alias: str, folder: Path) -> Path:
+    """Fetch the weights file that ``alias`` of model ``name`` means into ``folder``. MlflowException: there is none."""
+    client = MlflowClient(tracking_uri)
+    version = client.get_model_version_by_alias(name, alias)
+    assert version.run_id is not None
+    fetched = Path(client.download_artifacts(version.run_id, "weights", str(folder)))
+    return next(iter(sorted(fetched.glob("*.safetensors"))))
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"net": {"dims": 32}}`` as ``{"net.dims": 32}``."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out |= flattened(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def _quieten() -> None:
+    """MLflow and its schema migrations tell people nothing that a training command's own output doesn't."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
