@@ -16,7 +16,7 @@ from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from face.errors import BadDataset
 from infra.dataset import canonical
@@ -151,7 +151,7 @@ def parse_plan(data: bytes, name: str) -> Plan:
         content = json.loads(data)
         fingerprint = content.pop("fingerprint")
         plan = TypeAdapter(Plan).validate_python(content)
-    except (ValueError, KeyError, AttributeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadDataset(f"{name} is not a plan: {error}") from error
     if plan.fingerprint != fingerprint:
         raise BadDataset(f"{name} was altered: its fingerprint is {fingerprint[:12]}, its content's another")
