@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -116,6 +117,7 @@ def serving(
         _check_free(host, port)
     cores = max(1, (os.cpu_count() or 1) // replicas) if address is None else 1
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
     with connected(address, workers=None if address else cores * replicas):
         try:
             serve.start(

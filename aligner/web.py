@@ -53,6 +53,11 @@ class FaceAligner(Protocol):
     @property
     def model(self) -> MorphableModel: ...
 
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """Where the weights come from and under which terms."""
+        ...
+
     def align(self, image: Bytes, boxes: Boxes = None) -> list[Alignment]: ...
 
 
@@ -96,11 +101,10 @@ def create_app(
     aligner: FaceAligner,
     *,
     limits: Limits = Limits(),
-    card: Mapping[str, Any] | None = None,
     align: AlignOne | None = None,
 ) -> FastAPI:
-    """The application. ``card`` says where the weights come from; ``align`` replaces a direct call of
-    ``aligner.align`` in a thread (a server that batches requests gives its own).
+    """The application. ``align`` replaces direct calls of ``aligner.align`` in threads: a server that batches requests
+    gives its own.
 
     Run it with ``uvicorn.run(create_app(load_aligner()))``.
     """
@@ -113,7 +117,7 @@ def create_app(
     about = {
         "face_model": aligner.model.name,
         "face_model_licence": aligner.model.licence,
-        "weights": dict(card or {}),
+        "weights": dict(aligner.card),
     }
     drawn = drawn_triangles(aligner.model).tolist()
 

@@ -22,6 +22,7 @@ class KnownAligner:
 
     def __init__(self, model: MorphableModel, *, seconds: float = 0.0) -> None:
         self.model = model
+        self.card = {"steps": 7}
         self.seconds = seconds
         self.seen: list[Bytes] = []
 

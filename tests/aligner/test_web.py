@@ -29,7 +29,7 @@ LIMITS = Limits(body=300_000, pixels=40_000_000, boxes=4)
 
 @pytest.fixture(scope="module")
 def client(toy_model: MorphableModel) -> Iterator[TestClient]:
-    with TestClient(create_app(KnownAligner(toy_model), limits=LIMITS, card={"steps": 7})) as client:
+    with TestClient(create_app(KnownAligner(toy_model), limits=LIMITS)) as client:
         yield client
 
 

@@ -1,0 +1,228 @@
+"""The solver's laws and figures, shown by a network that is right (see ``oracle``)."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from aligner.align import AlignConfig, Aligner
+from aligner.alignment import Alignment
+from face.arrays import Floats
+from face.camera import Box
+from face.errors import BadPhoto
+from face.landmarks import nme_box
+from face.morphable import MorphableModel
+from face.transform import angles_from_rotation, geodesic_degrees
+from tests.aligner.oracle import OracleNet, PositionCode, Scene, make_scene, oracle_anchors
+
+
+def scenes(model: MorphableModel, code: PositionCode, seed: int, yaws: tuple[float, ...], **how: float) -> list[Scene]:
+    rng = np.random.default_rng(seed)
+    return [
+        make_scene(model, code, yaw=yaw, pitch=rng.uniform(-15, 15), roll=rng.uniform(-25, 25), rng=rng, **how)
+        for yaw in yaws
+    ]
+
+
+def errors(found: list[list[Alignment]], truth: list[Scene]) -> tuple[Floats, Floats]:
+    """``nme_box`` in per cent of the 3D scheme, and the pose's error in degrees."""
+    nme = [100 * nme_box(f[0].landmarks_3d[:, :2], t.landmarks) for f, t in zip(found, truth, strict=True)]
+    turn = [geodesic_degrees(f[0].cam_from_head.rotation, t.rotation) for f, t in zip(found, truth, strict=True)]
+    return np.array(nme), np.array(turn)
+
+
+def boxes(truth: list[Scene]) -> list[list[Box]]:
+    return [[scene.box] for scene in truth]
+
+
+YAWS = (0.0, -25.0, 45.0, -60.0, 80.0)
+
+
+def test_the_mean_face_is_recovered_at_every_yaw(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    truth = scenes(open_head, code, 1, YAWS, spread=0.0)
+    nme, turn = errors(oracle_aligner.align_batch([s.image for s in truth], boxes(truth)), truth)
+    assert nme[:4].max() < 0.6, nme
+    assert nme.max() < 1.2, nme
+    assert turn.max() < 1.5, turn
+
+
+def test_people_are_recovered_at_every_yaw(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    truth = scenes(open_head, code, 2, YAWS)
+    found = oracle_aligner.align_batch([s.image for s in truth], boxes(truth))
+    nme, turn = errors(found, truth)
+    assert nme[:3].max() < 1.5, nme
+    assert nme.max() < 3.0, nme
+    assert turn.max() < 4.5, turn
+    assert not any(f[0].failed for f in found)
+    contour = [100 * nme_box(f[0].landmarks_2d, t.landmarks_2d) for f, t in zip(found, truth, strict=True)]
+    assert max(contour[:3]) < 2.0, contour
+    for (face,), scene in zip(found, truth, strict=True):
+        assert np.linalg.norm(face.trace[-1].landmarks_2d - face.landmarks_3d[:, :2], axis=1).max() < 1e-3
+        assert 2 <= len(face.trace) <= 3
+        assert geodesic_degrees(face.pose.matrix, scene.rotation @ oracle_aligner.reference) < 4.5
+
+
+def test_a_third_of_wrong_pixels_and_noise_change_little(open_head: MorphableModel, code: PositionCode) -> None:
+    net = OracleNet(code, noise=0.6, wrong=0.3)
+    aligner = Aligner(net, oracle_anchors(open_head, code), open_head)
+    truth = scenes(open_head, code, 2, YAWS)
+    nme, turn = errors(aligner.align_batch([s.image for s in truth], boxes(truth)), truth)
+    assert nme.mean() < 2.4, nme
+    assert nme[:4].max() < 2.5, nme
+    assert turn.max() < 7.0, turn
+
+
+def test_the_box_hardly_matters(oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode) -> None:
+    truth = scenes(open_head, code, 3, (0.0, 30.0, -60.0))
+    rng = np.random.default_rng(0)
+    kept, moved = [], []
+    for scene in truth:
+        for _ in range(3):
+            centre = scene.box.centre + rng.uniform(-0.15, 0.15, 2) * scene.box.size
+            half = 0.5 * scene.box.size * np.exp(rng.uniform(-0.2, 0.2))
+            kept.append(scene)
+            moved.append([Box(*(centre - half), *(centre + half))])
+    straight, _ = errors(oracle_aligner.align_batch([s.image for s in kept], boxes(kept)), kept)
+    shaken, _ = errors(oracle_aligner.align_batch([s.image for s in kept], moved), kept)
+    assert np.abs(shaken - straight).max() < 0.4, shaken - straight
+
+
+def test_a_face_upside_down_is_recovered(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    scene = make_scene(open_head, code, yaw=20.0, roll=170.0, rng=np.random.default_rng(4))
+    nme, turn = errors([oracle_aligner.align(scene.image, [scene.box])], [scene])
+    assert nme[0] < 2.0
+    assert turn[0] < 3.0
+
+
+def test_a_batch_is_its_faces_one_by_one(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    truth = scenes(open_head, code, 5, (0.0, 40.0, -70.0))
+    together = oracle_aligner.align_batch([s.image for s in truth], [[t.box, t.box.square(1.2)] for t in truth])
+    for scene, faces in zip(truth, together, strict=True):
+        for face in faces:
+            alone = oracle_aligner.align(scene.image, [face.box])[0]
+            assert np.abs(alone.landmarks_3d - face.landmarks_3d).max() < 1e-3
+            assert np.abs(alone.confidence - face.confidence).max() < 1e-4
+            assert alone.failed == face.failed
+
+
+def test_the_size_of_the_photo_does_not_matter(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    small = make_scene(open_head, code, yaw=25.0, rng=np.random.default_rng(6), size=200)
+    large = make_scene(open_head, code, yaw=25.0, rng=np.random.default_rng(6), size=1000)
+    nme, _ = errors([oracle_aligner.align(s.image, [s.box]) for s in (small, large)], [small, large])
+    assert nme.max() < 1.5, nme
+
+
+def test_hidden_landmarks_are_known_and_not_trusted(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    scene = make_scene(open_head, code, yaw=60.0, rng=np.random.default_rng(7), spread=0.0)
+    face = oracle_aligner.align(scene.image, [scene.box])[0]
+    yaw, _, _ = angles_from_rotation(face.cam_from_head.rotation)
+    assert yaw > 55
+    hidden, seen = (
+        (slice(0, 6), slice(12, 15))
+        if face.landmarks_3d[2, 2] < face.landmarks_3d[14, 2]
+        else (slice(11, 17), slice(2, 5))
+    )
+    assert face.visibility[hidden].max() < 0.5
+    assert face.visibility[seen].min() > 0.5
+    assert face.confidence[hidden].max() < 0.3
+    assert face.confidence[seen].min() > 0.3
+
+
+def test_confidence_falls_where_the_face_is_covered(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    scene = make_scene(open_head, code, yaw=0.0, rng=np.random.default_rng(8), spread=0.3)
+    covered = scene.image.copy()
+    mouth = scene.landmarks[48:68]
+    (x0, y0), (x1, y1) = (mouth.min(0) - 12).astype(int), (mouth.max(0) + 12).astype(int)
+    covered[y0:y1, x0:x1] = 0
+    before = oracle_aligner.align(scene.image, [scene.box])[0]
+    after = oracle_aligner.align(covered, [scene.box])[0]
+    assert (after.confidence[48:68] < 0.5 * before.confidence[48:68]).all()
+    assert np.allclose(after.confidence[36:48], before.confidence[36:48], atol=0.1)
+    assert after.face_confidence < before.face_confidence
+    assert 100 * nme_box(after.landmarks_3d[17:48, :2], scene.landmarks[17:48]) < 2.0
+
+
+@pytest.mark.parametrize("kind", ["noise", "grey", "black"])
+def test_what_is_no_face_fails_and_says_so(open_head: MorphableModel, code: PositionCode, kind: str) -> None:
+    rng = np.random.default_rng(9)
+    image = {
+        "noise": rng.integers(60, 255, (200, 200, 3), dtype=np.uint8),
+        "grey": np.full((200, 200, 3), 128, np.uint8),
+        "black": np.zeros((200, 200, 3), np.uint8),
+    }[kind]
+    aligner = Aligner(OracleNet(code, noise=1.0), oracle_anchors(open_head, code), open_head)
+    face = aligner.align(image, [Box(40, 40, 160, 160)])[0]
+    assert face.failed
+    assert face.reason
+    assert face.face_confidence < 0.25
+    assert np.isfinite(face.landmarks_3d).all()
+
+
+def test_an_image_without_faces_gives_an_empty_list(oracle_aligner: Aligner) -> None:
+    assert oracle_aligner.align(np.full((120, 160, 3), 90, np.uint8)) == []
+    assert oracle_aligner.align_batch([]) == []
+    assert oracle_aligner.align_batch([np.zeros((64, 64, 3), np.uint8)], [[]]) == [[]]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((1, 1, 3), np.uint8),
+        np.zeros((100, 3, 3), np.uint8),
+        np.zeros((100, 100), np.uint8),
+        np.zeros((100, 100, 4), np.uint8),
+        np.zeros((100, 100, 3), np.float32),
+        np.zeros((0, 0, 3), np.uint8),
+        [[1, 2, 3]],
+    ],
+)
+def test_what_is_no_image_is_refused(oracle_aligner: Aligner, image: np.ndarray) -> None:
+    with pytest.raises(BadPhoto):
+        oracle_aligner.align(image)
+
+
+@pytest.mark.parametrize(
+    "box", [Box(200, 10, 300, 90), Box(-90, 10, -1, 90), Box(5, 5, 5.1, 5.1), Box(-9e5, -9e5, 9e5, 9e5)]
+)
+def test_boxes_that_cannot_hold_a_face_are_refused(oracle_aligner: Aligner, box: Box) -> None:
+    with pytest.raises(ValueError, match="Box"):
+        oracle_aligner.align(np.zeros((100, 100, 3), np.uint8), [box])
+
+
+def test_boxes_must_be_given_for_each_image(oracle_aligner: Aligner) -> None:
+    with pytest.raises(ValueError, match="boxes"):
+        oracle_aligner.align_batch([np.zeros((64, 64, 3), np.uint8)], [])
+
+
+def test_json_has_the_documented_shape(oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode) -> None:
+    scene = make_scene(open_head, code, yaw=10.0, rng=np.random.default_rng(1))
+    out = oracle_aligner.align(scene.image, [scene.box])[0].to_json(trace=True, mesh=True)
+    assert np.shape(out["box"]) == (4,)
+    assert np.shape(out["landmarks_2d"]) == (68, 2)
+    assert np.shape(out["landmarks_3d"]) == (68, 3)
+    assert set(out["pose"]) == {"yaw", "pitch", "roll", "matrix"}
+    assert np.shape(out["pose"]["matrix"]) == (3, 3)
+    assert np.shape(out["visibility"]) == np.shape(out["confidence"]) == (68,)
+    assert out["failed"] is False
+    assert len(out["mesh"]) == len(open_head.template)
+    assert out["trace"][0]["motion"] is None
+    assert out["trace"][1]["motion"] < 0.05
+
+
+def test_a_config_of_nonsense_is_refused() -> None:
+    with pytest.raises(ValueError, match="positive"):
+        replace(AlignConfig(), passes=0)

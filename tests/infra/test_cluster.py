@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import ray
+
+from face.errors import ClusterError
+from infra.cluster import connected, job_name, submit
+
+
+@pytest.mark.ray
+def test_a_private_local_ray_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    before = dict(os.environ)
+    with connected(None, workers=1, env={"FACE_COLOUR": "green"}):
+        assert ray.cluster_resources()["CPU"] == 1
+        seen = ray.get(
+            ray.remote(lambda: {k: os.environ.get(k, "") for k in ("FACE_COLOUR", "RAY_AUTH_MODE")}).remote()
+        )
+        assert seen == {"FACE_COLOUR": "green", "RAY_AUTH_MODE": "token"}
+        with connected("never.asked:1"):  # what is connected stays
+            assert ray.cluster_resources()["CPU"] == 1
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
+    after = dict(os.environ)
+    assert {key: after.get(key) for key in before} == before
+    assert "RAY_AUTH_TOKEN" not in after
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "ray://127.0.0.1:1", "127.0.0.1:99999", ""])
+def test_an_address_without_ray_is_said_by_name(address: str) -> None:
+    with pytest.raises(ClusterError, match="Ray"), connected(address):
+        pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:1", "nonsense", "http://"])
+def test_a_job_server_is_an_http_address(address: str) -> None:
+    with pytest.raises(ClusterError, match="http://host:8265"):
+        submit(["true"], address)
+
+
+def test_no_submission_beyond_this_machine_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    for host in ("192.0.2.1", "ray.example.org", "[2001:db8::1]"):
+        with pytest.raises(ClusterError, match="RAY_AUTH_MODE=token"):
+            submit(["true"], f"http://{host}:8265")
+    for host in ("127.0.0.1", "localhost", "[::1]"):  # allowed, but nothing listens there
+        with pytest.raises(ClusterError, match="no Ray at"):
+            submit(["true"], f"http://{host}:1")
+
+
+def test_a_job_is_named_by_its_command() -> None:
+    argv = ["/usr/bin/dff", "synthesize", "s3://faces/in", "s3://faces/out"]
+    assert job_name(argv) == job_name(list(argv))
+    assert job_name(argv).startswith("dff-synthesize-")
+    assert job_name(argv) != job_name([*argv, "--seed", "1"])
+    assert job_name(["a", "b c"]) != job_name(["a", "b", "c"])

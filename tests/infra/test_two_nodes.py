@@ -1,0 +1,75 @@
+"""Two real Ray nodes: commands reach them as jobs, with a token, and their work is on both."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from face.errors import ClusterError
+from infra.cluster import submit
+from tests.infra.ray_nodes import Nodes, two_nodes
+
+pytestmark = pytest.mark.ray
+
+SPREAD = """
+import ray, sys, time
+ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+
+@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
+def where():
+    time.sleep(1)
+    return ray.get_runtime_context().get_node_id()
+
+print("nodes", len(set(ray.get([where.remote() for _ in range(4)]))))
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    # sockets live in Ray's folder, and a socket's path is at most 107 bytes: pytest's own folders are too deep
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, two_nodes(Path(folder)) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def trusted(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Nodes:
+    for key, value in nodes.environment.items():
+        monkeypatch.setenv(key, value)
+    return nodes
+
+
+def test_without_the_token_the_door_is_shut(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert httpx.get(f"{nodes.jobs}/api/jobs/").status_code == 401
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 32)
+    with pytest.raises(ClusterError, match=nodes.jobs):
+        submit(["true"], nodes.jobs)
+
+
+def test_a_job_uses_both_nodes_and_its_log_is_followed(trusted: Nodes) -> None:
+    lines: list[str] = []
+    assert submit([sys.executable, "-c", SPREAD], trusted.jobs, on_line=lines.append) == "SUCCEEDED"
+    assert "nodes 2" in lines
+    assert lines[0].startswith("job ")
+
+
+def test_a_failing_job_raises_with_its_message(trusted: Nodes) -> None:
+    lines: list[str] = []
+    with pytest.raises(ClusterError, match="failed"):
+        submit([sys.executable, "-c", "raise SystemExit('no photos here')"], trusted.jobs, on_line=lines.append)
+    assert "no photos here" in lines
+
+
+def test_a_running_command_is_followed_not_started_again(trusted: Nodes, tmp_path: Path) -> None:
+    code = f"import time; open({str(tmp_path / 'runs')!r}, 'a').write('x'); time.sleep(2); print('done')"
+    argv = [sys.executable, "-c", code]
+    submit(argv, trusted.jobs, wait=False)
+    lines: list[str] = []
+    assert submit(argv, trusted.jobs, on_line=lines.append) == "SUCCEEDED"
+    assert lines[-1] == "done"
+    assert (tmp_path / "runs").read_text() == "x"
