@@ -79,8 +79,8 @@ def _clouds(size: tuple[int, int], rng: np.random.Generator) -> Floats:
     for octave, cells in enumerate((3, 6, 12, 24)):
         noise = rng.standard_normal((cells, cells)).astype(np.float32)
         mix += cv2.resize(noise, (32, 32), interpolation=cv2.INTER_CUBIC) * 0.6**octave
-    share = 0.5 + 0.5 * np.tanh(_enlarged(mix, size))[..., None]
-    return np.asarray(mid * share + other * (1.0 - share))
+    share = 0.5 + 0.5 * np.tanh(cv2.resize(mix, (64, 64), interpolation=cv2.INTER_CUBIC))[..., None]
+    return _enlarged(mid * share + other * (1.0 - share), size)
 
 
 def _shapes(size: tuple[int, int], rng: np.random.Generator) -> Floats:
@@ -104,7 +104,7 @@ def _texture(size: tuple[int, int], rng: np.random.Generator) -> Floats:
     """Fine grain of any scale and direction over clouds: foliage, cloth, walls, hair."""
     cells = rng.integers(20, 128, 2)
     grain = rng.standard_normal((int(cells[0]), int(cells[1]))).astype(np.float32)
-    tint = rng.normal(0.12, 0.06, 3).astype(np.float32)
+    tint = rng.normal(0.05, 0.02, 3).astype(np.float32)
     return _clouds(size, rng) + _enlarged(grain, size)[..., None] * tint
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from face import lighting
 from face.albedo import AlbedoModel
 from face.arrays import Bools, Floats
 from face.morphable import Coefficients, MorphableModel
@@ -13,13 +14,21 @@ from infra.split import split_of
 from pipeline import sampling, texture
 from pipeline.backgrounds import surroundings_of
 from pipeline.inverse import Recovery
+from pipeline.outfit import sample_outfit, wardrobe_of
 from pipeline.views import Person, PhotoScene
 
 IDENTITY_LIMIT = 2.2  # standard deviations; beyond it the model's faces turn odd
 
 
 def recovered_person(
-    recovery: Recovery, identity_id: str, *, model: MorphableModel, albedo: AlbedoModel, texture_size: int, licence: str
+    recovery: Recovery,
+    identity_id: str,
+    *,
+    model: MorphableModel,
+    albedo: AlbedoModel,
+    texture_size: int,
+    licence: str,
+    rng: np.random.Generator,
 ) -> Person:
     """The person of a photo, with the photo's own texture and scene. ``licence``: of the rows made from it."""
     unwrapped = texture.unwrap(recovery, model=model, albedo=albedo, size=texture_size)
@@ -29,6 +38,13 @@ def recovered_person(
     size = recovery.crop.shape[0]
     mask = render(face, model.faces, recovery.camera, (size, size)).mask
     crop = recovery.crop.astype(np.float32) / 255.0
+    atlas = texture.atlas_of(model, texture_size)
+    worn = sample_outfit(
+        atlas.hair_of(unwrapped.albedo),
+        rng=rng,
+        clothes=_clothes(crop, recovery, face, mask, model, unwrapped.light),
+        volume=(0.005, 0.03),
+    )
     own = PhotoScene(
         expression=expression,
         camera=recovery.camera,
@@ -46,7 +62,7 @@ def recovered_person(
         fit_error=recovery.quality["landmark_error_inner"],
         identity=identity,
         neutral=neutral,
-        texture=unwrapped.albedo,
+        texture=atlas.painted(unwrapped.albedo, np.array(worn.clothes), 1.0 - unwrapped.seen),
         texture_recipe={
             "from": "photo",
             "size": texture_size,
@@ -54,8 +70,30 @@ def recovered_person(
             "albedo": _listed(recovery.albedo),
             "seen": round(float(unwrapped.seen.mean()), 4),
         },
+        outfit=worn,
         own=own,
     )
+
+
+def _clothes(
+    crop: Floats, recovery: Recovery, face: Floats, mask: Bools, model: MorphableModel, light: Floats
+) -> Floats | None:
+    """(3,) albedo of what the photo shows right below the neck; None where it shows nothing there."""
+    rim = face[wardrobe_of(model).rim]
+    if len(rim) == 0:
+        return None
+    px = recovery.camera.px_from_cam(rim)
+    low, high = px.min(0), px.max(0)
+    size = len(crop)
+    below = np.zeros((size, size), dtype=bool)
+    top, bottom = (int(np.clip(v, 0, size)) for v in (high[1] - 2, high[1] + 0.12 * size))
+    left, right = (int(np.clip(v, 0, size)) for v in (low[0], high[0]))
+    below[top:bottom, left:right] = True
+    shown = below & ~mask & recovery.valid
+    if shown.sum() < 50:
+        return None
+    level = lighting.shade(np.array([[0.0, 0.0, -1.0]]), light)[0]
+    return np.asarray(np.median(crop[shown], axis=0) / np.maximum(level, 0.1))
 
 
 def _beyond_the_border(crop: Floats, valid: Bools) -> Floats:
@@ -83,7 +121,8 @@ def sampled_person(
     drawn = albedo.texture(colours)
     atlas = texture.atlas_of(model, texture_size)
     enlarged = cv2.resize(drawn, (texture_size, texture_size), interpolation=cv2.INTER_CUBIC)
-    covered = np.clip(enlarged.reshape(-1, 3)[atlas.texel], 0.0, 1.0)
+    plain = atlas.padded(np.clip(enlarged.reshape(-1, 3)[atlas.texel], 0.0, 1.0))
+    worn = sample_outfit(atlas.hair_of(plain), rng=rng)
     coefficients = Coefficients(identity, np.zeros(len(model.expression)))
     return Person(
         id=identity_id,
@@ -94,13 +133,14 @@ def sampled_person(
         fit_error=0.0,
         identity=coefficients.identity,
         neutral=model.vertices(coefficients),
-        texture=atlas.padded(covered),
+        texture=atlas.painted(plain, np.array(worn.clothes)),
         texture_recipe={
             "from": "albedo",
             "size": texture_size,
             "albedo_model": albedo.name,
             "albedo": _listed(colours),
         },
+        outfit=worn,
         own=None,
     )
 

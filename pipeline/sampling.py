@@ -233,7 +233,7 @@ def sample_light(*, rng: np.random.Generator) -> Floats:
 
     Exposure is normalised: normals that face the camera are shaded by 0.55 to 1.15 on average.
     """
-    tint = np.exp(rng.normal(0.0, 0.06, 3))
+    tint = np.exp(rng.normal(0.0, 0.04, 3))
     light = np.outer(lighting.ambient(float(rng.uniform(0.25, 0.9)))[:, 0], tint)
     for _ in range(int(rng.integers(1, 4))):
         azimuth = np.deg2rad(rng.normal(0.0, 65.0))
@@ -241,7 +241,7 @@ def sample_light(*, rng: np.random.Generator) -> Floats:
         direction = np.array(
             [np.sin(azimuth) * np.cos(height), -np.sin(height), -np.cos(azimuth) * np.cos(height)],
         )
-        colour = np.exp(rng.normal(0.0, 0.10, 3)) * rng.gamma(2.0, 0.3)
+        colour = np.exp(rng.normal(0.0, 0.06, 3)) * rng.gamma(2.0, 0.3)
         light += np.outer(lobe(direction), colour)
     level = float(rng.uniform(0.55, 1.15))
     return np.asarray(light * (level / float(lighting.shade(_FACING, light).mean())), dtype=np.float32)
@@ -264,7 +264,7 @@ class Sensor:
 
 def sample_sensor(*, rng: np.random.Generator) -> Sensor:
     """Mostly a good camera; now and then blurred, small, noisy, grey or heavily compressed."""
-    gains = np.exp(rng.normal(0.0, 0.05, 3))
+    gains = np.exp(rng.normal(0.0, 0.04, 3))
     return Sensor(
         gains=(float(gains[0]), float(gains[1]), float(gains[2])),
         gamma=float(np.exp(rng.normal(0.0, 0.12))),

@@ -39,19 +39,28 @@ def over(colour: Floats, frame: Frame, background: Floats) -> NDArray[np.float32
 @numba.njit(cache=True, nogil=True)
 def _over(colour, ids, depth, background, crease, out):  # type: ignore[no-untyped-def]
     height, width = ids.shape
+    edge = np.zeros((height, width), dtype=np.bool_)
     for row in range(height):
         for column in range(width):
-            inside = ids[row, column] >= 0
-            here = depth[row, column]
-            edge = False
-            for r in range(max(row - 1, 0), min(row + 2, height)):
-                for c in range(max(column - 1, 0), min(column + 2, width)):
-                    other = ids[r, c] >= 0
-                    if other != inside or (inside and abs(depth[r, c] - here) > crease):
-                        edge = True
-            if not edge:
-                for k in range(3):
-                    out[row, column, k] = colour[row, column, k] if inside else background[row, column, k]
+            here, inside = depth[row, column], ids[row, column] >= 0
+            for way in range(4):  # right, and the three below: each pair of neighbours is compared once
+                r = row if way == 0 else row + 1
+                c = column + 1 if way == 0 else column + way - 2
+                if r >= height or c < 0 or c >= width:
+                    continue
+                other = ids[r, c] >= 0
+                if other != inside or (inside and abs(depth[r, c] - here) > crease):
+                    edge[row, column] = True
+                    edge[r, c] = True
+    for row in range(height):
+        for column in range(width):
+            if not edge[row, column]:
+                if ids[row, column] >= 0:
+                    for k in range(3):
+                        out[row, column, k] = colour[row, column, k]
+                else:
+                    for k in range(3):
+                        out[row, column, k] = background[row, column, k]
                 continue
             total, covered = np.float32(0.0), np.float32(0.0)
             red, green, blue = np.float32(0.0), np.float32(0.0), np.float32(0.0)
@@ -86,8 +95,8 @@ def exposed(image: Floats, sensor: Sensor) -> Bytes:
     if sensor.blur > 0.0:
         light = cv2.GaussianBlur(light, (0, 0), sensor.blur)
     level = np.arange(STEPS) / (STEPS - 1.0)
-    curves = np.stack([np.clip(level * gain, 0.0, 1.0) ** sensor.gamma for gain in sensor.gains])
-    curves = np.clip(0.5 + (curves - 0.5) * sensor.contrast, 0.0, 1.0).astype(np.float32)
+    curves = np.stack([np.clip(level * gain, 0.0, 1.0) ** sensor.gamma for gain in sensor.gains], axis=1)
+    curves = (255.0 * np.clip(0.5 + (curves - 0.5) * sensor.contrast, 0.0, 1.0)).astype(np.float32)
     top, left = divmod(sensor.noise_seed, NOISE_SIDE)
     out = np.empty(image.shape, dtype=np.uint8)
     _exposed(light, curves, _noise(), top % NOISE_SIDE, left, np.float32(sensor.noise), sensor.grey, out)
@@ -98,21 +107,28 @@ def exposed(image: Floats, sensor: Sensor) -> Bytes:
 def _exposed(light, curves, noise, top, left, strength, grey, out):  # type: ignore[no-untyped-def]
     height, width, _ = light.shape
     side = noise.shape[0]
-    steps = curves.shape[1] - 1
-    value = np.empty(3, dtype=np.float32)
+    last = np.float32(len(curves) - 1)
+    half, white = np.float32(0.5), np.float32(255.0)
     for row in range(height):
+        grain_row = noise[(row + top) % side]
+        at = left
         for column in range(width):
-            for k in range(3):
-                x = min(max(light[row, column, k], np.float32(0.0)), np.float32(1.0))
-                value[k] = curves[k, int(x * steps + np.float32(0.5))]
+            red = curves[int(min(max(light[row, column, 0] * last + half, half), last)), 0]
+            green = curves[int(min(max(light[row, column, 1] * last + half, half), last)), 1]
+            blue = curves[int(min(max(light[row, column, 2] * last + half, half), last)), 2]
+            r, g, b = grain_row[at, 0], grain_row[at, 1], grain_row[at, 2]
             if grey:
-                luma = np.float32(0.299) * value[0] + np.float32(0.587) * value[1] + np.float32(0.114) * value[2]
-                value[:] = luma
-            for k in range(3):
-                channel = 0 if grey else k
-                grain = noise[(row + top) % side, (column + left) % side, channel]
-                x = value[k] + strength * (np.float32(0.5) + value[k]) * grain
-                out[row, column, k] = np.uint8(min(max(x, np.float32(0.0)), np.float32(1.0)) * 255 + np.float32(0.5))
+                red = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
+                green, blue, g, b = red, red, r, r
+            red += strength * (np.float32(127.5) + red) * r
+            green += strength * (np.float32(127.5) + green) * g
+            blue += strength * (np.float32(127.5) + blue) * b
+            out[row, column, 0] = np.uint8(min(max(red, np.float32(0.0)), white) + half)
+            out[row, column, 1] = np.uint8(min(max(green, np.float32(0.0)), white) + half)
+            out[row, column, 2] = np.uint8(min(max(blue, np.float32(0.0)), white) + half)
+            at += 1
+            if at == side:
+                at = 0
 
 
 def jpeg(image: Bytes, quality: int) -> bytes:

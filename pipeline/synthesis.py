@@ -88,8 +88,8 @@ def rows_of_shard(shard: ShardPlan, *, storage: Storage | None, seed: int, optio
 def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: Options) -> Person:
     """The face of a plan's subject. Raises BadPhoto, BadLandmarks, BadFit; StorageError when storage fails."""
     model, albedo = load_model(options.model), load_albedo(options.albedo)
+    rng = np.random.default_rng(seed_of(seed, subject.id))
     if subject.photo is None:
-        rng = np.random.default_rng(seed_of(seed, subject.id))
         return persons.sampled_person(
             subject.id, model=model, albedo=albedo, texture_size=options.texture_size, rng=rng
         )
@@ -103,6 +103,7 @@ def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: 
         albedo=albedo,
         texture_size=options.texture_size,
         licence=persons.photo_licence(options.photo_terms, model, albedo),
+        rng=rng,
     )
 
 

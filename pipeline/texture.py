@@ -10,7 +10,6 @@ texel.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
 import numba
@@ -26,6 +25,7 @@ from face.mesh import SurfacePoints, vertex_normals
 from face.morphable import MorphableModel
 from face.render.frame import Frame, render, visible
 from pipeline.inverse import Recovery
+from pipeline.outfit import wardrobe_of
 
 FACING = (0.12, 0.50)
 """Cosines between the surface and the view from which a colour begins to count and counts fully."""
@@ -75,6 +75,7 @@ class Atlas:
     uv_of_vertex: Floats  # (V, 2) one of the vertex's places
     edges: Ints  # (M, 2) pairs of neighbouring vertices
     region: dict[str, Bools]  # (V,) vertices of each region
+    dressed: Floats  # (N,) 0..1 how much of each covered texel the clothes cover
 
     def padded(self, values: Floats) -> Floats:
         """(S, S, C) float32 of (N, C) values at the covered texels; the rest repeats the nearest covered texel."""
@@ -84,30 +85,32 @@ class Atlas:
         """(V,) vertices of a region; none when the model does not have it."""
         return self.region.get(name, np.zeros(len(self.model.template), dtype=bool))
 
+    def hair_of(self, texture: Floats) -> Floats:
+        """(3,) the middle colour of the scalp in an (S, T, C) texture; grey-brown when the model has no scalp."""
+        scalp = self.vertices_of("scalp") & ~self.vertices_of("face")
+        return np.median(self.at_vertices(texture)[scalp], axis=0) if scalp.any() else np.array([0.25, 0.2, 0.17])
+
+    def painted(self, texture: Floats, colour: Floats, share: Floats | float = 1.0) -> Floats:
+        """The (S, S, 3) texture with clothes of a (3,) colour where the model is dressed, by an (S, S) ``share``."""
+        cover = self.padded(self.dressed[:, None]) * np.broadcast_to(share, texture.shape[:2])[..., None]
+        return np.asarray(texture + cover * (colour - texture), dtype=np.float32)
+
     def at_vertices(self, texture: Floats) -> Floats:
         """(V, C) bilinear samples of an (S, T, C) texture in the model's uv."""
         return _bilinear(texture, self.uv_of_vertex * np.array(texture.shape[1::-1]))
 
 
-@lru_cache(maxsize=4)
-def _cached_atlas(key: int, size: int, holder: _Holder) -> Atlas:
-    return _make_atlas(holder.model, size)
-
-
-@dataclass(frozen=True, eq=False)
-class _Holder:
-    model: MorphableModel
-
-    def __hash__(self) -> int:
-        return id(self.model)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Holder) and other.model is self.model
+_atlases: dict[tuple[int, int], Atlas] = {}
 
 
 def atlas_of(model: MorphableModel, size: int) -> Atlas:
-    """The atlas of a model at ``size`` texels; the last few are kept."""
-    return _cached_atlas(id(model), size, _Holder(model))
+    """The atlas of a model at ``size`` texels; the last few are kept (models are too big to be hashed)."""
+    key = (id(model), size)  # a kept atlas holds its model, so the id can't be given away meanwhile
+    if key not in _atlases:
+        while len(_atlases) >= 4:
+            _atlases.pop(next(iter(_atlases)))
+        _atlases[key] = _make_atlas(model, size)
+    return _atlases[key]
 
 
 def _make_atlas(model: MorphableModel, size: int) -> Atlas:
@@ -141,6 +144,7 @@ def _make_atlas(model: MorphableModel, size: int) -> Atlas:
         uv_of_vertex,
         edges,
         region,
+        wardrobe_of(model).dressed(points.of(model.template.astype(np.float64), model.faces)),
     )
 
 

@@ -26,6 +26,7 @@ from infra.shards import ViewRow, sample_id_of
 from infra.split import Split
 from pipeline import backgrounds, sampling
 from pipeline.backgrounds import Background
+from pipeline.outfit import Outfit, draw_behind, wardrobe_of
 from pipeline.sampling import Framing, Sensor
 from pipeline.sensor import exposed, jpeg, over
 
@@ -62,6 +63,7 @@ class Person:
     neutral: Floats  # (V, 3) metres in head, the face at rest
     texture: Floats  # (S, S, 3) float32 albedo in the model's uv
     texture_recipe: dict[str, Any]  # how the texture was made, for the rows
+    outfit: Outfit
     own: PhotoScene | None
 
     def __post_init__(self) -> None:
@@ -98,8 +100,7 @@ def draw_scene(person: Person, index: int, *, model: MorphableModel, rng: np.ran
     light = sampling.sample_light(rng=rng)
     if own is not None and rng.random() < OWN_LIGHT:
         light = own.light.astype(np.float32)
-    points = _vertices(person, expression, model)[model.landmarks.vertex]
-    cam_from_head, camera = sampling.frame_face(points, rotation, framing, size)
+    cam_from_head, camera = sampling.frame_face(_landmarks(person, expression, model), rotation, framing, size)
     return Scene(
         expression,
         cam_from_head,
@@ -116,6 +117,12 @@ def _vertices(person: Person, expression: Floats, model: MorphableModel) -> Floa
     count = len(expression)
     basis = model.expression[:count].reshape(count, -1)
     return np.asarray(person.neutral + (expression.astype(basis.dtype) @ basis).reshape(-1, 3))
+
+
+def _landmarks(person: Person, expression: Floats, model: MorphableModel) -> Floats:
+    """(68, 3) landmarks of the 3D scheme in head, for framing."""
+    vertices = model.landmarks.vertex
+    return person.neutral[vertices] + np.tensordot(expression, model.expression[: len(expression), vertices], axes=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,11 +163,12 @@ def make_row(
     frame = render(vertices, model.faces, scene.camera, (size, size), visibility=visibility)
     albedo = sample_texture(frame, person.texture, model.uv, model.uv_faces)
     colour = shaded(frame, albedo, scene.light)
-    image = exposed(over(colour, frame, _behind(person, scene, size)), scene.sensor)
+    image = exposed(over(colour, frame, _behind(person, scene, model, size)), scene.sensor)
     marks = project_landmarks(vertices, frame, scene.camera, model)
     recipe = {
         "version": RECIPE_VERSION,
         "texture": person.texture_recipe,
+        "outfit": asdict(person.outfit),
         "background": None if scene.background is None else asdict(scene.background),
         "sensor": asdict(scene.sensor),
         **scene.notes,
@@ -194,13 +202,15 @@ def make_row(
     )
 
 
-def _behind(person: Person, scene: Scene, size: int) -> Floats:
+def _behind(person: Person, scene: Scene, model: MorphableModel, size: int) -> Floats:
     own = person.own
     if scene.background is None:
         if own is None:
             raise ValueError(f"{person.id} has no photo to stand before")
         return own.photo if len(own.photo) == size else cv2.resize(own.photo, (size, size))
-    return backgrounds.draw(scene.background, (size, size), around=None if own is None else own.surroundings)
+    wall = backgrounds.draw(scene.background, (size, size), around=None if own is None else own.surroundings)
+    wardrobe = wardrobe_of(model)
+    return draw_behind(wall, person.outfit, wardrobe, person.neutral, scene.cam_from_head, scene.camera, scene.light)
 
 
 def make_view(
@@ -223,6 +233,7 @@ def scene_of(row: ViewRow) -> Scene:
     if recipe.pop("version", None) != RECIPE_VERSION:
         raise ValueError(f"the recipe of {row.sample_id} is not of version {RECIPE_VERSION}")
     recipe.pop("texture")
+    recipe.pop("outfit")
     background, sensor = recipe.pop("background"), recipe.pop("sensor")
     return Scene(
         row.coefficients.expression,
@@ -243,7 +254,6 @@ def relit(scene: Scene, light: Floats) -> Scene:
 def framed(person: Person, expression: Floats, rotation: Floats, *, model: MorphableModel, size: int) -> Scene:
     """A plain scene for pictures: a telephoto camera before a grey wall, even light."""
     framing = Framing(distance=2.0, off_axis=(0.0, 0.0), share=0.55, centre=(0.5, 0.56))
-    points = _vertices(person, expression, model)[model.landmarks.vertex]
-    cam_from_head, camera = sampling.frame_face(points, rotation, framing, size)
+    cam_from_head, camera = sampling.frame_face(_landmarks(person, expression, model), rotation, framing, size)
     light = lighting.ambient(0.7).astype(np.float32)
     return Scene(expression, cam_from_head, camera, light, Background("gradient", 0), sampling.CLEAN, {})
