@@ -194,7 +194,7 @@ def _pack(triangle_ids: Ints) -> tuple[bytes, str]:
     """zstd of the triangles as the narrowest type that has its maximum free for the background."""
     dtype = "uint16" if triangle_ids.max(initial=-1) < 0xFFFF else "uint32"
     stored = np.where(triangle_ids < 0, np.iinfo(dtype).max, triangle_ids).astype(f"<{np.dtype(dtype).str[1:]}")
-    packed: bytes = pa.Codec("zstd", compression_level=9).compress(stored.tobytes(), asbytes=True)
+    packed: bytes = pa.Codec("zstd", compression_level=3).compress(stored.tobytes(), asbytes=True)
     return packed, dtype
 
 
