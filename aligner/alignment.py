@@ -30,7 +30,7 @@ class Pose:
 class Iteration:
     """The state after one iteration, for people who watch."""
 
-    landmarks_2d: Floats  # (68, 2) pixels of the photo
+    landmarks_2d: Floats  # (68, 2) pixels of the photo, 3D scheme
     yaw: float  # degrees
     pitch: float
     roll: float

@@ -18,6 +18,7 @@ from face.arrays import Bools, Floats, Ints
 from face.camera import Box
 from face.descriptor import Anchors
 from face.fit import FaceState, initial_pose, project, robust_weights, shape_of, step
+from face.mesh import triangle_normals
 from face.morphable import Coefficients, MorphableModel
 from face.render import zbuffer
 from face.render.kernels import smooth_normals
@@ -26,6 +27,7 @@ from face.transform import CAM_FROM_FRONTAL_HEAD
 MIN_PIXELS = 24  # fewer matched pixels than this say nothing about a pose
 OCCLUSION = 0.012  # metres behind the visible surface at which a point counts as hidden
 BUFFER = 64  # pixels of the visibility buffer's side
+FOUR_AROUND = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
 NO_MODES = np.zeros(0)
 
 
@@ -55,11 +57,17 @@ class Rig:
     anchor_vertex: Ints  # (A,)
     anchor_mean: Floats  # (A, 3) float32 metres
     anchor_basis: Floats  # (A, 3, P) float32
+    landmark_triangles: Ints  # (68, T) the triangles at each landmark, some repeated
     landmark_mean: Floats  # (68, 3)
     landmark_basis: Floats  # (68, 3, P)
     mesh_basis: Floats  # (P, 3 V) float32
     modes: Floats  # (P, K + E): the model's coefficients of each latent direction
     size: float  # metres: geometric mean of the sides of the frontal landmark box
+
+    @cached_property
+    def in_crease(self) -> Bools:
+        """(68,) landmarks whose triangles all look away even from the front."""
+        return _facing(self.model.template, self.model.faces, self.landmark_triangles, 1.0) < 0.0
 
     @cached_property
     def no_basis(self) -> Floats:
@@ -105,12 +113,27 @@ def make_rig(model: MorphableModel, anchors: Anchors, *, modes: int) -> Rig:
         anchor_vertex=anchors.vertex,
         anchor_mean=model.template[anchors.vertex].astype(np.float32),
         anchor_basis=np.ascontiguousarray(by_vertex[anchors.vertex]),
+        landmark_triangles=_triangles_at(model.faces, model.landmarks.vertex),
         landmark_mean=model.template[model.landmarks.vertex].astype(np.float64),
         landmark_basis=by_vertex[model.landmarks.vertex].astype(np.float64),
         mesh_basis=mesh_basis,
         modes=directions,
         size=Box.around(model.template[model.landmarks.vertex][:, :2]).size,
     )
+
+
+def _facing(vertices: Floats, faces: Ints, triangles: Ints, towards: float) -> Floats:
+    """(N,) largest cosine between the z axis times ``towards`` and the normals of each row of (N, T) ``triangles``."""
+    normal = triangle_normals(vertices, faces[triangles.ravel()])
+    cosine = towards * normal[:, 2] / np.maximum(np.linalg.norm(normal, axis=1), 1e-12)
+    return np.asarray(cosine.reshape(triangles.shape).max(1))
+
+
+def _triangles_at(faces: Ints, vertices: Ints) -> Ints:
+    """(N, T) triangles that meet each of (N,) vertices, the first repeated where there are fewer than T."""
+    meeting = [np.flatnonzero((faces == vertex).any(1)) for vertex in vertices]
+    most = max(len(some) for some in meeting)
+    return np.stack([np.concatenate([some, np.full(most - len(some), some[0])]) for some in meeting])
 
 
 def state_in_boxes(rig: Rig, boxes: list[Box]) -> FaceState:
@@ -144,7 +167,10 @@ def crops_of_state(rig: Rig, state: FaceState, margin: float, size: int) -> Crop
 def visibility(rig: Rig, state: FaceState, vertices: Floats) -> tuple[Floats, Floats]:
     """(B, A) and (B, 68): how far the fitted mesh (B, V, 3) lets the anchors and the landmarks be seen, 0 to 1.
 
-    Zero behind other parts of the mesh, else falling with the cosine of the angle of view near the silhouette.
+    Zero where all four buffer pixels round a point show other parts of the mesh in front of it, else falling as the
+    surface turns away: for an anchor the smooth surface, for a landmark that triangle at it which faces the camera
+    most, since lids and lips are sharp edges. Landmarks in a crease, which not even the frontal template turns to the
+    camera, only have to be unoccluded.
     """
     faces = rig.model.faces
     anchors = np.zeros((len(vertices), len(rig.anchor_mean)))
@@ -157,14 +183,16 @@ def visibility(rig: Rig, state: FaceState, vertices: Floats) -> tuple[Floats, Fl
         ids = zbuffer.visibility(px, seen[:, 2], faces, (BUFFER, BUFFER))
         # Depth of the pixel's triangle at its nearest corner: near enough beside a tolerance of a centimetre.
         depth = np.where(ids >= 0, seen[faces[ids], 2].min(-1), np.inf)
-        surface = np.concatenate([seen, smooth_normals(seen, faces)[:, 2:]], axis=1)
-        for out, points in (
-            (anchors, surface[rig.anchor_vertex]),
-            (landmarks, surface[rig.model.landmarks.vertex]),
+        smooth = -smooth_normals(seen, faces)[rig.anchor_vertex, 2]
+        best = np.where(rig.in_crease, 1.0, _facing(seen, faces, rig.landmark_triangles, -1.0))
+        for out, points, facing in (
+            (anchors, seen[rig.anchor_vertex], smooth),
+            (landmarks, seen[rig.model.landmarks.vertex], best),
         ):
-            cell = np.clip(((points[:, :2] - low) * scale).astype(int), 0, BUFFER - 1)
-            clear = points[:, 2] <= depth[cell[:, 1], cell[:, 0]] + OCCLUSION
-            out[face] = clear * np.clip((0.1 - points[:, 3]) / 0.3, 0.0, 1.0)
+            cell = np.floor((points[:, :2] - low) * scale - 0.5).astype(int)[:, None] + FOUR_AROUND
+            column, row = np.clip(cell, 0, BUFFER - 1).transpose(2, 0, 1)
+            clear = points[:, 2] <= depth[row, column].max(1) + OCCLUSION
+            out[face] = clear * np.clip((facing + 0.1) / 0.2, 0.0, 1.0)
     return anchors, landmarks
 
 

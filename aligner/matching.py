@@ -170,18 +170,23 @@ def _blend(anchor, probability, mask, px, predicted, slope, visible, mean, basis
         if mask[i] <= 0.0:
             continue
         total = 0.0
+        top = np.float32(0.0)
         for j in range(keep):
             a = anchor[i, j]
             dx = px[i, 0] - predicted[a, 0]
             dy = px[i, 1] - predicted[a, 1]
             share[j] = probability[i, j] * np.exp(slope * (dx * dx + dy * dy)) * visible[a]
+            top = max(top, share[j])
+        for j in range(keep):
+            if share[j] < np.float32(2e-3) * top:  # not worth the walk through its basis
+                share[j] = 0.0
             total += share[j]
         if total < 1e-6:
             continue
         weight[i] = mask[i] * total
         for j in range(keep):
             w = share[j] / np.float32(total)
-            if w < 1e-3:
+            if w <= 0.0:
                 continue
             a = anchor[i, j]
             for c in range(3):

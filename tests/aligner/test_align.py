@@ -43,9 +43,9 @@ def test_the_mean_face_is_recovered_at_every_yaw(
 ) -> None:
     truth = scenes(open_head, code, 1, YAWS, spread=0.0)
     nme, turn = errors(oracle_aligner.align_batch([s.image for s in truth], boxes(truth)), truth)
-    assert nme[:4].max() < 0.6, nme
+    assert nme[:4].max() < 0.7, nme
     assert nme.max() < 1.2, nme
-    assert turn.max() < 1.5, turn
+    assert turn.max() < 2.5, turn
 
 
 def test_people_are_recovered_at_every_yaw(
@@ -73,7 +73,7 @@ def test_a_third_of_wrong_pixels_and_noise_change_little(open_head: MorphableMod
     nme, turn = errors(aligner.align_batch([s.image for s in truth], boxes(truth)), truth)
     assert nme.mean() < 2.4, nme
     assert nme[:4].max() < 2.5, nme
-    assert turn.max() < 7.0, turn
+    assert turn[:4].max() < 4.5, turn
 
 
 def test_the_box_hardly_matters(oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode) -> None:
@@ -120,6 +120,13 @@ def test_the_size_of_the_photo_does_not_matter(
     large = make_scene(open_head, code, yaw=25.0, rng=np.random.default_rng(6), size=1000)
     nme, _ = errors([oracle_aligner.align(s.image, [s.box]) for s in (small, large)], [small, large])
     assert nme.max() < 1.5, nme
+
+
+def test_every_landmark_of_a_frontal_face_is_seen(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    scene = make_scene(open_head, code, yaw=0.0, rng=np.random.default_rng(7), spread=0.0)
+    assert oracle_aligner.align(scene.image, [scene.box])[0].visibility.min() > 0.5
 
 
 def test_hidden_landmarks_are_known_and_not_trusted(

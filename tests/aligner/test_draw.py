@@ -1,0 +1,64 @@
+import io
+import json
+import struct
+
+import numpy as np
+import pytest
+import trimesh
+
+from aligner.align import Aligner
+from aligner.draw import FAILED, draw, draw_landmarks
+from aligner.mesh_file import glb
+from face.camera import Box
+from face.morphable import MorphableModel
+from tests.aligner.oracle import PositionCode, make_scene
+
+
+@pytest.fixture(scope="module")
+def aligned(oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode):
+    scene = make_scene(open_head, code, yaw=20.0, rng=np.random.default_rng(3))
+    return scene.image, oracle_aligner.align(scene.image, [scene.box])[0]
+
+
+def test_landmarks_are_drawn_where_they_are() -> None:
+    image = np.zeros((200, 200, 3), np.uint8)
+    points = np.random.default_rng(0).uniform(40, 160, (68, 2))
+    draw_landmarks(image, points, np.ones(68))
+    assert all(image[int(y), int(x)].max() > 60 for x, y in points)
+    assert not image[:10].any()
+
+
+def test_the_mesh_covers_the_face_and_leaves_the_photo_alone_elsewhere(aligned, open_head: MorphableModel) -> None:
+    image, face = aligned
+    drawn = draw(image, [face], open_head)
+    assert drawn.shape == image.shape
+    assert not np.array_equal(drawn, image)
+    px = face.vertices_px
+    outside = np.ones(image.shape[:2], bool)
+    (x0, y0), (x1, y1) = px[:, :2].min(0) - 30, px[:, :2].max(0) + 30
+    outside[max(int(y0), 0) : int(y1), max(int(x0), 0) : int(x1)] = False
+    assert np.array_equal(drawn[outside], image[outside])
+    nose = face.landmarks_3d[28, :2].astype(int)
+    assert not np.array_equal(drawn[nose[1], nose[0] + 4], image[nose[1], nose[0] + 4])
+
+
+def test_a_failed_face_is_only_its_box(oracle_aligner: Aligner, open_head: MorphableModel) -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    face = oracle_aligner.align(image, [Box(20, 20, 80, 80)])[0]
+    drawn = draw(image, [face], open_head)
+    assert (drawn[20, 30] == FAILED).all()
+    assert not drawn[30:70, 30:70].any()
+
+
+def test_a_mesh_file_holds_the_mesh_and_its_licence(aligned, open_head: MorphableModel) -> None:
+    _, face = aligned
+    colours = np.random.default_rng(0).integers(0, 255, (len(face.vertices), 3), dtype=np.uint8)
+    data = glb(face, open_head, colours=colours)
+    scene = trimesh.load(io.BytesIO(data), file_type="glb", process=False)
+    mesh = next(iter(scene.geometry.values()))
+    assert np.allclose(mesh.vertices, face.vertices, atol=1e-6)
+    assert np.array_equal(mesh.faces, open_head.faces)
+    length = struct.unpack("<I", data[12:16])[0]
+    assert open_head.licence in json.dumps(json.loads(data[20 : 20 + length]))
+    with pytest.raises(ValueError, match="colours"):
+        glb(face, open_head, colours=colours[:5])

@@ -1,0 +1,128 @@
+"""Protocols on made-up sets of known error: a network that is right, labels that are off by a known amount."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from aligner.align import Aligner
+from aligner.evaluate import curve_picture, evaluate_300w, evaluate_aflw2000, worst_picture
+from face.camera import Box
+from face.errors import BadLandmarks
+from face.landmarks import nme_box
+from face.morphable import MorphableModel
+from face.transform import angles_from_rotation
+from infra.split import split_of
+from tests.aligner.oracle import PositionCode, make_scene
+
+
+SHIFT = np.array([3.0, 4.0])  # pixels
+
+
+def save_image(path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def aflw(
+    tmp_path_factory: pytest.TempPathFactory, oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> Path:
+    """Four faces labelled with what the aligner says, one whose pose is too steep to count."""
+    folder = tmp_path_factory.mktemp("aflw")
+    rng = np.random.default_rng(1)
+    points = {}
+    for number, yaw in enumerate((5.0, -20.0, 45.0, 75.0, 0.0)):
+        scene = make_scene(open_head, code, yaw=yaw, rng=rng, size=240)
+        face = oracle_aligner.align(scene.image, [scene.box])[0]
+        yaw_, pitch, roll = angles_from_rotation(face.pose.matrix)
+        if number == 4:
+            yaw_ = 120.0
+        label = face.landmarks_3d[:, :2]
+        points[f"image{number}"] = label - 0.5
+        pose = np.zeros((1, 7))
+        pose[0, :3] = np.deg2rad([pitch, yaw_, roll])
+        save_image(folder / f"image{number}.png", scene.image)
+        three = np.column_stack([label + 0.5, np.zeros(68)]).T
+        scipy.io.savemat(folder / f"image{number}.mat", {"pt3d_68": three, "Pose_Para": pose})
+    np.savez(folder / "better.npz", **{name: p + SHIFT for name, p in points.items()})
+    np.save(folder / "better.npy", np.stack([points[f"image{i}"] + SHIFT for i in range(5)]).swapaxes(1, 2))
+    return folder
+
+
+def test_labels_that_agree_give_no_error(aflw: Path, oracle_aligner: Aligner) -> None:
+    report = evaluate_aflw2000(str(aflw), oracle_aligner)
+    assert report.summary["count"] == 4
+    assert report.summary["nme_box"]["mean"] < 0.6  # boxes of labels differ a little from those of the scenes
+    assert report.summary["geodesic"]["mean"] < 1.0
+    bins = report.summary["nme_box_by_yaw"]
+    assert [bins[f"{name} count"] for name in ("0-30", "30-60", "60-90")] == [2, 1, 1]
+    assert bins["mean of bins"] == pytest.approx(np.mean([bins["0-30"], bins["30-60"], bins["60-90"]]), abs=2e-3)
+
+
+@pytest.mark.parametrize("labels", ["better.npz", "better.npy"])
+def test_a_shift_of_the_labels_is_the_error(aflw: Path, oracle_aligner: Aligner, labels: str) -> None:
+    report = evaluate_aflw2000(str(aflw), oracle_aligner, labels=aflw / labels)
+    straight = evaluate_aflw2000(str(aflw), oracle_aligner)
+    for moved, true in zip(report.rows, straight.rows, strict=True):
+        assert np.allclose(moved.sample.landmarks, true.sample.landmarks + SHIFT)
+        size = Box.around(true.sample.landmarks).size
+        assert moved.errors["nme_box"] == pytest.approx(5.0 / size, abs=0.008)
+        assert moved.errors["nme_box"] == pytest.approx(nme_box(moved.landmarks, moved.sample.landmarks))
+
+
+def test_the_report_is_json_and_pictures(aflw: Path, oracle_aligner: Aligner) -> None:
+    report = evaluate_aflw2000(str(aflw), oracle_aligner, labels=aflw / "better.npz")
+    content = json.loads(json.dumps(report.to_json()))
+    assert set(content["images"]) == {f"image{i}" for i in range(4)}
+    assert "reannotated" in content["protocol"]
+    assert Image.open(io.BytesIO(curve_picture(report))).size == (660, 440)
+    assert Image.open(io.BytesIO(worst_picture(report, columns=2, side=100))).size == (200, 200)
+
+
+def test_faces_that_no_found_box_meets_count_as_not_found(
+    aflw: Path, oracle_aligner: Aligner, open_head: MorphableModel
+) -> None:
+    class Elsewhere:
+        def find(self, image: np.ndarray) -> list[Box]:
+            return [Box(0, 0, 20, 20)]
+
+    blind = Aligner(oracle_aligner.net, oracle_aligner.anchors, open_head, finder=Elsewhere())
+    report = evaluate_aflw2000(str(aflw), blind, box="detector")
+    assert report.summary["not_found"] == 1.0
+    assert report.summary["share_over_10_percent"] == 1.0
+    assert Image.open(io.BytesIO(worst_picture(report, columns=2, side=100))).size == (200, 200)
+
+
+def test_labels_of_other_images_are_refused(aflw: Path, oracle_aligner: Aligner, tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", somebody=np.zeros((68, 2)))
+    np.save(tmp_path / "short.npy", np.zeros((3, 68, 2)))
+    for name in ("other.npz", "short.npy"):
+        with pytest.raises(BadLandmarks, match=name):
+            evaluate_aflw2000(str(aflw), oracle_aligner, labels=tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadLandmarks, match="no labelled images"):
+        evaluate_aflw2000(str(tmp_path / "empty"), oracle_aligner)
+
+
+def test_300w_compares_the_visible_contour_of_the_asked_photos(
+    tmp_path: Path, oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    names = [f"set/photo{i}" for i in range(60)]
+    dev = next(name for name in names if split_of(name) == "dev")
+    train = next(name for name in names if split_of(name) == "train")
+    (tmp_path / "set").mkdir()
+    for name, yaw in ((dev, 30.0), (train, 0.0)):
+        scene = make_scene(open_head, code, yaw=yaw, rng=np.random.default_rng(2), size=240)
+        face = oracle_aligner.align(scene.image, [Box.around(scene.landmarks_2d)])[0]
+        save_image(tmp_path / f"{name}.png", scene.image)
+        rows = "\n".join(f"{x} {y}" for x, y in face.landmarks_2d + 0.5)
+        (tmp_path / f"{name}.pts").write_text(f"version: 1\nn_points: 68\n{{\n{rows}\n}}\n")
+    report = evaluate_300w(str(tmp_path), oracle_aligner)
+    assert [row.sample.name for row in report.rows] == [dev]
+    assert report.rows[0].errors["nme_iod_51"] < 0.01
+    assert report.rows[0].errors["nme_iod_68"] < 0.012
+    assert evaluate_300w(str(tmp_path), oracle_aligner, split="all").summary["count"] == 2
