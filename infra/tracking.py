@@ -111,15 +111,6 @@ def start(
     return Run(tracking_uri, run.info.run_id)
 
 
-def registered(tracking_uri: str, *, name: str, alias: str, folder: Path) -> Path:
-    """Fetch the weights file that ``alias`` of model ``name`` means into ``folder``. MlflowException: there is none."""
-    client = MlflowClient(tracking_uri)
-    version = client.get_model_version_by_alias(name, alias)
-    assert version.run_id is not None
-    fetched = Path(client.download_artifacts(version.run_id, "weights", str(folder)))
-    return next(iter(sorted(fetched.glob("*.safetensors"))))
-
-
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"net": {"dims": 32}}`` as ``{"net.dims": 32}``."""
     out: dict[str, Any] = {}

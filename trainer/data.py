@@ -182,9 +182,10 @@ def make_sample(view: StoredView, chart: Chart, *, size: int, pixels: int, rng: 
     """A random crop of a view with all augmentations and ``pixels`` surface points to learn from."""
     framing = random_framing(rng)
     matrix = input_from_source(view.box, size, framing)
-    colour = tuple(int(c) for c in rng.integers(0, 256, 3))
-    border = cv2.BORDER_REPLICATE if rng.random() < 0.5 else (colour[0], colour[1], colour[2])
-    image = warp(view.image, matrix, size, border)
+    # Beyond a photo's edge the aligner sees black; other fillings keep the network from leaning on that.
+    r, g, b = (int(c) for c in rng.integers(0, 256, 3))
+    borders: list[int | tuple[int, int, int]] = [cv2.BORDER_REPLICATE, (0, 0, 0), (r, g, b)]
+    image = warp(view.image, matrix, size, borders[rng.integers(3)])
     px = grid_in_source(matrix, size)
     triangle = triangles_at(view, px, len(chart.faces))
     if rng.random() < 0.35:

@@ -62,7 +62,7 @@ def _pair(store: Store, chart: Chart, a: int, b: int, size: int, rng: np.random.
     for number in (a, b):
         view = store.view(number)
         matrix = input_from_source(view.box, size, Framing())
-        images.append(warp(view.image, matrix, size, 1))
+        images.append(warp(view.image, matrix, size, (0, 0, 0)))
         place, ok = places_at(view, grid_in_source(matrix, size), chart)
         places.append(place)
         known.append(ok)

@@ -1,0 +1,103 @@
+"""Training on Ray: the driver's side. It begins the tracked run, starts the workers, and registers what they made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+
+from face.errors import Diverged
+from infra import tracking, weights
+from infra.cluster import connected
+from trainer.config import TrainConfig, to_dict
+from trainer.train import Figures
+from trainer.worker import WEIGHTS, Job, train_worker
+
+EXPERIMENT = "dff-descriptor"
+REGISTERED_NAME = "dff-descriptor"
+ALIAS = "candidate"
+"""What the newest registered version is called until somebody calls it champion."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a distributed run leaves."""
+
+    weights: Path
+    dev: Figures
+    run_id: str
+    version: int  # of the registered model
+
+
+def fit(
+    dataset: str,
+    out: Path,
+    *,
+    config: TrainConfig,
+    model: str = "open-head",
+    name: str,
+    storage: Path,
+    workers: int = 1,
+    gpu: bool = False,
+    cpus_per_worker: int | None = None,
+    address: str | None = None,
+    endpoint_url: str | None = None,
+    tracking_uri: str | None = None,
+    resume: bool = False,
+    max_failures: int = 2,
+) -> Launched:
+    """Train on a Ray cluster (``address``) or a private local Ray, and write the weights file to ``out``.
+
+    ``storage``: folder that all nodes see, for checkpoints under ``name``. ``resume`` goes on from the last one;
+    without it a ``name`` that is there already is refused, since Ray would go on with it unasked. ``tracking_uri``:
+    MLflow's; an SQLite file in ``storage`` without it. ``cpus_per_worker``: by default all of this machine's, shared.
+
+    Raises ValueError, BadDataset, ClusterError, and Diverged when the workers fail ``max_failures`` times.
+    """
+    config.check_workers(workers)
+    storage = storage.absolute()
+    if (storage / name).exists() and not resume:
+        raise ValueError(f"{storage / name} holds an earlier run: resume it, or give this one another name")
+    artifacts = None if tracking_uri else storage / "artifacts"
+    run = tracking.start(
+        tracking_uri or tracking.local_uri(storage),
+        experiment=EXPERIMENT,
+        name=name,
+        params={"dataset": dataset, "model": model, "workers": workers, **to_dict(config)},
+        artifacts=artifacts,
+    )
+    job = Job(dataset, endpoint_url, model, to_dict(config), str(storage / "views"), asdict(run))
+    cpus = cpus_per_worker or max(1, (os.cpu_count() or 1) // workers)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=job.as_dict(),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    finished = False
+    try:
+        with connected(address, workers=workers * cpus):
+            try:
+                result = trainer.fit()
+            except TrainingFailedError as error:
+                raise Diverged(f"the workers failed: {error}") from error
+            assert result.checkpoint is not None
+            with result.checkpoint.as_directory() as folder:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(Path(folder) / WEIGHTS, out)
+        card = weights.load(out).card
+        tags = {"model": card["model"], "model_licence": card["model_licence"], "dataset": card["dataset"]}
+        version = run.register(out, name=REGISTERED_NAME, alias=ALIAS, tags=tags)
+        finished = True
+    finally:
+        run.finish(failed=not finished)
+    return Launched(out, card["dev"], run.id, version)

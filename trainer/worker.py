@@ -1,0 +1,118 @@
+"""One worker of a distributed training: the plain loop inside Ray Train.
+
+Ray restarts the workers after a failure; each then goes on from the last checkpoint that was reported.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from torch import nn
+
+from face.assets import load_model
+from infra.dataset import Dataset, open_dataset
+from infra.tracking import Run
+from trainer.config import from_dict
+from trainer.data import chart_of
+from trainer.evaluate import dev_pairs
+from trainer.pictures import pair_picture
+from trainer.store import Store
+from trainer.train import (
+    CHECKPOINT,
+    Figures,
+    State,
+    Watch,
+    anchors_of,
+    load_checkpoint,
+    new_state,
+    run,
+    save_checkpoint,
+    save_weights,
+    store_of,
+)
+
+WEIGHTS = "weights.safetensors"
+"""The file in the last checkpoint that the run was for."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is told: plain values that travel between machines."""
+
+    dataset: str  # URI
+    endpoint_url: str | None
+    model: str  # name or path of the face model
+    config: dict[str, Any]  # of TrainConfig
+    cache: str  # folder on the worker's own machine for unpacked views
+    tracking: dict[str, str] | None  # fields of infra.tracking.Run
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def train_worker(values: dict[str, Any]) -> None:
+    """Train this worker's share of ``Job(**values)``: Ray Train's ``train_loop_per_worker``."""
+    job = Job(**values)
+    config = from_dict(job.config)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    model = load_model(job.model)
+    dataset = open_dataset(job.dataset, endpoint_url=job.endpoint_url)
+    store = _store_once(dataset, job, context.get_local_rank())
+    chart = chart_of(model)
+    state = new_state(model, config, device)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            load_checkpoint(Path(folder) / CHECKPOINT, state, config)
+    wrapped: nn.Module | None = None
+    if world > 1:
+        wrapped = nn.parallel.DistributedDataParallel(state.learner, broadcast_buffers=False)
+    record = Run(**job.tracking) if job.tracking and rank == 0 else None
+    dev: dict[str, float] = {}
+
+    def log(step: int, figures: Figures) -> None:
+        if record is not None and figures:
+            record.metrics(step, figures)
+
+    def evaluated(step: int, figures: Figures) -> None:
+        dev.update(figures)
+        log(step, {f"dev_{name}": value for name, value in figures.items()})
+        if record is not None:
+            for pair in dev_pairs(store, chart, count=1, size=config.size):
+                picture = pair_picture(state.average.net, anchors_of(state, model, config), pair)
+                record.picture(f"match-{step:07d}.png", picture)
+
+    def report(state: State) -> None:
+        # A barrier: every rank comes here at the same steps, and rank 0 brings the state for all.
+        with tempfile.TemporaryDirectory() as folder:
+            if rank == 0:
+                save_checkpoint(Path(folder) / CHECKPOINT, state, config)
+                if state.step == config.steps:
+                    fingerprint = dataset.manifest.fingerprint
+                    save_weights(Path(folder) / WEIGHTS, state, model, store, config, dataset=fingerprint, dev=dev)
+            ray.train.report(
+                {"step": state.step, **dev},
+                checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None,
+                checkpoint_dir_name=f"step-{state.step:07d}",
+            )
+
+    watch = Watch(step=log, evaluated=evaluated, checkpoint=report)
+    run(state, store, chart, config, wrapped=wrapped, rank=rank, world=world, watch=watch)
+
+
+def _store_once(dataset: Dataset, job: Job, local_rank: int) -> Store:
+    """The unpacked views, made by one worker of each machine while its others wait."""
+    model = load_model(job.model)
+    if local_rank == 0:
+        store_of(dataset, model, Path(job.cache))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return store_of(dataset, model, Path(job.cache))
