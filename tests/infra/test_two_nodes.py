@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ import pytest
 
 from face.errors import ClusterError
 from infra.cluster import submit
+from infra.dataset import open_dataset
+from pipeline.synthesis import synthesize
 from tests.infra.ray_nodes import Nodes, two_nodes
 
 pytestmark = pytest.mark.ray
@@ -56,6 +60,28 @@ def test_a_job_uses_both_nodes_and_its_log_is_followed(trusted: Nodes) -> None:
     assert submit([sys.executable, "-c", SPREAD], trusted.jobs, on_line=lines.append) == "SUCCEEDED"
     assert "nodes 2" in lines
     assert lines[0].startswith("job ")
+
+
+def test_a_dataset_made_by_a_submitted_job_is_the_one_made_at_home(trusted: Nodes, tmp_path: Path) -> None:
+    arguments = ["--identities", "2", "--views", "2", "--size", "64", "--shard-faces", "1", "--seed", "5"]
+    away, home = tmp_path / "away", tmp_path / "home"
+    dff = str(Path(sys.executable).parent / "dff")
+    sent = subprocess.run(
+        [dff, "submit", "synthesize", "none", str(away), *arguments, "--workers", "2", "--address", trusted.jobs],
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    assert "4 views of 2 faces" in sent.stdout
+    made = open_dataset(str(away))
+    made.verify()
+    synthesize(None, str(home), identities=2, views=2, size=64, shard_subjects=1, seed=5)
+    assert made.manifest.fingerprint == open_dataset(str(home)).manifest.fingerprint
+    assert [row.sample_id for shard in range(2) for row in made.read_shard(shard)] == [
+        row.sample_id for shard in range(2) for row in open_dataset(str(home)).read_shard(shard)
+    ]
 
 
 def test_a_failing_job_raises_with_its_message(trusted: Nodes) -> None:
