@@ -1,7 +1,8 @@
 """Weights files: safetensors that hold the network, the anchors, and in their metadata what both are.
 
-Nothing in the file runs when it is read. Metadata keys: ``format``, ``config`` (JSON of ``NetConfig``), ``scale``, and
-``card`` (JSON: where the weights come from and under which terms).
+Nothing in the file runs when it is read. The metadata has one key, ``descriptor`` (several would be written in random
+order, and the same weights should be the same bytes): JSON of ``format``, ``config`` (of ``NetConfig``), ``scale``, and
+``card``, which says where the weights come from and under which terms.
 """
 
 from __future__ import annotations
@@ -52,18 +53,13 @@ def save(path: Path | str, net: DescriptorNet, anchors: Anchors, card: Mapping[s
     tensors["anchors.vertex"] = torch.from_numpy(anchors.vertex.astype(np.int32))
     tensors["anchors.position"] = torch.from_numpy(anchors.position.astype(np.float32))
     tensors["anchors.descriptor"] = torch.from_numpy(anchors.descriptor.astype(np.float32))
-    metadata = {
-        "format": FORMAT,
-        "config": json.dumps(asdict(net.config)),
-        "scale": repr(float(anchors.scale)),
-        "card": json.dumps(dict(card), sort_keys=True),
-    }
+    about = {"format": FORMAT, "config": asdict(net.config), "scale": float(anchors.scale), "card": dict(card)}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        save_file(tensors, temporary, metadata)
+        save_file(tensors, temporary, {"descriptor": json.dumps(about, sort_keys=True)})
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -78,16 +74,15 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
     path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
+            text = (file.metadata() or {}).get("descriptor", "{}")
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise BadWeights(f"{path} cannot be read as a weights file: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise BadWeights(f"{path} has format {metadata.get('format', 'none')!r}, this program reads {FORMAT!r}")
     try:
-        config = NetConfig(**json.loads(metadata["config"]))
-        card = dict(json.loads(metadata["card"]))
-        scale = float(metadata["scale"])
+        about = dict(json.loads(text))
+        if about.get("format") != FORMAT:
+            raise BadWeights(f"{path} has format {about.get('format', 'none')!r}, this program reads {FORMAT!r}")
+        config, card, scale = NetConfig(**about["config"]), dict(about["card"]), float(about["scale"])
     except (KeyError, TypeError, ValueError) as error:
         raise BadWeights(f"{path} has bad metadata: {error!r}") from error
     missing = [key for key in CARD_KEYS if key not in card]

@@ -1,0 +1,42 @@
+"""Runs in a real SQLite MLflow: continued by name, figures at their steps, weights behind an alias."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from infra import tracking
+
+
+def test_a_run_keeps_figures_pictures_and_weights(tmp_path: Path) -> None:
+    uri = tracking.local_uri(tmp_path / "ml")
+    begin = {"experiment": "e", "name": "first", "artifacts": tmp_path / "files"}
+    run = tracking.start(uri, params={"steps": 2, "net": {"dims": 32}}, **begin)  # type: ignore[arg-type]
+    run.metrics(10, {"loss": 2.0, "wait": 0.5})
+    run.finish(failed=True)
+    again = tracking.start(uri, params={"steps": 2}, **begin)  # type: ignore[arg-type]
+    assert again == run, "the same name goes on with the same run"
+    run.metrics(20, {"loss": 1.0})
+    run.picture("match.png", np.zeros((4, 6, 3), np.uint8))
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"first")
+    assert run.register(weights, name="dff", alias="candidate", tags={"licence": "CC0-1.0"}) == 1
+    weights.write_bytes(b"second")
+    assert run.register(weights, name="dff", alias="candidate", tags={"licence": "CC0-1.0"}) == 2
+    run.finish()
+
+    client = MlflowClient(uri)
+    kept = client.get_run(run.id)
+    assert kept.info.status == "FINISHED"
+    assert kept.data.params == {"steps": "2", "net.dims": "32"}
+    assert [(m.step, m.value) for m in client.get_metric_history(run.id, "loss")] == [(10, 2.0), (20, 1.0)]
+    assert [f.path for f in client.list_artifacts(run.id, "pictures")] == ["pictures/match.png"]
+    version = client.get_model_version_by_alias("dff", "candidate")
+    assert (version.version, version.run_id, version.tags) == (2, run.id, {"licence": "CC0-1.0"})
+    stored = Path(str(version.source).removeprefix("file://")) / "w.safetensors"
+    assert stored.read_bytes() == b"second"
+    with pytest.raises(ValueError, match="other values of steps"):
+        tracking.start(uri, params={"steps": 3}, **begin)  # type: ignore[arg-type]

@@ -1,0 +1,139 @@
+"""Weights files: what is written comes back, and what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from face.descriptor import Anchors, DescriptorNet, NetConfig
+from face.errors import BadWeights
+from face.morphable import MorphableModel
+from infra import weights
+
+CARD = {"model": "toy", "model_licence": "CC0-1.0", "data_licences": ["CC0-1.0"], "steps": 3}
+
+
+@pytest.fixture
+def anchors(toy_model: MorphableModel) -> Anchors:
+    vertex = np.array([1, 5, 9], np.int32)
+    vectors = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Anchors(vertex, toy_model.template[vertex], vectors, 16.0)
+
+
+@pytest.fixture
+def net() -> DescriptorNet:
+    torch.manual_seed(1)
+    return DescriptorNet(NetConfig(dims=8, widths=(8, 16), depths=(1, 1)))
+
+
+@pytest.fixture
+def path(tmp_path: Path, net: DescriptorNet, anchors: Anchors) -> Path:
+    out = tmp_path / "new folder" / "w.safetensors"
+    weights.save(out, net, anchors, CARD)
+    return out
+
+
+def rewrite(path: Path, *, tensors: dict[str, torch.Tensor] | None = None, **about: object) -> None:
+    with safe_open(path, framework="pt") as file:
+        old = json.loads(file.metadata()["descriptor"])
+    metadata = {"descriptor": json.dumps({**old, **about})}
+    save_file(load_file(path) if tensors is None else tensors, path, metadata)
+
+
+def test_a_file_gives_back_what_was_saved(
+    path: Path, net: DescriptorNet, anchors: Anchors, toy_model: MorphableModel
+) -> None:
+    got = weights.load(path, model=toy_model)
+    assert got.card == CARD
+    assert got.net.config == net.config
+    assert not got.net.training
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(got.net(image).descriptor, net.eval()(image).descriptor)
+    for name in ("vertex", "position", "descriptor"):
+        np.testing.assert_array_equal(getattr(got.anchors, name), getattr(anchors, name))
+    assert got.anchors.scale == anchors.scale
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "no temporary file is left"
+
+
+def test_the_same_weights_make_the_same_bytes(path: Path, net: DescriptorNet, anchors: Anchors) -> None:
+    again = path.with_name("again.safetensors")
+    weights.save(again, net, anchors, dict(reversed(CARD.items())))
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_card_must_say_the_terms(tmp_path: Path, net: DescriptorNet, anchors: Anchors) -> None:
+    with pytest.raises(ValueError, match="model_licence"):
+        weights.save(tmp_path / "w", net, anchors, {k: v for k, v in CARD.items() if k != "model_licence"})
+
+
+def test_anchors_must_fit_the_network(tmp_path: Path, net: DescriptorNet, anchors: Anchors) -> None:
+    short = replace(anchors, descriptor=np.array([[1.0, 0.0]] * 3, np.float32))
+    with pytest.raises(ValueError, match="2 numbers for a network of 8"):
+        weights.save(tmp_path / "w", net, short, CARD)
+
+
+def test_missing_and_truncated_files(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadWeights, match="nowhere"):
+        weights.load(tmp_path / "nowhere.safetensors")
+    data = path.read_bytes()
+    for length in (0, 4, 100, len(data) - 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(BadWeights, match="cannot be read"):
+            weights.load(path)
+
+
+def test_tensors_that_are_not_there_or_of_another_shape(path: Path) -> None:
+    tensors = load_file(path)
+    rewrite(path, tensors={k: v for k, v in tensors.items() if k != "net.to_face.bias"})
+    with pytest.raises(BadWeights, match=r"lacks 1 tensors, such as net\.to_face\.bias"):
+        weights.load(path)
+    rewrite(path, tensors={k: v for k, v in tensors.items() if k != "anchors.vertex"})
+    with pytest.raises(BadWeights, match=r"anchors\.vertex"):
+        weights.load(path)
+    rewrite(path, tensors={**tensors, "net.more": torch.zeros(1)})
+    with pytest.raises(BadWeights, match=r"does not name, such as net\.more"):
+        weights.load(path)
+    rewrite(path, tensors={**tensors, "net.to_face.bias": torch.zeros(2)})
+    with pytest.raises(BadWeights, match=r"net\.to_face\.bias is \(2,\), its configuration says \(1,\)"):
+        weights.load(path)
+    rewrite(path, tensors={**tensors, "net.to_face.bias": torch.tensor([float("nan")])})
+    with pytest.raises(BadWeights, match="not finite"):
+        weights.load(path)
+    rewrite(path, tensors={**tensors, "anchors.descriptor": 2 * tensors["anchors.descriptor"]})
+    with pytest.raises(BadWeights, match="bad anchors"):
+        weights.load(path)
+
+
+def test_metadata_of_something_else(path: Path) -> None:
+    config = {"dims": 8, "widths": [8, 16], "depths": [1, 1], "colour": "red"}
+    rewrite(path, config=config)
+    with pytest.raises(BadWeights, match=r"bad metadata.*colour"):
+        weights.load(path)
+    rewrite(path, format="another")
+    with pytest.raises(BadWeights, match="format 'another'"):
+        weights.load(path)
+    save_file(load_file(path), path)
+    with pytest.raises(BadWeights, match="format 'none'"):
+        weights.load(path)
+
+
+def test_a_card_without_its_terms_is_refused(path: Path) -> None:
+    rewrite(path, card={"model": "toy"})
+    with pytest.raises(BadWeights, match="does not say its model_licence"):
+        weights.load(path)
+
+
+def test_weights_of_another_model(path: Path, toy_model: MorphableModel) -> None:
+    with pytest.raises(BadWeights, match="trained on the face model 'toy', not 'other'"):
+        weights.load(path, model=replace(toy_model, name="other"))
+    with pytest.raises(BadWeights, match="another version of toy"):
+        weights.load(path, model=replace(toy_model, template=toy_model.template * 1.01))
