@@ -6,6 +6,7 @@ that is; ``resolve`` does the rest, so a frame comes back exactly from its trian
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,12 @@ from face.render import kernels, zbuffer
 from face.render.visibility import Visibility
 
 Image = NDArray[np.float32]
+
+OUTLINE = 0.01
+"""Metres of depth between neighbouring pixels from which on there is an outline between them."""
+
+PIXEL_CENTRES: Floats = np.empty((0, 0, 2))
+"""Says to the resolver that the samples of a frame lie at the centres of its pixels."""
 
 
 @dataclass(frozen=True)
@@ -84,43 +91,47 @@ def resolve(triangle_ids: Ints, vertices_cam: Floats, faces: Ints, camera: Camer
 
 
 def supersampled(
+    frame: Frame,
     vertices_cam: Floats,
     faces: Ints,
     camera: Camera,
-    size: tuple[int, int],
+    colour: Callable[[Frame], Image],
     *,
     factor: int = 3,
     visibility: Visibility = zbuffer.visibility,
-) -> tuple[Frame, Frame]:
-    """(the frame at ``size``, the frame of the same view with ``factor`` x ``factor`` samples for each pixel).
+) -> tuple[Image, Image]:
+    """Anti-aliased colours of a rendered ``frame``: ((H, W, C) colours times coverage, (H, W) coverage 0 to 1).
 
-    The first is the second seen at each pixel's middle sample, so a colour image averaged from the fine frame
-    (``averaged``) agrees with the ids of the first. ValueError for an even factor, which has no middle sample.
+    So ``colours + (1 - coverage) * background`` is the picture. ``colour`` gives the (H, W, C) colours of a frame. Only
+    pixels at outlines (against the background, or where depth jumps by OUTLINE) are taken apart, into ``factor`` x
+    ``factor`` samples whose middle is the pixel's centre: ``colour`` sees these as a frame of (pixels, samples).
+    ValueError for an even factor, which has no middle sample.
     """
     if factor < 1 or factor % 2 == 0:
         raise ValueError(f"supersampling wants an odd factor, got {factor}")
-    fine_camera = camera.cropped(np.zeros(2), float(factor))
-    fine = render(vertices_cam, faces, fine_camera, (size[0] * factor, size[1] * factor), visibility=visibility)
-    middle = fine.triangle[factor // 2 :: factor, factor // 2 :: factor]
-    return resolve(middle, vertices_cam, faces, camera), fine
-
-
-def averaged(image: Image, factor: int) -> Image:
-    """(H, W, ...) means of the ``factor`` x ``factor`` blocks of an image of ``factor`` times that size."""
-    height, width = image.shape[0] // factor, image.shape[1] // factor
-    if (height * factor, width * factor) != image.shape[:2]:
-        raise ValueError(f"an image of {image.shape[:2]} does not fall into blocks of {factor}")
-    total = np.zeros((height, width, *image.shape[2:]), dtype=np.float32)
-    for row in range(factor):
-        for column in range(factor):
-            total += image[row::factor, column::factor]
-    return np.asarray(total / np.float32(factor * factor))
+    height, width = frame.triangle.shape
+    colours, coverage = colour(frame), frame.mask.astype(np.float32)
+    outline = np.empty((height, width), dtype=np.bool_)
+    kernels.edges(frame.triangle, frame.depth, OUTLINE, outline)
+    row, column = np.nonzero(outline)
+    vertices, triangles = _checked(vertices_cam, faces)
+    px, weight = _projected(vertices, camera)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fine = visibility(px * factor, camera.screen_depth(vertices), triangles, (height * factor, width * factor))
+    within_y, within_x = np.divmod(np.arange(factor * factor), factor)
+    y, x = row[:, None] * factor + within_y, column[:, None] * factor + within_x
+    xy = (np.stack([x, y], axis=2) + 0.5) / factor
+    samples = _resolve(fine[y, x], vertices, triangles, px, weight, xy)
+    if len(row):
+        colours[row, column] = np.where(samples.mask[..., None], colour(samples), 0.0).mean(axis=1)
+        coverage[row, column] = samples.mask.mean(axis=1)
+    return colours, coverage
 
 
 def interpolate(frame: Frame, values: Floats, faces: Ints) -> Image:
     """(H, W, C) of (V, C) values at the vertices; background 0."""
     _, triangles = _checked(np.zeros((len(values), 3)), faces)
-    out = np.empty((*frame.triangle.shape, values.shape[1]), dtype=np.float32)
+    out = np.zeros((*frame.triangle.shape, values.shape[1]), dtype=np.float32)
     values = np.ascontiguousarray(values, dtype=np.float64)
     kernels.interpolate(_ids_within(frame, triangles), frame.barycentric, values, triangles, out)
     return out
@@ -137,7 +148,7 @@ def sample_texture(frame: Frame, texture: Floats, uv: Floats, uv_faces: Ints) ->
         raise ValueError(f"sample_texture wants (S, T, C) and (T, 2), got {texture.shape} and {uv.shape}")
     if not np.isfinite(uv).all():
         raise ValueError("uv wants finite numbers")
-    out = np.empty((*frame.triangle.shape, texture.shape[2]), dtype=np.float32)
+    out = np.zeros((*frame.triangle.shape, texture.shape[2]), dtype=np.float32)
     image = np.ascontiguousarray(texture, dtype=np.float32)
     places = np.ascontiguousarray(uv, dtype=np.float64)
     kernels.sample_texture(_ids_within(frame, triangles), frame.barycentric, image, places, triangles, out)
@@ -148,7 +159,7 @@ def shaded(frame: Frame, albedo: Floats, light: Floats) -> Image:
     """(H, W, 3) colours: (H, W, 3) ``albedo`` times the shading under (9, 3) ``light`` (``face.lighting``)."""
     if albedo.shape != frame.normal.shape or light.shape != (9, 3):
         raise ValueError(f"shaded wants {frame.normal.shape} and (9, 3), got {albedo.shape} and {light.shape}")
-    out = np.empty(frame.normal.shape, dtype=np.float32)
+    out = np.zeros(frame.normal.shape, dtype=np.float32)
     colours = np.ascontiguousarray(albedo, dtype=np.float32)
     kernels.shaded(frame.triangle, frame.normal, colours, np.ascontiguousarray(light, dtype=np.float64), out)
     return out
@@ -202,20 +213,20 @@ def _resolve(
     faces: NDArray[np.int32],
     px: NDArray[np.float64],
     weight: NDArray[np.float64],
+    xy: Floats = PIXEL_CENTRES,
 ) -> Frame:
     size = ids.shape
-    barycentric = np.empty((*size, 3), dtype=np.float32)
-    depth = np.empty(size, dtype=np.float32)
-    normal = np.empty((*size, 3), dtype=np.float32)
+    barycentric = np.zeros((*size, 3), dtype=np.float32)
+    depth = np.zeros(size, dtype=np.float32)
+    normal = np.zeros((*size, 3), dtype=np.float32)
     normals = kernels.smooth_normals(vertices, faces)
-    if not kernels.resolve(ids, vertices, faces, px, weight, normals, barycentric, depth, normal):
+    if not kernels.resolve(ids, xy, vertices, faces, px, weight, normals, barycentric, depth, normal):
         raise ValueError("triangle ids name a triangle that reaches behind the camera")
     return Frame(ids, barycentric, depth, normal)
 
 
 __all__ = [
     "Frame",
-    "averaged",
     "interpolate",
     "render",
     "resolve",

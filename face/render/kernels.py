@@ -1,4 +1,7 @@
-"""The inner loops of ``face.render.frame``, compiled by numba: float64 inside, float32 out, no state."""
+"""The inner loops of ``face.render.frame``, compiled by numba: float64 inside, float32 out, no state.
+
+They leave the outputs at the background as they are: zeros.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ def smooth_normals(vertices, faces):  # type: ignore[no-untyped-def]
     """(V, 3) unit normals weighted by area; zero for vertices of no triangle."""
     out = np.zeros((len(vertices), 3))
     for f in range(len(faces)):
-        i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+        i, j, k = np.uint64(faces[f, 0]), np.uint64(faces[f, 1]), np.uint64(faces[f, 2])
         ax = vertices[j, 0] - vertices[i, 0]
         ay = vertices[j, 1] - vertices[i, 1]
         az = vertices[j, 2] - vertices[i, 2]
@@ -21,10 +24,10 @@ def smooth_normals(vertices, faces):  # type: ignore[no-untyped-def]
         by = vertices[k, 1] - vertices[i, 1]
         bz = vertices[k, 2] - vertices[i, 2]
         nx, ny, nz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
-        for v in (i, j, k):
-            out[v, 0] += nx
-            out[v, 1] += ny
-            out[v, 2] += nz
+        for corner in (i, j, k):
+            out[corner, 0] += nx
+            out[corner, 1] += ny
+            out[corner, 2] += nz
     for v in range(len(out)):
         length = np.sqrt(out[v, 0] ** 2 + out[v, 1] ** 2 + out[v, 2] ** 2)
         if length > 0:
@@ -62,28 +65,26 @@ def _closest_on_triangle(x, y, x0, y0, x1, y1, x2, y2):  # type: ignore[no-untyp
 
 
 @numba.njit(cache=True, nogil=True)
-def resolve(ids, vertices, faces, px, weight, normals, barycentric, depth, normal):  # type: ignore[no-untyped-def]
-    """Fill (H, W, ...) ``barycentric``, ``depth`` and ``normal`` from (H, W) ``ids``; background becomes zero.
+def resolve(ids, xy, vertices, faces, px, weight, normals, barycentric, depth, normal):  # type: ignore[no-untyped-def]
+    """Fill (R, C, ...) ``barycentric``, ``depth`` and ``normal`` of samples from (R, C) ``ids``.
 
-    The pixel centre may lie outside its triangle by the snapping of visibility (at most 0.003 px): then the nearest
-    point of the outline is taken, so that barycentrics are never negative. Returns False, with the outputs
-    unfinished, when an id names a triangle that has no place on the screen.
+    ``xy``: where the samples lie in pixels, (R, C, 2), or (0, 0, 2) for the pixel centres of an (R, C) image. A sample
+    may lie outside its triangle by the snapping of visibility (at most 0.003 px): then the nearest point of the
+    outline is taken, so that barycentrics are never negative. Returns False, with the outputs unfinished, when an id
+    names a triangle that has no place on the screen.
     """
     height, width = ids.shape
     for row in range(height):
         for column in range(width):
             f = ids[row, column]
             if f < 0:
-                barycentric[row, column, 0] = 0.0
-                barycentric[row, column, 1] = 0.0
-                barycentric[row, column, 2] = 0.0
-                depth[row, column] = 0.0
-                normal[row, column, 0] = 0.0
-                normal[row, column, 1] = 0.0
-                normal[row, column, 2] = 0.0
                 continue
-            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
-            x, y = column + 0.5, row + 0.5
+            t = np.uint64(f)
+            i, j, k = np.uint64(faces[t, 0]), np.uint64(faces[t, 1]), np.uint64(faces[t, 2])
+            if len(xy) > 0:
+                x, y = xy[row, column, 0], xy[row, column, 1]
+            else:
+                x, y = column + 0.5, row + 0.5
             x0, y0, x1, y1, x2, y2 = px[i, 0], px[i, 1], px[j, 0], px[j, 1], px[k, 0], px[k, 1]
             area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
             b0, b1, b2 = -1.0, -1.0, -1.0
@@ -122,16 +123,15 @@ def resolve(ids, vertices, faces, px, weight, normals, barycentric, depth, norma
 
 @numba.njit(cache=True, nogil=True)
 def interpolate(ids, barycentric, values, faces, out):  # type: ignore[no-untyped-def]
-    """Fill (H, W, C) ``out`` with (V, C) ``values``; background becomes zero."""
+    """Fill (H, W, C) ``out`` with (V, C) ``values``."""
     height, width, channels = out.shape
     for row in range(height):
         for column in range(width):
             f = ids[row, column]
             if f < 0:
-                for c in range(channels):
-                    out[row, column, c] = 0.0
                 continue
-            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+            t = np.uint64(f)
+            i, j, k = np.uint64(faces[t, 0]), np.uint64(faces[t, 1]), np.uint64(faces[t, 2])
             w0 = np.float64(barycentric[row, column, 0])
             w1 = np.float64(barycentric[row, column, 1])
             w2 = np.float64(barycentric[row, column, 2])
@@ -141,17 +141,17 @@ def interpolate(ids, barycentric, values, faces, out):  # type: ignore[no-untype
 
 @numba.njit(cache=True, nogil=True)
 def sample_texture(ids, barycentric, texture, uv, uv_faces, out):  # type: ignore[no-untyped-def]
-    """Fill (H, W, C) ``out`` bilinearly from (S, T, C) ``texture``; background becomes zero."""
+    """Fill (H, W, C) ``out`` bilinearly from (S, T, C) ``texture``."""
     height, width, channels = out.shape
     rows, columns = texture.shape[0], texture.shape[1]
+    texels = texture.ravel()
     for row in range(height):
         for column in range(width):
             f = ids[row, column]
             if f < 0:
-                for c in range(channels):
-                    out[row, column, c] = 0.0
                 continue
-            i, j, k = uv_faces[f, 0], uv_faces[f, 1], uv_faces[f, 2]
+            t = np.uint64(f)
+            i, j, k = np.uint64(uv_faces[t, 0]), np.uint64(uv_faces[t, 1]), np.uint64(uv_faces[t, 2])
             w0 = np.float64(barycentric[row, column, 0])
             w1 = np.float64(barycentric[row, column, 1])
             w2 = np.float64(barycentric[row, column, 2])
@@ -160,17 +160,20 @@ def sample_texture(ids, barycentric, texture, uv, uv_faces, out):  # type: ignor
             x = min(max(x, 0.0), columns - 1.0)
             y = min(max(y, 0.0), rows - 1.0)
             left, top = int(x), int(y)
-            right, bottom = min(left + 1, columns - 1), min(top + 1, rows - 1)
             fx, fy = x - left, y - top
-            for c in range(channels):
-                upper = texture[top, left, c] * (1.0 - fx) + texture[top, right, c] * fx
-                lower = texture[bottom, left, c] * (1.0 - fx) + texture[bottom, right, c] * fx
-                out[row, column, c] = upper * (1.0 - fy) + lower * fy
+            right, bottom = min(left + 1, columns - 1), min(top + 1, rows - 1)
+            nw, ne = np.uint64((top * columns + left) * channels), np.uint64((top * columns + right) * channels)
+            sw, se = np.uint64((bottom * columns + left) * channels), np.uint64((bottom * columns + right) * channels)
+            a, b = np.float32((1.0 - fx) * (1.0 - fy)), np.float32(fx * (1.0 - fy))
+            c, d = np.float32((1.0 - fx) * fy), np.float32(fx * fy)
+            for channel in range(channels):
+                n = np.uint64(channel)
+                out[row, column, n] = a * texels[nw + n] + b * texels[ne + n] + c * texels[sw + n] + d * texels[se + n]
 
 
 @numba.njit(cache=True, nogil=True)
 def shaded(ids, normal, albedo, light, out):  # type: ignore[no-untyped-def]
-    """Fill (H, W, 3) ``out`` with albedo times the shading of ``face.lighting``; background becomes zero.
+    """Fill (H, W, 3) ``out`` with albedo times the shading of ``face.lighting``.
 
     ``light``: (9, 3) float64.
     """
@@ -178,8 +181,6 @@ def shaded(ids, normal, albedo, light, out):  # type: ignore[no-untyped-def]
     for row in range(height):
         for column in range(width):
             if ids[row, column] < 0:
-                for c in range(3):
-                    out[row, column, c] = 0.0
                 continue
             x = np.float64(normal[row, column, 0])
             y = np.float64(normal[row, column, 1])
@@ -189,6 +190,27 @@ def shaded(ids, normal, albedo, light, out):  # type: ignore[no-untyped-def]
                 value += C2 * (light[4, c] * x * y + light[5, c] * y * z + light[7, c] * x * z)
                 value += C3 * light[6, c] * (3.0 * z * z - 1.0) + C4 * light[8, c] * (x * x - y * y)
                 out[row, column, c] = albedo[row, column, c] * max(value, 0.0)
+
+
+@numba.njit(cache=True, nogil=True)
+def edges(ids, depth, step, out):  # type: ignore[no-untyped-def]
+    """Fill (H, W) ``out``: do a pixel and its eight neighbours lie on both sides of an outline.
+
+    An outline is where the background begins, or where depth jumps by more than ``step``.
+    """
+    height, width = ids.shape
+    for row in range(height):
+        for column in range(width):
+            nearest, furthest = np.inf, -np.inf
+            covered, count = 0, 0
+            for r in range(max(row - 1, 0), min(row + 2, height)):
+                for c in range(max(column - 1, 0), min(column + 2, width)):
+                    count += 1
+                    if ids[r, c] >= 0:
+                        covered += 1
+                        nearest = min(nearest, depth[r, c])
+                        furthest = max(furthest, depth[r, c])
+            out[row, column] = covered > 0 and (covered < count or furthest - nearest > step)
 
 
 @numba.njit(cache=True, nogil=True)

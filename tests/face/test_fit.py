@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from scipy.io import loadmat
 
 from face.arrays import Bools, Floats
 from face.fit import (
@@ -160,3 +163,22 @@ def test_robust_weights_fall_from_one() -> None:
     """Geman-McClure: one at zero, a quarter at the noise, next to nothing at ten times the noise."""
     residual = np.array([[[0.0, 0.0], [3.0, 4.0], [30.0, 40.0]]])
     assert np.allclose(robust_weights(residual, np.array([5.0])), [[1.0, 0.25, 1 / 101**2]])
+
+
+def test_fitted_poses_agree_with_aflw2000(landmarks: tuple[Floats, Floats], shared: Path) -> None:
+    """The open head fitted to AFLW2000-3D's landmarks turns as ``Pose_Para`` says, though that is another model's."""
+    mean, basis = landmarks
+    targets, rotations = [], []
+    for path in sorted((shared / "data" / "aflw2000-3d-sample").glob("*.mat")):
+        annotation = loadmat(path)
+        pitch, yaw, roll = np.rad2deg(annotation["Pose_Para"][0, :3])
+        rotations.append(rotation_from_angles(yaw, pitch, roll))
+        targets.append(annotation["pt3d_68"][:2].T - 0.5)  # its first pixel's centre is 1
+    points = np.array(targets)
+    found = fitted(mean, basis, points, np.ones(points.shape[:2]), noise=0.03)
+    error = geodesic_degrees(found.rotation, np.array(rotations))
+    assert np.median(error) < 6.0
+    assert np.percentile(error, 95) < 12.0
+    size = np.sqrt(np.prod(np.ptp(points, axis=1), axis=1))
+    miss = np.linalg.norm(project(found, shape_of(mean, basis, found.coefficients)) - points, axis=2).mean(1) / size
+    assert np.median(miss) < 0.025

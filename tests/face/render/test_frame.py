@@ -151,7 +151,7 @@ def test_a_callers_mistakes_are_named(toy_model: MorphableModel) -> None:
     with pytest.raises(ValueError, match="behind"):
         fr.resolve(np.zeros((4, 4), dtype=int), vertices * [1.0, 1.0, -1.0], faces, camera)
     with pytest.raises(ValueError, match="odd"):
-        fr.supersampled(vertices, faces, camera, SIZE, factor=2)
+        fr.supersampled(fr.render(vertices, faces, camera, SIZE), vertices, faces, camera, lambda f: f.normal, factor=2)
     assert not fr.render(vertices, faces[:0], camera, SIZE).mask.any()
 
 
@@ -230,21 +230,45 @@ def test_a_turned_head_hides_its_far_side(open_head: MorphableModel) -> None:
     assert fr.visible(frame, elsewhere, camera, 0.003).tolist() == [False, False, True]
 
 
-def test_supersampling_keeps_the_ids_and_measures_the_area() -> None:
-    """The frame is the middle samples of the fine one, and averaged coverage is nearer to the true area."""
+def test_supersampled_coverage_is_the_area() -> None:
+    """A triangle's coverage adds up to its area, inside it is one, and constant colours come out times coverage."""
     triangle = np.array([[0.1, 0.1, 1.0], [0.93, 0.17, 1.0], [0.31, 0.88, 1.0]])
     faces, camera = np.array([[0, 1, 2]]), WeakPerspective(20.0, np.zeros(2))
     a, b = (triangle[1] - triangle[0])[:2], (triangle[2] - triangle[0])[:2]
     area = abs(a[0] * b[1] - a[1] * b[0]) / 2 * 400.0
-    frame, fine = fr.supersampled(triangle, faces, camera, (20, 20), factor=5)
-    assert np.array_equal(frame.triangle, fine.triangle[2::5, 2::5])
-    assert np.array_equal(frame.triangle, fr.render(triangle, faces, camera, (20, 20)).triangle)
-    coverage = fr.averaged(fine.mask.astype(np.float32), 5)
-    assert coverage.shape == (20, 20)
-    assert abs(coverage.sum() - area) < 1.0
-    assert set(np.unique(np.round(coverage * 25))) - {0.0, 25.0}
-    with pytest.raises(ValueError, match="blocks"):
-        fr.averaged(np.zeros((7, 9), dtype=np.float32), 3)
+    frame = fr.render(triangle, faces, camera, (20, 20))
+    grey = np.array([0.25, 0.5, 1.0], dtype=np.float32)
+    for factor in (3, 5, 15):
+        colours, coverage = fr.supersampled(
+            frame, triangle, faces, camera, lambda f: f.mask[..., None] * grey, factor=factor
+        )
+        assert coverage.sum() == pytest.approx(area, abs=3.0 / factor)
+        assert np.abs(colours - coverage[..., None] * grey).max() < 1e-6
+        steps = coverage * factor * factor
+        assert np.abs(steps - np.round(steps)).max() < 1e-4
+    assert coverage[6, 8] == 1.0
+    assert coverage[18, 18] == 0.0
+
+
+def test_supersampling_takes_apart_what_a_finer_image_shows(open_head: MorphableModel) -> None:
+    """At outlines the colours are those of an image three times as fine, averaged; elsewhere those of the frame."""
+    vertices, camera, factor = head(open_head, 60.0), CAMERAS[0], 3
+    values = open_head.template - open_head.template.min(0)
+
+    def colour(frame: fr.Frame) -> fr.Image:
+        return fr.interpolate(frame, values, open_head.faces)
+
+    frame = fr.render(vertices, open_head.faces, camera, SIZE)
+    colours, coverage = fr.supersampled(frame, vertices, open_head.faces, camera, colour, factor=factor)
+    fine_camera = camera.cropped(np.zeros(2), float(factor))
+    fine = fr.render(vertices, open_head.faces, fine_camera, (SIZE[0] * factor, SIZE[1] * factor))
+    blocks = colour(fine).reshape(SIZE[0], factor, SIZE[1], factor, 3).mean(axis=(1, 3))
+    partial = (coverage > 0) & (coverage < 1)
+    assert partial.sum() > 100
+    assert np.abs(colours - blocks)[partial].max() < 1e-5
+    assert np.abs(colours - blocks).max() < 0.02  # metres on the head: shapes within a pixel
+    same = np.isclose(colours, colour(frame)).all(axis=2)
+    assert same.mean() > 0.8
 
 
 def test_a_frames_parts_must_agree(toy_model: MorphableModel) -> None:
