@@ -1,0 +1,133 @@
+"""Align image files, one or a folder of thousands: batched, with every bad file named and none stopping the rest."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+from tqdm import tqdm
+
+from aligner.align import Aligner
+from aligner.alignment import Alignment
+from aligner.draw import draw
+from face.arrays import Bytes
+from face.camera import Box
+from face.errors import BadPhoto
+from face.morphable import MorphableModel
+from infra.images import decode
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+BATCH = 32  # images that are decoded and aligned together
+
+Boxes = Mapping[str, Sequence[Box]]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """One file's answer: its alignments, or why there are none."""
+
+    path: Path
+    image: Bytes | None  # (H, W, 3) RGB; None when the file could not be read
+    faces: tuple[Alignment, ...]
+    error: str = ""
+
+    def lines(self) -> list[str]:
+        """For people, one line a face."""
+        if self.error:
+            return []
+        if not self.faces:
+            return [f"{self.path}: no face found"]
+        return [f"{self.path}: {_line(face)}" for face in self.faces]
+
+
+def _line(face: Alignment) -> str:
+    where = f"box {face.box.x0:.0f},{face.box.y0:.0f},{face.box.x1:.0f},{face.box.y1:.0f}"
+    if face.failed:
+        return f"{where}: failed: {face.reason}"
+    pose = face.pose
+    return (
+        f"{where}: yaw {pose.yaw:.1f} pitch {pose.pitch:.1f} roll {pose.roll:.1f} degrees, "
+        f"{int((face.visibility > 0.5).sum())} of 68 landmarks visible, confidence {face.face_confidence:.2f}"
+    )
+
+
+def drawn(image: Bytes, faces: Sequence[Alignment], model: MorphableModel) -> bytes:
+    """A PNG file of the (H, W, 3) image with landmarks, mesh and axes of every face."""
+    buffer = io.BytesIO()
+    Image.fromarray(draw(image, faces, model)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def image_files(places: Iterable[Path]) -> list[Path]:
+    """The image files that the places name, folders' in the order of names. Raises BadPhoto for a missing place."""
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            found += sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise BadPhoto(f"{place} is neither a file nor a folder")
+    if not found:
+        raise BadPhoto(f"no image ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, places))}")
+    return found
+
+
+def read_boxes(path: Path) -> Boxes:
+    """Boxes by image file name from ``{name: [[x0, y0, x1, y1], ...]}``. Raises ValueError naming what is wrong."""
+    kind = TypeAdapter(dict[str, list[tuple[float, float, float, float]]])
+    try:
+        content = kind.validate_json(path.read_bytes())
+        return {name: [Box(*corners) for corners in some] for name, some in content.items()}
+    except (OSError, ValidationError, ValueError) as error:
+        raise ValueError(f"{path} is not a file of boxes {{name: [[x0, y0, x1, y1], ...]}}: {error}") from error
+
+
+def align_files(
+    aligner: Aligner, paths: Sequence[Path], *, boxes: Boxes | None = None, progress: bool = False
+) -> Iterator[Aligned]:
+    """Each file's alignments in the order of ``paths``. With ``boxes``, files without an entry are looked through."""
+    with tqdm(total=len(paths), unit="image", disable=not progress) as bar:
+        for begin in range(0, len(paths), BATCH):
+            chunk = paths[begin : begin + BATCH]
+            yield from _align_chunk(aligner, chunk, boxes or {})
+            bar.update(len(chunk))
+
+
+def _align_chunk(aligner: Aligner, paths: Sequence[Path], boxes: Boxes) -> list[Aligned]:
+    images: dict[Path, Bytes] = {}
+    out: dict[Path, Aligned] = {}
+    for path in paths:
+        try:
+            images[path] = decode(path.read_bytes())
+        except (BadPhoto, OSError) as error:
+            out[path] = Aligned(path, None, (), str(error))
+    try:
+        faces = aligner.align_batch(list(images.values()), [boxes.get(p.name) for p in images])
+        found = dict(zip(images, faces, strict=True))
+        out |= {path: Aligned(path, images[path], tuple(some)) for path, some in found.items()}
+    except (BadPhoto, ValueError) as error:
+        # One bad image or box refuses a whole batch, so the batch is taken apart to name it.
+        if len(images) == 1:
+            (path,) = images
+            out[path] = Aligned(path, images[path], (), str(error))
+        else:
+            out |= {p: _align_chunk(aligner, [p], boxes)[0] for p in images}
+    return [out[path] for path in paths]
+
+
+def to_json(results: Iterable[Aligned]) -> dict[str, list[dict[str, Any]]]:
+    """``{image file name: [alignment, ...]}``: an unreadable file has an empty list."""
+    return {result.path.name: [face.to_json() for face in result.faces] for result in results}
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write ``content`` as JSON, making the folder when it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,408 @@
+"""The ``dff`` command: arguments in, words and exit status out. What it does lies in the rooms."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from face.camera import Box
+from face.errors import DffError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help=(
+        "Deep Face Feature: from face photos to a served 3D face aligner.\n\n"
+        "[bold]Three uses[/bold]: synthesize a dataset, train on it, align faces.\n\n"
+        "Start with: dff demo"
+    ),
+)
+
+Endpoint = Annotated[
+    str | None,
+    typer.Option("--endpoint-url", envvar="AWS_ENDPOINT_URL", help="Address of an S3 server that is not AWS's own."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster: host:port of its head, ray://host:port, or auto. Default: this machine."),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option("--weights", "-w", help="Weights file (.safetensors). Default: the weights that ship with dff."),
+]
+
+
+def main() -> None:
+    """Run the command; an expected error is one line on standard error and status 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except (DffError, ValueError, FileNotFoundError, PermissionError) as error:
+        typer.secho(f"dff: {type(error).__name__}: {error}", fg="red", err=True)
+        raise SystemExit(1) from None
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("out/demo"),
+    identities: Annotated[int, typer.Option(help="Sampled faces beside the photograph.", min=1)] = 40,
+    views: Annotated[int, typer.Option(help="Views of each face.", min=2)] = 16,
+    steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 250,
+) -> None:
+    """The whole chain on a public-domain photograph; ends with one HTML report.
+
+    Inverse rendering, synthesis on a local Ray, training with Ray Train and MLflow, the aligner served by Ray Serve.
+
+    [dim]Example:[/dim] dff demo --out out/demo
+    """
+    from dff.demo import run_demo
+
+    report = run_demo(out, identities=identities, views=views, steps=steps, say=typer.echo)
+    typer.echo(f"Report: {report.resolve()}")
+
+
+@app.command()
+def synthesize(
+    photos: Annotated[
+        str, typer.Argument(help="Folder or s3://bucket/prefix of images with .pts or .mat beside them, or 'none'.")
+    ],
+    out: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix of the dataset.")],
+    views: Annotated[int, typer.Option(help="Views of each face.", min=1)] = 20,
+    identities: Annotated[int, typer.Option(help="Faces sampled from the model, without a photo.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same bytes.")] = 0,
+    size: Annotated[int, typer.Option(help="Pixels of a view's side.", min=32, max=2048)] = 256,
+    workers: Annotated[int, typer.Option(help="Shards made at a time.", min=1)] = 1,
+    address: Address = None,
+    terms: Annotated[
+        str, typer.Option(help="Licence of the photos, an SPDX name or LicenseRef-...: written into every row.")
+    ] = "LicenseRef-photo",
+    model: Annotated[str, typer.Option(help="Face model: a name from `dff models`, or a file.")] = "open-head",
+    shard_faces: Annotated[int, typer.Option(help="Faces in a shard: what one task makes.", min=1)] = 32,
+    budget: Annotated[float, typer.Option(help="Share of the inputs that may fail.", min=0.0, max=1.0)] = 0.2,
+    endpoint_url: Endpoint = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and stop.")] = False,
+) -> None:
+    """Turn photos into a dataset of views with exact dense correspondence.
+
+    Run the same command again to complete an interrupted job: what is done is kept.
+
+    [dim]Examples:[/dim]
+
+    dff synthesize photos/ data/ --views 20 --workers 2
+
+    dff synthesize s3://faces/raw s3://faces/views --address auto --identities 1000
+
+    dff synthesize none data/ --identities 100 --dry-run
+    """
+    from pipeline import synthesis
+
+    made = synthesis.synthesize(
+        None if photos.lower() == "none" else photos,
+        out,
+        views=views,
+        identities=identities,
+        seed=seed,
+        size=size,
+        workers=workers,
+        address=address,
+        endpoint_url=endpoint_url,
+        photo_terms=terms,
+        model=model,
+        budget=budget,
+        shard_subjects=shard_faces,
+        dry_run=dry_run,
+        progress=True,
+        watch=lambda plan, cost: typer.echo("\n".join([f"plan {plan.fingerprint[:12]}", *cost.lines(workers)])),
+    )
+    if made.manifest is None:
+        typer.echo("dry run: nothing was made")
+        return
+    failed = ", ".join(f"{n} {reason}" for reason, n in sorted(made.manifest.failures.items()))
+    typer.echo(f"{made.manifest.rows} views of {made.manifest.subjects - made.manifest.failed_subjects} faces in {out}")
+    if failed:
+        typer.echo(f"failed: {failed}; see them with: dff inspect {out}")
+
+
+@app.command()
+def inspect(
+    dataset: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix of a finished dataset.")],
+    html: Annotated[Path | None, typer.Option(help="Write a gallery to this HTML file.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Re-read every shard against its hash and check correspondences.")
+    ] = False,
+    endpoint_url: Endpoint = None,
+) -> None:
+    """What a dataset holds: counts, licences, failures by reason, a gallery.
+
+    [dim]Example:[/dim] dff inspect data/ --html gallery.html --verify
+    """
+    from pipeline.inspect import inspect_dataset
+
+    for line in inspect_dataset(dataset, html=html, verify=verify, endpoint_url=endpoint_url).lines():
+        typer.echo(line)
+    if html:
+        typer.echo(f"gallery: {html.resolve()}")
+
+
+@app.command()
+def train(
+    dataset: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix of a finished dataset.")],
+    out: Annotated[Path, typer.Option(help="The weights file to write.")],
+    steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 4000,
+    workers: Annotated[int, typer.Option(help="Ray Train workers; 0 trains in this process without Ray.", min=0)] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU for each worker.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    name: Annotated[str | None, typer.Option(help="The run's name. Default: OUT without its suffix.")] = None,
+    address: Address = None,
+    batch: Annotated[int, typer.Option(help="Images in a step, over all workers.", min=1)] = 32,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 3e-3,
+    dimension: Annotated[int, typer.Option(help="Length of a descriptor.", min=2)] = 32,
+    seed: Annotated[int, typer.Option(help="The same seed sees the same batches.")] = 0,
+    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI. Default: mlflow.db beside OUT.")] = None,
+    endpoint_url: Endpoint = None,
+) -> None:
+    """Train the Deep Face Feature on a dataset, on CPUs or GPUs, with MLflow.
+
+    [dim]Examples:[/dim]
+
+    dff train data/ --out weights/dff.safetensors --steps 4000 --workers 2
+
+    dff train s3://faces/views --out dff.safetensors --address auto --workers 8 --gpu --resume
+    """
+    from face.assets import load_model
+    from face.descriptor import NetConfig
+    from infra.dataset import open_dataset
+    from trainer.config import TrainConfig
+    from trainer.train import Figures, Watch
+    from trainer.train import train as train_here
+
+    config = replace(
+        TrainConfig(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed), net=NetConfig(dims=dimension)
+    )
+    if workers == 0:
+        with tqdm(total=steps, unit="step") as bar:
+
+            def on_step(step: int, figures: Figures) -> None:
+                bar.update(step - bar.n)
+                bar.set_postfix(loss=f"{figures['loss']:.3f}")
+
+            dev = train_here(
+                open_dataset(dataset, endpoint_url=endpoint_url),
+                out,
+                config=config,
+                model=load_model(),
+                resume=resume,
+                device="cuda" if gpu else "cpu",
+                watch=Watch(step=on_step),
+            ).dev
+    else:
+        from trainer.launch import fit
+
+        done = fit(
+            dataset,
+            out,
+            config=config,
+            name=name or out.stem,
+            storage=out.parent / "runs",
+            workers=workers,
+            gpu=gpu,
+            address=address,
+            endpoint_url=endpoint_url,
+            tracking_uri=tracking,
+            resume=resume,
+        )
+        dev = done.dev
+        typer.echo(f"MLflow run {done.run_id}, registered as version {done.version}")
+    for figure, value in dev.items():
+        typer.echo(f"  {figure}: {value:.3f}")
+    typer.echo(f"weights: {out.resolve()}")
+
+
+@app.command()
+def align(
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    box: Annotated[str | None, typer.Option(help="Where the face is in one image: x0,y0,x1,y1.")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="JSON file of boxes x0, y0, x1, y1 by image file name.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the alignments to this file.")] = None,
+    draw: Annotated[Path | None, typer.Option(help="Draw landmarks, mesh and axes to this PNG (one image).")] = None,
+    mesh: Annotated[Path | None, typer.Option(help="Write the first face's mesh to this GLB (one image).")] = None,
+    weights: WeightsOption = None,
+) -> None:
+    """Landmarks, pose and 3D shape of the faces in images.
+
+    Pixels count from the image's corner: the centre of the first pixel is (0.5, 0.5).
+
+    [dim]Examples:[/dim]
+
+    dff align photo.jpg --draw drawn.png --mesh face.glb
+
+    dff align folder/ --json alignments.json
+    """
+    from aligner.align import load_aligner
+    from aligner.mesh_file import glb
+    from dff.align_files import align_files, drawn, image_files, read_boxes, to_json, write_json
+
+    files = image_files(images)
+    if len(files) > 1 and (box or draw or mesh):
+        raise typer.BadParameter("--box, --draw and --mesh take one image; use --boxes and --json for several")
+    given = read_boxes(boxes) if boxes else {}
+    if box:
+        given = {files[0].name: [_box(box)]}
+    aligner = load_aligner(weights)
+    results = []
+    for result in align_files(aligner, files, boxes=given, progress=len(files) > 1):
+        results.append(replace(result, image=None) if len(files) > 1 else result)
+        if result.error:
+            typer.secho(f"{result.path}: {result.error}", fg="yellow", err=True)
+    if json_out:
+        write_json(json_out, to_json(results))
+        typer.echo(f"{sum(len(r.faces) for r in results)} faces of {len(results)} images in {json_out}")
+    else:
+        for line in (line for r in results for line in r.lines()):
+            typer.echo(line)
+    if draw and results[0].image is not None:
+        draw.write_bytes(drawn(results[0].image, results[0].faces, aligner.model))
+    if mesh and results[0].faces:
+        mesh.write_bytes(glb(results[0].faces[0], aligner.model))
+    if all(r.error for r in results):
+        raise typer.Exit(1)
+
+
+class Protocol(StrEnum):
+    """Which benchmark an evaluation follows."""
+
+    aflw2000 = "aflw2000-3d"
+    w300 = "300w"
+
+
+class BoxSource(StrEnum):
+    """Where an evaluation's boxes come from."""
+
+    landmarks = "landmarks"
+    detector = "detector"
+
+
+@app.command()
+def evaluate(
+    protocol: Annotated[Protocol, typer.Argument(help="aflw2000-3d: .mat, yaw bins, pose. 300w: .pts.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the images with their annotation files.")],
+    labels: Annotated[Path | None, typer.Option(help="Other 68-point labels: .npz by file name, or .npy.")] = None,
+    box: Annotated[BoxSource, typer.Option(help="Where the boxes come from.")] = BoxSource.landmarks,
+    every: Annotated[bool, typer.Option("--all", help="300w: all photos, not the held-out ones only.")] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for the CED curve and the worst cases.")] = None,
+    weights: WeightsOption = None,
+) -> None:
+    """Accuracy of the aligner on annotated photos.
+
+    [dim]Examples:[/dim]
+
+    dff evaluate aflw2000-3d AFLW2000/ --labels reannotated.npz --json figures.json --pictures out/
+
+    dff evaluate 300w helen/testset --all
+    """
+    from aligner.align import load_aligner
+    from aligner.evaluate import curve_picture, evaluate_300w, evaluate_aflw2000, worst_picture
+    from dff.align_files import write_json
+
+    aligner = load_aligner(weights)
+    if protocol is Protocol.aflw2000:
+        report = evaluate_aflw2000(str(folder), aligner, labels=labels, box=box.value)
+    else:
+        report = evaluate_300w(str(folder), aligner, box=box.value, split="all" if every else "dev")
+    typer.echo(report.protocol)
+    for name, value in report.summary.items():
+        typer.echo(f"  {name}: {value}")
+    if json_out:
+        write_json(json_out, report.to_json())
+    if pictures:
+        pictures.mkdir(parents=True, exist_ok=True)
+        (pictures / "ced.png").write_bytes(curve_picture(report))
+        (pictures / "worst.png").write_bytes(worst_picture(report))
+        typer.echo(f"pictures: {pictures.resolve()}")
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    replicas: Annotated[int, typer.Option(help="Copies of the aligner.", min=1)] = 1,
+    address: Address = None,
+    weights: WeightsOption = None,
+) -> None:
+    """Serve the aligner: a page at /, the API at /v1/align, its description at /docs.
+
+    [dim]Example:[/dim] dff serve --port 8000, then: curl -F image=@photo.jpg http://127.0.0.1:8000/v1/align
+    """
+    from aligner.service import serve_aligner
+
+    serve_aligner(
+        weights,
+        host=host,
+        port=port,
+        replicas=replicas,
+        address=address,
+        on_ready=lambda url: typer.echo(f"serving at {url}/ (stop with Ctrl-C)"),
+    )
+
+
+class Submitted(StrEnum):
+    """What can be sent to a cluster."""
+
+    synthesize = "synthesize"
+    train = "train"
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    command: Annotated[Submitted, typer.Argument(help="The command to run on the cluster, with its own arguments.")],
+    address: Annotated[str, typer.Option(help="Job server of the cluster, http://host:8265.")],
+    working_dir: Annotated[
+        Path | None, typer.Option(help="Folder to upload for the job, when the cluster's image has no dff.")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return as soon as the job is accepted.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow a remote server without token.")] = False,
+) -> None:
+    """Send `dff synthesize` or `dff train` to a Ray cluster as a job, and follow its log.
+
+    Inputs and outputs must be places that the cluster reaches, such as s3://.
+
+    [dim]Example:[/dim] dff submit synthesize s3://faces/raw s3://faces/views --views 20 --address http://head:8265
+    """
+    from infra.cluster import submit as submit_job
+
+    argv = ["dff", command.value, *context.args, "--address", "auto"]
+    status = submit_job(argv, address, working_dir=working_dir, wait=not no_wait, on_line=typer.echo, insecure=insecure)
+    typer.echo(status)
+
+
+@app.command()
+def models() -> None:
+    """The face models and weights at hand: licence, size, what is available.
+
+    [dim]Example:[/dim] dff models
+    """
+    from dff.catalogue import catalogue
+
+    typer.echo(catalogue())
+
+
+def _box(text: str) -> Box:
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+        return Box(x0, y0, x1, y1)
+    except ValueError as error:
+        raise typer.BadParameter(f"--box wants x0,y0,x1,y1 with x0 < x1 and y0 < y1: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
