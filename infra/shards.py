@@ -201,7 +201,9 @@ def _pack(triangle_ids: Ints) -> tuple[bytes, str]:
 def _unpack(packed: bytes, dtype: str, height: int, width: int) -> Ints:
     size = height * width * np.dtype(dtype).itemsize
     raw = np.frombuffer(pa.Codec("zstd").decompress(packed, size, asbytes=True), f"<{np.dtype(dtype).str[1:]}")
-    return np.where(raw == np.iinfo(dtype).max, -1, raw.astype(np.int64)).astype(np.int32).reshape(height, width)
+    ids = raw.astype(np.int32)
+    ids[raw == np.iinfo(dtype).max] = -1
+    return ids.reshape(height, width)
 
 
 def _table(rows: Sequence[ViewRow]) -> Any:
@@ -294,7 +296,10 @@ def metadata_of(data: bytes, name: str = "shard") -> dict[str, str]:
 
 
 def columns_of(data: bytes, names: Sequence[str], name: str = "shard") -> dict[str, list[Any]]:
-    """Some columns as plain Python values, without decoding the others. Raises BadDataset."""
+    """Some columns as plain Python values, without decoding the others. Raises BadDataset, ValueError for a name."""
+    unknown = set(names) - set(SCHEMA.names)
+    if unknown:
+        raise ValueError(f"a shard has no column {sorted(unknown)}")
     file = _open(data, name)
     try:
         columns: dict[str, list[Any]] = file.read(columns=list(names), use_threads=False).to_pydict()

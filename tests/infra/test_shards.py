@@ -111,6 +111,8 @@ def test_selected_columns_are_read_alone(rows: list[ViewRow], shard: bytes) -> N
         "view": [row.view for row in rows],
         "licence": [row.licence for row in rows],
     }
+    with pytest.raises(ValueError, match="no column \\['colour'\\]"):
+        columns_of(shard, ["view", "colour"])
 
 
 def test_hugging_face_datasets_opens_it_with_pictures(rows: list[ViewRow], shard: bytes, tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from face.errors import BadDataset
+from infra.dataset import Manifest, open_dataset, parse_manifest
+from infra.storage import Storage, open_storage
+from pipeline import job
+from tests.pipeline.toy_work import toy_plan, toy_work
+
+
+@dataclass(frozen=True)
+class Finished:
+    storage: Storage
+    manifest: Manifest
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Finished:
+    """A dataset of twelve faces in four shards, free to be damaged."""
+    storage = open_storage(str(tmp_path / "out"))
+    return Finished(storage, job.run(toy_plan(), storage, toy_work(tmp_path).build()))
+
+
+def test_a_stored_manifest_is_the_manifest(finished: Finished) -> None:
+    assert parse_manifest(finished.manifest.to_json(), "MANIFEST.json") == finished.manifest
+    assert open_dataset(finished.storage.uri).manifest == finished.manifest
+
+
+def test_what_is_not_there_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(BadDataset, match=r"no MANIFEST.json"):
+        open_dataset(str(tmp_path / "nothing"))
+
+
+def test_altered_and_missing_shards_are_all_named(finished: Finished) -> None:
+    dataset = open_dataset(finished.storage.uri)
+    data = bytearray(finished.storage.read(finished.manifest.shards[1].key))
+    data[len(data) // 2] ^= 1
+    finished.storage.write(finished.manifest.shards[1].key, bytes(data))
+    finished.storage.delete(finished.manifest.shards[3].key)
+    with pytest.raises(
+        BadDataset, match=r"2 of 4 shards are bad.*part-00001-of-00004.* altered.*no .*part-00003-of-00004"
+    ):
+        dataset.verify()
+    with pytest.raises(BadDataset, match=r"part-00001-of-00004.parquet was altered"):
+        dataset.read_shard(1)
+    assert len(dataset.read_shard(0)) == 9
+
+
+def test_a_shard_put_in_the_place_of_another_is_found(finished: Finished) -> None:
+    """Even when someone writes a manifest to match."""
+    manifest = finished.manifest
+    first, _, *rest = manifest.shards
+    finished.storage.write("MANIFEST.json", replace(manifest, shards=(first, first, *rest)).to_json())
+    with pytest.raises(BadDataset, match=r"identity 'afw/ünï 0_1' is also in another shard"):
+        open_dataset(finished.storage.uri).verify()
+    finished.storage.write("MANIFEST.json", replace(manifest, plan="0" * 64).to_json())
+    with pytest.raises(BadDataset, match=r"4 of 4 shards are bad.*belongs to another plan"):
+        open_dataset(finished.storage.uri).verify()
+
+
+def test_an_altered_manifest_is_refused(finished: Finished) -> None:
+    manifest = json.loads(finished.manifest.to_json())
+    manifest["shards"][0]["rows"] = 10
+    finished.storage.write("MANIFEST.json", json.dumps(manifest).encode())
+    with pytest.raises(BadDataset, match=r"MANIFEST.json was altered"):
+        open_dataset(finished.storage.uri)
+    finished.storage.write("MANIFEST.json", json.dumps({**manifest, "schema_version": 2}).encode())
+    with pytest.raises(BadDataset, match=r"MANIFEST.json has schema version 2, this program reads 1"):
+        open_dataset(finished.storage.uri)
+    finished.storage.write("MANIFEST.json", b"not json")
+    with pytest.raises(BadDataset, match=r"MANIFEST.json is not a manifest"):
+        open_dataset(finished.storage.uri)
