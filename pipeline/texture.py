@@ -97,7 +97,7 @@ class Atlas:
 
     def at_vertices(self, texture: Floats) -> Floats:
         """(V, C) bilinear samples of an (S, T, C) texture in the model's uv."""
-        return _bilinear(texture, self.uv_of_vertex * np.array(texture.shape[1::-1]))
+        return bilinear(texture, self.uv_of_vertex * np.array(texture.shape[1::-1]))
 
 
 _atlases: dict[tuple[int, int], Atlas] = {}
@@ -139,7 +139,7 @@ def _make_atlas(model: MorphableModel, size: int) -> Atlas:
         size,
         covered,
         points,
-        _across(model, points),
+        across(model, points),
         row_of_label[labels.ravel()],
         uv_of_vertex,
         edges,
@@ -148,7 +148,7 @@ def _make_atlas(model: MorphableModel, size: int) -> Atlas:
     )
 
 
-def _across(model: MorphableModel, points: SurfacePoints) -> SurfacePoints:
+def across(model: MorphableModel, points: SurfacePoints) -> SurfacePoints:
     """The mirrored surface points; a point whose triangle has no mirrored twin stays where it is."""
     twins = np.sort(model.mirror[model.faces], axis=1)
     own = np.sort(model.faces, axis=1)
@@ -162,7 +162,7 @@ def _across(model: MorphableModel, points: SurfacePoints) -> SurfacePoints:
     return SurfacePoints(target[points.triangle], weights)
 
 
-def _bilinear(image: Floats, px: Floats) -> Floats:
+def bilinear(image: Floats, px: Floats) -> Floats:
     """(N, C) samples of an (H, W, C) image at (N, 2) pixels, the border repeated."""
     height, width = image.shape[:2]
     x = np.clip(px[:, 0] - 0.5, 0.0, width - 1.0)
@@ -202,12 +202,12 @@ class _Observation:
         px = self.camera.px_from_cam(points)
         inside = (px > 0).all(1) & (px < np.array(self.trust.shape[::-1])).all(1)
         seen = visible(self.frame, points, self.camera, HIDDEN_DEPTH)
-        return np.where(seen & inside, facing * _bilinear(self.trust[..., None], px)[:, 0], 0.0)
+        return np.where(seen & inside, facing * bilinear(self.trust[..., None], px)[:, 0], 0.0)
 
     def albedo(self, points: Floats, normals: Floats, image: Floats) -> Floats:
         """(N, 3) colours of ``image`` at the points, with the recovered light divided out."""
         shading = np.maximum(lighting.shade(normals, self.light), self.floor)
-        return _bilinear(image, self.camera.px_from_cam(points)) / shading
+        return bilinear(image, self.camera.px_from_cam(points)) / shading
 
 
 def _observe(recovery: Recovery, vertices: Floats, model: MorphableModel) -> _Observation:
@@ -365,7 +365,7 @@ def _likeness(atlas: Atlas, recovery: Recovery, vertices: Floats, photo: Floats,
     covered = cv2.GaussianBlur((recovery.occluded & (inner == 0)).astype(np.float32), (0, 0), size / 128.0)
     below = model.template[:, 1] < model.template[model.landmarks.vertex[17:27], 1].max()
     px = recovery.camera.px_from_cam(vertices)
-    out[face & below] *= 1.0 - _smoothstep(_bilinear(covered[..., None], px)[:, 0], 0.1, 0.5)[face & below]
+    out[face & below] *= 1.0 - _smoothstep(bilinear(covered[..., None], px)[:, 0], 0.1, 0.5)[face & below]
     return out
 
 

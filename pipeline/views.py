@@ -112,7 +112,7 @@ def draw_scene(person: Person, index: int, *, model: MorphableModel, rng: np.ran
     )
 
 
-def _vertices(person: Person, expression: Floats, model: MorphableModel) -> Floats:
+def vertices_of(person: Person, expression: Floats, model: MorphableModel) -> Floats:
     """(V, 3) head vertices, bit for bit those of ``model.vertices``, without its product with the identity basis."""
     count = len(expression)
     basis = model.expression[:count].reshape(count, -1)
@@ -159,7 +159,7 @@ def make_row(
     visibility: Visibility = zbuffer.visibility,
 ) -> ViewRow:
     """Render, photograph and describe a scene. Raises ValueError when the scene is of another model."""
-    vertices = scene.cam_from_head.apply(_vertices(person, scene.expression, model))
+    vertices = scene.cam_from_head.apply(vertices_of(person, scene.expression, model))
     frame = render(vertices, model.faces, scene.camera, (size, size), visibility=visibility)
     albedo = sample_texture(frame, person.texture, model.uv, model.uv_faces)
     colour = shaded(frame, albedo, scene.light)

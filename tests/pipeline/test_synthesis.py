@@ -1,0 +1,172 @@
+"""The job from photos to a finished dataset: failures stay failures, bytes stay bytes, inspection finds the truth."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+
+from face.arrays import Bytes
+from face.errors import BadDataset
+from face.morphable import MorphableModel
+from face.render.frame import render, sample_texture, shaded
+from infra.dataset import open_dataset
+from infra.storage import LocalStorage
+from pipeline import inspect, synthesis
+from pipeline.inspect import inspect_dataset
+from pipeline.photos import list_photos
+from pipeline.plan import ShardPlan, Subject
+from pipeline.synthesis import Options
+from pipeline.views import vertices_of
+
+POINTS = Path(__file__).parents[2] / "dff/data/astronaut.pts"
+OPTIONS = Options(views=3, size=256, texture_size=256)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one good photo and three that can't be used."""
+    folder = tmp_path_factory.mktemp("photos")
+    good = skimage.data.astronaut()[..., ::-1]
+    cv2.imwrite(str(folder / "astronaut.png"), good)
+    (folder / "astronaut.pts").write_bytes(POINTS.read_bytes())
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a photo")
+    (folder / "broken.pts").write_bytes(POINTS.read_bytes())
+    cv2.imwrite(str(folder / "alone.png"), good)
+    cv2.imwrite(str(folder / "mistaken.png"), good)
+    shuffled = np.random.default_rng(0).uniform(20, 480, (68, 2))
+    lines = "\n".join(f"{x:.2f} {y:.2f}" for x, y in shuffled)
+    (folder / "mistaken.pts").write_text(f"version: 1\nn_points: 68\n{{\n{lines}\n}}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "set"
+    summary = synthesis.synthesize(str(photos), str(out), views=3, identities=2, seed=3, budget=0.8, shard_subjects=3)
+    assert summary.manifest is not None
+    return out
+
+
+def test_bad_photos_are_failures_with_reasons(photos: Path) -> None:
+    storage = LocalStorage(photos)
+    refs = {ref.id: ref for ref in list_photos(storage)}
+    shard = ShardPlan(0, tuple(Subject(name, refs[name]) for name in sorted(refs)))
+    result = synthesis.rows_of_shard(shard, storage=storage, seed=3, options=OPTIONS)
+    assert {row.identity_id for row in result.rows} == {"astronaut"}
+    assert len(result.rows) == 3
+    assert {f.subject: f.reason for f in result.failures} == {
+        "alone": "BadLandmarks",
+        "broken": "BadPhoto",
+        "mistaken": "BadFit",
+    }
+    again = synthesis.rows_of_shard(shard, storage=storage, seed=3, options=OPTIONS)
+    assert [row.image for row in again.rows] == [row.image for row in result.rows]
+    assert again.failures == result.failures
+
+
+def test_a_photo_that_vanished_is_a_failure(photos: Path, tmp_path: Path) -> None:
+    ref = list_photos(LocalStorage(photos))[0]
+    shard = ShardPlan(0, (Subject(ref.id, ref),))
+    result = synthesis.rows_of_shard(shard, storage=LocalStorage(tmp_path), seed=0, options=OPTIONS)
+    assert [f.reason for f in result.failures] == ["NotFound"]
+
+
+def test_the_recovered_face_gives_back_the_photo(photos: Path, open_head: MorphableModel) -> None:
+    storage = LocalStorage(photos)
+    ref = next(ref for ref in list_photos(storage) if ref.id == "astronaut")
+    person = synthesis.person_of(Subject("astronaut", ref), storage=storage, seed=3, options=OPTIONS)
+    own = person.own
+    assert own is not None
+    cam = own.cam_from_head.apply(vertices_of(person, own.expression, open_head))
+    frame = render(cam, open_head.faces, own.camera, own.photo.shape[:2])
+    colour = shaded(frame, sample_texture(frame, person.texture, open_head.uv, open_head.uv_faces), own.light)
+    face = np.zeros(len(open_head.faces) + 1, bool)
+    face[open_head.triangles_of("face", "lips", "brows")] = True
+    error = np.abs(np.clip(colour, 0, 1) - own.photo).mean(2)[face[frame.triangle]]
+    assert error.mean() < 0.04
+
+
+def test_a_dataset_is_complete_and_verified(dataset: Path, tmp_path: Path) -> None:
+    html = tmp_path / "gallery.html"
+    found = inspect_dataset(str(dataset), html=html, verify=True)
+    assert found.manifest.rows == 9
+    assert found.identities == 3
+    assert found.manifest.failures == {"BadLandmarks": 1, "BadPhoto": 1, "BadFit": 1}
+    assert set(found.failures) == set(found.manifest.failures)
+    assert found.manifest.counts["licence"] == {"CC0-1.0": 6, "LicenseRef-photo AND CC0-1.0": 3}
+    assert [sum(h.counts) for h in found.histograms] == [9, 9]
+    assert found.checks is not None
+    assert found.checks.points > 300
+    assert found.checks.worst < 0.1
+    assert found.checks.rows == 9
+    text = "\n".join(found.lines())
+    assert "9 views of 3 identities" in text
+    assert "BadFit 1" in text
+    assert "mistaken" in text
+    page = html.read_text()
+    assert page.count("data:image/jpeg;base64,") == 3 * 3
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert "<script" not in page
+
+
+def test_the_same_seed_gives_the_same_bytes(dataset: Path, photos: Path, tmp_path: Path) -> None:
+    again = synthesis.synthesize(
+        str(photos), str(tmp_path / "b"), views=3, identities=2, seed=3, budget=0.8, shard_subjects=3
+    )
+    assert again.manifest == open_dataset(str(dataset)).manifest
+    other = synthesis.synthesize(None, str(tmp_path / "c"), views=3, identities=2, seed=4, shard_subjects=3)
+    assert other.manifest is not None
+    assert {s.sha256 for s in other.manifest.shards}.isdisjoint(s.sha256 for s in again.manifest.shards)
+
+
+def test_a_dry_run_counts_and_writes_nothing(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dry"
+    summary = synthesis.synthesize(str(photos), str(out), views=5, identities=7, dry_run=True)
+    assert summary.manifest is None
+    assert not out.exists()
+    assert (summary.estimate.photos, summary.estimate.identities, summary.estimate.rows) == (4, 7, 55)
+    assert summary.estimate.bytes > 0
+    assert summary.estimate.seconds > 0
+    assert any("4 photos and 7 sampled identities" in line for line in summary.estimate.lines(2))
+
+
+def test_nothing_to_make_and_bad_options_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one photo or identity"):
+        synthesis.synthesize(None, str(tmp_path / "x"))
+    with pytest.raises(ValueError, match="at least one view"):
+        synthesis.synthesize(None, str(tmp_path / "x"), identities=1, views=0)
+
+
+def test_view_zero_of_a_photo_stands_in_the_photo(dataset: Path, photos: Path) -> None:
+    rows = [row for i in range(2) for row in open_dataset(str(dataset)).read_shard(i) if row.photo_id == "astronaut"]
+    own: Bytes = rows[0].pixels()
+    assert rows[0].view == 0
+    # Corners are the photo's own surroundings, down to the JPEG.
+    assert '"background": null' in rows[0].recipe
+    assert all('"background": null' not in row.recipe for row in rows[1:])
+    assert own.std() > 30
+    assert rows[0].fit_error > 0
+    assert len(rows[0].photo_sha256) == 64
+
+
+def test_an_altered_shard_is_found(dataset: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    shard = next((copy / "data").iterdir())
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(bytes(data))
+    with pytest.raises(BadDataset, match="altered"):
+        inspect_dataset(str(copy), verify=True)
+
+
+def test_another_model_file_is_named(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspect, "digest", lambda name: "0" * 64)
+    with pytest.raises(BadDataset, match="another file of open-albedo and open-head"):
+        inspect_dataset(str(dataset), verify=True)
