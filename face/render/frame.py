@@ -111,7 +111,7 @@ def supersampled(
         raise ValueError(f"supersampling wants an odd factor, got {factor}")
     height, width = frame.triangle.shape
     colours, coverage = colour(frame), frame.mask.astype(np.float32)
-    outline = np.empty((height, width), dtype=np.bool_)
+    outline = np.zeros((height, width), dtype=np.bool_)
     kernels.edges(frame.triangle, frame.depth, OUTLINE, outline)
     row, column = np.nonzero(outline)
     vertices, triangles = _checked(vertices_cam, faces)

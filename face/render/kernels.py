@@ -194,23 +194,21 @@ def shaded(ids, normal, albedo, light, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def edges(ids, depth, step, out):  # type: ignore[no-untyped-def]
-    """Fill (H, W) ``out``: do a pixel and its eight neighbours lie on both sides of an outline.
+    """Set (H, W) ``out`` at pixels that an outline parts from one of their eight neighbours.
 
     An outline is where the background begins, or where depth jumps by more than ``step``.
     """
     height, width = ids.shape
     for row in range(height):
         for column in range(width):
-            nearest, furthest = np.inf, -np.inf
-            covered, count = 0, 0
-            for r in range(max(row - 1, 0), min(row + 2, height)):
-                for c in range(max(column - 1, 0), min(column + 2, width)):
-                    count += 1
-                    if ids[r, c] >= 0:
-                        covered += 1
-                        nearest = min(nearest, depth[r, c])
-                        furthest = max(furthest, depth[r, c])
-            out[row, column] = covered > 0 and (covered < count or furthest - nearest > step)
+            here, z = ids[row, column] >= 0, depth[row, column]
+            for r, c in ((row, column + 1), (row + 1, column - 1), (row + 1, column), (row + 1, column + 1)):
+                if r == height or c < 0 or c == width:
+                    continue
+                there = ids[r, c] >= 0
+                if here != there or (here and abs(depth[r, c] - z) > step):
+                    out[row, column] = True
+                    out[r, c] = True
 
 
 @numba.njit(cache=True, nogil=True)
