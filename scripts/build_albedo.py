@@ -109,8 +109,8 @@ SKIN_MODES = 8
 # Skin tones from dark to light (sRGB), the middle of faces in even light; the Monk scale's range without its extremes.
 TONES = np.array([[0.24, 0.16, 0.13], [0.40, 0.27, 0.20], [0.60, 0.43, 0.33], [0.78, 0.59, 0.48], [0.90, 0.74, 0.65]])
 HAIR = np.array([0.20, 0.15, 0.12])
-HAIR_SD = np.array([0.13, 0.11, 0.09])
-BROW_DEPTH, BROW_SD = 0.42, 0.22  # how much a brow darkens the skin under it
+HAIR_SD = np.array([0.09, 0.07, 0.055])
+BROW_DEPTH, BROW_SD = 0.40, 0.18  # how much a brow darkens the skin under it
 IRIS = np.array([0.33, 0.25, 0.19])
 IRIS_SD = np.array([[0.10, 0.12, 0.13], [0.07, -0.01, -0.08]])  # light or dark; brown or blue
 SCLERA, PUPIL = np.array([0.86, 0.83, 0.81]), np.array([0.03, 0.03, 0.03])
@@ -146,27 +146,27 @@ class Head:
         """(N, 3) millimetres."""
         return np.asarray(self.model.template[self.model.landmarks.vertex[rows]] * 1000)
 
-    def soft(self, mask: Bools, samples: float) -> Floats:
+    def soft(self, mask: Bools | Floats, samples: float) -> Floats:
         """The mask with its border softened, among the samples that are filled."""
         weight = cv2.GaussianBlur(self.filled.astype(np.float64), (0, 0), samples)
-        return np.asarray(cv2.GaussianBlur((mask & self.filled).astype(np.float64), (0, 0), samples) / (weight + 1e-6))
+        return np.asarray(cv2.GaussianBlur(mask * self.filled.astype(np.float64), (0, 0), samples) / (weight + 1e-6))
 
     def brows(self, *, rng: np.random.Generator) -> Floats:
         """0 to 1: how much of each sample is brow hair, seen frontally."""
         out = np.zeros(self.filled.shape)
         skin = self.is_in("face", "brows")
         points = self.point[skin][:, :2]
-        hairs = np.clip(1 + 0.35 * noise(self.filled.shape, (2.0, 0.8), rng=rng), 0, 1.4)[skin]
+        hairs = np.clip(1 + 0.2 * noise(self.filled.shape, (1.2, 0.8), rng=rng), 0, 1.4)[skin]
         for rows in (slice(17, 22), list(range(26, 21, -1))):
-            line = self.landmark(rows)[:, :2] - [0.0, 1.5]
+            line = self.landmark(rows)[:, :2] - [0.0, 2.0]  # the points run along the brow's upper edge
             a, d = line[:-1], np.diff(line, axis=0)
             t = np.clip(((points[:, None] - a) * d).sum(-1) / (d**2).sum(-1), 0, 1)
             distance = np.linalg.norm(points[:, None] - (a + t[..., None] * d), axis=-1)
             nearest = distance.argmin(1)
             along = (nearest + np.take_along_axis(t, nearest[:, None], 1)[:, 0]) / len(d)  # 0 outer end, 1 inner end
-            half = 1.2 + 2.6 * smoothstep(along, 0.0, 0.6)
-            thick = 1 - smoothstep(distance.min(1), 0.4, 1.0 * half.max()) * 1.0
-            thick = (1 - smoothstep(distance.min(1) / half, 0.5, 1.3)) * thick
+            half = 1.5 + 2.6 * smoothstep(along, 0.0, 0.45) * (1 - 0.25 * smoothstep(along, 0.7, 1.0))
+            thick = 1 - smoothstep(distance.min(1) / half, 0.35, 1.25)
+            thick *= 1 - 0.5 * smoothstep(along, 0.85, 1.0)
             out[skin] = np.maximum(out[skin], thick * hairs)
         return out
 
@@ -200,7 +200,7 @@ class Head:
             rim = 1 - 0.45 * smoothstep(off_axis, IRIS_MM - 1.8, IRIS_MM - 0.2)  # the darker limbal ring
             spokes = 1 + 0.12 * np.sin(np.arctan2(offset[:, 1], offset[:, 0]) * 23)
             tint = (rim * spokes)[:, None] * IRIS
-            vein = 1 - 0.12 * smoothstep(off_axis, 8.0, 14.0)[:, None] * [0.3, 1.0, 1.0]
+            vein = 1 - 0.10 * smoothstep(off_axis, 7.0, 16.0)[:, None] * [0.3, 1.0, 1.0]
             mixed = SCLERA * vein * (1 - in_iris[:, None]) + tint * in_iris[:, None]
             colour[here] = mixed * (1 - in_pupil[:, None]) + PUPIL * in_pupil[:, None]
             iris[here] = in_iris * (1 - in_pupil)
@@ -211,7 +211,7 @@ class Head:
         colour = np.zeros((*self.filled.shape, 3))
         lips_depth = self.landmark(slice(60, 68))[:, 2].mean()
         inwards = np.clip((lips_depth - self.point[..., 2]) / 60.0, 0, 1)[..., None]
-        for region, tint, dark in (("teeth", TOOTH, 0.75), ("tongue", TONGUE, 0.7), ("mouth", GUM, 0.85)):
+        for region, tint, dark in (("teeth", TOOTH, 0.5), ("tongue", TONGUE, 0.7), ("mouth", GUM, 0.85)):
             here = self.is_in(region)
             colour[here] = (tint * (1 - dark * np.sqrt(inwards)))[here]
         socket = self.is_in("mouth") & (self.point[..., 1] > self.landmark(slice(27, 31))[:, 1].mean())
@@ -244,13 +244,11 @@ def sample_skins(head: Head, detail: Floats, tones: Floats, *, rng: np.random.Ge
     """(SKINS, S, S, 3) faces: details of two skins of like tone mixed, on a tone of the continuum, with stubble, lips."""
     one = np.ones((1, 1, 3))
     lips = coarse(head.soft(head.is_in("lips"), 2.0)[..., None] * one, head.filled)
-    mouth, chin = head.landmark(slice(48, 60)), head.landmark([8])[0]
-    nose = head.landmark([33])[0]
+    chin, nose = head.landmark([8, 33])
     x, y, z = (head.point[..., i] for i in range(3))
-    low = 1 - smoothstep(y - 0.25 * np.abs(x), nose[1] - 8.0, nose[1] + 4.0)
-    beard = low * smoothstep(z, chin[2] - 75.0, chin[2] - 35.0) * smoothstep(y, chin[1] - 25.0, chin[1])
-    beard *= head.is_in("face") * (1 - 0.5 * (np.abs(y - mouth[:, 1].mean()) < 1))
-    bristle = coarse(head.soft(beard > 0.5, 6.0)[..., None] * one, head.filled) * (1 - lips)
+    beard = 1 - smoothstep(y - 0.35 * np.abs(x), nose[1] - 22.0, nose[1] + 3.0)  # rises towards the sideburns
+    beard *= smoothstep(z, chin[2] - 95.0, chin[2] - 25.0) * smoothstep(y, chin[1] - 30.0, chin[1] + 5.0)
+    bristle = coarse(head.soft(beard * head.is_in("face"), 9.0)[..., None] * one, head.filled) * (1 - lips)
     grain = noise((SIZE, SIZE), (0.7, 0.7), rng=rng)[..., None]
     knots = np.linspace(0, 1, len(TONES))
     lightness = tones.mean(1)
@@ -263,7 +261,7 @@ def sample_skins(head: Head, detail: Floats, tones: Floats, *, rng: np.random.Ge
         share = rng.random()
         mixed = share * detail[rank[0]] + (1 - share) * detail[rank[1]]
         mixed = mixed + lips * rng.normal(0, 1) * np.array([0.02, -0.10, -0.06])
-        stubble = max(0.0, rng.normal(-0.1, 0.35))
+        stubble = max(0.0, rng.normal(-0.1, 0.3))
         mixed = mixed + bristle * np.log1p(-min(0.6, stubble)) * (1 + 0.15 * grain) * [1.0, 0.95, 0.85]
         row[:] = np.exp(tone + mixed * rng.uniform(0.7, 1.1))
     return np.clip(out, 0.0, 1.0)
@@ -336,7 +334,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=assets.SHIPPED_ALBEDO["open-albedo"])
     args = parser.parse_args()
     arrays, figures = build(args.skins)
-    np.savez_compressed(args.out, **arrays)  # type: ignore[arg-type]
+    draft = args.out.with_suffix(".draft.npz")
+    np.savez_compressed(draft, **arrays)  # type: ignore[arg-type]
+    draft.replace(args.out)  # whoever loads the file meanwhile sees the old one or the new one
     figures["MB"] = args.out.stat().st_size / 1e6
     sys.stdout.write("".join(f"{name}: {value:.5g}\n" for name, value in figures.items()))
 

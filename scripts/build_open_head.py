@@ -42,7 +42,7 @@ PARTS = {  # group of the base mesh -> region
 }
 REGIONS = ("face", "neck", "scalp", "ears", "lips", "brows", "eyes", "lashes", "teeth", "tongue", "mouth")
 SAMPLES = 2400  # faces; each is used with its mirror image
-MODES = 100
+MODES = 150
 LOCAL_FOLDERS = ("head", "nose", "mouth", "eyes", "chin", "cheek", "ears", "forehead", "eyebrows", "neck")
 LEFT_OUT = ("head-trans", "mouth-trans-in", "mouth-trans-out", "nose-trans-in", "nose-trans-out", "measure-")
 OPPOSITES = [
@@ -219,6 +219,21 @@ def sample_faces(base: Floats, targets: Targets, count: int, *, rng: np.random.G
     return (base.astype(np.float32).ravel() + weights @ flat).reshape(count, -1, 3)
 
 
+def hold_teeth(people: Floats, base: Floats, faces: Ints, region: Ints) -> None:
+    """Move teeth and tongue of each sampled face, in place, as the inside of the mouth around them moves.
+
+    The shape targets of chin and lips leave the teeth where they are, so that they would come through the skin.
+    """
+    inner = np.unique(faces[np.isin(region, [REGIONS.index(r) for r in ("teeth", "tongue")])])
+    wall = np.unique(faces[region == REGIONS.index("mouth")])
+    wall = wall[np.linalg.norm(base[wall] - base[inner].mean(0), axis=1) < 0.6]  # not the eye sockets
+    gap = np.linalg.norm(base[inner][:, None] - base[wall], axis=-1)
+    weight = np.exp(-0.5 * (gap / 0.12) ** 2)
+    weight = (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+    shift = people[:, wall] - base[wall].astype(np.float32)
+    people[:, inner] = base[inner].astype(np.float32) + np.einsum("iw,nwc->nic", weight, shift, optimize=True)
+
+
 def align(faces: Floats, core: Bools) -> Floats:
     """Generalised Procrustes: remove translation, rotation and scale measured on the ``core`` vertices."""
     reference = faces.mean(0, dtype=np.float64)
@@ -346,7 +361,12 @@ def atlas(vertices: Floats, faces: Ints, uv_faces: Ints, uv: Floats, part: Ints)
         left = int(corners[:, 0].mean() > 0)
         if kind == "eyes":
             front = corners[:, 2].max() > 1.35
-            out[rows] = placed(as_is[rows], (EYE_SLOTS if front else EYE_BACK_SLOTS)[left])
+            flat = as_is[rows]
+            if front:  # the iris deserves more texels than the white around it
+                offset = flat - (flat.min(0) + flat.max(0)) / 2
+                radius = np.linalg.norm(offset, axis=1, keepdims=True)
+                flat = offset / np.maximum(radius, 1e-9) * spread(radius / radius.max(), 1.8)
+            out[rows] = placed(flat, (EYE_SLOTS if front else EYE_BACK_SLOTS)[left])
         elif kind == "teeth":
             out[rows] = placed(as_is[rows], UPPER_TEETH_SLOT if corners[:, 1].mean() > 6.62 else LOWER_TEETH_SLOT)
         elif kind == "tongue":
@@ -455,6 +475,7 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
     on_face = np.zeros(len(base), bool)
     on_face[faces[np.isin(region, [REGIONS.index(r) for r in ("face", "lips", "brows")])]] = True
     people = sample_faces(base, targets, samples, rng=np.random.default_rng(20170814))
+    hold_teeth(people, base, faces, region)
     flipped = people[:, mirror] * np.array([-1, 1, 1], np.float32)
     people = align(np.concatenate([people, flipped]), on_face) * np.float32(METRES_PER_UNIT)
     mean, modes, explained = principal_modes(people, np.where(on_face, 1.0, 0.25), MODES)
@@ -493,7 +514,7 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
         "mirror": mirror.astype(np.int32),
         "source_vertex": kept.astype(np.int32),
     }
-    figures = {f"variance of {k} modes": float(explained[:k].sum()) for k in (20, 40, 60, 80, MODES)}
+    figures = {f"variance of {k} modes": float(explained[:k].sum()) for k in (20, 40, 80, 100, 120, MODES)}
     figures |= {"vertices": len(base), "triangles": len(faces)}
     figures["identity rounding, mm"] = float(1e3 * np.abs(identity_q * identity_scale[:, None, None] - modes).max())
     return arrays, figures
@@ -506,7 +527,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=SAMPLES)
     args = parser.parse_args()
     arrays, figures = build(open_wheel(args.wheel), args.samples)
-    np.savez_compressed(args.out, **arrays)  # type: ignore[arg-type]
+    draft = args.out.with_suffix(".draft.npz")
+    np.savez_compressed(draft, **arrays)  # type: ignore[arg-type]
+    draft.replace(args.out)  # whoever loads the file meanwhile sees the old one or the new one
     figures["MB"] = args.out.stat().st_size / 1e6
     sys.stdout.write("".join(f"{name}: {value:.5g}\n" for name, value in figures.items()))
 

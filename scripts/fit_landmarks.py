@@ -57,10 +57,16 @@ class Fitter:
         """(B, 68) vertices of each face: the 2D scheme's visible contour where ``flat``."""
         table = self.model.landmarks
         out = np.repeat(table.vertex[None], len(flat), axis=0)
-        shapes = shape_of(self.mean, self.basis, state.coefficients)
-        px = project(state, shapes)
-        for face in np.flatnonzero(flat):
-            out[face] = table.contour_vertices(px[face], self.model.template)
+        needed = np.unique(np.r_[table.vertex, table.contour.ravel()])
+        rows = np.flatnonzero(flat)
+        if len(rows) == 0:
+            return out
+        some = FaceState(state.scale[rows], state.rotation[rows], state.centre[rows], state.coefficients[rows])
+        found = project(some, shape_of(self.mean[needed], self.basis[needed], some.coefficients))
+        px = np.zeros((len(self.mean), 2))
+        for row, face in enumerate(rows):
+            px[needed] = found[row]
+            out[face] = table.contour_vertices(px, self.model.template)
         return out
 
     def fit(
@@ -77,7 +83,7 @@ class Fitter:
             chosen = self.vertices(state, flat)
             mean, basis = self.mean[chosen], self.basis[chosen]
             state = step(
-                state, mean, basis, targets, weights, noise=pixels * 3, prior=np.zeros(len(self.sd)), prior_sd=self.sd / 3
+                state, mean, basis, targets, weights, noise=pixels * 3, prior=np.zeros(len(self.sd)), prior_sd=self.sd * 3
             )
         return state, self.vertices(state, flat)
 
