@@ -107,7 +107,7 @@ def inspect_dataset(
     dataset = open_dataset(uri, endpoint_url=endpoint_url)
     if verify:
         dataset.verify()
-        _check_assets(dataset)
+        _check_model(dataset)
     yaw, pitch, errors, identities = Counter[int](), Counter[int](), list[float](), 0
     for index in range(len(dataset.shards)):
         columns = dataset.columns(index, ["identity_id", "yaw", "pitch", "fit_error", "photo_id"])
@@ -138,13 +138,13 @@ def inspect_dataset(
     return inspection
 
 
-def _check_assets(dataset: Dataset) -> None:
-    """Raise BadDataset when this installation has other model files than the dataset was made with."""
+def _check_model(dataset: Dataset) -> None:
+    """Raise BadDataset when this installation has another file of the face model than the dataset was made with."""
     name = f"{dataset.storage.uri.rstrip('/')}/{KEY}"
     plan = parse_plan(dataset.storage.read(KEY), name)
-    other = [asset for asset, sha256 in plan.assets.items() if digest(asset) != sha256]
-    if other:
-        raise BadDataset(f"{name}: made with another file of {' and '.join(other)}; its geometry can't be checked here")
+    model = str(plan.options["model"])
+    if plan.assets[model] != digest(model):
+        raise BadDataset(f"{name}: made with another file of {model}; its geometry can't be checked here")
 
 
 def _histogram(name: str, edges: Floats, bins: Counter[int]) -> Histogram:

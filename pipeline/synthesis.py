@@ -26,6 +26,8 @@ PHOTO_TERMS = "LicenseRef-photo"
 INVERT_SECONDS = 1.0  # of a photo on one core at 256 px, for estimates
 VIEW_SECONDS = 0.010  # of a view
 VIEW_BYTES = 24_000  # of a row at 256 px
+SHARD_SUBJECTS = 32  # of a large job: some 17 MB of 20 views each
+FEW_SHARDS = 16
 FACTORY = "pipeline.synthesis:make_rows_of"
 
 
@@ -114,11 +116,18 @@ def views_of(person: Person, *, model: MorphableModel, seed: int, views: int, si
 
 
 def plan_synthesis(
-    photos: Storage | None, *, identities: int, seed: int, options: Options, shard_subjects: int = 32
+    photos: Storage | None, *, identities: int, seed: int, options: Options, shard_subjects: int | None = None
 ) -> Plan:
-    """Plan every photo of a storage and ``identities`` sampled faces. Raises ValueError when that is nothing."""
+    """Plan every photo of a storage and ``identities`` sampled faces. Raises ValueError when that is nothing.
+
+    Without ``shard_subjects`` there are some sixteen shards for few subjects and shards of SHARD_SUBJECTS for many;
+    never by the number of workers, since that must not change the bytes.
+    """
+    found = [] if photos is None else list_photos(photos)
+    if shard_subjects is None:
+        shard_subjects = min(max(-(-(len(found) + identities) // FEW_SHARDS), 1), SHARD_SUBJECTS)
     return make_plan(
-        [] if photos is None else list_photos(photos),
+        found,
         identities=identities,
         seed=seed,
         options=options.as_dict(),
@@ -183,7 +192,7 @@ def synthesize(
     model: str = "open-head",
     albedo: str = "open-albedo",
     budget: float = job.BUDGET,
-    shard_subjects: int = 32,
+    shard_subjects: int | None = None,
     dry_run: bool = False,
     progress: bool = False,
     watch: Callable[[Plan, Estimate], None] = lambda plan, estimate: None,

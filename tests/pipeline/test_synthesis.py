@@ -168,5 +168,5 @@ def test_an_altered_shard_is_found(dataset: Path, tmp_path: Path) -> None:
 
 def test_another_model_file_is_named(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspect, "digest", lambda name: "0" * 64)
-    with pytest.raises(BadDataset, match="another file of open-albedo and open-head"):
+    with pytest.raises(BadDataset, match="another file of open-head"):
         inspect_dataset(str(dataset), verify=True)
