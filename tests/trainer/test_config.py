@@ -1,0 +1,39 @@
+"""Configurations: unknown names and impossible runs are refused, plain values come back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from face.descriptor import NetConfig
+from trainer.config import LossWeights, TrainConfig, from_dict, to_dict
+
+
+def test_plain_values_come_back_through_json() -> None:
+    config = TrainConfig(steps=7, net=NetConfig(dims=16), weights=LossWeights(views=0.5))
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict({}) == TrainConfig()
+
+
+@pytest.mark.parametrize("bad", [{"step": 1}, {"net": {"width": 1}}, {"weights": {"anchor": 1.0}}])
+def test_unknown_names_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"has no (step|width|anchor)"):
+        from_dict(bad)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"steps": 0}, {"batch": 30}, {"size": 100}, {"ema": 1.0}, {"sigma": 0.0}, {"eval_every": 0}]
+)
+def test_impossible_runs_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"TrainConfig|batch|input"):
+        from_dict(bad)
+
+
+def test_a_batch_must_split_over_the_workers() -> None:
+    config = TrainConfig(batch=32, views=4)
+    for workers in (1, 2, 4, 8):
+        config.check_workers(workers)
+    for workers in (0, 3, 16):
+        with pytest.raises(ValueError, match="does not split"):
+            config.check_workers(workers)

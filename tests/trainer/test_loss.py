@@ -1,0 +1,137 @@
+"""Known answers of the loss, and its fast path against the slow twin."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from face.descriptor import DescriptorNet, NetConfig
+from trainer.config import LossWeights
+from trainer.data import Batch
+from trainer.loss import AnchorDivergence, Learner, divergence, mean_known, soft_targets, total, view_divergence
+
+SIGMA, SCALE = 0.0045, 16.0
+
+
+def unit(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return functional.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def places(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 0.01 * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def anchor_divergence(*arguments: object) -> Tensor:
+    out: Tensor = AnchorDivergence.apply(*arguments)  # type: ignore[no-untyped-call]
+    return out
+
+
+def test_soft_targets_fall_off_with_distance() -> None:
+    anchors = torch.zeros(2, 6, dtype=torch.float64)
+    anchors[1, 0] = SIGMA
+    at_first, halfway = soft_targets(torch.stack([anchors[0], anchors.mean(0)]), anchors, SIGMA)
+    assert float(at_first[1] / at_first[0]) == pytest.approx(math.exp(-0.5))
+    torch.testing.assert_close(halfway, torch.full((2,), 0.5, dtype=torch.float64))
+
+
+def test_perfect_descriptors_cost_nothing() -> None:
+    """Pixels on far-apart anchors, with descriptors that name them: the divergence is what the scale leaves."""
+    anchors = torch.eye(6, dtype=torch.float64)
+    vectors = torch.eye(6, dtype=torch.float64)
+    loss = anchor_divergence(vectors[None], vectors, anchors[None], anchors, SIGMA, SCALE)
+    expected = math.log(1.0 + 5.0 * math.exp(-SCALE))
+    torch.testing.assert_close(loss, torch.full((1, 6), expected, dtype=torch.float64))
+    assert float(loss.max()) < 1e-5
+
+
+def test_descriptors_that_say_nothing_cost_the_logarithm_of_the_classes() -> None:
+    anchors = torch.eye(6, dtype=torch.float64)
+    vectors = torch.eye(7, dtype=torch.float64)[:6]
+    nothing = torch.zeros(1, 6, 7, dtype=torch.float64)
+    nothing[..., 6] = 1.0  # at right angles to every class
+    loss = anchor_divergence(nothing, vectors, anchors[None], anchors, SIGMA, SCALE)
+    torch.testing.assert_close(loss, torch.full((1, 6), math.log(6.0), dtype=torch.float64))
+
+
+def test_permuted_descriptors_cost_the_scale() -> None:
+    anchors = torch.eye(6, dtype=torch.float64)
+    loss = anchor_divergence(anchors.roll(1, 0)[None], anchors, anchors[None], anchors, SIGMA, SCALE)
+    assert float(loss.mean()) == pytest.approx(SCALE, abs=1e-5)
+
+
+def test_the_fast_path_equals_its_slow_twin() -> None:
+    f, v = unit(3, 50, 16, seed=0).requires_grad_(), unit(40, 16, seed=1).requires_grad_()
+    at, anchors = places(3, 50, 6, seed=2), places(40, 6, seed=3)
+    weight = torch.rand(3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    fast = anchor_divergence(f, v, at, anchors, SIGMA, SCALE)
+    slow = divergence(soft_targets(at, anchors, SIGMA), f @ v.T, SCALE)
+    torch.testing.assert_close(fast, slow)
+    assert float(slow.detach().min()) > 0
+    ahead = torch.autograd.grad((fast * weight).sum(), (f, v))
+    twin = torch.autograd.grad((slow * weight).sum(), (f, v))
+    torch.testing.assert_close(ahead, twin)
+
+
+def test_means_skip_what_is_unknown() -> None:
+    values = torch.tensor([[1.0, 100.0], [3.0, 5.0], [7.0, 7.0]])
+    known = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    assert float(mean_known(values, known)) == pytest.approx((1.0 + 4.0 + 0.0) / 3)
+
+
+def test_views_that_agree_cost_nothing_and_those_that_don_t_cost_much() -> None:
+    """Four classes seen in two views: the same vectors in both, or the second's permuted."""
+    target = torch.eye(4, dtype=torch.float64).expand(2, 4, 4)
+    known = torch.ones(2, 4, dtype=torch.float64)
+    vectors = torch.eye(4, dtype=torch.float64)
+    agree = view_divergence(torch.stack([vectors, vectors]), target, known, SCALE, 2)
+    assert float(agree.max()) < 1e-5
+    differ = view_divergence(torch.stack([vectors, vectors.roll(1, 0)]), target, known, SCALE, 2)
+    assert float(differ.mean()) > 0.5
+    apart = view_divergence(torch.stack([vectors, vectors.roll(1, 0)]), target, known, SCALE, 1)
+    assert float(apart.max()) < 1e-5, "other groups are no concern"
+
+
+def test_the_views_term_ignores_unknown_pixels_and_absent_classes() -> None:
+    target = torch.eye(4, dtype=torch.float64).expand(2, 4, 4)
+    vectors = torch.eye(4, dtype=torch.float64)
+    wrong_second = torch.stack([vectors, vectors.roll(1, 0)])
+    known = torch.tensor([[1.0] * 4, [0.0] * 4], dtype=torch.float64)
+    assert float(view_divergence(wrong_second, target, known, SCALE, 2).max()) < 1e-5
+
+
+@pytest.mark.parametrize("term", ["anchors", "views", "face"])
+def test_each_term_teaches_what_it_should(term: str) -> None:
+    torch.manual_seed(0)
+    weights = LossWeights(**{"anchors": 0.0, "views": 0.0, "face": 0.0, term: 1.0})
+    net = DescriptorNet(NetConfig(dims=8, widths=(8, 16), depths=(1, 1)))
+    learner = Learner(net, places(20, 6, seed=0).float(), sigma=SIGMA, scale=SCALE, views=2, weights=weights)
+    generator = torch.Generator().manual_seed(0)
+    batch = Batch(
+        image=torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator),
+        pixel=torch.randint(0, 256, (4, 30), generator=generator),
+        place=places(4, 30, 6, seed=1).float(),
+        known=torch.ones(4, 30),
+        face=(torch.rand(4, 16, 16, generator=generator) > 0.5).float(),
+    )
+    terms = learner(batch)
+    assert set(terms) == {term}
+    total(terms, weights).backward()  # type: ignore[no-untyped-call]
+    moved = {name for name, p in learner.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    everything = {name for name, _ in learner.named_parameters()}
+    idle = {
+        "anchors": {"net.to_face.weight", "net.to_face.bias"},
+        "views": {"net.to_face.weight", "net.to_face.bias", "vectors"},
+        "face": {"net.to_descriptor.weight", "net.to_descriptor.bias", "vectors"},
+    }[term]
+    assert everything - moved == idle
+
+
+def test_weights_meet_terms() -> None:
+    terms = {"anchors": torch.tensor(2.0), "face": torch.tensor(3.0)}
+    assert float(total(terms, LossWeights(anchors=10.0, face=0.5))) == pytest.approx(21.5)

@@ -1,0 +1,161 @@
+"""The loop: learns, stops and goes on exactly, and leaves weights that say what they are."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from face.descriptor import NetConfig
+from face.errors import BadDataset, Diverged
+from face.morphable import MorphableModel
+from infra import weights
+from infra.dataset import Dataset
+from infra.shards import ViewRow
+from trainer.config import TrainConfig
+from trainer.store import Store, write_store
+from trainer.train import (
+    CHECKPOINT,
+    Figures,
+    State,
+    Watch,
+    learning_rate,
+    load_checkpoint,
+    new_state,
+    save_checkpoint,
+    train,
+)
+
+TINY = TrainConfig(
+    steps=8, batch=8, views=4, pixels=64, size=64, anchors=120, warmup=2, ema=0.9, loaders=0, log_every=1,
+    eval_every=100, checkpoint_every=3, dev_pairs=4, net=NetConfig(dims=8, widths=(8, 16, 16), depths=(1, 1, 1)),
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_core() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def numbers_of(state: State) -> dict[str, torch.Tensor]:
+    out = {f"learner.{k}": v for k, v in state.learner.state_dict().items()}
+    out |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
+    for i, moments in state.optimiser.state_dict()["state"].items():
+        out |= {f"moment.{i}.{k}": v for k, v in moments.items()}
+    return out
+
+
+class Stopped(Exception):
+    """Stands for a power cut."""
+
+
+@pytest.mark.parametrize("loaders", [0, 1])
+def test_a_run_that_stops_goes_on_to_the_same_end(
+    dataset: Dataset, open_head: MorphableModel, tmp_path: Path, loaders: int
+) -> None:
+    """Stopped at step 5, two steps after its checkpoint, and resumed: all numbers equal to the last bit."""
+    whole = train(dataset, tmp_path / "whole.safetensors", config=TINY, model=open_head)
+
+    def cut(step: int, figures: Figures) -> None:
+        if step == 5:
+            raise Stopped
+
+    config = replace(TINY, loaders=loaders)
+    out = tmp_path / "parts.safetensors"
+    with pytest.raises(Stopped):
+        train(dataset, out, config=config, model=open_head, watch=Watch(step=cut))
+    assert not out.exists()
+    steps: list[int] = []
+    seen = Watch(step=lambda step, figures: steps.append(step))
+    parts = train(dataset, out, config=config, model=open_head, resume=True, watch=seen)
+    assert steps == [4, 5, 6, 7, 8]
+    wanted, got = numbers_of(whole.state), numbers_of(parts.state)
+    assert wanted.keys() == got.keys()
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    assert whole.dev == parts.dev
+    a, b = (weights.load(path) for path in (whole.weights, parts.weights))
+    np.testing.assert_array_equal(a.anchors.descriptor, b.anchors.descriptor)
+
+
+def test_a_checkpoint_of_another_run_is_refused(open_head: MorphableModel, tmp_path: Path) -> None:
+    state = new_state(open_head, TINY, torch.device("cpu"))
+    path = tmp_path / CHECKPOINT
+    save_checkpoint(path, state, TINY)
+    load_checkpoint(path, state, replace(TINY, steps=20, checkpoint_every=1))
+    with pytest.raises(ValueError, match=r"learning_rate 0\.003 -> 0\.1"):
+        load_checkpoint(path, state, replace(TINY, learning_rate=0.1))
+    state.vertex = state.vertex + 1
+    with pytest.raises(ValueError, match="another face model"):
+        load_checkpoint(path, state, TINY)
+    assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
+
+
+def test_training_learns_and_says_so(dataset: Dataset, open_head: MorphableModel, tmp_path: Path) -> None:
+    """60 small steps bring the divergence well below chance and dev matching far below that of the start."""
+    losses: dict[int, Figures] = {}
+    config = replace(TINY, steps=60, batch=16, warmup=5, log_every=5, checkpoint_every=60)
+    config = replace(config, net=NetConfig(dims=16, widths=(16, 32, 32), depths=(1, 1, 1)))
+    before = train(dataset, tmp_path / "before", config=replace(config, steps=1), model=open_head).dev
+    watch = Watch(step=lambda step, figures: losses.update({step: figures}))
+    trained = train(dataset, tmp_path / "w.safetensors", config=config, model=open_head, watch=watch)
+    assert losses[60]["loss_anchors"] < 0.65 * losses[5]["loss_anchors"]
+    assert losses[60]["loss_face"] < 0.7 * losses[5]["loss_face"]
+    assert trained.dev["vote_mm_median"] < 0.8 * before["vote_mm_median"]
+    assert trained.dev["match_px_mean"] < 0.8 * before["match_px_mean"]
+    assert {"images_per_second", "wait_fraction", "learning_rate", "loss"} <= losses[60].keys()
+    made = weights.load(trained.weights, model=open_head)
+    assert made.card["steps"] == 60
+    assert made.card["images_seen"] == 960
+    assert made.card["model_licence"] == open_head.licence
+    assert made.card["data_licences"] == [open_head.licence]
+    assert made.card["dataset"] == dataset.manifest.fingerprint
+    assert made.card["dev"] == trained.dev
+
+
+def test_a_loss_that_is_no_number_stops_the_run(dataset: Dataset, open_head: MorphableModel, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="lower the learning rate"):
+        train(dataset, tmp_path / "w", config=replace(TINY, learning_rate=1e30), model=open_head)
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_dataset_of_another_model_is_refused(dataset: Dataset, toy_model: MorphableModel, tmp_path: Path) -> None:
+    with pytest.raises(BadDataset, match="open-head"):
+        train(dataset, tmp_path / "w", config=TINY, model=toy_model)
+    assert list((tmp_path / "w.run").iterdir()) == [], "no half-made store stays"
+
+
+def test_an_empty_dataset_is_refused(open_head: MorphableModel, tmp_path: Path) -> None:
+    with pytest.raises(BadDataset, match="no views"):
+        write_store([], open_head, tmp_path / "views")
+
+
+def test_a_store_is_made_once(rows: list[ViewRow], open_head: MorphableModel, tmp_path: Path) -> None:
+    folder = tmp_path / "views"
+    first = write_store(rows[:2], open_head, folder)
+    again = write_store(iter(()), open_head, folder)
+    assert first == again
+    assert len(again) == 2
+
+
+def test_a_store_survives_the_way_to_another_process(store: Store) -> None:
+    store.view(0)
+    data = pickle.dumps(store)
+    assert len(data) < 1000, "only the folder travels"
+    np.testing.assert_array_equal(pickle.loads(data).view(1).image, store.view(1).image)
+
+
+def test_the_rate_warms_up_and_cools_down() -> None:
+    rates = [learning_rate(step, peak=2.0, warmup=10, steps=110) for step in range(111)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == rates[10] == pytest.approx(2.0)
+    assert rates[60] == pytest.approx(0.01 * 2 + 0.99 * 2 * 0.5)
+    assert rates[110] == pytest.approx(0.02)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
