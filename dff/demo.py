@@ -188,7 +188,7 @@ def views_section(rows: list[ViewRow], total: int) -> Section:
     return Section(
         "Synthesised views",
         f"{total} views in Parquet shards. The recovered face, textured from the photograph, and faces sampled from "
-        "the statistical model; poses to ±95 degrees of yaw, with expressions, lights, cameras, backgrounds and sensors.",
+        "the statistical model; yaw to ±95 degrees, with expressions, lights, cameras, backgrounds and sensors.",
         [
             Figure(
                 "The photograph's face, with landmarks (hollow where hidden)", contact_sheet(own, landmarks=True), True

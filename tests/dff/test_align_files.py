@@ -1,0 +1,67 @@
+"""Files in, alignments out: batched, in order, with bad files named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dff.align_files import BATCH, align_files, image_files, read_boxes, to_json
+from face.camera import Box
+from face.errors import BadPhoto
+from face.morphable import MorphableModel
+from tests.aligner.known_aligner import KnownAligner
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(BATCH + 3):
+        Image.fromarray(np.full((40, 40 + i, 3), 90, np.uint8)).save(tmp_path / f"{i:03d}.png")
+    (tmp_path / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_a_folder_is_aligned_in_the_order_of_its_names(folder: Path, toy_model: MorphableModel) -> None:
+    results = list(align_files(KnownAligner(toy_model), image_files([folder])))  # type: ignore[arg-type]
+    assert [r.path.name for r in results] == [f"{i:03d}.png" for i in range(BATCH + 3)]
+    # The known aligner's box is the middle half of each image: answers belong to their own files.
+    assert [r.faces[0].box.width for r in results] == [(40 + i) / 2 for i in range(BATCH + 3)]
+
+
+def test_one_bad_file_is_named_and_stops_nothing(folder: Path, toy_model: MorphableModel) -> None:
+    (folder / "004.png").write_bytes((folder / "004.png").read_bytes()[:60])
+    (folder / "005.png").write_bytes(b"")
+    results = {r.path.name: r for r in align_files(KnownAligner(toy_model), image_files([folder]))}  # type: ignore[arg-type]
+    assert [name for name, r in results.items() if r.error] == ["004.png", "005.png"]
+    assert all(len(r.faces) == 1 for name, r in results.items() if not r.error)
+    assert to_json(results.values())["004.png"] == []
+
+
+def test_boxes_go_to_their_files(folder: Path, tmp_path: Path, toy_model: MorphableModel) -> None:
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps({"003.png": [[1, 2, 30, 31], [5, 5, 20, 20]], "absent.png": [[0, 0, 1, 1]]}))
+    paths = image_files([folder])[:5]
+    results = {
+        r.path.name: r
+        for r in align_files(KnownAligner(toy_model), paths, boxes=read_boxes(file))  # type: ignore[arg-type]
+    }
+    assert [face.box for face in results["003.png"].faces] == [Box(1, 2, 30, 31), Box(5, 5, 20, 20)]
+    assert len(results["002.png"].faces) == 1
+
+
+@pytest.mark.parametrize("text", ["[]", '{"a.png": [[1, 2, 3]]}', '{"a.png": [[5, 5, 1, 1]]}', "{", '{"a": "b"}'])
+def test_a_bad_box_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "boxes.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"boxes\.json"):
+        read_boxes(file)
+
+
+def test_missing_and_empty_places_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BadPhoto, match="nowhere"):
+        image_files([tmp_path / "nowhere"])
+    with pytest.raises(BadPhoto, match="no image"):
+        image_files([tmp_path])

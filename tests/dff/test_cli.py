@@ -1,0 +1,82 @@
+"""The command says what it does, refuses what is wrong with one line, and does what the API does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dff.cli import app
+
+COMMANDS = ("demo", "synthesize", "inspect", "train", "align", "evaluate", "serve", "submit", "models")
+WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "dff.cli", *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_with_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], env=WIDE)
+    assert result.exit_code == 0
+    assert "Example" in result.output
+    assert f"dff {command}" in result.output
+
+
+def test_every_command_is_listed() -> None:
+    result = CliRunner().invoke(app, ["--help"], env=WIDE)
+    assert all(command in result.output for command in COMMANDS)
+
+
+def test_help_is_quick_because_heavy_libraries_are_not_imported() -> None:
+    code = "import sys, dff.cli; print([m for m in ('torch', 'ray', 'mlflow', 'pyarrow', 'numba') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("inspect", "nowhere"), "nowhere is not a finished dataset"),
+        (("align", "nowhere.png"), "nowhere.png is neither a file nor a folder"),
+        (("synthesize", "none", "out"), "at least one photo or identity"),
+        (("submit", "train", "d", "--out", "w", "--address", "nonsense"), "http://host:8265"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_thing(
+    arguments: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert code == 1
+    assert says in err
+    assert "Traceback" not in err + out
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_dry_run_counts_and_makes_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "data"
+    code, out, _ = run("synthesize", "none", str(target), "--identities", "70", "--views", "3", "--dry-run")
+    assert code == 0
+    assert "0 photos and 70 sampled identities in 3 shards" in out
+    assert "210 views" in out
+    assert not target.exists()
+
+
+def test_synthesize_then_inspect(tmp_path: Path) -> None:
+    target, page = tmp_path / "data", tmp_path / "gallery.html"
+    code, out, err = run("synthesize", "none", str(target), "--identities", "2", "--views", "3", "--size", "96")
+    assert code == 0, err
+    assert "6 views of 2 faces" in out
+    code, out, err = run("inspect", str(target), "--html", str(page), "--verify")
+    assert code == 0, err
+    assert "6 views of 2 identities" in out
+    assert "verified: all hashes" in out
+    assert page.stat().st_size > 10_000
