@@ -67,7 +67,7 @@ class AlignConfig:
     crop: int = 128  # pixels of the side that the network sees
     margin: float = FRAMING  # side of a crop over the longer side of the landmark box
     passes: int = 3  # at most; each looks at the photo again
-    still: float = 0.002  # mean landmark motion, fraction of the face's size, from which a face is done
+    still: float = 0.01  # mean landmark motion from pass to pass, fraction of the face's size: then a face is done
     batch: int = 32  # faces in one call of the network
     pixels: int = 500  # of each face that are matched
     keep: int = 8  # anchors that a pixel may mean
@@ -87,30 +87,46 @@ class Watch:
     anchor_seen: Floats  # (B, A)
     landmark_seen: Floats  # (B, 68)
     landmarks: Floats  # (B, 68, 2) pixels
-    landmark_confidence: Floats  # (B, 68)
-    face_confidence: Floats  # (B,)
+    px: Floats  # (B, N, 2) matched pixels
+    mask: Floats  # (B, N) probability that they show the face
+    agrees: Floats  # (B, N) their agreement with the fit
+    pitch: Floats  # (B,) pixels between neighbouring matched pixels
     residual: Floats  # (B,) fraction of the unit
     lost: Bools  # (B,) too few pixels of a face were seen
 
     @staticmethod
-    def nothing(faces: int, anchors: int, landmarks: Floats) -> Watch:
-        seen, none = np.zeros((faces, 68)), np.zeros(faces)
-        lost = np.zeros(faces, dtype=bool)
-        return Watch(np.ones((faces, anchors)), seen, landmarks, seen.copy(), none, none.copy(), lost)
+    def nothing(anchors: int, pixels: int, landmarks: Floats) -> Watch:
+        b = len(landmarks)
+        none = np.zeros((b, pixels))
+        return Watch(
+            anchor_seen=np.ones((b, anchors)),
+            landmark_seen=np.zeros((b, 68)),
+            landmarks=landmarks,
+            px=np.zeros((b, pixels, 2)),
+            mask=none,
+            agrees=none.copy(),
+            pitch=np.ones(b),
+            residual=np.zeros(b),
+            lost=np.zeros(b, dtype=bool),
+        )
 
     def update(self, rig: Rig, faces: Ints, state: FaceState, matches: Matches, px: Floats, pitch: Floats) -> Floats:
         """Look at the new ``state`` of the rows ``faces``; (F,) how far their landmarks moved, fraction of the unit."""
         unit = rig.unit(state)
-        anchors, seen = visibility(rig, state, rig.vertices(state))
+        anchors, seen = visibility(rig, state)
         landmarks = rig.landmarks(state)
         motion = np.linalg.norm(landmarks - self.landmarks[faces], axis=2).mean(1) / unit
-        agrees, residual = agreement(matches, px, rig.anchors(state), anchors, unit)
-        share, surrounded = landmark_support(agrees, px, landmarks, unit, pitch)
         self.anchor_seen[faces], self.landmark_seen[faces], self.landmarks[faces] = anchors, seen, landmarks
-        self.landmark_confidence[faces] = share * seen
-        self.face_confidence[faces] = face_confidence(agrees, matches.mask, surrounded, seen)
-        self.residual[faces] = residual
+        self.px[faces], self.mask[faces], self.pitch[faces] = px, matches.mask, pitch
+        self.agrees[faces], self.residual[faces] = agreement(matches, px, rig.anchors(state), anchors, unit)
         return np.asarray(motion)
+
+    def confidence(self, unit: Floats) -> tuple[Floats, Floats]:
+        """(B, 68) of the landmarks and (B,) of the faces, zero for lost ones."""
+        share, surrounded = landmark_support(self.agrees, self.px, self.landmarks, unit, self.pitch)
+        face = face_confidence(self.agrees, self.mask, surrounded, self.landmark_seen)
+        found = np.where(self.lost, 0.0, 1.0)
+        return share * self.landmark_seen * found[:, None], face * found
 
 
 class Aligner:
@@ -167,7 +183,7 @@ class Aligner:
         rig, config = self.rig, self.config
         b = len(boxes)
         state = state_in_boxes(rig, boxes)
-        watch = Watch.nothing(b, len(rig.anchor_mean), rig.landmarks(state))
+        watch = Watch.nothing(len(rig.anchor_mean), config.pixels, rig.landmarks(state))
         traces: list[list[Iteration]] = [[] for _ in boxes]
         active = np.arange(b)
         for number in range(config.passes):
@@ -208,7 +224,21 @@ class Aligner:
             if len(active) == 0:
                 break
         vertices = rig.vertices(state)
-        return [self._alignment(state, i, boxes[i], vertices[i], watch, tuple(traces[i])) for i in range(b)]
+        points, whole = watch.confidence(rig.unit(state))
+        return [
+            self._alignment(
+                state,
+                i,
+                box=boxes[i],
+                vertices=vertices[i],
+                visibility=watch.landmark_seen[i],
+                confidence=points[i],
+                face_confidence=float(whole[i]),
+                lost=bool(watch.lost[i]),
+                trace=tuple(traces[i]),
+            )
+            for i in range(b)
+        ]
 
     def _look(self, images: list[Bytes], crops: Crops) -> Matches:
         pixels = np.stack([crops.cut(image, i) for i, image in enumerate(images)])
@@ -226,7 +256,17 @@ class Aligner:
         )
 
     def _alignment(
-        self, state: FaceState, i: int, box: Box, vertices: Floats, watch: Watch, trace: tuple[Iteration, ...]
+        self,
+        state: FaceState,
+        i: int,
+        *,
+        box: Box,
+        vertices: Floats,
+        visibility: Floats,
+        confidence: Floats,
+        face_confidence: float,
+        lost: bool,
+        trace: tuple[Iteration, ...],
     ) -> Alignment:
         table = self.model.landmarks
         camera, cam_from_head = state.camera(i), state.cam_from_head(i)
@@ -234,20 +274,19 @@ class Aligner:
         px = camera.px_from_cam(seen)
         matrix = state.rotation[i] @ self.reference
         yaw, pitch, roll = angles_from_rotation(matrix)
-        confidence = float(watch.face_confidence[i])
         reason = ""
-        if watch.lost[i]:
-            reason, confidence = "no part of the box looks like a face", 0.0
-        elif confidence < FAILED_BELOW:
-            reason = f"the face model does not explain what is in the box (confidence {confidence:.2f})"
+        if lost:
+            reason = "no part of the box looks like a face"
+        elif face_confidence < FAILED_BELOW:
+            reason = f"the face model does not explain what is in the box (confidence {face_confidence:.2f})"
         return Alignment(
             box=box,
             landmarks_2d=px[table.contour_vertices(px, self.model.template)],
             landmarks_3d=np.column_stack([px, -camera.scale * seen[:, 2]])[table.vertex],
             pose=Pose(yaw, pitch, roll, matrix),
-            visibility=watch.landmark_seen[i].copy(),
-            confidence=watch.landmark_confidence[i] * (0.0 if watch.lost[i] else 1.0),
-            face_confidence=confidence,
+            visibility=visibility,
+            confidence=confidence,
+            face_confidence=face_confidence,
             failed=bool(reason),
             reason=reason,
             vertices=vertices,
@@ -270,7 +309,8 @@ def load_aligner(
     loaded = weights_files.load(path)
     model = load_model(str(loaded.card["model"]))
     loaded = weights_files.load(path, model=model)
-    return Aligner(loaded.net, loaded.anchors, model, finder=finder, config=config, card=loaded.card)
+    net = loaded.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the fast layout on CPUs
+    return Aligner(net, loaded.anchors, model, finder=finder, config=config, card=loaded.card)
 
 
 def _check_image(image: Bytes) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from face.arrays import Bytes, Floats
 from face.camera import Box
 
-LONGEST = 640  # pixels that a photo's longer side is shrunk to before the search
+LONGEST = 480  # pixels that a photo's longer side is shrunk to before the search
 MIN_SHARE = 0.08  # of the longer side: smaller faces are not looked for
 OVERLAP = 0.3  # intersection over union from which two boxes are one face
 
@@ -63,7 +63,7 @@ def _detect(name: str, grey: Bytes) -> Floats:
     # Twice as strict about neighbours for profiles, whose cascade fires on texture.
     boxes, _, scores = _cascade(name).detectMultiScale3(
         grey,
-        scaleFactor=1.1,
+        scaleFactor=1.1 if name == FRONTAL else 1.15,
         minNeighbors=3 if name == FRONTAL else 4,
         minSize=(least, least),
         outputRejectLevels=True,

@@ -164,8 +164,8 @@ def crops_of_state(rig: Rig, state: FaceState, margin: float, size: int) -> Crop
     return Crops(centre, margin * (high - low).max(1), angle, size)
 
 
-def visibility(rig: Rig, state: FaceState, vertices: Floats) -> tuple[Floats, Floats]:
-    """(B, A) and (B, 68): how far the fitted mesh (B, V, 3) lets the anchors and the landmarks be seen, 0 to 1.
+def visibility(rig: Rig, state: FaceState) -> tuple[Floats, Floats]:
+    """(B, A) and (B, 68): how far the fitted mesh lets the anchors and the landmarks be seen, 0 to 1.
 
     Zero where all four buffer pixels round a point show other parts of the mesh in front of it, else falling as the
     surface turns away: for an anchor the smooth surface, for a landmark that triangle at it which faces the camera
@@ -173,9 +173,9 @@ def visibility(rig: Rig, state: FaceState, vertices: Floats) -> tuple[Floats, Fl
     camera, only have to be unoccluded.
     """
     faces = rig.model.faces
-    anchors = np.zeros((len(vertices), len(rig.anchor_mean)))
-    landmarks = np.zeros((len(vertices), 68))
-    for face, mesh in enumerate(vertices):
+    anchors = np.zeros((len(state.scale), len(rig.anchor_mean)))
+    landmarks = np.zeros((len(state.scale), 68))
+    for face, mesh in enumerate(rig.vertices(state)):
         seen = mesh @ state.rotation[face].T
         low, high = seen[:, :2].min(0), seen[:, :2].max(0)
         scale = BUFFER / float((high - low).max())

@@ -44,7 +44,7 @@ def test_the_mean_face_is_recovered_at_every_yaw(
     truth = scenes(open_head, code, 1, YAWS, spread=0.0)
     nme, turn = errors(oracle_aligner.align_batch([s.image for s in truth], boxes(truth)), truth)
     assert nme[:4].max() < 0.7, nme
-    assert nme.max() < 1.2, nme
+    assert nme.max() < 1.5, nme
     assert turn.max() < 2.5, turn
 
 
@@ -56,14 +56,15 @@ def test_people_are_recovered_at_every_yaw(
     nme, turn = errors(found, truth)
     assert nme[:3].max() < 1.5, nme
     assert nme.max() < 3.0, nme
-    assert turn.max() < 4.5, turn
+    assert turn[:4].max() < 4.5, turn
+    assert turn.max() < 6.5, turn
     assert not any(f[0].failed for f in found)
     contour = [100 * nme_box(f[0].landmarks_2d, t.landmarks_2d) for f, t in zip(found, truth, strict=True)]
     assert max(contour[:3]) < 2.0, contour
     for (face,), scene in zip(found, truth, strict=True):
         assert np.linalg.norm(face.trace[-1].landmarks_2d - face.landmarks_3d[:, :2], axis=1).max() < 1e-3
         assert 2 <= len(face.trace) <= 3
-        assert geodesic_degrees(face.pose.matrix, scene.rotation @ oracle_aligner.reference) < 4.5
+        assert geodesic_degrees(face.pose.matrix, scene.rotation @ oracle_aligner.reference) < 6.5
 
 
 def test_a_third_of_wrong_pixels_and_noise_change_little(open_head: MorphableModel, code: PositionCode) -> None:

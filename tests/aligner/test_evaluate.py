@@ -19,7 +19,6 @@ from face.transform import angles_from_rotation
 from infra.split import split_of
 from tests.aligner.oracle import PositionCode, make_scene
 
-
 SHIFT = np.array([3.0, 4.0])  # pixels
 
 
