@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+import threading
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,10 +96,15 @@ def overlap(a: Floats, b: Floats) -> float:
     return shared / union
 
 
-@cache
+_mine = threading.local()
+
+
 def _cascade(name: str) -> Any:
-    path = Path(cv2.data.haarcascades) / name  # type: ignore[attr-defined]
-    cascade = cv2.CascadeClassifier(str(path))
-    if cascade.empty():
-        raise RuntimeError(f"this OpenCV carries no {name}: version 4 is needed, not {cv2.__version__}")
-    return cascade
+    """A cascade of this thread's own: they keep the picture in themselves while they search."""
+    loaded: dict[str, Any] = _mine.__dict__
+    if name not in loaded:
+        cascade = cv2.CascadeClassifier(str(Path(cv2.__file__).parent / "data" / name))
+        if cascade.empty():
+            raise RuntimeError(f"this OpenCV carries no {name}: version 4 is needed, not {cv2.__version__}")
+        loaded[name] = cascade
+    return loaded[name]

@@ -5,7 +5,6 @@ and their names and metadata never read.
 """
 
 import asyncio
-import io
 import logging
 import time
 import uuid
@@ -17,7 +16,6 @@ from typing import Annotated, Any, Protocol
 
 import anyio
 import numpy as np
-import trimesh
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import TypeAdapter, ValidationError
@@ -25,6 +23,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aligner.alignment import Alignment
+from aligner.mesh_file import glb
 from aligner.problems import Problem, TooLarge, install, problem, responses
 from aligner.schema import ALIGN_RESPONSES, GLB_RESPONSES
 from face.arrays import Bytes, Ints
@@ -244,15 +243,6 @@ def drawn_triangles(model: MorphableModel) -> Ints:
     """(F, 3) triangles of the model's outside."""
     inside = [i for i, name in enumerate(model.region_names) if name in INSIDE]
     return np.asarray(model.faces[~np.isin(model.region, inside)])
-
-
-def glb(face: Alignment, model: MorphableModel) -> bytes:
-    """Binary glTF of a fitted mesh in the head frame, which is glTF's own: metres, y up, looking along z."""
-    mesh = trimesh.Trimesh(face.vertices, model.faces, process=False)
-    mesh.metadata.update(model=model.name, licence=model.licence)
-    buffer = io.BytesIO()
-    trimesh.Scene({"face": mesh}).export(buffer, file_type="glb")
-    return buffer.getvalue()
 
 
 class RequestRim:

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,12 @@ def test_boxes_scale_with_the_photo(shared: Path) -> None:
     large = np.repeat(np.repeat(image, 4, axis=0), 4, axis=1)
     small_box, large_box = HaarFinder().find(image)[0], HaarFinder().find(large)[0]
     assert overlap(corners(small_box) * 4, corners(large_box)) > 0.7
+
+
+def test_threads_may_share_a_finder(shared: Path) -> None:
+    photos = sorted((shared / "data" / "photos" / "lfpw-train").glob("*.jpg"))[:4]
+    images = [decode(photo.read_bytes(), upright=False) for photo in photos]
+    finder = HaarFinder()
+    alone = [finder.find(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(finder.find, images)) == alone
