@@ -20,7 +20,7 @@ from face.render import frame as fr
 from face.render import zbuffer
 from infra.shards import rows_to_parquet
 from pipeline import backgrounds, sensor, texture, views
-from pipeline.outfit import draw_behind, wardrobe_of
+from pipeline.outfit import draw_behind
 from pipeline.persons import sampled_person
 from pipeline.plan import seed_of
 
@@ -52,22 +52,19 @@ def main() -> None:
     scenes = [drawn(v) for v in range(VIEWS)]
     cams = [s.cam_from_head.apply(model.vertices(make[v].coefficients)) for v, s in enumerate(scenes)]
     frames = [fr.render(c, model.faces, s.camera, (SIZE, SIZE)) for c, s in zip(cams, scenes, strict=True)]
-    colours = [
-        fr.shaded(f, fr.sample_texture(f, person.texture, model.uv, model.uv_faces), s.light)
-        for f, s in zip(frames, scenes, strict=True)
-    ]
+    surfaces = [fr.sample_texture(f, person.texture, model.uv, model.uv_faces) for f in frames]
+    colours = [fr.shaded(f, t[..., :3], s.light) for f, t, s in zip(frames, surfaces, scenes, strict=True)]
     walls = [backgrounds.draw(s.background, (SIZE, SIZE)) for s in scenes if s.background]
     images = [
-        sensor.exposed(sensor.over(c, f, w), s.sensor)
-        for c, f, w, s in zip(colours, frames, walls, scenes, strict=True)
+        sensor.exposed(sensor.over(c, f, t[..., 3], w), s.sensor)
+        for c, f, t, w, s in zip(colours, frames, surfaces, walls, scenes, strict=True)
     ]
 
     def wall(v: int) -> object:
         s = scenes[v]
         assert s.background is not None
         drawn_wall = backgrounds.draw(s.background, (SIZE, SIZE))
-        wardrobe = wardrobe_of(model)
-        return draw_behind(drawn_wall, person.outfit, wardrobe, person.neutral, s.cam_from_head, s.camera, s.light)
+        return draw_behind(drawn_wall, person.outfit, model, person.neutral, s.cam_from_head, s.camera, s.light)
 
     def visibility(v: int) -> object:
         camera = scenes[v].camera
@@ -75,8 +72,8 @@ def main() -> None:
         return zbuffer.visibility(px, depth, model.faces, (SIZE, SIZE))
 
     def textured(v: int) -> object:
-        albedo_image = fr.sample_texture(frames[v], person.texture, model.uv, model.uv_faces)
-        return fr.shaded(frames[v], albedo_image, scenes[v].light)
+        surface = fr.sample_texture(frames[v], person.texture, model.uv, model.uv_faces)
+        return fr.shaded(frames[v], surface[..., :3], scenes[v].light)
 
     parts: dict[str, Callable[[int], object]] = {
         "draw the scene": drawn,
@@ -86,7 +83,7 @@ def main() -> None:
         "texture and shading": textured,
         "background, clothes, hair": wall,
         "composite and sensor": lambda v: sensor.exposed(
-            sensor.over(colours[v], frames[v], walls[v]), scenes[v].sensor
+            sensor.over(colours[v], frames[v], surfaces[v][..., 3], walls[v]), scenes[v].sensor
         ),
         "landmarks": lambda v: views.project_landmarks(cams[v], frames[v], scenes[v].camera, model),
         "JPEG": lambda v: sensor.jpeg(images[v], scenes[v].sensor.quality),

@@ -1,7 +1,7 @@
 """What a head model lacks and every photo has: clothes below the neck and hair beyond the scalp.
 
 Both are drawn as soft shapes behind the face, so they never touch the ground truth: no pixel that shows the model
-changes its surface point. The neck's ragged lower rim is painted in the colour of the clothes instead.
+changes its surface point. The neck's ragged lower rim lets the clothes behind it show through.
 """
 
 from __future__ import annotations
@@ -101,6 +101,12 @@ class Wardrobe:
         top = self.slope[0] + self.slope[1] * z + self.slope[2] * x * x
         return np.asarray(np.clip((top - y) / SOFT, 0.0, 1.0))
 
+    def collar(self, template: Floats, neutral: Floats) -> Floats:
+        """(R, 3) points of the rim of a face with (V, 3) ``neutral``, raised to where its clothes end."""
+        x, y, z = template[self.rim].astype(np.float64).T
+        top = self.slope[0] + self.slope[1] * z + self.slope[2] * x * x
+        return np.asarray(neutral[self.rim] + np.stack([0.0 * y, np.maximum(top - y, 0.0), 0.0 * y], axis=1))
+
 
 _wardrobes: dict[int, tuple[MorphableModel, Wardrobe]] = {}
 
@@ -123,7 +129,7 @@ def _vertices_of(model: MorphableModel, region: str) -> Ints:
 def draw_behind(
     background: Floats,
     outfit: Outfit,
-    wardrobe: Wardrobe,
+    model: MorphableModel,
     neutral: Floats,
     cam_from_head: Rigid,
     camera: Pinhole | WeakPerspective,
@@ -134,13 +140,14 @@ def draw_behind(
     # Soft shapes have no normals: they are lit like a wall that faces the camera, from the side less.
     level = lighting.shade(np.array([[0.0, 0.0, -1.0], [0.0, -0.7, -0.71]]), light).mean(0)
     rng = np.random.default_rng(outfit.seed)
+    wardrobe = wardrobe_of(model)
     if len(wardrobe.scalp) and outfit.volume + outfit.length > 0.0:
         shapes = [_project(points, cam_from_head, camera) for points in _hair(outfit, wardrobe, neutral)]
         streaks = rng.standard_normal((12, 96)).astype(np.float32) * 0.16
         out = _painted(out, shapes, np.array(outfit.hair) * level, streaks, _up(cam_from_head))
     if len(wardrobe.rim):
         rim = neutral[wardrobe.rim]
-        slices = [rim, *_body(outfit, rim)]
+        slices = [wardrobe.collar(model.template, neutral), rim, *_body(outfit, rim)]
         shapes = [_project(np.concatenate(pair), cam_from_head, camera) for pair in pairwise(slices)]
         folds = rng.standard_normal((8, 8)).astype(np.float32) * 0.08
         out = _painted(out, shapes, np.array(outfit.clothes) * level, folds, _up(cam_from_head))
@@ -175,10 +182,15 @@ def _hair(outfit: Outfit, wardrobe: Wardrobe, neutral: Floats) -> list[Floats]:
         depth, centre = (front - back) / 2.0 + outfit.volume, (front + back) / 2.0
         rings = [
             np.stack([breadth * np.cos(AROUND), np.full(len(AROUND), height), centre + depth * np.sin(AROUND)], axis=1)
-            for breadth, height in ((half, top), (1.06 * half, top - 0.05), (0.95 * half, top - 0.05 - outfit.length))
+            for breadth, height in (
+                (half, top),
+                (1.06 * half, top - 0.05),
+                (0.98 * half, top - 0.05 - 0.8 * outfit.length),
+                (0.80 * half, top - 0.05 - outfit.length),
+            )
         ]
         shapes.append(np.concatenate([grown[grown[:, 1] < top + 0.05], rings[0], rings[1]]))
-        shapes.append(np.concatenate([rings[1], rings[2]]))
+        shapes += [np.concatenate(pair) for pair in pairwise(rings[1:])]
     return shapes
 
 

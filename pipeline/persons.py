@@ -62,7 +62,7 @@ def recovered_person(
         fit_error=recovery.quality["landmark_error_inner"],
         identity=identity,
         neutral=neutral,
-        texture=atlas.painted(unwrapped.albedo, np.array(worn.clothes), 1.0 - unwrapped.seen),
+        texture=atlas.with_clothes(unwrapped.albedo),
         texture_recipe={
             "from": "photo",
             "size": texture_size,
@@ -133,7 +133,7 @@ def sampled_person(
         fit_error=0.0,
         identity=coefficients.identity,
         neutral=model.vertices(coefficients),
-        texture=atlas.painted(plain, np.array(worn.clothes)),
+        texture=atlas.with_clothes(plain),
         texture_recipe={
             "from": "albedo",
             "size": texture_size,

@@ -18,8 +18,10 @@ NOISE_SIDE = 512
 CREASE = 0.006  # metres of depth between neighbouring pixels from which an inner silhouette is softened
 
 
-def over(colour: Floats, frame: Frame, background: Floats) -> NDArray[np.float32]:
+def over(colour: Floats, frame: Frame, covered: Floats, background: Floats) -> NDArray[np.float32]:
     """(H, W, 3) float32: the face's (H, W, 3) ``colour`` over a ``background``, its silhouettes anti-aliased.
+
+    Where the face is ``covered`` ((H, W), 0..1: by clothes) it shows what is drawn behind it.
 
     The coverage of a pixel is that of its 3 x 3 neighbourhood under a binomial kernel, so that it reaches half a pixel
     to both sides of the exact edge. Silhouettes inside the face (the nose before the cheek) are softened alike.
@@ -29,6 +31,7 @@ def over(colour: Floats, frame: Frame, background: Floats) -> NDArray[np.float32
         np.ascontiguousarray(colour, dtype=np.float32),
         frame.triangle,
         frame.depth,
+        np.ascontiguousarray(covered, dtype=np.float32),
         np.ascontiguousarray(background, dtype=np.float32),
         np.float32(CREASE),
         out,
@@ -37,7 +40,7 @@ def over(colour: Floats, frame: Frame, background: Floats) -> NDArray[np.float32
 
 
 @numba.njit(cache=True, nogil=True)
-def _over(colour, ids, depth, background, crease, out):  # type: ignore[no-untyped-def]
+def _over(colour, ids, depth, covered, background, crease, out):  # type: ignore[no-untyped-def]
     height, width = ids.shape
     edge = np.zeros((height, width), dtype=np.bool_)
     for row in range(height):
@@ -56,24 +59,27 @@ def _over(colour, ids, depth, background, crease, out):  # type: ignore[no-untyp
         for column in range(width):
             if not edge[row, column]:
                 if ids[row, column] >= 0:
+                    hidden = covered[row, column]
                     for k in range(3):
-                        out[row, column, k] = colour[row, column, k]
+                        own = colour[row, column, k]
+                        out[row, column, k] = own + hidden * (background[row, column, k] - own)
                 else:
                     for k in range(3):
                         out[row, column, k] = background[row, column, k]
                 continue
-            total, covered = np.float32(0.0), np.float32(0.0)
+            total, shown = np.float32(0.0), np.float32(0.0)
             red, green, blue = np.float32(0.0), np.float32(0.0), np.float32(0.0)
             for r in range(max(row - 1, 0), min(row + 2, height)):
                 for c in range(max(column - 1, 0), min(column + 2, width)):
                     weight = np.float32((2 - abs(r - row)) * (2 - abs(c - column)))
                     total += weight
                     if ids[r, c] >= 0:
-                        covered += weight
+                        weight *= np.float32(1.0) - covered[r, c]
+                        shown += weight
                         red += weight * colour[r, c, 0]
                         green += weight * colour[r, c, 1]
                         blue += weight * colour[r, c, 2]
-            rest = (total - covered) / total
+            rest = (total - shown) / total
             out[row, column, 0] = red / total + rest * background[row, column, 0]
             out[row, column, 1] = green / total + rest * background[row, column, 1]
             out[row, column, 2] = blue / total + rest * background[row, column, 2]

@@ -90,10 +90,9 @@ class Atlas:
         scalp = self.vertices_of("scalp") & ~self.vertices_of("face")
         return np.median(self.at_vertices(texture)[scalp], axis=0) if scalp.any() else np.array([0.25, 0.2, 0.17])
 
-    def painted(self, texture: Floats, colour: Floats, share: Floats | float = 1.0) -> Floats:
-        """The (S, S, 3) texture with clothes of a (3,) colour where the model is dressed, by an (S, S) ``share``."""
-        cover = self.padded(self.dressed[:, None]) * np.broadcast_to(share, texture.shape[:2])[..., None]
-        return np.asarray(texture + cover * (colour - texture), dtype=np.float32)
+    def with_clothes(self, texture: Floats) -> Floats:
+        """(S, S, 4): the (S, S, 3) texture, and how much of it clothes cover."""
+        return np.concatenate([texture, self.padded(self.dressed[:, None])], axis=2)
 
     def at_vertices(self, texture: Floats) -> Floats:
         """(V, C) bilinear samples of an (S, T, C) texture in the model's uv."""

@@ -26,7 +26,7 @@ from infra.shards import ViewRow, sample_id_of
 from infra.split import Split
 from pipeline import backgrounds, sampling
 from pipeline.backgrounds import Background
-from pipeline.outfit import Outfit, draw_behind, wardrobe_of
+from pipeline.outfit import Outfit, draw_behind
 from pipeline.sampling import Framing, Sensor
 from pipeline.sensor import exposed, jpeg, over
 
@@ -61,14 +61,14 @@ class Person:
     fit_error: float
     identity: Floats  # (K,) standard deviations
     neutral: Floats  # (V, 3) metres in head, the face at rest
-    texture: Floats  # (S, S, 3) float32 albedo in the model's uv
+    texture: Floats  # (S, S, 4) float32 in the model's uv: albedo, and how much clothes cover it
     texture_recipe: dict[str, Any]  # how the texture was made, for the rows
     outfit: Outfit
     own: PhotoScene | None
 
     def __post_init__(self) -> None:
-        if self.neutral.ndim != 2 or self.neutral.shape[1] != 3 or self.texture.shape[2:] != (3,):
-            raise ValueError(f"Person wants (V, 3) and (S, S, 3), got {self.neutral.shape} and {self.texture.shape}")
+        if self.neutral.ndim != 2 or self.neutral.shape[1] != 3 or self.texture.shape[2:] != (4,):
+            raise ValueError(f"Person wants (V, 3) and (S, S, 4), got {self.neutral.shape} and {self.texture.shape}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,9 +161,9 @@ def make_row(
     """Render, photograph and describe a scene. Raises ValueError when the scene is of another model."""
     vertices = scene.cam_from_head.apply(vertices_of(person, scene.expression, model))
     frame = render(vertices, model.faces, scene.camera, (size, size), visibility=visibility)
-    albedo = sample_texture(frame, person.texture, model.uv, model.uv_faces)
-    colour = shaded(frame, albedo, scene.light)
-    image = exposed(over(colour, frame, _behind(person, scene, model, size)), scene.sensor)
+    surface = sample_texture(frame, person.texture, model.uv, model.uv_faces)
+    colour = shaded(frame, surface[..., :3], scene.light)
+    image = exposed(over(colour, frame, surface[..., 3], _behind(person, scene, model, size)), scene.sensor)
     marks = project_landmarks(vertices, frame, scene.camera, model)
     recipe = {
         "version": RECIPE_VERSION,
@@ -209,8 +209,7 @@ def _behind(person: Person, scene: Scene, model: MorphableModel, size: int) -> F
             raise ValueError(f"{person.id} has no photo to stand before")
         return own.photo if len(own.photo) == size else cv2.resize(own.photo, (size, size))
     wall = backgrounds.draw(scene.background, (size, size), around=None if own is None else own.surroundings)
-    wardrobe = wardrobe_of(model)
-    return draw_behind(wall, person.outfit, wardrobe, person.neutral, scene.cam_from_head, scene.camera, scene.light)
+    return draw_behind(wall, person.outfit, model, person.neutral, scene.cam_from_head, scene.camera, scene.light)
 
 
 def make_view(

@@ -21,7 +21,7 @@ def test_only_silhouettes_are_mixed(toy_model: MorphableModel) -> None:
     cam = Rigid(rotation_from_angles(20, 0, 0), np.array([0.0, 0.0, 1.0])).apply(toy_model.template)
     frame = render(cam, toy_model.faces, Pinhole(300.0, np.array([48.0, 48.0])), (96, 96))
     face, wall = np.full((96, 96, 3), 0.9, np.float32), np.full((96, 96, 3), 0.1, np.float32)
-    out = over(face, frame, wall)
+    out = over(face, frame, np.zeros((96, 96), np.float32), wall)
     inside = cv2.erode(frame.mask.astype(np.uint8), np.ones((3, 3))).astype(bool)
     outside = ~cv2.dilate(frame.mask.astype(np.uint8), np.ones((3, 3))).astype(bool)
     assert (out[inside] == np.float32(0.9)).all()
@@ -34,6 +34,17 @@ def test_only_silhouettes_are_mixed(toy_model: MorphableModel) -> None:
     # On either side of an edge the face counts more inside than outside.
     ring = frame.mask & ~inside
     assert out[ring].mean() > 0.5 > out[~frame.mask & ~outside].mean()
+
+
+def test_what_clothes_cover_shows_the_background(toy_model: MorphableModel) -> None:
+    cam = Rigid(rotation_from_angles(0, 0, 0), np.array([0.0, 0.0, 1.0])).apply(toy_model.template)
+    frame = render(cam, toy_model.faces, Pinhole(300.0, np.array([48.0, 48.0])), (96, 96))
+    face, wall = np.full((96, 96, 3), 0.9, np.float32), np.full((96, 96, 3), 0.1, np.float32)
+    covered = np.zeros((96, 96), np.float32)
+    covered[60:] = 1.0
+    out = over(face, frame, covered, wall)
+    assert np.allclose(out[60:], 0.1)
+    assert out[48, 48].tolist() == pytest.approx([0.9] * 3)
 
 
 def test_a_clean_sensor_only_rounds() -> None:

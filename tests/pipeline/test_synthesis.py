@@ -85,7 +85,7 @@ def test_the_recovered_face_gives_back_the_photo(photos: Path, open_head: Morpha
     assert own is not None
     cam = own.cam_from_head.apply(vertices_of(person, own.expression, open_head))
     frame = render(cam, open_head.faces, own.camera, own.photo.shape[:2])
-    colour = shaded(frame, sample_texture(frame, person.texture, open_head.uv, open_head.uv_faces), own.light)
+    colour = shaded(frame, sample_texture(frame, person.texture[..., :3], open_head.uv, open_head.uv_faces), own.light)
     face = np.zeros(len(open_head.faces) + 1, bool)
     face[open_head.triangles_of("face", "lips", "brows")] = True
     error = np.abs(np.clip(colour, 0, 1) - own.photo).mean(2)[face[frame.triangle]]
