@@ -29,7 +29,7 @@ from pipeline.photometric import Scene, SkinSamples
 from pipeline.photos import Scheme
 
 COLOUR_SD = 0.05  # what an explained colour may be off
-INDEPENDENT = 250.0  # colour errors go in patches: how many independent ones a face has
+INDEPENDENT = 400.0  # colour errors go in patches: how many independent ones a face has
 LANDMARK_OUTLIERS = 0.04  # of the face's size
 TRIES = 4  # of more and more damping before a step is given up
 WORST_DAMPING = 1e4

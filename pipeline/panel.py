@@ -22,7 +22,8 @@ def recovery_panel(recovery: Recovery, *, model: MorphableModel, albedo: AlbedoM
     """Named uint8 (S, S, 3) RGB pictures of a recovery.
 
     ``photo`` with the given landmarks (red) and the fitted (green), ``mesh`` over the photo, ``albedo``, ``light``
-    (shading of white skin), ``rendering`` on grey, ``residual`` (grey is zero) with what counts as covered in pink.
+    (shading, its median brought to the same grey), ``rendering`` on grey, ``residual`` (grey is zero) with what counts
+    as covered in pink.
     """
     size = len(recovery.crop)
     vertices = recovery.cam_from_head.apply(model.vertices(recovery.coefficients))
@@ -52,7 +53,7 @@ def recovery_panel(recovery: Recovery, *, model: MorphableModel, albedo: AlbedoM
         "photo": _reduced(points, size),
         "mesh": _reduced(wire, size),
         "albedo": _bytes(np.where(seen, colour, 0.5)),
-        "light": _bytes(np.where(seen, 0.7 * shading, 0.5)),
+        "light": _bytes(np.where(seen, 0.7 * shading / np.median(shading[skin]), 0.5)),
         "rendering": _bytes(np.where(seen, rendering, 0.5)),
         "residual": mixed.astype(np.uint8),
     }

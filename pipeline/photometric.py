@@ -22,8 +22,8 @@ from face.morphable import MorphableModel
 from face.transform import skew
 
 SKIN = ("face", "lips", "brows")
-LIGHT_SD = 0.35  # of the coefficients of order one and two, for light whose mean level is one
-LIGHT_TINT_SD = 0.08  # how much one colour channel of them may differ from the mean of the three
+LIGHT_SD = 0.5  # of the coefficients of order one and two, for light whose mean level is one
+LIGHT_TINT_SD = 0.15  # how much one colour channel of them may differ from the mean of the three
 
 
 @dataclass(frozen=True)
@@ -236,16 +236,25 @@ def solve_albedo(seen: Floats, samples: SkinSamples, shading: Floats, weights: F
 
 
 def explain_colours(
-    samples: SkinSamples, seen: Floats, normals_cam: Floats, *, strength: float, taus: tuple[float, ...]
+    samples: SkinSamples,
+    seen: Floats,
+    normals_cam: Floats,
+    *,
+    strength: float,
+    taus: tuple[float, ...],
+    start: tuple[Floats, Floats] | None = None,
 ) -> tuple[Floats, Floats]:
     """Albedo (A,) and light (9, 3) of (N, 3) seen colours by alternating robust least squares.
 
-    ``strength`` turns squared colour residuals into squared standard deviations, summed over all samples. The first
-    light is grey: the ratio of the medians, which occluders of less than half of the face do not move much.
+    ``strength`` turns squared colour residuals into squared standard deviations, summed over all samples. Without a
+    ``start`` (albedo, light) the first light is ambient: the ratio of the medians, which occluders of less than half
+    of the face do not move much.
     """
     harmonics = basis(normals_cam)
-    albedo: Floats = np.zeros(len(samples.albedo_basis))
-    light: Floats = ambient() * np.median(seen, axis=0) / np.median(samples.albedo_mean, axis=0)
+    if start is None:
+        level = np.median(seen, axis=0) / np.median(samples.albedo_mean, axis=0)
+        start = np.zeros(len(samples.albedo_basis)), ambient() * level
+    albedo, light = start
     for tau in taus:
         colour, shading = samples.colours(albedo), np.maximum(harmonics @ light, 0.0)
         weights = strength / len(seen) * robust_weights(seen - colour * shading, tau)
