@@ -21,7 +21,7 @@ from face.render.visibility import OUT_OF_REACH, SUBPIXELS, snapped
 if TYPE_CHECKING:
     from face.render.id_renderer import OffscreenIds
 
-PACKAGES = ("libegl1", "libgl1", "libgl1-mesa-dri")
+PACKAGES = ("libegl1", "libgl1", "libgl1-mesa-dri", "libglu1-mesa")
 """What Debian and Ubuntu call the system libraries that this backend needs."""
 
 
