@@ -70,7 +70,9 @@ def fit(
         params={"dataset": dataset, "model": model, "workers": workers, **to_dict(config)},
         artifacts=artifacts,
     )
-    job = Job(dataset, endpoint_url, model, to_dict(config), str(storage / "views"), asdict(run))
+    # Workers have another working directory, so a local path must be whole.
+    source = dataset if "://" in dataset else str(Path(dataset).absolute())
+    job = Job(source, endpoint_url, model, to_dict(config), str(storage / "views"), asdict(run))
     cpus = cpus_per_worker or max(1, (os.cpu_count() or 1) // workers)
     trainer = TorchTrainer(
         train_worker,
