@@ -107,7 +107,7 @@ job.run(toy_plan(), open_storage(sys.argv[1]), toy_work(sys.argv[2], seconds=0.2
 """
 
 
-@pytest.mark.parametrize("records", [0, 1, 3])
+@pytest.mark.parametrize("records", [0, 2])
 def test_a_killed_job_is_completed_with_the_same_bytes(
     plan: Plan, whole: dict[str, bytes], out: Storage, log: Path, records: int
 ) -> None:
