@@ -1,0 +1,157 @@
+"""The cluster files: valid where a schema exists, and true to the project where none does."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import typer
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
+
+from dff.cli import app
+from face.render.gl import PACKAGES
+
+ROOT = Path(__file__).parents[2]
+MACHINES = ROOT / "ray_cluster.yaml"
+MANIFESTS = sorted((ROOT / "infra" / "k8s").glob("*.yaml"))
+DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
+
+
+def machines() -> dict[str, Any]:
+    return dict(yaml.safe_load(MACHINES.read_text()))
+
+
+def documents() -> list[tuple[str, dict[str, Any]]]:
+    return [(path.name, one) for path in MANIFESTS for one in yaml.safe_load_all(path.read_text())]
+
+
+RAY_KINDS = {"RayCluster": (), "RayJob": ("rayClusterSpec",), "RayService": ("rayClusterConfig",)}
+
+
+def cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
+    spec = document["spec"]
+    for key in RAY_KINDS[document["kind"]]:
+        spec = spec[key]
+    return dict(spec)
+
+
+RAY = [pytest.param(document, id=name) for name, document in documents() if document["kind"] in RAY_KINDS]
+
+
+def pods(document: dict[str, Any]) -> list[dict[str, Any]]:
+    spec = cluster_spec(document)
+    return [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+
+
+def check_command(command: str) -> None:
+    """The options of ``dff ...`` exist: click parses them, and nothing runs."""
+    name, subcommand, *arguments = shlex.split(command)
+    assert name == "dff"
+    group = typer.main.get_command(app)
+    group.commands[subcommand].make_context(subcommand, arguments)  # type: ignore[attr-defined]
+
+
+def test_ray_accepts_the_machines() -> None:
+    config = prepare_config(machines())
+    validate_config(config)
+    types = config["available_node_types"]
+    assert sum(kind["max_workers"] for kind in types.values()) >= config["max_workers"] > 0
+
+
+def test_ray_refuses_a_misspelt_key() -> None:
+    """The schema is a real check: keys of old cluster files no longer pass."""
+    with pytest.raises(Exception, match="target_utilization_fraction"):
+        validate_config(prepare_config(machines() | {"target_utilization_fraction": 0.8}))
+
+
+def test_machines_are_shared_as_meant() -> None:
+    types = machines()["available_node_types"]
+    assert types["head"]["resources"] == {"CPU": 0}
+    spot = [name for name, kind in types.items() if "InstanceMarketOptions" in kind["node_config"]]
+    assert spot == [name for name, kind in types.items() if kind["labels"]["ray.io/market-type"] == "spot"]
+    assert spot == ["synthesis-spot"]
+    assert types["synthesis-spot"]["priority"] > types["synthesis-on-demand"]["priority"]
+    assert types["training-gpu"]["resources"]["GPU"] == 1
+    for kind in types.values():
+        assert kind["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
+
+
+def test_machines_are_shut_to_strangers() -> None:
+    config = machines()
+    assert config["provider"]["use_internal_ips"] is True
+    assert any("/.ray/auth_token" in there for there in config["file_mounts"])
+    starts = [c for key in ("head", "worker") for c in config[f"{key}_start_ray_commands"] if "ray start" in c]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in command for command in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    assert "0.0.0.0" not in MACHINES.read_text()
+    assert not re.search(r"AKIA|secret_?access_?key", MACHINES.read_text(), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("document", RAY)
+def test_manifests_say_what_the_operator_needs(document: dict[str, Any]) -> None:
+    assert document["apiVersion"] == "ray.io/v1"
+    spec = cluster_spec(document)
+    assert spec["rayVersion"] == ray.__version__
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    for group in spec["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    for pod in pods(document):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        (container,) = pod["containers"]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
+        assert mounted == {volume["name"] for volume in pod.get("volumes", [])}
+
+
+def test_every_node_of_every_cluster_runs_one_image() -> None:
+    images = {container["image"] for one in RAY for pod in pods(one.values[0]) for container in pod["containers"]}
+    assert images == {machines()["docker"]["image"]}
+
+
+def test_there_is_a_group_for_each_room() -> None:
+    gpu = {
+        group["groupName"]: "nvidia.com/gpu" in group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        for one in RAY
+        for group in cluster_spec(one.values[0])["workerGroupSpecs"]
+    }
+    assert gpu == {"synthesis": False, "training": True, "serving": False}
+
+
+def test_commands_in_the_files_are_commands_of_the_program() -> None:
+    commands = [document["spec"]["entrypoint"] for _, document in documents() if document["kind"] == "RayJob"]
+    assert {shlex.split(command)[1] for command in commands} == {"synthesize", "train"}
+    for command in commands:
+        check_command(command)
+    with pytest.raises(Exception, match="no-such-option"):
+        check_command("dff synthesize in out --no-such-option")
+
+
+def test_serve_accepts_its_part_and_finds_the_application() -> None:
+    (service,) = [document for _, document in documents() if document["kind"] == "RayService"]
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    (application,) = schema.applications
+    module, name = str(application.import_path).split(":")
+    build = getattr(importlib.import_module(module), name)
+    config = importlib.import_module(module).ServiceConfig.model_validate(application.args)
+    assert build(config).__class__.__name__ == "Application"
+    serving = cluster_spec(service)["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    assert int(serving["resources"]["limits"]["cpu"]) >= config.cpus
+
+
+def test_the_image_has_what_rendering_needs_and_no_root() -> None:
+    text = DOCKERFILE.read_text()
+    assert " ".join(PACKAGES) in text
+    assert re.search(r"^USER ray$", text, re.MULTILINE)
+    assert "-c constraints.txt" in text
+    assert all(f"COPY {room} {room}" in text for room in ("face", "infra", "pipeline", "trainer", "aligner", "dff"))
+    assert re.search(r"^FROM python:3\.11-slim-bookworm$", text, re.MULTILINE)
