@@ -31,7 +31,7 @@ ADDRESSES = {
     "boto3": {"infra/storage.py"},
     "botocore": {"infra/storage.py"},
     "fastapi": {"aligner/"},
-    "pyrender": {"face/render/gl.py"},
+    "pyrender": {"face/render/"},
     "typer": {"dff/cli.py"},
 }
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
