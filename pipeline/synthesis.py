@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from face.assets import digest, load_albedo, load_model
 from face.errors import BadFit, BadLandmarks, BadPhoto, NotFound
@@ -73,17 +74,22 @@ def make_rows_of(
 
 
 def rows_of_shard(shard: ShardPlan, *, storage: Storage | None, seed: int, options: Options) -> ShardResult:
-    """Every view of every subject of a shard. A photo that can't be used becomes a Failure, never an exception."""
+    """Every view of every subject of a shard. A photo that can't be used becomes a Failure, never an exception.
+
+    Linear algebra runs in one thread: the order of its sums, and with it the last bit, would otherwise depend on how
+    many cores a worker has.
+    """
     model = load_model(options.model)
     rows: list[ViewRow] = []
     failures: list[Failure] = []
-    for subject in shard.subjects:
-        try:
-            person = person_of(subject, storage=storage, seed=seed, options=options)
-        except (BadPhoto, BadLandmarks, BadFit, NotFound) as error:
-            failures.append(Failure(subject.id, type(error).__name__, str(error)))
-            continue
-        rows += views_of(person, model=model, seed=seed, views=options.views, size=options.size)
+    with threadpool_limits(1):
+        for subject in shard.subjects:
+            try:
+                person = person_of(subject, storage=storage, seed=seed, options=options)
+            except (BadPhoto, BadLandmarks, BadFit, NotFound) as error:
+                failures.append(Failure(subject.id, type(error).__name__, str(error)))
+                continue
+            rows += views_of(person, model=model, seed=seed, views=options.views, size=options.size)
     return ShardResult(tuple(rows), tuple(failures))
 
 
