@@ -23,7 +23,11 @@ from face.arrays import Bytes, Floats, Ints
 from face.camera import Box
 from face.errors import BadDataset
 from face.morphable import MorphableModel
+from face.render.frame import Frame
 from infra.shards import ViewRow, frame_of
+
+CLAMPED = 0.1
+"""Fraction of a view's pixels on an edge of their triangle from which the view was made with another mesh."""
 
 _INDEX = "views.npz"
 
@@ -107,7 +111,7 @@ class Store:
 def write_store(rows: Iterable[ViewRow], model: MorphableModel, folder: Path) -> Store:
     """Unpack rows into ``folder``, which appears only when complete; one that is there already is taken as it is.
 
-    Raises BadDataset when there are no rows or a row is of another model.
+    Raises BadDataset when there are no rows or a row is of another model or another version of it.
     """
     if (folder / _INDEX).exists():
         return Store(folder)
@@ -125,6 +129,21 @@ def write_store(rows: Iterable[ViewRow], model: MorphableModel, folder: Path) ->
     return Store(folder)
 
 
+def _checked_frame(row: ViewRow, model: MorphableModel) -> Frame:
+    """The row's dense truth. BadDataset when its pixels don't see the triangles that they name.
+
+    A model of the same name but another version shows itself so: resolving clamps what lies outside its triangle.
+    """
+    try:
+        frame = frame_of(row, model)
+    except ValueError as error:
+        raise BadDataset(f"{row.sample_id} was made with another version of {model.name}: {error}") from error
+    outside = (frame.barycentric[frame.mask] <= 0.0).any(1)
+    if outside.size and outside.mean() > CLAMPED:
+        raise BadDataset(f"{row.sample_id} was made with another version of {model.name}: make the dataset again")
+    return frame
+
+
 def _unpack(rows: Iterable[ViewRow], model: MorphableModel, folder: Path) -> None:
     dtype, background = ("uint16", 0xFFFF) if len(model.faces) < 0xFFFF else ("uint32", 0xFFFFFFFF)
     columns: dict[str, list[Any]] = {name: [] for name in ("sample_id", "identity", "is_dev", "size", "box", "pose")}
@@ -137,7 +156,7 @@ def _unpack(rows: Iterable[ViewRow], model: MorphableModel, folder: Path) -> Non
         (folder / "weights.bin").open("wb") as weights,
     ):
         for row in rows:
-            frame = frame_of(row, model)
+            frame = _checked_frame(row, model)
             images.write(row.image)
             triangles.write(np.where(frame.triangle < 0, background, frame.triangle).astype(dtype).tobytes())
             weights.write((frame.barycentric[..., :2].clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8).tobytes())

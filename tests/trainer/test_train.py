@@ -132,6 +132,18 @@ def test_a_dataset_of_another_model_is_refused(dataset: Dataset, toy_model: Morp
     assert list((tmp_path / "w.run").iterdir()) == [], "no half-made store stays"
 
 
+def test_a_dataset_of_another_version_of_the_model_is_refused(
+    rows: list[ViewRow], open_head: MorphableModel, tmp_path: Path
+) -> None:
+    """Same name, other mesh: only the geometry tells, and it does."""
+    other = replace(open_head, faces=np.roll(open_head.faces, 7, axis=0))
+    with pytest.raises(BadDataset, match="another version of open-head"):
+        write_store(rows[:1], other, tmp_path / "a")
+    grown = replace(open_head, template=open_head.template * np.float32(1.05))
+    with pytest.raises(BadDataset, match="another version of open-head"):
+        write_store(rows[:1], grown, tmp_path / "b")
+
+
 def test_an_empty_dataset_is_refused(open_head: MorphableModel, tmp_path: Path) -> None:
     with pytest.raises(BadDataset, match="no views"):
         write_store([], open_head, tmp_path / "views")
