@@ -26,19 +26,19 @@ PRESENT = 0.25
 def soft_targets(place: Tensor, anchor_place: Tensor, sigma: float) -> Tensor:
     """(..., M) probabilities proportional to exp(-d^2 / (2 sigma^2)) of (..., 6) places to (M, 6) anchors, metres."""
     a, b = place / sigma, anchor_place / sigma
-    square = (a * a).sum(-1, keepdim=True) + (b * b).sum(-1) - 2.0 * a @ b.T
-    return functional.softmax(-0.5 * square, dim=-1)
+    score = a @ b.T - 0.5 * (b * b).sum(-1)  # minus half the squared distance, up to a constant of the pixel
+    return _softmax_(score)[0]
 
 
 def _softmax_(score: Tensor) -> tuple[Tensor, Tensor]:
-    """(softmax, logsumexp) over the last axis, in place of (K, M) ``score``.
+    """(softmax, logsumexp) over the last axis, in place of (..., M) ``score``.
 
     Nothing is let below exp(-40): numbers too small for their format would slow the exponential thirty times.
     """
     top = score.amax(-1, keepdim=True)
     score.sub_(top).clamp_(min=-40.0).exp_()
     total = score.sum(-1, keepdim=True)
-    return score.div_(total), (top + total.log())[:, 0]
+    return score.div_(total), (top + total.log())[..., 0]
 
 
 class AnchorDivergence(torch.autograd.Function):
@@ -102,7 +102,7 @@ def view_divergence(descriptor: Tensor, target: Tensor, known: Tensor, scale: fl
     total = q.transpose(1, 2) @ f
     present = q.sum(1) > PRESENT  # (groups, M)
     centre = functional.normalize(total, dim=-1)
-    cosine = (f @ centre.transpose(1, 2)).masked_fill(~present[:, None], -1e4 / scale)
+    cosine = (f @ centre.transpose(1, 2)).masked_fill(~present[:, None], -1.0 - 40.0 / scale)  # exp(-40) below all
     kept = q * present[:, None]
     mass = kept.sum(-1, keepdim=True)
     out = divergence(kept / mass.clamp(min=1e-6), cosine, scale)
