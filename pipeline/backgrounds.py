@@ -65,7 +65,11 @@ def _colour(rng: np.random.Generator) -> Floats:
 
 
 def _enlarged(field: Floats, size: tuple[int, int]) -> Floats:
-    return np.asarray(cv2.resize(field.astype(np.float32), size[::-1], interpolation=cv2.INTER_CUBIC))
+    """Smoothly, in two steps where the field is coarse: cubic weights are dear at full size and only matter once."""
+    coarse = field.astype(np.float32)
+    if max(coarse.shape[:2]) < 64:
+        coarse = cv2.resize(coarse, (64, 64), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_LINEAR))
 
 
 def _gradient(size: tuple[int, int], rng: np.random.Generator) -> Floats:
@@ -136,4 +140,5 @@ def draw(background: Background, size: tuple[int, int], *, around: Floats | None
         out = {"gradient": _gradient, "clouds": _clouds, "shapes": _shapes, "texture": _texture}[background.kind](
             size, rng
         )
-    return np.asarray(np.clip(out, 0.0, 1.0), dtype=np.float32)
+    out = np.asarray(out, dtype=np.float32)
+    return np.asarray(np.clip(out, np.float32(0.0), np.float32(1.0), out=out))

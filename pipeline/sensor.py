@@ -26,13 +26,12 @@ def over(colour: Floats, frame: Frame, covered: Floats, background: Floats) -> N
     The coverage of a pixel is that of its 3 x 3 neighbourhood under a binomial kernel, so that it reaches half a pixel
     to both sides of the exact edge. Silhouettes inside the face (the nose before the cheek) are softened alike.
     """
-    out = np.empty(colour.shape, dtype=np.float32)
+    out = np.array(background, dtype=np.float32, order="C")
     _over(
         np.ascontiguousarray(colour, dtype=np.float32),
         frame.triangle,
         frame.depth,
         np.ascontiguousarray(covered, dtype=np.float32),
-        np.ascontiguousarray(background, dtype=np.float32),
         np.float32(CREASE),
         out,
     )
@@ -40,32 +39,39 @@ def over(colour: Floats, frame: Frame, covered: Floats, background: Floats) -> N
 
 
 @numba.njit(cache=True, nogil=True)
-def _over(colour, ids, depth, covered, background, crease, out):  # type: ignore[no-untyped-def]
+def _over(colour, ids, depth, covered, crease, out):  # type: ignore[no-untyped-def]
+    """Lay the face over ``out``, which holds the background."""
     height, width = ids.shape
-    edge = np.zeros((height, width), dtype=np.bool_)
+    top, bottom, first, last = height, -1, width, -1
     for row in range(height):
         for column in range(width):
+            if ids[row, column] >= 0:
+                top, bottom = min(top, row), max(bottom, row)
+                first, last = min(first, column), max(last, column)
+    if bottom < 0:
+        return
+    top, bottom = max(top - 1, 0), min(bottom + 1, height - 1)
+    first, last = max(first - 1, 0), min(last + 1, width - 1)
+    edge = np.zeros((height, width), dtype=np.bool_)
+    for row in range(top, bottom + 1):
+        for column in range(first, last + 1):
             here, inside = depth[row, column], ids[row, column] >= 0
             for way in range(4):  # right, and the three below: each pair of neighbours is compared once
                 r = row if way == 0 else row + 1
                 c = column + 1 if way == 0 else column + way - 2
-                if r >= height or c < 0 or c >= width:
+                if r > bottom or c < first or c > last:
                     continue
-                other = ids[r, c] >= 0
-                if other != inside or (inside and abs(depth[r, c] - here) > crease):
+                if (ids[r, c] >= 0) != inside or (inside and abs(depth[r, c] - here) > crease):
                     edge[row, column] = True
                     edge[r, c] = True
-    for row in range(height):
-        for column in range(width):
+    for row in range(top, bottom + 1):
+        for column in range(first, last + 1):
             if not edge[row, column]:
                 if ids[row, column] >= 0:
                     hidden = covered[row, column]
                     for k in range(3):
                         own = colour[row, column, k]
-                        out[row, column, k] = own + hidden * (background[row, column, k] - own)
-                else:
-                    for k in range(3):
-                        out[row, column, k] = background[row, column, k]
+                        out[row, column, k] = own + hidden * (out[row, column, k] - own)
                 continue
             total, shown = np.float32(0.0), np.float32(0.0)
             red, green, blue = np.float32(0.0), np.float32(0.0), np.float32(0.0)
@@ -80,9 +86,9 @@ def _over(colour, ids, depth, covered, background, crease, out):  # type: ignore
                         green += weight * colour[r, c, 1]
                         blue += weight * colour[r, c, 2]
             rest = (total - shown) / total
-            out[row, column, 0] = red / total + rest * background[row, column, 0]
-            out[row, column, 1] = green / total + rest * background[row, column, 1]
-            out[row, column, 2] = blue / total + rest * background[row, column, 2]
+            out[row, column, 0] = red / total + rest * out[row, column, 0]
+            out[row, column, 1] = green / total + rest * out[row, column, 1]
+            out[row, column, 2] = blue / total + rest * out[row, column, 2]
 
 
 @cache
