@@ -38,6 +38,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     ema: float = 0.999  # of the moving average of the weights
     seed: int = 0
+    start: str = ""  # weights to start from, a file or a shipped name; none: from scratch
     loaders: int = 1  # processes that make batches; 0 makes them in the trainer's own
     log_every: int = 20  # steps
     eval_every: int = 500

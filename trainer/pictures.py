@@ -26,11 +26,13 @@ def match_picture(net: DescriptorNet, anchors: Anchors, image_a: Bytes, image_b:
     size = image_a.shape[0]
     if len(points) == 0 or points.min() < 0 or points.max() >= size:
         raise ValueError(f"match_picture wants points within 0 .. {size}")
-    features = net.eval()(image_batch(torch.from_numpy(np.stack([image_a, image_b]))))
+    device = next(net.parameters()).device
+    both = torch.from_numpy(np.stack([image_a, image_b])).to(device)
+    descriptor = net.eval()(image_batch(both)).descriptor.cpu()
     half = size // STRIDE
-    column, row = np.floor(points / STRIDE).astype(int).T
-    wanted = features.descriptor[0, :, torch.from_numpy(row), torch.from_numpy(column)].T  # (N, D)
-    cosine = wanted @ features.descriptor[1].flatten(1)
+    column, row = torch.from_numpy(np.floor(points / STRIDE).astype(np.int64)).T
+    wanted = descriptor[0, :, row, column].T  # (N, D)
+    cosine = wanted @ descriptor[1].flatten(1)
     found = peak(cosine, half).numpy() * STRIDE
     likeness = torch.exp(anchors.scale * (cosine - cosine.amax(1, keepdim=True))).reshape(-1, half, half).numpy()
     first = _enlarged(image_a)

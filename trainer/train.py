@@ -61,7 +61,10 @@ class Watch:
 
 
 def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) -> State:
-    """The state before the first step, which the seed decides."""
+    """The state before the first step, which the seed and the weights to start from decide.
+
+    Raises BadWeights for weights that cannot be read, ValueError when they are of another network or other anchors.
+    """
     vertex = choose_anchors(model, config.anchors)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -73,6 +76,12 @@ def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) 
             views=config.views,
             weights=config.weights,
         )
+    if config.start:
+        begin = weights.load(config.start, model=model)
+        if begin.net.config != config.net or not np.array_equal(begin.anchors.vertex, vertex):
+            raise ValueError(f"{config.start} has another network or other anchors: it can't be started from")
+        learner.net.load_state_dict(begin.net.state_dict())
+        learner.vectors.data.copy_(torch.from_numpy(begin.anchors.descriptor))
     learner = learner.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(learner).requires_grad_(False)
     # Decay pulls kernels only: norms, biases and the class vectors (which are normalised anyway) stay free.
@@ -265,10 +274,14 @@ def save_weights(
     path: Path, state: State, model: MorphableModel, store: Store, config: TrainConfig, *, dataset: str, dev: Figures
 ) -> None:
     """Write the averaged weights with their card. ``dataset``: the fingerprint of what they were trained on."""
+    licences = set(store.licences)
+    if config.start:
+        # What was learned before came from somewhere too.
+        licences |= set(weights.load(config.start).card["data_licences"])
     card = {
         "model": model.name,
         "model_licence": model.licence,
-        "data_licences": list(store.licences),
+        "data_licences": sorted(licences),
         "dataset": dataset,
         "views": len(store),
         "steps": state.step,
