@@ -41,8 +41,6 @@ from infra import weights as weights_files
 
 MIN_SIDE = 16  # pixels: no face can be aligned in less
 
-SHIPPED_WEIGHTS = Path(__file__).parent / "data" / "dff.safetensors"
-
 REFERENCE_ROTATION: dict[str, tuple[float, float, float]] = {"open-head": (4.5, 0.0, 0.0)}
 """Rotation vector in degrees, head_from_reference: where each model's head frame sees the frontal face of AFLW2000-3D.
 
@@ -305,7 +303,7 @@ def load_aligner(
 
     Raises BadWeights when the file cannot be used, BadModel when its face model is not at hand.
     """
-    path = SHIPPED_WEIGHTS if weights is None else Path(weights)
+    path = weights_files.DEFAULT if weights is None else weights
     loaded = weights_files.load(path)
     model = load_model(str(loaded.card["model"]))
     loaded = weights_files.load(path, model=model)

@@ -160,6 +160,7 @@ def train(
     workers: Annotated[int, typer.Option(help="Ray Train workers; 0 trains in this process without Ray.", min=0)] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU for each worker.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    start: Annotated[str, typer.Option(help="Weights to start from: a file, or a name from `dff models`.")] = "",
     name: Annotated[str | None, typer.Option(help="The run's name. Default: OUT without its suffix.")] = None,
     address: Address = None,
     batch: Annotated[int, typer.Option(help="Images in a step, over all workers.", min=1)] = 32,
@@ -185,7 +186,8 @@ def train(
     from trainer.train import train as train_here
 
     config = replace(
-        TrainConfig(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed), net=NetConfig(dims=dimension)
+        TrainConfig(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, start=start),
+        net=NetConfig(dims=dimension),
     )
     if workers == 0:
         with tqdm(total=steps, unit="step") as bar:

@@ -26,6 +26,9 @@ from face.errors import BadWeights
 from face.morphable import MorphableModel
 
 FORMAT = "dff-descriptor-1"
+SHIPPED = {"dff-open": Path(__file__).parent / "data" / "dff-open.safetensors"}
+"""Weights that come with the program, by name."""
+DEFAULT = "dff-open"
 CARD_KEYS = ("model", "model_licence", "data_licences", "steps")
 """What a card must say: face model's name and licence, licences of the training data, optimiser steps."""
 
@@ -67,11 +70,11 @@ def save(path: Path | str, net: DescriptorNet, anchors: Anchors, card: Mapping[s
 
 
 def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
-    """Read a weights file; with ``model``, also check that its anchors are points of that model.
+    """Read a weights file, or shipped weights by name; with ``model``, also check that the anchors are points of it.
 
     Raises BadWeights, naming the file and what is wrong with it.
     """
-    path = Path(path)
+    path = SHIPPED.get(str(path), Path(path))
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("descriptor", "{}")

@@ -120,6 +120,23 @@ def test_training_learns_and_says_so(dataset: Dataset, open_head: MorphableModel
     assert made.card["dev"] == trained.dev
 
 
+def test_a_run_starts_from_weights_and_keeps_their_terms(
+    dataset: Dataset, open_head: MorphableModel, tmp_path: Path
+) -> None:
+    first = train(dataset, tmp_path / "first.safetensors", config=replace(TINY, steps=2), model=open_head).weights
+    loaded = weights.load(first)
+    weights.save(first, loaded.net, loaded.anchors, {**loaded.card, "data_licences": ["LicenseRef-elsewhere"]})
+    config = replace(TINY, start=str(first))
+    state = new_state(open_head, config, torch.device("cpu"))
+    for name, value in weights.load(first).net.state_dict().items():
+        assert torch.equal(state.learner.net.state_dict()[name], value)
+    np.testing.assert_allclose(state.learner.class_vectors().detach().numpy(), loaded.anchors.descriptor, atol=1e-6)
+    second = train(dataset, tmp_path / "second.safetensors", config=config, model=open_head).weights
+    assert set(weights.load(second).card["data_licences"]) == {"LicenseRef-elsewhere", *loaded.card["data_licences"]}
+    with pytest.raises(ValueError, match="other anchors"):
+        new_state(open_head, replace(config, anchors=60), torch.device("cpu"))
+
+
 def test_a_loss_that_is_no_number_stops_the_run(dataset: Dataset, open_head: MorphableModel, tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="lower the learning rate"):
         train(dataset, tmp_path / "w", config=replace(TINY, learning_rate=1e30), model=open_head)
