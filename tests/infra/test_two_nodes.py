@@ -84,18 +84,14 @@ def test_a_dataset_made_by_a_submitted_job_is_the_one_made_at_home(trusted: Node
     ]
 
 
-def test_a_failing_job_raises_with_its_message(trusted: Nodes) -> None:
-    lines: list[str] = []
-    with pytest.raises(ClusterError, match="failed"):
-        submit([sys.executable, "-c", "raise SystemExit('no photos here')"], trusted.jobs, on_line=lines.append)
-    assert "no photos here" in lines
-
-
-def test_a_running_command_is_followed_not_started_again(trusted: Nodes, tmp_path: Path) -> None:
-    code = f"import time; open({str(tmp_path / 'runs')!r}, 'a').write('x'); time.sleep(2); print('done')"
+def test_a_running_command_is_followed_not_started_again_and_its_failure_raises(trusted: Nodes, tmp_path: Path) -> None:
+    code = (
+        f"import time; open({str(tmp_path / 'runs')!r}, 'a').write('x'); time.sleep(2); raise SystemExit('no photos')"
+    )
     argv = [sys.executable, "-c", code]
     submit(argv, trusted.jobs, wait=False)
     lines: list[str] = []
-    assert submit(argv, trusted.jobs, on_line=lines.append) == "SUCCEEDED"
-    assert lines[-1] == "done"
+    with pytest.raises(ClusterError, match="failed"):
+        submit(argv, trusted.jobs, on_line=lines.append)
+    assert lines[-1] == "no photos"
     assert (tmp_path / "runs").read_text() == "x"
