@@ -16,7 +16,6 @@ import numpy as np
 from face import lighting
 from face.arrays import Bools, Floats
 from face.camera import Pinhole, WeakPerspective
-from face.landmarks import JAW
 from face.morphable import Coefficients, MorphableModel
 from face.render import zbuffer
 from face.render.frame import Frame, render, sample_texture, shaded, visible
@@ -142,10 +141,9 @@ def project_landmarks(
     table = model.landmarks
     px = camera.px_from_cam(vertices_cam)
     contour = table.contour_vertices(px, model.template)
-    both = np.concatenate([contour[JAW], table.vertex])
-    seen = visible(frame, vertices_cam[both], camera, HIDDEN_DEPTH)
-    jaw = JAW.stop
-    return Landmarks(px[contour], px[table.vertex], np.concatenate([seen[:jaw], seen[2 * jaw :]]), seen[jaw:])
+    seen = visible(frame, vertices_cam[np.concatenate([contour, table.vertex])], camera, HIDDEN_DEPTH)
+    count = len(contour)
+    return Landmarks(px[contour], px[table.vertex], seen[:count], seen[count:])
 
 
 def make_row(
