@@ -26,6 +26,7 @@ from face.errors import ClusterError
 
 OBJECT_STORE = 128 << 20  # bytes; shards go to storage, so the object store only carries a model and small records
 CONNECT_TIMEOUT = 10.0  # seconds until a silent address counts as unreachable
+GCS_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # Ray's own name: how often a node tries to reach its head
 _CLUSTER_ERRORS = (RayError, RuntimeError, ValueError, OSError, requests.RequestException, aiohttp.ClientError)
 
 
@@ -47,6 +48,8 @@ def connected(
     runtime_env = {"env_vars": dict(env)} if env else None
     # a job's own environment names its cluster in RAY_ADDRESS: only "auto" may listen to it
     hidden: dict[str, str | None] = {} if address == "auto" else {"RAY_ADDRESS": None}
+    if address is not None and GCS_ATTEMPTS not in os.environ:
+        hidden[GCS_ATTEMPTS] = "1"  # of 40 seconds: by default a port where something else listens takes a quarter hour
     if address is None:
         hidden |= {"RAY_USAGE_STATS_ENABLED": "0"} | _private_token()
     with _environment(hidden):
