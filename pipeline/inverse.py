@@ -51,8 +51,8 @@ class Level:
     steps: int
 
 
-LEVELS = (Level(0.016, 0.25, 3), Level(0.008, 0.2, 3), Level(0.003, 0.15, 4))
-COLOUR_TAUS = (0.4, 0.3, 0.2, 0.2, 0.15, 0.15)
+LEVELS = (Level(0.016, 0.2, 3), Level(0.008, 0.2, 3), Level(0.003, 0.15, 4))
+COLOUR_TAUS = (0.2, 0.2, 0.2, 0.2, 0.15, 0.15)
 REFINING = 1000.0  # as ``joint.INDEPENDENT``, for albedo and light alone
 REFINING_STEPS = 6
 STRUCTURE_BLUR = 0.06
