@@ -29,6 +29,7 @@ from infra.cluster import connected
 
 BATCH = 8  # images in one call of the aligner
 QUEUE = 64  # requests that may wait for a replica; more get 503 with Retry-After
+APPLICATION = "aligner"
 REQUEST_TIMEOUT = 60.0  # seconds
 
 Outcome = list[Alignment] | DffError | ValueError
@@ -54,6 +55,7 @@ class ServiceConfig(BaseModel):
     name="Aligner",
     max_ongoing_requests=2 * BATCH,
     max_queued_requests=QUEUE,
+    max_constructor_retry_count=3,
     backpressure_config=BackpressureConfig(status_code=503, retry_after_s=5),
     health_check_period_s=10,
     health_check_timeout_s=30,
@@ -110,11 +112,13 @@ def serving(
 ) -> Iterator[str]:
     """The service for the length of a ``with`` block; gives its URL. On a local Ray, or on the cluster at ``address``.
 
-    Raises ClusterError when the port is taken, or the application can't start (bad weights say so in the message).
+    Raises ClusterError when the port is taken or the application can't start, and on a local Ray BadWeights or BadModel
+    as ``aligner.align.load_aligner``.
     """
     path = None if weights is None else str(Path(weights).absolute())
     if address is None:
         _check_free(host, port)
+        load_aligner(path)  # a bad file is said here, by its own error, and not by a replica that tries again
     cores = max(1, (os.cpu_count() or 1) // replicas) if address is None else 1
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
@@ -125,7 +129,7 @@ def serving(
             )
             serve.run(
                 application(ServiceConfig(weights=path, replicas=replicas, cpus=cores)),
-                name="aligner",
+                name=APPLICATION,
                 route_prefix="/",
                 logging_config=quiet,
             )
@@ -133,7 +137,8 @@ def serving(
         except (RayError, RuntimeError) as error:
             raise ClusterError(f"the aligner service failed: {error}") from error
         finally:
-            serve.shutdown()
+            # a private Ray goes anyway; shutting Serve down as well makes its controller complain
+            serve.delete(APPLICATION) if address is None else serve.shutdown()
 
 
 def serve_aligner(

@@ -67,7 +67,7 @@ class Limits:
     body: int = 16 << 20  # bytes
     pixels: int = 40_000_000  # of the decoded image
     boxes: int = 64
-    at_once: int = 2  # alignments that run at the same time; more wait. One already uses every core
+    at_once: int = 1  # alignments that run at the same time; more wait. One already uses every core
 
     def __post_init__(self) -> None:
         if min(self.body, self.pixels, self.boxes, self.at_once) < 1:

@@ -13,7 +13,7 @@ import torch
 from aligner.service import ServiceConfig, align_each, serving
 from face.camera import Box
 from face.descriptor import Anchors, DescriptorNet, NetConfig
-from face.errors import ClusterError
+from face.errors import BadWeights, ClusterError
 from face.morphable import MorphableModel
 from infra import weights
 from tests.aligner.image_files import bomb, encoded, pixels
@@ -49,6 +49,14 @@ def test_a_taken_port_is_said_at_once() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ClusterError, match=f"127.0.0.1:{port}"), serving(port=port):
             pass
+
+
+def test_bad_weights_are_said_before_anything_starts(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BadWeights, match=r"none\.safetensors"),
+        serving(tmp_path / "none.safetensors", port=free_port()),
+    ):
+        pass
 
 
 def free_port() -> int:
