@@ -8,26 +8,22 @@ annotators of both sets worked on the stored pixels.
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from face.arrays import Bytes, Floats
 from face.errors import BadLandmarks, BadPhoto
+from infra.images import decode
 from infra.landmark_files import parse_mat, parse_pts
 from infra.storage import Storage
 
 Scheme = Literal["2d", "3d"]
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-MAX_PIXELS = 40_000_000
 MIN_SIDE = 16
 FAR_OUTSIDE = 0.5  # of the image's longer side: how far beyond the border a landmark may be guessed
 
@@ -79,9 +75,11 @@ def read_photo(storage: Storage, ref: PhotoRef) -> Photo:
     """The photo of a reference. Raises BadPhoto or BadLandmarks naming the file, or what the storage raises."""
     data = storage.read(ref.image_key)
     try:
-        pixels = decode(data)
+        pixels = decode(data, upright=False)
     except BadPhoto as error:
         raise BadPhoto(f"{ref.image_key}: {error}") from error
+    if min(pixels.shape[:2]) < MIN_SIDE:
+        raise BadPhoto(f"{ref.image_key}: {pixels.shape[1]} x {pixels.shape[0]}, a side is shorter than {MIN_SIDE}")
     if ref.landmark_key is None:
         raise BadLandmarks(f"{ref.image_key}: no .pts or .mat file beside it")
     try:
@@ -109,38 +107,3 @@ def check_landmarks(landmarks: Floats, size: tuple[int, int]) -> None:
         raise BadLandmarks(f"points span {spans}, the image is {width} x {height}")
     if (high - low).min() <= 0:
         raise BadLandmarks("all points lie on one line")
-
-
-def decode(data: bytes) -> Bytes:
-    """(H, W, 3) uint8 RGB of a JPEG, PNG or WebP file, as stored (no EXIF turn); raises BadPhoto.
-
-    The size is checked before a pixel is decoded. Transparency is laid over white; 16-bit grey keeps its high bits.
-    """
-    # Pillow meets damaged files with whatever its parsers stumble over, and warns of sizes that are refused here.
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadPhoto(f"{width} x {height} pixels are more than {MAX_PIXELS / 1e6:.0f} megapixels")
-            if min(width, height) < MIN_SIDE:
-                raise BadPhoto(f"{width} x {height} pixels: a side is shorter than {MIN_SIDE}")
-            image.load()
-            return _rgb(image)
-    except BadPhoto:
-        raise
-    except UnidentifiedImageError as error:  # its message holds an address in memory: not the same in each run
-        raise BadPhoto(f"not a readable image of {', '.join(FORMATS)}") from error
-    except Exception as error:
-        raise BadPhoto(f"not a readable image of {', '.join(FORMATS)}: {error}") from error
-
-
-def _rgb(image: Image.Image) -> Bytes:
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
-        grey = (np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return np.array(image.convert("RGB"))
