@@ -395,7 +395,10 @@ def models() -> None:
     """
     from dff.catalogue import catalogue
 
-    typer.echo(catalogue())
+    rows = [("name", "kind", "licence", "size", "what"), *catalogue()]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        typer.echo("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]))
 
 
 def _box(text: str) -> Box:

@@ -89,6 +89,17 @@ def run_demo(out: Path, *, identities: int, views: int, steps: int, say: Callabl
     model, albedo = load_model(), load_albedo()
     cores = os.cpu_count() or 1
 
+    start = weights_files.DEFAULT if weights_files.SHIPPED[weights_files.DEFAULT].exists() else ""
+    config = TrainConfig(
+        steps=steps,
+        start=start,
+        learning_rate=5e-4 if start else 3e-3,
+        ema=0.98,
+        warmup=min(50, steps // 4),
+        eval_every=steps,
+        checkpoint_every=steps,
+    )
+
     with clock.step("inverse rendering of the photograph"):
         storage = open_storage(str(photos))
         recovery = invert(read_photo(storage, list_photos(storage)[0]), model=model, albedo=albedo)
@@ -108,7 +119,7 @@ def run_demo(out: Path, *, identities: int, views: int, steps: int, say: Callabl
             trained = launch.fit(
                 dataset_uri,
                 weights,
-                config=TrainConfig(steps=steps, eval_every=steps, checkpoint_every=steps, warmup=min(100, steps // 5)),
+                config=config,
                 name="demo",
                 storage=out / "runs",
             )
@@ -124,7 +135,7 @@ def run_demo(out: Path, *, identities: int, views: int, steps: int, say: Callabl
         inverse_section(recovery, recovery_panel(recovery, model=model, albedo=albedo)),
         views_section(rows, made.manifest.rows),
         correspondence_section(rows),
-        training_section(rows, weights, trained.dev),
+        training_section(rows, weights, trained.dev, start),
         alignment_section(photograph, aligner, answer),
         Section(
             "Timings",
@@ -211,7 +222,7 @@ def correspondence_section(rows: list[ViewRow]) -> Section:
     )
 
 
-def training_section(rows: list[ViewRow], weights: Path, dev: Mapping[str, float]) -> Section:
+def training_section(rows: list[ViewRow], weights: Path, dev: Mapping[str, float], start: str) -> Section:
     """Dev figures and a heat map of matches between two views."""
     loaded = weights_files.load(weights)
     own = [row for row in rows if row.photo_id]
@@ -224,7 +235,8 @@ def training_section(rows: list[ViewRow], weights: Path, dev: Mapping[str, float
     return Section(
         "The Deep Face Feature",
         "A unit vector for every pixel. Five points of the first view, and where the descriptor finds each in the "
-        "second (bright: likely). The figures are of identities that were not trained on.",
+        f"second (bright: likely). Trained on these views from {start or 'scratch'}; the figures are of identities that "
+        "were not trained on.",
         [Figure("Matches of five points", picture, True)],
         Table(("held-out figure", "value"), [(name, f"{value:.3f}") for name, value in dev.items()]) if dev else None,
     )
@@ -263,7 +275,7 @@ def alignment_section(photograph: Bytes, aligner: Aligner, answer: dict[str, Any
     state = f"failed: {face.reason}" if face.failed else "accepted"
     return Section(
         "Alignment by the served aligner",
-        "Answered over HTTP by Ray Serve with the descriptor that was trained above, for a minute or two.",
+        "Answered over HTTP by Ray Serve, with the descriptor that was trained above.",
         figures,
         Table(
             ("figure", "value"),

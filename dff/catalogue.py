@@ -1,0 +1,32 @@
+"""What is at hand: face models, albedo models and weights, with their licences and sizes."""
+
+from __future__ import annotations
+
+from face.assets import SHIPPED_ALBEDO, list_models, load_albedo
+from infra import weights
+
+Row = tuple[str, str, str, str, str]  # name, kind, licence, size, description
+
+
+def catalogue() -> list[Row]:
+    """One row for each model: those that come with the program, and those that the user may supply."""
+    rows: list[Row] = []
+    for info in list_models():
+        about = f"{info.vertices} vertices, {info.modes} modes; {info.description}"
+        rows.append((info.name, "face model", info.licence, _size(info.bytes if info.available else None), about))
+    for name, path in SHIPPED_ALBEDO.items():
+        albedo = load_albedo(name)
+        about = f"{len(albedo.components)} components, {albedo.mean.shape[1]} texels"
+        rows.append((name, "albedo", albedo.licence, _size(path.stat().st_size), about))
+    for name, path in weights.SHIPPED.items():
+        if not path.exists():
+            rows.append((name, "weights", "-", _size(None), "not shipped with this version"))
+            continue
+        card = weights.load(name).card
+        about = f"for {card['model']}, {card['steps']} steps"
+        rows.append((name, "weights", " AND ".join(card["data_licences"]), _size(path.stat().st_size), about))
+    return rows
+
+
+def _size(bytes_: int | None) -> str:
+    return "not here" if bytes_ is None else f"{bytes_ / 1e6:.1f} MB"
