@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from face.adapters import from_ict_facekit, is_ict_facekit
 from face.albedo import AlbedoModel
 from face.errors import BadModel
 from face.landmarks import LandmarkTable
@@ -23,15 +25,67 @@ MODEL_FORMAT = "dff-face-model 1"
 ALBEDO_FORMAT = "dff-albedo-model 1"
 
 
-@cache
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model, without or before loading it."""
+
+    name: str  # what load_model takes; for a model that the user supplies, what the loaded model calls itself
+    licence: str
+    bytes: int  # size of the file; 0 when it is not here
+    available: bool  # whether load_model(name) works without further files
+    description: str
+    vertices: int
+    modes: str  # "identity + expression"
+
+
+SUPPLIED = (
+    ModelInfo(
+        "ict-facekit",
+        "MIT",
+        0,
+        False,
+        "ICT-FaceKit Light as one .npz that you supply: pass its path",
+        24591,
+        "100 + 55",
+    ),
+)
+
+
+def list_models() -> list[ModelInfo]:
+    """The shipped models and those that can be read from a file of the user's."""
+    out = []
+    for name, path in SHIPPED.items():
+        model = load_model(name)
+        modes = f"{len(model.identity)} + {len(model.expression)}"
+        about = f"shipped: {len(model.faces)} triangles, eyes, teeth, tongue; made from MakeHuman data"
+        size = path.stat().st_size
+        out.append(ModelInfo(name, model.licence, size, True, about, len(model.template), modes))
+    return [*out, *SUPPLIED]
+
+
 def load_model(name: str = "open-head") -> MorphableModel:
     """A shipped model by name, or a model file by path. The same call returns the same object.
 
+    A path may name a file of this project's format or an ICT-FaceKit .npz (see ``face.adapters``). Raises BadModel,
+    with the file's name, when the file is missing, malformed or of another format.
+    """
+    return _loaded_model(SHIPPED.get(name, Path(name)))
+
+
+def load_albedo(name: str = "open-albedo") -> AlbedoModel:
+    """A shipped albedo model by name, or an albedo file by path. The same call returns the same object.
+
     Raises BadModel, with the file's name, when the file is missing, malformed or of another format.
     """
-    path = SHIPPED.get(name, Path(name))
+    return _loaded_albedo(SHIPPED_ALBEDO.get(name, Path(name)))
+
+
+@cache
+def _loaded_model(path: Path) -> MorphableModel:
     arrays = read_arrays(path)
     try:
+        if is_ict_facekit(arrays):
+            return from_ict_facekit(arrays)
         if str(arrays.get("format", "")) != MODEL_FORMAT:
             raise BadModel(f"{path} is not a face model that this version reads")
         return _model(arrays)
@@ -40,12 +94,7 @@ def load_model(name: str = "open-head") -> MorphableModel:
 
 
 @cache
-def load_albedo(name: str = "open-albedo") -> AlbedoModel:
-    """A shipped albedo model by name, or an albedo file by path. The same call returns the same object.
-
-    Raises BadModel, with the file's name, when the file is missing, malformed or of another format.
-    """
-    path = SHIPPED_ALBEDO.get(name, Path(name))
+def _loaded_albedo(path: Path) -> AlbedoModel:
     arrays = read_arrays(path)
     try:
         if str(arrays.get("format", "")) != ALBEDO_FORMAT:
@@ -98,6 +147,6 @@ def _model(arrays: Mapping[str, Any]) -> MorphableModel:
         uv_faces=arrays["uv_faces"].astype(np.int32),
         region=arrays["region"],
         region_names=tuple(str(n) for n in arrays["region_names"]),
-        landmarks=LandmarkTable(arrays["landmarks"].astype(np.int64), arrays["contour"].astype(np.int64)),
+        landmarks=LandmarkTable(*(arrays[key].astype(np.int64) for key in ("landmarks", "contour", "landmarks_2d"))),
         mirror=arrays["mirror"].astype(np.int64),
     )

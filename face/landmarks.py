@@ -7,11 +7,11 @@ Left and right are the photographed person's own. Source of the numbering: Sagon
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from face.arrays import Floats, Ints
+from face.arrays import Bools, Floats, Ints
 
 
 def _names() -> tuple[str, ...]:
@@ -52,19 +52,34 @@ MIRROR: Ints = _mirror()
 """``points[MIRROR]`` renames the landmarks of a mirrored photo."""
 
 
+CONTOUR_STEPS = 12
+"""How many candidates ``contour_lines`` gives each jaw landmark."""
+
+
 @dataclass(frozen=True)
 class LandmarkTable:
     """Where the landmarks lie on a model.
 
+    The annotators of the two schemes differ in more than the jaw: they end the brows and begin the nose elsewhere.
     Raises ValueError when the shapes are wrong.
     """
 
     vertex: Ints  # (68,) vertex of each landmark in the 3D scheme
     contour: Ints  # (17, L) candidate vertices of each jaw landmark in the 2D scheme, from the jaw line inwards
+    inner: Ints = field(default_factory=lambda: np.empty(0, np.int64))  # (51,) the 2D scheme's others; or as in the 3D
 
     def __post_init__(self) -> None:
         if self.vertex.shape != (68,) or self.contour.ndim != 2 or len(self.contour) != 17:
             raise ValueError(f"LandmarkTable wants (68,) and (17, L): {self.vertex.shape}, {self.contour.shape}")
+        if len(self.inner) == 0:
+            object.__setattr__(self, "inner", self.vertex[INNER])
+        if self.inner.shape != (51,):
+            raise ValueError(f"LandmarkTable.inner wants (51,): {self.inner.shape}")
+
+    @property
+    def used(self) -> Ints:
+        """(U,) every vertex that a landmark may take, in order."""
+        return np.unique(np.concatenate([self.vertex, self.contour.ravel(), self.inner]))
 
     def contour_vertices(self, vertices_px: Floats, template: Floats) -> Ints:
         """(68,) vertices of the 2D scheme for a face whose vertices project to (V, 2) ``vertices_px``.
@@ -84,7 +99,36 @@ class LandmarkTable:
         out = (frontal[JAW] - frontal[27:31].mean(0)) @ turn.T
         reach = np.einsum("jlc,jc->jl", vertices_px[self.contour], out)
         chosen = np.take_along_axis(self.contour, reach.argmax(1)[:, None], 1)[:, 0]
-        return np.concatenate([chosen, self.vertex[INNER]])
+        return np.concatenate([chosen, self.inner])
+
+
+def contour_lines(template: Floats, vertex: Ints, mirror: Ints, usable: Bools) -> Ints:
+    """(17, L) candidates of the visible contour: from each jaw vertex over the cheek towards the middle of the face.
+
+    ``usable`` (V,) marks the skin. The points from the eyes' height to the mouth's move level, the lower ones climb
+    towards the mouth's corner, the chin climbs towards the lip.
+    """
+    rows = np.flatnonzero(usable & (template[:, 2] > template[vertex[:17], 2].min() - 0.01))
+    place = template[vertex]
+    inner = np.abs(place[[36, 45], 0]).mean()
+    lines = np.empty((17, CONTOUR_STEPS), np.int64)
+    for j in range(9):
+        start = place[j, :2]
+        if j < 5:
+            end = np.array([-inner * (0.95 - 0.06 * j), start[1]])
+        elif j < 8:
+            end = start + 0.75 * (np.array([place[48, 0] * (1 - 0.22 * (j - 5)), place[59, 1] - 0.008]) - start)
+        else:
+            end = start + 0.5 * (np.array([start[0], place[57, 1]]) - start)
+        aims = start + np.linspace(0, 1, CONTOUR_STEPS)[:, None] * (end - start)
+        flat = np.linalg.norm(template[rows, :2][None] - aims[:, None], axis=2)
+        # Of the vertices that are nearly as near in the frontal view, the front one is on the skin that is seen.
+        lines[j] = rows[(flat - 0.2 * template[rows, 2]).argmin(1)]
+        lines[j, 0] = vertex[j]
+    for j in range(8):
+        lines[MIRROR[j]] = mirror[lines[j]]
+        lines[MIRROR[j], 0] = vertex[MIRROR[j]]
+    return lines
 
 
 def nme_box(found: Floats, truth: Floats) -> float:

