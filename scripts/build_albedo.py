@@ -19,6 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from scipy.ndimage import distance_transform_edt
+from threadpoolctl import threadpool_limits
 
 from face import assets
 from face.arrays import Bools, Floats, Ints
@@ -336,7 +337,8 @@ def main() -> None:
     parser.add_argument("--skins", type=Path, required=True, help="folder of skins in the MakeHuman uv layout")
     parser.add_argument("--out", type=Path, default=assets.SHIPPED_ALBEDO["open-albedo"])
     args = parser.parse_args()
-    arrays, figures = build(args.skins)
+    with threadpool_limits(limits=1):  # sums of several threads round differently
+        arrays, figures = build(args.skins)
     draft = args.out.with_suffix(".draft.npz")
     np.savez_compressed(draft, **arrays)  # type: ignore[arg-type]
     draft.replace(args.out)  # whoever loads the file meanwhile sees the old one or the new one

