@@ -235,8 +235,8 @@ def training_section(rows: list[ViewRow], weights: Path, dev: Mapping[str, float
     return Section(
         "The Deep Face Feature",
         "A unit vector for every pixel. Five points of the first view, and where the descriptor finds each in the "
-        f"second (bright: likely). Trained on these views from {start or 'scratch'}; the figures are of identities that "
-        "were not trained on.",
+        f"second (bright: likely). Trained on these views from {start or 'scratch'}; the figures are of identities "
+        "that were not trained on.",
         [Figure("Matches of five points", picture, True)],
         Table(("held-out figure", "value"), [(name, f"{value:.3f}") for name, value in dev.items()]) if dev else None,
     )

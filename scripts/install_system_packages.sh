@@ -54,5 +54,5 @@ if command -v apt-get >/dev/null && [ ${#run[@]} -gt 0 ]; then
         exit 0
     fi
 fi
-echo "please install as root: apt-get install ${packages[*]}   (off-screen OpenGL; without it a slower renderer is used)" >&2
+echo "please install as root: apt-get install ${packages[*]}   (off-screen OpenGL, for the pyrender backend; the numba renderer needs none)" >&2
 exit 0
