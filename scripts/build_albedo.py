@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from face import assets
 from face.arrays import Bools, Floats, Ints
+from face.landmarks import JAW
 from face.morphable import MorphableModel
 
 SIZE = 256
@@ -145,8 +146,9 @@ class Head:
         return np.isin(self.region, [self.model.region_names.index(r) for r in regions])
 
     def landmark(self, rows: slice | list[int]) -> Floats:
-        """(N, 3) millimetres."""
-        return np.asarray(self.model.template[self.model.landmarks.vertex[rows]] * 1000)
+        """(N, 3) millimetres: the 2D scheme's, whose annotators follow the features more closely."""
+        table = self.model.landmarks
+        return np.asarray(self.model.template[np.concatenate([table.vertex[JAW], table.inner])[rows]] * 1000)
 
     def soft(self, mask: Bools | Floats, samples: float) -> Floats:
         """The mask with its border softened, among the samples that are filled."""

@@ -588,7 +588,7 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
         for side in "lr":
             reach = np.linalg.norm(ear[f"{side}-{name}"], axis=1)
             ears |= reach > 0.05 * reach.max()
-    region = regions_of(base, faces, uv_faces, part, ears, points)
+    region = regions_of(base, faces, uv_faces, part, ears, np.concatenate([points[:17], inner]))
 
     on_face = np.zeros(len(base), bool)
     on_face[faces[np.isin(region, [REGIONS.index(r) for r in ("face", "lips", "brows")])]] = True
