@@ -220,6 +220,7 @@ def train(
             endpoint_url=endpoint_url,
             tracking_uri=tracking,
             resume=resume,
+            progress=True,
         )
         dev = done.dev
         typer.echo(f"MLflow run {done.run_id}, registered as version {done.version}")

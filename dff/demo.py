@@ -122,6 +122,7 @@ def run_demo(out: Path, *, identities: int, views: int, steps: int, say: Callabl
                 config=config,
                 name="demo",
                 storage=out / "runs",
+                progress=True,
             )
         with clock.step("serving and aligning"), serving(weights, port=PORT) as url:
             answer = ask(url, photograph)

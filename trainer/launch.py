@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
+from tqdm import tqdm
 
 from face.errors import Diverged
 from infra import tracking, weights
@@ -19,6 +23,7 @@ from trainer.worker import WEIGHTS, Job, train_worker
 
 EXPERIMENT = "dff-descriptor"
 REGISTERED_NAME = "dff-descriptor"
+LOOK = 2.0  # seconds between looks at the tracked run
 ALIAS = "candidate"
 """What the newest registered version is called until somebody calls it champion."""
 
@@ -49,12 +54,14 @@ def fit(
     tracking_uri: str | None = None,
     resume: bool = False,
     max_failures: int = 2,
+    progress: bool = False,
 ) -> Launched:
     """Train on a Ray cluster (``address``) or a private local Ray, and write the weights file to ``out``.
 
     ``storage``: folder that all nodes see, for checkpoints under ``name``. ``resume`` goes on from the last one;
     without it a ``name`` that is there already is refused, since Ray would go on with it unasked. ``tracking_uri``:
-    MLflow's; an SQLite file in ``storage`` without it. ``cpus_per_worker``: by default all of this machine's, shared.
+    MLflow's; an SQLite file in ``storage`` without it. ``progress`` shows a bar of the
+    steps. ``cpus_per_worker``: by default all of this machine's, shared.
 
     Raises ValueError, BadDataset, ClusterError, and Diverged when the workers fail ``max_failures`` times.
     """
@@ -89,7 +96,8 @@ def fit(
     try:
         with connected(address, workers=workers * cpus):
             try:
-                result = trainer.fit()
+                with _bar(run, config.steps) if progress else nullcontext():
+                    result = trainer.fit()
             except TrainingFailedError as error:
                 raise Diverged(f"the workers failed: {error}") from error
             assert result.checkpoint is not None
@@ -103,3 +111,25 @@ def fit(
     finally:
         run.finish(failed=not finished)
     return Launched(out, card["dev"], run.id, version)
+
+
+@contextmanager
+def _bar(run: tracking.Run, steps: int) -> Iterator[None]:
+    """A bar of what the workers record: they run elsewhere, so the tracked run is where the driver can look."""
+    over = threading.Event()
+
+    def look() -> None:
+        with tqdm(total=steps, unit="step") as bar:
+            while not over.wait(LOOK):
+                step = run.latest("step")
+                if step is not None:
+                    bar.update(int(step) - bar.n)
+                    bar.set_postfix(loss=f"{run.latest('loss') or 0.0:.3f}")
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()

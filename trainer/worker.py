@@ -80,7 +80,7 @@ def train_worker(values: dict[str, Any]) -> None:
 
     def log(step: int, figures: Figures) -> None:
         if record is not None and figures:
-            record.metrics(step, figures)
+            record.metrics(step, {"step": step, **figures})
 
     def evaluated(step: int, figures: Figures) -> None:
         dev.update(figures)
