@@ -22,6 +22,7 @@ from PIL import Image
 from skimage import data
 
 from aligner.align import Aligner, load_aligner
+from aligner.alignment import Alignment
 from aligner.draw import draw, draw_landmarks
 from aligner.service import serving
 from dff.report import Figure, Section, Table, html
@@ -127,17 +128,25 @@ def run_demo(out: Path, *, identities: int, views: int, steps: int, say: Callabl
         with clock.step("serving and aligning"), serving(weights, port=PORT) as url:
             answer = ask(url, photograph)
     aligner = load_aligner(weights)
-    rows = [
-        row for i in range(len(open_dataset(dataset_uri).shards)) for row in open_dataset(dataset_uri).read_shard(i)
-    ]
+    dataset = open_dataset(dataset_uri)
+    rows = [row for i in range(len(dataset.shards)) for row in dataset.read_shard(i)]
+    panels = recovery_panel(recovery, model=model, albedo=albedo)
 
     assert made.manifest is not None
+    alignment = aligner.align(photograph)
+    if not alignment:
+        raise DemoError("the aligner found no face in the photograph")
+    overview = glance(photograph, panels, rows, draw(photograph, alignment, aligner.model))
+    Image.fromarray(overview).save(out / "overview.jpg", quality=88)
     sections = [
-        inverse_section(recovery, recovery_panel(recovery, model=model, albedo=albedo)),
+        Section(
+            "At a glance", "", [Figure("Photograph, recovered face, views, correspondences, alignment", overview, True)]
+        ),
+        inverse_section(recovery, panels),
         views_section(rows, made.manifest.rows),
         correspondence_section(rows),
         training_section(rows, weights, trained.dev, start),
-        alignment_section(photograph, aligner, answer),
+        alignment_section(photograph, aligner, alignment[0], answer),
         Section(
             "Timings",
             f"Seconds of each step on this machine ({cores} cores). The service's own timing of one request, in "
@@ -214,7 +223,7 @@ def correspondence_section(rows: list[ViewRow]) -> Section:
     """Lines between two views of the photograph's face."""
     own = [row for row in rows if row.photo_id]
     a = own[0]
-    b = min(own[1:], key=lambda row: abs(abs(row.pose[0] - a.pose[0]) - 40.0))
+    b = _turned(own, 40.0)
     return Section(
         "Exact correspondence",
         "A row stores the triangle that every pixel shows; with camera and coefficients that is the exact surface "
@@ -228,7 +237,7 @@ def training_section(rows: list[ViewRow], weights: Path, dev: Mapping[str, float
     loaded = weights_files.load(weights)
     own = [row for row in rows if row.photo_id]
     a = own[0]
-    b = min(own[1:], key=lambda row: abs(abs(row.pose[0] - a.pose[0]) - 30.0))
+    b = _turned(own, 30.0)
     crop_a, points = _network_crop(a)
     crop_b, _ = _network_crop(b)
     chosen = points[[36, 45, 30, 48, 8]]
@@ -254,24 +263,45 @@ def _network_crop(row: ViewRow, size: int = 128) -> tuple[Bytes, np.ndarray]:
     return np.asarray(image), np.clip((row.landmarks_3d - corner) * scale, 0, size - 1)
 
 
-def alignment_section(photograph: Bytes, aligner: Aligner, answer: dict[str, Any]) -> Section:
+def glance(photograph: Bytes, panels: Mapping[str, Bytes], rows: list[ViewRow], aligned: Bytes) -> Bytes:
+    """(H, 1200, 3) RGB: the chain in four lines of pictures."""
+    own = [row for row in rows if row.photo_id]
+    sampled = [row for row in rows if not row.photo_id and row.view == 1]
+    cut = _about_face()
+    chain = [photograph[cut], panels["mesh"], panels["albedo"], panels["rendering"], aligned[cut]]
+    top = np.hstack([np.asarray(Image.fromarray(image).resize((240, 240))) for image in chain])
+    sheets = [contact_sheet(some[:10], columns=10, tile=117) for some in (own, sampled)]
+    parts = [top, *(np.asarray(Image.fromarray(sheet).resize((1200, 120))) for sheet in sheets)]
+    lines = correspondence_picture(own[0], _turned(own, 40.0), load_model())
+    parts.append(np.asarray(Image.fromarray(lines).resize((1200, 1200 * lines.shape[0] // lines.shape[1]))))
+    return np.vstack(parts)
+
+
+def _turned(rows: list[ViewRow], degrees: float) -> ViewRow:
+    """Of the views of one face, the one whose yaw differs from the first's by about so much."""
+    return min(rows[1:], key=lambda row: abs(abs(row.pose[0] - rows[0].pose[0]) - degrees))
+
+
+def _about_face() -> tuple[slice, slice]:
+    """Rows and columns of the photograph about its face."""
+    box = Box.around(parse_pts(_landmark_file())).square(1.9)
+    return slice(int(max(box.y0, 0)), int(box.y1)), slice(int(max(box.x0, 0)), int(box.x1))
+
+
+def alignment_section(photograph: Bytes, aligner: Aligner, face: Alignment, answer: dict[str, Any]) -> Section:
     """The alignment after each iteration, and how far it is from the annotation."""
     truth = parse_pts(_landmark_file())
-    faces = aligner.align(photograph)
-    if not faces or not answer["faces"]:
-        raise DemoError("the aligner found no face in the photograph")
-    face, served = faces[0], answer["faces"][0]
+    served = answer["faces"][0]
     apart = np.abs(np.array(served["landmarks_2d"]) - face.landmarks_2d).max()
     if apart > 0.5:
         raise DemoError(f"the service's landmarks lie {apart:.2f} px from the library's")
-    box = Box.around(truth).square(1.9)
-    cut = (slice(int(max(box.y0, 0)), int(box.y1)), slice(int(max(box.x0, 0)), int(box.x1)))
+    cut = _about_face()
     figures = []
     for number, iteration in enumerate(face.trace, start=1):
         image = photograph.copy()
         draw_landmarks(image, iteration.landmarks_2d, face.visibility)
         figures.append(Figure(f"Iteration {number}: residual {100 * iteration.residual:.1f} % of the face", image[cut]))
-    figures.append(Figure("The fitted mesh, landmarks and pose", draw(photograph, faces, aligner.model)[cut]))
+    figures.append(Figure("The fitted mesh, landmarks and pose", draw(photograph, [face], aligner.model)[cut]))
     error, inner = nme_box(face.landmarks_2d, truth), nme_box(face.landmarks_2d[INNER], truth[INNER])
     state = f"failed: {face.reason}" if face.failed else "accepted"
     return Section(
