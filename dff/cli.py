@@ -84,8 +84,13 @@ def synthesize(
     terms: Annotated[
         str, typer.Option(help="Licence of the photos, an SPDX name or LicenseRef-...: written into every row.")
     ] = "LicenseRef-photo",
-    model: Annotated[str, typer.Option(help="Face model: a name from `dff models`, or a file.")] = "open-head",
-    shard_faces: Annotated[int, typer.Option(help="Faces in a shard: what one task makes.", min=1)] = 32,
+    renderer: Annotated[
+        str, typer.Option(help="zbuffer (numba) or pyrender (OpenGL): what decides which triangle a pixel shows.")
+    ] = "zbuffer",
+    shard_faces: Annotated[
+        int | None,
+        typer.Option(help="Faces in a shard, which one task makes. Default: by the job's size, 32 at most.", min=1),
+    ] = None,
     budget: Annotated[float, typer.Option(help="Share of the inputs that may fail.", min=0.0, max=1.0)] = 0.2,
     endpoint_url: Endpoint = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and stop.")] = False,
@@ -115,7 +120,7 @@ def synthesize(
         address=address,
         endpoint_url=endpoint_url,
         photo_terms=terms,
-        model=model,
+        renderer=renderer,
         budget=budget,
         shard_subjects=shard_faces,
         dry_run=dry_run,

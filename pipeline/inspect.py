@@ -17,7 +17,9 @@ from face.arrays import Bytes, Floats
 from face.assets import digest, load_model
 from face.errors import BadDataset
 from face.morphable import MorphableModel
+from face.render import backends, zbuffer
 from face.render.frame import render, visible
+from face.render.visibility import Visibility
 from infra.dataset import Dataset, Manifest, open_dataset
 from infra.shards import ViewRow, frame_of
 from pipeline import ledger
@@ -204,13 +206,15 @@ def _data_uri(image: Bytes) -> str:
 def check_sample(dataset: Dataset, identities: int = SAMPLE) -> Checks:
     """Render a sample of views again and compare their correspondences and landmarks with what is stored."""
     rng = np.random.default_rng(0)
+    plan = parse_plan(dataset.storage.read(KEY), KEY)
+    visibility = backends.backend(plan.renderer.split()[0])
     rows = pairs = points = 0
     worst, troubles = 0.0, list[str]()
     for group in gallery_rows(dataset, identities):
         model = load_model(group[0].model)
         for row in (group[i] for i in rng.permutation(len(group))[:3]):
             rows += 1
-            troubles += check_row(row, model)
+            troubles += check_row(row, model, visibility)
         if len(group) > 1:
             first, second = (group[i] for i in rng.permutation(len(group))[:2])
             away = correspondence_errors(first, second, model)
@@ -223,10 +227,10 @@ def check_sample(dataset: Dataset, identities: int = SAMPLE) -> Checks:
     return Checks(rows, pairs, points, worst, tuple(troubles))
 
 
-def check_row(row: ViewRow, model: MorphableModel) -> list[str]:
+def check_row(row: ViewRow, model: MorphableModel, visibility: Visibility = zbuffer.visibility) -> list[str]:
     """What is wrong with a row: ids, landmarks and visibility against rendering its geometry again."""
     vertices = row.cam_from_head.apply(model.vertices(row.coefficients))
-    frame = render(vertices, model.faces, row.camera, (row.height, row.width))
+    frame = render(vertices, model.faces, row.camera, (row.height, row.width), visibility=visibility)
     out = []
     different = int((frame.triangle != row.triangle_ids).sum())
     if different:

@@ -12,6 +12,8 @@ from threadpoolctl import threadpool_limits
 from face.assets import digest, load_albedo, load_model
 from face.errors import BadFit, BadLandmarks, BadPhoto, NotFound
 from face.morphable import MorphableModel
+from face.render import backends, zbuffer
+from face.render.visibility import Visibility
 from infra.dataset import Manifest
 from infra.shards import ViewRow, sample_id_of
 from infra.storage import Storage, open_storage
@@ -42,10 +44,12 @@ class Options:
     model: str = "open-head"
     albedo: str = "open-albedo"
     photo_terms: str = PHOTO_TERMS  # licence of the photos, for the rows
+    renderer: str = "zbuffer"  # of face.render.backends
 
     def __post_init__(self) -> None:
         if self.views < 1 or not 32 <= self.size <= 2048 or not 64 <= self.texture_size <= 4096:
             raise ValueError(f"synthesis wants at least one view of 32 to 2048 px, textures of 64 to 4096: {self}")
+        backends.backend(self.renderer)
 
     def as_dict(self) -> dict[str, str | int | float | bool | None]:
         return dict(vars(self))
@@ -62,9 +66,10 @@ def make_rows_of(
     model: str,
     albedo: str,
     photo_terms: str,
+    renderer: str,
 ) -> MakeRows:
     """The work of one shard, for the photos at the URI ``photos``. Raises BadModel and StorageError."""
-    options = Options(views, size, texture_size, model, albedo, photo_terms)
+    options = Options(views, size, texture_size, model, albedo, photo_terms, renderer)
     storage = None if photos is None else open_storage(photos, endpoint_url=endpoint_url)
 
     def make_rows(shard: ShardPlan) -> ShardResult:
@@ -89,7 +94,14 @@ def rows_of_shard(shard: ShardPlan, *, storage: Storage | None, seed: int, optio
             except (BadPhoto, BadLandmarks, BadFit, NotFound) as error:
                 failures.append(Failure(subject.id, type(error).__name__, str(error)))
                 continue
-            rows += views_of(person, model=model, seed=seed, views=options.views, size=options.size)
+            rows += views_of(
+                person,
+                model=model,
+                seed=seed,
+                views=options.views,
+                size=options.size,
+                visibility=backends.backend(options.renderer),
+            )
     return ShardResult(tuple(rows), tuple(failures))
 
 
@@ -115,10 +127,21 @@ def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: 
     )
 
 
-def views_of(person: Person, *, model: MorphableModel, seed: int, views: int, size: int) -> list[ViewRow]:
+def views_of(
+    person: Person,
+    *,
+    model: MorphableModel,
+    seed: int,
+    views: int,
+    size: int,
+    visibility: Visibility = zbuffer.visibility,
+) -> list[ViewRow]:
     """The views of a person under the job's ``seed``."""
     seeds = [seed_of(seed, sample_id_of(person.id, view)) for view in range(views)]
-    return [make_view(person, view, model=model, seed=seeds[view], size=size) for view in range(views)]
+    return [
+        make_view(person, view, model=model, seed=seeds[view], size=size, visibility=visibility)
+        for view in range(views)
+    ]
 
 
 def plan_synthesis(
@@ -138,7 +161,7 @@ def plan_synthesis(
         seed=seed,
         options=options.as_dict(),
         assets={name: digest(name) for name in (options.model, options.albedo)},
-        renderer="zbuffer",
+        renderer=backends.identity(options.renderer),
         shard_subjects=shard_subjects,
     )
 
@@ -197,6 +220,7 @@ def synthesize(
     photo_terms: str = PHOTO_TERMS,
     model: str = "open-head",
     albedo: str = "open-albedo",
+    renderer: str = "zbuffer",
     budget: float = job.BUDGET,
     shard_subjects: int | None = None,
     dry_run: bool = False,
@@ -209,7 +233,7 @@ def synthesize(
     local one of ``workers`` CPUs. The bytes are the same. ``watch`` sees the plan before the work begins.
     Raises ValueError, BadDataset, BudgetExceeded, StorageError, ClusterError.
     """
-    options = Options(views=views, size=size, model=model, albedo=albedo, photo_terms=photo_terms)
+    options = Options(views=views, size=size, model=model, albedo=albedo, photo_terms=photo_terms, renderer=renderer)
     source = None if photos is None else open_storage(photos, endpoint_url=endpoint_url)
     plan = plan_synthesis(source, identities=identities, seed=seed, options=options, shard_subjects=shard_subjects)
     expected = estimate(plan)

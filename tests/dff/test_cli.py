@@ -63,7 +63,9 @@ def test_a_mistake_is_one_line_that_names_the_thing(
 
 def test_a_dry_run_counts_and_makes_nothing(tmp_path: Path) -> None:
     target = tmp_path / "data"
-    code, out, _ = run("synthesize", "none", str(target), "--identities", "70", "--views", "3", "--dry-run")
+    code, out, _ = run(
+        "synthesize", "none", str(target), "--identities", "70", "--views", "3", "--shard-faces", "30", "--dry-run"
+    )
     assert code == 0
     assert "0 photos and 70 sampled identities in 3 shards" in out
     assert "210 views" in out

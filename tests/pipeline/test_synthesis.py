@@ -12,8 +12,9 @@ import pytest
 import skimage.data
 
 from face.arrays import Bytes
-from face.errors import BadDataset
+from face.errors import BadDataset, NoRenderer
 from face.morphable import MorphableModel
+from face.render import backends
 from face.render.frame import render, sample_texture, shaded
 from infra.dataset import open_dataset
 from infra.storage import LocalStorage
@@ -21,7 +22,7 @@ from pipeline import inspect, synthesis
 from pipeline.inspect import inspect_dataset
 from pipeline.photos import list_photos
 from pipeline.plan import ShardPlan, Subject
-from pipeline.synthesis import Options
+from pipeline.synthesis import Options, synthesize
 from pipeline.views import vertices_of
 
 POINTS = Path(__file__).parents[2] / "dff/data/astronaut.pts"
@@ -170,3 +171,27 @@ def test_another_model_file_is_named(dataset: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(inspect, "digest", lambda name: "0" * 64)
     with pytest.raises(BadDataset, match="another file of open-head"):
         inspect_dataset(str(dataset), verify=True)
+
+
+def test_the_renderer_is_a_choice_that_the_plan_names(tmp_path: Path) -> None:
+    try:
+        drawn_by = backends.identity("pyrender")
+    except NoRenderer as error:
+        pytest.skip(f"no off-screen OpenGL here: {error}")
+    made = {
+        name: synthesize(None, str(tmp_path / name), identities=1, views=3, size=128, renderer=name)
+        for name in ("zbuffer", "pyrender")
+    }
+    assert made["pyrender"].plan.renderer == drawn_by
+    assert made["pyrender"].plan.fingerprint != made["zbuffer"].plan.fingerprint
+    rows = {name: open_dataset(summary.uri).read_shard(0) for name, summary in made.items()}
+    for a, b in zip(rows["zbuffer"], rows["pyrender"], strict=True):
+        assert (a.triangle_ids != b.triangle_ids).sum() <= 2
+    checks = inspect_dataset(made["pyrender"].uri, verify=True).checks
+    assert checks is not None
+    assert checks.rows == 3
+
+
+def test_an_unknown_renderer_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no renderer 'crayon'"):
+        synthesize(None, str(tmp_path), identities=1, renderer="crayon")
