@@ -13,6 +13,7 @@ are over found faces, failed ones included.
 from __future__ import annotations
 
 import io
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -284,11 +285,11 @@ def _pose_errors(rows: Sequence[Row]) -> dict[str, float]:
 def curve_picture(report: Report) -> bytes:
     """PNG of the cumulative error distribution; faces that were not found never come in."""
     values = np.sort([100 * row.errors[report.error] for row in report.rows if row.errors])
-    figure = Figure(figsize=(6, 4), dpi=110)
+    figure = Figure(figsize=(6, 4), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     axes.plot(values, np.arange(1, len(values) + 1) / len(report.rows))
     axes.set(xlim=(0, 20), ylim=(0, 1), xlabel=f"{report.error}, %", ylabel="share of faces below")
-    axes.set_title(report.protocol, fontsize=7)
+    axes.set_title(textwrap.fill(report.protocol, 90), fontsize=7)
     axes.grid(alpha=0.3)
     out = io.BytesIO()
     figure.savefig(out, format="png")

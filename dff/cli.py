@@ -328,13 +328,14 @@ def evaluate(
         report = evaluate_300w(str(folder), aligner, box=box.value, split="all" if every else "dev")
     typer.echo(report.protocol)
     for name, value in report.summary.items():
-        typer.echo(f"  {name}: {value}")
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        typer.echo(f"  {name}: {shown}")
     if json_out:
         write_json(json_out, report.to_json())
     if pictures:
         pictures.mkdir(parents=True, exist_ok=True)
         (pictures / "ced.png").write_bytes(curve_picture(report))
-        (pictures / "worst.png").write_bytes(worst_picture(report))
+        (pictures / "worst.jpg").write_bytes(worst_picture(report))
         typer.echo(f"pictures: {pictures.resolve()}")
 
 
