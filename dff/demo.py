@@ -150,7 +150,7 @@ def run_demo(out: Path, *, identities: int, views: int, steps: int, say: Callabl
         Section(
             "Timings",
             f"Seconds of each step on this machine ({cores} cores). The service's own timing of one request, in "
-            f"milliseconds: {answer['timing']}.",
+            f"milliseconds: {', '.join(f'{name} {value:.0f}' for name, value in answer['timing'].items())}.",
             table=Table(("step", "seconds"), [(name, f"{value:.1f}") for name, value in clock.seconds.items()]),
         ),
     ]

@@ -1,0 +1,38 @@
+"""The weights that come with the program work on a real photograph, and say under which terms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+
+import dff
+from face.landmarks import INNER, nme_box
+from infra import weights
+from infra.landmark_files import parse_pts
+
+TRUTH = Path(__file__).parents[2] / "dff/data/astronaut.pts"
+
+
+def test_a_photograph_that_was_not_trained_on_is_aligned() -> None:
+    image = np.asarray(skimage.data.astronaut(), dtype=np.uint8)
+    truth = parse_pts(TRUTH.read_bytes())
+    faces = [face for face in dff.load_aligner().align(image) if not face.failed]
+    assert len(faces) == 1
+    assert nme_box(faces[0].landmarks_2d[INNER], truth[INNER]) < 0.06
+    assert abs(faces[0].pose.yaw) < 10
+    assert faces[0].trace[-1].motion < 0.02
+
+
+def test_a_box_without_a_face_is_answered_as_failed() -> None:
+    image = np.ascontiguousarray(np.asarray(skimage.data.astronaut(), dtype=np.uint8)[:150, 330:480])
+    faces = dff.load_aligner().align(image, [dff.Box(30, 30, 120, 120)])
+    assert [face.failed for face in faces] == [True]
+
+
+def test_the_card_names_free_terms_only() -> None:
+    card = weights.load(weights.DEFAULT).card
+    assert card["data_licences"] == ["CC0-1.0"]
+    assert card["model_licence"] == "CC0-1.0"
+    assert weights.SHIPPED[weights.DEFAULT].stat().st_size < 8_000_000
