@@ -52,7 +52,9 @@ def main() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("out/demo"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for everything that the demo makes; an earlier demo there is replaced.")
+    ] = Path("out/demo"),
     identities: Annotated[int, typer.Option(help="Sampled faces beside the photograph.", min=1)] = 40,
     views: Annotated[int, typer.Option(help="Views of each face.", min=2)] = 16,
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 250,

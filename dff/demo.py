@@ -49,6 +49,8 @@ from trainer.pictures import match_picture
 PORT = 8571
 SEED = 7
 TERMS = "LicenseRef-public-domain"
+MADE = {"photos", "dataset", "runs", "weights", "overview.jpg", "report.html"}
+"""What a demo leaves in its folder: nothing else there is ever removed."""
 PANELS = {
     "photo": "The photograph, its landmarks (red) and the fitted ones (green)",
     "mesh": "The fitted mesh",
@@ -81,9 +83,11 @@ class Clock:
 
 
 def run_demo(out: Path, *, identities: int, views: int, steps: int, say: Callable[[str], None]) -> Path:
-    """Run the chain under the folder ``out``, which is begun anew, and return the path of the report."""
-    if out.exists():
-        shutil.rmtree(out)
+    """Run the chain under the folder ``out`` and return the path of the report.
+
+    What an earlier demo left there is removed first. Raises DemoError for a folder that holds anything else.
+    """
+    clear(out)
     photos, dataset_uri, weights = out / "photos", str(out / "dataset"), out / "weights" / "dff.safetensors"
     photograph = write_photograph(photos)
     clock = Clock(say)
@@ -166,6 +170,16 @@ def run_demo(out: Path, *, identities: int, views: int, steps: int, say: Callabl
         encoding="utf-8",
     )
     return report
+
+
+def clear(out: Path) -> None:
+    """Remove an earlier demo from ``out``. Raises DemoError, and removes nothing, when other files lie there."""
+    if not out.exists():
+        return
+    foreign = sorted({path.name for path in out.iterdir()} - MADE) if out.is_dir() else [out.name]
+    if foreign:
+        raise DemoError(f"{out} holds {', '.join(foreign[:3])}, which no demo made: choose another folder")
+    shutil.rmtree(out)
 
 
 def write_photograph(folder: Path) -> Bytes:

@@ -26,9 +26,9 @@ from pipeline.views import Person, make_view
 PHOTO_TERMS = "LicenseRef-photo"
 """Licence of rows made from photos whose terms the caller did not say: whatever the photos' terms are."""
 
-INVERT_SECONDS = 1.0  # of a photo on one core at 256 px, for estimates
-VIEW_SECONDS = 0.010  # of a view
-VIEW_BYTES = 24_000  # of a row at 256 px
+INVERT_SECONDS = 0.45  # of a photo, with its texture, on one core at 256 px, for estimates
+VIEW_SECONDS = 0.011  # of a view
+VIEW_BYTES = 34_000  # of a row at 256 px
 SHARD_SUBJECTS = 32  # of a large job: some 17 MB of 20 views each
 FEW_SHARDS = 16
 FACTORY = "pipeline.synthesis:make_rows_of"

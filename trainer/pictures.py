@@ -11,6 +11,7 @@ from face.descriptor import STRIDE, Anchors, DescriptorNet, image_batch
 from trainer.evaluate import Pair, peak
 
 ZOOM = 2
+SOFTER = 0.3
 _MARKS = ((230, 60, 60), (60, 160, 240), (250, 200, 40), (80, 210, 90), (200, 90, 220), (255, 140, 0))
 
 
@@ -18,8 +19,9 @@ _MARKS = ((230, 60, 60), (60, 160, 240), (250, 200, 40), (80, 210, 90), (200, 90
 def match_picture(net: DescriptorNet, anchors: Anchors, image_a: Bytes, image_b: Bytes, points: Floats) -> Bytes:
     """Where each of (N, 2) points of one crop is found in another: (H, W, 3) RGB, side by side.
 
-    The first tile is ``image_a`` with the points marked; one tile for each point then shows ``image_b`` under the
-    probability that its pixels show the same place (softmax of the cosines, relative to the best), the best marked.
+    The first tile is ``image_a`` with the points marked; one tile for each point then shows ``image_b`` under how well
+    its pixels match (softmax of the cosines relative to the best, at ``SOFTER`` times the trained sharpness, at which a
+    good match would hide under its own mark), the best marked.
     Both images are (S, S, 3) crops of one size that the network takes; points in pixels of the first.
     Raises ValueError without points or when one lies outside.
     """
@@ -34,7 +36,9 @@ def match_picture(net: DescriptorNet, anchors: Anchors, image_a: Bytes, image_b:
     wanted = descriptor[0, :, row, column].T  # (N, D)
     cosine = wanted @ descriptor[1].flatten(1)
     found = peak(cosine, half).numpy() * STRIDE
-    likeness = torch.exp(anchors.scale * (cosine - cosine.amax(1, keepdim=True))).reshape(-1, half, half).numpy()
+    likeness = (
+        torch.exp(SOFTER * anchors.scale * (cosine - cosine.amax(1, keepdim=True))).reshape(-1, half, half).numpy()
+    )
     first = _enlarged(image_a)
     tiles = [first]
     for i, heat in enumerate(likeness):

@@ -30,18 +30,6 @@ def cluster(s3: FaultyS3) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    path = tmp_path / "log"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Storage:
-    return open_storage(str(tmp_path / "out"))
-
-
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     return toy_plan(16, shard_subjects=2)

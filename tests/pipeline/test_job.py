@@ -25,18 +25,6 @@ from tests.s3_server import BUCKET, FaultyS3, refuse
 _fresh = count()
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    path = tmp_path / "log"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Storage:
-    return open_storage(str(tmp_path / "out"))
-
-
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     return toy_plan()
