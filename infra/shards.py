@@ -23,7 +23,7 @@ from face.arrays import Bools, Bytes, Floats, Ints
 from face.camera import Pinhole, WeakPerspective
 from face.errors import BadDataset
 from face.morphable import Coefficients, MorphableModel
-from face.render.frame import Frame, resolve
+from face.render.frame import OCCLUDER, Frame, resolve
 from face.transform import Rigid
 from infra.split import Split
 
@@ -36,7 +36,8 @@ CONVENTIONS = {
     "camera": "pinhole: px = focal_or_scale * (x, y) / z + camera_centre; weak_perspective: the same without / z",
     "light": "9 real spherical harmonics of order 0 to 2 by RGB, in cam (Ramamoorthi and Hanrahan 2001)",
     "landmarks": "68 points of iBUG; landmarks_2d: jaw on the visible contour; landmarks_3d: jaw fixed to the surface",
-    "triangle_ids": "zstd of (height, width) little-endian integers of triangle_ids_dtype; its maximum is background",
+    "triangle_ids": "zstd of (height, width) little-endian integers of triangle_ids_dtype; its maximum is background, "
+    "the number before it something that hides the model",
 }
 
 
@@ -58,7 +59,7 @@ class ViewRow:
     image: bytes  # JPEG
     width: int  # pixels
     height: int
-    triangle_ids: Ints  # (height, width) int32 rows of the model's faces, -1 for the background
+    triangle_ids: Ints  # (height, width) int32 rows of the model's faces; -1 background, OCCLUDER what hides the model
     camera: Pinhole | WeakPerspective  # of the image
     cam_from_head: Rigid
     coefficients: Coefficients
@@ -108,7 +109,7 @@ def sample_id_of(identity_id: str, view: int) -> str:
 
 
 def frame_of(row: ViewRow, model: MorphableModel) -> Frame:
-    """The dense ground truth of a view: the same numbers that rendering gave.
+    """The dense ground truth of a view: the same numbers that rendering gave, and OCCLUDER where a prop hides it.
 
     Raises BadDataset when the row is of another model.
     """
@@ -191,9 +192,10 @@ def _nested(arrays: Sequence[Floats | Bools], kind: Any) -> Any:
 
 
 def _pack(triangle_ids: Ints) -> tuple[bytes, str]:
-    """zstd of the triangles as the narrowest type that has its maximum free for the background."""
-    dtype = "uint16" if triangle_ids.max(initial=-1) < 0xFFFF else "uint32"
-    stored = np.where(triangle_ids < 0, np.iinfo(dtype).max, triangle_ids).astype(f"<{np.dtype(dtype).str[1:]}")
+    """zstd of the triangles as the narrowest type that has its two largest numbers free for OCCLUDER and background."""
+    dtype = "uint16" if triangle_ids.max(initial=-1) < 0xFFFE else "uint32"
+    # Negative ids wrap round: -1 becomes the type's maximum, OCCLUDER the number before it.
+    stored = triangle_ids.astype(f"<{np.dtype(dtype).str[1:]}")
     packed: bytes = pa.Codec("zstd", compression_level=3).compress(stored.tobytes(), asbytes=True)
     return packed, dtype
 
@@ -203,6 +205,7 @@ def _unpack(packed: bytes, dtype: str, height: int, width: int) -> Ints:
     raw = np.frombuffer(pa.Codec("zstd").decompress(packed, size, asbytes=True), f"<{np.dtype(dtype).str[1:]}")
     ids = raw.astype(np.int32)
     ids[raw == np.iinfo(dtype).max] = -1
+    ids[raw == np.iinfo(dtype).max - 1] = OCCLUDER
     return ids.reshape(height, width)
 
 

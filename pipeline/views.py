@@ -7,7 +7,8 @@ is a whole scene, so ``scene_of`` and ``make_row`` make any row again, byte for 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -26,11 +27,12 @@ from infra.split import Split
 from pipeline import backgrounds, sampling
 from pipeline.backgrounds import Background
 from pipeline.outfit import Outfit, draw_behind
+from pipeline.props import Prop, behind_props, paint, together
 from pipeline.sampling import Framing, Sensor
 from pipeline.sensor import exposed, jpeg, over
 
 MODE = "rerender"
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 HIDDEN_DEPTH = 0.004  # metres behind the nearest surface at which a landmark counts as hidden
 OWN_LIGHT = 0.2  # share of a photo's views that keep the photo's light
 OWN_EXPRESSION = 0.3  # share that keep the photo's expression
@@ -64,6 +66,7 @@ class Person:
     texture_recipe: dict[str, Any]  # how the texture was made, for the rows
     outfit: Outfit
     own: PhotoScene | None
+    props: Mapping[str, Prop] = field(default_factory=dict)  # what it can wear and hold, by name
 
     def __post_init__(self) -> None:
         if self.neutral.ndim != 2 or self.neutral.shape[1] != 3 or self.texture.shape[2:] != (4,):
@@ -80,6 +83,7 @@ class Scene:
     light: Floats  # (9, 3) float32, cam
     background: Background | None  # None: the photo itself
     sensor: Sensor
+    worn: tuple[str, ...]  # names of the person's props that this view shows
     notes: dict[str, Any]  # what was drawn, for people: movement, framing
 
 
@@ -90,7 +94,7 @@ def draw_scene(person: Person, index: int, *, model: MorphableModel, rng: np.ran
         scale = size / len(own.photo)
         camera = own.camera.cropped(np.zeros(2), scale)
         light = own.light.astype(np.float32)
-        return Scene(own.expression, own.cam_from_head, camera, light, None, sampling.CLEAN, {"movement": "photo"})
+        return Scene(own.expression, own.cam_from_head, camera, light, None, sampling.CLEAN, (), {"movement": "photo"})
     expression, movement = sampling.sample_expression(model.expression_names, rng=rng)
     if own is not None and rng.random() < OWN_EXPRESSION:
         expression, movement = own.expression, "photo"
@@ -107,6 +111,7 @@ def draw_scene(person: Person, index: int, *, model: MorphableModel, rng: np.ran
         light,
         backgrounds.sample_background(rng=rng, surroundings=own is not None),
         sampling.sample_sensor(rng=rng),
+        tuple(person.props),
         {"movement": movement, "framing": asdict(framing)},
     )
 
@@ -157,18 +162,24 @@ def make_row(
     visibility: Visibility = zbuffer.visibility,
 ) -> ViewRow:
     """Render, photograph and describe a scene. Raises ValueError when the scene is of another model."""
-    vertices = scene.cam_from_head.apply(vertices_of(person, scene.expression, model))
-    frame = render(vertices, model.faces, scene.camera, (size, size), visibility=visibility)
-    surface = sample_texture(frame, person.texture, model.uv, model.uv_faces)
+    head = vertices_of(person, scene.expression, model)
+    worn = together([person.props[name] for name in scene.worn])
+    vertices = scene.cam_from_head.apply(np.concatenate([head, worn.moved(head, person.neutral)]))
+    faces = np.concatenate([model.faces, worn.faces + np.int32(len(head))])
+    frame = render(vertices, faces, scene.camera, (size, size), visibility=visibility)
+    bare = behind_props(frame, len(model.faces))
+    surface = sample_texture(bare, person.texture, model.uv, model.uv_faces)
+    paint(frame, len(model.faces), worn, surface)
     colour = shaded(frame, surface[..., :3], scene.light)
     image = exposed(over(colour, frame, surface[..., 3], _behind(person, scene, model, size)), scene.sensor)
-    marks = project_landmarks(vertices, frame, scene.camera, model)
+    marks = project_landmarks(vertices[: len(head)], frame, scene.camera, model)
     recipe = {
         "version": RECIPE_VERSION,
         "texture": person.texture_recipe,
         "outfit": asdict(person.outfit),
         "background": None if scene.background is None else asdict(scene.background),
         "sensor": asdict(scene.sensor),
+        "worn": scene.worn,
         **scene.notes,
     }
     return ViewRow(
@@ -183,7 +194,7 @@ def make_row(
         image=jpeg(image, scene.sensor.quality),
         width=size,
         height=size,
-        triangle_ids=frame.triangle,
+        triangle_ids=bare.triangle,
         camera=scene.camera,
         cam_from_head=scene.cam_from_head,
         coefficients=Coefficients(person.identity, scene.expression),
@@ -239,6 +250,7 @@ def scene_of(row: ViewRow) -> Scene:
         row.light,
         None if background is None else Background(**background),
         Sensor(**{**sensor, "gains": tuple(sensor["gains"])}),
+        tuple(recipe.pop("worn")),
         recipe,
     )
 
@@ -253,4 +265,4 @@ def framed(person: Person, expression: Floats, rotation: Floats, *, model: Morph
     framing = Framing(distance=2.0, off_axis=(0.0, 0.0), share=0.55, centre=(0.5, 0.56))
     cam_from_head, camera = sampling.frame_face(_landmarks(person, expression, model), rotation, framing, size)
     light = lighting.ambient(0.7).astype(np.float32)
-    return Scene(expression, cam_from_head, camera, light, Background("gradient", 0), sampling.CLEAN, {})
+    return Scene(expression, cam_from_head, camera, light, Background("gradient", 0), sampling.CLEAN, (), {})

@@ -23,6 +23,9 @@ Image = NDArray[np.float32]
 OUTLINE = 0.01
 """Metres of depth between neighbouring pixels from which on there is an outline between them."""
 
+OCCLUDER = -2
+"""The triangle of a pixel that shows something before the mesh, of which nothing more is known."""
+
 PIXEL_CENTRES: Floats = np.empty((0, 0, 2))
 """Says to the resolver that the samples of a frame lie at the centres of its pixels."""
 
@@ -31,7 +34,7 @@ PIXEL_CENTRES: Floats = np.empty((0, 0, 2))
 class Frame:
     """What each pixel centre of an (H, W) image shows of a mesh. Raises ValueError when the shapes disagree."""
 
-    triangle: NDArray[np.int32]  # (H, W) row of the mesh's faces; -1 is background
+    triangle: NDArray[np.int32]  # (H, W) row of the mesh's faces; -1 is background, OCCLUDER another thing before it
     barycentric: Image  # (H, W, 3) weights of the triangle's corners on the surface, none negative; background 0
     depth: Image  # (H, W) metres along the z axis of ``cam``; background 0
     normal: Image  # (H, W, 3) smooth unit normals in ``cam``, outward also where the inside is seen; background 0
@@ -77,7 +80,9 @@ def render(
 
 
 def resolve(triangle_ids: Ints, vertices_cam: Floats, faces: Ints, camera: Camera) -> Frame:
-    """The frame that belongs to (H, W) ``triangle_ids`` (-1 is background): the same numbers that ``render`` gave.
+    """The frame that belongs to (H, W) ``triangle_ids``: the same numbers that ``render`` gave.
+
+    -1 is background; OCCLUDER stays as it is, without a surface point.
 
     Raises ValueError where ``render`` does, and for ids that name no triangle or one that reaches behind the camera.
     """
@@ -85,7 +90,7 @@ def resolve(triangle_ids: Ints, vertices_cam: Floats, faces: Ints, camera: Camer
     ids = np.ascontiguousarray(triangle_ids, dtype=np.int32)
     if ids.ndim != 2 or ids.size == 0:
         raise ValueError(f"triangle ids want (H, W), got {ids.shape}")
-    if ids.min() < -1 or ids.max() >= len(triangles):
+    if ids.min() < OCCLUDER or ids.max() >= len(triangles):
         raise ValueError(f"triangle ids from {ids.min()} to {ids.max()} for a mesh of {len(triangles)} triangles")
     return _resolve(ids, vertices, triangles, *_projected(vertices, camera))
 
@@ -169,7 +174,8 @@ def visible(frame: Frame, points_cam: Floats, camera: Camera, tolerance: float) 
     """(N,) whether each of (N, 3) surface points is seen in ``frame``.
 
     A point is hidden when all four pixel centres round it show something nearer than it by more than ``tolerance``
-    metres, and when it falls outside the image or behind the camera. So points on the silhouette count as seen.
+    metres, and when it falls outside the image or behind the camera. So points on the silhouette count as seen. An
+    OCCLUDER without depth is nearer than anything.
     """
     points = np.ascontiguousarray(points_cam, dtype=np.float64)
     px, _ = _projected(points, camera)
@@ -226,6 +232,7 @@ def _resolve(
 
 
 __all__ = [
+    "OCCLUDER",
     "Frame",
     "interpolate",
     "render",

@@ -223,5 +223,5 @@ def unoccluded(ids, depth, px, z, tolerance, out):  # type: ignore[no-untyped-de
         left, top = int(np.floor(x - 0.5)), int(np.floor(y - 0.5))
         for row in range(max(top, 0), min(top + 2, height)):
             for column in range(max(left, 0), min(left + 2, width)):
-                if ids[row, column] < 0 or depth[row, column] >= z[n] - tolerance:
+                if ids[row, column] == -1 or depth[row, column] >= z[n] - tolerance:
                     out[n] = True
