@@ -23,7 +23,8 @@ from face.assets import load_model
 from face.descriptor import DescriptorNet, NetConfig, choose_anchors, image_batch, parameter_count, surface_coordinates
 from infra.dataset import open_dataset
 from trainer.config import LossWeights, TrainConfig
-from trainer.data import Batch, chart_of, make_sample
+from trainer.crops import chart_of, make_sample
+from trainer.data import Batch
 from trainer.loss import Learner, divergence, mean_known, soft_targets, total
 from trainer.train import Figures, Watch, store_of, train
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from face.arrays import Bytes, Floats, Ints
 from face.descriptor import STRIDE, DescriptorNet, image_batch
-from trainer.data import Chart, Framing, grid_in_source, input_from_source, places_at, warp
+from trainer.crops import Chart, Framing, grid_in_source, input_from_source, places_at, warp
 from trainer.store import Store
 
 SIDE = 256

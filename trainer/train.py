@@ -27,7 +27,8 @@ from infra import weights
 from infra.dataset import Dataset
 from infra.shards import ViewRow
 from trainer.config import MAY_CHANGE, TrainConfig, to_dict
-from trainer.data import Chart, Crops, batches, chart_of
+from trainer.crops import Chart, chart_of
+from trainer.data import Crops, batches
 from trainer.evaluate import dev_pairs, match_figures
 from trainer.loss import Learner, total
 from trainer.store import Store, write_store

@@ -19,7 +19,7 @@ from face.assets import load_model
 from infra.dataset import Dataset, open_dataset
 from infra.tracking import Run
 from trainer.config import from_dict
-from trainer.data import chart_of
+from trainer.crops import chart_of
 from trainer.evaluate import dev_pairs
 from trainer.pictures import pair_picture
 from trainer.store import Store

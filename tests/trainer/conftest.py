@@ -18,7 +18,7 @@ from face.transform import Rigid, rotation_from_angles
 from infra.dataset import MANIFEST, Dataset, Manifest, ShardInfo, open_dataset
 from infra.shards import SCHEMA_VERSION, ViewRow, rows_to_parquet, sample_id_of
 from infra.split import split_of
-from trainer.data import Chart, chart_of
+from trainer.crops import Chart, chart_of
 from trainer.store import Store, write_store
 
 SIZE = 96

@@ -1,211 +1,13 @@
-"""Crops keep the truth: a surface point lies where the crop's target map says, mirrored or not."""
+"""The loader's order: decided by the seed alone, whatever the number of workers."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from face.arrays import Floats
-from face.camera import Box
-from face.descriptor import FRAMING, STRIDE
-from face.mesh import vertex_normals
-from face.morphable import MorphableModel
-from face.render.frame import render
-from infra.shards import ViewRow, frame_of
-from trainer.augment import occlude, photometric
-from trainer.data import (
-    COHERENT,
-    Chart,
-    Framing,
-    chart_of,
-    epoch_table,
-    grid_in_source,
-    input_from_source,
-    inverse_affine,
-    make_sample,
-    places_at,
-    steps_of,
-    triangles_at,
-    warp,
-)
-from trainer.store import Store
-
-SIZE = 64
-TILTED = Framing(zoom=0.9, shift=(0.05, -0.08), degrees=33.0)
-
-
-def facing_points(row: ViewRow, model: MorphableModel) -> tuple[Floats, Floats]:
-    """((N, 6) surface coordinates, (N, 2) source px) of triangle centres that face the camera and are seen."""
-    vertices = row.cam_from_head.apply(model.vertices(row.coefficients))
-    chart = chart_of(model)
-    seen = np.unique(row.triangle_ids[row.triangle_ids >= 0])
-    seen = seen[chart.anchored[seen]]
-    normal = vertex_normals(vertices, model.faces)[model.faces[seen]].mean(1)
-    seen = seen[normal[:, 2] < -0.8]
-    centre = vertices[model.faces[seen]].mean(1)
-    return chart.places[model.faces[seen]].mean(1), row.camera.px_from_cam(centre)
-
-
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_a_projected_point_lies_where_the_target_map_says(
-    rows: list[ViewRow], store: Store, open_head: MorphableModel, chart: Chart, mirrored: bool
-) -> None:
-    """Project surface points, carry them through the crop, and read the target map there: the same points again."""
-    framing = TILTED._replace(mirrored=mirrored)
-    errors = []
-    for number in (0, 20, 41):
-        place, px = facing_points(rows[number], open_head)
-        view = store.view(number)
-        matrix = input_from_source(view.box, SIZE, framing)
-        crop_px = px @ matrix[:, :2].T + matrix[:, 2]
-        back = inverse_affine(matrix)
-        got, known = places_at(view, crop_px @ back[:, :2].T + back[:, 2], chart, mirrored=mirrored)
-        wanted = place * [-1, 1, 1, -1, 1, 1] if mirrored else place
-        assert known.mean() > 0.8
-        errors.append(np.linalg.norm(got - wanted, axis=1)[known])
-    error = np.concatenate(errors)
-    # a source pixel is about 2.5 mm wide here; a half-pixel slip would show as 1.2 mm
-    assert np.median(error) < 0.0004
-    assert np.percentile(error, 95) < 0.0015
-
-
-def test_the_target_of_an_output_pixel_is_the_point_that_projects_to_its_centre(
-    rows: list[ViewRow], store: Store, open_head: MorphableModel, chart: Chart
-) -> None:
-    """Slow twin: resolve the crop's own camera instead of looking up the source's map."""
-    row, view = rows[7], store.view(7)
-    upright = Framing(zoom=1.1, shift=(0.03, 0.02))
-    matrix = input_from_source(view.box, SIZE, upright)
-    vertices = row.cam_from_head.apply(open_head.vertices(row.coefficients))
-    scale = matrix[0, 0] / STRIDE
-    camera = row.camera.cropped(-matrix[:, 2] / matrix[0, 0], scale)
-    frame = render(vertices, open_head.faces, camera, (SIZE // STRIDE, SIZE // STRIDE))
-    corners = chart.places[open_head.faces[np.maximum(frame.triangle, 0)]]
-    wanted = np.einsum("ijk,ijkc->ijc", frame.barycentric, corners).reshape(-1, 6)
-    got, known = places_at(view, grid_in_source(matrix, SIZE), chart)
-    known &= frame.triangle.ravel() >= 0
-    error = np.linalg.norm(got - wanted, axis=1)[known]
-    assert known.sum() > 250
-    assert np.median(error) < 0.0004
-
-
-def test_targets_of_a_mirrored_crop_are_the_mirrored_targets(store: Store, chart: Chart) -> None:
-    view = store.view(3)
-    plain = input_from_source(view.box, SIZE, TILTED)
-    flipped = np.diag([-1.0, 1.0]) @ plain + np.array([[0, 0, SIZE], [0, 0, 0]])
-    half = SIZE // STRIDE
-    there, known = places_at(view, grid_in_source(plain, SIZE), chart)
-    back, known_back = places_at(view, grid_in_source(flipped, SIZE), chart, mirrored=True)
-    known, known_back = known.reshape(half, half), known_back.reshape(half, half)[:, ::-1]
-    np.testing.assert_array_equal(known, known_back)
-    reflected = back.reshape(half, half, 6)[:, ::-1] * [-1, 1, 1, -1, 1, 1]
-    np.testing.assert_allclose(reflected[known], there.reshape(half, half, 6)[known], atol=1e-5)
-
-
-def test_mirroring_follows_the_models_table_not_a_sign(mirrored_model: MorphableModel, store: Store) -> None:
-    chart = chart_of(mirrored_model)
-    vertex = int(mirrored_model.landmarks.vertex[36])
-    np.testing.assert_array_equal(chart.mirrored[vertex], chart.places[mirrored_model.mirror[vertex]])
-
-
-def test_the_image_moves_with_the_targets() -> None:
-    """A bright dot at a known source pixel shows at the pixel its centre maps to."""
-    box = Box(30.0, 30.0, 70.0, 70.0)
-    for framing in (Framing(), TILTED, TILTED._replace(mirrored=True)):
-        image = np.zeros((100, 100, 3), np.uint8)
-        image[58:61, 41:44] = 255
-        matrix = input_from_source(box, 128, framing)
-        out = warp(image, matrix, 128, (0, 0, 0)).astype(float)[..., 0]
-        rows, columns = np.mgrid[:128, :128] + 0.5
-        centre = np.array([(out * columns).sum(), (out * rows).sum()]) / out.sum()
-        wanted = matrix @ [42.5, 59.5, 1.0]
-        np.testing.assert_allclose(centre, wanted, atol=0.1)  # OpenCV warps in 1/32 px
-
-
-def test_the_plain_crop_frames_the_landmark_box() -> None:
-    box = Box(10.0, 20.0, 50.0, 100.0)
-    matrix = input_from_source(box, 128, Framing())
-    np.testing.assert_allclose(matrix @ [*box.centre, 1.0], [64.0, 64.0])
-    top, bottom = matrix @ [30.0, 20.0, 1.0], matrix @ [30.0, 100.0, 1.0]
-    assert bottom[1] - top[1] == pytest.approx(128 / FRAMING)
-    mirrored = input_from_source(box, 128, Framing(mirrored=True))
-    np.testing.assert_allclose(mirrored[0] + matrix[0], [0.0, 0.0, 128.0], atol=1e-12)
-
-
-def test_hidden_and_outside_places_are_unknown(store: Store, chart: Chart) -> None:
-    view = store.view(0)
-    height, width = view.triangle.shape
-    outside = np.array([[-5.0, 10.0], [10.0, -0.4], [width + 3.0, 10.0], [10.0, height + 0.1], [0.2, 0.2]])
-    _, known = places_at(view, outside, chart)
-    assert not known.any()
-    assert (triangles_at(view, outside[:4], len(chart.faces)) == len(chart.faces)).all()
-
-
-def test_no_target_straddles_an_edge(store: Store, chart: Chart) -> None:
-    """Next to the silhouette the four neighbours disagree; what is called known has them on one sheet."""
-    view = store.view(0)
-    px = grid_in_source(input_from_source(view.box, SIZE, Framing()), SIZE)
-    triangle = triangles_at(view, px, len(chart.faces))
-    _, known = places_at(view, px, chart)
-    half = SIZE // STRIDE
-    surface = chart.anchored[triangle].reshape(half, half)
-    edge = surface & ~np.roll(surface, 1, 1) | surface & ~np.roll(surface, -1, 1)
-    assert known.reshape(half, half)[edge].mean() < 0.5
-    assert known.reshape(half, half)[surface].mean() > 0.6
-    assert COHERENT < 0.02
-
-
-def test_the_store_keeps_the_dense_truth(rows: list[ViewRow], store: Store, open_head: MorphableModel) -> None:
-    for number in (0, 33):
-        frame, view = frame_of(rows[number], open_head), store.view(number)
-        np.testing.assert_array_equal(np.where(view.triangle == 0xFFFF, -1, view.triangle.astype(int)), frame.triangle)
-        error = np.abs(view.weight / 255.0 - frame.barycentric[..., :2])[frame.mask]
-        assert error.max() <= 0.5 / 255 + 1e-6
-        assert store.sample_ids[number] == rows[number].sample_id
-        assert bool(store.is_dev[number]) == (rows[number].split == "dev")
-
-
-def test_a_sample_is_decided_by_its_generator(store: Store, chart: Chart) -> None:
-    def sample(seed: int) -> bytes:
-        rng = np.random.default_rng(seed)
-        return b"".join(part.tobytes() for part in make_sample(store.view(2), chart, size=SIZE, pixels=50, rng=rng))
-
-    assert sample(1) == sample(1)
-    assert sample(1) != sample(2)
-
-
-def test_samples_say_what_they_know(store: Store, chart: Chart) -> None:
-    for seed in range(12):
-        sample = make_sample(store.view(seed), chart, size=SIZE, pixels=2000, rng=np.random.default_rng(seed))
-        known = sample.known > 0
-        assert sample.image.shape == (SIZE, SIZE, 3)
-        assert 30 < known.sum() < 2000, "a crop of 1,024 output pixels cannot fill 2,000"
-        chosen = sample.pixel[known]
-        assert len(set(chosen.tolist())) == len(chosen)
-        on_template = np.abs(sample.place[known, :3]).max(0)
-        assert (on_template < [0.1, 0.16, 0.2]).all()
-        assert 0.02 < sample.face.mean() < 0.9
-
-
-def test_occluders_clear_the_targets() -> None:
-    image = np.full((SIZE, SIZE, 3), 128, np.uint8)
-    for seed in range(20):
-        out, covered = occlude(image, rng=np.random.default_rng(seed))
-        np.testing.assert_array_equal(out[~covered], image[~covered])
-    assert covered.any()
-
-
-def test_photometric_effects_keep_pixels_in_their_places() -> None:
-    """The bright half stays the left half, whatever the camera did."""
-    image = np.full((SIZE, SIZE, 3), 60, np.uint8)
-    image[:, : SIZE // 2] = 190
-    for seed in range(40):
-        out = photometric(image, rng=np.random.default_rng(seed)).astype(float).mean(2)
-        edge = np.abs(np.diff(out.mean(0))).argmax() + 1
-        assert out.dtype == float
-        assert abs(edge - SIZE // 2) <= 3
-        assert out[:, : SIZE // 2 - 6].mean() > out[:, SIZE // 2 + 6 :].mean()
-
+from trainer.crops import Chart
+from trainer.data import MOSAICS, Crops, epoch_table, steps_of
+from trainer.store import Store, StoredView
 
 IDENTITY = np.repeat(np.arange(7), [6, 9, 4, 5, 8, 2, 6])
 
@@ -255,11 +57,28 @@ def test_a_resumed_order_is_the_rest_of_the_order() -> None:
     assert list(steps_of(numbers, IDENTITY, first=6, **arguments)) == whole[6:]  # type: ignore[arg-type]
 
 
-def test_the_chart_knows_regions(chart: Chart, open_head: MorphableModel) -> None:
-    names = np.array(open_head.region_names)[open_head.region]
-    assert not chart.anchored[-1]
-    assert not chart.skin[-1]
-    assert not chart.anchored[:-1][names == "teeth"].any()
-    assert chart.anchored[:-1][names == "scalp"].all()
-    assert not chart.skin[:-1][names == "scalp"].any()
-    assert chart.skin[:-1][names == "lips"].all()
+def test_an_item_is_the_same_whoever_asks(store: Store, chart: Chart) -> None:
+    one, two = (Crops(store, chart, size=64, pixels=50, seed=4) for _ in range(2))
+    for number in range(8):
+        assert all(np.array_equal(a, b) for a, b in zip(one[3, number], two[3, number], strict=True))
+
+
+def test_a_share_of_the_items_are_mosaics_of_training_views(
+    store: Store, chart: Chart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    view = Store.view
+
+    def watched(self: Store, number: int) -> StoredView:
+        asked.append(number)
+        return view(self, number)
+
+    monkeypatch.setattr(Store, "view", watched)
+    crops = Crops(store, chart, size=64, pixels=50, seed=0)
+    counts = []
+    for epoch in range(150):
+        before = len(asked)
+        crops[epoch, 0]
+        counts.append(len(asked) - before)
+    assert np.mean(np.array(counts) > 1) == pytest.approx(MOSAICS, abs=0.09)
+    assert not store.is_dev[asked].any()

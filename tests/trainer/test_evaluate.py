@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from face.descriptor import STRIDE, Anchors, DescriptorNet, Features, NetConfig
-from trainer.data import Chart, Framing, grid_in_source, input_from_source, places_at, warp
+from trainer.crops import Chart, Framing, grid_in_source, input_from_source, places_at, warp
 from trainer.evaluate import SIDE, dev_pairs, match_figures, peak
 from trainer.pictures import ZOOM, match_picture, pair_picture
 from trainer.store import Store
