@@ -1,8 +1,9 @@
 """Shards: synthesised views as Parquet files that plain pyarrow reads and Hugging Face ``datasets`` decodes.
 
-A row is one view of one identity and says everything needed to make it again. All views of an identity lie in one row
-group, so a reader of pairs reads one group. The dense ground truth of a view is the triangle that each pixel sees;
-depth, barycentric coordinates and normals follow exactly from it and the row's geometry, so they are not stored.
+A row is one view of one identity and says everything needed to make it again, together with the identity's ``person``:
+what all its views share, stored once, in its first row. All views of an identity lie in one row group, so a reader of
+pairs reads one group. The dense ground truth of a view is the triangle that each pixel sees; depth, barycentric
+coordinates and normals follow exactly from it and the row's geometry, so they are not stored.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from face.render.frame import OCCLUDER, Frame, resolve
 from face.transform import Rigid
 from infra.split import Split
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MIN_GROUP_ROWS = 128  # whole identities share a row group up to here: a group of its own costs each about 4 kB
 
 CONVENTIONS = {
@@ -37,7 +38,8 @@ CONVENTIONS = {
     "light": "9 real spherical harmonics of order 0 to 2 by RGB, in cam (Ramamoorthi and Hanrahan 2001)",
     "landmarks": "68 points of iBUG; landmarks_2d: jaw on the visible contour; landmarks_3d: jaw fixed to the surface",
     "triangle_ids": "zstd of (height, width) little-endian integers of triangle_ids_dtype; its maximum is background, "
-    "the number before it something that hides the model",
+    "the number before it something else that hides the model",
+    "person": "in an identity's first row, null elsewhere: what its views were made of (pipeline.person_file)",
 }
 
 
@@ -73,6 +75,7 @@ class ViewRow:
     licence: str  # of the row: the strictest of model, photo and textures
     fit_error: float  # of the inverse rendering the identity comes from; 0 when sampled
     recipe: str  # JSON: everything else needed to make the view again
+    person: bytes | None = None  # in an identity's first row of a shard: what all its views share
 
     def __post_init__(self) -> None:
         if self.sample_id != sample_id_of(self.identity_id, self.view):
@@ -157,11 +160,12 @@ SCHEMA = pa.schema(
         ("licence", pa.string()),
         ("fit_error", pa.float64()),
         ("recipe", pa.string()),
+        ("person", pa.binary()),
     ]
 )
 # Tells the ``datasets`` library to decode the column; the other columns need no hint.
 _HUGGING_FACE = json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})
-_BLOBS = ("image", "triangle_ids")  # already compressed
+_BLOBS = ("image", "triangle_ids", "person")  # already compressed
 _REPEATED = (
     "identity_id", "photo_id", "photo_sha256", "split", "mode", "triangle_ids_dtype", "camera", "model", "licence",
 )  # fmt: skip
@@ -234,6 +238,23 @@ def _table(rows: Sequence[ViewRow]) -> Any:
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
+def persons_of(rows: Sequence[ViewRow], name: str = "shard") -> dict[str, bytes]:
+    """The stored person of each identity of a shard's ``rows``: what ``pipeline.person_file`` decodes.
+
+    Raises BadDataset when an identity has none, or one anywhere but in its first row.
+    """
+    found: dict[str, bytes] = {}
+    for identity, views in groupby(rows, key=lambda row: row.identity_id):
+        first, *others = views
+        if first.person is None:
+            raise BadDataset(f"{name}: {first.sample_id}, the first row of {identity!r}, has no person")
+        misplaced = [row.sample_id for row in others if row.person is not None]
+        if misplaced:
+            raise BadDataset(f"{name}: {misplaced[0]} has a person, which only the first row of {identity!r} may have")
+        found[identity] = first.person
+    return found
+
+
 def _groups(rows: Sequence[ViewRow]) -> list[list[ViewRow]]:
     """Rows in their order, whole identities to a group. Raises ValueError when an identity's rows are apart."""
     groups: list[list[ViewRow]] = [[]]
@@ -244,7 +265,10 @@ def _groups(rows: Sequence[ViewRow]) -> list[list[ViewRow]]:
         seen.add(identity)
         if len(groups[-1]) >= MIN_GROUP_ROWS:
             groups.append([])
-        groups[-1] += views
+        first, *others = views
+        if any(row.person is not None for row in others):
+            raise ValueError(f"the person of {identity!r} is stored in another row than its first")
+        groups[-1] += [first, *others]
     return groups
 
 
@@ -252,7 +276,8 @@ def rows_to_parquet(rows: Sequence[ViewRow], metadata: Mapping[str, str]) -> byt
     """A shard's bytes: the same for the same rows and ``metadata``, whoever makes them and when.
 
     The file's metadata also says the schema's version, units, frames, and the licences of its rows.
-    Raises ValueError when two rows share a sample id or an identity's rows are not together.
+    Raises ValueError when two rows share a sample id, an identity's rows are not together, or a person is stored
+    anywhere but in its first row.
     """
     if len({row.sample_id for row in rows}) != len(rows):
         raise ValueError("two rows share a sample id")

@@ -76,7 +76,7 @@ def noise_row(identity_id: str, view: int, *, rng: np.random.Generator, triangle
         image=cv2.imencode(".jpg", pixels)[1].tobytes(),
         width=width,
         height=height,
-        triangle_ids=rng.integers(-1, triangles, (height, width)),
+        triangle_ids=rng.integers(-2, triangles, (height, width)),
         camera=(Pinhole if view % 2 else WeakPerspective)(float(rng.gamma(2.0)), rng.normal(size=2)),
         cam_from_head=Rigid(rotation_from_angles(*rng.uniform(-80, 80, 3)), rng.normal(size=3)),
         coefficients=Coefficients(rng.normal(size=int(rng.integers(80))), rng.normal(size=int(rng.integers(52)))),
@@ -90,6 +90,7 @@ def noise_row(identity_id: str, view: int, *, rng: np.random.Generator, triangle
         licence="CC0-1.0" if view % 3 else "research-only",
         fit_error=float(rng.random()),
         recipe='{"n": "顔"}',
+        person=rng.bytes(60) if view == 0 else None,
     )
 
 

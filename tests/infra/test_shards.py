@@ -15,7 +15,16 @@ from PIL import Image
 
 from face.errors import BadDataset
 from face.morphable import MorphableModel
-from infra.shards import ViewRow, columns_of, frame_of, metadata_of, parquet_to_rows, rows_to_parquet
+from infra.shards import (
+    OCCLUDER,
+    ViewRow,
+    columns_of,
+    frame_of,
+    metadata_of,
+    parquet_to_rows,
+    persons_of,
+    rows_to_parquet,
+)
 from tests.infra.rows import noise_row, same_row, toy_view
 
 
@@ -50,10 +59,10 @@ def test_an_empty_shard_is_a_shard() -> None:
 
 def test_models_of_many_triangles_get_wider_ids() -> None:
     rng = np.random.default_rng(1)
-    for triangles, dtype in ((65_535, "uint16"), (65_536, "uint32"), (2_000_000, "uint32")):
+    for triangles, dtype in ((65_534, "uint16"), (65_535, "uint32"), (2_000_000, "uint32")):
         row = noise_row("a", 0, rng=rng)
         ids = row.triangle_ids.copy()
-        ids[0, :2] = triangles - 1, -1
+        ids[0, :3] = triangles - 1, -1, OCCLUDER
         row = replace(row, triangle_ids=ids)
         data = rows_to_parquet([row], {})
         assert columns_of(data, ["triangle_ids_dtype"]) == {"triangle_ids_dtype": [dtype]}
@@ -90,6 +99,17 @@ def test_rows_of_an_identity_must_be_together_and_differ(rows: list[ViewRow]) ->
         rows_to_parquet([rows[0], rows[0]], {})
 
 
+def test_a_person_is_stored_once_in_its_first_row(rows: list[ViewRow], shard: bytes) -> None:
+    found = persons_of(parquet_to_rows(shard))
+    assert found == {row.identity_id: row.person for row in rows if row.view == 0}
+    with pytest.raises(ValueError, match="person of 'person 0' is stored in another row than its first"):
+        rows_to_parquet([rows[0], replace(rows[1], person=b"again"), *rows[2:]], {})
+    with pytest.raises(BadDataset, match=r"part-1: person 0/0002 has a person, which only the first row"):
+        persons_of([*rows[:2], replace(rows[2], person=b"again")], "part-1")
+    with pytest.raises(BadDataset, match=r"part-1: person 0/0001, the first row of 'person 0', has no person"):
+        persons_of(rows[1:3], "part-1")
+
+
 def test_plain_pyarrow_reads_it_and_it_explains_itself(rows: list[ViewRow], shard: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(shard)
     table = pq.read_table(tmp_path / "a.parquet")
@@ -101,7 +121,7 @@ def test_plain_pyarrow_reads_it_and_it_explains_itself(rows: list[ViewRow], shar
     said = metadata_of(shard)
     assert said["plan"] == "abc"
     assert said["licence"] == "CC0-1.0 AND research-only"
-    assert said["schema_version"] == "1"
+    assert said["schema_version"] == "2"
     assert "metres" in said["units"]
     assert "y down" in said["frames"]
 
@@ -161,8 +181,8 @@ def test_what_is_no_shard_is_refused_by_name(shard: bytes) -> None:
             parquet_to_rows(data, "part-1")
     other = pq.read_table(io.BytesIO(shard))
     sink = io.BytesIO()
-    pq.write_table(other.replace_schema_metadata({"schema_version": "2"}), sink)
-    with pytest.raises(BadDataset, match="part-1 has schema version 2, this program reads 1"):
+    pq.write_table(other.replace_schema_metadata({"schema_version": "1"}), sink)
+    with pytest.raises(BadDataset, match="part-1 has schema version 1, this program reads 2"):
         parquet_to_rows(sink.getvalue(), "part-1")
     sink = io.BytesIO()
     pq.write_table(other.drop_columns(["light"]), sink)
