@@ -1,0 +1,255 @@
+"""How real a dataset's views look, and whether the views of one photo stay the same person.
+
+    python -m benchmarks.realism DATASET PHOTOS [--json FIGURES] [--sheet PICTURE]
+
+PHOTOS holds the photos that the dataset was made from, and may hold others. Chance is printed beside each figure, and
+so are controls: photos against photos (nothing to be learned), photos against the same photos altered a little (there
+is something, and it is found), crops of which only the place of the landmarks is left.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from face.arrays import Bytes, Floats
+from face.assets import load_albedo, load_model
+from face.errors import BadLandmarks, BadPhoto
+from infra.dataset import Dataset, open_dataset
+from infra.images import decode
+from infra.shards import ViewRow
+from infra.storage import LocalStorage
+from pipeline import likeness, realism, sampling
+from pipeline.crop import square_crop
+from pipeline.inverse import tables_of
+from pipeline.landmark_fit import LandmarkRig, fit_landmarks
+from pipeline.photos import Photo, list_photos, read_photo
+from pipeline.realism import FACE_FRAME, WHOLE_FRAME, Portrait
+from pipeline.sensor import exposed, jpeg
+
+YAWS = ((0.0, 30.0), (30.0, 60.0), (60.0, 100.0))
+SPEED_LIMITS = {"candidates": 1500, "people": 300}
+console = Console()
+
+
+@dataclass(frozen=True, eq=False)
+class Posed:
+    """A portrait with its pose and what it is compared by."""
+
+    portrait: Portrait
+    pose: Floats  # (3,) degrees
+    mode: str
+
+
+def read_photos(folder: Path) -> dict[str, Photo]:
+    storage, out = LocalStorage(folder), {}
+    for ref in list_photos(storage):
+        try:
+            out[ref.id] = read_photo(storage, ref)
+        except (BadPhoto, BadLandmarks):
+            continue
+    return out
+
+
+def mode_of(row: ViewRow) -> str:
+    """sampled, or how the view of a photo was made."""
+    return row.mode if row.photo_id else "sampled"
+
+
+def portrait_of(row: ViewRow) -> Portrait:
+    bounds = (0.0, 0.0, float(row.width), float(row.height))
+    return Portrait(row.photo_id or row.identity_id, row.pixels(), row.landmarks_2d.astype(float), "2d", bounds)
+
+
+def reals(photos: dict[str, Photo], size: int, rig: LandmarkRig, rng: np.random.Generator) -> list[Posed]:
+    out = []
+    for photo in photos.values():
+        portrait = realism.photographed(photo, photo.id, size=size, rng=rng)
+        if portrait is not None:
+            out.append(Posed(portrait, realism.pose_of(portrait, rig), "photo"))
+    return out
+
+
+def views(dataset: Dataset, rig: LandmarkRig, rng: np.random.Generator) -> tuple[list[Posed], dict[str, list[ViewRow]]]:
+    """Portraits of some views of each mode that may meet a photo, and every row of the photos' people."""
+    posed: list[Posed] = []
+    of_photo: dict[str, list[ViewRow]] = defaultdict(list)
+    room = SPEED_LIMITS["candidates"] // max(len(dataset.shards), 1) + 1
+    for index in range(len(dataset.shards)):
+        rows = dataset.read_shard(index)
+        for row in rows:
+            if row.photo_id:
+                of_photo[row.photo_id].append(row)
+        by_mode: dict[str, list[ViewRow]] = defaultdict(list)
+        for row in rows:
+            # The first view of a photo is the photo's own scene; few photos look to the side.
+            if not (row.photo_id and row.view == 0) and abs(row.pose[0]) < 45.0:
+                by_mode[mode_of(row)].append(row)
+        for mode, some in by_mode.items():
+            for i in rng.permutation(len(some))[:room]:
+                row = some[i]
+                portrait = portrait_of(row)
+                posed.append(Posed(portrait, realism.pose_of(portrait, rig), mode))
+    return posed, of_photo
+
+
+def crops(portraits: Sequence[Portrait], frame: float, rng: np.random.Generator) -> tuple[Bytes, np.ndarray]:
+    found = [realism.aligned(p, frame, rng=rng) for p in portraits]
+    return np.stack([a.pixels for a in found]), np.array([a.inside for a in found])
+
+
+def judge(
+    real: Sequence[Portrait],
+    made: Sequence[Portrait],
+    frame: float,
+    seed: int,
+    change: Callable[[Bytes], Bytes] = lambda pictures: pictures,
+    only_inside: bool = False,
+) -> tuple[realism.Judgement, Bytes, Bytes]:
+    rng = np.random.default_rng(seed)
+    (a, a_inside), (b, b_inside) = crops(real, frame, rng), crops(made, frame, rng)
+    both = a_inside & b_inside if only_inside else np.ones(len(a), bool)
+    a, b = change(a[both]), change(b[both])
+    people = [p.person for p, keep in zip(real, both, strict=True) if keep]
+    people += [p.person for p, keep in zip(made, both, strict=True) if keep]
+    labels = np.arange(len(people)) >= len(a)
+    return realism.tell_apart(np.concatenate([a, b]), labels, people, seed=seed), a, b
+
+
+def dots(portrait: Portrait) -> Portrait:
+    """Only where the inner landmarks are: black dots on grey."""
+    out = np.full_like(portrait.pixels, realism.GREY)
+    for x, y in np.round(portrait.landmarks[realism.WITHIN] * 16 - 8).astype(int).tolist():
+        cv2.circle(out, (x, y), 16, (0, 0, 0), -1, cv2.LINE_AA, 4)
+    return replace(portrait, pixels=out)
+
+
+def smoothed(portrait: Portrait) -> Portrait:
+    """As if the skin had no pores: what a poor texture looks like."""
+    out = cv2.bilateralFilter(portrait.pixels, 7, 22.0, 3.0)
+    return replace(portrait, pixels=out)
+
+
+def told_apart(dataset: Dataset, photos: dict[str, Photo], seed: int, sheet: Path | None) -> tuple[dict, dict]:
+    rng = np.random.default_rng(seed)
+    rig = LandmarkRig.of(load_model(), 30, 30)
+    posed, of_photo = views(dataset, rig, rng)
+    size = next(iter(of_photo.values()))[0].width if of_photo else posed[0].portrait.pixels.shape[0]
+    real = reals(photos, size, rig, rng)
+    pose = np.array([r.pose for r in real])
+    table = Table("views", "crop", "told apart", "95 %", "pictures", "people", title=f"{len(real)} photos; chance 50 %")
+    figures: dict[str, dict] = {}
+    pictures: list[Bytes] = []
+
+    def report(views: str, crop: str, found: realism.Judgement) -> None:
+        figures[f"{views}, {crop}"] = asdict(found)
+        span = f"{found.low:.1%} to {found.high:.1%}"
+        table.add_row(views, crop, f"{found.accuracy:.1%}", span, str(found.pictures), str(found.people))
+
+    pools = {mode: [p for p in posed if p.mode == mode] for mode in sorted({p.mode for p in posed})}
+    pairs: dict[str, tuple[list[Portrait], list[Portrait]]] = {}
+    for mode, pool in pools.items():
+        i, j = realism.matched(pose, np.array([p.pose for p in pool]))
+        pairs[mode] = [real[k].portrait for k in i], [pool[k].portrait for k in j]
+        if len(i) < 60:
+            console.print(f"{mode}: only {len(i)} views meet a photo of their pose; left out")
+            continue
+        found, a, b = judge(*pairs[mode], FACE_FRAME, seed, realism.oval)
+        report(mode, "face", found)
+        pictures += [np.concatenate(list(half[:16]), axis=1) for half in (a, b)]
+        found, a, b = judge(*pairs[mode], WHOLE_FRAME, seed, only_inside=True)
+        report(mode, "whole", found)
+        pictures += [np.concatenate(list(half[:16]), axis=1) for half in (a, b)]
+        found, *_ = judge([dots(p) for p in pairs[mode][0]], [dots(p) for p in pairs[mode][1]], FACE_FRAME, seed)
+        report(mode, "landmarks alone", found)
+    table.add_section()
+    every = [real[k].portrait for k in rng.permutation(len(real))]
+    half = len(every) // 2
+    found, *_ = judge(every[:half], every[half : 2 * half], FACE_FRAME, seed, realism.oval)
+    report("control: other photos", "face", found)
+    altered = [smoothed(p) for p in every[half : 2 * half]]
+    found, *_ = judge(every[:half], altered, FACE_FRAME, seed, realism.oval)
+    report("control: smoothed photos", "face", found)
+    console.print(table)
+    if sheet is not None and pictures:
+        width = max(p.shape[1] for p in pictures)
+        padded = [np.pad(p, ((0, 4), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
+        cv2.imwrite(str(sheet), np.concatenate(padded)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+    return figures, of_photo
+
+
+def crop_of(photo: Photo, size: int) -> Bytes:
+    """The crop that inverse rendering cuts: view 0 of a photo's person has its pixels."""
+    rig = tables_of(load_model(), load_albedo()).rig
+    found = rig.project(fit_landmarks(photo.landmarks, rig, photo.scheme), photo.scheme)
+    return square_crop(photo.pixels, found, size).pixels
+
+
+def stays_the_same(of_photo: dict[str, list[ViewRow]], photos: dict[str, Photo], seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    model = load_model()
+    chart = likeness.Chart.of(model)
+    names = [name for name in sorted(of_photo) if name in photos and of_photo[name][0].view == 0]
+    names = [names[i] for i in sorted(rng.permutation(len(names))[: SPEED_LIMITS["people"]])]
+    gallery, twice = [], []
+    looks: dict[str, list[likeness.Look]] = defaultdict(list)
+    whose: dict[str, list[int]] = defaultdict(list)
+    for person, name in enumerate(names):
+        first, *others = of_photo[name]
+        crop = crop_of(photos[name], first.width)
+        gallery.append(likeness.look_of(crop, first, model, chart))
+        sensor = sampling.sample_sensor(rng=rng)
+        again = decode(jpeg(exposed(crop.astype(np.float32) / 255.0, sensor), sensor.quality))
+        twice.append(likeness.look_of(again, first, model, chart))
+        for row in others:
+            away = abs(row.pose[0])
+            span = next(f"yaw {low:.0f} to {high:.0f}" for low, high in YAWS if low <= away < high)
+            look = likeness.look_of(row.pixels(), row, model, chart)
+            for key in (row.mode, f"{row.mode}, {span}"):
+                looks[key].append(look)
+                whose[key].append(person)
+    table = Table("views", "same person", "95 %", "views", title=f"{len(names)} people; chance {1 / len(names):.1%}")
+    figures = {}
+    found = likeness.recognised(twice, range(len(names)), gallery, seed=seed)
+    rows = [("bound: the photo through another sensor", found)]
+    rows += [(key, likeness.recognised(looks[key], whose[key], gallery, seed=seed)) for key in sorted(looks)]
+    for key, one in rows:
+        figures[key] = asdict(one)
+        table.add_row(key, f"{one.rate:.1%}", f"{one.low:.1%} to {one.high:.1%}", str(one.looks))
+    console.print(table)
+    return figures
+
+
+def main(
+    dataset: str,
+    photos: Path,
+    json_out: Annotated[Path | None, typer.Option("--json")] = None,
+    sheet: Annotated[Path | None, typer.Option()] = None,
+    seed: int = 0,
+) -> None:
+    """Measure and show."""
+    torch.set_num_threads(1)
+    start = time.process_time()
+    given = read_photos(photos)
+    data = open_dataset(dataset)
+    apart, of_photo = told_apart(data, given, seed, sheet)
+    same = stays_the_same(of_photo, given, seed) if of_photo else {}
+    console.print(f"{time.process_time() - start:.0f} s of CPU time")
+    if json_out is not None:
+        json_out.write_text(json.dumps({"told apart": apart, "same person": same}, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
