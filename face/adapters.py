@@ -24,6 +24,7 @@ ICT_PARTS = (  # first vertex of each part of the ICT-FaceKit mesh, from its doc
     (21451, "eyes"),
 )
 ICT_FACE = 9409  # vertices of the face come first
+ICT_EYEBALLS = (21451, 22221, 23021, 23791)  # first vertices of the outer and inner shell of the left and right one
 ICT_KEYS = ("neutral", "identity", "expression", "expression_names", "faces", "uv", "uv_faces", "landmarks68")
 
 
@@ -48,7 +49,9 @@ def from_ict_facekit(arrays: Mapping[str, Any]) -> MorphableModel:
     check_frame(template, vertex)
     mirror = mirror_of(template)
     expression = np.asarray(arrays["expression"], np.float32) * np.float32(metres)
-    uv = _one_tile(np.asarray(arrays["uv"], np.float64), uv_faces)
+    # The eyeballs' uv lie where the face's lie: charts of their own; the others are told by their tiles.
+    charts = np.searchsorted(ICT_EYEBALLS, faces[:, 0], side="right")
+    uv, uv_faces = one_square(np.asarray(arrays["uv"], np.float64), uv_faces, charts)
     return MorphableModel(
         name="ict-facekit",
         licence="MIT",
@@ -101,25 +104,28 @@ def _triangles(quads: Ints, uv_quads: Ints) -> tuple[Ints, Ints]:
     return split(quads), split(uv_quads)
 
 
-def _one_tile(uv: Floats, uv_faces: Ints) -> Floats:
-    """uv spread over several unit tiles side by side, brought into one [0, 1] square, v down.
+def one_square(uv: Floats, uv_faces: Ints, charts: Ints) -> tuple[Floats, Ints]:
+    """(T, 2) uv, v up, of several unit tiles side by side to uv in one [0, 1] square, v down, and its triangles.
 
-    The first tile (the face) keeps the upper left three quarters; the rest line the right edge and the bottom.
+    ``charts`` (F,) tells triangles apart that share a tile. The first chart (the face) keeps the upper left three
+    quarters; the rest line the right edge and the bottom.
     """
-    tile = np.floor(uv[:, 0]).astype(np.int64)
-    names = np.unique(tile[uv_faces[:, 0]])
-    inside = np.stack([uv[:, 0] - tile, 1 - uv[:, 1]], axis=1)
-    inside = np.clip(inside, 0.0, 1.0)
-    if len(names) == 1:
-        return inside
+    tile = np.floor(uv[uv_faces][..., 0].min(1) + 1e-6).astype(np.int64)
+    _, number = np.unique(np.stack([charts, tile], axis=1), axis=0, return_inverse=True)
+    number = number.ravel()
     places = [(0.0, 0.0)] + [(0.75, 0.25 * i) for i in range(4)] + [(0.25 * i, 0.75) for i in range(3)]
-    if len(names) > len(places):
-        raise ValueError(f"uv lies in {len(names)} tiles; at most {len(places)} can be placed")
-    out = np.zeros_like(inside)
-    for number, name in enumerate(names):
-        side = 0.745 if number == 0 else 0.245
-        out[tile == name] = inside[tile == name] * side + places[number]
-    return out
+    if number.max() >= len(places):
+        raise ValueError(f"uv lies in {number.max() + 1} tiles; at most {len(places)} can be placed")
+    # A row of uv that several charts use is there once for each of them.
+    pairs = np.stack([np.repeat(number[:, None], 3, axis=1), uv_faces], axis=2).reshape(-1, 2)
+    rows, compact = np.unique(pairs, axis=0, return_inverse=True)
+    chart, row = rows.T
+    shift = np.zeros(number.max() + 1)
+    shift[number] = tile
+    inside = np.clip(np.stack([uv[row, 0] - shift[chart], 1 - uv[row, 1]], axis=1), 0.0, 1.0)
+    side = np.where(chart == 0, 0.745, 0.245)[:, None] if number.max() else 1.0
+    corner = np.array(places)[chart]
+    return inside * side + corner, compact.reshape(-1, 3).astype(np.int32)
 
 
 def _ict_regions(template: Floats, faces: Ints) -> Ints:

@@ -24,6 +24,7 @@ class AlbedoModel:
     provenance: str  # sources and how it was made, for people
     mean: Floats  # (S, S, 3) float32, 0 to 1
     components: Floats  # (k, S, S, 3) float32 for one standard deviation
+    uv_of: str = "open-head"  # name of the model in whose uv it is
 
     def __post_init__(self) -> None:
         size = len(self.mean)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from face.albedo import AlbedoModel
 from face.errors import BadModel
 from face.landmarks import LandmarkTable
 from face.morphable import MorphableModel
+from face.transfer import Correspondence, carried_albedo, carried_regions, correspondence
 
 DATA = Path(__file__).parent / "data"
 SHIPPED = {"open-head": DATA / "open_head.npz"}
@@ -72,12 +73,33 @@ def load_model(name: str = "open-head") -> MorphableModel:
     return _loaded_model(SHIPPED.get(name, Path(name)))
 
 
-def load_albedo(name: str = "open-albedo") -> AlbedoModel:
+def load_albedo(name: str = "open-albedo", *, model: MorphableModel | None = None) -> AlbedoModel:
     """A shipped albedo model by name, or an albedo file by path. The same call returns the same object.
 
-    Raises BadModel, with the file's name, when the file is missing, malformed or of another format.
+    It comes in the uv of the ``model``: one that was made for the open head is carried over by a registration of the
+    templates, which takes some seconds once in a process. Without a model it comes as the file has it. Raises
+    BadModel, with the file's name, when the file is missing, malformed, of another format, or of an unknown model.
     """
-    return _loaded_albedo(SHIPPED_ALBEDO.get(name, Path(name)))
+    albedo = _loaded_albedo(SHIPPED_ALBEDO.get(name, Path(name)))
+    if model is None or model.name == albedo.uv_of:
+        return albedo
+    key = (id(model), id(albedo))
+    if key not in _carried:
+        if albedo.uv_of not in SHIPPED:
+            raise BadModel(f"{name} is in the uv of {albedo.uv_of}, not of {model.name}")
+        _carried[key] = model, carried_albedo(albedo, load_model(albedo.uv_of), model, correspondence_of(model))
+    return _carried[key][1]
+
+
+_carried: dict[tuple[int, int], tuple[MorphableModel, AlbedoModel]] = {}  # both, so that no id is given away meanwhile
+_correspondences: dict[int, tuple[MorphableModel, Correspondence]] = {}
+
+
+def correspondence_of(model: MorphableModel) -> Correspondence:
+    """Where the template of a model lies on the open head's; found once for a model."""
+    if id(model) not in _correspondences:
+        _correspondences[id(model)] = model, correspondence(model, load_model())
+    return _correspondences[id(model)][1]
 
 
 @cache
@@ -85,12 +107,21 @@ def _loaded_model(path: Path) -> MorphableModel:
     arrays = read_arrays(path)
     try:
         if is_ict_facekit(arrays):
-            return from_ict_facekit(arrays)
+            return _finished(from_ict_facekit(arrays))
         if str(arrays.get("format", "")) != MODEL_FORMAT:
             raise BadModel(f"{path} is not a face model that this version reads")
         return _model(arrays)
     except (KeyError, ValueError, IndexError) as error:
         raise BadModel(f"{path}: {error}") from error
+
+
+def _finished(model: MorphableModel) -> MorphableModel:
+    """A model of other people's with the open head's regions of the skin: lips, brows, ears."""
+    found = correspondence(model, load_model())
+    names = load_model().region_names
+    out = replace(model, region=carried_regions(model, load_model(), found), region_names=names)
+    _correspondences[id(out)] = out, found
+    return out
 
 
 @cache
@@ -106,6 +137,7 @@ def _loaded_albedo(path: Path) -> AlbedoModel:
             provenance=str(arrays["provenance"]),
             mean=arrays["mean"].astype(np.float32) / np.float32(255),
             components=arrays["components"] * scale[:, None, None, None],
+            uv_of=str(arrays.get("uv_of", "open-head")),
         )
     except (KeyError, ValueError, IndexError) as error:
         raise BadModel(f"{path}: {error}") from error
