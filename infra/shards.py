@@ -165,7 +165,7 @@ SCHEMA = pa.schema(
 )
 # Tells the ``datasets`` library to decode the column; the other columns need no hint.
 _HUGGING_FACE = json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})
-_BLOBS = ("image", "triangle_ids", "person")  # already compressed
+_BLOBS = ("image", "triangle_ids")  # already compressed
 _REPEATED = (
     "identity_id", "photo_id", "photo_sha256", "split", "mode", "triangle_ids_dtype", "camera", "model", "licence",
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from infra.shards import ViewRow, sample_id_of
 from infra.storage import Storage, open_storage
 from pipeline import job, persons
 from pipeline.inverse import invert
+from pipeline.person_file import StoredPerson, stored
 from pipeline.photos import list_photos, read_photo
 from pipeline.plan import Failure, MakeRows, Plan, ShardPlan, ShardResult, Subject, WorkSpec, make_plan, seed_of
 from pipeline.views import Person, make_view
@@ -90,7 +91,7 @@ def rows_of_shard(shard: ShardPlan, *, storage: Storage | None, seed: int, optio
     with threadpool_limits(1):
         for subject in shard.subjects:
             try:
-                person = person_of(subject, storage=storage, seed=seed, options=options)
+                person = stored(person_of(subject, storage=storage, seed=seed, options=options), model)
             except (BadPhoto, BadLandmarks, BadFit, NotFound) as error:
                 failures.append(Failure(subject.id, type(error).__name__, str(error)))
                 continue
@@ -128,7 +129,7 @@ def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: 
 
 
 def views_of(
-    person: Person,
+    kept: StoredPerson,
     *,
     model: MorphableModel,
     seed: int,
@@ -136,12 +137,14 @@ def views_of(
     size: int,
     visibility: Visibility = zbuffer.visibility,
 ) -> list[ViewRow]:
-    """The views of a person under the job's ``seed``."""
+    """The views of a stored person under the job's ``seed``; the first row keeps what all are made of."""
+    person = kept.person
     seeds = [seed_of(seed, sample_id_of(person.id, view)) for view in range(views)]
-    return [
+    first, *others = (
         make_view(person, view, model=model, seed=seeds[view], size=size, visibility=visibility)
         for view in range(views)
-    ]
+    )
+    return [replace(first, person=kept.data), *others]
 
 
 def plan_synthesis(
