@@ -20,7 +20,7 @@ from trainer.crops import Chart, Sample, make_sample
 from trainer.mosaic import MOST_FACES, make_mosaic
 from trainer.store import Store
 
-MOSAICS = 0.2
+MOSAICS = 0.12
 """Share of samples that show small faces or none, for the search over whole photos."""
 
 
