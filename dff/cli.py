@@ -143,17 +143,20 @@ def inspect(
     dataset: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix of a finished dataset.")],
     html: Annotated[Path | None, typer.Option(help="Write a gallery to this HTML file.")] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Re-read every shard against its hash and check correspondences.")
+        bool, typer.Option("--verify", help="Re-read every shard against its hash and render views again.")
     ] = False,
+    sample: Annotated[
+        int, typer.Option(help="With --verify: views to render again and compare, at random; 0 is every view.", min=0)
+    ] = 100,
     endpoint_url: Endpoint = None,
 ) -> None:
     """What a dataset holds: counts, licences, failures by reason, a gallery.
 
-    [dim]Example:[/dim] dff inspect data/ --html gallery.html --verify
+    [dim]Example:[/dim] dff inspect data/ --html gallery.html --verify --sample 0
     """
     from pipeline.inspect import inspect_dataset
 
-    for line in inspect_dataset(dataset, html=html, verify=verify, endpoint_url=endpoint_url).lines():
+    for line in inspect_dataset(dataset, html=html, verify=verify, sample=sample, endpoint_url=endpoint_url).lines():
         typer.echo(line)
     if html:
         typer.echo(f"gallery: {html.resolve()}")

@@ -18,7 +18,7 @@ from face.render import backends
 from face.render.frame import render, sample_texture, shaded
 from infra.dataset import open_dataset
 from infra.storage import LocalStorage
-from pipeline import inspect, synthesis
+from pipeline import synthesis, verify
 from pipeline.inspect import inspect_dataset
 from pipeline.photos import list_photos
 from pipeline.plan import ShardPlan, Subject
@@ -105,7 +105,7 @@ def test_a_dataset_is_complete_and_verified(dataset: Path, tmp_path: Path) -> No
     assert found.checks is not None
     assert found.checks.points > 300
     assert found.checks.worst < 0.1
-    assert found.checks.rows == 9
+    assert found.checks.rows == found.checks.same == 9
     text = "\n".join(found.lines())
     assert "9 views of 3 identities" in text
     assert "BadFit 1" in text
@@ -168,7 +168,7 @@ def test_an_altered_shard_is_found(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_another_model_file_is_named(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect, "digest", lambda name: "0" * 64)
+    monkeypatch.setattr(verify, "digest", lambda name: "0" * 64)
     with pytest.raises(BadDataset, match="another file of open-head"):
         inspect_dataset(str(dataset), verify=True)
 
