@@ -15,7 +15,8 @@ from pipeline import sampling, texture
 from pipeline.backgrounds import surroundings_of
 from pipeline.inverse import Recovery
 from pipeline.outfit import sample_outfit, wardrobe_of
-from pipeline.views import Person, PhotoScene
+from pipeline.profile import PhotoScene
+from pipeline.views import Person
 
 IDENTITY_LIMIT = 2.2  # standard deviations; beyond it the model's faces turn odd
 
@@ -50,8 +51,9 @@ def recovered_person(
         camera=recovery.camera,
         cam_from_head=recovery.cam_from_head,
         light=unwrapped.light,
-        photo=_beyond_the_border(crop, recovery.valid),
+        photo=np.dstack([_beyond_the_border(crop, recovery.valid), unwrapped.trust]),
         surroundings=surroundings_of(crop, mask | ~recovery.valid),
+        fill=unwrapped.lit,
     )
     return Person(
         id=identity_id,

@@ -22,7 +22,7 @@ from pipeline.inverse import invert
 from pipeline.person_file import StoredPerson, stored
 from pipeline.photos import list_photos, read_photo
 from pipeline.plan import Failure, MakeRows, Plan, ShardPlan, ShardResult, Subject, WorkSpec, make_plan, seed_of
-from pipeline.views import Person, make_view
+from pipeline.views import PROFILE_SHARE, Person, make_view
 
 PHOTO_TERMS = "LicenseRef-photo"
 """Licence of rows made from photos whose terms the caller did not say: whatever the photos' terms are."""
@@ -46,10 +46,13 @@ class Options:
     albedo: str = "open-albedo"
     photo_terms: str = PHOTO_TERMS  # licence of the photos, for the rows
     renderer: str = "zbuffer"  # of face.render.backends
+    profile_share: float = PROFILE_SHARE  # of a photo's views that are the photo itself, turned
 
     def __post_init__(self) -> None:
         if self.views < 1 or not 32 <= self.size <= 2048 or not 64 <= self.texture_size <= 4096:
             raise ValueError(f"synthesis wants at least one view of 32 to 2048 px, textures of 64 to 4096: {self}")
+        if not 0.0 <= self.profile_share <= 1.0:
+            raise ValueError(f"a share is 0 to 1, profile_share is {self.profile_share}")
         backends.backend(self.renderer)
 
     def as_dict(self) -> dict[str, str | int | float | bool | None]:
@@ -68,9 +71,10 @@ def make_rows_of(
     albedo: str,
     photo_terms: str,
     renderer: str,
+    profile_share: float,
 ) -> MakeRows:
     """The work of one shard, for the photos at the URI ``photos``. Raises BadModel and StorageError."""
-    options = Options(views, size, texture_size, model, albedo, photo_terms, renderer)
+    options = Options(views, size, texture_size, model, albedo, photo_terms, renderer, profile_share)
     storage = None if photos is None else open_storage(photos, endpoint_url=endpoint_url)
 
     def make_rows(shard: ShardPlan) -> ShardResult:
@@ -101,6 +105,7 @@ def rows_of_shard(shard: ShardPlan, *, storage: Storage | None, seed: int, optio
                 seed=seed,
                 views=options.views,
                 size=options.size,
+                profile_share=options.profile_share,
                 visibility=backends.backend(options.renderer),
             )
     return ShardResult(tuple(rows), tuple(failures))
@@ -135,13 +140,22 @@ def views_of(
     seed: int,
     views: int,
     size: int,
+    profile_share: float = PROFILE_SHARE,
     visibility: Visibility = zbuffer.visibility,
 ) -> list[ViewRow]:
     """The views of a stored person under the job's ``seed``; the first row keeps what all are made of."""
     person = kept.person
     seeds = [seed_of(seed, sample_id_of(person.id, view)) for view in range(views)]
     first, *others = (
-        make_view(person, view, model=model, seed=seeds[view], size=size, visibility=visibility)
+        make_view(
+            person,
+            view,
+            model=model,
+            seed=seeds[view],
+            size=size,
+            profile_share=profile_share,
+            visibility=visibility,
+        )
         for view in range(views)
     )
     return [replace(first, person=kept.data), *others]
@@ -224,6 +238,7 @@ def synthesize(
     model: str = "open-head",
     albedo: str = "open-albedo",
     renderer: str = "zbuffer",
+    profile_share: float = PROFILE_SHARE,
     budget: float = job.BUDGET,
     shard_subjects: int | None = None,
     dry_run: bool = False,
@@ -236,7 +251,15 @@ def synthesize(
     local one of ``workers`` CPUs. The bytes are the same. ``watch`` sees the plan before the work begins.
     Raises ValueError, BadDataset, BudgetExceeded, StorageError, ClusterError.
     """
-    options = Options(views=views, size=size, model=model, albedo=albedo, photo_terms=photo_terms, renderer=renderer)
+    options = Options(
+        views=views,
+        size=size,
+        photo_terms=photo_terms,
+        model=model,
+        albedo=albedo,
+        renderer=renderer,
+        profile_share=profile_share,
+    )
     source = None if photos is None else open_storage(photos, endpoint_url=endpoint_url)
     plan = plan_synthesis(source, identities=identities, seed=seed, options=options, shard_subjects=shard_subjects)
     expected = estimate(plan)

@@ -56,6 +56,8 @@ class PhotoTexture:
     light: Floats  # (9, 3), cam: with the albedo it gives back the photo
     seen: Floats  # (S, S) float32 0..1, how much of each texel is the photo itself
     mirrored: Floats  # (S, S) float32 0..1, how much is the detail of the mirrored side
+    lit: Floats  # (S / 2, S / 2, 3) float32 0..1, the albedo as the photo's light shows it
+    trust: Floats  # (C, C) float32 0..1 in the photo's crop: falls towards silhouettes and the photo's border
 
     def __post_init__(self) -> None:
         if self.albedo.shape != (*self.seen.shape, 3) or self.mirrored.shape != self.seen.shape:
@@ -273,10 +275,11 @@ def unwrap(recovery: Recovery, *, model: MorphableModel, albedo: AlbedoModel, si
     other, other_share = _detail(atlas.mirrored, own_v, trust_v, seen, vertices, normals, model.faces)
     other_share = other_share * (1.0 - share) * ~_all_of(pinned, model.faces)[atlas.points.triangle]
     rest = 1.0 - share - other_share
-    table = np.concatenate([low_v, gain_v, base_v], axis=1).astype(np.float32)
+    shading_v = np.maximum(lighting.shade(normals, seen.light), seen.floor)
+    table = np.concatenate([low_v, gain_v, base_v, shading_v], axis=1).astype(np.float32)
     spread = atlas.points.of(table, model.faces)
     whole = cv2.resize(base, (size, size), interpolation=cv2.INTER_LINEAR).reshape(-1, 3)[atlas.texel]
-    plain = (whole - spread[:, 6:]) * spread[:, 3:6]
+    plain = (whole - spread[:, 6:9]) * spread[:, 3:6]
     out = spread[:, :3] + detail * share[:, None] + other * other_share[:, None] + plain * rest[:, None]
     face = out[_all_of(atlas.vertices_of("face"), model.faces)[atlas.points.triangle]]
     dim = min(1.0, BRIGHT / max(float(np.percentile(face.max(1), 98)), 1e-3))
@@ -285,6 +288,10 @@ def unwrap(recovery: Recovery, *, model: MorphableModel, albedo: AlbedoModel, si
         seen.light / dim,
         atlas.padded(share[:, None])[..., 0],
         atlas.padded(other_share[:, None])[..., 0],
+        cv2.resize(
+            atlas.padded(np.clip(out * spread[:, 9:], 0.0, 1.0)), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA
+        ),
+        np.asarray(seen.trust, dtype=np.float32),
     )
 
 

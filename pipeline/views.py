@@ -24,9 +24,10 @@ from face.render.visibility import Visibility
 from face.transform import Rigid
 from infra.shards import ViewRow, sample_id_of
 from infra.split import Split
-from pipeline import backgrounds, sampling
+from pipeline import backgrounds, profile, sampling
 from pipeline.backgrounds import Background
 from pipeline.outfit import Outfit, draw_behind
+from pipeline.profile import PhotoScene
 from pipeline.props import Prop, behind_props, paint, together
 from pipeline.sampling import Framing, Sensor
 from pipeline.sensor import exposed, jpeg, over
@@ -35,19 +36,8 @@ MODE = "rerender"
 RECIPE_VERSION = 2
 HIDDEN_DEPTH = 0.004  # metres behind the nearest surface at which a landmark counts as hidden
 OWN_LIGHT = 0.2  # share of a photo's views that keep the photo's light
+PROFILE_SHARE = 0.35  # of a photo's views that are the photo itself, turned
 OWN_EXPRESSION = 0.3  # share that keep the photo's expression
-
-
-@dataclass(frozen=True, eq=False)
-class PhotoScene:
-    """How the photo shows its own face: view 0 of a photo's person."""
-
-    expression: Floats  # (E,)
-    camera: Pinhole | WeakPerspective  # of the photo's crop
-    cam_from_head: Rigid
-    light: Floats  # (9, 3)
-    photo: Floats  # (S, S, 3) float32 0..1, the crop, completed where the photo ended
-    surroundings: Floats  # (S / 2, S / 2, 3) float32, the crop without its face
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +75,29 @@ class Scene:
     sensor: Sensor
     worn: tuple[str, ...]  # names of the person's props that this view shows
     notes: dict[str, Any]  # what was drawn, for people: movement, framing
+    mode: str = MODE  # "rerender", or "profile": the photo itself, turned
 
 
-def draw_scene(person: Person, index: int, *, model: MorphableModel, rng: np.random.Generator, size: int) -> Scene:
-    """View ``index`` of a person in a square image of ``size`` px. View 0 of a photo is the photo's own scene."""
+def draw_scene(
+    person: Person,
+    index: int,
+    *,
+    model: MorphableModel,
+    rng: np.random.Generator,
+    size: int,
+    profile_share: float = PROFILE_SHARE,
+) -> Scene:
+    """View ``index`` of a person in a square image of ``size`` px.
+
+    View 0 of a photo is the photo's own scene; of its other views ``profile_share`` are the photo itself, turned.
+    """
     own = person.own
     if own is not None and index == 0:
-        scale = size / len(own.photo)
-        camera = own.camera.cropped(np.zeros(2), scale)
-        light = own.light.astype(np.float32)
-        return Scene(own.expression, own.cam_from_head, camera, light, None, sampling.CLEAN, (), {"movement": "photo"})
+        mode = profile.MODE if profile_share > 0.0 else MODE
+        return _of_photo(own, own.cam_from_head, profile.own_camera(own, size), sampling.CLEAN, mode)
+    if own is not None and rng.random() < profile_share:
+        pose, camera = profile.draw_pose(own, rng=rng), profile.draw_camera(own, size, rng=rng)
+        return _of_photo(own, pose, camera, sampling.sample_sensor(rng=rng), profile.MODE)
     expression, movement = sampling.sample_expression(model.expression_names, rng=rng)
     if own is not None and rng.random() < OWN_EXPRESSION:
         expression, movement = own.expression, "photo"
@@ -114,6 +117,11 @@ def draw_scene(person: Person, index: int, *, model: MorphableModel, rng: np.ran
         tuple(person.props),
         {"movement": movement, "framing": asdict(framing)},
     )
+
+
+def _of_photo(own: PhotoScene, pose: Rigid, camera: Pinhole | WeakPerspective, sensor: Sensor, mode: str) -> Scene:
+    light = own.light.astype(np.float32)
+    return Scene(own.expression, pose, camera, light, None, sensor, (), {"movement": "photo"}, mode)
 
 
 def vertices_of(person: Person, expression: Floats, model: MorphableModel) -> Floats:
@@ -168,10 +176,14 @@ def make_row(
     faces = np.concatenate([model.faces, worn.faces + np.int32(len(head))])
     frame = render(vertices, faces, scene.camera, (size, size), visibility=visibility)
     bare = behind_props(frame, len(model.faces))
-    surface = sample_texture(bare, person.texture, model.uv, model.uv_faces)
-    paint(frame, len(model.faces), worn, surface)
-    colour = shaded(frame, surface[..., :3], scene.light)
-    image = exposed(over(colour, frame, surface[..., 3], _behind(person, scene, model, size)), scene.sensor)
+    if scene.mode == profile.MODE:
+        light = _profiled(person, scene, head, frame, model)
+    else:
+        surface = sample_texture(bare, person.texture, model.uv, model.uv_faces)
+        paint(frame, len(model.faces), worn, surface)
+        colour = shaded(frame, surface[..., :3], scene.light)
+        light = over(colour, frame, surface[..., 3], _behind(person, scene, model, size))
+    image = exposed(light, scene.sensor)
     marks = project_landmarks(vertices[: len(head)], frame, scene.camera, model)
     recipe = {
         "version": RECIPE_VERSION,
@@ -189,7 +201,7 @@ def make_row(
         photo_sha256=person.photo_sha256,
         view=index,
         split=person.split,
-        mode=MODE,
+        mode=scene.mode,
         seed=seed,
         image=jpeg(image, scene.sensor.quality),
         width=size,
@@ -211,12 +223,23 @@ def make_row(
     )
 
 
+def _profiled(person: Person, scene: Scene, head: Floats, frame: Frame, model: MorphableModel) -> Floats:
+    """(H, W, 3) the photo turned with its face, whose (V, 3) ``head`` the frame shows."""
+    if person.own is None:
+        raise ValueError(f"{person.id} has no photo to be turned")
+    stage = profile.stage_of(person.own, head, model)
+    colour = profile.face_colours(stage, frame, scene.cam_from_head, model)
+    around = profile.behind(stage, scene.cam_from_head, scene.camera, len(frame.depth))
+    return over(colour, frame, np.zeros_like(frame.depth), around)
+
+
 def _behind(person: Person, scene: Scene, model: MorphableModel, size: int) -> Floats:
     own = person.own
     if scene.background is None:
         if own is None:
             raise ValueError(f"{person.id} has no photo to stand before")
-        return own.photo if len(own.photo) == size else cv2.resize(own.photo, (size, size))
+        photo = np.ascontiguousarray(own.photo[..., :3])
+        return photo if len(photo) == size else cv2.resize(photo, (size, size))
     wall = backgrounds.draw(scene.background, (size, size), around=None if own is None else own.surroundings)
     return draw_behind(wall, person.outfit, model, person.neutral, scene.cam_from_head, scene.camera, scene.light)
 
@@ -228,10 +251,12 @@ def make_view(
     model: MorphableModel,
     seed: int,
     size: int = 256,
+    profile_share: float = PROFILE_SHARE,
     visibility: Visibility = zbuffer.visibility,
 ) -> ViewRow:
     """View ``index`` of a person, from the sample's own ``seed`` alone."""
-    scene = draw_scene(person, index, model=model, rng=np.random.default_rng(seed), size=size)
+    rng = np.random.default_rng(seed)
+    scene = draw_scene(person, index, model=model, rng=rng, size=size, profile_share=profile_share)
     return make_row(person, index, scene, model=model, seed=seed, size=size, visibility=visibility)
 
 
@@ -252,6 +277,7 @@ def scene_of(row: ViewRow) -> Scene:
         Sensor(**{**sensor, "gains": tuple(sensor["gains"])}),
         tuple(recipe.pop("worn")),
         recipe,
+        row.mode,
     )
 
 
