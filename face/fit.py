@@ -11,7 +11,7 @@ Sources: Black and Rangarajan 1996 (robust re-weighting), Dementhon and Davis 19
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -141,18 +141,23 @@ def initial_pose(mean: Floats, targets: Floats, weights: Floats, coefficients: i
     b, n, _ = targets.shape
     points = np.broadcast_to(mean, (b, n, 3))
     homogeneous = np.concatenate([points, np.ones((b, n, 1))], axis=2)
-    weighted = homogeneous * weights[..., None]
-    normal = np.swapaxes(weighted, 1, 2) @ homogeneous
-    trace = np.trace(normal, axis1=1, axis2=2)
-    normal = normal + 1e-7 * trace[:, None, None] * np.diag([1.0, 1.0, 1.0, 0.0])
-    affine = np.linalg.solve(normal, np.swapaxes(weighted, 1, 2) @ targets)  # (B, 4, 2)
+    weighted = np.swapaxes(homogeneous * weights[..., None], 1, 2)
+    return pose_from_moments(weighted @ homogeneous, weighted @ targets, coefficients)
+
+
+def pose_from_moments(points: Floats, targets: Floats, coefficients: int) -> FaceState:
+    """``initial_pose`` from sums over points p = (x, y, z, 1): (B, 4, 4) of weight p p^T, (B, 4, 2) of weight p t^T."""
+    b = len(points)
+    trace = np.trace(points, axis1=1, axis2=2)
+    normal = points + 1e-7 * trace[:, None, None] * np.diag([1.0, 1.0, 1.0, 0.0])
+    affine = np.linalg.solve(normal, targets)  # (B, 4, 2)
     rows = np.swapaxes(affine[:, :3], 1, 2)  # (B, 2, 3)
     u, s, vt = np.linalg.svd(rows, full_matrices=False)
     flat = u @ vt
     third = np.cross(flat[:, 0], flat[:, 1])
     rotation = np.concatenate([flat, third[:, None]], axis=1)
     scale = np.maximum(s.mean(1), 1e-6)
-    state = FaceState(scale, rotation, np.zeros((b, 2)), np.zeros((b, coefficients)))
-    offset = targets - project(state, points)
-    total = np.maximum(weights.sum(1), 1e-12)
-    return replace(state, centre=np.einsum("bn,bnc->bc", weights, offset) / total[:, None])
+    # The mean offset between the targets and the turned points.
+    turned = scale[:, None] * np.einsum("bij,bj->bi", flat, points[:, 3, :3])
+    centre = (targets[:, 3] - turned) / np.maximum(points[:, 3, 3], 1e-12)[:, None]
+    return FaceState(scale, rotation, centre, np.zeros((b, coefficients)))
