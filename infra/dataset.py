@@ -1,27 +1,42 @@
 """A finished dataset: its manifest names every shard with its hash, and nothing else is read.
 
 plan.json                             what the job was to make
-data/part-00000-of-00010.parquet      shards
-ledger/part-00000.json                what became of each shard, with its failures
+data/part-00000-of-00010.parquet      shards; beyond a thousand in folders: data/00001/part-01234-of-02000.parquet
+ledger/segment-00000.jsonl            what became of each shard, with its failures: a thousand records, one a line
 MANIFEST.json                         written last: the dataset is complete
+
+No folder holds more than a thousand shards: a file system stays quick, and S3 lists a folder in one request.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
 
+import numpy as np
 from pydantic import TypeAdapter
 
+from face.arrays import Bytes, Ints
 from face.errors import BadDataset, NotFound
 from infra.shards import SCHEMA_VERSION, ViewRow, columns_of, metadata_of, parquet_to_rows
 from infra.split import split_of
 from infra.storage import Storage, open_storage
 
 MANIFEST = "MANIFEST.json"
+SEGMENT = 1000  # shards to a folder of data, and to a segment of the ledger: what S3 lists in one request
+
+
+def data_folder(segment: int, count: int) -> str:
+    """The key prefix of a segment's shards in a dataset of ``count`` shards."""
+    return "data/" if count <= SEGMENT else f"data/{segment:05d}/"
+
+
+def data_key(index: int, count: int) -> str:
+    """Where shard ``index`` of ``count`` lies."""
+    return f"{data_folder(index // SEGMENT, count)}part-{index:05d}-of-{count:05d}.parquet"
 
 
 @dataclass(frozen=True)
@@ -34,30 +49,89 @@ class ShardInfo:
     sha256: str
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What a finished dataset holds."""
+@dataclass(frozen=True, eq=False)
+class Shards(Sequence[ShardInfo]):
+    """All shards of a dataset, in columns: 48 bytes for each, since there may be a million."""
 
+    row_counts: Ints  # (N,)
+    sizes: Ints  # (N,) bytes
+    digests: Bytes  # (N, 32) SHA-256
+
+    @staticmethod
+    def of(row_counts: Sequence[int], sizes: Sequence[int], sha256: Iterable[str]) -> Shards:
+        """From a value of each for every shard, hashes in hexadecimal. Raises ValueError when they don't fit."""
+        digests = np.frombuffer(bytes.fromhex("".join(sha256)), np.uint8).reshape(-1, 32)
+        if not len(row_counts) == len(sizes) == len(digests):
+            raise ValueError(f"{len(row_counts)} row counts, {len(sizes)} sizes and {len(digests)} hashes of shards")
+        return Shards(np.array(row_counts, np.int64), np.array(sizes, np.int64), digests)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @overload
+    def __getitem__(self, index: int) -> ShardInfo: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ShardInfo]: ...
+
+    def __getitem__(self, index: int | slice) -> ShardInfo | list[ShardInfo]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        sha256 = self.digests[i].tobytes().hex()
+        return ShardInfo(data_key(i, len(self)), int(self.row_counts[i]), int(self.sizes[i]), sha256)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shards) and self.columns() == other.columns()
+
+    def columns(self) -> dict[str, list[int] | list[str]]:
+        """The form in which they are stored."""
+        digits = self.digests.tobytes().hex()
+        return {
+            "rows": self.row_counts.tolist(),
+            "bytes": self.sizes.tolist(),
+            "sha256": [digits[i : i + 64] for i in range(0, len(digits), 64)],
+        }
+
+
+@dataclass(frozen=True)
+class _Header:
     schema_version: int
     plan: str  # the plan's fingerprint
-    shards: tuple[ShardInfo, ...]
     subjects: int  # identities asked for
     failed_subjects: int  # identities of which there is no row
     failures: dict[str, int]  # by reason; single views count too
     counts: dict[str, dict[str, int]]  # rows by "split", "mode", "model", "licence"
-    versions: dict[str, list[str]]  # of the libraries that made the shards
+    libraries: dict[str, str]  # versions of those that made the shards
+
+
+@dataclass(frozen=True)
+class Manifest(_Header):
+    """What a finished dataset holds."""
+
+    shards: Shards
 
     @property
     def rows(self) -> int:
-        return sum(shard.rows for shard in self.shards)
+        return int(self.shards.row_counts.sum())
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the canonical form: it names the dataset's bytes, since it covers every shard's hash."""
-        return hashlib.sha256(canonical(asdict(self))).hexdigest()
+        return hashlib.sha256(canonical(self._content())).hexdigest()
 
     def to_json(self) -> bytes:
-        return canonical({**asdict(self), "fingerprint": self.fingerprint})
+        return canonical({**self._content(), "fingerprint": self.fingerprint})
+
+    def _content(self) -> dict[str, Any]:
+        return {**vars(self), "shards": self.shards.columns()}
+
+
+@dataclass(frozen=True)
+class _Columns:
+    rows: list[int]
+    bytes: list[int]
+    sha256: list[str]
 
 
 def parse_manifest(data: bytes, name: str) -> Manifest:
@@ -68,7 +142,9 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         version = content["schema_version"]
         if version != SCHEMA_VERSION:
             raise BadDataset(f"{name} has schema version {version}, this program reads {SCHEMA_VERSION}")
-        manifest = TypeAdapter(Manifest).validate_python(content)
+        columns = TypeAdapter(_Columns).validate_python(content.pop("shards"))
+        header = TypeAdapter(_Header).validate_python(content)
+        manifest = Manifest(**vars(header), shards=Shards.of(columns.rows, columns.bytes, columns.sha256))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise BadDataset(f"{name} is not a manifest: {error}") from error
     if manifest.fingerprint != fingerprint:
@@ -84,7 +160,7 @@ class Dataset:
     manifest: Manifest
 
     @property
-    def shards(self) -> tuple[ShardInfo, ...]:
+    def shards(self) -> Shards:
         return self.manifest.shards
 
     def read_shard(self, index: int) -> list[ViewRow]:

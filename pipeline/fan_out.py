@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable
 from functools import lru_cache
 
 import ray
@@ -13,7 +13,7 @@ from infra.dataset import Manifest
 from infra.storage import Storage
 from pipeline.job import BUDGET, drive, make_shard
 from pipeline.ledger import Record
-from pipeline.plan import MakeRows, Plan, ShardPlan, WorkSpec, code_version
+from pipeline.plan import MakeRows, Plan, ShardPlan, WorkSpec, code_version, library_versions
 
 RETRIES = 3
 MAX_CALLS = 100  # shards until a worker process is replaced: bounds what native libraries leak
@@ -36,14 +36,14 @@ def run(
     when a shard's process dies every time.
     """
 
-    def records(shards: Sequence[ShardPlan]) -> Generator[Record]:
+    def records(shards: Iterable[ShardPlan]) -> Generator[Record]:
         return _records(shards, plan, storage, work, workers)
 
     return drive(plan, storage, records, budget=budget, progress=progress)
 
 
 def _records(
-    shards: Sequence[ShardPlan], plan: Plan, storage: Storage, work: WorkSpec, workers: int | None
+    shards: Iterable[ShardPlan], plan: Plan, storage: Storage, work: WorkSpec, workers: int | None
 ) -> Generator[Record]:
     task = ray.remote(
         num_cpus=1,
@@ -52,6 +52,7 @@ def _records(
         max_calls=MAX_CALLS,
         scheduling_strategy="SPREAD",
     )(_task)
+    made_by = {"dff": plan.code, **plan.libraries}
     waiting = iter(shards)
     running: dict[ray.ObjectRef, ShardPlan] = {}
     try:
@@ -59,7 +60,7 @@ def _records(
             window = workers or max(AHEAD, AHEAD * int(ray.cluster_resources().get("CPU", 0)))
             while len(running) < window and (shard := next(waiting, None)) is not None:
                 key = plan.data_key(shard.index)
-                running[task.remote(shard, key, plan.fingerprint, plan.code, storage, work)] = shard
+                running[task.remote(shard, key, plan.fingerprint, made_by, storage, work)] = shard
             if not running:
                 return
             ready, _ = ray.wait(list(running), timeout=WAIT)
@@ -83,9 +84,10 @@ def _result(ref: ray.ObjectRef, shard: ShardPlan) -> Record:
         raise ShardFailed(f"shard {shard.index} ({names}, ...) was lost {RETRIES + 1} times: {error}") from error
 
 
-def _task(shard: ShardPlan, key: str, plan: str, code: str, storage: Storage, work: WorkSpec) -> Record:
-    if code_version() != code:
-        raise BadDataset(f"this worker runs dff {code_version()}, the plan was made by {code}")
+def _task(shard: ShardPlan, key: str, plan: str, made_by: dict[str, str], storage: Storage, work: WorkSpec) -> Record:
+    here = {"dff": code_version(), **library_versions()}
+    if other := [f"{name} {here[name]}, not {made_by[name]}" for name in here if here[name] != made_by.get(name)]:
+        raise BadDataset(f"this worker runs other code than made the plan: {'; '.join(other)}")
     return make_shard(shard, key=key, plan=plan, storage=storage, make_rows=_built(work))
 
 

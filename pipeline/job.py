@@ -1,23 +1,25 @@
 """Run a plan: make each shard once, record it, and when all are there say so in a manifest.
 
-The order of effects carries the promises: the shard under a key that no one overwrites, then its record, and after all
-records the manifest. Killed between any two of them, the next run continues and ends with the same bytes.
+The order of effects carries the promises: the shard under a key that no one overwrites, then its record, a segment of
+the ledger once all its records are there, and after all segments the manifest. Killed between any two of them, the next
+run continues and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from functools import partial
 
+import numpy as np
 from tqdm import tqdm
 
-from face.errors import BadDataset, BudgetExceeded, Conflict
-from infra.dataset import MANIFEST, Manifest, ShardInfo
-from infra.shards import SCHEMA_VERSION, rows_to_parquet
+from face.errors import BadDataset, BudgetExceeded, Conflict, TransientStorageError
+from infra.dataset import MANIFEST, Manifest, Shards
+from infra.shards import rows_to_parquet
 from infra.storage import Storage
 from pipeline import ledger
 from pipeline import plan as plans
@@ -27,9 +29,9 @@ from pipeline.plan import Failure, MakeRows, Plan, ShardPlan, ShardResult
 BUDGET = 0.2
 """Share of the inputs that may fail before a job gives up: beyond it the inputs or the code are at fault."""
 
-LIBRARIES = ("numpy", "numba", "opencv-python-headless", "pillow", "pyarrow", "scipy")
+RETRY_WAITS = (1.0, 5.0, 25.0)  # seconds before a shard is tried again because of storage, without Ray
 
-MakeRecords = Callable[[Sequence[ShardPlan]], Generator[Record]]
+MakeRecords = Callable[[Iterable[ShardPlan]], Generator[Record]]
 
 
 def run(
@@ -41,13 +43,23 @@ def run(
     than ``budget`` of the inputs fail, StorageError. What was made before stays and need not be made again.
     """
 
-    def records(shards: Sequence[ShardPlan]) -> Generator[Record]:
+    def records(shards: Iterable[ShardPlan]) -> Generator[Record]:
         for shard in shards:
-            yield make_shard(
-                shard, key=plan.data_key(shard.index), plan=plan.fingerprint, storage=storage, make_rows=make_rows
-            )
+            key = plan.data_key(shard.index)
+            make = partial(make_shard, shard, key=key, plan=plan.fingerprint, storage=storage, make_rows=make_rows)
+            yield _patiently(make)
 
     return drive(plan, storage, records, budget=budget, progress=progress)
+
+
+def _patiently(make: Callable[[], Record]) -> Record:
+    """Try again, a few times, what storage failed for now."""
+    for wait in RETRY_WAITS:
+        try:
+            return make()
+        except TransientStorageError:
+            time.sleep(wait)
+    return make()
 
 
 def make_shard(shard: ShardPlan, *, key: str, plan: str, storage: Storage, make_rows: MakeRows) -> Record:
@@ -66,7 +78,6 @@ def make_shard(shard: ShardPlan, *, key: str, plan: str, storage: Storage, make_
     record = Record(
         shard=shard.index,
         plan=plan,
-        key=key,
         rows=len(result.rows),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
@@ -77,7 +88,6 @@ def make_shard(shard: ShardPlan, *, key: str, plan: str, storage: Storage, make_
             name: dict(Counter(str(getattr(row, name)) for row in result.rows))
             for name in ("split", "mode", "model", "licence")
         },
-        versions={name: version(name) for name in LIBRARIES},
     )
     ledger.write(storage, record)
     return record
@@ -90,60 +100,73 @@ def _check_complete(shard: ShardPlan, result: ShardResult) -> None:
     assert asked == answered, f"shard {shard.index}: {sorted(asked ^ answered)[:3]} asked or answered, not both"
 
 
-@dataclass
 class Tally:
-    """What a driver keeps of the records: a few numbers for each shard, never the rows or every failure."""
+    """What a driver keeps of the records: 49 bytes for each shard, never the rows or every failure."""
 
-    shards: dict[int, ShardInfo] = field(default_factory=dict)
-    failed_subjects: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, Failure] = field(default_factory=dict)  # the first of each reason
-    counts: dict[str, Counter[str]] = field(default_factory=dict)
-    versions: dict[str, set[str]] = field(default_factory=dict)
+    def __init__(self, plan: Plan) -> None:
+        count = len(plan.shards)
+        self.plan = plan
+        self.done = np.zeros(count, bool)
+        self.rows, self.bytes = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self.sha256 = np.zeros((count, 32), np.uint8)
+        self.failed_subjects = 0
+        self.failures: Counter[str] = Counter()
+        self.examples: dict[str, Failure] = {}  # the first of each reason
+        self.counts: dict[str, Counter[str]] = {}
 
     def add(self, record: Record) -> None:
-        self.shards[record.shard] = ShardInfo(record.key, record.rows, record.bytes, record.sha256)
+        self.done[record.shard] = True
+        self.rows[record.shard], self.bytes[record.shard] = record.rows, record.bytes
+        self.sha256[record.shard] = np.frombuffer(bytes.fromhex(record.sha256), np.uint8)
         self.failed_subjects += record.failed_subjects
-        self.failures.update(failure.reason for failure in record.failures)
         for failure in record.failures:
+            self.failures[failure.reason] += 1
             self.examples.setdefault(failure.reason, failure)
         for name, count in record.counts.items():
             self.counts.setdefault(name, Counter()).update(count)
-        for name, used in record.versions.items():
-            self.versions.setdefault(name, set()).add(used)
 
-    def manifest(self, plan: Plan) -> Manifest:
+    def missing(self) -> Iterator[ShardPlan]:
+        """The shards without a record, now."""
+        return map(self.plan.shards.__getitem__, np.flatnonzero(~self.done).tolist())
+
+    def manifest(self) -> Manifest:
         return Manifest(
-            schema_version=SCHEMA_VERSION,
-            plan=plan.fingerprint,
-            shards=tuple(self.shards[shard.index] for shard in plan.shards),
-            subjects=plan.subjects,
+            schema_version=self.plan.schema_version,
+            plan=self.plan.fingerprint,
+            shards=Shards(self.rows, self.bytes, self.sha256),
+            subjects=self.plan.subjects,
             failed_subjects=self.failed_subjects,
             failures=dict(self.failures),
             counts={name: dict(count) for name, count in self.counts.items()},
-            versions={name: sorted(used) for name, used in self.versions.items()},
+            libraries=self.plan.libraries,
         )
 
 
 def drive(plan: Plan, storage: Storage, make: MakeRecords, *, budget: float, progress: bool) -> Manifest:
     """``run`` over any way to make shards: ``make`` yields a record whenever one of the shards it is given is done."""
     start(plan, storage)
-    tally = Tally()
+    tally, book = Tally(plan), ledger.Book(storage, plan)
     # Faces, not shards: a small job has few shards, and its bar should move.
     with tqdm(total=plan.subjects, unit="face", disable=not progress, mininterval=1.0) as bar:
 
-        def watch(records: Iterable[Record]) -> None:
-            for record in records:
-                tally.add(record)
-                bar.update(record.subjects)
-                bar.set_postfix(failed=tally.failed_subjects, refresh=False)
-                _check_budget(plan, tally, budget)
+        def watch(record: Record) -> None:
+            tally.add(record)
+            bar.update(record.subjects)
+            bar.set_postfix(failed=tally.failed_subjects, refresh=False)
+            _check_budget(plan, tally, budget)
 
-        watch(ledger.done(storage, plan))
+        for segment in ledger.segments(storage, plan):
+            for record in segment.records:
+                if not segment.closed:
+                    book.add(record)
+                watch(record)
         # Closed at once, so that nothing still works for a job that has given up.
-        with closing(make([shard for shard in plan.shards if shard.index not in tally.shards])) as made:
-            watch(made)
-    manifest = tally.manifest(plan)
+        with closing(make(tally.missing())) as made:
+            for record in made:
+                book.add(record)
+                watch(record)
+    book.tidy()
+    manifest = tally.manifest()
     storage.write(MANIFEST, manifest.to_json(), if_absent=True)
     return manifest
 

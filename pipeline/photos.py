@@ -28,7 +28,7 @@ MIN_SIDE = 16
 FAR_OUTSIDE = 0.5  # of the image's longer side: how far beyond the border a landmark may be guessed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PhotoRef:
     """Where a photo and its landmarks lie in a storage."""
 

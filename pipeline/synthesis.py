@@ -205,12 +205,11 @@ class Estimate:
 
 def estimate(plan: Plan) -> Estimate:
     """Counts are exact, if no photo fails; bytes and seconds are rough figures of one machine."""
-    subjects = [subject for shard in plan.shards for subject in shard.subjects]
-    photos = sum(subject.photo is not None for subject in subjects)
+    photos, identities = len(plan.photos), plan.identities
     views, size = int(plan.options["views"] or 0), float(plan.options["size"] or 0)
-    rows, area = len(subjects) * views, (size / 256.0) ** 2
+    rows, area = plan.subjects * views, (size / 256.0) ** 2
     seconds = photos * INVERT_SECONDS * area + rows * VIEW_SECONDS * area
-    return Estimate(photos, len(subjects) - photos, len(plan.shards), rows, rows * VIEW_BYTES * area, seconds)
+    return Estimate(photos, identities, len(plan.shards), rows, rows * VIEW_BYTES * area, seconds)
 
 
 @dataclass(frozen=True)

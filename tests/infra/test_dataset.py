@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from face.errors import BadDataset
-from infra.dataset import Manifest, open_dataset, parse_manifest
+from infra.dataset import Manifest, Shards, open_dataset, parse_manifest
 from infra.storage import Storage, open_storage
 from pipeline import job
 from tests.pipeline.toy_work import toy_plan, toy_work
@@ -54,8 +54,12 @@ def test_altered_and_missing_shards_are_all_named(finished: Finished) -> None:
 def test_a_shard_put_in_the_place_of_another_is_found(finished: Finished) -> None:
     """Even when someone writes a manifest to match."""
     manifest = finished.manifest
-    first, _, *rest = manifest.shards
-    finished.storage.write("MANIFEST.json", replace(manifest, shards=(first, first, *rest)).to_json())
+    first, second, *_ = manifest.shards
+    finished.storage.write(second.key, finished.storage.read(first.key))
+    columns = manifest.shards.columns()
+    columns["sha256"][1] = first.sha256
+    forged = Shards.of(columns["rows"], columns["bytes"], columns["sha256"])
+    finished.storage.write("MANIFEST.json", replace(manifest, shards=forged).to_json())
     with pytest.raises(BadDataset, match=r"identity 'afw/ünï 0_1' is also in another shard"):
         open_dataset(finished.storage.uri).verify()
     finished.storage.write("MANIFEST.json", replace(manifest, plan="0" * 64).to_json())
@@ -65,12 +69,12 @@ def test_a_shard_put_in_the_place_of_another_is_found(finished: Finished) -> Non
 
 def test_an_altered_manifest_is_refused(finished: Finished) -> None:
     manifest = json.loads(finished.manifest.to_json())
-    manifest["shards"][0]["rows"] = 10
+    manifest["shards"]["rows"][0] = 10
     finished.storage.write("MANIFEST.json", json.dumps(manifest).encode())
     with pytest.raises(BadDataset, match=r"MANIFEST.json was altered"):
         open_dataset(finished.storage.uri)
-    finished.storage.write("MANIFEST.json", json.dumps({**manifest, "schema_version": 2}).encode())
-    with pytest.raises(BadDataset, match=r"MANIFEST.json has schema version 2, this program reads 1"):
+    finished.storage.write("MANIFEST.json", json.dumps({**manifest, "schema_version": 1}).encode())
+    with pytest.raises(BadDataset, match=r"MANIFEST.json has schema version 1, this program reads 2"):
         open_dataset(finished.storage.uri)
     finished.storage.write("MANIFEST.json", b"not json")
     with pytest.raises(BadDataset, match=r"MANIFEST.json is not a manifest"):

@@ -102,7 +102,7 @@ def test_a_job_beyond_its_budget_leaves_nothing_running(cluster: None, plan: Pla
 
 
 def test_a_worker_with_other_code_refuses(cluster: None, plan: Plan, out: Storage, log: Path) -> None:
-    with pytest.raises(BadDataset, match=r"this worker runs dff 0\.1\.0\+.*made by 0\.0\.9"):
+    with pytest.raises(BadDataset, match=r"this worker runs other code.*: dff 0\.1\.0\+.*, not 0\.0\.9$"):
         run(replace(plan, code="0.0.9"), out, log)
     assert made(log) == {}
 

@@ -64,7 +64,7 @@ def test_a_finished_dataset_has_every_view_of_every_input(plan: Plan, out: Stora
     assert sorted(objects(out)) == sorted(
         ["MANIFEST.json", "plan.json"]
         + [f"data/part-0000{i}-of-00004.parquet" for i in range(4)]
-        + [f"ledger/part-0000{i}.json" for i in range(4)]
+        + ["ledger/segment-00000.jsonl"]
     )
 
 
@@ -121,7 +121,7 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("lost", ["ledger/part-00002.json", "data/part-00001-of-00004.parquet", "MANIFEST.json"])
+@pytest.mark.parametrize("lost", ["ledger/segment-00000.jsonl", "data/part-00001-of-00004.parquet", "MANIFEST.json"])
 def test_whatever_is_lost_is_made_again(
     plan: Plan, whole: dict[str, bytes], out: Storage, log: Path, lost: str
 ) -> None:
@@ -155,11 +155,16 @@ def test_another_plan_does_not_mix_in(plan: Plan, out: Storage, log: Path) -> No
 def test_a_ledger_of_another_plan_is_refused(plan: Plan, out: Storage, log: Path) -> None:
     other = open_storage(out.uri + "-other")
     run(toy_plan(seed=8), other, log)
-    out.write("ledger/part-00000.json", other.read("ledger/part-00000.json"))
-    with pytest.raises(BadDataset, match=r"ledger/part-00000.json belongs to another plan"):
+    records = other.read("ledger/segment-00000.jsonl")
+    out.write("ledger/segment-00000.jsonl", records)
+    with pytest.raises(BadDataset, match=r"ledger/segment-00000.jsonl has a record of another plan"):
         run(plan, out, log)
-    out.write("ledger/part-00000.json", b"{}")
-    with pytest.raises(BadDataset, match=r"ledger/part-00000.json is not a ledger record"):
+    out.write("ledger/segment-00000.jsonl", b"{}")
+    with pytest.raises(BadDataset, match=r"ledger/segment-00000.jsonl is not of a ledger"):
+        run(plan, out, log)
+    out.delete("ledger/segment-00000.jsonl")
+    out.write("ledger/part-00003.json", records.splitlines()[0])
+    with pytest.raises(BadDataset, match=r"ledger/part-00003.json holds records of other shards"):
         run(plan, out, log)
 
 

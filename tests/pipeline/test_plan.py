@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from face.errors import BadDataset
+from infra.shards import SCHEMA_VERSION
 from pipeline.photos import PhotoRef
 from pipeline.plan import WorkSpec, code_version, differences, make_plan, parse_plan, seed_of
 from tests.pipeline.toy_work import toy_plan
@@ -43,16 +44,20 @@ def test_a_stored_plan_is_the_plan() -> None:
 
 
 def test_the_fingerprint_sees_every_field_and_the_differences_name_it() -> None:
-    plan = toy_plan()
+    plan, more = toy_plan(), PhotoRef("z", "z.jpg", None)
     others = {
         "seed: 7, now 8": toy_plan(seed=8),
         "views: 3, now 4": toy_plan(views=4),
-        "colour: None, now True": replace(plan, options={**plan.options, "colour": True}),
-        "inputs: 12, now 13 (0 gone, 1 new)": toy_plan(13),
-        "shards: 4, now 6": toy_plan(shard_subjects=2),
+        "colour: unknown, now True": replace(plan, options={**plan.options, "colour": True}),
+        "identities: 6, now 7": toy_plan(13),
+        "photos: 6, now 7 (0 gone, 1 new; the first: z)": replace(
+            plan, photos=(*plan.photos, PhotoRef("z", "z", None))
+        ),
+        "shard_subjects: 3, now 2": toy_plan(shard_subjects=2),
+        f"numpy: {plan.libraries['numpy']}, now 1.0": replace(plan, libraries={**plan.libraries, "numpy": "1.0"}),
         "renderer: numba, now gl": replace(plan, renderer="gl"),
         f"code: {plan.code}, now 9": replace(plan, code="9"),
-        "schema_version: 1, now 2": replace(plan, schema_version=2),
+        f"schema_version: {SCHEMA_VERSION}, now 9": replace(plan, schema_version=9),
         f"toy: {'0' * 64}, now {'1' * 64}": replace(plan, assets={"toy": "1" * 64}),
     }
     assert len({plan.fingerprint, *(other.fingerprint for other in others.values())}) == len(others) + 1

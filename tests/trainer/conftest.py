@@ -15,7 +15,7 @@ from face.camera import WeakPerspective
 from face.morphable import Coefficients, MorphableModel
 from face.render.frame import interpolate, render
 from face.transform import Rigid, rotation_from_angles
-from infra.dataset import MANIFEST, Dataset, Manifest, ShardInfo, open_dataset
+from infra.dataset import MANIFEST, Dataset, Manifest, Shards, data_key, open_dataset
 from infra.shards import SCHEMA_VERSION, ViewRow, rows_to_parquet, sample_id_of
 from infra.split import split_of
 from trainer.crops import Chart, chart_of
@@ -66,11 +66,12 @@ def write_dataset(folder: Path, rows: list[ViewRow]) -> Dataset:
         ([r for r in rows if r.identity_id in half], [r for r in rows if r.identity_id not in half])
     ):
         data = rows_to_parquet(part, {"plan": "test"})
-        key = f"data/part-{index:05d}-of-00002.parquet"
+        key = data_key(index, 2)
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
         (folder / key).write_bytes(data)
-        shards.append(ShardInfo(key, len(part), len(data), hashlib.sha256(data).hexdigest()))
-    manifest = Manifest(SCHEMA_VERSION, "test", tuple(shards), len(identities), 0, {}, {}, {})
+        shards.append((len(part), len(data), hashlib.sha256(data).hexdigest()))
+    counts, sizes, hashes = zip(*shards, strict=True)
+    manifest = Manifest(SCHEMA_VERSION, "test", len(identities), 0, {}, {}, {}, Shards.of(counts, sizes, hashes))
     (folder / MANIFEST).write_bytes(manifest.to_json())
     return open_dataset(str(folder))
 
