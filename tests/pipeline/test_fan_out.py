@@ -16,7 +16,7 @@ from infra.dataset import Manifest, open_dataset
 from infra.storage import Storage, open_storage
 from pipeline import fan_out, job
 from pipeline.plan import Plan
-from tests.pipeline.test_job import objects, until
+from tests.pipeline.test_job import objects, tell, until
 from tests.pipeline.toy_work import made, most_at_once, toy_plan, toy_work
 from tests.s3_server import BUCKET, FaultyS3
 
@@ -112,8 +112,9 @@ import sys
 from infra.cluster import connected
 from infra.storage import open_storage
 from pipeline import fan_out
-from tests.pipeline.toy_work import toy_plan, toy_work
-plan = toy_plan(16, shard_subjects=2)
+from pipeline.plan import parse_plan
+from tests.pipeline.toy_work import toy_work
+plan = parse_plan(sys.stdin.buffer.read(), "stdin")
 with connected(None, workers=2):
     fan_out.run(plan, open_storage(sys.argv[1]), toy_work(sys.argv[2], seconds=0.3))
 """
@@ -123,7 +124,8 @@ def test_a_killed_driver_is_completed_with_the_same_bytes(
     plan: Plan, whole: dict[str, bytes], out: Storage, log: Path
 ) -> None:
     root = Path(__file__).parents[2]
-    with subprocess.Popen([sys.executable, "-c", _RUN, out.uri, str(log)], cwd=root) as driver:
+    with subprocess.Popen([sys.executable, "-c", _RUN, out.uri, str(log)], cwd=root, stdin=subprocess.PIPE) as driver:
+        tell(driver, plan)
         until(lambda: len(out.list("ledger/")) >= 2)
         os.kill(driver.pid, signal.SIGKILL)
     kept = {int(info.key[12:17]) for info in out.list("ledger/")}

@@ -88,10 +88,13 @@ def test_a_finished_job_is_not_made_again(plan: Plan, whole: dict[str, bytes], o
 
 _RUN = """
 import sys
+from pathlib import Path
 from infra.storage import open_storage
 from pipeline import job
-from tests.pipeline.toy_work import toy_plan, toy_work
-job.run(toy_plan(), open_storage(sys.argv[1]), toy_work(sys.argv[2], seconds=0.2).build())
+from pipeline.plan import parse_plan
+from tests.pipeline.toy_work import toy_work
+plan = parse_plan(sys.stdin.buffer.read(), "stdin")
+job.run(plan, open_storage(sys.argv[1]), toy_work(Path(sys.argv[2]), seconds=0.2).build())
 """
 
 
@@ -100,7 +103,8 @@ def test_a_killed_job_is_completed_with_the_same_bytes(
     plan: Plan, whole: dict[str, bytes], out: Storage, log: Path, records: int
 ) -> None:
     root = Path(__file__).parents[2]
-    with subprocess.Popen([sys.executable, "-c", _RUN, out.uri, str(log)], cwd=root) as child:
+    with subprocess.Popen([sys.executable, "-c", _RUN, out.uri, str(log)], cwd=root, stdin=subprocess.PIPE) as child:
+        tell(child, plan)
         until(lambda: len(out.list("ledger/")) >= records and len(made(log)) > records)
         os.kill(child.pid, signal.SIGKILL)
     kept = len(out.list("ledger/"))
@@ -112,6 +116,13 @@ def test_a_killed_job_is_completed_with_the_same_bytes(
     again = made(log)
     assert all(again[shard] == 1 for shard in range(kept))
     assert again[kept] in (1, 2)  # the one that the kill interrupted
+
+
+def tell(child: subprocess.Popen[bytes], plan: Plan) -> None:
+    """Hand a plan to a process that reads it from its input."""
+    assert child.stdin is not None
+    child.stdin.write(plan.to_json())
+    child.stdin.close()
 
 
 def until(true: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -50,9 +50,7 @@ def test_the_fingerprint_sees_every_field_and_the_differences_name_it() -> None:
         "views: 3, now 4": toy_plan(views=4),
         "colour: unknown, now True": replace(plan, options={**plan.options, "colour": True}),
         "identities: 6, now 7": toy_plan(13),
-        "photos: 6, now 7 (0 gone, 1 new; the first: z)": replace(
-            plan, photos=(*plan.photos, PhotoRef("z", "z", None))
-        ),
+        "photos: 6, now 7 (0 gone, 1 new; the first: z)": replace(plan, photos=(*plan.photos, more)),
         "shard_subjects: 3, now 2": toy_plan(shard_subjects=2),
         f"numpy: {plan.libraries['numpy']}, now 1.0": replace(plan, libraries={**plan.libraries, "numpy": "1.0"}),
         "renderer: numba, now gl": replace(plan, renderer="gl"),
