@@ -1,0 +1,114 @@
+"""Eight pixels at a time: the few steps of rendering that a compiler leaves scalar, as vector instructions.
+
+Numba vectorises plain loops, but not loops of three passes that store under a condition, nor look-ups in a table
+beside stores. These are written for LLVM directly, which turns them into what the processor has (AVX-512, AVX2, SSE or
+NEON): integers and correctly rounded float64 only, so that every processor gives the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 8
+BIAS = 2.0**52
+"""Added to a float64 in [0, BIAS) it leaves the rounded number in the low 52 bits: conversion without an instruction
+that only some processors have for vectors."""
+
+_I64, _F64, _I32 = ir.IntType(64), ir.DoubleType(), ir.IntType(32)
+_INTS, _FLOATS = ir.VectorType(_I64, LANES), ir.VectorType(_F64, LANES)
+
+ROW = tuple((lane, 0) for lane in range(LANES))
+BLOCK = tuple((lane % 4, lane // 4) for lane in range(LANES))
+
+
+def _spread(builder: Any, value: Any, kind: Any) -> Any:
+    """A vector with the same value in all lanes."""
+    none = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(none, value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, none, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+
+
+def _ramp(builder: Any, values: Any, offsets: tuple[tuple[int, int], ...], real: bool) -> Any:
+    """``start + right * column + down * row`` for the lanes' ``offsets``, of ``values`` start, right, down."""
+    start, right, down = values
+    kind = _FLOATS if real else _INTS
+    add, times = (builder.fadd, builder.fmul) if real else (builder.add, builder.mul)
+    number = float if real else int
+    out = _spread(builder, start, kind)
+    for axis, step in ((0, right), (1, down)):
+        if any(offset[axis] for offset in offsets):
+            lanes = ir.Constant(kind, [number(offset[axis]) for offset in offsets])
+            out = add(out, times(lanes, _spread(builder, step, kind)))
+    return out
+
+
+def _cover(offsets: tuple[tuple[int, int], ...]) -> Any:
+    def typed(typingctx, keys, at, a, ax, ay, b, bx, by, c, cx, cy, z, zx, zy, most, shift, f):  # type: ignore[no-untyped-def]
+        ints = [types.int64] * 9
+        signature = types.void(keys, types.uint64, *ints, *[types.float64] * 4, types.int64, types.int64)
+
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            array = context.make_array(signature.args[0])(context, builder, args[0])
+            place = builder.bitcast(builder.gep(array.data, [args[1]]), _INTS.as_pointer())
+            edges = [_ramp(builder, args[n : n + 3], offsets, False) for n in (2, 5, 8)]
+            outside = builder.icmp_signed(
+                "<", builder.or_(builder.or_(*edges[:2]), edges[2]), ir.Constant(_INTS, [0] * LANES)
+            )
+            depth = _ramp(builder, args[11:14], offsets, True)
+            zero, top = ir.Constant(_FLOATS, [0.0] * LANES), _spread(builder, args[14], _FLOATS)
+            depth = builder.select(builder.fcmp_ordered(">", depth, zero), depth, zero)
+            depth = builder.select(builder.fcmp_ordered("<", depth, top), depth, top)
+            whole = builder.bitcast(builder.fadd(depth, ir.Constant(_FLOATS, [BIAS] * LANES)), _INTS)
+            key = builder.or_(builder.shl(whole, _spread(builder, args[15], _INTS)), _spread(builder, args[16], _INTS))
+            old = builder.load(place, align=8)
+            nearer = builder.and_(builder.icmp_signed("<", key, old), builder.not_(outside))
+            builder.store(builder.select(nearer, key, old), place, align=8)
+            return context.get_dummy_value()
+
+        return signature, code
+
+    return intrinsic(typed)
+
+
+cover_row = _cover(ROW)
+"""``cover_row(keys, at, a, ax, ay, b, bx, by, c, cx, cy, z, zx, zy, most, shift, f)``: eight samples beside each other.
+
+Lowers int64 ``keys[at : at + 8]`` to ``depth << shift | f`` where that is less and the three edge functions (``a``,
+``b``, ``c`` at the first sample, their steps to the right and down) are not negative. Depth is ``z`` (with its steps),
+limited to 0 .. ``most``, rounded; ``shift`` is at least 12 and ``most << shift`` fits 63 bits.
+"""
+
+cover_block = _cover(BLOCK)
+"""The same for a block of four samples beside each other and the four below them."""
+
+
+@intrinsic
+def look_up(typingctx, table, scratch, at, out):  # type: ignore[no-untyped-def]
+    """``scratch[out + n] = table[scratch[at + n]]`` for eight n; both are int32, no index leaves the table."""
+    signature = types.void(table, scratch, types.uint64, types.uint64)
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = [context.make_array(signature.args[n])(context, builder, args[n]).data for n in (0, 1)]
+        narrow = ir.VectorType(_I32, LANES)
+        places = builder.load(builder.bitcast(builder.gep(data[1], [args[2]]), narrow.as_pointer()), align=4)
+        wide = builder.zext(places, _INTS)
+        base = _spread(builder, builder.ptrtoint(data[0], _I64), _INTS)
+        pointers = builder.inttoptr(
+            builder.add(base, builder.shl(wide, ir.Constant(_INTS, [2] * LANES))),
+            ir.VectorType(_I32.as_pointer(), LANES),
+        )
+        mask = ir.VectorType(ir.IntType(1), LANES)
+        kind = ir.FunctionType(narrow, [pointers.type, _I32, mask, narrow])
+        gather = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.gather.v{LANES}i32.v{LANES}p0")
+        found = builder.call(
+            gather, [pointers, ir.Constant(_I32, 4), ir.Constant(mask, [1] * LANES), ir.Constant(narrow, ir.Undefined)]
+        )
+        builder.store(found, builder.bitcast(builder.gep(data[1], [args[3]]), narrow.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return signature, code
