@@ -7,13 +7,16 @@ the ratios more than the numbers.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import onnxruntime
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +26,8 @@ import aligner.align as stages
 from aligner.align import Aligner
 from face.assets import load_model
 from face.descriptor import DescriptorNet, Features, NetConfig
+from infra.onnx_file import export
+from infra.weights import DEFAULT, load
 from tests.aligner.oracle import OracleNet, PositionCode, Scene, make_scene, oracle_anchors
 
 FACES, ROUNDS = 16, 6
@@ -76,6 +81,30 @@ def measure(aligner: Aligner, clock: Clock, scenes: list[Scene], batch: int) -> 
     return {stage: 1e3 * seconds / len(scenes) for stage, seconds in {**spent, "all": total}.items()}
 
 
+def network_times() -> dict[int, tuple[float, float]]:
+    """Milliseconds of the shipped network for one face, by batch: in torch, and its ONNX file in onnxruntime."""
+    weights = load(DEFAULT)
+    net = weights.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    with tempfile.TemporaryDirectory() as folder:
+        export(weights, Path(folder) / "net.onnx")
+        session = onnxruntime.InferenceSession(Path(folder) / "net.onnx", options, providers=["CPUExecutionProvider"])
+    out = {}
+    for batch in BATCHES:
+        image = torch.rand(batch, 3, 128, 128).contiguous(memory_format=torch.channels_last)
+        plain = image.contiguous().numpy()
+        best = [np.inf, np.inf]
+        for _ in range(ROUNDS):
+            for i, work in enumerate((lambda x=image: net(x), lambda x=plain: session.run(None, {"image": x}))):
+                start = time.process_time()
+                work()
+                best[i] = min(best[i], (time.process_time() - start) * 1e3 / batch)
+        out[batch] = (best[0], best[1])
+    return out
+
+
+@torch.no_grad()
 def main() -> None:
     torch.set_num_threads(1)
     model = load_model()
@@ -103,6 +132,10 @@ def main() -> None:
         table.add_row(stage, *(f"{best[batch][stage]:.1f}" for batch in BATCHES))
     console = Console()
     console.print(table)
+    networks = Table("network alone", "torch, ms", "onnxruntime, ms", "ratio")
+    for batch, (ours, theirs) in network_times().items():
+        networks.add_row(f"batch {batch}", f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}")
+    console.print(networks)
     console.print(f"{passes:.1f} passes for each face; bounds: 40 ms at batch 1, 25 ms at batch 16")
 
 

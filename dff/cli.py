@@ -36,7 +36,12 @@ Address = Annotated[
 ]
 WeightsOption = Annotated[
     str | None,
-    typer.Option("--weights", "-w", help="Weights file (.safetensors). Default: the weights that ship with dff."),
+    typer.Option(
+        "--weights",
+        "-w",
+        help="Weights: a .safetensors file, a shipped name (see `dff models`), or models:/NAME@ALIAS "
+        "of MLflow (MLFLOW_TRACKING_URI). Default: the weights that ship with dff.",
+    ),
 ]
 
 
@@ -397,6 +402,22 @@ def submit(
     argv = ["dff", command.value, *context.args, "--address", "auto"]
     status = submit_job(argv, address, working_dir=working_dir, wait=not no_wait, on_line=typer.echo, insecure=insecure)
     typer.echo(status)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="The .onnx file to write.")],
+    weights: WeightsOption = None,
+) -> None:
+    """The descriptor network as an ONNX file, for programs without torch (pip install 'dff\\[onnx]').
+
+    [dim]Example:[/dim] dff export dff-open.onnx
+    """
+    from infra import onnx_file
+    from infra import weights as weights_files
+
+    onnx_file.export(weights_files.load(weights or weights_files.DEFAULT), out)
+    typer.echo(f"{out.resolve()}: image (B, 3, H, W) 0..1 to descriptor and face_logit at half the size")
 
 
 @app.command()

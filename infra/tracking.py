@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunStatus
 from mlflow.exceptions import MlflowException
@@ -21,6 +23,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from PIL import Image
 
 from face.arrays import Bytes
+from face.errors import BadWeights
 
 PARAM_LENGTH = 500
 """Characters that every MLflow backend keeps of a parameter's value."""
@@ -114,6 +117,31 @@ def start(
         run = client.create_run(experiment_id, run_name=name)
         client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in flat.items()])
     return Run(tracking_uri, run.info.run_id)
+
+
+MODELS = "models:/"
+"""What the address of a registered model begins with: ``models:/name@alias`` or ``models:/name/version``."""
+
+
+def registered_weights(address: str, *, tracking_uri: str | None = None) -> Path:
+    """The weights file of a registered model, fetched when it lies elsewhere.
+
+    ``tracking_uri``: MLflow's; by default what the environment variable MLFLOW_TRACKING_URI says. Raises BadWeights
+    when there is no such model, version or alias, or when it holds no weights file.
+    """
+    _quieten()
+    name, _, version = address.removeprefix(MODELS).rpartition("@" if "@" in address else "/")
+    try:
+        client = MlflowClient(tracking_uri)
+        named = client.get_model_version_by_alias if "@" in address else client.get_model_version
+        found = named(name, version)
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=found.source, tracking_uri=tracking_uri))
+    except (MlflowException, OSError) as error:
+        raise BadWeights(f"{address} is no registered model of {mlflow.get_tracking_uri()}: {error}") from error
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise BadWeights(f"{address} holds {len(files)} weights files, it should hold one")
+    return files[0]
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

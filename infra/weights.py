@@ -70,10 +70,17 @@ def save(path: Path | str, net: DescriptorNet, anchors: Anchors, card: Mapping[s
 
 
 def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
-    """Read a weights file, or shipped weights by name; with ``model``, also check that the anchors are points of it.
+    """Read a weights file, shipped weights by name, or a model that MLflow has registered (``models:/name@alias``).
+
+    With ``model``, also check that the anchors are points of it.
 
     Raises BadWeights, naming the file and what is wrong with it.
     """
+    if str(path).startswith("models:/"):
+        # MLflow takes a second to import, and most weights are plain files.
+        from infra.tracking import registered_weights
+
+        path = registered_weights(str(path))
     path = SHIPPED.get(str(path), Path(path))
     try:
         with safe_open(path, framework="pt") as file:

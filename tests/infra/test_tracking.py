@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from infra import tracking
+from face.errors import BadWeights
+from infra import tracking, weights
 
 
 def test_a_run_keeps_figures_pictures_and_weights(tmp_path: Path) -> None:
@@ -40,3 +41,24 @@ def test_a_run_keeps_figures_pictures_and_weights(tmp_path: Path) -> None:
     assert stored.read_bytes() == b"second"
     with pytest.raises(ValueError, match="other values of steps"):
         tracking.start(uri, params={"steps": 3}, **begin)  # type: ignore[arg-type]
+
+
+def test_registered_weights_are_found_by_alias_and_by_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = tracking.local_uri(tmp_path / "ml")
+    run = tracking.start(uri, experiment="e", name="first", params={}, artifacts=tmp_path / "files")
+    shipped = weights.SHIPPED[weights.DEFAULT]
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"not weights")
+    run.register(other, name="dff", alias="candidate", tags={})
+    run.finish()
+    second = tracking.start(uri, experiment="e", name="second", params={}, artifacts=tmp_path / "files")
+    second.register(shipped, name="dff", alias="candidate", tags={})
+    second.finish()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert tracking.registered_weights("models:/dff/1").read_bytes() == b"not weights"
+    loaded = weights.load("models:/dff@candidate")
+    assert loaded.card == weights.load(weights.DEFAULT).card
+    with pytest.raises(BadWeights, match="models:/dff@champion is no registered model"):
+        weights.load("models:/dff@champion")
+    with pytest.raises(BadWeights, match="cannot be read as a weights file"):
+        weights.load("models:/dff/1")

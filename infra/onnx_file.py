@@ -1,0 +1,52 @@
+"""The descriptor network as an ONNX file, for programs without torch. Needs the optional packages of ``dff[onnx]``.
+
+Input ``image`` (B, 3, H, W) float32 RGB in 0..1, sides in multiples of ``NetConfig.multiple``; outputs ``descriptor``
+(B, D, H/2, W/2) unit vectors and ``face_logit`` (B, H/2, W/2). The weights' card travels as the model's metadata; the
+anchors' tables stay in the weights file, which any program can read (safetensors).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from face.errors import BadWeights
+from infra.weights import Weights
+
+OPSET = 18
+
+
+def export(weights: Weights, path: Path) -> None:
+    """Write ``weights`` to ``path`` in one step. Raises BadWeights when the optional packages are absent."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  (torch's exporter needs it, and would say so less clearly)
+    except ImportError as error:
+        raise BadWeights(f"ONNX export needs optional packages: pip install 'dff[onnx]' ({error})") from error
+    multiple = weights.net.config.multiple
+    example = torch.rand(2, 3, 8 * multiple, 12 * multiple, generator=torch.Generator().manual_seed(0))
+    rows, columns = torch.export.Dim("rows"), torch.export.Dim("columns")
+    sides = {0: torch.export.Dim("batch"), 2: multiple * rows, 3: multiple * columns}
+    program = torch.onnx.export(
+        weights.net,
+        (example,),
+        input_names=["image"],
+        output_names=["descriptor", "face_logit"],
+        dynamic_shapes=(sides,),
+        opset_version=OPSET,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    about = {"scale": weights.anchors.scale, "card": weights.card}
+    onnx.helper.set_model_props(model, {"descriptor": json.dumps(about, sort_keys=True)})
+    onnx.checker.check_model(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        onnx.save(model, str(temporary))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
