@@ -11,12 +11,19 @@ import numpy as np
 from face.arrays import Bools, Bytes, Floats
 from face.mesh import SurfacePoints
 from face.morphable import MorphableModel
-from face.render.frame import Frame, visible
+from face.render.frame import OCCLUDER, Frame, visible
 from infra.shards import ViewRow, frame_of
 
 SHIFT = 4  # cv2 draws at 1/16 px
 PAPER = 245
 HIDDEN_DEPTH = 0.004  # metres
+REGION_COLOURS = {
+    "face": (240, 190, 140), "neck": (150, 190, 120), "scalp": (110, 120, 150), "ears": (230, 120, 190),
+    "lips": (235, 70, 80), "brows": (150, 90, 40), "eyes": (70, 150, 245), "lashes": (40, 40, 60),
+    "teeth": (255, 255, 230), "tongue": (200, 60, 120), "mouth": (120, 20, 40),
+}  # fmt: skip
+OTHER_REGION = (128, 128, 128)
+COVER = (255, 40, 200)  # what hides the face
 INSIDE = ("eyes", "teeth", "tongue", "mouth", "lashes")  # regions whose points are left out of the pictures
 
 
@@ -56,9 +63,59 @@ def contact_sheet(rows: Sequence[ViewRow], *, columns: int = 10, tile: int = 160
         if landmarks:
             image = draw_landmarks(image, row.landmarks_2d, row.visible_2d)
         y, x = (tile + gap) * (index // columns), (tile + gap) * (index % columns)
-        how = cv2.INTER_AREA if tile < row.width else cv2.INTER_CUBIC
-        out[y : y + tile, x : x + tile] = cv2.resize(image, (tile, tile), interpolation=how)
+        out[y : y + tile, x : x + tile] = _tile(image, tile)
     return out
+
+
+TRUTHS = ("view", "landmarks", "regions", "surface point", "occluders", "depth", "normal")
+"""The tiles of ``truth_strip``, in their order."""
+
+
+def truth_strip(row: ViewRow, model: MorphableModel, *, tile: int = 160) -> Bytes:
+    """(tile, W, 3) uint8: what is known of each pixel of a view, a tile for each of TRUTHS.
+
+    A surface point's colour is its place on the model's mean face, so the same point has the same colour in all views.
+    Raises BadDataset when the row is of another model or its image can't be decoded.
+    """
+    image, frame = row.pixels(), frame_of(row, model)
+    triangle, seen = np.maximum(frame.triangle, 0), frame.mask
+    wash = np.stack([image.mean(axis=2)] * 3, axis=2) * 0.55
+    names = np.array([REGION_COLOURS.get(name, OTHER_REGION) for name in model.region_names], dtype=float)
+    regions = np.where(seen[..., None], 0.35 * image + 0.65 * names[model.region[triangle]], wash)
+    low, high = model.template.min(0), model.template.max(0)
+    place = 255.0 * (model.template - low) / (high - low)
+    surface = wash.copy()
+    surface[seen] = frame.points().of(place, model.faces)
+    cover = np.where((row.triangle_ids == OCCLUDER)[..., None], 0.3 * image + 0.7 * np.array(COVER), wash)
+    depth = wash.copy()
+    if seen.any():
+        near, far = np.percentile(frame.depth[seen], (1, 99))
+        share = np.clip((far - frame.depth[seen]) / max(far - near, 1e-6), 0.0, 1.0)
+        depth[seen] = matplotlib.colormaps["viridis"](share)[:, :3] * 255.0
+    normal = np.where(seen[..., None], (frame.normal * [1.0, -1.0, -1.0] + 1.0) * 127.5, wash)
+    marked = draw_landmarks(image, row.landmarks_2d, row.visible_2d)
+    tiles = [image, marked, *(np.asarray(t, dtype=np.uint8) for t in (regions, surface, cover, depth, normal))]
+    return np.concatenate([p for t in tiles for p in (_tile(t, tile), _gap(tile))][:-1], axis=1)
+
+
+def strip(images: Sequence[Bytes], *, tile: int = 128, marked: int = 0) -> Bytes:
+    """(tile, W, 3) uint8: images side by side, the first ``marked`` of them set apart. Raises ValueError for none."""
+    if not images:
+        raise ValueError("a strip wants at least one image")
+    parts: list[Bytes] = []
+    for index, image in enumerate(images):
+        parts += [_tile(image, tile), _gap(tile, 14 if index == marked - 1 else 3)]
+    return np.concatenate(parts[:-1], axis=1)
+
+
+def _tile(image: Bytes, side: int) -> Bytes:
+    """A square image at another size."""
+    how = cv2.INTER_AREA if side < image.shape[1] else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (side, side), interpolation=how))
+
+
+def _gap(height: int, width: int = 3) -> Bytes:
+    return np.full((height, width, 3), PAPER, dtype=np.uint8)
 
 
 def common_points(a: ViewRow, b: ViewRow, model: MorphableModel, count: int) -> tuple[SurfacePoints, Floats, Floats]:

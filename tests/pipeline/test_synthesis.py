@@ -101,7 +101,8 @@ def test_a_dataset_is_complete_and_verified(dataset: Path, tmp_path: Path) -> No
     assert found.manifest.failures == {"BadLandmarks": 1, "BadPhoto": 1, "BadFit": 1}
     assert set(found.failures) == set(found.manifest.failures)
     assert found.manifest.counts["licence"] == {"CC0-1.0": 6, "LicenseRef-photo AND CC0-1.0": 3}
-    assert [sum(h.counts) for h in found.histograms] == [9, 9]
+    assert {sum(h.counts) + h.unknown for h in found.histograms if h.name != "skin tone"} == {9}
+    assert {sum(t.counts.values()) for t in found.tallies} == {9}
     assert found.checks is not None
     assert found.checks.points > 300
     assert found.checks.worst < 0.1
@@ -111,8 +112,8 @@ def test_a_dataset_is_complete_and_verified(dataset: Path, tmp_path: Path) -> No
     assert "BadFit 1" in text
     assert "mistaken" in text
     page = html.read_text()
-    assert page.count("data:image/jpeg;base64,") == 3 * 3
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert page.count("data:image/jpeg;base64,") > 15
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     assert "<script" not in page
 
 
