@@ -30,7 +30,7 @@ PHOTO_TERMS = "LicenseRef-photo"
 INVERT_SECONDS = 0.45  # of a photo, with its texture, on one core at 256 px, for estimates
 VIEW_SECONDS = 0.011  # of a view
 VIEW_BYTES = 34_000  # of a row at 256 px
-SHARD_SUBJECTS = 32  # of a large job: some 17 MB of 20 views each
+SHARD_VIEWS = 640  # of 256 px, in a shard of a large job: some 20 MB, minutes of work, and little to hold in memory
 FEW_SHARDS = 16
 FACTORY = "pipeline.synthesis:make_rows_of"
 
@@ -166,12 +166,12 @@ def plan_synthesis(
 ) -> Plan:
     """Plan every photo of a storage and ``identities`` sampled faces. Raises ValueError when that is nothing.
 
-    Without ``shard_subjects`` there are some sixteen shards for few subjects and shards of SHARD_SUBJECTS for many;
-    never by the number of workers, since that must not change the bytes.
+    Without ``shard_subjects`` there are some sixteen shards for few subjects and full ones for many; never by the number
+    of workers, since that must not change the bytes.
     """
     found = [] if photos is None else list_photos(photos)
     if shard_subjects is None:
-        shard_subjects = min(max(-(-(len(found) + identities) // FEW_SHARDS), 1), SHARD_SUBJECTS)
+        shard_subjects = min(max(-(-(len(found) + identities) // FEW_SHARDS), 1), full_shard(options))
     return make_plan(
         found,
         identities=identities,
@@ -181,6 +181,11 @@ def plan_synthesis(
         renderer=backends.identity(options.renderer),
         shard_subjects=shard_subjects,
     )
+
+
+def full_shard(options: Options) -> int:
+    """Subjects of a shard that is as large as shards should be: what a worker holds grows with its pixels."""
+    return max(round(SHARD_VIEWS * (256 / options.size) ** 2 / options.views), 1)
 
 
 @dataclass(frozen=True)
