@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import struct
 import typing
 import zipfile
 from collections.abc import Mapping
@@ -94,7 +95,7 @@ def decode(data: bytes, model: MorphableModel, *, name: str) -> Person:
         return Person(**values, neutral=_at_rest(values["identity"], model))
     except _Broken as error:
         raise BadDataset(f"the stored person of {name} {error}") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, struct.error) as error:
         raise BadDataset(f"the stored person of {name} is cut off or damaged: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadDataset(f"the stored person of {name} does not fit this program: {error!r}") from error
@@ -204,15 +205,20 @@ def _array(values: np.ndarray[Any, Any], path: str) -> bytes:
 
 
 def _array_of(name: str, members: Mapping[str, bytes]) -> np.ndarray[Any, Any]:
+    if name not in members:
+        raise _Broken(f"has no {name}")
+    file = io.BytesIO(members[name])
     try:
-        values = np.load(io.BytesIO(members[name]), allow_pickle=False)
-    except KeyError as error:
-        raise _Broken(f"has no {name}") from error
-    except (ValueError, EOFError, OSError) as error:
-        raise _Broken(f"has a {name} that is no array: {error}") from error
-    if not isinstance(values, np.ndarray) or values.dtype.name not in _ARRAYS:
-        raise _Broken(f"has a {name} that is no array of numbers")
-    return values
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("it is of another version")
+        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+        if by_columns or dtype.name not in _ARRAYS:
+            raise ValueError(f"it is of {dtype}")
+        # By hand, since numpy would make room for whatever the header says before it looks for the bytes.
+        values = np.frombuffer(file.read(), dtype).reshape(shape)
+    except ValueError as error:
+        raise _Broken(f"has a {name} that is no array of numbers: {error}") from error
+    return np.array(values, dtype=dtype.newbyteorder("="))
 
 
 def _picture(values: Floats, path: str) -> dict[str, bytes]:
