@@ -1,0 +1,131 @@
+"""Verifying a dataset: every view comes out again from the dataset alone, and what does not is named."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from face.errors import BadDataset
+from face.morphable import MorphableModel
+from infra.dataset import MANIFEST, Shards, open_dataset
+from infra.shards import ViewRow, rows_to_parquet
+from infra.storage import open_storage
+from pipeline.plan import KEY, parse_plan
+from pipeline.synthesis import synthesize
+from pipeline.verify import check_dataset, person_in, refuse
+
+IDENTITIES, VIEWS = 3, 4
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = str(tmp_path_factory.mktemp("verify") / "set")
+    synthesize(None, out, identities=IDENTITIES, views=VIEWS, size=96, seed=4, shard_subjects=2)
+    return out
+
+
+def tampered(made: str, out: Path, change: Callable[[list[ViewRow]], list[ViewRow]]) -> str:
+    """A copy whose first shard has other rows, and a manifest that says so."""
+    old, new = open_dataset(made), open_storage(str(out / "tampered"))
+    shards = []
+    for index, shard in enumerate(old.shards):
+        data = old.storage.read(shard.key)
+        if index == 0:
+            data = rows_to_parquet(change(old.read_shard(0)), {"plan": old.manifest.plan})
+        new.write(shard.key, data)
+        shards.append((shard.rows, len(data), hashlib.sha256(data).hexdigest()))
+    new.write("plan.json", old.storage.read("plan.json"))
+    columns = Shards.of([s[0] for s in shards], [s[1] for s in shards], [s[2] for s in shards])
+    new.write(MANIFEST, replace(old.manifest, shards=columns).to_json())
+    return new.uri
+
+
+def without_person(rows: list[ViewRow]) -> list[ViewRow]:
+    return [replace(rows[0], person=None), *rows[1:]]
+
+
+def with_the_others_person(rows: list[ViewRow]) -> list[ViewRow]:
+    return [replace(rows[0], person=rows[VIEWS].person), *rows[1:]]
+
+
+def with_half_a_person(rows: list[ViewRow]) -> list[ViewRow]:
+    assert rows[0].person is not None
+    return [replace(rows[0], person=rows[0].person[: len(rows[0].person) // 2]), *rows[1:]]
+
+
+def with_another_image(rows: list[ViewRow]) -> list[ViewRow]:
+    return [rows[0], replace(rows[1], image=rows[2].image), *rows[2:]]
+
+
+def with_moved_landmarks(rows: list[ViewRow]) -> list[ViewRow]:
+    return [rows[0], replace(rows[1], landmarks_2d=rows[1].landmarks_2d + np.float32(0.5)), *rows[2:]]
+
+
+def with_another_recipe(rows: list[ViewRow]) -> list[ViewRow]:
+    return [rows[0], replace(rows[1], recipe="not json"), *rows[2:]]
+
+
+def with_another_pose(rows: list[ViewRow]) -> list[ViewRow]:
+    moved = replace(rows[1].cam_from_head, translation=rows[1].cam_from_head.translation * 1.001)
+    return [rows[0], replace(rows[1], cam_from_head=moved), *rows[2:]]
+
+
+def test_every_view_is_made_again_from_the_dataset_alone(made: str) -> None:
+    checks = check_dataset(open_dataset(made), 0)
+    assert checks.troubles == []
+    assert checks.rows == checks.same == checks.pairs == IDENTITIES * VIEWS
+    assert checks.points > 300
+    assert checks.worst < 0.1
+
+
+def test_a_sample_is_of_the_asked_size_and_always_the_same(made: str) -> None:
+    dataset = open_dataset(made)
+    one, again = check_dataset(dataset, 5), check_dataset(dataset, 5)
+    assert one == again
+    assert one.rows == one.pairs == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "failed", "said"),
+    [
+        (without_person, 4, "sampled-000000/0000 is the identity's first row and has no person"),
+        (with_the_others_person, 4, "stored person of sampled-000000 is that of 'sampled-000001'"),
+        (with_half_a_person, 4, "stored person of sampled-000000 is cut off or damaged"),
+        (with_another_image, 1, r"sampled-000000/0001: image: \d+ pixels differ"),
+        (with_moved_landmarks, 1, "sampled-000000/0001: landmarks_2d: .* is 0.71 px off"),
+        (with_another_recipe, 1, "sampled-000000/0001: can't be made again: JSONDecodeError"),
+        (with_another_pose, 1, r"sampled-000000/0001: .*triangle_ids: \d+ pixels show another triangle"),
+    ],
+)
+def test_what_is_not_made_again_is_named_with_its_file_and_row(
+    change: Callable[[list[ViewRow]], list[ViewRow]], failed: int, said: str, made: str, tmp_path: Path
+) -> None:
+    dataset = open_dataset(tampered(made, tmp_path, change))
+    dataset.verify()  # its hashes are in order
+    checks = check_dataset(dataset, 0)
+    assert checks.rows - checks.same == failed
+    message = f"{failed} of 12 views are not made again .*data/part-00000-of-00002.parquet: .*{said}"
+    with pytest.raises(BadDataset, match=message):
+        refuse(checks, dataset)
+
+
+def test_what_this_installation_cannot_make_again_is_said_first(made: str, tmp_path: Path) -> None:
+    dataset = open_dataset(tampered(made, tmp_path, lambda rows: rows))
+    plan = parse_plan(dataset.storage.read(KEY), KEY)
+    dataset.storage.write(KEY, replace(plan, renderer="zbuffer of old").to_json())
+    with pytest.raises(BadDataset, match=r"plan.json: rendered by zbuffer of old; here is zbuffer, whose pixels may"):
+        check_dataset(dataset)
+
+
+def test_a_person_of_the_dataset_makes_new_views_too(made: str, open_head: MorphableModel) -> None:
+    rows = open_dataset(made).read_shard(0)[:VIEWS]
+    person = person_in(rows, open_head)
+    assert person.id == rows[0].identity_id
+    assert (person.identity == rows[0].coefficients.identity).all()
+    with pytest.raises(BadDataset, match="sampled-000000/0001 is the identity's first row and has no person"):
+        person_in(rows[1:], open_head)
