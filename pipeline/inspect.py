@@ -48,7 +48,11 @@ class Inspection:
         for histogram in self.histograms:
             spans = ", ".join(f"{span}: {n}" for span, n in histogram.spans() if n)
             out.append(f"  {histogram.name} ({histogram.unit}): {spans}")
-        out += [f"  {tally.name}: {_counted(dict(tally.top()))}" for tally in self.tallies if tally.name != "licence"]
+        out += [
+            f"  {tally.name}: {', '.join(f'{key} {n}' for key, n in tally.top())}"
+            for tally in self.tallies
+            if tally.name != "licence"
+        ]
         if self.checks is not None:
             c = self.checks
             out.append(

@@ -116,6 +116,7 @@ class Section:
     title: str
     about: str
     pictures: tuple[Picture, ...]
+    beside: bool = False  # the pictures stand beside each other
 
 
 def sections_of(dataset: Dataset, picks: Picks) -> list[Section]:
@@ -133,8 +134,13 @@ def sections_of(dataset: Dataset, picks: Picks) -> list[Section]:
         Section("Views at random", "", (_picture("", contact_sheet([rows[w] for w in at_random], tile=TILE)),)),
         Section(
             "By yaw",
-            " ".join(name for name, some in yaws.items() if some),
-            (_picture("", _columns([[rows[w].pixels() for w in some] for some in yaws.values() if some])),),
+            "",
+            tuple(
+                _picture(name, contact_sheet([rows[w] for w in some], columns=1, tile=TILE))
+                for name, some in yaws.items()
+                if some
+            ),
+            beside=True,
         ),
         Section(
             "What each pixel knows",
@@ -189,14 +195,6 @@ def _read(dataset: Dataset, wanted: set[Where]) -> dict[Where, ViewRow]:
         rows = dataset.read_shard(shard)
         out |= {(shard, row): rows[row] for at, row in wanted if at == shard}
     return out
-
-
-def _columns(images: Sequence[Sequence[Bytes]]) -> Bytes:
-    """Images below each other for each column; short columns end in paper."""
-    height = max(len(column) for column in images)
-    blank = np.full((TILE, TILE, 3), 245, dtype=np.uint8)
-    lines = [strip([column[i] if i < len(column) else blank for column in images], tile=TILE) for i in range(height)]
-    return np.concatenate([part for line in lines for part in (line, np.full_like(line[:3], 245))][:-1])
 
 
 def _photo(rows: Sequence[ViewRow]) -> Bytes | None:
