@@ -160,8 +160,8 @@ def _hand(held: Held, curls: Floats, thumb: float) -> Prop:
             (np.array([0.018, 0.018, 0.006]) + way)[None], thick[None], np.broadcast_to(tips, (1, JOINTS, 3)), sides=7
         )
     )
-    out = together(parts)
-    return Prop.plain(out.vertices * held.size, out.faces, out.colour)
+    whole = together(parts)
+    return Prop.plain(whole.vertices * held.size, whole.faces, whole.colour)
 
 
 def _placed(prop: Prop, turn: Floats, place: Floats) -> Prop:

@@ -1,7 +1,7 @@
-"""What a head model lacks and every photo has: clothes below the neck and hair beyond the scalp.
+"""What a head model lacks and every photo has: clothes, hair, glasses, hats, hands and things before the face.
 
-Both are drawn as soft shapes behind the face, so they never touch the ground truth: no pixel that shows the model
-changes its surface point. The neck's ragged lower rim lets the clothes behind it show through.
+An ``Outfit`` is numbers and words: it is stored with the person, and ``pipeline.closet`` makes meshes of it. Only the
+hair that a photo's face has beyond its scalp is drawn here, as a soft shape behind the face.
 """
 
 from __future__ import annotations
@@ -17,52 +17,204 @@ from face.arrays import Floats, Ints
 from face.camera import Pinhole, WeakPerspective
 from face.morphable import MorphableModel
 from face.transform import Rigid
+from pipeline.garments import CUTS, Cover, Hat
+from pipeline.glasses import Glasses, sample_glasses
+from pipeline.hair import Hair
+from pipeline.hands import EMPTY, FULL, Held
 
 SHIFT = 4  # cv2 draws at 1/16 px
 AROUND = np.linspace(0.0, 2.0 * np.pi, 20, endpoint=False)
 RIM_MARGIN = 0.004  # metres above the rim's highest point that the clothes reach
 SOFT = 0.003  # metres over which they end
-BODY = (  # below the rim: drop, half breadth, half depth, in metres of an average body
-    (-0.005, 0.062, 0.058),
-    (0.020, 0.085, 0.072),
-    (0.045, 0.135, 0.085),
-    (0.080, 0.185, 0.095),
-    (0.140, 0.215, 0.105),
-    (0.700, 0.230, 0.115),
-)
 PALETTE = (
     (0.08, 0.08, 0.09), (0.13, 0.16, 0.27), (0.85, 0.85, 0.84), (0.45, 0.45, 0.46), (0.40, 0.12, 0.13),
     (0.20, 0.33, 0.50), (0.24, 0.30, 0.22), (0.62, 0.52, 0.40), (0.30, 0.22, 0.18), (0.70, 0.60, 0.62),
 )  # fmt: skip
 
 
+HAIR = (  # albedo, and how usual it is on fair and on dark skin
+    ((0.045, 0.040, 0.040), 2.0, 8.0), ((0.10, 0.070, 0.055), 3.0, 3.0), ((0.19, 0.125, 0.085), 3.5, 0.8),
+    ((0.30, 0.200, 0.130), 2.5, 0.2), ((0.50, 0.380, 0.240), 2.0, 0.1), ((0.66, 0.550, 0.390), 1.0, 0.05),
+    ((0.36, 0.160, 0.080), 0.8, 0.05), ((0.42, 0.410, 0.400), 1.0, 0.6), ((0.72, 0.710, 0.690), 0.7, 0.3),
+    ((0.35, 0.100, 0.160), 0.15, 0.1),
+)  # fmt: skip
+WORN = {  # how often a person has each thing, and how often its views show it
+    "glasses": (0.25, 0.95),
+    "sunglasses": (0.05, 0.95),
+    "hat": (0.11, 0.92),
+}
+WORN_OVER_PHOTO = {"glasses": (0.0, 0.0), "sunglasses": (0.04, 0.9), "hat": (0.05, 0.9)}
+"""On a face of a photo: its glasses are in its texture, where only dark ones hide them."""
+
+BEFORE = {"hand": 0.10, "object": 0.08, "cover": 0.04}  # share of views with one of them
+BEFORE_PHOTO = {"hand": 0.07, "object": 0.05, "cover": 0.03}
+
+Colour = tuple[float, float, float]
+
+
 @dataclass(frozen=True)
 class Outfit:
-    """How a person is dressed and combed; colours are albedo in 0..1."""
+    """How a person is dressed and combed, and what it may hold; colours are albedo in 0..1."""
 
-    clothes: tuple[float, float, float]
+    clothes: Colour
+    second: Colour  # of what is under an open jacket, or of stripes
+    cut: str  # one of garments.CUTS
     breadth: float  # of the shoulders, over the average
-    hair: tuple[float, float, float]
-    volume: float  # metres from the scalp to the hair's outline
-    length: float  # metres that the hair falls below the ears; 0: short
-    seed: int  # of the streaks
+    hair: Colour
+    volume: float  # metres from the scalp to the outline of the hair drawn behind a photo's face
+    length: float  # metres that this hair falls below the ears; 0: short
+    seed: int  # of its streaks
+    style: Hair | None  # hair as a mesh
+    glasses: Glasses | None
+    hat: Hat | None
+    hands: tuple[Held, ...]
+    things: tuple[Held, ...]
+    cover: Cover | None
+    shares: dict[str, float]  # of the views that show "glasses", "hat", and one of "hand", "object", "cover"
 
 
 def sample_outfit(
-    hair: Floats, *, rng: np.random.Generator, clothes: Floats | None = None, volume: tuple[float, float] = (0.0, 0.03)
+    hair: Floats,
+    *,
+    rng: np.random.Generator,
+    clothes: Floats | None = None,
+    volume: tuple[float, float] | None = None,
+    skin: Floats | None = None,
+    feminine: bool | None = None,
 ) -> Outfit:
-    """An outfit for (3,) ``hair`` albedo; ``clothes`` when the photo shows their colour. Two in five have long hair."""
+    """An outfit for (3,) ``hair`` and ``skin`` albedo; ``clothes`` when a photo shows their colour.
+
+    With ``volume`` the hair is that of a photo and only its outline, so many metres from the scalp, is drawn; without,
+    it is a mesh (none for one in seven), longer for ``feminine`` faces.
+    """
     drawn = np.array(PALETTE[int(rng.integers(len(PALETTE)))]) + rng.normal(0.0, 0.03, 3)
-    colour = np.clip(drawn if clothes is None else clothes, 0.02, 0.95)
-    low, high = volume
+    colour = _colour(drawn if clothes is None else clothes)
+    second = _colour(np.array(PALETTE[int(rng.integers(len(PALETTE)))]) + rng.normal(0.0, 0.03, 3))
+    photo = volume is not None
+    low, high = volume or (0.0, 0.0)
+    longer = bool(rng.random() < 0.5) if feminine is None else feminine
+    flesh = _colour(np.array([0.60, 0.45, 0.38]) if skin is None else skin)
+    shares = WORN_OVER_PHOTO if photo else WORN
+    dark = bool(rng.random() < shares["sunglasses"][0])
+    wears = dark or rng.random() < shares["glasses"][0] / (1.0 - shares["sunglasses"][0])
+    covered = bool(rng.random() < shares["hat"][0])
+    views = {name: shares[name][1] for name in ("glasses", "hat")} | (BEFORE_PHOTO if photo else BEFORE)
     return Outfit(
-        clothes=(float(colour[0]), float(colour[1]), float(colour[2])),
-        breadth=float(np.clip(rng.normal(1.0, 0.08), 0.8, 1.2)),
-        hair=(float(hair[0]), float(hair[1]), float(hair[2])),
-        volume=float(rng.uniform(low, high) if rng.random() < 0.8 else 0.0),
-        length=float(rng.uniform(0.04, 0.20) if rng.random() < 0.4 else 0.0),
+        clothes=colour,
+        second=second,
+        cut=str(rng.choice(CUTS, p=[0.42, 0.16, 0.22, 0.10, 0.10])),
+        breadth=float(np.clip(rng.normal(1.0, 0.08) * (0.93 if longer else 1.03), 0.8, 1.2)),
+        hair=_colour(hair),
+        volume=float(rng.uniform(low, high) if photo and rng.random() < 0.8 else 0.0),
+        length=float(rng.uniform(0.04, 0.20) if photo and rng.random() < 0.4 else 0.0),
+        seed=int(rng.integers(2**31)),
+        style=None if photo else sample_hair(_colour(hair), rng=rng, longer=longer),
+        glasses=sample_glasses(rng=rng, dark=dark) if wears else None,
+        hat=_sample_hat(rng) if covered else None,
+        hands=tuple(_sample_held(EMPTY, flesh, colour, rng) for _ in range(2)),
+        things=(_sample_held(FULL, flesh, colour, rng),),
+        cover=_sample_cover(rng),
+        shares=views,
+    )
+
+
+def sample_hair_colour(skin: Floats, *, rng: np.random.Generator) -> Floats:
+    """(3,) albedo of hair for a face of (3,) ``skin`` albedo."""
+    fair = float(np.clip((skin.mean() - 0.30) / 0.25, 0.0, 1.0))
+    weight = np.array([f * fair + d * (1.0 - fair) for _, f, d in HAIR])
+    base = np.array(HAIR[int(rng.choice(len(HAIR), p=weight / weight.sum()))][0])
+    return np.asarray(np.clip(base * np.exp(rng.normal(0.0, 0.12, 3) * 0.4 + rng.normal(0.0, 0.15)), 0.02, 0.9))
+
+
+def sample_hair(colour: Colour, *, rng: np.random.Generator, longer: bool) -> Hair | None:
+    """A cut for one of seven in eight; None: bald, or cut to the skin."""
+    if rng.random() < (0.04 if longer else 0.24):
+        return None
+    kinds = ("short", "curls", "bob", "long", "tail", "bun", "plaits")
+    odds = (0.08, 0.06, 0.20, 0.42, 0.12, 0.07, 0.05) if longer else (0.70, 0.16, 0.06, 0.04, 0.03, 0.01, 0.0)
+    kind = str(rng.choice(kinds, p=odds))
+    curl = float(np.clip(rng.beta(0.8, 1.6), 0.0, 1.0))
+    volume, fringe, cover, length = float(rng.uniform(0.007, 0.022)), 0.0, 0.0, 0.0
+    if rng.random() < (0.45 if kind in ("short", "bob", "long") else 0.12):
+        fringe = float(rng.uniform(0.3, 1.0))
+    if kind == "curls":
+        volume, curl, cover = float(rng.uniform(0.022, 0.05)), 1.0, float(rng.uniform(0.0, 0.7))
+    if kind == "short":
+        cover = float(max(rng.uniform(-1.0, 0.6), 0.0))
+    if kind in ("bob", "long"):
+        cover = 1.0 if rng.random() < 0.75 else 0.0
+        length = float(rng.uniform(0.015, 0.07) if kind == "bob" else rng.uniform(0.09, 0.22))
+        volume = float(rng.uniform(0.008, 0.020))
+    if kind in ("tail", "plaits", "bun"):
+        length = float(rng.uniform(0.02, 0.16))
+    tips = np.array(colour) * (rng.uniform(1.0, 1.7) if kind == "long" else rng.uniform(0.95, 1.2))
+    return Hair(
+        colour=colour,
+        tips=_colour(tips),
+        volume=volume,
+        part=float(np.clip(rng.normal(0.0, 0.5), -1.0, 1.0)),
+        whorl=float(rng.uniform(-1.0, 1.0)),
+        fringe=fringe,
+        sweep=float(rng.normal(0.0, 0.25)),
+        cover=cover,
+        length=length,
+        front=float(rng.random()),
+        curl=curl,
+        tie=kind if kind in ("tail", "bun", "plaits") else "",
         seed=int(rng.integers(2**31)),
     )
+
+
+def _sample_hat(rng: np.random.Generator) -> Hat:
+    kind = str(rng.choice(("beanie", "cap", "brim", "headscarf", "hood"), p=(0.24, 0.34, 0.14, 0.16, 0.12)))
+    base = np.array(PALETTE[int(rng.integers(len(PALETTE)))]) + rng.normal(0.0, 0.04, 3)
+    other = base if rng.random() < 0.6 else np.array(PALETTE[int(rng.integers(len(PALETTE)))])
+    tall = {"beanie": (0.006, 0.030), "cap": (0.010, 0.024), "brim": (0.020, 0.040)}.get(kind, (0.0, 0.02))
+    return Hat(
+        kind=kind,
+        colour=_colour(base),
+        second=_colour(other),
+        low=float(rng.uniform(-0.06, 0.12)),
+        tall=float(rng.uniform(*tall)),
+        reach=float(rng.uniform(0.055, 0.080) if kind == "cap" else rng.uniform(0.045, 0.10)),
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def _sample_held(poses: tuple[str, ...], skin: Colour, clothes: Colour, rng: np.random.Generator) -> Held:
+    pose = str(rng.choice(poses))
+    thing = np.array([0.04, 0.04, 0.045]) * rng.uniform(0.5, 3.0)
+    if pose == "mug":
+        thing = np.array(PALETTE[int(rng.integers(len(PALETTE)))]) if rng.random() < 0.5 else np.full(3, 0.82)
+    return Held(
+        pose=pose,
+        side=1.0 if rng.random() < 0.5 else -1.0,
+        skin=_colour(np.array(skin) * rng.uniform(0.92, 1.06)),
+        sleeve=clothes,
+        thing=_colour(thing),
+        lean=float(rng.normal(0.0, 0.22)),
+        size=float(np.clip(rng.normal(0.95, 0.06), 0.8, 1.1)),
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def _sample_cover(rng: np.random.Generator) -> Cover:
+    mask = bool(rng.random() < 0.65)
+    tint = np.array(((0.55, 0.68, 0.78), (0.86, 0.87, 0.88), (0.07, 0.07, 0.08), (0.60, 0.62, 0.64))[rng.integers(4)])
+    cloth = np.array(PALETTE[int(rng.integers(len(PALETTE)))])
+    return Cover(
+        colour=_colour((tint if mask else cloth) + rng.normal(0.0, 0.02, 3)),
+        top=float(rng.uniform(0.45, 1.0) if mask else rng.uniform(-0.6, 0.9)),
+        around=float(rng.uniform(1.0, 1.15) if mask else 3.3),
+        low=float(rng.uniform(0.06, 0.16) if mask else rng.uniform(0.3, 0.5)),
+        loops=mask,
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def _colour(values: Floats | Colour) -> Colour:
+    r, g, b = (float(v) for v in np.clip(np.asarray(values, dtype=np.float64), 0.02, 0.95))
+    return r, g, b
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,36 +287,19 @@ def draw_behind(
     camera: Pinhole | WeakPerspective,
     light: Floats,
 ) -> Floats:
-    """(H, W, 3) float32: the background with hair and shoulders before it, for a face with (V, 3) ``neutral``."""
+    """(H, W, 3) float32: the background with soft hair before it, for a face with (V, 3) ``neutral``."""
     out = np.ascontiguousarray(background, dtype=np.float32)
+    if outfit.volume + outfit.length <= 0.0:
+        return out
     # Soft shapes have no normals: they are lit like a wall that faces the camera, from the side less.
     level = lighting.shade(np.array([[0.0, 0.0, -1.0], [0.0, -0.7, -0.71]]), light).mean(0)
     rng = np.random.default_rng(outfit.seed)
     wardrobe = wardrobe_of(model)
-    if len(wardrobe.scalp) and outfit.volume + outfit.length > 0.0:
+    if len(wardrobe.scalp):
         shapes = [_project(points, cam_from_head, camera) for points in _hair(outfit, wardrobe, neutral)]
         streaks = rng.standard_normal((12, 96)).astype(np.float32) * 0.16
         out = _painted(out, shapes, np.array(outfit.hair) * level, streaks, _up(cam_from_head))
-    if len(wardrobe.rim):
-        rim = neutral[wardrobe.rim]
-        slices = [wardrobe.collar(model.template, neutral), rim, *_body(outfit, rim)]
-        shapes = [_project(np.concatenate(pair), cam_from_head, camera) for pair in pairwise(slices)]
-        folds = rng.standard_normal((8, 8)).astype(np.float32) * 0.08
-        out = _painted(out, shapes, np.array(outfit.clothes) * level, folds, _up(cam_from_head))
     return out
-
-
-def _body(outfit: Outfit, rim: Floats) -> list[Floats]:
-    """Ellipses (20, 3) in head, from the neck down."""
-    middle = (rim.max(0) + rim.min(0)) / 2.0
-    # The body reaches further back than the neck's rim, never before it.
-    return [
-        middle
-        + np.stack(
-            [breadth * outfit.breadth * np.cos(AROUND), np.full(len(AROUND), -drop), depth * np.sin(AROUND)], axis=1
-        )
-        for drop, breadth, depth in BODY
-    ]
 
 
 def _hair(outfit: Outfit, wardrobe: Wardrobe, neutral: Floats) -> list[Floats]:

@@ -7,9 +7,9 @@ is a whole scene, so ``scene_of`` and ``make_row`` make any row again, byte for 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
@@ -26,9 +26,10 @@ from infra.shards import ViewRow, sample_id_of
 from infra.split import Split
 from pipeline import backgrounds, profile, sampling
 from pipeline.backgrounds import Background
+from pipeline.closet import Closet, draw_worn
 from pipeline.outfit import Outfit, draw_behind
 from pipeline.profile import PhotoScene
-from pipeline.props import Prop, behind_props, paint, together
+from pipeline.props import behind_props, paint
 from pipeline.sampling import Framing, Sensor
 from pipeline.sensor import exposed, jpeg, over
 
@@ -56,11 +57,21 @@ class Person:
     texture_recipe: dict[str, Any]  # how the texture was made, for the rows
     outfit: Outfit
     own: PhotoScene | None
-    props: Mapping[str, Prop] = field(default_factory=dict)  # what it can wear and hold, by name
 
     def __post_init__(self) -> None:
         if self.neutral.ndim != 2 or self.neutral.shape[1] != 3 or self.texture.shape[2:] != (4,):
             raise ValueError(f"Person wants (V, 3) and (S, S, 4), got {self.neutral.shape} and {self.texture.shape}")
+
+
+_closets: WeakKeyDictionary[Person, Closet] = WeakKeyDictionary()
+
+
+def closet_of(person: Person, model: MorphableModel) -> Closet:
+    """The meshes of a person's outfit; they live as long as the person."""
+    found = _closets.get(person)
+    if found is None or found.model is not model:
+        found = _closets[person] = Closet(person.outfit, model, person.neutral)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +84,7 @@ class Scene:
     light: Floats  # (9, 3) float32, cam
     background: Background | None  # None: the photo itself
     sensor: Sensor
-    worn: tuple[str, ...]  # names of the person's props that this view shows
+    worn: tuple[str, ...]  # parts of the person's outfit that this view shows, as ``closet`` names them
     notes: dict[str, Any]  # what was drawn, for people: movement, framing
     mode: str = MODE  # "rerender", or "profile": the photo itself, turned
 
@@ -114,7 +125,7 @@ def draw_scene(
         light,
         backgrounds.sample_background(rng=rng, surroundings=own is not None),
         sampling.sample_sensor(rng=rng),
-        tuple(person.props),
+        draw_worn(person.outfit, rng=rng),
         {"movement": movement, "framing": asdict(framing)},
     )
 
@@ -171,7 +182,7 @@ def make_row(
 ) -> ViewRow:
     """Render, photograph and describe a scene. Raises ValueError when the scene is of another model."""
     head = vertices_of(person, scene.expression, model)
-    worn = together([person.props[name] for name in scene.worn])
+    worn = closet_of(person, model).worn(scene.worn)
     vertices = scene.cam_from_head.apply(np.concatenate([head, worn.moved(head, person.neutral)]))
     faces = np.concatenate([model.faces, worn.faces + np.int32(len(head))])
     frame = render(vertices, faces, scene.camera, (size, size), visibility=visibility)
@@ -291,4 +302,4 @@ def framed(person: Person, expression: Floats, rotation: Floats, *, model: Morph
     framing = Framing(distance=2.0, off_axis=(0.0, 0.0), share=0.55, centre=(0.5, 0.56))
     cam_from_head, camera = sampling.frame_face(_landmarks(person, expression, model), rotation, framing, size)
     light = lighting.ambient(0.7).astype(np.float32)
-    return Scene(expression, cam_from_head, camera, light, Background("gradient", 0), sampling.CLEAN, (), {})
+    return Scene(expression, cam_from_head, camera, light, Background("gradient", 0), sampling.CLEAN, ("body",), {})
