@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import cv2
 import numpy as np
 
@@ -11,10 +13,10 @@ from face.arrays import Bools, Floats
 from face.morphable import Coefficients, MorphableModel
 from face.render.frame import render
 from infra.split import split_of
-from pipeline import sampling, texture
+from pipeline import sampling, skin, texture
 from pipeline.backgrounds import surroundings_of
 from pipeline.inverse import Recovery
-from pipeline.outfit import sample_outfit, wardrobe_of
+from pipeline.outfit import sample_hair_colour, sample_outfit, wardrobe_of
 from pipeline.profile import PhotoScene
 from pipeline.views import Person
 
@@ -123,8 +125,14 @@ def sampled_person(
     drawn = albedo.texture(colours)
     atlas = texture.atlas_of(model, texture_size)
     enlarged = cv2.resize(drawn, (texture_size, texture_size), interpolation=cv2.INTER_CUBIC)
-    plain = atlas.padded(np.clip(enlarged.reshape(-1, 3)[atlas.texel], 0.0, 1.0))
-    worn = sample_outfit(atlas.hair_of(plain), rng=rng)
+    base = np.clip(enlarged.reshape(-1, 3)[atlas.texel], 0.0, 1.0)
+    flesh, feminine = skin.skin_colour(base, atlas), bool(rng.random() < 0.5)
+    hair = sample_hair_colour(flesh, rng=rng)
+    worn = sample_outfit(hair, rng=rng, skin=flesh, feminine=feminine)
+    look = skin.sample_look(flesh, hair, rng=rng, feminine=feminine, hairy=worn.style is not None)
+    colours_on = skin.painted(base, look, atlas)
+    # Where the neck's ragged rim is, it wears the clothes that cover it.
+    colours_on += atlas.dressed[:, None].astype(np.float32) * (0.8 * np.array(worn.clothes, np.float32) - colours_on)
     coefficients = Coefficients(identity, np.zeros(len(model.expression)))
     return Person(
         id=identity_id,
@@ -135,12 +143,13 @@ def sampled_person(
         fit_error=0.0,
         identity=coefficients.identity,
         neutral=model.vertices(coefficients),
-        texture=atlas.with_clothes(plain),
+        texture=np.dstack([atlas.padded(colours_on), np.zeros((texture_size, texture_size), dtype=np.float32)]),
         texture_recipe={
             "from": "albedo",
             "size": texture_size,
             "albedo_model": albedo.name,
             "albedo": _listed(colours),
+            "look": asdict(look),
         },
         outfit=worn,
         own=None,

@@ -1,0 +1,338 @@
+"""Skin that nobody has yet: beard, brows, lips, freckles, moles, irises and grain over a statistical albedo.
+
+All of it is painted into the texture. Where a thing grows is decided on the model's template, in metres from its
+landmarks, once for each model; what it looks like is a ``Look``, drawn for each person.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from face.arrays import Bools, Floats
+from pipeline.texture import Atlas
+
+Colour = tuple[float, float, float]
+Texels = NDArray[np.float32]
+
+BEARDS = ("none", "shadow", "stubble", "moustache", "goatee", "full")
+IRISES = (  # albedo, and how usual it is on fair and on dark skin
+    ((0.20, 0.115, 0.060), 3.0, 8.0), ((0.11, 0.065, 0.040), 2.0, 6.0), ((0.30, 0.220, 0.100), 1.6, 0.3),
+    ((0.33, 0.400, 0.480), 2.0, 0.05), ((0.30, 0.380, 0.300), 1.0, 0.05), ((0.42, 0.440, 0.460), 0.7, 0.05),
+)  # fmt: skip
+IRIS = 0.0059  # metres, radius
+BROW = (0.0022, 0.0052)  # metres, half the thickness of brows
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is painted on a face; colours are albedo in 0..1, shares 0..1."""
+
+    tint: Colour  # by which all skin is multiplied
+    beard: str  # one of BEARDS
+    beard_share: float  # how much of the skin it hides
+    hair: Colour  # of beard and brows
+    brow: float  # metres, half their thickness
+    brow_share: float
+    scalp: float  # how much of the scalp's skin hair hides
+    hair_on_head: Colour
+    lips: Colour  # multiplied
+    blush: float
+    freckles: float
+    moles: tuple[tuple[float, float, float], ...]  # x, y in metres of the template, radius
+    iris: Colour
+    grain: float
+    seed: int
+
+
+def sample_look(skin: Floats, hair: Floats, *, rng: np.random.Generator, feminine: bool, hairy: bool) -> Look:
+    """A look for (3,) ``skin`` and ``hair`` albedo; ``hairy``: there is hair on the head."""
+    fair = float(np.clip((skin.mean() - 0.30) / 0.25, 0.0, 1.0))
+    odds = (0.93, 0.07, 0.0, 0.0, 0.0, 0.0) if feminine else (0.26, 0.24, 0.18, 0.06, 0.10, 0.16)
+    beard = str(rng.choice(BEARDS, p=odds))
+    low, high = {
+        "none": (0.0, 0.0), "shadow": (0.05, 0.18), "stubble": (0.2, 0.5), "moustache": (0.6, 0.9),
+        "goatee": (0.5, 0.9), "full": (0.6, 0.92),
+    }[beard]  # fmt: skip
+    dark = np.array(hair) * (0.85 if hair.mean() < 0.45 else rng.uniform(0.4, 1.0))
+    weight = np.array([f * fair + d * (1.0 - fair) for _, f, d in IRISES])
+    iris = np.array(IRISES[int(rng.choice(len(IRISES), p=weight / weight.sum()))][0])
+    made_up = feminine and rng.random() < 0.45
+    lips = np.array([1.0, 1.0, 1.0]) * rng.uniform(0.94, 1.04) * [1.0, rng.uniform(0.90, 1.02), rng.uniform(0.92, 1.02)]
+    if made_up:
+        lips = lips * [rng.uniform(0.85, 1.15), rng.uniform(0.45, 0.85), rng.uniform(0.5, 0.9)]
+    count = int(rng.poisson(1.2))
+    moles = tuple(
+        (float(rng.uniform(-0.06, 0.06)), float(rng.uniform(-0.06, 0.08)), float(rng.uniform(0.0005, 0.0015)))
+        for _ in range(count)
+    )
+    thick = rng.uniform(*BROW) * (0.85 if feminine else 1.1)
+    return Look(
+        tint=_colour(np.exp(rng.normal(0.0, 0.05) + rng.normal(0.0, 0.018, 3))),
+        beard=beard,
+        beard_share=float(rng.uniform(low, high)),
+        hair=_colour(dark),
+        brow=float(np.clip(thick, *BROW)),
+        brow_share=float(rng.uniform(0.35, 0.9)),
+        scalp=float(rng.uniform(0.75, 1.0) if hairy else rng.choice([0.05, 0.15, 0.45, 0.75])),
+        hair_on_head=_colour(hair),
+        lips=_colour(lips),
+        blush=float(rng.uniform(0.0, 0.10) * (1.6 if made_up else 1.0)),
+        freckles=float(rng.uniform(0.2, 0.9) if rng.random() < 0.05 + 0.17 * fair else 0.0),
+        moles=moles,
+        iris=_colour(iris * np.exp(rng.normal(0.0, 0.12))),
+        grain=float(rng.uniform(0.015, 0.045)),
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def _colour(values: Floats) -> Colour:
+    r, g, b = (float(v) for v in np.clip(values, 0.01, 1.5))
+    return r, g, b
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where things grow, for each of the (N,) covered texels of an atlas: weights in 0..1."""
+
+    places: Texels  # (N, 3) metres, template
+    skin: Bools
+    cheeks: Bools  # skin that shows neither hair, beard nor red
+    jaw: Texels  # beard of cheeks, jaw and throat
+    lip: Texels  # moustache
+    chin: Texels  # goatee
+    lips: Texels
+    scalp: Texels
+    blush: Texels
+    freckled: Texels
+    brow: Texels  # (N,) metres from the middle line of the nearer brow; far away: 1
+    outer: Texels  # (N,) 0 at a brow's inner end, 1 at its outer
+    iris: Texels  # (N,) metres from an iris's centre; 1 beyond the eyes' fronts
+
+
+_places: dict[int, tuple[Atlas, Places]] = {}
+
+
+def places_of(atlas: Atlas) -> Places:
+    """The places of an atlas; the last few are kept."""
+    if id(atlas) not in _places:
+        while len(_places) >= 4:
+            _places.pop(next(iter(_places)))
+        _places[id(atlas)] = (atlas, _find(atlas))  # holds the atlas, so the id stays its own
+    return _places[id(atlas)][1]
+
+
+def _step(x: Floats, low: float, high: float) -> Floats:
+    t = np.clip((x - low) / (high - low), 0.0, 1.0)
+    return np.asarray(t * t * (3.0 - 2.0 * t))
+
+
+def _find(atlas: Atlas) -> Places:
+    model = atlas.model
+    p = atlas.points.of(model.template.astype(np.float64), model.faces)
+    marks = model.template[model.landmarks.vertex].astype(np.float64)
+    x, y, _ = p.T
+    side = np.abs(x)
+
+    def within(*names: str) -> Floats:
+        member = np.zeros(len(model.template))
+        for name in names:
+            member[atlas.vertices_of(name)] = 1.0
+        return atlas.points.of(member[:, None], model.faces)[:, 0]
+
+    region = np.array(model.region_names)[model.region][atlas.points.triangle]
+    skin = np.isin(region, ["face", "neck", "scalp", "ears", "brows", "lips"])
+    lips = np.where(np.isin(region, ["lips"]), within("lips"), 0.0)
+    corner, nose, eye = marks[54], marks[33], marks[45]
+    breadth = float(corner[0])
+    # The upper line of a beard runs from the corner of the mouth to the front of the ear.
+    ear = marks[15]
+    along = np.clip((side - 0.9 * breadth) / (ear[0] - 0.9 * breadth), 0.0, 1.0)
+    line = corner[1] + 0.004 + (ear[1] + 0.012 - corner[1]) * along**1.5
+    low = marks[8, 1] - 0.022
+    jaw = _step(line - y, -0.004, 0.008) * _step(y, low - 0.010, low + 0.014)
+    behind = _step(p[:, 2], ear[2] - 0.022, ear[2] - 0.008)
+    jaw = jaw * behind * np.isin(region, ["face", "neck"])
+    upper = marks[51, 1]
+    lip = (
+        _step(nose[1] - 0.0015 - y, 0.0, 0.003)
+        * _step(y - upper, -0.012, -0.004)
+        * _step(1.25 * breadth - side, 0.0, 0.006)
+        * _step(p[:, 2], corner[2] - 0.006, corner[2])
+        * (region == "face")
+    )
+    chin = jaw * _step(1.05 * breadth - side, 0.0, 0.008) * _step(marks[57, 1] + 0.016 - y, 0.0, 0.006)
+    beside = _step(0.012 - np.abs(side - breadth * 1.06), 0.004, 0.008) * _step(upper + 0.01 - y, 0.0, 0.008)
+    chin = np.maximum(chin, 0.8 * jaw * beside)
+    bald = np.clip(1.0 - lips, 0.0, 1.0)
+    blush = np.exp(-(((side - 0.95 * eye[0]) / 0.016) ** 2) - ((y - nose[1] - 0.006) / 0.014) ** 2)
+    blush = (blush + 0.6 * np.exp(-(((p - marks[30]) / 0.011) ** 2).sum(1))) * (region == "face")
+    blush = blush * _step(p[:, 2], ear[2] + 0.01, eye[2])
+    freckled = np.exp(-(((y - nose[1] - 0.012) / 0.020) ** 2)) * _step(p[:, 2], ear[2] + 0.01, eye[2] + 0.005)
+    cheeks = (region == "face") & (side > 0.4 * eye[0]) & (side < 1.2 * eye[0]) & (y < eye[1] - 0.018) & (y > nose[1])
+    distance, outer = _to_brows(p, marks, np.isin(region, ["face", "brows"]))
+    return Places(
+        places=p.astype(np.float32),
+        skin=np.asarray(skin),
+        cheeks=np.asarray(cheeks),
+        jaw=(jaw * bald).astype(np.float32),
+        lip=(lip * bald).astype(np.float32),
+        chin=(chin * bald).astype(np.float32),
+        lips=lips.astype(np.float32),
+        scalp=np.where(region == "scalp", within("scalp"), 0.0).astype(np.float32),
+        blush=blush.astype(np.float32),
+        freckled=(freckled * (region == "face")).astype(np.float32),
+        brow=distance.astype(np.float32),
+        outer=outer.astype(np.float32),
+        iris=_to_iris(p, region == "eyes").astype(np.float32),
+    )
+
+
+def _to_brows(p: Floats, marks: Floats, allowed: Bools) -> tuple[Floats, Floats]:
+    """Metres from the brows' middle lines, and 0..1 along them from inside out."""
+    best, outer = np.full(len(p), 1.0), np.zeros(len(p))
+    near = allowed & (p[:, 1] > marks[36:48, 1].max()) & (p[:, 1] < marks[17:27, 1].max() + 0.02)
+    rows = np.flatnonzero(near)
+    for order in (range(21, 16, -1), range(22, 27)):
+        line = marks[list(order)] + np.array([0.0, 0.0015, 0.0])
+        for part, (a, b) in enumerate(pairwise(line)):
+            way = b - a
+            t = np.clip(((p[rows] - a) @ way) / (way @ way), 0.0, 1.0)
+            away = np.linalg.norm(p[rows] - a - t[:, None] * way, axis=1)
+            closer = away < best[rows]
+            best[rows[closer]] = away[closer]
+            outer[rows[closer]] = (part + t[closer]) / 4.0
+    return best, outer
+
+
+def _to_iris(p: Floats, eyes: Bools) -> Floats:
+    out = np.full(len(p), 1.0)
+    for side in (p[:, 0] > 0, p[:, 0] <= 0):
+        own = np.flatnonzero(eyes & side)
+        if len(own) == 0:
+            continue
+        centre = (p[own].max(0) + p[own].min(0)) / 2.0
+        front = own[p[own, 2] > centre[2]]
+        out[front] = np.hypot(p[front, 0] - centre[0], p[front, 1] - centre[1])
+    return out
+
+
+@cache
+def _noises(size: int) -> NDArray[np.float32]:
+    """(5, size, size): pores, stubble, blotches, freckles, streaks of brows; each of mean 0 and deviation 1."""
+    rng = np.random.default_rng(17)
+    unit = size / 512.0
+    layers = []
+    for blur in ((0.6, 0.6), (0.55, 0.55), (9.0, 9.0), (1.2, 1.2), (1.6, 0.5)):
+        layer = gaussian_filter(rng.standard_normal((size, size)), (blur[0] * unit, blur[1] * unit), mode="wrap")
+        layers.append((layer - layer.mean()) / layer.std())
+    return np.asarray(layers, dtype=np.float32)
+
+
+def skin_colour(values: Floats, atlas: Atlas) -> Floats:
+    """(3,) the middle colour of the cheeks in (N, 3) colours of the covered texels."""
+    cheeks = places_of(atlas).cheeks
+    return np.asarray(np.median(values[cheeks] if cheeks.any() else values, axis=0), dtype=np.float64)
+
+
+def painted(values: Floats, look: Look, atlas: Atlas) -> Texels:
+    """(N, 3) float32 colours of the covered texels: (N, 3) ``values`` with a look painted over them."""
+    at = places_of(atlas)
+    rng = np.random.default_rng(look.seed)
+    shift = rng.integers(0, atlas.size, 2)
+    row, column = np.divmod(atlas.texel, atlas.size)
+    moved = ((row + shift[0]) % atlas.size) * atlas.size + (column + shift[1]) % atlas.size
+    pores, stubble, blotches, spots, streaks = (layer.ravel()[moved] for layer in _noises(atlas.size))
+    out = values.astype(np.float32)
+    cheek = skin_colour(out, atlas).astype(np.float32)
+
+    # The albedo model's own beard shadow goes, whatever beard comes.
+    beard = np.maximum(at.jaw, at.lip)
+    shaved = np.flatnonzero(beard > 0.01)
+    if len(shaved):
+        usual = np.median(out[shaved[beard[shaved] > 0.5]], axis=0) if (beard > 0.5).any() else cheek
+        level = out[shaved] * (cheek / np.maximum(usual, 0.02)) * np.array([0.97, 0.96, 0.96], dtype=np.float32)
+        smooth = 0.55 * cheek * np.array([0.97, 0.95, 0.95], dtype=np.float32) + 0.45 * level
+        out[shaved] += beard[shaved, None] * (smooth - out[shaved])
+
+    gain = 1.0 + look.grain * pores + 0.012 * blotches
+    gain[~at.skin] = 1.0
+    out *= gain[:, None]
+    tint = np.array(look.tint, dtype=np.float32)
+    red = (look.blush * at.blush + 0.012 * blotches * at.skin).astype(np.float32)
+    out[at.skin] *= tint
+    out[:, 0] *= 1.0 + 0.5 * red
+    out[:, 1:] *= (1.0 - red)[:, None]
+    if look.freckles > 0:
+        dots = np.clip(spots - 1.15, 0.0, 1.0) * at.freckled * look.freckles
+        out *= 1.0 - dots[:, None] * np.array([0.30, 0.45, 0.55], dtype=np.float32)
+    rows = np.flatnonzero(at.lips > 0.01)
+    out[rows] *= 1.0 + at.lips[rows, None] * (np.array(look.lips, dtype=np.float32) - 1.0)
+    _spots(out, look, at)
+    _bearded(out, look, at, stubble)
+    _browed(out, look, at, streaks)
+    _scalp(out, values, look, at, cheek * tint)
+    _iris(out, look, at, rng)
+    return np.clip(out, 0.0, 1.0)
+
+
+def _spots(out: Texels, look: Look, at: Places) -> None:
+    face = at.skin & (at.places[:, 2] > at.places[:, 2].mean())
+    for x, y, radius in look.moles:
+        away = (at.places[:, 0] - x) ** 2 + (at.places[:, 1] - y) ** 2
+        rows = np.flatnonzero(face & (away < (2.0 * radius) ** 2))
+        share = 0.75 * np.clip(2.0 - np.sqrt(away[rows]) / radius, 0.0, 1.0)[:, None]
+        out[rows] *= 1.0 - share * np.array([0.55, 0.68, 0.72], dtype=np.float32)
+
+
+def _bearded(out: Texels, look: Look, at: Places, stubble: Texels) -> None:
+    if look.beard == "none":
+        return
+    where = {"moustache": at.lip, "goatee": np.maximum(at.chin, at.lip)}.get(look.beard)
+    if where is None:
+        where = np.maximum(at.jaw, at.lip)
+    rows = np.flatnonzero(where > 0.01)
+    # Hairs thin out towards the edge: there only the peaks of the pattern show.
+    share = np.clip(look.beard_share * where[rows] * (1.0 + 0.45 * stubble[rows]), 0.0, 0.97)
+    if look.beard in ("full", "goatee", "moustache"):
+        share = np.clip(share * _step(where[rows] + 0.25 * stubble[rows], 0.15, 0.6), 0.0, 0.97)
+    dark = np.array(look.hair, dtype=np.float32) * (1.0 + 0.22 * stubble[rows, None])
+    if look.beard == "shadow":  # hair under the skin looks blue-grey
+        dark = dark * 0.6 + np.array([0.16, 0.17, 0.19], dtype=np.float32)
+    out[rows] += share[:, None].astype(np.float32) * (dark.astype(np.float32) - out[rows])
+
+
+def _browed(out: Texels, look: Look, at: Places, streaks: Texels) -> None:
+    rows = np.flatnonzero(at.brow < 3.0 * BROW[1])
+    taper = np.interp(at.outer[rows], [0.0, 0.15, 0.6, 1.0], [0.8, 1.0, 0.85, 0.35])
+    edge = at.brow[rows] / (look.brow * taper) + 0.22 * streaks[rows]
+    share = look.brow_share * (1.0 - _step(edge, 0.55, 1.25)) * (1.0 + 0.25 * streaks[rows])
+    share = np.clip(share, 0.0, 0.95)[:, None].astype(np.float32)
+    out[rows] += share * (np.array(look.hair, dtype=np.float32) - out[rows])
+
+
+def _scalp(out: Texels, values: Floats, look: Look, at: Places, cheek: Texels) -> None:
+    rows = np.flatnonzero(at.scalp > 0.0)
+    if len(rows) == 0:
+        return
+    own = values[rows].mean(1)
+    dark, fair = np.percentile(own, 20), float(cheek.mean())
+    hairy = np.clip((fair - own) / max(fair - float(dark), 0.05), 0.0, 1.0)[:, None]
+    strand = np.clip(own / max(float(np.median(own)), 0.02), 0.6, 1.6)[:, None]
+    hair = np.array(look.hair_on_head) * strand
+    out[rows] = cheek + (hairy * look.scalp) * (hair - cheek) + (1.0 - hairy) * (out[rows] - cheek)
+
+
+def _iris(out: Texels, look: Look, at: Places, rng: np.random.Generator) -> None:
+    rows = np.flatnonzero(at.iris < 1.2 * IRIS)
+    r = at.iris[rows] / IRIS
+    pupil = float(rng.uniform(0.30, 0.5))
+    colour = np.array(look.iris) * np.interp(r, [pupil, 0.6, 0.85, 1.0], [1.25, 1.1, 0.9, 0.45])[:, None]
+    colour = np.where((r < pupil)[:, None], 0.02, colour)
+    share = (1.0 - _step(r, 0.94, 1.08))[:, None]
+    out[rows] += (share * (colour - out[rows])).astype(np.float32)
