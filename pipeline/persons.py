@@ -54,7 +54,7 @@ def recovered_person(
         cam_from_head=recovery.cam_from_head,
         light=unwrapped.light,
         photo=np.dstack([_beyond_the_border(crop, recovery.valid), unwrapped.trust]),
-        surroundings=surroundings_of(crop, mask | ~recovery.valid),
+        surroundings=_surroundings(crop, mask | ~recovery.valid, unwrapped.person),
         fill=unwrapped.lit,
     )
     return Person(
@@ -77,6 +77,12 @@ def recovered_person(
         outfit=worn,
         own=own,
     )
+
+
+def _surroundings(crop: Floats, covered: Bools, person: Floats) -> Floats:
+    """(S / 2, S / 2, 4) what is behind the person, and how far it stands before that."""
+    around = surroundings_of(crop, covered | (person > 0.1))
+    return np.dstack([around, cv2.resize(person, around.shape[1::-1], interpolation=cv2.INTER_AREA)])
 
 
 def _clothes(

@@ -32,10 +32,12 @@ NOD, TURN = 7.0, 7.0  # degrees, standard deviations of pitch and of the turn in
 ZOOM = 1.25  # at most: a view shows the photo's crop or a part of it
 
 GRID = 48  # cells of the sheet along a side
-REACH = 0.09  # metres from the head's outline at which the sheet no longer moves
+REACH = (0.03, 0.13)  # metres from the head's outline up to which the sheet turns with it, and where it stays
 BORDER = 0.03  # metres from the crop's border at which it begins to stay
+BODY = (-0.9, -0.2)  # heights below which all stays, and above which it moves: 0 the chin, 1 the eyes
 RECEDING = 0.4  # metres of depth for each metre away from the outline
 TORN = (1.8, 3.2)  # lengthening of the sheet from which it begins to fade and is gone
+LEFT = 12.0  # degrees of turning after which hair has left its place and shows what was behind it
 SHOWN = (0.30, 0.70)  # how steeply the photo showed a point, over how steeply the view does: fades in, counts fully
 SETTLED = (3.0, 20.0)  # degrees of turning from which the photo's silhouettes begin to be mistrusted, and fully are
 HIDDEN_DEPTH = 0.004  # metres behind the nearest surface at which the photo does not show a point
@@ -50,13 +52,13 @@ class PhotoScene:
     cam_from_head: Rigid
     light: Floats  # (9, 3)
     photo: Floats  # (S, S, 4) float32 0..1: the crop, completed where the photo ended; how sure it shows the surface
-    surroundings: Floats  # (S / 2, S / 2, 3) float32, the crop without its face
+    surroundings: Floats  # (R, R, 4) float32: the crop without the person; where the person stood
     fill: Floats  # (T, T, 3) float32 in the model's uv: the whole head in the photo's light
 
     def __post_init__(self) -> None:
-        if self.photo.shape[2:] != (4,) or self.fill.shape[2:] != (3,) or self.surroundings.shape[2:] != (3,):
+        if self.photo.shape[2:] != (4,) or self.fill.shape[2:] != (3,) or self.surroundings.shape[2:] != (4,):
             raise ValueError(
-                f"PhotoScene wants (S, S, 4), (R, R, 3) and (T, T, 3), got {self.photo.shape}, "
+                f"PhotoScene wants (S, S, 4), (R, R, 4) and (T, T, 3), got {self.photo.shape}, "
                 f"{self.surroundings.shape} and {self.fill.shape}"
             )
 
@@ -96,6 +98,8 @@ class Stage:
     sheet_px: Floats  # (G, 2) of the photo
     still: Floats  # (G,) 0: turns with the head, 1: stays
     faces: Ints  # (T, 3) of the sheet, without what the head hides
+    photo: Floats  # (S, S, 4) float32: its colours; how far it shows the person
+    leaving: Floats  # (S, S) float32: how far what it shows there turns away with the head
 
 
 _stages: dict[int, Stage] = {}
@@ -114,7 +118,10 @@ def _make_stage(own: PhotoScene, vertices: Floats, model: MorphableModel) -> Sta
     size = len(own.photo)
     frame = render(vertices, model.faces, own.camera, (size, size))
     cosine = -vertex_normals(vertices, model.faces)[:, 2]
-    surface = np.column_stack([own.camera.px_from_cam(vertices), vertices[:, 2], cosine])
+    vertices_px = own.camera.px_from_cam(vertices)
+    surface = np.column_stack([vertices_px, vertices[:, 2], cosine])
+    table = model.landmarks.vertex
+    up = vertices_px[table[36:48]].mean(0) - vertices_px[table[8]]
 
     mask = frame.mask.astype(np.uint8)
     pixel = _pixel_size(own)
@@ -125,13 +132,19 @@ def _make_stage(own: PhotoScene, vertices: Floats, model: MorphableModel) -> Sta
     inside = _at(cv2.distanceTransform(mask, cv2.DIST_L2, 5), px)
     depth = _continued(frame.depth, rim.astype(np.float32), nodes) + RECEDING * away
     border = np.minimum(px, size - px).min(1) * pixel
-    still = np.maximum(_smoothstep(away, 0.0, REACH), 1.0 - _smoothstep(border, 0.0, BORDER))
+    height = (px - vertices_px[table[8]]) @ up / max(float(up @ up), 1.0)
+    still = 1.0 - (1.0 - _smoothstep(away, *REACH)) * _smoothstep(border, 0.0, BORDER) * _smoothstep(height, *BODY)
     cell = np.arange(GRID * nodes).reshape(GRID, nodes)[:, :-1].ravel()
     faces = np.concatenate(
         [np.stack([cell, cell + nodes, cell + 1], 1), np.stack([cell + 1, cell + nodes, cell + nodes + 1], 1)]
     ).astype(np.int32)
     faces = faces[(inside[faces] < 1.5 * size / GRID).any(1)]
-    return Stage(own, surface, frame.depth, _unprojected(own, px, depth), px, still, faces)
+    person = cv2.resize(own.surroundings[..., 3], (size, size), interpolation=cv2.INTER_LINEAR)
+    grown = cv2.dilate(person, np.ones((5, 5), np.uint8), iterations=max(size // 128, 1))
+    moving = cv2.resize(1.0 - still.reshape(nodes, nodes).astype(np.float32), (size, size))
+    photo = np.dstack([own.photo[..., :3], person]).astype(np.float32)
+    leaving = grown * np.minimum(2.0 * moving, 1.0)
+    return Stage(own, surface, frame.depth, _unprojected(own, px, depth), px, still, faces, photo, leaving)
 
 
 def _pixel_size(own: PhotoScene) -> float:
@@ -245,25 +258,20 @@ def _project(ids, barycentric, normal, faces, surface, photo, depth, turned, out
 def behind(stage: Stage, cam_from_head: Rigid, camera: Pinhole | WeakPerspective, size: int) -> Floats:
     """(size, size, 3) float32: what of the photo lies around a head turned to ``cam_from_head``."""
     own = stage.own
-    pivot = own.cam_from_head.translation
+    out = _cropped(stage.photo[..., :3], own, camera, size)
+    angle = angle_between(cam_from_head, own.cam_from_head)
+    left = _cropped(stage.leaving, own, camera, size) * np.float32(_smoothstep(np.array(angle), 0.0, LEFT))
+    out += left[..., None] * (_cropped(own.surroundings[..., :3], own, camera, size) - out)
+
     turn = cam_from_head.rotation @ own.cam_from_head.rotation.T
-    swung = (stage.sheet - pivot) @ turn.T + cam_from_head.translation
+    swung = (stage.sheet - own.cam_from_head.translation) @ turn.T + cam_from_head.translation
     vertices = swung + stage.still[:, None] * (stage.sheet - swung)
-    flat = own.camera if len(own.photo) == size else own_camera(own, size)
-    whole = _fade(
-        _lengthening(camera.px_from_cam(vertices), _scale(camera), flat.px_from_cam(stage.sheet), _scale(flat))
-    )
+    whole = 1.0 - _smoothstep(_lengthening(own.camera.px_from_cam(vertices), stage.sheet_px), *TORN)
     frame = render(vertices, stage.faces, camera, (size, size))
     where = interpolate(frame, np.column_stack([stage.sheet_px, whole]), stage.faces)
-    photo = cv2.remap(
-        np.ascontiguousarray(own.photo[..., :3]),
-        where[..., 0] - np.float32(0.5),
-        where[..., 1] - np.float32(0.5),
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    out = _far(own, camera, size)
-    out += where[..., 2:] * (photo - out)
+    x, y = where[..., 0] - np.float32(0.5), where[..., 1] - np.float32(0.5)
+    moved = cv2.remap(stage.photo, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    out += (where[..., 2] * moved[..., 3])[..., None] * (moved[..., :3] - out)
     return out
 
 
@@ -271,30 +279,26 @@ def _scale(camera: Pinhole | WeakPerspective) -> float:
     return camera.focal if isinstance(camera, Pinhole) else camera.scale
 
 
-def _lengthening(px: Floats, scale: float, before: Floats, scale_before: float) -> Floats:
-    """(G,) the longest edge at each node of the sheet, over what it was."""
+def _lengthening(px: Floats, before: Floats) -> Floats:
+    """(G,) the longest edge at each node of the sheet, over what it was, for (G, 2) pixels."""
     nodes = GRID + 1
-    now, was = (p.reshape(nodes, nodes, 2) for p in (px / scale, before / scale_before))
+    now, was = px.reshape(nodes, nodes, 2), before.reshape(nodes, nodes, 2)
     out = np.zeros((nodes, nodes))
     for axis in (0, 1):
         ratio = np.linalg.norm(np.diff(now, axis=axis), axis=2) / np.linalg.norm(np.diff(was, axis=axis), axis=2)
-        ends = (slice(None, -1), slice(1, None))
-        for end in ends:
-            part = (end, slice(None)) if axis == 0 else (slice(None), end)
-            out[part] = np.maximum(out[part], ratio)
+        along = np.moveaxis(out, axis, 0)  # a view: writing there writes to ``out``
+        ratio = np.moveaxis(ratio, axis, 0)
+        along[:-1] = np.maximum(along[:-1], ratio)
+        along[1:] = np.maximum(along[1:], ratio)
     return out.ravel()
 
 
-def _fade(lengthening: Floats) -> Floats:
-    return 1.0 - _smoothstep(lengthening, *TORN)
-
-
-def _far(own: PhotoScene, camera: Pinhole | WeakPerspective, size: int) -> Floats:
-    """(size, size, 3) the photo's surroundings as the camera, which looks at a part of the crop, has them."""
-    zoom = _scale(camera) / _scale(own.camera) * len(own.photo) / len(own.surroundings)
-    shift = camera.centre - own.camera.centre * (_scale(camera) / _scale(own.camera))
+def _cropped(image: Floats, own: PhotoScene, camera: Pinhole | WeakPerspective, size: int) -> Floats:
+    """(size, size, ...) of an image of the whole crop, as a camera has it that looks at a part of it."""
+    zoom = _scale(camera) / _scale(own.camera)
+    shift = camera.centre - own.camera.centre * zoom
+    zoom *= len(own.photo) / len(image)
     warp = np.array([[zoom, 0.0, shift[0] + 0.5 * zoom - 0.5], [0.0, zoom, shift[1] + 0.5 * zoom - 0.5]])
-    return np.asarray(
-        cv2.warpAffine(own.surroundings, warp, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101),
-        dtype=np.float32,
-    )
+    part = np.ascontiguousarray(image, dtype=np.float32)
+    out = cv2.warpAffine(part, warp, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(out, dtype=np.float32)

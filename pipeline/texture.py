@@ -24,7 +24,8 @@ from face.camera import Pinhole, WeakPerspective
 from face.mesh import SurfacePoints, vertex_normals
 from face.morphable import MorphableModel
 from face.render.frame import Frame, render, visible
-from pipeline.inverse import Recovery
+from pipeline.inverse import Recovery, skin_mask
+from pipeline.matte import person_matte
 from pipeline.outfit import wardrobe_of
 
 FACING = (0.12, 0.50)
@@ -58,6 +59,7 @@ class PhotoTexture:
     mirrored: Floats  # (S, S) float32 0..1, how much is the detail of the mirrored side
     lit: Floats  # (S / 2, S / 2, 3) float32 0..1, the albedo as the photo's light shows it
     trust: Floats  # (C, C) float32 0..1 in the photo's crop: falls towards silhouettes and the photo's border
+    person: Floats  # (C, C) float32 0..1 how far the crop shows the person, with hair and clothes
 
     def __post_init__(self) -> None:
         if self.albedo.shape != (*self.seen.shape, 3) or self.mirrored.shape != self.seen.shape:
@@ -191,7 +193,8 @@ class _Observation:
     light: Floats  # (9, 3)
     floor: Floats  # (3,) least shading that is divided out
     frame: Frame
-    trust: Floats  # (S, S) 0..1: falls towards silhouettes and the photo's border
+    trust: Floats  # (S, S) 0..1: falls towards silhouettes, the photo's border and the background
+    person: Floats  # (S, S) 0..1
 
     def confidence(self, points: Floats, normals: Floats) -> Floats:
         """(N,) 0..1 trust in the photo at (N, 3) points in cam with unit (N, 3) normals."""
@@ -222,12 +225,20 @@ def _observe(recovery: Recovery, vertices: Floats, model: MorphableModel) -> _Ob
     flat = ~frame.mask | (far - near < CREASE)
     outer = cv2.distanceTransform((frame.mask & recovery.valid).astype(np.uint8), cv2.DIST_L2, 5) / unit
     inner = cv2.distanceTransform(flat.astype(np.uint8), cv2.DIST_L2, 5) / unit
-    trust = _smoothstep(outer, *EDGE) * _smoothstep(inner, *INNER_EDGE)
+    person = person_matte(
+        recovery.crop,
+        recovery.valid,
+        frame,
+        skin_mask(frame, model),
+        recovery.landmarks,
+        1.0 / recovery.camera.scale,
+    )
+    trust = _smoothstep(outer, *EDGE) * _smoothstep(inner, *INNER_EDGE) * _smoothstep(person, 0.3, 0.9)
     crop = recovery.crop.astype(np.float32) / 255.0
     facing = frame.mask & (frame.normal[..., 2] < -0.3)
     light, floor = _softened(recovery.light, frame.normal[facing].astype(np.float64))
     smooth = cv2.GaussianBlur(crop, (0, 0), 1.2 * unit)
-    return _Observation(crop, smooth, recovery.camera, light, floor, frame, trust)
+    return _Observation(crop, smooth, recovery.camera, light, floor, frame, trust, person)
 
 
 def _softened(light: Floats, normals: Floats) -> tuple[Floats, Floats]:
@@ -292,6 +303,7 @@ def unwrap(recovery: Recovery, *, model: MorphableModel, albedo: AlbedoModel, si
             atlas.padded(np.clip(out * spread[:, 9:], 0.0, 1.0)), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA
         ),
         np.asarray(seen.trust, dtype=np.float32),
+        seen.person,
     )
 
 

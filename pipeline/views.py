@@ -251,7 +251,7 @@ def _behind(person: Person, scene: Scene, model: MorphableModel, size: int) -> F
             raise ValueError(f"{person.id} has no photo to stand before")
         photo = np.ascontiguousarray(own.photo[..., :3])
         return photo if len(photo) == size else cv2.resize(photo, (size, size))
-    wall = backgrounds.draw(scene.background, (size, size), around=None if own is None else own.surroundings)
+    wall = backgrounds.draw(scene.background, (size, size), around=None if own is None else own.surroundings[..., :3])
     return draw_behind(wall, person.outfit, model, person.neutral, scene.cam_from_head, scene.camera, scene.light)
 
 
