@@ -21,6 +21,10 @@ class Camera(Protocol):
         """(...,) an ordering of depth that is affine over a projected triangle; smaller is nearer."""
         ...
 
+    def depth_on_screen(self, screen_depth: Floats) -> Floats:
+        """(...,) metres along the z axis of ``cam`` of a ``screen_depth``."""
+        ...
+
     def screen_weight(self, points: Floats) -> Floats:
         """(...,) how much a triangle's corner counts on the screen: surface barycentrics are screen barycentrics
         times this, normalised. Positive in front of the camera, NaN for points that have no place on the screen."""
@@ -49,6 +53,9 @@ class WeakPerspective:
     def screen_depth(self, points: Floats) -> Floats:
         return np.asarray(points[..., 2])
 
+    def depth_on_screen(self, screen_depth: Floats) -> Floats:
+        return np.asarray(screen_depth)
+
     def screen_weight(self, points: Floats) -> Floats:
         return np.ones(points.shape[:-1])
 
@@ -73,6 +80,9 @@ class Pinhole:
 
     def screen_depth(self, points: Floats) -> Floats:
         return np.asarray(-1.0 / points[..., 2])
+
+    def depth_on_screen(self, screen_depth: Floats) -> Floats:
+        return np.asarray(-1.0 / screen_depth)
 
     def screen_weight(self, points: Floats) -> Floats:
         z = points[..., 2]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import cv2
 import numba
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from face.arrays import Bytes, Floats
 from face.render.frame import Frame
+from face.render.lanes import LANES, look_up
 from pipeline.sampling import Sensor
 
-STEPS = 1024  # of a tone curve
-NOISE_SIDE = 512
 CREASE = 0.006  # metres of depth between neighbouring pixels from which an inner silhouette is softened
+STEPS = 1024  # of a tone curve
+GRAIN_BITS = 11  # of the number of values that grain takes: up to 3.5 standard deviations
 
 
 def over(colour: Floats, frame: Frame, covered: Floats, background: Floats) -> NDArray[np.float32]:
@@ -91,12 +91,6 @@ def _over(colour, ids, depth, covered, crease, out):  # type: ignore[no-untyped-
             out[row, column, 2] = blue / total + rest * out[row, column, 2]
 
 
-@cache
-def _noise() -> NDArray[np.float32]:
-    """One tile of standard normal grain that all images share, each from its own corner."""
-    return np.random.default_rng(9).standard_normal((NOISE_SIDE, NOISE_SIDE, 3)).astype(np.float32)
-
-
 def exposed(image: Floats, sensor: Sensor) -> Bytes:
     """(H, W, 3) uint8 RGB of (H, W, 3) float32 light in 0..1, as the ``sensor`` records it."""
     height, width = image.shape[:2]
@@ -106,46 +100,81 @@ def exposed(image: Floats, sensor: Sensor) -> Bytes:
         light = cv2.resize(cv2.resize(light, small, interpolation=cv2.INTER_AREA), (width, height))
     if sensor.blur > 0.0:
         light = cv2.GaussianBlur(light, (0, 0), sensor.blur)
-    level = np.arange(STEPS) / (STEPS - 1.0)
-    curves = np.stack([np.clip(level * gain, 0.0, 1.0) ** sensor.gamma for gain in sensor.gains], axis=1)
-    curves = (255.0 * np.clip(0.5 + (curves - 0.5) * sensor.contrast, 0.0, 1.0)).astype(np.float32)
-    top, left = divmod(sensor.noise_seed, NOISE_SIDE)
     out = np.empty(image.shape, dtype=np.uint8)
-    _exposed(light, curves, _noise(), top % NOISE_SIDE, left, np.float32(sensor.noise), sensor.grey, out)
+    gains = np.array(sensor.gains, dtype=np.float32)
+    _exposed(light, gains, _curve(sensor), GRAIN, sensor.noise_seed, np.float32(sensor.noise), sensor.grey, out)
     return out
 
 
+def _curve(sensor: Sensor) -> NDArray[np.float32]:
+    """(STEPS,) levels 0..255 of light from 0 to 1."""
+    tone = np.linspace(0.0, 1.0, STEPS) ** sensor.gamma
+    return np.asarray(255.0 * np.clip(0.5 + (tone - 0.5) * sensor.contrast, 0.0, 1.0), dtype=np.float32)
+
+
+def _normal_quantiles(count: int) -> NDArray[np.float32]:
+    """(count,) values, as likely as each other, of a normal distribution of variance 1, cut at the outermost."""
+    out = ndtri((np.arange(count) + 0.5) / count)
+    return np.asarray(out / out.std(), dtype=np.float32)
+
+
+GRAIN = _normal_quantiles(1 << GRAIN_BITS)
+
+
 @numba.njit(cache=True, nogil=True)
-def _exposed(light, curves, noise, top, left, strength, grey, out):  # type: ignore[no-untyped-def]
+def _scattered(number):  # type: ignore[no-untyped-def]
+    """A uint32 whose bits all depend on all bits of ``number``. Source: Wellons, "Hash Function Prospector" (2018)."""
+    number ^= number >> np.uint32(16)
+    number = np.uint32(number * np.uint32(0x7FEB352D))
+    number ^= number >> np.uint32(15)
+    number = np.uint32(number * np.uint32(0x846CA68B))
+    return np.uint32(number ^ (number >> np.uint32(16)))
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _exposed(light, gains, curve, grain, seed, strength, grey, out):  # type: ignore[no-untyped-def]
+    """Tone and grain. The grain of the n-th value of an image is a hash of n and the seed: no state, no table of noise.
+
+    Its standard deviation grows with the level: ``strength`` of the whole range at mid grey, half of that at black.
+    """
     height, width, _ = light.shape
-    side = noise.shape[0]
-    last = np.float32(len(curves) - 1)
-    half, white = np.float32(0.5), np.float32(255.0)
+    count = 3 * width
+    room = count + LANES
+    places, values = np.zeros(2 * room, dtype=np.int32), np.zeros(2 * room, dtype=np.float32)
+    last, half, white, zero = np.float32(len(curve) - 1), np.float32(0.5), np.float32(255.0), np.float32(0.0)
+    key, coarse = _scattered(np.uint32(seed)), np.uint32(32 - GRAIN_BITS)
+    gain = np.empty(count, dtype=np.float32)
+    for n in range(count):
+        gain[n] = gains[n % 3] * last
     for row in range(height):
-        grain_row = noise[(row + top) % side]
-        at = left
-        for column in range(width):
-            red = curves[int(min(max(light[row, column, 0] * last + half, half), last)), 0]
-            green = curves[int(min(max(light[row, column, 1] * last + half, half), last)), 1]
-            blue = curves[int(min(max(light[row, column, 2] * last + half, half), last)), 2]
-            r, g, b = grain_row[at, 0], grain_row[at, 1], grain_row[at, 2]
-            if grey:
-                red = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
-                green, blue, g, b = red, red, r, r
-            red += strength * (np.float32(127.5) + red) * r
-            green += strength * (np.float32(127.5) + green) * g
-            blue += strength * (np.float32(127.5) + blue) * b
-            out[row, column, 0] = np.uint8(min(max(red, np.float32(0.0)), white) + half)
-            out[row, column, 1] = np.uint8(min(max(green, np.float32(0.0)), white) + half)
-            out[row, column, 2] = np.uint8(min(max(blue, np.float32(0.0)), white) + half)
-            at += 1
-            if at == side:
-                at = 0
+        levels, pixels = light[row].reshape(-1), out[row].reshape(-1)
+        first = np.uint32(key + np.uint32(row * count))
+        for n in range(count):
+            places[n] = np.int32(min(max(levels[n] * gain[n] + half, half), last))
+        for n in range(count):
+            places[n + room] = np.int32(_scattered(np.uint32(first + np.uint32(n))) >> coarse)
+        for n in range(0, count, LANES):
+            look_up(curve, places, np.uint64(n), 0, values, np.uint64(n))
+            look_up(grain, places, np.uint64(n + room), 0, values, np.uint64(n + room))
+        if grey:
+            for n in range(0, count, 3):
+                level = (
+                    np.float32(0.299) * values[n]
+                    + np.float32(0.587) * values[n + 1]
+                    + np.float32(0.114) * values[n + 2]
+                )
+                for channel in range(3):
+                    values[n + channel] = level
+                    values[n + channel + room] = values[n + room]
+        for n in range(count):
+            level = values[n] + strength * (np.float32(127.5) + values[n]) * values[n + room]
+            pixels[n] = np.uint8(min(max(level, zero), white) + half)
 
 
 def jpeg(image: Bytes, quality: int) -> bytes:
     """The JPEG file of (H, W, 3) uint8 RGB. Raises ValueError when the image cannot be encoded."""
-    done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ValueError(f"an image of {image.shape} cannot be encoded as JPEG")
     return bytes(data)

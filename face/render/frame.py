@@ -57,6 +57,33 @@ class Frame:
         return SurfacePoints(self.triangle[seen], self.barycentric[seen])
 
 
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """A mesh before a camera, and where that has it on the screen."""
+
+    vertices: NDArray[np.float64]  # (V, 3) metres in ``cam``
+    faces: NDArray[np.int32]  # (F, 3)
+    camera: Camera
+    px: NDArray[np.float64]  # (V, 2); NaN behind the camera
+    weight: NDArray[np.float64]  # (V,) of the camera's ``screen_weight``
+    screen_depth: NDArray[np.float64]  # (V,)
+
+    @staticmethod
+    def of(vertices_cam: Floats, faces: Ints, camera: Camera) -> Mesh:
+        """Raises ValueError for vertices that are not finite and triangles that name no vertex."""
+        vertices, triangles = _checked(vertices_cam, faces)
+        px, weight = _projected(vertices, camera)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            depth = np.ascontiguousarray(camera.screen_depth(vertices), dtype=np.float64)
+        return Mesh(vertices, triangles, camera, px, weight, depth)
+
+    def seen(self, size: tuple[int, int], visibility: Visibility = zbuffer.visibility) -> NDArray[np.int32]:
+        """(H, W) triangles at ``size`` = (height, width). Raises ValueError for an empty size."""
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"an image wants a positive (height, width), got {size}")
+        return visibility(self.px, self.screen_depth, self.faces, size)
+
+
 def render(
     vertices_cam: Floats,
     faces: Ints,
@@ -70,13 +97,8 @@ def render(
     Triangles that reach behind the camera are left out. Raises ValueError for vertices that are not finite, triangles
     that name no vertex, or an empty size.
     """
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"an image wants a positive (height, width), got {size}")
-    vertices, triangles = _checked(vertices_cam, faces)
-    px, weight = _projected(vertices, camera)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ids = visibility(px, camera.screen_depth(vertices), triangles, size)
-    return _resolve(ids, vertices, triangles, px, weight)
+    mesh = Mesh.of(vertices_cam, faces, camera)
+    return _resolve(mesh.seen(size, visibility), mesh.vertices, mesh.faces, mesh.px, mesh.weight)
 
 
 def resolve(triangle_ids: Ints, vertices_cam: Floats, faces: Ints, camera: Camera) -> Frame:
@@ -234,6 +256,7 @@ def _resolve(
 __all__ = [
     "OCCLUDER",
     "Frame",
+    "Mesh",
     "interpolate",
     "render",
     "resolve",

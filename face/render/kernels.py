@@ -64,14 +64,39 @@ def _closest_on_triangle(x, y, x0, y0, x1, y1, x2, y2):  # type: ignore[no-untyp
     return b0, b1, b2
 
 
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def screen_weights(x, y, x0, y0, x1, y1, x2, y2):  # type: ignore[no-untyped-def]
+    """Barycentrics of (x, y) in a triangle on the screen.
+
+    A sample may lie outside its triangle by the snapping of visibility (at most 0.003 px): then those of the nearest
+    point of the outline, so that none is negative.
+    """
+    inverse = 1.0 / ((x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0))
+    b1 = ((x - x0) * (y2 - y0) - (x2 - x0) * (y - y0)) * inverse
+    b2 = ((x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)) * inverse
+    b0 = 1.0 - b1 - b2
+    if not (b0 >= 0 and b1 >= 0 and b2 >= 0):  # also without an area
+        return _closest_on_triangle(x, y, x0, y0, x1, y1, x2, y2)
+    return b0, b1, b2
+
+
+@numba.njit(cache=True, nogil=True)
+def corners(vertices, faces, px, weight):  # type: ignore[no-untyped-def]
+    """(V, 8): pixel, screen weight, 0, depth, smooth normal of each vertex side by side: a line of the cache each."""
+    normals = smooth_normals(vertices, faces)
+    out = np.empty((len(vertices), 8))
+    for v in range(len(vertices)):
+        out[v, 0], out[v, 1], out[v, 2], out[v, 3] = px[v, 0], px[v, 1], weight[v], 0.0
+        out[v, 4], out[v, 5], out[v, 6], out[v, 7] = vertices[v, 2], normals[v, 0], normals[v, 1], normals[v, 2]
+    return out
+
+
 @numba.njit(cache=True, nogil=True)
 def resolve(ids, xy, vertices, faces, px, weight, normals, barycentric, depth, normal):  # type: ignore[no-untyped-def]
     """Fill (R, C, ...) ``barycentric``, ``depth`` and ``normal`` of samples from (R, C) ``ids``.
 
-    ``xy``: where the samples lie in pixels, (R, C, 2), or (0, 0, 2) for the pixel centres of an (R, C) image. A sample
-    may lie outside its triangle by the snapping of visibility (at most 0.003 px): then the nearest point of the
-    outline is taken, so that barycentrics are never negative. Returns False, with the outputs unfinished, when an id
-    names a triangle that has no place on the screen.
+    ``xy``: where the samples lie in pixels, (R, C, 2), or (0, 0, 2) for the pixel centres of an (R, C) image. Returns
+    False, with the outputs unfinished, when an id names a triangle that has no place on the screen.
     """
     height, width = ids.shape
     for row in range(height):
@@ -85,16 +110,7 @@ def resolve(ids, xy, vertices, faces, px, weight, normals, barycentric, depth, n
                 x, y = xy[row, column, 0], xy[row, column, 1]
             else:
                 x, y = column + 0.5, row + 0.5
-            x0, y0, x1, y1, x2, y2 = px[i, 0], px[i, 1], px[j, 0], px[j, 1], px[k, 0], px[k, 1]
-            area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
-            b0, b1, b2 = -1.0, -1.0, -1.0
-            if area != 0:
-                inverse = 1.0 / area
-                b1 = ((x - x0) * (y2 - y0) - (x2 - x0) * (y - y0)) * inverse
-                b2 = ((x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)) * inverse
-                b0 = 1.0 - b1 - b2
-            if not (b0 >= 0 and b1 >= 0 and b2 >= 0):
-                b0, b1, b2 = _closest_on_triangle(x, y, x0, y0, x1, y1, x2, y2)
+            b0, b1, b2 = screen_weights(x, y, px[i, 0], px[i, 1], px[j, 0], px[j, 1], px[k, 0], px[k, 1])
             w0, w1, w2 = b0 * weight[i], b1 * weight[j], b2 * weight[k]
             total = w0 + w1 + w2
             if not (total > 0):

@@ -23,7 +23,9 @@ _I64, _F64, _I32 = ir.IntType(64), ir.DoubleType(), ir.IntType(32)
 _INTS, _FLOATS = ir.VectorType(_I64, LANES), ir.VectorType(_F64, LANES)
 
 ROW = tuple((lane, 0) for lane in range(LANES))
-BLOCK = tuple((lane % 4, lane // 4) for lane in range(LANES))
+ROOKS = ((9, 5), (7, 11), (13, 9), (5, 3), (3, 13), (1, 7), (11, 15), (15, 1))
+"""Places within a pixel, in sixteenths from its upper left corner: no two share a row or a column of an 8 x 8 board, so
+that an outline of any direction crosses them one by one. The standard pattern of Direct3D 11 for eight samples."""
 
 
 def _spread(builder: Any, value: Any, kind: Any) -> Any:
@@ -83,32 +85,68 @@ Lowers int64 ``keys[at : at + 8]`` to ``depth << shift | f`` where that is less 
 limited to 0 .. ``most``, rounded; ``shift`` is at least 12 and ``most << shift`` fits 63 bits.
 """
 
-cover_block = _cover(BLOCK)
-"""The same for a block of four samples beside each other and the four below them."""
+cover_pixel = _cover(ROOKS)
+"""The same for the eight ROOKS within a pixel: edge functions and depth at its corner, steps for a sixteenth of it."""
 
 
 @intrinsic
-def look_up(typingctx, table, scratch, at, out):  # type: ignore[no-untyped-def]
-    """``scratch[out + n] = table[scratch[at + n]]`` for eight n; both are int32, no index leaves the table."""
-    signature = types.void(table, scratch, types.uint64, types.uint64)
+def look_up(typingctx, table, places, at, plus, out, to):  # type: ignore[no-untyped-def]
+    """``out[to + n] = table[places[at + n] + plus]`` for eight n.
+
+    ``table`` and ``out`` are both int32 or both float32, ``places`` is int32; no place may leave the table.
+    """
+    signature = types.void(table, places, types.uint64, types.int64, out, types.uint64)
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = [context.make_array(signature.args[n])(context, builder, args[n]).data for n in (0, 1)]
-        narrow = ir.VectorType(_I32, LANES)
-        places = builder.load(builder.bitcast(builder.gep(data[1], [args[2]]), narrow.as_pointer()), align=4)
-        wide = builder.zext(places, _INTS)
-        base = _spread(builder, builder.ptrtoint(data[0], _I64), _INTS)
-        pointers = builder.inttoptr(
-            builder.add(base, builder.shl(wide, ir.Constant(_INTS, [2] * LANES))),
-            ir.VectorType(_I32.as_pointer(), LANES),
+        source, indices, target = (
+            context.make_array(signature.args[n])(context, builder, args[n]).data for n in (0, 1, 4)
         )
-        mask = ir.VectorType(ir.IntType(1), LANES)
+        narrow, mask = ir.VectorType(_I32, LANES), ir.VectorType(ir.IntType(1), LANES)
+        found = builder.load(builder.bitcast(builder.gep(indices, [args[2]]), narrow.as_pointer()), align=4)
+        first = _spread(builder, builder.ptrtoint(builder.gep(source, [args[3]]), _I64), _INTS)
+        bytes_in = builder.shl(builder.sext(found, _INTS), ir.Constant(_INTS, [2] * LANES))
+        pointers = builder.inttoptr(builder.add(first, bytes_in), ir.VectorType(_I32.as_pointer(), LANES))
         kind = ir.FunctionType(narrow, [pointers.type, _I32, mask, narrow])
         gather = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.gather.v{LANES}i32.v{LANES}p0")
-        found = builder.call(
+        values = builder.call(
             gather, [pointers, ir.Constant(_I32, 4), ir.Constant(mask, [1] * LANES), ir.Constant(narrow, ir.Undefined)]
         )
-        builder.store(found, builder.bitcast(builder.gep(data[1], [args[3]]), narrow.as_pointer()), align=4)
+        builder.store(values, builder.bitcast(builder.gep(target, [args[5]]), narrow.as_pointer()), align=4)
         return context.get_dummy_value()
 
     return signature, code
+
+
+def _blend(count: int) -> Any:
+    def typed(typingctx, table, i, j, k, a, b, c, out, at):  # type: ignore[no-untyped-def]
+        index, weight = types.uint64, types.float64
+        signature = types.void(table, index, index, index, weight, weight, weight, out, index)
+
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            source, target = (context.make_array(signature.args[n])(context, builder, args[n]).data for n in (0, 7))
+            wide, narrow = ir.VectorType(_F64, count), ir.VectorType(ir.FloatType(), count)
+            kept = narrow if signature.args[0].dtype == types.float32 else wide
+            total = None
+            for place, share in zip(args[1:4], args[4:7], strict=True):
+                row = builder.load(builder.bitcast(builder.gep(source, [place]), kept.as_pointer()), align=4)
+                row = builder.fpext(row, wide) if kept is narrow else row
+                none = ir.Constant(wide, ir.Undefined)
+                first = builder.insert_element(none, share, ir.Constant(_I32, 0))
+                spread = builder.shuffle_vector(first, none, ir.Constant(ir.VectorType(_I32, count), [0] * count))
+                part = builder.fmul(spread, row)
+                total = part if total is None else builder.fadd(total, part)
+            rounded = builder.fptrunc(total, narrow)
+            builder.store(rounded, builder.bitcast(builder.gep(target, [args[8]]), narrow.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return signature, code
+
+    return intrinsic(typed)
+
+
+blend_4 = _blend(4)
+"""``blend_4(table, i, j, k, a, b, c, out, at)``: ``out[at + n] = a table[i + n] + b table[j + n] + c table[k + n]`` for
+four n, summed in float64; ``table`` is float32 or float64, ``out`` float32."""
+
+blend_2 = _blend(2)
+"""The same for two n."""

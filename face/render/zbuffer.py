@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from face.arrays import Bools, Floats, Ints
-from face.render.lanes import LANES, cover_block, cover_row
+from face.render.lanes import LANES, ROOKS, cover_pixel, cover_row
 from face.render.visibility import OUT_OF_REACH, SUBPIXELS, snapped
 
 EMPTY = np.iinfo(np.int64).max
-SIDE = 4
-SAMPLES = SIDE * SIDE
-STEP = SUBPIXELS // SIDE
+SAMPLES = len(ROOKS)
+STEP = SUBPIXELS // 16  # of the unit of ROOKS
 
 
 def visibility(px: Floats, screen_depth: Floats, faces: Ints, size: tuple[int, int]) -> NDArray[np.int32]:
@@ -38,15 +37,18 @@ def visibility(px: Floats, screen_depth: Floats, faces: Ints, size: tuple[int, i
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What each of 4 x 4 samples within some pixels shows: sample (i, j) lies at ((j + 0.5) / 4, (i + 0.5) / 4)."""
+    """What each of eight samples within some pixels shows; they lie at ``lanes.ROOKS``."""
 
     slot: NDArray[np.int32]  # (H, W) row of a pixel in the arrays below; -1 for pixels without samples
-    triangle: NDArray[np.int32]  # (N, 16); -1 is background
-    screen_depth: Floats  # (N, 16) as the camera's, to a 2**-36 of the mesh's range or finer; background 0
+    triangle: NDArray[np.int32]  # (N, 8); -1 is background
+    screen_depth: Floats  # (N, 8) as the camera's, to a 2**-36 of the mesh's range or finer; background 0
 
 
-def samples(px: Floats, screen_depth: Floats, faces: Ints, pixels: Bools) -> Samples:
-    """The samples of those of the (H, W) ``pixels`` that are set, by the rules of ``visibility``."""
+def samples(px: Floats, screen_depth: Floats, faces: Ints, ids: Ints, pixels: Bools) -> Samples:
+    """The samples of those of the (H, W) ``pixels`` that are set, by the rules of ``visibility``.
+
+    But triangles seen from behind count only if (H, W) ``ids`` shows them anywhere: those of a head hide behind others.
+    """
     depth, triangles = _plain(screen_depth, faces)
     grid = snapped(px)
     near, scale, most, shift = _levels(grid, depth, triangles)
@@ -54,7 +56,8 @@ def samples(px: Floats, screen_depth: Floats, faces: Ints, pixels: Bools) -> Sam
     before = np.empty((pixels.shape[0] + 1, pixels.shape[1] + 1), dtype=np.int32)
     count = _slots(np.ascontiguousarray(pixels), slot, before)
     keys = np.full((count, SAMPLES), EMPTY)
-    _raster_samples(grid, depth, triangles, near, scale, most, shift, slot, before, keys.reshape(-1))
+    shown = _shown(np.ascontiguousarray(ids, dtype=np.int32), len(triangles))
+    _raster_samples(grid, depth, triangles, near, scale, most, shift, shown, slot, before, keys.reshape(-1))
     ids, found = np.empty(keys.shape, dtype=np.int32), np.zeros(keys.shape)
     _open_keys(keys, near, scale, shift, ids, found)
     return Samples(slot, ids, found)
@@ -168,6 +171,16 @@ def _raster(grid, depth, faces, near, scale, most, shift, keys, ids):  # type: i
 
 
 @numba.njit(cache=True, nogil=True)
+def _shown(ids, count):  # type: ignore[no-untyped-def]
+    """(count + 1,) whether a triangle shows anywhere; of the background, -1, the last says it."""
+    out = np.zeros(count + 1, dtype=np.bool_)
+    for row in range(ids.shape[0]):
+        for column in range(ids.shape[1]):
+            out[ids[row, column]] = True
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
 def _slots(pixels, slot, before):  # type: ignore[no-untyped-def]
     """Number the set pixels, and count those left of and above each corner. Returns how many there are."""
     height, width = pixels.shape
@@ -188,7 +201,7 @@ def _slots(pixels, slot, before):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _raster_samples(grid, depth, faces, near, scale, most, shift, slot, before, keys):  # type: ignore[no-untyped-def]
+def _raster_samples(grid, depth, faces, near, scale, most, shift, shown, slot, before, keys):  # type: ignore[no-untyped-def]
     height, width = slot.shape
     for f in range(len(faces)):
         i, j, k = np.uint64(faces[f, 0]), np.uint64(faces[f, 1]), np.uint64(faces[f, 2])
@@ -205,10 +218,11 @@ def _raster_samples(grid, depth, faces, near, scale, most, shift, slot, before, 
         if before[bottom + 1, right + 1] - before[top, right + 1] == before[bottom + 1, left] - before[top, left]:
             continue
         d0, d1, d2 = depth[i], depth[j], depth[k]
-        if (x1 - x0) * (y2 - y0) == (x2 - x0) * (y1 - y0) or not np.isfinite(d0 + d1 + d2):
+        area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+        if area == 0 or (area > 0 and not shown[f]) or not np.isfinite(d0 + d1 + d2):
             continue
         a, ax, ay, b, bx, by, c, cx, cy, z, zx, zy = _triangle(
-            x0, y0, x1, y1, x2, y2, d0, d1, d2, near, scale, left * 256 + STEP // 2, top * 256 + STEP // 2
+            x0, y0, x1, y1, x2, y2, d0, d1, d2, near, scale, left * 256, top * 256
         )
         ax, bx, cx, zx = STEP * ax, STEP * bx, STEP * cx, STEP * zx
         ay, by, cy, zy = STEP * ay, STEP * by, STEP * cy, STEP * zy
@@ -217,13 +231,10 @@ def _raster_samples(grid, depth, faces, near, scale, most, shift, slot, before, 
                 n = slot[row, column]
                 if n < 0:
                     continue
-                x = SIDE * (column - left)
-                for half in range(0, SIDE, LANES // SIDE):
-                    y = SIDE * (row - top) + half
-                    at = np.uint64(n * SAMPLES + half * SIDE)
-                    u, v, w = a + x * ax + y * ay, b + x * bx + y * by, c + x * cx + y * cy
-                    q = z + x * zx + y * zy
-                    cover_block(keys, at, u, ax, ay, v, bx, by, w, cx, cy, q, zx, zy, most, shift, f)
+                x, y = 16 * (column - left), 16 * (row - top)
+                u, v, w = a + x * ax + y * ay, b + x * bx + y * by, c + x * cx + y * cy
+                q = z + x * zx + y * zy
+                cover_pixel(keys, np.uint64(n * SAMPLES), u, ax, ay, v, bx, by, w, cx, cy, q, zx, zy, most, shift, f)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

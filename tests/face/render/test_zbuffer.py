@@ -8,7 +8,7 @@ import pytest
 from face.arrays import Floats, Ints
 from face.morphable import MorphableModel
 from face.render import zbuffer
-from face.render.lanes import LANES
+from face.render.lanes import LANES, ROOKS
 from face.render.visibility import OUT_OF_REACH, SUBPIXELS, snapped
 from tests.face.render.test_backends import random_view
 
@@ -86,30 +86,54 @@ def _cross(a: Floats, b: Floats) -> Floats:
 
 
 @pytest.mark.parametrize("perspective", [False, True])
-def test_samples_are_those_of_an_image_four_times_as_fine(open_head: MorphableModel, perspective: bool) -> None:
-    """Also their depth, which is that of the surface there."""
+def test_samples_are_those_of_a_finer_image(open_head: MorphableModel, perspective: bool) -> None:
+    """Eight times as fine has them at its pixel centres. Their depth is that of the surface there."""
     rng = np.random.default_rng(3)
     size = (80, 70)
     vertices, camera = random_view(open_head, size, rng, perspective)
     px, depth = camera.px_from_cam(vertices), camera.screen_depth(vertices)
     pixels = rng.random(size) < 0.1
-    found = zbuffer.samples(px, depth, open_head.faces, pixels)
     whole = snapped(px) / SUBPIXELS  # the finer image must not snap the corners elsewhere
-    fine = zbuffer.visibility(whole * 4, depth, open_head.faces, (size[0] * 4, size[1] * 4))
-    blocks = fine.reshape(size[0], 4, size[1], 4).transpose(0, 2, 1, 3).reshape(*size, 16)
+    fine = zbuffer.visibility(whole * 8, depth, open_head.faces, (size[0] * 8, size[1] * 8))
+    blocks = fine.reshape(size[0], 8, size[1], 8).transpose(0, 2, 1, 3)[pixels]
+    x, y = np.array(ROOKS).T
+    expected = blocks[:, (y - 1) // 2, (x - 1) // 2]
+    everything = np.arange(len(open_head.faces)).reshape(-1, 1)
+    found = zbuffer.samples(px, depth, open_head.faces, everything, pixels)
     assert np.array_equal(found.slot >= 0, pixels)
-    assert np.array_equal(found.triangle[found.slot[pixels]], blocks[pixels])
+    assert np.array_equal(found.triangle[found.slot[pixels]], expected)
     row, column = np.nonzero(pixels)
     seen = found.triangle >= 0
     assert seen.any()
     assert not found.screen_depth[~seen].any()
     pixel, sample = np.nonzero(seen)
-    x, y = column[pixel] + (sample % 4 + 0.5) / 4, row[pixel] + (sample // 4 + 0.5) / 4
+    at = np.stack([column[pixel] + x[sample] / 16, row[pixel] + y[sample] / 16], axis=1)
     corners = open_head.faces[found.triangle[seen]]
     a, b, c = (whole[corners[:, n]] for n in range(3))
-    at = np.stack([x, y], axis=1)
     area = _cross(b - a, c - a)
     u, v = _cross(at - a, c - a) / area, _cross(b - a, at - a) / area
     there = (1 - u - v) * depth[corners[:, 0]] + u * depth[corners[:, 1]] + v * depth[corners[:, 2]]
     assert np.abs(there - found.screen_depth[seen]).max() < 1e-9
-    assert zbuffer.samples(px, depth, open_head.faces, np.zeros(size, dtype=bool)).triangle.shape == (0, 16)
+    nothing = zbuffer.samples(px, depth, open_head.faces, fine, np.zeros(size, dtype=bool))
+    assert nothing.triangle.shape == (0, len(ROOKS))
+
+
+def test_what_is_seen_from_behind_counts_where_it_shows(open_head: MorphableModel) -> None:
+    """A triangle seen from behind has samples if the image shows it; of a whole head that changes hardly any."""
+    rng = np.random.default_rng(4)
+    px = np.array([[1.0, 1.0], [9.0, 1.0], [1.0, 9.0]])
+    pixels = np.ones((10, 10), dtype=bool)
+    for faces in (np.array([[0, 1, 2]]), np.array([[0, 2, 1]])):
+        ids = zbuffer.visibility(px, np.ones(3), faces, (10, 10))
+        shown = zbuffer.samples(px, np.ones(3), faces, ids, pixels).triangle
+        assert (shown == 0).mean() == pytest.approx(0.32, abs=0.02)
+    unseen = zbuffer.samples(px, np.ones(3), np.array([[0, 1, 2]]), np.full((10, 10), -1), pixels)
+    assert (unseen.triangle == -1).all()
+    for n in range(4):
+        vertices, camera = random_view(open_head, (96, 96), rng, perspective=n % 2 == 0)
+        px, depth = camera.px_from_cam(vertices), camera.screen_depth(vertices)
+        ids = zbuffer.visibility(px, depth, open_head.faces, (96, 96))
+        pixels = rng.random(ids.shape) < 0.3
+        everything = np.arange(len(open_head.faces)).reshape(-1, 1)
+        some, all_of = (zbuffer.samples(px, depth, open_head.faces, i, pixels).triangle for i in (ids, everything))
+        assert (some != all_of).mean() < 0.001

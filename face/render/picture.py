@@ -1,0 +1,373 @@
+"""A picture of a mesh in one pass: surface point, texture and light of each pixel, then laid over a background.
+
+The fast way from triangle ids to colours, for pictures by the million: no image but the result is written. The slow
+twin is ``frame``: ``shaded(sample_texture(resolve(ids)))``; depths are the same to the bit, colours to 0.01 / 255.
+Outlines are anti-aliased by ``zbuffer.samples``: eight samples in each pixel that an outline touches, each coloured
+like the nearest pixel that shows the same surface, as multi-sampling hardware does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from face.arrays import Bools, Floats, Ints
+from face.lighting import C0, C1, C2, C3, C4
+from face.render import kernels, zbuffer
+from face.render.frame import Image, Mesh
+from face.render.lanes import LANES, blend_2, blend_4, look_up
+
+CREASE = 0.006
+"""Metres of depth between neighbouring pixels from which on there is an outline between them."""
+
+_NORMS = np.array([C0, C1, C1, C1, C2, C2, C3, C2, C4])[:, None]
+
+TILE = 256  # pixels of a row that are worked on together
+# Where a tile's numbers lie. Side by side for each pixel: depth and normal; its place in the texture.
+NORMAL, PLACE = np.uint64(0), np.uint64(4 * TILE)
+MIXED = 6 * TILE
+# One after the other for all pixels: colour, and how far it is covered.
+RED, GREEN, BLUE, HIDDEN = (np.uint64(n * TILE) for n in range(4))
+COLOURS = 4 * TILE
+# The texel, and what it and its three neighbours are.
+TEXEL, NW, NE, SW, SE = (np.uint64(n * TILE) for n in range(5))
+TEXELS = 5 * TILE
+
+
+@dataclass(frozen=True, eq=False)
+class Texture:
+    """A picture on a mesh, in 8 bits. Raises ValueError when shapes disagree or it has less than 2 x 2 texels."""
+
+    texels: NDArray[np.uint8]  # (S, T, 4): red, green, blue, and how far what lies behind covers it
+    corners: NDArray[np.float32]  # (F, 3, 2) of each triangle's corners in texels, the first texel's centre at 0
+
+    def __post_init__(self) -> None:
+        if self.texels.ndim != 3 or self.texels.shape[2] != 4 or min(self.texels.shape[:2]) < 2:
+            raise ValueError(f"Texture wants (S, T, 4) of at least 2 x 2 texels, got {self.texels.shape}")
+        if self.corners.ndim != 3 or self.corners.shape[1:] != (3, 2):
+            raise ValueError(f"Texture.corners wants (F, 3, 2), got {self.corners.shape}")
+
+    @staticmethod
+    def of(image: Floats, uv: Floats, uv_faces: Ints) -> Texture:
+        """Of an (S, T, 4) ``image`` in 0..1 and (N, 2) ``uv`` as of ``frame.sample_texture``."""
+        levels = np.rint(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)
+        places = uv.astype(np.float64) * np.array(image.shape[1::-1]) - 0.5
+        return Texture(levels, places[uv_faces].astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Trim:
+    """How the triangles look that follow the textured ones: coloured at their vertices, with a repeating pattern."""
+
+    first: int  # vertex to which the first row of ``look`` belongs
+    look: NDArray[np.float32]  # (N, 6) albedo; place in the pattern (across, along; 1 is a repeat), its strength
+    pattern: NDArray[np.float32]  # (Q, Q) by which the albedo grows where the strength is 1
+
+
+PLAIN = Trim(0, np.zeros((0, 6), np.float32), np.zeros((1, 1), np.float32))
+"""No triangles but the textured ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """What each pixel shows of a mesh."""
+
+    triangle: NDArray[np.int32]  # (H, W) as ``Frame.triangle``
+    depth: Image  # (H, W) metres, as ``Frame.depth``
+    colour: Image  # (H, W, 4): colour in 0..1 or beyond, and how far what lies behind covers it; background undefined
+    textured: int  # triangles from here on are trim
+
+
+def picture(mesh: Mesh, ids: NDArray[np.int32], texture: Texture, light: Floats, trim: Trim = PLAIN) -> Picture:
+    """The picture of (H, W) triangle ``ids`` of a mesh under (9, 3) ``light``.
+
+    Raises ValueError when an id is not of the mesh, and for triangles without a texture that are not trim's.
+    """
+    textured = len(texture.corners)
+    if ids.size and ids.max() >= len(mesh.faces):
+        raise ValueError("the ids name triangles that this mesh does not have")
+    if textured > len(mesh.faces) or (len(mesh.faces) > textured and trim.first + len(trim.look) < len(mesh.vertices)):
+        raise ValueError(f"{len(mesh.faces)} triangles, {textured} of them textured, do not fit their looks")
+    depth = np.zeros(ids.shape, dtype=np.float32)
+    colour = np.empty((*ids.shape, 4), dtype=np.float32)
+    _paint(
+        ids,
+        kernels.corners(mesh.vertices, mesh.faces, mesh.px, mesh.weight),
+        mesh.faces,
+        texture.corners.reshape(-1),
+        texture.texels.reshape(-1).view(np.int32),
+        texture.texels.shape[1],
+        texture.texels.shape[0],
+        (light * _NORMS / 255.0).astype(np.float32),
+        trim.first,
+        trim.look,
+        trim.pattern,
+        depth,
+        colour,
+    )
+    return Picture(ids, depth, colour, textured)
+
+
+def outlines(seen: Picture) -> Bools:
+    """(H, W) the pixels on both sides of an outline: of the mesh, of trim, or a jump of depth by CREASE."""
+    out = np.zeros(seen.triangle.shape, dtype=np.bool_)
+    _outlines(seen.triangle, seen.depth, np.float32(CREASE), seen.textured, out)
+    return out
+
+
+def lay_over(seen: Picture, mesh: Mesh, background: Image) -> None:
+    """Lay a picture of a mesh over an (H, W, 3) float32 ``background``, in place, with smooth outlines.
+
+    Raises ValueError when the sizes differ or the background can't be written.
+    """
+    if background.shape != (*seen.triangle.shape, 3) or not background.flags.c_contiguous:
+        raise ValueError(f"a picture of {seen.triangle.shape} lies over no background of {background.shape}")
+    fine = zbuffer.samples(mesh.px, mesh.screen_depth, mesh.faces, seen.triangle, outlines(seen))
+    with np.errstate(divide="ignore"):
+        depth = mesh.camera.depth_on_screen(fine.screen_depth)
+    _lay_over(
+        seen.triangle,
+        seen.depth,
+        seen.colour,
+        seen.textured,
+        fine.slot,
+        fine.triangle,
+        depth,
+        np.float32(CREASE),
+        background,
+    )
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _paint(  # type: ignore[no-untyped-def]
+    ids, corners, faces, uv, texels, columns, rows, light, first, look, pattern, depth, colour
+):
+    height, width = ids.shape
+    textured = len(uv) // 6
+    # Several arrays, because the compiler would not vectorise loops over one with strides that differ.
+    mixed = np.zeros(MIXED, dtype=np.float32)
+    scratch = np.zeros(COLOURS, dtype=np.float32)
+    whole = np.zeros(TEXELS, dtype=np.int32)
+    trim = np.zeros((TILE, 3), dtype=np.float32)
+    zero, share = np.float32(0.0), np.float32(1.0 / 255.0)
+    for row in range(height):
+        begin, end = width, 0
+        for column in range(width):
+            if ids[row, column] >= 0:
+                begin = min(begin, column)
+                end = column + 1
+        for start in range(begin, end, TILE):
+            stop = min(start + TILE, end)
+            trimmed = _surface(ids, row, start, stop, corners, faces, uv, first, look, pattern, mixed, trim)
+            _texture(stop - start, texels, columns, rows, mixed, scratch, whole)
+            if trimmed:
+                for column in range(start, stop):
+                    if ids[row, column] >= textured:
+                        n = np.uint64(column - start)
+                        scratch[n + RED], scratch[n + GREEN], scratch[n + BLUE] = trim[n, 0], trim[n, 1], trim[n, 2]
+                        scratch[n + HIDDEN] = zero
+            _shade(stop - start, light, mixed, scratch)
+            for column in range(start, stop):
+                n = np.uint64(column - start)
+                depth[row, column] = mixed[n * np.uint64(4) + NORMAL] if ids[row, column] >= 0 else zero
+            for column in range(start, stop):
+                n = np.uint64(column - start)
+                colour[row, column, 0] = scratch[n + RED]
+                colour[row, column, 1] = scratch[n + GREEN]
+                colour[row, column, 2] = scratch[n + BLUE]
+                colour[row, column, 3] = scratch[n + HIDDEN] * share
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _surface(ids, row, start, stop, corners, faces, uv, first, look, pattern, mixed, trim):  # type: ignore[no-untyped-def]
+    """Depth, normal and place in the texture, or colour of trim, of a tile's pixels. Says whether there was trim."""
+    trimmed = False
+    textured = len(uv) // 6
+    table = corners.ravel()
+    y = row + 0.5
+    for column in range(start, stop):
+        f = ids[row, column]
+        if f < 0:
+            continue
+        t, n = np.uint64(f), np.uint64(column - start)
+        i, j, k = np.uint64(faces[t, 0]), np.uint64(faces[t, 1]), np.uint64(faces[t, 2])
+        a, b, c = kernels.screen_weights(
+            column + 0.5, y, corners[i, 0], corners[i, 1], corners[j, 0], corners[j, 1], corners[k, 0], corners[k, 1]
+        )
+        a, b, c = a * corners[i, 2], b * corners[j, 2], c * corners[k, 2]
+        scale = 1.0 / (a + b + c)
+        a, b, c = a * scale, b * scale, c * scale
+        eight, four = np.uint64(8), np.uint64(4)
+        i, j, k = i * eight + four, j * eight + four, k * eight + four
+        blend_4(table, i, j, k, a, b, c, mixed, NORMAL + n * four)
+        if f < textured:
+            two, at = np.uint64(2), t * np.uint64(6)
+            blend_2(uv, at, at + two, at + four, a, b, c, mixed, PLACE + n * two)
+        else:
+            trimmed = True
+            i, j, k = faces[t, 0] - first, faces[t, 1] - first, faces[t, 2] - first
+            u, v, w = np.float32(a), np.float32(b), np.float32(c)
+            strength = u * look[i, 5] + v * look[j, 5] + w * look[k, 5]
+            gain = np.float32(255.0)
+            if strength > 0:
+                side = pattern.shape[0]
+                across = u * look[i, 3] + v * look[j, 3] + w * look[k, 3]
+                along = u * look[i, 4] + v * look[j, 4] + w * look[k, 4]
+                at = int(np.floor(along * side)) % side, int(np.floor(across * side)) % side
+                gain += gain * strength * pattern[at]
+            for channel in range(3):
+                value = u * look[i, channel] + v * look[j, channel] + w * look[k, channel]
+                trim[n, channel] = min(max(value * gain, np.float32(0.0)), np.float32(255.0))
+    return trimmed
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _texture(count, texels, columns, rows, mixed, scratch, whole):  # type: ignore[no-untyped-def]
+    """Bilinear samples, 0..255; beyond the outermost texel centres the border is repeated."""
+    two, beyond = np.uint64(2), PLACE + np.uint64(1)
+    zero, one = np.float32(0.0), np.float32(1.0)
+    # A hair less than the last texel, so that there is always one beyond.
+    right, bottom = np.float32(columns - 1) * np.float32(0.9999999), np.float32(rows - 1) * np.float32(0.9999999)
+    for m in range(count):
+        n = np.uint64(m)
+        x = min(max(mixed[n * two + PLACE], zero), right)
+        y = min(max(mixed[n * two + beyond], zero), bottom)
+        left, top = np.int32(x), np.int32(y)
+        scratch[n + RED], scratch[n + GREEN] = x - np.float32(left), y - np.float32(top)
+        whole[n + TEXEL] = top * np.int32(columns) + left
+    for m in range(0, count, LANES):
+        n = np.uint64(m)
+        look_up(texels, whole, n + TEXEL, 0, whole, n + NW)
+        look_up(texels, whole, n + TEXEL, 1, whole, n + NE)
+        look_up(texels, whole, n + TEXEL, columns, whole, n + SW)
+        look_up(texels, whole, n + TEXEL, columns + 1, whole, n + SE)
+    for m in range(count):
+        n = np.uint64(m)
+        x, y = scratch[n + RED], scratch[n + GREEN]
+        p, q, r, s = whole[n + NW], whole[n + NE], whole[n + SW], whole[n + SE]
+        a, b, c, d = (one - x) * (one - y), x * (one - y), (one - x) * y, x * y
+        scratch[n + RED] = a * _byte(p, 0) + b * _byte(q, 0) + c * _byte(r, 0) + d * _byte(s, 0)
+        scratch[n + GREEN] = a * _byte(p, 8) + b * _byte(q, 8) + c * _byte(r, 8) + d * _byte(s, 8)
+        scratch[n + BLUE] = a * _byte(p, 16) + b * _byte(q, 16) + c * _byte(r, 16) + d * _byte(s, 16)
+        scratch[n + HIDDEN] = a * _byte(p, 24) + b * _byte(q, 24) + c * _byte(r, 24) + d * _byte(s, 24)
+
+
+@numba.njit(cache=True, nogil=True)
+def _byte(word, shift):  # type: ignore[no-untyped-def]
+    return np.float32(np.int32((word >> shift) & 255))
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _shade(count, light, mixed, scratch):  # type: ignore[no-untyped-def]
+    """Multiply the colours by the shading of ``face.lighting``; ``light`` comes with the harmonics' norms in it."""
+    four, one_on, two_on, three_on = np.uint64(4), np.uint64(1), np.uint64(2), np.uint64(3)
+    zero, one, three, tiny = np.float32(0.0), np.float32(1.0), np.float32(3.0), np.float32(1e-18)
+    r0, g0, b0 = light[0]
+    r1, g1, b1 = light[1]
+    r2, g2, b2 = light[2]
+    r3, g3, b3 = light[3]
+    r4, g4, b4 = light[4]
+    r5, g5, b5 = light[5]
+    r6, g6, b6 = light[6]
+    r7, g7, b7 = light[7]
+    r8, g8, b8 = light[8]
+    for m in range(count):
+        n = np.uint64(m)
+        at = n * four + NORMAL
+        x, y, z = mixed[at + one_on], mixed[at + two_on], mixed[at + three_on]
+        square = x * x + y * y + z * z
+        unit = one / np.sqrt(max(square, tiny))
+        x, y, z = x * unit, y * unit, (z * unit if square > tiny else -one)
+        xy, yz, xz, zz, xx = x * y, y * z, x * z, three * z * z - one, x * x - y * y
+        red = r0 + r1 * y + r2 * z + r3 * x + r4 * xy + r5 * yz + r6 * zz + r7 * xz + r8 * xx
+        green = g0 + g1 * y + g2 * z + g3 * x + g4 * xy + g5 * yz + g6 * zz + g7 * xz + g8 * xx
+        blue = b0 + b1 * y + b2 * z + b3 * x + b4 * xy + b5 * yz + b6 * zz + b7 * xz + b8 * xx
+        scratch[n + RED] *= max(red, zero)
+        scratch[n + GREEN] *= max(green, zero)
+        scratch[n + BLUE] *= max(blue, zero)
+
+
+@numba.njit(cache=True, nogil=True)
+def _outlines(ids, depth, crease, textured, out):  # type: ignore[no-untyped-def]
+    height, width = ids.shape
+    beside = np.zeros(width + 1, dtype=np.bool_)  # between each pixel and the one left of it
+    for row in range(height):
+        for column in range(1, width):
+            beside[column] = _parted(
+                ids[row, column], ids[row, column - 1], depth[row, column], depth[row, column - 1], crease, textured
+            )
+        for column in range(width):
+            out[row, column] |= beside[column] | beside[column + 1]
+        if row + 1 < height:
+            for column in range(width):
+                beside[column] = _parted(
+                    ids[row, column], ids[row + 1, column], depth[row, column], depth[row + 1, column], crease, textured
+                )
+            for column in range(width):
+                out[row, column] |= beside[column]
+            for column in range(width):
+                out[row + 1, column] = beside[column]
+            beside[0] = False
+
+
+@numba.njit(cache=True, nogil=True)
+def _parted(f, g, y, z, crease, textured):  # type: ignore[no-untyped-def]
+    return (_kind(f, textured) != _kind(g, textured)) | (abs(y - z) > crease)
+
+
+@numba.njit(cache=True, nogil=True)
+def _kind(f, textured):  # type: ignore[no-untyped-def]
+    """Background, mesh or trim."""
+    return (f >= 0) + (f >= textured)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _lay_over(ids, depth, colour, textured, slot, triangle, sample_depth, crease, out):  # type: ignore[no-untyped-def]
+    height, width = ids.shape
+    one, penalty = np.float32(1.0), np.float32(1e3)  # metres: another kind only where there is nothing else
+    kinds, depths, shown = np.empty(9, np.int64), np.empty(9, np.float32), np.empty(9, np.float32)
+    for row in range(height):
+        for column in range(width):
+            n = slot[row, column]
+            if n < 0:
+                if ids[row, column] >= 0:
+                    hidden = colour[row, column, 3]
+                    for channel in range(3):
+                        own = colour[row, column, channel]
+                        out[row, column, channel] = own + hidden * (out[row, column, channel] - own)
+                continue
+            # How many samples show the background, and how many each of the pixels round this one, itself the fifth.
+            for way in range(9):
+                shown[way] = 0.0
+                r, c = row + way // 3 - 1, column + way % 3 - 1
+                inside = r >= 0 and c >= 0 and r < height and c < width
+                kinds[way] = _kind(ids[r, c], textured) if inside else 0
+                depths[way] = depth[r, c] if inside else 0.0
+            for sample in range(zbuffer.SAMPLES):
+                kind, z = _kind(triangle[n, sample], textured), np.float32(sample_depth[n, sample])
+                if kind == kinds[4] and abs(z - depths[4]) < crease:
+                    shown[4] += one
+                elif kind > 0:
+                    best, far = 4, np.float32(np.inf)
+                    for way in range(9):
+                        away = abs(z - depths[way]) + penalty * np.float32(kinds[way] != kind)
+                        away = away if kinds[way] > 0 else np.float32(np.inf)
+                        nearer = away < far
+                        best, far = (way if nearer else best), (away if nearer else far)
+                    shown[best] += one
+            red, green, blue, kept = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(zbuffer.SAMPLES)
+            for way in range(9):
+                if shown[way] > 0 and kinds[way] > 0:
+                    r, c = row + way // 3 - 1, column + way % 3 - 1
+                    part = shown[way] * (one - colour[r, c, 3])
+                    kept -= part
+                    red += part * colour[r, c, 0]
+                    green += part * colour[r, c, 1]
+                    blue += part * colour[r, c, 2]
+            share = np.float32(1.0 / zbuffer.SAMPLES)
+            out[row, column, 0] = share * (red + kept * out[row, column, 0])
+            out[row, column, 1] = share * (green + kept * out[row, column, 1])
+            out[row, column, 2] = share * (blue + kept * out[row, column, 2])

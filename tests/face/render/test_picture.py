@@ -1,0 +1,188 @@
+"""The fast picture against the slow one, pixel for pixel; its outlines against the areas that they cut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from face.arrays import Floats
+from face.camera import Camera, Pinhole, WeakPerspective
+from face.lighting import ambient
+from face.morphable import MorphableModel
+from face.render import frame as fr
+from face.render import zbuffer
+from face.render.picture import PLAIN, Picture, Texture, Trim, lay_over, outlines, picture
+from tests.face.render.test_backends import random_view
+
+SIZE = (90, 300)  # wider than a tile
+
+
+def scene(model: MorphableModel, n: int) -> tuple[fr.Mesh, fr.Frame, Texture, Floats, Floats]:
+    """A random view, its texture (also as numbers), and a light that leaves some of it dark."""
+    rng = np.random.default_rng(n)
+    vertices, camera = random_view(model, SIZE, rng, perspective=n % 2 == 0)
+    mesh = fr.Mesh.of(vertices, model.faces, camera)
+    image = rng.integers(0, 256, (61, 83, 4)) / 255.0
+    texture = Texture.of(image, model.uv, model.uv_faces)
+    return (
+        mesh,
+        fr.render(vertices, model.faces, camera, SIZE),
+        texture,
+        image.astype(np.float32),
+        rng.normal(size=(9, 3)),
+    )
+
+
+@pytest.mark.parametrize("n", range(6))
+def test_the_slow_twin_has_the_same_colours(open_head: MorphableModel, n: int) -> None:
+    """Depth to the bit; colours, albedo times light, within a hundredth of a level."""
+    mesh, frame, texture, image, light = scene(open_head, n)
+    ids = mesh.seen(SIZE)
+    assert np.array_equal(ids, frame.triangle)
+    fast = picture(mesh, ids, texture, light)
+    assert np.array_equal(fast.depth, frame.depth)
+    surface = fr.sample_texture(frame, image, open_head.uv, open_head.uv_faces)
+    slow = fr.shaded(frame, surface[..., :3], light)
+    brightest = max(float(slow.max()), 1.0)
+    assert np.abs(fast.colour[..., :3][frame.mask] - slow[frame.mask]).max() < 0.01 / 255.0 * brightest
+    assert np.abs(fast.colour[..., 3][frame.mask] - surface[..., 3][frame.mask]).max() < 0.01 / 255.0
+    assert (slow[frame.mask] == 0.0).any()
+
+
+def test_trim_is_coloured_at_its_vertices(open_head: MorphableModel) -> None:
+    """Triangles after the textured ones take the colours of their vertices, and a pattern where it is strong."""
+    mesh, frame, texture, _, light = scene(open_head, 1)
+    rng = np.random.default_rng(5)
+    own = mesh.vertices[: len(mesh.vertices) // 2] - np.array([0.0, 0.0, 0.02])
+    inner = open_head.faces[(open_head.faces < len(own)).all(1)]
+    faces = np.concatenate([open_head.faces, inner + np.int32(len(mesh.vertices))])
+    both = fr.Mesh.of(np.concatenate([mesh.vertices, own]), faces, mesh.camera)
+    look = rng.random((len(own), 6)).astype(np.float32)
+    look[:, 5] = 0.0
+    trim = Trim(len(mesh.vertices), look, np.ones((4, 4), np.float32))
+    ids = both.seen(SIZE)
+    fast = picture(both, ids, texture, light, trim)
+    whole = fr.resolve(ids, both.vertices, faces, mesh.camera)
+    trimmed = ids >= len(open_head.faces)
+    assert trimmed.sum() > 500
+    assert (frame.mask & ~trimmed).sum() > 100
+    values = np.concatenate([np.zeros((len(mesh.vertices), 3)), look[:, :3]])
+    slow = fr.shaded(whole, fr.interpolate(whole, values, faces), light)
+    assert np.abs(fast.colour[..., :3][trimmed] - slow[trimmed]).max() < 0.02 / 255.0
+    assert not fast.colour[trimmed][:, 3].any()
+    assert np.array_equal(fast.depth, whole.depth)
+    # A pattern of ones doubles what its strength of one touches, up to white.
+    strong = look.copy()
+    strong[:, 5] = 1.0
+    flat = np.zeros((9, 3))
+    flat[0] = ambient()[0]
+    plain, patterned = (picture(both, ids, texture, flat, replace(trim, look=each)) for each in (look, strong))
+    expected = np.minimum(2.0 * plain.colour[trimmed][:, :3], 1.0)
+    assert np.abs(patterned.colour[trimmed][:, :3] - expected).max() < 0.01 / 255.0
+    assert np.array_equal(plain.colour[frame.mask & ~trimmed], patterned.colour[frame.mask & ~trimmed])
+
+
+def flat_picture(mesh: fr.Mesh, size: tuple[int, int], colour: float, hidden: float = 0.0) -> Picture:
+    """A picture of one colour."""
+    ids = mesh.seen(size)
+    depth = fr.resolve(ids, mesh.vertices, mesh.faces, mesh.camera).depth
+    values = np.zeros((*size, 4), dtype=np.float32)
+    values[..., :3], values[..., 3] = colour, hidden
+    return Picture(ids, depth, values, len(mesh.faces))
+
+
+def laid(seen: Picture, mesh: fr.Mesh, background: float) -> Floats:
+    out = np.full((*seen.triangle.shape, 3), background, dtype=np.float32)
+    lay_over(seen, mesh, out)
+    return out
+
+
+@pytest.mark.parametrize(
+    "camera", [Pinhole(200.0, np.array([40.0, 40.0])), WeakPerspective(200.0, np.array([40.0, 40.0]))]
+)
+def test_an_outline_has_the_colour_of_the_areas_it_parts(camera: Camera) -> None:
+    """A square at any angle: white over black adds up to its area, nothing is darker or brighter than both, and each
+    pixel errs by less than two of eight samples."""
+    for degrees in (0.0, 3.0, 11.0, 30.0, 45.0):
+        turn = np.deg2rad(degrees)
+        square = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]) * 0.1 + 0.0031
+        square = square @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        faces = np.array([[0, 2, 1], [0, 3, 2]])
+        mesh = fr.Mesh.of(np.column_stack([square, np.ones(4)]), faces, camera)
+        out = laid(flat_picture(mesh, (80, 80), 1.0), mesh, 0.0)[..., 0]
+        assert out.sum() == pytest.approx(1600.0, abs=4.0)
+        assert out.min() == 0.0
+        assert out.max() == 1.0
+        fine = zbuffer.visibility(mesh.px * 16, mesh.screen_depth, mesh.faces, (1280, 1280)) >= 0
+        exact = fine.reshape(80, 16, 80, 16).mean(axis=(1, 3))
+        assert np.abs(out - exact).max() < 0.26
+        assert np.abs(out - exact)[(exact > 0) & (exact < 1)].mean() < 0.09
+
+
+def test_no_fringes(open_head: MorphableModel) -> None:
+    """A face of the background's colour leaves no trace, nor does one that is wholly covered; a face over another
+    colour lies between both everywhere, and pixels away from outlines keep their own."""
+    mesh, *_ = scene(open_head, 2)
+    assert np.abs(laid(flat_picture(mesh, SIZE, 0.4), mesh, 0.4) - 0.4).max() < 1e-6
+    assert np.abs(laid(flat_picture(mesh, SIZE, 0.9, hidden=1.0), mesh, 0.4) - 0.4).max() < 1e-6
+    half = laid(flat_picture(mesh, SIZE, 0.9, hidden=0.5), mesh, 0.1)
+    seen = flat_picture(mesh, SIZE, 0.9)
+    out, mask, edge = laid(seen, mesh, 0.1), seen.triangle >= 0, outlines(seen)
+    assert out.min() >= np.float32(0.1)
+    assert out.max() <= np.float32(0.9) + 1e-6
+    assert (out[mask & ~edge] == np.float32(0.9)).all()
+    assert (out[~mask & ~edge] == np.float32(0.1)).all()
+    assert np.abs(half[mask & ~edge] - 0.5).max() < 1e-6
+    mixed = out[edge & (out[..., 0] > 0.11) & (out[..., 0] < 0.89)]
+    assert len(mixed) > 100
+
+
+def test_outlines_are_where_depth_jumps_or_something_else_begins(open_head: MorphableModel) -> None:
+    mesh, frame, texture, _, light = scene(open_head, 3)
+    seen = picture(mesh, mesh.seen(SIZE), texture, light)
+    kind, depth = frame.mask.astype(int), frame.depth.astype(np.float64)
+    expected = np.zeros(SIZE, dtype=bool)
+    for axis in (0, 1):
+        parted = (np.diff(kind, axis=axis) != 0) | (np.abs(np.diff(depth, axis=axis)) > 0.006)
+        here, there = (slice(None, -1), slice(1, None))
+        expected[(here, slice(None)) if axis == 0 else (slice(None), here)] |= parted
+        expected[(there, slice(None)) if axis == 0 else (slice(None), there)] |= parted
+    assert np.array_equal(outlines(seen), expected)
+    some = replace(seen, textured=len(open_head.faces) // 2)
+    assert outlines(some).sum() > expected.sum()
+
+
+def test_a_sample_is_coloured_by_its_own_surface() -> None:
+    """Two sheets one before the other, each of its own colour: samples of the near one take none of the far one's."""
+    near = np.array([[-0.2, -0.2, 1.0], [0.013, -0.2, 1.0], [0.013, 0.2, 1.0], [-0.2, 0.2, 1.0]])
+    far = np.array([[-0.3, -0.3, 1.1], [0.3, -0.3, 1.1], [0.3, 0.3, 1.1], [-0.3, 0.3, 1.1]])
+    faces = np.array([[0, 2, 1], [0, 3, 2], [4, 6, 5], [4, 7, 6]])
+    mesh = fr.Mesh.of(np.concatenate([near, far]), faces, WeakPerspective(100.0, np.array([20.0, 20.0])))
+    seen = flat_picture(mesh, (40, 40), 0.0)
+    seen.colour[..., 0] = np.isin(seen.triangle, (0, 1))
+    seen.colour[..., 1] = np.isin(seen.triangle, (2, 3))
+    out = np.zeros((40, 40, 3), np.float32)
+    lay_over(seen, mesh, out)
+    line = out[20]
+    assert np.abs(line[:, 0] + line[:, 1] - 1.0)[1:-1].max() < 1e-6
+    assert line[20, 0] == 1.0
+    assert line[21, 0] == pytest.approx(0.3, abs=0.08)  # the outline is at x = 21.3
+    assert line[22, 0] == 0.0
+
+
+def test_a_callers_mistakes_are_named(open_head: MorphableModel) -> None:
+    mesh, _, texture, _, light = scene(open_head, 4)
+    ids = mesh.seen(SIZE)
+    with pytest.raises(ValueError, match="2 x 2"):
+        Texture.of(np.zeros((1, 4, 4)), open_head.uv, open_head.uv_faces)
+    with pytest.raises(ValueError, match="3, 2"):
+        Texture(texture.texels, texture.corners[0])
+    with pytest.raises(ValueError, match="name triangles"):
+        picture(mesh, ids + np.int32(len(open_head.faces)), texture, light)
+    less = replace(texture, corners=texture.corners[:-5])
+    with pytest.raises(ValueError, match="textured"):
+        picture(mesh, ids, less, light, PLAIN)
+    with pytest.raises(ValueError, match="no background"):
+        lay_over(picture(mesh, ids, texture, light), mesh, np.zeros((*SIZE, 4), np.float32))
