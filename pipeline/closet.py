@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,15 @@ class Closet:
         if key not in self._sets:
             self._sets[key] = together([self.part(name) for name in key])
         return self._sets[key]
+
+    def described(self, names: Sequence[str]) -> dict[str, Any]:
+        """The numbers of the named parts, as JSON can hold them."""
+        o = self.outfit
+        parts: dict[str, Any] = {"hair": o.style, "pressed hair": o.style, "glasses": o.glasses, "hat": o.hat}
+        parts |= {"cover": o.cover, **{f"hand {i}": held for i, held in enumerate(o.hands)}}
+        parts |= {f"object {i}": held for i, held in enumerate(o.things)}
+        body = {"clothes": o.clothes, "second": o.second, "cut": o.cut, "breadth": o.breadth}
+        return {name: body if name == "body" else asdict(parts[name]) for name in names}
 
     def part(self, name: str) -> Prop:
         """The mesh of a part, made once. Raises KeyError for a name that is no part of this outfit."""

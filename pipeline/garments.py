@@ -275,7 +275,12 @@ def cover_of(cover: Cover, skull: Skull, model: MorphableModel, neutral: Floats)
             ),
         )
     pleats = 0.0010 * np.sin(np.arange(rows) * np.pi + rng.uniform(0, 1))[:, None] * (cover.loops)
-    height = 0.0055 + 0.003 * np.sin(np.pi * share) + pleats - 0.003 * np.maximum(spread - 0.8, 0.0)
+    height = (
+        0.0070
+        + 0.006 * np.sin(np.pi * share) * np.exp(-((azimuth / 0.7) ** 2))
+        + pleats
+        - 0.003 * np.maximum(spread - 0.8, 0.0)
+    )
     points = skull.middle + out / radius[..., None] * (tight + height)[..., None]
     shade = np.array(cover.colour) * (1.0 + 0.05 * np.cos(np.arange(rows) * np.pi)[:, None, None] * cover.loops)
     shade = np.clip(np.broadcast_to(shade, points.shape), 0.0, 1.0)

@@ -189,7 +189,7 @@ def _sample_held(poses: tuple[str, ...], skin: Colour, clothes: Colour, rng: np.
     return Held(
         pose=pose,
         side=1.0 if rng.random() < 0.5 else -1.0,
-        skin=_colour(np.array(skin) * rng.uniform(0.92, 1.06)),
+        skin=_colour(np.array(skin) * rng.uniform(0.84, 0.98)),
         sleeve=clothes,
         thing=_colour(thing),
         lean=float(rng.normal(0.0, 0.22)),

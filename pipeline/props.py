@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 
 import numba
 import numpy as np
@@ -42,6 +42,11 @@ class Prop:
             raise ValueError(f"Prop.faces wants (M, 3), got {self.faces.shape}")
         if self.faces.size and (self.faces.min() < 0 or self.faces.max() >= count):
             raise ValueError("a triangle of a prop names no vertex")
+
+    @cached_property
+    def look(self) -> NDArray[np.float32]:
+        """(N, 6) colour and grain side by side."""
+        return np.concatenate([self.colour, self.grain], axis=1).astype(np.float32)
 
     @staticmethod
     def plain(vertices: Floats, faces: Ints, colour: Floats) -> Prop:
@@ -101,8 +106,7 @@ def paint(frame: Frame, first: int, prop: Prop, out: NDArray[np.float32]) -> Non
 
     Channels after the first three become 0 there.
     """
-    look = np.concatenate([prop.colour, prop.grain], axis=1).astype(np.float32)
-    _paint(frame.triangle, frame.barycentric, first, np.ascontiguousarray(prop.faces), look, strands(), out)
+    _paint(frame.triangle, frame.barycentric, first, np.ascontiguousarray(prop.faces), prop.look, strands(), out)
 
 
 @numba.njit(cache=True, nogil=True)

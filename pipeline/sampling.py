@@ -19,6 +19,9 @@ from face.transform import Rigid, angles_from_rotation, rotation_from_angles, ro
 MAX_YAW = 95.0
 """Degrees: how far to each side a view may look."""
 
+EYE_CONTACT = 50.0  # degrees that a face turns away and still looks into the camera
+EYE_TURN = 35.0  # degrees that the eyes turn at full activation
+
 Range = tuple[float, float]
 
 MOUTHS: Mapping[str, tuple[float, Mapping[str, Range]]] = {
@@ -48,6 +51,10 @@ MOUTHS: Mapping[str, tuple[float, Mapping[str, Range]]] = {
     "disgust": (0.6, {"noseSneer": (0.4, 1.0), "mouthUpperUp": (0.2, 0.6), "mouthFrown": (0.0, 0.4)}),
     "gape": (0.8, {"jawOpen": (0.5, 0.95)}),
     "aside": (0.6, {"mouthLeft": (0.2, 0.8)}),
+    "smirk": (0.8, {"mouthSmileLeft": (0.3, 0.9), "mouthDimpleLeft": (0.0, 0.4), "cheekSquintLeft": (0.0, 0.4)}),
+    "chew": (0.4, {"jawLeft": (0.2, 0.8), "jawOpen": (0.05, 0.25), "mouthPress": (0.0, 0.3)}),
+    "tongue": (0.25, {"tongueOut": (0.4, 1.0), "jawOpen": (0.15, 0.4)}),
+    "shout": (0.5, {"jawOpen": (0.4, 0.8), "mouthStretch": (0.2, 0.6), "mouthUpperUp": (0.1, 0.5)}),
     "puff": (0.4, {"cheekPuff": (0.4, 1.0), "mouthPress": (0.1, 0.4)}),
 }
 """Movements of the lower face that occur together: weight, then the range of each unit's activation."""
@@ -74,6 +81,8 @@ COMPANIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "laugh": {"eyes": ("squint", "half", "open"), "brows": ("rest", "raised")},
     "grin": {"eyes": ("open", "squint"), "brows": ("rest", "raised")},
     "gape": {"eyes": ("wide", "open"), "brows": ("raised", "worried")},
+    "shout": {"eyes": ("squint", "wide", "open", "blink"), "brows": ("lowered", "raised")},
+    "smirk": {"eyes": ("open", "half", "wink"), "brows": ("rest", "one_up")},
     "frown": {"eyes": ("open", "half", "squint"), "brows": ("lowered", "worried", "rest")},
     "disgust": {"eyes": ("squint",), "brows": ("lowered",)},
 }
@@ -115,19 +124,41 @@ def sample_expression(names: Sequence[str], *, rng: np.random.Generator) -> tupl
             else:
                 activations[unit.lower() + "left"] = level * (1.0 + lean)
                 activations[unit.lower() + "right"] = level * (1.0 - lean)
-    # Both eyes look the same way.
     across, up = rng.normal(0.0, 0.25, 2).clip(-0.7, 0.7)
-    if across > 0:
-        activations |= {"eyelookoutleft": float(across), "eyelookinright": float(across)}
-    else:
-        activations |= {"eyelookinleft": float(-across), "eyelookoutright": float(-across)}
-    vertical = "eyelookup" if up > 0 else "eyelookdown"
-    activations |= {vertical + "left": abs(float(up)), vertical + "right": abs(float(up))}
+    activations |= _gaze(float(across), float(up))
     out = np.zeros(len(names), dtype=np.float32)
     for unit, level in activations.items():
         if unit in rows:
             out[rows[unit]] = min(max(level, 0.0), 1.0)
     return out, f"{mouth}+{eyes}+{brows}"
+
+
+def _gaze(across: float, up: float) -> dict[str, float]:
+    """Activations of both eyes that look the same way: to the face's left, and up."""
+    level, units = abs(across), ("outleft", "inright") if across > 0 else ("inleft", "outright")
+    vertical = "eyelookup" if up > 0 else "eyelookdown"
+    out = {f"eyelook{unit}": level for unit in units}
+    return out | {vertical + "left": abs(up), vertical + "right": abs(up)}
+
+
+def looking_at_camera(expression: Floats, names: Sequence[str], rotation: Floats) -> Floats:
+    """(E,) the expression with eyes that look into the camera, as far as they turn. ``rotation``: cam_from_head.
+
+    A face turned further away than EYE_CONTACT keeps its gaze.
+    """
+    towards = -rotation[2]  # the camera's direction in head
+    across, up = np.rad2deg(np.arctan2(towards[0], towards[2])), np.rad2deg(np.arcsin(np.clip(towards[1], -1.0, 1.0)))
+    if abs(across) > EYE_CONTACT or abs(up) > EYE_CONTACT:
+        return expression
+    out = np.array(expression)
+    rows = {canonical_unit(n): i for i, n in enumerate(names)}
+    for unit, row in rows.items():
+        if unit.startswith("eyelook"):
+            out[row] = 0.0
+    for unit, level in _gaze(float(across) / EYE_TURN, float(up) / EYE_TURN).items():
+        if unit in rows:
+            out[rows[unit]] = min(level, 0.9)
+    return out
 
 
 def sample_coefficients(count: int, *, rng: np.random.Generator, limit: float = 2.5) -> Floats:
@@ -178,10 +209,10 @@ class Framing:
 
 
 def sample_framing(*, rng: np.random.Generator) -> Framing:
-    """From a selfie at arm's length to a telephoto lens; the face takes 0.4 to 0.75 of the image's side."""
-    distance = float(np.exp(rng.uniform(np.log(0.35), np.log(4.0))))
+    """From a wide selfie to a telephoto lens; the landmark box takes 0.32 to 0.66 of the image's side."""
+    distance = float(np.exp(rng.uniform(np.log(0.25), np.log(4.0))))
     off_axis = rng.normal(0.0, 0.08, 2).clip(-0.25, 0.25)
-    share = float(rng.uniform(0.40, 0.75))
+    share = float(rng.uniform(0.32, 0.66))
     room = (1.0 - share) / 2.0
     jitter = rng.normal(0.0, 0.05, 2).clip(-room, room)
     # The head reaches further above the landmarks than below them.
@@ -231,17 +262,22 @@ _FACING = np.array(
 def sample_light(*, rng: np.random.Generator) -> Floats:
     """(9, 3) float32 light in cam: ambient and one to three coloured lamps, mostly from above and before the face.
 
+    One in five is hard: a single lamp and hardly any ambient light; one in twelve mixes lamps of different colours.
     Exposure is normalised: normals that face the camera are shaded by 0.55 to 1.15 on average.
     """
+    kind = rng.random()
+    hard, coloured = kind < 0.20, kind > 0.92
     tint = np.exp(rng.normal(0.0, 0.04, 3))
-    light = np.outer(lighting.ambient(float(rng.uniform(0.25, 0.9)))[:, 0], tint)
-    for _ in range(int(rng.integers(1, 4))):
+    around, lamps = (rng.uniform(0.06, 0.2), 1) if hard else (rng.uniform(0.25, 0.9), int(rng.integers(1, 4)))
+    light = np.outer(lighting.ambient(float(around))[:, 0], tint)
+    for _ in range(lamps):
         azimuth = np.deg2rad(rng.normal(0.0, 65.0))
         height = np.deg2rad(np.clip(rng.normal(25.0, 30.0), -50.0, 85.0))
         direction = np.array(
             [np.sin(azimuth) * np.cos(height), -np.sin(height), -np.cos(azimuth) * np.cos(height)],
         )
-        colour = np.exp(rng.normal(0.0, 0.06, 3)) * rng.gamma(2.0, 0.3)
+        strength = float(rng.uniform(0.6, 1.2) if hard else rng.gamma(2.0, 0.3))
+        colour = np.exp(rng.normal(0.0, 0.22 if coloured else 0.06, 3)) * strength
         light += np.outer(lobe(direction), colour)
     level = float(rng.uniform(0.55, 1.15))
     return np.asarray(light * (level / float(lighting.shade(_FACING, light).mean())), dtype=np.float32)

@@ -160,9 +160,9 @@ def _find(atlas: Atlas) -> Places:
     jaw = jaw * behind * np.isin(region, ["face", "neck"])
     upper = marks[51, 1]
     lip = (
-        _step(nose[1] - 0.0015 - y, 0.0, 0.003)
-        * _step(y - upper, -0.012, -0.004)
-        * _step(1.25 * breadth - side, 0.0, 0.006)
+        _step(nose[1] - 0.0005 - y, 0.0, 0.003)
+        * _step(y - corner[1], -0.008, -0.002)
+        * _step(1.30 * breadth - side, 0.0, 0.006)
         * _step(p[:, 2], corner[2] - 0.006, corner[2])
         * (region == "face")
     )

@@ -39,6 +39,7 @@ HIDDEN_DEPTH = 0.004  # metres behind the nearest surface at which a landmark co
 OWN_LIGHT = 0.2  # share of a photo's views that keep the photo's light
 PROFILE_SHARE = 0.35  # of a photo's views that are the photo itself, turned
 OWN_EXPRESSION = 0.3  # share that keep the photo's expression
+EYE_CONTACT = 0.6  # share that look into the camera where they can
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,8 @@ def draw_scene(
     if own is not None and rng.random() < OWN_EXPRESSION:
         expression, movement = own.expression, "photo"
     rotation = sampling.sample_rotation(rng=rng)
+    if rng.random() < EYE_CONTACT:
+        expression = sampling.looking_at_camera(expression, model.expression_names, rotation)
     framing = sampling.sample_framing(rng=rng)
     light = sampling.sample_light(rng=rng)
     if own is not None and rng.random() < OWN_LIGHT:
@@ -182,7 +185,8 @@ def make_row(
 ) -> ViewRow:
     """Render, photograph and describe a scene. Raises ValueError when the scene is of another model."""
     head = vertices_of(person, scene.expression, model)
-    worn = closet_of(person, model).worn(scene.worn)
+    closet = closet_of(person, model)
+    worn = closet.worn(scene.worn)
     vertices = scene.cam_from_head.apply(np.concatenate([head, worn.moved(head, person.neutral)]))
     faces = np.concatenate([model.faces, worn.faces + np.int32(len(head))])
     frame = render(vertices, faces, scene.camera, (size, size), visibility=visibility)
@@ -199,7 +203,7 @@ def make_row(
     recipe = {
         "version": RECIPE_VERSION,
         "texture": person.texture_recipe,
-        "outfit": asdict(person.outfit),
+        "outfit": closet.described(scene.worn),
         "background": None if scene.background is None else asdict(scene.background),
         "sensor": asdict(scene.sensor),
         "worn": scene.worn,
