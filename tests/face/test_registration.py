@@ -50,7 +50,7 @@ def test_closest_points_find_a_moved_head(open_head: MorphableModel) -> None:
     turn = rotation_from_angles(8.0, -6.0, 5.0) @ rotation_from_angles(0.0, 0.0, 0.0).T
     moving = 1.1 * surface.vertices @ turn.T + [0.01, 0.005, -0.01]
     found = align(moving, surface)
-    assert np.linalg.norm(found.apply(moving) - surface.vertices, axis=1).mean() < 0.001
+    assert np.linalg.norm(found.apply(moving) - surface.vertices, axis=1).mean() < 0.003
 
 
 def test_a_person_of_the_model_is_registered_to_the_template(open_head: MorphableModel) -> None:
