@@ -174,12 +174,12 @@ def _shades(hair: Hair, t: Floats, streaks: Floats) -> Floats:
     """(..., 3) albedo along strands: dark at the roots and underneath, ``tips`` at the ends."""
     share = np.clip((t - 0.45) / 0.55, 0.0, 1.0)[..., None]
     base = np.array(hair.colour) * (1.0 - share) + np.array(hair.tips) * share
-    return np.asarray(np.clip(base * (1.0 + 0.16 * streaks[..., None]), 0.0, 1.0))
+    return np.asarray(np.clip(base * (1.0 + 0.12 * streaks[..., None]), 0.0, 1.0))
 
 
 def _strand(hair: Hair, points: Floats, faces: Ints, shades: Floats, across: Floats, along: Floats) -> Prop:
     """A mesh of hair whose pattern runs along the strands; curly hair shows it stronger and finer."""
-    grain = np.stack([across, along, np.full(across.shape, 0.20 + 0.12 * hair.curl)], axis=-1)
+    grain = np.stack([across, along, np.full(across.shape, 0.15 + 0.08 * hair.curl)], axis=-1)
     plain = Prop.plain(points.reshape(-1, 3), faces, shades.reshape(-1, 3))
     return replace(plain, grain=grain.reshape(-1, 3))
 
@@ -214,12 +214,12 @@ def _locks(hair: Hair, curve: Curve, side: float, rng: np.random.Generator) -> P
     share = np.linspace(0.0, 1.0, LOCK_LEVELS)[None]
     t = first + (last - first) * share
     drift = rng.normal(0.0, 0.025, count)[:, None] * share
-    bend = 0.020 * hair.curl * np.sin(share * rng.uniform(5, 14, count)[:, None] + rng.uniform(0, 6.3, count)[:, None])
+    bend = 0.014 * hair.curl * np.sin(share * rng.uniform(5, 14, count)[:, None] + rng.uniform(0, 6.3, count)[:, None])
     half = rng.uniform(0.012, 0.034, count)[:, None] * np.minimum(1.0, 0.25 + 3.0 * share) * (1.0 - share**3)
     lift = rng.uniform(0.0005, 0.003 + 0.10 * hair.volume, count)[:, None] * np.sin(
         np.pi * np.minimum(share + 0.1, 1.0)
     )
-    lift = lift + 0.006 * hair.curl * np.sin(share * rng.uniform(6, 18, count)[:, None])
+    lift = lift + 0.003 * hair.curl * np.sin(share * rng.uniform(6, 18, count)[:, None])
     u = np.stack([middle + drift + bend - half, middle + drift + bend, middle + drift + bend + half], axis=2)
     tt = np.broadcast_to(t[..., None], u.shape)
     # A lock is a little arched, so that light finds its sides.

@@ -132,7 +132,7 @@ def sampled_person(
     atlas = texture.atlas_of(model, texture_size)
     enlarged = cv2.resize(drawn, (texture_size, texture_size), interpolation=cv2.INTER_CUBIC)
     base = np.clip(enlarged.reshape(-1, 3)[atlas.texel], 0.0, 1.0)
-    flesh, feminine = skin.skin_colour(base, atlas), bool(rng.random() < 0.5)
+    flesh, feminine = skin.natural(skin.skin_colour(base, atlas)), bool(rng.random() < 0.5)
     hair = sample_hair_colour(flesh, rng=rng)
     worn = sample_outfit(hair, rng=rng, skin=flesh, feminine=feminine)
     look = skin.sample_look(flesh, hair, rng=rng, feminine=feminine, hairy=worn.style is not None)

@@ -25,6 +25,7 @@ IRISES = (  # albedo, and how usual it is on fair and on dark skin
     ((0.20, 0.115, 0.060), 3.0, 8.0), ((0.11, 0.065, 0.040), 2.0, 6.0), ((0.30, 0.220, 0.100), 1.6, 0.3),
     ((0.33, 0.400, 0.480), 2.0, 0.05), ((0.30, 0.380, 0.300), 1.0, 0.05), ((0.42, 0.440, 0.460), 0.7, 0.05),
 )  # fmt: skip
+EYE_WHITE = 0.88  # of the albedo model's, which glows under bright light
 IRIS = 0.0059  # metres, radius
 BROW = (0.0022, 0.0052)  # metres, half the thickness of brows
 
@@ -228,7 +229,7 @@ def _noises(size: int) -> NDArray[np.float32]:
     rng = np.random.default_rng(17)
     unit = size / 512.0
     layers = []
-    for blur in ((0.6, 0.6), (0.55, 0.55), (9.0, 9.0), (1.2, 1.2), (1.6, 0.5)):
+    for blur in ((0.6, 0.6), (0.8, 0.7), (9.0, 9.0), (1.2, 1.2), (1.6, 0.5)):
         layer = gaussian_filter(rng.standard_normal((size, size)), (blur[0] * unit, blur[1] * unit), mode="wrap")
         layers.append((layer - layer.mean()) / layer.std())
     return np.asarray(layers, dtype=np.float32)
@@ -263,7 +264,7 @@ def painted(values: Floats, look: Look, atlas: Atlas) -> Texels:
     gain = 1.0 + look.grain * pores + 0.012 * blotches
     gain[~at.skin] = 1.0
     out *= gain[:, None]
-    tint = np.array(look.tint, dtype=np.float32)
+    tint = np.array(look.tint, dtype=np.float32) * (natural(cheek) / np.maximum(cheek, 0.02)).astype(np.float32)
     red = (look.blush * at.blush + 0.012 * blotches * at.skin).astype(np.float32)
     out[at.skin] *= tint
     out[:, 0] *= 1.0 + 0.5 * red
@@ -279,6 +280,14 @@ def painted(values: Floats, look: Look, atlas: Atlas) -> Texels:
     _scalp(out, values, look, at, cheek * tint)
     _iris(out, look, at, rng)
     return np.clip(out, 0.0, 1.0)
+
+
+def natural(cheek: Floats) -> Floats:
+    """(3,) the colour of skin nearest to ``cheek`` of a hue that skin has; its brightness stays."""
+    red_green = np.clip(cheek[0] / max(cheek[1], 0.02), 1.18, 1.62)
+    green_blue = np.clip(cheek[1] / max(cheek[2], 0.02), 1.06, 1.48)
+    hue = np.array([red_green, 1.0, 1.0 / green_blue])
+    return np.asarray(hue * cheek.sum() / hue.sum())
 
 
 def _spots(out: Texels, look: Look, at: Places) -> None:
@@ -298,9 +307,9 @@ def _bearded(out: Texels, look: Look, at: Places, stubble: Texels) -> None:
         where = np.maximum(at.jaw, at.lip)
     rows = np.flatnonzero(where > 0.01)
     # Hairs thin out towards the edge: there only the peaks of the pattern show.
-    share = np.clip(look.beard_share * where[rows] * (1.0 + 0.45 * stubble[rows]), 0.0, 0.97)
+    share = np.clip(look.beard_share * where[rows] * (1.0 + 0.35 * stubble[rows]), 0.0, 0.97)
     if look.beard in ("full", "goatee", "moustache"):
-        share = np.clip(share * _step(where[rows] + 0.25 * stubble[rows], 0.15, 0.6), 0.0, 0.97)
+        share = np.clip(share * _step(where[rows] + 0.14 * stubble[rows], 0.10, 0.8), 0.0, 0.97)
     dark = np.array(look.hair, dtype=np.float32) * (1.0 + 0.22 * stubble[rows, None])
     if look.beard == "shadow":  # hair under the skin looks blue-grey
         dark = dark * 0.6 + np.array([0.16, 0.17, 0.19], dtype=np.float32)
@@ -329,6 +338,8 @@ def _scalp(out: Texels, values: Floats, look: Look, at: Places, cheek: Texels) -
 
 
 def _iris(out: Texels, look: Look, at: Places, rng: np.random.Generator) -> None:
+    white = at.iris < 1.0
+    out[white] *= EYE_WHITE
     rows = np.flatnonzero(at.iris < 1.2 * IRIS)
     r = at.iris[rows] / IRIS
     pupil = float(rng.uniform(0.30, 0.5))
