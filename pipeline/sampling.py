@@ -296,6 +296,7 @@ class Sensor:
     noise_seed: int
     grey: bool
     quality: int  # of the JPEG
+    shoulder: float  # level from which brighter light is compressed; 1: cut at white
 
 
 def sample_sensor(*, rng: np.random.Generator) -> Sensor:
@@ -311,8 +312,9 @@ def sample_sensor(*, rng: np.random.Generator) -> Sensor:
         noise_seed=int(rng.integers(2**31)),
         grey=bool(rng.random() < 0.08),
         quality=int(rng.integers(70, 97) if rng.random() < 0.75 else rng.integers(30, 70)),
+        shoulder=float(rng.uniform(0.55, 1.0)),
     )
 
 
-CLEAN = Sensor((1.0, 1.0, 1.0), 1.0, 1.0, 1.0, 0.0, 0.0, 0, False, 95)
+CLEAN = Sensor((1.0, 1.0, 1.0), 1.0, 1.0, 1.0, 0.0, 0.0, 0, False, 95, 1.0)
 """A camera that changes nothing; for the view that repeats the photo."""

@@ -14,7 +14,8 @@ from face.render.lanes import LANES, look_up
 from pipeline.sampling import Sensor
 
 CREASE = 0.006  # metres of depth between neighbouring pixels from which an inner silhouette is softened
-STEPS = 1024  # of a tone curve
+STEPS = 2048  # of a tone curve
+RANGE = 2.0  # brightest light that a tone curve tells from brighter
 GRAIN_BITS = 11  # of the number of values that grain takes: up to 3.5 standard deviations
 
 
@@ -92,7 +93,7 @@ def _over(colour, ids, depth, covered, crease, out):  # type: ignore[no-untyped-
 
 
 def exposed(image: Floats, sensor: Sensor) -> Bytes:
-    """(H, W, 3) uint8 RGB of (H, W, 3) float32 light in 0..1, as the ``sensor`` records it."""
+    """(H, W, 3) uint8 RGB of (H, W, 3) float32 light, 1 is white, as the ``sensor`` records it."""
     height, width = image.shape[:2]
     light = np.ascontiguousarray(image, dtype=np.float32)
     if sensor.shrink > 1.0:
@@ -107,8 +108,14 @@ def exposed(image: Floats, sensor: Sensor) -> Bytes:
 
 
 def _curve(sensor: Sensor) -> NDArray[np.float32]:
-    """(STEPS,) levels 0..255 of light from 0 to 1."""
-    tone = np.linspace(0.0, 1.0, STEPS) ** sensor.gamma
+    """(STEPS,) levels 0..255 of light from 0 to RANGE.
+
+    Above the shoulder the curve bends towards white instead of being cut there, as cameras and film do.
+    """
+    light = np.linspace(0.0, RANGE, STEPS)
+    room = max(1.0 - sensor.shoulder, 1e-6)
+    rolled = sensor.shoulder + room * -np.expm1(-np.maximum(light - sensor.shoulder, 0.0) / room)
+    tone = np.where(light < sensor.shoulder, light, np.minimum(rolled, 1.0)) ** sensor.gamma
     return np.asarray(255.0 * np.clip(0.5 + (tone - 0.5) * sensor.contrast, 0.0, 1.0), dtype=np.float32)
 
 
@@ -145,7 +152,7 @@ def _exposed(light, gains, curve, grain, seed, strength, grey, out):  # type: ig
     key, coarse = _scattered(np.uint32(seed)), np.uint32(32 - GRAIN_BITS)
     gain = np.empty(count, dtype=np.float32)
     for n in range(count):
-        gain[n] = gains[n % 3] * last
+        gain[n] = gains[n % 3] * last / np.float32(RANGE)
     for row in range(height):
         levels, pixels = light[row].reshape(-1), out[row].reshape(-1)
         first = np.uint32(key + np.uint32(row * count))
