@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from face.arrays import Floats, Ints
-from face.render.frame import OCCLUDER, Frame
+from face.render.frame import OCCLUDER
 
 GRAIN_SIDE = 256
 
@@ -93,44 +92,12 @@ def together(props: Sequence[Prop]) -> Prop:
     )
 
 
-def behind_props(frame: Frame, faces: int) -> Frame:
-    """The frame of a head of ``faces`` triangles, from one of the head and the props after it.
+def hidden_by_props(ids: NDArray[np.int32], faces: int) -> NDArray[np.int32]:
+    """The (H, W) triangles of a head of ``faces`` triangles, from those of the head and the props after it.
 
-    Where it shows a prop its triangle is OCCLUDER; everything else, the prop's depth too, stays.
+    Where a prop hides it, that is OCCLUDER.
     """
-    return replace(frame, triangle=np.where(frame.triangle >= faces, np.int32(OCCLUDER), frame.triangle))
-
-
-def paint(frame: Frame, first: int, prop: Prop, out: NDArray[np.float32]) -> None:
-    """Set (H, W, C) ``out`` to the albedo of ``prop`` where the frame shows its triangles, which start at ``first``.
-
-    Channels after the first three become 0 there.
-    """
-    _paint(frame.triangle, frame.barycentric, first, np.ascontiguousarray(prop.faces), prop.look, strands(), out)
-
-
-@numba.njit(cache=True, nogil=True)
-def _paint(ids, barycentric, first, faces, look, pattern, out):  # type: ignore[no-untyped-def]
-    height, width, channels = out.shape
-    side = pattern.shape[0]
-    at = np.empty(6, dtype=np.float32)
-    for row in range(height):
-        for column in range(width):
-            f = ids[row, column] - first
-            if f < 0:
-                continue
-            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
-            a, b, c = barycentric[row, column, 0], barycentric[row, column, 1], barycentric[row, column, 2]
-            for n in range(6):
-                at[n] = a * look[i, n] + b * look[j, n] + c * look[k, n]
-            gain = np.float32(1.0)
-            if at[5] > 0:
-                x, y = int(np.floor(at[3] * side)) % side, int(np.floor(at[4] * side)) % side
-                gain += at[5] * pattern[y, x]
-            for n in range(3):
-                out[row, column, n] = min(max(at[n] * gain, np.float32(0.0)), np.float32(1.0))
-            for n in range(3, channels):
-                out[row, column, n] = 0.0
+    return np.where(ids >= faces, np.int32(OCCLUDER), ids)
 
 
 @cache

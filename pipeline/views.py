@@ -13,13 +13,15 @@ from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from face import lighting
 from face.arrays import Bools, Floats
 from face.camera import Pinhole, WeakPerspective
 from face.morphable import Coefficients, MorphableModel
 from face.render import zbuffer
-from face.render.frame import Frame, render, sample_texture, shaded, visible
+from face.render.frame import Frame, Image, Mesh, resolve, visible
+from face.render.picture import Picture, Texture, Trim, lay_over, picture
 from face.render.visibility import Visibility
 from face.transform import Rigid
 from infra.shards import ViewRow, sample_id_of
@@ -29,9 +31,9 @@ from pipeline.backgrounds import Background
 from pipeline.closet import Closet, draw_worn
 from pipeline.outfit import Outfit, draw_behind
 from pipeline.profile import PhotoScene
-from pipeline.props import behind_props, paint
+from pipeline.props import hidden_by_props, strands
 from pipeline.sampling import Framing, Sensor
-from pipeline.sensor import exposed, jpeg, over
+from pipeline.sensor import exposed, jpeg
 
 MODE = "rerender"
 RECIPE_VERSION = 2
@@ -73,6 +75,17 @@ def closet_of(person: Person, model: MorphableModel) -> Closet:
     if found is None or found.model is not model:
         found = _closets[person] = Closet(person.outfit, model, person.neutral)
     return found
+
+
+_textures: WeakKeyDictionary[Person, tuple[MorphableModel, Texture]] = WeakKeyDictionary()
+
+
+def texture_of(person: Person, model: MorphableModel) -> Texture:
+    """The picture on a person's surface, in 8 bits as it is stored; it lives as long as the person."""
+    found = _textures.get(person)
+    if found is None or found[0] is not model:
+        found = _textures[person] = (model, Texture.of(person.texture, model.uv, model.uv_faces))
+    return found[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +175,7 @@ class Landmarks:
 
 
 def project_landmarks(
-    vertices_cam: Floats, frame: Frame, camera: Pinhole | WeakPerspective, model: MorphableModel
+    vertices_cam: Floats, frame: Frame | Picture, camera: Pinhole | WeakPerspective, model: MorphableModel
 ) -> Landmarks:
     """Where the landmarks of (V, 3) ``vertices_cam`` fall in a frame, and which of them it shows."""
     table = model.landmarks
@@ -189,17 +202,17 @@ def make_row(
     worn = closet.worn(scene.worn)
     vertices = scene.cam_from_head.apply(np.concatenate([head, worn.moved(head, person.neutral)]))
     faces = np.concatenate([model.faces, worn.faces + np.int32(len(head))])
-    frame = render(vertices, faces, scene.camera, (size, size), visibility=visibility)
-    bare = behind_props(frame, len(model.faces))
+    mesh = Mesh.of(vertices, faces, scene.camera)
+    ids = mesh.seen((size, size), visibility)
     if scene.mode == profile.MODE:
-        light = _profiled(person, scene, head, frame, model)
+        seen, light = _profiled(person, scene, head, mesh, ids, model)
     else:
-        surface = sample_texture(bare, person.texture, model.uv, model.uv_faces)
-        paint(frame, len(model.faces), worn, surface)
-        colour = shaded(frame, surface[..., :3], scene.light)
-        light = over(colour, frame, surface[..., 3], _behind(person, scene, model, size))
+        trim = Trim(len(head), worn.look, strands())
+        seen = picture(mesh, ids, texture_of(person, model), scene.light, trim)
+        light = _behind(person, scene, model, size)
+    lay_over(seen, mesh, light)
     image = exposed(light, scene.sensor)
-    marks = project_landmarks(vertices[: len(head)], frame, scene.camera, model)
+    marks = project_landmarks(vertices[: len(head)], seen, scene.camera, model)
     recipe = {
         "version": RECIPE_VERSION,
         "texture": person.texture_recipe,
@@ -221,7 +234,7 @@ def make_row(
         image=jpeg(image, scene.sensor.quality),
         width=size,
         height=size,
-        triangle_ids=bare.triangle,
+        triangle_ids=hidden_by_props(ids, len(model.faces)),
         camera=scene.camera,
         cam_from_head=scene.cam_from_head,
         coefficients=Coefficients(person.identity, scene.expression),
@@ -238,17 +251,22 @@ def make_row(
     )
 
 
-def _profiled(person: Person, scene: Scene, head: Floats, frame: Frame, model: MorphableModel) -> Floats:
-    """(H, W, 3) the photo turned with its face, whose (V, 3) ``head`` the frame shows."""
+def _profiled(
+    person: Person, scene: Scene, head: Floats, mesh: Mesh, ids: NDArray[np.int32], model: MorphableModel
+) -> tuple[Picture, Image]:
+    """The photo turned with its face, whose (V, 3) ``head`` is that of ``mesh``, and what lies around it."""
     if person.own is None:
         raise ValueError(f"{person.id} has no photo to be turned")
     stage = profile.stage_of(person.own, head, model)
-    colour = profile.face_colours(stage, frame, scene.cam_from_head, model)
-    around = profile.behind(stage, scene.cam_from_head, scene.camera, len(frame.depth))
-    return over(colour, frame, np.zeros_like(frame.depth), around)
+    frame = resolve(ids, mesh.vertices, mesh.faces, mesh.camera)
+    colour = np.zeros((*ids.shape, 4), dtype=np.float32)
+    colour[..., :3] = profile.face_colours(stage, frame, scene.cam_from_head, model)
+    around = profile.behind(stage, scene.cam_from_head, scene.camera, len(ids))
+    return Picture(ids, frame.depth, colour, len(mesh.faces)), np.ascontiguousarray(around, dtype=np.float32)
 
 
-def _behind(person: Person, scene: Scene, model: MorphableModel, size: int) -> Floats:
+def _behind(person: Person, scene: Scene, model: MorphableModel, size: int) -> Image:
+    """(size, size, 3) float32, the caller's own."""
     own = person.own
     if scene.background is None:
         if own is None:

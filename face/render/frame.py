@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,7 +193,17 @@ def shaded(frame: Frame, albedo: Floats, light: Floats) -> Image:
     return out
 
 
-def visible(frame: Frame, points_cam: Floats, camera: Camera, tolerance: float) -> Bools:
+class Seen(Protocol):
+    """What there is to know of an image for saying what it hides."""
+
+    @property
+    def triangle(self) -> NDArray[np.int32]: ...
+
+    @property
+    def depth(self) -> Image: ...
+
+
+def visible(frame: Seen, points_cam: Floats, camera: Camera, tolerance: float) -> Bools:
     """(N,) whether each of (N, 3) surface points is seen in ``frame``.
 
     A point is hidden when all four pixel centres round it show something nearer than it by more than ``tolerance``

@@ -216,8 +216,8 @@ def _surface(ids, row, start, stop, corners, faces, uv, first, look, pattern, mi
                 side = pattern.shape[0]
                 across = u * look[i, 3] + v * look[j, 3] + w * look[k, 3]
                 along = u * look[i, 4] + v * look[j, 4] + w * look[k, 4]
-                at = int(np.floor(along * side)) % side, int(np.floor(across * side)) % side
-                gain += gain * strength * pattern[at]
+                down, right = int(np.floor(along * side)) % side, int(np.floor(across * side)) % side
+                gain += gain * strength * pattern[down, right]
             for channel in range(3):
                 value = u * look[i, channel] + v * look[j, channel] + w * look[k, channel]
                 trim[n, channel] = min(max(value * gain, np.float32(0.0)), np.float32(255.0))

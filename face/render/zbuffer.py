@@ -58,9 +58,9 @@ def samples(px: Floats, screen_depth: Floats, faces: Ints, ids: Ints, pixels: Bo
     keys = np.full((count, SAMPLES), EMPTY)
     shown = _shown(np.ascontiguousarray(ids, dtype=np.int32), len(triangles))
     _raster_samples(grid, depth, triangles, near, scale, most, shift, shown, slot, before, keys.reshape(-1))
-    ids, found = np.empty(keys.shape, dtype=np.int32), np.zeros(keys.shape)
-    _open_keys(keys, near, scale, shift, ids, found)
-    return Samples(slot, ids, found)
+    triangle, found = np.empty(keys.shape, dtype=np.int32), np.zeros(keys.shape)
+    _open_keys(keys, near, scale, shift, triangle, found)
+    return Samples(slot, triangle, found)
 
 
 def _plain(screen_depth: Floats, faces: Ints) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
