@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from face.arrays import Bools, Floats
+from face.arrays import Bools, Floats, Ints
 from pipeline.texture import Atlas
 
 Colour = tuple[float, float, float]
@@ -97,23 +98,21 @@ def _colour(values: Floats) -> Colour:
     return r, g, b
 
 
+FIELDS = ("skin", "jaw", "lip", "chin", "lips", "scalp", "blush", "freckled", "brow", "outer", "iris")
+"""What is known of a texel: weights in 0..1 (jaw: beard of cheeks, jaw and throat; lip: moustache; chin: goatee);
+metres from the middle line of the nearer brow (far away: 1), and 0..1 along it from inside out; metres from an iris's
+centre (1: not the front of an eye)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Where things grow, for each of the (N,) covered texels of an atlas: weights in 0..1."""
+    """Where things grow, for each of the (N,) covered texels of an atlas."""
 
     places: Texels  # (N, 3) metres, template
-    skin: Bools
-    cheeks: Bools  # skin that shows neither hair, beard nor red
-    jaw: Texels  # beard of cheeks, jaw and throat
-    lip: Texels  # moustache
-    chin: Texels  # goatee
-    lips: Texels
-    scalp: Texels
-    blush: Texels
-    freckled: Texels
-    brow: Texels  # (N,) metres from the middle line of the nearer brow; far away: 1
-    outer: Texels  # (N,) 0 at a brow's inner end, 1 at its outer
-    iris: Texels  # (N,) metres from an iris's centre; 1 beyond the eyes' fronts
+    cheeks: Ints  # texels of skin that shows neither hair, beard nor red
+    bearded: Ints  # texels where a beard is thick
+    hairy: Ints  # some texels of the scalp
+    table: Texels  # (N, len(FIELDS)) by the names of FIELDS
 
 
 _places: dict[int, tuple[Atlas, Places]] = {}
@@ -156,7 +155,7 @@ def _find(atlas: Atlas) -> Places:
     along = np.clip((side - 0.9 * breadth) / (ear[0] - 0.9 * breadth), 0.0, 1.0)
     line = corner[1] + 0.004 + (ear[1] + 0.012 - corner[1]) * along**1.5
     low = marks[8, 1] - 0.022
-    jaw = _step(line - y, -0.004, 0.008) * _step(y, low - 0.010, low + 0.014)
+    jaw = _step(line - y, -0.008, 0.022) * _step(y, low - 0.010, low + 0.014)
     behind = _step(p[:, 2], ear[2] - 0.022, ear[2] - 0.008)
     jaw = jaw * behind * np.isin(region, ["face", "neck"])
     upper = marks[51, 1]
@@ -177,20 +176,25 @@ def _find(atlas: Atlas) -> Places:
     freckled = np.exp(-(((y - nose[1] - 0.012) / 0.020) ** 2)) * _step(p[:, 2], ear[2] + 0.01, eye[2] + 0.005)
     cheeks = (region == "face") & (side > 0.4 * eye[0]) & (side < 1.2 * eye[0]) & (y < eye[1] - 0.018) & (y > nose[1])
     distance, outer = _to_brows(p, marks, np.isin(region, ["face", "brows"]))
+    fields = {
+        "skin": skin,
+        "jaw": jaw * bald,
+        "lip": lip * bald,
+        "chin": chin * bald,
+        "lips": lips,
+        "scalp": np.where(region == "scalp", within("scalp"), 0.0),
+        "blush": blush,
+        "freckled": freckled * (region == "face"),
+        "brow": distance,
+        "outer": outer,
+        "iris": _to_iris(p, region == "eyes"),
+    }
     return Places(
         places=p.astype(np.float32),
-        skin=np.asarray(skin),
-        cheeks=np.asarray(cheeks),
-        jaw=(jaw * bald).astype(np.float32),
-        lip=(lip * bald).astype(np.float32),
-        chin=(chin * bald).astype(np.float32),
-        lips=lips.astype(np.float32),
-        scalp=np.where(region == "scalp", within("scalp"), 0.0).astype(np.float32),
-        blush=blush.astype(np.float32),
-        freckled=(freckled * (region == "face")).astype(np.float32),
-        brow=distance.astype(np.float32),
-        outer=outer.astype(np.float32),
-        iris=_to_iris(p, region == "eyes").astype(np.float32),
+        cheeks=np.flatnonzero(cheeks)[::3],
+        bearded=np.flatnonzero(np.maximum(jaw, lip) * bald > 0.5)[::7],
+        hairy=np.flatnonzero(fields["scalp"] > 0.0)[::11],
+        table=np.ascontiguousarray(np.stack([fields[name] for name in FIELDS], axis=1), dtype=np.float32),
     )
 
 
@@ -238,48 +242,7 @@ def _noises(size: int) -> NDArray[np.float32]:
 def skin_colour(values: Floats, atlas: Atlas) -> Floats:
     """(3,) the middle colour of the cheeks in (N, 3) colours of the covered texels."""
     cheeks = places_of(atlas).cheeks
-    return np.asarray(np.median(values[cheeks] if cheeks.any() else values, axis=0), dtype=np.float64)
-
-
-def painted(values: Floats, look: Look, atlas: Atlas) -> Texels:
-    """(N, 3) float32 colours of the covered texels: (N, 3) ``values`` with a look painted over them."""
-    at = places_of(atlas)
-    rng = np.random.default_rng(look.seed)
-    shift = rng.integers(0, atlas.size, 2)
-    row, column = np.divmod(atlas.texel, atlas.size)
-    moved = ((row + shift[0]) % atlas.size) * atlas.size + (column + shift[1]) % atlas.size
-    pores, stubble, blotches, spots, streaks = (layer.ravel()[moved] for layer in _noises(atlas.size))
-    out = values.astype(np.float32)
-    cheek = skin_colour(out, atlas).astype(np.float32)
-
-    # The albedo model's own beard shadow goes, whatever beard comes.
-    beard = np.maximum(at.jaw, at.lip)
-    shaved = np.flatnonzero(beard > 0.01)
-    if len(shaved):
-        usual = np.median(out[shaved[beard[shaved] > 0.5]], axis=0) if (beard > 0.5).any() else cheek
-        level = out[shaved] * (cheek / np.maximum(usual, 0.02)) * np.array([0.97, 0.96, 0.96], dtype=np.float32)
-        smooth = 0.55 * cheek * np.array([0.97, 0.95, 0.95], dtype=np.float32) + 0.45 * level
-        out[shaved] += beard[shaved, None] * (smooth - out[shaved])
-
-    gain = 1.0 + look.grain * pores + 0.012 * blotches
-    gain[~at.skin] = 1.0
-    out *= gain[:, None]
-    tint = np.array(look.tint, dtype=np.float32) * (natural(cheek) / np.maximum(cheek, 0.02)).astype(np.float32)
-    red = (look.blush * at.blush + 0.012 * blotches * at.skin).astype(np.float32)
-    out[at.skin] *= tint
-    out[:, 0] *= 1.0 + 0.5 * red
-    out[:, 1:] *= (1.0 - red)[:, None]
-    if look.freckles > 0:
-        dots = np.clip(spots - 1.15, 0.0, 1.0) * at.freckled * look.freckles
-        out *= 1.0 - dots[:, None] * np.array([0.30, 0.45, 0.55], dtype=np.float32)
-    rows = np.flatnonzero(at.lips > 0.01)
-    out[rows] *= 1.0 + at.lips[rows, None] * (np.array(look.lips, dtype=np.float32) - 1.0)
-    _spots(out, look, at)
-    _bearded(out, look, at, stubble)
-    _browed(out, look, at, streaks)
-    _scalp(out, values, look, at, cheek * tint)
-    _iris(out, look, at, rng)
-    return np.clip(out, 0.0, 1.0)
+    return np.asarray(np.median(values[cheeks] if len(cheeks) else values, axis=0), dtype=np.float64)
 
 
 def natural(cheek: Floats) -> Floats:
@@ -290,60 +253,124 @@ def natural(cheek: Floats) -> Floats:
     return np.asarray(hue * cheek.sum() / hue.sum())
 
 
+def painted(values: Floats, look: Look, atlas: Atlas) -> Texels:
+    """(N, 3) float32 colours of the covered texels: (N, 3) ``values`` with a look painted over them."""
+    at = places_of(atlas)
+    rng = np.random.default_rng(look.seed)
+    base = np.ascontiguousarray(values, dtype=np.float32)
+    cheek = skin_colour(base, atlas)
+    usual = np.median(base[at.bearded], axis=0) if len(at.bearded) else cheek
+    scalp = base[at.hairy].mean(1) if len(at.hairy) else np.full(1, 0.2)
+    dark = float(np.percentile(scalp, 20))
+    shaved = cheek * np.array([0.97, 0.955, 0.955])
+    # Rows of colours, in the order in which ``_paint`` unpacks them.
+    hair = np.array(look.hair)
+    under_skin = hair * 0.6 + np.array([0.16, 0.17, 0.19])  # it looks blue-grey
+    colours = [
+        np.array(look.tint) * natural(cheek) / np.maximum(cheek, 0.02), shaved, shaved / np.maximum(usual, 0.02),
+        np.array(look.lips), under_skin if look.beard == "shadow" else hair, hair, np.array(look.hair_on_head), cheek,
+        np.array(look.iris),
+    ]  # fmt: skip
+    thick = look.beard in ("full", "goatee", "moustache")
+    numbers = [
+        look.grain, look.blush, look.freckles, look.beard_share, 1.0 if thick else 0.0, look.brow, look.brow_share,
+        look.scalp, max(float(cheek.mean()) - dark, 0.05), max(float(np.median(scalp)), 0.02),
+        rng.uniform(0.30, 0.5),
+    ]  # fmt: skip
+    on_jaw = look.beard in ("shadow", "stubble", "full")
+    where = np.array([on_jaw, look.beard != "none", look.beard == "goatee"], dtype=np.float32)
+    out = np.empty_like(base)
+    _paint(
+        base,
+        at.table,
+        atlas.texel,
+        rng.integers(0, atlas.size, 2),
+        _noises(atlas.size),
+        np.array(colours, dtype=np.float32),
+        np.array(numbers, dtype=np.float32),
+        where,
+        out,
+    )
+    _spots(out, look, at)
+    return out
+
+
 def _spots(out: Texels, look: Look, at: Places) -> None:
-    face = at.skin & (at.places[:, 2] > at.places[:, 2].mean())
+    front = at.places[:, 2].mean()
     for x, y, radius in look.moles:
-        away = (at.places[:, 0] - x) ** 2 + (at.places[:, 1] - y) ** 2
-        rows = np.flatnonzero(face & (away < (2.0 * radius) ** 2))
-        share = 0.75 * np.clip(2.0 - np.sqrt(away[rows]) / radius, 0.0, 1.0)[:, None]
+        near = (np.abs(at.places[:, 0] - x) < 2.0 * radius) & (np.abs(at.places[:, 1] - y) < 2.0 * radius)
+        rows = np.flatnonzero(near & (at.places[:, 2] > front) & (at.table[:, 0] > 0))
+        away = np.hypot(at.places[rows, 0] - x, at.places[rows, 1] - y)
+        share = 0.75 * np.clip(2.0 - away / radius, 0.0, 1.0)[:, None]
         out[rows] *= 1.0 - share * np.array([0.55, 0.68, 0.72], dtype=np.float32)
 
 
-def _bearded(out: Texels, look: Look, at: Places, stubble: Texels) -> None:
-    if look.beard == "none":
-        return
-    where = {"moustache": at.lip, "goatee": np.maximum(at.chin, at.lip)}.get(look.beard)
-    if where is None:
-        where = np.maximum(at.jaw, at.lip)
-    rows = np.flatnonzero(where > 0.01)
-    # Hairs thin out towards the edge: there only the peaks of the pattern show.
-    share = np.clip(look.beard_share * where[rows] * (1.0 + 0.35 * stubble[rows]), 0.0, 0.97)
-    if look.beard in ("full", "goatee", "moustache"):
-        share = np.clip(share * _step(where[rows] + 0.14 * stubble[rows], 0.10, 0.8), 0.0, 0.97)
-    dark = np.array(look.hair, dtype=np.float32) * (1.0 + 0.22 * stubble[rows, None])
-    if look.beard == "shadow":  # hair under the skin looks blue-grey
-        dark = dark * 0.6 + np.array([0.16, 0.17, 0.19], dtype=np.float32)
-    out[rows] += share[:, None].astype(np.float32) * (dark.astype(np.float32) - out[rows])
+@numba.njit(cache=True, nogil=True)
+def _ramp(x, low, high):  # type: ignore[no-untyped-def]
+    t = min(max((x - low) / (high - low), np.float32(0.0)), np.float32(1.0))
+    return t * t * (np.float32(3.0) - np.float32(2.0) * t)
 
 
-def _browed(out: Texels, look: Look, at: Places, streaks: Texels) -> None:
-    rows = np.flatnonzero(at.brow < 3.0 * BROW[1])
-    taper = np.interp(at.outer[rows], [0.0, 0.15, 0.6, 1.0], [0.8, 1.0, 0.85, 0.35])
-    edge = at.brow[rows] / (look.brow * taper) + 0.22 * streaks[rows]
-    share = look.brow_share * (1.0 - _step(edge, 0.55, 1.25)) * (1.0 + 0.25 * streaks[rows])
-    share = np.clip(share, 0.0, 0.95)[:, None].astype(np.float32)
-    out[rows] += share * (np.array(look.hair, dtype=np.float32) - out[rows])
-
-
-def _scalp(out: Texels, values: Floats, look: Look, at: Places, cheek: Texels) -> None:
-    rows = np.flatnonzero(at.scalp > 0.0)
-    if len(rows) == 0:
-        return
-    own = values[rows].mean(1)
-    dark, fair = np.percentile(own, 20), float(cheek.mean())
-    hairy = np.clip((fair - own) / max(fair - float(dark), 0.05), 0.0, 1.0)[:, None]
-    strand = np.clip(own / max(float(np.median(own)), 0.02), 0.6, 1.6)[:, None]
-    hair = np.array(look.hair_on_head) * strand
-    out[rows] = cheek + (hairy * look.scalp) * (hair - cheek) + (1.0 - hairy) * (out[rows] - cheek)
-
-
-def _iris(out: Texels, look: Look, at: Places, rng: np.random.Generator) -> None:
-    white = at.iris < 1.0
-    out[white] *= EYE_WHITE
-    rows = np.flatnonzero(at.iris < 1.2 * IRIS)
-    r = at.iris[rows] / IRIS
-    pupil = float(rng.uniform(0.30, 0.5))
-    colour = np.array(look.iris) * np.interp(r, [pupil, 0.6, 0.85, 1.0], [1.25, 1.1, 0.9, 0.45])[:, None]
-    colour = np.where((r < pupil)[:, None], 0.02, colour)
-    share = (1.0 - _step(r, 0.94, 1.08))[:, None]
-    out[rows] += (share * (colour - out[rows])).astype(np.float32)
+@numba.njit(cache=True, nogil=True)
+def _paint(values, table, texel, shift, noises, colours, numbers, where, out):  # type: ignore[no-untyped-def]
+    """Fill (N, 3) ``out``; rows of ``table`` as FIELDS, the other tables as ``painted`` makes them."""
+    size = noises.shape[1]
+    tint, shaved, shaving, lips, beard, brows, hair, cheek, iris = colours
+    grain, blush, freckles, beard_share, thick, brow, brow_share, scalp, contrast, middle, pupil = numbers
+    c = np.empty(3, dtype=np.float32)
+    for n in range(len(values)):
+        skin, jaw, lip, chin, on_lips, on_scalp, on_blush, freckled, from_brow, along, from_iris = table[n]
+        y, x = (texel[n] // size + shift[0]) % size, (texel[n] % size + shift[1]) % size
+        pores, stubble, blotches = noises[0, y, x], noises[1, y, x], noises[2, y, x]
+        for k in range(3):
+            c[k] = values[n, k]
+        own = (c[0] + c[1] + c[2]) / np.float32(3.0)
+        # The albedo model's own beard shadow goes, whatever beard comes.
+        grown = max(jaw, lip)
+        if grown > 0.01:
+            for k in range(3):
+                c[k] += grown * (0.3 * shaved[k] + 0.7 * c[k] * shaving[k] - c[k])
+        if skin > 0:
+            gain = 1.0 + grain * pores + 0.012 * blotches
+            red = blush * on_blush + 0.012 * blotches
+            dots = min(max(noises[3, y, x] - 1.15, 0.0), 1.0) * freckled * freckles
+            c[0] *= tint[0] * gain * (1.0 + 0.5 * red) * (1.0 - 0.30 * dots)
+            c[1] *= tint[1] * gain * (1.0 - red) * (1.0 - 0.45 * dots)
+            c[2] *= tint[2] * gain * (1.0 - red) * (1.0 - 0.55 * dots)
+        if on_lips > 0.01:
+            for k in range(3):
+                c[k] *= 1.0 + on_lips * (lips[k] - 1.0)
+        grows = max(max(where[0] * jaw, where[1] * lip), where[2] * chin)
+        if grows > 0.01:
+            share = min(max(beard_share * grows * (1.0 + 0.35 * stubble), 0.0), 0.97)
+            if thick > 0:
+                share *= _ramp(np.float32(grows + 0.14 * stubble), np.float32(0.10), np.float32(0.8))
+            for k in range(3):
+                c[k] += share * (beard[k] * (1.0 + 0.22 * stubble) - c[k])
+        if from_brow < 0.016:
+            taper = 0.8 + 1.333 * min(along, 0.15)
+            if along > 0.15:
+                taper = 1.0 - 0.333 * (along - 0.15)
+            if along > 0.6:
+                taper = 0.85 - 1.25 * (along - 0.6)
+            streak = noises[4, y, x]
+            edge = from_brow / (brow * taper) + 0.22 * streak
+            share = brow_share * (1.0 - _ramp(np.float32(edge), np.float32(0.55), np.float32(1.25)))
+            share = min(max(share * (1.0 + 0.25 * streak), 0.0), 0.95)
+            for k in range(3):
+                c[k] += share * (brows[k] - c[k])
+        if on_scalp > 0:
+            hairy = min(max((cheek[0] + cheek[1] + cheek[2]) / 3.0 - own, 0.0) / contrast, 1.0)
+            strand = min(max(own / middle, 0.6), 1.6)
+            for k in range(3):
+                under = cheek[k] * tint[k]
+                c[k] = under + hairy * scalp * (hair[k] * strand - under) + (1.0 - hairy) * (c[k] - under)
+        if from_iris < 1.0:
+            r = from_iris / IRIS
+            share = 1.0 - _ramp(np.float32(r), np.float32(0.94), np.float32(1.08))
+            level = 1.25 - 0.9 * max(r - 0.55, 0.0) ** 1.1 * 2.0
+            for k in range(3):
+                coloured = 0.02 if r < pupil else iris[k] * max(level, 0.45)
+                c[k] = c[k] * EYE_WHITE + share * (coloured - c[k] * EYE_WHITE)
+        for k in range(3):
+            out[n, k] = min(max(c[k], np.float32(0.0)), np.float32(1.0))
