@@ -186,6 +186,15 @@ def project_landmarks(
     return Landmarks(px[contour], px[table.vertex], seen[:count], seen[count:])
 
 
+def placed(person: Person, scene: Scene, model: MorphableModel) -> tuple[Mesh, Trim]:
+    """The head and what it wears before the scene's camera, as one mesh; how its triangles after the head's look."""
+    head = vertices_of(person, scene.expression, model)
+    worn = closet_of(person, model).worn(scene.worn)
+    vertices = scene.cam_from_head.apply(np.concatenate([head, worn.moved(head, person.neutral)]))
+    faces = np.concatenate([model.faces, worn.faces + np.int32(len(head))])
+    return Mesh.of(vertices, faces, scene.camera), Trim(len(head), worn.look, strands())
+
+
 def make_row(
     person: Person,
     index: int,
@@ -197,26 +206,20 @@ def make_row(
     visibility: Visibility = zbuffer.visibility,
 ) -> ViewRow:
     """Render, photograph and describe a scene. Raises ValueError when the scene is of another model."""
-    head = vertices_of(person, scene.expression, model)
-    closet = closet_of(person, model)
-    worn = closet.worn(scene.worn)
-    vertices = scene.cam_from_head.apply(np.concatenate([head, worn.moved(head, person.neutral)]))
-    faces = np.concatenate([model.faces, worn.faces + np.int32(len(head))])
-    mesh = Mesh.of(vertices, faces, scene.camera)
+    mesh, trim = placed(person, scene, model)
     ids = mesh.seen((size, size), visibility)
     if scene.mode == profile.MODE:
-        seen, light = _profiled(person, scene, head, mesh, ids, model)
+        seen, light = _profiled(person, scene, mesh, ids, model)
     else:
-        trim = Trim(len(head), worn.look, strands())
         seen = picture(mesh, ids, texture_of(person, model), scene.light, trim)
         light = _behind(person, scene, model, size)
     lay_over(seen, mesh, light)
     image = exposed(light, scene.sensor)
-    marks = project_landmarks(vertices[: len(head)], seen, scene.camera, model)
+    marks = project_landmarks(mesh.vertices[: trim.first], seen, scene.camera, model)
     recipe = {
         "version": RECIPE_VERSION,
         "texture": person.texture_recipe,
-        "outfit": closet.described(scene.worn),
+        "outfit": closet_of(person, model).described(scene.worn),
         "background": None if scene.background is None else asdict(scene.background),
         "sensor": asdict(scene.sensor),
         "worn": scene.worn,
@@ -252,12 +255,12 @@ def make_row(
 
 
 def _profiled(
-    person: Person, scene: Scene, head: Floats, mesh: Mesh, ids: NDArray[np.int32], model: MorphableModel
+    person: Person, scene: Scene, mesh: Mesh, ids: NDArray[np.int32], model: MorphableModel
 ) -> tuple[Picture, Image]:
-    """The photo turned with its face, whose (V, 3) ``head`` is that of ``mesh``, and what lies around it."""
+    """The photo turned with its face, which ``mesh`` begins with, and what lies around it."""
     if person.own is None:
         raise ValueError(f"{person.id} has no photo to be turned")
-    stage = profile.stage_of(person.own, head, model)
+    stage = profile.stage_of(person.own, vertices_of(person, person.own.expression, model), model)
     frame = resolve(ids, mesh.vertices, mesh.faces, mesh.camera)
     colour = np.zeros((*ids.shape, 4), dtype=np.float32)
     colour[..., :3] = profile.face_colours(stage, frame, scene.cam_from_head, model)
