@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from aligner.alignment import Alignment, Iteration, Pose
 from aligner.confidence import FAILED_BELOW, agreement, face_confidence, landmark_support
 from aligner.crop import Crops
-from aligner.finder import FaceFinder, HaarFinder
+from aligner.finder import DescriptorFinder, FaceFinder, Sighting, same_face
 from aligner.loop import (
     MIN_PIXELS,
     Rig,
@@ -28,11 +27,11 @@ from aligner.loop import (
     state_in_boxes,
     visibility,
 )
-from aligner.matching import Matches, match
+from aligner.matching import Matches, Network, match
 from face.arrays import Bools, Bytes, Floats, Ints
 from face.assets import load_model
 from face.camera import Box
-from face.descriptor import FRAMING, STRIDE, Anchors, Features, image_batch
+from face.descriptor import FRAMING, STRIDE, Anchors, DescriptorNet, image_batch
 from face.errors import BadPhoto
 from face.fit import FaceState
 from face.morphable import MorphableModel
@@ -48,14 +47,6 @@ What is frontal is a convention of each model. Measured by fitting the model to 
 averaging the rotation to their labelled pose (5.1, 0.1, -0.1 with the original labels, 4.5, -0.5, 0.4 with the
 reannotated ones); the parts that break the left-right symmetry are noise. A model without an entry gets none.
 """
-
-
-class Network(Protocol):
-    """The descriptor network, or anything that answers like it."""
-
-    def __call__(self, image: Tensor) -> Features:
-        """(B, 3, S, S) RGB 0..1 to features on a grid of half the size."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -143,15 +134,17 @@ class Aligner:
         self.net = net
         self.anchors = anchors
         self.model = model
-        self.finder = finder or HaarFinder()
         self.config = config or AlignConfig()
         self.card = dict(card or {})  # where the weights come from
         self.rig = make_rig(model, anchors, modes=self.config.modes)
+        multiple = net.config.multiple if isinstance(net, DescriptorNet) else 32
+        self.finder = finder or DescriptorFinder(net, anchors, self.rig, multiple=multiple)
         self.reference = rotation_from_vector(np.deg2rad(REFERENCE_ROTATION.get(model.name, (0.0, 0.0, 0.0))))
 
     def align(self, image: Bytes, boxes: Sequence[Box] | None = None) -> list[Alignment]:
         """One alignment for each box of an (H, W, 3) uint8 RGB image, or for each face found; none: an empty list.
 
+        A box's alignment may say that it failed; what was only found and fails is no face and left out.
         Raises BadPhoto for an array that is no such image, ValueError for a box that does not meet it.
         """
         return self.align_batch([image], None if boxes is None else [boxes])[0]
@@ -165,31 +158,30 @@ class Aligner:
         for image in images:
             _check_image(image)
         asked = [None] * len(images) if boxes is None else boxes
-        places: list[list[Box]] = []
+        places: list[list[Sighting]] = []
         for image, some in zip(images, asked, strict=True):
-            places.append(self.finder.find(image) if some is None else [_check_box(box, image) for box in some])
-        faces = [(i, box) for i, some in enumerate(places) for box in some]
+            given = None if some is None else [Sighting(_check_box(box, image)) for box in some]
+            places.append(self.finder.find(image) if given is None else given)
+        faces = [(i, sighting) for i, some in enumerate(places) for sighting in some]
         out: list[list[Alignment]] = [[] for _ in images]
         for begin in range(0, len(faces), self.config.batch):
             chunk = faces[begin : begin + self.config.batch]
-            found = self._align_faces([images[i] for i, _ in chunk], [box for _, box in chunk])
+            found = self._align_faces([images[i] for i, _ in chunk], [sighting for _, sighting in chunk])
             for (i, _), alignment in zip(chunk, found, strict=True):
                 out[i].append(alignment)
-        return out
+        return [_accepted(some) if asked[i] is None else some for i, some in enumerate(out)]
 
-    def _align_faces(self, images: list[Bytes], boxes: list[Box]) -> list[Alignment]:
+    def _align_faces(self, images: list[Bytes], sightings: list[Sighting]) -> list[Alignment]:
         rig, config = self.rig, self.config
-        b = len(boxes)
-        state = state_in_boxes(rig, boxes)
+        b = len(sightings)
+        boxes = [sighting.box for sighting in sightings]
+        state, first = self._start(sightings)
         watch = Watch.nothing(len(rig.anchor_mean), config.pixels, rig.landmarks(state))
         traces: list[list[Iteration]] = [[] for _ in boxes]
         active = np.arange(b)
         for number in range(config.passes):
             before = state[active]
-            if number == 0:
-                crops = crops_of_boxes([boxes[i] for i in active], config.margin, config.crop)
-            else:
-                crops = crops_of_state(rig, before, config.margin, config.crop)
+            crops = first if number == 0 else crops_of_state(rig, before, config.margin, config.crop)
             matches = self._look([images[i] for i in active], crops)
             able = (matches.mask > 0).sum(1) >= MIN_PIXELS
             watch.lost[active[~able]] = True
@@ -237,6 +229,19 @@ class Aligner:
             )
             for i in range(b)
         ]
+
+    def _start(self, sightings: list[Sighting]) -> tuple[FaceState, Crops]:
+        """Where fitting begins, and the first crops: as the finder saw the faces, else upright about the boxes."""
+        rig, config = self.rig, self.config
+        boxes = [sighting.box for sighting in sightings]
+        state, crops = state_in_boxes(rig, boxes), crops_of_boxes(boxes, config.margin, config.crop)
+        for i, sighting in enumerate(sightings):
+            if sighting.pose is not None:
+                seen = replace(sighting.pose, coefficients=np.zeros((1, len(rig.modes))))
+                state = put(state, np.array([i]), seen)
+                turned = crops_of_state(rig, seen, config.margin, config.crop)
+                crops.centre[i], crops.side[i], crops.angle[i] = turned.centre[0], turned.side[0], turned.angle[0]
+        return state, crops
 
     def _look(self, images: list[Bytes], crops: Crops) -> Matches:
         pixels = np.stack([crops.cut(image, i) for i, image in enumerate(images)])
@@ -309,6 +314,16 @@ def load_aligner(
     loaded = weights_files.load(path, model=model)
     net = loaded.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the fast layout on CPUs
     return Aligner(net, loaded.anchors, model, finder=finder, config=config, card=loaded.card)
+
+
+def _accepted(found: list[Alignment]) -> list[Alignment]:
+    """What was found and did not fail, the surest first, each face once."""
+    kept: list[Alignment] = []
+    for one in sorted(found, key=lambda face: -face.face_confidence):
+        box = Box.around(one.landmarks_3d[:, :2])
+        if not one.failed and not any(same_face(box, Box.around(other.landmarks_3d[:, :2])) for other in kept):
+            kept.append(one)
+    return kept
 
 
 def _check_image(image: Bytes) -> None:

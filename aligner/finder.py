@@ -1,91 +1,269 @@
-"""Where the faces of a photo are: a protocol, and the Haar cascades that OpenCV 4 carries (5 has dropped them)."""
+"""Where the faces of a photo are: the descriptor network looks at the whole photo at several sizes.
+
+On each level of an image pyramid the pixels that may show a face name the surface points that they look like. From
+windows over them weak-perspective poses of the mean face are fitted, each pass believing only the pixels that agree
+with the last: true faces draw whole faces of pixels together, whatever their turn, while other things that look
+like skin agree on nothing. The score of a pose is how fully and how purely it is agreed with.
+"""
 
 from __future__ import annotations
 
-import threading
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import cv2
+import numba
 import numpy as np
+import torch
 
+from aligner.loop import Rig
+from aligner.matching import Network, match, vote
 from face.arrays import Bytes, Floats
 from face.camera import Box
+from face.descriptor import STRIDE, Anchors, image_batch
+from face.fit import FaceState, pose_from_moments, project
 
-LONGEST = 480  # pixels that a photo's longer side is shrunk to before the search
-MIN_SHARE = 0.08  # of the longer side: smaller faces are not looked for
 OVERLAP = 0.3  # intersection over union from which two boxes are one face
+INSIDE = 0.7  # share of the smaller box within the larger from which they are one face
+MIN_PIXELS = 24  # fewer pixels of a face on a level propose nothing
+NOISES = (0.3, 0.2, 0.12, 0.08, 0.08)  # fractions of a face's size: how far pixels may disagree, pass by pass
+AGREES = 0.06  # fraction of a face's size: a pixel this far from where its point should be agrees to 60 %
+UNITS = (14.0, 400.0)  # pixels of a level: sizes of faces that it can show
+TURNED_AWAY = 0.35  # how far behind the screen's plane a face may look: 20 degrees past profile
 
-FRONTAL = "haarcascade_frontalface_alt2.xml"
-PROFILE = "haarcascade_profileface.xml"
 
-# Where the box of the 68 landmarks lies in a detector's square (x0, y0, x1, y1, fractions of its side): medians over
-# 392 labelled photos. The profile cascade knows faces that look to the left of the image.
-LANDMARKS_IN_FRONTAL = np.array([0.07, 0.235, 0.93, 1.07])
-LANDMARKS_IN_PROFILE = np.array([0.026, 0.285, 0.796, 1.03])
+@dataclass(frozen=True)
+class Sighting:
+    """A face that may be there."""
+
+    box: Box  # of its 68 landmarks, upright and tight, pixels
+    score: float = 1.0  # 0 to 1
+    pose: FaceState | None = None  # of one mean face; None where the finder knows no more than the box
 
 
 class FaceFinder(Protocol):
-    """Finds faces. A box is where the 68 landmarks would lie, tightly: from the brows to the chin."""
+    """Finds faces."""
 
-    def find(self, image: Bytes) -> list[Box]:
-        """Boxes in pixels of an (H, W, 3) RGB image, the surest first; none when no face is seen."""
+    def find(self, image: Bytes) -> list[Sighting]:
+        """Faces of an (H, W, 3) RGB image, the surest first; none when no face is seen."""
         ...
 
 
-class HaarFinder:
-    """Viola and Jones's cascades, frontal and profile both ways. Misses a quarter of turned faces: see ``FaceFinder``.
+@dataclass(frozen=True)
+class Search:
+    """What is looked for and how hard. Raises ValueError for what makes no sense."""
 
-    Source: Lienhart and Maydt 2002, the cascades of OpenCV.
+    longest: int = 1024  # pixels that a photo's longer side is shrunk to before the search
+    ratio: float = 1.5  # between the sizes of neighbouring levels
+    coarsest: int = 100  # pixels: levels with a shorter longer side are not looked at
+    pixels: int = 2500  # of each level that are matched
+    keep: int = 6  # anchors that a pixel may mean
+    doubt: float = 0.25  # cosine at which a pixel is as likely to match nothing
+    windows: tuple[float, ...] = (8.0, 16.0)  # pixels of a level: radii of the windows that poses start from
+    most: int = 12  # windows of each radius on a level
+    filled: float = 0.08  # share of a window that must show a face
+    least: float = 0.12  # score
+
+    def __post_init__(self) -> None:
+        if min(self.longest, self.coarsest, self.pixels, self.keep, self.most) < 1 or self.ratio <= 1.0:
+            raise ValueError(f"Search wants positive sizes and a ratio above one: {self}")
+
+
+class DescriptorFinder:
+    """Faces of every yaw and of in-plane turns to 60 degrees, as the descriptor sees them. Safe to share by threads."""
+
+    def __init__(self, net: Network, anchors: Anchors, rig: Rig, *, multiple: int = 32, search: Search | None = None):
+        self.net = net
+        self.rig = rig
+        # Every second anchor is dense enough for a pose.
+        self.descriptor, self.place, self.scale = anchors.descriptor[::2], rig.anchor_mean[::2], anchors.scale
+        self.multiple = multiple  # sides that the network takes are multiples of this
+        self.search = search or Search()
+
+    def find(self, image: Bytes) -> list[Sighting]:
+        found: list[Sighting] = []
+        for level, scale in levels(image, self.search, self.multiple):
+            found += [_scaled(some, scale) for some in self._on_level(level)]
+        return distinct(found)
+
+    def _on_level(self, level: Bytes) -> list[Sighting]:
+        """Sightings in pixels of the level, several of each face."""
+        search, rig = self.search, self.rig
+        height, width = level.shape[:2]
+        padding = ((0, -height % self.multiple), (0, -width % self.multiple), (0, 0))
+        with torch.inference_mode():
+            features = self.net(image_batch(torch.from_numpy(np.pad(level, padding)[None])))
+        rows, columns = -(-height // STRIDE), -(-width // STRIDE)
+        matches = match(
+            features.descriptor[:, :, :rows, :columns].float().numpy(),
+            features.face_logit[:, :rows, :columns].float().numpy(),
+            self.descriptor,
+            stride=STRIDE,
+            pixels=search.pixels,
+            keep=search.keep,
+            sharpness=self.scale,
+            doubt=search.doubt,
+        )
+        used = int((matches.mask[0] > 0).sum())
+        if used < MIN_PIXELS:
+            return []
+        count = len(self.place)
+        points, _, weights = vote(
+            matches,
+            matches.grid,
+            np.zeros((1, count, 2)),
+            np.full(1, np.inf),
+            np.ones((1, count)),
+            self.place,
+            rig.no_basis[::2],
+        )
+        px, point, weight, mask = matches.grid[0, :used], points[0, :used], weights[0, :used], matches.mask[0, :used]
+        cell = (px / STRIDE).astype(np.intp)  # (N, 2) column, row
+        area = float(matches.pitch[0]) ** 2  # square pixels that one match stands for
+        shown = np.zeros((rows, columns), np.float32)
+        shown[cell[:, 1], cell[:, 0]] = weight * area / STRIDE**2
+        starts = [_peaks(shown, radius, search) for radius in search.windows]
+        radius = np.repeat(search.windows, [len(some) for some in starts])
+        if not len(radius):
+            return []
+        pose = _grown(px, point, weight, np.concatenate(starts), radius, rig.size)
+        unit = rig.unit(pose)
+        sane = (unit > UNITS[0]) & (unit < UNITS[1]) & (pose.rotation[:, 2, 2] < TURNED_AWAY)
+        sane &= np.isfinite(pose.centre).all(1)
+        pose, unit = pose[sane], unit[sane]
+        landmarks = project(pose, np.broadcast_to(rig.landmark_mean, (len(unit), *rig.landmark_mean.shape)))
+        out = []
+        for i in _different(pose, unit):
+            hull = cv2.convexHull(landmarks[i].astype(np.float32))
+            inside = np.zeros((rows, columns), np.uint8)
+            cv2.fillConvexPoly(inside, np.rint(hull * (8 / STRIDE) - 4).astype(np.int32), 1, shift=3)
+            within = inside[cell[:, 1], cell[:, 0]] > 0
+            away = px[within] - (pose.scale[i] * (point[within] @ pose.rotation[i, :2].T) + pose.centre[i])
+            agreed = float((weight[within] * np.exp(-0.5 * (away**2).sum(1) / (AGREES * unit[i]) ** 2)).sum())
+            full = agreed * area / max(float(cv2.contourArea(hull)), 1.0)
+            pure = agreed / max(float(mask[within].sum()), 1.0)
+            score = min(full, 1.0) * pure
+            if score >= search.least:
+                out.append(Sighting(Box.around(landmarks[i]), score, pose[i : i + 1]))
+        return out
+
+
+def levels(image: Bytes, search: Search, multiple: int) -> Iterator[tuple[Bytes, Floats]]:
+    """The (H, W, 3) image at falling sizes, each with its (2,) photo pixels (x, y) for one of its own.
+
+    The longer side is a whole ``multiple``, so that little has to be padded; no level is larger than the photo but
+    one that is smaller than a multiple.
     """
-
-    def find(self, image: Bytes) -> list[Box]:
-        height, width = image.shape[:2]
-        shrink = min(1.0, LONGEST / max(height, width))
-        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-        grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)
-        mirrored = np.ascontiguousarray(grey[:, ::-1])
-        squares = _detect(FRONTAL, grey), _detect(PROFILE, grey), _detect(PROFILE, mirrored)
-        frontal = _placed(squares[0], LANDMARKS_IN_FRONTAL)
-        left = _placed(squares[1], LANDMARKS_IN_PROFILE)
-        right = _placed(squares[2], LANDMARKS_IN_PROFILE)
-        right[:, [0, 2]] = size[0] - right[:, [2, 0]]
-        sides = np.concatenate([left, right])
-        # A frontal hit is surer than any profile hit; the cascades' scores are not comparable.
-        found = np.concatenate([frontal, sides[np.argsort(-sides[:, 4], kind="stable")]])
-        scale = np.array([width / size[0], height / size[1]] * 2)
-        return [Box(*(row * scale).tolist()) for row in _distinct(found)]
+    height, width = image.shape[:2]
+    longest = max(height, width)
+    side = max(min(longest, search.longest) // multiple * multiple, multiple)
+    first, wanted = True, float(side)
+    while first or side >= search.coarsest:
+        scale = side / longest
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        level = image if size == (width, height) else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        yield level, np.array([width / size[0], height / size[1]])
+        first, wanted = False, wanted / search.ratio
+        side = round(wanted / multiple) * multiple
 
 
-def _detect(name: str, grey: Bytes) -> Floats:
-    """(N, 4) squares x, y, side and score, the highest score first."""
-    least = max(24, round(MIN_SHARE * max(grey.shape)))
-    # Twice as strict about neighbours for profiles, whose cascade fires on texture.
-    boxes, _, scores = _cascade(name).detectMultiScale3(
-        grey,
-        scaleFactor=1.1 if name == FRONTAL else 1.15,
-        minNeighbors=3 if name == FRONTAL else 4,
-        minSize=(least, least),
-        outputRejectLevels=True,
+def _scaled(found: Sighting, scale: Floats) -> Sighting:
+    assert found.pose is not None
+    box, pose, mean = found.box, found.pose, float(scale.mean())
+    return Sighting(
+        Box(box.x0 * scale[0], box.y0 * scale[1], box.x1 * scale[0], box.y1 * scale[1]),
+        found.score,
+        FaceState(pose.scale * mean, pose.rotation, pose.centre * scale, pose.coefficients),
     )
-    rows = np.array([[x, y, w, s] for (x, y, w, _), s in zip(boxes, scores, strict=True)], dtype=np.float64)
-    rows = rows.reshape(-1, 4)
-    return np.asarray(rows[np.argsort(-rows[:, 3], kind="stable")])
 
 
-def _placed(squares: Floats, landmarks: Floats) -> Floats:
-    """(N, 5) boxes of the landmarks and score in (N, 4) squares."""
-    corner = squares[:, [0, 1, 0, 1]]
-    return np.concatenate([corner + squares[:, 2:3] * landmarks, squares[:, 3:4]], axis=1)
+def _peaks(shown: Floats, radius: float, search: Search) -> Floats:
+    """(S, 2) pixels of a level round which most of a face shows on the grid, the fullest first."""
+    sigma = radius / STRIDE
+    blurred = cv2.GaussianBlur(shown, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+    side = 2 * int(0.75 * sigma) + 1
+    row, column = np.nonzero((blurred == cv2.dilate(blurred, np.ones((side, side)))) & (blurred > search.filled))
+    order = np.argsort(-blurred[row, column], kind="stable")[: search.most]
+    return np.stack([column[order], row[order]], axis=1) * float(STRIDE) + STRIDE / 2
 
 
-def _distinct(boxes: Floats) -> Floats:
-    """(M, 4): the (N, 5) boxes without those that overlap an earlier one."""
-    kept: list[Floats] = []
-    for box in boxes[:, :4]:
-        if all(overlap(box, other) < OVERLAP for other in kept):
-            kept.append(box)
-    return np.array(kept).reshape(-1, 4)
+def _grown(px: Floats, point: Floats, weight: Floats, start: Floats, radius: Floats, size: float) -> FaceState:
+    """Poses that grew from windows of (S,) ``radius`` pixels round (S, 2) ``start`` to all pixels that agree.
+
+    (N, 2) pixels, (N, 3) the points that they seem to show, (N,) how surely; ``size`` of a face in metres.
+    """
+    windows = len(start)
+    rows, centre, reach = np.zeros((windows, 2, 3)), start, radius * np.sqrt(2.0)
+    pose = None
+    for noise in NOISES:
+        moments, targets = np.zeros((windows, 4, 4)), np.zeros((windows, 4, 2))
+        _gather(px, point, weight, rows, centre, reach, pose is None, moments, targets)
+        pose = pose_from_moments(moments + 1e-9 * np.eye(4), targets, 0)
+        rows = pose.scale[:, None, None] * pose.rotation[:, :2]
+        centre = pose.centre
+        reach = noise * np.clip(pose.scale * size, *UNITS)
+    assert pose is not None
+    return pose
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _gather(px, point, weight, rows, centre, reach, first, moments, targets):  # type: ignore[no-untyped-def]
+    """Sums for ``pose_from_moments`` with weights that fall off with each pixel's distance from where its point is
+    projected: Gaussian round the window's centre at first, then Geman-McClure's with the noise ``reach``."""
+    p = np.ones(4)
+    for s in range(len(rows)):
+        slope = 1.0 / reach[s] ** 2
+        for i in range(len(px)):
+            dx = px[i, 0] - centre[s, 0]
+            dy = px[i, 1] - centre[s, 1]
+            for c in range(3):
+                p[c] = point[i, c]
+                dx -= rows[s, 0, c] * p[c]
+                dy -= rows[s, 1, c] * p[c]
+            square = (dx * dx + dy * dy) * slope
+            if square > 16.0:
+                continue
+            w = weight[i] * (np.exp(-square) if first else 1.0 / (1.0 + square) ** 2)
+            for a in range(4):
+                for b in range(a + 1):
+                    moments[s, a, b] += w * p[a] * p[b]
+                targets[s, a, 0] += w * p[a] * px[i, 0]
+                targets[s, a, 1] += w * p[a] * px[i, 1]
+        for a in range(4):
+            for b in range(a):
+                moments[s, b, a] = moments[s, a, b]
+
+
+def _different(pose: FaceState, unit: Floats) -> list[int]:
+    """The first of every group of poses that came out the same."""
+    kept: list[int] = []
+    for i in range(len(unit)):
+        for j in kept:
+            close = float(np.linalg.norm(pose.centre[i] - pose.centre[j])) < 0.05 * unit[j]
+            if close and abs(unit[i] / unit[j] - 1.0) < 0.05:
+                break
+        else:
+            kept.append(i)
+    return kept
+
+
+def distinct(found: list[Sighting]) -> list[Sighting]:
+    """The sightings by falling score, without those that show the face of a better one."""
+    kept: list[Sighting] = []
+    for one in sorted(found, key=lambda sighting: -sighting.score):
+        if not any(same_face(one.box, other.box) for other in kept):
+            kept.append(one)
+    return kept
+
+
+def same_face(a: Box, b: Box) -> bool:
+    """Whether two boxes mean one face: they overlap, or one lies within the other."""
+    one, other = np.array([a.x0, a.y0, a.x1, a.y1]), np.array([b.x0, b.y0, b.x1, b.y1])
+    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+    shared = float(np.prod(np.clip(high - low, 0.0, None)))
+    smaller = min(a.width * a.height, b.width * b.height)
+    return overlap(one, other) >= OVERLAP or shared >= INSIDE * smaller
 
 
 def overlap(a: Floats, b: Floats) -> float:
@@ -94,17 +272,3 @@ def overlap(a: Floats, b: Floats) -> float:
     shared = float(np.prod(np.clip(high - low, 0.0, None)))
     union = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared
     return shared / union
-
-
-_mine = threading.local()
-
-
-def _cascade(name: str) -> Any:
-    """A cascade of this thread's own: they keep the picture in themselves while they search."""
-    loaded: dict[str, Any] = _mine.__dict__
-    if name not in loaded:
-        cascade = cv2.CascadeClassifier(str(Path(cv2.__file__).parent / "data" / name))
-        if cascade.empty():
-            raise RuntimeError(f"this OpenCV carries no {name}: version 4 is needed, not {cv2.__version__}")
-        loaded[name] = cascade
-    return loaded[name]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from aligner.align import Aligner
 from aligner.evaluate import curve_picture, evaluate_300w, evaluate_aflw2000, worst_picture
+from aligner.finder import Sighting
 from face.camera import Box
 from face.errors import BadLandmarks
 from face.landmarks import nme_box
@@ -86,8 +87,8 @@ def test_faces_that_no_found_box_meets_count_as_not_found(
     aflw: Path, oracle_aligner: Aligner, open_head: MorphableModel
 ) -> None:
     class Elsewhere:
-        def find(self, image: np.ndarray) -> list[Box]:
-            return [Box(0, 0, 20, 20)]
+        def find(self, image: np.ndarray) -> list[Sighting]:
+            return [Sighting(Box(0, 0, 20, 20))]
 
     blind = Aligner(oracle_aligner.net, oracle_aligner.anchors, open_head, finder=Elsewhere())
     report = evaluate_aflw2000(str(aflw), blind, box="detector")
