@@ -126,8 +126,9 @@ def _front(
 def _temples(
     glasses: Glasses, model: MorphableModel, neutral: Floats, edge: float, tall: float, level: float, front: float
 ) -> Prop:
-    if "ears" in model.region_names:
-        ears = neutral[np.unique(model.faces[model.triangles_of("ears")])]
+    named = model.triangles_of("ears") if "ears" in model.region_names else []
+    if len(named):
+        ears = neutral[np.unique(model.faces[named])]
         root = ears[np.abs(ears[:, 0]) < np.quantile(np.abs(ears[:, 0]), 0.5)]
         top, far = float(np.quantile(root[:, 1], 0.97)) + 0.001, float(np.quantile(root[:, 2], 0.6))
         breadth = float(np.quantile(np.abs(ears[:, 0]), 0.25)) + 0.003

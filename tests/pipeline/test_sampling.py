@@ -58,8 +58,10 @@ def test_expressions_are_plausible(open_head: MorphableModel) -> None:
         return values[:, names.index(name)]
 
     # Pairs move together, a little unevenly; opposed muscles do not pull at once.
-    assert np.abs(unit("mouthsmileleft") - unit("mouthsmileright")).max() <= 0.4
-    assert np.corrcoef(unit("mouthsmileleft"), unit("mouthsmileright"))[0, 1] > 0.95
+    even = ~np.array([movement.startswith("smirk") for _, movement in drawn])
+    assert np.abs(unit("mouthsmileleft") - unit("mouthsmileright"))[even].max() <= 0.4
+    assert np.corrcoef(unit("mouthsmileleft")[even], unit("mouthsmileright")[even])[0, 1] > 0.95
+    assert np.minimum(unit("mouthsmileleft"), unit("mouthsmileright"))[~even].max() == 0.0
     assert (np.minimum(unit("mouthsmileleft"), unit("mouthfrownleft")) == 0).all()
     assert (np.minimum(unit("eyelookoutleft"), unit("eyelookinleft")) == 0).all()
     assert (unit("eyelookoutleft") == unit("eyelookinright")).all()
@@ -67,6 +69,25 @@ def test_expressions_are_plausible(open_head: MorphableModel) -> None:
     seen = {part for _, movement in drawn for part in movement.split("+")}
     assert seen == set(sampling.MOUTHS) | set(sampling.EYES) | set(sampling.BROWS)
     assert (unit("jawopen") > 0.5).mean() > 0.02
+
+
+def test_eyes_meet_the_camera(open_head: MorphableModel) -> None:
+    """The eyes turn against the head, to the side where the camera is; far turned heads keep their gaze."""
+    names = [sampling.canonical_unit(n) for n in open_head.expression_names]
+    rest = np.zeros(len(names), dtype=np.float32)
+    eyes = open_head.triangles_of("eyes")
+    for yaw, pitch in ((30.0, 0.0), (-20.0, 10.0), (0.0, -25.0)):
+        rotation = rotation_from_angles(yaw, pitch, 8.0)
+        looking = sampling.looking_at_camera(rest, open_head.expression_names, rotation)
+        moved = np.tensordot(looking, open_head.expression, axes=1)
+        rows = np.unique(open_head.faces[eyes])
+        front = rows[open_head.template[rows, 2] > np.quantile(open_head.template[rows, 2], 0.8)]
+        towards = -rotation[2]
+        assert (moved[front].mean(0)[:2] @ towards[:2]) > 0.6 * np.linalg.norm(
+            moved[front].mean(0)[:2]
+        ) * np.linalg.norm(towards[:2])
+    away = sampling.looking_at_camera(rest, open_head.expression_names, rotation_from_angles(70.0, 0.0, 0.0))
+    assert (away == rest).all()
 
 
 def test_identity_coefficients_are_truncated_normal() -> None:
@@ -107,7 +128,7 @@ def test_a_framed_face_has_the_asked_size_and_place(open_head: MorphableModel, s
         extent = px.max(0) - px.min(0)
         assert extent.max() == pytest.approx(framing.share * size)
         assert np.allclose((px.max(0) + px.min(0)) / 2, np.array(framing.centre) * size)
-        assert 0.4 <= framing.share <= 0.75
+        assert 0.32 <= framing.share <= 0.66
         assert (px > -0.12 * size).all()
         assert (px < 1.12 * size).all()
         assert motion.translation[2] == pytest.approx(framing.distance)
