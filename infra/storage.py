@@ -39,8 +39,11 @@ from botocore.exceptions import EndpointConnectionError as Unreachable
 
 from face.errors import Conflict, NotFound, StorageError, TransientStorageError
 
+CONNECT_TIMEOUT, READ_TIMEOUT = 5.0, 30.0  # seconds of silence; the client tries five times
+BODY_WAITS = (0.2, 1.0)  # seconds; the client itself tries again only until an object's first byte
 CONFLICT_WAITS = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds; 409 means that another writer of the key is at work
 DELETED_AT_ONCE = 1000  # by S3's own limit
+_BROKEN = (ConnectionError, HTTPClientError, IncompleteReadError, FlexibleChecksumError)
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "403"}
 _MISSING = {"NoSuchKey", "NotFound", "404"}
 _TRANSIENT = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError", "BadDigest"}
@@ -296,8 +299,8 @@ class S3Storage:
             custom = self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
             config = Config(
                 retries={"mode": "standard", "total_max_attempts": 5},
-                connect_timeout=5,
-                read_timeout=60,
+                connect_timeout=CONNECT_TIMEOUT,
+                read_timeout=READ_TIMEOUT,
                 max_pool_connections=32,
                 # other stores rarely have a DNS name for each bucket
                 s3={"addressing_style": "path" if custom else "auto"},
@@ -317,9 +320,17 @@ class S3Storage:
         return {"Bucket": self.bucket, "Key": self.prefix + key}
 
     def read(self, key: str) -> bytes:
-        with self._explained("read", key):
-            body: bytes = self._client.get_object(**self._at(key))["Body"].read()
-            return body
+        waits = iter(BODY_WAITS)
+        while True:
+            with self._explained("read", key):
+                answer = self._client.get_object(**self._at(key))
+                try:
+                    body: bytes = answer["Body"].read()
+                    return body
+                except _BROKEN:
+                    if (wait := next(waits, None)) is None:
+                        raise
+            time.sleep(wait)
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
@@ -398,7 +409,7 @@ class S3Storage:
             ) from error
         except Unreachable as error:
             raise TransientStorageError(f"{what}: nothing answers{self._where()}") from error
-        except (ConnectionError, HTTPClientError, IncompleteReadError, FlexibleChecksumError) as error:
+        except _BROKEN as error:
             raise TransientStorageError(f"{what}: {type(error).__name__}{self._where()}") from error
         except (BotoCoreError, ValueError) as error:
             raise StorageError(f"{what}: {type(error).__name__}{self._where()}") from error

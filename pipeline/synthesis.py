@@ -166,8 +166,8 @@ def plan_synthesis(
 ) -> Plan:
     """Plan every photo of a storage and ``identities`` sampled faces. Raises ValueError when that is nothing.
 
-    Without ``shard_subjects`` there are some sixteen shards for few subjects and full ones for many; never by the number
-    of workers, since that must not change the bytes.
+    Without ``shard_subjects`` there are some sixteen shards for few subjects and full ones for many; never by the
+    number of workers, since that must not change the bytes.
     """
     found = [] if photos is None else list_photos(photos)
     if shard_subjects is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import boto3
 import pytest
@@ -35,12 +36,36 @@ def truncate(environ: dict[str, Any], start_response: Callable[..., Any]) -> Ite
     return [b"0123456789"]
 
 
+def stall(seconds: float) -> Fault:
+    """Take the request and say nothing for so long."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        time.sleep(seconds)
+        return refuse("500 Internal Server Error", "InternalError")(environ, start_response)
+
+    return answer
+
+
+def stall_halfway(seconds: float) -> Fault:
+    """Promise a thousand bytes, send ten, say nothing for so long."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Length", "1000")])
+        yield b"0123456789"
+        time.sleep(seconds)
+
+    return answer
+
+
 @dataclass
 class FaultyS3:
-    """A running server; each of ``faults`` is used up by the next request with its method."""
+    """A running server; each of ``faults`` is used up by the next request with its method.
+
+    "lost" does what the request asks, and loses the answer.
+    """
 
     url: str
-    faults: list[tuple[str, Fault]] = field(default_factory=list)
+    faults: list[tuple[str, Fault | Literal["lost"]]] = field(default_factory=list)
 
 
 @contextmanager
@@ -51,7 +76,11 @@ def serve_s3() -> Iterator[FaultyS3]:
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if server.faults and server.faults[0][0] == environ["REQUEST_METHOD"]:
-            return server.faults.pop(0)[1](environ, start_response)
+            fault = server.faults.pop(0)[1]
+            if callable(fault):
+                return fault(environ, start_response)
+            b"".join(inner(environ, lambda status, headers: None))
+            return refuse("500 Internal Server Error", "InternalError")(environ, start_response)
         answer: Iterable[bytes] = inner(environ, start_response)
         return answer
 

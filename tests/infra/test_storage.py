@@ -19,8 +19,9 @@ import pytest
 import requests
 
 from face.errors import Conflict, NotFound, StorageError, TransientStorageError
+from infra import storage as storage_module
 from infra.storage import ObjectInfo, Storage, open_storage
-from tests.s3_server import BUCKET, FaultyS3, refuse, truncate
+from tests.s3_server import BUCKET, FaultyS3, refuse, stall, stall_halfway, truncate
 
 _fresh = count()
 
@@ -305,9 +306,49 @@ def test_a_server_in_trouble_is_transient(s3: FaultyS3, bucket: Storage) -> None
 
 def test_a_body_cut_short_is_never_taken_for_the_object(s3: FaultyS3, bucket: Storage) -> None:
     bucket.write("a", b"whole")
-    s3.faults += [("GET", truncate)]
-    _raises(TransientStorageError, f"{bucket.uri}a")(lambda: bucket.read("a"))
+    s3.faults += [("GET", truncate)] * 2
     assert bucket.read("a") == b"whole"
+    s3.faults += [("GET", truncate)] * 3
+    _raises(TransientStorageError, f"{bucket.uri}a")(lambda: bucket.read("a"))
+    assert s3.faults == []
+    assert bucket.read("a") == b"whole"
+
+
+@pytest.fixture
+def impatient(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """A bucket whose client waits a third of a second for an answer."""
+    monkeypatch.setattr(storage_module, "READ_TIMEOUT", 0.3)
+    return open_storage(f"s3://{BUCKET}/faults/{next(_fresh)}", endpoint_url=s3.url)
+
+
+def test_silence_ends_and_is_tried_again(s3: FaultyS3, impatient: Storage) -> None:
+    s3.faults += [("PUT", stall(1.0))]
+    impatient.write("a", b"whole", if_absent=True)
+    s3.faults += [("GET", stall(1.0)), ("GET", stall_halfway(1.0))]
+    assert impatient.read("a") == b"whole"
+    assert s3.faults == []
+
+
+def test_endless_silence_is_transient(s3: FaultyS3, impatient: Storage) -> None:
+    s3.faults += [("GET", stall(0.6))] * 5
+    _raises(TransientStorageError, f"{impatient.uri}a", "ReadTimeout")(lambda: impatient.read("a"))
+    assert s3.faults == []
+
+
+def test_a_write_whose_answer_was_lost_has_arrived(s3: FaultyS3, bucket: Storage) -> None:
+    s3.faults += [("PUT", "lost")]
+    bucket.write("a", b"one", if_absent=True)
+    assert s3.faults == []
+    assert bucket.read("a") == b"one"
+
+
+def test_many_objects_go_at_once(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_module, "DELETED_AT_ONCE", 5)
+    for key in [*HOSTILE, "kept"]:
+        storage.write(key, b"")
+    storage.delete(*HOSTILE, "never/there")
+    storage.delete()
+    assert [info.key for info in storage.list()] == ["kept"]
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
