@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from tqdm import tqdm
@@ -171,7 +172,18 @@ def inspect(
 def train(
     dataset: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix of a finished dataset.")],
     out: Annotated[Path, typer.Option(help="The weights file to write.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 4000,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="open or research: make the dataset of the shipped weights at DATASET first, train as they."),
+    ] = None,
+    photos: Annotated[
+        str | None, typer.Option(help="With --preset research: the photos, with .pts beside them.")
+    ] = None,
+    judge: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of annotated photos to evaluate the weights on at the end; may be repeated."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps. Default: the preset's, or 4000.", min=1)] = None,
     workers: Annotated[int, typer.Option(help="Ray Train workers; 0 trains in this process without Ray.", min=0)] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU for each worker.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
@@ -192,7 +204,11 @@ def train(
     dff train data/ --out weights/dff.safetensors --steps 4000 --workers 2
 
     dff train s3://faces/views --out dff.safetensors --address auto --workers 8 --gpu --resume
+
+    dff train data-open/ --preset open --out dff-open.safetensors --judge AFLW2000/
     """
+    from dff.presets import judge as judged
+    from dff.presets import make_dataset, preset_of
     from face.assets import load_model
     from face.descriptor import NetConfig
     from infra.dataset import open_dataset
@@ -200,10 +216,16 @@ def train(
     from trainer.train import Figures, Watch
     from trainer.train import train as train_here
 
+    recipe = preset_of(preset) if preset else None
+    steps = steps or (recipe.config.steps if recipe else TrainConfig().steps)
     config = replace(
         TrainConfig(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, start=start),
         net=NetConfig(dims=dimension),
     )
+    if recipe:
+        make_dataset(
+            recipe, dataset, photos=photos, workers=max(workers, 1), address=address, endpoint_url=endpoint_url
+        )
     if workers == 0:
         with tqdm(total=steps, unit="step") as bar:
 
@@ -241,6 +263,10 @@ def train(
         typer.echo(f"MLflow run {done.run_id}, registered as version {done.version}")
     for figure, value in dev.items():
         typer.echo(f"  {figure}: {value:.3f}")
+    for folder, summary in judged(out, judge or []).items():
+        typer.echo(folder)
+        for line in _figures(summary):
+            typer.echo(line)
     typer.echo(f"weights: {out.resolve()}")
 
 
@@ -315,6 +341,7 @@ def evaluate(
     labels: Annotated[Path | None, typer.Option(help="Other 68-point labels: .npz by file name, or .npy.")] = None,
     box: Annotated[BoxSource, typer.Option(help="Where the boxes come from.")] = BoxSource.landmarks,
     every: Annotated[bool, typer.Option("--all", help="300w: all photos, not the held-out ones only.")] = False,
+    robust: Annotated[bool, typer.Option("--robustness", help="Also the error with boxes shifted and scaled.")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder for the CED curve and the worst cases.")] = None,
     weights: WeightsOption = None,
@@ -328,18 +355,34 @@ def evaluate(
     dff evaluate 300w helen/testset --all
     """
     from aligner.align import load_aligner
-    from aligner.evaluate import curve_picture, evaluate_300w, evaluate_aflw2000, worst_picture
+    from aligner.evaluate import (
+        Disturbance,
+        Report,
+        curve_picture,
+        evaluate_300w,
+        evaluate_aflw2000,
+        robustness,
+        worst_picture,
+    )
     from dff.align_files import write_json
 
     aligner = load_aligner(weights)
-    if protocol is Protocol.aflw2000:
-        report = evaluate_aflw2000(str(folder), aligner, labels=labels, box=box.value)
-    else:
-        report = evaluate_300w(str(folder), aligner, box=box.value, split="all" if every else "dev")
+
+    def measured(moved: Disturbance) -> Report:
+        if protocol is Protocol.aflw2000:
+            return evaluate_aflw2000(str(folder), aligner, labels=labels, box=box.value, disturbance=moved)
+        split: Literal["all", "dev"] = "all" if every else "dev"
+        return evaluate_300w(str(folder), aligner, box=box.value, split=split, disturbance=moved)
+
+    report = measured(Disturbance())
     typer.echo(report.protocol)
-    for name, value in report.summary.items():
-        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        typer.echo(f"  {name}: {shown}")
+    for line in _figures(report.summary):
+        typer.echo(line)
+    if robust:
+        errors = robustness(measured)
+        typer.echo(f"  {report.error} with other boxes:")
+        for moved, error in errors.items():
+            typer.echo(f"    {moved!s:22} {error:.3f} ({error - errors[Disturbance()]:+.3f})")
     if json_out:
         write_json(json_out, report.to_json())
     if pictures:
@@ -432,6 +475,15 @@ def models() -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         typer.echo("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]))
+
+
+def _figures(summary: Mapping[str, object]) -> list[str]:
+    """A summary's figures, one line each."""
+    lines = []
+    for name, value in summary.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
+        lines.append(f"  {name}: {shown}")
+    return lines
 
 
 def _box(text: str) -> Box:

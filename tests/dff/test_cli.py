@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from dff.cli import app
 
-COMMANDS = ("demo", "synthesize", "inspect", "train", "align", "evaluate", "serve", "submit", "models")
+COMMANDS = ("demo", "synthesize", "inspect", "train", "align", "evaluate", "serve", "submit", "export", "models")
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 
@@ -46,6 +46,8 @@ def test_help_is_quick_because_heavy_libraries_are_not_imported() -> None:
     [
         (("inspect", "nowhere"), "nowhere is not a finished dataset"),
         (("align", "nowhere.png"), "nowhere.png is neither a file nor a folder"),
+        (("train", "d", "--out", "w", "--preset", "best"), "no preset 'best'; there are open, research"),
+        (("train", "d", "--out", "w", "--preset", "research"), "wants --photos"),
         (("synthesize", "none", "out"), "at least one photo or identity"),
         (("submit", "train", "d", "--out", "w", "--address", "nonsense"), "http://host:8265"),
     ],

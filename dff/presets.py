@@ -1,0 +1,102 @@
+"""Recipes by name: the dataset and the training of the weights that ship, and how they are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import TrainConfig
+
+RESEARCH_TERMS = "LicenseRef-300W-research-only"
+"""Licence of rows made from the photos of 300-W: for research, not for sale."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a dataset is made of, and how long a descriptor learns from it."""
+
+    about: str
+    identities: int  # sampled faces
+    with_photos: bool
+    views: int  # of each face
+    size: int  # px
+    seed: int
+    config: TrainConfig
+
+
+PRESETS = {
+    "open": Preset(
+        about="sampled faces alone: free for any use",
+        identities=1600,
+        with_photos=False,
+        views=16,
+        size=192,
+        seed=11,
+        config=TrainConfig(steps=9000),
+    ),
+    "research": Preset(
+        about="also photos with 68 landmarks, such as 300-W's training parts: under the photos' terms",
+        identities=1000,
+        with_photos=True,
+        views=16,
+        size=192,
+        seed=2,
+        config=TrainConfig(steps=10000),
+    ),
+}
+
+
+def preset_of(name: str) -> Preset:
+    """Raises ValueError naming the presets that there are."""
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def make_dataset(
+    preset: Preset,
+    out: str,
+    *,
+    photos: str | None,
+    workers: int,
+    address: str | None = None,
+    endpoint_url: str | None = None,
+) -> None:
+    """Make, complete or find the preset's dataset at ``out``. Raises ValueError when the photos don't fit it."""
+    from pipeline.synthesis import synthesize
+
+    if preset.with_photos != (photos is not None):
+        raise ValueError("this preset " + ("wants --photos" if preset.with_photos else "is made without photos"))
+    synthesize(
+        photos,
+        out,
+        views=preset.views,
+        identities=preset.identities,
+        seed=preset.seed,
+        size=preset.size,
+        workers=workers,
+        address=address,
+        endpoint_url=endpoint_url,
+        photo_terms=RESEARCH_TERMS,
+        progress=True,
+    )
+
+
+def judge(weights: Path, folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Summaries of the aligner on annotated ``folders``, by folder: AFLW2000-3D's protocol where there are ``.mat``
+    files, else 300-W's held-out photos.
+    """
+    from aligner.align import load_aligner
+    from aligner.evaluate import evaluate_300w, evaluate_aflw2000
+
+    aligner = load_aligner(str(weights))
+    out: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        if any(folder.glob("*.mat")):
+            labels = sorted(folder.glob("*.npz"))
+            out[str(folder)] = evaluate_aflw2000(str(folder), aligner, labels=labels[0] if labels else None).summary
+        else:
+            out[str(folder)] = evaluate_300w(str(folder), aligner, split="dev").summary
+    return out
