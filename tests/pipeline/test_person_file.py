@@ -20,7 +20,6 @@ from pipeline import person_file
 from pipeline.outfit import sample_outfit
 from pipeline.person_file import decode, encode, stored
 from pipeline.profile import PhotoScene
-from pipeline.props import Prop
 from pipeline.views import Person
 
 
@@ -58,7 +57,6 @@ def person(toy_model: MorphableModel) -> Person:
         texture_recipe={"from": "photo", "seen": 0.1, "albedo": [0.1, 0.2], "note": {"is": None}},
         outfit=sample_outfit(np.array([0.2, 0.1, 0.1]), rng=rng),
         own=own,
-        props={"hat": Prop.plain(rng.normal(size=(5, 3)), np.array([[0, 1, 2], [2, 3, 4]]), np.array([0.5, 0.1, 0.1]))},
     )
 
 
@@ -142,7 +140,7 @@ def test_the_bytes_are_the_persons_alone(person: Person, data: bytes, toy_model:
 def test_any_tool_opens_it(data: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
-        assert {"person.json", "texture.jpg", "texture.png", "own.photo.jpg", "props.hat.vertices.npy"} <= set(names)
+        assert {"person.json", "texture.jpg", "texture.png", "own.photo.jpg"} <= set(names)
         assert archive.testzip() is None
         assert json.loads(archive.read("person.json"))["person"]["licence"] == "CC0-1.0"
 

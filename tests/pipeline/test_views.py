@@ -12,7 +12,7 @@ import pytest
 from face.assets import load_albedo
 from face.landmarks import NAMES
 from face.morphable import MorphableModel
-from face.render.frame import render
+from face.render.frame import OCCLUDER, render
 from face.transform import rotation_from_angles
 from infra.shards import ViewRow, frame_of, parquet_to_rows, rows_to_parquet
 from pipeline import views
@@ -35,8 +35,8 @@ def person(open_head: MorphableModel) -> Person:
 
 @pytest.fixture(scope="module")
 def rows(person: Person, open_head: MorphableModel) -> list[ViewRow]:
-    seeds = [seed_of(5, f"{person.id}/{view:04d}") for view in range(12)]
-    return [views.make_view(person, v, model=open_head, seed=seeds[v], size=SIZE) for v in range(12)]
+    seeds = [seed_of(5, f"{person.id}/{view:04d}") for view in range(16)]
+    return [views.make_view(person, v, model=open_head, seed=seeds[v], size=SIZE) for v in range(16)]
 
 
 def test_correspondences_between_views_are_exact(rows: list[ViewRow], open_head: MorphableModel) -> None:
@@ -45,7 +45,7 @@ def test_correspondences_between_views_are_exact(rows: list[ViewRow], open_head:
         away = correspondence_errors(a, b, open_head)
         compared += len(away)
         assert away.max(initial=0.0) < 0.1
-    assert compared > 3000
+    assert compared > 1000
 
 
 def test_surface_points_project_to_the_centres_of_their_pixels(rows: list[ViewRow], open_head: MorphableModel) -> None:
@@ -133,7 +133,7 @@ def test_visibility_agrees_with_the_frame(rows: list[ViewRow], open_head: Morpha
             around = frame.depth[y - 1 : y + 2, x - 1 : x + 2]
             behind = around[around > 0] < z - views.HIDDEN_DEPTH
             assert not (seen and len(behind) == 9 and behind.all())
-            assert seen or behind.any()
+            assert seen or behind.any() or (row.triangle_ids[y - 1 : y + 2, x - 1 : x + 2] == OCCLUDER).any()
 
 
 def test_views_keep_to_the_same_person(rows: list[ViewRow], person: Person) -> None:
@@ -168,7 +168,7 @@ def test_a_body_behind_a_near_camera_is_drawn(person: Person, open_head: Morphab
 
 def test_pictures_of_rows(rows: list[ViewRow], open_head: MorphableModel) -> None:
     sheet = contact_sheet(rows, columns=5, tile=64)
-    assert sheet.shape == (3 * 67 - 3, 5 * 67 - 3, 3)
+    assert sheet.shape == (4 * 67 - 3, 5 * 67 - 3, 3)
     front = sorted(rows, key=lambda row: abs(row.pose[0]))
     points, px_a, px_b = common_points(front[0], front[1], open_head, 20)
     assert len(points.triangle) == 20
@@ -191,4 +191,6 @@ def test_landmarks_of_the_2d_scheme_lie_on_the_outline(person: Person, open_head
     assert away[17:].max() < 0.1 * np.ptp(row.landmarks_3d, axis=0).max()
     vertices = row.cam_from_head.apply(open_head.vertices(row.coefficients))
     frame = render(vertices, open_head.faces, row.camera, (256, 256))
-    assert (frame.triangle == row.triangle_ids).all()
+    shown = row.triangle_ids != OCCLUDER
+    assert (frame.triangle == row.triangle_ids)[shown].all()
+    assert shown.mean() > 0.6
