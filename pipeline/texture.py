@@ -15,15 +15,15 @@ import cv2
 import numba
 import numpy as np
 from scipy import sparse
-from scipy.sparse.linalg import splu
+from scipy.sparse.linalg import SuperLU, splu
 
 from face import lighting
 from face.albedo import AlbedoModel
 from face.arrays import Bools, Floats, Ints
 from face.camera import Pinhole, WeakPerspective
-from face.mesh import SurfacePoints, vertex_normals
+from face.mesh import SurfacePoints, triangle_normals, vertex_normals
 from face.morphable import MorphableModel
-from face.render.frame import Frame, render, visible
+from face.render.frame import Frame, render, sample_texture, visible
 from pipeline.inverse import Recovery, skin_mask
 from pipeline.matte import person_matte
 from pipeline.outfit import wardrobe_of
@@ -42,7 +42,24 @@ SHADE_RANGE = (0.55, 1.60)
 """Shading of the seen skin over its mean: a light that leaves this is mixed with an even one until it stays inside.
 What the photo shows darker than that is shadow or hair, which diffuse light does not explain."""
 
-TINT_RANGE = (0.75, 1.33)  # of a light's colours over their geometric mean
+TINT_RANGE = (0.62, 1.6)  # of a light's colours over their geometric mean
+LUMA = np.array([0.299, 0.587, 0.114])
+SKIN_LUMA = 0.52  # of albedo: the middle skin
+EXPOSURE = 0.28
+"""Share of a face's brightness (log, over the middle skin's) that is put down to the light, the rest to the skin. A
+photo alone can't tell these; people differ by 0.35 about the middle, the exposure of their faces by 0.22."""
+MONOCHROME = 3.0 / 255.0  # spread of colours of one brightness below which a photo has none
+HAIR_REACH = 0.05  # metres from the head within which the person's outline above the chin is hair
+FEW_HAIRS = 150  # pixels of a 256 px crop below which the brows say better what colour hair has
+DARKER = 0.75  # brightness of hair over that of skin, of all but the fair
+STREAKS = 1.5  # at most: how much stronger than in the statistical albedo its detail becomes
+UNFOLDED = (0.15, 0.40)
+"""Area of the skin in the photo over the largest that an expression gives it, between which its colours begin to count
+and count fully: a lid folded away shows no lid."""
+HUES = 0.3  # how far (log) a channel of skin may leave the statistical albedo's colour, and no further
+USUAL = (0.06, 0.15)  # differences (log) between photo and model that skin usually shows
+EVENED = 0.8  # share of the difference between both sides of a face that is taken for light
+EVEN_OVER = 0.02  # metres over which that is smoothed
 BRIGHT = 0.90  # that 98 % of the face's albedo stays below, so that new light leaves it some room
 OPEN_EYE = 0.16  # height over width of an eye whose colours are taken from the photo
 PINNED = ("teeth", "tongue", "mouth")  # regions that always keep the statistical albedo
@@ -79,6 +96,9 @@ class Atlas:
     uv_of_vertex: Floats  # (V, 2) one of the vertex's places
     edges: Ints  # (M, 2) pairs of neighbouring vertices
     region: dict[str, Bools]  # (V,) vertices of each region
+    neighbours: sparse.csr_matrix  # (V, V) 1 between neighbours
+    smoother: SuperLU  # solves for (V, C) values smoothed over EVEN_OVER
+    largest: Floats  # (F,) square metres that a triangle reaches in some expression
     dressed: Floats  # (N,) 0..1 how much of each covered texel the clothes cover
 
     def padded(self, values: Floats) -> Floats:
@@ -147,8 +167,35 @@ def _make_atlas(model: MorphableModel, size: int) -> Atlas:
         uv_of_vertex,
         edges,
         region,
+        sparse.csr_matrix((np.ones(2 * len(edges)), np.concatenate([edges, edges[:, ::-1]]).T)),
+        _smoother(model.template, edges),
+        _largest(model),
         wardrobe_of(model).dressed(points.of(model.template.astype(np.float64), model.faces)),
     )
+
+
+def _smoother(places: Floats, edges: Ints) -> SuperLU:
+    """Of 1 + the Laplacian that smooths over EVEN_OVER, whatever the density of the vertices."""
+    i, j = edges.T
+    count = len(places)
+    pull = (EVEN_OVER / np.maximum(np.linalg.norm(places[i] - places[j], axis=1), 1e-4)) ** 2
+    diagonal = 1.0 + np.bincount(i, pull, count) + np.bincount(j, pull, count)
+    rows, columns = np.concatenate([np.arange(count), i, j]), np.concatenate([np.arange(count), j, i])
+    matrix = sparse.csc_matrix((np.concatenate([diagonal, -pull, -pull]), (rows, columns)))
+    return splu(matrix, permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})
+
+
+def _areas(vertices: Floats, faces: Ints) -> Floats:
+    return np.asarray(np.linalg.norm(triangle_normals(vertices, faces), axis=1)) / 2.0
+
+
+def _largest(model: MorphableModel) -> Floats:
+    """(F,) over the template with each expression unit fully active."""
+    template = model.template.astype(np.float64)
+    out = _areas(template, model.faces)
+    for unit in model.expression:
+        out = np.maximum(out, _areas(template + unit, model.faces))
+    return out
 
 
 def across(model: MorphableModel, points: SurfacePoints) -> SurfacePoints:
@@ -195,6 +242,8 @@ class _Observation:
     frame: Frame
     trust: Floats  # (S, S) 0..1: falls towards silhouettes, the photo's border and the background
     person: Floats  # (S, S) 0..1
+    level: Floats  # (3,) middle shading of the skin
+    tones: Floats | None  # (16, 3) the photo's colours by brightness, when it has no others
 
     def confidence(self, points: Floats, normals: Floats) -> Floats:
         """(N,) 0..1 trust in the photo at (N, 3) points in cam with unit (N, 3) normals."""
@@ -214,7 +263,7 @@ class _Observation:
         return bilinear(image, self.camera.px_from_cam(points)) / shading
 
 
-def _observe(recovery: Recovery, vertices: Floats, model: MorphableModel) -> _Observation:
+def _observe(recovery: Recovery, vertices: Floats, model: MorphableModel, base: Floats) -> _Observation:
     size = recovery.crop.shape[0]
     unit = size / 256.0
     frame = render(vertices, model.faces, recovery.camera, (size, size))
@@ -234,31 +283,68 @@ def _observe(recovery: Recovery, vertices: Floats, model: MorphableModel) -> _Ob
         1.0 / recovery.camera.scale,
     )
     trust = _smoothstep(outer, *EDGE) * _smoothstep(inner, *INNER_EDGE) * _smoothstep(person, 0.3, 0.9)
-    crop = recovery.crop.astype(np.float32) / 255.0
-    facing = frame.mask & (frame.normal[..., 2] < -0.3)
-    light, floor = _softened(recovery.light, frame.normal[facing].astype(np.float64))
+    crop = recovery.crop.astype(np.float32) / np.float32(255.0)
+    skin = skin_mask(frame, model) & (frame.normal[..., 2] < -0.3)
+    seen_skin = skin & (trust > 0.5)
+    luma = float(np.median(crop[seen_skin] @ LUMA)) if seen_skin.any() else SKIN_LUMA
+    tones, light = tones_of(crop[recovery.valid]), recovery.light
+    if tones is not None:
+        crop = _coloured(crop, frame, model, base)
+        share = LUMA * base.reshape(-1, 3).mean(0)
+        light = np.repeat((light @ share)[:, None] / share.sum(), 3, axis=1)
+    exposure = float(np.exp(EXPOSURE * np.log(max(luma, 0.02) / SKIN_LUMA)))
+    light, level = _softened(light, frame.normal[skin].astype(np.float64), exposure)
     smooth = cv2.GaussianBlur(crop, (0, 0), 1.2 * unit)
-    return _Observation(crop, smooth, recovery.camera, light, floor, frame, trust, person)
+    floor = level * SHADE_RANGE[0] * 0.8
+    return _Observation(crop, smooth, recovery.camera, light, floor, frame, trust, person, level, tones)
 
 
-def _softened(light: Floats, normals: Floats) -> tuple[Floats, Floats]:
-    """(9, 3) ``light`` made fit to be divided out at (N, 3) ``normals``, and the (3,) least shading of that.
+def tones_of(colours: Floats) -> Floats | None:
+    """(16, 3) mean colours by brightness of a photo's (N, 3) colours in 0..1, if it has no others: grey, or toned.
 
-    It is mixed with the even light of its mean until the shading keeps SHADE_RANGE. A colour cast stronger than
-    TINT_RANGE stays in the albedo: dividing a nearly empty channel by its light would only enlarge its noise.
+    None for a photo in colour.
+    """
+    if len(colours) == 0:
+        return None
+    some = colours[:: max(len(colours) // 4096, 1)].astype(np.float64)
+    bins = np.clip((some @ LUMA * 16.0).astype(np.int64), 0, 15)
+    count = np.bincount(bins, minlength=16)
+    mean = np.stack([np.bincount(bins, some[:, c], 16) for c in range(3)], axis=1) / np.maximum(count, 1)[:, None]
+    # Within a bin brightness still varies: what is left of a colour beyond it is what counts.
+    rest = some - mean[bins]
+    rest -= (rest @ LUMA)[:, None]
+    if float(np.abs(rest).mean()) > MONOCHROME:
+        return None
+    known = count > 0
+    at = (np.arange(16) + 0.5) / 16.0
+    return np.stack([np.interp(at, at[known], mean[known, c]) for c in range(3)], axis=1)
+
+
+def _coloured(crop: Floats, frame: Frame, model: MorphableModel, base: Floats) -> Floats:
+    """The (S, S, 3) crop without colours in those of the statistical albedo ``base``, where the head is."""
+    albedo = sample_texture(frame, base, model.uv, model.uv_faces)
+    hue = np.where(frame.mask[..., None], albedo / np.maximum(albedo @ LUMA, 0.02)[..., None], 1.0)
+    return np.asarray((crop @ LUMA)[..., None] * hue, dtype=np.float32)
+
+
+def _softened(light: Floats, normals: Floats, exposure: float) -> tuple[Floats, Floats]:
+    """(9, 3) ``light`` made fit to be divided out at (N, 3) ``normals``, and the (3,) mean shading of that.
+
+    It is mixed with the even light of its mean until the shading keeps SHADE_RANGE, and brought to an ``exposure``. A
+    colour cast stronger than TINT_RANGE stays in the albedo: dividing a nearly empty channel by its light would only
+    enlarge its noise.
     """
     if len(normals) == 0:
-        return light, np.full(3, 1e-3)
+        return light, np.full(3, exposure)
     shading = lighting.basis(normals) @ light
     mean = np.maximum(shading.mean(0), 1e-3)
     low, high = np.percentile(shading, (3, 97), axis=0) / mean
     share = np.minimum((1.0 - SHADE_RANGE[0]) / np.maximum(1.0 - low, 1e-6), 1.0)
     share = np.minimum(share, (SHADE_RANGE[1] - 1.0) / np.maximum(high - 1.0, 1e-6))
     mix = float(share.min())
-    grey = float(np.exp(np.log(mean).mean()))
-    kept = np.clip(mean / grey, *TINT_RANGE) * grey
-    soft = (mix * light + (1.0 - mix) * lighting.ambient(1.0) * mean) * (kept / mean)
-    return soft, kept * SHADE_RANGE[0] * 0.8
+    level = np.clip(mean / float(np.exp(np.log(mean).mean())), *TINT_RANGE)
+    level *= exposure / float(level @ LUMA)
+    return (mix * light + (1.0 - mix) * lighting.ambient(1.0) * mean) * (level / mean), level
 
 
 def unwrap(recovery: Recovery, *, model: MorphableModel, albedo: AlbedoModel, size: int = 512) -> PhotoTexture:
@@ -269,42 +355,80 @@ def unwrap(recovery: Recovery, *, model: MorphableModel, albedo: AlbedoModel, si
     atlas = atlas_of(model, size)
     vertices = recovery.cam_from_head.apply(model.vertices(recovery.coefficients))
     normals = vertex_normals(vertices, model.faces)
-    seen = _observe(recovery, vertices, model)
-
     base = np.clip(albedo.texture(recovery.albedo), 0.0, 1.0)
+    seen = _observe(recovery, vertices, model, base)
     base_v = atlas.at_vertices(base)
     photo_v = seen.albedo(vertices, normals, seen.smooth)
     pinned = _pinned(atlas, recovery)
-    trust_v = seen.confidence(vertices, normals)
+    trust_v = seen.confidence(vertices, normals) * _unfolded(atlas, vertices)
     trust_v[pinned] = 0.0
     gain_v = _gains(atlas, recovery, seen, photo_v, base_v, trust_v)
+    uneven_v = _unevenness(atlas, photo_v, base_v * gain_v, trust_v)
     trust_v = trust_v * _likeness(atlas, recovery, vertices, photo_v, base_v * gain_v, trust_v)
+    photo_v = photo_v / uneven_v
     low_v = _completed(atlas, photo_v, base_v * gain_v, trust_v)
 
     own_v = np.where((trust_v > SEEN)[:, None], photo_v, low_v)
-    detail, share = _detail(atlas.points, own_v, trust_v, seen, vertices, normals, model.faces)
-    other, other_share = _detail(atlas.mirrored, own_v, trust_v, seen, vertices, normals, model.faces)
+    detail, share = _detail(atlas.points, own_v, uneven_v, trust_v, seen, vertices, normals, model.faces)
+    other, other_share = _detail(atlas.mirrored, own_v, uneven_v, trust_v, seen, vertices, normals, model.faces)
     other_share = other_share * (1.0 - share) * ~_all_of(pinned, model.faces)[atlas.points.triangle]
     rest = 1.0 - share - other_share
-    shading_v = np.maximum(lighting.shade(normals, seen.light), seen.floor)
-    table = np.concatenate([low_v, gain_v, base_v, shading_v], axis=1).astype(np.float32)
+    shading_v = np.maximum(lighting.shade(normals, seen.light), seen.floor) * uneven_v
+    streaks_v = np.minimum(gain_v, STREAKS)
+    table = np.concatenate([low_v, streaks_v, base_v, shading_v], axis=1).astype(np.float32)
     spread = atlas.points.of(table, model.faces)
     whole = cv2.resize(base, (size, size), interpolation=cv2.INTER_LINEAR).reshape(-1, 3)[atlas.texel]
     plain = (whole - spread[:, 6:9]) * spread[:, 3:6]
     out = spread[:, :3] + detail * share[:, None] + other * other_share[:, None] + plain * rest[:, None]
     face = out[_all_of(atlas.vertices_of("face"), model.faces)[atlas.points.triangle]]
     dim = min(1.0, BRIGHT / max(float(np.percentile(face.max(1), 98)), 1e-3))
+    lit = atlas.padded(np.clip(out * spread[:, 9:], 0.0, 1.0))
+    lit = cv2.resize(lit, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    if seen.tones is not None:
+        at = (np.arange(len(seen.tones)) + 0.5) / len(seen.tones)
+        lit = np.stack([np.interp(lit @ LUMA, at, seen.tones[:, c]) for c in range(3)], axis=2)
     return PhotoTexture(
         atlas.padded(np.clip(out * dim, 0.0, 1.0)),
         seen.light / dim,
         atlas.padded(share[:, None])[..., 0],
         atlas.padded(other_share[:, None])[..., 0],
-        cv2.resize(
-            atlas.padded(np.clip(out * spread[:, 9:], 0.0, 1.0)), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA
-        ),
+        lit.astype(np.float32),
         np.asarray(seen.trust, dtype=np.float32),
         seen.person,
     )
+
+
+def _unfolded(atlas: Atlas, vertices: Floats) -> Floats:
+    """(V,) 0..1: how far the skin about each of the (V, 3) vertices is spread out."""
+    faces = atlas.model.faces
+    ratio = _areas(vertices, faces) / np.maximum(atlas.largest, 1e-12)
+    ratio /= max(float(np.median(ratio)), 1e-9)
+    count = np.bincount(faces.ravel(), minlength=len(vertices))
+    mean = np.bincount(faces.ravel(), np.repeat(ratio, 3), len(vertices)) / np.maximum(count, 1)
+    return _smoothstep(mean, *UNFOLDED)
+
+
+def _unevenness(atlas: Atlas, photo: Floats, base: Floats, trust: Floats) -> Floats:
+    """(V, 3) by which the photo's colours are brighter than the mean of both sides of the face: light, not skin.
+
+    Diffuse light explains no cast shadows, and faces are alike left and right but for small things. What is darker over
+    some centimetres on one side only is taken for shadow.
+    """
+    mirror = atlas.model.mirror
+    skin = atlas.vertices_of("face") | atlas.vertices_of("ears") | atlas.vertices_of("neck")
+    if not skin.any():
+        return np.ones_like(photo)
+    excess = np.log((np.maximum(photo, 0.0) + 0.02) / (base + 0.02))
+    weight = np.where(skin, np.minimum(trust, trust[mirror]), 0.0)[:, None]
+    odd = (excess - excess[mirror]) / 2.0
+    smooth = atlas.smoother.solve(np.concatenate([weight * odd, weight], axis=1))
+    # Far from any pair that was seen nothing is known.
+    out = EVENED * smooth[:, :3] / (smooth[:, 3:] + 0.05)
+    # Shadows under coloured lamps and burnt highlights have hues that no skin has.
+    hue = excess - out
+    hue -= hue.mean(1, keepdims=True)
+    out += np.where(skin[:, None], hue - HUES * np.tanh(hue / HUES), 0.0)
+    return np.asarray(np.exp(out))
 
 
 def _all_of(member: Bools, faces: Ints) -> Bools:
@@ -334,25 +458,47 @@ def _gains(atlas: Atlas, recovery: Recovery, seen: _Observation, photo: Floats, 
     skin = atlas.vertices_of("face") & (trust > 0.5)
     if skin.sum() >= 20:
         out[:] = _ratio(photo[skin], base[skin])
-    # Hair takes its colour from all of the scalp that is seen: its light is not that of skin, so only the mean
-    # brightness of the light is divided out.
-    model, frame = atlas.model, seen.frame
-    scalp = np.zeros(len(model.faces) + 1, dtype=bool)
-    if "scalp" in model.region_names:
-        scalp[model.triangles_of("scalp")] = True
-    shown = scalp[frame.triangle] & recovery.valid & (seen.trust > 0.1)
     hair = atlas.vertices_of("scalp") & ~atlas.vertices_of("face")
-    if shown.sum() >= 60 and hair.any():
-        mean = lighting.shade(frame.normal[shown].astype(np.float64), seen.light).mean(0)
+    shown = _hair(atlas, recovery, seen)
+    brows = atlas.vertices_of("brows") & (trust > 0.5)
+    if len(shown) == 0 and brows.any():
+        shown = photo[brows]
+    if len(shown) and hair.any():
         dark, fair = np.median(base[hair].sum(1)), np.median(base[atlas.vertices_of("face")].sum(1))
         # At the hairline the statistical albedo itself goes from hair to skin.
-        share = 1.0 - _smoothstep(base[hair].sum(1) / max(fair - dark, 1e-3) - dark / max(fair - dark, 1e-3), 0.2, 0.7)
-        tint = _ratio(seen.smooth[shown] / np.maximum(mean, seen.floor), base[hair])
-        out[hair] += share[:, None] * (tint - out[hair])
+        bright = (atlas.smoother.solve(base.sum(1)) - dark) / max(fair - dark, 1e-3)
+        share = 1.0 - _smoothstep(bright[hair], 0.2, 0.7)
+        out[hair] += share[:, None] * (_ratio(shown, base[hair]) - out[hair])
     for name in (*PINNED, "eyes"):
         inside = atlas.vertices_of(name) & ~atlas.vertices_of("face") & ~atlas.vertices_of("lips")
         out[inside] = float(np.clip(out[atlas.vertices_of("face")].mean(), 0.6, 1.2))
     return out
+
+
+def _hair(atlas: Atlas, recovery: Recovery, seen: _Observation) -> Floats:
+    """(N, 3) albedo of what the photo shows of hair: on the scalp, and about the head above the chin. Often nothing.
+
+    Hair's light is not that of skin, so only the mean brightness of the light is divided out.
+    """
+    model, frame, size = atlas.model, seen.frame, recovery.crop.shape[0]
+    scalp = np.zeros(len(model.faces) + 1, dtype=bool)
+    if "scalp" in model.region_names:
+        scalp[model.triangles_of("scalp")] = True
+    chin = recovery.landmarks[8]
+    up = recovery.landmarks[36:48].mean(0) - chin
+    rows, columns = np.mgrid[:size, :size] + 0.5
+    above = (columns - chin[0]) * up[0] + (rows - chin[1]) * up[1] > 0.3 * float(up @ up)
+    away = cv2.distanceTransform((~frame.mask).astype(np.uint8), cv2.DIST_L2, 5) / recovery.camera.scale
+    about = ~frame.mask & above & (away < HAIR_REACH)
+    shown = (seen.person > 0.9) & recovery.valid & (about | (scalp[frame.triangle] & (seen.trust > 0.1)))
+    found, outside = seen.smooth[shown] / seen.level, int((shown & about).sum())
+    skin = seen.smooth[skin_mask(frame, model) & (seen.trust > 0.9)] / seen.level
+    if len(found) and len(skin):
+        # The forehead reaches into the scalp. Hair is darker, where there is enough that is.
+        darker = found @ LUMA < DARKER * float(np.median(skin @ LUMA))
+        if darker.mean() > 0.25:
+            return np.asarray(found[darker])
+    return np.asarray(found if outside >= FEW_HAIRS * (size / 256.0) ** 2 else found[:0])
 
 
 def _ratio(shown: Floats, expected: Floats) -> Floats:
@@ -371,10 +517,15 @@ def _likeness(atlas: Atlas, recovery: Recovery, vertices: Floats, photo: Floats,
     sure = face & (trust > 0.5)
     if sure.sum() < 20:
         return out
-    residual = np.abs(photo - base).mean(1)
-    usual = float(np.clip(np.median(residual[sure]), 0.02, 0.06))
+    residual = np.abs(np.log((np.maximum(photo, 0.0) + 0.04) / (base + 0.04))).mean(1)
+    usual = float(np.clip(np.median(residual[sure]), *USUAL))
     outer = (atlas.vertices_of("neck") | atlas.vertices_of("ears")) & ~face
-    out[outer] = 1.0 - _smoothstep(residual[outer], 1.5 * usual, 3.5 * usual)
+    out[outer] = 1.0 - _smoothstep(residual[outer], 1.5 * usual, 3.0 * usual)
+    # Where most of what surrounds a vertex is something else, its likeness is chance.
+    count = np.maximum(np.asarray(atlas.neighbours.sum(1)).ravel(), 1.0)
+    for _ in range(3):
+        around = atlas.neighbours @ (out * (trust > SEEN)) / count
+        out[outer] *= _smoothstep(around, 0.3, 0.8)[outer]
     size = recovery.crop.shape[0]
     inner = np.zeros((size, size), dtype=np.uint8)
     hull = cv2.convexHull(np.round(recovery.landmarks[17:]).astype(np.int32))
@@ -425,6 +576,7 @@ def _completed(atlas: Atlas, photo: Floats, base: Floats, trust: Floats) -> Floa
 def _detail(
     points: SurfacePoints,
     low: Floats,
+    uneven: Floats,
     trust: Floats,
     seen: _Observation,
     vertices: Floats,
@@ -439,7 +591,7 @@ def _detail(
         points.triangle,
         points.barycentric,
         faces,
-        np.concatenate([vertices, normals, low, trust[:, None]], axis=1),
+        np.concatenate([vertices, normals, low, trust[:, None], uneven], axis=1),
         seen.camera.focal if isinstance(seen.camera, Pinhole) else seen.camera.scale,
         seen.camera.centre,
         perspective,
@@ -458,12 +610,12 @@ def _detail_loop(  # type: ignore[no-untyped-def]
     triangle, barycentric, faces, table, scale, centre, perspective, crop, depth, light, floor, detail, share
 ):
     height, width = depth.shape
-    at = np.empty(10)
+    at = np.empty(13)
     for n in range(len(triangle)):
         i, j, k = faces[triangle[n], 0], faces[triangle[n], 1], faces[triangle[n], 2]
         if min(table[i, 9], table[j, 9], table[k, 9]) <= SEEN:
             continue
-        for c in range(10):
+        for c in range(13):
             at[c] = barycentric[n, 0] * table[i, c] + barycentric[n, 1] * table[j, c] + barycentric[n, 2] * table[k, c]
         factor = scale / at[2] if perspective else scale
         x = at[0] * factor + centre[0] - 0.5
@@ -491,5 +643,6 @@ def _detail_loop(  # type: ignore[no-untyped-def]
             shading += 1.092548 * (nx * ny * light[4, c] + ny * nz * light[5, c] + nx * nz * light[7, c])
             shading += 0.315392 * (3.0 * nz * nz - 1.0) * light[6, c]
             shading += 0.546274 * (nx * nx - ny * ny) * light[8, c]
-            detail[n, c] = (upper * (1 - fy) + lower * fy) / max(shading, floor[c]) - at[6 + c]
+            shading = max(shading, floor[c]) * at[10 + c]
+            detail[n, c] = (upper * (1 - fy) + lower * fy) / shading - at[6 + c]
         share[n] = at[9]

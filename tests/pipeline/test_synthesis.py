@@ -151,7 +151,8 @@ def test_view_zero_of_a_photo_stands_in_the_photo(dataset: Path, photos: Path) -
     assert rows[0].view == 0
     # Corners are the photo's own surroundings, down to the JPEG.
     assert '"background": null' in rows[0].recipe
-    assert all('"background": null' not in row.recipe for row in rows[1:])
+    assert rows[0].mode == "profile"
+    assert all(('"background": null' in row.recipe) == (row.mode == "profile") for row in rows)
     assert own.std() > 30
     assert rows[0].fit_error > 0
     assert len(rows[0].photo_sha256) == 64
