@@ -19,7 +19,6 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -40,7 +39,7 @@ from pipeline.realism import FACE_FRAME, WHOLE_FRAME, Portrait
 from pipeline.sensor import exposed, jpeg
 
 YAWS = ((0.0, 30.0), (30.0, 60.0), (60.0, 100.0))
-SPEED_LIMITS = {"candidates": 1500, "people": 300}
+SPEED_LIMITS = {"candidates": 900, "people": 200}
 console = Console()
 
 
@@ -138,7 +137,7 @@ def dots(portrait: Portrait) -> Portrait:
 
 def smoothed(portrait: Portrait) -> Portrait:
     """As if the skin had no pores: what a poor texture looks like."""
-    out = cv2.bilateralFilter(portrait.pixels, 7, 22.0, 3.0)
+    out = cv2.bilateralFilter(portrait.pixels, 9, 60.0, 4.0)
     return replace(portrait, pixels=out)
 
 
@@ -240,7 +239,6 @@ def main(
     seed: int = 0,
 ) -> None:
     """Measure and show."""
-    torch.set_num_threads(1)
     start = time.process_time()
     given = read_photos(photos)
     data = open_dataset(dataset)
