@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -98,13 +98,67 @@ class Report:
         }
 
 
+@dataclass(frozen=True)
+class Disturbance:
+    """What a detector may do to a box: shifts are fractions of its size."""
+
+    right: float = 0.0
+    down: float = 0.0
+    scale: float = 1.0
+
+    def __str__(self) -> str:
+        parts = [
+            f"{abs(value):.0%} {word}"
+            for value, word in (
+                (self.right, "right" if self.right > 0 else "left"),
+                (self.down, "down" if self.down > 0 else "up"),
+            )
+            if value
+        ]
+        parts += [f"x {self.scale:g}"] if self.scale != 1.0 else []
+        return ", ".join(parts) or "as labelled"
+
+    def of(self, box: Box) -> Box:
+        centre = box.centre + box.size * np.array([self.right, self.down])
+        half = self.scale * np.array([box.width, box.height]) / 2
+        return Box(*(centre - half).tolist(), *(centre + half).tolist())
+
+
+DISTURBANCES = (
+    *(Disturbance(right=x, down=y) for x, y in ((-0.15, 0.0), (0.15, 0.0), (0.0, -0.15), (0.0, 0.15))),
+    *(Disturbance(right=x, down=y) for x in (-0.106, 0.106) for y in (-0.106, 0.106)),
+    Disturbance(scale=0.75),
+    Disturbance(scale=1.35),
+)
+"""Boxes shifted by 15 per cent every way, or scaled: what accuracy should hardly feel."""
+
+
+def robustness(evaluate: Callable[[Disturbance], Report]) -> dict[Disturbance, float]:
+    """Mean error in per cent under no disturbance and under each of ``DISTURBANCES``.
+
+    The mean of the yaw bins where the protocol has them. Faces are judged whether their alignment says failed or not.
+    """
+    out = {}
+    for disturbance in (Disturbance(), *DISTURBANCES):
+        report = evaluate(disturbance)
+        bins = report.summary.get("nme_box_by_yaw")
+        out[disturbance] = bins["mean of bins"] if bins else report.summary[report.error]["mean"]
+    return out
+
+
 def evaluate_aflw2000(
-    folder: str, aligner: Aligner, *, labels: Path | str | None = None, box: Boxes = "landmarks"
+    folder: str,
+    aligner: Aligner,
+    *,
+    labels: Path | str | None = None,
+    box: Boxes = "landmarks",
+    disturbance: Disturbance | None = None,
 ) -> Report:
     """The aligner on a folder (or s3:// prefix) of AFLW2000-3D images with their ``.mat`` files.
 
     ``labels``: the reannotated points as ``.npz`` by image stem, or as the ``.npy`` of all images in name order; else
-    the original points of the ``.mat`` files. Raises BadLandmarks for labels that are unreadable or of other images.
+    the original points of the ``.mat`` files. ``disturbance`` of the boxes of landmarks. Raises
+    BadLandmarks for labels that are unreadable or of other images.
     """
     storage = open_storage(folder)
     keys = dict(_image_keys(storage, ".mat"))
@@ -126,6 +180,7 @@ def evaluate_aflw2000(
         samples,
         aligner,
         box,
+        disturbance or Disturbance(),
         protocol=f"AFLW2000-3D, {'original' if labels is None else 'reannotated'} labels, box from {box}; "
         f"{len(keys) - len(samples)} images without label or with an angle above {STEEP:.0f} degrees left out",
         error="nme_box",
@@ -133,7 +188,12 @@ def evaluate_aflw2000(
 
 
 def evaluate_300w(
-    folder: str, aligner: Aligner, *, box: Boxes = "landmarks", split: Split | Literal["all"] = "dev"
+    folder: str,
+    aligner: Aligner,
+    *,
+    box: Boxes = "landmarks",
+    split: Split | Literal["all"] = "dev",
+    disturbance: Disturbance | None = None,
 ) -> Report:
     """The aligner on a folder (or s3:// prefix), with its subfolders, of images with iBUG ``.pts`` files.
 
@@ -148,7 +208,8 @@ def evaluate_300w(
         landmarks = parse_pts(storage.read(str(PurePosixPath(key).with_suffix(".pts"))))
         samples.append(Sample(stem, key, landmarks, Box.around(landmarks), None, 0.0))
     protocol = f"300-W, {split} photos, box from {box}"
-    return _evaluate(storage, samples, aligner, box, protocol=protocol, error="nme_iod_51")
+    moved = disturbance or Disturbance()
+    return _evaluate(storage, samples, aligner, box, moved, protocol=protocol, error="nme_iod_51")
 
 
 def _image_keys(storage: Storage, suffix: str) -> list[tuple[str, str]]:
@@ -175,7 +236,14 @@ def _relabelled(path: Path, stems: list[str]) -> dict[str, Floats]:
 
 
 def _evaluate(
-    storage: Storage, samples: Sequence[Sample], aligner: Aligner, box: Boxes, *, protocol: str, error: str
+    storage: Storage,
+    samples: Sequence[Sample],
+    aligner: Aligner,
+    box: Boxes,
+    disturbance: Disturbance,
+    *,
+    protocol: str,
+    error: str,
 ) -> Report:
     if not samples:
         raise BadLandmarks(f"{storage.uri} holds no labelled images of this protocol")
@@ -186,7 +254,7 @@ def _evaluate(
         images = [_image(storage, sample) for sample in chunk]
         started = time.perf_counter()
         if box == "landmarks":
-            found = aligner.align_batch(images, [[sample.box] for sample in chunk])
+            found = aligner.align_batch(images, [[disturbance.of(sample.box)] for sample in chunk])
         else:
             found = aligner.align_batch(images)
         seconds += time.perf_counter() - started

@@ -10,7 +10,16 @@ import scipy.io
 from PIL import Image
 
 from aligner.align import Aligner
-from aligner.evaluate import curve_picture, evaluate_300w, evaluate_aflw2000, worst_picture
+from aligner.evaluate import (
+    DISTURBANCES,
+    Disturbance,
+    Report,
+    curve_picture,
+    evaluate_300w,
+    evaluate_aflw2000,
+    robustness,
+    worst_picture,
+)
 from aligner.finder import Sighting
 from face.camera import Box
 from face.errors import BadLandmarks
@@ -126,3 +135,32 @@ def test_300w_compares_the_visible_contour_of_the_asked_photos(
     assert report.rows[0].errors["nme_iod_51"] < 0.01
     assert report.rows[0].errors["nme_iod_68"] < 0.012
     assert evaluate_300w(str(tmp_path), oracle_aligner, split="all").summary["count"] == 2
+
+
+def test_disturbances_move_boxes_as_they_say() -> None:
+    box = Box(10.0, 20.0, 50.0, 110.0)
+    assert Disturbance().of(box) == box
+    shifted = Disturbance(right=0.15, down=-0.15).of(box)
+    np.testing.assert_allclose(shifted.centre - box.centre, [0.15 * box.size, -0.15 * box.size])
+    assert shifted.width == pytest.approx(box.width)
+    small = Disturbance(scale=0.75).of(box)
+    assert (small.width, small.height) == pytest.approx((30.0, 67.5))
+    np.testing.assert_allclose(small.centre, box.centre)
+    assert [str(d) for d in (Disturbance(), Disturbance(right=-0.15, scale=1.35))] == [
+        "as labelled",
+        "15% left, x 1.35",
+    ]
+    assert len({str(d) for d in DISTURBANCES}) == len(DISTURBANCES)
+
+
+def test_other_boxes_change_an_oracles_error_little(aflw: Path, oracle_aligner: Aligner) -> None:
+    asked = []
+
+    def measured(moved: Disturbance) -> Report:
+        asked.append(moved)
+        return evaluate_aflw2000(str(aflw), oracle_aligner, disturbance=moved)
+
+    errors = robustness(measured)
+    assert list(errors) == asked == [Disturbance(), *DISTURBANCES]
+    plain = errors.pop(Disturbance())
+    assert max(abs(error - plain) for error in errors.values()) < 0.5
