@@ -16,10 +16,11 @@ import cv2
 import numpy as np
 
 from face import lighting
-from face.arrays import Bytes, Floats
+from face.arrays import Floats
 from face.morphable import MorphableModel
 from infra.shards import ViewRow, frame_of
 from pipeline.sampling import Sensor
+from pipeline.sensor import unexposed
 
 COLUMNS = (
     "identity_id", "photo_id", "view", "mode", "yaw", "pitch", "roll", "camera", "translation", "light", "licence",
@@ -193,13 +194,7 @@ def skin_tone(row: ViewRow, model: MorphableModel) -> float:
         return float("nan")
     shading = lighting.shade(frame.normal[seen].astype(float), row.light.astype(float))
     lit = (shading > 0.25 * shading.mean()).all(axis=1)
-    albedo = np.median(_unexposed(row.pixels()[seen][lit], sensor) / shading[lit], axis=0)
+    albedo = np.median(unexposed(row.pixels()[seen][lit], sensor) / shading[lit], axis=0)
     patch = np.clip(albedo, 0.0, 1.0).astype(np.float32).reshape(1, 1, 3)
     lightness, _, yellow = cv2.cvtColor(patch, cv2.COLOR_RGB2Lab)[0, 0].tolist()
     return float(np.rad2deg(np.arctan2(lightness - 50.0, max(yellow, 1e-6))))
-
-
-def _unexposed(values: Bytes, sensor: Sensor) -> Floats:
-    """The (N, 3) light of (N, 3) recorded values: the tone curve of ``pipeline.sensor.exposed`` undone."""
-    level = np.clip(0.5 + (values / 255.0 - 0.5) / sensor.contrast, 0.0, 1.0)
-    return np.asarray(level ** (1.0 / sensor.gamma) / np.array(sensor.gains))

@@ -119,6 +119,15 @@ def _curve(sensor: Sensor) -> NDArray[np.float32]:
     return np.asarray(255.0 * np.clip(0.5 + (tone - 0.5) * sensor.contrast, 0.0, 1.0), dtype=np.float32)
 
 
+def unexposed(values: Bytes, sensor: Sensor) -> Floats:
+    """(..., 3) light that the ``sensor`` records as (..., 3) values 0..255: its tones undone, not its blur or noise.
+
+    What it recorded as white or black was so much light at least, or at most.
+    """
+    light = np.interp(values, _curve(sensor), np.linspace(0.0, RANGE, STEPS))
+    return np.asarray(light / np.array(sensor.gains))
+
+
 def _normal_quantiles(count: int) -> NDArray[np.float32]:
     """(count,) values, as likely as each other, of a normal distribution of variance 1, cut at the outermost."""
     out = ndtri((np.arange(count) + 0.5) / count)
