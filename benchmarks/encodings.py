@@ -214,7 +214,7 @@ def as_png(bits: int) -> tuple[Callable[[Floats], bytes], Callable[[bytes, tuple
         return cv2.imencode(".png", levels)[1].tobytes()
 
     def decode(data: bytes, shape: tuple[int, ...]) -> Floats:
-        levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        levels = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
         return np.asarray(levels[..., : shape[2]].astype(np.float64) / top)
 
     return encode, decode
@@ -336,7 +336,7 @@ def table_of_pictures(pictures: Sequence[Bytes]) -> list[list[str]]:
         size, square, most, start = 0, 0.0, 0.0, time.process_time()
         for picture in pictures:
             data = cv2.imencode(suffix, picture[..., ::-1], how)[1]
-            back = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+            back = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB))
             away = np.abs(back.astype(int) - picture)
             size, square = size + len(data), square + float((away**2).mean())
             most += float(np.percentile(away, 99.9))

@@ -238,7 +238,7 @@ def _table(rows: Sequence[ViewRow]) -> Any:
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
-def persons_of(rows: Sequence[ViewRow], name: str = "shard") -> dict[str, bytes]:
+def persons_of(rows: Sequence[ViewRow]) -> dict[str, bytes]:
     """The stored person of each identity of a shard's ``rows``: what ``pipeline.person_file`` decodes.
 
     Raises BadDataset when an identity has none, or one anywhere but in its first row.
@@ -247,10 +247,10 @@ def persons_of(rows: Sequence[ViewRow], name: str = "shard") -> dict[str, bytes]
     for identity, views in groupby(rows, key=lambda row: row.identity_id):
         first, *others = views
         if first.person is None:
-            raise BadDataset(f"{name}: {first.sample_id}, the first row of {identity!r}, has no person")
+            raise BadDataset(f"{first.sample_id}, the first row of {identity!r}, has no person")
         misplaced = [row.sample_id for row in others if row.person is not None]
         if misplaced:
-            raise BadDataset(f"{name}: {misplaced[0]} has a person, which only the first row of {identity!r} may have")
+            raise BadDataset(f"{misplaced[0]} has a person, which only the first row of {identity!r} may have")
         found[identity] = first.person
     return found
 

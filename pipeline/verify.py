@@ -24,7 +24,7 @@ from face.render.frame import visible
 from face.render.visibility import Visibility
 from face.transform import Rigid
 from infra.dataset import Dataset
-from infra.shards import ViewRow, frame_of
+from infra.shards import ViewRow, frame_of, persons_of
 from pipeline import person_file, views
 from pipeline.plan import KEY, Plan, code_version, parse_plan
 from pipeline.views import Person
@@ -125,11 +125,9 @@ def refuse(checks: Checks, dataset: Dataset) -> None:
 
 
 def person_in(rows: Sequence[ViewRow], model: MorphableModel) -> Person:
-    """The person of an identity's rows, in the shard's order. Raises BadDataset when it is not there or damaged."""
-    first = rows[0]
-    if first.person is None:
-        raise BadDataset(f"{first.sample_id} is the identity's first row and has no person")
-    return person_file.decode(first.person, model, name=first.identity_id)
+    """The person of all of an identity's rows, in the shard's order. Raises BadDataset when it is absent or damaged."""
+    identity = rows[0].identity_id
+    return person_file.decode(persons_of(rows)[identity], model, name=identity)
 
 
 def differences(

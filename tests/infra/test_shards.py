@@ -104,10 +104,10 @@ def test_a_person_is_stored_once_in_its_first_row(rows: list[ViewRow], shard: by
     assert found == {row.identity_id: row.person for row in rows if row.view == 0}
     with pytest.raises(ValueError, match="person of 'person 0' is stored in another row than its first"):
         rows_to_parquet([rows[0], replace(rows[1], person=b"again"), *rows[2:]], {})
-    with pytest.raises(BadDataset, match=r"part-1: person 0/0002 has a person, which only the first row"):
-        persons_of([*rows[:2], replace(rows[2], person=b"again")], "part-1")
-    with pytest.raises(BadDataset, match=r"part-1: person 0/0001, the first row of 'person 0', has no person"):
-        persons_of(rows[1:3], "part-1")
+    with pytest.raises(BadDataset, match=r"person 0/0002 has a person, which only the first row"):
+        persons_of([*rows[:2], replace(rows[2], person=b"again")])
+    with pytest.raises(BadDataset, match=r"person 0/0001, the first row of 'person 0', has no person"):
+        persons_of(rows[1:3])
 
 
 def test_plain_pyarrow_reads_it_and_it_explains_itself(rows: list[ViewRow], shard: bytes, tmp_path: Path) -> None:

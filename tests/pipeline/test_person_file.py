@@ -32,7 +32,7 @@ def smooth(size: int, channels: int, rng: np.random.Generator) -> np.ndarray[Any
 
 @pytest.fixture(scope="module")
 def person(toy_model: MorphableModel) -> Person:
-    """With a photo's scene, a hat, and text from everywhere."""
+    """With a photo's scene, things to wear and hold, and text from everywhere."""
     rng = np.random.default_rng(3)
     identity = rng.normal(size=4)
     own = PhotoScene(
