@@ -1,110 +1,308 @@
-"""Views per second and core of synthesis with its rows written, and where a view's time goes.
+"""Views per second and core of synthesis with its rows written, where a view's time goes, and what it needs at least.
 
-    python -m benchmarks.synthesis
+    python -m benchmarks.synthesis                    parts, rates, two processes, bytes
+    python -m benchmarks.synthesis --soak 20000       resident memory over many views
 
-CPU time of this process, without the fit of photos and the making of textures, which happen once for each person.
-The fastest of some rounds counts; compare the parts with each other rather than with another machine's.
+Sampled persons with the default mix of what they wear. CPU time of one process, so that threads and waiting count as
+what they cost; the fastest of some rounds, since other work on a machine only ever adds. "Floor" is what the bytes that
+a part must read and write take at the bandwidth of copying memory, measured in the same run.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import typer
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from face.assets import load_albedo, load_model
-from face.render import frame as fr
-from face.render import zbuffer
-from infra.shards import rows_to_parquet
-from pipeline import backgrounds, sensor, texture, views
-from pipeline.outfit import draw_behind
-from pipeline.persons import sampled_person
+from face.errors import NoRenderer
+from face.morphable import MorphableModel
+from face.render import backends, picture, zbuffer
+from face.render.frame import Mesh
+from face.render.visibility import Visibility
+from infra.shards import ViewRow, columns_of, rows_to_parquet, sample_id_of
+from pipeline import backgrounds, persons, sensor, synthesis, views
+from pipeline.inverse import invert
+from pipeline.person_file import StoredPerson, stored
+from pipeline.photos import Photo
 from pipeline.plan import seed_of
 
-VIEWS, ROUNDS, SIZE, TEXELS = 40, 5, 256, 512
+SIZE, TEXELS = 256, 512
+PERSONS, VIEWS, ROUNDS = 8, 20, 5
+PERSON_VIEWS = 20  # for each person of a job, unless it says otherwise
+TARGETS = {"zbuffer": 120, "pyrender": 50}
 
 
-def milliseconds(work: Callable[[int], object]) -> float:
-    """CPU time of one view, the fastest of some rounds."""
+def sampled(index: int, model: MorphableModel) -> StoredPerson:
+    name, rng = f"sampled-{index:06d}", np.random.default_rng(index)
+    made = persons.sampled_person(name, model=model, albedo=load_albedo(), texture_size=TEXELS, rng=rng)
+    return stored(made, model)
+
+
+def rows_of(kept: StoredPerson, model: MorphableModel, visibility: Visibility, count: int = VIEWS) -> list[ViewRow]:
+    return synthesis.views_of(kept, model=model, seed=0, views=count, size=SIZE, visibility=visibility)
+
+
+def written(rows: list[ViewRow], folder: Path) -> int:
+    """Write a shard; its bytes."""
+    data = rows_to_parquet(rows, {})
+    (folder / "shard.parquet").write_bytes(data)
+    return len(data)
+
+
+def fastest(work: Callable[[], object], rounds: int = ROUNDS) -> float:
+    """Milliseconds of CPU time."""
     best = np.inf
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         start = time.process_time()
-        for view in range(VIEWS):
-            work(view)
-        best = min(best, (time.process_time() - start) / VIEWS * 1e3)
-    return best
+        work()
+        best = min(best, (time.process_time() - start) * 1e3)
+    return float(best)
 
 
-def main() -> None:
-    """Measure and show."""
-    model, albedo = load_model(), load_albedo()
-    rng = np.random.default_rng(0)
-    person = sampled_person("sampled-000000", model=model, albedo=albedo, texture_size=TEXELS, rng=rng)
-    seeds = [seed_of(0, f"{person.id}/{view}") for view in range(VIEWS)]
-    make = [views.make_view(person, v, model=model, seed=seeds[v], size=SIZE) for v in range(VIEWS)]  # compiles
+def copy_bandwidth() -> float:
+    """Bytes read and written for each millisecond of copying memory that no cache holds."""
+    source = np.ones(1 << 25)
+    target = np.zeros_like(source)
+    return 2 * source.nbytes / fastest(lambda: np.copyto(target, source), 5)
 
-    def drawn(v: int) -> views.Scene:
-        return views.draw_scene(person, v, model=model, rng=np.random.default_rng(seeds[v]), size=SIZE)
 
-    scenes = [drawn(v) for v in range(VIEWS)]
-    cams = [s.cam_from_head.apply(model.vertices(make[v].coefficients)) for v, s in enumerate(scenes)]
-    frames = [fr.render(c, model.faces, s.camera, (SIZE, SIZE)) for c, s in zip(cams, scenes, strict=True)]
-    surfaces = [fr.sample_texture(f, person.texture, model.uv, model.uv_faces) for f in frames]
-    colours = [fr.shaded(f, t[..., :3], s.light) for f, t, s in zip(frames, surfaces, scenes, strict=True)]
-    walls = [backgrounds.draw(s.background, (SIZE, SIZE)) for s in scenes if s.background]
-    images = [
-        sensor.exposed(sensor.over(c, f, t[..., 3], w), s.sensor)
-        for c, f, t, w, s in zip(colours, frames, surfaces, walls, scenes, strict=True)
-    ]
+def parts(kept: list[StoredPerson], model: MorphableModel, rounds: int) -> dict[str, tuple[float, float]]:
+    """Milliseconds of each part of a view, and the bytes that it must move: inputs read once, results written once."""
+    todo = [(each.person, view) for each in kept for view in range(VIEWS)]
+    seeds = [seed_of(0, sample_id_of(person.id, view)) for person, view in todo]
+    everything = range(len(todo))
+    shape = (SIZE, SIZE)
 
-    def wall(v: int) -> object:
-        s = scenes[v]
-        assert s.background is not None
-        drawn_wall = backgrounds.draw(s.background, (SIZE, SIZE))
-        return draw_behind(drawn_wall, person.outfit, model, person.neutral, s.cam_from_head, s.camera, s.light)
+    def draw(n: int) -> views.Scene:
+        person, view = todo[n]
+        return views.draw_scene(person, view, model=model, rng=np.random.default_rng(seeds[n]), size=SIZE)
 
-    def visibility(v: int) -> object:
-        camera = scenes[v].camera
-        px, depth = camera.px_from_cam(cams[v]), camera.screen_depth(cams[v])
-        return zbuffer.visibility(px, depth, model.faces, (SIZE, SIZE))
+    scenes = [draw(n) for n in everything]
 
-    def textured(v: int) -> object:
-        surface = fr.sample_texture(frames[v], person.texture, model.uv, model.uv_faces)
-        return fr.shaded(frames[v], surface[..., :3], scenes[v].light)
+    def geometry(n: int) -> tuple[Mesh, picture.Trim]:
+        return views.placed(todo[n][0], scenes[n], model)
 
-    parts: dict[str, Callable[[int], object]] = {
-        "draw the scene": drawn,
-        "geometry": lambda v: scenes[v].cam_from_head.apply(views.vertices_of(person, scenes[v].expression, model)),
-        "visibility": visibility,
-        "resolve": lambda v: fr.resolve(frames[v].triangle, cams[v], model.faces, scenes[v].camera),
-        "texture and shading": textured,
-        "background, clothes, hair": wall,
-        "composite and sensor": lambda v: sensor.exposed(
-            sensor.over(colours[v], frames[v], surfaces[v][..., 3], walls[v]), scenes[v].sensor
-        ),
-        "landmarks": lambda v: views.project_landmarks(cams[v], frames[v], scenes[v].camera, model),
-        "JPEG": lambda v: sensor.jpeg(images[v], scenes[v].sensor.quality),
+    meshes, trims = zip(*(geometry(n) for n in everything), strict=True)
+    ids = [meshes[n].seen(shape) for n in everything]
+
+    def paint(n: int) -> picture.Picture:
+        texture = views.texture_of(todo[n][0], model)
+        return picture.picture(meshes[n], ids[n], texture, scenes[n].light, trims[n])
+
+    pictures = [paint(n) for n in everything]
+
+    def wall(n: int) -> picture.Image:
+        background = scenes[n].background
+        assert background is not None
+        return backgrounds.draw(background, shape)
+
+    walls = [wall(n) for n in everything]
+
+    def lay(n: int) -> picture.Image:
+        out = walls[n].copy()
+        picture.lay_over(pictures[n], meshes[n], out)
+        return out
+
+    lights = [lay(n) for n in everything]
+    images = [sensor.exposed(lights[n], scenes[n].sensor) for n in everything]
+    head = len(model.template)
+
+    def landmarks(n: int) -> object:
+        return views.project_landmarks(meshes[n].vertices[:head], pictures[n], scenes[n].camera, model)
+
+    rows = [row for each in kept for row in rows_of(each, model, zbuffer.visibility)]
+    corners = float(np.mean([len(m.vertices) for m in meshes]))
+    triangles = float(np.mean([len(m.faces) for m in meshes]))
+    covered = float(np.mean([(i >= 0).sum() for i in ids]))
+    touched = float(np.mean([picture.outlines(p).sum() for p in pictures]))
+    area = float(SIZE * SIZE)
+    active = float(np.mean([(s.expression != 0).sum() for s in scenes]))
+    stored_ids = columns_of(rows_to_parquet(rows, {}), ["triangle_ids"])["triangle_ids"]
+    jpeg, packed = (float(np.mean([len(e) for e in each])) for each in ([row.image for row in rows], stored_ids))
+    work: dict[str, tuple[Callable[[int], object], float]] = {
+        "draw the scene": (draw, 0.0),
+        "geometry": (geometry, active * head * 12 + corners * (24 + 24 + 8 + 8 + 16) + triangles * 24),
+        "visibility": (lambda n: meshes[n].seen(shape), triangles * 12 + corners * (16 + 8) + area * (8 + 8 + 4)),
+        "resolve, texture, light": (paint, triangles * 12 + corners * 64 + covered * (4 + 24 + 16 + 16 + 4)),
+        "background": (wall, area * 12),
+        "composite, outlines": (lay, triangles * 12 + corners * 24 + covered * (16 + 24) + touched * 8 * 20 + area * 5),
+        "sensor": (lambda n: sensor.exposed(lights[n], scenes[n].sensor), area * (12 + 12 + 12 + 3)),
+        "landmarks": (landmarks, corners * 16),
+        "encode: JPEG": (lambda n: sensor.jpeg(images[n], scenes[n].sensor.quality), area * 3 + jpeg),
     }
-    table = Table("part", "ms per view", title=f"one view at {SIZE} px, mesh of {len(model.faces)} triangles")
-    for name, work in parts.items():
-        table.add_row(name, f"{milliseconds(work):.2f}")
-    whole = milliseconds(lambda v: views.make_view(person, v, model=model, seed=seeds[v], size=SIZE))
-    data = rows_to_parquet(make, {})
-    write = milliseconds(lambda v: rows_to_parquet(make, {}) if v == 0 else None)
-    table.add_section()
-    table.add_row("a whole row", f"{whole:.2f}")
-    table.add_row("its share of writing the shard", f"{write:.2f}")
-    table.add_row("views per second and core", f"{1e3 / (whole + write):.0f}")
-    table.add_row("bytes per row", f"{len(data) / VIEWS:.0f}")
-    Console().print(table)
+    found: dict[str, tuple[float, float]] = {}
+    for name, (do, size) in work.items():
+        spent = [
+            fastest(lambda do=do, first=first: [do(n) for n in range(first, first + VIEWS)], rounds)  # type: ignore[misc]
+            for first in range(0, len(todo), VIEWS)
+        ]
+        found[name] = sum(spent) / len(todo), size
+    with TemporaryDirectory() as folder:
+        each = fastest(lambda: written(rows, Path(folder)), rounds)
+        found["write: ids, Parquet, file"] = each / len(todo), area * 4 + 2 * (jpeg + packed)
+    return found
+
+
+def rate(renderer: str, count: int, rounds: int = ROUNDS) -> dict[str, float]:
+    """Views per second of CPU time, rows written, by one process: of persons that are there, and with making them."""
+    model, visibility = load_model(), backends.backend(renderer)
+    with threadpool_limits(1), TemporaryDirectory() as folder:
+        kept = [sampled(index, model) for index in range(count)]
+        rows: list[ViewRow] = []
+        spent = 0.0
+        for each in kept:  # the first time compiles, and makes what a person keeps
+            rows += rows_of(each, model, visibility)
+            spent += fastest(lambda each=each: rows_of(each, model, visibility), rounds)  # type: ignore[misc]
+        size = written(rows, Path(folder))
+        spent += fastest(lambda: written(rows, Path(folder)), rounds)
+        anew = [fastest(lambda i=i: sampled(i, model), 2) for i in range(count)]  # type: ignore[misc]
+        begun = [fastest(lambda i=i: rows_of(sampled(i, model), model, visibility, 1), 2) for i in range(count)]  # type: ignore[misc]
+    views_made = count * VIEWS
+    return {
+        "views": 1e3 * views_made / spent,
+        "views with persons": 1e3 / (spent / views_made + float(np.mean(begun)) / PERSON_VIEWS),
+        "person": float(np.mean(anew)),
+        "first view": float(np.mean(begun)) - float(np.mean(anew)),
+        "bytes": size / views_made,
+    }
+
+
+def _rate_into(queue: Any, ready: Any, renderer: str, count: int) -> None:
+    rate(renderer, 1, 1)
+    ready.wait()
+    start, cpu = time.perf_counter(), time.process_time()
+    found = rate(renderer, count)["views"]
+    queue.put((found, (time.process_time() - cpu) / (time.perf_counter() - start)))
+
+
+def together(renderer: str, processes: int, count: int = 4) -> tuple[float, float]:
+    """Views per second of CPU time of all of some processes that run at once, and the share of a core that each got."""
+    context = multiprocessing.get_context("spawn")
+    queue, ready = context.Queue(), context.Barrier(processes)
+    started = [context.Process(target=_rate_into, args=(queue, ready, renderer, count)) for _ in range(processes)]
+    for process in started:
+        process.start()
+    found = [queue.get() for _ in started]
+    for process in started:
+        process.join()
+    return sum(each for each, _ in found), float(np.mean([share for _, share in found]))
+
+
+def fit_milliseconds(kept: StoredPerson, model: MorphableModel) -> float:
+    """CPU time of the inverse rendering of one photo: a view of a sampled person, with its landmarks."""
+    rest = np.zeros(len(model.expression), dtype=np.float32)
+    scene = views.framed(kept.person, rest, np.diag([1.0, -1.0, -1.0]), model=model, size=2 * SIZE)
+    row = views.make_row(kept.person, 0, scene, model=model, seed=0, size=2 * SIZE)
+    photo = Photo("view", row.pixels(), row.landmarks_2d, "2d", "")
+    albedo = load_albedo()
+    rng = np.random.default_rng(0)
+
+    def explained() -> None:
+        recovery = invert(photo, model=model, albedo=albedo, size=SIZE)
+        persons.recovered_person(
+            recovery, "photo", model=model, albedo=albedo, texture_size=TEXELS, licence="CC0-1.0", rng=rng
+        )
+
+    explained()  # compiles
+    return fastest(explained, 3)
+
+
+def soak(count: int, every: int = 500) -> list[tuple[int, float]]:
+    """Resident memory in MB after each ``every`` of ``count`` views, made and written like a worker's shards."""
+    model = load_model()
+    page = os.sysconf("SC_PAGE_SIZE")
+    curve = []
+    with threadpool_limits(1), TemporaryDirectory() as folder:
+        rows: list[ViewRow] = []
+        for person in range(-(-count // VIEWS)):
+            rows += rows_of(sampled(person, model), model, zbuffer.visibility)
+            if len(rows) >= synthesis.SHARD_SUBJECTS * VIEWS:
+                written(rows, Path(folder))
+                rows = []
+            made = (person + 1) * VIEWS
+            if made % every < VIEWS:
+                resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+                curve.append((made, resident / 1e6))
+    return curve
+
+
+def show_soak(console: Console, count: int) -> None:
     start = time.process_time()
-    texture.atlas_of(model, TEXELS)
-    sampled_person("sampled-000001", model=model, albedo=albedo, texture_size=TEXELS, rng=rng)
-    Console().print(f"a sampled person: {(time.process_time() - start) * 1e3:.0f} ms")
+    curve = soak(count)
+    table = Table("views", "resident MB", title=f"one worker, {count} views of sampled persons")
+    for made, size in curve[:: max(len(curve) // 20, 1)]:
+        table.add_row(str(made), f"{size:.0f}")
+    console.print(table)
+    late = np.array([c for c in curve if c[0] > count // 4])
+    slope = float(np.polyfit(late[:, 0], late[:, 1], 1)[0]) * 1e3 if len(late) > 1 else 0.0
+    peak = max(size for _, size in curve)
+    console.print(f"peak {peak:.0f} MB (target <= 1500); after the first quarter {slope:+.2f} kB a view (target flat)")
+    console.print(
+        f"{(time.process_time() - start) / curve[-1][0] * 1e3:.1f} ms of CPU a view, persons and writing included"
+    )
+
+
+def main(soak: int = 0, people: int = PERSONS, rounds: int = ROUNDS, pyrender: bool = True, two: bool = True) -> None:
+    console = Console()
+    load = os.getloadavg()[0]
+    console.print(f"{os.cpu_count()} cores, load {load:.1f} at the start")
+    if soak:
+        show_soak(console, soak)
+        return
+    model = load_model()
+    with threadpool_limits(1):
+        kept = [sampled(index, model) for index in range(people)]
+        bandwidth = copy_bandwidth()
+        split = parts(kept, model, rounds)
+        fit = fit_milliseconds(kept[0], model)
+    one = rate("zbuffer", people, rounds)
+    whole = 1e3 / one["views"]
+    split["the rest: recipe, row, calls"] = whole - sum(spent for spent, _ in split.values()), 0.0
+    table = Table("part", "ms per view", "floor ms", "times the floor", title=f"one view at {SIZE} px, written")
+    for name, (spent, size) in split.items():
+        floor = size / bandwidth
+        table.add_row(name, f"{spent:.2f}", f"{floor:.3f}" if size else "", f"{spent / floor:.0f}" if size else "")
+    floor = sum(size for _, size in split.values()) / bandwidth
+    table.add_section()
+    table.add_row("a view", f"{whole:.2f}", f"{floor:.3f}", f"{whole / floor:.0f}")
+    console.print(table)
+    console.print(f"copying memory: {bandwidth / 1e6:.1f} GB/s, read and written")
+    console.print(
+        f"once for each person of {PERSON_VIEWS} views: {one['person']:.0f} ms sampled and stored, "
+        f"{one['first view']:.0f} ms meshes and first view; fit and texture of a photo instead: {fit:.0f} ms"
+    )
+    rates = {"zbuffer": one}
+    if pyrender:
+        try:
+            rates["pyrender"] = rate("pyrender", max(people // 2, 1), rounds)
+        except NoRenderer as error:
+            console.print(f"pyrender: {error}")
+    table = Table("renderer", "views per second and core", "target", "with persons made", "bytes per view", "target")
+    for name, found in rates.items():
+        table.add_row(
+            name, f"{found['views']:.0f}", f">= {TARGETS[name]}", f"{found['views with persons']:.0f}",
+            f"{found['bytes']:.0f}", "<= 45000",
+        )  # fmt: skip
+    console.print(table)
+    if two:
+        alone, share = together("zbuffer", 1)
+        both, shares = together("zbuffer", 2)
+        console.print(
+            f"two processes make {both / alone:.2f} x the views of one for each second of CPU (target >= 1.8); alone "
+            f"it had {share:.0%} of a core, two {shares:.0%} each; load now {os.getloadavg()[0]:.1f}"
+        )
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
