@@ -160,9 +160,9 @@ def _find(atlas: Atlas) -> Places:
     jaw = jaw * behind * np.isin(region, ["face", "neck"])
     upper = marks[51, 1]
     lip = (
-        _step(nose[1] - 0.0005 - y, 0.0, 0.003)
+        _step(nose[1] - 0.0005 - 0.0075 * (side / breadth) ** 2 - y, 0.0, 0.005)
         * _step(y - corner[1], -0.008, -0.002)
-        * _step(1.30 * breadth - side, 0.0, 0.006)
+        * _step(1.35 * breadth - side, 0.0, 0.013)
         * _step(p[:, 2], corner[2] - 0.006, corner[2])
         * (region == "face")
     )
@@ -229,11 +229,11 @@ def _to_iris(p: Floats, eyes: Bools) -> Floats:
 
 @cache
 def _noises(size: int) -> NDArray[np.float32]:
-    """(5, size, size): pores, stubble, blotches, freckles, streaks of brows; each of mean 0 and deviation 1."""
+    """(6, size, size): pores, stubble, blotches, freckles, streaks of brows and of beards; mean 0, deviation 1."""
     rng = np.random.default_rng(17)
     unit = size / 512.0
     layers = []
-    for blur in ((0.6, 0.6), (0.8, 0.7), (9.0, 9.0), (1.2, 1.2), (1.6, 0.5)):
+    for blur in ((0.6, 0.6), (0.8, 0.7), (9.0, 9.0), (1.2, 1.2), (1.6, 0.5), (2.2, 0.7)):
         layer = gaussian_filter(rng.standard_normal((size, size)), (blur[0] * unit, blur[1] * unit), mode="wrap")
         layers.append((layer - layer.mean()) / layer.std())
     return np.asarray(layers, dtype=np.float32)
@@ -342,11 +342,13 @@ def _paint(values, table, texel, shift, noises, colours, numbers, where, out):  
                 c[k] *= 1.0 + on_lips * (lips[k] - 1.0)
         grows = max(max(where[0] * jaw, where[1] * lip), where[2] * chin)
         if grows > 0.01:
-            share = min(max(beard_share * grows * (1.0 + 0.35 * stubble), 0.0), 0.97)
+            # A thick beard shows strands, a thin one the single hairs.
+            hairs = noises[5, y, x] if thick > 0 else stubble
+            share = min(max(beard_share * grows * (1.0 + (0.12 if thick > 0 else 0.35) * hairs), 0.0), 0.95)
             if thick > 0:
-                share *= _ramp(np.float32(grows + 0.14 * stubble), np.float32(0.10), np.float32(0.8))
+                share *= _ramp(np.float32(grows + 0.06 * hairs), np.float32(0.05), np.float32(0.9))
             for k in range(3):
-                c[k] += share * (beard[k] * (1.0 + 0.22 * stubble) - c[k])
+                c[k] += share * (beard[k] * (1.0 + 0.25 * hairs) - c[k])
         if from_brow < 0.016:
             taper = 0.8 + 1.333 * min(along, 0.15)
             if along > 0.15:
