@@ -12,7 +12,9 @@ import pytest
 
 from face.errors import BadDataset
 from face.morphable import MorphableModel
+from face.render.frame import render
 from infra.dataset import MANIFEST, Shards, open_dataset
+from infra.maps import Seen, maps_of
 from infra.shards import ViewRow, rows_to_parquet
 from infra.storage import open_storage
 from pipeline.plan import KEY, parse_plan
@@ -81,6 +83,28 @@ def test_every_view_is_made_again_from_the_dataset_alone(made: str) -> None:
     assert checks.rows == checks.same == checks.pairs == IDENTITIES * VIEWS
     assert checks.points > 500
     assert checks.worst < 0.1
+
+
+def test_maps_of_rows_are_those_of_rendering(made: str, open_head: MorphableModel) -> None:
+    """To the last bit where the model is seen, whatever the person wears and holds before it."""
+    dataset = open_dataset(made)
+    hidden = 0
+    for row in (row for index in range(len(dataset.shards)) for row in dataset.read_shard(index)):
+        maps = maps_of(row, open_head)
+        cam = row.cam_from_head.apply(open_head.vertices(row.coefficients))
+        alone = render(cam, open_head.faces, row.camera, (row.height, row.width))
+        before = maps.occluder & alone.mask
+        hidden += int(before.sum())
+        assert (maps.model == (alone.mask & ~before)).all()
+        for name in ("triangle", "barycentric", "depth", "normal"):
+            assert getattr(maps, name)[maps.model].tobytes() == getattr(alone, name)[maps.model].tobytes()
+        y, x = np.nonzero(maps.model)
+        assert np.abs(row.camera.px_from_cam(maps.point[y, x]) - np.stack([x, y], 1) - 0.5).max() < 0.01
+        places = row.camera.px_from_cam(cam[open_head.landmarks.vertex])
+        assert np.abs(places - maps.landmarks_3d.px).max() < 0.01
+        for marks in (maps.landmarks_2d, maps.landmarks_3d):
+            assert ((marks.why == Seen.SEEN) == marks.visible).all()
+    assert hidden > 100
 
 
 def test_a_sample_is_of_the_asked_size_and_always_the_same(made: str) -> None:
