@@ -46,7 +46,8 @@ def recovered_person(
         atlas.hair_of(unwrapped.albedo),
         rng=rng,
         clothes=_clothes(crop, recovery, face, mask, model, unwrapped.light),
-        volume=(0.005, 0.03),
+        volume=(0.003, 0.014),
+        skin=skin.natural(skin.skin_colour(unwrapped.albedo.reshape(-1, 3)[atlas.texel], atlas)),
     )
     own = PhotoScene(
         expression=expression,
