@@ -16,10 +16,11 @@ from infra.split import split_of
 from pipeline import sampling, skin, texture
 from pipeline.backgrounds import surroundings_of
 from pipeline.inverse import Recovery
-from pipeline.outfit import sample_hair_colour, sample_outfit, wardrobe_of
+from pipeline.outfit import Outfit, sample_hair_colour, sample_outfit, wardrobe_of
 from pipeline.profile import PhotoScene
 from pipeline.views import Person
 
+CLOTH = 0.8  # brightness of clothes on the neck, over that of clothes beside it
 IDENTITY_LIMIT = 2.2  # standard deviations; beyond it the model's faces turn odd
 
 
@@ -49,6 +50,7 @@ def recovered_person(
         volume=(0.003, 0.014),
         skin=skin.natural(skin.skin_colour(unwrapped.albedo.reshape(-1, 3)[atlas.texel], atlas)),
     )
+    covered = atlas.padded(atlas.dressed[:, None])[..., 0]
     own = PhotoScene(
         expression=expression,
         camera=recovery.camera,
@@ -56,7 +58,7 @@ def recovered_person(
         light=unwrapped.light,
         photo=np.dstack([_beyond_the_border(crop, recovery.valid), unwrapped.trust]),
         surroundings=_surroundings(crop, mask | ~recovery.valid, unwrapped.person),
-        fill=unwrapped.lit,
+        fill=np.dstack([unwrapped.lit, cv2.resize(covered, unwrapped.lit.shape[1::-1], interpolation=cv2.INTER_AREA)]),
     )
     return Person(
         id=identity_id,
@@ -67,7 +69,7 @@ def recovered_person(
         fit_error=recovery.quality["landmark_error_inner"],
         identity=identity,
         neutral=neutral,
-        texture=atlas.with_clothes(unwrapped.albedo),
+        texture=np.dstack([_dressed(unwrapped.albedo, covered, worn), np.zeros(covered.shape, dtype=np.float32)]),
         texture_recipe={
             "from": "photo",
             "size": texture_size,
@@ -78,6 +80,12 @@ def recovered_person(
         outfit=worn,
         own=own,
     )
+
+
+def _dressed(colours: Floats, covered: Floats, worn: Outfit) -> Floats:
+    """The colours with those of the clothes where these cover the skin: the neck's ragged rim is below them."""
+    cloth = np.float32(CLOTH) * np.array(worn.clothes, np.float32)
+    return np.asarray(colours + covered[..., None] * (cloth - colours), dtype=np.float32)
 
 
 def _surroundings(crop: Floats, covered: Bools, person: Floats) -> Floats:
@@ -137,9 +145,7 @@ def sampled_person(
     hair = sample_hair_colour(flesh, rng=rng)
     worn = sample_outfit(hair, rng=rng, skin=flesh, feminine=feminine)
     look = skin.sample_look(flesh, hair, rng=rng, feminine=feminine, hairy=worn.style is not None)
-    colours_on = skin.painted(base, look, atlas)
-    # Where the neck's ragged rim is, it wears the clothes that cover it.
-    colours_on += atlas.dressed[:, None].astype(np.float32) * (0.8 * np.array(worn.clothes, np.float32) - colours_on)
+    colours_on = _dressed(skin.painted(base, look, atlas) * atlas.daylight, atlas.dressed, worn)
     coefficients = Coefficients(identity, np.zeros(len(model.expression)))
     return Person(
         id=identity_id,

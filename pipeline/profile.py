@@ -24,7 +24,7 @@ from face.render.frame import Frame, interpolate, render, sample_texture
 from face.transform import Rigid, angles_from_rotation, rotation_from_angles, rotation_from_vector
 
 MODE = "profile"
-OUTWARD = 52.0  # degrees of yaw that a head may turn further away from the camera than in its photo
+OUTWARD = 45.0  # degrees of yaw that a head may turn further away from the camera than in its photo
 INWARD = 18.0  # degrees back
 MAX_YAW = 90.0
 FRONTAL = 8.0  # degrees of yaw below which both ways are outward
@@ -53,14 +53,12 @@ class PhotoScene:
     light: Floats  # (9, 3)
     photo: Floats  # (S, S, 4) float32 0..1: the crop, completed where the photo ended; how sure it shows the surface
     surroundings: Floats  # (R, R, 4) float32: the crop without the person; where the person stood
-    fill: Floats  # (T, T, 3) float32 in the model's uv: the whole head in the photo's light
+    fill: Floats  # (T, T, 4) float32 in the model's uv: the whole head in the photo's light; what clothes cover
 
     def __post_init__(self) -> None:
-        if self.photo.shape[2:] != (4,) or self.fill.shape[2:] != (3,) or self.surroundings.shape[2:] != (4,):
-            raise ValueError(
-                f"PhotoScene wants (S, S, 4), (R, R, 4) and (T, T, 3), got {self.photo.shape}, "
-                f"{self.surroundings.shape} and {self.fill.shape}"
-            )
+        shapes = [image.shape for image in (self.photo, self.surroundings, self.fill)]
+        if any(shape[2:] != (4,) for shape in shapes):
+            raise ValueError(f"PhotoScene wants (S, S, 4), (R, R, 4) and (T, T, 4), got {shapes}")
 
 
 def draw_pose(own: PhotoScene, *, rng: np.random.Generator) -> Rigid:
@@ -196,7 +194,10 @@ def angle_between(a: Rigid, b: Rigid) -> float:
 
 
 def face_colours(stage: Stage, frame: Frame, cam_from_head: Rigid, model: MorphableModel) -> Floats:
-    """(H, W, 3) float32 colours of the model in ``frame``, whose pose is ``cam_from_head``; background 0."""
+    """(H, W, 4) float32 colours of the model in ``frame``, whose pose is ``cam_from_head``, and what clothes cover.
+
+    The background is 0.
+    """
     own = stage.own
     out = sample_texture(frame, own.fill, model.uv, model.uv_faces)
     turned = float(_smoothstep(np.array(angle_between(cam_from_head, own.cam_from_head)), *SETTLED))

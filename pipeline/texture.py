@@ -63,6 +63,9 @@ EVEN_OVER = 0.02  # metres over which that is smoothed
 BRIGHT = 0.90  # that 98 % of the face's albedo stays below, so that new light leaves it some room
 OPEN_EYE = 0.16  # height over width of an eye whose colours are taken from the photo
 PINNED = ("teeth", "tongue", "mouth")  # regions that always keep the statistical albedo
+LIP, GLOOM, DARKEST = 0.004, 0.045, 0.3
+"""Metres from the inner lips to the front teeth, metres behind these over which the mouth's inside turns dark, and how
+dark."""
 SEEN = 0.05  # confidence above which a vertex has a colour of its own
 
 
@@ -100,6 +103,7 @@ class Atlas:
     smoother: SuperLU  # solves for (V, C) values smoothed over EVEN_OVER
     largest: Floats  # (F,) square metres that a triangle reaches in some expression
     dressed: Floats  # (N,) 0..1 how much of each covered texel the clothes cover
+    daylight: Floats  # (N, 1) float32 0..1 how much light reaches each covered texel: less, deep in the mouth
 
     def padded(self, values: Floats) -> Floats:
         """(S, S, C) float32 of (N, C) values at the covered texels; the rest repeats the nearest covered texel."""
@@ -113,10 +117,6 @@ class Atlas:
         """(3,) the middle colour of the scalp in an (S, T, C) texture; grey-brown when the model has no scalp."""
         scalp = self.vertices_of("scalp") & ~self.vertices_of("face")
         return np.median(self.at_vertices(texture)[scalp], axis=0) if scalp.any() else np.array([0.25, 0.2, 0.17])
-
-    def with_clothes(self, texture: Floats) -> Floats:
-        """(S, S, 4): the (S, S, 3) texture, and how much of it clothes cover."""
-        return np.concatenate([texture, self.padded(self.dressed[:, None])], axis=2)
 
     def at_vertices(self, texture: Floats) -> Floats:
         """(V, C) bilinear samples of an (S, T, C) texture in the model's uv."""
@@ -157,6 +157,7 @@ def _make_atlas(model: MorphableModel, size: int) -> Atlas:
         member = np.zeros(len(model.template), dtype=bool)
         member[model.faces[model.triangles_of(name)].ravel()] = True
         region[name] = member
+    places = points.of(model.template.astype(np.float64), model.faces)
     return Atlas(
         model,
         size,
@@ -170,8 +171,20 @@ def _make_atlas(model: MorphableModel, size: int) -> Atlas:
         sparse.csr_matrix((np.ones(2 * len(edges)), np.concatenate([edges, edges[:, ::-1]]).T)),
         _smoother(model.template, edges),
         _largest(model),
-        wardrobe_of(model).dressed(points.of(model.template.astype(np.float64), model.faces)),
+        wardrobe_of(model).dressed(places),
+        _daylight(model, region, points, places),
     )
+
+
+def _daylight(model: MorphableModel, region: dict[str, Bools], points: SurfacePoints, places: Floats) -> Floats:
+    """(N, 1) how much light reaches (N, 3) places of the template: lips and cheeks keep it from the back teeth."""
+    inside = np.zeros(len(model.template), dtype=bool)
+    for name in PINNED:
+        inside |= region.get(name, False)
+    inside &= ~(region.get("face", False) | region.get("lips", False))
+    front = float(np.median(model.template[model.landmarks.vertex[60:68], 2])) - LIP
+    lit = np.clip(1.0 - (front - places[:, 2]) / GLOOM, DARKEST, 1.0)
+    return np.where(_all_of(inside, model.faces)[points.triangle], lit, 1.0)[:, None].astype(np.float32)
 
 
 def _smoother(places: Floats, edges: Ints) -> SuperLU:
@@ -380,6 +393,7 @@ def unwrap(recovery: Recovery, *, model: MorphableModel, albedo: AlbedoModel, si
     whole = cv2.resize(base, (size, size), interpolation=cv2.INTER_LINEAR).reshape(-1, 3)[atlas.texel]
     plain = (whole - spread[:, 6:9]) * spread[:, 3:6]
     out = spread[:, :3] + detail * share[:, None] + other * other_share[:, None] + plain * rest[:, None]
+    out *= atlas.daylight
     face = out[_all_of(atlas.vertices_of("face"), model.faces)[atlas.points.triangle]]
     dim = min(1.0, BRIGHT / max(float(np.percentile(face.max(1), 98)), 1e-3))
     lit = atlas.padded(np.clip(out * spread[:, 9:], 0.0, 1.0))

@@ -262,8 +262,7 @@ def _profiled(
         raise ValueError(f"{person.id} has no photo to be turned")
     stage = profile.stage_of(person.own, vertices_of(person, person.own.expression, model), model)
     frame = resolve(ids, mesh.vertices, mesh.faces, mesh.camera)
-    colour = np.zeros((*ids.shape, 4), dtype=np.float32)
-    colour[..., :3] = profile.face_colours(stage, frame, scene.cam_from_head, model)
+    colour = profile.face_colours(stage, frame, scene.cam_from_head, model)
     around = profile.behind(stage, scene.cam_from_head, scene.camera, len(ids))
     return Picture(ids, frame.depth, colour, len(mesh.faces)), np.ascontiguousarray(around, dtype=np.float32)
 

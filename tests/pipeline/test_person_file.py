@@ -42,7 +42,7 @@ def person(toy_model: MorphableModel) -> Person:
         light=rng.normal(size=(9, 3)),
         photo=smooth(64, 4, rng),
         surroundings=smooth(32, 4, rng),
-        fill=smooth(48, 3, rng),
+        fill=smooth(48, 4, rng),
     )
     return Person(
         id="afw/ünï 3",
