@@ -29,7 +29,7 @@ PHOTO_TERMS = "LicenseRef-photo"
 
 INVERT_SECONDS = 0.45  # of a photo, with its texture, on one core at 256 px, for estimates
 VIEW_SECONDS = 0.011  # of a view
-VIEW_BYTES = 34_000  # of a row at 256 px
+VIEW_BYTES = 40_000  # of a row at 256 px, its share of the person included
 SHARD_VIEWS = 640  # of 256 px, in a shard of a large job: some 20 MB, minutes of work, and little to hold in memory
 FEW_SHARDS = 16
 FACTORY = "pipeline.synthesis:make_rows_of"
