@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from face import lighting
-from face.arrays import Bools, Floats
+from face.arrays import Bools, Floats, Ints
 from face.camera import Pinhole, WeakPerspective
 from face.morphable import Coefficients, MorphableModel
 from face.render import zbuffer
@@ -84,8 +84,16 @@ def texture_of(person: Person, model: MorphableModel) -> Texture:
     """The picture on a person's surface, in 8 bits as it is stored; it lives as long as the person."""
     found = _textures.get(person)
     if found is None or found[0] is not model:
-        found = _textures[person] = (model, Texture.of(person.texture, model.uv, model.uv_faces))
+        found = _textures[person] = (model, Texture.of(person.texture, model.uv, model.uv_faces, _parts(model)))
     return found[1]
+
+
+def _parts(model: MorphableModel) -> Ints:
+    """(F,) what an outline parts from the skin round it: eyes, and the inside of the mouth."""
+    out = np.ones(len(model.faces), dtype=np.int64)
+    for part, names in ((2, ("eyes",)), (3, ("teeth", "tongue", "mouth"))):
+        out[np.isin(model.region, [i for i, name in enumerate(model.region_names) if name in names])] = part
+    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +272,10 @@ def _profiled(
     frame = resolve(ids, mesh.vertices, mesh.faces, mesh.camera)
     colour = profile.face_colours(stage, frame, scene.cam_from_head, model)
     around = profile.behind(stage, scene.cam_from_head, scene.camera, len(ids))
-    return Picture(ids, frame.depth, colour, len(mesh.faces)), np.ascontiguousarray(around, dtype=np.float32)
+    part = np.where(ids >= 0, np.uint8(1), np.uint8(0))
+    return Picture(ids, frame.depth, colour, part, np.ones(len(mesh.faces), np.uint8)), np.ascontiguousarray(
+        around, dtype=np.float32
+    )
 
 
 def _behind(person: Person, scene: Scene, model: MorphableModel, size: int) -> Image:

@@ -21,7 +21,13 @@ from face.render.frame import Image, Mesh
 from face.render.lanes import LANES, blend_2, blend_4, look_up
 
 CREASE = 0.006
-"""Metres of depth between neighbouring pixels from which on there is an outline between them."""
+"""Metres of depth between neighbouring pixels from which on there is an outline between them, where colours differ."""
+
+ALIKE = 8.0 / 255.0
+"""Difference of colours up to which nobody sees an outline between two parts of one thing."""
+
+TRIM = 255
+"""The part of what is not textured."""
 
 _NORMS = np.array([C0, C1, C1, C1, C2, C2, C3, C2, C4])[:, None]
 
@@ -43,19 +49,23 @@ class Texture:
 
     texels: NDArray[np.uint8]  # (S, T, 4): red, green, blue, and how far what lies behind covers it
     corners: NDArray[np.float32]  # (F, 3, 2) of each triangle's corners in texels, the first texel's centre at 0
+    parts: NDArray[np.uint8]  # (F,) 1 .. 254: what each triangle is of; between two parts there is an outline
 
     def __post_init__(self) -> None:
         if self.texels.ndim != 3 or self.texels.shape[2] != 4 or min(self.texels.shape[:2]) < 2:
             raise ValueError(f"Texture wants (S, T, 4) of at least 2 x 2 texels, got {self.texels.shape}")
         if self.corners.ndim != 3 or self.corners.shape[1:] != (3, 2):
             raise ValueError(f"Texture.corners wants (F, 3, 2), got {self.corners.shape}")
+        if self.parts.shape != self.corners.shape[:1] or not ((self.parts > 0) & (self.parts < TRIM)).all():
+            raise ValueError(f"Texture.parts wants ({len(self.corners)},) in 1 .. {TRIM - 1}, got {self.parts.shape}")
 
     @staticmethod
-    def of(image: Floats, uv: Floats, uv_faces: Ints) -> Texture:
-        """Of an (S, T, 4) ``image`` in 0..1 and (N, 2) ``uv`` as of ``frame.sample_texture``."""
+    def of(image: Floats, uv: Floats, uv_faces: Ints, parts: Ints | None = None) -> Texture:
+        """Of an (S, T, 4) ``image`` in 0..1 and (N, 2) ``uv`` as of ``frame.sample_texture``; one part if not said."""
         levels = np.rint(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)
         places = uv.astype(np.float64) * np.array(image.shape[1::-1]) - 0.5
-        return Texture(levels, places[uv_faces].astype(np.float32))
+        of = np.ones(len(uv_faces)) if parts is None else parts
+        return Texture(levels, places[uv_faces].astype(np.float32), np.asarray(of, dtype=np.uint8))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +74,12 @@ class Trim:
 
     first: int  # vertex to which the first row of ``look`` belongs
     look: NDArray[np.float32]  # (N, 6) albedo; place in the pattern (across, along; 1 is a repeat), its strength
-    pattern: NDArray[np.float32]  # (Q, Q) by which the albedo grows where the strength is 1
+    pattern: NDArray[np.float32]  # (Q, Q) by which the albedo grows where the strength is 1; Q is a power of two
+
+    def __post_init__(self) -> None:
+        side = len(self.pattern)
+        if self.look.ndim != 2 or self.look.shape[1] != 6 or self.pattern.shape != (side, side) or side & (side - 1):
+            raise ValueError(f"Trim wants (N, 6) and (Q, Q) of a power of two: {self.look.shape}, {self.pattern.shape}")
 
 
 PLAIN = Trim(0, np.zeros((0, 6), np.float32), np.zeros((1, 1), np.float32))
@@ -78,7 +93,8 @@ class Picture:
     triangle: NDArray[np.int32]  # (H, W) as ``Frame.triangle``
     depth: Image  # (H, W) metres, as ``Frame.depth``
     colour: Image  # (H, W, 4): colour in 0..1 or beyond, and how far what lies behind covers it; background undefined
-    textured: int  # triangles from here on are trim
+    part: NDArray[np.uint8]  # (H, W) of the triangle; background 0
+    parts: NDArray[np.uint8]  # (F,) of the textured triangles; what follows them is TRIM
 
 
 def picture(mesh: Mesh, ids: NDArray[np.int32], texture: Texture, light: Floats, trim: Trim = PLAIN) -> Picture:
@@ -91,30 +107,35 @@ def picture(mesh: Mesh, ids: NDArray[np.int32], texture: Texture, light: Floats,
         raise ValueError("the ids name triangles that this mesh does not have")
     if textured > len(mesh.faces) or (len(mesh.faces) > textured and trim.first + len(trim.look) < len(mesh.vertices)):
         raise ValueError(f"{len(mesh.faces)} triangles, {textured} of them textured, do not fit their looks")
-    depth = np.zeros(ids.shape, dtype=np.float32)
+    depth, part = np.zeros(ids.shape, dtype=np.float32), np.zeros(ids.shape, dtype=np.uint8)
     colour = np.empty((*ids.shape, 4), dtype=np.float32)
     _paint(
         ids,
         kernels.corners(mesh.vertices, mesh.faces, mesh.px, mesh.weight),
         mesh.faces,
         texture.corners.reshape(-1),
+        texture.parts,
         texture.texels.reshape(-1).view(np.int32),
         texture.texels.shape[1],
         texture.texels.shape[0],
         (light * _NORMS / 255.0).astype(np.float32),
         trim.first,
-        trim.look,
+        trim.look.reshape(-1),
         trim.pattern,
         depth,
+        part,
         colour,
     )
-    return Picture(ids, depth, colour, textured)
+    return Picture(ids, depth, colour, part, texture.parts)
 
 
 def outlines(seen: Picture) -> Bools:
-    """(H, W) the pixels on both sides of an outline: of the mesh, of trim, or a jump of depth by CREASE."""
+    """(H, W) the pixels on both sides of an outline.
+
+    That is where another part begins, or where depth jumps by CREASE between colours that are not ALIKE.
+    """
     out = np.zeros(seen.triangle.shape, dtype=np.bool_)
-    _outlines(seen.triangle, seen.depth, np.float32(CREASE), seen.textured, out)
+    _outlines(seen.part, seen.depth, seen.colour, np.float32(CREASE), np.float32(ALIKE), out)
     return out
 
 
@@ -129,10 +150,10 @@ def lay_over(seen: Picture, mesh: Mesh, background: Image) -> None:
     with np.errstate(divide="ignore"):
         depth = mesh.camera.depth_on_screen(fine.screen_depth)
     _lay_over(
-        seen.triangle,
+        seen.part,
         seen.depth,
         seen.colour,
-        seen.textured,
+        seen.parts,
         fine.slot,
         fine.triangle,
         depth,
@@ -143,15 +164,14 @@ def lay_over(seen: Picture, mesh: Mesh, background: Image) -> None:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _paint(  # type: ignore[no-untyped-def]
-    ids, corners, faces, uv, texels, columns, rows, light, first, look, pattern, depth, colour
+    ids, corners, faces, uv, parts, texels, columns, rows, light, first, look, pattern, depth, part, colour
 ):
     height, width = ids.shape
-    textured = len(uv) // 6
     # Several arrays, because the compiler would not vectorise loops over one with strides that differ.
     mixed = np.zeros(MIXED, dtype=np.float32)
     scratch = np.zeros(COLOURS, dtype=np.float32)
     whole = np.zeros(TEXELS, dtype=np.int32)
-    trim = np.zeros((TILE, 3), dtype=np.float32)
+    trim = np.zeros(TILE * 8, dtype=np.float32)
     zero, share = np.float32(0.0), np.float32(1.0 / 255.0)
     for row in range(height):
         begin, end = width, 0
@@ -161,18 +181,21 @@ def _paint(  # type: ignore[no-untyped-def]
                 end = column + 1
         for start in range(begin, end, TILE):
             stop = min(start + TILE, end)
-            trimmed = _surface(ids, row, start, stop, corners, faces, uv, first, look, pattern, mixed, trim)
+            trimmed = _surface(
+                ids, row, start, stop, corners, faces, uv, parts, first, look, pattern, mixed, trim, part
+            )
             _texture(stop - start, texels, columns, rows, mixed, scratch, whole)
             if trimmed:
                 for column in range(start, stop):
-                    if ids[row, column] >= textured:
+                    if part[row, column] == TRIM:
                         n = np.uint64(column - start)
-                        scratch[n + RED], scratch[n + GREEN], scratch[n + BLUE] = trim[n, 0], trim[n, 1], trim[n, 2]
-                        scratch[n + HIDDEN] = zero
+                        at = n * np.uint64(8)
+                        scratch[n + RED], scratch[n + HIDDEN] = trim[at], zero
+                        scratch[n + GREEN], scratch[n + BLUE] = trim[at + np.uint64(1)], trim[at + np.uint64(2)]
             _shade(stop - start, light, mixed, scratch)
             for column in range(start, stop):
                 n = np.uint64(column - start)
-                depth[row, column] = mixed[n * np.uint64(4) + NORMAL] if ids[row, column] >= 0 else zero
+                depth[row, column] = mixed[n * np.uint64(4) + NORMAL] if part[row, column] > 0 else zero
             for column in range(start, stop):
                 n = np.uint64(column - start)
                 colour[row, column, 0] = scratch[n + RED]
@@ -182,10 +205,15 @@ def _paint(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _surface(ids, row, start, stop, corners, faces, uv, first, look, pattern, mixed, trim):  # type: ignore[no-untyped-def]
-    """Depth, normal and place in the texture, or colour of trim, of a tile's pixels. Says whether there was trim."""
+def _surface(  # type: ignore[no-untyped-def]
+    ids, row, start, stop, corners, faces, uv, parts, first, look, pattern, mixed, trim, part
+):
+    """Depth, normal, part and place in the texture, or colour of trim, of a tile. Says whether there was trim."""
     trimmed = False
-    textured = len(uv) // 6
+    textured = len(parts)
+    white, zero = np.float32(255.0), np.float32(0.0)
+    side = np.float32(len(pattern))
+    around = len(pattern) - 1  # of a power of two
     table = corners.ravel()
     y = row + 0.5
     for column in range(start, stop):
@@ -206,21 +234,24 @@ def _surface(ids, row, start, stop, corners, faces, uv, first, look, pattern, mi
         if f < textured:
             two, at = np.uint64(2), t * np.uint64(6)
             blend_2(uv, at, at + two, at + four, a, b, c, mixed, PLACE + n * two)
+            part[row, column] = parts[t]
         else:
             trimmed = True
-            i, j, k = faces[t, 0] - first, faces[t, 1] - first, faces[t, 2] - first
-            u, v, w = np.float32(a), np.float32(b), np.float32(c)
-            strength = u * look[i, 5] + v * look[j, 5] + w * look[k, 5]
-            gain = np.float32(255.0)
+            part[row, column] = TRIM
+            six, at = np.uint64(6), n * eight
+            i = np.uint64(faces[t, 0] - first) * six
+            j = np.uint64(faces[t, 1] - first) * six
+            k = np.uint64(faces[t, 2] - first) * six
+            blend_4(look, i, j, k, a, b, c, trim, at)
+            blend_2(look, i + four, j + four, k + four, a, b, c, trim, at + four)
+            across, along, strength = trim[at + np.uint64(3)], trim[at + four], trim[at + np.uint64(5)]
+            gain = white
             if strength > 0:
-                side = pattern.shape[0]
-                across = u * look[i, 3] + v * look[j, 3] + w * look[k, 3]
-                along = u * look[i, 4] + v * look[j, 4] + w * look[k, 4]
-                down, right = int(np.floor(along * side)) % side, int(np.floor(across * side)) % side
-                gain += gain * strength * pattern[down, right]
+                down, right = int(np.floor(along * side)) & around, int(np.floor(across * side)) & around
+                gain += white * strength * pattern[down, right]
             for channel in range(3):
-                value = u * look[i, channel] + v * look[j, channel] + w * look[k, channel]
-                trim[n, channel] = min(max(value * gain, np.float32(0.0)), np.float32(255.0))
+                place = at + np.uint64(channel)
+                trim[place] = min(max(trim[place] * gain, zero), white)
     return trimmed
 
 
@@ -291,49 +322,38 @@ def _shade(count, light, mixed, scratch):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _outlines(ids, depth, crease, textured, out):  # type: ignore[no-untyped-def]
-    height, width = ids.shape
-    beside = np.zeros(width + 1, dtype=np.bool_)  # between each pixel and the one left of it
+def _outlines(part, depth, colour, crease, alike, out):  # type: ignore[no-untyped-def]
+    height, width = part.shape
+    parted = np.zeros(width, dtype=np.uint8)  # 1: by their parts, 2: by their depth
     for row in range(height):
-        for column in range(1, width):
-            beside[column] = _parted(
-                ids[row, column], ids[row, column - 1], depth[row, column], depth[row, column - 1], crease, textured
-            )
-        for column in range(width):
-            out[row, column] |= beside[column] | beside[column + 1]
-        if row + 1 < height:
-            for column in range(width):
-                beside[column] = _parted(
-                    ids[row, column], ids[row + 1, column], depth[row, column], depth[row + 1, column], crease, textured
-                )
-            for column in range(width):
-                out[row, column] |= beside[column]
-            for column in range(width):
-                out[row + 1, column] = beside[column]
-            beside[0] = False
-
-
-@numba.njit(cache=True, nogil=True)
-def _parted(f, g, y, z, crease, textured):  # type: ignore[no-untyped-def]
-    return (_kind(f, textured) != _kind(g, textured)) | (abs(y - z) > crease)
-
-
-@numba.njit(cache=True, nogil=True)
-def _kind(f, textured):  # type: ignore[no-untyped-def]
-    """Background, mesh or trim."""
-    return (f >= 0) + (f >= textured)
+        for down in range(2):
+            below, limit = row + down, width - 1 + down
+            if below == height:
+                continue
+            for column in range(limit):
+                right = column + 1 - down
+                jump = abs(depth[row, column] - depth[below, right]) > crease
+                parted[column] = np.uint8(1) if part[row, column] != part[below, right] else np.uint8(2 * jump)
+            for column in range(limit):
+                right = column + 1 - down
+                if parted[column] == 2:
+                    for channel in range(3):
+                        if abs(colour[row, column, channel] - colour[below, right, channel]) > alike:
+                            parted[column] = 1
+                if parted[column] == 1:
+                    out[row, column] = out[below, right] = True
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _lay_over(ids, depth, colour, textured, slot, triangle, sample_depth, crease, out):  # type: ignore[no-untyped-def]
-    height, width = ids.shape
+def _lay_over(part, depth, colour, parts, slot, triangle, sample_depth, crease, out):  # type: ignore[no-untyped-def]
+    height, width = part.shape
     one, penalty = np.float32(1.0), np.float32(1e3)  # metres: another kind only where there is nothing else
     kinds, depths, shown = np.empty(9, np.int64), np.empty(9, np.float32), np.empty(9, np.float32)
     for row in range(height):
         for column in range(width):
             n = slot[row, column]
             if n < 0:
-                if ids[row, column] >= 0:
+                if part[row, column] > 0:
                     hidden = colour[row, column, 3]
                     for channel in range(3):
                         own = colour[row, column, channel]
@@ -344,10 +364,11 @@ def _lay_over(ids, depth, colour, textured, slot, triangle, sample_depth, crease
                 shown[way] = 0.0
                 r, c = row + way // 3 - 1, column + way % 3 - 1
                 inside = r >= 0 and c >= 0 and r < height and c < width
-                kinds[way] = _kind(ids[r, c], textured) if inside else 0
+                kinds[way] = part[r, c] if inside else 0
                 depths[way] = depth[r, c] if inside else 0.0
             for sample in range(zbuffer.SAMPLES):
-                kind, z = _kind(triangle[n, sample], textured), np.float32(sample_depth[n, sample])
+                f, z = triangle[n, sample], np.float32(sample_depth[n, sample])
+                kind = 0 if f < 0 else parts[f] if f < len(parts) else TRIM
                 if kind == kinds[4] and abs(z - depths[4]) < crease:
                     shown[4] += one
                 elif kind > 0:
@@ -362,11 +383,11 @@ def _lay_over(ids, depth, colour, textured, slot, triangle, sample_depth, crease
             for way in range(9):
                 if shown[way] > 0 and kinds[way] > 0:
                     r, c = row + way // 3 - 1, column + way % 3 - 1
-                    part = shown[way] * (one - colour[r, c, 3])
-                    kept -= part
-                    red += part * colour[r, c, 0]
-                    green += part * colour[r, c, 1]
-                    blue += part * colour[r, c, 2]
+                    weight = shown[way] * (one - colour[r, c, 3])
+                    kept -= weight
+                    red += weight * colour[r, c, 0]
+                    green += weight * colour[r, c, 1]
+                    blue += weight * colour[r, c, 2]
             share = np.float32(1.0 / zbuffer.SAMPLES)
             out[row, column, 0] = share * (red + kept * out[row, column, 0])
             out[row, column, 1] = share * (green + kept * out[row, column, 1])

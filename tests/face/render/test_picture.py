@@ -90,7 +90,7 @@ def flat_picture(mesh: fr.Mesh, size: tuple[int, int], colour: float, hidden: fl
     depth = fr.resolve(ids, mesh.vertices, mesh.faces, mesh.camera).depth
     values = np.zeros((*size, 4), dtype=np.float32)
     values[..., :3], values[..., 3] = colour, hidden
-    return Picture(ids, depth, values, len(mesh.faces))
+    return Picture(ids, depth, values, (ids >= 0).astype(np.uint8), np.ones(len(mesh.faces), np.uint8))
 
 
 def laid(seen: Picture, mesh: fr.Mesh, background: float) -> Floats:
@@ -140,18 +140,22 @@ def test_no_fringes(open_head: MorphableModel) -> None:
 
 
 def test_outlines_are_where_depth_jumps_or_something_else_begins(open_head: MorphableModel) -> None:
+    """Where depth jumps only between colours that differ; where another part begins always."""
     mesh, frame, texture, _, light = scene(open_head, 3)
-    seen = picture(mesh, mesh.seen(SIZE), texture, light)
-    kind, depth = frame.mask.astype(int), frame.depth.astype(np.float64)
-    expected = np.zeros(SIZE, dtype=bool)
-    for axis in (0, 1):
-        parted = (np.diff(kind, axis=axis) != 0) | (np.abs(np.diff(depth, axis=axis)) > 0.006)
-        here, there = (slice(None, -1), slice(1, None))
-        expected[(here, slice(None)) if axis == 0 else (slice(None), here)] |= parted
-        expected[(there, slice(None)) if axis == 0 else (slice(None), there)] |= parted
-    assert np.array_equal(outlines(seen), expected)
-    some = replace(seen, textured=len(open_head.faces) // 2)
-    assert outlines(some).sum() > expected.sum()
+    parts = np.isin(open_head.region, [open_head.region_names.index(n) for n in ("eyes", "ears")]) + 1
+    seen = picture(mesh, mesh.seen(SIZE), replace(texture, parts=parts.astype(np.uint8)), light)
+    assert np.array_equal(seen.part, np.where(frame.mask, np.append(parts, 0)[frame.triangle], 0))
+    part, depth = seen.part.astype(int), frame.depth.astype(np.float64)
+    colour = np.where(frame.mask[..., None], seen.colour[..., :3], 0.0)
+    for tinted, alike in ((seen, 8.0 / 255.0), (replace(seen, colour=np.zeros_like(seen.colour)), np.inf)):
+        expected = np.zeros(SIZE, dtype=bool)
+        for axis in (0, 1):
+            jump = (np.abs(np.diff(depth, axis=axis)) > 0.006) & (np.abs(np.diff(colour, axis=axis)).max(2) > alike)
+            parted = (np.diff(part, axis=axis) != 0) | jump
+            for side in (slice(None, -1), slice(1, None)):
+                expected[(side, slice(None)) if axis == 0 else (slice(None), side)] |= parted
+        assert np.array_equal(outlines(tinted), expected)
+        assert 300 < expected.sum() < 6000
 
 
 def test_a_sample_is_coloured_by_its_own_surface() -> None:
@@ -178,10 +182,14 @@ def test_a_callers_mistakes_are_named(open_head: MorphableModel) -> None:
     with pytest.raises(ValueError, match="2 x 2"):
         Texture.of(np.zeros((1, 4, 4)), open_head.uv, open_head.uv_faces)
     with pytest.raises(ValueError, match="3, 2"):
-        Texture(texture.texels, texture.corners[0])
+        Texture(texture.texels, texture.corners[0], texture.parts)
+    with pytest.raises(ValueError, match="parts"):
+        replace(texture, parts=texture.parts * 0)
+    with pytest.raises(ValueError, match="power of two"):
+        Trim(0, np.zeros((4, 6), np.float32), np.zeros((3, 3), np.float32))
     with pytest.raises(ValueError, match="name triangles"):
         picture(mesh, ids + np.int32(len(open_head.faces)), texture, light)
-    less = replace(texture, corners=texture.corners[:-5])
+    less = replace(texture, corners=texture.corners[:-5], parts=texture.parts[:-5])
     with pytest.raises(ValueError, match="textured"):
         picture(mesh, ids, less, light, PLAIN)
     with pytest.raises(ValueError, match="no background"):
