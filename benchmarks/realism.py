@@ -13,7 +13,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from face.arrays import Bytes, Floats
+from face.arrays import Bytes
 from face.assets import load_albedo, load_model
 from face.errors import BadLandmarks, BadPhoto
 from infra.dataset import Dataset, open_dataset
@@ -33,23 +33,14 @@ from infra.storage import LocalStorage
 from pipeline import likeness, realism, sampling
 from pipeline.crop import square_crop
 from pipeline.inverse import tables_of
-from pipeline.landmark_fit import LandmarkRig, fit_landmarks
+from pipeline.landmark_fit import fit_landmarks
 from pipeline.photos import Photo, list_photos, read_photo
 from pipeline.realism import FACE_FRAME, WHOLE_FRAME, Portrait
 from pipeline.sensor import exposed, jpeg
 
-YAWS = ((0.0, 30.0), (30.0, 60.0), (60.0, 100.0))
-SPEED_LIMITS = {"candidates": 900, "people": 200}
+YAWS = ((0.0, 30.0), (30.0, 60.0), (60.0, 180.0))
+CANDIDATES, PEOPLE = 3000, 200  # views of a mode that may meet a photo; people whose views are recognised
 console = Console()
-
-
-@dataclass(frozen=True, eq=False)
-class Posed:
-    """A portrait with its pose and what it is compared by."""
-
-    portrait: Portrait
-    pose: Floats  # (3,) degrees
-    mode: str
 
 
 def read_photos(folder: Path) -> dict[str, Photo]:
@@ -69,39 +60,25 @@ def mode_of(row: ViewRow) -> str:
 
 def portrait_of(row: ViewRow) -> Portrait:
     bounds = (0.0, 0.0, float(row.width), float(row.height))
-    return Portrait(row.photo_id or row.identity_id, row.pixels(), row.landmarks_2d.astype(float), "2d", bounds)
+    return Portrait(row.photo_id or row.identity_id, row.pixels(), row.landmarks_2d.astype(float), bounds)
 
 
-def reals(photos: dict[str, Photo], size: int, rig: LandmarkRig, rng: np.random.Generator) -> list[Posed]:
-    out = []
-    for photo in photos.values():
-        portrait = realism.photographed(photo, photo.id, size=size, rng=rng)
-        if portrait is not None:
-            out.append(Posed(portrait, realism.pose_of(portrait, rig), "photo"))
-    return out
-
-
-def views(dataset: Dataset, rig: LandmarkRig, rng: np.random.Generator) -> tuple[list[Posed], dict[str, list[ViewRow]]]:
-    """Portraits of some views of each mode that may meet a photo, and every row of the photos' people."""
-    posed: list[Posed] = []
-    of_photo: dict[str, list[ViewRow]] = defaultdict(list)
-    room = SPEED_LIMITS["candidates"] // max(len(dataset.shards), 1) + 1
+def views(dataset: Dataset, rng: np.random.Generator) -> tuple[dict[str, list[Portrait]], dict[str, list[ViewRow]]]:
+    """Portraits of some views of each mode that may meet a photo, and every row of some photos' people."""
+    portraits: dict[str, list[Portrait]] = defaultdict(list)
+    of_photo: dict[str, list[ViewRow]] = {}
+    room = CANDIDATES // max(len(dataset.shards), 1) + 1
     for index in range(len(dataset.shards)):
-        rows = dataset.read_shard(index)
-        for row in rows:
-            if row.photo_id:
-                of_photo[row.photo_id].append(row)
         by_mode: dict[str, list[ViewRow]] = defaultdict(list)
-        for row in rows:
+        for row in dataset.read_shard(index):
+            if row.photo_id and (row.photo_id in of_photo or len(of_photo) < PEOPLE):
+                of_photo.setdefault(row.photo_id, []).append(row)
             # The first view of a photo is the photo's own scene; few photos look to the side.
-            if not (row.photo_id and row.view == 0) and abs(row.pose[0]) < 45.0:
+            if not (row.photo_id and row.view == 0) and abs(row.pose[0]) < 50.0:
                 by_mode[mode_of(row)].append(row)
         for mode, some in by_mode.items():
-            for i in rng.permutation(len(some))[:room]:
-                row = some[i]
-                portrait = portrait_of(row)
-                posed.append(Posed(portrait, realism.pose_of(portrait, rig), mode))
-    return posed, of_photo
+            portraits[mode] += [portrait_of(some[i]) for i in rng.permutation(len(some))[:room]]
+    return portraits, of_photo
 
 
 def crops(portraits: Sequence[Portrait], frame: float, rng: np.random.Generator) -> tuple[Bytes, np.ndarray]:
@@ -143,11 +120,11 @@ def smoothed(portrait: Portrait) -> Portrait:
 
 def told_apart(dataset: Dataset, photos: dict[str, Photo], seed: int, sheet: Path | None) -> tuple[dict, dict]:
     rng = np.random.default_rng(seed)
-    rig = LandmarkRig.of(load_model(), 30, 30)
-    posed, of_photo = views(dataset, rig, rng)
-    size = next(iter(of_photo.values()))[0].width if of_photo else posed[0].portrait.pixels.shape[0]
-    real = reals(photos, size, rig, rng)
-    pose = np.array([r.pose for r in real])
+    portraits, of_photo = views(dataset, rng)
+    size = next(iter(portraits.values()))[0].pixels.shape[0]
+    seen = [realism.photographed(photo, photo.id, size=size, rng=rng) for photo in photos.values()]
+    real = [portrait for portrait in seen if portrait is not None]
+    shapes = np.array([realism.shape_of(portrait) for portrait in real])
     table = Table("views", "crop", "told apart", "95 %", "pictures", "people", title=f"{len(real)} photos; chance 50 %")
     figures: dict[str, dict] = {}
     pictures: list[Bytes] = []
@@ -157,24 +134,22 @@ def told_apart(dataset: Dataset, photos: dict[str, Photo], seed: int, sheet: Pat
         span = f"{found.low:.1%} to {found.high:.1%}"
         table.add_row(views, crop, f"{found.accuracy:.1%}", span, str(found.pictures), str(found.people))
 
-    pools = {mode: [p for p in posed if p.mode == mode] for mode in sorted({p.mode for p in posed})}
-    pairs: dict[str, tuple[list[Portrait], list[Portrait]]] = {}
-    for mode, pool in pools.items():
-        i, j = realism.matched(pose, np.array([p.pose for p in pool]))
-        pairs[mode] = [real[k].portrait for k in i], [pool[k].portrait for k in j]
+    for mode, pool in sorted(portraits.items()):
+        i, j = realism.matched(shapes, np.array([realism.shape_of(p) for p in pool]))
+        pair = [real[k] for k in i], [pool[k] for k in j]
         if len(i) < 60:
-            console.print(f"{mode}: only {len(i)} views meet a photo of their pose; left out")
+            console.print(f"{mode}: only {len(i)} views meet a photo like them; left out")
             continue
-        found, a, b = judge(*pairs[mode], FACE_FRAME, seed, realism.oval)
+        found, a, b = judge(*pair, FACE_FRAME, seed, realism.oval)
         report(mode, "face", found)
         pictures += [np.concatenate(list(half[:16]), axis=1) for half in (a, b)]
-        found, a, b = judge(*pairs[mode], WHOLE_FRAME, seed, only_inside=True)
+        found, a, b = judge(*pair, WHOLE_FRAME, seed, only_inside=True)
         report(mode, "whole", found)
         pictures += [np.concatenate(list(half[:16]), axis=1) for half in (a, b)]
-        found, *_ = judge([dots(p) for p in pairs[mode][0]], [dots(p) for p in pairs[mode][1]], FACE_FRAME, seed)
+        found, *_ = judge([dots(p) for p in pair[0]], [dots(p) for p in pair[1]], FACE_FRAME, seed)
         report(mode, "landmarks alone", found)
     table.add_section()
-    every = [real[k].portrait for k in rng.permutation(len(real))]
+    every = [real[k] for k in rng.permutation(len(real))]
     half = len(every) // 2
     found, *_ = judge(every[:half], every[half : 2 * half], FACE_FRAME, seed, realism.oval)
     report("control: other photos", "face", found)
@@ -201,7 +176,6 @@ def stays_the_same(of_photo: dict[str, list[ViewRow]], photos: dict[str, Photo],
     model = load_model()
     chart = likeness.Chart.of(model)
     names = [name for name in sorted(of_photo) if name in photos and of_photo[name][0].view == 0]
-    names = [names[i] for i in sorted(rng.permutation(len(names))[: SPEED_LIMITS["people"]])]
     gallery, twice = [], []
     looks: dict[str, list[likeness.Look]] = defaultdict(list)
     whose: dict[str, list[int]] = defaultdict(list)

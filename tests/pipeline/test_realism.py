@@ -39,7 +39,7 @@ def portrait(pixels: Bytes, scale: float = 1.0) -> Portrait:
     rng = np.random.default_rng(3)
     side = len(pixels)
     landmarks = (0.5 + 0.25 * rng.uniform(-1, 1, (68, 2))) * side * scale
-    return Portrait("someone", pixels, landmarks, "2d", (0.0, 0.0, float(side), float(side)))
+    return Portrait("someone", pixels, landmarks, (0.0, 0.0, float(side), float(side)))
 
 
 def test_nothing_is_learned_where_nothing_differs(pictures: Bytes) -> None:
@@ -123,14 +123,21 @@ def test_an_oval_hides_all_that_lies_outside_it() -> None:
     assert same[:, :, -1].all()
 
 
-def test_poses_are_paired_once_and_only_when_near() -> None:
+def test_shapes_are_paired_once_and_only_when_near() -> None:
     rng = np.random.default_rng(8)
-    real, made = rng.normal(0, 20, (60, 3)), rng.normal(0, 20, (40, 3))
-    i, j = matched(real, made, limit=9.0)
+    real, made = rng.normal(0, 1, (60, 6)), rng.normal(0, 1, (40, 6))
+    i, j = matched(real, made, limit=1.0)
     assert len(set(i.tolist())) == len(i) == len(set(j.tolist())) > 5
-    assert np.linalg.norm(real[i] - made[j], axis=1).max() <= 9.0
-    every, _ = matched(made, made)
-    assert len(every) == 40
+    assert np.sqrt(((real[i] - made[j]) ** 2).sum(1) / 3).max() <= 1.0
+    a, b = matched(made, made[::-1], limit=1e-3)
+    assert (made[a] == made[::-1][b]).all()
+    assert len(a) == 40
+
+
+def test_a_shape_does_not_depend_on_place_and_size() -> None:
+    one = portrait(picture(np.random.default_rng(7), 128))
+    other = replace(one, landmarks=one.landmarks * 2.5 + np.array([10.0, -3.0]))
+    assert realism.shape_of(one) == pytest.approx(realism.shape_of(other), abs=1e-9)
 
 
 def test_photos_are_framed_as_views_are_and_never_enlarged() -> None:
