@@ -126,7 +126,7 @@ def _front(
 def _temples(
     glasses: Glasses, model: MorphableModel, neutral: Floats, edge: float, tall: float, level: float, front: float
 ) -> Prop:
-    named = model.triangles_of("ears") if "ears" in model.region_names else []
+    named = model.triangles_of(*({"ears"} & set(model.region_names)))
     if len(named):
         ears = neutral[np.unique(model.faces[named])]
         root = ears[np.abs(ears[:, 0]) < np.quantile(np.abs(ears[:, 0]), 0.5)]
