@@ -24,6 +24,7 @@ from face.render.frame import visible
 from face.render.visibility import Visibility
 from face.transform import Rigid
 from infra.dataset import Dataset
+from infra.maps import HIDDEN_DEPTH
 from infra.shards import ViewRow, frame_of, persons_of
 from pipeline import person_file, views
 from pipeline.plan import KEY, Plan, code_version, parse_plan
@@ -193,7 +194,7 @@ def correspondence_errors(a: ViewRow, b: ViewRow, model: MorphableModel) -> Floa
     here = np.stack([columns, rows], axis=1) + 0.5
     cam_b = points.of(vertices_b, model.faces)
     there = b.camera.px_from_cam(cam_b)
-    seen = visible(frame_b, cam_b, b.camera, views.HIDDEN_DEPTH)
+    seen = visible(frame_b, cam_b, b.camera, HIDDEN_DEPTH)
     back = np.full((b.height, b.width, 2), np.nan)
     back[frame_b.mask] = a.camera.px_from_cam(frame_b.points().of(vertices_a, model.faces))
     corner = np.floor(there - 0.5).astype(int)

@@ -24,6 +24,7 @@ from face.render.frame import Frame, Image, Mesh, resolve, visible
 from face.render.picture import Picture, Texture, Trim, lay_over, picture
 from face.render.visibility import Visibility
 from face.transform import Rigid
+from infra.maps import HIDDEN_DEPTH
 from infra.shards import ViewRow, sample_id_of
 from infra.split import Split
 from pipeline import backgrounds, profile, sampling
@@ -37,7 +38,6 @@ from pipeline.sensor import exposed, jpeg
 
 MODE = "rerender"
 RECIPE_VERSION = 2
-HIDDEN_DEPTH = 0.004  # metres behind the nearest surface at which a landmark counts as hidden
 OWN_LIGHT = 0.2  # share of a photo's views that keep the photo's light
 PROFILE_SHARE = 0.35  # of a photo's views that are the photo itself, turned
 OWN_EXPRESSION = 0.3  # share that keep the photo's expression

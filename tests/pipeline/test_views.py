@@ -14,6 +14,7 @@ from face.landmarks import NAMES
 from face.morphable import MorphableModel
 from face.render.frame import OCCLUDER, render
 from face.transform import rotation_from_angles
+from infra.maps import HIDDEN_DEPTH
 from infra.shards import ViewRow, frame_of, parquet_to_rows, rows_to_parquet
 from pipeline import views
 from pipeline.gallery import common_points, contact_sheet, correspondence_picture
@@ -131,7 +132,7 @@ def test_visibility_agrees_with_the_frame(rows: list[ViewRow], open_head: Morpha
         inside = ((px >= 1) & (px < SIZE - 1)).all(1)
         for (x, y), z, seen in zip(px[inside], cam[inside, 2], row.visible_3d[inside], strict=True):
             around = frame.depth[y - 1 : y + 2, x - 1 : x + 2]
-            behind = around[around > 0] < z - views.HIDDEN_DEPTH
+            behind = around[around > 0] < z - HIDDEN_DEPTH
             assert not (seen and len(behind) == 9 and behind.all())
             assert seen or behind.any() or (row.triangle_ids[y - 1 : y + 2, x - 1 : x + 2] == OCCLUDER).any()
 
