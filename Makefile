@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test s3-server check format bench clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/'
 
 setup: $(READY)  ## make .venv with dff and everything it needs
 
@@ -29,6 +29,13 @@ demo: $(READY)  ## photo -> synthesis -> training -> served aligner -> one HTML 
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest
+
+s3-server: build/swift/bin/swift-proxy-server  ## install a real S3 server for the tests that want one
+
+build/swift/bin/swift-proxy-server: tests/swift.txt
+	$(PYTHON) -m venv build/swift
+	build/swift/bin/pip install --quiet -r tests/swift.txt
+	@touch $@
 
 check: $(READY)  ## ruff and mypy strict
 	$(BIN)/ruff format --check .

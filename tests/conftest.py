@@ -15,6 +15,7 @@ from face.morphable import MorphableModel
 
 if TYPE_CHECKING:
     from tests.s3_server import FaultyS3
+    from tests.swift_server import Swift
 
 RINGS, SEGMENTS = 4, 8
 """The toy head is an egg of four rings of eight vertices and two poles: 34 vertices, 64 triangles."""
@@ -52,6 +53,27 @@ def s3() -> Iterator[FaultyS3]:
 
     with serve_s3() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
+    """A real S3 server on this machine, with a bucket "faces"; skips where it is not installed."""
+    from tests.swift_server import HOME, installed, serve_swift
+
+    home = installed()
+    if home is None:
+        pytest.skip(f"needs OpenStack Swift in {HOME} (make s3-server) or in $DFF_SWIFT")
+    with serve_swift(home, tmp_path_factory.mktemp("swift")) as server:
+        yield server
+
+
+@pytest.fixture
+def swift(swift_server: Swift) -> Iterator[Swift]:
+    """That server, with credentials for it in the environment."""
+    from tests.swift_server import credentials
+
+    with credentials():
+        yield swift_server
 
 
 def make_toy_model() -> MorphableModel:

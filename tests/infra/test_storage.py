@@ -22,6 +22,7 @@ from face.errors import Conflict, NotFound, StorageError, TransientStorageError
 from infra import storage as storage_module
 from infra.storage import ObjectInfo, Storage, open_storage
 from tests.s3_server import BUCKET, FaultyS3, refuse, stall, stall_halfway, truncate
+from tests.swift_server import Swift
 
 _fresh = count()
 
@@ -41,12 +42,12 @@ HOSTILE = (
 )
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", "s3", pytest.param("swift", marks=pytest.mark.swift)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """A new, empty storage of each kind."""
     if request.param == "folder":
         return open_storage(str(tmp_path / "store"))
-    server: FaultyS3 = request.getfixturevalue("s3")
+    server: FaultyS3 | Swift = request.getfixturevalue(request.param)
     return open_storage(f"s3://{BUCKET}/laws/{next(_fresh)}", endpoint_url=server.url)
 
 
