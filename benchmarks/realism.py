@@ -112,6 +112,12 @@ def dots(portrait: Portrait) -> Portrait:
     return replace(portrait, pixels=out)
 
 
+def refitted(portrait: Portrait) -> Portrait:
+    """Landmarks as the model has them, no longer as a person marked them."""
+    rig = tables_of(load_model(), load_albedo()).rig
+    return replace(portrait, landmarks=rig.project(fit_landmarks(portrait.landmarks, rig, "2d"), "2d"))
+
+
 def smoothed(portrait: Portrait) -> Portrait:
     """As if the skin had no pores: what a poor texture looks like."""
     out = cv2.bilateralFilter(portrait.pixels, 9, 60.0, 4.0)
@@ -156,6 +162,8 @@ def told_apart(dataset: Dataset, photos: dict[str, Photo], seed: int, sheet: Pat
     altered = [smoothed(p) for p in every[half : 2 * half]]
     found, *_ = judge(every[:half], altered, FACE_FRAME, seed, realism.oval)
     report("control: smoothed photos", "face", found)
+    found, *_ = judge(every[:half], [refitted(p) for p in every[half : 2 * half]], FACE_FRAME, seed, realism.oval)
+    report("control: photos framed by a fit", "face", found)
     console.print(table)
     if sheet is not None and pictures:
         width = max(p.shape[1] for p in pictures)

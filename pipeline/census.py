@@ -165,7 +165,7 @@ def recipe_names(recipe: Mapping[str, Any]) -> dict[str, str]:
     """What a row's recipe says in words: the movements of mouth, eyes and brows, what is worn, the background."""
     mouth, _, rest = str(recipe.get("movement", "unknown")).partition("+")
     eyes, _, brows = rest.partition("+")
-    worn = sorted({str(name).rstrip("0123456789_- ") for name in recipe.get("worn", ())})
+    worn = sorted({str(name).rstrip("0123456789_- ") for name in recipe.get("worn", ())} - {"body"})
     background = recipe.get("background")
     kind = background.get("kind", "drawn") if isinstance(background, dict) else "the photo's own"
     return {
