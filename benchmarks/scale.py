@@ -37,7 +37,7 @@ from rich.table import Table
 
 import dff
 from face.assets import load_model
-from infra.dataset import MANIFEST, open_dataset
+from infra.dataset import MANIFEST, SEGMENT, open_dataset
 from infra.storage import ObjectInfo, Storage, open_storage
 from pipeline import job, ledger
 from pipeline.fan_out import MAX_CALLS, RETRIES
@@ -156,8 +156,9 @@ def drive(storage: Storage, in_flight: int) -> dict[str, float]:
     """The driver's work, killed when three of four of the last ``in_flight`` shards are done and no segment of them."""
     plan = parse_plan(storage.read(KEY), KEY)
     count = len(plan.shards)
+    assert (count - in_flight) % SEGMENT == 0, "else records of an open segment would be lost with the driver"
 
-    def make(shards: Iterable[ShardPlan]) -> Generator[Record]:
+    def make(shards: Iterable[ShardPlan], again: job.Again) -> Generator[Record]:
         for shard in shards:
             record = simulated_record(shard, plan)
             if shard.index < count - in_flight:
@@ -179,7 +180,7 @@ def resume(storage: Storage) -> dict[str, float]:
     plan = parse_plan(storage.read(KEY), KEY)
     made = 0
 
-    def make(shards: Iterable[ShardPlan]) -> Generator[Record]:
+    def make(shards: Iterable[ShardPlan], again: job.Again) -> Generator[Record]:
         nonlocal made
         for shard in shards:
             made += 1
@@ -457,7 +458,7 @@ PHASES: dict[str, Callable[..., dict[str, float]]] = {
 }
 
 
-def simulate(folder: Path, shards: int, photos: int, in_flight: int = 4000) -> dict[str, dict[str, float]]:
+def simulate(folder: Path, shards: int, photos: int, in_flight: int = 2000) -> dict[str, dict[str, float]]:
     """Every phase, each in a process of its own."""
     more = {"lay out": (shards, photos), "drive, then be killed": (in_flight,)}
     return {name: apart("phase", name, folder, *more.get(name, ())) for name in PHASES}
