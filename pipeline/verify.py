@@ -183,9 +183,9 @@ def correspondence_errors(a: ViewRow, b: ViewRow, model: MorphableModel) -> Floa
     """(N,) pixels by which points of ``a`` miss their places in ``b``.
 
     A surface point that a pixel of ``a`` shows is projected into ``b``. Where ``b`` shows it, the pixels round that
-    place show surface points whose own projections into ``a`` are known; interpolating those at the place must lead
-    back to the pixel of ``a``. Compared where the four pixels show the same triangle as the point, so that
-    interpolation is exact up to perspective inside one triangle.
+    place show surface points; the one that they interpolate to at the place must be projected to the pixel of ``a``.
+    Compared where the four pixels show the same triangle as the point, so that interpolation is exact: inside a
+    triangle, what is linear on the surface is linear on the screen after weighting (``Camera.screen_weight``).
     """
     frame_a, frame_b = frame_of(a, model), frame_of(b, model)
     vertices_a, vertices_b = (row.cam_from_head.apply(model.vertices(row.coefficients)) for row in (a, b))
@@ -195,8 +195,10 @@ def correspondence_errors(a: ViewRow, b: ViewRow, model: MorphableModel) -> Floa
     cam_b = points.of(vertices_b, model.faces)
     there = b.camera.px_from_cam(cam_b)
     seen = visible(frame_b, cam_b, b.camera, HIDDEN_DEPTH)
-    back = np.full((b.height, b.width, 2), np.nan)
-    back[frame_b.mask] = a.camera.px_from_cam(frame_b.points().of(vertices_a, model.faces))
+    shown = frame_b.points()
+    weight = b.camera.screen_weight(shown.of(vertices_b, model.faces))[:, None]
+    surface = np.full((b.height, b.width, 4), np.nan)  # weighted points in the frame of a's camera, and the weights
+    surface[frame_b.mask] = weight * np.insert(shown.of(vertices_a, model.faces), 3, 1.0, axis=1)
     corner = np.floor(there - 0.5).astype(int)
     inside = (corner >= 0).all(1) & (corner + 1 < np.array([b.width, b.height])).all(1)
     corner[~inside] = 0
@@ -204,6 +206,7 @@ def correspondence_errors(a: ViewRow, b: ViewRow, model: MorphableModel) -> Floa
     around = np.stack([frame_b.triangle[y + j, x + i] for j in (0, 1) for i in (0, 1)], axis=1)
     same = inside & seen & (around == points.triangle[:, None]).all(1)
     fx, fy = (there - 0.5 - corner).T[:, :, None]
-    found = (back[y, x] * (1 - fx) + back[y, x + 1] * fx) * (1 - fy)
-    found += (back[y + 1, x] * (1 - fx) + back[y + 1, x + 1] * fx) * fy
-    return np.asarray(np.linalg.norm(found - here, axis=1)[same])
+    found = (surface[y, x] * (1 - fx) + surface[y, x + 1] * fx) * (1 - fy)
+    found += (surface[y + 1, x] * (1 - fx) + surface[y + 1, x + 1] * fx) * fy
+    back = a.camera.px_from_cam(found[same, :3] / found[same, 3:])
+    return np.asarray(np.linalg.norm(back - here[same], axis=1))
