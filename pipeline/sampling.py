@@ -258,6 +258,14 @@ _FACING = np.array(
     ]
 )
 
+_FRONT = len(_FACING) // 2  # the normal that looks straight into the camera
+
+
+def warmth(spread: float, *, rng: np.random.Generator) -> Floats:
+    """(3,) factors on RGB about 1: lamps and white balances are warm or cool by ``spread``, hardly green or pink."""
+    warm, green = rng.normal(0.0, spread), rng.normal(0.0, 0.2 * spread)
+    return np.exp(warm * np.array([1.0, 0.1, -1.0]) + green * np.array([-0.5, 1.0, -0.5]))
+
 
 def sample_light(*, rng: np.random.Generator) -> Floats:
     """(9, 3) float32 light in cam: ambient and one to three coloured lamps, mostly from above and before the face.
@@ -267,7 +275,7 @@ def sample_light(*, rng: np.random.Generator) -> Floats:
     """
     kind = rng.random()
     hard, coloured = kind < 0.20, kind > 0.92
-    tint = np.exp(rng.normal(0.0, 0.04, 3))
+    tint = warmth(0.06, rng=rng)
     around, lamps = (rng.uniform(0.06, 0.2), 1) if hard else (rng.uniform(0.25, 0.9), int(rng.integers(1, 4)))
     light = np.outer(lighting.ambient(float(around))[:, 0], tint)
     for _ in range(lamps):
@@ -277,10 +285,12 @@ def sample_light(*, rng: np.random.Generator) -> Floats:
             [np.sin(azimuth) * np.cos(height), -np.sin(height), -np.cos(azimuth) * np.cos(height)],
         )
         strength = float(rng.uniform(0.6, 1.2) if hard else rng.gamma(2.0, 0.3))
-        colour = np.exp(rng.normal(0.0, 0.22 if coloured else 0.06, 3)) * strength
+        colour = warmth(0.30 if coloured else 0.08, rng=rng) * strength
         light += np.outer(lobe(direction), colour)
-    level = float(rng.uniform(0.55, 1.15))
-    return np.asarray(light * (level / float(lighting.shade(_FACING, light).mean())), dtype=np.float32)
+    shade = lighting.shade(_FACING, light).mean(axis=1)
+    # Nobody keeps a picture whose subject is black: what faces the camera squarely is a third of the mean at least.
+    level = max(float(rng.uniform(0.55, 1.15)) / float(shade.mean()), 0.33 / max(float(shade[_FRONT]), 0.05))
+    return np.asarray(light * level, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -301,7 +311,7 @@ class Sensor:
 
 def sample_sensor(*, rng: np.random.Generator) -> Sensor:
     """Mostly a good camera; now and then blurred, small, noisy, grey or heavily compressed."""
-    gains = np.exp(rng.normal(0.0, 0.04, 3))
+    gains = warmth(0.05, rng=rng)
     return Sensor(
         gains=(float(gains[0]), float(gains[1]), float(gains[2])),
         gamma=float(np.exp(rng.normal(0.0, 0.12))),
