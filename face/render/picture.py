@@ -26,8 +26,10 @@ CREASE = 0.006
 ALIKE = 8.0 / 255.0
 """Difference of colours up to which nobody sees an outline between two parts of one thing."""
 
-TRIM = 255
+TRIM = 15
 """The part of what is not textured."""
+
+APART = np.float32(100.0)  # metres that parts count as apart from each other; float32 still tells 0.1 mm at TRIM of it
 
 _NORMS = np.array([C0, C1, C1, C1, C2, C2, C3, C2, C4])[:, None]
 
@@ -49,7 +51,7 @@ class Texture:
 
     texels: NDArray[np.uint8]  # (S, T, 4): red, green, blue, and how far what lies behind covers it
     corners: NDArray[np.float32]  # (F, 3, 2) of each triangle's corners in texels, the first texel's centre at 0
-    parts: NDArray[np.uint8]  # (F,) 1 .. 254: what each triangle is of; between two parts there is an outline
+    parts: NDArray[np.uint8]  # (F,) 1 .. 14: what each triangle is of; between two parts there is an outline
 
     def __post_init__(self) -> None:
         if self.texels.ndim != 3 or self.texels.shape[2] != 4 or min(self.texels.shape[:2]) < 2:
@@ -92,7 +94,7 @@ class Picture:
 
     triangle: NDArray[np.int32]  # (H, W) as ``Frame.triangle``
     depth: Image  # (H, W) metres, as ``Frame.depth``
-    colour: Image  # (H, W, 4): colour in 0..1 or beyond, and how far what lies behind covers it; background undefined
+    colour: Image  # (H, W, 4): colour in 0..1 or beyond, how far what lies behind covers it: background 1
     part: NDArray[np.uint8]  # (H, W) of the triangle; background 0
     parts: NDArray[np.uint8]  # (F,) of the textured triangles; what follows them is TRIM
 
@@ -108,7 +110,7 @@ def picture(mesh: Mesh, ids: NDArray[np.int32], texture: Texture, light: Floats,
     if textured > len(mesh.faces) or (len(mesh.faces) > textured and trim.first + len(trim.look) < len(mesh.vertices)):
         raise ValueError(f"{len(mesh.faces)} triangles, {textured} of them textured, do not fit their looks")
     depth, part = np.zeros(ids.shape, dtype=np.float32), np.zeros(ids.shape, dtype=np.uint8)
-    colour = np.empty((*ids.shape, 4), dtype=np.float32)
+    colour = np.empty((*ids.shape, 4), dtype=np.float32)  # set from the first to the last pixel of a row that shows it
     _paint(
         ids,
         kernels.corners(mesh.vertices, mesh.faces, mesh.px, mesh.weight),
@@ -154,7 +156,7 @@ def lay_over(seen: Picture, mesh: Mesh, background: Image) -> None:
         seen.depth,
         seen.colour,
         seen.parts,
-        fine.slot,
+        fine.pixel,
         fine.triangle,
         depth,
         np.float32(CREASE),
@@ -172,7 +174,7 @@ def _paint(  # type: ignore[no-untyped-def]
     scratch = np.zeros(COLOURS, dtype=np.float32)
     whole = np.zeros(TEXELS, dtype=np.int32)
     trim = np.zeros(TILE * 8, dtype=np.float32)
-    zero, share = np.float32(0.0), np.float32(1.0 / 255.0)
+    zero, one, share = np.float32(0.0), np.float32(1.0), np.float32(1.0 / 255.0)
     for row in range(height):
         begin, end = width, 0
         for column in range(width):
@@ -201,7 +203,7 @@ def _paint(  # type: ignore[no-untyped-def]
                 colour[row, column, 0] = scratch[n + RED]
                 colour[row, column, 1] = scratch[n + GREEN]
                 colour[row, column, 2] = scratch[n + BLUE]
-                colour[row, column, 3] = scratch[n + HIDDEN] * share
+                colour[row, column, 3] = scratch[n + HIDDEN] * share if part[row, column] > 0 else one
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -324,71 +326,125 @@ def _shade(count, light, mixed, scratch):  # type: ignore[no-untyped-def]
 @numba.njit(cache=True, nogil=True)
 def _outlines(part, depth, colour, crease, alike, out):  # type: ignore[no-untyped-def]
     height, width = part.shape
-    parted = np.zeros(width, dtype=np.uint8)  # 1: by their parts, 2: by their depth
+    parted = np.zeros(-(-width // 8) * 8, dtype=np.uint8)  # 1: by their parts, 2: by their depth
+    eight = parted.view(np.uint64)
     for row in range(height):
         for down in range(2):
             below, limit = row + down, width - 1 + down
             if below == height:
                 continue
-            for column in range(limit):
-                right = column + 1 - down
-                jump = abs(depth[row, column] - depth[below, right]) > crease
-                parted[column] = np.uint8(1) if part[row, column] != part[below, right] else np.uint8(2 * jump)
-            for column in range(limit):
-                right = column + 1 - down
-                if parted[column] == 2:
-                    for channel in range(3):
-                        if abs(colour[row, column, channel] - colour[below, right, channel]) > alike:
-                            parted[column] = 1
-                if parted[column] == 1:
-                    out[row, column] = out[below, right] = True
+            parted[width - 1] = 0
+            _parted(part[row], part[below, 1 - down :], depth[row], depth[below, 1 - down :], crease, limit, parted)
+            for word in range(len(eight)):
+                if eight[word] == 0:
+                    continue
+                for column in range(8 * word, min(8 * word + 8, limit)):
+                    right = column + 1 - down
+                    if parted[column] == 2:
+                        for channel in range(3):
+                            if abs(colour[row, column, channel] - colour[below, right, channel]) > alike:
+                                parted[column] = 1
+                    if parted[column] == 1:
+                        out[row, column] = out[below, right] = True
+
+
+@numba.njit(cache=True, nogil=True)
+def _parted(part, other, depth, beyond, crease, limit, parted):  # type: ignore[no-untyped-def]
+    for column in range(limit):
+        jump = np.uint8(2) if abs(depth[column] - beyond[column]) > crease else np.uint8(0)
+        parted[column] = jump if part[column] == other[column] else np.uint8(1)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _lay_over(part, depth, colour, parts, slot, triangle, sample_depth, crease, out):  # type: ignore[no-untyped-def]
+def _lay_over(part, depth, colour, parts, pixels, triangle, sample_depth, crease, out):  # type: ignore[no-untyped-def]
     height, width = part.shape
-    one, penalty = np.float32(1.0), np.float32(1e3)  # metres: another kind only where there is nothing else
-    kinds, depths, shown = np.empty(9, np.int64), np.empty(9, np.float32), np.empty(9, np.float32)
+    count = len(pixels)
+    # One pixel round each after the other, and one sample after the other: long simple loops, eight pixels at a time.
+    levels = np.empty((9, count), dtype=np.float32)
+    for n in range(count):
+        row = pixels[n] // width
+        column = pixels[n] - row * width
+        way = 0
+        for r in range(row - 1, row + 2):
+            for c in range(column - 1, column + 2):
+                inside = r >= 0 and c >= 0 and r < height and c < width and part[r, c] > 0
+                levels[way, n] = _level(depth[r, c], part[r, c]) if inside else np.float32(np.inf)
+                way += 1
+    wanted, away = np.empty(count, dtype=np.float32), np.empty(count, dtype=np.float32)
+    best = np.empty(count, dtype=np.int32)
+    mixed = np.zeros(
+        (count, 4), dtype=np.float32
+    )  # the sum of samples, and how much of the background they let through
+    flat = colour.reshape(-1, 4)
+    somewhere = 0  # a pixel that has a colour, for samples that have none
+    for n in range(count):
+        somewhere = np.int64(pixels[n]) if part.reshape(-1)[pixels[n]] > 0 else somewhere
+    for sample in range(zbuffer.SAMPLES):
+        for n in range(count):
+            f = triangle[n, sample]
+            kind = np.int64(parts[f]) if f >= 0 and f < len(parts) else TRIM
+            wanted[n] = _level(np.float32(sample_depth[n, sample]), kind)
+        _first(levels[4], wanted, crease, away, best)
+        for way in range(9):
+            if way != 4:
+                _nearer(levels[way], wanted, np.int32((way // 3 - 1) * width + way % 3 - 1), away, best)
+        for n in range(count):
+            shows = triangle[n, sample] >= 0 and away[n] < np.inf
+            at = np.int64(pixels[n]) + best[n] if shows else somewhere
+            hidden = flat[at, 3] if shows else np.float32(1.0)
+            shown = np.float32(1.0) - hidden
+            mixed[n, 0] += shown * flat[at, 0]
+            mixed[n, 1] += shown * flat[at, 1]
+            mixed[n, 2] += shown * flat[at, 2]
+            mixed[n, 3] += hidden
+    share = np.float32(1.0 / zbuffer.SAMPLES)
+    behind = out.reshape(-1, 3)
+    for n in range(count):
+        for channel in range(3):
+            mixed[n, channel] = share * (mixed[n, channel] + mixed[n, 3] * behind[pixels[n], channel])
     for row in range(height):
-        for column in range(width):
-            n = slot[row, column]
-            if n < 0:
-                if part[row, column] > 0:
-                    hidden = colour[row, column, 3]
-                    for channel in range(3):
-                        own = colour[row, column, channel]
-                        out[row, column, channel] = own + hidden * (out[row, column, channel] - own)
-                continue
-            # How many samples show the background, and how many each of the pixels round this one, itself the fifth.
-            for way in range(9):
-                shown[way] = 0.0
-                r, c = row + way // 3 - 1, column + way % 3 - 1
-                inside = r >= 0 and c >= 0 and r < height and c < width
-                kinds[way] = part[r, c] if inside else 0
-                depths[way] = depth[r, c] if inside else 0.0
-            for sample in range(zbuffer.SAMPLES):
-                f, z = triangle[n, sample], np.float32(sample_depth[n, sample])
-                kind = 0 if f < 0 else parts[f] if f < len(parts) else TRIM
-                if kind == kinds[4] and abs(z - depths[4]) < crease:
-                    shown[4] += one
-                elif kind > 0:
-                    best, far = 4, np.float32(np.inf)
-                    for way in range(9):
-                        away = abs(z - depths[way]) + penalty * np.float32(kinds[way] != kind)
-                        away = away if kinds[way] > 0 else np.float32(np.inf)
-                        nearer = away < far
-                        best, far = (way if nearer else best), (away if nearer else far)
-                    shown[best] += one
-            red, green, blue, kept = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(zbuffer.SAMPLES)
-            for way in range(9):
-                if shown[way] > 0 and kinds[way] > 0:
-                    r, c = row + way // 3 - 1, column + way % 3 - 1
-                    weight = shown[way] * (one - colour[r, c, 3])
-                    kept -= weight
-                    red += weight * colour[r, c, 0]
-                    green += weight * colour[r, c, 1]
-                    blue += weight * colour[r, c, 2]
-            share = np.float32(1.0 / zbuffer.SAMPLES)
-            out[row, column, 0] = share * (red + kept * out[row, column, 0])
-            out[row, column, 1] = share * (green + kept * out[row, column, 1])
-            out[row, column, 2] = share * (blue + kept * out[row, column, 2])
+        begin, end = _span(part[row])
+        for column in range(begin, end):
+            hidden = colour[row, column, 3]
+            red, green, blue = colour[row, column, 0], colour[row, column, 1], colour[row, column, 2]
+            out[row, column, 0] = red + hidden * (out[row, column, 0] - red)
+            out[row, column, 1] = green + hidden * (out[row, column, 1] - green)
+            out[row, column, 2] = blue + hidden * (out[row, column, 2] - blue)
+    for n in range(count):
+        for channel in range(3):
+            behind[pixels[n], channel] = mixed[n, channel]
+
+
+@numba.njit(cache=True, nogil=True)
+def _level(depth, part):  # type: ignore[no-untyped-def]
+    """Depth, with parts so far from each other that another is only taken where there is nothing else."""
+    return depth + APART * np.float32(part)
+
+
+@numba.njit(cache=True, nogil=True)
+def _first(levels, wanted, crease, away, best):  # type: ignore[no-untyped-def]
+    """A sample has the colour of its own pixel unless there is a crease between."""
+    for n in range(len(wanted)):
+        apart = abs(levels[n] - wanted[n])
+        away[n] = np.float32(0.0) if apart < crease else apart
+        best[n] = np.int32(0)
+
+
+@numba.njit(cache=True, nogil=True)
+def _nearer(levels, wanted, way, away, best):  # type: ignore[no-untyped-def]
+    for n in range(len(wanted)):
+        apart = abs(levels[n] - wanted[n])
+        nearer = apart < away[n]
+        away[n] = apart if nearer else away[n]
+        best[n] = way if nearer else best[n]
+
+
+@numba.njit(cache=True, nogil=True)
+def _span(part):  # type: ignore[no-untyped-def]
+    """The first column of a row that shows anything, and the one after the last."""
+    begin, end = 0, len(part)
+    while begin < end and part[begin] == 0:
+        begin += 1
+    while end > begin and part[end - 1] == 0:
+        end -= 1
+    return begin, end

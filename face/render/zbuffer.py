@@ -39,7 +39,7 @@ def visibility(px: Floats, screen_depth: Floats, faces: Ints, size: tuple[int, i
 class Samples:
     """What each of eight samples within some pixels shows; they lie at ``lanes.ROOKS``."""
 
-    slot: NDArray[np.int32]  # (H, W) row of a pixel in the arrays below; -1 for pixels without samples
+    pixel: NDArray[np.int32]  # (N,) place of each of these pixels in the image, row by row: row * W + column
     triangle: NDArray[np.int32]  # (N, 8); -1 is background
     screen_depth: Floats  # (N, 8) as the camera's, to a 2**-36 of the mesh's range or finer; background 0
 
@@ -52,15 +52,15 @@ def samples(px: Floats, screen_depth: Floats, faces: Ints, ids: Ints, pixels: Bo
     depth, triangles = _plain(screen_depth, faces)
     grid = snapped(px)
     near, scale, most, shift = _levels(grid, depth, triangles)
-    slot = np.empty(pixels.shape, dtype=np.int32)
-    before = np.empty((pixels.shape[0] + 1, pixels.shape[1] + 1), dtype=np.int32)
-    count = _slots(np.ascontiguousarray(pixels), slot, before)
-    keys = np.full((count, SAMPLES), EMPTY)
+    places = np.flatnonzero(pixels).astype(np.int32)
+    before = np.zeros((pixels.shape[0] + 1, pixels.shape[1] + 1), dtype=np.int32)
+    _count(np.ascontiguousarray(pixels), before)
+    keys = np.full((len(places), SAMPLES), EMPTY)
     shown = _shown(np.ascontiguousarray(ids, dtype=np.int32), len(triangles))
-    _raster_samples(grid, depth, triangles, near, scale, most, shift, shown, slot, before, keys.reshape(-1))
+    _raster_samples(grid, depth, triangles, near, scale, most, shift, shown, places, before, keys.reshape(-1))
     triangle, found = np.empty(keys.shape, dtype=np.int32), np.zeros(keys.shape)
     _open_keys(keys, near, scale, shift, triangle, found)
-    return Samples(slot, triangle, found)
+    return Samples(places, triangle, found)
 
 
 def _plain(screen_depth: Floats, faces: Ints) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
@@ -181,28 +181,19 @@ def _shown(ids, count):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _slots(pixels, slot, before):  # type: ignore[no-untyped-def]
-    """Number the set pixels, and count those left of and above each corner. Returns how many there are."""
+def _count(pixels, before):  # type: ignore[no-untyped-def]
+    """Count the set pixels left of and above each corner; the first row and column are 0."""
     height, width = pixels.shape
-    count = 0
-    before[0] = 0
     for row in range(height):
-        before[row + 1, 0] = 0
-        here = 0
+        here = np.int32(0)
         for column in range(width):
-            if pixels[row, column]:
-                slot[row, column] = count
-                count += 1
-                here += 1
-            else:
-                slot[row, column] = -1
+            here += np.int32(pixels[row, column])
             before[row + 1, column + 1] = before[row, column + 1] + here
-    return count
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _raster_samples(grid, depth, faces, near, scale, most, shift, shown, slot, before, keys):  # type: ignore[no-untyped-def]
-    height, width = slot.shape
+def _raster_samples(grid, depth, faces, near, scale, most, shift, shown, places, before, keys):  # type: ignore[no-untyped-def]
+    height, width = before.shape[0] - 1, before.shape[1] - 1
     for f in range(len(faces)):
         i, j, k = np.uint64(faces[f, 0]), np.uint64(faces[f, 1]), np.uint64(faces[f, 2])
         x0, y0 = grid[i, 0], grid[i, 1]
@@ -227,14 +218,34 @@ def _raster_samples(grid, depth, faces, near, scale, most, shift, shown, slot, b
         ax, bx, cx, zx = STEP * ax, STEP * bx, STEP * cx, STEP * zx
         ay, by, cy, zy = STEP * ay, STEP * by, STEP * cy, STEP * zy
         for row in range(top, bottom + 1):
-            for column in range(left, right + 1):
-                n = slot[row, column]
-                if n < 0:
-                    continue
-                x, y = 16 * (column - left), 16 * (row - top)
-                u, v, w = a + x * ax + y * ay, b + x * bx + y * by, c + x * cx + y * cy
-                q = z + x * zx + y * zy
-                cover_pixel(keys, np.uint64(n * SAMPLES), u, ax, ay, v, bx, by, w, cx, cy, q, zx, zy, most, shift, f)
+            # The pixels are numbered row by row: these are the ones of this row within the bounding box.
+            start = before[row, width] - before[row, left] + before[row + 1, left]
+            stop = before[row, width] - before[row, right + 1] + before[row + 1, right + 1]
+            y = 16 * (row - top)
+            u, v, w, q = a + y * ay, b + y * by, c + y * cy, z + y * zy
+            corner = row * width + left
+            for n in range(start, stop):
+                x = 16 * (places[n] - corner)
+                at = np.uint64(n * SAMPLES)
+                cover_pixel(
+                    keys,
+                    at,
+                    u + x * ax,
+                    ax,
+                    ay,
+                    v + x * bx,
+                    bx,
+                    by,
+                    w + x * cx,
+                    cx,
+                    cy,
+                    q + x * zx,
+                    zx,
+                    zy,
+                    most,
+                    shift,
+                    f,
+                )
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
