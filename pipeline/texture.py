@@ -43,23 +43,27 @@ SHADE_RANGE = (0.55, 1.60)
 What the photo shows darker than that is shadow or hair, which diffuse light does not explain."""
 
 TINT_RANGE = (0.62, 1.6)  # of a light's colours over their geometric mean
-LUMA = np.array([0.299, 0.587, 0.114])
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 SKIN_LUMA = 0.52  # of albedo: the middle skin
 EXPOSURE = 0.28
 """Share of a face's brightness (log, over the middle skin's) that is put down to the light, the rest to the skin. A
 photo alone can't tell these; people differ by 0.35 about the middle, the exposure of their faces by 0.22."""
-MONOCHROME = 3.0 / 255.0  # spread of colours of one brightness below which a photo has none
+MONOCHROME = 1.8 / 255.0  # spread of colours of one brightness below which a photo has none
 HAIR_REACH = 0.05  # metres from the head within which the person's outline above the chin is hair
-FEW_HAIRS = 150  # pixels of a 256 px crop below which the brows say better what colour hair has
+SATURATED = 0.3
+"""Of the share that a channel has in skin: a photo that shows less has lost it, and dividing by the light's would only
+enlarge noise."""
+FEW_HAIRS = 150  # pixels of a 256 px crop below which nothing is known of hair
 DARKER = 0.75  # brightness of hair over that of skin, of all but the fair
+LIKE_SKIN = (0.85, 1.15)  # brightness of what is rather skin; then the brows say better what colour hair has
 STREAKS = 1.5  # at most: how much stronger than in the statistical albedo its detail becomes
 UNFOLDED = (0.15, 0.40)
 """Area of the skin in the photo over the largest that an expression gives it, between which its colours begin to count
 and count fully: a lid folded away shows no lid."""
 HUES = 0.3  # how far (log) a channel of skin may leave the statistical albedo's colour, and no further
 USUAL = (0.06, 0.15)  # differences (log) between photo and model that skin usually shows
-EVENED = 0.8  # share of the difference between both sides of a face that is taken for light
-EVEN_OVER = 0.02  # metres over which that is smoothed
+EVENED = 0.95  # share of the difference between both sides of a face that is taken for light
+EVEN_OVER = 0.008  # metres over which that is smoothed
 BRIGHT = 0.90  # that 98 % of the face's albedo stays below, so that new light leaves it some room
 OPEN_EYE = 0.16  # height over width of an eye whose colours are taken from the photo
 PINNED = ("teeth", "tongue", "mouth")  # regions that always keep the statistical albedo
@@ -302,9 +306,11 @@ def _observe(recovery: Recovery, vertices: Floats, model: MorphableModel, base: 
     luma = float(np.median(crop[seen_skin] @ LUMA)) if seen_skin.any() else SKIN_LUMA
     tones, light = tones_of(crop[recovery.valid]), recovery.light
     if tones is not None:
-        crop = _coloured(crop, frame, model, base)
+        crop = (crop @ LUMA)[..., None] * _hues(frame, model, base)
         share = LUMA * base.reshape(-1, 3).mean(0)
         light = np.repeat((light @ share)[:, None] / share.sum(), 3, axis=1)
+    else:
+        crop = np.maximum(crop, SATURATED * (crop @ LUMA)[..., None] * _hues(frame, model, base))
     exposure = float(np.exp(EXPOSURE * np.log(max(luma, 0.02) / SKIN_LUMA)))
     light, level = _softened(light, frame.normal[skin].astype(np.float64), exposure)
     smooth = cv2.GaussianBlur(crop, (0, 0), 1.2 * unit)
@@ -333,11 +339,11 @@ def tones_of(colours: Floats) -> Floats | None:
     return np.stack([np.interp(at, at[known], mean[known, c]) for c in range(3)], axis=1)
 
 
-def _coloured(crop: Floats, frame: Frame, model: MorphableModel, base: Floats) -> Floats:
-    """The (S, S, 3) crop without colours in those of the statistical albedo ``base``, where the head is."""
+def _hues(frame: Frame, model: MorphableModel, base: Floats) -> Floats:
+    """(S, S, 3) float32 colours of the statistical albedo ``base`` over their brightness, where the head is; else 1."""
     albedo = sample_texture(frame, base, model.uv, model.uv_faces)
-    hue = np.where(frame.mask[..., None], albedo / np.maximum(albedo @ LUMA, 0.02)[..., None], 1.0)
-    return np.asarray((crop @ LUMA)[..., None] * hue, dtype=np.float32)
+    luma = np.maximum(albedo @ LUMA, np.float32(0.02))
+    return np.where(frame.mask[..., None], albedo / luma[..., None], np.float32(1.0))
 
 
 def _softened(light: Floats, normals: Floats, exposure: float) -> tuple[Floats, Floats]:
@@ -423,25 +429,27 @@ def _unfolded(atlas: Atlas, vertices: Floats) -> Floats:
 
 
 def _unevenness(atlas: Atlas, photo: Floats, base: Floats, trust: Floats) -> Floats:
-    """(V, 3) by which the photo's colours are brighter than the mean of both sides of the face: light, not skin.
+    """(V, 3) by which light that is not diffuse makes the photo's colours brighter or darker than skin is.
 
-    Diffuse light explains no cast shadows, and faces are alike left and right but for small things. What is darker over
-    some centimetres on one side only is taken for shadow.
+    Diffuse light explains no cast shadows, but faces are alike left and right, except for small things: of two sides
+    that differ over a centimetre, the one that differs from the statistical albedo is taken to be lit otherwise.
     """
     mirror = atlas.model.mirror
-    skin = atlas.vertices_of("face") | atlas.vertices_of("ears") | atlas.vertices_of("neck")
+    skin = atlas.vertices_of("face")  # on ears and necks hair and clothes differ, not light
     if not skin.any():
         return np.ones_like(photo)
     excess = np.log((np.maximum(photo, 0.0) + 0.02) / (base + 0.02))
     weight = np.where(skin, np.minimum(trust, trust[mirror]), 0.0)[:, None]
-    odd = (excess - excess[mirror]) / 2.0
-    smooth = atlas.smoother.solve(np.concatenate([weight * odd, weight], axis=1))
+    smooth = atlas.smoother.solve(np.concatenate([weight * excess, weight], axis=1))
     # Far from any pair that was seen nothing is known.
-    out = EVENED * smooth[:, :3] / (smooth[:, 3:] + 0.05)
+    sure = smooth[:, 3:] / (smooth[:, 3:] + 0.05)
+    mean = smooth[:, :3] / np.maximum(smooth[:, 3:], 1e-6)
+    own, other = ((mean**2).mean(1, keepdims=True), (mean[mirror] ** 2).mean(1, keepdims=True))
+    out = EVENED * sure * (mean - mean[mirror]) * own / (own + other + 0.004)
     # Shadows under coloured lamps and burnt highlights have hues that no skin has.
     hue = excess - out
     hue -= hue.mean(1, keepdims=True)
-    out += np.where(skin[:, None], hue - HUES * np.tanh(hue / HUES), 0.0)
+    out += np.where(skin, trust, 0.0)[:, None] * (hue - HUES * np.tanh(hue / HUES))
     return np.asarray(np.exp(out))
 
 
@@ -476,11 +484,14 @@ def _gains(atlas: Atlas, recovery: Recovery, seen: _Observation, photo: Floats, 
     shown = _hair(atlas, recovery, seen)
     brows = atlas.vertices_of("brows") & (trust > 0.5)
     if len(shown) == 0 and brows.any():
-        shown = photo[brows]
+        luma = photo[brows] @ LUMA
+        shown = photo[brows][luma <= np.percentile(luma, 20.0)]
     if len(shown) and hair.any():
         dark, fair = np.median(base[hair].sum(1)), np.median(base[atlas.vertices_of("face")].sum(1))
         # At the hairline the statistical albedo itself goes from hair to skin.
-        bright = (atlas.smoother.solve(base.sum(1)) - dark) / max(fair - dark, 1e-3)
+        bright = (base.sum(1) - dark) / max(fair - dark, 1e-3)
+        for _ in range(4):  # thin hair is hair
+            bright = atlas.smoother.solve(bright)
         share = 1.0 - _smoothstep(bright[hair], 0.2, 0.7)
         out[hair] += share[:, None] * (_ratio(shown, base[hair]) - out[hair])
     for name in (*PINNED, "eyes"):
@@ -505,14 +516,17 @@ def _hair(atlas: Atlas, recovery: Recovery, seen: _Observation) -> Floats:
     away = cv2.distanceTransform((~frame.mask).astype(np.uint8), cv2.DIST_L2, 5) / recovery.camera.scale
     about = ~frame.mask & above & (away < HAIR_REACH)
     shown = (seen.person > 0.9) & recovery.valid & (about | (scalp[frame.triangle] & (seen.trust > 0.1)))
-    found, outside = seen.smooth[shown] / seen.level, int((shown & about).sum())
+    found = seen.smooth[shown] / seen.level
     skin = seen.smooth[skin_mask(frame, model) & (seen.trust > 0.9)] / seen.level
-    if len(found) and len(skin):
-        # The forehead reaches into the scalp. Hair is darker, where there is enough that is.
-        darker = found @ LUMA < DARKER * float(np.median(skin @ LUMA))
-        if darker.mean() > 0.25:
-            return np.asarray(found[darker])
-    return np.asarray(found if outside >= FEW_HAIRS * (size / 256.0) ** 2 else found[:0])
+    if len(found) < FEW_HAIRS * (size / 256.0) ** 2 or len(skin) == 0:
+        return np.asarray(found[:0])
+    # The forehead reaches into the scalp. Hair is darker, where there is enough that is.
+    brightness = found @ LUMA / max(float(np.median(skin @ LUMA)), 0.02)
+    darker = brightness < DARKER
+    if darker.mean() > 0.15:
+        return np.asarray(found[darker])
+    like_skin = LIKE_SKIN[0] < float(np.median(brightness)) < LIKE_SKIN[1]
+    return np.asarray(found[:0] if like_skin else found)
 
 
 def _ratio(shown: Floats, expected: Floats) -> Floats:

@@ -24,11 +24,15 @@ SIZE, TEXELS = 256, 256
 
 @pytest.fixture(scope="module")
 def truth(open_head: MorphableModel) -> Floats:
+    return speckled(open_head)
+
+
+def speckled(model: MorphableModel) -> Floats:
     """(S, S, 3) albedo of the photographed face: the mean skin with freckles and a cheek patch, unlike any model's."""
     rng = np.random.default_rng(0)
     mean = cv2.resize(load_albedo().mean, (TEXELS, TEXELS))
     spots = cv2.GaussianBlur(rng.standard_normal((TEXELS, TEXELS)).astype(np.float32), (0, 0), 1.5)
-    atlas = texture.atlas_of(open_head, TEXELS)
+    atlas = texture.atlas_of(model, TEXELS)
     own = np.clip(mean * np.array([0.9, 1.0, 1.1]) * (1.0 + 0.5 * spots[..., None]), 0.02, 0.98)
     return atlas.padded(own.reshape(-1, 3)[atlas.texel])
 
@@ -178,3 +182,73 @@ def test_the_border_of_the_photo_is_not_skin(open_head: MorphableModel, truth: F
     cut = face[frame.triangle] & ~valid
     assert cut.sum() > 1000
     assert (again[cut][:, 2] < again[cut][:, 0] + 0.1).mean() > 0.999
+
+
+def in_grey(recovery: Recovery, tone: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Recovery:
+    """The photo without colours, in one tone; with the light that explains it, if skin is skin-coloured: blue."""
+    luma = (recovery.crop @ texture.LUMA)[..., None] * np.array(tone)
+    bluish = recovery.light * np.array([0.8, 1.05, 1.25])
+    return replace(recovery, crop=np.clip(np.round(luma), 0, 255).astype(np.uint8), light=bluish)
+
+
+@pytest.mark.parametrize("tone", [(1.0, 1.0, 1.0), (1.0, 0.85, 0.65)])
+def test_a_photo_without_colours_gives_grey_light_and_coloured_skin(
+    open_head: MorphableModel, truth: Floats, tone: tuple[float, float, float]
+) -> None:
+    colour, _ = photograph(open_head, truth, 10.0)
+    recovery = in_grey(colour, tone)
+    found = texture.unwrap(recovery, model=open_head, albedo=load_albedo(), size=TEXELS)
+    assert np.allclose(found.light, found.light[:, :1])
+    sure = found.seen > 0.99
+    assert np.abs(found.albedo - truth)[sure].mean() < 0.08
+    # Nothing is cyan: skin, teeth and the mouth's inside are at least as red as green and blue.
+    atlas = texture.atlas_of(open_head, TEXELS)
+    names = [open_head.region_names.index(n) for n in ("face", "lips", "teeth", "tongue", "mouth")]
+    texels = found.albedo.reshape(-1, 3)[atlas.texel][np.isin(open_head.region[atlas.points.triangle], names)]
+    assert (texels[:, 0] >= texels[:, 2] - 0.02).mean() > 0.99
+    # Under the photo's light it is as the photo was.
+    lit = found.lit.reshape(-1, 3)
+    assert np.allclose(lit.mean(0) / lit.mean(), np.array(tone) / np.mean(tone), atol=0.06)
+
+
+def test_colours_are_told_from_tones(open_head: MorphableModel, truth: Floats) -> None:
+    recovery, _ = photograph(open_head, truth, 0.0)
+    assert texture.tones_of(recovery.crop.reshape(-1, 3) / 255.0) is None
+    rng = np.random.default_rng(0)
+    noisy = in_grey(recovery).crop + rng.normal(0.0, 1.0, recovery.crop.shape)
+    assert texture.tones_of(np.clip(noisy, 0, 255).reshape(-1, 3) / 255.0) is not None
+    assert texture.tones_of(np.empty((0, 3))) is None
+
+
+def test_a_shadow_on_one_side_is_not_skin(open_head: MorphableModel) -> None:
+    """A hand's shadow on a cheek: diffuse light can't explain it, the other cheek can."""
+    atlas = texture.atlas_of(open_head, TEXELS)
+    smooth = cv2.resize(load_albedo().mean, (TEXELS, TEXELS))
+    clean, _ = photograph(open_head, atlas.padded(smooth.reshape(-1, 3)[atlas.texel]), 0.0)
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    middle = clean.landmarks[[2, 31]].mean(0)
+    shadow = 0.5 * np.exp(-((columns - middle[0]) ** 2 + (rows - middle[1]) ** 2) / (2 * 14.0**2))
+    dark = replace(clean, crop=np.round(clean.crop * (1.0 - shadow[..., None])).astype(np.uint8))
+    lit, shaded_face = (
+        texture.unwrap(r, model=open_head, albedo=load_albedo(), size=TEXELS).albedo for r in (clean, dark)
+    )
+    there = atlas.points.of(open_head.template.astype(np.float64), open_head.faces)
+    camera, motion = clean.camera, clean.cam_from_head
+    px = camera.px_from_cam(motion.apply(atlas.points.of(open_head.vertices(clean.coefficients), open_head.faces)))
+    skin = np.isin(open_head.region[atlas.points.triangle], [open_head.region_names.index("face")])
+    under = skin & (np.linalg.norm(px - middle, axis=1) < 10.0) & (there[:, 2] > 0.0)
+    assert under.sum() > 100
+    a, b = (t.reshape(-1, 3)[atlas.texel][under].mean(0) for t in (lit, shaded_face))
+    # The photo there is darker by 40 % of its light.
+    assert np.all(b / a > 0.75)
+
+
+def test_the_mouth_is_dark_inside_and_teeth_are_not(open_head: MorphableModel) -> None:
+    atlas = texture.atlas_of(open_head, TEXELS)
+    region = open_head.region[atlas.points.triangle]
+    depth = atlas.points.of(open_head.template.astype(np.float64), open_head.faces)[:, 2]
+    light = atlas.daylight[:, 0]
+    assert (light[np.isin(region, [open_head.region_names.index(n) for n in ("face", "lips", "eyes")])] == 1.0).all()
+    teeth = region == open_head.region_names.index("teeth")
+    assert light[teeth & (depth > np.percentile(depth[teeth], 90))].min() > 0.8
+    assert light[teeth & (depth < np.percentile(depth[teeth], 10))].max() < 0.5
