@@ -13,6 +13,7 @@ import numpy as np
 
 from face.arrays import Bools, Floats
 
+SIDE = 128  # px of what is drawn, before it is enlarged
 KINDS = ("gradient", "clouds", "shapes", "texture", "surroundings")
 
 
@@ -66,52 +67,49 @@ def _colour(rng: np.random.Generator) -> Floats:
     return np.asarray(np.clip(level * np.exp(rng.normal(0.0, vivid, 3)), 0.0, 1.0), dtype=np.float32)
 
 
-def _enlarged(field: Floats, size: tuple[int, int]) -> Floats:
-    """Smoothly, in two steps where the field is coarse: cubic weights are dear at full size and only matter once."""
-    coarse = field.astype(np.float32)
-    if max(coarse.shape[:2]) < 64:
-        coarse = cv2.resize(coarse, (64, 64), interpolation=cv2.INTER_CUBIC)
-    return np.asarray(cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_LINEAR))
-
-
-def _gradient(size: tuple[int, int], rng: np.random.Generator) -> Floats:
+def _gradient(rng: np.random.Generator) -> Floats:
     corners = np.stack([_colour(rng) for _ in range(4)]).reshape(2, 2, 3)
-    return _enlarged(cv2.resize(corners, (9, 9), interpolation=cv2.INTER_LINEAR), size)
+    return _smooth(cv2.resize(corners, (9, 9), interpolation=cv2.INTER_LINEAR), 64)
 
 
-def _clouds(size: tuple[int, int], rng: np.random.Generator) -> Floats:
+def _clouds(rng: np.random.Generator) -> Floats:
     mid, other = _colour(rng), _colour(rng)
     mix = np.zeros((32, 32), dtype=np.float32)
     for octave, cells in enumerate((3, 6, 12, 24)):
-        noise = rng.standard_normal((cells, cells)).astype(np.float32)
-        mix += cv2.resize(noise, (32, 32), interpolation=cv2.INTER_CUBIC) * 0.6**octave
-    share = 0.5 + 0.5 * np.tanh(cv2.resize(mix, (64, 64), interpolation=cv2.INTER_CUBIC))[..., None]
-    return _enlarged(mid * share + other * (1.0 - share), size)
+        mix += _smooth(rng.standard_normal((cells, cells), dtype=np.float32), 32) * np.float32(0.6**octave)
+    share = 0.5 + 0.5 * np.tanh(_smooth(mix, 64))[..., None]
+    return np.asarray(other + share * (mid - other))
 
 
-def _shapes(size: tuple[int, int], rng: np.random.Generator) -> Floats:
-    side = 128
-    canvas = cv2.resize(np.stack([_colour(rng) for _ in range(4)]).reshape(2, 2, 3), (side, side))
-    canvas = np.ascontiguousarray(canvas)
+def _shapes(rng: np.random.Generator) -> Floats:
+    side = SIDE
+    corners = np.stack([_colour(rng) for _ in range(4)]).reshape(2, 2, 3)
+    canvas = (255.0 * cv2.resize(corners, (side, side))).astype(np.uint8)
     for _ in range(int(rng.integers(3, 14))):
-        colour = tuple(float(c) for c in _colour(rng))
+        colour = tuple(int(255.0 * c) for c in _colour(rng))
         x, y = (int(v) for v in rng.integers(-16, side + 16, 2))
         a, b = (int(v) for v in rng.integers(4, 56, 2))
         if rng.random() < 0.5:
             cv2.ellipse(canvas, (x, y), (a, b), float(rng.uniform(0.0, 180.0)), 0.0, 360.0, colour, -1, cv2.LINE_AA)
         else:
-            corners = cv2.boxPoints(((float(x), float(y)), (2.0 * a, 2.0 * b), float(rng.uniform(0.0, 90.0))))
-            cv2.fillConvexPoly(canvas, corners.astype(np.int32), colour, cv2.LINE_AA)
+            outline = cv2.boxPoints(((float(x), float(y)), (2.0 * a, 2.0 * b), float(rng.uniform(0.0, 90.0))))
+            cv2.fillConvexPoly(canvas, outline.astype(np.int32), colour, cv2.LINE_AA)
     focus = float(rng.uniform(0.4, 5.0))
-    return _enlarged(cv2.GaussianBlur(canvas, (0, 0), focus), size)
+    return cv2.GaussianBlur(canvas, (0, 0), focus).astype(np.float32) * np.float32(1.0 / 255.0)
 
 
-def _texture(size: tuple[int, int], rng: np.random.Generator) -> Floats:
+def _texture(rng: np.random.Generator) -> Floats:
     """Fine grain of any scale and direction over clouds: foliage, cloth, walls, hair."""
-    cells = rng.integers(20, 128, 2)
-    grain = rng.standard_normal((int(cells[0]), int(cells[1]))).astype(np.float32)
+    cells = rng.integers(20, SIDE, 2)
+    grain = rng.standard_normal((int(cells[0]), int(cells[1])), dtype=np.float32)
     tint = rng.normal(0.05, 0.02, 3).astype(np.float32)
-    return _clouds(size, rng) + _enlarged(grain, size)[..., None] * tint
+    wall = cv2.resize(_clouds(rng), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(wall + cv2.resize(grain, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)[..., None] * tint)
+
+
+def _smooth(field: Floats, side: int) -> Floats:
+    """A coarse field on ``side`` x ``side``, by cubic weights: dear, but only coarse fields need them."""
+    return np.asarray(cv2.resize(field, (side, side), interpolation=cv2.INTER_CUBIC))
 
 
 def _surroundings(around: Floats, size: tuple[int, int], rng: np.random.Generator) -> Floats:
@@ -137,10 +135,10 @@ def draw(background: Background, size: tuple[int, int], *, around: Floats | None
     if background.kind == "surroundings":
         if around is None:
             raise ValueError("a background of surroundings needs the photo's surroundings")
-        out = _surroundings(around, size, rng)
+        coarse = _surroundings(around, size, rng)
     else:
-        out = {"gradient": _gradient, "clouds": _clouds, "shapes": _shapes, "texture": _texture}[background.kind](
-            size, rng
+        coarse = {"gradient": _gradient, "clouds": _clouds, "shapes": _shapes, "texture": _texture}[background.kind](
+            rng
         )
-    out = np.asarray(out, dtype=np.float32)
-    return np.asarray(np.clip(out, np.float32(0.0), np.float32(1.0), out=out))
+    within = np.clip(coarse, np.float32(0.0), np.float32(1.0))
+    return within if within.shape[:2] == size else np.asarray(cv2.resize(within, size[::-1]))

@@ -97,7 +97,9 @@ def hidden_by_props(ids: NDArray[np.int32], faces: int) -> NDArray[np.int32]:
 
     Where a prop hides it, that is OCCLUDER.
     """
-    return np.where(ids >= faces, np.int32(OCCLUDER), ids)
+    out = ids.copy()
+    np.copyto(out, np.int32(OCCLUDER), where=ids >= faces)
+    return out
 
 
 @cache

@@ -161,15 +161,14 @@ def _of_photo(own: PhotoScene, pose: Rigid, camera: Pinhole | WeakPerspective, s
 
 def vertices_of(person: Person, expression: Floats, model: MorphableModel) -> Floats:
     """(V, 3) head vertices, bit for bit those of ``model.vertices``, without its product with the identity basis."""
-    count = len(expression)
-    basis = model.expression[:count].reshape(count, -1)
-    return np.asarray(person.neutral + (expression.astype(basis.dtype) @ basis).reshape(-1, 3))
+    return np.asarray(person.neutral + model.motion(expression))
 
 
 def _landmarks(person: Person, expression: Floats, model: MorphableModel) -> Floats:
     """(68, 3) landmarks of the 3D scheme in head, for framing."""
     vertices = model.landmarks.vertex
-    return person.neutral[vertices] + np.tensordot(expression, model.expression[: len(expression), vertices], axes=1)
+    used = np.flatnonzero(expression)
+    return person.neutral[vertices] + np.tensordot(expression[used], model.expression[np.ix_(used, vertices)], axes=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -376,7 +376,7 @@ def _lay_over(part, depth, colour, parts, pixels, triangle, sample_depth, crease
         (count, 4), dtype=np.float32
     )  # the sum of samples, and how much of the background they let through
     flat = colour.reshape(-1, 4)
-    somewhere = 0  # a pixel that has a colour, for samples that have none
+    somewhere = np.int64(0)  # a pixel that has a colour, for samples that have none
     for n in range(count):
         somewhere = np.int64(pixels[n]) if part.reshape(-1)[pixels[n]] > 0 else somewhere
     for sample in range(zbuffer.SAMPLES):
