@@ -68,7 +68,7 @@ def connected(
                 if address != "auto":
                     _reach(address)
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
-        except _CLUSTER_ERRORS as error:
+        except Exception as error:  # Ray says so with a bare Exception when a node does not come up in time
             raise ClusterError(f"no Ray at {address or 'this machine'}: {error}") from error
         try:
             yield

@@ -8,11 +8,11 @@ run continues and ends with the same bytes.
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from functools import partial
 
 import numpy as np
 from tqdm import tqdm
@@ -29,9 +29,12 @@ from pipeline.plan import Failure, MakeRows, Plan, ShardPlan, ShardResult
 BUDGET = 0.2
 """Share of the inputs that may fail before a job gives up: beyond it the inputs or the code are at fault."""
 
-RETRY_WAITS = (1.0, 5.0, 25.0)  # seconds before a shard is tried again because of storage, without Ray
+RETRY_WAITS = (1.0, 5.0, 25.0)  # seconds before a shard is tried again: storage failed, or its process was lost
 
-MakeRecords = Callable[[Iterable[ShardPlan]], Generator[Record]]
+Again = Callable[[ShardPlan, str], None]
+"""What hears that a shard is begun once more, and why."""
+
+MakeRecords = Callable[[Iterable[ShardPlan], Again], Generator[Record]]
 
 
 def run(
@@ -43,23 +46,26 @@ def run(
     than ``budget`` of the inputs fail, StorageError. What was made before stays and need not be made again.
     """
 
-    def records(shards: Iterable[ShardPlan]) -> Generator[Record]:
+    def record(shard: ShardPlan) -> Record:
+        key = plan.data_key(shard.index)
+        return make_shard(shard, key=key, plan=plan.fingerprint, storage=storage, make_rows=make_rows)
+
+    def records(shards: Iterable[ShardPlan], again: Again) -> Generator[Record]:
         for shard in shards:
-            key = plan.data_key(shard.index)
-            make = partial(make_shard, shard, key=key, plan=plan.fingerprint, storage=storage, make_rows=make_rows)
-            yield _patiently(make)
+            yield _patiently(record, shard, again)
 
     return drive(plan, storage, records, budget=budget, progress=progress)
 
 
-def _patiently(make: Callable[[], Record]) -> Record:
+def _patiently(make: Callable[[ShardPlan], Record], shard: ShardPlan, again: Again) -> Record:
     """Try again, a few times, what storage failed for now."""
     for wait in RETRY_WAITS:
         try:
-            return make()
-        except TransientStorageError:
+            return make(shard)
+        except TransientStorageError as error:
+            again(shard, type(error).__name__)
             time.sleep(wait)
-    return make()
+    return make(shard)
 
 
 def make_shard(shard: ShardPlan, *, key: str, plan: str, storage: Storage, make_rows: MakeRows) -> Record:
@@ -146,14 +152,20 @@ def drive(plan: Plan, storage: Storage, make: MakeRecords, *, budget: float, pro
     """``run`` over any way to make shards: ``make`` yields a record whenever one of the shards it is given is done."""
     start(plan, storage)
     tally, book = Tally(plan), ledger.Book(storage, plan)
+    begun_again: Counter[str] = Counter()
     # Faces, not shards: a small job has few shards, and its bar should move.
     with tqdm(total=plan.subjects, unit="face", disable=not progress, mininterval=1.0) as bar:
 
         def watch(record: Record) -> None:
             tally.add(record)
             bar.update(record.subjects)
-            bar.set_postfix(failed=tally.failed_subjects, refresh=False)
+            bar.set_postfix({"failed": tally.failed_subjects, **begun_again}, refresh=False)
             _check_budget(plan, tally, budget)
+
+        def again(shard: ShardPlan, reason: str) -> None:
+            begun_again[reason] += 1
+            if progress:
+                bar.write(f"shard {shard.index} is begun again: {reason}", file=sys.stderr)
 
         for segment in ledger.segments(storage, plan):
             for record in segment.records:
@@ -161,7 +173,7 @@ def drive(plan: Plan, storage: Storage, make: MakeRecords, *, budget: float, pro
                     book.add(record)
                 watch(record)
         # Closed at once, so that nothing still works for a job that has given up.
-        with closing(make(tally.missing())) as made:
+        with closing(make(tally.missing(), again)) as made:
             for record in made:
                 book.add(record)
                 watch(record)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from face.errors import BadDataset, BudgetExceeded, ShardFailed
 from infra.cluster import connected
@@ -28,6 +29,12 @@ def cluster(s3: FaultyS3) -> Iterator[None]:
     """A Ray of two CPUs; started after the S3 server, so that its workers inherit the credentials."""
     with connected(None, workers=2):
         yield
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No half minute of waiting for what a test has broken for good."""
+    monkeypatch.setattr(fan_out, "RETRY_WAITS", (0.0, 0.1, 0.2))
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +76,38 @@ def test_a_bucket_gets_the_same_bytes(
     open_dataset(bucket.uri, endpoint_url=s3.url).verify()
 
 
-@pytest.mark.parametrize("fault", ["transient once", "crash once"])
-def test_what_may_pass_is_tried_again(
-    cluster: None, plan: Plan, whole: dict[str, bytes], out: Storage, log: Path, fault: str
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("transient once", "TransientStorageError"), ("crash once", "WorkerCrashedError"), ("hang once", "Straggler")],
+)
+def test_what_may_pass_is_tried_again_and_said(
+    cluster: None,
+    plan: Plan,
+    whole: dict[str, bytes],
+    out: Storage,
+    log: Path,
+    fault: str,
+    reason: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    run(plan, out, log, fault=fault, shard=5)
+    fan_out.run(plan, out, toy_work(log, fault=fault, shard=5), progress=True)
     assert objects(out) == whole
     assert made(log)[5] == 2
+    said = capfd.readouterr().err
+    assert f"shard 5 is begun again: {reason}" in said
+    assert f"{reason}=1" in said
+
+
+@pytest.mark.parametrize("share", [0.6, 10.0])
+def test_a_node_is_not_filled_beyond_its_memory(
+    cluster: None, plan: Plan, whole: dict[str, bytes], out: Storage, log: Path, share: float
+) -> None:
+    """Two CPUs, memory for one task; and a task that would never fit runs alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fan_out, "MEMORY", share * ray.cluster_resources()["memory"])
+        run(plan, out, log, seconds=0.05)
+    assert objects(out) == whole
+    assert most_at_once(log) == 1
 
 
 def test_a_mistake_is_not_tried_again(cluster: None, plan: Plan, out: Storage, log: Path) -> None:

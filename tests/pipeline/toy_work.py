@@ -49,7 +49,7 @@ def factory(
 
     Leaves marks in the folder ``log``: ``built-PID``, and ``begin-`` and ``end-SHARD-COUNT`` for each call, with the
     time in them. No shard is done before ``together`` shards have begun. ``fault`` befalls ``shard``: "transient once",
-    "crash once", "crash", "wrong".
+    "crash once", "crash", "hang once", "wrong".
     """
     folder = Path(log)
     model = make_toy_model()
@@ -64,6 +64,8 @@ def factory(
         if plan.index == shard and (calls == 0 or not fault.endswith("once")):
             if fault.startswith("crash"):
                 os._exit(3)
+            if fault.startswith("hang"):
+                time.sleep(1000)
             if fault.startswith("transient"):
                 raise TransientStorageError("the photo did not come")
             if fault.startswith("wrong"):
