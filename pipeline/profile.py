@@ -20,7 +20,8 @@ from face.arrays import Floats, Ints
 from face.camera import Pinhole, WeakPerspective
 from face.mesh import vertex_normals
 from face.morphable import MorphableModel
-from face.render.frame import Frame, interpolate, render, sample_texture
+from face.render import zbuffer
+from face.render.frame import Frame, render, sample_texture
 from face.transform import Rigid, angles_from_rotation, rotation_from_angles, rotation_from_vector
 
 MODE = "profile"
@@ -243,37 +244,135 @@ def _project(ids, barycentric, normal, faces, surface, photo, depth, turned, out
                         seen = True
             if not seen:
                 continue
-            steep = max(shown, 0.0) / max(-normal[row, column, 2], 0.05)
-            share = min(max((steep - SHOWN[0]) / (SHOWN[1] - SHOWN[0]), 0.0), 1.0)
-            share = share * share * (3.0 - 2.0 * share)
-            upper = photo[top, left, 3] * (1 - fx) + photo[top, left + 1, 3] * fx
-            lower = photo[top + 1, left, 3] * (1 - fx) + photo[top + 1, left + 1, 3] * fx
-            sure = upper * (1 - fy) + lower * fy
-            share = 1.0 - turned * (1.0 - share * sure)
-            for n in range(3):
-                upper = photo[top, left, n] * (1 - fx) + photo[top, left + 1, n] * fx
-                lower = photo[top + 1, left, n] * (1 - fx) + photo[top + 1, left + 1, n] * fx
-                out[row, column, n] += share * (upper * (1 - fy) + lower * fy - out[row, column, n])
+            a, b, c, d = (1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy
+            share = 1.0
+            if turned > 0.0:
+                steep = max(shown, 0.0) / max(-normal[row, column, 2], 0.05)
+                share = min(max((steep - SHOWN[0]) / (SHOWN[1] - SHOWN[0]), 0.0), 1.0)
+                share = share * share * (3.0 - 2.0 * share)
+                share *= (
+                    a * photo[top, left, 3]
+                    + b * photo[top, left + 1, 3]
+                    + c * photo[top + 1, left, 3]
+                    + d * photo[top + 1, left + 1, 3]
+                )
+                share = 1.0 - turned * (1.0 - share)
+            if share > 0.0:
+                for n in range(3):
+                    own = (
+                        a * photo[top, left, n]
+                        + b * photo[top, left + 1, n]
+                        + c * photo[top + 1, left, n]
+                        + d * photo[top + 1, left + 1, n]
+                    )
+                    out[row, column, n] += share * (own - out[row, column, n])
 
 
 def behind(stage: Stage, cam_from_head: Rigid, camera: Pinhole | WeakPerspective, size: int) -> Floats:
     """(size, size, 3) float32: what of the photo lies around a head turned to ``cam_from_head``."""
     own = stage.own
-    out = _cropped(stage.photo[..., :3], own, camera, size)
     angle = angle_between(cam_from_head, own.cam_from_head)
-    left = _cropped(stage.leaving, own, camera, size) * np.float32(_smoothstep(np.array(angle), 0.0, LEFT))
-    out += left[..., None] * (_cropped(own.surroundings[..., :3], own, camera, size) - out)
-
     turn = cam_from_head.rotation @ own.cam_from_head.rotation.T
     swung = (stage.sheet - own.cam_from_head.translation) @ turn.T + cam_from_head.translation
     vertices = swung + stage.still[:, None] * (stage.sheet - swung)
     whole = 1.0 - _smoothstep(_lengthening(own.camera.px_from_cam(vertices), stage.sheet_px), *TORN)
-    frame = render(vertices, stage.faces, camera, (size, size))
-    where = interpolate(frame, np.column_stack([stage.sheet_px, whole]), stage.faces)
-    x, y = where[..., 0] - np.float32(0.5), where[..., 1] - np.float32(0.5)
-    moved = cv2.remap(stage.photo, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    out += (where[..., 2] * moved[..., 3])[..., None] * (moved[..., :3] - out)
+    px = camera.px_from_cam(vertices)
+    zoom = _scale(camera) / _scale(own.camera)
+    out = np.empty((size, size, 3), dtype=np.float32)
+    _compose(
+        zbuffer.visibility(px, camera.screen_depth(vertices), stage.faces, (size, size)),
+        stage.faces,
+        px,
+        np.column_stack([stage.sheet_px, whole]),
+        stage.photo,
+        stage.leaving,
+        own.surroundings,
+        zoom,
+        camera.centre - own.camera.centre * zoom,
+        float(_smoothstep(np.array(angle), 0.0, LEFT)),
+        out,
+    )
     return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _corners(x, y, columns, rows):  # type: ignore[no-untyped-def]
+    """Of a bilinear sample at a pixel (x, y): the upper left texel and the place between it and the others."""
+    x, y = min(max(x - 0.5, 0.0), columns - 1.0), min(max(y - 0.5, 0.0), rows - 1.0)
+    left, top = min(int(x), columns - 2), min(int(y), rows - 2)
+    return left, top, np.float32(x - left), np.float32(y - top)
+
+
+@numba.njit(cache=True, nogil=True)
+def _compose(ids, faces, px, source, photo, leaving, surroundings, zoom, shift, turned, out):  # type: ignore[no-untyped-def]
+    """The photo; where the head has left, its surroundings; before both the sheet (``ids``) where it is the person's.
+
+    ``source`` (G, 3) says for the sheet's (G, 2) ``px`` where in the photo they were, and how whole the sheet is.
+    """
+    height, width = ids.shape
+    rows, columns = leaving.shape
+    one = np.float32(1.0)
+    ratio = surroundings.shape[1] / columns
+    for row in range(height):
+        y = (row + 0.5 - shift[1]) / zoom
+        for column in range(width):
+            x = (column + 0.5 - shift[0]) / zoom
+            left, top, u, v = _corners(x, y, columns, rows)
+            a, b, c, d = (one - u) * (one - v), u * (one - v), (one - u) * v, u * v
+            for n in range(3):
+                out[row, column, n] = (
+                    a * photo[top, left, n]
+                    + b * photo[top, left + 1, n]
+                    + c * photo[top + 1, left, n]
+                    + d * photo[top + 1, left + 1, n]
+                )
+            gone = a * leaving[top, left] + b * leaving[top, left + 1]
+            gone = np.float32(turned) * (gone + c * leaving[top + 1, left] + d * leaving[top + 1, left + 1])
+            if gone > 0.0:
+                left, top, u, v = _corners(x * ratio, y * ratio, surroundings.shape[1], surroundings.shape[0])
+                a, b, c, d = (one - u) * (one - v), u * (one - v), (one - u) * v, u * v
+                for n in range(3):
+                    other = (
+                        a * surroundings[top, left, n]
+                        + b * surroundings[top, left + 1, n]
+                        + c * surroundings[top + 1, left, n]
+                        + d * surroundings[top + 1, left + 1, n]
+                    )
+                    out[row, column, n] += gone * (other - out[row, column, n])
+            if ids[row, column] < 0:
+                continue
+            i, j, k = faces[ids[row, column], 0], faces[ids[row, column], 1], faces[ids[row, column], 2]
+            x0, y0 = px[j, 0] - px[i, 0], px[j, 1] - px[i, 1]
+            x1, y1 = px[k, 0] - px[i, 0], px[k, 1] - px[i, 1]
+            area = x0 * y1 - x1 * y0
+            if area == 0.0:
+                continue
+            x2, y2 = column + 0.5 - px[i, 0], row + 0.5 - px[i, 1]
+            q, s = (x2 * y1 - x1 * y2) / area, (x0 * y2 - x2 * y0) / area
+            p = 1.0 - q - s
+            whole = np.float32(p * source[i, 2] + q * source[j, 2] + s * source[k, 2])
+            left, top, u, v = _corners(
+                p * source[i, 0] + q * source[j, 0] + s * source[k, 0],
+                p * source[i, 1] + q * source[j, 1] + s * source[k, 1],
+                columns,
+                rows,
+            )
+            a, b, c, d = (one - u) * (one - v), u * (one - v), (one - u) * v, u * v
+            whole *= (
+                a * photo[top, left, 3]
+                + b * photo[top, left + 1, 3]
+                + c * photo[top + 1, left, 3]
+                + d * photo[top + 1, left + 1, 3]
+            )
+            if whole > 0.0:
+                for n in range(3):
+                    own = (
+                        a * photo[top, left, n]
+                        + b * photo[top, left + 1, n]
+                        + c * photo[top + 1, left, n]
+                        + d * photo[top + 1, left + 1, n]
+                    )
+                    out[row, column, n] += whole * (own - out[row, column, n])
 
 
 def _scale(camera: Pinhole | WeakPerspective) -> float:
@@ -292,14 +391,3 @@ def _lengthening(px: Floats, before: Floats) -> Floats:
         along[:-1] = np.maximum(along[:-1], ratio)
         along[1:] = np.maximum(along[1:], ratio)
     return out.ravel()
-
-
-def _cropped(image: Floats, own: PhotoScene, camera: Pinhole | WeakPerspective, size: int) -> Floats:
-    """(size, size, ...) of an image of the whole crop, as a camera has it that looks at a part of it."""
-    zoom = _scale(camera) / _scale(own.camera)
-    shift = camera.centre - own.camera.centre * zoom
-    zoom *= len(own.photo) / len(image)
-    warp = np.array([[zoom, 0.0, shift[0] + 0.5 * zoom - 0.5], [0.0, zoom, shift[1] + 0.5 * zoom - 0.5]])
-    part = np.ascontiguousarray(image, dtype=np.float32)
-    out = cv2.warpAffine(part, warp, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(out, dtype=np.float32)

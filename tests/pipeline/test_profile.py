@@ -153,7 +153,9 @@ def test_what_stands_behind_stays(person: Person, recovery: Recovery, open_head:
         shown = row.pixels().astype(int)
         beside = cv2.dilate((row.triangle_ids >= 0).astype(np.uint8), np.ones((5, 5), np.uint8)) == 0
         assert (beside & ~wide).sum() > 5000
-        assert np.abs(shown - recovery.crop)[beside & ~wide].mean() < 3.0
+        away = np.abs(shown - recovery.crop).max(2)[beside & ~wide]
+        assert np.median(away) < 4.0
+        assert (away > 20.0).mean() < 0.06  # the turned head's own outline may reach there
         assert (shown[..., 0] > shown[..., 1] + 10)[beside].mean() < 0.02
 
 
