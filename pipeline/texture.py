@@ -390,19 +390,28 @@ def unwrap(recovery: Recovery, *, model: MorphableModel, albedo: AlbedoModel, si
     own_v = np.where((trust_v > SEEN)[:, None], photo_v, low_v)
     detail, share = _detail(atlas.points, own_v, uneven_v, trust_v, seen, vertices, normals, model.faces)
     other, other_share = _detail(atlas.mirrored, own_v, uneven_v, trust_v, seen, vertices, normals, model.faces)
-    other_share = other_share * (1.0 - share) * ~_all_of(pinned, model.faces)[atlas.points.triangle]
-    rest = 1.0 - share - other_share
+    other_share *= (1.0 - share) * ~_all_of(pinned, model.faces)[atlas.points.triangle]
     shading_v = np.maximum(lighting.shade(normals, seen.light), seen.floor) * uneven_v
     streaks_v = np.minimum(gain_v, STREAKS)
     table = np.concatenate([low_v, streaks_v, base_v, shading_v], axis=1).astype(np.float32)
-    spread = atlas.points.of(table, model.faces)
-    whole = cv2.resize(base, (size, size), interpolation=cv2.INTER_LINEAR).reshape(-1, 3)[atlas.texel]
-    plain = (whole - spread[:, 6:9]) * spread[:, 3:6]
-    out = spread[:, :3] + detail * share[:, None] + other * other_share[:, None] + plain * rest[:, None]
-    out *= atlas.daylight
+    out = cv2.resize(base, (size, size), interpolation=cv2.INTER_LINEAR).reshape(-1, 3)[atlas.texel]
+    shading = np.empty_like(out)
+    _mixed(
+        atlas.points.triangle,
+        atlas.points.barycentric,
+        model.faces,
+        table,
+        detail,
+        share,
+        other,
+        other_share,
+        atlas.daylight,
+        out,
+        shading,
+    )
     face = out[_all_of(atlas.vertices_of("face"), model.faces)[atlas.points.triangle]]
     dim = min(1.0, BRIGHT / max(float(np.percentile(face.max(1), 98)), 1e-3))
-    lit = atlas.padded(np.clip(out * spread[:, 9:], 0.0, 1.0))
+    lit = atlas.padded(np.clip(out * shading, 0.0, 1.0))
     lit = cv2.resize(lit, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     if seen.tones is not None:
         at = (np.arange(len(seen.tones)) + 0.5) / len(seen.tones)
@@ -416,6 +425,25 @@ def unwrap(recovery: Recovery, *, model: MorphableModel, albedo: AlbedoModel, si
         np.asarray(seen.trust, dtype=np.float32),
         seen.person,
     )
+
+
+@numba.njit(cache=True, nogil=True)
+def _mixed(triangle, barycentric, faces, table, detail, share, other, other_share, daylight, out, shading):  # type: ignore[no-untyped-def]
+    """Both bands of (N,) texels together: ``out`` holds the statistical albedo and takes the mixed one.
+
+    ``table`` (V, 12) has the low band, how strong the statistical detail becomes, its own low band, and the shading.
+    """
+    for n in range(len(triangle)):
+        i, j, k = faces[triangle[n], 0], faces[triangle[n], 1], faces[triangle[n], 2]
+        a, b, c = barycentric[n, 0], barycentric[n, 1], barycentric[n, 2]
+        rest = 1.0 - share[n] - other_share[n]
+        for m in range(3):
+            low = a * table[i, m] + b * table[j, m] + c * table[k, m]
+            streaks = a * table[i, m + 3] + b * table[j, m + 3] + c * table[k, m + 3]
+            plain = out[n, m] - (a * table[i, m + 6] + b * table[j, m + 6] + c * table[k, m + 6])
+            low += detail[n, m] * share[n] + other[n, m] * other_share[n] + plain * streaks * rest
+            out[n, m] = low * daylight[n, 0]
+            shading[n, m] = a * table[i, m + 9] + b * table[j, m + 9] + c * table[k, m + 9]
 
 
 def _unfolded(atlas: Atlas, vertices: Floats) -> Floats:
