@@ -2,7 +2,8 @@
 
 Nothing in the file runs when it is read. The metadata has one key, ``descriptor`` (several would be written in random
 order, and the same weights should be the same bytes): JSON of ``format``, ``config`` (of ``NetConfig``), ``scale``, and
-``card``, which says where the weights come from and under which terms.
+``card``, which says where the weights come from and under which terms; and, once it was measured, ``calibration``: what
+an aligner's evidence is worth with these weights.
 """
 
 from __future__ import annotations
@@ -40,9 +41,17 @@ class Weights:
     net: DescriptorNet  # in evaluation mode, on the CPU
     anchors: Anchors
     card: dict[str, Any]  # provenance: at least ``CARD_KEYS``
+    calibration: dict[str, Any] | None = None  # read by ``aligner.confidence``; None: not measured with these weights
 
 
-def save(path: Path | str, net: DescriptorNet, anchors: Anchors, card: Mapping[str, Any]) -> None:
+def save(
+    path: Path | str,
+    net: DescriptorNet,
+    anchors: Anchors,
+    card: Mapping[str, Any],
+    *,
+    calibration: Mapping[str, Any] | None = None,
+) -> None:
     """Write a weights file in one step (a reader never sees half of it).
 
     Raises ValueError when the card lacks one of ``CARD_KEYS`` or the anchors have another length than the network's.
@@ -57,6 +66,8 @@ def save(path: Path | str, net: DescriptorNet, anchors: Anchors, card: Mapping[s
     tensors["anchors.position"] = torch.from_numpy(anchors.position.astype(np.float32))
     tensors["anchors.descriptor"] = torch.from_numpy(anchors.descriptor.astype(np.float32))
     about = {"format": FORMAT, "config": asdict(net.config), "scale": float(anchors.scale), "card": dict(card)}
+    if calibration is not None:
+        about["calibration"] = dict(calibration)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -93,6 +104,7 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
         if about.get("format") != FORMAT:
             raise BadWeights(f"{path} has format {about.get('format', 'none')!r}, this program reads {FORMAT!r}")
         config, card, scale = NetConfig(**about["config"]), dict(about["card"]), float(about["scale"])
+        calibration = dict(about["calibration"]) if "calibration" in about else None
     except (KeyError, TypeError, ValueError) as error:
         raise BadWeights(f"{path} has bad metadata: {error!r}") from error
     missing = [key for key in CARD_KEYS if key not in card]
@@ -111,7 +123,7 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
         raise BadWeights(f"{path} has bad anchors: {error}") from error
     if model is not None:
         _check_model(path, anchors, str(card["model"]), model)
-    return Weights(net.eval(), anchors, card)
+    return Weights(net.eval(), anchors, card, calibration)
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:

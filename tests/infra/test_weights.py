@@ -64,6 +64,15 @@ def test_a_file_gives_back_what_was_saved(
     assert [p.name for p in path.parent.iterdir()] == [path.name], "no temporary file is left"
 
 
+def test_a_calibration_comes_back_and_may_be_absent(path: Path, net: DescriptorNet, anchors: Anchors) -> None:
+    assert weights.load(path).calibration is None
+    weights.save(path, net, anchors, CARD, calibration={"face": [0.5, -1.25]})
+    assert weights.load(path).calibration == {"face": [0.5, -1.25]}
+    rewrite(path, calibration=7)
+    with pytest.raises(BadWeights, match="metadata"):
+        weights.load(path)
+
+
 def test_the_same_weights_make_the_same_bytes(path: Path, net: DescriptorNet, anchors: Anchors) -> None:
     again = path.with_name("again.safetensors")
     weights.save(again, net, anchors, dict(reversed(CARD.items())))
