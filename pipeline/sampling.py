@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -94,6 +95,11 @@ def canonical_unit(name: str) -> str:
     return plain.replace("_", "").replace("-", "").lower()
 
 
+@cache
+def _rows(names: tuple[str, ...]) -> Mapping[str, int]:
+    return {canonical_unit(n): i for i, n in enumerate(names)}
+
+
 def _pick(table: Mapping[str, tuple[float, Mapping[str, Range]]], only: Sequence[str], rng: np.random.Generator) -> str:
     names = [n for n in table if not only or n in only]
     weight = np.array([table[n][0] for n in names])
@@ -106,7 +112,7 @@ def sample_expression(names: Sequence[str], *, rng: np.random.Generator) -> tupl
     A movement moves pairs together with a small asymmetry; one-sided movements are mirrored half of the time. Units
     that the model lacks are left out.
     """
-    rows = {canonical_unit(n): i for i, n in enumerate(names)}
+    rows = _rows(tuple(names))
     mouth = _pick(MOUTHS, (), rng)
     companions = COMPANIONS.get(mouth, {})
     eyes = _pick(EYES, companions.get("eyes", ()), rng)

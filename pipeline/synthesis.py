@@ -22,7 +22,7 @@ from pipeline.inverse import invert
 from pipeline.person_file import StoredPerson, stored
 from pipeline.photos import list_photos, read_photo
 from pipeline.plan import Failure, MakeRows, Plan, ShardPlan, ShardResult, Subject, WorkSpec, make_plan, seed_of
-from pipeline.views import PROFILE_SHARE, Person, make_view
+from pipeline.views import PROFILE_SHARE, Person, make_views
 
 PHOTO_TERMS = "LicenseRef-photo"
 """Licence of rows made from photos whose terms the caller did not say: whatever the photos' terms are."""
@@ -145,18 +145,13 @@ def views_of(
 ) -> list[ViewRow]:
     """The views of a stored person under the job's ``seed``; the first row keeps what all are made of."""
     person = kept.person
-    seeds = [seed_of(seed, sample_id_of(person.id, view)) for view in range(views)]
-    first, *others = (
-        make_view(
-            person,
-            view,
-            model=model,
-            seed=seeds[view],
-            size=size,
-            profile_share=profile_share,
-            visibility=visibility,
-        )
-        for view in range(views)
+    first, *others = make_views(
+        person,
+        {view: seed_of(seed, sample_id_of(person.id, view)) for view in range(views)},
+        model=model,
+        size=size,
+        profile_share=profile_share,
+        visibility=visibility,
     )
     return [replace(first, person=kept.data), *others]
 
