@@ -39,6 +39,8 @@ from pipeline.realism import FACE_FRAME, WHOLE_FRAME, Portrait
 from pipeline.sensor import exposed, jpeg
 
 YAWS = ((0.0, 30.0), (30.0, 60.0), (60.0, 180.0))
+REPEATS = 4
+TURNED = 20.0  # degrees from the photo's pose
 CANDIDATES, PEOPLE = 3000, 200  # views of a mode that may meet a photo; people whose views are recognised
 console = Console()
 
@@ -58,6 +60,17 @@ def mode_of(row: ViewRow) -> str:
     return row.mode if row.photo_id else "sampled"
 
 
+def turn_between(a: ViewRow, b: ViewRow) -> float:
+    """Degrees between the poses of two views."""
+    between = a.cam_from_head.rotation @ b.cam_from_head.rotation.T
+    return float(np.rad2deg(np.arccos(np.clip((np.trace(between) - 1.0) / 2.0, -1.0, 1.0))))
+
+
+def bare(row: ViewRow) -> bool:
+    """Whether nothing is held or worn before the face."""
+    return not {"hand", "object", "cover", "glasses", "hat"} & set(json.loads(row.recipe).get("worn", ()))
+
+
 def portrait_of(row: ViewRow) -> Portrait:
     bounds = (0.0, 0.0, float(row.width), float(row.height))
     return Portrait(row.photo_id or row.identity_id, row.pixels(), row.landmarks_2d.astype(float), bounds)
@@ -70,12 +83,17 @@ def views(dataset: Dataset, rng: np.random.Generator) -> tuple[dict[str, list[Po
     room = CANDIDATES // max(len(dataset.shards), 1) + 1
     for index in range(len(dataset.shards)):
         by_mode: dict[str, list[ViewRow]] = defaultdict(list)
+        own: dict[str, ViewRow] = {}
         for row in dataset.read_shard(index):
             if row.photo_id and (row.photo_id in of_photo or len(of_photo) < PEOPLE):
                 of_photo.setdefault(row.photo_id, []).append(row)
             # The first view of a photo is the photo's own scene; few photos look to the side.
             if not (row.photo_id and row.view == 0) and abs(row.pose[0]) < 50.0:
                 by_mode[mode_of(row)].append(row)
+                if row.mode == "profile" and turn_between(row, own[row.photo_id]) > TURNED:
+                    by_mode[f"profile, turned over {TURNED:.0f}°"].append(row)
+            elif row.photo_id and row.view == 0:
+                own[row.photo_id] = row
         for mode, some in by_mode.items():
             portraits[mode] += [portrait_of(some[i]) for i in rng.permutation(len(some))[:room]]
     return portraits, of_photo
@@ -93,7 +111,7 @@ def judge(
     seed: int,
     change: Callable[[Bytes], Bytes] = lambda pictures: pictures,
     only_inside: bool = False,
-) -> tuple[realism.Judgement, Bytes, Bytes]:
+) -> realism.Judgement:
     rng = np.random.default_rng(seed)
     (a, a_inside), (b, b_inside) = crops(real, frame, rng), crops(made, frame, rng)
     both = a_inside & b_inside if only_inside else np.ones(len(a), bool)
@@ -101,7 +119,13 @@ def judge(
     people = [p.person for p, keep in zip(real, both, strict=True) if keep]
     people += [p.person for p, keep in zip(made, both, strict=True) if keep]
     labels = np.arange(len(people)) >= len(a)
-    return realism.tell_apart(np.concatenate([a, b]), labels, people, seed=seed), a, b
+    return realism.tell_apart(np.concatenate([a, b]), labels, people, seed=seed)
+
+
+def mean_of(found: Sequence[realism.Judgement]) -> realism.Judgement:
+    """Of repeats with other folds and frames of the same pictures; the interval is as wide as that of one."""
+    accuracy, low, high = np.mean([(f.accuracy, f.low, f.high) for f in found], axis=0).tolist()
+    return replace(found[0], accuracy=accuracy, low=low, high=high)
 
 
 def dots(portrait: Portrait) -> Portrait:
@@ -124,7 +148,9 @@ def smoothed(portrait: Portrait) -> Portrait:
     return replace(portrait, pixels=out)
 
 
-def told_apart(dataset: Dataset, photos: dict[str, Photo], seed: int, sheet: Path | None) -> tuple[dict, dict]:
+def told_apart(
+    dataset: Dataset, photos: dict[str, Photo], pairs: int, seed: int, sheet: Path | None
+) -> tuple[dict, dict]:
     rng = np.random.default_rng(seed)
     portraits, of_photo = views(dataset, rng)
     size = next(iter(portraits.values()))[0].pixels.shape[0]
@@ -135,35 +161,41 @@ def told_apart(dataset: Dataset, photos: dict[str, Photo], seed: int, sheet: Pat
     figures: dict[str, dict] = {}
     pictures: list[Bytes] = []
 
-    def report(views: str, crop: str, found: realism.Judgement) -> None:
-        figures[f"{views}, {crop}"] = asdict(found)
-        span = f"{found.low:.1%} to {found.high:.1%}"
-        table.add_row(views, crop, f"{found.accuracy:.1%}", span, str(found.pictures), str(found.people))
+    def report(views: str, crop: str, found: list[realism.Judgement]) -> None:
+        one = mean_of(found)
+        figures[f"{views}, {crop}"] = asdict(one)
+        span = f"{one.low:.1%} to {one.high:.1%}"
+        table.add_row(views, crop, f"{one.accuracy:.1%}", span, str(one.pictures), str(one.people))
 
     for mode, pool in sorted(portraits.items()):
         i, j = realism.matched(shapes, np.array([realism.shape_of(p) for p in pool]))
-        pair = [real[k] for k in i], [pool[k] for k in j]
-        if len(i) < 60:
+        chosen = np.sort(rng.permutation(len(i))[:pairs])
+        if len(chosen) < 60:
             console.print(f"{mode}: only {len(i)} views meet a photo like them; left out")
             continue
-        found, a, b = judge(*pair, FACE_FRAME, seed, realism.oval)
-        report(mode, "face", found)
-        pictures += [np.concatenate(list(half[:16]), axis=1) for half in (a, b)]
-        found, a, b = judge(*pair, WHOLE_FRAME, seed, only_inside=True)
-        report(mode, "whole", found)
-        pictures += [np.concatenate(list(half[:16]), axis=1) for half in (a, b)]
-        found, *_ = judge([dots(p) for p in pair[0]], [dots(p) for p in pair[1]], FACE_FRAME, seed)
-        report(mode, "landmarks alone", found)
+        a, b = [real[k] for k in i[chosen]], [pool[k] for k in j[chosen]]
+        marks = [dots(p) for p in a], [dots(p) for p in b]
+        tries = [seed + k for k in range(REPEATS)]
+        report(mode, "face", [judge(a, b, FACE_FRAME, k, realism.oval) for k in tries])
+        report(mode, "whole", [judge(a, b, WHOLE_FRAME, k, only_inside=True) for k in tries])
+        report(mode, "landmarks alone", [judge(*marks, FACE_FRAME, k) for k in tries])
+        for frame in (FACE_FRAME, WHOLE_FRAME):
+            shown = [crops(side[:16], frame, np.random.default_rng(seed))[0] for side in (a, b)]
+            pictures += [np.concatenate(list(some), axis=1) for some in shown]
     table.add_section()
-    every = [real[k] for k in rng.permutation(len(real))]
-    half = len(every) // 2
-    found, *_ = judge(every[:half], every[half : 2 * half], FACE_FRAME, seed, realism.oval)
-    report("control: other photos", "face", found)
-    altered = [smoothed(p) for p in every[half : 2 * half]]
-    found, *_ = judge(every[:half], altered, FACE_FRAME, seed, realism.oval)
-    report("control: smoothed photos", "face", found)
-    found, *_ = judge(every[:half], [refitted(p) for p in every[half : 2 * half]], FACE_FRAME, seed, realism.oval)
-    report("control: photos framed by a fit", "face", found)
+    controls: dict[str, list[realism.Judgement]] = defaultdict(list)
+    for k in range(REPEATS):
+        drawn = rng.permutation(len(real))
+        a, b = [real[i] for i in drawn[:pairs]], [real[i] for i in drawn[pairs : 2 * pairs]]
+        changes = {
+            "other photos": b,
+            "smoothed photos": list(map(smoothed, b)),
+            "framed by a fit": list(map(refitted, b)),
+        }
+        for name, other in changes.items():
+            controls[name].append(judge(a, other, FACE_FRAME, seed + k, realism.oval))
+    for name, found in controls.items():
+        report(f"control: {name}", "face", found)
     console.print(table)
     if sheet is not None and pictures:
         width = max(p.shape[1] for p in pictures)
@@ -198,7 +230,10 @@ def stays_the_same(of_photo: dict[str, list[ViewRow]], photos: dict[str, Photo],
             away = abs(row.pose[0])
             span = next(f"yaw {low:.0f} to {high:.0f}" for low, high in YAWS if low <= away < high)
             look = likeness.look_of(row.pixels(), row, model, chart)
-            for key in (row.mode, f"{row.mode}, {span}"):
+            keys = [row.mode, f"{row.mode}, {span}"]
+            if row.mode == "rerender" and bare(row):
+                keys.append("rerender, face bare")
+            for key in keys:
                 looks[key].append(look)
                 whose[key].append(person)
     table = Table("views", "same person", "95 %", "views", title=f"{len(names)} people; chance {1 / len(names):.1%}")
@@ -218,13 +253,16 @@ def main(
     photos: Path,
     json_out: Annotated[Path | None, typer.Option("--json")] = None,
     sheet: Annotated[Path | None, typer.Option()] = None,
+    pairs: Annotated[
+        int, typer.Option(help="Views of a mode, and photos, at most: figures compare at equal numbers.")
+    ] = 200,
     seed: int = 0,
 ) -> None:
     """Measure and show."""
     start = time.process_time()
     given = read_photos(photos)
     data = open_dataset(dataset)
-    apart, of_photo = told_apart(data, given, seed, sheet)
+    apart, of_photo = told_apart(data, given, pairs, seed, sheet)
     same = stays_the_same(of_photo, given, seed) if of_photo else {}
     console.print(f"{time.process_time() - start:.0f} s of CPU time")
     if json_out is not None:
