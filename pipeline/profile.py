@@ -197,7 +197,7 @@ def angle_between(a: Rigid, b: Rigid) -> float:
 def face_colours(stage: Stage, frame: Frame, cam_from_head: Rigid, model: MorphableModel) -> Floats:
     """(H, W, 4) float32 colours of the model in ``frame``, whose pose is ``cam_from_head``, and what clothes cover.
 
-    The background is 0.
+    The background is covered by what lies behind.
     """
     own = stage.own
     out = sample_texture(frame, own.fill, model.uv, model.uv_faces)
@@ -213,6 +213,7 @@ def face_colours(stage: Stage, frame: Frame, cam_from_head: Rigid, model: Morpha
         turned,
         out,
     )
+    out[frame.triangle < 0, 3] = 1.0
     return out
 
 
@@ -349,6 +350,9 @@ def _compose(ids, faces, px, source, photo, leaving, surroundings, zoom, shift, 
                 continue
             x2, y2 = column + 0.5 - px[i, 0], row + 0.5 - px[i, 1]
             q, s = (x2 * y1 - x1 * y2) / area, (x0 * y2 - x2 * y0) / area
+            # A sliver may cover a pixel's centre by the renderer's grid only, and is no place to go on beyond.
+            q = min(max(q, 0.0), 1.0)
+            s = min(max(s, 0.0), 1.0 - q)
             p = 1.0 - q - s
             whole = np.float32(p * source[i, 2] + q * source[j, 2] + s * source[k, 2])
             left, top, u, v = _corners(

@@ -280,7 +280,9 @@ class _Observation:
         return bilinear(image, self.camera.px_from_cam(points)) / shading
 
 
-def _observe(recovery: Recovery, vertices: Floats, model: MorphableModel, base: Floats) -> _Observation:
+def _observe(
+    recovery: Recovery, vertices: Floats, model: MorphableModel, base: Floats, tones: Floats | None
+) -> _Observation:
     size = recovery.crop.shape[0]
     unit = size / 256.0
     frame = render(vertices, model.faces, recovery.camera, (size, size))
@@ -304,7 +306,7 @@ def _observe(recovery: Recovery, vertices: Floats, model: MorphableModel, base: 
     skin = skin_mask(frame, model) & (frame.normal[..., 2] < -0.3)
     seen_skin = skin & (trust > 0.5)
     luma = float(np.median(crop[seen_skin] @ LUMA)) if seen_skin.any() else SKIN_LUMA
-    tones, light = tones_of(crop[recovery.valid]), recovery.light
+    light = recovery.light
     if tones is not None:
         crop = (crop @ LUMA)[..., None] * _hues(frame, model, base)
         share = LUMA * base.reshape(-1, 3).mean(0)
@@ -375,7 +377,10 @@ def unwrap(recovery: Recovery, *, model: MorphableModel, albedo: AlbedoModel, si
     vertices = recovery.cam_from_head.apply(model.vertices(recovery.coefficients))
     normals = vertex_normals(vertices, model.faces)
     base = np.clip(albedo.texture(recovery.albedo), 0.0, 1.0)
-    seen = _observe(recovery, vertices, model, base)
+    tones = tones_of(recovery.crop[recovery.valid] / np.float32(255.0))
+    if tones is not None:  # what was fitted to it is only as bright as the photo; its colours are those of most people
+        base = (base @ LUMA)[..., None] * albedo.mean / np.maximum(albedo.mean @ LUMA, 0.02)[..., None]
+    seen = _observe(recovery, vertices, model, base, tones)
     base_v = atlas.at_vertices(base)
     photo_v = seen.albedo(vertices, normals, seen.smooth)
     pinned = _pinned(atlas, recovery)
