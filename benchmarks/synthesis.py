@@ -96,12 +96,6 @@ def parts(kept: list[StoredPerson], model: MorphableModel, rounds: int) -> dict[
     meshes, trims = zip(*(geometry(n) for n in everything), strict=True)
     ids = [meshes[n].seen(shape) for n in everything]
 
-    def paint(n: int) -> picture.Picture:
-        texture = views.texture_of(todo[n][0], model)
-        return picture.picture(meshes[n], ids[n], texture, scenes[n].light, trims[n])
-
-    pictures = [paint(n) for n in everything]
-
     def wall(n: int) -> picture.Image:
         background = scenes[n].background
         assert background is not None
@@ -109,12 +103,13 @@ def parts(kept: list[StoredPerson], model: MorphableModel, rounds: int) -> dict[
 
     walls = [wall(n) for n in everything]
 
-    def lay(n: int) -> picture.Image:
-        out = walls[n].copy()
-        picture.lay_over(pictures[n], meshes[n], out)
-        return out
+    def paint(n: int) -> picture.Picture:
+        texture = views.texture_of(todo[n][0], model)
+        return picture.picture(meshes[n], ids[n], texture, scenes[n].light, walls[n], trims[n])
 
-    lights = [lay(n) for n in everything]
+    pictures = [paint(n) for n in everything]
+    touched = float(np.mean([picture.outlines(p).sum() for p in pictures]))
+    lights = [p.image.copy() for p in pictures]
     images = [sensor.exposed(lights[n], scenes[n].sensor) for n in everything]
     head = len(model.template)
 
@@ -125,7 +120,6 @@ def parts(kept: list[StoredPerson], model: MorphableModel, rounds: int) -> dict[
     corners = float(np.mean([len(m.vertices) for m in meshes]))
     triangles = float(np.mean([len(m.faces) for m in meshes]))
     covered = float(np.mean([(i >= 0).sum() for i in ids]))
-    touched = float(np.mean([picture.outlines(p).sum() for p in pictures]))
     area = float(SIZE * SIZE)
     active = float(np.mean([(s.expression != 0).sum() for s in scenes]))
     stored_ids = columns_of(rows_to_parquet(rows, {}), ["triangle_ids"])["triangle_ids"]
@@ -134,9 +128,12 @@ def parts(kept: list[StoredPerson], model: MorphableModel, rounds: int) -> dict[
         "draw the scene": (draw, 0.0),
         "geometry": (geometry, active * head * 12 + corners * (24 + 24 + 8 + 8 + 16) + triangles * 24),
         "visibility": (lambda n: meshes[n].seen(shape), triangles * 12 + corners * (16 + 8) + area * (8 + 8 + 4)),
-        "resolve, texture, light": (paint, triangles * 12 + corners * 64 + covered * (4 + 24 + 16 + 16 + 4)),
+        "resolve, texture, light": (paint, triangles * 12 + corners * 64 + covered * (4 + 24 + 16 + 5 + 12)),
         "background": (wall, area * 12),
-        "composite, outlines": (lay, triangles * 12 + corners * 24 + covered * (16 + 24) + touched * 8 * 20 + area * 5),
+        "composite: outlines": (
+            lambda n: picture.smooth(pictures[n], meshes[n]),
+            triangles * 12 + corners * 24 + area * 5 + touched * (8 * 20 + 24),
+        ),
         "sensor": (lambda n: sensor.exposed(lights[n], scenes[n].sensor), area * (12 + 12 + 12 + 3)),
         "landmarks": (landmarks, corners * 16),
         "encode: JPEG": (lambda n: sensor.jpeg(images[n], scenes[n].sensor.quality), area * 3 + jpeg),

@@ -22,7 +22,7 @@ from face.camera import Pinhole, WeakPerspective
 from face.morphable import Coefficients, MorphableModel
 from face.render import zbuffer
 from face.render.frame import Frame, Image, Mesh, resolve, visible
-from face.render.picture import Picture, Texture, Trim, lay_over, picture
+from face.render.picture import Picture, Texture, Trim, picture, smooth
 from face.render.visibility import Visibility
 from face.transform import Rigid
 from infra.maps import HIDDEN_DEPTH
@@ -224,13 +224,13 @@ def photographed(
     mesh, trim = placed(person, scene, model)
     ids = mesh.seen((size, size), visibility)
     if scene.mode == profile.MODE:
-        seen, light = _profiled(person, scene, mesh, ids, model)
+        seen = _profiled(person, scene, mesh, ids, model)
     else:
-        seen = picture(mesh, ids, texture_of(person, model), scene.light, trim)
-        light = _behind(person, scene, model, size)
-    lay_over(seen, mesh, light)
+        behind = _behind(person, scene, model, size)
+        seen = picture(mesh, ids, texture_of(person, model), scene.light, behind, trim)
+    smooth(seen, mesh)
     marks = project_landmarks(mesh.vertices[: trim.first], seen, scene.camera, model)
-    image = jpeg(exposed(light, scene.sensor), scene.sensor.quality)
+    image = jpeg(exposed(seen.image, scene.sensor), scene.sensor.quality)
     return Shot(image, hidden_by_props(ids, len(model.faces)), marks)
 
 
@@ -292,20 +292,17 @@ def described(
     )
 
 
-def _profiled(
-    person: Person, scene: Scene, mesh: Mesh, ids: NDArray[np.int32], model: MorphableModel
-) -> tuple[Picture, Image]:
-    """The photo turned with its face, which ``mesh`` begins with, and what lies around it."""
+def _profiled(person: Person, scene: Scene, mesh: Mesh, ids: NDArray[np.int32], model: MorphableModel) -> Picture:
+    """The photo turned with its face, which ``mesh`` begins with, before what lies around it."""
     if person.own is None:
         raise ValueError(f"{person.id} has no photo to be turned")
     stage = profile.stage_of(person.own, vertices_of(person, person.own.expression, model), model)
     frame = resolve(ids, mesh.vertices, mesh.faces, mesh.camera)
     colour = profile.face_colours(stage, frame, scene.cam_from_head, model)
     around = profile.behind(stage, scene.cam_from_head, scene.camera, len(ids))
-    part = np.where(ids >= 0, np.uint8(1), np.uint8(0))
-    return Picture(ids, frame.depth, colour, part, np.ones(len(mesh.faces), np.uint8)), np.ascontiguousarray(
-        around, dtype=np.float32
-    )
+    image = (colour[..., :3] + colour[..., 3:] * (around - colour[..., :3])).astype(np.float32)
+    part = frame.mask.astype(np.uint8)
+    return Picture(ids, frame.depth, part, np.ones(len(mesh.faces), dtype=np.uint8), image)
 
 
 def _behind(person: Person, scene: Scene, model: MorphableModel, size: int) -> Image:

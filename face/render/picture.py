@@ -1,7 +1,7 @@
 """A picture of a mesh in one pass: surface point, texture and light of each pixel, then laid over a background.
 
-The fast way from triangle ids to colours, for pictures by the million: no image but the result is written. The slow
-twin is ``frame``: ``shaded(sample_texture(resolve(ids)))``; depths are the same to the bit, colours to 0.01 / 255.
+The fast way from triangle ids to colours, for pictures by the million: hardly an image but the result is written. The
+slow twin is ``frame``: ``shaded(sample_texture(resolve(ids)))``; depths are the same to the bit, colours to 0.01 / 255.
 Outlines are anti-aliased by ``zbuffer.samples``: eight samples in each pixel that an outline touches, each coloured
 like the nearest pixel that shows the same surface, as multi-sampling hardware does.
 """
@@ -94,23 +94,28 @@ class Picture:
 
     triangle: NDArray[np.int32]  # (H, W) as ``Frame.triangle``
     depth: Image  # (H, W) metres, as ``Frame.depth``
-    colour: Image  # (H, W, 4): colour in 0..1 or beyond, how far what lies behind covers it: background 1
     part: NDArray[np.uint8]  # (H, W) of the triangle; background 0
     parts: NDArray[np.uint8]  # (F,) of the textured triangles; what follows them is TRIM
+    image: Image  # (H, W, 3) colours in 0..1 or beyond, before the background
 
 
-def picture(mesh: Mesh, ids: NDArray[np.int32], texture: Texture, light: Floats, trim: Trim = PLAIN) -> Picture:
-    """The picture of (H, W) triangle ``ids`` of a mesh under (9, 3) ``light``.
+def picture(
+    mesh: Mesh, ids: NDArray[np.int32], texture: Texture, light: Floats, background: Image, trim: Trim = PLAIN
+) -> Picture:
+    """The picture of (H, W) triangle ``ids`` of a mesh under (9, 3) ``light``, with hard outlines.
 
-    Raises ValueError when an id is not of the mesh, and for triangles without a texture that are not trim's.
+    It is painted over the (H, W, 3) float32 ``background``, in place: images that fit a processor's cache are what
+    makes this fast. Raises ValueError when an id is not of the mesh, for triangles without a texture that are not
+    trim's, and for a background of another size or one that can't be written.
     """
     textured = len(texture.corners)
     if ids.size and ids.max() >= len(mesh.faces):
         raise ValueError("the ids name triangles that this mesh does not have")
     if textured > len(mesh.faces) or (len(mesh.faces) > textured and trim.first + len(trim.look) < len(mesh.vertices)):
         raise ValueError(f"{len(mesh.faces)} triangles, {textured} of them textured, do not fit their looks")
+    if background.shape != (*ids.shape, 3) or background.dtype != np.float32 or not background.flags.carray:
+        raise ValueError(f"a picture of {ids.shape} lies over no background of {background.shape}, {background.dtype}")
     depth, part = np.zeros(ids.shape, dtype=np.float32), np.zeros(ids.shape, dtype=np.uint8)
-    colour = np.empty((*ids.shape, 4), dtype=np.float32)  # set from the first to the last pixel of a row that shows it
     _paint(
         ids,
         kernels.corners(mesh.vertices, mesh.faces, mesh.px, mesh.weight),
@@ -126,47 +131,32 @@ def picture(mesh: Mesh, ids: NDArray[np.int32], texture: Texture, light: Floats,
         trim.pattern,
         depth,
         part,
-        colour,
+        background,
     )
-    return Picture(ids, depth, colour, part, texture.parts)
+    return Picture(ids, depth, part, texture.parts, background)
 
 
 def outlines(seen: Picture) -> Bools:
     """(H, W) the pixels on both sides of an outline.
 
-    That is where another part begins, or where depth jumps by CREASE between colours that are not ALIKE.
+    That is where the background begins; or another part, or where depth jumps by CREASE, if colours are not ALIKE.
     """
     out = np.zeros(seen.triangle.shape, dtype=np.bool_)
-    _outlines(seen.part, seen.depth, seen.colour, np.float32(CREASE), np.float32(ALIKE), out)
+    _outlines(seen.part, seen.depth, seen.image, np.float32(CREASE), np.float32(ALIKE), out)
     return out
 
 
-def lay_over(seen: Picture, mesh: Mesh, background: Image) -> None:
-    """Lay a picture of a mesh over an (H, W, 3) float32 ``background``, in place, with smooth outlines.
-
-    Raises ValueError when the sizes differ or the background can't be written.
-    """
-    if background.shape != (*seen.triangle.shape, 3) or not background.flags.c_contiguous:
-        raise ValueError(f"a picture of {seen.triangle.shape} lies over no background of {background.shape}")
+def smooth(seen: Picture, mesh: Mesh) -> None:
+    """Make the outlines of a picture of a mesh smooth, in place."""
     fine = zbuffer.samples(mesh.px, mesh.screen_depth, mesh.faces, seen.triangle, outlines(seen))
     with np.errstate(divide="ignore"):
         depth = mesh.camera.depth_on_screen(fine.screen_depth)
-    _lay_over(
-        seen.part,
-        seen.depth,
-        seen.colour,
-        seen.parts,
-        fine.pixel,
-        fine.triangle,
-        depth,
-        np.float32(CREASE),
-        background,
-    )
+    _smooth(seen.part, seen.depth, seen.parts, fine.pixel, fine.triangle, depth, np.float32(CREASE), seen.image)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _paint(  # type: ignore[no-untyped-def]
-    ids, corners, faces, uv, parts, texels, columns, rows, light, first, look, pattern, depth, part, colour
+    ids, corners, faces, uv, parts, texels, columns, rows, light, first, look, pattern, depth, part, image
 ):
     height, width = ids.shape
     # Several arrays, because the compiler would not vectorise loops over one with strides that differ.
@@ -198,12 +188,14 @@ def _paint(  # type: ignore[no-untyped-def]
             for column in range(start, stop):
                 n = np.uint64(column - start)
                 depth[row, column] = mixed[n * np.uint64(4) + NORMAL] if part[row, column] > 0 else zero
+                scratch[n + HIDDEN] = scratch[n + HIDDEN] * share if part[row, column] > 0 else one
+            line = image[row]
             for column in range(start, stop):
                 n = np.uint64(column - start)
-                colour[row, column, 0] = scratch[n + RED]
-                colour[row, column, 1] = scratch[n + GREEN]
-                colour[row, column, 2] = scratch[n + BLUE]
-                colour[row, column, 3] = scratch[n + HIDDEN] * share if part[row, column] > 0 else one
+                red, green, blue, hidden = scratch[n + RED], scratch[n + GREEN], scratch[n + BLUE], scratch[n + HIDDEN]
+                line[column, 0] = red + hidden * (line[column, 0] - red)
+                line[column, 1] = green + hidden * (line[column, 1] - green)
+                line[column, 2] = blue + hidden * (line[column, 2] - blue)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -324,9 +316,9 @@ def _shade(count, light, mixed, scratch):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _outlines(part, depth, colour, crease, alike, out):  # type: ignore[no-untyped-def]
+def _outlines(part, depth, image, crease, alike, out):  # type: ignore[no-untyped-def]
     height, width = part.shape
-    parted = np.zeros(-(-width // 8) * 8, dtype=np.uint8)  # 1: by their parts, 2: by their depth
+    parted = np.zeros(-(-width // 8) * 8, dtype=np.uint8)  # 1: by the background's beginning, 2: perhaps
     eight = parted.view(np.uint64)
     for row in range(height):
         for down in range(2):
@@ -342,7 +334,7 @@ def _outlines(part, depth, colour, crease, alike, out):  # type: ignore[no-untyp
                     right = column + 1 - down
                     if parted[column] == 2:
                         for channel in range(3):
-                            if abs(colour[row, column, channel] - colour[below, right, channel]) > alike:
+                            if abs(image[row, column, channel] - image[below, right, channel]) > alike:
                                 parted[column] = 1
                     if parted[column] == 1:
                         out[row, column] = out[below, right] = True
@@ -351,12 +343,13 @@ def _outlines(part, depth, colour, crease, alike, out):  # type: ignore[no-untyp
 @numba.njit(cache=True, nogil=True)
 def _parted(part, other, depth, beyond, crease, limit, parted):  # type: ignore[no-untyped-def]
     for column in range(limit):
-        jump = np.uint8(2) if abs(depth[column] - beyond[column]) > crease else np.uint8(0)
-        parted[column] = jump if part[column] == other[column] else np.uint8(1)
+        here, there = part[column], other[column]
+        apart = (here != there) | (abs(depth[column] - beyond[column]) > crease)
+        parted[column] = np.uint8(1) if (here != there) & ((here == 0) | (there == 0)) else np.uint8(2 * apart)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _lay_over(part, depth, colour, parts, pixels, triangle, sample_depth, crease, out):  # type: ignore[no-untyped-def]
+def _smooth(part, depth, parts, pixels, triangle, sample_depth, crease, image):  # type: ignore[no-untyped-def]
     height, width = part.shape
     count = len(pixels)
     # One pixel round each after the other, and one sample after the other: long simple loops, eight pixels at a time.
@@ -367,52 +360,31 @@ def _lay_over(part, depth, colour, parts, pixels, triangle, sample_depth, crease
         way = 0
         for r in range(row - 1, row + 2):
             for c in range(column - 1, column + 2):
-                inside = r >= 0 and c >= 0 and r < height and c < width and part[r, c] > 0
+                inside = r >= 0 and c >= 0 and r < height and c < width
                 levels[way, n] = _level(depth[r, c], part[r, c]) if inside else np.float32(np.inf)
                 way += 1
     wanted, away = np.empty(count, dtype=np.float32), np.empty(count, dtype=np.float32)
     best = np.empty(count, dtype=np.int32)
-    mixed = np.zeros(
-        (count, 4), dtype=np.float32
-    )  # the sum of samples, and how much of the background they let through
-    flat = colour.reshape(-1, 4)
-    somewhere = np.int64(0)  # a pixel that has a colour, for samples that have none
-    for n in range(count):
-        somewhere = np.int64(pixels[n]) if part.reshape(-1)[pixels[n]] > 0 else somewhere
+    mixed = np.zeros((count, 3), dtype=np.float32)
+    flat = image.reshape(-1, 3)
     for sample in range(zbuffer.SAMPLES):
         for n in range(count):
             f = triangle[n, sample]
-            kind = np.int64(parts[f]) if f >= 0 and f < len(parts) else TRIM
-            wanted[n] = _level(np.float32(sample_depth[n, sample]), kind)
+            kind = TRIM if f >= len(parts) else parts[f] if f >= 0 else 0
+            wanted[n] = _level(np.float32(sample_depth[n, sample]) if f >= 0 else np.float32(0.0), kind)
         _first(levels[4], wanted, crease, away, best)
         for way in range(9):
             if way != 4:
                 _nearer(levels[way], wanted, np.int32((way // 3 - 1) * width + way % 3 - 1), away, best)
         for n in range(count):
-            shows = triangle[n, sample] >= 0 and away[n] < np.inf
-            at = np.int64(pixels[n]) + best[n] if shows else somewhere
-            hidden = flat[at, 3] if shows else np.float32(1.0)
-            shown = np.float32(1.0) - hidden
-            mixed[n, 0] += shown * flat[at, 0]
-            mixed[n, 1] += shown * flat[at, 1]
-            mixed[n, 2] += shown * flat[at, 2]
-            mixed[n, 3] += hidden
+            at = np.int64(pixels[n]) + best[n]
+            mixed[n, 0] += flat[at, 0]
+            mixed[n, 1] += flat[at, 1]
+            mixed[n, 2] += flat[at, 2]
     share = np.float32(1.0 / zbuffer.SAMPLES)
-    behind = out.reshape(-1, 3)
     for n in range(count):
         for channel in range(3):
-            mixed[n, channel] = share * (mixed[n, channel] + mixed[n, 3] * behind[pixels[n], channel])
-    for row in range(height):
-        begin, end = _span(part[row])
-        for column in range(begin, end):
-            hidden = colour[row, column, 3]
-            red, green, blue = colour[row, column, 0], colour[row, column, 1], colour[row, column, 2]
-            out[row, column, 0] = red + hidden * (out[row, column, 0] - red)
-            out[row, column, 1] = green + hidden * (out[row, column, 1] - green)
-            out[row, column, 2] = blue + hidden * (out[row, column, 2] - blue)
-    for n in range(count):
-        for channel in range(3):
-            behind[pixels[n], channel] = mixed[n, channel]
+            flat[pixels[n], channel] = share * mixed[n, channel]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -437,14 +409,3 @@ def _nearer(levels, wanted, way, away, best):  # type: ignore[no-untyped-def]
         nearer = apart < away[n]
         away[n] = apart if nearer else away[n]
         best[n] = way if nearer else best[n]
-
-
-@numba.njit(cache=True, nogil=True)
-def _span(part):  # type: ignore[no-untyped-def]
-    """The first column of a row that shows anything, and the one after the last."""
-    begin, end = 0, len(part)
-    while begin < end and part[begin] == 0:
-        begin += 1
-    while end > begin and part[end - 1] == 0:
-        end -= 1
-    return begin, end

@@ -13,7 +13,7 @@ from face.lighting import ambient
 from face.morphable import MorphableModel
 from face.render import frame as fr
 from face.render import zbuffer
-from face.render.picture import PLAIN, Picture, Texture, Trim, lay_over, outlines, picture
+from face.render.picture import PLAIN, Picture, Texture, Trim, outlines, picture, smooth
 from tests.face.render.test_backends import random_view
 
 SIZE = (90, 300)  # wider than a tile
@@ -41,13 +41,14 @@ def test_the_slow_twin_has_the_same_colours(open_head: MorphableModel, n: int) -
     mesh, frame, texture, image, light = scene(open_head, n)
     ids = mesh.seen(SIZE)
     assert np.array_equal(ids, frame.triangle)
-    fast = picture(mesh, ids, texture, light)
+    wall = np.random.default_rng(n).random((*SIZE, 3)).astype(np.float32)
+    fast = picture(mesh, ids, texture, light, wall.copy())
     assert np.array_equal(fast.depth, frame.depth)
     surface = fr.sample_texture(frame, image, open_head.uv, open_head.uv_faces)
     slow = fr.shaded(frame, surface[..., :3], light)
     brightest = max(float(slow.max()), 1.0)
-    assert np.abs(fast.colour[..., :3][frame.mask] - slow[frame.mask]).max() < 0.01 / 255.0 * brightest
-    assert np.abs(fast.colour[..., 3][frame.mask] - surface[..., 3][frame.mask]).max() < 0.01 / 255.0
+    over = np.where(frame.mask[..., None], slow + surface[..., 3:] * (wall - slow), wall)
+    assert np.abs(fast.image - over).max() < 0.02 / 255.0 * brightest
     assert (slow[frame.mask] == 0.0).any()
 
 
@@ -63,39 +64,40 @@ def test_trim_is_coloured_at_its_vertices(open_head: MorphableModel) -> None:
     look[:, 5] = 0.0
     trim = Trim(len(mesh.vertices), look, np.ones((4, 4), np.float32))
     ids = both.seen(SIZE)
-    fast = picture(both, ids, texture, light, trim)
+    fast = picture(both, ids, texture, light, black(), trim)
     whole = fr.resolve(ids, both.vertices, faces, mesh.camera)
     trimmed = ids >= len(open_head.faces)
     assert trimmed.sum() > 500
     assert (frame.mask & ~trimmed).sum() > 100
     values = np.concatenate([np.zeros((len(mesh.vertices), 3)), look[:, :3]])
     slow = fr.shaded(whole, fr.interpolate(whole, values, faces), light)
-    assert np.abs(fast.colour[..., :3][trimmed] - slow[trimmed]).max() < 0.02 / 255.0
-    assert not fast.colour[trimmed][:, 3].any()
+    assert np.abs(fast.image[trimmed] - slow[trimmed]).max() < 0.02 / 255.0
     assert np.array_equal(fast.depth, whole.depth)
     # A pattern of ones doubles what its strength of one touches, up to white.
     strong = look.copy()
     strong[:, 5] = 1.0
     flat = np.zeros((9, 3))
     flat[0] = ambient()[0]
-    plain, patterned = (picture(both, ids, texture, flat, replace(trim, look=each)) for each in (look, strong))
-    expected = np.minimum(2.0 * plain.colour[trimmed][:, :3], 1.0)
-    assert np.abs(patterned.colour[trimmed][:, :3] - expected).max() < 0.01 / 255.0
-    assert np.array_equal(plain.colour[frame.mask & ~trimmed], patterned.colour[frame.mask & ~trimmed])
+    plain, patterned = (
+        picture(both, ids, texture, flat, black(), replace(trim, look=each)).image for each in (look, strong)
+    )
+    expected = np.minimum(2.0 * plain[trimmed], 1.0)
+    assert np.abs(patterned[trimmed] - expected).max() < 0.01 / 255.0
+    assert np.array_equal(plain[~trimmed], patterned[~trimmed])
 
 
-def flat_picture(mesh: fr.Mesh, size: tuple[int, int], colour: float, hidden: float = 0.0) -> Picture:
-    """A picture of one colour."""
+def black() -> Floats:
+    return np.zeros((*SIZE, 3), dtype=np.float32)
+
+
+def flat_picture(mesh: fr.Mesh, size: tuple[int, int], colour: float, background: float) -> Picture:
+    """A picture of two colours, with smooth outlines."""
     ids = mesh.seen(size)
     depth = fr.resolve(ids, mesh.vertices, mesh.faces, mesh.camera).depth
-    values = np.zeros((*size, 4), dtype=np.float32)
-    values[..., :3], values[..., 3] = colour, hidden
-    return Picture(ids, depth, values, (ids >= 0).astype(np.uint8), np.ones(len(mesh.faces), np.uint8))
-
-
-def laid(seen: Picture, mesh: fr.Mesh, background: float) -> Floats:
-    out = np.full((*seen.triangle.shape, 3), background, dtype=np.float32)
-    lay_over(seen, mesh, out)
+    image = np.full((*size, 3), background, dtype=np.float32)
+    image[ids >= 0] = colour
+    out = Picture(ids, depth, (ids >= 0).astype(np.uint8), np.ones(len(mesh.faces), np.uint8), image)
+    smooth(out, mesh)
     return out
 
 
@@ -111,7 +113,7 @@ def test_an_outline_has_the_colour_of_the_areas_it_parts(camera: Camera) -> None
         square = square @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
         faces = np.array([[0, 2, 1], [0, 3, 2]])
         mesh = fr.Mesh.of(np.column_stack([square, np.ones(4)]), faces, camera)
-        out = laid(flat_picture(mesh, (80, 80), 1.0), mesh, 0.0)[..., 0]
+        out = flat_picture(mesh, (80, 80), 1.0, 0.0).image[..., 0]
         assert out.sum() == pytest.approx(1600.0, abs=4.0)
         assert out.min() == 0.0
         assert out.max() == 1.0
@@ -122,36 +124,51 @@ def test_an_outline_has_the_colour_of_the_areas_it_parts(camera: Camera) -> None
 
 
 def test_no_fringes(open_head: MorphableModel) -> None:
-    """A face of the background's colour leaves no trace, nor does one that is wholly covered; a face over another
-    colour lies between both everywhere, and pixels away from outlines keep their own."""
+    """A face of the background's colour leaves no trace; over another colour it lies between both everywhere, and
+    pixels away from outlines keep their own."""
     mesh, *_ = scene(open_head, 2)
-    assert np.abs(laid(flat_picture(mesh, SIZE, 0.4), mesh, 0.4) - 0.4).max() < 1e-6
-    assert np.abs(laid(flat_picture(mesh, SIZE, 0.9, hidden=1.0), mesh, 0.4) - 0.4).max() < 1e-6
-    half = laid(flat_picture(mesh, SIZE, 0.9, hidden=0.5), mesh, 0.1)
-    seen = flat_picture(mesh, SIZE, 0.9)
-    out, mask, edge = laid(seen, mesh, 0.1), seen.triangle >= 0, outlines(seen)
-    assert out.min() >= np.float32(0.1)
+    assert np.abs(flat_picture(mesh, SIZE, 0.4, 0.4).image - 0.4).max() < 1e-6
+    seen = flat_picture(mesh, SIZE, 0.9, 0.1)
+    out, mask = seen.image, seen.triangle >= 0
+    hard = np.where(mask[..., None], np.float32(0.9), np.float32(0.1)) + np.zeros((1, 1, 3), np.float32)
+    edge = outlines(replace(seen, image=hard))
+    assert out.min() >= np.float32(0.1) - 1e-6
     assert out.max() <= np.float32(0.9) + 1e-6
     assert (out[mask & ~edge] == np.float32(0.9)).all()
     assert (out[~mask & ~edge] == np.float32(0.1)).all()
-    assert np.abs(half[mask & ~edge] - 0.5).max() < 1e-6
-    mixed = out[edge & (out[..., 0] > 0.11) & (out[..., 0] < 0.89)]
-    assert len(mixed) > 100
+    assert ((out[..., 0] > 0.11) & (out[..., 0] < 0.89) & edge).sum() > 100
+
+
+def test_the_background_of_an_outline_is_its_own() -> None:
+    """Where an outline cuts a covered pixel, what shows is the background beside it, not another colour."""
+    square = np.array([[-0.2, -0.2, 1.0], [0.0137, -0.2, 1.0], [0.0137, 0.2, 1.0], [-0.2, 0.2, 1.0]])
+    faces = np.array([[0, 2, 1], [0, 3, 2]])
+    mesh = fr.Mesh.of(square, faces, WeakPerspective(100.0, np.array([20.0, 20.0])))
+    ids = mesh.seen((40, 40))
+    image = np.zeros((40, 40, 3), np.float32)
+    image[..., 2] = np.arange(40)[:, None] / 40.0  # a background that changes from row to row
+    image[ids >= 0] = (1.0, 0.0, 0.0)
+    seen = Picture(ids, (ids >= 0) * np.float32(1.0), (ids >= 0).astype(np.uint8), np.ones(2, np.uint8), image)
+    smooth(seen, mesh)
+    line = image[5:35, 21]  # the outline is at x = 21.37
+    assert np.abs(line[:, 0] - 0.375).max() < 1e-6
+    assert np.abs(line[:, 2] - 0.625 * np.arange(5, 35) / 40.0).max() < 0.025 * 0.625 + 1e-6
 
 
 def test_outlines_are_where_depth_jumps_or_something_else_begins(open_head: MorphableModel) -> None:
-    """Where depth jumps only between colours that differ; where another part begins always."""
+    """Within the mesh only between colours that differ; where the background begins always."""
     mesh, frame, texture, _, light = scene(open_head, 3)
     parts = np.isin(open_head.region, [open_head.region_names.index(n) for n in ("eyes", "ears")]) + 1
-    seen = picture(mesh, mesh.seen(SIZE), replace(texture, parts=parts.astype(np.uint8)), light)
+    seen = picture(mesh, mesh.seen(SIZE), replace(texture, parts=parts.astype(np.uint8)), light, black())
     assert np.array_equal(seen.part, np.where(frame.mask, np.append(parts, 0)[frame.triangle], 0))
     part, depth = seen.part.astype(int), frame.depth.astype(np.float64)
-    colour = np.where(frame.mask[..., None], seen.colour[..., :3], 0.0)
-    for tinted, alike in ((seen, 8.0 / 255.0), (replace(seen, colour=np.zeros_like(seen.colour)), np.inf)):
+    colour = seen.image
+    for tinted, alike in ((seen, 8.0 / 255.0), (replace(seen, image=black()), np.inf)):
         expected = np.zeros(SIZE, dtype=bool)
         for axis in (0, 1):
-            jump = (np.abs(np.diff(depth, axis=axis)) > 0.006) & (np.abs(np.diff(colour, axis=axis)).max(2) > alike)
-            parted = (np.diff(part, axis=axis) != 0) | jump
+            apart = (np.diff(part, axis=axis) != 0) | (np.abs(np.diff(depth, axis=axis)) > 0.006)
+            begins = np.diff((part > 0).astype(int), axis=axis) != 0
+            parted = begins | (apart & (np.abs(np.diff(colour, axis=axis)).max(2) > alike))
             for side in (slice(None, -1), slice(1, None)):
                 expected[(side, slice(None)) if axis == 0 else (slice(None), side)] |= parted
         assert np.array_equal(outlines(tinted), expected)
@@ -164,11 +181,11 @@ def test_a_sample_is_coloured_by_its_own_surface() -> None:
     far = np.array([[-0.3, -0.3, 1.1], [0.3, -0.3, 1.1], [0.3, 0.3, 1.1], [-0.3, 0.3, 1.1]])
     faces = np.array([[0, 2, 1], [0, 3, 2], [4, 6, 5], [4, 7, 6]])
     mesh = fr.Mesh.of(np.concatenate([near, far]), faces, WeakPerspective(100.0, np.array([20.0, 20.0])))
-    seen = flat_picture(mesh, (40, 40), 0.0)
-    seen.colour[..., 0] = np.isin(seen.triangle, (0, 1))
-    seen.colour[..., 1] = np.isin(seen.triangle, (2, 3))
-    out = np.zeros((40, 40, 3), np.float32)
-    lay_over(seen, mesh, out)
+    seen = flat_picture(mesh, (40, 40), 0.0, 0.0)
+    out = seen.image
+    out[..., 0] = np.isin(seen.triangle, (0, 1))
+    out[..., 1] = np.isin(seen.triangle, (2, 3))
+    smooth(seen, mesh)
     line = out[20]
     assert np.abs(line[:, 0] + line[:, 1] - 1.0)[1:-1].max() < 1e-6
     assert line[20, 0] == 1.0
@@ -188,9 +205,11 @@ def test_a_callers_mistakes_are_named(open_head: MorphableModel) -> None:
     with pytest.raises(ValueError, match="power of two"):
         Trim(0, np.zeros((4, 6), np.float32), np.zeros((3, 3), np.float32))
     with pytest.raises(ValueError, match="name triangles"):
-        picture(mesh, ids + np.int32(len(open_head.faces)), texture, light)
+        picture(mesh, ids + np.int32(len(open_head.faces)), texture, light, black())
     less = replace(texture, corners=texture.corners[:-5], parts=texture.parts[:-5])
     with pytest.raises(ValueError, match="textured"):
-        picture(mesh, ids, less, light, PLAIN)
+        picture(mesh, ids, less, light, black(), PLAIN)
     with pytest.raises(ValueError, match="no background"):
-        lay_over(picture(mesh, ids, texture, light), mesh, np.zeros((*SIZE, 4), np.float32))
+        picture(mesh, ids, texture, light, np.zeros((*SIZE, 4), np.float32))
+    with pytest.raises(ValueError, match="float64"):
+        picture(mesh, ids, texture, light, np.zeros((*SIZE, 3)))
