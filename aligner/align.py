@@ -59,8 +59,9 @@ class AlignConfig:
     still: float = 0.01  # mean landmark motion from pass to pass, fraction of the face's size: then a face is done
     batch: int = 32  # faces in one call of the network
     pixels: int = 500  # of each face that are matched
-    keep: int = 8  # anchors that a pixel may mean
-    doubt: float = 0.25  # cosine at which a pixel is as likely to match nothing
+    keep: int = 6  # anchors that a pixel may mean
+    near: float = 0.012  # metres from its best anchor within which they lie
+    doubt: float = 0.4  # cosine at which a pixel is as likely to match nothing
     modes: int = 60  # directions of shape that are fitted
     solver: Solver = field(default_factory=Solver)
 
@@ -254,6 +255,8 @@ class Aligner:
             stride=STRIDE,
             pixels=self.config.pixels,
             keep=self.config.keep,
+            place=self.anchors.position,
+            near=self.config.near,
             sharpness=self.anchors.scale,
             doubt=self.config.doubt,
         )

@@ -50,12 +50,15 @@ def match(
     keep: int,
     sharpness: float,
     doubt: float,
+    place: Floats | None = None,
+    near: float = np.inf,
 ) -> Matches:
     """Match (B, D, H, W) unit descriptors with (B, H, W) face logits to (A, D) unit anchor descriptors.
 
     Of each face at most ``pixels`` pixels of the mask are taken, evenly. ``stride`` is the crop's pixels for each
     pixel of the grid. The softmax multiplies cosines by ``sharpness``; ``doubt`` is the cosine at which a pixel is as
-    likely to match nothing as its anchor.
+    likely to match nothing as its anchor. With the anchors' (A, 3) ``place`` on the template, a pixel may mean only
+    anchors ``near`` its best one, metres: the mean of two far places is neither of them.
     """
     b, d, _, width = descriptor.shape
     grid = np.zeros((b, pixels, 2))
@@ -75,6 +78,11 @@ def match(
         n = len(inside)
         similarity = descriptor[face].reshape(d, -1)[:, inside].T @ table
         _best(similarity, sharpness, doubt, anchor[face, :n], probability[face, :n])
+        if place is not None:
+            among = place[anchor[face, :n]]
+            mass = probability[face, :n].sum(1, keepdims=True)
+            probability[face, :n] *= np.linalg.norm(among - among[:, :1], axis=2) <= near
+            probability[face, :n] *= mass / probability[face, :n].sum(1, keepdims=True)
         grid[face, :n, 0] = (inside % width + 0.5) * stride
         grid[face, :n, 1] = (inside // width + 0.5) * stride
         mask[face, :n] = 1.0 / (1.0 + np.exp(-logit[inside].astype(np.float64)))
