@@ -30,6 +30,7 @@ MIN_PIXELS = 24  # fewer pixels of a face on a level propose nothing
 NOISES = (0.3, 0.2, 0.12, 0.08, 0.08)  # fractions of a face's size: how far pixels may disagree, pass by pass
 AGREES = 0.06  # fraction of a face's size: a pixel this far from where its point should be agrees to 60 %
 UNITS = (14.0, 400.0)  # pixels of a level: sizes of faces that it can show
+CLEAR = 48.0  # pixels of a level: smaller faces are blurred, and score lower in proportion
 TURNED_AWAY = 0.35  # how far behind the screen's plane a face may look: 20 degrees past profile
 
 
@@ -55,7 +56,8 @@ class Search:
     """What is looked for and how hard. Raises ValueError for what makes no sense."""
 
     longest: int = 1024  # pixels that a photo's longer side is shrunk to before the search
-    ratio: float = 1.5  # between the sizes of neighbouring levels
+    enlarged: int = 192  # pixels: a smaller photo's longer side is enlarged to this, at most twice
+    ratio: float = 2.0  # between the sizes of neighbouring levels
     coarsest: int = 100  # pixels: levels with a shorter longer side are not looked at
     pixels: int = 2500  # of each level that are matched
     keep: int = 6  # anchors that a pixel may mean
@@ -63,10 +65,10 @@ class Search:
     windows: tuple[float, ...] = (8.0, 16.0)  # pixels of a level: radii of the windows that poses start from
     most: int = 12  # windows of each radius on a level
     filled: float = 0.08  # share of a window that must show a face
-    least: float = 0.12  # score
+    least: float = 0.12  # score of a face that is not small
 
     def __post_init__(self) -> None:
-        if min(self.longest, self.coarsest, self.pixels, self.keep, self.most) < 1 or self.ratio <= 1.0:
+        if min(self.longest, self.enlarged, self.coarsest, self.pixels, self.keep, self.most) < 1 or self.ratio <= 1.0:
             raise ValueError(f"Search wants positive sizes and a ratio above one: {self}")
 
 
@@ -144,7 +146,7 @@ class DescriptorFinder:
             full = agreed * area / max(float(cv2.contourArea(hull)), 1.0)
             pure = agreed / max(float(mask[within].sum()), 1.0)
             score = min(full, 1.0) * pure
-            if score >= search.least:
+            if score >= search.least * min(1.0, unit[i] / CLEAR):
                 out.append(Sighting(Box.around(landmarks[i]), score, pose[i : i + 1]))
         return out
 
@@ -152,20 +154,21 @@ class DescriptorFinder:
 def levels(image: Bytes, search: Search, multiple: int) -> Iterator[tuple[Bytes, Floats]]:
     """The (H, W, 3) image at falling sizes, each with its (2,) photo pixels (x, y) for one of its own.
 
-    The longer side is a whole ``multiple``, so that little has to be padded; no level is larger than the photo but
-    one that is smaller than a multiple.
+    The longer side is a whole ``multiple``, so that little has to be padded. Small photos, which cost little, begin
+    enlarged.
     """
     height, width = image.shape[:2]
     longest = max(height, width)
-    side = max(min(longest, search.longest) // multiple * multiple, multiple)
-    first, wanted = True, float(side)
-    while first or side >= search.coarsest:
+    wanted = float(min(max(longest, min(2 * longest, search.enlarged)), search.longest))
+    first = True
+    while first or wanted >= search.coarsest:
+        side = max(int(wanted / multiple + 0.5), 1) * multiple
         scale = side / longest
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        level = image if size == (width, height) else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        shrinks = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
+        level = image if size == (width, height) else cv2.resize(image, size, interpolation=shrinks)
         yield level, np.array([width / size[0], height / size[1]])
         first, wanted = False, wanted / search.ratio
-        side = round(wanted / multiple) * multiple
 
 
 def _scaled(found: Sighting, scale: Floats) -> Sighting:

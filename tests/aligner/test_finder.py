@@ -62,10 +62,10 @@ def test_levels_shrink_the_photo_and_say_by_how_much(width: int, height: int) ->
     search = Search()
     found = list(levels(np.zeros((height, width, 3), np.uint8), search, 32))
     sides = [max(level.shape[:2]) for level, _ in found]
-    assert sides[0] >= min(max(width, height), search.longest) - 32
-    assert sides[0] <= max(32, min(max(width, height), search.longest))
+    finest = min(max(width, height, min(2 * max(width, height), search.enlarged)), search.longest)
+    assert abs(sides[0] - finest) <= 16
     assert all(side % 32 == 0 for side in sides)
-    assert all(1.2 < a / b < 2.1 for a, b in pairwise(sides))
+    assert all(1.5 < a / b < 2.7 for a, b in pairwise(sides))
     for level, scale in found:
         np.testing.assert_allclose(scale * level.shape[1::-1], [width, height])
 
