@@ -24,7 +24,15 @@ def catalogue() -> list[Row]:
             continue
         card = weights.load(name).card
         about = f"for {card['model']}, {card['steps']} steps"
-        rows.append((name, "weights", " AND ".join(card["data_licences"]), _size(path.stat().st_size), about))
+        rows.append(
+            (
+                name,
+                "weights",
+                " AND ".join(sorted({name for terms in card["data_licences"] for name in terms.split(" AND ")})),
+                _size(path.stat().st_size),
+                about,
+            )
+        )
     return rows
 
 

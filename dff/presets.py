@@ -34,7 +34,7 @@ PRESETS = {
         views=16,
         size=192,
         seed=11,
-        config=TrainConfig(steps=9000),
+        config=TrainConfig(steps=7600),
     ),
     "research": Preset(
         about="also photos with 68 landmarks, such as 300-W's training parts: under the photos' terms",
@@ -43,7 +43,7 @@ PRESETS = {
         views=16,
         size=192,
         seed=2,
-        config=TrainConfig(steps=10000),
+        config=TrainConfig(steps=9400),
     ),
 }
 

@@ -27,7 +27,7 @@ from face.errors import BadWeights
 from face.morphable import MorphableModel
 
 FORMAT = "dff-descriptor-1"
-SHIPPED = {"dff-open": Path(__file__).parent / "data" / "dff-open.safetensors"}
+SHIPPED = {name: Path(__file__).parent / "data" / f"{name}.safetensors" for name in ("dff-open", "dff-research")}
 """Weights that come with the program, by name."""
 DEFAULT = "dff-open"
 CARD_KEYS = ("model", "model_licence", "data_licences", "steps")
