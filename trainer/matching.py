@@ -319,8 +319,8 @@ def _unit(vectors: Floats) -> Floats:
 
 
 def foils() -> dict[str, Describe]:
-    """General descriptors, each of the extent that matches best at a crop of 128 px."""
-    return {"patches": by_patches(32), "sift": by_sift(48.0), "daisy": by_daisy(24)}
+    """General descriptors; patches and SIFT of the extents that matched as well as any of 16 to 48 px."""
+    return {"patches": by_patches(16), "sift": by_sift(24.0), "daisy": by_daisy(16)}
 
 
 def pairs_picture(pairs: Sequence[ViewPair], methods: Mapping[str, Describe], *, lines: int = 24) -> Bytes:
