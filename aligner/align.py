@@ -11,7 +11,17 @@ import numpy as np
 import torch
 
 from aligner.alignment import Alignment, Iteration, Pose
-from aligner.confidence import FAILED_BELOW, agreement, face_confidence, landmark_support
+from aligner.confidence import (
+    DEFAULT,
+    FAILED_BELOW,
+    Calibration,
+    Evidence,
+    agreement,
+    face_evidence,
+    landmark_evidence,
+    probe,
+    surroundings,
+)
 from aligner.crop import Crops
 from aligner.finder import DescriptorFinder, FaceFinder, Sighting, same_face
 from aligner.loop import (
@@ -32,7 +42,7 @@ from face.arrays import Bools, Bytes, Floats, Ints
 from face.assets import load_model
 from face.camera import Box
 from face.descriptor import FRAMING, STRIDE, Anchors, DescriptorNet, image_batch
-from face.errors import BadPhoto
+from face.errors import BadPhoto, BadWeights
 from face.fit import FaceState
 from face.morphable import MorphableModel
 from face.transform import angles_from_rotation, rotation_from_vector
@@ -75,13 +85,15 @@ class Watch:
     """What is known of B faces beside their state; rows are rewritten as faces move."""
 
     anchor_seen: Floats  # (B, A)
-    landmark_seen: Floats  # (B, 68)
+    exposure: Floats  # (B, 68, 2) of the landmarks by the fitted mesh
+    probes: Floats  # (B, 68, 4) what the network sees at them
     landmarks: Floats  # (B, 68, 2) pixels
     px: Floats  # (B, N, 2) matched pixels
     mask: Floats  # (B, N) probability that they show the face
     agrees: Floats  # (B, N) their agreement with the fit
     pitch: Floats  # (B,) pixels between neighbouring matched pixels
     residual: Floats  # (B,) fraction of the unit
+    motion: Floats  # (B,) how far the last pass moved the landmarks, fraction of the unit
     lost: Bools  # (B,) too few pixels of a face were seen
 
     @staticmethod
@@ -90,33 +102,35 @@ class Watch:
         none = np.zeros((b, pixels))
         return Watch(
             anchor_seen=np.ones((b, anchors)),
-            landmark_seen=np.zeros((b, 68)),
+            exposure=np.zeros((b, 68, 2)),
+            probes=np.zeros((b, 68, 4)),
             landmarks=landmarks,
             px=np.zeros((b, pixels, 2)),
             mask=none,
             agrees=none.copy(),
             pitch=np.ones(b),
             residual=np.zeros(b),
+            motion=np.full(b, np.inf),
             lost=np.zeros(b, dtype=bool),
         )
 
     def update(self, rig: Rig, faces: Ints, state: FaceState, matches: Matches, px: Floats, pitch: Floats) -> Floats:
         """Look at the new ``state`` of the rows ``faces``; (F,) how far their landmarks moved, fraction of the unit."""
         unit = rig.unit(state)
-        anchors, seen = visibility(rig, state)
+        anchors, exposure = visibility(rig, state)
         landmarks = rig.landmarks(state)
         motion = np.linalg.norm(landmarks - self.landmarks[faces], axis=2).mean(1) / unit
-        self.anchor_seen[faces], self.landmark_seen[faces], self.landmarks[faces] = anchors, seen, landmarks
+        self.anchor_seen[faces], self.exposure[faces], self.landmarks[faces] = anchors, exposure, landmarks
         self.px[faces], self.mask[faces], self.pitch[faces] = px, matches.mask, pitch
+        self.motion[faces] = motion
         self.agrees[faces], self.residual[faces] = agreement(matches, px, rig.anchors(state), anchors, unit)
         return np.asarray(motion)
 
-    def confidence(self, unit: Floats) -> tuple[Floats, Floats]:
-        """(B, 68) of the landmarks and (B,) of the faces, zero for lost ones."""
-        share, surrounded = landmark_support(self.agrees, self.px, self.landmarks, unit, self.pitch)
-        face = face_confidence(self.agrees, self.mask, surrounded, self.landmark_seen)
-        found = np.where(self.lost, 0.0, 1.0)
-        return share * self.landmark_seen * found[:, None], face * found
+    def evidence(self, state: FaceState, unit: Floats) -> Evidence:
+        """What all faces' confidence rests on; the lost have none."""
+        around = surroundings(self.agrees, self.mask, self.px, self.landmarks, unit, self.pitch)
+        face = face_evidence(self.agrees, self.mask, self.residual, self.motion, self.exposure, around)
+        return Evidence(face, landmark_evidence(self.exposure, around, self.probes), self.lost)
 
 
 class Aligner:
@@ -131,14 +145,18 @@ class Aligner:
         finder: FaceFinder | None = None,
         config: AlignConfig | None = None,
         card: Mapping[str, Any] | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.net = net
         self.anchors = anchors
         self.model = model
         self.config = config or AlignConfig()
         self.card = dict(card or {})  # where the weights come from
+        self.calibration = calibration or DEFAULT
         self.rig = make_rig(model, anchors, modes=self.config.modes)
         multiple = net.config.multiple if isinstance(net, DescriptorNet) else 32
+        apart = np.linalg.norm(self.rig.landmark_mean[:, None] - anchors.position, axis=2)
+        self.landmark_descriptor = anchors.descriptor[apart.argmin(1)]  # (68, D)
         self.finder = finder or DescriptorFinder(net, anchors, self.rig, multiple=multiple)
         self.reference = rotation_from_vector(np.deg2rad(REFERENCE_ROTATION.get(model.name, (0.0, 0.0, 0.0))))
 
@@ -183,7 +201,7 @@ class Aligner:
         for number in range(config.passes):
             before = state[active]
             crops = first if number == 0 else crops_of_state(rig, before, config.margin, config.crop)
-            matches = self._look([images[i] for i in active], crops)
+            matches, features = self._look([images[i] for i in active], crops)
             able = (matches.mask > 0).sum(1) >= MIN_PIXELS
             watch.lost[active[~able]] = True
             px = crops.photo_from_crop(matches.grid)[able]
@@ -197,6 +215,8 @@ class Aligner:
             state = put(state, active, after)
             pitch = matches.pitch * (crops.side / crops.size)[able]
             motion = watch.update(rig, active, after, matches, px, pitch)
+            places = crops[able].crop_from_photo(watch.landmarks[active]) / STRIDE
+            watch.probes[active] = probe(features[0][able], features[1][able], places, self.landmark_descriptor)
             if number == 0:
                 motion = np.full_like(motion, np.inf)
             for row, face in enumerate(active):
@@ -215,17 +235,19 @@ class Aligner:
             if len(active) == 0:
                 break
         vertices = rig.vertices(state)
-        points, whole = watch.confidence(rig.unit(state))
+        evidence = watch.evidence(state, rig.unit(state))
+        whole = self.calibration.face_confidence(evidence)
+        seen, right = self.calibration.landmark_confidence(evidence)
         return [
             self._alignment(
                 state,
                 i,
                 box=boxes[i],
                 vertices=vertices[i],
-                visibility=watch.landmark_seen[i],
-                confidence=points[i],
+                visibility=seen[i],
+                confidence=right[i],
                 face_confidence=float(whole[i]),
-                lost=bool(watch.lost[i]),
+                evidence=evidence[i],
                 trace=tuple(traces[i]),
             )
             for i in range(b)
@@ -244,13 +266,14 @@ class Aligner:
                 crops.centre[i], crops.side[i], crops.angle[i] = turned.centre[0], turned.side[0], turned.angle[0]
         return state, crops
 
-    def _look(self, images: list[Bytes], crops: Crops) -> Matches:
+    def _look(self, images: list[Bytes], crops: Crops) -> tuple[Matches, tuple[Floats, Floats]]:
         pixels = np.stack([crops.cut(image, i) for i, image in enumerate(images)])
         with torch.inference_mode():
             features = self.net(image_batch(torch.from_numpy(pixels)))
-        return match(
-            features.descriptor.float().numpy(),
-            features.face_logit.float().numpy(),
+        descriptor, face_logit = features.descriptor.float().numpy(), features.face_logit.float().numpy()
+        matches = match(
+            descriptor,
+            face_logit,
             self.anchors.descriptor,
             stride=STRIDE,
             pixels=self.config.pixels,
@@ -260,6 +283,7 @@ class Aligner:
             sharpness=self.anchors.scale,
             doubt=self.config.doubt,
         )
+        return matches, (descriptor, face_logit)
 
     def _alignment(
         self,
@@ -271,7 +295,7 @@ class Aligner:
         visibility: Floats,
         confidence: Floats,
         face_confidence: float,
-        lost: bool,
+        evidence: Evidence,
         trace: tuple[Iteration, ...],
     ) -> Alignment:
         table = self.model.landmarks
@@ -281,7 +305,7 @@ class Aligner:
         matrix = state.rotation[i] @ self.reference
         yaw, pitch, roll = angles_from_rotation(matrix)
         reason = ""
-        if lost:
+        if evidence.lost:
             reason = "no part of the box looks like a face"
         elif face_confidence < FAILED_BELOW:
             reason = f"the face model does not explain what is in the box (confidence {face_confidence:.2f})"
@@ -301,22 +325,33 @@ class Aligner:
             camera=camera,
             model=self.model.name,
             trace=trace,
+            evidence=evidence,
         )
 
 
 def load_aligner(
-    weights: Path | str | None = None, *, finder: FaceFinder | None = None, config: AlignConfig | None = None
+    weights: Path | str | None = None,
+    *,
+    finder: FaceFinder | None = None,
+    config: AlignConfig | None = None,
+    calibration: Calibration | None = None,
 ) -> Aligner:
     """The aligner of a weights file; of the shipped weights when none is named.
 
-    Raises BadWeights when the file cannot be used, BadModel when its face model is not at hand.
+    ``calibration`` instead of the file's own. Raises BadWeights when the file cannot be used, BadModel when its face
+    model is not at hand.
     """
     path = weights_files.DEFAULT if weights is None else weights
     loaded = weights_files.load(path)
     model = load_model(str(loaded.card["model"]))
     loaded = weights_files.load(path, model=model)
     net = loaded.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the fast layout on CPUs
-    return Aligner(net, loaded.anchors, model, finder=finder, config=config, card=loaded.card)
+    try:
+        if calibration is None and loaded.calibration is not None:
+            calibration = Calibration.from_json(loaded.calibration)
+    except (TypeError, ValueError) as error:
+        raise BadWeights(f"{path}: {error}") from error
+    return Aligner(net, loaded.anchors, model, finder=finder, config=config, card=loaded.card, calibration=calibration)
 
 
 def _accepted(found: list[Alignment]) -> list[Alignment]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from aligner.confidence import Evidence
 from face.arrays import Floats
 from face.camera import Box, WeakPerspective
 from face.morphable import Coefficients
@@ -48,9 +49,9 @@ class Alignment:
         Floats  # (68, 3) pixels, AFLW2000-3D scheme; z in pixels towards the viewer, zero at the head's origin
     )
     pose: Pose
-    visibility: Floats  # (68,) 0 hidden to 1 seen, of landmarks_3d: self-occlusion of the fitted mesh
-    confidence: Floats  # (68,) 0 to 1: the photo's own evidence for each landmark times its visibility
-    face_confidence: float  # 0 to 1, of the whole face
+    visibility: Floats  # (68,) probability that the photo shows each of landmarks_3d: not turned away, not covered
+    confidence: Floats  # (68,) probability that it is shown and lies within 5 % of the face's box of the truth
+    face_confidence: float  # probability that the landmarks err by less than 8 % of the face's box on average
     failed: bool
     reason: str  # why it failed, else ""
     vertices: Floats  # (V, 3) metres in the head frame: the fitted mesh
@@ -59,6 +60,7 @@ class Alignment:
     camera: WeakPerspective  # of the whole photo
     model: str  # name of the morphable model
     trace: tuple[Iteration, ...] = field(default=(), repr=False)
+    evidence: Evidence | None = field(default=None, repr=False)  # what the confidences rest on
 
     @property
     def vertices_px(self) -> Floats:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from face.arrays import Bytes, Floats
+from face.arrays import Bools, Bytes, Floats, Ints
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,22 @@ class Crops:
     angle: Floats  # (B,) radians clockwise on the screen: the crop's x axis in the photo
     size: int  # pixels of the crop's side
 
+    def __getitem__(self, rows: Ints | Bools) -> Crops:
+        return Crops(self.centre[rows], self.side[rows], self.angle[rows], self.size)
+
     def photo_from_crop(self, points: Floats) -> Floats:
         """(B, N, 2) crop pixels to photo pixels."""
         c, s = np.cos(self.angle), np.sin(self.angle)
         turn = np.stack([np.stack([c, s], -1), np.stack([-s, c], -1)], -2)  # row vectors times this
         scaled = (points - self.size / 2) * (self.side / self.size)[:, None, None]
         return np.asarray(scaled @ turn + self.centre[:, None])
+
+    def crop_from_photo(self, points: Floats) -> Floats:
+        """(B, N, 2) photo pixels to crop pixels."""
+        c, s = np.cos(self.angle), np.sin(self.angle)
+        turn = np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)  # row vectors times this
+        scaled = (points - self.centre[:, None]) * (self.size / self.side)[:, None, None]
+        return np.asarray(scaled @ turn + self.size / 2)
 
     def cut(self, image: Bytes, crop: int) -> Bytes:
         """(size, size, 3) pixels of one crop; what lies outside the photo is black.

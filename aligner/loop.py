@@ -165,16 +165,16 @@ def crops_of_state(rig: Rig, state: FaceState, margin: float, size: int) -> Crop
 
 
 def visibility(rig: Rig, state: FaceState) -> tuple[Floats, Floats]:
-    """(B, A) and (B, 68): how far the fitted mesh lets the anchors and the landmarks be seen, 0 to 1.
+    """How far the fitted mesh lets the anchors be seen, (B, A) 0 to 1, and how the (B, 68, 2) landmarks are exposed.
 
-    Zero where all four buffer pixels round a point show other parts of the mesh in front of it, else falling as the
-    surface turns away: for an anchor the smooth surface, for a landmark that triangle at it which faces the camera
-    most, since lids and lips are sharp edges. Landmarks in a crease, which not even the frontal template turns to the
-    camera, only have to be unoccluded.
+    An anchor: zero where all four buffer pixels round it show other parts of the mesh in front of it, else falling as
+    the smooth surface turns away. A landmark: the cosine to the camera of that triangle at it which faces the camera
+    most, since lids and lips are sharp edges, and the metres that it lies behind the visible surface. Landmarks in a
+    crease, which not even the frontal template turns to the camera, count as facing it.
     """
     faces = rig.model.faces
     anchors = np.zeros((len(state.scale), len(rig.anchor_mean)))
-    landmarks = np.zeros((len(state.scale), 68))
+    landmarks = np.zeros((len(state.scale), 68, 2))
     for face, mesh in enumerate(rig.vertices(state)):
         seen = mesh @ state.rotation[face].T
         low, high = seen[:, :2].min(0), seen[:, :2].max(0)
@@ -185,14 +185,13 @@ def visibility(rig: Rig, state: FaceState) -> tuple[Floats, Floats]:
         depth = np.where(ids >= 0, seen[faces[ids], 2].min(-1), np.inf)
         smooth = -smooth_normals(seen, faces)[rig.anchor_vertex, 2]
         best = np.where(rig.in_crease, 1.0, _facing(seen, faces, rig.landmark_triangles, -1.0))
-        for out, points, facing in (
-            (anchors, seen[rig.anchor_vertex], smooth),
-            (landmarks, seen[rig.model.landmarks.vertex], best),
-        ):
+        behind = []
+        for points in (seen[rig.anchor_vertex], seen[rig.model.landmarks.vertex]):
             cell = np.floor((points[:, :2] - low) * scale - 0.5).astype(int)[:, None] + FOUR_AROUND
             column, row = np.clip(cell, 0, BUFFER - 1).transpose(2, 0, 1)
-            clear = points[:, 2] <= depth[row, column].max(1) + OCCLUSION
-            out[face] = clear * np.clip((facing + 0.1) / 0.2, 0.0, 1.0)
+            behind.append(np.maximum(points[:, 2] - depth[row, column].max(1), 0.0))
+        anchors[face] = (behind[0] <= OCCLUSION) * np.clip((smooth + 0.1) / 0.2, 0.0, 1.0)
+        landmarks[face] = np.stack([best, behind[1]], axis=1)
     return anchors, landmarks
 
 

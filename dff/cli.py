@@ -325,6 +325,7 @@ class Protocol(StrEnum):
 
     aflw2000 = "aflw2000-3d"
     w300 = "300w"
+    matching = "matching"
 
 
 class BoxSource(StrEnum):
@@ -336,24 +337,35 @@ class BoxSource(StrEnum):
 
 @app.command()
 def evaluate(
-    protocol: Annotated[Protocol, typer.Argument(help="aflw2000-3d: .mat, yaw bins, pose. 300w: .pts.")],
-    folder: Annotated[Path, typer.Argument(help="Folder of the images with their annotation files.")],
+    protocol: Annotated[
+        Protocol, typer.Argument(help="aflw2000-3d: .mat, yaw bins, pose. 300w: .pts. matching: a dataset of views.")
+    ],
+    folder: Annotated[str, typer.Argument(help="Folder of the images with their annotation files, or a dataset.")],
     labels: Annotated[Path | None, typer.Option(help="Other 68-point labels: .npz by file name, or .npy.")] = None,
     box: Annotated[BoxSource, typer.Option(help="Where the boxes come from.")] = BoxSource.landmarks,
-    every: Annotated[bool, typer.Option("--all", help="300w: all photos, not the held-out ones only.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also what is not held out (300w, matching).")] = False,
     robust: Annotated[bool, typer.Option("--robustness", help="Also the error with boxes shifted and scaled.")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Folder for the CED curve and the worst cases.")] = None,
+    pairs: Annotated[int, typer.Option(help="matching: pairs of views for each cell of the table.", min=1)] = 10,
+    model: Annotated[
+        str, typer.Option(help="matching: face model that the views show, a name or a file.")
+    ] = "open-head",
     weights: WeightsOption = None,
 ) -> None:
-    """Accuracy of the aligner on annotated photos.
+    """Accuracy of the aligner on annotated photos, or of the descriptor on views of a dataset.
 
     [dim]Examples:[/dim]
 
     dff evaluate aflw2000-3d AFLW2000/ --labels reannotated.npz --json figures.json --pictures out/
 
     dff evaluate 300w helen/testset --all
+
+    dff evaluate matching data/ --pairs 20
     """
+    if protocol is Protocol.matching:
+        _evaluate_matching(folder, weights, model, pairs, every, json_out, pictures)
+        return
     from aligner.align import load_aligner
     from aligner.evaluate import (
         Disturbance,
@@ -390,6 +402,71 @@ def evaluate(
         (pictures / "ced.png").write_bytes(curve_picture(report))
         (pictures / "worst.jpg").write_bytes(worst_picture(report))
         typer.echo(f"pictures: {pictures.resolve()}")
+
+
+def _evaluate_matching(
+    dataset: str,
+    weights: str | None,
+    model: str,
+    pairs: int,
+    every: bool,
+    json_out: Path | None,
+    pictures: Path | None,
+) -> None:
+    from dff.matching_files import evaluate_matching, matching_picture, to_json
+
+    report, shown = evaluate_matching(dataset, weights, model=model, count=pairs, every=every)
+    for line in report.lines():
+        typer.echo(line)
+    if json_out:
+        json_out.write_bytes(to_json(report))
+    if pictures:
+        pictures.mkdir(parents=True, exist_ok=True)
+        (pictures / "matching.jpg").write_bytes(matching_picture(shown, weights))
+        typer.echo(f"pictures: {pictures.resolve()}")
+
+
+@app.command()
+def calibrate(
+    weights: Annotated[str, typer.Argument(help="Weights: a .safetensors file or a shipped name.")],
+    dataset: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix of a finished dataset.")],
+    out: Annotated[Path | None, typer.Option(help="The weights file to write. Default: WEIGHTS itself.")] = None,
+    views: Annotated[int, typer.Option(help="Views of held-out identities; half fit, half judge.", min=32)] = 640,
+    photos: Annotated[
+        list[Path] | None, typer.Option(help="Folder of annotated photos to judge on as well; may be repeated.")
+    ] = None,
+    every: Annotated[int, typer.Option(help="Of these photos, take one in so many.", min=1)] = 1,
+    picture: Annotated[Path | None, typer.Option(help="Write the reliability diagram to this PNG.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    endpoint_url: Endpoint = None,
+) -> None:
+    """Make an aligner's confidence with these weights mean what it says, and measure how far it does.
+
+    [dim]Example:[/dim] dff calibrate dff.safetensors data/ --photos AFLW2000/ --picture reliability.png
+    """
+    from aligner.align import load_aligner
+    from aligner.calibrate import calibrate as calibrated
+    from aligner.calibrate import reliability_picture
+    from aligner.confidence import DEFAULT
+    from dff.align_files import write_json
+    from infra import weights as weights_files
+    from infra.dataset import open_dataset
+
+    aligner = load_aligner(weights, calibration=DEFAULT)  # whatever the file says, it is replaced
+    data = open_dataset(dataset, endpoint_url=endpoint_url)
+    calibration, sets = calibrated(aligner, data, views=views, photos=photos or (), every=every)
+    for one in sets:
+        typer.echo(one.name)
+        for line in _figures(one.to_json()):
+            typer.echo(line)
+    if picture:
+        picture.write_bytes(reliability_picture(sets))
+    if json_out:
+        write_json(json_out, {one.name: one.to_json() for one in sets})
+    loaded = weights_files.load(weights)
+    path = out or weights_files.SHIPPED.get(weights, Path(weights))
+    weights_files.save(path, loaded.net, loaded.anchors, loaded.card, calibration=calibration.to_json())
+    typer.echo(f"calibrated weights: {path.resolve()}")
 
 
 @app.command()

@@ -1,0 +1,148 @@
+"""Confidence: more evidence is never worth less, probabilities mean what they say, measures have known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from aligner.calibrate import (
+    BINS,
+    Case,
+    Judged,
+    Reliability,
+    fit_calibration,
+    missed,
+    reliability_picture,
+    spoil,
+    trust,
+)
+from aligner.confidence import DEFAULT, FACE, LANDMARK, Calibration, Evidence, probe, surroundings
+from aligner.crop import Crops
+from face.camera import Box
+
+
+def some_evidence(rng: np.random.Generator, count: int) -> Evidence:
+    return Evidence(
+        rng.normal(size=(count, len(FACE))), rng.normal(size=(count, 68, len(LANDMARK))), np.zeros(count, bool)
+    )
+
+
+def test_more_evidence_is_never_worth_less() -> None:
+    rng = np.random.default_rng(0)
+    evidence = some_evidence(rng, 5)
+    face = DEFAULT.face_confidence(evidence)
+    seen, right = DEFAULT.landmark_confidence(evidence)
+    assert (right <= seen).all()
+    for k in range(len(FACE)):
+        more = Evidence(evidence.face + 0.5 * np.eye(len(FACE))[k], evidence.landmarks, evidence.lost)
+        assert (DEFAULT.face_confidence(more) >= face).all()
+        assert all((a >= b).all() for a, b in zip(DEFAULT.landmark_confidence(more), (seen, right), strict=True))
+    for k in range(len(LANDMARK)):
+        more = Evidence(evidence.face, evidence.landmarks + 0.5 * np.eye(len(LANDMARK))[k], evidence.lost)
+        assert all((a >= b).all() for a, b in zip(DEFAULT.landmark_confidence(more), (seen, right), strict=True))
+
+
+def test_what_is_lost_is_certain_to_be_wrong() -> None:
+    evidence = some_evidence(np.random.default_rng(1), 3)
+    lost = Evidence(evidence.face, evidence.landmarks, np.ones(3, bool))
+    assert not DEFAULT.face_confidence(lost).any()
+    assert not np.any(DEFAULT.landmark_confidence(lost))
+
+
+def test_a_calibration_survives_its_file_and_refuses_others() -> None:
+    table = DEFAULT.to_json()
+    again = Calibration.from_json(table)
+    evidence = some_evidence(np.random.default_rng(2), 4)
+    np.testing.assert_allclose(again.face_confidence(evidence), DEFAULT.face_confidence(evidence), atol=1e-3)
+    with pytest.raises(ValueError, match="other evidence"):
+        Calibration.from_json({**table, "evidence": ["looks"]})
+    with pytest.raises(ValueError, match="not negative"):
+        Calibration.from_json({**table, "face": [-1.0] * (len(FACE) + 1)})
+    with pytest.raises(ValueError, match="visible"):
+        Calibration.from_json({**table, "visible": [1.0]})
+
+
+def test_fitting_finds_probabilities_that_come_true() -> None:
+    rng = np.random.default_rng(3)
+    evidence = some_evidence(rng, 600)
+    good = rng.random(600) < 1 / (1 + np.exp(-1 - 2 * evidence.face[:, 0]))
+    seen = rng.random((600, 68)) < 1 / (1 + np.exp(-3 * evidence.landmarks[..., 1]))
+    error = np.where(good[:, None], 0.02, 0.2) * np.ones(68)
+    judged = Judged(["face"] * 600, [str(i) for i in range(600)], error, seen, np.ones((600, 68), bool), evidence)
+    first = np.arange(600) < 300
+    calibration = fit_calibration(judged[first])
+    found = trust("held out", judged[~first], calibration, visibility=True)
+    assert found.face.ece < 0.07  # the error of 300 faces in ten bins alone is about 0.05
+    assert found.visible is not None
+    assert found.visible.ece < 0.02
+    assert found.visible.auroc > 0.9
+    assert calibration.face[0] == pytest.approx(2.0, abs=0.6)
+    assert reliability_picture([found]).startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="aligned well"):
+        fit_calibration(judged[good])
+
+
+def test_known_reliability() -> None:
+    said = (np.arange(BINS).repeat(1000) + 0.5) / BINS
+    true = np.tile(np.arange(1000) / 1000, BINS) < said
+    assert Reliability(said, true).ece == pytest.approx(0.0, abs=1e-9)
+    assert Reliability(np.full(10, 0.9), np.arange(10) < 4).ece == pytest.approx(0.5)
+    assert Reliability(np.array([0.1, 0.2, 0.3]), np.array([False, True, True])).auroc == 1.0
+    assert Reliability(np.array([0.1, 0.1]), np.array([False, True])).auroc == 0.5
+    assert np.isnan(Reliability(np.array([0.5]), np.array([True])).auroc)
+
+
+def test_a_probe_sees_only_what_is_near() -> None:
+    descriptor = np.zeros((1, 2, 12, 12), np.float32)
+    descriptor[0, 0] = 1.0
+    descriptor[0, :, 5, 7] = 0.0, 1.0
+    logit = np.full((1, 12, 12), -20.0, np.float32)
+    logit[0, 5, 7] = 20.0
+    places = np.array([[[7.5, 5.5], [8.5, 6.5], [9.5, 5.5], [2.5, 2.5], [40.0, 5.0]]])
+    got = probe(descriptor, logit, places, np.tile([0.0, 1.0], (5, 1)))[0]
+    np.testing.assert_allclose(got[:, 0], [1 / 9, 1 / 9, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(got[:, 1], [1 / 25, 1 / 25, 1 / 25, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(got[:, 2], [1, 1, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(got[:, 3], [1, 1, 1, 0, 0], atol=1e-6)
+
+
+def test_surroundings_of_a_full_plane_are_full_and_of_its_edge_half() -> None:
+    x, y = np.meshgrid(np.arange(0.5, 100), np.arange(0.5, 100))
+    px = np.stack([x, y], -1).reshape(1, -1, 2)
+    ones = np.ones((1, px.shape[1]))
+    got = surroundings(
+        0.5 * ones, ones, px, np.array([[[50.0, 50.0], [0.0, 50.0]]]), np.array([100.0]), np.array([1.0])
+    )[0]
+    np.testing.assert_allclose(got[0], [[1.0, 0.5]] * 2, atol=1e-3)
+    np.testing.assert_allclose(got[1], [[0.5, 0.25]] * 2, atol=1e-2)
+
+
+def test_crops_go_there_and_back() -> None:
+    crops = Crops(np.array([[40.0, 30.0], [7.0, 9.0]]), np.array([50.0, 20.0]), np.array([0.4, -2.0]), 128)
+    points = np.random.default_rng(4).uniform(0, 60, (2, 9, 2))
+    np.testing.assert_allclose(crops.photo_from_crop(crops.crop_from_photo(points)), points, atol=1e-9)
+
+
+def test_spoilt_cases_show_no_face_where_they_are_looked_for() -> None:
+    rng = np.random.default_rng(5)
+    image = rng.integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    truth = rng.uniform([100, 60], [140, 100], (68, 2))
+    case = Case("face", "someone", image, missed(Box.around(truth), rng), truth, np.ones(68, bool))
+    covered = spoil(case, "covered", rng)
+    assert covered is not None
+    assert covered.truth is None
+    x, y = truth.mean(0).astype(int)
+    assert (covered.image[y, x] != image[y, x]).any()
+    np.testing.assert_array_equal(covered.image[:, :40], image[:, :40])
+    turned = spoil(case, "upside down", rng)
+    assert turned is not None
+    again = spoil(turned, "upside down", rng)
+    assert again is not None
+    np.testing.assert_array_equal(again.image, image)
+    np.testing.assert_allclose(again.truth, truth)
+    np.testing.assert_allclose([again.box.x0, again.box.y1], [case.box.x0, case.box.y1])
+    beside = spoil(case, "beside", rng)
+    assert beside is not None
+    face = Box.around(truth)
+    box = beside.box
+    assert box.x0 > face.x1 or box.x1 < face.x0 or box.y0 > face.y1 or box.y1 < face.y0
