@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Annotated
+from threading import Lock
+from typing import Annotated, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -63,30 +64,35 @@ class Counting:
 
     inner: Storage
     requests: Counter[str] = field(default_factory=Counter)
+    _lock: Any = field(default_factory=Lock)
 
     @property
     def uri(self) -> str:
         return self.inner.uri
 
+    def _count(self, kind: str, keys: int = 1) -> None:
+        with self._lock:
+            self.requests[kind] += -(-keys // PAGE)
+
     def read(self, key: str) -> bytes:
-        self.requests["GET"] += 1
+        self._count("GET")
         return self.inner.read(key)
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
-        self.requests["PUT"] += 1
+        self._count("PUT")
         self.inner.write(key, data, if_absent=if_absent)
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         found = self.inner.list(prefix)
-        self.requests["LIST"] += max(-(-len(found) // PAGE), 1)
+        self._count("LIST", max(len(found), 1))
         return found
 
     def exists(self, key: str) -> bool:
-        self.requests["HEAD"] += 1
+        self._count("HEAD")
         return self.inner.exists(key)
 
     def delete(self, *keys: str) -> None:
-        self.requests["DELETE"] += -(-len(keys) // PAGE)
+        self._count("DELETE", len(keys))
         self.inner.delete(*keys)
 
 

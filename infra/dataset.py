@@ -121,7 +121,8 @@ class Manifest(_Header):
         return hashlib.sha256(canonical(self._content())).hexdigest()
 
     def to_json(self) -> bytes:
-        return canonical({**self._content(), "fingerprint": self.fingerprint})
+        content = self._content()
+        return canonical({**content, "fingerprint": hashlib.sha256(canonical(content)).hexdigest()})
 
     def _content(self) -> dict[str, Any]:
         return {**vars(self), "shards": self.shards.columns()}

@@ -10,6 +10,7 @@ import base64
 import errno
 import fcntl
 import hashlib
+import html
 import os
 import re
 import secrets
@@ -23,7 +24,6 @@ from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
 import boto3
-import botocore.session
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -47,6 +47,7 @@ _BROKEN = (ConnectionError, HTTPClientError, IncompleteReadError, FlexibleChecks
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "403"}
 _MISSING = {"NoSuchKey", "NotFound", "404"}
 _TRANSIENT = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError", "BadDigest"}
+_ENTRY, _KEY, _SIZE = (re.compile(rb"<%s>(.*?)</%s>" % (tag, tag), re.S) for tag in (b"Contents", b"Key", b"Size"))
 _LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.tmp")
 
 
@@ -305,13 +306,11 @@ class S3Storage:
                 # other stores rarely have a DNS name for each bucket
                 s3={"addressing_style": "path" if custom else "auto"},
             )
-            # A session of its own, since boto3's default one is not safe among threads. Nobody asks when an object was
-            # written, and reading dates would take two thirds of the time of a listing.
-            core = botocore.session.Session()
-            core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
-            session = boto3.session.Session(botocore_session=core)
+            # A session of its own, since boto3's default one is not safe among threads.
+            session = boto3.session.Session()
             with self._explained("open", ""):
                 client = session.client("s3", endpoint_url=self.endpoint_url, config=config)
+            client.meta.events.register_first("before-parse.s3.ListObjectsV2", _read_listing)
             self._clients[os.getpid()] = client
         return client
 
@@ -421,6 +420,22 @@ class S3Storage:
             return ""
         parts = urlsplit(url)
         return f" at {parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _read_listing(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
+    """Read the entries of a listing and leave botocore the rest: its own reader takes ten times as long."""
+    found = []
+
+    def take(entry: re.Match[bytes]) -> bytes:
+        key, size = _KEY.search(entry[0]), _SIZE.search(entry[0])
+        if key is None or size is None:
+            return entry[0]
+        found.append({"Key": html.unescape(key[1].decode()), "Size": int(size[1])})
+        return b""
+
+    response_dict["body"] = _ENTRY.sub(take, response_dict["body"])
+    if found:
+        customized_response_dict["Contents"] = found
 
 
 class _AlreadyThere(Exception):

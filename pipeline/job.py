@@ -118,7 +118,7 @@ class Tally:
         self.failed_subjects = 0
         self.failures: Counter[str] = Counter()
         self.examples: dict[str, Failure] = {}  # the first of each reason
-        self.counts: dict[str, Counter[str]] = {}
+        self.counts: dict[str, dict[str, int]] = {}
 
     def add(self, record: Record) -> None:
         self.done[record.shard] = True
@@ -128,8 +128,10 @@ class Tally:
         for failure in record.failures:
             self.failures[failure.reason] += 1
             self.examples.setdefault(failure.reason, failure)
-        for name, count in record.counts.items():
-            self.counts.setdefault(name, Counter()).update(count)
+        for name, rows in record.counts.items():
+            total = self.counts.setdefault(name, {})
+            for value, count in rows.items():
+                total[value] = total.get(value, 0) + count
 
     def missing(self) -> Iterator[ShardPlan]:
         """The shards without a record, now."""
@@ -143,7 +145,7 @@ class Tally:
             subjects=self.plan.subjects,
             failed_subjects=self.failed_subjects,
             failures=dict(self.failures),
-            counts={name: dict(count) for name, count in self.counts.items()},
+            counts=self.counts,
             libraries=self.plan.libraries,
         )
 
@@ -159,7 +161,8 @@ def drive(plan: Plan, storage: Storage, make: MakeRecords, *, budget: float, pro
         def watch(record: Record) -> None:
             tally.add(record)
             bar.update(record.subjects)
-            bar.set_postfix({"failed": tally.failed_subjects, **begun_again}, refresh=False)
+            if progress:
+                bar.set_postfix({"failed": tally.failed_subjects, **begun_again}, refresh=False)
             _check_budget(plan, tally, budget)
 
         def again(shard: ShardPlan, reason: str) -> None:
