@@ -167,6 +167,13 @@ def frame_of(person: Person, scene: Scene, model: MorphableModel) -> Frame:
     return render(vertices, model.faces, scene.camera, (SIZE, SIZE))
 
 
+def test_the_person_is_told_from_the_wall(person: Person, recovery: Recovery, open_head: MorphableModel) -> None:
+    head = frame_of(person, turned(person, open_head, 0.0), open_head).mask
+    stood = cv2.resize(own_of(person).surroundings[..., 3], (SIZE, SIZE)) > 0.5
+    assert (stood & head).sum() / (stood | head).sum() > 0.95
+    assert own_of(person).photo[..., 3][~head].max() < 0.05
+
+
 def test_views_are_the_same_in_any_order(person: Person, recovery: Recovery, open_head: MorphableModel) -> None:
     """A photo is prepared once for all of its views; that of another photo in between changes nothing."""
     scenes = [turned(person, open_head, yaw) for yaw in (-20.0, 40.0)]
