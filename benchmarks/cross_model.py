@@ -10,8 +10,8 @@ run (the first stage of the same fit, with albedo and light solved on that shape
 * 3D: mean distance (mm) of the true face's vertices (face, lips, brows) from the fitted surface, after scaling the fit
   by the distance of the outer eye corners and a rigid alignment by closest points, as in the NoW benchmark;
   "corresponding": the same, but of the points that correspond by the registration of the two templates.
-* pose: angle of the rotation that lays the fitted face's corresponding points, as they stand before the camera, onto the
-  true ones: two models' frames differ by some degrees of pitch, which this does not see.
+* pose: angle of the rotation that lays the fitted face's corresponding points, as they stand before the camera, onto
+  the true ones: two models' frames differ by some degrees of pitch, which this does not see.
 * light, albedo: mean absolute difference of shading and albedo over the face's pixels, after one common level
   (light and albedo share one that no photo tells), as a share of the mean.
 """
@@ -79,10 +79,11 @@ def made(model: MorphableModel, albedo: AlbedoModel, yaw: float, *, noise: float
     span = np.ptp(cam[model.landmarks.vertex], axis=0)[:2].max()
     camera = Pinhole(0.5 * SIZE / span * DISTANCE_METRES, np.full(2, SIZE / 2))
 
-    light = ambient(rng.uniform(0.8, 1.0)) * rng.uniform(0.92, 1.08, 3)
+    # A room: the lit side of the face is up to three times as bright as the other.
+    light = ambient(rng.uniform(0.7, 0.9)) * rng.uniform(0.92, 1.08, 3)
     towards = np.array([rng.uniform(-1.0, 1.0), rng.uniform(-0.9, 0.3), -1.0])
-    light[[3, 1, 2]] += (rng.uniform(0.2, 0.5) * towards / np.linalg.norm(towards))[:, None]
-    light[4:] += rng.normal(size=(5, 1)) * 0.06
+    light[[3, 1, 2]] += (rng.uniform(0.3, 0.9) * towards / np.linalg.norm(towards))[:, None]
+    light[4:] += rng.normal(size=(5, 1)) * 0.08
     texture = albedo.texture(rng.normal(size=len(albedo.components)) * 0.7)
     texture = np.clip(texture * (1.0 + blotches(len(texture), rng=rng)), 0.02, 1.0).astype(np.float32)
 
@@ -108,7 +109,7 @@ def made(model: MorphableModel, albedo: AlbedoModel, yaw: float, *, noise: float
 def blotches(size: int, *, rng: np.random.Generator) -> Floats:
     """(S, S, 1) spots and grain of a few per cent: skin that no statistical albedo explains."""
     coarse = cv2.resize(rng.normal(size=(size // 12, size // 12)), (size, size), interpolation=cv2.INTER_CUBIC)
-    return np.asarray(0.03 * coarse + 0.02 * rng.normal(size=(size, size)))[..., None]
+    return np.asarray(0.02 * coarse + 0.02 * rng.normal(size=(size, size)))[..., None]
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,14 @@ from pipeline import photometric
 from pipeline.crop import Crop, square_crop
 from pipeline.joint import COLOUR_SD, INDEPENDENT, Problem, improve
 from pipeline.landmark_fit import LandmarkRig, fit_landmarks, robust_size
-from pipeline.photometric import Scene, SkinSamples, skin_samples, skin_triangles
+from pipeline.photometric import Normals, Scene, SkinSamples, skin_samples, skin_triangles
 from pipeline.photos import Photo, Scheme
 
 IDENTITIES = 60
-SAMPLES = 5000  # points on the skin; about half of them are seen
-VISIBLE_TOLERANCE = 0.004  # metres: hides the far side, not the sample's own triangle
+SAMPLES = 4000  # points on the skin; about half of them are seen
+VISIBLE_TOLERANCE = 0.002  # metres: hides the far side and the lids' inside, not the sample's own triangle
+RIM = 2  # pixels of a 256 px crop next to the skin's outlines, eyes and mouth, whose colours are mixtures
+CREASE = 0.012  # metres of depth from one pixel to the next that make an outline
 GRAZING = 0.25  # cosine below which skin is seen too flat to be compared
 DISTANCE = Rigid(np.eye(3), np.array([0.0, 0.0, 1.0]))
 """The head stands one metre away: weak perspective does not see it, but depths are positive."""
@@ -51,10 +53,11 @@ class Level:
     steps: int
 
 
-LEVELS = (Level(0.016, 0.2, 3), Level(0.008, 0.2, 3), Level(0.003, 0.15, 4))
+LEVELS = (Level(0.016, 0.15, 3), Level(0.008, 0.1, 3), Level(0.003, 0.06, 4))
 COLOUR_TAUS = (0.2, 0.2, 0.2, 0.2, 0.15, 0.15)
 REFINING = 1000.0  # as ``joint.INDEPENDENT``, for albedo and light alone
 REFINING_STEPS = 6
+REFINING_TAU = 0.15
 STRUCTURE_BLUR = 0.06
 WRONG_POINT = 0.08  # of the face's size: a landmark further off than this was not meant
 OCCLUDER_TAU = 0.13  # smoothed colour error from which skin counts as covered
@@ -237,7 +240,7 @@ class View:
     """What is held fixed during one step: which skin is seen, how it is turned, what the landmarks mean."""
 
     samples: SkinSamples  # (N,) that are seen
-    normals: Floats  # (N, 3) in head
+    normals: Normals  # (N,)
     rows: Ints  # (68,) of the landmark rig
 
     def colours(self, face: fit.FaceState, image: Floats) -> Floats:
@@ -257,8 +260,20 @@ def look(tables: Tables, face: fit.FaceState, crop: Crop, scheme: Scheme) -> Vie
     px = np.floor(photometric.projected(points, face)).astype(np.int64)
     inside = ((px >= 0) & (px < size)).all(axis=1)
     column, row = np.clip(px, 0, size - 1).T
-    seen &= inside & crop.valid[row, column]
-    return View(samples.chosen(seen), normals[seen].astype(np.float32), tables.rig.rows(face, scheme))
+    seen &= inside & (crop.valid & ~rim(frame, tables.model))[row, column]
+    chosen = samples.chosen(seen)
+    exact = Normals(normals[seen].astype(np.float32), face.coefficients[0], chosen.turning)
+    return View(chosen, exact, tables.rig.rows(face, scheme))
+
+
+def rim(frame: Frame, model: MorphableModel) -> Bools:
+    """(H, W) pixels that show no skin, or within RIM of such: there a small error of the shape changes all colours."""
+    depth = np.where(frame.mask, frame.depth, np.float32(9.0))
+    box = np.ones((3, 3), np.uint8)
+    flat = cv2.dilate(depth, box) - cv2.erode(depth, box) < CREASE
+    width = max(round(RIM * len(depth) / 256), 1)
+    other = (~(skin_mask(frame, model) & flat)).astype(np.uint8)
+    return np.asarray(cv2.dilate(other, np.ones((2 * width + 1, 2 * width + 1), np.uint8)) > 0)
 
 
 def explain_colours(view: View, face: fit.FaceState, image: Floats) -> Scene:
@@ -266,7 +281,7 @@ def explain_colours(view: View, face: fit.FaceState, image: Floats) -> Scene:
     albedo, light = photometric.explain_colours(
         view.samples,
         view.colours(face, image),
-        view.normals @ face.rotation[0].T,
+        view.normals.exact @ face.rotation[0].T,
         strength=INDEPENDENT / COLOUR_SD**2,
         taus=COLOUR_TAUS,
     )
@@ -278,9 +293,9 @@ def refine_colours(view: View, scene: Scene, image: Floats) -> Scene:
     albedo, light = photometric.explain_colours(
         view.samples,
         view.colours(scene.face, image),
-        view.normals @ scene.face.rotation[0].T,
+        view.normals.exact @ scene.face.rotation[0].T,
         strength=REFINING / COLOUR_SD**2,
-        taus=(LEVELS[-1].tau,) * REFINING_STEPS,
+        taus=(REFINING_TAU,) * REFINING_STEPS,
         start=(scene.albedo, scene.light),
     )
     return Scene(scene.face, albedo, light)

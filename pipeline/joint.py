@@ -21,15 +21,15 @@ from pipeline import photometric
 from pipeline.landmark_fit import (
     ACTIVATION_RANGE,
     ACTIVATION_SLACK,
-    LANDMARK_SD,
     LandmarkRig,
     activation_prior,
 )
-from pipeline.photometric import Scene, SkinSamples
+from pipeline.photometric import Normals, Scene, SkinSamples
 from pipeline.photos import Scheme
 
 COLOUR_SD = 0.05  # what an explained colour may be off
 INDEPENDENT = 400.0  # colour errors go in patches: how many independent ones a face has
+LANDMARK_SD = 0.013  # of the face's size: annotators, and two models' tables, differ by so much
 LANDMARK_OUTLIERS = 0.04  # of the face's size
 TRIES = 4  # of more and more damping before a step is given up
 WORST_DAMPING = 1e4
@@ -45,7 +45,7 @@ class Problem:
     targets: Floats  # (68, 2) pixels
     face_size: float  # pixels
     samples: SkinSamples  # (N,) that are seen
-    normals: Floats  # (N, 3) in head
+    normals: Normals  # (N,)
     image: Floats  # (S, S, 3) float32
     tau: float  # colour difference where outliers begin
 

@@ -2,9 +2,8 @@
 
 The colour of a surface point is ``albedo(point) * shade(normal)``; its residual is the photo's colour where the point
 projects minus that. Colours are the image's own values in 0 to 1. The photo is sampled bilinearly and differentiated
-exactly, so that Jacobians are those of the residual that is computed. One approximation: normals turn with the head,
-but the derivative of shading through the *shape's* change of a normal is left out (shape from shading; it would make
-light of small shape errors and costs more than all the rest).
+exactly, so that Jacobians are those of the residual that is computed. Normals turn with the head and with the shape
+(shape from shading): near a shape they are linear in its coefficients, with the slopes of the template.
 """
 
 from __future__ import annotations
@@ -36,6 +35,22 @@ class Scene:
 
 
 @dataclass(frozen=True)
+class Normals:
+    """Unit normals of samples in ``head``, for shapes near the one at which they are exact."""
+
+    exact: Floats  # (N, 3) float32
+    shape: Floats  # (P,) coefficients
+    slope: Floats  # (N, 3, P) float32 change by the coefficients, before the length is made one
+
+    def at(self, shape: Floats) -> tuple[Floats, Floats]:
+        """(N, 3) float32 normals of a shape's (P,) coefficients, and (N, 1) their length before it is made one."""
+        change = (shape - self.shape).astype(np.float32)
+        moved = self.exact + (self.slope.reshape(-1, len(change)) @ change).reshape(-1, 3)
+        length = np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-9)
+        return moved / length, length
+
+
+@dataclass(frozen=True)
 class SkinSamples:
     """Points of the skin, evenly spread over the template, with all that moves and colours them (float32)."""
 
@@ -48,6 +63,7 @@ class SkinSamples:
     ring_mean: Floats  # (R, 3) metres
     ring_basis: Floats  # (R * 3, P) metres
     corners: Ints  # (N, 3) the points' triangle corners, rows of the ring's vertices
+    turning: Floats  # (N, 3, P) change of the template's unit normals by the coefficients
 
     def normals(self, coefficients: Floats) -> Floats:
         """(N, 3) unit normals in ``head`` of a shape's (P,) coefficients."""
@@ -72,6 +88,7 @@ class SkinSamples:
             self.ring_mean,
             self.ring_basis,
             self.corners[rows],
+            self.turning[rows],
         )
 
 
@@ -101,6 +118,8 @@ def skin_samples(
     used, compact = np.unique(ring, return_inverse=True)
     ring_mean, ring_basis = model.basis_of_vertices(used, identities, expressions)
 
+    compact = compact.reshape(ring.shape)
+    corners = np.searchsorted(used, model.faces[triangle])
     colour_mean, colour_basis = albedo.at(points.of(model.uv, model.uv_faces))
     return SkinSamples(
         points,
@@ -108,11 +127,33 @@ def skin_samples(
         np.ascontiguousarray(np.moveaxis(modes, 1, 0), dtype=np.float32),
         colour_mean.astype(np.float32),
         colour_basis.astype(np.float32),
-        compact.reshape(ring.shape),
+        compact,
         ring_mean.astype(np.float32),
         ring_basis.reshape(-1, identities + expressions).astype(np.float32),
-        np.searchsorted(used, model.faces[triangle]),
+        corners,
+        _turning(ring_mean, ring_basis, compact, corners, points.barycentric),
     )
+
+
+def _turning(mean: Floats, modes: Floats, faces: Ints, corners: Ints, barycentric: Floats) -> Floats:
+    """(N, 3, P) float32 derivatives of the interpolated unit normals of (R, 3) ``mean`` by its (R, 3, P) ``modes``."""
+    (a, b, c), (da, db, dc) = ([values[faces[:, i]] for i in range(3)] for values in (mean, modes))
+    first, second = b - a, c - a
+    per_triangle = np.cross(first, second)
+    change = np.cross(db - da, second[..., None], axis=1) + np.cross(first[..., None], dc - da, axis=1)
+    total, slope = np.zeros_like(mean), np.zeros_like(modes)
+    for corner in range(3):
+        np.add.at(total, faces[:, corner], per_triangle)
+        np.add.at(slope, faces[:, corner], change)
+    length = np.maximum(np.linalg.norm(total, axis=1), 1e-12)[:, None]
+    unit = total / length
+    slope = (slope - unit[..., None] * np.einsum("rx,rxp->rp", unit, slope)[:, None]) / length[..., None]
+    between = np.einsum("nk,nkc->nc", barycentric, unit[corners])
+    length = np.linalg.norm(between, axis=1)[:, None]
+    between /= length
+    turned = sum(barycentric[:, k, None, None] * slope[corners[:, k]] for k in range(3))
+    turned = turned - between[..., None] * np.einsum("nx,nxp->np", between, turned)[:, None]
+    return np.asarray(turned / length[..., None], dtype=np.float32)
 
 
 def sample_with_gradient(image: Floats, px: Floats) -> tuple[Floats, Floats]:
@@ -145,17 +186,17 @@ def projected(points_cam: Floats, face: fit.FaceState) -> Floats:
     return np.asarray(points_cam[:, :2] * face.scale[0] + face.centre[0])
 
 
-def residuals(samples: SkinSamples, scene: Scene, image: Floats, normals: Floats) -> Floats:
-    """(N, 3) colour of the (H, W, 3) float32 ``image`` at the samples minus their rendered colour.
-
-    ``normals`` (N, 3) in ``head``, of the shape at which the samples are linearised.
-    """
+def residuals(samples: SkinSamples, scene: Scene, image: Floats, normals: Normals) -> Floats:
+    """(N, 3) colour of the (H, W, 3) float32 ``image`` at the samples minus their rendered colour."""
     seen, _ = sample_with_gradient(image, projected(turned(samples, scene.face), scene.face))
-    harmonics = basis((normals @ scene.face.rotation[0].T).astype(np.float32))
+    in_head, _ = normals.at(scene.face.coefficients[0])
+    harmonics = basis((in_head @ scene.face.rotation[0].T).astype(np.float32))
     return seen - samples.colours(scene.albedo) * np.maximum(harmonics @ scene.light.astype(np.float32), 0.0)
 
 
-def residuals_and_jacobian(samples: SkinSamples, scene: Scene, image: Floats, normals: Floats) -> tuple[Floats, Floats]:
+def residuals_and_jacobian(
+    samples: SkinSamples, scene: Scene, image: Floats, normals: Normals
+) -> tuple[Floats, Floats]:
     """``residuals`` and their (N, 3, D) float32 derivatives.
 
     The columns are those of ``face.fit.jacobian`` (log scale, rotation vector, centre, coefficients), then albedo (A),
@@ -168,7 +209,8 @@ def residuals_and_jacobian(samples: SkinSamples, scene: Scene, image: Floats, no
     n, p, a = len(points), samples.basis.shape[2], len(samples.albedo_basis)
 
     rotation = face.rotation[0].astype(np.float32)
-    normal = (normals @ face.rotation[0].T).astype(np.float32)
+    in_head, length = normals.at(face.coefficients[0])
+    normal = in_head @ rotation.T
     harmonics = basis(normal)
     light = scene.light.astype(np.float32)
     shading = harmonics @ light
@@ -179,12 +221,15 @@ def residuals_and_jacobian(samples: SkinSamples, scene: Scene, image: Floats, no
     out = np.empty((n, 3, fit.POSE + p + a + 27), dtype=np.float32)
     out[:, :, 0] = np.einsum("ncx,nx->nc", gradient, points[:, :2] * scale)
     out[:, :, 1:4] = gradient @ (-skew(points)[:, :2] * scale)
-    by_normal = np.einsum("nkx,kc->ncx", basis_gradient(normal), light)
-    out[:, :, 1:4] -= (albedo * lit)[..., None] * (by_normal @ -skew(normal))
+    by_normal = np.einsum("nkx,kc->ncx", basis_gradient(normal), light) * (albedo * lit)[..., None]
+    out[:, :, 1:4] -= by_normal @ -skew(normal)
+    by_normal -= (by_normal @ normal[..., None]) * normal[:, None]  # a normal keeps its length
+    by_normal /= length[:, None]
     out[:, :, 4:6] = gradient
     rows = ((rotation[:2] * scale) @ samples.basis.reshape(3, -1)).reshape(2, n, p)
     np.multiply(gradient[:, :, 0, None], rows[0][:, None], out=out[:, :, 6 : 6 + p])
     out[:, :, 6 : 6 + p] += gradient[:, :, 1, None] * rows[1][:, None]
+    out[:, :, 6 : 6 + p] -= (by_normal @ rotation) @ normals.slope
     out[:, :, 6 + p : 6 + p + a] = -shading[..., None] * np.moveaxis(samples.albedo_basis, 0, 2)
     by_light = np.zeros((n, 3, 9, 3), dtype=np.float32)
     for channel in range(3):

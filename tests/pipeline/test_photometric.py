@@ -17,7 +17,7 @@ from face.transform import rotation_from_angles
 from pipeline import joint, photometric
 from pipeline.joint import Problem
 from pipeline.landmark_fit import LandmarkRig
-from pipeline.photometric import Scene, SkinSamples, skin_samples
+from pipeline.photometric import Normals, Scene, SkinSamples, skin_samples
 
 
 def skin(rng: np.random.Generator, components: int = 3) -> AlbedoModel:
@@ -40,12 +40,13 @@ def slope_image(rng: np.random.Generator, size: int = 128) -> Floats:
     return np.asarray(0.5 + x[..., None] * slope[0] + y[..., None] * slope[1], dtype=np.float32)
 
 
-def seen_samples(model: MorphableModel, albedo: AlbedoModel, scene: Scene) -> tuple[SkinSamples, Floats]:
-    """The samples that face the camera, and their normals in head."""
+def seen_samples(model: MorphableModel, albedo: AlbedoModel, scene: Scene) -> tuple[SkinSamples, Normals]:
+    """The samples that face the camera, and their normals."""
     samples = skin_samples(model, albedo, identities=len(model.identity), expressions=len(model.expression), count=120)
     normals = samples.normals(scene.face.coefficients[0])
     front = -(normals @ scene.face.rotation[0, 2]) > 0.3
-    return samples.chosen(front), normals[front]
+    chosen = samples.chosen(front)
+    return chosen, Normals(normals[front].astype(np.float32), scene.face.coefficients[0], chosen.turning)
 
 
 def test_the_gradient_of_the_harmonics_is_theirs() -> None:
@@ -84,6 +85,19 @@ def test_samples_lie_evenly_on_the_skin_and_their_normals_are_the_meshs(toy_mode
     np.testing.assert_allclose(samples.normals(shape), smooth, atol=1e-4)
 
 
+def test_normals_follow_the_shape(toy_model: MorphableModel) -> None:
+    """Against those of the moved mesh: the slopes are the template's exact derivatives."""
+    rng = np.random.default_rng(12)
+    samples = skin_samples(toy_model, skin(rng), identities=4, expressions=3, count=200)
+    at = np.zeros(7)
+    normals = Normals(samples.normals(at).astype(np.float32), at, samples.turning)
+    for mode in range(7):
+        step = np.eye(7)[mode] * 0.05
+        numeric = (samples.normals(step) - samples.normals(-step)) / 0.1
+        np.testing.assert_allclose(samples.turning[..., mode], numeric, atol=2e-3)
+        np.testing.assert_allclose(normals.at(step)[0], samples.normals(step), atol=2e-4)
+
+
 def test_the_projection_is_that_of_the_landmark_fit(toy_model: MorphableModel) -> None:
     rng = np.random.default_rng(3)
     scene = scene_of(toy_model, rng)
@@ -102,7 +116,7 @@ def test_the_jacobian_of_the_colours_is_theirs(toy_model: MorphableModel) -> Non
     residual, jac = photometric.residuals_and_jacobian(samples, scene, image, normals)
     np.testing.assert_allclose(residual, photometric.residuals(samples, scene, image, normals), atol=1e-6)
     columns = fit.POSE + 7 + 3 + 27
-    assert jac.shape == (len(normals), 3, columns)
+    assert jac.shape == (len(normals.exact), 3, columns)
     assert np.abs(residual).max() > 0.05
     for column in range(columns):
         step = np.zeros(columns)
@@ -160,7 +174,7 @@ def test_light_and_albedo_come_back_under_an_occluder(toy_model: MorphableModel)
     samples, normals = seen_samples(toy_model, skin(rng), scene)
     light = ambient(0.9)
     light[1:4] = rng.normal(size=(3, 1)) * 0.2
-    turned = normals @ scene.face.rotation[0].T
+    turned = normals.exact @ scene.face.rotation[0].T
     truth = samples.colours(scene.albedo) * (basis(turned) @ light)
     seen = truth.copy()
     covered = rng.random(len(seen)) < 0.2
