@@ -35,6 +35,7 @@ class PhotoRef:
     id: str  # the image's key without its suffix
     image_key: str
     landmark_key: str | None  # None when no landmark file lies beside the image
+    size: int = 0  # bytes of both: another file in the place of one is, nearly always, seen as another input
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,15 @@ def list_photos(storage: Storage) -> list[PhotoRef]:
 
     Two images of one name and different suffixes keep their suffixes in their ids, since ids must be unique.
     """
-    keys = sorted(info.key for info in storage.list(""))
-    known = set(keys)
-    images = [key for key in keys if PurePosixPath(key).suffix.lower() in SUFFIXES]
+    known = {info.key: info.size for info in storage.list("")}
+    images = [key for key in sorted(known) if PurePosixPath(key).suffix.lower() in SUFFIXES]
     stems = [str(PurePosixPath(key).with_suffix("")) for key in images]
     times = Counter(stems)
     refs = []
     for key, stem in zip(images, stems, strict=True):
         beside = [f"{stem}{suffix}" for suffix in (".pts", ".mat") if f"{stem}{suffix}" in known]
-        refs.append(PhotoRef(stem if times[stem] == 1 else key, key, beside[0] if beside else None))
+        size = known[key] + sum(known[landmarks] for landmarks in beside[:1])
+        refs.append(PhotoRef(stem if times[stem] == 1 else key, key, beside[0] if beside else None, size))
     return refs
 
 

@@ -253,7 +253,7 @@ def _said(values: Mapping[str, Any], key: str) -> str:
 
 
 _PLAN = TypeAdapter(Plan)
-_COLUMNS = TypeAdapter(dict[str, list[str | None]])
+_COLUMNS = TypeAdapter(dict[str, list[str | int | None]])
 
 
 def seed_of(job_seed: int, sample_id: str) -> int:

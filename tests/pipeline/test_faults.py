@@ -374,6 +374,13 @@ def test_every_option_is_in_the_fingerprint_and_named_when_it_differs(option: st
     assert differences(old, new) == [f"{option}: {value}, now {changed}"]
 
 
+def test_a_photo_that_was_replaced_is_another_plan(undisturbed: Path, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "text.jpg").write_bytes(b"another")
+    with pytest.raises(BadDataset, match=r"another plan \(photos: 10, now 10 \(1 gone, 1 new; the first: text\)\)"):
+        make(str(tmp_path / "photos"), str(undisturbed))
+
+
 def test_a_dataset_of_other_options_is_refused_with_what_differs(undisturbed: Path, photos: Path) -> None:
     with pytest.raises(BadDataset, match=r"another plan \(views: 1, now 2\); repeat that command"):
         synthesize(str(photos), str(undisturbed), views=2, size=64, shard_subjects=4)
