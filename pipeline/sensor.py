@@ -1,6 +1,8 @@
-"""From the light behind a lens to the bytes of a JPEG: silhouettes, blur, tone, noise, compression."""
+"""From the light behind a lens to the bytes of a JPEG: blur, tone, noise, compression."""
 
 from __future__ import annotations
+
+import math
 
 import cv2
 import numba
@@ -9,87 +11,13 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from face.arrays import Bytes, Floats
-from face.render.frame import Frame
 from face.render.lanes import LANES, look_up
 from pipeline.sampling import Sensor
 
-CREASE = 0.006  # metres of depth between neighbouring pixels from which an inner silhouette is softened
+BLUR_REACH = 2.5  # standard deviations at which a blur ends: beyond are 1.2 %
 STEPS = 2048  # of a tone curve
 RANGE = 2.0  # brightest light that a tone curve tells from brighter
 GRAIN_BITS = 11  # of the number of values that grain takes: up to 3.5 standard deviations
-
-
-def over(colour: Floats, frame: Frame, covered: Floats, background: Floats) -> NDArray[np.float32]:
-    """(H, W, 3) float32: the face's (H, W, 3) ``colour`` over a ``background``, its silhouettes anti-aliased.
-
-    Where the face is ``covered`` ((H, W), 0..1: by clothes) it shows what is drawn behind it.
-
-    The coverage of a pixel is that of its 3 x 3 neighbourhood under a binomial kernel, so that it reaches half a pixel
-    to both sides of the exact edge. Silhouettes inside the face (the nose before the cheek) are softened alike.
-    """
-    out = np.array(background, dtype=np.float32, order="C")
-    _over(
-        np.ascontiguousarray(colour, dtype=np.float32),
-        frame.triangle,
-        frame.depth,
-        np.ascontiguousarray(covered, dtype=np.float32),
-        np.float32(CREASE),
-        out,
-    )
-    return out
-
-
-@numba.njit(cache=True, nogil=True)
-def _over(colour, ids, depth, covered, crease, out):  # type: ignore[no-untyped-def]
-    """Lay the face over ``out``, which holds the background."""
-    height, width = ids.shape
-    top, bottom, first, last = height, -1, width, -1
-    for row in range(height):
-        for column in range(width):
-            if ids[row, column] >= 0:
-                top, bottom = min(top, row), max(bottom, row)
-                first, last = min(first, column), max(last, column)
-    if bottom < 0:
-        return
-    top, bottom = max(top - 1, 0), min(bottom + 1, height - 1)
-    first, last = max(first - 1, 0), min(last + 1, width - 1)
-    edge = np.zeros((height, width), dtype=np.bool_)
-    for row in range(top, bottom + 1):
-        for column in range(first, last + 1):
-            here, inside = depth[row, column], ids[row, column] >= 0
-            for way in range(4):  # right, and the three below: each pair of neighbours is compared once
-                r = row if way == 0 else row + 1
-                c = column + 1 if way == 0 else column + way - 2
-                if r > bottom or c < first or c > last:
-                    continue
-                if (ids[r, c] >= 0) != inside or (inside and abs(depth[r, c] - here) > crease):
-                    edge[row, column] = True
-                    edge[r, c] = True
-    for row in range(top, bottom + 1):
-        for column in range(first, last + 1):
-            if not edge[row, column]:
-                if ids[row, column] >= 0:
-                    hidden = covered[row, column]
-                    for k in range(3):
-                        own = colour[row, column, k]
-                        out[row, column, k] = own + hidden * (out[row, column, k] - own)
-                continue
-            total, shown = np.float32(0.0), np.float32(0.0)
-            red, green, blue = np.float32(0.0), np.float32(0.0), np.float32(0.0)
-            for r in range(max(row - 1, 0), min(row + 2, height)):
-                for c in range(max(column - 1, 0), min(column + 2, width)):
-                    weight = np.float32((2 - abs(r - row)) * (2 - abs(c - column)))
-                    total += weight
-                    if ids[r, c] >= 0:
-                        weight *= np.float32(1.0) - covered[r, c]
-                        shown += weight
-                        red += weight * colour[r, c, 0]
-                        green += weight * colour[r, c, 1]
-                        blue += weight * colour[r, c, 2]
-            rest = (total - shown) / total
-            out[row, column, 0] = red / total + rest * out[row, column, 0]
-            out[row, column, 1] = green / total + rest * out[row, column, 1]
-            out[row, column, 2] = blue / total + rest * out[row, column, 2]
 
 
 def exposed(image: Floats, sensor: Sensor) -> Bytes:
@@ -100,7 +28,8 @@ def exposed(image: Floats, sensor: Sensor) -> Bytes:
         small = (max(round(width / sensor.shrink), 8), max(round(height / sensor.shrink), 8))
         light = cv2.resize(cv2.resize(light, small, interpolation=cv2.INTER_AREA), (width, height))
     if sensor.blur > 0.0:
-        light = cv2.GaussianBlur(light, (0, 0), sensor.blur)
+        reach = 2 * math.ceil(BLUR_REACH * sensor.blur) + 1
+        light = cv2.GaussianBlur(light, (reach, reach), sensor.blur)
     out = np.empty(image.shape, dtype=np.uint8)
     gains = np.array(sensor.gains, dtype=np.float32)
     _exposed(light, gains, _curve(sensor), GRAIN, sensor.noise_seed, np.float32(sensor.noise), sensor.grey, out)

@@ -222,9 +222,9 @@ def _checked(vertices: Floats, faces: Ints) -> tuple[NDArray[np.float64], NDArra
     triangles = np.ascontiguousarray(faces, dtype=np.int32)
     if points.ndim != 2 or points.shape[1] != 3 or triangles.ndim != 2 or triangles.shape[1] != 3:
         raise ValueError(f"a mesh wants (V, 3) and (F, 3), got {points.shape} and {triangles.shape}")
-    if not np.isfinite(points).all():
+    if not kernels.finite(points):
         raise ValueError("vertices want finite numbers")
-    if triangles.size and (triangles.min() < 0 or triangles.max() >= len(points)):
+    if not kernels.within(triangles, len(points)):
         raise ValueError("a triangle names no vertex")
     return points, triangles
 

@@ -12,6 +12,25 @@ from face.lighting import C0, C1, C2, C3, C4
 
 
 @numba.njit(cache=True, nogil=True)
+def finite(points):  # type: ignore[no-untyped-def]
+    """Whether all of (N, 3) numbers are finite."""
+    total = 0.0
+    for n in range(len(points)):
+        total += 0.0 * points[n, 0] + 0.0 * points[n, 1] + 0.0 * points[n, 2]
+    return total == 0.0
+
+
+@numba.njit(cache=True, nogil=True)
+def within(numbers, count):  # type: ignore[no-untyped-def]
+    """Whether all of (N, 3) int32 numbers are in 0 .. ``count`` - 1."""
+    least, most = np.int32(0), np.int32(-1)
+    for n in range(len(numbers)):
+        for k in range(3):
+            least, most = min(least, numbers[n, k]), max(most, numbers[n, k])
+    return least == 0 and most < count
+
+
+@numba.njit(cache=True, nogil=True)
 def smooth_normals(vertices, faces):  # type: ignore[no-untyped-def]
     """(V, 3) unit normals weighted by area; zero for vertices of no triangle."""
     out = np.zeros((len(vertices), 3))

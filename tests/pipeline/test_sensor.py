@@ -1,4 +1,4 @@
-"""Silhouettes, sensor and backgrounds against what they must do exactly."""
+"""Sensor and backgrounds against what they must do exactly."""
 
 from __future__ import annotations
 
@@ -7,44 +7,12 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from scipy.stats import norm
 
-from face.camera import Pinhole
-from face.morphable import MorphableModel
-from face.render.frame import render
-from face.transform import Rigid, rotation_from_angles
+from face.arrays import Floats
 from pipeline import backgrounds
 from pipeline.sampling import CLEAN
-from pipeline.sensor import exposed, jpeg, over
-
-
-def test_only_silhouettes_are_mixed(toy_model: MorphableModel) -> None:
-    cam = Rigid(rotation_from_angles(20, 0, 0), np.array([0.0, 0.0, 1.0])).apply(toy_model.template)
-    frame = render(cam, toy_model.faces, Pinhole(300.0, np.array([48.0, 48.0])), (96, 96))
-    face, wall = np.full((96, 96, 3), 0.9, np.float32), np.full((96, 96, 3), 0.1, np.float32)
-    out = over(face, frame, np.zeros((96, 96), np.float32), wall)
-    inside = cv2.erode(frame.mask.astype(np.uint8), np.ones((3, 3))).astype(bool)
-    outside = ~cv2.dilate(frame.mask.astype(np.uint8), np.ones((3, 3))).astype(bool)
-    assert (out[inside] == np.float32(0.9)).all()
-    assert (out[outside] == np.float32(0.1)).all()
-    edge = out[~inside & ~outside]
-    assert (edge > 0.1).all()
-    assert (edge < 0.9).all()
-    # The covered area stays what it was: 0.8 for each pixel of the mask.
-    assert (out[..., 0] - 0.1).sum() / 0.8 == pytest.approx(frame.mask.sum(), rel=0.002)
-    # On either side of an edge the face counts more inside than outside.
-    ring = frame.mask & ~inside
-    assert out[ring].mean() > 0.5 > out[~frame.mask & ~outside].mean()
-
-
-def test_what_clothes_cover_shows_the_background(toy_model: MorphableModel) -> None:
-    cam = Rigid(rotation_from_angles(0, 0, 0), np.array([0.0, 0.0, 1.0])).apply(toy_model.template)
-    frame = render(cam, toy_model.faces, Pinhole(300.0, np.array([48.0, 48.0])), (96, 96))
-    face, wall = np.full((96, 96, 3), 0.9, np.float32), np.full((96, 96, 3), 0.1, np.float32)
-    covered = np.zeros((96, 96), np.float32)
-    covered[60:] = 1.0
-    out = over(face, frame, covered, wall)
-    assert np.allclose(out[61:], 0.1)
-    assert out[48, 48].tolist() == pytest.approx([0.9] * 3)
+from pipeline.sensor import GRAIN, exposed, jpeg
 
 
 def test_a_clean_sensor_only_rounds() -> None:
@@ -68,6 +36,60 @@ def test_what_a_sensor_does() -> None:
     assert exposed(coloured, replace(CLEAN, blur=2.0)).std() < 0.4 * exposed(coloured, CLEAN).std()
     red = exposed(image, replace(CLEAN, gains=(1.5, 1.0, 1.0)))
     assert red[0, 0].tolist() == [191, 128, 128]
+
+
+def grain_of(seed: int, noise: float = 0.05) -> Floats:
+    """(200, 300, 3) the grain of a mid-grey picture, in standard deviations."""
+    sensor = replace(CLEAN, noise=noise, noise_seed=seed, contrast=0.01)  # every light is mid grey
+    picture = np.full((200, 300, 3), 0.5, np.float32)
+    return np.asarray((exposed(picture, sensor).astype(float) - 127.5) / (255.0 * noise))
+
+
+def test_grain_is_normal_and_white() -> None:
+    """Moments, tails and quantiles of a normal distribution; nothing alike between neighbours, channels and seeds."""
+    one = grain_of(1)
+    many = np.concatenate([grain_of(seed).ravel() for seed in range(2, 6)])
+    assert abs(many.mean()) < 0.005
+    assert many.std() == pytest.approx(1.0, abs=0.01)
+    assert abs((many**3).mean()) < 0.02
+    assert (many**4).mean() == pytest.approx(3.0, abs=0.06)
+    for levels in (13, 26, 38):  # whole levels are where rounding parts its values
+        share = 2.0 * norm.sf(levels / (255.0 * 0.05))
+        assert (np.abs(many) > levels / (255.0 * 0.05)).mean() == pytest.approx(share, rel=0.05)
+    for other in (one[:, 1:], one[1:], one[:, 7:], one[64:]):
+        here = one[: other.shape[0], : other.shape[1]]
+        assert abs(np.corrcoef(here.ravel(), other.ravel())[0, 1]) < 0.012
+    red, green, blue = one.reshape(-1, 3).T
+    assert np.abs(np.corrcoef([red, green, blue]) - np.eye(3)).max() < 0.015
+    for seed in (2, 3, 2**31 - 1):
+        assert abs(np.corrcoef(one.ravel(), grain_of(seed).ravel())[0, 1]) < 0.012
+    # No stripes: the means of rows and columns are as small as those of independent numbers.
+    assert one.mean(axis=(1, 2)).std() == pytest.approx(1.0 / np.sqrt(900), rel=0.2)
+    assert one.mean(axis=(0, 2)).std() == pytest.approx(1.0 / np.sqrt(600), rel=0.2)
+    assert len(GRAIN) == 2048
+    assert GRAIN.std() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_grain_is_the_seeds_alone_and_grows_with_light() -> None:
+    assert np.array_equal(grain_of(7), grain_of(7))
+    # Known answers: the same on every machine.
+    first = exposed(np.full((2, 2, 3), 0.5, np.float32), replace(CLEAN, noise=0.1, noise_seed=7))
+    assert first.ravel().tolist() == [116, 129, 158, 107, 154, 120, 125, 121, 154, 126, 74, 157]
+    dark, bright = (
+        exposed(np.full((64, 64, 3), level, np.float32), replace(CLEAN, noise=0.02, noise_seed=3)).astype(float).std()
+        for level in (0.3, 0.6)
+    )
+    assert bright / dark == pytest.approx(1.1 / 0.8, rel=0.05)
+
+
+def test_a_blur_keeps_the_light() -> None:
+    """A point of light is spread as by a Gaussian, and none of it is lost."""
+    point = np.zeros((41, 41, 3), np.float32)
+    point[20, 20] = 1.0
+    for sigma in (0.4, 1.0, 2.0):
+        spread = exposed(point, replace(CLEAN, blur=sigma)) / 255.0
+        expected = cv2.GaussianBlur(point, (31, 31), sigma)
+        assert np.abs(spread - expected).max() < 0.02 + 1.0 / 255
 
 
 def test_jpeg_keeps_rgb_and_is_smaller_at_lower_quality() -> None:
