@@ -30,7 +30,7 @@ MIN_PIXELS = 24  # fewer pixels of a face on a level propose nothing
 NOISES = (0.3, 0.2, 0.12, 0.08, 0.08)  # fractions of a face's size: how far pixels may disagree, pass by pass
 AGREES = 0.06  # fraction of a face's size: a pixel this far from where its point should be agrees to 60 %
 UNITS = (14.0, 400.0)  # pixels of a level: sizes of faces that it can show
-CLEAR = 48.0  # pixels of a level: smaller faces are blurred, and score lower in proportion
+CLEAR = 48.0  # pixels of a level: smaller faces are blurred and score lower, with the square of their size
 TURNED_AWAY = 0.35  # how far behind the screen's plane a face may look: 20 degrees past profile
 
 
@@ -146,7 +146,7 @@ class DescriptorFinder:
             full = agreed * area / max(float(cv2.contourArea(hull)), 1.0)
             pure = agreed / max(float(mask[within].sum()), 1.0)
             score = min(full, 1.0) * pure
-            if score >= search.least * min(1.0, unit[i] / CLEAR):
+            if score >= search.least * min(1.0, unit[i] / CLEAR) ** 2:
                 out.append(Sighting(Box.around(landmarks[i]), score, pose[i : i + 1]))
         return out
 
