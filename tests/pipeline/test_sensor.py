@@ -55,7 +55,7 @@ def test_grain_is_normal_and_white() -> None:
     assert (many**4).mean() == pytest.approx(3.0, abs=0.06)
     for levels in (13, 26, 38):  # whole levels are where rounding parts its values
         share = 2.0 * norm.sf(levels / (255.0 * 0.05))
-        assert (np.abs(many) > levels / (255.0 * 0.05)).mean() == pytest.approx(share, rel=0.05)
+        assert (np.abs(many) > levels / (255.0 * 0.05)).mean() == pytest.approx(share, rel=0.1)
     for other in (one[:, 1:], one[1:], one[:, 7:], one[64:]):
         here = one[: other.shape[0], : other.shape[1]]
         assert abs(np.corrcoef(here.ravel(), other.ravel())[0, 1]) < 0.012
