@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -215,11 +216,10 @@ def fit_milliseconds(kept: StoredPerson, model: MorphableModel) -> float:
     return fastest(explained, 3)
 
 
-def soak(count: int, every: int = 500) -> list[tuple[int, float]]:
-    """Resident memory in MB after each ``every`` of ``count`` views, made and written like a worker's shards."""
+def soak(count: int, every: int) -> Iterator[tuple[int, float]]:
+    """Views made so far and resident memory in MB, now and then, of one worker that makes and writes shards."""
     model = load_model()
     page = os.sysconf("SC_PAGE_SIZE")
-    curve = []
     with threadpool_limits(1), TemporaryDirectory() as folder:
         rows: list[ViewRow] = []
         for person in range(-(-count // VIEWS)):
@@ -229,25 +229,20 @@ def soak(count: int, every: int = 500) -> list[tuple[int, float]]:
                 rows = []
             made = (person + 1) * VIEWS
             if made % every < VIEWS:
-                resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
-                curve.append((made, resident / 1e6))
-    return curve
+                yield made, int(Path("/proc/self/statm").read_text().split()[1]) * page / 1e6
 
 
 def show_soak(console: Console, count: int) -> None:
-    start = time.process_time()
-    curve = soak(count)
-    table = Table("views", "resident MB", title=f"one worker, {count} views of sampled persons")
-    for made, size in curve[:: max(len(curve) // 20, 1)]:
-        table.add_row(str(made), f"{size:.0f}")
-    console.print(table)
+    start, curve = time.process_time(), []
+    for made, size in soak(count, max(count // 40, VIEWS)):
+        curve.append((made, size))
+        console.print(f"{made:7d} views {size:7.0f} MB")
     late = np.array([c for c in curve if c[0] > count // 4])
     slope = float(np.polyfit(late[:, 0], late[:, 1], 1)[0]) * 1e3 if len(late) > 1 else 0.0
-    peak = max(size for _, size in curve)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     console.print(f"peak {peak:.0f} MB (target <= 1500); after the first quarter {slope:+.2f} kB a view (target flat)")
-    console.print(
-        f"{(time.process_time() - start) / curve[-1][0] * 1e3:.1f} ms of CPU a view, persons and writing included"
-    )
+    spent = (time.process_time() - start) / curve[-1][0] * 1e3
+    console.print(f"{spent:.1f} ms of CPU a view, persons and writing included")
 
 
 def main(soak: int = 0, people: int = PERSONS, rounds: int = ROUNDS, pyrender: bool = True, two: bool = True) -> None:

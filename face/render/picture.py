@@ -64,7 +64,8 @@ class Texture:
     @staticmethod
     def of(image: Floats, uv: Floats, uv_faces: Ints, parts: Ints | None = None) -> Texture:
         """Of an (S, T, 4) ``image`` in 0..1 and (N, 2) ``uv`` as of ``frame.sample_texture``; one part if not said."""
-        levels = np.rint(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)
+        levels = np.empty(image.shape, dtype=np.uint8)
+        _to_levels(np.ascontiguousarray(image, dtype=np.float32).reshape(-1), levels.reshape(-1))
         places = uv.astype(np.float64) * np.array(image.shape[1::-1]) - 0.5
         of = np.ones(len(uv_faces)) if parts is None else parts
         return Texture(levels, places[uv_faces].astype(np.float32), np.asarray(of, dtype=np.uint8))
@@ -152,6 +153,13 @@ def smooth(seen: Picture, mesh: Mesh) -> None:
     with np.errstate(divide="ignore"):
         depth = mesh.camera.depth_on_screen(fine.screen_depth)
     _smooth(seen.part, seen.depth, seen.parts, fine.pixel, fine.triangle, depth, np.float32(CREASE), seen.image)
+
+
+@numba.njit(cache=True, nogil=True)
+def _to_levels(values, out):  # type: ignore[no-untyped-def]
+    for n in range(len(values)):
+        level = min(max(values[n], np.float32(0.0)), np.float32(1.0)) * np.float32(255.0)
+        out[n] = np.uint8(np.int32(level + np.float32(0.5)))
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
