@@ -29,6 +29,7 @@ MEMORY = (
 AHEAD = 4  # tasks in flight for each CPU: an autoscaler only adds nodes for tasks that wait
 WAIT = 30.0  # seconds until the cluster's size is looked at again
 PATIENCE = 3.0  # times the longest shard so far, with CPUs idle, until a shard that still runs gets a twin
+STARTING = 30.0  # seconds that a new process may take to load its models: no straggler before
 STOPPING = 5.0  # seconds to end for tasks that nobody waits for, until their processes are killed
 
 
@@ -95,7 +96,7 @@ class _Fleet:
     def _ready(self) -> list[ray.ObjectRef]:
         """Wait for one, then take all that are ready: asking for each of thousands costs milliseconds."""
         refs = list(self._running)
-        timeout = WAIT if self._idle_since is None else min(WAIT, max(PATIENCE * self._longest, 0.5))
+        timeout = WAIT if self._idle_since is None else min(WAIT, self._patience)
         if not ray.wait(refs, timeout=timeout)[0]:
             return []
         ready: list[ray.ObjectRef] = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
@@ -126,6 +127,10 @@ class _Fleet:
         self._begin(shard, RETRY_WAITS[self._tried[shard.index] - 1])
         return None
 
+    @property
+    def _patience(self) -> float:
+        return max(PATIENCE * self._longest, STARTING)
+
     def _send_twins(self, cpus: int, again: Again) -> None:
         """Begin once more what still runs although CPUs have been idle for long."""
         if len(self._running) >= cpus:
@@ -133,7 +138,7 @@ class _Fleet:
             return
         now = time.monotonic()
         self._idle_since = self._idle_since or now
-        if not self._longest or now - self._idle_since < PATIENCE * self._longest:
+        if now - self._idle_since < self._patience:
             return
         copies = Counter(shard.index for shard in self._running.values())
         for shard in list(self._running.values()):
