@@ -20,6 +20,7 @@ from face.errors import NoRenderer
 from face.morphable import Coefficients, MorphableModel
 from face.render import frame as fr
 from face.render import gl, kernels, zbuffer
+from face.render import picture as pic
 from face.transform import Rigid, rotation_from_angles
 
 VIEWS, ROUNDS = 24, 8
@@ -54,6 +55,8 @@ def variants(size: int, model: MorphableModel, views: list[Floats]) -> dict[str,
     camera = Pinhole(2.7 * size, np.array([size / 2, size / 2]))
     shape = (size, size)
     texture = rng.random((512, 512, 3)).astype(np.float32)
+    in_bytes = pic.Texture.of(np.dstack([texture, np.zeros((512, 512))]), model.uv, model.uv_faces)
+    canvas = np.zeros((size, size, 3), dtype=np.float32)
     light = rng.normal(size=(9, 3))
     seen = [fr.render(v, model.faces, camera, shape) for v in views]
     albedo = [fr.sample_texture(f, texture, model.uv, model.uv_faces) for f in seen]
@@ -68,6 +71,13 @@ def variants(size: int, model: MorphableModel, views: list[Floats]) -> dict[str,
         for image in written:
             image.fill(n)
 
+    def painted(n: int, smooth: bool) -> pic.Picture:
+        mesh = fr.Mesh.of(views[n], model.faces, camera)
+        out = pic.picture(mesh, mesh.seen(shape), in_bytes, light, canvas)
+        if smooth:
+            pic.smooth(out, mesh)
+        return out
+
     def supersampled(n: int) -> tuple[fr.Image, fr.Image]:
         frame = fr.render(views[n], model.faces, camera, shape)
         return fr.supersampled(frame, views[n], model.faces, camera, colour)
@@ -76,7 +86,9 @@ def variants(size: int, model: MorphableModel, views: list[Floats]) -> dict[str,
         "zbuffer, all outputs": lambda n: colour(fr.render(views[n], model.faces, camera, shape)),
         "zbuffer, without colour": lambda n: fr.render(views[n], model.faces, camera, shape),
         "resolve from stored ids": lambda n: fr.resolve(seen[n].triangle, views[n], model.faces, camera),
-        "zbuffer, all outputs, anti-aliased": supersampled,
+        "zbuffer, all outputs, supersampled outlines": supersampled,
+        "zbuffer, one picture": lambda n: painted(n, False),
+        "zbuffer, one picture, smooth outlines": lambda n: painted(n, True),
         "- project": lambda n: (camera.px_from_cam(views[n]), camera.screen_depth(views[n])),
         "- raster (zbuffer)": lambda n: zbuffer.visibility(px[n], depth[n], model.faces, shape),
         "- vertex normals": lambda n: kernels.smooth_normals(views[n], model.faces),

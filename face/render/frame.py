@@ -133,7 +133,8 @@ def supersampled(
     So ``colours + (1 - coverage) * background`` is the picture. ``colour`` gives the (H, W, C) colours of a frame. Only
     pixels at outlines (against the background, or where depth jumps by OUTLINE) are taken apart, into ``factor`` x
     ``factor`` samples whose middle is the pixel's centre: ``colour`` sees these as a frame of (pixels, samples).
-    ValueError for an even factor, which has no middle sample.
+    Each sample is coloured by itself: the slow twin of ``picture.smooth``. ValueError for an even factor, which has no
+    middle sample.
     """
     if factor < 1 or factor % 2 == 0:
         raise ValueError(f"supersampling wants an odd factor, got {factor}")
