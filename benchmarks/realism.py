@@ -181,6 +181,7 @@ def told_apart(
         report(mode, "landmarks alone", [judge(*marks, FACE_FRAME, k) for k in tries])
         for frame in (FACE_FRAME, WHOLE_FRAME):
             shown = [crops(side[:16], frame, np.random.default_rng(seed))[0] for side in (a, b)]
+            shown = [realism.oval(some) if frame == FACE_FRAME else some for some in shown]
             pictures += [np.concatenate(list(some), axis=1) for some in shown]
     table.add_section()
     controls: dict[str, list[realism.Judgement]] = defaultdict(list)
