@@ -41,6 +41,7 @@ from pipeline.plan import seed_of
 SIZE, TEXELS = 256, 512
 PERSONS, VIEWS, ROUNDS = 8, 20, 5
 PERSON_VIEWS = 20  # for each person of a job, unless it says otherwise
+SHARD_ROWS = 640  # that a worker holds before it writes them
 TARGETS = {"zbuffer": 120, "pyrender": 50}
 
 
@@ -224,7 +225,7 @@ def soak(count: int, every: int) -> Iterator[tuple[int, float]]:
         rows: list[ViewRow] = []
         for person in range(-(-count // VIEWS)):
             rows += rows_of(sampled(person, model), model, zbuffer.visibility)
-            if len(rows) >= synthesis.SHARD_SUBJECTS * VIEWS:
+            if len(rows) >= SHARD_ROWS:
                 written(rows, Path(folder))
                 rows = []
             made = (person + 1) * VIEWS
