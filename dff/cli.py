@@ -95,6 +95,9 @@ def synthesize(
     renderer: Annotated[
         str, typer.Option(help="zbuffer (numba) or pyrender (OpenGL): what decides which triangle a pixel shows.")
     ] = "zbuffer",
+    model: Annotated[
+        str, typer.Option(help="Face model: a name from `dff models`, or a file of a model that you supply.")
+    ] = "open-head",
     shard_faces: Annotated[
         int | None,
         typer.Option(help="Faces in a shard, which one task makes. Default: by the job's size, 32 at most.", min=1),
@@ -129,6 +132,7 @@ def synthesize(
         endpoint_url=endpoint_url,
         photo_terms=terms,
         renderer=renderer,
+        model=model,
         budget=budget,
         shard_subjects=shard_faces,
         dry_run=dry_run,

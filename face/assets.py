@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -50,6 +51,25 @@ SUPPLIED = (
         "100 + 55",
     ),
 )
+FOLDER = "DFF_MODELS"
+"""Environment variable: a folder in which models and albedos that the user supplies are found by name."""
+
+FILES = {"ict": "ict_facekit_light.npz", "ict-facekit": "ict_facekit_light.npz"}
+"""File names in that folder of the models that are known by a name."""
+
+
+def path_of(name: str) -> Path:
+    """The file of a model or albedo: a shipped one, a path, or a name in the folder that DFF_MODELS names.
+
+    It need not exist: who reads it says so.
+    """
+    shipped = SHIPPED.get(name) or SHIPPED_ALBEDO.get(name)
+    if shipped is not None:
+        return shipped
+    folder = os.environ.get(FOLDER, "")
+    if folder and not Path(name).exists():
+        return Path(folder) / FILES.get(name, name)
+    return Path(name)
 
 
 def list_models() -> list[ModelInfo]:
@@ -67,10 +87,11 @@ def list_models() -> list[ModelInfo]:
 def load_model(name: str = "open-head") -> MorphableModel:
     """A shipped model by name, or a model file by path. The same call returns the same object.
 
-    A path may name a file of this project's format or an ICT-FaceKit .npz (see ``face.adapters``). Raises BadModel,
-    with the file's name, when the file is missing, malformed or of another format.
+    A path may name a file of this project's format or of other people's (see ``face.adapters``); a name that is no
+    path is looked up in the folder that the environment variable DFF_MODELS names. Raises BadModel, with the file's
+    name, when the file is missing, malformed or of another format.
     """
-    return _loaded_model(SHIPPED.get(name, Path(name)))
+    return _loaded_model(path_of(name))
 
 
 def load_albedo(name: str = "open-albedo", *, model: MorphableModel | None = None) -> AlbedoModel:
@@ -80,7 +101,7 @@ def load_albedo(name: str = "open-albedo", *, model: MorphableModel | None = Non
     templates, which takes some seconds once in a process. Without a model it comes as the file has it. Raises
     BadModel, with the file's name, when the file is missing, malformed, of another format, or of an unknown model.
     """
-    albedo = _loaded_albedo(SHIPPED_ALBEDO.get(name, Path(name)))
+    albedo = _loaded_albedo(path_of(name))
     if model is None or model.name == albedo.uv_of:
         return albedo
     key = (id(model), id(albedo))
@@ -145,11 +166,16 @@ def _loaded_albedo(path: Path) -> AlbedoModel:
 
 def digest(name: str) -> str:
     """SHA-256 of the file of a shipped model or albedo, or of a file by path. Raises BadModel when it is missing."""
-    path = SHIPPED.get(name) or SHIPPED_ALBEDO.get(name) or Path(name)
+    path = path_of(name)
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise BadModel(f"{path} cannot be read as a model: {error}") from error
+        raise _missing(path, error) from error
+
+
+def _missing(path: Path, error: Exception) -> BadModel:
+    hint = "" if path.exists() or os.environ.get(FOLDER) else f"; {FOLDER} names no folder to look for models in"
+    return BadModel(f"{path} cannot be read as a model: {error}{hint}")
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
@@ -158,7 +184,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise BadModel(f"{path} cannot be read as a model: {error}") from error
+        raise _missing(path, error) from error
 
 
 def _model(arrays: Mapping[str, Any]) -> MorphableModel:

@@ -113,7 +113,8 @@ def rows_of_shard(shard: ShardPlan, *, storage: Storage | None, seed: int, optio
 
 def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: Options) -> Person:
     """The face of a plan's subject. Raises BadPhoto, BadLandmarks, BadFit; StorageError when storage fails."""
-    model, albedo = load_model(options.model), load_albedo(options.albedo)
+    model = load_model(options.model)
+    albedo = load_albedo(options.albedo, model=model)
     rng = np.random.default_rng(seed_of(seed, subject.id))
     if subject.photo is None:
         return persons.sampled_person(
