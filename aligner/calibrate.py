@@ -89,7 +89,7 @@ class Judged:
         return np.asarray(self.error.mean(1) < GOOD)
 
     def __getitem__(self, rows: Bools) -> Judged:
-        index = np.flatnonzero(rows)
+        index: list[int] = np.flatnonzero(rows).tolist()
         return Judged(
             [self.kind[i] for i in index],
             [self.subject[i] for i in index],
@@ -347,11 +347,9 @@ def trust(name: str, judged: Judged, calibration: Calibration, *, visibility: bo
     said = calibration.face_confidence(judged.evidence)
     seen, right = calibration.landmark_confidence(judged.evidence)
     face, good = judged.face, judged.good
-    failed = {
-        "face aligned": face & good,
-        "face not aligned": face & ~good,
-        **{kind: np.array([k == kind for k in judged.kind]) for kind in NO_FACE},
-    }
+    failed: dict[str, Bools] = {"face aligned": face & good, "face not aligned": face & ~good}
+    for kind in NO_FACE:
+        failed[kind] = np.array([k == kind for k in judged.kind])
     clear = (face & good) | ~face
     of = judged.labelled & face[:, None] & (visibility | (seen > 0.5))
     return Trust(

@@ -85,7 +85,7 @@ def probe(descriptor: Floats, face_logit: Floats, places: Floats, expected: Floa
     mask = 1.0 / (1.0 + np.exp(-face_logit[face, row, column]))
     cosine = np.einsum("blnd,ld->bln", descriptor[face, :, row, column], expected)
     out = np.stack([mask[..., :INNERMOST].mean(2), mask.mean(2), cosine[..., :INNERMOST].max(2), cosine.max(2)], axis=2)
-    return np.where(inside[..., None], out, 0.0)
+    return np.where(np.asarray(inside)[..., None], out, 0.0)
 
 
 def landmark_evidence(exposure: Floats, around: Floats, probes: Floats) -> Floats:
