@@ -30,6 +30,21 @@ def within(numbers, count):  # type: ignore[no-untyped-def]
     return least == 0 and most < count
 
 
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def through_pinhole(points, focal, centre, px, weight, screen_depth):  # type: ignore[no-untyped-def]
+    """Fill what ``face.camera.Pinhole`` says of (V, 3) ``points``; NaN for those that lie behind it."""
+    for v in range(len(points)):
+        z = points[v, 2]
+        screen_depth[v] = -1.0 / z
+        if z > 0:
+            scale = focal / z
+            px[v, 0] = points[v, 0] * scale + centre[0]
+            px[v, 1] = points[v, 1] * scale + centre[1]
+            weight[v] = 1.0 / z
+        else:
+            px[v, 0] = px[v, 1] = weight[v] = np.nan
+
+
 @numba.njit(cache=True, nogil=True)
 def smooth_normals(vertices, faces):  # type: ignore[no-untyped-def]
     """(V, 3) unit normals weighted by area; zero for vertices of no triangle."""

@@ -133,6 +133,21 @@ def test_triangles_that_reach_behind_the_camera_are_left_out(toy_model: Morphabl
     assert np.array_equal(again.triangle, frame.triangle)
 
 
+@pytest.mark.parametrize("camera", CAMERAS, ids=["pinhole", "weak"])
+def test_a_mesh_lies_where_its_camera_says(camera: Camera, open_head: MorphableModel) -> None:
+    """To the last bit; what lies behind the camera has no place."""
+    vertices = np.concatenate([head(open_head), [[0.1, 0.2, 0.0], [0.1, 0.2, -1.0]]])
+    mesh = fr.Mesh.of(vertices, open_head.faces, camera)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weight, px, depth = camera.screen_weight(vertices), camera.px_from_cam(vertices), camera.screen_depth(vertices)
+    px[np.isnan(weight)] = np.nan
+    assert np.array_equal(mesh.px, px, equal_nan=True)
+    assert np.array_equal(mesh.weight, weight, equal_nan=True)
+    assert np.array_equal(mesh.screen_depth, depth, equal_nan=True)
+    placed = ~np.isnan(weight) & (vertices[:, 2] != 0.0)
+    assert np.abs(camera.depth_on_screen(depth[placed]) - vertices[placed, 2]).max() < 1e-12
+
+
 def test_a_callers_mistakes_are_named(toy_model: MorphableModel) -> None:
     vertices, faces, camera = head(toy_model), toy_model.faces, CAMERAS[0]
     for bad in (np.nan, np.inf):
