@@ -264,6 +264,12 @@ _FACING = np.array(
     ]
 )
 
+EVENNESS = (0.6, 0.35)
+"""Lights recovered from photos: median of brightest minus darkest over mean, and spread of its logarithm."""
+
+INDOORS = np.array([1.06, 1.0, 0.93])
+"""Cameras keep some of the warmth of lamps and low sun: faces in photos are redder than a perfect white balance is."""
+
 _FRONT = len(_FACING) // 2  # the normal that looks straight into the camera
 
 
@@ -276,12 +282,13 @@ def warmth(spread: float, *, rng: np.random.Generator) -> Floats:
 def sample_light(*, rng: np.random.Generator) -> Floats:
     """(9, 3) float32 light in cam: ambient and one to three coloured lamps, mostly from above and before the face.
 
-    One in five is hard: a single lamp and hardly any ambient light; one in twelve mixes lamps of different colours.
-    Exposure is normalised: normals that face the camera are shaded by 0.55 to 1.15 on average.
+    One in eight is hard: a single lamp and hardly any ambient light; one in twelve mixes lamps of different colours.
+    The others are as uneven as lights recovered from photos (``EVENNESS``). Exposure is normalised: normals that face
+    the camera are shaded by 0.55 to 1.15 on average.
     """
     kind = rng.random()
-    hard, coloured = kind < 0.20, kind > 0.92
-    tint = warmth(0.06, rng=rng)
+    hard, coloured = kind < 0.12, kind > 0.92
+    tint = warmth(0.06, rng=rng) * INDOORS
     around, lamps = (rng.uniform(0.06, 0.2), 1) if hard else (rng.uniform(0.25, 0.9), int(rng.integers(1, 4)))
     light = np.outer(lighting.ambient(float(around))[:, 0], tint)
     for _ in range(lamps):
@@ -292,7 +299,13 @@ def sample_light(*, rng: np.random.Generator) -> Floats:
         )
         strength = float(rng.uniform(0.6, 1.2) if hard else rng.gamma(2.0, 0.3))
         colour = warmth(0.30 if coloured else 0.08, rng=rng) * strength
-        light += np.outer(lobe(direction), colour)
+        light += np.outer(lobe(direction), colour * INDOORS)
+    if not hard:
+        most = float(np.exp(rng.normal(np.log(EVENNESS[0]), EVENNESS[1])))
+        grey = lighting.shade(_FACING, light).mean(axis=1)
+        missing = float(np.ptp(grey)) / most - float(grey.mean())
+        if missing > 0:
+            light += np.outer(lighting.ambient(missing)[:, 0], tint)
     shade = lighting.shade(_FACING, light).mean(axis=1)
     # Nobody keeps a picture whose subject is black: what faces the camera squarely is a third of the mean at least.
     level = max(float(rng.uniform(0.55, 1.15)) / float(shade.mean()), 0.33 / max(float(shade[_FRONT]), 0.05))
