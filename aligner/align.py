@@ -234,8 +234,13 @@ class Aligner:
             active = active[motion > config.still]
             if len(active) == 0:
                 break
-        vertices = rig.vertices(state)
-        evidence = watch.evidence(state, rig.unit(state))
+        return self._answers(state, boxes, watch.evidence(state, rig.unit(state)), traces)
+
+    def _answers(
+        self, state: FaceState, boxes: list[Box], evidence: Evidence, traces: list[list[Iteration]]
+    ) -> list[Alignment]:
+        """What is said of faces whose fit has ended."""
+        vertices = self.rig.vertices(state)
         whole = self.calibration.face_confidence(evidence)
         seen, right = self.calibration.landmark_confidence(evidence)
         return [
@@ -250,7 +255,7 @@ class Aligner:
                 evidence=evidence[i],
                 trace=tuple(traces[i]),
             )
-            for i in range(b)
+            for i in range(len(boxes))
         ]
 
     def _start(self, sightings: list[Sighting]) -> tuple[FaceState, Crops]:
