@@ -15,7 +15,7 @@ from face.arrays import Floats, Ints
 from face.morphable import MorphableModel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # see MorphableModel
 class AlbedoModel:
     """texture = mean + coefficients @ components. Raises ValueError when the shapes disagree."""
 

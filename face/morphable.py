@@ -26,7 +26,7 @@ class Coefficients:
             object.__setattr__(self, name, value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a model is equal to itself alone, which lets what follows from it be cached
 class MorphableModel:
     """A linear face model in the ``head`` frame, in metres.
 

@@ -7,6 +7,7 @@ hair that a photo's face has beyond its scalp is drawn here, as a soft shape beh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import cv2
@@ -260,16 +261,10 @@ class Wardrobe:
         return np.asarray(neutral[self.rim] + np.stack([0.0 * y, np.maximum(top - y, 0.0), 0.0 * y], axis=1))
 
 
-_wardrobes: dict[int, tuple[MorphableModel, Wardrobe]] = {}
-
-
+@lru_cache(maxsize=4)
 def wardrobe_of(model: MorphableModel) -> Wardrobe:
-    """The wardrobe of a model; the last few are kept (models are too big to be hashed)."""
-    if id(model) not in _wardrobes:
-        while len(_wardrobes) >= 4:
-            _wardrobes.pop(next(iter(_wardrobes)))
-        _wardrobes[id(model)] = (model, Wardrobe.of(model))  # holds the model, so the id stays its own
-    return _wardrobes[id(model)][1]
+    """The wardrobe of a model; the last few are kept."""
+    return Wardrobe.of(model)
 
 
 def _vertices_of(model: MorphableModel, region: str) -> Ints:

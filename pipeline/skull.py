@@ -7,6 +7,7 @@ surface under hair and hats.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -150,13 +151,7 @@ def direction_of(azimuth: Floats, polar: Floats) -> Floats:
     return np.stack([s * np.sin(azimuth), np.cos(polar) + 0.0 * azimuth, s * np.cos(azimuth)], axis=-1)
 
 
-_charts: dict[int, tuple[MorphableModel, Chart]] = {}
-
-
+@lru_cache(maxsize=4)
 def chart_of(model: MorphableModel) -> Chart:
-    """The chart of a model; the last few are kept (models are too big to be hashed)."""
-    if id(model) not in _charts:
-        while len(_charts) >= 4:
-            _charts.pop(next(iter(_charts)))
-        _charts[id(model)] = (model, Chart.of(model))  # holds the model, so the id stays its own
-    return _charts[id(model)][1]
+    """The chart of a model; the last few are kept."""
+    return Chart.of(model)

@@ -10,6 +10,7 @@ texel.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numba
@@ -127,20 +128,9 @@ class Atlas:
         return bilinear(texture, self.uv_of_vertex * np.array(texture.shape[1::-1]))
 
 
-_atlases: dict[tuple[int, int], Atlas] = {}
-
-
+@lru_cache(maxsize=4)
 def atlas_of(model: MorphableModel, size: int) -> Atlas:
-    """The atlas of a model at ``size`` texels; the last few are kept (models are too big to be hashed)."""
-    key = (id(model), size)  # a kept atlas holds its model, so the id can't be given away meanwhile
-    if key not in _atlases:
-        while len(_atlases) >= 4:
-            _atlases.pop(next(iter(_atlases)))
-        _atlases[key] = _make_atlas(model, size)
-    return _atlases[key]
-
-
-def _make_atlas(model: MorphableModel, size: int) -> Atlas:
+    """The atlas of a model at ``size`` texels; the last few are kept."""
     flat = np.concatenate([model.uv, np.zeros((len(model.uv), 1))], axis=1)
     layout = render(flat, model.uv_faces, WeakPerspective(float(size), np.zeros(2)), (size, size))
     covered = np.flatnonzero(layout.mask.ravel())
