@@ -105,7 +105,12 @@ def make_rig(model: MorphableModel, anchors: Anchors, *, modes: int) -> Rig:
     at_anchors = both[:, anchors.vertex].reshape(len(both), -1) * prior[:, None]
     # Right singular vectors of the anchors' motion under the prior, from the small Gram matrix.
     _, vectors = np.linalg.eigh(at_anchors @ at_anchors.T)
-    directions = vectors.T[::-1][:modes] * prior
+    return rig_of(model, anchors, vectors.T[::-1][:modes] * prior)
+
+
+def rig_of(model: MorphableModel, anchors: Anchors, directions: Floats) -> Rig:
+    """The rig whose (P, K + E) latent directions are these."""
+    both = np.concatenate([model.identity, model.expression]).astype(np.float32)
     mesh_basis = (directions.astype(np.float32) @ both.reshape(len(both), -1)).astype(np.float32)
     by_vertex = np.moveaxis(mesh_basis.reshape(len(directions), -1, 3), 0, 2)
     return Rig(
