@@ -102,6 +102,14 @@ def synthesize(
         int | None,
         typer.Option(help="Faces in a shard, which one task makes. Default: by the job's size, 32 at most.", min=1),
     ] = None,
+    profile_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of a photo's views that show the photo itself, turned; the others are rendered anew.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.35,
     budget: Annotated[float, typer.Option(help="Share of the inputs that may fail.", min=0.0, max=1.0)] = 0.2,
     endpoint_url: Endpoint = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and stop.")] = False,
@@ -133,6 +141,7 @@ def synthesize(
         photo_terms=terms,
         renderer=renderer,
         model=model,
+        profile_share=profile_share,
         budget=budget,
         shard_subjects=shard_faces,
         dry_run=dry_run,
