@@ -33,6 +33,7 @@ from pipeline.joint import COLOUR_SD, INDEPENDENT, Problem, improve
 from pipeline.landmark_fit import LandmarkRig, fit_landmarks, robust_size
 from pipeline.photometric import Normals, Scene, SkinSamples, skin_samples, skin_triangles
 from pipeline.photos import Photo, Scheme
+from pipeline.quality import evidence_of, score_of
 
 IDENTITIES = 60
 SAMPLES = 4000  # points on the skin; about half of them are seen
@@ -82,10 +83,11 @@ class Limits:
     occluded: float = 0.6
     identity: float = 2.0
     outside: float = 0.25
+    score: float = 0.0  # at least: see ``pipeline.quality``
 
 
-AT_LEAST = ("face_size", "structure")
-ANYTHING = Limits(0.0, -1.0, *[np.inf] * 6)
+AT_LEAST = ("face_size", "structure", "score")
+ANYTHING = Limits(**{field.name: -np.inf if field.name in AT_LEAST else np.inf for field in fields(Limits)})
 """Refuse nothing but what gives no fit at all: for measuring."""
 
 
@@ -115,7 +117,8 @@ class Recovery:
     colour_error: mean absolute error (0 to 1) over the skin that nothing covers; colour_error_with_occluders: over all
     the skin; structure: how far the rendering's detail goes with the photo's (see ``structure``); occluded, outside:
     share of the skin that is covered, and that the photo cuts off; identity, albedo: root mean square standard
-    deviations; expression_low, expression_high: extreme activations; face_size: pixels of the photo; yaw, pitch, roll.
+    deviations; expression_low, expression_high: extreme activations; face_size: pixels of the photo; yaw, pitch, roll;
+    score: 0 to 1, how far all this speaks for a good fit (``pipeline.quality``).
     """
 
 
@@ -343,6 +346,7 @@ def _recovery(photo: Photo, tables: Tables, crop: Crop, targets: Floats, scene: 
         "pitch": pitch,
         "roll": roll,
     }
+    quality["score"] = score_of(evidence_of(quality))
     judge(photo.id, quality, limits)
     return Recovery(
         photo_id=photo.id,

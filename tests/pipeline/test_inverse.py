@@ -20,7 +20,7 @@ from face.render.frame import render, sample_texture, shaded, supersampled
 from face.transform import Rigid, geodesic_degrees, rotation_from_angles
 from infra.storage import open_storage
 from pipeline.crop import square_crop
-from pipeline.inverse import ANYTHING, Limits, Recovery, invert, judge
+from pipeline.inverse import ANYTHING, AT_LEAST, Limits, Recovery, invert, judge
 from pipeline.landmark_fit import LandmarkRig, activation_prior, fit_landmarks, robust_size
 from pipeline.panel import recovery_panel
 from pipeline.photos import Photo, list_photos, read_photo
@@ -227,10 +227,10 @@ def test_what_is_no_face_is_refused_with_the_reason(open_head: MorphableModel, o
 
 
 def test_each_limit_refuses_by_its_name() -> None:
-    good = {field.name: 0.0 for field in fields(Limits)} | {"face_size": 100.0, "structure": 0.9}
+    good = {field.name: 0.0 for field in fields(Limits)} | {"face_size": 100.0, "structure": 0.9, "score": 1.0}
     judge("a", good, Limits())
     for field in fields(Limits):
-        bad = good | {field.name: 0.0 if field.name in ("face_size", "structure") else 9.0}
+        bad = good | {field.name: -1.0 if field.name in AT_LEAST else 9.0}
         with pytest.raises(BadFit, match=rf"^a: {field.name.replace('_', ' ')} .*(above|below)"):
             judge("a", bad, Limits())
         judge("a", bad, ANYTHING)
