@@ -18,6 +18,8 @@ class LossWeights:
 
     anchors: float = 1.0  # classification against the learned vector of each anchor
     views: float = 0.0  # classification against the normalised means over the views of one identity
+    pairs: float = 0.0  # contrast of pixels of two views, against all that show another place
+    hard_pairs: float = 0.0  # the same against the most alike of those only
     face: float = 0.5  # does the pixel show the face
 
 

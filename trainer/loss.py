@@ -2,9 +2,9 @@
 
 Each pixel is classified among the anchors by ``softmax(scale * cosine)`` against class vectors, towards soft targets
 that fall off with distance on the surface. The class vectors are learned (``anchors``), or the normalised means of
-the descriptors over the views of one identity (``views``, as in arXiv 1708.02721). Both terms and the face term are
-means over images of terms of an image or of one identity's images, so that splitting a batch between workers
-changes nothing.
+the descriptors over the views of one identity (``views``, as in arXiv 1708.02721). Or pixels of two views are
+contrasted (``pairs``, ``hard_pairs``: what classification is compared with). All terms are means over images of terms
+of an image or of one identity's images, so that splitting a batch between workers changes nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from trainer.data import Batch
 
 PRESENT = 0.25
 """Total soft membership from which a class mean over a group of views counts as a class."""
+
+ALIKE, UNLIKE = 0.004, 0.012
+"""Metres in surface coordinates up to which two pixels are a pair, and from which they are a negative one."""
+MARGIN = 1.0
+"""Distance of two descriptors from which a negative pair costs nothing; at right angles they are 1.41 apart."""
 
 
 def soft_targets(place: Tensor, anchor_place: Tensor, sigma: float) -> Tensor:
@@ -109,6 +114,32 @@ def view_divergence(descriptor: Tensor, target: Tensor, known: Tensor, scale: fl
     return torch.where(mass[..., 0] > 1e-3, out, 0.0).reshape(known.shape)
 
 
+def pair_contrast(descriptor: Tensor, place: Tensor, known: Tensor, views: int, *, hardest: bool) -> Tensor:
+    """(B, K) contrastive loss of each pixel against the next view of its identity, in groups of ``views`` images.
+
+    (B, K, D) unit descriptors, (B, K, 6) places in metres, (B, K) known. The squared distance to the pixel there that
+    shows the nearest place, if it is within ``ALIKE``; plus the squared shortfall of the distance from ``MARGIN``, as
+    the mean over pixels that lie beyond ``UNLIKE``, or of the ``hardest`` of them alone.
+
+    Sources: Hadsell, Chopra, LeCun, "Dimensionality reduction by learning an invariant mapping" (2006); Choy et al.,
+    "Universal correspondence network" (2016), for the hard negatives.
+    """
+    groups = len(descriptor) // views
+
+    def next_view(x: Tensor) -> Tensor:
+        return x.reshape(groups, views, *x.shape[1:]).roll(-1, dims=1).reshape(x.shape)
+
+    there = next_view(known)[:, None] > 0
+    apart = torch.cdist(place, next_view(place)).masked_fill(~there, torch.inf)
+    squared = (2.0 - 2.0 * descriptor @ next_view(descriptor).transpose(1, 2)).clamp(min=1e-6)
+    near, index = apart.min(-1)
+    pull = torch.where(near < ALIKE, squared.gather(-1, index[..., None])[..., 0], 0.0)
+    negative = (apart > UNLIKE) & there
+    shortfall = torch.where(negative, (MARGIN - squared.sqrt()).clamp(min=0.0) ** 2, 0.0)
+    push = shortfall.amax(-1) if hardest else shortfall.sum(-1) / negative.sum(-1).clamp(min=1)
+    return pull + push
+
+
 class Learner(nn.Module):
     """Network and class vectors: what the optimiser moves. ``forward`` gives the terms of the loss."""
 
@@ -133,7 +164,7 @@ class Learner(nn.Module):
         terms = {}
         if self.weights.face:
             terms["face"] = functional.binary_cross_entropy_with_logits(self.net.face_logit(trunk), batch.face)
-        if self.weights.anchors or self.weights.views:
+        if any((self.weights.anchors, self.weights.views, self.weights.pairs, self.weights.hard_pairs)):
             rows = trunk.flatten(2).transpose(1, 2)
             chosen = rows.gather(1, batch.pixel[..., None].expand(-1, -1, rows.shape[-1]))
             descriptor = self.net.descriptor_at(chosen)
@@ -146,6 +177,10 @@ class Learner(nn.Module):
                 target = soft_targets(batch.place, self.anchor_place, self.sigma)
                 each = view_divergence(descriptor, target, batch.known, self.scale, self.views)
                 terms["views"] = mean_known(each, batch.known)
+            for name, hardest in (("pairs", False), ("hard_pairs", True)):
+                if getattr(self.weights, name):
+                    each = pair_contrast(descriptor, batch.place, batch.known, self.views, hardest=hardest)
+                    terms[name] = mean_known(each, batch.known)
         return terms
 
 

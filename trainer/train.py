@@ -26,7 +26,7 @@ from face.morphable import MorphableModel
 from infra import weights
 from infra.dataset import Dataset
 from infra.shards import ViewRow
-from trainer.config import MAY_CHANGE, TrainConfig, to_dict
+from trainer.config import MAY_CHANGE, TrainConfig, from_dict, to_dict
 from trainer.crops import Chart, chart_of
 from trainer.data import Crops, batches
 from trainer.evaluate import dev_pairs, match_figures
@@ -247,10 +247,11 @@ def load_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
     Raises ValueError when it belongs to another configuration or other anchors (``MAY_CHANGE`` may differ).
     """
     content = torch.load(path, map_location=state.learner.vectors.device, weights_only=True)
-    then, now = content["config"], to_dict(config)
-    other = sorted(k for k in now.keys() | then.keys() if k not in MAY_CHANGE and now.get(k) != then.get(k))
+    # Fields that came later had their defaults then.
+    then, now = to_dict(from_dict(content["config"])), to_dict(config)
+    other = sorted(k for k in now if k not in MAY_CHANGE and now[k] != then[k])
     if other:
-        changes = ", ".join(f"{k} {then.get(k)} -> {now.get(k)}" for k in other)
+        changes = ", ".join(f"{k} {then[k]} -> {now[k]}" for k in other)
         raise ValueError(f"{path} belongs to another configuration: {changes}")
     if not torch.equal(content["vertex"].cpu(), state.vertex):
         raise ValueError(f"{path} belongs to another face model or choice of anchors")

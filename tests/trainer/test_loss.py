@@ -12,7 +12,19 @@ from torch.nn import functional
 from face.descriptor import DescriptorNet, NetConfig
 from trainer.config import LossWeights
 from trainer.data import Batch
-from trainer.loss import AnchorDivergence, Learner, divergence, mean_known, soft_targets, total, view_divergence
+from trainer.loss import (
+    ALIKE,
+    MARGIN,
+    UNLIKE,
+    AnchorDivergence,
+    Learner,
+    divergence,
+    mean_known,
+    pair_contrast,
+    soft_targets,
+    total,
+    view_divergence,
+)
 
 SIGMA, SCALE = 0.0045, 16.0
 
@@ -105,7 +117,37 @@ def test_the_views_term_ignores_unknown_pixels_and_absent_classes() -> None:
     assert float(view_divergence(wrong_second, target, known, SCALE, 2).max()) < 1e-5
 
 
-@pytest.mark.parametrize("term", ["anchors", "views", "face"])
+def test_pairs_that_agree_cost_nothing_and_those_that_don_t_cost_their_distance() -> None:
+    """Two views of the same four places, 5 cm apart: the same vectors in both, or the second's permuted."""
+    place = (0.05 * torch.eye(6, dtype=torch.float64)[:4]).expand(2, 4, 6)
+    known = torch.ones(2, 4, dtype=torch.float64)
+    vectors = torch.eye(4, dtype=torch.float64)
+    for hardest in (False, True):
+        agree = pair_contrast(torch.stack([vectors, vectors]), place, known, 2, hardest=hardest)
+        assert float(agree.max()) < 1e-5, "at right angles is beyond the margin"
+    differ = torch.stack([vectors, vectors.roll(1, 0)])
+    # A pixel's own place is sqrt(2) away; one of the three others lies on it, all of the margin too near.
+    hard = pair_contrast(differ, place, known, 2, hardest=True)
+    torch.testing.assert_close(hard, torch.full((2, 4), 2.0 + MARGIN**2, dtype=torch.float64), atol=3e-3, rtol=0)
+    mean = pair_contrast(differ, place, known, 2, hardest=False)
+    torch.testing.assert_close(mean, torch.full((2, 4), 2.0 + MARGIN**2 / 3, dtype=torch.float64), atol=3e-3, rtol=0)
+    assert float(pair_contrast(differ, place, known, 1, hardest=True).max()) < 1e-5, "other groups are no concern"
+
+
+def test_pairs_want_a_partner_and_a_distance() -> None:
+    """Unknown pixels are nobody's partner, and what is neither near nor far is neither pulled nor pushed."""
+    place = torch.zeros(2, 1, 6, dtype=torch.float64)
+    vectors = torch.eye(2, dtype=torch.float64)[:, None]  # (2, 1, 2), at right angles
+    assert float(pair_contrast(vectors, place, torch.ones(2, 1), 2, hardest=True)[0]) == pytest.approx(2.0)
+    known = torch.tensor([[1.0], [0.0]])
+    assert float(pair_contrast(vectors, place, known, 2, hardest=True)[0]) == 0.0
+    between = place.clone()
+    between[1, 0, 0] = (ALIKE + UNLIKE) / 2
+    for same in (vectors, vectors[:1].expand(2, 1, 2)):
+        assert float(pair_contrast(same, between, torch.ones(2, 1), 2, hardest=True).max()) == 0.0
+
+
+@pytest.mark.parametrize("term", ["anchors", "views", "pairs", "hard_pairs", "face"])
 def test_each_term_teaches_what_it_should(term: str) -> None:
     torch.manual_seed(0)
     weights = LossWeights(**{"anchors": 0.0, "views": 0.0, "face": 0.0, term: 1.0})
@@ -127,6 +169,8 @@ def test_each_term_teaches_what_it_should(term: str) -> None:
     idle = {
         "anchors": {"net.to_face.weight", "net.to_face.bias"},
         "views": {"net.to_face.weight", "net.to_face.bias", "vectors"},
+        "pairs": {"net.to_face.weight", "net.to_face.bias", "vectors"},
+        "hard_pairs": {"net.to_face.weight", "net.to_face.bias", "vectors"},
         "face": {"net.to_descriptor.weight", "net.to_descriptor.bias", "vectors"},
     }[term]
     assert everything - moved == idle

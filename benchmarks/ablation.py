@@ -1,0 +1,186 @@
+"""Networks, losses and dimensions beside each other: ``python -m benchmarks.ablation DATASET --work FOLDER``.
+
+Every variant is trained by the loop of ``trainer.train`` with the same seed, views and number of steps on one core,
+and judged on the same pairs of held-out views. The runs are short: they rank what learns faster, which need not be
+what ends higher. A variant whose weights lie in FOLDER is not trained again, so a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from face.assets import load_model
+from face.descriptor import DescriptorNet, NetConfig, parameter_count
+from face.morphable import MorphableModel
+from infra import weights
+from infra.dataset import Dataset, open_dataset
+from infra.shards import ViewRow
+from trainer.config import LossWeights, TrainConfig
+from trainer.crops import chart_of
+from trainer.matching import YAW_BINS, Matching, ViewPair, by_network, measure, view_pairs
+from trainer.store import Store
+from trainer.train import Watch, new_state, run, save_weights, store_of
+
+ROUNDS = 7
+LESSONS = LossWeights(anchors=0.0)  # without classification against learned vectors
+
+VARIANTS = {
+    "as shipped": TrainConfig(),
+    "net: narrow, 24 to 192 channels": TrainConfig(net=NetConfig(widths=(24, 48, 96, 144, 192))),
+    "net: shallow, one block a stride": TrainConfig(net=NetConfig(depths=(1, 1, 1, 1, 1))),
+    "net: wide, 48 to 384 channels": TrainConfig(net=NetConfig(widths=(48, 96, 192, 288, 384))),
+    "net: fewer scales, strides 2 to 8": TrainConfig(net=NetConfig(widths=(32, 64, 128), depths=(1, 2, 2))),
+    "dimension 16": TrainConfig(net=NetConfig(dims=16)),
+    "dimension 64": TrainConfig(net=NetConfig(dims=64)),
+    "loss: normalised means of the views": TrainConfig(weights=replace(LESSONS, views=1.0)),
+    "loss: pairs, all negatives": TrainConfig(weights=replace(LESSONS, pairs=1.0)),
+    "loss: pairs, hard negatives": TrainConfig(weights=replace(LESSONS, hard_pairs=1.0)),
+    "loss: learned vectors and means": TrainConfig(weights=LossWeights(views=0.5)),
+    "loss: learned vectors and hard pairs": TrainConfig(weights=LossWeights(hard_pairs=1.0)),
+}
+"""What is compared; the first is what the shipped weights are."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One variant's figures."""
+
+    name: str
+    parameters: int
+    milliseconds: dict[int, float]  # CPU time of the network for an image, by batch
+    report: Matching
+
+
+def short(config: TrainConfig, *, steps: int, batch: int) -> TrainConfig:
+    """The variant as a short run: a quicker warm-up and moving average, nothing judged on the way."""
+    return replace(
+        config,
+        steps=steps,
+        batch=batch,
+        warmup=steps // 8,
+        ema=0.98,
+        loaders=0,
+        log_every=50,
+        eval_every=steps,
+        checkpoint_every=steps,
+        dev_pairs=4,
+    )
+
+
+def file_of(name: str) -> str:
+    """The weights file of a variant."""
+    return "".join(c if c.isalnum() else "-" for c in name) + ".safetensors"
+
+
+def train_once(
+    out: Path, config: TrainConfig, *, store: Store, model: MorphableModel, fingerprint: str, console: Console
+) -> None:
+    """Write the weights of a variant, unless they are there already."""
+    if out.exists():
+        return
+    start = time.process_time()
+    state = new_state(model, config, torch.device("cpu"))
+    watch = Watch(step=lambda step, figures: console.print(f"{out.stem} {step}: loss {figures['loss']:.3f}"))
+    dev = run(state, store, chart_of(model), config, watch=watch)
+    save_weights(out, state, model, store, config, dataset=fingerprint, dev=dev)
+    console.print(f"{out.stem}: {time.process_time() - start:.0f} s CPU")
+
+
+def held_out(dataset: Dataset, *, identities: int) -> list[ViewRow]:
+    """All views of the first held-out identities."""
+
+    def rows() -> Iterator[ViewRow]:
+        seen: set[str] = set()
+        for index in range(len(dataset.shards)):
+            for row in dataset.read_shard(index):
+                if row.split == "dev":
+                    seen.add(row.identity_id)
+                    if len(seen) > identities:
+                        return
+                    yield row
+
+    return list(rows())
+
+
+def timed(nets: dict[str, DescriptorNet], *, size: int) -> dict[str, dict[int, float]]:
+    """CPU time of each network for an image in batches of 1 and 16, the fastest of rounds in which all take turns."""
+    best = {name: {1: np.inf, 16: np.inf} for name in nets}
+    for _ in range(ROUNDS):
+        for name, net in nets.items():
+            for batch in (1, 16):
+                images = torch.rand(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+                with torch.no_grad():
+                    start = time.process_time()
+                    net(images)
+                    took = (time.process_time() - start) * 1e3 / batch
+                best[name][batch] = min(best[name][batch], took)
+    return best
+
+
+def judged(folder: Path, pairs: list[ViewPair], *, size: int) -> list[Trial]:
+    """The figures of every variant whose weights lie in ``folder``."""
+    nets = {
+        name: weights.load(folder / file_of(name)).net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name in VARIANTS
+        if (folder / file_of(name)).exists()
+    }
+    speed = timed(nets, size=size)
+    return [
+        Trial(name, parameter_count(net), speed[name], measure(pairs, {name: by_network(net)}))
+        for name, net in nets.items()
+    ]
+
+
+def table_of(trials: list[Trial], pairs: int) -> Table:
+    out = Table(title=f"{pairs} pairs of held-out views; PCK 5 % / mean error, px at 256, all cells alike")
+    for head in ("variant", "M", "ms, batch 1", "16", "same identity", "different", *YAW_BINS[:3]):
+        out.add_column(head)
+    for trial in trials:
+        cells = [{"identity": name} for name in ("same", "different")] + [{"yaw": name} for name in YAW_BINS[:3]]
+        out.add_row(
+            trial.name,
+            f"{trial.parameters / 1e6:.2f}",
+            *(f"{ms:.2f}" for ms in trial.milliseconds.values()),
+            *(_means(trial.report, **cell) for cell in cells),
+        )
+    return out
+
+
+def _means(report: Matching, *, identity: str = "", yaw: str = "") -> str:
+    chosen = [r for r in report.rows if identity in ("", r.identity) and yaw in ("", r.yaw)]
+    return f"{np.mean([r.pck[-1] for r in chosen]):.1f} / {np.mean([r.px_mean for r in chosen]):.1f}"
+
+
+def main(
+    dataset: Annotated[str, typer.Argument(help="A finished dataset with held-out identities.")],
+    work: Annotated[Path, typer.Option(help="Folder of the variants' weights.")],
+    unpacked: Annotated[Path | None, typer.Option(help="Folder that holds the unpacked views. Default: WORK.")] = None,
+    steps: Annotated[int, typer.Option(help="Of each run.")] = 400,
+    batch: Annotated[int, typer.Option()] = 16,
+    pairs: Annotated[int, typer.Option(help="Pairs of held-out views in each cell.")] = 6,
+) -> None:
+    console = Console(width=160)
+    torch.set_num_threads(1)
+    model, opened = load_model(), open_dataset(dataset)
+    store = store_of(opened, model, unpacked or work)
+    fingerprint = opened.manifest.fingerprint
+    for name, config in VARIANTS.items():
+        config = short(config, steps=steps, batch=batch)
+        train_once(work / file_of(name), config, store=store, model=model, fingerprint=fingerprint, console=console)
+    size = TrainConfig().size
+    shown = view_pairs(held_out(opened, identities=24), model, count=pairs, size=size, rng=np.random.default_rng(0))
+    console.print(table_of(judged(work, shown, size=size), len(shown)))
+
+
+if __name__ == "__main__":
+    typer.run(main)
