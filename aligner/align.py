@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,24 @@ from aligner.loop import (
     make_rig,
     put,
     refine,
+    resume,
     state_in_boxes,
     visibility,
 )
 from aligner.matching import Matches, Network, match
+from aligner.together import SplitRig, Together, fit_together, one_person, split_rig, state_of, together_of
 from face.arrays import Bools, Bytes, Floats, Ints
 from face.assets import load_model
 from face.camera import Box
 from face.descriptor import FRAMING, STRIDE, Anchors, DescriptorNet, image_batch
-from face.errors import BadPhoto, BadWeights
+from face.errors import BadPhoto, BadWeights, NoFace
 from face.fit import FaceState
 from face.morphable import MorphableModel
 from face.transform import angles_from_rotation, rotation_from_vector
 from infra import weights as weights_files
+
+Fit = Callable[[int, Matches, Floats, FaceState, Floats], FaceState]
+"""(pass number, B matches, their (B, N, 2) pixels of the photos, B states, (B, A) anchors in sight) to B states."""
 
 MIN_SIDE = 16  # pixels: no face can be aligned in less
 
@@ -190,11 +196,95 @@ class Aligner:
                 out[i].append(alignment)
         return [_accepted(some) if asked[i] is None else some for i, some in enumerate(out)]
 
-    def _align_faces(self, images: list[Bytes], sightings: list[Sighting]) -> list[Alignment]:
+    def follow(self, images: Sequence[Bytes], before: Sequence[Sequence[Alignment]]) -> list[list[Alignment]]:
+        """Alignments that begin from those of a neighbouring frame, as ``align`` gave them; nothing is searched.
+
+        For each image one alignment for each of ``before``, in their order; it may say that it failed. Raises BadPhoto
+        as ``align``, ValueError when there are not as many lists as images.
+        """
+        if len(images) != len(before):
+            raise ValueError(f"{len(images)} images with alignments for {len(before)}")
+        for image in images:
+            _check_image(image)
         rig, config = self.rig, self.config
-        b = len(sightings)
-        boxes = [sighting.box for sighting in sightings]
+        faces = [(image, face) for image, some in zip(images, before, strict=True) for face in some]
+        out: list[Alignment] = []
+        for begin in range(0, len(faces), config.batch):
+            chunk = faces[begin : begin + config.batch]
+            state = state_of(rig, [face for _, face in chunk])
+            crops = crops_of_state(rig, state, config.margin, config.crop)
+            boxes = [Box.around(face.landmarks_3d[:, :2]) for _, face in chunk]
+            fit = partial(_followed, rig, config.solver)
+            out += self._iterate([image for image, _ in chunk], boxes, state, crops, fit=fit, resumed=True)
+        rest = iter(out)
+        return [[next(rest) for _ in some] for some in before]
+
+    def align_together(self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None) -> Together:
+        """One identity for several photos of one person, and a pose and expression for each.
+
+        Where no box is given, the largest face that is found is the person. Photos without a face, or whose alignment
+        failed, are left out and named in the answer. Raises NoFace when that leaves none, else as ``align``.
+        """
+        if not images or (boxes is not None and len(boxes) != len(images)):
+            raise ValueError(f"{len(images)} images with boxes for {len(images if boxes is None else boxes)}")
+        asked = None if boxes is None else [None if box is None else [box] for box in boxes]
+        alone: dict[int, Alignment] = {}
+        left_out: dict[int, str] = {}
+        for i, found in enumerate(self.align_batch(images, asked)):
+            face = max(found, key=lambda face: face.camera.scale, default=None)
+            if face is None:
+                left_out[i] = "no face found"
+            elif face.failed:
+                left_out[i] = face.reason
+            else:
+                alone[i] = face
+        while alone:
+            found = self._align_one_person([images[i] for i in alone], [*alone.values()])
+            faces = dict(zip(alone, found, strict=True))
+            lost = {i: face.reason for i, face in faces.items() if face.failed}
+            if not lost:
+                return together_of(self.model, len(images), faces, left_out)
+            left_out |= lost  # and the others once more, since these had a say
+            alone = {i: face for i, face in alone.items() if i not in lost}
+        raise NoFace("; ".join(f"photo {i + 1}: {why}" for i, why in sorted(left_out.items())))
+
+    @cached_property
+    def split(self) -> SplitRig:
+        """The rig of several photos of one person."""
+        return split_rig(self.model, self.anchors)
+
+    def _align_one_person(self, images: list[Bytes], alone: list[Alignment]) -> list[Alignment]:
+        split, config = self.split, self.config
+        state = one_person(split, alone)
+        crops = crops_of_state(split.rig, state, config.margin, config.crop)
+        fit = partial(fit_together, split, config.solver)
+        boxes = [face.box for face in alone]
+        return self._iterate(images, boxes, state, crops, rig=split.rig, fit=fit, resumed=True, as_one=True)
+
+    def _align_faces(self, images: list[Bytes], sightings: list[Sighting]) -> list[Alignment]:
         state, first = self._start(sightings)
+        boxes = [sighting.box for sighting in sightings]
+        return self._iterate(images, boxes, state, first, fit=partial(_fitted, self.rig, self.config.solver))
+
+    def _iterate(
+        self,
+        images: list[Bytes],
+        boxes: list[Box],
+        state: FaceState,
+        first: Crops,
+        *,
+        fit: Fit,
+        rig: Rig | None = None,
+        resumed: bool = False,
+        as_one: bool = False,
+    ) -> list[Alignment]:
+        """Passes over the B images from ``state``, the first through the crops ``first``.
+
+        ``resumed``: the state is an alignment already, so the first pass may be the last. ``as_one``: no face is done
+        before all are.
+        """
+        rig, config = rig or self.rig, self.config
+        b = len(boxes)
         watch = Watch.nothing(len(rig.anchor_mean), config.pixels, rig.landmarks(state))
         traces: list[list[Iteration]] = [[] for _ in boxes]
         active = np.arange(b)
@@ -208,16 +298,13 @@ class Aligner:
             active, matches, before = active[able], matches[able], before[able]
             if len(active) == 0:
                 break
-            if number == 0:
-                after = first_fit(rig, config.solver, matches, px, before)
-            else:
-                after = refine(rig, config.solver, matches, px, before, watch.anchor_seen[active])
+            after = fit(number, matches, px, before, watch.anchor_seen[active])
             state = put(state, active, after)
             pitch = matches.pitch * (crops.side / crops.size)[able]
             motion = watch.update(rig, active, after, matches, px, pitch)
             places = crops[able].crop_from_photo(watch.landmarks[active]) / STRIDE
             watch.probes[active] = probe(features[0][able], features[1][able], places, self.landmark_descriptor)
-            if number == 0:
+            if number == 0 and not resumed:
                 motion = np.full_like(motion, np.inf)
             for row, face in enumerate(active):
                 yaw, pitch_angle, roll = angles_from_rotation(after.rotation[row] @ self.reference)
@@ -231,22 +318,31 @@ class Aligner:
                         float(motion[row]),
                     )
                 )
-            active = active[motion > config.still]
+            moving = motion > config.still
+            active = active[moving.any() | np.zeros_like(moving) if as_one else moving]
             if len(active) == 0:
                 break
-        return self._answers(state, boxes, watch.evidence(state, rig.unit(state)), traces)
+        return self._answers(state, boxes, watch.evidence(state, rig.unit(state)), traces, rig=rig)
 
     def _answers(
-        self, state: FaceState, boxes: list[Box], evidence: Evidence, traces: list[list[Iteration]]
+        self,
+        state: FaceState,
+        boxes: list[Box],
+        evidence: Evidence,
+        traces: list[list[Iteration]],
+        *,
+        rig: Rig | None = None,
     ) -> list[Alignment]:
-        """What is said of faces whose fit has ended."""
-        vertices = self.rig.vertices(state)
+        """What is said of faces whose fit has ended; ``rig``: whose latents the state holds, if another's."""
+        rig = rig or self.rig
+        vertices = rig.vertices(state)
         whole = self.calibration.face_confidence(evidence)
         seen, right = self.calibration.landmark_confidence(evidence)
         return [
             self._alignment(
                 state,
                 i,
+                rig=rig,
                 box=boxes[i],
                 vertices=vertices[i],
                 visibility=seen[i],
@@ -295,6 +391,7 @@ class Aligner:
         state: FaceState,
         i: int,
         *,
+        rig: Rig,
         box: Box,
         vertices: Floats,
         visibility: Floats,
@@ -325,13 +422,31 @@ class Aligner:
             failed=bool(reason),
             reason=reason,
             vertices=vertices,
-            coefficients=self.rig.coefficients(state.coefficients[i]),
+            coefficients=rig.coefficients(state.coefficients[i]),
             cam_from_head=cam_from_head,
             camera=camera,
             model=self.model.name,
             trace=trace,
             evidence=evidence,
         )
+
+
+def _fitted(
+    rig: Rig, solver: Solver, number: int, matches: Matches, px: Floats, before: FaceState, seen: Floats
+) -> FaceState:
+    """A face that is new."""
+    if number == 0:
+        return first_fit(rig, solver, matches, px, before)
+    return refine(rig, solver, matches, px, before, seen)
+
+
+def _followed(
+    rig: Rig, solver: Solver, number: int, matches: Matches, px: Floats, before: FaceState, seen: Floats
+) -> FaceState:
+    """A face that was aligned a frame ago."""
+    if number == 0:
+        return resume(rig, solver, matches, px, before)
+    return refine(rig, solver, matches, px, before, seen)
 
 
 def load_aligner(

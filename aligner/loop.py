@@ -91,6 +91,13 @@ class Rig:
         """(B, A, 2) pixels."""
         return project(state, shape_of(self.anchor_mean, self.anchor_basis, state.coefficients))
 
+    def latent(self, coefficients: Coefficients) -> Floats:
+        """(P,) the latent row whose coefficients are nearest, each measured in its own standard deviations."""
+        prior = prior_sd(self.model)
+        # Measured so, the rows of ``modes`` are orthonormal.
+        both = np.concatenate([coefficients.identity, coefficients.expression])
+        return np.asarray((self.modes / prior) @ (both / prior))
+
     def coefficients(self, latent: Floats) -> Coefficients:
         """The model's coefficients of one (P,) latent row."""
         both = latent @ self.modes
@@ -98,9 +105,14 @@ class Rig:
         return Coefficients(both[:k], both[k:])
 
 
+def prior_sd(model: MorphableModel) -> Floats:
+    """(K + E,) standard deviations of a model's coefficients."""
+    return np.concatenate([np.ones(len(model.identity)), model.expression_sd.astype(np.float64)])
+
+
 def make_rig(model: MorphableModel, anchors: Anchors, *, modes: int) -> Rig:
     """The rig of a model with at most ``modes`` latent directions."""
-    prior = np.concatenate([np.ones(len(model.identity)), model.expression_sd.astype(np.float64)])
+    prior = prior_sd(model)
     both = np.concatenate([model.identity, model.expression]).astype(np.float32)
     at_anchors = both[:, anchors.vertex].reshape(len(both), -1) * prior[:, None]
     # Right singular vectors of the anchors' motion under the prior, from the small Gram matrix.
@@ -221,6 +233,26 @@ def first_fit(rig: Rig, solver: Solver, matches: Matches, px: Floats, start: Fac
         state = sane(found, state, unit)
     state = replace(state, coefficients=np.zeros((b, len(rig.modes))))
     return _steps(rig, solver, matches, px, state, seen, solver.first_gate, solver.shape_noise)
+
+
+def resume(rig: Rig, solver: Solver, matches: Matches, px: Floats, state: FaceState) -> FaceState:
+    """Fit (B, N, 2) ``px`` of faces whose shape is known nearly and whose pose may have jumped.
+
+    Where a face was says nothing of where it is: its pose is found in closed form from all matches, on its own shape.
+    """
+    b = len(px)
+    visible = visibility(rig, state)[0]
+    everywhere = np.zeros((b, len(rig.anchor_mean), 2))
+    mean, basis, weight = vote(matches, px, everywhere, np.full(b, np.inf), visible, rig.anchor_mean, rig.anchor_basis)
+    points = shape_of(mean, basis, state.coefficients)
+    unit = rig.unit(state)
+    posed = state
+    trust = weight
+    for noise in solver.pose_noise:
+        found = replace(initial_pose(points, px, trust, 0), coefficients=state.coefficients)
+        posed = sane(found, posed, unit)
+        trust = weight * robust_weights(px - project(posed, points), noise * unit)
+    return refine(rig, solver, matches, px, posed, visible)
 
 
 def refine(rig: Rig, solver: Solver, matches: Matches, px: Floats, state: FaceState, visible: Floats) -> FaceState:

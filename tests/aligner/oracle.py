@@ -100,6 +100,22 @@ def make_scene(
     identity = np.zeros(len(model.identity))
     identity[:40] = rng.normal(size=min(40, len(identity))) * spread
     expression = np.clip(rng.normal(size=len(model.expression)), 0, 1.5) * model.expression_sd * 0.5 * spread
+    return scene_of(model, code, identity, expression, yaw=yaw, pitch=pitch, roll=roll, rng=rng, size=size)
+
+
+def scene_of(
+    model: MorphableModel,
+    code: PositionCode,
+    identity: Floats,
+    expression: Floats,
+    *,
+    yaw: float,
+    pitch: float = 0.0,
+    roll: float = 0.0,
+    rng: np.random.Generator,
+    size: int = 320,
+) -> Scene:
+    """The coded image of one face, near the middle."""
     vertices = model.vertices(Coefficients(identity, expression))
     rotation = rotation_from_angles(yaw, pitch, roll)
     cam = Rigid(rotation, np.zeros(3)).apply(vertices)

@@ -1,0 +1,160 @@
+"""Several photos of one person: one identity, and of each photo its own pose and expression.
+
+What couples the photos is the identity alone, so the normal equations are a block arrow: each photo's pose and
+expression are eliminated from its own rows (the Schur complement), what remains of all photos is summed and solved for
+the identity, and every photo's own part follows. This is the exact Gauss-Newton step of all unknowns at once, at the
+cost of the photos' own steps. Source: the first version of the paper, "Deep Face Feature for Face Alignment and
+Reconstruction", aligns photos of one person together; the elimination is bundle adjustment's (Triggs et al. 1999).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from aligner.alignment import Alignment
+from aligner.loop import Rig, Solver, evidence, prior_sd, rig_of, sane, visibility
+from aligner.matching import Matches, vote
+from face.arrays import Floats
+from face.descriptor import Anchors
+from face.fit import POSE, FaceState, jacobian, moved, robust_weights
+from face.morphable import Coefficients, MorphableModel
+
+IDENTITIES, EXPRESSIONS = 50, 30  # latent directions of each
+STEPS = 3  # of each pass
+
+
+@dataclass(frozen=True)
+class Together:
+    """One person in several photos."""
+
+    identity: Floats  # (K,) standard deviations
+    vertices: Floats  # (V, 3) metres in head: the face at rest
+    faces: tuple[Alignment | None, ...]  # of each photo, all of this identity; None: left out
+    left_out: Mapping[int, str]  # why, by number of the photo
+
+
+@dataclass(frozen=True)
+class SplitRig:
+    """A rig whose first ``identities`` latent directions change the identity alone, and the others the expression."""
+
+    rig: Rig
+    identities: int
+
+
+def split_rig(
+    model: MorphableModel, anchors: Anchors, *, identities: int = IDENTITIES, expressions: int = EXPRESSIONS
+) -> SplitRig:
+    """The directions of identity, and those of expression, that move the anchors most under the prior."""
+    prior = prior_sd(model)
+    k = len(model.identity)
+    blocks = []
+    for basis, sd, count in (
+        (model.identity, prior[:k], identities),
+        (model.expression, prior[k:], expressions),
+    ):
+        at_anchors = basis[:, anchors.vertex].reshape(len(basis), -1).astype(np.float64) * sd[:, None]
+        _, vectors = np.linalg.eigh(at_anchors @ at_anchors.T)
+        blocks.append(vectors.T[::-1][:count] * sd)
+    directions = np.zeros((sum(len(block) for block in blocks), len(prior)))
+    directions[: len(blocks[0]), :k] = blocks[0]
+    directions[len(blocks[0]) :, k:] = blocks[1]
+    return SplitRig(rig_of(model, anchors, directions), len(blocks[0]))
+
+
+def shared_step(
+    state: FaceState,
+    mean: Floats,
+    basis: Floats,
+    targets: Floats,
+    weights: Floats,
+    *,
+    noise: Floats,
+    identities: int,
+    damping: float = 1e-6,
+) -> FaceState:
+    """One Gauss-Newton step of B photos of one person; the rows of ``state`` share their first ``identities`` latents.
+
+    The energy is ``face.fit.step``'s, summed over the photos, with the standard normal prior of the identity once.
+    """
+    px, jac = jacobian(state, mean, basis)
+    residual = targets - px
+    w = weights * robust_weights(residual, noise) / noise[:, None] ** 2
+    b, n, _, p = jac.shape
+    flat = jac.reshape(b, 2 * n, p)
+    weighted = np.swapaxes(flat * np.repeat(w, 2, axis=1)[..., None], 1, 2)
+    hessian = weighted @ flat
+    gradient = (weighted @ residual.reshape(b, 2 * n, 1))[..., 0]
+    diagonal = np.arange(p)
+    hessian[:, diagonal, diagonal] *= 1.0 + damping
+    hessian[:, diagonal, diagonal] += 1e-9
+
+    shared = np.arange(POSE, POSE + identities)
+    own = np.setdiff1d(diagonal, shared)
+    expression = np.arange(POSE, len(own))  # rows of ``own``
+    within = hessian[:, own[:, None], own]
+    within[:, expression, expression] += 1.0
+    own_gradient = gradient[:, own]
+    own_gradient[:, expression] -= state.coefficients[:, identities:]
+    across = hessian[:, own[:, None], shared]
+    solved = np.linalg.solve(within, np.concatenate([across, own_gradient[..., None]], axis=2))
+    reduced = hessian[:, shared[:, None], shared] - np.swapaxes(across, 1, 2) @ solved[..., :-1]
+    pull = gradient[:, shared] - (np.swapaxes(across, 1, 2) @ solved[..., -1:])[..., 0]
+    together = np.linalg.solve(reduced.sum(0) + np.eye(identities), pull.sum(0) - state.coefficients[0, :identities])
+    delta = np.empty((b, p))
+    delta[:, shared] = together
+    delta[:, own] = solved[..., -1] - solved[..., :-1] @ together
+    return moved(state, delta)
+
+
+def fit_together(
+    split: SplitRig, solver: Solver, number: int, matches: Matches, px: Floats, state: FaceState, visible: Floats
+) -> FaceState:
+    """``aligner.loop.refine`` of photos of one person: the identity is that of all (B, N, 2) ``px`` at once."""
+    rig = split.rig
+    unit = rig.unit(state)
+    if number == 0:
+        visible = visibility(rig, state)[0]
+    gate = solver.later_gates[0] * unit
+    mean, basis, weight = vote(matches, px, rig.anchors(state), gate, visible, rig.anchor_mean, rig.anchor_basis)
+    weight = evidence(weight, solver.evidence)
+    for _ in range(STEPS):
+        found = shared_step(
+            state, mean, basis, px, weight, noise=solver.later_noise * unit, identities=split.identities
+        )
+        # A photo whose pose went astray keeps its own part; the identity stays one.
+        kept = sane(found, state, unit)
+        coefficients = kept.coefficients.copy()
+        if np.isfinite(found.coefficients).all():
+            coefficients[:, : split.identities] = found.coefficients[:1, : split.identities]
+        state = replace(kept, coefficients=coefficients)
+    return state
+
+
+def state_of(rig: Rig, faces: Sequence[Alignment]) -> FaceState:
+    """The state of B alignments, by whatever rig of the same model they were made."""
+    return FaceState(
+        np.array([face.camera.scale for face in faces]),
+        np.stack([face.cam_from_head.rotation for face in faces]),
+        np.stack([face.camera.centre for face in faces]),
+        np.stack([rig.latent(face.coefficients) for face in faces]),
+    )
+
+
+def one_person(split: SplitRig, faces: Sequence[Alignment]) -> FaceState:
+    """The state of B alignments with the mean of their identities."""
+    state = state_of(split.rig, faces)
+    coefficients = state.coefficients.copy()
+    coefficients[:, : split.identities] = coefficients[:, : split.identities].mean(0)
+    return replace(state, coefficients=coefficients)
+
+
+def together_of(
+    model: MorphableModel, photos: int, faces: Mapping[int, Alignment], left_out: Mapping[int, str]
+) -> Together:
+    """What is said of the ``faces`` that share an identity, by number of their photo."""
+    identity = next(iter(faces.values())).coefficients.identity
+    rest = model.vertices(Coefficients(identity, np.zeros(len(model.expression))))
+    return Together(identity, rest, tuple(faces.get(i) for i in range(photos)), dict(left_out))

@@ -1,0 +1,150 @@
+"""Several photos of one person, by a network that is right (see ``oracle``)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from aligner.align import Aligner
+from aligner.together import shared_step
+from face.errors import NoFace
+from face.fit import FaceState, step
+from face.morphable import MorphableModel
+from face.transform import geodesic_degrees, rotation_from_angles
+from tests.aligner.oracle import PositionCode, Scene, scene_of
+
+IDENTITIES, EXPRESSIONS, POINTS = 4, 3, 40
+
+
+def problem(photos: int, *, rng: np.random.Generator) -> tuple[FaceState, dict[str, np.ndarray]]:
+    """A state of so many photos that share an identity, and points in them to fit."""
+    p = IDENTITIES + EXPRESSIONS
+    coefficients = rng.normal(size=(photos, p)) * 0.3
+    coefficients[:, :IDENTITIES] = coefficients[0, :IDENTITIES]
+    rotation = np.stack([rotation_from_angles(*rng.uniform(-40, 40, 3)) for _ in range(photos)])
+    state = FaceState(rng.uniform(900, 1100, photos), rotation, rng.uniform(90, 110, (photos, 2)), coefficients)
+    mean = rng.normal(size=(photos, POINTS, 3)) * 0.05
+    basis = rng.normal(size=(photos, POINTS, 3, p)) * 0.005
+    targets = rng.normal(size=(photos, POINTS, 2)) * 50 + 100
+    weights = rng.uniform(0.1, 1.0, (photos, POINTS))
+    return state, {"mean": mean, "basis": basis, "targets": targets, "weights": weights}
+
+
+def test_one_photo_is_stepped_as_alone() -> None:
+    rng = np.random.default_rng(1)
+    state, given = problem(1, rng=rng)
+    noise = np.array([30.0])
+    prior = np.zeros(IDENTITIES + EXPRESSIONS)
+    alone = step(state, **given, noise=noise, prior=prior, prior_sd=prior + 1.0)
+    shared = shared_step(state, **given, noise=noise, identities=IDENTITIES)
+    for name in ("scale", "rotation", "centre", "coefficients"):
+        np.testing.assert_allclose(getattr(shared, name), getattr(alone, name), atol=1e-9)
+
+
+def test_elimination_equals_the_dense_normal_equations() -> None:
+    """All unknowns of three photos in one matrix, from finite differences of the residuals."""
+    rng = np.random.default_rng(2)
+    state, given = problem(3, rng=rng)
+    noise = np.array([30.0, 40.0, 50.0])
+    stepped = shared_step(state, **given, noise=noise, identities=IDENTITIES, damping=0.0)
+
+    from face.fit import POSE, moved, project, robust_weights, shape_of
+
+    own = POSE + EXPRESSIONS
+
+    def spread(x: np.ndarray) -> np.ndarray:
+        """(3, P) of the photos from one row: their own parts, then the identity."""
+        out = np.zeros((3, POSE + IDENTITIES + EXPRESSIONS))
+        parts = x[: 3 * own].reshape(3, own)
+        out[:, :POSE], out[:, POSE + IDENTITIES :] = parts[:, :POSE], parts[:, POSE:]
+        out[:, POSE : POSE + IDENTITIES] = x[3 * own :]
+        return out
+
+    def pixels(x: np.ndarray) -> np.ndarray:
+        at = moved(state, spread(x))
+        return project(at, shape_of(given["mean"], given["basis"], at.coefficients))
+
+    zero = np.zeros(3 * own + IDENTITIES)
+    residual = given["targets"] - pixels(zero)
+    root = np.sqrt(given["weights"] * robust_weights(residual, noise)) / noise[:, None]
+    columns = [(pixels(zero + h) - pixels(zero - h)) / 2e-5 for h in 1e-5 * np.eye(len(zero))]
+    jacobian = np.stack([(root[..., None] * c).ravel() for c in columns], axis=1)
+    prior = np.diag(np.r_[np.tile(np.r_[np.zeros(POSE), np.ones(EXPRESSIONS)], 3), np.ones(IDENTITIES)])
+    held = np.concatenate(
+        [np.r_[np.zeros(POSE), row[IDENTITIES:]] for row in state.coefficients] + [state.coefficients[0, :IDENTITIES]]
+    )
+    delta = np.linalg.solve(jacobian.T @ jacobian + prior, jacobian.T @ (root[..., None] * residual).ravel() - held)
+    wanted = moved(state, spread(delta))
+    for name in ("scale", "rotation", "centre", "coefficients"):
+        np.testing.assert_allclose(getattr(stepped, name), getattr(wanted, name), rtol=1e-5, atol=1e-5)
+    assert np.ptp(stepped.coefficients[:, :IDENTITIES], axis=0).max() == 0.0
+
+
+YAWS = (0.0, -35.0, 50.0, -70.0, 20.0)
+
+
+def photos(model: MorphableModel, code: PositionCode, seed: int) -> tuple[np.ndarray, list[Scene]]:
+    """An identity and scenes of it, each with its own expression."""
+    rng = np.random.default_rng(seed)
+    identity = np.zeros(len(model.identity))
+    identity[:40] = rng.normal(size=40)
+    scenes = []
+    for yaw in YAWS:
+        expression = np.clip(rng.normal(size=len(model.expression)), 0, 1.5) * model.expression_sd * 0.5
+        turns = {"pitch": rng.uniform(-15, 15), "roll": rng.uniform(-15, 15)}
+        scenes.append(scene_of(model, code, identity, expression, yaw=yaw, rng=rng, **turns))
+    return identity, scenes
+
+
+def shape_error(model: MorphableModel, identity: np.ndarray, found: np.ndarray) -> float:
+    """Millimetres between two faces at rest, over the face."""
+    face = np.unique(model.faces[model.triangles_of("face", "lips", "brows")])
+    apart = np.tensordot(identity - found, model.identity[:, face], axes=1)
+    apart -= apart.mean(0)
+    return float(1e3 * np.linalg.norm(apart, axis=1).mean())
+
+
+def test_five_photos_tell_a_shape_better_than_one(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    alone, together = [], []
+    for seed in range(3):
+        identity, scenes = photos(open_head, code, seed)
+        images, boxes = [s.image for s in scenes], [s.box for s in scenes]
+        for image, box in zip(images, boxes, strict=True):
+            one = oracle_aligner.align_together([image], [box])
+            alone.append(shape_error(open_head, identity, one.identity))
+        found = oracle_aligner.align_together(images, boxes)
+        together.append(shape_error(open_head, identity, found.identity))
+        for face, scene in zip(found.faces, scenes, strict=True):
+            assert face is not None
+            assert geodesic_degrees(face.cam_from_head.rotation, scene.rotation) < 5.0
+            np.testing.assert_array_equal(face.coefficients.identity, found.identity)
+        assert not found.left_out
+    assert np.mean(together) < 0.8 * np.mean(alone), (together, alone)
+
+
+def test_order_changes_nothing(oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode) -> None:
+    _, scenes = photos(open_head, code, 5)
+    images, boxes = [s.image for s in scenes[:3]], [s.box for s in scenes[:3]]
+    forth = oracle_aligner.align_together(images, boxes)
+    back = oracle_aligner.align_together(images[::-1], boxes[::-1])
+    np.testing.assert_allclose(back.identity, forth.identity, atol=1e-4)
+
+
+def test_photos_without_a_face_are_left_out_with_a_word(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    _, scenes = photos(open_head, code, 6)
+    empty = np.zeros_like(scenes[0].image)
+    images, boxes = [scenes[0].image, empty, scenes[1].image], [s.box for s in (scenes[0], scenes[0], scenes[1])]
+    found = oracle_aligner.align_together(images, boxes)
+    assert found.faces[1] is None
+    assert list(found.left_out) == [1]
+    assert "face" in found.left_out[1]
+    alone = oracle_aligner.align_together(images[::2], boxes[::2])
+    np.testing.assert_array_equal(found.identity, alone.identity)
+    with pytest.raises(NoFace, match="photo 1"):
+        oracle_aligner.align_together([empty], boxes[:1])
+    with pytest.raises(ValueError, match="0 images"):
+        oracle_aligner.align_together([])
