@@ -259,7 +259,7 @@ class Aligner:
         crops = crops_of_state(split.rig, state, config.margin, config.crop)
         fit = partial(fit_together, split, config.solver)
         boxes = [face.box for face in alone]
-        return self._iterate(images, boxes, state, crops, rig=split.rig, fit=fit, resumed=True, as_one=True)
+        return self._iterate(images, boxes, state, crops, rig=split.rig, fit=fit, as_one=True)
 
     def _align_faces(self, images: list[Bytes], sightings: list[Sighting]) -> list[Alignment]:
         state, first = self._start(sightings)
