@@ -134,13 +134,13 @@ class Ruler:
         counterpart = counterparts(corner, truth, fitted, found)
         return Ruler(truth, fitted, skin, counterpart)
 
-    def surface_mm(self, known: Known, vertices: Floats) -> tuple[float, float]:
-        """3D errors (to the surface, of corresponding points) of fitted (V, 3) vertices in metres."""
+    def surface_mm(self, true: Floats, vertices: Floats) -> tuple[float, float]:
+        """3D errors (to the surface, of corresponding points) of (V, 3) vertices from the true ones, both in metres."""
         corners = np.array(OUTER_EYE_CORNERS)
-        a = known.vertices[self.truth.landmarks.vertex[corners]]
+        a = true[self.truth.landmarks.vertex[corners]]
         b = vertices[self.fitted.landmarks.vertex[corners]]
         scaled = vertices * (np.linalg.norm(a[1] - a[0]) / np.linalg.norm(b[1] - b[0]))
-        points = known.vertices[self.skin]
+        points = true[self.skin]
         paired = self.counterpart.of(scaled, self.fitted.faces)
         start = similarity(points, paired, scaled=False)
         corresponding = np.linalg.norm(start.apply(points) - paired, axis=1).mean()
@@ -227,7 +227,7 @@ def errors_of(known: Known, ruler: Ruler, albedo: AlbedoModel) -> tuple[list[flo
     out = []
     for scene in (scenes[0], scenes[-1]):
         vertices = ruler.fitted.vertices(coefficients_of(scene, ruler.fitted))
-        surface, corresponding = ruler.surface_mm(known, vertices)
+        surface, corresponding = ruler.surface_mm(known.vertices, vertices)
         pose = ruler.degrees(known, vertices, scene.face.rotation[0])
         out.append([surface, corresponding, pose, *appearance(known, ruler, albedo, recovery, scene)])
     return out[0], out[1]
