@@ -35,7 +35,7 @@ class Iteration:
     yaw: float  # degrees
     pitch: float
     roll: float
-    residual: float  # robust mean distance of the matches from the fitted face, fraction of the box
+    residual: float  # robust mean distance of the matches from the fitted face, fraction of the box; NaN: not measured
     motion: float  # mean distance the landmarks moved, fraction of the box; the first iteration's is infinite
 
 
@@ -94,7 +94,7 @@ class Alignment:
                 {
                     "landmarks_2d": _rounded(i.landmarks_2d, 2),
                     "pose": {"yaw": round(i.yaw, 2), "pitch": round(i.pitch, 2), "roll": round(i.roll, 2)},
-                    "residual": round(i.residual, 5),
+                    "residual": round(i.residual, 5) if np.isfinite(i.residual) else None,
                     "motion": round(i.motion, 5) if np.isfinite(i.motion) else None,
                 }
                 for i in self.trace
