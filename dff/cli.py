@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from tqdm import tqdm
@@ -364,6 +365,7 @@ def evaluate(
     model: Annotated[
         str, typer.Option(help="matching: face model that the views show, a name or a file.")
     ] = "open-head",
+    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI to log figures and pictures to.")] = None,
     weights: WeightsOption = None,
 ) -> None:
     """Accuracy of the aligner on annotated photos, or of the descriptor on views of a dataset.
@@ -410,11 +412,32 @@ def evaluate(
             typer.echo(f"    {moved!s:22} {error:.3f} ({error - errors[Disturbance()]:+.3f})")
     if json_out:
         write_json(json_out, report.to_json())
-    if pictures:
-        pictures.mkdir(parents=True, exist_ok=True)
-        (pictures / "ced.png").write_bytes(curve_picture(report))
-        (pictures / "worst.jpg").write_bytes(worst_picture(report))
-        typer.echo(f"pictures: {pictures.resolve()}")
+    if pictures or tracking:
+        drawn = {"ced.png": curve_picture(report), "worst.jpg": worst_picture(report)}
+        if pictures:
+            pictures.mkdir(parents=True, exist_ok=True)
+            for name, data in drawn.items():
+                (pictures / name).write_bytes(data)
+            typer.echo(f"pictures: {pictures.resolve()}")
+        if tracking:
+            asked = {"protocol": report.protocol, "folder": folder, "labels": labels, "box": box.value}
+            _track_evaluation(tracking, {**asked, "weights": weights or "default"}, report.summary, drawn)
+
+
+def _track_evaluation(
+    uri: str, asked: Mapping[str, Any], figures: Mapping[str, Any], pictures: Mapping[str, bytes]
+) -> None:
+    """A run of its own in the experiment "dff-evaluation"."""
+    from infra import tracking
+
+    name = f"{asked['weights']} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    run = tracking.start(uri, experiment="dff-evaluation", name=name, params=asked)
+    numbers = {k: float(v) for k, v in tracking.flattened(figures).items() if isinstance(v, int | float)}
+    run.metrics(0, numbers)
+    for picture, data in pictures.items():
+        run.picture_file(picture, data)
+    run.finish()
+    typer.echo(f"logged to {uri}: run {name!r} of dff-evaluation")
 
 
 def _evaluate_matching(

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,13 @@ PARAM_LENGTH = 500
 """Characters that every MLflow backend keeps of a parameter's value."""
 
 
+SQLITE = "sqlite:///"
+
+
 def local_uri(folder: Path) -> str:
     """The tracking URI of an SQLite file in ``folder``, which is made: for one machine."""
     folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+    return f"{SQLITE}{folder.absolute() / 'mlflow.db'}"
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,15 @@ class Run:
 
     def picture(self, name: str, image: Bytes) -> None:
         """Keep (H, W, 3) uint8 RGB as ``pictures/<name>``, a PNG."""
+        encoded = BytesIO()
+        Image.fromarray(image).save(encoded, format="PNG")
+        self.picture_file(name, encoded.getvalue())
+
+    def picture_file(self, name: str, data: bytes) -> None:
+        """Keep an encoded picture as ``pictures/<name>``."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
-            Image.fromarray(image).save(path, format="PNG")
+            path.write_bytes(data)
             self._client.log_artifact(self.id, str(path), "pictures")
 
     def register(self, weights: Path, *, name: str, alias: str, tags: Mapping[str, str]) -> int:
@@ -91,12 +101,15 @@ def start(
 ) -> Run:
     """The run ``name`` of an experiment: the one of that name that is there is continued, else a new one begun.
 
-    ``artifacts``: folder for the experiment's files when it is new (without it the server or MLflow decides).
-    Raises ValueError when a continued run has other values of the same ``params``.
+    ``artifacts``: folder for the experiment's files when it is new; without it the server decides, and files of a
+    local SQLite database lie beside it. Raises ValueError when a continued run has other values of the same
+    ``params``.
     """
     _quieten()
     client = MlflowClient(tracking_uri)
     found = client.get_experiment_by_name(experiment)
+    if artifacts is None and tracking_uri.startswith(SQLITE):
+        artifacts = Path(tracking_uri.removeprefix(SQLITE)).parent / "artifacts"
     if found is None:
         location = artifacts.absolute().as_uri() if artifacts else None
         experiment_id = client.create_experiment(experiment, artifact_location=location)

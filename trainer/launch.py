@@ -69,13 +69,11 @@ def fit(
     storage = storage.absolute()
     if (storage / name).exists() and not resume:
         raise ValueError(f"{storage / name} holds an earlier run: resume it, or give this one another name")
-    artifacts = None if tracking_uri else storage / "artifacts"
     run = tracking.start(
         tracking_uri or tracking.local_uri(storage),
         experiment=EXPERIMENT,
         name=name,
         params={"dataset": dataset, "model": model, "workers": workers, **to_dict(config)},
-        artifacts=artifacts,
     )
     # Workers have another working directory, so a local path must be whole.
     source = dataset if "://" in dataset else str(Path(dataset).absolute())

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from dff.cli import app
+from dff.demo import write_photograph
+from infra.tracking import local_uri
 
 COMMANDS = ("demo", "synthesize", "inspect", "train", "align", "evaluate", "serve", "submit", "export", "models")
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
@@ -84,3 +88,23 @@ def test_synthesize_then_inspect(tmp_path: Path) -> None:
     assert "6 views of 2 identities" in out
     assert "verified: all hashes" in out
     assert page.stat().st_size > 10_000
+
+
+def test_an_evaluation_is_logged_as_it_is_written(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    write_photograph(photos)
+    uri, figures = local_uri(tmp_path / "ml"), tmp_path / "figures.json"
+    arguments = ["evaluate", "300w", str(photos), "--all", "--json", str(figures), "--tracking", uri]
+    result = CliRunner().invoke(app, arguments, env=WIDE)
+    assert result.exit_code == 0, result.output
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("dff-evaluation")
+    assert experiment is not None
+    (logged,) = client.search_runs([experiment.experiment_id])
+    written = json.loads(figures.read_text())
+    assert logged.data.metrics["nme_iod_51.mean"] == written["nme_iod_51"]["mean"]
+    assert logged.data.params["protocol"] == written["protocol"]
+    assert {f.path for f in client.list_artifacts(logged.info.run_id, "pictures")} == {
+        "pictures/ced.png",
+        "pictures/worst.jpg",
+    }
