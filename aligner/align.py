@@ -464,7 +464,7 @@ def load_aligner(
     path = weights_files.DEFAULT if weights is None else weights
     loaded = weights_files.load(path)
     model = load_model(str(loaded.card["model"]))
-    loaded = weights_files.load(path, model=model)
+    weights_files.check_model(path, loaded, model)
     net = loaded.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the fast layout on CPUs
     try:
         if calibration is None and loaded.calibration is not None:

@@ -121,9 +121,10 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
         anchors = Anchors(vertex, position, descriptor, scale)
     except ValueError as error:
         raise BadWeights(f"{path} has bad anchors: {error}") from error
+    loaded = Weights(net.eval(), anchors, card, calibration)
     if model is not None:
-        _check_model(path, anchors, str(card["model"]), model)
-    return Weights(net.eval(), anchors, card, calibration)
+        check_model(path, loaded, model)
+    return loaded
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
@@ -139,7 +140,9 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[st
             raise BadWeights(f"{path}: {name} holds numbers that are not finite")
 
 
-def _check_model(path: Path, anchors: Anchors, name: str, model: MorphableModel) -> None:
+def check_model(path: Path | str, loaded: Weights, model: MorphableModel) -> None:
+    """Raises BadWeights, naming the file, when its anchors are not points of ``model``."""
+    name, anchors = str(loaded.card["model"]), loaded.anchors
     if name != model.name:
         raise BadWeights(f"{path} was trained on the face model {name!r}, not {model.name!r}")
     if len(anchors.vertex) and int(anchors.vertex.max()) >= len(model.template):
