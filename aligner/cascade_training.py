@@ -8,9 +8,8 @@ by maps that were learned on other identities.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -195,10 +194,9 @@ def learn_cascade(
     held_out: Views,
     recipe: Recipe,
     *,
-    card: Mapping[str, Any],
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Cascade:
-    """A cascade for the weights of an aligner. Its draws come from the recipe's seed alone."""
+    """A cascade for the weights of an aligner, without a card. Its draws come from the recipe's seed alone."""
     rig, config = aligner.rig, aligner.config
     points = spread_points(rig, recipe.points)
     rng = np.random.default_rng([recipe.seed, 1])
@@ -216,7 +214,41 @@ def learn_cascade(
         errors = (float(some.error(rig, some.state).mean()) for some in (pupils, exam))
         watch(Progress(number, *errors))
     of = fingerprint(aligner.anchors)
-    return Cascade(recipe.kind, points, recipe.extent, components, tuple(stages), of, dict(card))
+    return Cascade(recipe.kind, points, recipe.extent, components, tuple(stages), of, card={})
+
+
+def train_cascade(
+    aligner: Aligner, dataset: Dataset, recipe: Recipe, *, watch: Callable[[Progress], None] = lambda progress: None
+) -> Cascade:
+    """A cascade for the weights of an aligner, learned on a dataset's training identities and chosen on the held out.
+
+    Its card says where it comes from and what every stage reached. Raises BadDataset for a dataset without one of the
+    two, or of another face model.
+    """
+    models = sorted(dataset.manifest.counts["model"])
+    if models != [aligner.model.name]:
+        raise BadDataset(f"{dataset.storage.uri} shows {', '.join(models)}, the weights know {aligner.model.name}")
+    views, held_out = (
+        views_of(dataset, aligner.rig, split, count)
+        for split, count in (("train", recipe.views), ("dev", recipe.held_out))
+    )
+    reached: list[dict[str, float]] = []
+
+    def note(progress: Progress) -> None:
+        reached.append({name: round(getattr(progress, name), 5) for name in ("learned", "held_out")})
+        watch(progress)
+
+    cascade = learn_cascade(aligner, views, held_out, recipe, watch=note)
+    licences = {*dataset.manifest.counts["licence"], *aligner.card.get("data_licences", ())}
+    card = {
+        "data_licences": sorted(licences),
+        "dataset": dataset.manifest.fingerprint,
+        "model": aligner.model.name,
+        "nme_box": reached,
+        "recipe": asdict(recipe),
+        "weights": {name: aligner.card.get(name) for name in ("dataset", "steps")},
+    }
+    return replace(cascade, card=card)
 
 
 def _enter(rig: Rig, config: AlignConfig, views: Views, rng: np.random.Generator) -> Pupils:

@@ -8,13 +8,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from tqdm import tqdm
 
 from face.camera import Box
 from face.errors import DffError
+
+if TYPE_CHECKING:
+    from aligner.align import Aligner
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,6 +47,23 @@ WeightsOption = Annotated[
         help="Weights: a .safetensors file, a shipped name (see `dff models`), or models:/NAME@ALIAS "
         "of MLflow (MLFLOW_TRACKING_URI). Default: the weights that ship with dff.",
     ),
+]
+
+
+class Method(StrEnum):
+    """How a face is aligned."""
+
+    votes = "votes"
+    cascade = "cascade"
+
+
+MethodOption = Annotated[
+    Method,
+    typer.Option(help="votes: all pixels vote for points of the face model. cascade: linear regressors, as the paper."),
+]
+CascadeOption = Annotated[
+    Path | None,
+    typer.Option(help="Cascade of `dff train-cascade`. Default: the one that ships with the weights."),
 ]
 
 
@@ -292,6 +312,8 @@ def align(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the alignments to this file.")] = None,
     draw: Annotated[Path | None, typer.Option(help="Draw landmarks, mesh and axes to this PNG (one image).")] = None,
     mesh: Annotated[Path | None, typer.Option(help="Write the first face's mesh to this GLB (one image).")] = None,
+    method: MethodOption = Method.votes,
+    cascade: CascadeOption = None,
     weights: WeightsOption = None,
 ) -> None:
     """Landmarks, pose and 3D shape of the faces in images.
@@ -304,7 +326,6 @@ def align(
 
     dff align folder/ --json alignments.json
     """
-    from aligner.align import load_aligner
     from aligner.mesh_file import glb
     from dff.align_files import align_files, drawn, image_files, read_boxes, to_json, write_json
 
@@ -314,7 +335,7 @@ def align(
     given = read_boxes(boxes) if boxes else {}
     if box:
         given = {files[0].name: [_box(box)]}
-    aligner = load_aligner(weights)
+    aligner = _aligner(weights, method, cascade)
     results = []
     for result in align_files(aligner, files, boxes=given, progress=len(files) > 1):
         results.append(replace(result, image=None) if len(files) > 1 else result)
@@ -366,6 +387,8 @@ def evaluate(
         str, typer.Option(help="matching: face model that the views show, a name or a file.")
     ] = "open-head",
     tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI to log figures and pictures to.")] = None,
+    method: MethodOption = Method.votes,
+    cascade: CascadeOption = None,
     weights: WeightsOption = None,
 ) -> None:
     """Accuracy of the aligner on annotated photos, or of the descriptor on views of a dataset.
@@ -381,7 +404,6 @@ def evaluate(
     if protocol is Protocol.matching:
         _evaluate_matching(folder, weights, model, pairs, every, json_out, pictures)
         return
-    from aligner.align import load_aligner
     from aligner.evaluate import (
         Disturbance,
         Report,
@@ -393,7 +415,7 @@ def evaluate(
     )
     from dff.align_files import write_json
 
-    aligner = load_aligner(weights)
+    aligner = _aligner(weights, method, cascade)
 
     def measured(moved: Disturbance) -> Report:
         if protocol is Protocol.aflw2000:
@@ -460,6 +482,41 @@ def _evaluate_matching(
         pictures.mkdir(parents=True, exist_ok=True)
         (pictures / "matching.jpg").write_bytes(matching_picture(shown, weights))
         typer.echo(f"pictures: {pictures.resolve()}")
+
+
+@app.command()
+def train_cascade(
+    dataset: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix of a finished dataset.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    features: Annotated[Literal["dff", "sift"], typer.Option(help="What the regressors read.")] = "dff",
+    views: Annotated[int, typer.Option(help="Views of training identities to learn from.", min=32)] = 4000,
+    held_out: Annotated[int, typer.Option(help="Views of held-out identities that choose the penalty.", min=8)] = 400,
+    stages: Annotated[int, typer.Option(help="Regressors in a row.", min=1)] = 3,
+    weights: WeightsOption = None,
+    endpoint_url: Endpoint = None,
+) -> None:
+    """Learn the paper's cascade of linear regressors for `dff align --method cascade`.
+
+    [dim]Example:[/dim] dff train-cascade data/ --features dff --out cascade.safetensors
+    """
+    from aligner.align import load_aligner
+    from aligner.cascade import save_cascade
+    from aligner.cascade_training import Recipe
+    from aligner.cascade_training import train_cascade as train
+    from infra.dataset import open_dataset
+
+    recipe = Recipe(kind=features, views=views, held_out=held_out, stages=stages)
+    found = train(
+        load_aligner(weights),
+        open_dataset(dataset, endpoint_url=endpoint_url),
+        recipe,
+        watch=lambda at: typer.echo(
+            f"  stage {at.stage + 1}: nme_box {100 * at.held_out:.2f} % on held-out identities, "
+            f"{100 * at.learned:.2f} % on others' maps"
+        ),
+    )
+    save_cascade(out, found)
+    typer.echo(f"cascade: {out.resolve()}")
 
 
 @app.command()
@@ -588,6 +645,19 @@ def models() -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         typer.echo("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]))
+
+
+def _aligner(weights: str | None, method: Method, cascade: Path | None) -> Aligner:
+    """The aligner that fits by this method."""
+    if method is Method.votes:
+        from aligner.align import load_aligner
+
+        if cascade:
+            raise typer.BadParameter("--cascade wants --method cascade")
+        return load_aligner(weights)
+    from aligner.cascade import load_cascade_aligner
+
+    return load_cascade_aligner(weights, cascade)
 
 
 def _figures(summary: Mapping[str, object]) -> list[str]:
