@@ -1,30 +1,22 @@
 """What a head model lacks and every photo has: clothes, hair, glasses, hats, hands and things before the face.
 
-An ``Outfit`` is numbers and words: it is stored with the person, and ``pipeline.closet`` makes meshes of it. Only the
-hair that a photo's face has beyond its scalp is drawn here, as a soft shape behind the face.
+An ``Outfit`` is numbers and words: it is stored with the person, and ``pipeline.closet`` makes meshes of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
-import cv2
 import numpy as np
 
-from face import lighting
 from face.arrays import Floats, Ints
-from face.camera import Pinhole, WeakPerspective
 from face.morphable import MorphableModel
-from face.transform import Rigid
 from pipeline.garments import CUTS, Cover, Hat
 from pipeline.glasses import Glasses, sample_glasses
 from pipeline.hair import Hair
 from pipeline.hands import EMPTY, FULL, Held
 
-SHIFT = 4  # cv2 draws at 1/16 px
-AROUND = np.linspace(0.0, 2.0 * np.pi, 20, endpoint=False)
 RIM_MARGIN = 0.004  # metres above the rim's highest point that the clothes reach
 SOFT = 0.003  # metres over which they end
 PALETTE = (
@@ -61,11 +53,7 @@ class Outfit:
     second: Colour  # of what is under an open jacket, or of stripes
     cut: str  # one of garments.CUTS
     breadth: float  # of the shoulders, over the average
-    hair: Colour
-    volume: float  # metres from the scalp to the outline of the hair drawn behind a photo's face
-    length: float  # metres that this hair falls below the ears; 0: short
-    seed: int  # of its streaks
-    style: Hair | None  # hair as a mesh
+    style: Hair | None  # None: no more than the scalp shows
     glasses: Glasses | None
     hat: Hat | None
     hands: tuple[Held, ...]
@@ -74,25 +62,30 @@ class Outfit:
     shares: dict[str, float]  # of the views that show "glasses", "hat", and one of "hand", "object", "cover"
 
 
+@dataclass(frozen=True)
+class Own:
+    """What a photo says of its person's hair."""
+
+    style: Hair | None  # None: no more than the scalp shows
+
+
 def sample_outfit(
     hair: Floats,
     *,
     rng: np.random.Generator,
     clothes: Floats | None = None,
-    volume: tuple[float, float] | None = None,
+    own: Own | None = None,
     skin: Floats | None = None,
     feminine: bool | None = None,
 ) -> Outfit:
     """An outfit for (3,) ``hair`` and ``skin`` albedo; ``clothes`` when a photo shows their colour.
 
-    With ``volume`` the hair is that of a photo and only its outline, so many metres from the scalp, is drawn; without,
-    it is a mesh (none for one in seven), longer for ``feminine`` faces.
+    With ``own`` it is that of a photo; without, there is hair (none for one in seven), longer for ``feminine`` faces.
     """
     drawn = np.array(PALETTE[int(rng.integers(len(PALETTE)))]) + rng.normal(0.0, 0.03, 3)
     colour = _colour(drawn if clothes is None else clothes)
     second = _colour(np.array(PALETTE[int(rng.integers(len(PALETTE)))]) + rng.normal(0.0, 0.03, 3))
-    photo = volume is not None
-    low, high = volume or (0.0, 0.0)
+    photo = own is not None
     longer = bool(rng.random() < 0.5) if feminine is None else feminine
     flesh = _colour(np.array([0.60, 0.45, 0.38]) if skin is None else skin)
     shares = WORN_OVER_PHOTO if photo else WORN
@@ -105,11 +98,7 @@ def sample_outfit(
         second=second,
         cut=str(rng.choice(CUTS, p=[0.42, 0.16, 0.22, 0.10, 0.10])),
         breadth=float(np.clip(rng.normal(1.0, 0.08) * (0.93 if longer else 1.03), 0.8, 1.2)),
-        hair=_colour(hair),
-        volume=float(rng.uniform(low, high) if photo and rng.random() < 0.8 else 0.0),
-        length=float(rng.uniform(0.04, 0.20) if photo and rng.random() < 0.4 else 0.0),
-        seed=int(rng.integers(2**31)),
-        style=None if photo else sample_hair(_colour(hair), rng=rng, longer=longer),
+        style=sample_hair(_colour(hair), rng=rng, longer=longer) if own is None else own.style,
         glasses=sample_glasses(rng=rng, dark=dark) if wears else None,
         hat=_sample_hat(rng) if covered else None,
         hands=tuple(_sample_held(EMPTY, flesh, colour, rng) for _ in range(2)),
@@ -220,11 +209,10 @@ def _colour(values: Floats | Colour) -> Colour:
 
 @dataclass(frozen=True, eq=False)
 class Wardrobe:
-    """Where a model wears clothes and hair."""
+    """Where a model wears clothes."""
 
     rim: Ints  # vertices of the neck's lower border; none when the model has no neck
-    scalp: Ints  # vertices
-    ears: Ints  # vertices; the hair falls from their height
+    ears: Ints  # vertices
     slope: Floats  # (3,) rim height = slope . (1, z, x^2) on the template, plus the margin
 
     @staticmethod
@@ -244,7 +232,7 @@ class Wardrobe:
             slope[0] += float((y - terms @ slope).max()) + RIM_MARGIN
         else:
             rim = rim[:0]
-        return Wardrobe(rim, _vertices_of(model, "scalp"), _vertices_of(model, "ears"), slope)
+        return Wardrobe(rim, _vertices_of(model, "ears"), slope)
 
     def dressed(self, places: Floats) -> Floats:
         """(N,) 0..1: how much of (N, 3) points of the template the clothes cover."""
@@ -271,97 +259,3 @@ def _vertices_of(model: MorphableModel, region: str) -> Ints:
     if region not in model.region_names:
         return np.empty(0, dtype=np.int64)
     return np.unique(model.faces[model.triangles_of(region)])
-
-
-def draw_behind(
-    background: Floats,
-    outfit: Outfit,
-    model: MorphableModel,
-    neutral: Floats,
-    cam_from_head: Rigid,
-    camera: Pinhole | WeakPerspective,
-    light: Floats,
-) -> Floats:
-    """(H, W, 3) float32: the background with soft hair before it, for a face with (V, 3) ``neutral``."""
-    out = np.ascontiguousarray(background, dtype=np.float32)
-    if outfit.volume + outfit.length <= 0.0:
-        return out
-    # Soft shapes have no normals: they are lit like a wall that faces the camera, from the side less.
-    level = lighting.shade(np.array([[0.0, 0.0, -1.0], [0.0, -0.7, -0.71]]), light).mean(0)
-    rng = np.random.default_rng(outfit.seed)
-    wardrobe = wardrobe_of(model)
-    if len(wardrobe.scalp):
-        shapes = [_project(points, cam_from_head, camera) for points in _hair(outfit, wardrobe, neutral)]
-        streaks = rng.standard_normal((12, 96)).astype(np.float32) * 0.16
-        out = _painted(out, shapes, np.array(outfit.hair) * level, streaks, _up(cam_from_head))
-    return out
-
-
-def _hair(outfit: Outfit, wardrobe: Wardrobe, neutral: Floats) -> list[Floats]:
-    """Point sets (N, 3) in head whose outlines are the hair's."""
-    scalp = neutral[wardrobe.scalp]
-    middle = (scalp.max(0) + scalp.min(0)) / 2.0
-    away = scalp - middle
-    grown = scalp + away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-6) * outfit.volume
-    shapes = [grown]
-    if outfit.length > 0.0 and len(wardrobe.ears):
-        ears = neutral[wardrobe.ears]
-        half = float(np.abs(ears[:, 0]).max()) + 0.3 * outfit.volume
-        top, back = float(ears[:, 1].max()), float(scalp[:, 2].min())
-        front = float(ears[:, 2].mean())
-        depth, centre = (front - back) / 2.0 + outfit.volume, (front + back) / 2.0
-        rings = [
-            np.stack([breadth * np.cos(AROUND), np.full(len(AROUND), height), centre + depth * np.sin(AROUND)], axis=1)
-            for breadth, height in (
-                (half, top),
-                (1.06 * half, top - 0.05),
-                (0.98 * half, top - 0.05 - 0.8 * outfit.length),
-                (0.80 * half, top - 0.05 - outfit.length),
-            )
-        ]
-        shapes.append(np.concatenate([grown[grown[:, 1] < top + 0.05], rings[0], rings[1]]))
-        shapes += [np.concatenate(pair) for pair in pairwise(rings[1:])]
-    return shapes
-
-
-def _up(cam_from_head: Rigid) -> float:
-    """Radians by which the head's upward direction leans in the image."""
-    up = cam_from_head.rotation[:, 1]
-    return float(np.arctan2(up[0], -up[1]))
-
-
-def _project(points: Floats, cam_from_head: Rigid, camera: Pinhole | WeakPerspective) -> Floats:
-    cam = cam_from_head.apply(points)
-    if isinstance(camera, Pinhole):  # a wide body may reach behind the camera of a selfie
-        cam = np.concatenate([cam[:, :2], np.maximum(cam[:, 2:], 0.2 * cam_from_head.translation[2])], axis=1)
-    return camera.px_from_cam(cam)
-
-
-def _painted(image: Floats, shapes: list[Floats], colour: Floats, grain: Floats, lean: float) -> Floats:
-    """The image with the convex outlines of ``shapes`` ((N, 2) px each) filled, slightly out of focus."""
-    height, width = image.shape[:2]
-    mask = np.zeros((height, width), dtype=np.uint8)
-    for px in shapes:
-        limited = np.clip(px, -4.0 * width, 5.0 * width) - 0.5
-        hull = cv2.convexHull(np.round(limited * (1 << SHIFT)).astype(np.int32))
-        cv2.fillConvexPoly(mask, hull, 255, cv2.LINE_8, SHIFT)
-    x, y, w, h = cv2.boundingRect(mask)
-    if w == 0:
-        return image
-    soft = 3
-    x0, y0, x1, y1 = max(x - soft, 0), max(y - soft, 0), min(x + w + soft, width), min(y + h + soft, height)
-    part = (slice(y0, y1), slice(x0, x1))
-    share = cv2.GaussianBlur(mask[part], (0, 0), 0.006 * width).astype(np.float32) * np.float32(1.0 / 255.0)
-    c, s = np.cos(lean), np.sin(lean)
-    rows, columns = grain.shape
-    scale = np.array([columns, rows]) / width
-    turn = (np.array([[c, s], [-s, c]]) * scale[:, None]).astype(np.float64)
-    middle = np.array([columns, rows]) / 2.0
-    warp = np.concatenate([turn, (middle - turn @ np.array([width / 2.0, height / 2.0]))[:, None]], axis=1)
-    warp[:, 2] += warp[:, :2] @ np.array([x0, y0])
-    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    texture = cv2.warpAffine(grain, warp, (x1 - x0, y1 - y0), flags=how, borderMode=cv2.BORDER_REFLECT_101)
-    fill = (1.0 + texture)[..., None] * colour.astype(np.float32)
-    out = image.copy()
-    out[part] += share[..., None] * (fill - out[part])
-    return out

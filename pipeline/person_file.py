@@ -30,7 +30,7 @@ from face.errors import BadDataset
 from face.morphable import Coefficients, MorphableModel
 from pipeline.views import Person
 
-FORMAT = 1
+FORMAT = 2
 PICTURES: Mapping[str, int] = {"texture": 95, "own.photo": 95, "own.surroundings": 95, "own.fill": 90}
 """Fields of (H, W, 3) or (H, W, 4) float32 in 0..1 that are stored as pictures, and their JPEG quality. At 95 a texture
 of 512 texels takes 60 kB and errs by 1.0 / 255 (root of the mean square), the photo's crop by 1.4 / 255."""

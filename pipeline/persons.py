@@ -15,8 +15,9 @@ from face.render.frame import render
 from infra.split import split_of
 from pipeline import sampling, skin, texture
 from pipeline.backgrounds import surroundings_of
+from pipeline.combed import combed, hair_of_photo
 from pipeline.inverse import Recovery
-from pipeline.outfit import Outfit, sample_hair_colour, sample_outfit, wardrobe_of
+from pipeline.outfit import Outfit, Own, sample_hair_colour, sample_outfit, wardrobe_of
 from pipeline.profile import PhotoScene
 from pipeline.views import Person
 
@@ -40,14 +41,17 @@ def recovered_person(
     neutral = model.vertices(Coefficients(identity, np.zeros_like(expression)))
     face = recovery.cam_from_head.apply(model.vertices(recovery.coefficients))
     size = recovery.crop.shape[0]
-    mask = render(face, model.faces, recovery.camera, (size, size)).mask
+    frame = render(face, model.faces, recovery.camera, (size, size))
+    mask = frame.mask
     crop = recovery.crop.astype(np.float32) / 255.0
     atlas = texture.atlas_of(model, texture_size)
+    hair = atlas.hair_of(unwrapped.albedo)
+    shown = combed(recovery, unwrapped.person, frame, model)
     worn = sample_outfit(
-        atlas.hair_of(unwrapped.albedo),
+        hair,
         rng=rng,
         clothes=_clothes(crop, recovery, face, mask, model, unwrapped.light),
-        volume=(0.003, 0.014),
+        own=Own(None if shown is None else hair_of_photo(shown, hair, rng=rng)),
         skin=skin.natural(skin.skin_colour(unwrapped.albedo.reshape(-1, 3)[atlas.texel], atlas)),
     )
     covered = atlas.padded(atlas.dressed[:, None])[..., 0]

@@ -31,14 +31,14 @@ from infra.split import Split
 from pipeline import backgrounds, profile, sampling
 from pipeline.backgrounds import Background
 from pipeline.closet import Closet, draw_worn
-from pipeline.outfit import Outfit, draw_behind
+from pipeline.outfit import Outfit
 from pipeline.profile import PhotoScene
 from pipeline.props import hidden_by_props, strands
 from pipeline.sampling import Framing, Sensor
 from pipeline.sensor import exposed, jpeg
 
 MODE = "rerender"
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 OWN_LIGHT = 0.2  # share of a photo's views that keep the photo's light
 PROFILE_SHARE = 0.35  # of a photo's views that are the photo itself, turned
 OWN_EXPRESSION = 0.3  # share that keep the photo's expression
@@ -189,9 +189,20 @@ def project_landmarks(
     table = model.landmarks
     px = camera.px_from_cam(vertices_cam)
     contour = table.contour_vertices(px, model.template)
-    seen = visible(frame, vertices_cam[np.concatenate([contour, table.vertex])], camera, HIDDEN_DEPTH)
+    both = np.concatenate([contour, table.vertex])
+    seen = visible(frame, vertices_cam[both], camera, HIDDEN_DEPTH)
+    seen &= ~_behind_props(frame.triangle, px[both], len(model.faces))
     count = len(contour)
     return Landmarks(px[contour], px[table.vertex], seen[:count], seen[count:])
+
+
+def _behind_props(ids: NDArray[np.int32], px: Floats, faces: int) -> Bools:
+    """(N,) whether all four pixels round each of (N, 2) show what is worn or held: a finger may touch the nose."""
+    height, width = ids.shape
+    column, row = np.floor(np.nan_to_num(px) - 0.5).astype(np.int64).T
+    column, row = np.clip(column, 0, width - 2), np.clip(row, 0, height - 2)
+    around = np.stack([ids[row, column], ids[row, column + 1], ids[row + 1, column], ids[row + 1, column + 1]])
+    return np.asarray((around >= faces).all(axis=0))
 
 
 def placed(person: Person, scene: Scene, model: MorphableModel) -> tuple[Mesh, Trim]:
@@ -226,7 +237,7 @@ def photographed(
     if scene.mode == profile.MODE:
         seen = _profiled(person, scene, mesh, ids, model)
     else:
-        behind = _behind(person, scene, model, size)
+        behind = _behind(person, scene, size)
         seen = picture(mesh, ids, texture_of(person, model), scene.light, behind, trim)
     smooth(seen, mesh)
     marks = project_landmarks(mesh.vertices[: trim.first], seen, scene.camera, model)
@@ -305,7 +316,7 @@ def _profiled(person: Person, scene: Scene, mesh: Mesh, ids: NDArray[np.int32], 
     return Picture(ids, frame.depth, part, np.ones(len(mesh.faces), dtype=np.uint8), image)
 
 
-def _behind(person: Person, scene: Scene, model: MorphableModel, size: int) -> Image:
+def _behind(person: Person, scene: Scene, size: int) -> Image:
     """(size, size, 3) float32, the caller's own."""
     own = person.own
     if scene.background is None:
@@ -313,8 +324,7 @@ def _behind(person: Person, scene: Scene, model: MorphableModel, size: int) -> I
             raise ValueError(f"{person.id} has no photo to stand before")
         photo = np.ascontiguousarray(own.photo[..., :3])
         return photo if len(photo) == size else cv2.resize(photo, (size, size))
-    wall = backgrounds.draw(scene.background, (size, size), around=None if own is None else own.surroundings[..., :3])
-    return draw_behind(wall, person.outfit, model, person.neutral, scene.cam_from_head, scene.camera, scene.light)
+    return backgrounds.draw(scene.background, (size, size), around=None if own is None else own.surroundings[..., :3])
 
 
 def make_view(

@@ -202,7 +202,7 @@ def test_a_part_that_is_wrong_is_named(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda d: d.update(format=2), "is of format 2, this program reads 1"),
+        (lambda d: d.update(format=3), "is of format 3, this program reads 2"),
         (lambda d: d.update(model="other"), "is of the model 'other', not 'toy'"),
         (lambda d: d["person"].update(id="afw/other"), "is that of 'afw/other'"),
         (lambda d: d["person"].pop("outfit"), "does not fit this program"),

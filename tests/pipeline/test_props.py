@@ -22,7 +22,7 @@ from pipeline.closet import Closet, draw_worn
 from pipeline.garments import Cover
 from pipeline.glasses import WRAP, glasses_of, sample_glasses
 from pipeline.hair import Hair
-from pipeline.outfit import Outfit, sample_hair, sample_outfit
+from pipeline.outfit import Outfit, Own, sample_hair, sample_outfit
 from pipeline.persons import sampled_person
 from pipeline.props import NOTHING, Prop, hidden_by_props, strands, together
 from pipeline.shapes import ball, tubes
@@ -239,7 +239,7 @@ def test_the_skull_is_the_surface_of_the_head(open_head: MorphableModel) -> None
 def test_meshes_are_small_whole_and_of_the_seed(open_head: MorphableModel) -> None:
     neutral = open_head.template.astype(np.float64)
     most = {"hair": 2500, "pressed hair": 2500, "glasses": 800, "hand": 1200, "object": 1200}
-    most |= {"hat": 800, "body": 700, "cover": 500}
+    most |= {"hat": 1000, "body": 700, "cover": 500}
     for outfit in _outfits(25):
         one, other = (Closet(outfit, open_head, neutral) for _ in range(2))
         names = ["body", "hand 0", "hand 1", "object 0", "cover"]
@@ -276,8 +276,9 @@ def test_shares_of_what_is_worn() -> None:
 def test_a_photo_keeps_its_own_hair() -> None:
     rng = np.random.default_rng(6)
     for _ in range(100):
-        outfit = sample_outfit(np.array([0.3, 0.2, 0.1]), rng=rng, volume=(0.005, 0.03))
-        assert outfit.style is None
+        style = sample_hair((0.3, 0.2, 0.1), rng=rng, longer=True)
+        outfit = sample_outfit(np.array([0.3, 0.2, 0.1]), rng=rng, own=Own(style))
+        assert outfit.style == style
         assert outfit.glasses is None or outfit.glasses.lens is not None
 
 
