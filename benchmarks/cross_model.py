@@ -34,11 +34,11 @@ from face.assets import correspondence_of, load_albedo, load_model
 from face.camera import Pinhole, WeakPerspective
 from face.landmarks import NAMES, OUTER_EYE_CORNERS
 from face.lighting import ambient, shade
-from face.mesh import SurfacePoints
+from face.mesh import SurfacePoints, triangle_normals, vertex_normals
 from face.morphable import Coefficients, MorphableModel
 from face.registration import Nearest, Surface, part, similarity
 from face.render.frame import Frame, render, sample_texture, shaded, supersampled, visible
-from face.transfer import counterparts
+from face.transfer import KINDS, counterparts, triangles
 from face.transform import Rigid, geodesic_degrees, rotation_from_angles
 from pipeline.inverse import ANYTHING, DISTANCE, Recovery, invert
 from pipeline.photometric import SKIN, Scene
@@ -124,13 +124,17 @@ class Ruler:
     @staticmethod
     def of(truth: MorphableModel, fitted: MorphableModel) -> Ruler:
         found = correspondence_of(truth)
-        triangles = truth.triangles_of(*(name for name in SKIN if name in truth.region_names))
-        skin, first = np.unique(truth.faces[triangles], return_index=True)
+        skin_faces = truth.triangles_of(*(name for name in SKIN if name in truth.region_names))
+        skin, first = np.unique(truth.faces[skin_faces], return_index=True)
         tip = truth.template[truth.landmarks.vertex[NAMES.index("nose_tip")]]
         near = (np.linalg.norm(truth.template[skin] - tip, axis=1) < REACH) & seen_from_outside(truth)[skin]
-        near &= np.cumsum(near) % max(near.sum() // POINTS, 1) == 0
-        skin, first = skin[near], first[near]
-        corner = SurfacePoints(np.repeat(triangles, 3)[first], np.tile(np.eye(3), (len(triangles), 1))[first])
+        # Evenly over the area: meshes are densest at nostrils, lids and lips.
+        area = np.linalg.norm(triangle_normals(truth.template, truth.faces[skin_faces]), axis=1)
+        share = np.bincount(truth.faces[skin_faces].ravel(), np.repeat(area, 3), len(truth.template))[skin] * near
+        edges = np.cumsum(share) / share.sum()
+        chosen = np.searchsorted(edges, (np.arange(POINTS) + 0.5) / POINTS)
+        skin, first = skin[chosen], first[chosen]
+        corner = SurfacePoints(np.repeat(skin_faces, 3)[first], np.tile(np.eye(3), (len(skin_faces), 1))[first])
         counterpart = counterparts(corner, truth, fitted, found)
         return Ruler(truth, fitted, skin, counterpart)
 
@@ -144,7 +148,7 @@ class Ruler:
         paired = self.counterpart.of(scaled, self.fitted.faces)
         start = similarity(points, paired, scaled=False)
         corresponding = np.linalg.norm(start.apply(points) - paired, axis=1).mean()
-        surface, _ = part(scaled, self.fitted.faces, self.fitted.triangles_of("face", "lips", "brows", "ears", "neck"))
+        surface, _ = part(scaled, self.fitted.faces, triangles(self.fitted, KINDS[0]))
         return 1e3 * aligned_distance(start.apply(points), surface), 1e3 * float(corresponding)
 
     def degrees(self, known: Known, vertices: Floats, rotation: Floats) -> float:
@@ -155,15 +159,18 @@ class Ruler:
 
 
 def seen_from_outside(model: MorphableModel) -> Bools:
-    """(V,) vertices of the template that some view from the front shows: not the nostrils' or the lips' inside."""
-    out = np.zeros(len(model.template), dtype=bool)
+    """(V,) vertices of the template seen in most of the views that they face: not the inside of nostrils and lips."""
+    shown, faced = np.zeros((2, len(model.template)))
     camera = WeakPerspective(SIZE / 0.4, np.full(2, SIZE / 2))
+    normals = vertex_normals(model.template, model.faces)
     for yaw in (-60, -30, 0, 30, 60):
-        for pitch in (-20, 0, 20):
+        for pitch in (-30, 0, 30):
             pose = Rigid(rotation_from_angles(yaw, pitch, 0), np.array([0.0, 0.0, 1.0]))
             points = pose.apply(model.template.astype(np.float64))
-            out |= visible(render(points, model.faces, camera, (SIZE, SIZE)), points, camera, 0.0005)
-    return out
+            facing = (normals @ pose.rotation[2]) < -0.2
+            shown += facing & visible(render(points, model.faces, camera, (SIZE, SIZE)), points, camera, 0.0005)
+            faced += facing
+    return np.asarray(shown > 0.5 * faced)
 
 
 def aligned_distance(points: Floats, surface: Surface) -> float:
