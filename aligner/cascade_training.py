@@ -76,6 +76,7 @@ class Views:
     subject: Ints  # (N,) which identity
     truth: FaceState  # the best that the rig can say
     landmarks: Floats  # (N, 68, 2) pixels, 3D scheme
+    licences: Sequence[str] = ()  # of the views, each once
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ class Progress:
 
 
 def views_of(dataset: Dataset, rig: Rig, split: Split, count: int) -> Views:
-    """At most ``count`` views of one split, of as many identities as can be. Raises BadDataset when there is none."""
+    """At most ``count`` views of one split, of as many identities as can be.
+
+    Raises BadDataset when there is none, or when they show another face model.
+    """
     size = {i: dataset.columns(i, ["split"])["split"].count(split) for i in range(len(dataset.shards))}
     every = max(sum(size.values()) // count, 1)
     rows: list[ViewRow] = []
@@ -103,9 +107,13 @@ def views_of(dataset: Dataset, rig: Rig, split: Split, count: int) -> Views:
                 number += 1
     if not rows:
         raise BadDataset(f"{dataset.storage.uri} has no views of the split {split!r}")
+    strange = next((row for row in rows if row.model != rig.model.name), None)
+    if strange:
+        raise BadDataset(f"{strange.sample_id} shows the model {strange.model!r}, the weights know {rig.model.name!r}")
     _, subject = np.unique([row.identity_id for row in rows], return_inverse=True)
     landmarks = np.stack([row.landmarks_3d for row in rows]).astype(np.float64)
-    return Views([row.pixels() for row in rows], subject, true_states(rig, rows), landmarks)
+    licences = sorted({row.licence for row in rows})
+    return Views([row.pixels() for row in rows], subject, true_states(rig, rows), landmarks, licences)
 
 
 def true_states(rig: Rig, rows: Sequence[ViewRow]) -> FaceState:
@@ -225,9 +233,6 @@ def train_cascade(
     Its card says where it comes from and what every stage reached. Raises BadDataset for a dataset without one of the
     two, or of another face model.
     """
-    models = sorted(dataset.manifest.counts["model"])
-    if models != [aligner.model.name]:
-        raise BadDataset(f"{dataset.storage.uri} shows {', '.join(models)}, the weights know {aligner.model.name}")
     views, held_out = (
         views_of(dataset, aligner.rig, split, count)
         for split, count in (("train", recipe.views), ("dev", recipe.held_out))
@@ -239,7 +244,7 @@ def train_cascade(
         watch(progress)
 
     cascade = learn_cascade(aligner, views, held_out, recipe, watch=note)
-    licences = {*dataset.manifest.counts["licence"], *aligner.card.get("data_licences", ())}
+    licences = {*views.licences, *held_out.licences, *aligner.card.get("data_licences", ())}
     card = {
         "data_licences": sorted(licences),
         "dataset": dataset.manifest.fingerprint,
