@@ -352,7 +352,7 @@ def load_cascade(path: Path | str) -> Cascade:
             about["kind"],
             arrays["points"].astype(np.int64),
             float(about["extent"]),
-            arrays.get("components"),
+            arrays["components"].astype(np.float32) if "components" in arrays else None,
             stages,
             str(about["anchors"]),
             dict(about["card"]),

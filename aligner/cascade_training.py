@@ -233,10 +233,8 @@ def train_cascade(
     Its card says where it comes from and what every stage reached. Raises BadDataset for a dataset without one of the
     two, or of another face model.
     """
-    views, held_out = (
-        views_of(dataset, aligner.rig, split, count)
-        for split, count in (("train", recipe.views), ("dev", recipe.held_out))
-    )
+    views = views_of(dataset, aligner.rig, "train", recipe.views)
+    held_out = views_of(dataset, aligner.rig, "dev", recipe.held_out)
     reached: list[dict[str, float]] = []
 
     def note(progress: Progress) -> None:

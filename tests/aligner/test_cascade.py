@@ -17,6 +17,7 @@ from aligner.cascade import (
     Stage,
     change_between,
     changed,
+    fingerprint,
     load_cascade,
     load_cascade_aligner,
     save_cascade,
@@ -36,7 +37,7 @@ from aligner.cascade_training import (
     views_of,
 )
 from aligner.finder import Sighting
-from face.arrays import Floats
+from face.arrays import Floats, Ints
 from face.camera import Box
 from face.errors import BadDataset, BadWeights
 from face.fit import FaceState, initial_pose
@@ -241,9 +242,13 @@ def test_a_dataset_without_people_to_learn_from_is_refused(
         train_cascade(oracle_aligner, one, TOY)
 
 
-def toy_cascade(aligner: Aligner) -> Cascade:
-    from aligner.cascade import fingerprint
+def test_views_of_another_model_are_refused(oracle_aligner: Aligner, toy_model: MorphableModel, tmp_path: Path) -> None:
+    row = make_row(toy_model, "id000", 0, rng=np.random.default_rng(0))
+    with pytest.raises(BadDataset, match="shows the model 'toy', the weights know 'open-head'"):
+        views_of(write_dataset(tmp_path, [row]), oracle_aligner.rig, row.split, 4)
 
+
+def toy_cascade(aligner: Aligner) -> Cascade:
     rng = np.random.default_rng(1)
 
     def half(*shape: int) -> Floats:
@@ -288,7 +293,7 @@ def test_bad_files_are_refused_by_name(oracle_aligner: Aligner, tmp_path: Path) 
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     refused("cannot be read")
-    wrong: list[tuple[dict[str, Floats | None], dict[str, object], str]] = [
+    wrong: list[tuple[dict[str, Floats | Ints | None], dict[str, object], str]] = [
         ({"1.weight": None}, {}, "for 2 stages"),
         ({"2.weight": arrays["1.weight"]}, {}, "for 2 stages"),
         ({"1.weight": arrays["1.weight"][:, :-1]}, {}, "a stage with weights"),
