@@ -61,10 +61,14 @@ def surroundings_of(photo: Floats, face: Bools) -> Floats:
 
 
 def _colour(rng: np.random.Generator) -> Floats:
-    """(3,) a muted colour: most of what stands behind people is nearly grey, and dark things are hardly ever vivid."""
-    level = rng.uniform(0.04, 0.95)
-    vivid = 0.35 if rng.random() < 0.12 else 0.11
-    return np.asarray(np.clip(level * np.exp(rng.normal(0.0, vivid, 3)), 0.0, 1.0), dtype=np.float32)
+    """(3,) a muted colour: most of what stands behind people is nearly grey and rather dark, warm more often than cool.
+
+    Colours between warm and cool are common, green and violet ones hardly ever vivid.
+    """
+    level = rng.beta(1.1, 1.6) * 0.92 + 0.03
+    warm, green = rng.normal(0.05, 0.22 if rng.random() < 0.15 else 0.10), rng.normal(0.0, 0.035)
+    hue = np.exp(warm * np.array([1.0, 0.1, -1.0]) + green * np.array([-0.5, 1.0, -0.5]))
+    return np.asarray(np.clip(level * hue, 0.0, 1.0), dtype=np.float32)
 
 
 def _gradient(rng: np.random.Generator) -> Floats:

@@ -270,6 +270,9 @@ EVENNESS = (0.6, 0.35)
 INDOORS = np.array([1.06, 1.0, 0.93])
 """Cameras keep some of the warmth of lamps and low sun: faces in photos are redder than a perfect white balance is."""
 
+EXPOSURE = (0.70, 1.40)
+"""Mean shading: with it skin is as bright as photos have it (L* 60 in the middle), who expose for faces."""
+
 _FRONT = len(_FACING) // 2  # the normal that looks straight into the camera
 
 
@@ -284,7 +287,7 @@ def sample_light(*, rng: np.random.Generator) -> Floats:
 
     One in eight is hard: a single lamp and hardly any ambient light; one in twelve mixes lamps of different colours.
     The others are as uneven as lights recovered from photos (``EVENNESS``). Exposure is normalised: normals that face
-    the camera are shaded by 0.55 to 1.15 on average.
+    the camera are shaded by 0.70 to 1.40 on average.
     """
     kind = rng.random()
     hard, coloured = kind < 0.12, kind > 0.92
@@ -308,7 +311,7 @@ def sample_light(*, rng: np.random.Generator) -> Floats:
             light += np.outer(lighting.ambient(missing)[:, 0], tint)
     shade = lighting.shade(_FACING, light).mean(axis=1)
     # Nobody keeps a picture whose subject is black: what faces the camera squarely is a third of the mean at least.
-    level = max(float(rng.uniform(0.55, 1.15)) / float(shade.mean()), 0.33 / max(float(shade[_FRONT]), 0.05))
+    level = max(float(rng.uniform(*EXPOSURE)) / float(shade.mean()), 0.33 / max(float(shade[_FRONT]), 0.05))
     return np.asarray(light * level, dtype=np.float32)
 
 

@@ -25,6 +25,7 @@ from face.camera import Pinhole, WeakPerspective
 from face.mesh import SurfacePoints, triangle_normals, vertex_normals
 from face.morphable import MorphableModel
 from face.render.frame import Frame, render, sample_texture, visible
+from pipeline.covering import covered
 from pipeline.inverse import Recovery, skin_mask
 from pipeline.matte import person_matte
 from pipeline.outfit import wardrobe_of
@@ -251,6 +252,8 @@ class _Observation:
     person: Floats  # (S, S) 0..1
     level: Floats  # (3,) middle shading of the skin
     tones: Floats | None  # (16, 3) the photo's colours by brightness, when it has no others
+    clear: Floats  # (S, S) float32 0..1: where nothing lies before the skin
+    lenses: tuple[bool, bool]  # whether a dark lens is before the eye of landmark 36, and of 42
 
     def confidence(self, points: Floats, normals: Floats) -> Floats:
         """(N,) 0..1 trust in the photo at (N, 3) points in cam with unit (N, 3) normals."""
@@ -291,7 +294,11 @@ def _observe(
         recovery.landmarks,
         1.0 / recovery.camera.scale,
     )
-    trust = _smoothstep(outer, *EDGE) * _smoothstep(inner, *INNER_EDGE) * _smoothstep(person, 0.3, 0.9)
+    cover, lenses = covered(
+        recovery, frame, skin_mask(frame, model), sample_texture(frame, base, model.uv, model.uv_faces)
+    )
+    clear = np.float32(1.0) - cover
+    trust = _smoothstep(outer, *EDGE) * _smoothstep(inner, *INNER_EDGE) * _smoothstep(person, 0.3, 0.9) * clear
     crop = recovery.crop.astype(np.float32) / np.float32(255.0)
     skin = skin_mask(frame, model) & (frame.normal[..., 2] < -0.3)
     seen_skin = skin & (trust > 0.5)
@@ -307,7 +314,7 @@ def _observe(
     light, level = _softened(light, frame.normal[skin].astype(np.float64), exposure)
     smooth = cv2.GaussianBlur(crop, (0, 0), 1.2 * unit)
     floor = level * SHADE_RANGE[0] * 0.8
-    return _Observation(crop, smooth, recovery.camera, light, floor, frame, trust, person, level, tones)
+    return _Observation(crop, smooth, recovery.camera, light, floor, frame, trust, person, level, tones, clear, lenses)
 
 
 def tones_of(colours: Floats) -> Floats | None:
@@ -373,7 +380,7 @@ def unwrap(recovery: Recovery, *, model: MorphableModel, albedo: AlbedoModel, si
     seen = _observe(recovery, vertices, model, base, tones)
     base_v = atlas.at_vertices(base)
     photo_v = seen.albedo(vertices, normals, seen.smooth)
-    pinned = _pinned(atlas, recovery)
+    pinned = _pinned(atlas, recovery, seen.lenses)
     trust_v = seen.confidence(vertices, normals) * _unfolded(atlas, vertices)
     trust_v[pinned] = 0.0
     gain_v = _gains(atlas, recovery, seen, photo_v, base_v, trust_v)
@@ -481,18 +488,18 @@ def _all_of(member: Bools, faces: Ints) -> Bools:
     return np.asarray(member[faces].all(axis=1), dtype=np.bool_)
 
 
-def _pinned(atlas: Atlas, recovery: Recovery) -> Bools:
-    """(V,) vertices that take nothing from the photo: inside the mouth, and eyes that are shut."""
+def _pinned(atlas: Atlas, recovery: Recovery, lenses: tuple[bool, bool]) -> Bools:
+    """(V,) vertices that take nothing from the photo: inside the mouth, and eyes that are shut or behind a lens."""
     out = np.zeros(len(atlas.model.template), dtype=bool)
     for name in PINNED:
         out |= atlas.vertices_of(name)
     out &= ~(atlas.vertices_of("face") | atlas.vertices_of("lips"))
     eyes = atlas.vertices_of("eyes")
     left = eyes & (atlas.model.template[:, 0] > 0)
-    for start, side in ((36, eyes & ~left), (42, left)):
+    for start, side, hidden in ((36, eyes & ~left, lenses[0]), (42, left, lenses[1])):
         p = recovery.landmarks[start : start + 6]
         opening = float(np.linalg.norm(p[1] - p[5]) + np.linalg.norm(p[2] - p[4]))
-        if opening / max(2.0 * float(np.linalg.norm(p[0] - p[3])), 1e-6) < OPEN_EYE:
+        if hidden or opening / max(2.0 * float(np.linalg.norm(p[0] - p[3])), 1e-6) < OPEN_EYE:
             out |= side
     return out
 
@@ -648,6 +655,7 @@ def _detail(
         perspective,
         seen.crop,
         seen.frame.depth,
+        seen.clear,
         seen.light,
         seen.floor,
         detail,
@@ -658,7 +666,7 @@ def _detail(
 
 @numba.njit(cache=True, nogil=True)
 def _detail_loop(  # type: ignore[no-untyped-def]
-    triangle, barycentric, faces, table, scale, centre, perspective, crop, depth, light, floor, detail, share
+    triangle, barycentric, faces, table, scale, centre, perspective, crop, depth, clear, light, floor, detail, share
 ):
     height, width = depth.shape
     at = np.empty(13)
@@ -696,4 +704,6 @@ def _detail_loop(  # type: ignore[no-untyped-def]
             shading += 0.546274 * (nx * nx - ny * ny) * light[8, c]
             shading = max(shading, floor[c]) * at[10 + c]
             detail[n, c] = (upper * (1 - fy) + lower * fy) / shading - at[6 + c]
-        share[n] = at[9]
+        # A vertex may be some pixels away from what covers the skin here.
+        bare = min(clear[top, left], clear[top, left + 1], clear[top + 1, left], clear[top + 1, left + 1])
+        share[n] = at[9] * bare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import cv2
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from face import lighting
-from face.arrays import Floats
+from face.arrays import Bytes, Floats
 from face.assets import load_albedo
 from face.camera import WeakPerspective
 from face.morphable import Coefficients, MorphableModel
@@ -252,3 +253,51 @@ def test_the_mouth_is_dark_inside_and_teeth_are_not(open_head: MorphableModel) -
     teeth = region == open_head.region_names.index("teeth")
     assert light[teeth & (depth > np.percentile(depth[teeth], 90))].min() > 0.8
     assert light[teeth & (depth < np.percentile(depth[teeth], 10))].max() < 0.5
+
+
+def _with(recovery: Recovery, draw: Callable[[Bytes], None]) -> Recovery:
+    crop = recovery.crop.copy()
+    draw(crop)
+    return replace(recovery, crop=crop)
+
+
+def test_strands_before_a_cheek_stay_out_of_its_texture(open_head: MorphableModel, truth: Floats) -> None:
+    bare, _ = photograph(open_head, truth, 0.0)
+    eye, mouth = bare.landmarks[36], bare.landmarks[48]
+    middle = (eye + mouth) / 2.0 + np.array([-8.0, 0.0])
+
+    def strands(crop: Bytes) -> None:
+        for shift in (-9.0, 0.0, 9.0):
+            ends = np.round(middle + np.array([[shift - 3.0, -9.0], [shift + 3.0, 9.0]])).astype(int)
+            cv2.line(crop, *ends.tolist(), (14, 10, 8), 2)
+
+    clean, through = (
+        texture.unwrap(r, model=open_head, albedo=load_albedo(), size=TEXELS).albedo @ texture.LUMA
+        for r in (bare, _with(bare, strands))
+    )
+    atlas = texture.atlas_of(open_head, TEXELS)
+    at = bare.camera.px_from_cam(
+        bare.cam_from_head.apply(atlas.points.of(open_head.vertices(bare.coefficients), open_head.faces))
+    )
+    cheek = atlas.texel[(np.abs(at - middle) < [14.0, 9.0]).all(1)]
+    change = np.abs(through.ravel()[cheek] / clean.ravel()[cheek] - 1.0)
+    assert len(cheek) > 100
+    assert np.percentile(change, 95) < 0.25  # a strand itself is darker by 0.9
+
+
+def test_dark_lenses_are_taken_off(open_head: MorphableModel, truth: Floats) -> None:
+    bare, _ = photograph(open_head, truth, 0.0)
+
+    def lenses(crop: Bytes) -> None:
+        for lids in (slice(36, 42), slice(42, 48)):
+            centre = np.round(bare.landmarks[lids].mean(0)).astype(int)
+            cv2.ellipse(crop, centre.tolist(), (22, 19), 0.0, 0.0, 360.0, (16, 16, 18), -1)
+
+    plain, worn = (
+        texture.unwrap(r, model=open_head, albedo=load_albedo(), size=TEXELS).albedo
+        for r in (bare, _with(bare, lenses))
+    )
+    atlas = texture.atlas_of(open_head, TEXELS)
+    eyes = atlas.vertices_of("eyes")
+    ratio = atlas.at_vertices(worn)[eyes].mean() / atlas.at_vertices(plain)[eyes].mean()
+    assert 0.7 < ratio < 1.4
