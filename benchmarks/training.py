@@ -59,25 +59,32 @@ def variants() -> dict[str, Callable[[], object]]:
         face=torch.ones(BATCH, half, half),
     )
 
-    def learner(net: NetConfig, *, last: bool, **weights: float) -> Learner:
-        loss = LossWeights(**weights)
-        out = Learner(DescriptorNet(net), anchors, sigma=config.sigma, scale=config.scale, views=4, weights=loss)
+    def learner(net: NetConfig, *, last: bool, half: bool = False, **weights: float) -> Learner:
+        out = Learner(
+            DescriptorNet(net),
+            anchors,
+            sigma=config.sigma,
+            scale=config.scale,
+            views=4,
+            weights=LossWeights(**weights),
+            mixed=half,
+        )
         if last:
             out.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return out
 
     def step(
-        net: NetConfig | None = None, *, last: bool = True, half: bool = False, **weights: float
+        net: NetConfig | None = None, *, last: bool = True, half: bool = False, compiled: bool = False, **weights: float
     ) -> Callable[[], None]:
-        one = learner(net or NetConfig(), last=last, **weights)
+        one = learner(net or NetConfig(), last=last, half=half, **weights)
+        if compiled:
+            one.net.trunk = torch.compile(one.net.trunk)  # type: ignore[method-assign]
         images = (
             batch if last else batch._replace(image=batch.image.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1))
         )
 
         def do() -> None:
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                terms = one(images)
-            total(terms, one.weights).backward()  # type: ignore[no-untyped-call]
+            total(one(images), one.weights).backward()  # type: ignore[no-untyped-call]
 
         return do
 
@@ -101,6 +108,8 @@ def variants() -> dict[str, Callable[[], object]]:
         "step, as configured": step(),
         "step, channels first": step(last=False),
         "step, bfloat16": step(half=True),
+        "step, compiled": step(compiled=True),
+        "step, compiled, bfloat16": step(compiled=True, half=True),
         "step, face term only (the network's own cost)": step(anchors=0.0),
         "step, with the views term": step(views=1.0),
         "step, narrow (24 to 192 channels)": step(NetConfig(widths=(24, 48, 96, 144, 192))),

@@ -373,7 +373,8 @@ class BoxSource(StrEnum):
 @app.command()
 def evaluate(
     protocol: Annotated[
-        Protocol, typer.Argument(help="aflw2000-3d: .mat, yaw bins, pose. 300w: .pts. matching: a dataset of views.")
+        Protocol,
+        typer.Argument(help="aflw2000-3d: .mat, yaw bins, pose. 300w: .pts. matching: views of a dataset, or .mat."),
     ],
     folder: Annotated[str, typer.Argument(help="Folder of the images with their annotation files, or a dataset.")],
     labels: Annotated[Path | None, typer.Option(help="Other 68-point labels: .npz by file name, or .npy.")] = None,
@@ -402,7 +403,7 @@ def evaluate(
     dff evaluate matching data/ --pairs 20
     """
     if protocol is Protocol.matching:
-        _evaluate_matching(folder, weights, model, pairs, every, json_out, pictures)
+        _evaluate_matching(folder, weights, model, pairs, every, labels, json_out, pictures)
         return
     from aligner.evaluate import (
         Disturbance,
@@ -468,12 +469,13 @@ def _evaluate_matching(
     model: str,
     pairs: int,
     every: bool,
+    labels: Path | None,
     json_out: Path | None,
     pictures: Path | None,
 ) -> None:
     from dff.matching_files import evaluate_matching, matching_picture, to_json
 
-    report, shown = evaluate_matching(dataset, weights, model=model, count=pairs, every=every)
+    report, shown = evaluate_matching(dataset, weights, model=model, count=pairs, every=every, labels=labels)
     for line in report.lines():
         typer.echo(line)
     if json_out:

@@ -1,32 +1,66 @@
-"""``dff evaluate matching``: a dataset's views in, figures and a picture out."""
+"""``dff evaluate matching``: a dataset's views or labelled photos in, figures and a picture out."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from face.assets import load_model
-from face.errors import BadDataset
+from face.errors import BadDataset, BadLandmarks
 from infra import weights as weights_files
 from infra.dataset import open_dataset
-from trainer.matching import Matching, ViewPair, by_network, foils, measure, pairs_picture, view_pairs, yaw_bin
+from infra.landmark_files import parse_mat, parse_reannotated
+from trainer.matching import (
+    Describe,
+    Matching,
+    ViewPair,
+    by_anchors,
+    by_network,
+    foils,
+    measure,
+    pairs_picture,
+    view_pairs,
+    yaw_bin,
+)
+from trainer.photo_pairs import LabelledPhoto, photo_pairs
 
 SIZE = 160
-"""Crop side, px: in a trial the shipped weights matched two people better at it than at 128 and 192."""
+"""Crop side, px."""
+SIZES = (128, 160)
+"""Sides at which the network looks at a crop: between them it knows faces' outlines and their details."""
 IDENTITIES = 30
 """Identities whose views are paired; reading more takes long and changes little."""
 
 
-def evaluate_matching(
-    dataset: str, weights: str | None, *, model: str, count: int, every: bool
-) -> tuple[Matching, list[ViewPair]]:
-    """Figures on up to ``count`` pairs for each cell, and a pair of each cell. Raises BadDataset without views.
+def methods(weights: str | None) -> dict[str, Describe]:
+    """How weights describe: as the aligner reads them, by the anchors, and by the bare descriptor."""
+    loaded = weights_files.load(weights or weights_files.DEFAULT)
+    return {"dff": by_anchors(loaded.net, loaded.anchors, sizes=SIZES), "bare": by_network(loaded.net)}
 
-    ``every``: all identities, not the held-out ones only.
+
+def evaluate_matching(
+    source: str, weights: str | None, *, model: str, count: int, every: bool, labels: Path | None = None
+) -> tuple[Matching, list[ViewPair]]:
+    """Figures on up to ``count`` pairs for each cell, and a pair of each cell.
+
+    ``source``: a finished dataset, or a folder of images with their AFLW2000-3D ``.mat`` files, whose points
+    ``labels`` may replace. ``every``: all identities of a dataset, not the held-out ones only. Raises BadDataset
+    without views, BadLandmarks for unreadable labels.
     """
+    rng = np.random.default_rng(0)
+    if any(Path(source).glob("*.mat")):
+        pairs = photo_pairs(labelled(Path(source), labels), load_model(model), count=count, size=SIZE, rng=rng)
+    else:
+        pairs = _view_pairs(source, model, count=count, every=every, rng=rng)
+    first = {(yaw_bin(pair.yaw), pair.same): pair for pair in reversed(pairs)}
+    return measure(pairs, methods(weights), foils()), [first[cell] for cell in sorted(first)]
+
+
+def _view_pairs(dataset: str, model: str, *, count: int, every: bool, rng: np.random.Generator) -> list[ViewPair]:
     opened = open_dataset(dataset)
     rows = []
     identities: set[str] = set()
@@ -38,16 +72,29 @@ def evaluate_matching(
             break
     if not rows:
         raise BadDataset(f"{dataset} holds out no identity; --all takes the others too")
-    net = weights_files.load(weights or weights_files.DEFAULT).net
-    pairs = view_pairs(rows, load_model(model), count=count, size=SIZE, rng=np.random.default_rng(0))
-    first = {(yaw_bin(pair.yaw), pair.same): pair for pair in reversed(pairs)}
-    return measure(pairs, {"dff": by_network(net), **foils()}), [first[cell] for cell in sorted(first)]
+    return view_pairs(rows, load_model(model), count=count, size=SIZE, rng=rng)
+
+
+def labelled(folder: Path, labels: Path | None) -> list[LabelledPhoto]:
+    """The photos of a folder that have ``.mat`` files; with ``labels``, a ``.npz`` by image stem, those it names."""
+    table = parse_reannotated(labels.read_bytes()) if labels else None
+    if table is not None and not isinstance(table, dict):
+        raise BadLandmarks(f"{labels} names no images")
+    out = []
+    for path in sorted(folder.glob("*.mat")):
+        bgr = cv2.imread(str(path.with_suffix(".jpg")))
+        if bgr is None or (table is not None and path.stem not in table):
+            continue
+        label = parse_mat(path.read_bytes())
+        points = table[path.stem] if table is not None else label.landmarks[:, :2]
+        image = np.ascontiguousarray(bgr[..., ::-1], dtype=np.uint8)
+        out.append(LabelledPhoto(image, points, (label.yaw, label.pitch, label.roll)))
+    return out
 
 
 def matching_picture(pairs: list[ViewPair], weights: str | None) -> bytes:
     """JPEG of the pairs with what the descriptor and SIFT find."""
-    net = weights_files.load(weights or weights_files.DEFAULT).net
-    picture = pairs_picture(pairs, {"dff": by_network(net), "sift": foils()["sift"]})
+    picture = pairs_picture(pairs, {"dff": methods(weights)["dff"], "sift": foils()["sift 48"]})
     good, data = cv2.imencode(".jpg", picture[..., ::-1])
     assert good
     return bytes(data)

@@ -8,7 +8,7 @@ from typing import Any
 
 from face.descriptor import NetConfig
 
-MAY_CHANGE = frozenset({"steps", "loaders", "log_every", "eval_every", "checkpoint_every"})
+MAY_CHANGE = frozenset({"steps", "loaders", "compiled", "log_every", "eval_every", "checkpoint_every"})
 """Fields that may differ between a run and its resumption. Other ``steps`` bend the schedule from there on."""
 
 
@@ -41,6 +41,8 @@ class TrainConfig:
     ema: float = 0.999  # of the moving average of the weights
     seed: int = 0
     start: str = ""  # weights to start from, a file or a shipped name; none: from scratch
+    mixed: bool = False  # the network's activations in bfloat16
+    compiled: bool = False  # the network by torch.compile, which takes a minute before the first step
     loaders: int = 1  # processes that make batches; 0 makes them in the trainer's own
     log_every: int = 20  # steps
     eval_every: int = 500

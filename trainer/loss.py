@@ -146,13 +146,22 @@ class Learner(nn.Module):
     anchor_place: Tensor
 
     def __init__(
-        self, net: DescriptorNet, anchor_place: Tensor, *, sigma: float, scale: float, views: int, weights: LossWeights
+        self,
+        net: DescriptorNet,
+        anchor_place: Tensor,
+        *,
+        sigma: float,
+        scale: float,
+        views: int,
+        weights: LossWeights,
+        mixed: bool = False,
     ) -> None:
         super().__init__()
         self.net = net
         self.vectors = nn.Parameter(functional.normalize(torch.randn(len(anchor_place), net.config.dims), dim=1))
         self.register_buffer("anchor_place", anchor_place, persistent=False)  # (M, 6) surface coordinates
         self.sigma, self.scale, self.views, self.weights = sigma, scale, views, weights
+        self.mixed = mixed
 
     def class_vectors(self) -> Tensor:
         """(M, D) unit vectors."""
@@ -160,7 +169,10 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Unweighted terms of the loss, each a scalar; those of weight zero are left out."""
-        trunk = self.net.trunk(image_batch(batch.image))
+        # Places in units of sigma need more digits than bfloat16 has: only the network is computed in it.
+        with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=self.mixed):
+            trunk = self.net.trunk(image_batch(batch.image))
+        trunk = trunk.float()
         terms = {}
         if self.weights.face:
             terms["face"] = functional.binary_cross_entropy_with_logits(self.net.face_logit(trunk), batch.face)

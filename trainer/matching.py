@@ -1,9 +1,9 @@
 """How well pixels of one view are found in another: the descriptor beside general ones, on the same points.
 
 A pair of views has points that both show. Where a point of the first lies in the second is known exactly: its place on
-the mesh, moved with the second's mesh and projected. A method describes each output pixel of a crop by a unit vector;
-the match of a point is the pixel of the second's face with the highest cosine, refined as in ``trainer.evaluate``.
-Views of two people correspond by the surface point of the face model.
+the mesh, moved with the second's mesh and projected. A method describes places of a crop by unit vectors; the match of
+a point is the output pixel of the second's face with the highest cosine, refined as in ``trainer.evaluate``. Views of
+two people correspond by the surface point of the face model, photos by their landmarks.
 
 Foils: Lowe, "Distinctive image features from scale-invariant keypoints" (2004), dense; Tola, Lepetit, Fua, "DAISY: an
 efficient dense descriptor" (2010).
@@ -20,18 +20,20 @@ import cv2
 import numpy as np
 import torch
 from skimage.feature import daisy
+from torch import Tensor
+from torch.nn import functional
 
-from face.arrays import Bools, Bytes, Floats, Ints
+from face.arrays import Bools, Bytes, Floats
 from face.camera import Box
-from face.descriptor import STRIDE, DescriptorNet, image_batch
+from face.descriptor import STRIDE, Anchors, DescriptorNet, image_batch
 from face.morphable import MorphableModel
 from face.render.frame import Frame
 from infra.shards import ViewRow, frame_of
 from trainer.crops import COHERENT, Chart, Framing, chart_of, grid_in_source, input_from_source, warp
 from trainer.evaluate import POINTS, SIDE, peak
 
-Describe = Callable[[Bytes], Floats]
-"""(S, S, 3) RGB crop to (S / STRIDE, S / STRIDE, D) unit vectors at the centres of the output pixels."""
+Describe = Callable[[Bytes, Floats], Floats]
+"""((S, S, 3) RGB crop, (N, 2) px of it) to (N, D) unit vectors that describe these places."""
 
 YAW_EDGES = (0.0, 30.0, 60.0, 90.0, np.inf)
 """Degrees of yaw between two views that part the bins: each has its lower edge."""
@@ -53,8 +55,8 @@ class ViewPair:
     """Two plain crops and points that both show. Output pixels are ``STRIDE`` pixels of a crop wide."""
 
     images: Bytes  # (2, S, S, 3) RGB
-    first: Ints  # (N,) output pixels of the first crop, counted row by row
-    second: Floats  # (N, 2) where the same surface points lie in the second, output px
+    first: Floats  # (N, 2) points in the first crop, output px
+    second: Floats  # (N, 2) where the same surface points lie in the second
     face: Bools  # (P,) output pixels of the second that show its face: the candidates
     box: float  # geometric mean of the sides of the second's landmark box, output px
     yaw: float  # degrees of yaw between the views
@@ -87,9 +89,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Matching:
-    """All figures; the first method is the one judged, the others are its foils."""
+    """All figures; the first method is the one judged."""
 
     rows: tuple[MatchRow, ...]
+    foils: tuple[str, ...] = ()  # the methods that it is compared with
 
     def lines(self) -> list[str]:
         """The table and the bars as text."""
@@ -107,7 +110,6 @@ class Matching:
         """What the judged method should reach, beside what it does; cells without pairs are left out."""
         method = self.rows[0].method if self.rows else ""
         cell = {(r.method, r.identity, r.yaw): r for r in self.rows}
-        foils = sorted({r.method for r in self.rows} - {method})
         out = []
         for yaw in YAW_BINS:
             for identity in ("same", "different"):
@@ -117,8 +119,8 @@ class Matching:
                 name = f"{identity} identity, yaw {yaw}"
                 pck, bar = ours.pck[-1], PCK_BARS[yaw]
                 out.append(Bar(f"{name}: PCK {PCK[-1]:g} %", pck, f">= {bar:g}", pck >= bar))
-                if foils:
-                    best = min((cell[foil, identity, yaw] for foil in foils), key=lambda r: r.px_mean)
+                if self.foils:
+                    best = min((cell[foil, identity, yaw] for foil in self.foils), key=lambda r: r.px_mean)
                     times = best.px_mean / max(ours.px_mean, 1e-9)
                     out.append(Bar(f"{name}: mean error of {best.method} over it", times, ">= 3", times >= BETTER))
             same, different = cell.get((method, "same", yaw)), cell.get((method, "different", yaw))
@@ -175,11 +177,11 @@ def _pair(a: ViewRow, b: ViewRow, model: MorphableModel, chart: Chart, size: int
     second = (source @ matrices[1][:, :2].T + matrices[1][:, 2]) / STRIDE
     half = size // STRIDE
     known &= ((second >= 0) & (second < half)).all(1)
-    first = rng.permutation(np.flatnonzero(known))[:POINTS]
+    chosen = rng.permutation(np.flatnonzero(known))[:POINTS]
     return ViewPair(
         images=np.stack([warp(row.pixels(), m, size, (0, 0, 0)) for row, m in zip((a, b), matrices, strict=True)]),
-        first=first,
-        second=second[first],
+        first=np.stack([chosen % half, chosen // half], axis=1) + 0.5,
+        second=second[chosen],
         face=_at(skin, grid_in_source(matrices[1], size)),
         box=boxes[1].size * float(matrices[1][0, 0]) / STRIDE,
         yaw=abs(a.pose[0] - b.pose[0]),
@@ -232,15 +234,22 @@ def _shows(frame: Frame, skin: Bools, px: Floats, place: Floats, chart: Chart) -
 
 def matched(pair: ViewPair, describe: Describe) -> Floats:
     """(N, 2) output px of the second crop where the pair's points are found."""
-    one, two = (describe(image) for image in pair.images)
-    dims = one.shape[-1]
-    cosine = one.reshape(-1, dims)[pair.first] @ two.reshape(-1, dims).T
-    cosine[:, ~pair.face] = -2.0  # below any cosine: never found, and without weight about the peak
-    return cast(Floats, peak(torch.from_numpy(cosine), two.shape[1]).numpy())
+    half = pair.images.shape[1] // STRIDE
+    candidate = np.flatnonzero(pair.face)
+    centre = np.stack([candidate % half, candidate // half], axis=1) + 0.5
+    wanted = describe(pair.images[0], pair.first * STRIDE)
+    # Below any cosine beside the face: never found there, and without weight about the peak.
+    cosine = np.full((len(wanted), half * half), -2.0, dtype=np.float32)
+    cosine[:, candidate] = wanted @ describe(pair.images[1], centre * STRIDE).T
+    return cast(Floats, peak(torch.from_numpy(cosine), half).numpy())
 
 
-def measure(pairs: Sequence[ViewPair], methods: Mapping[str, Describe]) -> Matching:
-    """Figures of each method on the same pairs; the first method is the one that the bars judge."""
+def measure(
+    pairs: Sequence[ViewPair], methods: Mapping[str, Describe], foils: Mapping[str, Describe] | None = None
+) -> Matching:
+    """Figures of each method and foil on the same pairs; the bars judge the first method beside the foils."""
+    foils = foils or {}
+    methods = {**methods, **foils}
     cells: dict[tuple[str, str, str], list[Floats]] = {}
     for pair in pairs:
         for name, describe in methods.items():
@@ -258,57 +267,90 @@ def measure(pairs: Sequence[ViewPair], methods: Mapping[str, Describe]) -> Match
                     pck = tuple(float(100.0 * (percent <= limit).mean()) for limit in PCK)
                     figures = float(px.mean()), float(np.median(px)), pck
                     rows.append(MatchRow(name, identity, yaw, len(got), len(px), *figures))
-    return Matching(tuple(rows))
+    return Matching(tuple(rows), tuple(foils))
 
 
 def by_network(net: DescriptorNet) -> Describe:
-    """The Deep Face Feature of a network."""
+    """The Deep Face Feature of a network, between the centres of its pixels."""
 
-    @torch.no_grad()
-    def describe(image: Bytes) -> Floats:
-        features = net.eval()(image_batch(torch.from_numpy(image[None])))
-        return cast(Floats, features.descriptor[0].permute(1, 2, 0).contiguous().numpy())
+    def describe(image: Bytes, px: Floats) -> Floats:
+        return cast(Floats, _descriptors(net, image, px, image.shape[0]).numpy())
 
     return describe
 
 
-def by_patches(side: int) -> Describe:
-    """Grey squares of ``side`` px (even), less their mean, scaled to length one: cosine is normalised correlation."""
+def by_anchors(net: DescriptorNet, anchors: Anchors, *, sizes: Sequence[int] = ()) -> Describe:
+    """The probabilities that a place shows each anchor, as unit vectors: their square roots.
 
-    def describe(image: Bytes) -> Floats:
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-        padded = np.pad(grey, side // 2, mode="reflect")
-        # The centre of output pixel i lies on the corner 2i + 1 between four pixels.
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side))[1::STRIDE, 1::STRIDE]
-        flat = windows.reshape(*windows.shape[:2], -1)
-        return _unit(flat - flat.mean(2, keepdims=True))
+    The cosine is Bhattacharyya's coefficient of two places' probabilities. A descriptor's direction between those of
+    the anchors carries what training left open; what it says of the anchors is all that was taught. ``sizes``: log odds
+    are the mean over the crop resized to these sides, multiples of the network's; none: as it is.
+    """
+    vectors = torch.from_numpy(anchors.scale * anchors.descriptor.T)
+
+    def describe(image: Bytes, px: Floats) -> Floats:
+        seen = [_descriptors(net, image, px, size) @ vectors for size in sizes or (image.shape[0],)]
+        return cast(Floats, torch.softmax(torch.stack(seen).mean(0), dim=1).sqrt().numpy())
+
+    return describe
+
+
+@torch.no_grad()
+def _descriptors(net: DescriptorNet, image: Bytes, px: Floats, size: int) -> Tensor:
+    """(N, D) descriptors at (N, 2) px of a crop, seen by the network at ``size`` px."""
+    side = image.shape[0]
+    if size != side:
+        smaller = cv2.INTER_AREA if size < side else cv2.INTER_LINEAR
+        image = np.asarray(cv2.resize(image, (size, size), interpolation=smaller), dtype=np.uint8)
+    features = net.eval()(image_batch(torch.from_numpy(image[None])))
+    return torch.from_numpy(_unit(_sampled(features.descriptor[0].permute(1, 2, 0).numpy(), px / side)))
+
+
+def _sampled(grid: Floats, place: Floats) -> Floats:
+    """(N, D) bilinear values of a (H, W, D) map at (N, 2) places, 0 .. 1 of its sides; beyond the centres the rim's."""
+    at = torch.from_numpy(np.asarray(2.0 * place - 1.0, dtype=np.float32))[None, None]
+    values = torch.from_numpy(np.ascontiguousarray(grid.transpose(2, 0, 1)))[None]
+    out = functional.grid_sample(values, at, mode="bilinear", padding_mode="border", align_corners=False)
+    return cast(Floats, out[0, :, 0].T.numpy())
+
+
+def by_patches(side: int) -> Describe:
+    """Grey squares of ``side`` px, less their mean, scaled to length one: cosine is normalised correlation."""
+    steps = np.arange(side) - (side - 1) / 2
+    window = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+
+    def describe(image: Bytes, px: Floats) -> Floats:
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        x, y = np.asarray(px[:, None] + window - 0.5, dtype=np.float32).transpose(2, 0, 1)
+        flat = np.asarray(cv2.remap(grey, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT), dtype=np.float32)
+        return _unit(flat - flat.mean(1, keepdims=True))
 
     return describe
 
 
 def by_sift(width: float) -> Describe:
-    """SIFT (OpenCV) upright at every output pixel; its sixteen cells cover ``width`` px."""
+    """SIFT (OpenCV), upright; its sixteen cells cover ``width`` px."""
     sift = cv2.SIFT.create()
 
-    def describe(image: Bytes) -> Floats:
+    def describe(image: Bytes, px: Floats) -> Floats:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        centres = (np.arange(image.shape[0] // STRIDE) + 0.5) * STRIDE - 0.5
         # OpenCV's cells are 1.5 times the keypoint's size wide.
-        points = [cv2.KeyPoint(float(x), float(y), width / 6.0, 0.0) for y in centres for x in centres]
+        points = [cv2.KeyPoint(float(x), float(y), width / 6.0, 0.0) for x, y in px - 0.5]
         _, found = sift.compute(grey, points)
-        return _unit(np.asarray(found, np.float32).reshape(len(centres), len(centres), -1))
+        return _unit(np.asarray(found, np.float32))
 
     return describe
 
 
 def by_daisy(radius: int) -> Describe:
-    """DAISY (scikit-image) at every output pixel, its outer ring ``radius`` px away."""
+    """DAISY (scikit-image), its outer ring ``radius`` px away, between the output pixels where it is computed."""
 
-    def describe(image: Bytes) -> Floats:
+    def describe(image: Bytes, px: Floats) -> Floats:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
         # scikit-image describes pixel centres; means of 2 x 2 pixels have theirs where output pixels do.
         padded = np.pad(cv2.blur(grey, (2, 2), anchor=(0, 0)), radius, mode="reflect")
-        return _unit(np.asarray(daisy(padded, step=STRIDE, radius=radius), np.float32))
+        grid = np.asarray(daisy(padded, step=STRIDE, radius=radius), np.float32)
+        return _unit(_sampled(grid, px / image.shape[0]))
 
     return describe
 
@@ -319,8 +361,13 @@ def _unit(vectors: Floats) -> Floats:
 
 
 def foils() -> dict[str, Describe]:
-    """General descriptors; patches and SIFT of the extents that matched as well as any of 16 to 48 px."""
-    return {"patches": by_patches(16), "sift": by_sift(24.0), "daisy": by_daisy(16)}
+    """General descriptors to compare with: raw patches, dense SIFT of three extents, and DAISY.
+
+    Extents in px of the crop. SIFT's best one depends on the views, so that it has three tries; patches and DAISY
+    have one each, chosen without a search.
+    """
+    sift = {f"sift {width}": by_sift(width) for width in (24, 48, 72)}
+    return {"patches": by_patches(16), **sift, "daisy": by_daisy(16)}
 
 
 def pairs_picture(pairs: Sequence[ViewPair], methods: Mapping[str, Describe], *, lines: int = 24) -> Bytes:
@@ -339,8 +386,7 @@ def _matches_drawn(pair: ViewPair, name: str, found: Floats, lines: int) -> Byte
     size = pair.images.shape[1]
     zoom = SIDE / size
     tile = np.concatenate([cv2.resize(i, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR) for i in pair.images], axis=1)
-    half = size // STRIDE
-    start = (np.stack([pair.first % half, pair.first // half], axis=1) + 0.5) * STRIDE * zoom
+    start = pair.first * STRIDE * zoom
     end = found * STRIDE * zoom + [SIDE, 0.0]
     wrong = np.linalg.norm(found - pair.second, axis=1) / pair.box * 100.0 / (2.0 * PCK[-1])
     for a, b, error in list(zip(start, end, wrong, strict=True))[:lines]:

@@ -76,6 +76,7 @@ def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) 
             scale=config.scale,
             views=config.views,
             weights=config.weights,
+            mixed=config.mixed,
         )
     if config.start:
         begin = weights.load(config.start, model=model)
@@ -121,6 +122,8 @@ def run(
     watch = watch or Watch()
     device = state.learner.vectors.device
     module = wrapped or state.learner
+    if config.compiled:
+        state.learner.net.trunk = torch.compile(state.learner.net.trunk)  # type: ignore[method-assign]
     pairs = dev_pairs(store, chart, count=config.dev_pairs, size=config.size) if rank == 0 else []
     crops = Crops(store, chart, size=config.size, pixels=config.pixels, seed=config.seed)
     source = batches(

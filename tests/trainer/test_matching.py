@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from scipy.spatial import cKDTree
 
 from face.arrays import Bytes, Floats
-from face.descriptor import STRIDE
+from face.descriptor import STRIDE, Anchors, DescriptorNet, NetConfig, image_batch
 from face.morphable import MorphableModel
 from infra.shards import ViewRow
 from trainer.matching import (
@@ -18,7 +20,9 @@ from trainer.matching import (
     YAW_BINS,
     Describe,
     ViewPair,
+    by_anchors,
     by_daisy,
+    by_network,
     by_patches,
     by_sift,
     matched,
@@ -40,14 +44,10 @@ def pairs(rows: list[ViewRow], open_head: MorphableModel) -> list[ViewPair]:
 
 def oracle(pair: ViewPair) -> Describe:
     """Where each of the pair's points lies in the second crop, lifted to a sphere; for this pair only."""
-    y, x = np.meshgrid(np.arange(HALF) + 0.5, np.arange(HALF) + 0.5, indexing="ij")
-    own = np.stack([x, y], axis=-1)
-    truth = np.zeros((HALF * HALF, 2))
-    truth[pair.first] = pair.second
-    places = {pair.images[0].tobytes(): truth.reshape(HALF, HALF, 2), pair.images[1].tobytes(): own}
+    first = pair.images[0].tobytes()
 
-    def describe(image: Bytes) -> Floats:
-        flat = places[image.tobytes()] / HALF / 2.0
+    def describe(image: Bytes, px: Floats) -> Floats:
+        flat = (pair.second if image.tobytes() == first else px / STRIDE) / HALF / 2.0
         return np.concatenate([flat, np.sqrt(1.0 - (flat**2).sum(-1, keepdims=True))], axis=-1).astype(np.float32)
 
     return describe
@@ -70,10 +70,9 @@ def test_a_view_finds_itself(rows: list[ViewRow], open_head: MorphableModel) -> 
     held = rows[0]
     twins = [held, replace(held, sample_id=f"{held.identity_id}/0099", view=99)]
     (pair,) = [p for p in view_pairs(twins, open_head, count=1, size=SIZE, rng=np.random.default_rng(0)) if p.same]
-    own = np.stack([pair.first % HALF, pair.first // HALF], axis=1) + 0.5
-    np.testing.assert_allclose(pair.second, own, atol=0.02)
+    np.testing.assert_allclose(pair.second, pair.first, atol=0.02)
     for describe in (by_patches(16), by_sift(24.0), by_daisy(8)):
-        assert np.linalg.norm(matched(pair, describe) - own, axis=1).max() < 1.0
+        assert np.linalg.norm(matched(pair, describe) - pair.first, axis=1).max() < 1.0
 
 
 def test_who_knows_errs_by_less_than_a_pixel(pairs: list[ViewPair]) -> None:
@@ -85,7 +84,7 @@ def test_who_knows_errs_by_less_than_a_pixel(pairs: list[ViewPair]) -> None:
 
 def test_who_knows_nothing_errs_by_chance(pairs: list[ViewPair]) -> None:
     rng = np.random.default_rng(3)
-    noise = measure(pairs, {"noise": lambda image: rng.standard_normal((HALF, HALF, 8)).astype(np.float32)})
+    noise = measure(pairs, {"noise": lambda image, px: rng.standard_normal((len(px), 8)).astype(np.float32)})
     column, row = np.arange(HALF * HALF) % HALF, np.arange(HALF * HALF) // HALF
     chance = np.concatenate(
         [
@@ -97,6 +96,39 @@ def test_who_knows_nothing_errs_by_chance(pairs: list[ViewPair]) -> None:
     assert found == pytest.approx(chance * PIXEL, rel=0.12)
 
 
+@pytest.mark.parametrize("describe", [by_patches(8), by_sift(12.0), by_daisy(8)])
+def test_a_description_moves_with_the_image(describe: Describe) -> None:
+    """The same texture four pixels further: the same vectors four pixels further, and other ones where it was."""
+    noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    image = cv2.resize(noise, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+    px = np.random.default_rng(1).uniform(24.0, 36.0, (20, 2))
+    moved = np.roll(image, (4, 4), axis=(0, 1))
+    own, there, here = describe(image, px), describe(moved, px + 4.0), describe(moved, px)
+    np.testing.assert_allclose(np.linalg.norm(own, axis=1), 1.0, atol=1e-3)
+    assert ((own * there).sum(1) > 0.99).all()
+    assert np.median((own * here).sum(1)) < 0.9
+
+
+def test_places_are_described_by_what_they_say_of_the_anchors() -> None:
+    """A cosine of one within an anchor's region whatever else the descriptor says, and the crop's size is no matter."""
+    torch.manual_seed(0)
+    net = DescriptorNet(NetConfig(dims=8, widths=(8, 16), depths=(1, 1)))
+    vectors = np.eye(8, dtype=np.float32)[:3]
+    anchors = Anchors(np.arange(3), np.zeros((3, 3)), vectors, 16.0)
+    image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    px = np.random.default_rng(1).uniform(4.0, SIZE - 4.0, (10, 2))
+    raw = by_network(net)(image, px)
+    np.testing.assert_allclose(np.linalg.norm(raw, axis=1), 1.0, atol=1e-5)
+    odds = np.exp(16.0 * raw @ vectors.T)
+    wanted = np.sqrt(odds / odds.sum(1, keepdims=True))
+    np.testing.assert_allclose(by_anchors(net, anchors)(image, px), wanted, atol=1e-4)
+    np.testing.assert_allclose(by_anchors(net, anchors, sizes=(SIZE, SIZE))(image, px), wanted, atol=1e-4)
+    centre = np.array([[2.5, 4.5]]) * STRIDE
+    with torch.no_grad():
+        pixel = net(image_batch(torch.from_numpy(image[None]))).descriptor[0, :, 4, 2].numpy()
+    np.testing.assert_allclose(by_network(net)(image, centre)[0], pixel, atol=1e-5)
+
+
 def test_bins_part_all_differences() -> None:
     wanted = {0.0: 0, 29.9: 0, 30.0: 1, -45.0: 1, 60.0: 2, 89.9: 2, 90.0: 3, 180.0: 3}
     assert {degrees: yaw_bin(degrees) for degrees in wanted} == wanted
@@ -105,7 +137,7 @@ def test_bins_part_all_differences() -> None:
 
 def test_bars_judge_the_first_method(pairs: list[ViewPair]) -> None:
     """Cells add up to what was measured; ratios are those of the rows."""
-    report = measure(pairs, {"sift": by_sift(24.0), "patches": by_patches(16)})
+    report = measure(pairs, {"sift": by_sift(24.0)}, {"patches": by_patches(16)})
     for method in ("sift", "patches"):
         assert sum(row.pairs for row in report.rows if row.method == method) == len(pairs)
         assert sum(row.points for row in report.rows if row.method == method) == sum(len(p.first) for p in pairs)
