@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 
+from face import formats
 from face.adapters import from_ict_facekit, is_ict_facekit
 from face.albedo import AlbedoModel
 from face.errors import BadModel
 from face.landmarks import LandmarkTable
 from face.morphable import MorphableModel
+from face.raw_model import RawModel, completed
 from face.transfer import Correspondence, carried_albedo, carried_regions, correspondence
 
 DATA = Path(__file__).parent / "data"
@@ -41,20 +45,26 @@ class ModelInfo:
 
 
 SUPPLIED = (
-    ModelInfo(
-        "ict-facekit",
-        "MIT",
-        0,
-        False,
-        "ICT-FaceKit Light as one .npz that you supply: pass its path",
-        24591,
-        "100 + 55",
-    ),
+    ModelInfo("ict-facekit", "MIT", 0, False, "ICT-FaceKit Light as one .npz that you supply", 24591, "100 + 55"),
+    ModelInfo("gnm", "Apache-2.0", 0, False, "GNM Head 3.0 (.npz) through body-models", 17821, "150 + 100"),
+    ModelInfo("flame", "LicenseRef-FLAME", 0, False, "FLAME (.pkl, .npz) through body-models", 5023, "150 + 101"),
+    ModelInfo("basel-2009", formats.BASEL_LICENCE, 0, False, "01_MorphableModel.mat", 53490, "150 + 0"),
+    ModelInfo("basel-2017", formats.BASEL_LICENCE, 0, False, "an .h5 of 2017 or 2019", 53149, "150 + 100"),
+    ModelInfo("surrey", formats.SURREY_LICENCE, 0, False, "a .bin of the eos library", 3448, "63 + 6"),
 )
 FOLDER = "DFF_MODELS"
 """Environment variable: a folder in which models and albedos that the user supplies are found by name."""
 
-FILES = {"ict": "ict_facekit_light.npz", "ict-facekit": "ict_facekit_light.npz"}
+FILES = {
+    "ict": "ict_facekit_light.npz",
+    "ict-facekit": "ict_facekit_light.npz",
+    "gnm": "gnm_head.npz",
+    "flame": "FLAME_NEUTRAL.pkl",
+    "basel-2009": "01_MorphableModel.mat",
+    "basel-2017": "model2017-1_face12_nomouth.h5",
+    "basel-2019": "model2019_fullHead.h5",
+    "surrey": "sfm_shape_3448.bin",
+}
 """File names in that folder of the models that are known by a name."""
 
 
@@ -87,9 +97,12 @@ def list_models() -> list[ModelInfo]:
 def load_model(name: str = "open-head") -> MorphableModel:
     """A shipped model by name, or a model file by path. The same call returns the same object.
 
-    A path may name a file of this project's format or of other people's (see ``face.adapters``); a name that is no
-    path is looked up in the folder that the environment variable DFF_MODELS names. Raises BadModel, with the file's
-    name, when the file is missing, malformed or of another format.
+    A path may name a file of this project's format or of other people's, told by its kind: ICT-FaceKit, GNM or FLAME
+    (.npz), FLAME (.pkl, which body-models unpickles: only a file that you trust), Basel 2009 (.mat), Basel 2017 and
+    2019 (.h5), Surrey and others of eos (.bin). What such a file lacks is found by registration to the open head,
+    which takes some seconds; landmarks may be given in a file beside it (``landmarks_beside``). A name that is no path
+    is looked up in the folder that the environment variable DFF_MODELS names. Raises BadModel, with the file's name,
+    when the file is missing, malformed or of another format, or the package that reads it is not installed.
     """
     return _loaded_model(path_of(name))
 
@@ -125,15 +138,70 @@ def correspondence_of(model: MorphableModel) -> Correspondence:
 
 @cache
 def _loaded_model(path: Path) -> MorphableModel:
-    arrays = read_arrays(path)
     try:
+        raw = _raw_model(path)
+        if raw is not None:
+            model, found = completed(raw, load_model())
+            _correspondences[id(model)] = model, found
+            return model
+        arrays = read_arrays(path)
         if is_ict_facekit(arrays):
             return _finished(from_ict_facekit(arrays))
         if str(arrays.get("format", "")) != MODEL_FORMAT:
             raise BadModel(f"{path} is not a face model that this version reads")
         return _model(arrays)
-    except (KeyError, ValueError, IndexError) as error:
+    except ImportError as error:
+        raise BadModel(f"{path}: {error}; pip install 'dff[models]'") from error
+    except OSError as error:
+        raise _missing(path, error) from error
+    except (KeyError, ValueError, IndexError, TypeError, AttributeError, struct.error, UnpicklingError) as error:
         raise BadModel(f"{path}: {error}") from error
+
+
+def _raw_model(path: Path) -> RawModel | None:
+    """The bare arrays of a model of other people's that is told by the file's kind; None for the others."""
+    known = landmarks_beside(path)
+    match path.suffix:
+        case ".mat":
+            return formats.basel_2009(path.read_bytes(), known)
+        case ".h5":
+            return formats.basel_h5(path.read_bytes(), known)
+        case ".bin":
+            return formats.eos(path.read_bytes(), known)
+        case ".pkl" | ".npz":
+            kind = "FLAME" if path.suffix == ".pkl" else _kind_in(path)
+            if kind == "FLAME":
+                from body_models.flame.numpy import FLAME
+
+                return formats.from_body_models(FLAME(model_path=path), known)
+            if kind == "GNM":
+                from body_models.gnm.numpy import GNM
+
+                return formats.from_body_models(GNM(model_path=path), known)
+    return None
+
+
+def _kind_in(path: Path) -> str:
+    """FLAME, GNM or nothing, by the names of the arrays in an .npz file, none of which is read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = set(file.files)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise _missing(path, error) from error
+    if {"v_template", "shapedirs", "J_regressor"} <= names:
+        return "FLAME"
+    return "GNM" if {"template_vertex_positions", "vertex_identity_basis"} <= names else ""
+
+
+def landmarks_beside(path: Path) -> dict[str, int]:
+    """The mapping of landmarks to vertices, as eos writes it, in a file beside a model's; {} when there is none.
+
+    It is called like the model with ``.landmarks.txt`` in place of its ending, or ``ibug_to_sfm.txt`` for Surrey.
+    """
+    for beside in (path.with_suffix(".landmarks.txt"), path.with_name("ibug_to_sfm.txt")):
+        if beside.is_file() and (beside.stem != "ibug_to_sfm" or path.suffix == ".bin"):
+            return formats.landmark_table(beside.read_text())
+    return {}
 
 
 def _finished(model: MorphableModel) -> MorphableModel:

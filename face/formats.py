@@ -1,7 +1,8 @@
 """Published files of other people's face models: bytes in, bare arrays out.
 
 Nothing of these models is shipped. Sources of the layouts: the Basel Face Model 2009 (Matlab), 2017 and 2019 (HDF5, the
-format of Statismo), and the eos library (cereal binary archives, in which the Surrey Face Model is published).
+format of Statismo), the eos library (cereal binary archives, in which the Surrey Face Model is published), and the
+package ``body-models``, which reads FLAME and GNM Head.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from face.raw_model import RawModel
 
 BASEL_LICENCE = "LicenseRef-Basel-Face-Model"
 SURREY_LICENCE = "LicenseRef-Surrey-Face-Model"
+BODY_MODELS = {"FLAME": "LicenseRef-FLAME", "GNM": "Apache-2.0"}
+AT_ONCE = 32  # shapes that body-models makes in one call
+JAW_OPEN = 0.35  # radians
 
 BASEL_LANDMARKS = {  # identifiers in the metadata of the HDF5 files
     "center.nose.tip": "nose_tip",
@@ -64,7 +68,8 @@ def basel_2009(data: bytes, landmarks: Mapping[str, int]) -> RawModel:
         template=template,
         identity=_rows(modes),
         expression=np.zeros((0, *template.shape), np.float32),
-        expression_names=(),
+        units=np.zeros((0, *template.shape), np.float32),
+        unit_names=(),
         faces=np.asarray(arrays["tl"], np.int64) - 1,
         landmarks=landmarks,
     )
@@ -93,7 +98,8 @@ def basel_h5(data: bytes, landmarks: Mapping[str, int]) -> RawModel:
         template=mean,
         identity=modes,
         expression=expression,
-        expression_names=(),
+        units=np.zeros((0, *mean.shape), np.float32),
+        unit_names=(),
         faces=faces.T if faces.shape[0] == 3 else faces,
         landmarks={**marks, **landmarks},
     )
@@ -135,13 +141,13 @@ def eos(data: bytes, landmarks: Mapping[str, int]) -> RawModel:
         raise ValueError(f"an eos model of version {version}; 1 to 4 are read")
     mean, modes, faces = read.pca()
     read.pca()  # colour
-    expression, names = np.zeros((0, *mean.shape), np.float32), tuple[str, ...]()
+    expression, units, names = *np.zeros((2, 0, *mean.shape), np.float32), tuple[str, ...]()
     if version >= 2 and not read.number("<?"):
         if read.number("<i") == 0:
             resting, expression, _ = read.pca()
             mean = mean + resting if resting.size else mean
         else:
-            names, expression = read.blendshapes()
+            names, units = read.blendshapes()
     if version >= 3 and not read.number("<?"):
         for _ in range(read.number("<Q")):
             read.text()
@@ -157,7 +163,8 @@ def eos(data: bytes, landmarks: Mapping[str, int]) -> RawModel:
         template=mean,
         identity=modes,
         expression=expression,
-        expression_names=names,
+        units=units,
+        unit_names=names,
         faces=faces.astype(np.int64),
         landmarks=landmarks,
         uv=np.stack([uv[:, 0], 1.0 - uv[:, 1]], axis=1) if len(uv_faces) else None,  # eos counts v downwards
@@ -215,3 +222,39 @@ class _Cereal:
             raise ValueError("the file ends too early")
         self._at += count
         return out
+
+
+def from_body_models(model: Any, landmarks: Mapping[str, int]) -> RawModel:
+    """A head of the package ``body-models`` (FLAME, GNM) in its rest pose, through its public interface only.
+
+    Its shape and expression coefficients are modes; a jaw that turns is a unit of its own.
+    """
+    rest = model.get_rest_pose(batch_dims=(1,))
+    template = np.asarray(model.forward_vertices(**rest), np.float64)[0]
+
+    def moved(key: str, values: Floats) -> Floats:
+        """(N, V, 3) offsets for (N, ...) values of one parameter."""
+        out = []
+        for rows in np.array_split(np.asarray(values, np.float32), max(len(values) // AT_ONCE, 1)):
+            pose = model.get_rest_pose(batch_dims=(len(rows),)) | {key: rows}
+            out.append((np.asarray(model.forward_vertices(**pose), np.float64) - template).astype(np.float32))
+        return np.concatenate(out)
+
+    units, names = np.zeros((0, *template.shape), np.float32), tuple[str, ...]()
+    if "jaw" in model.joint_names:
+        pose = np.array(rest["head_pose"])
+        pose[0, model.joint_names.index("jaw") - 1, 0] = JAW_OPEN  # the root has no control
+        units, names = moved("head_pose", pose), ("jawOpen",)
+    kind = type(model).__name__
+    return RawModel(
+        name=f"{kind.lower()}",
+        licence=BODY_MODELS[kind],
+        provenance=f"{kind} through the package body-models; a file supplied by the user",
+        template=template,
+        identity=moved("shape", np.eye(rest["shape"].shape[-1])),
+        expression=moved("expression", np.eye(rest["expression"].shape[-1])),
+        units=units,
+        unit_names=names,
+        faces=np.asarray(model.faces, np.int64),
+        landmarks=landmarks,
+    )

@@ -23,6 +23,7 @@ from face.transfer import KINDS, SKIN, Correspondence, carried_regions, correspo
 
 UNITS = (1.0, 0.1, 0.01, 1e-3, 1e-6)  # metres, decimetres, centimetres, millimetres, micrometres
 HEIGHT = (0.14, 0.5)  # metres: of a face without its head, and of a head with shoulders
+UNIT_SD = 0.3  # of the activation of a named unit
 FULL_UNIT = 2.0  # standard deviations of an expression mode at activation one
 EXPRESSIONS = 50  # modes that are kept: the rest is far below what a photo shows
 IDENTITIES = 150
@@ -38,8 +39,9 @@ class RawModel:
     provenance: str
     template: Floats  # (V, 3)
     identity: Floats  # (K, V, 3) at one standard deviation
-    expression: Floats  # (E, V, 3): at one standard deviation, or at full activation where there are names
-    expression_names: tuple[str, ...]  # () for the modes of a principal component analysis
+    expression: Floats  # (E, V, 3) modes of a principal component analysis at one standard deviation
+    units: Floats  # (U, V, 3) facial units at full activation
+    unit_names: tuple[str, ...]  # (U,)
     faces: Ints  # (F, 3), any orientation
     landmarks: Mapping[str, int]  # vertices of some of ``face.landmarks.NAMES``
     uv: Floats | None = None  # (T, 2) v up, all in one unit square
@@ -67,7 +69,7 @@ def completed(raw: RawModel, reference: MorphableModel) -> tuple[MorphableModel,
         licence=raw.licence,
         provenance=raw.provenance,
         template=template.astype(np.float32),
-        identity=(np.asarray(raw.identity[:IDENTITIES], np.float64) * unit).astype(np.float32),
+        identity=(strongest(raw.identity, IDENTITIES) * unit).astype(np.float32),
         expression=expression,
         expression_names=names,
         expression_sd=sd,
@@ -173,13 +175,22 @@ def kinds_of(template: Floats, faces: Ints, parts: Ints, reference: MorphableMod
 
 def _units(raw: RawModel, unit: float) -> tuple[Floats, tuple[str, ...], Floats]:
     """Expressions as units of activation 0 to 1: named ones as they are, modes as one unit for each direction."""
-    basis = (np.asarray(raw.expression, np.float64) * unit).astype(np.float32)
-    if raw.expression_names:
-        return basis, raw.expression_names, np.full(len(basis), 0.3)
-    basis = basis[:EXPRESSIONS] * np.float32(FULL_UNIT)
-    both = np.stack([basis, -basis], axis=1).reshape(-1, *basis.shape[1:])
-    names = tuple(f"mode_{m + 1}_{way}" for m in range(len(basis)) for way in ("more", "less"))
-    return both, names, np.full(len(both), 1.0 / FULL_UNIT)
+    modes = strongest(raw.expression, EXPRESSIONS) * np.float32(FULL_UNIT)
+    both = np.stack([modes, -modes], axis=1).reshape(-1, *modes.shape[1:])
+    names = tuple(f"mode_{m + 1}_{way}" for m in range(len(modes)) for way in ("more", "less"))
+    sd = np.concatenate([np.full(len(raw.units), UNIT_SD), np.full(len(both), 1.0 / FULL_UNIT)])
+    basis = np.concatenate([np.asarray(raw.units, np.float64), both]) * unit
+    return basis.astype(np.float32), (*raw.unit_names, *names), sd
+
+
+def strongest(modes: Floats, count: int) -> Floats:
+    """At most ``count`` of the (K, V, 3) modes, those that move most first: not every file sorts them.
+
+    Modes that move nothing are left out.
+    """
+    size = np.sqrt((np.asarray(modes, np.float32) ** 2).sum((1, 2)))
+    order = np.argsort(-size, kind="stable")[:count]
+    return np.asarray(np.asarray(modes, np.float64)[order[size[order] > 1e-6 * size.max(initial=0.0)]])
 
 
 def _uv_of(raw: RawModel, template: Floats, faces: Ints, parts: Ints, kinds: Ints) -> tuple[Floats, Ints]:

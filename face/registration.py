@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from scipy import sparse
 from scipy.interpolate import RBFInterpolator
 from scipy.sparse.linalg import splu
@@ -68,7 +69,7 @@ class Nearest:
 
     def __init__(self, surface: Surface) -> None:
         self.surface = surface
-        corners = surface.vertices[surface.faces]
+        corners = np.asarray(surface.vertices, np.float64)[surface.faces]
         self._corners = corners
         # A tree of centroids misses large triangles: their corners and edge middles stand for them too.
         anchors = [corners.mean(1), *(corners[:, i] for i in range(3))]
@@ -81,38 +82,47 @@ class Nearest:
     def __call__(self, points: Floats) -> tuple[SurfacePoints, Floats]:
         """The closest surface points of (N, 3) points, and (N,) their distances in metres."""
         _, near = self._tree.query(points, k=min(CANDIDATES, self._tree.n))
-        triangle = np.asarray(near).reshape(len(points), -1) % self._count
-        weights, square = _project(points[:, None], self._corners[triangle])
-        best = square.argmin(1)
-        rows = np.arange(len(points))
-        return SurfacePoints(triangle[rows, best], weights[rows, best]), np.sqrt(square[rows, best])
+        candidates = np.asarray(near).reshape(len(points), -1) % self._count
+        triangle, weights, square = _project(np.asarray(points, np.float64), self._corners, candidates)
+        return SurfacePoints(triangle, weights), np.sqrt(square)
 
 
-def _project(points: Floats, corners: Floats) -> tuple[Floats, Floats]:
-    """Barycentrics (..., 3) and squared distances of the points of triangles (..., 3, 3) closest to (..., 3) points."""
-    a, ab, ac = corners[..., 0, :], corners[..., 1, :] - corners[..., 0, :], corners[..., 2, :] - corners[..., 0, :]
-    ap = points - a
-    d00, d01, d11 = (ab * ab).sum(-1), (ab * ac).sum(-1), (ac * ac).sum(-1)
-    d20, d21 = (ap * ab).sum(-1), (ap * ac).sum(-1)
-    area = np.maximum(d00 * d11 - d01 * d01, 1e-24)
-    v, w = (d11 * d20 - d01 * d21) / area, (d00 * d21 - d01 * d20) / area
-    inside = (v >= 0) & (w >= 0) & (v + w <= 1)
-    found = [np.stack([1 - v - w, v, w], axis=-1)]
-    # Outside, the closest point lies on one of the three edges.
-    t = np.clip(d20 / np.maximum(d00, 1e-24), 0, 1)
-    found.append(np.stack([1 - t, t, np.zeros_like(t)], axis=-1))
-    t = np.clip(d21 / np.maximum(d11, 1e-24), 0, 1)
-    found.append(np.stack([1 - t, np.zeros_like(t), t], axis=-1))
-    bc, bp = ac - ab, ap - ab
-    t = np.clip((bp * bc).sum(-1) / np.maximum((bc * bc).sum(-1), 1e-24), 0, 1)
-    found.append(np.stack([np.zeros_like(t), 1 - t, t], axis=-1))
-    weights = np.stack(found)
-    offsets = (weights[..., 1:2] * ab + weights[..., 2:3] * ac) - ap
-    square = (offsets**2).sum(-1)
-    square[0] = np.where(inside, square[0], np.inf)
-    best = square.argmin(0)
-    chosen = np.take_along_axis(weights, best[None, ..., None], 0)[0]
-    return chosen, np.take_along_axis(square, best[None], 0)[0]
+@njit(cache=True)
+def _project(points: Floats, corners: Floats, candidates: Ints) -> tuple[Ints, Floats, Floats]:
+    """Of (N, K) candidate triangles (F, 3, 3) the one nearest to each of (N, 3) points.
+
+    Returned are its number, the barycentrics (N, 3) of the closest point on it, and (N,) its squared distance.
+    """
+    number = np.empty(len(points), np.int64)
+    weights = np.empty((len(points), 3))
+    square = np.full(len(points), np.inf)
+    for i in range(len(points)):
+        for triangle in candidates[i]:
+            a, b, c = corners[triangle, 0], corners[triangle, 1], corners[triangle, 2]
+            d00 = d01 = d11 = d20 = d21 = d22 = 0.0  # products of b - a, c - a and the point - a
+            for k in range(3):
+                ab, ac, ap = b[k] - a[k], c[k] - a[k], points[i, k] - a[k]
+                d00, d01, d11 = d00 + ab * ab, d01 + ab * ac, d11 + ac * ac
+                d20, d21, d22 = d20 + ap * ab, d21 + ap * ac, d22 + ap * ap
+            area = max(d00 * d11 - d01 * d01, 1e-24)
+            v, w = (d11 * d20 - d01 * d21) / area, (d00 * d21 - d01 * d20) / area
+            t = min(max((d21 - d20 - d01 + d00) / max(d00 - 2.0 * d01 + d11, 1e-24), 0.0), 1.0)
+            tries = (
+                (v, w),
+                (min(max(d20 / max(d00, 1e-24), 0.0), 1.0), 0.0),
+                (0.0, min(max(d21 / max(d11, 1e-24), 0.0), 1.0)),
+                (1.0 - t, t),
+            )
+            inside = v >= 0 and w >= 0 and v + w <= 1
+            for edge in range(4):
+                if inside != (edge == 0):  # outside, the closest point lies on one of the three edges
+                    continue
+                v, w = tries[edge]
+                distance = max(v * v * d00 + w * w * d11 + 2 * (v * w * d01 - v * d20 - w * d21) + d22, 0.0)
+                if distance < square[i]:
+                    square[i], number[i] = distance, triangle
+                    weights[i, 0], weights[i, 1], weights[i, 2] = 1.0 - v - w, v, w
+    return number, weights, square
 
 
 def align(moving: Floats, fixed: Surface, *, scaled: bool = True, start: Similarity | None = None) -> Similarity:

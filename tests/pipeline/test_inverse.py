@@ -46,13 +46,15 @@ class Truth:
     vertices_px: Floats  # (V, 2)
 
 
-def made(model: MorphableModel, albedo: AlbedoModel, yaw: float, seed: int, noise: float = 0.6) -> Truth:
+def made(
+    model: MorphableModel, albedo: AlbedoModel, yaw: float, seed: int, noise: float = 0.6, identities: int = 40
+) -> Truth:
     """A face of the model on a noisy wall, with landmarks as an annotator of 300-W would set them."""
     rng = np.random.default_rng(seed)
     expression = np.zeros(len(model.expression))
     expression[rng.choice(len(expression), 4, replace=False)] = 0.4
     expression *= np.asarray(model.expression_sd) > 0
-    coefficients = Coefficients(rng.normal(size=40) * 0.7, expression)
+    coefficients = Coefficients(rng.normal(size=identities) * 0.7, expression)
     pose = Rigid(rotation_from_angles(yaw, rng.uniform(-8, 8), rng.uniform(-12, 12)), np.array([0.0, 0.0, 1.0]))
     vertices = pose.apply(model.vertices(coefficients))
     middle = vertices[model.landmarks.vertex][:, :2].mean(0)
