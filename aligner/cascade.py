@@ -99,6 +99,9 @@ class Cascade:
     stages: tuple[Stage, ...]
     anchors: str  # ``fingerprint`` of the anchors that it was learned with
     card: dict[str, Any]  # provenance
+    calibration: Calibration | None = (
+        None  # what evidence for its fits is worth; None: as for votes, though fits differ
+    )
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or not self.stages or self.points.ndim != 1 or (self.points < 0).any():
@@ -249,8 +252,12 @@ class CascadeAligner(Aligner):
         card: dict[str, Any] | None = None,
         calibration: Calibration | None = None,
     ) -> None:
-        """Raises ValueError when the cascade was learned with other anchors, or looks at points that they lack."""
-        super().__init__(net, anchors, model, finder=finder, config=config, card=card, calibration=calibration)
+        """``calibration`` counts where the cascade has none.
+
+        Raises ValueError when the cascade was learned with other anchors, or looks at points that they lack.
+        """
+        worth = cascade.calibration or calibration
+        super().__init__(net, anchors, model, finder=finder, config=config, card=card, calibration=worth)
         if cascade.anchors != fingerprint(anchors):
             raise ValueError("the cascade was learned with other weights")
         if cascade.points.max() >= 68 + len(anchors.vertex) or cascade.modes > len(self.rig.modes):
@@ -329,6 +336,8 @@ def save_cascade(path: Path | str, cascade: Cascade) -> None:
         arrays[f"{number}.weight"] = stage.weight.astype(np.float16)
         arrays[f"{number}.offset"] = stage.offset.astype(np.float32)
     about = {name: getattr(cascade, name) for name in ("kind", "extent", "anchors", "card")}
+    if cascade.calibration is not None:
+        about["calibration"] = cascade.calibration.to_json()
     cascade_file.write(path, arrays, {**about, "stages": len(cascade.stages)})
 
 
@@ -356,6 +365,7 @@ def load_cascade(path: Path | str) -> Cascade:
             stages,
             str(about["anchors"]),
             dict(about["card"]),
+            Calibration.from_json(about["calibration"]) if "calibration" in about else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadWeights(f"{path} is not a usable cascade: {error!r}") from error

@@ -15,11 +15,12 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from aligner.align import AlignConfig, Aligner
-from aligner.calibrate import missed
+from aligner.calibrate import calibrate, missed
 from aligner.cascade import (
     TURNS,
     WIDEST,
     Cascade,
+    CascadeAligner,
     Kind,
     Stage,
     change_between,
@@ -61,6 +62,7 @@ class Recipe:
     modes: int = 30  # latent coefficients that are fitted
     extent: float = 24.0  # crop pixels that a SIFT descriptor covers
     components: int = 64  # principal components of SIFT descriptors that are kept
+    calibration: int = 320  # views of held-out identities that calibrate its confidence; 0: none
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -231,7 +233,7 @@ def train_cascade(
     """A cascade for the weights of an aligner, learned on a dataset's training identities and chosen on the held out.
 
     Its card says where it comes from and what every stage reached. Raises BadDataset for a dataset without one of the
-    two, or of another face model.
+    two, or of another face model; ValueError when too few faces come out well or badly to calibrate it.
     """
     views = views_of(dataset, aligner.rig, "train", recipe.views)
     held_out = views_of(dataset, aligner.rig, "dev", recipe.held_out)
@@ -251,7 +253,18 @@ def train_cascade(
         "recipe": asdict(recipe),
         "weights": {name: aligner.card.get(name) for name in ("dataset", "steps")},
     }
-    return replace(cascade, card=card)
+    cascade = replace(cascade, card=card)
+    return calibrated(aligner, cascade, dataset, recipe.calibration) if recipe.calibration else cascade
+
+
+def calibrated(aligner: Aligner, cascade: Cascade, dataset: Dataset, views: int) -> Cascade:
+    """The cascade with a calibration of its own, and what it is worth in its card.
+
+    Fits of a cascade agree less with single pixels than fits to their votes do, whether they are right or wrong.
+    """
+    fitted = CascadeAligner(aligner.net, aligner.anchors, aligner.model, cascade=cascade, config=aligner.config)
+    calibration, (trust,) = calibrate(fitted, dataset, views=views)
+    return replace(cascade, calibration=calibration, card={**cascade.card, "trust": trust.to_json()})
 
 
 def _enter(rig: Rig, config: AlignConfig, views: Views, rng: np.random.Generator) -> Pupils:

@@ -494,6 +494,7 @@ def train_cascade(
     views: Annotated[int, typer.Option(help="Views of training identities to learn from.", min=32)] = 4000,
     held_out: Annotated[int, typer.Option(help="Views of held-out identities that choose the penalty.", min=8)] = 400,
     stages: Annotated[int, typer.Option(help="Regressors in a row.", min=1)] = 3,
+    calibrate: Annotated[int, typer.Option(help="Held-out views that calibrate its confidence; 0: none.", min=0)] = 320,
     weights: WeightsOption = None,
     endpoint_url: Endpoint = None,
 ) -> None:
@@ -507,7 +508,7 @@ def train_cascade(
     from aligner.cascade_training import train_cascade as train
     from infra.dataset import open_dataset
 
-    recipe = Recipe(kind=features, views=views, held_out=held_out, stages=stages)
+    recipe = Recipe(kind=features, views=views, held_out=held_out, stages=stages, calibration=calibrate)
     found = train(
         load_aligner(weights),
         open_dataset(dataset, endpoint_url=endpoint_url),

@@ -36,6 +36,7 @@ from aligner.cascade_training import (
     true_states,
     views_of,
 )
+from aligner.confidence import DEFAULT
 from aligner.finder import Sighting
 from face.arrays import Floats, Ints
 from face.camera import Box
@@ -214,7 +215,7 @@ def test_stages_on_sift_lower_the_error_on_people_held_out(
     oracle_aligner: Aligner, views: Dataset, tmp_path: Path
 ) -> None:
     assert not set(views.columns(0, ["split"])["split"]) - {"train", "dev"}
-    recipe = Recipe(kind="sift", views=100, held_out=20, stages=2, points=68, modes=4, components=32)
+    recipe = Recipe(kind="sift", views=100, held_out=20, stages=2, points=68, modes=4, components=32, calibration=0)
     reached: list[float] = []
     cascade = train_cascade(oracle_aligner, views, recipe, watch=lambda at: reached.append(at.held_out))
     assert reached[0] < 0.15, reached
@@ -256,7 +257,7 @@ def toy_cascade(aligner: Aligner) -> Cascade:
 
     stages = (Stage(half(70, 32), half(1, 2240, 10), half(1, 10)), Stage(half(70, 32), half(3, 2240, 10), half(3, 10)))
     card = {"data_licences": ["CC0-1.0"]}
-    return Cascade("dff", np.arange(70), 24.0, None, stages, fingerprint(aligner.anchors), card)
+    return Cascade("dff", np.arange(70), 24.0, None, stages, fingerprint(aligner.anchors), card, DEFAULT)
 
 
 def test_a_file_gives_back_the_cascade_and_the_same_bytes(oracle_aligner: Aligner, tmp_path: Path) -> None:
@@ -265,6 +266,8 @@ def test_a_file_gives_back_the_cascade_and_the_same_bytes(oracle_aligner: Aligne
     found = load_cascade(tmp_path / "a")
     assert (found.kind, found.extent, found.components, found.card) == ("dff", 24.0, None, cascade.card)
     assert found.modes == 4
+    assert found.calibration is not None
+    assert found.calibration.to_json() == DEFAULT.to_json()
     np.testing.assert_array_equal(found.points, cascade.points)
     for a, b in zip(found.stages, cascade.stages, strict=True):
         for part in ("mean", "weight", "offset"):
@@ -305,6 +308,7 @@ def test_bad_files_are_refused_by_name(oracle_aligner: Aligner, tmp_path: Path) 
         ({}, {"kind": "sift"}, "components"),
         ({}, {"stages": "many"}, "many"),
         ({}, {"extent": -1.0}, "extent"),
+        ({}, {"calibration": {"evidence": []}}, "other evidence"),
     ]
     for parts, words, says in wrong:
         mixed = {name: part for name, part in {**arrays, **parts}.items() if part is not None}
