@@ -81,7 +81,7 @@ def sample_look(skin: Floats, hair: Floats, *, rng: np.random.Generator, feminin
         hair=_colour(dark),
         brow=float(np.clip(thick, *BROW)),
         brow_share=float(rng.uniform(0.35, 0.9)),
-        scalp=float(rng.uniform(0.75, 1.0) if hairy else rng.choice([0.05, 0.15, 0.45, 0.75])),
+        scalp=float(rng.uniform(0.75, 1.0) if hairy else rng.choice([0.0, 0.10, 0.25, 0.5])),
         hair_on_head=_colour(hair),
         lips=_colour(lips),
         blush=float(rng.uniform(0.0, 0.10) * (1.6 if made_up else 1.0)),
@@ -98,8 +98,9 @@ def _colour(values: Floats) -> Colour:
     return r, g, b
 
 
-FIELDS = ("skin", "jaw", "lip", "chin", "lips", "scalp", "blush", "freckled", "brow", "outer", "iris")
-"""What is known of a texel: weights in 0..1 (jaw: beard of cheeks, jaw and throat; lip: moustache; chin: goatee);
+FIELDS = ("skin", "jaw", "lip", "chin", "lips", "scalp", "crown", "blush", "freckled", "brow", "outer", "iris")
+"""What is known of a texel: weights in 0..1 (jaw: beard of cheeks, jaw and throat; lip: moustache; chin: goatee;
+crown: how thick cropped hair stands on the scalp, thinner towards its edge);
 metres from the middle line of the nearer brow (far away: 1), and 0..1 along it from inside out; metres from an iris's
 centre (1: not the front of an eye)."""
 
@@ -110,6 +111,7 @@ class Places:
 
     places: Texels  # (N, 3) metres, template
     cheeks: Ints  # texels of skin that shows neither hair, beard nor red
+    forehead: Ints  # texels of skin below the hairline
     bearded: Ints  # texels where a beard is thick
     hairy: Ints  # some texels of the scalp
     table: Texels  # (N, len(FIELDS)) by the names of FIELDS
@@ -175,6 +177,12 @@ def _find(atlas: Atlas) -> Places:
     blush = blush * _step(p[:, 2], ear[2] + 0.01, eye[2])
     freckled = np.exp(-(((y - nose[1] - 0.012) / 0.020) ** 2)) * _step(p[:, 2], ear[2] + 0.01, eye[2] + 0.005)
     cheeks = (region == "face") & (side > 0.4 * eye[0]) & (side < 1.2 * eye[0]) & (y < eye[1] - 0.018) & (y > nose[1])
+    high = (region == "face") & (side < eye[0]) & (y > marks[17:27, 1].max() + 0.014)
+    crown = np.zeros(len(model.template))
+    crown[atlas.vertices_of("scalp")] = 1.0
+    for _ in range(2):
+        crown = atlas.smoother.solve(crown)
+    hairline = atlas.points.of(crown[:, None], model.faces)[:, 0]  # 0.5 at the edge of the scalp
     distance, outer = _to_brows(p, marks, np.isin(region, ["face", "brows"]))
     fields = {
         "skin": skin,
@@ -182,7 +190,8 @@ def _find(atlas: Atlas) -> Places:
         "lip": lip * bald,
         "chin": chin * bald,
         "lips": lips,
-        "scalp": np.where(region == "scalp", within("scalp"), 0.0),
+        "scalp": np.where(region == "scalp", within("scalp"), _step(hairline, 0.02, 0.20) * np.isin(region, ["face", "ears"])),
+        "crown": _step(hairline, 0.5, 0.97) * (region == "scalp"),
         "blush": blush,
         "freckled": freckled * (region == "face"),
         "brow": distance,
@@ -192,8 +201,9 @@ def _find(atlas: Atlas) -> Places:
     return Places(
         places=p.astype(np.float32),
         cheeks=np.flatnonzero(cheeks)[::3],
+        forehead=np.flatnonzero(high)[::3],
         bearded=np.flatnonzero(np.maximum(jaw, lip) * bald > 0.5)[::7],
-        hairy=np.flatnonzero(fields["scalp"] > 0.0)[::11],
+        hairy=np.flatnonzero(fields["scalp"] > 0.9)[::11],
         table=np.ascontiguousarray(np.stack([fields[name] for name in FIELDS], axis=1), dtype=np.float32),
     )
 
@@ -263,13 +273,14 @@ def painted(values: Floats, look: Look, atlas: Atlas) -> Texels:
     scalp = base[at.hairy].mean(1) if len(at.hairy) else np.full(1, 0.2)
     dark = float(np.percentile(scalp, 20))
     shaved = cheek * np.array([0.97, 0.955, 0.955])
+    forehead = np.median(base[at.forehead], axis=0) if len(at.forehead) else cheek
     # Rows of colours, in the order in which ``_paint`` unpacks them.
     hair = np.array(look.hair)
     under_skin = hair * 0.6 + np.array([0.16, 0.17, 0.19])  # it looks blue-grey
     colours = [
         np.array(look.tint) * natural(cheek) / np.maximum(cheek, 0.02), shaved, shaved / np.maximum(usual, 0.02),
         np.array(look.lips), under_skin if look.beard == "shadow" else hair, hair, np.array(look.hair_on_head), cheek,
-        np.array(look.iris),
+        np.array(look.iris), forehead,
     ]  # fmt: skip
     thick = look.beard in ("full", "goatee", "moustache")
     numbers = [
@@ -315,11 +326,11 @@ def _ramp(x, low, high):  # type: ignore[no-untyped-def]
 def _paint(values, table, texel, shift, noises, colours, numbers, where, out):  # type: ignore[no-untyped-def]
     """Fill (N, 3) ``out``; rows of ``table`` as FIELDS, the other tables as ``painted`` makes them."""
     size = noises.shape[1]
-    tint, shaved, shaving, lips, beard, brows, hair, cheek, iris = colours
+    tint, shaved, shaving, lips, beard, brows, hair, cheek, iris, forehead = colours
     grain, blush, freckles, beard_share, thick, brow, brow_share, scalp, contrast, middle, pupil = numbers
     c = np.empty(3, dtype=np.float32)
     for n in range(len(values)):
-        skin, jaw, lip, chin, on_lips, on_scalp, on_blush, freckled, from_brow, along, from_iris = table[n]
+        skin, jaw, lip, chin, on_lips, on_scalp, crown, on_blush, freckled, from_brow, along, from_iris = table[n]
         y, x = (texel[n] // size + shift[0]) % size, (texel[n] % size + shift[1]) % size
         pores, stubble, blotches = noises[0, y, x], noises[1, y, x], noises[2, y, x]
         for k in range(3):
@@ -346,7 +357,7 @@ def _paint(values, table, texel, shift, noises, colours, numbers, where, out):  
             hairs = noises[5, y, x] if thick > 0 else stubble
             share = min(max(beard_share * grows * (1.0 + (0.12 if thick > 0 else 0.35) * hairs), 0.0), 0.95)
             if thick > 0:
-                share *= _ramp(np.float32(grows + 0.06 * hairs), np.float32(0.05), np.float32(0.9))
+                share *= _ramp(np.float32(grows + 0.16 * hairs), np.float32(0.12), np.float32(0.95))
             for k in range(3):
                 c[k] += share * (beard[k] * (1.0 + 0.25 * hairs) - c[k])
         if from_brow < 0.016:
@@ -364,9 +375,12 @@ def _paint(values, table, texel, shift, noises, colours, numbers, where, out):  
         if on_scalp > 0:
             hairy = min(max((cheek[0] + cheek[1] + cheek[2]) / 3.0 - own, 0.0) / contrast, 1.0)
             strand = min(max(own / middle, 0.6), 1.6)
+            cropped = hairy * min(scalp * crown * (1.0 + 0.35 * stubble), 1.0)
+            bare = max(1.0 - 5.0 * hairy, 0.0)  # what is darker than skin there is the albedo model's own hair
             for k in range(3):
-                under = cheek[k] * tint[k]
-                c[k] = under + hairy * scalp * (hair[k] * strand - under) + (1.0 - hairy) * (c[k] - under)
+                under = forehead[k] * tint[k] * (1.0 + grain * pores)
+                shown = under + cropped * (hair[k] * strand - under) + bare * (c[k] - under)
+                c[k] += on_scalp * (shown - c[k])
         if from_iris < 1.0:
             r = from_iris / IRIS
             share = 1.0 - _ramp(np.float32(r), np.float32(0.94), np.float32(1.08))
