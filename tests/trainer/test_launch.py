@@ -1,59 +1,118 @@
-"""Training on a real local Ray: two workers do what one process does, tracked and registered."""
+"""Training on a real local Ray: two workers do what one process does, and go on after one of them was killed."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+import signal
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
+import trainer.worker
 from face.descriptor import NetConfig
 from face.morphable import MorphableModel
 from infra import tracking, weights
 from infra.dataset import Dataset
+from trainer import launch
 from trainer.config import TrainConfig
-from trainer.launch import ALIAS, REGISTERED_NAME, fit
+from trainer.launch import ALIAS, REGISTERED_NAME, Launched, fit
 from trainer.train import Figures, Watch, train
 
 CONFIG = TrainConfig(
-    steps=4, batch=16, views=4, pixels=64, size=64, anchors=120, warmup=2, loaders=0, log_every=1, eval_every=4,
+    steps=6, batch=16, views=4, pixels=64, size=64, anchors=120, warmup=2, loaders=0, log_every=1, eval_every=6,
     checkpoint_every=2, dev_pairs=4, learning_rate=1e-3, net=NetConfig(dims=8, widths=(8, 16), depths=(1, 1)),
 )  # fmt: skip
+ARGUMENTS: dict[str, Any] = {"config": CONFIG, "name": "run", "workers": 2, "cpus_per_worker": 1}
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run of two workers that nothing happened to."""
+
+    storage: Path
+    out: Path
+    launched: Launched
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    storage = tmp_path_factory.mktemp("ray")
+    out = storage / "two.safetensors"
+    return Undisturbed(storage, out, fit(dataset.storage.uri, out, storage=storage, **ARGUMENTS))
+
+
+def losses(storage: Path, run_id: str) -> list[tuple[int, float]]:
+    """(step, loss) as MLflow has them, in the order of recording."""
+    history = MlflowClient(tracking.local_uri(storage)).get_metric_history(run_id, "loss")
+    return [(point.step, point.value) for point in sorted(history, key=lambda point: point.timestamp)]
 
 
 @pytest.mark.ray
-def test_two_workers_train_as_one_process_does(dataset: Dataset, open_head: MorphableModel, tmp_path: Path) -> None:
+def test_two_workers_train_as_one_process_does(
+    dataset: Dataset, open_head: MorphableModel, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     alone: dict[int, Figures] = {}
-    one = train(
-        dataset,
-        tmp_path / "one.safetensors",
-        config=CONFIG,
-        model=open_head,
-        watch=Watch(step=lambda step, figures: alone.update({step: figures})),
-    )
-    storage = tmp_path / "ray"
-    out = tmp_path / "two.safetensors"
-    arguments = {"name": "run", "storage": storage, "workers": 2, "cpus_per_worker": 1}
-    two = fit(dataset.storage.uri, out, config=CONFIG, **arguments)  # type: ignore[arg-type]
-
-    client = MlflowClient(tracking.local_uri(storage))
-    history = client.get_metric_history(two.run_id, "loss")
-    assert [point.step for point in history] == [1, 2, 3, 4]
-    for point in history:
-        assert point.value == pytest.approx(alone[point.step]["loss"], rel=2e-4), f"step {point.step}"
+    watch = Watch(step=lambda step, figures: alone.update({step: figures}))
+    one = train(dataset, tmp_path / "one.safetensors", config=CONFIG, model=open_head, watch=watch)
+    two = undisturbed.launched
+    curve = losses(undisturbed.storage, two.run_id)
+    assert [step for step, _ in curve] == [1, 2, 3, 4, 5, 6]
+    for step, loss in curve:
+        assert loss == pytest.approx(alone[step]["loss"], rel=2e-4), f"step {step}"
     assert two.dev["vote_mm_median"] == pytest.approx(one.dev["vote_mm_median"], rel=0.02)
 
+    client = MlflowClient(tracking.local_uri(undisturbed.storage))
     run = client.get_run(two.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["net.dims"] == "8"
-    assert [f.path for f in client.list_artifacts(two.run_id, "pictures")] == ["pictures/match-0000004.png"]
+    assert run.data.metrics["dev_vote_mm_median"] == pytest.approx(two.dev["vote_mm_median"])
+    assert [f.path for f in client.list_artifacts(two.run_id, "pictures")] == ["pictures/match-0000006.png"]
     version = client.get_model_version_by_alias(REGISTERED_NAME, ALIAS)
     assert (version.run_id, version.version) == (two.run_id, two.version)
-    assert weights.load(out, model=open_head).card["steps"] == 4
+    assert weights.load(undisturbed.out, model=open_head).card["steps"] == 6
 
     with pytest.raises(ValueError, match="holds an earlier run"):
-        fit(dataset.storage.uri, out, config=CONFIG, **arguments)  # type: ignore[arg-type]
+        fit(dataset.storage.uri, undisturbed.out, storage=undisturbed.storage, **ARGUMENTS)
+
+
+@pytest.mark.ray
+def test_a_killed_worker_changes_nothing(
+    dataset: Dataset, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1 is killed in the middle of an epoch, a step after a checkpoint: the steps from there are done again."""
+    killed = tmp_path / "killed"
+
+    def worker_that_is_killed(values: dict[str, Any]) -> None:
+        whole = trainer.worker.run
+
+        def run(*arguments: Any, rank: int, watch: Watch, **options: Any) -> dict[str, float]:
+            def step(number: int, figures: Figures) -> None:
+                watch.step(number, figures)
+                if rank == 1 and number == 3 and not killed.exists():
+                    time.sleep(3.0)  # Ray asks for reported checkpoints about once a second
+                    killed.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            return whole(*arguments, rank=rank, watch=replace(watch, step=step), **options)
+
+        trainer.worker.run = run
+        trainer.worker.train_worker(values)
+
+    monkeypatch.setattr(launch, "train_worker", worker_that_is_killed)
+    storage, out = tmp_path / "ray", tmp_path / "killed.safetensors"
+    launched = fit(dataset.storage.uri, out, storage=storage, **ARGUMENTS)
+    assert killed.exists()
+    wanted = losses(undisturbed.storage, undisturbed.launched.run_id)
+    assert losses(storage, launched.run_id) == wanted[:3] + wanted[2:], "steps 1 and 2 are not done again"
+    first, second = weights.load(undisturbed.out), weights.load(out)
+    assert torch.equal(*(torch.from_numpy(w.anchors.descriptor) for w in (first, second)))
+    there = second.net.state_dict()
+    assert all(torch.equal(value, there[name]) for name, value in first.net.state_dict().items())
 
 
 def test_a_batch_that_does_not_split_is_refused_before_ray_starts(tmp_path: Path) -> None:
