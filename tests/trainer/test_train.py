@@ -18,6 +18,7 @@ from infra import weights
 from infra.dataset import Dataset
 from infra.shards import ViewRow
 from trainer.config import TrainConfig
+from trainer.crops import Chart
 from trainer.store import Store, write_store
 from trainer.train import (
     CHECKPOINT,
@@ -27,6 +28,7 @@ from trainer.train import (
     learning_rate,
     load_checkpoint,
     new_state,
+    run,
     save_checkpoint,
     train,
 )
@@ -118,6 +120,42 @@ def test_training_learns_and_says_so(dataset: Dataset, open_head: MorphableModel
     assert made.card["data_licences"] == [open_head.licence]
     assert made.card["dataset"] == dataset.manifest.fingerprint
     assert made.card["dev"] == trained.dev
+
+
+def test_mixed_precision_and_compilation_train_the_same_thing(
+    store: Store, chart: Chart, open_head: MorphableModel
+) -> None:
+    """bfloat16 has three digits, compiled code other sums; weights and what is saved of them stay float32."""
+    base = replace(TINY, steps=3, net=NetConfig(dims=8, widths=(8,), depths=(0,)))
+    ends: dict[str, tuple[float, State]] = {}
+    for name, config in {
+        "plain": base, "mixed": replace(base, mixed=True), "compiled": replace(base, compiled=True)
+    }.items():  # fmt: skip
+        losses: list[float] = []
+        state = new_state(open_head, config, torch.device("cpu"))
+        watch = Watch(step=lambda step, figures, losses=losses: losses.append(figures["loss"]))
+        run(state, store, chart, config, watch=watch)
+        ends[name] = losses[-1], state
+    wanted, plain = ends["plain"]
+    assert ends["mixed"][0] == pytest.approx(wanted, rel=0.02)
+    assert ends["compiled"][0] == pytest.approx(wanted, rel=1e-4)
+    for _, state in ends.values():
+        there = numbers_of(state)
+        assert there.keys() == numbers_of(plain).keys()
+        assert all(value.dtype == torch.float32 for name, value in there.items())
+    assert ends["mixed"][0] != wanted
+
+
+def test_a_checkpoint_from_before_a_field_was_there_goes_on(open_head: MorphableModel, tmp_path: Path) -> None:
+    state = new_state(open_head, TINY, torch.device("cpu"))
+    path = tmp_path / CHECKPOINT
+    save_checkpoint(path, state, TINY)
+    content = torch.load(path, weights_only=True)
+    del content["config"]["mixed"], content["config"]["weights"]["pairs"]
+    torch.save(content, path)
+    load_checkpoint(path, state, TINY)
+    with pytest.raises(ValueError, match="mixed False -> True"):
+        load_checkpoint(path, state, replace(TINY, mixed=True))
 
 
 def test_a_run_starts_from_weights_and_keeps_their_terms(
