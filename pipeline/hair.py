@@ -22,6 +22,7 @@ LOCKS, LOCK_LEVELS = 24, 8
 FRINGE_COLUMNS, FRINGE_LEVELS, FRINGE_LOCKS = 13, 6, 11
 TILE = 0.10  # metres that the strand pattern covers across
 TEMPLE = 0.95  # radians from the front at which the hairline of the sides begins
+RAGGED = 0.11  # deviation of the ends of long hair, in lengths of its strands
 TIES = ("", "tail", "bun", "plaits")
 
 Colour = tuple[float, float, float]
@@ -193,7 +194,9 @@ def _sheet(hair: Hair, curve: Curve, side: float, rng: np.random.Generator) -> P
     # The first column lies under the skin, so that the edge has thickness; the sides overlap at the back.
     u = np.concatenate([[0.0], np.linspace(0.0, 1.04, COLUMNS)])
     t = np.linspace(0.0, 1.0, LEVELS)
-    ends = 1.0 - np.abs(rng.normal(0.0, 0.05, len(u)))
+    # Nothing is cut along a ruler: what falls ends unevenly, in points that the locks lengthen.
+    ragged = RAGGED if hair.length > 0 and not hair.tie else 0.05
+    ends = 1.0 - np.abs(rng.normal(0.0, ragged, len(u))) - 0.35 * ragged * (np.arange(len(u)) % 2)
     uu, tt = np.broadcast_to(u, (LEVELS, len(u))), t[:, None] * ends
     extra = np.zeros_like(uu)
     extra[:, 0] = -0.35 * hair.volume - 0.003
@@ -210,7 +213,9 @@ def _locks(hair: Hair, curve: Curve, side: float, rng: np.random.Generator) -> P
     count = LOCKS
     middle = rng.uniform(0.02, 1.0, count)[:, None]
     first = rng.uniform(0.0, 0.45, count)[:, None]
-    last = np.minimum(first + rng.uniform(0.45, 0.9, count)[:, None], 1.0 + rng.uniform(-0.02, 0.06, count)[:, None])
+    loose = 0.06 if hair.length > 0 and not hair.tie else 0.0
+    tips = 1.0 + rng.uniform(-0.02 - loose, 0.06 + 0.5 * loose, count)[:, None]
+    last = np.minimum(first + rng.uniform(0.45, 0.9, count)[:, None] + 2.0 * loose, tips)
     share = np.linspace(0.0, 1.0, LOCK_LEVELS)[None]
     t = first + (last - first) * share
     drift = rng.normal(0.0, 0.025, count)[:, None] * share

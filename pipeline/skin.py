@@ -183,6 +183,7 @@ def _find(atlas: Atlas) -> Places:
     for _ in range(2):
         crown = atlas.smoother.solve(crown)
     hairline = atlas.points.of(crown[:, None], model.faces)[:, 0]  # 0.5 at the edge of the scalp
+    around = _step(hairline, 0.02, 0.20) * np.isin(region, ["face", "ears"])
     distance, outer = _to_brows(p, marks, np.isin(region, ["face", "brows"]))
     fields = {
         "skin": skin,
@@ -190,7 +191,7 @@ def _find(atlas: Atlas) -> Places:
         "lip": lip * bald,
         "chin": chin * bald,
         "lips": lips,
-        "scalp": np.where(region == "scalp", within("scalp"), _step(hairline, 0.02, 0.20) * np.isin(region, ["face", "ears"])),
+        "scalp": np.where(region == "scalp", within("scalp"), around),
         "crown": _step(hairline, 0.5, 0.97) * (region == "scalp"),
         "blush": blush,
         "freckled": freckled * (region == "face"),
