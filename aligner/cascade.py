@@ -6,7 +6,7 @@ is the Deep Face Feature or, as the foil, SIFT at the same points of the same cr
 Liu, "Deep Face Feature for Face Alignment" (arXiv 1708.02721); cascades on SIFT: Xiong and De la Torre 2013.
 
 The *change* of B faces is (B, 6 + P) in the axes of their crops: log scale, rotation vector on the left, motion of the
-centre as a fraction of the face's unit, the first P latent coefficients. From the second stage on there are three maps,
+centre as a fraction of the face's unit, latent coefficients. From the second stage on there are three maps,
 of which the yaw so far chooses: a single one would have to average over what turns out of sight.
 """
 
@@ -35,6 +35,7 @@ from aligner.loop import (
     Rig,
     crops_of_boxes,
     crops_of_state,
+    rig_of,
     sane,
     state_in_boxes,
     visibility,
@@ -94,6 +95,7 @@ class Cascade:
 
     kind: Kind
     points: Ints  # (M,) rows of the rig's landmarks and, counted on from them, its anchors
+    directions: Floats  # (P, K + E) float32 the rig's latent directions: another machine might choose others
     extent: float  # crop pixels that a SIFT descriptor covers; the network knows its own
     components: Floats | None  # (128, D) float32 of SIFT descriptors; None for DFF
     stages: tuple[Stage, ...]
@@ -108,16 +110,15 @@ class Cascade:
             raise ValueError(f"a cascade of kind {self.kind!r} with {len(self.stages)} stages, points {self.points}")
         if (self.components is None) != (self.kind == "dff") or not 1 <= self.extent <= 256:
             raise ValueError(f"a cascade of kind {self.kind!r} with extent {self.extent} and the other's components")
+        if self.directions.ndim != 2 or not np.isfinite(self.directions).all():
+            raise ValueError(f"a cascade with directions {self.directions.shape}, or not finite")
         shapes = {(stage.mean.shape, stage.offset.shape[1]) for stage in self.stages}
         if len(shapes) != 1 or len(self.stages[0].mean) != len(self.points):
             raise ValueError(f"stages of {sorted(shapes)} for {len(self.points)} points")
+        if self.stages[0].offset.shape[1] != POSE + len(self.directions):
+            raise ValueError(f"stages of {sorted(shapes)} for {len(self.directions)} directions")
         if self.components is not None and self.components.shape != (128, self.stages[0].mean.shape[1]):
             raise ValueError(f"components {self.components.shape} for means {self.stages[0].mean.shape}")
-
-    @property
-    def modes(self) -> int:
-        """P."""
-        return self.stages[0].offset.shape[1] - POSE
 
 
 def fingerprint(anchors: Anchors) -> str:
@@ -131,16 +132,24 @@ def turn_of(yaw: Floats) -> Ints:
     return np.searchsorted(TURNS, yaw, side="right")
 
 
-def describe(
-    net: Network, kind: Kind, pixels: Bytes, places: Floats, *, extent: float, components: Floats | None
-) -> Floats:
-    """(B, M, D) float32 descriptors at (B, M, 2) ``places`` of (B, S, S, 3) crops; the last two are SIFT's alone."""
-    if kind == "dff":
-        with torch.inference_mode():
-            maps = net(image_batch(torch.from_numpy(pixels))).descriptor.float()
-        grid = torch.from_numpy((2 * places / pixels.shape[1] - 1).astype(np.float32))[:, None]
-        found = functional.grid_sample(maps, grid, align_corners=False, padding_mode="border")
-        return np.ascontiguousarray(found[:, :, 0].permute(0, 2, 1).numpy())
+def points_of(rig: Rig, points: Ints, state: FaceState) -> Floats:
+    """(B, M, 3) metres in the head frame: where a cascade's points lie on B faces."""
+    mean = np.concatenate([rig.landmark_mean, rig.anchor_mean])[points]
+    basis = np.concatenate([rig.landmark_basis, rig.anchor_basis])[points]
+    return shape_of(mean, basis, state.coefficients)
+
+
+def describe_dff(net: Network, pixels: Bytes, places: Floats) -> Floats:
+    """(B, M, D) float32 what the network says at (B, M, 2) ``places`` of (B, S, S, 3) crops."""
+    with torch.inference_mode():
+        maps = net(image_batch(torch.from_numpy(pixels))).descriptor.float()
+    grid = torch.from_numpy((2 * places / pixels.shape[1] - 1).astype(np.float32))[:, None]
+    found = functional.grid_sample(maps, grid, align_corners=False, padding_mode="border")
+    return np.ascontiguousarray(found[:, :, 0].permute(0, 2, 1).numpy())
+
+
+def describe_sift(pixels: Bytes, places: Floats, extent: float) -> Floats:
+    """(B, M, 128) float32 upright SIFT descriptors of unit length, ``extent`` pixels wide, at the same places."""
     sift = cv2.SIFT.create()
     out = []
     for crop, points in zip(pixels, places, strict=True):
@@ -148,8 +157,7 @@ def describe(
         keys = [cv2.KeyPoint(float(x) - 0.5, float(y) - 0.5, extent / 6.0, 0.0) for x, y in points]
         _, found = sift.compute(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), keys)
         out.append(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6))
-    seen = np.asarray(out, dtype=np.float32)
-    return seen if components is None else np.asarray(seen @ components)
+    return np.asarray(out, dtype=np.float32)
 
 
 def look(
@@ -159,24 +167,23 @@ def look(
     crops: Crops,
     state: FaceState,
     *,
-    kind: Kind,
     points: Ints,
     extent: float,
     components: Floats | None,
 ) -> tuple[Floats, Floats]:
-    """(B, M, D) descriptors at the points of B faces and (B, M) how far the fitted mesh lets them be seen, 0 to 1."""
-    mean = np.concatenate([rig.landmark_mean, rig.anchor_mean])[points]
-    basis = np.concatenate([rig.landmark_basis, rig.anchor_basis])[points]
-    places = crops.crop_from_photo(project(state, shape_of(mean, basis, state.coefficients)))
+    """(B, M, D) descriptors at the points of B faces and (B, M) how far the fitted mesh lets them be seen, 0 to 1.
+
+    With ``components`` those of SIFT descriptors, ``extent`` pixels wide; without, the network's.
+    """
+    places = crops.crop_from_photo(project(state, points_of(rig, points, state)))
     anchors, exposure = visibility(rig, state)
     landmarks = np.clip((exposure[..., 0] + 0.1) / 0.2, 0.0, 1.0) * (exposure[..., 1] <= OCCLUSION)
     visible = np.concatenate([landmarks, anchors], axis=1)[:, points].astype(np.float32)
     pixels = np.stack([crops.cut(image, i) for i, image in enumerate(images)])
-    seen = [
-        describe(net, kind, pixels[i : i + BATCH], places[i : i + BATCH], extent=extent, components=components)
-        for i in range(0, len(pixels), BATCH)
-    ]
-    return np.concatenate(seen), visible
+    if components is None:
+        parts = range(0, len(pixels), BATCH)
+        return np.concatenate([describe_dff(net, pixels[i : i + BATCH], places[i : i + BATCH]) for i in parts]), visible
+    return np.asarray(describe_sift(pixels, places, extent) @ components), visible
 
 
 def yaw_in_crop(state: FaceState, angle: Floats) -> Floats:
@@ -185,8 +192,8 @@ def yaw_in_crop(state: FaceState, angle: Floats) -> Floats:
     return np.asarray(np.rad2deg(np.arctan2(gaze[:, 0], -gaze[:, 2])))
 
 
-def change_between(before: FaceState, after: FaceState, angle: Floats, unit: Floats, modes: int) -> Floats:
-    """(B, 6 + P) the change from one state to another, P the ``modes``: what ``changed`` undoes."""
+def change_between(before: FaceState, after: FaceState, angle: Floats, unit: Floats) -> Floats:
+    """(B, 6 + P) the change from one state to another: what ``changed`` applies."""
     turn = _turns(-angle)
     rotation = turn @ (after.rotation @ np.swapaxes(before.rotation, 1, 2)) @ np.swapaxes(turn, 1, 2)
     motion = np.einsum("bij,bj->bi", turn[:, :2, :2], after.centre - before.centre) / unit[:, None]
@@ -195,7 +202,7 @@ def change_between(before: FaceState, after: FaceState, angle: Floats, unit: Flo
             np.log(after.scale / before.scale)[:, None],
             Rotation.from_matrix(rotation).as_rotvec(),
             motion,
-            (after.coefficients - before.coefficients)[:, :modes],
+            after.coefficients - before.coefficients,
         ],
         axis=1,
     )
@@ -204,8 +211,7 @@ def change_between(before: FaceState, after: FaceState, angle: Floats, unit: Flo
 def changed(state: FaceState, change: Floats, angle: Floats, unit: Floats) -> FaceState:
     """The state after a (B, 6 + P) change in the axes of crops turned by (B,) ``angle``; as it was where absurd."""
     turn = _turns(angle)
-    delta = np.zeros((len(change), POSE + state.coefficients.shape[1]))
-    delta[:, : change.shape[1]] = change
+    delta = np.array(change, dtype=np.float64)
     delta[:, 1:4] = np.einsum("bij,bj->bi", turn, change[:, 1:4])
     delta[:, 4:6] = np.einsum("bij,bj->bi", turn[:, :2, :2], change[:, 4:6]) * unit[:, None]
     found = moved(state, delta)
@@ -260,12 +266,14 @@ class CascadeAligner(Aligner):
         super().__init__(net, anchors, model, finder=finder, config=config, card=card, calibration=worth)
         if cascade.anchors != fingerprint(anchors):
             raise ValueError("the cascade was learned with other weights")
-        if cascade.points.max() >= 68 + len(anchors.vertex) or cascade.modes > len(self.rig.modes):
-            raise ValueError("the cascade looks at points or fits modes that these weights do not have")
+        wide = len(model.identity) + len(model.expression)
+        if cascade.points.max() >= 68 + len(anchors.vertex) or cascade.directions.shape[1] != wide:
+            raise ValueError("the cascade looks at points or fits directions that these weights do not have")
         self.cascade = cascade
+        self.cascade_rig = rig_of(model, anchors, cascade.directions)
 
     def _align_faces(self, images: list[Bytes], sightings: list[Sighting]) -> list[Alignment]:
-        rig, config, cascade = self.rig, self.config, self.cascade
+        rig, config, cascade = self.cascade_rig, self.config, self.cascade
         state, crops = start_of(rig, sightings, config.margin, config.crop)
         traces: list[list[Iteration]] = [[] for _ in sightings]
         landmarks = rig.landmarks(state)
@@ -284,11 +292,11 @@ class CascadeAligner(Aligner):
         for face, trace in enumerate(traces):
             trace[-1] = replace(trace[-1], residual=float(watch.residual[face]))
         evidence = watch.evidence(state, rig.unit(state))
-        return self._answers(state, [one.box for one in sightings], evidence, traces)
+        return self._answers(state, [one.box for one in sightings], evidence, traces, rig=rig)
 
     def _judged(self, images: list[Bytes], state: FaceState, before: Floats) -> Watch:
         """What the network sees where the fit ended; its last stage began at the (B, 68, 2) landmarks ``before``."""
-        rig, config = self.rig, self.config
+        rig, config = self.cascade_rig, self.config
         crops = crops_of_state(rig, state, config.margin, config.crop)
         matches, features = self._look(images, crops)
         watch = Watch.nothing(len(rig.anchor_mean), config.pixels, before.copy())
@@ -317,7 +325,6 @@ def advanced(
         images,
         crops,
         state,
-        kind=cascade.kind,
         points=cascade.points,
         extent=cascade.extent,
         components=cascade.components,
@@ -329,6 +336,7 @@ def advanced(
 def save_cascade(path: Path | str, cascade: Cascade) -> None:
     """Write a cascade to a file, its weights as half floats."""
     arrays: dict[str, Floats | Ints] = {"points": cascade.points.astype(np.int32)}
+    arrays["directions"] = cascade.directions.astype(np.float32)
     if cascade.components is not None:
         arrays["components"] = cascade.components.astype(np.float32)
     for number, stage in enumerate(cascade.stages):
@@ -350,7 +358,11 @@ def load_cascade(path: Path | str) -> Cascade:
     arrays, about = cascade_file.read(path)
     try:
         count = int(about["stages"])
-        wanted = {"points", *(f"{i}.{part}" for i in range(count) for part in ("mean", "weight", "offset"))}
+        wanted = {
+            "points",
+            "directions",
+            *(f"{i}.{part}" for i in range(count) for part in ("mean", "weight", "offset")),
+        }
         if set(arrays) - {"components"} != wanted:
             raise ValueError(f"arrays {sorted(arrays)} for {count} stages")
         stages = tuple(
@@ -360,6 +372,7 @@ def load_cascade(path: Path | str) -> Cascade:
         return Cascade(
             about["kind"],
             arrays["points"].astype(np.int64),
+            arrays["directions"].astype(np.float32),
             float(about["extent"]),
             arrays["components"].astype(np.float32) if "components" in arrays else None,
             stages,

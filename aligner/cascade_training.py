@@ -25,19 +25,22 @@ from aligner.cascade import (
     Stage,
     change_between,
     changed,
+    describe_sift,
     fingerprint,
     look,
+    points_of,
     start_of,
     turn_of,
     yaw_in_crop,
 )
 from aligner.crop import Crops
 from aligner.finder import Sighting
-from aligner.loop import Rig, crops_of_state
+from aligner.loop import Rig, crops_of_state, rig_of
+from aligner.matching import Network
 from face.arrays import Bools, Bytes, Floats, Ints
 from face.camera import Box
 from face.errors import BadDataset
-from face.fit import FaceState, initial_pose, step
+from face.fit import FaceState, initial_pose, project, step
 from infra.dataset import Dataset
 from infra.shards import ViewRow
 from infra.split import Split
@@ -207,24 +210,31 @@ def learn_cascade(
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Cascade:
     """A cascade for the weights of an aligner, without a card. Its draws come from the recipe's seed alone."""
-    rig, config = aligner.rig, aligner.config
+    rig, config = learning_rig(aligner, recipe), aligner.config
     points = spread_points(rig, recipe.points)
     rng = np.random.default_rng([recipe.seed, 1])
     pupils, exam = (_enter(rig, config, some, rng) for some in (views, held_out))
-    components = _sift_components(aligner, pupils, points, recipe) if recipe.kind == "sift" else None
+    components = _sift_components(rig, pupils, points, recipe) if recipe.kind == "sift" else None
     stages: list[Stage] = []
     for number in range(recipe.stages):
         if number:
             pupils, exam = (
                 replace(c, crops=crops_of_state(rig, c.state, config.margin, config.crop)) for c in (pupils, exam)
             )
-        stage, *after = _learn_stage(aligner, pupils, exam, points, components, recipe, first=number == 0)
+        stage, *after = _learn_stage(aligner.net, rig, pupils, exam, points, components, recipe, first=number == 0)
         stages.append(stage)
         pupils, exam = replace(pupils, state=after[0]), replace(exam, state=after[1])
         errors = (float(some.error(rig, some.state).mean()) for some in (pupils, exam))
         watch(Progress(number, *errors))
     of = fingerprint(aligner.anchors)
-    return Cascade(recipe.kind, points, recipe.extent, components, tuple(stages), of, card={})
+    return Cascade(
+        recipe.kind, points, rig.modes.astype(np.float32), recipe.extent, components, tuple(stages), of, card={}
+    )
+
+
+def learning_rig(aligner: Aligner, recipe: Recipe) -> Rig:
+    """The rig whose states a cascade changes: the first latent directions of the aligner's."""
+    return rig_of(aligner.model, aligner.anchors, aligner.rig.modes[: recipe.modes].astype(np.float32))
 
 
 def train_cascade(
@@ -235,8 +245,9 @@ def train_cascade(
     Its card says where it comes from and what every stage reached. Raises BadDataset for a dataset without one of the
     two, or of another face model; ValueError when too few faces come out well or badly to calibrate it.
     """
-    views = views_of(dataset, aligner.rig, "train", recipe.views)
-    held_out = views_of(dataset, aligner.rig, "dev", recipe.held_out)
+    rig = learning_rig(aligner, recipe)
+    views = views_of(dataset, rig, "train", recipe.views)
+    held_out = views_of(dataset, rig, "dev", recipe.held_out)
     reached: list[dict[str, float]] = []
 
     def note(progress: Progress) -> None:
@@ -273,27 +284,20 @@ def _enter(rig: Rig, config: AlignConfig, views: Views, rng: np.random.Generator
     return Pupils(views, *start_of(rig, [Sighting(box) for box in boxes], config.margin, config.crop))
 
 
-def _sift_components(aligner: Aligner, pupils: Pupils, points: Ints, recipe: Recipe) -> Floats:
+def _sift_components(rig: Rig, pupils: Pupils, points: Ints, recipe: Recipe) -> Floats:
     """(128, D) float32 principal components of SIFT descriptors at the start."""
-    some = slice(0, 200)
-    seen, visible = look(
-        aligner.rig,
-        aligner.net,
-        pupils.views.images[some],
-        pupils.crops[np.arange(len(pupils.views.images))[some]],
-        pupils.state[some],
-        kind="sift",
-        points=points,
-        extent=recipe.extent,
-        components=None,
-    )
-    rows = seen[visible > 0]
-    _, vectors = np.linalg.eigh(np.cov(rows.T))
+    some = np.arange(min(200, len(pupils.views.images)))
+    pixels = np.stack([pupils.crops.cut(pupils.views.images[i], i) for i in some])
+    crops, state = pupils.crops[some], pupils.state[some]
+    places = crops.crop_from_photo(project(state, points_of(rig, points, state)))
+    seen = describe_sift(pixels, places, recipe.extent)
+    _, vectors = np.linalg.eigh(np.cov(seen.reshape(-1, 128).T))
     return np.ascontiguousarray(vectors[:, ::-1][:, : recipe.components], dtype=np.float32)
 
 
 def _learn_stage(
-    aligner: Aligner,
+    net: Network,
+    rig: Rig,
     pupils: Pupils,
     exam: Pupils,
     points: Ints,
@@ -303,15 +307,13 @@ def _learn_stage(
     first: bool,
 ) -> tuple[Stage, FaceState, FaceState]:
     """One stage, and where it takes those who learn and those who are examined."""
-    rig = aligner.rig
     (seen, visible), (exam_seen, exam_visible) = (
         look(
             rig,
-            aligner.net,
+            net,
             some.views.images,
             some.crops,
             some.state,
-            kind=recipe.kind,
             points=points,
             extent=recipe.extent,
             components=components,
@@ -324,7 +326,7 @@ def _learn_stage(
         for s, v in ((seen, visible), (exam_seen, exam_visible))
     )
     unit = rig.unit(pupils.state)
-    targets = change_between(pupils.state, pupils.views.truth, pupils.crops.angle, unit, recipe.modes)
+    targets = change_between(pupils.state, pupils.views.truth, pupils.crops.angle, unit)
     yaw, exam_yaw = (yaw_in_crop(some.state, some.crops.angle) for some in (pupils, exam))
     edges = (-np.inf, *TURNS, np.inf)
     turns = [(-np.inf, np.inf)] if first else [(edges[i], edges[i + 1]) for i in range(len(edges) - 1)]

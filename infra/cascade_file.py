@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -33,7 +34,8 @@ def write(path: Path | str, arrays: Mapping[str, Floats | Ints], about: Mapping[
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(save(dict(arrays), {"cascade": words}))
+            # safetensors writes the memory as it lies, whatever its order.
+            file.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"cascade": words}))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
