@@ -458,8 +458,8 @@ def load_aligner(
 ) -> Aligner:
     """The aligner of a weights file; of the shipped weights when none is named.
 
-    ``calibration`` instead of the file's own. Raises BadWeights when the file cannot be used, BadModel when its face
-    model is not at hand.
+    ``config``: by default crops are as large as those that the network was trained on. ``calibration`` instead of the
+    file's own. Raises BadWeights when the file cannot be used, BadModel when its face model is not at hand.
     """
     path = weights_files.DEFAULT if weights is None else weights
     loaded = weights_files.load(path)
@@ -471,6 +471,8 @@ def load_aligner(
             calibration = Calibration.from_json(loaded.calibration)
     except (TypeError, ValueError) as error:
         raise BadWeights(f"{path}: {error}") from error
+    if config is None:
+        config = AlignConfig(crop=int(loaded.card.get("config", {}).get("size", AlignConfig.crop)))
     return Aligner(net, loaded.anchors, model, finder=finder, config=config, card=loaded.card, calibration=calibration)
 
 
