@@ -40,7 +40,7 @@ from aligner.loop import (
     visibility,
 )
 from aligner.matching import Matches, Network, match
-from aligner.together import SplitRig, Together, fit_together, one_person, split_rig, state_of, together_of
+from aligner.together import PerspectiveRig, Together, fit_together, one_person, split_rig, state_of, together_of
 from face.arrays import Bools, Bytes, Floats, Ints
 from face.assets import load_model
 from face.camera import Box
@@ -249,17 +249,17 @@ class Aligner:
         raise NoFace("; ".join(f"photo {i + 1}: {why}" for i, why in sorted(left_out.items())))
 
     @cached_property
-    def split(self) -> SplitRig:
+    def near_rig(self) -> PerspectiveRig:
         """The rig of several photos of one person."""
         return split_rig(self.model, self.anchors)
 
     def _align_one_person(self, images: list[Bytes], alone: list[Alignment]) -> list[Alignment]:
-        split, config = self.split, self.config
-        state = one_person(split, alone)
-        crops = crops_of_state(split.rig, state, config.margin, config.crop)
-        fit = partial(fit_together, split, config.solver)
+        rig, config = self.near_rig, self.config
+        state = one_person(rig, alone)
+        crops = crops_of_state(rig, state, config.margin, config.crop)
+        fit = partial(fit_together, rig, config.solver)
         boxes = [face.box for face in alone]
-        return self._iterate(images, boxes, state, crops, rig=split.rig, fit=fit, as_one=True)
+        return self._iterate(images, boxes, state, crops, rig=rig, fit=fit, as_one=True)
 
     def _align_faces(self, images: list[Bytes], sightings: list[Sighting]) -> list[Alignment]:
         state, first = self._start(sightings)
@@ -401,7 +401,7 @@ class Aligner:
         trace: tuple[Iteration, ...],
     ) -> Alignment:
         table = self.model.landmarks
-        camera, cam_from_head = state.camera(i), state.cam_from_head(i)
+        camera, cam_from_head = rig.camera(state, i), state.cam_from_head(i)
         seen = cam_from_head.apply(vertices)
         px = camera.px_from_cam(seen)
         matrix = state.rotation[i] @ self.reference

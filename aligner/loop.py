@@ -15,7 +15,7 @@ import numpy as np
 from aligner.crop import Crops
 from aligner.matching import Matches, vote
 from face.arrays import Bools, Floats, Ints
-from face.camera import Box
+from face.camera import Box, WeakPerspective
 from face.descriptor import Anchors
 from face.fit import FaceState, initial_pose, project, robust_weights, shape_of, step
 from face.mesh import triangle_normals
@@ -97,6 +97,10 @@ class Rig:
         # Measured so, the rows of ``modes`` are orthonormal.
         both = np.concatenate([coefficients.identity, coefficients.expression])
         return np.asarray((self.modes / prior) @ (both / prior))
+
+    def camera(self, state: FaceState, face: int) -> WeakPerspective:
+        """Of the whole photo."""
+        return state.camera(face)
 
     def coefficients(self, latent: Floats) -> Coefficients:
         """The model's coefficients of one (P,) latent row."""

@@ -1,10 +1,13 @@
 """Several photos of one person: one identity, and of each photo its own pose and expression.
 
-What couples the photos is the identity alone, so the normal equations are a block arrow: each photo's pose and
-expression are eliminated from its own rows (the Schur complement), what remains of all photos is summed and solved for
-the identity, and every photo's own part follows. This is the exact Gauss-Newton step of all unknowns at once, at the
-cost of the photos' own steps. Source: the first version of the paper, "Deep Face Feature for Face Alignment and
-Reconstruction", aligns photos of one person together; the elimination is bundle adjustment's (Triggs et al. 1999).
+What couples the photos is the identity alone, so the normal equations are a block arrow: each photo's pose, expression
+and perspective are eliminated from its own rows (the Schur complement), what remains of all photos is summed and solved
+for the identity, and every photo's own part follows. This is the exact Gauss-Newton step of all unknowns at once, at
+the cost of the photos' own steps. Perspective is among them because from arm's length a nose is a tenth larger than
+from afar, more than noses differ, and one photo hardly tells the two apart.
+
+Source: the first version of the paper, "Deep Face Feature for Face Alignment and Reconstruction", aligns photos of one
+person together; the elimination is bundle adjustment's (Triggs et al. 1999).
 """
 
 from __future__ import annotations
@@ -18,12 +21,15 @@ from aligner.alignment import Alignment
 from aligner.loop import Rig, Solver, evidence, prior_sd, rig_of, sane, visibility
 from aligner.matching import Matches, vote
 from face.arrays import Floats
+from face.camera import NearPerspective
 from face.descriptor import Anchors
-from face.fit import POSE, FaceState, jacobian, moved, robust_weights
+from face.fit import POSE, FaceState, moved, robust_weights, shape_of
 from face.morphable import Coefficients, MorphableModel
+from face.transform import skew
 
 IDENTITIES, EXPRESSIONS = 50, 30  # latent directions of each
-STEPS = 3  # of each pass
+VOTES, STEPS = 2, 2  # elections in each pass, and steps after each
+NEARNESS, NEARNESS_SD, NEAREST = 1.0, 1.0, 4.0  # 1 / metres: of cameras to faces, from telephoto lenses to selfies
 
 
 @dataclass(frozen=True)
@@ -37,16 +43,62 @@ class Together:
 
 
 @dataclass(frozen=True)
-class SplitRig:
-    """A rig whose first ``identities`` latent directions change the identity alone, and the others the expression."""
+class PerspectiveRig(Rig):
+    """A rig whose first ``identities`` latent directions change the identity alone, the others the expression alone,
 
-    rig: Rig
+    but the last, which changes nothing on the face: it is the camera's nearness.
+    """
+
     identities: int
+
+    def camera(self, state: FaceState, face: int) -> NearPerspective:
+        weak = state.camera(face)
+        return NearPerspective(weak.scale, weak.centre, float(nearness(state)[face]))
+
+    def landmarks(self, state: FaceState) -> Floats:
+        return project_near(state, shape_of(self.landmark_mean, self.landmark_basis, state.coefficients))
+
+    def anchors(self, state: FaceState) -> Floats:
+        return project_near(state, shape_of(self.anchor_mean, self.anchor_basis, state.coefficients))
+
+
+def nearness(state: FaceState) -> Floats:
+    """(B,) 1 / metres, of the states of a ``PerspectiveRig``."""
+    return np.asarray(np.clip(NEARNESS + NEARNESS_SD * state.coefficients[:, -1], 0.0, NEAREST))
+
+
+def project_near(state: FaceState, points: Floats) -> Floats:
+    """(B, N, 2) pixels of (B, N, 3) head points."""
+    seen = points @ np.swapaxes(state.rotation, 1, 2)
+    scale = state.scale[:, None] / (1.0 + nearness(state)[:, None] * seen[..., 2])
+    return np.asarray(seen[..., :2] * scale[..., None] + state.centre[:, None])
+
+
+def near_jacobian(state: FaceState, mean: Floats, basis: Floats) -> tuple[Floats, Floats]:
+    """``face.fit.jacobian`` in perspective; the last column is the latent of the nearness."""
+    points = shape_of(mean, basis, state.coefficients)
+    b, n, _ = points.shape
+    turned = points @ np.swapaxes(state.rotation, 1, 2)
+    near = nearness(state)[:, None]
+    away = 1.0 / (1.0 + near * turned[..., 2])
+    scale = (state.scale[:, None] * away)[..., None]
+    across = turned[..., :2] * scale
+    moves = np.concatenate(  # of the turned points, by rotation and latents
+        [-skew(turned), np.matmul(state.rotation[:, None], basis)], axis=3
+    )
+    out = np.empty((b, n, 2, POSE + state.coefficients.shape[1]))
+    out[..., 0] = across
+    out[..., 4:6] = np.eye(2)
+    seen = moves[..., :2, :] * scale[..., None] - (across * (near * away)[..., None])[..., None] * moves[..., 2:, :]
+    out[..., 1:4] = seen[..., :3]
+    out[..., POSE:] = seen[..., 3:]
+    out[..., -1] = -NEARNESS_SD * across * (turned[..., 2] * away)[..., None]
+    return across + state.centre[:, None], out
 
 
 def split_rig(
     model: MorphableModel, anchors: Anchors, *, identities: int = IDENTITIES, expressions: int = EXPRESSIONS
-) -> SplitRig:
+) -> PerspectiveRig:
     """The directions of identity, and those of expression, that move the anchors most under the prior."""
     prior = prior_sd(model)
     k = len(model.identity)
@@ -58,16 +110,16 @@ def split_rig(
         at_anchors = basis[:, anchors.vertex].reshape(len(basis), -1).astype(np.float64) * sd[:, None]
         _, vectors = np.linalg.eigh(at_anchors @ at_anchors.T)
         blocks.append(vectors.T[::-1][:count] * sd)
-    directions = np.zeros((sum(len(block) for block in blocks), len(prior)))
+    directions = np.zeros((sum(len(block) for block in blocks) + 1, len(prior)))
     directions[: len(blocks[0]), :k] = blocks[0]
-    directions[len(blocks[0]) :, k:] = blocks[1]
-    return SplitRig(rig_of(model, anchors, directions), len(blocks[0]))
+    directions[len(blocks[0]) : -1, k:] = blocks[1]
+    return PerspectiveRig(**vars(rig_of(model, anchors, directions)), identities=len(blocks[0]))
 
 
 def shared_step(
     state: FaceState,
-    mean: Floats,
-    basis: Floats,
+    px: Floats,
+    jac: Floats,
     targets: Floats,
     weights: Floats,
     *,
@@ -77,9 +129,9 @@ def shared_step(
 ) -> FaceState:
     """One Gauss-Newton step of B photos of one person; the rows of ``state`` share their first ``identities`` latents.
 
-    The energy is ``face.fit.step``'s, summed over the photos, with the standard normal prior of the identity once.
+    (B, N, 2) ``px`` and their (B, N, 2, 6 + P) derivatives ``jac``. The energy is ``face.fit.step``'s, summed over the
+    photos, with the standard normal prior of the identity once.
     """
-    px, jac = jacobian(state, mean, basis)
     residual = targets - px
     w = weights * robust_weights(residual, noise) / noise[:, None] ** 2
     b, n, _, p = jac.shape
@@ -110,27 +162,33 @@ def shared_step(
 
 
 def fit_together(
-    split: SplitRig, solver: Solver, number: int, matches: Matches, px: Floats, state: FaceState, visible: Floats
+    rig: PerspectiveRig, solver: Solver, number: int, matches: Matches, px: Floats, state: FaceState, visible: Floats
 ) -> FaceState:
     """``aligner.loop.refine`` of photos of one person: the identity is that of all (B, N, 2) ``px`` at once."""
-    rig = split.rig
     unit = rig.unit(state)
     if number == 0:
         visible = visibility(rig, state)[0]
     gate = solver.later_gates[0] * unit
-    mean, basis, weight = vote(matches, px, rig.anchors(state), gate, visible, rig.anchor_mean, rig.anchor_basis)
-    weight = evidence(weight, solver.evidence)
-    for _ in range(STEPS):
-        found = shared_step(
-            state, mean, basis, px, weight, noise=solver.later_noise * unit, identities=split.identities
-        )
-        # A photo whose pose went astray keeps its own part; the identity stays one.
-        kept = sane(found, state, unit)
-        coefficients = kept.coefficients.copy()
-        if np.isfinite(found.coefficients).all():
-            coefficients[:, : split.identities] = found.coefficients[:1, : split.identities]
-        state = replace(kept, coefficients=coefficients)
+    for _ in range(VOTES):
+        # What a pixel votes for leans to where it was predicted, so shapes arrive over several elections.
+        mean, basis, weight = vote(matches, px, rig.anchors(state), gate, visible, rig.anchor_mean, rig.anchor_basis)
+        weight = evidence(weight, solver.evidence)
+        for _ in range(STEPS):
+            at, jac = near_jacobian(state, mean, basis)
+            noise = solver.later_noise * unit
+            found = shared_step(state, at, jac, px, weight, noise=noise, identities=rig.identities)
+            state = _one(rig, found, state, unit)
     return state
+
+
+def _one(rig: PerspectiveRig, found: FaceState, before: FaceState, unit: Floats) -> FaceState:
+    """``found``, but a photo whose pose went astray keeps its own part of ``before``; the identity stays one."""
+    kept = sane(found, before, unit)
+    coefficients = kept.coefficients.copy()
+    if np.isfinite(found.coefficients).all():
+        coefficients[:, : rig.identities] = found.coefficients[:1, : rig.identities]
+    coefficients[:, -1] = (nearness(kept) - NEARNESS) / NEARNESS_SD
+    return replace(kept, coefficients=coefficients)
 
 
 def state_of(rig: Rig, faces: Sequence[Alignment]) -> FaceState:
@@ -143,11 +201,11 @@ def state_of(rig: Rig, faces: Sequence[Alignment]) -> FaceState:
     )
 
 
-def one_person(split: SplitRig, faces: Sequence[Alignment]) -> FaceState:
+def one_person(rig: PerspectiveRig, faces: Sequence[Alignment]) -> FaceState:
     """The state of B alignments with the mean of their identities."""
-    state = state_of(split.rig, faces)
+    state = state_of(rig, faces)
     coefficients = state.coefficients.copy()
-    coefficients[:, : split.identities] = coefficients[:, : split.identities].mean(0)
+    coefficients[:, : rig.identities] = coefficients[:, : rig.identities].mean(0)
     return replace(state, coefficients=coefficients)
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from aligner.align import Aligner
-from aligner.together import shared_step
+from aligner.together import near_jacobian, nearness, project_near, shared_step
 from face.errors import NoFace
-from face.fit import FaceState, step
+from face.fit import POSE, FaceState, jacobian, moved, project, robust_weights, shape_of, step
 from face.morphable import MorphableModel
 from face.transform import geodesic_degrees, rotation_from_angles
 from tests.aligner.oracle import PositionCode, Scene, scene_of
@@ -30,13 +30,48 @@ def problem(photos: int, *, rng: np.random.Generator) -> tuple[FaceState, dict[s
     return state, {"mean": mean, "basis": basis, "targets": targets, "weights": weights}
 
 
+def stepped_together(
+    state: FaceState, given: dict[str, np.ndarray], *, noise: np.ndarray, damping: float = 1e-6
+) -> FaceState:
+    at, jac = jacobian(state, given["mean"], given["basis"])
+    weighted = given["targets"], given["weights"]
+    return shared_step(state, at, jac, *weighted, noise=noise, identities=IDENTITIES, damping=damping)
+
+
+def test_the_jacobian_in_perspective_equals_finite_differences() -> None:
+    state, given = problem(2, rng=np.random.default_rng(3))
+    basis = given["basis"].copy()
+    basis[..., -1] = 0.0  # nearness moves nothing on the face
+    at, jac = near_jacobian(state, given["mean"], basis)
+    assert nearness(state).min() > 0.1
+
+    def pixels(delta: np.ndarray) -> np.ndarray:
+        there = moved(state, np.broadcast_to(delta, (2, len(delta))))
+        return project_near(there, shape_of(given["mean"], basis, there.coefficients))
+
+    zero = np.zeros(jac.shape[-1])
+    np.testing.assert_allclose(at, pixels(zero))
+    for column, h in enumerate(1e-5 * np.eye(len(zero))):
+        slope = (pixels(zero + h) - pixels(zero - h)) / 2e-5
+        np.testing.assert_allclose(jac[..., column], slope, rtol=1e-5, atol=1e-5)
+
+
+def test_a_camera_far_away_is_weak_perspective() -> None:
+    state, given = problem(2, rng=np.random.default_rng(4))
+    state.coefficients[:, -1] = -1.0  # nearness 0
+    at, jac = near_jacobian(state, given["mean"], given["basis"])
+    weak, flat = jacobian(state, given["mean"], given["basis"])
+    np.testing.assert_allclose(at, weak)
+    np.testing.assert_allclose(jac[..., :-1], flat[..., :-1])
+
+
 def test_one_photo_is_stepped_as_alone() -> None:
     rng = np.random.default_rng(1)
     state, given = problem(1, rng=rng)
     noise = np.array([30.0])
     prior = np.zeros(IDENTITIES + EXPRESSIONS)
     alone = step(state, **given, noise=noise, prior=prior, prior_sd=prior + 1.0)
-    shared = shared_step(state, **given, noise=noise, identities=IDENTITIES)
+    shared = stepped_together(state, given, noise=noise)
     for name in ("scale", "rotation", "centre", "coefficients"):
         np.testing.assert_allclose(getattr(shared, name), getattr(alone, name), atol=1e-9)
 
@@ -46,9 +81,7 @@ def test_elimination_equals_the_dense_normal_equations() -> None:
     rng = np.random.default_rng(2)
     state, given = problem(3, rng=rng)
     noise = np.array([30.0, 40.0, 50.0])
-    stepped = shared_step(state, **given, noise=noise, identities=IDENTITIES, damping=0.0)
-
-    from face.fit import POSE, moved, project, robust_weights, shape_of
+    stepped = stepped_together(state, given, noise=noise, damping=0.0)
 
     own = POSE + EXPRESSIONS
 
@@ -80,7 +113,7 @@ def test_elimination_equals_the_dense_normal_equations() -> None:
     assert np.ptp(stepped.coefficients[:, :IDENTITIES], axis=0).max() == 0.0
 
 
-YAWS = (0.0, -35.0, 50.0, -70.0, 20.0)
+YAWS = (0.0, -35.0, 45.0, -60.0, 20.0)
 
 
 def photos(model: MorphableModel, code: PositionCode, seed: int) -> tuple[np.ndarray, list[Scene]]:
@@ -108,7 +141,7 @@ def test_five_photos_tell_a_shape_better_than_one(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:
     alone, together = [], []
-    for seed in range(3):
+    for seed in range(2):
         identity, scenes = photos(open_head, code, seed)
         images, boxes = [s.image for s in scenes], [s.box for s in scenes]
         for image, box in zip(images, boxes, strict=True):

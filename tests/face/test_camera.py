@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from face.camera import Box, Camera, Pinhole, WeakPerspective
+from face.camera import Box, Camera, NearPerspective, Pinhole, WeakPerspective
 
-CAMERAS = [Pinhole(320.0, np.array([100.0, 80.0])), WeakPerspective(800.0, np.array([100.0, 80.0]))]
-each_camera = pytest.mark.parametrize("camera", CAMERAS, ids=["pinhole", "weak"])
+CENTRE = np.array([100.0, 80.0])
+CAMERAS = [Pinhole(320.0, CENTRE), WeakPerspective(800.0, CENTRE), NearPerspective(320.0, CENTRE, 0.5)]
+each_camera = pytest.mark.parametrize("camera", CAMERAS, ids=["pinhole", "weak", "near"])
 
 
 def points(rng: np.random.Generator) -> np.ndarray:
@@ -43,6 +44,14 @@ def test_screen_depth_and_weight_are_affine_on_the_screen(camera: Camera) -> Non
     middle = (a * wa + b * wb) / (wa + wb)
     assert np.allclose(camera.px_from_cam(middle), (camera.px_from_cam(a) + camera.px_from_cam(b)) / 2)
     assert np.allclose(depth(middle), (depth(a) + depth(b)) / 2)
+
+
+def test_a_near_camera_is_a_pinhole_and_from_afar_weak_perspective() -> None:
+    p = points(np.random.default_rng(1)) - [0.0, 0.0, 1.0]
+    pinhole = Pinhole(320.0 * 2.0, CENTRE)  # two metres before the origin
+    assert np.allclose(CAMERAS[2].px_from_cam(p), pinhole.px_from_cam(p + [0.0, 0.0, 2.0]))
+    assert np.allclose(CAMERAS[2].depth_on_screen(CAMERAS[2].screen_depth(p)), p[:, 2])
+    assert np.allclose(NearPerspective(800.0, CENTRE).px_from_cam(p), CAMERAS[1].px_from_cam(p))
 
 
 def test_what_lies_behind_a_pinhole_has_no_weight() -> None:
