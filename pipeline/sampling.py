@@ -270,8 +270,8 @@ EVENNESS = (0.6, 0.35)
 INDOORS = np.array([1.06, 1.0, 0.93])
 """Cameras keep some of the warmth of lamps and low sun: faces in photos are redder than a perfect white balance is."""
 
-EXPOSURE = (0.70, 1.40)
-"""Mean shading: with it skin is as bright as photos have it (L* 60 in the middle), who expose for faces."""
+EXPOSURE = (0.62, 1.25)
+"""Mean shading: photos are exposed for faces, whose skin is brighter than most of what surrounds it."""
 
 _FRONT = len(_FACING) // 2  # the normal that looks straight into the camera
 
@@ -287,7 +287,7 @@ def sample_light(*, rng: np.random.Generator) -> Floats:
 
     One in eight is hard: a single lamp and hardly any ambient light; one in twelve mixes lamps of different colours.
     The others are as uneven as lights recovered from photos (``EVENNESS``). Exposure is normalised: normals that face
-    the camera are shaded by 0.70 to 1.40 on average.
+    the camera are shaded by 0.62 to 1.25 on average.
     """
     kind = rng.random()
     hard, coloured = kind < 0.12, kind > 0.92
