@@ -398,7 +398,7 @@ def load_cascade_aligner(
     """
     base = load_aligner(weights, finder=finder, config=config, calibration=calibration)
     name = str(weights or DEFAULT)
-    if cascade is None and name not in cascade_file.SHIPPED:
+    if cascade is None and not (name in cascade_file.SHIPPED and cascade_file.SHIPPED[name].exists()):
         raise BadWeights(f"no cascade ships with the weights {name}: make one with dff train-cascade, and name it")
     path = name if cascade is None else cascade
     try:

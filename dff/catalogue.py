@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from face.assets import SHIPPED_ALBEDO, list_models, load_albedo
-from infra import weights
+from infra import cascade_file, weights
 
 Row = tuple[str, str, str, str, str]  # name, kind, licence, size, description
 
@@ -33,6 +33,11 @@ def catalogue() -> list[Row]:
                 about,
             )
         )
+    for name, path in cascade_file.SHIPPED.items():
+        if path.exists():
+            _, about = cascade_file.read(path)
+            licence = " AND ".join(about["card"]["data_licences"])
+            rows.append((f"{name}-cascade", "cascade", licence, _size(path.stat().st_size), f"for {name}"))
     return rows
 
 

@@ -6,10 +6,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
+import skimage.data
 from typer.testing import CliRunner
 
+from aligner.cascade import load_cascade, load_cascade_aligner
 from dff.cli import app
+from face.landmarks import INNER, nme_box
 from face.morphable import MorphableModel
+from infra.cascade_file import SHIPPED
+from infra.landmark_files import parse_pts
 from tests.trainer.conftest import make_row, write_dataset
 
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
@@ -39,3 +45,18 @@ def test_a_cascade_is_learned_and_aligns_a_photo(open_head: MorphableModel, tmp_
     refused = CliRunner().invoke(app, [*align, "--cascade", str(cascade)], env=WIDE)
     assert refused.exit_code == 2
     assert "--cascade wants --method cascade" in refused.output
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_cascade_that_ships_aligns_a_photograph_and_is_as_free_as_its_weights(name: str) -> None:
+    if not SHIPPED[name].exists():
+        pytest.skip(f"no cascade ships for {name}")
+    assert SHIPPED[name].stat().st_size < 2_000_000
+    assert load_cascade(name).card["data_licences"] == ["CC0-1.0"]
+    assert load_cascade(name).calibration is not None
+    image = np.asarray(skimage.data.astronaut(), dtype=np.uint8)
+    truth = parse_pts((Path(__file__).parents[2] / "dff/data/astronaut.pts").read_bytes())
+    faces = [face for face in load_cascade_aligner(name).align(image) if not face.failed]
+    assert len(faces) == 1
+    assert nme_box(faces[0].landmarks_2d[INNER], truth[INNER]) < 0.06
+    assert len(faces[0].trace) == len(load_cascade(name).stages)
