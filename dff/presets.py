@@ -29,12 +29,12 @@ class Preset:
 PRESETS = {
     "open": Preset(
         about="sampled faces alone: free for any use",
-        identities=1600,
+        identities=2600,
         with_photos=False,
         views=16,
         size=192,
         seed=11,
-        config=TrainConfig(steps=7600),
+        config=TrainConfig(steps=9000, size=160),
     ),
     "research": Preset(
         about="also photos with 68 landmarks, such as 300-W's training parts: under the photos' terms",
@@ -43,7 +43,7 @@ PRESETS = {
         views=16,
         size=192,
         seed=2,
-        config=TrainConfig(steps=9400),
+        config=TrainConfig(steps=9000, size=160),
     ),
 }
 
