@@ -2,6 +2,7 @@
 
 DffError
 ├── BadPhoto        a file is not a readable image within limits
+├── BadVideo        a file is not a readable video, or none can be written there
 ├── BadLandmarks    a landmark file is missing, malformed or not finite
 ├── NoFace          a photo holds no face that can be found
 ├── BadFit          inverse rendering did not reach an acceptable fit
@@ -28,6 +29,10 @@ class DffError(Exception):
 
 class BadPhoto(DffError):
     """A file is not a readable image within limits."""
+
+
+class BadVideo(DffError):
+    """A file is not a readable video, or none can be written to it."""
 
 
 class BadLandmarks(DffError):

@@ -49,7 +49,7 @@ def test_screen_depth_and_weight_are_affine_on_the_screen(camera: Camera) -> Non
 def test_a_near_camera_is_a_pinhole_and_from_afar_weak_perspective() -> None:
     p = points(np.random.default_rng(1)) - [0.0, 0.0, 1.0]
     pinhole = Pinhole(320.0 * 2.0, CENTRE)  # two metres before the origin
-    assert np.allclose(CAMERAS[2].px_from_cam(p), pinhole.px_from_cam(p + [0.0, 0.0, 2.0]))
+    assert np.allclose(CAMERAS[2].px_from_cam(p), pinhole.px_from_cam(p + np.array([0.0, 0.0, 2.0])))
     assert np.allclose(CAMERAS[2].depth_on_screen(CAMERAS[2].screen_depth(p)), p[:, 2])
     assert np.allclose(NearPerspective(800.0, CENTRE).px_from_cam(p), CAMERAS[1].px_from_cam(p))
 

@@ -1,0 +1,191 @@
+"""Faces followed from frame to frame: each begins where it was, and trembles less than its pixels.
+
+A frame's alignments begin from the last frame's, so that nothing is searched and mostly one pass is enough. The whole
+frame is searched when a face is lost, when the shot changes, and now and then for faces that came in.
+
+Smoothing is the One Euro filter (Casiez, Roussel and Vogel 2012), a low-pass whose cutoff rises with speed: a face at
+rest stands still, a moving one is not held back. Speeds are of a face's own size a second. Pose and shape are filtered
+each at its own speed; the landmarks follow from both, so that mesh, pose and landmarks remain one answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from aligner.align import Aligner
+from aligner.alignment import Alignment, Pose
+from aligner.finder import same_face
+from face.arrays import Bytes, Floats
+from face.camera import Box
+from face.morphable import Coefficients, MorphableModel
+from face.transform import Rigid, angles_from_rotation
+
+THUMB = (32, 18)  # pixels across and down, in which shots are compared
+CUT = 30.0  # mean difference of grey levels (0 to 255) from frame to frame from which a shot is another
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """The One Euro filter's settings. Raises ValueError for what makes no sense."""
+
+    rest: float = 0.6  # Hz: cutoff at rest
+    gain: float = 400.0  # Hz for each size of the face a second
+    quiet: float = 0.06  # sizes a second: slower is taken for noise
+    speed: float = 1.5  # Hz: cutoff of the speed itself
+
+    def __post_init__(self) -> None:
+        if min(self.rest, self.speed) <= 0 or min(self.gain, self.quiet) < 0:
+            raise ValueError(f"Smoothing wants positive cutoffs: {self}")
+
+
+class OneEuro:
+    """The filter of one signal: rows of numbers that move together, in a unit in which speeds are comparable."""
+
+    def __init__(self, smoothing: Smoothing, rate: float) -> None:
+        self.smoothing, self.rate = smoothing, rate
+        self.last: Floats | None = None
+        self.velocity = np.zeros(1)
+
+    def share(self, value: Floats) -> float:
+        """How much of the new ``value`` (N,) the filtered one takes, 0 to 1; the filtered value is ``last``."""
+        if self.last is None:
+            self.last, self.velocity = value, np.zeros_like(value)
+            return 1.0
+        # Measured from the filtered value, so that lag itself counts as speed and opens the filter.
+        velocity = (value - self.last) * self.rate
+        self.velocity = self.velocity + self._share(self.smoothing.speed) * (velocity - self.velocity)
+        moving = max(float(np.linalg.norm(self.velocity)) - self.smoothing.quiet, 0.0)
+        share = self._share(self.smoothing.rest + self.smoothing.gain * moving)
+        self.last = self.last + share * (value - self.last)
+        return share
+
+    def _share(self, cutoff: float) -> float:
+        return 1.0 / (1.0 + self.rate / (2.0 * np.pi * cutoff))
+
+
+class Smoother:
+    """One face over time."""
+
+    def __init__(self, model: MorphableModel, smoothing: Smoothing, rate: float) -> None:
+        self.model = model
+        self.size = Box.around(model.template[model.landmarks.vertex][:, :2]).size  # metres
+        self.pose, self.shape = OneEuro(smoothing, rate), OneEuro(smoothing, rate)
+        self.before: Alignment | None = None
+
+    def __call__(self, face: Alignment) -> Alignment:
+        """The face, smoothed by those before it."""
+        rotation, camera = face.cam_from_head.rotation, face.camera
+        # A turn by one radian moves the landmarks by about half the face's size.
+        moves = np.concatenate(
+            [camera.centre / (camera.scale * self.size), [np.log(camera.scale)], 0.5 * rotation[:2].ravel()]
+        )
+        if self.pose.last is not None and self.before is not None:
+            # Positions are counted in the size of the face before, or growing would look like moving.
+            moves[:2] = camera.centre / (self.before.camera.scale * self.size)
+            self.pose.last[:2] = self.before.camera.centre / (self.before.camera.scale * self.size)
+        posed = self.pose.share(moves)
+        points = face.vertices[self.model.landmarks.vertex] / self.size
+        shaped = self.shape.share((points - points.mean(0)).ravel() / np.sqrt(len(points)))
+        before = self.before or face
+        vertices = _mixed(before.vertices, face.vertices, shaped)
+        coefficients = Coefficients(
+            _mixed(before.coefficients.identity, face.coefficients.identity, shaped),
+            _mixed(before.coefficients.expression, face.coefficients.expression, shaped),
+        )
+        u, _, vt = np.linalg.svd(_mixed(before.cam_from_head.rotation, rotation, posed))
+        turned = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+        scale = float(np.exp(_mixed(np.log(before.camera.scale), np.log(camera.scale), posed)))
+        camera = replace(camera, scale=scale, centre=_mixed(before.camera.centre, camera.centre, posed))
+        matrix = turned @ (rotation.T @ face.pose.matrix)  # the reference frame stands still in the head
+        seen = vertices @ turned.T
+        px = camera.px_from_cam(seen)
+        table = self.model.landmarks
+        self.before = replace(
+            face,
+            landmarks_2d=px[table.contour_vertices(px, self.model.template)],
+            landmarks_3d=np.column_stack([px, -scale * seen[:, 2]])[table.vertex],
+            pose=Pose(*angles_from_rotation(matrix), matrix),
+            vertices=vertices,
+            coefficients=coefficients,
+            cam_from_head=Rigid(turned, face.cam_from_head.translation),
+            camera=camera,
+        )
+        return self.before
+
+
+def _mixed(old: Floats, new: Floats, share: float) -> Floats:
+    return np.asarray(old + share * (new - old))
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A face of a frame."""
+
+    track: int  # the same number is the same face, from frame to frame
+    face: Alignment
+    raw: Alignment  # as it was found, before smoothing
+
+
+class Tracker:
+    """Follows the faces of a video, given frame by frame."""
+
+    def __init__(
+        self, aligner: Aligner, *, rate: float, smoothing: Smoothing | None = None, search_every: int = 25
+    ) -> None:
+        """``rate``: frames a second; ``smoothing``: None leaves the faces as they are found."""
+        if not rate > 0 or search_every < 1:
+            raise ValueError(f"a tracker wants frames a second and between searches, got {rate} and {search_every}")
+        self.aligner, self.rate, self.smoothing, self.search_every = aligner, rate, smoothing, search_every
+        self.tracks: dict[int, Alignment] = {}
+        self.smoothers: dict[int, Smoother] = {}
+        self.searched = 0  # frames since the last search
+        self.count = 0  # of tracks
+        self.thumb: Floats | None = None
+
+    def step(self, frame: Bytes) -> list[Tracked]:
+        """The faces of the next (H, W, 3) uint8 RGB frame. Raises BadPhoto as ``Aligner.align``."""
+        if self._is_cut(frame):
+            self.tracks.clear()
+            self.smoothers.clear()
+        known = self.tracks
+        followed = dict(zip(known, self.aligner.follow([frame], [[*known.values()]])[0], strict=True))
+        kept: dict[int, Alignment] = {}
+        for track, face in followed.items():
+            if not face.failed and not _among(face, [*kept.values()]):
+                kept[track] = face
+        self.searched += 1
+        if not kept or len(kept) < len(known) or self.searched >= self.search_every:
+            self.searched = 0
+            lost = {track: face for track, face in known.items() if track not in kept}
+            for face in self.aligner.align(frame):
+                if not _among(face, [*kept.values()]):
+                    again = next((track for track, old in lost.items() if _among(face, [old])), None)
+                    if again is None:
+                        again, self.count = self.count, self.count + 1
+                    lost.pop(again, None)
+                    kept[again] = face
+        self.tracks = kept
+        self.smoothers = {track: one for track, one in self.smoothers.items() if track in kept}
+        return [Tracked(track, self._smoothed(track, face), face) for track, face in sorted(kept.items())]
+
+    def _smoothed(self, track: int, face: Alignment) -> Alignment:
+        if self.smoothing is None:
+            return face
+        if track not in self.smoothers:
+            self.smoothers[track] = Smoother(self.aligner.model, self.smoothing, self.rate)
+        return self.smoothers[track](face)
+
+    def _is_cut(self, frame: Bytes) -> bool:
+        """Whether the frame looks like another shot than the last."""
+        grey = cv2.resize(frame, THUMB, interpolation=cv2.INTER_AREA).mean(2)
+        before, self.thumb = self.thumb, grey
+        return before is not None and float(np.abs(grey - before).mean()) > CUT
+
+
+def _among(face: Alignment, others: Sequence[Alignment]) -> bool:
+    box = Box.around(face.landmarks_3d[:, :2])
+    return any(same_face(box, Box.around(other.landmarks_3d[:, :2])) for other in others)

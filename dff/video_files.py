@@ -1,0 +1,108 @@
+"""Video files: frames in, alignments of every frame out, as JSON lines and drawn over the video."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from aligner.align import Aligner
+from aligner.draw import draw
+from aligner.video import Smoothing, Tracked, Tracker
+from face.arrays import Bytes
+from face.errors import BadVideo, NoFace
+
+SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"}
+RATE = 25.0  # frames a second, where a file does not say
+
+
+@dataclass(frozen=True)
+class Video:
+    """An opened video file."""
+
+    rate: float  # frames a second
+    count: int  # frames, as the file says; 0 where it does not
+    frames: Iterator[Bytes]  # (H, W, 3) uint8 RGB
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Video]:
+    """A video for the length of a ``with`` block. Raises BadVideo when the file is missing or none that can be read."""
+    if not path.is_file():
+        raise BadVideo(f"{path} is no file")
+    capture = cv2.VideoCapture(str(path))
+    try:
+        if not capture.isOpened():
+            raise BadVideo(f"{path} can't be read as a video")
+        rate = float(capture.get(cv2.CAP_PROP_FPS))
+        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        yield Video(rate if 0.1 < rate < 1000.0 else RATE, max(count, 0), _frames(capture))
+    finally:
+        capture.release()
+
+
+def _frames(capture: cv2.VideoCapture) -> Iterator[Bytes]:
+    while True:
+        more, frame = capture.read()
+        if not more:
+            return
+        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype("uint8", copy=False)
+
+
+def align_video(
+    aligner: Aligner, path: Path, *, smooth: bool = True, drawn: Path | None = None, progress: bool = False
+) -> Iterator[list[Tracked]]:
+    """The faces of each frame, in order; ``drawn``: write the video with the faces on it to this file.
+
+    Raises BadVideo for a video that can't be read, holds no frame or can't be written, and, once all frames were seen,
+    NoFace when none showed a face.
+    """
+    with opened(path) as video:
+        tracker = Tracker(aligner, rate=video.rate, smoothing=Smoothing() if smooth else None)
+        writer: cv2.VideoWriter | None = None
+        number, seen = 0, 0
+        try:
+            for frame in tqdm(video.frames, total=video.count or None, unit="frame", disable=not progress):
+                faces = tracker.step(frame)
+                number, seen = number + 1, seen + len(faces)
+                if drawn is not None:
+                    writer = writer or _writer(drawn, video.rate, frame)
+                    over = draw(frame, [one.face for one in faces], aligner.model)
+                    writer.write(cv2.cvtColor(over, cv2.COLOR_RGB2BGR))
+                yield faces
+        finally:
+            if writer is not None:
+                writer.release()
+    if number == 0:
+        raise BadVideo(f"{path} holds no frame")
+    if seen == 0:
+        raise NoFace(f"no face in the {number} frames of {path}")
+
+
+def write_lines(path: Path, frames: Iterator[list[Tracked]], *, rate: float) -> tuple[int, int]:
+    """Write one line of JSON for each frame; the number of frames, and of those with a face."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number, shown = 0, 0
+    with path.open("w") as out, closing(frames):  # type: ignore[type-var]
+        for faces in frames:
+            line = {
+                "frame": number,
+                "time": round(number / rate, 4),
+                "faces": [{"track": one.track, **one.face.to_json()} for one in faces],
+            }
+            out.write(json.dumps(line) + "\n")
+            number, shown = number + 1, shown + bool(faces)
+    return number, shown
+
+
+def _writer(path: Path, rate: float, frame: Bytes) -> cv2.VideoWriter:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, (frame.shape[1], frame.shape[0]))
+    if not writer.isOpened():
+        raise BadVideo(f"{path} can't be written as a video: name it .mp4")
+    return writer
