@@ -29,7 +29,7 @@ from pipeline.photos import Scheme
 
 COLOUR_SD = 0.05  # what an explained colour may be off
 INDEPENDENT = 400.0  # colour errors go in patches: how many independent ones a face has
-LANDMARK_SD = 0.013  # of the face's size: annotators, and two models' tables, differ by so much
+LANDMARK_SD = 0.025  # of the face's size: annotators, and two models' tables, differ by so much
 LANDMARK_OUTLIERS = 0.04  # of the face's size
 TRIES = 4  # of more and more damping before a step is given up
 WORST_DAMPING = 1e4
