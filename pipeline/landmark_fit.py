@@ -81,8 +81,10 @@ def robust_size(points: Floats) -> float:
     return float(3.0 * np.median(np.linalg.norm(points - np.median(points, axis=0), axis=1)))
 
 
-def fit_landmarks(points: Floats, rig: LandmarkRig, scheme: Scheme) -> fit.FaceState:
-    """The face (a batch of one) in the pixels of (68, 2) ``points``."""
+def fit_landmarks(
+    points: Floats, rig: LandmarkRig, scheme: Scheme, *, landmark_sd: float = LANDMARK_SD
+) -> fit.FaceState:
+    """The face (a batch of one) in the pixels of (68, 2) ``points``, which are off by ``landmark_sd`` of its size."""
     size = max(robust_size(points), 1e-6)
     weights, targets = rig.weights(scheme)[None], points[None]
     fixed = rig.row[rig.model.landmarks.vertex]
@@ -101,7 +103,7 @@ def fit_landmarks(points: Floats, rig: LandmarkRig, scheme: Scheme) -> fit.FaceS
             rig.mean[rows],
             rig.basis[rows],
             targets,
-            weights * (share / LANDMARK_SD) ** 2,  # the step's noise is where outliers begin *and* the data's scale
+            weights * (share / landmark_sd) ** 2,  # the step's noise is where outliers begin *and* the data's scale
             noise=np.array([share * size]),
             prior=prior,
             prior_sd=prior_sd if index >= POSE_STEPS else np.zeros_like(prior_sd),
