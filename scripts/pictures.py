@@ -1,0 +1,94 @@
+"""Make the documentation's pictures anew: ``docs/overview.jpg`` and ``docs/sampled.jpg``.
+
+    python scripts/pictures.py [docs]
+
+The only photograph in them is in the public domain (scikit-image's astronaut: Eileen Collins, NASA); everybody else is
+sampled and exists nowhere. One core needs some seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image
+
+from aligner.align import load_aligner
+from aligner.draw import draw
+from dff.demo import SEED, TERMS, glance, write_photograph
+from face.assets import load_albedo, load_model
+from infra.shards import ViewRow
+from infra.storage import LocalStorage
+from pipeline.gallery import contact_sheet
+from pipeline.inverse import invert
+from pipeline.panel import recovery_panel
+from pipeline.person_file import stored
+from pipeline.photos import list_photos, read_photo
+from pipeline.plan import Subject
+from pipeline.synthesis import Options, person_of, views_of
+
+SAMPLED, COLUMNS, TILE = 40, 10, 140
+ACROSS = (5.0, 28.0, 51.0, 74.0)  # degrees of yaw, in turn, that a sampled person is shown near
+VIEWS = 60  # of the photograph's person, from which the overview chooses
+BLUR, NOISE, WRITTEN = 0.7, 0.02, 70  # of sensors: below, and at this JPEG quality or above, a view is sharp
+BEFORE = ("hand", "object", "cover")  # what hides a face that should be seen
+QUALITY = 88
+
+
+def main(folder: Annotated[Path, typer.Argument(help="Where the pictures go.")] = Path("docs")) -> None:
+    """Make both pictures."""
+    model, albedo, options = load_model(), load_albedo(), Options(views=10, photo_terms=TERMS)
+    people = []
+    for number in range(SAMPLED):
+        subject = Subject(f"sampled-{number:06d}", None)
+        person = stored(person_of(subject, storage=None, seed=SEED, options=options), model)
+        people.append(views_of(person, model=model, seed=SEED, views=options.views, size=options.size))
+    shown = [_near(rows, ACROSS[i % len(ACROSS)]) for i, rows in enumerate(people)]
+    sheet = contact_sheet(shown, columns=COLUMNS, tile=TILE)
+    Image.fromarray(sheet).save(folder / "sampled.jpg", quality=QUALITY)
+
+    with tempfile.TemporaryDirectory() as place:
+        photograph = write_photograph(Path(place) / "photos")
+        storage = LocalStorage(Path(place) / "photos")
+        (photo,) = list_photos(storage)
+        recovery = invert(read_photo(storage, photo), model=model, albedo=albedo)
+        person = stored(person_of(Subject(photo.id, photo), storage=storage, seed=SEED, options=options), model)
+    own = _mixed(views_of(person, model=model, seed=SEED, views=VIEWS, size=options.size))
+    aligner = load_aligner()
+    aligned = draw(photograph, aligner.align(photograph), aligner.model)
+    panels = recovery_panel(recovery, model=model, albedo=albedo)
+    others = [row for rows in people for row in _sharp(rows)]
+    overview = glance(photograph, panels, own + others, aligned)
+    Image.fromarray(overview).save(folder / "overview.jpg", quality=QUALITY)
+
+
+def _sharp(rows: list[ViewRow]) -> list[ViewRow]:
+    """The views in colour that a good camera took."""
+    out = []
+    for row in rows:
+        sensor = json.loads(row.recipe)["sensor"]
+        good = sensor["blur"] < BLUR and sensor["shrink"] == 1.0 and sensor["noise"] < NOISE
+        if good and not sensor["grey"] and sensor["quality"] >= WRITTEN:
+            out.append(row)
+    return out
+
+
+def _mixed(rows: list[ViewRow]) -> list[ViewRow]:
+    """The photograph's own view, then in turn views rendered anew and views that are the photograph turned."""
+    first, *others = rows
+    free = [row for row in _sharp(others) if not any(n.startswith(BEFORE) for n in json.loads(row.recipe)["worn"])]
+    modes = [[row for row in free if row.mode == mode] for mode in ("rerender", "profile")]
+    return [first, *chain.from_iterable(zip(*modes, strict=False))]
+
+
+def _near(rows: list[ViewRow], yaw: float) -> ViewRow:
+    """Of one person's sharp views, the one that looks aside by about so many degrees."""
+    return min(_sharp(rows) or rows, key=lambda row: abs(abs(row.pose[0]) - yaw))
+
+
+if __name__ == "__main__":
+    typer.run(main)
