@@ -8,13 +8,15 @@ import numpy as np
 import trimesh
 
 from aligner.alignment import Alignment
+from aligner.together import Together
 from face.arrays import Bytes
 from face.morphable import MorphableModel
 
 
-def glb(face: Alignment, model: MorphableModel, *, colours: Bytes | None = None) -> bytes:
-    """Binary glTF of a fitted mesh in the head frame, which is glTF's own: metres, y up, looking along z.
+def glb(face: Alignment | Together, model: MorphableModel, *, colours: Bytes | None = None) -> bytes:
+    """Binary glTF of a fitted mesh, of several photos together the face at rest.
 
+    In the head frame, which is glTF's own: metres, y up, looking along z.
     (V, 3) or (V, 4) uint8 ``colours`` of the vertices are written when given. The model's name and licence go along.
     Raises ValueError for colours that are not one for each vertex.
     """

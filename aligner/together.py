@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,16 @@ class Together:
     vertices: Floats  # (V, 3) metres in head: the face at rest
     faces: tuple[Alignment | None, ...]  # of each photo, all of this identity; None: left out
     left_out: Mapping[int, str]  # why, by number of the photo
+
+    def to_json(self, names: Sequence[str]) -> dict[str, Any]:
+        """Plain lists and numbers; ``names`` of the photos."""
+        return {
+            "identity": np.round(self.identity, 4).tolist(),
+            "photos": {
+                name: {"left_out": self.left_out[i]} if face is None else face.to_json()
+                for i, (name, face) in enumerate(zip(names, self.faces, strict=True))
+            },
+        }
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ class Smoothing:
     """The One Euro filter's settings. Raises ValueError for what makes no sense."""
 
     rest: float = 0.6  # Hz: cutoff at rest
-    gain: float = 400.0  # Hz for each size of the face a second
-    quiet: float = 0.06  # sizes a second: slower is taken for noise
-    speed: float = 1.5  # Hz: cutoff of the speed itself
+    gain: float = 200.0  # Hz for each size of the face a second
+    quiet: float = 0.12  # sizes a second: slower is taken for noise
+    speed: float = 1.0  # Hz: cutoff of the speed itself
 
     def __post_init__(self) -> None:
         if min(self.rest, self.speed) <= 0 or min(self.gain, self.quiet) < 0:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from aligner.align import Aligner
 from aligner.alignment import Alignment
 from aligner.draw import draw
+from aligner.together import Together
 from face.arrays import Bytes
 from face.camera import Box
 from face.errors import BadPhoto
@@ -120,6 +121,29 @@ def _align_chunk(aligner: Aligner, paths: Sequence[Path], boxes: Boxes) -> list[
         else:
             out |= {p: _align_chunk(aligner, [p], boxes)[0] for p in images}
     return [out[path] for path in paths]
+
+
+def align_together(
+    aligner: Aligner, paths: Sequence[Path], *, boxes: Boxes | None = None
+) -> tuple[Together, list[str]]:
+    """One identity for the images, all of one person, and what to tell people, one line an image.
+
+    Of the boxes of an image the first counts. Raises BadPhoto for a file that can't be read, NoFace when no image
+    can be used.
+    """
+    images = []
+    for path in paths:
+        try:
+            images.append(decode(path.read_bytes()))
+        except BadPhoto as error:
+            raise BadPhoto(f"{path}: {error}") from error
+    given = [((boxes or {}).get(path.name) or [None])[0] for path in paths]
+    found = aligner.align_together(images, given)
+    lines = [
+        f"{path}: left out: {found.left_out[i]}" if face is None else f"{path}: {_line(face)}"
+        for i, (path, face) in enumerate(zip(paths, found.faces, strict=True))
+    ]
+    return found, lines
 
 
 def to_json(results: Iterable[Aligned]) -> dict[str, list[dict[str, Any]]]:

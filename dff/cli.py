@@ -306,12 +306,22 @@ def train(
 
 @app.command()
 def align(
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, folders of images, or one video.")],
     box: Annotated[str | None, typer.Option(help="Where the face is in one image: x0,y0,x1,y1.")] = None,
     boxes: Annotated[Path | None, typer.Option(help="JSON file of boxes x0, y0, x1, y1 by image file name.")] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write the alignments to this file.")] = None,
-    draw: Annotated[Path | None, typer.Option(help="Draw landmarks, mesh and axes to this PNG (one image).")] = None,
-    mesh: Annotated[Path | None, typer.Option(help="Write the first face's mesh to this GLB (one image).")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write the alignments to this file; of a video one line a frame.")
+    ] = None,
+    draw: Annotated[
+        Path | None, typer.Option(help="Draw landmarks, mesh and axes to this PNG (one image) or MP4 (a video).")
+    ] = None,
+    mesh: Annotated[
+        Path | None, typer.Option(help="Write the first face's mesh to this GLB (one image, or --together).")
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="The images show one person: one identity for all of them.")
+    ] = False,
+    smooth: Annotated[bool, typer.Option(help="Smooth a video's faces: at rest they stand still.")] = True,
     method: MethodOption = Method.votes,
     cascade: CascadeOption = None,
     weights: WeightsOption = None,
@@ -325,11 +335,37 @@ def align(
     dff align photo.jpg --draw drawn.png --mesh face.glb
 
     dff align folder/ --json alignments.json
+
+    dff align --together front.jpg left.jpg right.jpg --mesh face.glb
+
+    dff align film.mp4 --json faces.jsonl --draw drawn.mp4
     """
     from aligner.mesh_file import glb
-    from dff.align_files import align_files, drawn, image_files, read_boxes, to_json, write_json
+    from dff.align_files import align_files, align_together, drawn, image_files, read_boxes, to_json, write_json
+    from dff.video_files import align_video_file, is_video
 
+    if method is not Method.votes and (together or is_video(images[0])):
+        raise typer.BadParameter("a video and --together want --method votes")
+    if any(is_video(image) for image in images):
+        if len(images) > 1 or box or boxes or mesh or together:
+            raise typer.BadParameter("a video comes alone, with --json, --draw and --smooth only")
+        aligner = _aligner(weights, method, cascade)
+        typer.echo(align_video_file(aligner, images[0], smooth=smooth, lines=json_out, drawn=draw))
+        return
     files = image_files(images)
+    if together:
+        if box or draw:
+            raise typer.BadParameter("--together goes with --boxes, --json and --mesh")
+        places = read_boxes(boxes) if boxes else {}
+        aligner = _aligner(weights, method, cascade)
+        found, told = align_together(aligner, files, boxes=places)
+        for line in told:
+            typer.echo(line)
+        if json_out:
+            write_json(json_out, found.to_json([file.name for file in files]))
+        if mesh:
+            mesh.write_bytes(glb(found, aligner.model))
+        return
     if len(files) > 1 and (box or draw or mesh):
         raise typer.BadParameter("--box, --draw and --mesh take one image; use --boxes and --json for several")
     given = read_boxes(boxes) if boxes else {}

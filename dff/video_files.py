@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,20 +84,33 @@ def align_video(
         raise NoFace(f"no face in the {number} frames of {path}")
 
 
-def write_lines(path: Path, frames: Iterator[list[Tracked]], *, rate: float) -> tuple[int, int]:
-    """Write one line of JSON for each frame; the number of frames, and of those with a face."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def is_video(path: Path) -> bool:
+    """By its name."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def align_video_file(
+    aligner: Aligner, path: Path, *, smooth: bool = True, lines: Path | None = None, drawn: Path | None = None
+) -> str:
+    """``align_video`` with a progress bar, one line of JSON for each frame to ``lines``; what to tell people.
+
+    A line has ``frame`` (from 0), ``time`` (seconds) and ``faces``: alignments, each with the number of its ``track``.
+    """
+    with opened(path) as video:
+        rate = video.rate
     number, shown = 0, 0
-    with path.open("w") as out, closing(frames):  # type: ignore[type-var]
-        for faces in frames:
-            line = {
-                "frame": number,
-                "time": round(number / rate, 4),
-                "faces": [{"track": one.track, **one.face.to_json()} for one in faces],
-            }
-            out.write(json.dumps(line) + "\n")
+    tracks: set[int] = set()
+    with ExitStack() as stack:
+        if lines is not None:
+            lines.parent.mkdir(parents=True, exist_ok=True)
+        out = None if lines is None else stack.enter_context(lines.open("w"))
+        for faces in align_video(aligner, path, smooth=smooth, drawn=drawn, progress=True):
+            if out is not None:
+                told = [{"track": one.track, **one.face.to_json()} for one in faces]
+                out.write(json.dumps({"frame": number, "time": round(number / rate, 4), "faces": told}) + "\n")
             number, shown = number + 1, shown + bool(faces)
-    return number, shown
+            tracks |= {one.track for one in faces}
+    return f"{path}: faces in {shown} of {number} frames, {len(tracks)} tracks"
 
 
 def _writer(path: Path, rate: float, frame: Bytes) -> cv2.VideoWriter:

@@ -1,0 +1,165 @@
+"""Faces followed through video, by a network that is right (see ``oracle``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from aligner.align import Aligner
+from aligner.video import OneEuro, Smoothing, Tracker
+from dff.video_files import align_video, opened
+from face.arrays import Bytes, Floats
+from face.errors import BadVideo, NoFace
+from face.landmarks import nme_box
+from face.morphable import MorphableModel
+from tests.aligner.oracle import PositionCode, Scene, make_scene
+
+RATE = 25.0
+
+
+@pytest.fixture(scope="module")
+def scene(open_head: MorphableModel, code: PositionCode) -> Scene:
+    return make_scene(open_head, code, yaw=20.0, rng=np.random.default_rng(3))
+
+
+def noisy(image: Bytes, rng: np.random.Generator) -> Bytes:
+    """What shows the face gets noise; the code's black stays black."""
+    grain = rng.normal(size=image.shape) * 3.0 * (image > 0)
+    return np.clip(np.rint(image + grain), 0, 255).astype(np.uint8)
+
+
+def shifted(image: Bytes, px: int) -> Bytes:
+    """To the right."""
+    return np.roll(image, px, axis=1)
+
+
+def followed(aligner: Aligner, frames: list[Bytes], smoothing: Smoothing | None) -> tuple[Floats, Floats]:
+    """(F, 68, 2) landmarks of the one face, and before smoothing."""
+    tracker = Tracker(aligner, rate=RATE, smoothing=smoothing)
+    found = [tracker.step(frame) for frame in frames]
+    assert [[one.track for one in faces] for faces in found] == [[0]] * len(frames)
+    return (
+        np.array([faces[0].face.landmarks_3d[:, :2] for faces in found]),
+        np.array([faces[0].raw.landmarks_3d[:, :2] for faces in found]),
+    )
+
+
+def jitter(landmarks: Floats) -> float:
+    return float(np.sqrt(landmarks.var(0).sum(-1) / 2).mean())
+
+
+def test_a_face_at_rest_stands_still_when_smoothed(oracle_aligner: Aligner, scene: Scene) -> None:
+    rng = np.random.default_rng(0)
+    smooth, raw = followed(oracle_aligner, [noisy(scene.image, rng) for _ in range(16)], Smoothing())
+    assert nme_box(smooth[-1], scene.landmarks) < 0.03
+    assert jitter(smooth[6:]) < 0.6 * jitter(raw[6:]), (jitter(smooth[6:]), jitter(raw[6:]))
+
+
+def test_a_face_that_jumps_is_not_lagged_by_more_than_a_frame(oracle_aligner: Aligner, scene: Scene) -> None:
+    jump = round(0.1 * scene.box.size)
+    rng = np.random.default_rng(1)
+    frames = [noisy(shifted(scene.image, jump * (i >= 6)), rng) for i in range(10)]
+    smooth, raw = followed(oracle_aligner, frames, Smoothing())
+    behind = np.abs((smooth - raw)[..., 0].mean(1)) / jump
+    assert behind[7:].max() < 0.1, behind
+    arrived = (raw[6:, :, 0] - raw[5, :, 0]).mean(1) / jump
+    assert np.abs(arrived - 1.0).max() < 0.1, arrived  # a face is found where it is, not where it was
+
+
+def test_a_face_in_steady_motion_is_less_than_a_frame_behind(oracle_aligner: Aligner, scene: Scene) -> None:
+    frames = [shifted(scene.image, -24 + 2 * i) for i in range(16)]
+    smooth, raw = followed(oracle_aligner, frames, Smoothing())
+    assert np.abs((raw - smooth)[6:, :, 0].mean(1)).max() < 2.0
+
+
+def test_a_new_shot_begins_new_tracks_and_a_face_that_went_is_gone(
+    oracle_aligner: Aligner, scene: Scene, open_head: MorphableModel, code: PositionCode
+) -> None:
+    other = make_scene(open_head, code, yaw=-30.0, rng=np.random.default_rng(9))
+    tracker = Tracker(oracle_aligner, rate=RATE)
+    assert [one.track for one in tracker.step(scene.image)] == [0]
+    assert [one.track for one in tracker.step(scene.image)] == [0]
+    assert tracker.step(np.zeros_like(scene.image)) == []
+    (found,) = tracker.step(shifted(other.image, 40))
+    assert found.track == 1
+    assert nme_box(found.face.landmarks_3d[:, :2], other.landmarks + np.array([40.0, 0.0])) < 0.05
+
+
+def test_two_faces_keep_their_numbers(oracle_aligner: Aligner, scene: Scene) -> None:
+    frames = [np.hstack([shifted(scene.image, i), shifted(scene.image, -i)]) for i in range(4)]
+    tracker = Tracker(oracle_aligner, rate=RATE, search_every=2)
+    for number, frame in enumerate(frames):
+        places = {one.track: one.face.landmarks_3d[:, 0].mean() for one in tracker.step(frame)}
+        assert len(places) == 2
+        if number == 0:
+            left = min(places, key=places.__getitem__)
+        assert places[left] < 320 < places[1 - left]
+
+
+def test_without_smoothing_faces_are_as_found(oracle_aligner: Aligner, scene: Scene) -> None:
+    smooth, raw = followed(oracle_aligner, [scene.image] * 6, None)
+    np.testing.assert_array_equal(smooth, raw)
+    motion = np.linalg.norm(np.diff(raw, axis=0), axis=2).mean(1)
+    assert motion[4] < 0.7 * motion[0]  # a still picture is a fixed point, nearly
+    assert motion[4] < 0.005 * scene.box.size
+
+
+def test_one_euro_keeps_constants_and_follows_jumps() -> None:
+    signal = OneEuro(Smoothing(), RATE)
+    for _ in range(5):
+        signal.share(np.array([3.0, -1.0]))
+    assert signal.last is not None
+    np.testing.assert_allclose(signal.last, [3.0, -1.0])
+    slow, fast = signal.share(np.array([3.001, -1.0])), signal.share(np.array([3.3, -1.0]))
+    assert slow < 0.2
+    assert fast > 0.7
+    with pytest.raises(ValueError, match="cutoffs"):
+        Smoothing(rest=0.0)
+
+
+Film = Callable[[list[Bytes]], Path]
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Film:
+    def write(frames: list[Bytes]) -> Path:
+        path = tmp_path / "film.avi"
+        size = frames[0].shape[1::-1]
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"FFV1"), RATE, size)  # lossless
+        for frame in frames:
+            writer.write(frame[..., ::-1])
+        writer.release()
+        return path
+
+    return write
+
+
+def test_a_video_file_is_aligned_and_drawn(oracle_aligner: Aligner, scene: Scene, film: Film, tmp_path: Path) -> None:
+    drawn = tmp_path / "drawn.mp4"
+    found = list(align_video(oracle_aligner, film([scene.image] * 4), drawn=drawn))
+    assert [[one.track for one in faces] for faces in found] == [[0]] * 4
+    assert nme_box(found[-1][0].face.landmarks_3d[:, :2], scene.landmarks) < 0.05
+    with opened(drawn) as video:
+        frames = list(video.frames)
+    assert video.rate == RATE
+    assert len(frames) == 4
+    assert np.abs(frames[0].astype(int) - scene.image).mean() > 1.0
+
+
+def test_videos_that_give_nothing_say_why(oracle_aligner: Aligner, film: Film, tmp_path: Path) -> None:
+    with pytest.raises(BadVideo, match="no file"):
+        list(align_video(oracle_aligner, tmp_path / "none.mp4"))
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video" * 100)
+    with pytest.raises(BadVideo, match="can't be read"):
+        list(align_video(oracle_aligner, broken))
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    with pytest.raises(BadVideo, match=r"can't be read|no frame"):
+        list(align_video(oracle_aligner, empty))
+    with pytest.raises(NoFace, match="2 frames"):
+        list(align_video(oracle_aligner, film([np.zeros((64, 64, 3), np.uint8)] * 2)))
