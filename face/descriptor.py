@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -85,8 +86,11 @@ class Separable(nn.Module):
         self.residual = inputs == outputs and not halve
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.relu(self.norm(self.pointwise(self.depthwise(x))))
-        return x + y if self.residual else y
+        y = functional.relu_(self.norm(self.pointwise(self.depthwise(x))))
+        if not self.residual:
+            return y
+        # Fresh memory for large maps costs as much as the sum; training needs the map before it.
+        return x + y if torch.is_grad_enabled() else y.add_(x)
 
 
 class DescriptorNet(nn.Module):
@@ -113,7 +117,7 @@ class DescriptorNet(nn.Module):
         """(B, 3, H, W) images to the (B, C, H/2, W/2) map that both heads read."""
         if image.ndim != 4 or image.shape[1] != 3 or any(s % self.config.multiple for s in image.shape[2:]):
             raise ValueError(f"want (B, 3, H, W) with sides in multiples of {self.config.multiple}: {image.shape}")
-        x = self.stem((image - 0.5) * 4.0)
+        x = self.stem((image - 0.5).mul_(4.0))
         skips = []
         for stage in self.encoder:
             x = stage(x)
