@@ -137,7 +137,7 @@ def align_together(
             images.append(decode(path.read_bytes()))
         except BadPhoto as error:
             raise BadPhoto(f"{path}: {error}") from error
-    given = [((boxes or {}).get(path.name) or [None])[0] for path in paths]
+    given = [next(iter((boxes or {}).get(path.name, ())), None) for path in paths]
     found = aligner.align_together(images, given)
     lines = [
         f"{path}: left out: {found.left_out[i]}" if face is None else f"{path}: {_line(face)}"
