@@ -39,7 +39,7 @@ from aligner.loop import (
     state_in_boxes,
     visibility,
 )
-from aligner.matching import Matches, Network, match
+from aligner.matching import Matches, Network, match, pooled
 from aligner.together import PerspectiveRig, Together, fit_together, one_person, split_rig, state_of, together_of
 from face.arrays import Bools, Bytes, Floats, Ints
 from face.assets import load_model
@@ -47,6 +47,7 @@ from face.camera import Box
 from face.descriptor import FRAMING, STRIDE, Anchors, DescriptorNet, image_batch
 from face.errors import BadPhoto, BadWeights, NoFace
 from face.fit import FaceState
+from face.landmarks import MIRROR
 from face.morphable import MorphableModel
 from face.transform import angles_from_rotation, rotation_from_vector
 from infra import weights as weights_files
@@ -71,6 +72,8 @@ class AlignConfig:
 
     crop: int = 128  # pixels of the side that the network sees
     margin: float = FRAMING  # side of a crop over the longer side of the landmark box
+    closer: float = 1.3  # the same of later passes, which know better where the landmarks are and want them large
+    mirror: bool = True  # every second pass looks at the mirrored photo, and the next counts both
     passes: int = 3  # at most; each looks at the photo again
     still: float = 0.01  # mean landmark motion from pass to pass, fraction of the face's size: then a face is done
     batch: int = 32  # faces in one call of the network
@@ -82,7 +85,7 @@ class AlignConfig:
     solver: Solver = field(default_factory=Solver)
 
     def __post_init__(self) -> None:
-        if min(self.crop, self.passes, self.batch, self.pixels, self.keep) < 1 or self.margin <= 0:
+        if min(self.crop, self.passes, self.batch, self.pixels, self.keep) < 1 or min(self.margin, self.closer) <= 0:
             raise ValueError(f"AlignConfig wants positive sizes: {self}")
 
 
@@ -159,7 +162,7 @@ class Aligner:
         self.config = config or AlignConfig()
         self.card = dict(card or {})  # where the weights come from
         self.calibration = calibration or DEFAULT
-        self.rig = make_rig(model, anchors, modes=self.config.modes)
+        self.rig = make_rig(model, anchors, modes=self.config.modes, mirrored=self.config.mirror)
         multiple = net.config.multiple if isinstance(net, DescriptorNet) else 32
         apart = np.linalg.norm(self.rig.landmark_mean[:, None] - anchors.position, axis=2)
         self.landmark_descriptor = anchors.descriptor[apart.argmin(1)]  # (68, D)
@@ -288,22 +291,29 @@ class Aligner:
         watch = Watch.nothing(len(rig.anchor_mean), config.pixels, rig.landmarks(state))
         traces: list[list[Iteration]] = [[] for _ in boxes]
         active = np.arange(b)
+        earlier: tuple[Matches, Floats] | None = None  # of the active faces: the last pass's matches and their pixels
         for number in range(config.passes):
             before = state[active]
-            crops = first if number == 0 else crops_of_state(rig, before, config.margin, config.crop)
-            matches, features = self._look([images[i] for i in active], crops)
+            crops = first if number == 0 else crops_of_state(rig, before, config.closer, config.crop)
+            mirrored = rig.mirrored and number % 2 == 1
+            matches, features = self._look([images[i] for i in active], crops, mirrored=mirrored)
             able = (matches.mask > 0).sum(1) >= MIN_PIXELS
             watch.lost[active[~able]] = True
             px = crops.photo_from_crop(matches.grid)[able]
             active, matches, before = active[able], matches[able], before[able]
             if len(active) == 0:
                 break
-            after = fit(number, matches, px, before, watch.anchor_seen[active])
+            counted = matches, px
+            if earlier is not None and rig.mirrored and number > 1:
+                old, old_px = earlier[0][able], earlier[1][able]
+                counted = pooled(old, matches), np.concatenate([old_px[:, ::2], px[:, 1::2]], axis=1)
+            after = fit(number, *counted, before, watch.anchor_seen[active])
             state = put(state, active, after)
             pitch = matches.pitch * (crops.side / crops.size)[able]
             motion = watch.update(rig, active, after, matches, px, pitch)
             places = crops[able].crop_from_photo(watch.landmarks[active]) / STRIDE
-            watch.probes[active] = probe(features[0][able], features[1][able], places, self.landmark_descriptor)
+            expected = self.landmark_descriptor[MIRROR] if mirrored else self.landmark_descriptor
+            watch.probes[active] = probe(features[0][able], features[1][able], places, expected)
             if number == 0 and not resumed:
                 motion = np.full_like(motion, np.inf)
             for row, face in enumerate(active):
@@ -319,7 +329,8 @@ class Aligner:
                     )
                 )
             moving = motion > config.still
-            active = active[moving.any() | np.zeros_like(moving) if as_one else moving]
+            going = moving.any() | np.zeros_like(moving) if as_one else moving
+            active, earlier = active[going], (matches[going], px[going])
             if len(active) == 0:
                 break
         return self._answers(state, boxes, watch.evidence(state, rig.unit(state)), traces, rig=rig)
@@ -367,11 +378,18 @@ class Aligner:
                 crops.centre[i], crops.side[i], crops.angle[i] = turned.centre[0], turned.side[0], turned.angle[0]
         return state, crops
 
-    def _look(self, images: list[Bytes], crops: Crops) -> tuple[Matches, tuple[Floats, Floats]]:
+    def _look(
+        self, images: list[Bytes], crops: Crops, *, mirrored: bool = False
+    ) -> tuple[Matches, tuple[Floats, Floats]]:
+        """What the network sees, in the crops' own pixels even if it looks at their ``mirrored`` pictures."""
         pixels = np.stack([crops.cut(image, i) for i, image in enumerate(images)])
+        if mirrored:
+            pixels = np.ascontiguousarray(pixels[:, :, ::-1])
         with torch.inference_mode():
             features = self.net(image_batch(torch.from_numpy(pixels)))
         descriptor, face_logit = features.descriptor.float().numpy(), features.face_logit.float().numpy()
+        if mirrored:
+            descriptor, face_logit = descriptor[..., ::-1], face_logit[..., ::-1]
         matches = match(
             descriptor,
             face_logit,
@@ -384,6 +402,8 @@ class Aligner:
             sharpness=self.anchors.scale,
             doubt=self.config.doubt,
         )
+        if mirrored:
+            matches = replace(matches, anchor=matches.anchor + len(self.anchors.vertex))
         return matches, (descriptor, face_logit)
 
     def _alignment(

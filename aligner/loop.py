@@ -27,6 +27,8 @@ from face.transform import CAM_FROM_FRONTAL_HEAD
 MIN_PIXELS = 24  # fewer matched pixels than this say nothing about a pose
 OCCLUSION = 0.012  # metres behind the visible surface at which a point counts as hidden
 BUFFER = 64  # pixels of the visibility buffer's side
+ASIDE = 0.15  # how far anchors count on which no landmark lies; they differ between people in ways no mode tells
+ASIDE_REGIONS = ("ears", "scalp", "neck")
 FOUR_AROUND = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
 NO_MODES = np.zeros(0)
 
@@ -63,11 +65,19 @@ class Rig:
     mesh_basis: Floats  # (P, 3 V) float32
     modes: Floats  # (P, K + E): the model's coefficients of each latent direction
     size: float  # metres: geometric mean of the sides of the frontal landmark box
+    mirrored: bool  # the second half of the anchors is of looks at mirrored photos
 
     @cached_property
     def in_crease(self) -> Bools:
         """(68,) landmarks whose triangles all look away even from the front."""
         return _facing(self.model.template, self.model.faces, self.landmark_triangles, 1.0) < 0.0
+
+    @cached_property
+    def anchor_trust(self) -> Floats:
+        """(A,) how far a refinement counts each anchor."""
+        model, names = self.model, [name for name in ASIDE_REGIONS if name in self.model.region_names]
+        aside = np.isin(self.anchor_vertex, model.faces[model.triangles_of(*names)])
+        return np.where(aside, ASIDE, 1.0)
 
     @cached_property
     def no_basis(self) -> Floats:
@@ -114,32 +124,38 @@ def prior_sd(model: MorphableModel) -> Floats:
     return np.concatenate([np.ones(len(model.identity)), model.expression_sd.astype(np.float64)])
 
 
-def make_rig(model: MorphableModel, anchors: Anchors, *, modes: int) -> Rig:
-    """The rig of a model with at most ``modes`` latent directions."""
+def make_rig(model: MorphableModel, anchors: Anchors, *, modes: int, mirrored: bool = False) -> Rig:
+    """The rig of a model with at most ``modes`` latent directions.
+
+    ``mirrored``: it also serves looks at mirrored photos, whose matches are of the anchors on the other side of the
+    face. These follow the anchors in every table of anchors.
+    """
     prior = prior_sd(model)
     both = np.concatenate([model.identity, model.expression]).astype(np.float32)
     at_anchors = both[:, anchors.vertex].reshape(len(both), -1) * prior[:, None]
     # Right singular vectors of the anchors' motion under the prior, from the small Gram matrix.
     _, vectors = np.linalg.eigh(at_anchors @ at_anchors.T)
-    return rig_of(model, anchors, vectors.T[::-1][:modes] * prior)
+    return rig_of(model, anchors, vectors.T[::-1][:modes] * prior, mirrored=mirrored)
 
 
-def rig_of(model: MorphableModel, anchors: Anchors, directions: Floats) -> Rig:
-    """The rig whose (P, K + E) latent directions are these."""
+def rig_of(model: MorphableModel, anchors: Anchors, directions: Floats, *, mirrored: bool = False) -> Rig:
+    """The rig whose (P, K + E) latent directions are these; ``mirrored`` as in ``make_rig``."""
+    vertex = np.concatenate([anchors.vertex, model.mirror[anchors.vertex]]) if mirrored else anchors.vertex
     both = np.concatenate([model.identity, model.expression]).astype(np.float32)
     mesh_basis = (directions.astype(np.float32) @ both.reshape(len(both), -1)).astype(np.float32)
     by_vertex = np.moveaxis(mesh_basis.reshape(len(directions), -1, 3), 0, 2)
     return Rig(
         model=model,
-        anchor_vertex=anchors.vertex,
-        anchor_mean=model.template[anchors.vertex].astype(np.float32),
-        anchor_basis=np.ascontiguousarray(by_vertex[anchors.vertex]),
+        anchor_vertex=vertex,
+        anchor_mean=model.template[vertex].astype(np.float32),
+        anchor_basis=np.ascontiguousarray(by_vertex[vertex]),
         landmark_triangles=_triangles_at(model.faces, model.landmarks.vertex),
         landmark_mean=model.template[model.landmarks.vertex].astype(np.float64),
         landmark_basis=by_vertex[model.landmarks.vertex].astype(np.float64),
         mesh_basis=mesh_basis,
         modes=directions,
         size=Box.around(model.template[model.landmarks.vertex][:, :2]).size,
+        mirrored=mirrored,
     )
 
 
@@ -262,7 +278,16 @@ def resume(rig: Rig, solver: Solver, matches: Matches, px: Floats, state: FaceSt
 def refine(rig: Rig, solver: Solver, matches: Matches, px: Floats, state: FaceState, visible: Floats) -> FaceState:
     """Fit (B, N, 2) ``px`` from a prediction: matches count where the (B, A) ``visible`` anchors are predicted."""
     for gate in solver.later_gates:
-        state = _steps(rig, solver, matches, px, state, visible, gate, (solver.later_noise,) * solver.later_steps)
+        state = _steps(
+            rig,
+            solver,
+            matches,
+            px,
+            state,
+            visible * rig.anchor_trust,
+            gate,
+            (solver.later_noise,) * solver.later_steps,
+        )
     return state
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from aligner.align import Aligner
 from face.morphable import MorphableModel
-from tests.aligner.oracle import OracleNet, PositionCode, oracle_anchors
+from tests.aligner.oracle import READING, OracleNet, PositionCode, oracle_anchors
 
 
 @pytest.fixture(scope="session")
@@ -16,4 +16,4 @@ def code(open_head: MorphableModel) -> PositionCode:
 
 @pytest.fixture(scope="session")
 def oracle_aligner(open_head: MorphableModel, code: PositionCode) -> Aligner:
-    return Aligner(OracleNet(code), oracle_anchors(open_head, code), open_head)
+    return Aligner(OracleNet(code), oracle_anchors(open_head, code), open_head, config=READING)

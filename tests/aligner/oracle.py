@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aligner.align import AlignConfig
 from face.arrays import Bytes, Floats
 from face.camera import Box, WeakPerspective
 from face.descriptor import Anchors, Features, choose_anchors
@@ -18,6 +19,10 @@ from face.transform import Rigid, rotation_from_angles
 DIMS = 32
 REACH = 0.02  # metres on the template within which descriptors are alike
 DARKEST, RANGE = 40.0, 215.0
+
+
+READING = AlignConfig(mirror=False)
+"""How to align what an oracle sees: a mirrored code reads the same, while a mirrored face has changed sides."""
 
 
 @dataclass(frozen=True)

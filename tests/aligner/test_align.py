@@ -1,6 +1,7 @@
 """The solver's laws and figures, shown by a network that is right (see ``oracle``)."""
 
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from face.errors import BadPhoto
 from face.landmarks import nme_box
 from face.morphable import MorphableModel
 from face.transform import angles_from_rotation, geodesic_degrees
-from tests.aligner.oracle import OracleNet, PositionCode, Scene, make_scene, oracle_anchors
+from tests.aligner.oracle import READING, OracleNet, PositionCode, Scene, make_scene, oracle_anchors
 
 
 def scenes(model: MorphableModel, code: PositionCode, seed: int, yaws: tuple[float, ...], **how: float) -> list[Scene]:
@@ -67,9 +68,33 @@ def test_people_are_recovered_at_every_yaw(
         assert geodesic_degrees(face.pose.matrix, scene.rotation @ oracle_aligner.reference) < 9.0
 
 
+class OtherSide(PositionCode):
+    """What a mirrored face shows: the points of its other side."""
+
+    def positions(self, colours: Floats) -> Floats:
+        return super().positions(colours) * np.array([-1.0, 1.0, 1.0])
+
+
+def test_a_mirrored_look_speaks_of_the_other_side(open_head: MorphableModel, code: PositionCode) -> None:
+    there, back = OracleNet(code), OracleNet(OtherSide(code.low, code.high, code.frequency))
+    looks = cycle((there, back))
+    anchors = oracle_anchors(open_head, code)
+    aligner = Aligner(lambda image: next(looks)(image), anchors, open_head, config=AlignConfig(still=0.0))
+    half = len(anchors.vertex)
+    first, second = aligner.rig.anchor_mean[:half], aligner.rig.anchor_mean[half:]
+    assert np.abs(second - first * [-1.0, 1.0, 1.0]).max() < 1e-3
+    truth = scenes(open_head, code, 1, YAWS, spread=0.0)
+    found = aligner.align_batch([s.image for s in truth], boxes(truth))
+    nme, turn = errors(found, truth)
+    assert all(len(face.trace) == 3 for (face,) in found)
+    assert nme[:4].max() < 0.7, nme
+    assert nme.max() < 1.5, nme
+    assert turn.max() < 2.5, turn
+
+
 def test_a_third_of_wrong_pixels_and_noise_change_little(open_head: MorphableModel, code: PositionCode) -> None:
     net = OracleNet(code, noise=0.6, wrong=0.3)
-    aligner = Aligner(net, oracle_anchors(open_head, code), open_head)
+    aligner = Aligner(net, oracle_anchors(open_head, code), open_head, config=READING)
     truth = scenes(open_head, code, 2, PEOPLE)
     found = aligner.align_batch([s.image for s in truth], boxes(truth))
     nme, turn = (e.reshape(3, 5).mean(0) for e in errors(found, truth))
@@ -173,7 +198,7 @@ def test_what_is_no_face_fails_and_says_so(open_head: MorphableModel, code: Posi
         "grey": np.full((200, 200, 3), 128, np.uint8),
         "black": np.zeros((200, 200, 3), np.uint8),
     }[kind]
-    aligner = Aligner(OracleNet(code, noise=1.0), oracle_anchors(open_head, code), open_head)
+    aligner = Aligner(OracleNet(code, noise=1.0), oracle_anchors(open_head, code), open_head, config=READING)
     face = aligner.align(image, [Box(40, 40, 160, 160)])[0]
     assert face.failed
     assert face.reason

@@ -27,7 +27,7 @@ from face.landmarks import nme_box
 from face.morphable import MorphableModel
 from face.transform import angles_from_rotation
 from infra.split import split_of
-from tests.aligner.oracle import PositionCode, make_scene
+from tests.aligner.oracle import READING, PositionCode, make_scene
 
 SHIFT = np.array([3.0, 4.0])  # pixels
 
@@ -99,7 +99,7 @@ def test_faces_that_no_found_box_meets_count_as_not_found(
         def find(self, image: np.ndarray) -> list[Sighting]:
             return [Sighting(Box(0, 0, 20, 20))]
 
-    blind = Aligner(oracle_aligner.net, oracle_aligner.anchors, open_head, finder=Elsewhere())
+    blind = Aligner(oracle_aligner.net, oracle_aligner.anchors, open_head, finder=Elsewhere(), config=READING)
     report = evaluate_aflw2000(str(aflw), blind, box="detector")
     assert report.summary["not_found"] == 1.0
     assert report.summary["share_over_10_percent"] == 1.0
