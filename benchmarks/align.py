@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,12 +24,12 @@ from rich.table import Table
 from torch import Tensor
 
 import aligner.align as stages
-from aligner.align import Aligner
+from aligner.align import Aligner, load_aligner
 from face.assets import load_model
-from face.descriptor import DescriptorNet, Features, NetConfig
+from face.descriptor import DescriptorNet, Features
 from infra.onnx_file import export
-from infra.weights import DEFAULT, load
-from tests.aligner.oracle import OracleNet, PositionCode, Scene, make_scene, oracle_anchors
+from infra.weights import DEFAULT, Weights, load
+from tests.aligner.oracle import READING, OracleNet, PositionCode, Scene, make_scene, oracle_anchors
 
 FACES, ROUNDS = 16, 6
 BATCHES = (1, 16)
@@ -81,9 +82,8 @@ def measure(aligner: Aligner, clock: Clock, scenes: list[Scene], batch: int) -> 
     return {stage: 1e3 * seconds / len(scenes) for stage, seconds in {**spent, "all": total}.items()}
 
 
-def network_times() -> dict[int, tuple[float, float]]:
-    """Milliseconds of the shipped network for one face, by batch: in torch, and its ONNX file in onnxruntime."""
-    weights = load(DEFAULT)
+def network_times(weights: Weights, side: int) -> dict[int, tuple[float, float]]:
+    """Milliseconds of the network for one crop, by batch: in torch, and its ONNX file in onnxruntime."""
     net = weights.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -92,7 +92,7 @@ def network_times() -> dict[int, tuple[float, float]]:
         session = onnxruntime.InferenceSession(Path(folder) / "net.onnx", options, providers=["CPUExecutionProvider"])
     out = {}
     for batch in BATCHES:
-        image = torch.rand(batch, 3, 128, 128).contiguous(memory_format=torch.channels_last)
+        image = torch.rand(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
         plain = image.contiguous().numpy()
         best = [np.inf, np.inf]
         for _ in range(ROUNDS):
@@ -110,8 +110,10 @@ def main() -> None:
     model = load_model()
     code = PositionCode.of(model)
     clock = Clock()
-    net = DescriptorNet(NetConfig()).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    aligner = Aligner(TimedNet(net, OracleNet(code, noise=0.6), clock), oracle_anchors(model, code), model)
+    weights, crop = load(DEFAULT), load_aligner().config.crop
+    net = weights.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    timed = TimedNet(net, OracleNet(code, noise=0.6), clock)
+    aligner = Aligner(timed, oracle_anchors(model, code), model, config=replace(READING, crop=crop))
     rng = np.random.default_rng(0)
     scenes = [make_scene(model, code, yaw=float(rng.uniform(-80, 80)), rng=rng) for _ in range(FACES)]
     best: dict[int, dict[str, float]] = {}
@@ -133,7 +135,7 @@ def main() -> None:
     console = Console()
     console.print(table)
     networks = Table("network alone", "torch, ms", "onnxruntime, ms", "ratio")
-    for batch, (ours, theirs) in network_times().items():
+    for batch, (ours, theirs) in network_times(weights, crop).items():
         networks.add_row(f"batch {batch}", f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}")
     console.print(networks)
     console.print(f"{passes:.1f} passes for each face; bounds: 40 ms at batch 1, 25 ms at batch 16")
