@@ -190,7 +190,8 @@ def strongest(modes: Floats, count: int) -> Floats:
     """
     size = np.sqrt((np.asarray(modes, np.float32) ** 2).sum((1, 2)))
     order = np.argsort(-size, kind="stable")[:count]
-    return np.asarray(np.asarray(modes, np.float64)[order[size[order] > 1e-6 * size.max(initial=0.0)]])
+    kept = order[size[order] > 1e-6 * size.max(initial=0.0)]
+    return np.asarray(np.asarray(modes)[kept], np.float64)
 
 
 def _uv_of(raw: RawModel, template: Floats, faces: Ints, parts: Ints, kinds: Ints) -> tuple[Floats, Ints]:

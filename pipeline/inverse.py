@@ -83,7 +83,7 @@ class Limits:
     occluded: float = 0.6
     identity: float = 2.0
     outside: float = 0.25
-    score: float = 0.0  # at least: see ``pipeline.quality``
+    score: float = 0.05  # at least: see ``pipeline.quality``
 
 
 AT_LEAST = ("face_size", "structure", "score")

@@ -26,7 +26,8 @@ EVIDENCE = (
 USUAL = np.array([0.012, 0.02, 0.02, 0.065, 0.65, 0.08, 0.6, 0.0])
 UNIT = np.array([0.005, 0.01, 0.05, 0.03, 0.12, 0.1, 0.2, 0.05])
 REACH = 5.0  # units: what lies further off says no more
-WEIGHTS = np.array([-1.0, -1.0, -1.0, -1.0, 1.0, -1.0, -1.0, -1.0, 4.0])  # of the evidence; the bias last
+WEIGHTS = np.array([0.3, -3.11, 0.96, 0.59, 1.79, -0.74, 1.06, -2.18, 5.82])  # of the evidence; the bias last
+"""A logistic regression: evidence that goes along with other evidence may weigh against its own meaning."""
 
 
 def evidence_of(quality: dict[str, float]) -> Floats:
