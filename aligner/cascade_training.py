@@ -287,7 +287,7 @@ def _enter(rig: Rig, config: AlignConfig, views: Views, rng: np.random.Generator
 def _sift_components(rig: Rig, pupils: Pupils, points: Ints, recipe: Recipe) -> Floats:
     """(128, D) float32 principal components of SIFT descriptors at the start."""
     some = np.arange(min(200, len(pupils.views.images)))
-    pixels = np.stack([pupils.crops.cut(pupils.views.images[i], i) for i in some])
+    pixels = np.stack([pupils.crops.cut(pupils.views.images[i], i) for i in range(len(some))])
     crops, state = pupils.crops[some], pupils.state[some]
     places = crops.crop_from_photo(project(state, points_of(rig, points, state)))
     seen = describe_sift(pixels, places, recipe.extent)

@@ -35,8 +35,8 @@ def catalogue() -> list[Row]:
         )
     for name, path in cascade_file.SHIPPED.items():
         if path.exists():
-            _, about = cascade_file.read(path)
-            licence = " AND ".join(about["card"]["data_licences"])
+            _, words = cascade_file.read(path)
+            licence = " AND ".join(words["card"]["data_licences"])
             rows.append((f"{name}-cascade", "cascade", licence, _size(path.stat().st_size), f"for {name}"))
     return rows
 
