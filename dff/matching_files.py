@@ -31,7 +31,7 @@ from trainer.photo_pairs import LabelledPhoto, photo_pairs
 SIZE = 160
 """Crop side, px."""
 SIZES = (128, 160, 192)
-"""Sides at which the network looks at a crop. Together they match better than any of them or any two."""
+"""Sides at which the network looks at a crop: on average they match better together than any of them or any two."""
 IDENTITIES = 30
 """Identities whose views are paired; reading more takes long and changes little."""
 
