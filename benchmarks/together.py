@@ -1,6 +1,6 @@
 """Shape from several photos of one person: error against the number of photos.
 
-    python -m benchmarks.together [--asset ../shared/models/ict-facekit-light/ict_facekit_light.npz] [--people 16]
+    python -m benchmarks.together [--asset ../shared/models/ict-facekit-light/ict_facekit_light.npz] [--people 8]
 
 People with hair, glasses, hands and clothes, each with ten views of all poses, expressions, lights and sensors as the
 synthesis engine draws them: people of ICT-FaceKit (skipped where the file is absent), and people sampled from the open
@@ -107,7 +107,7 @@ def measured(
     return {name: tuple(np.mean(rows, axis=0)) for name, rows in found.items()}
 
 
-def main(asset: Path = ICT, people: int = 16, seed: int = 977, weights: str | None = None) -> None:
+def main(asset: Path = ICT, people: int = 8, seed: int = 977, weights: str | None = None) -> None:
     console = Console()
     aligner = load_aligner(weights)
     truths = [load_model()]
