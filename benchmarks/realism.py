@@ -187,7 +187,8 @@ def told_apart(
     controls: dict[str, list[realism.Judgement]] = defaultdict(list)
     for k in range(REPEATS):
         drawn = rng.permutation(len(real))
-        a, b = [real[i] for i in drawn[:pairs]], [real[i] for i in drawn[pairs : 2 * pairs]]
+        half = min(pairs, len(real) // 2)
+        a, b = [real[i] for i in drawn[:half]], [real[i] for i in drawn[half : 2 * half]]
         changes = {
             "other photos": b,
             "smoothed photos": list(map(smoothed, b)),
