@@ -31,8 +31,6 @@ CROPPED = 0.0025  # metres of thickness below which hair is no more than the col
 THICKNESS = (0.006, 0.045)  # metres
 SHARE = 0.45  # of the pixels beside the neck that show hair, at a height down to which it hangs
 STEP = 0.008  # metres between these heights
-HUE, VIVID = (5.0, 95.0), 38.0  # degrees of Lab's hue, and chroma, of hair; another colour is that of a hat
-GREYISH = 11.0  # chroma below which hue says nothing
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,6 @@ class Combed:
     length: float  # that it falls below the ears
     fringe: float  # of the forehead: how much it covers
     cover: float  # of the ears
-    natural: bool  # whether its colour is one that hair has
 
     @property
     def mesh(self) -> bool:
@@ -80,7 +77,7 @@ def combed(recovery: Recovery, person: Floats, frame: Frame, model: MorphableMod
     unlike = np.linalg.norm(lab - flesh, axis=2) > APART
     share = float(unlike[above].mean())
     if not (above & unlike).any():
-        return Combed(share, 0.0, 0.0, 0.0, 0.0, natural=True)
+        return Combed(share, 0.0, 0.0, 0.0, 0.0)
     hair = np.median(lab[above & unlike], axis=0)
     from_hair = np.linalg.norm(lab - hair, axis=2)
     like = unlike & (from_hair < ALIKE) & (from_hair < np.linalg.norm(lab - flesh, axis=2))
@@ -93,15 +90,12 @@ def combed(recovery: Recovery, person: Floats, frame: Frame, model: MorphableMod
     thickness = float(around.sum()) / max(outline, 1) * pixel
     forehead = skin_mask(frame, model) & (height > 1.22) & (frame.normal[..., 2] < -0.3) & ~scalp
     ears = _shows(frame, model, "ears") & (frame.normal[..., 2] < -0.1)
-    chroma = float(np.hypot(hair[1], hair[2]))
-    hue = float(np.rad2deg(np.arctan2(hair[2], hair[1])))
     return Combed(
         share=share,
         thickness=thickness,
         length=_length(recovery, like & whole, frame.mask, up, pixel) if told else 0.0,
         fringe=float(like[forehead].mean()) if forehead.sum() > least else 0.0,
         cover=float(like[ears].mean()) if ears.sum() > 0.1 * least else 0.0,
-        natural=chroma < GREYISH or (HUE[0] < hue < HUE[1] and chroma < VIVID),
     )
 
 

@@ -87,7 +87,7 @@ def test_a_fringe_is_seen(open_head: MorphableModel) -> None:
 
 def test_what_was_seen_is_combed_again(open_head: MorphableModel) -> None:
     rng = np.random.default_rng(1)
-    seen = Combed(share=0.9, thickness=0.02, length=0.11, fringe=0.8, cover=1.0, natural=True)
+    seen = Combed(share=0.9, thickness=0.02, length=0.11, fringe=0.8, cover=1.0)
     style = hair_of_photo(seen, np.array(FAIR), rng=rng)
     assert style is not None
     assert (style.volume, style.length, style.cover, style.colour) == (0.02, 0.11, 1.0, FAIR)
