@@ -76,7 +76,8 @@ class AlignConfig:
     mirror: bool = True  # every second pass looks at the mirrored photo, and the next counts both
     passes: int = 3  # at most; each looks at the photo again
     still: float = 0.01  # mean landmark motion from pass to pass, fraction of the face's size: then a face is done
-    batch: int = 32  # faces in one call of the network
+    batch: int = 32  # faces that are aligned at a time
+    per_call: int = 4  # of them in one call of the network: the maps of more leave the cache of a CPU's core
     pixels: int = 500  # of each face that are matched
     keep: int = 6  # anchors that a pixel may mean
     near: float = 0.012  # metres from its best anchor within which they lie
@@ -85,7 +86,8 @@ class AlignConfig:
     solver: Solver = field(default_factory=Solver)
 
     def __post_init__(self) -> None:
-        if min(self.crop, self.passes, self.batch, self.pixels, self.keep) < 1 or min(self.margin, self.closer) <= 0:
+        counts = (self.crop, self.passes, self.batch, self.per_call, self.pixels, self.keep)
+        if min(counts) < 1 or min(self.margin, self.closer) <= 0:
             raise ValueError(f"AlignConfig wants positive sizes: {self}")
 
 
@@ -313,7 +315,10 @@ class Aligner:
             motion = watch.update(rig, active, after, matches, px, pitch)
             places = crops[able].crop_from_photo(watch.landmarks[active]) / STRIDE
             expected = self.landmark_descriptor[MIRROR] if mirrored else self.landmark_descriptor
-            watch.probes[active] = probe(features[0][able], features[1][able], places, expected)
+            descriptor, face_logit = features
+            if not able.all():  # maps are large: copied only if need be
+                descriptor, face_logit = descriptor[able], face_logit[able]
+            watch.probes[active] = probe(descriptor, face_logit, places, expected)
             if number == 0 and not resumed:
                 motion = np.full_like(motion, np.inf)
             for row, face in enumerate(active):
@@ -386,8 +391,11 @@ class Aligner:
         if mirrored:
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])
         with torch.inference_mode():
-            features = self.net(image_batch(torch.from_numpy(pixels)))
-        descriptor, face_logit = features.descriptor.float().numpy(), features.face_logit.float().numpy()
+            parts = [
+                self.net(part) for part in torch.split(image_batch(torch.from_numpy(pixels)), self.config.per_call)
+            ]
+        descriptor = np.concatenate([part.descriptor.float().numpy() for part in parts])
+        face_logit = np.concatenate([part.face_logit.float().numpy() for part in parts])
         if mirrored:
             descriptor, face_logit = descriptor[..., ::-1], face_logit[..., ::-1]
         matches = match(

@@ -64,11 +64,15 @@ def surroundings(agrees: Floats, mask: Floats, px: Floats, landmarks: Floats, un
     (B, N) ``agrees`` and ``mask`` at (B, N, 2) ``px``, zero in unused rows; (B, L, 2) ``landmarks``; (B,) ``pitch``:
     pixels of the photo between neighbouring matched pixels. One is a full disc: face's edges have about a half.
     """
-    square = ((landmarks[:, :, None] - px[:, None]) ** 2).sum(3)
-    both = np.stack([mask, agrees], axis=2)
+    # In units of the face about its middle, where single precision is plenty.
+    middle = landmarks.mean(axis=1, keepdims=True)
+    places, pixels = ((points - middle) / unit[:, None, None] for points in (landmarks, px))
+    places, pixels = places.astype(np.float32), pixels.astype(np.float32)
+    square = (places[:, :, None, 0] - pixels[:, None, :, 0]) ** 2 + (places[:, :, None, 1] - pixels[:, None, :, 1]) ** 2
+    both = np.stack([mask, agrees], axis=2).astype(np.float32)
     out = []
     for reach in NEAR:
-        near = np.exp(-0.5 * square / (reach * unit[:, None, None]) ** 2)
+        near = np.exp(square * np.float32(-0.5 / reach**2))
         disc = 2 * np.pi * (reach * unit / pitch) ** 2
         out.append(np.matmul(near, both) / disc[:, None, None])
     return np.stack(out, axis=2)
