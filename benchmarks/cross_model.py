@@ -40,7 +40,7 @@ from face.registration import Nearest, Surface, part, similarity
 from face.render.frame import Frame, render, sample_texture, shaded, supersampled, visible
 from face.transfer import KINDS, counterparts, triangles
 from face.transform import Rigid, geodesic_degrees, rotation_from_angles
-from pipeline.inverse import ANYTHING, DISTANCE, IDENTITIES, Recovery, invert
+from pipeline.inverse import ANYTHING, DISTANCE, IDENTITIES_OF_LANDMARKS, Recovery, invert
 from pipeline.landmark_fit import LandmarkRig, fit_landmarks
 from pipeline.photometric import SKIN, Scene
 from pipeline.photos import Photo
@@ -261,7 +261,7 @@ def main(asset: Path, count: int = 60, seed: int = 0) -> None:
     truth, fitted = load_model(str(asset)), load_model()
     own, albedo = load_albedo(model=truth), load_albedo()
     ruler = Ruler.of(truth, fitted)
-    rig = LandmarkRig.of(fitted, IDENTITIES, len(fitted.expression))
+    rig = LandmarkRig.of(fitted, IDENTITIES_OF_LANDMARKS, len(fitted.expression))
     for title, noise in (
         ("exact landmarks", 0.0),
         (f"landmarks off by {ANNOTATION_NOISE:.1%} of their box", ANNOTATION_NOISE),

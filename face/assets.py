@@ -117,23 +117,23 @@ def load_albedo(name: str = "open-albedo", *, model: MorphableModel | None = Non
     albedo = _loaded_albedo(path_of(name))
     if model is None or model.name == albedo.uv_of:
         return albedo
-    key = (id(model), id(albedo))
+    key = (model, albedo)
     if key not in _carried:
         if albedo.uv_of not in SHIPPED:
             raise BadModel(f"{name} is in the uv of {albedo.uv_of}, not of {model.name}")
-        _carried[key] = model, carried_albedo(albedo, load_model(albedo.uv_of), model, correspondence_of(model))
-    return _carried[key][1]
+        _carried[key] = carried_albedo(albedo, load_model(albedo.uv_of), model, correspondence_of(model))
+    return _carried[key]
 
 
-_carried: dict[tuple[int, int], tuple[MorphableModel, AlbedoModel]] = {}  # both, so that no id is given away meanwhile
-_correspondences: dict[int, tuple[MorphableModel, Correspondence]] = {}
+_carried: dict[tuple[MorphableModel, AlbedoModel], AlbedoModel] = {}
+_correspondences: dict[MorphableModel, Correspondence] = {}
 
 
 def correspondence_of(model: MorphableModel) -> Correspondence:
     """Where the template of a model lies on the open head's; found once for a model."""
-    if id(model) not in _correspondences:
-        _correspondences[id(model)] = model, correspondence(model, load_model())
-    return _correspondences[id(model)][1]
+    if model not in _correspondences:
+        _correspondences[model] = correspondence(model, load_model())
+    return _correspondences[model]
 
 
 @cache
@@ -142,7 +142,7 @@ def _loaded_model(path: Path) -> MorphableModel:
         raw = _raw_model(path)
         if raw is not None:
             model, found = completed(raw, load_model())
-            _correspondences[id(model)] = model, found
+            _correspondences[model] = found
             return model
         arrays = read_arrays(path)
         if is_ict_facekit(arrays):
@@ -209,7 +209,7 @@ def _finished(model: MorphableModel) -> MorphableModel:
     found = correspondence(model, load_model())
     names = load_model().region_names
     out = replace(model, region=carried_regions(model, load_model(), found), region_names=names)
-    _correspondences[id(out)] = out, found
+    _correspondences[out] = found
     return out
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -35,7 +36,8 @@ from pipeline.photometric import Normals, Scene, SkinSamples, skin_samples, skin
 from pipeline.photos import Photo, Scheme
 from pipeline.quality import evidence_of, score_of
 
-IDENTITIES = 60
+IDENTITIES = 90  # directions of identity that pixels tell
+IDENTITIES_OF_LANDMARKS = 60  # that landmarks tell by themselves
 SAMPLES = 4000  # points on the skin; about half of them are seen
 VISIBLE_TOLERANCE = 0.002  # metres: hides the far side and the lids' inside, not the sample's own triangle
 RIM = 2  # pixels of a 256 px crop next to the skin's outlines, eyes and mouth, whose colours are mixtures
@@ -128,6 +130,7 @@ class Tables:
 
     model: MorphableModel
     albedo: AlbedoModel
+    start: LandmarkRig  # for the landmarks alone
     rig: LandmarkRig
     samples: SkinSamples
 
@@ -137,6 +140,7 @@ class Tables:
         return Tables(
             model,
             albedo,
+            LandmarkRig.of(model, min(IDENTITIES_OF_LANDMARKS, identities), expressions),
             LandmarkRig.of(model, identities, expressions),
             skin_samples(model, albedo, identities=identities, expressions=expressions, count=SAMPLES),
         )
@@ -150,17 +154,10 @@ class Tables:
         return render(points, self.model.faces, face.camera(0), (size, size))
 
 
-_tables: dict[tuple[int, int], Tables] = {}
-
-
+@lru_cache(maxsize=4)
 def tables_of(model: MorphableModel, albedo: AlbedoModel) -> Tables:
-    """The tables of a model and an albedo, kept for the last few pairs (models are too big to be hashed)."""
-    key = (id(model), id(albedo))  # the kept tables hold both, so neither id can be given away meanwhile
-    if key not in _tables:
-        while len(_tables) >= 4:
-            _tables.pop(next(iter(_tables)))
-        _tables[key] = Tables.of(model, albedo)
-    return _tables[key]
+    """The tables of a model and an albedo, kept for the last few pairs."""
+    return Tables.of(model, albedo)
 
 
 Watch = Callable[[str, Scene, float], None]
@@ -189,11 +186,17 @@ def _invert(photo: Photo, tables: Tables, size: int, limits: Limits, watch: Watc
     face_size = robust_size(photo.landmarks)
     if face_size < limits.face_size:
         raise BadFit(f"{photo.id}: the face is too small ({face_size:.0f} px, {limits.face_size:.0f} wanted)")
-    face = fit_landmarks(photo.landmarks, tables.rig, photo.scheme)
-    found = tables.rig.project(face, photo.scheme)
+    face = fit_landmarks(photo.landmarks, tables.start, photo.scheme)
+    found = tables.start.project(face, photo.scheme)
     check_pose(photo, found, face_size)
     crop = square_crop(photo.pixels, found, size)
-    face = replace(face, scale=face.scale * crop.scale, centre=(face.centre - crop.corner) * crop.scale)
+    told, all_told = tables.start.identities, tables.rig.identities
+    face = replace(
+        face,
+        scale=face.scale * crop.scale,
+        centre=(face.centre - crop.corner) * crop.scale,
+        coefficients=np.insert(face.coefficients, [told] * (all_told - told), 0.0, axis=1),
+    )
     targets = (photo.landmarks - crop.corner) * crop.scale
     image = crop.pixels.astype(np.float32) / 255.0
 

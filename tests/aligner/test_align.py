@@ -79,7 +79,9 @@ def test_a_mirrored_look_speaks_of_the_other_side(open_head: MorphableModel, cod
     there, back = OracleNet(code), OracleNet(OtherSide(code.low, code.high, code.frequency))
     looks = cycle((there, back))
     anchors = oracle_anchors(open_head, code)
-    aligner = Aligner(lambda image: next(looks)(image), anchors, open_head, config=AlignConfig(still=0.0))
+    aligner = Aligner(
+        lambda image: next(looks)(image), anchors, open_head, config=AlignConfig(still=0.0, per_call=len(YAWS))
+    )
     half = len(anchors.vertex)
     first, second = aligner.rig.anchor_mean[:half], aligner.rig.anchor_mean[half:]
     assert np.abs(second - first * [-1.0, 1.0, 1.0]).max() < 1e-3
