@@ -95,7 +95,7 @@ def learned(
 
 
 def of_aligner(aligner: Aligner, cascade: Cascade) -> CascadeAligner:
-    return CascadeAligner(aligner.net, aligner.anchors, aligner.model, cascade=cascade)
+    return CascadeAligner(aligner.net, aligner.anchors, aligner.model, config=aligner.config, cascade=cascade)
 
 
 def test_a_change_is_what_lies_between_two_states(oracle_aligner: Aligner) -> None:
@@ -173,7 +173,10 @@ def test_a_cascade_on_right_descriptors_reaches_the_known_answer(
     assert reached[2] < reached[1] < reached[0], reached
     rng = np.random.default_rng(6)
     boxes = [missed(scene.box, rng) for scene in unseen]
-    found = of_aligner(oracle_aligner, cascade).align_batch([s.image for s in unseen], [[box] for box in boxes])
+    # Nobody calibrated this oracle: with many pixels the default says enough of fits near the border.
+    config = replace(oracle_aligner.config, pixels=500)
+    steady = Aligner(oracle_aligner.net, oracle_aligner.anchors, oracle_aligner.model, config=config)
+    found = of_aligner(steady, cascade).align_batch([s.image for s in unseen], [[box] for box in boxes])
     errors = [100 * nme_box(f[0].landmarks_3d[:, :2], s.landmarks) for f, s in zip(found, unseen, strict=True)]
     turns = [geodesic_degrees(f[0].cam_from_head.rotation, s.rotation) for f, s in zip(found, unseen, strict=True)]
     assert np.mean(errors) < 2.5, errors
