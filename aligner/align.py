@@ -219,7 +219,7 @@ class Aligner:
             state = state_of(rig, [face for _, face in chunk])
             crops = crops_of_state(rig, state, config.margin, config.crop)
             boxes = [Box.around(face.landmarks_3d[:, :2]) for _, face in chunk]
-            fit = partial(_followed, rig, config.solver)
+            fit = partial(_fitted, rig, config.solver, resume)
             out += self._iterate([image for image, _ in chunk], boxes, state, crops, fit=fit, resumed=True)
         rest = iter(out)
         return [[next(rest) for _ in some] for some in before]
@@ -269,7 +269,7 @@ class Aligner:
     def _align_faces(self, images: list[Bytes], sightings: list[Sighting]) -> list[Alignment]:
         state, first = self._start(sightings)
         boxes = [sighting.box for sighting in sightings]
-        return self._iterate(images, boxes, state, first, fit=partial(_fitted, self.rig, self.config.solver))
+        return self._iterate(images, boxes, state, first, fit=partial(_fitted, self.rig, self.config.solver, first_fit))
 
     def _iterate(
         self,
@@ -459,21 +459,15 @@ class Aligner:
         )
 
 
+Begin = Callable[[Rig, Solver, Matches, Floats, FaceState], FaceState]
+
+
 def _fitted(
-    rig: Rig, solver: Solver, number: int, matches: Matches, px: Floats, before: FaceState, seen: Floats
+    rig: Rig, solver: Solver, begin: Begin, number: int, matches: Matches, px: Floats, before: FaceState, seen: Floats
 ) -> FaceState:
-    """A face that is new."""
+    """``begin`` is ``first_fit`` for a new face, ``resume`` for one that was aligned a frame ago."""
     if number == 0:
-        return first_fit(rig, solver, matches, px, before)
-    return refine(rig, solver, matches, px, before, seen)
-
-
-def _followed(
-    rig: Rig, solver: Solver, number: int, matches: Matches, px: Floats, before: FaceState, seen: Floats
-) -> FaceState:
-    """A face that was aligned a frame ago."""
-    if number == 0:
-        return resume(rig, solver, matches, px, before)
+        return begin(rig, solver, matches, px, before)
     return refine(rig, solver, matches, px, before, seen)
 
 

@@ -115,14 +115,14 @@ def main(photos: Path = SHARED, count: int = 200, seed: int = 0, refit: bool = F
     storage = open_storage(str(photos))
     refs = sorted(list_photos(storage), key=by_name_hash)
     found: dict[str, list[tuple[bool, Floats | None]]] = {}  # by kind: of the test half, evidence or no fit
-    refused = {"landmarks": 0, "limits": 0}
+    unread = 0
     for number, ref in enumerate(track(refs[:count], "quality", console=console, transient=True)):
         rng = np.random.default_rng([seed, number])
         test = int(by_name_hash(ref), 16) % 2 == 1
         try:
             photo, other = read_photo(storage, ref), read_photo(storage, refs[(number + 1) % len(refs)])
         except DffError:
-            refused["landmarks"] += 1
+            unread += 1
             continue
         for kind in (UNTOUCHED, *CORRUPTIONS):
             points = photo.landmarks if kind == UNTOUCHED else CORRUPTIONS[kind](photo.landmarks, other, rng)
@@ -131,6 +131,7 @@ def main(photos: Path = SHARED, count: int = 200, seed: int = 0, refit: bool = F
                 found.setdefault(kind, []).append((test, evidence_of(quality)))
             except BadFit:
                 found.setdefault(kind, []).append((test, None))
+    console.print(f"{unread} photos left out, since they or their landmarks cannot be used")
     if refit:
         rows = [
             (e, kind == UNTOUCHED) for kind, many in found.items() for test, e in many if not test and e is not None
