@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from face.descriptor import Anchors, DescriptorNet, choose_anchors, surface_coordinates
+from face.descriptor import Anchors, DescriptorNet, NetConfig, choose_anchors, surface_coordinates
 from face.errors import Diverged
 from face.morphable import MorphableModel
 from infra import weights
@@ -35,6 +35,9 @@ from trainer.store import Store, write_store
 
 Figures = Mapping[str, float]
 CHECKPOINT = "checkpoint.pt"
+
+GROWN = 0.1
+"""Gain of the last norm of a residual block that the weights started from lack."""
 
 
 @dataclass
@@ -80,9 +83,9 @@ def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) 
         )
     if config.start:
         begin = weights.load(config.start, model=model)
-        if begin.net.config != config.net or not np.array_equal(begin.anchors.vertex, vertex):
+        if not begins(begin.net.config, config.net) or not np.array_equal(begin.anchors.vertex, vertex):
             raise ValueError(f"{config.start} has another network or other anchors: it can't be started from")
-        learner.net.load_state_dict(begin.net.state_dict())
+        _grow(learner.net, begin.net)
         learner.vectors.data.copy_(torch.from_numpy(begin.anchors.descriptor))
     learner = learner.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(learner).requires_grad_(False)
@@ -92,6 +95,26 @@ def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) 
     groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
     return State(0, learner, average, optimiser, torch.from_numpy(vertex.astype(np.int64)))
+
+
+def begins(smaller: NetConfig, larger: NetConfig) -> bool:
+    """Whether a network of the one configuration is the beginning of one of the other: as wide, nowhere deeper."""
+    pairs = zip(smaller.depths, larger.depths, strict=False)
+    return replace(smaller, depths=larger.depths) == larger and all(low <= high for low, high in pairs)
+
+
+def _grow(net: DescriptorNet, begin: DescriptorNet) -> None:
+    """Make ``net`` do what the shallower ``begin`` does, nearly: blocks that it lacks add little to what passes them.
+
+    A residual block that added nothing at all would get no gradient either. Source: Chen, Goodfellow, Shlens,
+    "Net2Net" (2016).
+    """
+    known = begin.state_dict()
+    for name, value in net.state_dict().items():
+        if name in known:
+            value.copy_(known[name])
+        elif name.endswith("norm.weight"):
+            value.fill_(GROWN)
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
