@@ -58,10 +58,10 @@ def _line(face: Alignment) -> str:
     )
 
 
-def drawn(image: Bytes, faces: Sequence[Alignment], model: MorphableModel) -> bytes:
-    """A PNG file of the (H, W, 3) image with landmarks, mesh and axes of every face."""
+def drawn(image: Bytes, faces: Sequence[Alignment], model: MorphableModel, suffix: str = ".png") -> bytes:
+    """A file of the (H, W, 3) image with landmarks, mesh and axes of every face: JPEG by its ``suffix``, else PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(draw(image, faces, model)).save(buffer, "PNG")
+    Image.fromarray(draw(image, faces, model)).save(buffer, "JPEG" if suffix.lower() in (".jpg", ".jpeg") else "PNG")
     return buffer.getvalue()
 
 
@@ -153,5 +153,10 @@ def to_json(results: Iterable[Aligned]) -> dict[str, list[dict[str, Any]]]:
 
 def write_json(path: Path, content: object) -> None:
     """Write ``content`` as JSON, making the folder when it is missing."""
+    write_file(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write ``data``, making the folder when it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_bytes(data)

@@ -72,7 +72,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         app()
-    except (DffError, ValueError, FileNotFoundError, PermissionError) as error:
+    except (DffError, ValueError, OSError) as error:
         typer.secho(f"dff: {type(error).__name__}: {error}", fg="red", err=True)
         raise SystemExit(1) from None
 
@@ -121,7 +121,7 @@ def synthesize(
     ] = "open-head",
     shard_faces: Annotated[
         int | None,
-        typer.Option(help="Faces in a shard, which one task makes. Default: by the job's size, 32 at most.", min=1),
+        typer.Option(help="Faces in a shard, which one task makes. Default: by the job's size.", min=1),
     ] = None,
     profile_share: Annotated[
         float,
@@ -313,7 +313,8 @@ def align(
         Path | None, typer.Option("--json", help="Write the alignments to this file; of a video one line a frame.")
     ] = None,
     draw: Annotated[
-        Path | None, typer.Option(help="Draw landmarks, mesh and axes to this PNG (one image) or MP4 (a video).")
+        Path | None,
+        typer.Option(help="Draw landmarks, mesh and axes to this PNG or JPEG (one image) or MP4 (a video)."),
     ] = None,
     mesh: Annotated[
         Path | None, typer.Option(help="Write the first face's mesh to this GLB (one image, or --together).")
@@ -341,7 +342,16 @@ def align(
     dff align film.mp4 --json faces.jsonl --draw drawn.mp4
     """
     from aligner.mesh_file import glb
-    from dff.align_files import align_files, align_together, drawn, image_files, read_boxes, to_json, write_json
+    from dff.align_files import (
+        align_files,
+        align_together,
+        drawn,
+        image_files,
+        read_boxes,
+        to_json,
+        write_file,
+        write_json,
+    )
     from dff.video_files import align_video_file, is_video
 
     if method is not Method.votes and (together or is_video(images[0])):
@@ -364,7 +374,7 @@ def align(
         if json_out:
             write_json(json_out, found.to_json([file.name for file in files]))
         if mesh:
-            mesh.write_bytes(glb(found, aligner.model))
+            write_file(mesh, glb(found, aligner.model))
         return
     if len(files) > 1 and (box or draw or mesh):
         raise typer.BadParameter("--box, --draw and --mesh take one image; use --boxes and --json for several")
@@ -384,9 +394,9 @@ def align(
         for line in (line for r in results for line in r.lines()):
             typer.echo(line)
     if draw and results[0].image is not None:
-        draw.write_bytes(drawn(results[0].image, results[0].faces, aligner.model))
+        write_file(draw, drawn(results[0].image, results[0].faces, aligner.model, draw.suffix))
     if mesh and results[0].faces:
-        mesh.write_bytes(glb(results[0].faces[0], aligner.model))
+        write_file(mesh, glb(results[0].faces[0], aligner.model))
     if all(r.error for r in results):
         raise typer.Exit(1)
 
@@ -450,7 +460,7 @@ def evaluate(
         robustness,
         worst_picture,
     )
-    from dff.align_files import write_json
+    from dff.align_files import write_file, write_json
 
     aligner = _aligner(weights, method, cascade)
 
@@ -474,9 +484,8 @@ def evaluate(
     if pictures or tracking:
         drawn = {"ced.png": curve_picture(report), "worst.jpg": worst_picture(report)}
         if pictures:
-            pictures.mkdir(parents=True, exist_ok=True)
             for name, data in drawn.items():
-                (pictures / name).write_bytes(data)
+                write_file(pictures / name, data)
             typer.echo(f"pictures: {pictures.resolve()}")
         if tracking:
             asked = {"protocol": report.protocol, "folder": folder, "labels": labels, "box": box.value}
@@ -509,16 +518,16 @@ def _evaluate_matching(
     json_out: Path | None,
     pictures: Path | None,
 ) -> None:
+    from dff.align_files import write_file
     from dff.matching_files import evaluate_matching, matching_picture, to_json
 
     report, shown = evaluate_matching(dataset, weights, model=model, count=pairs, every=every, labels=labels)
     for line in report.lines():
         typer.echo(line)
     if json_out:
-        json_out.write_bytes(to_json(report))
+        write_file(json_out, to_json(report))
     if pictures:
-        pictures.mkdir(parents=True, exist_ok=True)
-        (pictures / "matching.jpg").write_bytes(matching_picture(shown, weights))
+        write_file(pictures / "matching.jpg", matching_picture(shown, weights))
         typer.echo(f"pictures: {pictures.resolve()}")
 
 
@@ -580,7 +589,7 @@ def calibrate(
     from aligner.calibrate import calibrate as calibrated
     from aligner.calibrate import reliability_picture
     from aligner.confidence import DEFAULT
-    from dff.align_files import write_json
+    from dff.align_files import write_file, write_json
     from infra import weights as weights_files
     from infra.dataset import open_dataset
 
@@ -592,7 +601,7 @@ def calibrate(
         for line in _figures(one.to_json()):
             typer.echo(line)
     if picture:
-        picture.write_bytes(reliability_picture(sets))
+        write_file(picture, reliability_picture(sets))
     if json_out:
         write_json(json_out, {one.name: one.to_json() for one in sets})
     loaded = weights_files.load(weights)
@@ -709,9 +718,11 @@ def _figures(summary: Mapping[str, object]) -> list[str]:
 
 
 def _box(text: str) -> Box:
+    parts = text.split(",")
+    if len(parts) != 4:
+        raise typer.BadParameter(f"--box wants four numbers x0,y0,x1,y1, got {text!r}")
     try:
-        x0, y0, x1, y1 = (float(part) for part in text.split(","))
-        return Box(x0, y0, x1, y1)
+        return Box(*map(float, parts))
     except ValueError as error:
         raise typer.BadParameter(f"--box wants x0,y0,x1,y1 with x0 < x1 and y0 < y1: {error}") from error
 

@@ -112,6 +112,7 @@ def inspect_dataset(
         checks=checks,
     )
     if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(pages.render(inspection, pages.sections_of(dataset, picks)), encoding="utf-8")
     return inspection
 
