@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,13 @@ def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) 
         )
     if config.start:
         begin = weights.load(config.start, model=model)
-        if not begins(begin.net.config, config.net) or not np.array_equal(begin.anchors.vertex, vertex):
-            raise ValueError(f"{config.start} has another network or other anchors: it can't be started from")
+        if not begins(begin.net.config, config.net):
+            raise ValueError(
+                f"{config.start} can't be started from: its network, {begin.net.config}, is not as wide as "
+                f"{config.net} and nowhere deeper"
+            )
+        if not np.array_equal(begin.anchors.vertex, vertex):
+            raise ValueError(f"{config.start} can't be started from: it has other anchors")
         _grow(learner.net, begin.net)
         learner.vectors.data.copy_(torch.from_numpy(begin.anchors.descriptor))
     learner = learner.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -99,8 +104,8 @@ def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) 
 
 def begins(smaller: NetConfig, larger: NetConfig) -> bool:
     """Whether a network of the one configuration is the beginning of one of the other: as wide, nowhere deeper."""
-    pairs = zip(smaller.depths, larger.depths, strict=False)
-    return replace(smaller, depths=larger.depths) == larger and all(low <= high for low, high in pairs)
+    alike = all(getattr(smaller, name) == getattr(larger, name) for name in ("dims", "widths", "groups"))
+    return alike and all(low <= high for low, high in zip(smaller.depths, larger.depths, strict=True))
 
 
 def _grow(net: DescriptorNet, begin: DescriptorNet) -> None:

@@ -6,12 +6,14 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from face.descriptor import NetConfig
+from face.descriptor import NetConfig, image_batch
 from face.errors import BadDataset, Diverged
 from face.morphable import MorphableModel
 from infra import weights
@@ -25,6 +27,8 @@ from trainer.train import (
     Figures,
     State,
     Watch,
+    anchors_of,
+    begins,
     learning_rate,
     load_checkpoint,
     new_state,
@@ -173,6 +177,56 @@ def test_a_run_starts_from_weights_and_keeps_their_terms(
     assert set(weights.load(second).card["data_licences"]) == {"LicenseRef-elsewhere", *loaded.card["data_licences"]}
     with pytest.raises(ValueError, match="other anchors"):
         new_state(open_head, replace(config, anchors=60), torch.device("cpu"))
+
+
+def test_a_deeper_network_starts_by_doing_what_the_shallower_one_did(
+    rows: list[ViewRow], store: Store, chart: Chart, open_head: MorphableModel
+) -> None:
+    """Blocks grown onto the shipped network hardly move its descriptors, and the first step moves all of theirs."""
+    shipped = weights.load("dff-open").net
+    depths = (*shipped.config.depths[:-2], shipped.config.depths[-2] + 2, shipped.config.depths[-1] + 4)
+    net = replace(shipped.config, depths=depths)
+    config = replace(TINY, steps=1, size=160, batch=4, anchors=800, start="dff-open", net=net)
+    state = new_state(open_head, config, torch.device("cpu"))
+    images = torch.from_numpy(np.stack([cv2.resize(row.pixels(), (160, 160)) for row in rows[:2]]))
+    with torch.no_grad():
+        before, after = (net(image_batch(images)).descriptor for net in (shipped, state.learner.net))
+    cosine = (before * after).sum(1)
+    assert cosine.mean() > 0.985, "measured: 0.994"
+    assert cosine.quantile(0.01) > 0.97, "measured: 0.985"
+    run(state, store, chart, config)
+    known = shipped.state_dict()
+    grown = {name: p for name, p in state.learner.net.named_parameters() if name not in known}
+    assert len(grown) == 6 * 4, "kernels, gain and bias of six blocks"
+    for name, parameter in grown.items():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() > 1e-4, name
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        {"depths": (1, 0, 1)},
+        {"widths": (8, 16, 24)},
+        {"dims": 16},
+        {"groups": 4},
+        {"widths": (8, 16), "depths": (1, 1)},
+    ],
+    ids=["shallower", "wider", "longer descriptors", "other groups", "fewer strides"],
+)
+def test_only_the_beginning_of_a_network_is_started_from(
+    open_head: MorphableModel, tmp_path: Path, net: dict[str, Any]
+) -> None:
+    assert begins(TINY.net, TINY.net)
+    assert begins(TINY.net, replace(TINY.net, depths=(1, 1, 3)))
+    wanted = replace(TINY.net, **net)
+    assert not begins(TINY.net, wanted)
+    state = new_state(open_head, TINY, torch.device("cpu"))
+    path = tmp_path / "w.safetensors"
+    card = {"model": open_head.name, "model_licence": open_head.licence, "data_licences": [], "steps": 0}
+    weights.save(path, state.average.net, anchors_of(state, open_head, TINY), card)
+    with pytest.raises(ValueError, match=r"w\.safetensors can't be started from: its network.*nowhere deeper"):
+        new_state(open_head, replace(TINY, start=str(path), net=wanted), torch.device("cpu"))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(dataset: Dataset, open_head: MorphableModel, tmp_path: Path) -> None:
