@@ -23,11 +23,13 @@ KINDS: dict[str, tuple[int, str, str]] = {
     "animated": (422, "The image is animated", "Send one frame as a still image."),
     "too-many-pixels": (413, "The image has too many pixels", "The size is checked before anything is decoded."),
     "too-large": (413, "The request is too large", "Bytes are counted as they arrive. Send a smaller file."),
+    "too-many-images": (413, "Too many images in one request", "Send several requests."),
     "unusable-image": (422, "The image can't hold a face", "It is too small."),
     "bad-boxes": (
         422,
         "The boxes make no sense",
-        "`boxes` is JSON: a list of [x0, y0, x1, y1] in pixels, x1 > x0 and y1 > y0, each meeting the image.",
+        "`boxes` is JSON: a list of [x0, y0, x1, y1] in pixels, x1 > x0 and y1 > y0, each meeting the image. With "
+        "several images: a list that has the same for each image, or null where faces shall be found.",
     ),
     "bad-request": (422, "The request is not as described", "See /openapi.json for the fields of the form."),
     "no-face": (422, "No face was found", "Send a box around the face in `boxes`, or another photo."),
@@ -52,17 +54,21 @@ class TooLarge(HTTPException):
         super().__init__(413, f"at most {limit} bytes are taken")
 
 
+def described(kind: str, detail: str = "") -> dict[str, Any]:
+    """A problem's own members, for one image among several."""
+    status, title, help_text = KINDS[kind]
+    return {"type": f"/problems/{kind}", "title": title, "status": status, "detail": detail or help_text}
+
+
 def problem(kind: str, detail: str = "", *, request_id: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """The response for a problem."""
-    status, title, help_text = KINDS[kind]
-    body = {
-        "type": f"/problems/{kind}",
-        "title": title,
-        "status": status,
-        "detail": detail or help_text,
-        "request_id": request_id,
-    }
-    return JSONResponse(body, status, headers, media_type=MEDIA_TYPE)
+    body = described(kind, detail) | {"request_id": request_id}
+    return JSONResponse(body, body["status"], headers, media_type=MEDIA_TYPE)
+
+
+def problem_of(error: BadPhoto) -> Problem:
+    """What a client is told about a photo."""
+    return Problem(error.fault if isinstance(error, BadImage) else "unusable-image", str(error))
 
 
 def responses(*kinds: str) -> dict[int | str, dict[str, Any]]:
@@ -88,8 +94,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(BadPhoto)
     async def bad_photo(request: Request, error: BadPhoto) -> JSONResponse:
-        kind = error.fault if isinstance(error, BadImage) else "unusable-image"
-        return problem(kind, str(error), request_id=request.state.request_id)
+        return await known(request, problem_of(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -30,39 +30,67 @@ _FACE_SCHEMA = {
         "trace": {"type": "array", "items": {"type": "object"}, "description": "with trace=1: each iteration"},
     },
 }
-_ANSWER_SCHEMA = {
-    "type": "object",
-    "required": ["faces", "image", "model", "timing", "request_id"],
-    "properties": {
-        "faces": {"type": "array", "items": _FACE_SCHEMA},
-        "image": {"type": "object", "description": "width and height in pixels"},
-        "model": {"type": "object", "description": "face model, its licence, and where the weights come from"},
-        "timing": {"type": "object", "description": "milliseconds of decoding and aligning"},
-        "request_id": {"type": "string"},
-        "triangles": {**_POINTS, "description": "with mesh=1: vertex numbers of the mesh's triangles"},
-    },
+_IMAGE_SCHEMA = {"type": "object", "description": "width and height in pixels"}
+_PROBLEM_SCHEMA = {"type": "object", "description": "instead of the others: why this photo has no answer"}
+
+
+def _answer(*on_demand: dict[str, Any], **properties: Any) -> dict[str, Any]:
+    """The schema of an answer: ``properties``, what is there ``on_demand``, and what every answer says."""
+    return {
+        "type": "object",
+        "required": [*properties, "model", "timing", "request_id"],
+        "properties": {
+            **properties,
+            **{name: schema for some in on_demand for name, schema in some.items()},
+            "model": {"type": "object", "description": "face model, its licence, and where the weights come from"},
+            "timing": {"type": "object", "description": "milliseconds of decoding and aligning"},
+            "request_id": {"type": "string"},
+            "triangles": {**_POINTS, "description": "with mesh=1: vertex numbers of the mesh's triangles"},
+        },
+    }
+
+
+def _each(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "array",
+        "description": "one for each photo, in the order of the request",
+        "items": {"type": "object", "properties": {**properties, "image": _IMAGE_SCHEMA, "problem": _PROBLEM_SCHEMA}},
+    }
+
+
+def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+_MESH = {
+    "description": "the mesh",
+    "content": {"model/gltf-binary": {"schema": {"type": "string", "format": "binary"}}},
 }
-_PROBLEMS = responses(
-    "empty",
-    "not-an-image",
-    "damaged",
-    "animated",
-    "too-many-pixels",
-    "too-large",
-    "unusable-image",
-    "bad-boxes",
-    "bad-request",
-    "no-face",
-    "internal",
-)
-ALIGN_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "the faces", "content": {"application/json": {"schema": _ANSWER_SCHEMA}}},
+_REQUEST_PROBLEMS = ("too-large", "bad-boxes", "bad-request", "internal")
+_PHOTO_PROBLEMS = ("empty", "not-an-image", "damaged", "animated", "too-many-pixels", "unusable-image", "no-face")
+_PROBLEMS = responses(*_PHOTO_PROBLEMS, *_REQUEST_PROBLEMS)
+_TOGETHER_PROBLEMS = responses(*_PHOTO_PROBLEMS, "too-many-images", *_REQUEST_PROBLEMS)
+
+_FACES_SCHEMA = {"type": "array", "items": _FACE_SCHEMA}
+Responses = dict[int | str, dict[str, Any]]
+ALIGN_RESPONSES: Responses = {
+    200: _json("the faces", _answer(faces=_FACES_SCHEMA, image=_IMAGE_SCHEMA)),
     **_PROBLEMS,
 }
-GLB_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "the mesh",
-        "content": {"model/gltf-binary": {"schema": {"type": "string", "format": "binary"}}},
-    },
-    **_PROBLEMS,
+GLB_RESPONSES: Responses = {200: _MESH, **_PROBLEMS}
+MANY_RESPONSES: Responses = {
+    200: _json("faces or a problem for each photo", _answer(photos=_each(faces=_FACES_SCHEMA))),
+    **responses("too-many-images", *_REQUEST_PROBLEMS),
 }
+TOGETHER_RESPONSES: Responses = {
+    200: _json(
+        "the person, and a face or a problem for each photo",
+        _answer(
+            {"rest": {**_POINTS, "description": "with mesh=1: vertices (x, y, z) of the face at rest in metres"}},
+            identity={**_NUMBERS, "description": "of the face model, in standard deviations: one for all photos"},
+            photos=_each(face=_FACE_SCHEMA),
+        ),
+    ),
+    **_TOGETHER_PROBLEMS,
+}
+TOGETHER_GLB_RESPONSES: Responses = {200: _MESH, **_TOGETHER_PROBLEMS}

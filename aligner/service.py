@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -21,24 +20,16 @@ from ray.serve.config import BackpressureConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from aligner.align import load_aligner
-from aligner.alignment import Alignment
-from aligner.web import Boxes, Limits, create_app, warm_up
-from face.arrays import Bytes
-from face.errors import ClusterError, DffError
+from aligner.served import Asked, Limits, Outcome, align_each, warm_up
+from aligner.web import create_app
+from face.errors import ClusterError
+from infra import weights as weights_files
 from infra.cluster import connected
 
 BATCH = 8  # images in one call of the aligner
 QUEUE = 64  # requests that may wait for a replica; more get 503 with Retry-After
 APPLICATION = "aligner"
 REQUEST_TIMEOUT = 60.0  # seconds
-
-Outcome = list[Alignment] | DffError | ValueError
-
-
-class BatchAligner(Protocol):
-    """The part of ``aligner.align.Aligner`` that batches."""
-
-    def align_batch(self, images: Sequence[Bytes], boxes: Sequence[Boxes] | None = None) -> list[list[Alignment]]: ...
 
 
 class ServiceConfig(BaseModel):
@@ -70,28 +61,15 @@ class AlignerDeployment:
         warm_up(self.aligner)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self.aligner, limits=Limits(at_once=BATCH), align=self.align)
+        return create_app(self.aligner, limits=Limits(batch=BATCH), align=self.align)
 
-    async def align(self, image: Bytes, boxes: Boxes) -> list[Alignment]:
-        outcome: Outcome = await self.align_together((image, boxes))
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+    async def align(self, asked: Sequence[Asked]) -> list[Outcome]:
+        return list(await asyncio.gather(*(self.batched(one) for one in asked)))
 
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0.005)
-    async def align_together(self, asked: list[tuple[Bytes, Boxes]]) -> list[Outcome]:
+    async def batched(self, asked: list[Asked]) -> list[Outcome]:
+        """Images of all requests that are there, ``BATCH`` at a time."""
         return await asyncio.to_thread(align_each, self.aligner, asked)
-
-
-def align_each(aligner: BatchAligner, asked: Sequence[tuple[Bytes, Boxes]]) -> list[Outcome]:
-    """The faces of each image, or why that image was refused: strangers in one batch must not fail each other."""
-    images, boxes = [image for image, _ in asked], [some for _, some in asked]
-    try:
-        return [*aligner.align_batch(images, boxes)]
-    except (DffError, ValueError) as error:
-        if len(asked) == 1:
-            return [error]
-        return [outcome for one in asked for outcome in align_each(aligner, [one])]
 
 
 def application(config: ServiceConfig) -> serve.Application:
@@ -115,7 +93,7 @@ def serving(
     Raises ClusterError when the port is taken or the application can't start, and on a local Ray BadWeights or BadModel
     as ``aligner.align.load_aligner``.
     """
-    path = None if weights is None else str(Path(weights).absolute())
+    path = None if weights is None else weights_files.everywhere(weights)
     if address is None:
         _check_free(host, port)
         load_aligner(path)  # a bad file is said here, by its own error, and not by a replica that tries again

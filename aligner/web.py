@@ -1,35 +1,36 @@
 """The aligner over HTTP: an ASGI application that runs under uvicorn as under Ray Serve.
 
-A request carries one image; the answer has every face in it. Images are never fetched from an address, never stored,
-and their names and metadata never read.
+A request carries one photo, and the answer has every face in it; ``aligner.several`` takes more at once. Images are
+never fetched from an address, never stored, and their names and metadata never read.
 """
 
 import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import anyio
 import numpy as np
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from aligner import several
 from aligner.alignment import Alignment
 from aligner.mesh_file import glb
+from aligner.photo_form import Row, boxes_of, check_count, milliseconds, parsed, pixels_of
 from aligner.problems import Problem, TooLarge, install, problem, responses
 from aligner.schema import ALIGN_RESPONSES, GLB_RESPONSES
-from face.arrays import Bytes, Ints
-from face.camera import Box
+from aligner.served import LIMITS, AlignAll, Asked, FaceAligner, Limits, Outcome, align_each, warm_up
+from face.arrays import Ints
 from face.morphable import MorphableModel
-from infra.images import decode
 
 PAGE = Path(__file__).parent / "page"
 INSIDE = ("teeth", "tongue", "mouth")  # regions behind the lips: only clutter in a drawing of the mesh
@@ -42,37 +43,6 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
-Boxes = Sequence[Box] | None
-AlignOne = Callable[[Bytes, Boxes], Awaitable[list[Alignment]]]
-
-
-class FaceAligner(Protocol):
-    """What is served: ``aligner.align.Aligner``, or anything that answers like it. Called from threads."""
-
-    @property
-    def model(self) -> MorphableModel: ...
-
-    @property
-    def card(self) -> Mapping[str, Any]:
-        """Where the weights come from and under which terms."""
-        ...
-
-    def align(self, image: Bytes, boxes: Boxes = None) -> list[Alignment]: ...
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request may ask for. Raises ValueError for what would refuse everything."""
-
-    body: int = 16 << 20  # bytes
-    pixels: int = 40_000_000  # of the decoded image
-    boxes: int = 64
-    at_once: int = 1  # alignments that run at the same time; more wait. One already uses every core
-
-    def __post_init__(self) -> None:
-        if min(self.body, self.pixels, self.boxes, self.at_once) < 1:
-            raise ValueError(f"Limits wants positive numbers: {self}")
-
 
 @dataclass(frozen=True)
 class Aligned:
@@ -84,35 +54,26 @@ class Aligned:
     timing: dict[str, float]  # milliseconds
 
 
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 1)
-
-
-def warm_up(aligner: FaceAligner) -> None:
-    """One alignment of an empty picture, so that what is compiled or loaded at first use is there."""
-    aligner.align(np.full((256, 256, 3), 128, np.uint8), [Box(64, 64, 192, 192)])
-
-
-_BOXES = TypeAdapter(list[tuple[float, float, float, float]])
+_ROWS = TypeAdapter(list[Row])
 
 
 def create_app(
     aligner: FaceAligner,
     *,
-    limits: Limits = Limits(),
-    align: AlignOne | None = None,
+    limits: Limits = LIMITS,
+    align: AlignAll | None = None,
 ) -> FastAPI:
-    """The application. ``align`` replaces direct calls of ``aligner.align`` in threads: a server that batches requests
-    gives its own.
+    """The application. ``align`` replaces direct calls of ``aligner.align_batch`` in threads: a server that batches
+    the images of all requests gives its own.
 
     Run it with ``uvicorn.run(create_app(load_aligner()))``.
     """
     slots = anyio.CapacityLimiter(limits.at_once)
 
-    async def in_thread(image: Bytes, boxes: Boxes) -> list[Alignment]:
-        return await anyio.to_thread.run_sync(aligner.align, image, boxes, limiter=slots)
+    async def in_thread(asked: Sequence[Asked]) -> list[Outcome]:
+        return await anyio.to_thread.run_sync(align_each, aligner, asked, limiter=slots)
 
-    align_one = align or in_thread
+    align_all = align or in_thread
     about = {
         "face_model": aligner.model.name,
         "face_model_licence": aligner.model.licence,
@@ -145,23 +106,34 @@ def create_app(
     app.state.ready = False
     install(app)
     app.add_middleware(GZipMiddleware, minimum_size=2048)
-    app.add_middleware(RequestRim, body=limits.body)
+    app.add_middleware(RequestRim, body=limits.body, bodies=dict.fromkeys(several.PATHS, limits.bodies))
 
     async def faces(
+        request: Request,
         image: Annotated[UploadFile, File(description="a JPEG, PNG or WebP file")],
         boxes: Annotated[
             str | None, Form(description="JSON [[x0, y0, x1, y1], ...] in pixels; else faces are found")
         ] = None,
     ) -> Aligned:
-        data = await image.read()
+        if len((await request.form()).getlist("image")) > 1:
+            raise Problem("too-many-images", f"one photo is taken here; send several as `images` to {several.MANY}")
         started = time.perf_counter()
-        pixels = await anyio.to_thread.run_sync(lambda: decode(data, max_pixels=limits.pixels))
-        places = None if boxes is None else parse_boxes(boxes, pixels.shape[1], pixels.shape[0], limits.boxes)
+        pixels = await pixels_of(image, limits)
+        places = None
+        if boxes is not None:
+            rows = parsed(_ROWS, boxes)
+            check_count(len(rows), limits)
+            places = boxes_of(rows, pixels)
         decoded = time.perf_counter()
-        found = await align_one(pixels, places)
+        (found,) = await align_all([(pixels, places)])
+        if isinstance(found, Exception):
+            raise found
         if not found:
             raise Problem("no-face")
-        timing = {"decode_ms": _ms(decoded - started), "align_ms": _ms(time.perf_counter() - decoded)}
+        timing = {
+            "decode_ms": milliseconds(decoded - started),
+            "align_ms": milliseconds(time.perf_counter() - decoded),
+        }
         return Aligned(found, pixels.shape[1], pixels.shape[0], timing)
 
     @app.post("/v1/align", responses=ALIGN_RESPONSES, tags=["align"])
@@ -198,6 +170,8 @@ def create_app(
         data = await anyio.to_thread.run_sync(glb, aligned.faces[face], aligner.model)
         return Response(data, media_type="model/gltf-binary")
 
+    several.add_routes(app, aligner, limits=limits, align=align_all, slots=slots, about=about, drawn=drawn)
+
     @app.get("/healthz", tags=["health"])
     async def live() -> dict[str, str]:
         """The process answers."""
@@ -221,24 +195,6 @@ def create_app(
     return app
 
 
-def parse_boxes(text: str, width: int, height: int, most: int) -> list[Box]:
-    """Boxes of a form field; raises Problem ``bad-boxes`` for one that is empty, not finite or beside the image."""
-    try:
-        rows = _BOXES.validate_json(text)
-        boxes = [Box(*row) for row in rows]
-    except (ValidationError, ValueError) as error:
-        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise Problem("bad-boxes", f"boxes: {detail}") from error
-    if not 0 < len(boxes) <= most:
-        raise Problem("bad-boxes", f"{len(boxes)} boxes; one to {most} are taken")
-    for box in boxes:
-        if box.x0 >= width or box.y0 >= height or box.x1 <= 0 or box.y1 <= 0:
-            raise Problem("bad-boxes", f"{box} lies beside the image of {width} x {height} pixels")
-        if box.size < 1 or max(box.width, box.height) > 8 * max(width, height):
-            raise Problem("bad-boxes", f"{box} has no size that a face could have in {width} x {height} pixels")
-    return boxes
-
-
 def drawn_triangles(model: MorphableModel) -> Ints:
     """(F, 3) triangles of the model's outside."""
     inside = [i for i, name in enumerate(model.region_names) if name in INSIDE]
@@ -246,10 +202,13 @@ def drawn_triangles(model: MorphableModel) -> Ints:
 
 
 class RequestRim:
-    """ASGI middleware: names each request, counts its bytes, and refuses a body over the limit with 413."""
+    """ASGI middleware: names each request, counts its bytes, and refuses a body over the limit with 413.
 
-    def __init__(self, app: ASGIApp, *, body: int) -> None:
-        self.app, self.body = app, body
+    ``bodies``: other limits than ``body``, by path.
+    """
+
+    def __init__(self, app: ASGIApp, *, body: int, bodies: Mapping[str, int]) -> None:
+        self.app, self.body, self.bodies = app, body, bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -258,6 +217,7 @@ class RequestRim:
         request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         received = 0
+        most = self.bodies.get(scope["path"].removeprefix(scope.get("root_path", "")), self.body)
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -268,15 +228,15 @@ class RequestRim:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.body:
+            if received > most:
                 # the form parser lets HTTP exceptions through and hides all others
-                raise TooLarge(self.body)
+                raise TooLarge(most)
             return message
 
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         try:
-            if declared.isdigit() and int(declared) > self.body:
-                raise TooLarge(self.body)
+            if declared.isdigit() and int(declared) > most:
+                raise TooLarge(most)
             await self.app(scope, receive_counted, send_named)
         except TooLarge as error:
             refusal = problem("too-large", str(error.detail), request_id=request_id, headers={"Connection": "close"})

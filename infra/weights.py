@@ -3,7 +3,8 @@
 Nothing in the file runs when it is read. The metadata has one key, ``descriptor`` (several would be written in random
 order, and the same weights should be the same bytes): JSON of ``format``, ``config`` (of ``NetConfig``), ``scale``, and
 ``card``, which says where the weights come from and under which terms; and, once it was measured, ``calibration``: what
-an aligner's evidence is worth with these weights.
+an aligner's evidence is worth with these weights; and ``habit``: where the labels come from by which it was measured
+where annotators put the landmarks on faces that are fitted with these weights. Its tables are tensors.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from torch import Tensor
 
 from face.descriptor import Anchors, DescriptorNet, NetConfig
 from face.errors import BadWeights
+from face.landmarks import Habit
 from face.morphable import MorphableModel
 
 FORMAT = "dff-descriptor-1"
 SHIPPED = {name: Path(__file__).parent / "data" / f"{name}.safetensors" for name in ("dff-open", "dff-research")}
 """Weights that come with the program, by name."""
 DEFAULT = "dff-open"
+REGISTERED = "models:/"
+"""What the address of a model that MLflow has registered begins with."""
 CARD_KEYS = ("model", "model_licence", "data_licences", "steps")
 """What a card must say: face model's name and licence, licences of the training data, optimiser steps."""
 
@@ -42,6 +46,8 @@ class Weights:
     anchors: Anchors
     card: dict[str, Any]  # provenance: at least ``CARD_KEYS``
     calibration: dict[str, Any] | None = None  # read by ``aligner.confidence``; None: not measured with these weights
+    habit: Habit | None = None  # None: not measured with these weights
+    habit_source: str = ""  # whose labels the habit was measured from, for people
 
 
 def save(
@@ -51,6 +57,8 @@ def save(
     card: Mapping[str, Any],
     *,
     calibration: Mapping[str, Any] | None = None,
+    habit: Habit | None = None,
+    habit_source: str = "",
 ) -> None:
     """Write a weights file in one step (a reader never sees half of it).
 
@@ -68,6 +76,10 @@ def save(
     about = {"format": FORMAT, "config": asdict(net.config), "scale": float(anchors.scale), "card": dict(card)}
     if calibration is not None:
         about["calibration"] = dict(calibration)
+    if habit is not None:
+        about["habit"] = habit_source
+        tensors["habit.offset"] = torch.from_numpy(habit.offset.astype(np.float32))
+        tensors["habit.response"] = torch.from_numpy(habit.response.astype(np.float32))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -80,6 +92,12 @@ def save(
         raise
 
 
+def everywhere(path: Path | str) -> str:
+    """``path`` as other processes of this machine may ``load`` it: a name as it is, a file by its whole path."""
+    text = str(path)
+    return text if text in SHIPPED or text.startswith(REGISTERED) else str(Path(path).absolute())
+
+
 def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
     """Read a weights file, shipped weights by name, or a model that MLflow has registered (``models:/name@alias``).
 
@@ -87,7 +105,7 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
 
     Raises BadWeights, naming the file and what is wrong with it.
     """
-    if str(path).startswith("models:/"):
+    if str(path).startswith(REGISTERED):
         # MLflow takes a second to import, and most weights are plain files.
         from infra.tracking import registered_weights
 
@@ -105,6 +123,7 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
             raise BadWeights(f"{path} has format {about.get('format', 'none')!r}, this program reads {FORMAT!r}")
         config, card, scale = NetConfig(**about["config"]), dict(about["card"]), float(about["scale"])
         calibration = dict(about["calibration"]) if "calibration" in about else None
+        habit_source = str(about.get("habit", ""))
     except (KeyError, TypeError, ValueError) as error:
         raise BadWeights(f"{path} has bad metadata: {error!r}") from error
     missing = [key for key in CARD_KEYS if key not in card]
@@ -114,6 +133,9 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
     wanted = {f"net.{name}": tuple(value.shape) for name, value in net.state_dict().items()}
     m = len(tensors["anchors.vertex"]) if "anchors.vertex" in tensors else 0
     wanted |= {"anchors.vertex": (m,), "anchors.position": (m, 3), "anchors.descriptor": (m, config.dims)}
+    if "habit" in about:
+        wide = tensors["habit.response"].shape[-1] if "habit.response" in tensors else 0
+        wanted |= {"habit.offset": (2, 68, 3), "habit.response": (2, 68, 3, wide)}
     _check_tensors(path, tensors, wanted)
     net.load_state_dict({name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")})
     vertex, position, descriptor = (tensors[f"anchors.{n}"].numpy() for n in ("vertex", "position", "descriptor"))
@@ -121,7 +143,10 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
         anchors = Anchors(vertex, position, descriptor, scale)
     except ValueError as error:
         raise BadWeights(f"{path} has bad anchors: {error}") from error
-    loaded = Weights(net.eval(), anchors, card, calibration)
+    habit = None
+    if "habit" in about:
+        habit = Habit(*(tensors[f"habit.{name}"].double().numpy() for name in ("offset", "response")))
+    loaded = Weights(net.eval(), anchors, card, calibration, habit, habit_source)
     if model is not None:
         check_model(path, loaded, model)
     return loaded
@@ -147,6 +172,9 @@ def check_model(path: Path | str, loaded: Weights, model: MorphableModel) -> Non
         raise BadWeights(f"{path} was trained on the face model {name!r}, not {model.name!r}")
     if len(anchors.vertex) and int(anchors.vertex.max()) >= len(model.template):
         raise BadWeights(f"{path} names vertices that {model.name} does not have")
+    wide = 0 if loaded.habit is None else loaded.habit.response.shape[3]
+    if wide not in (0, len(model.identity) + len(model.expression)):
+        raise BadWeights(f"{path} moves landmarks by {wide} coefficients, which {model.name} does not have")
     apart = float(np.abs(model.template[anchors.vertex] - anchors.position).max(initial=0.0))
     if apart > 1e-5:
         raise BadWeights(f"{path} was trained on another version of {model.name}: an anchor lies {apart:.1e} m away")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from aligner.alignment import Alignment, Iteration, Pose
-from aligner.web import Boxes
+from aligner.served import Boxes
+from aligner.together import Together, together_of
 from face.arrays import Bytes
 from face.camera import Box, WeakPerspective
+from face.errors import NoFace
 from face.morphable import MorphableModel
 from face.transform import Rigid
 
@@ -37,6 +40,18 @@ class KnownAligner:
     def align_batch(self, images: Sequence[Bytes], boxes: Sequence[Boxes] | None = None) -> list[list[Alignment]]:
         asked = boxes or [None] * len(images)
         return [self.align(image, some) for image, some in zip(images, asked, strict=True)]
+
+    def align_together(self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None) -> Together:
+        """The largest face of each image, all of one identity: its number is the number of faces."""
+        asked = [None if box is None else [box] for box in boxes or [None] * len(images)]
+        found = {i: some[0] for i, some in enumerate(self.align_batch(images, asked)) if some}
+        if not found:
+            raise NoFace("no image shows a face")
+        coefficients = self.model.neutral()
+        coefficients.identity[:] = len(found)
+        faces = {i: replace(face, coefficients=coefficients) for i, face in found.items()}
+        left_out = {i: "no face found" for i in range(len(images)) if i not in found}
+        return together_of(self.model, len(images), faces, left_out)
 
 
 def known_alignment(model: MorphableModel, box: Box) -> Alignment:

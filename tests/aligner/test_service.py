@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from aligner.service import ServiceConfig, align_each, serving
+from aligner.served import align_each
+from aligner.service import ServiceConfig, serving
 from face.camera import Box
 from face.descriptor import Anchors, DescriptorNet, NetConfig
 from face.errors import BadWeights, ClusterError
@@ -56,6 +58,16 @@ def test_bad_weights_are_said_before_anything_starts(tmp_path: Path) -> None:
         pytest.raises(BadWeights, match=r"none\.safetensors"),
         serving(tmp_path / "none.safetensors", port=free_port()),
     ):
+        pass
+
+
+def test_names_stay_names_and_files_become_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica reads the weights in a process of its own."""
+    monkeypatch.chdir(tmp_path)
+    for name in (*weights.SHIPPED, "models:/dff@candidate"):
+        assert weights.everywhere(name) == name
+    assert weights.everywhere("mine.safetensors") == str(tmp_path / "mine.safetensors")
+    with pytest.raises(BadWeights, match="models:/none@here"), serving("models:/none@here", port=free_port()):
         pass
 
 
@@ -115,3 +127,14 @@ def test_the_service_on_ray(service: str) -> None:
             codes = list(threads.map(lambda data: align(data, boxes=box).status_code, files))
         assert codes == [200 if i % 3 else 415 for i in range(12)]
         assert client.get("/readyz").status_code == 200
+
+        # more photos in one request than a batch holds: the bad one fails alone
+        files = [("images", b"no image" if i == 4 else encoded(pixels())) for i in range(10)]
+        boxes = json.dumps([[[40, 30, 120, 110]]] * 10)
+        several = client.post("/v1/align-many", files=files, data={"boxes": boxes})
+        assert several.status_code == 200, several.text
+        for i, photo in enumerate(several.json()["photos"]):
+            assert set(photo) == ({"problem"} if i == 4 else {"faces", "image"})
+            assert i == 4 or photo["faces"] == [face]
+        together = client.post("/v1/align-together", files=files)
+        assert together.json()["type"] == "/problems/no-face"

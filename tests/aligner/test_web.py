@@ -16,7 +16,8 @@ import trimesh
 from fastapi.testclient import TestClient
 
 from aligner.problems import KINDS
-from aligner.web import Limits, create_app, drawn_triangles
+from aligner.served import Limits
+from aligner.web import create_app, drawn_triangles
 from face.camera import Box
 from face.morphable import MorphableModel
 from tests.aligner.image_files import animated, bomb, encoded, pixels, turned

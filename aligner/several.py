@@ -1,0 +1,226 @@
+"""Several photos in one request: strangers, each with its own answer or problem, or one person in all of them."""
+
+# No ``from __future__ import annotations``: FastAPI reads the annotations of functions that are made here.
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import anyio
+from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
+from fastapi.responses import JSONResponse
+from pydantic import TypeAdapter
+
+from aligner.align import MIN_SIDE
+from aligner.alignment import Alignment
+from aligner.mesh_file import glb
+from aligner.photo_form import Row, boxes_of, check_count, milliseconds, parsed, pixels_of
+from aligner.problems import Problem, described, problem_of
+from aligner.schema import MANY_RESPONSES, TOGETHER_GLB_RESPONSES, TOGETHER_RESPONSES
+from aligner.served import AlignAll, Boxes, FaceAligner, Limits, Outcome
+from aligner.together import Together
+from face.arrays import Bytes
+from face.camera import Box
+from face.errors import BadPhoto, NoFace
+
+MANY, TOGETHER = "/v1/align-many", "/v1/align-together"
+PATHS = (MANY, TOGETHER, f"{TOGETHER}.glb")
+
+T = TypeVar("T")
+_ROWS_OF_EACH: TypeAdapter[list[list[Row] | None]] = TypeAdapter(list[list[Row] | None])
+_ROW_OF_EACH: TypeAdapter[list[Row | None]] = TypeAdapter(list[Row | None])
+Photos = Annotated[list[UploadFile], File(description="JPEG, PNG or WebP files: the field is repeated for each")]
+
+
+@dataclass(frozen=True)
+class Person:
+    """One person in the photos of a request."""
+
+    found: Together
+    faces: list[Alignment | None]  # of each photo
+    problems: list[Problem | None]  # of each photo without a face
+    sizes: list[tuple[int, int]]  # (width, height) of each photo, zeros for what is none
+    timing: dict[str, float]  # milliseconds
+
+
+def add_routes(
+    app: FastAPI,
+    aligner: FaceAligner,
+    *,
+    limits: Limits,
+    align: AlignAll,
+    slots: anyio.CapacityLimiter,
+    about: dict[str, Any],
+    drawn: list[list[int]],
+) -> None:
+    """``/v1/align-many`` and ``/v1/align-together``; ``slots`` bound what is aligned together at the same time."""
+    turns = asyncio.Semaphore(1)  # of one person's photos, which are all held in memory
+
+    @app.post(MANY, responses=MANY_RESPONSES, tags=["align"])
+    async def align_many(
+        request: Request,
+        images: Photos,
+        boxes: Annotated[
+            str | None,
+            Form(description="JSON: for each image null (faces are found) or [[x0, y0, x1, y1], ...] in pixels"),
+        ] = None,
+        mesh: Annotated[bool, Query(description="also the meshes in pixels, and their triangles")] = False,
+    ) -> JSONResponse:
+        """Every face of several photos, each as from `/v1/align`.
+
+        One photo's problem is that photo's: it stands in the photo's place, and the others have their faces.
+        """
+        rows = _for_each(images, boxes, _ROWS_OF_EACH, limits)
+        check_count(sum(len(some or ()) for some in rows), limits)
+        photos: list[dict[str, Any]] = [{} for _ in images]
+        waiting: list[tuple[int, Bytes, Boxes]] = []
+        timing = {"decode_ms": 0.0, "align_ms": 0.0}
+
+        async def answer_waiting() -> None:
+            started = time.perf_counter()
+            outcomes = await align([(pixels, some) for _, pixels, some in waiting])
+            timing["align_ms"] += milliseconds(time.perf_counter() - started)
+
+            def write() -> None:
+                for (i, pixels, _), outcome in zip(waiting, outcomes, strict=True):
+                    photos[i] = _answered(outcome, pixels, mesh)
+
+            await anyio.to_thread.run_sync(write)
+            waiting.clear()
+
+        for i, (image, some) in enumerate(zip(images, rows, strict=True)):
+            started = time.perf_counter()
+            try:
+                pixels = await pixels_of(image, limits)
+                where = None if some is None else boxes_of(some, pixels)
+            except (Problem, BadPhoto) as error:
+                photos[i] = _refused(error)
+                continue
+            timing["decode_ms"] += milliseconds(time.perf_counter() - started)
+            waiting.append((i, pixels, where))
+            held = sum(pixels.shape[0] * pixels.shape[1] for _, pixels, _ in waiting)
+            if len(waiting) == limits.batch or held >= limits.pixels:
+                await answer_waiting()
+        if waiting:
+            await answer_waiting()
+        return JSONResponse(
+            {"photos": photos, "model": about, "timing": timing, "request_id": request.state.request_id}
+            | ({"triangles": drawn} if mesh else {})
+        )
+
+    async def person(
+        images: Photos,
+        boxes: Annotated[
+            str | None,
+            Form(description="JSON: for each image null (the largest face) or [x0, y0, x1, y1] in pixels"),
+        ] = None,
+    ) -> Person:
+        rows = _for_each(images, boxes, _ROW_OF_EACH, limits)
+        async with turns:
+            return await aligned_together(images, rows)
+
+    async def aligned_together(images: Sequence[UploadFile], rows: Sequence[Row | None]) -> Person:
+        started = time.perf_counter()
+        problems: list[Problem | None] = [None] * len(images)
+        sizes = [(0, 0)] * len(images)
+        held: dict[int, Bytes] = {}
+        places: list[Box | None] = []
+        for i, (image, row) in enumerate(zip(images, rows, strict=True)):
+            try:
+                pixels = await pixels_of(image, limits)
+                if min(pixels.shape[:2]) < MIN_SIDE:
+                    raise Problem("unusable-image")
+                box = None if row is None else boxes_of([row], pixels)[0]
+            except (Problem, BadPhoto) as error:
+                problems[i] = error if isinstance(error, Problem) else problem_of(error)
+                continue
+            held[i] = pixels
+            places.append(box)
+            sizes[i] = (pixels.shape[1], pixels.shape[0])
+            if sum(width * height for width, height in sizes) > limits.pixels_together:
+                most = limits.pixels_together / 1e6
+                raise Problem("too-many-pixels", f"all photos of one person have at most {most:.0f} megapixels")
+        if not held:
+            raise next(problem for problem in problems if problem is not None)
+        decoded = time.perf_counter()
+        try:
+            found = await anyio.to_thread.run_sync(aligner.align_together, [*held.values()], places, limiter=slots)
+        except NoFace as error:
+            raise Problem("no-face", "no photo shows a face that can be aligned") from error
+        faces: list[Alignment | None] = [None] * len(images)
+        for number, i in enumerate(held):
+            faces[i] = found.faces[number]
+            if number in found.left_out:
+                problems[i] = Problem("no-face", found.left_out[number])
+        timing = {
+            "decode_ms": milliseconds(decoded - started),
+            "align_ms": milliseconds(time.perf_counter() - decoded),
+        }
+        return Person(found, faces, problems, sizes, timing)
+
+    @app.post(TOGETHER, responses=TOGETHER_RESPONSES, tags=["align"])
+    async def align_together(
+        request: Request,
+        person: Annotated[Person, Depends(person)],
+        mesh: Annotated[bool, Query(description="also the face at rest, the meshes and their triangles")] = False,
+    ) -> JSONResponse:
+        """One person in several photos: one identity, and of each photo its pose, expression and landmarks.
+
+        Photos in which the person is not found, or does not match, are left out, and say why.
+        """
+
+        def body() -> dict[str, Any]:
+            photos = []
+            for face, problem, (width, height) in zip(person.faces, person.problems, person.sizes, strict=True):
+                if face is not None:
+                    photos.append({"face": face.to_json(mesh=mesh), "image": {"width": width, "height": height}})
+                elif problem is not None:
+                    photos.append(_refused(problem))
+            rest = {"rest": person.found.vertices.round(6).tolist(), "triangles": drawn}
+            return {
+                "identity": person.found.identity.round(4).tolist(),
+                "photos": photos,
+                "model": about,
+                "timing": person.timing,
+                "request_id": request.state.request_id,
+            } | (rest if mesh else {})
+
+        return JSONResponse(await anyio.to_thread.run_sync(body))
+
+    @app.post(f"{TOGETHER}.glb", responses=TOGETHER_GLB_RESPONSES, response_class=Response, tags=["align"])
+    async def align_together_glb(person: Annotated[Person, Depends(person)]) -> Response:
+        """The person's face at rest as binary glTF: metres, y up, looking along z."""
+        data = await anyio.to_thread.run_sync(glb, person.found, aligner.model)
+        return Response(data, media_type="model/gltf-binary")
+
+
+def _for_each(
+    images: Sequence[UploadFile], boxes: str | None, form: TypeAdapter[list[T]], limits: Limits
+) -> list[T | None]:
+    """What the field ``boxes`` says of each image; Nones when there is none."""
+    if len(images) > limits.photos:
+        raise Problem("too-many-images", f"{len(images)} images; at most {limits.photos} are taken in one request")
+    if boxes is None:
+        return [None] * len(images)
+    rows = parsed(form, boxes)
+    if len(rows) != len(images):
+        raise Problem("bad-boxes", f"boxes of {len(rows)} images with {len(images)} images")
+    return [*rows]
+
+
+def _answered(outcome: Outcome, pixels: Bytes, mesh: bool) -> dict[str, Any]:
+    if isinstance(outcome, BadPhoto):
+        return _refused(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    if not outcome:
+        return _refused(Problem("no-face"))
+    height, width = pixels.shape[:2]
+    return {"faces": [face.to_json(mesh=mesh) for face in outcome], "image": {"width": width, "height": height}}
+
+
+def _refused(error: Problem | BadPhoto) -> dict[str, Any]:
+    known = error if isinstance(error, Problem) else problem_of(error)
+    return {"problem": described(known.kind, known.detail)}
