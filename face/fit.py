@@ -1,7 +1,8 @@
-"""Fit pose and shape to points in images: robust Gauss-Newton under weak perspective, many faces at once.
+"""Fit pose and shape to points in images: robust Gauss-Newton, many faces at once.
 
-The model is ``px = scale * (rotation @ (mean + basis @ coefficients))_xy + centre``. Every array has a leading batch
-axis B; points N; coefficients P (identity then expression). The energy of a face is
+The model is ``px = scale * (x, y) / (1 + nearness * z) + centre`` of ``rotation @ (mean + basis @ coefficients)``, as
+``NearPerspective`` sees it; without a nearness the camera is infinitely far, weak perspective. Every array has a
+leading batch axis B; points N; coefficients P (identity then expression). The energy of a face is
 
     sum_n weight_n * rho(|residual_n| / noise) + sum_p ((coefficient_p - prior_p) / sd_p)^2
 
@@ -53,17 +54,22 @@ def shape_of(mean: Floats, basis: Floats, coefficients: Floats) -> Floats:
     return np.asarray(mean + moved.reshape(len(coefficients), -1, 3))
 
 
-def project(state: FaceState, points: Floats) -> Floats:
-    """(B, N, 2) pixels of (B, N, 3) head points."""
+def project(state: FaceState, points: Floats, nearness: Floats | None = None) -> Floats:
+    """(B, N, 2) pixels of (B, N, 3) head points; (B,) ``nearness`` of the cameras, 1 / metres."""
     seen = points @ np.swapaxes(state.rotation, 1, 2)
+    if nearness is not None:
+        seen[..., :2] /= 1.0 + nearness[:, None, None] * seen[..., 2:]
     return np.asarray(seen[..., :2] * state.scale[:, None, None] + state.centre[:, None])
 
 
-def jacobian(state: FaceState, mean: Floats, basis: Floats) -> tuple[Floats, Floats]:
+def jacobian(state: FaceState, mean: Floats, basis: Floats, nearness: Floats | None = None) -> tuple[Floats, Floats]:
     """(B, N, 2) projections and their (B, N, 2, 6 + P) derivatives.
 
     The columns are: log scale, rotation vector applied on the left (``exp(w) @ rotation``), centre, coefficients.
+    ``nearness`` as in ``project``.
     """
+    if nearness is not None:
+        return _near_jacobian(state, mean, basis, nearness)
     points = shape_of(mean, basis, state.coefficients)
     b, n, _ = points.shape
     turned = points @ np.swapaxes(state.rotation, 1, 2)
@@ -80,6 +86,25 @@ def jacobian(state: FaceState, mean: Floats, basis: Floats) -> tuple[Floats, Flo
     else:
         out[..., POSE:] = np.matmul(rows[:, None], basis)
     return px, out
+
+
+def _near_jacobian(state: FaceState, mean: Floats, basis: Floats, nearness: Floats) -> tuple[Floats, Floats]:
+    points = shape_of(mean, basis, state.coefficients)
+    turned = points @ np.swapaxes(state.rotation, 1, 2)
+    away = 1.0 / (1.0 + nearness[:, None] * turned[..., 2])
+    scale = (state.scale[:, None] * away)[..., None]
+    across = turned[..., :2] * scale
+    inward = (across * (nearness[:, None] * away)[..., None])[
+        ..., None
+    ]  # by how much a point slides for each metre off
+    out = np.empty((*turned.shape[:2], 2, POSE + state.coefficients.shape[1]))
+    out[..., 0] = across
+    turns = -skew(turned)
+    out[..., 1:4] = turns[..., :2, :] * scale[..., None] - inward * turns[..., 2:, :]
+    out[..., 4:6] = np.eye(2)
+    rows = state.rotation[:, None, :2] * scale[..., None] - inward * state.rotation[:, None, 2:]  # (B, N, 2, 3)
+    out[..., POSE:] = np.matmul(rows, basis)
+    return across + state.centre[:, None], out
 
 
 def moved(state: FaceState, delta: Floats) -> FaceState:
@@ -108,13 +133,15 @@ def step(
     noise: Floats,
     prior: Floats,
     prior_sd: Floats,
+    nearness: Floats | None = None,
     damping: float = 1e-6,
 ) -> FaceState:
     """One damped Gauss-Newton step towards (B, N, 2) ``targets`` with (B, N) ``weights``.
 
     ``noise`` (B,) pixels; ``prior`` and ``prior_sd`` (P,) or (B, P). A coefficient of zero sd stays where it is.
+    ``nearness`` as in ``project``.
     """
-    px, jac = jacobian(state, mean, basis)
+    px, jac = jacobian(state, mean, basis, nearness)
     residual = targets - px
     w = weights * robust_weights(residual, noise) / noise[:, None] ** 2
     b, n, _, p = jac.shape

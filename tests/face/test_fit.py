@@ -9,6 +9,7 @@ import pytest
 from scipy.io import loadmat
 
 from face.arrays import Bools, Floats
+from face.camera import NearPerspective
 from face.fit import (
     POSE,
     FaceState,
@@ -49,21 +50,59 @@ def fitted(mean: Floats, basis: Floats, targets: Floats, weights: Floats, noise:
     return state
 
 
-def test_jacobian_against_finite_differences(landmarks: tuple[Floats, Floats]) -> None:
+@pytest.mark.parametrize("nearness", [None, np.array([0.0, 0.5, 1.0, 3.0])])
+def test_jacobian_against_finite_differences(landmarks: tuple[Floats, Floats], nearness: Floats | None) -> None:
     mean, basis = landmarks
     state = random_faces(4, np.random.default_rng(0))
-    px, analytic = jacobian(state, mean, basis)
-    assert np.allclose(px, project(state, shape_of(mean, basis, state.coefficients)))
+    px, analytic = jacobian(state, mean, basis, nearness)
+    assert np.allclose(px, project(state, shape_of(mean, basis, state.coefficients), nearness))
     each = np.broadcast_to(basis, (4, *basis.shape))
-    assert np.allclose(jacobian(state, mean, each)[1], analytic)  # one basis for all faces, or one for each
+    assert np.allclose(jacobian(state, mean, each, nearness)[1], analytic)  # one basis for all faces, or one for each
     h = 1e-5
     for column in range(POSE + P):
         delta = np.zeros((4, POSE + P))
         delta[:, column] = h
         ends = [moved(state, sign * delta) for sign in (1, -1)]
-        a, b = (project(end, shape_of(mean, basis, end.coefficients)) for end in ends)
+        a, b = (project(end, shape_of(mean, basis, end.coefficients), nearness) for end in ends)
         numeric = (a - b) / (2 * h)
         assert np.abs(numeric - analytic[..., column]).max() < 1e-5 * (1 + np.abs(numeric).max())
+
+
+def test_projections_are_those_of_the_near_camera(landmarks: tuple[Floats, Floats]) -> None:
+    mean, _ = landmarks
+    state, nearness = random_faces(3, np.random.default_rng(0)), np.array([0.0, 0.7, 2.0])
+    px = project(state, np.broadcast_to(mean, (3, *mean.shape)), nearness)
+    for face, near in enumerate(nearness):
+        camera = NearPerspective(float(state.scale[face]), state.centre[face], float(near))
+        assert np.allclose(px[face], camera.px_from_cam(state.cam_from_head(face).apply(mean)))
+    assert np.allclose(px[0], project(state, np.broadcast_to(mean, (3, *mean.shape)))[0])
+
+
+def test_the_right_nearness_makes_poses_of_near_faces_exact(landmarks: tuple[Floats, Floats]) -> None:
+    """Seen from 70 cm, the mean face is turned wrong by degrees if it is taken to be far; not if it is known."""
+    mean, _ = landmarks
+    truth = random_faces(30, np.random.default_rng(1))
+    near = np.full(30, 1 / 0.7)
+    targets = project(truth, np.broadcast_to(mean, (30, 68, 3)), near)
+    apart = {}
+    for name, nearness in (("far", None), ("near", near)):
+        state = initial_pose(mean, targets, np.ones((30, 68)), 0)
+        for _ in range(8):
+            noise = 0.2 * state.scale * float(np.ptp(mean[:, 0]))
+            state = step(
+                state,
+                mean,
+                np.zeros((68, 3, 0)),
+                targets,
+                np.ones((30, 68)),
+                noise=noise,
+                prior=np.zeros(0),
+                prior_sd=np.zeros(0),
+                nearness=nearness,
+            )
+        apart[name] = geodesic_degrees(state.rotation, truth.rotation)
+    assert apart["near"].max() < 0.01
+    assert np.median(apart["far"]) > 1.0
 
 
 def test_the_first_pose_is_exact_for_the_mean_face(landmarks: tuple[Floats, Floats]) -> None:
