@@ -86,8 +86,10 @@ def read_boxes(path: Path) -> Boxes:
     try:
         content = kind.validate_json(path.read_bytes())
         return {name: [Box(*corners) for corners in some] for name, some in content.items()}
-    except (OSError, ValidationError, ValueError) as error:
-        raise ValueError(f"{path} is not a file of boxes {{name: [[x0, y0, x1, y1], ...]}}: {error}") from error
+    except (OSError, ValueError) as error:
+        # pydantic's own words take several lines for each value that is wrong
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise ValueError(f"{path} is not a file of boxes {{name: [[x0, y0, x1, y1], ...]}}: {why}") from error
 
 
 def align_files(

@@ -20,7 +20,7 @@ from infra.storage import Storage, open_storage
 from pipeline import job, persons
 from pipeline.inverse import invert
 from pipeline.person_file import StoredPerson, stored
-from pipeline.photos import list_photos, read_photo
+from pipeline.photos import SUFFIXES, list_photos, read_photo
 from pipeline.plan import Failure, MakeRows, Plan, ShardPlan, ShardResult, Subject, WorkSpec, make_plan, seed_of
 from pipeline.views import PROFILE_SHARE, Person, make_views
 
@@ -160,12 +160,18 @@ def views_of(
 def plan_synthesis(
     photos: Storage | None, *, identities: int, seed: int, options: Options, shard_subjects: int | None = None
 ) -> Plan:
-    """Plan every photo of a storage and ``identities`` sampled faces. Raises ValueError when that is nothing.
+    """Plan every photo of a storage and ``identities`` sampled faces.
+
+    Raises BadPhoto for a storage without any, ValueError when neither photos nor identities are asked for.
 
     Without ``shard_subjects`` there are some sixteen shards for few subjects and full ones for many; never by the
     number of workers, since that must not change the bytes.
     """
     found = [] if photos is None else list_photos(photos)
+    if photos is not None and not found:
+        raise BadPhoto(f"no photo ({', '.join(SUFFIXES)}) in {photos.uri}")
+    if not found and identities < 1:
+        raise ValueError("nothing to make: neither photos nor identities to sample (--identities)")
     if shard_subjects is None:
         shard_subjects = min(max(-(-(len(found) + identities) // FEW_SHARDS), 1), full_shard(options))
     return make_plan(
@@ -249,7 +255,7 @@ def synthesize(
 
     One worker and no ``address`` run in this process, anything else on Ray: the cluster at ``address``, or a private
     local one of ``workers`` CPUs. The bytes are the same. ``watch`` sees the plan before the work begins.
-    Raises ValueError, BadDataset, BudgetExceeded, StorageError, ClusterError.
+    Raises BadPhoto for a place without photos; ValueError, BadDataset, BudgetExceeded, StorageError, ClusterError.
     """
     options = Options(
         views=views,

@@ -15,7 +15,10 @@ from dff.cli import app
 from dff.demo import write_photograph
 from infra.tracking import local_uri
 
-COMMANDS = ("demo", "synthesize", "inspect", "train", "align", "evaluate", "serve", "submit", "export", "models")
+COMMANDS = (
+    "demo", "synthesize", "inspect", "train", "align", "evaluate", "train-cascade", "calibrate", "serve", "submit",
+    "export", "models",
+)  # fmt: skip
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 
@@ -52,7 +55,9 @@ def test_help_is_quick_because_heavy_libraries_are_not_imported() -> None:
         (("align", "nowhere.png"), "nowhere.png is neither a file nor a folder"),
         (("train", "d", "--out", "w", "--preset", "best"), "no preset 'best'; there are open, research"),
         (("train", "d", "--out", "w", "--preset", "research"), "wants --photos"),
-        (("synthesize", "none", "out"), "at least one photo or identity"),
+        (("synthesize", "none", "out"), "neither photos nor identities"),
+        (("synthesize", "nowhere", "out", "--identities", "3"), "no photo (.jpg, .jpeg, .png, .webp) in "),
+        (("inspect", "file"), "a part of the path is a file"),
         (("submit", "train", "d", "--out", "w", "--address", "nonsense"), "http://host:8265"),
     ],
 )
@@ -60,6 +65,7 @@ def test_a_mistake_is_one_line_that_names_the_thing(
     arguments: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     code, out, err = run(*arguments)
     assert code == 1
     assert says in err
@@ -79,7 +85,7 @@ def test_a_dry_run_counts_and_makes_nothing(tmp_path: Path) -> None:
 
 
 def test_synthesize_then_inspect(tmp_path: Path) -> None:
-    target, page = tmp_path / "data", tmp_path / "gallery.html"
+    target, page = tmp_path / "data", tmp_path / "new" / "gallery.html"
     code, out, err = run("synthesize", "none", str(target), "--identities", "2", "--views", "3", "--size", "96")
     assert code == 0, err
     assert "6 views of 2 faces" in out

@@ -12,7 +12,7 @@ import pytest
 import skimage.data
 
 from face.arrays import Bytes
-from face.errors import BadDataset, NoRenderer
+from face.errors import BadDataset, BadPhoto, NoRenderer
 from face.morphable import MorphableModel
 from face.render import backends
 from face.render.frame import render, sample_texture, shaded
@@ -145,8 +145,11 @@ def test_a_dry_run_counts_and_writes_nothing(photos: Path, tmp_path: Path) -> No
 
 
 def test_nothing_to_make_and_bad_options_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least one photo or identity"):
+    with pytest.raises(ValueError, match="neither photos nor identities"):
         synthesis.synthesize(None, str(tmp_path / "x"))
+    with pytest.raises(BadPhoto, match=r"no photo \(.*\) in .*nowhere"):  # not a dataset of sampled faces alone
+        synthesis.synthesize(str(tmp_path / "nowhere"), str(tmp_path / "x"), identities=1)
+    assert not (tmp_path / "x").exists()
     with pytest.raises(ValueError, match="at least one view"):
         synthesis.synthesize(None, str(tmp_path / "x"), identities=1, views=0)
 
