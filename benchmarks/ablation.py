@@ -1,14 +1,15 @@
 """Networks, losses and dimensions beside each other: ``python -m benchmarks.ablation DATASET --work FOLDER``.
 
 Every variant is trained by the loop of ``trainer.train`` with the same seed, views and number of steps on one core,
-and judged on the same pairs of held-out views. The runs are short: they rank what learns faster, which need not be
-what ends higher. A variant whose weights lie in FOLDER is not trained again, so a stopped run goes on where it was.
+and judged on the same pairs of held-out views. The runs are short: from scratch they rank what learns faster, which
+need not be what ends higher; from weights that have learned (``--start dff-open``) they show what each loss adds near
+the end. A variant whose weights lie in FOLDER is not trained again, so a stopped run goes on where it was.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -27,28 +28,44 @@ from infra.dataset import Dataset, open_dataset
 from infra.shards import ViewRow
 from trainer.config import LossWeights, TrainConfig
 from trainer.crops import chart_of
-from trainer.matching import YAW_BINS, Matching, ViewPair, by_network, measure, view_pairs
+from trainer.matching import YAW_BINS, Matching, ViewPair, by_anchors, by_network, measure, view_pairs
 from trainer.store import Store
 from trainer.train import Watch, new_state, run, save_weights, store_of
 
 ROUNDS = 7
 LESSONS = LossWeights(anchors=0.0)  # without classification against learned vectors
 
+FIRST = TrainConfig(net=NetConfig(depths=(1, 2, 2, 2, 2)))
 VARIANTS = {
-    "as shipped": TrainConfig(),
-    "net: narrow, 24 to 192 channels": TrainConfig(net=NetConfig(widths=(24, 48, 96, 144, 192))),
-    "net: shallow, one block a stride": TrainConfig(net=NetConfig(depths=(1, 1, 1, 1, 1))),
-    "loss: pairs, hard negatives": TrainConfig(weights=replace(LESSONS, hard_pairs=1.0)),
-    "loss: pairs, all negatives": TrainConfig(weights=replace(LESSONS, pairs=1.0)),
-    "loss: normalised means of the views": TrainConfig(weights=replace(LESSONS, views=1.0)),
-    "dimension 16": TrainConfig(net=NetConfig(dims=16)),
-    "dimension 64": TrainConfig(net=NetConfig(dims=64)),
-    "net: fewer scales, strides 2 to 8": TrainConfig(net=NetConfig(widths=(32, 64, 128), depths=(1, 2, 2))),
-    "net: wide, 48 to 384 channels": TrainConfig(net=NetConfig(widths=(48, 96, 192, 288, 384))),
-    "loss: learned vectors and means": TrainConfig(weights=LossWeights(views=0.5)),
-    "loss: learned vectors and hard pairs": TrainConfig(weights=LossWeights(hard_pairs=1.0)),
+    "first": FIRST,
+    "net: deep, four and six blocks at strides 16 and 32": replace(FIRST, net=NetConfig(depths=(1, 2, 2, 4, 6))),
+    "net: wide, 48 to 384 channels": replace(FIRST, net=replace(FIRST.net, widths=(48, 96, 192, 288, 384))),
+    "net: narrow, 24 to 192 channels": replace(FIRST, net=replace(FIRST.net, widths=(24, 48, 96, 144, 192))),
+    "net: shallow, one block a stride": replace(FIRST, net=replace(FIRST.net, depths=(1, 1, 1, 1, 1))),
+    "net: fewer scales, strides 2 to 8": replace(FIRST, net=NetConfig(widths=(32, 64, 128), depths=(1, 2, 2))),
+    "loss: learned vectors and means": replace(FIRST, weights=LossWeights(views=0.5)),
+    "loss: learned vectors and hard pairs": replace(FIRST, weights=LossWeights(hard_pairs=1.0)),
+    "loss: pairs, hard negatives": replace(FIRST, weights=replace(LESSONS, hard_pairs=1.0)),
+    "loss: pairs, all negatives": replace(FIRST, weights=replace(LESSONS, pairs=1.0)),
+    "loss: normalised means of the views": replace(FIRST, weights=replace(LESSONS, views=1.0)),
+    "dimension 16": replace(FIRST, net=replace(FIRST.net, dims=16)),
+    "dimension 64": replace(FIRST, net=replace(FIRST.net, dims=64)),
 }
-"""What is compared; the first is what the shipped weights are."""
+"""What is compared from scratch; each differs from the first in what its name says."""
+
+
+def further(start: str) -> dict[str, TrainConfig]:
+    """What is compared on weights that have learned: each goes on from ``start`` at a low rate."""
+    net = weights.load(start).net.config
+    deeper = replace(net, depths=(*net.depths[:-2], net.depths[-2] + 2, net.depths[-1] + 4))
+    base = TrainConfig(start=start, net=net, size=160, learning_rate=5e-4)
+    return {
+        "on: learned vectors": base,
+        "on: learned vectors, means x 0.5": replace(base, weights=LossWeights(views=0.5)),
+        "on: learned vectors, pairs x 0.3": replace(base, weights=LossWeights(pairs=0.3)),
+        "on: learned vectors, hard pairs x 0.3": replace(base, weights=LossWeights(hard_pairs=0.3)),
+        "on: learned vectors, six blocks more": replace(base, net=deeper),
+    }
 
 
 @dataclass(frozen=True)
@@ -127,26 +144,29 @@ def timed(nets: dict[str, DescriptorNet], *, size: int) -> dict[str, dict[int, f
     return best
 
 
-def judged(folder: Path, pairs: list[ViewPair], *, size: int) -> list[Trial]:
-    """The figures of every variant whose weights lie in ``folder``."""
-    nets = {
-        name: weights.load(folder / file_of(name)).net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for name in VARIANTS
-        if (folder / file_of(name)).exists()
-    }
+def judged(loaded: Mapping[str, weights.Weights], pairs: list[ViewPair], *, size: int, anchors: bool) -> list[Trial]:
+    """The figures of every variant's weights. ``anchors``: matched by the anchors' probabilities, not by the bare
+    descriptor, which is all that losses without anchors teach.
+    """
+    nets = {name: w.net.to(memory_format=torch.channels_last) for name, w in loaded.items()}  # type: ignore[call-overload]
     speed = timed(nets, size=size)
     return [
-        Trial(name, parameter_count(net), speed[name], measure(pairs, {name: by_network(net)}))
+        Trial(
+            name,
+            parameter_count(net),
+            speed[name],
+            measure(pairs, {name: by_anchors(net, loaded[name].anchors) if anchors else by_network(net)}),
+        )
         for name, net in nets.items()
     ]
 
 
 def table_of(trials: list[Trial], pairs: int) -> Table:
     out = Table(title=f"{pairs} pairs of held-out views; PCK 5 % / mean error, px at 256, all cells alike")
-    for head in ("variant", "M", "ms, batch 1", "16", "same identity", "different", *YAW_BINS[:3]):
+    for head in ("variant", "M", "ms, batch 1", "16", "same identity", "different", *YAW_BINS):
         out.add_column(head)
     for trial in trials:
-        cells = [{"identity": name} for name in ("same", "different")] + [{"yaw": name} for name in YAW_BINS[:3]]
+        cells = [{"identity": name} for name in ("same", "different")] + [{"yaw": name} for name in YAW_BINS]
         out.add_row(
             trial.name,
             f"{trial.parameters / 1e6:.2f}",
@@ -168,18 +188,22 @@ def main(
     steps: Annotated[int, typer.Option(help="Of each run.")] = 400,
     batch: Annotated[int, typer.Option()] = 16,
     pairs: Annotated[int, typer.Option(help="Pairs of held-out views in each cell.")] = 6,
+    start: Annotated[str, typer.Option(help="Weights to go on from, a file or a shipped name. Default: scratch.")] = "",
 ) -> None:
     console = Console(width=160)
     torch.set_num_threads(1)
     model, opened = load_model(), open_dataset(dataset)
     store = store_of(opened, model, unpacked or work)
     fingerprint = opened.manifest.fingerprint
-    for name, config in VARIANTS.items():
+    variants = further(start) if start else VARIANTS
+    for name, config in variants.items():
         config = short(config, steps=steps, batch=batch)
         train_once(work / file_of(name), config, store=store, model=model, fingerprint=fingerprint, console=console)
-    size = TrainConfig().size
+    size = next(iter(variants.values())).size
     shown = view_pairs(held_out(opened, identities=24), model, count=pairs, size=size, rng=np.random.default_rng(0))
-    console.print(table_of(judged(work, shown, size=size), len(shown)))
+    loaded = {"start": weights.load(start)} if start else {}
+    loaded |= {name: weights.load(work / file_of(name)) for name in variants}
+    console.print(table_of(judged(loaded, shown, size=size, anchors=bool(start)), len(shown)))
 
 
 if __name__ == "__main__":
