@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 
-from aligner.alignment import Alignment, Iteration, Pose
+from aligner.alignment import Alignment, Iteration, Pose, landmarks_of
 from aligner.confidence import (
     DEFAULT,
     FAILED_BELOW,
@@ -47,7 +48,7 @@ from face.camera import Box
 from face.descriptor import FRAMING, STRIDE, Anchors, DescriptorNet, image_batch
 from face.errors import BadPhoto, BadWeights, NoFace
 from face.fit import FaceState
-from face.landmarks import MIRROR
+from face.landmarks import MIRROR, Habit
 from face.morphable import MorphableModel
 from face.transform import angles_from_rotation, rotation_from_vector
 from infra import weights as weights_files
@@ -157,19 +158,28 @@ class Aligner:
         config: AlignConfig | None = None,
         card: Mapping[str, Any] | None = None,
         calibration: Calibration | None = None,
+        habit: Habit | None = None,
     ) -> None:
+        """``habit``: where the landmarks lie that are answered; by default on the vertices of ``model``."""
         self.net = net
         self.anchors = anchors
         self.model = model
         self.config = config or AlignConfig()
         self.card = dict(card or {})  # where the weights come from
         self.calibration = calibration or DEFAULT
+        self.habit = habit or Habit()
         self.rig = make_rig(model, anchors, modes=self.config.modes, mirrored=self.config.mirror)
         multiple = net.config.multiple if isinstance(net, DescriptorNet) else 32
         apart = np.linalg.norm(self.rig.landmark_mean[:, None] - anchors.position, axis=2)
         self.landmark_descriptor = anchors.descriptor[apart.argmin(1)]  # (68, D)
         self.finder = finder or DescriptorFinder(net, anchors, self.rig, multiple=multiple)
         self.reference = rotation_from_vector(np.deg2rad(REFERENCE_ROTATION.get(model.name, (0.0, 0.0, 0.0))))
+
+    def without_habit(self) -> Self:
+        """The same aligner, whose landmarks are vertices of the model: as those of rendered faces are."""
+        bare = copy(self)
+        bare.habit = Habit()
+        return bare
 
     def align(self, image: Bytes, boxes: Sequence[Box] | None = None) -> list[Alignment]:
         """One alignment for each box of an (H, W, 3) uint8 RGB image, or for each face found; none: an empty list.
@@ -289,6 +299,7 @@ class Aligner:
         before all are.
         """
         rig, config = rig or self.rig, self.config
+        annotated = rig.as_annotated(self.habit)
         b = len(boxes)
         watch = Watch.nothing(len(rig.anchor_mean), config.pixels, rig.landmarks(state))
         traces: list[list[Iteration]] = [[] for _ in boxes]
@@ -321,11 +332,12 @@ class Aligner:
             watch.probes[active] = probe(descriptor, face_logit, places, expected)
             if number == 0 and not resumed:
                 motion = np.full_like(motion, np.inf)
+            shown = annotated.landmarks(after)
             for row, face in enumerate(active):
                 yaw, pitch_angle, roll = angles_from_rotation(after.rotation[row] @ self.reference)
                 traces[face].append(
                     Iteration(
-                        watch.landmarks[face].copy(),
+                        shown[row],
                         yaw,
                         pitch_angle,
                         roll,
@@ -428,10 +440,9 @@ class Aligner:
         evidence: Evidence,
         trace: tuple[Iteration, ...],
     ) -> Alignment:
-        table = self.model.landmarks
         camera, cam_from_head = rig.camera(state, i), state.cam_from_head(i)
-        seen = cam_from_head.apply(vertices)
-        px = camera.px_from_cam(seen)
+        coefficients = rig.coefficients(state.coefficients[i])
+        flat, deep = landmarks_of(self.model, self.habit, vertices, coefficients, cam_from_head, camera)
         matrix = state.rotation[i] @ self.reference
         yaw, pitch, roll = angles_from_rotation(matrix)
         reason = ""
@@ -441,8 +452,8 @@ class Aligner:
             reason = f"the face model does not explain what is in the box (confidence {face_confidence:.2f})"
         return Alignment(
             box=box,
-            landmarks_2d=px[table.contour_vertices(px, self.model.template)],
-            landmarks_3d=np.column_stack([px, -camera.scale * seen[:, 2]])[table.vertex],
+            landmarks_2d=flat,
+            landmarks_3d=deep,
             pose=Pose(yaw, pitch, roll, matrix),
             visibility=visibility,
             confidence=confidence,
@@ -450,7 +461,7 @@ class Aligner:
             failed=bool(reason),
             reason=reason,
             vertices=vertices,
-            coefficients=rig.coefficients(state.coefficients[i]),
+            coefficients=coefficients,
             cam_from_head=cam_from_head,
             camera=camera,
             model=self.model.name,
@@ -477,11 +488,12 @@ def load_aligner(
     finder: FaceFinder | None = None,
     config: AlignConfig | None = None,
     calibration: Calibration | None = None,
+    habit: Habit | None = None,
 ) -> Aligner:
     """The aligner of a weights file; of the shipped weights when none is named.
 
-    ``config``: by default crops are as large as those that the network was trained on. ``calibration`` instead of the
-    file's own. Raises BadWeights when the file cannot be used, BadModel when its face model is not at hand.
+    ``config``: by default crops are as large as those that the network was trained on. ``calibration`` and ``habit``
+    instead of the file's own. Raises BadWeights when the file cannot be used, BadModel when its model is not at hand.
     """
     path = weights_files.DEFAULT if weights is None else weights
     loaded = weights_files.load(path)
@@ -495,7 +507,16 @@ def load_aligner(
         raise BadWeights(f"{path}: {error}") from error
     if config is None:
         config = AlignConfig(crop=int(loaded.card.get("config", {}).get("size", AlignConfig.crop)))
-    return Aligner(net, loaded.anchors, model, finder=finder, config=config, card=loaded.card, calibration=calibration)
+    return Aligner(
+        net,
+        loaded.anchors,
+        model,
+        finder=finder,
+        config=config,
+        card=loaded.card,
+        calibration=calibration,
+        habit=habit or loaded.habit,
+    )
 
 
 def _accepted(found: list[Alignment]) -> list[Alignment]:

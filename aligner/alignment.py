@@ -10,7 +10,8 @@ import numpy as np
 from aligner.confidence import Evidence
 from face.arrays import Floats
 from face.camera import Box, WeakPerspective
-from face.morphable import Coefficients
+from face.landmarks import Habit
+from face.morphable import Coefficients, MorphableModel
 from face.transform import Rigid
 
 
@@ -106,3 +107,22 @@ class Alignment:
 
 def _rounded(values: Any, digits: int) -> Any:
     return np.round(np.asarray(values, dtype=np.float64), digits).tolist()
+
+
+def landmarks_of(
+    model: MorphableModel,
+    habit: Habit,
+    vertices: Floats,
+    coefficients: Coefficients,
+    cam_from_head: Rigid,
+    camera: WeakPerspective,
+) -> tuple[Floats, Floats]:
+    """The ``landmarks_2d`` and ``landmarks_3d`` of a fitted mesh, where annotators of a ``habit`` put them."""
+    seen = cam_from_head.apply(vertices)
+    contour = model.landmarks.contour_vertices(camera.px_from_cam(seen), model.template)
+    flat, deep = seen[contour], seen[model.landmarks.vertex]
+    if not habit.none:
+        both = np.concatenate([coefficients.identity, coefficients.expression])
+        flat = flat + habit.of("2d", both) @ cam_from_head.rotation.T
+        deep = deep + habit.of("3d", both) @ cam_from_head.rotation.T
+    return camera.px_from_cam(flat), np.column_stack([camera.px_from_cam(deep), -camera.scale * deep[:, 2]])

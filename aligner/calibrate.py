@@ -393,7 +393,7 @@ def calibrate(
 
     Raises BadDataset for a dataset without held-out identities, ValueError when it is too small to learn from.
     """
-    judged = judge(aligner, view_cases(dataset, views=views))
+    judged = judge(aligner.without_habit(), view_cases(dataset, views=views))  # labelled by no annotator
     first = for_fitting(judged)
     calibration = fit_calibration(judged[first])
     sets = [trust("held-out views", judged[~first], calibration, visibility=True)]

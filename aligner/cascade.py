@@ -46,6 +46,7 @@ from face.camera import Box
 from face.descriptor import STRIDE, Anchors, image_batch
 from face.errors import BadWeights
 from face.fit import POSE, FaceState, moved, project, shape_of
+from face.landmarks import Habit
 from face.morphable import MorphableModel
 from face.transform import angles_from_rotation
 from infra import cascade_file
@@ -257,13 +258,14 @@ class CascadeAligner(Aligner):
         config: AlignConfig | None = None,
         card: dict[str, Any] | None = None,
         calibration: Calibration | None = None,
+        habit: Habit | None = None,
     ) -> None:
         """``calibration`` counts where the cascade has none.
 
         Raises ValueError when the cascade was learned with other anchors, or looks at points that they lack.
         """
         worth = cascade.calibration or calibration
-        super().__init__(net, anchors, model, finder=finder, config=config, card=card, calibration=worth)
+        super().__init__(net, anchors, model, finder=finder, config=config, card=card, calibration=worth, habit=habit)
         if cascade.anchors != fingerprint(anchors):
             raise ValueError("the cascade was learned with other weights")
         wide = len(model.identity) + len(model.expression)
@@ -277,6 +279,7 @@ class CascadeAligner(Aligner):
         state, crops = start_of(rig, sightings, config.margin, config.crop)
         traces: list[list[Iteration]] = [[] for _ in sightings]
         landmarks = rig.landmarks(state)
+        annotated = rig.as_annotated(self.habit)
         for number, stage in enumerate(cascade.stages):
             if number:
                 crops = crops_of_state(rig, state, config.margin, config.crop)
@@ -284,10 +287,11 @@ class CascadeAligner(Aligner):
             state = advanced(rig, self.net, cascade, stage, images, crops, state)
             landmarks = rig.landmarks(state)
             motion = np.linalg.norm(landmarks - before, axis=2).mean(1) / rig.unit(state)
+            shown = annotated.landmarks(state)
             for face, trace in enumerate(traces):
                 yaw, pitch, roll = angles_from_rotation(state.rotation[face] @ self.reference)
                 step = float(motion[face]) if number else np.inf
-                trace.append(Iteration(landmarks[face].copy(), yaw, pitch, roll, np.nan, step))
+                trace.append(Iteration(shown[face], yaw, pitch, roll, np.nan, step))
         watch = self._judged(images, state, before)
         for face, trace in enumerate(traces):
             trace[-1] = replace(trace[-1], residual=float(watch.residual[face]))
@@ -411,6 +415,7 @@ def load_cascade_aligner(
             config=base.config,
             card=base.card,
             calibration=base.calibration,
+            habit=base.habit,
         )
     except ValueError as error:
         raise BadWeights(f"{path}: {error}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from face.arrays import Bools, Floats, Ints
 from face.camera import Box, WeakPerspective
 from face.descriptor import Anchors
 from face.fit import FaceState, initial_pose, project, robust_weights, shape_of, step
+from face.landmarks import SCHEMES, Habit
 from face.mesh import triangle_normals
 from face.morphable import Coefficients, MorphableModel
 from face.render import zbuffer
@@ -107,6 +109,16 @@ class Rig:
         # Measured so, the rows of ``modes`` are orthonormal.
         both = np.concatenate([coefficients.identity, coefficients.expression])
         return np.asarray((self.modes / prior) @ (both / prior))
+
+    def as_annotated(self, habit: Habit) -> Self:
+        """The rig whose landmarks lie where annotators of the 3D scheme put them."""
+        if habit.none:
+            return self
+        away = habit.of("3d", np.zeros(self.modes.shape[1]))
+        mean, basis = self.landmark_mean + away, self.landmark_basis
+        if habit.response.shape[3]:
+            basis = basis + habit.response[SCHEMES.index("3d")] @ self.modes.T
+        return replace(self, landmark_mean=mean, landmark_basis=basis)
 
     def camera(self, state: FaceState, face: int) -> WeakPerspective:
         """Of the whole photo."""

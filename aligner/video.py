@@ -17,10 +17,11 @@ import cv2
 import numpy as np
 
 from aligner.align import Aligner
-from aligner.alignment import Alignment, Pose
+from aligner.alignment import Alignment, Pose, landmarks_of
 from aligner.finder import same_face
 from face.arrays import Bytes, Floats
 from face.camera import Box
+from face.landmarks import Habit
 from face.morphable import Coefficients, MorphableModel
 from face.transform import Rigid, angles_from_rotation
 
@@ -70,8 +71,8 @@ class OneEuro:
 class Smoother:
     """One face over time."""
 
-    def __init__(self, model: MorphableModel, smoothing: Smoothing, rate: float) -> None:
-        self.model = model
+    def __init__(self, model: MorphableModel, smoothing: Smoothing, rate: float, *, habit: Habit | None = None) -> None:
+        self.model, self.habit = model, habit or Habit()
         self.size = Box.around(model.template[model.landmarks.vertex][:, :2]).size  # metres
         self.pose, self.shape = OneEuro(smoothing, rate), OneEuro(smoothing, rate)
         self.before: Alignment | None = None
@@ -101,17 +102,16 @@ class Smoother:
         scale = float(np.exp(_mixed(np.log(before.camera.scale), np.log(camera.scale), posed)))
         camera = replace(camera, scale=scale, centre=_mixed(before.camera.centre, camera.centre, posed))
         matrix = turned @ (rotation.T @ face.pose.matrix)  # the reference frame stands still in the head
-        seen = vertices @ turned.T
-        px = camera.px_from_cam(seen)
-        table = self.model.landmarks
+        posed_head = Rigid(turned, face.cam_from_head.translation)
+        flat, deep = landmarks_of(self.model, self.habit, vertices, coefficients, posed_head, camera)
         self.before = replace(
             face,
-            landmarks_2d=px[table.contour_vertices(px, self.model.template)],
-            landmarks_3d=np.column_stack([px, -scale * seen[:, 2]])[table.vertex],
+            landmarks_2d=flat,
+            landmarks_3d=deep,
             pose=Pose(*angles_from_rotation(matrix), matrix),
             vertices=vertices,
             coefficients=coefficients,
-            cam_from_head=Rigid(turned, face.cam_from_head.translation),
+            cam_from_head=posed_head,
             camera=camera,
         )
         return self.before
@@ -176,7 +176,7 @@ class Tracker:
         if self.smoothing is None:
             return face
         if track not in self.smoothers:
-            self.smoothers[track] = Smoother(self.aligner.model, self.smoothing, self.rate)
+            self.smoothers[track] = Smoother(self.aligner.model, self.smoothing, self.rate, habit=self.aligner.habit)
         return self.smoothers[track](face)
 
     def _is_cut(self, frame: Bytes) -> bool:

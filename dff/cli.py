@@ -606,8 +606,56 @@ def calibrate(
         write_json(json_out, {one.name: one.to_json() for one in sets})
     loaded = weights_files.load(weights)
     path = out or weights_files.SHIPPED.get(weights, Path(weights))
-    weights_files.save(path, loaded.net, loaded.anchors, loaded.card, calibration=calibration.to_json())
+    weights_files.save(
+        path,
+        loaded.net,
+        loaded.anchors,
+        loaded.card,
+        calibration=calibration.to_json(),
+        habit=loaded.habit,
+        habit_source=loaded.habit_source,
+    )
     typer.echo(f"calibrated weights: {path.resolve()}")
+
+
+@app.command()
+def landmarks(
+    weights: Annotated[str, typer.Argument(help="Weights: a .safetensors file or a shipped name.")],
+    photos: Annotated[list[Path], typer.Argument(help="Folders of photos with .pts files; their dev photos judge.")],
+    source: Annotated[str, typer.Option(help="Whose labels these are, for people: it is written into the weights.")],
+    by_shape: Annotated[
+        bool, typer.Option("--by-shape", help="Also how landmarks move with a face's shape: learned from the photos.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="The weights file to write. Default: WEIGHTS itself.")] = None,
+) -> None:
+    """Measure where annotators put the landmarks on faces as an aligner fits them, and answer there from now on.
+
+    [dim]Example:[/dim] dff landmarks dff.safetensors 300W/train --source "labels of 300-W's training parts"
+    """
+    from aligner.align import load_aligner
+    from aligner.evaluate import evaluate_300w
+    from aligner.habits import measure_habit
+    from face.landmarks import Habit
+    from infra import weights as weights_files
+
+    loaded = weights_files.load(weights)
+    habit = measure_habit(load_aligner(weights), photos, by_shape=by_shape)
+    for name, tried in (("on the vertices", Habit()), ("as measured", habit)):
+        for folder in photos:
+            report = evaluate_300w(str(folder), load_aligner(weights, habit=tried))
+            errors = {key: report.summary[key]["mean"] for key in ("nme_iod_51", "nme_iod_68")}
+            typer.echo(f"{folder.name}, dev photos, landmarks {name}: {errors}")
+    path = out or weights_files.SHIPPED.get(weights, Path(weights))
+    weights_files.save(
+        path,
+        loaded.net,
+        loaded.anchors,
+        loaded.card,
+        calibration=loaded.calibration,
+        habit=habit,
+        habit_source=source,
+    )
+    typer.echo(f"weights: {path.resolve()}")
 
 
 @app.command()

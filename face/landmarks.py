@@ -8,6 +8,7 @@ Left and right are the photographed person's own. Source of the numbering: Sagon
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -36,6 +37,8 @@ def _names() -> tuple[str, ...]:
 NAMES: tuple[str, ...] = _names()
 JAW = slice(0, 17)
 INNER = slice(17, 68)
+Scheme = Literal["3d", "2d"]
+SCHEMES: tuple[Scheme, ...] = ("3d", "2d")
 OUTER_EYE_CORNERS = (NAMES.index("eye_right_outer"), NAMES.index("eye_left_outer"))
 
 
@@ -119,6 +122,37 @@ class LandmarkTable:
         reach = np.einsum("jlc,jc->jl", vertices_px[self.contour], out)
         chosen = np.take_along_axis(self.contour, reach.argmax(1)[:, None], 1)[:, 0]
         return np.concatenate([chosen, self.inner])
+
+
+@dataclass(frozen=True)
+class Habit:
+    """Where annotators put the landmarks, measured from the vertices that carry them on a fitted face.
+
+    Where a brow ends and how deep the jaw line lies is a matter of habit; and fits of photos miss some points in the
+    same way every time. Tables of ``SCHEMES`` in the ``head`` frame, so that they turn and grow with the face. Raises
+    ValueError for other shapes, and for numbers that are not finite.
+    """
+
+    offset: Floats = field(default_factory=lambda: np.zeros((2, 68, 3)))  # metres
+    response: Floats = field(default_factory=lambda: np.zeros((2, 68, 3, 0)))  # metres for each coefficient; or none
+
+    def __post_init__(self) -> None:
+        if self.offset.shape != (2, 68, 3) or self.response.shape[:3] != (2, 68, 3) or self.response.ndim != 4:
+            raise ValueError(f"Habit wants (2, 68, 3) and (2, 68, 3, C): {self.offset.shape}, {self.response.shape}")
+        if not (np.isfinite(self.offset).all() and np.isfinite(self.response).all()):
+            raise ValueError("a habit holds numbers that are not finite")
+
+    def of(self, scheme: Scheme, coefficients: Floats) -> Floats:
+        """(68, 3) metres by which the landmarks of a face of (C,) identity, then expression lie off their vertices."""
+        number = SCHEMES.index(scheme)
+        if self.response.shape[3] == 0:
+            return np.asarray(self.offset[number])
+        return np.asarray(self.offset[number] + self.response[number] @ coefficients)
+
+    @property
+    def none(self) -> bool:
+        """Whether the landmarks lie on their vertices."""
+        return not (self.offset.any() or self.response.any())
 
 
 def contour_lines(template: Floats, vertex: Ints, mirror: Ints, usable: Bools) -> Ints:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from face.descriptor import Anchors, DescriptorNet, NetConfig
 from face.errors import BadWeights
+from face.landmarks import Habit
 from face.morphable import MorphableModel
 from infra import weights
 
@@ -71,6 +72,25 @@ def test_a_calibration_comes_back_and_may_be_absent(path: Path, net: DescriptorN
     rewrite(path, calibration=7)
     with pytest.raises(BadWeights, match="metadata"):
         weights.load(path)
+
+
+def test_a_habit_comes_back_and_may_be_absent(
+    path: Path, net: DescriptorNet, anchors: Anchors, toy_model: MorphableModel
+) -> None:
+    assert weights.load(path).habit is None
+    rng = np.random.default_rng(2)
+    wide = len(toy_model.identity) + len(toy_model.expression)
+    for response in (np.zeros((2, 68, 3, 0)), rng.normal(size=(2, 68, 3, wide))):
+        habit = Habit(rng.normal(size=(2, 68, 3)), response)
+        weights.save(path, net, anchors, CARD, habit=habit, habit_source="ours")
+        got = weights.load(path, model=toy_model)
+        assert got.habit is not None
+        assert got.habit_source == "ours"
+        np.testing.assert_allclose(got.habit.offset, habit.offset, rtol=1e-6)
+        np.testing.assert_allclose(got.habit.response, habit.response, rtol=1e-6)
+    weights.save(path, net, anchors, CARD, habit=Habit(response=np.zeros((2, 68, 3, wide + 1))))
+    with pytest.raises(BadWeights, match="coefficients"):
+        weights.load(path, model=toy_model)
 
 
 def test_the_same_weights_make_the_same_bytes(path: Path, net: DescriptorNet, anchors: Anchors) -> None:
