@@ -58,7 +58,7 @@ def further(start: str) -> dict[str, TrainConfig]:
     """What is compared on weights that have learned: each goes on from ``start`` at a low rate."""
     net = weights.load(start).net.config
     deeper = replace(net, depths=(*net.depths[:-2], net.depths[-2] + 2, net.depths[-1] + 4))
-    base = TrainConfig(start=start, net=net, size=160, learning_rate=5e-4)
+    base = TrainConfig(start=start, net=net, learning_rate=5e-4)
     return {
         "on: learned vectors": base,
         "on: learned vectors, means x 0.5": replace(base, weights=LossWeights(views=0.5)),
