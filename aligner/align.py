@@ -84,6 +84,7 @@ class AlignConfig:
     near: float = 0.012  # metres from its best anchor within which they lie
     doubt: float = 0.4  # cosine at which a pixel is as likely to match nothing
     modes: int = 60  # directions of shape that are fitted
+    nearness: float = 1.0  # 1 / metres: of cameras to faces; no single photo tells it, and far from none is far
     solver: Solver = field(default_factory=Solver)
 
     def __post_init__(self) -> None:
@@ -168,7 +169,8 @@ class Aligner:
         self.card = dict(card or {})  # where the weights come from
         self.calibration = calibration or DEFAULT
         self.habit = habit or Habit()
-        self.rig = make_rig(model, anchors, modes=self.config.modes, mirrored=self.config.mirror)
+        settings = self.config
+        self.rig = make_rig(model, anchors, modes=settings.modes, mirrored=settings.mirror, near=settings.nearness)
         multiple = net.config.multiple if isinstance(net, DescriptorNet) else 32
         apart = np.linalg.norm(self.rig.landmark_mean[:, None] - anchors.position, axis=2)
         self.landmark_descriptor = anchors.descriptor[apart.argmin(1)]  # (68, D)

@@ -16,7 +16,7 @@ import numpy as np
 from aligner.crop import Crops
 from aligner.matching import Matches, vote
 from face.arrays import Bools, Floats, Ints
-from face.camera import Box, WeakPerspective
+from face.camera import Box, NearPerspective
 from face.descriptor import Anchors
 from face.fit import FaceState, initial_pose, project, robust_weights, shape_of, step
 from face.landmarks import SCHEMES, Habit
@@ -68,6 +68,7 @@ class Rig:
     modes: Floats  # (P, K + E): the model's coefficients of each latent direction
     size: float  # metres: geometric mean of the sides of the frontal landmark box
     mirrored: bool  # the second half of the anchors is of looks at mirrored photos
+    near: float = 0.0  # 1 / metres: of the camera to faces
 
     @cached_property
     def in_crease(self) -> Bools:
@@ -86,6 +87,10 @@ class Rig:
         """(A, 3, 0): the anchors of the rigid mean face."""
         return self.anchor_basis[:, :, :0]
 
+    def nearness(self, state: FaceState) -> Floats:
+        """(B,) 1 / metres, of the cameras."""
+        return np.full(len(state.scale), self.near)
+
     def unit(self, state: FaceState) -> Floats:
         """(B,) pixels."""
         return state.scale * self.size
@@ -97,11 +102,13 @@ class Rig:
 
     def landmarks(self, state: FaceState) -> Floats:
         """(B, 68, 2) pixels, 3D scheme."""
-        return project(state, shape_of(self.landmark_mean, self.landmark_basis, state.coefficients))
+        points = shape_of(self.landmark_mean, self.landmark_basis, state.coefficients)
+        return project(state, points, self.nearness(state))
 
     def anchors(self, state: FaceState) -> Floats:
         """(B, A, 2) pixels."""
-        return project(state, shape_of(self.anchor_mean, self.anchor_basis, state.coefficients))
+        points = shape_of(self.anchor_mean, self.anchor_basis, state.coefficients)
+        return project(state, points, self.nearness(state))
 
     def latent(self, coefficients: Coefficients) -> Floats:
         """(P,) the latent row whose coefficients are nearest, each measured in its own standard deviations."""
@@ -120,9 +127,9 @@ class Rig:
             basis = basis + habit.response[SCHEMES.index("3d")] @ self.modes.T
         return replace(self, landmark_mean=mean, landmark_basis=basis)
 
-    def camera(self, state: FaceState, face: int) -> WeakPerspective:
+    def camera(self, state: FaceState, face: int) -> NearPerspective:
         """Of the whole photo."""
-        return state.camera(face)
+        return NearPerspective(float(state.scale[face]), state.centre[face], float(self.nearness(state)[face]))
 
     def coefficients(self, latent: Floats) -> Coefficients:
         """The model's coefficients of one (P,) latent row."""
@@ -136,8 +143,8 @@ def prior_sd(model: MorphableModel) -> Floats:
     return np.concatenate([np.ones(len(model.identity)), model.expression_sd.astype(np.float64)])
 
 
-def make_rig(model: MorphableModel, anchors: Anchors, *, modes: int, mirrored: bool = False) -> Rig:
-    """The rig of a model with at most ``modes`` latent directions.
+def make_rig(model: MorphableModel, anchors: Anchors, *, modes: int, mirrored: bool = False, near: float = 0.0) -> Rig:
+    """The rig of a model with at most ``modes`` latent directions, for cameras that are ``near``, 1 / metres.
 
     ``mirrored``: it also serves looks at mirrored photos, whose matches are of the anchors on the other side of the
     face. These follow the anchors in every table of anchors.
@@ -147,11 +154,13 @@ def make_rig(model: MorphableModel, anchors: Anchors, *, modes: int, mirrored: b
     at_anchors = both[:, anchors.vertex].reshape(len(both), -1) * prior[:, None]
     # Right singular vectors of the anchors' motion under the prior, from the small Gram matrix.
     _, vectors = np.linalg.eigh(at_anchors @ at_anchors.T)
-    return rig_of(model, anchors, vectors.T[::-1][:modes] * prior, mirrored=mirrored)
+    return rig_of(model, anchors, vectors.T[::-1][:modes] * prior, mirrored=mirrored, near=near)
 
 
-def rig_of(model: MorphableModel, anchors: Anchors, directions: Floats, *, mirrored: bool = False) -> Rig:
-    """The rig whose (P, K + E) latent directions are these; ``mirrored`` as in ``make_rig``."""
+def rig_of(
+    model: MorphableModel, anchors: Anchors, directions: Floats, *, mirrored: bool = False, near: float = 0.0
+) -> Rig:
+    """The rig whose (P, K + E) latent directions are these; ``mirrored`` and ``near`` as in ``make_rig``."""
     vertex = np.concatenate([anchors.vertex, model.mirror[anchors.vertex]]) if mirrored else anchors.vertex
     both = np.concatenate([model.identity, model.expression]).astype(np.float32)
     mesh_basis = (directions.astype(np.float32) @ both.reshape(len(both), -1)).astype(np.float32)
@@ -168,6 +177,7 @@ def rig_of(model: MorphableModel, anchors: Anchors, directions: Floats, *, mirro
         modes=directions,
         size=Box.around(model.template[model.landmarks.vertex][:, :2]).size,
         mirrored=mirrored,
+        near=near,
     )
 
 
@@ -187,11 +197,11 @@ def _triangles_at(faces: Ints, vertices: Ints) -> Ints:
 
 def state_in_boxes(rig: Rig, boxes: list[Box]) -> FaceState:
     """The mean face, looking ahead, with its landmark box about each box."""
-    low, high = rig.landmark_mean[:, :2].min(0), rig.landmark_mean[:, :2].max(0)
-    scale = np.array([box.size for box in boxes]) / rig.size
-    middle = CAM_FROM_FRONTAL_HEAD[:2, :2] @ ((low + high) / 2)
-    centre = np.stack([box.centre for box in boxes]) - scale[:, None] * middle
-    rotation = np.broadcast_to(CAM_FROM_FRONTAL_HEAD, (len(boxes), 3, 3)).copy()
+    ahead = FaceState(np.ones(1), CAM_FROM_FRONTAL_HEAD[None], np.zeros((1, 2)), np.zeros((1, len(rig.modes))))
+    frontal = Box.around(rig.landmarks(ahead)[0])
+    scale = np.array([box.size for box in boxes]) / frontal.size
+    centre = np.stack([box.centre for box in boxes]) - scale[:, None] * frontal.centre
+    rotation = np.repeat(ahead.rotation, len(boxes), axis=0)
     return FaceState(scale, rotation, centre, np.zeros((len(boxes), len(rig.modes))))
 
 
@@ -224,8 +234,10 @@ def visibility(rig: Rig, state: FaceState) -> tuple[Floats, Floats]:
     faces = rig.model.faces
     anchors = np.zeros((len(state.scale), len(rig.anchor_mean)))
     landmarks = np.zeros((len(state.scale), 68, 2))
-    for face, mesh in enumerate(rig.vertices(state)):
+    for face, (mesh, near) in enumerate(zip(rig.vertices(state), rig.nearness(state), strict=True)):
         seen = mesh @ state.rotation[face].T
+        # As the camera sees it: planes stay planes, and what turns away from it turns away from the z axis.
+        seen /= 1.0 + near * seen[:, 2:]
         low, high = seen[:, :2].min(0), seen[:, :2].max(0)
         scale = BUFFER / float((high - low).max())
         px = (seen[:, :2] - low) * scale
@@ -257,11 +269,21 @@ def first_fit(rig: Rig, solver: Solver, matches: Matches, px: Floats, start: Fac
     trust = weight
     for noise in solver.pose_noise:
         state = sane(initial_pose(mean, px, trust, 0), state, unit)
-        trust = weight * robust_weights(px - project(state, mean), noise * unit)
+        trust = weight * robust_weights(px - project(state, mean, rig.nearness(state)), noise * unit)
     for noise in solver.rigid_noise:
         unit = rig.unit(state)
         weighted = evidence(weight, solver.evidence)
-        found = step(state, mean, rigid, px, weighted, noise=noise * unit, prior=NO_MODES, prior_sd=NO_MODES)
+        found = step(
+            state,
+            mean,
+            rigid,
+            px,
+            weighted,
+            noise=noise * unit,
+            prior=NO_MODES,
+            prior_sd=NO_MODES,
+            nearness=rig.nearness(state),
+        )
         state = sane(found, state, unit)
     state = replace(state, coefficients=np.zeros((b, len(rig.modes))))
     return _steps(rig, solver, matches, px, state, seen, solver.first_gate, solver.shape_noise)
@@ -283,7 +305,7 @@ def resume(rig: Rig, solver: Solver, matches: Matches, px: Floats, state: FaceSt
     for noise in solver.pose_noise:
         found = replace(initial_pose(points, px, trust, 0), coefficients=state.coefficients)
         posed = sane(found, posed, unit)
-        trust = weight * robust_weights(px - project(posed, points), noise * unit)
+        trust = weight * robust_weights(px - project(posed, points, rig.nearness(posed)), noise * unit)
     return refine(rig, solver, matches, px, posed, visible)
 
 
@@ -319,7 +341,17 @@ def _steps(
     weight = evidence(weight, solver.evidence)
     modes = len(rig.modes)
     for noise in noises:
-        found = step(state, mean, basis, px, weight, noise=noise * unit, prior=np.zeros(modes), prior_sd=np.ones(modes))
+        found = step(
+            state,
+            mean,
+            basis,
+            px,
+            weight,
+            noise=noise * unit,
+            prior=np.zeros(modes),
+            prior_sd=np.ones(modes),
+            nearness=rig.nearness(state),
+        )
         state = sane(found, state, unit)
     return state
 

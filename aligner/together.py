@@ -22,11 +22,9 @@ from aligner.alignment import Alignment
 from aligner.loop import Rig, Solver, evidence, prior_sd, rig_of, sane, visibility
 from aligner.matching import Matches, vote
 from face.arrays import Floats
-from face.camera import NearPerspective
 from face.descriptor import Anchors
-from face.fit import POSE, FaceState, moved, robust_weights, shape_of
+from face.fit import POSE, FaceState, jacobian, moved, robust_weights, shape_of
 from face.morphable import Coefficients, MorphableModel
-from face.transform import skew
 
 IDENTITIES, EXPRESSIONS = 50, 30  # latent directions of each
 VOTES, STEPS = 2, 2  # elections in each pass, and steps after each
@@ -53,7 +51,7 @@ class Together:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PerspectiveRig(Rig):
     """A rig whose first ``identities`` latent directions change the identity alone, the others the expression alone,
 
@@ -62,15 +60,8 @@ class PerspectiveRig(Rig):
 
     identities: int
 
-    def camera(self, state: FaceState, face: int) -> NearPerspective:
-        weak = state.camera(face)
-        return NearPerspective(weak.scale, weak.centre, float(nearness(state)[face]))
-
-    def landmarks(self, state: FaceState) -> Floats:
-        return project_near(state, shape_of(self.landmark_mean, self.landmark_basis, state.coefficients))
-
-    def anchors(self, state: FaceState) -> Floats:
-        return project_near(state, shape_of(self.anchor_mean, self.anchor_basis, state.coefficients))
+    def nearness(self, state: FaceState) -> Floats:
+        return nearness(state)
 
 
 def nearness(state: FaceState) -> Floats:
@@ -78,33 +69,13 @@ def nearness(state: FaceState) -> Floats:
     return np.asarray(np.clip(NEARNESS + NEARNESS_SD * state.coefficients[:, -1], 0.0, NEAREST))
 
 
-def project_near(state: FaceState, points: Floats) -> Floats:
-    """(B, N, 2) pixels of (B, N, 3) head points."""
-    seen = points @ np.swapaxes(state.rotation, 1, 2)
-    scale = state.scale[:, None] / (1.0 + nearness(state)[:, None] * seen[..., 2])
-    return np.asarray(seen[..., :2] * scale[..., None] + state.centre[:, None])
-
-
 def near_jacobian(state: FaceState, mean: Floats, basis: Floats) -> tuple[Floats, Floats]:
-    """``face.fit.jacobian`` in perspective; the last column is the latent of the nearness."""
-    points = shape_of(mean, basis, state.coefficients)
-    b, n, _ = points.shape
-    turned = points @ np.swapaxes(state.rotation, 1, 2)
-    near = nearness(state)[:, None]
-    away = 1.0 / (1.0 + near * turned[..., 2])
-    scale = (state.scale[:, None] * away)[..., None]
-    across = turned[..., :2] * scale
-    moves = np.concatenate(  # of the turned points, by rotation and latents
-        [-skew(turned), np.matmul(state.rotation[:, None], basis)], axis=3
-    )
-    out = np.empty((b, n, 2, POSE + state.coefficients.shape[1]))
-    out[..., 0] = across
-    out[..., 4:6] = np.eye(2)
-    seen = moves[..., :2, :] * scale[..., None] - (across * (near * away)[..., None])[..., None] * moves[..., 2:, :]
-    out[..., 1:4] = seen[..., :3]
-    out[..., POSE:] = seen[..., 3:]
-    out[..., -1] = -NEARNESS_SD * across * (turned[..., 2] * away)[..., None]
-    return across + state.centre[:, None], out
+    """``face.fit.jacobian``, whose last column is the latent of the nearness."""
+    near = nearness(state)
+    px, out = jacobian(state, mean, basis, near)
+    depth = np.matmul(shape_of(mean, basis, state.coefficients), state.rotation[:, 2, :, None])  # (B, N, 1)
+    out[..., -1] = -NEARNESS_SD * (px - state.centre[:, None]) * depth / (1.0 + near[:, None, None] * depth)
+    return px, out
 
 
 def split_rig(

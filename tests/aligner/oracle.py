@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aligner.align import AlignConfig
 from face.arrays import Bytes, Floats
-from face.camera import Box, WeakPerspective
+from face.camera import Box, NearPerspective
 from face.descriptor import Anchors, Features, choose_anchors
 from face.morphable import Coefficients, MorphableModel
 from face.render.frame import interpolate, render
@@ -101,11 +101,13 @@ def make_scene(
     rng: np.random.Generator,
     size: int = 320,
     spread: float = 0.8,
+    nearness: float = READING.nearness,
 ) -> Scene:
     identity = np.zeros(len(model.identity))
     identity[:40] = rng.normal(size=min(40, len(identity))) * spread
     expression = np.clip(rng.normal(size=len(model.expression)), 0, 1.5) * model.expression_sd * 0.5 * spread
-    return scene_of(model, code, identity, expression, yaw=yaw, pitch=pitch, roll=roll, rng=rng, size=size)
+    pose = {"yaw": yaw, "pitch": pitch, "roll": roll}
+    return scene_of(model, code, identity, expression, **pose, rng=rng, size=size, nearness=nearness)
 
 
 def scene_of(
@@ -119,12 +121,14 @@ def scene_of(
     roll: float = 0.0,
     rng: np.random.Generator,
     size: int = 320,
+    nearness: float = READING.nearness,
 ) -> Scene:
-    """The coded image of one face, near the middle."""
+    """The coded image of one face, near the middle, by a camera of that ``nearness``."""
     vertices = model.vertices(Coefficients(identity, expression))
     rotation = rotation_from_angles(yaw, pitch, roll)
     cam = Rigid(rotation, np.zeros(3)).apply(vertices)
-    camera = WeakPerspective(size * 3.2, np.array([size / 2 + rng.uniform(-9, 9), size / 2 + rng.uniform(-9, 9)]))
+    middle = np.array([size / 2 + rng.uniform(-9, 9), size / 2 + rng.uniform(-9, 9)])
+    camera = NearPerspective(size * 3.2, middle, nearness)
     frame = render(cam, model.faces, camera, (size, size))
     image = interpolate(frame, code.colours(model.template), model.faces)
     image[~frame.mask] = 0

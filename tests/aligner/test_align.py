@@ -115,8 +115,11 @@ def test_the_box_hardly_matters(oracle_aligner: Aligner, open_head: MorphableMod
             half = 0.5 * scene.box.size * np.exp(rng.uniform(-0.2, 0.2))
             kept.append(scene)
             moved.append([Box(*(centre - half), *(centre + half))])
-    straight, _ = errors(oracle_aligner.align_batch([s.image for s in kept], boxes(kept)), kept)
-    shaken, _ = errors(oracle_aligner.align_batch([s.image for s in kept], moved), kept)
+    # To the last pass: a fit that is called still a pass earlier may lie half a per cent beside.
+    config = replace(oracle_aligner.config, still=0.0)
+    patient = Aligner(oracle_aligner.net, oracle_aligner.anchors, open_head, config=config)
+    straight, _ = errors(patient.align_batch([s.image for s in kept], boxes(kept)), kept)
+    shaken, _ = errors(patient.align_batch([s.image for s in kept], moved), kept)
     assert np.abs(shaken - straight).max() < 0.4, shaken - straight
 
 

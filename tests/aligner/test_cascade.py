@@ -69,10 +69,13 @@ def scenes_as_views(aligner: Aligner, scenes: list[Scene]) -> Views:
     return Views([scene.image for scene in scenes], np.arange(len(scenes)), truth, landmarks)
 
 
+HOW = {"spread": 0.0, "nearness": 0.0}  # a cascade's faces are far
+
+
 def mean_faces(model: MorphableModel, code: PositionCode, count: int, seed: int) -> list[Scene]:
     rng = np.random.default_rng(seed)
     return [
-        make_scene(model, code, yaw=rng.uniform(-70, 70), pitch=rng.uniform(-15, 15), rng=rng, size=160, spread=0.0)
+        make_scene(model, code, yaw=rng.uniform(-70, 70), pitch=rng.uniform(-15, 15), rng=rng, size=160, **HOW)
         for _ in range(count)
     ]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aligner.align import Aligner
-from aligner.together import near_jacobian, nearness, project_near, shared_step
+from aligner.together import near_jacobian, nearness, shared_step
 from face.errors import NoFace
 from face.fit import POSE, FaceState, jacobian, moved, project, robust_weights, shape_of, step
 from face.morphable import MorphableModel
@@ -47,7 +47,7 @@ def test_the_jacobian_in_perspective_equals_finite_differences() -> None:
 
     def pixels(delta: np.ndarray) -> np.ndarray:
         there = moved(state, np.broadcast_to(delta, (2, len(delta))))
-        return project_near(there, shape_of(given["mean"], basis, there.coefficients))
+        return project(there, shape_of(given["mean"], basis, there.coefficients), nearness(there))
 
     zero = np.zeros(jac.shape[-1])
     np.testing.assert_allclose(at, pixels(zero))
