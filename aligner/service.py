@@ -30,6 +30,7 @@ BATCH = 8  # images in one call of the aligner
 QUEUE = 64  # requests that may wait for a replica; more get 503 with Retry-After
 APPLICATION = "aligner"
 REQUEST_TIMEOUT = 60.0  # seconds
+PROXY_READY = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"  # Ray's own name; its 5 seconds are too few on a busy machine
 
 
 class ServiceConfig(BaseModel):
@@ -100,7 +101,8 @@ def serving(
     cores = max(1, (os.cpu_count() or 1) // replicas) if address is None else 1
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
-    with connected(address, workers=None if address else cores * replicas):
+    patient = {PROXY_READY: "60"} if address is None else None
+    with connected(address, workers=None if address else cores * replicas, env=patient):
         try:
             serve.start(
                 http_options=HTTPOptions(host=host, port=port, request_timeout_s=REQUEST_TIMEOUT), logging_config=quiet
@@ -112,7 +114,7 @@ def serving(
                 logging_config=quiet,
             )
             yield f"http://{host}:{port}"
-        except (RayError, RuntimeError) as error:
+        except (RayError, RuntimeError, TimeoutError) as error:
             raise ClusterError(f"the aligner service failed: {error}") from error
         finally:
             # a private Ray goes anyway; shutting Serve down as well makes its controller complain

@@ -7,6 +7,7 @@ never MLflow's "active run", so a run can be continued by another process.
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -144,13 +145,21 @@ def registered_weights(address: str, *, tracking_uri: str | None = None) -> Path
     """
     _quieten()
     name, _, version = address.removeprefix(MODELS).rpartition("@" if "@" in address else "/")
+    if not name or not version:
+        raise BadWeights(f"{address} names no registered model: say {MODELS}NAME@ALIAS or {MODELS}NAME/VERSION")
+    uri = tracking_uri or mlflow.get_tracking_uri()
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        # MLflow would make an empty database there, in whatever folder this is
+        raise BadWeights(f"{address}: there is no MLflow at {uri}; say where it is in MLFLOW_TRACKING_URI")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default waits four minutes for a silent server
     try:
         client = MlflowClient(tracking_uri)
         named = client.get_model_version_by_alias if "@" in address else client.get_model_version
         found = named(name, version)
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=found.source, tracking_uri=tracking_uri))
-    except (MlflowException, OSError) as error:
-        raise BadWeights(f"{address} is no registered model of {mlflow.get_tracking_uri()}: {error}") from error
+    except Exception as error:  # MLflow lets its database's and its server's own errors through
+        reason = str(error).partition("\n")[0]
+        raise BadWeights(f"{address} is no registered model of {uri}: {reason}") from error
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise BadWeights(f"{address} holds {len(files)} weights files, it should hold one")

@@ -111,6 +111,11 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
 
         path = registered_weights(str(path))
     path = SHIPPED.get(str(path), Path(path))
+    if not path.is_file():
+        names = ", ".join(SHIPPED)
+        raise BadWeights(
+            f"there is no weights file {path}; shipped by name: {names}; of MLflow: {REGISTERED}NAME@ALIAS"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("descriptor", "{}")

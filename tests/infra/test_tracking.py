@@ -62,3 +62,18 @@ def test_registered_weights_are_found_by_alias_and_by_version(tmp_path: Path, mo
         weights.load("models:/dff@champion")
     with pytest.raises(BadWeights, match="cannot be read as a weights file"):
         weights.load("models:/dff/1")
+
+
+def test_a_missing_mlflow_is_said_and_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    nowhere = f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(BadWeights, match="MLFLOW_TRACKING_URI"):
+        tracking.registered_weights("models:/dff@candidate", tracking_uri=nowhere)
+    assert not list(tmp_path.iterdir())
+    for address in ("models:/dff", "models:/", "models:/dff@", "models:/@candidate"):
+        with pytest.raises(BadWeights, match="NAME@ALIAS"):
+            tracking.registered_weights(address, tracking_uri=nowhere)
+    (tmp_path / "mlflow.db").write_bytes(b"no database at all, but something of another program" * 20)
+    with pytest.raises(BadWeights, match="is no registered model") as told:
+        tracking.registered_weights("models:/dff@candidate", tracking_uri=nowhere)
+    assert "\n" not in str(told.value)
