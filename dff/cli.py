@@ -635,16 +635,21 @@ def landmarks(
     from aligner.align import load_aligner
     from aligner.evaluate import evaluate_300w
     from aligner.habits import measure_habit
+    from face.errors import BadLandmarks
     from face.landmarks import Habit
     from infra import weights as weights_files
 
     loaded = weights_files.load(weights)
     habit = measure_habit(load_aligner(weights), photos, by_shape=by_shape)
-    for name, tried in (("on the vertices", Habit()), ("as measured", habit)):
-        for folder in photos:
-            report = evaluate_300w(str(folder), load_aligner(weights, habit=tried))
-            errors = {key: report.summary[key]["mean"] for key in ("nme_iod_51", "nme_iod_68")}
-            typer.echo(f"{folder.name}, dev photos, landmarks {name}: {errors}")
+    for folder in photos:
+        try:
+            reports = [evaluate_300w(str(folder), load_aligner(weights, habit=one)) for one in (Habit(), habit)]
+        except BadLandmarks:
+            typer.echo(f"{folder.name}: no dev photos that judge")
+            continue
+        for error in ("nme_iod_51", "nme_iod_68"):
+            before, after = (report.summary[error]["mean"] for report in reports)
+            typer.echo(f"{folder.name}, dev photos: {error} {before} on the vertices, {after} as measured")
     path = out or weights_files.SHIPPED.get(weights, Path(weights))
     weights_files.save(
         path,

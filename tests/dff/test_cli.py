@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,13 @@ from typer.testing import CliRunner
 
 from dff.cli import app
 from dff.demo import write_photograph
+from infra import weights
+from infra.split import split_of
 from infra.tracking import local_uri
 
 COMMANDS = (
-    "demo", "synthesize", "inspect", "train", "align", "evaluate", "train-cascade", "calibrate", "serve", "submit",
-    "export", "models",
+    "demo", "synthesize", "inspect", "train", "align", "evaluate", "train-cascade", "calibrate", "landmarks", "serve",
+    "submit", "export", "models",
 )  # fmt: skip
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
@@ -94,6 +97,25 @@ def test_synthesize_then_inspect(tmp_path: Path) -> None:
     assert "6 views of 2 identities" in out
     assert "verified: all hashes" in out
     assert page.stat().st_size > 10_000
+
+
+def test_measured_landmarks_are_kept_with_the_weights(tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "w.safetensors"
+    write_photograph(photos)
+    for split in ("train", "dev"):
+        name = next(f"{split}{i}" for i in range(100) if split_of(f"{split}{i}") == split)
+        for suffix in (".png", ".pts"):
+            (photos / f"{name}{suffix}").write_bytes((photos / f"astronaut{suffix}").read_bytes())
+    code, said, _ = run("landmarks", "dff-open", str(photos), "--source", "us", "--out", str(out))
+    assert code == 0
+    before, after = (float(number) for number in re.findall(r"nme_iod_51 ([\d.]+) .*, ([\d.]+) as", said)[0])
+    assert after < 0.8 * before, "the photo that judges is the one that was measured"
+    shipped, measured = weights.load("dff-open"), weights.load(out)
+    assert measured.habit is not None
+    assert not measured.habit.none
+    assert measured.habit_source == "us"
+    assert measured.calibration == shipped.calibration
+    assert measured.card == shipped.card
 
 
 def test_an_evaluation_is_logged_as_it_is_written(tmp_path: Path) -> None:
