@@ -1,4 +1,6 @@
-"""How many faces of AFLW2000-3D are found, and how much that is none: ``python -m benchmarks.finder FOLDER``.
+"""How many faces of AFLW2000-3D and of 300-W are found, and how much that is none.
+
+    python -m benchmarks.finder aflw2000-3d/ --annotated lfpw/ --annotated afw/ --every 4
 
 A face counts as *seen* when a proposal of the search overlaps its landmark box by IoU 0.4, as *found* when a face that
 the aligner then accepts does. The foil are OpenCV's Haar cascades, frontal and profile both ways, in their usual
@@ -28,11 +30,12 @@ from aligner.finder import Sighting, distinct, overlap
 from face.arrays import Bytes, Floats
 from face.camera import Box
 from infra.images import decode
-from infra.landmark_files import parse_mat
+from infra.landmark_files import parse_mat, parse_pts
+from infra.split import split_of
 from pipeline.backgrounds import draw, sample_background
 
 MEETS = 0.4
-SIZES = (24, 32, 48, 96)
+SIZES = (24, 32, 48, 64, 96, 192)
 TURNS = (-60, -30, 0, 30, 60)
 CANVAS = 320  # pixels of the photos that small faces are put into
 TIMED, ROUNDS = 6, 3
@@ -102,6 +105,16 @@ def photos(folder: Path, every: int) -> list[Photo]:
         label = parse_mat(path.with_suffix(".mat").read_bytes())
         if max(abs(label.yaw), abs(label.pitch), abs(label.roll)) <= STEEP:
             out.append(Photo(decode(path.read_bytes(), upright=False), (label.landmarks[:, :2],), abs(label.yaw)))
+    return out
+
+
+def held_out(folders: Sequence[Path], every: int) -> list[Photo]:
+    """Photos of 300-W that nothing was trained on, one face of each."""
+    paths = [path for folder in folders for path in sorted(folder.glob("*.pts")) if split_of(path.stem) == "dev"]
+    out = []
+    for path in paths[::every]:
+        (image,) = (one for one in path.parent.glob(f"{path.stem}.*") if one.suffix in (".jpg", ".png"))
+        out.append(Photo(decode(image.read_bytes(), upright=False), (parse_pts(path.read_bytes()),)))
     return out
 
 
@@ -190,8 +203,11 @@ def finders(aligner: Aligner) -> dict[str, Finder]:
 def main(
     folder: Annotated[Path, typer.Argument(help="AFLW2000-3D images with their .mat files.")],
     weights: Annotated[str, typer.Option(help="Weights, a file or a shipped name.")] = "dff-open",
+    annotated: Annotated[
+        list[Path] | None, typer.Option(help="Folder of 300-W photos with .pts: those that are held out. Repeated.")
+    ] = None,
     every: Annotated[
-        int, typer.Option(help="Take only every N-th image for what is shrunk, turned, pasted and blacked out.")
+        int, typer.Option(help="Take only every N-th image of 300-W, and of what is shrunk, turned and so on.")
     ] = 1,
 ) -> None:
     torch.set_num_threads(1)
@@ -200,6 +216,7 @@ def main(
     some = whole[::every]
     yaw = np.array([photo.yaw for photo in whole])
     sets: dict[str, list[Photo]] = {
+        "300-W, held out": held_out(annotated or [], every),
         **{f"faces of {size} px": [shrunk(photo, size, i) for i, photo in enumerate(some)] for size in SIZES},
         **{f"turned by {turn} degrees": [turned(photo, turn) for photo in some] for turn in TURNS},
         "two in a photo": [pasted(a, b) for a, b in zip(some, some[1:] + some[:1], strict=True)],
@@ -216,6 +233,8 @@ def main(
     figures = [f"{100 * hits.mean():.1f}" for hits, _ in straight.values()]
     table.add_row(f"all ({len(whole)})", *figures, *(f"{false:.2f}" for _, false in straight.values()))
     for name, photos_of in sets.items():
+        if not photos_of:
+            continue
         got = [score(find, photos_of) for find in by.values()]
         figures = [f"{100 * hits.mean():.1f}" if len(hits) else "" for hits, _ in got]
         table.add_row(f"{name} ({len(photos_of)})", *figures, *(f"{false:.2f}" for _, false in got))

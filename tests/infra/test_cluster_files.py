@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ import typer
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
+from setuptools import find_namespace_packages
 
+from aligner.served import LIMITS
+from aligner.service import REQUEST_TIMEOUT
 from dff.cli import app
 from face.render.gl import PACKAGES
 
@@ -146,6 +151,95 @@ def test_serve_accepts_its_part_and_finds_the_application() -> None:
     assert build(config).__class__.__name__ == "Application"
     serving = cluster_spec(service)["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
     assert int(serving["resources"]["limits"]["cpu"]) >= config.cpus
+
+
+def mounts(pod: dict[str, Any]) -> dict[str, str]:
+    """Claim by the folder where it is mounted."""
+    claims = {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in pod.get("volumes", [])}
+    return {m["mountPath"]: claims[m["name"]] for c in pod["containers"] for m in c.get("volumeMounts", [])}
+
+
+def named(kind: str, name: str) -> dict[str, Any]:
+    (found,) = [one for _, one in documents() if one["kind"] == kind and one["metadata"]["name"] == name]
+    return found
+
+
+def test_the_service_listens_and_limits_as_the_program_does() -> None:
+    service = named("RayService", "dff-aligner")
+    http = yaml.safe_load(service["spec"]["serveConfigV2"])["http_options"]
+    serve = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    (port,) = [option.default for option in serve.params if option.name == "port"]
+    assert http["port"] == port
+    assert http["host"] == "0.0.0.0"  # of the pod: 127.0.0.1 would answer nobody
+    assert http["request_timeout_s"] == REQUEST_TIMEOUT
+    for pod in pods(service):
+        ports = {one["name"]: one["containerPort"] for one in pod["containers"][0]["ports"]}
+        assert ports["serve"] == port
+    (told,) = re.findall(r"limit of (\d+) MB", (ROOT / "infra" / "k8s" / "aligner_service.yaml").read_text())
+    assert int(told) << 20 == max(LIMITS.body, LIMITS.bodies)
+
+
+def test_pods_know_the_ports_of_ray() -> None:
+    for one in RAY:
+        ports = {p["name"]: p["containerPort"] for p in pods(one.values[0])[0]["containers"][0]["ports"]}
+        assert (ports["gcs"], ports["dashboard"]) == (6379, 8265)
+    assert "--port=6379" in " ".join(machines()["head_start_ray_commands"])
+
+
+def test_weights_are_written_where_they_are_read_from() -> None:
+    service, training = named("RayService", "dff-aligner"), named("RayJob", "dff-training")
+    words = shlex.split(training["spec"]["entrypoint"])
+    written = Path(words[words.index("--out") + 1])
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert application["args"]["weights"] == str(written)
+    claims = {mounts(pod)[str(written.parent)] for one in (service, training) for pod in pods(one)}
+    assert claims == {named("PersistentVolumeClaim", "dff-weights")["metadata"]["name"]}
+
+
+def test_a_job_asks_for_no_more_than_its_cluster_has() -> None:
+    workers = {"dff-synthesis": "cpu", "dff-training": "nvidia.com/gpu"}
+    for name, what in workers.items():
+        job = named("RayJob", name)
+        words = shlex.split(job["spec"]["entrypoint"])
+        (group,) = cluster_spec(job)["workerGroupSpecs"]
+        each = int(group["template"]["spec"]["containers"][0]["resources"]["limits"][what])
+        assert int(words[words.index("--workers") + 1]) <= each * group["maxReplicas"]
+
+
+def test_image_and_makefile_install_the_same() -> None:
+    dockerfile, makefile = DOCKERFILE.read_text(), (ROOT / "Makefile").read_text()
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    pyrender = r"pip install (?:--quiet )?--no-deps pyrender==([\d.]+)"
+    assert re.findall(pyrender, dockerfile) == re.findall(pyrender, makefile)
+    assert re.findall(r"torch==([\d.]+)", makefile) == [pins["torch"]]
+    (version,) = set(re.findall(r"^FROM python:([\d.]+)-", dockerfile, re.MULTILINE))
+    assert f"PYTHON ?= python{version}\n" in makefile
+    for command in re.findall(r"^RUN (dff \w+)", dockerfile, re.MULTILINE):
+        check_command(command)
+    # what is copied is there, and what .dockerignore leaves out is not asked for
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE):
+        for source in sources.split():
+            assert (ROOT / source).exists()
+            assert source not in ignored
+
+
+def test_a_wheel_carries_every_file_that_the_program_reads() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    include = project["packages"]["find"]["include"]
+    packages = set(find_namespace_packages(str(ROOT), include=include))
+    (patterns,) = project["package-data"].values()
+    rooms = [ROOT / room for room in ("face", "infra", "pipeline", "trainer", "aligner", "dff")]
+    data = [
+        path
+        for room in rooms
+        for path in room.rglob("*")
+        if path.is_file() and path.suffix != ".py" and not {"__pycache__", "docker", "k8s"} & set(path.parts)
+    ]
+    assert len(data) > 8
+    for path in data:
+        assert ".".join(path.parent.relative_to(ROOT).parts) in packages, path
+        assert any(fnmatch(path.name, pattern) for pattern in patterns), path
 
 
 def test_the_image_has_what_rendering_needs_and_no_root() -> None:
