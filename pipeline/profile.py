@@ -218,6 +218,20 @@ def face_colours(stage: Stage, frame: Frame, cam_from_head: Rigid, model: Morpha
 
 
 @numba.njit(cache=True, nogil=True)
+def _mixed(image, left, top, n, a, b, c, d):  # type: ignore[no-untyped-def]
+    """Channel ``n`` of the four texels from (left, top) on, by their weights: upper left, upper right, lower ones."""
+    upper = a * image[top, left, n] + b * image[top, left + 1, n]
+    return upper + c * image[top + 1, left, n] + d * image[top + 1, left + 1, n]
+
+
+@numba.njit(cache=True, nogil=True)
+def _lay(pixel, share, image, left, top, a, b, c, d):  # type: ignore[no-untyped-def]
+    """Cover a ``share`` of a (3,) pixel by the image's colour there."""
+    for n in range(3):
+        pixel[n] += share * (_mixed(image, left, top, n, a, b, c, d) - pixel[n])
+
+
+@numba.njit(cache=True, nogil=True)
 def _project(ids, barycentric, normal, faces, surface, photo, depth, turned, out):  # type: ignore[no-untyped-def]
     """Lay the photo over the fill in ``out`` where it shows the surface."""
     height, width = ids.shape
@@ -251,22 +265,10 @@ def _project(ids, barycentric, normal, faces, surface, photo, depth, turned, out
                 steep = max(shown, 0.0) / max(-normal[row, column, 2], 0.05)
                 share = min(max((steep - SHOWN[0]) / (SHOWN[1] - SHOWN[0]), 0.0), 1.0)
                 share = share * share * (3.0 - 2.0 * share)
-                share *= (
-                    a * photo[top, left, 3]
-                    + b * photo[top, left + 1, 3]
-                    + c * photo[top + 1, left, 3]
-                    + d * photo[top + 1, left + 1, 3]
-                )
+                share *= _mixed(photo, left, top, 3, a, b, c, d)
                 share = 1.0 - turned * (1.0 - share)
             if share > 0.0:
-                for n in range(3):
-                    own = (
-                        a * photo[top, left, n]
-                        + b * photo[top, left + 1, n]
-                        + c * photo[top + 1, left, n]
-                        + d * photo[top + 1, left + 1, n]
-                    )
-                    out[row, column, n] += share * (own - out[row, column, n])
+                _lay(out[row, column], share, photo, left, top, a, b, c, d)
 
 
 def behind(stage: Stage, cam_from_head: Rigid, camera: Pinhole | WeakPerspective, size: int) -> Floats:
@@ -321,25 +323,13 @@ def _compose(ids, faces, px, source, photo, leaving, surroundings, zoom, shift, 
             left, top, u, v = _corners(x, y, columns, rows)
             a, b, c, d = (one - u) * (one - v), u * (one - v), (one - u) * v, u * v
             for n in range(3):
-                out[row, column, n] = (
-                    a * photo[top, left, n]
-                    + b * photo[top, left + 1, n]
-                    + c * photo[top + 1, left, n]
-                    + d * photo[top + 1, left + 1, n]
-                )
+                out[row, column, n] = _mixed(photo, left, top, n, a, b, c, d)
             gone = a * leaving[top, left] + b * leaving[top, left + 1]
             gone = np.float32(turned) * (gone + c * leaving[top + 1, left] + d * leaving[top + 1, left + 1])
             if gone > 0.0:
                 left, top, u, v = _corners(x * ratio, y * ratio, surroundings.shape[1], surroundings.shape[0])
                 a, b, c, d = (one - u) * (one - v), u * (one - v), (one - u) * v, u * v
-                for n in range(3):
-                    other = (
-                        a * surroundings[top, left, n]
-                        + b * surroundings[top, left + 1, n]
-                        + c * surroundings[top + 1, left, n]
-                        + d * surroundings[top + 1, left + 1, n]
-                    )
-                    out[row, column, n] += gone * (other - out[row, column, n])
+                _lay(out[row, column], gone, surroundings, left, top, a, b, c, d)
             if ids[row, column] < 0:
                 continue
             i, j, k = faces[ids[row, column], 0], faces[ids[row, column], 1], faces[ids[row, column], 2]
@@ -362,21 +352,9 @@ def _compose(ids, faces, px, source, photo, leaving, surroundings, zoom, shift, 
                 rows,
             )
             a, b, c, d = (one - u) * (one - v), u * (one - v), (one - u) * v, u * v
-            whole *= (
-                a * photo[top, left, 3]
-                + b * photo[top, left + 1, 3]
-                + c * photo[top + 1, left, 3]
-                + d * photo[top + 1, left + 1, 3]
-            )
+            whole *= _mixed(photo, left, top, 3, a, b, c, d)
             if whole > 0.0:
-                for n in range(3):
-                    own = (
-                        a * photo[top, left, n]
-                        + b * photo[top, left + 1, n]
-                        + c * photo[top + 1, left, n]
-                        + d * photo[top + 1, left + 1, n]
-                    )
-                    out[row, column, n] += whole * (own - out[row, column, n])
+                _lay(out[row, column], whole, photo, left, top, a, b, c, d)
 
 
 def _scale(camera: Pinhole | WeakPerspective) -> float:
