@@ -515,7 +515,8 @@ def load_aligner(
         model,
         finder=finder,
         config=config,
-        card=loaded.card,
+        # Whoever reads an answer is told whose labels say where its landmarks lie, as of the weights' other sources.
+        card=loaded.card | ({"landmarks_from": loaded.habit_source} if loaded.habit_source else {}),
         calibration=calibration,
         habit=habit or loaded.habit,
     )

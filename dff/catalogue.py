@@ -22,8 +22,11 @@ def catalogue() -> list[Row]:
         if not path.exists():
             rows.append((name, "weights", "-", _size(None), "not shipped with this version"))
             continue
-        card = weights.load(name).card
+        loaded = weights.load(name)
+        card = loaded.card
         about = f"for {card['model']}, {card['steps']} steps"
+        if loaded.habit_source:
+            about += f"; landmarks as by {loaded.habit_source}"
         rows.append(
             (
                 name,
