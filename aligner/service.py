@@ -118,7 +118,7 @@ def serving(
             raise ClusterError(f"the aligner service failed: {error}") from error
         finally:
             # a private Ray goes anyway; shutting Serve down as well makes its controller complain
-            serve.delete(APPLICATION) if address is None else serve.shutdown()
+            serve.delete(APPLICATION) if address is None else _withdraw()
 
 
 def serve_aligner(
@@ -140,6 +140,14 @@ def serve_aligner(
         finally:
             for which, handler in before.items():
                 signal.signal(which, handler)
+
+
+def _withdraw() -> None:
+    """Take the aligner off a cluster's Serve, which stays as long as it has others' applications."""
+    if APPLICATION in serve.status().applications:
+        serve.delete(APPLICATION)
+    if not serve.status().applications:
+        serve.shutdown()
 
 
 def _check_free(host: str, port: int) -> None:
