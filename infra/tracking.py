@@ -25,7 +25,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from PIL import Image
 
 from face.arrays import Bytes
-from face.errors import BadWeights
+from face.errors import BadWeights, StorageError
 
 PARAM_LENGTH = 500
 """Characters that every MLflow backend keeps of a parameter's value."""
@@ -103,12 +103,16 @@ def start(
     """The run ``name`` of an experiment: the one of that name that is there is continued, else a new one begun.
 
     ``artifacts``: folder for the experiment's files when it is new; without it the server decides, and files of a
-    local SQLite database lie beside it. Raises ValueError when a continued run has other values of the same
-    ``params``.
+    local SQLite database lie beside it. Raises StorageError when there is no MLflow at ``tracking_uri``, ValueError
+    when a continued run has other values of the same ``params``.
     """
     _quieten()
-    client = MlflowClient(tracking_uri)
-    found = client.get_experiment_by_name(experiment)
+    try:
+        client = MlflowClient(tracking_uri)
+        found = client.get_experiment_by_name(experiment)
+    except Exception as error:  # MLflow lets its database's and its server's own errors through
+        reason = str(error).partition("\n")[0]
+        raise StorageError(f"no MLflow can be used at {tracking_uri}: {reason}") from error
     if artifacts is None and tracking_uri.startswith(SQLITE):
         artifacts = Path(tracking_uri.removeprefix(SQLITE)).parent / "artifacts"
     if found is None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from face.errors import BadWeights
+from face.errors import BadWeights, StorageError
 from infra import tracking, weights
 
 
@@ -77,3 +77,10 @@ def test_a_missing_mlflow_is_said_and_not_made(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(BadWeights, match="is no registered model") as told:
         tracking.registered_weights("models:/dff@candidate", tracking_uri=nowhere)
     assert "\n" not in str(told.value)
+
+
+def test_a_place_without_mlflow_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for uri in ("nonsense://here", f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}"):
+        with pytest.raises(StorageError, match=f"no MLflow can be used at {uri}"):
+            tracking.start(uri, experiment="e", name="n", params={})
