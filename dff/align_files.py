@@ -19,7 +19,7 @@ from aligner.draw import draw
 from aligner.together import Together
 from face.arrays import Bytes
 from face.camera import Box
-from face.errors import BadPhoto
+from face.errors import BadPhoto, StorageError
 from face.morphable import MorphableModel
 from infra.images import decode
 
@@ -154,11 +154,14 @@ def to_json(results: Iterable[Aligned]) -> dict[str, list[dict[str, Any]]]:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write ``content`` as JSON, making the folder when it is missing."""
+    """``write_file`` of ``content`` as JSON."""
     write_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write ``data``, making the folder when it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    """Write ``data``, making the folder when it is missing. Raises StorageError, which names the file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise StorageError(f"can't write {path}: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dff.align_files import BATCH, align_files, image_files, read_boxes, to_json
+from dff.align_files import BATCH, align_files, drawn, image_files, read_boxes, to_json, write_file
 from face.camera import Box
-from face.errors import BadPhoto
+from face.errors import BadPhoto, StorageError
 from face.morphable import MorphableModel
 from tests.aligner.known_aligner import KnownAligner
 
@@ -65,3 +66,19 @@ def test_missing_and_empty_places_are_refused_by_name(tmp_path: Path) -> None:
         image_files([tmp_path / "nowhere"])
     with pytest.raises(BadPhoto, match="no image"):
         image_files([tmp_path])
+
+
+def test_what_can_not_be_written_is_named(tmp_path: Path) -> None:
+    write_file(tmp_path / "new" / "deep" / "a.bin", b"abc")
+    assert (tmp_path / "new" / "deep" / "a.bin").read_bytes() == b"abc"
+    with pytest.raises(StorageError, match="can't write /dev/full: No space left on device"):
+        write_file(Path("/dev/full"), b"abc")
+    with pytest.raises(StorageError, match=r"can't write .*new: Is a directory"):
+        write_file(tmp_path / "new", b"abc")
+
+
+def test_a_drawing_is_of_the_kind_that_its_name_says(toy_model: MorphableModel) -> None:
+    image = np.full((40, 40, 3), 90, np.uint8)
+    files = {suffix: drawn(image, [], toy_model, suffix) for suffix in (".png", ".jpg", ".JPEG", "")}
+    kinds = {suffix: Image.open(io.BytesIO(data)).format for suffix, data in files.items()}
+    assert kinds == {".png": "PNG", ".jpg": "JPEG", ".JPEG": "JPEG", "": "PNG"}
