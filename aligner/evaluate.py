@@ -224,7 +224,10 @@ def _image_keys(storage: Storage, suffix: str) -> list[tuple[str, str]]:
 
 
 def _relabelled(path: Path, stems: list[str]) -> dict[str, Floats]:
-    table = parse_reannotated(path.read_bytes())
+    try:
+        table = parse_reannotated(path.read_bytes())
+    except BadLandmarks as error:
+        raise BadLandmarks(f"{path}: {error}") from error
     if isinstance(table, dict):
         named = {stem: table[PurePosixPath(stem).name] for stem in stems if PurePosixPath(stem).name in table}
         if not named:

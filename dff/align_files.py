@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,8 +150,16 @@ def align_together(
 
 
 def to_json(results: Iterable[Aligned]) -> dict[str, list[dict[str, Any]]]:
-    """``{image file name: [alignment, ...]}``: an unreadable file has an empty list."""
-    return {result.path.name: [face.to_json() for face in result.faces] for result in results}
+    """``{image's name as of names_of: [alignment, ...]}``: an unreadable file has an empty list."""
+    every = list(results)
+    names = names_of([result.path for result in every])
+    return {name: [face.to_json() for face in one.faces] for name, one in zip(names, every, strict=True)}
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """What answers call image files: their names, or the whole path where another folder has one of that name."""
+    times = Counter(path.name for path in paths)
+    return [path.name if times[path.name] == 1 else str(path) for path in paths]
 
 
 def write_json(path: Path, content: object) -> None:

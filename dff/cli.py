@@ -347,6 +347,7 @@ def align(
         align_together,
         drawn,
         image_files,
+        names_of,
         read_boxes,
         to_json,
         write_file,
@@ -372,7 +373,7 @@ def align(
         for line in told:
             typer.echo(line)
         if json_out:
-            write_json(json_out, found.to_json([file.name for file in files]))
+            write_json(json_out, found.to_json(names_of(files)))
         if mesh:
             write_file(mesh, glb(found, aligner.model))
         return

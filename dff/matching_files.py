@@ -77,7 +77,10 @@ def _view_pairs(dataset: str, model: str, *, count: int, every: bool, rng: np.ra
 
 def labelled(folder: Path, labels: Path | None) -> list[LabelledPhoto]:
     """The photos of a folder that have ``.mat`` files; with ``labels``, a ``.npz`` by image stem, those it names."""
-    table = parse_reannotated(labels.read_bytes()) if labels else None
+    try:
+        table = parse_reannotated(labels.read_bytes()) if labels else None
+    except BadLandmarks as error:
+        raise BadLandmarks(f"{labels}: {error}") from error
     if table is not None and not isinstance(table, dict):
         raise BadLandmarks(f"{labels} names no images")
     out = []

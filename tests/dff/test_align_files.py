@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dff.align_files import BATCH, align_files, drawn, image_files, read_boxes, to_json, write_file
+from dff.align_files import BATCH, align_files, drawn, image_files, names_of, read_boxes, to_json, write_file
 from face.camera import Box
 from face.errors import BadPhoto, StorageError
 from face.morphable import MorphableModel
@@ -82,3 +82,13 @@ def test_a_drawing_is_of_the_kind_that_its_name_says(toy_model: MorphableModel) 
     files = {suffix: drawn(image, [], toy_model, suffix) for suffix in (".png", ".jpg", ".JPEG", "")}
     kinds = {suffix: Image.open(io.BytesIO(data)).format for suffix, data in files.items()}
     assert kinds == {".png": "PNG", ".jpg": "JPEG", ".JPEG": "JPEG", "": "PNG"}
+
+
+def test_images_of_one_name_in_two_folders_are_kept_apart(tmp_path: Path, toy_model: MorphableModel) -> None:
+    paths = [tmp_path / "a" / "one.png", tmp_path / "b" / "one.png", tmp_path / "b" / "two.png"]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(path)
+    assert names_of(paths) == [str(paths[0]), str(paths[1]), "two.png"]
+    answers = to_json(align_files(KnownAligner(toy_model), paths))  # type: ignore[arg-type]
+    assert [len(faces) for faces in answers.values()] == [1, 1, 1]
