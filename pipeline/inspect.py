@@ -30,7 +30,7 @@ class Inspection:
     failures: dict[str, list[Failure]]  # by reason, the first few of each
     histograms: tuple[Histogram, ...]
     tallies: tuple[Tally, ...]
-    fit_error: tuple[float, float]  # median and 90th percentile over the views of photos; 0 when there are none
+    fit_error: tuple[float, float] | None  # median and 90th percentile over the views of photos; None without any
     checks: Checks | None
 
     def lines(self) -> list[str]:
@@ -40,10 +40,12 @@ class Inspection:
             f"{self.uri}: {m.rows} views of {self.identities} identities, {self.bytes / 1e6:.1f} MB in "
             f"{len(m.shards)} shards",
             *(f"  {name}: {_counted(m.counts.get(name, {}))}" for name in ("split", "model", "licence")),
-            f"  landmark error of the fits: median {self.fit_error[0]:.4f}, 90th percentile {self.fit_error[1]:.4f}",
             f"  failed: {m.failed_subjects} of {m.subjects} inputs"
             + (f" ({_counted(m.failures)})" if m.failures else ""),
         ]
+        if self.fit_error is not None:
+            median, most = self.fit_error
+            out.append(f"  landmark error of the photos' fits: median {median:.4f}, 90th percentile {most:.4f}")
         out += [f"    {f.subject}: {f.reason}: {f.detail}" for shown in self.failures.values() for f in shown]
         for histogram in self.histograms:
             spans = ", ".join(f"{span}: {n}" for span, n in histogram.spans() if n)
@@ -108,7 +110,7 @@ def inspect_dataset(
         failures=failures,
         histograms=census.histograms,
         tallies=census.tallies,
-        fit_error=(float(np.median(errors)), float(np.percentile(errors, 90))) if errors else (0.0, 0.0),
+        fit_error=(float(np.median(errors)), float(np.percentile(errors, 90))) if errors else None,
         checks=checks,
     )
     if html is not None:
