@@ -9,7 +9,7 @@ import pytest
 from aligner.align import AlignConfig, Aligner
 from aligner.alignment import Alignment
 from face.arrays import Floats
-from face.camera import Box
+from face.camera import Box, NearPerspective
 from face.errors import BadPhoto
 from face.landmarks import nme_box
 from face.morphable import MorphableModel
@@ -103,6 +103,23 @@ def test_a_third_of_wrong_pixels_and_noise_change_little(open_head: MorphableMod
     assert nme[:4].max() < 2.8, nme
     assert nme.max() < 4.0, nme
     assert turn.max() < 6.0, turn
+
+
+def test_a_camera_is_taken_to_be_near(open_head: MorphableModel, code: PositionCode) -> None:
+    """Faces seen from 70 cm: to think of a metre leaves less to explain than to think of infinity."""
+    truth = scenes(open_head, code, 5, (0.0, 30.0, -50.0, 70.0), nearness=1 / 0.7)
+    missed = {}
+    for nearness in (0.0, 1.0):
+        config = replace(READING, nearness=nearness)
+        aligner = Aligner(OracleNet(code), oracle_anchors(open_head, code), open_head, config=config)
+        found = aligner.align_batch([scene.image for scene in truth], boxes(truth))
+        missed[nearness] = errors(found, truth)[0]
+        for (face,) in found:
+            assert isinstance(face.camera, NearPerspective)
+            assert face.camera.nearness == nearness
+            px = face.camera.px_from_cam(face.cam_from_head.apply(face.vertices))
+            np.testing.assert_allclose(px[open_head.landmarks.vertex], face.landmarks_3d[:, :2])
+    assert missed[1.0].mean() < 0.85 * missed[0.0].mean(), missed
 
 
 def test_the_box_hardly_matters(oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode) -> None:
