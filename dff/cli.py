@@ -260,6 +260,8 @@ def train(
         make_dataset(
             recipe, dataset, photos=photos, workers=max(workers, 1), address=address, endpoint_url=endpoint_url
         )
+    if address is None:
+        open_dataset(dataset, endpoint_url=endpoint_url)  # a bad one is said here, not by workers that try again
     if workers == 0:
         with tqdm(total=steps, unit="step") as bar:
 

@@ -56,6 +56,7 @@ def test_help_is_quick_because_heavy_libraries_are_not_imported() -> None:
     [
         (("inspect", "nowhere"), "nowhere is not a finished dataset"),
         (("align", "nowhere.png"), "nowhere.png is neither a file nor a folder"),
+        (("train", "nowhere", "--out", "w"), "nowhere is not a finished dataset"),
         (("train", "d", "--out", "w", "--preset", "best"), "no preset 'best'; there are open, research"),
         (("train", "d", "--out", "w", "--preset", "research"), "wants --photos"),
         (("synthesize", "none", "out"), "neither photos nor identities"),
