@@ -58,7 +58,7 @@ class Alignment:
     vertices: Floats  # (V, 3) metres in the head frame: the fitted mesh
     coefficients: Coefficients
     cam_from_head: Rigid
-    camera: WeakPerspective  # of the whole photo
+    camera: WeakPerspective  # of the whole photo; alone, from the distance at which faces are usually photographed
     model: str  # name of the morphable model
     trace: tuple[Iteration, ...] = field(default=(), repr=False)
     evidence: Evidence | None = field(default=None, repr=False)  # what the confidences rest on
