@@ -31,7 +31,7 @@ ACROSS = 0.02  # how strongly offsets are drawn to zero, for each photo: across 
 DEPTH = 0.1  # and in depth, of which photos that look ahead say little, where faces may be turned further
 FRONTAL = 20.0  # degrees of yaw within which the two schemes agree about the jaw
 UNKNOWN = 10.0  # draws what frontal views cannot tell to zero
-SHAPE = 30.0  # photos that would have to agree before half of what they say of one latent direction is believed
+SHAPE = 10.0  # photos that would have to agree before half of what they say of one latent direction is believed
 
 
 @dataclass(frozen=True)
