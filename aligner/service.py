@@ -98,7 +98,8 @@ def serving(
     if address is None:
         _check_free(host, port)
         load_aligner(path)  # a bad file is said here, by its own error, and not by a replica that tries again
-    cores = max(1, (os.cpu_count() or 1) // replicas) if address is None else 1
+    # those that this process may use: a container or taskset may give it fewer than the machine has
+    cores = max(1, len(os.sched_getaffinity(0)) // replicas) if address is None else 1
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
     patient = {PROXY_READY: "60"} if address is None else None
