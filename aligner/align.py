@@ -84,9 +84,7 @@ class AlignConfig:
     near: float = 0.012  # metres from its best anchor within which they lie
     doubt: float = 0.4  # cosine at which a pixel is as likely to match nothing
     modes: int = 60  # directions of shape that are fitted
-    nearness: float = (
-        1.0  # 1 / metres: of cameras to faces; one photo hardly tells it, but most were not taken from afar
-    )
+    nearness: float = 1.0  # 1 / metres: of cameras to faces; one photo hardly tells, but few are taken from afar
     solver: Solver = field(default_factory=Solver)
 
     def __post_init__(self) -> None:
