@@ -76,12 +76,12 @@ def add_routes(
         check_count(sum(len(some or ()) for some in rows), limits)
         photos: list[dict[str, Any]] = [{} for _ in images]
         waiting: list[tuple[int, Bytes, Boxes]] = []
-        timing = {"decode_ms": 0.0, "align_ms": 0.0}
+        seconds = {"decode": 0.0, "align": 0.0}
 
         async def answer_waiting() -> None:
             started = time.perf_counter()
             outcomes = await align([(pixels, some) for _, pixels, some in waiting])
-            timing["align_ms"] += milliseconds(time.perf_counter() - started)
+            seconds["align"] += time.perf_counter() - started
 
             def write() -> None:
                 for (i, pixels, _), outcome in zip(waiting, outcomes, strict=True):
@@ -98,13 +98,14 @@ def add_routes(
             except (Problem, BadPhoto) as error:
                 photos[i] = _refused(error)
                 continue
-            timing["decode_ms"] += milliseconds(time.perf_counter() - started)
+            seconds["decode"] += time.perf_counter() - started
             waiting.append((i, pixels, where))
             held = sum(pixels.shape[0] * pixels.shape[1] for _, pixels, _ in waiting)
             if len(waiting) == limits.batch or held >= limits.pixels:
                 await answer_waiting()
         if waiting:
             await answer_waiting()
+        timing = {f"{what}_ms": milliseconds(took) for what, took in seconds.items()}
         return JSONResponse(
             {"photos": photos, "model": about, "timing": timing, "request_id": request.state.request_id}
             | ({"triangles": drawn} if mesh else {})

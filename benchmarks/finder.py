@@ -21,8 +21,6 @@ import cv2
 import numpy as np
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from aligner.align import Aligner, load_aligner
 from aligner.evaluate import STEEP, YAW_BINS
@@ -224,24 +222,28 @@ def main(
         "drawn backgrounds": [background(seed) for seed in range(len(some))],
     }
     by = finders(load_aligner(weights))
-    table = Table("", *(f"{name}, %" for name in by), *(f"false / image, {name}" for name in by))
+    heads = ["", *(f"{name}, %" for name in by), *(f"false / image, {name}" for name in by)]
+    _row(heads)
+    _row(["---"] * len(heads))
     straight = {name: score(find, whole) for name, find in by.items()}
     for low, high in pairwise(YAW_BINS):
         own = (yaw >= low) & ((yaw < high) | (high == YAW_BINS[-1]))
-        figures = [f"{100 * hits[own].mean():.1f}" for hits, _ in straight.values()]
-        table.add_row(f"yaw {low:.0f}-{high:.0f} ({own.sum()})", *figures)
-    figures = [f"{100 * hits.mean():.1f}" for hits, _ in straight.values()]
-    table.add_row(f"all ({len(whole)})", *figures, *(f"{false:.2f}" for _, false in straight.values()))
+        figures = [f"{100 * hits[own].mean():.0f}" for hits, _ in straight.values()]
+        _row([f"yaw {low:.0f}-{high:.0f} ({own.sum()})", *figures, *[""] * len(by)])
+    figures = [f"{100 * hits.mean():.0f}" for hits, _ in straight.values()]
+    _row([f"all ({len(whole)})", *figures, *(f"{false:.2f}" for _, false in straight.values())])
     for name, photos_of in sets.items():
-        if not photos_of:
-            continue
-        got = [score(find, photos_of) for find in by.values()]
-        figures = [f"{100 * hits.mean():.1f}" if len(hits) else "" for hits, _ in got]
-        table.add_row(f"{name} ({len(photos_of)})", *figures, *(f"{false:.2f}" for _, false in got))
-    console = Console()
-    console.print(table)
+        if photos_of:
+            got = [score(find, photos_of) for find in by.values()]
+            figures = [f"{100 * hits.mean():.0f}" if len(hits) else "" for hits, _ in got]
+            _row([f"{name} ({len(photos_of)})", *figures, *(f"{false:.2f}" for _, false in got)])
     for name, find in by.items():
-        console.print(f"{name}: {milliseconds(find, whole[:TIMED]):.0f} ms CPU for an image")
+        typer.echo(f"{name}: {milliseconds(find, whole[:TIMED]):.0f} ms CPU for an image")
+
+
+def _row(cells: Sequence[str]) -> None:
+    """A row of a Markdown table, at once: a long run that is stopped has said what it measured."""
+    typer.echo(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
