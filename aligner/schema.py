@@ -66,10 +66,9 @@ _MESH = {
     "description": "the mesh",
     "content": {"model/gltf-binary": {"schema": {"type": "string", "format": "binary"}}},
 }
-_REQUEST_PROBLEMS = ("too-large", "bad-boxes", "bad-request", "internal")
+_REQUEST_PROBLEMS = ("too-many-images", "too-large", "bad-boxes", "bad-request", "internal")
 _PHOTO_PROBLEMS = ("empty", "not-an-image", "damaged", "animated", "too-many-pixels", "unusable-image", "no-face")
 _PROBLEMS = responses(*_PHOTO_PROBLEMS, *_REQUEST_PROBLEMS)
-_TOGETHER_PROBLEMS = responses(*_PHOTO_PROBLEMS, "too-many-images", *_REQUEST_PROBLEMS)
 
 _FACES_SCHEMA = {"type": "array", "items": _FACE_SCHEMA}
 Responses = dict[int | str, dict[str, Any]]
@@ -80,7 +79,7 @@ ALIGN_RESPONSES: Responses = {
 GLB_RESPONSES: Responses = {200: _MESH, **_PROBLEMS}
 MANY_RESPONSES: Responses = {
     200: _json("faces or a problem for each photo", _answer(photos=_each(faces=_FACES_SCHEMA))),
-    **responses("too-many-images", *_REQUEST_PROBLEMS),
+    **responses(*_REQUEST_PROBLEMS),
 }
 TOGETHER_RESPONSES: Responses = {
     200: _json(
@@ -91,6 +90,6 @@ TOGETHER_RESPONSES: Responses = {
             photos=_each(face=_FACE_SCHEMA),
         ),
     ),
-    **_TOGETHER_PROBLEMS,
+    **_PROBLEMS,
 }
-TOGETHER_GLB_RESPONSES: Responses = {200: _MESH, **_TOGETHER_PROBLEMS}
+TOGETHER_GLB_RESPONSES: Responses = {200: _MESH, **_PROBLEMS}
