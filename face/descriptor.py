@@ -54,7 +54,7 @@ class NetConfig:
 
     dims: int = 32  # D, length of a descriptor
     widths: tuple[int, ...] = (32, 64, 128, 192, 256)  # channels at stride 2, 4, 8, ...
-    depths: tuple[int, ...] = (1, 2, 2, 2, 2)  # residual blocks at each stride
+    depths: tuple[int, ...] = (1, 2, 2, 4, 6)  # residual blocks at each stride
     groups: int = 8  # of the group normalisation
 
     def __post_init__(self) -> None:
