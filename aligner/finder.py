@@ -9,7 +9,7 @@ like skin agree on nothing. The score of a pose is how fully and how purely it i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import cv2
@@ -57,6 +57,7 @@ class Search:
 
     longest: int = 1024  # pixels that a photo's longer side is shrunk to before the search
     enlarged: int = 192  # pixels: a smaller photo's longer side is enlarged to this, at most twice
+    again: int = 640  # pixels: the same for one more look where nothing was found, for small faces
     ratio: float = 2.0  # between the sizes of neighbouring levels
     coarsest: int = 100  # pixels: levels with a shorter longer side are not looked at
     pixels: int = 2500  # of each level that are matched
@@ -68,7 +69,8 @@ class Search:
     least: float = 0.12  # score of a face that is not small
 
     def __post_init__(self) -> None:
-        if min(self.longest, self.enlarged, self.coarsest, self.pixels, self.keep, self.most) < 1 or self.ratio <= 1.0:
+        counts = (self.longest, self.enlarged, self.again, self.coarsest, self.pixels, self.keep, self.most)
+        if min(counts) < 1 or self.ratio <= 1.0:
             raise ValueError(f"Search wants positive sizes and a ratio above one: {self}")
 
 
@@ -87,6 +89,10 @@ class DescriptorFinder:
         found: list[Sighting] = []
         for level, scale in levels(image, self.search, self.multiple):
             found += [_scaled(some, scale) for some in self._on_level(level)]
+        closer = replace(self.search, enlarged=self.search.again)
+        if not found and max(image.shape[:2]) < closer.enlarged:
+            level, scale = next(levels(image, closer, self.multiple))
+            found = [_scaled(some, scale) for some in self._on_level(level)]
         return distinct(found)
 
     def _on_level(self, level: Bytes) -> list[Sighting]:
