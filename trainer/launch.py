@@ -14,7 +14,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer
 from tqdm import tqdm
 
-from face.errors import Diverged
+from face.errors import ClusterError, Diverged
 from infra import tracking, weights
 from infra.cluster import connected
 from trainer.config import TrainConfig, to_dict
@@ -63,7 +63,8 @@ def fit(
     MLflow's; an SQLite file in ``storage`` without it. ``progress`` shows a bar of the
     steps. ``cpus_per_worker``: by default all of this machine's, shared.
 
-    Raises ValueError, BadDataset, ClusterError, and Diverged when the workers fail ``max_failures`` times.
+    Raises ValueError, BadDataset, Diverged for a loss that is no number, and ClusterError for any other failure of the
+    workers, after ``max_failures`` tries.
     """
     config.check_workers(workers)
     storage = storage.absolute()
@@ -97,7 +98,9 @@ def fit(
                 with _bar(run, config.steps) if progress else nullcontext():
                     result = trainer.fit()
             except TrainingFailedError as error:
-                raise Diverged(f"the workers failed: {error}") from error
+                # Ray wraps what a worker raised in errors of its own: only its words tell a loss that is no number.
+                kind = Diverged if Diverged.__name__ in str(error) else ClusterError
+                raise kind(f"the workers failed: {error}") from error
             assert result.checkpoint is not None
             with result.checkpoint.as_directory() as folder:
                 out.parent.mkdir(parents=True, exist_ok=True)

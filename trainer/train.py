@@ -29,7 +29,7 @@ from infra.shards import ViewRow
 from trainer.config import MAY_CHANGE, TrainConfig, from_dict, to_dict
 from trainer.crops import Chart, chart_of
 from trainer.data import Crops, batches
-from trainer.evaluate import dev_pairs, match_figures
+from trainer.evaluate import Pair, dev_pairs, match_figures
 from trainer.loss import Learner, total
 from trainer.store import Store, write_store
 
@@ -166,6 +166,8 @@ def run(
     )
     meter = _Meter(config.batch)
     dev: dict[str, float] = {}
+    if state.step == config.steps and rank == 0:  # resumed when all was done: the figures are still asked for
+        dev = _dev_figures(state, config, pairs)
     while state.step < config.steps:
         batch = meter.waiting_for(source)
         rate = learning_rate(state.step, peak=config.learning_rate, warmup=config.warmup, steps=config.steps)
@@ -184,14 +186,18 @@ def run(
         if state.step % config.log_every == 0 or last:
             watch.step(state.step, {**meter.read(config, world), "learning_rate": rate})
         if rank == 0 and (state.step % config.eval_every == 0 or last):
-            a = state.average
-            dev = match_figures(a.net, a.class_vectors(), a.anchor_place, config.scale, pairs)
+            dev = _dev_figures(state, config, pairs)
             watch.evaluated(state.step, dev)
             meter.forget_time()
         if state.step % config.checkpoint_every == 0 or last:
             watch.checkpoint(state)
             meter.forget_time()
     return dev
+
+
+def _dev_figures(state: State, config: TrainConfig, pairs: list[Pair]) -> dict[str, float]:
+    a = state.average
+    return match_figures(a.net, a.class_vectors(), a.anchor_place, config.scale, pairs)
 
 
 @torch.no_grad()

@@ -89,6 +89,8 @@ def test_a_run_that_stops_goes_on_to_the_same_end(
     assert whole.dev == parts.dev
     a, b = (weights.load(path) for path in (whole.weights, parts.weights))
     np.testing.assert_array_equal(a.anchors.descriptor, b.anchors.descriptor)
+    again = train(dataset, out, config=config, model=open_head, resume=True)
+    assert again.dev == whole.dev, "resumed when nothing was left"
 
 
 def test_a_checkpoint_of_another_run_is_refused(open_head: MorphableModel, tmp_path: Path) -> None:
