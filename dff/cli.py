@@ -609,15 +609,7 @@ def calibrate(
         write_json(json_out, {one.name: one.to_json() for one in sets})
     loaded = weights_files.load(weights)
     path = out or weights_files.SHIPPED.get(weights, Path(weights))
-    weights_files.save(
-        path,
-        loaded.net,
-        loaded.anchors,
-        loaded.card,
-        calibration=calibration.to_json(),
-        habit=loaded.habit,
-        habit_source=loaded.habit_source,
-    )
+    weights_files.rewrite(path, replace(loaded, calibration=calibration.to_json()))
     typer.echo(f"calibrated weights: {path.resolve()}")
 
 
@@ -654,15 +646,7 @@ def landmarks(
             before, after = (report.summary[error]["mean"] for report in reports)
             typer.echo(f"{folder.name}, dev photos: {error} {before} on the vertices, {after} as measured")
     path = out or weights_files.SHIPPED.get(weights, Path(weights))
-    weights_files.save(
-        path,
-        loaded.net,
-        loaded.anchors,
-        loaded.card,
-        calibration=loaded.calibration,
-        habit=habit,
-        habit_source=source,
-    )
+    weights_files.rewrite(path, replace(loaded, habit=habit, habit_source=source))
     typer.echo(f"weights: {path.resolve()}")
 
 

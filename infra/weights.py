@@ -92,6 +92,19 @@ def save(
         raise
 
 
+def rewrite(path: Path | str, loaded: Weights) -> None:
+    """``save`` what was loaded, with what was measured since."""
+    save(
+        path,
+        loaded.net,
+        loaded.anchors,
+        loaded.card,
+        calibration=loaded.calibration,
+        habit=loaded.habit,
+        habit_source=loaded.habit_source,
+    )
+
+
 def everywhere(path: Path | str) -> str:
     """``path`` as other processes of this machine may ``load`` it: a name as it is, a file by its whole path."""
     text = str(path)
