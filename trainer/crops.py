@@ -2,7 +2,7 @@
 
 Crop geometry is one affine map ``input_from_source`` (2, 3) in the project's pixel convention (first centre at 0.5).
 The image is warped by it, and the surface point of every output pixel is looked up at that pixel's exact centre in
-the source, between the four source pixels round it.
+the source, between the four source pixels round it. A bent crop follows a smooth map that is affine nowhere.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from trainer.store import StoredView
 
 COHERENT = 0.010
 """Metres in surface coordinates: source neighbours further apart than this lie on two sides of an edge."""
+
+BENT = 0.5
+"""Share of crops that are stretched and bent, since other people's faces, and other models', are laid out otherwise."""
 
 FACELESS = 0.03
 """Share of views whose face is painted over: what a search must not find."""
@@ -90,6 +93,43 @@ def input_from_source(box: Box, size: int, framing: Framing) -> Floats:
     return np.column_stack([linear, size / 2 - linear @ centre])
 
 
+def random_bend(size: int, *, rng: np.random.Generator) -> Floats:
+    """(size, size, 2) float32: how far from its own place, in px of the crop, each pixel of a bent crop is taken.
+
+    A stretch along a random direction (5 % standard deviation) beside smooth random shifts of up to some 2 % of the
+    crop between points an eighth to a quarter of it apart. Neighbours never change places: slopes stay below one.
+    """
+    stretch = float(np.clip(rng.normal(0.0, 0.05), -0.12, 0.12))
+    angle = rng.uniform(0.0, np.pi)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = turn @ np.diag(np.exp([stretch, -stretch])) @ turn.T - np.eye(2)
+    away = np.arange(size, dtype=np.float32) + 0.5 - size / 2
+    x, y = np.meshgrid(away, away)
+    knots = int(rng.integers(4, 9))
+    shifts = np.clip(rng.standard_normal((knots, knots, 2), dtype=np.float32), -2.0, 2.0)
+    shifts *= np.float32(rng.uniform(0.0, 0.09 / knots) * size)
+    smooth = cv2.resize(shifts, (size, size), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(np.stack([x, y], axis=-1) @ linear.T.astype(np.float32) + smooth, dtype=np.float32)
+
+
+def bent(image: Bytes, matrix: Floats, bend: Floats, border: int | tuple[int, int, int]) -> tuple[Bytes, Floats]:
+    """((S, S, 3) crop under ``matrix`` (2, 3) and ``bend`` (S, S, 2), (N, 2) source px of its output pixels).
+
+    The latter as ``grid_in_source`` has them, to a fiftieth of a pixel. ``border`` as ``warp`` has it.
+    """
+    size = len(bend)
+    own = np.arange(size, dtype=np.float32) + 0.5
+    back = inverse_affine(matrix).astype(np.float32)
+    source = (np.stack(np.meshgrid(own, own), axis=-1) + bend) @ back[:, :2].T + back[:, 2]
+    mode, colour = (border, (0, 0, 0)) if isinstance(border, int) else (cv2.BORDER_CONSTANT, border)
+    crop = cv2.remap(
+        _low_passed(image, matrix), source - 0.5, None, cv2.INTER_LINEAR, borderMode=mode, borderValue=colour
+    )
+    half = size // STRIDE
+    grid = source.reshape(half, STRIDE, half, STRIDE, 2).mean((1, 3), dtype=np.float64).reshape(-1, 2)
+    return np.asarray(crop, dtype=np.uint8), grid
+
+
 def inverse_affine(matrix: Floats) -> Floats:
     """(2, 3) inverse of a (2, 3) affine map."""
     linear = np.linalg.inv(matrix[:, :2])
@@ -101,15 +141,21 @@ def warp(image: Bytes, matrix: Floats, size: int, border: int | tuple[int, int, 
 
     ``border``: an OpenCV border mode, or the colour beyond the image.
     """
-    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-    if scale < 0.8:
-        image = cv2.GaussianBlur(image, (0, 0), 0.45 * float(np.sqrt(1.0 / scale**2 - 1.0))).astype(np.uint8)
+    image = _low_passed(image, matrix)
     # OpenCV counts from pixel centres at 0: (u + 0.5) -> matrix -> (v + 0.5).
     shifted = matrix.copy()
     shifted[:, 2] += matrix[:, :2].sum(1) * 0.5 - 0.5
     mode, colour = (border, (0, 0, 0)) if isinstance(border, int) else (cv2.BORDER_CONSTANT, border)
     out = cv2.warpAffine(image, shifted, (size, size), flags=cv2.INTER_LINEAR, borderMode=mode, borderValue=colour)
     return np.asarray(out, dtype=np.uint8)
+
+
+def _low_passed(image: Bytes, matrix: Floats) -> Bytes:
+    """The image less what is too fine for a crop under ``matrix``."""
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    if scale >= 0.8:
+        return image
+    return cv2.GaussianBlur(image, (0, 0), 0.45 * float(np.sqrt(1.0 / scale**2 - 1.0))).astype(np.uint8)
 
 
 def grid_in_source(matrix: Floats, size: int) -> Floats:
@@ -178,9 +224,12 @@ def make_sample(view: StoredView, chart: Chart, *, size: int, pixels: int, rng: 
     border = borders[rng.integers(3)]
     if rng.random() < FACELESS:
         view = without_face(view, chart, rng=rng)
-    px = grid_in_source(matrix, size)
+    if rng.random() < BENT:
+        image, px = bent(view.image, matrix, random_bend(size, rng=rng), border)
+    else:
+        image, px = warp(view.image, matrix, size, border), grid_in_source(matrix, size)
     return finished(
-        warp(view.image, matrix, size, border),
+        image,
         triangles_at(view, px, len(chart.faces)),
         lambda chosen: places_at(view, px[chosen], chart, mirrored=framing.mirrored),
         chart,

@@ -17,12 +17,14 @@ from trainer.crops import (
     COHERENT,
     Chart,
     Framing,
+    bent,
     chart_of,
     grid_in_source,
     input_from_source,
     inverse_affine,
     make_sample,
     places_at,
+    random_bend,
     triangles_at,
     warp,
     without_face,
@@ -162,6 +164,49 @@ def test_the_store_keeps_the_dense_truth(rows: list[ViewRow], store: Store, open
         assert error.max() <= 0.5 / 255 + 1e-6
         assert store.sample_ids[number] == rows[number].sample_id
         assert bool(store.is_dev[number]) == (rows[number].split == "dev")
+
+
+def test_an_unbent_crop_is_the_plain_one(store: Store) -> None:
+    view = store.view(5)
+    matrix = input_from_source(view.box, SIZE, TILTED)
+    still = np.zeros((SIZE, SIZE, 2), np.float32)
+    image, px = bent(view.image, matrix, still, (9, 9, 9))
+    np.testing.assert_allclose(px, grid_in_source(matrix, SIZE), atol=1e-3)
+    apart = np.abs(image.astype(int) - warp(view.image, matrix, SIZE, (9, 9, 9)).astype(int))
+    assert apart.mean() < 0.5, "both interpolate bilinearly, on grids of a thirty-second of a pixel"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_bent_crop_shows_what_its_source_places_say(seed: int) -> None:
+    """An image whose colours are its coordinates: each output pixel shows the place that it is said to show."""
+    rng = np.random.default_rng(seed)
+    size = 128
+    row, column = np.mgrid[0:size, 0:size] + 0.5
+    image = np.stack([2 * column - 1, 2 * row - 1, 0 * row], axis=-1).astype(np.uint8)  # half a pixel to a level
+    matrix = input_from_source(Box(30.0, 34.0, 92.0, 90.0), size, TILTED)
+    bend = random_bend(size, rng=rng)
+    crop, px = bent(image, matrix, bend, (0, 0, 0))
+    cells = crop.reshape(size // STRIDE, STRIDE, size // STRIDE, STRIDE, 3).mean((1, 3)).reshape(-1, 3)
+    shown = (cells[:, :2] + 1.0) / 2.0
+    within = ((px > 3) & (px < size - 3)).all(1)
+    assert within.sum() > 2000
+    assert np.abs(shown - px)[within].max() < 0.3, "rounding to levels alone makes a quarter of a pixel"
+    assert np.abs(shown - px)[within].mean() < 0.08
+    assert np.abs(px - grid_in_source(matrix, size))[within].max() > 0.3, "it is bent"
+
+
+def test_bends_are_small_and_fold_nowhere() -> None:
+    size = 160
+    moved = []
+    for seed in range(60):
+        bend = random_bend(size, rng=np.random.default_rng(seed))
+        down, across = np.gradient(bend, axis=(0, 1))
+        # The map's own derivative: the area of a pixel's image stays positive, so neighbours keep their order.
+        area = (1 + across[..., 0]) * (1 + down[..., 1]) - across[..., 1] * down[..., 0]
+        assert area.min() > 0.15
+        moved.append(np.linalg.norm(bend, axis=2).mean() / size)
+    assert 0.006 < np.mean(moved) < 0.03
+    assert max(moved) < 0.08
 
 
 def test_a_sample_is_decided_by_its_generator(store: Store, chart: Chart) -> None:
