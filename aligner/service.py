@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import BackpressureConfig, HTTPOptions
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from aligner.align import load_aligner
@@ -30,6 +32,7 @@ BATCH = 8  # images in one call of the aligner
 QUEUE = 64  # requests that may wait for a replica; more get 503 with Retry-After
 APPLICATION = "aligner"
 REQUEST_TIMEOUT = 60.0  # seconds
+RAY_ERRORS = (RayError, RayServeException, RuntimeError, TimeoutError)
 PROXY_READY = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"  # Ray's own name; its 5 seconds are too few on a busy machine
 
 
@@ -103,8 +106,10 @@ def serving(
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
     patient = {PROXY_READY: "60"} if address is None else None
-    with connected(address, workers=None if address else cores * replicas, env=patient):
-        try:
+    # a private Ray goes anyway; shutting Serve down as well makes its controller complain
+    end = partial(serve.delete, APPLICATION) if address is None else _withdraw
+    with connected(address, workers=None if address else cores * replicas, env=patient), ended_by(end):
+        with _named("the aligner service failed"):
             serve.start(
                 http_options=HTTPOptions(host=host, port=port, request_timeout_s=REQUEST_TIMEOUT), logging_config=quiet
             )
@@ -114,12 +119,7 @@ def serving(
                 route_prefix="/",
                 logging_config=quiet,
             )
-            yield f"http://{host}:{port}"
-        except (RayError, RuntimeError, TimeoutError) as error:
-            raise ClusterError(f"the aligner service failed: {error}") from error
-        finally:
-            # a private Ray goes anyway; shutting Serve down as well makes its controller complain
-            serve.delete(APPLICATION) if address is None else _withdraw()
+        yield f"http://{host}:{port}"
 
 
 def serve_aligner(
@@ -141,6 +141,32 @@ def serve_aligner(
         finally:
             for which, handler in before.items():
                 signal.signal(which, handler)
+
+
+@contextmanager
+def ended_by(end: Callable[[], None]) -> Iterator[None]:
+    """Ends a ``with`` block by ``end``, however it went. What fails in ending never hides what failed before.
+
+    Raises ClusterError when the block went well and Ray could not end it.
+    """
+    try:
+        yield
+    except BaseException:
+        try:
+            end()
+        except RAY_ERRORS:
+            logging.getLogger(__name__).warning("the aligner could not be taken off Ray Serve", exc_info=True)
+        raise
+    with _named("the aligner could not be taken off Ray Serve"):
+        end()
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RAY_ERRORS as error:
+        raise ClusterError(f"{what}: {error}") from error
 
 
 def _withdraw() -> None:

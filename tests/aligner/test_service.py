@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from aligner.served import align_each
-from aligner.service import ServiceConfig, serving
+from aligner.service import ServiceConfig, ended_by, serving
 from face.camera import Box
 from face.descriptor import Anchors, DescriptorNet, NetConfig
 from face.errors import BadWeights, ClusterError
@@ -59,6 +59,22 @@ def test_bad_weights_are_said_before_anything_starts(tmp_path: Path) -> None:
         serving(tmp_path / "none.safetensors", port=free_port()),
     ):
         pass
+
+
+def broken() -> None:
+    raise RuntimeError("no controller")
+
+
+def test_what_fails_in_ending_never_hides_what_failed_before(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(KeyError, match="first"), ended_by(broken):
+        raise KeyError("first")
+    assert "no controller" in caplog.text
+    with pytest.raises(ClusterError, match="no controller"), ended_by(broken):
+        pass
+    ended: list[str] = []
+    with ended_by(lambda: ended.append("once")):
+        assert not ended
+    assert ended == ["once"]
 
 
 def test_names_stay_names_and_files_become_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
