@@ -99,6 +99,42 @@ def demo(
 
 
 @app.command()
+def label(
+    photos: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix of images, in folders of any depth.")],
+    confidence: Annotated[
+        float,
+        typer.Option(help="How sure of a face the aligner must be for its landmarks to be written.", min=0, max=1),
+    ] = 0.8,
+    weights: WeightsOption = None,
+    endpoint_url: Endpoint = None,
+) -> None:
+    """Give photos without landmarks a .pts file beside each, so that `dff synthesize` can use them.
+
+    The largest face of each photo counts. Photos that have a .pts or .mat are left alone: run the command again to
+    complete a stopped one.
+
+    [dim]Examples:[/dim]
+
+    dff label photos/
+
+    dff label s3://faces/raw --confidence 0.9
+    """
+    from aligner.align import load_aligner
+    from dff.label_files import label_photos
+    from infra.storage import open_storage
+
+    written = 0
+    left: list[str] = []
+    storage = open_storage(photos, endpoint_url=endpoint_url)
+    for one in label_photos(storage, load_aligner(weights), confidence=confidence, progress=True):
+        written += not one.reason
+        if one.reason:
+            left.append(one.key)
+            tqdm.write(f"{one.key}: {one.reason}")
+    typer.echo(f"landmarks of {written} photos written in {storage.uri}; {len(left)} photos have none still")
+
+
+@app.command()
 def synthesize(
     photos: Annotated[
         str, typer.Argument(help="Folder or s3://bucket/prefix of images with .pts or .mat beside them, or 'none'.")

@@ -6,9 +6,9 @@ import io
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from face.arrays import Bytes
+from face.arrays import Bytes, Floats
 from face.errors import BadPhoto
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # every further decoder is a further surface for attacks
@@ -67,3 +67,21 @@ def _rgb(image: Image.Image) -> Bytes:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return np.array(image.convert("RGB"))
+
+
+def as_stored(data: bytes, points: Floats) -> tuple[Floats, bool]:
+    """(N, 2) pixels of a file's upright image as pixels of the image as it is stored, and whether that is mirrored.
+
+    ``data`` is a file that ``decode`` takes.
+    """
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        width, height = image.size
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    x, y = np.asarray(points, dtype=np.float64).T
+    if orientation >= 5:  # rows and columns are exchanged
+        x, y = y, x
+    if orientation in (2, 3, 7, 8):
+        x = width - x
+    if orientation in (3, 4, 6, 7):
+        y = height - y
+    return np.column_stack([x, y]), orientation in (2, 4, 5, 7)

@@ -50,6 +50,12 @@ def parse_pts(data: bytes) -> Floats:
     return _checked(numbers.reshape(68, 2)) + FROM_ONE
 
 
+def format_pts(points: Floats) -> bytes:
+    """The iBUG ``.pts`` file of (68, 2) pixels: what ``parse_pts`` reads back, to a thousandth of a pixel."""
+    rows = "\n".join(f"{x:.3f} {y:.3f}" for x, y in np.asarray(points) - FROM_ONE)
+    return f"version: 1\nn_points: 68\n{{\n{rows}\n}}\n".encode()
+
+
 def parse_mat(data: bytes) -> AflwLabel:
     """The label in an AFLW2000-3D ``.mat`` file, or ``BadLandmarks`` that says what is wrong."""
     # scipy meets damaged files with whatever its parser stumbles over: struct, zlib, Value, Type, Memory errors.

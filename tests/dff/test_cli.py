@@ -19,8 +19,8 @@ from infra.split import split_of
 from infra.tracking import local_uri
 
 COMMANDS = (
-    "demo", "synthesize", "inspect", "train", "align", "evaluate", "train-cascade", "calibrate", "landmarks", "serve",
-    "submit", "export", "models",
+    "demo", "label", "synthesize", "inspect", "train", "align", "evaluate", "train-cascade", "calibrate", "landmarks",
+    "serve", "submit", "export", "models",
 )  # fmt: skip
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 

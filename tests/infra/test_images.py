@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from face.errors import BadPhoto
-from infra.images import BadImage, decode
+from infra.images import BadImage, as_stored, decode
 from tests.aligner.image_files import animated, bomb, encoded, pixels, turned
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -93,3 +93,14 @@ def test_transparency_lies_over_white_and_16_bit_grey_keeps_its_high_bits() -> N
     np.testing.assert_array_equal(decode(encoded(clear)), 255)
     grey = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
     np.testing.assert_array_equal(decode(encoded(grey))[..., 1], grey >> 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_points_of_the_upright_image_lie_on_the_same_things_in_the_stored_one(orientation: int) -> None:
+    stored = np.zeros((40, 56, 3), np.uint8)
+    stored[8:16, 40:48] = 255  # whole blocks of a JPEG
+    upright = decode(turned(stored, orientation))
+    centre = np.argwhere(upright[..., 0] > 128).mean(0)[::-1] + 0.5
+    (found,), mirrored = as_stored(turned(stored, orientation), centre[None])
+    assert np.allclose(found, (44.0, 12.0))
+    assert mirrored == (orientation in (2, 4, 5, 7))  # by the EXIF standard

@@ -6,7 +6,7 @@ import pytest
 import scipy.io
 
 from face.errors import BadLandmarks
-from infra.landmark_files import parse_mat, parse_pts, parse_reannotated
+from infra.landmark_files import format_pts, parse_mat, parse_pts, parse_reannotated
 
 SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "aflw2000-3d-sample"
 
@@ -90,3 +90,8 @@ def test_the_two_labellings_of_the_sample_agree_only_with_their_origins() -> Non
     offsets = [parse_mat((SAMPLE / f"{name}.mat").read_bytes()).landmarks[:, :2] - better[name] for name in better]
     # Were one origin wrong, both medians would be off by one.
     assert np.abs(np.median(np.concatenate(offsets), axis=0)).max() < 0.5
+
+
+def test_points_written_are_points_read() -> None:
+    points = np.random.default_rng(0).uniform(-50, 3000, (68, 2))
+    assert np.allclose(parse_pts(format_pts(points)), points, rtol=0, atol=5.1e-4)

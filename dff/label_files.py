@@ -1,0 +1,73 @@
+"""Photos that have no landmarks made ready for synthesis: the aligner's answer as an iBUG ``.pts`` beside each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Protocol
+
+from tqdm import tqdm
+
+from aligner.alignment import Alignment
+from face.arrays import Bytes, Floats
+from face.errors import BadPhoto
+from face.landmarks import MIRROR
+from infra.images import as_stored, decode
+from infra.landmark_files import format_pts
+from infra.storage import Storage
+from pipeline.photos import list_photos
+
+
+class FindsFaces(Protocol):
+    """What is needed of an aligner."""
+
+    def align(self, image: Bytes) -> list[Alignment]: ...
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What became of one photo."""
+
+    key: str
+    reason: str = ""  # why it has no landmarks still; "" when they were written
+
+
+def label_photos(
+    storage: Storage, aligner: FindsFaces, *, confidence: float, progress: bool = False
+) -> Iterator[Labelled]:
+    """Write the landmarks of every photo that has none, in the order of the keys.
+
+    Of several faces the largest counts; one of which the aligner is less sure than ``confidence`` (0 to 1) is not
+    written, since a wrong label teaches what is wrong. What has a ``.pts`` or ``.mat`` already is left alone, so a
+    stopped run goes on. Raises BadPhoto when the storage holds no photo, else what the storage raises.
+    """
+    refs = list_photos(storage)
+    if not refs:
+        raise BadPhoto(f"no photo in {storage.uri}")
+    for ref in tqdm([ref for ref in refs if ref.landmark_key is None], unit="photo", disable=not progress):
+        data = storage.read(ref.image_key)
+        try:
+            points = landmarks_of(data, aligner, confidence=confidence)
+        except BadPhoto as error:
+            yield Labelled(ref.image_key, str(error))
+            continue
+        storage.write(str(PurePosixPath(ref.image_key).with_suffix(".pts")), format_pts(points))
+        yield Labelled(ref.image_key)
+
+
+def landmarks_of(data: bytes, aligner: FindsFaces, *, confidence: float) -> Floats:
+    """(68, 2) pixels of an image file as it is stored, 2D scheme. Raises BadPhoto with the reason why there are none.
+
+    Label files count in stored pixels, before any EXIF orientation, which faces are found after.
+    """
+    faces = aligner.align(decode(data))
+    if not faces:
+        raise BadPhoto("no face found")
+    face = max(faces, key=lambda face: face.camera.scale)
+    if face.failed:
+        raise BadPhoto(face.reason)
+    if face.face_confidence < confidence:
+        raise BadPhoto(f"confidence {face.face_confidence:.2f} is below {confidence:g}")
+    points, mirrored = as_stored(data, face.landmarks_2d)
+    return points[MIRROR] if mirrored else points

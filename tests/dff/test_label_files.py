@@ -1,0 +1,82 @@
+"""Photos without landmarks get them, once, where synthesis looks for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dff.label_files import Labelled, label_photos
+from face.errors import BadPhoto
+from face.landmarks import MIRROR
+from face.morphable import MorphableModel
+from infra.landmark_files import format_pts
+from infra.storage import open_storage
+from pipeline.photos import list_photos, read_photo
+from tests.aligner.image_files import turned
+from tests.aligner.known_aligner import KnownAligner
+
+GREY = np.full((80, 120, 3), 90, np.uint8)
+
+
+def labelled(folder: Path, model: MorphableModel, *, confidence: float = 0.5) -> list[Labelled]:
+    return list(label_photos(open_storage(str(folder)), KnownAligner(model), confidence=confidence))
+
+
+def test_synthesis_reads_the_landmarks_that_the_aligner_found(tmp_path: Path, toy_model: MorphableModel) -> None:
+    (tmp_path / "ümläut").mkdir()
+    Image.fromarray(GREY).save(tmp_path / "ümläut" / "a photo.png")
+    assert labelled(tmp_path, toy_model) == [Labelled("ümläut/a photo.png")]
+    storage = open_storage(str(tmp_path))
+    (ref,) = list_photos(storage)
+    (face,) = KnownAligner(toy_model).align(GREY)
+    assert np.allclose(read_photo(storage, ref).landmarks, face.landmarks_2d, atol=1e-3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_landmarks_lie_on_the_stored_pixels(tmp_path: Path, toy_model: MorphableModel, orientation: int) -> None:
+    (tmp_path / "a.jpg").write_bytes(turned(GREY, orientation))
+    labelled(tmp_path, toy_model)
+    storage = open_storage(str(tmp_path))
+    found = read_photo(storage, list_photos(storage)[0]).landmarks
+    width, height = (80, 120) if orientation >= 5 else (120, 80)
+    (face,) = KnownAligner(toy_model).align(np.full((height, width, 3), 90, np.uint8))
+    upright = face.landmarks_2d - [width / 2, height / 2]
+    # A turn about the image's centre, or a reflection: of a reflected face the left is named the right.
+    reflected = orientation in (2, 4, 5, 7)
+    turn = np.linalg.lstsq(upright[MIRROR] if reflected else upright, found - [60, 40], rcond=None)[0]
+    assert np.allclose(turn @ turn.T, np.eye(2), atol=1e-3)
+    assert np.linalg.det(turn) == pytest.approx(-1 if reflected else 1, abs=1e-3)
+
+
+def test_what_is_labelled_stays_and_what_has_no_sure_face_is_named(tmp_path: Path, toy_model: MorphableModel) -> None:
+    mine = format_pts(np.random.default_rng(0).uniform(0, 60, (68, 2)))
+    for name, pixels in (("black.png", 0 * GREY), ("mine.png", GREY), ("new.png", GREY)):
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "mine.pts").write_bytes(mine)
+    (tmp_path / "text.jpg").write_text("no image")
+    (sure,) = KnownAligner(toy_model).align(GREY)
+
+    class Doubtful(KnownAligner):
+        def align(self, image, boxes=None):  # type: ignore[no-untyped-def]
+            return [replace(face, face_confidence=0.6) for face in super().align(image, boxes)]
+
+    place = open_storage(str(tmp_path))
+    assert sure.face_confidence > 0.6
+    assert [one.reason for one in label_photos(place, Doubtful(toy_model), confidence=0.8)] == [
+        "no face found",
+        "confidence 0.60 is below 0.8",
+        "this is not an image of JPEG, PNG, WEBP",
+    ]
+    first = {one.key: one.reason for one in labelled(tmp_path, toy_model)}
+    assert first["new.png"] == ""
+    assert [one.key for one in labelled(tmp_path, toy_model)] == ["black.png", "text.jpg"]
+    assert (tmp_path / "mine.pts").read_bytes() == mine
+
+
+def test_a_place_without_photos_is_named(tmp_path: Path, toy_model: MorphableModel) -> None:
+    with pytest.raises(BadPhoto, match="no photo in"):
+        labelled(tmp_path, toy_model)
