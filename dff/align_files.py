@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
@@ -25,6 +25,9 @@ from face.morphable import MorphableModel
 from infra.images import decode
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+UNREAD = {".heic", ".heif", ".avif", ".gif", ".bmp", ".tif", ".tiff"}  # images that people have, and no decoder here
+DRAWINGS = (".png", ".jpg", ".jpeg")
+MESHES = (".glb",)
 BATCH = 32  # images that are decoded and aligned together
 
 Boxes = Mapping[str, Sequence[Box]]
@@ -79,6 +82,36 @@ def image_files(places: Iterable[Path]) -> list[Path]:
     if not found:
         raise BadPhoto(f"no image ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, places))}")
     return found
+
+
+def passed_over(places: Iterable[Path]) -> list[Path]:
+    """Images in the folders among ``places`` that ``image_files`` leaves out because of their format."""
+    return sorted(p for place in places if place.is_dir() for p in place.iterdir() if p.suffix.lower() in UNREAD)
+
+
+def outputs(place: Path, files: Sequence[Path], kinds: Sequence[str]) -> dict[Path, Path]:
+    """The file that is made of each image: ``place`` itself, named as one of ``kinds``, or files in the folder it is.
+
+    Raises ValueError when one file would hold what several images give, when a name is of no such kind, or when an
+    image itself would be overwritten.
+    """
+    if place.suffix.lower() in kinds and not place.is_dir():
+        if len(files) > 1:
+            raise ValueError(f"{place} is one file, and there are {len(files)} images: name a folder")
+        made = {files[0]: place}
+    elif place.suffix and not place.is_dir():
+        raise ValueError(f"{place} should end in {' or '.join(kinds)}, or be a folder")
+    else:
+        times = Counter(path.stem for path in files)
+        made = {}
+        for path in files:
+            name = path.stem if times[path.stem] == 1 else "_".join(part for part in path.parts if part != path.anchor)
+            made[path] = place / f"{name}{path.suffix if path.suffix.lower() in kinds else kinds[0]}"
+    originals = {path.resolve() for path in files}
+    for path in made.values():
+        if path.resolve() in originals:
+            raise ValueError(f"{path} is one of the images: name another place")
+    return made
 
 
 def read_boxes(path: Path) -> Boxes:
@@ -149,6 +182,30 @@ def align_together(
     return found, lines
 
 
+def json_line(name: str, result: Aligned) -> str:
+    """One image's answer as a line of JSON: its name, its alignments, and why there are none where it has no faces."""
+    error = {"error": result.error} if result.error else {}
+    return json.dumps({"image": name, "faces": [face.to_json() for face in result.faces], **error}) + "\n"
+
+
+def kept_lines(path: Path) -> set[str]:
+    """The images that a file of ``json_line`` holds; what a killed run left of a last line is cut off.
+
+    No file: none. Raises ValueError for a file of something else.
+    """
+    if not path.exists():
+        return set()
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    try:
+        names = {str(json.loads(line)["image"]) for line in whole.splitlines()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold one alignment a line, so nothing can be added to it") from error
+    if whole != data:
+        path.write_bytes(whole)
+    return names
+
+
 def to_json(results: Iterable[Aligned]) -> dict[str, list[dict[str, Any]]]:
     """``{image's name as of names_of: [alignment, ...]}``: an unreadable file has an empty list."""
     every = list(results)
@@ -169,8 +226,18 @@ def write_json(path: Path, content: object) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write ``data``, making the folder when it is missing. Raises StorageError, which names the file."""
+    _put(path, data, "wb")
+
+
+def append_file(path: Path, data: bytes) -> None:
+    """``write_file`` at the end of the file."""
+    _put(path, data, "ab")
+
+
+def _put(path: Path, data: bytes, mode: Literal["wb", "ab"]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        with path.open(mode) as file:
+            file.write(data)
     except OSError as error:
         raise StorageError(f"can't write {path}: {error.strerror}") from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -65,6 +67,21 @@ CascadeOption = Annotated[
     Path | None,
     typer.Option(help="Cascade of `dff train-cascade`. Default: the one that ships with the weights."),
 ]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dff {version('dff')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version_asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """What the command takes before any of its commands."""
 
 
 def main() -> None:
@@ -348,14 +365,23 @@ def align(
     box: Annotated[str | None, typer.Option(help="Where the face is in one image: x0,y0,x1,y1.")] = None,
     boxes: Annotated[Path | None, typer.Option(help="JSON file of boxes x0, y0, x1, y1 by image file name.")] = None,
     json_out: Annotated[
-        Path | None, typer.Option("--json", help="Write the alignments to this file; of a video one line a frame.")
+        Path | None,
+        typer.Option(
+            "--json",
+            help="Write the alignments to this file; one line an image if it ends in .jsonl, of a video a frame.",
+        ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With --json FILE.jsonl: keep what it holds, and align the other images.")
+    ] = False,
     draw: Annotated[
         Path | None,
-        typer.Option(help="Draw landmarks, mesh and axes to this PNG or JPEG (one image) or MP4 (a video)."),
+        typer.Option(
+            help="Draw landmarks, mesh and axes to this PNG or JPEG, into this folder, or (a video) this MP4."
+        ),
     ] = None,
     mesh: Annotated[
-        Path | None, typer.Option(help="Write the first face's mesh to this GLB (one image, or --together).")
+        Path | None, typer.Option(help="Write the mesh of each image's first face to this GLB, or into this folder.")
     ] = None,
     together: Annotated[
         bool, typer.Option("--together", help="The images show one person: one identity for all of them.")
@@ -373,7 +399,7 @@ def align(
 
     dff align photo.jpg --draw drawn.png --mesh face.glb
 
-    dff align folder/ --json alignments.json
+    dff align folder/ --json alignments.jsonl --draw drawn/
 
     dff align --together front.jpg left.jpg right.jpg --mesh face.glb
 
@@ -381,11 +407,20 @@ def align(
     """
     from aligner.mesh_file import glb
     from dff.align_files import (
+        DRAWINGS,
+        MESHES,
+        SUFFIXES,
+        Aligned,
         align_files,
         align_together,
+        append_file,
         drawn,
         image_files,
+        json_line,
+        kept_lines,
         names_of,
+        outputs,
+        passed_over,
         read_boxes,
         to_json,
         write_file,
@@ -415,28 +450,47 @@ def align(
         if mesh:
             write_file(mesh, glb(found, aligner.model))
         return
-    if len(files) > 1 and (box or draw or mesh):
-        raise typer.BadParameter("--box, --draw and --mesh take one image; use --boxes and --json for several")
+    several = len(files) > 1
+    if box and several:
+        raise typer.BadParameter("--box takes one image; use --boxes for several")
     given = read_boxes(boxes) if boxes else {}
     if box:
         given = {files[0].name: [_box(box)]}
+    pictures = outputs(draw, files, DRAWINGS) if draw else {}
+    meshes = outputs(mesh, files, MESHES) if mesh else {}
+    names = dict(zip(files, names_of(files), strict=True))
+    lines = json_out if json_out and json_out.suffix == ".jsonl" else None
+    if resume and not lines:
+        raise typer.BadParameter("--resume goes with --json FILE.jsonl")
+    done = kept_lines(lines) if lines and resume else set()
+    if lines and not resume:
+        write_file(lines, b"")
+    for path in passed_over(images):
+        typer.secho(f"{path}: passed over, only {', '.join(sorted(SUFFIXES))} are read", fg="yellow", err=True)
     aligner = _aligner(weights, method, cascade)
-    results = []
-    for result in align_files(aligner, files, boxes=given, progress=len(files) > 1):
-        results.append(replace(result, image=None) if len(files) > 1 else result)
+    results: list[Aligned] = []
+    faces, bad, todo = 0, 0, [path for path in files if names[path] not in done]
+    for result in align_files(aligner, todo, boxes=given, progress=several):
+        faces, bad = faces + len(result.faces), bad + bool(result.error)
         if result.error:
-            typer.secho(f"{result.path}: {result.error}", fg="yellow", err=True)
+            tqdm.write(f"{result.path}: {result.error}", file=sys.stderr)
+        if result.path in pictures and result.image is not None:
+            place = pictures[result.path]
+            write_file(place, drawn(result.image, result.faces, aligner.model, place.suffix))
+        if result.path in meshes and result.faces:
+            write_file(meshes[result.path], glb(result.faces[0], aligner.model))
+        if lines:
+            append_file(lines, json_line(names[result.path], result).encode())
+        elif json_out:
+            results.append(replace(result, image=None))
+        else:
+            for line in result.lines():
+                tqdm.write(line)
     if json_out:
-        write_json(json_out, to_json(results))
-        typer.echo(f"{sum(len(r.faces) for r in results)} faces of {len(results)} images in {json_out}")
-    else:
-        for line in (line for r in results for line in r.lines()):
-            typer.echo(line)
-    if draw and results[0].image is not None:
-        write_file(draw, drawn(results[0].image, results[0].faces, aligner.model, draw.suffix))
-    if mesh and results[0].faces:
-        write_file(mesh, glb(results[0].faces[0], aligner.model))
-    if all(r.error for r in results):
+        if not lines:
+            write_json(json_out, to_json(results))
+        typer.echo(f"{faces} faces of {len(todo)} images in {json_out}")
+    if todo and bad == len(todo):
         raise typer.Exit(1)
 
 

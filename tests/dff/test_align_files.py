@@ -10,7 +10,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dff.align_files import BATCH, align_files, drawn, image_files, names_of, read_boxes, to_json, write_file
+from dff.align_files import (
+    BATCH,
+    DRAWINGS,
+    Aligned,
+    align_files,
+    append_file,
+    drawn,
+    image_files,
+    json_line,
+    kept_lines,
+    names_of,
+    outputs,
+    passed_over,
+    read_boxes,
+    to_json,
+    write_file,
+)
 from face.camera import Box
 from face.errors import BadPhoto, StorageError
 from face.morphable import MorphableModel
@@ -92,3 +108,39 @@ def test_images_of_one_name_in_two_folders_are_kept_apart(tmp_path: Path, toy_mo
     assert names_of(paths) == [str(paths[0]), str(paths[1]), "two.png"]
     answers = to_json(align_files(KnownAligner(toy_model), paths))  # type: ignore[arg-type]
     assert [len(faces) for faces in answers.values()] == [1, 1, 1]
+
+
+def test_each_image_has_a_file_of_its_own_beside_no_original(tmp_path: Path) -> None:
+    files = [tmp_path / "a.jpg", tmp_path / "b.webp", tmp_path / "in" / "c.png", tmp_path / "in" / "a.png"]
+    made = outputs(tmp_path / "out", files, DRAWINGS)
+    assert [made[files[1]].name, made[files[2]].name] == ["b.png", "c.png"]
+    assert len(set(made.values())) == 4
+    assert all(path.parent == tmp_path / "out" for path in made.values())
+    assert outputs(tmp_path / "d.JPG", files[:1], DRAWINGS) == {files[0]: tmp_path / "d.JPG"}
+    for place, some, says in (
+        ("d.png", files, "4 images: name a folder"),
+        ("d.bmp", files[:1], "d.bmp should end in .png or .jpg or .jpeg"),
+        ("a.jpg", files[:1], "a.jpg is one of the images"),
+        (".", files[:2], "a.jpg is one of the images"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            outputs(tmp_path / place, some, DRAWINGS)
+
+
+def test_a_stopped_folder_goes_on_where_it_was(folder: Path, tmp_path: Path, toy_model: MorphableModel) -> None:
+    lines = tmp_path / "out.jsonl"
+    files = image_files([folder])[:3]
+    whole = [json_line(r.path.name, r) for r in align_files(KnownAligner(toy_model), files)]  # type: ignore[arg-type]
+    lines.write_text("".join(whole)[:-20])  # killed within the third line
+    assert kept_lines(lines) == {"000.png", "001.png"}
+    append_file(lines, whole[2].encode())
+    assert lines.read_text() == "".join(whole)
+    assert json_line("x", Aligned(files[0], None, (), "why")) == '{"image": "x", "faces": [], "error": "why"}\n'
+    lines.write_text("[]\n")
+    with pytest.raises(ValueError, match=r"out\.jsonl does not hold"):
+        kept_lines(lines)
+
+
+def test_images_of_formats_that_are_not_read_are_told(folder: Path) -> None:
+    (folder / "phone.HEIC").touch()
+    assert passed_over([folder, folder / "000.png"]) == [folder / "phone.HEIC"]
