@@ -85,6 +85,7 @@ class AlignConfig:
     doubt: float = 0.4  # cosine at which a pixel is as likely to match nothing
     modes: int = 60  # directions of shape that are fitted
     nearness: float = 1.0  # 1 / metres: of cameras to faces; one photo hardly tells, but few are taken from afar
+    beyond: float = 0.005  # metres, sd: how far ``align_together`` lets a face lie off the model's; 0: not at all
     solver: Solver = field(default_factory=Solver)
 
     def __post_init__(self) -> None:
@@ -202,7 +203,7 @@ class Aligner:
         asked = [None] * len(images) if boxes is None else boxes
         places: list[list[Sighting]] = []
         for image, some in zip(images, asked, strict=True):
-            given = None if some is None else [Sighting(_check_box(box, image)) for box in some]
+            given = None if some is None else [Sighting(check_box(box, image)) for box in some]
             places.append(self.finder.find(image) if given is None else given)
         faces = [(i, sighting) for i, some in enumerate(places) for sighting in some]
         out: list[list[Alignment]] = [[] for _ in images]
@@ -240,7 +241,8 @@ class Aligner:
         """One identity for several photos of one person, and a pose and expression for each.
 
         Where no box is given, the largest face that is found is the person. Photos without a face, or whose alignment
-        failed, are left out and named in the answer. Raises NoFace when that leaves none, else as ``align``.
+        failed, are left out and named in the answer. Raises NoFace when that leaves none, else as ``align``. The face
+        may lie off what identities of the model form, by ``Together.beyond``.
         """
         if not images or (boxes is not None and len(boxes) != len(images)):
             raise ValueError(f"{len(images)} images with boxes for {len(images if boxes is None else boxes)}")
@@ -268,7 +270,7 @@ class Aligner:
     @cached_property
     def near_rig(self) -> PerspectiveRig:
         """The rig of several photos of one person."""
-        return split_rig(self.model, self.anchors)
+        return split_rig(self.model, self.anchors, beyond=self.config.beyond)
 
     def _align_one_person(self, images: list[Bytes], alone: list[Alignment]) -> list[Alignment]:
         rig, config = self.near_rig, self.config
@@ -535,12 +537,15 @@ def _accepted(found: list[Alignment]) -> list[Alignment]:
 def _check_image(image: Bytes) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise BadPhoto(f"an image is (H, W, 3) uint8 RGB, not {what}")
+        raise BadPhoto(f"an image is (H, W, 3) uint8 RGB (dff.read_image reads a file), not {what}")
     if min(image.shape[:2]) < MIN_SIDE:
         raise BadPhoto(f"an image of {image.shape[1]} x {image.shape[0]} pixels is too small to hold a face")
 
 
-def _check_box(box: Box, image: Bytes) -> Box:
+def check_box(box: Box, image: Bytes) -> Box:
+    """``box``. Raises ValueError for one in which an (H, W, 3) image can't show a face."""
+    if not isinstance(box, Box):
+        raise ValueError(f"a box is a dff.Box(x0, y0, x1, y1), not {box!r}")
     height, width = image.shape[:2]
     if box.x0 >= width or box.y0 >= height or box.x1 <= 0 or box.y1 <= 0:
         raise ValueError(f"{box} lies outside the image of {width} x {height} pixels")

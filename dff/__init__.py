@@ -2,7 +2,7 @@
 
     import dff
     aligner = dff.load_aligner()
-    faces = aligner.align(image)  # (H, W, 3) uint8 RGB -> list[dff.Alignment]
+    faces = aligner.align(dff.read_image("photo.jpg"))  # (H, W, 3) uint8 RGB -> list[dff.Alignment]
 
 The pieces lie under their rooms: ``face`` (model, rendering, descriptor), ``pipeline`` (inverse rendering, synthesis),
 ``trainer``, ``aligner``, ``infra`` (storage, shards, weights). Every error that is raised on purpose is a ``DffError``.
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from face.camera import Box
     from face.errors import DffError
     from infra.dataset import open_dataset
+    from infra.images import read_image
     from pipeline.inverse import invert
     from pipeline.synthesis import synthesize
     from trainer.train import train
@@ -35,6 +36,7 @@ __all__ = [
     "load_aligner",
     "load_model",
     "open_dataset",
+    "read_image",
     "synthesize",
     "train",
 ]
@@ -50,6 +52,7 @@ _HOMES = {
     "load_aligner": "aligner.align",
     "load_model": "face.assets",
     "open_dataset": "infra.dataset",
+    "read_image": "infra.images",
     "synthesize": "pipeline.synthesis",
     "train": "trainer.train",
 }

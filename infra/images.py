@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -57,6 +58,16 @@ def decode(data: bytes, *, upright: bool = True, max_pixels: int = MAX_PIXELS) -
             return _rgb(ImageOps.exif_transpose(image) if upright else image)
         except Exception as error:
             raise BadImage("damaged", f"the image is truncated or damaged: {error}") from error
+
+
+def read_image(path: Path | str) -> Bytes:
+    """``decode`` a file of this machine, upright. Raises BadPhoto, which names the file."""
+    try:
+        return decode(Path(path).read_bytes())
+    except BadImage as error:
+        raise BadPhoto(f"{path}: {error}") from error
+    except OSError as error:
+        raise BadPhoto(f"can't read {path}: {error.strerror}") from error
 
 
 def _rgb(image: Image.Image) -> Bytes:

@@ -82,7 +82,7 @@ def read_photo(storage: Storage, ref: PhotoRef) -> Photo:
     if min(pixels.shape[:2]) < MIN_SIDE:
         raise BadPhoto(f"{ref.image_key}: {pixels.shape[1]} x {pixels.shape[0]}, a side is shorter than {MIN_SIDE}")
     if ref.landmark_key is None:
-        raise BadLandmarks(f"{ref.image_key}: no .pts or .mat file beside it")
+        raise BadLandmarks(f"{ref.image_key}: no .pts or .mat file beside it (`dff label` makes one)")
     try:
         landmarks, scheme = parse_landmarks(storage.read(ref.landmark_key), ref.landmark_key)
         check_landmarks(landmarks, (pixels.shape[0], pixels.shape[1]))

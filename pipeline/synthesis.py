@@ -195,6 +195,7 @@ class Estimate:
     """What a plan will cost, before it runs."""
 
     photos: int
+    unlabelled: int  # of the photos, which will fail: no landmarks are beside them
     identities: int
     shards: int
     rows: int
@@ -203,20 +204,23 @@ class Estimate:
 
     def lines(self, workers: int) -> list[str]:
         """For people."""
+        bare = [f"{self.unlabelled} of the photos have no landmarks beside them and will fail: `dff label` makes some"]
         return [
             f"{self.photos} photos and {self.identities} sampled identities in {self.shards} shards",
             f"{self.rows} views, about {self.bytes / 1e6:.0f} MB",
             f"about {self.seconds / max(workers, 1) / 60:.1f} minutes with {max(workers, 1)} workers",
+            *(bare if self.unlabelled else []),
         ]
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Counts are exact, if no photo fails; bytes and seconds are rough figures of one machine."""
+    """Counts are exact, if no other photo fails; bytes and seconds are rough figures of one machine."""
     photos, identities = len(plan.photos), plan.identities
+    unlabelled = sum(ref.landmark_key is None for ref in plan.photos)
     views, size = int(plan.options["views"] or 0), float(plan.options["size"] or 0)
-    rows, area = plan.subjects * views, (size / 256.0) ** 2
-    seconds = photos * INVERT_SECONDS * area + rows * VIEW_SECONDS * area
-    return Estimate(photos, identities, len(plan.shards), rows, rows * VIEW_BYTES * area, seconds)
+    rows, area = (plan.subjects - unlabelled) * views, (size / 256.0) ** 2
+    seconds = (photos - unlabelled) * INVERT_SECONDS * area + rows * VIEW_SECONDS * area
+    return Estimate(photos, unlabelled, identities, len(plan.shards), rows, rows * VIEW_BYTES * area, seconds)
 
 
 @dataclass(frozen=True)

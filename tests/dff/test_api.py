@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import aligner.align
 import dff
 import face.errors
+from tests.aligner.image_files import pixels, turned
 
 
 def test_every_public_name_is_there_and_is_the_rooms_own() -> None:
@@ -14,6 +17,18 @@ def test_every_public_name_is_there_and_is_the_rooms_own() -> None:
         assert getattr(dff, name).__module__.split(".")[0] in {"face", "infra", "pipeline", "trainer", "aligner"}
     assert dff.load_aligner is aligner.align.load_aligner
     assert dff.DffError is face.errors.DffError
+
+
+def test_a_photo_is_read_upright_and_a_bad_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "phone 1.jpg").write_bytes(turned(pixels(height=120, width=160), 6))
+    assert dff.read_image(tmp_path / "phone 1.jpg").shape == (160, 120, 3)
+    (tmp_path / "text.jpg").write_text("no image")
+    for name, says in (
+        ("text.jpg", r"text\.jpg: this is not an image"),
+        ("none.jpg", r"can't read .*none\.jpg: No such"),
+    ):
+        with pytest.raises(dff.DffError, match=says):
+            dff.read_image(tmp_path / name)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,11 @@ def test_help_teaches_with_an_example(command: str) -> None:
 def test_every_command_is_listed() -> None:
     result = CliRunner().invoke(app, ["--help"], env=WIDE)
     assert all(command in result.output for command in COMMANDS)
+
+
+def test_the_version_is_the_packages() -> None:
+    result = CliRunner().invoke(app, ["--version"], env=WIDE)
+    assert (result.exit_code, result.output) == (0, f"dff {version('dff')}\n")
 
 
 def test_help_is_quick_because_heavy_libraries_are_not_imported() -> None:

@@ -138,10 +138,12 @@ def test_a_dry_run_counts_and_writes_nothing(photos: Path, tmp_path: Path) -> No
     summary = synthesis.synthesize(str(photos), str(out), views=5, identities=7, dry_run=True)
     assert summary.manifest is None
     assert not out.exists()
-    assert (summary.estimate.photos, summary.estimate.identities, summary.estimate.rows) == (4, 7, 55)
+    assert (summary.estimate.photos, summary.estimate.identities, summary.estimate.rows) == (4, 7, 50)
+    assert summary.estimate.unlabelled == 1
     assert summary.estimate.bytes > 0
     assert summary.estimate.seconds > 0
     assert any("4 photos and 7 sampled identities" in line for line in summary.estimate.lines(2))
+    assert any("1 of the photos have no landmarks" in line for line in summary.estimate.lines(2))
 
 
 def test_nothing_to_make_and_bad_options_are_refused(tmp_path: Path) -> None:
