@@ -9,6 +9,7 @@ import anyio
 from fastapi import UploadFile
 from pydantic import TypeAdapter, ValidationError
 
+from aligner.align import check_box
 from aligner.problems import Problem
 from aligner.served import Limits
 from face.arrays import Bytes
@@ -36,20 +37,13 @@ def parsed(form: TypeAdapter[T], text: str) -> T:
 
 
 def boxes_of(rows: Sequence[Row], pixels: Bytes) -> list[Box]:
-    """Boxes in an (H, W, 3) image; raises Problem ``bad-boxes`` for one that is empty, not finite or beside it."""
-    height, width = pixels.shape[:2]
+    """Boxes in an (H, W, 3) image. Raises Problem ``bad-boxes`` for none, and for one that can hold no face of it."""
     if not rows:
         raise Problem("bad-boxes", "no box: leave `boxes` away, or say null, to have faces found")
     try:
-        boxes = [Box(*row) for row in rows]
+        return [check_box(Box(*row), pixels) for row in rows]
     except ValueError as error:
         raise Problem("bad-boxes", f"boxes: {error}") from error
-    for box in boxes:
-        if box.x0 >= width or box.y0 >= height or box.x1 <= 0 or box.y1 <= 0:
-            raise Problem("bad-boxes", f"{box} lies beside the image of {width} x {height} pixels")
-        if box.size < 1 or max(box.width, box.height) > 8 * max(width, height):
-            raise Problem("bad-boxes", f"{box} has no size that a face could have in {width} x {height} pixels")
-    return boxes
 
 
 def check_count(boxes: int, limits: Limits) -> None:

@@ -66,9 +66,16 @@ def problem(kind: str, detail: str = "", *, request_id: str, headers: dict[str, 
     return JSONResponse(body, body["status"], headers, media_type=MEDIA_TYPE)
 
 
-def problem_of(error: BadPhoto) -> Problem:
+def problem_of(error: Problem | BadPhoto) -> Problem:
     """What a client is told about a photo."""
+    if isinstance(error, Problem):
+        return error
     return Problem(error.fault if isinstance(error, BadImage) else "unusable-image", str(error))
+
+
+def report(error: Exception, request_id: str) -> None:
+    """Log a defect under the id that the client is told."""
+    logging.getLogger(__name__).error("request %s failed", request_id, exc_info=error)
 
 
 def responses(*kinds: str) -> dict[int | str, dict[str, Any]]:
@@ -116,7 +123,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> JSONResponse:
-        logging.getLogger(__name__).error("request %s failed", request.state.request_id, exc_info=error)
+        report(error, request.state.request_id)
         return problem("internal", request_id=request.state.request_id)
 
     @app.get("/problems/{kind}", include_in_schema=False)

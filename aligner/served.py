@@ -12,12 +12,11 @@ from aligner.alignment import Alignment
 from aligner.together import Together
 from face.arrays import Bytes
 from face.camera import Box
-from face.errors import DffError
 from face.morphable import MorphableModel
 
 Boxes = Sequence[Box] | None
 Asked = tuple[Bytes, Boxes]
-Outcome = list[Alignment] | DffError | ValueError
+Outcome = list[Alignment] | Exception
 AlignAll = Callable[[Sequence[Asked]], Awaitable[list[Outcome]]]
 
 
@@ -59,11 +58,11 @@ LIMITS = Limits()
 
 
 def align_each(aligner: FaceAligner, asked: Sequence[Asked]) -> list[Outcome]:
-    """The faces of each image, or why that image was refused: strangers in one batch must not fail each other."""
+    """The faces of each image, or what it raised: strangers in one batch must not fail each other."""
     images, boxes = [image for image, _ in asked], [some for _, some in asked]
     try:
         return [*aligner.align_batch(images, boxes)]
-    except (DffError, ValueError) as error:
+    except Exception as error:  # a defect of ours is met by one image's sender, and not by all who came with it
         if len(asked) == 1:
             return [error]
         return [outcome for one in asked for outcome in align_each(aligner, [one])]

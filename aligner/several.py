@@ -17,7 +17,7 @@ from aligner.align import MIN_SIDE
 from aligner.alignment import Alignment
 from aligner.mesh_file import glb
 from aligner.photo_form import Row, boxes_of, check_count, milliseconds, parsed, pixels_of
-from aligner.problems import Problem, described, problem_of
+from aligner.problems import Problem, described, problem_of, report
 from aligner.schema import MANY_RESPONSES, TOGETHER_GLB_RESPONSES, TOGETHER_RESPONSES
 from aligner.served import AlignAll, Boxes, FaceAligner, Limits, Outcome
 from aligner.together import Together
@@ -85,7 +85,7 @@ def add_routes(
 
             def write() -> None:
                 for (i, pixels, _), outcome in zip(waiting, outcomes, strict=True):
-                    photos[i] = _answered(outcome, pixels, mesh)
+                    photos[i] = _answered(outcome, pixels, mesh, request_id=request.state.request_id)
 
             await anyio.to_thread.run_sync(write)
             waiting.clear()
@@ -98,7 +98,8 @@ def add_routes(
             except (Problem, BadPhoto) as error:
                 photos[i] = _refused(error)
                 continue
-            seconds["decode"] += time.perf_counter() - started
+            finally:
+                seconds["decode"] += time.perf_counter() - started
             waiting.append((i, pixels, where))
             held = sum(pixels.shape[0] * pixels.shape[1] for _, pixels, _ in waiting)
             if len(waiting) == limits.batch or held >= limits.pixels:
@@ -135,7 +136,7 @@ def add_routes(
                     raise Problem("unusable-image")
                 box = None if row is None else boxes_of([row], pixels)[0]
             except (Problem, BadPhoto) as error:
-                problems[i] = error if isinstance(error, Problem) else problem_of(error)
+                problems[i] = problem_of(error)
                 continue
             held[i] = pixels
             places.append(box)
@@ -177,7 +178,8 @@ def add_routes(
             for face, problem, (width, height) in zip(person.faces, person.problems, person.sizes, strict=True):
                 if face is not None:
                     photos.append({"face": face.to_json(mesh=mesh), "image": {"width": width, "height": height}})
-                elif problem is not None:
+                else:
+                    assert problem is not None
                     photos.append(_refused(problem))
             rest = {"rest": person.found.vertices.round(6).tolist(), "triangles": drawn}
             return {
@@ -211,11 +213,12 @@ def _for_each(
     return [*rows]
 
 
-def _answered(outcome: Outcome, pixels: Bytes, mesh: bool) -> dict[str, Any]:
+def _answered(outcome: Outcome, pixels: Bytes, mesh: bool, *, request_id: str) -> dict[str, Any]:
     if isinstance(outcome, BadPhoto):
         return _refused(outcome)
     if isinstance(outcome, Exception):
-        raise outcome
+        report(outcome, request_id)
+        return _refused(Problem("internal"))
     if not outcome:
         return _refused(Problem("no-face"))
     height, width = pixels.shape[:2]
@@ -223,5 +226,5 @@ def _answered(outcome: Outcome, pixels: Bytes, mesh: bool) -> dict[str, Any]:
 
 
 def _refused(error: Problem | BadPhoto) -> dict[str, Any]:
-    known = error if isinstance(error, Problem) else problem_of(error)
+    known = problem_of(error)
     return {"problem": described(known.kind, known.detail)}

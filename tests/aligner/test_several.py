@@ -99,6 +99,52 @@ def test_a_photo_that_the_aligner_refuses_fails_alone(toy_model: MorphableModel)
     assert "faces" in first
 
 
+def test_a_photo_that_meets_a_defect_of_ours_fails_alone(
+    toy_model: MorphableModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(KnownAligner):
+        def align_batch(self, images: Sequence[Bytes], boxes: Sequence[Boxes] | None = None) -> Any:
+            if any(image.shape[:2] == (90, 200) for image in images):
+                raise RuntimeError("a secret path")
+            return super().align_batch(images, boxes)
+
+    with TestClient(create_app(Broken(toy_model), limits=LIMITS)) as client:
+        response = post(client, [GOOD, encoded(pixels(90, 200)), GOOD])
+    first, second, third = response.json()["photos"]
+    assert kind_of(second["problem"]) == "internal"
+    assert first == third
+    assert "faces" in first
+    assert "secret" not in response.text
+    assert "a secret path" in caplog.text
+    assert response.headers["x-request-id"] in caplog.text
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        "[NaN, 0, 9, 9]",
+        "[0, 0, 1e999, 9]",
+        "[-1e308, 0, 1e308, 9]",
+        "[9, 0, 0, 9]",
+        "[0, 0, 9]",
+        "[0, 0, 9, null]",
+        '[0, 0, 9, "x"]',
+        "[0, 0, 0.01, 0.01]",
+        "[-9, -9, 0, 0]",
+        "[0, 0, 9000, 9]",
+        "[" * 5000,
+    ],
+)
+def test_boxes_from_strangers(client: TestClient, box: str) -> None:
+    several = post(client, [GOOD], boxes=f"[[{box}]]")
+    kinds = [kind_of(several.json() if several.is_error else several.json()["photos"][0]["problem"])]
+    for path, field in (("/v1/align", "image"), (TOGETHER, "images")):
+        response = client.post(path, files={field: GOOD}, data={"boxes": f"[{box}]"})
+        assert response.status_code == 422
+        kinds.append(kind_of(response.json()))
+    assert kinds == ["bad-boxes"] * 3
+
+
 def test_boxes_belong_to_their_photos(client: TestClient) -> None:
     boxes = [[[10, 10, 50, 60], [80, 20, 150, 110]], None, [[500, 500, 600, 600]]]
     first, second, third = post(client, [GOOD] * 3, boxes=json.dumps(boxes)).json()["photos"]
