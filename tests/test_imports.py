@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -84,3 +88,30 @@ def test_the_check_finds_what_it_forbids(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
     bad.write_text("def f():\n    import ray.data\n    from aligner import align\n")
     assert {"ray.data", "aligner", "aligner.align"} <= set(imports(bad))
+
+
+APART = {"pyrender"}
+"""Installed without what it asks for, since that is too old: see the Dockerfile."""
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_what_is_imported_is_asked_for() -> None:
+    """A library that comes only because another one needs it goes when that one changes its mind."""
+    text = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = text["project"]["optional-dependencies"]
+    always = {canonical(re.split(r"[<>=\[]", line)[0]) for line in text["project"]["dependencies"]}
+    optional, dev = (
+        {canonical(re.split(r"[<>=\[]", line)[0]) for name in names for line in groups[name]}
+        for names in (("models", "onnx"), ("dev",))
+    )
+    built_with = {"setuptools"}
+    owners = packages_distributions()
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    for files, declared in ((FILES, always | optional), (tests, always | dev | built_with)):
+        used = {name.split(".")[0] for path in files for name in imports(path)}
+        used -= set(sys.stdlib_module_names) | set(ROOMS) | {"tests", "benchmarks", "scripts"} | APART
+        missing = {name for name in used if not {canonical(dist) for dist in owners.get(name, [name])} & declared}
+        assert not missing
