@@ -16,16 +16,32 @@ _FACE_SCHEMA = {
         "landmarks_3d": {**_POINTS, "description": "68 x (x, y, z); z in pixels towards the viewer (AFLW2000-3D)"},
         "pose": {
             "type": "object",
+            "description": "how the head is turned, with the signs of AFLW2000-3D",
             "properties": {
                 **{angle: {"type": "number", "description": "degrees"} for angle in ("yaw", "pitch", "roll")},
-                "matrix": {**_POINTS, "description": "3 x 3 rotation"},
+                "matrix": {
+                    **_POINTS,
+                    "description": "3 x 3 rotation; the angles degenerate beyond 90 degrees of yaw, it does not",
+                },
             },
         },
-        "visibility": {**_NUMBERS, "description": "68 numbers, 0 hidden to 1 seen"},
-        "confidence": {**_NUMBERS, "description": "68 numbers, 0 to 1"},
-        "face_confidence": {"type": "number"},
-        "failed": {"type": "boolean"},
+        "visibility": {
+            **_NUMBERS,
+            "description": "68 probabilities that the photo shows landmarks_3d: not turned away, not covered",
+        },
+        "confidence": {
+            **_NUMBERS,
+            "description": "68 probabilities that it is shown and lies within 5 % of the face's size of the truth",
+        },
+        "face_confidence": {
+            "type": "number",
+            "description": "probability that the landmarks err by less than 8 % of the face's size on average",
+        },
+        "failed": {"type": "boolean", "description": "the face does not match: the other numbers mean nothing"},
         "reason": {"type": "string", "description": "why it failed"},
+        "model": {"type": "string", "description": "the face model that identity, expression and mesh are of"},
+        "identity": {**_NUMBERS, "description": "coefficients in standard deviations"},
+        "expression": {**_NUMBERS, "description": "how far each unit is active: 0 at rest, 1 fully"},
         "mesh": {**_POINTS, "description": "with mesh=1: vertices (x, y, z) in pixels"},
         "trace": {"type": "array", "items": {"type": "object"}, "description": "with trace=1: each iteration"},
     },

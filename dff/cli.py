@@ -489,7 +489,8 @@ def align(
     if json_out:
         if not lines:
             write_json(json_out, to_json(results))
-        typer.echo(f"{faces} faces of {len(todo)} images in {json_out}")
+        kept = f"; {len(files) - len(todo)} images were there already" if resume else ""
+        typer.echo(f"{faces} faces of {len(todo)} images in {json_out}{kept}")
     if todo and bad == len(todo):
         raise typer.Exit(1)
 

@@ -242,8 +242,10 @@ def digest(name: str) -> str:
 
 
 def _missing(path: Path, error: Exception) -> BadModel:
-    hint = "" if path.exists() or os.environ.get(FOLDER) else f"; {FOLDER} names no folder to look for models in"
-    return BadModel(f"{path} cannot be read as a model: {error}{hint}")
+    if path.exists():
+        return BadModel(f"{path} cannot be read as a model: {error}")
+    hint = "" if os.environ.get(FOLDER) else f"; {FOLDER} names no folder to look for models in"
+    return BadModel(f"{path} is neither a model's name (`dff models`) nor a file{hint}")
 
 
 def read_arrays(path: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def decode(data: bytes, *, upright: bool = True, max_pixels: int = MAX_PIXELS) -
     except Exception as error:  # Pillow meets damaged headers with whatever its parsers stumble over
         if data.startswith(_BEGINNINGS):
             raise BadImage("damaged", "the image ends or breaks within its header") from error
-        raise BadImage("not-an-image", f"this is not an image of {', '.join(FORMATS)}") from error
+        raise BadImage("not-an-image", "this is not a JPEG, PNG or WebP image") from error
     with image:
         if image.width * image.height > max_pixels:
             raise BadImage(

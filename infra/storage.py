@@ -306,6 +306,10 @@ class S3Storage:
                 # other stores rarely have a DNS name for each bucket
                 s3={"addressing_style": "path" if custom else "auto"},
             )
+            if custom and urlsplit(custom).scheme not in ("http", "https"):
+                raise StorageError(
+                    f"can't open {self.uri}: its endpoint is no address http://HOST:PORT or https://HOST"
+                )
             # A session of its own, since boto3's default one is not safe among threads.
             session = boto3.session.Session()
             with self._explained("open", ""):

@@ -69,7 +69,7 @@ def test_what_is_labelled_stays_and_what_has_no_sure_face_is_named(tmp_path: Pat
     assert [one.reason for one in label_photos(place, Doubtful(toy_model), confidence=0.8)] == [
         "no face found",
         "confidence 0.60 is below 0.8",
-        "this is not an image of JPEG, PNG, WEBP",
+        "this is not a JPEG, PNG or WebP image",
     ]
     first = {one.key: one.reason for one in labelled(tmp_path, toy_model)}
     assert first["new.png"] == ""

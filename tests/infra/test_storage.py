@@ -244,6 +244,11 @@ def test_a_missing_bucket_is_named(s3: FaultyS3) -> None:
     check(lambda: nowhere.read("a"))
 
 
+def test_an_endpoint_without_a_scheme_is_told_what_it_should_be() -> None:
+    with pytest.raises(StorageError, match="s3://faces/x/: its endpoint is no address http://HOST:PORT"):
+        open_storage("s3://faces/x", endpoint_url="user:hunter2@127.0.0.1:9000").read("a")
+
+
 def test_an_endpoint_that_does_not_answer_is_named_without_its_password() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
