@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from face.arrays import Floats, Ints
-from face.morphable import MorphableModel
+from face.arrays import Floats
 
 
 @dataclass(frozen=True, eq=False)  # see MorphableModel
@@ -53,17 +52,3 @@ class AlbedoModel:
         bottom = stacked[:, y0 + 1, x0] * (1 - fx) + stacked[:, y0 + 1, x0 + 1] * fx
         values = (top * (1 - fy) + bottom * fy).astype(np.float32)
         return values[0], values[1:]
-
-    def vertex_basis(self, model: MorphableModel) -> tuple[Floats, Floats]:
-        """(V, 3) mean and (k, V, 3) components at the model's vertices.
-
-        A vertex on a seam has several places in the texture and takes the first of them.
-        """
-        return self.at(model.uv[uv_of_vertices(model)])
-
-
-def uv_of_vertices(model: MorphableModel) -> Ints:
-    """(V,) row of ``uv`` of each vertex: at a seam the lowest row; a vertex of no triangle gets row 0."""
-    rows = np.full(len(model.template), len(model.uv), np.int64)
-    np.minimum.at(rows, model.faces.ravel(), model.uv_faces.ravel())
-    return np.where(rows == len(model.uv), 0, rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -398,11 +398,6 @@ def scene_of(row: ViewRow) -> Scene:
         recipe,
         row.mode,
     )
-
-
-def relit(scene: Scene, light: Floats) -> Scene:
-    """The same scene under (9, 3) ``light``."""
-    return replace(scene, light=np.asarray(light, dtype=np.float32))
 
 
 def framed(person: Person, expression: Floats, rotation: Floats, *, model: MorphableModel, size: int) -> Scene:

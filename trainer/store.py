@@ -77,10 +77,6 @@ class Store:
         return cast(Ints, self._index["is_dev"])
 
     @property
-    def sample_ids(self) -> tuple[str, ...]:
-        return tuple(map(str, self._index["sample_id"]))
-
-    @property
     def licences(self) -> tuple[str, ...]:
         """All licences that the rows came under, sorted."""
         return tuple(map(str, self._index["licences"]))

@@ -34,7 +34,8 @@ def rows(open_head: MorphableModel) -> list[list[ViewRow]]:
             scene = views.framed(person, np.zeros(len(open_head.expression)), rotation(yaw), model=open_head, size=SIZE)
             light = lighting.ambient(0.7)
             light[3] += 0.25 * (view - 1)
-            row = views.make_row(person, view, views.relit(scene, light), model=open_head, seed=0, size=SIZE)
+            lit = replace(scene, light=light.astype(np.float32))
+            row = views.make_row(person, view, lit, model=open_head, seed=0, size=SIZE)
             some.append(row)
         out.append(some)
     return out
