@@ -324,18 +324,26 @@ def _percent(values: Floats) -> float:
     return round(100 * float(values.mean()), 3)
 
 
-def _by_yaw(rows: Sequence[Row], error: str, unit: float) -> dict[str, float | int | None]:
-    """Mean error of each yaw bin, the mean of the bins, and how many faces each holds."""
-    out: dict[str, float | int | None] = {}
-    means = []
+def _by_yaw(rows: Sequence[Row], error: str, unit: float) -> dict[str, float | int | str | None]:
+    """Mean error of each yaw bin, how many faces each holds, the mean of the bins, and the bins that the mean lacks.
+
+    Means of different bins are not to be compared: without its hardest bin a mean is lower.
+    """
+    out: dict[str, float | int | str | None] = {}
+    means, empty = [], []
     for low, high in pairwise(YAW_BINS):
         last = high == YAW_BINS[-1]
         some = [r.errors[error] for r in rows if low <= abs(r.sample.yaw) and (last or abs(r.sample.yaw) < high)]
         name = f"{low:.0f}-{high:.0f}"
         out[name] = round(unit * float(np.mean(some)), 3) if some else None
         out[f"{name} count"] = len(some)
-        means += [unit * float(np.mean(some))] if some else []
+        if some:
+            means.append(unit * float(np.mean(some)))
+        else:
+            empty.append(name)
     out["mean of bins"] = round(float(np.mean(means)), 3) if means else None
+    if empty:
+        out["mean lacks"] = ", ".join(empty)
     return out
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,15 @@ def test_labels_that_agree_give_no_error(aflw: Path, oracle_aligner: Aligner) ->
     bins = report.summary["nme_box_by_yaw"]
     assert [bins[f"{name} count"] for name in ("0-30", "30-60", "60-90")] == [2, 1, 1]
     assert bins["mean of bins"] == pytest.approx(np.mean([bins["0-30"], bins["30-60"], bins["60-90"]]), abs=2e-3)
+    assert "mean lacks" not in bins
+
+
+def test_a_mean_of_fewer_bins_says_so(aflw: Path, oracle_aligner: Aligner, tmp_path: Path) -> None:
+    for path in aflw.glob("image2.*"):
+        shutil.copy(path, tmp_path)
+    bins = evaluate_aflw2000(str(tmp_path), oracle_aligner).summary["nme_box_by_yaw"]
+    assert bins["mean of bins"] == bins["30-60"]
+    assert bins["mean lacks"] == "0-30, 60-90"
 
 
 @pytest.mark.parametrize("labels", ["better.npz", "better.npy"])
