@@ -6,6 +6,10 @@ for the identity, and every photo's own part follows. This is the exact Gauss-Ne
 the cost of the photos' own steps. Perspective is among them because from arm's length a nose is a tenth larger than
 from afar, more than noses differ, and one photo hardly tells the two apart.
 
+Several photos tell more of a face than the model's directions of identity can form. Those that are shared therefore go
+on beyond them: smooth deformations of the template, drawn from a Gaussian process, which is their prior (Lüthi et al.,
+"Gaussian Process Morphable Models", PAMI 2018). One photo leaves them nearly at rest.
+
 Source: the first version of the paper, "Deep Face Feature for Face Alignment and Reconstruction", aligns photos of one
 person together; the elimination is bundle adjustment's (Triggs et al. 1999).
 """
@@ -17,26 +21,32 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from aligner.alignment import Alignment
 from aligner.loop import Rig, Solver, evidence, prior_sd, rig_of, sane, visibility
 from aligner.matching import Matches, vote
-from face.arrays import Floats
+from face.arrays import Floats, Ints
 from face.descriptor import Anchors
 from face.fit import POSE, FaceState, jacobian, moved, robust_weights, shape_of
 from face.morphable import Coefficients, MorphableModel
 
 IDENTITIES, EXPRESSIONS = 50, 30  # latent directions of each
+BEYOND_RANGE, BEYOND_FIELDS = 0.05, 20  # metres over which a smooth deformation changes, and how many along each axis
 VOTES, STEPS = 2, 2  # elections in each pass, and steps after each
 NEARNESS, NEARNESS_SD, NEAREST = 1.0, 1.0, 4.0  # 1 / metres: of cameras to faces, from telephoto lenses to selfies
 
 
 @dataclass(frozen=True)
 class Together:
-    """One person in several photos."""
+    """One person in several photos.
+
+    Each face's ``vertices`` are those of the model with the face's coefficients, and ``beyond``.
+    """
 
     identity: Floats  # (K,) standard deviations
-    vertices: Floats  # (V, 3) metres in head: the face at rest
+    beyond: Floats  # (V, 3) metres in head: what no identity of the model forms, added to its vertices
+    vertices: Floats  # (V, 3) metres in head: the face at rest, ``beyond`` and all
     faces: tuple[Alignment | None, ...]  # of each photo, all of this identity; None: left out
     left_out: Mapping[int, str]  # why, by number of the photo
 
@@ -53,9 +63,10 @@ class Together:
 
 @dataclass(frozen=True, kw_only=True)
 class PerspectiveRig(Rig):
-    """A rig whose first ``identities`` latent directions change the identity alone, the others the expression alone,
+    """A rig whose first ``identities`` latent directions are the person's, the others change the expression alone,
 
-    but the last, which changes nothing on the face: it is the camera's nearness.
+    but the last, which changes nothing on the face: it is the camera's nearness. Of the person's the first are
+    identities of the model, the rest, whose ``modes`` are zero, lie beyond it.
     """
 
     identities: int
@@ -79,9 +90,17 @@ def near_jacobian(state: FaceState, mean: Floats, basis: Floats) -> tuple[Floats
 
 
 def split_rig(
-    model: MorphableModel, anchors: Anchors, *, identities: int = IDENTITIES, expressions: int = EXPRESSIONS
+    model: MorphableModel,
+    anchors: Anchors,
+    *,
+    identities: int = IDENTITIES,
+    expressions: int = EXPRESSIONS,
+    beyond: float = 0.0,
 ) -> PerspectiveRig:
-    """The directions of identity, and those of expression, that move the anchors most under the prior."""
+    """The directions of identity, and those of expression, that move the anchors most under the prior.
+
+    ``beyond``: metres by which a coordinate lies off the model's identities, a standard deviation; 0: not at all.
+    """
     prior = prior_sd(model)
     k = len(model.identity)
     blocks = []
@@ -92,10 +111,31 @@ def split_rig(
         at_anchors = basis[:, anchors.vertex].reshape(len(basis), -1).astype(np.float64) * sd[:, None]
         _, vectors = np.linalg.eigh(at_anchors @ at_anchors.T)
         blocks.append(vectors.T[::-1][:count] * sd)
-    directions = np.zeros((sum(len(block) for block in blocks) + 1, len(prior)))
-    directions[: len(blocks[0]), :k] = blocks[0]
-    directions[len(blocks[0]) : -1, k:] = blocks[1]
-    return PerspectiveRig(**vars(rig_of(model, anchors, directions)), identities=len(blocks[0]))
+    fields = beyond * smooth_fields(model.template, anchors.vertex)[: None if beyond else 0]
+    known, shared = len(blocks[0]), len(blocks[0]) + len(fields)
+    directions = np.zeros((shared + len(blocks[1]) + 1, len(prior)))
+    directions[:known, :k] = blocks[0]
+    directions[shared:-1, k:] = blocks[1]
+    rig = rig_of(model, anchors, directions)
+    # No coefficients of the model make these.
+    rig.mesh_basis[known:shared] = fields.reshape(len(fields), rig.mesh_basis.shape[1])
+    for table, vertex in ((rig.anchor_basis, rig.anchor_vertex), (rig.landmark_basis, model.landmarks.vertex)):
+        table[..., known:shared] = np.moveaxis(fields[:, vertex], 0, 2)
+    return PerspectiveRig(**vars(rig), identities=shared)
+
+
+def smooth_fields(template: Floats, vertex: Ints) -> Floats:
+    """(3 ``BEYOND_FIELDS``, V, 3) deformations of the (V, 3) template that vary most at these vertices.
+
+    Times independent standard normal numbers and summed they are a Gaussian process: every coordinate has deviation 1
+    and a covariance that falls with distance as a Gaussian of ``BEYOND_RANGE``, but for the finest part.
+    """
+    points = template.astype(np.float64)
+    covariance = np.exp(-0.5 * cdist(points, points[vertex], "sqeuclidean") / BEYOND_RANGE**2)  # (V, A)
+    variance, vectors = np.linalg.eigh(covariance[vertex])
+    strongest = slice(None, -BEYOND_FIELDS - 1, -1)
+    field = covariance @ (vectors[:, strongest] / np.sqrt(variance[strongest]))  # to all vertices, by Nyström
+    return np.einsum("vf,cd->fcvd", field, np.eye(3)).reshape(-1, len(points), 3)
 
 
 def shared_step(
@@ -195,6 +235,8 @@ def together_of(
     model: MorphableModel, photos: int, faces: Mapping[int, Alignment], left_out: Mapping[int, str]
 ) -> Together:
     """What is said of the ``faces`` that share an identity, by number of their photo."""
-    identity = next(iter(faces.values())).coefficients.identity
-    rest = model.vertices(Coefficients(identity, np.zeros(len(model.expression))))
-    return Together(identity, rest, tuple(faces.get(i) for i in range(photos)), dict(left_out))
+    one = next(iter(faces.values()))
+    identity = one.coefficients.identity
+    beyond = one.vertices - model.vertices(one.coefficients)
+    rest = model.vertices(Coefficients(identity, np.zeros(len(model.expression)))) + beyond
+    return Together(identity, beyond, rest, tuple(faces.get(i) for i in range(photos)), dict(left_out))

@@ -49,7 +49,8 @@ class KnownAligner:
             raise NoFace("no image shows a face")
         coefficients = self.model.neutral()
         coefficients.identity[:] = len(found)
-        faces = {i: replace(face, coefficients=coefficients) for i, face in found.items()}
+        vertices = self.model.vertices(coefficients)
+        faces = {i: replace(face, coefficients=coefficients, vertices=vertices) for i, face in found.items()}
         left_out = {i: "no face found" for i in range(len(images)) if i not in found}
         return together_of(self.model, len(images), faces, left_out)
 

@@ -122,9 +122,13 @@ def scene_of(
     rng: np.random.Generator,
     size: int = 320,
     nearness: float = READING.nearness,
+    beyond: Floats | float = 0.0,
 ) -> Scene:
-    """The coded image of one face, near the middle, by a camera of that ``nearness``."""
-    vertices = model.vertices(Coefficients(identity, expression))
+    """The coded image of one face, near the middle, by a camera of that ``nearness``.
+
+    (V, 3) metres ``beyond`` are added to the model's vertices.
+    """
+    vertices = model.vertices(Coefficients(identity, expression)) + beyond
     rotation = rotation_from_angles(yaw, pitch, roll)
     cam = Rigid(rotation, np.zeros(3)).apply(vertices)
     middle = np.array([size / 2 + rng.uniform(-9, 9), size / 2 + rng.uniform(-9, 9)])

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from aligner.align import Aligner
-from aligner.together import near_jacobian, nearness, shared_step
+from aligner.loop import Solver
+from aligner.together import (
+    BEYOND_RANGE,
+    Together,
+    near_jacobian,
+    nearness,
+    shared_step,
+    smooth_fields,
+)
 from face.errors import NoFace
 from face.fit import POSE, FaceState, jacobian, moved, project, robust_weights, shape_of, step
-from face.morphable import MorphableModel
+from face.morphable import Coefficients, MorphableModel
 from face.transform import geodesic_degrees, rotation_from_angles
 from tests.aligner.oracle import PositionCode, Scene, scene_of
 
@@ -116,8 +126,10 @@ def test_elimination_equals_the_dense_normal_equations() -> None:
 YAWS = (0.0, -35.0, 45.0, -60.0, 20.0)
 
 
-def photos(model: MorphableModel, code: PositionCode, seed: int) -> tuple[np.ndarray, list[Scene]]:
-    """An identity and scenes of it, each with its own expression."""
+def photos(
+    model: MorphableModel, code: PositionCode, seed: int, *, beyond: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, list[Scene]]:
+    """An identity and scenes of it and what lies ``beyond``, each with its own expression."""
     rng = np.random.default_rng(seed)
     identity = np.zeros(len(model.identity))
     identity[:40] = rng.normal(size=40)
@@ -125,16 +137,20 @@ def photos(model: MorphableModel, code: PositionCode, seed: int) -> tuple[np.nda
     for yaw in YAWS:
         expression = np.clip(rng.normal(size=len(model.expression)), 0, 1.5) * model.expression_sd * 0.5
         turns = {"pitch": rng.uniform(-15, 15), "roll": rng.uniform(-15, 15)}
-        scenes.append(scene_of(model, code, identity, expression, yaw=yaw, rng=rng, **turns))
+        scenes.append(scene_of(model, code, identity, expression, yaw=yaw, rng=rng, beyond=beyond, **turns))
     return identity, scenes
 
 
-def shape_error(model: MorphableModel, identity: np.ndarray, found: np.ndarray) -> float:
-    """Millimetres between two faces at rest, over the face."""
+def shape_error(model: MorphableModel, true: np.ndarray, found: Together) -> float:
+    """Millimetres between the (V, 3) true and the found face at rest, over the face."""
     face = np.unique(model.faces[model.triangles_of("face", "lips", "brows")])
-    apart = np.tensordot(identity - found, model.identity[:, face], axes=1)
+    apart = true[face] - found.vertices[face]
     apart -= apart.mean(0)
     return float(1e3 * np.linalg.norm(apart, axis=1).mean())
+
+
+def at_rest(model: MorphableModel, identity: np.ndarray) -> np.ndarray:
+    return model.vertices(Coefficients(identity, np.zeros(len(model.expression))))
 
 
 def test_five_photos_tell_a_shape_better_than_one(
@@ -143,12 +159,13 @@ def test_five_photos_tell_a_shape_better_than_one(
     alone, together = [], []
     for seed in range(2):
         identity, scenes = photos(open_head, code, seed)
+        true = at_rest(open_head, identity)
         images, boxes = [s.image for s in scenes], [s.box for s in scenes]
         for image, box in zip(images, boxes, strict=True):
             one = oracle_aligner.align_together([image], [box])
-            alone.append(shape_error(open_head, identity, one.identity))
+            alone.append(shape_error(open_head, true, one))
         found = oracle_aligner.align_together(images, boxes)
-        together.append(shape_error(open_head, identity, found.identity))
+        together.append(shape_error(open_head, true, found))
         for face, scene in zip(found.faces, scenes, strict=True):
             assert face is not None
             assert geodesic_degrees(face.cam_from_head.rotation, scene.rotation) < 5.0
@@ -181,3 +198,56 @@ def test_photos_without_a_face_are_left_out_with_a_word(
         oracle_aligner.align_together([empty], boxes[:1])
     with pytest.raises(ValueError, match="0 images"):
         oracle_aligner.align_together([])
+
+
+def test_smooth_fields_are_a_gaussian_process(open_head: MorphableModel, oracle_aligner: Aligner) -> None:
+    vertex = oracle_aligner.anchors.vertex
+    fields = smooth_fields(open_head.template, vertex)
+    points = open_head.template[vertex].astype(float)
+    apart = np.linalg.norm(points[:, None] - points, axis=2)
+    for axis in range(3):
+        covariance = fields[:, vertex, axis].T @ fields[:, vertex, axis]
+        short = np.exp(-0.5 * (apart / BEYOND_RANGE) ** 2) - covariance
+        assert np.abs(short).mean() < 0.02  # what the finest fields, which are left out, would add
+        assert np.diag(short).min() > -1e-9
+        assert np.abs(fields[:, vertex, axis].T @ fields[:, vertex, axis - 1]).max() < 1e-12
+
+
+def test_nothing_lies_beyond_a_model_that_is_trusted(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    _, scenes = photos(open_head, code, 7)
+    found = with_beyond(oracle_aligner, 0.0).align_together([s.image for s in scenes[:2]], [s.box for s in scenes[:2]])
+    assert np.abs(found.beyond).max() < 1e-6
+    np.testing.assert_allclose(found.vertices, at_rest(open_head, found.identity), atol=1e-6)
+
+
+def test_a_face_that_no_identity_forms(oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode) -> None:
+    """Found nearer with what lies beyond than without, by five photos; without evidence it is none."""
+    rng = np.random.default_rng(8)
+    fields = smooth_fields(open_head.template, oracle_aligner.anchors.vertex)
+    beyond = 0.005 * np.tensordot(rng.normal(size=len(fields)), fields, axes=1)
+    identity, scenes = photos(open_head, code, 8, beyond=beyond)
+    true = at_rest(open_head, identity) + beyond
+    images, boxes = [s.image for s in scenes], [s.box for s in scenes]
+    found = oracle_aligner.align_together(images, boxes)
+    without = with_beyond(oracle_aligner, 0.0).align_together(images, boxes)
+    assert shape_error(open_head, true, found) < 0.8 * shape_error(open_head, true, without)
+    used = [face for face in found.faces if face is not None]
+    assert len(used) >= 4
+    for face in used:
+        np.testing.assert_allclose(face.vertices, open_head.vertices(face.coefficients) + found.beyond, atol=1e-6)
+
+    # Smooth: neighbours on the mesh go the same way.
+    edges = open_head.faces[:, :2]
+    steps = np.linalg.norm(np.diff(found.beyond[edges], axis=1), axis=2)
+    lengths = np.linalg.norm(np.diff(open_head.template[edges].astype(float), axis=1), axis=2)
+    size = np.linalg.norm(found.beyond, axis=1).max()
+    assert (steps <= 3.0 * size * lengths / BEYOND_RANGE + 1e-6).all()
+
+    blind = with_beyond(oracle_aligner, 0.005, solver=Solver(evidence=0.01)).align_together(images, boxes)
+    assert np.abs(blind.beyond).max() < 0.05 * np.abs(found.beyond).max()
+
+
+def with_beyond(aligner: Aligner, beyond: float, **config: object) -> Aligner:
+    return Aligner(aligner.net, aligner.anchors, aligner.model, config=replace(aligner.config, beyond=beyond, **config))
