@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.collective
 import ray.train.torch
-import torch
 from torch import nn
 
 from face.assets import load_model
@@ -113,6 +113,6 @@ def _store_once(dataset: Dataset, job: Job, local_rank: int) -> Store:
     model = load_model(job.model)
     if local_rank == 0:
         store_of(dataset, model, Path(job.cache))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    # Ray's barrier and not torch's, which gives up after half an hour: a large dataset takes longer.
+    ray.train.collective.barrier()
     return store_of(dataset, model, Path(job.cache))
