@@ -27,6 +27,9 @@ from face.errors import ClusterError
 OBJECT_STORE = 128 << 20  # bytes; shards go to storage, so the object store only carries a model and small records
 CONNECT_TIMEOUT = 10.0  # seconds until a silent address counts as unreachable
 GCS_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # Ray's own name: how often a node tries to reach its head
+NICENESS = "RAY_worker_niceness"
+"""Ray's own name: what workers add to their niceness. By default 15, with which they starve beside a machine's other
+work; whoever wants to be that nice can say ``nice dff ...``."""
 _CLUSTER_ERRORS = (RayError, RuntimeError, ValueError, OSError, requests.RequestException, aiohttp.ClientError)
 
 
@@ -37,8 +40,9 @@ def connected(
     """Ray for the length of a ``with`` block: the cluster at ``address``, or without one a private local Ray.
 
     ``address`` is ``host:port`` of a head node, ``ray://host:port``, or ``auto`` for the cluster this process runs in.
-    A local Ray has ``workers`` CPUs (default: all of this machine); a cluster has its own. ``env`` holds environment
-    variables for every worker. What was already connected stays as it is and stays connected.
+    A local Ray has ``workers`` CPUs (default: all of this machine) and workers as nice as this process; a cluster has
+    its own. ``env`` holds environment variables for every worker. What was already connected stays as it is and stays
+    connected.
 
     Raises ClusterError when the address can't be reached or refuses us.
     """
@@ -51,7 +55,7 @@ def connected(
     if address is not None and GCS_ATTEMPTS not in os.environ:
         hidden[GCS_ATTEMPTS] = "1"  # of 40 seconds: by default a port where something else listens takes a quarter hour
     if address is None:
-        hidden |= {"RAY_USAGE_STATS_ENABLED": "0"} | _private_token()
+        hidden |= {"RAY_USAGE_STATS_ENABLED": "0", NICENESS: os.environ.get(NICENESS, "0")} | _private_token()
     with _environment(hidden):
         try:
             if address is None:

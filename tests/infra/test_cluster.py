@@ -19,6 +19,7 @@ def test_a_private_local_ray_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> 
             ray.remote(lambda: {k: os.environ.get(k, "") for k in ("FACE_COLOUR", "RAY_AUTH_MODE")}).remote()
         )
         assert seen == {"FACE_COLOUR": "green", "RAY_AUTH_MODE": "token"}
+        assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
         with connected("never.asked:1"):  # what is connected stays
             assert ray.cluster_resources()["CPU"] == 1
         assert ray.is_initialized()
