@@ -41,7 +41,10 @@ _FACE_SCHEMA = {
         "reason": {"type": "string", "description": "why it failed"},
         "model": {"type": "string", "description": "the face model that identity, expression and mesh are of"},
         "identity": {**_NUMBERS, "description": "coefficients in standard deviations"},
-        "expression": {**_NUMBERS, "description": "how far each unit is active: 0 at rest, 1 fully"},
+        "expression": {
+            **_NUMBERS,
+            "description": "how far each of `model.expression_names` is active: 0 rest, 1 fully",
+        },
         "mesh": {**_POINTS, "description": "with mesh=1: vertices (x, y, z) in pixels"},
         "trace": {"type": "array", "items": {"type": "object"}, "description": "with trace=1: each iteration"},
     },
@@ -58,7 +61,10 @@ def _answer(*on_demand: dict[str, Any], **properties: Any) -> dict[str, Any]:
         "properties": {
             **properties,
             **{name: schema for some in on_demand for name, schema in some.items()},
-            "model": {"type": "object", "description": "face model, its licence, and where the weights come from"},
+            "model": {
+                "type": "object",
+                "description": "face model, its licence, the names of its expressions, and where the weights come from",
+            },
             "timing": {"type": "object", "description": "milliseconds of decoding and aligning"},
             "request_id": {"type": "string"},
             "triangles": {**_POINTS, "description": "with mesh=1: vertex numbers of the mesh's triangles"},

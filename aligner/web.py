@@ -77,6 +77,7 @@ def create_app(
     about = {
         "face_model": aligner.model.name,
         "face_model_licence": aligner.model.licence,
+        "expression_names": list(aligner.model.expression_names),
         "weights": dict(aligner.card),
     }
     drawn = drawn_triangles(aligner.model).tolist()

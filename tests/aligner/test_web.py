@@ -59,6 +59,7 @@ def test_a_photo_gives_its_faces(client: TestClient, toy_model: MorphableModel) 
     assert body["model"] == {
         "face_model": toy_model.name,
         "face_model_licence": toy_model.licence,
+        "expression_names": list(toy_model.expression_names),
         "weights": {"steps": 7},
     }
     assert set(body["timing"]) == {"decode_ms", "align_ms"}
