@@ -154,7 +154,10 @@ def label(
 @app.command()
 def synthesize(
     photos: Annotated[
-        str, typer.Argument(help="Folder or s3://bucket/prefix of images with .pts or .mat beside them, or 'none'.")
+        str,
+        typer.Argument(
+            help="Folder or s3://bucket/prefix of images with .pts or .mat beside them (see `dff label`), or 'none'."
+        ),
     ],
     out: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix of the dataset.")],
     views: Annotated[int, typer.Option(help="Views of each face.", min=1)] = 20,
@@ -431,14 +434,14 @@ def align(
     if method is not Method.votes and (together or is_video(images[0])):
         raise typer.BadParameter("a video and --together want --method votes")
     if any(is_video(image) for image in images):
-        if len(images) > 1 or box or boxes or mesh or together:
+        if len(images) > 1 or box or boxes or mesh or together or resume:
             raise typer.BadParameter("a video comes alone, with --json, --draw and --smooth only")
         aligner = _aligner(weights, method, cascade)
         typer.echo(align_video_file(aligner, images[0], smooth=smooth, lines=json_out, drawn=draw))
         return
     files = image_files(images)
     if together:
-        if box or draw:
+        if box or draw or resume:
             raise typer.BadParameter("--together goes with --boxes, --json and --mesh")
         places = read_boxes(boxes) if boxes else {}
         aligner = _aligner(weights, method, cascade)
