@@ -19,7 +19,7 @@ import torch
 
 from aligner.loop import Rig
 from aligner.matching import Network, match, vote
-from face.arrays import Bytes, Floats
+from face.arrays import Bools, Bytes, Floats
 from face.camera import Box
 from face.descriptor import STRIDE, Anchors, image_batch
 from face.fit import FaceState, pose_from_moments, project
@@ -31,6 +31,9 @@ NOISES = (0.3, 0.2, 0.12, 0.08, 0.08)  # fractions of a face's size: how far pix
 AGREES = 0.06  # fraction of a face's size: a pixel this far from where its point should be agrees to 60 %
 UNITS = (14.0, 400.0)  # pixels of a level: sizes of faces that it can show
 CLEAR = 48.0  # pixels of a level: smaller faces are blurred and score lower, with the square of their size
+BESIDE = 1.7  # side of a found face's square over the longer side of its box: ears, neck and hair belong to it
+LEFT = 60.0  # square pixels that look like a face and belong to none before they are worth another look
+MARGIN = 16  # pixels of the photo round what is looked at again
 TURNED_AWAY = 0.35  # how far behind the screen's plane a face may look: 20 degrees past profile
 
 
@@ -52,12 +55,24 @@ class FaceFinder(Protocol):
 
 
 @dataclass(frozen=True)
+class Seen:
+    """The pixels that may show a face, of a level or of the photo."""
+
+    px: Floats  # (N, 2) pixels
+    area: float  # square pixels that each of them stands for
+
+    def photographed(self, scale: Floats) -> Seen:
+        """The same in pixels of the photo: (2,) ``scale`` of them for one."""
+        return Seen(self.px * scale, self.area * float(scale.prod()))
+
+
+@dataclass(frozen=True)
 class Search:
     """What is looked for and how hard. Raises ValueError for what makes no sense."""
 
     longest: int = 1024  # pixels that a photo's longer side is shrunk to before the search
     enlarged: int = 192  # pixels: a smaller photo's longer side is enlarged to this, at most twice
-    again: int = 640  # pixels: the same for one more look where nothing was found, for small faces
+    again: int = 640  # pixels: the same for one more look, for small faces, at what no found face explains
     ratio: float = 2.0  # between the sizes of neighbouring levels
     coarsest: int = 100  # pixels: levels with a shorter longer side are not looked at
     pixels: int = 2500  # of each level that are matched
@@ -87,16 +102,25 @@ class DescriptorFinder:
 
     def find(self, image: Bytes) -> list[Sighting]:
         found: list[Sighting] = []
+        finest: Seen | None = None
         for level, scale in levels(image, self.search, self.multiple):
-            found += [_scaled(some, scale) for some in self._on_level(level)]
-        closer = replace(self.search, enlarged=self.search.again)
-        if not found and max(image.shape[:2]) < closer.enlarged:
-            level, scale = next(levels(image, closer, self.multiple))
-            found = [_scaled(some, scale) for some in self._on_level(level)]
+            some, seen = self._on_level(level)
+            found += [_photographed(one, scale) for one in some]
+            finest = finest or seen.photographed(scale)
+        assert finest is not None
+        if max(image.shape[:2]) >= self.search.again:
+            return distinct(found)
+        found = distinct(found)
+        part = unexplained(finest, found, image.shape) if found else (slice(None), slice(None))
+        if part is not None:
+            level, scale = next(levels(image[part], replace(self.search, enlarged=self.search.again), self.multiple))
+            corner = np.array([part[1].start or 0, part[0].start or 0])
+            more = [_photographed(one, scale, corner) for one in self._on_level(level)[0]]
+            found += [one for one in more if beside(one.box.centre[None], found).all()]
         return distinct(found)
 
-    def _on_level(self, level: Bytes) -> list[Sighting]:
-        """Sightings in pixels of the level, several of each face."""
+    def _on_level(self, level: Bytes) -> tuple[list[Sighting], Seen]:
+        """Sightings in pixels of the level, several of each face, and the pixels that they rest on."""
         search, rig = self.search, self.rig
         height, width = level.shape[:2]
         padding = ((0, -height % self.multiple), (0, -width % self.multiple), (0, 0))
@@ -114,8 +138,9 @@ class DescriptorFinder:
             doubt=search.doubt,
         )
         used = int((matches.mask[0] > 0).sum())
+        seen = Seen(matches.grid[0, :used], float(matches.pitch[0]) ** 2)
         if used < MIN_PIXELS:
-            return []
+            return [], seen
         count = len(self.place)
         points, _, weights = vote(
             matches,
@@ -126,15 +151,14 @@ class DescriptorFinder:
             self.place,
             rig.no_basis[::2],
         )
-        px, point, weight, mask = matches.grid[0, :used], points[0, :used], weights[0, :used], matches.mask[0, :used]
+        px, point, weight, mask = seen.px, points[0, :used], weights[0, :used], matches.mask[0, :used]
         cell = (px / STRIDE).astype(np.intp)  # (N, 2) column, row
-        area = float(matches.pitch[0]) ** 2  # square pixels that one match stands for
         shown = np.zeros((rows, columns), np.float32)
-        shown[cell[:, 1], cell[:, 0]] = weight * area / STRIDE**2
+        shown[cell[:, 1], cell[:, 0]] = weight * seen.area / STRIDE**2
         starts = [_peaks(shown, radius, search) for radius in search.windows]
         radius = np.repeat(search.windows, [len(some) for some in starts])
         if not len(radius):
-            return []
+            return [], seen
         pose = _grown(px, point, weight, np.concatenate(starts), radius, rig.size)
         unit = rig.unit(pose)
         sane = (unit > UNITS[0]) & (unit < UNITS[1]) & (pose.rotation[:, 2, 2] < TURNED_AWAY)
@@ -149,12 +173,12 @@ class DescriptorFinder:
             within = inside[cell[:, 1], cell[:, 0]] > 0
             away = px[within] - (pose.scale[i] * (point[within] @ pose.rotation[i, :2].T) + pose.centre[i])
             agreed = float((weight[within] * np.exp(-0.5 * (away**2).sum(1) / (AGREES * unit[i]) ** 2)).sum())
-            full = agreed * area / max(float(cv2.contourArea(hull)), 1.0)
+            full = agreed * seen.area / max(float(cv2.contourArea(hull)), 1.0)
             pure = agreed / max(float(mask[within].sum()), 1.0)
             score = min(full, 1.0) * pure
             if score >= search.least * min(1.0, unit[i] / CLEAR) ** 2:
                 out.append(Sighting(Box.around(landmarks[i]), score, pose[i : i + 1]))
-        return out
+        return out, seen
 
 
 def levels(image: Bytes, search: Search, multiple: int) -> Iterator[tuple[Bytes, Floats]]:
@@ -177,14 +201,38 @@ def levels(image: Bytes, search: Search, multiple: int) -> Iterator[tuple[Bytes,
         first, wanted = False, wanted / search.ratio
 
 
-def _scaled(found: Sighting, scale: Floats) -> Sighting:
+def _photographed(found: Sighting, scale: Floats, corner: Floats | float = 0.0) -> Sighting:
+    """What was found on a level, in pixels of the photo: (2,) ``scale`` of them for one, from ``corner`` on."""
     assert found.pose is not None
     box, pose, mean = found.box, found.pose, float(scale.mean())
+    low, high = np.array([box.x0, box.y0]) * scale + corner, np.array([box.x1, box.y1]) * scale + corner
     return Sighting(
-        Box(box.x0 * scale[0], box.y0 * scale[1], box.x1 * scale[0], box.y1 * scale[1]),
+        Box(*low.tolist(), *high.tolist()),
         found.score,
-        FaceState(pose.scale * mean, pose.rotation, pose.centre * scale, pose.coefficients),
+        FaceState(pose.scale * mean, pose.rotation, pose.centre * scale + corner, pose.coefficients),
     )
+
+
+def beside(px: Floats, found: list[Sighting]) -> Bools:
+    """(N,) which of (N, 2) pixels belong to none of the faces ``found``."""
+    alone = np.ones(len(px), bool)
+    for one in found:
+        near = one.box.square(BESIDE)
+        alone &= (px <= [near.x0, near.y0]).any(1) | (px >= [near.x1, near.y1]).any(1)
+    return alone
+
+
+def unexplained(seen: Seen, found: list[Sighting], shape: tuple[int, ...]) -> tuple[slice, slice] | None:
+    """Rows and columns of an image of this ``shape`` that hold what looks like faces and belongs to none ``found``.
+
+    None where that is less than a face could be.
+    """
+    px = seen.px[beside(seen.px, found)]
+    if len(px) * seen.area < LEFT:
+        return None
+    low = np.maximum(px.min(0) - MARGIN, 0).astype(int)
+    high = np.minimum(px.max(0) + MARGIN, [shape[1], shape[0]]).astype(int)
+    return slice(low[1], high[1]), slice(low[0], high[0])
 
 
 def _peaks(shown: Floats, radius: float, search: Search) -> Floats:

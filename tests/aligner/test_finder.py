@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 
 from aligner.align import Aligner, load_aligner
-from aligner.finder import DescriptorFinder, Search, Sighting, distinct, levels, overlap, same_face
+from aligner.finder import (
+    MARGIN,
+    DescriptorFinder,
+    Search,
+    Seen,
+    Sighting,
+    distinct,
+    levels,
+    overlap,
+    same_face,
+    unexplained,
+)
 from face.arrays import Bytes
 from face.camera import Box
 from face.morphable import MorphableModel
@@ -169,6 +180,45 @@ def test_small_faces_are_looked_for_where_nothing_was_found(shared: Path, shippe
             seen[name] += max((overlap(corners(one.box), corners(truth) * scale) for one in found), default=0.0) > 0.4
     assert seen["again"] >= 11, "of 12 photos"
     assert seen["again"] > seen["once"]
+
+
+def test_what_no_face_explains_is_looked_at_again() -> None:
+    face = Sighting(Box(100, 100, 200, 200))
+    grid = np.stack(np.meshgrid(np.arange(1.0, 20.0, 2.0), np.arange(1.0, 20.0, 2.0)), -1).reshape(-1, 2)
+    explained = grid * 7 + 80  # ears, neck and hair as well
+    small = grid + np.array([300, 30])
+    assert unexplained(Seen(explained, 4.0), [face], (400, 400, 3)) is None
+    assert unexplained(Seen(np.zeros((0, 2)), 4.0), [face], (400, 400, 3)) is None
+    assert unexplained(Seen(np.concatenate([explained, small[:10]]), 4.0), [face], (400, 400, 3)) is None
+    part = unexplained(Seen(np.concatenate([explained, small]), 4.0), [face], (400, 330, 3))
+    assert part == (slice(31 - MARGIN, 49 + MARGIN), slice(301 - MARGIN, 330))
+
+
+def test_a_small_face_is_looked_for_beside_a_large_one(shared: Path, shipped: Aligner) -> None:
+    """Faces of 110 and 14 px in one picture."""
+    once = DescriptorFinder(shipped.net, shipped.anchors, shipped.rig, search=Search(again=1))
+    some = photos(shared)[:6]
+    seen: dict[str, list[bool]] = {"once": [], "again": []}
+    for (large, large_box), (small, small_box) in pairwise([*some, some[0]]):
+        picture = np.full((300, 400, 3), 110, np.uint8)
+        boxes = []
+        for image, box, size, corner, side in (
+            (large, large_box, 110.0, (0, 0), 300),
+            (small, small_box, 14.0, (310, 100), 60),
+        ):
+            scale = size / box.size
+            shift = np.array([side / 2, side / 2]) - scale * box.centre
+            matrix = np.column_stack([np.eye(2) * scale, shift + 0.5 * scale - 0.5])
+            soft = cv2.GaussianBlur(image, (0, 0), 0.4 / scale)
+            x, y = corner
+            picture[y : y + side, x : x + side] = cv2.warpAffine(soft, matrix, (side, side), borderValue=(110,) * 3)
+            boxes.append(np.array([x, y, x, y]) + np.tile(shift, 2) + scale * corners(box))
+        for name, finder in (("once", once), ("again", shipped.finder)):
+            found = [corners(one.box) for one in finder.find(picture)]
+            assert max(overlap(box, boxes[0]) for box in found) > 0.4
+            seen[name].append(max(overlap(box, boxes[1]) for box in found) > 0.4)
+    assert sum(seen["again"]) >= 5, seen
+    assert sum(seen["again"]) > sum(seen["once"]), seen
 
 
 def test_boxes_scale_with_the_photo(shared: Path, shipped: Aligner) -> None:
