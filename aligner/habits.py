@@ -31,7 +31,7 @@ ACROSS = 0.02  # how strongly offsets are drawn to zero, for each photo: across 
 DEPTH = 0.1  # and in depth, of which photos that look ahead say little, where faces may be turned further
 FRONTAL = 20.0  # degrees of yaw within which the two schemes agree about the jaw
 UNKNOWN = 10.0  # draws what frontal views cannot tell to zero
-SHAPE = 10.0  # photos that would have to agree before half of what they say of one latent direction is believed
+SHAPE = 10.0  # sides of faces, two a photo, that agree before half of what they say of one latent direction is believed
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def mirrored_latents(rig: Rig) -> Floats:
 def measure_habit(aligner: Aligner, folders: Sequence[Path | str], *, by_shape: bool) -> Habit:
     """The habit of the annotators of folders of photos with ``.pts`` files, by the training photos among them.
 
-    ``by_shape``: also how it changes with a face's shape. Raises BadLandmarks when there are no such photos, or none
+    ``by_shape``: also how it changes with a face's shape. Raises BadLandmarks when a folder has no such photos, or none
     shows its face well enough to be fitted.
     """
     bare, rig = aligner.without_habit(), aligner.rig
