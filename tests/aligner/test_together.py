@@ -233,8 +233,10 @@ def test_a_face_that_no_identity_forms(oracle_aligner: Aligner, open_head: Morph
     found = oracle_aligner.align_together(images, boxes)
     without = with_beyond(oracle_aligner, 0.0).align_together(images, boxes)
     assert shape_error(open_head, true, found) < 0.8 * shape_error(open_head, true, without)
+    # Photos that no identity explains are left out before, with what lies beyond as without.
+    assert found.left_out == without.left_out
     used = [face for face in found.faces if face is not None]
-    assert len(used) >= 4
+    assert len(used) >= 2
     for face in used:
         np.testing.assert_allclose(face.vertices, open_head.vertices(face.coefficients) + found.beyond, atol=1e-6)
 
@@ -243,10 +245,12 @@ def test_a_face_that_no_identity_forms(oracle_aligner: Aligner, open_head: Morph
     steps = np.linalg.norm(np.diff(found.beyond[edges], axis=1), axis=2)
     lengths = np.linalg.norm(np.diff(open_head.template[edges].astype(float), axis=1), axis=2)
     size = np.linalg.norm(found.beyond, axis=1).max()
-    assert (steps <= 3.0 * size * lengths / BEYOND_RANGE + 1e-6).all()
+    assert (steps <= 2.0 * size * lengths / BEYOND_RANGE + 1e-6).all()
 
-    blind = with_beyond(oracle_aligner, 0.005, solver=Solver(evidence=0.01)).align_together(images, boxes)
-    assert np.abs(blind.beyond).max() < 0.05 * np.abs(found.beyond).max()
+    blind = with_beyond(oracle_aligner, 0.005, solver=Solver(evidence=0.01))
+    shown = [image for image, face in zip(images, found.faces, strict=True) if face is not None]
+    face = blind._align_one_person(shown, used)[0]
+    assert np.abs(face.vertices - open_head.vertices(face.coefficients)).max() < 0.05 * np.abs(found.beyond).max()
 
 
 def with_beyond(aligner: Aligner, beyond: float, **config: object) -> Aligner:
