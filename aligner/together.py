@@ -135,7 +135,7 @@ def smooth_fields(template: Floats, vertex: Ints) -> Floats:
     variance, vectors = np.linalg.eigh(covariance[vertex])
     strongest = slice(None, -BEYOND_FIELDS - 1, -1)
     field = covariance @ (vectors[:, strongest] / np.sqrt(variance[strongest]))  # to all vertices, by Nyström
-    return np.einsum("vf,cd->fcvd", field, np.eye(3)).reshape(-1, len(points), 3)
+    return np.asarray(np.einsum("vf,cd->fcvd", field, np.eye(3)).reshape(-1, len(points), 3))
 
 
 def shared_step(
