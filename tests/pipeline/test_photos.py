@@ -103,10 +103,10 @@ def test_a_photo_without_landmarks_is_refused_by_name(tmp_path: Path) -> None:
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"GIF89a" + bytes(50), "not an image"),
+        (b"GIF89a" + bytes(50), "not a JPEG, PNG or WebP"),
         (encoded(picture())[:150], "damaged"),
         (encoded(picture(), "JPEG")[:-200], "damaged"),
-        (encoded(picture(), "BMP"), "not an image"),
+        (encoded(picture(), "BMP"), "not a JPEG, PNG or WebP"),
         (encoded(Image.new("RGB", (1, 1))), "shorter"),
         (encoded(Image.new("RGB", (5000, 4))), "shorter"),
         (png_header(50_000, 50_000), "megapixels"),
