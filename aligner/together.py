@@ -21,15 +21,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.spatial.distance import cdist
 
 from aligner.alignment import Alignment
 from aligner.loop import Rig, Solver, evidence, prior_sd, rig_of, sane, visibility
 from aligner.matching import Matches, vote
-from face.arrays import Floats, Ints
+from face.arrays import Floats
 from face.descriptor import Anchors
 from face.fit import POSE, FaceState, jacobian, moved, robust_weights, shape_of
 from face.morphable import Coefficients, MorphableModel
+from face.smooth import smooth_fields
 
 IDENTITIES, EXPRESSIONS = 50, 30  # latent directions of each
 BEYOND_RANGE, BEYOND_FIELDS = 0.05, 20  # metres over which a smooth deformation changes, and how many along each axis
@@ -111,7 +111,9 @@ def split_rig(
         at_anchors = basis[:, anchors.vertex].reshape(len(basis), -1).astype(np.float64) * sd[:, None]
         _, vectors = np.linalg.eigh(at_anchors @ at_anchors.T)
         blocks.append(vectors.T[::-1][:count] * sd)
-    fields = beyond * smooth_fields(model.template, anchors.vertex)[: None if beyond else 0]
+    axes = 3 if beyond else 0
+    fields = smooth_fields(model.template, anchors.vertex, reach=BEYOND_RANGE, count=BEYOND_FIELDS)
+    fields = np.einsum("fv,cd->fcvd", beyond * fields, np.eye(3)[:axes]).reshape(-1, len(model.template), 3)
     known, shared = len(blocks[0]), len(blocks[0]) + len(fields)
     directions = np.zeros((shared + len(blocks[1]) + 1, len(prior)))
     directions[:known, :k] = blocks[0]
@@ -122,20 +124,6 @@ def split_rig(
     for table, vertex in ((rig.anchor_basis, rig.anchor_vertex), (rig.landmark_basis, model.landmarks.vertex)):
         table[..., known:shared] = np.moveaxis(fields[:, vertex], 0, 2)
     return PerspectiveRig(**vars(rig), identities=shared)
-
-
-def smooth_fields(template: Floats, vertex: Ints) -> Floats:
-    """(3 ``BEYOND_FIELDS``, V, 3) deformations of the (V, 3) template that vary most at these vertices.
-
-    Times independent standard normal numbers and summed they are a Gaussian process: every coordinate has deviation 1
-    and a covariance that falls with distance as a Gaussian of ``BEYOND_RANGE``, but for the finest part.
-    """
-    points = template.astype(np.float64)
-    covariance = np.exp(-0.5 * cdist(points, points[vertex], "sqeuclidean") / BEYOND_RANGE**2)  # (V, A)
-    variance, vectors = np.linalg.eigh(covariance[vertex])
-    strongest = slice(None, -BEYOND_FIELDS - 1, -1)
-    field = covariance @ (vectors[:, strongest] / np.sqrt(variance[strongest]))  # to all vertices, by Nyström
-    return np.asarray(np.einsum("vf,cd->fcvd", field, np.eye(3)).reshape(-1, len(points), 3))
 
 
 def shared_step(

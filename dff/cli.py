@@ -187,6 +187,14 @@ def synthesize(
             max=1.0,
         ),
     ] = 0.35,
+    deformed: Annotated[
+        float,
+        typer.Option(
+            help="Share of the sampled faces that are also deformed smoothly, beyond what the model's identities form.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.0,
     budget: Annotated[float, typer.Option(help="Share of the inputs that may fail.", min=0.0, max=1.0)] = 0.2,
     endpoint_url: Endpoint = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, and stop.")] = False,
@@ -219,6 +227,7 @@ def synthesize(
         renderer=renderer,
         model=model,
         profile_share=profile_share,
+        deformed=deformed,
         budget=budget,
         shard_subjects=shard_faces,
         dry_run=dry_run,

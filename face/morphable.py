@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from face.arrays import Floats, Ints
 from face.landmarks import LandmarkTable
 from face.mesh import SurfacePoints
+from face.smooth import smooth_fields
+
+DEFORMED, REACH = 0.003, 0.05  # metres: a deformation's deviation along each axis, and over which distance it changes
+PLACES, FIELDS = 600, 16  # vertices that choose the deformations' functions, and how many of each parity
+ASYMMETRY = 0.35  # deviation of what a deformation does to one half of the face alone, over that of both
 
 
 @dataclass(frozen=True)
 class Coefficients:
     """Where a face lies in a model's space. Raises ValueError when not finite."""
 
-    identity: Floats  # (K,) standard deviations
+    identity: Floats  # (K,) standard deviations; of more than the model has, the rest are of its ``deformations``
     expression: Floats  # (E,) activations: 0 neutral, 1 the full unit
 
     def __post_init__(self) -> None:
@@ -63,13 +69,32 @@ class MorphableModel:
 
     def vertices(self, coefficients: Coefficients) -> Floats:
         """(V, 3) metres in ``head``; fewer coefficients than modes leave the rest at zero."""
-        k, e = len(coefficients.identity), len(coefficients.expression)
-        if k > len(self.identity) or e > len(self.expression):
-            raise ValueError(f"{self.name} has {len(self.identity)} + {len(self.expression)} modes, got {k} + {e}")
+        identity, off = np.split(coefficients.identity, [len(self.identity)])
+        k, e = len(identity), len(coefficients.expression)
+        if e > len(self.expression) or (len(off) and len(off) > len(self.deformations)):
+            modes = f"{len(self.identity)} (+ {len(self.deformations)}) + {len(self.expression)}"
+            raise ValueError(f"{self.name} has {modes} modes, got {k + len(off)} + {e}")
         out = self.template.astype(np.float64).ravel()
         dtype = self.identity.dtype
-        out = out + coefficients.identity.astype(dtype) @ self.identity[:k].reshape(k, out.size)
+        out = out + identity.astype(dtype) @ self.identity[:k].reshape(k, out.size)
+        if len(off):
+            out = out + off.astype(dtype) @ self.deformations[: len(off)].reshape(len(off), out.size)
         return np.asarray(out.reshape(-1, 3) + self.motion(coefficients.expression))
+
+    @cached_property
+    def deformations(self) -> Floats:
+        """(M, V, 3) metres for one standard deviation: smooth, and none of them an identity's.
+
+        A Gaussian process over the template (``face.smooth``), mostly alike on both sides of the face.
+        """
+        vertex = np.linspace(0, len(self.template) - 1, min(PLACES, len(self.template))).astype(np.int64)
+        out = []
+        for parity in (1, -1):
+            fields = DEFORMED * smooth_fields(self.template, vertex, reach=REACH, count=FIELDS, parity=parity)
+            # Mirrored faces stay themselves where x is odd, y and z even.
+            axes = np.diag([ASYMMETRY, 1.0, 1.0] if parity > 0 else [1.0, ASYMMETRY, ASYMMETRY])
+            out.append(np.einsum("fv,cd->fcvd", fields, axes).reshape(-1, len(self.template), 3))
+        return np.concatenate(out).astype(self.identity.dtype)
 
     def motion(self, expression: Floats) -> Floats:
         """(V, 3) metres by which (E,) activations move a face from rest.

@@ -23,6 +23,7 @@ from pipeline.views import Person
 
 CLOTH = 0.8  # brightness of clothes on the neck, over that of clothes beside it
 IDENTITY_LIMIT = 2.2  # standard deviations; beyond it the model's faces turn odd
+DEFORMED = (0.3, 1.8)  # times the deviation of ``MorphableModel.deformations`` by which a deformed face is
 
 
 def recovered_person(
@@ -137,9 +138,18 @@ def sampled_person(
     albedo: AlbedoModel,
     texture_size: int,
     rng: np.random.Generator,
+    deformed: float = 0.0,
 ) -> Person:
-    """A face that no one has: identity and albedo drawn from the models' priors."""
+    """A face that no one has: identity and albedo drawn from the models' priors.
+
+    ``deformed``: the probability that it is also deformed smoothly, beyond what the model's identities form.
+    """
     identity = sampling.sample_coefficients(len(model.identity), rng=rng, limit=IDENTITY_LIMIT)
+    if deformed and rng.random() < deformed:
+        off = sampling.sample_coefficients(len(model.deformations), rng=rng, limit=IDENTITY_LIMIT) * rng.uniform(
+            *DEFORMED
+        )
+        identity = np.concatenate([identity, off.astype(identity.dtype)])
     colours = sampling.sample_coefficients(len(albedo.components), rng=rng, limit=2.0)
     drawn = albedo.texture(colours)
     atlas = texture.atlas_of(model, texture_size)

@@ -47,12 +47,14 @@ class Options:
     photo_terms: str = PHOTO_TERMS  # licence of the photos, for the rows
     renderer: str = "zbuffer"  # of face.render.backends
     profile_share: float = PROFILE_SHARE  # of a photo's views that are the photo itself, turned
+    deformed: float = 0.0  # share of the sampled faces that are deformed beyond what the model's identities form
 
     def __post_init__(self) -> None:
         if self.views < 1 or not 32 <= self.size <= 2048 or not 64 <= self.texture_size <= 4096:
             raise ValueError(f"synthesis wants at least one view of 32 to 2048 px, textures of 64 to 4096: {self}")
-        if not 0.0 <= self.profile_share <= 1.0:
-            raise ValueError(f"a share is 0 to 1, profile_share is {self.profile_share}")
+        for name in ("profile_share", "deformed"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"a share is 0 to 1, {name} is {getattr(self, name)}")
         backends.backend(self.renderer)
 
     def as_dict(self) -> dict[str, str | int | float | bool | None]:
@@ -72,9 +74,10 @@ def make_rows_of(
     photo_terms: str,
     renderer: str,
     profile_share: float,
+    deformed: float,
 ) -> MakeRows:
     """The work of one shard, for the photos at the URI ``photos``. Raises BadModel and StorageError."""
-    options = Options(views, size, texture_size, model, albedo, photo_terms, renderer, profile_share)
+    options = Options(views, size, texture_size, model, albedo, photo_terms, renderer, profile_share, deformed)
     storage = None if photos is None else open_storage(photos, endpoint_url=endpoint_url)
 
     def make_rows(shard: ShardPlan) -> ShardResult:
@@ -118,7 +121,12 @@ def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: 
     rng = np.random.default_rng(seed_of(seed, subject.id))
     if subject.photo is None:
         return persons.sampled_person(
-            subject.id, model=model, albedo=albedo, texture_size=options.texture_size, rng=rng
+            subject.id,
+            model=model,
+            albedo=albedo,
+            texture_size=options.texture_size,
+            rng=rng,
+            deformed=options.deformed,
         )
     if storage is None:
         raise ValueError(f"{subject.id} is a photo, but no photos are given")
@@ -249,6 +257,7 @@ def synthesize(
     albedo: str = "open-albedo",
     renderer: str = "zbuffer",
     profile_share: float = PROFILE_SHARE,
+    deformed: float = 0.0,
     budget: float = job.BUDGET,
     shard_subjects: int | None = None,
     dry_run: bool = False,
@@ -269,6 +278,7 @@ def synthesize(
         albedo=albedo,
         renderer=renderer,
         profile_share=profile_share,
+        deformed=deformed,
     )
     source = None if photos is None else open_storage(photos, endpoint_url=endpoint_url)
     plan = plan_synthesis(source, identities=identities, seed=seed, options=options, shard_subjects=shard_subjects)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from face.mesh import SurfacePoints
-from face.morphable import Coefficients, MorphableModel
+from face.morphable import ASYMMETRY, DEFORMED, REACH, Coefficients, MorphableModel
 
 MODELS = ["toy_model", "open_head"]
 
@@ -36,7 +36,36 @@ def test_missing_coefficients_are_zero(model: MorphableModel) -> None:
     full = Coefficients(np.pad([1.0, -2.0], (0, k - 2)), np.pad([0.5], (0, e - 1)))
     assert np.allclose(model.vertices(short), model.vertices(full), atol=1e-7)
     with pytest.raises(ValueError, match="modes"):
-        model.vertices(Coefficients(np.zeros(k + 1), np.zeros(e)))
+        model.vertices(Coefficients(np.zeros(k + len(model.deformations) + 1), np.zeros(e)))
+    with pytest.raises(ValueError, match="modes"):
+        model.vertices(Coefficients(np.zeros(k), np.zeros(e + 1)))
+
+
+def test_deformations_go_on_where_identities_end(model: MorphableModel) -> None:
+    rng = np.random.default_rng(2)
+    identity, off = rng.normal(size=len(model.identity)), rng.normal(size=5)
+    rest = np.zeros(len(model.expression))
+    moved = model.vertices(Coefficients(np.append(identity, off), rest)) - model.vertices(Coefficients(identity, rest))
+    np.testing.assert_allclose(moved, np.tensordot(off, model.deformations[:5], axes=1), atol=1e-8)
+
+
+def test_deformations_are_smooth_and_mostly_alike_on_both_sides(open_head: MorphableModel) -> None:
+    deformed = open_head.deformations
+    deviation = np.sqrt((deformed.astype(float) ** 2).sum(0))  # (V, 3) of a random one
+    face = np.unique(open_head.faces[open_head.triangles_of("face", "lips", "brows")])
+    assert 0.7 * DEFORMED < deviation[face].mean() < DEFORMED
+    mirrored = deformed[:, open_head.mirror] * [-1.0, 1.0, 1.0]
+    even, odd = (deformed + mirrored) / 2.0, (deformed - mirrored) / 2.0
+    aside = np.abs(open_head.template[face, 0]) > 0.05  # at the middle a face is its own mirror image
+    share = np.sqrt((odd[:, face[aside]] ** 2).sum() / (even[:, face[aside]] ** 2).sum())
+    assert share == pytest.approx(ASYMMETRY, rel=0.1)
+    assert deviation[face].max() < 1.05 * DEFORMED
+    rng = np.random.default_rng(3)
+    field = np.tensordot(rng.normal(size=len(deformed)), deformed, axes=1)
+    edges = open_head.faces[open_head.triangles_of("face")][:, :2]
+    steps = np.linalg.norm(np.diff(field[edges], axis=1), axis=2)
+    lengths = np.linalg.norm(np.diff(open_head.template[edges].astype(float), axis=1), axis=2)
+    assert (steps < 4.0 * DEFORMED * lengths / REACH + 1e-6).all()
 
 
 def test_restricted_bases_are_the_model(model: MorphableModel) -> None:
