@@ -10,7 +10,6 @@ from scipy.spatial.distance import cdist
 
 from face.arrays import Floats, Ints
 
-
 LEAST = 1e-9  # of the largest variance; below it is rounding
 
 
