@@ -23,6 +23,7 @@ class Preset:
     views: int  # of each face
     size: int  # px
     seed: int
+    deformed: float  # share of the sampled faces that no identity of the model forms
     config: TrainConfig
 
 
@@ -34,6 +35,7 @@ PRESETS = {
         views=16,
         size=192,
         seed=11,
+        deformed=0.5,
         config=TrainConfig(steps=9000, size=160),
     ),
     "research": Preset(
@@ -43,6 +45,7 @@ PRESETS = {
         views=16,
         size=192,
         seed=2,
+        deformed=0.5,
         config=TrainConfig(steps=9000, size=160),
     ),
 }
@@ -76,6 +79,7 @@ def make_dataset(
         identities=preset.identities,
         seed=preset.seed,
         size=preset.size,
+        deformed=preset.deformed,
         workers=workers,
         address=address,
         endpoint_url=endpoint_url,
