@@ -34,6 +34,7 @@ KINDS: dict[str, tuple[int, str, str]] = {
     "bad-request": (422, "The request is not as described", "See /openapi.json for the fields of the form."),
     "no-face": (422, "No face was found", "Send a box around the face in `boxes`, or another photo."),
     "not-ready": (503, "Still warming up", "Try again in a few seconds."),
+    "busy": (503, "Too many requests wait already", "Try again after the seconds of the header Retry-After."),
     "internal": (500, "Something broke here", "The request id helps to find out what."),
 }
 """Kind: status, title, and what to do about it."""

@@ -88,7 +88,7 @@ _MESH = {
     "description": "the mesh",
     "content": {"model/gltf-binary": {"schema": {"type": "string", "format": "binary"}}},
 }
-_REQUEST_PROBLEMS = ("too-many-images", "too-large", "bad-boxes", "bad-request", "internal")
+_REQUEST_PROBLEMS = ("too-many-images", "too-large", "bad-boxes", "bad-request", "internal", "busy")
 _PHOTO_PROBLEMS = ("empty", "not-an-image", "damaged", "animated", "too-many-pixels", "unusable-image", "no-face")
 _PROBLEMS = responses(*_PHOTO_PROBLEMS, *_REQUEST_PROBLEMS)
 

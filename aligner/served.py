@@ -38,7 +38,7 @@ class FaceAligner(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for. Raises ValueError for what would refuse everything."""
+    """What one request may ask for, and how many are taken. Raises ValueError for what would refuse everything."""
 
     body: int = 16 << 20  # bytes of a photo, and of a request with one
     bodies: int = 64 << 20  # bytes of a request with several photos
@@ -48,6 +48,8 @@ class Limits:
     boxes: int = 64  # of a request
     batch: int = 8  # photos of a request that are aligned at a time
     at_once: int = 1  # alignments that run at the same time; more wait. One already uses every core
+    decoded: int = 4  # requests whose photos are held decoded: three bytes a pixel, of several at most 2 x ``pixels``
+    requests: int = 64  # that have arrived and wait, or are aligned; more are sent away
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) < 1:

@@ -29,6 +29,7 @@ from infra import weights as weights_files
 from infra.cluster import connected
 
 BATCH = 8  # images in one call of the aligner
+AT_ONCE = 2 * BATCH  # requests that a replica takes: while a batch is aligned the next is decoded
 QUEUE = 64  # requests that may wait for a replica; more get 503 with Retry-After
 APPLICATION = "aligner"
 REQUEST_TIMEOUT = 60.0  # seconds
@@ -48,7 +49,7 @@ class ServiceConfig(BaseModel):
 
 @serve.deployment(
     name="Aligner",
-    max_ongoing_requests=2 * BATCH,
+    max_ongoing_requests=AT_ONCE,
     max_queued_requests=QUEUE,
     max_constructor_retry_count=3,
     backpressure_config=BackpressureConfig(status_code=503, retry_after_s=5),
@@ -65,7 +66,7 @@ class AlignerDeployment:
         warm_up(self.aligner)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self.aligner, limits=Limits(batch=BATCH), align=self.align)
+        return create_app(self.aligner, limits=Limits(batch=BATCH, decoded=AT_ONCE), align=self.align)
 
     async def align(self, asked: Sequence[Asked]) -> list[Outcome]:
         return list(await asyncio.gather(*(self.batched(one) for one in asked)))

@@ -10,17 +10,18 @@ from typing import Annotated, Any, TypeVar
 
 import anyio
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
-from fastapi.responses import JSONResponse
 from pydantic import TypeAdapter
 
 from aligner.align import MIN_SIDE
 from aligner.alignment import Alignment
+from aligner.answers import answered
 from aligner.mesh_file import glb
 from aligner.photo_form import Row, boxes_of, check_count, milliseconds, parsed, pixels_of
 from aligner.problems import Problem, described, problem_of, report
 from aligner.schema import MANY_RESPONSES, TOGETHER_GLB_RESPONSES, TOGETHER_RESPONSES
 from aligner.served import AlignAll, Boxes, FaceAligner, Limits, Outcome
 from aligner.together import Together
+from aligner.waiting import WaitingRoom
 from face.arrays import Bytes
 from face.camera import Box
 from face.errors import BadPhoto, NoFace
@@ -52,6 +53,7 @@ def add_routes(
     limits: Limits,
     align: AlignAll,
     slots: anyio.CapacityLimiter,
+    waiting: WaitingRoom,
     about: dict[str, Any],
     drawn: list[list[int]],
 ) -> None:
@@ -67,28 +69,43 @@ def add_routes(
             Form(description="JSON: for each image null (faces are found) or [[x0, y0, x1, y1], ...] in pixels"),
         ] = None,
         mesh: Annotated[bool, Query(description="also the meshes in pixels, and their triangles")] = False,
-    ) -> JSONResponse:
+    ) -> Response:
         """Every face of several photos, each as from `/v1/align`.
 
         One photo's problem is that photo's: it stands in the photo's place, and the others have their faces.
         """
         rows = _for_each(images, boxes, _ROWS_OF_EACH, limits)
         check_count(sum(len(some or ()) for some in rows), limits)
+        with waiting.place():
+            async with waiting.decoding:
+                photos, timing = await aligned_each(images, rows, mesh, request_id=request.state.request_id)
+
+        def answer() -> dict[str, Any]:
+            return {"photos": photos, "model": about, "timing": timing, "request_id": request.state.request_id} | (
+                {"triangles": drawn} if mesh else {}
+            )
+
+        return await answered(answer)
+
+    async def aligned_each(
+        images: Sequence[UploadFile], rows: Sequence[list[Row] | None], mesh: bool, *, request_id: str
+    ) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """What is answered for each photo, and milliseconds."""
         photos: list[dict[str, Any]] = [{} for _ in images]
-        waiting: list[tuple[int, Bytes, Boxes]] = []
+        held: list[tuple[int, Bytes, Boxes]] = []
         seconds = {"decode": 0.0, "align": 0.0}
 
-        async def answer_waiting() -> None:
+        async def answer_held() -> None:
             started = time.perf_counter()
-            outcomes = await align([(pixels, some) for _, pixels, some in waiting])
+            outcomes = await align([(pixels, some) for _, pixels, some in held])
             seconds["align"] += time.perf_counter() - started
 
             def write() -> None:
-                for (i, pixels, _), outcome in zip(waiting, outcomes, strict=True):
-                    photos[i] = _answered(outcome, pixels, mesh, request_id=request.state.request_id)
+                for (i, pixels, _), outcome in zip(held, outcomes, strict=True):
+                    photos[i] = _answered(outcome, pixels, mesh, request_id=request_id)
 
             await anyio.to_thread.run_sync(write)
-            waiting.clear()
+            held.clear()
 
         for i, (image, some) in enumerate(zip(images, rows, strict=True)):
             started = time.perf_counter()
@@ -100,17 +117,12 @@ def add_routes(
                 continue
             finally:
                 seconds["decode"] += time.perf_counter() - started
-            waiting.append((i, pixels, where))
-            held = sum(pixels.shape[0] * pixels.shape[1] for _, pixels, _ in waiting)
-            if len(waiting) == limits.batch or held >= limits.pixels:
-                await answer_waiting()
-        if waiting:
-            await answer_waiting()
-        timing = {f"{what}_ms": milliseconds(took) for what, took in seconds.items()}
-        return JSONResponse(
-            {"photos": photos, "model": about, "timing": timing, "request_id": request.state.request_id}
-            | ({"triangles": drawn} if mesh else {})
-        )
+            held.append((i, pixels, where))
+            if len(held) == limits.batch or sum(p.shape[0] * p.shape[1] for _, p, _ in held) >= limits.pixels:
+                await answer_held()
+        if held:
+            await answer_held()
+        return photos, {f"{what}_ms": milliseconds(took) for what, took in seconds.items()}
 
     async def person(
         images: Photos,
@@ -120,8 +132,9 @@ def add_routes(
         ] = None,
     ) -> Person:
         rows = _for_each(images, boxes, _ROW_OF_EACH, limits)
-        async with turns:
-            return await aligned_together(images, rows)
+        with waiting.place():
+            async with turns, waiting.decoding:
+                return await aligned_together(images, rows)
 
     async def aligned_together(images: Sequence[UploadFile], rows: Sequence[Row | None]) -> Person:
         started = time.perf_counter()
@@ -167,13 +180,13 @@ def add_routes(
         request: Request,
         person: Annotated[Person, Depends(person)],
         mesh: Annotated[bool, Query(description="also the face at rest, the meshes and their triangles")] = False,
-    ) -> JSONResponse:
+    ) -> Response:
         """One person in several photos: one identity, and of each photo its pose, expression and landmarks.
 
         Photos in which the person is not found, or does not match, are left out, and say why.
         """
 
-        def body() -> dict[str, Any]:
+        def answer() -> dict[str, Any]:
             photos = []
             for face, problem, (width, height) in zip(person.faces, person.problems, person.sizes, strict=True):
                 if face is not None:
@@ -190,7 +203,7 @@ def add_routes(
                 "request_id": request.state.request_id,
             } | (rest if mesh else {})
 
-        return JSONResponse(await anyio.to_thread.run_sync(body))
+        return await answered(answer)
 
     @app.post(f"{TOGETHER}.glb", responses=TOGETHER_GLB_RESPONSES, response_class=Response, tags=["align"])
     async def align_together_glb(person: Annotated[Person, Depends(person)]) -> Response:

@@ -17,18 +17,20 @@ from typing import Annotated, Any
 import anyio
 import numpy as np
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse
 from pydantic import TypeAdapter
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aligner import several
 from aligner.alignment import Alignment
+from aligner.answers import answered
 from aligner.mesh_file import glb
 from aligner.photo_form import Row, boxes_of, check_count, milliseconds, parsed, pixels_of
 from aligner.problems import Problem, TooLarge, install, problem, responses
 from aligner.schema import ALIGN_RESPONSES, GLB_RESPONSES
 from aligner.served import LIMITS, AlignAll, Asked, FaceAligner, Limits, Outcome, align_each, warm_up
+from aligner.waiting import WaitingRoom
 from face.arrays import Ints
 from face.morphable import MorphableModel
 
@@ -66,9 +68,11 @@ def create_app(
     """The application. ``align`` replaces direct calls of ``aligner.align_batch`` in threads: a server that batches
     the images of all requests gives its own.
 
-    Run it with ``uvicorn.run(create_app(load_aligner()))``.
+    Run it with ``uvicorn.run(create_app(load_aligner()))``. Requests count when their bytes are there, so that slow
+    senders keep nobody out; how many connections there may be is the server's affair.
     """
     slots = anyio.CapacityLimiter(limits.at_once)
+    waiting = WaitingRoom(limits)
 
     async def in_thread(asked: Sequence[Asked]) -> list[Outcome]:
         return await anyio.to_thread.run_sync(align_each, aligner, asked, limiter=slots)
@@ -118,13 +122,16 @@ def create_app(
     ) -> Aligned:
         if len((await request.form()).getlist("image")) > 1:
             raise Problem("too-many-images", f"one photo is taken here; send several as `images` to {several.MANY}")
+        rows = None if boxes is None else parsed(_ROWS, boxes)
+        check_count(len(rows or ()), limits)
+        with waiting.place():
+            async with waiting.decoding:
+                return await faces_of(image, rows)
+
+    async def faces_of(image: UploadFile, rows: Sequence[Row] | None) -> Aligned:
         started = time.perf_counter()
         pixels = await pixels_of(image, limits)
-        places = None
-        if boxes is not None:
-            rows = parsed(_ROWS, boxes)
-            check_count(len(rows), limits)
-            places = boxes_of(rows, pixels)
+        places = None if rows is None else boxes_of(rows, pixels)
         decoded = time.perf_counter()
         (found,) = await align_all([(pixels, places)])
         if isinstance(found, Exception):
@@ -143,22 +150,23 @@ def create_app(
         aligned: Annotated[Aligned, Depends(faces)],
         mesh: Annotated[bool, Query(description="also the mesh in pixels, and its triangles")] = False,
         trace: Annotated[bool, Query(description="also the state after each iteration")] = False,
-    ) -> JSONResponse:
+    ) -> Response:
         """Every face of a photo: 68 landmarks in 2D and 3D, pose in degrees, visibility, confidence.
 
         Pixels count from the photo's upper left corner after its EXIF orientation, the first pixel's centre at 0.5.
         A face that was found but does not match has `failed: true` and a `reason`.
         """
-        out: dict[str, Any] = {
-            "faces": [face.to_json(mesh=mesh, trace=trace) for face in aligned.faces],
-            "image": {"width": aligned.width, "height": aligned.height},
-            "model": about,
-            "timing": aligned.timing,
-            "request_id": request.state.request_id,
-        }
-        if mesh:
-            out["triangles"] = drawn
-        return JSONResponse(out)
+
+        def answer() -> dict[str, Any]:
+            return {
+                "faces": [face.to_json(mesh=mesh, trace=trace) for face in aligned.faces],
+                "image": {"width": aligned.width, "height": aligned.height},
+                "model": about,
+                "timing": aligned.timing,
+                "request_id": request.state.request_id,
+            } | ({"triangles": drawn} if mesh else {})
+
+        return await answered(answer)
 
     @app.post("/v1/align.glb", responses=GLB_RESPONSES, response_class=Response, tags=["align"])
     async def align_glb(
@@ -171,7 +179,9 @@ def create_app(
         data = await anyio.to_thread.run_sync(glb, aligned.faces[face], aligner.model)
         return Response(data, media_type="model/gltf-binary")
 
-    several.add_routes(app, aligner, limits=limits, align=align_all, slots=slots, about=about, drawn=drawn)
+    several.add_routes(
+        app, aligner, limits=limits, align=align_all, slots=slots, waiting=waiting, about=about, drawn=drawn
+    )
 
     @app.get("/healthz", tags=["health"])
     async def live() -> dict[str, str]:

@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -15,6 +15,7 @@ import pytest
 import trimesh
 from fastapi.testclient import TestClient
 
+from aligner import several
 from aligner.problems import KINDS
 from aligner.served import Limits
 from aligner.web import create_app, drawn_triangles
@@ -240,10 +241,74 @@ def test_slow_alignments_do_not_block_health(toy_model: MorphableModel) -> None:
     assert asyncio.run(run()) < 0.2
 
 
+class Gated(KnownAligner):
+    """Aligns when it is let, and knows how many photos are being aligned."""
+
+    def __init__(self, model: MorphableModel) -> None:
+        super().__init__(model)
+        self.gate, self.inside, self.most = threading.Event(), 0, 0
+        self.lock = threading.Lock()
+
+    def align(self, image: Any, boxes: Any = None) -> Any:
+        with self.lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        self.gate.wait(20)
+        with self.lock:
+            self.inside -= 1
+        return super().align(image, boxes)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true() and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    assert true()
+
+
+@pytest.mark.parametrize(("path", "field"), [("/v1/align", "image"), *((path, "images") for path in several.PATHS)])
+def test_more_requests_than_may_wait_are_sent_away(toy_model: MorphableModel, path: str, field: str) -> None:
+    aligner = Gated(toy_model)
+    good = {field: encoded(pixels())}
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(create_app(aligner, limits=Limits(requests=3, decoded=1)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            tasks = [asyncio.create_task(client.post(path, files=good)) for _ in range(4)]
+            first, others = await asyncio.wait(tasks, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            (away,) = [task.result() for task in first]
+            assert problem_of(away) == (503, "busy")
+            assert away.headers["retry-after"] == "5"
+            assert (await client.get("/healthz")).status_code == 200
+            aligner.gate.set()
+            assert [r.status_code for r in await asyncio.gather(*others)] == [200] * 3
+            # whatever becomes of a request, it gives its place back
+            for data in (b"no image", b"", encoded(np.zeros((64, 64, 3), np.uint8)), encoded(pixels())) * 2:
+                assert (await client.post(path, files={field: data})).status_code != 503
+
+    asyncio.run(run())
+
+
+def test_photos_that_wait_are_not_decoded(toy_model: MorphableModel) -> None:
+    aligner = Gated(toy_model)
+
+    async def run() -> list[int]:
+        transport = httpx.ASGITransport(create_app(aligner, limits=Limits(decoded=2, at_once=8)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            good = {"image": encoded(pixels())}
+            tasks = [asyncio.create_task(client.post("/v1/align", files=good)) for _ in range(6)]
+            await until(lambda: aligner.inside == 2)
+            aligner.gate.set()
+            return [response.status_code for response in await asyncio.gather(*tasks)]
+
+    assert asyncio.run(run()) == [200] * 6
+    assert aligner.most == 2
+
+
 def test_openapi_tells_every_answer(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     operation = schema["paths"]["/v1/align"]["post"]
-    assert set(operation["responses"]) == {"200", "413", "415", "422", "500"}
+    assert set(operation["responses"]) == {"200", "413", "415", "422", "500", "503"}
     for code in ("413", "415", "422"):
         assert "application/problem+json" in operation["responses"][code]["content"]
     assert "multipart/form-data" in operation["requestBody"]["content"]
