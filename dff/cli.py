@@ -307,19 +307,15 @@ def train(
     dff train data-open/ --preset open --out dff-open.safetensors --judge AFLW2000/
     """
     from dff.presets import judge as judged
-    from dff.presets import make_dataset, preset_of
+    from dff.presets import make_dataset, preset_of, training_of
     from face.assets import load_model
-    from face.descriptor import NetConfig
     from infra.dataset import open_dataset
-    from trainer.config import TrainConfig
     from trainer.train import Figures, Watch
     from trainer.train import train as train_here
 
     recipe = preset_of(preset) if preset else None
-    steps = steps or (recipe.config.steps if recipe else TrainConfig().steps)
-    config = replace(
-        TrainConfig(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, start=start),
-        net=NetConfig(dims=dimension),
+    config = training_of(
+        recipe, steps=steps, dims=dimension, batch=batch, learning_rate=learning_rate, seed=seed, start=start
     )
     if recipe:
         make_dataset(
@@ -328,7 +324,7 @@ def train(
     if address is None:
         open_dataset(dataset, endpoint_url=endpoint_url)  # a bad one is said here, not by workers that try again
     if workers == 0:
-        with tqdm(total=steps, unit="step") as bar:
+        with tqdm(total=config.steps, unit="step") as bar:
 
             def on_step(step: int, figures: Figures) -> None:
                 bar.update(step - bar.n)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,12 @@ def preset_of(name: str) -> Preset:
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def training_of(preset: Preset | None, *, steps: int | None, dims: int, **changes: Any) -> TrainConfig:
+    """The preset's training, or without one the default, with ``changes``; ``steps`` None: as many as that has."""
+    base = preset.config if preset else TrainConfig()
+    return replace(base, steps=steps or base.steps, net=replace(base.net, dims=dims), **changes)
 
 
 def make_dataset(
