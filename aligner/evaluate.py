@@ -134,16 +134,17 @@ DISTURBANCES = (
 
 
 def robustness(evaluate: Callable[[Disturbance], Report]) -> dict[Disturbance, float]:
-    """Mean error in per cent under no disturbance and under each of ``DISTURBANCES``.
+    """Mean error in per cent under no disturbance and under each of ``DISTURBANCES``; NaN where no face was found.
 
     The mean of the yaw bins where the protocol has them. Faces are judged whether their alignment says failed or not.
     """
-    out = {}
-    for disturbance in (Disturbance(), *DISTURBANCES):
-        report = evaluate(disturbance)
-        bins = report.summary.get("nme_box_by_yaw")
-        out[disturbance] = bins["mean of bins"] if bins else report.summary[report.error]["mean"]
-    return out
+    return {disturbance: _mean_error(evaluate(disturbance)) for disturbance in (Disturbance(), *DISTURBANCES)}
+
+
+def _mean_error(report: Report) -> float:
+    bins = report.summary.get("nme_box_by_yaw")
+    mean = bins["mean of bins"] if bins else report.summary.get(report.error, {}).get("mean")
+    return float("nan") if mean is None else float(mean)
 
 
 def evaluate_aflw2000(

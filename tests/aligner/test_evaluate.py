@@ -11,6 +11,7 @@ import scipy.io
 from PIL import Image
 
 from aligner.align import Aligner
+from aligner.alignment import Alignment
 from aligner.evaluate import (
     DISTURBANCES,
     Disturbance,
@@ -27,6 +28,7 @@ from face.errors import BadLandmarks
 from face.landmarks import nme_box
 from face.morphable import MorphableModel
 from face.transform import angles_from_rotation
+from infra.landmark_files import format_pts
 from infra.split import split_of
 from tests.aligner.oracle import READING, PositionCode, make_scene
 
@@ -174,3 +176,32 @@ def test_other_boxes_change_an_oracles_error_little(aflw: Path, oracle_aligner: 
     assert list(errors) == asked == [Disturbance(), *DISTURBANCES]
     plain = errors.pop(Disturbance())
     assert max(abs(error - plain) for error in errors.values()) < 0.5
+
+
+class Blind:
+    """Finds nobody."""
+
+    def align_batch(self, images: list[np.ndarray], boxes: object = None) -> list[list[Alignment]]:
+        return [[] for _ in images]
+
+
+@pytest.mark.parametrize("protocol", ["aflw", "300w"])
+def test_where_nobody_is_found_there_is_no_error_to_tell(tmp_path: Path, protocol: str) -> None:
+    points = np.random.default_rng(0).uniform(10, 50, (68, 2))
+    save_image(tmp_path / "a.png", np.full((64, 64, 3), 90, np.uint8))
+    three = np.column_stack([points, np.zeros(68)]).T
+    scipy.io.savemat(tmp_path / "a.mat", {"pt3d_68": three, "Pose_Para": np.zeros((1, 7))})
+    (tmp_path / "a.pts").write_bytes(format_pts(points))
+
+    def measured(moved: Disturbance) -> Report:
+        if protocol == "aflw":
+            return evaluate_aflw2000(str(tmp_path), Blind(), disturbance=moved)  # type: ignore[arg-type]
+        return evaluate_300w(str(tmp_path), Blind(), split="all", disturbance=moved)  # type: ignore[arg-type]
+
+    errors = robustness(measured)
+    assert list(errors) == [Disturbance(), *DISTURBANCES]
+    assert np.isnan([*errors.values()]).all()
+    report = measured(Disturbance())
+    assert report.summary["not_found"] == 1.0
+    assert json.loads(json.dumps(report.to_json(), allow_nan=False))["images"]["a"]["found"] is False
+    assert Image.open(io.BytesIO(curve_picture(report))).size == (660, 440)
