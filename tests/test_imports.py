@@ -110,7 +110,9 @@ def test_what_is_imported_is_asked_for() -> None:
     built_with = {"setuptools"}
     owners = packages_distributions()
     tests = sorted((ROOT / "tests").rglob("*.py"))
-    for files, declared in ((FILES, always | optional), (tests, always | dev | built_with)):
+    tools = sorted(path for folder in ("benchmarks", "scripts") for path in (ROOT / folder).rglob("*.py"))
+    assert tools
+    for files, declared in ((FILES, always | optional), (tests, always | dev | built_with), (tools, always | dev)):
         used = {name.split(".")[0] for path in files for name in imports(path)}
         used -= set(sys.stdlib_module_names) | set(ROOMS) | {"tests", "benchmarks", "scripts"} | APART
         missing = {name for name in used if not {canonical(dist) for dist in owners.get(name, [name])} & declared}
