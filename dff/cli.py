@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import version
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -122,6 +123,9 @@ def label(
         float,
         typer.Option(help="How sure of a face the aligner must be for its landmarks to be written.", min=0, max=1),
     ] = 0.8,
+    workers: Annotated[
+        int, typer.Option(help="Photos at a time: some are read and decoded while others are aligned.", min=1)
+    ] = 1,
     weights: WeightsOption = None,
     endpoint_url: Endpoint = None,
 ) -> None:
@@ -134,8 +138,10 @@ def label(
 
     dff label photos/
 
-    dff label s3://faces/raw --confidence 0.9
+    dff label s3://faces/raw --confidence 0.9 --workers 4
     """
+    import torch
+
     from aligner.align import load_aligner
     from dff.label_files import label_photos
     from infra.storage import open_storage
@@ -143,7 +149,9 @@ def label(
     written = 0
     left: list[str] = []
     storage = open_storage(photos, endpoint_url=endpoint_url)
-    for one in label_photos(storage, load_aligner(weights), confidence=confidence, progress=True):
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))  # of one alignment: the workers share the cores
+    aligner = load_aligner(weights)
+    for one in label_photos(storage, aligner, confidence=confidence, workers=workers, progress=True):
         written += not one.reason
         if one.reason:
             left.append(one.key)
@@ -550,6 +558,8 @@ def evaluate(
 
     dff evaluate matching data/ --pairs 20
     """
+    if robust and (protocol is Protocol.matching or box is not BoxSource.landmarks):
+        raise typer.BadParameter("--robustness moves the boxes of landmarks: it goes with --box landmarks")
     if protocol is Protocol.matching:
         _evaluate_matching(folder, weights, model, pairs, every, labels, json_out, pictures)
         return
@@ -580,7 +590,8 @@ def evaluate(
         errors = robustness(measured)
         typer.echo(f"  {report.error} with other boxes:")
         for moved, error in errors.items():
-            typer.echo(f"    {moved!s:22} {error:.3f} ({error - errors[Disturbance()]:+.3f})")
+            told = "no face found" if isnan(error) else f"{error:.3f} ({error - errors[Disturbance()]:+.3f})"
+            typer.echo(f"    {moved!s:22} {told}")
     if json_out:
         write_json(json_out, report.to_json())
     if pictures or tracking:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
@@ -16,11 +17,11 @@ from face.landmarks import MIRROR
 from infra.images import as_stored, decode
 from infra.landmark_files import format_pts
 from infra.storage import Storage
-from pipeline.photos import list_photos
+from pipeline.photos import PhotoRef, list_photos
 
 
 class FindsFaces(Protocol):
-    """What is needed of an aligner."""
+    """What is needed of an aligner. Called from threads."""
 
     def align(self, image: Bytes) -> list[Alignment]: ...
 
@@ -34,26 +35,37 @@ class Labelled:
 
 
 def label_photos(
-    storage: Storage, aligner: FindsFaces, *, confidence: float, progress: bool = False
+    storage: Storage, aligner: FindsFaces, *, confidence: float, workers: int = 1, progress: bool = False
 ) -> Iterator[Labelled]:
-    """Write the landmarks of every photo that has none, in the order of the keys.
+    """Write the landmarks of every photo that has none, ``workers`` photos at a time; told in the order of the keys.
 
     Of several faces the largest counts; one of which the aligner is less sure than ``confidence`` (0 to 1) is not
-    written, since a wrong label teaches what is wrong. What has a ``.pts`` or ``.mat`` already is left alone, so a
-    stopped run goes on. Raises BadPhoto when the storage holds no photo, else what the storage raises.
+    written, since a wrong label teaches what is wrong, nor are those of photos whose names differ in the suffix only.
+    What has a ``.pts`` or ``.mat`` already is left alone, so a stopped run goes on. Raises BadPhoto when the storage
+    holds no photo, else what the storage raises.
     """
     refs = list_photos(storage)
     if not refs:
         raise BadPhoto(f"no photo in {storage.uri}")
-    for ref in tqdm([ref for ref in refs if ref.landmark_key is None], unit="photo", disable=not progress):
+    todo = [ref for ref in refs if ref.landmark_key is None]
+
+    def label(ref: PhotoRef) -> Labelled:
+        if ref.id == ref.image_key:  # ids have suffixes where names are not unique
+            return Labelled(ref.image_key, "another image has this name, and one .pts would be taken for both")
         data = storage.read(ref.image_key)
         try:
             points = landmarks_of(data, aligner, confidence=confidence)
         except BadPhoto as error:
-            yield Labelled(ref.image_key, str(error))
-            continue
+            return Labelled(ref.image_key, str(error))
         storage.write(str(PurePosixPath(ref.image_key).with_suffix(".pts")), format_pts(points))
-        yield Labelled(ref.image_key)
+        return Labelled(ref.image_key)
+
+    # Threads are enough: the aligner is safe to share, and decoding, network and fit run outside of the interpreter.
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from tqdm(pool.map(label, todo), total=len(todo), unit="photo", disable=not progress)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def landmarks_of(data: bytes, aligner: FindsFaces, *, confidence: float) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,44 @@ def test_what_is_labelled_stays_and_what_has_no_sure_face_is_named(tmp_path: Pat
     assert first["new.png"] == ""
     assert [one.key for one in labelled(tmp_path, toy_model)] == ["black.png", "text.jpg"]
     assert (tmp_path / "mine.pts").read_bytes() == mine
+
+
+def test_photos_that_one_file_would_label_are_left_to_people(tmp_path: Path, toy_model: MorphableModel) -> None:
+    for name in ("a.png", "a.webp", "b.png"):
+        Image.fromarray(GREY).save(tmp_path / name)
+    reasons = {one.key: one.reason for one in labelled(tmp_path, toy_model)}
+    assert reasons["a.png"] == reasons["a.webp"] != ""
+    assert reasons["b.png"] == ""
+    assert [path.name for path in tmp_path.glob("*.pts")] == ["b.pts"]
+
+
+def test_workers_label_at_the_same_time_and_write_the_same(tmp_path: Path, toy_model: MorphableModel) -> None:
+    meet = threading.Barrier(3, timeout=30)
+
+    class Together(KnownAligner):
+        def align(self, image, boxes=None):  # type: ignore[no-untyped-def]
+            meet.wait()  # nobody goes on alone
+            return super().align(image, boxes)
+
+    for folder in ("one", "three"):
+        (tmp_path / folder).mkdir()
+        for i in range(6):
+            Image.fromarray(GREY[: 40 + i]).save(tmp_path / folder / f"{i}.png")
+    storage = open_storage(str(tmp_path / "three"))
+    told = list(label_photos(storage, Together(toy_model), confidence=0.5, workers=3))
+    assert told == labelled(tmp_path / "one", toy_model) == [Labelled(f"{i}.png") for i in range(6)]
+    for i in range(6):
+        assert (tmp_path / "one" / f"{i}.pts").read_bytes() == (tmp_path / "three" / f"{i}.pts").read_bytes()
+
+
+def test_a_stopped_run_leaves_the_rest_alone(tmp_path: Path, toy_model: MorphableModel) -> None:
+    for i in range(20):
+        Image.fromarray(GREY).save(tmp_path / f"{i:02}.png")
+    run = label_photos(open_storage(str(tmp_path)), KnownAligner(toy_model, seconds=0.1), confidence=0.5)
+    assert next(run) == Labelled("00.png")
+    run.close()  # type: ignore[attr-defined]
+    assert len(list(tmp_path.glob("*.pts"))) < 20
+    assert len([one for one in labelled(tmp_path, toy_model) if not one.reason]) > 0
 
 
 def test_a_place_without_photos_is_named(tmp_path: Path, toy_model: MorphableModel) -> None:
