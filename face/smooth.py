@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 from face.arrays import Floats, Ints
 
 LEAST = 1e-9  # of the largest variance; below it is rounding
+TIED = 1e-12  # of a function's largest value; as near to it is as large
 
 
 def smooth_fields(template: Floats, vertex: Ints, *, reach: float, count: int, parity: int = 0) -> Floats:
@@ -30,8 +31,10 @@ def smooth_fields(template: Floats, vertex: Ints, *, reach: float, count: int, p
     strongest = np.arange(len(variance))[::-1][:count]
     strongest = strongest[variance[strongest] > LEAST * variance[-1]]
     fields = covariance @ (vectors[:, strongest] / np.sqrt(variance[strongest]))  # to all vertices, by Nyström
-    largest = np.abs(fields).argmax(0)
-    # Which way an eigenvector points is the library's choice.
+    # Which way an eigenvector points is the library's choice, and where two places of a symmetric face are furthest off
+    # alike, only rounding tells them apart: the first of them counts.
+    size = np.abs(fields)
+    largest = (size >= (1.0 - TIED) * size.max(0)).argmax(0)
     return np.asarray((fields * np.sign(fields[largest, np.arange(fields.shape[1])])).T)
 
 

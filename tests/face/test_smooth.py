@@ -43,6 +43,18 @@ def test_the_even_and_the_odd_part_are_the_whole(open_head: MorphableModel) -> N
     assert np.abs(gaussian(points, points) - whole).mean() < 0.02
 
 
+def test_which_way_a_field_points_is_not_left_to_rounding() -> None:
+    """Odd fields of a symmetric cloud are largest at two places alike; other sums must not turn them round."""
+    half = np.random.default_rng(0).uniform([0.01, -0.1, -0.1], [0.1, 0.1, 0.1], (150, 3))
+    cloud = np.concatenate([half, half * [-1.0, 1.0, 1.0]])
+    vertex = np.arange(0, 300, 3)
+    for parity in (1, -1):
+        fields = smooth_fields(cloud, vertex, reach=REACH, count=10, parity=parity)
+        peaks = fields[:, :150][np.arange(10), np.abs(fields[:, :150]).argmax(1)]
+        assert (peaks > 0).all()
+        np.testing.assert_allclose(fields[:, 150:], parity * fields[:, :150], atol=1e-9)
+
+
 def test_few_vertices_have_few_fields(toy_model: MorphableModel) -> None:
     vertex = np.arange(5)
     assert len(smooth_fields(toy_model.template, vertex, reach=REACH, count=20)) == 5
