@@ -26,14 +26,9 @@ from face.landmarks import INNER, JAW, MIRROR, NAMES, LandmarkTable, contour_lin
 from face.mesh import vertex_normals
 from face.morphable import MorphableModel
 from face.transform import angles_from_rotation
+from infra.landmark_files import parse_pts, parse_reannotated
 
 REACH = 0.012  # metres: how far one iteration may move a landmark
-
-
-def read_pts(path: Path) -> Floats:
-    """(68, 2) pixels, first pixel's centre at (0.5, 0.5), of an iBUG file that counts it as 1."""
-    body = path.read_text().split("{")[1].split("}")[0].split()
-    return np.array(body, dtype=np.float64).reshape(-1, 2) - 0.5
 
 
 def boxes(targets: Floats) -> Floats:
@@ -198,9 +193,10 @@ def main() -> None:
     args = parser.parse_args()
     files = sorted((p for f in args.photos for p in f.rglob("*.pts")), key=lambda p: p.name)
     chosen = np.random.default_rng(0).permutation(len(files))[: args.faces]
-    still = np.stack([read_pts(files[i]) for i in chosen])
-    with np.load(args.turned / "reannotated_pts68.npz") as found:
-        turned = np.stack([found[k].reshape(68, -1)[:, :2] for k in sorted(found.files)]).astype(np.float64) + 0.5
+    still = np.stack([parse_pts(files[i].read_bytes()) for i in chosen])
+    found = parse_reannotated((args.turned / "reannotated_pts68.npz").read_bytes())
+    assert isinstance(found, dict)  # as of an .npz
+    turned = np.stack([found[name] for name in sorted(found)])
     targets = np.concatenate([still, turned])
     flat = np.r_[np.ones(len(still), bool), np.zeros(len(turned), bool)]
     run(targets, flat, args.rounds)
