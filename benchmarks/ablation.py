@@ -26,7 +26,7 @@ from face.morphable import MorphableModel
 from infra import weights
 from infra.dataset import Dataset, open_dataset
 from infra.shards import ViewRow
-from trainer.config import LossWeights, TrainConfig
+from trainer.config import LossWeights, TrainConfig, to_dict
 from trainer.crops import chart_of
 from trainer.matching import YAW_BINS, Matching, ViewPair, by_anchors, by_network, measure, view_pairs
 from trainer.store import Store
@@ -102,8 +102,14 @@ def file_of(name: str) -> str:
 def train_once(
     out: Path, config: TrainConfig, *, store: Store, model: MorphableModel, fingerprint: str, console: Console
 ) -> None:
-    """Write the weights of a variant, unless they are there already."""
+    """Write the weights of a variant, unless they are there already.
+
+    Raises ValueError when those that are there were trained otherwise: their figures would stand beside others'.
+    """
     if out.exists():
+        card = weights.load(out).card
+        if (card["config"], card["dataset"]) != (to_dict(config), fingerprint):
+            raise ValueError(f"{out} comes from other steps, another start or other views: name another --work folder")
         return
     start = time.process_time()
     state = new_state(model, config, torch.device("cpu"))

@@ -131,7 +131,7 @@ def errors_of(aligner: Aligner, ruler: Ruler, one: Sitter, tick: Callable[[], No
     for count in COUNTS:
         groups = [usable[i : i + count] for i in range(0, len(usable) - count + 1, count)]
         if count == VIEWS:
-            groups = [usable]
+            groups = [usable] if usable else []
         apart = out[f"mean of {count} alone"] = []
         together = out[f"{count} together"] = []
         for group in groups:
