@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -31,7 +31,7 @@ from aligner.draw import draw_landmarks
 from aligner.finder import overlap
 from face.arrays import Bytes, Floats
 from face.camera import Box
-from face.errors import BadLandmarks
+from face.errors import BadLandmarks, BadPhoto
 from face.landmarks import INNER, nme_box, nme_iod
 from face.transform import angles_from_rotation, geodesic_degrees, rotation_from_angles
 from infra.images import decode
@@ -40,6 +40,7 @@ from infra.split import Split, split_of
 from infra.storage import Storage, open_storage
 
 Boxes = Literal["landmarks", "detector"]
+T = TypeVar("T")
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 YAW_BINS = (0.0, 30.0, 60.0, 90.0)  # degrees; the last takes what lies beyond
@@ -158,14 +159,12 @@ def evaluate_aflw2000(
     """The aligner on a folder (or s3:// prefix) of AFLW2000-3D images with their ``.mat`` files.
 
     ``labels``: the reannotated points as ``.npz`` by image stem, or as the ``.npy`` of all images in name order; else
-    the original points of the ``.mat`` files. ``disturbance`` of the boxes of landmarks. Raises
-    BadLandmarks for labels that are unreadable or of other images.
+    the original points of the ``.mat`` files. ``disturbance`` of the boxes of landmarks. Raises BadLandmarks for labels
+    that are unreadable or of other images, BadPhoto for an unreadable image.
     """
     storage = open_storage(folder)
     keys = dict(_image_keys(storage, ".mat"))
-    originals = {
-        stem: parse_mat(storage.read(str(PurePosixPath(key).with_suffix(".mat")))) for stem, key in keys.items()
-    }
+    originals = {stem: _label(storage, key, ".mat", parse_mat) for stem, key in keys.items()}
     table = {stem: label.landmarks[:, :2] for stem, label in originals.items()}
     if labels is not None:
         table = _relabelled(Path(labels), sorted(originals))
@@ -199,14 +198,14 @@ def evaluate_300w(
     """The aligner on a folder (or s3:// prefix), with its subfolders, of images with iBUG ``.pts`` files.
 
     ``split`` keeps training photos out of the figures of weights that were trained on the same folder; "all" is for
-    the official test parts.
+    the official test parts. Raises as ``evaluate_aflw2000``.
     """
     storage = open_storage(folder)
     samples = []
     for stem, key in _image_keys(storage, ".pts"):
         if split != "all" and split_of(stem) != split:
             continue
-        landmarks = parse_pts(storage.read(str(PurePosixPath(key).with_suffix(".pts"))))
+        landmarks = _label(storage, key, ".pts", parse_pts)
         samples.append(Sample(stem, key, landmarks, Box.around(landmarks), None, 0.0))
     protocol = f"300-W, {split} photos, box from {box}"
     moved = disturbance or Disturbance()
@@ -222,6 +221,15 @@ def _image_keys(storage: Storage, suffix: str) -> list[tuple[str, str]]:
         if path.suffix.lower() in IMAGES and str(path.with_suffix(suffix)) in keys:
             found.append((str(path.with_suffix("")), key))
     return found
+
+
+def _label(storage: Storage, image_key: str, suffix: str, parse: Callable[[bytes], T]) -> T:
+    """What the label file beside an image says. Raises BadLandmarks, which names it."""
+    key = str(PurePosixPath(image_key).with_suffix(suffix))
+    try:
+        return parse(storage.read(key))
+    except BadLandmarks as error:
+        raise BadLandmarks(f"{key}: {error}") from error
 
 
 def _relabelled(path: Path, stems: list[str]) -> dict[str, Floats]:
@@ -268,7 +276,10 @@ def _evaluate(
 
 
 def _image(storage: Storage, sample: Sample) -> Bytes:
-    return decode(storage.read(sample.image_key), upright=False)  # labels are of the stored pixels
+    try:
+        return decode(storage.read(sample.image_key), upright=False)  # labels are of the stored pixels
+    except BadPhoto as error:
+        raise BadPhoto(f"{sample.image_key}: {error}") from error
 
 
 def _row(sample: Sample, found: Sequence[Alignment], error: str) -> Row:

@@ -107,11 +107,16 @@ def outputs(place: Path, files: Sequence[Path], kinds: Sequence[str]) -> dict[Pa
         for path in files:
             name = path.stem if times[path.stem] == 1 else "_".join(part for part in path.parts if part != path.anchor)
             made[path] = place / f"{name}{path.suffix if path.suffix.lower() in kinds else kinds[0]}"
-    originals = {path.resolve() for path in files}
-    for path in made.values():
-        if path.resolve() in originals:
-            raise ValueError(f"{path} is one of the images: name another place")
+    spare(files, made.values())
     return made
+
+
+def spare(inputs: Iterable[Path | None], places: Iterable[Path | None]) -> None:
+    """Raises ValueError when a file that is read would be overwritten. None: no file."""
+    originals = {path.resolve() for path in inputs if path}
+    for path in places:
+        if path and path.resolve() in originals:
+            raise ValueError(f"{path} is one of the files that are read: name another place")
 
 
 def read_boxes(path: Path) -> Boxes:

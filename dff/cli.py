@@ -438,6 +438,7 @@ def align(
         outputs,
         passed_over,
         read_boxes,
+        spare,
         to_json,
         write_file,
         write_json,
@@ -449,10 +450,12 @@ def align(
     if any(is_video(image) for image in images):
         if len(images) > 1 or box or boxes or mesh or together or resume:
             raise typer.BadParameter("a video comes alone, with --json, --draw and --smooth only")
+        spare(images, [json_out, draw])
         aligner = _aligner(weights, method, cascade)
         typer.echo(align_video_file(aligner, images[0], smooth=smooth, lines=json_out, drawn=draw))
         return
     files = image_files(images)
+    spare([*files, boxes], [json_out, mesh])
     if together:
         if box or draw or resume:
             raise typer.BadParameter("--together goes with --boxes, --json and --mesh")

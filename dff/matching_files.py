@@ -85,10 +85,14 @@ def labelled(folder: Path, labels: Path | None) -> list[LabelledPhoto]:
         raise BadLandmarks(f"{labels} names no images")
     out = []
     for path in sorted(folder.glob("*.mat")):
-        bgr = cv2.imread(str(path.with_suffix(".jpg")))
+        # labels are of the stored pixels
+        bgr = cv2.imread(str(path.with_suffix(".jpg")), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if bgr is None or (table is not None and path.stem not in table):
             continue
-        label = parse_mat(path.read_bytes())
+        try:
+            label = parse_mat(path.read_bytes())
+        except BadLandmarks as error:
+            raise BadLandmarks(f"{path}: {error}") from error
         points = table[path.stem] if table is not None else label.landmarks[:, :2]
         image = np.ascontiguousarray(bgr[..., ::-1], dtype=np.uint8)
         out.append(LabelledPhoto(image, points, (label.yaw, label.pitch, label.roll)))

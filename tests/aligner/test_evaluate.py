@@ -24,7 +24,7 @@ from aligner.evaluate import (
 )
 from aligner.finder import Sighting
 from face.camera import Box
-from face.errors import BadLandmarks
+from face.errors import BadLandmarks, BadPhoto
 from face.landmarks import nme_box
 from face.morphable import MorphableModel
 from face.transform import angles_from_rotation
@@ -205,3 +205,14 @@ def test_where_nobody_is_found_there_is_no_error_to_tell(tmp_path: Path, protoco
     assert report.summary["not_found"] == 1.0
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["images"]["a"]["found"] is False
     assert Image.open(io.BytesIO(curve_picture(report))).size == (660, 440)
+
+
+@pytest.mark.parametrize(("broken", "error"), [("set/a.png", BadPhoto), ("set/a.pts", BadLandmarks)])
+def test_a_broken_file_is_named(tmp_path: Path, broken: str, error: type[Exception]) -> None:
+    (tmp_path / "set").mkdir()
+    for name in "ab":
+        save_image(tmp_path / "set" / f"{name}.png", np.full((64, 64, 3), 90, np.uint8))
+        (tmp_path / "set" / f"{name}.pts").write_bytes(format_pts(np.random.default_rng(0).uniform(10, 50, (68, 2))))
+    (tmp_path / broken).write_bytes(b"broken")
+    with pytest.raises(error, match=f"^{broken}: "):
+        evaluate_300w(str(tmp_path), Blind(), split="all")  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from dff.align_files import (
     BATCH,
@@ -27,6 +28,7 @@ from dff.align_files import (
     to_json,
     write_file,
 )
+from dff.cli import app
 from face.camera import Box
 from face.errors import BadPhoto, StorageError
 from face.morphable import MorphableModel
@@ -120,11 +122,33 @@ def test_each_image_has_a_file_of_its_own_beside_no_original(tmp_path: Path) -> 
     for place, some, says in (
         ("d.png", files, "4 images: name a folder"),
         ("d.bmp", files[:1], "d.bmp should end in .png or .jpg or .jpeg"),
-        ("a.jpg", files[:1], "a.jpg is one of the images"),
-        (".", files[:2], "a.jpg is one of the images"),
+        ("a.jpg", files[:1], "a.jpg is one of the files that are read"),
+        (".", files[:2], "a.jpg is one of the files that are read"),
     ):
         with pytest.raises(ValueError, match=says):
             outputs(tmp_path / place, some, DRAWINGS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("a.png", "--json", "a.png"), "a.png"),
+        (("a.png", "--together", "--mesh", "../photos/a.png"), "../photos/a.png"),
+        (("a.png", "--boxes", "boxes.json", "--json", "boxes.json"), "boxes.json"),
+        (("film.mp4", "--draw", "film.mp4"), "film.mp4"),
+        (("film.mp4", "--json", "film.mp4"), "film.mp4"),
+    ],
+)
+def test_no_file_that_is_read_is_written(
+    arguments: tuple[str, ...], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    for name in ("a.png", "boxes.json", "film.mp4"):
+        Path(name).write_bytes(b"mine")
+    result = CliRunner().invoke(app, ["align", *arguments])
+    assert str(result.exception) == f"{named} is one of the files that are read: name another place"
+    assert Path(named).read_bytes() == b"mine"
 
 
 def test_a_stopped_folder_goes_on_where_it_was(folder: Path, tmp_path: Path, toy_model: MorphableModel) -> None:

@@ -83,6 +83,13 @@ def test_a_mistake_is_one_line_that_names_the_thing(
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("arguments", [("300w", "photos", "--box", "detector"), ("matching", "data")])
+def test_found_boxes_are_not_moved(arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, ["evaluate", *arguments, "--robustness"], env=WIDE)
+    assert result.exit_code == 2
+    assert "--robustness moves the boxes of landmarks" in result.output
+
+
 def test_a_dry_run_counts_and_makes_nothing(tmp_path: Path) -> None:
     target = tmp_path / "data"
     code, out, _ = run(

@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 from dff.cli import app
 from dff.matching_files import labelled
 from face.camera import WeakPerspective
+from face.errors import BadLandmarks
 from face.morphable import MorphableModel
 from face.transform import rotation_from_angles
+from tests.aligner.image_files import turned
 
 
 @pytest.fixture
@@ -45,6 +47,15 @@ def test_labels_are_read_in_pixels_from_the_corner(folder: Path) -> None:
     np.savez(moved, image1=photos[1].landmarks + 3.0 - 0.5)  # counted from 0
     (only,) = labelled(folder, moved)
     np.testing.assert_allclose(only.landmarks, photos[1].landmarks + 3.0, atol=1e-4)
+
+
+def test_photos_are_read_as_they_are_stored_and_broken_labels_are_named(folder: Path) -> None:
+    stored = labelled(folder, None)[0].image
+    (folder / "image0.jpg").write_bytes(turned(stored[:150], 6))
+    assert labelled(folder, None)[0].image.shape == (150, 200, 3)
+    (folder / "image1.mat").write_bytes(b"broken")
+    with pytest.raises(BadLandmarks, match=r"image1\.mat: not a readable"):
+        labelled(folder, None)
 
 
 def test_one_command_gives_figures_bars_and_a_picture(folder: Path, tmp_path: Path) -> None:
