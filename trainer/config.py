@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any
 
 from face.descriptor import NetConfig
@@ -14,13 +14,20 @@ MAY_CHANGE = frozenset({"steps", "loaders", "compiled", "log_every", "eval_every
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each term of the loss counts; a term of weight zero is not computed."""
+    """How much each term of the loss counts; a term of weight zero is not computed.
+
+    Raises ValueError for weights below zero, and when none is above.
+    """
 
     anchors: float = 1.0  # classification against the learned vector of each anchor
     views: float = 0.0  # classification against the normalised means over the views of one identity
     pairs: float = 0.0  # contrast of pixels of two views, against all that show another place
     hard_pairs: float = 0.0  # the same against the most alike of those only
     face: float = 0.5  # does the pixel show the face
+
+    def __post_init__(self) -> None:
+        if not all(weight >= 0 for weight in astuple(self)) or not any(astuple(self)):
+            raise ValueError(f"LossWeights wants weights of zero and more, and one above zero: {self}")
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,13 @@ class TrainConfig:
             raise ValueError(f"TrainConfig wants positive counts: {self}")
         if min(self.eval_every, self.checkpoint_every) < 1 or self.loaders < 0 or self.warmup < 0:
             raise ValueError(f"TrainConfig wants positive intervals: {self}")
+        if self.seed < 0:
+            raise ValueError(f"TrainConfig wants a seed of zero and more, got {self.seed}")
         if self.batch % self.views:
             raise ValueError(f"a batch of {self.batch} does not hold whole groups of {self.views} views")
         if self.size % self.net.multiple:
             raise ValueError(f"an input of {self.size} pixels is no multiple of {self.net.multiple}")
-        if min(self.sigma, self.scale, self.learning_rate) <= 0 or not 0 <= self.ema < 1:
+        if not all(x > 0 for x in (self.sigma, self.scale, self.learning_rate)) or not 0 <= self.ema < 1:
             raise ValueError(f"TrainConfig wants positive sigma, scale and rate, and an average below one: {self}")
 
     def check_workers(self, workers: int) -> None:
