@@ -122,11 +122,15 @@ class Matching:
                 if self.foils:
                     best = min((cell[foil, identity, yaw] for foil in self.foils), key=lambda r: r.px_mean)
                     times = best.px_mean / max(ours.px_mean, 1e-9)
-                    out.append(Bar(f"{name}: mean error of {best.method} over it", times, ">= 3", times >= BETTER))
+                    out.append(
+                        Bar(f"{name}: mean error of {best.method} over it", times, f">= {BETTER:g}", times >= BETTER)
+                    )
             same, different = cell.get((method, "same", yaw)), cell.get((method, "different", yaw))
             if same and different:
                 ratio = different.px_mean / max(same.px_mean, 1e-9)
-                out.append(Bar(f"yaw {yaw}: different over same identity", ratio, "<= 1.3", ratio <= TRANSFER))
+                out.append(
+                    Bar(f"yaw {yaw}: different over same identity", ratio, f"<= {TRANSFER:g}", ratio <= TRANSFER)
+                )
         return out
 
 
