@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -76,23 +75,21 @@ def fit(
         name=name,
         params={"dataset": dataset, "model": model, "workers": workers, **to_dict(config)},
     )
-    # Workers have another working directory, so a local path must be whole.
-    source = dataset if "://" in dataset else str(Path(dataset).absolute())
-    job = Job(source, endpoint_url, model, to_dict(config), str(storage / "views"), asdict(run))
-    cpus = cpus_per_worker or max(1, (os.cpu_count() or 1) // workers)
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=job.as_dict(),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
-    )
     finished = False
     try:
+        job = job_of(dataset, config, model=model, endpoint_url=endpoint_url, cache=storage / "views", run=run)
+        cpus = cpus_per_worker or max(1, (os.cpu_count() or 1) // workers)
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=job.as_dict(),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
+            run_config=RunConfig(
+                name=name,
+                storage_path=str(storage),
+                failure_config=FailureConfig(max_failures=max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+            ),
+        )
         with connected(address, workers=workers * cpus):
             try:
                 with _bar(run, config.steps) if progress else nullcontext():
@@ -103,15 +100,31 @@ def fit(
                 raise kind(f"the workers failed: {error}") from error
             assert result.checkpoint is not None
             with result.checkpoint.as_directory() as folder:
-                out.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(Path(folder) / WEIGHTS, out)
-        card = weights.load(out).card
+                made = weights.load(Path(folder) / WEIGHTS)
+                weights.rewrite(out, made)
+        card = made.card
         tags = {"model": card["model"], "model_licence": card["model_licence"], "dataset": card["dataset"]}
         version = run.register(out, name=REGISTERED_NAME, alias=ALIAS, tags=tags)
         finished = True
     finally:
         run.finish(failed=not finished)
     return Launched(out, card["dev"], run.id, version)
+
+
+def job_of(
+    dataset: str,
+    config: TrainConfig,
+    *,
+    model: str,
+    endpoint_url: str | None,
+    cache: Path,
+    run: tracking.Run | None,
+) -> Job:
+    """What the workers are told: local paths are whole, since workers have another working directory."""
+    source = dataset if "://" in dataset else str(Path(dataset).absolute())
+    if config.start:
+        config = replace(config, start=weights.everywhere(config.start))
+    return Job(source, endpoint_url, model, to_dict(config), str(cache), asdict(run) if run else None)
 
 
 @contextmanager

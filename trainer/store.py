@@ -7,6 +7,7 @@ step resolves geometry again.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any, cast
 import cv2
 import numpy as np
 
-from face.arrays import Bytes, Floats, Ints
+from face.arrays import Bools, Bytes, Floats, Ints
 from face.camera import Box
 from face.errors import BadDataset
 from face.morphable import MorphableModel
@@ -72,9 +73,9 @@ class Store:
         return cast(Ints, self._index["identity"])
 
     @property
-    def is_dev(self) -> Ints:
-        """(N,) bool: the view is held out."""
-        return cast(Ints, self._index["is_dev"])
+    def is_dev(self) -> Bools:
+        """(N,) whether the view is held out."""
+        return cast(Bools, self._index["is_dev"])
 
     @property
     def licences(self) -> tuple[str, ...]:
@@ -107,9 +108,12 @@ class Store:
 def write_store(rows: Iterable[ViewRow], model: MorphableModel, folder: Path) -> Store:
     """Unpack rows into ``folder``, which appears only when complete; one that is there already is taken as it is.
 
-    Raises BadDataset when there are no rows or a row is of another model or another version of it.
+    Raises BadDataset when there are no rows or a row is of another model or another version of it: the first row, where
+    they are unpacked already.
     """
     if (folder / _INDEX).exists():
+        for row in itertools.islice(rows, 1):
+            _checked_frame(row, model)
         return Store(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class State:
     average: Learner  # the moving average of the learner's weights: what is evaluated and shipped
     optimiser: torch.optim.Optimizer
     vertex: Tensor  # (M,) int64 the anchors' vertices
+    licences: tuple[str, ...]  # of the data that the weights started from had learned from; as ``new_state`` finds them
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,10 @@ def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) 
             weights=config.weights,
             mixed=config.mixed,
         )
+    licences: tuple[str, ...] = ()
     if config.start:
         begin = weights.load(config.start, model=model)
+        licences = tuple(begin.card["data_licences"])
         if not begins(begin.net.config, config.net):
             raise ValueError(
                 f"{config.start} can't be started from: its network, {begin.net.config}, is not as wide as "
@@ -99,7 +103,14 @@ def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) 
     others = [p for p in learner.parameters() if p.ndim <= 1] + [learner.vectors]
     groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-    return State(0, learner, average, optimiser, torch.from_numpy(vertex.astype(np.int64)))
+    return State(0, learner, average, optimiser, torch.from_numpy(vertex.astype(np.int64)), licences)
+
+
+def synchronised(learner: Learner) -> nn.Module:
+    """The learner whose gradients are means over the processes of torch's default group."""
+    # Without its term a head gets no gradient, which is a mistake unless it is announced.
+    taught = learner.weights.anchors and learner.weights.face
+    return nn.parallel.DistributedDataParallel(learner, find_unused_parameters=not taught)
 
 
 def begins(smaller: NetConfig, larger: NetConfig) -> bool:
@@ -143,8 +154,8 @@ def run(
 ) -> dict[str, float]:
     """Advance ``state`` to ``config.steps``; the last dev figures (rank 0's; empty on others, or without dev views).
 
-    ``wrapped``: the learner as DistributedDataParallel, when ``world`` > 1. Raises Diverged when the loss stops being
-    a number.
+    ``wrapped``: the learner as ``synchronised``, when ``world`` > 1. Raises Diverged when the loss or the weights stop
+    being numbers, before these are in a checkpoint.
     """
     config.check_workers(world)
     watch = watch or Watch()
@@ -190,6 +201,9 @@ def run(
             watch.evaluated(state.step, dev)
             meter.forget_time()
         if state.step % config.checkpoint_every == 0 or last:
+            # Else every resumption would begin from them.
+            if not all(bool(p.isfinite().all()) for p in state.learner.parameters()):
+                raise Diverged(f"the weights of step {state.step} are no numbers: lower the learning rate")
             watch.checkpoint(state)
             meter.forget_time()
     return dev
@@ -281,9 +295,13 @@ def save_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
 def load_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
     """Bring a new ``state`` to where the checkpoint was taken.
 
-    Raises ValueError when it belongs to another configuration or other anchors (``MAY_CHANGE`` may differ).
+    Raises ValueError when it is damaged, belongs to another configuration or other anchors (``MAY_CHANGE`` may
+    differ), or lies beyond the configuration's last step.
     """
-    content = torch.load(path, map_location=state.learner.vectors.device, weights_only=True)
+    try:
+        content = torch.load(path, map_location=state.learner.vectors.device, weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
     # Fields that came later had their defaults then.
     then, now = to_dict(from_dict(content["config"])), to_dict(config)
     other = sorted(k for k in now if k not in MAY_CHANGE and now[k] != then[k])
@@ -292,6 +310,8 @@ def load_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
         raise ValueError(f"{path} belongs to another configuration: {changes}")
     if not torch.equal(content["vertex"].cpu(), state.vertex):
         raise ValueError(f"{path} belongs to another face model or choice of anchors")
+    if content["step"] > config.steps:
+        raise ValueError(f"{path} is at step {content['step']} already, beyond the {config.steps} that are wanted")
     state.step = int(content["step"])
     state.learner.load_state_dict(content["learner"])
     state.average.load_state_dict(content["average"])
@@ -313,14 +333,11 @@ def save_weights(
     path: Path, state: State, model: MorphableModel, store: Store, config: TrainConfig, *, dataset: str, dev: Figures
 ) -> None:
     """Write the averaged weights with their card. ``dataset``: the fingerprint of what they were trained on."""
-    licences = set(store.licences)
-    if config.start:
-        # What was learned before came from somewhere too.
-        licences |= set(weights.load(config.start).card["data_licences"])
     card = {
         "model": model.name,
         "model_licence": model.licence,
-        "data_licences": sorted(licences),
+        # What was learned before came from somewhere too.
+        "data_licences": sorted({*store.licences, *state.licences}),
         "dataset": dataset,
         "views": len(store),
         "steps": state.step,

@@ -35,6 +35,7 @@ from trainer.train import (
     save_checkpoint,
     save_weights,
     store_of,
+    synchronised,
 )
 
 WEIGHTS = "weights.safetensors"
@@ -74,7 +75,7 @@ def train_worker(values: dict[str, Any]) -> None:
             load_checkpoint(Path(folder) / CHECKPOINT, state, config)
     wrapped: nn.Module | None = None
     if world > 1:
-        wrapped = nn.parallel.DistributedDataParallel(state.learner, broadcast_buffers=False)
+        wrapped = synchronised(state.learner)
     record = Run(**job.tracking) if job.tracking and rank == 0 else None
     dev: dict[str, float] = {}
 

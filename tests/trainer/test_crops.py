@@ -14,7 +14,6 @@ from face.render.frame import render
 from infra.shards import ViewRow, frame_of
 from trainer.augment import occlude, photometric
 from trainer.crops import (
-    COHERENT,
     Chart,
     Framing,
     bent,
@@ -153,7 +152,6 @@ def test_no_target_straddles_an_edge(store: Store, chart: Chart) -> None:
     edge = surface & ~np.roll(surface, 1, 1) | surface & ~np.roll(surface, -1, 1)
     assert known.reshape(half, half)[edge].mean() < 0.5
     assert known.reshape(half, half)[surface].mean() > 0.6
-    assert COHERENT < 0.02
 
 
 def test_the_store_keeps_the_dense_truth(rows: list[ViewRow], store: Store, open_head: MorphableModel) -> None:
@@ -251,10 +249,12 @@ def test_a_view_without_its_face_shows_no_skin_and_keeps_the_rest(store: Store, 
 
 def test_occluders_clear_the_targets() -> None:
     image = np.full((SIZE, SIZE, 3), 128, np.uint8)
+    shares = []
     for seed in range(20):
         out, covered = occlude(image, rng=np.random.default_rng(seed))
         np.testing.assert_array_equal(out[~covered], image[~covered])
-    assert covered.any()
+        shares.append(covered.mean())
+    assert 0.02 < np.mean(shares) < 0.5
 
 
 def test_photometric_effects_keep_pixels_in_their_places() -> None:
@@ -264,7 +264,6 @@ def test_photometric_effects_keep_pixels_in_their_places() -> None:
     for seed in range(40):
         out = photometric(image, rng=np.random.default_rng(seed)).astype(float).mean(2)
         edge = np.abs(np.diff(out.mean(0))).argmax() + 1
-        assert out.dtype == float
         assert abs(edge - SIZE // 2) <= 3
         assert out[:, : SIZE // 2 - 6].mean() > out[:, SIZE // 2 + 6 :].mean()
 

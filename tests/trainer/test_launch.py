@@ -20,7 +20,7 @@ from infra import tracking, weights
 from infra.dataset import Dataset
 from trainer import launch
 from trainer.config import TrainConfig
-from trainer.launch import ALIAS, REGISTERED_NAME, Launched, fit
+from trainer.launch import ALIAS, REGISTERED_NAME, Launched, fit, job_of
 from trainer.train import Figures, Watch, train
 
 CONFIG = TrainConfig(
@@ -113,6 +113,17 @@ def test_a_killed_worker_changes_nothing(
     assert torch.equal(*(torch.from_numpy(w.anchors.descriptor) for w in (first, second)))
     there = second.net.state_dict()
     assert all(torch.equal(value, there[name]) for name, value in first.net.state_dict().items())
+
+
+@pytest.mark.parametrize("start", ["", "dff-open", "models:/dff-descriptor@candidate", "/there/w.safetensors"])
+def test_workers_are_told_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    """They run elsewhere: what is relative here is relative to nothing there."""
+    monkeypatch.chdir(tmp_path)
+    arguments: dict[str, Any] = {"model": "open-head", "endpoint_url": None, "cache": tmp_path, "run": None}
+    job = job_of("data", replace(CONFIG, start="w.safetensors"), **arguments)
+    assert (job.dataset, job.config["start"]) == (str(tmp_path / "data"), str(tmp_path / "w.safetensors"))
+    job = job_of("s3://bucket/data", replace(CONFIG, start=start), **arguments)
+    assert (job.dataset, job.config["start"]) == ("s3://bucket/data", start)
 
 
 def test_a_batch_that_does_not_split_is_refused_before_ray_starts(tmp_path: Path) -> None:

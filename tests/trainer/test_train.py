@@ -19,7 +19,7 @@ from face.morphable import MorphableModel
 from infra import weights
 from infra.dataset import Dataset
 from infra.shards import ViewRow
-from trainer.config import TrainConfig
+from trainer.config import LossWeights, TrainConfig
 from trainer.crops import Chart
 from trainer.store import Store, write_store
 from trainer.train import (
@@ -34,6 +34,7 @@ from trainer.train import (
     new_state,
     run,
     save_checkpoint,
+    synchronised,
     train,
 )
 
@@ -100,8 +101,15 @@ def test_a_checkpoint_of_another_run_is_refused(open_head: MorphableModel, tmp_p
     load_checkpoint(path, state, replace(TINY, steps=20, checkpoint_every=1))
     with pytest.raises(ValueError, match=r"learning_rate 0\.003 -> 0\.1"):
         load_checkpoint(path, state, replace(TINY, learning_rate=0.1))
+    state.step = 9
+    save_checkpoint(path, state, TINY)
+    with pytest.raises(ValueError, match="at step 9 already, beyond the 8"):
+        load_checkpoint(path, state, TINY)
     state.vertex = state.vertex + 1
     with pytest.raises(ValueError, match="another face model"):
+        load_checkpoint(path, state, TINY)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read as a checkpoint"):
         load_checkpoint(path, state, TINY)
     assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
 
@@ -237,6 +245,48 @@ def test_a_loss_that_is_no_number_stops_the_run(dataset: Dataset, open_head: Mor
     assert not (tmp_path / "w").exists()
 
 
+def test_weights_that_are_no_numbers_are_in_no_checkpoint(
+    dataset: Dataset, open_head: MorphableModel, tmp_path: Path
+) -> None:
+    """Between two looks at the loss, too: what is resumed from is where training still went well."""
+    config = replace(TINY, learning_rate=1e30, log_every=100)
+    with pytest.raises(Diverged, match="weights of step 3 are no numbers"):
+        train(dataset, tmp_path / "w", config=config, model=open_head)
+    assert not (tmp_path / "w.run" / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("lessons", [LossWeights(), LossWeights(anchors=0.0, views=1.0), LossWeights(face=0.0)])
+def test_any_choice_of_terms_can_be_taught_by_several_processes(
+    store: Store, chart: Chart, open_head: MorphableModel, tmp_path: Path, lessons: LossWeights
+) -> None:
+    """A group of one process, whose gradients are what they are without a group."""
+    config = replace(TINY, steps=3, weights=lessons)
+    alone, one_of_one = (new_state(open_head, config, torch.device("cpu")) for _ in range(2))
+    run(alone, store, chart, config)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        run(one_of_one, store, chart, config, wrapped=synchronised(one_of_one.learner))
+    finally:
+        torch.distributed.destroy_process_group()
+    wanted, got = numbers_of(alone), numbers_of(one_of_one)
+    assert wanted.keys() == got.keys()
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_trains_what_the_processor_does(dataset: Dataset, open_head: MorphableModel, tmp_path: Path) -> None:
+    """The same losses to the digits that other sums leave, and a run that is resumed there goes on to the same file."""
+    losses: dict[str, list[float]] = {"cpu": [], "cuda": []}
+    for device, seen in losses.items():
+        watch = Watch(step=lambda step, figures, seen=seen: seen.append(figures["loss"]))
+        train(dataset, tmp_path / device, config=TINY, model=open_head, device=device, watch=watch)
+    np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=0.01)
+    again = train(dataset, tmp_path / "cuda", config=TINY, model=open_head, device="cuda", resume=True)
+    assert again.state.learner.vectors.is_cuda
+    assert weights.load(again.weights, model=open_head).card["steps"] == TINY.steps
+
+
 def test_a_dataset_of_another_model_is_refused(dataset: Dataset, toy_model: MorphableModel, tmp_path: Path) -> None:
     with pytest.raises(BadDataset, match="open-head"):
         train(dataset, tmp_path / "w", config=TINY, model=toy_model)
@@ -253,6 +303,9 @@ def test_a_dataset_of_another_version_of_the_model_is_refused(
     grown = replace(open_head, template=open_head.template * np.float32(1.05))
     with pytest.raises(BadDataset, match="another version of open-head"):
         write_store(rows[:1], grown, tmp_path / "b")
+    write_store(rows[:1], open_head, tmp_path / "c")
+    with pytest.raises(BadDataset, match="another version of open-head"):
+        write_store(rows[:1], grown, tmp_path / "c")
 
 
 def test_an_empty_dataset_is_refused(open_head: MorphableModel, tmp_path: Path) -> None:
