@@ -28,7 +28,9 @@ from aligner.crop import Crops
 from aligner.finder import DescriptorFinder, FaceFinder, Sighting, same_face
 from aligner.loop import (
     MIN_PIXELS,
+    Look,
     Rig,
+    Sight,
     Solver,
     crops_of_boxes,
     crops_of_state,
@@ -37,8 +39,8 @@ from aligner.loop import (
     put,
     refine,
     resume,
+    sight_of,
     state_in_boxes,
-    visibility,
 )
 from aligner.matching import Matches, Network, match, pooled
 from aligner.together import PerspectiveRig, Together, fit_together, one_person, split_rig, state_of, together_of
@@ -53,8 +55,8 @@ from face.morphable import MorphableModel
 from face.transform import angles_from_rotation, rotation_from_vector
 from infra import weights as weights_files
 
-Fit = Callable[[int, Matches, Floats, FaceState, Floats], FaceState]
-"""(pass number, B matches, their (B, N, 2) pixels of the photos, B states, (B, A) anchors in sight) to B states."""
+Fit = Callable[[int, Look, FaceState, Sight], FaceState]
+"""(pass number, what is seen of B faces, their B states, what these let be seen) to B states."""
 
 MIN_SIDE = 16  # pixels: no face can be aligned in less
 
@@ -98,8 +100,7 @@ class AlignConfig:
 class Watch:
     """What is known of B faces beside their state; rows are rewritten as faces move."""
 
-    anchor_seen: Floats  # (B, A)
-    exposure: Floats  # (B, 68, 2) of the landmarks by the fitted mesh
+    sight: Sight
     probes: Floats  # (B, 68, 4) what the network sees at them
     landmarks: Floats  # (B, 68, 2) pixels
     px: Floats  # (B, N, 2) matched pixels
@@ -115,8 +116,7 @@ class Watch:
         b = len(landmarks)
         none = np.zeros((b, pixels))
         return Watch(
-            anchor_seen=np.ones((b, anchors)),
-            exposure=np.zeros((b, 68, 2)),
+            sight=Sight.unknown(b, anchors),
             probes=np.zeros((b, 68, 4)),
             landmarks=landmarks,
             px=np.zeros((b, pixels, 2)),
@@ -131,20 +131,22 @@ class Watch:
     def update(self, rig: Rig, faces: Ints, state: FaceState, matches: Matches, px: Floats, pitch: Floats) -> Floats:
         """Look at the new ``state`` of the rows ``faces``; (F,) how far their landmarks moved, fraction of the unit."""
         unit = rig.unit(state)
-        anchors, exposure = visibility(rig, state)
+        sight = sight_of(rig, state)
         landmarks = rig.landmarks(state)
         motion = np.linalg.norm(landmarks - self.landmarks[faces], axis=2).mean(1) / unit
-        self.anchor_seen[faces], self.exposure[faces], self.landmarks[faces] = anchors, exposure, landmarks
+        self.sight.put(faces, sight)
+        self.landmarks[faces] = landmarks
         self.px[faces], self.mask[faces], self.pitch[faces] = px, matches.mask, pitch
         self.motion[faces] = motion
-        self.agrees[faces], self.residual[faces] = agreement(matches, px, rig.anchors(state), anchors, unit)
+        self.agrees[faces], self.residual[faces] = agreement(matches, px, rig.anchors(state), sight.anchors, unit)
         return np.asarray(motion)
 
     def evidence(self, state: FaceState, unit: Floats) -> Evidence:
         """What all faces' confidence rests on; the lost have none."""
         around = surroundings(self.agrees, self.mask, self.px, self.landmarks, unit, self.pitch)
-        face = face_evidence(self.agrees, self.mask, self.residual, self.motion, self.exposure, around)
-        return Evidence(face, landmark_evidence(self.exposure, around, self.probes), self.lost)
+        exposure = self.sight.landmarks
+        face = face_evidence(self.agrees, self.mask, self.residual, self.motion, exposure, around)
+        return Evidence(face, landmark_evidence(exposure, around, self.probes), self.lost)
 
 
 class Aligner:
@@ -324,15 +326,15 @@ class Aligner:
             if earlier is not None and rig.mirrored and number > 1:
                 old, old_px = earlier[0][able], earlier[1][able]
                 counted = pooled(old, matches), np.concatenate([old_px[:, ::2], px[:, 1::2]], axis=1)
-            after = fit(number, *counted, before, watch.anchor_seen[active])
+            descriptor, face_logit = features
+            if not able.all():  # maps are large: copied only if need be
+                descriptor, face_logit = descriptor[able], face_logit[able]
+            after = fit(number, Look(*counted, face_logit, crops[able]), before, watch.sight[active])
             state = put(state, active, after)
             pitch = matches.pitch * (crops.side / crops.size)[able]
             motion = watch.update(rig, active, after, matches, px, pitch)
             places = crops[able].crop_from_photo(watch.landmarks[active]) / STRIDE
             expected = self.landmark_descriptor[MIRROR] if mirrored else self.landmark_descriptor
-            descriptor, face_logit = features
-            if not able.all():  # maps are large: copied only if need be
-                descriptor, face_logit = descriptor[able], face_logit[able]
             watch.probes[active] = probe(descriptor, face_logit, places, expected)
             if number == 0 and not resumed:
                 motion = np.full_like(motion, np.inf)
@@ -474,16 +476,16 @@ class Aligner:
         )
 
 
-Begin = Callable[[Rig, Solver, Matches, Floats, FaceState], FaceState]
+Begin = Callable[[Rig, Solver, Look, FaceState], FaceState]
 
 
 def _fitted(
-    rig: Rig, solver: Solver, begin: Begin, number: int, matches: Matches, px: Floats, before: FaceState, seen: Floats
+    rig: Rig, solver: Solver, begin: Begin, number: int, look: Look, before: FaceState, sight: Sight
 ) -> FaceState:
     """``begin`` is ``first_fit`` for a new face, ``resume`` for one that was aligned a frame ago."""
     if number == 0:
-        return begin(rig, solver, matches, px, before)
-    return refine(rig, solver, matches, px, before, seen)
+        return begin(rig, solver, look, before)
+    return refine(rig, solver, look, before, sight)
 
 
 def load_aligner(

@@ -37,8 +37,8 @@ from aligner.loop import (
     crops_of_state,
     rig_of,
     sane,
+    sight_of,
     state_in_boxes,
-    visibility,
 )
 from aligner.matching import Network
 from face.arrays import Bytes, Floats, Ints
@@ -177,9 +177,10 @@ def look(
     With ``components`` those of SIFT descriptors, ``extent`` pixels wide; without, the network's.
     """
     places = crops.crop_from_photo(project(state, points_of(rig, points, state)))
-    anchors, exposure = visibility(rig, state)
+    sight = sight_of(rig, state)
+    exposure = sight.landmarks
     landmarks = np.clip((exposure[..., 0] + 0.1) / 0.2, 0.0, 1.0) * (exposure[..., 1] <= OCCLUSION)
-    visible = np.concatenate([landmarks, anchors], axis=1)[:, points].astype(np.float32)
+    visible = np.concatenate([landmarks, sight.anchors], axis=1)[:, points].astype(np.float32)
     pixels = np.stack([crops.cut(image, i) for i, image in enumerate(images)])
     if components is None:
         parts = range(0, len(pixels), BATCH)

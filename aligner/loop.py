@@ -15,10 +15,11 @@ import numpy as np
 
 from aligner.crop import Crops
 from aligner.matching import Matches, vote
+from aligner.outline import KEPT, MOST, REACH, STEPS, Rim, ends, rim_edges, turning
 from face.arrays import Bools, Floats, Ints
 from face.camera import Box, NearPerspective
-from face.descriptor import Anchors
-from face.fit import FaceState, initial_pose, project, robust_weights, shape_of, step
+from face.descriptor import STRIDE, Anchors
+from face.fit import FaceState, Lines, initial_pose, project, robust_weights, shape_of, step
 from face.landmarks import SCHEMES, Habit
 from face.mesh import triangle_normals
 from face.morphable import Coefficients, MorphableModel
@@ -46,7 +47,39 @@ class Solver:
     first_gate: float = 0.15  # how near to its prediction a match must fall, in the first pass after the pose is known
     later_gates: tuple[float, ...] = (0.08,)  # and in later passes, which begin from a prediction
     later_noise: float = 0.03
+    outline: float = 60.0  # independent observations that a whole outline is worth, from the second pass on
     later_steps: int = 2  # for each gate
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the network saw of B faces in one pass."""
+
+    matches: Matches
+    px: Floats  # (B, N, 2) pixels of the photo that were matched
+    face_logit: Floats  # (B, H, W) log odds that pixels of the crops, STRIDE wide, show the face
+    crops: Crops
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the fitted meshes of B faces let be seen. Rows are rewritten as faces move."""
+
+    anchors: Floats  # (B, A) 0 to 1
+    landmarks: Floats  # (B, 68, 2) how they are exposed
+    rim: Rim
+
+    @staticmethod
+    def unknown(faces: int, anchors: int) -> Sight:
+        """Every anchor in sight, and no rim."""
+        return Sight(np.ones((faces, anchors)), np.zeros((faces, 68, 2)), Rim.nothing(faces))
+
+    def __getitem__(self, rows: Ints | Bools) -> Sight:
+        return Sight(self.anchors[rows], self.landmarks[rows], self.rim[rows])
+
+    def put(self, rows: Ints, part: Sight) -> None:
+        self.anchors[rows], self.landmarks[rows] = part.anchors, part.landmarks
+        self.rim.put(rows, part.rim)
 
 
 @dataclass(frozen=True)
@@ -81,6 +114,16 @@ class Rig:
         model, names = self.model, [name for name in ASIDE_REGIONS if name in self.model.region_names]
         aside = np.isin(self.anchor_vertex, model.faces[model.triangles_of(*names)])
         return np.where(aside, ASIDE, 1.0)
+
+    @cached_property
+    def rim_edges(self) -> Ints:
+        """(E, 2) what an outline may cross."""
+        return rim_edges(self.model)
+
+    @cached_property
+    def vertex_basis(self) -> Floats:
+        """(V, 3, P) float32."""
+        return np.ascontiguousarray(np.moveaxis(self.mesh_basis.reshape(len(self.mesh_basis), -1, 3), 0, 2))
 
     @cached_property
     def no_basis(self) -> Floats:
@@ -223,8 +266,8 @@ def crops_of_state(rig: Rig, state: FaceState, margin: float, size: int) -> Crop
     return Crops(centre, margin * (high - low).max(1), angle, size)
 
 
-def visibility(rig: Rig, state: FaceState) -> tuple[Floats, Floats]:
-    """How far the fitted mesh lets the anchors be seen, (B, A) 0 to 1, and how the (B, 68, 2) landmarks are exposed.
+def sight_of(rig: Rig, state: FaceState) -> Sight:
+    """How far the fitted meshes let the anchors be seen, how the landmarks are exposed, and where surfaces turn away.
 
     An anchor: zero where all four buffer pixels round it show other parts of the mesh in front of it, else falling as
     the smooth surface turns away. A landmark: the cosine to the camera of that triangle at it which faces the camera
@@ -234,6 +277,7 @@ def visibility(rig: Rig, state: FaceState) -> tuple[Floats, Floats]:
     faces = rig.model.faces
     anchors = np.zeros((len(state.scale), len(rig.anchor_mean)))
     landmarks = np.zeros((len(state.scale), 68, 2))
+    rim = Rim.nothing(len(state.scale))
     for face, (mesh, near) in enumerate(zip(rig.vertices(state), rig.nearness(state), strict=True)):
         seen = mesh @ state.rotation[face].T
         # As the camera sees it: planes stay planes, and what turns away from it turns away from the z axis.
@@ -244,7 +288,8 @@ def visibility(rig: Rig, state: FaceState) -> tuple[Floats, Floats]:
         ids = zbuffer.visibility(px, seen[:, 2], faces, (BUFFER, BUFFER))
         # Depth of the pixel's triangle at its nearest corner: near enough beside a tolerance of a centimetre.
         depth = np.where(ids >= 0, seen[faces[ids], 2].min(-1), np.inf)
-        smooth = -smooth_normals(seen, faces)[rig.anchor_vertex, 2]
+        normal = smooth_normals(seen, faces)
+        smooth = -normal[rig.anchor_vertex, 2]
         best = np.where(rig.in_crease, 1.0, _facing(seen, faces, rig.landmark_triangles, -1.0))
         behind = []
         for points in (seen[rig.anchor_vertex], seen[rig.model.landmarks.vertex]):
@@ -253,14 +298,51 @@ def visibility(rig: Rig, state: FaceState) -> tuple[Floats, Floats]:
             behind.append(np.maximum(points[:, 2] - depth[row, column].max(1), 0.0))
         anchors[face] = (behind[0] <= OCCLUSION) * np.clip((smooth + 0.1) / 0.2, 0.0, 1.0)
         landmarks[face] = np.stack([best, behind[1]], axis=1)
-    return anchors, landmarks
+        row = rim.vertices[face], rim.share[face], rim.px[face], rim.outward[face]
+        rim.count[face] = turning(seen, normal, rig.rim_edges, depth, scale, low, *row)
+        rim.px[face] = rim.px[face] * state.scale[face] + state.centre[face]
+    return Sight(anchors, landmarks, rim)
 
 
-def first_fit(rig: Rig, solver: Solver, matches: Matches, px: Floats, start: FaceState) -> FaceState:
-    """Fit (B, N, 2) ``px`` without a prediction: pose in closed form, pose alone, then everything.
+def outlines(rig: Rig, solver: Solver, state: FaceState, sight: Sight, look: Look) -> Lines:
+    """Where B faces end, for those places of their rims near which they do."""
+    b, rim, modes = len(state.scale), sight.rim, len(rig.modes)
+    out = Lines(
+        mean=np.zeros((b, KEPT, 3)),
+        basis=np.zeros((b, KEPT, 3, modes), np.float32),
+        targets=np.zeros((b, KEPT, 2)),
+        normal=np.zeros((b, KEPT, 2)),
+        weights=np.zeros((b, KEPT)),
+    )
+    stride = REACH / STEPS * rig.unit(state)  # pixels of the photo
+    start = look.crops.crop_from_photo(rim.px) / STRIDE - 0.5
+    step = look.crops.crop_from_photo(rim.px + rim.outward * stride[:, None, None]) / STRIDE - 0.5 - start
+    away = np.empty(MOST)
+    for face in range(b):
+        count = rim.count[face]
+        ends(look.face_logit[face], start[face], step[face], count, STEPS, away)
+        found = np.flatnonzero(np.isfinite(away[:count]))
+        if len(found) == 0:
+            continue
+        kept = found[np.arange(min(len(found), KEPT)) * len(found) // min(len(found), KEPT)]
+        n = len(kept)
+        vertices, share = rim.vertices[face, kept], rim.share[face, kept, None]
+        corner = rig.model.template[vertices].astype(np.float64)
+        out.mean[face, :n] = (1.0 - share) * corner[:, 0] + share * corner[:, 1]
+        basis, part = rig.vertex_basis[vertices], share[..., None].astype(np.float32)
+        out.basis[face, :n] = (1.0 - part) * basis[:, 0] + part * basis[:, 1]
+        normal = out.normal[face, :n] = rim.outward[face, kept]
+        out.targets[face, :n] = rim.px[face, kept] + normal * (away[kept] * stride[face])[:, None]
+        out.weights[face, :n] = solver.outline * len(found) / count / n
+    return out
+
+
+def first_fit(rig: Rig, solver: Solver, look: Look, start: FaceState) -> FaceState:
+    """Fit without a prediction: pose in closed form, pose alone, then everything.
 
     ``start`` says only what size to expect; what cannot be fitted keeps it.
     """
+    matches, px = look.matches, look.px
     b = len(px)
     everywhere, seen = np.zeros((b, len(rig.anchor_mean), 2)), np.ones((b, len(rig.anchor_mean)))
     mean, rigid, weight = vote(matches, px, everywhere, np.full(b, np.inf), seen, rig.anchor_mean, rig.no_basis)
@@ -286,16 +368,17 @@ def first_fit(rig: Rig, solver: Solver, matches: Matches, px: Floats, start: Fac
         )
         state = sane(found, state, unit)
     state = replace(state, coefficients=np.zeros((b, len(rig.modes))))
-    return _steps(rig, solver, matches, px, state, seen, solver.first_gate, solver.shape_noise)
+    return _steps(rig, solver, look, state, seen, solver.first_gate, solver.shape_noise)
 
 
-def resume(rig: Rig, solver: Solver, matches: Matches, px: Floats, state: FaceState) -> FaceState:
-    """Fit (B, N, 2) ``px`` of faces whose shape is known nearly and whose pose may have jumped.
+def resume(rig: Rig, solver: Solver, look: Look, state: FaceState) -> FaceState:
+    """Fit faces whose shape is known nearly and whose pose may have jumped.
 
     Where a face was says nothing of where it is: its pose is found in closed form from all matches, on its own shape.
     """
+    matches, px = look.matches, look.px
     b = len(px)
-    visible = visibility(rig, state)[0]
+    visible = sight_of(rig, state).anchors
     everywhere = np.zeros((b, len(rig.anchor_mean), 2))
     mean, basis, weight = vote(matches, px, everywhere, np.full(b, np.inf), visible, rig.anchor_mean, rig.anchor_basis)
     points = shape_of(mean, basis, state.coefficients)
@@ -306,38 +389,33 @@ def resume(rig: Rig, solver: Solver, matches: Matches, px: Floats, state: FaceSt
         found = replace(initial_pose(points, px, trust, 0), coefficients=state.coefficients)
         posed = sane(found, posed, unit)
         trust = weight * robust_weights(px - project(posed, points, rig.nearness(posed)), noise * unit)
-    return refine(rig, solver, matches, px, posed, visible)
+    return refine(rig, solver, look, posed, sight_of(rig, posed))
 
 
-def refine(rig: Rig, solver: Solver, matches: Matches, px: Floats, state: FaceState, visible: Floats) -> FaceState:
-    """Fit (B, N, 2) ``px`` from a prediction: matches count where the (B, A) ``visible`` anchors are predicted."""
+def refine(rig: Rig, solver: Solver, look: Look, state: FaceState, sight: Sight) -> FaceState:
+    """Fit from a prediction and what it lets be seen: matches count where the anchors in sight are predicted."""
+    lines = outlines(rig, solver, state, sight, look)
+    trust = sight.anchors * rig.anchor_trust
     for gate in solver.later_gates:
-        state = _steps(
-            rig,
-            solver,
-            matches,
-            px,
-            state,
-            visible * rig.anchor_trust,
-            gate,
-            (solver.later_noise,) * solver.later_steps,
-        )
+        state = _steps(rig, solver, look, state, trust, gate, (solver.later_noise,) * solver.later_steps, lines)
     return state
 
 
 def _steps(
     rig: Rig,
     solver: Solver,
-    matches: Matches,
-    px: Floats,
+    look: Look,
     state: FaceState,
     visible: Floats,
     gate: float,
     noises: tuple[float, ...],
+    lines: Lines | None = None,
 ) -> FaceState:
     unit = rig.unit(state)
     predicted = rig.anchors(state)
-    mean, basis, weight = vote(matches, px, predicted, gate * unit, visible, rig.anchor_mean, rig.anchor_basis)
+    mean, basis, weight = vote(
+        look.matches, look.px, predicted, gate * unit, visible, rig.anchor_mean, rig.anchor_basis
+    )
     weight = evidence(weight, solver.evidence)
     modes = len(rig.modes)
     for noise in noises:
@@ -345,12 +423,13 @@ def _steps(
             state,
             mean,
             basis,
-            px,
+            look.px,
             weight,
             noise=noise * unit,
             prior=np.zeros(modes),
             prior_sd=np.ones(modes),
             nearness=rig.nearness(state),
+            lines=lines,
         )
         state = sane(found, state, unit)
     return state

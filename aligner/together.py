@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from aligner.alignment import Alignment
-from aligner.loop import Rig, Solver, evidence, prior_sd, rig_of, sane, visibility
-from aligner.matching import Matches, vote
+from aligner.loop import Look, Rig, Sight, Solver, evidence, outlines, prior_sd, rig_of, sane, sight_of
+from aligner.matching import vote
 from face.arrays import Floats
 from face.descriptor import Anchors
-from face.fit import POSE, FaceState, jacobian, moved, robust_weights, shape_of
+from face.fit import POSE, FaceState, Lines, jacobian, moved, normal_equations, shape_of
 from face.morphable import Coefficients, MorphableModel
 from face.smooth import smooth_fields
 
@@ -135,20 +135,16 @@ def shared_step(
     *,
     noise: Floats,
     identities: int,
+    across: tuple[Lines, Floats, Floats] | None = None,
     damping: float = 1e-6,
 ) -> FaceState:
     """One Gauss-Newton step of B photos of one person; the rows of ``state`` share their first ``identities`` latents.
 
-    (B, N, 2) ``px`` and their (B, N, 2, 6 + P) derivatives ``jac``. The energy is ``face.fit.step``'s, summed over the
-    photos, with the standard normal prior of the identity once.
+    (B, N, 2) ``px`` and their (B, N, 2, 6 + P) derivatives ``jac``; ``across`` as in ``normal_equations``. The energy
+    is ``face.fit.step``'s, summed over the photos, with the standard normal prior of the identity once.
     """
-    residual = targets - px
-    w = weights * robust_weights(residual, noise) / noise[:, None] ** 2
-    b, n, _, p = jac.shape
-    flat = jac.reshape(b, 2 * n, p)
-    weighted = np.swapaxes(flat * np.repeat(w, 2, axis=1)[..., None], 1, 2)
-    hessian = weighted @ flat
-    gradient = (weighted @ residual.reshape(b, 2 * n, 1))[..., 0]
+    hessian, gradient = normal_equations(targets - px, jac, weights, noise, across)
+    b, p = gradient.shape
     diagonal = np.arange(p)
     hessian[:, diagonal, diagonal] *= 1.0 + damping
     hessian[:, diagonal, diagonal] += 1e-9
@@ -172,21 +168,25 @@ def shared_step(
 
 
 def fit_together(
-    rig: PerspectiveRig, solver: Solver, number: int, matches: Matches, px: Floats, state: FaceState, visible: Floats
+    rig: PerspectiveRig, solver: Solver, number: int, look: Look, state: FaceState, sight: Sight
 ) -> FaceState:
-    """``aligner.loop.refine`` of photos of one person: the identity is that of all (B, N, 2) ``px`` at once."""
+    """``aligner.loop.refine`` of photos of one person: the identity is that of all pixels at once."""
     unit = rig.unit(state)
     if number == 0:
-        visible = visibility(rig, state)[0]
+        sight = sight_of(rig, state)
+    lines = outlines(rig, solver, state, sight, look)
     gate = solver.later_gates[0] * unit
     for _ in range(VOTES):
         # What a pixel votes for leans to where it was predicted, so shapes arrive over several elections.
-        mean, basis, weight = vote(matches, px, rig.anchors(state), gate, visible, rig.anchor_mean, rig.anchor_basis)
+        mean, basis, weight = vote(
+            look.matches, look.px, rig.anchors(state), gate, sight.anchors, rig.anchor_mean, rig.anchor_basis
+        )
         weight = evidence(weight, solver.evidence)
         for _ in range(STEPS):
             at, jac = near_jacobian(state, mean, basis)
             noise = solver.later_noise * unit
-            found = shared_step(state, at, jac, px, weight, noise=noise, identities=rig.identities)
+            across = lines, *near_jacobian(state, lines.mean, lines.basis)
+            found = shared_step(state, at, jac, look.px, weight, noise=noise, identities=rig.identities, across=across)
             state = _one(rig, found, state, unit)
     return state
 

@@ -47,6 +47,17 @@ class FaceState:
         return FaceState(self.scale[rows], self.rotation[rows], self.centre[rows], self.coefficients[rows])
 
 
+@dataclass(frozen=True)
+class Lines:
+    """Points of which only the distance from a line is known: C of each of B faces."""
+
+    mean: Floats  # (B, C, 3) metres
+    basis: Floats  # (B, C, 3, P)
+    targets: Floats  # (B, C, 2) pixels, anywhere on the lines
+    normal: Floats  # (B, C, 2) unit vectors across them
+    weights: Floats  # (B, C)
+
+
 def shape_of(mean: Floats, basis: Floats, coefficients: Floats) -> Floats:
     """(B, N, 3) head points of (N, 3) or (B, N, 3) mean, (N, 3, P) or (B, N, 3, P) basis, (B, P) coefficients."""
     flat = basis.reshape(*basis.shape[:-3], basis.shape[-3] * 3, basis.shape[-1])
@@ -134,30 +145,46 @@ def step(
     prior: Floats,
     prior_sd: Floats,
     nearness: Floats | None = None,
+    lines: Lines | None = None,
     damping: float = 1e-6,
 ) -> FaceState:
-    """One damped Gauss-Newton step towards (B, N, 2) ``targets`` with (B, N) ``weights``.
+    """One damped Gauss-Newton step towards (B, N, 2) ``targets`` with (B, N) ``weights``, and towards ``lines``.
 
     ``noise`` (B,) pixels; ``prior`` and ``prior_sd`` (P,) or (B, P). A coefficient of zero sd stays where it is.
     ``nearness`` as in ``project``.
     """
     px, jac = jacobian(state, mean, basis, nearness)
-    residual = targets - px
-    w = weights * robust_weights(residual, noise) / noise[:, None] ** 2
-    b, n, _, p = jac.shape
-    flat = jac.reshape(b, 2 * n, p)
-    weighted = flat * np.repeat(w, 2, axis=1)[..., None]
-    hessian = np.swapaxes(weighted, 1, 2) @ flat
-    gradient = (np.swapaxes(weighted, 1, 2) @ residual.reshape(b, 2 * n, 1))[..., 0]
+    across = None if lines is None else (lines, *jacobian(state, lines.mean, lines.basis, nearness))
+    hessian, gradient = normal_equations(targets - px, jac, weights, noise, across)
     frozen = np.broadcast_to(prior_sd, state.coefficients.shape) <= 0
     precision = np.where(frozen, 1e12, 1.0 / np.where(frozen, 1.0, prior_sd) ** 2)
-    diagonal = np.arange(p)
+    diagonal = np.arange(hessian.shape[1])
     hessian[:, diagonal, diagonal] *= 1.0 + damping
     hessian[:, diagonal, diagonal] += 1e-9
     hessian[:, diagonal[POSE:], diagonal[POSE:]] += precision
     pull = np.where(frozen, 0.0, prior - state.coefficients)
     gradient[:, POSE:] += precision * pull
     return moved(state, np.linalg.solve(hessian, gradient[..., None])[..., 0])
+
+
+def normal_equations(
+    residual: Floats, jac: Floats, weights: Floats, noise: Floats, across: tuple[Lines, Floats, Floats] | None = None
+) -> tuple[Floats, Floats]:
+    """(B, Q, Q) Gauss-Newton matrix and (B, Q) gradient of the data term, of (B, N, 2) residuals and their derivatives.
+
+    (B, N, 2, Q) ``jac``. ``across``: lines, the (B, C, 2) pixels of their points and these' (B, C, 2, Q) derivatives.
+    """
+    b, n, _, q = jac.shape
+    w = weights * robust_weights(residual, noise) / noise[:, None] ** 2
+    rows, off, w = jac.reshape(b, 2 * n, q), residual.reshape(b, 2 * n), np.repeat(w, 2, axis=1)
+    if across is not None:
+        lines, px, turns = across
+        away = ((lines.targets - px) * lines.normal).sum(-1)
+        counted = lines.weights * robust_weights(away[..., None], noise) / noise[:, None] ** 2
+        rows = np.concatenate([rows, np.matmul(lines.normal[:, :, None], turns)[:, :, 0]], axis=1)
+        off, w = np.concatenate([off, away], axis=1), np.concatenate([w, counted], axis=1)
+    weighted = np.swapaxes(rows * w[..., None], 1, 2)
+    return weighted @ rows, (weighted @ off[..., None])[..., 0]
 
 
 def initial_pose(mean: Floats, targets: Floats, weights: Floats, coefficients: int) -> FaceState:

@@ -17,7 +17,7 @@ from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
 from face.arrays import Bools, Floats, Ints
-from face.mesh import SurfacePoints, triangle_normals, vertex_normals
+from face.mesh import SurfacePoints, edges_of, triangle_normals, vertex_normals
 
 CANDIDATES = 12  # triangles that are tried for each point
 STIFFNESS = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # of the displacements over the mesh, one solve each, from stiff to soft
@@ -175,8 +175,7 @@ def register(moving: Surface, fixed: Surface, pairs: tuple[Ints, Ints] | None = 
 
 def _laplacian(faces: Ints, count: int) -> sparse.csr_matrix:
     """(V, V) graph Laplacian of the mesh's edges."""
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    edges = np.unique(np.sort(edges, axis=1), axis=0)
+    edges = edges_of(faces)
     ones = np.ones(len(edges))
     adjacency = sparse.coo_matrix((ones, edges.T), shape=(count, count)).tocsr()
     adjacency = adjacency + adjacency.T

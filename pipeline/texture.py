@@ -22,7 +22,7 @@ from face import lighting
 from face.albedo import AlbedoModel
 from face.arrays import Bools, Floats, Ints
 from face.camera import Pinhole, WeakPerspective
-from face.mesh import SurfacePoints, triangle_normals, vertex_normals
+from face.mesh import SurfacePoints, edges_of, triangle_normals, vertex_normals
 from face.morphable import MorphableModel
 from face.render.frame import Frame, render, sample_texture, visible
 from pipeline.covering import covered
@@ -145,8 +145,7 @@ def atlas_of(model: MorphableModel, size: int) -> Atlas:
     row_of_label[labels.ravel()[covered]] = row[covered]
     uv_of_vertex = np.zeros((len(model.template), 2))
     uv_of_vertex[model.faces.ravel()] = model.uv[model.uv_faces.ravel()]
-    pairs = np.concatenate([model.faces[:, [0, 1]], model.faces[:, [1, 2]], model.faces[:, [2, 0]]])
-    edges = np.unique(np.sort(pairs, axis=1), axis=0)
+    edges = edges_of(model.faces)
     region = {}
     for name in model.region_names:
         member = np.zeros(len(model.template), dtype=bool)

@@ -236,7 +236,7 @@ def test_a_face_that_no_identity_forms(oracle_aligner: Aligner, open_head: Morph
     size = np.linalg.norm(found.beyond, axis=1).max()
     assert (steps <= 2.0 * size * lengths / BEYOND_RANGE + 1e-6).all()
 
-    blind = with_beyond(oracle_aligner, 0.005, solver=Solver(evidence=0.01))
+    blind = with_beyond(oracle_aligner, 0.005, solver=Solver(evidence=0.01, outline=0.01))
     shown = [image for image, face in zip(images, found.faces, strict=True) if face is not None]
     face = blind._align_one_person(shown, used)[0]
     assert np.abs(face.vertices - open_head.vertices(face.coefficients)).max() < 0.05 * np.abs(found.beyond).max()

@@ -13,9 +13,11 @@ from face.camera import NearPerspective
 from face.fit import (
     POSE,
     FaceState,
+    Lines,
     initial_pose,
     jacobian,
     moved,
+    normal_equations,
     project,
     robust_weights,
     shape_of,
@@ -222,3 +224,44 @@ def test_fitted_poses_agree_with_aflw2000(landmarks: tuple[Floats, Floats], shar
     size = np.sqrt(np.prod(np.ptp(points, axis=1), axis=1))
     miss = np.linalg.norm(project(found, shape_of(mean, basis, found.coefficients)) - points, axis=2).mean(1) / size
     assert np.median(miss) < 0.025
+
+
+def test_a_point_on_two_crossing_lines_is_a_point(landmarks: tuple[Floats, Floats]) -> None:
+    mean, basis = landmarks
+    rng = np.random.default_rng(11)
+    state = random_faces(2, rng)
+    px, jac = jacobian(state, mean, basis)
+    targets, weights, noise = (
+        px + rng.normal(scale=1e-3, size=px.shape),
+        rng.uniform(0.5, 1.0, (2, 68)),
+        np.full(2, 5.0),
+    )
+    points = normal_equations(targets - px, jac, weights, noise)
+    angle = rng.uniform(0.0, np.pi, (2, 68))
+    one = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    other = one[..., ::-1] * [-1.0, 1.0]
+    twice = [np.concatenate([each, each], axis=1) for each in (np.broadcast_to(mean, (2, 68, 3)), targets, weights)]
+    bases = np.broadcast_to(basis, (2, *basis.shape))
+    lines = Lines(twice[0], np.concatenate([bases, bases], 1), twice[1], np.concatenate([one, other], 1), twice[2])
+    nothing = np.zeros((2, 0, 2)), np.zeros((2, 0, 2, POSE + P)), np.zeros((2, 0))
+    across = lines, np.concatenate([px, px], 1), np.concatenate([jac, jac], 1)
+    for found, expected in zip(normal_equations(*nothing, noise, across), points, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+
+
+def test_lines_leave_a_face_free_along_them(landmarks: tuple[Floats, Floats]) -> None:
+    """Upright lines tell where a face lies from left to right, and nothing of up and down."""
+    mean, basis = landmarks
+    state = random_faces(1, np.random.default_rng(12), yaw=20.0)
+    true = project(state, shape_of(mean, basis, state.coefficients))
+    off = FaceState(state.scale, state.rotation, state.centre + np.array([4.0, 7.0]), state.coefficients)
+    right = np.broadcast_to([1.0, 0.0], (1, 68, 2))
+    lines = Lines(mean[None], basis[None], true, right, np.ones((1, 68)))
+    nothing = np.zeros((1, 0, 3)), np.zeros((1, 0, 3, P)), np.zeros((1, 0, 2)), np.zeros((1, 0))
+    held = {"noise": np.array([30.0]), "prior": state.coefficients, "prior_sd": np.full(P, 1e-6)}
+    found = off
+    for _ in range(5):
+        found = step(found, *nothing, **held, lines=lines)
+    px = project(found, shape_of(mean, basis, found.coefficients))
+    assert np.abs(px[..., 0] - true[..., 0]).max() < 0.05
+    assert np.abs((px - true)[..., 1].mean() - 7.0) < 0.5
