@@ -26,7 +26,7 @@ from face.morphable import MorphableModel
 from infra import weights
 from infra.dataset import Dataset, open_dataset
 from infra.shards import ViewRow
-from trainer.config import LossWeights, TrainConfig, to_dict
+from trainer.config import LossWeights, TrainConfig, recorded
 from trainer.crops import chart_of
 from trainer.matching import YAW_BINS, Matching, ViewPair, by_anchors, by_network, measure, view_pairs
 from trainer.store import Store
@@ -108,7 +108,7 @@ def train_once(
     """
     if out.exists():
         card = weights.load(out).card
-        if (card["config"], card["dataset"]) != (to_dict(config), fingerprint):
+        if (card["config"], card["dataset"]) != (recorded(config), fingerprint):
             raise ValueError(f"{out} comes from other steps, another start or other views: name another --work folder")
         return
     start = time.process_time()

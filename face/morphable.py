@@ -12,7 +12,7 @@ from face.landmarks import LandmarkTable
 from face.mesh import SurfacePoints
 from face.smooth import smooth_fields
 
-DEFORMED, REACH = 0.003, 0.05  # metres: a deformation's deviation along each axis, and over which distance it changes
+DEFORMED, REACH = 0.003, 0.05  # metres: a deformation's deviation at the middle, and over which distance it changes
 PLACES, FIELDS = 600, 16  # vertices that choose the deformations' functions, and how many of each parity
 ASYMMETRY = 0.35  # deviation of what a deformation does to one half of the face alone, over that of both
 
@@ -85,7 +85,8 @@ class MorphableModel:
     def deformations(self) -> Floats:
         """(M, V, 3) metres for one standard deviation: smooth, and none of them an identity's.
 
-        A Gaussian process over the template (``face.smooth``), mostly alike on both sides of the face.
+        A Gaussian process over the template (``face.smooth``), mostly alike on both sides of the face. Its deviation
+        along y and z falls from ``DEFORMED`` at the middle to three quarters of that at the sides.
         """
         vertex = np.linspace(0, len(self.template) - 1, min(PLACES, len(self.template))).astype(np.int64)
         out = []

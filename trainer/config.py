@@ -85,6 +85,11 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return plain
 
 
+def recorded(config: TrainConfig) -> dict[str, Any]:
+    """As a card tells it: of the weights that were started from, their own name without the folders before it."""
+    return to_dict(config) | {"start": config.start.rsplit("/", 1)[-1]}
+
+
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """The inverse of ``to_dict``; missing names take their defaults. ValueError for unknown ones."""
     out = dict(values)

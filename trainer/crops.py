@@ -96,8 +96,9 @@ def input_from_source(box: Box, size: int, framing: Framing) -> Floats:
 def random_bend(size: int, *, rng: np.random.Generator) -> Floats:
     """(size, size, 2) float32: how far from its own place, in px of the crop, each pixel of a bent crop is taken.
 
-    A stretch along a random direction (5 % standard deviation) beside smooth random shifts of up to some 2 % of the
-    crop between points an eighth to a quarter of it apart. Neighbours never change places: slopes stay below one.
+    A stretch along a random direction (5 % standard deviation) beside smooth random shifts, of a standard deviation of
+    up to 2 % of the crop, between points an eighth to a quarter of it apart. Neighbours never change places: slopes
+    stay below one.
     """
     stretch = float(np.clip(rng.normal(0.0, 0.05), -0.12, 0.12))
     angle = rng.uniform(0.0, np.pi)

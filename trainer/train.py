@@ -27,7 +27,7 @@ from face.morphable import MorphableModel
 from infra import weights
 from infra.dataset import Dataset
 from infra.shards import ViewRow
-from trainer.config import MAY_CHANGE, TrainConfig, from_dict, to_dict
+from trainer.config import MAY_CHANGE, TrainConfig, from_dict, recorded, to_dict
 from trainer.crops import Chart, chart_of
 from trainer.data import Crops, batches
 from trainer.evaluate import Pair, dev_pairs, match_figures
@@ -343,7 +343,7 @@ def save_weights(
         "steps": state.step,
         "images_seen": state.step * config.batch,
         "dev": dict(dev),
-        "config": to_dict(config),
+        "config": recorded(config),
         "torch": torch.__version__,
     }
     weights.save(path, state.average.net, anchors_of(state, model, config), card)

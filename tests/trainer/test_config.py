@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from face.descriptor import NetConfig
-from trainer.config import LossWeights, TrainConfig, from_dict, to_dict
+from trainer.config import LossWeights, TrainConfig, from_dict, recorded, to_dict
 
 
 def test_plain_values_come_back_through_json() -> None:
@@ -39,3 +39,17 @@ def test_a_batch_must_split_over_the_workers() -> None:
     for workers in (0, 3, 16):
         with pytest.raises(ValueError, match="does not split"):
             config.check_workers(workers)
+
+
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        ("", ""),
+        ("dff-open", "dff-open"),
+        ("/home/me/runs/a.safetensors", "a.safetensors"),
+        ("models:/dff@best", "dff@best"),
+    ],
+)
+def test_a_card_tells_no_folders(start: str, told: str) -> None:
+    config = TrainConfig(start=start)
+    assert recorded(config) == to_dict(config) | {"start": told}
