@@ -15,7 +15,7 @@ import numpy as np
 
 from aligner.crop import Crops
 from aligner.matching import Matches, vote
-from aligner.outline import KEPT, MOST, REACH, STEPS, Rim, ends, rim_edges, turning
+from aligner.outline import KEPT, MOST, REACH, STEPS, Rim, behind, ends, rim_edges, surface_depth, turning
 from face.arrays import Bools, Floats, Ints
 from face.camera import Box, NearPerspective
 from face.descriptor import STRIDE, Anchors
@@ -32,7 +32,6 @@ OCCLUSION = 0.012  # metres behind the visible surface at which a point counts a
 BUFFER = 64  # pixels of the visibility buffer's side
 ASIDE = 0.15  # how far anchors count on which no landmark lies; they differ between people in ways no mode tells
 ASIDE_REGIONS = ("ears", "scalp", "neck")
-FOUR_AROUND = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
 NO_MODES = np.zeros(0)
 
 
@@ -286,18 +285,14 @@ def sight_of(rig: Rig, state: FaceState) -> Sight:
         scale = BUFFER / float((high - low).max())
         px = (seen[:, :2] - low) * scale
         ids = zbuffer.visibility(px, seen[:, 2], faces, (BUFFER, BUFFER))
-        # Depth of the pixel's triangle at its nearest corner: near enough beside a tolerance of a centimetre.
-        depth = np.where(ids >= 0, seen[faces[ids], 2].min(-1), np.inf)
+        # At a triangle's nearest corner: near enough beside a tolerance of a centimetre.
+        depth = surface_depth(ids, faces, seen[:, 2])
         normal = smooth_normals(seen, faces)
         smooth = -normal[rig.anchor_vertex, 2]
         best = np.where(rig.in_crease, 1.0, _facing(seen, faces, rig.landmark_triangles, -1.0))
-        behind = []
-        for points in (seen[rig.anchor_vertex], seen[rig.model.landmarks.vertex]):
-            cell = np.floor((points[:, :2] - low) * scale - 0.5).astype(int)[:, None] + FOUR_AROUND
-            column, row = np.clip(cell, 0, BUFFER - 1).transpose(2, 0, 1)
-            behind.append(np.maximum(points[:, 2] - depth[row, column].max(1), 0.0))
-        anchors[face] = (behind[0] <= OCCLUSION) * np.clip((smooth + 0.1) / 0.2, 0.0, 1.0)
-        landmarks[face] = np.stack([best, behind[1]], axis=1)
+        hidden = behind(seen[rig.anchor_vertex], low, scale, depth) > OCCLUSION
+        anchors[face] = ~hidden * np.clip((smooth + 0.1) / 0.2, 0.0, 1.0)
+        landmarks[face] = np.stack([best, behind(seen[rig.model.landmarks.vertex], low, scale, depth)], axis=1)
         row = rim.vertices[face], rim.share[face], rim.px[face], rim.outward[face]
         rim.count[face] = turning(seen, normal, rig.rim_edges, depth, scale, low, *row)
         rim.px[face] = rim.px[face] * state.scale[face] + state.centre[face]

@@ -63,13 +63,46 @@ def rim_edges(model: MorphableModel) -> Ints:
 
 
 @numba.njit(cache=True, nogil=True)
+def surface_depth(ids, faces, depth):  # type: ignore[no-untyped-def]
+    """(H, W) depth of each pixel's triangle at its nearest corner; infinite where ``ids`` is -1."""
+    out = np.full(ids.shape, np.inf)
+    for row in range(ids.shape[0]):
+        for column in range(ids.shape[1]):
+            f = ids[row, column]
+            if f >= 0:
+                out[row, column] = min(depth[faces[f, 0]], depth[faces[f, 1]], depth[faces[f, 2]])
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def farthest_round(depth, x, y):  # type: ignore[no-untyped-def]
+    """The largest ``depth`` of the four pixels round a place, pixel centres at whole numbers."""
+    height, width = depth.shape
+    column, row = int(np.floor(x)), int(np.floor(y))
+    out = -np.inf
+    for r in (row, row + 1):
+        for c in (column, column + 1):
+            out = max(out, depth[min(max(r, 0), height - 1), min(max(c, 0), width - 1)])
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def behind(points, low, scale, depth):  # type: ignore[no-untyped-def]
+    """(N,) how far (N, 3) points lie behind the surface that all four pixels round them show; zero before it."""
+    out = np.empty(len(points))
+    for n in range(len(points)):
+        x, y = (points[n, 0] - low[0]) * scale - 0.5, (points[n, 1] - low[1]) * scale - 0.5
+        out[n] = max(points[n, 2] - farthest_round(depth, x, y), 0.0)
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
 def turning(seen, normal, edges, depth, scale, low, vertices, share, place, outward):  # type: ignore[no-untyped-def]
     """Fill one face's row of a ``Rim``, evenly where there are more than it holds; the number of places.
 
     (V, 3) ``seen`` as the camera sees it and its unit ``normal``; (H, W) ``depth`` of the nearest surface, pixels
     ``scale * (xy - low)``. ``place`` (MOST, 2) comes in the units of ``seen``.
     """
-    height, width = depth.shape
     crossing = np.empty(len(edges), np.int32)
     found = 0
     for e in range(len(edges)):
@@ -84,12 +117,7 @@ def turning(seen, normal, edges, depth, scale, low, vertices, share, place, outw
         x = ((1.0 - t) * seen[i, 0] + t * seen[j, 0] - low[0]) * scale - 0.5
         y = ((1.0 - t) * seen[i, 1] + t * seen[j, 1] - low[1]) * scale - 0.5
         z = (1.0 - t) * seen[i, 2] + t * seen[j, 2]
-        column, row = int(np.floor(x)), int(np.floor(y))
-        behind = -np.inf  # the farthest of the four pixels round the place
-        for r in (row, row + 1):
-            for c in (column, column + 1):
-                behind = max(behind, depth[min(max(r, 0), height - 1), min(max(c, 0), width - 1)])
-        if z - behind < HIDDEN:
+        if z - farthest_round(depth, x, y) < HIDDEN:
             crossing[found] = e
             found += 1
     used = min(found, len(share))

@@ -176,15 +176,19 @@ def normal_equations(
     """
     b, n, _, q = jac.shape
     w = weights * robust_weights(residual, noise) / noise[:, None] ** 2
-    rows, off, w = jac.reshape(b, 2 * n, q), residual.reshape(b, 2 * n), np.repeat(w, 2, axis=1)
+    hessian, gradient = _moments(jac.reshape(b, 2 * n, q), residual.reshape(b, 2 * n), np.repeat(w, 2, axis=1))
     if across is not None:
         lines, px, turns = across
         away = ((lines.targets - px) * lines.normal).sum(-1)
-        counted = lines.weights * robust_weights(away[..., None], noise) / noise[:, None] ** 2
-        rows = np.concatenate([rows, np.matmul(lines.normal[:, :, None], turns)[:, :, 0]], axis=1)
-        off, w = np.concatenate([off, away], axis=1), np.concatenate([w, counted], axis=1)
-    weighted = np.swapaxes(rows * w[..., None], 1, 2)
-    return weighted @ rows, (weighted @ off[..., None])[..., 0]
+        w = lines.weights * robust_weights(away[..., None], noise) / noise[:, None] ** 2
+        more = _moments(np.matmul(lines.normal[:, :, None], turns)[:, :, 0], away, w)
+        hessian, gradient = hessian + more[0], gradient + more[1]
+    return hessian, gradient
+
+
+def _moments(rows: Floats, residual: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    weighted = np.swapaxes(rows * weights[..., None], 1, 2)
+    return weighted @ rows, (weighted @ residual[..., None])[..., 0]
 
 
 def initial_pose(mean: Floats, targets: Floats, weights: Floats, coefficients: int) -> FaceState:
