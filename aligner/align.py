@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -58,6 +58,7 @@ from infra import weights as weights_files
 Fit = Callable[[int, Look, FaceState, Sight], FaceState]
 """(pass number, what is seen of B faces, their B states, what these let be seen) to B states."""
 
+SECOND_LOOK = 0.75  # side of the box in which a face that failed is looked for once more, over that of its own
 MIN_SIDE = 16  # pixels: no face can be aligned in less
 
 REFERENCE_ROTATION: dict[str, tuple[float, float, float]] = {"open-head": (4.8, 0.0, 0.0)}
@@ -212,6 +213,9 @@ class Aligner:
         for begin in range(0, len(faces), self.config.batch):
             chunk = faces[begin : begin + self.config.batch]
             found = self._align_faces([images[i] for i, _ in chunk], [sighting for _, sighting in chunk])
+            failed = [k for k, (i, _) in enumerate(chunk) if asked[i] is not None and found[k].failed]
+            for k, second in self._closer(images, chunk, failed):
+                found[k] = second
             for (i, _), alignment in zip(chunk, found, strict=True):
                 out[i].append(alignment)
         return [_accepted(some) if asked[i] is None else some for i, some in enumerate(out)]
@@ -278,9 +282,22 @@ class Aligner:
         rig, config = self.near_rig, self.config
         state = one_person(rig, alone)
         crops = crops_of_state(rig, state, config.margin, config.crop)
-        fit = partial(fit_together, rig, config.solver)
+        trust = np.array([face.face_confidence for face in alone])
+        fit = partial(fit_together, rig, config.solver, trust)
         boxes = [face.box for face in alone]
         return self._iterate(images, boxes, state, crops, rig=rig, fit=fit, as_one=True)
+
+    def _closer(
+        self, images: Sequence[Bytes], faces: Sequence[tuple[int, Sighting]], failed: Sequence[int]
+    ) -> Iterator[tuple[int, Alignment]]:
+        """Those of the ``failed`` faces that do align in the middle of their box: beside them it holds another."""
+        if not failed:
+            return
+        again = [Sighting(_middle(faces[k][1].box)) for k in failed]
+        found = self._align_faces([images[faces[k][0]] for k in failed], again)
+        for k, second in zip(failed, found, strict=True):
+            if not second.failed:
+                yield k, replace(second, box=faces[k][1].box)
 
     def _align_faces(self, images: list[Bytes], sightings: list[Sighting]) -> list[Alignment]:
         state, first = self._start(sightings)
@@ -329,7 +346,7 @@ class Aligner:
             descriptor, face_logit = features
             if not able.all():  # maps are large: copied only if need be
                 descriptor, face_logit = descriptor[able], face_logit[able]
-            after = fit(number, Look(*counted, face_logit, crops[able]), before, watch.sight[active])
+            after = fit(number, Look(*counted, face_logit, crops[able], active), before, watch.sight[active])
             state = put(state, active, after)
             pitch = matches.pitch * (crops.side / crops.size)[able]
             motion = watch.update(rig, active, after, matches, px, pitch)
@@ -534,6 +551,11 @@ def _accepted(found: list[Alignment]) -> list[Alignment]:
         if not one.failed and not any(same_face(box, Box.around(other.landmarks_3d[:, :2])) for other in kept):
             kept.append(one)
     return kept
+
+
+def _middle(box: Box) -> Box:
+    half = SECOND_LOOK / 2 * np.array([box.width, box.height])
+    return Box(*(box.centre - half).tolist(), *(box.centre + half).tolist())
 
 
 def _check_image(image: Bytes) -> None:

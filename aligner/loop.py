@@ -58,6 +58,13 @@ class Look:
     px: Floats  # (B, N, 2) pixels of the photo that were matched
     face_logit: Floats  # (B, H, W) log odds that pixels of the crops, STRIDE wide, show the face
     crops: Crops
+    face: Ints  # (B,) which of the faces that were asked for
+
+    @property
+    def area(self) -> Floats:
+        """(B,) square pixels of the photo that show the face."""
+        pixels = (self.matches.mask > 0).sum(1) * self.matches.pitch**2
+        return np.asarray(pixels * (self.crops.side / self.crops.size) ** 2)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from face.smooth import smooth_fields
 
 IDENTITIES, EXPRESSIONS = 50, 30  # latent directions of each
 BEYOND_RANGE, BEYOND_FIELDS = 0.05, 20  # metres over which a smooth deformation changes, and how many along each axis
+WHOLE = 0.8  # area of a face that is seen whole, over its unit squared
 VOTES, STEPS = 2, 2  # elections in each pass, and steps after each
 NEARNESS, NEARNESS_SD, NEAREST = 1.0, 1.0, 4.0  # 1 / metres: of cameras to faces, from telephoto lenses to selfies
 
@@ -156,10 +157,10 @@ def shared_step(
     within[:, expression, expression] += 1.0
     own_gradient = gradient[:, own]
     own_gradient[:, expression] -= state.coefficients[:, identities:]
-    across = hessian[:, own[:, None], shared]
-    solved = np.linalg.solve(within, np.concatenate([across, own_gradient[..., None]], axis=2))
-    reduced = hessian[:, shared[:, None], shared] - np.swapaxes(across, 1, 2) @ solved[..., :-1]
-    pull = gradient[:, shared] - (np.swapaxes(across, 1, 2) @ solved[..., -1:])[..., 0]
+    coupling = hessian[:, own[:, None], shared]
+    solved = np.linalg.solve(within, np.concatenate([coupling, own_gradient[..., None]], axis=2))
+    reduced = hessian[:, shared[:, None], shared] - np.swapaxes(coupling, 1, 2) @ solved[..., :-1]
+    pull = gradient[:, shared] - (np.swapaxes(coupling, 1, 2) @ solved[..., -1:])[..., 0]
     together = np.linalg.solve(reduced.sum(0) + np.eye(identities), pull.sum(0) - state.coefficients[0, :identities])
     delta = np.empty((b, p))
     delta[:, shared] = together
@@ -168,20 +169,26 @@ def shared_step(
 
 
 def fit_together(
-    rig: PerspectiveRig, solver: Solver, number: int, look: Look, state: FaceState, sight: Sight
+    rig: PerspectiveRig, solver: Solver, trust: Floats, number: int, look: Look, state: FaceState, sight: Sight
 ) -> FaceState:
-    """``aligner.loop.refine`` of photos of one person: the identity is that of all pixels at once."""
+    """``aligner.loop.refine`` of photos of one person: the identity is that of all pixels at once.
+
+    A photo counts by the square of its ``trust``, the confidence that it was aligned by itself, and of how much of the
+    face it shows: where a hand and a cap leave a third of it, errors are large, and all of one kind.
+    """
     unit = rig.unit(state)
+    share = (trust[look.face] * np.minimum(look.area / (WHOLE * unit**2), 1.0)) ** 2
     if number == 0:
         sight = sight_of(rig, state)
     lines = outlines(rig, solver, state, sight, look)
+    lines = replace(lines, weights=lines.weights * share[:, None])
     gate = solver.later_gates[0] * unit
     for _ in range(VOTES):
         # What a pixel votes for leans to where it was predicted, so shapes arrive over several elections.
         mean, basis, weight = vote(
             look.matches, look.px, rig.anchors(state), gate, sight.anchors, rig.anchor_mean, rig.anchor_basis
         )
-        weight = evidence(weight, solver.evidence)
+        weight = evidence(weight, solver.evidence) * share[:, None]
         for _ in range(STEPS):
             at, jac = near_jacobian(state, mean, basis)
             noise = solver.later_noise * unit
@@ -212,10 +219,11 @@ def state_of(rig: Rig, faces: Sequence[Alignment]) -> FaceState:
 
 
 def one_person(rig: PerspectiveRig, faces: Sequence[Alignment]) -> FaceState:
-    """The state of B alignments with the mean of their identities."""
+    """The state of B alignments with the mean of their identities, by the square of how sure each is."""
     state = state_of(rig, faces)
     coefficients = state.coefficients.copy()
-    coefficients[:, : rig.identities] = coefficients[:, : rig.identities].mean(0)
+    sure = np.array([face.face_confidence for face in faces]) ** 2
+    coefficients[:, : rig.identities] = np.average(coefficients[:, : rig.identities], axis=0, weights=sure)
     return replace(state, coefficients=coefficients)
 
 

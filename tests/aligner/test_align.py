@@ -8,7 +8,8 @@ import pytest
 
 from aligner.align import AlignConfig, Aligner
 from aligner.alignment import Alignment
-from face.arrays import Floats
+from aligner.finder import Sighting
+from face.arrays import Bytes, Floats
 from face.camera import Box, NearPerspective
 from face.errors import BadPhoto
 from face.landmarks import nme_box
@@ -138,6 +139,34 @@ def test_the_box_hardly_matters(oracle_aligner: Aligner, open_head: MorphableMod
     straight, _ = errors(patient.align_batch([s.image for s in kept], boxes(kept)), kept)
     shaken, _ = errors(patient.align_batch([s.image for s in kept], moved), kept)
     assert np.abs(shaken - straight).max() < 0.4, shaken - straight
+
+
+class OfNarrowBoxes(Aligner):
+    """Fails in boxes that are wide, as where a second face comes into the crop."""
+
+    widest = 0.0
+
+    def _align_faces(self, images: list[Bytes], sightings: list[Sighting]) -> list[Alignment]:
+        found = super()._align_faces(images, sightings)
+        wide = [sighting.box.width > self.widest for sighting in sightings]
+        return [replace(one, failed=True, reason="wide") if no else one for one, no in zip(found, wide, strict=True)]
+
+
+def test_a_face_that_fails_is_looked_for_in_the_middle_of_its_box(
+    open_head: MorphableModel, code: PositionCode
+) -> None:
+    one = scenes(open_head, code, 6, (10.0,))[0]
+    aligner = OfNarrowBoxes(OracleNet(code), oracle_anchors(open_head, code), open_head, config=READING)
+    half = np.array([one.box.width, one.box.height]) * 0.6
+    wide = Box(*(one.box.centre - half), *(one.box.centre + half))
+    aligner.widest = one.box.width
+    found = aligner.align(one.image, [wide])[0]
+    assert not found.failed
+    assert found.box == wide
+    assert nme_box(found.landmarks_3d[:, :2], one.landmarks) < 0.03
+    aligner.widest = 1.0
+    lost = aligner.align(one.image, [wide])[0]
+    assert (lost.failed, lost.reason, lost.box) == (True, "wide", wide)
 
 
 def test_a_face_upside_down_is_recovered(

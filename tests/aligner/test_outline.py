@@ -94,7 +94,7 @@ def seen(rig: Rig, state: FaceState) -> Look:
     covered = cv2.resize(frame.mask.astype(np.float32), (SIZE // STRIDE,) * 2, interpolation=cv2.INTER_AREA)
     none = Matches(NOTHING, NOTHING[..., 0], NOTHING.astype(np.int32), NOTHING.astype(np.float32), np.ones(1))
     crops = Crops(np.full((1, 2), SIZE / 2), np.full(1, float(SIZE)), np.zeros(1), SIZE)
-    return Look(none, NOTHING, (covered - 0.5)[None] * 10.0, crops)
+    return Look(none, NOTHING, (covered - 0.5)[None] * 10.0, crops, np.zeros(1, np.int64))
 
 
 @pytest.mark.parametrize("yaw", [0.0, 50.0, -85.0])
@@ -121,5 +121,5 @@ def test_a_face_that_is_aside_is_off_its_outline_by_as_much(rig: Rig, yaw: float
 def test_where_no_face_ends_nothing_is_known(rig: Rig) -> None:
     state = FaceState(np.array([900.0]), np.diag([1.0, -1.0, -1.0])[None], np.full((1, 2), SIZE / 2), np.zeros((1, 10)))
     look = seen(rig, state)
-    everywhere = Look(look.matches, look.px, np.ones_like(look.face_logit), look.crops)
+    everywhere = Look(look.matches, look.px, np.ones_like(look.face_logit), look.crops, look.face)
     assert outlines(rig, Solver(), state, sight_of(rig, state), everywhere).weights.max() == 0.0

@@ -201,6 +201,20 @@ def test_photos_without_a_face_are_left_out_with_a_word(
         oracle_aligner.align_together([])
 
 
+def test_a_photo_that_nobody_trusts_has_no_say(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    _, scenes = photos(open_head, code, 9)
+    images, boxes = [s.image for s in scenes[:3]], [[s.box] for s in scenes[:3]]
+    alone = [faces[0] for faces in oracle_aligner.align_batch(images, boxes)]
+    alone[2] = replace(alone[2], face_confidence=1e-6)
+    three = oracle_aligner._align_one_person(images, alone)
+    two = oracle_aligner._align_one_person(images[:2], alone[:2])
+    trusted = oracle_aligner._align_one_person(images, [*alone[:2], replace(alone[2], face_confidence=1.0)])
+    off = [np.abs(found[0].vertices - two[0].vertices).max() for found in (three, trusted)]
+    assert off[0] < 0.2 * off[1]
+
+
 def test_nothing_lies_beyond_a_model_that_is_trusted(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:
