@@ -46,7 +46,7 @@ class Solver:
     first_gate: float = 0.15  # how near to its prediction a match must fall, in the first pass after the pose is known
     later_gates: tuple[float, ...] = (0.08,)  # and in later passes, which begin from a prediction
     later_noise: float = 0.03
-    outline: float = 60.0  # independent observations that a whole outline is worth, from the second pass on
+    outline: float = 60.0  # independent observations that a whole outline is worth, once there is a prediction
     later_steps: int = 2  # for each gate
 
 
