@@ -346,11 +346,12 @@ class Aligner:
             descriptor, face_logit = features
             if not able.all():  # maps are large: copied only if need be
                 descriptor, face_logit = descriptor[able], face_logit[able]
-            after = fit(number, Look(*counted, face_logit, crops[able], active), before, watch.sight[active])
+            look = Look(*counted, face_logit, crops[able], active)
+            after = fit(number, look, before, watch.sight[active])
             state = put(state, active, after)
             pitch = matches.pitch * (crops.side / crops.size)[able]
             motion = watch.update(rig, active, after, matches, px, pitch)
-            places = crops[able].crop_from_photo(watch.landmarks[active]) / STRIDE
+            places = look.crops.crop_from_photo(watch.landmarks[active]) / STRIDE
             expected = self.landmark_descriptor[MIRROR] if mirrored else self.landmark_descriptor
             watch.probes[active] = probe(descriptor, face_logit, places, expected)
             if number == 0 and not resumed:

@@ -97,6 +97,14 @@ def behind(points, low, scale, depth):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
+def _turn(normal, i, j):  # type: ignore[no-untyped-def]
+    """Where between two vertices the surface turns away, as the share of the second, and its normal there."""
+    a, b = normal[i, 2], normal[j, 2]
+    t = a / (a - b)
+    return t, (1.0 - t) * normal[i, 0] + t * normal[j, 0], (1.0 - t) * normal[i, 1] + t * normal[j, 1]
+
+
+@numba.njit(cache=True, nogil=True)
 def turning(seen, normal, edges, depth, scale, low, vertices, share, place, outward):  # type: ignore[no-untyped-def]
     """Fill one face's row of a ``Rim``, evenly where there are more than it holds; the number of places.
 
@@ -107,11 +115,9 @@ def turning(seen, normal, edges, depth, scale, low, vertices, share, place, outw
     found = 0
     for e in range(len(edges)):
         i, j = edges[e]
-        a, b = normal[i, 2], normal[j, 2]
-        if (a < 0.0) == (b < 0.0):
+        if (normal[i, 2] < 0.0) == (normal[j, 2] < 0.0):
             continue
-        t = a / (a - b)
-        nx, ny = (1.0 - t) * normal[i, 0] + t * normal[j, 0], (1.0 - t) * normal[i, 1] + t * normal[j, 1]
+        t, nx, ny = _turn(normal, i, j)
         if nx * nx + ny * ny < 0.25:  # a fold, not a turn
             continue
         x = ((1.0 - t) * seen[i, 0] + t * seen[j, 0] - low[0]) * scale - 0.5
@@ -123,9 +129,7 @@ def turning(seen, normal, edges, depth, scale, low, vertices, share, place, outw
     used = min(found, len(share))
     for n in range(used):
         i, j = edges[crossing[n * found // used]]
-        a, b = normal[i, 2], normal[j, 2]
-        t = a / (a - b)
-        nx, ny = (1.0 - t) * normal[i, 0] + t * normal[j, 0], (1.0 - t) * normal[i, 1] + t * normal[j, 1]
+        t, nx, ny = _turn(normal, i, j)
         length = np.sqrt(nx * nx + ny * ny)
         vertices[n, 0], vertices[n, 1], share[n] = i, j, t
         outward[n, 0], outward[n, 1] = nx / length, ny / length
@@ -155,7 +159,7 @@ def ends(logit, start, step, count, steps, away):  # type: ignore[no-untyped-def
             above = (1.0 - fx) * logit[r, c] + fx * logit[r, c + 1]
             below = (1.0 - fx) * logit[r + 1, c] + fx * logit[r + 1, c + 1]
             value = (1.0 - fy) * above + fy * below
-            if s > -steps and before > 0.0 and value <= 0.0:
+            if before > 0.0 and value <= 0.0:
                 end = s - 1 + before / (before - value)
                 if np.isnan(away[n]) or abs(end) < abs(away[n]):
                     away[n] = end

@@ -23,7 +23,7 @@ from pipeline.views import Person
 
 CLOTH = 0.8  # brightness of clothes on the neck, over that of clothes beside it
 IDENTITY_LIMIT = 2.2  # standard deviations; beyond it the model's faces turn odd
-DEFORMED = (0.3, 1.8)  # times the deviation of ``MorphableModel.deformations`` by which a deformed face is
+STRENGTH = (0.3, 1.8)  # times the deviation of ``MorphableModel.deformations`` by which a deformed face is
 
 
 def recovered_person(
@@ -146,10 +146,9 @@ def sampled_person(
     """
     identity = sampling.sample_coefficients(len(model.identity), rng=rng, limit=IDENTITY_LIMIT)
     if deformed and rng.random() < deformed:
-        off = sampling.sample_coefficients(len(model.deformations), rng=rng, limit=IDENTITY_LIMIT) * rng.uniform(
-            *DEFORMED
-        )
-        identity = np.concatenate([identity, off.astype(identity.dtype)])
+        off = sampling.sample_coefficients(len(model.deformations), rng=rng, limit=IDENTITY_LIMIT)
+        off *= np.float32(rng.uniform(*STRENGTH))
+        identity = np.concatenate([identity, off])
     colours = sampling.sample_coefficients(len(albedo.components), rng=rng, limit=2.0)
     drawn = albedo.texture(colours)
     atlas = texture.atlas_of(model, texture_size)
