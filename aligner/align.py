@@ -43,7 +43,16 @@ from aligner.loop import (
     state_in_boxes,
 )
 from aligner.matching import Matches, Network, match, pooled
-from aligner.together import PerspectiveRig, Together, fit_together, one_person, split_rig, state_of, together_of
+from aligner.together import (
+    GLANCES,
+    PerspectiveRig,
+    Together,
+    fit_together,
+    one_person,
+    split_rig,
+    state_of,
+    together_of,
+)
 from face.arrays import Bools, Bytes, Floats, Ints
 from face.assets import load_model
 from face.camera import Box
@@ -51,6 +60,7 @@ from face.descriptor import FRAMING, STRIDE, Anchors, DescriptorNet, image_batch
 from face.errors import BadPhoto, BadWeights, NoFace
 from face.fit import FaceState
 from face.landmarks import MIRROR, Habit
+from face.looks import Looks
 from face.morphable import MorphableModel
 from face.transform import angles_from_rotation, rotation_from_vector
 from infra import weights as weights_files
@@ -176,6 +186,7 @@ class Aligner:
         settings = self.config
         self.rig = make_rig(model, anchors, modes=settings.modes, mirrored=settings.mirror, near=settings.nearness)
         multiple = net.config.multiple if isinstance(net, DescriptorNet) else 32
+        self.looks = Looks(net, GLANCES, multiple=multiple)
         apart = np.linalg.norm(self.rig.landmark_mean[:, None] - anchors.position, axis=2)
         self.landmark_descriptor = anchors.descriptor[apart.argmin(1)]  # (68, D)
         self.finder = finder or DescriptorFinder(net, anchors, self.rig, multiple=multiple)
@@ -285,7 +296,7 @@ class Aligner:
         trust = np.array([face.face_confidence for face in alone])
         fit = partial(fit_together, rig, config.solver, trust)
         boxes = [face.box for face in alone]
-        return self._iterate(images, boxes, state, crops, rig=rig, fit=fit, as_one=True)
+        return self._iterate(images, boxes, state, crops, rig=rig, net=self.looks, fit=fit, as_one=True)
 
     def _closer(
         self, images: Sequence[Bytes], faces: Sequence[tuple[int, Sighting]], failed: Sequence[int]
@@ -313,15 +324,16 @@ class Aligner:
         *,
         fit: Fit,
         rig: Rig | None = None,
+        net: Network | None = None,
         resumed: bool = False,
         as_one: bool = False,
     ) -> list[Alignment]:
         """Passes over the B images from ``state``, the first through the crops ``first``.
 
-        ``resumed``: the state is an alignment already, so the first pass may be the last. ``as_one``: no face is done
-        before all are.
+        ``rig`` and ``net``: what is fitted and what looks, if not the aligner's own. ``resumed``: the state is an
+        alignment already, so the first pass may be the last. ``as_one``: no face is done before all are.
         """
-        rig, config = rig or self.rig, self.config
+        rig, net, config = rig or self.rig, net or self.net, self.config
         annotated = rig.as_annotated(self.habit)
         b = len(boxes)
         watch = Watch.nothing(len(rig.anchor_mean), config.pixels, rig.landmarks(state))
@@ -332,7 +344,7 @@ class Aligner:
             before = state[active]
             crops = first if number == 0 else crops_of_state(rig, before, config.closer, config.crop)
             mirrored = rig.mirrored and number % 2 == 1
-            matches, features = self._look([images[i] for i in active], crops, mirrored=mirrored)
+            matches, features = self._look(net, [images[i] for i in active], crops, mirrored=mirrored)
             able = (matches.mask > 0).sum(1) >= MIN_PIXELS
             watch.lost[active[~able]] = True
             px = crops.photo_from_crop(matches.grid)[able]
@@ -420,16 +432,14 @@ class Aligner:
         return state, crops
 
     def _look(
-        self, images: list[Bytes], crops: Crops, *, mirrored: bool = False
+        self, net: Network, images: list[Bytes], crops: Crops, *, mirrored: bool = False
     ) -> tuple[Matches, tuple[Floats, Floats]]:
         """What the network sees, in the crops' own pixels even if it looks at their ``mirrored`` pictures."""
         pixels = np.stack([crops.cut(image, i) for i, image in enumerate(images)])
         if mirrored:
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])
         with torch.inference_mode():
-            parts = [
-                self.net(part) for part in torch.split(image_batch(torch.from_numpy(pixels)), self.config.per_call)
-            ]
+            parts = [net(part) for part in torch.split(image_batch(torch.from_numpy(pixels)), self.config.per_call)]
         descriptor = np.concatenate([part.descriptor.float().numpy() for part in parts])
         face_logit = np.concatenate([part.face_logit.float().numpy() for part in parts])
         if mirrored:

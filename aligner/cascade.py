@@ -303,7 +303,7 @@ class CascadeAligner(Aligner):
         """What the network sees where the fit ended; its last stage began at the (B, 68, 2) landmarks ``before``."""
         rig, config = self.cascade_rig, self.config
         crops = crops_of_state(rig, state, config.margin, config.crop)
-        matches, features = self._look(images, crops)
+        matches, features = self._look(self.net, images, crops)
         watch = Watch.nothing(len(rig.anchor_mean), config.pixels, before.copy())
         everyone = np.arange(len(images))
         watch.lost[:] = (matches.mask > 0).sum(1) < MIN_PIXELS

@@ -11,6 +11,7 @@ import numpy as np
 
 from face.assets import load_model
 from face.errors import BadDataset, BadLandmarks
+from face.looks import Glance, Looks
 from infra import weights as weights_files
 from infra.dataset import open_dataset
 from infra.landmark_files import parse_mat, parse_reannotated
@@ -30,8 +31,8 @@ from trainer.photo_pairs import LabelledPhoto, photo_pairs
 
 SIZE = 160
 """Crop side, px."""
-SIZES = (128, 160, 192)
-"""Sides at which the network looks at a crop: on average they match better together than any of them or any two."""
+GLANCES = tuple(Glance(scale, turn) for scale in (0.8, 1.0, 1.2) for turn in (-12.0, 0.0, 12.0))
+"""How the network looks at a crop: together they match better than any of them, or those of one size or turn."""
 IDENTITIES = 30
 """Identities whose views are paired; reading more takes long and changes little."""
 
@@ -39,7 +40,8 @@ IDENTITIES = 30
 def methods(weights: str | None) -> dict[str, Describe]:
     """How weights describe: as the aligner reads them, by the anchors, and by the bare descriptor."""
     loaded = weights_files.load(weights or weights_files.DEFAULT)
-    return {"dff": by_anchors(loaded.net, loaded.anchors, sizes=SIZES), "bare": by_network(loaded.net)}
+    looks = Looks(loaded.net, GLANCES, multiple=loaded.net.config.multiple)
+    return {"dff": by_anchors(looks, loaded.anchors), "bare": by_network(loaded.net)}
 
 
 def evaluate_matching(

@@ -25,13 +25,15 @@ from torch.nn import functional
 
 from face.arrays import Bools, Bytes, Floats
 from face.camera import Box
-from face.descriptor import STRIDE, Anchors, DescriptorNet, image_batch
+from face.descriptor import STRIDE, Anchors, Features, image_batch
 from face.morphable import MorphableModel
 from face.render.frame import Frame
 from infra.shards import ViewRow, frame_of
 from trainer.crops import COHERENT, Chart, Framing, chart_of, grid_in_source, input_from_source, warp
 from trainer.evaluate import POINTS, SIDE, peak
 
+Network = Callable[[Tensor], Features]
+"""A descriptor network in evaluation, or several looks of one."""
 Describe = Callable[[Bytes, Floats], Floats]
 """((S, S, 3) RGB crop, (N, 2) px of it) to (N, D) unit vectors that describe these places."""
 
@@ -274,40 +276,35 @@ def measure(
     return Matching(tuple(rows), tuple(foils))
 
 
-def by_network(net: DescriptorNet) -> Describe:
+def by_network(net: Network) -> Describe:
     """The Deep Face Feature of a network, between the centres of its pixels."""
 
     def describe(image: Bytes, px: Floats) -> Floats:
-        return cast(Floats, _descriptors(net, image, px, image.shape[0]).numpy())
+        return _unit(_descriptors(net, image, px))
 
     return describe
 
 
-def by_anchors(net: DescriptorNet, anchors: Anchors, *, sizes: Sequence[int] = ()) -> Describe:
+def by_anchors(net: Network, anchors: Anchors) -> Describe:
     """The probabilities that a place shows each anchor, as unit vectors: their square roots.
 
     The cosine is Bhattacharyya's coefficient of two places' probabilities. A descriptor's direction between those of
-    the anchors carries what training left open; what it says of the anchors is all that was taught. ``sizes``: log odds
-    are the mean over the crop resized to these sides, multiples of the network's; none: as it is.
+    the anchors carries what training left open; what it says of the anchors is all that was taught.
     """
     vectors = torch.from_numpy(anchors.scale * anchors.descriptor.T)
 
     def describe(image: Bytes, px: Floats) -> Floats:
-        seen = [_descriptors(net, image, px, size) @ vectors for size in sizes or (image.shape[0],)]
-        return cast(Floats, torch.softmax(torch.stack(seen).mean(0), dim=1).sqrt().numpy())
+        log_odds = torch.from_numpy(_descriptors(net, image, px)) @ vectors
+        return cast(Floats, torch.softmax(log_odds, dim=1).sqrt().numpy())
 
     return describe
 
 
 @torch.no_grad()
-def _descriptors(net: DescriptorNet, image: Bytes, px: Floats, size: int) -> Tensor:
-    """(N, D) descriptors at (N, 2) px of a crop, seen by the network at ``size`` px."""
-    side = image.shape[0]
-    if size != side:
-        smaller = cv2.INTER_AREA if size < side else cv2.INTER_LINEAR
-        image = np.asarray(cv2.resize(image, (size, size), interpolation=smaller), dtype=np.uint8)
-    features = net.eval()(image_batch(torch.from_numpy(image[None])))
-    return torch.from_numpy(_unit(_sampled(features.descriptor[0].permute(1, 2, 0).numpy(), px / side)))
+def _descriptors(net: Network, image: Bytes, px: Floats) -> Floats:
+    """(N, D) what a network says at (N, 2) px of a crop."""
+    features = net(image_batch(torch.from_numpy(image[None])))
+    return _sampled(features.descriptor[0].permute(1, 2, 0).numpy(), px / image.shape[0])
 
 
 def _sampled(grid: Floats, place: Floats) -> Floats:

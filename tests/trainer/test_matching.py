@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 
 from face.arrays import Bytes, Floats
 from face.descriptor import STRIDE, Anchors, DescriptorNet, NetConfig, image_batch
+from face.looks import Glance, Looks
 from face.morphable import MorphableModel
 from infra.shards import ViewRow
 from trainer.matching import (
@@ -110,19 +111,20 @@ def test_a_description_moves_with_the_image(describe: Describe) -> None:
 
 
 def test_places_are_described_by_what_they_say_of_the_anchors() -> None:
-    """A cosine of one within an anchor's region whatever else the descriptor says, and the crop's size is no matter."""
+    """By the probabilities that the descriptor gives the anchors; several looks at the same say what one says."""
     torch.manual_seed(0)
     net = DescriptorNet(NetConfig(dims=8, widths=(8, 16), depths=(1, 1)))
     vectors = np.eye(8, dtype=np.float32)[:3]
     anchors = Anchors(np.arange(3), np.zeros((3, 3)), vectors, 16.0)
     image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    px = np.random.default_rng(1).uniform(4.0, SIZE - 4.0, (10, 2))
+    px = (np.random.default_rng(1).integers(2, SIZE // STRIDE - 2, (10, 2)) + 0.5) * STRIDE
     raw = by_network(net)(image, px)
     np.testing.assert_allclose(np.linalg.norm(raw, axis=1), 1.0, atol=1e-5)
     odds = np.exp(16.0 * raw @ vectors.T)
     wanted = np.sqrt(odds / odds.sum(1, keepdims=True))
     np.testing.assert_allclose(by_anchors(net, anchors)(image, px), wanted, atol=1e-4)
-    np.testing.assert_allclose(by_anchors(net, anchors, sizes=(SIZE, SIZE))(image, px), wanted, atol=1e-4)
+    twice = Looks(net, [Glance(), Glance()], multiple=net.config.multiple)
+    np.testing.assert_allclose(by_anchors(twice, anchors)(image, px), wanted, atol=1e-4)
     centre = np.array([[2.5, 4.5]]) * STRIDE
     with torch.no_grad():
         pixel = net(image_batch(torch.from_numpy(image[None]))).descriptor[0, :, 4, 2].numpy()
