@@ -42,7 +42,7 @@ from aligner.loop import (
     sight_of,
     state_in_boxes,
 )
-from aligner.matching import Matches, Network, match, pooled
+from aligner.matching import Matches, match, pooled
 from aligner.together import (
     GLANCES,
     PerspectiveRig,
@@ -56,7 +56,7 @@ from aligner.together import (
 from face.arrays import Bools, Bytes, Floats, Ints
 from face.assets import load_model
 from face.camera import Box
-from face.descriptor import FRAMING, STRIDE, Anchors, DescriptorNet, image_batch
+from face.descriptor import FRAMING, STRIDE, Anchors, DescriptorNet, Network, image_batch
 from face.errors import BadPhoto, BadWeights, NoFace
 from face.fit import FaceState
 from face.landmarks import MIRROR, Habit

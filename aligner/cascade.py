@@ -40,10 +40,9 @@ from aligner.loop import (
     sight_of,
     state_in_boxes,
 )
-from aligner.matching import Network
 from face.arrays import Bytes, Floats, Ints
 from face.camera import Box
-from face.descriptor import STRIDE, Anchors, image_batch
+from face.descriptor import STRIDE, Anchors, Network, image_batch
 from face.errors import BadWeights
 from face.fit import POSE, FaceState, moved, project, shape_of
 from face.landmarks import Habit

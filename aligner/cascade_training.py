@@ -36,9 +36,9 @@ from aligner.cascade import (
 from aligner.crop import Crops
 from aligner.finder import Sighting
 from aligner.loop import Rig, crops_of_state, rig_of
-from aligner.matching import Network
 from face.arrays import Bools, Bytes, Floats, Ints
 from face.camera import Box
+from face.descriptor import Network
 from face.errors import BadDataset
 from face.fit import FaceState, initial_pose, project, step
 from infra.dataset import Dataset

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from aligner.loop import Rig
-from aligner.matching import Network, match, vote
+from aligner.matching import match, vote
 from face.arrays import Bools, Bytes, Floats
 from face.camera import Box
-from face.descriptor import STRIDE, Anchors, image_batch
+from face.descriptor import STRIDE, Anchors, Network, image_batch
 from face.fit import FaceState, pose_from_moments, project
 
 OVERLAP = 0.3  # intersection over union from which two boxes are one face

@@ -8,22 +8,12 @@ the pixel and whether they are visible: the E step of expectation-maximisation (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numba
 import numpy as np
-from torch import Tensor
 
 from face.arrays import Bools, Floats, Ints
-from face.descriptor import Features
-
-
-class Network(Protocol):
-    """The descriptor network, or anything that answers like it."""
-
-    def __call__(self, image: Tensor) -> Features:
-        """(B, 3, S, S) RGB 0..1 to features on a grid of half the size."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ nearest copies where it doubles.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -46,6 +46,14 @@ class Features(NamedTuple):
 
     descriptor: Tensor  # (B, D, H/2, W/2) unit vectors
     face_logit: Tensor  # (B, H/2, W/2) log odds that the pixel shows the face
+
+
+class Network(Protocol):
+    """The descriptor network, or anything that answers like it."""
+
+    def __call__(self, image: Tensor) -> Features:
+        """(B, 3, H, W) RGB 0..1 to features on a grid of half the size."""
+        ...
 
 
 @dataclass(frozen=True)

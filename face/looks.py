@@ -7,7 +7,7 @@ mean of their log odds, whatever the anchors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from face.descriptor import STRIDE, Features
+from face.descriptor import STRIDE, Features, Network
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Looks:
     Its descriptors are means of unit vectors: at most one long, and the shorter the less the looks agree.
     """
 
-    def __init__(self, net: Callable[[Tensor], Features], glances: Sequence[Glance], *, multiple: int) -> None:
+    def __init__(self, net: Network, glances: Sequence[Glance], *, multiple: int) -> None:
         """``multiple``: what sides the network takes are multiples of. Raises ValueError without glances."""
         if not glances:
             raise ValueError("several looks want one glance at least")

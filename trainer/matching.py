@@ -20,20 +20,17 @@ import cv2
 import numpy as np
 import torch
 from skimage.feature import daisy
-from torch import Tensor
 from torch.nn import functional
 
 from face.arrays import Bools, Bytes, Floats
 from face.camera import Box
-from face.descriptor import STRIDE, Anchors, Features, image_batch
+from face.descriptor import STRIDE, Anchors, Network, image_batch
 from face.morphable import MorphableModel
 from face.render.frame import Frame
 from infra.shards import ViewRow, frame_of
 from trainer.crops import COHERENT, Chart, Framing, chart_of, grid_in_source, input_from_source, warp
 from trainer.evaluate import POINTS, SIDE, peak
 
-Network = Callable[[Tensor], Features]
-"""A descriptor network in evaluation, or several looks of one."""
 Describe = Callable[[Bytes, Floats], Floats]
 """((S, S, 3) RGB crop, (N, 2) px of it) to (N, D) unit vectors that describe these places."""
 
