@@ -282,17 +282,25 @@ def by_network(net: Network) -> Describe:
     return describe
 
 
-def by_anchors(net: Network, anchors: Anchors) -> Describe:
+def by_anchors(net: Network, anchors: Anchors, *, mirrored: bool = False) -> Describe:
     """The probabilities that a place shows each anchor, as unit vectors: their square roots.
 
     The cosine is Bhattacharyya's coefficient of two places' probabilities. A descriptor's direction between those of
-    the anchors carries what training left open; what it says of the anchors is all that was taught.
+    the anchors carries what training left open; what it says of the anchors is all that was taught. ``mirrored``: of
+    which anchors the mirrored crop would show there counts as much, and the cosine is the mean of both coefficients.
     """
     vectors = torch.from_numpy(anchors.scale * anchors.descriptor.T)
 
-    def describe(image: Bytes, px: Floats) -> Floats:
+    def root(image: Bytes, px: Floats) -> Floats:
         log_odds = torch.from_numpy(_descriptors(net, image, px)) @ vectors
         return cast(Floats, torch.softmax(log_odds, dim=1).sqrt().numpy())
+
+    def describe(image: Bytes, px: Floats) -> Floats:
+        if not mirrored:
+            return root(image, px)
+        there = np.stack([image.shape[1] - px[:, 0], px[:, 1]], axis=1)
+        both = root(image, px), root(np.ascontiguousarray(image[:, ::-1]), there)
+        return np.concatenate(both, axis=1) / np.float32(np.sqrt(2.0))
 
     return describe
 

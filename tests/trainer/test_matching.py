@@ -125,6 +125,11 @@ def test_places_are_described_by_what_they_say_of_the_anchors() -> None:
     np.testing.assert_allclose(by_anchors(net, anchors)(image, px), wanted, atol=1e-4)
     twice = Looks(net, [Glance(), Glance()], multiple=net.config.multiple)
     np.testing.assert_allclose(by_anchors(twice, anchors)(image, px), wanted, atol=1e-4)
+    mirrored = by_anchors(net, anchors, mirrored=True)(image, px)
+    back = by_anchors(net, anchors, mirrored=True)(image[:, ::-1].copy(), [SIZE, 0] - px * [1, -1])
+    np.testing.assert_allclose(np.linalg.norm(mirrored, axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(mirrored[:, :3] * np.sqrt(2.0), wanted, atol=1e-4)
+    np.testing.assert_allclose(back, np.roll(mirrored, 3, axis=1), atol=1e-5)  # what is plain and mirrored swaps
     centre = np.array([[2.5, 4.5]]) * STRIDE
     with torch.no_grad():
         pixel = net(image_batch(torch.from_numpy(image[None]))).descriptor[0, :, 4, 2].numpy()
