@@ -44,7 +44,6 @@ from aligner.loop import (
 )
 from aligner.matching import Matches, match, pooled
 from aligner.together import (
-    GLANCES,
     PerspectiveRig,
     Together,
     fit_together,
@@ -60,7 +59,7 @@ from face.descriptor import FRAMING, STRIDE, Anchors, DescriptorNet, Network, im
 from face.errors import BadPhoto, BadWeights, NoFace
 from face.fit import FaceState
 from face.landmarks import MIRROR, Habit
-from face.looks import Looks
+from face.looks import Glance, Looks
 from face.morphable import MorphableModel
 from face.transform import angles_from_rotation, rotation_from_vector
 from infra import weights as weights_files
@@ -99,11 +98,12 @@ class AlignConfig:
     modes: int = 60  # directions of shape that are fitted
     nearness: float = 1.0  # 1 / metres: of cameras to faces; one photo hardly tells, but few are taken from afar
     beyond: float = 0.005  # metres, sd: how far ``align_together`` lets a face lie off the model's; 0: not at all
+    sizes: tuple[float, ...] = (0.8, 1.0, 1.2)  # of a crop, at which ``align_together`` looks, over ``crop``
     solver: Solver = field(default_factory=Solver)
 
     def __post_init__(self) -> None:
         counts = (self.crop, self.passes, self.batch, self.per_call, self.pixels, self.keep)
-        if min(counts) < 1 or min(self.margin, self.closer) <= 0:
+        if min(counts) < 1 or not self.sizes or min(self.margin, self.closer, *self.sizes) <= 0:
             raise ValueError(f"AlignConfig wants positive sizes: {self}")
 
 
@@ -180,16 +180,15 @@ class Aligner:
         self.anchors = anchors
         self.model = model
         self.config = config or AlignConfig()
+        self.multiple = net.config.multiple if isinstance(net, DescriptorNet) else 32
         self.card = dict(card or {})  # where the weights come from
         self.calibration = calibration or DEFAULT
         self.habit = habit or Habit()
         settings = self.config
         self.rig = make_rig(model, anchors, modes=settings.modes, mirrored=settings.mirror, near=settings.nearness)
-        multiple = net.config.multiple if isinstance(net, DescriptorNet) else 32
-        self.looks = Looks(net, GLANCES, multiple=multiple)
         apart = np.linalg.norm(self.rig.landmark_mean[:, None] - anchors.position, axis=2)
         self.landmark_descriptor = anchors.descriptor[apart.argmin(1)]  # (68, D)
-        self.finder = finder or DescriptorFinder(net, anchors, self.rig, multiple=multiple)
+        self.finder = finder or DescriptorFinder(net, anchors, self.rig, multiple=self.multiple)
         self.reference = rotation_from_vector(np.deg2rad(REFERENCE_ROTATION.get(model.name, (0.0, 0.0, 0.0))))
 
     def without_habit(self) -> Self:
@@ -296,7 +295,8 @@ class Aligner:
         trust = np.array([face.face_confidence for face in alone])
         fit = partial(fit_together, rig, config.solver, trust)
         boxes = [face.box for face in alone]
-        return self._iterate(images, boxes, state, crops, rig=rig, net=self.looks, fit=fit, as_one=True)
+        looks = Looks(self.net, [Glance(size) for size in config.sizes], multiple=self.multiple)
+        return self._iterate(images, boxes, state, crops, rig=rig, net=looks, fit=fit, as_one=True)
 
     def _closer(
         self, images: Sequence[Bytes], faces: Sequence[tuple[int, Sighting]], failed: Sequence[int]

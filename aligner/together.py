@@ -28,7 +28,6 @@ from aligner.matching import vote
 from face.arrays import Floats
 from face.descriptor import Anchors
 from face.fit import POSE, FaceState, Lines, jacobian, moved, normal_equations, shape_of
-from face.looks import Glance
 from face.morphable import Coefficients, MorphableModel
 from face.smooth import smooth_fields
 
@@ -36,7 +35,6 @@ IDENTITIES, EXPRESSIONS = 100, 40  # latent directions of each
 BEYOND_RANGE, BEYOND_FIELDS = 0.05, 20  # metres over which a smooth deformation changes, and how many along each axis
 WHOLE = 0.8  # area of a face that is seen whole, over its unit squared
 VOTES, STEPS = 2, 2  # elections in each pass, and steps after each
-GLANCES = (Glance(0.8), Glance(1.0), Glance(1.2))  # the network looks at every photo at three sizes
 NEARNESS, NEARNESS_SD, NEAREST = 1.0, 1.0, 4.0  # 1 / metres: of cameras to faces, from telephoto lenses to selfies
 
 

@@ -21,8 +21,11 @@ REACH = 0.02  # metres on the template within which descriptors are alike
 DARKEST, RANGE = 40.0, 215.0
 
 
-READING = AlignConfig(mirror=False)
-"""How to align what an oracle sees: a mirrored code reads the same, while a mirrored face has changed sides."""
+READING = AlignConfig(mirror=False, sizes=(1.0,))
+"""How to align what an oracle sees: a mirrored code reads the same, while a mirrored face has changed sides.
+
+At another size it reads the same as well.
+"""
 
 
 @dataclass(frozen=True)

@@ -311,3 +311,5 @@ def test_json_has_the_documented_shape(oracle_aligner: Aligner, open_head: Morph
 def test_a_config_of_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match="positive"):
         replace(AlignConfig(), passes=0)
+    with pytest.raises(ValueError, match="positive"):
+        replace(AlignConfig(), sizes=())

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from aligner.align import Aligner
 from aligner.loop import Solver
@@ -17,12 +18,13 @@ from aligner.together import (
     nearness,
     shared_step,
 )
+from face.descriptor import Features
 from face.errors import NoFace
 from face.fit import POSE, FaceState, jacobian, moved, project, robust_weights, shape_of, step
 from face.morphable import Coefficients, MorphableModel
 from face.smooth import smooth_fields
 from face.transform import geodesic_degrees, rotation_from_angles
-from tests.aligner.oracle import PositionCode, Scene, scene_of
+from tests.aligner.oracle import OracleNet, PositionCode, Scene, scene_of
 
 IDENTITIES, EXPRESSIONS, POINTS = 4, 3, 40
 
@@ -181,6 +183,32 @@ def test_order_changes_nothing(oracle_aligner: Aligner, open_head: MorphableMode
     forth = oracle_aligner.align_together(images, boxes)
     back = oracle_aligner.align_together(images[::-1], boxes[::-1])
     np.testing.assert_allclose(back.identity, forth.identity, atol=1e-4)
+
+
+def test_photos_are_looked_at_in_several_sizes(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    """Together only, and who reads the same at every size finds the same faces."""
+    seen: list[int] = []
+
+    class Watched(OracleNet):
+        def __call__(self, image: Tensor) -> Features:
+            seen.append(image.shape[3])
+            return super().__call__(image)
+
+    config = replace(oracle_aligner.config, sizes=(0.75, 1.0))
+    aligner = Aligner(Watched(code), oracle_aligner.anchors, open_head, config=config)
+    _, scenes = photos(open_head, code, 5)
+    images, boxes = [s.image for s in scenes[:2]], [s.box for s in scenes[:2]]
+    aligner.align_batch(images, [[box] for box in boxes])
+    assert set(seen) == {config.crop}
+    found = aligner.align_together(images, boxes)
+    assert set(seen) == {config.crop, config.crop * 3 // 4}
+    one_size = oracle_aligner.align_together(images, boxes)
+    for face, expected, box in zip(found.faces, one_size.faces, boxes, strict=True):
+        assert face is not None and expected is not None
+        off = np.linalg.norm(face.landmarks_2d - expected.landmarks_2d, axis=1).mean()
+        assert off < 0.01 * box.size
 
 
 def test_photos_without_a_face_are_left_out_with_a_word(
