@@ -43,15 +43,7 @@ from aligner.loop import (
     state_in_boxes,
 )
 from aligner.matching import Matches, match, pooled
-from aligner.together import (
-    PerspectiveRig,
-    Together,
-    fit_together,
-    one_person,
-    split_rig,
-    state_of,
-    together_of,
-)
+from aligner.together import PerspectiveRig, Together, fit_together, one_person, split_rig, state_of, together_of
 from face.arrays import Bools, Bytes, Floats, Ints
 from face.assets import load_model
 from face.camera import Box
