@@ -206,7 +206,8 @@ def test_photos_are_looked_at_in_several_sizes(
     assert set(seen) == {config.crop, config.crop * 3 // 4}
     one_size = oracle_aligner.align_together(images, boxes)
     for face, expected, box in zip(found.faces, one_size.faces, boxes, strict=True):
-        assert face is not None and expected is not None
+        assert face is not None
+        assert expected is not None
         off = np.linalg.norm(face.landmarks_2d - expected.landmarks_2d, axis=1).mean()
         assert off < 0.01 * box.size
 
