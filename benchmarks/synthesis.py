@@ -15,9 +15,10 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from threading import Barrier
 
 import numpy as np
 import typer
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
+from face.arrays import Floats
 from face.assets import load_albedo, load_model
 from face.errors import NoRenderer
 from face.morphable import MorphableModel
@@ -41,6 +43,7 @@ from pipeline.plan import seed_of
 SIZE, TEXELS = 256, 512
 PERSONS, VIEWS, ROUNDS = 8, 20, 5
 PERSON_VIEWS = 20  # for each person of a job, unless it says otherwise
+READY_SECONDS = 300  # that processes may take to start and compile
 SHARD_ROWS = 640  # that a worker holds before it writes them
 TARGETS = {"zbuffer": 120, "pyrender": 50}
 
@@ -98,7 +101,7 @@ def parts(kept: list[StoredPerson], model: MorphableModel, rounds: int) -> dict[
     meshes, trims = zip(*(geometry(n) for n in everything), strict=True)
     ids = [meshes[n].seen(shape) for n in everything]
 
-    def wall(n: int) -> picture.Image:
+    def wall(n: int) -> Floats:
         background = scenes[n].background
         assert background is not None
         return backgrounds.draw(background, shape)
@@ -177,24 +180,23 @@ def rate(renderer: str, count: int, rounds: int = ROUNDS) -> dict[str, float]:
     }
 
 
-def _rate_into(queue: Any, ready: Any, renderer: str, count: int) -> None:
+def _rate_beside_others(ready: Barrier, renderer: str, count: int) -> tuple[float, float]:
     rate(renderer, 1, 1)
     ready.wait()
     start, cpu = time.perf_counter(), time.process_time()
     found = rate(renderer, count)["views"]
-    queue.put((found, (time.process_time() - cpu) / (time.perf_counter() - start)))
+    return found, (time.process_time() - cpu) / (time.perf_counter() - start)
 
 
 def together(renderer: str, processes: int, count: int = 4) -> tuple[float, float]:
-    """Views per second of CPU time of all of some processes that run at once, and the share of a core that each got."""
+    """Views per second of CPU time of all of some processes that run at once, and the share of a core that each got.
+
+    Raises BrokenProcessPool when one of them dies, BrokenBarrierError when one does not get ready.
+    """
     context = multiprocessing.get_context("spawn")
-    queue, ready = context.Queue(), context.Barrier(processes)
-    started = [context.Process(target=_rate_into, args=(queue, ready, renderer, count)) for _ in range(processes)]
-    for process in started:
-        process.start()
-    found = [queue.get() for _ in started]
-    for process in started:
-        process.join()
+    with context.Manager() as manager, ProcessPoolExecutor(processes, mp_context=context) as pool:
+        ready = manager.Barrier(processes, timeout=READY_SECONDS)
+        found = list(pool.map(_rate_beside_others, *zip(*[(ready, renderer, count)] * processes, strict=True)))
     return sum(each for each, _ in found), float(np.mean([share for _, share in found]))
 
 

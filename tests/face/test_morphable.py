@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from face.mesh import SurfacePoints
-from face.morphable import ASYMMETRY, DEFORMED, REACH, Coefficients, MorphableModel
+from face.morphable import (
+    ASYMMETRY,
+    DEFORMED,
+    FIELDS,
+    FINE_REACH,
+    FINELY,
+    REACH,
+    Coefficients,
+    MorphableModel,
+)
 
 MODELS = ["toy_model", "open_head"]
 
@@ -49,23 +58,38 @@ def test_deformations_go_on_where_identities_end(model: MorphableModel) -> None:
     np.testing.assert_allclose(moved, np.tensordot(off, model.deformations[:5], axes=1), atol=1e-8)
 
 
-def test_deformations_are_smooth_and_mostly_alike_on_both_sides(open_head: MorphableModel) -> None:
-    deformed = open_head.deformations
-    deviation = np.sqrt((deformed.astype(float) ** 2).sum(0))  # (V, 3) of a random one
+@pytest.mark.parametrize(
+    ("rows", "deviation", "reach"),
+    [(slice(6 * FIELDS), DEFORMED, REACH), (slice(6 * FIELDS, None), FINELY, FINE_REACH)],
+    ids=["coarse", "fine"],
+)
+def test_deformations_are_smooth_and_mostly_alike_on_both_sides(
+    open_head: MorphableModel, rows: slice, deviation: float, reach: float
+) -> None:
+    deformed = open_head.deformations[rows]
+    sd = np.sqrt((deformed.astype(float) ** 2).sum(0))  # (V, 3) of a random one
     face = np.unique(open_head.faces[open_head.triangles_of("face", "lips", "brows")])
-    assert 0.7 * DEFORMED < deviation[face].mean() < DEFORMED
+    assert 0.7 * deviation < sd[face].mean() < deviation
     mirrored = deformed[:, open_head.mirror] * [-1.0, 1.0, 1.0]
     even, odd = (deformed + mirrored) / 2.0, (deformed - mirrored) / 2.0
-    aside = np.abs(open_head.template[face, 0]) > 0.05  # at the middle a face is its own mirror image
+    aside = np.abs(open_head.template[face, 0]) > reach  # at the middle a face is its own mirror image
     share = np.sqrt((odd[:, face[aside]] ** 2).sum() / (even[:, face[aside]] ** 2).sum())
     assert share == pytest.approx(ASYMMETRY, rel=0.1)
-    assert deviation[face].max() < 1.05 * DEFORMED
+    assert sd[face].max() < 1.05 * deviation
     rng = np.random.default_rng(3)
     field = np.tensordot(rng.normal(size=len(deformed)), deformed, axes=1)
     edges = open_head.faces[open_head.triangles_of("face")][:, :2]
     steps = np.linalg.norm(np.diff(field[edges], axis=1), axis=2)
     lengths = np.linalg.norm(np.diff(open_head.template[edges].astype(float), axis=1), axis=2)
-    assert (steps < 4.0 * DEFORMED * lengths / REACH + 1e-6).all()
+    assert (steps < 4.0 * deviation * lengths / reach + 1e-6).all()
+
+
+def test_fine_deformations_are_of_the_face_alone(open_head: MorphableModel) -> None:
+    """The back of the head, far from any face, rests; coarse ones move it."""
+    behind = open_head.template[:, 2] < open_head.template[:, 2].min() + 0.05
+    coarse, fine = np.split(open_head.deformations[:, behind], [6 * FIELDS])
+    assert np.abs(fine).max() < 0.02 * FINELY
+    assert np.abs(coarse).max() > 1e-3
 
 
 def test_restricted_bases_are_the_model(model: MorphableModel) -> None:
