@@ -32,8 +32,7 @@ from face.morphable import Coefficients, MorphableModel
 from face.smooth import smooth_fields
 
 IDENTITIES, EXPRESSIONS = 100, 40  # latent directions of each
-BEYOND = ((0.05, 20, 1.0), (0.02, 60, 0.3))
-"""Smooth deformations: metres over which they change, how many along each axis, and how large, over the coarsest."""
+BEYOND_RANGE, BEYOND_FIELDS = 0.05, 20  # metres over which a smooth deformation changes, and how many along each axis
 WHOLE = 0.8  # area of a face that is seen whole, over its unit squared
 VOTES, STEPS = 2, 2  # elections in each pass, and steps after each
 NEARNESS, NEARNESS_SD, NEAREST = 1.0, 1.0, 4.0  # 1 / metres: of cameras to faces, from telephoto lenses to selfies
@@ -114,11 +113,8 @@ def split_rig(
         _, vectors = np.linalg.eigh(at_anchors @ at_anchors.T)
         blocks.append(vectors.T[::-1][:count] * sd)
     axes = 3 if beyond else 0
-    scales = [
-        beyond * size * smooth_fields(model.template, anchors.vertex, reach=reach, count=count)
-        for reach, count, size in BEYOND
-    ]
-    fields = np.einsum("fv,cd->fcvd", np.concatenate(scales), np.eye(3)[:axes]).reshape(-1, len(model.template), 3)
+    fields = smooth_fields(model.template, anchors.vertex, reach=BEYOND_RANGE, count=BEYOND_FIELDS)
+    fields = np.einsum("fv,cd->fcvd", beyond * fields, np.eye(3)[:axes]).reshape(-1, len(model.template), 3)
     known, shared = len(blocks[0]), len(blocks[0]) + len(fields)
     directions = np.zeros((shared + len(blocks[1]) + 1, len(prior)))
     directions[:known, :k] = blocks[0]

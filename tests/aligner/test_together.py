@@ -11,7 +11,8 @@ from torch import Tensor
 from aligner.align import Aligner
 from aligner.loop import Solver
 from aligner.together import (
-    BEYOND,
+    BEYOND_FIELDS,
+    BEYOND_RANGE,
     Together,
     near_jacobian,
     nearness,
@@ -256,8 +257,7 @@ def test_a_face_that_no_identity_forms(oracle_aligner: Aligner, open_head: Morph
     """Found nearer with what lies beyond than without, by five photos; without evidence it is none."""
     rng = np.random.default_rng(8)
     vertex = oracle_aligner.anchors.vertex
-    reach, count, _ = BEYOND[0]
-    fields = smooth_fields(open_head.template, vertex, reach=reach, count=count)
+    fields = smooth_fields(open_head.template, vertex, reach=BEYOND_RANGE, count=BEYOND_FIELDS)
     beyond = 0.005 * np.tensordot(fields.T, rng.normal(size=(len(fields), 3)), axes=1)
     identity, scenes = photos(open_head, code, 8, beyond=beyond)
     true = at_rest(open_head, identity) + beyond
@@ -277,7 +277,7 @@ def test_a_face_that_no_identity_forms(oracle_aligner: Aligner, open_head: Morph
     steps = np.linalg.norm(np.diff(found.beyond[edges], axis=1), axis=2)
     lengths = np.linalg.norm(np.diff(open_head.template[edges].astype(float), axis=1), axis=2)
     size = np.linalg.norm(found.beyond, axis=1).max()
-    assert (steps <= 2.0 * size * lengths / BEYOND[-1][0] + 1e-6).all()
+    assert (steps <= 2.0 * size * lengths / BEYOND_RANGE + 1e-6).all()
 
     blind = with_beyond(oracle_aligner, 0.005, solver=Solver(evidence=0.01, outline=0.01))
     shown = [image for image, face in zip(images, found.faces, strict=True) if face is not None]
