@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from aligner.agreement import Skin, grey
 from aligner.alignment import Alignment, Iteration, Pose, landmarks_of
 from aligner.confidence import (
     DEFAULT,
@@ -43,7 +44,8 @@ from aligner.loop import (
     state_in_boxes,
 )
 from aligner.matching import Matches, match, pooled
-from aligner.together import PerspectiveRig, Together, fit_together, one_person, split_rig, state_of, together_of
+from aligner.perspective import PerspectiveRig, split_rig
+from aligner.together import Together, fit_together, one_person, state_of, together_of
 from face.arrays import Bools, Bytes, Floats, Ints
 from face.assets import load_model
 from face.camera import Box
@@ -280,12 +282,18 @@ class Aligner:
         """The rig of several photos of one person."""
         return split_rig(self.model, self.anchors, beyond=self.config.beyond)
 
+    @cached_property
+    def near_skin(self) -> Skin:
+        """Its points on which the photos agree."""
+        return Skin.of(self.near_rig)
+
     def _align_one_person(self, images: list[Bytes], alone: list[Alignment]) -> list[Alignment]:
         rig, config = self.near_rig, self.config
         state = one_person(rig, alone)
         crops = crops_of_state(rig, state, config.margin, config.crop)
         trust = np.array([face.face_confidence for face in alone])
-        fit = partial(fit_together, rig, config.solver, trust)
+        photos = [grey(image) for image in images]
+        fit = partial(fit_together, rig, self.near_skin, config.solver, photos, trust)
         boxes = [face.box for face in alone]
         looks = Looks(self.net, [Glance(size) for size in config.sizes], multiple=self.multiple)
         return self._iterate(images, boxes, state, crops, rig=rig, net=looks, fit=fit, as_one=True)

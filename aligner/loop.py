@@ -48,6 +48,7 @@ class Solver:
     later_noise: float = 0.03
     outline: float = 60.0  # independent observations that a whole outline is worth, once there is a prediction
     later_steps: int = 2  # for each gate
+    skin: float = 1000.0  # independent observations that a photo's skin is worth to others of the person; 0: none
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,8 @@
 What couples the photos is the identity alone, so the normal equations are a block arrow: each photo's pose, expression
 and perspective are eliminated from its own rows (the Schur complement), what remains of all photos is summed and solved
 for the identity, and every photo's own part follows. This is the exact Gauss-Newton step of all unknowns at once, at
-the cost of the photos' own steps. Perspective is among them because from arm's length a nose is a tenth larger than
-from afar, more than noses differ, and one photo hardly tells the two apart.
-
-Several photos tell more of a face than the model's directions of identity can form. Those that are shared therefore go
-on beyond them: smooth deformations of the template, drawn from a Gaussian process, which is their prior (Lüthi et al.,
-"Gaussian Process Morphable Models", PAMI 2018). One photo leaves them nearly at rest.
+the cost of the photos' own steps. What is fitted: ``aligner.perspective``; how photos that agree on the skin improve
+it: ``aligner.agreement``.
 
 Source: the first version of the paper, "Deep Face Feature for Face Alignment and Reconstruction", aligns photos of one
 person together; the elimination is bundle adjustment's (Triggs et al. 1999).
@@ -22,20 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from aligner.agreement import Skin, agreed
 from aligner.alignment import Alignment
-from aligner.loop import Look, Rig, Sight, Solver, evidence, outlines, prior_sd, rig_of, sane, sight_of
+from aligner.loop import Look, Rig, Sight, Solver, evidence, outlines, sane, sight_of
 from aligner.matching import vote
+from aligner.perspective import NEARNESS, NEARNESS_SD, PerspectiveRig, near_jacobian, nearness
 from face.arrays import Floats
-from face.descriptor import Anchors
-from face.fit import POSE, FaceState, Lines, jacobian, moved, normal_equations, shape_of
+from face.fit import POSE, FaceState, moved, normal_equations
 from face.morphable import Coefficients, MorphableModel
-from face.smooth import smooth_fields
 
-IDENTITIES, EXPRESSIONS = 100, 40  # latent directions of each
-BEYOND_RANGE, BEYOND_FIELDS = 0.05, 20  # metres over which a smooth deformation changes, and how many along each axis
 WHOLE = 0.8  # area of a face that is seen whole, over its unit squared
 VOTES, STEPS = 2, 2  # elections in each pass, and steps after each
-NEARNESS, NEARNESS_SD, NEAREST = 1.0, 1.0, 4.0  # 1 / metres: of cameras to faces, from telephoto lenses to selfies
 
 
 @dataclass(frozen=True)
@@ -62,90 +55,16 @@ class Together:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class PerspectiveRig(Rig):
-    """A rig whose first ``identities`` latent directions are the person's, the others change the expression alone,
-
-    but the last, which changes nothing on the face: it is the camera's nearness. Of the person's the first are
-    identities of the model, the rest, whose ``modes`` are zero, lie beyond it.
-    """
-
-    identities: int
-
-    def nearness(self, state: FaceState) -> Floats:
-        return nearness(state)
-
-
-def nearness(state: FaceState) -> Floats:
-    """(B,) 1 / metres, of the states of a ``PerspectiveRig``."""
-    return np.asarray(np.clip(NEARNESS + NEARNESS_SD * state.coefficients[:, -1], 0.0, NEAREST))
-
-
-def near_jacobian(state: FaceState, mean: Floats, basis: Floats) -> tuple[Floats, Floats]:
-    """``face.fit.jacobian``, whose last column is the latent of the nearness."""
-    near = nearness(state)
-    px, out = jacobian(state, mean, basis, near)
-    depth = np.matmul(shape_of(mean, basis, state.coefficients), state.rotation[:, 2, :, None])  # (B, N, 1)
-    out[..., -1] = -NEARNESS_SD * (px - state.centre[:, None]) * depth / (1.0 + near[:, None, None] * depth)
-    return px, out
-
-
-def split_rig(
-    model: MorphableModel,
-    anchors: Anchors,
-    *,
-    identities: int = IDENTITIES,
-    expressions: int = EXPRESSIONS,
-    beyond: float = 0.0,
-) -> PerspectiveRig:
-    """The directions of identity, and those of expression, that move the anchors most under the prior.
-
-    ``beyond``: metres by which a coordinate lies off the model's identities, a standard deviation; 0: not at all.
-    """
-    prior = prior_sd(model)
-    k = len(model.identity)
-    blocks = []
-    for basis, sd, count in (
-        (model.identity, prior[:k], identities),
-        (model.expression, prior[k:], expressions),
-    ):
-        at_anchors = basis[:, anchors.vertex].reshape(len(basis), -1).astype(np.float64) * sd[:, None]
-        _, vectors = np.linalg.eigh(at_anchors @ at_anchors.T)
-        blocks.append(vectors.T[::-1][:count] * sd)
-    axes = 3 if beyond else 0
-    fields = smooth_fields(model.template, anchors.vertex, reach=BEYOND_RANGE, count=BEYOND_FIELDS)
-    fields = np.einsum("fv,cd->fcvd", beyond * fields, np.eye(3)[:axes]).reshape(-1, len(model.template), 3)
-    known, shared = len(blocks[0]), len(blocks[0]) + len(fields)
-    directions = np.zeros((shared + len(blocks[1]) + 1, len(prior)))
-    directions[:known, :k] = blocks[0]
-    directions[shared:-1, k:] = blocks[1]
-    rig = rig_of(model, anchors, directions)
-    # No coefficients of the model make these.
-    rig.mesh_basis[known:shared] = fields.reshape(len(fields), rig.mesh_basis.shape[1])
-    for table, vertex in ((rig.anchor_basis, rig.anchor_vertex), (rig.landmark_basis, model.landmarks.vertex)):
-        table[..., known:shared] = np.moveaxis(fields[:, vertex], 0, 2)
-    return PerspectiveRig(**vars(rig), identities=shared)
-
-
 def shared_step(
-    state: FaceState,
-    px: Floats,
-    jac: Floats,
-    targets: Floats,
-    weights: Floats,
-    *,
-    noise: Floats,
-    identities: int,
-    across: tuple[Lines, Floats, Floats] | None = None,
-    damping: float = 1e-6,
+    state: FaceState, hessian: Floats, gradient: Floats, *, identities: int, damping: float = 1e-6
 ) -> FaceState:
     """One Gauss-Newton step of B photos of one person; the rows of ``state`` share their first ``identities`` latents.
 
-    (B, N, 2) ``px`` and their (B, N, 2, 6 + P) derivatives ``jac``; ``across`` as in ``normal_equations``. The energy
-    is ``face.fit.step``'s, summed over the photos, with the standard normal prior of the identity once.
+    (B, 6 + P, 6 + P) ``hessian`` and (B, 6 + P) ``gradient`` of the photos' own ``normal_equations``. The energy is
+    ``face.fit.step``'s, summed over the photos, with the standard normal prior of the identity once.
     """
-    hessian, gradient = normal_equations(targets - px, jac, weights, noise, across)
     b, p = gradient.shape
+    hessian = hessian.copy()
     diagonal = np.arange(p)
     hessian[:, diagonal, diagonal] *= 1.0 + damping
     hessian[:, diagonal, diagonal] += 1e-9
@@ -169,12 +88,21 @@ def shared_step(
 
 
 def fit_together(
-    rig: PerspectiveRig, solver: Solver, trust: Floats, number: int, look: Look, state: FaceState, sight: Sight
+    rig: PerspectiveRig,
+    skin: Skin,
+    solver: Solver,
+    photos: Sequence[Floats],
+    trust: Floats,
+    number: int,
+    look: Look,
+    state: FaceState,
+    sight: Sight,
 ) -> FaceState:
     """``aligner.loop.refine`` of photos of one person: the identity is that of all pixels at once.
 
     A photo counts by the square of its ``trust``, the confidence that it was aligned by itself, and of how much of the
-    face it shows: where a hand and a cap leave a third of it, errors are large, and all of one kind.
+    face it shows: where a hand and a cap leave a third of it, errors are large, and all of one kind. From the second
+    pass on, ``photos``, their brightness, have to agree on the skin.
     """
     unit = rig.unit(state)
     share = (trust[look.face] * np.minimum(look.area / (WHOLE * unit**2), 1.0)) ** 2
@@ -183,6 +111,7 @@ def fit_together(
     lines = outlines(rig, solver, state, sight, look)
     lines = replace(lines, weights=lines.weights * share[:, None])
     gate = solver.later_gates[0] * unit
+    noise = solver.later_noise * unit
     for _ in range(VOTES):
         # What a pixel votes for leans to where it was predicted, so shapes arrive over several elections.
         mean, basis, weight = vote(
@@ -191,11 +120,15 @@ def fit_together(
         weight = evidence(weight, solver.evidence) * share[:, None]
         for _ in range(STEPS):
             at, jac = near_jacobian(state, mean, basis)
-            noise = solver.later_noise * unit
             across = lines, *near_jacobian(state, lines.mean, lines.basis)
-            found = shared_step(state, at, jac, look.px, weight, noise=noise, identities=rig.identities, across=across)
+            votes, gradient = normal_equations(look.px - at, jac, weight, noise, across)
+            found = shared_step(state, votes, gradient, identities=rig.identities)
             state = _one(rig, found, state, unit)
-    return state
+    if number == 0 or len(unit) == 1 or solver.skin == 0:
+        return state
+    seen = [photos[i] for i in look.face]
+    found = agreed(skin, rig, seen, state, votes, look, strength=solver.skin, trust=trust[look.face] ** 2)
+    return _one(rig, found, state, unit)
 
 
 def _one(rig: PerspectiveRig, found: FaceState, before: FaceState, unit: Floats) -> FaceState:

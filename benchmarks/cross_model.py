@@ -36,13 +36,13 @@ from face.landmarks import NAMES, OUTER_EYE_CORNERS
 from face.lighting import ambient, shade
 from face.mesh import SurfacePoints, triangle_normals, vertex_normals
 from face.morphable import Coefficients, MorphableModel
+from face.photometric import SKIN, Scene
 from face.registration import Nearest, Similarity, Surface, part, similarity
 from face.render.frame import Frame, render, sample_texture, shaded, supersampled, visible
 from face.transfer import KINDS, counterparts, triangles
 from face.transform import Rigid, geodesic_degrees, rotation_from_angles
 from pipeline.inverse import ANYTHING, DISTANCE, IDENTITIES_OF_LANDMARKS, Recovery, invert
 from pipeline.landmark_fit import LandmarkRig, fit_landmarks
-from pipeline.photometric import SKIN, Scene
 from pipeline.photos import Photo
 
 SIZE = 400  # px, of the photos

@@ -19,20 +19,19 @@ import cv2
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from face import fit
+from face import fit, photometric
 from face.albedo import AlbedoModel
 from face.arrays import Bools, Bytes, Floats, Ints
 from face.camera import WeakPerspective
 from face.errors import BadFit
 from face.landmarks import INNER
 from face.morphable import Coefficients, MorphableModel
+from face.photometric import Normals, Scene, SkinSamples, skin_samples, skin_triangles
 from face.render.frame import Frame, render, sample_texture, shaded, visible
 from face.transform import Rigid, angles_from_rotation
-from pipeline import photometric
 from pipeline.crop import Crop, square_crop
 from pipeline.joint import COLOUR_SD, INDEPENDENT, Problem, improve
 from pipeline.landmark_fit import LandmarkRig, fit_landmarks, robust_size
-from pipeline.photometric import Normals, Scene, SkinSamples, skin_samples, skin_triangles
 from pipeline.photos import Photo, Scheme
 from pipeline.quality import evidence_of, score_of
 

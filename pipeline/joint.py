@@ -15,16 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from face import fit
+from face import fit, photometric
 from face.arrays import Floats, Ints
-from pipeline import photometric
+from face.photometric import Normals, Scene, SkinSamples
 from pipeline.landmark_fit import (
     ACTIVATION_RANGE,
     ACTIVATION_SLACK,
     LandmarkRig,
     activation_prior,
 )
-from pipeline.photometric import Normals, Scene, SkinSamples
 from pipeline.photos import Scheme
 
 COLOUR_SD = 0.05  # what an explained colour may be off

@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from face import fit
+from face import fit, photometric
 from face.albedo import AlbedoModel
 from face.arrays import Floats
 from face.lighting import ambient, basis, basis_gradient
 from face.mesh import vertex_normals
 from face.morphable import MorphableModel
+from face.photometric import Normals, Scene, SkinSamples, skin_samples
 from face.transform import rotation_from_angles
-from pipeline import joint, photometric
+from pipeline import joint
 from pipeline.joint import Problem
 from pipeline.landmark_fit import LandmarkRig
-from pipeline.photometric import Normals, Scene, SkinSamples, skin_samples
 
 
 def skin(rng: np.random.Generator, components: int = 3) -> AlbedoModel:

@@ -98,22 +98,27 @@ def skin_triangles(model: MorphableModel) -> Ints:
     return model.triangles_of(*named) if named else np.arange(len(model.faces))
 
 
-def skin_samples(
-    model: MorphableModel, albedo: AlbedoModel, *, identities: int, expressions: int, count: int
-) -> SkinSamples:
-    """``count`` points spread evenly over the area of the template's skin: the same points every time."""
-    triangles = skin_triangles(model)
+def spread_points(model: MorphableModel, triangles: Ints, count: int) -> SurfacePoints:
+    """``count`` points spread evenly over the area of the template's ``triangles``: the same points every time."""
     area = np.linalg.norm(triangle_normals(model.template, model.faces[triangles]), axis=1)
     edges = np.cumsum(area) / area.sum()
     triangle = triangles[np.minimum(np.searchsorted(edges, (np.arange(count) + 0.5) / count), len(triangles) - 1)]
     # Low-discrepancy barycentrics: Roberts' R2 sequence folded into the triangle.
     uv = (np.arange(count)[:, None] * np.array([0.7548776662466927, 0.5698402909980532])) % 1.0
     uv = np.where(uv.sum(1, keepdims=True) > 1.0, 1.0 - uv, uv)
-    points = SurfacePoints(triangle, np.column_stack([1.0 - uv.sum(1), uv]))
+    return SurfacePoints(triangle, np.column_stack([1.0 - uv.sum(1), uv]))
+
+
+def skin_samples(
+    model: MorphableModel, albedo: AlbedoModel, *, identities: int, expressions: int, count: int
+) -> SkinSamples:
+    """``count`` points spread evenly over the area of the template's skin: the same points every time."""
+    points = spread_points(model, skin_triangles(model), count)
+    triangle = points.triangle
     mean, modes = model.basis_at(points, identities, expressions)
 
     vertices = np.zeros(len(model.template), dtype=bool)
-    vertices[model.faces[triangles]] = True
+    vertices[model.faces[skin_triangles(model)]] = True
     ring = model.faces[vertices[model.faces].any(axis=1)]  # also what borders the skin shapes its normals
     used, compact = np.unique(ring, return_inverse=True)
     ring_mean, ring_basis = model.basis_of_vertices(used, identities, expressions)
@@ -131,11 +136,11 @@ def skin_samples(
         ring_mean.astype(np.float32),
         ring_basis.reshape(-1, identities + expressions).astype(np.float32),
         corners,
-        _turning(ring_mean, ring_basis, compact, corners, points.barycentric),
+        turning_of(ring_mean, ring_basis, compact, corners, points.barycentric),
     )
 
 
-def _turning(mean: Floats, modes: Floats, faces: Ints, corners: Ints, barycentric: Floats) -> Floats:
+def turning_of(mean: Floats, modes: Floats, faces: Ints, corners: Ints, barycentric: Floats) -> Floats:
     """(N, 3, P) float32 derivatives of the interpolated unit normals of (R, 3) ``mean`` by its (R, 3, P) ``modes``."""
     (a, b, c), (da, db, dc) = ([values[faces[:, i]] for i in range(3)] for values in (mean, modes))
     first, second = b - a, c - a

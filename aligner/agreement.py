@@ -1,0 +1,305 @@
+"""Photos of one person agree on the skin: a point of it has one albedo in all of them, each in a light of its own.
+
+The network judges every photo alike, so what it misjudges it misjudges in all of them, and more photos do not average
+that out. The photos tell more among themselves. Where the skin has marks, points move to where all photos show the
+same (stereo of many views); where it has none, shading turns its normals (photometric stereo). One photo is explained
+by any shape with some albedo, and two by little better, so what is found by votes of pixels holds the rest.
+
+The residual of a photo at a point is ``seen - albedo * shade(normal)``, in grey; albedo is one unknown of each point,
+light nine of each photo (``face.lighting``). The albedo is eliminated exactly from the Gauss-Newton step of all
+unknowns at once, so shape and poses move as if it followed them.
+
+Sources: Delaunoy and Pollefeys, "Photometric Bundle Adjustment for Dense Multi-View 3D Modeling", CVPR 2014; Basri,
+Jacobs and Kemelmacher, "Photometric Stereo with General, Unknown Lighting", IJCV 2007.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from aligner.loop import Look, Rig
+from aligner.perspective import PerspectiveRig, near_jacobian
+from face.arrays import Bytes, Floats, Ints
+from face.descriptor import STRIDE
+from face.fit import POSE, FaceState, moved
+from face.landmarks import NAMES
+from face.lighting import ambient, basis, basis_gradient
+from face.mesh import SurfacePoints
+from face.photometric import (
+    light_prior,
+    robust_weights,
+    sample_with_gradient,
+    skin_triangles,
+    spread_points,
+    turning_of,
+)
+from face.render import zbuffer
+from face.render.kernels import smooth_normals
+from face.transform import skew
+
+POINTS, WITHIN = 1500, 0.1  # of the skin, and the metres from the tip of the nose within which they lie
+NOISE = 0.04  # of brightness in 0 to 1: what light and albedo leave of a photo, standard deviation
+STRANGE = 0.05  # residual that counts a quarter: a hand, a strand of hair, a highlight
+ALBEDO, ALBEDO_SD = 0.45, 0.5  # of skin, in grey
+BLUR = 0.008  # standard deviation of the blur under which photos are compared, fraction of the unit
+BUFFER = 160  # pixels of the visibility buffer's side
+ROUND = 2  # of them: a point is seen only where nothing before it is as near as that
+OCCLUSION = 0.012  # metres behind the surface that is seen at which a point is hidden
+ASLANT, SQUARE = 0.3, 0.6  # cosines to the camera at which a point begins to count, and counts fully
+STEPS, BEGINNING, LATER = 3, 8, 2  # Gauss-Newton, and how often light and albedo follow each other before each of them
+SLACK_SCALE, SLACK_TURN, SLACK_SHIFT = 0.05, np.deg2rad(4.0), 0.03
+"""By what all votes of a photo may be off together, standard deviations: share, radians, fraction of the unit."""
+
+
+@dataclass(frozen=True)
+class Skin:
+    """Points of a rig's skin, evenly spread, whose brightness is compared."""
+
+    points: SurfacePoints  # (N,)
+    corners: Ints  # (N, 3) vertices of their triangles
+    mean: Floats  # (N, 3) metres
+    basis: Floats  # (N, 3, P) float32
+    turning: Floats  # (N, 3, P) float32 change of the template's unit normals by the latents
+
+    @staticmethod
+    def of(rig: Rig) -> Skin:
+        model = rig.model
+        triangles = skin_triangles(model)
+        tip = model.template[model.landmarks.vertex[NAMES.index("nose_tip")]]
+        away = np.linalg.norm(model.template[model.faces[triangles]].mean(1) - tip, axis=1)
+        triangles = triangles[away < WITHIN]
+        points = spread_points(model, triangles, POINTS)
+        touched = np.zeros(len(model.template), dtype=bool)
+        touched[model.faces[triangles]] = True
+        ring = model.faces[touched[model.faces].any(axis=1)]  # also what borders them turns their normals
+        used, rows = np.unique(ring, return_inverse=True)
+        corners, weight = model.faces[points.triangle], points.barycentric
+        modes = rig.vertex_basis
+        turning = turning_of(
+            model.template[used].astype(np.float64),
+            modes[used].astype(np.float64),
+            rows.reshape(ring.shape),
+            np.searchsorted(used, corners),
+            weight,
+        )
+        mean = np.einsum("nk,nkc->nc", weight, model.template[corners].astype(np.float64))
+        return Skin(
+            points, corners, mean, np.einsum("nk,nkcp->ncp", weight, modes[corners]).astype(np.float32), turning
+        )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What B photos show at N points of the skin, and how these lie to the camera."""
+
+    brightness: Floats  # (B, N) 0 to 1
+    by_pixel: Floats  # (B, N, 2) its derivatives
+    by_state: Floats  # (B, N, 2, 6 + P) derivatives of the pixels
+    normal: Floats  # (B, N, 3) unit, cam
+    harmonics: Floats  # (B, N, 9)
+    weight: Floats  # (B, N) 0 to 1, how well they are seen
+
+
+@dataclass(frozen=True)
+class Shading:
+    """What explains it."""
+
+    albedo: Floats  # (N,)
+    light: Floats  # (B, 9)
+
+    def of(self, seen: Seen) -> Floats:
+        """(B, N) by what the albedo is multiplied."""
+        return np.asarray(np.maximum((seen.harmonics @ self.light[..., None])[..., 0], 1e-3))
+
+
+def grey(image: Bytes) -> Floats:
+    """(H, W) float32 brightness in 0 to 1 of (H, W, 3) uint8."""
+    return np.asarray(image.mean(axis=2, dtype=np.float32) / np.float32(255.0))
+
+
+def agreed(
+    skin: Skin,
+    rig: PerspectiveRig,
+    photos: Sequence[Floats],
+    state: FaceState,
+    votes: Floats,
+    look: Look,
+    *,
+    strength: float,
+    trust: Floats,
+) -> FaceState:
+    """The state of B photos of one person, held by (B, 6 + P, 6 + P) ``votes`` about ``state``, that explains them.
+
+    ``photos``: (H, W) float32 in 0 to 1. The rows of ``state`` share their identity. ``votes`` are the normal
+    equations that found it; ``strength`` is how many independent observations the whole skin of a photo is worth,
+    ``trust`` (B,) by how much each photo counts.
+    """
+    b, columns = votes.shape[:2]
+    shared = rig.identities
+    unit = rig.unit(state)
+    places = [_places(i, columns, shared) for i in range(b)]
+    held = _held(_eased(votes, unit), places, shared)
+    mean, precision = _light_prior()
+    per_point = strength / len(skin.mean)
+    blurred = [_blurred(photo, BLUR * size) for photo, size in zip(photos, unit, strict=True)]
+    gone = np.zeros(len(held))  # since ``state``
+    found, shading = state, None
+    for number in range(STEPS):
+        seen = _seen(skin, rig, blurred, found, look)
+        shading = _explained(seen, shading, per_point, trust, BEGINNING if number == 0 else LATER)
+        level = shading.of(seen)
+        residual = seen.brightness - shading.albedo * level
+        weight = _weight(seen, residual, per_point * trust)
+        hessian, gradient = held.copy(), -held @ gone
+        # Of each point, with its albedo: what the photos say together (the Schur complement of the albedo).
+        coupling = np.zeros((len(skin.mean), len(held)), np.float32)
+        stiffness = per_point / ALBEDO_SD**2 + (weight * level**2).sum(0)
+        pull = (weight * level * residual).sum(0) - per_point / ALBEDO_SD**2 * (shading.albedo - ALBEDO)
+        for i, place in enumerate(places):
+            rows = _rows(skin, seen, shading, found, i)
+            weighted = rows * weight[i, :, None].astype(np.float32)
+            light = place[columns:]
+            hessian[place[:, None], place] += weighted.T @ rows
+            hessian[light[:, None], light] += precision
+            gradient[place] -= weighted.T @ residual[i].astype(np.float32)
+            gradient[light] += precision @ (mean - shading.light[i])
+            coupling[:, place] += weighted * level[i, :, None].astype(np.float32)
+        coupling /= np.sqrt(stiffness)[:, None].astype(np.float32)
+        hessian -= coupling.T @ coupling
+        gradient += coupling.T @ (pull / np.sqrt(stiffness)).astype(np.float32)
+        diagonal = np.arange(len(held))
+        hessian[diagonal, diagonal] += 1e-6 * hessian[diagonal, diagonal] + 1e-9
+        delta = np.linalg.solve(hessian, gradient)
+        light = np.stack([delta[place[columns:]] for place in places])
+        shading = replace(shading, light=shading.light + light)
+        for place in places:
+            delta[place[columns:]] = 0.0
+        gone += delta
+        found = moved(state, np.stack([gone[place[:columns]] for place in places]))
+    return found
+
+
+def _places(photo: int, columns: int, shared: int) -> Ints:
+    """Where the ``columns`` of a photo's state, then its light, lie among the unknowns: what is shared comes first."""
+    begin = shared + photo * (columns - shared + 9)
+    own = np.arange(begin, begin + columns - shared + 9)
+    return np.concatenate([own[:POSE], np.arange(shared), own[POSE:]])
+
+
+def _eased(votes: Floats, unit: Floats) -> Floats:
+    """Normal equations of votes that may all be off together by a pose: marginalised over it."""
+    sd = np.tile([SLACK_SCALE, *[SLACK_TURN] * 3, SLACK_SHIFT, SLACK_SHIFT], (len(unit), 1))
+    sd[:, 4:] *= unit[:, None]
+    pose = votes[:, :, :POSE]
+    free = votes[:, :POSE, :POSE] + np.eye(POSE) / sd[:, None] ** 2
+    return np.asarray(votes - pose @ np.linalg.solve(free, np.swapaxes(pose, 1, 2)))
+
+
+def _held(votes: Floats, places: Sequence[Ints], shared: int) -> Floats:
+    """(U, U) what votes and priors say of all unknowns, lights aside."""
+    columns = votes.shape[1]
+    size = int(places[-1].max()) + 1
+    out = np.zeros((size, size))
+    prior = np.zeros(size)
+    prior[:shared] = 1.0
+    for place, photo in zip(places, votes, strict=True):
+        state = place[:columns]
+        out[state[:, None], state] += photo
+        prior[state[POSE + shared :]] = 1.0
+    out[np.arange(size), np.arange(size)] += prior
+    return out
+
+
+def _light_prior() -> tuple[Floats, Floats]:
+    """``face.photometric.light_prior`` of grey light: (9,) mean and (9, 9) precision."""
+    mean, precision = light_prior()
+    return mean[::3], precision.reshape(9, 3, 9, 3).sum((1, 3)) / 3.0
+
+
+def _blurred(photo: Floats, sd: float) -> Floats:
+    return np.asarray(cv2.GaussianBlur(photo, (0, 0), max(sd, 0.5)))[..., None]
+
+
+def _seen(skin: Skin, rig: Rig, photos: Sequence[Floats], state: FaceState, look: Look) -> Seen:
+    at, jac = near_jacobian(state, skin.mean, skin.basis)
+    b, n, _ = at.shape
+    brightness, by_pixel = np.empty((b, n)), np.empty((b, n, 2))
+    normal, weight = np.empty((b, n, 3)), np.empty((b, n))
+    in_crop = look.crops.crop_from_photo(at) / STRIDE
+    for i, (vertices, near) in enumerate(zip(rig.vertices(state), rig.nearness(state), strict=True)):
+        value, slope = sample_with_gradient(photos[i], at[i])
+        brightness[i], by_pixel[i] = value[:, 0], slope[:, 0]
+        turned = vertices @ state.rotation[i].T
+        corner = smooth_normals(turned, rig.model.faces)[skin.corners]
+        between = np.einsum("nk,nkc->nc", skin.points.barycentric, corner)
+        normal[i] = between / np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-9)
+        logit = look.face_logit[i]
+        face, _ = sample_with_gradient(logit[..., None], in_crop[i])
+        inside = (at[i] > 1).all(1) & (at[i] < np.array(photos[i].shape[1::-1]) - 1).all(1)
+        inside &= (in_crop[i] > 0).all(1) & (in_crop[i] < np.array(logit.shape[::-1])).all(1)
+        inside &= _unhidden(skin, rig, turned, float(near))
+        weight[i] = inside / (1.0 + np.exp(-np.clip(face[:, 0], -30.0, 30.0)))
+    weight *= np.clip((-normal[..., 2] - ASLANT) / (SQUARE - ASLANT), 0.0, 1.0)
+    return Seen(brightness, by_pixel, jac, normal, basis(normal), weight)
+
+
+def _unhidden(skin: Skin, rig: Rig, turned: Floats, near: float) -> Floats:
+    """(N,) whether nothing of the mesh is before the points, and nothing beside them that is."""
+    faces = rig.model.faces
+    seen = turned / (1.0 + near * turned[:, 2:])
+    low, high = seen[:, :2].min(0), seen[:, :2].max(0)
+    scale = BUFFER / float((high - low).max())
+    ids = zbuffer.visibility((seen[:, :2] - low) * scale, seen[:, 2], faces, (BUFFER, BUFFER))
+    # Of each pixel the farthest corner of its triangle; then the nearest surface round it.
+    depth = np.where(ids >= 0, seen[faces[np.maximum(ids, 0)], 2].max(-1), np.inf).astype(np.float32)
+    depth = np.asarray(cv2.erode(depth, np.ones((2 * ROUND + 1, 2 * ROUND + 1), np.uint8)))
+    points = np.einsum("nk,nkc->nc", skin.points.barycentric, seen[skin.corners])
+    column, row = np.clip(((points[:, :2] - low) * scale).astype(np.int64), 0, BUFFER - 1).T
+    return np.asarray(points[:, 2] < depth[row, column] + OCCLUSION)
+
+
+def _weight(seen: Seen, residual: Floats, per_point: Floats) -> Floats:
+    """(B, N) of squared residuals in the energy."""
+    robust = np.stack([robust_weights(row[:, None], STRANGE) for row in residual])
+    return np.asarray(seen.weight * robust * per_point[:, None] / NOISE**2)
+
+
+def _explained(seen: Seen, before: Shading | None, per_point: float, trust: Floats, rounds: int) -> Shading:
+    """Albedo and lights by alternating robust least squares."""
+    mean, precision = _light_prior()
+    if before is None:
+        bright = np.where(seen.weight > 0.3, seen.brightness, np.nan)
+        bright[:, 0] = np.where((seen.weight > 0.3).any(1), bright[:, 0], ALBEDO)  # a median of something
+        light = ambient()[:, 0] * np.nanmedian(bright, axis=1)[:, None] / ALBEDO
+        before = Shading(np.full(seen.weight.shape[1], ALBEDO), light)
+    found = before
+    stiff = per_point / ALBEDO_SD**2
+    for _ in range(rounds):
+        level = found.of(seen)
+        weight = _weight(seen, seen.brightness - found.albedo * level, per_point * trust)
+        albedo = ((weight * level * seen.brightness).sum(0) + stiff * ALBEDO) / ((weight * level**2).sum(0) + stiff)
+        design = seen.harmonics * albedo[:, None]
+        weighted = np.swapaxes(design * weight[..., None], 1, 2)
+        right = (weighted @ seen.brightness[..., None])[..., 0] + precision @ mean
+        found = Shading(albedo, np.linalg.solve(weighted @ design + precision, right[..., None])[..., 0])
+    return found
+
+
+def _rows(skin: Skin, seen: Seen, shading: Shading, state: FaceState, photo: int) -> Floats:
+    """(N, 6 + P + 9) float32 derivatives of a photo's residuals by its state and its light."""
+    normal, harmonics, light = seen.normal[photo], seen.harmonics[photo], shading.light[photo]
+    lit = shading.albedo * (harmonics @ light > 0.0)
+    columns = seen.by_state.shape[3]
+    out = np.empty((len(normal), columns + 9), np.float32)
+    out[:, :columns] = np.matmul(seen.by_pixel[photo, :, None], seen.by_state[photo])[:, 0]
+    by_normal = np.einsum("nkx,k->nx", basis_gradient(normal), light) * lit[:, None]
+    out[:, 1:4] -= np.matmul(by_normal[:, None], -skew(normal))[:, 0]
+    by_normal -= (by_normal * normal).sum(1, keepdims=True) * normal  # a normal keeps its length
+    in_head = (by_normal @ state.rotation[photo]).astype(np.float32)
+    out[:, POSE:columns] -= np.matmul(in_head[:, None], skin.turning)[:, 0]
+    out[:, columns:] = -lit[:, None] * harmonics
+    return out
