@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from aligner.crop import Crops
 from aligner.loop import Look, Rig
 from aligner.perspective import PerspectiveRig, near_jacobian
-from face.arrays import Bytes, Floats, Ints
+from face.arrays import Bools, Bytes, Floats, Ints
 from face.descriptor import STRIDE
-from face.fit import POSE, FaceState, moved
+from face.fit import POSE, FaceState, moved, project, shape_of
 from face.landmarks import NAMES
 from face.lighting import ambient, basis, basis_gradient
 from face.mesh import SurfacePoints
@@ -45,7 +46,8 @@ POINTS, WITHIN = 1500, 0.1  # of the skin, and the metres from the tip of the no
 NOISE = 0.04  # of brightness in 0 to 1: what light and albedo leave of a photo, standard deviation
 STRANGE = 0.05  # residual that counts a quarter: a hand, a strand of hair, a highlight
 ALBEDO, ALBEDO_SD = 0.45, 0.5  # of skin, in grey
-BLUR = 0.008  # standard deviation of the blur under which photos are compared, fraction of the unit
+SIDE = 256  # pixels of the crops in which photos are compared
+BLUR = 0.008  # standard deviation of the blur under which they are, fraction of the unit
 BUFFER = 160  # pixels of the visibility buffer's side
 ROUND = 2  # of them: a point is seen only where nothing before it is as near as that
 OCCLUSION = 0.012  # metres behind the surface that is seen at which a point is hidden
@@ -98,7 +100,6 @@ class Seen:
 
     brightness: Floats  # (B, N) 0 to 1
     by_pixel: Floats  # (B, N, 2) its derivatives
-    by_state: Floats  # (B, N, 2, 6 + P) derivatives of the pixels
     normal: Floats  # (B, N, 3) unit, cam
     harmonics: Floats  # (B, N, 9)
     weight: Floats  # (B, N) 0 to 1, how well they are seen
@@ -116,15 +117,42 @@ class Shading:
         return np.asarray(np.maximum((seen.harmonics @ self.light[..., None])[..., 0], 1e-3))
 
 
-def grey(image: Bytes) -> Floats:
-    """(H, W) float32 brightness in 0 to 1 of (H, W, 3) uint8."""
-    return np.asarray(image.mean(axis=2, dtype=np.float32) / np.float32(255.0))
+@dataclass(frozen=True)
+class Pictures:
+    """Of B photos what the crops show, in grey and a little blurred: however large the photos are."""
+
+    grey: Sequence[Floats]  # (SIDE, SIDE, 1) float32, 0 to 1
+    crops: Crops
+    photo: Floats  # (B, 2) width and height of the photos, pixels
+
+    @staticmethod
+    def of(images: Sequence[Bytes], crops: Crops, unit: Floats) -> Pictures:
+        """Of (H, W, 3) uint8 RGB ``images``, in which faces have that ``unit``."""
+        close = replace(crops, size=SIDE)
+        blur = np.maximum(BLUR * unit * SIDE / close.side, 0.5)
+        grey = []
+        for i, (image, sd) in enumerate(zip(images, blur, strict=True)):
+            cut = close.cut(image, i).mean(axis=2, dtype=np.float32) / np.float32(255.0)
+            grey.append(cv2.GaussianBlur(cut, (0, 0), float(sd))[..., None])
+        return Pictures(grey, close, np.array([image.shape[1::-1] for image in images]))
+
+    def at(self, px: Floats) -> tuple[Floats, Floats, Bools]:
+        """(B, N) brightness at (B, N, 2) pixels of the photos, its (B, N, 2) derivatives, and where there is any."""
+        places = self.crops.crop_from_photo(px)
+        within = [(px > 1), (px < self.photo[:, None] - 1), (places > 1), (places < SIDE - 1)]
+        inside = np.all(within, axis=(0, 3))
+        seen = [sample_with_gradient(grey, where) for grey, where in zip(self.grey, places, strict=True)]
+        slope = np.stack([slope[:, 0] for _, slope in seen])
+        c, s = np.cos(self.crops.angle), np.sin(self.crops.angle)
+        turn = np.stack([np.stack([c, s], -1), np.stack([-s, c], -1)], -2)  # row vectors to the photo's axes
+        slope = slope @ turn * (SIDE / self.crops.side)[:, None, None]
+        return np.stack([value[:, 0] for value, _ in seen]), np.asarray(slope), np.asarray(inside)
 
 
 def agreed(
     skin: Skin,
     rig: PerspectiveRig,
-    photos: Sequence[Floats],
+    images: Sequence[Bytes],
     state: FaceState,
     votes: Floats,
     look: Look,
@@ -134,7 +162,7 @@ def agreed(
 ) -> FaceState:
     """The state of B photos of one person, held by (B, 6 + P, 6 + P) ``votes`` about ``state``, that explains them.
 
-    ``photos``: (H, W) float32 in 0 to 1. The rows of ``state`` share their identity. ``votes`` are the normal
+    ``images``: (H, W, 3) uint8 RGB. The rows of ``state`` share their identity. ``votes`` are the normal
     equations that found it; ``strength`` is how many independent observations the whole skin of a photo is worth,
     ``trust`` (B,) by how much each photo counts.
     """
@@ -145,11 +173,11 @@ def agreed(
     held = _held(_eased(votes, unit), places, shared)
     mean, precision = _light_prior()
     per_point = strength / len(skin.mean)
-    blurred = [_blurred(photo, BLUR * size) for photo, size in zip(photos, unit, strict=True)]
+    pictures = Pictures.of(images, look.crops, unit)
     gone = np.zeros(len(held))  # since ``state``
     found, shading = state, None
     for number in range(STEPS):
-        seen = _seen(skin, rig, blurred, found, look)
+        seen = _seen(skin, rig, pictures, found, look)
         shading = _explained(seen, shading, per_point, trust, BEGINNING if number == 0 else LATER)
         level = shading.of(seen)
         residual = seen.brightness - shading.albedo * level
@@ -220,34 +248,26 @@ def _light_prior() -> tuple[Floats, Floats]:
     return mean[::3], precision.reshape(9, 3, 9, 3).sum((1, 3)) / 3.0
 
 
-def _blurred(photo: Floats, sd: float) -> Floats:
-    return np.asarray(cv2.GaussianBlur(photo, (0, 0), max(sd, 0.5)))[..., None]
-
-
-def _seen(skin: Skin, rig: Rig, photos: Sequence[Floats], state: FaceState, look: Look) -> Seen:
-    at, jac = near_jacobian(state, skin.mean, skin.basis)
+def _seen(skin: Skin, rig: PerspectiveRig, pictures: Pictures, state: FaceState, look: Look) -> Seen:
+    at = project(state, shape_of(skin.mean, skin.basis, state.coefficients), rig.nearness(state))
     b, n, _ = at.shape
-    brightness, by_pixel = np.empty((b, n)), np.empty((b, n, 2))
+    brightness, by_pixel, inside = pictures.at(at)
     normal, weight = np.empty((b, n, 3)), np.empty((b, n))
     in_crop = look.crops.crop_from_photo(at) / STRIDE
     for i, (vertices, near) in enumerate(zip(rig.vertices(state), rig.nearness(state), strict=True)):
-        value, slope = sample_with_gradient(photos[i], at[i])
-        brightness[i], by_pixel[i] = value[:, 0], slope[:, 0]
         turned = vertices @ state.rotation[i].T
         corner = smooth_normals(turned, rig.model.faces)[skin.corners]
         between = np.einsum("nk,nkc->nc", skin.points.barycentric, corner)
         normal[i] = between / np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-9)
         logit = look.face_logit[i]
         face, _ = sample_with_gradient(logit[..., None], in_crop[i])
-        inside = (at[i] > 1).all(1) & (at[i] < np.array(photos[i].shape[1::-1]) - 1).all(1)
-        inside &= (in_crop[i] > 0).all(1) & (in_crop[i] < np.array(logit.shape[::-1])).all(1)
-        inside &= _unhidden(skin, rig, turned, float(near))
-        weight[i] = inside / (1.0 + np.exp(-np.clip(face[:, 0], -30.0, 30.0)))
+        shown = inside[i] & _unhidden(skin, rig, turned, float(near))
+        weight[i] = shown / (1.0 + np.exp(-np.clip(face[:, 0], -30.0, 30.0)))
     weight *= np.clip((-normal[..., 2] - ASLANT) / (SQUARE - ASLANT), 0.0, 1.0)
-    return Seen(brightness, by_pixel, jac, normal, basis(normal), weight)
+    return Seen(brightness, by_pixel, normal, basis(normal), weight)
 
 
-def _unhidden(skin: Skin, rig: Rig, turned: Floats, near: float) -> Floats:
+def _unhidden(skin: Skin, rig: Rig, turned: Floats, near: float) -> Bools:
     """(N,) whether nothing of the mesh is before the points, and nothing beside them that is."""
     faces = rig.model.faces
     seen = turned / (1.0 + near * turned[:, 2:])
@@ -293,9 +313,11 @@ def _rows(skin: Skin, seen: Seen, shading: Shading, state: FaceState, photo: int
     """(N, 6 + P + 9) float32 derivatives of a photo's residuals by its state and its light."""
     normal, harmonics, light = seen.normal[photo], seen.harmonics[photo], shading.light[photo]
     lit = shading.albedo * (harmonics @ light > 0.0)
-    columns = seen.by_state.shape[3]
+    # Of one photo at a time: of thirty they would fill a gigabyte.
+    jac = near_jacobian(state[photo : photo + 1], skin.mean, skin.basis)[1][0]
+    columns = jac.shape[2]
     out = np.empty((len(normal), columns + 9), np.float32)
-    out[:, :columns] = np.matmul(seen.by_pixel[photo, :, None], seen.by_state[photo])[:, 0]
+    out[:, :columns] = np.matmul(seen.by_pixel[photo, :, None], jac)[:, 0]
     by_normal = np.einsum("nkx,k->nx", basis_gradient(normal), light) * lit[:, None]
     out[:, 1:4] -= np.matmul(by_normal[:, None], -skew(normal))[:, 0]
     by_normal -= (by_normal * normal).sum(1, keepdims=True) * normal  # a normal keeps its length

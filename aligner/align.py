@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from aligner.agreement import Skin, grey
+from aligner.agreement import Skin
 from aligner.alignment import Alignment, Iteration, Pose, landmarks_of
 from aligner.confidence import (
     DEFAULT,
@@ -292,8 +292,7 @@ class Aligner:
         state = one_person(rig, alone)
         crops = crops_of_state(rig, state, config.margin, config.crop)
         trust = np.array([face.face_confidence for face in alone])
-        photos = [grey(image) for image in images]
-        fit = partial(fit_together, rig, self.near_skin, config.solver, photos, trust)
+        fit = partial(fit_together, rig, self.near_skin, config.solver, images, trust)
         boxes = [face.box for face in alone]
         looks = Looks(self.net, [Glance(size) for size in config.sizes], multiple=self.multiple)
         return self._iterate(images, boxes, state, crops, rig=rig, net=looks, fit=fit, as_one=True)

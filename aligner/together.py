@@ -23,7 +23,7 @@ from aligner.alignment import Alignment
 from aligner.loop import Look, Rig, Sight, Solver, evidence, outlines, sane, sight_of
 from aligner.matching import vote
 from aligner.perspective import NEARNESS, NEARNESS_SD, PerspectiveRig, near_jacobian, nearness
-from face.arrays import Floats
+from face.arrays import Bytes, Floats
 from face.fit import POSE, FaceState, moved, normal_equations
 from face.morphable import Coefficients, MorphableModel
 
@@ -91,7 +91,7 @@ def fit_together(
     rig: PerspectiveRig,
     skin: Skin,
     solver: Solver,
-    photos: Sequence[Floats],
+    images: Sequence[Bytes],
     trust: Floats,
     number: int,
     look: Look,
@@ -102,7 +102,7 @@ def fit_together(
 
     A photo counts by the square of its ``trust``, the confidence that it was aligned by itself, and of how much of the
     face it shows: where a hand and a cap leave a third of it, errors are large, and all of one kind. From the second
-    pass on, ``photos``, their brightness, have to agree on the skin.
+    pass on, the ``images`` have to agree on the skin.
     """
     unit = rig.unit(state)
     share = (trust[look.face] * np.minimum(look.area / (WHOLE * unit**2), 1.0)) ** 2
@@ -126,7 +126,7 @@ def fit_together(
             state = _one(rig, found, state, unit)
     if number == 0 or len(unit) == 1 or solver.skin == 0:
         return state
-    seen = [photos[i] for i in look.face]
+    seen = [images[i] for i in look.face]
     found = agreed(skin, rig, seen, state, votes, look, strength=solver.skin, trust=trust[look.face] ** 2)
     return _one(rig, found, state, unit)
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aligner.agreement import Shading, Skin, _rows, _seen, agreed, grey
+from aligner.agreement import Pictures, Shading, Skin, _rows, _seen, agreed
 from aligner.align import Aligner
 from aligner.crop import Crops
 from aligner.loop import Look
 from aligner.matching import Matches
 from aligner.perspective import PerspectiveRig, split_rig
-from face.arrays import Floats
+from face.arrays import Bytes, Floats
 from face.camera import NearPerspective
 from face.fit import POSE, FaceState, moved
 from face.lighting import ambient
@@ -45,8 +45,8 @@ def state_of(latent: Floats, photos: int) -> FaceState:
 
 def photos_of(
     rig: PerspectiveRig, state: FaceState, *, rng: np.random.Generator, marks: float, lamp: float
-) -> list[Floats]:
-    """(H, W) photos of a skin with ``marks``, each in a light of its own whose ``lamp`` is so far from even."""
+) -> list[Bytes]:
+    """(H, W, 3) uint8 photos of a skin with ``marks``, each in a light of its own, by ``lamp`` from even."""
     model = rig.model
     fields = smooth_fields(model.template, rig.anchor_vertex, reach=0.006, count=400)
     albedo = np.repeat(0.45 + marks * (rng.normal(size=len(fields)) @ fields)[:, None], 3, axis=1)
@@ -56,7 +56,8 @@ def photos_of(
         frame = render(vertices @ state.rotation[i].T, model.faces, camera, (SIZE, SIZE))
         light = ambient(0.9)
         light[1:4] += lamp * rng.normal(size=(3, 1))
-        out.append(shaded(frame, interpolate(frame, albedo, model.faces), light)[..., 0])
+        colours = shaded(frame, interpolate(frame, albedo, model.faces), light)
+        out.append(np.rint(255.0 * np.clip(colours, 0.0, 1.0)).astype(np.uint8))
     return out
 
 
@@ -73,17 +74,18 @@ def test_the_rows_are_the_derivatives_of_the_residuals(rig: PerspectiveRig, skin
     p = len(rig.modes)
     state = state_of(np.zeros(p), 1)
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
-    photo = (0.3 + 0.4 * x - 0.2 * y)[..., None]
     look, rng = all_face(1), np.random.default_rng(0)
+    crops = replace(look.crops, angle=np.array([0.3]), side=np.array([200.0]), size=SIZE)
+    photo = Pictures([(0.3 + 0.4 * x - 0.2 * y)[..., None]], crops, np.array([[SIZE, SIZE]]))
     shading = Shading(rng.uniform(0.3, 0.6, len(skin.mean)), (ambient()[:, 0] + 0.1 * rng.normal(size=9))[None])
 
     def residual(delta: Floats) -> Floats:
         there = moved(state, delta[None, : POSE + p])
-        seen = _seen(skin, rig, [photo], there, look)
+        seen = _seen(skin, rig, photo, there, look)
         lit = replace(shading, light=shading.light + delta[POSE + p :])
         return (seen.brightness - lit.albedo * lit.of(seen))[0]
 
-    seen = _seen(skin, rig, [photo], state, look)
+    seen = _seen(skin, rig, photo, state, look)
     rows = _rows(skin, seen, shading, state, 0)
     chosen = (seen.weight[0] > 0) & (shading.of(seen)[0] > 0.05)
     assert chosen.sum() > 300
@@ -133,7 +135,7 @@ def test_what_hides_the_skin_or_is_not_trusted_has_little_say(rig: PerspectiveRi
     photos = photos_of(rig, state, rng=rng, marks=0.05, lamp=0.2)
     votes = np.repeat(np.diag(np.r_[np.full(POSE, 1e4), np.ones(p)])[None], 4, 0)
 
-    def found(photos: list[Floats], trust: Floats) -> Floats:
+    def found(photos: list[Bytes], trust: Floats) -> Floats:
         at = agreed(skin, rig, photos, state, votes, all_face(4), strength=1000.0, trust=trust)
         return rig.vertices(at)[0]
 
@@ -142,8 +144,8 @@ def test_what_hides_the_skin_or_is_not_trusted_has_little_say(rig: PerspectiveRi
 
     clean = found(photos, np.ones(4))
     covered = [photos[0].copy(), *photos[1:]]
-    covered[0][SIZE // 2 :, : SIZE // 2] = 0.95
-    noise = [rng.uniform(size=photos[0].shape).astype(np.float32), *photos[1:]]
+    covered[0][SIZE // 2 :, : SIZE // 2] = 242
+    noise = [rng.integers(0, 256, photos[0].shape, dtype=np.uint8), *photos[1:]]
     assert off(found(covered, np.ones(4)), clean) < 0.6
     untrusted = found(noise, np.array([1e-4, 1.0, 1.0, 1.0]))
     assert off(untrusted, found(photos, np.array([1e-4, 1.0, 1.0, 1.0]))) < 0.1
@@ -167,7 +169,16 @@ def test_one_photo_is_left_to_its_votes(oracle_aligner: Aligner, open_head: Morp
     assert np.abs(two.vertices - apart.vertices).max() > 1e-5
 
 
-def test_brightness() -> None:
-    image = np.zeros((2, 3, 3), np.uint8)
-    image[0, 0], image[1, 2] = 255, (255, 0, 0)
-    np.testing.assert_allclose(grey(image), [[1, 0, 0], [0, 0, 1 / 3]], atol=1e-6)
+def test_pictures_show_the_photo_in_its_own_pixels() -> None:
+    """Brightness, its slopes and its ends, through a turned crop of a large photo."""
+    height, width = 700, 900
+    y, x = np.mgrid[:height, :width] + 0.5
+    image = np.repeat(np.rint(30.0 + 0.15 * x + 0.1 * y)[..., None], 3, axis=2).astype(np.uint8)
+    crops = Crops(np.array([[450.0, 400.0]]), np.array([600.0]), np.array([0.4]), 128)
+    pictures = Pictures.of([image], crops, np.array([300.0]))
+    assert pictures.grey[0].shape == (256, 256, 1)
+    px = np.array([[[400.0, 300.0], [520.5, 480.0], [450.0, 899.0], [450.0, 5.0]]])
+    brightness, slope, inside = pictures.at(px)
+    np.testing.assert_allclose(255.0 * brightness[0, :2], 30.0 + px[0, :2] @ [0.15, 0.1], atol=1.0)
+    np.testing.assert_allclose(255.0 * slope[0, :2].mean(0), [0.15, 0.1], atol=0.03)
+    np.testing.assert_array_equal(inside[0], [True, True, False, False])
