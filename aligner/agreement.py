@@ -45,7 +45,7 @@ from face.transform import skew
 POINTS, WITHIN = 1500, 0.1  # of the skin, and the metres from the tip of the nose within which they lie
 NOISE = 0.04  # of brightness in 0 to 1: what light and albedo leave of a photo, standard deviation
 STRANGE = 0.05  # residual that counts a quarter: a hand, a strand of hair, a highlight
-ALBEDO, ALBEDO_SD = 0.45, 0.5  # of skin, in grey
+ALBEDO, ALBEDO_SD = 0.45, 3.0  # of skin, in grey: nearly any, or shape would explain away what photos of one look show
 SIDE = 256  # pixels of the crops in which photos are compared
 BLUR = 0.008  # standard deviation of the blur under which they are, fraction of the unit
 BUFFER = 160  # pixels of the visibility buffer's side

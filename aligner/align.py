@@ -268,7 +268,10 @@ class Aligner:
             else:
                 alone[i] = face
         while alone:
-            found = self._align_one_person([images[i] for i in alone], [*alone.values()])
+            seen = [images[i] for i in alone]
+            found = self._align_one_person(seen, [*alone.values()])
+            if any(face.failed for face in found):  # by votes alone it may not
+                found = self._align_one_person(seen, [*alone.values()], agree=False)
             faces = dict(zip(alone, found, strict=True))
             lost = {i: face.reason for i, face in faces.items() if face.failed}
             if not lost:
@@ -287,12 +290,14 @@ class Aligner:
         """Its points on which the photos agree."""
         return Skin.of(self.near_rig)
 
-    def _align_one_person(self, images: list[Bytes], alone: list[Alignment]) -> list[Alignment]:
+    def _align_one_person(self, images: list[Bytes], alone: list[Alignment], *, agree: bool = True) -> list[Alignment]:
+        """``agree``: on the skin, beside the votes."""
         rig, config = self.near_rig, self.config
+        solver = config.solver if agree else replace(config.solver, skin=0.0)
         state = one_person(rig, alone)
         crops = crops_of_state(rig, state, config.margin, config.crop)
         trust = np.array([face.face_confidence for face in alone])
-        fit = partial(fit_together, rig, self.near_skin, config.solver, images, trust)
+        fit = partial(fit_together, rig, self.near_skin, solver, images, trust)
         boxes = [face.box for face in alone]
         looks = Looks(self.net, [Glance(size) for size in config.sizes], multiple=self.multiple)
         return self._iterate(images, boxes, state, crops, rig=rig, net=looks, fit=fit, as_one=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from aligner import together
 from aligner.agreement import Pictures, Shading, Skin, _rows, _seen, agreed
 from aligner.align import Aligner
 from aligner.crop import Crops
@@ -152,7 +154,10 @@ def test_what_hides_the_skin_or_is_not_trusted_has_little_say(rig: PerspectiveRi
     assert off(untrusted, clean) < off(found(noise, np.ones(4)), clean)
 
 
-def test_one_photo_is_left_to_its_votes(oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode) -> None:
+def test_one_photo_is_left_to_its_votes(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so are photos of which agreement leads one astray."""
     rng = np.random.default_rng(6)
     scenes = [scene_of(open_head, code, np.zeros(150), np.zeros(52), yaw=yaw, rng=rng) for yaw in (10.0, -20.0)]
     images, boxes = [scene.image for scene in scenes], [scene.box for scene in scenes]
@@ -167,6 +172,15 @@ def test_one_photo_is_left_to_its_votes(oracle_aligner: Aligner, open_head: Morp
     np.testing.assert_array_equal(one.vertices, alone.vertices)
     two, apart = (a.align_together(images, boxes) for a in (oracle_aligner, votes_only))
     assert np.abs(two.vertices - apart.vertices).max() > 1e-5
+
+    def astray(*args: Any, **_: Any) -> FaceState:
+        state: FaceState = args[3]
+        return replace(state, rotation=state.rotation @ rotation_from_angles(60.0, 0.0, 0.0))
+
+    monkeypatch.setattr(together, "agreed", astray)
+    kept = oracle_aligner.align_together(images, boxes)
+    assert not kept.left_out
+    np.testing.assert_array_equal(kept.vertices, apart.vertices)
 
 
 def test_pictures_show_the_photo_in_its_own_pixels() -> None:
