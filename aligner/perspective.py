@@ -5,7 +5,7 @@ apart, so the camera's nearness is among the unknowns.
 
 Several photos tell more of a face than the model's directions of identity can form. Those that are shared therefore go
 on beyond them: smooth deformations of the template, drawn from Gaussian processes, which are their prior (Lüthi et al.,
-"Gaussian Process Morphable Models", PAMI 2018): a coarse one along all axes, and a fine one along the normals, as votes
+"Gaussian Process Morphable Models", PAMI 2018): a coarse one along all axes, and a fine one outwards, as votes
 of pixels tell little and the light on the skin much of what is fine. One photo leaves them nearly at rest.
 """
 
@@ -14,9 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from aligner.loop import Rig, prior_sd, rig_of
-from face.arrays import Floats
+from face.arrays import Floats, Ints
 from face.descriptor import Anchors
 from face.fit import FaceState, jacobian, shape_of
 from face.mesh import vertex_normals
@@ -68,7 +69,7 @@ def split_rig(
     """The directions of identity, and those of expression, that move the anchors most under the prior.
 
     ``beyond``: metres by which a coordinate lies off the model's identities, a standard deviation; 0: not at all.
-    Fine deformations come beside the coarse, along the normals, ``FINE`` times as large.
+    Fine deformations come beside the coarse, outwards, ``FINE`` times as large.
     """
     prior = prior_sd(model)
     k = len(model.identity)
@@ -85,8 +86,7 @@ def split_rig(
         coarse = smooth_fields(model.template, anchors.vertex, reach=BEYOND_RANGE, count=BEYOND_FIELDS)
         fine = smooth_fields(model.template, anchors.vertex, reach=FINE_RANGE, count=FINE_FIELDS)
         along = np.einsum("fv,cd->fcvd", coarse, np.eye(3)).reshape(-1, *model.template.shape)
-        outward = FINE * fine[..., None] * vertex_normals(model.template, model.faces)
-        fields = beyond * np.concatenate([along, outward])
+        fields = beyond * np.concatenate([along, FINE * fine[..., None] * _outward(model, anchors.vertex)])
     known, shared = len(blocks[0]), len(blocks[0]) + len(fields)
     directions = np.zeros((shared + len(blocks[1]) + 1, len(prior)))
     directions[:known, :k] = blocks[0]
@@ -97,3 +97,14 @@ def split_rig(
     for table, vertex in ((rig.anchor_basis, rig.anchor_vertex), (rig.landmark_basis, model.landmarks.vertex)):
         table[..., known:shared] = np.moveaxis(fields[:, vertex], 0, 2)
     return PerspectiveRig(**vars(rig), identities=shared)
+
+
+def _outward(model: MorphableModel, vertex: Ints) -> Floats:
+    """(V, 3) unit directions, smooth even where the template is folded: means of the normals at the ``vertex`` (A,).
+
+    At lips and lids neighbours' own normals are opposite, and moving along them would tear the surface.
+    """
+    normals = vertex_normals(model.template, model.faces)[vertex]
+    apart = cdist(model.template, model.template[vertex], "sqeuclidean")
+    mean = np.exp(-2.0 * apart / FINE_RANGE**2) @ normals
+    return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9))
