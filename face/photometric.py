@@ -113,18 +113,18 @@ def skin_samples(
     model: MorphableModel, albedo: AlbedoModel, *, identities: int, expressions: int, count: int
 ) -> SkinSamples:
     """``count`` points spread evenly over the area of the template's skin: the same points every time."""
-    points = spread_points(model, skin_triangles(model), count)
-    triangle = points.triangle
+    triangles = skin_triangles(model)
+    points = spread_points(model, triangles, count)
     mean, modes = model.basis_at(points, identities, expressions)
 
     vertices = np.zeros(len(model.template), dtype=bool)
-    vertices[model.faces[skin_triangles(model)]] = True
+    vertices[model.faces[triangles]] = True
     ring = model.faces[vertices[model.faces].any(axis=1)]  # also what borders the skin shapes its normals
     used, compact = np.unique(ring, return_inverse=True)
     ring_mean, ring_basis = model.basis_of_vertices(used, identities, expressions)
 
     compact = compact.reshape(ring.shape)
-    corners = np.searchsorted(used, model.faces[triangle])
+    corners = np.searchsorted(used, model.faces[points.triangle])
     colour_mean, colour_basis = albedo.at(points.of(model.uv, model.uv_faces))
     return SkinSamples(
         points,
