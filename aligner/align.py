@@ -1,4 +1,6 @@
-"""Images to alignments: boxes, then iterations of what the network sees and what the model allows."""
+"""Images to alignments: boxes, then iterations of what the network sees and what the model
+allows.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from aligner.agreement import Skin
-from aligner.alignment import Alignment, Iteration, Pose, landmarks_of
-from aligner.confidence import (
+from dff.aligner.alignment import Alignment, Iteration, Pose, landmarks_of
+from dff.aligner.confidence import (
     DEFAULT,
     FAILED_BELOW,
     Calibration,
@@ -25,9 +26,10 @@ from aligner.confidence import (
     probe,
     surroundings,
 )
-from aligner.crop import Crops
-from aligner.finder import DescriptorFinder, FaceFinder, Sighting, same_face
-from aligner.loop import (
+from dff.aligner.detector import DescriptorFinder, FaceFinder, Sighting, same_face
+from dff.aligner.fitting.correspondence import Matches, match, pooled
+from dff.aligner.fitting.crop import Crops
+from dff.aligner.fitting.loop import (
     MIN_PIXELS,
     Look,
     Rig,
@@ -43,33 +45,42 @@ from aligner.loop import (
     sight_of,
     state_in_boxes,
 )
-from aligner.matching import Matches, match, pooled
-from aligner.perspective import PerspectiveRig, split_rig
-from aligner.together import Together, fit_together, one_person, state_of, together_of
-from face.arrays import Bools, Bytes, Floats, Ints
-from face.assets import load_model
-from face.camera import Box
-from face.descriptor import FRAMING, STRIDE, Anchors, DescriptorNet, Network, image_batch
-from face.errors import BadPhoto, BadWeights, NoFace
-from face.fit import FaceState
-from face.landmarks import MIRROR, Habit
-from face.looks import Glance, Looks
-from face.morphable import MorphableModel
-from face.transform import angles_from_rotation, rotation_from_vector
-from infra import weights as weights_files
+from dff.aligner.fitting.multi_image import (
+    Together,
+    fit_together,
+    one_person,
+    state_of,
+    together_of,
+)
+from dff.aligner.fitting.perspective import PerspectiveRig, split_rig
+from dff.aligner.fitting.photometric import Skin
+from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.face.descriptor import FRAMING, STRIDE, Anchors, DescriptorNet, Network, image_batch
+from dff.face.errors import BadPhoto, BadWeights, NoFace
+from dff.face.geometry.camera import Box
+from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
+from dff.face.io.assets import load_model
+from dff.face.model.landmarks import MIRROR, Habit
+from dff.face.model.morphable import MorphableModel
+from dff.face.solve.gauss_newton import FaceState
+from dff.face.tta import Glance, Looks
+from dff.infra import weights as weights_files
 
 Fit = Callable[[int, Look, FaceState, Sight], FaceState]
 """(pass number, what is seen of B faces, their B states, what these let be seen) to B states."""
 
-SECOND_LOOK = 0.75  # side of the box in which a face that failed is looked for once more, over that of its own
+# side of the box in which a face that failed is looked for once more, over that of its own
+SECOND_LOOK = 0.75
 MIN_SIDE = 16  # pixels: no face can be aligned in less
 
 REFERENCE_ROTATION: dict[str, tuple[float, float, float]] = {"open-head": (4.8, 0.0, 0.0)}
-"""Rotation vector in degrees, head_from_reference: where each model's head frame sees the frontal face of AFLW2000-3D.
+"""Rotation vector in degrees, head_from_reference: where each model's head frame sees the frontal
+face of AFLW2000-3D.
 
-What is frontal is a convention of each model. Measured by fitting the model to the labelled landmarks of 92 images and
-averaging the rotation to their labelled pose (5.1, 0.1, -0.1 with the original labels, 4.5, -0.5, 0.4 with the
-reannotated ones); the parts that break the left-right symmetry are noise. A model without an entry gets none.
+What is frontal is a convention of each model. Measured by fitting the model to the labelled
+landmarks of 92 images and averaging the rotation to their labelled pose (5.1, 0.1, -0.1 with the
+original labels, 4.5, -0.5, 0.4 with the reannotated ones); the parts that break the left-right
+symmetry are noise. A model without an entry gets none.
 """
 
 
@@ -79,20 +90,31 @@ class AlignConfig:
 
     crop: int = 128  # pixels of the side that the network sees
     margin: float = FRAMING  # side of a crop over the longer side of the landmark box
-    closer: float = 1.3  # the same of later passes, which know better where the landmarks are and want them large
+    # the same of later passes, which know better where the landmarks are and want them large
+    closer: float = 1.3
     mirror: bool = True  # every second pass looks at the mirrored photo, and the next counts both
     passes: int = 3  # at most; each looks at the photo again
-    still: float = 0.01  # mean landmark motion from pass to pass, fraction of the face's size: then a face is done
+    # mean landmark motion from pass to pass, fraction of the face's size: then a face is done
+    still: float = 0.01
     batch: int = 32  # faces that are aligned at a time
-    per_call: int = 4  # of them in one call of the network: the maps of more leave the cache of a CPU's core
+    per_call: int = (
+        4  # of them in one call of the network: the maps of more leave the cache of a CPU's core
+    )
     pixels: int = 300  # of each face that are matched; 500 are no more accurate
     keep: int = 6  # anchors that a pixel may mean
     near: float = 0.012  # metres from its best anchor within which they lie
     doubt: float = 0.4  # cosine at which a pixel is as likely to match nothing
     modes: int = 60  # directions of shape that are fitted
-    nearness: float = 1.0  # 1 / metres: of cameras to faces; one photo hardly tells, but few are taken from afar
-    beyond: float = 0.005  # metres, sd: how far ``align_together`` lets a face lie off the model's; 0: not at all
-    sizes: tuple[float, ...] = (0.8, 1.0, 1.2)  # of a crop, at which ``align_together`` looks, over ``crop``
+    nearness: float = (
+        1.0  # 1 / metres: of cameras to faces; one photo hardly tells, but few are taken from afar
+    )
+    # metres, sd: how far ``align_together`` lets a face lie off the model's; 0: not at all
+    beyond: float = 0.005
+    sizes: tuple[float, ...] = (
+        0.8,
+        1.0,
+        1.2,
+    )  # of a crop, at which ``align_together`` looks, over ``crop``
     solver: Solver = field(default_factory=Solver)
 
     def __post_init__(self) -> None:
@@ -133,8 +155,12 @@ class Watch:
             lost=np.zeros(b, dtype=bool),
         )
 
-    def update(self, rig: Rig, faces: Ints, state: FaceState, matches: Matches, px: Floats, pitch: Floats) -> Floats:
-        """Look at the new ``state`` of the rows ``faces``; (F,) how far their landmarks moved, fraction of the unit."""
+    def update(
+        self, rig: Rig, faces: Ints, state: FaceState, matches: Matches, px: Floats, pitch: Floats
+    ) -> Floats:
+        """Look at the new ``state`` of the rows ``faces``; (F,) how far their landmarks moved,
+        fraction of the unit.
+        """
         unit = rig.unit(state)
         sight = sight_of(rig, state)
         landmarks = rig.landmarks(state)
@@ -143,7 +169,9 @@ class Watch:
         self.landmarks[faces] = landmarks
         self.px[faces], self.mask[faces], self.pitch[faces] = px, matches.mask, pitch
         self.motion[faces] = motion
-        self.agrees[faces], self.residual[faces] = agreement(matches, px, rig.anchors(state), sight.anchors, unit)
+        self.agrees[faces], self.residual[faces] = agreement(
+            matches, px, rig.anchors(state), sight.anchors, unit
+        )
         return np.asarray(motion)
 
     def evidence(self, state: FaceState, unit: Floats) -> Evidence:
@@ -155,7 +183,9 @@ class Watch:
 
 
 class Aligner:
-    """A frozen aligner: network, anchors and face model, and where to look for faces. Safe to share by threads."""
+    """A frozen aligner: network, anchors and face model, and where to look for faces. Safe to share
+    by threads.
+    """
 
     def __init__(
         self,
@@ -169,7 +199,9 @@ class Aligner:
         calibration: Calibration | None = None,
         habit: Habit | None = None,
     ) -> None:
-        """``habit``: where the landmarks lie that are answered; by default on the vertices of ``model``."""
+        """``habit``: where the landmarks lie that are answered; by default on the vertices of
+        ``model``.
+        """
         self.net = net
         self.anchors = anchors
         self.model = model
@@ -179,30 +211,40 @@ class Aligner:
         self.calibration = calibration or DEFAULT
         self.habit = habit or Habit()
         settings = self.config
-        self.rig = make_rig(model, anchors, modes=settings.modes, mirrored=settings.mirror, near=settings.nearness)
+        self.rig = make_rig(
+            model, anchors, modes=settings.modes, mirrored=settings.mirror, near=settings.nearness
+        )
         apart = np.linalg.norm(self.rig.landmark_mean[:, None] - anchors.position, axis=2)
         self.landmark_descriptor = anchors.descriptor[apart.argmin(1)]  # (68, D)
         self.finder = finder or DescriptorFinder(net, anchors, self.rig, multiple=self.multiple)
-        self.reference = rotation_from_vector(np.deg2rad(REFERENCE_ROTATION.get(model.name, (0.0, 0.0, 0.0))))
+        self.reference = rotation_from_vector(
+            np.deg2rad(REFERENCE_ROTATION.get(model.name, (0.0, 0.0, 0.0)))
+        )
 
     def without_habit(self) -> Self:
-        """The same aligner, whose landmarks are vertices of the model: as those of rendered faces are."""
+        """The same aligner, whose landmarks are vertices of the model: as those of rendered faces
+        are.
+        """
         bare = copy(self)
         bare.habit = Habit()
         return bare
 
     def align(self, image: Bytes, boxes: Sequence[Box] | None = None) -> list[Alignment]:
-        """One alignment for each box of an (H, W, 3) uint8 RGB image, or for each face found; none: an empty list.
+        """One alignment for each box of an (H, W, 3) uint8 RGB image, or for each face found; none:
+        an empty list.
 
-        A box's alignment may say that it failed; what was only found and fails is no face and left out.
-        Raises BadPhoto for an array that is no such image, ValueError for a box that does not meet it.
+        A box's alignment may say that it failed; what was only found and fails is no face and left
+        out. Raises BadPhoto for an array that is no such image, ValueError for a box that does not
+        meet it.
         """
         return self.align_batch([image], None if boxes is None else [boxes])[0]
 
     def align_batch(
         self, images: Sequence[Bytes], boxes: Sequence[Sequence[Box] | None] | None = None
     ) -> list[list[Alignment]]:
-        """``align`` of many images at once, many faces in each call of the network; boxes of None are looked for."""
+        """``align`` of many images at once, many faces in each call of the network; boxes of None
+        are looked for.
+        """
         if boxes is not None and len(boxes) != len(images):
             raise ValueError(f"{len(images)} images with boxes for {len(boxes)}")
         for image in images:
@@ -216,19 +258,26 @@ class Aligner:
         out: list[list[Alignment]] = [[] for _ in images]
         for begin in range(0, len(faces), self.config.batch):
             chunk = faces[begin : begin + self.config.batch]
-            found = self._align_faces([images[i] for i, _ in chunk], [sighting for _, sighting in chunk])
-            failed = [k for k, (i, _) in enumerate(chunk) if asked[i] is not None and found[k].failed]
+            found = self._align_faces(
+                [images[i] for i, _ in chunk], [sighting for _, sighting in chunk]
+            )
+            failed = [
+                k for k, (i, _) in enumerate(chunk) if asked[i] is not None and found[k].failed
+            ]
             for k, second in self._closer(images, chunk, failed):
                 found[k] = second
             for (i, _), alignment in zip(chunk, found, strict=True):
                 out[i].append(alignment)
         return [_accepted(some) if asked[i] is None else some for i, some in enumerate(out)]
 
-    def follow(self, images: Sequence[Bytes], before: Sequence[Sequence[Alignment]]) -> list[list[Alignment]]:
-        """Alignments that begin from those of a neighbouring frame, as ``align`` gave them; nothing is searched.
+    def follow(
+        self, images: Sequence[Bytes], before: Sequence[Sequence[Alignment]]
+    ) -> list[list[Alignment]]:
+        """Alignments that begin from those of a neighbouring frame, as ``align`` gave them; nothing
+        is searched.
 
-        For each image one alignment for each of ``before``, in their order; it may say that it failed. Raises BadPhoto
-        as ``align``, ValueError when there are not as many lists as images.
+        For each image one alignment for each of ``before``, in their order; it may say that it
+        failed. Raises BadPhoto as ``align``, ValueError when there are not as many lists as images.
         """
         if len(images) != len(before):
             raise ValueError(f"{len(images)} images with alignments for {len(before)}")
@@ -243,19 +292,26 @@ class Aligner:
             crops = crops_of_state(rig, state, config.margin, config.crop)
             boxes = [Box.around(face.landmarks_3d[:, :2]) for _, face in chunk]
             fit = partial(_fitted, rig, config.solver, resume)
-            out += self._iterate([image for image, _ in chunk], boxes, state, crops, fit=fit, resumed=True)
+            out += self._iterate(
+                [image for image, _ in chunk], boxes, state, crops, fit=fit, resumed=True
+            )
         rest = iter(out)
         return [[next(rest) for _ in some] for some in before]
 
-    def align_together(self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None) -> Together:
+    def align_together(
+        self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None
+    ) -> Together:
         """One identity for several photos of one person, and a pose and expression for each.
 
-        Where no box is given, the largest face that is found is the person. Photos without a face, or whose alignment
-        failed, are left out and named in the answer. Raises NoFace when that leaves none, else as ``align``. The face
-        may lie off what identities of the model form, by ``Together.beyond``.
+        Where no box is given, the largest face that is found is the person. Photos without a face,
+        or whose alignment failed, are left out and named in the answer. Raises NoFace when that
+        leaves none, else as ``align``. The face may lie off what identities of the model form, by
+        ``Together.beyond``.
         """
         if not images or (boxes is not None and len(boxes) != len(images)):
-            raise ValueError(f"{len(images)} images with boxes for {len(images if boxes is None else boxes)}")
+            raise ValueError(
+                f"{len(images)} images with boxes for {len(images if boxes is None else boxes)}"
+            )
         asked = None if boxes is None else [None if box is None else [box] for box in boxes]
         alone: dict[int, Alignment] = {}
         left_out: dict[int, str] = {}
@@ -290,7 +346,9 @@ class Aligner:
         """Its points on which the photos agree."""
         return Skin.of(self.near_rig)
 
-    def _align_one_person(self, images: list[Bytes], alone: list[Alignment], *, agree: bool = True) -> list[Alignment]:
+    def _align_one_person(
+        self, images: list[Bytes], alone: list[Alignment], *, agree: bool = True
+    ) -> list[Alignment]:
         """``agree``: on the skin, beside the votes."""
         rig, config = self.near_rig, self.config
         solver = config.solver if agree else replace(config.solver, skin=0.0)
@@ -305,7 +363,9 @@ class Aligner:
     def _closer(
         self, images: Sequence[Bytes], faces: Sequence[tuple[int, Sighting]], failed: Sequence[int]
     ) -> Iterator[tuple[int, Alignment]]:
-        """Those of the ``failed`` faces that do align in the middle of their box: beside them it holds another."""
+        """Those of the ``failed`` faces that do align in the middle of their box: beside them it
+        holds another.
+        """
         if not failed:
             return
         again = [Sighting(_middle(faces[k][1].box)) for k in failed]
@@ -317,7 +377,13 @@ class Aligner:
     def _align_faces(self, images: list[Bytes], sightings: list[Sighting]) -> list[Alignment]:
         state, first = self._start(sightings)
         boxes = [sighting.box for sighting in sightings]
-        return self._iterate(images, boxes, state, first, fit=partial(_fitted, self.rig, self.config.solver, first_fit))
+        return self._iterate(
+            images,
+            boxes,
+            state,
+            first,
+            fit=partial(_fitted, self.rig, self.config.solver, first_fit),
+        )
 
     def _iterate(
         self,
@@ -334,8 +400,9 @@ class Aligner:
     ) -> list[Alignment]:
         """Passes over the B images from ``state``, the first through the crops ``first``.
 
-        ``rig`` and ``net``: what is fitted and what looks, if not the aligner's own. ``resumed``: the state is an
-        alignment already, so the first pass may be the last. ``as_one``: no face is done before all are.
+        ``rig`` and ``net``: what is fitted and what looks, if not the aligner's own. ``resumed``:
+        the state is an alignment already, so the first pass may be the last. ``as_one``: no face is
+        done before all are.
         """
         rig, net, config = rig or self.rig, net or self.net, self.config
         annotated = rig.as_annotated(self.habit)
@@ -343,12 +410,18 @@ class Aligner:
         watch = Watch.nothing(len(rig.anchor_mean), config.pixels, rig.landmarks(state))
         traces: list[list[Iteration]] = [[] for _ in boxes]
         active = np.arange(b)
-        earlier: tuple[Matches, Floats] | None = None  # of the active faces: the last pass's matches and their pixels
+        earlier: tuple[Matches, Floats] | None = (
+            None  # of the active faces: the last pass's matches and their pixels
+        )
         for number in range(config.passes):
             before = state[active]
-            crops = first if number == 0 else crops_of_state(rig, before, config.closer, config.crop)
+            crops = (
+                first if number == 0 else crops_of_state(rig, before, config.closer, config.crop)
+            )
             mirrored = rig.mirrored and number % 2 == 1
-            matches, features = self._look(net, [images[i] for i in active], crops, mirrored=mirrored)
+            matches, features = self._look(
+                net, [images[i] for i in active], crops, mirrored=mirrored
+            )
             able = (matches.mask > 0).sum(1) >= MIN_PIXELS
             watch.lost[active[~able]] = True
             px = crops.photo_from_crop(matches.grid)[able]
@@ -358,7 +431,10 @@ class Aligner:
             counted = matches, px
             if earlier is not None and rig.mirrored and number > 1:
                 old, old_px = earlier[0][able], earlier[1][able]
-                counted = pooled(old, matches), np.concatenate([old_px[:, ::2], px[:, 1::2]], axis=1)
+                counted = (
+                    pooled(old, matches),
+                    np.concatenate([old_px[:, ::2], px[:, 1::2]], axis=1),
+                )
             descriptor, face_logit = features
             if not able.all():  # maps are large: copied only if need be
                 descriptor, face_logit = descriptor[able], face_logit[able]
@@ -401,7 +477,9 @@ class Aligner:
         *,
         rig: Rig | None = None,
     ) -> list[Alignment]:
-        """What is said of faces whose fit has ended; ``rig``: whose latents the state holds, if another's."""
+        """What is said of faces whose fit has ended; ``rig``: whose latents the state holds, if
+        another's.
+        """
         rig = rig or self.rig
         vertices = rig.vertices(state)
         whole = self.calibration.face_confidence(evidence)
@@ -423,7 +501,9 @@ class Aligner:
         ]
 
     def _start(self, sightings: list[Sighting]) -> tuple[FaceState, Crops]:
-        """Where fitting begins, and the first crops: as the finder saw the faces, else upright about the boxes."""
+        """Where fitting begins, and the first crops: as the finder saw the faces, else upright
+        about the boxes.
+        """
         rig, config = self.rig, self.config
         boxes = [sighting.box for sighting in sightings]
         state, crops = state_in_boxes(rig, boxes), crops_of_boxes(boxes, config.margin, config.crop)
@@ -432,18 +512,27 @@ class Aligner:
                 seen = replace(sighting.pose, coefficients=np.zeros((1, len(rig.modes))))
                 state = put(state, np.array([i]), seen)
                 turned = crops_of_state(rig, seen, config.margin, config.crop)
-                crops.centre[i], crops.side[i], crops.angle[i] = turned.centre[0], turned.side[0], turned.angle[0]
+                crops.centre[i], crops.side[i], crops.angle[i] = (
+                    turned.centre[0],
+                    turned.side[0],
+                    turned.angle[0],
+                )
         return state, crops
 
     def _look(
         self, net: Network, images: list[Bytes], crops: Crops, *, mirrored: bool = False
     ) -> tuple[Matches, tuple[Floats, Floats]]:
-        """What the network sees, in the crops' own pixels even if it looks at their ``mirrored`` pictures."""
+        """What the network sees, in the crops' own pixels even if it looks at their ``mirrored``
+        pictures.
+        """
         pixels = np.stack([crops.cut(image, i) for i, image in enumerate(images)])
         if mirrored:
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])
         with torch.inference_mode():
-            parts = [net(part) for part in torch.split(image_batch(torch.from_numpy(pixels)), self.config.per_call)]
+            parts = [
+                net(part)
+                for part in torch.split(image_batch(torch.from_numpy(pixels)), self.config.per_call)
+            ]
         descriptor = np.concatenate([part.descriptor.float().numpy() for part in parts])
         face_logit = np.concatenate([part.face_logit.float().numpy() for part in parts])
         if mirrored:
@@ -480,7 +569,9 @@ class Aligner:
     ) -> Alignment:
         camera, cam_from_head = rig.camera(state, i), state.cam_from_head(i)
         coefficients = rig.coefficients(state.coefficients[i])
-        flat, deep = landmarks_of(self.model, self.habit, vertices, coefficients, cam_from_head, camera)
+        flat, deep = landmarks_of(
+            self.model, self.habit, vertices, coefficients, cam_from_head, camera
+        )
         matrix = state.rotation[i] @ self.reference
         yaw, pitch, roll = angles_from_rotation(matrix)
         reason = ""
@@ -514,7 +605,9 @@ Begin = Callable[[Rig, Solver, Look, FaceState], FaceState]
 def _fitted(
     rig: Rig, solver: Solver, begin: Begin, number: int, look: Look, before: FaceState, sight: Sight
 ) -> FaceState:
-    """``begin`` is ``first_fit`` for a new face, ``resume`` for one that was aligned a frame ago."""
+    """``begin`` is ``first_fit`` for a new face, ``resume`` for one that was aligned a frame
+    ago.
+    """
     if number == 0:
         return begin(rig, solver, look, before)
     return refine(rig, solver, look, before, sight)
@@ -530,8 +623,9 @@ def load_aligner(
 ) -> Aligner:
     """The aligner of a weights file; of the shipped weights when none is named.
 
-    ``config``: by default crops are as large as those that the network was trained on. ``calibration`` and ``habit``
-    instead of the file's own. Raises BadWeights when the file cannot be used, BadModel when its model is not at hand.
+    ``config``: by default crops are as large as those that the network was trained on.
+    ``calibration`` and ``habit`` instead of the file's own. Raises BadWeights when the file cannot
+    be used, BadModel when its model is not at hand.
     """
     path = weights_files.DEFAULT if weights is None else weights
     loaded = weights_files.load(path)
@@ -551,7 +645,8 @@ def load_aligner(
         model,
         finder=finder,
         config=config,
-        # Whoever reads an answer is told whose labels say where its landmarks lie, as of the weights' other sources.
+        # Whoever reads an answer is told whose labels say where its landmarks lie, as of the
+        # weights' other sources.
         card=loaded.card | ({"landmarks_from": loaded.habit_source} if loaded.habit_source else {}),
         calibration=calibration,
         habit=habit or loaded.habit,
@@ -563,7 +658,9 @@ def _accepted(found: list[Alignment]) -> list[Alignment]:
     kept: list[Alignment] = []
     for one in sorted(found, key=lambda face: -face.face_confidence):
         box = Box.around(one.landmarks_3d[:, :2])
-        if not one.failed and not any(same_face(box, Box.around(other.landmarks_3d[:, :2])) for other in kept):
+        if not one.failed and not any(
+            same_face(box, Box.around(other.landmarks_3d[:, :2])) for other in kept
+        ):
             kept.append(one)
     return kept
 
@@ -574,11 +671,22 @@ def _middle(box: Box) -> Box:
 
 
 def _check_image(image: Bytes) -> None:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    if (
+        not isinstance(image, np.ndarray)
+        or image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[2] != 3
+    ):
+        what = (
+            f"{image.dtype} {image.shape}"
+            if isinstance(image, np.ndarray)
+            else type(image).__name__
+        )
         raise BadPhoto(f"an image is (H, W, 3) uint8 RGB (dff.read_image reads a file), not {what}")
     if min(image.shape[:2]) < MIN_SIDE:
-        raise BadPhoto(f"an image of {image.shape[1]} x {image.shape[0]} pixels is too small to hold a face")
+        raise BadPhoto(
+            f"an image of {image.shape[1]} x {image.shape[0]} pixels is too small to hold a face"
+        )
 
 
 def check_box(box: Box, image: Bytes) -> Box:
@@ -589,5 +697,7 @@ def check_box(box: Box, image: Bytes) -> Box:
     if box.x0 >= width or box.y0 >= height or box.x1 <= 0 or box.y1 <= 0:
         raise ValueError(f"{box} lies outside the image of {width} x {height} pixels")
     if box.size < 1 or max(box.width, box.height) > 8 * max(width, height):
-        raise ValueError(f"{box} has no size a face could have in an image of {width} x {height} pixels")
+        raise ValueError(
+            f"{box} has no size a face could have in an image of {width} x {height} pixels"
+        )
     return box

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from aligner.confidence import Evidence
-from face.arrays import Floats
-from face.camera import Box, WeakPerspective
-from face.landmarks import Habit
-from face.morphable import Coefficients, MorphableModel
-from face.transform import Rigid
+from dff.aligner.confidence import Evidence
+from dff.face.arrays import Floats
+from dff.face.geometry.camera import Box, WeakPerspective
+from dff.face.geometry.transform import Rigid
+from dff.face.model.landmarks import Habit
+from dff.face.model.morphable import Coefficients, MorphableModel
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,38 @@ class Iteration:
     yaw: float  # degrees
     pitch: float
     roll: float
-    residual: float  # robust mean distance of the matches from the fitted face, fraction of the box; NaN: not measured
-    motion: float  # mean distance the landmarks moved, fraction of the box; the first iteration's is infinite
+    # robust mean distance of the matches from the fitted face, fraction of the box; NaN: not
+    # measured
+    residual: float
+    # mean distance the landmarks moved, fraction of the box; the first iteration's is infinite
+    motion: float
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """One aligned face. Pixels are of the whole photo, with the first pixel's centre at (0.5, 0.5)."""
+    """One aligned face. Pixels are of the whole photo, with the first pixel's centre at (0.5,
+    0.5).
+    """
 
     box: Box  # where the face was looked for
     landmarks_2d: Floats  # (68, 2) pixels, 300-W scheme: the jaw points lie on the visible contour
-    landmarks_3d: (
-        Floats  # (68, 3) pixels, AFLW2000-3D scheme; z in pixels towards the viewer, zero at the head's origin
-    )
+    # (68, 3) pixels, AFLW2000-3D scheme; z in pixels towards the viewer, zero at the head's origin
+    landmarks_3d: Floats
     pose: Pose
-    visibility: Floats  # (68,) probability that the photo shows each of landmarks_3d: not turned away, not covered
-    confidence: Floats  # (68,) probability that it is shown and lies within 5 % of the face's box of the truth
-    face_confidence: float  # probability that the landmarks err by less than 8 % of the face's box on average
+    # (68,) probability that the photo shows each of landmarks_3d: not turned away, not covered
+    visibility: Floats
+    # (68,) probability that it is shown and lies within 5 % of the face's box of the truth
+    confidence: Floats
+    face_confidence: (
+        float  # probability that the landmarks err by less than 8 % of the face's box on average
+    )
     failed: bool
     reason: str  # why it failed, else ""
     vertices: Floats  # (V, 3) metres in the head frame: the fitted mesh
     coefficients: Coefficients
     cam_from_head: Rigid
-    camera: WeakPerspective  # of the whole photo; alone, from the distance at which faces are usually photographed
+    # of the whole photo; alone, from the distance at which faces are usually photographed
+    camera: WeakPerspective
     model: str  # name of the morphable model
     trace: tuple[Iteration, ...] = field(default=(), repr=False)
     evidence: Evidence | None = field(default=None, repr=False)  # what the confidences rest on
@@ -67,10 +76,14 @@ class Alignment:
     def vertices_px(self) -> Floats:
         """(V, 3) the fitted mesh in pixels of the photo; z in pixels towards the viewer."""
         seen = self.cam_from_head.apply(self.vertices)
-        return np.concatenate([self.camera.px_from_cam(seen), -self.camera.scale * seen[:, 2:]], axis=1)
+        return np.concatenate(
+            [self.camera.px_from_cam(seen), -self.camera.scale * seen[:, 2:]], axis=1
+        )
 
     def to_json(self, *, trace: bool = False, mesh: bool = False) -> dict[str, Any]:
-        """Plain lists and numbers, pixels rounded to a hundredth; on demand with ``trace`` and ``mesh`` in pixels."""
+        """Plain lists and numbers, pixels rounded to a hundredth; on demand with ``trace`` and
+        ``mesh`` in pixels.
+        """
         out: dict[str, Any] = {
             "box": _rounded([self.box.x0, self.box.y0, self.box.x1, self.box.y1], 2),
             "landmarks_2d": _rounded(self.landmarks_2d, 2),
@@ -94,7 +107,11 @@ class Alignment:
             out["trace"] = [
                 {
                     "landmarks_2d": _rounded(i.landmarks_2d, 2),
-                    "pose": {"yaw": round(i.yaw, 2), "pitch": round(i.pitch, 2), "roll": round(i.roll, 2)},
+                    "pose": {
+                        "yaw": round(i.yaw, 2),
+                        "pitch": round(i.pitch, 2),
+                        "roll": round(i.roll, 2),
+                    },
                     "residual": round(i.residual, 5) if np.isfinite(i.residual) else None,
                     "motion": round(i.motion, 5) if np.isfinite(i.motion) else None,
                 }
@@ -117,7 +134,9 @@ def landmarks_of(
     cam_from_head: Rigid,
     camera: WeakPerspective,
 ) -> tuple[Floats, Floats]:
-    """The ``landmarks_2d`` and ``landmarks_3d`` of a fitted mesh, where annotators of a ``habit`` put them."""
+    """The ``landmarks_2d`` and ``landmarks_3d`` of a fitted mesh, where annotators of a ``habit``
+    put them.
+    """
     seen = cam_from_head.apply(vertices)
     contour = model.landmarks.contour_vertices(camera.px_from_cam(seen), model.template)
     flat, deep = seen[contour], seen[model.landmarks.vertex]
@@ -125,4 +144,6 @@ def landmarks_of(
         both = np.concatenate([coefficients.identity, coefficients.expression])
         flat = flat + habit.of("2d", both) @ cam_from_head.rotation.T
         deep = deep + habit.of("3d", both) @ cam_from_head.rotation.T
-    return camera.px_from_cam(flat), np.column_stack([camera.px_from_cam(deep), -camera.scale * deep[:, 2]])
+    return camera.px_from_cam(flat), np.column_stack(
+        [camera.px_from_cam(deep), -camera.scale * deep[:, 2]]
+    )

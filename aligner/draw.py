@@ -7,19 +7,23 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from aligner.alignment import Alignment
-from face.arrays import Bytes, Floats
-from face.camera import Box
-from face.landmarks import NAMES
-from face.morphable import MorphableModel
-from face.render.frame import render
+from dff.aligner.alignment import Alignment
+from dff.face.arrays import Bytes, Floats
+from dff.face.geometry.camera import Box
+from dff.face.model.landmarks import NAMES
+from dff.face.model.morphable import MorphableModel
+from dff.face.render.frame import render
 
 Colour = tuple[int, int, int]
 
 SEEN: Colour = (60, 230, 90)
 HIDDEN: Colour = (240, 160, 40)
 FAILED: Colour = (230, 50, 50)
-AXES: tuple[Colour, ...] = ((235, 60, 60), (60, 220, 60), (70, 110, 250))  # x to the face's left, y up, z out
+AXES: tuple[Colour, ...] = (
+    (235, 60, 60),
+    (60, 220, 60),
+    (70, 110, 250),
+)  # x to the face's left, y up, z out
 SUBPIXEL = 4  # bits of fraction that OpenCV draws with
 
 # Runs of landmarks that are joined by lines, by the names of their ends; the closed ones are rings.
@@ -39,7 +43,12 @@ _RINGS = (
 
 
 def draw(
-    image: Bytes, faces: Sequence[Alignment], model: MorphableModel, *, mesh: bool = True, axes: bool = True
+    image: Bytes,
+    faces: Sequence[Alignment],
+    model: MorphableModel,
+    *,
+    mesh: bool = True,
+    axes: bool = True,
 ) -> Bytes:
     """(H, W, 3) RGB: the photo with every face on it. A failed face is only its box."""
     out = image.copy()
@@ -55,8 +64,12 @@ def draw(
     return out
 
 
-def draw_landmarks(image: Bytes, landmarks: Floats, visibility: Floats, colour: Colour = SEEN) -> None:
-    """Draw (68, 2) pixels into (H, W, 3) ``image``; points of (68,) visibility below one half in another colour."""
+def draw_landmarks(
+    image: Bytes, landmarks: Floats, visibility: Floats, colour: Colour = SEEN
+) -> None:
+    """Draw (68, 2) pixels into (H, W, 3) ``image``; points of (68,) visibility below one half in
+    another colour.
+    """
     size = Box.around(landmarks).size
     thick = max(1, round(size / 200))
     lines = [landmarks[NAMES.index(a) : NAMES.index(b) + 1] for a, b in (*_OPEN, *_RINGS)]
@@ -77,10 +90,17 @@ def _mesh(image: Bytes, face: Alignment, model: MorphableModel) -> None:
     if (high - low < 1).any():
         return
     part = image[low[1] : high[1], low[0] : high[0]]
-    frame = render(cam, model.faces, face.camera.cropped(low.astype(np.float64), 1.0), part.shape[:2])
-    front = np.isin(model.region, [i for i, name in enumerate(model.region_names) if name not in ("scalp", "neck")])
+    frame = render(
+        cam, model.faces, face.camera.cropped(low.astype(np.float64), 1.0), part.shape[:2]
+    )
+    front = np.isin(
+        model.region,
+        [i for i, name in enumerate(model.region_names) if name not in ("scalp", "neck")],
+    )
     shown = frame.mask & front[frame.triangle]
-    light = 90.0 + 150.0 * np.clip(-frame.normal[shown][:, 2:], 0.0, 1.0) * np.array([0.75, 0.85, 1.0])
+    light = 90.0 + 150.0 * np.clip(-frame.normal[shown][:, 2:], 0.0, 1.0) * np.array(
+        [0.75, 0.85, 1.0]
+    )
     part[shown] = (0.55 * part[shown] + 0.45 * light).astype(np.uint8)
 
 

@@ -7,21 +7,27 @@ import io
 import numpy as np
 import trimesh
 
-from aligner.alignment import Alignment
-from aligner.together import Together
-from face.arrays import Bytes
-from face.morphable import MorphableModel
+from dff.aligner.alignment import Alignment
+from dff.aligner.fitting.multi_image import Together
+from dff.face.arrays import Bytes
+from dff.face.model.morphable import MorphableModel
 
 
-def glb(face: Alignment | Together, model: MorphableModel, *, colours: Bytes | None = None) -> bytes:
+def glb(
+    face: Alignment | Together, model: MorphableModel, *, colours: Bytes | None = None
+) -> bytes:
     """Binary glTF of a fitted mesh, of several photos together the face at rest.
 
-    In the head frame, which is glTF's own: metres, y up, looking along z.
-    (V, 3) or (V, 4) uint8 ``colours`` of the vertices are written when given. The model's name and licence go along.
+    In the head frame, which is glTF's own: metres, y up, looking along z. (V, 3) or (V, 4) uint8
+    ``colours`` of the vertices are written when given. The model's name and licence go along.
     Raises ValueError for colours that are not one for each vertex.
     """
-    if colours is not None and (colours.dtype != np.uint8 or colours.shape[:1] != face.vertices.shape[:1]):
-        raise ValueError(f"colours want uint8 ({len(face.vertices)}, 3 or 4), got {colours.dtype} {colours.shape}")
+    if colours is not None and (
+        colours.dtype != np.uint8 or colours.shape[:1] != face.vertices.shape[:1]
+    ):
+        raise ValueError(
+            f"colours want uint8 ({len(face.vertices)}, 3 or 4), got {colours.dtype} {colours.shape}"
+        )
     mesh = trimesh.Trimesh(face.vertices, model.faces, vertex_colors=colours, process=False)
     mesh.metadata.update(model=model.name, licence=model.licence)
     buffer = io.BytesIO()

@@ -1,11 +1,13 @@
 """Faces followed from frame to frame: each begins where it was, and trembles less than its pixels.
 
-A frame's alignments begin from the last frame's, so that nothing is searched and mostly one pass is enough. The whole
-frame is searched when a face is lost, when the shot changes, and now and then for faces that came in.
+A frame's alignments begin from the last frame's, so that nothing is searched and mostly one pass is
+enough. The whole frame is searched when a face is lost, when the shot changes, and now and then for
+faces that came in.
 
-Smoothing is the One Euro filter (Casiez, Roussel and Vogel 2012), a low-pass whose cutoff rises with speed: a face at
-rest stands still, a moving one is not held back. Speeds are of a face's own size a second. Pose and shape are filtered
-each at its own speed; the landmarks follow from both, so that mesh, pose and landmarks remain one answer.
+Smoothing is the One Euro filter (Casiez, Roussel and Vogel 2012), a low-pass whose cutoff rises
+with speed: a face at rest stands still, a moving one is not held back. Speeds are of a face's own
+size a second. Pose and shape are filtered each at its own speed; the landmarks follow from both, so
+that mesh, pose and landmarks remain one answer.
 """
 
 from __future__ import annotations
@@ -16,17 +18,18 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from aligner.align import Aligner
-from aligner.alignment import Alignment, Pose, landmarks_of
-from aligner.finder import same_face
-from face.arrays import Bytes, Floats
-from face.camera import Box
-from face.landmarks import Habit
-from face.morphable import Coefficients, MorphableModel
-from face.transform import Rigid, angles_from_rotation
+from dff.aligner.align import Aligner
+from dff.aligner.alignment import Alignment, Pose, landmarks_of
+from dff.aligner.detector import same_face
+from dff.face.arrays import Bytes, Floats
+from dff.face.geometry.camera import Box
+from dff.face.geometry.transform import Rigid, angles_from_rotation
+from dff.face.model.landmarks import Habit
+from dff.face.model.morphable import Coefficients, MorphableModel
 
 THUMB = (32, 18)  # pixels across and down, in which shots are compared
-CUT = 30.0  # mean difference of grey levels (0 to 255) from frame to frame from which a shot is another
+# mean difference of grey levels (0 to 255) from frame to frame from which a shot is another
+CUT = 30.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class Smoothing:
 
 
 class OneEuro:
-    """The filter of one signal: rows of numbers that move together, in a unit in which speeds are comparable."""
+    """The filter of one signal: rows of numbers that move together, in a unit in which speeds are
+    comparable.
+    """
 
     def __init__(self, smoothing: Smoothing, rate: float) -> None:
         self.smoothing, self.rate = smoothing, rate
@@ -52,13 +57,17 @@ class OneEuro:
         self.velocity = np.zeros(1)
 
     def share(self, value: Floats) -> float:
-        """How much of the new ``value`` (N,) the filtered one takes, 0 to 1; the filtered value is ``last``."""
+        """How much of the new ``value`` (N,) the filtered one takes, 0 to 1; the filtered value is
+        ``last``.
+        """
         if self.last is None:
             self.last, self.velocity = value, np.zeros_like(value)
             return 1.0
         # Measured from the filtered value, so that lag itself counts as speed and opens the filter.
         velocity = (value - self.last) * self.rate
-        self.velocity = self.velocity + self._share(self.smoothing.speed) * (velocity - self.velocity)
+        self.velocity = self.velocity + self._share(self.smoothing.speed) * (
+            velocity - self.velocity
+        )
         moving = max(float(np.linalg.norm(self.velocity)) - self.smoothing.quiet, 0.0)
         share = self._share(self.smoothing.rest + self.smoothing.gain * moving)
         self.last = self.last + share * (value - self.last)
@@ -71,7 +80,14 @@ class OneEuro:
 class Smoother:
     """One face over time."""
 
-    def __init__(self, model: MorphableModel, smoothing: Smoothing, rate: float, *, habit: Habit | None = None) -> None:
+    def __init__(
+        self,
+        model: MorphableModel,
+        smoothing: Smoothing,
+        rate: float,
+        *,
+        habit: Habit | None = None,
+    ) -> None:
         self.model, self.habit = model, habit or Habit()
         self.size = Box.around(model.template[model.landmarks.vertex][:, :2]).size  # metres
         self.pose, self.shape = OneEuro(smoothing, rate), OneEuro(smoothing, rate)
@@ -82,10 +98,15 @@ class Smoother:
         rotation, camera = face.cam_from_head.rotation, face.camera
         # A turn by one radian moves the landmarks by about half the face's size.
         moves = np.concatenate(
-            [camera.centre / (camera.scale * self.size), [np.log(camera.scale)], 0.5 * rotation[:2].ravel()]
+            [
+                camera.centre / (camera.scale * self.size),
+                [np.log(camera.scale)],
+                0.5 * rotation[:2].ravel(),
+            ]
         )
         if self.pose.last is not None and self.before is not None:
-            # Positions are counted in the size of the face before, or growing would look like moving.
+            # Positions are counted in the size of the face before, or growing would look like
+            # moving.
             moves[:2] = camera.centre / (self.before.camera.scale * self.size)
             self.pose.last[:2] = self.before.camera.centre / (self.before.camera.scale * self.size)
         posed = self.pose.share(moves)
@@ -100,10 +121,16 @@ class Smoother:
         u, _, vt = np.linalg.svd(_mixed(before.cam_from_head.rotation, rotation, posed))
         turned = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
         scale = float(np.exp(_mixed(np.log(before.camera.scale), np.log(camera.scale), posed)))
-        camera = replace(camera, scale=scale, centre=_mixed(before.camera.centre, camera.centre, posed))
-        matrix = turned @ (rotation.T @ face.pose.matrix)  # the reference frame stands still in the head
+        camera = replace(
+            camera, scale=scale, centre=_mixed(before.camera.centre, camera.centre, posed)
+        )
+        matrix = turned @ (
+            rotation.T @ face.pose.matrix
+        )  # the reference frame stands still in the head
         posed_head = Rigid(turned, face.cam_from_head.translation)
-        flat, deep = landmarks_of(self.model, self.habit, vertices, coefficients, posed_head, camera)
+        flat, deep = landmarks_of(
+            self.model, self.habit, vertices, coefficients, posed_head, camera
+        )
         self.before = replace(
             face,
             landmarks_2d=flat,
@@ -134,12 +161,24 @@ class Tracker:
     """Follows the faces of a video, given frame by frame."""
 
     def __init__(
-        self, aligner: Aligner, *, rate: float, smoothing: Smoothing | None = None, search_every: int = 25
+        self,
+        aligner: Aligner,
+        *,
+        rate: float,
+        smoothing: Smoothing | None = None,
+        search_every: int = 25,
     ) -> None:
         """``rate``: frames a second; ``smoothing``: None leaves the faces as they are found."""
         if not rate > 0 or search_every < 1:
-            raise ValueError(f"a tracker wants frames a second and between searches, got {rate} and {search_every}")
-        self.aligner, self.rate, self.smoothing, self.search_every = aligner, rate, smoothing, search_every
+            raise ValueError(
+                f"a tracker wants frames a second and between searches, got {rate} and {search_every}"
+            )
+        self.aligner, self.rate, self.smoothing, self.search_every = (
+            aligner,
+            rate,
+            smoothing,
+            search_every,
+        )
         self.tracks: dict[int, Alignment] = {}
         self.smoothers: dict[int, Smoother] = {}
         self.searched = 0  # frames since the last search
@@ -152,7 +191,9 @@ class Tracker:
             self.tracks.clear()
             self.smoothers.clear()
         known = self.tracks
-        followed = dict(zip(known, self.aligner.follow([frame], [[*known.values()]])[0], strict=True))
+        followed = dict(
+            zip(known, self.aligner.follow([frame], [[*known.values()]])[0], strict=True)
+        )
         kept: dict[int, Alignment] = {}
         for track, face in followed.items():
             if not face.failed and not _among(face, [*kept.values()]):
@@ -163,20 +204,27 @@ class Tracker:
             lost = {track: face for track, face in known.items() if track not in kept}
             for face in self.aligner.align(frame):
                 if not _among(face, [*kept.values()]):
-                    again = next((track for track, old in lost.items() if _among(face, [old])), None)
+                    again = next(
+                        (track for track, old in lost.items() if _among(face, [old])), None
+                    )
                     if again is None:
                         again, self.count = self.count, self.count + 1
                     lost.pop(again, None)
                     kept[again] = face
         self.tracks = kept
         self.smoothers = {track: one for track, one in self.smoothers.items() if track in kept}
-        return [Tracked(track, self._smoothed(track, face), face) for track, face in sorted(kept.items())]
+        return [
+            Tracked(track, self._smoothed(track, face), face)
+            for track, face in sorted(kept.items())
+        ]
 
     def _smoothed(self, track: int, face: Alignment) -> Alignment:
         if self.smoothing is None:
             return face
         if track not in self.smoothers:
-            self.smoothers[track] = Smoother(self.aligner.model, self.smoothing, self.rate, habit=self.aligner.habit)
+            self.smoothers[track] = Smoother(
+                self.aligner.model, self.smoothing, self.rate, habit=self.aligner.habit
+            )
         return self.smoothers[track](face)
 
     def _is_cut(self, frame: Bytes) -> bool:

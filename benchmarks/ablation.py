@@ -1,9 +1,11 @@
-"""Networks, losses and dimensions beside each other: ``python -m benchmarks.ablation DATASET --work FOLDER``.
+"""Networks, losses and dimensions beside each other: ``python -m benchmarks.ablation DATASET --work
+FOLDER``.
 
-Every variant is trained by the loop of ``trainer.train`` with the same seed, views and number of steps on one core,
-and judged on the same pairs of held-out views. The runs are short: from scratch they rank what learns faster, which
-need not be what ends higher; from weights that have learned (``--start dff-open``) they show what each loss adds near
-the end. A variant whose weights lie in FOLDER is not trained again, so a stopped run goes on where it was.
+Every variant is trained by the loop of ``dff.trainer.train`` with the same seed, views and number
+of steps on one core, and judged on the same pairs of held-out views. The runs are short: from
+scratch they rank what learns faster, which need not be what ends higher; from weights that have
+learned (``--start dff-open``) they show what each loss adds near the end. A variant whose weights
+lie in FOLDER is not trained again, so a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,17 +22,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from face.assets import load_model
-from face.descriptor import DescriptorNet, NetConfig, parameter_count
-from face.morphable import MorphableModel
-from infra import weights
-from infra.dataset import Dataset, open_dataset
-from infra.shards import ViewRow
-from trainer.config import LossWeights, TrainConfig, recorded
-from trainer.crops import chart_of
-from trainer.matching import YAW_BINS, Matching, ViewPair, by_anchors, by_network, measure, view_pairs
-from trainer.store import Store
-from trainer.train import Watch, new_state, run, save_weights, store_of
+from dff.face.descriptor import DescriptorNet, NetConfig, parameter_count
+from dff.face.io.assets import load_model
+from dff.face.model.morphable import MorphableModel
+from dff.infra import weights
+from dff.infra.dataset import Dataset, open_dataset
+from dff.infra.shards import ViewRow
+from dff.trainer.config import LossWeights, TrainConfig, recorded
+from dff.trainer.data.crops import chart_of
+from dff.trainer.data.view_cache import Store
+from dff.trainer.evaluation.matching import (
+    YAW_BINS,
+    Matching,
+    ViewPair,
+    by_anchors,
+    by_network,
+    measure,
+    view_pairs,
+)
+from dff.trainer.train import Watch, new_state, run, save_weights, store_of
 
 ROUNDS = 7
 LESSONS = LossWeights(anchors=0.0)  # without classification against learned vectors
@@ -38,11 +48,21 @@ LESSONS = LossWeights(anchors=0.0)  # without classification against learned vec
 FIRST = TrainConfig(net=NetConfig(depths=(1, 2, 2, 2, 2)))
 VARIANTS = {
     "first": FIRST,
-    "net: deep, four and six blocks at strides 16 and 32": replace(FIRST, net=NetConfig(depths=(1, 2, 2, 4, 6))),
-    "net: wide, 48 to 384 channels": replace(FIRST, net=replace(FIRST.net, widths=(48, 96, 192, 288, 384))),
-    "net: narrow, 24 to 192 channels": replace(FIRST, net=replace(FIRST.net, widths=(24, 48, 96, 144, 192))),
-    "net: shallow, one block a stride": replace(FIRST, net=replace(FIRST.net, depths=(1, 1, 1, 1, 1))),
-    "net: fewer scales, strides 2 to 8": replace(FIRST, net=NetConfig(widths=(32, 64, 128), depths=(1, 2, 2))),
+    "net: deep, four and six blocks at strides 16 and 32": replace(
+        FIRST, net=NetConfig(depths=(1, 2, 2, 4, 6))
+    ),
+    "net: wide, 48 to 384 channels": replace(
+        FIRST, net=replace(FIRST.net, widths=(48, 96, 192, 288, 384))
+    ),
+    "net: narrow, 24 to 192 channels": replace(
+        FIRST, net=replace(FIRST.net, widths=(24, 48, 96, 144, 192))
+    ),
+    "net: shallow, one block a stride": replace(
+        FIRST, net=replace(FIRST.net, depths=(1, 1, 1, 1, 1))
+    ),
+    "net: fewer scales, strides 2 to 8": replace(
+        FIRST, net=NetConfig(widths=(32, 64, 128), depths=(1, 2, 2))
+    ),
     "loss: learned vectors and means": replace(FIRST, weights=LossWeights(views=0.5)),
     "loss: learned vectors and hard pairs": replace(FIRST, weights=LossWeights(hard_pairs=1.0)),
     "loss: pairs, hard negatives": replace(FIRST, weights=replace(LESSONS, hard_pairs=1.0)),
@@ -79,7 +99,9 @@ class Trial:
 
 
 def short(config: TrainConfig, *, steps: int, batch: int) -> TrainConfig:
-    """The variant as a short run: a quicker warm-up and moving average, nothing judged on the way."""
+    """The variant as a short run: a quicker warm-up and moving average, nothing judged on the
+    way.
+    """
     return replace(
         config,
         steps=steps,
@@ -100,20 +122,31 @@ def file_of(name: str) -> str:
 
 
 def train_once(
-    out: Path, config: TrainConfig, *, store: Store, model: MorphableModel, fingerprint: str, console: Console
+    out: Path,
+    config: TrainConfig,
+    *,
+    store: Store,
+    model: MorphableModel,
+    fingerprint: str,
+    console: Console,
 ) -> None:
     """Write the weights of a variant, unless they are there already.
 
-    Raises ValueError when those that are there were trained otherwise: their figures would stand beside others'.
+    Raises ValueError when those that are there were trained otherwise: their figures would stand
+    beside others'.
     """
     if out.exists():
         card = weights.load(out).card
         if (card["config"], card["dataset"]) != (recorded(config), fingerprint):
-            raise ValueError(f"{out} comes from other steps, another start or other views: name another --work folder")
+            raise ValueError(
+                f"{out} comes from other steps, another start or other views: name another --work folder"
+            )
         return
     start = time.process_time()
     state = new_state(model, config, torch.device("cpu"))
-    watch = Watch(step=lambda step, figures: console.print(f"{out.stem} {step}: loss {figures['loss']:.3f}"))
+    watch = Watch(
+        step=lambda step, figures: console.print(f"{out.stem} {step}: loss {figures['loss']:.3f}")
+    )
     dev = run(state, store, chart_of(model), config, watch=watch)
     save_weights(out, state, model, store, config, dataset=fingerprint, dev=dev)
     console.print(f"{out.stem}: {time.process_time() - start:.0f} s CPU")
@@ -136,12 +169,16 @@ def held_out(dataset: Dataset, *, identities: int) -> list[ViewRow]:
 
 
 def timed(nets: dict[str, DescriptorNet], *, size: int) -> dict[str, dict[int, float]]:
-    """CPU time of each network for an image in batches of 1 and 16, the fastest of rounds in which all take turns."""
+    """CPU time of each network for an image in batches of 1 and 16, the fastest of rounds in which
+    all take turns.
+    """
     best = {name: {1: np.inf, 16: np.inf} for name in nets}
     for _ in range(ROUNDS):
         for name, net in nets.items():
             for batch in (1, 16):
-                images = torch.rand(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+                images = torch.rand(batch, 3, size, size).contiguous(
+                    memory_format=torch.channels_last
+                )
                 with torch.no_grad():
                     start = time.process_time()
                     net(images)
@@ -150,9 +187,11 @@ def timed(nets: dict[str, DescriptorNet], *, size: int) -> dict[str, dict[int, f
     return best
 
 
-def judged(loaded: Mapping[str, weights.Weights], pairs: list[ViewPair], *, size: int, anchors: bool) -> list[Trial]:
-    """The figures of every variant's weights. ``anchors``: matched by the anchors' probabilities, not by the bare
-    descriptor, which is all that losses without anchors teach.
+def judged(
+    loaded: Mapping[str, weights.Weights], pairs: list[ViewPair], *, size: int, anchors: bool
+) -> list[Trial]:
+    """The figures of every variant's weights. ``anchors``: matched by the anchors' probabilities,
+    not by the bare descriptor, which is all that losses without anchors teach.
     """
     nets = {name: w.net.to(memory_format=torch.channels_last) for name, w in loaded.items()}  # type: ignore[call-overload]
     speed = timed(nets, size=size)
@@ -161,18 +200,24 @@ def judged(loaded: Mapping[str, weights.Weights], pairs: list[ViewPair], *, size
             name,
             parameter_count(net),
             speed[name],
-            measure(pairs, {name: by_anchors(net, loaded[name].anchors) if anchors else by_network(net)}),
+            measure(
+                pairs, {name: by_anchors(net, loaded[name].anchors) if anchors else by_network(net)}
+            ),
         )
         for name, net in nets.items()
     ]
 
 
 def table_of(trials: list[Trial], pairs: int) -> Table:
-    out = Table(title=f"{pairs} pairs of held-out views; PCK 5 % / mean error, px at 256, all cells alike")
+    out = Table(
+        title=f"{pairs} pairs of held-out views; PCK 5 % / mean error, px at 256, all cells alike"
+    )
     for head in ("variant", "M", "ms, batch 1", "16", "same identity", "different", *YAW_BINS):
         out.add_column(head)
     for trial in trials:
-        cells = [{"identity": name} for name in ("same", "different")] + [{"yaw": name} for name in YAW_BINS]
+        cells = [{"identity": name} for name in ("same", "different")] + [
+            {"yaw": name} for name in YAW_BINS
+        ]
         out.add_row(
             trial.name,
             f"{trial.parameters / 1e6:.2f}",
@@ -184,17 +229,23 @@ def table_of(trials: list[Trial], pairs: int) -> Table:
 
 def _means(report: Matching, *, identity: str = "", yaw: str = "") -> str:
     chosen = [r for r in report.rows if identity in ("", r.identity) and yaw in ("", r.yaw)]
-    return f"{np.mean([r.pck[-1] for r in chosen]):.1f} / {np.mean([r.px_mean for r in chosen]):.1f}"
+    return (
+        f"{np.mean([r.pck[-1] for r in chosen]):.1f} / {np.mean([r.px_mean for r in chosen]):.1f}"
+    )
 
 
 def main(
     dataset: Annotated[str, typer.Argument(help="A finished dataset with held-out identities.")],
     work: Annotated[Path, typer.Option(help="Folder of the variants' weights.")],
-    unpacked: Annotated[Path | None, typer.Option(help="Folder that holds the unpacked views. Default: WORK.")] = None,
+    unpacked: Annotated[
+        Path | None, typer.Option(help="Folder that holds the unpacked views. Default: WORK.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Of each run.")] = 400,
     batch: Annotated[int, typer.Option()] = 16,
     pairs: Annotated[int, typer.Option(help="Pairs of held-out views in each cell.")] = 6,
-    start: Annotated[str, typer.Option(help="Weights to go on from, a file or a shipped name. Default: scratch.")] = "",
+    start: Annotated[
+        str, typer.Option(help="Weights to go on from, a file or a shipped name. Default: scratch.")
+    ] = "",
 ) -> None:
     console = Console(width=160)
     torch.set_num_threads(1)
@@ -204,9 +255,18 @@ def main(
     variants = further(start) if start else VARIANTS
     for name, config in variants.items():
         config = short(config, steps=steps, batch=batch)
-        train_once(work / file_of(name), config, store=store, model=model, fingerprint=fingerprint, console=console)
+        train_once(
+            work / file_of(name),
+            config,
+            store=store,
+            model=model,
+            fingerprint=fingerprint,
+            console=console,
+        )
     size = next(iter(variants.values())).size
-    shown = view_pairs(held_out(opened, identities=24), model, count=pairs, size=size, rng=np.random.default_rng(0))
+    shown = view_pairs(
+        held_out(opened, identities=24), model, count=pairs, size=size, rng=np.random.default_rng(0)
+    )
     loaded = {"start": weights.load(start)} if start else {}
     loaded |= {name: weights.load(work / file_of(name)) for name in variants}
     console.print(table_of(judged(loaded, shown, size=size, anchors=bool(start)), len(shown)))

@@ -1,8 +1,9 @@
-"""Milliseconds for each aligned face on one core, by stage and batch size: ``python -m benchmarks.align``.
+"""Milliseconds for each aligned face on one core, by stage and batch size: ``python -m
+benchmarks.align``.
 
-The network has its real size and runs for its time, but what the solver sees comes from an oracle, so that the work is
-that of faces which are found, whatever weights are at hand. CPU time; rounds take turns and the fastest counts: trust
-the ratios more than the numbers.
+The network has its real size and runs for its time, but what the solver sees comes from an oracle,
+so that the work is that of faces which are found, whatever weights are at hand. CPU time; rounds
+take turns and the fastest counts: trust the ratios more than the numbers.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import aligner.align as stages
-from aligner.align import Aligner, load_aligner
-from aligner.confidence import DEFAULT as DEFAULT_CALIBRATION
-from face.assets import load_model
-from face.descriptor import DescriptorNet, Features
-from infra.onnx_file import export
-from infra.weights import DEFAULT, Weights, load
+import dff.aligner.align as stages
+from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.confidence import DEFAULT as DEFAULT_CALIBRATION
+from dff.face.descriptor import DescriptorNet, Features
+from dff.face.io.assets import load_model
+from dff.infra.onnx_file import export
+from dff.infra.weights import DEFAULT, Weights, load
 from tests.aligner.oracle import READING, OracleNet, PositionCode, Scene, make_scene, oracle_anchors
 
 FACES, ROUNDS = 16, 6
@@ -80,24 +81,32 @@ def measure(aligner: Aligner, clock: Clock, scenes: list[Scene], batch: int) -> 
     total = time.process_time() - start - clock.seconds["hidden"]
     spent = {stage: clock.seconds[stage] for stage in STAGES}
     spent["rest"] = total - sum(spent.values())
-    return {stage: 1e3 * seconds / len(scenes) for stage, seconds in {**spent, "all": total}.items()}
+    return {
+        stage: 1e3 * seconds / len(scenes) for stage, seconds in {**spent, "all": total}.items()
+    }
 
 
 def network_times(weights: Weights, side: int) -> dict[int, tuple[float, float]]:
-    """Milliseconds of the network for one crop, by batch: in torch, and its ONNX file in onnxruntime."""
+    """Milliseconds of the network for one crop, by batch: in torch, and its ONNX file in
+    onnxruntime.
+    """
     net = weights.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     with tempfile.TemporaryDirectory() as folder:
         export(weights, Path(folder) / "net.onnx")
-        session = onnxruntime.InferenceSession(Path(folder) / "net.onnx", options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            Path(folder) / "net.onnx", options, providers=["CPUExecutionProvider"]
+        )
     out = {}
     for batch in BATCHES:
         image = torch.rand(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
         plain = image.contiguous().numpy()
         best = [np.inf, np.inf]
         for _ in range(ROUNDS):
-            for i, work in enumerate((lambda x=image: net(x), lambda x=plain: session.run(None, {"image": x}))):
+            for i, work in enumerate(
+                (lambda x=image: net(x), lambda x=plain: session.run(None, {"image": x}))
+            ):
                 start = time.process_time()
                 work()
                 best[i] = min(best[i], (time.process_time() - start) * 1e3 / batch)
@@ -114,18 +123,25 @@ def main() -> None:
     weights, crop = load(DEFAULT), load_aligner().config.crop
     net = weights.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     timed = TimedNet(net, OracleNet(code, noise=0.6), clock)
-    # As noisy as real features the oracle's fall short of confidence, as real ones don't: what fails is seen twice.
-    sure = replace(DEFAULT_CALIBRATION, face=np.append(np.zeros(len(DEFAULT_CALIBRATION.face) - 1), 9.0))
+    # As noisy as real features the oracle's fall short of confidence, as real ones don't: what
+    # fails is seen twice.
+    sure = replace(
+        DEFAULT_CALIBRATION, face=np.append(np.zeros(len(DEFAULT_CALIBRATION.face) - 1), 9.0)
+    )
     anchors = oracle_anchors(model, code)
     aligner = Aligner(timed, anchors, model, config=replace(READING, crop=crop), calibration=sure)
     rng = np.random.default_rng(0)
-    scenes = [make_scene(model, code, yaw=float(rng.uniform(-80, 80)), rng=rng) for _ in range(FACES)]
+    scenes = [
+        make_scene(model, code, yaw=float(rng.uniform(-80, 80)), rng=rng) for _ in range(FACES)
+    ]
     best: dict[int, dict[str, float]] = {}
     with (
         patch.object(stages, "match", clock.around("votes", stages.match)),
         patch.object(stages, "first_fit", clock.around("fit", stages.first_fit)),
         patch.object(stages, "refine", clock.around("fit", stages.refine)),
-        patch.object(stages.Watch, "update", clock.around("visibility and confidence", stages.Watch.update)),
+        patch.object(
+            stages.Watch, "update", clock.around("visibility and confidence", stages.Watch.update)
+        ),
     ):
         for number in range(ROUNDS + 1):  # the first compiles
             for batch in BATCHES:

@@ -1,10 +1,12 @@
-"""The paper's claim in one command: the same cascade on DFF and on SIFT, and votes, on the same faces and boxes.
+"""The paper's claim in one command: the same cascade on DFF and on SIFT, and votes, on the same
+faces and boxes.
 
-``python -m benchmarks.cascade AFLW2000/ --labels reannotated.npz --photos 300w/ --learn data/ --out cascades/`` learns
-both cascades on a dataset's training identities and tells what every stage reaches on held-out ones; then it judges all
-methods on photos: ``nme_box`` and pose by yaw bin, ``nme_iod`` of the inner 51 points on held-out photos, CPU
-milliseconds for each face (one thread, batches of 32), and how well confidence tells faces that were aligned well. A
-cascade that is named (``--dff``, ``--sift``) is not learned again.
+``python -m benchmarks.cascade AFLW2000/ --labels reannotated.npz --photos 300w/ --learn data/ --out
+cascades/`` learns both cascades on a dataset's training identities and tells what every stage
+reaches on held-out ones; then it judges all methods on photos: ``nme_box`` and pose by yaw bin,
+``nme_iod`` of the inner 51 points on held-out photos, CPU milliseconds for each face (one thread,
+batches of 32), and how well confidence tells faces that were aligned well. A cascade that is named
+(``--dff``, ``--sift``) is not learned again.
 """
 
 from __future__ import annotations
@@ -22,16 +24,16 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from aligner.align import Aligner, load_aligner
-from aligner.alignment import Alignment
-from aligner.calibrate import Reliability
-from aligner.cascade import KINDS, Kind, load_cascade, load_cascade_aligner, save_cascade
-from aligner.cascade_training import Progress, Recipe, train_cascade
-from aligner.confidence import GOOD
-from aligner.evaluate import Report, evaluate_300w, evaluate_aflw2000
-from face.arrays import Bytes
-from face.camera import Box
-from infra.dataset import Dataset, open_dataset
+from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.alignment import Alignment
+from dff.aligner.cascade.model import KINDS, Kind, load_cascade, load_cascade_aligner, save_cascade
+from dff.aligner.cascade.training import Progress, Recipe, train_cascade
+from dff.aligner.confidence import GOOD
+from dff.aligner.evaluation.benchmarks import Report, evaluate_300w, evaluate_aflw2000
+from dff.aligner.evaluation.calibration import Reliability
+from dff.face.arrays import Bytes
+from dff.face.geometry.camera import Box
+from dff.infra.dataset import Dataset, open_dataset
 
 BINS = ("0-30", "30-60", "60-90", "mean of bins")
 
@@ -67,7 +69,9 @@ def trust(report: Report) -> Reliability:
 def learned(base: Aligner, dataset: Dataset, kind: Kind, asked: argparse.Namespace) -> Path:
     """The file of a cascade that was learned on the dataset."""
     path: Path = asked.out / f"{kind}.safetensors"
-    recipe = Recipe(kind=kind, views=asked.views, held_out=asked.held_out, calibration=asked.calibrate)
+    recipe = Recipe(
+        kind=kind, views=asked.views, held_out=asked.held_out, calibration=asked.calibrate
+    )
     with tqdm(total=recipe.stages, unit="stage", desc=f"learning on {kind}") as bar:
 
         def watch(progress: Progress) -> None:
@@ -84,7 +88,9 @@ def learning_table(files: dict[Kind, Path]) -> Table:
         kind: load_cascade(path).card.get("nme_box", []) for kind, path in files.items()
     }
     stages = max(map(len, cards.values()), default=0)
-    table = Table("held-out rendered faces, nme_box", *(f"stage {i + 1}" for i in range(stages)), "file")
+    table = Table(
+        "held-out rendered faces, nme_box", *(f"stage {i + 1}" for i in range(stages)), "file"
+    )
     for kind, reached in cards.items():
         figures = [f"{100 * stage['held_out']:.2f} %" for stage in reached]
         table.add_row(f"cascade, {kind}", *figures, f"{files[kind].stat().st_size / 1e6:.1f} MB")
@@ -99,7 +105,10 @@ def figures_of(aligner: Aligner, name: str, asked: argparse.Namespace) -> list[s
     inner, over = "", ""
     if asked.photos:
         photos = evaluate_300w(asked.photos, timed).summary
-        inner, over = f"{photos['nme_iod_51']['mean']:.2f}", f"{100 * photos['share_over_10_percent']:.1f}"
+        inner, over = (
+            f"{photos['nme_iod_51']['mean']:.2f}",
+            f"{100 * photos['share_over_10_percent']:.1f}",
+        )
     timed.bar.close()
     return [
         name,
@@ -115,18 +124,34 @@ def figures_of(aligner: Aligner, name: str, asked: argparse.Namespace) -> list[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("aflw2000", help="folder of AFLW2000-3D images with their .mat files")
-    parser.add_argument("--labels", type=Path, help="reannotated points, .npz or .npy; default: those of the .mat")
+    parser.add_argument(
+        "--labels", type=Path, help="reannotated points, .npz or .npy; default: those of the .mat"
+    )
     parser.add_argument("--photos", help="folder of 300-W photos; those held out are judged")
     parser.add_argument("--weights", help="weights file or shipped name; default: those that ship")
-    parser.add_argument("--dff", type=Path, help="cascade on DFF; default: --learn, or the one that ships")
+    parser.add_argument(
+        "--dff", type=Path, help="cascade on DFF; default: --learn, or the one that ships"
+    )
     parser.add_argument("--sift", type=Path, help="cascade on SIFT; default: --learn, or none")
-    parser.add_argument("--learn", metavar="DATASET", help="learn the cascades that are not named on this dataset")
-    parser.add_argument("--views", type=int, default=1600, help="of training identities (default: %(default)s)")
-    parser.add_argument("--held-out", type=int, default=240, help="that choose the penalty (default: %(default)s)")
-    parser.add_argument("--calibrate", type=int, default=140, help="that calibrate; 0: none (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("out/cascades"), help="folder of what is learned")
+    parser.add_argument(
+        "--learn", metavar="DATASET", help="learn the cascades that are not named on this dataset"
+    )
+    parser.add_argument(
+        "--views", type=int, default=1600, help="of training identities (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--held-out", type=int, default=240, help="that choose the penalty (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--calibrate", type=int, default=140, help="that calibrate; 0: none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/cascades"), help="folder of what is learned"
+    )
     asked = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=150)
@@ -145,7 +170,9 @@ def main() -> None:
     }
     if "sift" in files:
         aligners["cascade, SIFT"] = load_cascade_aligner(asked.weights, files["sift"])
-    table = Table("method", *BINS, "pose", "300-W inner 51", "over 10 %", "ms", "failed", "ECE", "AUROC")
+    table = Table(
+        "method", *BINS, "pose", "300-W inner 51", "over 10 %", "ms", "failed", "ECE", "AUROC"
+    )
     for name, aligner in aligners.items():
         table.add_row(*figures_of(aligner, name, asked))
     console.print(table)

@@ -1,11 +1,14 @@
-"""Known answers from another model: faces of ICT-FaceKit are rendered and recovered with the open head.
+"""Known answers from another model: faces of ICT-FaceKit are rendered and recovered with the open
+head.
 
-    python -m benchmarks.cross_model ../shared/models/ict-facekit-light/ict_facekit_light.npz [--count 60]
+python -m benchmarks.cross_model ../shared/models/ict-facekit-light/ict_facekit_light.npz [--count
+60]
 
-Each face has known shape, expression, pose, light and albedo, and is seen by a pinhole camera 1.2 m away before a
-cluttered wall. Its 68 landmarks are given exactly, and once more as annotators would place them (normal noise of 1.5 %
-of the landmark box in each point). What the joint fit finds is compared with what the landmarks alone give in the same
-run (the first stage of the same fit, with albedo and light solved on that shape):
+Each face has known shape, expression, pose, light and albedo, and is seen by a pinhole camera 1.2 m
+away before a cluttered wall. Its 68 landmarks are given exactly, and once more as annotators would
+place them (normal noise of 1.5 % of the landmark box in each point). What the joint fit finds is
+compared with what the landmarks alone give in the same run (the first stage of the same fit, with
+albedo and light solved on that shape):
 
 * 3D: mean distance (mm) of the true face's vertices (face, lips, brows) from the fitted surface, after scaling the fit
   by the distance of the outer eye corners and a rigid alignment by closest points, as in the NoW benchmark;
@@ -28,22 +31,28 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from face.albedo import AlbedoModel
-from face.arrays import Bools, Floats, Ints
-from face.assets import correspondence_of, load_albedo, load_model
-from face.camera import Pinhole, WeakPerspective
-from face.landmarks import NAMES, OUTER_EYE_CORNERS
-from face.lighting import ambient, shade
-from face.mesh import SurfacePoints, triangle_normals, vertex_normals
-from face.morphable import Coefficients, MorphableModel
-from face.photometric import SKIN, Scene
-from face.registration import Nearest, Similarity, Surface, part, similarity
-from face.render.frame import Frame, render, sample_texture, shaded, supersampled, visible
-from face.transfer import KINDS, counterparts, triangles
-from face.transform import Rigid, geodesic_degrees, rotation_from_angles
-from pipeline.inverse import ANYTHING, DISTANCE, IDENTITIES_OF_LANDMARKS, Recovery, invert
-from pipeline.landmark_fit import LandmarkRig, fit_landmarks
-from pipeline.photos import Photo
+from dff.face.arrays import Bools, Floats, Ints
+from dff.face.geometry.camera import Pinhole, WeakPerspective
+from dff.face.geometry.lighting import ambient, shade
+from dff.face.geometry.mesh import SurfacePoints, triangle_normals, vertex_normals
+from dff.face.geometry.transform import Rigid, geodesic_degrees, rotation_from_angles
+from dff.face.io.assets import correspondence_of, load_albedo, load_model
+from dff.face.io.registration import Nearest, Similarity, Surface, part, similarity
+from dff.face.io.transfer import KINDS, counterparts, triangles
+from dff.face.model.albedo import AlbedoModel
+from dff.face.model.landmarks import NAMES, OUTER_EYE_CORNERS
+from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.render.frame import Frame, render, sample_texture, shaded, supersampled, visible
+from dff.face.solve.photometric import SKIN, Scene
+from dff.pipeline.recovery.inverse import (
+    ANYTHING,
+    DISTANCE,
+    IDENTITIES_OF_LANDMARKS,
+    Recovery,
+    invert,
+)
+from dff.pipeline.recovery.landmark_fit import LandmarkRig, fit_landmarks
+from dff.pipeline.recovery.photos import Photo
 
 SIZE = 400  # px, of the photos
 YAWS = (0.0, 15.0, -30.0, 45.0, -60.0, 75.0)
@@ -67,8 +76,17 @@ class Known:
     texture: Floats  # (S, S, 3) albedo
 
 
-def made(model: MorphableModel, albedo: AlbedoModel, yaw: float, *, noise: float, rng: np.random.Generator) -> Known:
-    """A face of the model with landmarks in the 3D scheme. ``noise``: of the points, as a share of their box."""
+def made(
+    model: MorphableModel,
+    albedo: AlbedoModel,
+    yaw: float,
+    *,
+    noise: float,
+    rng: np.random.Generator,
+) -> Known:
+    """A face of the model with landmarks in the 3D scheme. ``noise``: of the points, as a share of
+    their box.
+    """
     identity = rng.normal(size=len(model.identity)) * 0.9
     expression = np.zeros(len(model.expression))
     expression[rng.choice(len(expression), 5, replace=False)] = rng.uniform(0.1, 0.6, 5)
@@ -86,7 +104,9 @@ def made(model: MorphableModel, albedo: AlbedoModel, yaw: float, *, noise: float
     light[[3, 1, 2]] += (rng.uniform(0.3, 0.9) * towards / np.linalg.norm(towards))[:, None]
     light[4:] += rng.normal(size=(5, 1)) * 0.08
     texture = albedo.texture(rng.normal(size=len(albedo.components)) * 0.7)
-    texture = np.clip(texture * (1.0 + blotches(len(texture), rng=rng)), 0.02, 1.0).astype(np.float32)
+    texture = np.clip(texture * (1.0 + blotches(len(texture), rng=rng)), 0.02, 1.0).astype(
+        np.float32
+    )
 
     frame = render(cam, model.faces, camera, (SIZE, SIZE))
     colour, coverage = supersampled(
@@ -109,7 +129,9 @@ def made(model: MorphableModel, albedo: AlbedoModel, yaw: float, *, noise: float
 
 def blotches(size: int, *, rng: np.random.Generator) -> Floats:
     """(S, S, 1) spots and grain of a few per cent: skin that no statistical albedo explains."""
-    coarse = cv2.resize(rng.normal(size=(size // 12, size // 12)), (size, size), interpolation=cv2.INTER_CUBIC)
+    coarse = cv2.resize(
+        rng.normal(size=(size // 12, size // 12)), (size, size), interpolation=cv2.INTER_CUBIC
+    )
     return np.asarray(0.02 * coarse + 0.02 * rng.normal(size=(size, size)))[..., None]
 
 
@@ -128,22 +150,35 @@ class Ruler:
         skin_faces = truth.triangles_of(*(name for name in SKIN if name in truth.region_names))
         skin, first = np.unique(truth.faces[skin_faces], return_index=True)
         tip = truth.template[truth.landmarks.vertex[NAMES.index("nose_tip")]]
-        near = (np.linalg.norm(truth.template[skin] - tip, axis=1) < REACH) & seen_from_outside(truth)[skin]
+        near = (np.linalg.norm(truth.template[skin] - tip, axis=1) < REACH) & seen_from_outside(
+            truth
+        )[skin]
         # Evenly over the area: meshes are densest at nostrils, lids and lips.
         area = np.linalg.norm(triangle_normals(truth.template, truth.faces[skin_faces]), axis=1)
-        share = np.bincount(truth.faces[skin_faces].ravel(), np.repeat(area, 3), len(truth.template))[skin] * near
+        share = (
+            np.bincount(truth.faces[skin_faces].ravel(), np.repeat(area, 3), len(truth.template))[
+                skin
+            ]
+            * near
+        )
         edges = np.cumsum(share) / share.sum()
         chosen = np.searchsorted(edges, (np.arange(POINTS) + 0.5) / POINTS)
         skin, first = skin[chosen], first[chosen]
-        corner = SurfacePoints(np.repeat(skin_faces, 3)[first], np.tile(np.eye(3), (len(skin_faces), 1))[first])
+        corner = SurfacePoints(
+            np.repeat(skin_faces, 3)[first], np.tile(np.eye(3), (len(skin_faces), 1))[first]
+        )
         counterpart = counterparts(corner, truth, fitted, found)
         return Ruler(truth, fitted, skin, counterpart)
 
     def surface_mm(self, true: Floats, vertices: Floats) -> tuple[float, float]:
-        """3D errors (to the surface, of corresponding points) of (V, 3) vertices from the true ones, both in metres."""
+        """3D errors (to the surface, of corresponding points) of (V, 3) vertices from the true
+        ones, both in metres.
+        """
         points, scaled, start = self._laid_on(true, vertices)
         surface, _ = part(scaled, self.fitted.faces, triangles(self.fitted, KINDS[0]))
-        return 1e3 * aligned_distance(start.apply(points), surface), self.corresponding_mm(true, vertices)
+        return 1e3 * aligned_distance(start.apply(points), surface), self.corresponding_mm(
+            true, vertices
+        )
 
     def corresponding_mm(self, true: Floats, vertices: Floats) -> float:
         """The second error of ``surface_mm``, which is quick."""
@@ -152,7 +187,9 @@ class Ruler:
         return 1e3 * float(np.linalg.norm(start.apply(points) - paired, axis=1).mean())
 
     def _laid_on(self, true: Floats, vertices: Floats) -> tuple[Floats, Floats, Similarity]:
-        """True points, ``vertices`` scaled by the eye corners, and the rigid motion of the points onto their pairs."""
+        """True points, ``vertices`` scaled by the eye corners, and the rigid motion of the points
+        onto their pairs.
+        """
         corners = np.array(OUTER_EYE_CORNERS)
         a = true[self.truth.landmarks.vertex[corners]]
         b = vertices[self.fitted.landmarks.vertex[corners]]
@@ -162,14 +199,18 @@ class Ruler:
         return points, scaled, similarity(points, paired, scaled=False)
 
     def degrees(self, known: Known, vertices: Floats, rotation: Floats) -> float:
-        """Angle between fitted (V, 3) vertices in head, turned by (3, 3) cam_from_head, and the true face in cam."""
+        """Angle between fitted (V, 3) vertices in head, turned by (3, 3) cam_from_head, and the
+        true face in cam.
+        """
         found = self.counterpart.of(vertices, self.fitted.faces) @ rotation.T
         true = known.cam_from_head.apply(known.vertices[self.skin])
         return float(geodesic_degrees(similarity(found, true).rotation, np.eye(3)))
 
 
 def seen_from_outside(model: MorphableModel) -> Bools:
-    """(V,) vertices of the template seen in most of the views that they face: not the inside of nostrils and lips."""
+    """(V,) vertices of the template seen in most of the views that they face: not the inside of
+    nostrils and lips.
+    """
     shown, faced = np.zeros((2, len(model.template)))
     camera = WeakPerspective(SIZE / 0.4, np.full(2, SIZE / 2))
     normals = vertex_normals(model.template, model.faces)
@@ -178,24 +219,32 @@ def seen_from_outside(model: MorphableModel) -> Bools:
             pose = Rigid(rotation_from_angles(yaw, pitch, 0), np.array([0.0, 0.0, 1.0]))
             points = pose.apply(model.template.astype(np.float64))
             facing = (normals @ pose.rotation[2]) < -0.2
-            shown += facing & visible(render(points, model.faces, camera, (SIZE, SIZE)), points, camera, 0.0005)
+            shown += facing & visible(
+                render(points, model.faces, camera, (SIZE, SIZE)), points, camera, 0.0005
+            )
             faced += facing
     return np.asarray(shown > 0.5 * faced)
 
 
 def aligned_distance(points: Floats, surface: Surface) -> float:
-    """Mean distance (metres) of (N, 3) points from a surface after rigid closest-point alignment of all of them."""
+    """Mean distance (metres) of (N, 3) points from a surface after rigid closest-point alignment of
+    all of them.
+    """
     nearest = Nearest(surface)
     for _ in range(ALIGNING_STEPS):
         at, _ = nearest(points)
-        points = similarity(points, at.of(surface.vertices, surface.faces), scaled=False).apply(points)
+        points = similarity(points, at.of(surface.vertices, surface.faces), scaled=False).apply(
+            points
+        )
     return float(nearest(points)[1].mean())
 
 
 def appearance(
     known: Known, ruler: Ruler, albedo: AlbedoModel, recovery: Recovery, scene: Scene
 ) -> tuple[float, float]:
-    """Errors of shading and albedo over the pixels where truth and fit both show the skin of a face."""
+    """Errors of shading and albedo over the pixels where truth and fit both show the skin of a
+    face.
+    """
     truth, fitted = ruler.truth, ruler.fitted
     size = len(recovery.crop)
     camera = known.camera.cropped(recovery.corner, recovery.scale)
@@ -229,11 +278,15 @@ def coefficients_of(scene: Scene, model: MorphableModel) -> Coefficients:
 
 
 HELD = 0.025
-"""Landmarks that count as little as this sd (of the face's size) gave the least 3D error of a fit without pixels."""
+"""Landmarks that count as little as this sd (of the face's size) gave the least 3D error of a fit
+without pixels.
+"""
 
 
 def held_mm(known: Known, ruler: Ruler, rig: LandmarkRig) -> float:
-    """3D error of the best fit of the landmarks alone, which reproduces its points less closely than the start."""
+    """3D error of the best fit of the landmarks alone, which reproduces its points less closely
+    than the start.
+    """
     face = fit_landmarks(known.photo.landmarks, rig, "3d", landmark_sd=HELD)
     row = face.coefficients[0]
     vertices = ruler.fitted.vertices(Coefficients(row[: rig.identities], row[rig.identities :]))
@@ -258,7 +311,9 @@ def errors_of(known: Known, ruler: Ruler, albedo: AlbedoModel) -> tuple[list[flo
         vertices = ruler.fitted.vertices(coefficients_of(scene, ruler.fitted))
         surface, corresponding = ruler.surface_mm(known.vertices, vertices)
         pose = ruler.degrees(known, vertices, scene.face.rotation[0])
-        out.append([surface, corresponding, pose, *appearance(known, ruler, albedo, recovery, scene)])
+        out.append(
+            [surface, corresponding, pose, *appearance(known, ruler, albedo, recovery, scene)]
+        )
     return out[0], out[1]
 
 
@@ -282,11 +337,19 @@ def main(asset: Path, count: int = 60, seed: int = 0) -> None:
             known = made(truth, own, yaw, noise=noise, rng=np.random.default_rng([seed, number]))
             found.setdefault(abs(yaw), []).append(errors_of(known, ruler, albedo))
             held.append(held_mm(known, ruler, rig))
-        show(console, f"{count} faces of {truth.name} by {fitted.name}, {title}: landmarks alone -> joint", found)
-        console.print(f"landmarks alone, held harder by the priors (sd {HELD}): {np.mean(held):.3f} mm")
+        show(
+            console,
+            f"{count} faces of {truth.name} by {fitted.name}, {title}: landmarks alone -> joint",
+            found,
+        )
+        console.print(
+            f"landmarks alone, held harder by the priors (sd {HELD}): {np.mean(held):.3f} mm"
+        )
 
 
-def show(console: Console, title: str, found: dict[float, list[tuple[list[float], list[float]]]]) -> None:
+def show(
+    console: Console, title: str, found: dict[float, list[tuple[list[float], list[float]]]]
+) -> None:
     table = Table("yaw", *FIGURES, "3D error less", title=title)
     every = [pair for pairs in found.values() for pair in pairs]
     for name, pairs in [*((f"{yaw:.0f}", found[yaw]) for yaw in sorted(found)), ("all", every)]:
@@ -296,7 +359,9 @@ def show(console: Console, title: str, found: dict[float, list[tuple[list[float]
     console.print(table)
     before, after = np.array(every).mean(0)
     gain, better = 1 - after[0] / before[0], np.mean([b[0] < a[0] for a, b in every])
-    console.print(f"3D error less by {gain:.1%} (wanted: {TARGET:.0%}); smaller on {better:.0%} of the faces")
+    console.print(
+        f"3D error less by {gain:.1%} (wanted: {TARGET:.0%}); smaller on {better:.0%} of the faces"
+    )
 
 
 if __name__ == "__main__":

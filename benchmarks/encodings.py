@@ -1,10 +1,12 @@
-"""Bytes against error for every way of storing a view's ground truth that was tried, and a person's pictures.
+"""Bytes against error for every way of storing a view's ground truth that was tried, and a person's
+pictures.
 
-    python -m benchmarks.encodings DATASET [--views 60] [--photos FOLDER] [--write docs/encodings.md]
+python -m benchmarks.encodings DATASET [--views 60] [--photos FOLDER] [--write docs/encodings.md]
 
-An error is how far the surface point that a reader gets lies from the one that the pixel's centre shows, in pixels of
-the view as if seen squarely: metres times the view's pixels per metre there. Encodings that forget the triangle are
-given it for free here, so they look better than they are. Times are of this process' CPU.
+An error is how far the surface point that a reader gets lies from the one that the pixel's centre
+shows, in pixels of the view as if seen squarely: metres times the view's pixels per metre there.
+Encodings that forget the triangle are given it for free here, so they look better than they are.
+Times are of this process' CPU.
 """
 
 from __future__ import annotations
@@ -23,19 +25,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from face.arrays import Bytes, Floats, Ints
-from face.assets import load_model
-from face.camera import Pinhole
-from face.errors import DffError
-from face.morphable import MorphableModel
-from infra.dataset import Dataset, open_dataset
-from infra.maps import Maps, maps_of
-from infra.shards import ViewRow
-from infra.storage import open_storage
-from pipeline.person_file import PICTURES
-from pipeline.photos import list_photos
-from pipeline.plan import Subject
-from pipeline.synthesis import Options, person_of
+from dff.face.arrays import Bytes, Floats, Ints
+from dff.face.errors import DffError
+from dff.face.geometry.camera import Pinhole
+from dff.face.io.assets import load_model
+from dff.face.model.morphable import MorphableModel
+from dff.infra.dataset import Dataset, open_dataset
+from dff.infra.ground_truth import Maps, maps_of
+from dff.infra.shards import ViewRow
+from dff.infra.storage import open_storage
+from dff.pipeline.job.plan import Subject
+from dff.pipeline.recovery.photos import list_photos
+from dff.pipeline.subjects.subject_file import PICTURES
+from dff.pipeline.synthesis import Options, person_of
 
 BEGIN, END = "<!-- {} -->", "<!-- end of {} -->"
 IN_USE = "triangle ids, 16 bit, zstd 3"
@@ -58,8 +60,18 @@ class View:
         maps = maps_of(row, model)
         cam = row.cam_from_head.apply(model.vertices(row.coefficients))
         truth = maps.points.of(cam, model.faces)
-        scale = row.camera.focal / truth[:, 2] if isinstance(row.camera, Pinhole) else row.camera.scale
-        return View(row, maps, model, cam, maps.triangle[maps.model], truth, np.broadcast_to(scale, len(truth)))
+        scale = (
+            row.camera.focal / truth[:, 2] if isinstance(row.camera, Pinhole) else row.camera.scale
+        )
+        return View(
+            row,
+            maps,
+            model,
+            cam,
+            maps.triangle[maps.model],
+            truth,
+            np.broadcast_to(scale, len(truth)),
+        )
 
     @property
     def corners(self) -> Floats:
@@ -67,7 +79,9 @@ class View:
         return np.asarray(self.cam[self.model.faces[self.triangle]])
 
     def from_coordinates(self, decoded: Floats, corners: Floats) -> Floats:
-        """(N, 3) points in cam of (N, C) coordinates that are linear on triangles with (N, 3, C) ``corners``."""
+        """(N, 3) points in cam of (N, C) coordinates that are linear on triangles with (N, 3, C)
+        ``corners``.
+        """
         a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
         d = decoded - corners[:, 0]
         aa, ab, bb = (a * a).sum(1), (a * b).sum(1), (b * b).sum(1)
@@ -83,7 +97,9 @@ class View:
         return np.asarray(np.linalg.norm(points - self.truth, axis=1) * self.px_per_metre)
 
     def off_centre(self) -> Floats:
-        """(N,) px between the pixels' centres and where the surface points that they show are projected."""
+        """(N,) px between the pixels' centres and where the surface points that they show are
+        projected.
+        """
         y, x = np.nonzero(self.maps.model)
         px = self.row.camera.px_from_cam(self.truth)
         return np.asarray(np.linalg.norm(px - np.stack([x, y], axis=1) - 0.5, axis=1))
@@ -91,7 +107,9 @@ class View:
 
 @dataclass(frozen=True)
 class Encoding:
-    """A way to store a view's surface points: to bytes, and by how many px (N,) each is wrong after that."""
+    """A way to store a view's surface points: to bytes, and by how many px (N,) each is wrong after
+    that.
+    """
 
     name: str
     encode: Callable[[View], bytes]
@@ -105,11 +123,15 @@ def zstd(level: int) -> Callable[[Any], bytes]:
 
 def unzstd(data: bytes, dtype: str, shape: tuple[int, ...]) -> Any:
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(pa.Codec("zstd").decompress(data, size, asbytes=True), dtype).reshape(shape)
+    return np.frombuffer(pa.Codec("zstd").decompress(data, size, asbytes=True), dtype).reshape(
+        shape
+    )
 
 
 def exact(view: View, data: bytes) -> Floats:
-    """Of triangle ids: the surface point follows from them, but for what visibility snaps to its grid."""
+    """Of triangle ids: the surface point follows from them, but for what visibility snaps to its
+    grid.
+    """
     return view.off_centre()
 
 
@@ -119,7 +141,9 @@ def ids(view: View) -> Ints:
 
 @numba.njit(cache=True)
 def copied(values):  # type: ignore[no-untyped-def]
-    """Whether each id is its left neighbour's, of which other neighbour it is one (0: none), and what is left over."""
+    """Whether each id is its left neighbour's, of which other neighbour it is one (0: none), and
+    what is left over.
+    """
     height, width = values.shape
     flag = np.zeros(height * width, dtype=np.uint8)
     way = np.empty(height * width, dtype=np.uint8)
@@ -181,12 +205,16 @@ def coordinates(
     encode: Callable[[Floats], bytes],
     decode: Callable[[bytes, tuple[int, ...]], Floats],
 ) -> Encoding:
-    """A map of coordinates of the surface; ``values``: the map, the coordinates at vertices, and their triangles."""
+    """A map of coordinates of the surface; ``values``: the map, the coordinates at vertices, and
+    their triangles.
+    """
 
     def error(view: View, data: bytes) -> Floats:
         field, at_vertices, faces = values(view)
         decoded = decode(data, field.shape)[view.maps.model]
-        return view.apart(view.from_coordinates(decoded, at_vertices[faces[view.triangle]].astype(np.float64)))
+        return view.apart(
+            view.from_coordinates(decoded, at_vertices[faces[view.triangle]].astype(np.float64))
+        )
 
     return Encoding(name, lambda view: encode(values(view)[0]), error)
 
@@ -198,14 +226,20 @@ def of_rest(view: View) -> tuple[Floats, Floats, Ints]:
 def of_rest_in_box(view: View) -> tuple[Floats, Floats, Ints]:
     """The same in 0..1 of the template's bounding box."""
     low, high = view.model.template.min(0), view.model.template.max(0)
-    return (view.maps.rest - low) / (high - low), (view.model.template - low) / (high - low), view.model.faces
+    return (
+        (view.maps.rest - low) / (high - low),
+        (view.model.template - low) / (high - low),
+        view.model.faces,
+    )
 
 
 def of_uv(view: View) -> tuple[Floats, Floats, Ints]:
     return view.maps.uv, view.model.uv, view.model.uv_faces
 
 
-def as_png(bits: int) -> tuple[Callable[[Floats], bytes], Callable[[bytes, tuple[int, ...]], Floats]]:
+def as_png(
+    bits: int,
+) -> tuple[Callable[[Floats], bytes], Callable[[bytes, tuple[int, ...]], Floats]]:
     dtype, top = {8: (np.uint8, 255), 16: (np.uint16, 65535)}[bits]
 
     def encode(field: Floats) -> bytes:
@@ -220,14 +254,18 @@ def as_png(bits: int) -> tuple[Callable[[Floats], bytes], Callable[[bytes, tuple
     return encode, decode
 
 
-def as_floats(dtype: str) -> tuple[Callable[[Floats], bytes], Callable[[bytes, tuple[int, ...]], Floats]]:
+def as_floats(
+    dtype: str,
+) -> tuple[Callable[[Floats], bytes], Callable[[bytes, tuple[int, ...]], Floats]]:
     return (
         lambda field: zstd(3)(field.astype(dtype)),
         lambda data, shape: unzstd(data, dtype, shape).astype(np.float64),
     )
 
 
-def depth(name: str, encode: Callable[[Floats], bytes], decode: Callable[[bytes, tuple[int, ...]], Floats]) -> Encoding:
+def depth(
+    name: str, encode: Callable[[Floats], bytes], decode: Callable[[bytes, tuple[int, ...]], Floats]
+) -> Encoding:
     """Depth alone: a point is where the pixel's ray is as deep."""
 
     def error(view: View, data: bytes) -> Floats:
@@ -244,18 +282,30 @@ def encodings() -> list[Encoding]:
     return [
         Encoding("triangle ids, 16 bit, not compressed", lambda v: ids(v).tobytes(), exact),
         *(
-            Encoding(f"triangle ids, 16 bit, zstd {level}", lambda v, level=level: zstd(level)(ids(v)), exact)  # type: ignore[misc]
+            Encoding(
+                f"triangle ids, 16 bit, zstd {level}",
+                lambda v, level=level: zstd(level)(ids(v)),
+                exact,
+            )  # type: ignore[misc]
             for level in (1, 3, 9, 19)
         ),
         Encoding("triangle ids, 32 bit, zstd 3", lambda v: zstd(3)(v.row.triangle_ids), exact),
-        Encoding("triangle ids, 16 bit, bytes apart, zstd 3", lambda v: zstd(3)(by_bytes(ids(v))), exact),
+        Encoding(
+            "triangle ids, 16 bit, bytes apart, zstd 3", lambda v: zstd(3)(by_bytes(ids(v))), exact
+        ),
         Encoding(
             "triangle ids, difference to the left, zstd 3",
             lambda v: zstd(3)(np.diff(ids(v).astype(np.int32), axis=1, prepend=0).astype("<u2")),
             exact,
         ),
-        Encoding("triangle ids, 16 bit, PNG", lambda v: cv2.imencode(".png", ids(v))[1].tobytes(), exact),
-        Encoding("triangle ids, copied from a neighbour or told by their difference, zstd 3", predicted, exact),
+        Encoding(
+            "triangle ids, 16 bit, PNG", lambda v: cv2.imencode(".png", ids(v))[1].tobytes(), exact
+        ),
+        Encoding(
+            "triangle ids, copied from a neighbour or told by their difference, zstd 3",
+            predicted,
+            exact,
+        ),
         with_weights(8),
         with_weights(16),
         coordinates("point on the template, float32, zstd 3", of_rest, *as_floats("<f4")),
@@ -276,12 +326,27 @@ def measured(encoding: Encoding, views: Sequence[View]) -> tuple[float, float, f
     start = time.process_time()
     stored = [encoding.encode(view) for view in views]
     spent = (time.process_time() - start) / len(views) * 1e3
-    away = np.concatenate([encoding.error(view, data) for view, data in zip(views, stored, strict=True)])
-    return float(np.mean([len(data) for data in stored])), float(np.percentile(away, 99)), float(away.max()), spent
+    away = np.concatenate(
+        [encoding.error(view, data) for view, data in zip(views, stored, strict=True)]
+    )
+    return (
+        float(np.mean([len(data) for data in stored])),
+        float(np.percentile(away, 99)),
+        float(away.max()),
+        spent,
+    )
 
 
 def table_of_maps(views: Sequence[View]) -> list[list[str]]:
-    out = [["encoding", "bytes per view", "error, 99 % of pixels (px)", "error, worst (px)", "ms to encode"]]
+    out = [
+        [
+            "encoding",
+            "bytes per view",
+            "error, 99 % of pixels (px)",
+            "error, worst (px)",
+            "ms to encode",
+        ]
+    ]
     for encoding in encodings():
         size, most, worst, spent = measured(encoding, views)
         name = f"**{encoding.name}** (in use)" if encoding.name == IN_USE else encoding.name
@@ -311,12 +376,26 @@ def table_of_columns(dataset: Dataset, shards: Sequence[int]) -> list[list[str]]
         - person,
         "**together**": whole,
     }
-    return [["part", "bytes per view"], *([name, f"{size / len(rows):,.0f}"] for name, size in parts.items())]
+    return [
+        ["part", "bytes per view"],
+        *([name, f"{size / len(rows):,.0f}"] for name, size in parts.items()),
+    ]
 
 
 def how_to_jpeg(quality: int, whole_colours: bool) -> list[int]:
-    sampling = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444 if whole_colours else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
-    return [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+    sampling = (
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
+        if whole_colours
+        else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
+    )
+    return [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        sampling,
+        cv2.IMWRITE_JPEG_OPTIMIZE,
+        1,
+    ]
 
 
 def table_of_pictures(pictures: Sequence[Bytes]) -> list[list[str]]:
@@ -324,13 +403,25 @@ def table_of_pictures(pictures: Sequence[Bytes]) -> list[list[str]]:
     tried: dict[str, tuple[str, list[int]]] = {
         "PNG": (".png", []),
         "WebP, lossless": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]),
-        **{f"JPEG {q}, colours at full resolution": (".jpg", how_to_jpeg(q, True)) for q in (98, 95, 90, 85)},
-        **{f"JPEG {q}, colours at half resolution": (".jpg", how_to_jpeg(q, False)) for q in (95, 90)},
+        **{
+            f"JPEG {q}, colours at full resolution": (".jpg", how_to_jpeg(q, True))
+            for q in (98, 95, 90, 85)
+        },
+        **{
+            f"JPEG {q}, colours at half resolution": (".jpg", how_to_jpeg(q, False))
+            for q in (95, 90)
+        },
         **{f"WebP {q}": (".webp", [cv2.IMWRITE_WEBP_QUALITY, q]) for q in (95, 90)},
     }
     used = f"JPEG {PICTURES['texture']}, colours at full resolution"
     out = [
-        ["encoding", "bytes", "error, root mean square (of 255)", "99.9 % of texels (of 255)", "ms to write and read"]
+        [
+            "encoding",
+            "bytes",
+            "error, root mean square (of 255)",
+            "99.9 % of texels (of 255)",
+            "ms to write and read",
+        ]
     ]
     for name, (suffix, how) in tried.items():
         size, square, most, start = 0, 0.0, 0.0, time.process_time()
@@ -344,7 +435,13 @@ def table_of_pictures(pictures: Sequence[Bytes]) -> list[list[str]]:
         spent = (time.process_time() - start) / count * 1e3
         shown = f"**{name}** (in use)" if name == used else name
         out.append(
-            [shown, f"{size / count:,.0f}", f"{(square / count) ** 0.5:.2f}", f"{most / count:.0f}", f"{spent:.0f}"]
+            [
+                shown,
+                f"{size / count:,.0f}",
+                f"{(square / count) ** 0.5:.2f}",
+                f"{most / count:.0f}",
+                f"{spent:.0f}",
+            ]
         )
     return out
 
@@ -374,7 +471,9 @@ def markdown(table: list[list[str]]) -> str:
 
 
 def written(text: str, name: str, content: str) -> str:
-    """``text`` with what stands between the marks of ``name`` replaced. Raises ValueError without marks."""
+    """``text`` with what stands between the marks of ``name`` replaced. Raises ValueError without
+    marks.
+    """
     begin, end = BEGIN.format(name), END.format(name)
     before, after = text.index(begin) + len(begin), text.index(end)
     return f"{text[:before]}\n{content}\n{text[after:]}"
@@ -383,8 +482,12 @@ def written(text: str, name: str, content: str) -> str:
 def main(
     dataset: Annotated[str, typer.Argument(help="A finished dataset of 16-bit ids.")],
     views: int = 60,
-    photos: Annotated[Path | None, typer.Option(help="Photos whose textures are tried; without, sampled ones.")] = None,
-    write: Annotated[Path | None, typer.Option(help="Markdown file whose marked tables are replaced.")] = None,
+    photos: Annotated[
+        Path | None, typer.Option(help="Photos whose textures are tried; without, sampled ones.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Markdown file whose marked tables are replaced.")
+    ] = None,
 ) -> None:
     """Measure and show."""
     found = open_dataset(dataset)

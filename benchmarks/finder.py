@@ -2,10 +2,11 @@
 
     python -m benchmarks.finder aflw2000-3d/ --annotated lfpw/ --annotated afw/ --every 4
 
-A face counts as *seen* when a proposal of the search overlaps its landmark box by IoU 0.4, as *found* when a face that
-the aligner then accepts does. The foil are OpenCV's Haar cascades, frontal and profile both ways, in their usual
-settings. What is no true face counts as false: strictly, so that people in the background that the set does not label
-count too. CPU time on one core, the fastest of some rounds.
+A face counts as *seen* when a proposal of the search overlaps its landmark box by IoU 0.4, as
+*found* when a face that the aligner then accepts does. The foil are OpenCV's Haar cascades, frontal
+and profile both ways, in their usual settings. What is no true face counts as false: strictly, so
+that people in the background that the set does not label count too. CPU time on one core, the
+fastest of some rounds.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ import numpy as np
 import torch
 import typer
 
-from aligner.align import Aligner, load_aligner
-from aligner.evaluate import STEEP, YAW_BINS
-from aligner.finder import Sighting, distinct, overlap
-from face.arrays import Bytes, Floats
-from face.camera import Box
-from infra.images import decode
-from infra.landmark_files import parse_mat, parse_pts
-from infra.split import split_of
-from pipeline.backgrounds import draw, sample_background
+from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.detector import Sighting, distinct, overlap
+from dff.aligner.evaluation.benchmarks import STEEP, YAW_BINS
+from dff.face.arrays import Bytes, Floats
+from dff.face.geometry.camera import Box
+from dff.infra.images import decode
+from dff.infra.landmark_files import parse_mat, parse_pts
+from dff.infra.split import split_of
+from dff.pipeline.scene.backgrounds import draw, sample_background
 
 MEETS = 0.4
 SIZES = (24, 32, 48, 64, 96, 192)
@@ -39,8 +40,9 @@ CANVAS = 320  # pixels of the photos that small faces are put into
 TIMED, ROUNDS = 6, 3
 
 FRONTAL, PROFILE = "haarcascade_frontalface_alt2.xml", "haarcascade_profileface.xml"
-# Where the box of the 68 landmarks lies in a cascade's square (x0, y0, x1, y1, fractions of its side): medians over 392
-# labelled photos. The profile cascade knows faces that look to the left of the image.
+# Where the box of the 68 landmarks lies in a cascade's square (x0, y0, x1, y1, fractions of its
+# side): medians over 392 labelled photos. The profile cascade knows faces that look to the left of
+# the image.
 IN_FRONTAL, IN_PROFILE = np.array([0.07, 0.235, 0.93, 1.07]), np.array([0.026, 0.285, 0.796, 1.03])
 
 
@@ -61,11 +63,17 @@ class Photo:
         scale = float(np.sqrt(np.linalg.det(matrix[:, :2])))
         image = self.image
         if scale < 0.8:
-            image = cv2.GaussianBlur(image, (0, 0), 0.45 * float(np.sqrt(1.0 / scale**2 - 1.0))).astype(np.uint8)
+            image = cv2.GaussianBlur(
+                image, (0, 0), 0.45 * float(np.sqrt(1.0 / scale**2 - 1.0))
+            ).astype(np.uint8)
         shifted = matrix.copy()
         shifted[:, 2] += matrix[:, :2].sum(1) * 0.5 - 0.5  # OpenCV counts pixel centres from 0
-        image = cv2.warpAffine(image, shifted, (width, height), flags=cv2.INTER_LINEAR).astype(np.uint8)
-        return replace(self, image=image, points=tuple(p @ matrix[:, :2].T + matrix[:, 2] for p in self.points))
+        image = cv2.warpAffine(image, shifted, (width, height), flags=cv2.INTER_LINEAR).astype(
+            np.uint8
+        )
+        return replace(
+            self, image=image, points=tuple(p @ matrix[:, :2].T + matrix[:, 2] for p in self.points)
+        )
 
 
 class Cascades:
@@ -73,7 +81,9 @@ class Cascades:
 
     def __init__(self) -> None:
         folder = Path(cv2.__file__).parent / "data"
-        self.frontal, self.profile = (cv2.CascadeClassifier(str(folder / name)) for name in (FRONTAL, PROFILE))
+        self.frontal, self.profile = (
+            cv2.CascadeClassifier(str(folder / name)) for name in (FRONTAL, PROFILE)
+        )
 
     def find(self, image: Bytes) -> list[Sighting]:
         shrink = min(1.0, 480 / max(image.shape[:2]))
@@ -86,12 +96,15 @@ class Cascades:
             (self.profile, mirrored, IN_PROFILE, 4),
         ):
             step = 1.1 if cascade is self.frontal else 1.15
-            found = cascade.detectMultiScale3(picture, step, strict, minSize=(24, 24), outputRejectLevels=True)
+            found = cascade.detectMultiScale3(
+                picture, step, strict, minSize=(24, 24), outputRejectLevels=True
+            )
             for (x, y, side, _), score in zip(found[0], found[2], strict=True):
                 x0, y0, x1, y1 = np.array([x, y, x, y]) + side * place
                 if picture is mirrored:
                     x0, x1 = picture.shape[1] - x1, picture.shape[1] - x0
-                # A frontal hit is surer than any profile hit; the cascades' scores are not comparable.
+                # A frontal hit is surer than any profile hit; the cascades' scores are not
+                # comparable.
                 sure = float(score) + (1e3 if cascade is self.frontal else 0.0)
                 out.append(Sighting(Box(x0 / shrink, y0 / shrink, x1 / shrink, y1 / shrink), sure))
         return distinct(out)
@@ -102,28 +115,48 @@ def photos(folder: Path, every: int) -> list[Photo]:
     for path in sorted(folder.glob("*.jpg"))[::every]:
         label = parse_mat(path.with_suffix(".mat").read_bytes())
         if max(abs(label.yaw), abs(label.pitch), abs(label.roll)) <= STEEP:
-            out.append(Photo(decode(path.read_bytes(), upright=False), (label.landmarks[:, :2],), abs(label.yaw)))
+            out.append(
+                Photo(
+                    decode(path.read_bytes(), upright=False),
+                    (label.landmarks[:, :2],),
+                    abs(label.yaw),
+                )
+            )
     return out
 
 
 def held_out(folders: Sequence[Path], every: int) -> list[Photo]:
     """Photos of 300-W that nothing was trained on, one face of each."""
-    paths = [path for folder in folders for path in sorted(folder.glob("*.pts")) if split_of(path.stem) == "dev"]
+    paths = [
+        path
+        for folder in folders
+        for path in sorted(folder.glob("*.pts"))
+        if split_of(path.stem) == "dev"
+    ]
     out = []
     for path in paths[::every]:
-        (image,) = (one for one in path.parent.glob(f"{path.stem}.*") if one.suffix in (".jpg", ".png"))
-        out.append(Photo(decode(image.read_bytes(), upright=False), (parse_pts(path.read_bytes()),)))
+        (image,) = (
+            one for one in path.parent.glob(f"{path.stem}.*") if one.suffix in (".jpg", ".png")
+        )
+        out.append(
+            Photo(decode(image.read_bytes(), upright=False), (parse_pts(path.read_bytes()),))
+        )
     return out
 
 
 def shrunk(photo: Photo, face: float, seed: int) -> Photo:
-    """The photo such that its face measures ``face`` pixels, in the middle of a larger drawn background."""
+    """The photo such that its face measures ``face`` pixels, in the middle of a larger drawn
+    background.
+    """
     scale = face / photo.boxes[0].size
     size = round(max(2.0 * scale * max(photo.image.shape[:2]), CANVAS))
     corner = size / 2 - scale * np.array(photo.image.shape[1::-1]) / 2
     small = photo.moved(np.array([[scale, 0.0, corner[0]], [0.0, scale, corner[1]]]), size, size)
     image = background(seed, size).image
-    (left, top), (right, bottom) = np.ceil(corner).astype(int) + 1, np.floor(size - corner).astype(int) - 1
+    (left, top), (right, bottom) = (
+        np.ceil(corner).astype(int) + 1,
+        np.floor(size - corner).astype(int) - 1,
+    )
     rows, columns = slice(top, bottom), slice(left, right)
     image[rows, columns] = small.image[rows, columns]
     return replace(small, image=image)
@@ -141,16 +174,22 @@ def turned(photo: Photo, degrees: float) -> Photo:
 def pasted(one: Photo, other: Photo) -> Photo:
     """Two photos in one, the second at half the size."""
     height, width = one.image.shape[:2]
-    small = other.moved(np.array([[0.5, 0.0, 0.0], [0.0, 0.5, 0.0]]), other.image.shape[1] // 2, height)
+    small = other.moved(
+        np.array([[0.5, 0.0, 0.0], [0.0, 0.5, 0.0]]), other.image.shape[1] // 2, height
+    )
     both = np.hstack([one.image, small.image])
-    return Photo(both, (*one.points, *(points + np.array([width, 0.0]) for points in small.points)), one.yaw)
+    return Photo(
+        both, (*one.points, *(points + np.array([width, 0.0]) for points in small.points)), one.yaw
+    )
 
 
 def blacked_out(photo: Photo) -> Photo:
     image = photo.image.copy()
     for box in photo.boxes:
         wide = box.square(1.45)
-        cv2.rectangle(image, (int(wide.x0), int(wide.y0)), (int(wide.x1), int(wide.y1)), (0, 0, 0), -1)
+        cv2.rectangle(
+            image, (int(wide.x0), int(wide.y0)), (int(wide.x1), int(wide.y1)), (0, 0, 0), -1
+        )
     return Photo(image, ())
 
 
@@ -168,9 +207,15 @@ def score(find: Finder, some: Sequence[Photo]) -> tuple[Floats, float]:
     hits, false = [], 0
     for photo in some:
         found = find(photo.image)
-        meets = np.array([[_meeting(a, b) for a in found] for b in photo.boxes]).reshape(len(photo.boxes), len(found))
+        meets = np.array([[_meeting(a, b) for a in found] for b in photo.boxes]).reshape(
+            len(photo.boxes), len(found)
+        )
         hits += [bool((row > MEETS).any()) for row in meets]
-        false += int(sum(not (column > MEETS).any() for column in meets.T)) if photo.boxes else len(found)
+        false += (
+            int(sum(not (column > MEETS).any() for column in meets.T))
+            if photo.boxes
+            else len(found)
+        )
     return np.array(hits), false / max(len(some), 1)
 
 
@@ -193,7 +238,9 @@ def finders(aligner: Aligner) -> dict[str, Finder]:
     cascades = Cascades()
     return {
         "seen": lambda image: [one.box for one in aligner.finder.find(image)],
-        "found": lambda image: [Box.around(face.landmarks_3d[:, :2]) for face in aligner.align(image)],
+        "found": lambda image: [
+            Box.around(face.landmarks_3d[:, :2]) for face in aligner.align(image)
+        ],
         "cascades": lambda image: [one.box for one in cascades.find(image)],
     }
 
@@ -202,10 +249,14 @@ def main(
     folder: Annotated[Path, typer.Argument(help="AFLW2000-3D images with their .mat files.")],
     weights: Annotated[str, typer.Option(help="Weights, a file or a shipped name.")] = "dff-open",
     annotated: Annotated[
-        list[Path] | None, typer.Option(help="Folder of 300-W photos with .pts: those that are held out. Repeated.")
+        list[Path] | None,
+        typer.Option(help="Folder of 300-W photos with .pts: those that are held out. Repeated."),
     ] = None,
     every: Annotated[
-        int, typer.Option(help="Take only every N-th image of 300-W, and of what is shrunk, turned and so on.")
+        int,
+        typer.Option(
+            help="Take only every N-th image of 300-W, and of what is shrunk, turned and so on."
+        ),
     ] = 1,
 ) -> None:
     torch.set_num_threads(1)
@@ -215,7 +266,10 @@ def main(
     yaw = np.array([photo.yaw for photo in whole])
     sets: dict[str, list[Photo]] = {
         "300-W, held out": held_out(annotated or [], every),
-        **{f"faces of {size} px": [shrunk(photo, size, i) for i, photo in enumerate(some)] for size in SIZES},
+        **{
+            f"faces of {size} px": [shrunk(photo, size, i) for i, photo in enumerate(some)]
+            for size in SIZES
+        },
         **{f"turned by {turn} degrees": [turned(photo, turn) for photo in some] for turn in TURNS},
         "two in a photo": [pasted(a, b) for a, b in zip(some, some[1:] + some[:1], strict=True)],
         "face blacked out": [blacked_out(photo) for photo in some],

@@ -2,11 +2,12 @@
 
     python -m benchmarks.inverse [--photos ../shared/data/photos] [--count 200]
 
-The photos are those with the lowest SHA-256 of their file names. Refused photos are counted with their reasons; the
-medians are over *all* photos that give a fit at all, accepted or not, so refusing more does not improve them.
+The photos are those with the lowest SHA-256 of their file names. Refused photos are counted with
+their reasons; the medians are over *all* photos that give a fit at all, accepted or not, so
+refusing more does not improve them.
 
-Then the first ``--outliers`` photos are recovered again with 20 % of their landmarks displaced by 20 % of the face,
-each its own way and, harder, all the same way: how far does the pose turn?
+Then the first ``--outliers`` photos are recovered again with 20 % of their landmarks displaced by
+20 % of the face, each its own way and, harder, all the same way: how far does the pose turn?
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from face.albedo import AlbedoModel
-from face.arrays import Floats
-from face.assets import load_albedo, load_model
-from face.errors import BadFit, DffError
-from face.morphable import MorphableModel
-from face.transform import geodesic_degrees
-from infra.storage import open_storage
-from pipeline.inverse import ANYTHING, Limits, invert, judge, tables_of
-from pipeline.photos import Photo, PhotoRef, list_photos, read_photo
+from dff.face.arrays import Floats
+from dff.face.errors import BadFit, DffError
+from dff.face.geometry.transform import geodesic_degrees
+from dff.face.io.assets import load_albedo, load_model
+from dff.face.model.albedo import AlbedoModel
+from dff.face.model.morphable import MorphableModel
+from dff.infra.storage import open_storage
+from dff.pipeline.recovery.inverse import ANYTHING, Limits, invert, judge, tables_of
+from dff.pipeline.recovery.photos import Photo, PhotoRef, list_photos, read_photo
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos"
 TARGETS = {"landmark_error_inner": 0.020, "colour_error": 0.05, "core_seconds": 0.4}
@@ -47,7 +48,9 @@ def by_name_hash(ref: PhotoRef) -> str:
 
 
 def displaced(points: Floats, together: bool, *, rng: np.random.Generator) -> Floats:
-    """(68, 2) landmarks of which WRONG_SHARE lie WRONG_BY off, each its own way or all ``together``."""
+    """(68, 2) landmarks of which WRONG_SHARE lie WRONG_BY off, each its own way or all
+    ``together``.
+    """
     rows = rng.choice(len(points), round(WRONG_SHARE * len(points)), replace=False)
     angle = rng.uniform(0.0, 2.0 * np.pi, 1 if together else len(rows))
     size = np.sqrt(np.prod(np.ptp(points, axis=0)))
@@ -56,25 +59,38 @@ def displaced(points: Floats, together: bool, *, rng: np.random.Generator) -> Fl
     return out
 
 
-def outliers(console: Console, photos: list[Photo], model: MorphableModel, albedo: AlbedoModel, seed: int) -> None:
-    table = Table("wrong points", "photos", "pose change, median", "95 %", f"below {POSE_TARGET:.0f} degrees")
+def outliers(
+    console: Console, photos: list[Photo], model: MorphableModel, albedo: AlbedoModel, seed: int
+) -> None:
+    table = Table(
+        "wrong points", "photos", "pose change, median", "95 %", f"below {POSE_TARGET:.0f} degrees"
+    )
     for name, together in (("each its own way", False), ("all the same way", True)):
         turned = []
         for number, photo in enumerate(photos):
             wrong = displaced(photo.landmarks, together, rng=np.random.default_rng([seed, number]))
             pair = (photo, replace(photo, landmarks=wrong))
             try:
-                a, b = (invert(p, model=model, albedo=albedo, limits=ANYTHING).cam_from_head.rotation for p in pair)
+                a, b = (
+                    invert(p, model=model, albedo=albedo, limits=ANYTHING).cam_from_head.rotation
+                    for p in pair
+                )
             except BadFit:
                 continue
             turned.append(geodesic_degrees(a, b))
         middle, high = np.percentile(turned, [50, 95])
         share = np.mean(np.array(turned) < POSE_TARGET)
-        table.add_row(name, f"{len(turned)} of {len(photos)}", f"{middle:.2f}", f"{high:.2f}", f"{share:.0%}")
+        table.add_row(
+            name, f"{len(turned)} of {len(photos)}", f"{middle:.2f}", f"{high:.2f}", f"{share:.0%}"
+        )
     console.print(table)
 
 
-def main(photos: Path = SHARED, count: int = 200, outliers_of: Annotated[int, typer.Option("--outliers")] = 50) -> None:
+def main(
+    photos: Path = SHARED,
+    count: int = 200,
+    outliers_of: Annotated[int, typer.Option("--outliers")] = 50,
+) -> None:
     console = Console()
     if not photos.is_dir():
         console.print(f"inverse: skipped, no folder {photos}")
@@ -103,7 +119,9 @@ def main(photos: Path = SHARED, count: int = 200, outliers_of: Annotated[int, ty
             marks = [start]
             names = ["landmarks and colours"]
 
-            def watch(name: str, *_: object, marks: list[float] = marks, names: list[str] = names) -> None:
+            def watch(
+                name: str, *_: object, marks: list[float] = marks, names: list[str] = names
+            ) -> None:
                 marks.append(time.perf_counter())
                 names.append("joint steps" if name == "colours" else names[-1])
 
@@ -115,7 +133,9 @@ def main(photos: Path = SHARED, count: int = 200, outliers_of: Annotated[int, ty
         except DffError as error:
             reasons[str(error).split(": ", 1)[-1]] += 1
             continue
-        for name, value in (recovery.quality | {"seconds": end - start, "core_seconds": end_cpu - start_cpu}).items():
+        for name, value in (
+            recovery.quality | {"seconds": end - start, "core_seconds": end_cpu - start_cpu}
+        ).items():
             found.setdefault(name, []).append(value)
         try:
             judge(ref.id, recovery.quality, Limits())
@@ -129,7 +149,9 @@ def main(photos: Path = SHARED, count: int = 200, outliers_of: Annotated[int, ty
         table.add_row(name, f"{middle:.4f}", f"{low:.4f}", f"{high:.4f}", target)
     console.print(table)
     explained = len(found.get("seconds", []))
-    console.print(f"mean seconds of {explained} photos: {np.mean(found['seconds']):.3f}; tables once: {once:.2f}")
+    console.print(
+        f"mean seconds of {explained} photos: {np.mean(found['seconds']):.3f}; tables once: {once:.2f}"
+    )
     console.print({name: f"{seconds / len(refs):.3f} s" for name, seconds in spent.items()})
     console.print(f"refused {sum(reasons.values())}: {dict(reasons)}")
     outliers(console, read[:outliers_of], model, albedo, seed=0)

@@ -1,11 +1,13 @@
-"""Does the quality score tell bad fits? Photos with deliberately corrupted landmarks against untouched ones.
+"""Does the quality score tell bad fits? Photos with deliberately corrupted landmarks against
+untouched ones.
 
     python -m benchmarks.quality [--photos ../shared/data/photos] [--count 200] [--refit]
 
-Each photo is recovered with its own landmarks and with each kind of corrupted ones. Printed: AUROC of the score (the
-chance that an untouched photo scores higher than a corrupted one) for each kind, and what the job's threshold refuses.
-A photo that gives no fit at all scores 0. ``--refit`` fits the score's weights to half of the photos (those whose file
-names have an even SHA-256) and prints them beside the AUROC on the other half; every figure is of that other half.
+Each photo is recovered with its own landmarks and with each kind of corrupted ones. Printed: AUROC
+of the score (the chance that an untouched photo scores higher than a corrupted one) for each kind,
+and what the job's threshold refuses. A photo that gives no fit at all scores 0. ``--refit`` fits
+the score's weights to half of the photos (those whose file names have an even SHA-256) and prints
+them beside the AUROC on the other half; every figure is of that other half.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.inverse import SHARED, by_name_hash
-from face.arrays import Floats
-from face.assets import load_albedo, load_model
-from face.errors import BadFit, DffError
-from infra.storage import open_storage
-from pipeline.inverse import ANYTHING, Limits, invert
-from pipeline.photos import Photo, list_photos, read_photo
-from pipeline.quality import EVIDENCE, evidence_of, score_of
+from dff.face.arrays import Floats
+from dff.face.errors import BadFit, DffError
+from dff.face.io.assets import load_albedo, load_model
+from dff.infra.storage import open_storage
+from dff.pipeline.recovery.inverse import ANYTHING, Limits, invert
+from dff.pipeline.recovery.photos import Photo, list_photos, read_photo
+from dff.pipeline.recovery.quality import EVIDENCE, evidence_of, score_of
 
 RIDGE = 1e-2  # of the weights in the logistic regression, per photo
 UNTOUCHED = "untouched"
@@ -54,7 +56,9 @@ def swapped(points: Floats, other: Photo, rng: np.random.Generator) -> Floats:
     """The landmarks of another photo, in the box of this one's: a right place, a wrong face."""
     theirs = other.landmarks
     middle = (theirs.max(0) + theirs.min(0)) / 2
-    return np.asarray((theirs - middle) * (_size(points) / _size(theirs)) + (points.max(0) + points.min(0)) / 2)
+    return np.asarray(
+        (theirs - middle) * (_size(points) / _size(theirs)) + (points.max(0) + points.min(0)) / 2
+    )
 
 
 def misplaced(points: Floats, other: Photo, rng: np.random.Generator) -> Floats:
@@ -88,13 +92,17 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def auroc(good: Floats, bad: Floats) -> float:
-    """Chance that one of the (N,) ``good`` is greater than one of the (M,) ``bad``; a tie counts half."""
+    """Chance that one of the (N,) ``good`` is greater than one of the (M,) ``bad``; a tie counts
+    half.
+    """
     above = (good[:, None] > bad).mean() + 0.5 * (good[:, None] == bad).mean()
     return float(above)
 
 
 def fitted_weights(evidence: Floats, good: Floats) -> Floats:
-    """(E + 1,) weights of a logistic regression, bias last, of (N,) 0 or 1 on (N, E) evidence; classes count alike."""
+    """(E + 1,) weights of a logistic regression, bias last, of (N,) 0 or 1 on (N, E) evidence;
+    classes count alike.
+    """
     rows = np.concatenate([evidence, np.ones((len(evidence), 1))], axis=1)
     weight = np.where(good > 0.5, 0.5 / good.mean(), 0.5 / (1 - good.mean()))
     out = np.zeros(rows.shape[1])
@@ -102,7 +110,9 @@ def fitted_weights(evidence: Floats, good: Floats) -> Floats:
     for _ in range(50):
         chance = 1.0 / (1.0 + np.exp(-np.clip(rows @ out, -30, 30)))
         curve = (weight * chance * (1 - chance))[:, None] * rows
-        out = out + np.linalg.solve(rows.T @ curve + penalty, rows.T @ (weight * (good - chance)) - penalty @ out)
+        out = out + np.linalg.solve(
+            rows.T @ curve + penalty, rows.T @ (weight * (good - chance)) - penalty @ out
+        )
     return out
 
 
@@ -114,36 +124,56 @@ def main(photos: Path = SHARED, count: int = 200, seed: int = 0, refit: bool = F
     model, albedo = load_model(), load_albedo()
     storage = open_storage(str(photos))
     refs = sorted(list_photos(storage), key=by_name_hash)
-    found: dict[str, list[tuple[bool, Floats | None]]] = {}  # by kind: of the test half, evidence or no fit
+    found: dict[
+        str, list[tuple[bool, Floats | None]]
+    ] = {}  # by kind: of the test half, evidence or no fit
     unread = 0
     for number, ref in enumerate(track(refs[:count], "quality", console=console, transient=True)):
         rng = np.random.default_rng([seed, number])
         test = int(by_name_hash(ref), 16) % 2 == 1
         try:
-            photo, other = read_photo(storage, ref), read_photo(storage, refs[(number + 1) % len(refs)])
+            photo, other = (
+                read_photo(storage, ref),
+                read_photo(storage, refs[(number + 1) % len(refs)]),
+            )
         except DffError:
             unread += 1
             continue
         for kind in (UNTOUCHED, *CORRUPTIONS):
-            points = photo.landmarks if kind == UNTOUCHED else CORRUPTIONS[kind](photo.landmarks, other, rng)
+            points = (
+                photo.landmarks
+                if kind == UNTOUCHED
+                else CORRUPTIONS[kind](photo.landmarks, other, rng)
+            )
             try:
-                quality = invert(replace(photo, landmarks=points), model=model, albedo=albedo, limits=ANYTHING).quality
+                quality = invert(
+                    replace(photo, landmarks=points), model=model, albedo=albedo, limits=ANYTHING
+                ).quality
                 found.setdefault(kind, []).append((test, evidence_of(quality)))
             except BadFit:
                 found.setdefault(kind, []).append((test, None))
     console.print(f"{unread} photos left out, since they or their landmarks cannot be used")
     if refit:
         rows = [
-            (e, kind == UNTOUCHED) for kind, many in found.items() for test, e in many if not test and e is not None
+            (e, kind == UNTOUCHED)
+            for kind, many in found.items()
+            for test, e in many
+            if not test and e is not None
         ]
-        weights = fitted_weights(np.array([e for e, _ in rows]), np.array([float(good) for _, good in rows]))
-        console.print("weights:", dict(zip([*EVIDENCE, "bias"], np.round(weights, 2).tolist(), strict=True)))
+        weights = fitted_weights(
+            np.array([e for e, _ in rows]), np.array([float(good) for _, good in rows])
+        )
+        console.print(
+            "weights:", dict(zip([*EVIDENCE, "bias"], np.round(weights, 2).tolist(), strict=True))
+        )
     else:
         weights = None
     show(console, found, weights)
 
 
-def show(console: Console, found: dict[str, list[tuple[bool, Floats | None]]], weights: Floats | None) -> None:
+def show(
+    console: Console, found: dict[str, list[tuple[bool, Floats | None]]], weights: Floats | None
+) -> None:
     scores = {
         kind: np.array([0.0 if e is None else score_of(e, weights) for test, e in many if test])
         for kind, many in found.items()
@@ -151,19 +181,34 @@ def show(console: Console, found: dict[str, list[tuple[bool, Floats | None]]], w
     bad = {kind: values for kind, values in scores.items() if kind != UNTOUCHED}
     bad["all"] = np.concatenate(list(bad.values()))
     good, threshold = scores[UNTOUCHED], Limits().score
-    table = Table("landmarks", "photos", "AUROC", "median score", f"refused below {threshold}", "no fit at all")
+    table = Table(
+        "landmarks",
+        "photos",
+        "AUROC",
+        "median score",
+        f"refused below {threshold}",
+        "no fit at all",
+    )
     table.add_row(UNTOUCHED, *_row(good, np.nan, threshold))
     for kind, values in bad.items():
         table.add_row(kind, *_row(values, auroc(good, values), threshold))
     console.print(table)
     for share in (0.01, 0.02, 0.05, 0.1):
         at = float(np.quantile(good, share))
-        console.print(f"refusing {share:.0%} of the untouched (below {at:.2f}) refuses {(bad['all'] < at).mean():.1%}")
+        console.print(
+            f"refusing {share:.0%} of the untouched (below {at:.2f}) refuses {(bad['all'] < at).mean():.1%}"
+        )
 
 
 def _row(values: Floats, area: float, threshold: float) -> list[str]:
     share = f"{(values < threshold).mean():.1%}"
-    return [str(len(values)), f"{area:.4f}", f"{np.median(values):.3f}", share, f"{(values == 0).mean():.1%}"]
+    return [
+        str(len(values)),
+        f"{area:.4f}",
+        f"{np.median(values):.3f}",
+        share,
+        f"{(values == 0).mean():.1%}",
+    ]
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python -m benchmarks.realism DATASET PHOTOS [--json FIGURES] [--sheet PICTURE]
 
-PHOTOS holds the photos that the dataset was made from, and may hold others. Chance is printed beside each figure, and
-so are controls: photos against photos (nothing to be learned), photos against the same photos altered a little (there
-is something, and it is found), crops of which only the place of the landmarks is left.
+PHOTOS holds the photos that the dataset was made from, and may hold others. Chance is printed
+beside each figure, and so are controls: photos against photos (nothing to be learned), photos
+against the same photos altered a little (there is something, and it is found), crops of which only
+the place of the landmarks is left.
 """
 
 from __future__ import annotations
@@ -23,25 +24,30 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from face.arrays import Bytes
-from face.assets import load_albedo, load_model
-from face.errors import BadLandmarks, BadPhoto
-from infra.dataset import Dataset, open_dataset
-from infra.images import decode
-from infra.shards import ViewRow
-from infra.storage import LocalStorage
-from pipeline import likeness, realism, sampling
-from pipeline.crop import square_crop
-from pipeline.inverse import tables_of
-from pipeline.landmark_fit import fit_landmarks
-from pipeline.photos import Photo, list_photos, read_photo
-from pipeline.realism import FACE_FRAME, WHOLE_FRAME, Portrait
-from pipeline.sensor import exposed, jpeg
+from dff.face.arrays import Bytes
+from dff.face.errors import BadLandmarks, BadPhoto
+from dff.face.io.assets import load_albedo, load_model
+from dff.infra.dataset import Dataset, open_dataset
+from dff.infra.images import decode
+from dff.infra.shards import ViewRow
+from dff.infra.storage import LocalStorage
+from dff.pipeline.inspection import identity_retention as likeness
+from dff.pipeline.inspection import realism
+from dff.pipeline.inspection.realism import FACE_FRAME, WHOLE_FRAME, Portrait
+from dff.pipeline.recovery.crop import square_crop
+from dff.pipeline.recovery.inverse import tables_of
+from dff.pipeline.recovery.landmark_fit import fit_landmarks
+from dff.pipeline.recovery.photos import Photo, list_photos, read_photo
+from dff.pipeline.scene import sampling
+from dff.pipeline.scene.camera_sensor import exposed, jpeg
 
 YAWS = ((0.0, 30.0), (30.0, 60.0), (60.0, 180.0))
 REPEATS = 4
 TURNED = 20.0  # degrees from the photo's pose
-CANDIDATES, PEOPLE = 3000, 200  # views of a mode that may meet a photo; people whose views are recognised
+CANDIDATES, PEOPLE = (
+    3000,
+    200,
+)  # views of a mode that may meet a photo; people whose views are recognised
 console = Console()
 
 
@@ -68,16 +74,24 @@ def turn_between(a: ViewRow, b: ViewRow) -> float:
 
 def bare(row: ViewRow) -> bool:
     """Whether nothing is held or worn before the face."""
-    return not {"hand", "object", "cover", "glasses", "hat"} & set(json.loads(row.recipe).get("worn", ()))
+    return not {"hand", "object", "cover", "glasses", "hat"} & set(
+        json.loads(row.recipe).get("worn", ())
+    )
 
 
 def portrait_of(row: ViewRow) -> Portrait:
     bounds = (0.0, 0.0, float(row.width), float(row.height))
-    return Portrait(row.photo_id or row.identity_id, row.pixels(), row.landmarks_2d.astype(float), bounds)
+    return Portrait(
+        row.photo_id or row.identity_id, row.pixels(), row.landmarks_2d.astype(float), bounds
+    )
 
 
-def views(dataset: Dataset, rng: np.random.Generator) -> tuple[dict[str, list[Portrait]], dict[str, list[ViewRow]]]:
-    """Portraits of some views of each mode that may meet a photo, and every row of some photos' people."""
+def views(
+    dataset: Dataset, rng: np.random.Generator
+) -> tuple[dict[str, list[Portrait]], dict[str, list[ViewRow]]]:
+    """Portraits of some views of each mode that may meet a photo, and every row of some photos'
+    people.
+    """
     portraits: dict[str, list[Portrait]] = defaultdict(list)
     of_photo: dict[str, list[ViewRow]] = {}
     room = CANDIDATES // max(len(dataset.shards), 1) + 1
@@ -99,7 +113,9 @@ def views(dataset: Dataset, rng: np.random.Generator) -> tuple[dict[str, list[Po
     return portraits, of_photo
 
 
-def crops(portraits: Sequence[Portrait], frame: float, rng: np.random.Generator) -> tuple[Bytes, np.ndarray]:
+def crops(
+    portraits: Sequence[Portrait], frame: float, rng: np.random.Generator
+) -> tuple[Bytes, np.ndarray]:
     found = [realism.aligned(p, frame, rng=rng) for p in portraits]
     return np.stack([a.pixels for a in found]), np.array([a.inside for a in found])
 
@@ -123,7 +139,9 @@ def judge(
 
 
 def mean_of(found: Sequence[realism.Judgement]) -> realism.Judgement:
-    """Of repeats with other folds and frames of the same pictures; the interval is as wide as that of one."""
+    """Of repeats with other folds and frames of the same pictures; the interval is as wide as that
+    of one.
+    """
     accuracy, low, high = np.mean([(f.accuracy, f.low, f.high) for f in found], axis=0).tolist()
     return replace(found[0], accuracy=accuracy, low=low, high=high)
 
@@ -139,7 +157,9 @@ def dots(portrait: Portrait) -> Portrait:
 def refitted(portrait: Portrait) -> Portrait:
     """Landmarks as the model has them, no longer as a person marked them."""
     rig = tables_of(load_model(), load_albedo()).rig
-    return replace(portrait, landmarks=rig.project(fit_landmarks(portrait.landmarks, rig, "2d"), "2d"))
+    return replace(
+        portrait, landmarks=rig.project(fit_landmarks(portrait.landmarks, rig, "2d"), "2d")
+    )
 
 
 def smoothed(portrait: Portrait) -> Portrait:
@@ -157,7 +177,15 @@ def told_apart(
     seen = [realism.photographed(photo, photo.id, size=size, rng=rng) for photo in photos.values()]
     real = [portrait for portrait in seen if portrait is not None]
     shapes = np.array([realism.shape_of(portrait) for portrait in real])
-    table = Table("views", "crop", "told apart", "95 %", "pictures", "people", title=f"{len(real)} photos; chance 50 %")
+    table = Table(
+        "views",
+        "crop",
+        "told apart",
+        "95 %",
+        "pictures",
+        "people",
+        title=f"{len(real)} photos; chance 50 %",
+    )
     figures: dict[str, dict] = {}
     pictures: list[Bytes] = []
 
@@ -201,7 +229,10 @@ def told_apart(
     console.print(table)
     if sheet is not None and pictures:
         width = max(p.shape[1] for p in pictures)
-        padded = [np.pad(p, ((0, 4), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
+        padded = [
+            np.pad(p, ((0, 4), (0, width - p.shape[1]), (0, 0)), constant_values=255)
+            for p in pictures
+        ]
         cv2.imwrite(str(sheet), np.concatenate(padded)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
     return figures, of_photo
 
@@ -238,11 +269,20 @@ def stays_the_same(of_photo: dict[str, list[ViewRow]], photos: dict[str, Photo],
             for key in keys:
                 looks[key].append(look)
                 whose[key].append(person)
-    table = Table("views", "same person", "95 %", "views", title=f"{len(names)} people; chance {1 / len(names):.1%}")
+    table = Table(
+        "views",
+        "same person",
+        "95 %",
+        "views",
+        title=f"{len(names)} people; chance {1 / len(names):.1%}",
+    )
     figures = {}
     found = likeness.recognised(twice, range(len(names)), gallery, seed=seed)
     rows = [("bound: the photo through another sensor", found)]
-    rows += [(key, likeness.recognised(looks[key], whose[key], gallery, seed=seed)) for key in sorted(looks)]
+    rows += [
+        (key, likeness.recognised(looks[key], whose[key], gallery, seed=seed))
+        for key in sorted(looks)
+    ]
     for key, one in rows:
         figures[key] = asdict(one)
         table.add_row(key, f"{one.rate:.1%}", f"{one.low:.1%} to {one.high:.1%}", str(one.looks))
@@ -256,7 +296,10 @@ def main(
     json_out: Annotated[Path | None, typer.Option("--json")] = None,
     sheet: Annotated[Path | None, typer.Option()] = None,
     pairs: Annotated[
-        int, typer.Option(help="Views of a mode, and photos, at most: figures compare at equal numbers.")
+        int,
+        typer.Option(
+            help="Views of a mode, and photos, at most: figures compare at equal numbers."
+        ),
     ] = 200,
     seed: int = 0,
 ) -> None:

@@ -1,7 +1,9 @@
-"""Frames per second and core of the renderers, and where a frame's time goes: ``python -m benchmarks.render``.
+"""Frames per second and core of the renderers, and where a frame's time goes: ``python -m
+benchmarks.render``.
 
-All variants take turns within one run, each on the same random views of the open head, and each variant's fastest
-round counts: trust the ratios more than the numbers. CPU time, so that threads of the OpenGL driver count too.
+All variants take turns within one run, each on the same random views of the open head, and each
+variant's fastest round counts: trust the ratios more than the numbers. CPU time, so that threads of
+the OpenGL driver count too.
 """
 
 from __future__ import annotations
@@ -13,15 +15,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from face.arrays import Floats
-from face.assets import load_model
-from face.camera import Pinhole
-from face.errors import NoRenderer
-from face.morphable import Coefficients, MorphableModel
-from face.render import frame as fr
-from face.render import gl, kernels, zbuffer
-from face.render import picture as pic
-from face.transform import Rigid, rotation_from_angles
+from dff.face.arrays import Floats
+from dff.face.errors import NoRenderer
+from dff.face.geometry.camera import Pinhole
+from dff.face.geometry.transform import Rigid, rotation_from_angles
+from dff.face.io.assets import load_model
+from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.render import frame as fr
+from dff.face.render import gl, kernels, zbuffer
+from dff.face.render import picture as pic
 
 VIEWS, ROUNDS = 24, 8
 SIZES = (256, 512)
@@ -38,7 +40,9 @@ def random_views(model: MorphableModel, rng: np.random.Generator) -> list[Floats
 
 
 def milliseconds(work: dict[str, Callable[[int], object]]) -> dict[str, float]:
-    """CPU time of each kind of work for one view, the fastest of some rounds in which all take turns."""
+    """CPU time of each kind of work for one view, the fastest of some rounds in which all take
+    turns.
+    """
     best = dict.fromkeys(work, np.inf)
     for _ in range(ROUNDS + 1):  # the first compiles
         for name, do in work.items():
@@ -49,7 +53,9 @@ def milliseconds(work: dict[str, Callable[[int], object]]) -> dict[str, float]:
     return best
 
 
-def variants(size: int, model: MorphableModel, views: list[Floats]) -> dict[str, Callable[[int], object]]:
+def variants(
+    size: int, model: MorphableModel, views: list[Floats]
+) -> dict[str, Callable[[int], object]]:
     """What is measured at ``size`` x ``size`` pixels, by name."""
     rng = np.random.default_rng(1)
     camera = Pinhole(2.7 * size, np.array([size / 2, size / 2]))
@@ -85,7 +91,9 @@ def variants(size: int, model: MorphableModel, views: list[Floats]) -> dict[str,
     work: dict[str, Callable[[int], object]] = {
         "zbuffer, all outputs": lambda n: colour(fr.render(views[n], model.faces, camera, shape)),
         "zbuffer, without colour": lambda n: fr.render(views[n], model.faces, camera, shape),
-        "resolve from stored ids": lambda n: fr.resolve(seen[n].triangle, views[n], model.faces, camera),
+        "resolve from stored ids": lambda n: fr.resolve(
+            seen[n].triangle, views[n], model.faces, camera
+        ),
         "zbuffer, all outputs, supersampled outlines": supersampled,
         "zbuffer, one picture": lambda n: painted(n, False),
         "zbuffer, one picture, smooth outlines": lambda n: painted(n, True),

@@ -1,11 +1,13 @@
-"""A job of 100 thousand photos, 10 million views and up to a million shards, on paper and by measurement.
+"""A job of 100 thousand photos, 10 million views and up to a million shards, on paper and by
+measurement.
 
     python -m benchmarks.scale [--shards 1000000] [--photos 100000] [--views 100] [--cores 1000] ...
 
-The bookkeeping is the real one: plan, ledger, manifest and storage code run on a dataset of that many shards whose
-Parquet files are empty files of the right size. Each phase is a process of its own, so that its peak of memory is its
-own. What a photo, a view and a shard cost is measured on a few; what the whole job costs follows by the formulas that
-docs/scaling.md states, and that ``costs`` computes. Prices are options.
+The bookkeeping is the real one: plan, ledger, manifest and storage code run on a dataset of that
+many shards whose Parquet files are empty files of the right size. Each phase is a process of its
+own, so that its peak of memory is its own. What a photo, a view and a shard cost is measured on a
+few; what the whole job costs follows by the formulas that docs/scaling.md states, and that
+``costs`` computes. Prices are options.
 """
 
 from __future__ import annotations
@@ -37,16 +39,17 @@ from rich.console import Console
 from rich.table import Table
 
 import dff
-from face.assets import load_model
-from infra.dataset import MANIFEST, SEGMENT, open_dataset
-from infra.storage import ObjectInfo, Storage, open_storage
-from pipeline import job, ledger
-from pipeline.fan_out import MAX_CALLS, RETRIES
-from pipeline.ledger import Record
-from pipeline.person_file import StoredPerson, stored
-from pipeline.photos import PhotoRef, list_photos
-from pipeline.plan import KEY, Failure, Plan, ShardPlan, Subject, make_plan, parse_plan
-from pipeline.synthesis import Options, full_shard, person_of, rows_of_shard, views_of
+from dff.face.io.assets import load_model
+from dff.infra.dataset import MANIFEST, SEGMENT, open_dataset
+from dff.infra.storage import ObjectInfo, Storage, open_storage
+from dff.pipeline.job import ledger
+from dff.pipeline.job import run as job
+from dff.pipeline.job.ledger import Record
+from dff.pipeline.job.plan import KEY, Failure, Plan, ShardPlan, Subject, make_plan, parse_plan
+from dff.pipeline.job.ray import MAX_CALLS, RETRIES
+from dff.pipeline.recovery.photos import PhotoRef, list_photos
+from dff.pipeline.subjects.subject_file import StoredPerson, stored
+from dff.pipeline.synthesis import Options, full_shard, person_of, rows_of_shard, views_of
 
 ROUNDS = 3
 PAGE = 1000  # keys that S3 lists, and deletes, in one request
@@ -100,12 +103,20 @@ class Counting:
 
 
 def simulated_plan(shards: int, photos: int) -> Plan:
-    """One face to a shard, ``photos`` of them of photos: the plan with the most shards for its faces."""
+    """One face to a shard, ``photos`` of them of photos: the plan with the most shards for its
+    faces.
+    """
     refs = [PhotoRef(f"set-{i % 100:02d}/{i:08d}", f"set-{i % 100:02d}/{i:08d}.jpg", f"set-{i % 100:02d}/{i:08d}.pts")
             for i in range(photos)]  # fmt: skip
     options = Options(views=10).as_dict()
     return make_plan(
-        refs, identities=shards - photos, seed=0, options=options, assets={}, renderer="zbuffer", shard_subjects=1
+        refs,
+        identities=shards - photos,
+        seed=0,
+        options=options,
+        assets={},
+        renderer="zbuffer",
+        shard_subjects=1,
     )
 
 
@@ -121,7 +132,11 @@ def simulated_record(shard: ShardPlan, plan: Plan) -> Record:
         sha256=hashlib.sha256(str(shard.index).encode()).hexdigest(),
         subjects=1,
         failed_subjects=int(failed),
-        failures=(Failure(shard.subjects[0].id, "BadFit", "error 0.082 of the face, at most 0.035"),) if failed else (),
+        failures=(
+            Failure(shard.subjects[0].id, "BadFit", "error 0.082 of the face, at most 0.035"),
+        )
+        if failed
+        else (),
         counts={} if failed else {name: {value: 10} for name, value in counts.items()},
     )
 
@@ -159,10 +174,14 @@ def parse(storage: Storage) -> dict[str, float]:
 
 
 def drive(storage: Storage, in_flight: int) -> dict[str, float]:
-    """The driver's work, killed when three of four of the last ``in_flight`` shards are done and no segment of them."""
+    """The driver's work, killed when three of four of the last ``in_flight`` shards are done and no
+    segment of them.
+    """
     plan = parse_plan(storage.read(KEY), KEY)
     count = len(plan.shards)
-    assert (count - in_flight) % SEGMENT == 0, "else records of an open segment would be lost with the driver"
+    assert (count - in_flight) % SEGMENT == 0, (
+        "else records of an open segment would be lost with the driver"
+    )
 
     def make(shards: Iterable[ShardPlan], again: job.Again) -> Generator[Record]:
         for shard in shards:
@@ -198,25 +217,38 @@ def resume(storage: Storage) -> dict[str, float]:
 
 
 def verify(storage: Storage) -> dict[str, float]:
-    """What ``dff inspect`` reads of a finished dataset besides its shards: the manifest and all failures."""
+    """What ``dff inspect`` reads of a finished dataset besides its shards: the manifest and all
+    failures.
+    """
     dataset = open_dataset(storage.uri)
     failures = rows = 0
     for record, shard in zip(ledger.read_all(storage), dataset.shards, strict=True):
         assert (record.rows, record.bytes, record.sha256) == (shard.rows, shard.bytes, shard.sha256)
         failures, rows = failures + len(record.failures), rows + record.rows
     assert rows == dataset.manifest.rows
-    return {"failures": failures, "manifest MB": os.path.getsize(Path(storage.uri) / MANIFEST) / 1e6}
+    return {
+        "failures": failures,
+        "manifest MB": os.path.getsize(Path(storage.uri) / MANIFEST) / 1e6,
+    }
 
 
 def over_http(storage: Storage) -> dict[str, float]:
-    """``resume`` of the finished dataset by the S3 client, from a server on this machine that shows the folder."""
+    """``resume`` of the finished dataset by the S3 client, from a server on this machine that shows
+    the folder.
+    """
     server = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.scale", "serve", storage.uri], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "benchmarks.scale", "serve", storage.uri],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert server.stdout is not None
         port = int(server.stdout.readline())
-        os.environ |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+        os.environ |= {
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
         bucket = Counting(open_storage("s3://bucket/set", endpoint_url=f"http://127.0.0.1:{port}"))
         return resume(bucket) | dict(bucket.requests)
     finally:
@@ -225,7 +257,9 @@ def over_http(storage: Storage) -> dict[str, float]:
 
 
 def handler(here: Storage) -> type[BaseHTTPRequestHandler]:
-    """Answers GET and LIST for the prefix "set" of one bucket, and says that every key which is written is taken."""
+    """Answers GET and LIST for the prefix "set" of one bucket, and says that every key which is
+    written is taken.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -286,7 +320,9 @@ class Units:
 
 
 def measure(folder: Path, options: Options) -> Units:
-    """By the code that a worker runs, on a photo in the public domain and a full shard of sampled faces."""
+    """By the code that a worker runs, on a photo in the public domain and a full shard of sampled
+    faces.
+    """
     begin = time.process_time()
     photos = folder / "photos"
     photos.mkdir()
@@ -303,7 +339,9 @@ def measure(folder: Path, options: Options) -> Units:
         views_of(make(subject), model=model, seed=0, views=1, size=options.size)
     start = time.process_time() - begin
     source.requests.clear()
-    photo_seconds, identity_seconds = (fastest(partial(make, subject)) for subject in (photo, sampled))
+    photo_seconds, identity_seconds = (
+        fastest(partial(make, subject)) for subject in (photo, sampled)
+    )
     out = Counting(open_storage(str(folder / "out")))
     faces = full_shard(options)
     plan = make_plan([], identities=2 * faces, seed=0, options=options.as_dict(), assets={}, renderer=options.renderer,
@@ -311,7 +349,13 @@ def measure(folder: Path, options: Options) -> Units:
     rows = partial(rows_of_shard, storage=None, seed=0, options=options)
     begin = time.process_time()
     records = [
-        job.make_shard(shard, key=plan.data_key(shard.index), plan=plan.fingerprint, storage=out, make_rows=rows)
+        job.make_shard(
+            shard,
+            key=plan.data_key(shard.index),
+            plan=plan.fingerprint,
+            storage=out,
+            make_rows=rows,
+        )
         for shard in plan.shards
     ]
     spent = time.process_time() - begin - 2 * faces * identity_seconds
@@ -339,7 +383,11 @@ def fastest(work: Callable[[], object]) -> float:
 
 def peak() -> float:
     """Megabytes, the most that this process ever had in memory."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) / 1e3
 
 
@@ -354,7 +402,8 @@ class Job:
     views: int  # of a photo
     cores: int
     shard_photos: int
-    busy: float  # share of a core's time that work gets: the rest is scheduling, waiting for storage, the tail
+    # share of a core's time that work gets: the rest is scheduling, waiting for storage, the tail
+    busy: float
     lost: float  # processes lost, to preempted machines and memory, for each core and hour
     bad_photos: float  # share of the photos that can't be used
     transient: float  # share of the requests that fail even after the S3 client's own tries
@@ -387,7 +436,9 @@ def costs(wanted: Job, unit: Units, price: Prices) -> dict[str, float]:
     segments = math.ceil(shards / PAGE)
     gets = wanted.photos * unit.photo_get
     puts = shards * unit.shard_put + segments + 2
-    lists = math.ceil(wanted.photos * unit.photo_get / PAGE) + segments + math.ceil(segments / PAGE) + 1
+    lists = (
+        math.ceil(wanted.photos * unit.photo_get / PAGE) + segments + math.ceil(segments / PAGE) + 1
+    )
     # A try of a shard fails when its process is lost or one of its requests fails for good.
     tries = shards + losses
     of_try = (gets + puts) / shards
@@ -427,13 +478,19 @@ app = typer.Typer(add_completion=False)
 def main(
     context: typer.Context,
     shards: Annotated[int, typer.Option(help="Of the simulated dataset.")] = 1_000_000,
-    photos: Annotated[int, typer.Option(help="Of the simulated plan, and of the job that is reckoned.")] = 100_000,
+    photos: Annotated[
+        int, typer.Option(help="Of the simulated plan, and of the job that is reckoned.")
+    ] = 100_000,
     views: Annotated[int, typer.Option(help="Of each photo, in the job that is reckoned.")] = 100,
     cores: int = 1000,
     busy: Annotated[float, typer.Option(help="Share of a core's time that work gets.")] = 0.85,
     lost: Annotated[float, typer.Option(help="Processes lost for each core and hour.")] = 0.01,
-    bad_photos: Annotated[float, typer.Option(help="Share of the photos that can't be used.")] = 0.05,
-    transient: Annotated[float, typer.Option(help="Share of requests that fail after the client's own tries.")] = 1e-5,
+    bad_photos: Annotated[
+        float, typer.Option(help="Share of the photos that can't be used.")
+    ] = 0.05,
+    transient: Annotated[
+        float, typer.Option(help="Share of requests that fail after the client's own tries.")
+    ] = 1e-5,
     core_hour: Annotated[float, typer.Option(help="US dollars.")] = 0.045,
     put: Annotated[float, typer.Option(help="US dollars for 1,000 PUT or LIST requests.")] = 0.005,
     get: Annotated[float, typer.Option(help="US dollars for 1,000 GET requests.")] = 0.0004,
@@ -443,9 +500,21 @@ def main(
     if context.invoked_subcommand is not None:
         return
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
-        unit = Units(**{k: v for k, v in apart("units", folder).items() if k in Units.__dataclass_fields__})
+        unit = Units(
+            **{k: v for k, v in apart("units", folder).items() if k in Units.__dataclass_fields__}
+        )
         found = simulate(Path(folder) / "set", shards, min(photos, shards))
-    wanted = Job(photos, views, cores, full_shard(Options(views=views)), busy, lost, bad_photos, transient, RETRIES)
+    wanted = Job(
+        photos,
+        views,
+        cores,
+        full_shard(Options(views=views)),
+        busy,
+        lost,
+        bad_photos,
+        transient,
+        RETRIES,
+    )
     price = Prices(core_hour, put, get, month)
     out = Console(width=140, highlight=False)
     out.print(table(f"A ledger of {shards:,} shards", found))
@@ -464,7 +533,9 @@ PHASES: dict[str, Callable[..., dict[str, float]]] = {
 }
 
 
-def simulate(folder: Path, shards: int, photos: int, in_flight: int = 2000) -> dict[str, dict[str, float]]:
+def simulate(
+    folder: Path, shards: int, photos: int, in_flight: int = 2000
+) -> dict[str, dict[str, float]]:
     """Every phase, each in a process of its own."""
     more = {"lay out": (shards, photos), "drive, then be killed": (in_flight,)}
     return {name: apart("phase", name, folder, *more.get(name, ())) for name in PHASES}
@@ -473,18 +544,26 @@ def simulate(folder: Path, shards: int, photos: int, in_flight: int = 2000) -> d
 def apart(*arguments: object) -> dict[str, float]:
     """What a command of this module says, run in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.scale", *map(str, arguments)]
-    said = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=Path(__file__).parents[1]).stdout
+    said = subprocess.run(
+        command, stdout=subprocess.PIPE, check=True, cwd=Path(__file__).parents[1]
+    ).stdout
     found: dict[str, float] = json.loads(said)
     return found
 
 
 @app.command(hidden=True)
-def phase(name: str, folder: str, numbers: Annotated[list[int] | None, typer.Argument()] = None) -> None:
+def phase(
+    name: str, folder: str, numbers: Annotated[list[int] | None, typer.Argument()] = None
+) -> None:
     """One phase; what it found, its time and its peak of memory go to standard output."""
     storage = Counting(open_storage(folder))
     wall, cpu = time.perf_counter(), time.process_time()
     found = PHASES[name](storage, *(numbers or ()))
-    spent = {"wall s": time.perf_counter() - wall, "CPU s": time.process_time() - cpu, "peak MB": peak()}
+    spent = {
+        "wall s": time.perf_counter() - wall,
+        "CPU s": time.process_time() - cpu,
+        "peak MB": peak(),
+    }
     typer.echo(json.dumps(spent | dict(storage.requests) | found))
 
 
@@ -496,7 +575,9 @@ def units(folder: str) -> None:
 
 @app.command(hidden=True)
 def serve(folder: str) -> None:
-    """Serve a folder by as much of the S3 protocol as resuming takes; the port goes to standard output."""
+    """Serve a folder by as much of the S3 protocol as resuming takes; the port goes to standard
+    output.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler(open_storage(folder)))
     typer.echo(server.server_port)
     server.serve_forever()
@@ -506,7 +587,9 @@ def table(title: str, columns: dict[str, dict[str, float]]) -> Table:
     """A figure a row."""
     shown = Table("", *columns, title=title)
     for name in dict.fromkeys(name for column in columns.values() for name in column):
-        shown.add_row(name, *(figure(column[name]) if name in column else "" for column in columns.values()))
+        shown.add_row(
+            name, *(figure(column[name]) if name in column else "" for column in columns.values())
+        )
     return shown
 
 

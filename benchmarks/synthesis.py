@@ -1,11 +1,13 @@
-"""Views per second and core of synthesis with its rows written, where a view's time goes, and what it needs at least.
+"""Views per second and core of synthesis with its rows written, where a view's time goes, and what
+it needs at least.
 
     python -m benchmarks.synthesis                    parts, rates, two processes, bytes
     python -m benchmarks.synthesis --soak 20000       resident memory over many views
 
-Sampled persons with the default mix of what they wear. CPU time of one process, so that threads and waiting count as
-what they cost; the fastest of some rounds, since other work on a machine only ever adds. "Floor" is what the bytes that
-a part must read and write take at the bandwidth of copying memory, measured in the same run.
+Sampled persons with the default mix of what they wear. CPU time of one process, so that threads and
+waiting count as what they cost; the fastest of some rounds, since other work on a machine only ever
+adds. "Floor" is what the bytes that a part must read and write take at the bandwidth of copying
+memory, measured in the same run.
 """
 
 from __future__ import annotations
@@ -26,19 +28,22 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from face.arrays import Floats
-from face.assets import load_albedo, load_model
-from face.errors import NoRenderer
-from face.morphable import MorphableModel
-from face.render import backends, picture, zbuffer
-from face.render.frame import Mesh
-from face.render.visibility import Visibility
-from infra.shards import ViewRow, columns_of, rows_to_parquet, sample_id_of
-from pipeline import backgrounds, persons, sensor, synthesis, views
-from pipeline.inverse import invert
-from pipeline.person_file import StoredPerson, stored
-from pipeline.photos import Photo
-from pipeline.plan import seed_of
+from dff.face.arrays import Floats
+from dff.face.errors import NoRenderer
+from dff.face.io.assets import load_albedo, load_model
+from dff.face.model.morphable import MorphableModel
+from dff.face.render import backends, picture, zbuffer
+from dff.face.render.frame import Mesh
+from dff.face.render.visibility import Visibility
+from dff.infra.shards import ViewRow, columns_of, rows_to_parquet, sample_id_of
+from dff.pipeline import synthesis
+from dff.pipeline.job.plan import seed_of
+from dff.pipeline.recovery.inverse import invert
+from dff.pipeline.recovery.photos import Photo
+from dff.pipeline.scene import backgrounds, views
+from dff.pipeline.scene import camera_sensor as sensor
+from dff.pipeline.subjects import build as persons
+from dff.pipeline.subjects.subject_file import StoredPerson, stored
 
 SIZE, TEXELS = 256, 512
 PERSONS, VIEWS, ROUNDS = 8, 20, 5
@@ -50,12 +55,18 @@ TARGETS = {"zbuffer": 120, "pyrender": 50}
 
 def sampled(index: int, model: MorphableModel) -> StoredPerson:
     name, rng = f"sampled-{index:06d}", np.random.default_rng(index)
-    made = persons.sampled_person(name, model=model, albedo=load_albedo(), texture_size=TEXELS, rng=rng)
+    made = persons.sampled_person(
+        name, model=model, albedo=load_albedo(), texture_size=TEXELS, rng=rng
+    )
     return stored(made, model)
 
 
-def rows_of(kept: StoredPerson, model: MorphableModel, visibility: Visibility, count: int = VIEWS) -> list[ViewRow]:
-    return synthesis.views_of(kept, model=model, seed=0, views=count, size=SIZE, visibility=visibility)
+def rows_of(
+    kept: StoredPerson, model: MorphableModel, visibility: Visibility, count: int = VIEWS
+) -> list[ViewRow]:
+    return synthesis.views_of(
+        kept, model=model, seed=0, views=count, size=SIZE, visibility=visibility
+    )
 
 
 def written(rows: list[ViewRow], folder: Path) -> int:
@@ -82,8 +93,12 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / fastest(lambda: np.copyto(target, source), 5)
 
 
-def parts(kept: list[StoredPerson], model: MorphableModel, rounds: int) -> dict[str, tuple[float, float]]:
-    """Milliseconds of each part of a view, and the bytes that it must move: inputs read once, results written once."""
+def parts(
+    kept: list[StoredPerson], model: MorphableModel, rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Milliseconds of each part of a view, and the bytes that it must move: inputs read once,
+    results written once.
+    """
     todo = [(each.person, view) for each in kept for view in range(VIEWS)]
     seeds = [seed_of(0, sample_id_of(person.id, view)) for person, view in todo]
     everything = range(len(todo))
@@ -91,7 +106,9 @@ def parts(kept: list[StoredPerson], model: MorphableModel, rounds: int) -> dict[
 
     def draw(n: int) -> views.Scene:
         person, view = todo[n]
-        return views.draw_scene(person, view, model=model, rng=np.random.default_rng(seeds[n]), size=SIZE)
+        return views.draw_scene(
+            person, view, model=model, rng=np.random.default_rng(seeds[n]), size=SIZE
+        )
 
     scenes = [draw(n) for n in everything]
 
@@ -119,7 +136,9 @@ def parts(kept: list[StoredPerson], model: MorphableModel, rounds: int) -> dict[
     head = len(model.template)
 
     def landmarks(n: int) -> object:
-        return views.project_landmarks(meshes[n].vertices[:head], pictures[n], scenes[n].camera, model)
+        return views.project_landmarks(
+            meshes[n].vertices[:head], pictures[n], scenes[n].camera, model
+        )
 
     rows = [row for each in kept for row in rows_of(each, model, zbuffer.visibility)]
     corners = float(np.mean([len(m.vertices) for m in meshes]))
@@ -128,20 +147,37 @@ def parts(kept: list[StoredPerson], model: MorphableModel, rounds: int) -> dict[
     area = float(SIZE * SIZE)
     active = float(np.mean([(s.expression != 0).sum() for s in scenes]))
     stored_ids = columns_of(rows_to_parquet(rows, {}), ["triangle_ids"])["triangle_ids"]
-    jpeg, packed = (float(np.mean([len(e) for e in each])) for each in ([row.image for row in rows], stored_ids))
+    jpeg, packed = (
+        float(np.mean([len(e) for e in each])) for each in ([row.image for row in rows], stored_ids)
+    )
     work: dict[str, tuple[Callable[[int], object], float]] = {
         "draw the scene": (draw, 0.0),
-        "geometry": (geometry, active * head * 12 + corners * (24 + 24 + 8 + 8 + 16) + triangles * 24),
-        "visibility": (lambda n: meshes[n].seen(shape), triangles * 12 + corners * (16 + 8) + area * (8 + 8 + 4)),
-        "resolve, texture, light": (paint, triangles * 12 + corners * 64 + covered * (4 + 24 + 16 + 5 + 12)),
+        "geometry": (
+            geometry,
+            active * head * 12 + corners * (24 + 24 + 8 + 8 + 16) + triangles * 24,
+        ),
+        "visibility": (
+            lambda n: meshes[n].seen(shape),
+            triangles * 12 + corners * (16 + 8) + area * (8 + 8 + 4),
+        ),
+        "resolve, texture, light": (
+            paint,
+            triangles * 12 + corners * 64 + covered * (4 + 24 + 16 + 5 + 12),
+        ),
         "background": (wall, area * 12),
         "composite: outlines": (
             lambda n: picture.smooth(pictures[n], meshes[n]),
             triangles * 12 + corners * 24 + area * 5 + touched * (8 * 20 + 24),
         ),
-        "sensor": (lambda n: sensor.exposed(lights[n], scenes[n].sensor), area * (12 + 12 + 12 + 3)),
+        "sensor": (
+            lambda n: sensor.exposed(lights[n], scenes[n].sensor),
+            area * (12 + 12 + 12 + 3),
+        ),
         "landmarks": (landmarks, corners * 16),
-        "encode: JPEG": (lambda n: sensor.jpeg(images[n], scenes[n].sensor.quality), area * 3 + jpeg),
+        "encode: JPEG": (
+            lambda n: sensor.jpeg(images[n], scenes[n].sensor.quality),
+            area * 3 + jpeg,
+        ),
     }
     found: dict[str, tuple[float, float]] = {}
     for name, (do, size) in work.items():
@@ -157,7 +193,9 @@ def parts(kept: list[StoredPerson], model: MorphableModel, rounds: int) -> dict[
 
 
 def rate(renderer: str, count: int, rounds: int = ROUNDS) -> dict[str, float]:
-    """Views per second of CPU time, rows written, by one process: of persons that are there, and with making them."""
+    """Views per second of CPU time, rows written, by one process: of persons that are there, and
+    with making them.
+    """
     model, visibility = load_model(), backends.backend(renderer)
     with threadpool_limits(1), TemporaryDirectory() as folder:
         kept = [sampled(index, model) for index in range(count)]
@@ -169,7 +207,10 @@ def rate(renderer: str, count: int, rounds: int = ROUNDS) -> dict[str, float]:
         size = written(rows, Path(folder))
         spent += fastest(lambda: written(rows, Path(folder)), rounds)
         anew = [fastest(lambda i=i: sampled(i, model), 2) for i in range(count)]  # type: ignore[misc]
-        begun = [fastest(lambda i=i: rows_of(sampled(i, model), model, visibility, 1), 2) for i in range(count)]  # type: ignore[misc]
+        begun = [
+            fastest(lambda i=i: rows_of(sampled(i, model), model, visibility, 1), 2)
+            for i in range(count)
+        ]  # type: ignore[misc]
     views_made = count * VIEWS
     return {
         "views": 1e3 * views_made / spent,
@@ -189,19 +230,26 @@ def _rate_beside_others(ready: Barrier, renderer: str, count: int) -> tuple[floa
 
 
 def together(renderer: str, processes: int, count: int = 4) -> tuple[float, float]:
-    """Views per second of CPU time of all of some processes that run at once, and the share of a core that each got.
+    """Views per second of CPU time of all of some processes that run at once, and the share of a
+    core that each got.
 
     Raises BrokenProcessPool when one of them dies, BrokenBarrierError when one does not get ready.
     """
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(processes, mp_context=context) as pool:
         ready = manager.Barrier(processes, timeout=READY_SECONDS)
-        found = list(pool.map(_rate_beside_others, *zip(*[(ready, renderer, count)] * processes, strict=True)))
+        found = list(
+            pool.map(
+                _rate_beside_others, *zip(*[(ready, renderer, count)] * processes, strict=True)
+            )
+        )
     return sum(each for each, _ in found), float(np.mean([share for _, share in found]))
 
 
 def fit_milliseconds(kept: StoredPerson, model: MorphableModel) -> float:
-    """CPU time of the inverse rendering of one photo: a view of a sampled person, with its landmarks."""
+    """CPU time of the inverse rendering of one photo: a view of a sampled person, with its
+    landmarks.
+    """
     rest = np.zeros(len(model.expression), dtype=np.float32)
     scene = views.framed(kept.person, rest, np.diag([1.0, -1.0, -1.0]), model=model, size=2 * SIZE)
     row = views.make_row(kept.person, 0, scene, model=model, seed=0, size=2 * SIZE)
@@ -212,7 +260,13 @@ def fit_milliseconds(kept: StoredPerson, model: MorphableModel) -> float:
     def explained() -> None:
         recovery = invert(photo, model=model, albedo=albedo, size=SIZE)
         persons.recovered_person(
-            recovery, "photo", model=model, albedo=albedo, texture_size=TEXELS, licence="CC0-1.0", rng=rng
+            recovery,
+            "photo",
+            model=model,
+            albedo=albedo,
+            texture_size=TEXELS,
+            licence="CC0-1.0",
+            rng=rng,
         )
 
     explained()  # compiles
@@ -220,7 +274,9 @@ def fit_milliseconds(kept: StoredPerson, model: MorphableModel) -> float:
 
 
 def soak(count: int, every: int) -> Iterator[tuple[int, float]]:
-    """Views made so far and resident memory in MB, now and then, of one worker that makes and writes shards."""
+    """Views made so far and resident memory in MB, now and then, of one worker that makes and
+    writes shards.
+    """
     model = load_model()
     page = os.sysconf("SC_PAGE_SIZE")
     with threadpool_limits(1), TemporaryDirectory() as folder:
@@ -243,12 +299,20 @@ def show_soak(console: Console, count: int) -> None:
     late = np.array([c for c in curve if c[0] > count // 4])
     slope = float(np.polyfit(late[:, 0], late[:, 1], 1)[0]) * 1e3 if len(late) > 1 else 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    console.print(f"peak {peak:.0f} MB (target <= 1500); after the first quarter {slope:+.2f} kB a view (target flat)")
+    console.print(
+        f"peak {peak:.0f} MB (target <= 1500); after the first quarter {slope:+.2f} kB a view (target flat)"
+    )
     spent = (time.process_time() - start) / curve[-1][0] * 1e3
     console.print(f"{spent:.1f} ms of CPU a view, persons and writing included")
 
 
-def main(soak: int = 0, people: int = PERSONS, rounds: int = ROUNDS, pyrender: bool = True, two: bool = True) -> None:
+def main(
+    soak: int = 0,
+    people: int = PERSONS,
+    rounds: int = ROUNDS,
+    pyrender: bool = True,
+    two: bool = True,
+) -> None:
     console = Console()
     load = os.getloadavg()[0]
     console.print(f"{os.cpu_count()} cores, load {load:.1f} at the start")
@@ -263,12 +327,27 @@ def main(soak: int = 0, people: int = PERSONS, rounds: int = ROUNDS, pyrender: b
         fit = fit_milliseconds(kept[0], model)
     one = rate("zbuffer", people, rounds)
     whole = 1e3 / one["views"]
-    # Parts and whole are timed one after another: on a busy machine the difference may fall below zero.
-    split["the whole less these: recipe, row, calls, noise"] = whole - sum(spent for spent, _ in split.values()), 0.0
-    table = Table("part", "ms per view", "floor ms", "times the floor", title=f"one view at {SIZE} px, written")
+    # Parts and whole are timed one after another: on a busy machine the difference may fall below
+    # zero.
+    split["the whole less these: recipe, row, calls, noise"] = (
+        whole - sum(spent for spent, _ in split.values()),
+        0.0,
+    )
+    table = Table(
+        "part",
+        "ms per view",
+        "floor ms",
+        "times the floor",
+        title=f"one view at {SIZE} px, written",
+    )
     for name, (spent, size) in split.items():
         floor = size / bandwidth
-        table.add_row(name, f"{spent:.2f}", f"{floor:.3f}" if size else "", f"{spent / floor:.0f}" if size else "")
+        table.add_row(
+            name,
+            f"{spent:.2f}",
+            f"{floor:.3f}" if size else "",
+            f"{spent / floor:.0f}" if size else "",
+        )
     floor = sum(size for _, size in split.values()) / bandwidth
     table.add_section()
     table.add_row("a view", f"{whole:.2f}", f"{floor:.3f}", f"{whole / floor:.0f}")
@@ -284,7 +363,14 @@ def main(soak: int = 0, people: int = PERSONS, rounds: int = ROUNDS, pyrender: b
             rates["pyrender"] = rate("pyrender", max(people // 2, 1), rounds)
         except NoRenderer as error:
             console.print(f"pyrender: {error}")
-    table = Table("renderer", "views per second and core", "target", "with persons made", "bytes per view", "target")
+    table = Table(
+        "renderer",
+        "views per second and core",
+        "target",
+        "with persons made",
+        "bytes per view",
+        "target",
+    )
     for name, found in rates.items():
         table.add_row(
             name, f"{found['views']:.0f}", f">= {TARGETS[name]}", f"{found['views with persons']:.0f}",

@@ -1,15 +1,18 @@
 """Shape from several photos of one person: error against the number of photos, in millimetres.
 
-People with hair, glasses, hands and clothes, each with ten views of all poses to 95 degrees, expressions, lights,
-cameras from 0.25 to 4 m and sensors, as the synthesis engine draws them: people of ICT-FaceKit, a model that neither
-the network nor the fit knows (skipped where the file is absent), and people sampled from the open head whose seeds no
-training job used. Their boxes are given; views whose alignment alone failed are left out for every number of photos
-alike. Groups of photos are disjoint, so a figure of one photo is the mean over all single ones.
+People with hair, glasses, hands and clothes, each with ten views of all poses to 95 degrees,
+expressions, lights, cameras from 0.25 to 4 m and sensors, as the synthesis engine draws them:
+people of ICT-FaceKit, a model that neither the network nor the fit knows (skipped where the file is
+absent), and people sampled from the open head whose seeds no training job used. Their boxes are
+given; views whose alignment alone failed are left out for every number of photos alike. Groups of
+photos are disjoint, so a figure of one photo is the mean over all single ones.
 
-Ways of finding the face at rest: "mean face", what no photo at all would give; "mean of N alone", the mean of the
-identities that ``Aligner.align`` finds in N photos, each by itself; "N together", ``Aligner.align_together``.
+Ways of finding the face at rest: "mean face", what no photo at all would give; "mean of N alone",
+the mean of the identities that ``Aligner.align`` finds in N photos, each by itself; "N together",
+``Aligner.align_together``.
 
-Measures, each the mean over true points (spread evenly over face, lips and brows within 85 mm of the nose tip):
+Measures, each the mean over true points (spread evenly over face, lips and brows within 85 mm of
+the nose tip):
 
 * surface: to the nearest point of the found surface, after a similarity that starts from seven landmarks and goes on by
   closest points, scale and all: the distance and alignment of the NoW benchmark (Sanyal et al., "Learning to Regress 3D
@@ -36,21 +39,21 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from aligner.align import Aligner, load_aligner
-from aligner.alignment import Alignment
 from benchmarks.cross_model import ALIGNING_STEPS, Ruler
-from face.arrays import Bytes, Floats
-from face.assets import load_albedo, load_model
-from face.camera import Box
-from face.errors import NoFace
-from face.landmarks import NAMES
-from face.morphable import Coefficients, MorphableModel
-from face.registration import Nearest, part, similarity
-from face.transfer import KINDS, triangles
-from infra.images import decode
-from pipeline.persons import sampled_person
-from pipeline.plan import seed_of
-from pipeline.views import draw_scene, photographed
+from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.alignment import Alignment
+from dff.face.arrays import Bytes, Floats
+from dff.face.errors import NoFace
+from dff.face.geometry.camera import Box
+from dff.face.io.assets import load_albedo, load_model
+from dff.face.io.registration import Nearest, part, similarity
+from dff.face.io.transfer import KINDS, triangles
+from dff.face.model.landmarks import NAMES
+from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.infra.images import decode
+from dff.pipeline.job.plan import seed_of
+from dff.pipeline.scene.views import draw_scene, photographed
+from dff.pipeline.subjects.build import sampled_person
 
 SIZE = 256  # px
 VIEWS = 10
@@ -85,7 +88,8 @@ class Sitter:
 class Error:
     """How far a found face is from the true one, mm."""
 
-    offset: Floats  # (N,) of the true points from the found surface, positive where the true face stands out
+    # (N,) of the true points from the found surface, positive where the true face stands out
+    offset: Floats
     corresponding: float
 
 
@@ -114,17 +118,27 @@ def error_of(ruler: Ruler, true: Floats, found: Floats) -> Error:
         at, _ = nearest(onto.apply(points))
         onto = similarity(points, at.of(surface.vertices, surface.faces))
     at, distance = nearest(onto.apply(points))
-    outward = ((onto.apply(points) - at.of(surface.vertices, surface.faces)) * nearest.normals[at.triangle]).sum(1)
-    return Error(1e3 / onto.scale * np.copysign(distance, outward), ruler.corresponding_mm(true, found))
+    outward = (
+        (onto.apply(points) - at.of(surface.vertices, surface.faces)) * nearest.normals[at.triangle]
+    ).sum(1)
+    return Error(
+        1e3 / onto.scale * np.copysign(distance, outward), ruler.corresponding_mm(true, found)
+    )
 
 
 def at_rest(model: MorphableModel, identity: Floats) -> Floats:
     return model.vertices(Coefficients(identity, np.zeros(len(model.expression))))
 
 
-def errors_of(aligner: Aligner, ruler: Ruler, one: Sitter, tick: Callable[[], None]) -> dict[str, list[Error]]:
-    """Errors by way of finding the shape, one for each group of photos; ``tick`` is called ``TICKS`` times."""
-    alone: list[Alignment] = [faces[0] for faces in aligner.align_batch(one.images, [[box] for box in one.boxes])]
+def errors_of(
+    aligner: Aligner, ruler: Ruler, one: Sitter, tick: Callable[[], None]
+) -> dict[str, list[Error]]:
+    """Errors by way of finding the shape, one for each group of photos; ``tick`` is called
+    ``TICKS`` times.
+    """
+    alone: list[Alignment] = [
+        faces[0] for faces in aligner.align_batch(one.images, [[box] for box in one.boxes])
+    ]
     usable = [i for i, face in enumerate(alone) if not face.failed]
     out = {"mean face": [error_of(ruler, one.neutral, aligner.model.template.astype(np.float64))]}
     tick()
@@ -138,7 +152,9 @@ def errors_of(aligner: Aligner, ruler: Ruler, one: Sitter, tick: Callable[[], No
             identity = np.mean([alone[i].coefficients.identity for i in group], axis=0)
             apart.append(error_of(ruler, one.neutral, at_rest(aligner.model, identity)))
             try:
-                found = aligner.align_together([one.images[i] for i in group], [one.boxes[i] for i in group])
+                found = aligner.align_together(
+                    [one.images[i] for i in group], [one.boxes[i] for i in group]
+                )
             except NoFace:
                 continue
             together.append(error_of(ruler, one.neutral, found.vertices))
@@ -151,8 +167,12 @@ TICKS = 1 + len(COUNTS)
 
 def figures(people: list[list[Error]]) -> Floats:
     """(3,) surface, own and corresponding error: the mean over people of their groups' means."""
-    surface = np.mean([np.mean([np.abs(error.offset).mean() for error in errors]) for errors in people])
-    corresponding = np.mean([np.mean([error.corresponding for error in errors]) for errors in people])
+    surface = np.mean(
+        [np.mean([np.abs(error.offset).mean() for error in errors]) for errors in people]
+    )
+    corresponding = np.mean(
+        [np.mean([error.corresponding for error in errors]) for errors in people]
+    )
     offset = np.array([np.mean([error.offset for error in errors], axis=0) for errors in people])
     own = []
     for i, errors in enumerate(people):
@@ -162,7 +182,9 @@ def figures(people: list[list[Error]]) -> Floats:
     return np.array([surface, np.mean(own), corresponding])
 
 
-def measured(aligner: Aligner, truth: MorphableModel, people: int, seed: int, console: Console) -> dict[str, Floats]:
+def measured(
+    aligner: Aligner, truth: MorphableModel, people: int, seed: int, console: Console
+) -> dict[str, Floats]:
     """``figures`` by way of finding the shape."""
     ruler = Ruler.of(truth, aligner.model)
     found: dict[str, list[list[Error]]] = {}
@@ -171,7 +193,9 @@ def measured(aligner: Aligner, truth: MorphableModel, people: int, seed: int, co
         for number in range(people):
             one = sitter(truth, f"sitter-{number}", seed)
             progress.advance(task)
-            for name, errors in errors_of(aligner, ruler, one, lambda: progress.advance(task)).items():
+            for name, errors in errors_of(
+                aligner, ruler, one, lambda: progress.advance(task)
+            ).items():
                 if errors:
                     found.setdefault(name, []).append(errors)
     return {name: figures(rows) for name, rows in found.items()}
@@ -183,7 +207,9 @@ def shown(truth: MorphableModel, rows: dict[str, Floats]) -> Table:
         table.add_column(name, justify="right")
     one = rows["1 together"]
     for name, row in rows.items():
-        less = [f"{value:.2f} ({1 - value / base:+.0%})" for value, base in zip(row, one, strict=True)]
+        less = [
+            f"{value:.2f} ({1 - value / base:+.0%})" for value, base in zip(row, one, strict=True)
+        ]
         table.add_row(name, *less)
     return table
 
@@ -192,7 +218,9 @@ def main(
     asset: Annotated[
         Path, typer.Option(help="ICT-FaceKit, whose people are the other model's; absent: skipped.")
     ] = ICT,
-    people: Annotated[int, typer.Option(min=1, help="Of each model; 'own' wants at least two.")] = 8,
+    people: Annotated[
+        int, typer.Option(min=1, help="Of each model; 'own' wants at least two.")
+    ] = 8,
     seed: Annotated[int, typer.Option(help="Of the people and their photos.")] = 977,
     weights: Annotated[str, typer.Option(help="Weights, a file or a shipped name.")] = "dff-open",
 ) -> None:

@@ -1,7 +1,8 @@
 """What a training step costs and on what: ``python -m benchmarks.training [--dataset DATASET]``.
 
-All variants take turns within one run on one core, and each one's fastest round counts: trust the ratios more than
-the numbers. CPU time. With a finished dataset, a short training also says what share of a step waits for its batch.
+All variants take turns within one run on one core, and each one's fastest round counts: trust the
+ratios more than the numbers. CPU time. With a finished dataset, a short training also says what
+share of a step waits for its batch.
 """
 
 from __future__ import annotations
@@ -19,20 +20,29 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from face.assets import load_model
-from face.descriptor import DescriptorNet, NetConfig, choose_anchors, image_batch, parameter_count, surface_coordinates
-from infra.dataset import open_dataset
-from trainer.config import LossWeights, TrainConfig
-from trainer.crops import chart_of, make_sample
-from trainer.data import Batch
-from trainer.loss import Learner, divergence, mean_known, soft_targets, total
-from trainer.train import Figures, Watch, store_of, train
+from dff.face.descriptor import (
+    DescriptorNet,
+    NetConfig,
+    choose_anchors,
+    image_batch,
+    parameter_count,
+    surface_coordinates,
+)
+from dff.face.io.assets import load_model
+from dff.infra.dataset import open_dataset
+from dff.trainer.config import LossWeights, TrainConfig
+from dff.trainer.data.batches import Batch
+from dff.trainer.data.crops import chart_of, make_sample
+from dff.trainer.loss import Learner, divergence, mean_known, soft_targets, total
+from dff.trainer.train import Figures, Watch, store_of, train
 
 BATCH, ROUNDS = 16, 6
 
 
 def milliseconds(work: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """CPU time of each kind of work for one image, the fastest of some rounds in which all take turns."""
+    """CPU time of each kind of work for one image, the fastest of some rounds in which all take
+    turns.
+    """
     best = dict.fromkeys(work, np.inf)
     for _ in range(ROUNDS + 1):  # the first allocates
         for name, do in work.items():
@@ -52,7 +62,9 @@ def variants() -> dict[str, Callable[[], object]]:
     seen = torch.randint(0, len(places), (BATCH, config.pixels), generator=generator)
     half = config.size // 2
     batch = Batch(
-        image=torch.randint(0, 256, (BATCH, config.size, config.size, 3), dtype=torch.uint8, generator=generator),
+        image=torch.randint(
+            0, 256, (BATCH, config.size, config.size, 3), dtype=torch.uint8, generator=generator
+        ),
         pixel=torch.randint(0, half * half, (BATCH, config.pixels), generator=generator),
         place=places[seen],
         known=torch.ones(BATCH, config.pixels),
@@ -74,13 +86,22 @@ def variants() -> dict[str, Callable[[], object]]:
         return out
 
     def step(
-        net: NetConfig | None = None, *, last: bool = True, half: bool = False, compiled: bool = False, **weights: float
+        net: NetConfig | None = None,
+        *,
+        last: bool = True,
+        half: bool = False,
+        compiled: bool = False,
+        **weights: float,
     ) -> Callable[[], None]:
         one = learner(net or NetConfig(), last=last, half=half, **weights)
         if compiled:
             one.net.trunk = torch.compile(one.net.trunk)  # type: ignore[method-assign]
         images = (
-            batch if last else batch._replace(image=batch.image.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1))
+            batch
+            if last
+            else batch._replace(
+                image=batch.image.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+            )
         )
 
         def do() -> None:
@@ -89,7 +110,9 @@ def variants() -> dict[str, Callable[[], object]]:
         return do
 
     plain = learner(NetConfig(), last=True)
-    rows = torch.nn.functional.normalize(torch.randn(BATCH, config.pixels, 32, generator=generator), dim=-1)
+    rows = torch.nn.functional.normalize(
+        torch.randn(BATCH, config.pixels, 32, generator=generator), dim=-1
+    )
 
     def slow_loss() -> None:
         target = soft_targets(batch.place, anchors, config.sigma)
@@ -127,7 +150,9 @@ def loader(dataset: str, console: Console) -> None:
         opened = open_dataset(dataset)
         start = time.process_time()
         store = store_of(opened, model, work)
-        console.print(f"unpacking: {(time.process_time() - start) / len(store) * 1e3:.1f} ms CPU for a view, once")
+        console.print(
+            f"unpacking: {(time.process_time() - start) / len(store) * 1e3:.1f} ms CPU for a view, once"
+        )
         chart, rng = chart_of(model), np.random.default_rng(0)
         best = np.inf
         for _ in range(ROUNDS):
@@ -137,7 +162,9 @@ def loader(dataset: str, console: Console) -> None:
             best = min(best, (time.process_time() - start) / 64 * 1e3)
         console.print(f"making a sample: {best:.2f} ms CPU")
         seen: list[Figures] = []
-        config = replace(TrainConfig(), steps=40, log_every=20, eval_every=1000, checkpoint_every=1000)
+        config = replace(
+            TrainConfig(), steps=40, log_every=20, eval_every=1000, checkpoint_every=1000
+        )
         watch = Watch(step=lambda step, figures: seen.append(figures))
         train(opened, work / "w.safetensors", config=config, model=model, watch=watch, work=work)
         console.print(

@@ -1,12 +1,15 @@
-"""Jitter, lag and time of faces followed through video: ``python -m benchmarks.video [--people 2] [--frames 30]``.
+"""Jitter, lag and time of faces followed through video: ``python -m benchmarks.video [--people 2]
+[--frames 30]``.
 
-Rendered people before a camera that stands still, with sensor noise (normal, of so many grey levels) of its own in each
-frame. Jitter: standard deviation of a landmark over the frames after the first ten, px, mean. "cold": every frame
-searched and aligned by itself; "followed": from the frame before; "smoothed": by the One Euro filter as well.
+Rendered people before a camera that stands still, with sensor noise (normal, of so many grey
+levels) of its own in each frame. Jitter: standard deviation of a landmark over the frames after the
+first ten, px, mean. "cold": every frame searched and aligned by itself; "followed": from the frame
+before; "smoothed": by the One Euro filter as well.
 
-Lag: the face jumps by a tenth of its size from one frame to the next; given is how far the smoothed landmarks still
-are from the unsmoothed ones, in per cent of the jump, in the frame of the jump and in those after it. Steady: it moves
-on by one per cent of its size in each frame; the lag is in frames. Times are processor time on one core.
+Lag: the face jumps by a tenth of its size from one frame to the next; given is how far the smoothed
+landmarks still are from the unsmoothed ones, in per cent of the jump, in the frame of the jump and
+in those after it. Steady: it moves on by one per cent of its size in each frame; the lag is in
+frames. Times are processor time on one core.
 """
 
 from __future__ import annotations
@@ -19,15 +22,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from aligner.align import Aligner, load_aligner
-from aligner.video import Smoothing, Tracker
-from face.arrays import Bytes, Floats
-from face.assets import load_albedo, load_model
-from face.transform import rotation_from_angles
-from infra.images import decode
-from pipeline.persons import sampled_person
-from pipeline.plan import seed_of
-from pipeline.views import framed, photographed
+from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.video import Smoothing, Tracker
+from dff.face.arrays import Bytes, Floats
+from dff.face.geometry.transform import rotation_from_angles
+from dff.face.io.assets import load_albedo, load_model
+from dff.infra.images import decode
+from dff.pipeline.job.plan import seed_of
+from dff.pipeline.scene.views import framed, photographed
+from dff.pipeline.subjects.build import sampled_person
 
 SIZE, ROOM = 256, 64  # px: of the frames, and of what the rendered picture has beyond them
 RATE = 25.0
@@ -40,13 +43,19 @@ def portrait(number: int, seed: int) -> Bytes:
     model = load_model()
     name = f"filmed-{number}"
     rng = np.random.default_rng(seed_of(seed, name))
-    person = sampled_person(name, model=model, albedo=load_albedo(model=model), texture_size=512, rng=rng)
-    rotation = rotation_from_angles(YAWS[number % len(YAWS)], rng.uniform(-10, 10), rng.uniform(-10, 10))
+    person = sampled_person(
+        name, model=model, albedo=load_albedo(model=model), texture_size=512, rng=rng
+    )
+    rotation = rotation_from_angles(
+        YAWS[number % len(YAWS)], rng.uniform(-10, 10), rng.uniform(-10, 10)
+    )
     scene = framed(person, np.zeros(len(model.expression)), rotation, model=model, size=SIZE + ROOM)
     return decode(photographed(person, scene, model=model, size=SIZE + ROOM).image)
 
 
-def film(picture: Bytes, places: Floats, *, noise: float, rng: np.random.Generator) -> Iterator[Bytes]:
+def film(
+    picture: Bytes, places: Floats, *, noise: float, rng: np.random.Generator
+) -> Iterator[Bytes]:
     """Frames whose upper left corners lie at (F, 2) whole pixels of the picture."""
     for x, y in places.astype(int):
         part = picture[y : y + SIZE, x : x + SIZE].astype(np.float64)
@@ -54,7 +63,9 @@ def film(picture: Bytes, places: Floats, *, noise: float, rng: np.random.Generat
 
 
 def followed(aligner: Aligner, frames: Iterator[Bytes]) -> tuple[Floats, Floats, float]:
-    """(F, 68, 2) landmarks as followed, and smoothed, and milliseconds for each frame after the first."""
+    """(F, 68, 2) landmarks as followed, and smoothed, and milliseconds for each frame after the
+    first.
+    """
     tracker = Tracker(aligner, rate=RATE, smoothing=Smoothing(), search_every=10**6)
     raw, smooth = [], []
     spent = 0.0
@@ -72,10 +83,16 @@ def jitter(landmarks: Floats) -> float:
     return float(np.sqrt(landmarks[SETTLED:].var(0).sum(-1) / 2).mean())
 
 
-def moving(aligner: Aligner, picture: Bytes, place: Callable[[int], float], frames: int, seed: int) -> Floats:
-    """(F,) px by which the smoothed landmarks lie behind the unsmoothed ones, when the picture moves to the left."""
+def moving(
+    aligner: Aligner, picture: Bytes, place: Callable[[int], float], frames: int, seed: int
+) -> Floats:
+    """(F,) px by which the smoothed landmarks lie behind the unsmoothed ones, when the picture
+    moves to the left.
+    """
     places = np.array([[place(i), ROOM / 2] for i in range(frames)])
-    raw, smooth, _ = followed(aligner, film(picture, places, noise=3.0, rng=np.random.default_rng(seed)))
+    raw, smooth, _ = followed(
+        aligner, film(picture, places, noise=3.0, rng=np.random.default_rng(seed))
+    )
     return np.asarray((smooth - raw)[..., 0].mean(1))
 
 
@@ -84,11 +101,15 @@ def main(people: int = 2, frames: int = 30, seed: int = 0, weights: str | None =
     aligner = load_aligner(weights)
     pictures = [portrait(number, seed) for number in range(people)]
     middle = np.full((frames, 2), ROOM // 2)
-    table = Table("noise, grey levels", "cold, px", "followed, px", "smoothed, px", "cold, ms", "followed, ms")
+    table = Table(
+        "noise, grey levels", "cold, px", "followed, px", "smoothed, px", "cold, ms", "followed, ms"
+    )
     for noise in (4.0,):
         rows = []
         for number, picture in enumerate(pictures):
-            still = list(film(picture, middle, noise=noise, rng=np.random.default_rng([seed, number])))
+            still = list(
+                film(picture, middle, noise=noise, rng=np.random.default_rng([seed, number]))
+            )
             aligner.align(still[0])
             start = time.process_time()
             cold = np.array([aligner.align(frame)[0].landmarks_3d[:, :2] for frame in still])
@@ -99,13 +120,17 @@ def main(people: int = 2, frames: int = 30, seed: int = 0, weights: str | None =
     console.print(table)
     size = float(np.sqrt(np.prod(np.ptp(raw[0], axis=0))))
     step, speed = round(0.1 * size), 0.01 * size
-    jumps = np.mean([moving(aligner, p, lambda i: 20 + step * (i >= 8), 12, seed) for p in pictures], axis=0)
+    jumps = np.mean(
+        [moving(aligner, p, lambda i: 20 + step * (i >= 8), 12, seed) for p in pictures], axis=0
+    )
     console.print(
         f"after a jump of {step} px the smoothed face is off by "
         + ", ".join(f"{abs(off) / step:.1%}" for off in jumps[8:])
         + " of it"
     )
-    steady = np.mean([moving(aligner, p, lambda i: 2 + speed * i, 25, seed) for p in pictures], axis=0)[10:].mean()
+    steady = np.mean(
+        [moving(aligner, p, lambda i: 2 + speed * i, 25, seed) for p in pictures], axis=0
+    )[10:].mean()
     console.print(f"moving {speed:.1f} px a frame it lies {steady / speed:.2f} frames behind")
 
 

@@ -2,10 +2,11 @@
 
     import dff
     aligner = dff.load_aligner()
-    faces = aligner.align(dff.read_image("photo.jpg"))  # (H, W, 3) uint8 RGB -> list[dff.Alignment]
+    faces = dff.aligner.align(dff.read_image("photo.jpg"))  # (H, W, 3) uint8 RGB -> list[dff.Alignment]
 
-The pieces lie under their rooms: ``face`` (model, rendering, descriptor), ``pipeline`` (inverse rendering, synthesis),
-``trainer``, ``aligner``, ``infra`` (storage, shards, weights). Every error that is raised on purpose is a ``DffError``.
+The pieces lie under their rooms: ``face`` (model, rendering, descriptor), ``pipeline`` (inverse
+rendering, synthesis), ``trainer``, ``aligner``, ``infra`` (storage, shards, weights). Every error
+that is raised on purpose is a ``DffError``.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aligner.align import AlignConfig, Aligner, load_aligner
-    from aligner.alignment import Alignment
-    from face.assets import load_albedo, load_model
-    from face.camera import Box
-    from face.errors import DffError
-    from infra.dataset import open_dataset
-    from infra.images import read_image
-    from pipeline.inverse import invert
-    from pipeline.synthesis import synthesize
-    from trainer.train import train
+    from dff.aligner.align import AlignConfig, Aligner, load_aligner
+    from dff.aligner.alignment import Alignment
+    from dff.face.errors import DffError
+    from dff.face.geometry.camera import Box
+    from dff.face.io.assets import load_albedo, load_model
+    from dff.infra.dataset import open_dataset
+    from dff.infra.images import read_image
+    from dff.pipeline.recovery.inverse import invert
+    from dff.pipeline.synthesis import synthesize
+    from dff.trainer.train import train
 
 __all__ = [
     "AlignConfig",
@@ -42,24 +43,26 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AlignConfig": "aligner.align",
-    "Aligner": "aligner.align",
-    "Alignment": "aligner.alignment",
-    "Box": "face.camera",
-    "DffError": "face.errors",
-    "invert": "pipeline.inverse",
-    "load_albedo": "face.assets",
-    "load_aligner": "aligner.align",
-    "load_model": "face.assets",
-    "open_dataset": "infra.dataset",
-    "read_image": "infra.images",
-    "synthesize": "pipeline.synthesis",
-    "train": "trainer.train",
+    "AlignConfig": "dff.aligner.align",
+    "Aligner": "dff.aligner.align",
+    "Alignment": "dff.aligner.alignment",
+    "Box": "dff.face.geometry.camera",
+    "DffError": "dff.face.errors",
+    "invert": "dff.pipeline.recovery.inverse",
+    "load_albedo": "dff.face.io.assets",
+    "load_aligner": "dff.aligner.align",
+    "load_model": "dff.face.io.assets",
+    "open_dataset": "dff.infra.dataset",
+    "read_image": "dff.infra.images",
+    "synthesize": "dff.pipeline.synthesis",
+    "train": "dff.trainer.train",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Names are imported when they are first used, so that ``dff --help`` need not wait for torch and Ray."""
+    """Names are imported when they are first used, so that ``dff --help`` need not wait for torch
+    and Ray.
+    """
     if name not in _HOMES:
         raise AttributeError(f"dff has no {name!r}")
     return getattr(import_module(_HOMES[name]), name)

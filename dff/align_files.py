@@ -1,4 +1,6 @@
-"""Align image files, one or a folder of thousands: batched, with every bad file named and none stopping the rest."""
+"""Align image files, one or a folder of thousands: batched, with every bad file named and none
+stopping the rest.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,26 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from aligner.align import Aligner
-from aligner.alignment import Alignment
-from aligner.draw import draw
-from aligner.together import Together
-from face.arrays import Bytes
-from face.camera import Box
-from face.errors import BadPhoto, StorageError
-from face.morphable import MorphableModel
-from infra.images import decode
+from dff.aligner.align import Aligner
+from dff.aligner.alignment import Alignment
+from dff.aligner.draw import draw
+from dff.aligner.fitting.multi_image import Together
+from dff.face.arrays import Bytes
+from dff.face.errors import BadPhoto, StorageError
+from dff.face.geometry.camera import Box
+from dff.face.model.morphable import MorphableModel
+from dff.infra.images import decode
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-UNREAD = {".heic", ".heif", ".avif", ".gif", ".bmp", ".tif", ".tiff"}  # images that people have, and no decoder here
+UNREAD = {
+    ".heic",
+    ".heif",
+    ".avif",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+}  # images that people have, and no decoder here
 DRAWINGS = (".png", ".jpg", ".jpeg")
 MESHES = (".glb",)
 BATCH = 32  # images that are decoded and aligned together
@@ -62,15 +72,23 @@ def _line(face: Alignment) -> str:
     )
 
 
-def drawn(image: Bytes, faces: Sequence[Alignment], model: MorphableModel, suffix: str = ".png") -> bytes:
-    """A file of the (H, W, 3) image with landmarks, mesh and axes of every face: JPEG by its ``suffix``, else PNG."""
+def drawn(
+    image: Bytes, faces: Sequence[Alignment], model: MorphableModel, suffix: str = ".png"
+) -> bytes:
+    """A file of the (H, W, 3) image with landmarks, mesh and axes of every face: JPEG by its
+    ``suffix``, else PNG.
+    """
     buffer = io.BytesIO()
-    Image.fromarray(draw(image, faces, model)).save(buffer, "JPEG" if suffix.lower() in (".jpg", ".jpeg") else "PNG")
+    Image.fromarray(draw(image, faces, model)).save(
+        buffer, "JPEG" if suffix.lower() in (".jpg", ".jpeg") else "PNG"
+    )
     return buffer.getvalue()
 
 
 def image_files(places: Iterable[Path]) -> list[Path]:
-    """The image files that the places name, folders' in the order of names. Raises BadPhoto for a missing place."""
+    """The image files that the places name, folders' in the order of names. Raises BadPhoto for a
+    missing place.
+    """
     found: list[Path] = []
     for place in places:
         if place.is_dir():
@@ -85,19 +103,30 @@ def image_files(places: Iterable[Path]) -> list[Path]:
 
 
 def passed_over(places: Iterable[Path]) -> list[Path]:
-    """Images in the folders among ``places`` that ``image_files`` leaves out because of their format."""
-    return sorted(p for place in places if place.is_dir() for p in place.iterdir() if p.suffix.lower() in UNREAD)
+    """Images in the folders among ``places`` that ``image_files`` leaves out because of their
+    format.
+    """
+    return sorted(
+        p
+        for place in places
+        if place.is_dir()
+        for p in place.iterdir()
+        if p.suffix.lower() in UNREAD
+    )
 
 
 def outputs(place: Path, files: Sequence[Path], kinds: Sequence[str]) -> dict[Path, Path]:
-    """The file that is made of each image: ``place`` itself, named as one of ``kinds``, or files in the folder it is.
+    """The file that is made of each image: ``place`` itself, named as one of ``kinds``, or files in
+    the folder it is.
 
-    Raises ValueError when one file would hold what several images give, when a name is of no such kind, or when an
-    image itself would be overwritten.
+    Raises ValueError when one file would hold what several images give, when a name is of no such
+    kind, or when an image itself would be overwritten.
     """
     if place.suffix.lower() in kinds and not place.is_dir():
         if len(files) > 1:
-            raise ValueError(f"{place} is one file, and there are {len(files)} images: name a folder")
+            raise ValueError(
+                f"{place} is one file, and there are {len(files)} images: name a folder"
+            )
         made = {files[0]: place}
     elif place.suffix and not place.is_dir():
         raise ValueError(f"{place} should end in {' or '.join(kinds)}, or be a folder")
@@ -105,8 +134,14 @@ def outputs(place: Path, files: Sequence[Path], kinds: Sequence[str]) -> dict[Pa
         times = Counter(path.stem for path in files)
         made = {}
         for path in files:
-            name = path.stem if times[path.stem] == 1 else "_".join(part for part in path.parts if part != path.anchor)
-            made[path] = place / f"{name}{path.suffix if path.suffix.lower() in kinds else kinds[0]}"
+            name = (
+                path.stem
+                if times[path.stem] == 1
+                else "_".join(part for part in path.parts if part != path.anchor)
+            )
+            made[path] = (
+                place / f"{name}{path.suffix if path.suffix.lower() in kinds else kinds[0]}"
+            )
     spare(files, made.values())
     return made
 
@@ -120,7 +155,9 @@ def spare(inputs: Iterable[Path | None], places: Iterable[Path | None]) -> None:
 
 
 def read_boxes(path: Path) -> Boxes:
-    """Boxes by image file name from ``{name: [[x0, y0, x1, y1], ...]}``. Raises ValueError naming what is wrong."""
+    """Boxes by image file name from ``{name: [[x0, y0, x1, y1], ...]}``. Raises ValueError naming
+    what is wrong.
+    """
     kind = TypeAdapter(dict[str, list[tuple[float, float, float, float]]])
     try:
         content = kind.validate_json(path.read_bytes())
@@ -128,13 +165,17 @@ def read_boxes(path: Path) -> Boxes:
     except (OSError, ValueError) as error:
         # pydantic's own words take several lines for each value that is wrong
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ValueError(f"{path} is not a file of boxes {{name: [[x0, y0, x1, y1], ...]}}: {why}") from error
+        raise ValueError(
+            f"{path} is not a file of boxes {{name: [[x0, y0, x1, y1], ...]}}: {why}"
+        ) from error
 
 
 def align_files(
     aligner: Aligner, paths: Sequence[Path], *, boxes: Boxes | None = None, progress: bool = False
 ) -> Iterator[Aligned]:
-    """Each file's alignments in the order of ``paths``. With ``boxes``, files without an entry are looked through."""
+    """Each file's alignments in the order of ``paths``. With ``boxes``, files without an entry are
+    looked through.
+    """
     with tqdm(total=len(paths), unit="image", disable=not progress) as bar:
         for begin in range(0, len(paths), BATCH):
             chunk = paths[begin : begin + BATCH]
@@ -169,8 +210,8 @@ def align_together(
 ) -> tuple[Together, list[str]]:
     """One identity for the images, all of one person, and what to tell people, one line an image.
 
-    Of the boxes of an image the first counts. Raises BadPhoto for a file that can't be read, NoFace when no image
-    can be used.
+    Of the boxes of an image the first counts. Raises BadPhoto for a file that can't be read, NoFace
+    when no image can be used.
     """
     images = []
     for path in paths:
@@ -188,13 +229,19 @@ def align_together(
 
 
 def json_line(name: str, result: Aligned) -> str:
-    """One image's answer as a line of JSON: its name, its alignments, and why there are none where it has no faces."""
+    """One image's answer as a line of JSON: its name, its alignments, and why there are none where
+    it has no faces.
+    """
     error = {"error": result.error} if result.error else {}
-    return json.dumps({"image": name, "faces": [face.to_json() for face in result.faces], **error}) + "\n"
+    return (
+        json.dumps({"image": name, "faces": [face.to_json() for face in result.faces], **error})
+        + "\n"
+    )
 
 
 def kept_lines(path: Path) -> set[str]:
-    """The images that a file of ``json_line`` holds; what a killed run left of a last line is cut off.
+    """The images that a file of ``json_line`` holds; what a killed run left of a last line is cut
+    off.
 
     No file: none. Raises ValueError for a file of something else.
     """
@@ -205,7 +252,9 @@ def kept_lines(path: Path) -> set[str]:
     try:
         names = {str(json.loads(line)["image"]) for line in whole.splitlines()}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not hold one alignment a line, so nothing can be added to it") from error
+        raise ValueError(
+            f"{path} does not hold one alignment a line, so nothing can be added to it"
+        ) from error
     if whole != data:
         path.write_bytes(whole)
     return names
@@ -215,11 +264,15 @@ def to_json(results: Iterable[Aligned]) -> dict[str, list[dict[str, Any]]]:
     """``{image's name as of names_of: [alignment, ...]}``: an unreadable file has an empty list."""
     every = list(results)
     names = names_of([result.path for result in every])
-    return {name: [face.to_json() for face in one.faces] for name, one in zip(names, every, strict=True)}
+    return {
+        name: [face.to_json() for face in one.faces] for name, one in zip(names, every, strict=True)
+    }
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """What answers call image files: their names, or the whole path where another folder has one of that name."""
+    """What answers call image files: their names, or the whole path where another folder has one of
+    that name.
+    """
     times = Counter(path.name for path in paths)
     return [path.name if times[path.name] == 1 else str(path) for path in paths]
 
@@ -230,7 +283,9 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write ``data``, making the folder when it is missing. Raises StorageError, which names the file."""
+    """Write ``data``, making the folder when it is missing. Raises StorageError, which names the
+    file.
+    """
     _put(path, data, "wb")
 
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from face.assets import SHIPPED_ALBEDO, list_models, load_albedo
-from infra import cascade_file, weights
+from dff.face.io.assets import SHIPPED_ALBEDO, list_models, load_albedo
+from dff.infra import cascade_file, weights
 
 Row = tuple[str, str, str, str, str]  # name, kind, licence, size, description
 
 
 def catalogue() -> list[Row]:
-    """One row for each model: those that come with the program, and those that the user may supply."""
+    """One row for each model: those that come with the program, and those that the user may
+    supply.
+    """
     rows: list[Row] = []
     for info in list_models():
         about = f"{info.vertices} vertices, {info.modes} modes; {info.description}"
-        rows.append((info.name, "face model", info.licence, _size(info.bytes if info.available else None), about))
+        rows.append(
+            (
+                info.name,
+                "face model",
+                info.licence,
+                _size(info.bytes if info.available else None),
+                about,
+            )
+        )
     for name, path in SHIPPED_ALBEDO.items():
         albedo = load_albedo(name)
         about = f"{len(albedo.components)} components, {albedo.mean.shape[1]} texels"
@@ -31,7 +41,11 @@ def catalogue() -> list[Row]:
             (
                 name,
                 "weights",
-                " AND ".join(sorted({name for terms in card["data_licences"] for name in terms.split(" AND ")})),
+                " AND ".join(
+                    sorted(
+                        {name for terms in card["data_licences"] for name in terms.split(" AND ")}
+                    )
+                ),
                 _size(path.stat().st_size),
                 about,
             )
@@ -40,7 +54,9 @@ def catalogue() -> list[Row]:
         if path.exists():
             _, words = cascade_file.read(path)
             licence = " AND ".join(words["card"]["data_licences"])
-            rows.append((f"{name}-cascade", "cascade", licence, _size(path.stat().st_size), f"for {name}"))
+            rows.append(
+                (f"{name}-cascade", "cascade", licence, _size(path.stat().st_size), f"for {name}")
+            )
     return rows
 
 

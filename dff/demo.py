@@ -1,6 +1,7 @@
 """The whole chain on one public-domain photograph, told in one HTML report.
 
-Every step is the program that people use: ``synthesize`` and ``fit`` on a local Ray, the aligner behind Ray Serve.
+Every step is the program that people use: ``synthesize`` and ``fit`` on a local Ray, the aligner
+behind Ray Serve.
 """
 
 from __future__ import annotations
@@ -21,30 +22,30 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
-from aligner.align import Aligner, load_aligner
-from aligner.alignment import Alignment
-from aligner.draw import draw, draw_landmarks
-from aligner.service import serving
+from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.alignment import Alignment
+from dff.aligner.draw import draw, draw_landmarks
+from dff.aligner.service.ray_serve import serving
+from dff.face.arrays import Bytes
+from dff.face.errors import DffError
+from dff.face.geometry.camera import Box
+from dff.face.io.assets import load_albedo, load_model
+from dff.face.model.landmarks import INNER, nme_box
+from dff.infra import weights as weights_files
+from dff.infra.cluster import connected
+from dff.infra.dataset import open_dataset
+from dff.infra.landmark_files import parse_pts
+from dff.infra.shards import ViewRow
+from dff.infra.storage import open_storage
+from dff.pipeline.inspection.gallery import contact_sheet, correspondence_picture
+from dff.pipeline.inspection.recovery_panel import recovery_panel
+from dff.pipeline.recovery.inverse import Recovery, invert
+from dff.pipeline.recovery.photos import list_photos, read_photo
+from dff.pipeline.synthesis import synthesize
 from dff.report import Figure, Section, Table, html
-from face.arrays import Bytes
-from face.assets import load_albedo, load_model
-from face.camera import Box
-from face.errors import DffError
-from face.landmarks import INNER, nme_box
-from infra import weights as weights_files
-from infra.cluster import connected
-from infra.dataset import open_dataset
-from infra.landmark_files import parse_pts
-from infra.shards import ViewRow
-from infra.storage import open_storage
-from pipeline.gallery import contact_sheet, correspondence_picture
-from pipeline.inverse import Recovery, invert
-from pipeline.panel import recovery_panel
-from pipeline.photos import list_photos, read_photo
-from pipeline.synthesis import synthesize
-from trainer import launch
-from trainer.config import TrainConfig
-from trainer.pictures import match_picture
+from dff.trainer import launch
+from dff.trainer.config import TrainConfig
+from dff.trainer.evaluation.figures import match_picture
 
 PORT = 8571
 SEED = 7
@@ -82,13 +83,20 @@ class Clock:
         self.say(f"{name}: {self.seconds[name]:.1f} s")
 
 
-def run_demo(out: Path, *, identities: int, views: int, steps: int, say: Callable[[str], None]) -> Path:
+def run_demo(
+    out: Path, *, identities: int, views: int, steps: int, say: Callable[[str], None]
+) -> Path:
     """Run the chain under the folder ``out`` and return the path of the report.
 
-    What an earlier demo left there is removed first. Raises DemoError for a folder that holds anything else.
+    What an earlier demo left there is removed first. Raises DemoError for a folder that holds
+    anything else.
     """
     clear(out)
-    photos, dataset_uri, weights = out / "photos", str(out / "dataset"), out / "weights" / "dff.safetensors"
+    photos, dataset_uri, weights = (
+        out / "photos",
+        str(out / "dataset"),
+        out / "weights" / "dff.safetensors",
+    )
     photograph = write_photograph(photos)
     clock = Clock(say)
     model, albedo = load_model(), load_albedo()
@@ -144,7 +152,13 @@ def run_demo(out: Path, *, identities: int, views: int, steps: int, say: Callabl
     Image.fromarray(overview).save(out / "overview.jpg", quality=88)
     sections = [
         Section(
-            "At a glance", "", [Figure("Photograph, recovered face, views, correspondences, alignment", overview, True)]
+            "At a glance",
+            "",
+            [
+                Figure(
+                    "Photograph, recovered face, views, correspondences, alignment", overview, True
+                )
+            ],
         ),
         inverse_section(recovery, panels),
         views_section(rows, made.manifest.rows),
@@ -155,7 +169,10 @@ def run_demo(out: Path, *, identities: int, views: int, steps: int, say: Callabl
             "Timings",
             f"Seconds of each step on this machine ({cores} cores). The service's own timing of one request, in "
             f"milliseconds: {', '.join(f'{name} {value:.0f}' for name, value in answer['timing'].items())}.",
-            table=Table(("step", "seconds"), [(name, f"{value:.1f}") for name, value in clock.seconds.items()]),
+            table=Table(
+                ("step", "seconds"),
+                [(name, f"{value:.1f}") for name, value in clock.seconds.items()],
+            ),
         ),
     ]
     report = out / "report.html"
@@ -173,17 +190,23 @@ def run_demo(out: Path, *, identities: int, views: int, steps: int, say: Callabl
 
 
 def clear(out: Path) -> None:
-    """Remove an earlier demo from ``out``. Raises DemoError, and removes nothing, when other files lie there."""
+    """Remove an earlier demo from ``out``. Raises DemoError, and removes nothing, when other files
+    lie there.
+    """
     if not out.exists():
         return
     foreign = sorted({path.name for path in out.iterdir()} - MADE) if out.is_dir() else [out.name]
     if foreign:
-        raise DemoError(f"{out} holds {', '.join(foreign[:3])}, which no demo made: choose another folder")
+        raise DemoError(
+            f"{out} holds {', '.join(foreign[:3])}, which no demo made: choose another folder"
+        )
     shutil.rmtree(out)
 
 
 def write_photograph(folder: Path) -> Bytes:
-    """Lay scikit-image's astronaut with the project's landmarks into ``folder``; (512, 512, 3) RGB."""
+    """Lay scikit-image's astronaut with the project's landmarks into ``folder``; (512, 512, 3)
+    RGB.
+    """
     folder.mkdir(parents=True)
     image = np.asarray(data.astronaut(), dtype=np.uint8)
     Image.fromarray(image).save(folder / "astronaut.png")
@@ -199,7 +222,9 @@ def ask(url: str, photograph: Bytes) -> dict[str, Any]:
     """What the service answers for the photograph. Raises DemoError when it refuses."""
     buffer = io.BytesIO()
     Image.fromarray(photograph).save(buffer, "PNG")
-    reply = httpx.post(f"{url}/v1/align", files={"image": ("astronaut.png", buffer.getvalue())}, timeout=120)
+    reply = httpx.post(
+        f"{url}/v1/align", files={"image": ("astronaut.png", buffer.getvalue())}, timeout=120
+    )
     if reply.status_code != httpx.codes.OK:
         raise DemoError(f"the service answered {reply.status_code}: {reply.text[:300]}")
     answer: dict[str, Any] = reply.json()
@@ -212,7 +237,10 @@ def inverse_section(recovery: Recovery, panels: dict[str, Bytes]) -> Section:
         "Inverse rendering",
         "Pose, identity, expression, albedo and light of the open head, from 68 landmarks and then from the pixels.",
         [Figure(caption, panels[name]) for name, caption in PANELS.items()],
-        Table(("quality", "value"), [(name, f"{value:.4f}") for name, value in recovery.quality.items()]),
+        Table(
+            ("quality", "value"),
+            [(name, f"{value:.4f}") for name, value in recovery.quality.items()],
+        ),
     )
 
 
@@ -226,9 +254,13 @@ def views_section(rows: list[ViewRow], total: int) -> Section:
         "the statistical model; yaw to ±95 degrees, with expressions, lights, cameras, backgrounds and sensors.",
         [
             Figure(
-                "The photograph's face, with landmarks (hollow where hidden)", contact_sheet(own, landmarks=True), True
+                "The photograph's face, with landmarks (hollow where hidden)",
+                contact_sheet(own, landmarks=True),
+                True,
             ),
-            Figure("Sampled faces", contact_sheet(sampled[:: max(1, len(sampled) // 30)][:30]), True),
+            Figure(
+                "Sampled faces", contact_sheet(sampled[:: max(1, len(sampled) // 30)][:30]), True
+            ),
         ],
     )
 
@@ -242,11 +274,19 @@ def correspondence_section(rows: list[ViewRow]) -> Section:
         "Exact correspondence",
         "A row stores the triangle that every pixel shows; with camera and coefficients that is the exact surface "
         "point. The same points in two views:",
-        [Figure("Lines join the same point of the face", correspondence_picture(a, b, load_model()), True)],
+        [
+            Figure(
+                "Lines join the same point of the face",
+                correspondence_picture(a, b, load_model()),
+                True,
+            )
+        ],
     )
 
 
-def training_section(rows: list[ViewRow], weights: Path, dev: Mapping[str, float], start: str) -> Section:
+def training_section(
+    rows: list[ViewRow], weights: Path, dev: Mapping[str, float], start: str
+) -> Section:
     """Dev figures and a heat map of matches between two views."""
     loaded = weights_files.load(weights)
     own = [row for row in rows if row.photo_id]
@@ -262,7 +302,9 @@ def training_section(rows: list[ViewRow], weights: Path, dev: Mapping[str, float
         f"second (bright: likely). Trained on these views from {start or 'scratch'}; the figures are of identities "
         "that were not trained on.",
         [Figure("Matches of five points", picture, True)],
-        Table(("held-out figure", "value"), [(name, f"{value:.3f}") for name, value in dev.items()]) if dev else None,
+        Table(("held-out figure", "value"), [(name, f"{value:.3f}") for name, value in dev.items()])
+        if dev
+        else None,
     )
 
 
@@ -272,12 +314,17 @@ def _network_crop(row: ViewRow, size: int = 128) -> tuple[Bytes, np.ndarray]:
     scale = size / box.width
     corner = np.array([box.x0, box.y0])
     image = Image.fromarray(row.pixels()).transform(
-        (size, size), Image.Transform.EXTENT, (box.x0, box.y0, box.x1, box.y1), Image.Resampling.BILINEAR
+        (size, size),
+        Image.Transform.EXTENT,
+        (box.x0, box.y0, box.x1, box.y1),
+        Image.Resampling.BILINEAR,
     )
     return np.asarray(image), np.clip((row.landmarks_3d - corner) * scale, 0, size - 1)
 
 
-def glance(photograph: Bytes, panels: Mapping[str, Bytes], rows: list[ViewRow], aligned: Bytes) -> Bytes:
+def glance(
+    photograph: Bytes, panels: Mapping[str, Bytes], rows: list[ViewRow], aligned: Bytes
+) -> Bytes:
     """(H, 1200, 3) RGB: the chain in four lines of pictures."""
     own = [row for row in rows if row.photo_id]
     sampled = [row for row in rows if not row.photo_id and row.view == 1]
@@ -287,7 +334,9 @@ def glance(photograph: Bytes, panels: Mapping[str, Bytes], rows: list[ViewRow], 
     sheets = [contact_sheet(some[:10], columns=10, tile=117) for some in (own, sampled)]
     parts = [top, *(np.asarray(Image.fromarray(sheet).resize((1200, 120))) for sheet in sheets)]
     lines = correspondence_picture(own[0], _turned(own, 40.0), load_model())
-    parts.append(np.asarray(Image.fromarray(lines).resize((1200, 1200 * lines.shape[0] // lines.shape[1]))))
+    parts.append(
+        np.asarray(Image.fromarray(lines).resize((1200, 1200 * lines.shape[0] // lines.shape[1])))
+    )
     return np.vstack(parts)
 
 
@@ -302,7 +351,9 @@ def _about_face() -> tuple[slice, slice]:
     return slice(int(max(box.y0, 0)), int(box.y1)), slice(int(max(box.x0, 0)), int(box.x1))
 
 
-def alignment_section(photograph: Bytes, aligner: Aligner, face: Alignment, answer: dict[str, Any]) -> Section:
+def alignment_section(
+    photograph: Bytes, aligner: Aligner, face: Alignment, answer: dict[str, Any]
+) -> Section:
     """The alignment after each iteration, and how far it is from the annotation."""
     truth = parse_pts(_landmark_file())
     served = answer["faces"][0]
@@ -314,9 +365,19 @@ def alignment_section(photograph: Bytes, aligner: Aligner, face: Alignment, answ
     for number, iteration in enumerate(face.trace, start=1):
         image = photograph.copy()
         draw_landmarks(image, iteration.landmarks_2d, face.visibility)
-        figures.append(Figure(f"Iteration {number}: residual {100 * iteration.residual:.1f} % of the face", image[cut]))
-    figures.append(Figure("The fitted mesh, landmarks and pose", draw(photograph, [face], aligner.model)[cut]))
-    error, inner = nme_box(face.landmarks_2d, truth), nme_box(face.landmarks_2d[INNER], truth[INNER])
+        figures.append(
+            Figure(
+                f"Iteration {number}: residual {100 * iteration.residual:.1f} % of the face",
+                image[cut],
+            )
+        )
+    figures.append(
+        Figure("The fitted mesh, landmarks and pose", draw(photograph, [face], aligner.model)[cut])
+    )
+    error, inner = (
+        nme_box(face.landmarks_2d, truth),
+        nme_box(face.landmarks_2d[INNER], truth[INNER]),
+    )
     state = f"failed: {face.reason}" if face.failed else "accepted"
     return Section(
         "Alignment by the served aligner",
@@ -329,7 +390,10 @@ def alignment_section(photograph: Bytes, aligner: Aligner, face: Alignment, answ
                 ("confidence", f"{face.face_confidence:.2f}"),
                 ("nme_box, 68 landmarks", f"{100 * error:.2f} %"),
                 ("nme_box, inner 51 landmarks", f"{100 * inner:.2f} %"),
-                ("yaw, pitch, roll", f"{face.pose.yaw:.1f}, {face.pose.pitch:.1f}, {face.pose.roll:.1f} degrees"),
+                (
+                    "yaw, pitch, roll",
+                    f"{face.pose.yaw:.1f}, {face.pose.pitch:.1f}, {face.pose.roll:.1f} degrees",
+                ),
             ],
         ),
     )

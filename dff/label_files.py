@@ -1,4 +1,6 @@
-"""Photos that have no landmarks made ready for synthesis: the aligner's answer as an iBUG ``.pts`` beside each."""
+"""Photos that have no landmarks made ready for synthesis: the aligner's answer as an iBUG ``.pts``
+beside each.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from aligner.alignment import Alignment
-from face.arrays import Bytes, Floats
-from face.errors import BadPhoto
-from face.landmarks import MIRROR
-from infra.images import as_stored, decode
-from infra.landmark_files import format_pts
-from infra.storage import Storage
-from pipeline.photos import PhotoRef, list_photos
+from dff.aligner.alignment import Alignment
+from dff.face.arrays import Bytes, Floats
+from dff.face.errors import BadPhoto
+from dff.face.model.landmarks import MIRROR
+from dff.infra.images import as_stored, decode
+from dff.infra.landmark_files import format_pts
+from dff.infra.storage import Storage
+from dff.pipeline.recovery.photos import PhotoRef, list_photos
 
 
 class FindsFaces(Protocol):
@@ -35,14 +37,21 @@ class Labelled:
 
 
 def label_photos(
-    storage: Storage, aligner: FindsFaces, *, confidence: float, workers: int = 1, progress: bool = False
+    storage: Storage,
+    aligner: FindsFaces,
+    *,
+    confidence: float,
+    workers: int = 1,
+    progress: bool = False,
 ) -> Iterator[Labelled]:
-    """Write the landmarks of every photo that has none, ``workers`` photos at a time; told in the order of the keys.
+    """Write the landmarks of every photo that has none, ``workers`` photos at a time; told in the
+    order of the keys.
 
-    Of several faces the largest counts; one of which the aligner is less sure than ``confidence`` (0 to 1) is not
-    written, since a wrong label teaches what is wrong, nor are those of photos whose names differ in the suffix only.
-    What has a ``.pts`` or ``.mat`` already is left alone, so a stopped run goes on. Raises BadPhoto when the storage
-    holds no photo, else what the storage raises.
+    Of several faces the largest counts; one of which the aligner is less sure than ``confidence``
+    (0 to 1) is not written, since a wrong label teaches what is wrong, nor are those of photos
+    whose names differ in the suffix only. What has a ``.pts`` or ``.mat`` already is left alone, so
+    a stopped run goes on. Raises BadPhoto when the storage holds no photo, else what the storage
+    raises.
     """
     refs = list_photos(storage)
     if not refs:
@@ -51,7 +60,9 @@ def label_photos(
 
     def label(ref: PhotoRef) -> Labelled:
         if ref.id == ref.image_key:  # ids have suffixes where names are not unique
-            return Labelled(ref.image_key, "another image has this name, and one .pts would be taken for both")
+            return Labelled(
+                ref.image_key, "another image has this name, and one .pts would be taken for both"
+            )
         data = storage.read(ref.image_key)
         try:
             points = landmarks_of(data, aligner, confidence=confidence)
@@ -60,7 +71,8 @@ def label_photos(
         storage.write(str(PurePosixPath(ref.image_key).with_suffix(".pts")), format_pts(points))
         return Labelled(ref.image_key)
 
-    # Threads are enough: the aligner is safe to share, and decoding, network and fit run outside of the interpreter.
+    # Threads are enough: the aligner is safe to share, and decoding, network and fit run outside of
+    # the interpreter.
     pool = ThreadPoolExecutor(workers)
     try:
         yield from tqdm(pool.map(label, todo), total=len(todo), unit="photo", disable=not progress)
@@ -69,7 +81,8 @@ def label_photos(
 
 
 def landmarks_of(data: bytes, aligner: FindsFaces, *, confidence: float) -> Floats:
-    """(68, 2) pixels of an image file as it is stored, 2D scheme. Raises BadPhoto with the reason why there are none.
+    """(68, 2) pixels of an image file as it is stored, 2D scheme. Raises BadPhoto with the reason
+    why there are none.
 
     Label files count in stored pixels, before any EXIF orientation, which faces are found after.
     """

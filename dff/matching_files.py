@@ -9,13 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from face.assets import load_model
-from face.errors import BadDataset, BadLandmarks
-from face.looks import Glance, Looks
-from infra import weights as weights_files
-from infra.dataset import open_dataset
-from infra.landmark_files import parse_mat, parse_reannotated
-from trainer.matching import (
+from dff.face.errors import BadDataset, BadLandmarks
+from dff.face.io.assets import load_model
+from dff.face.tta import Glance, Looks
+from dff.infra import weights as weights_files
+from dff.infra.dataset import open_dataset
+from dff.infra.landmark_files import parse_mat, parse_reannotated
+from dff.trainer.evaluation.matching import (
     Describe,
     Matching,
     ViewPair,
@@ -27,42 +27,56 @@ from trainer.matching import (
     view_pairs,
     yaw_bin,
 )
-from trainer.photo_pairs import LabelledPhoto, photo_pairs
+from dff.trainer.evaluation.photo_pairs import LabelledPhoto, photo_pairs
 
 SIZE = 160
 """Crop side, px."""
 GLANCES = (Glance(), *(Glance(scale, turn) for scale in (0.8, 1.2) for turn in (-12.0, 12.0)))
-"""How the network looks at a crop: together these match better than any of them, or than three sizes all upright."""
+"""How the network looks at a crop: together these match better than any of them, or than three
+sizes all upright.
+"""
 IDENTITIES = 30
 """Identities whose views are paired; reading more takes long and changes little."""
 
 
 def methods(weights: str | None) -> dict[str, Describe]:
-    """How weights describe: as the aligner reads them, by the anchors, and by the bare descriptor."""
+    """How weights describe: as the aligner reads them, by the anchors, and by the bare
+    descriptor.
+    """
     loaded = weights_files.load(weights or weights_files.DEFAULT)
     looks = Looks(loaded.net, GLANCES, multiple=loaded.net.config.multiple)
     return {"dff": by_anchors(looks, loaded.anchors, mirrored=True), "bare": by_network(loaded.net)}
 
 
 def evaluate_matching(
-    source: str, weights: str | None, *, model: str, count: int, every: bool, labels: Path | None = None
+    source: str,
+    weights: str | None,
+    *,
+    model: str,
+    count: int,
+    every: bool,
+    labels: Path | None = None,
 ) -> tuple[Matching, list[ViewPair]]:
     """Figures on up to ``count`` pairs for each cell, and a pair of each cell.
 
-    ``source``: a finished dataset, or a folder of images with their AFLW2000-3D ``.mat`` files, whose points
-    ``labels`` may replace. ``every``: all identities of a dataset, not the held-out ones only. Raises BadDataset
-    without views, BadLandmarks for unreadable labels.
+    ``source``: a finished dataset, or a folder of images with their AFLW2000-3D ``.mat`` files,
+    whose points ``labels`` may replace. ``every``: all identities of a dataset, not the held-out
+    ones only. Raises BadDataset without views, BadLandmarks for unreadable labels.
     """
     rng = np.random.default_rng(0)
     if any(Path(source).glob("*.mat")):
-        pairs = photo_pairs(labelled(Path(source), labels), load_model(model), count=count, size=SIZE, rng=rng)
+        pairs = photo_pairs(
+            labelled(Path(source), labels), load_model(model), count=count, size=SIZE, rng=rng
+        )
     else:
         pairs = _view_pairs(source, model, count=count, every=every, rng=rng)
     first = {(yaw_bin(pair.yaw), pair.same): pair for pair in reversed(pairs)}
     return measure(pairs, methods(weights), foils()), [first[cell] for cell in sorted(first)]
 
 
-def _view_pairs(dataset: str, model: str, *, count: int, every: bool, rng: np.random.Generator) -> list[ViewPair]:
+def _view_pairs(
+    dataset: str, model: str, *, count: int, every: bool, rng: np.random.Generator
+) -> list[ViewPair]:
     opened = open_dataset(dataset)
     rows = []
     identities: set[str] = set()
@@ -78,7 +92,9 @@ def _view_pairs(dataset: str, model: str, *, count: int, every: bool, rng: np.ra
 
 
 def labelled(folder: Path, labels: Path | None) -> list[LabelledPhoto]:
-    """The photos of a folder that have ``.mat`` files; with ``labels``, a ``.npz`` by image stem, those it names."""
+    """The photos of a folder that have ``.mat`` files; with ``labels``, a ``.npz`` by image stem,
+    those it names.
+    """
     try:
         table = parse_reannotated(labels.read_bytes()) if labels else None
     except BadLandmarks as error:
@@ -88,7 +104,9 @@ def labelled(folder: Path, labels: Path | None) -> list[LabelledPhoto]:
     out = []
     for path in sorted(folder.glob("*.mat")):
         # labels are of the stored pixels
-        bgr = cv2.imread(str(path.with_suffix(".jpg")), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        bgr = cv2.imread(
+            str(path.with_suffix(".jpg")), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        )
         if bgr is None or (table is not None and path.stem not in table):
             continue
         try:
@@ -111,5 +129,8 @@ def matching_picture(pairs: list[ViewPair], weights: str | None) -> bytes:
 
 def to_json(report: Matching) -> bytes:
     """Rows and bars as JSON."""
-    content = {"rows": [asdict(row) for row in report.rows], "bars": [asdict(bar) for bar in report.bars()]}
+    content = {
+        "rows": [asdict(row) for row in report.rows],
+        "bars": [asdict(bar) for bar in report.bars()],
+    }
     return json.dumps(content, indent=1).encode()

@@ -1,4 +1,6 @@
-"""Recipes by name: the dataset and the training of the weights that ship, and how they are judged."""
+"""Recipes by name: the dataset and the training of the weights that ship, and how they are
+judged.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config import TrainConfig
+from dff.trainer.config import TrainConfig
 
 RESEARCH_TERMS = "LicenseRef-300W-research-only"
 """Licence of rows made from the photos of 300-W: for research, not for sale."""
@@ -58,8 +60,12 @@ def preset_of(name: str) -> Preset:
     return PRESETS[name]
 
 
-def training_of(preset: Preset | None, *, steps: int | None, dims: int, **changes: Any) -> TrainConfig:
-    """The preset's training, or without one the default, with ``changes``; ``steps`` None: as many as that has."""
+def training_of(
+    preset: Preset | None, *, steps: int | None, dims: int, **changes: Any
+) -> TrainConfig:
+    """The preset's training, or without one the default, with ``changes``; ``steps`` None: as many
+    as that has.
+    """
     base = preset.config if preset else TrainConfig()
     return replace(base, steps=steps or base.steps, net=replace(base.net, dims=dims), **changes)
 
@@ -73,11 +79,15 @@ def make_dataset(
     address: str | None = None,
     endpoint_url: str | None = None,
 ) -> None:
-    """Make, complete or find the preset's dataset at ``out``. Raises ValueError when the photos don't fit it."""
-    from pipeline.synthesis import synthesize
+    """Make, complete or find the preset's dataset at ``out``. Raises ValueError when the photos
+    don't fit it.
+    """
+    from dff.pipeline.synthesis import synthesize
 
     if preset.with_photos != (photos is not None):
-        raise ValueError("this preset " + ("wants --photos" if preset.with_photos else "is made without photos"))
+        raise ValueError(
+            "this preset " + ("wants --photos" if preset.with_photos else "is made without photos")
+        )
     synthesize(
         photos,
         out,
@@ -95,18 +105,20 @@ def make_dataset(
 
 
 def judge(weights: Path, folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Summaries of the aligner on annotated ``folders``, by folder: AFLW2000-3D's protocol where there are ``.mat``
-    files, else 300-W's held-out photos.
+    """Summaries of the aligner on annotated ``folders``, by folder: AFLW2000-3D's protocol where
+    there are ``.mat`` files, else 300-W's held-out photos.
     """
-    from aligner.align import load_aligner
-    from aligner.evaluate import evaluate_300w, evaluate_aflw2000
+    from dff.aligner.align import load_aligner
+    from dff.aligner.evaluation.benchmarks import evaluate_300w, evaluate_aflw2000
 
     aligner = load_aligner(str(weights))
     out: dict[str, dict[str, Any]] = {}
     for folder in folders:
         if any(folder.glob("*.mat")):
             labels = sorted(folder.glob("*.npz"))
-            out[str(folder)] = evaluate_aflw2000(str(folder), aligner, labels=labels[0] if labels else None).summary
+            out[str(folder)] = evaluate_aflw2000(
+                str(folder), aligner, labels=labels[0] if labels else None
+            ).summary
         else:
             out[str(folder)] = evaluate_300w(str(folder), aligner, split="dev").summary
     return out

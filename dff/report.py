@@ -1,4 +1,6 @@
-"""One self-contained HTML page of sections with pictures and tables: no scripts, nothing fetched."""
+"""One self-contained HTML page of sections with pictures and tables: no scripts, nothing
+fetched.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from dataclasses import dataclass, field
 import jinja2
 from PIL import Image
 
-from face.arrays import Bytes
+from dff.face.arrays import Bytes
 
 
 @dataclass(frozen=True)

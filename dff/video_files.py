@@ -11,11 +11,11 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from aligner.align import Aligner
-from aligner.draw import draw
-from aligner.video import Smoothing, Tracked, Tracker
-from face.arrays import Bytes
-from face.errors import BadVideo, NoFace
+from dff.aligner.align import Aligner
+from dff.aligner.draw import draw
+from dff.aligner.video import Smoothing, Tracked, Tracker
+from dff.face.arrays import Bytes
+from dff.face.errors import BadVideo, NoFace
 
 SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"}
 RATE = 25.0  # frames a second, where a file does not say
@@ -32,7 +32,9 @@ class Video:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Video]:
-    """A video for the length of a ``with`` block. Raises BadVideo when the file is missing or none that can be read."""
+    """A video for the length of a ``with`` block. Raises BadVideo when the file is missing or none
+    that can be read.
+    """
     if not path.is_file():
         raise BadVideo(f"{path} is no file")
     capture = cv2.VideoCapture(str(path))
@@ -55,19 +57,27 @@ def _frames(capture: cv2.VideoCapture) -> Iterator[Bytes]:
 
 
 def align_video(
-    aligner: Aligner, path: Path, *, smooth: bool = True, drawn: Path | None = None, progress: bool = False
+    aligner: Aligner,
+    path: Path,
+    *,
+    smooth: bool = True,
+    drawn: Path | None = None,
+    progress: bool = False,
 ) -> Iterator[list[Tracked]]:
-    """The faces of each frame, in order; ``drawn``: write the video with the faces on it to this file.
+    """The faces of each frame, in order; ``drawn``: write the video with the faces on it to this
+    file.
 
-    Raises BadVideo for a video that can't be read, holds no frame or can't be written, and, once all frames were seen,
-    NoFace when none showed a face.
+    Raises BadVideo for a video that can't be read, holds no frame or can't be written, and, once
+    all frames were seen, NoFace when none showed a face.
     """
     with opened(path) as video:
         tracker = Tracker(aligner, rate=video.rate, smoothing=Smoothing() if smooth else None)
         writer: cv2.VideoWriter | None = None
         number, seen = 0, 0
         try:
-            for frame in tqdm(video.frames, total=video.count or None, unit="frame", disable=not progress):
+            for frame in tqdm(
+                video.frames, total=video.count or None, unit="frame", disable=not progress
+            ):
                 faces = tracker.step(frame)
                 number, seen = number + 1, seen + len(faces)
                 if drawn is not None:
@@ -90,11 +100,18 @@ def is_video(path: Path) -> bool:
 
 
 def align_video_file(
-    aligner: Aligner, path: Path, *, smooth: bool = True, lines: Path | None = None, drawn: Path | None = None
+    aligner: Aligner,
+    path: Path,
+    *,
+    smooth: bool = True,
+    lines: Path | None = None,
+    drawn: Path | None = None,
 ) -> str:
-    """``align_video`` with a progress bar, one line of JSON for each frame to ``lines``; what to tell people.
+    """``align_video`` with a progress bar, one line of JSON for each frame to ``lines``; what to
+    tell people.
 
-    A line has ``frame`` (from 0), ``time`` (seconds) and ``faces``: alignments, each with the number of its ``track``.
+    A line has ``frame`` (from 0), ``time`` (seconds) and ``faces``: alignments, each with the
+    number of its ``track``.
     """
     with opened(path) as video:
         rate = video.rate
@@ -107,7 +124,10 @@ def align_video_file(
         for faces in align_video(aligner, path, smooth=smooth, drawn=drawn, progress=True):
             if out is not None:
                 told = [{"track": one.track, **one.face.to_json()} for one in faces]
-                out.write(json.dumps({"frame": number, "time": round(number / rate, 4), "faces": told}) + "\n")
+                out.write(
+                    json.dumps({"frame": number, "time": round(number / rate, 4), "faces": told})
+                    + "\n"
+                )
             number, shown = number + 1, shown + bool(faces)
             tracks |= {one.track for one in faces}
     return f"{path}: faces in {shown} of {number} frames, {len(tracks)} tracks"
@@ -115,7 +135,9 @@ def align_video_file(
 
 def _writer(path: Path, rate: float, frame: Bytes) -> cv2.VideoWriter:
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, (frame.shape[1], frame.shape[0]))
+    writer = cv2.VideoWriter(
+        str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, (frame.shape[1], frame.shape[0])
+    )
     if not writer.isOpened():
         raise BadVideo(f"{path} can't be written as a video: name it .mp4")
     return writer

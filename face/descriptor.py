@@ -1,11 +1,13 @@
-"""The Deep Face Feature: a network from image to one unit vector per pixel, and one vector per point of the model.
+"""The Deep Face Feature: a network from image to one unit vector per pixel, and one vector per
+point of the model.
 
-A pixel shows anchor m with probability ``softmax(scale * descriptor . anchor)``. Source: Jiang, Zhang, Deng, Guo, Liu,
-"Deep Face Feature for Face Alignment" (arXiv 1708.02721): classification against normalised class vectors.
+A pixel shows anchor m with probability ``softmax(scale * descriptor . anchor)``. Source: Jiang,
+Zhang, Deng, Guo, Liu, "Deep Face Feature for Face Alignment" (arXiv 1708.02721): classification
+against normalised class vectors.
 
-Grids: the output pixel (i, j) covers the input pixels 2i, 2i+1 x 2j, 2j+1, so ``output_px = input_px / 2`` in the
-project's convention (first centre at 0.5). Every step keeps centres aligned: even kernels where the grid halves,
-nearest copies where it doubles.
+Grids: the output pixel (i, j) covers the input pixels 2i, 2i+1 x 2j, 2j+1, so ``output_px =
+input_px / 2`` in the project's convention (first centre at 0.5). Every step keeps centres aligned:
+even kernels where the grid halves, nearest copies where it doubles.
 """
 
 from __future__ import annotations
@@ -18,26 +20,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from face.arrays import Bools, Floats, Ints
-from face.camera import WeakPerspective
-from face.mesh import vertex_normals
-from face.morphable import MorphableModel
-from face.render.frame import render
-from face.transform import rotation_from_angles
+from dff.face.arrays import Bools, Floats, Ints
+from dff.face.geometry.camera import WeakPerspective
+from dff.face.geometry.mesh import vertex_normals
+from dff.face.geometry.transform import rotation_from_angles
+from dff.face.model.morphable import MorphableModel
+from dff.face.render.frame import render
 
 STRIDE = 2
 """Input pixels for one output pixel."""
 
 NORMAL_LENGTH = 0.006
-"""Metres that a turn of the normal by one unit counts in ``surface_coordinates``: twice this parts touching lips."""
+"""Metres that a turn of the normal by one unit counts in ``surface_coordinates``: twice this parts
+touching lips.
+"""
 
 FRAMING = 1.5
-"""Side of the plain square crop over the longer side of the box of the 68 landmarks (3D scheme), same centre."""
+"""Side of the plain square crop over the longer side of the box of the 68 landmarks (3D scheme),
+same centre.
+"""
 
 SKIN_REGIONS = ("face", "ears", "lips", "brows", "eyes", "lashes")
 """Regions whose pixels show the face: what ``face_logit`` is trained to say."""
 
-ANCHOR_DENSITY = {"face": 1.0, "ears": 1.0, "lips": 1.0, "brows": 1.0, "eyes": 1.0, "neck": 0.35, "scalp": 0.25}
+ANCHOR_DENSITY = {
+    "face": 1.0,
+    "ears": 1.0,
+    "lips": 1.0,
+    "brows": 1.0,
+    "eyes": 1.0,
+    "neck": 0.35,
+    "scalp": 0.25,
+}
 """How densely anchors cover a region, as a factor on distances; regions not named here get none."""
 
 
@@ -71,7 +85,9 @@ class NetConfig:
         if self.dims < 2 or not self.widths or len(self.widths) != len(self.depths):
             raise ValueError(f"NetConfig wants dims >= 2 and as many widths as depths: {self}")
         if any(w <= 0 or w % self.groups for w in self.widths) or any(d < 0 for d in self.depths):
-            raise ValueError(f"NetConfig.widths must be positive multiples of {self.groups} groups: {self}")
+            raise ValueError(
+                f"NetConfig.widths must be positive multiples of {self.groups} groups: {self}"
+            )
 
     @property
     def multiple(self) -> int:
@@ -80,9 +96,11 @@ class NetConfig:
 
 
 class Separable(nn.Module):
-    """Depthwise 3x3 (4x4 where it halves the grid), pointwise, group norm, ReLU; residual where shapes allow.
+    """Depthwise 3x3 (4x4 where it halves the grid), pointwise, group norm, ReLU; residual where
+    shapes allow.
 
-    The norm knows no batch, so a sample's features don't depend on its company or on the number of workers.
+    The norm knows no batch, so a sample's features don't depend on its company or on the number of
+    workers.
     """
 
     def __init__(self, inputs: int, outputs: int, groups: int, *, halve: bool = False) -> None:
@@ -104,18 +122,23 @@ class Separable(nn.Module):
 class DescriptorNet(nn.Module):
     """U-Net of separable convolutions: (B, 3, H, W) float RGB in 0..1 to ``Features``.
 
-    H and W must be multiples of ``config.multiple`` (ValueError). Channels-last memory is the fast one on CPUs.
+    H and W must be multiples of ``config.multiple`` (ValueError). Channels-last memory is the fast
+    one on CPUs.
     """
 
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
         self.config = config
         w, g = config.widths, config.groups
-        self.stem = nn.Sequential(nn.Conv2d(3, w[0], 4, 2, 1, bias=False), nn.GroupNorm(g, w[0]), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, w[0], 4, 2, 1, bias=False), nn.GroupNorm(g, w[0]), nn.ReLU()
+        )
         self.encoder = nn.ModuleList()
         for level, depth in enumerate(config.depths):
             down = [Separable(w[level - 1], w[level], g, halve=True)] if level else []
-            self.encoder.append(nn.Sequential(*down, *(Separable(w[level], w[level], g) for _ in range(depth))))
+            self.encoder.append(
+                nn.Sequential(*down, *(Separable(w[level], w[level], g) for _ in range(depth)))
+            )
         self.lateral = nn.ModuleList(nn.Conv2d(w[i + 1], w[i], 1) for i in range(len(w) - 1))
         self.decoder = nn.ModuleList(Separable(w[i], w[i], g) for i in range(len(w) - 1))
         self.to_descriptor = nn.Conv2d(w[0], config.dims, 1)
@@ -123,8 +146,14 @@ class DescriptorNet(nn.Module):
 
     def trunk(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) images to the (B, C, H/2, W/2) map that both heads read."""
-        if image.ndim != 4 or image.shape[1] != 3 or any(s % self.config.multiple for s in image.shape[2:]):
-            raise ValueError(f"want (B, 3, H, W) with sides in multiples of {self.config.multiple}: {image.shape}")
+        if (
+            image.ndim != 4
+            or image.shape[1] != 3
+            or any(s % self.config.multiple for s in image.shape[2:])
+        ):
+            raise ValueError(
+                f"want (B, 3, H, W) with sides in multiples of {self.config.multiple}: {image.shape}"
+            )
         x = self.stem((image - 0.5).mul_(4.0))
         skips = []
         for stage in self.encoder:
@@ -142,7 +171,9 @@ class DescriptorNet(nn.Module):
     def descriptor_at(self, rows: Tensor) -> Tensor:
         """(..., C) rows of the trunk, any choice of its pixels, to (..., D) unit vectors."""
         weight = self.to_descriptor.weight[:, :, 0, 0]
-        return functional.normalize(functional.linear(rows, weight, self.to_descriptor.bias).float(), dim=-1)
+        return functional.normalize(
+            functional.linear(rows, weight, self.to_descriptor.bias).float(), dim=-1
+        )
 
     def forward(self, image: Tensor) -> Features:
         trunk = self.trunk(image)
@@ -151,13 +182,17 @@ class DescriptorNet(nn.Module):
 
 
 def image_batch(images: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 RGB to the network's (B, 3, H, W) float 0..1, channels last in memory, without a copy."""
+    """(B, H, W, 3) uint8 RGB to the network's (B, 3, H, W) float 0..1, channels last in memory,
+    without a copy.
+    """
     return images.permute(0, 3, 1, 2).float().div_(255.0)
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """M named points of a model, each with its descriptor. Raises ValueError when the tables disagree."""
+    """M named points of a model, each with its descriptor. Raises ValueError when the tables
+    disagree.
+    """
 
     vertex: Ints  # (M,) int32 vertices of the model
     position: Floats  # (M, 3) float32 metres in ``head``, on the template
@@ -166,7 +201,11 @@ class Anchors:
 
     def __post_init__(self) -> None:
         m = len(self.vertex)
-        if self.vertex.shape != (m,) or self.position.shape != (m, 3) or self.descriptor.shape[:1] != (m,):
+        if (
+            self.vertex.shape != (m,)
+            or self.position.shape != (m, 3)
+            or self.descriptor.shape[:1] != (m,)
+        ):
             raise ValueError("Anchors' tables disagree about their number")
         if not (np.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"Anchors.scale must be positive, got {self.scale}")
@@ -177,19 +216,24 @@ class Anchors:
 def surface_coordinates(model: MorphableModel) -> Floats:
     """(V, 6) float32: template position and normal times ``NORMAL_LENGTH``, metres.
 
-    Distances in them are those of the surface near a point, but keep sheets that touch apart (upper and lower lip,
-    lids), as straight distances do not. Source: Pottmann et al., "The isophotic metric" (2004).
+    Distances in them are those of the surface near a point, but keep sheets that touch apart (upper
+    and lower lip, lids), as straight distances do not. Source: Pottmann et al., "The isophotic
+    metric" (2004).
     """
     normal = vertex_normals(model.template.astype(np.float64), model.faces)
     return np.concatenate([model.template, NORMAL_LENGTH * normal], axis=1).astype(np.float32)
 
 
 def outside_triangles(model: MorphableModel, *, size: int = 192) -> Bools:
-    """(F,) triangles of the template that show in one of 21 views from around the front, sides, above and below."""
+    """(F,) triangles of the template that show in one of 21 views from around the front, sides,
+    above and below.
+    """
     seen = np.zeros(len(model.faces), dtype=bool)
     centre = (model.template.min(0) + model.template.max(0)) / 2
     points = model.template - centre
-    camera = WeakPerspective(0.48 * size / float(np.linalg.norm(points, axis=1).max()), np.full(2, size / 2))
+    camera = WeakPerspective(
+        0.48 * size / float(np.linalg.norm(points, axis=1).max()), np.full(2, size / 2)
+    )
     for yaw in range(-90, 91, 30):
         for pitch in (-40.0, 0.0, 40.0):
             cam = points @ rotation_from_angles(float(yaw), pitch, 0.0).T
@@ -199,12 +243,16 @@ def outside_triangles(model: MorphableModel, *, size: int = 192) -> Bools:
 
 
 def choose_anchors(model: MorphableModel, count: int) -> Ints:
-    """(M,) int32 vertices, M = min(count, eligible), by farthest-point sampling in ``surface_coordinates``.
+    """(M,) int32 vertices, M = min(count, eligible), by farthest-point sampling in
+    ``surface_coordinates``.
 
-    Eligible are vertices of ``outside_triangles`` in the regions of ``ANCHOR_DENSITY``. Starts at the nose tip;
-    no randomness. Source: Gonzalez, "Clustering to minimize the maximum intercluster distance" (1985).
+    Eligible are vertices of ``outside_triangles`` in the regions of ``ANCHOR_DENSITY``. Starts at
+    the nose tip; no randomness. Source: Gonzalez, "Clustering to minimize the maximum intercluster
+    distance" (1985).
     """
-    density_of = np.array([ANCHOR_DENSITY.get(name, 0.0) for name in model.region_names])[model.region]
+    density_of = np.array([ANCHOR_DENSITY.get(name, 0.0) for name in model.region_names])[
+        model.region
+    ]
     density = np.zeros(len(model.template))
     outside = outside_triangles(model)
     for corner in range(3):

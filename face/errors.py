@@ -1,4 +1,5 @@
-"""The exception tree of the project. ``ValueError`` is for a caller's mistake; these are for bad inputs.
+"""The exception tree of the project. ``ValueError`` is for a caller's mistake; these are for bad
+inputs.
 
 DffError
 ├── BadPhoto        a file is not a readable image within limits

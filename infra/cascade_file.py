@@ -1,7 +1,8 @@
-"""Files of cascades: safetensors of named arrays, and in their metadata JSON that says what they are.
+"""Files of cascades: safetensors of named arrays, and in their metadata JSON that says what they
+are.
 
-What the arrays mean is the aligner's affair (``aligner.cascade``). Nothing in the file runs when it is read, and a file
-that is too large to be a cascade is not read at all.
+What the arrays mean is the aligner's affair (``dff.aligner.cascade.model``). Nothing in the file
+runs when it is read, and a file that is too large to be a cascade is not read at all.
 """
 
 from __future__ import annotations
@@ -17,17 +18,21 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from face.arrays import Floats, Ints
-from face.errors import BadWeights
+from dff.face.arrays import Floats, Ints
+from dff.face.errors import BadWeights
 
 FORMAT = "dff-cascade-1"
 LARGEST = 16 << 20  # bytes; cascades that were of use had under four million
-SHIPPED = {name: Path(__file__).parent / "data" / f"{name}-cascade.safetensors" for name in ("dff-open",)}
+SHIPPED = {
+    name: Path(__file__).parent / "data" / f"{name}-cascade.safetensors" for name in ("dff-open",)
+}
 """Cascades that come with the program, by the name of the weights on which they were learned."""
 
 
 def write(path: Path | str, arrays: Mapping[str, Floats | Ints], about: Mapping[str, Any]) -> None:
-    """Write a cascade in one step (a reader never sees half of it); the same arrays and words are the same bytes."""
+    """Write a cascade in one step (a reader never sees half of it); the same arrays and words are
+    the same bytes.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     words = json.dumps({**about, "format": FORMAT}, sort_keys=True)
@@ -35,7 +40,12 @@ def write(path: Path | str, arrays: Mapping[str, Floats | Ints], about: Mapping[
     try:
         with os.fdopen(handle, "wb") as file:
             # safetensors writes the memory as it lies, whatever its order.
-            file.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"cascade": words}))
+            file.write(
+                save(
+                    {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+                    {"cascade": words},
+                )
+            )
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -62,5 +72,7 @@ def read(path: Path | str) -> tuple[dict[str, Floats | Ints], dict[str, Any]]:
     except (TypeError, ValueError) as error:
         raise BadWeights(f"{path} has bad metadata: {error!r}") from error
     if about.get("format") != FORMAT:
-        raise BadWeights(f"{path} has format {about.get('format', 'none')!r}, this program reads {FORMAT!r}")
+        raise BadWeights(
+            f"{path} has format {about.get('format', 'none')!r}, this program reads {FORMAT!r}"
+        )
     return arrays, about

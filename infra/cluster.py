@@ -1,4 +1,6 @@
-"""Ray from the outside: connect to a cluster or start a private local one, and send commands to a cluster as jobs."""
+"""Ray from the outside: connect to a cluster or start a private local one, and send commands to a
+cluster as jobs.
+"""
 
 from __future__ import annotations
 
@@ -22,27 +24,39 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from face.errors import ClusterError
+from dff.face.errors import ClusterError
 
-OBJECT_STORE = 128 << 20  # bytes; shards go to storage, so the object store only carries a model and small records
+OBJECT_STORE = (
+    128 << 20
+)  # bytes; shards go to storage, so the object store only carries a model and small records
 CONNECT_TIMEOUT = 10.0  # seconds until a silent address counts as unreachable
-GCS_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # Ray's own name: how often a node tries to reach its head
+GCS_ATTEMPTS = (
+    "RAY_gcs_server_port_wait_time_s"  # Ray's own name: how often a node tries to reach its head
+)
 NICENESS = "RAY_worker_niceness"
-"""Ray's own name: what workers add to their niceness. By default 15, with which they starve beside a machine's other
-work; whoever wants to be that nice can say ``nice dff ...``."""
-_CLUSTER_ERRORS = (RayError, RuntimeError, ValueError, OSError, requests.RequestException, aiohttp.ClientError)
+"""Ray's own name: what workers add to their niceness. By default 15, with which they starve beside
+a machine's other work; whoever wants to be that nice can say ``nice dff ...``."""
+_CLUSTER_ERRORS = (
+    RayError,
+    RuntimeError,
+    ValueError,
+    OSError,
+    requests.RequestException,
+    aiohttp.ClientError,
+)
 
 
 @contextmanager
 def connected(
     address: str | None, *, workers: int | None = None, env: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """Ray for the length of a ``with`` block: the cluster at ``address``, or without one a private local Ray.
+    """Ray for the length of a ``with`` block: the cluster at ``address``, or without one a private
+    local Ray.
 
-    ``address`` is ``host:port`` of a head node, ``ray://host:port``, or ``auto`` for the cluster this process runs in.
-    A local Ray has ``workers`` CPUs (default: all of this machine) and workers as nice as this process; a cluster has
-    its own. ``env`` holds environment variables for every worker. What was already connected stays as it is and stays
-    connected.
+    ``address`` is ``host:port`` of a head node, ``ray://host:port``, or ``auto`` for the cluster
+    this process runs in. A local Ray has ``workers`` CPUs (default: all of this machine) and
+    workers as nice as this process; a cluster has its own. ``env`` holds environment variables for
+    every worker. What was already connected stays as it is and stays connected.
 
     Raises ClusterError when the address can't be reached or refuses us.
     """
@@ -53,9 +67,15 @@ def connected(
     # a job's own environment names its cluster in RAY_ADDRESS: only "auto" may listen to it
     hidden: dict[str, str | None] = {} if address == "auto" else {"RAY_ADDRESS": None}
     if address is not None and GCS_ATTEMPTS not in os.environ:
-        hidden[GCS_ATTEMPTS] = "1"  # of 40 seconds: by default a port where something else listens takes a quarter hour
+        hidden[GCS_ATTEMPTS] = (
+            # of 40 seconds: by default a port where something else listens takes a quarter hour
+            "1"
+        )
     if address is None:
-        hidden |= {"RAY_USAGE_STATS_ENABLED": "0", NICENESS: os.environ.get(NICENESS, "0")} | _private_token()
+        hidden |= {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            NICENESS: os.environ.get(NICENESS, "0"),
+        } | _private_token()
     with _environment(hidden):
         try:
             if address is None:
@@ -71,8 +91,15 @@ def connected(
             else:
                 if address != "auto":
                     _reach(address)
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env)
-        except Exception as error:  # Ray says so with a bare Exception when a node does not come up in time
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    runtime_env=runtime_env,
+                )
+        except (
+            Exception
+        ) as error:  # Ray says so with a bare Exception when a node does not come up in time
             raise ClusterError(f"no Ray at {address or 'this machine'}: {error}") from error
         try:
             yield
@@ -92,23 +119,30 @@ def submit(
     on_line: Callable[[str], None] = lambda line: None,
     insecure: bool = False,
 ) -> str:
-    """Run a command on the head node of the cluster whose job server is ``address`` (``http://host:8265``).
+    """Run a command on the head node of the cluster whose job server is ``address``
+    (``http://host:8265``).
 
-    The job's name comes from the command (``job_name``), so sending a command again while it runs follows the running
-    job, and sending it after it ended starts another attempt. ``submission_id`` overrides the name. ``working_dir`` and
-    ``py_modules`` are folders to upload for the job and its workers; without them the cluster's image must hold the
-    program. ``env`` is stored readable in the job's record: never put a secret there. ``on_line`` sees
-    the job's name, then each line of its log.
+    The job's name comes from the command (``job_name``), so sending a command again while it runs
+    follows the running job, and sending it after it ended starts another attempt. ``submission_id``
+    overrides the name. ``working_dir`` and ``py_modules`` are folders to upload for the job and its
+    workers; without them the cluster's image must hold the program. ``env`` is stored readable in
+    the job's record: never put a secret there. ``on_line`` sees the job's name, then each line of
+    its log.
 
-    Returns the status: "SUCCEEDED", or with ``wait=False`` whatever holds right after submission. Interrupting a wait
-    leaves the job running.
+    Returns the status: "SUCCEEDED", or with ``wait=False`` whatever holds right after submission.
+    Interrupting a wait leaves the job running.
 
-    Raises ClusterError when the server can't be reached or refuses, when the job fails or is stopped, and, unless
-    ``insecure``, when a server beyond this machine would be used without token authentication: whoever reaches an
-    unauthenticated job server runs any code on it (CVE-2023-48022).
+    Raises ClusterError when the server can't be reached or refuses, when the job fails or is
+    stopped, and, unless ``insecure``, when a server beyond this machine would be used without token
+    authentication: whoever reaches an unauthenticated job server runs any code on it
+    (CVE-2023-48022).
     """
     host = _job_server_host(address)
-    if not insecure and not _is_loopback(host) and os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+    if (
+        not insecure
+        and not _is_loopback(host)
+        and os.environ.get("RAY_AUTH_MODE", "").lower() != "token"
+    ):
         raise ClusterError(
             f"{address} is not on this machine and RAY_AUTH_MODE is not 'token': set RAY_AUTH_MODE=token and give the "
             "cluster's token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or allow an insecure submission explicitly"
@@ -123,9 +157,13 @@ def submit(
         # the client would silently prefer these variables to the address it is given
         with _environment({"RAY_ADDRESS": None, "RAY_API_SERVER_ADDRESS": None}):
             client = JobSubmissionClient(address)
-        name, running = _attempt(client, job_name(argv)) if submission_id is None else (submission_id, False)
+        name, running = (
+            _attempt(client, job_name(argv)) if submission_id is None else (submission_id, False)
+        )
         if not running:
-            client.submit_job(entrypoint=shlex.join(argv), submission_id=name, runtime_env=runtime_env)
+            client.submit_job(
+                entrypoint=shlex.join(argv), submission_id=name, runtime_env=runtime_env
+            )
         on_line(f"job {name} at {address}")
         if wait:
             _follow(client, name, on_line)
@@ -141,12 +179,20 @@ def job_name(argv: Sequence[str]) -> str:
     """The same name for the same command: ``dff-synthesize-1f3870be274f``."""
     words = [Path(argv[0]).name, *argv[1:2]]
     digest = hashlib.sha256("\0".join(argv).encode()).hexdigest()[:12]
-    return "-".join(["".join(c for c in word.lower() if c.isalnum()) or "job" for word in words] + [digest])
+    return "-".join(
+        ["".join(c for c in word.lower() if c.isalnum()) or "job" for word in words] + [digest]
+    )
 
 
 def _attempt(client: JobSubmissionClient, name: str) -> tuple[str, bool]:
-    """(name of the job to follow or start, whether it runs already): a cluster never takes one name twice."""
-    attempts = {job.submission_id: job for job in client.list_jobs() if (job.submission_id or "").startswith(name)}
+    """(name of the job to follow or start, whether it runs already): a cluster never takes one name
+    twice.
+    """
+    attempts = {
+        job.submission_id: job
+        for job in client.list_jobs()
+        if (job.submission_id or "").startswith(name)
+    }
     running = [key for key, job in attempts.items() if not job.status.is_terminal()]
     return (str(running[0]), True) if running else (f"{name}-{len(attempts) + 1}", False)
 
@@ -184,7 +230,9 @@ def _follow(client: JobSubmissionClient, name: str, on_line: Callable[[str], Non
 def _job_server_host(address: str) -> str:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ClusterError(f"the address of a job server looks like http://host:8265, not {address!r}")
+        raise ClusterError(
+            f"the address of a job server looks like http://host:8265, not {address!r}"
+        )
     return parts.hostname
 
 
@@ -208,10 +256,11 @@ def _reach(address: str) -> None:
 
 
 def _private_token() -> dict[str, str | None]:
-    """Variables that give a local Ray a token of its own, unless the user has chosen how Ray authenticates.
+    """Variables that give a local Ray a token of its own, unless the user has chosen how Ray
+    authenticates.
 
-    Even a local Ray listens on all of the machine's addresses. Its own default would leave a token file in the
-    user's home, which changes how every later ``ray`` command on the machine behaves.
+    Even a local Ray listens on all of the machine's addresses. Its own default would leave a token
+    file in the user's home, which changes how every later ``ray`` command on the machine behaves.
     """
     if "RAY_AUTH_MODE" in os.environ:
         return {}
@@ -220,7 +269,9 @@ def _private_token() -> dict[str, str | None]:
 
 @contextmanager
 def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
-    """Environment variables set (or with None unset) for a while; Ray's cached view of them follows."""
+    """Environment variables set (or with None unset) for a while; Ray's cached view of them
+    follows.
+    """
     before = {key: os.environ.get(key) for key in changes}
     _set_environment(changes)
     try:
@@ -235,6 +286,7 @@ def _set_environment(values: Mapping[str, str | None]) -> None:
             os.environ.pop(key, None)
         else:
             os.environ[key] = value
-    # Ray reads the authentication mode and token once per process and has no public way to say that they changed
+    # Ray reads the authentication mode and token once per process and has no public way to say that
+    # they changed
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

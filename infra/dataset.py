@@ -1,11 +1,12 @@
 """A finished dataset: its manifest names every shard with its hash, and nothing else is read.
 
-plan.json                             what the job was to make
-data/part-00000-of-00010.parquet      shards; beyond a thousand in folders: data/00001/part-01234-of-02000.parquet
-ledger/segment-00000.jsonl            what became of each shard, with its failures: a thousand records, one a line
-MANIFEST.json                         written last: the dataset is complete
+plan.json what the job was to make data/part-00000-of-00010.parquet shards; beyond a thousand in
+folders: data/00001/part-01234-of-02000.parquet ledger/segment-00000.jsonl what became of each
+shard, with its failures: a thousand records, one a line MANIFEST.json written last: the dataset is
+complete
 
-No folder holds more than a thousand shards: a file system stays quick, and S3 lists a folder in one request.
+No folder holds more than a thousand shards: a file system stays quick, and S3 lists a folder in one
+request.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from typing import Any, overload
 import numpy as np
 from pydantic import TypeAdapter
 
-from face.arrays import Bytes, Ints
-from face.errors import BadDataset, NotFound
-from infra.shards import SCHEMA_VERSION, ViewRow, columns_of, metadata_of, parquet_to_rows
-from infra.split import split_of
-from infra.storage import Storage, open_storage
+from dff.face.arrays import Bytes, Ints
+from dff.face.errors import BadDataset, NotFound
+from dff.infra.shards import SCHEMA_VERSION, ViewRow, columns_of, metadata_of, parquet_to_rows
+from dff.infra.split import split_of
+from dff.infra.storage import Storage, open_storage
 
 MANIFEST = "MANIFEST.json"
-SEGMENT = 1000  # shards to a folder of data, and to a segment of the ledger: what S3 lists in one request
+SEGMENT = (
+    1000  # shards to a folder of data, and to a segment of the ledger: what S3 lists in one request
+)
 
 
 def data_folder(segment: int, count: int) -> str:
@@ -59,10 +62,14 @@ class Shards(Sequence[ShardInfo]):
 
     @staticmethod
     def of(row_counts: Sequence[int], sizes: Sequence[int], sha256: Iterable[str]) -> Shards:
-        """From a value of each for every shard, hashes in hexadecimal. Raises ValueError when they don't fit."""
+        """From a value of each for every shard, hashes in hexadecimal. Raises ValueError when they
+        don't fit.
+        """
         digests = np.frombuffer(bytes.fromhex("".join(sha256)), np.uint8).reshape(-1, 32)
         if not len(row_counts) == len(sizes) == len(digests):
-            raise ValueError(f"{len(row_counts)} row counts, {len(sizes)} sizes and {len(digests)} hashes of shards")
+            raise ValueError(
+                f"{len(row_counts)} row counts, {len(sizes)} sizes and {len(digests)} hashes of shards"
+            )
         return Shards(np.array(row_counts, np.int64), np.array(sizes, np.int64), digests)
 
     def __len__(self) -> int:
@@ -79,7 +86,9 @@ class Shards(Sequence[ShardInfo]):
             return [self[i] for i in range(*index.indices(len(self)))]
         i = range(len(self))[index]
         sha256 = self.digests[i].tobytes().hex()
-        return ShardInfo(data_key(i, len(self)), int(self.row_counts[i]), int(self.sizes[i]), sha256)
+        return ShardInfo(
+            data_key(i, len(self)), int(self.row_counts[i]), int(self.sizes[i]), sha256
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Shards) and self.columns() == other.columns()
@@ -117,7 +126,9 @@ class Manifest(_Header):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical form: it names the dataset's bytes, since it covers every shard's hash."""
+        """SHA-256 of the canonical form: it names the dataset's bytes, since it covers every
+        shard's hash.
+        """
         return hashlib.sha256(canonical(self._content())).hexdigest()
 
     def to_json(self) -> bytes:
@@ -142,14 +153,20 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         fingerprint = content.pop("fingerprint")
         version = content["schema_version"]
         if version != SCHEMA_VERSION:
-            raise BadDataset(f"{name} has schema version {version}, this program reads {SCHEMA_VERSION}")
+            raise BadDataset(
+                f"{name} has schema version {version}, this program reads {SCHEMA_VERSION}"
+            )
         columns = TypeAdapter(_Columns).validate_python(content.pop("shards"))
         header = TypeAdapter(_Header).validate_python(content)
-        manifest = Manifest(**vars(header), shards=Shards.of(columns.rows, columns.bytes, columns.sha256))
+        manifest = Manifest(
+            **vars(header), shards=Shards.of(columns.rows, columns.bytes, columns.sha256)
+        )
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise BadDataset(f"{name} is not a manifest: {error}") from error
     if manifest.fingerprint != fingerprint:
-        raise BadDataset(f"{name} was altered: its content does not have the fingerprint that it names")
+        raise BadDataset(
+            f"{name} was altered: its content does not have the fingerprint that it names"
+        )
     return manifest
 
 
@@ -165,7 +182,9 @@ class Dataset:
         return self.manifest.shards
 
     def read_shard(self, index: int) -> list[ViewRow]:
-        """All rows of a shard, the views of an identity together. Raises BadDataset when its bytes were altered."""
+        """All rows of a shard, the views of an identity together. Raises BadDataset when its bytes
+        were altered.
+        """
         return parquet_to_rows(self._bytes(index), self._name(index))
 
     def columns(self, index: int, names: Sequence[str]) -> dict[str, list[Any]]:
@@ -173,7 +192,9 @@ class Dataset:
         return columns_of(self._bytes(index), names, self._name(index))
 
     def verify(self) -> None:
-        """Re-read everything. Raises BadDataset naming every shard that is missing, altered or inconsistent."""
+        """Re-read everything. Raises BadDataset naming every shard that is missing, altered or
+        inconsistent.
+        """
         troubles = []
         identities: set[str] = set()
         for index in range(len(self.shards)):
@@ -182,7 +203,9 @@ class Dataset:
             except (BadDataset, NotFound) as error:
                 troubles.append(str(error))
         if troubles:
-            raise BadDataset(f"{len(troubles)} of {len(self.shards)} shards are bad: " + "; ".join(troubles))
+            raise BadDataset(
+                f"{len(troubles)} of {len(self.shards)} shards are bad: " + "; ".join(troubles)
+            )
 
     def _verify(self, index: int, identities: set[str]) -> None:
         name = self._name(index)
@@ -191,13 +214,17 @@ class Dataset:
             raise BadDataset(f"{name} belongs to another plan")
         rows = parquet_to_rows(data, name)
         if len(rows) != self.shards[index].rows:
-            raise BadDataset(f"{name} has {len(rows)} rows, the manifest says {self.shards[index].rows}")
+            raise BadDataset(
+                f"{name} has {len(rows)} rows, the manifest says {self.shards[index].rows}"
+            )
         for row in rows:
             if row.split != split_of(row.photo_id or row.identity_id):
                 raise BadDataset(f"{name}: {row.sample_id} is in the wrong split")
         here = {row.identity_id for row in rows}
         if here & identities:
-            raise BadDataset(f"{name}: identity {min(here & identities)!r} is also in another shard")
+            raise BadDataset(
+                f"{name}: identity {min(here & identities)!r} is also in another shard"
+            )
         identities |= here
 
     def _name(self, index: int) -> str:
@@ -208,12 +235,16 @@ class Dataset:
         data = self.storage.read(shard.key)
         found = hashlib.sha256(data).hexdigest()
         if found != shard.sha256:
-            raise BadDataset(f"{self._name(index)} was altered: sha256 {found[:12]}..., not {shard.sha256[:12]}...")
+            raise BadDataset(
+                f"{self._name(index)} was altered: sha256 {found[:12]}..., not {shard.sha256[:12]}..."
+            )
         return data
 
 
 def open_dataset(uri: str, *, endpoint_url: str | None = None) -> Dataset:
-    """The finished dataset in a folder or at ``s3://bucket/prefix``. Raises BadDataset when there is none."""
+    """The finished dataset in a folder or at ``s3://bucket/prefix``. Raises BadDataset when there
+    is none.
+    """
     storage = open_storage(uri, endpoint_url=endpoint_url)
     try:
         data = storage.read(MANIFEST)
@@ -226,4 +257,6 @@ def open_dataset(uri: str, *, endpoint_url: str | None = None) -> Dataset:
 
 def canonical(value: Any) -> bytes:
     """The one JSON form of a value that is stored and hashed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from face.arrays import Bytes, Floats
-from face.errors import BadPhoto
+from dff.face.arrays import Bytes, Floats
+from dff.face.errors import BadPhoto
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # every further decoder is a further surface for attacks
 MAX_PIXELS = 40_000_000
@@ -31,16 +31,20 @@ class BadImage(BadPhoto):
 def decode(data: bytes, *, upright: bool = True, max_pixels: int = MAX_PIXELS) -> Bytes:
     """(H, W, 3) uint8 RGB of a JPEG, PNG or WebP file.
 
-    The size is checked before a pixel is decoded. ``upright`` applies the EXIF orientation. Transparency is laid over
-    white; 16-bit grey keeps its high bits. Raises BadImage.
+    The size is checked before a pixel is decoded. ``upright`` applies the EXIF orientation.
+    Transparency is laid over white; 16-bit grey keeps its high bits. Raises BadImage.
     """
     if not data:
         raise BadImage("empty", "the image is empty")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage("too-many-pixels", f"the image has more than {max_pixels / 1e6:.0f} megapixels") from error
-    except Exception as error:  # Pillow meets damaged headers with whatever its parsers stumble over
+        raise BadImage(
+            "too-many-pixels", f"the image has more than {max_pixels / 1e6:.0f} megapixels"
+        ) from error
+    except (
+        Exception
+    ) as error:  # Pillow meets damaged headers with whatever its parsers stumble over
         if data.startswith(_BEGINNINGS):
             raise BadImage("damaged", "the image ends or breaks within its header") from error
         raise BadImage("not-an-image", "this is not a JPEG, PNG or WebP image") from error
@@ -81,7 +85,8 @@ def _rgb(image: Image.Image) -> Bytes:
 
 
 def as_stored(data: bytes, points: Floats) -> tuple[Floats, bool]:
-    """(N, 2) pixels of a file's upright image as pixels of the image as it is stored, and whether that is mirrored.
+    """(N, 2) pixels of a file's upright image as pixels of the image as it is stored, and whether
+    that is mirrored.
 
     ``data`` is a file that ``decode`` takes.
     """

@@ -1,7 +1,7 @@
 """Landmark files of the public face sets, turned into this project's pixels where they are read.
 
-iBUG ``.pts`` and the ``.mat`` of AFLW2000-3D count the first pixel's centre as 1, the reannotation of AFLW2000-3D
-counts it as 0; here it is 0.5.
+iBUG ``.pts`` and the ``.mat`` of AFLW2000-3D count the first pixel's centre as 1, the reannotation
+of AFLW2000-3D counts it as 0; here it is 0.5.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.io
 
-from face.arrays import Floats
-from face.errors import BadLandmarks
+from dff.face.arrays import Floats
+from dff.face.errors import BadLandmarks
 
 FROM_ONE = -0.5  # added to a coordinate that counts the first pixel's centre as 1
 FROM_ZERO = 0.5
@@ -51,14 +51,17 @@ def parse_pts(data: bytes) -> Floats:
 
 
 def format_pts(points: Floats) -> bytes:
-    """The iBUG ``.pts`` file of (68, 2) pixels: what ``parse_pts`` reads back, to a thousandth of a pixel."""
+    """The iBUG ``.pts`` file of (68, 2) pixels: what ``parse_pts`` reads back, to a thousandth of a
+    pixel.
+    """
     rows = "\n".join(f"{x:.3f} {y:.3f}" for x, y in np.asarray(points) - FROM_ONE)
     return f"version: 1\nn_points: 68\n{{\n{rows}\n}}\n".encode()
 
 
 def parse_mat(data: bytes) -> AflwLabel:
     """The label in an AFLW2000-3D ``.mat`` file, or ``BadLandmarks`` that says what is wrong."""
-    # scipy meets damaged files with whatever its parser stumbles over: struct, zlib, Value, Type, Memory errors.
+    # scipy meets damaged files with whatever its parser stumbles over: struct, zlib, Value, Type,
+    # Memory errors.
     try:
         content = scipy.io.loadmat(io.BytesIO(data), variable_names=["pt3d_68", "Pose_Para"])
     except Exception as error:
@@ -75,12 +78,16 @@ def parse_mat(data: bytes) -> AflwLabel:
 def parse_reannotated(data: bytes) -> dict[str, Floats] | Floats:
     """The reannotation of AFLW2000-3D from a ``.npz`` or ``.npy`` file, or ``BadLandmarks``.
 
-    An ``.npz`` gives (68, 2) pixels of each image stem. The ``.npy`` of the 3DDFA release, (N, 2 or 3, 68), gives
-    (N, 68, 2) pixels in the order of the images' sorted names.
+    An ``.npz`` gives (68, 2) pixels of each image stem. The ``.npy`` of the 3DDFA release, (N, 2 or
+    3, 68), gives (N, 68, 2) pixels in the order of the images' sorted names.
     """
     try:
         content = np.load(io.BytesIO(data), allow_pickle=False)
-        tables = {} if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
+        tables = (
+            {}
+            if isinstance(content, np.ndarray)
+            else {name: content[name] for name in content.files}
+        )
     except Exception as error:  # zipfile, zlib and numpy each have their own way to refuse
         raise BadLandmarks(f"not a readable .npz or .npy file: {error}") from error
     if isinstance(content, np.ndarray):
@@ -92,7 +99,10 @@ def parse_reannotated(data: bytes) -> dict[str, Floats] | Floats:
     for name, points in tables.items():
         if points.shape != (68, 2):
             raise BadLandmarks(f"{name} has shape {points.shape}, not (68, 2)")
-    return {name: _checked(np.asarray(points, dtype=np.float64)) + FROM_ZERO for name, points in tables.items()}
+    return {
+        name: _checked(np.asarray(points, dtype=np.float64)) + FROM_ZERO
+        for name, points in tables.items()
+    }
 
 
 def _checked(points: Floats) -> Floats:

@@ -1,8 +1,10 @@
-"""The descriptor network as an ONNX file, for programs without torch. Needs the optional packages of ``dff[onnx]``.
+"""The descriptor network as an ONNX file, for programs without torch. Needs the optional packages
+of ``dff[onnx]``.
 
-Input ``image`` (B, 3, H, W) float32 RGB in 0..1, sides in multiples of ``NetConfig.multiple``; outputs ``descriptor``
-(B, D, H/2, W/2) unit vectors and ``face_logit`` (B, H/2, W/2). The weights' card travels as the model's metadata; the
-anchors' tables stay in the weights file, which any program can read (safetensors).
+Input ``image`` (B, 3, H, W) float32 RGB in 0..1, sides in multiples of ``NetConfig.multiple``;
+outputs ``descriptor`` (B, D, H/2, W/2) unit vectors and ``face_logit`` (B, H/2, W/2). The weights'
+card travels as the model's metadata; the anchors' tables stay in the weights file, which any
+program can read (safetensors).
 """
 
 from __future__ import annotations
@@ -12,21 +14,27 @@ from pathlib import Path
 
 import torch
 
-from face.errors import BadWeights
-from infra.weights import Weights
+from dff.face.errors import BadWeights
+from dff.infra.weights import Weights
 
 OPSET = 18
 
 
 def export(weights: Weights, path: Path) -> None:
-    """Write ``weights`` to ``path`` in one step. Raises BadWeights when the optional packages are absent."""
+    """Write ``weights`` to ``path`` in one step. Raises BadWeights when the optional packages are
+    absent.
+    """
     try:
         import onnx
         import onnxscript  # noqa: F401  (torch's exporter needs it, and would say so less clearly)
     except ImportError as error:
-        raise BadWeights(f"ONNX export needs optional packages: pip install 'dff[onnx]' ({error})") from error
+        raise BadWeights(
+            f"ONNX export needs optional packages: pip install 'deep-face-feature[onnx]' ({error})"
+        ) from error
     multiple = weights.net.config.multiple
-    example = torch.rand(2, 3, 8 * multiple, 12 * multiple, generator=torch.Generator().manual_seed(0))
+    example = torch.rand(
+        2, 3, 8 * multiple, 12 * multiple, generator=torch.Generator().manual_seed(0)
+    )
     rows, columns = torch.export.Dim("rows"), torch.export.Dim("columns")
     sides = {0: torch.export.Dim("batch"), 2: multiple * rows, 3: multiple * columns}
     program = torch.onnx.export(

@@ -1,9 +1,11 @@
-"""Shards: synthesised views as Parquet files that plain pyarrow reads and Hugging Face ``datasets`` decodes.
+"""Shards: synthesised views as Parquet files that plain pyarrow reads and Hugging Face ``datasets``
+decodes.
 
-A row is one view of one identity and says everything needed to make it again, together with the identity's ``person``:
-what all its views share, stored once, in its first row. All views of an identity lie in one row group, so a reader of
-pairs reads one group. The dense ground truth of a view is the triangle that each pixel sees; depth, barycentric
-coordinates and normals follow exactly from it and the row's geometry, so they are not stored.
+A row is one view of one identity and says everything needed to make it again, together with the
+identity's ``person``: what all its views share, stored once, in its first row. All views of an
+identity lie in one row group, so a reader of pairs reads one group. The dense ground truth of a
+view is the triangle that each pixel sees; depth, barycentric coordinates and normals follow exactly
+from it and the row's geometry, so they are not stored.
 """
 
 from __future__ import annotations
@@ -20,16 +22,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from face.arrays import Bools, Bytes, Floats, Ints
-from face.camera import Pinhole, WeakPerspective
-from face.errors import BadDataset
-from face.morphable import Coefficients, MorphableModel
-from face.render.frame import OCCLUDER, Frame, resolve
-from face.transform import Rigid
-from infra.split import Split
+from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.face.errors import BadDataset
+from dff.face.geometry.camera import Pinhole, WeakPerspective
+from dff.face.geometry.transform import Rigid
+from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.render.frame import OCCLUDER, Frame, resolve
+from dff.infra.split import Split
 
 SCHEMA_VERSION = 2
-MIN_GROUP_ROWS = 128  # whole identities share a row group up to here: a group of its own costs each about 4 kB
+MIN_GROUP_ROWS = (
+    128  # whole identities share a row group up to here: a group of its own costs each about 4 kB
+)
 
 CONVENTIONS = {
     "units": "metres; pixels with the first pixel's centre at (0.5, 0.5); degrees; identity in standard deviations",
@@ -45,9 +49,11 @@ CONVENTIONS = {
 
 @dataclass(frozen=True, eq=False)
 class ViewRow:
-    """One synthesised view. Arrays are brought to the stored type, so a row read back equals the row written.
+    """One synthesised view. Arrays are brought to the stored type, so a row read back equals the
+    row written.
 
-    Raises ValueError when a shape is wrong, a number is not finite, or the sample id is not of this identity and view.
+    Raises ValueError when a shape is wrong, a number is not finite, or the sample id is not of this
+    identity and view.
     """
 
     sample_id: str  # "<identity_id>/<view as four digits>"
@@ -61,7 +67,8 @@ class ViewRow:
     image: bytes  # JPEG
     width: int  # pixels
     height: int
-    triangle_ids: Ints  # (height, width) int32 rows of the model's faces; -1 background, OCCLUDER what hides the model
+    # (height, width) int32 rows of the model's faces; -1 background, OCCLUDER what hides the model
+    triangle_ids: Ints
     camera: Pinhole | WeakPerspective  # of the image
     cam_from_head: Rigid
     coefficients: Coefficients
@@ -79,7 +86,9 @@ class ViewRow:
 
     def __post_init__(self) -> None:
         if self.sample_id != sample_id_of(self.identity_id, self.view):
-            raise ValueError(f"sample id {self.sample_id!r} is not view {self.view} of {self.identity_id!r}")
+            raise ValueError(
+                f"sample id {self.sample_id!r} is not view {self.view} of {self.identity_id!r}"
+            )
         wanted: dict[str, tuple[tuple[int, ...], Any]] = {
             "triangle_ids": ((self.height, self.width), np.int32),
             "light": ((9, 3), np.float32),
@@ -91,18 +100,28 @@ class ViewRow:
         for name, (shape, dtype) in wanted.items():
             value = np.ascontiguousarray(getattr(self, name), dtype=dtype)
             if value.shape != shape or (dtype is np.float32 and not np.isfinite(value).all()):
-                raise ValueError(f"ViewRow.{name} of {self.sample_id} must be finite and {shape}, got {value.shape}")
+                raise ValueError(
+                    f"ViewRow.{name} of {self.sample_id} must be finite and {shape}, got {value.shape}"
+                )
             object.__setattr__(self, name, value)
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f"ViewRow.seed of {self.sample_id} must be in 0 .. 2**63 - 1, got {self.seed}")
+            raise ValueError(
+                f"ViewRow.seed of {self.sample_id} must be in 0 .. 2**63 - 1, got {self.seed}"
+            )
         if not np.isfinite([*self.pose, self.fit_error]).all():
-            raise ValueError(f"ViewRow of {self.sample_id} has a pose or fit error that is not finite")
+            raise ValueError(
+                f"ViewRow of {self.sample_id} has a pose or fit error that is not finite"
+            )
 
     def pixels(self) -> Bytes:
-        """(height, width, 3) uint8 RGB of the image. Raises BadDataset when it is not an image of that size."""
+        """(height, width, 3) uint8 RGB of the image. Raises BadDataset when it is not an image of
+        that size.
+        """
         bgr = cv2.imdecode(np.frombuffer(self.image, np.uint8), cv2.IMREAD_COLOR)
         if bgr is None or bgr.shape != (self.height, self.width, 3):
-            raise BadDataset(f"the image of {self.sample_id} is not a JPEG of {self.width} x {self.height}")
+            raise BadDataset(
+                f"the image of {self.sample_id} is not a JPEG of {self.width} x {self.height}"
+            )
         return np.ascontiguousarray(bgr[..., ::-1])
 
 
@@ -112,7 +131,8 @@ def sample_id_of(identity_id: str, view: int) -> str:
 
 
 def frame_of(row: ViewRow, model: MorphableModel) -> Frame:
-    """The dense ground truth of a view: the same numbers that rendering gave, and OCCLUDER where a prop hides it.
+    """The dense ground truth of a view: the same numbers that rendering gave, and OCCLUDER where a
+    prop hides it.
 
     Raises BadDataset when the row is of another model.
     """
@@ -169,7 +189,18 @@ _BLOBS = ("image", "triangle_ids")  # already compressed
 _REPEATED = (
     "identity_id", "photo_id", "photo_sha256", "split", "mode", "triangle_ids_dtype", "camera", "model", "licence",
 )  # fmt: skip
-_SEARCHED = ("sample_id", "identity_id", "view", "split", "mode", "yaw", "pitch", "roll", "licence", "fit_error")
+_SEARCHED = (
+    "sample_id",
+    "identity_id",
+    "view",
+    "split",
+    "mode",
+    "yaw",
+    "pitch",
+    "roll",
+    "licence",
+    "fit_error",
+)
 
 
 @cache
@@ -196,7 +227,9 @@ def _nested(arrays: Sequence[Floats | Bools], kind: Any) -> Any:
 
 
 def _pack(triangle_ids: Ints) -> tuple[bytes, str]:
-    """zstd of the triangles as the narrowest type that has its two largest numbers free for OCCLUDER and background."""
+    """zstd of the triangles as the narrowest type that has its two largest numbers free for
+    OCCLUDER and background.
+    """
     dtype = "uint16" if triangle_ids.max(initial=-1) < 0xFFFE else "uint32"
     # Negative ids wrap round: -1 becomes the type's maximum, OCCLUDER the number before it.
     stored = triangle_ids.astype(f"<{np.dtype(dtype).str[1:]}")
@@ -206,7 +239,9 @@ def _pack(triangle_ids: Ints) -> tuple[bytes, str]:
 
 def _unpack(packed: bytes, dtype: str, height: int, width: int) -> Ints:
     size = height * width * np.dtype(dtype).itemsize
-    raw = np.frombuffer(pa.Codec("zstd").decompress(packed, size, asbytes=True), f"<{np.dtype(dtype).str[1:]}")
+    raw = np.frombuffer(
+        pa.Codec("zstd").decompress(packed, size, asbytes=True), f"<{np.dtype(dtype).str[1:]}"
+    )
     ids = raw.astype(np.int32)
     ids[raw == np.iinfo(dtype).max] = -1
     ids[raw == np.iinfo(dtype).max - 1] = OCCLUDER
@@ -219,8 +254,12 @@ def _table(rows: Sequence[ViewRow]) -> Any:
         "image": [{"bytes": row.image, "path": None} for row in rows],
         "triangle_ids": [data for data, _ in packed],
         "triangle_ids_dtype": [dtype for _, dtype in packed],
-        "camera": ["pinhole" if isinstance(row.camera, Pinhole) else "weak_perspective" for row in rows],
-        "focal_or_scale": [r.camera.focal if isinstance(r.camera, Pinhole) else r.camera.scale for r in rows],
+        "camera": [
+            "pinhole" if isinstance(row.camera, Pinhole) else "weak_perspective" for row in rows
+        ],
+        "focal_or_scale": [
+            r.camera.focal if isinstance(r.camera, Pinhole) else r.camera.scale for r in rows
+        ],
         "camera_centre": [row.camera.centre for row in rows],
         "rotation": [row.cam_from_head.rotation for row in rows],
         "translation": [row.cam_from_head.translation for row in rows],
@@ -239,7 +278,8 @@ def _table(rows: Sequence[ViewRow]) -> Any:
 
 
 def persons_of(rows: Sequence[ViewRow]) -> dict[str, bytes]:
-    """The stored person of each identity of a shard's ``rows``: what ``pipeline.person_file`` decodes.
+    """The stored person of each identity of a shard's ``rows``: what
+    ``dff.pipeline.subjects.subject_file`` decodes.
 
     Raises BadDataset when an identity has none, or one anywhere but in its first row.
     """
@@ -250,13 +290,17 @@ def persons_of(rows: Sequence[ViewRow]) -> dict[str, bytes]:
             raise BadDataset(f"{first.sample_id}, the first row of {identity!r}, has no person")
         misplaced = [row.sample_id for row in others if row.person is not None]
         if misplaced:
-            raise BadDataset(f"{misplaced[0]} has a person, which only the first row of {identity!r} may have")
+            raise BadDataset(
+                f"{misplaced[0]} has a person, which only the first row of {identity!r} may have"
+            )
         found[identity] = first.person
     return found
 
 
 def _groups(rows: Sequence[ViewRow]) -> list[list[ViewRow]]:
-    """Rows in their order, whole identities to a group. Raises ValueError when an identity's rows are apart."""
+    """Rows in their order, whole identities to a group. Raises ValueError when an identity's rows
+    are apart.
+    """
     groups: list[list[ViewRow]] = [[]]
     seen: set[str] = set()
     for identity, views in groupby(rows, key=lambda row: row.identity_id):
@@ -276,8 +320,8 @@ def rows_to_parquet(rows: Sequence[ViewRow], metadata: Mapping[str, str]) -> byt
     """A shard's bytes: the same for the same rows and ``metadata``, whoever makes them and when.
 
     The file's metadata also says the schema's version, units, frames, and the licences of its rows.
-    Raises ValueError when two rows share a sample id, an identity's rows are not together, or a person is stored
-    anywhere but in its first row.
+    Raises ValueError when two rows share a sample id, an identity's rows are not together, or a
+    person is stored anywhere but in its first row.
     """
     if len({row.sample_id for row in rows}) != len(rows):
         raise ValueError("two rows share a sample id")
@@ -290,7 +334,9 @@ def rows_to_parquet(rows: Sequence[ViewRow], metadata: Mapping[str, str]) -> byt
         "huggingface": _HUGGING_FACE,
     }
     roots = {path: path.partition(".")[0] for path in _leaves()}
-    floats = {field.name for field in SCHEMA if "float" in str(field.type) or "double" in str(field.type)}
+    floats = {
+        field.name for field in SCHEMA if "float" in str(field.type) or "double" in str(field.type)
+    }
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
@@ -324,20 +370,26 @@ def metadata_of(data: bytes, name: str = "shard") -> dict[str, str]:
 
 
 def columns_of(data: bytes, names: Sequence[str], name: str = "shard") -> dict[str, list[Any]]:
-    """Some columns as plain Python values, without decoding the others. Raises BadDataset, ValueError for a name."""
+    """Some columns as plain Python values, without decoding the others. Raises BadDataset,
+    ValueError for a name.
+    """
     unknown = set(names) - set(SCHEMA.names)
     if unknown:
         raise ValueError(f"a shard has no column {sorted(unknown)}")
     file = _open(data, name)
     try:
-        columns: dict[str, list[Any]] = file.read(columns=list(names), use_threads=False).to_pydict()
+        columns: dict[str, list[Any]] = file.read(
+            columns=list(names), use_threads=False
+        ).to_pydict()
     except (pa.ArrowException, OSError) as error:
         raise BadDataset(f"{name} is damaged: {error}") from error
     return columns
 
 
 def parquet_to_rows(data: bytes, name: str = "shard") -> list[ViewRow]:
-    """All rows of a shard, equal to those written. Raises BadDataset when it is damaged or of another schema."""
+    """All rows of a shard, equal to those written. Raises BadDataset when it is damaged or of
+    another schema.
+    """
     file = _open(data, name)
     try:
         table = file.read(use_threads=False)
@@ -360,7 +412,11 @@ def _rows(table: Any) -> list[ViewRow]:
             plain[field.name] = column.to_numpy(zero_copy_only=False).reshape(-1, *shape)
         else:
             plain[field.name] = column.to_pylist()
-    same = [f for f in ViewRow.__dataclass_fields__ if f in plain and f not in ("image", "triangle_ids", "camera")]
+    same = [
+        f
+        for f in ViewRow.__dataclass_fields__
+        if f in plain and f not in ("image", "triangle_ids", "camera")
+    ]
     rows = []
     for i in range(table.num_rows):
         at = {key: values[i] for key, values in plain.items()}
@@ -369,7 +425,9 @@ def _rows(table: Any) -> list[ViewRow]:
             ViewRow(
                 **{key: at[key] for key in same},
                 image=at["image"]["bytes"],
-                triangle_ids=_unpack(at["triangle_ids"], at["triangle_ids_dtype"], at["height"], at["width"]),
+                triangle_ids=_unpack(
+                    at["triangle_ids"], at["triangle_ids_dtype"], at["height"], at["width"]
+                ),
                 camera=camera(at["focal_or_scale"], at["camera_centre"]),
                 cam_from_head=Rigid(at["rotation"], at["translation"]),
                 coefficients=Coefficients(np.array(at["identity"]), np.array(at["expression"])),

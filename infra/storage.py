@@ -1,7 +1,7 @@
 """Objects by key, in a folder or an S3 bucket, under the same laws.
 
-A write is whole or not there: what a reader finds under a key is always the full bytes of one write. A key is a
-relative path with forward slashes, the same in a folder and in a bucket.
+A write is whole or not there: what a reader finds under a key is always the full bytes of one
+write. A key is a relative path with forward slashes, the same in a folder and in a bucket.
 """
 
 from __future__ import annotations
@@ -37,17 +37,39 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import EndpointConnectionError as Unreachable
 
-from face.errors import Conflict, NotFound, StorageError, TransientStorageError
+from dff.face.errors import Conflict, NotFound, StorageError, TransientStorageError
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 5.0, 30.0  # seconds of silence; the client tries five times
 BODY_WAITS = (0.2, 1.0)  # seconds; the client itself tries again only until an object's first byte
-CONFLICT_WAITS = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds; 409 means that another writer of the key is at work
+CONFLICT_WAITS = (
+    0.1,
+    0.2,
+    0.4,
+    0.8,
+    1.6,
+)  # seconds; 409 means that another writer of the key is at work
 DELETED_AT_ONCE = 1000  # by S3's own limit
 _BROKEN = (ConnectionError, HTTPClientError, IncompleteReadError, FlexibleChecksumError)
-_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "403"}
+_DENIED = {
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "403",
+}
 _MISSING = {"NoSuchKey", "NotFound", "404"}
-_TRANSIENT = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError", "BadDigest"}
-_ENTRY, _KEY, _SIZE = (re.compile(rb"<%s>(.*?)</%s>" % (tag, tag), re.S) for tag in (b"Contents", b"Key", b"Size"))
+_TRANSIENT = {
+    "SlowDown",
+    "RequestTimeout",
+    "Throttling",
+    "ThrottlingException",
+    "InternalError",
+    "BadDigest",
+}
+_ENTRY, _KEY, _SIZE = (
+    re.compile(rb"<%s>(.*?)</%s>" % (tag, tag), re.S) for tag in (b"Contents", b"Key", b"Size")
+)
 _LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.tmp")
 
 
@@ -60,8 +82,9 @@ class ObjectInfo:
 
 
 class Storage(Protocol):
-    """Objects by key. Storages can be pickled. Every method raises StorageError, naming the object and the trouble,
-    or its TransientStorageError when another try may succeed; never with a secret in the message.
+    """Objects by key. Storages can be pickled. Every method raises StorageError, naming the object
+    and the trouble, or its TransientStorageError when another try may succeed; never with a secret
+    in the message.
     """
 
     @property
@@ -76,7 +99,8 @@ class Storage(Protocol):
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         """Store an object, whole or not at all.
 
-        With ``if_absent`` an object that is already there must hold the same bytes; Conflict says that it does not.
+        With ``if_absent`` an object that is already there must hold the same bytes; Conflict says
+        that it does not.
         """
         ...
 
@@ -94,8 +118,8 @@ class Storage(Protocol):
 def open_storage(uri: str, *, endpoint_url: str | None = None) -> Storage:
     """The storage of a folder's path or ``s3://bucket/prefix``; nothing is touched yet.
 
-    S3 credentials, region and endpoint come from where AWS clients look for them (environment, profile, role), an
-    ``endpoint_url`` goes first. Raises StorageError for a URI of another kind.
+    S3 credentials, region and endpoint come from where AWS clients look for them (environment,
+    profile, role), an ``endpoint_url`` goes first. Raises StorageError for a URI of another kind.
     """
     parts = urlsplit(uri)
     if parts.scheme == "s3":
@@ -113,7 +137,9 @@ def open_storage(uri: str, *, endpoint_url: str | None = None) -> Storage:
 
 def _check(key: str) -> None:
     if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
-        raise StorageError(f"{key!r} can't be a key: a key is a relative path without '.', '..' or empty parts")
+        raise StorageError(
+            f"{key!r} can't be a key: a key is a relative path without '.', '..' or empty parts"
+        )
 
 
 @dataclass(frozen=True)
@@ -194,7 +220,9 @@ def _files(folder: str, at: str, prefix: str) -> Iterator[ObjectInfo]:
                 if not stat.S_ISREG(info.st_mode):
                     continue
                 if not _is_text(key):
-                    raise StorageError(f"the file name {os.fsencode(entry.path)!r} is not UTF-8; rename it")
+                    raise StorageError(
+                        f"the file name {os.fsencode(entry.path)!r} is not UTF-8; rename it"
+                    )
                 yield ObjectInfo(key, info.st_size)
 
 
@@ -241,8 +269,8 @@ def _publish(temporary: Path, path: Path, data: bytes, *, if_absent: bool) -> No
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
             raise
-        # A file system without hard links: the check before and the rename are two steps, which only matters to two
-        # writers of different bytes at the same instant.
+        # A file system without hard links: the check before and the rename are two steps, which
+        # only matters to two writers of different bytes at the same instant.
         os.replace(temporary, path)
 
 
@@ -259,7 +287,9 @@ def _explained(verb: str, path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         if verb == "write":
-            raise TransientStorageError(f"can't write {path}: its folder vanished meanwhile") from error
+            raise TransientStorageError(
+                f"can't write {path}: its folder vanished meanwhile"
+            ) from error
         raise NotFound(f"there is no {path}") from error
     except OSError as error:
         reasons = {
@@ -273,7 +303,9 @@ def _explained(verb: str, path: Path) -> Iterator[None]:
             errno.EEXIST: "a part of the path is a file, not a folder",
             errno.EISDIR: "it is a folder",
         }
-        raise StorageError(f"can't {verb} {path}: {reasons.get(error.errno or 0, error.strerror)}") from error
+        raise StorageError(
+            f"can't {verb} {path}: {reasons.get(error.errno or 0, error.strerror)}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -290,14 +322,23 @@ class S3Storage:
         return f"s3://{self.bucket}/{self.prefix}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"bucket": self.bucket, "prefix": self.prefix, "endpoint_url": self.endpoint_url, "_clients": {}}
+        return {
+            "bucket": self.bucket,
+            "prefix": self.prefix,
+            "endpoint_url": self.endpoint_url,
+            "_clients": {},
+        }
 
     @property
     def _client(self) -> Any:
         """One client for each process: a forked child must not share its parent's sockets."""
         client = self._clients.get(os.getpid())
         if client is None:
-            custom = self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+            custom = (
+                self.endpoint_url
+                or os.environ.get("AWS_ENDPOINT_URL_S3")
+                or os.environ.get("AWS_ENDPOINT_URL")
+            )
             config = Config(
                 retries={"mode": "standard", "total_max_attempts": 5},
                 connect_timeout=CONNECT_TIMEOUT,
@@ -341,7 +382,9 @@ class S3Storage:
         for wait in (*CONFLICT_WAITS, None):
             try:
                 with self._explained("write", key):
-                    self._client.put_object(**self._at(key), Body=data, ChecksumSHA256=checksum, **condition)
+                    self._client.put_object(
+                        **self._at(key), Body=data, ChecksumSHA256=checksum, **condition
+                    )
                 return
             except _AlreadyThere:
                 # Also after a retry whose first try arrived although its answer was lost.
@@ -386,7 +429,9 @@ class S3Storage:
 
     @contextmanager
     def _explained(self, verb: str, key: str) -> Iterator[None]:
-        """AWS errors as StorageErrors that name bucket, key and code; messages of AWS may hold key ids, so not them."""
+        """AWS errors as StorageErrors that name bucket, key and code; messages of AWS may hold key
+        ids, so not them.
+        """
         what = f"can't {verb} {self.uri}{key}"
         try:
             yield
@@ -394,7 +439,9 @@ class S3Storage:
             code = str(error.response.get("Error", {}).get("Code", ""))
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
             if code == "NoSuchBucket":
-                raise StorageError(f"{what}: there is no bucket {self.bucket!r}{self._where()}") from error
+                raise StorageError(
+                    f"{what}: there is no bucket {self.bucket!r}{self._where()}"
+                ) from error
             if code in _MISSING:
                 raise NotFound(f"there is no {self.uri}{key}") from error
             if status == 412:
@@ -402,7 +449,9 @@ class S3Storage:
             if status == 409:
                 raise _OtherWriter from error
             if code in _DENIED or status in (401, 403):
-                raise StorageError(f"{what}: the credentials were refused ({code}){self._where()}") from error
+                raise StorageError(
+                    f"{what}: the credentials were refused ({code}){self._where()}"
+                ) from error
             if status >= 500 or code in _TRANSIENT:
                 raise TransientStorageError(f"{what}: {code or status}{self._where()}") from error
             raise StorageError(f"{what}: {code or status}{self._where()}") from error
@@ -419,15 +468,23 @@ class S3Storage:
 
     def _where(self) -> str:
         """The endpoint, without what a URL may carry of a user and password."""
-        url = self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        url = (
+            self.endpoint_url
+            or os.environ.get("AWS_ENDPOINT_URL_S3")
+            or os.environ.get("AWS_ENDPOINT_URL")
+        )
         if url is None:
             return ""
         parts = urlsplit(url)
         return f" at {parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def _read_listing(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
-    """Read the entries of a listing and leave botocore the rest: its own reader takes ten times as long."""
+def _read_listing(
+    response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object
+) -> None:
+    """Read the entries of a listing and leave botocore the rest: its own reader takes ten times as
+    long.
+    """
     found = []
 
     def take(entry: re.Match[bytes]) -> bytes:

@@ -1,7 +1,8 @@
-"""Experiment tracking with MLflow: runs, metrics, pictures, and weights registered as versions of a model.
+"""Experiment tracking with MLflow: runs, metrics, pictures, and weights registered as versions of a
+model.
 
-Weights go in as files of a run that a model version points to: nothing is pickled. Only explicit run ids are used,
-never MLflow's "active run", so a run can be continued by another process.
+Weights go in as files of a run that a model version points to: nothing is pickled. Only explicit
+run ids are used, never MLflow's "active run", so a run can be continued by another process.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from PIL import Image
 
-from face.arrays import Bytes
-from face.errors import BadWeights, StorageError
+from dff.face.arrays import Bytes
+from dff.face.errors import BadWeights, StorageError
 
 PARAM_LENGTH = 500
 """Characters that every MLflow backend keeps of a parameter's value."""
@@ -42,7 +43,9 @@ def local_uri(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of an experiment. Values are plain text, so a run can be handed to another process."""
+    """One run of an experiment. Values are plain text, so a run can be handed to another
+    process.
+    """
 
     tracking_uri: str
     id: str
@@ -52,7 +55,9 @@ class Run:
         return MlflowClient(self.tracking_uri)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record figures at an explicit step; recording a step again after a resume adds a later value of it."""
+        """Record figures at an explicit step; recording a step again after a resume adds a later
+        value of it.
+        """
         now = int(time.time() * 1000)
         metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
         self._client.log_batch(self.id, metrics=metrics)
@@ -76,7 +81,8 @@ class Run:
             self._client.log_artifact(self.id, str(path), "pictures")
 
     def register(self, weights: Path, *, name: str, alias: str, tags: Mapping[str, str]) -> int:
-        """Keep a weights file with the run and make it the version of model ``name`` that ``alias`` means.
+        """Keep a weights file with the run and make it the version of model ``name`` that ``alias``
+        means.
 
         MLflow keeps the alias "latest" for itself (MlflowException).
         """
@@ -94,17 +100,25 @@ class Run:
 
     def finish(self, *, failed: bool = False) -> None:
         """Close the run."""
-        self._client.set_terminated(self.id, RunStatus.to_string(RunStatus.FAILED if failed else RunStatus.FINISHED))
+        self._client.set_terminated(
+            self.id, RunStatus.to_string(RunStatus.FAILED if failed else RunStatus.FINISHED)
+        )
 
 
 def start(
-    tracking_uri: str, *, experiment: str, name: str, params: Mapping[str, Any], artifacts: Path | None = None
+    tracking_uri: str,
+    *,
+    experiment: str,
+    name: str,
+    params: Mapping[str, Any],
+    artifacts: Path | None = None,
 ) -> Run:
-    """The run ``name`` of an experiment: the one of that name that is there is continued, else a new one begun.
+    """The run ``name`` of an experiment: the one of that name that is there is continued, else a
+    new one begun.
 
-    ``artifacts``: folder for the experiment's files when it is new; without it the server decides, and files of a
-    local SQLite database lie beside it. Raises StorageError when there is no MLflow at ``tracking_uri``, ValueError
-    when a continued run has other values of the same ``params``.
+    ``artifacts``: folder for the experiment's files when it is new; without it the server decides,
+    and files of a local SQLite database lie beside it. Raises StorageError when there is no MLflow
+    at ``tracking_uri``, ValueError when a continued run has other values of the same ``params``.
     """
     _quieten()
     try:
@@ -138,29 +152,42 @@ def start(
 
 
 MODELS = "models:/"
-"""What the address of a registered model begins with: ``models:/name@alias`` or ``models:/name/version``."""
+"""What the address of a registered model begins with: ``models:/name@alias`` or
+``models:/name/version``.
+"""
 
 
 def registered_weights(address: str, *, tracking_uri: str | None = None) -> Path:
     """The weights file of a registered model, fetched when it lies elsewhere.
 
-    ``tracking_uri``: MLflow's; by default what the environment variable MLFLOW_TRACKING_URI says. Raises BadWeights
-    when there is no such model, version or alias, or when it holds no weights file.
+    ``tracking_uri``: MLflow's; by default what the environment variable MLFLOW_TRACKING_URI says.
+    Raises BadWeights when there is no such model, version or alias, or when it holds no weights
+    file.
     """
     _quieten()
     name, _, version = address.removeprefix(MODELS).rpartition("@" if "@" in address else "/")
     if not name or not version:
-        raise BadWeights(f"{address} names no registered model: say {MODELS}NAME@ALIAS or {MODELS}NAME/VERSION")
+        raise BadWeights(
+            f"{address} names no registered model: say {MODELS}NAME@ALIAS or {MODELS}NAME/VERSION"
+        )
     uri = tracking_uri or mlflow.get_tracking_uri()
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         # MLflow would make an empty database there, in whatever folder this is
-        raise BadWeights(f"{address}: there is no MLflow at {uri}; say where it is in MLFLOW_TRACKING_URI")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default waits four minutes for a silent server
+        raise BadWeights(
+            f"{address}: there is no MLflow at {uri}; say where it is in MLFLOW_TRACKING_URI"
+        )
+    os.environ.setdefault(
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
+    )  # the default waits four minutes for a silent server
     try:
         client = MlflowClient(tracking_uri)
         named = client.get_model_version_by_alias if "@" in address else client.get_model_version
         found = named(name, version)
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=found.source, tracking_uri=tracking_uri))
+        folder = Path(
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=found.source, tracking_uri=tracking_uri
+            )
+        )
     except Exception as error:  # MLflow lets its database's and its server's own errors through
         reason = str(error).partition("\n")[0]
         raise BadWeights(f"{address} is no registered model of {uri}: {reason}") from error
@@ -182,6 +209,8 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _quieten() -> None:
-    """MLflow and its schema migrations tell people nothing that a training command's own output doesn't."""
+    """MLflow and its schema migrations tell people nothing that a training command's own output
+    doesn't.
+    """
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)

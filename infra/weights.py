@@ -1,10 +1,12 @@
-"""Weights files: safetensors that hold the network, the anchors, and in their metadata what both are.
+"""Weights files: safetensors that hold the network, the anchors, and in their metadata what both
+are.
 
-Nothing in the file runs when it is read. The metadata has one key, ``descriptor`` (several would be written in random
-order, and the same weights should be the same bytes): JSON of ``format``, ``config`` (of ``NetConfig``), ``scale``, and
-``card``, which says where the weights come from and under which terms; and, once it was measured, ``calibration``: what
-an aligner's evidence is worth with these weights; and ``habit``: where the labels come from by which it was measured
-where annotators put the landmarks on faces that are fitted with these weights. Its tables are tensors.
+Nothing in the file runs when it is read. The metadata has one key, ``descriptor`` (several would be
+written in random order, and the same weights should be the same bytes): JSON of ``format``,
+``config`` (of ``NetConfig``), ``scale``, and ``card``, which says where the weights come from and
+under which terms; and, once it was measured, ``calibration``: what an aligner's evidence is worth
+with these weights; and ``habit``: where the labels come from by which it was measured where
+annotators put the landmarks on faces that are fitted with these weights. Its tables are tensors.
 """
 
 from __future__ import annotations
@@ -23,19 +25,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from face.descriptor import Anchors, DescriptorNet, NetConfig
-from face.errors import BadWeights
-from face.landmarks import Habit
-from face.morphable import MorphableModel
+from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
+from dff.face.errors import BadWeights
+from dff.face.model.landmarks import Habit
+from dff.face.model.morphable import MorphableModel
 
 FORMAT = "dff-descriptor-1"
-SHIPPED = {name: Path(__file__).parent / "data" / f"{name}.safetensors" for name in ("dff-open", "dff-research")}
+SHIPPED = {
+    name: Path(__file__).parent / "data" / f"{name}.safetensors"
+    for name in ("dff-open", "dff-research")
+}
 """Weights that come with the program, by name."""
 DEFAULT = "dff-open"
 REGISTERED = "models:/"
 """What the address of a model that MLflow has registered begins with."""
 CARD_KEYS = ("model", "model_licence", "data_licences", "steps")
-"""What a card must say: face model's name and licence, licences of the training data, optimiser steps."""
+"""What a card must say: face model's name and licence, licences of the training data, optimiser
+steps.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,9 @@ class Weights:
     net: DescriptorNet  # in evaluation mode, on the CPU
     anchors: Anchors
     card: dict[str, Any]  # provenance: at least ``CARD_KEYS``
-    calibration: dict[str, Any] | None = None  # read by ``aligner.confidence``; None: not measured with these weights
+    calibration: dict[str, Any] | None = (
+        None  # read by ``dff.aligner.confidence``; None: not measured with these weights
+    )
     habit: Habit | None = None  # None: not measured with these weights
     habit_source: str = ""  # whose labels the habit was measured from, for people
 
@@ -62,18 +71,28 @@ def save(
 ) -> None:
     """Write a weights file in one step (a reader never sees half of it).
 
-    Raises ValueError when the card lacks one of ``CARD_KEYS`` or the anchors have another length than the network's.
+    Raises ValueError when the card lacks one of ``CARD_KEYS`` or the anchors have another length
+    than the network's.
     """
     missing = [key for key in CARD_KEYS if key not in card]
     if missing:
         raise ValueError(f"a weights card must say {missing}")
     if anchors.descriptor.shape[1] != net.config.dims:
-        raise ValueError(f"anchors of {anchors.descriptor.shape[1]} numbers for a network of {net.config.dims}")
-    tensors = {f"net.{name}": value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+        raise ValueError(
+            f"anchors of {anchors.descriptor.shape[1]} numbers for a network of {net.config.dims}"
+        )
+    tensors = {
+        f"net.{name}": value.detach().cpu().contiguous() for name, value in net.state_dict().items()
+    }
     tensors["anchors.vertex"] = torch.from_numpy(anchors.vertex.astype(np.int32))
     tensors["anchors.position"] = torch.from_numpy(anchors.position.astype(np.float32))
     tensors["anchors.descriptor"] = torch.from_numpy(anchors.descriptor.astype(np.float32))
-    about = {"format": FORMAT, "config": asdict(net.config), "scale": float(anchors.scale), "card": dict(card)}
+    about = {
+        "format": FORMAT,
+        "config": asdict(net.config),
+        "scale": float(anchors.scale),
+        "card": dict(card),
+    }
     if calibration is not None:
         about["calibration"] = dict(calibration)
     if habit is not None:
@@ -106,13 +125,16 @@ def rewrite(path: Path | str, loaded: Weights) -> None:
 
 
 def everywhere(path: Path | str) -> str:
-    """``path`` as other processes of this machine may ``load`` it: a name as it is, a file by its whole path."""
+    """``path`` as other processes of this machine may ``load`` it: a name as it is, a file by its
+    whole path.
+    """
     text = str(path)
     return text if text in SHIPPED or text.startswith(REGISTERED) else str(Path(path).absolute())
 
 
 def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
-    """Read a weights file, shipped weights by name, or a model that MLflow has registered (``models:/name@alias``).
+    """Read a weights file, shipped weights by name, or a model that MLflow has registered
+    (``models:/name@alias``).
 
     With ``model``, also check that the anchors are points of it.
 
@@ -120,7 +142,7 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
     """
     if str(path).startswith(REGISTERED):
         # MLflow takes a second to import, and most weights are plain files.
-        from infra.tracking import registered_weights
+        from dff.infra.tracking import registered_weights
 
         path = registered_weights(str(path))
     path = SHIPPED.get(str(path), Path(path))
@@ -138,8 +160,14 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
     try:
         about = dict(json.loads(text))
         if about.get("format") != FORMAT:
-            raise BadWeights(f"{path} has format {about.get('format', 'none')!r}, this program reads {FORMAT!r}")
-        config, card, scale = NetConfig(**about["config"]), dict(about["card"]), float(about["scale"])
+            raise BadWeights(
+                f"{path} has format {about.get('format', 'none')!r}, this program reads {FORMAT!r}"
+            )
+        config, card, scale = (
+            NetConfig(**about["config"]),
+            dict(about["card"]),
+            float(about["scale"]),
+        )
         calibration = dict(about["calibration"]) if "calibration" in about else None
         habit_source = str(about.get("habit", ""))
     except (KeyError, TypeError, ValueError) as error:
@@ -150,35 +178,51 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
     net = DescriptorNet(config)
     wanted = {f"net.{name}": tuple(value.shape) for name, value in net.state_dict().items()}
     m = len(tensors["anchors.vertex"]) if "anchors.vertex" in tensors else 0
-    wanted |= {"anchors.vertex": (m,), "anchors.position": (m, 3), "anchors.descriptor": (m, config.dims)}
+    wanted |= {
+        "anchors.vertex": (m,),
+        "anchors.position": (m, 3),
+        "anchors.descriptor": (m, config.dims),
+    }
     if "habit" in about:
         wide = tensors["habit.response"].shape[-1] if "habit.response" in tensors else 0
         wanted |= {"habit.offset": (2, 68, 3), "habit.response": (2, 68, 3, wide)}
     _check_tensors(path, tensors, wanted)
-    net.load_state_dict({name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")})
-    vertex, position, descriptor = (tensors[f"anchors.{n}"].numpy() for n in ("vertex", "position", "descriptor"))
+    net.load_state_dict(
+        {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
+    )
+    vertex, position, descriptor = (
+        tensors[f"anchors.{n}"].numpy() for n in ("vertex", "position", "descriptor")
+    )
     try:
         anchors = Anchors(vertex, position, descriptor, scale)
     except ValueError as error:
         raise BadWeights(f"{path} has bad anchors: {error}") from error
     habit = None
     if "habit" in about:
-        habit = Habit(*(tensors[f"habit.{name}"].double().numpy() for name in ("offset", "response")))
+        habit = Habit(
+            *(tensors[f"habit.{name}"].double().numpy() for name in ("offset", "response"))
+        )
     loaded = Weights(net.eval(), anchors, card, calibration, habit, habit_source)
     if model is not None:
         check_model(path, loaded, model)
     return loaded
 
 
-def _check_tensors(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+def _check_tensors(
+    path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
     absent, extra = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if absent:
         raise BadWeights(f"{path} lacks {len(absent)} tensors, such as {absent[0]}")
     if extra:
-        raise BadWeights(f"{path} has {len(extra)} tensors that its configuration does not name, such as {extra[0]}")
+        raise BadWeights(
+            f"{path} has {len(extra)} tensors that its configuration does not name, such as {extra[0]}"
+        )
     for name, shape in wanted.items():
         if tuple(tensors[name].shape) != shape:
-            raise BadWeights(f"{path}: {name} is {tuple(tensors[name].shape)}, its configuration says {shape}")
+            raise BadWeights(
+                f"{path}: {name} is {tuple(tensors[name].shape)}, its configuration says {shape}"
+            )
         if not bool(torch.isfinite(tensors[name]).all()):
             raise BadWeights(f"{path}: {name} holds numbers that are not finite")
 
@@ -192,7 +236,11 @@ def check_model(path: Path | str, loaded: Weights, model: MorphableModel) -> Non
         raise BadWeights(f"{path} names vertices that {model.name} does not have")
     wide = 0 if loaded.habit is None else loaded.habit.response.shape[3]
     if wide not in (0, len(model.identity) + len(model.expression)):
-        raise BadWeights(f"{path} moves landmarks by {wide} coefficients, which {model.name} does not have")
+        raise BadWeights(
+            f"{path} moves landmarks by {wide} coefficients, which {model.name} does not have"
+        )
     apart = float(np.abs(model.template[anchors.vertex] - anchors.position).max(initial=0.0))
     if apart > 1e-5:
-        raise BadWeights(f"{path} was trained on another version of {model.name}: an anchor lies {apart:.1e} m away")
+        raise BadWeights(
+            f"{path} was trained on another version of {model.name}: an anchor lies {apart:.1e} m away"
+        )

@@ -9,35 +9,51 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from face.assets import digest, load_albedo, load_model
-from face.errors import BadFit, BadLandmarks, BadPhoto, NotFound
-from face.morphable import MorphableModel
-from face.render import backends, zbuffer
-from face.render.visibility import Visibility
-from infra.dataset import Manifest
-from infra.shards import ViewRow, sample_id_of
-from infra.storage import Storage, open_storage
-from pipeline import job, persons
-from pipeline.inverse import invert
-from pipeline.person_file import StoredPerson, stored
-from pipeline.photos import SUFFIXES, list_photos, read_photo
-from pipeline.plan import Failure, MakeRows, Plan, ShardPlan, ShardResult, Subject, WorkSpec, make_plan, seed_of
-from pipeline.views import PROFILE_SHARE, Person, make_views
+from dff.face.errors import BadFit, BadLandmarks, BadPhoto, NotFound
+from dff.face.io.assets import digest, load_albedo, load_model
+from dff.face.model.morphable import MorphableModel
+from dff.face.render import backends, zbuffer
+from dff.face.render.visibility import Visibility
+from dff.infra.dataset import Manifest
+from dff.infra.shards import ViewRow, sample_id_of
+from dff.infra.storage import Storage, open_storage
+from dff.pipeline.job import run as job
+from dff.pipeline.job.plan import (
+    Failure,
+    MakeRows,
+    Plan,
+    ShardPlan,
+    ShardResult,
+    Subject,
+    WorkSpec,
+    make_plan,
+    seed_of,
+)
+from dff.pipeline.recovery.inverse import invert
+from dff.pipeline.recovery.photos import SUFFIXES, list_photos, read_photo
+from dff.pipeline.scene.views import PROFILE_SHARE, Person, make_views
+from dff.pipeline.subjects import build as persons
+from dff.pipeline.subjects.subject_file import StoredPerson, stored
 
 PHOTO_TERMS = "LicenseRef-photo"
-"""Licence of rows made from photos whose terms the caller did not say: whatever the photos' terms are."""
+"""Licence of rows made from photos whose terms the caller did not say: whatever the photos' terms
+are.
+"""
 
 INVERT_SECONDS = 0.45  # of a photo, with its texture, on one core at 256 px, for estimates
 VIEW_SECONDS = 0.011  # of a view
 VIEW_BYTES = 40_000  # of a row at 256 px, its share of the person included
-SHARD_VIEWS = 640  # of 256 px, in a shard of a large job: some 20 MB, minutes of work, and little to hold in memory
+# of 256 px, in a shard of a large job: some 20 MB, minutes of work, and little to hold in memory
+SHARD_VIEWS = 640
 FEW_SHARDS = 16
-FACTORY = "pipeline.synthesis:make_rows_of"
+FACTORY = "dff.pipeline.synthesis:make_rows_of"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the rows of a job besides its inputs and seed. Raises ValueError when out of range."""
+    """What decides the rows of a job besides its inputs and seed. Raises ValueError when out of
+    range.
+    """
 
     views: int = 20
     size: int = 256  # px, of the views
@@ -45,13 +61,17 @@ class Options:
     model: str = "open-head"
     albedo: str = "open-albedo"
     photo_terms: str = PHOTO_TERMS  # licence of the photos, for the rows
-    renderer: str = "zbuffer"  # of face.render.backends
+    renderer: str = "zbuffer"  # of dff.face.render.backends
     profile_share: float = PROFILE_SHARE  # of a photo's views that are the photo itself, turned
-    deformed: float = 0.0  # share of the sampled faces that are deformed beyond what the model's identities form
+    deformed: float = (
+        0.0  # share of the sampled faces that are deformed beyond what the model's identities form
+    )
 
     def __post_init__(self) -> None:
         if self.views < 1 or not 32 <= self.size <= 2048 or not 64 <= self.texture_size <= 4096:
-            raise ValueError(f"synthesis wants at least one view of 32 to 2048 px, textures of 64 to 4096: {self}")
+            raise ValueError(
+                f"synthesis wants at least one view of 32 to 2048 px, textures of 64 to 4096: {self}"
+            )
         for name in ("profile_share", "deformed"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"a share is 0 to 1, {name} is {getattr(self, name)}")
@@ -76,8 +96,12 @@ def make_rows_of(
     profile_share: float,
     deformed: float,
 ) -> MakeRows:
-    """The work of one shard, for the photos at the URI ``photos``. Raises BadModel and StorageError."""
-    options = Options(views, size, texture_size, model, albedo, photo_terms, renderer, profile_share, deformed)
+    """The work of one shard, for the photos at the URI ``photos``. Raises BadModel and
+    StorageError.
+    """
+    options = Options(
+        views, size, texture_size, model, albedo, photo_terms, renderer, profile_share, deformed
+    )
     storage = None if photos is None else open_storage(photos, endpoint_url=endpoint_url)
 
     def make_rows(shard: ShardPlan) -> ShardResult:
@@ -86,11 +110,14 @@ def make_rows_of(
     return make_rows
 
 
-def rows_of_shard(shard: ShardPlan, *, storage: Storage | None, seed: int, options: Options) -> ShardResult:
-    """Every view of every subject of a shard. A photo that can't be used becomes a Failure, never an exception.
+def rows_of_shard(
+    shard: ShardPlan, *, storage: Storage | None, seed: int, options: Options
+) -> ShardResult:
+    """Every view of every subject of a shard. A photo that can't be used becomes a Failure, never
+    an exception.
 
-    Linear algebra runs in one thread: the order of its sums, and with it the last bit, would otherwise depend on how
-    many cores a worker has.
+    Linear algebra runs in one thread: the order of its sums, and with it the last bit, would
+    otherwise depend on how many cores a worker has.
     """
     model = load_model(options.model)
     rows: list[ViewRow] = []
@@ -98,7 +125,9 @@ def rows_of_shard(shard: ShardPlan, *, storage: Storage | None, seed: int, optio
     with threadpool_limits(1):
         for subject in shard.subjects:
             try:
-                person = stored(person_of(subject, storage=storage, seed=seed, options=options), model)
+                person = stored(
+                    person_of(subject, storage=storage, seed=seed, options=options), model
+                )
             except (BadPhoto, BadLandmarks, BadFit, NotFound) as error:
                 failures.append(Failure(subject.id, type(error).__name__, str(error)))
                 continue
@@ -115,7 +144,9 @@ def rows_of_shard(shard: ShardPlan, *, storage: Storage | None, seed: int, optio
 
 
 def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: Options) -> Person:
-    """The face of a plan's subject. Raises BadPhoto, BadLandmarks, BadFit; StorageError when storage fails."""
+    """The face of a plan's subject. Raises BadPhoto, BadLandmarks, BadFit; StorageError when
+    storage fails.
+    """
     model = load_model(options.model)
     albedo = load_albedo(options.albedo, model=model)
     rng = np.random.default_rng(seed_of(seed, subject.id))
@@ -130,7 +161,9 @@ def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: 
         )
     if storage is None:
         raise ValueError(f"{subject.id} is a photo, but no photos are given")
-    recovery = invert(read_photo(storage, subject.photo), model=model, albedo=albedo, size=options.size)
+    recovery = invert(
+        read_photo(storage, subject.photo), model=model, albedo=albedo, size=options.size
+    )
     return persons.recovered_person(
         recovery,
         subject.id,
@@ -152,7 +185,9 @@ def views_of(
     profile_share: float = PROFILE_SHARE,
     visibility: Visibility = zbuffer.visibility,
 ) -> list[ViewRow]:
-    """The views of a stored person under the job's ``seed``; the first row keeps what all are made of."""
+    """The views of a stored person under the job's ``seed``; the first row keeps what all are made
+    of.
+    """
     person = kept.person
     first, *others = make_views(
         person,
@@ -166,14 +201,20 @@ def views_of(
 
 
 def plan_synthesis(
-    photos: Storage | None, *, identities: int, seed: int, options: Options, shard_subjects: int | None = None
+    photos: Storage | None,
+    *,
+    identities: int,
+    seed: int,
+    options: Options,
+    shard_subjects: int | None = None,
 ) -> Plan:
     """Plan every photo of a storage and ``identities`` sampled faces.
 
-    Raises BadPhoto for a storage without any, ValueError when neither photos nor identities are asked for.
+    Raises BadPhoto for a storage without any, ValueError when neither photos nor identities are
+    asked for.
 
-    Without ``shard_subjects`` there are some sixteen shards for few subjects and full ones for many; never by the
-    number of workers, since that must not change the bytes.
+    Without ``shard_subjects`` there are some sixteen shards for few subjects and full ones for
+    many; never by the number of workers, since that must not change the bytes.
     """
     found = [] if photos is None else list_photos(photos)
     if photos is not None and not found:
@@ -181,7 +222,9 @@ def plan_synthesis(
     if not found and identities < 1:
         raise ValueError("nothing to make: neither photos nor identities to sample (--identities)")
     if shard_subjects is None:
-        shard_subjects = min(max(-(-(len(found) + identities) // FEW_SHARDS), 1), full_shard(options))
+        shard_subjects = min(
+            max(-(-(len(found) + identities) // FEW_SHARDS), 1), full_shard(options)
+        )
     return make_plan(
         found,
         identities=identities,
@@ -194,7 +237,9 @@ def plan_synthesis(
 
 
 def full_shard(options: Options) -> int:
-    """Subjects of a shard that is as large as shards should be: what a worker holds grows with its pixels."""
+    """Subjects of a shard that is as large as shards should be: what a worker holds grows with its
+    pixels.
+    """
     return max(round(SHARD_VIEWS * (256 / options.size) ** 2 / options.views), 1)
 
 
@@ -212,7 +257,9 @@ class Estimate:
 
     def lines(self, workers: int) -> list[str]:
         """For people."""
-        bare = [f"{self.unlabelled} of the photos have no landmarks beside them and will fail: `dff label` makes some"]
+        bare = [
+            f"{self.unlabelled} of the photos have no landmarks beside them and will fail: `dff label` makes some"
+        ]
         return [
             f"{self.photos} photos and {self.identities} sampled identities in {self.shards} shards",
             f"{self.rows} views, about {self.bytes / 1e6:.0f} MB",
@@ -222,13 +269,17 @@ class Estimate:
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Counts are exact, if no other photo fails; bytes and seconds are rough figures of one machine."""
+    """Counts are exact, if no other photo fails; bytes and seconds are rough figures of one
+    machine.
+    """
     photos, identities = len(plan.photos), plan.identities
     unlabelled = sum(ref.landmark_key is None for ref in plan.photos)
     views, size = int(plan.options["views"] or 0), float(plan.options["size"] or 0)
     rows, area = (plan.subjects - unlabelled) * views, (size / 256.0) ** 2
     seconds = (photos - unlabelled) * INVERT_SECONDS * area + rows * VIEW_SECONDS * area
-    return Estimate(photos, unlabelled, identities, len(plan.shards), rows, rows * VIEW_BYTES * area, seconds)
+    return Estimate(
+        photos, unlabelled, identities, len(plan.shards), rows, rows * VIEW_BYTES * area, seconds
+    )
 
 
 @dataclass(frozen=True)
@@ -264,11 +315,13 @@ def synthesize(
     progress: bool = False,
     watch: Callable[[Plan, Estimate], None] = lambda plan, estimate: None,
 ) -> Summary:
-    """Make a dataset at ``out`` from the photos at ``photos`` and sampled identities; complete an interrupted one.
+    """Make a dataset at ``out`` from the photos at ``photos`` and sampled identities; complete an
+    interrupted one.
 
-    One worker and no ``address`` run in this process, anything else on Ray: the cluster at ``address``, or a private
-    local one of ``workers`` CPUs. The bytes are the same. ``watch`` sees the plan before the work begins.
-    Raises BadPhoto for a place without photos; ValueError, BadDataset, BudgetExceeded, StorageError, ClusterError.
+    One worker and no ``address`` run in this process, anything else on Ray: the cluster at
+    ``address``, or a private local one of ``workers`` CPUs. The bytes are the same. ``watch`` sees
+    the plan before the work begins. Raises BadPhoto for a place without photos; ValueError,
+    BadDataset, BudgetExceeded, StorageError, ClusterError.
     """
     options = Options(
         views=views,
@@ -281,23 +334,36 @@ def synthesize(
         deformed=deformed,
     )
     source = None if photos is None else open_storage(photos, endpoint_url=endpoint_url)
-    plan = plan_synthesis(source, identities=identities, seed=seed, options=options, shard_subjects=shard_subjects)
+    plan = plan_synthesis(
+        source, identities=identities, seed=seed, options=options, shard_subjects=shard_subjects
+    )
     expected = estimate(plan)
     watch(plan, expected)
     target = open_storage(out, endpoint_url=endpoint_url)
     if dry_run:
         return Summary(target.uri, plan, expected, None)
-    where = None if source is None else (photos if "://" in str(photos) else str(Path(str(photos)).absolute()))
-    work = WorkSpec.of(FACTORY, photos=where, endpoint_url=endpoint_url, seed=seed, **options.as_dict())
+    where = (
+        None
+        if source is None
+        else (photos if "://" in str(photos) else str(Path(str(photos)).absolute()))
+    )
+    work = WorkSpec.of(
+        FACTORY, photos=where, endpoint_url=endpoint_url, seed=seed, **options.as_dict()
+    )
     if address is None and workers <= 1:
         manifest = job.run(plan, target, work.build(), budget=budget, progress=progress)
     else:
         # Ray takes seconds to import, and is optional here.
-        from infra.cluster import connected
-        from pipeline import fan_out
+        from dff.infra.cluster import connected
+        from dff.pipeline.job import ray as fan_out
 
         with connected(address, workers=None if address else workers):
             manifest = fan_out.run(
-                plan, target, work, workers=workers if workers > 1 else None, budget=budget, progress=progress
+                plan,
+                target,
+                work,
+                workers=workers if workers > 1 else None,
+                budget=budget,
+                progress=progress,
             )
     return Summary(target.uri, plan, expected, manifest)

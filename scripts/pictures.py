@@ -2,8 +2,8 @@
 
     python scripts/pictures.py [docs]
 
-The only photograph in them is in the public domain (scikit-image's astronaut: Eileen Collins, NASA); everybody else is
-sampled and exists nowhere. One core needs some seconds.
+The only photograph in them is in the public domain (scikit-image's astronaut: Eileen Collins,
+NASA); everybody else is sampled and exists nowhere. One core needs some seconds.
 """
 
 from __future__ import annotations
@@ -17,36 +17,44 @@ from typing import Annotated
 import typer
 from PIL import Image
 
-from aligner.align import load_aligner
-from aligner.draw import draw
+from dff.aligner.align import load_aligner
+from dff.aligner.draw import draw
 from dff.demo import SEED, TERMS, glance, write_photograph
-from face.assets import load_albedo, load_model
-from infra.shards import ViewRow
-from infra.storage import LocalStorage
-from pipeline.gallery import contact_sheet
-from pipeline.inverse import invert
-from pipeline.panel import recovery_panel
-from pipeline.person_file import stored
-from pipeline.photos import list_photos, read_photo
-from pipeline.plan import Subject
-from pipeline.synthesis import Options, person_of, views_of
+from dff.face.io.assets import load_albedo, load_model
+from dff.infra.shards import ViewRow
+from dff.infra.storage import LocalStorage
+from dff.pipeline.inspection.gallery import contact_sheet
+from dff.pipeline.inspection.recovery_panel import recovery_panel
+from dff.pipeline.job.plan import Subject
+from dff.pipeline.recovery.inverse import invert
+from dff.pipeline.recovery.photos import list_photos, read_photo
+from dff.pipeline.subjects.subject_file import stored
+from dff.pipeline.synthesis import Options, person_of, views_of
 
 SAMPLED, COLUMNS, TILE = 40, 10, 140
 ACROSS = (5.0, 28.0, 51.0, 74.0)  # degrees of yaw, in turn, that a sampled person is shown near
 VIEWS = 60  # of the photograph's person, from which the overview chooses
-BLUR, NOISE, WRITTEN = 0.7, 0.02, 70  # of sensors: below, and at this JPEG quality or above, a view is sharp
+BLUR, NOISE, WRITTEN = (
+    0.7,
+    0.02,
+    70,
+)  # of sensors: below, and at this JPEG quality or above, a view is sharp
 BEFORE = ("hand", "object", "cover")  # what hides a face that should be seen
 QUALITY = 88
 
 
-def main(folder: Annotated[Path, typer.Argument(help="Where the pictures go.")] = Path("docs")) -> None:
+def main(
+    folder: Annotated[Path, typer.Argument(help="Where the pictures go.")] = Path("docs"),
+) -> None:
     """Make both pictures."""
     model, albedo, options = load_model(), load_albedo(), Options(views=10, photo_terms=TERMS)
     people = []
     for number in range(SAMPLED):
         subject = Subject(f"sampled-{number:06d}", None)
         person = stored(person_of(subject, storage=None, seed=SEED, options=options), model)
-        people.append(views_of(person, model=model, seed=SEED, views=options.views, size=options.size))
+        people.append(
+            views_of(person, model=model, seed=SEED, views=options.views, size=options.size)
+        )
     shown = [_near(rows, ACROSS[i % len(ACROSS)]) for i, rows in enumerate(people)]
     sheet = contact_sheet(shown, columns=COLUMNS, tile=TILE)
     Image.fromarray(sheet).save(folder / "sampled.jpg", quality=QUALITY)
@@ -56,7 +64,9 @@ def main(folder: Annotated[Path, typer.Argument(help="Where the pictures go.")] 
         storage = LocalStorage(Path(place) / "photos")
         (photo,) = list_photos(storage)
         recovery = invert(read_photo(storage, photo), model=model, albedo=albedo)
-        person = stored(person_of(Subject(photo.id, photo), storage=storage, seed=SEED, options=options), model)
+        person = stored(
+            person_of(Subject(photo.id, photo), storage=storage, seed=SEED, options=options), model
+        )
     own = _mixed(views_of(person, model=model, seed=SEED, views=VIEWS, size=options.size))
     aligner = load_aligner()
     aligned = draw(photograph, aligner.align(photograph), aligner.model)
@@ -78,9 +88,15 @@ def _sharp(rows: list[ViewRow]) -> list[ViewRow]:
 
 
 def _mixed(rows: list[ViewRow]) -> list[ViewRow]:
-    """The photograph's own view, then in turn views rendered anew and views that are the photograph turned."""
+    """The photograph's own view, then in turn views rendered anew and views that are the photograph
+    turned.
+    """
     first, *others = rows
-    free = [row for row in _sharp(others) if not any(n.startswith(BEFORE) for n in json.loads(row.recipe)["worn"])]
+    free = [
+        row
+        for row in _sharp(others)
+        if not any(n.startswith(BEFORE) for n in json.loads(row.recipe)["worn"])
+    ]
     modes = [[row for row in free if row.mode == mode] for mode in ("rerender", "profile")]
     return [first, *chain.from_iterable(zip(*modes, strict=False))]
 

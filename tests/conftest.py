@@ -1,4 +1,6 @@
-"""Fixtures that every room's tests share: a toy face, the open head, and the folder of shared data."""
+"""Fixtures that every room's tests share: a toy face, the open head, and the folder of shared
+data.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,32 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from face.arrays import Floats, Ints
-from face.landmarks import NAMES, LandmarkTable
-from face.morphable import MorphableModel
+from dff.face.arrays import Floats, Ints
+from dff.face.model.landmarks import NAMES, LandmarkTable
+from dff.face.model.morphable import MorphableModel
 
 if TYPE_CHECKING:
     from tests.s3_server import FaultyS3
     from tests.swift_server import Swift
 
 RINGS, SEGMENTS = 4, 8
-"""The toy head is an egg of four rings of eight vertices and two poles: 34 vertices, 64 triangles."""
+"""The toy head is an egg of four rings of eight vertices and two poles: 34 vertices, 64
+triangles.
+"""
 
-REGIONS = ("face", "neck", "scalp", "ears", "lips", "brows", "eyes", "lashes", "teeth", "tongue", "mouth")
+REGIONS = (
+    "face",
+    "neck",
+    "scalp",
+    "ears",
+    "lips",
+    "brows",
+    "eyes",
+    "lashes",
+    "teeth",
+    "tongue",
+    "mouth",
+)
 
 
 @pytest.fixture(scope="session")
@@ -28,28 +44,34 @@ def shared() -> Path:
     """The folder of photos and models beside the repository; skips where it is absent."""
     path = Path(__file__).resolve().parents[1].parent / "shared"
     if not (path / "data").is_dir():
-        pytest.skip("needs ../shared, a folder of research-only photos and models beside the repository")
+        pytest.skip(
+            "needs ../shared, a folder of research-only photos and models beside the repository"
+        )
     return path
 
 
 @pytest.fixture(scope="session")
 def open_head() -> MorphableModel:
     """The embedded default model."""
-    from face.assets import load_model
+    from dff.face.io.assets import load_model
 
     return load_model()
 
 
 @pytest.fixture(scope="session")
 def toy_model() -> MorphableModel:
-    """A closed, convex, mirror-symmetric head of 34 vertices with 4 identity and 3 expression modes."""
+    """A closed, convex, mirror-symmetric head of 34 vertices with 4 identity and 3 expression
+    modes.
+    """
     return make_toy_model()
 
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[FaultyS3]:
-    """An S3 server on this machine, with a bucket "faces" and credentials for it in the environment."""
-    from tests.s3_server import serve_s3  # moto takes a second to import, and few tests need it
+    """An S3 server on this machine, with a bucket "faces" and credentials for it in the
+    environment.
+    """
+    from tests.s3_server import serve_s3
 
     with serve_s3() as server:
         yield server
@@ -78,13 +100,17 @@ def swift(swift_server: Swift) -> Iterator[Swift]:
 
 def make_toy_model() -> MorphableModel:
     """The toy model without its fixture, for processes that a test starts."""
-    azimuth = np.deg2rad(45.0 * np.arange(-3, 5))  # 0 is the nose, positive to the face's left; the last is the back
+    azimuth = np.deg2rad(
+        45.0 * np.arange(-3, 5)
+    )  # 0 is the nose, positive to the face's left; the last is the back
     latitude = np.deg2rad([54.0, 18.0, -18.0, -54.0])
     radii = np.array([0.075, 0.115, 0.095])  # metres
     directions = [np.array([0.0, 1.0, 0.0])]
     for lat in latitude:
         for az in azimuth:
-            directions.append(np.array([np.cos(lat) * np.sin(az), np.sin(lat), np.cos(lat) * np.cos(az)]))
+            directions.append(
+                np.array([np.cos(lat) * np.sin(az), np.sin(lat), np.cos(lat) * np.cos(az)])
+            )
     directions.append(np.array([0.0, -1.0, 0.0]))
     unit = np.array(directions)
     nose = np.exp(-((unit - [0.0, -0.3, 0.95]) ** 2).sum(1) / 0.1)
@@ -144,7 +170,8 @@ def _egg(azimuth: Floats, latitude: Floats) -> tuple[Ints, Ints, Floats]:
     uv = []
     for lat in latitude:
         for segment in range(columns):
-            # The first vertex of a ring lies at -135 degrees: the seam's left copy is one segment before it.
+            # The first vertex of a ring lies at -135 degrees: the seam's left copy is one segment
+            # before it.
             uv.append([segment / SEGMENTS, 0.5 - lat / np.pi])
     poles = len(uv)
     for v in (0.0, 1.0):
@@ -168,7 +195,9 @@ def _egg(azimuth: Floats, latitude: Floats) -> tuple[Ints, Ints, Floats]:
 
 
 def _landmarks(unit: Floats) -> LandmarkTable:
-    """Each landmark at the vertex nearest to where a face has it: degrees to the face's left, degrees up."""
+    """Each landmark at the vertex nearest to where a face has it: degrees to the face's left,
+    degrees up.
+    """
 
     def nearest(left: float, up: float) -> int:
         a, e = np.deg2rad([left, up])
@@ -193,5 +222,7 @@ def _landmarks(unit: Floats) -> LandmarkTable:
             left, up = where[name.replace("right", "left")]
             where[name] = (-left, up)
     vertex = np.array([nearest(*where[name]) for name in NAMES])
-    contour = np.array([[nearest(a * s, e) for s in (1.0, 0.75, 0.5)] for a, e in (where[n] for n in NAMES[:17])])
+    contour = np.array(
+        [[nearest(a * s, e) for s in (1.0, 0.75, 0.5)] for a, e in (where[n] for n in NAMES[:17])]
+    )
     return LandmarkTable(vertex, contour)

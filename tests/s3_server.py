@@ -1,4 +1,6 @@
-"""moto's S3 server on a loopback port, with a layer before it that answers chosen requests with a fault."""
+"""moto's S3 server on a loopback port, with a layer before it that answers chosen requests with a
+fault.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def refuse(status: str, code: str) -> Fault:
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         body = f"<Error><Code>{code}</Code><Message>an injected fault</Message></Error>".encode()
-        start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        start_response(
+            status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+        )
         return [body]
 
     return answer

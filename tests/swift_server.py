@@ -1,6 +1,8 @@
-"""OpenStack Swift with its S3 interface on loopback ports: a real store, with signatures, checksums and data on disk.
+"""OpenStack Swift with its S3 interface on loopback ports: a real store, with signatures, checksums
+and data on disk.
 
-It runs from a virtual environment of its own (``make s3-server``), as four processes that can be killed.
+It runs from a virtual environment of its own (``make s3-server``), as four processes that can be
+killed.
 """
 
 from __future__ import annotations
@@ -71,7 +73,10 @@ _PROXY = "\n".join(
         f"[pipeline:main]\npipeline = {' '.join(_FILTERS)} proxy-server",
         # ten errors would take the only node out of use for a minute
         "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\nerror_suppression_limit = 1000000",
-        *(f"[filter:{name}]\nuse = egg:swift#{name}\n{options}" for name, options in _FILTERS.items()),
+        *(
+            f"[filter:{name}]\nuse = egg:swift#{name}\n{options}"
+            for name, options in _FILTERS.items()
+        ),
     ]
 )
 
@@ -141,7 +146,9 @@ def start(server: Swift, kind: str, home: Path) -> None:
     """Start one of the four processes, again after it was killed."""
     command = [str(home / "bin" / f"swift-{kind}-server"), str(server.folder / f"{kind}.conf")]
     with (server.folder / "log").open("ab") as log:
-        server.processes[kind] = subprocess.Popen(command, stdout=log, stderr=log, env={"PATH": os.environ["PATH"]})
+        server.processes[kind] = subprocess.Popen(
+            command, stdout=log, stderr=log, env={"PATH": os.environ["PATH"]}
+        )
 
 
 def _free_port(stack: ExitStack) -> int:
@@ -151,11 +158,15 @@ def _free_port(stack: ExitStack) -> int:
 
 
 def _wait(server: Swift) -> None:
-    config = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=2)
+    config = Config(
+        s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=2
+    )
     with credentials():
         client = boto3.session.Session().client("s3", endpoint_url=server.url, config=config)
     deadline = time.monotonic() + STARTING
-    while time.monotonic() < deadline and all(process.poll() is None for process in server.processes.values()):
+    while time.monotonic() < deadline and all(
+        process.poll() is None for process in server.processes.values()
+    ):
         with suppress(BotoCoreError, ClientError):
             client.create_bucket(Bucket=BUCKET)
             return

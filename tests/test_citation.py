@@ -9,7 +9,17 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PERSON, ENTITY = {"family-names", "given-names"}, {"name"}
-SOFTWARE = {"cff-version", "message", "type", "title", "version", "license", "authors", "keywords", "references"}
+SOFTWARE = {
+    "cff-version",
+    "message",
+    "type",
+    "title",
+    "version",
+    "license",
+    "authors",
+    "keywords",
+    "references",
+}
 REFERENCE = {"type", "title", "authors", "year", "url", "identifiers"}
 
 
@@ -31,4 +41,6 @@ def test_the_paper_is_the_one_that_the_readme_names() -> None:
     (paper,) = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["references"]
     names = ", ".join(author["family-names"] for author in paper["authors"])
     number = paper["url"].rsplit("/", 1)[1]
-    assert f'{names}, "{paper["title"]}" (arXiv {number})' in (ROOT / "README.md").read_text("utf-8")
+    assert f'{names}, "{paper["title"]}" (arXiv {number})' in (ROOT / "README.md").read_text(
+        "utf-8"
+    )

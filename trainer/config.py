@@ -1,4 +1,6 @@
-"""What a training run is: one frozen value, unknown names refused. Functions take its fields, not it."""
+"""What a training run is: one frozen value, unknown names refused. Functions take its fields, not
+it.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any
 
-from face.descriptor import NetConfig
+from dff.face.descriptor import NetConfig
 
-MAY_CHANGE = frozenset({"steps", "loaders", "compiled", "log_every", "eval_every", "checkpoint_every"})
-"""Fields that may differ between a run and its resumption. Other ``steps`` bend the schedule from there on."""
+MAY_CHANGE = frozenset(
+    {"steps", "loaders", "compiled", "log_every", "eval_every", "checkpoint_every"}
+)
+"""Fields that may differ between a run and its resumption. Other ``steps`` bend the schedule from
+there on.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,9 @@ class LossWeights:
 
     def __post_init__(self) -> None:
         if not all(weight >= 0 for weight in astuple(self)) or not any(astuple(self)):
-            raise ValueError(f"LossWeights wants weights of zero and more, and one above zero: {self}")
+            raise ValueError(
+                f"LossWeights wants weights of zero and more, and one above zero: {self}"
+            )
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,9 @@ class TrainConfig:
     seed: int = 0
     start: str = ""  # weights to start from, a file or a shipped name; none: from scratch
     mixed: bool = False  # the network's activations in bfloat16
-    compiled: bool = False  # the network by torch.compile, which takes a minute before the first step
+    compiled: bool = (
+        False  # the network by torch.compile, which takes a minute before the first step
+    )
     loaders: int = 1  # processes that make batches; 0 makes them in the trainer's own
     log_every: int = 20  # steps
     eval_every: int = 500
@@ -66,16 +76,27 @@ class TrainConfig:
         if self.seed < 0:
             raise ValueError(f"TrainConfig wants a seed of zero and more, got {self.seed}")
         if self.batch % self.views:
-            raise ValueError(f"a batch of {self.batch} does not hold whole groups of {self.views} views")
+            raise ValueError(
+                f"a batch of {self.batch} does not hold whole groups of {self.views} views"
+            )
         if self.size % self.net.multiple:
-            raise ValueError(f"an input of {self.size} pixels is no multiple of {self.net.multiple}")
-        if not all(x > 0 for x in (self.sigma, self.scale, self.learning_rate)) or not 0 <= self.ema < 1:
-            raise ValueError(f"TrainConfig wants positive sigma, scale and rate, and an average below one: {self}")
+            raise ValueError(
+                f"an input of {self.size} pixels is no multiple of {self.net.multiple}"
+            )
+        if (
+            not all(x > 0 for x in (self.sigma, self.scale, self.learning_rate))
+            or not 0 <= self.ema < 1
+        ):
+            raise ValueError(
+                f"TrainConfig wants positive sigma, scale and rate, and an average below one: {self}"
+            )
 
     def check_workers(self, workers: int) -> None:
         """ValueError when the batch does not split into whole identities over ``workers``."""
         if workers < 1 or self.batch % (workers * self.views):
-            raise ValueError(f"a batch of {self.batch} in groups of {self.views} does not split over {workers} workers")
+            raise ValueError(
+                f"a batch of {self.batch} in groups of {self.views} does not split over {workers} workers"
+            )
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -86,12 +107,16 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def recorded(config: TrainConfig) -> dict[str, Any]:
-    """As a card tells it: of the weights that were started from, their own name without the folders before it."""
+    """As a card tells it: of the weights that were started from, their own name without the folders
+    before it.
+    """
     return to_dict(config) | {"start": config.start.rsplit("/", 1)[-1]}
 
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """The inverse of ``to_dict``; missing names take their defaults. ValueError for unknown ones."""
+    """The inverse of ``to_dict``; missing names take their defaults. ValueError for unknown
+    ones.
+    """
     out = dict(values)
     for name, kind in (("net", NetConfig), ("weights", LossWeights)):
         if name in out:

@@ -1,4 +1,6 @@
-"""Training on Ray: the driver's side. It begins the tracked run, starts the workers, and registers what they made."""
+"""Training on Ray: the driver's side. It begins the tracked run, starts the workers, and registers
+what they made.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer
 from tqdm import tqdm
 
-from face.errors import ClusterError, Diverged
-from infra import tracking, weights
-from infra.cluster import connected
-from trainer.config import TrainConfig, to_dict
-from trainer.train import Figures
-from trainer.worker import WEIGHTS, Job, train_worker
+from dff.face.errors import ClusterError, Diverged
+from dff.infra import tracking, weights
+from dff.infra.cluster import connected
+from dff.trainer.config import TrainConfig, to_dict
+from dff.trainer.train import Figures
+from dff.trainer.worker import WEIGHTS, Job, train_worker
 
 EXPERIMENT = "dff-descriptor"
 REGISTERED_NAME = "dff-descriptor"
@@ -55,20 +57,23 @@ def fit(
     max_failures: int = 2,
     progress: bool = False,
 ) -> Launched:
-    """Train on a Ray cluster (``address``) or a private local Ray, and write the weights file to ``out``.
+    """Train on a Ray cluster (``address``) or a private local Ray, and write the weights file to
+    ``out``.
 
-    ``storage``: folder that all nodes see, for checkpoints under ``name``. ``resume`` goes on from the last one;
-    without it a ``name`` that is there already is refused, since Ray would go on with it unasked. ``tracking_uri``:
-    MLflow's; an SQLite file in ``storage`` without it. ``progress`` shows a bar of the
-    steps. ``cpus_per_worker``: by default all of this machine's, shared.
+    ``storage``: folder that all nodes see, for checkpoints under ``name``. ``resume`` goes on from
+    the last one; without it a ``name`` that is there already is refused, since Ray would go on with
+    it unasked. ``tracking_uri``: MLflow's; an SQLite file in ``storage`` without it. ``progress``
+    shows a bar of the steps. ``cpus_per_worker``: by default all of this machine's, shared.
 
-    Raises ValueError, BadDataset, Diverged for a loss that is no number, and ClusterError for any other failure of the
-    workers, after ``max_failures`` tries.
+    Raises ValueError, BadDataset, Diverged for a loss that is no number, and ClusterError for any
+    other failure of the workers, after ``max_failures`` tries.
     """
     config.check_workers(workers)
     storage = storage.absolute()
     if (storage / name).exists() and not resume:
-        raise ValueError(f"{storage / name} holds an earlier run: resume it, or give this one another name")
+        raise ValueError(
+            f"{storage / name} holds an earlier run: resume it, or give this one another name"
+        )
     run = tracking.start(
         tracking_uri or tracking.local_uri(storage),
         experiment=EXPERIMENT,
@@ -77,12 +82,21 @@ def fit(
     )
     finished = False
     try:
-        job = job_of(dataset, config, model=model, endpoint_url=endpoint_url, cache=storage / "views", run=run)
+        job = job_of(
+            dataset,
+            config,
+            model=model,
+            endpoint_url=endpoint_url,
+            cache=storage / "views",
+            run=run,
+        )
         cpus = cpus_per_worker or max(1, (os.cpu_count() or 1) // workers)
         trainer = TorchTrainer(
             train_worker,
             train_loop_config=job.as_dict(),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus}
+            ),
             run_config=RunConfig(
                 name=name,
                 storage_path=str(storage),
@@ -95,7 +109,8 @@ def fit(
                 with _bar(run, config.steps) if progress else nullcontext():
                     result = trainer.fit()
             except TrainingFailedError as error:
-                # Ray wraps what a worker raised in errors of its own: only its words tell a loss that is no number.
+                # Ray wraps what a worker raised in errors of its own: only its words tell a loss
+                # that is no number.
                 kind = Diverged if Diverged.__name__ in str(error) else ClusterError
                 raise kind(f"the workers failed: {error}") from error
             assert result.checkpoint is not None
@@ -103,7 +118,11 @@ def fit(
                 made = weights.load(Path(folder) / WEIGHTS)
                 weights.rewrite(out, made)
         card = made.card
-        tags = {"model": card["model"], "model_licence": card["model_licence"], "dataset": card["dataset"]}
+        tags = {
+            "model": card["model"],
+            "model_licence": card["model_licence"],
+            "dataset": card["dataset"],
+        }
         version = run.register(out, name=REGISTERED_NAME, alias=ALIAS, tags=tags)
         finished = True
     finally:
@@ -120,16 +139,22 @@ def job_of(
     cache: Path,
     run: tracking.Run | None,
 ) -> Job:
-    """What the workers are told: local paths are whole, since workers have another working directory."""
+    """What the workers are told: local paths are whole, since workers have another working
+    directory.
+    """
     source = dataset if "://" in dataset else str(Path(dataset).absolute())
     if config.start:
         config = replace(config, start=weights.everywhere(config.start))
-    return Job(source, endpoint_url, model, to_dict(config), str(cache), asdict(run) if run else None)
+    return Job(
+        source, endpoint_url, model, to_dict(config), str(cache), asdict(run) if run else None
+    )
 
 
 @contextmanager
 def _bar(run: tracking.Run, steps: int) -> Iterator[None]:
-    """A bar of what the workers record: they run elsewhere, so the tracked run is where the driver can look."""
+    """A bar of what the workers record: they run elsewhere, so the tracked run is where the driver
+    can look.
+    """
     over = threading.Event()
 
     def look() -> None:

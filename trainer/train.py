@@ -1,8 +1,9 @@
-"""The training loop: a plain function of a dataset and a configuration; distribution is laid round it elsewhere.
+"""The training loop: a plain function of a dataset and a configuration; distribution is laid round
+it elsewhere.
 
-A run is decided by (dataset, model, config): everything random in it comes from the seed and the step's number. So
-its whole state is the step, the weights, their moving average and the optimiser's moments, and a run that stopped
-anywhere goes on from its last checkpoint to the same end.
+A run is decided by (dataset, model, config): everything random in it comes from the seed and the
+step's number. So its whole state is the step, the weights, their moving average and the optimiser's
+moments, and a run that stopped anywhere goes on from its last checkpoint to the same end.
 """
 
 from __future__ import annotations
@@ -21,18 +22,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from face.descriptor import Anchors, DescriptorNet, NetConfig, choose_anchors, surface_coordinates
-from face.errors import Diverged
-from face.morphable import MorphableModel
-from infra import weights
-from infra.dataset import Dataset
-from infra.shards import ViewRow
-from trainer.config import MAY_CHANGE, TrainConfig, from_dict, recorded, to_dict
-from trainer.crops import Chart, chart_of
-from trainer.data import Crops, batches
-from trainer.evaluate import Pair, dev_pairs, match_figures
-from trainer.loss import Learner, total
-from trainer.store import Store, write_store
+from dff.face.descriptor import (
+    Anchors,
+    DescriptorNet,
+    NetConfig,
+    choose_anchors,
+    surface_coordinates,
+)
+from dff.face.errors import Diverged
+from dff.face.model.morphable import MorphableModel
+from dff.infra import weights
+from dff.infra.dataset import Dataset
+from dff.infra.shards import ViewRow
+from dff.trainer.config import MAY_CHANGE, TrainConfig, from_dict, recorded, to_dict
+from dff.trainer.data.batches import Crops, batches
+from dff.trainer.data.crops import Chart, chart_of
+from dff.trainer.data.view_cache import Store, write_store
+from dff.trainer.evaluation.pairs import Pair, dev_pairs, match_figures
+from dff.trainer.loss import Learner, total
 
 Figures = Mapping[str, float]
 CHECKPOINT = "checkpoint.pt"
@@ -50,15 +57,19 @@ class State:
     average: Learner  # the moving average of the learner's weights: what is evaluated and shipped
     optimiser: torch.optim.Optimizer
     vertex: Tensor  # (M,) int64 the anchors' vertices
-    licences: tuple[str, ...]  # of the data that the weights started from had learned from; as ``new_state`` finds them
+    licences: tuple[
+        str, ...
+    ]  # of the data that the weights started from had learned from; as ``new_state`` finds them
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Who looks on: the loop calls these and cares for nothing that they do. Only rank 0's matter to people.
+    """Who looks on: the loop calls these and cares for nothing that they do. Only rank 0's matter
+    to people.
 
-    ``step``: (step, figures) every ``log_every``; ``evaluated``: (step, dev figures) every ``eval_every`` and at the
-    end; ``checkpoint``: the state every ``checkpoint_every`` and at the end, on every rank.
+    ``step``: (step, figures) every ``log_every``; ``evaluated``: (step, dev figures) every
+    ``eval_every`` and at the end; ``checkpoint``: the state every ``checkpoint_every`` and at the
+    end, on every rank.
     """
 
     step: Callable[[int, Figures], None] = lambda step, figures: None
@@ -69,7 +80,8 @@ class Watch:
 def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) -> State:
     """The state before the first step, which the seed and the weights to start from decide.
 
-    Raises BadWeights for weights that cannot be read, ValueError when they are of another network or other anchors.
+    Raises BadWeights for weights that cannot be read, ValueError when they are of another network
+    or other anchors.
     """
     vertex = choose_anchors(model, config.anchors)
     with torch.random.fork_rng(devices=[]):
@@ -98,12 +110,18 @@ def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) 
         learner.vectors.data.copy_(torch.from_numpy(begin.anchors.descriptor))
     learner = learner.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(learner).requires_grad_(False)
-    # Decay pulls kernels only: norms, biases and the class vectors (which are normalised anyway) stay free.
+    # Decay pulls kernels only: norms, biases and the class vectors (which are normalised anyway)
+    # stay free.
     kernels = [p for p in learner.net.parameters() if p.ndim > 1]
     others = [p for p in learner.parameters() if p.ndim <= 1] + [learner.vectors]
-    groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": kernels, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-    return State(0, learner, average, optimiser, torch.from_numpy(vertex.astype(np.int64)), licences)
+    return State(
+        0, learner, average, optimiser, torch.from_numpy(vertex.astype(np.int64)), licences
+    )
 
 
 def synchronised(learner: Learner) -> nn.Module:
@@ -114,16 +132,23 @@ def synchronised(learner: Learner) -> nn.Module:
 
 
 def begins(smaller: NetConfig, larger: NetConfig) -> bool:
-    """Whether a network of the one configuration is the beginning of one of the other: as wide, nowhere deeper."""
-    alike = all(getattr(smaller, name) == getattr(larger, name) for name in ("dims", "widths", "groups"))
-    return alike and all(low <= high for low, high in zip(smaller.depths, larger.depths, strict=True))
+    """Whether a network of the one configuration is the beginning of one of the other: as wide,
+    nowhere deeper.
+    """
+    alike = all(
+        getattr(smaller, name) == getattr(larger, name) for name in ("dims", "widths", "groups")
+    )
+    return alike and all(
+        low <= high for low, high in zip(smaller.depths, larger.depths, strict=True)
+    )
 
 
 def _grow(net: DescriptorNet, begin: DescriptorNet) -> None:
-    """Make ``net`` do what the shallower ``begin`` does, nearly: blocks that it lacks add little to what passes them.
+    """Make ``net`` do what the shallower ``begin`` does, nearly: blocks that it lacks add little to
+    what passes them.
 
-    A residual block that added nothing at all would get no gradient either. Source: Chen, Goodfellow, Shlens,
-    "Net2Net" (2016).
+    A residual block that added nothing at all would get no gradient either. Source: Chen,
+    Goodfellow, Shlens, "Net2Net" (2016).
     """
     known = begin.state_dict()
     for name, value in net.state_dict().items():
@@ -152,10 +177,11 @@ def run(
     world: int = 1,
     watch: Watch | None = None,
 ) -> dict[str, float]:
-    """Advance ``state`` to ``config.steps``; the last dev figures (rank 0's; empty on others, or without dev views).
+    """Advance ``state`` to ``config.steps``; the last dev figures (rank 0's; empty on others, or
+    without dev views).
 
-    ``wrapped``: the learner as ``synchronised``, when ``world`` > 1. Raises Diverged when the loss or the weights stop
-    being numbers, before these are in a checkpoint.
+    ``wrapped``: the learner as ``synchronised``, when ``world`` > 1. Raises Diverged when the loss
+    or the weights stop being numbers, before these are in a checkpoint.
     """
     config.check_workers(world)
     watch = watch or Watch()
@@ -177,11 +203,15 @@ def run(
     )
     meter = _Meter(config.batch)
     dev: dict[str, float] = {}
-    if state.step == config.steps and rank == 0:  # resumed when all was done: the figures are still asked for
+    if (
+        state.step == config.steps and rank == 0
+    ):  # resumed when all was done: the figures are still asked for
         dev = _dev_figures(state, config, pairs)
     while state.step < config.steps:
         batch = meter.waiting_for(source)
-        rate = learning_rate(state.step, peak=config.learning_rate, warmup=config.warmup, steps=config.steps)
+        rate = learning_rate(
+            state.step, peak=config.learning_rate, warmup=config.warmup, steps=config.steps
+        )
         for group in state.optimiser.param_groups:
             group["lr"] = rate
         module.train()
@@ -203,7 +233,9 @@ def run(
         if state.step % config.checkpoint_every == 0 or last:
             # Else every resumption would begin from them.
             if not all(bool(p.isfinite().all()) for p in state.learner.parameters()):
-                raise Diverged(f"the weights of step {state.step} are no numbers: lower the learning rate")
+                raise Diverged(
+                    f"the weights of step {state.step} are no numbers: lower the learning rate"
+                )
             watch.checkpoint(state)
             meter.forget_time()
     return dev
@@ -247,7 +279,9 @@ class _Meter:
         self._timed += 1
 
     def read(self, config: TrainConfig, world: int) -> dict[str, float]:
-        """``loss``, ``loss_<term>`` over all ranks, ``images_per_second``, ``wait_fraction`` of the batches' making."""
+        """``loss``, ``loss_<term>`` over all ranks, ``images_per_second``, ``wait_fraction`` of the
+        batches' making.
+        """
         names = sorted(self._terms)
         values = torch.stack([self._terms[n] for n in names]) / self._steps
         if world > 1:
@@ -295,8 +329,8 @@ def save_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
 def load_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
     """Bring a new ``state`` to where the checkpoint was taken.
 
-    Raises ValueError when it is damaged, belongs to another configuration or other anchors (``MAY_CHANGE`` may
-    differ), or lies beyond the configuration's last step.
+    Raises ValueError when it is damaged, belongs to another configuration or other anchors
+    (``MAY_CHANGE`` may differ), or lies beyond the configuration's last step.
     """
     try:
         content = torch.load(path, map_location=state.learner.vectors.device, weights_only=True)
@@ -311,7 +345,9 @@ def load_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
     if not torch.equal(content["vertex"].cpu(), state.vertex):
         raise ValueError(f"{path} belongs to another face model or choice of anchors")
     if content["step"] > config.steps:
-        raise ValueError(f"{path} is at step {content['step']} already, beyond the {config.steps} that are wanted")
+        raise ValueError(
+            f"{path} is at step {content['step']} already, beyond the {config.steps} that are wanted"
+        )
     state.step = int(content["step"])
     state.learner.load_state_dict(content["learner"])
     state.average.load_state_dict(content["average"])
@@ -330,9 +366,18 @@ def anchors_of(state: State, model: MorphableModel, config: TrainConfig) -> Anch
 
 
 def save_weights(
-    path: Path, state: State, model: MorphableModel, store: Store, config: TrainConfig, *, dataset: str, dev: Figures
+    path: Path,
+    state: State,
+    model: MorphableModel,
+    store: Store,
+    config: TrainConfig,
+    *,
+    dataset: str,
+    dev: Figures,
 ) -> None:
-    """Write the averaged weights with their card. ``dataset``: the fingerprint of what they were trained on."""
+    """Write the averaged weights with their card. ``dataset``: the fingerprint of what they were
+    trained on.
+    """
     card = {
         "model": model.name,
         "model_licence": model.licence,
@@ -357,7 +402,9 @@ def rows_of(dataset: Dataset) -> Iterator[ViewRow]:
 
 def store_of(dataset: Dataset, model: MorphableModel, cache: Path) -> Store:
     """The dataset's views unpacked under ``cache``, once for each dataset and model."""
-    return write_store(rows_of(dataset), model, cache / f"views-{dataset.manifest.fingerprint[:16]}-{model.name}")
+    return write_store(
+        rows_of(dataset), model, cache / f"views-{dataset.manifest.fingerprint[:16]}-{model.name}"
+    )
 
 
 @dataclass(frozen=True)
@@ -380,11 +427,12 @@ def train(
     watch: Watch | None = None,
     work: Path | None = None,
 ) -> Trained:
-    """Train a descriptor on a finished dataset in this process and write its weights file to ``out``.
+    """Train a descriptor on a finished dataset in this process and write its weights file to
+    ``out``.
 
-    ``work`` (default: ``out`` with the suffix ``.run``) keeps the unpacked views and the checkpoint, from which
-    ``resume`` goes on if there is one. Raises BadDataset, Diverged, and ValueError for a configuration that the
-    dataset or the checkpoint doesn't fit.
+    ``work`` (default: ``out`` with the suffix ``.run``) keeps the unpacked views and the
+    checkpoint, from which ``resume`` goes on if there is one. Raises BadDataset, Diverged, and
+    ValueError for a configuration that the dataset or the checkpoint doesn't fit.
     """
     work = work or out.with_suffix(".run")
     watch = watch or Watch()

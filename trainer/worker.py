@@ -1,6 +1,7 @@
 """One worker of a distributed training: the plain loop inside Ray Train.
 
-Ray restarts the workers after a failure; each then goes on from the last checkpoint that was reported.
+Ray restarts the workers after a failure; each then goes on from the last checkpoint that was
+reported.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import ray.train.collective
 import ray.train.torch
 from torch import nn
 
-from face.assets import load_model
-from infra.dataset import Dataset, open_dataset
-from infra.tracking import Run
-from trainer.config import from_dict
-from trainer.crops import chart_of
-from trainer.evaluate import dev_pairs
-from trainer.pictures import pair_picture
-from trainer.store import Store
-from trainer.train import (
+from dff.face.io.assets import load_model
+from dff.infra.dataset import Dataset, open_dataset
+from dff.infra.tracking import Run
+from dff.trainer.config import from_dict
+from dff.trainer.data.crops import chart_of
+from dff.trainer.data.view_cache import Store
+from dff.trainer.evaluation.figures import pair_picture
+from dff.trainer.evaluation.pairs import dev_pairs
+from dff.trainer.train import (
     CHECKPOINT,
     Figures,
     State,
@@ -51,7 +52,7 @@ class Job:
     model: str  # name or path of the face model
     config: dict[str, Any]  # of TrainConfig
     cache: str  # folder on the worker's own machine for unpacked views
-    tracking: dict[str, str] | None  # fields of infra.tracking.Run
+    tracking: dict[str, str] | None  # fields of dff.infra.tracking.Run
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,7 +99,15 @@ def train_worker(values: dict[str, Any]) -> None:
                 save_checkpoint(Path(folder) / CHECKPOINT, state, config)
                 if state.step == config.steps:
                     fingerprint = dataset.manifest.fingerprint
-                    save_weights(Path(folder) / WEIGHTS, state, model, store, config, dataset=fingerprint, dev=dev)
+                    save_weights(
+                        Path(folder) / WEIGHTS,
+                        state,
+                        model,
+                        store,
+                        config,
+                        dataset=fingerprint,
+                        dev=dev,
+                    )
             ray.train.report(
                 {"step": state.step, **dev},
                 checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None,
@@ -114,6 +123,7 @@ def _store_once(dataset: Dataset, job: Job, local_rank: int) -> Store:
     model = load_model(job.model)
     if local_rank == 0:
         store_of(dataset, model, Path(job.cache))
-    # Ray's barrier and not torch's, which gives up after half an hour: a large dataset takes longer.
+    # Ray's barrier and not torch's, which gives up after half an hour: a large dataset takes
+    # longer.
     ray.train.collective.barrier()
     return store_of(dataset, model, Path(job.cache))

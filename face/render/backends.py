@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from face.render import zbuffer
-from face.render.visibility import Visibility
+from dff.face.render import zbuffer
+from dff.face.render.visibility import Visibility
 
 NAMES = ("zbuffer", "pyrender")
 
 
 def backend(name: str) -> Visibility:
-    """The backend ``zbuffer`` (numba) or ``pyrender`` (OpenGL through EGL). Raises ValueError for another name."""
+    """The backend ``zbuffer`` (numba) or ``pyrender`` (OpenGL through EGL). Raises ValueError for
+    another name.
+    """
     if name == "zbuffer":
         return zbuffer.visibility
     if name == "pyrender":
         # OpenGL is an option of the machine: it is looked for when somebody wants it.
-        from face.render import gl
+        from dff.face.render import gl
 
         return gl.visibility
     raise ValueError(f"no renderer {name!r}: there are {', '.join(NAMES)}")
@@ -26,7 +28,7 @@ def identity(name: str) -> str:
     Raises ValueError for another name, NoRenderer where there is no off-screen OpenGL.
     """
     if name == "pyrender":
-        from face.render import gl
+        from dff.face.render import gl
 
         return f"pyrender on {gl.renderer_name()}"
     backend(name)

@@ -1,7 +1,9 @@
-"""What is known of each pixel of a rendered mesh, and what follows from it: colours, textures, visibility.
+"""What is known of each pixel of a rendered mesh, and what follows from it: colours, textures,
+visibility.
 
-Ground truth: each pixel carries the exact surface point that its centre shows. Backends decide only which triangle
-that is; ``resolve`` does the rest, so a frame comes back exactly from its triangle ids, vertices and camera.
+Ground truth: each pixel carries the exact surface point that its centre shows. Backends decide only
+which triangle that is; ``resolve`` does the rest, so a frame comes back exactly from its triangle
+ids, vertices and camera.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from face.arrays import Bools, Floats, Ints
-from face.camera import Camera, Pinhole
-from face.mesh import SurfacePoints
-from face.render import kernels, zbuffer
-from face.render.visibility import Visibility
+from dff.face.arrays import Bools, Floats, Ints
+from dff.face.geometry.camera import Camera, Pinhole
+from dff.face.geometry.mesh import SurfacePoints
+from dff.face.render import kernels, zbuffer
+from dff.face.render.visibility import Visibility
 
 Image = NDArray[np.float32]
 
@@ -33,12 +35,18 @@ PIXEL_CENTRES: Floats = np.empty((0, 0, 2))
 
 @dataclass(frozen=True)
 class Frame:
-    """What each pixel centre of an (H, W) image shows of a mesh. Raises ValueError when the shapes disagree."""
+    """What each pixel centre of an (H, W) image shows of a mesh. Raises ValueError when the shapes
+    disagree.
+    """
 
-    triangle: NDArray[np.int32]  # (H, W) row of the mesh's faces; -1 is background, OCCLUDER another thing before it
-    barycentric: Image  # (H, W, 3) weights of the triangle's corners on the surface, none negative; background 0
+    triangle: NDArray[
+        np.int32
+    ]  # (H, W) row of the mesh's faces; -1 is background, OCCLUDER another thing before it
+    # (H, W, 3) weights of the triangle's corners on the surface, none negative; background 0
+    barycentric: Image
     depth: Image  # (H, W) metres along the z axis of ``cam``; background 0
-    normal: Image  # (H, W, 3) smooth unit normals in ``cam``, outward also where the inside is seen; background 0
+    # (H, W, 3) smooth unit normals in ``cam``, outward also where the inside is seen; background 0
+    normal: Image
 
     def __post_init__(self) -> None:
         size = self.triangle.shape
@@ -74,7 +82,11 @@ class Mesh:
         """Raises ValueError for vertices that are not finite and triangles that name no vertex."""
         vertices, triangles = _checked(vertices_cam, faces)
         if isinstance(camera, Pinhole):  # the same numbers as the camera's own, in one pass
-            px, weight, depth = np.empty((len(vertices), 2)), np.empty(len(vertices)), np.empty(len(vertices))
+            px, weight, depth = (
+                np.empty((len(vertices), 2)),
+                np.empty(len(vertices)),
+                np.empty(len(vertices)),
+            )
             kernels.through_pinhole(vertices, float(camera.focal), camera.centre, px, weight, depth)
         else:
             px, weight = _projected(vertices, camera)
@@ -82,7 +94,9 @@ class Mesh:
                 depth = np.ascontiguousarray(camera.screen_depth(vertices), dtype=np.float64)
         return Mesh(vertices, triangles, camera, px, weight, depth)
 
-    def seen(self, size: tuple[int, int], visibility: Visibility = zbuffer.visibility) -> NDArray[np.int32]:
+    def seen(
+        self, size: tuple[int, int], visibility: Visibility = zbuffer.visibility
+    ) -> NDArray[np.int32]:
         """(H, W) triangles at ``size`` = (height, width). Raises ValueError for an empty size."""
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"an image wants a positive (height, width), got {size}")
@@ -97,10 +111,11 @@ def render(
     *,
     visibility: Visibility = zbuffer.visibility,
 ) -> Frame:
-    """The frame of (V, 3) ``vertices_cam`` in metres and (F, 3) ``faces`` at ``size`` = (height, width).
+    """The frame of (V, 3) ``vertices_cam`` in metres and (F, 3) ``faces`` at ``size`` = (height,
+    width).
 
-    Triangles that reach behind the camera are left out. Raises ValueError for vertices that are not finite, triangles
-    that name no vertex, or an empty size.
+    Triangles that reach behind the camera are left out. Raises ValueError for vertices that are not
+    finite, triangles that name no vertex, or an empty size.
     """
     mesh = Mesh.of(vertices_cam, faces, camera)
     return _resolve(mesh.seen(size, visibility), mesh.vertices, mesh.faces, mesh.px, mesh.weight)
@@ -111,14 +126,17 @@ def resolve(triangle_ids: Ints, vertices_cam: Floats, faces: Ints, camera: Camer
 
     -1 is background; OCCLUDER stays as it is, without a surface point.
 
-    Raises ValueError where ``render`` does, and for ids that name no triangle or one that reaches behind the camera.
+    Raises ValueError where ``render`` does, and for ids that name no triangle or one that reaches
+    behind the camera.
     """
     vertices, triangles = _checked(vertices_cam, faces)
     ids = np.ascontiguousarray(triangle_ids, dtype=np.int32)
     if ids.ndim != 2 or ids.size == 0:
         raise ValueError(f"triangle ids want (H, W), got {ids.shape}")
     if ids.min() < OCCLUDER or ids.max() >= len(triangles):
-        raise ValueError(f"triangle ids from {ids.min()} to {ids.max()} for a mesh of {len(triangles)} triangles")
+        raise ValueError(
+            f"triangle ids from {ids.min()} to {ids.max()} for a mesh of {len(triangles)} triangles"
+        )
     return _resolve(ids, vertices, triangles, *_projected(vertices, camera))
 
 
@@ -132,13 +150,15 @@ def supersampled(
     factor: int = 3,
     visibility: Visibility = zbuffer.visibility,
 ) -> tuple[Image, Image]:
-    """Anti-aliased colours of a rendered ``frame``: ((H, W, C) colours times coverage, (H, W) coverage 0 to 1).
+    """Anti-aliased colours of a rendered ``frame``: ((H, W, C) colours times coverage, (H, W)
+    coverage 0 to 1).
 
-    So ``colours + (1 - coverage) * background`` is the picture. ``colour`` gives the (H, W, C) colours of a frame. Only
-    pixels at outlines (against the background, or where depth jumps by OUTLINE) are taken apart, into ``factor`` x
-    ``factor`` samples whose middle is the pixel's centre: ``colour`` sees these as a frame of (pixels, samples).
-    Each sample is coloured by itself: the slow twin of ``picture.smooth``. ValueError for an even factor, which has no
-    middle sample.
+    So ``colours + (1 - coverage) * background`` is the picture. ``colour`` gives the (H, W, C)
+    colours of a frame. Only pixels at outlines (against the background, or where depth jumps by
+    OUTLINE) are taken apart, into ``factor`` x ``factor`` samples whose middle is the pixel's
+    centre: ``colour`` sees these as a frame of (pixels, samples). Each sample is coloured by
+    itself: the slow twin of ``picture.smooth``. ValueError for an even factor, which has no middle
+    sample.
     """
     if factor < 1 or factor % 2 == 0:
         raise ValueError(f"supersampling wants an odd factor, got {factor}")
@@ -150,7 +170,9 @@ def supersampled(
     vertices, triangles = _checked(vertices_cam, faces)
     px, weight = _projected(vertices, camera)
     with np.errstate(divide="ignore", invalid="ignore"):
-        fine = visibility(px * factor, camera.screen_depth(vertices), triangles, (height * factor, width * factor))
+        fine = visibility(
+            px * factor, camera.screen_depth(vertices), triangles, (height * factor, width * factor)
+        )
     within_y, within_x = np.divmod(np.arange(factor * factor), factor)
     y, x = row[:, None] * factor + within_y, column[:, None] * factor + within_x
     xy = (np.stack([x, y], axis=2) + 0.5) / factor
@@ -173,28 +195,38 @@ def interpolate(frame: Frame, values: Floats, faces: Ints) -> Image:
 def sample_texture(frame: Frame, texture: Floats, uv: Floats, uv_faces: Ints) -> Image:
     """(H, W, C) bilinear samples of an (S, T, C) texture; background 0.
 
-    (T, 2) ``uv`` in [0, 1]: u right, v down the texture; texel = uv * size, the first texel's centre at 0.5. Beyond
-    the outermost texel centres the border is repeated.
+    (T, 2) ``uv`` in [0, 1]: u right, v down the texture; texel = uv * size, the first texel's
+    centre at 0.5. Beyond the outermost texel centres the border is repeated.
     """
     _, triangles = _checked(np.zeros((len(uv), 3)), uv_faces)
     if texture.ndim != 3 or texture.size == 0 or uv.shape[1:] != (2,):
-        raise ValueError(f"sample_texture wants (S, T, C) and (T, 2), got {texture.shape} and {uv.shape}")
+        raise ValueError(
+            f"sample_texture wants (S, T, C) and (T, 2), got {texture.shape} and {uv.shape}"
+        )
     if not np.isfinite(uv).all():
         raise ValueError("uv wants finite numbers")
     out = np.zeros((*frame.triangle.shape, texture.shape[2]), dtype=np.float32)
     image = np.ascontiguousarray(texture, dtype=np.float32)
     places = np.ascontiguousarray(uv, dtype=np.float64)
-    kernels.sample_texture(_ids_within(frame, triangles), frame.barycentric, image, places, triangles, out)
+    kernels.sample_texture(
+        _ids_within(frame, triangles), frame.barycentric, image, places, triangles, out
+    )
     return out
 
 
 def shaded(frame: Frame, albedo: Floats, light: Floats) -> Image:
-    """(H, W, 3) colours: (H, W, 3) ``albedo`` times the shading under (9, 3) ``light`` (``face.lighting``)."""
+    """(H, W, 3) colours: (H, W, 3) ``albedo`` times the shading under (9, 3) ``light``
+    (``dff.face.geometry.lighting``).
+    """
     if albedo.shape != frame.normal.shape or light.shape != (9, 3):
-        raise ValueError(f"shaded wants {frame.normal.shape} and (9, 3), got {albedo.shape} and {light.shape}")
+        raise ValueError(
+            f"shaded wants {frame.normal.shape} and (9, 3), got {albedo.shape} and {light.shape}"
+        )
     out = np.zeros(frame.normal.shape, dtype=np.float32)
     colours = np.ascontiguousarray(albedo, dtype=np.float32)
-    kernels.shaded(frame.triangle, frame.normal, colours, np.ascontiguousarray(light, dtype=np.float64), out)
+    kernels.shaded(
+        frame.triangle, frame.normal, colours, np.ascontiguousarray(light, dtype=np.float64), out
+    )
     return out
 
 
@@ -211,9 +243,9 @@ class Seen(Protocol):
 def visible(frame: Seen, points_cam: Floats, camera: Camera, tolerance: float) -> Bools:
     """(N,) whether each of (N, 3) surface points is seen in ``frame``.
 
-    A point is hidden when all four pixel centres round it show something nearer than it by more than ``tolerance``
-    metres, and when it falls outside the image or behind the camera. So points on the silhouette count as seen. An
-    OCCLUDER without depth is nearer than anything.
+    A point is hidden when all four pixel centres round it show something nearer than it by more
+    than ``tolerance`` metres, and when it falls outside the image or behind the camera. So points
+    on the silhouette count as seen. An OCCLUDER without depth is nearer than anything.
     """
     points = np.ascontiguousarray(points_cam, dtype=np.float64)
     px, _ = _projected(points, camera)
@@ -226,7 +258,9 @@ def _checked(vertices: Floats, faces: Ints) -> tuple[NDArray[np.float64], NDArra
     points = np.ascontiguousarray(vertices, dtype=np.float64)
     triangles = np.ascontiguousarray(faces, dtype=np.int32)
     if points.ndim != 2 or points.shape[1] != 3 or triangles.ndim != 2 or triangles.shape[1] != 3:
-        raise ValueError(f"a mesh wants (V, 3) and (F, 3), got {points.shape} and {triangles.shape}")
+        raise ValueError(
+            f"a mesh wants (V, 3) and (F, 3), got {points.shape} and {triangles.shape}"
+        )
     if not kernels.finite(points):
         raise ValueError("vertices want finite numbers")
     if not kernels.within(triangles, len(points)):
@@ -234,7 +268,9 @@ def _checked(vertices: Floats, faces: Ints) -> tuple[NDArray[np.float64], NDArra
     return points, triangles
 
 
-def _projected(vertices: NDArray[np.float64], camera: Camera) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _projected(
+    vertices: NDArray[np.float64], camera: Camera
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(V, 2) pixels and (V,) screen weights, both NaN for what lies behind the camera."""
     weight = np.asarray(camera.screen_weight(vertices), dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -264,7 +300,9 @@ def _resolve(
     depth = np.zeros(size, dtype=np.float32)
     normal = np.zeros((*size, 3), dtype=np.float32)
     normals = kernels.smooth_normals(vertices, faces)
-    if not kernels.resolve(ids, xy, vertices, faces, px, weight, normals, barycentric, depth, normal):
+    if not kernels.resolve(
+        ids, xy, vertices, faces, px, weight, normals, barycentric, depth, normal
+    ):
         raise ValueError("triangle ids name a triangle that reaches behind the camera")
     return Frame(ids, barycentric, depth, normal)
 

@@ -1,7 +1,8 @@
 """Visibility by OpenGL: pyrender through EGL, on a GPU or on Mesa's software rasteriser.
 
-OpenGL contexts do not survive a fork, belong to one thread, and are never given back without harm to others in the
-process (``eglTerminate``). So there is one renderer per process, made at the first frame and kept for life.
+OpenGL contexts do not survive a fork, belong to one thread, and are never given back without harm
+to others in the process (``eglTerminate``). So there is one renderer per process, made at the first
+frame and kept for life.
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from face.arrays import Floats, Ints
-from face.errors import NoRenderer
-from face.render.visibility import OUT_OF_REACH, SUBPIXELS, snapped
+from dff.face.arrays import Floats, Ints
+from dff.face.errors import NoRenderer
+from dff.face.render.visibility import OUT_OF_REACH, SUBPIXELS, snapped
 
 if TYPE_CHECKING:
-    from face.render.id_renderer import OffscreenIds
+    from dff.face.render.id_renderer import OffscreenIds
 
 PACKAGES = ("libegl1", "libgl1", "libgl1-mesa-dri", "libglu1-mesa")
 """What Debian and Ubuntu call the system libraries that this backend needs."""
 
 
-def visibility(px: Floats, screen_depth: Floats, faces: Ints, size: tuple[int, int]) -> NDArray[np.int32]:
-    """(H, W) triangle of each pixel; see ``face.render.visibility.Visibility``.
+def visibility(
+    px: Floats, screen_depth: Floats, faces: Ints, size: tuple[int, int]
+) -> NDArray[np.int32]:
+    """(H, W) triangle of each pixel; see ``dff.face.render.visibility.Visibility``.
 
-    Raises NoRenderer where there is no off-screen OpenGL, and RuntimeError in another thread than the first frame's
-    or in a process forked after it.
+    Raises NoRenderer where there is no off-screen OpenGL, and RuntimeError in another thread than
+    the first frame's or in a process forked after it.
     """
     height, width = size
     grid = snapped(px)
@@ -38,12 +41,16 @@ def visibility(px: Floats, screen_depth: Floats, faces: Ints, size: tuple[int, i
     if placed.any():
         near, far = screen_depth[placed].min(), screen_depth[placed].max()
         clip[:, :2] = grid * (2.0 / (SUBPIXELS * np.array([width, height]))) - 1.0
-        clip[:, 2] = (screen_depth - near) * (1.8 / max(far - near, 1e-30)) - 0.9  # well inside the clip volume
+        clip[:, 2] = (screen_depth - near) * (
+            1.8 / max(far - near, 1e-30)
+        ) - 0.9  # well inside the clip volume
     triangles = np.ascontiguousarray(faces, dtype=np.uint32)
     if not placed.all():
         clip[~placed] = 0.0
         lost = ~placed[faces].all(axis=1)
-        triangles = np.where(lost[:, None], np.uint32(0), triangles)  # no area: covers nothing, keeps its row
+        triangles = np.where(
+            lost[:, None], np.uint32(0), triangles
+        )  # no area: covers nothing, keeps its row
     return _renderer().triangle_ids(clip, triangles, size)
 
 
@@ -55,9 +62,13 @@ def renderer_name() -> str:
 def _renderer() -> OffscreenIds:
     renderer, process, thread = _make()
     if process != os.getpid():
-        raise RuntimeError("the OpenGL renderer was made before this process was forked; start workers by spawn")
+        raise RuntimeError(
+            "the OpenGL renderer was made before this process was forked; start workers by spawn"
+        )
     if thread != threading.get_ident():
-        raise RuntimeError("the OpenGL renderer belongs to the thread that drew first; draw from one thread")
+        raise RuntimeError(
+            "the OpenGL renderer belongs to the thread that drew first; draw from one thread"
+        )
     return renderer
 
 
@@ -66,10 +77,12 @@ def _make() -> tuple[OffscreenIds, int, int]:
     os.environ.setdefault("PYOPENGL_PLATFORM", "egl")  # read when OpenGL is imported
     os.environ.setdefault("LP_NUM_THREADS", "1")  # work is spread over processes, not within one
     try:
-        from face.render.id_renderer import OffscreenIds
+        from dff.face.render.id_renderer import OffscreenIds
 
         renderer = OffscreenIds()
-    except Exception as error:  # the platform's loaders raise AttributeError, AssertionError, GLError, ...
+    except (
+        Exception
+    ) as error:  # the platform's loaders raise AttributeError, AssertionError, GLError, ...
         raise NoRenderer(
             f"no off-screen OpenGL ({type(error).__name__}: {error}); on Debian: apt-get install {' '.join(PACKAGES)}"
         ) from error

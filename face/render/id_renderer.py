@@ -1,8 +1,9 @@
 """A pyrender renderer that draws triangle ids instead of colours, and the EGL context it lives in.
 
-Only ``face.render.gl`` imports this module: importing it needs OpenGL, and PYOPENGL_PLATFORM must be set before.
-Stock pyrender output is no ground truth: it is multi-sampled, its depth is a perspective one for every camera, and
-8-bit colours hold no exact surface point. Here positions come projected, so the camera plays no part.
+Only ``dff.face.render.gl`` imports this module: importing it needs OpenGL, and PYOPENGL_PLATFORM
+must be set before. Stock pyrender output is no ground truth: it is multi-sampled, its depth is a
+perspective one for every camera, and 8-bit colours hold no exact surface point. Here positions come
+projected, so the camera plays no part.
 """
 
 from __future__ import annotations
@@ -19,11 +20,17 @@ from pyrender.platforms import egl
 from pyrender.shader_program import ShaderProgram, ShaderProgramCache
 
 SHADERS = Path(__file__).parent / "shaders"
-FLAGS = pyrender.RenderFlags.OFFSCREEN | pyrender.RenderFlags.FLAT | pyrender.RenderFlags.SKIP_CULL_FACES
+FLAGS = (
+    pyrender.RenderFlags.OFFSCREEN
+    | pyrender.RenderFlags.FLAT
+    | pyrender.RenderFlags.SKIP_CULL_FACES
+)
 
 
 class IdRenderer(pyrender.Renderer):
-    """Draws a pyrender scene whose positions are in clip space; ``render`` answers (H, W) int32 rows or -1."""
+    """Draws a pyrender scene whose positions are in clip space; ``render`` answers (H, W) int32
+    rows or -1.
+    """
 
     _main_fb_dims: tuple[int, int] | tuple[None, None]
 
@@ -31,7 +38,9 @@ class IdRenderer(pyrender.Renderer):
         super().__init__(width, height)
         self._program_cache = ShaderProgramCache(shader_dir=str(SHADERS))
 
-    def _get_primitive_program(self, primitive: Any, flags: int, program_flags: int) -> ShaderProgram:
+    def _get_primitive_program(
+        self, primitive: Any, flags: int, program_flags: int
+    ) -> ShaderProgram:
         program = self._program_cache.get_program("ids.vert.glsl", "ids.frag.glsl")
         if not program._in_context():
             program._add_to_context()
@@ -50,7 +59,10 @@ class IdRenderer(pyrender.Renderer):
         gl.glRenderbufferStorage(gl.GL_RENDERBUFFER, gl.GL_DEPTH_COMPONENT32F, *size)
         self._main_fb = gl.glGenFramebuffers(1)
         gl.glBindFramebuffer(gl.GL_FRAMEBUFFER, self._main_fb)
-        for attachment, buffer in ((gl.GL_COLOR_ATTACHMENT0, self._main_cb), (gl.GL_DEPTH_ATTACHMENT, self._main_db)):
+        for attachment, buffer in (
+            (gl.GL_COLOR_ATTACHMENT0, self._main_cb),
+            (gl.GL_DEPTH_ATTACHMENT, self._main_db),
+        ):
             gl.glFramebufferRenderbuffer(gl.GL_FRAMEBUFFER, attachment, gl.GL_RENDERBUFFER, buffer)
         self._main_fb_ms = self._main_fb  # what the forward pass draws into
         self._main_fb_dims = size
@@ -71,7 +83,9 @@ class IdRenderer(pyrender.Renderer):
         return pixels.view("<i4")[..., 0] - np.int32(1)
 
     def __del__(self) -> None:
-        """Nothing: the renderer lives as long as its process, and at exit the context may be gone before it."""
+        """Nothing: the renderer lives as long as its process, and at exit the context may be gone
+        before it.
+        """
 
 
 class OffscreenIds:
@@ -90,7 +104,9 @@ class OffscreenIds:
     def triangle_ids(
         self, clip: NDArray[np.float32], triangles: NDArray[np.uint32], size: tuple[int, int]
     ) -> NDArray[np.int32]:
-        """(H, W) rows of (F, 3) ``triangles`` with (V, 3) corners in clip space, y down the image; -1 elsewhere."""
+        """(H, W) rows of (F, 3) ``triangles`` with (V, 3) corners in clip space, y down the image;
+        -1 elsewhere.
+        """
         self._show(clip, triangles)
         self._renderer.viewport_height, self._renderer.viewport_width = size
         ids: NDArray[np.int32] = self._renderer.render(self._scene, FLAGS)
@@ -109,5 +125,7 @@ class OffscreenIds:
                     primitive.indices = triangles
                 return
             self._scene.remove_node(self._node)
-        primitive = pyrender.Primitive(positions=clip, indices=triangles, mode=pyrender.GLTF.TRIANGLES)
+        primitive = pyrender.Primitive(
+            positions=clip, indices=triangles, mode=pyrender.GLTF.TRIANGLES
+        )
         self._node = self._scene.add(pyrender.Mesh([primitive]))

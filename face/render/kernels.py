@@ -1,4 +1,5 @@
-"""The inner loops of ``face.render.frame``, compiled by numba: float64 inside, float32 out, no state.
+"""The inner loops of ``dff.face.render.frame``, compiled by numba: float64 inside, float32 out, no
+state.
 
 They leave the outputs at the background as they are: zeros.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from face.lighting import C0, C1, C2, C3, C4
+from dff.face.geometry.lighting import C0, C1, C2, C3, C4
 
 
 @numba.njit(cache=True, nogil=True)
@@ -32,7 +33,9 @@ def within(numbers, count):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def through_pinhole(points, focal, centre, px, weight, screen_depth):  # type: ignore[no-untyped-def]
-    """Fill what ``face.camera.Pinhole`` says of (V, 3) ``points``; NaN for those that lie behind it."""
+    """Fill what ``dff.face.geometry.camera.Pinhole`` says of (V, 3) ``points``; NaN for those that
+    lie behind it.
+    """
     for v in range(len(points)):
         z = points[v, 2]
         screen_depth[v] = -1.0 / z
@@ -102,8 +105,8 @@ def _closest_on_triangle(x, y, x0, y0, x1, y1, x2, y2):  # type: ignore[no-untyp
 def screen_weights(x, y, x0, y0, x1, y1, x2, y2):  # type: ignore[no-untyped-def]
     """Barycentrics of (x, y) in a triangle on the screen.
 
-    A sample may lie outside its triangle by the snapping of visibility (at most 0.003 px): then those of the nearest
-    point of the outline, so that none is negative.
+    A sample may lie outside its triangle by the snapping of visibility (at most 0.003 px): then
+    those of the nearest point of the outline, so that none is negative.
     """
     inverse = 1.0 / ((x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0))
     b1 = ((x - x0) * (y2 - y0) - (x2 - x0) * (y - y0)) * inverse
@@ -116,12 +119,19 @@ def screen_weights(x, y, x0, y0, x1, y1, x2, y2):  # type: ignore[no-untyped-def
 
 @numba.njit(cache=True, nogil=True)
 def corners(vertices, faces, px, weight):  # type: ignore[no-untyped-def]
-    """(V, 8): pixel, screen weight, 0, depth, smooth normal of each vertex side by side: a line of the cache each."""
+    """(V, 8): pixel, screen weight, 0, depth, smooth normal of each vertex side by side: a line of
+    the cache each.
+    """
     normals = smooth_normals(vertices, faces)
     out = np.empty((len(vertices), 8))
     for v in range(len(vertices)):
         out[v, 0], out[v, 1], out[v, 2], out[v, 3] = px[v, 0], px[v, 1], weight[v], 0.0
-        out[v, 4], out[v, 5], out[v, 6], out[v, 7] = vertices[v, 2], normals[v, 0], normals[v, 1], normals[v, 2]
+        out[v, 4], out[v, 5], out[v, 6], out[v, 7] = (
+            vertices[v, 2],
+            normals[v, 0],
+            normals[v, 1],
+            normals[v, 2],
+        )
     return out
 
 
@@ -129,8 +139,9 @@ def corners(vertices, faces, px, weight):  # type: ignore[no-untyped-def]
 def resolve(ids, xy, vertices, faces, px, weight, normals, barycentric, depth, normal):  # type: ignore[no-untyped-def]
     """Fill (R, C, ...) ``barycentric``, ``depth`` and ``normal`` of samples from (R, C) ``ids``.
 
-    ``xy``: where the samples lie in pixels, (R, C, 2), or (0, 0, 2) for the pixel centres of an (R, C) image. Returns
-    False, with the outputs unfinished, when an id names a triangle that has no place on the screen.
+    ``xy``: where the samples lie in pixels, (R, C, 2), or (0, 0, 2) for the pixel centres of an (R,
+    C) image. Returns False, with the outputs unfinished, when an id names a triangle that has no
+    place on the screen.
     """
     height, width = ids.shape
     for row in range(height):
@@ -144,7 +155,9 @@ def resolve(ids, xy, vertices, faces, px, weight, normals, barycentric, depth, n
                 x, y = xy[row, column, 0], xy[row, column, 1]
             else:
                 x, y = column + 0.5, row + 0.5
-            b0, b1, b2 = screen_weights(x, y, px[i, 0], px[i, 1], px[j, 0], px[j, 1], px[k, 0], px[k, 1])
+            b0, b1, b2 = screen_weights(
+                x, y, px[i, 0], px[i, 1], px[j, 0], px[j, 1], px[k, 0], px[k, 1]
+            )
             w0, w1, w2 = b0 * weight[i], b1 * weight[j], b2 * weight[k]
             total = w0 + w1 + w2
             if not (total > 0):
@@ -201,7 +214,11 @@ def sample_texture(ids, barycentric, texture, uv, uv_faces, out):  # type: ignor
             if f < 0:
                 continue
             t = np.uint64(f)
-            i, j, k = np.uint64(uv_faces[t, 0]), np.uint64(uv_faces[t, 1]), np.uint64(uv_faces[t, 2])
+            i, j, k = (
+                np.uint64(uv_faces[t, 0]),
+                np.uint64(uv_faces[t, 1]),
+                np.uint64(uv_faces[t, 2]),
+            )
             w0 = np.float64(barycentric[row, column, 0])
             w1 = np.float64(barycentric[row, column, 1])
             w2 = np.float64(barycentric[row, column, 2])
@@ -212,18 +229,29 @@ def sample_texture(ids, barycentric, texture, uv, uv_faces, out):  # type: ignor
             left, top = int(x), int(y)
             fx, fy = x - left, y - top
             right, bottom = min(left + 1, columns - 1), min(top + 1, rows - 1)
-            nw, ne = np.uint64((top * columns + left) * channels), np.uint64((top * columns + right) * channels)
-            sw, se = np.uint64((bottom * columns + left) * channels), np.uint64((bottom * columns + right) * channels)
+            nw, ne = (
+                np.uint64((top * columns + left) * channels),
+                np.uint64((top * columns + right) * channels),
+            )
+            sw, se = (
+                np.uint64((bottom * columns + left) * channels),
+                np.uint64((bottom * columns + right) * channels),
+            )
             a, b = np.float32((1.0 - fx) * (1.0 - fy)), np.float32(fx * (1.0 - fy))
             c, d = np.float32((1.0 - fx) * fy), np.float32(fx * fy)
             for channel in range(channels):
                 n = np.uint64(channel)
-                out[row, column, n] = a * texels[nw + n] + b * texels[ne + n] + c * texels[sw + n] + d * texels[se + n]
+                out[row, column, n] = (
+                    a * texels[nw + n]
+                    + b * texels[ne + n]
+                    + c * texels[sw + n]
+                    + d * texels[se + n]
+                )
 
 
 @numba.njit(cache=True, nogil=True)
 def shaded(ids, normal, albedo, light, out):  # type: ignore[no-untyped-def]
-    """Fill (H, W, 3) ``out`` with albedo times the shading of ``face.lighting``.
+    """Fill (H, W, 3) ``out`` with albedo times the shading of ``dff.face.geometry.lighting``.
 
     ``light``: (9, 3) float64.
     """
@@ -236,7 +264,9 @@ def shaded(ids, normal, albedo, light, out):  # type: ignore[no-untyped-def]
             y = np.float64(normal[row, column, 1])
             z = np.float64(normal[row, column, 2])
             for c in range(3):
-                value = C0 * light[0, c] + C1 * (light[1, c] * y + light[2, c] * z + light[3, c] * x)
+                value = C0 * light[0, c] + C1 * (
+                    light[1, c] * y + light[2, c] * z + light[3, c] * x
+                )
                 value += C2 * (light[4, c] * x * y + light[5, c] * y * z + light[7, c] * x * z)
                 value += C3 * light[6, c] * (3.0 * z * z - 1.0) + C4 * light[8, c] * (x * x - y * y)
                 out[row, column, c] = albedo[row, column, c] * max(value, 0.0)
@@ -252,7 +282,12 @@ def edges(ids, depth, step, out):  # type: ignore[no-untyped-def]
     for row in range(height):
         for column in range(width):
             here, z = ids[row, column] >= 0, depth[row, column]
-            for r, c in ((row, column + 1), (row + 1, column - 1), (row + 1, column), (row + 1, column + 1)):
+            for r, c in (
+                (row, column + 1),
+                (row + 1, column - 1),
+                (row + 1, column),
+                (row + 1, column + 1),
+            ):
                 if r == height or c < 0 or c == width:
                     continue
                 there = ids[r, c] >= 0
@@ -263,7 +298,9 @@ def edges(ids, depth, step, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def unoccluded(ids, depth, px, z, tolerance, out):  # type: ignore[no-untyped-def]
-    """Fill (N,) ``out``: does one of the four pixel centres round (N, 2) ``px`` show nothing nearer than ``z``."""
+    """Fill (N,) ``out``: does one of the four pixel centres round (N, 2) ``px`` show nothing nearer
+    than ``z``.
+    """
     height, width = ids.shape
     for n in range(len(px)):
         x, y = px[n, 0], px[n, 1]

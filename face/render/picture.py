@@ -1,9 +1,11 @@
-"""A picture of a mesh in one pass: surface point, texture and light of each pixel, then laid over a background.
+"""A picture of a mesh in one pass: surface point, texture and light of each pixel, then laid over a
+background.
 
-The fast way from triangle ids to colours, for pictures by the million: hardly an image but the result is written. The
-slow twin is ``frame``: ``shaded(sample_texture(resolve(ids)))``; depths are the same to the bit, colours to 0.01 / 255.
-Outlines are anti-aliased by ``zbuffer.samples``: eight samples in each pixel that an outline touches, each coloured
-like the nearest pixel that shows the same surface, as multi-sampling hardware does.
+The fast way from triangle ids to colours, for pictures by the million: hardly an image but the
+result is written. The slow twin is ``frame``: ``shaded(sample_texture(resolve(ids)))``; depths are
+the same to the bit, colours to 0.01 / 255. Outlines are anti-aliased by ``zbuffer.samples``: eight
+samples in each pixel that an outline touches, each coloured like the nearest pixel that shows the
+same surface, as multi-sampling hardware does.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from face.arrays import Bools, Floats, Ints
-from face.lighting import C0, C1, C2, C3, C4
-from face.render import kernels, zbuffer
-from face.render.frame import Image, Mesh
-from face.render.lanes import LANES, blend_2, blend_4, look_up
+from dff.face.arrays import Bools, Floats, Ints
+from dff.face.geometry.lighting import C0, C1, C2, C3, C4
+from dff.face.render import kernels, zbuffer
+from dff.face.render.frame import Image, Mesh
+from dff.face.render.lanes import LANES, blend_2, blend_4, look_up
 
 CREASE = 0.006
-"""Metres of depth between neighbouring pixels from which on there is an outline between them, where colours differ."""
+"""Metres of depth between neighbouring pixels from which on there is an outline between them, where
+colours differ.
+"""
 
 ALIKE = 8.0 / 255.0
 """Difference of colours up to which nobody sees an outline between two parts of one thing."""
@@ -29,12 +33,15 @@ ALIKE = 8.0 / 255.0
 TRIM = 15
 """The part of what is not textured."""
 
-APART = np.float32(100.0)  # metres that parts count as apart from each other; float32 still tells 0.1 mm at TRIM of it
+APART = np.float32(
+    100.0
+)  # metres that parts count as apart from each other; float32 still tells 0.1 mm at TRIM of it
 
 _NORMS = np.array([C0, C1, C1, C1, C2, C2, C3, C2, C4])[:, None]
 
 TILE = 256  # pixels of a row that are worked on together
-# Where a tile's numbers lie. Side by side for each pixel: depth and normal; its place in the texture.
+# Where a tile's numbers lie. Side by side for each pixel: depth and normal; its place in the
+# texture.
 NORMAL, PLACE = np.uint64(0), np.uint64(4 * TILE)
 MIXED = 6 * TILE
 # One after the other for all pixels: colour, and how far it is covered.
@@ -47,23 +54,38 @@ TEXELS = 5 * TILE
 
 @dataclass(frozen=True, eq=False)
 class Texture:
-    """A picture on a mesh, in 8 bits. Raises ValueError when shapes disagree or it has less than 2 x 2 texels."""
+    """A picture on a mesh, in 8 bits. Raises ValueError when shapes disagree or it has less than 2
+    x 2 texels.
+    """
 
     texels: NDArray[np.uint8]  # (S, T, 4): red, green, blue, and how far what lies behind covers it
-    corners: NDArray[np.float32]  # (F, 3, 2) of each triangle's corners in texels, the first texel's centre at 0
-    parts: NDArray[np.uint8]  # (F,) 1 .. 14: what each triangle is of; between two parts there is an outline
+    corners: NDArray[
+        np.float32
+    ]  # (F, 3, 2) of each triangle's corners in texels, the first texel's centre at 0
+    parts: NDArray[
+        np.uint8
+    ]  # (F,) 1 .. 14: what each triangle is of; between two parts there is an outline
 
     def __post_init__(self) -> None:
         if self.texels.ndim != 3 or self.texels.shape[2] != 4 or min(self.texels.shape[:2]) < 2:
-            raise ValueError(f"Texture wants (S, T, 4) of at least 2 x 2 texels, got {self.texels.shape}")
+            raise ValueError(
+                f"Texture wants (S, T, 4) of at least 2 x 2 texels, got {self.texels.shape}"
+            )
         if self.corners.ndim != 3 or self.corners.shape[1:] != (3, 2):
             raise ValueError(f"Texture.corners wants (F, 3, 2), got {self.corners.shape}")
-        if self.parts.shape != self.corners.shape[:1] or not ((self.parts > 0) & (self.parts < TRIM)).all():
-            raise ValueError(f"Texture.parts wants ({len(self.corners)},) in 1 .. {TRIM - 1}, got {self.parts.shape}")
+        if (
+            self.parts.shape != self.corners.shape[:1]
+            or not ((self.parts > 0) & (self.parts < TRIM)).all()
+        ):
+            raise ValueError(
+                f"Texture.parts wants ({len(self.corners)},) in 1 .. {TRIM - 1}, got {self.parts.shape}"
+            )
 
     @staticmethod
     def of(image: Floats, uv: Floats, uv_faces: Ints, parts: Ints | None = None) -> Texture:
-        """Of an (S, T, 4) ``image`` in 0..1 and (N, 2) ``uv`` as of ``frame.sample_texture``; one part if not said."""
+        """Of an (S, T, 4) ``image`` in 0..1 and (N, 2) ``uv`` as of ``frame.sample_texture``; one
+        part if not said.
+        """
         levels = np.empty(image.shape, dtype=np.uint8)
         _to_levels(np.ascontiguousarray(image, dtype=np.float32).reshape(-1), levels.reshape(-1))
         places = uv.astype(np.float64) * np.array(image.shape[1::-1]) - 0.5
@@ -73,16 +95,29 @@ class Texture:
 
 @dataclass(frozen=True, eq=False)
 class Trim:
-    """How the triangles look that follow the textured ones: coloured at their vertices, with a repeating pattern."""
+    """How the triangles look that follow the textured ones: coloured at their vertices, with a
+    repeating pattern.
+    """
 
     first: int  # vertex to which the first row of ``look`` belongs
-    look: NDArray[np.float32]  # (N, 6) albedo; place in the pattern (across, along; 1 is a repeat), its strength
-    pattern: NDArray[np.float32]  # (Q, Q) by which the albedo grows where the strength is 1; Q is a power of two
+    look: NDArray[
+        np.float32
+    ]  # (N, 6) albedo; place in the pattern (across, along; 1 is a repeat), its strength
+    pattern: NDArray[
+        np.float32
+    ]  # (Q, Q) by which the albedo grows where the strength is 1; Q is a power of two
 
     def __post_init__(self) -> None:
         side = len(self.pattern)
-        if self.look.ndim != 2 or self.look.shape[1] != 6 or self.pattern.shape != (side, side) or side & (side - 1):
-            raise ValueError(f"Trim wants (N, 6) and (Q, Q) of a power of two: {self.look.shape}, {self.pattern.shape}")
+        if (
+            self.look.ndim != 2
+            or self.look.shape[1] != 6
+            or self.pattern.shape != (side, side)
+            or side & (side - 1)
+        ):
+            raise ValueError(
+                f"Trim wants (N, 6) and (Q, Q) of a power of two: {self.look.shape}, {self.pattern.shape}"
+            )
 
 
 PLAIN = Trim(0, np.zeros((0, 6), np.float32), np.zeros((1, 1), np.float32))
@@ -101,21 +136,37 @@ class Picture:
 
 
 def picture(
-    mesh: Mesh, ids: NDArray[np.int32], texture: Texture, light: Floats, background: Image, trim: Trim = PLAIN
+    mesh: Mesh,
+    ids: NDArray[np.int32],
+    texture: Texture,
+    light: Floats,
+    background: Image,
+    trim: Trim = PLAIN,
 ) -> Picture:
     """The picture of (H, W) triangle ``ids`` of a mesh under (9, 3) ``light``, with hard outlines.
 
-    It is painted over the (H, W, 3) float32 ``background``, in place: images that fit a processor's cache are what
-    makes this fast. Raises ValueError when an id is not of the mesh, for triangles without a texture that are not
-    trim's, and for a background of another size or one that can't be written.
+    It is painted over the (H, W, 3) float32 ``background``, in place: images that fit a processor's
+    cache are what makes this fast. Raises ValueError when an id is not of the mesh, for triangles
+    without a texture that are not trim's, and for a background of another size or one that can't be
+    written.
     """
     textured = len(texture.corners)
     if ids.size and ids.max() >= len(mesh.faces):
         raise ValueError("the ids name triangles that this mesh does not have")
-    if textured > len(mesh.faces) or (len(mesh.faces) > textured and trim.first + len(trim.look) < len(mesh.vertices)):
-        raise ValueError(f"{len(mesh.faces)} triangles, {textured} of them textured, do not fit their looks")
-    if background.shape != (*ids.shape, 3) or background.dtype != np.float32 or not background.flags.carray:
-        raise ValueError(f"a picture of {ids.shape} lies over no background of {background.shape}, {background.dtype}")
+    if textured > len(mesh.faces) or (
+        len(mesh.faces) > textured and trim.first + len(trim.look) < len(mesh.vertices)
+    ):
+        raise ValueError(
+            f"{len(mesh.faces)} triangles, {textured} of them textured, do not fit their looks"
+        )
+    if (
+        background.shape != (*ids.shape, 3)
+        or background.dtype != np.float32
+        or not background.flags.carray
+    ):
+        raise ValueError(
+            f"a picture of {ids.shape} lies over no background of {background.shape}, {background.dtype}"
+        )
     depth, part = np.zeros(ids.shape, dtype=np.float32), np.zeros(ids.shape, dtype=np.uint8)
     _paint(
         ids,
@@ -140,7 +191,8 @@ def picture(
 def outlines(seen: Picture) -> Bools:
     """(H, W) the pixels on both sides of an outline.
 
-    That is where the background begins; or another part, or where depth jumps by CREASE, if colours are not ALIKE.
+    That is where the background begins; or another part, or where depth jumps by CREASE, if colours
+    are not ALIKE.
     """
     out = np.zeros(seen.triangle.shape, dtype=np.bool_)
     _outlines(seen.part, seen.depth, seen.image, np.float32(CREASE), np.float32(ALIKE), out)
@@ -152,7 +204,16 @@ def smooth(seen: Picture, mesh: Mesh) -> None:
     fine = zbuffer.samples(mesh.px, mesh.screen_depth, mesh.faces, seen.triangle, outlines(seen))
     with np.errstate(divide="ignore"):
         depth = mesh.camera.depth_on_screen(fine.screen_depth)
-    _smooth(seen.part, seen.depth, seen.parts, fine.pixel, fine.triangle, depth, np.float32(CREASE), seen.image)
+    _smooth(
+        seen.part,
+        seen.depth,
+        seen.parts,
+        fine.pixel,
+        fine.triangle,
+        depth,
+        np.float32(CREASE),
+        seen.image,
+    )
 
 
 @numba.njit(cache=True, nogil=True)
@@ -164,10 +225,25 @@ def _to_levels(values, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _paint(  # type: ignore[no-untyped-def]
-    ids, corners, faces, uv, parts, texels, columns, rows, light, first, look, pattern, depth, part, image
+    ids,
+    corners,
+    faces,
+    uv,
+    parts,
+    texels,
+    columns,
+    rows,
+    light,
+    first,
+    look,
+    pattern,
+    depth,
+    part,
+    image,
 ):
     height, width = ids.shape
-    # Several arrays, because the compiler would not vectorise loops over one with strides that differ.
+    # Several arrays, because the compiler would not vectorise loops over one with strides that
+    # differ.
     mixed = np.zeros(MIXED, dtype=np.float32)
     scratch = np.zeros(COLOURS, dtype=np.float32)
     whole = np.zeros(TEXELS, dtype=np.int32)
@@ -182,7 +258,20 @@ def _paint(  # type: ignore[no-untyped-def]
         for start in range(begin, end, TILE):
             stop = min(start + TILE, end)
             trimmed = _surface(
-                ids, row, start, stop, corners, faces, uv, parts, first, look, pattern, mixed, trim, part
+                ids,
+                row,
+                start,
+                stop,
+                corners,
+                faces,
+                uv,
+                parts,
+                first,
+                look,
+                pattern,
+                mixed,
+                trim,
+                part,
             )
             _texture(stop - start, texels, columns, rows, mixed, scratch, whole)
             if trimmed:
@@ -191,16 +280,26 @@ def _paint(  # type: ignore[no-untyped-def]
                         n = np.uint64(column - start)
                         at = n * np.uint64(8)
                         scratch[n + RED], scratch[n + HIDDEN] = trim[at], zero
-                        scratch[n + GREEN], scratch[n + BLUE] = trim[at + np.uint64(1)], trim[at + np.uint64(2)]
+                        scratch[n + GREEN], scratch[n + BLUE] = (
+                            trim[at + np.uint64(1)],
+                            trim[at + np.uint64(2)],
+                        )
             _shade(stop - start, light, mixed, scratch)
             for column in range(start, stop):
                 n = np.uint64(column - start)
-                depth[row, column] = mixed[n * np.uint64(4) + NORMAL] if part[row, column] > 0 else zero
+                depth[row, column] = (
+                    mixed[n * np.uint64(4) + NORMAL] if part[row, column] > 0 else zero
+                )
                 scratch[n + HIDDEN] = scratch[n + HIDDEN] * share if part[row, column] > 0 else one
             line = image[row]
             for column in range(start, stop):
                 n = np.uint64(column - start)
-                red, green, blue, hidden = scratch[n + RED], scratch[n + GREEN], scratch[n + BLUE], scratch[n + HIDDEN]
+                red, green, blue, hidden = (
+                    scratch[n + RED],
+                    scratch[n + GREEN],
+                    scratch[n + BLUE],
+                    scratch[n + HIDDEN],
+                )
                 line[column, 0] = red + hidden * (line[column, 0] - red)
                 line[column, 1] = green + hidden * (line[column, 1] - green)
                 line[column, 2] = blue + hidden * (line[column, 2] - blue)
@@ -210,7 +309,9 @@ def _paint(  # type: ignore[no-untyped-def]
 def _surface(  # type: ignore[no-untyped-def]
     ids, row, start, stop, corners, faces, uv, parts, first, look, pattern, mixed, trim, part
 ):
-    """Depth, normal, part and place in the texture, or colour of trim, of a tile. Says whether there was trim."""
+    """Depth, normal, part and place in the texture, or colour of trim, of a tile. Says whether
+    there was trim.
+    """
     trimmed = False
     textured = len(parts)
     white, zero = np.float32(255.0), np.float32(0.0)
@@ -225,7 +326,14 @@ def _surface(  # type: ignore[no-untyped-def]
         t, n = np.uint64(f), np.uint64(column - start)
         i, j, k = np.uint64(faces[t, 0]), np.uint64(faces[t, 1]), np.uint64(faces[t, 2])
         a, b, c = kernels.screen_weights(
-            column + 0.5, y, corners[i, 0], corners[i, 1], corners[j, 0], corners[j, 1], corners[k, 0], corners[k, 1]
+            column + 0.5,
+            y,
+            corners[i, 0],
+            corners[i, 1],
+            corners[j, 0],
+            corners[j, 1],
+            corners[k, 0],
+            corners[k, 1],
         )
         a, b, c = a * corners[i, 2], b * corners[j, 2], c * corners[k, 2]
         scale = 1.0 / (a + b + c)
@@ -246,10 +354,17 @@ def _surface(  # type: ignore[no-untyped-def]
             k = np.uint64(faces[t, 2] - first) * six
             blend_4(look, i, j, k, a, b, c, trim, at)
             blend_2(look, i + four, j + four, k + four, a, b, c, trim, at + four)
-            across, along, strength = trim[at + np.uint64(3)], trim[at + four], trim[at + np.uint64(5)]
+            across, along, strength = (
+                trim[at + np.uint64(3)],
+                trim[at + four],
+                trim[at + np.uint64(5)],
+            )
             gain = white
             if strength > 0:
-                down, right = int(np.floor(along * side)) & around, int(np.floor(across * side)) & around
+                down, right = (
+                    int(np.floor(along * side)) & around,
+                    int(np.floor(across * side)) & around,
+                )
                 gain += white * strength * pattern[down, right]
             for channel in range(3):
                 place = at + np.uint64(channel)
@@ -263,7 +378,10 @@ def _texture(count, texels, columns, rows, mixed, scratch, whole):  # type: igno
     two, beyond = np.uint64(2), PLACE + np.uint64(1)
     zero, one = np.float32(0.0), np.float32(1.0)
     # A hair less than the last texel, so that there is always one beyond.
-    right, bottom = np.float32(columns - 1) * np.float32(0.9999999), np.float32(rows - 1) * np.float32(0.9999999)
+    right, bottom = (
+        np.float32(columns - 1) * np.float32(0.9999999),
+        np.float32(rows - 1) * np.float32(0.9999999),
+    )
     for m in range(count):
         n = np.uint64(m)
         x = min(max(mixed[n * two + PLACE], zero), right)
@@ -284,8 +402,12 @@ def _texture(count, texels, columns, rows, mixed, scratch, whole):  # type: igno
         a, b, c, d = (one - x) * (one - y), x * (one - y), (one - x) * y, x * y
         scratch[n + RED] = a * _byte(p, 0) + b * _byte(q, 0) + c * _byte(r, 0) + d * _byte(s, 0)
         scratch[n + GREEN] = a * _byte(p, 8) + b * _byte(q, 8) + c * _byte(r, 8) + d * _byte(s, 8)
-        scratch[n + BLUE] = a * _byte(p, 16) + b * _byte(q, 16) + c * _byte(r, 16) + d * _byte(s, 16)
-        scratch[n + HIDDEN] = a * _byte(p, 24) + b * _byte(q, 24) + c * _byte(r, 24) + d * _byte(s, 24)
+        scratch[n + BLUE] = (
+            a * _byte(p, 16) + b * _byte(q, 16) + c * _byte(r, 16) + d * _byte(s, 16)
+        )
+        scratch[n + HIDDEN] = (
+            a * _byte(p, 24) + b * _byte(q, 24) + c * _byte(r, 24) + d * _byte(s, 24)
+        )
 
 
 @numba.njit(cache=True, nogil=True)
@@ -295,7 +417,9 @@ def _byte(word, shift):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _shade(count, light, mixed, scratch):  # type: ignore[no-untyped-def]
-    """Multiply the colours by the shading of ``face.lighting``; ``light`` comes with the harmonics' norms in it."""
+    """Multiply the colours by the shading of ``dff.face.geometry.lighting``; ``light`` comes with
+    the harmonics' norms in it.
+    """
     four, one_on, two_on, three_on = np.uint64(4), np.uint64(1), np.uint64(2), np.uint64(3)
     zero, one, three, tiny = np.float32(0.0), np.float32(1.0), np.float32(3.0), np.float32(1e-18)
     r0, g0, b0 = light[0]
@@ -326,7 +450,9 @@ def _shade(count, light, mixed, scratch):  # type: ignore[no-untyped-def]
 @numba.njit(cache=True, nogil=True)
 def _outlines(part, depth, image, crease, alike, out):  # type: ignore[no-untyped-def]
     height, width = part.shape
-    parted = np.zeros(-(-width // 8) * 8, dtype=np.uint8)  # 1: by the background's beginning, 2: perhaps
+    parted = np.zeros(
+        -(-width // 8) * 8, dtype=np.uint8
+    )  # 1: by the background's beginning, 2: perhaps
     eight = parted.view(np.uint64)
     for row in range(height):
         for down in range(2):
@@ -334,7 +460,15 @@ def _outlines(part, depth, image, crease, alike, out):  # type: ignore[no-untype
             if below == height:
                 continue
             parted[width - 1] = 0
-            _parted(part[row], part[below, 1 - down :], depth[row], depth[below, 1 - down :], crease, limit, parted)
+            _parted(
+                part[row],
+                part[below, 1 - down :],
+                depth[row],
+                depth[below, 1 - down :],
+                crease,
+                limit,
+                parted,
+            )
             for word in range(len(eight)):
                 if eight[word] == 0:
                     continue
@@ -342,7 +476,10 @@ def _outlines(part, depth, image, crease, alike, out):  # type: ignore[no-untype
                     right = column + 1 - down
                     if parted[column] == 2:
                         for channel in range(3):
-                            if abs(image[row, column, channel] - image[below, right, channel]) > alike:
+                            if (
+                                abs(image[row, column, channel] - image[below, right, channel])
+                                > alike
+                            ):
                                 parted[column] = 1
                     if parted[column] == 1:
                         out[row, column] = out[below, right] = True
@@ -353,14 +490,17 @@ def _parted(part, other, depth, beyond, crease, limit, parted):  # type: ignore[
     for column in range(limit):
         here, there = part[column], other[column]
         apart = (here != there) | (abs(depth[column] - beyond[column]) > crease)
-        parted[column] = np.uint8(1) if (here != there) & ((here == 0) | (there == 0)) else np.uint8(2 * apart)
+        parted[column] = (
+            np.uint8(1) if (here != there) & ((here == 0) | (there == 0)) else np.uint8(2 * apart)
+        )
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _smooth(part, depth, parts, pixels, triangle, sample_depth, crease, image):  # type: ignore[no-untyped-def]
     height, width = part.shape
     count = len(pixels)
-    # One pixel round each after the other, and one sample after the other: long simple loops, eight pixels at a time.
+    # One pixel round each after the other, and one sample after the other: long simple loops, eight
+    # pixels at a time.
     levels = np.empty((9, count), dtype=np.float32)
     for n in range(count):
         row = pixels[n] // width
@@ -379,11 +519,15 @@ def _smooth(part, depth, parts, pixels, triangle, sample_depth, crease, image): 
         for n in range(count):
             f = triangle[n, sample]
             kind = TRIM if f >= len(parts) else parts[f] if f >= 0 else 0
-            wanted[n] = _level(np.float32(sample_depth[n, sample]) if f >= 0 else np.float32(0.0), kind)
+            wanted[n] = _level(
+                np.float32(sample_depth[n, sample]) if f >= 0 else np.float32(0.0), kind
+            )
         _first(levels[4], wanted, crease, away, best)
         for way in range(9):
             if way != 4:
-                _nearer(levels[way], wanted, np.int32((way // 3 - 1) * width + way % 3 - 1), away, best)
+                _nearer(
+                    levels[way], wanted, np.int32((way // 3 - 1) * width + way % 3 - 1), away, best
+                )
         for n in range(count):
             at = np.int64(pixels[n]) + best[n]
             mixed[n, 0] += flat[at, 0]
@@ -397,7 +541,9 @@ def _smooth(part, depth, parts, pixels, triangle, sample_depth, crease, image): 
 
 @numba.njit(cache=True, nogil=True)
 def _level(depth, part):  # type: ignore[no-untyped-def]
-    """Depth, with parts so far from each other that another is only taken where there is nothing else."""
+    """Depth, with parts so far from each other that another is only taken where there is nothing
+    else.
+    """
     return depth + APART * np.float32(part)
 
 

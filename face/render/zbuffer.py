@@ -1,10 +1,11 @@
 """Visibility on the CPU: a z-buffer with integer edge functions, compiled by numba.
 
-Exact and deterministic: coverage is decided in 64-bit integers. Depth is rounded to so many levels that it fits, above
-the triangle's number, into one 64-bit key: the least key wins, so the order of the triangles does not matter and of two
-at the same depth the first wins. Eight samples are tested at once, without branches that the processor cannot foresee:
-triangles of a face cover a few pixels each, and there such branches cost more than the work.
-Source of the edge functions and the top-left rule: Pineda, "A Parallel Algorithm for Polygon Rasterization" (1988).
+Exact and deterministic: coverage is decided in 64-bit integers. Depth is rounded to so many levels
+that it fits, above the triangle's number, into one 64-bit key: the least key wins, so the order of
+the triangles does not matter and of two at the same depth the first wins. Eight samples are tested
+at once, without branches that the processor cannot foresee: triangles of a face cover a few pixels
+each, and there such branches cost more than the work. Source of the edge functions and the top-left
+rule: Pineda, "A Parallel Algorithm for Polygon Rasterization" (1988).
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from face.arrays import Bools, Floats, Ints
-from face.render.lanes import LANES, ROOKS, cover_pixel, cover_row
-from face.render.visibility import OUT_OF_REACH, SUBPIXELS, snapped
+from dff.face.arrays import Bools, Floats, Ints
+from dff.face.render.lanes import LANES, ROOKS, cover_pixel, cover_row
+from dff.face.render.visibility import OUT_OF_REACH, SUBPIXELS, snapped
 
 EMPTY = np.iinfo(np.int64).max
 SAMPLES = len(ROOKS)
 STEP = SUBPIXELS // 16  # of the unit of ROOKS
 
 
-def visibility(px: Floats, screen_depth: Floats, faces: Ints, size: tuple[int, int]) -> NDArray[np.int32]:
-    """(H, W) triangle of each pixel; see ``face.render.visibility.Visibility``."""
+def visibility(
+    px: Floats, screen_depth: Floats, faces: Ints, size: tuple[int, int]
+) -> NDArray[np.int32]:
+    """(H, W) triangle of each pixel; see ``dff.face.render.visibility.Visibility``."""
     height, width = size
     depth, triangles = _plain(screen_depth, faces)
-    keys = np.full((height, width + LANES), EMPTY)  # room for the lanes beyond a triangle at the right border
+    keys = np.full(
+        (height, width + LANES), EMPTY
+    )  # room for the lanes beyond a triangle at the right border
     ids = np.empty(size, dtype=np.int32)
     grid = snapped(px)
     _raster(grid, depth, triangles, *_levels(grid, depth, triangles), keys, ids)
@@ -39,15 +44,20 @@ def visibility(px: Floats, screen_depth: Floats, faces: Ints, size: tuple[int, i
 class Samples:
     """What each of eight samples within some pixels shows; they lie at ``lanes.ROOKS``."""
 
-    pixel: NDArray[np.int32]  # (N,) place of each of these pixels in the image, row by row: row * W + column
+    pixel: NDArray[
+        np.int32
+    ]  # (N,) place of each of these pixels in the image, row by row: row * W + column
     triangle: NDArray[np.int32]  # (N, 8); -1 is background
-    screen_depth: Floats  # (N, 8) as the camera's, to a 2**-36 of the mesh's range or finer; background 0
+    screen_depth: (
+        Floats  # (N, 8) as the camera's, to a 2**-36 of the mesh's range or finer; background 0
+    )
 
 
 def samples(px: Floats, screen_depth: Floats, faces: Ints, ids: Ints, pixels: Bools) -> Samples:
     """The samples of those of the (H, W) ``pixels`` that are set, by the rules of ``visibility``.
 
-    But triangles seen from behind count only if (H, W) ``ids`` shows them anywhere: those of a head hide behind others.
+    But triangles seen from behind count only if (H, W) ``ids`` shows them anywhere: those of a head
+    hide behind others.
     """
     depth, triangles = _plain(screen_depth, faces)
     grid = snapped(px)
@@ -57,18 +67,24 @@ def samples(px: Floats, screen_depth: Floats, faces: Ints, ids: Ints, pixels: Bo
     _count(np.ascontiguousarray(pixels), before)
     keys = np.full((len(places), SAMPLES), EMPTY)
     shown = _shown(np.ascontiguousarray(ids, dtype=np.int32), len(triangles))
-    _raster_samples(grid, depth, triangles, near, scale, most, shift, shown, places, before, keys.reshape(-1))
+    _raster_samples(
+        grid, depth, triangles, near, scale, most, shift, shown, places, before, keys.reshape(-1)
+    )
     triangle, found = np.empty(keys.shape, dtype=np.int32), np.zeros(keys.shape)
     _open_keys(keys, near, scale, shift, triangle, found)
     return Samples(places, triangle, found)
 
 
 def _plain(screen_depth: Floats, faces: Ints) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    return np.ascontiguousarray(screen_depth, dtype=np.float64), np.ascontiguousarray(faces, dtype=np.int32)
+    return np.ascontiguousarray(screen_depth, dtype=np.float64), np.ascontiguousarray(
+        faces, dtype=np.int32
+    )
 
 
 def _levels(grid: Ints, depth: Floats, faces: Ints) -> tuple[float, float, float, int]:
-    """How depth becomes a level of a key: the nearest depth, levels for each unit, their number, bits below them."""
+    """How depth becomes a level of a key: the nearest depth, levels for each unit, their number,
+    bits below them.
+    """
     shift = max(len(faces).bit_length(), 12)
     most = float(1 << (62 - shift))
     near, far = _range(grid, depth)
@@ -87,10 +103,11 @@ def _range(grid, depth):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _triangle(x0, y0, x1, y1, x2, y2, d0, d1, d2, near, scale, x, y):  # type: ignore[no-untyped-def]
-    """Edge functions, positive inside, and the level of depth: values at (x, y), steps for a subpixel right and down.
+    """Edge functions, positive inside, and the level of depth: values at (x, y), steps for a
+    subpixel right and down.
 
-    An edge that is neither left nor top leaves out its own points: one unit less. The sign makes triangles that are
-    seen from behind the same as others, without a branch.
+    An edge that is neither left nor top leaves out its own points: one unit less. The sign makes
+    triangles that are seen from behind the same as others, without a branch.
     """
     area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
     sign = (area >> 63) | 1
@@ -136,11 +153,14 @@ def _raster(grid, depth, faces, near, scale, most, shift, keys, ids):  # type: i
         a, ax, ay, b, bx, by, c, cx, cy, z, zx, zy = _triangle(
             x0, y0, x1, y1, x2, y2, d0, d1, d2, near, scale, left * 256 + 128, top * 256 + 128
         )
-        # Steps from pixel to pixel are whole units of 256: flooring to such units keeps the sign, which decides.
+        # Steps from pixel to pixel are whole units of 256: flooring to such units keeps the sign,
+        # which decides.
         a, b, c, zx, zy = a >> 8, b >> 8, c >> 8, zx * 256, zy * 256
         at = top * stride + left
         for _ in range(top, bottom + 1):
-            cover_row(flat, np.uint64(at), a, ax, ay, b, bx, by, c, cx, cy, z, zx, zy, most, shift, f)
+            cover_row(
+                flat, np.uint64(at), a, ax, ay, b, bx, by, c, cx, cy, z, zx, zy, most, shift, f
+            )
             for n in range(LANES, right + 1 - left, LANES):
                 m = np.uint64(at + n)
                 cover_row(
@@ -206,7 +226,10 @@ def _raster_samples(grid, depth, faces, near, scale, most, shift, shown, places,
         if (left > right) | (top > bottom):
             continue
         # Most triangles meet no such pixel.
-        if before[bottom + 1, right + 1] - before[top, right + 1] == before[bottom + 1, left] - before[top, left]:
+        if (
+            before[bottom + 1, right + 1] - before[top, right + 1]
+            == before[bottom + 1, left] - before[top, left]
+        ):
             continue
         d0, d1, d2 = depth[i], depth[j], depth[k]
         area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
@@ -218,7 +241,8 @@ def _raster_samples(grid, depth, faces, near, scale, most, shift, shown, places,
         ax, bx, cx, zx = STEP * ax, STEP * bx, STEP * cx, STEP * zx
         ay, by, cy, zy = STEP * ay, STEP * by, STEP * cy, STEP * zy
         for row in range(top, bottom + 1):
-            # The pixels are numbered row by row: these are the ones of this row within the bounding box.
+            # The pixels are numbered row by row: these are the ones of this row within the bounding
+            # box.
             start = before[row, width] - before[row, left] + before[row + 1, left]
             stop = before[row, width] - before[row, right + 1] + before[row + 1, right + 1]
             y = 16 * (row - top)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from aligner.align import Aligner
-from face.morphable import MorphableModel
+from dff.aligner.align import Aligner
+from dff.face.model.morphable import MorphableModel
 from tests.aligner.oracle import READING, OracleNet, PositionCode, oracle_anchors
 
 

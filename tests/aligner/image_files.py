@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from face.arrays import Bytes
+from dff.face.arrays import Bytes
 
 
 def pixels(height: int = 120, width: int = 160) -> Bytes:
@@ -45,7 +45,9 @@ def bomb(width: int = 10_000, height: int = 10_000) -> bytes:
     """A PNG of 100 kB whose header promises 100 megapixels of grey."""
     rows = zlib.compress(b"\0" * (width + 1) * height, 9)
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*c) for c in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        _chunk(*c) for c in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    )
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

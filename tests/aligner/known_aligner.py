@@ -1,4 +1,6 @@
-"""An aligner whose answers are known: the neutral face of a model, as wide as the box it is given."""
+"""An aligner whose answers are known: the neutral face of a model, as wide as the box it is
+given.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from aligner.alignment import Alignment, Iteration, Pose
-from aligner.served import Boxes
-from aligner.together import Together, together_of
-from face.arrays import Bytes
-from face.camera import Box, WeakPerspective
-from face.errors import NoFace
-from face.morphable import MorphableModel
-from face.transform import Rigid
+from dff.aligner.alignment import Alignment, Iteration, Pose
+from dff.aligner.fitting.multi_image import Together, together_of
+from dff.aligner.service.limits import Boxes
+from dff.face.arrays import Bytes
+from dff.face.errors import NoFace
+from dff.face.geometry.camera import Box, WeakPerspective
+from dff.face.geometry.transform import Rigid
+from dff.face.model.morphable import MorphableModel
 
 FRONTAL = np.diag([1.0, -1.0, -1.0])  # cam_from_head of a head that looks into the camera
 
@@ -34,15 +36,23 @@ class KnownAligner:
         self.seen.append(image)
         height, width = image.shape[:2]
         if boxes is None:
-            boxes = [Box(width / 4, height / 4, 3 * width / 4, 3 * height / 4)] if image.any() else []
+            boxes = (
+                [Box(width / 4, height / 4, 3 * width / 4, 3 * height / 4)] if image.any() else []
+            )
         return [known_alignment(self.model, box) for box in boxes]
 
-    def align_batch(self, images: Sequence[Bytes], boxes: Sequence[Boxes] | None = None) -> list[list[Alignment]]:
+    def align_batch(
+        self, images: Sequence[Bytes], boxes: Sequence[Boxes] | None = None
+    ) -> list[list[Alignment]]:
         asked = boxes or [None] * len(images)
         return [self.align(image, some) for image, some in zip(images, asked, strict=True)]
 
-    def align_together(self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None) -> Together:
-        """The largest face of each image, all of one identity: its number is the number of faces."""
+    def align_together(
+        self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None
+    ) -> Together:
+        """The largest face of each image, all of one identity: its number is the number of
+        faces.
+        """
         asked = [None if box is None else [box] for box in boxes or [None] * len(images)]
         found = {i: some[0] for i, some in enumerate(self.align_batch(images, asked)) if some}
         if not found:
@@ -50,13 +60,18 @@ class KnownAligner:
         coefficients = self.model.neutral()
         coefficients.identity[:] = len(found)
         vertices = self.model.vertices(coefficients)
-        faces = {i: replace(face, coefficients=coefficients, vertices=vertices) for i, face in found.items()}
+        faces = {
+            i: replace(face, coefficients=coefficients, vertices=vertices)
+            for i, face in found.items()
+        }
         left_out = {i: "no face found" for i in range(len(images)) if i not in found}
         return together_of(self.model, len(images), faces, left_out)
 
 
 def known_alignment(model: MorphableModel, box: Box) -> Alignment:
-    """The neutral frontal face whose landmarks' width is the box's, with the head's origin at the box's centre."""
+    """The neutral frontal face whose landmarks' width is the box's, with the head's origin at the
+    box's centre.
+    """
     points = model.template[model.landmarks.vertex]
     scale = box.width / float(np.ptp(points[:, 0]))
     camera = WeakPerspective(scale, box.centre)

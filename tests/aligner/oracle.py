@@ -1,4 +1,6 @@
-"""A network whose answer is known: images that show at each pixel where on the template it lies, read back exactly."""
+"""A network whose answer is known: images that show at each pixel where on the template it lies,
+read back exactly.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aligner.align import AlignConfig
-from face.arrays import Bytes, Floats
-from face.camera import Box, NearPerspective
-from face.descriptor import Anchors, Features, choose_anchors
-from face.morphable import Coefficients, MorphableModel
-from face.render.frame import interpolate, render
-from face.transform import Rigid, rotation_from_angles
+from dff.aligner.align import AlignConfig
+from dff.face.arrays import Bytes, Floats
+from dff.face.descriptor import Anchors, Features, choose_anchors
+from dff.face.geometry.camera import Box, NearPerspective
+from dff.face.geometry.transform import Rigid, rotation_from_angles
+from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.render.frame import interpolate, render
 
 DIMS = 32
 REACH = 0.02  # metres on the template within which descriptors are alike
@@ -22,7 +24,8 @@ DARKEST, RANGE = 40.0, 215.0
 
 
 READING = AlignConfig(mirror=False, sizes=(1.0,))
-"""How to align what an oracle sees: a mirrored code reads the same, while a mirrored face has changed sides.
+"""How to align what an oracle sees: a mirrored code reads the same, while a mirrored face has
+changed sides.
 
 At another size it reads the same as well.
 """
@@ -54,7 +57,9 @@ class PositionCode:
 
 @dataclass(frozen=True)
 class OracleNet:
-    """Reads the code; ``noise`` is added to the descriptors, a share ``wrong`` of the pixels shows other points."""
+    """Reads the code; ``noise`` is added to the descriptors, a share ``wrong`` of the pixels shows
+    other points.
+    """
 
     code: PositionCode
     noise: float = 0.0
@@ -108,9 +113,13 @@ def make_scene(
 ) -> Scene:
     identity = np.zeros(len(model.identity))
     identity[:40] = rng.normal(size=min(40, len(identity))) * spread
-    expression = np.clip(rng.normal(size=len(model.expression)), 0, 1.5) * model.expression_sd * 0.5 * spread
+    expression = (
+        np.clip(rng.normal(size=len(model.expression)), 0, 1.5) * model.expression_sd * 0.5 * spread
+    )
     pose = {"yaw": yaw, "pitch": pitch, "roll": roll}
-    return scene_of(model, code, identity, expression, **pose, rng=rng, size=size, nearness=nearness)
+    return scene_of(
+        model, code, identity, expression, **pose, rng=rng, size=size, nearness=nearness
+    )
 
 
 def scene_of(
@@ -142,4 +151,6 @@ def scene_of(
     px = camera.px_from_cam(cam)
     landmarks = px[model.landmarks.vertex]
     contour = px[model.landmarks.contour_vertices(px, model.template)]
-    return Scene(np.rint(image).astype(np.uint8), landmarks, contour, rotation, Box.around(landmarks))
+    return Scene(
+        np.rint(image).astype(np.uint8), landmarks, contour, rotation, Box.around(landmarks)
+    )

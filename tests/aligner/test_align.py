@@ -6,30 +6,46 @@ from itertools import cycle
 import numpy as np
 import pytest
 
-from aligner.align import AlignConfig, Aligner
-from aligner.alignment import Alignment
-from aligner.finder import Sighting
-from face.arrays import Bytes, Floats
-from face.camera import Box, NearPerspective
-from face.errors import BadPhoto
-from face.landmarks import nme_box
-from face.morphable import MorphableModel
-from face.transform import angles_from_rotation, geodesic_degrees
+from dff.aligner.align import AlignConfig, Aligner
+from dff.aligner.alignment import Alignment
+from dff.aligner.detector import Sighting
+from dff.face.arrays import Bytes, Floats
+from dff.face.errors import BadPhoto
+from dff.face.geometry.camera import Box, NearPerspective
+from dff.face.geometry.transform import angles_from_rotation, geodesic_degrees
+from dff.face.model.landmarks import nme_box
+from dff.face.model.morphable import MorphableModel
 from tests.aligner.oracle import READING, OracleNet, PositionCode, Scene, make_scene, oracle_anchors
 
 
-def scenes(model: MorphableModel, code: PositionCode, seed: int, yaws: tuple[float, ...], **how: float) -> list[Scene]:
+def scenes(
+    model: MorphableModel, code: PositionCode, seed: int, yaws: tuple[float, ...], **how: float
+) -> list[Scene]:
     rng = np.random.default_rng(seed)
     return [
-        make_scene(model, code, yaw=yaw, pitch=rng.uniform(-15, 15), roll=rng.uniform(-25, 25), rng=rng, **how)
+        make_scene(
+            model,
+            code,
+            yaw=yaw,
+            pitch=rng.uniform(-15, 15),
+            roll=rng.uniform(-25, 25),
+            rng=rng,
+            **how,
+        )
         for yaw in yaws
     ]
 
 
 def errors(found: list[list[Alignment]], truth: list[Scene]) -> tuple[Floats, Floats]:
     """``nme_box`` in per cent of the 3D scheme, and the pose's error in degrees."""
-    nme = [100 * nme_box(f[0].landmarks_3d[:, :2], t.landmarks) for f, t in zip(found, truth, strict=True)]
-    turn = [geodesic_degrees(f[0].cam_from_head.rotation, t.rotation) for f, t in zip(found, truth, strict=True)]
+    nme = [
+        100 * nme_box(f[0].landmarks_3d[:, :2], t.landmarks)
+        for f, t in zip(found, truth, strict=True)
+    ]
+    turn = [
+        geodesic_degrees(f[0].cam_from_head.rotation, t.rotation)
+        for f, t in zip(found, truth, strict=True)
+    ]
     return np.array(nme), np.array(turn)
 
 
@@ -61,10 +77,15 @@ def test_people_are_recovered_at_every_yaw(
     assert nme.max() < 3.0, nme
     assert turn.max() < 4.5, turn
     assert not any(f[0].failed for f in found)
-    contour = [100 * nme_box(f[0].landmarks_2d, t.landmarks_2d) for f, t in zip(found, truth, strict=True)]
+    contour = [
+        100 * nme_box(f[0].landmarks_2d, t.landmarks_2d) for f, t in zip(found, truth, strict=True)
+    ]
     assert np.reshape(contour, (3, 5))[:, :3].mean() < 2.0, contour
     for (face,), scene in zip(found, truth, strict=True):
-        assert np.linalg.norm(face.trace[-1].landmarks_2d - face.landmarks_3d[:, :2], axis=1).max() < 1e-3
+        assert (
+            np.linalg.norm(face.trace[-1].landmarks_2d - face.landmarks_3d[:, :2], axis=1).max()
+            < 1e-3
+        )
         assert 2 <= len(face.trace) <= 3
         assert geodesic_degrees(face.pose.matrix, scene.rotation @ oracle_aligner.reference) < 9.0
 
@@ -76,12 +97,17 @@ class OtherSide(PositionCode):
         return super().positions(colours) * np.array([-1.0, 1.0, 1.0])
 
 
-def test_a_mirrored_look_speaks_of_the_other_side(open_head: MorphableModel, code: PositionCode) -> None:
+def test_a_mirrored_look_speaks_of_the_other_side(
+    open_head: MorphableModel, code: PositionCode
+) -> None:
     there, back = OracleNet(code), OracleNet(OtherSide(code.low, code.high, code.frequency))
     looks = cycle((there, back))
     anchors = oracle_anchors(open_head, code)
     aligner = Aligner(
-        lambda image: next(looks)(image), anchors, open_head, config=AlignConfig(still=0.0, per_call=len(YAWS))
+        lambda image: next(looks)(image),
+        anchors,
+        open_head,
+        config=AlignConfig(still=0.0, per_call=len(YAWS)),
     )
     half = len(anchors.vertex)
     first, second = aligner.rig.anchor_mean[:half], aligner.rig.anchor_mean[half:]
@@ -95,7 +121,9 @@ def test_a_mirrored_look_speaks_of_the_other_side(open_head: MorphableModel, cod
     assert turn.max() < 2.5, turn
 
 
-def test_a_third_of_wrong_pixels_and_noise_change_little(open_head: MorphableModel, code: PositionCode) -> None:
+def test_a_third_of_wrong_pixels_and_noise_change_little(
+    open_head: MorphableModel, code: PositionCode
+) -> None:
     net = OracleNet(code, noise=0.6, wrong=0.3)
     aligner = Aligner(net, oracle_anchors(open_head, code), open_head, config=READING)
     truth = scenes(open_head, code, 2, PEOPLE)
@@ -107,12 +135,16 @@ def test_a_third_of_wrong_pixels_and_noise_change_little(open_head: MorphableMod
 
 
 def test_a_camera_is_taken_to_be_near(open_head: MorphableModel, code: PositionCode) -> None:
-    """Faces seen from 70 cm: to think of a metre leaves less to explain than to think of infinity."""
+    """Faces seen from 70 cm: to think of a metre leaves less to explain than to think of
+    infinity.
+    """
     truth = scenes(open_head, code, 5, (0.0, 30.0, -50.0, 70.0), nearness=1 / 0.7)
     missed = {}
     for nearness in (0.0, 1.0):
         config = replace(READING, nearness=nearness)
-        aligner = Aligner(OracleNet(code), oracle_anchors(open_head, code), open_head, config=config)
+        aligner = Aligner(
+            OracleNet(code), oracle_anchors(open_head, code), open_head, config=config
+        )
         found = aligner.align_batch([scene.image for scene in truth], boxes(truth))
         missed[nearness] = errors(found, truth)[0]
         for (face,) in found:
@@ -123,7 +155,9 @@ def test_a_camera_is_taken_to_be_near(open_head: MorphableModel, code: PositionC
     assert missed[1.0].mean() < 0.85 * missed[0.0].mean(), missed
 
 
-def test_the_box_hardly_matters(oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode) -> None:
+def test_the_box_hardly_matters(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
     truth = scenes(open_head, code, 3, (0.0, 30.0, -60.0))
     rng = np.random.default_rng(0)
     kept, moved = [], []
@@ -149,14 +183,19 @@ class OfNarrowBoxes(Aligner):
     def _align_faces(self, images: list[Bytes], sightings: list[Sighting]) -> list[Alignment]:
         found = super()._align_faces(images, sightings)
         wide = [sighting.box.width > self.widest for sighting in sightings]
-        return [replace(one, failed=True, reason="wide") if no else one for one, no in zip(found, wide, strict=True)]
+        return [
+            replace(one, failed=True, reason="wide") if no else one
+            for one, no in zip(found, wide, strict=True)
+        ]
 
 
 def test_a_face_that_fails_is_looked_for_in_the_middle_of_its_box(
     open_head: MorphableModel, code: PositionCode
 ) -> None:
     one = scenes(open_head, code, 6, (10.0,))[0]
-    aligner = OfNarrowBoxes(OracleNet(code), oracle_anchors(open_head, code), open_head, config=READING)
+    aligner = OfNarrowBoxes(
+        OracleNet(code), oracle_anchors(open_head, code), open_head, config=READING
+    )
     half = np.array([one.box.width, one.box.height]) * 0.6
     wide = Box(*(one.box.centre - half), *(one.box.centre + half))
     aligner.widest = one.box.width
@@ -182,7 +221,9 @@ def test_a_batch_is_its_faces_one_by_one(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:
     truth = scenes(open_head, code, 5, (0.0, 40.0, -70.0))
-    together = oracle_aligner.align_batch([s.image for s in truth], [[t.box, t.box.square(1.2)] for t in truth])
+    together = oracle_aligner.align_batch(
+        [s.image for s in truth], [[t.box, t.box.square(1.2)] for t in truth]
+    )
     for scene, faces in zip(truth, together, strict=True):
         for face in faces:
             alone = oracle_aligner.align(scene.image, [face.box])[0]
@@ -196,7 +237,9 @@ def test_the_size_of_the_photo_does_not_matter(
 ) -> None:
     small = make_scene(open_head, code, yaw=25.0, rng=np.random.default_rng(6), size=200)
     large = make_scene(open_head, code, yaw=25.0, rng=np.random.default_rng(6), size=1000)
-    nme, _ = errors([oracle_aligner.align(s.image, [s.box]) for s in (small, large)], [small, large])
+    nme, _ = errors(
+        [oracle_aligner.align(s.image, [s.box]) for s in (small, large)], [small, large]
+    )
     assert nme.max() < 1.5, nme
 
 
@@ -242,14 +285,18 @@ def test_confidence_falls_where_the_face_is_covered(
 
 
 @pytest.mark.parametrize("kind", ["noise", "grey", "black"])
-def test_what_is_no_face_fails_and_says_so(open_head: MorphableModel, code: PositionCode, kind: str) -> None:
+def test_what_is_no_face_fails_and_says_so(
+    open_head: MorphableModel, code: PositionCode, kind: str
+) -> None:
     rng = np.random.default_rng(9)
     image = {
         "noise": rng.integers(60, 255, (200, 200, 3), dtype=np.uint8),
         "grey": np.full((200, 200, 3), 128, np.uint8),
         "black": np.zeros((200, 200, 3), np.uint8),
     }[kind]
-    aligner = Aligner(OracleNet(code, noise=1.0), oracle_anchors(open_head, code), open_head, config=READING)
+    aligner = Aligner(
+        OracleNet(code, noise=1.0), oracle_anchors(open_head, code), open_head, config=READING
+    )
     face = aligner.align(image, [Box(40, 40, 160, 160)])[0]
     assert face.failed
     assert face.reason
@@ -281,7 +328,8 @@ def test_what_is_no_image_is_refused(oracle_aligner: Aligner, image: np.ndarray)
 
 
 @pytest.mark.parametrize(
-    "box", [Box(200, 10, 300, 90), Box(-90, 10, -1, 90), Box(5, 5, 5.1, 5.1), Box(-9e5, -9e5, 9e5, 9e5)]
+    "box",
+    [Box(200, 10, 300, 90), Box(-90, 10, -1, 90), Box(5, 5, 5.1, 5.1), Box(-9e5, -9e5, 9e5, 9e5)],
 )
 def test_boxes_that_cannot_hold_a_face_are_refused(oracle_aligner: Aligner, box: Box) -> None:
     with pytest.raises(ValueError, match="Box"):
@@ -293,7 +341,9 @@ def test_boxes_must_be_given_for_each_image(oracle_aligner: Aligner) -> None:
         oracle_aligner.align_batch([np.zeros((64, 64, 3), np.uint8)], [])
 
 
-def test_json_has_the_documented_shape(oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode) -> None:
+def test_json_has_the_documented_shape(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
     scene = make_scene(open_head, code, yaw=10.0, rng=np.random.default_rng(1))
     out = oracle_aligner.align(scene.image, [scene.box])[0].to_json(trace=True, mesh=True)
     assert np.shape(out["box"]) == (4,)

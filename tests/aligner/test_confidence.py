@@ -1,11 +1,22 @@
-"""Confidence: more evidence is never worth less, probabilities mean what they say, measures have known answers."""
+"""Confidence: more evidence is never worth less, probabilities mean what they say, measures have
+known answers.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from aligner.calibrate import (
+from dff.aligner.confidence import (
+    DEFAULT,
+    FACE,
+    LANDMARK,
+    Calibration,
+    Evidence,
+    probe,
+    surroundings,
+)
+from dff.aligner.evaluation.calibration import (
     BINS,
     Case,
     Judged,
@@ -16,14 +27,15 @@ from aligner.calibrate import (
     spoil,
     trust,
 )
-from aligner.confidence import DEFAULT, FACE, LANDMARK, Calibration, Evidence, probe, surroundings
-from aligner.crop import Crops
-from face.camera import Box
+from dff.aligner.fitting.crop import Crops
+from dff.face.geometry.camera import Box
 
 
 def some_evidence(rng: np.random.Generator, count: int) -> Evidence:
     return Evidence(
-        rng.normal(size=(count, len(FACE))), rng.normal(size=(count, 68, len(LANDMARK))), np.zeros(count, bool)
+        rng.normal(size=(count, len(FACE))),
+        rng.normal(size=(count, 68, len(LANDMARK))),
+        np.zeros(count, bool),
     )
 
 
@@ -34,12 +46,22 @@ def test_more_evidence_is_never_worth_less() -> None:
     seen, right = DEFAULT.landmark_confidence(evidence)
     assert (right <= seen).all()
     for k in range(len(FACE)):
-        more = Evidence(evidence.face + 0.5 * np.eye(len(FACE))[k], evidence.landmarks, evidence.lost)
+        more = Evidence(
+            evidence.face + 0.5 * np.eye(len(FACE))[k], evidence.landmarks, evidence.lost
+        )
         assert (DEFAULT.face_confidence(more) >= face).all()
-        assert all((a >= b).all() for a, b in zip(DEFAULT.landmark_confidence(more), (seen, right), strict=True))
+        assert all(
+            (a >= b).all()
+            for a, b in zip(DEFAULT.landmark_confidence(more), (seen, right), strict=True)
+        )
     for k in range(len(LANDMARK)):
-        more = Evidence(evidence.face, evidence.landmarks + 0.5 * np.eye(len(LANDMARK))[k], evidence.lost)
-        assert all((a >= b).all() for a, b in zip(DEFAULT.landmark_confidence(more), (seen, right), strict=True))
+        more = Evidence(
+            evidence.face, evidence.landmarks + 0.5 * np.eye(len(LANDMARK))[k], evidence.lost
+        )
+        assert all(
+            (a >= b).all()
+            for a, b in zip(DEFAULT.landmark_confidence(more), (seen, right), strict=True)
+        )
 
 
 def test_what_is_lost_is_certain_to_be_wrong() -> None:
@@ -53,7 +75,9 @@ def test_a_calibration_survives_its_file_and_refuses_others() -> None:
     table = DEFAULT.to_json()
     again = Calibration.from_json(table)
     evidence = some_evidence(np.random.default_rng(2), 4)
-    np.testing.assert_allclose(again.face_confidence(evidence), DEFAULT.face_confidence(evidence), atol=1e-3)
+    np.testing.assert_allclose(
+        again.face_confidence(evidence), DEFAULT.face_confidence(evidence), atol=1e-3
+    )
     with pytest.raises(ValueError, match="other evidence"):
         Calibration.from_json({**table, "evidence": ["looks"]})
     with pytest.raises(ValueError, match="not negative"):
@@ -68,7 +92,14 @@ def test_fitting_finds_probabilities_that_come_true() -> None:
     good = rng.random(600) < 1 / (1 + np.exp(-1 - 2 * evidence.face[:, 0]))
     seen = rng.random((600, 68)) < 1 / (1 + np.exp(-3 * evidence.landmarks[..., 1]))
     error = np.where(good[:, None], 0.02, 0.2) * np.ones(68)
-    judged = Judged(["face"] * 600, [str(i) for i in range(600)], error, seen, np.ones((600, 68), bool), evidence)
+    judged = Judged(
+        ["face"] * 600,
+        [str(i) for i in range(600)],
+        error,
+        seen,
+        np.ones((600, 68), bool),
+        evidence,
+    )
     first = np.arange(600) < 300
     calibration = fit_calibration(judged[first])
     found = trust("held out", judged[~first], calibration, visibility=True)
@@ -111,16 +142,25 @@ def test_surroundings_of_a_full_plane_are_full_and_of_its_edge_half() -> None:
     px = np.stack([x, y], -1).reshape(1, -1, 2)
     ones = np.ones((1, px.shape[1]))
     got = surroundings(
-        0.5 * ones, ones, px, np.array([[[50.0, 50.0], [0.0, 50.0]]]), np.array([100.0]), np.array([1.0])
+        0.5 * ones,
+        ones,
+        px,
+        np.array([[[50.0, 50.0], [0.0, 50.0]]]),
+        np.array([100.0]),
+        np.array([1.0]),
     )[0]
     np.testing.assert_allclose(got[0], [[1.0, 0.5]] * 2, atol=1e-3)
     np.testing.assert_allclose(got[1], [[0.5, 0.25]] * 2, atol=1e-2)
 
 
 def test_crops_go_there_and_back() -> None:
-    crops = Crops(np.array([[40.0, 30.0], [7.0, 9.0]]), np.array([50.0, 20.0]), np.array([0.4, -2.0]), 128)
+    crops = Crops(
+        np.array([[40.0, 30.0], [7.0, 9.0]]), np.array([50.0, 20.0]), np.array([0.4, -2.0]), 128
+    )
     points = np.random.default_rng(4).uniform(0, 60, (2, 9, 2))
-    np.testing.assert_allclose(crops.photo_from_crop(crops.crop_from_photo(points)), points, atol=1e-9)
+    np.testing.assert_allclose(
+        crops.photo_from_crop(crops.crop_from_photo(points)), points, atol=1e-9
+    )
 
 
 def test_spoilt_cases_show_no_face_where_they_are_looked_for() -> None:

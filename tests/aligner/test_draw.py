@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import trimesh
 
-from aligner.align import Aligner
-from aligner.draw import FAILED, draw, draw_landmarks
-from aligner.mesh_file import glb
-from face.camera import Box
-from face.morphable import MorphableModel
+from dff.aligner.align import Aligner
+from dff.aligner.draw import FAILED, draw, draw_landmarks
+from dff.aligner.mesh_file import glb
+from dff.face.geometry.camera import Box
+from dff.face.model.morphable import MorphableModel
 from tests.aligner.oracle import PositionCode, make_scene
 
 
@@ -28,7 +28,9 @@ def test_landmarks_are_drawn_where_they_are() -> None:
     assert not image[:10].any()
 
 
-def test_the_mesh_covers_the_face_and_leaves_the_photo_alone_elsewhere(aligned, open_head: MorphableModel) -> None:
+def test_the_mesh_covers_the_face_and_leaves_the_photo_alone_elsewhere(
+    aligned, open_head: MorphableModel
+) -> None:
     image, face = aligned
     drawn = draw(image, [face], open_head)
     assert drawn.shape == image.shape

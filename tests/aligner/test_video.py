@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from aligner.align import Aligner
-from aligner.video import OneEuro, Smoothing, Tracker
+from dff.aligner.align import Aligner
+from dff.aligner.video import OneEuro, Smoothing, Tracker
+from dff.face.arrays import Bytes, Floats
+from dff.face.errors import BadVideo, NoFace
+from dff.face.model.landmarks import nme_box
+from dff.face.model.morphable import MorphableModel
 from dff.video_files import align_video, opened
-from face.arrays import Bytes, Floats
-from face.errors import BadVideo, NoFace
-from face.landmarks import nme_box
-from face.morphable import MorphableModel
 from tests.aligner.oracle import PositionCode, Scene, make_scene
 
 RATE = 25.0
@@ -37,7 +37,9 @@ def shifted(image: Bytes, px: int) -> Bytes:
     return np.roll(image, px, axis=1)
 
 
-def followed(aligner: Aligner, frames: list[Bytes], smoothing: Smoothing | None) -> tuple[Floats, Floats]:
+def followed(
+    aligner: Aligner, frames: list[Bytes], smoothing: Smoothing | None
+) -> tuple[Floats, Floats]:
     """(F, 68, 2) landmarks of the one face, and before smoothing."""
     tracker = Tracker(aligner, rate=RATE, smoothing=smoothing)
     found = [tracker.step(frame) for frame in frames]
@@ -54,12 +56,16 @@ def jitter(landmarks: Floats) -> float:
 
 def test_a_face_at_rest_stands_still_when_smoothed(oracle_aligner: Aligner, scene: Scene) -> None:
     rng = np.random.default_rng(0)
-    smooth, raw = followed(oracle_aligner, [noisy(scene.image, rng) for _ in range(16)], Smoothing())
+    smooth, raw = followed(
+        oracle_aligner, [noisy(scene.image, rng) for _ in range(16)], Smoothing()
+    )
     assert nme_box(smooth[-1], scene.landmarks) < 0.03
     assert jitter(smooth[6:]) < 0.6 * jitter(raw[6:]), (jitter(smooth[6:]), jitter(raw[6:]))
 
 
-def test_a_face_that_jumps_is_not_lagged_by_more_than_a_frame(oracle_aligner: Aligner, scene: Scene) -> None:
+def test_a_face_that_jumps_is_not_lagged_by_more_than_a_frame(
+    oracle_aligner: Aligner, scene: Scene
+) -> None:
     jump = round(0.1 * scene.box.size)
     rng = np.random.default_rng(1)
     frames = [noisy(shifted(scene.image, jump * (i >= 6)), rng) for i in range(10)]
@@ -67,10 +73,14 @@ def test_a_face_that_jumps_is_not_lagged_by_more_than_a_frame(oracle_aligner: Al
     behind = np.abs((smooth - raw)[..., 0].mean(1)) / jump
     assert behind[7:].max() < 0.1, behind
     arrived = (raw[6:, :, 0] - raw[5, :, 0]).mean(1) / jump
-    assert np.abs(arrived - 1.0).max() < 0.1, arrived  # a face is found where it is, not where it was
+    assert np.abs(arrived - 1.0).max() < 0.1, (
+        arrived
+    )  # a face is found where it is, not where it was
 
 
-def test_a_face_in_steady_motion_is_less_than_a_frame_behind(oracle_aligner: Aligner, scene: Scene) -> None:
+def test_a_face_in_steady_motion_is_less_than_a_frame_behind(
+    oracle_aligner: Aligner, scene: Scene
+) -> None:
     frames = [shifted(scene.image, -24 + 2 * i) for i in range(16)]
     smooth, raw = followed(oracle_aligner, frames, Smoothing())
     assert np.abs((raw - smooth)[6:, :, 0].mean(1)).max() < 2.0
@@ -104,7 +114,9 @@ def test_without_smoothing_faces_are_as_found(oracle_aligner: Aligner, scene: Sc
     smooth, raw = followed(oracle_aligner, [scene.image] * 6, None)
     np.testing.assert_array_equal(smooth, raw)
     motion = np.linalg.norm(np.diff(raw, axis=0), axis=2).mean(1)
-    assert motion[4] < min(0.005 * scene.box.size, motion[0]), motion  # a still picture comes to rest
+    assert motion[4] < min(0.005 * scene.box.size, motion[0]), (
+        motion
+    )  # a still picture comes to rest
 
 
 def test_one_euro_keeps_constants_and_follows_jumps() -> None:
@@ -137,7 +149,9 @@ def film(tmp_path: Path) -> Film:
     return write
 
 
-def test_a_video_file_is_aligned_and_drawn(oracle_aligner: Aligner, scene: Scene, film: Film, tmp_path: Path) -> None:
+def test_a_video_file_is_aligned_and_drawn(
+    oracle_aligner: Aligner, scene: Scene, film: Film, tmp_path: Path
+) -> None:
     drawn = tmp_path / "drawn.mp4"
     found = list(align_video(oracle_aligner, film([scene.image] * 4), drawn=drawn))
     assert [[one.track for one in faces] for faces in found] == [[0]] * 4
@@ -149,7 +163,9 @@ def test_a_video_file_is_aligned_and_drawn(oracle_aligner: Aligner, scene: Scene
     assert np.abs(frames[0].astype(int) - scene.image).mean() > 1.0
 
 
-def test_videos_that_give_nothing_say_why(oracle_aligner: Aligner, film: Film, tmp_path: Path) -> None:
+def test_videos_that_give_nothing_say_why(
+    oracle_aligner: Aligner, film: Film, tmp_path: Path
+) -> None:
     with pytest.raises(BadVideo, match="no file"):
         list(align_video(oracle_aligner, tmp_path / "none.mp4"))
     broken = tmp_path / "broken.mp4"

@@ -29,9 +29,9 @@ from dff.align_files import (
     write_file,
 )
 from dff.cli import app
-from face.camera import Box
-from face.errors import BadPhoto, StorageError
-from face.morphable import MorphableModel
+from dff.face.errors import BadPhoto, StorageError
+from dff.face.geometry.camera import Box
+from dff.face.model.morphable import MorphableModel
 from tests.aligner.known_aligner import KnownAligner
 
 
@@ -43,7 +43,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_is_aligned_in_the_order_of_its_names(folder: Path, toy_model: MorphableModel) -> None:
+def test_a_folder_is_aligned_in_the_order_of_its_names(
+    folder: Path, toy_model: MorphableModel
+) -> None:
     results = list(align_files(KnownAligner(toy_model), image_files([folder])))  # type: ignore[arg-type]
     assert [r.path.name for r in results] == [f"{i:03d}.png" for i in range(BATCH + 3)]
     # The known aligner's box is the middle half of each image: answers belong to their own files.
@@ -61,7 +63,9 @@ def test_one_bad_file_is_named_and_stops_nothing(folder: Path, toy_model: Morpha
 
 def test_boxes_go_to_their_files(folder: Path, tmp_path: Path, toy_model: MorphableModel) -> None:
     file = tmp_path / "boxes.json"
-    file.write_text(json.dumps({"003.png": [[1, 2, 30, 31], [5, 5, 20, 20]], "absent.png": [[0, 0, 1, 1]]}))
+    file.write_text(
+        json.dumps({"003.png": [[1, 2, 30, 31], [5, 5, 20, 20]], "absent.png": [[0, 0, 1, 1]]})
+    )
     paths = image_files([folder])[:5]
     results = {
         r.path.name: r
@@ -71,7 +75,9 @@ def test_boxes_go_to_their_files(folder: Path, tmp_path: Path, toy_model: Morpha
     assert len(results["002.png"].faces) == 1
 
 
-@pytest.mark.parametrize("text", ["[]", '{"a.png": [[1, 2, 3]]}', '{"a.png": [[5, 5, 1, 1]]}', "{", '{"a": "b"}'])
+@pytest.mark.parametrize(
+    "text", ["[]", '{"a.png": [[1, 2, 3]]}', '{"a.png": [[5, 5, 1, 1]]}', "{", '{"a": "b"}']
+)
 def test_a_bad_box_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
     file = tmp_path / "boxes.json"
     file.write_text(text)
@@ -97,12 +103,16 @@ def test_what_can_not_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_drawing_is_of_the_kind_that_its_name_says(toy_model: MorphableModel) -> None:
     image = np.full((40, 40, 3), 90, np.uint8)
-    files = {suffix: drawn(image, [], toy_model, suffix) for suffix in (".png", ".jpg", ".JPEG", "")}
+    files = {
+        suffix: drawn(image, [], toy_model, suffix) for suffix in (".png", ".jpg", ".JPEG", "")
+    }
     kinds = {suffix: Image.open(io.BytesIO(data)).format for suffix, data in files.items()}
     assert kinds == {".png": "PNG", ".jpg": "JPEG", ".JPEG": "JPEG", "": "PNG"}
 
 
-def test_images_of_one_name_in_two_folders_are_kept_apart(tmp_path: Path, toy_model: MorphableModel) -> None:
+def test_images_of_one_name_in_two_folders_are_kept_apart(
+    tmp_path: Path, toy_model: MorphableModel
+) -> None:
     paths = [tmp_path / "a" / "one.png", tmp_path / "b" / "one.png", tmp_path / "b" / "two.png"]
     for path in paths:
         path.parent.mkdir(exist_ok=True)
@@ -113,7 +123,12 @@ def test_images_of_one_name_in_two_folders_are_kept_apart(tmp_path: Path, toy_mo
 
 
 def test_each_image_has_a_file_of_its_own_beside_no_original(tmp_path: Path) -> None:
-    files = [tmp_path / "a.jpg", tmp_path / "b.webp", tmp_path / "in" / "c.png", tmp_path / "in" / "a.png"]
+    files = [
+        tmp_path / "a.jpg",
+        tmp_path / "b.webp",
+        tmp_path / "in" / "c.png",
+        tmp_path / "in" / "a.png",
+    ]
     made = outputs(tmp_path / "out", files, DRAWINGS)
     assert [made[files[1]].name, made[files[2]].name] == ["b.png", "c.png"]
     assert len(set(made.values())) == 4
@@ -151,7 +166,9 @@ def test_no_file_that_is_read_is_written(
     assert Path(named).read_bytes() == b"mine"
 
 
-def test_a_stopped_folder_goes_on_where_it_was(folder: Path, tmp_path: Path, toy_model: MorphableModel) -> None:
+def test_a_stopped_folder_goes_on_where_it_was(
+    folder: Path, tmp_path: Path, toy_model: MorphableModel
+) -> None:
     lines = tmp_path / "out.jsonl"
     files = image_files([folder])[:3]
     whole = [json_line(r.path.name, r) for r in align_files(KnownAligner(toy_model), files)]  # type: ignore[arg-type]
@@ -159,7 +176,10 @@ def test_a_stopped_folder_goes_on_where_it_was(folder: Path, tmp_path: Path, toy
     assert kept_lines(lines) == {"000.png", "001.png"}
     append_file(lines, whole[2].encode())
     assert lines.read_text() == "".join(whole)
-    assert json_line("x", Aligned(files[0], None, (), "why")) == '{"image": "x", "faces": [], "error": "why"}\n'
+    assert (
+        json_line("x", Aligned(files[0], None, (), "why"))
+        == '{"image": "x", "faces": [], "error": "why"}\n'
+    )
     lines.write_text("[]\n")
     with pytest.raises(ValueError, match=r"out\.jsonl does not hold"):
         kept_lines(lines)

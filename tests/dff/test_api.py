@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 
-import aligner.align
 import dff
-import face.errors
+import dff.aligner.align
+import dff.face.errors
 from tests.aligner.image_files import pixels, turned
+
+ROOMS = ("face", "infra", "pipeline", "trainer", "aligner")
 
 
 def test_every_public_name_is_there_and_is_the_rooms_own() -> None:
     for name in dff.__all__:
-        assert getattr(dff, name).__module__.split(".")[0] in {"face", "infra", "pipeline", "trainer", "aligner"}
-    assert dff.load_aligner is aligner.align.load_aligner
-    assert dff.DffError is face.errors.DffError
+        assert getattr(dff, name).__module__.split(".")[:2] in [["dff", room] for room in ROOMS]
+    assert dff.load_aligner is dff.aligner.align.load_aligner
+    assert dff.DffError is dff.face.errors.DffError
 
 
 def test_a_photo_is_read_upright_and_a_bad_one_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The command says what it does, refuses what is wrong with one line, and does what the API does."""
+"""The command says what it does, refuses what is wrong with one line, and does what the API
+does.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from typer.testing import CliRunner
 
 from dff.cli import app
 from dff.demo import write_photograph
-from infra import weights
-from infra.split import split_of
-from infra.tracking import local_uri
+from dff.infra import weights
+from dff.infra.split import split_of
+from dff.infra.tracking import local_uri
 
 COMMANDS = (
     "demo", "label", "synthesize", "inspect", "train", "align", "evaluate", "train-cascade", "calibrate", "landmarks",
@@ -28,7 +30,11 @@ WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 def run(*arguments: str) -> tuple[int, str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "dff.cli", *arguments], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "dff.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -48,12 +54,14 @@ def test_every_command_is_listed() -> None:
 
 def test_the_version_is_the_packages() -> None:
     result = CliRunner().invoke(app, ["--version"], env=WIDE)
-    assert (result.exit_code, result.output) == (0, f"dff {version('dff')}\n")
+    assert (result.exit_code, result.output) == (0, f"dff {version('deep-face-feature')}\n")
 
 
 def test_help_is_quick_because_heavy_libraries_are_not_imported() -> None:
     code = "import sys, dff.cli; print([m for m in ('torch', 'ray', 'mlflow', 'pyarrow', 'numba') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -63,10 +71,16 @@ def test_help_is_quick_because_heavy_libraries_are_not_imported() -> None:
         (("inspect", "nowhere"), "nowhere is not a finished dataset"),
         (("align", "nowhere.png"), "nowhere.png is neither a file nor a folder"),
         (("train", "nowhere", "--out", "w"), "nowhere is not a finished dataset"),
-        (("train", "d", "--out", "w", "--preset", "best"), "no preset 'best'; there are open, research"),
+        (
+            ("train", "d", "--out", "w", "--preset", "best"),
+            "no preset 'best'; there are open, research",
+        ),
         (("train", "d", "--out", "w", "--preset", "research"), "wants --photos"),
         (("synthesize", "none", "out"), "neither photos nor identities"),
-        (("synthesize", "nowhere", "out", "--identities", "3"), "no photo (.jpg, .jpeg, .png, .webp) in "),
+        (
+            ("synthesize", "nowhere", "out", "--identities", "3"),
+            "no photo (.jpg, .jpeg, .png, .webp) in ",
+        ),
         (("inspect", "file"), "a part of the path is a file"),
         (("submit", "train", "d", "--out", "w", "--address", "nonsense"), "http://host:8265"),
     ],
@@ -83,7 +97,9 @@ def test_a_mistake_is_one_line_that_names_the_thing(
     assert len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [("300w", "photos", "--box", "detector"), ("matching", "data")])
+@pytest.mark.parametrize(
+    "arguments", [("300w", "photos", "--box", "detector"), ("matching", "data")]
+)
 def test_found_boxes_are_not_moved(arguments: tuple[str, ...]) -> None:
     result = CliRunner().invoke(app, ["evaluate", *arguments, "--robustness"], env=WIDE)
     assert result.exit_code == 2
@@ -93,7 +109,16 @@ def test_found_boxes_are_not_moved(arguments: tuple[str, ...]) -> None:
 def test_a_dry_run_counts_and_makes_nothing(tmp_path: Path) -> None:
     target = tmp_path / "data"
     code, out, _ = run(
-        "synthesize", "none", str(target), "--identities", "70", "--views", "3", "--shard-faces", "30", "--dry-run"
+        "synthesize",
+        "none",
+        str(target),
+        "--identities",
+        "70",
+        "--views",
+        "3",
+        "--shard-faces",
+        "30",
+        "--dry-run",
     )
     assert code == 0
     assert "0 photos and 70 sampled identities in 3 shards" in out
@@ -103,7 +128,9 @@ def test_a_dry_run_counts_and_makes_nothing(tmp_path: Path) -> None:
 
 def test_synthesize_then_inspect(tmp_path: Path) -> None:
     target, page = tmp_path / "data", tmp_path / "new" / "gallery.html"
-    code, out, err = run("synthesize", "none", str(target), "--identities", "2", "--views", "3", "--size", "96")
+    code, out, err = run(
+        "synthesize", "none", str(target), "--identities", "2", "--views", "3", "--size", "96"
+    )
     assert code == 0, err
     assert "6 views of 2 faces" in out
     code, out, err = run("inspect", str(target), "--html", str(page), "--verify")
@@ -122,7 +149,9 @@ def test_measured_landmarks_are_kept_with_the_weights(tmp_path: Path) -> None:
             (photos / f"{name}{suffix}").write_bytes((photos / f"astronaut{suffix}").read_bytes())
     code, said, _ = run("landmarks", "dff-open", str(photos), "--source", "us", "--out", str(out))
     assert code == 0
-    before, after = (float(number) for number in re.findall(r"nme_iod_51 ([\d.]+) .*, ([\d.]+) as", said)[0])
+    before, after = (
+        float(number) for number in re.findall(r"nme_iod_51 ([\d.]+) .*, ([\d.]+) as", said)[0]
+    )
     assert after < 0.8 * before, "the photo that judges is the one that was measured"
     shipped, measured = weights.load("dff-open"), weights.load(out)
     assert measured.habit is not None
@@ -136,7 +165,16 @@ def test_an_evaluation_is_logged_as_it_is_written(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     write_photograph(photos)
     uri, figures = local_uri(tmp_path / "ml"), tmp_path / "figures.json"
-    arguments = ["evaluate", "300w", str(photos), "--all", "--json", str(figures), "--tracking", uri]
+    arguments = [
+        "evaluate",
+        "300w",
+        str(photos),
+        "--all",
+        "--json",
+        str(figures),
+        "--tracking",
+        uri,
+    ]
     result = CliRunner().invoke(app, arguments, env=WIDE)
     assert result.exit_code == 0, result.output
     client = MlflowClient(uri)

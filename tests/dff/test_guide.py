@@ -14,8 +14,15 @@ from dff.cli import app
 from dff.demo import write_photograph
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "infra" / "data").glob("*.md"))]
-ELSEWHERE = ("VideoCapture", "onnxruntime")  # wants a camera; the export is tested in tests/infra/test_onnx_file.py
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "infra" / "data").glob("*.md")),
+]
+ELSEWHERE = (
+    "VideoCapture",
+    "onnxruntime",
+)  # wants a camera; the export is tested in tests/infra/test_onnx_file.py
 
 
 def blocks(page: Path) -> list[str]:
@@ -41,7 +48,8 @@ def test_the_guides_python_runs(
             exec(compile(block, "guide.md", "exec"), names)
     assert len(names["faces"]) == 1  # type: ignore[arg-type]
     assert len(names["dense"]) == 5934  # type: ignore[arg-type]
-    # The pixel in the middle of a face and the middle of its mirror image show points equally far from the midline.
+    # The pixel in the middle of a face and the middle of its mirror image show points equally far
+    # from the midline.
     assert abs(names["there"][0] - 40) <= 4  # type: ignore[index]
     assert (tmp_path / "face.glb").read_bytes()[:4] == b"glTF"
     assert "labelled" in capsys.readouterr().out
@@ -54,7 +62,9 @@ def test_commands_and_options_of_the_pages_exist(page: Path) -> None:
         assert name in known
         flags = {flag for p in known[name].params for flag in (*p.opts, *p.secondary_opts)}
         if name == "submit":
-            flags |= {flag for c in ("synthesize", "train") for p in known[c].params for flag in p.opts}
+            flags |= {
+                flag for c in ("synthesize", "train") for p in known[c].params for flag in p.opts
+            }
         assert set(options) <= flags
 
 
@@ -63,5 +73,8 @@ def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\((?!http)([^)#]*)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), target
-    headings = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)}
+    headings = {
+        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-")
+        for h in re.findall(r"^#+ (.*)$", text, re.M)
+    }
     assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= headings

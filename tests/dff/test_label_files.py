@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dff.face.errors import BadPhoto
+from dff.face.model.landmarks import MIRROR
+from dff.face.model.morphable import MorphableModel
+from dff.infra.landmark_files import format_pts
+from dff.infra.storage import open_storage
 from dff.label_files import Labelled, label_photos
-from face.errors import BadPhoto
-from face.landmarks import MIRROR
-from face.morphable import MorphableModel
-from infra.landmark_files import format_pts
-from infra.storage import open_storage
-from pipeline.photos import list_photos, read_photo
+from dff.pipeline.recovery.photos import list_photos, read_photo
 from tests.aligner.image_files import turned
 from tests.aligner.known_aligner import KnownAligner
 
@@ -27,7 +27,9 @@ def labelled(folder: Path, model: MorphableModel, *, confidence: float = 0.5) ->
     return list(label_photos(open_storage(str(folder)), KnownAligner(model), confidence=confidence))
 
 
-def test_synthesis_reads_the_landmarks_that_the_aligner_found(tmp_path: Path, toy_model: MorphableModel) -> None:
+def test_synthesis_reads_the_landmarks_that_the_aligner_found(
+    tmp_path: Path, toy_model: MorphableModel
+) -> None:
     (tmp_path / "ümläut").mkdir()
     Image.fromarray(GREY).save(tmp_path / "ümläut" / "a photo.png")
     assert labelled(tmp_path, toy_model) == [Labelled("ümläut/a photo.png")]
@@ -38,7 +40,9 @@ def test_synthesis_reads_the_landmarks_that_the_aligner_found(tmp_path: Path, to
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_landmarks_lie_on_the_stored_pixels(tmp_path: Path, toy_model: MorphableModel, orientation: int) -> None:
+def test_landmarks_lie_on_the_stored_pixels(
+    tmp_path: Path, toy_model: MorphableModel, orientation: int
+) -> None:
     (tmp_path / "a.jpg").write_bytes(turned(GREY, orientation))
     labelled(tmp_path, toy_model)
     storage = open_storage(str(tmp_path))
@@ -46,14 +50,19 @@ def test_landmarks_lie_on_the_stored_pixels(tmp_path: Path, toy_model: Morphable
     width, height = (80, 120) if orientation >= 5 else (120, 80)
     (face,) = KnownAligner(toy_model).align(np.full((height, width, 3), 90, np.uint8))
     upright = face.landmarks_2d - [width / 2, height / 2]
-    # A turn about the image's centre, or a reflection: of a reflected face the left is named the right.
+    # A turn about the image's centre, or a reflection: of a reflected face the left is named the
+    # right.
     reflected = orientation in (2, 4, 5, 7)
-    turn = np.linalg.lstsq(upright[MIRROR] if reflected else upright, found - [60, 40], rcond=None)[0]
+    turn = np.linalg.lstsq(upright[MIRROR] if reflected else upright, found - [60, 40], rcond=None)[
+        0
+    ]
     assert np.allclose(turn @ turn.T, np.eye(2), atol=1e-3)
     assert np.linalg.det(turn) == pytest.approx(-1 if reflected else 1, abs=1e-3)
 
 
-def test_what_is_labelled_stays_and_what_has_no_sure_face_is_named(tmp_path: Path, toy_model: MorphableModel) -> None:
+def test_what_is_labelled_stays_and_what_has_no_sure_face_is_named(
+    tmp_path: Path, toy_model: MorphableModel
+) -> None:
     mine = format_pts(np.random.default_rng(0).uniform(0, 60, (68, 2)))
     for name, pixels in (("black.png", 0 * GREY), ("mine.png", GREY), ("new.png", GREY)):
         Image.fromarray(pixels).save(tmp_path / name)
@@ -78,7 +87,9 @@ def test_what_is_labelled_stays_and_what_has_no_sure_face_is_named(tmp_path: Pat
     assert (tmp_path / "mine.pts").read_bytes() == mine
 
 
-def test_photos_that_one_file_would_label_are_left_to_people(tmp_path: Path, toy_model: MorphableModel) -> None:
+def test_photos_that_one_file_would_label_are_left_to_people(
+    tmp_path: Path, toy_model: MorphableModel
+) -> None:
     for name in ("a.png", "a.webp", "b.png"):
         Image.fromarray(GREY).save(tmp_path / name)
     reasons = {one.key: one.reason for one in labelled(tmp_path, toy_model)}
@@ -87,7 +98,9 @@ def test_photos_that_one_file_would_label_are_left_to_people(tmp_path: Path, toy
     assert [path.name for path in tmp_path.glob("*.pts")] == ["b.pts"]
 
 
-def test_workers_label_at_the_same_time_and_write_the_same(tmp_path: Path, toy_model: MorphableModel) -> None:
+def test_workers_label_at_the_same_time_and_write_the_same(
+    tmp_path: Path, toy_model: MorphableModel
+) -> None:
     meet = threading.Barrier(3, timeout=30)
 
     class Together(KnownAligner):
@@ -103,13 +116,17 @@ def test_workers_label_at_the_same_time_and_write_the_same(tmp_path: Path, toy_m
     told = list(label_photos(storage, Together(toy_model), confidence=0.5, workers=3))
     assert told == labelled(tmp_path / "one", toy_model) == [Labelled(f"{i}.png") for i in range(6)]
     for i in range(6):
-        assert (tmp_path / "one" / f"{i}.pts").read_bytes() == (tmp_path / "three" / f"{i}.pts").read_bytes()
+        assert (tmp_path / "one" / f"{i}.pts").read_bytes() == (
+            tmp_path / "three" / f"{i}.pts"
+        ).read_bytes()
 
 
 def test_a_stopped_run_leaves_the_rest_alone(tmp_path: Path, toy_model: MorphableModel) -> None:
     for i in range(20):
         Image.fromarray(GREY).save(tmp_path / f"{i:02}.png")
-    run = label_photos(open_storage(str(tmp_path)), KnownAligner(toy_model, seconds=0.1), confidence=0.5)
+    run = label_photos(
+        open_storage(str(tmp_path)), KnownAligner(toy_model, seconds=0.1), confidence=0.5
+    )
     assert next(run) == Labelled("00.png")
     run.close()  # type: ignore[attr-defined]
     assert len(list(tmp_path.glob("*.pts"))) < 20

@@ -1,4 +1,6 @@
-"""``dff evaluate matching`` on photos: labels are read in the project's pixels, and one command gives all figures."""
+"""``dff evaluate matching`` on photos: labels are read in the project's pixels, and one command
+gives all figures.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +14,29 @@ import scipy.io
 from typer.testing import CliRunner
 
 from dff.cli import app
+from dff.face.errors import BadLandmarks
+from dff.face.geometry.camera import WeakPerspective
+from dff.face.geometry.transform import rotation_from_angles
+from dff.face.model.morphable import MorphableModel
 from dff.matching_files import labelled
-from face.camera import WeakPerspective
-from face.errors import BadLandmarks
-from face.morphable import MorphableModel
-from face.transform import rotation_from_angles
 from tests.aligner.image_files import turned
 
 
 @pytest.fixture
 def folder(open_head: MorphableModel, tmp_path: Path) -> Path:
-    """Three pictures of noise, labelled as AFLW2000-3D where the template's landmarks lie; and one without a label."""
+    """Three pictures of noise, labelled as AFLW2000-3D where the template's landmarks lie; and one
+    without a label.
+    """
     rng = np.random.default_rng(0)
     for number, yaw in enumerate((0.0, 12.0, 50.0)):
         noise = rng.integers(0, 256, (50, 50, 3), dtype=np.uint8)
         cv2.imwrite(str(tmp_path / f"image{number}.jpg"), cv2.resize(noise, (200, 200)))
-        points = open_head.template[open_head.landmarks.vertex] @ rotation_from_angles(yaw, 0.0, 0.0).T
-        px = WeakPerspective(700.0, np.array([100.0, 90.0])).px_from_cam(points) + 0.5  # counted from 1
+        points = (
+            open_head.template[open_head.landmarks.vertex] @ rotation_from_angles(yaw, 0.0, 0.0).T
+        )
+        px = (
+            WeakPerspective(700.0, np.array([100.0, 90.0])).px_from_cam(points) + 0.5
+        )  # counted from 1
         label = {
             "pt3d_68": np.column_stack([px, np.zeros(68)]).T,
             "Pose_Para": np.deg2rad([[0.0, yaw, 0.0, 0, 0, 0, 1]]),
@@ -42,7 +50,9 @@ def test_labels_are_read_in_pixels_from_the_corner(folder: Path) -> None:
     photos = labelled(folder, None)
     assert [photo.pose[0] for photo in photos] == pytest.approx([0.0, 12.0, 50.0])
     assert all(photo.image.shape == (200, 200, 3) for photo in photos)
-    np.testing.assert_allclose(photos[0].landmarks[[36, 45]].mean(0)[0], 100.0, atol=0.5)  # the eyes are symmetric
+    np.testing.assert_allclose(
+        photos[0].landmarks[[36, 45]].mean(0)[0], 100.0, atol=0.5
+    )  # the eyes are symmetric
     moved = folder / "moved.npz"
     np.savez(moved, image1=photos[1].landmarks + 3.0 - 0.5)  # counted from 0
     (only,) = labelled(folder, moved)

@@ -1,4 +1,6 @@
-"""Presets: what is trained by a preset's name is what the preset says, and what the weights that ship say of theirs."""
+"""Presets: what is trained by a preset's name is what the preset says, and what the weights that
+ship say of theirs.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
+from dff.infra import weights
 from dff.presets import PRESETS, training_of
-from infra import weights
-from trainer.config import TrainConfig
+from dff.trainer.config import TrainConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -23,5 +25,10 @@ def test_a_preset_is_trained_as_it_says(name: str) -> None:
 def test_what_a_caller_says_goes_before_the_preset() -> None:
     preset = PRESETS["open"]
     config = training_of(preset, steps=7, dims=16, batch=8)
-    assert (config.steps, config.net.dims, config.batch, config.size) == (7, 16, 8, preset.config.size)
+    assert (config.steps, config.net.dims, config.batch, config.size) == (
+        7,
+        16,
+        8,
+        preset.config.size,
+    )
     assert training_of(None, steps=None, dims=32) == TrainConfig()

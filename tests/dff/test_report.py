@@ -15,7 +15,11 @@ from dff.report import Figure, Section, Table, html
 def test_page_holds_its_pictures_and_fetches_nothing() -> None:
     image = np.zeros((6, 9, 3), np.uint8)
     image[..., 0] = 200
-    page = html("Title", "Lead", [Section("One", "Text", [Figure("red", image)], Table(("a", "b"), [("x", 1)]))])
+    page = html(
+        "Title",
+        "Lead",
+        [Section("One", "Text", [Figure("red", image)], Table(("a", "b"), [("x", 1)]))],
+    )
     uri = re.search(r'src="data:image/jpeg;base64,([^"]+)"', page)
     assert uri is not None
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri[1]))), dtype=int)

@@ -8,9 +8,9 @@ import numpy as np
 import skimage.data
 
 import dff
-from face.landmarks import INNER, nme_box
-from infra import weights
-from infra.landmark_files import parse_pts
+from dff.face.model.landmarks import INNER, nme_box
+from dff.infra import weights
+from dff.infra.landmark_files import parse_pts
 
 TRUTH = Path(__file__).parents[2] / "dff/data/astronaut.pts"
 
@@ -26,7 +26,9 @@ def test_a_photograph_that_was_not_trained_on_is_aligned() -> None:
 
 
 def test_a_box_without_a_face_is_answered_as_failed() -> None:
-    image = np.ascontiguousarray(np.asarray(skimage.data.astronaut(), dtype=np.uint8)[:150, 330:480])
+    image = np.ascontiguousarray(
+        np.asarray(skimage.data.astronaut(), dtype=np.uint8)[:150, 330:480]
+    )
     faces = dff.load_aligner().align(image, [dff.Box(30, 30, 120, 120)])
     assert [face.failed for face in faces] == [True]
 

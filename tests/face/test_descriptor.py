@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist, pdist
 
-from face.descriptor import (
+from dff.face.descriptor import (
     NORMAL_LENGTH,
     STRIDE,
     Anchors,
@@ -19,8 +19,8 @@ from face.descriptor import (
     parameter_count,
     surface_coordinates,
 )
-from face.landmarks import NAMES
-from face.morphable import MorphableModel
+from dff.face.model.landmarks import NAMES
+from dff.face.model.morphable import MorphableModel
 
 SMALL = NetConfig(dims=8, widths=(8, 16), depths=(1, 1))
 
@@ -51,7 +51,9 @@ def test_a_sample_does_not_depend_on_its_company(net: DescriptorNet) -> None:
 
 
 def test_mirrored_kernels_see_the_mirrored_image(net: DescriptorNet) -> None:
-    """Holds only if every step keeps pixel centres aligned: a half-pixel slip anywhere breaks it."""
+    """Holds only if every step keeps pixel centres aligned: a half-pixel slip anywhere breaks
+    it.
+    """
     mirrored = DescriptorNet(SMALL).eval()
     mirrored.load_state_dict(
         {k: v.flip(3) if v.ndim == 4 and v.shape[3] > 1 else v for k, v in net.state_dict().items()}
@@ -79,7 +81,13 @@ def test_other_images_are_refused(net: DescriptorNet, shape: tuple[int, ...]) ->
 
 
 @pytest.mark.parametrize(
-    "bad", [{"widths": (8, 12)}, {"widths": (8,), "depths": (1, 1)}, {"dims": 1}, {"widths": (), "depths": ()}]
+    "bad",
+    [
+        {"widths": (8, 12)},
+        {"widths": (8,), "depths": (1, 1)},
+        {"dims": 1},
+        {"widths": (), "depths": ()},
+    ],
 )
 def test_impossible_networks_are_refused(bad: dict[str, tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match="NetConfig"):
@@ -106,21 +114,29 @@ def test_hidden_parts_of_the_open_head_do_not_show(open_head: MorphableModel) ->
 
 
 def test_anchors_cover_the_face(open_head: MorphableModel) -> None:
-    """No point of the visible face is further from its nearest anchor than two widths of the soft targets."""
+    """No point of the visible face is further from its nearest anchor than two widths of the soft
+    targets.
+    """
     vertex = choose_anchors(open_head, 800)
     assert len(vertex) == len(set(vertex.tolist())) == 800
     place = surface_coordinates(open_head)
-    shown = outside_triangles(open_head) & (open_head.region == open_head.region_names.index("face"))
+    shown = outside_triangles(open_head) & (
+        open_head.region == open_head.region_names.index("face")
+    )
     points = np.unique(open_head.faces[shown])
     nearest = np.array([np.linalg.norm(place[vertex] - place[p], axis=1).min() for p in points])
     assert nearest.max() < 0.009
 
 
 def test_anchors_are_farthest_points(toy_model: MorphableModel) -> None:
-    """Greedy choice: every point of the face is nearer to the anchors than the anchors are to each other."""
+    """Greedy choice: every point of the face is nearer to the anchors than the anchors are to each
+    other.
+    """
     few = choose_anchors(toy_model, 8)
     place = surface_coordinates(toy_model).astype(np.float64)
-    shown = outside_triangles(toy_model) & (toy_model.region == toy_model.region_names.index("face"))
+    shown = outside_triangles(toy_model) & (
+        toy_model.region == toy_model.region_names.index("face")
+    )
     face = np.unique(toy_model.faces[shown])
     assert cdist(place[face], place[few]).min(1).max() <= pdist(place[few]).min()
     assert toy_model.landmarks.vertex[NAMES.index("nose_tip")] in few

@@ -1,4 +1,6 @@
-"""Real Ray nodes on this machine, each its own ``ray start``, for tests of what only a cluster does."""
+"""Real Ray nodes on this machine, each its own ``ray start``, for tests of what only a cluster
+does.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,20 @@ def two_nodes(folder: Path) -> Iterator[Nodes]:
     token = secrets.token_hex(16)
     auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
     scripts = Path(sys.executable).parent
-    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
-    environment |= auth | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    }
+    environment |= auth | {
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
     gcs, dashboard, client = _free_ports(3)
-    common = ["--block", "--num-cpus=1", f"--object-store-memory={80 << 20}", "--disable-usage-stats"]
+    common = [
+        "--block",
+        "--num-cpus=1",
+        f"--object-store-memory={80 << 20}",
+        "--disable-usage-stats",
+    ]
     head = [
         "--head",
         f"--port={gcs}",
@@ -51,7 +63,9 @@ def two_nodes(folder: Path) -> Iterator[Nodes]:
             for own in (head, [f"--address=127.0.0.1:{gcs}"]):
                 command = [str(scripts / "ray"), "start", *common, *own, *_agent_ports()]
                 processes.append(
-                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                    subprocess.Popen(
+                        command, env=environment, stdout=log, stderr=log, start_new_session=True
+                    )
                 )
                 if own is head:
                     _wait_until_open(gcs, processes[0], folder)
@@ -99,12 +113,18 @@ def _wait_until_open(port: int, process: subprocess.Popen[bytes], folder: Path) 
     raise AssertionError(f"the head did not start: {(folder / 'nodes.log').read_text()[-3000:]}")
 
 
-def _wait_for_nodes(jobs: str, token: str, count: int, processes: list[subprocess.Popen[bytes]], folder: Path) -> None:
+def _wait_for_nodes(
+    jobs: str, token: str, count: int, processes: list[subprocess.Popen[bytes]], folder: Path
+) -> None:
     deadline = time.monotonic() + 40
     alive = 0
     while time.monotonic() < deadline and all(p.poll() is None for p in processes):
         with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
-            answer = httpx.get(f"{jobs}/nodes?view=summary", headers={"Authorization": f"Bearer {token}"}, timeout=5)
+            answer = httpx.get(
+                f"{jobs}/nodes?view=summary",
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=5,
+            )
             states = [node["raylet"].get("state") for node in answer.json()["data"]["summary"]]
             alive = states.count("ALIVE")
             if alive == count:

@@ -1,21 +1,29 @@
-"""Rows for tests: views of the toy model, rendered; and rows of noise, for what does not depend on their meaning."""
+"""Rows for tests: views of the toy model, rendered; and rows of noise, for what does not depend on
+their meaning.
+"""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-from face import lighting
-from face.camera import Pinhole, WeakPerspective
-from face.morphable import Coefficients, MorphableModel
-from face.render.frame import Frame, render, shaded
-from face.transform import Rigid, rotation_from_angles
-from infra.shards import ViewRow, sample_id_of
-from infra.split import split_of
+from dff.face.geometry import lighting
+from dff.face.geometry.camera import Pinhole, WeakPerspective
+from dff.face.geometry.transform import Rigid, rotation_from_angles
+from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.render.frame import Frame, render, shaded
+from dff.infra.shards import ViewRow, sample_id_of
+from dff.infra.split import split_of
 
 
 def toy_view(
-    model: MorphableModel, identity_id: str, view: int, *, size: int = 48, seed: int = 0, rng: np.random.Generator
+    model: MorphableModel,
+    identity_id: str,
+    view: int,
+    *,
+    size: int = 48,
+    seed: int = 0,
+    rng: np.random.Generator,
 ) -> tuple[ViewRow, Frame]:
     """A random view of a random face of the toy model, and the frame that its image shows."""
     angles = (float(rng.uniform(-60, 60)), float(rng.uniform(-20, 20)), float(rng.uniform(-10, 10)))
@@ -60,7 +68,9 @@ def toy_view(
     return row, frame
 
 
-def noise_row(identity_id: str, view: int, *, rng: np.random.Generator, triangles: int = 60_000) -> ViewRow:
+def noise_row(
+    identity_id: str, view: int, *, rng: np.random.Generator, triangles: int = 60_000
+) -> ViewRow:
     """A row of random numbers of an odd size."""
     width, height = (int(v) for v in rng.integers(5, 40, 2))
     pixels = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
@@ -77,9 +87,13 @@ def noise_row(identity_id: str, view: int, *, rng: np.random.Generator, triangle
         width=width,
         height=height,
         triangle_ids=rng.integers(-2, triangles, (height, width)),
-        camera=(Pinhole if view % 2 else WeakPerspective)(float(rng.gamma(2.0)), rng.normal(size=2)),
+        camera=(Pinhole if view % 2 else WeakPerspective)(
+            float(rng.gamma(2.0)), rng.normal(size=2)
+        ),
         cam_from_head=Rigid(rotation_from_angles(*rng.uniform(-80, 80, 3)), rng.normal(size=3)),
-        coefficients=Coefficients(rng.normal(size=int(rng.integers(80))), rng.normal(size=int(rng.integers(52)))),
+        coefficients=Coefficients(
+            rng.normal(size=int(rng.integers(80))), rng.normal(size=int(rng.integers(52)))
+        ),
         light=rng.normal(size=(9, 3)),
         landmarks_2d=rng.normal(size=(68, 2)),
         landmarks_3d=rng.normal(size=(68, 2)),

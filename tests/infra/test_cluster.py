@@ -5,8 +5,8 @@ import os
 import pytest
 import ray
 
-from face.errors import ClusterError
-from infra.cluster import connected, job_name, submit
+from dff.face.errors import ClusterError
+from dff.infra.cluster import connected, job_name, submit
 
 
 @pytest.mark.ray
@@ -16,7 +16,9 @@ def test_a_private_local_ray_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> 
     with connected(None, workers=1, env={"FACE_COLOUR": "green"}):
         assert ray.cluster_resources()["CPU"] == 1
         seen = ray.get(
-            ray.remote(lambda: {k: os.environ.get(k, "") for k in ("FACE_COLOUR", "RAY_AUTH_MODE")}).remote()
+            ray.remote(
+                lambda: {k: os.environ.get(k, "") for k in ("FACE_COLOUR", "RAY_AUTH_MODE")}
+            ).remote()
         )
         assert seen == {"FACE_COLOUR": "green", "RAY_AUTH_MODE": "token"}
         assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
@@ -29,7 +31,9 @@ def test_a_private_local_ray_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> 
     assert "RAY_AUTH_TOKEN" not in after
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "ray://127.0.0.1:1", "127.0.0.1:99999", ""])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "nonsense", "ray://127.0.0.1:1", "127.0.0.1:99999", ""]
+)
 def test_an_address_without_ray_is_said_by_name(address: str) -> None:
     with pytest.raises(ClusterError, match="Ray"), connected(address):
         pass

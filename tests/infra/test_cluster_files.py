@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-import tomllib
-from fnmatch import fnmatch
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,11 @@ import typer
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
-from setuptools import find_namespace_packages
 
-from aligner.served import LIMITS
-from aligner.service import REQUEST_TIMEOUT
+from dff.aligner.service.limits import LIMITS
+from dff.aligner.service.ray_serve import REQUEST_TIMEOUT
 from dff.cli import app
-from face.render.gl import PACKAGES
+from dff.face.render.gl import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 MACHINES = ROOT / "ray_cluster.yaml"
@@ -47,12 +47,18 @@ def cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
     return dict(spec)
 
 
-RAY = [pytest.param(document, id=name) for name, document in documents() if document["kind"] in RAY_KINDS]
+RAY = [
+    pytest.param(document, id=name)
+    for name, document in documents()
+    if document["kind"] in RAY_KINDS
+]
 
 
 def pods(document: dict[str, Any]) -> list[dict[str, Any]]:
     spec = cluster_spec(document)
-    return [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    return [
+        group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])
+    ]
 
 
 def check_command(command: str) -> None:
@@ -80,7 +86,9 @@ def test_machines_are_shared_as_meant() -> None:
     types = machines()["available_node_types"]
     assert types["head"]["resources"] == {"CPU": 0}
     spot = [name for name, kind in types.items() if "InstanceMarketOptions" in kind["node_config"]]
-    assert spot == [name for name, kind in types.items() if kind["labels"]["ray.io/market-type"] == "spot"]
+    assert spot == [
+        name for name, kind in types.items() if kind["labels"]["ray.io/market-type"] == "spot"
+    ]
     assert spot == ["synthesis-spot"]
     assert types["synthesis-spot"]["priority"] > types["synthesis-on-demand"]["priority"]
     assert types["training-gpu"]["resources"]["GPU"] == 1
@@ -92,7 +100,12 @@ def test_machines_are_shut_to_strangers() -> None:
     config = machines()
     assert config["provider"]["use_internal_ips"] is True
     assert any("/.ray/auth_token" in there for there in config["file_mounts"])
-    starts = [c for key in ("head", "worker") for c in config[f"{key}_start_ray_commands"] if "ray start" in c]
+    starts = [
+        c
+        for key in ("head", "worker")
+        for c in config[f"{key}_start_ray_commands"]
+        if "ray start" in c
+    ]
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in command for command in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
@@ -119,13 +132,19 @@ def test_manifests_say_what_the_operator_needs(document: dict[str, Any]) -> None
 
 
 def test_every_node_of_every_cluster_runs_one_image() -> None:
-    images = {container["image"] for one in RAY for pod in pods(one.values[0]) for container in pod["containers"]}
+    images = {
+        container["image"]
+        for one in RAY
+        for pod in pods(one.values[0])
+        for container in pod["containers"]
+    }
     assert images == {machines()["docker"]["image"]}
 
 
 def test_there_is_a_group_for_each_room() -> None:
     gpu = {
-        group["groupName"]: "nvidia.com/gpu" in group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        group["groupName"]: "nvidia.com/gpu"
+        in group["template"]["spec"]["containers"][0]["resources"]["limits"]
         for one in RAY
         for group in cluster_spec(one.values[0])["workerGroupSpecs"]
     }
@@ -133,7 +152,11 @@ def test_there_is_a_group_for_each_room() -> None:
 
 
 def test_commands_in_the_files_are_commands_of_the_program() -> None:
-    commands = [document["spec"]["entrypoint"] for _, document in documents() if document["kind"] == "RayJob"]
+    commands = [
+        document["spec"]["entrypoint"]
+        for _, document in documents()
+        if document["kind"] == "RayJob"
+    ]
     assert {shlex.split(command)[1] for command in commands} == {"synthesize", "train"}
     for command in commands:
         check_command(command)
@@ -155,12 +178,21 @@ def test_serve_accepts_its_part_and_finds_the_application() -> None:
 
 def mounts(pod: dict[str, Any]) -> dict[str, str]:
     """Claim by the folder where it is mounted."""
-    claims = {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in pod.get("volumes", [])}
-    return {m["mountPath"]: claims[m["name"]] for c in pod["containers"] for m in c.get("volumeMounts", [])}
+    claims = {
+        volume["name"]: volume["persistentVolumeClaim"]["claimName"]
+        for volume in pod.get("volumes", [])
+    }
+    return {
+        m["mountPath"]: claims[m["name"]]
+        for c in pod["containers"]
+        for m in c.get("volumeMounts", [])
+    }
 
 
 def named(kind: str, name: str) -> dict[str, Any]:
-    (found,) = [one for _, one in documents() if one["kind"] == kind and one["metadata"]["name"] == name]
+    (found,) = [
+        one for _, one in documents() if one["kind"] == kind and one["metadata"]["name"] == name
+    ]
     return found
 
 
@@ -175,13 +207,17 @@ def test_the_service_listens_and_limits_as_the_program_does() -> None:
     for pod in pods(service):
         ports = {one["name"]: one["containerPort"] for one in pod["containers"][0]["ports"]}
         assert ports["serve"] == port
-    (told,) = re.findall(r"limit of (\d+) MB", (ROOT / "infra" / "k8s" / "aligner_service.yaml").read_text())
+    (told,) = re.findall(
+        r"limit of (\d+) MB", (ROOT / "infra" / "k8s" / "aligner_service.yaml").read_text()
+    )
     assert int(told) << 20 == max(LIMITS.body, LIMITS.bodies)
 
 
 def test_pods_know_the_ports_of_ray() -> None:
     for one in RAY:
-        ports = {p["name"]: p["containerPort"] for p in pods(one.values[0])[0]["containers"][0]["ports"]}
+        ports = {
+            p["name"]: p["containerPort"] for p in pods(one.values[0])[0]["containers"][0]["ports"]
+        }
         assert (ports["gcs"], ports["dashboard"]) == (6379, 8265)
     assert "--port=6379" in " ".join(machines()["head_start_ray_commands"])
 
@@ -208,7 +244,9 @@ def test_a_job_asks_for_no_more_than_its_cluster_has() -> None:
 
 def test_image_and_makefile_install_the_same() -> None:
     dockerfile, makefile = DOCKERFILE.read_text(), (ROOT / "Makefile").read_text()
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
+    )
     pyrender = r"pip install (?:--quiet )?--no-deps pyrender==([\d.]+)"
     assert re.findall(pyrender, dockerfile) == re.findall(pyrender, makefile)
     assert re.findall(r"torch==([\d.]+)", makefile) == [pins["torch"]]
@@ -224,22 +262,30 @@ def test_image_and_makefile_install_the_same() -> None:
             assert source not in ignored
 
 
-def test_a_wheel_carries_every_file_that_the_program_reads() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    include = project["packages"]["find"]["include"]
-    packages = set(find_namespace_packages(str(ROOT), include=include))
-    (patterns,) = project["package-data"].values()
-    rooms = [ROOT / room for room in ("face", "infra", "pipeline", "trainer", "aligner", "dff")]
-    data = [
-        path
-        for room in rooms
-        for path in room.rglob("*")
-        if path.is_file() and path.suffix != ".py" and not {"__pycache__", "docker", "k8s"} & set(path.parts)
+def test_a_wheel_carries_every_file_that_the_program_reads(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "-w",
+        str(tmp_path),
+        str(ROOT),
     ]
-    assert len(data) > 8
-    for path in data:
-        assert ".".join(path.parent.relative_to(ROOT).parts) in packages, path
-        assert any(fnmatch(path.name, pattern) for pattern in patterns), path
+    subprocess.run(command, check=True, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("deep_face_feature-*.whl")
+    carried = set(zipfile.ZipFile(wheel).namelist())
+    rooms = ("face", "infra", "pipeline", "trainer", "aligner", "dff")
+    listed = subprocess.run(["git", "ls-files", *rooms], cwd=ROOT, capture_output=True, check=True)
+    files = [Path(line) for line in listed.stdout.decode().splitlines()]
+    assert len(files) > 100
+    for path in files:
+        if path.parts[:2] in (("infra", "docker"), ("infra", "k8s")):
+            continue
+        name = path if path.parts[0] == "dff" else Path("dff") / path
+        assert name.as_posix() in carried
 
 
 def test_the_image_has_what_rendering_needs_and_no_root() -> None:
@@ -247,5 +293,8 @@ def test_the_image_has_what_rendering_needs_and_no_root() -> None:
     assert " ".join(PACKAGES) in text
     assert re.search(r"^USER ray$", text, re.MULTILINE)
     assert "-c constraints.txt" in text
-    assert all(f"COPY {room} {room}" in text for room in ("face", "infra", "pipeline", "trainer", "aligner", "dff"))
+    assert all(
+        f"COPY {room} {room}" in text
+        for room in ("face", "infra", "pipeline", "trainer", "aligner", "dff")
+    )
     assert re.search(r"^FROM python:3\.11-slim-bookworm$", text, re.MULTILINE)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from face.errors import BadDataset
-from infra.dataset import Manifest, Shards, open_dataset, parse_manifest
-from infra.storage import Storage, open_storage
-from pipeline import job
-from tests.pipeline.toy_work import toy_plan, toy_work
+from dff.face.errors import BadDataset
+from dff.infra.dataset import Manifest, Shards, open_dataset, parse_manifest
+from dff.infra.storage import Storage, open_storage
+from dff.pipeline.job import run as job
+from tests.pipeline.job.toy_work import toy_plan, toy_work
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def test_altered_and_missing_shards_are_all_named(finished: Finished) -> None:
     finished.storage.write(finished.manifest.shards[1].key, bytes(data))
     finished.storage.delete(finished.manifest.shards[3].key)
     with pytest.raises(
-        BadDataset, match=r"2 of 4 shards are bad.*part-00001-of-00004.* altered.*no .*part-00003-of-00004"
+        BadDataset,
+        match=r"2 of 4 shards are bad.*part-00001-of-00004.* altered.*no .*part-00003-of-00004",
     ):
         dataset.verify()
     with pytest.raises(BadDataset, match=r"part-00001-of-00004.parquet was altered"):
@@ -74,7 +75,9 @@ def test_an_altered_manifest_is_refused(finished: Finished) -> None:
     with pytest.raises(BadDataset, match=r"MANIFEST.json was altered"):
         open_dataset(finished.storage.uri)
     finished.storage.write("MANIFEST.json", json.dumps({**manifest, "schema_version": 1}).encode())
-    with pytest.raises(BadDataset, match=r"MANIFEST.json has schema version 1, this program reads 2"):
+    with pytest.raises(
+        BadDataset, match=r"MANIFEST.json has schema version 1, this program reads 2"
+    ):
         open_dataset(finished.storage.uri)
     finished.storage.write("MANIFEST.json", b"not json")
     with pytest.raises(BadDataset, match=r"MANIFEST.json is not a manifest"):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from face.errors import BadPhoto
-from infra.images import BadImage, as_stored, decode
+from dff.face.errors import BadPhoto
+from dff.infra.images import BadImage, as_stored, decode
 from tests.aligner.image_files import animated, bomb, encoded, pixels, turned
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -96,7 +96,9 @@ def test_transparency_lies_over_white_and_16_bit_grey_keeps_its_high_bits() -> N
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_points_of_the_upright_image_lie_on_the_same_things_in_the_stored_one(orientation: int) -> None:
+def test_points_of_the_upright_image_lie_on_the_same_things_in_the_stored_one(
+    orientation: int,
+) -> None:
     stored = np.zeros((40, 56, 3), np.uint8)
     stored[8:16, 40:48] = 255  # whole blocks of a JPEG
     upright = decode(turned(stored, orientation))

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from face.errors import BadLandmarks
-from infra.landmark_files import format_pts, parse_mat, parse_pts, parse_reannotated
+from dff.face.errors import BadLandmarks
+from dff.infra.landmark_files import format_pts, parse_mat, parse_pts, parse_reannotated
 
 SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "aflw2000-3d-sample"
 
@@ -87,7 +87,10 @@ def test_malformed_npz_is_refused_by_name() -> None:
 def test_the_two_labellings_of_the_sample_agree_only_with_their_origins() -> None:
     better = parse_reannotated((SAMPLE / "reannotated_pts68.npz").read_bytes())
     assert isinstance(better, dict)
-    offsets = [parse_mat((SAMPLE / f"{name}.mat").read_bytes()).landmarks[:, :2] - better[name] for name in better]
+    offsets = [
+        parse_mat((SAMPLE / f"{name}.mat").read_bytes()).landmarks[:, :2] - better[name]
+        for name in better
+    ]
     # Were one origin wrong, both medians would be off by one.
     assert np.abs(np.median(np.concatenate(offsets), axis=0)).max() < 0.5
 

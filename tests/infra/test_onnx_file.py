@@ -1,4 +1,6 @@
-"""The ONNX file answers as the network does, at any batch and size, and says where it comes from."""
+"""The ONNX file answers as the network does, at any batch and size, and says where it comes
+from.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from infra import onnx_file, weights
+from dff.infra import onnx_file, weights
 
 onnx = pytest.importorskip("onnx", reason="optional packages of dff[onnx]")
 onnxruntime = pytest.importorskip("onnxruntime", reason="optional packages of dff[onnx]")

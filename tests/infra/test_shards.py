@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from face.errors import BadDataset
-from face.morphable import MorphableModel
-from infra.shards import (
+from dff.face.errors import BadDataset
+from dff.face.model.morphable import MorphableModel
+from dff.infra.shards import (
     OCCLUDER,
     ViewRow,
     columns_of,
@@ -72,7 +72,7 @@ def test_models_of_many_triangles_get_wider_ids() -> None:
 def test_the_same_rows_make_the_same_bytes_in_any_process(shard: bytes) -> None:
     script = """
 import sys, hashlib, numpy as np
-from infra.shards import rows_to_parquet
+from dff.infra.shards import rows_to_parquet
 from tests.infra.rows import noise_row
 rng = np.random.default_rng(5)
 rows = [noise_row(f"person {i}", view, rng=rng) for i in range(40) for view in range(7)]
@@ -80,13 +80,19 @@ sys.stdout.buffer.write(rows_to_parquet(rows, {"plan": "abc"}))
 """
     env = {**os.environ, "PYTHONHASHSEED": "77", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
     root = Path(__file__).parents[2]
-    assert subprocess.run([sys.executable, "-c", script], env=env, cwd=root, capture_output=True).stdout == shard
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", script], env=env, cwd=root, capture_output=True
+        ).stdout
+        == shard
+    )
 
 
 def test_all_views_of_an_identity_lie_in_one_row_group(shard: bytes) -> None:
     file = pq.ParquetFile(io.BytesIO(shard))
     groups = [
-        set(file.read_row_group(i, ["identity_id"])["identity_id"].to_pylist()) for i in range(file.num_row_groups)
+        set(file.read_row_group(i, ["identity_id"])["identity_id"].to_pylist())
+        for i in range(file.num_row_groups)
     ]
     assert len(groups) == 3  # 280 rows in groups of at least 128, of whole identities
     assert sum(len(group) for group in groups) == len(set.union(*groups)) == 40
@@ -102,15 +108,21 @@ def test_rows_of_an_identity_must_be_together_and_differ(rows: list[ViewRow]) ->
 def test_a_person_is_stored_once_in_its_first_row(rows: list[ViewRow], shard: bytes) -> None:
     found = persons_of(parquet_to_rows(shard))
     assert found == {row.identity_id: row.person for row in rows if row.view == 0}
-    with pytest.raises(ValueError, match="person of 'person 0' is stored in another row than its first"):
+    with pytest.raises(
+        ValueError, match="person of 'person 0' is stored in another row than its first"
+    ):
         rows_to_parquet([rows[0], replace(rows[1], person=b"again"), *rows[2:]], {})
     with pytest.raises(BadDataset, match=r"person 0/0002 has a person, which only the first row"):
         persons_of([*rows[:2], replace(rows[2], person=b"again")])
-    with pytest.raises(BadDataset, match=r"person 0/0001, the first row of 'person 0', has no person"):
+    with pytest.raises(
+        BadDataset, match=r"person 0/0001, the first row of 'person 0', has no person"
+    ):
         persons_of(rows[1:3])
 
 
-def test_plain_pyarrow_reads_it_and_it_explains_itself(rows: list[ViewRow], shard: bytes, tmp_path: Path) -> None:
+def test_plain_pyarrow_reads_it_and_it_explains_itself(
+    rows: list[ViewRow], shard: bytes, tmp_path: Path
+) -> None:
     (tmp_path / "a.parquet").write_bytes(shard)
     table = pq.read_table(tmp_path / "a.parquet")
     assert table.num_rows == len(rows)
@@ -135,7 +147,9 @@ def test_selected_columns_are_read_alone(rows: list[ViewRow], shard: bytes) -> N
         columns_of(shard, ["view", "colour"])
 
 
-def test_hugging_face_datasets_opens_it_with_pictures(rows: list[ViewRow], shard: bytes, tmp_path: Path) -> None:
+def test_hugging_face_datasets_opens_it_with_pictures(
+    rows: list[ViewRow], shard: bytes, tmp_path: Path
+) -> None:
     (tmp_path / "a.parquet").write_bytes(shard)
     script = """
 import json, sys

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from infra.split import split_of
+from dff.infra.split import split_of
 
 
 def test_known_answers_stay_for_ever() -> None:
@@ -22,7 +22,11 @@ def test_one_photo_in_ten_is_for_judging() -> None:
 
 def test_the_faces_of_a_photo_go_together_wherever_the_folder_lies() -> None:
     for photo in range(300):
-        together = {split_of(f"{folder}{photo}_{face}") for face in range(1, 12) for folder in ("", "a/", "b/afw_2/")}
+        together = {
+            split_of(f"{folder}{photo}_{face}")
+            for face in range(1, 12)
+            for folder in ("", "a/", "b/afw_2/")
+        }
         assert len(together) == 1
 
 

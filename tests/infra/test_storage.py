@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from face.errors import Conflict, NotFound, StorageError, TransientStorageError
-from infra import storage as storage_module
-from infra.storage import ObjectInfo, Storage, open_storage
+from dff.face.errors import Conflict, NotFound, StorageError, TransientStorageError
+from dff.infra import storage as storage_module
+from dff.infra.storage import ObjectInfo, Storage, open_storage
 from tests.s3_server import BUCKET, FaultyS3, refuse, stall, stall_halfway, truncate
 from tests.swift_server import Swift
 
@@ -63,7 +63,8 @@ def test_what_is_written_is_read_under_any_name(storage: Storage) -> None:
         assert storage.read(key) == key.encode() * i
         assert storage.exists(key)
     assert storage.list() == [
-        ObjectInfo(key, len(key.encode()) * HOSTILE.index(key)) for key in sorted(HOSTILE, key=str.encode)
+        ObjectInfo(key, len(key.encode()) * HOSTILE.index(key))
+        for key in sorted(HOSTILE, key=str.encode)
     ]
 
 
@@ -88,7 +89,11 @@ def test_a_prefix_is_a_string_not_a_folder(storage: Storage) -> None:
     for key in ("data/part-1", "data/part-2", "data-old/part-1", "dat"):
         storage.write(key, b"x")
     assert [info.key for info in storage.list("data/")] == ["data/part-1", "data/part-2"]
-    assert [info.key for info in storage.list("data")] == ["data-old/part-1", "data/part-1", "data/part-2"]
+    assert [info.key for info in storage.list("data")] == [
+        "data-old/part-1",
+        "data/part-1",
+        "data/part-2",
+    ]
     assert [info.key for info in storage.list("data/part-2")] == ["data/part-2"]
     assert storage.list("nothing/here") == []
 
@@ -177,7 +182,7 @@ def test_a_marker_of_a_folder_is_no_object(bucket: Storage) -> None:
 
 _WRITE_FOR_EVER = """
 import sys
-from infra.storage import open_storage
+from dff.infra.storage import open_storage
 storage = open_storage(sys.argv[1])
 print("ready", flush=True)
 i = 0
@@ -191,7 +196,9 @@ def test_a_killed_writer_leaves_whole_objects_and_no_litter(tmp_path: Path) -> N
     folder = open_storage(str(tmp_path))
     folder.write("a", b"\0" * 3_000_000)
     for delay in (0.0, 0.005, 0.011, 0.017, 0.023):
-        with subprocess.Popen([sys.executable, "-c", _WRITE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE) as child:
+        with subprocess.Popen(
+            [sys.executable, "-c", _WRITE_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE
+        ) as child:
             assert child.stdout is not None
             child.stdout.readline()
             time.sleep(0.05 + delay)
@@ -245,7 +252,9 @@ def test_a_missing_bucket_is_named(s3: FaultyS3) -> None:
 
 
 def test_an_endpoint_without_a_scheme_is_told_what_it_should_be() -> None:
-    with pytest.raises(StorageError, match="s3://faces/x/: its endpoint is no address http://HOST:PORT"):
+    with pytest.raises(
+        StorageError, match="s3://faces/x/: its endpoint is no address http://HOST:PORT"
+    ):
         open_storage("s3://faces/x", endpoint_url="user:hunter2@127.0.0.1:9000").read("a")
 
 
@@ -257,7 +266,9 @@ def test_an_endpoint_that_does_not_answer_is_named_without_its_password() -> Non
         patch.setenv("AWS_ACCESS_KEY_ID", "test-key")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
         away = open_storage("s3://faces/x", endpoint_url=f"http://user:hunter2@127.0.0.1:{port}")
-        _raises(TransientStorageError, "s3://faces/x/a", "nothing answers", f"127.0.0.1:{port}")(lambda: away.read("a"))
+        _raises(TransientStorageError, "s3://faces/x/a", "nothing answers", f"127.0.0.1:{port}")(
+            lambda: away.read("a")
+        )
 
 
 def test_refused_credentials_are_no_transient_trouble(s3: FaultyS3, bucket: Storage) -> None:
@@ -271,7 +282,9 @@ def test_refused_credentials_are_no_transient_trouble(s3: FaultyS3, bucket: Stor
         requests.post(f"{s3.url}/moto-api/reset-auth", data="1000000000", timeout=10)
 
 
-def test_missing_credentials_are_named(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_credentials_are_named(
+    s3: FaultyS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -281,18 +294,23 @@ def test_missing_credentials_are_named(s3: FaultyS3, monkeypatch: pytest.MonkeyP
     _raises(StorageError, "AWS_ACCESS_KEY_ID", "s3://faces/x/a")(lambda: anyone.read("a"))
 
 
-@pytest.mark.parametrize("uri", ["", "s3://", "s3:///x", "http://host/x", "gs://bucket/x", "s3://bucket/a/../b"])
+@pytest.mark.parametrize(
+    "uri", ["", "s3://", "s3:///x", "http://host/x", "gs://bucket/x", "s3://bucket/a/../b"]
+)
 def test_uris_of_other_kinds_are_refused(uri: str) -> None:
     with pytest.raises(StorageError):
         open_storage(uri)
 
 
-def test_a_write_outlives_other_writers_slow_downs_and_lost_answers(s3: FaultyS3, bucket: Storage) -> None:
+def test_a_write_outlives_other_writers_slow_downs_and_lost_answers(
+    s3: FaultyS3, bucket: Storage
+) -> None:
     s3.faults += [("PUT", refuse("409 Conflict", "ConditionalRequestConflict"))] * 2
     s3.faults += [("PUT", refuse("503 Slow Down", "SlowDown"))]
     bucket.write("a", b"one", if_absent=True)
     assert bucket.read("a") == b"one"
-    # The first try arrived, its answer was lost: the second is told that the key is taken, by its own bytes.
+    # The first try arrived, its answer was lost: the second is told that the key is taken, by its
+    # own bytes.
     s3.faults += [("PUT", refuse("412 Precondition Failed", "PreconditionFailed"))]
     bucket.write("a", b"one", if_absent=True)
     assert s3.faults == []
@@ -300,7 +318,9 @@ def test_a_write_outlives_other_writers_slow_downs_and_lost_answers(s3: FaultyS3
 
 def test_a_conflict_that_does_not_end_is_transient(s3: FaultyS3, bucket: Storage) -> None:
     s3.faults += [("PUT", refuse("409 Conflict", "ConditionalRequestConflict"))] * 6
-    _raises(TransientStorageError, f"{bucket.uri}a", "another writer")(lambda: bucket.write("a", b"x", if_absent=True))
+    _raises(TransientStorageError, f"{bucket.uri}a", "another writer")(
+        lambda: bucket.write("a", b"x", if_absent=True)
+    )
     assert s3.faults == []
 
 
@@ -375,8 +395,8 @@ def test_a_name_that_is_not_text_is_named(tmp_path: Path) -> None:
 _IN_A_SMALL_DISK = """
 mount -t tmpfs -o size=64k none "$1" && cd "$2" && exec "$3" -c '
 import os, sys
-from face.errors import StorageError
-from infra.storage import open_storage
+from dff.face.errors import StorageError
+from dff.infra.storage import open_storage
 storage = open_storage(sys.argv[1])
 storage.write("kept", b"x" * 1000)
 try:
@@ -389,10 +409,23 @@ print(os.listdir(sys.argv[1]), len(storage.read("kept")))
 
 
 def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path) -> None:
-    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode
+    ):
         pytest.skip("needs user namespaces to mount a small disk")
     root = Path(__file__).parents[2]
-    command = ["unshare", "-rm", "sh", "-c", _IN_A_SMALL_DISK, "sh", str(tmp_path), str(root), sys.executable]
+    command = [
+        "unshare",
+        "-rm",
+        "sh",
+        "-c",
+        _IN_A_SMALL_DISK,
+        "sh",
+        str(tmp_path),
+        str(root),
+        sys.executable,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         f"can't write {tmp_path}/big: the disk is full",

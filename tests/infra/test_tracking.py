@@ -1,4 +1,6 @@
-"""Runs in a real SQLite MLflow: continued by name, figures at their steps, weights behind an alias."""
+"""Runs in a real SQLite MLflow: continued by name, figures at their steps, weights behind an
+alias.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from face.errors import BadWeights, StorageError
-from infra import tracking, weights
+from dff.face.errors import BadWeights, StorageError
+from dff.infra import tracking, weights
 
 
 def test_a_run_keeps_figures_pictures_and_weights(tmp_path: Path) -> None:
@@ -33,7 +35,10 @@ def test_a_run_keeps_figures_pictures_and_weights(tmp_path: Path) -> None:
     kept = client.get_run(run.id)
     assert kept.info.status == "FINISHED"
     assert kept.data.params == {"steps": "2", "net.dims": "32"}
-    assert [(m.step, m.value) for m in client.get_metric_history(run.id, "loss")] == [(10, 2.0), (20, 1.0)]
+    assert [(m.step, m.value) for m in client.get_metric_history(run.id, "loss")] == [
+        (10, 2.0),
+        (20, 1.0),
+    ]
     assert [f.path for f in client.list_artifacts(run.id, "pictures")] == ["pictures/match.png"]
     version = client.get_model_version_by_alias("dff", "candidate")
     assert (version.version, version.run_id, version.tags) == (2, run.id, {"licence": "CC0-1.0"})
@@ -43,7 +48,9 @@ def test_a_run_keeps_figures_pictures_and_weights(tmp_path: Path) -> None:
         tracking.start(uri, params={"steps": 3}, **begin)  # type: ignore[arg-type]
 
 
-def test_registered_weights_are_found_by_alias_and_by_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_weights_are_found_by_alias_and_by_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = tracking.local_uri(tmp_path / "ml")
     run = tracking.start(uri, experiment="e", name="first", params={}, artifacts=tmp_path / "files")
     shipped = weights.SHIPPED[weights.DEFAULT]
@@ -51,7 +58,9 @@ def test_registered_weights_are_found_by_alias_and_by_version(tmp_path: Path, mo
     other.write_bytes(b"not weights")
     run.register(other, name="dff", alias="candidate", tags={})
     run.finish()
-    second = tracking.start(uri, experiment="e", name="second", params={}, artifacts=tmp_path / "files")
+    second = tracking.start(
+        uri, experiment="e", name="second", params={}, artifacts=tmp_path / "files"
+    )
     second.register(shipped, name="dff", alias="candidate", tags={})
     second.finish()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -64,7 +73,9 @@ def test_registered_weights_are_found_by_alias_and_by_version(tmp_path: Path, mo
         weights.load("models:/dff/1")
 
 
-def test_a_missing_mlflow_is_said_and_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_mlflow_is_said_and_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     nowhere = f"sqlite:///{tmp_path}/mlflow.db"
     with pytest.raises(BadWeights, match="MLFLOW_TRACKING_URI"):
@@ -73,7 +84,9 @@ def test_a_missing_mlflow_is_said_and_not_made(tmp_path: Path, monkeypatch: pyte
     for address in ("models:/dff", "models:/", "models:/dff@", "models:/@candidate"):
         with pytest.raises(BadWeights, match="NAME@ALIAS"):
             tracking.registered_weights(address, tracking_uri=nowhere)
-    (tmp_path / "mlflow.db").write_bytes(b"no database at all, but something of another program" * 20)
+    (tmp_path / "mlflow.db").write_bytes(
+        b"no database at all, but something of another program" * 20
+    )
     with pytest.raises(BadWeights, match="is no registered model") as told:
         tracking.registered_weights("models:/dff@candidate", tracking_uri=nowhere)
     assert "\n" not in str(told.value)

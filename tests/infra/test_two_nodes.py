@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from face.errors import ClusterError
-from infra.cluster import submit
-from infra.dataset import open_dataset
-from pipeline.synthesis import synthesize
+from dff.face.errors import ClusterError
+from dff.infra.cluster import submit
+from dff.infra.dataset import open_dataset
+from dff.pipeline.synthesis import synthesize
 from tests.infra.ray_nodes import Nodes, two_nodes
 
 pytestmark = pytest.mark.ray
@@ -35,7 +35,8 @@ print("nodes", len(set(ray.get([where.remote() for _ in range(4)]))))
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    # sockets live in Ray's folder, and a socket's path is at most 107 bytes: pytest's own folders are too deep
+    # sockets live in Ray's folder, and a socket's path is at most 107 bytes: pytest's own folders
+    # are too deep
     with tempfile.TemporaryDirectory(prefix="ray-") as folder, two_nodes(Path(folder)) as nodes:
         yield nodes
 
@@ -62,12 +63,36 @@ def test_a_job_uses_both_nodes_and_its_log_is_followed(trusted: Nodes) -> None:
     assert lines[0].startswith("job ")
 
 
-def test_a_dataset_made_by_a_submitted_job_is_the_one_made_at_home(trusted: Nodes, tmp_path: Path) -> None:
-    arguments = ["--identities", "2", "--views", "2", "--size", "64", "--shard-faces", "1", "--seed", "5"]
+def test_a_dataset_made_by_a_submitted_job_is_the_one_made_at_home(
+    trusted: Nodes, tmp_path: Path
+) -> None:
+    arguments = [
+        "--identities",
+        "2",
+        "--views",
+        "2",
+        "--size",
+        "64",
+        "--shard-faces",
+        "1",
+        "--seed",
+        "5",
+    ]
     away, home = tmp_path / "away", tmp_path / "home"
     dff = str(Path(sys.executable).parent / "dff")
     sent = subprocess.run(
-        [dff, "submit", "synthesize", "none", str(away), *arguments, "--workers", "2", "--address", trusted.jobs],
+        [
+            dff,
+            "submit",
+            "synthesize",
+            "none",
+            str(away),
+            *arguments,
+            "--workers",
+            "2",
+            "--address",
+            trusted.jobs,
+        ],
         env=os.environ | {"PYTHONWARNINGS": "ignore"},
         capture_output=True,
         text=True,
@@ -84,10 +109,10 @@ def test_a_dataset_made_by_a_submitted_job_is_the_one_made_at_home(trusted: Node
     assert there.fingerprint == here.fingerprint
 
 
-def test_a_running_command_is_followed_not_started_again_and_its_failure_raises(trusted: Nodes, tmp_path: Path) -> None:
-    code = (
-        f"import time; open({str(tmp_path / 'runs')!r}, 'a').write('x'); time.sleep(2); raise SystemExit('no photos')"
-    )
+def test_a_running_command_is_followed_not_started_again_and_its_failure_raises(
+    trusted: Nodes, tmp_path: Path
+) -> None:
+    code = f"import time; open({str(tmp_path / 'runs')!r}, 'a').write('x'); time.sleep(2); raise SystemExit('no photos')"
     argv = [sys.executable, "-c", code]
     submit(argv, trusted.jobs, wait=False)
     lines: list[str] = []

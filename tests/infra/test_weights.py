@@ -12,11 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from face.descriptor import Anchors, DescriptorNet, NetConfig
-from face.errors import BadWeights
-from face.landmarks import Habit
-from face.morphable import MorphableModel
-from infra import weights
+from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
+from dff.face.errors import BadWeights
+from dff.face.model.landmarks import Habit
+from dff.face.model.morphable import MorphableModel
+from dff.infra import weights
 
 CARD = {"model": "toy", "model_licence": "CC0-1.0", "data_licences": ["CC0-1.0"], "steps": 3}
 
@@ -65,7 +65,9 @@ def test_a_file_gives_back_what_was_saved(
     assert [p.name for p in path.parent.iterdir()] == [path.name], "no temporary file is left"
 
 
-def test_a_calibration_comes_back_and_may_be_absent(path: Path, net: DescriptorNet, anchors: Anchors) -> None:
+def test_a_calibration_comes_back_and_may_be_absent(
+    path: Path, net: DescriptorNet, anchors: Anchors
+) -> None:
     assert weights.load(path).calibration is None
     weights.save(path, net, anchors, CARD, calibration={"face": [0.5, -1.25]})
     assert weights.load(path).calibration == {"face": [0.5, -1.25]}
@@ -93,7 +95,9 @@ def test_a_habit_comes_back_and_may_be_absent(
         weights.load(path, model=toy_model)
 
 
-def test_the_same_weights_make_the_same_bytes(path: Path, net: DescriptorNet, anchors: Anchors) -> None:
+def test_the_same_weights_make_the_same_bytes(
+    path: Path, net: DescriptorNet, anchors: Anchors
+) -> None:
     again = path.with_name("again.safetensors")
     weights.save(again, net, anchors, dict(reversed(CARD.items())))
     assert again.read_bytes() == path.read_bytes()
@@ -101,7 +105,9 @@ def test_the_same_weights_make_the_same_bytes(path: Path, net: DescriptorNet, an
 
 def test_a_card_must_say_the_terms(tmp_path: Path, net: DescriptorNet, anchors: Anchors) -> None:
     with pytest.raises(ValueError, match="model_licence"):
-        weights.save(tmp_path / "w", net, anchors, {k: v for k, v in CARD.items() if k != "model_licence"})
+        weights.save(
+            tmp_path / "w", net, anchors, {k: v for k, v in CARD.items() if k != "model_licence"}
+        )
 
 
 def test_anchors_must_fit_the_network(tmp_path: Path, net: DescriptorNet, anchors: Anchors) -> None:
@@ -132,7 +138,9 @@ def test_tensors_that_are_not_there_or_of_another_shape(path: Path) -> None:
     with pytest.raises(BadWeights, match=r"does not name, such as net\.more"):
         weights.load(path)
     rewrite(path, tensors={**tensors, "net.to_face.bias": torch.zeros(2)})
-    with pytest.raises(BadWeights, match=r"net\.to_face\.bias is \(2,\), its configuration says \(1,\)"):
+    with pytest.raises(
+        BadWeights, match=r"net\.to_face\.bias is \(2,\), its configuration says \(1,\)"
+    ):
         weights.load(path)
     rewrite(path, tensors={**tensors, "net.to_face.bias": torch.tensor([float("nan")])})
     with pytest.raises(BadWeights, match="not finite"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import Storage, open_storage
+from dff.infra.storage import Storage, open_storage
 
 
 @pytest.fixture

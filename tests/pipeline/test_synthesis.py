@@ -1,4 +1,6 @@
-"""The job from photos to a finished dataset: failures stay failures, bytes stay bytes, inspection finds the truth."""
+"""The job from photos to a finished dataset: failures stay failures, bytes stay bytes, inspection
+finds the truth.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,20 @@ import numpy as np
 import pytest
 import skimage.data
 
-from face.arrays import Bytes
-from face.errors import BadDataset, BadPhoto, NoRenderer
-from face.morphable import MorphableModel
-from face.render import backends
-from face.render.frame import render, sample_texture, shaded
-from infra.dataset import open_dataset
-from infra.storage import LocalStorage
-from pipeline import synthesis, verify
-from pipeline.inspect import inspect_dataset
-from pipeline.photos import list_photos
-from pipeline.plan import ShardPlan, Subject
-from pipeline.synthesis import Options, synthesize
-from pipeline.views import vertices_of
+from dff.face.arrays import Bytes
+from dff.face.errors import BadDataset, BadPhoto, NoRenderer
+from dff.face.model.morphable import MorphableModel
+from dff.face.render import backends
+from dff.face.render.frame import render, sample_texture, shaded
+from dff.infra.dataset import open_dataset
+from dff.infra.storage import LocalStorage
+from dff.pipeline import synthesis
+from dff.pipeline.inspection import verify
+from dff.pipeline.inspection.inspect import inspect_dataset
+from dff.pipeline.job.plan import ShardPlan, Subject
+from dff.pipeline.recovery.photos import list_photos
+from dff.pipeline.scene.views import vertices_of
+from dff.pipeline.synthesis import Options, synthesize
 
 POINTS = Path(__file__).parents[2] / "dff/data/astronaut.pts"
 OPTIONS = Options(views=3, size=256, texture_size=256)
@@ -49,7 +52,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dataset(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "set"
-    summary = synthesis.synthesize(str(photos), str(out), views=3, identities=2, seed=3, budget=0.8, shard_subjects=3)
+    summary = synthesis.synthesize(
+        str(photos), str(out), views=3, identities=2, seed=3, budget=0.8, shard_subjects=3
+    )
     assert summary.manifest is not None
     return out
 
@@ -81,12 +86,18 @@ def test_a_photo_that_vanished_is_a_failure(photos: Path, tmp_path: Path) -> Non
 def test_the_recovered_face_gives_back_the_photo(photos: Path, open_head: MorphableModel) -> None:
     storage = LocalStorage(photos)
     ref = next(ref for ref in list_photos(storage) if ref.id == "astronaut")
-    person = synthesis.person_of(Subject("astronaut", ref), storage=storage, seed=3, options=OPTIONS)
+    person = synthesis.person_of(
+        Subject("astronaut", ref), storage=storage, seed=3, options=OPTIONS
+    )
     own = person.own
     assert own is not None
     cam = own.cam_from_head.apply(vertices_of(person, own.expression, open_head))
     frame = render(cam, open_head.faces, own.camera, own.photo.shape[:2])
-    colour = shaded(frame, sample_texture(frame, person.texture[..., :3], open_head.uv, open_head.uv_faces), own.light)
+    colour = shaded(
+        frame,
+        sample_texture(frame, person.texture[..., :3], open_head.uv, open_head.uv_faces),
+        own.light,
+    )
     face = np.zeros(len(open_head.faces) + 1, bool)
     face[open_head.triangles_of("face", "lips", "brows")] = True
     error = np.abs(np.clip(colour, 0, 1) - own.photo[..., :3]).mean(2)
@@ -125,12 +136,22 @@ def test_a_dataset_is_complete_and_verified(dataset: Path, tmp_path: Path) -> No
 
 def test_the_same_seed_gives_the_same_bytes(dataset: Path, photos: Path, tmp_path: Path) -> None:
     again = synthesis.synthesize(
-        str(photos), str(tmp_path / "b"), views=3, identities=2, seed=3, budget=0.8, shard_subjects=3
+        str(photos),
+        str(tmp_path / "b"),
+        views=3,
+        identities=2,
+        seed=3,
+        budget=0.8,
+        shard_subjects=3,
     )
     assert again.manifest == open_dataset(str(dataset)).manifest
-    other = synthesis.synthesize(None, str(tmp_path / "c"), views=3, identities=2, seed=4, shard_subjects=3)
+    other = synthesis.synthesize(
+        None, str(tmp_path / "c"), views=3, identities=2, seed=4, shard_subjects=3
+    )
     assert other.manifest is not None
-    assert {s.sha256 for s in other.manifest.shards}.isdisjoint(s.sha256 for s in again.manifest.shards)
+    assert {s.sha256 for s in other.manifest.shards}.isdisjoint(
+        s.sha256 for s in again.manifest.shards
+    )
 
 
 def test_a_dry_run_counts_and_writes_nothing(photos: Path, tmp_path: Path) -> None:
@@ -138,7 +159,11 @@ def test_a_dry_run_counts_and_writes_nothing(photos: Path, tmp_path: Path) -> No
     summary = synthesis.synthesize(str(photos), str(out), views=5, identities=7, dry_run=True)
     assert summary.manifest is None
     assert not out.exists()
-    assert (summary.estimate.photos, summary.estimate.identities, summary.estimate.rows) == (4, 7, 50)
+    assert (summary.estimate.photos, summary.estimate.identities, summary.estimate.rows) == (
+        4,
+        7,
+        50,
+    )
     assert summary.estimate.unlabelled == 1
     assert summary.estimate.bytes > 0
     assert summary.estimate.seconds > 0
@@ -149,7 +174,9 @@ def test_a_dry_run_counts_and_writes_nothing(photos: Path, tmp_path: Path) -> No
 def test_nothing_to_make_and_bad_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither photos nor identities"):
         synthesis.synthesize(None, str(tmp_path / "x"))
-    with pytest.raises(BadPhoto, match=r"no photo \(.*\) in .*nowhere"):  # not a dataset of sampled faces alone
+    with pytest.raises(
+        BadPhoto, match=r"no photo \(.*\) in .*nowhere"
+    ):  # not a dataset of sampled faces alone
         synthesis.synthesize(str(tmp_path / "nowhere"), str(tmp_path / "x"), identities=1)
     assert not (tmp_path / "x").exists()
     with pytest.raises(ValueError, match="at least one view"):
@@ -157,7 +184,12 @@ def test_nothing_to_make_and_bad_options_are_refused(tmp_path: Path) -> None:
 
 
 def test_view_zero_of_a_photo_stands_in_the_photo(dataset: Path, photos: Path) -> None:
-    rows = [row for i in range(2) for row in open_dataset(str(dataset)).read_shard(i) if row.photo_id == "astronaut"]
+    rows = [
+        row
+        for i in range(2)
+        for row in open_dataset(str(dataset)).read_shard(i)
+        if row.photo_id == "astronaut"
+    ]
     own: Bytes = rows[0].pixels()
     assert rows[0].view == 0
     # Corners are the photo's own surroundings, down to the JPEG.
@@ -180,7 +212,9 @@ def test_an_altered_shard_is_found(dataset: Path, tmp_path: Path) -> None:
         inspect_dataset(str(copy), verify=True)
 
 
-def test_another_model_file_is_named(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_model_file_is_named(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(verify, "digest", lambda name: "0" * 64)
     with pytest.raises(BadDataset, match="another file of open-head"):
         inspect_dataset(str(dataset), verify=True)

@@ -1,4 +1,6 @@
-"""A small dataset for training tests: the open head with random colours, rendered and written as shards."""
+"""A small dataset for training tests: the open head with random colours, rendered and written as
+shards.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +12,35 @@ import cv2
 import numpy as np
 import pytest
 
-from face.arrays import Floats
-from face.camera import WeakPerspective
-from face.morphable import Coefficients, MorphableModel
-from face.render.frame import interpolate, render
-from face.transform import Rigid, rotation_from_angles
-from infra.dataset import MANIFEST, Dataset, Manifest, Shards, data_key, open_dataset
-from infra.shards import SCHEMA_VERSION, ViewRow, rows_to_parquet, sample_id_of
-from infra.split import split_of
-from trainer.crops import Chart, chart_of
-from trainer.store import Store, write_store
+from dff.face.arrays import Floats
+from dff.face.geometry.camera import WeakPerspective
+from dff.face.geometry.transform import Rigid, rotation_from_angles
+from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.render.frame import interpolate, render
+from dff.infra.dataset import MANIFEST, Dataset, Manifest, Shards, data_key, open_dataset
+from dff.infra.shards import SCHEMA_VERSION, ViewRow, rows_to_parquet, sample_id_of
+from dff.infra.split import split_of
+from dff.trainer.data.crops import Chart, chart_of
+from dff.trainer.data.view_cache import Store, write_store
 
 SIZE = 96
 
 
 def colours(model: MorphableModel) -> Floats:
-    """(V, 3) 0..1 colours that vary over the surface, the same on every identity: easy to learn from."""
+    """(V, 3) 0..1 colours that vary over the surface, the same on every identity: easy to learn
+    from.
+    """
     rng = np.random.default_rng(5)
     waves = rng.normal(0, 60.0, (3, 6, 3))
     phase = rng.uniform(0, 2 * np.pi, (6, 3))
-    return np.asarray(0.5 + 0.12 * np.sin(np.einsum("vc,cwk->vwk", model.template, waves) + phase).sum(1)).clip(0, 1)
+    return np.asarray(
+        0.5 + 0.12 * np.sin(np.einsum("vc,cwk->vwk", model.template, waves) + phase).sum(1)
+    ).clip(0, 1)
 
 
-def make_row(model: MorphableModel, identity: str, view: int, *, rng: np.random.Generator) -> ViewRow:
+def make_row(
+    model: MorphableModel, identity: str, view: int, *, rng: np.random.Generator
+) -> ViewRow:
     """One view: a little identity and expression, yaw to 50 degrees."""
     k, e = len(model.identity), len(model.expression)
     shape = np.random.default_rng(int(identity[2:])).normal(0, 0.7, k)
@@ -41,11 +49,15 @@ def make_row(model: MorphableModel, identity: str, view: int, *, rng: np.random.
     pose = Rigid(rotation_from_angles(yaw, pitch, roll), np.zeros(3))
     vertices = pose.apply(model.vertices(coefficients))
     scale = 0.8 * SIZE / float(np.ptp(vertices[:, :2], axis=0).max())
-    camera = WeakPerspective(scale, SIZE / 2 - scale * (vertices[:, :2].min(0) + vertices[:, :2].max(0)) / 2)
+    camera = WeakPerspective(
+        scale, SIZE / 2 - scale * (vertices[:, :2].min(0) + vertices[:, :2].max(0)) / 2
+    )
     frame = render(vertices, model.faces, camera, (SIZE, SIZE))
     image = interpolate(frame, colours(model), model.faces)
     image[~frame.mask] = rng.uniform(0, 1, (int((~frame.mask).sum()), 3))
-    _, jpeg = cv2.imencode(".jpg", (image[..., ::-1] * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 95])
+    _, jpeg = cv2.imencode(
+        ".jpg", (image[..., ::-1] * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 95]
+    )
     landmarks = camera.px_from_cam(vertices[model.landmarks.vertex])
     return ViewRow(
         sample_id=sample_id_of(identity, view), identity_id=identity, photo_id="", photo_sha256="", view=view,
@@ -71,7 +83,9 @@ def write_dataset(folder: Path, rows: list[ViewRow]) -> Dataset:
         (folder / key).write_bytes(data)
         shards.append((len(part), len(data), hashlib.sha256(data).hexdigest()))
     counts, sizes, hashes = zip(*shards, strict=True)
-    manifest = Manifest(SCHEMA_VERSION, "test", len(identities), 0, {}, {}, {}, Shards.of(counts, sizes, hashes))
+    manifest = Manifest(
+        SCHEMA_VERSION, "test", len(identities), 0, {}, {}, {}, Shards.of(counts, sizes, hashes)
+    )
     (folder / MANIFEST).write_bytes(manifest.to_json())
     return open_dataset(str(folder))
 
@@ -80,9 +94,13 @@ def write_dataset(folder: Path, rows: list[ViewRow]) -> Dataset:
 def rows(open_head: MorphableModel) -> list[ViewRow]:
     """12 identities of 6 views, two of them held out for sure."""
     names = [f"id{i:03d}" for i in range(200)]
-    chosen = [n for n in names if split_of(n) == "train"][:10] + [n for n in names if split_of(n) == "dev"][:2]
+    chosen = [n for n in names if split_of(n) == "train"][:10] + [
+        n for n in names if split_of(n) == "dev"
+    ][:2]
     rng = np.random.default_rng(0)
-    return [make_row(open_head, name, view, rng=rng) for name in sorted(chosen) for view in range(6)]
+    return [
+        make_row(open_head, name, view, rng=rng) for name in sorted(chosen) for view in range(6)
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +109,9 @@ def dataset(rows: list[ViewRow], tmp_path_factory: pytest.TempPathFactory) -> Da
 
 
 @pytest.fixture(scope="session")
-def store(rows: list[ViewRow], open_head: MorphableModel, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(
+    rows: list[ViewRow], open_head: MorphableModel, tmp_path_factory: pytest.TempPathFactory
+) -> Store:
     return write_store(rows, open_head, tmp_path_factory.mktemp("store") / "views")
 
 
@@ -102,5 +122,7 @@ def chart(open_head: MorphableModel) -> Chart:
 
 @pytest.fixture(scope="session")
 def mirrored_model(open_head: MorphableModel) -> MorphableModel:
-    """The open head with its template pulled out of symmetry, so that a mirrored table can be told from a sign."""
+    """The open head with its template pulled out of symmetry, so that a mirrored table can be told
+    from a sign.
+    """
     return replace(open_head, template=open_head.template + np.float32([0.001, 0, 0]))

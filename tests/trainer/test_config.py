@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from face.descriptor import NetConfig
-from trainer.config import LossWeights, TrainConfig, from_dict, recorded, to_dict
+from dff.face.descriptor import NetConfig
+from dff.trainer.config import LossWeights, TrainConfig, from_dict, recorded, to_dict
 
 
 def test_plain_values_come_back_through_json() -> None:

@@ -1,4 +1,6 @@
-"""Training on a real local Ray: two workers do what one process does, and go on after one of them was killed."""
+"""Training on a real local Ray: two workers do what one process does, and go on after one of them
+was killed.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,15 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-import trainer.worker
-from face.descriptor import NetConfig
-from face.morphable import MorphableModel
-from infra import tracking, weights
-from infra.dataset import Dataset
-from trainer import launch
-from trainer.config import TrainConfig
-from trainer.launch import ALIAS, REGISTERED_NAME, Launched, fit, job_of
-from trainer.train import Figures, Watch, train
+import dff.trainer.worker
+from dff.face.descriptor import NetConfig
+from dff.face.model.morphable import MorphableModel
+from dff.infra import tracking, weights
+from dff.infra.dataset import Dataset
+from dff.trainer import launch
+from dff.trainer.config import TrainConfig
+from dff.trainer.launch import ALIAS, REGISTERED_NAME, Launched, fit, job_of
+from dff.trainer.train import Figures, Watch, train
 
 CONFIG = TrainConfig(
     steps=6, batch=16, views=4, pixels=64, size=64, anchors=120, warmup=2, loaders=0, log_every=1, eval_every=6,
@@ -49,7 +51,9 @@ def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> U
 def losses(storage: Path, run_id: str) -> list[tuple[int, float]]:
     """(step, loss) as MLflow has them, in the order of recording."""
     history = MlflowClient(tracking.local_uri(storage)).get_metric_history(run_id, "loss")
-    return [(point.step, point.value) for point in sorted(history, key=lambda point: point.timestamp)]
+    return [
+        (point.step, point.value) for point in sorted(history, key=lambda point: point.timestamp)
+    ]
 
 
 @pytest.mark.ray
@@ -71,7 +75,9 @@ def test_two_workers_train_as_one_process_does(
     assert run.info.status == "FINISHED"
     assert run.data.params["net.dims"] == "8"
     assert run.data.metrics["dev_vote_mm_median"] == pytest.approx(two.dev["vote_mm_median"])
-    assert [f.path for f in client.list_artifacts(two.run_id, "pictures")] == ["pictures/match-0000006.png"]
+    assert [f.path for f in client.list_artifacts(two.run_id, "pictures")] == [
+        "pictures/match-0000006.png"
+    ]
     version = client.get_model_version_by_alias(REGISTERED_NAME, ALIAS)
     assert (version.run_id, version.version) == (two.run_id, two.version)
     assert weights.load(undisturbed.out, model=open_head).card["steps"] == 6
@@ -84,11 +90,13 @@ def test_two_workers_train_as_one_process_does(
 def test_a_killed_worker_changes_nothing(
     dataset: Dataset, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rank 1 is killed in the middle of an epoch, a step after a checkpoint: the steps from there are done again."""
+    """Rank 1 is killed in the middle of an epoch, a step after a checkpoint: the steps from there
+    are done again.
+    """
     killed = tmp_path / "killed"
 
     def worker_that_is_killed(values: dict[str, Any]) -> None:
-        whole = trainer.worker.run
+        whole = dff.trainer.worker.run
 
         def run(*arguments: Any, rank: int, watch: Watch, **options: Any) -> dict[str, float]:
             def step(number: int, figures: Figures) -> None:
@@ -100,32 +108,53 @@ def test_a_killed_worker_changes_nothing(
 
             return whole(*arguments, rank=rank, watch=replace(watch, step=step), **options)
 
-        trainer.worker.run = run
-        trainer.worker.train_worker(values)
+        dff.trainer.worker.run = run
+        dff.trainer.worker.train_worker(values)
 
     monkeypatch.setattr(launch, "train_worker", worker_that_is_killed)
     storage, out = tmp_path / "ray", tmp_path / "killed.safetensors"
     launched = fit(dataset.storage.uri, out, storage=storage, **ARGUMENTS)
     assert killed.exists()
     wanted = losses(undisturbed.storage, undisturbed.launched.run_id)
-    assert losses(storage, launched.run_id) == wanted[:3] + wanted[2:], "steps 1 and 2 are not done again"
+    assert losses(storage, launched.run_id) == wanted[:3] + wanted[2:], (
+        "steps 1 and 2 are not done again"
+    )
     first, second = weights.load(undisturbed.out), weights.load(out)
     assert torch.equal(*(torch.from_numpy(w.anchors.descriptor) for w in (first, second)))
     there = second.net.state_dict()
     assert all(torch.equal(value, there[name]) for name, value in first.net.state_dict().items())
 
 
-@pytest.mark.parametrize("start", ["", "dff-open", "models:/dff-descriptor@candidate", "/there/w.safetensors"])
-def test_workers_are_told_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+@pytest.mark.parametrize(
+    "start", ["", "dff-open", "models:/dff-descriptor@candidate", "/there/w.safetensors"]
+)
+def test_workers_are_told_whole_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
     """They run elsewhere: what is relative here is relative to nothing there."""
     monkeypatch.chdir(tmp_path)
-    arguments: dict[str, Any] = {"model": "open-head", "endpoint_url": None, "cache": tmp_path, "run": None}
+    arguments: dict[str, Any] = {
+        "model": "open-head",
+        "endpoint_url": None,
+        "cache": tmp_path,
+        "run": None,
+    }
     job = job_of("data", replace(CONFIG, start="w.safetensors"), **arguments)
-    assert (job.dataset, job.config["start"]) == (str(tmp_path / "data"), str(tmp_path / "w.safetensors"))
+    assert (job.dataset, job.config["start"]) == (
+        str(tmp_path / "data"),
+        str(tmp_path / "w.safetensors"),
+    )
     job = job_of("s3://bucket/data", replace(CONFIG, start=start), **arguments)
     assert (job.dataset, job.config["start"]) == ("s3://bucket/data", start)
 
 
 def test_a_batch_that_does_not_split_is_refused_before_ray_starts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not split over 3 workers"):
-        fit("nowhere", tmp_path / "w", config=replace(CONFIG, batch=16), name="n", storage=tmp_path, workers=3)
+        fit(
+            "nowhere",
+            tmp_path / "w",
+            config=replace(CONFIG, batch=16),
+            name="n",
+            storage=tmp_path,
+            workers=3,
+        )

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from face.descriptor import DescriptorNet, NetConfig
-from trainer.config import LossWeights
-from trainer.data import Batch
-from trainer.loss import (
+from dff.face.descriptor import DescriptorNet, NetConfig
+from dff.trainer.config import LossWeights
+from dff.trainer.data.batches import Batch
+from dff.trainer.loss import (
     ALIKE,
     MARGIN,
     UNLIKE,
@@ -31,7 +31,9 @@ SIGMA, SCALE = 0.0045, 16.0
 
 def unit(*shape: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return functional.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
+    return functional.normalize(
+        torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1
+    )
 
 
 def places(*shape: int, seed: int) -> Tensor:
@@ -53,7 +55,9 @@ def test_soft_targets_fall_off_with_distance() -> None:
 
 
 def test_perfect_descriptors_cost_nothing() -> None:
-    """Pixels on far-apart anchors, with descriptors that name them: the divergence is what the scale leaves."""
+    """Pixels on far-apart anchors, with descriptors that name them: the divergence is what the
+    scale leaves.
+    """
     anchors = torch.eye(6, dtype=torch.float64)
     vectors = torch.eye(6, dtype=torch.float64)
     loss = anchor_divergence(vectors[None], vectors, anchors[None], anchors, SIGMA, SCALE)
@@ -73,7 +77,9 @@ def test_descriptors_that_say_nothing_cost_the_logarithm_of_the_classes() -> Non
 
 def test_permuted_descriptors_cost_the_scale() -> None:
     anchors = torch.eye(6, dtype=torch.float64)
-    loss = anchor_divergence(anchors.roll(1, 0)[None], anchors, anchors[None], anchors, SIGMA, SCALE)
+    loss = anchor_divergence(
+        anchors.roll(1, 0)[None], anchors, anchors[None], anchors, SIGMA, SCALE
+    )
     assert float(loss.mean()) == pytest.approx(SCALE, abs=1e-5)
 
 
@@ -118,7 +124,9 @@ def test_the_views_term_ignores_unknown_pixels_and_absent_classes() -> None:
 
 
 def test_pairs_that_agree_cost_nothing_and_those_that_don_t_cost_their_distance() -> None:
-    """Two views of the same four places, 5 cm apart: the same vectors in both, or the second's permuted."""
+    """Two views of the same four places, 5 cm apart: the same vectors in both, or the second's
+    permuted.
+    """
     place = (0.05 * torch.eye(6, dtype=torch.float64)[:4]).expand(2, 4, 6)
     known = torch.ones(2, 4, dtype=torch.float64)
     vectors = torch.eye(4, dtype=torch.float64)
@@ -126,19 +134,30 @@ def test_pairs_that_agree_cost_nothing_and_those_that_don_t_cost_their_distance(
         agree = pair_contrast(torch.stack([vectors, vectors]), place, known, 2, hardest=hardest)
         assert float(agree.max()) < 1e-5, "at right angles is beyond the margin"
     differ = torch.stack([vectors, vectors.roll(1, 0)])
-    # A pixel's own place is sqrt(2) away; one of the three others lies on it, all of the margin too near.
+    # A pixel's own place is sqrt(2) away; one of the three others lies on it, all of the margin too
+    # near.
     hard = pair_contrast(differ, place, known, 2, hardest=True)
-    torch.testing.assert_close(hard, torch.full((2, 4), 2.0 + MARGIN**2, dtype=torch.float64), atol=3e-3, rtol=0)
+    torch.testing.assert_close(
+        hard, torch.full((2, 4), 2.0 + MARGIN**2, dtype=torch.float64), atol=3e-3, rtol=0
+    )
     mean = pair_contrast(differ, place, known, 2, hardest=False)
-    torch.testing.assert_close(mean, torch.full((2, 4), 2.0 + MARGIN**2 / 3, dtype=torch.float64), atol=3e-3, rtol=0)
-    assert float(pair_contrast(differ, place, known, 1, hardest=True).max()) < 1e-5, "other groups are no concern"
+    torch.testing.assert_close(
+        mean, torch.full((2, 4), 2.0 + MARGIN**2 / 3, dtype=torch.float64), atol=3e-3, rtol=0
+    )
+    assert float(pair_contrast(differ, place, known, 1, hardest=True).max()) < 1e-5, (
+        "other groups are no concern"
+    )
 
 
 def test_pairs_want_a_partner_and_a_distance() -> None:
-    """Unknown pixels are nobody's partner, and what is neither near nor far is neither pulled nor pushed."""
+    """Unknown pixels are nobody's partner, and what is neither near nor far is neither pulled nor
+    pushed.
+    """
     place = torch.zeros(2, 1, 6, dtype=torch.float64)
     vectors = torch.eye(2, dtype=torch.float64)[:, None]  # (2, 1, 2), at right angles
-    assert float(pair_contrast(vectors, place, torch.ones(2, 1), 2, hardest=True)[0]) == pytest.approx(2.0)
+    assert float(
+        pair_contrast(vectors, place, torch.ones(2, 1), 2, hardest=True)[0]
+    ) == pytest.approx(2.0)
     known = torch.tensor([[1.0], [0.0]])
     assert float(pair_contrast(vectors, place, known, 2, hardest=True)[0]) == 0.0
     between = place.clone()
@@ -152,7 +171,9 @@ def test_each_term_teaches_what_it_should(term: str) -> None:
     torch.manual_seed(0)
     weights = LossWeights(**{"anchors": 0.0, "views": 0.0, "face": 0.0, term: 1.0})
     net = DescriptorNet(NetConfig(dims=8, widths=(8, 16), depths=(1, 1)))
-    learner = Learner(net, places(20, 6, seed=0).float(), sigma=SIGMA, scale=SCALE, views=2, weights=weights)
+    learner = Learner(
+        net, places(20, 6, seed=0).float(), sigma=SIGMA, scale=SCALE, views=2, weights=weights
+    )
     generator = torch.Generator().manual_seed(0)
     batch = Batch(
         image=torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator),
@@ -164,7 +185,11 @@ def test_each_term_teaches_what_it_should(term: str) -> None:
     terms = learner(batch)
     assert set(terms) == {term}
     total(terms, weights).backward()  # type: ignore[no-untyped-call]
-    moved = {name for name, p in learner.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    moved = {
+        name
+        for name, p in learner.named_parameters()
+        if p.grad is not None and p.grad.abs().max() > 0
+    }
     everything = {name for name, _ in learner.named_parameters()}
     idle = {
         "anchors": {"net.to_face.weight", "net.to_face.bias"},

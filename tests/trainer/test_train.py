@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from face.descriptor import NetConfig, image_batch
-from face.errors import BadDataset, Diverged
-from face.morphable import MorphableModel
-from infra import weights
-from infra.dataset import Dataset
-from infra.shards import ViewRow
-from trainer.config import LossWeights, TrainConfig
-from trainer.crops import Chart
-from trainer.store import Store, write_store
-from trainer.train import (
+from dff.face.descriptor import NetConfig, image_batch
+from dff.face.errors import BadDataset, Diverged
+from dff.face.model.morphable import MorphableModel
+from dff.infra import weights
+from dff.infra.dataset import Dataset
+from dff.infra.shards import ViewRow
+from dff.trainer.config import LossWeights, TrainConfig
+from dff.trainer.data.crops import Chart
+from dff.trainer.data.view_cache import Store, write_store
+from dff.trainer.train import (
     CHECKPOINT,
     Figures,
     State,
@@ -68,7 +68,9 @@ class Stopped(Exception):
 def test_a_run_that_stops_goes_on_to_the_same_end(
     dataset: Dataset, open_head: MorphableModel, tmp_path: Path, loaders: int
 ) -> None:
-    """Stopped at step 5, two steps after its checkpoint, and resumed: all numbers equal to the last bit."""
+    """Stopped at step 5, two steps after its checkpoint, and resumed: all numbers equal to the last
+    bit.
+    """
     whole = train(dataset, tmp_path / "whole.safetensors", config=TINY, model=open_head)
 
     def cut(step: int, figures: Figures) -> None:
@@ -114,14 +116,22 @@ def test_a_checkpoint_of_another_run_is_refused(open_head: MorphableModel, tmp_p
     assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
 
 
-def test_training_learns_and_says_so(dataset: Dataset, open_head: MorphableModel, tmp_path: Path) -> None:
-    """100 small steps bring the divergence well below chance and dev matching far below that of the start."""
+def test_training_learns_and_says_so(
+    dataset: Dataset, open_head: MorphableModel, tmp_path: Path
+) -> None:
+    """100 small steps bring the divergence well below chance and dev matching far below that of the
+    start.
+    """
     losses: dict[int, Figures] = {}
     config = replace(TINY, steps=100, batch=16, warmup=5, log_every=5, checkpoint_every=100)
     config = replace(config, net=NetConfig(dims=16, widths=(16, 32, 32), depths=(1, 1, 1)))
-    before = train(dataset, tmp_path / "before", config=replace(config, steps=1), model=open_head).dev
+    before = train(
+        dataset, tmp_path / "before", config=replace(config, steps=1), model=open_head
+    ).dev
     watch = Watch(step=lambda step, figures: losses.update({step: figures}))
-    trained = train(dataset, tmp_path / "w.safetensors", config=config, model=open_head, watch=watch)
+    trained = train(
+        dataset, tmp_path / "w.safetensors", config=config, model=open_head, watch=watch
+    )
     assert losses[100]["loss_anchors"] < 0.65 * losses[5]["loss_anchors"]
     assert losses[100]["loss_face"] < 0.7 * losses[5]["loss_face"]
     assert trained.dev["vote_mm_median"] < 0.8 * before["vote_mm_median"]
@@ -139,7 +149,9 @@ def test_training_learns_and_says_so(dataset: Dataset, open_head: MorphableModel
 def test_mixed_precision_and_compilation_train_the_same_thing(
     store: Store, chart: Chart, open_head: MorphableModel
 ) -> None:
-    """bfloat16 has three digits, compiled code other sums; weights and what is saved of them stay float32."""
+    """bfloat16 has three digits, compiled code other sums; weights and what is saved of them stay
+    float32.
+    """
     base = replace(TINY, steps=3, net=NetConfig(dims=8, widths=(8,), depths=(0,)))
     ends: dict[str, tuple[float, State]] = {}
     for name, config in {
@@ -160,7 +172,9 @@ def test_mixed_precision_and_compilation_train_the_same_thing(
     assert ends["mixed"][0] != wanted
 
 
-def test_a_checkpoint_from_before_a_field_was_there_goes_on(open_head: MorphableModel, tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_a_field_was_there_goes_on(
+    open_head: MorphableModel, tmp_path: Path
+) -> None:
     state = new_state(open_head, TINY, torch.device("cpu"))
     path = tmp_path / CHECKPOINT
     save_checkpoint(path, state, TINY)
@@ -175,16 +189,28 @@ def test_a_checkpoint_from_before_a_field_was_there_goes_on(open_head: Morphable
 def test_a_run_starts_from_weights_and_keeps_their_terms(
     dataset: Dataset, open_head: MorphableModel, tmp_path: Path
 ) -> None:
-    first = train(dataset, tmp_path / "first.safetensors", config=replace(TINY, steps=2), model=open_head).weights
+    first = train(
+        dataset, tmp_path / "first.safetensors", config=replace(TINY, steps=2), model=open_head
+    ).weights
     loaded = weights.load(first)
-    weights.save(first, loaded.net, loaded.anchors, {**loaded.card, "data_licences": ["LicenseRef-elsewhere"]})
+    weights.save(
+        first,
+        loaded.net,
+        loaded.anchors,
+        {**loaded.card, "data_licences": ["LicenseRef-elsewhere"]},
+    )
     config = replace(TINY, start=str(first))
     state = new_state(open_head, config, torch.device("cpu"))
     for name, value in weights.load(first).net.state_dict().items():
         assert torch.equal(state.learner.net.state_dict()[name], value)
-    np.testing.assert_allclose(state.learner.class_vectors().detach().numpy(), loaded.anchors.descriptor, atol=1e-6)
+    np.testing.assert_allclose(
+        state.learner.class_vectors().detach().numpy(), loaded.anchors.descriptor, atol=1e-6
+    )
     second = train(dataset, tmp_path / "second.safetensors", config=config, model=open_head).weights
-    assert set(weights.load(second).card["data_licences"]) == {"LicenseRef-elsewhere", *loaded.card["data_licences"]}
+    assert set(weights.load(second).card["data_licences"]) == {
+        "LicenseRef-elsewhere",
+        *loaded.card["data_licences"],
+    }
     with pytest.raises(ValueError, match="other anchors"):
         new_state(open_head, replace(config, anchors=60), torch.device("cpu"))
 
@@ -192,15 +218,23 @@ def test_a_run_starts_from_weights_and_keeps_their_terms(
 def test_a_deeper_network_starts_by_doing_what_the_shallower_one_did(
     rows: list[ViewRow], store: Store, chart: Chart, open_head: MorphableModel
 ) -> None:
-    """Blocks grown onto the shipped network hardly move its descriptors, and the first step moves all of theirs."""
+    """Blocks grown onto the shipped network hardly move its descriptors, and the first step moves
+    all of theirs.
+    """
     shipped = weights.load("dff-open").net
-    depths = (*shipped.config.depths[:-2], shipped.config.depths[-2] + 2, shipped.config.depths[-1] + 4)
+    depths = (
+        *shipped.config.depths[:-2],
+        shipped.config.depths[-2] + 2,
+        shipped.config.depths[-1] + 4,
+    )
     net = replace(shipped.config, depths=depths)
     config = replace(TINY, steps=1, size=160, batch=4, anchors=800, start="dff-open", net=net)
     state = new_state(open_head, config, torch.device("cpu"))
     images = torch.from_numpy(np.stack([cv2.resize(row.pixels(), (160, 160)) for row in rows[:2]]))
     with torch.no_grad():
-        before, after = (net(image_batch(images)).descriptor for net in (shipped, state.learner.net))
+        before, after = (
+            net(image_batch(images)).descriptor for net in (shipped, state.learner.net)
+        )
     cosine = (before * after).sum(1)
     assert cosine.mean() > 0.96, "measured: 0.974, 0.984 with the weights before"
     assert cosine.quantile(0.01) > 0.9, "measured: 0.930, 0.949 with the weights before"
@@ -233,13 +267,22 @@ def test_only_the_beginning_of_a_network_is_started_from(
     assert not begins(TINY.net, wanted)
     state = new_state(open_head, TINY, torch.device("cpu"))
     path = tmp_path / "w.safetensors"
-    card = {"model": open_head.name, "model_licence": open_head.licence, "data_licences": [], "steps": 0}
+    card = {
+        "model": open_head.name,
+        "model_licence": open_head.licence,
+        "data_licences": [],
+        "steps": 0,
+    }
     weights.save(path, state.average.net, anchors_of(state, open_head, TINY), card)
-    with pytest.raises(ValueError, match=r"w\.safetensors can't be started from: its network.*nowhere deeper"):
+    with pytest.raises(
+        ValueError, match=r"w\.safetensors can't be started from: its network.*nowhere deeper"
+    ):
         new_state(open_head, replace(TINY, start=str(path), net=wanted), torch.device("cpu"))
 
 
-def test_a_loss_that_is_no_number_stops_the_run(dataset: Dataset, open_head: MorphableModel, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_stops_the_run(
+    dataset: Dataset, open_head: MorphableModel, tmp_path: Path
+) -> None:
     with pytest.raises(Diverged, match="lower the learning rate"):
         train(dataset, tmp_path / "w", config=replace(TINY, learning_rate=1e30), model=open_head)
     assert not (tmp_path / "w").exists()
@@ -248,14 +291,18 @@ def test_a_loss_that_is_no_number_stops_the_run(dataset: Dataset, open_head: Mor
 def test_weights_that_are_no_numbers_are_in_no_checkpoint(
     dataset: Dataset, open_head: MorphableModel, tmp_path: Path
 ) -> None:
-    """Between two looks at the loss, too: what is resumed from is where training still went well."""
+    """Between two looks at the loss, too: what is resumed from is where training still went
+    well.
+    """
     config = replace(TINY, learning_rate=1e30, log_every=100)
     with pytest.raises(Diverged, match="weights of step 3 are no numbers"):
         train(dataset, tmp_path / "w", config=config, model=open_head)
     assert not (tmp_path / "w.run" / CHECKPOINT).exists()
 
 
-@pytest.mark.parametrize("lessons", [LossWeights(), LossWeights(anchors=0.0, views=1.0), LossWeights(face=0.0)])
+@pytest.mark.parametrize(
+    "lessons", [LossWeights(), LossWeights(anchors=0.0, views=1.0), LossWeights(face=0.0)]
+)
 def test_any_choice_of_terms_can_be_taught_by_several_processes(
     store: Store, chart: Chart, open_head: MorphableModel, tmp_path: Path, lessons: LossWeights
 ) -> None:
@@ -263,7 +310,9 @@ def test_any_choice_of_terms_can_be_taught_by_several_processes(
     config = replace(TINY, steps=3, weights=lessons)
     alone, one_of_one = (new_state(open_head, config, torch.device("cpu")) for _ in range(2))
     run(alone, store, chart, config)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
     try:
         run(one_of_one, store, chart, config, wrapped=synchronised(one_of_one.learner))
     finally:
@@ -275,19 +324,27 @@ def test_any_choice_of_terms_can_be_taught_by_several_processes(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_trains_what_the_processor_does(dataset: Dataset, open_head: MorphableModel, tmp_path: Path) -> None:
-    """The same losses to the digits that other sums leave, and a run that is resumed there goes on to the same file."""
+def test_a_gpu_trains_what_the_processor_does(
+    dataset: Dataset, open_head: MorphableModel, tmp_path: Path
+) -> None:
+    """The same losses to the digits that other sums leave, and a run that is resumed there goes on
+    to the same file.
+    """
     losses: dict[str, list[float]] = {"cpu": [], "cuda": []}
     for device, seen in losses.items():
         watch = Watch(step=lambda step, figures, seen=seen: seen.append(figures["loss"]))
         train(dataset, tmp_path / device, config=TINY, model=open_head, device=device, watch=watch)
     np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=0.01)
-    again = train(dataset, tmp_path / "cuda", config=TINY, model=open_head, device="cuda", resume=True)
+    again = train(
+        dataset, tmp_path / "cuda", config=TINY, model=open_head, device="cuda", resume=True
+    )
     assert again.state.learner.vectors.is_cuda
     assert weights.load(again.weights, model=open_head).card["steps"] == TINY.steps
 
 
-def test_a_dataset_of_another_model_is_refused(dataset: Dataset, toy_model: MorphableModel, tmp_path: Path) -> None:
+def test_a_dataset_of_another_model_is_refused(
+    dataset: Dataset, toy_model: MorphableModel, tmp_path: Path
+) -> None:
     with pytest.raises(BadDataset, match="open-head"):
         train(dataset, tmp_path / "w", config=TINY, model=toy_model)
     assert list((tmp_path / "w.run").iterdir()) == [], "no half-made store stays"
@@ -313,7 +370,9 @@ def test_an_empty_dataset_is_refused(open_head: MorphableModel, tmp_path: Path) 
         write_store([], open_head, tmp_path / "views")
 
 
-def test_a_store_is_made_once(rows: list[ViewRow], open_head: MorphableModel, tmp_path: Path) -> None:
+def test_a_store_is_made_once(
+    rows: list[ViewRow], open_head: MorphableModel, tmp_path: Path
+) -> None:
     folder = tmp_path / "views"
     first = write_store(rows[:2], open_head, folder)
     again = write_store(iter(()), open_head, folder)

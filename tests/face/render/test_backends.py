@@ -12,14 +12,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from face.arrays import Floats, Ints
-from face.camera import Camera, Pinhole, WeakPerspective
-from face.errors import NoRenderer
-from face.morphable import Coefficients, MorphableModel
-from face.render import gl, zbuffer
-from face.render.frame import render
-from face.render.visibility import REACH, Visibility
-from face.transform import Rigid, rotation_from_angles
+from dff.face.arrays import Floats, Ints
+from dff.face.errors import NoRenderer
+from dff.face.geometry.camera import Camera, Pinhole, WeakPerspective
+from dff.face.geometry.transform import Rigid, rotation_from_angles
+from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.render import gl, zbuffer
+from dff.face.render.frame import render
+from dff.face.render.visibility import REACH, Visibility
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,13 @@ def opengl() -> Visibility:
 def random_view(
     model: MorphableModel, size: tuple[int, int], rng: np.random.Generator, perspective: bool
 ) -> tuple[Floats, Camera]:
-    """(V, 3) vertices of a random face in ``cam`` and a camera that sees most of it; some views are cut off."""
+    """(V, 3) vertices of a random face in ``cam`` and a camera that sees most of it; some views are
+    cut off.
+    """
     identity = rng.normal(size=min(40, len(model.identity)))
-    expression = rng.uniform(0, 0.5, size=len(model.expression)) * (rng.random(len(model.expression)) < 0.2)
+    expression = rng.uniform(0, 0.5, size=len(model.expression)) * (
+        rng.random(len(model.expression)) < 0.2
+    )
     turn = rotation_from_angles(*rng.uniform([-95, -50, -60], [95, 50, 60]))
     distance = rng.uniform(0.4, 2.0)
     cam_from_head = Rigid(turn, np.array([*rng.uniform(-0.03, 0.03, 2), distance]))
@@ -53,17 +57,28 @@ def rays(camera: Camera, size: tuple[int, int]) -> tuple[Floats, Floats]:
     row, column = np.mgrid[: size[0], : size[1]].reshape(2, -1) + 0.5
     px = np.stack([column, row], axis=1)
     if isinstance(camera, Pinhole):
-        directions = np.concatenate([(px - camera.centre) / camera.focal, np.ones((len(px), 1))], axis=1)
-        return np.zeros((len(px), 3)), directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        directions = np.concatenate(
+            [(px - camera.centre) / camera.focal, np.ones((len(px), 1))], axis=1
+        )
+        return np.zeros((len(px), 3)), directions / np.linalg.norm(
+            directions, axis=1, keepdims=True
+        )
     assert isinstance(camera, WeakPerspective)
-    origins = np.concatenate([(px - camera.centre) / camera.scale, np.full((len(px), 1), -10.0)], axis=1)
+    origins = np.concatenate(
+        [(px - camera.centre) / camera.scale, np.full((len(px), 1), -10.0)], axis=1
+    )
     return origins, np.broadcast_to([0.0, 0.0, 1.0], origins.shape)
 
 
 def cast(vertices: Floats, faces: Ints, origins: Floats, directions: Floats) -> tuple[Ints, Floats]:
-    """(N,) first triangle hit and distance by brute force in float64 (Möller and Trumbore 1997); -1 and inf if none."""
+    """(N,) first triangle hit and distance by brute force in float64 (Möller and Trumbore 1997); -1
+    and inf if none.
+    """
     hit, nearest = np.full(len(origins), -1), np.full(len(origins), np.inf)
-    a, ab, ac = vertices[faces[:, 0]], *(vertices[faces[:, i]] - vertices[faces[:, 0]] for i in (1, 2))
+    a, ab, ac = (
+        vertices[faces[:, 0]],
+        *(vertices[faces[:, i]] - vertices[faces[:, 0]] for i in (1, 2)),
+    )
     for n in range(len(origins)):
         p = np.cross(directions[n], ac)
         det = (ab * p).sum(1)
@@ -80,7 +95,9 @@ def cast(vertices: Floats, faces: Ints, origins: Floats, directions: Floats) -> 
 
 
 @pytest.mark.parametrize("model_name", ["toy_model", "open_head"])
-def test_backends_agree(model_name: str, opengl: Visibility, request: pytest.FixtureRequest) -> None:
+def test_backends_agree(
+    model_name: str, opengl: Visibility, request: pytest.FixtureRequest
+) -> None:
     """At most two pixels of a frame differ, whatever the pose, camera and size."""
     model: MorphableModel = request.getfixturevalue(model_name)
     rng = np.random.default_rng(1)
@@ -101,7 +118,9 @@ def test_backends_agree(model_name: str, opengl: Visibility, request: pytest.Fix
 
 @pytest.mark.parametrize("perspective", [False, True])
 def test_ray_casting_sees_the_same(open_head: MorphableModel, perspective: bool) -> None:
-    """Where a float64 ray caster and the z-buffer name different triangles, the ray passes within 0.01 px of both."""
+    """Where a float64 ray caster and the z-buffer name different triangles, the ray passes within
+    0.01 px of both.
+    """
     rng = np.random.default_rng(2)
     size = (30, 30)
     for _ in range(2):
@@ -144,18 +163,26 @@ def test_embree_sees_the_same(open_head: MorphableModel) -> None:
 
 
 @pytest.mark.parametrize("backend", ["zbuffer", "opengl"])
-def test_every_pixel_of_a_torn_sheet_is_covered_once(backend: str, request: pytest.FixtureRequest) -> None:
-    """Triangles that tile a square own each pixel centre exactly once, also centres on shared edges and corners."""
+def test_every_pixel_of_a_torn_sheet_is_covered_once(
+    backend: str, request: pytest.FixtureRequest
+) -> None:
+    """Triangles that tile a square own each pixel centre exactly once, also centres on shared edges
+    and corners.
+    """
     visibility = zbuffer.visibility if backend == "zbuffer" else request.getfixturevalue("opengl")
     rng = np.random.default_rng(4)
     side, n = 32, 9
     grid = np.stack(np.meshgrid(np.linspace(0, side, n), np.linspace(0, side, n)), axis=-1)
     inner = grid[1:-1, 1:-1]
-    grid[1:-1, 1:-1] = np.round((inner + rng.uniform(-1.2, 1.2, inner.shape)) * 2) / 2  # many on pixel centres
+    grid[1:-1, 1:-1] = (
+        np.round((inner + rng.uniform(-1.2, 1.2, inner.shape)) * 2) / 2
+    )  # many on pixel centres
     px = grid.reshape(-1, 2)
     at = np.arange(n * n).reshape(n, n)
     a, b, c, d = (x.ravel() for x in (at[:-1, :-1], at[:-1, 1:], at[1:, 1:], at[1:, :-1]))
-    faces = np.concatenate([np.stack([a, b, c], 1), np.stack([a, d, c], 1)]).astype(np.int32)  # both windings
+    faces = np.concatenate([np.stack([a, b, c], 1), np.stack([a, d, c], 1)]).astype(
+        np.int32
+    )  # both windings
     owners = np.zeros((side, side), dtype=int)
     for face in faces:
         owners += visibility(px, np.ones(len(px)), face[None], (side, side)) == 0
@@ -164,11 +191,24 @@ def test_every_pixel_of_a_torn_sheet_is_covered_once(backend: str, request: pyte
 
 @pytest.mark.parametrize("backend", ["zbuffer", "opengl"])
 def test_what_cannot_be_drawn(backend: str, request: pytest.FixtureRequest) -> None:
-    """Triangles without area, off the image, or without a place leave the image as it was; huge ones fill it."""
+    """Triangles without area, off the image, or without a place leave the image as it was; huge
+    ones fill it.
+    """
     visibility = zbuffer.visibility if backend == "zbuffer" else request.getfixturevalue("opengl")
     nan, far = np.nan, 1e6
     px = np.array(
-        [[2, 2], [14, 2], [2, 14], [nan, 3], [-far, -far], [far, -far], [0, far], [-50, -9], [-60, -9]], float
+        [
+            [2, 2],
+            [14, 2],
+            [2, 14],
+            [nan, 3],
+            [-far, -far],
+            [far, -far],
+            [0, far],
+            [-50, -9],
+            [-60, -9],
+        ],
+        float,
     )
     px = np.concatenate([px, [[-50, -30], [REACH * 1.5, 0]]])
     depth = np.array([1, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0], float)
@@ -189,13 +229,18 @@ def test_what_cannot_be_drawn(backend: str, request: pytest.FixtureRequest) -> N
 
 @pytest.mark.parametrize("backend", ["zbuffer", "opengl"])
 def test_the_same_view_gives_the_same_ids(
-    backend: str, open_head: MorphableModel, toy_model: MorphableModel, request: pytest.FixtureRequest
+    backend: str,
+    open_head: MorphableModel,
+    toy_model: MorphableModel,
+    request: pytest.FixtureRequest,
 ) -> None:
     """A frame does not depend on what was drawn before it."""
     visibility = zbuffer.visibility if backend == "zbuffer" else request.getfixturevalue("opengl")
     vertices, camera = random_view(open_head, (128, 96), np.random.default_rng(5), perspective=True)
     first = render(vertices, open_head.faces, camera, (128, 96), visibility=visibility)
-    other, other_camera = random_view(toy_model, (50, 60), np.random.default_rng(6), perspective=False)
+    other, other_camera = random_view(
+        toy_model, (50, 60), np.random.default_rng(6), perspective=False
+    )
     render(other, toy_model.faces, other_camera, (50, 60), visibility=visibility)
     render(vertices * 1.01, open_head.faces, camera, (128, 96), visibility=visibility)
     again = render(vertices, open_head.faces, camera, (128, 96), visibility=visibility)
@@ -213,7 +258,9 @@ def resident_bytes() -> int:
 def test_three_thousand_frames_leak_nothing(
     backend: str, toy_model: MorphableModel, request: pytest.FixtureRequest
 ) -> None:
-    """Resident memory grows by less than 1 kB a frame, though sizes and meshes change on the way."""
+    """Resident memory grows by less than 1 kB a frame, though sizes and meshes change on the
+    way.
+    """
     visibility = zbuffer.visibility if backend == "zbuffer" else request.getfixturevalue("opengl")
     rng = np.random.default_rng(7)
     views = [random_view(toy_model, (48, 48), rng, perspective=True) for _ in range(8)]
@@ -223,7 +270,13 @@ def test_three_thousand_frames_leak_nothing(
         for n in range(frames):
             vertices, camera = views[n % len(views)]
             size = (48, 48) if n % 50 else (48 + n % 3, 64)
-            render(vertices, few if n % 20 == 0 else toy_model.faces, camera, size, visibility=visibility)
+            render(
+                vertices,
+                few if n % 20 == 0 else toy_model.faces,
+                camera,
+                size,
+                visibility=visibility,
+            )
 
     draw(300)
     before = resident_bytes()
@@ -270,7 +323,9 @@ def test_missing_opengl_names_the_packages() -> None:
     script = "from face.errors import NoRenderer\nfrom face.render import gl\n"
     script += "try:\n    gl.renderer_name()\nexcept NoRenderer as error:\n    raise SystemExit(str(error))"
     env = {**os.environ, "__EGL_VENDOR_LIBRARY_DIRS": "/nonexistent"}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 1
     for package in gl.PACKAGES:
         assert package in done.stderr

@@ -9,20 +9,22 @@ import pytest
 import trimesh
 from scipy.ndimage import distance_transform_edt
 
-from face.arrays import Floats
-from face.camera import Camera, Pinhole, WeakPerspective
-from face.landmarks import NAMES
-from face.lighting import shade
-from face.mesh import triangle_normals, vertex_normals
-from face.morphable import MorphableModel
-from face.render import frame as fr
-from face.transform import Rigid, rotation_from_angles
+from dff.face.arrays import Floats
+from dff.face.geometry.camera import Camera, Pinhole, WeakPerspective
+from dff.face.geometry.lighting import shade
+from dff.face.geometry.mesh import triangle_normals, vertex_normals
+from dff.face.geometry.transform import Rigid, rotation_from_angles
+from dff.face.model.landmarks import NAMES
+from dff.face.model.morphable import MorphableModel
+from dff.face.render import frame as fr
 
 CAMERAS = [Pinhole(300.0, np.array([50.0, 40.0])), WeakPerspective(300.0, np.array([50.0, 40.0]))]
 SIZE = (90, 110)
 
 
-def head(model: MorphableModel, yaw: float = 25.0, pitch: float = -10.0, roll: float = 5.0) -> Floats:
+def head(
+    model: MorphableModel, yaw: float = 25.0, pitch: float = -10.0, roll: float = 5.0
+) -> Floats:
     """(V, 3) vertices of the mean face in ``cam``, one metre away."""
     turn = Rigid(rotation_from_angles(yaw, pitch, roll), np.array([0.01, 0.0, 1.0]))
     return turn.apply(model.vertices(model.neutral()))
@@ -35,7 +37,9 @@ def centres(frame: fr.Frame) -> Floats:
 
 
 def test_a_camera_inside_a_sphere_sees_its_radius_everywhere() -> None:
-    """The centre of a sphere of radius 10 sees distance 10, and outward normals, in every direction."""
+    """The centre of a sphere of radius 10 sees distance 10, and outward normals, in every
+    direction.
+    """
     ball = trimesh.creation.icosphere(subdivisions=5, radius=10.0)
     rng = np.random.default_rng(0)
     for _ in range(4):
@@ -54,7 +58,9 @@ def test_a_camera_inside_a_sphere_sees_its_radius_everywhere() -> None:
 
 @pytest.mark.parametrize("camera", CAMERAS, ids=["pinhole", "weak"])
 def test_each_pixel_shows_its_own_surface_point(camera: Camera, open_head: MorphableModel) -> None:
-    """Surface points project back to their pixel's centre within 0.01 px, and have the frame's depth."""
+    """Surface points project back to their pixel's centre within 0.01 px, and have the frame's
+    depth.
+    """
     vertices = head(open_head)
     frame = fr.render(vertices, open_head.faces, camera, SIZE)
     points = frame.points().of(vertices, open_head.faces)
@@ -71,7 +77,9 @@ def test_each_pixel_shows_its_own_surface_point(camera: Camera, open_head: Morph
 
 @pytest.mark.parametrize("camera", CAMERAS, ids=["pinhole", "weak"])
 def test_interpolation_is_that_of_the_surface(camera: Camera, open_head: MorphableModel) -> None:
-    """Interpolated vertex values and normals equal those of the surface points (perspective-correct)."""
+    """Interpolated vertex values and normals equal those of the surface points
+    (perspective-correct).
+    """
     vertices = head(open_head)
     frame = fr.render(vertices, open_head.faces, camera, SIZE)
     values = np.concatenate([vertices, open_head.template[:, :2]], axis=1)
@@ -98,7 +106,9 @@ def test_a_tilted_plane_is_perspective_correct() -> None:
 
 @pytest.mark.parametrize("camera", CAMERAS, ids=["pinhole", "weak"])
 def test_a_frame_comes_back_from_its_ids(camera: Camera, open_head: MorphableModel) -> None:
-    """Ids, vertices and camera hold everything: resolving them gives the same bits, also through 16-bit storage."""
+    """Ids, vertices and camera hold everything: resolving them gives the same bits, also through
+    16-bit storage.
+    """
     vertices = head(open_head)
     frame = fr.render(vertices, open_head.faces, camera, SIZE)
     stored = np.where(frame.mask, frame.triangle, 65535).astype(np.uint16)
@@ -113,13 +123,17 @@ def test_cropping_the_camera_crops_the_frame(camera: Camera, toy_model: Morphabl
     """``camera.cropped`` by whole pixels gives the same pixels."""
     vertices = head(toy_model)
     whole = fr.render(vertices, toy_model.faces, camera, SIZE)
-    part = fr.render(vertices, toy_model.faces, camera.cropped(np.array([20.0, 10.0]), 1.0), (40, 50))
+    part = fr.render(
+        vertices, toy_model.faces, camera.cropped(np.array([20.0, 10.0]), 1.0), (40, 50)
+    )
     assert np.array_equal(part.triangle, whole.triangle[10:50, 20:70])
     assert np.abs(part.barycentric - whole.barycentric[10:50, 20:70]).max() < 1e-6
 
 
 def test_triangles_that_reach_behind_the_camera_are_left_out(toy_model: MorphableModel) -> None:
-    """A camera inside the head sees the triangles in front of it, and those that wrap round it are dropped."""
+    """A camera inside the head sees the triangles in front of it, and those that wrap round it are
+    dropped.
+    """
     vertices = head(toy_model) - [0.0, 0.0, 1.0]
     frame = fr.render(vertices, toy_model.faces, Pinhole(30.0, np.array([32.0, 32.0])), (64, 64))
     in_front = (vertices[:, 2] > 0)[toy_model.faces].all(axis=1)
@@ -127,7 +141,9 @@ def test_triangles_that_reach_behind_the_camera_are_left_out(toy_model: Morphabl
     assert len(seen) > 3
     assert in_front[seen].all()
     behind = vertices * [1.0, 1.0, -1.0] - [0.0, 0.0, 1.0]
-    assert not fr.render(behind, toy_model.faces, Pinhole(30.0, np.array([32.0, 32.0])), (64, 64)).mask.any()
+    assert not fr.render(
+        behind, toy_model.faces, Pinhole(30.0, np.array([32.0, 32.0])), (64, 64)
+    ).mask.any()
     touching = np.where(vertices[:, 2:] > 0, vertices, vertices * [1.0, 1.0, 0.0])
     again = fr.render(touching, toy_model.faces, Pinhole(30.0, np.array([32.0, 32.0])), (64, 64))
     assert np.array_equal(again.triangle, frame.triangle)
@@ -139,7 +155,11 @@ def test_a_mesh_lies_where_its_camera_says(camera: Camera, open_head: MorphableM
     vertices = np.concatenate([head(open_head), [[0.1, 0.2, 0.0], [0.1, 0.2, -1.0]]])
     mesh = fr.Mesh.of(vertices, open_head.faces, camera)
     with np.errstate(divide="ignore", invalid="ignore"):
-        weight, px, depth = camera.screen_weight(vertices), camera.px_from_cam(vertices), camera.screen_depth(vertices)
+        weight, px, depth = (
+            camera.screen_weight(vertices),
+            camera.px_from_cam(vertices),
+            camera.screen_depth(vertices),
+        )
     px[np.isnan(weight)] = np.nan
     assert np.array_equal(mesh.px, px, equal_nan=True)
     assert np.array_equal(mesh.weight, weight, equal_nan=True)
@@ -166,7 +186,14 @@ def test_a_callers_mistakes_are_named(toy_model: MorphableModel) -> None:
     with pytest.raises(ValueError, match="behind"):
         fr.resolve(np.zeros((4, 4), dtype=int), vertices * [1.0, 1.0, -1.0], faces, camera)
     with pytest.raises(ValueError, match="odd"):
-        fr.supersampled(fr.render(vertices, faces, camera, SIZE), vertices, faces, camera, lambda f: f.normal, factor=2)
+        fr.supersampled(
+            fr.render(vertices, faces, camera, SIZE),
+            vertices,
+            faces,
+            camera,
+            lambda f: f.normal,
+            factor=2,
+        )
     assert not fr.render(vertices, faces[:0], camera, SIZE).mask.any()
 
 
@@ -186,7 +213,9 @@ def test_a_texture_of_the_images_size_comes_through_unchanged() -> None:
 
 
 def test_sampling_between_texels_is_bilinear() -> None:
-    """Four times as many pixels as texels: weights 1/8, 3/8, 5/8, 7/8 between centres, the border repeated outside."""
+    """Four times as many pixels as texels: weights 1/8, 3/8, 5/8, 7/8 between centres, the border
+    repeated outside.
+    """
     frame, uv, faces = uv_square(8)
     texture = np.array([[[0.0], [8.0]], [[80.0], [88.0]]], dtype=np.float32)
     line = np.array([0.0, 0.0, 1.0, 3.0, 5.0, 7.0, 8.0, 8.0])
@@ -202,7 +231,9 @@ def test_shading_is_albedo_times_light(open_head: MorphableModel) -> None:
     rng = np.random.default_rng(0)
     albedo, light = rng.random((*SIZE, 3)).astype(np.float32), rng.normal(size=(9, 3))
     colour = fr.shaded(frame, albedo, light)
-    expected = np.where(frame.mask[..., None], albedo * shade(frame.normal.astype(np.float64), light), 0.0)
+    expected = np.where(
+        frame.mask[..., None], albedo * shade(frame.normal.astype(np.float64), light), 0.0
+    )
     assert np.abs(colour - expected).max() < 1e-5
     assert colour.min() == 0.0
     assert (colour[frame.mask] == 0).any()
@@ -221,7 +252,9 @@ def test_a_convex_head_hides_what_faces_away(toy_model: MorphableModel) -> None:
         best = np.full(len(vertices), -1.0)
         np.maximum.at(best, toy_model.faces, facing[:, None])
         column, row = camera.px_from_cam(vertices).astype(int).T
-        inside = distance_transform_edt(frame.mask)[row, column] > 3  # on the silhouette both answers are right
+        inside = (
+            distance_transform_edt(frame.mask)[row, column] > 3
+        )  # on the silhouette both answers are right
         found = fr.visible(frame, vertices, camera, 0.003)
         assert found[best > 0.25].all()
         assert not found[inside & (best <= 0)].any()
@@ -230,7 +263,9 @@ def test_a_convex_head_hides_what_faces_away(toy_model: MorphableModel) -> None:
 
 
 def test_a_turned_head_hides_its_far_side(open_head: MorphableModel) -> None:
-    """At 70 degrees of yaw the far eye's outer corner and jaw are hidden; what lies off the image is not seen."""
+    """At 70 degrees of yaw the far eye's outer corner and jaw are hidden; what lies off the image
+    is not seen.
+    """
     camera, size = Pinhole(700.0, np.array([128.0, 128.0])), (256, 256)
     table = dict(zip(NAMES, open_head.landmarks.vertex, strict=True))
     for yaw, near, far in ((70.0, "left", "right"), (-70.0, "right", "left")):
@@ -238,7 +273,13 @@ def test_a_turned_head_hides_its_far_side(open_head: MorphableModel) -> None:
         # The side that turns away lies deeper.
         assert vertices[table[f"eye_{near}_outer"], 2] < vertices[table[f"eye_{far}_outer"], 2]
         frame = fr.render(vertices, open_head.faces, camera, size)
-        names = [f"eye_{near}_outer", f"nostril_{near}_outer", "nose_tip", f"eye_{far}_outer", f"jaw_{far}_6"]
+        names = [
+            f"eye_{near}_outer",
+            f"nostril_{near}_outer",
+            "nose_tip",
+            f"eye_{far}_outer",
+            f"jaw_{far}_6",
+        ]
         seen = fr.visible(frame, vertices[[table[n] for n in names]], camera, 0.003)
         assert seen.tolist() == [True, True, True, False, False]
     elsewhere = np.array([[5.0, 0.0, 1.0], [0.0, 0.0, -1.0], [0.0, -0.17, 1.0]])
@@ -246,7 +287,9 @@ def test_a_turned_head_hides_its_far_side(open_head: MorphableModel) -> None:
 
 
 def test_supersampled_coverage_is_the_area() -> None:
-    """A triangle's coverage adds up to its area, inside it is one, and constant colours come out times coverage."""
+    """A triangle's coverage adds up to its area, inside it is one, and constant colours come out
+    times coverage.
+    """
     triangle = np.array([[0.1, 0.1, 1.0], [0.93, 0.17, 1.0], [0.31, 0.88, 1.0]])
     faces, camera = np.array([[0, 1, 2]]), WeakPerspective(20.0, np.zeros(2))
     a, b = (triangle[1] - triangle[0])[:2], (triangle[2] - triangle[0])[:2]
@@ -266,7 +309,9 @@ def test_supersampled_coverage_is_the_area() -> None:
 
 
 def test_supersampling_takes_apart_what_a_finer_image_shows(open_head: MorphableModel) -> None:
-    """At outlines the colours are those of an image three times as fine, averaged; elsewhere those of the frame."""
+    """At outlines the colours are those of an image three times as fine, averaged; elsewhere those
+    of the frame.
+    """
     vertices, camera, factor = head(open_head, 60.0), CAMERAS[0], 3
     values = open_head.template - open_head.template.min(0)
 
@@ -274,7 +319,9 @@ def test_supersampling_takes_apart_what_a_finer_image_shows(open_head: Morphable
         return fr.interpolate(frame, values, open_head.faces)
 
     frame = fr.render(vertices, open_head.faces, camera, SIZE)
-    colours, coverage = fr.supersampled(frame, vertices, open_head.faces, camera, colour, factor=factor)
+    colours, coverage = fr.supersampled(
+        frame, vertices, open_head.faces, camera, colour, factor=factor
+    )
     fine_camera = camera.cropped(np.zeros(2), float(factor))
     fine = fr.render(vertices, open_head.faces, fine_camera, (SIZE[0] * factor, SIZE[1] * factor))
     blocks = colour(fine).reshape(SIZE[0], factor, SIZE[1], factor, 3).mean(axis=(1, 3))

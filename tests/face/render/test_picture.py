@@ -1,4 +1,6 @@
-"""The fast picture against the slow one, pixel for pixel; its outlines against the areas that they cut."""
+"""The fast picture against the slow one, pixel for pixel; its outlines against the areas that they
+cut.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from face.arrays import Floats
-from face.camera import Camera, Pinhole, WeakPerspective
-from face.lighting import ambient
-from face.morphable import MorphableModel
-from face.render import frame as fr
-from face.render import zbuffer
-from face.render.picture import PLAIN, Picture, Texture, Trim, outlines, picture, smooth
+from dff.face.arrays import Floats
+from dff.face.geometry.camera import Camera, Pinhole, WeakPerspective
+from dff.face.geometry.lighting import ambient
+from dff.face.model.morphable import MorphableModel
+from dff.face.render import frame as fr
+from dff.face.render import zbuffer
+from dff.face.render.picture import PLAIN, Picture, Texture, Trim, outlines, picture, smooth
 from tests.face.render.test_backends import random_view
 
 SIZE = (90, 300)  # wider than a tile
@@ -53,7 +55,9 @@ def test_the_slow_twin_has_the_same_colours(open_head: MorphableModel, n: int) -
 
 
 def test_trim_is_coloured_at_its_vertices(open_head: MorphableModel) -> None:
-    """Triangles after the textured ones take the colours of their vertices, and a pattern where it is strong."""
+    """Triangles after the textured ones take the colours of their vertices, and a pattern where it
+    is strong.
+    """
     mesh, frame, texture, _, light = scene(open_head, 1)
     rng = np.random.default_rng(5)
     own = mesh.vertices[: len(mesh.vertices) // 2] - np.array([0.0, 0.0, 0.02])
@@ -79,7 +83,8 @@ def test_trim_is_coloured_at_its_vertices(open_head: MorphableModel) -> None:
     flat = np.zeros((9, 3))
     flat[0] = ambient()[0]
     plain, patterned = (
-        picture(both, ids, texture, flat, black(), replace(trim, look=each)).image for each in (look, strong)
+        picture(both, ids, texture, flat, black(), replace(trim, look=each)).image
+        for each in (look, strong)
     )
     expected = np.minimum(2.0 * plain[trimmed], 1.0)
     assert np.abs(patterned[trimmed] - expected).max() < 0.01 / 255.0
@@ -96,17 +101,20 @@ def flat_picture(mesh: fr.Mesh, size: tuple[int, int], colour: float, background
     depth = fr.resolve(ids, mesh.vertices, mesh.faces, mesh.camera).depth
     image = np.full((*size, 3), background, dtype=np.float32)
     image[ids >= 0] = colour
-    out = Picture(ids, depth, (ids >= 0).astype(np.uint8), np.ones(len(mesh.faces), np.uint8), image)
+    out = Picture(
+        ids, depth, (ids >= 0).astype(np.uint8), np.ones(len(mesh.faces), np.uint8), image
+    )
     smooth(out, mesh)
     return out
 
 
 @pytest.mark.parametrize(
-    "camera", [Pinhole(200.0, np.array([40.0, 40.0])), WeakPerspective(200.0, np.array([40.0, 40.0]))]
+    "camera",
+    [Pinhole(200.0, np.array([40.0, 40.0])), WeakPerspective(200.0, np.array([40.0, 40.0]))],
 )
 def test_an_outline_has_the_colour_of_the_areas_it_parts(camera: Camera) -> None:
-    """A square at any angle: white over black adds up to its area, nothing is darker or brighter than both, and each
-    pixel errs by less than two of eight samples."""
+    """A square at any angle: white over black adds up to its area, nothing is darker or brighter
+    than both, and each pixel errs by less than two of eight samples."""
     for degrees in (0.0, 3.0, 11.0, 30.0, 45.0):
         turn = np.deg2rad(degrees)
         square = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]) * 0.1 + 0.0031
@@ -124,13 +132,15 @@ def test_an_outline_has_the_colour_of_the_areas_it_parts(camera: Camera) -> None
 
 
 def test_no_fringes(open_head: MorphableModel) -> None:
-    """A face of the background's colour leaves no trace; over another colour it lies between both everywhere, and
-    pixels away from outlines keep their own."""
+    """A face of the background's colour leaves no trace; over another colour it lies between both
+    everywhere, and pixels away from outlines keep their own."""
     mesh, *_ = scene(open_head, 2)
     assert np.abs(flat_picture(mesh, SIZE, 0.4, 0.4).image - 0.4).max() < 1e-6
     seen = flat_picture(mesh, SIZE, 0.9, 0.1)
     out, mask = seen.image, seen.triangle >= 0
-    hard = np.where(mask[..., None], np.float32(0.9), np.float32(0.1)) + np.zeros((1, 1, 3), np.float32)
+    hard = np.where(mask[..., None], np.float32(0.9), np.float32(0.1)) + np.zeros(
+        (1, 1, 3), np.float32
+    )
     edge = outlines(replace(seen, image=hard))
     assert out.min() >= np.float32(0.1) - 1e-6
     assert out.max() <= np.float32(0.9) + 1e-6
@@ -140,15 +150,21 @@ def test_no_fringes(open_head: MorphableModel) -> None:
 
 
 def test_the_background_of_an_outline_is_its_own() -> None:
-    """Where an outline cuts a covered pixel, what shows is the background beside it, not another colour."""
-    square = np.array([[-0.2, -0.2, 1.0], [0.0137, -0.2, 1.0], [0.0137, 0.2, 1.0], [-0.2, 0.2, 1.0]])
+    """Where an outline cuts a covered pixel, what shows is the background beside it, not another
+    colour.
+    """
+    square = np.array(
+        [[-0.2, -0.2, 1.0], [0.0137, -0.2, 1.0], [0.0137, 0.2, 1.0], [-0.2, 0.2, 1.0]]
+    )
     faces = np.array([[0, 2, 1], [0, 3, 2]])
     mesh = fr.Mesh.of(square, faces, WeakPerspective(100.0, np.array([20.0, 20.0])))
     ids = mesh.seen((40, 40))
     image = np.zeros((40, 40, 3), np.float32)
     image[..., 2] = np.arange(40)[:, None] / 40.0  # a background that changes from row to row
     image[ids >= 0] = (1.0, 0.0, 0.0)
-    seen = Picture(ids, (ids >= 0) * np.float32(1.0), (ids >= 0).astype(np.uint8), np.ones(2, np.uint8), image)
+    seen = Picture(
+        ids, (ids >= 0) * np.float32(1.0), (ids >= 0).astype(np.uint8), np.ones(2, np.uint8), image
+    )
     smooth(seen, mesh)
     line = image[5:35, 21]  # the outline is at x = 21.37
     assert np.abs(line[:, 0] - 0.375).max() < 1e-6
@@ -157,8 +173,9 @@ def test_the_background_of_an_outline_is_its_own() -> None:
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_the_slow_twin_has_the_same_outlines(open_head: MorphableModel, n: int) -> None:
-    """Against samples that are each coloured by themselves, fifteen by fifteen in a pixel: a face in its own colours
-    errs at its outlines by less than a third of what hard outlines do, and the mean colour stays."""
+    """Against samples that are each coloured by themselves, fifteen by fifteen in a pixel: a face
+    in its own colours errs at its outlines by less than a third of what hard outlines do, and the
+    mean colour stays."""
     mesh, frame, _, _, _ = scene(open_head, n)
     row, column = np.mgrid[:64, :64] / 64.0
     image = np.stack([row, column, 1.0 - row, np.zeros_like(row)], axis=2)
@@ -167,9 +184,13 @@ def test_the_slow_twin_has_the_same_outlines(open_head: MorphableModel, n: int) 
 
     def colour(part: fr.Frame) -> fr.Image:
         stored = texture.texels[..., :3].astype(np.float32) / 255.0
-        return fr.shaded(part, fr.sample_texture(part, stored, open_head.uv, open_head.uv_faces), light)
+        return fr.shaded(
+            part, fr.sample_texture(part, stored, open_head.uv, open_head.uv_faces), light
+        )
 
-    shown, coverage = fr.supersampled(frame, mesh.vertices, open_head.faces, mesh.camera, colour, factor=15)
+    shown, coverage = fr.supersampled(
+        frame, mesh.vertices, open_head.faces, mesh.camera, colour, factor=15
+    )
     exact = shown + (1.0 - coverage[..., None]) * np.float32(0.3)
     hard = picture(mesh, frame.triangle, texture, light, black() + np.float32(0.3))
     soft = replace(hard, image=hard.image.copy())
@@ -183,8 +204,12 @@ def test_the_slow_twin_has_the_same_outlines(open_head: MorphableModel, n: int) 
 def test_outlines_are_where_depth_jumps_or_something_else_begins(open_head: MorphableModel) -> None:
     """Within the mesh only between colours that differ; where the background begins always."""
     mesh, frame, texture, _, light = scene(open_head, 3)
-    parts = np.isin(open_head.region, [open_head.region_names.index(n) for n in ("eyes", "ears")]) + 1
-    seen = picture(mesh, mesh.seen(SIZE), replace(texture, parts=parts.astype(np.uint8)), light, black())
+    parts = (
+        np.isin(open_head.region, [open_head.region_names.index(n) for n in ("eyes", "ears")]) + 1
+    )
+    seen = picture(
+        mesh, mesh.seen(SIZE), replace(texture, parts=parts.astype(np.uint8)), light, black()
+    )
     assert np.array_equal(seen.part, np.where(frame.mask, np.append(parts, 0)[frame.triangle], 0))
     part, depth = seen.part.astype(int), frame.depth.astype(np.float64)
     colour = seen.image
@@ -201,11 +226,15 @@ def test_outlines_are_where_depth_jumps_or_something_else_begins(open_head: Morp
 
 
 def test_a_sample_is_coloured_by_its_own_surface() -> None:
-    """Two sheets one before the other, each of its own colour: samples of the near one take none of the far one's."""
+    """Two sheets one before the other, each of its own colour: samples of the near one take none of
+    the far one's.
+    """
     near = np.array([[-0.2, -0.2, 1.0], [0.013, -0.2, 1.0], [0.013, 0.2, 1.0], [-0.2, 0.2, 1.0]])
     far = np.array([[-0.3, -0.3, 1.1], [0.3, -0.3, 1.1], [0.3, 0.3, 1.1], [-0.3, 0.3, 1.1]])
     faces = np.array([[0, 2, 1], [0, 3, 2], [4, 6, 5], [4, 7, 6]])
-    mesh = fr.Mesh.of(np.concatenate([near, far]), faces, WeakPerspective(100.0, np.array([20.0, 20.0])))
+    mesh = fr.Mesh.of(
+        np.concatenate([near, far]), faces, WeakPerspective(100.0, np.array([20.0, 20.0]))
+    )
     seen = flat_picture(mesh, (40, 40), 0.0, 0.0)
     out = seen.image
     out[..., 0] = np.isin(seen.triangle, (0, 1))

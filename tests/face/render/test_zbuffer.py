@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from face.arrays import Floats, Ints
-from face.morphable import MorphableModel
-from face.render import zbuffer
-from face.render.lanes import LANES, ROOKS
-from face.render.visibility import OUT_OF_REACH, SUBPIXELS, snapped
+from dff.face.arrays import Floats, Ints
+from dff.face.model.morphable import MorphableModel
+from dff.face.render import zbuffer
+from dff.face.render.lanes import LANES, ROOKS
+from dff.face.render.visibility import OUT_OF_REACH, SUBPIXELS, snapped
 from tests.face.render.test_backends import random_view
 
 
@@ -30,7 +30,9 @@ def slow(px: Floats, depth: Floats, faces: Ints, size: tuple[int, int]) -> Ints:
             p, q = g[(corner + 1) % 3], g[(corner + 2) % 3]
             step = np.array([p[1] - q[1], q[0] - p[0]]) * np.sign(area)
             edge = step[0] * (x - p[0]) + step[1] * (y - p[1])
-            inside &= (edge > 0) | ((edge == 0) & ((step[0] > 0) | ((step[0] == 0) & (step[1] > 0))))
+            inside &= (edge > 0) | (
+                (edge == 0) & ((step[0] > 0) | ((step[0] == 0) & (step[1] > 0)))
+            )
             level += edge * (d[corner] / abs(area))
         nearer = inside & (level < nearest)
         ids[nearer], nearest[nearer] = f, level[nearer]
@@ -40,10 +42,14 @@ def slow(px: Floats, depth: Floats, faces: Ints, size: tuple[int, int]) -> Ints:
 def test_the_slow_twin_sees_the_same(toy_model: MorphableModel, open_head: MorphableModel) -> None:
     rng = np.random.default_rng(0)
     for n in range(60):
-        model, size = (open_head, (23, 30)) if n == 0 else (toy_model, ((64, 64), (33, 7), (40, 90))[n % 3])
+        model, size = (
+            (open_head, (23, 30)) if n == 0 else (toy_model, ((64, 64), (33, 7), (40, 90))[n % 3])
+        )
         vertices, camera = random_view(model, size, rng, perspective=n % 2 == 0)
         px, depth = camera.px_from_cam(vertices), camera.screen_depth(vertices)
-        assert np.array_equal(zbuffer.visibility(px, depth, model.faces, size), slow(px, depth, model.faces, size))
+        assert np.array_equal(
+            zbuffer.visibility(px, depth, model.faces, size), slow(px, depth, model.faces, size)
+        )
 
 
 def test_the_order_of_the_triangles_decides_nothing_but_ties(open_head: MorphableModel) -> None:
@@ -68,12 +74,18 @@ def test_wide_triangles_and_narrow_images() -> None:
             px, depth = rng.uniform(-width, 2 * width, (9, 2)), rng.uniform(0.5, 2.0, 9)
             faces = np.arange(9).reshape(3, 3)
             size = (11, width)
-            assert np.array_equal(zbuffer.visibility(px, depth, faces, size), slow(px, depth, faces, size))
+            assert np.array_equal(
+                zbuffer.visibility(px, depth, faces, size), slow(px, depth, faces, size)
+            )
 
 
 def test_depths_are_told_apart_to_a_millionth_of_a_millimetre() -> None:
-    """Two parallel sheets a nanometre apart, beside something a kilometre away: the nearer shows."""
-    px = np.array([[0.0, 0.0], [60.0, 0.0], [0.0, 60.0]] * 2 + [[50.0, 50.0], [64.0, 50.0], [50.0, 64.0]])
+    """Two parallel sheets a nanometre apart, beside something a kilometre away: the nearer
+    shows.
+    """
+    px = np.array(
+        [[0.0, 0.0], [60.0, 0.0], [0.0, 60.0]] * 2 + [[50.0, 50.0], [64.0, 50.0], [50.0, 64.0]]
+    )
     depth = np.array([1.0] * 3 + [1.0 - 1e-9] * 3 + [1000.0] * 3)
     faces = np.array([[0, 1, 2], [3, 4, 5], [6, 7, 8]])
     ids = zbuffer.visibility(px, depth, faces, (64, 64))
@@ -87,7 +99,9 @@ def _cross(a: Floats, b: Floats) -> Floats:
 
 @pytest.mark.parametrize("perspective", [False, True])
 def test_samples_are_those_of_a_finer_image(open_head: MorphableModel, perspective: bool) -> None:
-    """Eight times as fine has them at its pixel centres. Their depth is that of the surface there."""
+    """Eight times as fine has them at its pixel centres. Their depth is that of the surface
+    there.
+    """
     rng = np.random.default_rng(3)
     size = (80, 70)
     vertices, camera = random_view(open_head, size, rng, perspective)
@@ -119,7 +133,9 @@ def test_samples_are_those_of_a_finer_image(open_head: MorphableModel, perspecti
 
 
 def test_what_is_seen_from_behind_counts_where_it_shows(open_head: MorphableModel) -> None:
-    """A triangle seen from behind has samples if the image shows it; of a whole head that changes hardly any."""
+    """A triangle seen from behind has samples if the image shows it; of a whole head that changes
+    hardly any.
+    """
     rng = np.random.default_rng(4)
     px = np.array([[1.0, 1.0], [9.0, 1.0], [1.0, 9.0]])
     pixels = np.ones((10, 10), dtype=bool)
@@ -135,5 +151,8 @@ def test_what_is_seen_from_behind_counts_where_it_shows(open_head: MorphableMode
         ids = zbuffer.visibility(px, depth, open_head.faces, (96, 96))
         pixels = rng.random(ids.shape) < 0.3
         everything = np.arange(len(open_head.faces)).reshape(-1, 1)
-        some, all_of = (zbuffer.samples(px, depth, open_head.faces, i, pixels).triangle for i in (ids, everything))
+        some, all_of = (
+            zbuffer.samples(px, depth, open_head.faces, i, pixels).triangle
+            for i in (ids, everything)
+        )
         assert (some != all_of).mean() < 0.001

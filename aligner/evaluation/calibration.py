@@ -1,0 +1,467 @@
+"""What an aligner's evidence is worth, measured: ``dff calibrate`` fits it on held-out views and
+judges it on others.
+
+Faces of a dataset's dev identities are aligned from boxes that a detector might have given, and
+beside them what is no face to be found: faces painted over, boxes beside the face, photos upside
+down. Half of the identities fit the ``Calibration``, the other half are judged; photos of people
+are only judged.
+
+Figures: ECE is the expected calibration error over ten equal bins (Naeini et al. 2015); the AUROC
+of failures sets what is no face against well aligned faces, that of visibility the hidden landmarks
+against the seen ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.optimize import minimize
+from scipy.stats import rankdata
+
+from dff.aligner.align import Aligner
+from dff.aligner.confidence import (
+    CLOSE,
+    FAILED_BELOW,
+    GOOD,
+    Calibration,
+    Evidence,
+    face_probability,
+    with_face,
+)
+from dff.aligner.evaluation.benchmarks import IMAGES
+from dff.face.arrays import Bools, Bytes, Floats
+from dff.face.errors import BadDataset
+from dff.face.geometry.camera import Box
+from dff.face.model.landmarks import INNER
+from dff.infra.dataset import Dataset
+from dff.infra.images import decode
+from dff.infra.landmark_files import parse_mat, parse_pts
+from dff.infra.shards import ViewRow
+from dff.infra.split import split_of
+from dff.infra.storage import open_storage
+
+Kind = Literal["face", "covered", "beside", "upside down"]
+NO_FACE: tuple[Kind, ...] = ("covered", "beside", "upside down")
+
+SHIFT = 0.1  # fraction of a box's size by which the boxes that are given miss their faces, at most
+SCALE = (0.8, 1.25)
+BINS = 10
+BATCH = 32
+RIDGE = 1.0  # of standardised weights
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image, where to look, and the truth."""
+
+    kind: Kind
+    subject: str  # cases of one subject stay on one side of the split
+    image: Bytes
+    box: Box
+    truth: Floats | None  # (68, 2) pixels; None where there is no face
+    visible: Bools | None = None  # (68,) of the 3D scheme; None: not labelled
+    contour: bool = False  # the truth is of the 2D scheme
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came out for N cases."""
+
+    kind: Sequence[Kind]
+    subject: Sequence[str]
+    error: Floats  # (N, 68) fraction of the face's box; infinite where there is no face
+    visible: Bools  # (N, 68)
+    labelled: (
+        Bools  # (N, 68) landmarks whose truth is known, in the scheme that confidence speaks of
+    )
+    evidence: Evidence
+
+    @property
+    def face(self) -> Bools:
+        return np.array([kind == "face" for kind in self.kind])
+
+    @property
+    def good(self) -> Bools:
+        """(N,) aligned."""
+        return np.asarray(self.error.mean(1) < GOOD)
+
+    def __getitem__(self, rows: Bools) -> Judged:
+        index: list[int] = np.flatnonzero(rows).tolist()
+        return Judged(
+            [self.kind[i] for i in index],
+            [self.subject[i] for i in index],
+            self.error[rows],
+            self.visible[rows],
+            self.labelled[rows],
+            self.evidence[rows],
+        )
+
+
+def view_cases(dataset: Dataset, *, views: int, seed: int = 0) -> Iterator[Case]:
+    """At least ``views`` views of dev identities where there are as many, and as many other cases
+    made of them.
+
+    Raises BadDataset when there is no dev identity.
+    """
+    count = 0
+    for index in range(len(dataset.shards)):
+        if "dev" not in dataset.columns(index, ["split"])["split"]:
+            continue
+        seen: dict[str, int] = {}
+        for row in dataset.read_shard(index):
+            seen[row.identity_id] = number = seen.get(row.identity_id, -1) + 1
+            if row.split == "dev" and number < 8:
+                yield from _view_cases(
+                    row, NO_FACE[number % 3], np.random.default_rng([seed, row.seed])
+                )
+                count += 1
+        if count >= views:
+            return
+    if not count:
+        raise BadDataset(f"{dataset.storage.uri} has no held-out identities")
+
+
+def _view_cases(row: ViewRow, other: Kind, rng: np.random.Generator) -> Iterator[Case]:
+    landmarks = row.landmarks_3d.astype(np.float64)
+    box = missed(Box.around(landmarks), rng)
+    case = Case("face", row.identity_id, row.pixels(), box, landmarks, row.visible_3d)
+    yield case
+    spoilt = spoil(case, other, rng)
+    if spoilt:
+        yield spoilt
+
+
+def photo_cases(folder: str, *, every: int = 1, seed: int = 0) -> Iterator[Case]:
+    """Dev photos with ``.pts`` (2D scheme), or all images with ``.mat`` (3D scheme); one in
+    ``every``.
+
+    Boxes are those of the labels; other cases are made of each photo in turn.
+    """
+    storage = open_storage(folder)
+    keys = {info.key for info in storage.list("")}
+    number = 0
+    for key in sorted(keys):
+        path = PurePosixPath(key)
+        if path.suffix.lower() not in IMAGES:
+            continue
+        pts, mat = str(path.with_suffix(".pts")), str(path.with_suffix(".mat"))
+        if pts in keys and split_of(path.stem) == "dev":
+            contour, landmarks = True, parse_pts(storage.read(pts))
+        elif mat in keys:
+            contour, landmarks = False, parse_mat(storage.read(mat)).landmarks[:, :2]
+        else:
+            continue
+        number += 1
+        if number % every:
+            continue
+        rng = np.random.default_rng([seed, number])
+        image = decode(storage.read(key), upright=False)  # labels are of the stored pixels
+        case = Case("face", path.stem, image, Box.around(landmarks), landmarks, contour=contour)
+        yield case
+        spoilt = spoil(case, NO_FACE[number // every % 3], rng)
+        if spoilt:
+            yield spoilt
+
+
+def missed(box: Box, rng: np.random.Generator) -> Box:
+    """A box as a detector might give it."""
+    centre = box.centre + box.size * rng.uniform(-SHIFT, SHIFT, 2)
+    half = np.exp(rng.uniform(*np.log(SCALE))) * np.array([box.width, box.height]) / 2
+    return Box(*(centre - half).tolist(), *(centre + half).tolist())
+
+
+def spoil(case: Case, kind: Kind, rng: np.random.Generator) -> Case | None:
+    """The case with its face painted over, looked for beside the face, or upside down; None where
+    there is no room.
+    """
+    assert case.truth is not None
+    if kind == "covered":
+        return replace(
+            case, kind=kind, image=_covered(case.image, case.truth, rng), truth=None, visible=None
+        )
+    height, width = case.image.shape[:2]
+    if kind == "upside down":
+        turned = np.array([width, height]) - case.truth
+        box = Box(
+            width - case.box.x1, height - case.box.y1, width - case.box.x0, height - case.box.y0
+        )
+        return replace(
+            case,
+            kind=kind,
+            image=np.ascontiguousarray(case.image[::-1, ::-1]),
+            box=box,
+            truth=turned,
+        )
+    side = case.box.size * rng.uniform(0.4, 0.8)
+    for _ in range(30):
+        centre = rng.uniform(0, [width, height])
+        low, high = centre - side / 2, centre + side / 2
+        face = Box.around(case.truth)
+        apart = (low > [face.x1, face.y1]) | (high < [face.x0, face.y0 - 0.4 * face.height])
+        if apart.any():
+            return replace(
+                case, kind=kind, box=Box(*low.tolist(), *high.tolist()), truth=None, visible=None
+            )
+    return None
+
+
+def _covered(image: Bytes, landmarks: Floats, rng: np.random.Generator) -> Bytes:
+    """The face under a flat colour, the photo's mean colour or noise, with some of the forehead and
+    the outline.
+    """
+    wide = landmarks.mean(0) + 1.35 * (landmarks - landmarks.mean(0))
+    forehead = wide - [0.0, 0.35 * float(np.ptp(landmarks[:, 1]))]
+    hull = cv2.convexHull(np.rint(np.concatenate([wide, forehead])).astype(np.int32))
+    inside = cv2.fillConvexPoly(np.zeros(image.shape[:2], np.uint8), hull, 1).astype(bool)
+    out = image.copy()
+    paint = int(rng.integers(3))
+    if paint == 0:
+        out[inside] = image.reshape(-1, 3).mean(0)
+    elif paint == 1:
+        out[inside] = rng.integers(0, 256, 3)
+    else:
+        out[inside] = rng.integers(0, 256, (int(inside.sum()), 3))
+    return out
+
+
+def judge(aligner: Aligner, cases: Iterable[Case]) -> Judged:
+    """Align all cases and compare with the truth."""
+    kinds: list[Kind] = []
+    subjects, errors, visible, labelled, evidence = [], [], [], [], []
+    for some in _batches(cases):
+        found = aligner.align_batch([case.image for case in some], [[case.box] for case in some])
+        for case, (alignment,) in zip(some, found, strict=True):
+            assert alignment.evidence is not None
+            error = np.full(68, np.inf)
+            if case.truth is not None:
+                points = alignment.landmarks_2d if case.contour else alignment.landmarks_3d[:, :2]
+                error = np.linalg.norm(points - case.truth, axis=1) / Box.around(case.truth).size
+            known = np.full(68, case.truth is not None)
+            if case.contour:
+                known[: INNER.start] = False  # confidence is of the 3D scheme's jaw
+            kinds.append(case.kind)
+            subjects.append(case.subject)
+            errors.append(error)
+            visible.append(np.ones(68, bool) if case.visible is None else case.visible)
+            labelled.append(known)
+            evidence.append(alignment.evidence)
+    return Judged(
+        kinds,
+        subjects,
+        np.array(errors),
+        np.array(visible),
+        np.array(labelled),
+        Evidence.stacked(evidence),
+    )
+
+
+def _batches(cases: Iterable[Case]) -> Iterator[list[Case]]:
+    batch: list[Case] = []
+    for case in cases:
+        batch.append(case)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def for_fitting(judged: Judged) -> Bools:
+    """(N,) cases of the half of the subjects, by the SHA-256 of their names, that calibrations are
+    fitted on.
+    """
+    return np.array([hashlib.sha256(name.encode()).digest()[0] % 2 == 0 for name in judged.subject])
+
+
+def fit_calibration(judged: Judged) -> Calibration:
+    """The likeliest calibration of judged cases of a dataset, of weights that are never negative.
+
+    Landmarks are fitted on faces alone. Raises ValueError when there are no aligned faces, or none
+    that are not.
+    """
+    evidence, good = judged.evidence, judged.good
+    sure = ~evidence.lost
+    if len({*good[sure].tolist()}) < 2:
+        raise ValueError("a calibration needs cases that were aligned well and cases that were not")
+    face = _logistic(evidence.face[sure], good[sure], np.zeros((int(sure.sum()), 0)))
+    some = judged[sure & judged.face]
+    rows = with_face(some.evidence, face_probability(some.evidence, face))
+    which = np.tile(np.eye(68), (len(some.kind), 1))
+    flat = rows.reshape(-1, rows.shape[-1])
+    visible = _logistic(flat, some.visible.ravel(), which)
+    right = _logistic(flat, (some.visible & (some.error < CLOSE)).ravel(), which)
+    return Calibration(face, visible, right)
+
+
+def _logistic(evidence: Floats, true: Bools, which: Floats) -> Floats:
+    """(F + max(G, 1),) weights of (N, F) evidence, not negative, then an offset for each of (N, G)
+    ``which``.
+    """
+    mean, sd = evidence.mean(0), evidence.std(0) + 1e-6
+    rows = np.hstack([(evidence - mean) / sd, which, np.ones((len(evidence), 1))])
+    sign = np.where(true, 1.0, -1.0)
+    weighted = evidence.shape[1]
+
+    def loss(weight: Floats) -> tuple[float, Floats]:
+        margin = sign * (rows @ weight)
+        slope = -(sign / (1.0 + np.exp(np.clip(margin, -50, 50)))) @ rows
+        slope[:-1] += RIDGE * weight[:-1]
+        return float(np.logaddexp(0.0, -margin).sum() + RIDGE / 2 * (weight[:-1] ** 2).sum()), slope
+
+    bounds = [(0.0, None)] * weighted + [(None, None)] * (which.shape[1] + 1)
+    found = minimize(loss, np.zeros(rows.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
+    weight = found[:weighted] / sd
+    offset = found[-1] - float(weight @ mean)
+    return np.concatenate([weight, found[weighted:-1] + offset if which.shape[1] else [offset]])
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Probabilities said and how often they came true."""
+
+    said: Floats  # (N,)
+    true: Bools  # (N,)
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error."""
+        return float(
+            sum(abs(said - true) * count for said, true, count in self.bins()) / len(self.said)
+        )
+
+    def bins(self) -> list[tuple[float, float, int]]:
+        """Mean said, share true and count of every bin that is not empty."""
+        index = np.minimum((self.said * BINS).astype(int), BINS - 1)
+        return [
+            (
+                float(self.said[index == i].mean()),
+                float(self.true[index == i].mean()),
+                int((index == i).sum()),
+            )
+            for i in range(BINS)
+            if (index == i).any()
+        ]
+
+    @property
+    def auroc(self) -> float:
+        """Probability that a true one was said likelier than a false one; NaN where there is only
+        one kind.
+        """
+        n, m = int(self.true.sum()), int((~self.true).sum())
+        if n == 0 or m == 0:
+            return float("nan")
+        return float((rankdata(self.said)[self.true].sum() - n * (n + 1) / 2) / (n * m))
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How far confidence can be relied on, on one set."""
+
+    name: str
+    cases: int
+    aligned: float  # share of the faces
+    said_failed: dict[
+        str, float
+    ]  # share of each kind of case; "face aligned" and "face not aligned" apart
+    face: Reliability  # aligned
+    failure: Reliability  # a well aligned face, against what is no face
+    visible: Reliability | None  # None where visibility is not labelled
+    landmark: Reliability  # right, of faces
+
+    def to_json(self) -> dict[str, Any]:
+        figures = {
+            "face ECE": self.face.ece,
+            "failure AUROC": self.failure.auroc,
+            "landmark ECE": self.landmark.ece,
+            "landmark AUROC": self.landmark.auroc,
+        }
+        if self.visible is not None:
+            figures |= {"visibility ECE": self.visible.ece, "visibility AUROC": self.visible.auroc}
+        figures |= {
+            "faces aligned": self.aligned,
+            **{f"failed: {k}": v for k, v in self.said_failed.items()},
+        }
+        return {"cases": self.cases, **{name: round(value, 4) for name, value in figures.items()}}
+
+
+def trust(name: str, judged: Judged, calibration: Calibration, *, visibility: bool) -> Trust:
+    """Judge a calibration. Without labels of ``visibility`` only landmarks that are said to be seen
+    are judged.
+    """
+    said = calibration.face_confidence(judged.evidence)
+    seen, right = calibration.landmark_confidence(judged.evidence)
+    face, good = judged.face, judged.good
+    failed: dict[str, Bools] = {"face aligned": face & good, "face not aligned": face & ~good}
+    for kind in NO_FACE:
+        failed[kind] = np.array([k == kind for k in judged.kind])
+    clear = (face & good) | ~face
+    of = judged.labelled & face[:, None] & (visibility | (seen > 0.5))
+    return Trust(
+        name,
+        len(said),
+        float(good[face].mean()),
+        {
+            kind: float((said[rows] < FAILED_BELOW).mean())
+            for kind, rows in failed.items()
+            if rows.any()
+        },
+        Reliability(said, good),
+        Reliability(said[clear], face[clear]),
+        Reliability(seen[of], judged.visible[of]) if visibility else None,
+        Reliability(right[of], (judged.visible & (judged.error < CLOSE))[of]),
+    )
+
+
+def reliability_picture(sets: Sequence[Trust]) -> bytes:
+    """PNG: what was said against what came true, for faces and landmarks of each set, with the
+    counts below.
+    """
+    figure = Figure(figsize=(4 * len(sets), 4.6), dpi=110, layout="constrained")
+    axes = figure.subplots(
+        2, len(sets), squeeze=False, sharex=True, gridspec_kw={"height_ratios": [3, 1]}
+    )
+    for (above, below), one in zip(axes.T, sets, strict=True):
+        above.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+        lines = {"face": one.face, "landmark": one.landmark}
+        lines |= {"visibility": one.visible} if one.visible is not None else {}
+        for label, line in lines.items():
+            said, true, count = np.array(line.bins()).T
+            above.plot(said, true, marker="o", markersize=4, label=f"{label}: ECE {line.ece:.3f}")
+            below.plot(said, count / count.sum(), marker=".")
+        above.set(xlim=(0, 1), ylim=(0, 1), ylabel="came true", title=one.name)
+        above.title.set_fontsize(9)
+        above.legend(fontsize=7)
+        above.grid(alpha=0.3)
+        below.set(xlabel="said", ylabel="share", ylim=(0, 1))
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def calibrate(
+    aligner: Aligner, dataset: Dataset, *, views: int, photos: Sequence[Path] = (), every: int = 1
+) -> tuple[Calibration, list[Trust]]:
+    """A calibration for an aligner's weights, and how far it can be relied on: the other half, each
+    of ``photos``.
+
+    Raises BadDataset for a dataset without held-out identities, ValueError when it is too small to
+    learn from.
+    """
+    judged = judge(
+        aligner.without_habit(), view_cases(dataset, views=views)
+    )  # labelled by no annotator
+    first = for_fitting(judged)
+    calibration = fit_calibration(judged[first])
+    sets = [trust("held-out views", judged[~first], calibration, visibility=True)]
+    for folder in photos:
+        real = judge(aligner, photo_cases(str(folder), every=every))
+        sets.append(trust(folder.name, real, calibration, visibility=False))
+    return calibration, sets

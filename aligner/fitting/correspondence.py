@@ -1,0 +1,248 @@
+"""Pixels vote for points of the face: descriptors against the anchors of the model.
+
+Every chosen pixel keeps the few anchors whose descriptors are most like its own. What it votes for
+is their mean on the surface, weighted by softmax of the cosine and, once a fit predicts where the
+anchors fall, by how near they fall to the pixel and whether they are visible: the E step of
+expectation-maximisation (Myronenko and Song 2010).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+
+from dff.face.arrays import Bools, Floats, Ints
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The chosen N pixels of B faces, each with its K most similar anchors; unused rows have zero
+    mask.
+    """
+
+    grid: Floats  # (B, N, 2) float64, pixels of the crop
+    mask: Floats  # (B, N) float64, probability that the pixel shows the face
+    anchor: Ints  # (B, N, K) int32, most similar first
+    probability: Floats  # (B, N, K) float32, softmax over these anchors and "none of them"
+    pitch: Floats  # (B,) crop pixels between neighbouring chosen pixels
+
+    def __getitem__(self, rows: Bools) -> Matches:
+        return Matches(
+            self.grid[rows],
+            self.mask[rows],
+            self.anchor[rows],
+            self.probability[rows],
+            self.pitch[rows],
+        )
+
+
+def pooled(a: Matches, b: Matches) -> Matches:
+    """Every second pixel of two looks at the same faces: as many as one look has, but of errors
+    that differ.
+    """
+
+    def both(x: Any, y: Any) -> Any:
+        return np.concatenate([x[:, ::2], y[:, 1::2]], axis=1)
+
+    return Matches(
+        both(a.grid, b.grid),
+        both(a.mask, b.mask),
+        both(a.anchor, b.anchor),
+        both(a.probability, b.probability),
+        b.pitch,
+    )
+
+
+def match(
+    descriptor: Floats,
+    face_logit: Floats,
+    anchors: Floats,
+    *,
+    stride: float,
+    pixels: int,
+    keep: int,
+    sharpness: float,
+    doubt: float,
+    place: Floats | None = None,
+    near: float = np.inf,
+) -> Matches:
+    """Match (B, D, H, W) unit descriptors with (B, H, W) face logits to (A, D) unit anchor
+    descriptors.
+
+    Of each face at most ``pixels`` pixels of the mask are taken, evenly. ``stride`` is the crop's
+    pixels for each pixel of the grid. The softmax multiplies cosines by ``sharpness``; ``doubt`` is
+    the cosine at which a pixel is as likely to match nothing as its anchor. With the anchors' (A,
+    3) ``place`` on the template, a pixel may mean only anchors ``near`` its best one, metres: the
+    mean of two far places is neither of them.
+    """
+    b, d, _, width = descriptor.shape
+    grid = np.zeros((b, pixels, 2))
+    mask = np.zeros((b, pixels))
+    anchor = np.zeros((b, pixels, keep), np.int32)
+    probability = np.zeros((b, pixels, keep), np.float32)
+    pitch = np.full(b, float(stride))
+    table = np.ascontiguousarray(anchors.T, dtype=np.float32)
+    for face in range(b):
+        logit = face_logit[face].ravel()
+        inside = np.flatnonzero(logit > 0)
+        if len(inside) == 0:
+            continue
+        if len(inside) > pixels:
+            pitch[face] = stride * np.sqrt(len(inside) / pixels)
+            inside = inside[np.linspace(0, len(inside) - 1, pixels).astype(int)]
+        n = len(inside)
+        similarity = descriptor[face].reshape(d, -1)[:, inside].T @ table
+        _best(similarity, sharpness, doubt, anchor[face, :n], probability[face, :n])
+        if place is not None:
+            among = place[anchor[face, :n]]
+            mass = probability[face, :n].sum(1, keepdims=True)
+            probability[face, :n] *= np.linalg.norm(among - among[:, :1], axis=2) <= near
+            probability[face, :n] *= mass / probability[face, :n].sum(1, keepdims=True)
+        grid[face, :n, 0] = (inside % width + 0.5) * stride
+        grid[face, :n, 1] = (inside // width + 0.5) * stride
+        mask[face, :n] = 1.0 / (1.0 + np.exp(-logit[inside].astype(np.float64)))
+    return Matches(grid, mask, anchor, probability, pitch)
+
+
+def vote(
+    matches: Matches,
+    px: Floats,
+    predicted: Floats,
+    gate: Floats,
+    visible: Floats,
+    mean: Floats,
+    basis: Floats,
+) -> tuple[Floats, Floats, Floats]:
+    """What every pixel votes for: (B, N, 3) mean, (B, N, 3, P) basis of its surface point, and (B,
+    N) its weight.
+
+    (B, N, 2) ``px`` of the matches; (B, A, 2) ``predicted`` pixels of the anchors, believed within
+    (B,) ``gate`` pixels (infinite: no prediction); (B, A) ``visible`` 0 to 1; (A, 3) ``mean`` and
+    (A, 3, P) ``basis``, float32. The weight is the probability that the pixel shows the face and
+    matches something that passes the gate.
+    """
+    b, n, _ = px.shape
+    modes = basis.shape[2]
+    out_mean = np.zeros((b, n, 3))
+    out_basis = np.zeros((b, n, 3, modes), np.float32)
+    weight = np.zeros((b, n))
+    for face in range(b):
+        _blend(
+            matches.anchor[face],
+            matches.probability[face],
+            matches.mask[face],
+            px[face],
+            predicted[face],
+            -0.5 / gate[face] ** 2,
+            visible[face],
+            mean,
+            basis.reshape(len(basis), -1),
+            out_mean[face],
+            out_basis[face].reshape(n, -1),
+            weight[face],
+        )
+    return out_mean, out_basis, weight
+
+
+def disagreement(
+    matches: Matches, px: Floats, predicted: Floats, gate: Floats, visible: Floats
+) -> tuple[Floats, Floats]:
+    """(B, N, 2) pixels from each pixel to where the fit puts what it votes for, and (B, N) the
+    weight of its vote.
+
+    The arguments are those of ``vote``.
+    """
+    b, n, _ = px.shape
+    place = np.zeros((b, n, 3))
+    weight = np.zeros((b, n))
+    for face in range(b):
+        flat = np.pad(predicted[face], ((0, 0), (0, 1))).astype(np.float32)
+        _blend(
+            matches.anchor[face],
+            matches.probability[face],
+            matches.mask[face],
+            px[face],
+            predicted[face],
+            -0.5 / gate[face] ** 2,
+            visible[face],
+            flat,
+            flat[:, :0],
+            place[face],
+            np.zeros((n, 0), np.float32),
+            weight[face],
+        )
+    return place[..., :2] - px, weight
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _best(similarity, sharpness, doubt, anchor, probability):  # type: ignore[no-untyped-def]
+    n, anchors = similarity.shape
+    keep = anchor.shape[1]
+    value = np.empty(keep, np.float32)
+    for i in range(n):
+        value[:] = -2.0
+        for a in range(anchors):
+            s = similarity[i, a]
+            if s > value[keep - 1]:
+                j = keep - 1
+                while j > 0 and value[j - 1] < s:
+                    value[j] = value[j - 1]
+                    anchor[i, j] = anchor[i, j - 1]
+                    j -= 1
+                value[j] = s
+                anchor[i, j] = a
+        total = np.exp(np.float32(sharpness) * (np.float32(doubt) - value[0]))
+        for j in range(keep):
+            probability[i, j] = np.exp(np.float32(sharpness) * (value[j] - value[0]))
+            total += probability[i, j]
+        for j in range(keep):
+            probability[i, j] /= total
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _blend(  # type: ignore[no-untyped-def]
+    anchor,
+    probability,
+    mask,
+    px,
+    predicted,
+    slope,
+    visible,
+    mean,
+    basis,
+    out_mean,
+    out_basis,
+    weight,
+):
+    n, keep = anchor.shape
+    share = np.empty(keep, np.float32)
+    for i in range(n):
+        if mask[i] <= 0.0:
+            continue
+        total = 0.0
+        top = np.float32(0.0)
+        for j in range(keep):
+            a = anchor[i, j]
+            dx = px[i, 0] - predicted[a, 0]
+            dy = px[i, 1] - predicted[a, 1]
+            share[j] = probability[i, j] * np.exp(slope * (dx * dx + dy * dy)) * visible[a]
+            top = max(top, share[j])
+        for j in range(keep):
+            if share[j] < np.float32(2e-3) * top:  # not worth the walk through its basis
+                share[j] = 0.0
+            total += share[j]
+        if total < 1e-6:
+            continue
+        weight[i] = mask[i] * total
+        for j in range(keep):
+            w = share[j] / np.float32(total)
+            if w <= 0.0:
+                continue
+            a = anchor[i, j]
+            for c in range(3):
+                out_mean[i, c] += w * mean[a, c]
+            for c in range(basis.shape[1]):
+                out_basis[i, c] += w * basis[a, c]

@@ -1,0 +1,171 @@
+"""Cameras and the pixel convention: the centre of the first pixel is (0.5, 0.5), x right, y
+down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from dff.face.arrays import Floats
+
+
+class Camera(Protocol):
+    """What every camera answers."""
+
+    def px_from_cam(self, points: Floats) -> Floats:
+        """(..., 3) points in ``cam`` to (..., 2) pixels."""
+        ...
+
+    def screen_depth(self, points: Floats) -> Floats:
+        """(...,) an ordering of depth that is affine over a projected triangle; smaller is
+        nearer.
+        """
+        ...
+
+    def depth_on_screen(self, screen_depth: Floats) -> Floats:
+        """(...,) metres along the z axis of ``cam`` of a ``screen_depth``."""
+        ...
+
+    def screen_weight(self, points: Floats) -> Floats:
+        """(...,) how much a triangle's corner counts on the screen: surface barycentrics are screen
+        barycentrics times this, normalised. Positive in front of the camera, NaN for points that
+        have no place on the screen."""
+        ...
+
+    def cropped(self, corner: Floats, scale: float) -> Camera:
+        """The camera of the image after ``px -> (px - corner) * scale``."""
+        ...
+
+
+@dataclass(frozen=True)
+class WeakPerspective:
+    """Scaled orthographic projection: ``px = scale * (x, y) + centre``."""
+
+    scale: float  # pixels per metre
+    centre: Floats  # (2,) pixels, where the cam origin falls
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"WeakPerspective.scale must be positive, got {self.scale}")
+        object.__setattr__(self, "centre", np.asarray(self.centre, dtype=np.float64).reshape(2))
+
+    def px_from_cam(self, points: Floats) -> Floats:
+        return np.asarray(points[..., :2] * self.scale + self.centre)
+
+    def screen_depth(self, points: Floats) -> Floats:
+        return np.asarray(points[..., 2])
+
+    def depth_on_screen(self, screen_depth: Floats) -> Floats:
+        return np.asarray(screen_depth)
+
+    def screen_weight(self, points: Floats) -> Floats:
+        return np.ones(points.shape[:-1])
+
+    def cropped(self, corner: Floats, scale: float) -> WeakPerspective:
+        return replace(self, scale=self.scale * scale, centre=(self.centre - corner) * scale)
+
+
+@dataclass(frozen=True)
+class NearPerspective(WeakPerspective):
+    """A pinhole camera told by its image: ``px = scale * (x, y) / (1 + nearness * z) + centre``.
+
+    It stands 1 / ``nearness`` metres before the cam origin, where ``scale`` holds. Zero is weak
+    perspective.
+    """
+
+    nearness: float = 0.0  # 1 / metres
+
+    def px_from_cam(self, points: Floats) -> Floats:
+        return np.asarray(
+            points[..., :2] * (self.scale / (1.0 + self.nearness * points[..., 2:3])) + self.centre
+        )
+
+    def screen_depth(self, points: Floats) -> Floats:
+        return np.asarray(points[..., 2] / (1.0 + self.nearness * points[..., 2]))
+
+    def depth_on_screen(self, screen_depth: Floats) -> Floats:
+        return np.asarray(screen_depth / (1.0 - self.nearness * screen_depth))
+
+    def screen_weight(self, points: Floats) -> Floats:
+        away = 1.0 + self.nearness * points[..., 2]
+        return np.where(away > 0, 1.0 / np.where(away > 0, away, 1.0), np.nan)
+
+
+@dataclass(frozen=True)
+class Pinhole:
+    """Perspective projection: ``px = focal * (x, y) / z + centre``; points must have z > 0."""
+
+    focal: float  # pixels
+    centre: Floats  # (2,) pixels, the principal point
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.focal) and self.focal > 0):
+            raise ValueError(f"Pinhole.focal must be positive, got {self.focal}")
+        object.__setattr__(self, "centre", np.asarray(self.centre, dtype=np.float64).reshape(2))
+
+    def px_from_cam(self, points: Floats) -> Floats:
+        return np.asarray(points[..., :2] * (self.focal / points[..., 2:3]) + self.centre)
+
+    def screen_depth(self, points: Floats) -> Floats:
+        return np.asarray(-1.0 / points[..., 2])
+
+    def depth_on_screen(self, screen_depth: Floats) -> Floats:
+        return np.asarray(-1.0 / screen_depth)
+
+    def screen_weight(self, points: Floats) -> Floats:
+        z = points[..., 2]
+        in_front = z > 0
+        return np.where(in_front, 1.0 / np.where(in_front, z, 1.0), np.nan)
+
+    def cropped(self, corner: Floats, scale: float) -> Pinhole:
+        return replace(self, focal=self.focal * scale, centre=(self.centre - corner) * scale)
+
+
+@dataclass(frozen=True)
+class Box:
+    """An axis-aligned box in pixels, corners included in the sense of edges (x1 - x0 is the
+    width).
+    """
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    def __post_init__(self) -> None:
+        if not np.isfinite([self.x0, self.y0, self.x1, self.y1]).all():
+            raise ValueError("Box wants finite numbers")
+        if self.x1 <= self.x0 or self.y1 <= self.y0:
+            raise ValueError(f"Box is empty: {self}")
+
+    @property
+    def width(self) -> float:
+        return self.x1 - self.x0
+
+    @property
+    def height(self) -> float:
+        return self.y1 - self.y0
+
+    @property
+    def size(self) -> float:
+        """Geometric mean of the sides in pixels: the normaliser of ``nme_box``."""
+        return float(np.sqrt(self.width * self.height))
+
+    @property
+    def centre(self) -> Floats:
+        return np.array([(self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2])
+
+    def square(self, margin: float) -> Box:
+        """The square of side ``margin * max(width, height)`` about the same centre."""
+        half = margin * max(self.width, self.height) / 2
+        cx, cy = self.centre
+        return Box(cx - half, cy - half, cx + half, cy + half)
+
+    @staticmethod
+    def around(points: Floats) -> Box:
+        """The tight box of (N, 2) pixels."""
+        (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+        return Box(float(x0), float(y0), float(x1), float(y1))

@@ -1,0 +1,106 @@
+"""Rigid motions, named by the frames they join, and the pose angles of AFLW2000-3D.
+
+Frames: ``head`` (x to the face's left, y up, z out of the face) and ``cam`` (x right, y down, z
+forward). A transform ``b_from_a`` takes points in frame a to frame b.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dff.face.arrays import Floats
+
+CAM_FROM_FRONTAL_HEAD = np.diag([1.0, -1.0, -1.0])
+"""Rotation of a face that looks straight into the camera."""
+
+
+@dataclass(frozen=True)
+class Rigid:
+    """A rotation followed by a translation: ``b_from_a.apply(points_in_a)``.
+
+    Raises ValueError when the shapes are wrong or the rotation is not a rotation.
+    """
+
+    rotation: Floats  # (3, 3) orthonormal, determinant one
+    translation: Floats  # (3,) metres
+
+    def __post_init__(self) -> None:
+        r = np.asarray(self.rotation, dtype=np.float64)
+        t = np.asarray(self.translation, dtype=np.float64)
+        if r.shape != (3, 3) or t.shape != (3,):
+            raise ValueError(f"Rigid wants (3, 3) and (3,), got {r.shape} and {t.shape}")
+        if not np.isfinite(r).all() or not np.isfinite(t).all():
+            raise ValueError("Rigid wants finite numbers")
+        if np.abs(r @ r.T - np.eye(3)).max() > 1e-4 or np.linalg.det(r) < 0:
+            raise ValueError("Rigid.rotation is not a rotation")
+        object.__setattr__(self, "rotation", r)
+        object.__setattr__(self, "translation", t)
+
+    def apply(self, points: Floats) -> Floats:
+        """Map (..., 3) points from frame a to frame b."""
+        return points @ self.rotation.T + self.translation
+
+    def inverse(self) -> Rigid:
+        """``a_from_b``."""
+        return Rigid(self.rotation.T, -self.rotation.T @ self.translation)
+
+    def __matmul__(self, other: Rigid) -> Rigid:
+        """``c_from_b @ b_from_a = c_from_a``."""
+        return Rigid(self.rotation @ other.rotation, self.apply(other.translation))
+
+
+def skew(v: Floats) -> Floats:
+    """(..., 3) vectors to (..., 3, 3) matrices with ``skew(a) @ b = a x b``."""
+    z = np.zeros_like(v[..., 0])
+    x, y, w = v[..., 0], v[..., 1], v[..., 2]
+    return np.stack(
+        [np.stack([z, -w, y], -1), np.stack([w, z, -x], -1), np.stack([-y, x, z], -1)], -2
+    )
+
+
+def rotation_from_vector(v: Floats) -> Floats:
+    """Rodrigues: (..., 3) axis times angle in radians to (..., 3, 3) rotations."""
+    v = np.asarray(v, dtype=np.float64)
+    angle = np.linalg.norm(v, axis=-1)[..., None, None]
+    k = skew(v)
+    small = angle < 1e-6
+    safe = np.where(small, 1.0, angle)
+    a = np.where(small, 1.0 - angle**2 / 6.0, np.sin(safe) / safe)
+    b = np.where(small, 0.5 - angle**2 / 24.0, (1.0 - np.cos(safe)) / safe**2)
+    return np.asarray(np.eye(3) + a * k + b * (k @ k))
+
+
+def rotation_from_angles(yaw: float, pitch: float, roll: float) -> Floats:
+    """``cam_from_head`` rotation of the pose angles in degrees, signs and order as in AFLW2000-3D's
+    ``Pose_Para``.
+
+    Source: the RotationMatrix of the 3DDFA / AFLW2000-3D release, R = Rx(pitch) Ry(yaw) Rz(roll) in
+    a y-up camera, brought to this project's y-down camera.
+    """
+    p, y, r = np.deg2rad([pitch, yaw, roll])
+    rx = np.array([[1, 0, 0], [0, np.cos(p), np.sin(p)], [0, -np.sin(p), np.cos(p)]])
+    ry = np.array([[np.cos(y), 0, -np.sin(y)], [0, 1, 0], [np.sin(y), 0, np.cos(y)]])
+    rz = np.array([[np.cos(r), np.sin(r), 0], [-np.sin(r), np.cos(r), 0], [0, 0, 1]])
+    return np.asarray(CAM_FROM_FRONTAL_HEAD @ rx @ ry @ rz)
+
+
+def angles_from_rotation(cam_from_head: Floats) -> tuple[float, float, float]:
+    """(yaw, pitch, roll) in degrees of a (3, 3) ``cam_from_head`` rotation; inverse of
+    ``rotation_from_angles``.
+
+    The inverse holds for yaw in (-90, 90); beyond it the same rotation is named by the other pitch
+    and roll.
+    """
+    m = CAM_FROM_FRONTAL_HEAD @ cam_from_head
+    yaw = np.arcsin(np.clip(-m[0, 2], -1.0, 1.0))
+    pitch = np.arctan2(m[1, 2], m[2, 2])
+    roll = np.arctan2(m[0, 1], m[0, 0])
+    return float(np.rad2deg(yaw)), float(np.rad2deg(pitch)), float(np.rad2deg(roll))
+
+
+def geodesic_degrees(a: Floats, b: Floats) -> Floats:
+    """Angle in degrees of the rotation between (..., 3, 3) rotations a and b."""
+    cosine = (np.einsum("...ij,...ij->...", a, b) - 1.0) / 2.0
+    return np.asarray(np.rad2deg(np.arccos(np.clip(cosine, -1.0, 1.0))))

@@ -1,0 +1,225 @@
+"""The 68 landmarks of iBUG / Multi-PIE, by name, in both jaw schemes.
+
+The *3D scheme* (AFLW2000-3D) fixes every landmark to the surface: the jaw points stay on the jaw
+line and may be hidden. The *2D scheme* (300-W) lets the 17 jaw points slide to the visible contour
+of the face. Left and right are the photographed person's own. Source of the numbering: Sagonas et
+al., "300 Faces in-the-Wild".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from dff.face.arrays import Bools, Floats, Ints
+
+
+def _names() -> tuple[str, ...]:
+    jaw = (
+        [f"jaw_right_{8 - i}" for i in range(8)]
+        + ["chin"]
+        + [f"jaw_left_{i + 1}" for i in range(8)]
+    )
+    brow = ["outer", "outer_mid", "mid", "inner_mid", "inner"]
+    brows = [f"brow_right_{n}" for n in brow] + [f"brow_left_{n}" for n in reversed(brow)]
+    nose = ["nose_bridge_1", "nose_bridge_2", "nose_bridge_3", "nose_tip"]
+    base = ["nostril_right_outer", "nostril_right_inner", "nose_base"]
+    base += ["nostril_left_inner", "nostril_left_outer"]
+    eye_r = ["outer", "upper_outer", "upper_inner", "inner", "lower_inner", "lower_outer"]
+    eye_l = ["inner", "upper_inner", "upper_outer", "outer", "lower_outer", "lower_inner"]
+    eyes = [f"eye_right_{n}" for n in eye_r] + [f"eye_left_{n}" for n in eye_l]
+    outer = ["mouth_right", "lip_upper_right_outer", "lip_upper_right_peak", "lip_upper_middle"]
+    outer += ["lip_upper_left_peak", "lip_upper_left_outer", "mouth_left", "lip_lower_left_outer"]
+    outer += ["lip_lower_left", "lip_lower_middle", "lip_lower_right", "lip_lower_right_outer"]
+    inner = ["mouth_inner_right", "lip_upper_inner_right", "lip_upper_inner_middle"]
+    inner += ["lip_upper_inner_left", "mouth_inner_left", "lip_lower_inner_left"]
+    inner += ["lip_lower_inner_middle", "lip_lower_inner_right"]
+    return tuple(jaw + brows + nose + base + eyes + outer + inner)
+
+
+NAMES: tuple[str, ...] = _names()
+JAW = slice(0, 17)
+INNER = slice(17, 68)
+Scheme = Literal["3d", "2d"]
+SCHEMES: tuple[Scheme, ...] = ("3d", "2d")
+OUTER_EYE_CORNERS = (NAMES.index("eye_right_outer"), NAMES.index("eye_left_outer"))
+
+
+def _mirror() -> Ints:
+    def other(name: str) -> str:
+        if "right" in name:
+            return name.replace("right", "left")
+        return name.replace("left", "right")
+
+    return np.array([NAMES.index(other(n)) for n in NAMES])
+
+
+MIRROR: Ints = _mirror()
+"""``points[MIRROR]`` renames the landmarks of a mirrored photo."""
+
+
+CONTOUR_STEPS = 12
+"""How many candidates ``contour_lines`` gives each jaw landmark."""
+
+CONTOUR_PATHS: tuple[tuple[tuple[float, float], ...], ...] = (
+    ((7.0, -4.2), (14.0, -6.4), (28.0, -9.0)),
+    ((7.0, -2.2), (13.0, -3.5), (36.0, -5.0)),
+    ((7.0, 3.7), (14.0, 3.6), (36.0, 4.0)),
+    ((5.0, 4.9), (12.0, 5.6), (34.0, 7.0)),
+    ((5.0, 7.3), (13.0, 9.2), (32.0, 13.0)),
+    ((4.0, 8.7), (15.0, 11.8), (27.0, 16.0)),
+    ((1.0, 5.7), (6.0, 8.9), (17.0, 17.0)),
+    ((0.0, 2.0), (1.0, 4.0), (6.0, 11.0)),
+    ((0.0, 3.0), (0.0, 6.0), (0.0, 12.0)),
+)
+"""How the jaw landmarks of the right side and the chin wander as the face turns away: millimetres
+inwards and up.
+
+Annotators spread the jaw points evenly over the contour they see, so that most of them climb as it
+comes forward. The first two places of each path are medians over the far sides of 300-W faces of 20
+to 30 and 30 to 60 degrees yaw.
+"""
+
+
+@dataclass(frozen=True)
+class LandmarkTable:
+    """Where the landmarks lie on a model.
+
+    The annotators of the two schemes differ in more than the jaw: they end the brows and begin the
+    nose elsewhere. Raises ValueError when the shapes are wrong.
+    """
+
+    vertex: Ints  # (68,) vertex of each landmark in the 3D scheme
+    # (17, L) candidate vertices of each jaw landmark in the 2D scheme, from the jaw line inwards
+    contour: Ints
+    inner: Ints = field(
+        default_factory=lambda: np.empty(0, np.int64)
+    )  # (51,) the 2D scheme's others; or as in the 3D
+
+    def __post_init__(self) -> None:
+        if self.vertex.shape != (68,) or self.contour.ndim != 2 or len(self.contour) != 17:
+            raise ValueError(
+                f"LandmarkTable wants (68,) and (17, L): {self.vertex.shape}, {self.contour.shape}"
+            )
+        if len(self.inner) == 0:
+            object.__setattr__(self, "inner", self.vertex[INNER])
+        if self.inner.shape != (51,):
+            raise ValueError(f"LandmarkTable.inner wants (51,): {self.inner.shape}")
+
+    @property
+    def used(self) -> Ints:
+        """(U,) every vertex that a landmark may take, in order."""
+        return np.unique(np.concatenate([self.vertex, self.contour.ravel(), self.inner]))
+
+    def contour_vertices(self, vertices_px: Floats, template: Floats) -> Ints:
+        """(68,) vertices of the 2D scheme for a face whose vertices project to (V, 2)
+        ``vertices_px``.
+
+        Each jaw landmark takes, of its candidates, the one that lies furthest out. "Out" is
+        sideways, for the chin and its neighbours away from the middle of the frontal ``template``
+        (V, 3), turned with the face in the image.
+        """
+        frontal = template[self.vertex][:, :2] * np.array([1.0, -1.0])
+        seen = vertices_px[self.vertex]
+        # In-plane turn of the face: the direction from the chin to the brows on the template and in
+        # the image.
+        up_t = frontal[17:27].mean(0) - frontal[6:11].mean(0)
+        up_p = seen[17:27].mean(0) - seen[6:11].mean(0)
+        c = float(up_t @ up_p)
+        s = float(up_t[0] * up_p[1] - up_t[1] * up_p[0])
+        norm = np.hypot(c, s) or 1.0
+        turn = np.array([[c, -s], [s, c]]) / norm
+        out = frontal[JAW] - frontal[27:31].mean(0)
+        out[[*range(7), *range(10, 17)], 1] = 0.0  # the sides slide with yaw, the chin with pitch
+        out = out @ turn.T
+        reach = np.einsum("jlc,jc->jl", vertices_px[self.contour], out)
+        chosen = np.take_along_axis(self.contour, reach.argmax(1)[:, None], 1)[:, 0]
+        return np.concatenate([chosen, self.inner])
+
+
+@dataclass(frozen=True)
+class Habit:
+    """Where annotators put the landmarks, measured from the vertices that carry them on a fitted
+    face.
+
+    Where a brow ends and how deep the jaw line lies is a matter of habit; and fits of photos miss
+    some points in the same way every time. Tables of ``SCHEMES`` in the ``head`` frame, so that
+    they turn and grow with the face. Raises ValueError for other shapes, and for numbers that are
+    not finite.
+    """
+
+    offset: Floats = field(default_factory=lambda: np.zeros((2, 68, 3)))  # metres
+    response: Floats = field(
+        default_factory=lambda: np.zeros((2, 68, 3, 0))
+    )  # metres for each coefficient; or none
+
+    def __post_init__(self) -> None:
+        if (
+            self.offset.shape != (2, 68, 3)
+            or self.response.shape[:3] != (2, 68, 3)
+            or self.response.ndim != 4
+        ):
+            raise ValueError(
+                f"Habit wants (2, 68, 3) and (2, 68, 3, C): {self.offset.shape}, {self.response.shape}"
+            )
+        if not (np.isfinite(self.offset).all() and np.isfinite(self.response).all()):
+            raise ValueError("a habit holds numbers that are not finite")
+
+    def of(self, scheme: Scheme, coefficients: Floats) -> Floats:
+        """(68, 3) metres by which the landmarks of a face of (C,) identity, then expression lie off
+        their vertices.
+        """
+        number = SCHEMES.index(scheme)
+        if self.response.shape[3] == 0:
+            return np.asarray(self.offset[number])
+        return np.asarray(self.offset[number] + self.response[number] @ coefficients)
+
+    @property
+    def none(self) -> bool:
+        """Whether the landmarks lie on their vertices."""
+        return not (self.offset.any() or self.response.any())
+
+
+def contour_lines(template: Floats, vertex: Ints, mirror: Ints, usable: Bools) -> Ints:
+    """(17, L) candidates of the visible contour: from each jaw vertex along ``CONTOUR_PATHS`` over
+    the cheek.
+
+    ``template`` (V, 3) metres in ``head``, ``vertex`` (68,) the 3D scheme, ``usable`` (V,) marks
+    the skin.
+    """
+    rows = np.flatnonzero(usable & (template[:, 2] > template[vertex[JAW], 2].min() - 0.01))
+    lines = np.empty((17, CONTOUR_STEPS), np.int64)
+    for j, path in enumerate(CONTOUR_PATHS):
+        corners = template[vertex[j], :2] + 0.001 * np.array([(0.0, 0.0), *path])
+        along = np.linspace(0, len(path), CONTOUR_STEPS)
+        aims = np.stack(
+            [np.interp(along, np.arange(len(corners)), corners[:, c]) for c in (0, 1)], axis=1
+        )
+        flat = np.linalg.norm(template[rows, :2][None] - aims[:, None], axis=2)
+        # Of the vertices that are nearly as near in the frontal view, the front one is on the skin
+        # that is seen.
+        lines[j] = rows[(flat - 0.2 * template[rows, 2]).argmin(1)]
+        lines[j, 0] = vertex[j]
+    for j in range(8):
+        lines[MIRROR[j]] = mirror[lines[j]]
+        lines[MIRROR[j], 0] = vertex[MIRROR[j]]
+    return lines
+
+
+def nme_box(found: Floats, truth: Floats) -> float:
+    """Mean distance of (N, 2) points over sqrt(w * h) of the box of ``truth`` (all its points): a
+    fraction.
+    """
+    w, h = truth.max(0) - truth.min(0)
+    return float(np.linalg.norm(found - truth, axis=1).mean() / np.sqrt(w * h))
+
+
+def nme_iod(found: Floats, truth: Floats, points: slice = slice(0, 68)) -> float:
+    """Mean distance of the chosen ``points`` of (68, 2) landmarks over the distance of the outer
+    eye corners.
+    """
+    a, b = OUTER_EYE_CORNERS
+    iod = np.linalg.norm(truth[a] - truth[b])
+    return float(np.linalg.norm(found[points] - truth[points], axis=1).mean() / iod)

@@ -1,0 +1,182 @@
+"""A 3D morphable face model: coefficients to vertices, with its priors and tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from dff.face.arrays import Floats, Ints
+from dff.face.geometry.mesh import SurfacePoints
+from dff.face.model.deformation import smooth_fields
+from dff.face.model.landmarks import NAMES, LandmarkTable
+
+DEFORMED, REACH = (
+    0.003,
+    0.05,
+)  # metres: a deformation's deviation at the middle, and over which distance it changes
+PLACES, FIELDS = (
+    600,
+    16,
+)  # vertices that choose the deformations' functions, and how many of each parity
+FINELY, FINE_REACH = (
+    0.0015,
+    0.02,
+)  # metres: as above, of what is finer: a nose's bridge, a chin, a brow ridge
+FINE_PLACES, FINE_FIELDS = 900, 64
+FINE_WITHIN = 0.11  # metres from the nose's tip; there is no face beyond
+ASYMMETRY = (
+    0.35  # deviation of what a deformation does to one half of the face alone, over that of both
+)
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Where a face lies in a model's space. Raises ValueError when not finite."""
+
+    # (K,) standard deviations; of more than the model has, the rest are of its ``deformations``
+    identity: Floats
+    expression: Floats  # (E,) activations: 0 neutral, 1 the full unit
+
+    def __post_init__(self) -> None:
+        for name in ("identity", "expression"):
+            value = np.asarray(getattr(self, name), dtype=np.float64)
+            if value.ndim != 1 or not np.isfinite(value).all():
+                raise ValueError(f"Coefficients.{name} must be one finite row")
+            object.__setattr__(self, name, value)
+
+
+@dataclass(
+    frozen=True, eq=False
+)  # a model is equal to itself alone, which lets what follows from it be cached
+class MorphableModel:
+    """A linear face model in the ``head`` frame, in metres.
+
+    vertices = template + identity coefficients @ identity + expression coefficients @ expression
+    (Blanz and Vetter 1999; expression units as in FACS / ARKit). Raises ValueError when tables
+    disagree.
+    """
+
+    name: str
+    licence: str  # SPDX name or the licence's own
+    provenance: str  # sources and how the model was made, for people
+    template: Floats  # (V, 3) metres
+    identity: Floats  # (K, V, 3) metres for one standard deviation
+    expression: Floats  # (E, V, 3) metres at full activation
+    expression_names: tuple[str, ...]
+    expression_sd: Floats  # (E,) prior standard deviation of each activation
+    faces: Ints  # (F, 3) int32, counter-clockwise from outside
+    uv: Floats  # (T, 2) in [0, 1]: u right, v down the texture image
+    uv_faces: Ints  # (F, 3) int32 rows of uv
+    region: Ints  # (F,) uint8 rows of region_names
+    region_names: tuple[str, ...]
+    landmarks: LandmarkTable
+    mirror: Ints = field(repr=False)  # (V,) vertex at the mirrored place
+
+    def __post_init__(self) -> None:
+        v = len(self.template)
+        if self.identity.shape[1:] != (v, 3) or self.expression.shape[1:] != (v, 3):
+            raise ValueError("basis and template disagree about the vertices")
+        if len(self.expression_names) != len(self.expression) or len(self.expression_sd) != len(
+            self.expression
+        ):
+            raise ValueError("expression names, prior and basis disagree")
+        if self.faces.shape != self.uv_faces.shape or len(self.region) != len(self.faces):
+            raise ValueError("triangles, uv triangles and regions disagree")
+        if self.faces.min() < 0 or self.faces.max() >= v or self.mirror.shape != (v,):
+            raise ValueError("a triangle or mirror entry names no vertex")
+
+    def vertices(self, coefficients: Coefficients) -> Floats:
+        """(V, 3) metres in ``head``; fewer coefficients than modes leave the rest at zero."""
+        identity, off = np.split(coefficients.identity, [len(self.identity)])
+        k, e = len(identity), len(coefficients.expression)
+        if e > len(self.expression) or (len(off) and len(off) > len(self.deformations)):
+            modes = f"{len(self.identity)} (+ {len(self.deformations)}) + {len(self.expression)}"
+            raise ValueError(f"{self.name} has {modes} modes, got {k + len(off)} + {e}")
+        out = self.template.astype(np.float64).ravel()
+        dtype = self.identity.dtype
+        out = out + identity.astype(dtype) @ self.identity[:k].reshape(k, out.size)
+        if len(off):
+            out = out + off.astype(dtype) @ self.deformations[: len(off)].reshape(
+                len(off), out.size
+            )
+        return np.asarray(out.reshape(-1, 3) + self.motion(coefficients.expression))
+
+    @cached_property
+    def deformations(self) -> Floats:
+        """(M, V, 3) metres for one standard deviation: smooth, and none of them an identity's.
+
+        Gaussian processes over the template (``dff.face.model.deformation``), mostly alike on both
+        sides of the face: first a coarse one, of the whole head, then a fine one, of the face.
+        Without the second a stranger's nose and chin are out of reach: fitted to ICT-FaceKit's
+        people, the coarse one's coefficients are 3.9 in the mean square's root, and 1.0 beside the
+        fine one's 1.6. The deviation of each along y and z falls from the whole at the middle to
+        three quarters of it at the sides.
+        """
+        tip = self.template[self.landmarks.vertex[NAMES.index("nose_tip")]]
+        face = np.flatnonzero(np.linalg.norm(self.template - tip, axis=1) < FINE_WITHIN)
+        out = []
+        for among, places, reach, count, deviation in (
+            (np.arange(len(self.template)), PLACES, REACH, FIELDS, DEFORMED),
+            (face, FINE_PLACES, FINE_REACH, FINE_FIELDS, FINELY),
+        ):
+            vertex = among[np.linspace(0, len(among) - 1, min(places, len(among))).astype(np.int64)]
+            for parity in (1, -1):
+                fields = deviation * smooth_fields(
+                    self.template, vertex, reach=reach, count=count, parity=parity
+                )
+                # Mirrored faces stay themselves where x is odd, y and z even.
+                axes = np.diag([ASYMMETRY, 1.0, 1.0] if parity > 0 else [1.0, ASYMMETRY, ASYMMETRY])
+                out.append(
+                    np.einsum("fv,cd->fcvd", fields, axes).reshape(-1, len(self.template), 3)
+                )
+        return np.concatenate(out).astype(self.identity.dtype)
+
+    def motion(self, expression: Floats) -> Floats:
+        """(V, 3) metres by which (E,) activations move a face from rest.
+
+        Only the units in use are read: most rest, and all together no processor's cache holds.
+        """
+        used = np.flatnonzero(expression)
+        basis = self.expression[used].reshape(len(used), self.template.size)
+        return np.asarray((expression[used].astype(basis.dtype) @ basis).reshape(-1, 3))
+
+    def neutral(self) -> Coefficients:
+        """The mean face at rest."""
+        return Coefficients(np.zeros(len(self.identity)), np.zeros(len(self.expression)))
+
+    def triangles_of(self, *regions: str) -> Ints:
+        """(N,) triangles of the named regions; ValueError for a name that the model does not
+        have.
+        """
+        missing = set(regions) - set(self.region_names)
+        if missing:
+            raise ValueError(
+                f"{self.name} has no region {sorted(missing)}; it has {self.region_names}"
+            )
+        return np.flatnonzero(np.isin(self.region, [self.region_names.index(r) for r in regions]))
+
+    def basis_at(
+        self, points: SurfacePoints, identities: int, expressions: int
+    ) -> tuple[Floats, Floats]:
+        """The model restricted to (N,) surface points: (N, 3) mean and (N, 3, K + E) linear basis,
+        float64.
+        """
+        corners = self.faces[points.triangle]
+        w = points.barycentric
+        mean = np.einsum("nk,nkc->nc", w, self.template[corners])
+        ids = np.einsum("nk,mnkc->ncm", w, self.identity[:identities][:, corners])
+        exps = np.einsum("nk,mnkc->ncm", w, self.expression[:expressions][:, corners])
+        return mean.astype(np.float64), np.concatenate([ids, exps], axis=2).astype(np.float64)
+
+    def basis_of_vertices(
+        self, vertices: Ints, identities: int, expressions: int
+    ) -> tuple[Floats, Floats]:
+        """The model restricted to (N,) vertices: (N, 3) mean and (N, 3, K + E) linear basis,
+        float64.
+        """
+        ids = np.moveaxis(self.identity[:identities][:, vertices], 0, 2)
+        exps = np.moveaxis(self.expression[:expressions][:, vertices], 0, 2)
+        basis = np.concatenate([ids, exps], axis=2).astype(np.float64)
+        return self.template[vertices].astype(np.float64), basis

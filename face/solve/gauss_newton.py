@@ -1,0 +1,250 @@
+"""Fit pose and shape to points in images: robust Gauss-Newton, many faces at once.
+
+The model is ``px = scale * (x, y) / (1 + nearness * z) + centre`` of ``rotation @ (mean + basis @
+coefficients)``, as ``NearPerspective`` sees it; without a nearness the camera is infinitely far,
+weak perspective. Every array has a leading batch axis B; points N; coefficients P (identity then
+expression). The energy of a face is
+
+    sum_n weight_n * rho(|residual_n| / noise) + sum_p ((coefficient_p - prior_p) / sd_p)^2
+
+with Geman-McClure's rho, so ``noise`` (pixels) is both the scale of the data term and where
+outliers begin. Sources: Black and Rangarajan 1996 (robust re-weighting), Dementhon and Davis 1995
+(scaled orthography).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dff.face.arrays import Bools, Floats, Ints
+from dff.face.geometry.camera import WeakPerspective
+from dff.face.geometry.transform import Rigid, rotation_from_vector, skew
+
+POSE = 6  # log scale, rotation vector, centre
+
+
+@dataclass(frozen=True)
+class FaceState:
+    """Pose and shape of B faces. Raises ValueError when the shapes disagree."""
+
+    scale: Floats  # (B,) pixels per metre
+    rotation: Floats  # (B, 3, 3) cam_from_head
+    centre: Floats  # (B, 2) pixels, where the head's origin falls
+    coefficients: Floats  # (B, P) identity then expression
+
+    def __post_init__(self) -> None:
+        b = len(self.scale)
+        if (
+            self.rotation.shape != (b, 3, 3)
+            or self.centre.shape != (b, 2)
+            or len(self.coefficients) != b
+        ):
+            raise ValueError("FaceState fields disagree about the batch")
+
+    def camera(self, face: int) -> WeakPerspective:
+        return WeakPerspective(float(self.scale[face]), self.centre[face])
+
+    def cam_from_head(self, face: int) -> Rigid:
+        return Rigid(self.rotation[face], np.zeros(3))
+
+    def __getitem__(self, rows: slice | Ints | Bools) -> FaceState:
+        return FaceState(
+            self.scale[rows], self.rotation[rows], self.centre[rows], self.coefficients[rows]
+        )
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Points of which only the distance from a line is known: C of each of B faces."""
+
+    mean: Floats  # (B, C, 3) metres
+    basis: Floats  # (B, C, 3, P)
+    targets: Floats  # (B, C, 2) pixels, anywhere on the lines
+    normal: Floats  # (B, C, 2) unit vectors across them
+    weights: Floats  # (B, C)
+
+
+def shape_of(mean: Floats, basis: Floats, coefficients: Floats) -> Floats:
+    """(B, N, 3) head points of (N, 3) or (B, N, 3) mean, (N, 3, P) or (B, N, 3, P) basis, (B, P)
+    coefficients.
+    """
+    flat = basis.reshape(*basis.shape[:-3], basis.shape[-3] * 3, basis.shape[-1])
+    moved = np.matmul(flat, coefficients[..., None])[..., 0]
+    return np.asarray(mean + moved.reshape(len(coefficients), -1, 3))
+
+
+def project(state: FaceState, points: Floats, nearness: Floats | None = None) -> Floats:
+    """(B, N, 2) pixels of (B, N, 3) head points; (B,) ``nearness`` of the cameras, 1 / metres."""
+    seen = points @ np.swapaxes(state.rotation, 1, 2)
+    if nearness is not None:
+        seen[..., :2] /= 1.0 + nearness[:, None, None] * seen[..., 2:]
+    return np.asarray(seen[..., :2] * state.scale[:, None, None] + state.centre[:, None])
+
+
+def jacobian(
+    state: FaceState, mean: Floats, basis: Floats, nearness: Floats | None = None
+) -> tuple[Floats, Floats]:
+    """(B, N, 2) projections and their (B, N, 2, 6 + P) derivatives.
+
+    The columns are: log scale, rotation vector applied on the left (``exp(w) @ rotation``), centre,
+    coefficients. ``nearness`` as in ``project``.
+    """
+    if nearness is not None:
+        return _near_jacobian(state, mean, basis, nearness)
+    points = shape_of(mean, basis, state.coefficients)
+    b, n, _ = points.shape
+    turned = points @ np.swapaxes(state.rotation, 1, 2)
+    scale = state.scale[:, None, None]
+    px = turned[..., :2] * scale + state.centre[:, None]
+    out = np.empty((b, n, 2, POSE + state.coefficients.shape[1]))
+    out[..., 0] = turned[..., :2] * scale
+    out[..., 1:4] = -skew(turned)[..., :2, :] * scale[..., None]
+    out[..., 4:6] = np.eye(2)
+    rows = state.rotation[:, :2] * scale  # (B, 2, 3)
+    if basis.ndim == 3:
+        side_by_side = np.ascontiguousarray(np.moveaxis(basis, 1, 0)).reshape(3, -1)
+        out[..., POSE:] = np.moveaxis((rows @ side_by_side).reshape(b, 2, n, -1), 1, 2)
+    else:
+        out[..., POSE:] = np.matmul(rows[:, None], basis)
+    return px, out
+
+
+def _near_jacobian(
+    state: FaceState, mean: Floats, basis: Floats, nearness: Floats
+) -> tuple[Floats, Floats]:
+    points = shape_of(mean, basis, state.coefficients)
+    turned = points @ np.swapaxes(state.rotation, 1, 2)
+    away = 1.0 / (1.0 + nearness[:, None] * turned[..., 2])
+    scale = (state.scale[:, None] * away)[..., None]
+    across = turned[..., :2] * scale
+    inward = (across * (nearness[:, None] * away)[..., None])[
+        ..., None
+    ]  # by how much a point slides for each metre off
+    out = np.empty((*turned.shape[:2], 2, POSE + state.coefficients.shape[1]))
+    out[..., 0] = across
+    turns = -skew(turned)
+    out[..., 1:4] = turns[..., :2, :] * scale[..., None] - inward * turns[..., 2:, :]
+    out[..., 4:6] = np.eye(2)
+    rows = (
+        state.rotation[:, None, :2] * scale[..., None] - inward * state.rotation[:, None, 2:]
+    )  # (B, N, 2, 3)
+    out[..., POSE:] = np.matmul(rows, basis)
+    return across + state.centre[:, None], out
+
+
+def moved(state: FaceState, delta: Floats) -> FaceState:
+    """The state after (B, 6 + P) ``delta`` in the columns of ``jacobian``."""
+    return FaceState(
+        state.scale * np.exp(np.clip(delta[:, 0], -1.0, 1.0)),
+        rotation_from_vector(delta[:, 1:4]) @ state.rotation,
+        state.centre + delta[:, 4:6],
+        state.coefficients + delta[:, POSE:],
+    )
+
+
+def robust_weights(residual: Floats, noise: Floats) -> Floats:
+    """(B, N) Geman-McClure weights of (B, N, 2) residuals for (B,) noise in pixels."""
+    square = (residual**2).sum(-1) / noise[:, None] ** 2
+    return np.asarray(1.0 / (1.0 + square) ** 2)
+
+
+def step(
+    state: FaceState,
+    mean: Floats,
+    basis: Floats,
+    targets: Floats,
+    weights: Floats,
+    *,
+    noise: Floats,
+    prior: Floats,
+    prior_sd: Floats,
+    nearness: Floats | None = None,
+    lines: Lines | None = None,
+    damping: float = 1e-6,
+) -> FaceState:
+    """One damped Gauss-Newton step towards (B, N, 2) ``targets`` with (B, N) ``weights``, and
+    towards ``lines``.
+
+    ``noise`` (B,) pixels; ``prior`` and ``prior_sd`` (P,) or (B, P). A coefficient of zero sd stays
+    where it is. ``nearness`` as in ``project``.
+    """
+    px, jac = jacobian(state, mean, basis, nearness)
+    across = None if lines is None else (lines, *jacobian(state, lines.mean, lines.basis, nearness))
+    hessian, gradient = normal_equations(targets - px, jac, weights, noise, across)
+    frozen = np.broadcast_to(prior_sd, state.coefficients.shape) <= 0
+    precision = np.where(frozen, 1e12, 1.0 / np.where(frozen, 1.0, prior_sd) ** 2)
+    diagonal = np.arange(hessian.shape[1])
+    hessian[:, diagonal, diagonal] *= 1.0 + damping
+    hessian[:, diagonal, diagonal] += 1e-9
+    hessian[:, diagonal[POSE:], diagonal[POSE:]] += precision
+    pull = np.where(frozen, 0.0, prior - state.coefficients)
+    gradient[:, POSE:] += precision * pull
+    return moved(state, np.linalg.solve(hessian, gradient[..., None])[..., 0])
+
+
+def normal_equations(
+    residual: Floats,
+    jac: Floats,
+    weights: Floats,
+    noise: Floats,
+    across: tuple[Lines, Floats, Floats] | None = None,
+) -> tuple[Floats, Floats]:
+    """(B, Q, Q) Gauss-Newton matrix and (B, Q) gradient of the data term, of (B, N, 2) residuals
+    and their derivatives.
+
+    (B, N, 2, Q) ``jac``. ``across``: lines, the (B, C, 2) pixels of their points and these' (B, C,
+    2, Q) derivatives.
+    """
+    b, n, _, q = jac.shape
+    w = weights * robust_weights(residual, noise) / noise[:, None] ** 2
+    hessian, gradient = _moments(
+        jac.reshape(b, 2 * n, q), residual.reshape(b, 2 * n), np.repeat(w, 2, axis=1)
+    )
+    if across is not None:
+        lines, px, turns = across
+        away = ((lines.targets - px) * lines.normal).sum(-1)
+        w = lines.weights * robust_weights(away[..., None], noise) / noise[:, None] ** 2
+        more = _moments(np.matmul(lines.normal[:, :, None], turns)[:, :, 0], away, w)
+        hessian, gradient = hessian + more[0], gradient + more[1]
+    return hessian, gradient
+
+
+def _moments(rows: Floats, residual: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    weighted = np.swapaxes(rows * weights[..., None], 1, 2)
+    return weighted @ rows, (weighted @ residual[..., None])[..., 0]
+
+
+def initial_pose(mean: Floats, targets: Floats, weights: Floats, coefficients: int) -> FaceState:
+    """Closed-form scaled-orthographic pose of (N, 3) or (B, N, 3) ``mean`` from (B, N, 2)
+    ``targets``.
+
+    (B, N) ``weights``; the coefficients start at zero. Needs four points that do not lie in a plane
+    with weight.
+    """
+    b, n, _ = targets.shape
+    points = np.broadcast_to(mean, (b, n, 3))
+    homogeneous = np.concatenate([points, np.ones((b, n, 1))], axis=2)
+    weighted = np.swapaxes(homogeneous * weights[..., None], 1, 2)
+    return pose_from_moments(weighted @ homogeneous, weighted @ targets, coefficients)
+
+
+def pose_from_moments(points: Floats, targets: Floats, coefficients: int) -> FaceState:
+    """``initial_pose`` from sums over points p = (x, y, z, 1): (B, 4, 4) of weight p p^T, (B, 4, 2)
+    of weight p t^T.
+    """
+    b = len(points)
+    trace = np.trace(points, axis1=1, axis2=2)
+    normal = points + 1e-7 * trace[:, None, None] * np.diag([1.0, 1.0, 1.0, 0.0])
+    affine = np.linalg.solve(normal, targets)  # (B, 4, 2)
+    rows = np.swapaxes(affine[:, :3], 1, 2)  # (B, 2, 3)
+    u, s, vt = np.linalg.svd(rows, full_matrices=False)
+    flat = u @ vt
+    third = np.cross(flat[:, 0], flat[:, 1])
+    rotation = np.concatenate([flat, third[:, None]], axis=1)
+    scale = np.maximum(s.mean(1), 1e-6)
+    # The mean offset between the targets and the turned points.
+    turned = scale[:, None] * np.einsum("bij,bj->bi", flat, points[:, 3, :3])
+    centre = (targets[:, 3] - turned) / np.maximum(points[:, 3, 3], 1e-12)[:, None]
+    return FaceState(scale, rotation, centre, np.zeros((b, coefficients)))

@@ -1,0 +1,185 @@
+"""The outside of a head as a map of directions: where things that are worn touch it, whatever the
+identity.
+
+Directions are unit vectors in head from a point inside the skull. Ears are left out, so that the
+map is the smooth surface under hair and hats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from dff.face.arrays import Floats, Ints
+from dff.face.geometry.camera import WeakPerspective
+from dff.face.geometry.mesh import SurfacePoints
+from dff.face.model.morphable import MorphableModel
+from dff.face.render.frame import render
+
+ROWS, COLUMNS = 60, 120  # of the map: 3 degrees each
+SKIN = ("face", "neck", "scalp", "lips", "brows", "eyes")
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """The map of a model: the surface point under each direction.
+
+    Row by row from the top; azimuth 0, before the face, is in the middle of a row.
+    """
+
+    points: SurfacePoints  # (ROWS * COLUMNS,)
+    ring: Ints  # (ROWS * COLUMNS,) the nearest vertex of the model
+    # (COLUMNS,) radians from the top at which the scalp ends; none has a scalp that ends at the top
+    hairline: Floats
+
+    @staticmethod
+    def of(model: MorphableModel) -> Chart:
+        names = [n for n in SKIN if n in model.region_names]
+        chosen = model.triangles_of(*names)
+        relative = model.template.astype(np.float64) - middle_of(model, model.template)
+        radius = np.linalg.norm(relative, axis=1)
+        azimuth = np.arctan2(relative[:, 0], relative[:, 2])
+        polar = np.arccos(np.clip(relative[:, 1] / np.maximum(radius, 1e-9), -1.0, 1.0))
+        flat = np.stack(
+            [azimuth * COLUMNS / (2 * np.pi) + COLUMNS / 2, polar * ROWS / np.pi], axis=1
+        )
+        # The map is seen from outside: what is farther from the middle is nearer. Triangles across
+        # the seam at the back are drawn at both of its ends, the triangle round the top is left to
+        # its neighbours.
+        faces = model.faces[chosen]
+        columns = flat[faces, 0]
+        across = np.ptp(columns, axis=1) > COLUMNS / 2
+        shifted = np.where(columns[across] < COLUMNS / 2, COLUMNS, 0) + columns[across]
+        corners = np.concatenate(
+            [flat[faces[~across]], *(_at(flat[faces[across]], shifted - s) for s in (0, COLUMNS))]
+        )
+        depth = 1.0 - np.concatenate(
+            [radius[faces[~across]], radius[faces[across]], radius[faces[across]]]
+        )
+        number = np.concatenate([chosen[~across], chosen[across], chosen[across]])
+        soup = np.concatenate([corners, depth[..., None]], axis=2).reshape(-1, 3)
+        frame = render(
+            soup,
+            np.arange(len(soup)).reshape(-1, 3),
+            WeakPerspective(1.0, np.zeros(2)),
+            (ROWS, COLUMNS),
+        )
+        _, label = cv2.distanceTransformWithLabels(
+            np.tile(~frame.mask, (1, 3)).astype(np.uint8),
+            cv2.DIST_L2,
+            5,
+            labelType=cv2.DIST_LABEL_PIXEL,
+        )
+        source = np.zeros(label.max() + 1, dtype=np.int64)
+        whole = np.tile(np.arange(ROWS * COLUMNS).reshape(ROWS, COLUMNS), (1, 3))
+        seen = np.tile(frame.mask, (1, 3))
+        source[label[seen]] = whole[seen]
+        row = source[label[:, COLUMNS : 2 * COLUMNS]].ravel()
+        triangle, weight = (
+            number[frame.triangle.ravel()[row]],
+            frame.barycentric.reshape(-1, 3)[row].astype(np.float64),
+        )
+        points = SurfacePoints(triangle, weight / weight.sum(1, keepdims=True))
+        nearest = model.faces[triangle, weight.argmax(1)]
+        return Chart(points, nearest, _hairline(model, triangle.reshape(ROWS, COLUMNS)))
+
+    def on(self, model: MorphableModel, neutral: Floats) -> Skull:
+        """The map of a face with (V, 3) vertices at rest."""
+        places = self.points.of(neutral, model.faces).reshape(ROWS, COLUMNS, 3)
+        return Skull(self, middle_of(model, neutral), np.ascontiguousarray(places))
+
+
+def _at(corners: Floats, columns: Floats) -> Floats:
+    return np.stack([columns, corners[..., 1]], axis=-1)
+
+
+def _hairline(model: MorphableModel, triangle: NDArray[np.int64]) -> Floats:
+    if "scalp" not in model.region_names:
+        return np.zeros(COLUMNS)
+    scalp = model.region[triangle] == model.region_names.index("scalp")
+    last = np.where(scalp.any(0), ROWS - 1 - scalp[::-1].argmax(0), 0)
+    kernel = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9.0
+    smooth = np.convolve(np.concatenate([last[-2:], last, last[:2]]), kernel, mode="valid")
+    return np.asarray((smooth + smooth[::-1]) / 2.0 * np.pi / ROWS)
+
+
+def middle_of(model: MorphableModel, vertices: Floats) -> Floats:
+    """(3,) the point inside the skull that directions start from, between the ears."""
+    jaw = vertices[model.landmarks.vertex[[0, 16]]].astype(np.float64)
+    breadth = float(np.linalg.norm(jaw[1] - jaw[0]))
+    return np.asarray(jaw.mean(0) + breadth * np.array([0.0, 0.12, -0.15]))
+
+
+@dataclass(frozen=True, eq=False)
+class Skull:
+    """The map of one face."""
+
+    chart: Chart
+    middle: Floats  # (3,) head
+    places: Floats  # (ROWS, COLUMNS, 3) head
+
+    def at(self, azimuth: Floats, polar: Floats) -> Floats:
+        """(..., 3) surface points under directions: radians to the face's left, radians from the
+        top.
+        """
+        row = np.clip(polar * (ROWS / np.pi) - 0.5, 0.0, ROWS - 1.001)
+        column = (azimuth * (COLUMNS / (2 * np.pi)) + COLUMNS / 2 - 0.5) % COLUMNS
+        top, left = row.astype(np.int64), column.astype(np.int64) % COLUMNS
+        right = (left + 1) % COLUMNS
+        fy, fx = (row - top)[..., None], (column - np.floor(column))[..., None]
+        p = self.places
+        upper = p[top, left] * (1 - fx) + p[top, right] * fx
+        lower = p[top + 1, left] * (1 - fx) + p[top + 1, right] * fx
+        return np.asarray(upper * (1 - fy) + lower * fy)
+
+    def towards(self, direction: Floats) -> Floats:
+        """(..., 3) surface points under (..., 3) directions of any length."""
+        return self.at(*angles_of(direction))
+
+    def vertex(self, azimuth: Floats, polar: Floats) -> Ints:
+        """(...) the model's vertex nearest to what lies under directions."""
+        row = np.clip((polar * (ROWS / np.pi)).astype(np.int64), 0, ROWS - 1)
+        column = (
+            np.floor(azimuth * (COLUMNS / (2 * np.pi)) + COLUMNS / 2).astype(np.int64) % COLUMNS
+        )
+        return np.asarray(self.chart.ring.reshape(ROWS, COLUMNS)[row, column])
+
+    def hairline(self, azimuth: Floats) -> Floats:
+        """(...) radians from the top at which the scalp ends."""
+        column = (azimuth * (COLUMNS / (2 * np.pi)) + COLUMNS / 2 - 0.5) % COLUMNS
+        left = column.astype(np.int64) % COLUMNS
+        share = column - np.floor(column)
+        line = self.chart.hairline
+        return np.asarray(line[left] * (1 - share) + line[(left + 1) % COLUMNS] * share)
+
+    def depth_of(self, points: Floats) -> Floats:
+        """(N,) metres by which (N, 3) points lie inside the head, along their direction; negative
+        outside.
+        """
+        away = points - self.middle
+        surface = self.towards(away) - self.middle
+        return np.asarray(np.linalg.norm(surface, axis=-1) - np.linalg.norm(away, axis=-1))
+
+
+def angles_of(direction: Floats) -> tuple[Floats, Floats]:
+    """Azimuth and polar angle, radians, of (..., 3) directions of any length."""
+    x, y, z = np.moveaxis(np.asarray(direction, dtype=np.float64), -1, 0)
+    return np.arctan2(x, z), np.arctan2(np.hypot(x, z), y)
+
+
+def direction_of(azimuth: Floats, polar: Floats) -> Floats:
+    """(..., 3) unit directions of angles in radians."""
+    s = np.sin(polar)
+    return np.stack(
+        [s * np.sin(azimuth), np.cos(polar) + 0.0 * azimuth, s * np.cos(azimuth)], axis=-1
+    )
+
+
+@lru_cache(maxsize=4)
+def chart_of(model: MorphableModel) -> Chart:
+    """The chart of a model; the last few are kept."""
+    return Chart.of(model)

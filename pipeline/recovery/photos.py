@@ -1,0 +1,125 @@
+"""Photos with their 68 landmarks, read from storage under limits.
+
+A photo is an image file with an iBUG ``.pts`` (2D scheme) or an AFLW2000-3D ``.mat`` (3D scheme) of
+the same name beside it. Landmarks refer to the pixels as they are stored: an EXIF orientation is
+deliberately not applied, since the annotators of both sets worked on the stored pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+import numpy as np
+
+from dff.face.arrays import Bytes, Floats
+from dff.face.errors import BadLandmarks, BadPhoto
+from dff.infra.images import decode
+from dff.infra.landmark_files import parse_mat, parse_pts
+from dff.infra.storage import Storage
+
+Scheme = Literal["2d", "3d"]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MIN_SIDE = 16
+FAR_OUTSIDE = 0.5  # of the image's longer side: how far beyond the border a landmark may be guessed
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoRef:
+    """Where a photo and its landmarks lie in a storage."""
+
+    id: str  # the image's key without its suffix
+    image_key: str
+    landmark_key: str | None  # None when no landmark file lies beside the image
+    # bytes of both: another file in the place of one is, nearly always, seen as another input
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photo. Raises ValueError when the shapes are wrong."""
+
+    id: str
+    pixels: Bytes  # (H, W, 3) RGB
+    landmarks: Floats  # (68, 2) pixels
+    scheme: Scheme  # "2d": jaw on the visible contour; "3d": jaw fixed to the surface
+    sha256: str  # of the image file's bytes
+
+    def __post_init__(self) -> None:
+        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 3 or self.pixels.shape[2] != 3:
+            raise ValueError(
+                f"Photo.pixels must be uint8 (H, W, 3), got {self.pixels.dtype} {self.pixels.shape}"
+            )
+        if self.landmarks.shape != (68, 2) or not np.isfinite(self.landmarks).all():
+            raise ValueError("Photo.landmarks must be (68, 2) and finite")
+
+
+def list_photos(storage: Storage) -> list[PhotoRef]:
+    """Every image of the storage in the order of the keys; an image without landmarks is listed
+    too.
+
+    Two images of one name and different suffixes keep their suffixes in their ids, since ids must
+    be unique.
+    """
+    known = {info.key: info.size for info in storage.list("")}
+    images = [key for key in sorted(known) if PurePosixPath(key).suffix.lower() in SUFFIXES]
+    stems = [str(PurePosixPath(key).with_suffix("")) for key in images]
+    times = Counter(stems)
+    refs = []
+    for key, stem in zip(images, stems, strict=True):
+        beside = [f"{stem}{suffix}" for suffix in (".pts", ".mat") if f"{stem}{suffix}" in known]
+        size = known[key] + sum(known[landmarks] for landmarks in beside[:1])
+        refs.append(
+            PhotoRef(stem if times[stem] == 1 else key, key, beside[0] if beside else None, size)
+        )
+    return refs
+
+
+def read_photo(storage: Storage, ref: PhotoRef) -> Photo:
+    """The photo of a reference. Raises BadPhoto or BadLandmarks naming the file, or what the
+    storage raises.
+    """
+    data = storage.read(ref.image_key)
+    try:
+        pixels = decode(data, upright=False)
+    except BadPhoto as error:
+        raise BadPhoto(f"{ref.image_key}: {error}") from error
+    if min(pixels.shape[:2]) < MIN_SIDE:
+        raise BadPhoto(
+            f"{ref.image_key}: {pixels.shape[1]} x {pixels.shape[0]}, a side is shorter than {MIN_SIDE}"
+        )
+    if ref.landmark_key is None:
+        raise BadLandmarks(
+            f"{ref.image_key}: no .pts or .mat file beside it (`dff label` makes one)"
+        )
+    try:
+        landmarks, scheme = parse_landmarks(storage.read(ref.landmark_key), ref.landmark_key)
+        check_landmarks(landmarks, (pixels.shape[0], pixels.shape[1]))
+    except BadLandmarks as error:
+        raise BadLandmarks(f"{ref.landmark_key}: {error}") from error
+    return Photo(ref.id, pixels, landmarks, scheme, hashlib.sha256(data).hexdigest())
+
+
+def parse_landmarks(data: bytes, name: str) -> tuple[Floats, Scheme]:
+    """(68, 2) pixels and their scheme from a ``.pts`` or ``.mat`` file; raises BadLandmarks."""
+    if PurePosixPath(name).suffix.lower() == ".mat":
+        return parse_mat(data).landmarks[:, :2], "3d"
+    return parse_pts(data), "2d"
+
+
+def check_landmarks(landmarks: Floats, size: tuple[int, int]) -> None:
+    """Raise BadLandmarks when (68, 2) pixels cannot belong to an image of (height, width)
+    ``size``.
+    """
+    height, width = size
+    far = FAR_OUTSIDE * max(height, width)
+    low, high = landmarks.min(0), landmarks.max(0)
+    if (low < -far).any() or high[0] > width + far or high[1] > height + far:
+        spans = " and ".join(f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True))
+        raise BadLandmarks(f"points span {spans}, the image is {width} x {height}")
+    if (high - low).min() <= 0:
+        raise BadLandmarks("all points lie on one line")

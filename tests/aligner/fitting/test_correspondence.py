@@ -1,0 +1,112 @@
+import numpy as np
+
+from dff.aligner.fitting.correspondence import Matches, disagreement, match, vote
+
+
+def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    v = rng.normal(size=shape)
+    return (v / np.linalg.norm(v, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def test_match_is_softmax_over_the_most_similar_anchors() -> None:
+    rng = np.random.default_rng(3)
+    descriptor, anchors = unit(rng, 2, 6, 5, 8), unit(rng, 40, 8)
+    logit = rng.normal(size=(2, 6, 5)).astype(np.float32) * 3
+    found = match(
+        np.moveaxis(descriptor, 3, 1),
+        logit,
+        anchors,
+        stride=2,
+        pixels=30,
+        keep=4,
+        sharpness=10.0,
+        doubt=0.2,
+    )
+    for face in range(2):
+        rows, columns = np.nonzero(logit[face] > 0)
+        n = len(rows)
+        assert (found.mask[face, n:] == 0).all()
+        assert np.allclose(
+            found.mask[face, :n], 1 / (1 + np.exp(-logit[face, rows, columns])), atol=1e-6
+        )
+        assert np.allclose(found.grid[face, :n], np.stack([columns * 2 + 1, rows * 2 + 1], axis=-1))
+        for i in range(n):
+            cosine = anchors @ descriptor[face, rows[i], columns[i]]
+            best = np.argsort(-cosine)[:4]
+            weight = np.exp(10.0 * cosine[best])
+            assert (found.anchor[face, i] == best).all()
+            wanted = weight / (weight.sum() + np.exp(2.0))
+            assert np.allclose(found.probability[face, i], wanted, atol=1e-5)
+
+
+def test_too_many_pixels_are_thinned_evenly() -> None:
+    rng = np.random.default_rng(3)
+    descriptor, anchors = unit(rng, 1, 20, 20, 8), unit(rng, 12, 8)
+    logit = np.full((1, 20, 20), 4.0, np.float32)
+    found = match(
+        np.moveaxis(descriptor, 3, 1),
+        logit,
+        anchors,
+        stride=2,
+        pixels=100,
+        keep=2,
+        sharpness=10.0,
+        doubt=0.2,
+    )
+    assert (found.mask > 0).all()
+    assert np.isclose(found.pitch[0], 4.0)  # a quarter of the pixels: twice the distance
+    assert np.abs(found.grid[0].mean(0) - 20).max() < 1.5
+
+
+def some_matches(rng: np.random.Generator) -> tuple[Matches, np.ndarray, np.ndarray, np.ndarray]:
+    b, n, k, a = 2, 15, 3, 9
+    probability = rng.dirichlet(np.ones(k + 1), size=(b, n))[..., :k].astype(np.float32)
+    anchor = rng.integers(0, a, (b, n, k)).astype(np.int32)
+    mask = rng.uniform(0.5, 1.0, (b, n))
+    mask[:, -3:] = 0
+    matches = Matches(np.zeros((b, n, 2)), mask, anchor, probability, np.ones(b))
+    return (
+        matches,
+        rng.uniform(0, 20, (b, n, 2)),
+        rng.uniform(0, 20, (b, a, 2)),
+        rng.uniform(0.2, 1.0, (b, a)),
+    )
+
+
+def test_votes_are_the_gated_mean_of_the_anchors() -> None:
+    rng = np.random.default_rng(4)
+    matches, px, predicted, visible = some_matches(rng)
+    mean = rng.normal(size=(9, 3)).astype(np.float32)
+    basis = rng.normal(size=(9, 3, 5)).astype(np.float32)
+    gate = np.array([6.0, np.inf])
+    got_mean, got_basis, got_weight = vote(matches, px, predicted, gate, visible, mean, basis)
+    for face in range(2):
+        for i in range(15):
+            anchors = matches.anchor[face, i]
+            square = ((px[face, i] - predicted[face, anchors]) ** 2).sum(1)
+            share = (
+                matches.probability[face, i]
+                * np.exp(-0.5 * square / gate[face] ** 2)
+                * visible[face, anchors]
+            )
+            if matches.mask[face, i] == 0:
+                assert got_weight[face, i] == 0
+                continue
+            assert np.isclose(got_weight[face, i], matches.mask[face, i] * share.sum(), rtol=1e-2)
+            share = share / share.sum()
+            assert np.allclose(got_mean[face, i], share @ mean[anchors], atol=2e-2)
+            assert np.allclose(
+                got_basis[face, i], np.einsum("k,kcp->cp", share, basis[anchors]), atol=2e-2
+            )
+
+
+def test_disagreement_vanishes_where_anchors_fall_on_their_pixels() -> None:
+    rng = np.random.default_rng(5)
+    matches, _, predicted, visible = some_matches(rng)
+    matches.anchor[:] = matches.anchor[..., :1]
+    px = np.take_along_axis(predicted, matches.anchor[..., 0].astype(int)[..., None], axis=1)
+    offset, weight = disagreement(matches, px, predicted, np.array([3.0, 3.0]), visible)
+    live = matches.mask > 0
+    assert np.abs(offset[live]).max() < 1e-4
+    seen = np.take_along_axis(visible, matches.anchor[..., 0].astype(int), axis=1)
+    assert np.allclose(weight, matches.mask * matches.probability.sum(2) * seen, rtol=1e-2)

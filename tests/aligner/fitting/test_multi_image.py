@@ -1,0 +1,339 @@
+"""Several photos of one person, by a network that is right (see ``oracle``)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from dff.aligner.align import Aligner
+from dff.aligner.fitting.loop import Solver
+from dff.aligner.fitting.multi_image import Together, shared_step
+from dff.aligner.fitting.perspective import (
+    BEYOND_FIELDS,
+    BEYOND_RANGE,
+    FINE,
+    FINE_RANGE,
+    near_jacobian,
+    nearness,
+)
+from dff.face.descriptor import Features
+from dff.face.errors import NoFace
+from dff.face.geometry.transform import geodesic_degrees, rotation_from_angles
+from dff.face.model.deformation import smooth_fields
+from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.solve.gauss_newton import (
+    POSE,
+    FaceState,
+    jacobian,
+    moved,
+    normal_equations,
+    project,
+    robust_weights,
+    shape_of,
+    step,
+)
+from tests.aligner.oracle import OracleNet, PositionCode, Scene, scene_of
+
+IDENTITIES, EXPRESSIONS, POINTS = 4, 3, 40
+
+
+def problem(photos: int, *, rng: np.random.Generator) -> tuple[FaceState, dict[str, np.ndarray]]:
+    """A state of so many photos that share an identity, and points in them to fit."""
+    p = IDENTITIES + EXPRESSIONS
+    coefficients = rng.normal(size=(photos, p)) * 0.3
+    coefficients[:, :IDENTITIES] = coefficients[0, :IDENTITIES]
+    rotation = np.stack([rotation_from_angles(*rng.uniform(-40, 40, 3)) for _ in range(photos)])
+    state = FaceState(
+        rng.uniform(900, 1100, photos), rotation, rng.uniform(90, 110, (photos, 2)), coefficients
+    )
+    mean = rng.normal(size=(photos, POINTS, 3)) * 0.05
+    basis = rng.normal(size=(photos, POINTS, 3, p)) * 0.005
+    targets = rng.normal(size=(photos, POINTS, 2)) * 50 + 100
+    weights = rng.uniform(0.1, 1.0, (photos, POINTS))
+    return state, {"mean": mean, "basis": basis, "targets": targets, "weights": weights}
+
+
+def stepped_together(
+    state: FaceState, given: dict[str, np.ndarray], *, noise: np.ndarray, damping: float = 1e-6
+) -> FaceState:
+    at, jac = jacobian(state, given["mean"], given["basis"])
+    normal = normal_equations(given["targets"] - at, jac, given["weights"], noise)
+    return shared_step(state, *normal, identities=IDENTITIES, damping=damping)
+
+
+def test_the_jacobian_in_perspective_equals_finite_differences() -> None:
+    state, given = problem(2, rng=np.random.default_rng(3))
+    basis = given["basis"].copy()
+    basis[..., -1] = 0.0  # nearness moves nothing on the face
+    at, jac = near_jacobian(state, given["mean"], basis)
+    assert nearness(state).min() > 0.1
+
+    def pixels(delta: np.ndarray) -> np.ndarray:
+        there = moved(state, np.broadcast_to(delta, (2, len(delta))))
+        return project(there, shape_of(given["mean"], basis, there.coefficients), nearness(there))
+
+    zero = np.zeros(jac.shape[-1])
+    np.testing.assert_allclose(at, pixels(zero))
+    for column, h in enumerate(1e-5 * np.eye(len(zero))):
+        slope = (pixels(zero + h) - pixels(zero - h)) / 2e-5
+        np.testing.assert_allclose(jac[..., column], slope, rtol=1e-5, atol=1e-5)
+
+
+def test_a_camera_far_away_is_weak_perspective() -> None:
+    state, given = problem(2, rng=np.random.default_rng(4))
+    state.coefficients[:, -1] = -1.0  # nearness 0
+    at, jac = near_jacobian(state, given["mean"], given["basis"])
+    weak, flat = jacobian(state, given["mean"], given["basis"])
+    np.testing.assert_allclose(at, weak)
+    np.testing.assert_allclose(jac[..., :-1], flat[..., :-1])
+
+
+def test_one_photo_is_stepped_as_alone() -> None:
+    rng = np.random.default_rng(1)
+    state, given = problem(1, rng=rng)
+    noise = np.array([30.0])
+    prior = np.zeros(IDENTITIES + EXPRESSIONS)
+    alone = step(state, **given, noise=noise, prior=prior, prior_sd=prior + 1.0)
+    shared = stepped_together(state, given, noise=noise)
+    for name in ("scale", "rotation", "centre", "coefficients"):
+        np.testing.assert_allclose(getattr(shared, name), getattr(alone, name), atol=1e-9)
+
+
+def test_elimination_equals_the_dense_normal_equations() -> None:
+    """All unknowns of three photos in one matrix, from finite differences of the residuals."""
+    rng = np.random.default_rng(2)
+    state, given = problem(3, rng=rng)
+    noise = np.array([30.0, 40.0, 50.0])
+    stepped = stepped_together(state, given, noise=noise, damping=0.0)
+
+    own = POSE + EXPRESSIONS
+
+    def spread(x: np.ndarray) -> np.ndarray:
+        """(3, P) of the photos from one row: their own parts, then the identity."""
+        out = np.zeros((3, POSE + IDENTITIES + EXPRESSIONS))
+        parts = x[: 3 * own].reshape(3, own)
+        out[:, :POSE], out[:, POSE + IDENTITIES :] = parts[:, :POSE], parts[:, POSE:]
+        out[:, POSE : POSE + IDENTITIES] = x[3 * own :]
+        return out
+
+    def pixels(x: np.ndarray) -> np.ndarray:
+        at = moved(state, spread(x))
+        return project(at, shape_of(given["mean"], given["basis"], at.coefficients))
+
+    zero = np.zeros(3 * own + IDENTITIES)
+    residual = given["targets"] - pixels(zero)
+    root = np.sqrt(given["weights"] * robust_weights(residual, noise)) / noise[:, None]
+    columns = [(pixels(zero + h) - pixels(zero - h)) / 2e-5 for h in 1e-5 * np.eye(len(zero))]
+    jacobian = np.stack([(root[..., None] * c).ravel() for c in columns], axis=1)
+    prior = np.diag(
+        np.r_[np.tile(np.r_[np.zeros(POSE), np.ones(EXPRESSIONS)], 3), np.ones(IDENTITIES)]
+    )
+    held = np.concatenate(
+        [np.r_[np.zeros(POSE), row[IDENTITIES:]] for row in state.coefficients]
+        + [state.coefficients[0, :IDENTITIES]]
+    )
+    delta = np.linalg.solve(
+        jacobian.T @ jacobian + prior, jacobian.T @ (root[..., None] * residual).ravel() - held
+    )
+    wanted = moved(state, spread(delta))
+    for name in ("scale", "rotation", "centre", "coefficients"):
+        np.testing.assert_allclose(
+            getattr(stepped, name), getattr(wanted, name), rtol=1e-5, atol=1e-5
+        )
+    assert np.ptp(stepped.coefficients[:, :IDENTITIES], axis=0).max() == 0.0
+
+
+YAWS = (0.0, -35.0, 45.0, -60.0, 20.0)
+
+
+def photos(
+    model: MorphableModel, code: PositionCode, seed: int, *, beyond: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, list[Scene]]:
+    """An identity and scenes of it and what lies ``beyond``, each with its own expression."""
+    rng = np.random.default_rng(seed)
+    identity = np.zeros(len(model.identity))
+    identity[:40] = rng.normal(size=40)
+    scenes = []
+    for yaw in YAWS:
+        expression = (
+            np.clip(rng.normal(size=len(model.expression)), 0, 1.5) * model.expression_sd * 0.5
+        )
+        turns = {"pitch": rng.uniform(-15, 15), "roll": rng.uniform(-15, 15)}
+        scenes.append(
+            scene_of(model, code, identity, expression, yaw=yaw, rng=rng, beyond=beyond, **turns)
+        )
+    return identity, scenes
+
+
+def shape_error(model: MorphableModel, true: np.ndarray, found: Together) -> float:
+    """Millimetres between the (V, 3) true and the found face at rest, over the face."""
+    face = np.unique(model.faces[model.triangles_of("face", "lips", "brows")])
+    apart = true[face] - found.vertices[face]
+    apart -= apart.mean(0)
+    return float(1e3 * np.linalg.norm(apart, axis=1).mean())
+
+
+def at_rest(model: MorphableModel, identity: np.ndarray) -> np.ndarray:
+    return model.vertices(Coefficients(identity, np.zeros(len(model.expression))))
+
+
+def test_five_photos_tell_a_shape_better_than_one(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    alone, together = [], []
+    for seed in range(2):
+        identity, scenes = photos(open_head, code, seed)
+        true = at_rest(open_head, identity)
+        images, boxes = [s.image for s in scenes], [s.box for s in scenes]
+        for image, box in zip(images, boxes, strict=True):
+            one = oracle_aligner.align_together([image], [box])
+            alone.append(shape_error(open_head, true, one))
+        found = oracle_aligner.align_together(images, boxes)
+        together.append(shape_error(open_head, true, found))
+        for face, scene in zip(found.faces, scenes, strict=True):
+            assert face is not None
+            assert geodesic_degrees(face.cam_from_head.rotation, scene.rotation) < 5.0
+            np.testing.assert_array_equal(face.coefficients.identity, found.identity)
+        assert not found.left_out
+    assert np.mean(together) < 0.8 * np.mean(alone), (together, alone)
+
+
+def test_order_changes_nothing(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    _, scenes = photos(open_head, code, 5)
+    images, boxes = [s.image for s in scenes[:3]], [s.box for s in scenes[:3]]
+    forth = oracle_aligner.align_together(images, boxes)
+    back = oracle_aligner.align_together(images[::-1], boxes[::-1])
+    np.testing.assert_allclose(back.identity, forth.identity, atol=1e-4)
+
+
+def test_photos_are_looked_at_in_several_sizes(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    """Together only, and who reads the same at every size finds the same faces."""
+    seen: list[int] = []
+
+    class Watched(OracleNet):
+        def __call__(self, image: Tensor) -> Features:
+            seen.append(image.shape[3])
+            return super().__call__(image)
+
+    config = replace(oracle_aligner.config, sizes=(0.75, 1.0))
+    aligner = Aligner(Watched(code), oracle_aligner.anchors, open_head, config=config)
+    _, scenes = photos(open_head, code, 5)
+    images, boxes = [s.image for s in scenes[:2]], [s.box for s in scenes[:2]]
+    aligner.align_batch(images, [[box] for box in boxes])
+    assert set(seen) == {config.crop}
+    found = aligner.align_together(images, boxes)
+    assert set(seen) == {config.crop, config.crop * 3 // 4}
+    one_size = oracle_aligner.align_together(images, boxes)
+    for face, expected, box in zip(found.faces, one_size.faces, boxes, strict=True):
+        assert face is not None
+        assert expected is not None
+        off = np.linalg.norm(face.landmarks_2d - expected.landmarks_2d, axis=1).mean()
+        assert off < 0.01 * box.size
+
+
+def test_photos_without_a_face_are_left_out_with_a_word(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    _, scenes = photos(open_head, code, 6)
+    empty = np.zeros_like(scenes[0].image)
+    images, boxes = (
+        [scenes[0].image, empty, scenes[1].image],
+        [s.box for s in (scenes[0], scenes[0], scenes[1])],
+    )
+    found = oracle_aligner.align_together(images, boxes)
+    assert found.faces[1] is None
+    assert list(found.left_out) == [1]
+    assert "face" in found.left_out[1]
+    alone = oracle_aligner.align_together(images[::2], boxes[::2])
+    np.testing.assert_array_equal(found.identity, alone.identity)
+    with pytest.raises(NoFace, match="photo 1"):
+        oracle_aligner.align_together([empty], boxes[:1])
+    with pytest.raises(ValueError, match="0 images"):
+        oracle_aligner.align_together([])
+
+
+def test_a_photo_that_nobody_trusts_has_no_say(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    _, scenes = photos(open_head, code, 9)
+    images, boxes = [s.image for s in scenes[:3]], [[s.box] for s in scenes[:3]]
+    alone = [faces[0] for faces in oracle_aligner.align_batch(images, boxes)]
+    alone[2] = replace(alone[2], face_confidence=1e-6)
+    three = oracle_aligner._align_one_person(images, alone)
+    two = oracle_aligner._align_one_person(images[:2], alone[:2])
+    trusted = oracle_aligner._align_one_person(
+        images, [*alone[:2], replace(alone[2], face_confidence=1.0)]
+    )
+    off = [np.abs(found[0].vertices - two[0].vertices).max() for found in (three, trusted)]
+    assert off[0] < 0.2 * off[1]
+
+
+def test_nothing_lies_beyond_a_model_that_is_trusted(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    _, scenes = photos(open_head, code, 7)
+    found = with_beyond(oracle_aligner, 0.0).align_together(
+        [s.image for s in scenes[:2]], [s.box for s in scenes[:2]]
+    )
+    assert np.abs(found.beyond).max() < 1e-6
+    np.testing.assert_allclose(found.vertices, at_rest(open_head, found.identity), atol=1e-6)
+
+
+def test_a_face_that_no_identity_forms(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    """Found nearer with what lies beyond than without, by five photos; without evidence it is
+    none.
+    """
+    rng = np.random.default_rng(8)
+    vertex = oracle_aligner.anchors.vertex
+    fields = smooth_fields(open_head.template, vertex, reach=BEYOND_RANGE, count=BEYOND_FIELDS)
+    beyond = 0.005 * np.tensordot(fields.T, rng.normal(size=(len(fields), 3)), axes=1)
+    identity, scenes = photos(open_head, code, 8, beyond=beyond)
+    true = at_rest(open_head, identity) + beyond
+    images, boxes = [s.image for s in scenes], [s.box for s in scenes]
+    found = oracle_aligner.align_together(images, boxes)
+    without = with_beyond(oracle_aligner, 0.0).align_together(images, boxes)
+    assert shape_error(open_head, true, found) < 0.8 * shape_error(open_head, true, without)
+    # Photos that no identity explains are left out before, with what lies beyond as without.
+    assert found.left_out == without.left_out
+    used = [face for face in found.faces if face is not None]
+    assert len(used) >= 2
+    for face in used:
+        np.testing.assert_allclose(
+            face.vertices, open_head.vertices(face.coefficients) + found.beyond, atol=1e-6
+        )
+
+    # Smooth: neighbours on the mesh go the same way.
+    edges = open_head.faces[:, :2]
+    steps = np.linalg.norm(np.diff(found.beyond[edges], axis=1), axis=2)
+    lengths = np.linalg.norm(np.diff(open_head.template[edges].astype(float), axis=1), axis=2)
+    size = np.linalg.norm(found.beyond, axis=1).max()
+    steepest = 2.0 * size / BEYOND_RANGE + 3.0 * FINE * oracle_aligner.config.beyond / FINE_RANGE
+    assert (steps <= steepest * lengths + 1e-6).all()
+
+    blind = with_beyond(
+        oracle_aligner, 0.005, solver=Solver(evidence=0.01, outline=0.01, skin=0.01)
+    )
+    shown = [image for image, face in zip(images, found.faces, strict=True) if face is not None]
+    face = blind._align_one_person(shown, used)[0]
+    assert (
+        np.abs(face.vertices - open_head.vertices(face.coefficients)).max()
+        < 0.05 * np.abs(found.beyond).max()
+    )
+
+
+def with_beyond(aligner: Aligner, beyond: float, **config: object) -> Aligner:
+    return Aligner(
+        aligner.net,
+        aligner.anchors,
+        aligner.model,
+        config=replace(aligner.config, beyond=beyond, **config),
+    )

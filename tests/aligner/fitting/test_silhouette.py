@@ -1,0 +1,154 @@
+"""Outlines: where surfaces turn away, where a map of the face ends, and what both say of a fit that
+is off.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from dff.aligner.align import AlignConfig
+from dff.aligner.fitting.correspondence import Matches
+from dff.aligner.fitting.crop import Crops
+from dff.aligner.fitting.loop import Look, Rig, Solver, make_rig, outlines, sight_of
+from dff.aligner.fitting.silhouette import MOST, REACH, STEPS, ends, turning
+from dff.face.arrays import Floats
+from dff.face.descriptor import STRIDE
+from dff.face.geometry.camera import NearPerspective
+from dff.face.geometry.mesh import edges_of
+from dff.face.geometry.transform import rotation_from_angles
+from dff.face.model.morphable import MorphableModel
+from dff.face.render.frame import render
+from dff.face.solve.gauss_newton import FaceState, project
+from tests.aligner.oracle import PositionCode, oracle_anchors
+
+SIZE = 320
+NOTHING = np.zeros((1, 0, 2))
+
+
+def ball(rows: int, columns: int) -> tuple[Floats, np.ndarray]:
+    """Vertices of a sphere of radius one, and its triangles from outside."""
+    polar, azimuth = (
+        np.linspace(0.02, np.pi - 0.02, rows),
+        np.linspace(0, 2 * np.pi, columns, endpoint=False),
+    )
+    p, a = np.meshgrid(polar, azimuth, indexing="ij")
+    vertices = np.stack([np.sin(p) * np.cos(a), np.cos(p), np.sin(p) * np.sin(a)], axis=-1).reshape(
+        -1, 3
+    )
+    at = np.arange(rows * columns).reshape(rows, columns)
+    low, right = at[:-1], np.roll(at, -1, axis=1)[:-1]
+    below, diagonal = at[1:], np.roll(at, -1, axis=1)[1:]
+    faces = np.concatenate(
+        [np.stack([low, right, below], -1), np.stack([right, diagonal, below], -1)]
+    ).reshape(-1, 3)
+    return vertices, faces
+
+
+def places(vertices: Floats, faces: np.ndarray, depth: Floats) -> tuple[int, Floats, Floats]:
+    """(count, (count, 2) places, (count, 2) normals) of a sphere that fills a map of ``depth``."""
+    row = np.zeros((MOST, 2), np.int32), np.zeros(MOST), np.zeros((MOST, 2)), np.zeros((MOST, 2))
+    scale = len(depth) / 2.0
+    count = turning(
+        vertices, vertices, edges_of(faces).astype(np.int32), depth, scale, np.full(2, -1.0), *row
+    )
+    return count, row[2][:count], row[3][:count]
+
+
+def test_a_ball_turns_away_on_a_circle() -> None:
+    vertices, faces = ball(41, 90)
+    open_depth = np.full((64, 64), np.inf)
+    count, at, outward = places(vertices, faces, open_depth)
+    assert count > 80
+    assert np.abs(np.linalg.norm(at, axis=1) - 1.0).max() < 0.004  # chords of the mesh lie inside
+    np.testing.assert_allclose(outward, at / np.linalg.norm(at, axis=1)[:, None], atol=1e-9)
+    # All round, though more edges cross than a rim holds.
+    angle = np.sort(np.arctan2(at[:, 1], at[:, 0]))
+    assert np.diff(np.append(angle, angle[0] + 2 * np.pi)).max() < 0.25
+
+
+def test_what_lies_behind_something_is_no_outline() -> None:
+    vertices, faces = ball(41, 90)
+    depth = np.full((64, 64), np.inf)
+    depth[:, 32:] = -2.0  # a wall before the right half
+    count, at, _ = places(vertices, faces, depth)
+    assert count > 40
+    assert at[:, 0].max() < 2.0 / 64
+
+
+def test_ends_are_where_the_map_passes_zero() -> None:
+    x = np.arange(40.0)
+    logit = np.tile(20.3 - x, (40, 1)).astype(np.float32)
+    start, step = (
+        np.array([[19.0, 10.0], [19.0, 10.0], [5.0, 10.0], [22.5, 30.0]]),
+        np.zeros((4, 2)),
+    )
+    step[:, 0] = [0.25, -0.25, 0.25, 0.25]
+    away = np.zeros(4)
+    ends(logit, start, step, 4, 16, away)
+    assert away[[0, 3]] == pytest.approx([1.3 / 0.25, -2.2 / 0.25])
+    assert np.isnan(away[1:3]).all()  # one looks the wrong way, one is too far inside
+
+    stripes = np.tile(np.where((x % 8) < 4, 1.0, -1.0), (40, 1)).astype(np.float32)
+    ends(stripes, np.array([[12.6, 5.0]]), np.array([[1.0, 0.0]]), 1, 12, away)
+    assert away[0] == pytest.approx(
+        11.5 - 12.6, abs=0.1
+    )  # of the ends at 3.5, 11.5 and 19.5 the second is nearest
+
+
+@pytest.fixture(scope="module")
+def rig(open_head: MorphableModel) -> Rig:
+    code = PositionCode.of(open_head)
+    return make_rig(
+        open_head, oracle_anchors(open_head, code, 200), modes=10, near=AlignConfig.nearness
+    )
+
+
+def seen(rig: Rig, state: FaceState) -> Look:
+    """What a network sees that knows exactly which pixels show the face."""
+    camera = NearPerspective(float(state.scale[0]), state.centre[0], rig.near)
+    frame = render(
+        rig.vertices(state)[0] @ state.rotation[0].T, rig.model.faces, camera, (SIZE, SIZE)
+    )
+    covered = cv2.resize(
+        frame.mask.astype(np.float32), (SIZE // STRIDE,) * 2, interpolation=cv2.INTER_AREA
+    )
+    none = Matches(
+        NOTHING, NOTHING[..., 0], NOTHING.astype(np.int32), NOTHING.astype(np.float32), np.ones(1)
+    )
+    crops = Crops(np.full((1, 2), SIZE / 2), np.full(1, float(SIZE)), np.zeros(1), SIZE)
+    return Look(none, NOTHING, (covered - 0.5)[None] * 10.0, crops, np.zeros(1, np.int64))
+
+
+@pytest.mark.parametrize("yaw", [0.0, 50.0, -85.0])
+def test_a_face_that_is_aside_is_off_its_outline_by_as_much(rig: Rig, yaw: float) -> None:
+    rotation = rotation_from_angles(yaw, 5.0, 3.0)[None]
+    true = FaceState(np.array([900.0]), rotation, np.full((1, 2), SIZE / 2), np.zeros((1, 10)))
+    look = seen(rig, true)
+    reach = REACH * rig.unit(true)[0]
+    assert reach / STEPS < 1.0  # px: a step passes no detail of the map
+    for shift in ([0.0, 0.0], [2.0, -1.0], [-3.0, 0.5]):
+        moved = FaceState(true.scale, rotation, true.centre + shift, true.coefficients)
+        lines = outlines(rig, Solver(), moved, sight_of(rig, moved), look)
+        used = lines.weights[0] > 0
+        assert used.sum() > 15
+        px = project(moved, lines.mean, rig.nearness(moved))
+        off = ((lines.targets - px) * lines.normal).sum(-1)[0, used]
+        expected = -(lines.normal[0, used] @ shift)
+        assert np.median(np.abs(off - expected)) < 0.5  # px, where one of the map's is two
+        assert abs(np.median(off - expected)) < 0.3
+        assert np.abs(off).max() <= reach + 1e-9
+        np.testing.assert_allclose(np.linalg.norm(lines.normal[0, used], axis=1), 1.0)
+
+
+def test_where_no_face_ends_nothing_is_known(rig: Rig) -> None:
+    state = FaceState(
+        np.array([900.0]),
+        np.diag([1.0, -1.0, -1.0])[None],
+        np.full((1, 2), SIZE / 2),
+        np.zeros((1, 10)),
+    )
+    look = seen(rig, state)
+    everywhere = Look(look.matches, look.px, np.ones_like(look.face_logit), look.crops, look.face)
+    assert outlines(rig, Solver(), state, sight_of(rig, state), everywhere).weights.max() == 0.0

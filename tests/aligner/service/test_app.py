@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import trimesh
+from fastapi.testclient import TestClient
+
+from dff.aligner.service import several
+from dff.aligner.service.app import create_app, drawn_triangles
+from dff.aligner.service.limits import Limits
+from dff.aligner.service.problems import KINDS
+from dff.face.geometry.camera import Box
+from dff.face.model.morphable import MorphableModel
+from tests.aligner.image_files import animated, bomb, encoded, pixels, turned
+from tests.aligner.known_aligner import KnownAligner, known_alignment
+
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+
+LIMITS = Limits(body=300_000, pixels=40_000_000, boxes=4)
+
+
+@pytest.fixture(scope="module")
+def client(toy_model: MorphableModel) -> Iterator[TestClient]:
+    with TestClient(create_app(KnownAligner(toy_model), limits=LIMITS)) as client:
+        yield client
+
+
+def post(
+    client: TestClient, data: bytes, *, name: str = "a.png", path: str = "/v1/align", **form: str
+) -> httpx.Response:
+    return client.post(path, files={"image": (name, data)}, data=form)
+
+
+def problem_of(response: httpx.Response) -> tuple[int, str]:
+    """Status and kind, after checking that this is a problem as RFC 9457 has it."""
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert set(body) == {"type", "title", "status", "detail", "request_id"}
+    assert body["status"] == response.status_code
+    assert body["detail"]
+    return response.status_code, body["type"].removeprefix("/problems/")
+
+
+def test_a_photo_gives_its_faces(client: TestClient, toy_model: MorphableModel) -> None:
+    response = post(client, encoded(pixels()))
+    assert response.status_code == 200
+    body = response.json()
+    assert body["faces"] == [known_alignment(toy_model, Box(40, 30, 120, 90)).to_json()]
+    assert body["image"] == {"width": 160, "height": 120}
+    assert body["model"] == {
+        "face_model": toy_model.name,
+        "face_model_licence": toy_model.licence,
+        "expression_names": list(toy_model.expression_names),
+        "weights": {"steps": 7},
+    }
+    assert set(body["timing"]) == {"decode_ms", "align_ms"}
+    assert body["request_id"] == response.headers["x-request-id"]
+    assert "triangles" not in body
+
+
+def test_mesh_and_trace_on_demand(client: TestClient, toy_model: MorphableModel) -> None:
+    body = post(client, encoded(pixels()), path="/v1/align?mesh=1&trace=1").json()
+    (face,) = body["faces"]
+    assert np.shape(face["mesh"]) == (len(toy_model.template), 3)
+    assert body["triangles"] == drawn_triangles(toy_model).tolist()
+    assert [i["pose"]["yaw"] for i in face["trace"]] == [20.0, 0.0]
+    assert face["trace"][0]["motion"] is None  # infinite, which JSON can't say
+
+
+def test_boxes_are_used_as_given(client: TestClient) -> None:
+    boxes = [[10, 10, 50, 60], [80.5, 20, 150, 110]]
+    faces = post(client, encoded(pixels()), boxes=json.dumps(boxes)).json()["faces"]
+    assert [face["box"] for face in faces] == boxes
+
+
+def test_glb_is_the_mesh_in_metres(client: TestClient, toy_model: MorphableModel) -> None:
+    response = post(client, encoded(pixels()), path="/v1/align.glb")
+    assert response.headers["content-type"] == "model/gltf-binary"
+    mesh = trimesh.load(io.BytesIO(response.content), file_type="glb", force="mesh", process=False)
+    np.testing.assert_allclose(mesh.vertices, toy_model.template, atol=1e-6)
+    np.testing.assert_array_equal(mesh.faces, toy_model.faces)
+    assert problem_of(post(client, encoded(pixels()), path="/v1/align.glb?face=1")) == (
+        422,
+        "no-face",
+    )
+
+
+def test_orientation_is_applied_before_alignment(toy_model: MorphableModel) -> None:
+    aligner = KnownAligner(toy_model)
+    with TestClient(create_app(aligner, limits=LIMITS)) as client:
+        body = post(client, turned(pixels(), 6), name="phone.jpg").json()
+    assert body["image"] == {"width": 120, "height": 160}
+    dark = aligner.seen[-1][:, :, 0] < 100
+    assert (
+        dark[:30, 90:].mean() > 0.9
+    )  # the block of the upper left corner, turned clockwise, is at the upper right
+    assert dark.mean() < 0.12
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "kind"),
+    [
+        (b"", 422, "empty"),
+        (b"GIF89a not really", 415, "not-an-image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "not-an-image"),
+        (encoded(pixels(), "GIF"), 415, "not-an-image"),
+        (encoded(pixels(), "JPEG")[:-300], 422, "damaged"),
+        (animated("WEBP"), 422, "animated"),
+        (bomb(), 413, "too-many-pixels"),
+        (b"\xff\xd8\xff" + bytes(400_000), 413, "too-large"),
+        (encoded(np.zeros((64, 64, 3), np.uint8)), 422, "no-face"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_bad_images(client: TestClient, data: bytes, status: int, kind: str) -> None:
+    assert problem_of(post(client, data)) == (status, kind)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        "nonsense",
+        "[]",
+        "[[1, 2, 3]]",
+        "{}",
+        "[[10, 10, 5, 50]]",
+        "[[0, 0, NaN, 10]]",
+        '[["a", 0, 1, 1]]',
+        "[[500, 500, 600, 600]]",
+        "[[0, 0, 1e300, 1e300]]",
+        "[[0, 0, 1e999, 10]]",
+        "[[0,0,9,9],[0,0,9,9],[0,0,9,9],[0,0,9,9],[0,0,9,9]]",
+        "[" * 5000,
+    ],
+)
+def test_bad_boxes(client: TestClient, boxes: str) -> None:
+    assert problem_of(post(client, encoded(pixels()), boxes=boxes)) == (422, "bad-boxes")
+
+
+def test_requests_that_are_not_the_form(client: TestClient) -> None:
+    assert problem_of(client.post("/v1/align")) == (422, "bad-request")
+    assert problem_of(client.post("/v1/align", data={"image": "text"})) == (422, "bad-request")
+    assert problem_of(client.post("/v1/align", content=encoded(pixels()))) == (422, "bad-request")
+    assert problem_of(post(client, encoded(pixels()), path="/v1/align?mesh=perhaps")) == (
+        422,
+        "bad-request",
+    )
+    broken = client.post(
+        "/v1/align",
+        content=b"--x\r\nbroken",
+        headers={"content-type": "multipart/form-data; boundary=x"},
+    )
+    assert broken.status_code in (400, 422)
+    assert broken.headers["content-type"] == "application/problem+json"
+
+
+def test_unknown_paths_and_methods_are_problems(client: TestClient) -> None:
+    assert problem_of(client.get("/nowhere")) == (404, "about:blank")
+    assert problem_of(client.get("/v1/align")) == (405, "about:blank")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        "a\x00b.png",
+        "x" * 1000 + ".png",
+        "<script>alert(1)</script>",
+        "фото.png",
+    ],
+)
+def test_a_file_name_means_nothing(client: TestClient, name: str) -> None:
+    response = post(client, encoded(pixels()), name=name)
+    assert response.status_code == 200
+    assert "script" not in response.text
+    assert "passwd" not in response.text
+    assert "script" not in post(client, b"no image", name=name).text
+
+
+def test_an_endless_body_is_cut_off_early(toy_model: MorphableModel) -> None:
+    """Without a Content-Length the bytes are counted, and the rest is never asked for."""
+    sent = 0
+
+    async def body() -> Any:
+        nonlocal sent
+        yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        for _ in range(1000):
+            sent += 10_000
+            yield bytes(10_000)
+
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(KnownAligner(toy_model), limits=LIMITS))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            form = {"content-type": "multipart/form-data; boundary=x"}
+            return await client.post("/v1/align", content=body(), headers=form)
+
+    assert problem_of(asyncio.run(run())) == (413, "too-large")
+    assert sent <= LIMITS.body + 20_000
+
+
+def test_readiness_follows_the_first_alignment(toy_model: MorphableModel) -> None:
+    gate = threading.Event()
+
+    class Slow(KnownAligner):
+        def align(self, image: Any, boxes: Any = None) -> Any:
+            gate.wait(10)
+            return super().align(image, boxes)
+
+    with TestClient(create_app(Slow(toy_model))) as client:
+        assert client.get("/healthz").json() == {"status": "alive"}
+        waiting = client.get("/readyz")
+        assert problem_of(waiting) == (503, "not-ready")
+        assert waiting.headers["retry-after"] == "5"
+        gate.set()
+        deadline = time.monotonic() + 5
+        while client.get("/readyz").status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_an_error_of_ours_tells_nothing(toy_model: MorphableModel) -> None:
+    class Broken(KnownAligner):
+        def align(self, image: Any, boxes: Any = None) -> Any:
+            raise RuntimeError("the password is swordfish")
+
+    with TestClient(create_app(Broken(toy_model)), raise_server_exceptions=False) as client:
+        response = post(client, encoded(pixels()))
+        assert problem_of(response) == (500, "internal")
+        assert "swordfish" not in response.text
+        assert client.get("/readyz").status_code == 503  # warming up failed too
+
+
+def test_slow_alignments_do_not_block_health(toy_model: MorphableModel) -> None:
+    aligner = KnownAligner(toy_model)
+
+    async def run() -> float:
+        transport = httpx.ASGITransport(create_app(aligner, limits=Limits(at_once=1)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            aligner.seconds = 0.3
+            slow = [
+                asyncio.create_task(client.post("/v1/align", files={"image": encoded(pixels())}))
+                for _ in range(3)
+            ]
+            await asyncio.sleep(0.1)
+            started = time.monotonic()
+            assert (await client.get("/healthz")).status_code == 200
+            took = time.monotonic() - started
+            assert [r.status_code for r in await asyncio.gather(*slow)] == [200, 200, 200]
+            return took
+
+    assert asyncio.run(run()) < 0.2
+
+
+class Gated(KnownAligner):
+    """Aligns when it is let, and knows how many photos are being aligned."""
+
+    def __init__(self, model: MorphableModel) -> None:
+        super().__init__(model)
+        self.gate, self.inside, self.most = threading.Event(), 0, 0
+        self.lock = threading.Lock()
+
+    def align(self, image: Any, boxes: Any = None) -> Any:
+        with self.lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        self.gate.wait(20)
+        with self.lock:
+            self.inside -= 1
+        return super().align(image, boxes)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true() and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    assert true()
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [("/v1/align", "image"), *((path, "images") for path in several.PATHS)]
+)
+def test_more_requests_than_may_wait_are_sent_away(
+    toy_model: MorphableModel, path: str, field: str
+) -> None:
+    aligner = Gated(toy_model)
+    good = {field: encoded(pixels())}
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(create_app(aligner, limits=Limits(requests=3, decoded=1)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            tasks = [asyncio.create_task(client.post(path, files=good)) for _ in range(4)]
+            first, others = await asyncio.wait(
+                tasks, timeout=20, return_when=asyncio.FIRST_COMPLETED
+            )
+            (away,) = [task.result() for task in first]
+            assert problem_of(away) == (503, "busy")
+            assert away.headers["retry-after"] == "5"
+            assert (await client.get("/healthz")).status_code == 200
+            aligner.gate.set()
+            assert [r.status_code for r in await asyncio.gather(*others)] == [200] * 3
+            # whatever becomes of a request, it gives its place back
+            for data in (
+                b"no image",
+                b"",
+                encoded(np.zeros((64, 64, 3), np.uint8)),
+                encoded(pixels()),
+            ) * 2:
+                assert (await client.post(path, files={field: data})).status_code != 503
+
+    asyncio.run(run())
+
+
+def test_photos_that_wait_are_not_decoded(toy_model: MorphableModel) -> None:
+    aligner = Gated(toy_model)
+
+    async def run() -> list[int]:
+        transport = httpx.ASGITransport(create_app(aligner, limits=Limits(decoded=2, at_once=8)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            good = {"image": encoded(pixels())}
+            tasks = [asyncio.create_task(client.post("/v1/align", files=good)) for _ in range(6)]
+            await until(lambda: aligner.inside == 2)
+            aligner.gate.set()
+            return [response.status_code for response in await asyncio.gather(*tasks)]
+
+    assert asyncio.run(run()) == [200] * 6
+    assert aligner.most == 2
+
+
+def test_openapi_tells_every_answer(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    operation = schema["paths"]["/v1/align"]["post"]
+    assert set(operation["responses"]) == {"200", "413", "415", "422", "500", "503"}
+    for code in ("413", "415", "422"):
+        assert "application/problem+json" in operation["responses"][code]["content"]
+    assert "multipart/form-data" in operation["requestBody"]["content"]
+    told = " ".join(
+        r["description"]
+        for p in schema["paths"].values()
+        for o in p.values()
+        for r in o["responses"].values()
+    )
+    assert all(f"`{kind}`" in told for kind in KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_problem_explains_itself_at_its_type(client: TestClient, kind: str) -> None:
+    assert KINDS[kind][1] in client.get(f"/problems/{kind}").text
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_pages_need_no_other_host(client: TestClient, path: str) -> None:
+    response = client.get(path)
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    links = re.findall(r"""(?:https?:)?//[\w.-]+\.\w+""", response.text)
+    assert set(links) <= {"http://www.w3.org"}  # the name of SVG's namespace, which is no address
+    assert not re.findall(r"@import|<link[^>]+href=.(?!data:)|<script[^>]+src", response.text)
+
+
+def test_limits_refuse_nonsense() -> None:
+    with pytest.raises(ValueError, match="positive"):
+        Limits(body=0)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from dff.aligner.service.limits import align_each
+from dff.aligner.service.ray_serve import ServiceConfig, ended_by, serving
+from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
+from dff.face.errors import BadWeights, ClusterError
+from dff.face.geometry.camera import Box
+from dff.face.model.morphable import MorphableModel
+from dff.infra import weights
+from tests.aligner.image_files import bomb, encoded, pixels
+from tests.aligner.known_aligner import KnownAligner
+
+
+def test_a_bad_image_of_a_batch_fails_alone(toy_model: MorphableModel) -> None:
+    class Strict(KnownAligner):
+        def align_batch(self, images, boxes=None):  # type: ignore[no-untyped-def]
+            for some in boxes:
+                if some and some[0].x0 > 100:
+                    raise ValueError("beside the image")
+            return super().align_batch(images, boxes)
+
+    good, bad = [Box(1, 1, 50, 50)], [Box(101, 1, 150, 50)]
+    first, second, third = align_each(
+        Strict(toy_model), [(pixels(), good), (pixels(), bad), (pixels(), None)]
+    )
+    assert isinstance(first, list)
+    assert first[0].box == good[0]
+    assert isinstance(second, ValueError)
+    assert isinstance(third, list)
+    assert len(third) == 1
+
+
+def test_config_refuses_unknown_keys() -> None:
+    with pytest.raises(ValueError, match="replica"):
+        ServiceConfig.model_validate({"replica": 2})
+
+
+def test_a_taken_port_is_said_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ClusterError, match=f"127.0.0.1:{port}"), serving(port=port):
+            pass
+
+
+def test_bad_weights_are_said_before_anything_starts(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BadWeights, match=r"none\.safetensors"),
+        serving(tmp_path / "none.safetensors", port=free_port()),
+    ):
+        pass
+
+
+def broken() -> None:
+    raise RuntimeError("no controller")
+
+
+def test_what_fails_in_ending_never_hides_what_failed_before(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(KeyError, match="first"), ended_by(broken):
+        raise KeyError("first")
+    assert "no controller" in caplog.text
+    with pytest.raises(ClusterError, match="no controller"), ended_by(broken):
+        pass
+    ended: list[str] = []
+    with ended_by(lambda: ended.append("once")):
+        assert not ended
+    assert ended == ["once"]
+
+
+def test_names_stay_names_and_files_become_whole_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica reads the weights in a process of its own."""
+    monkeypatch.chdir(tmp_path)
+    for name in (*weights.SHIPPED, "models:/dff@candidate"):
+        assert weights.everywhere(name) == name
+    assert weights.everywhere("mine.safetensors") == str(tmp_path / "mine.safetensors")
+    with (
+        pytest.raises(BadWeights, match="models:/none@here"),
+        serving("models:/none@here", port=free_port()),
+    ):
+        pass
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, open_head: MorphableModel) -> Iterator[str]:
+    """The real service with an untrained network: it answers, and should find that nothing
+    matches.
+    """
+    torch.manual_seed(0)
+    net = DescriptorNet(NetConfig())
+    vertex = np.random.default_rng(0).choice(len(open_head.template), 200, replace=False)
+    descriptor = np.random.default_rng(1).normal(size=(200, net.config.dims))
+    descriptor /= np.linalg.norm(descriptor, axis=1, keepdims=True)
+    anchors = Anchors(vertex, open_head.template[vertex], descriptor, 16.0)
+    card = {
+        "model": open_head.name,
+        "model_licence": open_head.licence,
+        "data_licences": [],
+        "steps": 0,
+    }
+    path = Path(tmp_path_factory.mktemp("weights")) / "untrained.safetensors"
+    weights.save(path, net, anchors, card)
+    with serving(path, port=free_port()) as url:
+        yield url
+
+
+@pytest.mark.ray
+def test_the_service_on_ray(service: str) -> None:
+    """One start, several checks: a start takes longer than all of them."""
+    with httpx.Client(base_url=service, timeout=60) as client:
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/readyz").status_code in (200, 503)
+        assert "/v1/align" in client.get("/openapi.json").json()["paths"]
+        assert "<canvas" in client.get("/").text
+
+        def align(data: bytes, **form: str) -> httpx.Response:
+            return client.post("/v1/align", files={"image": data}, data=form)
+
+        box = "[[40, 30, 120, 110]]"
+        answer = align(encoded(pixels()), boxes=box)
+        assert answer.status_code == 200, answer.text
+        (face,) = answer.json()["faces"]
+        assert np.shape(face["landmarks_2d"]) == (68, 2)
+        assert answer.json()["model"]["face_model"] == "open-head"
+        assert answer.json()["model"]["weights"]["steps"] == 0
+        assert answer.headers["x-request-id"]
+
+        assert align(b"").json()["type"] == "/problems/empty"
+        assert align(b"no image").status_code == 415
+        assert align(encoded(pixels(), "JPEG")[:-300]).json()["type"] == "/problems/damaged"
+        assert align(bomb()).status_code == 413
+        assert align(b"\xff\xd8\xff" + bytes(17 << 20)).json()["type"] == "/problems/too-large"
+        assert align(encoded(pixels())).json()["type"] == "/problems/no-face"
+
+        # more at once than a batch holds, good and bad mixed: each gets its own answer
+        with ThreadPoolExecutor(12) as threads:
+            files = [encoded(pixels()) if i % 3 else b"no image" for i in range(12)]
+            codes = list(threads.map(lambda data: align(data, boxes=box).status_code, files))
+        assert codes == [200 if i % 3 else 415 for i in range(12)]
+        assert client.get("/readyz").status_code == 200
+
+        # more photos in one request than a batch holds: the bad one fails alone
+        files = [("images", b"no image" if i == 4 else encoded(pixels())) for i in range(10)]
+        boxes = json.dumps([[[40, 30, 120, 110]]] * 10)
+        several = client.post("/v1/align-many", files=files, data={"boxes": boxes})
+        assert several.status_code == 200, several.text
+        for i, photo in enumerate(several.json()["photos"]):
+            assert set(photo) == ({"problem"} if i == 4 else {"faces", "image"})
+            assert i == 4 or photo["faces"] == [face]
+        together = client.post("/v1/align-together", files=files)
+        assert together.json()["type"] == "/problems/no-face"

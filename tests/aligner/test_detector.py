@@ -1,0 +1,290 @@
+"""Faces at known places, sizes and turns are found there; what only looks like skin is not."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise, product
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.detector import (
+    MARGIN,
+    DescriptorFinder,
+    Search,
+    Seen,
+    Sighting,
+    distinct,
+    levels,
+    overlap,
+    same_face,
+    unexplained,
+)
+from dff.face.arrays import Bytes
+from dff.face.geometry.camera import Box
+from dff.face.geometry.transform import geodesic_degrees
+from dff.face.model.morphable import MorphableModel
+from dff.infra.images import decode
+from dff.infra.landmark_files import parse_mat, parse_pts
+from tests.aligner.oracle import PositionCode, Scene, make_scene
+
+
+def corners(box: Box) -> np.ndarray:
+    return np.array([box.x0, box.y0, box.x1, box.y1])
+
+
+def moved(box: Box, x: float, y: float) -> Box:
+    return Box(box.x0 + x, box.y0 + y, box.x1 + x, box.y1 + y)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Aligner:
+    return load_aligner()
+
+
+def scene_of(
+    model: MorphableModel,
+    code: PositionCode,
+    *,
+    face: float,
+    yaw: float,
+    roll: float = 0.0,
+    seed: int = 0,
+) -> Scene:
+    """A coded scene whose frontal landmark box would be about ``face`` pixels."""
+    rng = np.random.default_rng(seed)
+    return make_scene(model, code, yaw=yaw, roll=roll, rng=rng, size=round(face / 0.37), spread=0.4)
+
+
+def test_overlap_is_intersection_over_union() -> None:
+    a = np.array([0.0, 0.0, 2.0, 2.0])
+    assert overlap(a, a) == pytest.approx(1.0)
+    assert overlap(a, a + 1.0) == pytest.approx(1.0 / 7.0)
+    assert overlap(a, a + 5.0) == 0.0
+
+
+def test_one_face_is_seen_once_and_the_surest_first() -> None:
+    large, within, beside = Box(0, 0, 100, 100), Box(50, 50, 90, 90), Box(95, 0, 190, 100)
+    seen = [
+        Sighting(within, 0.2),
+        Sighting(beside, 0.5),
+        Sighting(large, 0.4),
+        Sighting(moved(beside, 9, 9), 0.3),
+    ]
+    assert [s.score for s in distinct(seen)] == [0.5, 0.4]
+    assert same_face(large, within)
+    assert not same_face(large, beside)
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(450, 450), (40, 30), (1600, 900), (16, 16), (20, 900)]
+)
+def test_levels_shrink_the_photo_and_say_by_how_much(width: int, height: int) -> None:
+    search = Search()
+    found = list(levels(np.zeros((height, width, 3), np.uint8), search, 32))
+    sides = [max(level.shape[:2]) for level, _ in found]
+    finest = min(max(width, height, min(2 * max(width, height), search.enlarged)), search.longest)
+    assert abs(sides[0] - finest) <= 16
+    assert all(side % 32 == 0 for side in sides)
+    assert all(1.5 < a / b < 2.7 for a, b in pairwise(sides))
+    for level, scale in found:
+        np.testing.assert_allclose(scale * level.shape[1::-1], [width, height])
+
+
+@pytest.mark.parametrize("shape", [(60, 80, 3), (16, 16, 3), (20, 900, 3)])
+def test_nothing_is_found_in_an_empty_picture(
+    shipped: Aligner, shape: tuple[int, int, int]
+) -> None:
+    """Of what the search proposes at most one, unlikely, and no face comes of it."""
+    for grey in (0, 127, 255):
+        image = np.full(shape, grey, np.uint8)
+        proposed = shipped.finder.find(image)
+        assert len(proposed) <= 1
+        assert all(sighting.score < 0.1 for sighting in proposed)
+        assert shipped.align(image) == []
+
+
+@pytest.mark.parametrize("face", [24.0, 48.0, 96.0, 190.0])
+def test_faces_of_every_size_and_yaw_are_found_where_they_are(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode, face: float
+) -> None:
+    for seed, yaw in enumerate((0.0, -40.0, 80.0)):
+        scene = scene_of(open_head, code, face=face, yaw=yaw, seed=seed)
+        found = oracle_aligner.finder.find(scene.image)
+        assert len(found) == 1
+        assert overlap(corners(found[0].box), corners(scene.box)) > 0.65
+        assert found[0].pose is not None
+        assert geodesic_degrees(found[0].pose.rotation[0], scene.rotation) < 20
+
+
+@pytest.mark.parametrize("roll", [-60.0, -30.0, 30.0, 60.0])
+def test_faces_turned_in_the_image_are_found_and_their_turn_known(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode, roll: float
+) -> None:
+    scene = scene_of(open_head, code, face=70.0, yaw=20.0, roll=roll)
+    (found,) = oracle_aligner.finder.find(scene.image)
+    assert overlap(corners(found.box), corners(scene.box)) > 0.65
+    assert found.pose is not None
+    assert geodesic_degrees(found.pose.rotation[0], scene.rotation) < 15
+
+
+def test_two_faces_at_known_places_are_both_found_and_nothing_else(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    near = scene_of(open_head, code, face=110.0, yaw=-20.0, seed=1)
+    far = scene_of(open_head, code, face=45.0, yaw=50.0, seed=2)
+    photo = np.zeros((360, 520, 3), np.uint8)
+    photo[20 : 20 + len(near.image), 10 : 10 + len(near.image)] = near.image
+    photo[200 : 200 + len(far.image), 370 : 370 + len(far.image)] = far.image
+    truth = [moved(near.box, 10, 20), moved(far.box, 370, 200)]
+    for boxes in (
+        [sighting.box for sighting in oracle_aligner.finder.find(photo)],
+        [Box.around(face.landmarks_3d[:, :2]) for face in oracle_aligner.align(photo)],
+    ):
+        assert len(boxes) == 2
+        for box in truth:
+            assert max(overlap(corners(box), corners(other)) for other in boxes) > 0.65
+
+
+def test_skin_without_a_faces_order_is_rejected(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    """The same pixels in shuffled tiles: as much mask, each match as sure, and no pose that they
+    agree on.
+    """
+    scene = scene_of(open_head, code, face=110.0, yaw=0.0)
+    side = len(scene.image) // 16 * 16
+    rng = np.random.default_rng(0)
+    tiles = (
+        scene.image[:side, :side]
+        .reshape(side // 16, 16, side // 16, 16, 3)
+        .swapaxes(1, 2)
+        .reshape(-1, 16, 16, 3)
+    )
+    shuffled = rng.permutation(tiles).reshape(side // 16, side // 16, 16, 16, 3).swapaxes(1, 2)
+    assert len(oracle_aligner.finder.find(scene.image)) == 1
+    scores = [found.score for found in oracle_aligner.finder.find(shuffled.reshape(side, side, 3))]
+    assert max(scores, default=0.0) < 0.3 * oracle_aligner.finder.find(scene.image)[0].score
+    assert oracle_aligner.align(np.ascontiguousarray(shuffled.reshape(side, side, 3))) == []
+
+
+def photos(shared: Path) -> list[tuple[Bytes, Box]]:
+    """Photos of the development sets with their landmark boxes, every fourth of them in half
+    profile or beyond.
+    """
+    out = []
+    for path in sorted((shared / "data" / "photos" / "lfpw-train").glob("*.jpg"))[:9]:
+        box = Box.around(parse_pts(path.with_suffix(".pts").read_bytes()))
+        out.append((decode(path.read_bytes(), upright=False), box))
+    for path in sorted((shared / "data" / "aflw2000-3d-sample").glob("*.jpg")):
+        label = parse_mat(path.with_suffix(".mat").read_bytes())
+        if 50 < abs(label.yaw) < 90 and len(out) < 12:
+            out.append(
+                (decode(path.read_bytes(), upright=False), Box.around(label.landmarks[:, :2]))
+            )
+    return out
+
+
+def test_faces_of_photos_are_found_where_the_landmarks_are(shared: Path, shipped: Aligner) -> None:
+    meetings = []
+    for image, truth in photos(shared):
+        found = shipped.finder.find(image)
+        meetings.append(
+            max((overlap(corners(one.box), corners(truth)) for one in found), default=0.0)
+        )
+    assert len(meetings) == 12
+    assert min(meetings) > 0.4, meetings
+    assert np.median(meetings) > 0.75
+
+
+def test_small_faces_are_looked_for_where_nothing_was_found(shared: Path, shipped: Aligner) -> None:
+    """Faces in a grey picture of 320 px: of 40 px all are seen, of 32 px fewer without the second
+    look.
+    """
+    once = DescriptorFinder(shipped.net, shipped.anchors, shipped.rig, search=Search(again=1))
+    seen = {("once", 40): 0, ("again", 40): 0, ("once", 32): 0, ("again", 32): 0}
+    for (image, truth), side in product(photos(shared), (40, 32)):
+        scale = side / truth.size
+        small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)[
+            :320, :320
+        ]
+        picture = np.full((320, 320, 3), 128, np.uint8)
+        picture[: small.shape[0], : small.shape[1]] = small
+        for name, finder in (("once", once), ("again", shipped.finder)):
+            found = finder.find(picture)
+            near = max(
+                (overlap(corners(one.box), corners(truth) * scale) for one in found), default=0.0
+            )
+            seen[name, side] += near > 0.4
+    assert seen["again", 40] >= 11, "of 12 photos"
+    assert seen["again", 32] >= 9
+    assert seen["again", 32] > seen["once", 32]
+
+
+def test_what_no_face_explains_is_looked_at_again() -> None:
+    face = Sighting(Box(100, 100, 200, 200))
+    grid = np.stack(np.meshgrid(np.arange(1.0, 20.0, 2.0), np.arange(1.0, 20.0, 2.0)), -1).reshape(
+        -1, 2
+    )
+    explained = grid * 7 + 80  # ears, neck and hair as well
+    small = grid + np.array([300, 30])
+    assert unexplained(Seen(explained, 4.0), [face], (400, 400, 3)) is None
+    assert unexplained(Seen(np.zeros((0, 2)), 4.0), [face], (400, 400, 3)) is None
+    assert (
+        unexplained(Seen(np.concatenate([explained, small[:10]]), 4.0), [face], (400, 400, 3))
+        is None
+    )
+    part = unexplained(Seen(np.concatenate([explained, small]), 4.0), [face], (400, 330, 3))
+    assert part == (slice(31 - MARGIN, 49 + MARGIN), slice(301 - MARGIN, 330))
+
+
+def test_a_small_face_is_looked_for_beside_a_large_one(shared: Path, shipped: Aligner) -> None:
+    """Faces of 110 and 14 px in one picture."""
+    once = DescriptorFinder(shipped.net, shipped.anchors, shipped.rig, search=Search(again=1))
+    some = photos(shared)[:6]
+    seen: dict[str, list[bool]] = {"once": [], "again": []}
+    for (large, large_box), (small, small_box) in pairwise([*some, some[0]]):
+        picture = np.full((300, 400, 3), 110, np.uint8)
+        boxes = []
+        for image, box, size, corner, side in (
+            (large, large_box, 110.0, (0, 0), 300),
+            (small, small_box, 14.0, (310, 100), 60),
+        ):
+            scale = size / box.size
+            shift = np.array([side / 2, side / 2]) - scale * box.centre
+            matrix = np.column_stack([np.eye(2) * scale, shift + 0.5 * scale - 0.5])
+            soft = cv2.GaussianBlur(image, (0, 0), 0.4 / scale)
+            x, y = corner
+            picture[y : y + side, x : x + side] = cv2.warpAffine(
+                soft, matrix, (side, side), borderValue=(110,) * 3
+            )
+            boxes.append(np.array([x, y, x, y]) + np.tile(shift, 2) + scale * corners(box))
+        for name, finder in (("once", once), ("again", shipped.finder)):
+            found = [corners(one.box) for one in finder.find(picture)]
+            assert max(overlap(box, boxes[0]) for box in found) > 0.4
+            seen[name].append(max(overlap(box, boxes[1]) for box in found) > 0.4)
+    assert sum(seen["again"]) >= 4, seen
+    assert sum(seen["again"]) > sum(seen["once"]), seen
+
+
+def test_boxes_scale_with_the_photo(shared: Path, shipped: Aligner) -> None:
+    image, _ = photos(shared)[3]
+    large = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
+    small_box, large_box = shipped.finder.find(image)[0].box, shipped.finder.find(large)[0].box
+    assert overlap(corners(small_box) * 2, corners(large_box)) > 0.7
+
+
+def test_threads_may_share_a_finder(shared: Path, shipped: Aligner) -> None:
+    images = [image for image, _ in photos(shared)[:2]]
+    alone = [shipped.finder.find(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(shipped.finder.find, images))
+    assert [[s.box for s in some] for some in together] == [[s.box for s in some] for some in alone]
+
+
+def test_a_search_of_nonsense_is_refused() -> None:
+    with pytest.raises(ValueError, match="ratio"):
+        Search(ratio=1.0)

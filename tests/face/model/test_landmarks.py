@@ -1,0 +1,109 @@
+"""The 68 landmarks: names, mirror, both jaw schemes, errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dff.face.geometry.transform import rotation_from_angles
+from dff.face.model.landmarks import (
+    INNER,
+    JAW,
+    MIRROR,
+    NAMES,
+    OUTER_EYE_CORNERS,
+    LandmarkTable,
+    nme_box,
+    nme_iod,
+)
+from dff.face.model.morphable import MorphableModel
+
+
+def test_names() -> None:
+    assert len(NAMES) == len(set(NAMES)) == 68
+    assert NAMES[8] == "chin"
+    assert NAMES[30] == "nose_tip"
+    assert (NAMES[36], NAMES[45]) == ("eye_right_outer", "eye_left_outer")
+    assert (NAMES[48], NAMES[54]) == ("mouth_right", "mouth_left")
+    assert OUTER_EYE_CORNERS == (36, 45)
+
+
+def test_mirror_is_its_own_inverse_and_keeps_the_middle() -> None:
+    assert np.array_equal(MIRROR[MIRROR], np.arange(68))
+    middle = [NAMES[i] for i in np.flatnonzero(np.arange(68) == MIRROR)]
+    assert "chin" in middle
+    assert "nose_tip" in middle
+    assert not [n for n in middle if "left" in n or "right" in n]
+
+
+def test_the_open_heads_landmarks_lie_where_their_names_say(open_head: MorphableModel) -> None:
+    """Left is +x, mirrored landmarks are mirrored vertices, the nose tip is the foremost, the chin
+    the lowest.
+    """
+    vertex = open_head.landmarks.vertex
+    at = open_head.template[vertex]
+    left = np.array(["left" in n for n in NAMES])
+    assert (at[left, 0] > 0).all()
+    assert np.abs(at[MIRROR] * [-1, 1, 1] - at).max() < 0.004
+    assert NAMES[at[:, 2].argmax()] == "nose_tip"
+    assert NAMES[at[:, 1].argmin()] == "chin"
+    jaw = at[JAW, 1]
+    assert (np.diff(jaw[:9]) < 0).all()
+    assert (np.diff(jaw[8:]) > 0).all()
+
+
+@pytest.mark.parametrize("yaw", [-60.0, -30.0, 0.0, 30.0, 60.0])
+def test_the_contour_is_the_outermost_of_its_candidates(
+    open_head: MorphableModel, yaw: float
+) -> None:
+    """In the 2D scheme the jaw of the side that turns away moves outwards to the silhouette, never
+    inwards.
+    """
+    table = open_head.landmarks
+    px = (open_head.template @ rotation_from_angles(yaw, 0.0, 0.0).T)[:, :2] * 1000.0
+    chosen = table.contour_vertices(px, open_head.template)
+    assert np.array_equal(chosen[INNER], table.inner)
+    for j in range(17):
+        assert chosen[j] in table.contour[j]
+    if yaw:
+        away = (
+            slice(0, 6) if yaw < 0 else slice(11, 17)
+        )  # the face's right is the image's left when frontal
+        side = -1.0 if yaw < 0 else 1.0
+        reach = side * px[chosen[away], 0]
+        candidates = side * px[table.contour[away], 0]
+        assert (reach >= candidates.max(1) - 8.0).all()  # millimetres: "out" is not quite sideways
+
+
+def test_the_contour_turns_with_the_image(open_head: MorphableModel) -> None:
+    """Rolling, moving and scaling the image chooses the same vertices."""
+    table = open_head.landmarks
+    px = (open_head.template @ rotation_from_angles(40.0, 10.0, 0.0).T)[:, :2] * 1000.0
+    expected = table.contour_vertices(px, open_head.template)
+    for degrees in (-150.0, -40.0, 20.0, 90.0):
+        c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+        turned = px @ np.array([[c, s], [-s, c]]) * 0.3 + [70.0, -20.0]
+        assert np.array_equal(table.contour_vertices(turned, open_head.template), expected)
+
+
+def test_a_table_of_the_wrong_shape() -> None:
+    with pytest.raises(ValueError, match="68"):
+        LandmarkTable(np.zeros(67, dtype=int), np.zeros((17, 3), dtype=int))
+    with pytest.raises(ValueError, match="17"):
+        LandmarkTable(np.zeros(68, dtype=int), np.zeros((16, 3), dtype=int))
+
+
+def test_errors_say_their_normaliser() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0, 100, (68, 2))
+    truth[0], truth[1] = (0.0, 0.0), (100.0, 100.0)
+    off = truth + np.array([3.0, 4.0])
+    assert nme_box(off, truth) == pytest.approx(5.0 / 100.0)
+    a, b = OUTER_EYE_CORNERS
+    iod = np.linalg.norm(truth[a] - truth[b])
+    assert nme_iod(off, truth) == pytest.approx(5.0 / iod)
+    half = truth.copy()
+    half[INNER] += [3.0, 4.0]
+    assert nme_iod(half, truth, INNER) == pytest.approx(5.0 / iod)
+    assert nme_iod(half, truth, JAW) == 0.0
+    assert nme_box(off * 7, truth * 7) == pytest.approx(nme_box(off, truth))

@@ -1,0 +1,149 @@
+"""What is painted on sampled skin lies where it grows, has the colour that was drawn, and is its
+seed's alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import cv2
+import numpy as np
+import pytest
+
+from dff.face.arrays import Floats
+from dff.face.io.assets import load_albedo
+from dff.face.model.morphable import MorphableModel
+from dff.pipeline.recovery.texture import Atlas, atlas_of
+from dff.pipeline.subjects import skin
+from dff.pipeline.subjects.skin import FIELDS, Look, Places
+
+SIZE = 192
+
+
+@pytest.fixture(scope="module")
+def atlas(open_head: MorphableModel) -> Atlas:
+    return atlas_of(open_head, SIZE)
+
+
+@pytest.fixture(scope="module")
+def base(atlas: Atlas) -> Floats:
+    mean = load_albedo().texture(np.zeros(1))
+    return np.asarray(np.clip(cv2.resize(mean, (SIZE, SIZE)).reshape(-1, 3)[atlas.texel], 0.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Look:
+    look = _look(1, feminine=True)
+    return replace(look, beard="none", freckles=0.0, moles=(), grain=0.02)
+
+
+def _look(seed: int, *, feminine: bool) -> Look:
+    flesh, hair = np.array([0.6, 0.45, 0.36]), np.array([0.1, 0.07, 0.05])
+    return skin.sample_look(
+        flesh, hair, rng=np.random.default_rng(seed), feminine=feminine, hairy=True
+    )
+
+
+def _field(at: Places, name: str) -> Floats:
+    return at.table[:, FIELDS.index(name)]
+
+
+def test_beards_grow_where_beards_grow(atlas: Atlas, base: Floats, plain: Look) -> None:
+    at = skin.places_of(atlas)
+    shaved = skin.painted(base, plain, atlas)
+    grown = np.maximum(_field(at, "jaw"), _field(at, "lip"))
+    darkest: dict[str, float] = {}
+    for beard in ("shadow", "stubble", "moustache", "goatee", "full"):
+        bearded = skin.painted(base, replace(plain, beard=beard, beard_share=0.8), atlas)
+        changed = np.abs(bearded - shaved).max(1) > 0.02
+        assert changed.sum() > 50
+        assert (grown[changed] > 0).all()
+        assert (_field(at, "lips")[changed] < 1.0).all()
+        assert bearded[changed].mean() < shaved[changed].mean()
+        darkest[beard] = float(bearded[grown > 0.9].mean())
+    assert darkest["full"] < darkest["goatee"] < darkest["moustache"]
+    assert darkest["full"] < darkest["shadow"]
+
+
+def test_places_follow_the_landmarks(atlas: Atlas, open_head: MorphableModel) -> None:
+    at = skin.places_of(atlas)
+    marks = open_head.template[open_head.landmarks.vertex]
+
+    def near(point: Floats, name: str, radius: float = 0.004) -> float:
+        return float(_field(at, name)[np.linalg.norm(at.places - point, axis=1) < radius].max())
+
+    for brow in marks[17:27]:
+        assert near(brow, "brow", 0.003) <= 1.0
+        assert _field(at, "brow")[np.linalg.norm(at.places - brow, axis=1) < 0.004].min() < 0.003
+    assert near(marks[8], "jaw") > 0.9
+    assert near(marks[8], "chin") > 0.9
+    assert near((marks[33] + marks[51]) / 2.0, "lip") > 0.9
+    assert near(marks[30], "jaw") == 0.0
+    assert near(marks[27], "lip") == 0.0
+    # Both sides are alike.
+    for name in ("jaw", "lip", "chin", "blush", "scalp"):
+        left, right = (_field(at, name)[side * at.places[:, 0] > 0].sum() for side in (1, -1))
+        assert left == pytest.approx(right, rel=0.1), name
+
+
+def test_irises_lips_brows_and_scalp_have_the_colours_drawn(
+    atlas: Atlas, base: Floats, plain: Look
+) -> None:
+    at = skin.places_of(atlas)
+    blue = skin.painted(base, replace(plain, iris=(0.2, 0.3, 0.8)), atlas)
+    brown = skin.painted(base, replace(plain, iris=(0.4, 0.2, 0.1)), atlas)
+    changed = np.abs(blue - brown).max(1) > 0.01
+    assert (_field(at, "iris")[changed] < 1.1 * skin.IRIS).all()
+    assert blue[changed][:, 2].mean() > 2.0 * brown[changed][:, 2].mean()
+    red = skin.painted(base, replace(plain, lips=(1.1, 0.5, 0.5)), atlas)
+    pale = skin.painted(base, replace(plain, lips=(1.0, 1.0, 1.0)), atlas)
+    changed = np.abs(red - pale).max(1) > 0.01
+    assert changed.any()
+    assert (_field(at, "lips")[changed] > 0).all()
+    thin = skin.painted(base, replace(plain, brow=skin.BROW[0], brow_share=0.9), atlas)
+    thick = skin.painted(base, replace(plain, brow=skin.BROW[1], brow_share=0.9), atlas)
+    near = _field(at, "brow") < skin.BROW[1]
+    assert thick[near].mean() < thin[near].mean() - 0.02
+    bald = skin.painted(base, replace(plain, scalp=0.0), atlas)
+    hairy = skin.painted(base, replace(plain, scalp=1.0, hair_on_head=(0.1, 0.05, 0.05)), atlas)
+    top = _field(at, "scalp") > 0.9
+    assert hairy[top].mean() < 0.6 * bald[top].mean()
+    assert abs(bald[top].mean() - bald[at.cheeks].mean()) < 0.12
+
+
+def test_skin_keeps_a_hue_that_skin_has() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        cheek = rng.uniform(0.1, 0.9, 3)
+        r, g, b = skin.natural(cheek)
+        assert 1.18 - 1e-9 <= r / g <= 1.62 + 1e-9
+        assert 1.06 - 1e-9 <= g / b <= 1.48 + 1e-9
+        assert r + g + b == pytest.approx(cheek.sum())
+    usual = np.array([0.75, 0.57, 0.47])
+    assert np.allclose(skin.natural(usual), usual)
+
+
+def test_a_face_is_its_look_alone(atlas: Atlas, base: Floats, plain: Look) -> None:
+    one, other = (skin.painted(base, plain, atlas) for _ in range(2))
+    assert (one == other).all()
+    assert one.dtype == np.float32
+    assert 0.0 <= one.min() <= one.max() <= 1.0
+    assert (skin.painted(base, replace(plain, seed=plain.seed + 1), atlas) != one).any()
+    looks = [_look(i, feminine=i % 2 == 0) for i in range(400)]
+    assert asdict(looks[0]) == asdict(_look(0, feminine=True))
+    assert {look.beard for look in looks} == set(skin.BEARDS)
+    assert {look.beard for look in looks[::2]} <= {"none", "shadow"}
+    assert 0.05 < np.mean([look.freckles > 0 for look in looks]) < 0.4
+
+
+def test_grain_is_fine_and_leaves_eyes_and_teeth_smooth(
+    atlas: Atlas, base: Floats, plain: Look
+) -> None:
+    at = skin.places_of(atlas)
+    smooth = skin.painted(base, replace(plain, grain=0.0), atlas)
+    rough = skin.painted(base, replace(plain, grain=0.045), atlas)
+    change = (rough / np.maximum(smooth, 0.01) - 1.0).mean(1)
+    other = (_field(at, "skin") == 0) & (_field(at, "scalp") == 0)
+    assert np.abs(change[other]).max() < 1e-6
+    assert 0.03 < change[at.cheeks].std() < 0.06
+    assert abs(change[at.cheeks].mean()) < 0.01

@@ -1,0 +1,192 @@
+"""Matching figures: who knows the answer errs by less than a pixel, who knows nothing by chance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import cKDTree
+
+from dff.face.arrays import Bytes, Floats
+from dff.face.descriptor import STRIDE, Anchors, DescriptorNet, NetConfig, image_batch
+from dff.face.model.morphable import MorphableModel
+from dff.face.tta import Glance, Looks
+from dff.infra.shards import ViewRow
+from dff.trainer.evaluation.matching import (
+    POINTS,
+    SIDE,
+    YAW_BINS,
+    Describe,
+    ViewPair,
+    by_anchors,
+    by_daisy,
+    by_network,
+    by_patches,
+    by_sift,
+    matched,
+    measure,
+    pairs_picture,
+    view_pairs,
+    yaw_bin,
+)
+
+SIZE = 64
+HALF = SIZE // STRIDE
+PIXEL = SIDE / HALF  # of the output, at a crop of SIDE
+
+
+@pytest.fixture(scope="module")
+def pairs(rows: list[ViewRow], open_head: MorphableModel) -> list[ViewPair]:
+    return view_pairs(rows, open_head, count=3, size=SIZE, rng=np.random.default_rng(0))
+
+
+def oracle(pair: ViewPair) -> Describe:
+    """Where each of the pair's points lies in the second crop, lifted to a sphere; for this pair
+    only.
+    """
+    first = pair.images[0].tobytes()
+
+    def describe(image: Bytes, px: Floats) -> Floats:
+        flat = (pair.second if image.tobytes() == first else px / STRIDE) / HALF / 2.0
+        return np.concatenate(
+            [flat, np.sqrt(1.0 - (flat**2).sum(-1, keepdims=True))], axis=-1
+        ).astype(np.float32)
+
+    return describe
+
+
+def test_pairs_are_of_their_kind(pairs: list[ViewPair]) -> None:
+    assert {(pair.same, yaw_bin(pair.yaw)) for pair in pairs} >= {
+        (s, b) for s in (True, False) for b in (0, 1)
+    }
+    for pair in pairs:
+        assert pair.images.shape == (2, SIZE, SIZE, 3)
+        assert 8 <= len(pair.first) == len(pair.second) <= POINTS
+        assert ((pair.second >= 0.0) & (pair.second < HALF)).all()
+        column, row = np.floor(pair.second).astype(int).T
+        near = cKDTree(np.argwhere(pair.face.reshape(HALF, HALF)))
+        assert (near.query(np.stack([row, column], axis=1))[0] <= np.sqrt(2)).all(), (
+            "points lie on the face"
+        )
+        assert 0.4 * HALF < pair.box < HALF / 1.5 + 1e-6, "a crop is 1.5 boxes wide"
+
+
+def test_a_view_finds_itself(rows: list[ViewRow], open_head: MorphableModel) -> None:
+    """The same pixels under another name: the truth is where the points already are."""
+    held = rows[0]
+    twins = [held, replace(held, sample_id=f"{held.identity_id}/0099", view=99)]
+    (pair,) = [
+        p
+        for p in view_pairs(twins, open_head, count=1, size=SIZE, rng=np.random.default_rng(0))
+        if p.same
+    ]
+    np.testing.assert_allclose(pair.second, pair.first, atol=0.02)
+    for describe in (by_patches(16), by_sift(24.0), by_daisy(8)):
+        assert np.linalg.norm(matched(pair, describe) - pair.first, axis=1).max() < 1.0
+
+
+def test_who_knows_errs_by_less_than_a_pixel(pairs: list[ViewPair]) -> None:
+    for pair in pairs:
+        (row,) = measure([pair], {"oracle": oracle(pair)}).rows
+        assert row.px_median < 0.75 * PIXEL
+        assert row.points == len(pair.first)
+
+
+def test_who_knows_nothing_errs_by_chance(pairs: list[ViewPair]) -> None:
+    rng = np.random.default_rng(3)
+    noise = measure(
+        pairs, {"noise": lambda image, px: rng.standard_normal((len(px), 8)).astype(np.float32)}
+    )
+    column, row = np.arange(HALF * HALF) % HALF, np.arange(HALF * HALF) // HALF
+    chance = np.concatenate(
+        [
+            np.linalg.norm(
+                np.stack([column, row], 1)[pair.face][None] + 0.5 - pair.second[:, None], axis=2
+            ).mean(1)
+            for pair in pairs
+        ]
+    ).mean()
+    found = np.average([r.px_mean for r in noise.rows], weights=[r.points for r in noise.rows])
+    assert found == pytest.approx(chance * PIXEL, rel=0.12)
+
+
+@pytest.mark.parametrize("describe", [by_patches(8), by_sift(12.0), by_daisy(8)])
+def test_a_description_moves_with_the_image(describe: Describe) -> None:
+    """The same texture four pixels further: the same vectors four pixels further, and other ones
+    where it was.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    image = cv2.resize(noise, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+    px = np.random.default_rng(1).uniform(24.0, 36.0, (20, 2))
+    moved = np.roll(image, (4, 4), axis=(0, 1))
+    own, there, here = describe(image, px), describe(moved, px + 4.0), describe(moved, px)
+    np.testing.assert_allclose(np.linalg.norm(own, axis=1), 1.0, atol=1e-3)
+    assert ((own * there).sum(1) > 0.99).all()
+    assert np.median((own * here).sum(1)) < 0.9
+
+
+def test_places_are_described_by_what_they_say_of_the_anchors() -> None:
+    """By the probabilities that the descriptor gives the anchors; several looks at the same say
+    what one says.
+    """
+    torch.manual_seed(0)
+    net = DescriptorNet(NetConfig(dims=8, widths=(8, 16), depths=(1, 1)))
+    vectors = np.eye(8, dtype=np.float32)[:3]
+    anchors = Anchors(np.arange(3), np.zeros((3, 3)), vectors, 16.0)
+    image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    px = (np.random.default_rng(1).integers(2, SIZE // STRIDE - 2, (10, 2)) + 0.5) * STRIDE
+    raw = by_network(net)(image, px)
+    np.testing.assert_allclose(np.linalg.norm(raw, axis=1), 1.0, atol=1e-5)
+    odds = np.exp(16.0 * raw @ vectors.T)
+    wanted = np.sqrt(odds / odds.sum(1, keepdims=True))
+    np.testing.assert_allclose(by_anchors(net, anchors)(image, px), wanted, atol=1e-4)
+    twice = Looks(net, [Glance(), Glance()], multiple=net.config.multiple)
+    np.testing.assert_allclose(by_anchors(twice, anchors)(image, px), wanted, atol=1e-4)
+    mirrored = by_anchors(net, anchors, mirrored=True)(image, px)
+    back = by_anchors(net, anchors, mirrored=True)(image[:, ::-1].copy(), [SIZE, 0] - px * [1, -1])
+    np.testing.assert_allclose(np.linalg.norm(mirrored, axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(mirrored[:, :3] * np.sqrt(2.0), wanted, atol=1e-4)
+    np.testing.assert_allclose(
+        back, np.roll(mirrored, 3, axis=1), atol=1e-5
+    )  # what is plain and mirrored swaps
+    centre = np.array([[2.5, 4.5]]) * STRIDE
+    with torch.no_grad():
+        pixel = net(image_batch(torch.from_numpy(image[None]))).descriptor[0, :, 4, 2].numpy()
+    np.testing.assert_allclose(by_network(net)(image, centre)[0], pixel, atol=1e-5)
+
+
+def test_bins_part_all_differences() -> None:
+    wanted = {0.0: 0, 29.9: 0, 30.0: 1, -45.0: 1, 60.0: 2, 89.9: 2, 90.0: 3, 180.0: 3}
+    assert {degrees: yaw_bin(degrees) for degrees in wanted} == wanted
+    assert len(YAW_BINS) == 4
+
+
+def test_bars_judge_the_first_method(pairs: list[ViewPair]) -> None:
+    """Cells add up to what was measured; ratios are those of the rows."""
+    report = measure(pairs, {"sift": by_sift(24.0)}, {"patches": by_patches(16)})
+    for method in ("sift", "patches"):
+        assert sum(row.pairs for row in report.rows if row.method == method) == len(pairs)
+        assert sum(row.points for row in report.rows if row.method == method) == sum(
+            len(p.first) for p in pairs
+        )
+    assert all(list(row.pck) == sorted(row.pck) for row in report.rows)
+    row = {(r.method, r.identity, r.yaw): r for r in report.rows}
+    bars = {bar.name: bar for bar in report.bars()}
+    assert bars["same identity, yaw 0-30: PCK 5 %"].measured == row["sift", "same", "0-30"].pck[-1]
+    ratio = row["patches", "same", "0-30"].px_mean / row["sift", "same", "0-30"].px_mean
+    bar = bars["same identity, yaw 0-30: mean error of patches over it"]
+    assert bar.measured == pytest.approx(ratio)
+    assert bar.met == (ratio >= 3.0)
+
+
+def test_right_matches_are_drawn_green(pairs: list[ViewPair]) -> None:
+    pair = pairs[0]
+    picture = pairs_picture([pair], {"oracle": oracle(pair)})
+    red, green, blue = (picture[..., i].astype(int) for i in range(3))
+    assert ((green > 180) & (red < 90) & (blue < 90)).sum() > 100
+    wrong = replace(pair, second=np.roll(pair.second, 1, axis=0))
+    lost = pairs_picture([wrong], {"oracle": oracle(pair)}).astype(int)
+    assert ((lost[..., 0] > 180) & (lost[..., 1] < 90)).sum() > 100

@@ -1,0 +1,126 @@
+"""Dev figures and pictures: a descriptor that knows the answer scores as one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dff.face.descriptor import STRIDE, Anchors, DescriptorNet, Features, NetConfig
+from dff.trainer.data.crops import (
+    Chart,
+    Framing,
+    grid_in_source,
+    input_from_source,
+    places_at,
+    warp,
+)
+from dff.trainer.data.view_cache import Store
+from dff.trainer.evaluation.figures import ZOOM, match_picture, pair_picture
+from dff.trainer.evaluation.pairs import SIDE, dev_pairs, match_figures, peak
+
+SIZE = 64
+
+
+class Oracle(nn.Module):
+    """Answers with the true surface coordinates of the pairs, as unit vectors."""
+
+    def __init__(self, maps: dict[bytes, Tensor]) -> None:
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, images: Tensor) -> Features:
+        keys = [
+            (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy().tobytes()
+            for image in images
+        ]
+        return Features(
+            torch.stack([self.maps[k] for k in keys]), torch.zeros(len(keys), SIZE // 2, SIZE // 2)
+        )
+
+
+def lifted(place: Tensor) -> Tensor:
+    """(..., 6) coordinates in metres to unit vectors whose cosine falls with distance."""
+    radius = 0.5
+    flat = place / radius
+    return torch.cat([flat, (1.0 - (flat**2).sum(-1, keepdim=True)).clamp(min=0).sqrt()], dim=-1)
+
+
+def test_pairs_show_the_same_points(store: Store, chart: Chart) -> None:
+    pairs = dev_pairs(store, chart, count=5, size=SIZE)
+    assert len(pairs) == 5
+    for pair, again in zip(pairs, dev_pairs(store, chart, count=5, size=SIZE), strict=True):
+        np.testing.assert_array_equal(pair.first, again.first)
+        assert pair.images.shape == (2, SIZE, SIZE, 3)
+        assert len(pair.first) >= 8
+        assert (pair.second >= 0.5).all()
+        assert (pair.second <= SIZE / STRIDE - 0.5).all()
+
+
+def test_an_oracle_matches_within_a_pixel(store: Store, chart: Chart) -> None:
+    maps: dict[bytes, Tensor] = {}
+    nothing = torch.zeros(7)
+    nothing[6] = -1.0
+    for number in np.flatnonzero(store.is_dev):
+        view = store.view(int(number))
+        matrix = input_from_source(view.box, SIZE, Framing())
+        place, known = places_at(view, grid_in_source(matrix, SIZE), chart)
+        vectors = torch.where(
+            torch.from_numpy(known)[:, None], lifted(torch.from_numpy(place).float()), nothing
+        )
+        key = warp(view.image, matrix, SIZE, (0, 0, 0)).tobytes()
+        maps[key] = vectors.T.reshape(7, SIZE // STRIDE, SIZE // STRIDE)
+    pairs = dev_pairs(store, chart, count=6, size=SIZE)
+    oracle: DescriptorNet = Oracle(maps)  # type: ignore[assignment]
+    anchors = torch.from_numpy(chart.places[::3].astype(np.float32))
+    figures = match_figures(oracle, lifted(anchors), anchors, 20000.0, pairs)
+    pixel = SIDE / (SIZE / STRIDE)
+    assert figures["match_px_median"] < 0.3 * pixel
+    assert figures["vote_mm_median"] < 6.0
+    shuffled = {key: value.roll(5, 2) for key, value in maps.items()}
+    oracle.maps = shuffled  # type: ignore[assignment]
+    wrong = match_figures(oracle, lifted(anchors), anchors, 20000.0, pairs)
+    assert wrong["match_pck_8"] < figures["match_pck_8"] / 2 or wrong["vote_mm_median"] > 10.0
+
+
+def test_no_pairs_no_figures(store: Store, chart: Chart) -> None:
+    assert (
+        match_figures(DescriptorNet(NetConfig()), torch.zeros(1, 32), torch.zeros(1, 6), 16.0, [])
+        == {}
+    )
+
+
+def test_the_peak_is_found_between_pixels() -> None:
+    y, x = torch.meshgrid(torch.arange(8) + 0.5, torch.arange(10) + 0.5, indexing="ij")
+    hill = 1.0 - 0.02 * ((x - 6.2) ** 2 + (y - 3.5) ** 2)
+    corner = 1.0 - 0.02 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
+    found = peak(torch.stack([hill.flatten(), corner.flatten()]), 10)
+    assert abs(float(found[0, 0]) - 6.2) < 0.25
+    assert float(found[0, 1]) == pytest.approx(3.5, abs=1e-4)
+    assert float((found[1] - 0.5).abs().max()) < 0.45, "pixels beyond the edge are not counted"
+
+
+def test_the_match_picture_marks_the_image_itself(store: Store, chart: Chart) -> None:
+    """An image matched with itself: each tile's mark lies on the point."""
+    torch.manual_seed(0)
+    net = DescriptorNet(NetConfig(dims=8, widths=(8, 16), depths=(1, 1)))
+    anchors = Anchors(np.array([0]), np.zeros((1, 3)), np.eye(1, 8, dtype=np.float32), 64.0)
+    pair = dev_pairs(store, chart, count=1, size=SIZE)[0]
+    image = pair.images[0]
+    points = np.array([[21.0, 33.0], [41.0, 25.0]])
+    picture = match_picture(net, anchors, image, image, points)
+    side = SIZE * ZOOM
+    assert picture.shape == (side, 3 * side + 2 * 4, 3)
+    for i, point in enumerate(points):
+        tile = picture[:, (i + 1) * (side + 4) :][:, :side].astype(int)
+        first = picture[:, :side].astype(int)
+        x, y = (point * ZOOM).astype(int)
+        window = (slice(y - 7, y + 8), slice(x - 7, x + 8))
+        colour = first[y, x + 4]
+        assert np.abs(tile[window] - colour).sum(2).min() < 120, (
+            "the same colour rings the same place"
+        )
+    assert pair_picture(net, anchors, pair, points=3).shape == (side, 4 * side + 3 * 4, 3)
+    with pytest.raises(ValueError, match="within 0"):
+        match_picture(net, anchors, image, image, np.array([[70.0, 3.0]]))

@@ -1,0 +1,205 @@
+"""A dataset's views unpacked once into flat files that every process of a machine maps into memory.
+
+Shards are made for keeping; training wants any view at once. A store holds, for each view, the
+JPEG, and for each of its pixels the triangle and two barycentric weights in 1/255 (the dense ground
+truth, exact to 0.02 mm), so that no step resolves geometry again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+
+from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.face.errors import BadDataset
+from dff.face.geometry.camera import Box
+from dff.face.model.morphable import MorphableModel
+from dff.face.render.frame import Frame
+from dff.infra.shards import ViewRow, frame_of
+
+CLAMPED = 0.1
+"""Fraction of a view's pixels on an edge of their triangle from which the view was made with
+another mesh.
+"""
+
+_INDEX = "views.npz"
+
+
+@dataclass(frozen=True)
+class StoredView:
+    """One view as the loader wants it."""
+
+    image: Bytes  # (H, W, 3) RGB
+    triangle: Ints  # (H, W) rows of the model's faces, the dtype's maximum is background
+    weight: Bytes  # (H, W, 2) first two barycentric weights times 255
+    box: Box  # of the 68 landmarks, px
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store: cheap to send to another process, which maps the files itself."""
+
+    folder: Path
+
+    @cached_property
+    def _index(self) -> dict[str, Any]:
+        with np.load(self.folder / _INDEX) as file:
+            return {name: file[name] for name in file.files}
+
+    @cached_property
+    def _files(self) -> tuple[Bytes, Ints, Bytes]:
+        triangles = np.dtype(str(self._index["triangle_dtype"]))
+        kinds = (
+            ("images", np.dtype(np.uint8)),
+            ("triangles", triangles),
+            ("weights", np.dtype(np.uint8)),
+        )
+        images, ids, weights = (
+            np.memmap(self.folder / f"{name}.bin", kind, "r") for name, kind in kinds
+        )
+        return images, ids, weights
+
+    def __getstate__(self) -> dict[str, Path]:
+        return {"folder": self.folder}
+
+    def __len__(self) -> int:
+        return len(self._index["identity"])
+
+    @property
+    def identity(self) -> Ints:
+        """(N,) whose face each view shows: equal numbers, equal identities, neighbours in the
+        dataset's order.
+        """
+        return cast(Ints, self._index["identity"])
+
+    @property
+    def is_dev(self) -> Bools:
+        """(N,) whether the view is held out."""
+        return cast(Bools, self._index["is_dev"])
+
+    @property
+    def licences(self) -> tuple[str, ...]:
+        """All licences that the rows came under, sorted."""
+        return tuple(map(str, self._index["licences"]))
+
+    @property
+    def poses(self) -> Floats:
+        """(N, 3) yaw, pitch, roll in degrees."""
+        return cast(Floats, self._index["pose"])
+
+    def view(self, number: int) -> StoredView:
+        """The ``number``-th view. Raises BadDataset when its image does not decode."""
+        images, triangles, weights = self._files
+        at = self._index
+        height, width = (int(n) for n in at["size"][number])
+        start, end = at["image_start"][number : number + 2]
+        bgr = cv2.imdecode(np.asarray(images[start:end]), cv2.IMREAD_COLOR)
+        if bgr is None or bgr.shape != (height, width, 3):
+            raise BadDataset(
+                f"the image of {at['sample_id'][number]} is not a JPEG of {width} x {height}"
+            )
+        first, last = at["pixel_start"][number : number + 2]
+        return StoredView(
+            image=cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False),
+            triangle=np.asarray(triangles[first:last]).reshape(height, width),
+            weight=np.asarray(weights[2 * first : 2 * last]).reshape(height, width, 2),
+            box=Box(*map(float, at["box"][number])),
+        )
+
+
+def write_store(rows: Iterable[ViewRow], model: MorphableModel, folder: Path) -> Store:
+    """Unpack rows into ``folder``, which appears only when complete; one that is there already is
+    taken as it is.
+
+    Raises BadDataset when there are no rows or a row is of another model or another version of it:
+    the first row, where they are unpacked already.
+    """
+    if (folder / _INDEX).exists():
+        for row in itertools.islice(rows, 1):
+            _checked_frame(row, model)
+        return Store(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        _unpack(rows, model, temporary)
+        try:
+            os.rename(temporary, folder)
+        except OSError:  # another process of this machine was quicker
+            if not (folder / _INDEX).exists():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Store(folder)
+
+
+def _checked_frame(row: ViewRow, model: MorphableModel) -> Frame:
+    """The row's dense truth. BadDataset when its pixels don't see the triangles that they name.
+
+    A model of the same name but another version shows itself so: resolving clamps what lies outside
+    its triangle.
+    """
+    try:
+        frame = frame_of(row, model)
+    except ValueError as error:
+        raise BadDataset(
+            f"{row.sample_id} was made with another version of {model.name}: {error}"
+        ) from error
+    outside = (frame.barycentric[frame.mask] <= 0.0).any(1)
+    if outside.size and outside.mean() > CLAMPED:
+        raise BadDataset(
+            f"{row.sample_id} was made with another version of {model.name}: make the dataset again"
+        )
+    return frame
+
+
+def _unpack(rows: Iterable[ViewRow], model: MorphableModel, folder: Path) -> None:
+    dtype, background = ("uint16", 0xFFFF) if len(model.faces) < 0xFFFF else ("uint32", 0xFFFFFFFF)
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("sample_id", "identity", "is_dev", "size", "box", "pose")
+    }
+    image_start, pixel_start = [0], [0]
+    identities: dict[str, int] = {}
+    licences: set[str] = set()
+    with (
+        (folder / "images.bin").open("wb") as images,
+        (folder / "triangles.bin").open("wb") as triangles,
+        (folder / "weights.bin").open("wb") as weights,
+    ):
+        for row in rows:
+            frame = _checked_frame(row, model)
+            images.write(row.image)
+            triangles.write(
+                np.where(frame.triangle < 0, background, frame.triangle).astype(dtype).tobytes()
+            )
+            weights.write(
+                (frame.barycentric[..., :2].clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8).tobytes()
+            )
+            box = Box.around(row.landmarks_3d)
+            columns["sample_id"].append(row.sample_id)
+            columns["identity"].append(identities.setdefault(row.identity_id, len(identities)))
+            columns["is_dev"].append(row.split == "dev")
+            columns["size"].append((row.height, row.width))
+            columns["box"].append((box.x0, box.y0, box.x1, box.y1))
+            columns["pose"].append(row.pose)
+            image_start.append(image_start[-1] + len(row.image))
+            pixel_start.append(pixel_start[-1] + row.height * row.width)
+            licences.add(row.licence)
+    if not identities:
+        raise BadDataset("the dataset has no views to train on")
+    columns |= {
+        "image_start": image_start,
+        "pixel_start": pixel_start,
+        "licences": sorted(licences),
+    }
+    arrays: dict[str, Any] = {name: np.array(values) for name, values in columns.items()}
+    np.savez(folder / _INDEX, triangle_dtype=np.array(dtype), **arrays)
