@@ -26,19 +26,19 @@ from dff.aligner.confidence import (
     probe,
     surroundings,
 )
-from dff.aligner.detector import DescriptorFinder, FaceFinder, Sighting, same_face
+from dff.aligner.detector import DescriptorDetector, Detection, FaceDetector, same_face
 from dff.aligner.fitting.correspondence import Matches, match, pooled
 from dff.aligner.fitting.crop import Crops
 from dff.aligner.fitting.loop import (
     MIN_PIXELS,
+    FitModel,
     Look,
-    Rig,
     Sight,
     Solver,
+    build_fit_model,
     crops_of_boxes,
     crops_of_state,
     first_fit,
-    make_rig,
     put,
     refine,
     resume,
@@ -46,13 +46,13 @@ from dff.aligner.fitting.loop import (
     state_in_boxes,
 )
 from dff.aligner.fitting.multi_image import (
-    Together,
-    fit_together,
+    PersonAlignment,
+    fit_person,
     one_person,
+    person_alignment,
     state_of,
-    together_of,
 )
-from dff.aligner.fitting.perspective import PerspectiveRig, split_rig
+from dff.aligner.fitting.perspective import PerspectiveFitModel, build_perspective_fit_model
 from dff.aligner.fitting.photometric import Skin
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.descriptor import FRAMING, STRIDE, Anchors, DescriptorNet, Network, image_batch
@@ -60,10 +60,10 @@ from dff.face.errors import BadPhoto, BadWeights, NoFace
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
 from dff.face.io.assets import load_model
-from dff.face.model.landmarks import MIRROR, Habit
+from dff.face.model.landmarks import MIRROR, LandmarkOffsets
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.gauss_newton import FaceState
-from dff.face.tta import Glance, Looks
+from dff.face.tta import TtaNetwork, TtaTransform
 from dff.infra import weights as weights_files
 
 Fit = Callable[[int, Look, FaceState, Sight], FaceState]
@@ -108,13 +108,13 @@ class AlignConfig:
     nearness: float = (
         1.0  # 1 / metres: of cameras to faces; one photo hardly tells, but few are taken from afar
     )
-    # metres, sd: how far ``align_together`` lets a face lie off the model's; 0: not at all
+    # metres, sd: how far ``align_person`` lets a face lie off the model's; 0: not at all
     beyond: float = 0.005
     sizes: tuple[float, ...] = (
         0.8,
         1.0,
         1.2,
-    )  # of a crop, at which ``align_together`` looks, over ``crop``
+    )  # of a crop, at which ``align_person`` looks, over ``crop``
     solver: Solver = field(default_factory=Solver)
 
     def __post_init__(self) -> None:
@@ -156,21 +156,27 @@ class Watch:
         )
 
     def update(
-        self, rig: Rig, faces: Ints, state: FaceState, matches: Matches, px: Floats, pitch: Floats
+        self,
+        fit_model: FitModel,
+        faces: Ints,
+        state: FaceState,
+        matches: Matches,
+        px: Floats,
+        pitch: Floats,
     ) -> Floats:
         """Look at the new ``state`` of the rows ``faces``; (F,) how far their landmarks moved,
         fraction of the unit.
         """
-        unit = rig.unit(state)
-        sight = sight_of(rig, state)
-        landmarks = rig.landmarks(state)
+        unit = fit_model.unit(state)
+        sight = sight_of(fit_model, state)
+        landmarks = fit_model.landmarks(state)
         motion = np.linalg.norm(landmarks - self.landmarks[faces], axis=2).mean(1) / unit
         self.sight.put(faces, sight)
         self.landmarks[faces] = landmarks
         self.px[faces], self.mask[faces], self.pitch[faces] = px, matches.mask, pitch
         self.motion[faces] = motion
         self.agrees[faces], self.residual[faces] = agreement(
-            matches, px, rig.anchors(state), sight.anchors, unit
+            matches, px, fit_model.anchors(state), sight.anchors, unit
         )
         return np.asarray(motion)
 
@@ -193,14 +199,14 @@ class Aligner:
         anchors: Anchors,
         model: MorphableModel,
         *,
-        finder: FaceFinder | None = None,
+        detector: FaceDetector | None = None,
         config: AlignConfig | None = None,
         card: Mapping[str, Any] | None = None,
         calibration: Calibration | None = None,
-        habit: Habit | None = None,
+        landmark_offsets: LandmarkOffsets | None = None,
     ) -> None:
-        """``habit``: where the landmarks lie that are answered; by default on the vertices of
-        ``model``.
+        """``landmark_offsets``: where the landmarks lie that are answered; by default on the
+        vertices of ``model``.
         """
         self.net = net
         self.anchors = anchors
@@ -209,24 +215,26 @@ class Aligner:
         self.multiple = net.config.multiple if isinstance(net, DescriptorNet) else 32
         self.card = dict(card or {})  # where the weights come from
         self.calibration = calibration or DEFAULT
-        self.habit = habit or Habit()
+        self.landmark_offsets = landmark_offsets or LandmarkOffsets()
         settings = self.config
-        self.rig = make_rig(
+        self.fit_model = build_fit_model(
             model, anchors, modes=settings.modes, mirrored=settings.mirror, near=settings.nearness
         )
-        apart = np.linalg.norm(self.rig.landmark_mean[:, None] - anchors.position, axis=2)
+        apart = np.linalg.norm(self.fit_model.landmark_mean[:, None] - anchors.position, axis=2)
         self.landmark_descriptor = anchors.descriptor[apart.argmin(1)]  # (68, D)
-        self.finder = finder or DescriptorFinder(net, anchors, self.rig, multiple=self.multiple)
+        self.detector = detector or DescriptorDetector(
+            net, anchors, self.fit_model, multiple=self.multiple
+        )
         self.reference = rotation_from_vector(
             np.deg2rad(REFERENCE_ROTATION.get(model.name, (0.0, 0.0, 0.0)))
         )
 
-    def without_habit(self) -> Self:
+    def without_landmark_offsets(self) -> Self:
         """The same aligner, whose landmarks are vertices of the model: as those of rendered faces
         are.
         """
         bare = copy(self)
-        bare.habit = Habit()
+        bare.landmark_offsets = LandmarkOffsets()
         return bare
 
     def align(self, image: Bytes, boxes: Sequence[Box] | None = None) -> list[Alignment]:
@@ -250,16 +258,16 @@ class Aligner:
         for image in images:
             _check_image(image)
         asked = [None] * len(images) if boxes is None else boxes
-        places: list[list[Sighting]] = []
+        places: list[list[Detection]] = []
         for image, some in zip(images, asked, strict=True):
-            given = None if some is None else [Sighting(check_box(box, image)) for box in some]
-            places.append(self.finder.find(image) if given is None else given)
-        faces = [(i, sighting) for i, some in enumerate(places) for sighting in some]
+            given = None if some is None else [Detection(check_box(box, image)) for box in some]
+            places.append(self.detector.find(image) if given is None else given)
+        faces = [(i, detection) for i, some in enumerate(places) for detection in some]
         out: list[list[Alignment]] = [[] for _ in images]
         for begin in range(0, len(faces), self.config.batch):
             chunk = faces[begin : begin + self.config.batch]
             found = self._align_faces(
-                [images[i] for i, _ in chunk], [sighting for _, sighting in chunk]
+                [images[i] for i, _ in chunk], [detection for _, detection in chunk]
             )
             failed = [
                 k for k, (i, _) in enumerate(chunk) if asked[i] is not None and found[k].failed
@@ -283,30 +291,30 @@ class Aligner:
             raise ValueError(f"{len(images)} images with alignments for {len(before)}")
         for image in images:
             _check_image(image)
-        rig, config = self.rig, self.config
+        fit_model, config = self.fit_model, self.config
         faces = [(image, face) for image, some in zip(images, before, strict=True) for face in some]
         out: list[Alignment] = []
         for begin in range(0, len(faces), config.batch):
             chunk = faces[begin : begin + config.batch]
-            state = state_of(rig, [face for _, face in chunk])
-            crops = crops_of_state(rig, state, config.margin, config.crop)
+            state = state_of(fit_model, [face for _, face in chunk])
+            crops = crops_of_state(fit_model, state, config.margin, config.crop)
             boxes = [Box.around(face.landmarks_3d[:, :2]) for _, face in chunk]
-            fit = partial(_fitted, rig, config.solver, resume)
+            fit = partial(_fitted, fit_model, config.solver, resume)
             out += self._iterate(
                 [image for image, _ in chunk], boxes, state, crops, fit=fit, resumed=True
             )
         rest = iter(out)
         return [[next(rest) for _ in some] for some in before]
 
-    def align_together(
+    def align_person(
         self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None
-    ) -> Together:
+    ) -> PersonAlignment:
         """One identity for several photos of one person, and a pose and expression for each.
 
         Where no box is given, the largest face that is found is the person. Photos without a face,
         or whose alignment failed, are left out and named in the answer. Raises NoFace when that
         leaves none, else as ``align``. The face may lie off what identities of the model form, by
-        ``Together.beyond``.
+        ``PersonAlignment.beyond``.
         """
         if not images or (boxes is not None and len(boxes) != len(images)):
             raise ValueError(
@@ -331,58 +339,62 @@ class Aligner:
             faces = dict(zip(alone, found, strict=True))
             lost = {i: face.reason for i, face in faces.items() if face.failed}
             if not lost:
-                return together_of(self.model, len(images), faces, left_out)
+                return person_alignment(self.model, len(images), faces, left_out)
             left_out |= lost  # and the others once more, since these had a say
             alone = {i: face for i, face in alone.items() if i not in lost}
         raise NoFace("; ".join(f"photo {i + 1}: {why}" for i, why in sorted(left_out.items())))
 
     @cached_property
-    def near_rig(self) -> PerspectiveRig:
+    def perspective_fit_model(self) -> PerspectiveFitModel:
         """The rig of several photos of one person."""
-        return split_rig(self.model, self.anchors, beyond=self.config.beyond)
+        return build_perspective_fit_model(self.model, self.anchors, beyond=self.config.beyond)
 
     @cached_property
     def near_skin(self) -> Skin:
         """Its points on which the photos agree."""
-        return Skin.of(self.near_rig)
+        return Skin.of(self.perspective_fit_model)
 
     def _align_one_person(
         self, images: list[Bytes], alone: list[Alignment], *, agree: bool = True
     ) -> list[Alignment]:
         """``agree``: on the skin, beside the votes."""
-        rig, config = self.near_rig, self.config
+        fit_model, config = self.perspective_fit_model, self.config
         solver = config.solver if agree else replace(config.solver, skin=0.0)
-        state = one_person(rig, alone)
-        crops = crops_of_state(rig, state, config.margin, config.crop)
+        state = one_person(fit_model, alone)
+        crops = crops_of_state(fit_model, state, config.margin, config.crop)
         trust = np.array([face.face_confidence for face in alone])
-        fit = partial(fit_together, rig, self.near_skin, solver, images, trust)
+        fit = partial(fit_person, fit_model, self.near_skin, solver, images, trust)
         boxes = [face.box for face in alone]
-        looks = Looks(self.net, [Glance(size) for size in config.sizes], multiple=self.multiple)
-        return self._iterate(images, boxes, state, crops, rig=rig, net=looks, fit=fit, as_one=True)
+        looks = TtaNetwork(
+            self.net, [TtaTransform(size) for size in config.sizes], multiple=self.multiple
+        )
+        return self._iterate(
+            images, boxes, state, crops, fit_model=fit_model, net=looks, fit=fit, as_one=True
+        )
 
     def _closer(
-        self, images: Sequence[Bytes], faces: Sequence[tuple[int, Sighting]], failed: Sequence[int]
+        self, images: Sequence[Bytes], faces: Sequence[tuple[int, Detection]], failed: Sequence[int]
     ) -> Iterator[tuple[int, Alignment]]:
         """Those of the ``failed`` faces that do align in the middle of their box: beside them it
         holds another.
         """
         if not failed:
             return
-        again = [Sighting(_middle(faces[k][1].box)) for k in failed]
+        again = [Detection(_middle(faces[k][1].box)) for k in failed]
         found = self._align_faces([images[faces[k][0]] for k in failed], again)
         for k, second in zip(failed, found, strict=True):
             if not second.failed:
                 yield k, replace(second, box=faces[k][1].box)
 
-    def _align_faces(self, images: list[Bytes], sightings: list[Sighting]) -> list[Alignment]:
-        state, first = self._start(sightings)
-        boxes = [sighting.box for sighting in sightings]
+    def _align_faces(self, images: list[Bytes], detections: list[Detection]) -> list[Alignment]:
+        state, first = self._start(detections)
+        boxes = [detection.box for detection in detections]
         return self._iterate(
             images,
             boxes,
             state,
             first,
-            fit=partial(_fitted, self.rig, self.config.solver, first_fit),
+            fit=partial(_fitted, self.fit_model, self.config.solver, first_fit),
         )
 
     def _iterate(
@@ -393,21 +405,21 @@ class Aligner:
         first: Crops,
         *,
         fit: Fit,
-        rig: Rig | None = None,
+        fit_model: FitModel | None = None,
         net: Network | None = None,
         resumed: bool = False,
         as_one: bool = False,
     ) -> list[Alignment]:
         """Passes over the B images from ``state``, the first through the crops ``first``.
 
-        ``rig`` and ``net``: what is fitted and what looks, if not the aligner's own. ``resumed``:
-        the state is an alignment already, so the first pass may be the last. ``as_one``: no face is
-        done before all are.
+        ``fit_model`` and ``net``: what is fitted and what looks, if not the aligner's own.
+        ``resumed``: the state is an alignment already, so the first pass may be the last.
+        ``as_one``: no face is done before all are.
         """
-        rig, net, config = rig or self.rig, net or self.net, self.config
-        annotated = rig.as_annotated(self.habit)
+        fit_model, net, config = fit_model or self.fit_model, net or self.net, self.config
+        annotated = fit_model.as_annotated(self.landmark_offsets)
         b = len(boxes)
-        watch = Watch.nothing(len(rig.anchor_mean), config.pixels, rig.landmarks(state))
+        watch = Watch.nothing(len(fit_model.anchor_mean), config.pixels, fit_model.landmarks(state))
         traces: list[list[Iteration]] = [[] for _ in boxes]
         active = np.arange(b)
         earlier: tuple[Matches, Floats] | None = (
@@ -416,9 +428,11 @@ class Aligner:
         for number in range(config.passes):
             before = state[active]
             crops = (
-                first if number == 0 else crops_of_state(rig, before, config.closer, config.crop)
+                first
+                if number == 0
+                else crops_of_state(fit_model, before, config.closer, config.crop)
             )
-            mirrored = rig.mirrored and number % 2 == 1
+            mirrored = fit_model.mirrored and number % 2 == 1
             matches, features = self._look(
                 net, [images[i] for i in active], crops, mirrored=mirrored
             )
@@ -429,7 +443,7 @@ class Aligner:
             if len(active) == 0:
                 break
             counted = matches, px
-            if earlier is not None and rig.mirrored and number > 1:
+            if earlier is not None and fit_model.mirrored and number > 1:
                 old, old_px = earlier[0][able], earlier[1][able]
                 counted = (
                     pooled(old, matches),
@@ -442,7 +456,7 @@ class Aligner:
             after = fit(number, look, before, watch.sight[active])
             state = put(state, active, after)
             pitch = matches.pitch * (crops.side / crops.size)[able]
-            motion = watch.update(rig, active, after, matches, px, pitch)
+            motion = watch.update(fit_model, active, after, matches, px, pitch)
             places = look.crops.crop_from_photo(watch.landmarks[active]) / STRIDE
             expected = self.landmark_descriptor[MIRROR] if mirrored else self.landmark_descriptor
             watch.probes[active] = probe(descriptor, face_logit, places, expected)
@@ -466,7 +480,9 @@ class Aligner:
             active, earlier = active[going], (matches[going], px[going])
             if len(active) == 0:
                 break
-        return self._answers(state, boxes, watch.evidence(state, rig.unit(state)), traces, rig=rig)
+        return self._answers(
+            state, boxes, watch.evidence(state, fit_model.unit(state)), traces, fit_model=fit_model
+        )
 
     def _answers(
         self,
@@ -475,20 +491,20 @@ class Aligner:
         evidence: Evidence,
         traces: list[list[Iteration]],
         *,
-        rig: Rig | None = None,
+        fit_model: FitModel | None = None,
     ) -> list[Alignment]:
-        """What is said of faces whose fit has ended; ``rig``: whose latents the state holds, if
-        another's.
+        """What is said of faces whose fit has ended; ``fit_model``: whose latents the state holds,
+        if another's.
         """
-        rig = rig or self.rig
-        vertices = rig.vertices(state)
+        fit_model = fit_model or self.fit_model
+        vertices = fit_model.vertices(state)
         whole = self.calibration.face_confidence(evidence)
         seen, right = self.calibration.landmark_confidence(evidence)
         return [
             self._alignment(
                 state,
                 i,
-                rig=rig,
+                fit_model=fit_model,
                 box=boxes[i],
                 vertices=vertices[i],
                 visibility=seen[i],
@@ -500,18 +516,21 @@ class Aligner:
             for i in range(len(boxes))
         ]
 
-    def _start(self, sightings: list[Sighting]) -> tuple[FaceState, Crops]:
+    def _start(self, detections: list[Detection]) -> tuple[FaceState, Crops]:
         """Where fitting begins, and the first crops: as the finder saw the faces, else upright
         about the boxes.
         """
-        rig, config = self.rig, self.config
-        boxes = [sighting.box for sighting in sightings]
-        state, crops = state_in_boxes(rig, boxes), crops_of_boxes(boxes, config.margin, config.crop)
-        for i, sighting in enumerate(sightings):
-            if sighting.pose is not None:
-                seen = replace(sighting.pose, coefficients=np.zeros((1, len(rig.modes))))
+        fit_model, config = self.fit_model, self.config
+        boxes = [detection.box for detection in detections]
+        state, crops = (
+            state_in_boxes(fit_model, boxes),
+            crops_of_boxes(boxes, config.margin, config.crop),
+        )
+        for i, detection in enumerate(detections):
+            if detection.pose is not None:
+                seen = replace(detection.pose, coefficients=np.zeros((1, len(fit_model.modes))))
                 state = put(state, np.array([i]), seen)
-                turned = crops_of_state(rig, seen, config.margin, config.crop)
+                turned = crops_of_state(fit_model, seen, config.margin, config.crop)
                 crops.centre[i], crops.side[i], crops.angle[i] = (
                     turned.centre[0],
                     turned.side[0],
@@ -558,7 +577,7 @@ class Aligner:
         state: FaceState,
         i: int,
         *,
-        rig: Rig,
+        fit_model: FitModel,
         box: Box,
         vertices: Floats,
         visibility: Floats,
@@ -567,10 +586,10 @@ class Aligner:
         evidence: Evidence,
         trace: tuple[Iteration, ...],
     ) -> Alignment:
-        camera, cam_from_head = rig.camera(state, i), state.cam_from_head(i)
-        coefficients = rig.coefficients(state.coefficients[i])
+        camera, cam_from_head = fit_model.camera(state, i), state.cam_from_head(i)
+        coefficients = fit_model.coefficients(state.coefficients[i])
         flat, deep = landmarks_of(
-            self.model, self.habit, vertices, coefficients, cam_from_head, camera
+            self.model, self.landmark_offsets, vertices, coefficients, cam_from_head, camera
         )
         matrix = state.rotation[i] @ self.reference
         yaw, pitch, roll = angles_from_rotation(matrix)
@@ -599,33 +618,39 @@ class Aligner:
         )
 
 
-Begin = Callable[[Rig, Solver, Look, FaceState], FaceState]
+Begin = Callable[[FitModel, Solver, Look, FaceState], FaceState]
 
 
 def _fitted(
-    rig: Rig, solver: Solver, begin: Begin, number: int, look: Look, before: FaceState, sight: Sight
+    fit_model: FitModel,
+    solver: Solver,
+    begin: Begin,
+    number: int,
+    look: Look,
+    before: FaceState,
+    sight: Sight,
 ) -> FaceState:
     """``begin`` is ``first_fit`` for a new face, ``resume`` for one that was aligned a frame
     ago.
     """
     if number == 0:
-        return begin(rig, solver, look, before)
-    return refine(rig, solver, look, before, sight)
+        return begin(fit_model, solver, look, before)
+    return refine(fit_model, solver, look, before, sight)
 
 
 def load_aligner(
     weights: Path | str | None = None,
     *,
-    finder: FaceFinder | None = None,
+    detector: FaceDetector | None = None,
     config: AlignConfig | None = None,
     calibration: Calibration | None = None,
-    habit: Habit | None = None,
+    landmark_offsets: LandmarkOffsets | None = None,
 ) -> Aligner:
     """The aligner of a weights file; of the shipped weights when none is named.
 
     ``config``: by default crops are as large as those that the network was trained on.
-    ``calibration`` and ``habit`` instead of the file's own. Raises BadWeights when the file cannot
-    be used, BadModel when its model is not at hand.
+    ``calibration`` and ``landmark_offsets`` instead of the file's own. Raises BadWeights when the
+    file cannot be used, BadModel when its model is not at hand.
     """
     path = weights_files.DEFAULT if weights is None else weights
     loaded = weights_files.load(path)
@@ -643,13 +668,18 @@ def load_aligner(
         net,
         loaded.anchors,
         model,
-        finder=finder,
+        detector=detector,
         config=config,
         # Whoever reads an answer is told whose labels say where its landmarks lie, as of the
         # weights' other sources.
-        card=loaded.card | ({"landmarks_from": loaded.habit_source} if loaded.habit_source else {}),
+        card=loaded.card
+        | (
+            {"landmarks_from": loaded.landmark_offsets_source}
+            if loaded.landmark_offsets_source
+            else {}
+        ),
         calibration=calibration,
-        habit=habit or loaded.habit,
+        landmark_offsets=landmark_offsets or loaded.landmark_offsets,
     )
 
 

@@ -11,7 +11,7 @@ from dff.aligner.confidence import Evidence
 from dff.face.arrays import Floats
 from dff.face.geometry.camera import Box, WeakPerspective
 from dff.face.geometry.transform import Rigid
-from dff.face.model.landmarks import Habit
+from dff.face.model.landmarks import LandmarkOffsets
 from dff.face.model.morphable import Coefficients, MorphableModel
 
 
@@ -128,22 +128,22 @@ def _rounded(values: Any, digits: int) -> Any:
 
 def landmarks_of(
     model: MorphableModel,
-    habit: Habit,
+    landmark_offsets: LandmarkOffsets,
     vertices: Floats,
     coefficients: Coefficients,
     cam_from_head: Rigid,
     camera: WeakPerspective,
 ) -> tuple[Floats, Floats]:
-    """The ``landmarks_2d`` and ``landmarks_3d`` of a fitted mesh, where annotators of a ``habit``
-    put them.
+    """The ``landmarks_2d`` and ``landmarks_3d`` of a fitted mesh, where annotators of a
+    ``landmark_offsets`` put them.
     """
     seen = cam_from_head.apply(vertices)
     contour = model.landmarks.contour_vertices(camera.px_from_cam(seen), model.template)
     flat, deep = seen[contour], seen[model.landmarks.vertex]
-    if not habit.none:
+    if not landmark_offsets.none:
         both = np.concatenate([coefficients.identity, coefficients.expression])
-        flat = flat + habit.of("2d", both) @ cam_from_head.rotation.T
-        deep = deep + habit.of("3d", both) @ cam_from_head.rotation.T
+        flat = flat + landmark_offsets.of("2d", both) @ cam_from_head.rotation.T
+        deep = deep + landmark_offsets.of("3d", both) @ cam_from_head.rotation.T
     return camera.px_from_cam(flat), np.column_stack(
         [camera.px_from_cam(deep), -camera.scale * deep[:, 2]]
     )

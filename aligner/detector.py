@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from dff.aligner.fitting.correspondence import match, vote
-from dff.aligner.fitting.loop import Rig
+from dff.aligner.fitting.loop import FitModel
 from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.descriptor import STRIDE, Anchors, Network, image_batch
 from dff.face.geometry.camera import Box
@@ -49,7 +49,7 @@ TURNED_AWAY = 0.35  # how far behind the screen's plane a face may look: 20 degr
 
 
 @dataclass(frozen=True)
-class Sighting:
+class Detection:
     """A face that may be there."""
 
     box: Box  # of its 68 landmarks, upright and tight, pixels
@@ -59,10 +59,10 @@ class Sighting:
     )
 
 
-class FaceFinder(Protocol):
+class FaceDetector(Protocol):
     """Finds faces."""
 
-    def find(self, image: Bytes) -> list[Sighting]:
+    def find(self, image: Bytes) -> list[Detection]:
         """Faces of an (H, W, 3) RGB image, the surest first; none when no face is seen."""
         ...
 
@@ -115,7 +115,7 @@ class Search:
             raise ValueError(f"Search wants positive sizes and a ratio above one: {self}")
 
 
-class DescriptorFinder:
+class DescriptorDetector:
     """Faces of every yaw and of in-plane turns to 60 degrees, as the descriptor sees them. Safe to
     share by threads.
     """
@@ -124,24 +124,24 @@ class DescriptorFinder:
         self,
         net: Network,
         anchors: Anchors,
-        rig: Rig,
+        fit_model: FitModel,
         *,
         multiple: int = 32,
         search: Search | None = None,
     ):
         self.net = net
-        self.rig = rig
+        self.fit_model = fit_model
         # Every second anchor is dense enough for a pose.
         self.descriptor, self.place, self.scale = (
             anchors.descriptor[::2],
-            rig.anchor_mean[::2],
+            fit_model.anchor_mean[::2],
             anchors.scale,
         )
         self.multiple = multiple  # sides that the network takes are multiples of this
         self.search = search or Search()
 
-    def find(self, image: Bytes) -> list[Sighting]:
-        found: list[Sighting] = []
+    def find(self, image: Bytes) -> list[Detection]:
+        found: list[Detection] = []
         finest: Seen | None = None
         for level, scale in levels(image, self.search, self.multiple):
             some, seen = self._on_level(level)
@@ -161,11 +161,11 @@ class DescriptorFinder:
             found += [one for one in more if beside(one.box.centre[None], found).all()]
         return distinct(found)
 
-    def _on_level(self, level: Bytes) -> tuple[list[Sighting], Seen]:
+    def _on_level(self, level: Bytes) -> tuple[list[Detection], Seen]:
         """Sightings in pixels of the level, several of each face, and the pixels that they rest
         on.
         """
-        search, rig = self.search, self.rig
+        search, fit_model = self.search, self.fit_model
         height, width = level.shape[:2]
         padding = ((0, -height % self.multiple), (0, -width % self.multiple), (0, 0))
         with torch.inference_mode():
@@ -193,7 +193,7 @@ class DescriptorFinder:
             np.full(1, np.inf),
             np.ones((1, count)),
             self.place,
-            rig.no_basis[::2],
+            fit_model.no_basis[::2],
         )
         px, point, weight, mask = (
             seen.px,
@@ -208,13 +208,14 @@ class DescriptorFinder:
         radius = np.repeat(search.windows, [len(some) for some in starts])
         if not len(radius):
             return [], seen
-        pose = _grown(px, point, weight, np.concatenate(starts), radius, rig.size)
-        unit = rig.unit(pose)
+        pose = _grown(px, point, weight, np.concatenate(starts), radius, fit_model.size)
+        unit = fit_model.unit(pose)
         sane = (unit > UNITS[0]) & (unit < UNITS[1]) & (pose.rotation[:, 2, 2] < TURNED_AWAY)
         sane &= np.isfinite(pose.centre).all(1)
         pose, unit = pose[sane], unit[sane]
         landmarks = project(
-            pose, np.broadcast_to(rig.landmark_mean, (len(unit), *rig.landmark_mean.shape))
+            pose,
+            np.broadcast_to(fit_model.landmark_mean, (len(unit), *fit_model.landmark_mean.shape)),
         )
         out = []
         for i in _different(pose, unit):
@@ -234,7 +235,7 @@ class DescriptorFinder:
             pure = agreed / max(float(mask[within].sum()), 1.0)
             score = min(full, 1.0) * pure
             if score >= search.least * min(1.0, unit[i] / CLEAR) ** 2:
-                out.append(Sighting(Box.around(landmarks[i]), score, pose[i : i + 1]))
+                out.append(Detection(Box.around(landmarks[i]), score, pose[i : i + 1]))
         return out, seen
 
 
@@ -259,7 +260,7 @@ def levels(image: Bytes, search: Search, multiple: int) -> Iterator[tuple[Bytes,
         first, wanted = False, wanted / search.ratio
 
 
-def _photographed(found: Sighting, scale: Floats, corner: Floats | float = 0.0) -> Sighting:
+def _photographed(found: Detection, scale: Floats, corner: Floats | float = 0.0) -> Detection:
     """What was found on a level, in pixels of the photo: (2,) ``scale`` of them for one, from
     ``corner`` on.
     """
@@ -269,7 +270,7 @@ def _photographed(found: Sighting, scale: Floats, corner: Floats | float = 0.0) 
         np.array([box.x0, box.y0]) * scale + corner,
         np.array([box.x1, box.y1]) * scale + corner,
     )
-    return Sighting(
+    return Detection(
         Box(*low.tolist(), *high.tolist()),
         found.score,
         FaceState(
@@ -278,7 +279,7 @@ def _photographed(found: Sighting, scale: Floats, corner: Floats | float = 0.0) 
     )
 
 
-def beside(px: Floats, found: list[Sighting]) -> Bools:
+def beside(px: Floats, found: list[Detection]) -> Bools:
     """(N,) which of (N, 2) pixels belong to none of the faces ``found``."""
     alone = np.ones(len(px), bool)
     for one in found:
@@ -288,7 +289,7 @@ def beside(px: Floats, found: list[Sighting]) -> Bools:
 
 
 def unexplained(
-    seen: Seen, found: list[Sighting], shape: tuple[int, ...]
+    seen: Seen, found: list[Detection], shape: tuple[int, ...]
 ) -> tuple[slice, slice] | None:
     """Rows and columns of an image of this ``shape`` that hold what looks like faces and belongs to
     none ``found``.
@@ -380,10 +381,10 @@ def _different(pose: FaceState, unit: Floats) -> list[int]:
     return kept
 
 
-def distinct(found: list[Sighting]) -> list[Sighting]:
+def distinct(found: list[Detection]) -> list[Detection]:
     """The sightings by falling score, without those that show the face of a better one."""
-    kept: list[Sighting] = []
-    for one in sorted(found, key=lambda sighting: -sighting.score):
+    kept: list[Detection] = []
+    for one in sorted(found, key=lambda detection: -detection.score):
         if not any(same_face(one.box, other.box) for other in kept):
             kept.append(one)
     return kept

@@ -8,13 +8,13 @@ import numpy as np
 import trimesh
 
 from dff.aligner.alignment import Alignment
-from dff.aligner.fitting.multi_image import Together
+from dff.aligner.fitting.multi_image import PersonAlignment
 from dff.face.arrays import Bytes
 from dff.face.model.morphable import MorphableModel
 
 
 def glb(
-    face: Alignment | Together, model: MorphableModel, *, colours: Bytes | None = None
+    face: Alignment | PersonAlignment, model: MorphableModel, *, colours: Bytes | None = None
 ) -> bytes:
     """Binary glTF of a fitted mesh, of several photos together the face at rest.
 

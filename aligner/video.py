@@ -24,7 +24,7 @@ from dff.aligner.detector import same_face
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import Rigid, angles_from_rotation
-from dff.face.model.landmarks import Habit
+from dff.face.model.landmarks import LandmarkOffsets
 from dff.face.model.morphable import Coefficients, MorphableModel
 
 THUMB = (32, 18)  # pixels across and down, in which shots are compared
@@ -86,9 +86,9 @@ class Smoother:
         smoothing: Smoothing,
         rate: float,
         *,
-        habit: Habit | None = None,
+        landmark_offsets: LandmarkOffsets | None = None,
     ) -> None:
-        self.model, self.habit = model, habit or Habit()
+        self.model, self.landmark_offsets = model, landmark_offsets or LandmarkOffsets()
         self.size = Box.around(model.template[model.landmarks.vertex][:, :2]).size  # metres
         self.pose, self.shape = OneEuro(smoothing, rate), OneEuro(smoothing, rate)
         self.before: Alignment | None = None
@@ -129,7 +129,7 @@ class Smoother:
         )  # the reference frame stands still in the head
         posed_head = Rigid(turned, face.cam_from_head.translation)
         flat, deep = landmarks_of(
-            self.model, self.habit, vertices, coefficients, posed_head, camera
+            self.model, self.landmark_offsets, vertices, coefficients, posed_head, camera
         )
         self.before = replace(
             face,
@@ -223,7 +223,10 @@ class Tracker:
             return face
         if track not in self.smoothers:
             self.smoothers[track] = Smoother(
-                self.aligner.model, self.smoothing, self.rate, habit=self.aligner.habit
+                self.aligner.model,
+                self.smoothing,
+                self.rate,
+                landmark_offsets=self.aligner.landmark_offsets,
             )
         return self.smoothers[track](face)
 

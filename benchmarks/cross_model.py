@@ -51,7 +51,7 @@ from dff.pipeline.recovery.inverse import (
     Recovery,
     invert,
 )
-from dff.pipeline.recovery.landmark_fit import LandmarkRig, fit_landmarks
+from dff.pipeline.recovery.landmark_fit import LandmarkFitModel, fit_landmarks
 from dff.pipeline.recovery.photos import Photo
 
 SIZE = 400  # px, of the photos
@@ -283,13 +283,15 @@ without pixels.
 """
 
 
-def held_mm(known: Known, ruler: Ruler, rig: LandmarkRig) -> float:
+def held_mm(known: Known, ruler: Ruler, fit_model: LandmarkFitModel) -> float:
     """3D error of the best fit of the landmarks alone, which reproduces its points less closely
     than the start.
     """
-    face = fit_landmarks(known.photo.landmarks, rig, "3d", landmark_sd=HELD)
+    face = fit_landmarks(known.photo.landmarks, fit_model, "3d", landmark_sd=HELD)
     row = face.coefficients[0]
-    vertices = ruler.fitted.vertices(Coefficients(row[: rig.identities], row[rig.identities :]))
+    vertices = ruler.fitted.vertices(
+        Coefficients(row[: fit_model.identities], row[fit_model.identities :])
+    )
     return ruler.surface_mm(known.vertices, vertices)[0]
 
 
@@ -325,7 +327,7 @@ def main(asset: Path, count: int = 60, seed: int = 0) -> None:
     truth, fitted = load_model(str(asset)), load_model()
     own, albedo = load_albedo(model=truth), load_albedo()
     ruler = Ruler.of(truth, fitted)
-    rig = LandmarkRig.of(fitted, IDENTITIES_OF_LANDMARKS, len(fitted.expression))
+    fit_model = LandmarkFitModel.of(fitted, IDENTITIES_OF_LANDMARKS, len(fitted.expression))
     for title, noise in (
         ("exact landmarks", 0.0),
         (f"landmarks off by {ANNOTATION_NOISE:.1%} of their box", ANNOTATION_NOISE),
@@ -336,7 +338,7 @@ def main(asset: Path, count: int = 60, seed: int = 0) -> None:
             yaw = YAWS[number % len(YAWS)]
             known = made(truth, own, yaw, noise=noise, rng=np.random.default_rng([seed, number]))
             found.setdefault(abs(yaw), []).append(errors_of(known, ruler, albedo))
-            held.append(held_mm(known, ruler, rig))
+            held.append(held_mm(known, ruler, fit_model))
         show(
             console,
             f"{count} faces of {truth.name} by {fitted.name}, {title}: landmarks alone -> joint",

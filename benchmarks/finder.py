@@ -24,7 +24,7 @@ import torch
 import typer
 
 from dff.aligner.align import Aligner, load_aligner
-from dff.aligner.detector import Sighting, distinct, overlap
+from dff.aligner.detector import Detection, distinct, overlap
 from dff.aligner.evaluation.benchmarks import STEEP, YAW_BINS
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
@@ -85,7 +85,7 @@ class Cascades:
             cv2.CascadeClassifier(str(folder / name)) for name in (FRONTAL, PROFILE)
         )
 
-    def find(self, image: Bytes) -> list[Sighting]:
+    def find(self, image: Bytes) -> list[Detection]:
         shrink = min(1.0, 480 / max(image.shape[:2]))
         grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None, fx=shrink, fy=shrink)
         mirrored = np.ascontiguousarray(grey[:, ::-1])
@@ -106,7 +106,7 @@ class Cascades:
                 # A frontal hit is surer than any profile hit; the cascades' scores are not
                 # comparable.
                 sure = float(score) + (1e3 if cascade is self.frontal else 0.0)
-                out.append(Sighting(Box(x0 / shrink, y0 / shrink, x1 / shrink, y1 / shrink), sure))
+                out.append(Detection(Box(x0 / shrink, y0 / shrink, x1 / shrink, y1 / shrink), sure))
         return distinct(out)
 
 
@@ -234,10 +234,10 @@ def milliseconds(find: Finder, some: Sequence[Photo]) -> float:
     return 1e3 * float(best)
 
 
-def finders(aligner: Aligner) -> dict[str, Finder]:
+def detectors(aligner: Aligner) -> dict[str, Finder]:
     cascades = Cascades()
     return {
-        "seen": lambda image: [one.box for one in aligner.finder.find(image)],
+        "seen": lambda image: [one.box for one in aligner.detector.find(image)],
         "found": lambda image: [
             Box.around(face.landmarks_3d[:, :2]) for face in aligner.align(image)
         ],
@@ -275,7 +275,7 @@ def main(
         "face blacked out": [blacked_out(photo) for photo in some],
         "drawn backgrounds": [background(seed) for seed in range(len(some))],
     }
-    by = finders(load_aligner(weights))
+    by = detectors(load_aligner(weights))
     heads = ["", *(f"{name}, %" for name in by), *(f"false / image, {name}" for name in by)]
     _row(heads)
     _row(["---"] * len(heads))

@@ -156,9 +156,10 @@ def dots(portrait: Portrait) -> Portrait:
 
 def refitted(portrait: Portrait) -> Portrait:
     """Landmarks as the model has them, no longer as a person marked them."""
-    rig = tables_of(load_model(), load_albedo()).rig
+    fit_model = tables_of(load_model(), load_albedo()).fit_model
     return replace(
-        portrait, landmarks=rig.project(fit_landmarks(portrait.landmarks, rig, "2d"), "2d")
+        portrait,
+        landmarks=fit_model.project(fit_landmarks(portrait.landmarks, fit_model, "2d"), "2d"),
     )
 
 
@@ -239,8 +240,8 @@ def told_apart(
 
 def crop_of(photo: Photo, size: int) -> Bytes:
     """The crop that inverse rendering cuts: view 0 of a photo's person has its pixels."""
-    rig = tables_of(load_model(), load_albedo()).rig
-    found = rig.project(fit_landmarks(photo.landmarks, rig, photo.scheme), photo.scheme)
+    fit_model = tables_of(load_model(), load_albedo()).fit_model
+    found = fit_model.project(fit_landmarks(photo.landmarks, fit_model, photo.scheme), photo.scheme)
     return square_crop(photo.pixels, found, size).pixels
 
 

@@ -9,7 +9,7 @@ photos are disjoint, so a figure of one photo is the mean over all single ones.
 
 Ways of finding the face at rest: "mean face", what no photo at all would give; "mean of N alone",
 the mean of the identities that ``Aligner.align`` finds in N photos, each by itself; "N together",
-``Aligner.align_together``.
+``Aligner.align_person``.
 
 Measures, each the mean over true points (spread evenly over face, lips and brows within 85 mm of
 the nose tip):
@@ -152,7 +152,7 @@ def errors_of(
             identity = np.mean([alone[i].coefficients.identity for i in group], axis=0)
             apart.append(error_of(ruler, one.neutral, at_rest(aligner.model, identity)))
             try:
-                found = aligner.align_together(
+                found = aligner.align_person(
                     [one.images[i] for i in group], [one.boxes[i] for i in group]
                 )
             except NoFace:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.draw import draw
-from dff.aligner.fitting.multi_image import Together
+from dff.aligner.fitting.multi_image import PersonAlignment
 from dff.face.arrays import Bytes
 from dff.face.errors import BadPhoto, StorageError
 from dff.face.geometry.camera import Box
@@ -205,9 +205,9 @@ def _align_chunk(aligner: Aligner, paths: Sequence[Path], boxes: Boxes) -> list[
     return [out[path] for path in paths]
 
 
-def align_together(
+def align_person(
     aligner: Aligner, paths: Sequence[Path], *, boxes: Boxes | None = None
-) -> tuple[Together, list[str]]:
+) -> tuple[PersonAlignment, list[str]]:
     """One identity for the images, all of one person, and what to tell people, one line an image.
 
     Of the boxes of an image the first counts. Raises BadPhoto for a file that can't be read, NoFace
@@ -220,7 +220,7 @@ def align_together(
         except BadPhoto as error:
             raise BadPhoto(f"{path}: {error}") from error
     given = [next(iter((boxes or {}).get(path.name, ())), None) for path in paths]
-    found = aligner.align_together(images, given)
+    found = aligner.align_person(images, given)
     lines = [
         f"{path}: left out: {found.left_out[i]}" if face is None else f"{path}: {_line(face)}"
         for i, (path, face) in enumerate(zip(paths, found.faces, strict=True))

@@ -35,8 +35,8 @@ def catalogue() -> list[Row]:
         loaded = weights.load(name)
         card = loaded.card
         about = f"for {card['model']}, {card['steps']} steps"
-        if loaded.habit_source:
-            about += f"; landmarks as by {loaded.habit_source}"
+        if loaded.landmark_offsets_source:
+            about += f"; landmarks as by {loaded.landmark_offsets_source}"
         rows.append(
             (
                 name,

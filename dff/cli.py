@@ -540,7 +540,7 @@ def align(
         SUFFIXES,
         Aligned,
         align_files,
-        align_together,
+        align_person,
         append_file,
         drawn,
         image_files,
@@ -574,7 +574,7 @@ def align(
             raise typer.BadParameter("--together goes with --boxes, --json and --mesh")
         places = read_boxes(boxes) if boxes else {}
         aligner = _aligner(weights, method, cascade)
-        found, told = align_together(aligner, files, boxes=places)
+        found, told = align_person(aligner, files, boxes=places)
         for line in told:
             typer.echo(line)
         if json_out:
@@ -937,18 +937,18 @@ def landmarks(
     """
     from dff.aligner.align import load_aligner
     from dff.aligner.evaluation.benchmarks import evaluate_300w
-    from dff.aligner.evaluation.landmark_offsets import measure_habit
+    from dff.aligner.evaluation.landmark_offsets import measure_landmark_offsets
     from dff.face.errors import BadLandmarks
-    from dff.face.model.landmarks import Habit
+    from dff.face.model.landmarks import LandmarkOffsets
     from dff.infra import weights as weights_files
 
     loaded = weights_files.load(weights)
-    habit = measure_habit(load_aligner(weights), photos, by_shape=by_shape)
+    landmark_offsets = measure_landmark_offsets(load_aligner(weights), photos, by_shape=by_shape)
     for folder in photos:
         try:
             reports = [
-                evaluate_300w(str(folder), load_aligner(weights, habit=one))
-                for one in (Habit(), habit)
+                evaluate_300w(str(folder), load_aligner(weights, landmark_offsets=one))
+                for one in (LandmarkOffsets(), landmark_offsets)
             ]
         except BadLandmarks:
             typer.echo(f"{folder.name}: no dev photos that judge")
@@ -959,7 +959,9 @@ def landmarks(
                 f"{folder.name}, dev photos: {error} {before} on the vertices, {after} as measured"
             )
     path = out or weights_files.SHIPPED.get(weights, Path(weights))
-    weights_files.rewrite(path, replace(loaded, habit=habit, habit_source=source))
+    weights_files.rewrite(
+        path, replace(loaded, landmark_offsets=landmark_offsets, landmark_offsets_source=source)
+    )
     typer.echo(f"weights: {path.resolve()}")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from dff.face.errors import BadDataset, BadLandmarks
 from dff.face.io.assets import load_model
-from dff.face.tta import Glance, Looks
+from dff.face.tta import TtaNetwork, TtaTransform
 from dff.infra import weights as weights_files
 from dff.infra.dataset import open_dataset
 from dff.infra.landmark_files import parse_mat, parse_reannotated
@@ -31,7 +31,10 @@ from dff.trainer.evaluation.photo_pairs import LabelledPhoto, photo_pairs
 
 SIZE = 160
 """Crop side, px."""
-GLANCES = (Glance(), *(Glance(scale, turn) for scale in (0.8, 1.2) for turn in (-12.0, 12.0)))
+GLANCES = (
+    TtaTransform(),
+    *(TtaTransform(scale, turn) for scale in (0.8, 1.2) for turn in (-12.0, 12.0)),
+)
 """How the network looks at a crop: together these match better than any of them, or than three
 sizes all upright.
 """
@@ -44,7 +47,7 @@ def methods(weights: str | None) -> dict[str, Describe]:
     descriptor.
     """
     loaded = weights_files.load(weights or weights_files.DEFAULT)
-    looks = Looks(loaded.net, GLANCES, multiple=loaded.net.config.multiple)
+    looks = TtaNetwork(loaded.net, GLANCES, multiple=loaded.net.config.multiple)
     return {"dff": by_anchors(looks, loaded.anchors, mirrored=True), "bare": by_network(loaded.net)}
 
 

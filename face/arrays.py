@@ -1,11 +1,37 @@
-"""Array type aliases: which shapes and frames an array has is said beside each field."""
+"""Array types.
+
+A field of a dataclass says its element type and its axes, ``Float[Array, "faces 68 2"]``, after
+which its unit and frame stand in a comment. The tests check the axes of every dataclass as it is
+made (``tests/shapes.py``): axes of one name have one length within a value. Parameters and local
+names take the short aliases, with their shapes in the docstring.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Integer, Shaped, UInt8
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    Array = NDArray[Any]
+else:
+    Array = np.ndarray
+
+__all__ = [
+    "Array",
+    "Bool",
+    "Bools",
+    "Bytes",
+    "Float",
+    "Floats",
+    "Int",
+    "Integer",
+    "Ints",
+    "Shaped",
+    "UInt8",
+]
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]

@@ -20,7 +20,7 @@ from dff.face.descriptor import STRIDE, Features, Network
 
 
 @dataclass(frozen=True)
-class Glance:
+class TtaTransform:
     """How a crop is looked at: on ``scale`` times its sides, turned clockwise by ``turn`` degrees
     about its middle.
     """
@@ -29,14 +29,14 @@ class Glance:
     turn: float = 0.0
 
 
-class Looks:
+class TtaNetwork:
     """A network that answers with the mean over ``glances``.
 
     Its descriptors are means of unit vectors: at most one long, and the shorter the less the looks
     agree.
     """
 
-    def __init__(self, net: Network, glances: Sequence[Glance], *, multiple: int) -> None:
+    def __init__(self, net: Network, glances: Sequence[TtaTransform], *, multiple: int) -> None:
         """``multiple``: what sides the network takes are multiples of. Raises ValueError without
         glances.
         """
@@ -57,7 +57,7 @@ class Looks:
         )
         return Features(descriptor, logit[:, 0])
 
-    def _seen(self, image: Tensor, glance: Glance) -> tuple[Tensor, Tensor, Tensor]:
+    def _seen(self, image: Tensor, glance: TtaTransform) -> tuple[Tensor, Tensor, Tensor]:
         """(B, D, h, w) unit descriptors, (B, 1, h, w) log odds of the face, and 1 where this look
         saw, else 0.
         """

@@ -5,8 +5,9 @@ Nothing in the file runs when it is read. The metadata has one key, ``descriptor
 written in random order, and the same weights should be the same bytes): JSON of ``format``,
 ``config`` (of ``NetConfig``), ``scale``, and ``card``, which says where the weights come from and
 under which terms; and, once it was measured, ``calibration``: what an aligner's evidence is worth
-with these weights; and ``habit``: where the labels come from by which it was measured where
-annotators put the landmarks on faces that are fitted with these weights. Its tables are tensors.
+with these weights; and ``landmark_offsets``: where the labels come from by which it was measured
+where annotators put the landmarks on faces that are fitted with these weights. Its tables are
+tensors.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights
-from dff.face.model.landmarks import Habit
+from dff.face.model.landmarks import LandmarkOffsets
 from dff.face.model.morphable import MorphableModel
 
 FORMAT = "dff-descriptor-1"
@@ -55,8 +56,8 @@ class Weights:
     calibration: dict[str, Any] | None = (
         None  # read by ``dff.aligner.confidence``; None: not measured with these weights
     )
-    habit: Habit | None = None  # None: not measured with these weights
-    habit_source: str = ""  # whose labels the habit was measured from, for people
+    landmark_offsets: LandmarkOffsets | None = None  # None: not measured with these weights
+    landmark_offsets_source: str = ""  # whose labels the habit was measured from, for people
 
 
 def save(
@@ -66,8 +67,8 @@ def save(
     card: Mapping[str, Any],
     *,
     calibration: Mapping[str, Any] | None = None,
-    habit: Habit | None = None,
-    habit_source: str = "",
+    landmark_offsets: LandmarkOffsets | None = None,
+    landmark_offsets_source: str = "",
 ) -> None:
     """Write a weights file in one step (a reader never sees half of it).
 
@@ -95,10 +96,10 @@ def save(
     }
     if calibration is not None:
         about["calibration"] = dict(calibration)
-    if habit is not None:
-        about["habit"] = habit_source
-        tensors["habit.offset"] = torch.from_numpy(habit.offset.astype(np.float32))
-        tensors["habit.response"] = torch.from_numpy(habit.response.astype(np.float32))
+    if landmark_offsets is not None:
+        about["habit"] = landmark_offsets_source
+        tensors["habit.offset"] = torch.from_numpy(landmark_offsets.offset.astype(np.float32))
+        tensors["habit.response"] = torch.from_numpy(landmark_offsets.response.astype(np.float32))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -119,8 +120,8 @@ def rewrite(path: Path | str, loaded: Weights) -> None:
         loaded.anchors,
         loaded.card,
         calibration=loaded.calibration,
-        habit=loaded.habit,
-        habit_source=loaded.habit_source,
+        landmark_offsets=loaded.landmark_offsets,
+        landmark_offsets_source=loaded.landmark_offsets_source,
     )
 
 
@@ -169,7 +170,7 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
             float(about["scale"]),
         )
         calibration = dict(about["calibration"]) if "calibration" in about else None
-        habit_source = str(about.get("habit", ""))
+        landmark_offsets_source = str(about.get("habit", ""))
     except (KeyError, TypeError, ValueError) as error:
         raise BadWeights(f"{path} has bad metadata: {error!r}") from error
     missing = [key for key in CARD_KEYS if key not in card]
@@ -197,12 +198,14 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
         anchors = Anchors(vertex, position, descriptor, scale)
     except ValueError as error:
         raise BadWeights(f"{path} has bad anchors: {error}") from error
-    habit = None
+    landmark_offsets = None
     if "habit" in about:
-        habit = Habit(
+        landmark_offsets = LandmarkOffsets(
             *(tensors[f"habit.{name}"].double().numpy() for name in ("offset", "response"))
         )
-    loaded = Weights(net.eval(), anchors, card, calibration, habit, habit_source)
+    loaded = Weights(
+        net.eval(), anchors, card, calibration, landmark_offsets, landmark_offsets_source
+    )
     if model is not None:
         check_model(path, loaded, model)
     return loaded
@@ -234,7 +237,7 @@ def check_model(path: Path | str, loaded: Weights, model: MorphableModel) -> Non
         raise BadWeights(f"{path} was trained on the face model {name!r}, not {model.name!r}")
     if len(anchors.vertex) and int(anchors.vertex.max()) >= len(model.template):
         raise BadWeights(f"{path} names vertices that {model.name} does not have")
-    wide = 0 if loaded.habit is None else loaded.habit.response.shape[3]
+    wide = 0 if loaded.landmark_offsets is None else loaded.landmark_offsets.response.shape[3]
     if wide not in (0, len(model.identity) + len(model.expression)):
         raise BadWeights(
             f"{path} moves landmarks by {wide} coefficients, which {model.name} does not have"

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from dff.face.arrays import Floats, Ints
-from dff.face.model.landmarks import NAMES, LandmarkTable
-from dff.face.model.morphable import MorphableModel
+from tests import shapes
+
+shapes.install()
+
+from dff.face.arrays import Floats, Ints  # noqa: E402
+from dff.face.model.landmarks import NAMES, LandmarkTable  # noqa: E402
+from dff.face.model.morphable import MorphableModel  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.s3_server import FaultyS3

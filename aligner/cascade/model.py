@@ -30,15 +30,15 @@ from torch.nn import functional
 from dff.aligner.align import AlignConfig, Aligner, Watch, load_aligner
 from dff.aligner.alignment import Alignment, Iteration
 from dff.aligner.confidence import Calibration, probe
-from dff.aligner.detector import FaceFinder, Sighting
+from dff.aligner.detector import Detection, FaceDetector
 from dff.aligner.fitting.crop import Crops
 from dff.aligner.fitting.loop import (
     MIN_PIXELS,
     OCCLUSION,
-    Rig,
+    FitModel,
     crops_of_boxes,
     crops_of_state,
-    rig_of,
+    fit_model_of,
     sane,
     sight_of,
     state_in_boxes,
@@ -48,7 +48,7 @@ from dff.face.descriptor import STRIDE, Anchors, Network, image_batch
 from dff.face.errors import BadWeights
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation
-from dff.face.model.landmarks import Habit
+from dff.face.model.landmarks import LandmarkOffsets
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.gauss_newton import POSE, FaceState, moved, project, shape_of
 from dff.infra import cascade_file
@@ -156,10 +156,10 @@ def turn_of(yaw: Floats) -> Ints:
     return np.searchsorted(TURNS, yaw, side="right")
 
 
-def points_of(rig: Rig, points: Ints, state: FaceState) -> Floats:
+def points_of(fit_model: FitModel, points: Ints, state: FaceState) -> Floats:
     """(B, M, 3) metres in the head frame: where a cascade's points lie on B faces."""
-    mean = np.concatenate([rig.landmark_mean, rig.anchor_mean])[points]
-    basis = np.concatenate([rig.landmark_basis, rig.anchor_basis])[points]
+    mean = np.concatenate([fit_model.landmark_mean, fit_model.anchor_mean])[points]
+    basis = np.concatenate([fit_model.landmark_basis, fit_model.anchor_basis])[points]
     return shape_of(mean, basis, state.coefficients)
 
 
@@ -188,7 +188,7 @@ def describe_sift(pixels: Bytes, places: Floats, extent: float) -> Floats:
 
 
 def look(
-    rig: Rig,
+    fit_model: FitModel,
     net: Network,
     images: Sequence[Bytes],
     crops: Crops,
@@ -203,8 +203,8 @@ def look(
 
     With ``components`` those of SIFT descriptors, ``extent`` pixels wide; without, the network's.
     """
-    places = crops.crop_from_photo(project(state, points_of(rig, points, state)))
-    sight = sight_of(rig, state)
+    places = crops.crop_from_photo(project(state, points_of(fit_model, points, state)))
+    sight = sight_of(fit_model, state)
     exposure = sight.landmarks
     landmarks = np.clip((exposure[..., 0] + 0.1) / 0.2, 0.0, 1.0) * (exposure[..., 1] <= OCCLUSION)
     visible = np.concatenate([landmarks, sight.anchors], axis=1)[:, points].astype(np.float32)
@@ -258,7 +258,7 @@ def changed(state: FaceState, change: Floats, angle: Floats, unit: Floats) -> Fa
 
 
 def start_of(
-    rig: Rig, sightings: Sequence[Sighting], margin: float, size: int
+    fit_model: FitModel, detections: Sequence[Detection], margin: float, size: int
 ) -> tuple[FaceState, Crops]:
     """Where a cascade begins, as it was learned: the mean face looking ahead in each box, and crops
     about the boxes.
@@ -266,14 +266,16 @@ def start_of(
     Of a sighting's pose only the turn in the plane of the photo is taken, and the box in the axes
     so turned.
     """
-    boxes, angle = [one.box for one in sightings], np.zeros(len(sightings))
-    for i, one in enumerate(sightings):
+    boxes, angle = [one.box for one in detections], np.zeros(len(detections))
+    for i, one in enumerate(detections):
         if one.pose is not None:
-            seen = replace(one.pose, coefficients=np.zeros((1, len(rig.modes))))
-            angle[i] = crops_of_state(rig, seen, margin, size).angle[0]
-            boxes[i] = Box.around(rig.landmarks(seen)[0] @ _turns(angle[i : i + 1])[0, :2, :2])
+            seen = replace(one.pose, coefficients=np.zeros((1, len(fit_model.modes))))
+            angle[i] = crops_of_state(fit_model, seen, margin, size).angle[0]
+            boxes[i] = Box.around(
+                fit_model.landmarks(seen)[0] @ _turns(angle[i : i + 1])[0, :2, :2]
+            )
     turn = _turns(angle)
-    state, crops = state_in_boxes(rig, boxes), crops_of_boxes(boxes, margin, size)
+    state, crops = state_in_boxes(fit_model, boxes), crops_of_boxes(boxes, margin, size)
     return (
         replace(
             state,
@@ -302,11 +304,11 @@ class CascadeAligner(Aligner):
         model: MorphableModel,
         *,
         cascade: Cascade,
-        finder: FaceFinder | None = None,
+        detector: FaceDetector | None = None,
         config: AlignConfig | None = None,
         card: dict[str, Any] | None = None,
         calibration: Calibration | None = None,
-        habit: Habit | None = None,
+        landmark_offsets: LandmarkOffsets | None = None,
     ) -> None:
         """``calibration`` counts where the cascade has none.
 
@@ -318,11 +320,11 @@ class CascadeAligner(Aligner):
             net,
             anchors,
             model,
-            finder=finder,
+            detector=detector,
             config=config,
             card=card,
             calibration=worth,
-            habit=habit,
+            landmark_offsets=landmark_offsets,
         )
         if cascade.anchors != fingerprint(anchors):
             raise ValueError("the cascade was learned with other weights")
@@ -332,21 +334,21 @@ class CascadeAligner(Aligner):
                 "the cascade looks at points or fits directions that these weights do not have"
             )
         self.cascade = cascade
-        self.cascade_rig = rig_of(model, anchors, cascade.directions)
+        self.cascade_fit_model = fit_model_of(model, anchors, cascade.directions)
 
-    def _align_faces(self, images: list[Bytes], sightings: list[Sighting]) -> list[Alignment]:
-        rig, config, cascade = self.cascade_rig, self.config, self.cascade
-        state, crops = start_of(rig, sightings, config.margin, config.crop)
-        traces: list[list[Iteration]] = [[] for _ in sightings]
-        landmarks = rig.landmarks(state)
-        annotated = rig.as_annotated(self.habit)
+    def _align_faces(self, images: list[Bytes], detections: list[Detection]) -> list[Alignment]:
+        fit_model, config, cascade = self.cascade_fit_model, self.config, self.cascade
+        state, crops = start_of(fit_model, detections, config.margin, config.crop)
+        traces: list[list[Iteration]] = [[] for _ in detections]
+        landmarks = fit_model.landmarks(state)
+        annotated = fit_model.as_annotated(self.landmark_offsets)
         for number, stage in enumerate(cascade.stages):
             if number:
-                crops = crops_of_state(rig, state, config.margin, config.crop)
+                crops = crops_of_state(fit_model, state, config.margin, config.crop)
             before = landmarks
-            state = advanced(rig, self.net, cascade, stage, images, crops, state)
-            landmarks = rig.landmarks(state)
-            motion = np.linalg.norm(landmarks - before, axis=2).mean(1) / rig.unit(state)
+            state = advanced(fit_model, self.net, cascade, stage, images, crops, state)
+            landmarks = fit_model.landmarks(state)
+            motion = np.linalg.norm(landmarks - before, axis=2).mean(1) / fit_model.unit(state)
             shown = annotated.landmarks(state)
             for face, trace in enumerate(traces):
                 yaw, pitch, roll = angles_from_rotation(state.rotation[face] @ self.reference)
@@ -355,28 +357,32 @@ class CascadeAligner(Aligner):
         watch = self._judged(images, state, before)
         for face, trace in enumerate(traces):
             trace[-1] = replace(trace[-1], residual=float(watch.residual[face]))
-        evidence = watch.evidence(state, rig.unit(state))
-        return self._answers(state, [one.box for one in sightings], evidence, traces, rig=rig)
+        evidence = watch.evidence(state, fit_model.unit(state))
+        return self._answers(
+            state, [one.box for one in detections], evidence, traces, fit_model=fit_model
+        )
 
     def _judged(self, images: list[Bytes], state: FaceState, before: Floats) -> Watch:
         """What the network sees where the fit ended; its last stage began at the (B, 68, 2)
         landmarks ``before``.
         """
-        rig, config = self.cascade_rig, self.config
-        crops = crops_of_state(rig, state, config.margin, config.crop)
+        fit_model, config = self.cascade_fit_model, self.config
+        crops = crops_of_state(fit_model, state, config.margin, config.crop)
         matches, features = self._look(self.net, images, crops)
-        watch = Watch.nothing(len(rig.anchor_mean), config.pixels, before.copy())
+        watch = Watch.nothing(len(fit_model.anchor_mean), config.pixels, before.copy())
         everyone = np.arange(len(images))
         watch.lost[:] = (matches.mask > 0).sum(1) < MIN_PIXELS
         px = crops.photo_from_crop(matches.grid)
-        watch.update(rig, everyone, state, matches, px, matches.pitch * crops.side / crops.size)
+        watch.update(
+            fit_model, everyone, state, matches, px, matches.pitch * crops.side / crops.size
+        )
         places = crops.crop_from_photo(watch.landmarks) / STRIDE
         watch.probes[:] = probe(*features, places, self.landmark_descriptor)
         return watch
 
 
 def advanced(
-    rig: Rig,
+    fit_model: FitModel,
     net: Network,
     cascade: Cascade,
     stage: Stage,
@@ -386,7 +392,7 @@ def advanced(
 ) -> FaceState:
     """The state of B faces after one stage that looks at their crops."""
     seen, visible = look(
-        rig,
+        fit_model,
         net,
         images,
         crops,
@@ -396,7 +402,7 @@ def advanced(
         components=cascade.components,
     )
     change = stage.change(stage.rows(seen, visible), yaw_in_crop(state, crops.angle))
-    return changed(state, change, crops.angle, rig.unit(state))
+    return changed(state, change, crops.angle, fit_model.unit(state))
 
 
 def save_cascade(path: Path | str, cascade: Cascade) -> None:
@@ -456,7 +462,7 @@ def load_cascade_aligner(
     weights: Path | str | None = None,
     cascade: Path | str | None = None,
     *,
-    finder: FaceFinder | None = None,
+    detector: FaceDetector | None = None,
     config: AlignConfig | None = None,
     calibration: Calibration | None = None,
 ) -> CascadeAligner:
@@ -466,7 +472,7 @@ def load_cascade_aligner(
     Raises BadWeights when a file cannot be used, no cascade ships with the weights, or the two do
     not belong together.
     """
-    base = load_aligner(weights, finder=finder, config=config, calibration=calibration)
+    base = load_aligner(weights, detector=detector, config=config, calibration=calibration)
     name = str(weights or DEFAULT)
     if cascade is None and not (
         name in cascade_file.SHIPPED and cascade_file.SHIPPED[name].exists()
@@ -481,11 +487,11 @@ def load_cascade_aligner(
             base.anchors,
             base.model,
             cascade=load_cascade(path),
-            finder=base.finder,
+            detector=base.detector,
             config=base.config,
             card=base.card,
             calibration=base.calibration,
-            habit=base.habit,
+            landmark_offsets=base.landmark_offsets,
         )
     except ValueError as error:
         raise BadWeights(f"{path}: {error}") from error

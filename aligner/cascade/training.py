@@ -34,10 +34,10 @@ from dff.aligner.cascade.model import (
     turn_of,
     yaw_in_crop,
 )
-from dff.aligner.detector import Sighting
+from dff.aligner.detector import Detection
 from dff.aligner.evaluation.calibration import calibrate, missed
 from dff.aligner.fitting.crop import Crops
-from dff.aligner.fitting.loop import Rig, crops_of_state, rig_of
+from dff.aligner.fitting.loop import FitModel, crops_of_state, fit_model_of
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.descriptor import Network
 from dff.face.errors import BadDataset
@@ -102,7 +102,7 @@ class Progress:
     held_out: float
 
 
-def views_of(dataset: Dataset, rig: Rig, split: Split, count: int) -> Views:
+def views_of(dataset: Dataset, fit_model: FitModel, split: Split, count: int) -> Views:
     """At most ``count`` views of one split, of as many identities as can be.
 
     Raises BadDataset when there is none, or when they show another face model.
@@ -123,34 +123,37 @@ def views_of(dataset: Dataset, rig: Rig, split: Split, count: int) -> Views:
                 number += 1
     if not rows:
         raise BadDataset(f"{dataset.storage.uri} has no views of the split {split!r}")
-    strange = next((row for row in rows if row.model != rig.model.name), None)
+    strange = next((row for row in rows if row.model != fit_model.model.name), None)
     if strange:
         raise BadDataset(
-            f"{strange.sample_id} shows the model {strange.model!r}, the weights know {rig.model.name!r}"
+            f"{strange.sample_id} shows the model {strange.model!r}, the weights know {fit_model.model.name!r}"
         )
     _, subject = np.unique([row.identity_id for row in rows], return_inverse=True)
     landmarks = np.stack([row.landmarks_3d for row in rows]).astype(np.float64)
     licences = sorted({row.licence for row in rows})
     return Views(
-        [row.pixels() for row in rows], subject, true_states(rig, rows), landmarks, licences
+        [row.pixels() for row in rows], subject, true_states(fit_model, rows), landmarks, licences
     )
 
 
-def true_states(rig: Rig, rows: Sequence[ViewRow]) -> FaceState:
+def true_states(fit_model: FitModel, rows: Sequence[ViewRow]) -> FaceState:
     """The states whose landmarks and anchors, in weak perspective, fall nearest to where the rows'
     cameras see them.
     """
     some = slice(None, None, 4)
-    vertex = np.concatenate([rig.model.landmarks.vertex, rig.anchor_vertex[some]])
-    mean = np.concatenate([rig.landmark_mean, rig.anchor_mean[some]])
-    basis = np.concatenate([rig.landmark_basis, rig.anchor_basis[some]])
-    modes = len(rig.modes)
+    vertex = np.concatenate([fit_model.model.landmarks.vertex, fit_model.anchor_vertex[some]])
+    mean = np.concatenate([fit_model.landmark_mean, fit_model.anchor_mean[some]])
+    basis = np.concatenate([fit_model.landmark_basis, fit_model.anchor_basis[some]])
+    modes = len(fit_model.modes)
     weight = np.full(len(vertex), TRUTH_EVIDENCE / TRUTH_NOISE**2 / len(vertex))
     weight[:68] *= 3  # landmarks are what is asked of an alignment
     states = []
     for begin in range(0, len(rows), 100):
         points = np.stack(
-            [rig.model.vertices(row.coefficients)[vertex] for row in rows[begin : begin + 100]]
+            [
+                fit_model.model.vertices(row.coefficients)[vertex]
+                for row in rows[begin : begin + 100]
+            ]
         )
         px = np.stack(
             [
@@ -168,7 +171,7 @@ def true_states(rig: Rig, rows: Sequence[ViewRow]) -> FaceState:
                 basis,
                 px,
                 all_of,
-                noise=rig.unit(state),
+                noise=fit_model.unit(state),
                 prior=np.zeros(modes),
                 prior_sd=np.ones(modes),
             )
@@ -182,9 +185,9 @@ def joined(states: Sequence[FaceState]) -> FaceState:
     return FaceState(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def spread_points(rig: Rig, count: int) -> Ints:
+def spread_points(fit_model: FitModel, count: int) -> Ints:
     """The 68 landmarks, then anchors of which each lies farthest from all before it."""
-    places = np.concatenate([rig.landmark_mean, rig.anchor_mean])
+    places = np.concatenate([fit_model.landmark_mean, fit_model.anchor_mean])
     chosen = list(range(68))
     apart = np.linalg.norm(places[:, None] - places[None, :68], axis=2).min(1)
     while len(chosen) < min(count, len(places)):
@@ -225,11 +228,13 @@ class Pupils:
     state: FaceState
     crops: Crops
 
-    def error(self, rig: Rig, state: FaceState, which: Bools | slice = slice(None)) -> Floats:
+    def error(
+        self, fit_model: FitModel, state: FaceState, which: Bools | slice = slice(None)
+    ) -> Floats:
         """``nme_box`` of a state of ``which`` faces, fractions."""
         truth = self.views.landmarks[which]
         size = np.sqrt(np.ptp(truth, axis=1).prod(1))
-        return np.asarray(np.linalg.norm(rig.landmarks(state) - truth, axis=2).mean(1) / size)
+        return np.asarray(np.linalg.norm(fit_model.landmarks(state) - truth, axis=2).mean(1) / size)
 
 
 def learn_cascade(
@@ -243,30 +248,32 @@ def learn_cascade(
     """A cascade for the weights of an aligner, without a card. Its draws come from the recipe's
     seed alone.
     """
-    rig, config = learning_rig(aligner, recipe), aligner.config
-    points = spread_points(rig, recipe.points)
+    fit_model, config = build_cascade_fit_model(aligner, recipe), aligner.config
+    points = spread_points(fit_model, recipe.points)
     rng = np.random.default_rng([recipe.seed, 1])
-    pupils, exam = (_enter(rig, config, some, rng) for some in (views, held_out))
-    components = _sift_components(rig, pupils, points, recipe) if recipe.kind == "sift" else None
+    pupils, exam = (_enter(fit_model, config, some, rng) for some in (views, held_out))
+    components = (
+        _sift_components(fit_model, pupils, points, recipe) if recipe.kind == "sift" else None
+    )
     stages: list[Stage] = []
     for number in range(recipe.stages):
         if number:
             pupils, exam = (
-                replace(c, crops=crops_of_state(rig, c.state, config.margin, config.crop))
+                replace(c, crops=crops_of_state(fit_model, c.state, config.margin, config.crop))
                 for c in (pupils, exam)
             )
         stage, *after = _learn_stage(
-            aligner.net, rig, pupils, exam, points, components, recipe, first=number == 0
+            aligner.net, fit_model, pupils, exam, points, components, recipe, first=number == 0
         )
         stages.append(stage)
         pupils, exam = replace(pupils, state=after[0]), replace(exam, state=after[1])
-        errors = (float(some.error(rig, some.state).mean()) for some in (pupils, exam))
+        errors = (float(some.error(fit_model, some.state).mean()) for some in (pupils, exam))
         watch(Progress(number, *errors))
     of = fingerprint(aligner.anchors)
     return Cascade(
         recipe.kind,
         points,
-        rig.modes.astype(np.float32),
+        fit_model.modes.astype(np.float32),
         recipe.extent,
         components,
         tuple(stages),
@@ -275,10 +282,10 @@ def learn_cascade(
     )
 
 
-def learning_rig(aligner: Aligner, recipe: Recipe) -> Rig:
+def build_cascade_fit_model(aligner: Aligner, recipe: Recipe) -> FitModel:
     """The rig whose states a cascade changes: the first latent directions of the aligner's."""
-    return rig_of(
-        aligner.model, aligner.anchors, aligner.rig.modes[: recipe.modes].astype(np.float32)
+    return fit_model_of(
+        aligner.model, aligner.anchors, aligner.fit_model.modes[: recipe.modes].astype(np.float32)
     )
 
 
@@ -296,9 +303,9 @@ def train_cascade(
     without one of the two, or of another face model; ValueError when too few faces come out well or
     badly to calibrate it.
     """
-    rig = learning_rig(aligner, recipe)
-    views = views_of(dataset, rig, "train", recipe.views)
-    held_out = views_of(dataset, rig, "dev", recipe.held_out)
+    fit_model = build_cascade_fit_model(aligner, recipe)
+    views = views_of(dataset, fit_model, "train", recipe.views)
+    held_out = views_of(dataset, fit_model, "dev", recipe.held_out)
     reached: list[dict[str, float]] = []
 
     def note(progress: Progress) -> None:
@@ -338,20 +345,22 @@ def calibrated(aligner: Aligner, cascade: Cascade, dataset: Dataset, views: int)
     )
 
 
-def _enter(rig: Rig, config: AlignConfig, views: Views, rng: np.random.Generator) -> Pupils:
+def _enter(
+    fit_model: FitModel, config: AlignConfig, views: Views, rng: np.random.Generator
+) -> Pupils:
     """Faces at the start of a cascade, in boxes as a detector might give them."""
     boxes = [missed(Box.around(truth), rng) for truth in views.landmarks]
     return Pupils(
-        views, *start_of(rig, [Sighting(box) for box in boxes], config.margin, config.crop)
+        views, *start_of(fit_model, [Detection(box) for box in boxes], config.margin, config.crop)
     )
 
 
-def _sift_components(rig: Rig, pupils: Pupils, points: Ints, recipe: Recipe) -> Floats:
+def _sift_components(fit_model: FitModel, pupils: Pupils, points: Ints, recipe: Recipe) -> Floats:
     """(128, D) float32 principal components of SIFT descriptors at the start."""
     some = np.arange(min(200, len(pupils.views.images)))
     pixels = np.stack([pupils.crops.cut(pupils.views.images[i], i) for i in range(len(some))])
     crops, state = pupils.crops[some], pupils.state[some]
-    places = crops.crop_from_photo(project(state, points_of(rig, points, state)))
+    places = crops.crop_from_photo(project(state, points_of(fit_model, points, state)))
     seen = describe_sift(pixels, places, recipe.extent)
     _, vectors = np.linalg.eigh(np.cov(seen.reshape(-1, 128).T))
     return np.ascontiguousarray(vectors[:, ::-1][:, : recipe.components], dtype=np.float32)
@@ -359,7 +368,7 @@ def _sift_components(rig: Rig, pupils: Pupils, points: Ints, recipe: Recipe) -> 
 
 def _learn_stage(
     net: Network,
-    rig: Rig,
+    fit_model: FitModel,
     pupils: Pupils,
     exam: Pupils,
     points: Ints,
@@ -371,7 +380,7 @@ def _learn_stage(
     """One stage, and where it takes those who learn and those who are examined."""
     (seen, visible), (exam_seen, exam_visible) = (
         look(
-            rig,
+            fit_model,
             net,
             some.views.images,
             some.crops,
@@ -387,7 +396,7 @@ def _learn_stage(
         np.asarray((s - mean) * v[..., None], np.float32).reshape(len(s), -1)
         for s, v in ((seen, visible), (exam_seen, exam_visible))
     )
-    unit = rig.unit(pupils.state)
+    unit = fit_model.unit(pupils.state)
     targets = change_between(pupils.state, pupils.views.truth, pupils.crops.angle, unit)
     yaw, exam_yaw = (yaw_in_crop(some.state, some.crops.angle) for some in (pupils, exam))
     edges = (-np.inf, *TURNS, np.inf)
@@ -401,7 +410,9 @@ def _learn_stage(
         near = (yaw > low - OVERLAP) & (yaw < high + OVERLAP)
         if near.sum() < FEWEST:
             near = np.ones(len(yaw), bool)  # too few are turned so: the map of all faces must do
-        penalty, found = _best(rig, exam, exam_rows, exam_which == i, rows[near], targets[near])
+        penalty, found = _best(
+            fit_model, exam, exam_rows, exam_which == i, rows[near], targets[near]
+        )
         maps.append(found)
         for part in range(FOLDS):
             others, moves = near & (fold != part), (which == i) & (fold == part)
@@ -416,13 +427,21 @@ def _learn_stage(
         stage,
         changed(pupils.state, change, pupils.crops.angle, unit),
         changed(
-            exam.state, stage.change(exam_rows, exam_yaw), exam.crops.angle, rig.unit(exam.state)
+            exam.state,
+            stage.change(exam_rows, exam_yaw),
+            exam.crops.angle,
+            fit_model.unit(exam.state),
         ),
     )
 
 
 def _best(
-    rig: Rig, exam: Pupils, exam_rows: Floats, those: Bools, rows: Floats, targets: Floats
+    fit_model: FitModel,
+    exam: Pupils,
+    exam_rows: Floats,
+    those: Bools,
+    rows: Floats,
+    targets: Floats,
 ) -> tuple[float, tuple[Floats, Floats]]:
     """The penalty whose map takes ``those`` held-out faces nearest to the truth, and the map."""
     maps = ridge(rows, targets.astype(np.float32), PENALTIES)
@@ -431,7 +450,7 @@ def _best(
     errors = []
     for weight, offset in maps:
         state, angle = exam.state[those], exam.crops.angle[those]
-        found = changed(state, exam_rows[those] @ weight + offset, angle, rig.unit(state))
-        errors.append(float(exam.error(rig, found, those).mean()))
+        found = changed(state, exam_rows[those] @ weight + offset, angle, fit_model.unit(state))
+        errors.append(float(exam.error(fit_model, found, those).mean()))
     best = int(np.argmin(errors))
     return PENALTIES[best], maps[best]

@@ -456,7 +456,7 @@ def calibrate(
     learn from.
     """
     judged = judge(
-        aligner.without_habit(), view_cases(dataset, views=views)
+        aligner.without_landmark_offsets(), view_cases(dataset, views=views)
     )  # labelled by no annotator
     first = for_fitting(judged)
     calibration = fit_calibration(judged[first])

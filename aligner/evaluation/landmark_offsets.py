@@ -1,5 +1,5 @@
-"""Where annotators put landmarks on faces as an aligner fits them: a ``Habit``, measured on photos
-with landmarks.
+"""Where annotators put landmarks on faces as an aligner fits them: a ``LandmarkOffsets``, measured
+on photos with landmarks.
 
 ``dff landmarks`` aligns the training photos of 300-W (split by ``dff.infra.split``; the others
 judge). What the labels miss the landmarks by is seen in the image plane alone; many poses together
@@ -22,10 +22,10 @@ import numpy as np
 
 from dff.aligner.align import Aligner
 from dff.aligner.evaluation.benchmarks import evaluate_300w
-from dff.aligner.fitting.loop import Rig, prior_sd
+from dff.aligner.fitting.loop import FitModel, prior_sd
 from dff.face.arrays import Bools, Floats
 from dff.face.errors import BadLandmarks
-from dff.face.model.landmarks import INNER, JAW, MIRROR, Habit
+from dff.face.model.landmarks import INNER, JAW, MIRROR, LandmarkOffsets
 
 OTHER_SIDE = np.array([-1.0, 1.0, 1.0])  # a point of the head, mirrored
 OUTLIER = 0.006  # metres: labels further off than the others say little
@@ -109,22 +109,24 @@ def _trust(away: Floats) -> Floats:
     return np.asarray(1.0 / (1.0 + (away**2).sum(1) / OUTLIER**2) ** 2)
 
 
-def mirrored_latents(rig: Rig) -> Floats:
+def mirrored_latents(fit_model: FitModel) -> Floats:
     """(P, P): the latent row of a face, times this, is nearest to that of the mirrored face."""
-    basis = rig.mesh_basis.reshape(len(rig.modes), -1, 3).astype(np.float64)
-    other = basis[:, rig.model.mirror] * OTHER_SIDE
+    basis = fit_model.mesh_basis.reshape(len(fit_model.modes), -1, 3).astype(np.float64)
+    other = basis[:, fit_model.model.mirror] * OTHER_SIDE
     flat, turned = basis.reshape(len(basis), -1), other.reshape(len(basis), -1)
     return np.asarray(np.linalg.solve(flat @ flat.T, flat @ turned.T).T)
 
 
-def measure_habit(aligner: Aligner, folders: Sequence[Path | str], *, by_shape: bool) -> Habit:
+def measure_landmark_offsets(
+    aligner: Aligner, folders: Sequence[Path | str], *, by_shape: bool
+) -> LandmarkOffsets:
     """The habit of the annotators of folders of photos with ``.pts`` files, by the training photos
     among them.
 
     ``by_shape``: also how it changes with a face's shape. Raises BadLandmarks when a folder has no
     such photos, or none shows its face well enough to be fitted.
     """
-    bare, rig = aligner.without_habit(), aligner.rig
+    bare, fit_model = aligner.without_landmark_offsets(), aligner.fit_model
     faces = []
     for folder in folders:
         for row in evaluate_300w(str(folder), bare, split="train").rows:
@@ -133,7 +135,7 @@ def measure_habit(aligner: Aligner, folders: Sequence[Path | str], *, by_shape: 
     if not faces:
         raise BadLandmarks("no face could be fitted on the photos")
     rows = np.stack([face.cam_from_head.rotation[:2] for face, _ in faces])
-    latent = np.stack([rig.latent(face.coefficients) for face, _ in faces])
+    latent = np.stack([fit_model.latent(face.coefficients) for face, _ in faces])
 
     def missed(found: list[Floats]) -> Missed:
         away = [
@@ -151,10 +153,10 @@ def measure_habit(aligner: Aligner, folders: Sequence[Path | str], *, by_shape: 
         deep = missed([face.landmarks_3d[:, :2] for face, _ in faces])
         offset[0, JAW] = offsets(deep[frontal], depth=UNKNOWN)[JAW]
     if not by_shape:
-        return Habit(offset)
+        return LandmarkOffsets(offset)
     by_latent = np.zeros((2, 68, 3, latent.shape[1]))
-    by_latent[1] = responses(flat, offset[1], mirrored_latents(rig))
+    by_latent[1] = responses(flat, offset[1], mirrored_latents(fit_model))
     by_latent[0, INNER] = by_latent[1, INNER]
     # A latent row is the model's coefficients times this, each measured in its own standard
     # deviations.
-    return Habit(offset, by_latent @ (rig.modes / prior_sd(rig.model) ** 2))
+    return LandmarkOffsets(offset, by_latent @ (fit_model.modes / prior_sd(fit_model.model) ** 2))

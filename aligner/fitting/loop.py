@@ -32,7 +32,7 @@ from dff.face.descriptor import STRIDE, Anchors
 from dff.face.geometry.camera import Box, NearPerspective
 from dff.face.geometry.mesh import triangle_normals
 from dff.face.geometry.transform import CAM_FROM_FRONTAL_HEAD
-from dff.face.model.landmarks import SCHEMES, Habit
+from dff.face.model.landmarks import SCHEMES, LandmarkOffsets
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render import zbuffer
 from dff.face.render.kernels import smooth_normals
@@ -120,7 +120,7 @@ class Sight:
 
 
 @dataclass(frozen=True)
-class Rig:
+class FitModel:
     """What alignment needs of a morphable model and its anchors, cut out once.
 
     A state's coefficients are *latent*: standard normal under the model's prior, the P directions
@@ -207,14 +207,14 @@ class Rig:
         both = np.concatenate([coefficients.identity, coefficients.expression])
         return np.asarray((self.modes / prior) @ (both / prior))
 
-    def as_annotated(self, habit: Habit) -> Self:
+    def as_annotated(self, landmark_offsets: LandmarkOffsets) -> Self:
         """The rig whose landmarks lie where annotators of the 3D scheme put them."""
-        if habit.none:
+        if landmark_offsets.none:
             return self
-        away = habit.of("3d", np.zeros(self.modes.shape[1]))
+        away = landmark_offsets.of("3d", np.zeros(self.modes.shape[1]))
         mean, basis = self.landmark_mean + away, self.landmark_basis
-        if habit.response.shape[3]:
-            basis = basis + habit.response[SCHEMES.index("3d")] @ self.modes.T
+        if landmark_offsets.response.shape[3]:
+            basis = basis + landmark_offsets.response[SCHEMES.index("3d")] @ self.modes.T
         return replace(self, landmark_mean=mean, landmark_basis=basis)
 
     def camera(self, state: FaceState, face: int) -> NearPerspective:
@@ -235,14 +235,14 @@ def prior_sd(model: MorphableModel) -> Floats:
     return np.concatenate([np.ones(len(model.identity)), model.expression_sd.astype(np.float64)])
 
 
-def make_rig(
+def build_fit_model(
     model: MorphableModel,
     anchors: Anchors,
     *,
     modes: int,
     mirrored: bool = False,
     near: float = 0.0,
-) -> Rig:
+) -> FitModel:
     """The rig of a model with at most ``modes`` latent directions, for cameras that are ``near``, 1
     / metres.
 
@@ -254,19 +254,21 @@ def make_rig(
     at_anchors = both[:, anchors.vertex].reshape(len(both), -1) * prior[:, None]
     # Right singular vectors of the anchors' motion under the prior, from the small Gram matrix.
     _, vectors = np.linalg.eigh(at_anchors @ at_anchors.T)
-    return rig_of(model, anchors, vectors.T[::-1][:modes] * prior, mirrored=mirrored, near=near)
+    return fit_model_of(
+        model, anchors, vectors.T[::-1][:modes] * prior, mirrored=mirrored, near=near
+    )
 
 
-def rig_of(
+def fit_model_of(
     model: MorphableModel,
     anchors: Anchors,
     directions: Floats,
     *,
     mirrored: bool = False,
     near: float = 0.0,
-) -> Rig:
+) -> FitModel:
     """The rig whose (P, K + E) latent directions are these; ``mirrored`` and ``near`` as in
-    ``make_rig``.
+    ``build_fit_model``.
     """
     vertex = (
         np.concatenate([anchors.vertex, model.mirror[anchors.vertex]])
@@ -276,7 +278,7 @@ def rig_of(
     both = np.concatenate([model.identity, model.expression]).astype(np.float32)
     mesh_basis = (directions.astype(np.float32) @ both.reshape(len(both), -1)).astype(np.float32)
     by_vertex = np.moveaxis(mesh_basis.reshape(len(directions), -1, 3), 0, 2)
-    return Rig(
+    return FitModel(
         model=model,
         anchor_vertex=vertex,
         anchor_mean=model.template[vertex].astype(np.float32),
@@ -312,16 +314,19 @@ def _triangles_at(faces: Ints, vertices: Ints) -> Ints:
     )
 
 
-def state_in_boxes(rig: Rig, boxes: list[Box]) -> FaceState:
+def state_in_boxes(fit_model: FitModel, boxes: list[Box]) -> FaceState:
     """The mean face, looking ahead, with its landmark box about each box."""
     ahead = FaceState(
-        np.ones(1), CAM_FROM_FRONTAL_HEAD[None], np.zeros((1, 2)), np.zeros((1, len(rig.modes)))
+        np.ones(1),
+        CAM_FROM_FRONTAL_HEAD[None],
+        np.zeros((1, 2)),
+        np.zeros((1, len(fit_model.modes))),
     )
-    frontal = Box.around(rig.landmarks(ahead)[0])
+    frontal = Box.around(fit_model.landmarks(ahead)[0])
     scale = np.array([box.size for box in boxes]) / frontal.size
     centre = np.stack([box.centre for box in boxes]) - scale[:, None] * frontal.centre
     rotation = np.repeat(ahead.rotation, len(boxes), axis=0)
-    return FaceState(scale, rotation, centre, np.zeros((len(boxes), len(rig.modes))))
+    return FaceState(scale, rotation, centre, np.zeros((len(boxes), len(fit_model.modes))))
 
 
 def crops_of_boxes(boxes: list[Box], margin: float, size: int) -> Crops:
@@ -330,7 +335,7 @@ def crops_of_boxes(boxes: list[Box], margin: float, size: int) -> Crops:
     return Crops(np.stack([box.centre for box in boxes]), side, np.zeros(len(boxes)), size)
 
 
-def crops_of_state(rig: Rig, state: FaceState, margin: float, size: int) -> Crops:
+def crops_of_state(fit_model: FitModel, state: FaceState, margin: float, size: int) -> Crops:
     """Crops about the landmarks, turned so that the head's own up is up where it has a direction on
     the screen.
     """
@@ -340,13 +345,13 @@ def crops_of_state(rig: Rig, state: FaceState, margin: float, size: int) -> Crop
     upright = np.stack(
         [np.stack([c, -s], -1), np.stack([s, c], -1)], -2
     )  # row vectors into the crop's axes
-    points = rig.landmarks(state) @ upright
+    points = fit_model.landmarks(state) @ upright
     low, high = points.min(1), points.max(1)
     centre = np.einsum("bi,bji->bj", (low + high) / 2, upright)
     return Crops(centre, margin * (high - low).max(1), angle, size)
 
 
-def sight_of(rig: Rig, state: FaceState) -> Sight:
+def sight_of(fit_model: FitModel, state: FaceState) -> Sight:
     """How far the fitted meshes let the anchors be seen, how the landmarks are exposed, and where
     surfaces turn away.
 
@@ -356,11 +361,13 @@ def sight_of(rig: Rig, state: FaceState) -> Sight:
     that it lies behind the visible surface. Landmarks in a crease, which not even the frontal
     template turns to the camera, count as facing it.
     """
-    faces = rig.model.faces
-    anchors = np.zeros((len(state.scale), len(rig.anchor_mean)))
+    faces = fit_model.model.faces
+    anchors = np.zeros((len(state.scale), len(fit_model.anchor_mean)))
     landmarks = np.zeros((len(state.scale), 68, 2))
     rim = Rim.nothing(len(state.scale))
-    for face, (mesh, near) in enumerate(zip(rig.vertices(state), rig.nearness(state), strict=True)):
+    for face, (mesh, near) in enumerate(
+        zip(fit_model.vertices(state), fit_model.nearness(state), strict=True)
+    ):
         seen = mesh @ state.rotation[face].T
         # As the camera sees it: planes stay planes, and what turns away from it turns away from the
         # z axis.
@@ -372,22 +379,26 @@ def sight_of(rig: Rig, state: FaceState) -> Sight:
         # At a triangle's nearest corner: near enough beside a tolerance of a centimetre.
         depth = surface_depth(ids, faces, seen[:, 2])
         normal = smooth_normals(seen, faces)
-        smooth = -normal[rig.anchor_vertex, 2]
-        best = np.where(rig.in_crease, 1.0, _facing(seen, faces, rig.landmark_triangles, -1.0))
-        hidden = behind(seen[rig.anchor_vertex], low, scale, depth) > OCCLUSION
+        smooth = -normal[fit_model.anchor_vertex, 2]
+        best = np.where(
+            fit_model.in_crease, 1.0, _facing(seen, faces, fit_model.landmark_triangles, -1.0)
+        )
+        hidden = behind(seen[fit_model.anchor_vertex], low, scale, depth) > OCCLUSION
         anchors[face] = ~hidden * np.clip((smooth + 0.1) / 0.2, 0.0, 1.0)
         landmarks[face] = np.stack(
-            [best, behind(seen[rig.model.landmarks.vertex], low, scale, depth)], axis=1
+            [best, behind(seen[fit_model.model.landmarks.vertex], low, scale, depth)], axis=1
         )
         row = rim.vertices[face], rim.share[face], rim.px[face], rim.outward[face]
-        rim.count[face] = turning(seen, normal, rig.rim_edges, depth, scale, low, *row)
+        rim.count[face] = turning(seen, normal, fit_model.rim_edges, depth, scale, low, *row)
         rim.px[face] = rim.px[face] * state.scale[face] + state.centre[face]
     return Sight(anchors, landmarks, rim)
 
 
-def outlines(rig: Rig, solver: Solver, state: FaceState, sight: Sight, look: Look) -> Lines:
+def outlines(
+    fit_model: FitModel, solver: Solver, state: FaceState, sight: Sight, look: Look
+) -> Lines:
     """Where B faces end, for those places of their rims near which they do."""
-    b, rim, modes = len(state.scale), sight.rim, len(rig.modes)
+    b, rim, modes = len(state.scale), sight.rim, len(fit_model.modes)
     out = Lines(
         mean=np.zeros((b, KEPT, 3)),
         basis=np.zeros((b, KEPT, 3, modes), np.float32),
@@ -395,7 +406,7 @@ def outlines(rig: Rig, solver: Solver, state: FaceState, sight: Sight, look: Loo
         normal=np.zeros((b, KEPT, 2)),
         weights=np.zeros((b, KEPT)),
     )
-    stride = REACH / STEPS * rig.unit(state)  # pixels of the photo
+    stride = REACH / STEPS * fit_model.unit(state)  # pixels of the photo
     start = look.crops.crop_from_photo(rim.px) / STRIDE - 0.5
     step = (
         look.crops.crop_from_photo(rim.px + rim.outward * stride[:, None, None]) / STRIDE
@@ -412,9 +423,9 @@ def outlines(rig: Rig, solver: Solver, state: FaceState, sight: Sight, look: Loo
         kept = found[np.arange(min(len(found), KEPT)) * len(found) // min(len(found), KEPT)]
         n = len(kept)
         vertices, share = rim.vertices[face, kept], rim.share[face, kept, None]
-        corner = rig.model.template[vertices].astype(np.float64)
+        corner = fit_model.model.template[vertices].astype(np.float64)
         out.mean[face, :n] = (1.0 - share) * corner[:, 0] + share * corner[:, 1]
-        basis, part = rig.vertex_basis[vertices], share[..., None].astype(np.float32)
+        basis, part = fit_model.vertex_basis[vertices], share[..., None].astype(np.float32)
         out.basis[face, :n] = (1.0 - part) * basis[:, 0] + part * basis[:, 1]
         normal = out.normal[face, :n] = rim.outward[face, kept]
         out.targets[face, :n] = rim.px[face, kept] + normal * (away[kept] * stride[face])[:, None]
@@ -422,27 +433,30 @@ def outlines(rig: Rig, solver: Solver, state: FaceState, sight: Sight, look: Loo
     return out
 
 
-def first_fit(rig: Rig, solver: Solver, look: Look, start: FaceState) -> FaceState:
+def first_fit(fit_model: FitModel, solver: Solver, look: Look, start: FaceState) -> FaceState:
     """Fit without a prediction: pose in closed form, pose alone, then everything.
 
     ``start`` says only what size to expect; what cannot be fitted keeps it.
     """
     matches, px = look.matches, look.px
     b = len(px)
-    everywhere, seen = np.zeros((b, len(rig.anchor_mean), 2)), np.ones((b, len(rig.anchor_mean)))
-    mean, rigid, weight = vote(
-        matches, px, everywhere, np.full(b, np.inf), seen, rig.anchor_mean, rig.no_basis
+    everywhere, seen = (
+        np.zeros((b, len(fit_model.anchor_mean), 2)),
+        np.ones((b, len(fit_model.anchor_mean))),
     )
-    unit = rig.unit(start)
+    mean, rigid, weight = vote(
+        matches, px, everywhere, np.full(b, np.inf), seen, fit_model.anchor_mean, fit_model.no_basis
+    )
+    unit = fit_model.unit(start)
     state = replace(start, coefficients=np.zeros((b, 0)))
     trust = weight
     for noise in solver.pose_noise:
         state = sane(initial_pose(mean, px, trust, 0), state, unit)
         trust = weight * robust_weights(
-            px - project(state, mean, rig.nearness(state)), noise * unit
+            px - project(state, mean, fit_model.nearness(state)), noise * unit
         )
     for noise in solver.rigid_noise:
-        unit = rig.unit(state)
+        unit = fit_model.unit(state)
         weighted = evidence(weight, solver.evidence)
         found = step(
             state,
@@ -453,14 +467,14 @@ def first_fit(rig: Rig, solver: Solver, look: Look, start: FaceState) -> FaceSta
             noise=noise * unit,
             prior=NO_MODES,
             prior_sd=NO_MODES,
-            nearness=rig.nearness(state),
+            nearness=fit_model.nearness(state),
         )
         state = sane(found, state, unit)
-    state = replace(state, coefficients=np.zeros((b, len(rig.modes))))
-    return _steps(rig, solver, look, state, seen, solver.first_gate, solver.shape_noise)
+    state = replace(state, coefficients=np.zeros((b, len(fit_model.modes))))
+    return _steps(fit_model, solver, look, state, seen, solver.first_gate, solver.shape_noise)
 
 
-def resume(rig: Rig, solver: Solver, look: Look, state: FaceState) -> FaceState:
+def resume(fit_model: FitModel, solver: Solver, look: Look, state: FaceState) -> FaceState:
     """Fit faces whose shape is known nearly and whose pose may have jumped.
 
     Where a face was says nothing of where it is: its pose is found in closed form from all matches,
@@ -468,39 +482,54 @@ def resume(rig: Rig, solver: Solver, look: Look, state: FaceState) -> FaceState:
     """
     matches, px = look.matches, look.px
     b = len(px)
-    visible = sight_of(rig, state).anchors
-    everywhere = np.zeros((b, len(rig.anchor_mean), 2))
+    visible = sight_of(fit_model, state).anchors
+    everywhere = np.zeros((b, len(fit_model.anchor_mean), 2))
     mean, basis, weight = vote(
-        matches, px, everywhere, np.full(b, np.inf), visible, rig.anchor_mean, rig.anchor_basis
+        matches,
+        px,
+        everywhere,
+        np.full(b, np.inf),
+        visible,
+        fit_model.anchor_mean,
+        fit_model.anchor_basis,
     )
     points = shape_of(mean, basis, state.coefficients)
-    unit = rig.unit(state)
+    unit = fit_model.unit(state)
     posed = state
     trust = weight
     for noise in solver.pose_noise:
         found = replace(initial_pose(points, px, trust, 0), coefficients=state.coefficients)
         posed = sane(found, posed, unit)
         trust = weight * robust_weights(
-            px - project(posed, points, rig.nearness(posed)), noise * unit
+            px - project(posed, points, fit_model.nearness(posed)), noise * unit
         )
-    return refine(rig, solver, look, posed, sight_of(rig, posed))
+    return refine(fit_model, solver, look, posed, sight_of(fit_model, posed))
 
 
-def refine(rig: Rig, solver: Solver, look: Look, state: FaceState, sight: Sight) -> FaceState:
+def refine(
+    fit_model: FitModel, solver: Solver, look: Look, state: FaceState, sight: Sight
+) -> FaceState:
     """Fit from a prediction and what it lets be seen: matches count where the anchors in sight are
     predicted.
     """
-    lines = outlines(rig, solver, state, sight, look)
-    trust = sight.anchors * rig.anchor_trust
+    lines = outlines(fit_model, solver, state, sight, look)
+    trust = sight.anchors * fit_model.anchor_trust
     for gate in solver.later_gates:
         state = _steps(
-            rig, solver, look, state, trust, gate, (solver.later_noise,) * solver.later_steps, lines
+            fit_model,
+            solver,
+            look,
+            state,
+            trust,
+            gate,
+            (solver.later_noise,) * solver.later_steps,
+            lines,
         )
     return state
 
 
 def _steps(
-    rig: Rig,
+    fit_model: FitModel,
     solver: Solver,
     look: Look,
     state: FaceState,
@@ -509,13 +538,19 @@ def _steps(
     noises: tuple[float, ...],
     lines: Lines | None = None,
 ) -> FaceState:
-    unit = rig.unit(state)
-    predicted = rig.anchors(state)
+    unit = fit_model.unit(state)
+    predicted = fit_model.anchors(state)
     mean, basis, weight = vote(
-        look.matches, look.px, predicted, gate * unit, visible, rig.anchor_mean, rig.anchor_basis
+        look.matches,
+        look.px,
+        predicted,
+        gate * unit,
+        visible,
+        fit_model.anchor_mean,
+        fit_model.anchor_basis,
     )
     weight = evidence(weight, solver.evidence)
-    modes = len(rig.modes)
+    modes = len(fit_model.modes)
     for noise in noises:
         found = step(
             state,
@@ -526,7 +561,7 @@ def _steps(
             noise=noise * unit,
             prior=np.zeros(modes),
             prior_sd=np.ones(modes),
-            nearness=rig.nearness(state),
+            nearness=fit_model.nearness(state),
             lines=lines,
         )
         state = sane(found, state, unit)

@@ -21,11 +21,20 @@ import numpy as np
 
 from dff.aligner.alignment import Alignment
 from dff.aligner.fitting.correspondence import vote
-from dff.aligner.fitting.loop import Look, Rig, Sight, Solver, evidence, outlines, sane, sight_of
+from dff.aligner.fitting.loop import (
+    FitModel,
+    Look,
+    Sight,
+    Solver,
+    evidence,
+    outlines,
+    sane,
+    sight_of,
+)
 from dff.aligner.fitting.perspective import (
     NEARNESS,
     NEARNESS_SD,
-    PerspectiveRig,
+    PerspectiveFitModel,
     near_jacobian,
     nearness,
 )
@@ -39,7 +48,7 @@ VOTES, STEPS = 2, 2  # elections in each pass, and steps after each
 
 
 @dataclass(frozen=True)
-class Together:
+class PersonAlignment:
     """One person in several photos.
 
     Each face's ``vertices`` are those of the model with the face's coefficients, and ``beyond``.
@@ -100,8 +109,8 @@ def shared_step(
     return moved(state, delta)
 
 
-def fit_together(
-    rig: PerspectiveRig,
+def fit_person(
+    fit_model: PerspectiveFitModel,
     skin: Skin,
     solver: Solver,
     images: Sequence[Bytes],
@@ -118,11 +127,11 @@ def fit_together(
     of how much of the face it shows: where a hand and a cap leave a third of it, errors are large,
     and all of one kind. From the second pass on, the ``images`` have to agree on the skin.
     """
-    unit = rig.unit(state)
+    unit = fit_model.unit(state)
     share = (trust[look.face] * np.minimum(look.area / (WHOLE * unit**2), 1.0)) ** 2
     if number == 0:
-        sight = sight_of(rig, state)
-    lines = outlines(rig, solver, state, sight, look)
+        sight = sight_of(fit_model, state)
+    lines = outlines(fit_model, solver, state, sight, look)
     lines = replace(lines, weights=lines.weights * share[:, None])
     gate = solver.later_gates[0] * unit
     noise = solver.later_noise * unit
@@ -132,71 +141,73 @@ def fit_together(
         mean, basis, weight = vote(
             look.matches,
             look.px,
-            rig.anchors(state),
+            fit_model.anchors(state),
             gate,
             sight.anchors,
-            rig.anchor_mean,
-            rig.anchor_basis,
+            fit_model.anchor_mean,
+            fit_model.anchor_basis,
         )
         weight = evidence(weight, solver.evidence) * share[:, None]
         for _ in range(STEPS):
             at, jac = near_jacobian(state, mean, basis)
             across = lines, *near_jacobian(state, lines.mean, lines.basis)
             votes, gradient = normal_equations(look.px - at, jac, weight, noise, across)
-            found = shared_step(state, votes, gradient, identities=rig.identities)
-            state = _one(rig, found, state, unit)
+            found = shared_step(state, votes, gradient, identities=fit_model.identities)
+            state = _one(fit_model, found, state, unit)
     if number == 0 or len(unit) == 1 or solver.skin == 0:
         return state
     seen = [images[i] for i in look.face]
     found = agreed(
-        skin, rig, seen, state, votes, look, strength=solver.skin, trust=trust[look.face] ** 2
+        skin, fit_model, seen, state, votes, look, strength=solver.skin, trust=trust[look.face] ** 2
     )
-    return _one(rig, found, state, unit)
+    return _one(fit_model, found, state, unit)
 
 
-def _one(rig: PerspectiveRig, found: FaceState, before: FaceState, unit: Floats) -> FaceState:
+def _one(
+    fit_model: PerspectiveFitModel, found: FaceState, before: FaceState, unit: Floats
+) -> FaceState:
     """``found``, but a photo whose pose went astray keeps its own part of ``before``; the identity
     stays one.
     """
     kept = sane(found, before, unit)
     coefficients = kept.coefficients.copy()
     if np.isfinite(found.coefficients).all():
-        coefficients[:, : rig.identities] = found.coefficients[:1, : rig.identities]
+        coefficients[:, : fit_model.identities] = found.coefficients[:1, : fit_model.identities]
     coefficients[:, -1] = (nearness(kept) - NEARNESS) / NEARNESS_SD
     return replace(kept, coefficients=coefficients)
 
 
-def state_of(rig: Rig, faces: Sequence[Alignment]) -> FaceState:
+def state_of(fit_model: FitModel, faces: Sequence[Alignment]) -> FaceState:
     """The state of B alignments, by whatever rig of the same model they were made."""
     return FaceState(
         np.array([face.camera.scale for face in faces]),
         np.stack([face.cam_from_head.rotation for face in faces]),
         np.stack([face.camera.centre for face in faces]),
-        np.stack([rig.latent(face.coefficients) for face in faces]),
+        np.stack([fit_model.latent(face.coefficients) for face in faces]),
     )
 
 
-def one_person(rig: PerspectiveRig, faces: Sequence[Alignment]) -> FaceState:
+def one_person(fit_model: PerspectiveFitModel, faces: Sequence[Alignment]) -> FaceState:
     """The state of B alignments with the mean of their identities, by the square of how sure each
     is.
     """
-    state = state_of(rig, faces)
+    state = state_of(fit_model, faces)
     coefficients = state.coefficients.copy()
     sure = np.array([face.face_confidence for face in faces]) ** 2
-    coefficients[:, : rig.identities] = np.average(
-        coefficients[:, : rig.identities], axis=0, weights=sure
+    coefficients[:, : fit_model.identities] = np.average(
+        coefficients[:, : fit_model.identities], axis=0, weights=sure
     )
     return replace(state, coefficients=coefficients)
 
 
-def together_of(
+def person_alignment(
     model: MorphableModel, photos: int, faces: Mapping[int, Alignment], left_out: Mapping[int, str]
-) -> Together:
+) -> PersonAlignment:
     """What is said of the ``faces`` that share an identity, by number of their photo."""
     one = next(iter(faces.values()))
     identity = one.coefficients.identity
     beyond = one.vertices - model.vertices(one.coefficients)
     rest = model.vertices(Coefficients(identity, np.zeros(len(model.expression)))) + beyond
-    return Together(
+    return PersonAlignment(
         identity, beyond, rest, tuple(faces.get(i) for i in range(photos)), dict(left_out)
     )

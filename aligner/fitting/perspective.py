@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from dff.aligner.fitting.loop import Rig, prior_sd, rig_of
+from dff.aligner.fitting.loop import FitModel, fit_model_of, prior_sd
 from dff.face.arrays import Floats, Ints
 from dff.face.descriptor import Anchors
 from dff.face.geometry.mesh import vertex_normals
@@ -44,7 +44,7 @@ NEARNESS, NEARNESS_SD, NEAREST = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerspectiveRig(Rig):
+class PerspectiveFitModel(FitModel):
     """A rig whose first ``identities`` latent directions are the person's, the others change the
     expression alone,
 
@@ -59,7 +59,7 @@ class PerspectiveRig(Rig):
 
 
 def nearness(state: FaceState) -> Floats:
-    """(B,) 1 / metres, of the states of a ``PerspectiveRig``."""
+    """(B,) 1 / metres, of the states of a ``PerspectiveFitModel``."""
     return np.asarray(np.clip(NEARNESS + NEARNESS_SD * state.coefficients[:, -1], 0.0, NEAREST))
 
 
@@ -76,14 +76,14 @@ def near_jacobian(state: FaceState, mean: Floats, basis: Floats) -> tuple[Floats
     return px, out
 
 
-def split_rig(
+def build_perspective_fit_model(
     model: MorphableModel,
     anchors: Anchors,
     *,
     identities: int = IDENTITIES,
     expressions: int = EXPRESSIONS,
     beyond: float = 0.0,
-) -> PerspectiveRig:
+) -> PerspectiveFitModel:
     """The directions of identity, and those of expression, that move the anchors most under the
     prior.
 
@@ -116,15 +116,15 @@ def split_rig(
     directions = np.zeros((shared + len(blocks[1]) + 1, len(prior)))
     directions[:known, :k] = blocks[0]
     directions[shared:-1, k:] = blocks[1]
-    rig = rig_of(model, anchors, directions)
+    fit_model = fit_model_of(model, anchors, directions)
     # No coefficients of the model make these.
-    rig.mesh_basis[known:shared] = fields.reshape(len(fields), rig.mesh_basis.shape[1])
+    fit_model.mesh_basis[known:shared] = fields.reshape(len(fields), fit_model.mesh_basis.shape[1])
     for table, vertex in (
-        (rig.anchor_basis, rig.anchor_vertex),
-        (rig.landmark_basis, model.landmarks.vertex),
+        (fit_model.anchor_basis, fit_model.anchor_vertex),
+        (fit_model.landmark_basis, model.landmarks.vertex),
     ):
         table[..., known:shared] = np.moveaxis(fields[:, vertex], 0, 2)
-    return PerspectiveRig(**vars(rig), identities=shared)
+    return PerspectiveFitModel(**vars(fit_model), identities=shared)
 
 
 def _outward(model: MorphableModel, vertex: Ints) -> Floats:

@@ -26,8 +26,8 @@ import cv2
 import numpy as np
 
 from dff.aligner.fitting.crop import Crops
-from dff.aligner.fitting.loop import Look, Rig
-from dff.aligner.fitting.perspective import PerspectiveRig, near_jacobian
+from dff.aligner.fitting.loop import FitModel, Look
+from dff.aligner.fitting.perspective import PerspectiveFitModel, near_jacobian
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.descriptor import STRIDE
 from dff.face.geometry.lighting import ambient, basis, basis_gradient
@@ -87,8 +87,8 @@ class Skin:
     turning: Floats  # (N, 3, P) float32 change of the template's unit normals by the latents
 
     @staticmethod
-    def of(rig: Rig) -> Skin:
-        model = rig.model
+    def of(fit_model: FitModel) -> Skin:
+        model = fit_model.model
         triangles = skin_triangles(model)
         tip = model.template[model.landmarks.vertex[NAMES.index("nose_tip")]]
         away = np.linalg.norm(model.template[model.faces[triangles]].mean(1) - tip, axis=1)
@@ -101,7 +101,7 @@ class Skin:
         ]  # also what borders them turns their normals
         used, rows = np.unique(ring, return_inverse=True)
         corners, weight = model.faces[points.triangle], points.barycentric
-        modes = rig.vertex_basis
+        modes = fit_model.vertex_basis
         turning = turning_of(
             model.template[used].astype(np.float64),
             modes[used].astype(np.float64),
@@ -184,7 +184,7 @@ class Pictures:
 
 def agreed(
     skin: Skin,
-    rig: PerspectiveRig,
+    fit_model: PerspectiveFitModel,
     images: Sequence[Bytes],
     state: FaceState,
     votes: Floats,
@@ -201,8 +201,8 @@ def agreed(
     of a photo is worth, ``trust`` (B,) by how much each photo counts.
     """
     b, columns = votes.shape[:2]
-    shared = rig.identities
-    unit = rig.unit(state)
+    shared = fit_model.identities
+    unit = fit_model.unit(state)
     places = [_places(i, columns, shared) for i in range(b)]
     held = _held(_eased(votes, unit), places, shared)
     mean, precision = _light_prior()
@@ -211,7 +211,7 @@ def agreed(
     gone = np.zeros(len(held))  # since ``state``
     found, shading = state, None
     for number in range(STEPS):
-        seen = _seen(skin, rig, pictures, found, look)
+        seen = _seen(skin, fit_model, pictures, found, look)
         shading = _explained(seen, shading, per_point, trust, BEGINNING if number == 0 else LATER)
         level = shading.of(seen)
         residual = seen.brightness - shading.albedo * level
@@ -288,31 +288,33 @@ def _light_prior() -> tuple[Floats, Floats]:
 
 
 def _seen(
-    skin: Skin, rig: PerspectiveRig, pictures: Pictures, state: FaceState, look: Look
+    skin: Skin, fit_model: PerspectiveFitModel, pictures: Pictures, state: FaceState, look: Look
 ) -> Seen:
-    at = project(state, shape_of(skin.mean, skin.basis, state.coefficients), rig.nearness(state))
+    at = project(
+        state, shape_of(skin.mean, skin.basis, state.coefficients), fit_model.nearness(state)
+    )
     b, n, _ = at.shape
     brightness, by_pixel, inside = pictures.at(at)
     normal, weight = np.empty((b, n, 3)), np.empty((b, n))
     in_crop = look.crops.crop_from_photo(at) / STRIDE
     for i, (vertices, near) in enumerate(
-        zip(rig.vertices(state), rig.nearness(state), strict=True)
+        zip(fit_model.vertices(state), fit_model.nearness(state), strict=True)
     ):
         turned = vertices @ state.rotation[i].T
-        corner = smooth_normals(turned, rig.model.faces)[skin.corners]
+        corner = smooth_normals(turned, fit_model.model.faces)[skin.corners]
         between = np.einsum("nk,nkc->nc", skin.points.barycentric, corner)
         normal[i] = between / np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-9)
         logit = look.face_logit[i]
         face, _ = sample_with_gradient(logit[..., None], in_crop[i])
-        shown = inside[i] & _unhidden(skin, rig, turned, float(near))
+        shown = inside[i] & _unhidden(skin, fit_model, turned, float(near))
         weight[i] = shown / (1.0 + np.exp(-np.clip(face[:, 0], -30.0, 30.0)))
     weight *= np.clip((-normal[..., 2] - ASLANT) / (SQUARE - ASLANT), 0.0, 1.0)
     return Seen(brightness, by_pixel, normal, basis(normal), weight)
 
 
-def _unhidden(skin: Skin, rig: Rig, turned: Floats, near: float) -> Bools:
+def _unhidden(skin: Skin, fit_model: FitModel, turned: Floats, near: float) -> Bools:
     """(N,) whether nothing of the mesh is before the points, and nothing beside them that is."""
-    faces = rig.model.faces
+    faces = fit_model.model.faces
     seen = turned / (1.0 + near * turned[:, 2:])
     low, high = seen[:, :2].min(0), seen[:, :2].max(0)
     scale = BUFFER / float((high - low).max())

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dff.aligner.alignment import Alignment
-from dff.aligner.fitting.multi_image import Together
+from dff.aligner.fitting.multi_image import PersonAlignment
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
@@ -39,9 +39,9 @@ class FaceAligner(Protocol):
         self, images: Sequence[Bytes], boxes: Sequence[Boxes] | None = None
     ) -> list[list[Alignment]]: ...
 
-    def align_together(
+    def align_person(
         self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None
-    ) -> Together: ...
+    ) -> PersonAlignment: ...
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from dff.aligner.align import MIN_SIDE
 from dff.aligner.alignment import Alignment
-from dff.aligner.fitting.multi_image import Together
+from dff.aligner.fitting.multi_image import PersonAlignment
 from dff.aligner.mesh_file import glb
 from dff.aligner.service.admission import WaitingRoom
 from dff.aligner.service.answers import answered
@@ -44,7 +44,7 @@ Photos = Annotated[
 class Person:
     """One person in the photos of a request."""
 
-    found: Together
+    found: PersonAlignment
     faces: list[Alignment | None]  # of each photo
     problems: list[Problem | None]  # of each photo without a face
     sizes: list[tuple[int, int]]  # (width, height) of each photo, zeros for what is none
@@ -191,7 +191,7 @@ def add_routes(
         decoded = time.perf_counter()
         try:
             found = await anyio.to_thread.run_sync(
-                aligner.align_together, [*held.values()], places, limiter=slots
+                aligner.align_person, [*held.values()], places, limiter=slots
             )
         except NoFace as error:
             raise Problem("no-face", "no photo shows a face that can be aligned") from error
@@ -207,7 +207,7 @@ def add_routes(
         return Person(found, faces, problems, sizes, timing)
 
     @app.post(TOGETHER, responses=TOGETHER_RESPONSES, tags=["align"])
-    async def align_together(
+    async def align_person(
         request: Request,
         person: Annotated[Person, Depends(person)],
         mesh: Annotated[
@@ -249,7 +249,7 @@ def add_routes(
     @app.post(
         f"{TOGETHER}.glb", responses=TOGETHER_GLB_RESPONSES, response_class=Response, tags=["align"]
     )
-    async def align_together_glb(person: Annotated[Person, Depends(person)]) -> Response:
+    async def align_person_glb(person: Annotated[Person, Depends(person)]) -> Response:
         """The person's face at rest as binary glTF: metres, y up, looking along z."""
         data = await anyio.to_thread.run_sync(glb, person.found, aligner.model)
         return Response(data, media_type="model/gltf-binary")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dff.face.arrays import Floats, Ints
+from dff.face.arrays import Array, Float, Floats, Integer, Ints
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class SurfacePoints:
     Raises ValueError when the shapes disagree.
     """
 
-    triangle: Ints  # (N,) row of ``faces``
-    barycentric: Floats  # (N, 3) weights of the triangle's corners, sum one
+    triangle: Integer[Array, "*points"]  # row of ``faces``
+    barycentric: Float[Array, "*points 3"]  # weights of the triangle's corners, sum one
 
     def __post_init__(self) -> None:
         if self.barycentric.shape != (*self.triangle.shape, 3):

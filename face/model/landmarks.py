@@ -140,7 +140,7 @@ class LandmarkTable:
 
 
 @dataclass(frozen=True)
-class Habit:
+class LandmarkOffsets:
     """Where annotators put the landmarks, measured from the vertices that carry them on a fitted
     face.
 

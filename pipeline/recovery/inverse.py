@@ -33,7 +33,7 @@ from dff.face.solve import photometric
 from dff.face.solve.photometric import Normals, Scene, SkinSamples, skin_samples, skin_triangles
 from dff.pipeline.recovery.crop import Crop, square_crop
 from dff.pipeline.recovery.joint_fit import COLOUR_SD, INDEPENDENT, Problem, improve
-from dff.pipeline.recovery.landmark_fit import LandmarkRig, fit_landmarks, robust_size
+from dff.pipeline.recovery.landmark_fit import LandmarkFitModel, fit_landmarks, robust_size
 from dff.pipeline.recovery.photos import Photo, Scheme
 from dff.pipeline.recovery.quality import evidence_of, score_of
 
@@ -140,8 +140,8 @@ class Tables:
 
     model: MorphableModel
     albedo: AlbedoModel
-    start: LandmarkRig  # for the landmarks alone
-    rig: LandmarkRig
+    start: LandmarkFitModel  # for the landmarks alone
+    fit_model: LandmarkFitModel
     samples: SkinSamples
 
     @staticmethod
@@ -150,8 +150,8 @@ class Tables:
         return Tables(
             model,
             albedo,
-            LandmarkRig.of(model, min(IDENTITIES_OF_LANDMARKS, identities), expressions),
-            LandmarkRig.of(model, identities, expressions),
+            LandmarkFitModel.of(model, min(IDENTITIES_OF_LANDMARKS, identities), expressions),
+            LandmarkFitModel.of(model, identities, expressions),
             skin_samples(
                 model, albedo, identities=identities, expressions=expressions, count=SAMPLES
             ),
@@ -159,7 +159,8 @@ class Tables:
 
     def coefficients(self, face: fit.FaceState) -> Coefficients:
         return Coefficients(
-            face.coefficients[0, : self.rig.identities], face.coefficients[0, self.rig.identities :]
+            face.coefficients[0, : self.fit_model.identities],
+            face.coefficients[0, self.fit_model.identities :],
         )
 
     def frame(self, face: fit.FaceState, size: int) -> Frame:
@@ -210,7 +211,7 @@ def _invert(photo: Photo, tables: Tables, size: int, limits: Limits, watch: Watc
     found = tables.start.project(face, photo.scheme)
     check_pose(photo, found, face_size)
     crop = square_crop(photo.pixels, found, size)
-    told, all_told = tables.start.identities, tables.rig.identities
+    told, all_told = tables.start.identities, tables.fit_model.identities
     face = replace(
         face,
         scale=face.scale * crop.scale,
@@ -231,7 +232,7 @@ def _invert(photo: Photo, tables: Tables, size: int, limits: Limits, watch: Watc
         for _ in range(level.steps):
             view = look(tables, scene.face, crop, photo.scheme)
             problem = Problem(
-                tables.rig,
+                tables.fit_model,
                 view.rows,
                 photo.scheme,
                 targets,
@@ -297,7 +298,7 @@ def look(tables: Tables, face: fit.FaceState, crop: Crop, scheme: Scheme) -> Vie
     seen &= inside & (crop.valid & ~rim(frame, tables.model))[row, column]
     chosen = samples.chosen(seen)
     exact = Normals(normals[seen].astype(np.float32), face.coefficients[0], chosen.turning)
-    return View(chosen, exact, tables.rig.rows(face, scheme))
+    return View(chosen, exact, tables.fit_model.rows(face, scheme))
 
 
 def rim(frame: Frame, model: MorphableModel) -> Bools:
@@ -362,7 +363,7 @@ def _recovery(
     limit = np.where(painted[frame.triangle], OCCLUDER_TAU_PAINTED, OCCLUDER_TAU)
     occluded = seen & (smoothed_within(error, seen, OCCLUDER_BLUR * size) > limit)
     clear = seen & ~occluded
-    found = tables.rig.project(face, photo.scheme)
+    found = tables.fit_model.project(face, photo.scheme)
     box = float(np.sqrt(np.prod(np.ptp(targets, axis=0))))
     away = np.linalg.norm(found - targets, axis=1) / box
     coefficients = tables.coefficients(face)

@@ -23,7 +23,7 @@ from dff.face.solve.photometric import Normals, Scene, SkinSamples
 from dff.pipeline.recovery.landmark_fit import (
     ACTIVATION_RANGE,
     ACTIVATION_SLACK,
-    LandmarkRig,
+    LandmarkFitModel,
     activation_prior,
 )
 from dff.pipeline.recovery.photos import Scheme
@@ -42,7 +42,7 @@ class Problem:
     held fixed.
     """
 
-    rig: LandmarkRig
+    fit_model: LandmarkFitModel
     rows: Ints  # (68,) of the rig
     scheme: Scheme
     targets: Floats  # (68, 2) pixels
@@ -59,7 +59,7 @@ class Problem:
     @property
     def landmark_weights(self) -> Floats:
         """(68,) per squared pixel."""
-        return self.rig.weights(self.scheme) / (LANDMARK_SD * self.face_size) ** 2
+        return self.fit_model.weights(self.scheme) / (LANDMARK_SD * self.face_size) ** 2
 
     @property
     def landmark_outlier(self) -> float:
@@ -72,28 +72,30 @@ def energy(problem: Problem, scene: Scene) -> float:
     total = problem.colour_strength * float(
         photometric.robust_energy(residual, problem.tau).sum(dtype=np.float64)
     )
-    return total + _landmark_energy(problem, scene.face) + prior_energy(problem.rig, scene)
+    return total + _landmark_energy(problem, scene.face) + prior_energy(problem.fit_model, scene)
 
 
 def _landmark_energy(problem: Problem, face: fit.FaceState) -> float:
-    rig, rows = problem.rig, problem.rows
-    px = fit.project(face, fit.shape_of(rig.mean[rows], rig.basis[rows], face.coefficients))[0]
+    fit_model, rows = problem.fit_model, problem.rows
+    px = fit.project(
+        face, fit.shape_of(fit_model.mean[rows], fit_model.basis[rows], face.coefficients)
+    )[0]
     square = ((problem.targets - px) ** 2).sum(1)
     return float(
         (problem.landmark_weights * square / (1.0 + square / problem.landmark_outlier**2)).sum()
     )
 
 
-def prior_energy(rig: LandmarkRig, scene: Scene) -> float:
+def prior_energy(fit_model: LandmarkFitModel, scene: Scene) -> float:
     """Squared standard deviations of a scene from what is usual."""
     shape = scene.face.coefficients[0]
-    expression = shape[rig.identities :]
+    expression = shape[fit_model.identities :]
     beyond = expression - np.clip(expression, *ACTIVATION_RANGE)
     mean, precision = photometric.light_prior()
     light = scene.light.ravel() - mean
     springs = (beyond / ACTIVATION_SLACK) ** 2
     return float(
-        ((shape / rig.prior_sd()) ** 2).sum()
+        ((shape / fit_model.prior_sd()) ** 2).sum()
         + springs.sum()
         + (scene.albedo**2).sum()
         + light @ precision @ light
@@ -106,7 +108,7 @@ def linearised(problem: Problem, scene: Scene) -> tuple[Floats, Floats]:
 
     The columns are those of ``photometric.residuals_and_jacobian``.
     """
-    rig, face = problem.rig, scene.face
+    fit_model, face = problem.fit_model, scene.face
     residual, jac = photometric.residuals_and_jacobian(
         problem.samples, scene, problem.image, problem.normals
     )
@@ -119,7 +121,7 @@ def linearised(problem: Problem, scene: Scene) -> tuple[Floats, Floats]:
 
     p = len(face.coefficients[0])
     geometry = fit.POSE + p
-    px, by_face = fit.jacobian(face, rig.mean[problem.rows], rig.basis[problem.rows])
+    px, by_face = fit.jacobian(face, fit_model.mean[problem.rows], fit_model.basis[problem.rows])
     away = problem.targets - px[0]
     inlier = fit.robust_weights(away[None], np.array([problem.landmark_outlier]))[0]
     rows = by_face[0].reshape(-1, geometry)
@@ -127,7 +129,9 @@ def linearised(problem: Problem, scene: Scene) -> tuple[Floats, Floats]:
     hessian[:geometry, :geometry] += weighted.T @ rows
     descent[:geometry] += weighted.T @ away.ravel()
 
-    prior, prior_sd = activation_prior(face.coefficients[0], rig.prior_sd(), rig.identities)
+    prior, prior_sd = activation_prior(
+        face.coefficients[0], fit_model.prior_sd(), fit_model.identities
+    )
     shape = np.arange(fit.POSE, geometry)
     hessian[shape, shape] += 1.0 / prior_sd**2
     descent[shape] += (prior - face.coefficients[0]) / prior_sd**2

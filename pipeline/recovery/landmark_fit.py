@@ -33,7 +33,7 @@ ACTIVATION_SLACK = 0.07  # ... as if by a spring of this standard deviation
 
 
 @dataclass(frozen=True)
-class LandmarkRig:
+class LandmarkFitModel:
     """A model restricted to all vertices that a landmark may mean."""
 
     model: MorphableModel
@@ -45,12 +45,12 @@ class LandmarkRig:
     row: Ints  # (V,) row of ``vertices``; -1 for the others
 
     @staticmethod
-    def of(model: MorphableModel, identities: int, expressions: int) -> LandmarkRig:
+    def of(model: MorphableModel, identities: int, expressions: int) -> LandmarkFitModel:
         vertices = model.landmarks.used
         mean, basis = model.basis_of_vertices(vertices, identities, expressions)
         row = np.full(len(model.template), -1)
         row[vertices] = np.arange(len(vertices))
-        return LandmarkRig(model, identities, expressions, mean, basis, vertices, row)
+        return LandmarkFitModel(model, identities, expressions, mean, basis, vertices, row)
 
     def prior_sd(self) -> Floats:
         """(P,) prior standard deviations of identity then expression."""
@@ -93,16 +93,16 @@ def robust_size(points: Floats) -> float:
 
 
 def fit_landmarks(
-    points: Floats, rig: LandmarkRig, scheme: Scheme, *, landmark_sd: float = LANDMARK_SD
+    points: Floats, fit_model: LandmarkFitModel, scheme: Scheme, *, landmark_sd: float = LANDMARK_SD
 ) -> fit.FaceState:
     """The face (a batch of one) in the pixels of (68, 2) ``points``, which are off by
     ``landmark_sd`` of its size.
     """
     size = max(robust_size(points), 1e-6)
-    weights, targets = rig.weights(scheme)[None], points[None]
-    fixed = rig.row[rig.model.landmarks.vertex]
-    mean_face = rig.mean[fixed]
-    sd = rig.prior_sd()
+    weights, targets = fit_model.weights(scheme)[None], points[None]
+    fixed = fit_model.row[fit_model.model.landmarks.vertex]
+    mean_face = fit_model.mean[fixed]
+    sd = fit_model.prior_sd()
     face = fit.initial_pose(mean_face, targets, weights, len(sd))
     for _ in range(
         4
@@ -111,12 +111,12 @@ def fit_landmarks(
         again = weights * fit.robust_weights(away, np.array([0.2 * size]))
         face = fit.initial_pose(mean_face, targets, again, len(sd))
     for index, share in enumerate(OUTLIERS):
-        rows = rig.rows(face, scheme)
-        prior, prior_sd = activation_prior(face.coefficients[0], sd, rig.identities)
+        rows = fit_model.rows(face, scheme)
+        prior, prior_sd = activation_prior(face.coefficients[0], sd, fit_model.identities)
         face = fit.step(
             face,
-            rig.mean[rows],
-            rig.basis[rows],
+            fit_model.mean[rows],
+            fit_model.basis[rows],
             targets,
             weights
             * (share / landmark_sd)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from dff.aligner.alignment import Alignment, Iteration, Pose
-from dff.aligner.fitting.multi_image import Together, together_of
+from dff.aligner.fitting.multi_image import PersonAlignment, person_alignment
 from dff.aligner.service.limits import Boxes
 from dff.face.arrays import Bytes
 from dff.face.errors import NoFace
@@ -47,9 +47,9 @@ class KnownAligner:
         asked = boxes or [None] * len(images)
         return [self.align(image, some) for image, some in zip(images, asked, strict=True)]
 
-    def align_together(
+    def align_person(
         self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None
-    ) -> Together:
+    ) -> PersonAlignment:
         """The largest face of each image, all of one identity: its number is the number of
         faces.
         """
@@ -65,7 +65,7 @@ class KnownAligner:
             for i, face in found.items()
         }
         left_out = {i: "no face found" for i in range(len(images)) if i not in found}
-        return together_of(self.model, len(images), faces, left_out)
+        return person_alignment(self.model, len(images), faces, left_out)
 
 
 def known_alignment(model: MorphableModel, box: Box) -> Alignment:

@@ -8,7 +8,7 @@ import pytest
 
 from dff.aligner.align import AlignConfig, Aligner
 from dff.aligner.alignment import Alignment
-from dff.aligner.detector import Sighting
+from dff.aligner.detector import Detection
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadPhoto
 from dff.face.geometry.camera import Box, NearPerspective
@@ -110,7 +110,7 @@ def test_a_mirrored_look_speaks_of_the_other_side(
         config=AlignConfig(still=0.0, per_call=len(YAWS)),
     )
     half = len(anchors.vertex)
-    first, second = aligner.rig.anchor_mean[:half], aligner.rig.anchor_mean[half:]
+    first, second = aligner.fit_model.anchor_mean[:half], aligner.fit_model.anchor_mean[half:]
     assert np.abs(second - first * [-1.0, 1.0, 1.0]).max() < 1e-3
     truth = scenes(open_head, code, 1, YAWS, spread=0.0)
     found = aligner.align_batch([s.image for s in truth], boxes(truth))
@@ -180,9 +180,9 @@ class OfNarrowBoxes(Aligner):
 
     widest = 0.0
 
-    def _align_faces(self, images: list[Bytes], sightings: list[Sighting]) -> list[Alignment]:
-        found = super()._align_faces(images, sightings)
-        wide = [sighting.box.width > self.widest for sighting in sightings]
+    def _align_faces(self, images: list[Bytes], detections: list[Detection]) -> list[Alignment]:
+        found = super()._align_faces(images, detections)
+        wide = [detection.box.width > self.widest for detection in detections]
         return [
             replace(one, failed=True, reason="wide") if no else one
             for one, no in zip(found, wide, strict=True)

@@ -13,10 +13,10 @@ import pytest
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.detector import (
     MARGIN,
-    DescriptorFinder,
+    DescriptorDetector,
+    Detection,
     Search,
     Seen,
-    Sighting,
     distinct,
     levels,
     overlap,
@@ -69,10 +69,10 @@ def test_overlap_is_intersection_over_union() -> None:
 def test_one_face_is_seen_once_and_the_surest_first() -> None:
     large, within, beside = Box(0, 0, 100, 100), Box(50, 50, 90, 90), Box(95, 0, 190, 100)
     seen = [
-        Sighting(within, 0.2),
-        Sighting(beside, 0.5),
-        Sighting(large, 0.4),
-        Sighting(moved(beside, 9, 9), 0.3),
+        Detection(within, 0.2),
+        Detection(beside, 0.5),
+        Detection(large, 0.4),
+        Detection(moved(beside, 9, 9), 0.3),
     ]
     assert [s.score for s in distinct(seen)] == [0.5, 0.4]
     assert same_face(large, within)
@@ -101,9 +101,9 @@ def test_nothing_is_found_in_an_empty_picture(
     """Of what the search proposes at most one, unlikely, and no face comes of it."""
     for grey in (0, 127, 255):
         image = np.full(shape, grey, np.uint8)
-        proposed = shipped.finder.find(image)
+        proposed = shipped.detector.find(image)
         assert len(proposed) <= 1
-        assert all(sighting.score < 0.1 for sighting in proposed)
+        assert all(detection.score < 0.1 for detection in proposed)
         assert shipped.align(image) == []
 
 
@@ -113,7 +113,7 @@ def test_faces_of_every_size_and_yaw_are_found_where_they_are(
 ) -> None:
     for seed, yaw in enumerate((0.0, -40.0, 80.0)):
         scene = scene_of(open_head, code, face=face, yaw=yaw, seed=seed)
-        found = oracle_aligner.finder.find(scene.image)
+        found = oracle_aligner.detector.find(scene.image)
         assert len(found) == 1
         assert overlap(corners(found[0].box), corners(scene.box)) > 0.65
         assert found[0].pose is not None
@@ -125,7 +125,7 @@ def test_faces_turned_in_the_image_are_found_and_their_turn_known(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode, roll: float
 ) -> None:
     scene = scene_of(open_head, code, face=70.0, yaw=20.0, roll=roll)
-    (found,) = oracle_aligner.finder.find(scene.image)
+    (found,) = oracle_aligner.detector.find(scene.image)
     assert overlap(corners(found.box), corners(scene.box)) > 0.65
     assert found.pose is not None
     assert geodesic_degrees(found.pose.rotation[0], scene.rotation) < 15
@@ -141,7 +141,7 @@ def test_two_faces_at_known_places_are_both_found_and_nothing_else(
     photo[200 : 200 + len(far.image), 370 : 370 + len(far.image)] = far.image
     truth = [moved(near.box, 10, 20), moved(far.box, 370, 200)]
     for boxes in (
-        [sighting.box for sighting in oracle_aligner.finder.find(photo)],
+        [detection.box for detection in oracle_aligner.detector.find(photo)],
         [Box.around(face.landmarks_3d[:, :2]) for face in oracle_aligner.align(photo)],
     ):
         assert len(boxes) == 2
@@ -165,9 +165,11 @@ def test_skin_without_a_faces_order_is_rejected(
         .reshape(-1, 16, 16, 3)
     )
     shuffled = rng.permutation(tiles).reshape(side // 16, side // 16, 16, 16, 3).swapaxes(1, 2)
-    assert len(oracle_aligner.finder.find(scene.image)) == 1
-    scores = [found.score for found in oracle_aligner.finder.find(shuffled.reshape(side, side, 3))]
-    assert max(scores, default=0.0) < 0.3 * oracle_aligner.finder.find(scene.image)[0].score
+    assert len(oracle_aligner.detector.find(scene.image)) == 1
+    scores = [
+        found.score for found in oracle_aligner.detector.find(shuffled.reshape(side, side, 3))
+    ]
+    assert max(scores, default=0.0) < 0.3 * oracle_aligner.detector.find(scene.image)[0].score
     assert oracle_aligner.align(np.ascontiguousarray(shuffled.reshape(side, side, 3))) == []
 
 
@@ -191,7 +193,7 @@ def photos(shared: Path) -> list[tuple[Bytes, Box]]:
 def test_faces_of_photos_are_found_where_the_landmarks_are(shared: Path, shipped: Aligner) -> None:
     meetings = []
     for image, truth in photos(shared):
-        found = shipped.finder.find(image)
+        found = shipped.detector.find(image)
         meetings.append(
             max((overlap(corners(one.box), corners(truth)) for one in found), default=0.0)
         )
@@ -204,7 +206,9 @@ def test_small_faces_are_looked_for_where_nothing_was_found(shared: Path, shippe
     """Faces in a grey picture of 320 px: of 40 px all are seen, of 32 px fewer without the second
     look.
     """
-    once = DescriptorFinder(shipped.net, shipped.anchors, shipped.rig, search=Search(again=1))
+    once = DescriptorDetector(
+        shipped.net, shipped.anchors, shipped.fit_model, search=Search(again=1)
+    )
     seen = {("once", 40): 0, ("again", 40): 0, ("once", 32): 0, ("again", 32): 0}
     for (image, truth), side in product(photos(shared), (40, 32)):
         scale = side / truth.size
@@ -213,8 +217,8 @@ def test_small_faces_are_looked_for_where_nothing_was_found(shared: Path, shippe
         ]
         picture = np.full((320, 320, 3), 128, np.uint8)
         picture[: small.shape[0], : small.shape[1]] = small
-        for name, finder in (("once", once), ("again", shipped.finder)):
-            found = finder.find(picture)
+        for name, detector in (("once", once), ("again", shipped.detector)):
+            found = detector.find(picture)
             near = max(
                 (overlap(corners(one.box), corners(truth) * scale) for one in found), default=0.0
             )
@@ -225,7 +229,7 @@ def test_small_faces_are_looked_for_where_nothing_was_found(shared: Path, shippe
 
 
 def test_what_no_face_explains_is_looked_at_again() -> None:
-    face = Sighting(Box(100, 100, 200, 200))
+    face = Detection(Box(100, 100, 200, 200))
     grid = np.stack(np.meshgrid(np.arange(1.0, 20.0, 2.0), np.arange(1.0, 20.0, 2.0)), -1).reshape(
         -1, 2
     )
@@ -243,7 +247,9 @@ def test_what_no_face_explains_is_looked_at_again() -> None:
 
 def test_a_small_face_is_looked_for_beside_a_large_one(shared: Path, shipped: Aligner) -> None:
     """Faces of 110 and 14 px in one picture."""
-    once = DescriptorFinder(shipped.net, shipped.anchors, shipped.rig, search=Search(again=1))
+    once = DescriptorDetector(
+        shipped.net, shipped.anchors, shipped.fit_model, search=Search(again=1)
+    )
     some = photos(shared)[:6]
     seen: dict[str, list[bool]] = {"once": [], "again": []}
     for (large, large_box), (small, small_box) in pairwise([*some, some[0]]):
@@ -262,8 +268,8 @@ def test_a_small_face_is_looked_for_beside_a_large_one(shared: Path, shipped: Al
                 soft, matrix, (side, side), borderValue=(110,) * 3
             )
             boxes.append(np.array([x, y, x, y]) + np.tile(shift, 2) + scale * corners(box))
-        for name, finder in (("once", once), ("again", shipped.finder)):
-            found = [corners(one.box) for one in finder.find(picture)]
+        for name, detector in (("once", once), ("again", shipped.detector)):
+            found = [corners(one.box) for one in detector.find(picture)]
             assert max(overlap(box, boxes[0]) for box in found) > 0.4
             seen[name].append(max(overlap(box, boxes[1]) for box in found) > 0.4)
     assert sum(seen["again"]) >= 4, seen
@@ -273,15 +279,15 @@ def test_a_small_face_is_looked_for_beside_a_large_one(shared: Path, shipped: Al
 def test_boxes_scale_with_the_photo(shared: Path, shipped: Aligner) -> None:
     image, _ = photos(shared)[3]
     large = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
-    small_box, large_box = shipped.finder.find(image)[0].box, shipped.finder.find(large)[0].box
+    small_box, large_box = shipped.detector.find(image)[0].box, shipped.detector.find(large)[0].box
     assert overlap(corners(small_box) * 2, corners(large_box)) > 0.7
 
 
 def test_threads_may_share_a_finder(shared: Path, shipped: Aligner) -> None:
     images = [image for image, _ in photos(shared)[:2]]
-    alone = [shipped.finder.find(image) for image in images]
+    alone = [shipped.detector.find(image) for image in images]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(shipped.finder.find, images))
+        together = list(pool.map(shipped.detector.find, images))
     assert [[s.box for s in some] for some in together] == [[s.box for s in some] for some in alone]
 
 

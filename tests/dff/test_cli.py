@@ -154,9 +154,9 @@ def test_measured_landmarks_are_kept_with_the_weights(tmp_path: Path) -> None:
     )
     assert after < 0.8 * before, "the photo that judges is the one that was measured"
     shipped, measured = weights.load("dff-open"), weights.load(out)
-    assert measured.habit is not None
-    assert not measured.habit.none
-    assert measured.habit_source == "us"
+    assert measured.landmark_offsets is not None
+    assert not measured.landmark_offsets.none
+    assert measured.landmark_offsets_source == "us"
     assert measured.calibration == shipped.calibration
     assert measured.card == shipped.card
 

@@ -103,7 +103,7 @@ def test_workers_label_at_the_same_time_and_write_the_same(
 ) -> None:
     meet = threading.Barrier(3, timeout=30)
 
-    class Together(KnownAligner):
+    class PersonAlignment(KnownAligner):
         def align(self, image, boxes=None):  # type: ignore[no-untyped-def]
             meet.wait()  # nobody goes on alone
             return super().align(image, boxes)
@@ -113,7 +113,7 @@ def test_workers_label_at_the_same_time_and_write_the_same(
         for i in range(6):
             Image.fromarray(GREY[: 40 + i]).save(tmp_path / folder / f"{i}.png")
     storage = open_storage(str(tmp_path / "three"))
-    told = list(label_photos(storage, Together(toy_model), confidence=0.5, workers=3))
+    told = list(label_photos(storage, PersonAlignment(toy_model), confidence=0.5, workers=3))
     assert told == labelled(tmp_path / "one", toy_model) == [Labelled(f"{i}.png") for i in range(6)]
     for i in range(6):
         assert (tmp_path / "one" / f"{i}.pts").read_bytes() == (

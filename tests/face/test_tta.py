@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dff.face.descriptor import STRIDE, DescriptorNet, Features, NetConfig
-from dff.face.tta import Glance, Looks, resampled
+from dff.face.tta import TtaNetwork, TtaTransform, resampled
 
 SIDE = 64
 
@@ -56,15 +56,16 @@ def test_a_turn_keeps_shapes_in_an_oblong() -> None:
 
 
 @pytest.mark.parametrize(
-    "glance", [Glance(0.75), Glance(1.25), Glance(1.0, 20.0), Glance(0.75, -35.0)]
+    "glance",
+    [TtaTransform(0.75), TtaTransform(1.25), TtaTransform(1.0, 20.0), TtaTransform(0.75, -35.0)],
 )
-def test_every_look_comes_back_to_where_it_looked(glance: Glance) -> None:
+def test_every_look_comes_back_to_where_it_looked(glance: TtaTransform) -> None:
     """A network that reads colours reads the same ones by any look, to the sharpness of a smaller
     picture.
     """
     image = smooth_image(2)
     reader = Reader()
-    plain, seen = reader(image), Looks(reader, [glance], multiple=16)(image)
+    plain, seen = reader(image), TtaNetwork(reader, [glance], multiple=16)(image)
     expected = round(SIDE * glance.scale)
     assert reader.sides == [(SIDE, SIDE), (expected, expected)]
     inner = slice(6, -6)  # of the corners a turned look sees nothing
@@ -76,8 +77,8 @@ def test_every_look_comes_back_to_where_it_looked(glance: Glance) -> None:
 def test_looks_are_averaged_by_pixel_where_they_see() -> None:
     image = smooth_image()
     reader = Reader()
-    turned = Looks(reader, [Glance(turn=45.0)], multiple=16)(image)
-    both = Looks(reader, [Glance(), Glance(turn=45.0)], multiple=16)(image)
+    turned = TtaNetwork(reader, [TtaTransform(turn=45.0)], multiple=16)(image)
+    both = TtaNetwork(reader, [TtaTransform(), TtaTransform(turn=45.0)], multiple=16)(image)
     plain = reader(image)
     assert float(turned.face_logit[0, 0, 0]) == 0.0  # beyond the corner
     torch.testing.assert_close(both.face_logit[0, 0, 0], plain.face_logit[0, 0, 0])
@@ -92,10 +93,12 @@ def test_log_odds_of_the_mean_are_the_mean_of_log_odds() -> None:
     net = DescriptorNet(NetConfig(dims=8, widths=(8, 16), depths=(1, 1))).eval()
     image = smooth_image()
     anchors = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)
-    glances = [Glance(), Glance(0.75, 10.0)]
+    glances = [TtaTransform(), TtaTransform(0.75, 10.0)]
     with torch.no_grad():
-        each = [Looks(net, [glance], multiple=net.config.multiple)(image) for glance in glances]
-        both = Looks(net, glances, multiple=net.config.multiple)(image)
+        each = [
+            TtaNetwork(net, [glance], multiple=net.config.multiple)(image) for glance in glances
+        ]
+        both = TtaNetwork(net, glances, multiple=net.config.multiple)(image)
     odds = [
         16.0 * torch.einsum("bdhw,ad->bahw", seen.descriptor, anchors) for seen in (*each, both)
     ]
@@ -108,4 +111,4 @@ def test_log_odds_of_the_mean_are_the_mean_of_log_odds() -> None:
 
 def test_no_glance_is_refused() -> None:
     with pytest.raises(ValueError, match="one glance"):
-        Looks(Reader(), [], multiple=16)
+        TtaNetwork(Reader(), [], multiple=16)

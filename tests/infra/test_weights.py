@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights
-from dff.face.model.landmarks import Habit
+from dff.face.model.landmarks import LandmarkOffsets
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
 
@@ -79,18 +79,33 @@ def test_a_calibration_comes_back_and_may_be_absent(
 def test_a_habit_comes_back_and_may_be_absent(
     path: Path, net: DescriptorNet, anchors: Anchors, toy_model: MorphableModel
 ) -> None:
-    assert weights.load(path).habit is None
+    assert weights.load(path).landmark_offsets is None
     rng = np.random.default_rng(2)
     wide = len(toy_model.identity) + len(toy_model.expression)
     for response in (np.zeros((2, 68, 3, 0)), rng.normal(size=(2, 68, 3, wide))):
-        habit = Habit(rng.normal(size=(2, 68, 3)), response)
-        weights.save(path, net, anchors, CARD, habit=habit, habit_source="ours")
+        landmark_offsets = LandmarkOffsets(rng.normal(size=(2, 68, 3)), response)
+        weights.save(
+            path,
+            net,
+            anchors,
+            CARD,
+            landmark_offsets=landmark_offsets,
+            landmark_offsets_source="ours",
+        )
         got = weights.load(path, model=toy_model)
-        assert got.habit is not None
-        assert got.habit_source == "ours"
-        np.testing.assert_allclose(got.habit.offset, habit.offset, rtol=1e-6)
-        np.testing.assert_allclose(got.habit.response, habit.response, rtol=1e-6)
-    weights.save(path, net, anchors, CARD, habit=Habit(response=np.zeros((2, 68, 3, wide + 1))))
+        assert got.landmark_offsets is not None
+        assert got.landmark_offsets_source == "ours"
+        np.testing.assert_allclose(got.landmark_offsets.offset, landmark_offsets.offset, rtol=1e-6)
+        np.testing.assert_allclose(
+            got.landmark_offsets.response, landmark_offsets.response, rtol=1e-6
+        )
+    weights.save(
+        path,
+        net,
+        anchors,
+        CARD,
+        landmark_offsets=LandmarkOffsets(response=np.zeros((2, 68, 3, wide + 1))),
+    )
     with pytest.raises(BadWeights, match="coefficients"):
         weights.load(path, model=toy_model)
 

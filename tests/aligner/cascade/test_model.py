@@ -38,7 +38,7 @@ from dff.aligner.cascade.training import (
     views_of,
 )
 from dff.aligner.confidence import DEFAULT
-from dff.aligner.detector import Sighting
+from dff.aligner.detector import Detection
 from dff.aligner.evaluation.calibration import missed
 from dff.face.arrays import Floats, Ints
 from dff.face.errors import BadDataset, BadWeights
@@ -60,7 +60,7 @@ def random_states(aligner: Aligner, count: int, rng: np.random.Generator) -> Fac
         rng.uniform(300, 900, count),
         Rotation.random(count, rng=rng).as_matrix(),
         rng.uniform(0, 300, (count, 2)),
-        rng.uniform(-1, 1, (count, len(aligner.rig.modes))),
+        rng.uniform(-1, 1, (count, len(aligner.fit_model.modes))),
     )
 
 
@@ -68,7 +68,7 @@ def scenes_as_views(aligner: Aligner, scenes: list[Scene]) -> Views:
     """Views of the mean face, whose true state follows from its landmarks."""
     landmarks = np.stack([scene.landmarks for scene in scenes])
     truth = initial_pose(
-        aligner.rig.landmark_mean, landmarks, np.ones(landmarks.shape[:2]), TOY.modes
+        aligner.fit_model.landmark_mean, landmarks, np.ones(landmarks.shape[:2]), TOY.modes
     )
     return Views([scene.image for scene in scenes], np.arange(len(scenes)), truth, landmarks)
 
@@ -120,8 +120,8 @@ def of_aligner(aligner: Aligner, cascade: Cascade) -> CascadeAligner:
 def test_a_change_is_what_lies_between_two_states(oracle_aligner: Aligner) -> None:
     rng = np.random.default_rng(3)
     before = random_states(oracle_aligner, 20, rng)
-    delta = rng.uniform(-0.3, 0.3, (20, 6 + len(oracle_aligner.rig.modes)))
-    angle, unit = rng.uniform(-1, 1, 20), oracle_aligner.rig.unit(before)
+    delta = rng.uniform(-0.3, 0.3, (20, 6 + len(oracle_aligner.fit_model.modes)))
+    angle, unit = rng.uniform(-1, 1, 20), oracle_aligner.fit_model.unit(before)
     after = changed(before, delta, angle, unit)
     np.testing.assert_allclose(change_between(before, after, angle, unit), delta, atol=1e-9)
 
@@ -129,7 +129,7 @@ def test_a_change_is_what_lies_between_two_states(oracle_aligner: Aligner) -> No
 def test_a_photo_that_turns_with_its_crop_changes_nothing(oracle_aligner: Aligner) -> None:
     rng = np.random.default_rng(4)
     a, b = random_states(oracle_aligner, 10, rng), random_states(oracle_aligner, 10, rng)
-    unit, turn = oracle_aligner.rig.unit(a), Rotation.from_euler("z", 0.7).as_matrix()
+    unit, turn = oracle_aligner.fit_model.unit(a), Rotation.from_euler("z", 0.7).as_matrix()
 
     def turned(state: FaceState) -> FaceState:
         return replace(state, rotation=turn @ state.rotation, centre=state.centre @ turn[:2, :2].T)
@@ -145,7 +145,7 @@ def test_a_photo_that_turns_with_its_crop_changes_nothing(oracle_aligner: Aligne
 def test_a_start_stands_upright_in_its_crop_whatever_the_photo_turns(
     oracle_aligner: Aligner,
 ) -> None:
-    rig = oracle_aligner.rig
+    fit_model = oracle_aligner.fit_model
     pose = replace(
         random_states(oracle_aligner, 1, np.random.default_rng(0)), coefficients=np.zeros((1, 0))
     )
@@ -153,11 +153,11 @@ def test_a_start_stands_upright_in_its_crop_whatever_the_photo_turns(
     turn = Rotation.from_euler("z", 40.0, degrees=True).as_matrix()
     rolled = replace(upright, rotation=turn @ upright.rotation)
     for one, degrees in ((upright, 0.0), (rolled, 40.0)):
-        state, crops = start_of(rig, [Sighting(Box(0, 0, 9, 9), pose=one)], 1.5, 128)
+        state, crops = start_of(fit_model, [Detection(Box(0, 0, 9, 9), pose=one)], 1.5, 128)
         assert np.rad2deg(crops.angle[0]) == pytest.approx(degrees, abs=0.5)
         assert yaw_in_crop(state, crops.angle)[0] == pytest.approx(0.0, abs=0.5)
         assert state.scale[0] == pytest.approx(one.scale[0], rel=1e-3)
-        np.testing.assert_allclose(state.centre, one.centre, atol=0.01 * rig.unit(state)[0])
+        np.testing.assert_allclose(state.centre, one.centre, atol=0.01 * fit_model.unit(state)[0])
 
 
 def test_ridge_finds_the_map_that_made_the_targets_in_either_space() -> None:
@@ -176,11 +176,11 @@ def test_ridge_finds_the_map_that_made_the_targets_in_either_space() -> None:
 
 
 def test_points_are_the_landmarks_and_far_from_each_other(oracle_aligner: Aligner) -> None:
-    rig = oracle_aligner.rig
-    chosen = spread_points(rig, 96)
+    fit_model = oracle_aligner.fit_model
+    chosen = spread_points(fit_model, 96)
     assert chosen[:68].tolist() == list(range(68))
     assert len(set(chosen.tolist())) == 96
-    places = np.concatenate([rig.landmark_mean, rig.anchor_mean])[chosen[68:]]
+    places = np.concatenate([fit_model.landmark_mean, fit_model.anchor_mean])[chosen[68:]]
     apart = np.linalg.norm(places[:, None] - places, axis=2) + np.eye(28)
     assert apart.min() > 0.02
 
@@ -251,8 +251,8 @@ def test_true_states_put_landmarks_where_the_rows_have_them(
     oracle_aligner: Aligner, views: Dataset
 ) -> None:
     rows = views.read_shard(0)[:12]
-    state = true_states(oracle_aligner.rig, rows)
-    found = oracle_aligner.rig.landmarks(state)
+    state = true_states(oracle_aligner.fit_model, rows)
+    found = oracle_aligner.fit_model.landmarks(state)
     errors = [100 * nme_box(f, row.landmarks_3d) for f, row in zip(found, rows, strict=True)]
     assert max(errors) < 2.0, errors
     assert (
@@ -290,7 +290,7 @@ def test_stages_on_sift_lower_the_error_on_people_held_out(
     again = load_cascade(tmp_path / "sift.safetensors")
     assert again.components is not None
     assert again.card == cascade.card
-    held_out = views_of(views, oracle_aligner.rig, "dev", 20)
+    held_out = views_of(views, oracle_aligner.fit_model, "dev", 20)
     rng = np.random.default_rng(8)
     boxes = [[missed(Box.around(truth), rng)] for truth in held_out.landmarks]
     found = of_aligner(oracle_aligner, again).align_batch(list(held_out.images), boxes)
@@ -316,7 +316,7 @@ def test_views_of_another_model_are_refused(
 ) -> None:
     row = make_row(toy_model, "id000", 0, rng=np.random.default_rng(0))
     with pytest.raises(BadDataset, match="shows the model 'toy', the weights know 'open-head'"):
-        views_of(write_dataset(tmp_path, [row]), oracle_aligner.rig, row.split, 4)
+        views_of(write_dataset(tmp_path, [row]), oracle_aligner.fit_model, row.split, 4)
 
 
 def toy_cascade(aligner: Aligner) -> Cascade:
@@ -330,7 +330,7 @@ def toy_cascade(aligner: Aligner) -> Cascade:
         Stage(half(70, 32), half(3, 2240, 10), half(3, 10)),
     )
     card = {"data_licences": ["CC0-1.0"]}
-    directions = aligner.rig.modes[:4].astype(np.float32)
+    directions = aligner.fit_model.modes[:4].astype(np.float32)
     return Cascade(
         "dff",
         np.arange(70),

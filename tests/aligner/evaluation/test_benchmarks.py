@@ -14,7 +14,7 @@ from PIL import Image
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
-from dff.aligner.detector import Sighting
+from dff.aligner.detector import Detection
 from dff.aligner.evaluation.benchmarks import (
     DISTURBANCES,
     Disturbance,
@@ -124,11 +124,11 @@ def test_faces_that_no_found_box_meets_count_as_not_found(
     aflw: Path, oracle_aligner: Aligner, open_head: MorphableModel
 ) -> None:
     class Elsewhere:
-        def find(self, image: np.ndarray) -> list[Sighting]:
-            return [Sighting(Box(0, 0, 20, 20))]
+        def find(self, image: np.ndarray) -> list[Detection]:
+            return [Detection(Box(0, 0, 20, 20))]
 
     blind = Aligner(
-        oracle_aligner.net, oracle_aligner.anchors, open_head, finder=Elsewhere(), config=READING
+        oracle_aligner.net, oracle_aligner.anchors, open_head, detector=Elsewhere(), config=READING
     )
     report = evaluate_aflw2000(str(aflw), blind, box="detector")
     assert report.summary["not_found"] == 1.0

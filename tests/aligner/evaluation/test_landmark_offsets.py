@@ -16,7 +16,7 @@ from dff.aligner.align import Aligner
 from dff.aligner.evaluation.landmark_offsets import (
     DEPTH,
     Missed,
-    measure_habit,
+    measure_landmark_offsets,
     mirrored_latents,
     offsets,
     responses,
@@ -25,7 +25,7 @@ from dff.aligner.video import Smoother, Smoothing
 from dff.face.arrays import Floats
 from dff.face.errors import BadLandmarks
 from dff.face.geometry.transform import rotation_from_angles
-from dff.face.model.landmarks import INNER, JAW, MIRROR, NAMES, Habit
+from dff.face.model.landmarks import INNER, JAW, MIRROR, NAMES, LandmarkOffsets
 from dff.face.model.morphable import MorphableModel
 from dff.infra.split import split_of
 from tests.aligner.oracle import PositionCode, Scene, make_scene
@@ -33,7 +33,7 @@ from tests.aligner.oracle import PositionCode, Scene, make_scene
 FLIP = np.array([-1.0, 1.0, 1.0])
 
 
-def a_habit(rng: np.random.Generator, size: float = 0.004) -> Floats:
+def some_offsets(rng: np.random.Generator, size: float = 0.004) -> Floats:
     """(68, 3) metres, the same on both sides."""
     offset = rng.normal(size=(68, 3)) * size
     return np.asarray((offset + offset[MIRROR] * FLIP) / 2)
@@ -47,24 +47,24 @@ def poses(count: int, rng: np.random.Generator) -> Floats:
 
 def test_a_known_habit_is_found_under_noise_and_outliers() -> None:
     rng = np.random.default_rng(0)
-    habit, rows = a_habit(rng), poses(400, rng)
-    away = np.einsum("nij,kj->nki", rows, habit) + rng.normal(size=(400, 68, 2)) * 0.002
+    landmark_offsets, rows = some_offsets(rng), poses(400, rng)
+    away = np.einsum("nij,kj->nki", rows, landmark_offsets) + rng.normal(size=(400, 68, 2)) * 0.002
     away[rng.random((400, 68)) < 0.1] += 0.05
     found = offsets(Missed(rows, away, np.zeros((400, 0))), depth=0.0)
-    assert np.abs(found - habit).max() < 0.001
+    assert np.abs(found - landmark_offsets).max() < 0.001
     np.testing.assert_allclose(found, found[MIRROR] * FLIP, atol=1e-12)
 
 
 def test_what_photos_do_not_show_is_not_believed() -> None:
     rng = np.random.default_rng(1)
-    habit = a_habit(rng)
+    landmark_offsets = some_offsets(rng)
     rows = np.stack([rotation_from_angles(yaw, 0.0, 0.0)[:2] for yaw in rng.normal(size=50) * 2.0])
-    away = np.einsum("nij,kj->nki", rows, habit)
+    away = np.einsum("nij,kj->nki", rows, landmark_offsets)
     found = offsets(Missed(rows, away, np.zeros((50, 0))), depth=DEPTH)
-    assert np.abs(found[:, 2]).max() < 0.05 * np.abs(habit[:, 2]).max(), (
+    assert np.abs(found[:, 2]).max() < 0.05 * np.abs(landmark_offsets[:, 2]).max(), (
         "frontal views say nothing of depth"
     )
-    assert np.abs(found - habit)[:, :2].max() < 0.1 * np.abs(habit).max()
+    assert np.abs(found - landmark_offsets)[:, :2].max() < 0.1 * np.abs(landmark_offsets).max()
     assert not offsets(Missed(rows, np.zeros_like(away), np.zeros((50, 0)))).any(), (
         "no habit, no offset"
     )
@@ -84,7 +84,7 @@ def test_what_shape_does_to_landmarks_is_found_on_both_sides() -> None:
     )  # of the second and fourth direction mirrored faces have the opposite
     moves = rng.normal(size=(68, 3, 4)) * 0.0005
     moves = (moves + FLIP[:, None] * (moves[MIRROR] @ mirrored)) / 2
-    offset = a_habit(rng)
+    offset = some_offsets(rng)
     away = np.einsum("nij,nkj->nki", rows, offset + np.einsum("kjp,np->nkj", moves, latent))
     away += rng.normal(size=away.shape) * 0.001
     found = responses(Missed(rows, away, latent), offset, mirrored)
@@ -94,13 +94,13 @@ def test_what_shape_does_to_landmarks_is_found_on_both_sides() -> None:
 
 
 def test_mirrored_latents_are_of_the_mirrored_face(oracle_aligner: Aligner) -> None:
-    rig = oracle_aligner.rig
-    mirrored = mirrored_latents(rig)
-    latent = np.zeros(len(rig.modes))
+    fit_model = oracle_aligner.fit_model
+    mirrored = mirrored_latents(fit_model)
+    latent = np.zeros(len(fit_model.modes))
     latent[:8] = np.random.default_rng(4).normal(size=8)
-    moved = (latent @ rig.mesh_basis).reshape(-1, 3)
-    twin = (latent @ mirrored @ rig.mesh_basis).reshape(-1, 3)
-    missed = np.linalg.norm(twin - moved[rig.model.mirror] * FLIP) / np.linalg.norm(moved)
+    moved = (latent @ fit_model.mesh_basis).reshape(-1, 3)
+    twin = (latent @ mirrored @ fit_model.mesh_basis).reshape(-1, 3)
+    missed = np.linalg.norm(twin - moved[fit_model.model.mirror] * FLIP) / np.linalg.norm(moved)
     assert missed < 0.1, missed
 
 
@@ -109,18 +109,26 @@ def scene(open_head: MorphableModel, code: PositionCode) -> Scene:
     return make_scene(open_head, code, yaw=30.0, pitch=5.0, rng=np.random.default_rng(5))
 
 
-def with_habit(aligner: Aligner, habit: Habit) -> Aligner:
-    return Aligner(aligner.net, aligner.anchors, aligner.model, config=aligner.config, habit=habit)
+def with_landmark_offsets(aligner: Aligner, landmark_offsets: LandmarkOffsets) -> Aligner:
+    return Aligner(
+        aligner.net,
+        aligner.anchors,
+        aligner.model,
+        config=aligner.config,
+        landmark_offsets=landmark_offsets,
+    )
 
 
 def test_a_habit_moves_landmarks_and_nothing_else(oracle_aligner: Aligner, scene: Scene) -> None:
     rng = np.random.default_rng(6)
     model = oracle_aligner.model
     wide = len(model.identity) + len(model.expression)
-    habit = Habit(np.stack([a_habit(rng), a_habit(rng)]), rng.normal(size=(2, 68, 3, wide)) * 0.001)
+    landmark_offsets = LandmarkOffsets(
+        np.stack([some_offsets(rng), some_offsets(rng)]), rng.normal(size=(2, 68, 3, wide)) * 0.001
+    )
     (bare,), (face,) = (
         one.align(scene.image, [scene.box])
-        for one in (oracle_aligner, with_habit(oracle_aligner, habit))
+        for one in (oracle_aligner, with_landmark_offsets(oracle_aligner, landmark_offsets))
     )
     both = np.concatenate([face.coefficients.identity, face.coefficients.expression])
     contour = model.landmarks.contour_vertices(face.vertices_px[:, :2], model.template)
@@ -130,14 +138,22 @@ def test_a_habit_moves_landmarks_and_nothing_else(oracle_aligner: Aligner, scene
             (contour, bare.landmarks_2d, face.landmarks_2d),
         )
     ):
-        at = face.vertices[vertices] + habit.offset[number] + habit.response[number] @ both
+        at = (
+            face.vertices[vertices]
+            + landmark_offsets.offset[number]
+            + landmark_offsets.response[number] @ both
+        )
         expected = face.camera.px_from_cam(face.cam_from_head.apply(at))
         assert np.abs(expected - before).max() > 3.0
         np.testing.assert_allclose(after, expected, atol=1e-6)
     np.testing.assert_allclose(face.trace[-1].landmarks_2d, face.landmarks_3d[:, :2], atol=1e-3)
     for name in ("vertices", "visibility", "confidence", "face_confidence"):
         np.testing.assert_array_equal(getattr(face, name), getattr(bare, name))
-    (again,) = with_habit(oracle_aligner, habit).without_habit().align(scene.image, [scene.box])
+    (again,) = (
+        with_landmark_offsets(oracle_aligner, landmark_offsets)
+        .without_landmark_offsets()
+        .align(scene.image, [scene.box])
+    )
     np.testing.assert_array_equal(again.landmarks_3d, bare.landmarks_3d)
 
 
@@ -147,14 +163,18 @@ def test_no_habit_is_the_vertices(oracle_aligner: Aligner, scene: Scene) -> None
     np.testing.assert_allclose(face.landmarks_3d, px[table.vertex], atol=1e-9)
     contour = table.contour_vertices(px[:, :2], oracle_aligner.model.template)
     np.testing.assert_allclose(face.landmarks_2d, px[contour, :2], atol=1e-9)
-    assert Habit().none
-    assert not Habit(np.ones((2, 68, 3))).none
+    assert LandmarkOffsets().none
+    assert not LandmarkOffsets(np.ones((2, 68, 3))).none
 
 
 def test_smoothed_faces_keep_the_habit(oracle_aligner: Aligner, scene: Scene) -> None:
-    aligner = with_habit(oracle_aligner, Habit(np.stack([a_habit(np.random.default_rng(7))] * 2)))
+    aligner = with_landmark_offsets(
+        oracle_aligner, LandmarkOffsets(np.stack([some_offsets(np.random.default_rng(7))] * 2))
+    )
     (face,) = aligner.align(scene.image, [scene.box])
-    smoothed = Smoother(aligner.model, Smoothing(), 25.0, habit=aligner.habit)(face)
+    smoothed = Smoother(
+        aligner.model, Smoothing(), 25.0, landmark_offsets=aligner.landmark_offsets
+    )(face)
     np.testing.assert_allclose(smoothed.landmarks_3d, face.landmarks_3d, atol=0.01)
     np.testing.assert_allclose(smoothed.landmarks_2d, face.landmarks_2d, atol=0.01)
 
@@ -171,10 +191,10 @@ def annotated(
         make_scene(open_head, code, yaw=yaw, pitch=rng.uniform(-8, 8), rng=rng) for yaw in yaws
     ]
 
-    def folder(habit: Floats) -> Path:
+    def folder(landmark_offsets: Floats) -> Path:
         out = tmp_path_factory.mktemp("photos")
         for name, one in zip(names, shown, strict=True):
-            points = one.landmarks_2d + 320 * 3.2 * habit @ one.rotation[:2].T
+            points = one.landmarks_2d + 320 * 3.2 * landmark_offsets @ one.rotation[:2].T
             cv2.imwrite(str(out / f"{name}.png"), one.image[..., ::-1])
             lines = "\n".join(f"{x + 0.5} {y + 0.5}" for x, y in points)
             (out / f"{name}.pts").write_text(f"version: 1\nn_points: 68\n{{\n{lines}\n}}\n")
@@ -186,13 +206,21 @@ def annotated(
 def test_a_habit_is_measured_from_photos(
     oracle_aligner: Aligner, annotated: Callable[[Floats], Path]
 ) -> None:
-    habit = a_habit(np.random.default_rng(9))
-    none = measure_habit(oracle_aligner, [annotated(np.zeros((68, 3)))], by_shape=False)
-    found = measure_habit(oracle_aligner, [annotated(habit)], by_shape=False)
+    landmark_offsets = some_offsets(np.random.default_rng(9))
+    none = measure_landmark_offsets(oracle_aligner, [annotated(np.zeros((68, 3)))], by_shape=False)
+    found = measure_landmark_offsets(oracle_aligner, [annotated(landmark_offsets)], by_shape=False)
     moved = found.offset - none.offset  # what fits of few photos miss is not the annotator's
-    assert np.abs(moved[1] - habit)[:, :2].mean() < 0.15 * np.abs(habit).mean()
-    assert np.abs(moved[1] - habit)[INNER, 2].mean() < 0.5 * np.abs(habit[INNER]).mean()
-    assert np.abs(moved[0] - habit)[JAW, :2].mean() < 0.3 * np.abs(habit[JAW]).mean()
+    assert (
+        np.abs(moved[1] - landmark_offsets)[:, :2].mean() < 0.15 * np.abs(landmark_offsets).mean()
+    )
+    assert (
+        np.abs(moved[1] - landmark_offsets)[INNER, 2].mean()
+        < 0.5 * np.abs(landmark_offsets[INNER]).mean()
+    )
+    assert (
+        np.abs(moved[0] - landmark_offsets)[JAW, :2].mean()
+        < 0.3 * np.abs(landmark_offsets[JAW]).mean()
+    )
     assert np.abs(found.offset[0, JAW, 2]).max() < 0.1 * np.abs(found.offset).max(), (
         "frontal views tell no jaw's depth"
     )
@@ -203,11 +231,11 @@ def test_a_habit_is_measured_from_photos(
 
 def test_photos_that_are_none_are_refused(oracle_aligner: Aligner, tmp_path: Path) -> None:
     with pytest.raises(BadLandmarks):
-        measure_habit(oracle_aligner, [tmp_path], by_shape=False)
+        measure_landmark_offsets(oracle_aligner, [tmp_path], by_shape=False)
 
 
 def test_habits_of_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="Habit wants"):
-        Habit(np.zeros((68, 3)))
+        LandmarkOffsets(np.zeros((68, 3)))
     with pytest.raises(ValueError, match="finite"):
-        replace(Habit(), offset=np.full((2, 68, 3), np.nan))
+        replace(LandmarkOffsets(), offset=np.full((2, 68, 3), np.nan))

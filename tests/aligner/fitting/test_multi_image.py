@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dff.aligner.align import Aligner
 from dff.aligner.fitting.loop import Solver
-from dff.aligner.fitting.multi_image import Together, shared_step
+from dff.aligner.fitting.multi_image import PersonAlignment, shared_step
 from dff.aligner.fitting.perspective import (
     BEYOND_FIELDS,
     BEYOND_RANGE,
@@ -168,7 +168,7 @@ def photos(
     return identity, scenes
 
 
-def shape_error(model: MorphableModel, true: np.ndarray, found: Together) -> float:
+def shape_error(model: MorphableModel, true: np.ndarray, found: PersonAlignment) -> float:
     """Millimetres between the (V, 3) true and the found face at rest, over the face."""
     face = np.unique(model.faces[model.triangles_of("face", "lips", "brows")])
     apart = true[face] - found.vertices[face]
@@ -189,9 +189,9 @@ def test_five_photos_tell_a_shape_better_than_one(
         true = at_rest(open_head, identity)
         images, boxes = [s.image for s in scenes], [s.box for s in scenes]
         for image, box in zip(images, boxes, strict=True):
-            one = oracle_aligner.align_together([image], [box])
+            one = oracle_aligner.align_person([image], [box])
             alone.append(shape_error(open_head, true, one))
-        found = oracle_aligner.align_together(images, boxes)
+        found = oracle_aligner.align_person(images, boxes)
         together.append(shape_error(open_head, true, found))
         for face, scene in zip(found.faces, scenes, strict=True):
             assert face is not None
@@ -206,8 +206,8 @@ def test_order_changes_nothing(
 ) -> None:
     _, scenes = photos(open_head, code, 5)
     images, boxes = [s.image for s in scenes[:3]], [s.box for s in scenes[:3]]
-    forth = oracle_aligner.align_together(images, boxes)
-    back = oracle_aligner.align_together(images[::-1], boxes[::-1])
+    forth = oracle_aligner.align_person(images, boxes)
+    back = oracle_aligner.align_person(images[::-1], boxes[::-1])
     np.testing.assert_allclose(back.identity, forth.identity, atol=1e-4)
 
 
@@ -228,9 +228,9 @@ def test_photos_are_looked_at_in_several_sizes(
     images, boxes = [s.image for s in scenes[:2]], [s.box for s in scenes[:2]]
     aligner.align_batch(images, [[box] for box in boxes])
     assert set(seen) == {config.crop}
-    found = aligner.align_together(images, boxes)
+    found = aligner.align_person(images, boxes)
     assert set(seen) == {config.crop, config.crop * 3 // 4}
-    one_size = oracle_aligner.align_together(images, boxes)
+    one_size = oracle_aligner.align_person(images, boxes)
     for face, expected, box in zip(found.faces, one_size.faces, boxes, strict=True):
         assert face is not None
         assert expected is not None
@@ -247,16 +247,16 @@ def test_photos_without_a_face_are_left_out_with_a_word(
         [scenes[0].image, empty, scenes[1].image],
         [s.box for s in (scenes[0], scenes[0], scenes[1])],
     )
-    found = oracle_aligner.align_together(images, boxes)
+    found = oracle_aligner.align_person(images, boxes)
     assert found.faces[1] is None
     assert list(found.left_out) == [1]
     assert "face" in found.left_out[1]
-    alone = oracle_aligner.align_together(images[::2], boxes[::2])
+    alone = oracle_aligner.align_person(images[::2], boxes[::2])
     np.testing.assert_array_equal(found.identity, alone.identity)
     with pytest.raises(NoFace, match="photo 1"):
-        oracle_aligner.align_together([empty], boxes[:1])
+        oracle_aligner.align_person([empty], boxes[:1])
     with pytest.raises(ValueError, match="0 images"):
-        oracle_aligner.align_together([])
+        oracle_aligner.align_person([])
 
 
 def test_a_photo_that_nobody_trusts_has_no_say(
@@ -279,7 +279,7 @@ def test_nothing_lies_beyond_a_model_that_is_trusted(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:
     _, scenes = photos(open_head, code, 7)
-    found = with_beyond(oracle_aligner, 0.0).align_together(
+    found = with_beyond(oracle_aligner, 0.0).align_person(
         [s.image for s in scenes[:2]], [s.box for s in scenes[:2]]
     )
     assert np.abs(found.beyond).max() < 1e-6
@@ -299,8 +299,8 @@ def test_a_face_that_no_identity_forms(
     identity, scenes = photos(open_head, code, 8, beyond=beyond)
     true = at_rest(open_head, identity) + beyond
     images, boxes = [s.image for s in scenes], [s.box for s in scenes]
-    found = oracle_aligner.align_together(images, boxes)
-    without = with_beyond(oracle_aligner, 0.0).align_together(images, boxes)
+    found = oracle_aligner.align_person(images, boxes)
+    without = with_beyond(oracle_aligner, 0.0).align_person(images, boxes)
     assert shape_error(open_head, true, found) < 0.8 * shape_error(open_head, true, without)
     # Photos that no identity explains are left out before, with what lies beyond as without.
     assert found.left_out == without.left_out

@@ -15,7 +15,7 @@ from dff.aligner.fitting import multi_image as together
 from dff.aligner.fitting.correspondence import Matches
 from dff.aligner.fitting.crop import Crops
 from dff.aligner.fitting.loop import Look
-from dff.aligner.fitting.perspective import PerspectiveRig, split_rig
+from dff.aligner.fitting.perspective import PerspectiveFitModel, build_perspective_fit_model
 from dff.aligner.fitting.photometric import Pictures, Shading, Skin, _rows, _seen, agreed
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import NearPerspective
@@ -31,15 +31,15 @@ SIZE, YAWS = 256, (0.0, -40.0, 35.0, -15.0)
 
 
 @pytest.fixture(scope="module")
-def rig(open_head: MorphableModel, code: PositionCode) -> PerspectiveRig:
-    return split_rig(
+def fit_model(open_head: MorphableModel, code: PositionCode) -> PerspectiveFitModel:
+    return build_perspective_fit_model(
         open_head, oracle_anchors(open_head, code), identities=12, expressions=4, beyond=0.005
     )
 
 
 @pytest.fixture(scope="module")
-def skin(rig: PerspectiveRig) -> Skin:
-    return Skin.of(rig)
+def skin(fit_model: PerspectiveFitModel) -> Skin:
+    return Skin.of(fit_model)
 
 
 def state_of(latent: Floats, photos: int) -> FaceState:
@@ -54,18 +54,23 @@ def state_of(latent: Floats, photos: int) -> FaceState:
 
 
 def photos_of(
-    rig: PerspectiveRig, state: FaceState, *, rng: np.random.Generator, marks: float, lamp: float
+    fit_model: PerspectiveFitModel,
+    state: FaceState,
+    *,
+    rng: np.random.Generator,
+    marks: float,
+    lamp: float,
 ) -> list[Bytes]:
     """(H, W, 3) uint8 photos of a skin with ``marks``, each in a light of its own, by ``lamp`` from
     even.
     """
-    model = rig.model
-    fields = smooth_fields(model.template, rig.anchor_vertex, reach=0.006, count=400)
+    model = fit_model.model
+    fields = smooth_fields(model.template, fit_model.anchor_vertex, reach=0.006, count=400)
     albedo = np.repeat(0.45 + marks * (rng.normal(size=len(fields)) @ fields)[:, None], 3, axis=1)
     out = []
-    for i, vertices in enumerate(rig.vertices(state)):
+    for i, vertices in enumerate(fit_model.vertices(state)):
         camera = NearPerspective(
-            float(state.scale[i]), state.centre[i], float(rig.nearness(state)[i])
+            float(state.scale[i]), state.centre[i], float(fit_model.nearness(state)[i])
         )
         frame = render(vertices @ state.rotation[i].T, model.faces, camera, (SIZE, SIZE))
         light = ambient(0.9)
@@ -97,9 +102,11 @@ def all_face(photos: int) -> Look:
     )
 
 
-def test_the_rows_are_the_derivatives_of_the_residuals(rig: PerspectiveRig, skin: Skin) -> None:
+def test_the_rows_are_the_derivatives_of_the_residuals(
+    fit_model: PerspectiveFitModel, skin: Skin
+) -> None:
     """At the template, whose normals' slopes they are; of a photo that is linear in the pixel."""
-    p = len(rig.modes)
+    p = len(fit_model.modes)
     state = state_of(np.zeros(p), 1)
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
     look, rng = all_face(1), np.random.default_rng(0)
@@ -111,11 +118,11 @@ def test_the_rows_are_the_derivatives_of_the_residuals(rig: PerspectiveRig, skin
 
     def residual(delta: Floats) -> Floats:
         there = moved(state, delta[None, : POSE + p])
-        seen = _seen(skin, rig, photo, there, look)
+        seen = _seen(skin, fit_model, photo, there, look)
         lit = replace(shading, light=shading.light + delta[POSE + p :])
         return (seen.brightness - lit.albedo * lit.of(seen))[0]
 
-    seen = _seen(skin, rig, photo, state, look)
+    seen = _seen(skin, fit_model, photo, state, look)
     rows = _rows(skin, seen, shading, state, 0)
     chosen = (seen.weight[0] > 0) & (shading.of(seen)[0] > 0.05)
     assert chosen.sum() > 300
@@ -123,8 +130,8 @@ def test_the_rows_are_the_derivatives_of_the_residuals(rig: PerspectiveRig, skin
         *range(POSE),
         POSE,
         POSE + 5,
-        POSE + rig.identities - 3,
-        POSE + rig.identities + 1,
+        POSE + fit_model.identities - 3,
+        POSE + fit_model.identities + 1,
         POSE + p - 1,
     ]
     columns += [POSE + p, POSE + p + 3, POSE + p + 8]
@@ -138,15 +145,15 @@ def test_the_rows_are_the_derivatives_of_the_residuals(rig: PerspectiveRig, skin
 
 @pytest.mark.parametrize(("marks", "lamp"), [(0.08, 0.1), (0.0, 0.35)], ids=["marks", "shading"])
 def test_photos_tell_a_shape_that_votes_have_wrong(
-    rig: PerspectiveRig, skin: Skin, open_head: MorphableModel, marks: float, lamp: float
+    fit_model: PerspectiveFitModel, skin: Skin, open_head: MorphableModel, marks: float, lamp: float
 ) -> None:
     """By marks of the skin as by shading; and a right shape stays."""
     rng = np.random.default_rng(3)
-    p, shared = len(rig.modes), rig.identities
+    p, shared = len(fit_model.modes), fit_model.identities
     true = np.zeros(p)
     true[:shared] = 0.7 * rng.normal(size=shared)
     state = state_of(true, len(YAWS))
-    photos = photos_of(rig, state, rng=rng, marks=marks, lamp=lamp)
+    photos = photos_of(fit_model, state, rng=rng, marks=marks, lamp=lamp)
     # Votes that hold pose and expression, but tell little of the person.
     votes = np.repeat(
         np.diag(np.r_[np.full(POSE, 1e4), np.full(shared, 0.3), np.full(p - shared, 30.0)])[None],
@@ -157,16 +164,25 @@ def test_photos_tell_a_shape_that_votes_have_wrong(
 
     def error(start: FaceState) -> float:
         found = agreed(
-            skin, rig, photos, start, votes, all_face(4), strength=1000.0, trust=np.ones(len(YAWS))
+            skin,
+            fit_model,
+            photos,
+            start,
+            votes,
+            all_face(4),
+            strength=1000.0,
+            trust=np.ones(len(YAWS)),
         )
         assert np.ptp(found.coefficients[:, :shared], axis=0).max() == 0.0
-        apart = (rig.vertices(found) - rig.vertices(state))[0, face]
+        apart = (fit_model.vertices(found) - fit_model.vertices(state))[0, face]
         apart -= apart.mean(0)
         return float(1e3 * np.linalg.norm(apart, axis=1).mean())
 
     wrong = true.copy()
     wrong[:shared] += 0.5 * rng.normal(size=shared)
-    offset = (rig.vertices(state_of(wrong, 1)) - rig.vertices(state_of(true, 1)))[0, face]
+    offset = (fit_model.vertices(state_of(wrong, 1)) - fit_model.vertices(state_of(true, 1)))[
+        0, face
+    ]
     before = float(1e3 * np.linalg.norm(offset - offset.mean(0), axis=1).mean())
     assert before > 1.5
     assert error(state_of(wrong, len(YAWS))) < 0.7 * before
@@ -174,17 +190,19 @@ def test_photos_tell_a_shape_that_votes_have_wrong(
 
 
 def test_what_hides_the_skin_or_is_not_trusted_has_little_say(
-    rig: PerspectiveRig, skin: Skin
+    fit_model: PerspectiveFitModel, skin: Skin
 ) -> None:
     rng = np.random.default_rng(4)
-    p = len(rig.modes)
-    state = state_of(0.5 * rng.normal(size=p) * (np.arange(p) < rig.identities), 4)
-    photos = photos_of(rig, state, rng=rng, marks=0.05, lamp=0.2)
+    p = len(fit_model.modes)
+    state = state_of(0.5 * rng.normal(size=p) * (np.arange(p) < fit_model.identities), 4)
+    photos = photos_of(fit_model, state, rng=rng, marks=0.05, lamp=0.2)
     votes = np.repeat(np.diag(np.r_[np.full(POSE, 1e4), np.ones(p)])[None], 4, 0)
 
     def found(photos: list[Bytes], trust: Floats) -> Floats:
-        at = agreed(skin, rig, photos, state, votes, all_face(4), strength=1000.0, trust=trust)
-        return rig.vertices(at)[0]
+        at = agreed(
+            skin, fit_model, photos, state, votes, all_face(4), strength=1000.0, trust=trust
+        )
+        return fit_model.vertices(at)[0]
 
     def off(a: Floats, b: Floats) -> float:
         return float(1e3 * np.linalg.norm(a - b, axis=1).mean())
@@ -219,9 +237,9 @@ def test_one_photo_is_left_to_its_votes(
         open_head,
         config=replace(config, solver=replace(config.solver, skin=0.0)),
     )
-    one, alone = (a.align_together(images[:1], boxes[:1]) for a in (oracle_aligner, votes_only))
+    one, alone = (a.align_person(images[:1], boxes[:1]) for a in (oracle_aligner, votes_only))
     np.testing.assert_array_equal(one.vertices, alone.vertices)
-    two, apart = (a.align_together(images, boxes) for a in (oracle_aligner, votes_only))
+    two, apart = (a.align_person(images, boxes) for a in (oracle_aligner, votes_only))
     assert np.abs(two.vertices - apart.vertices).max() > 1e-5
 
     def astray(*args: Any, **_: Any) -> FaceState:
@@ -229,7 +247,7 @@ def test_one_photo_is_left_to_its_votes(
         return replace(state, rotation=state.rotation @ rotation_from_angles(60.0, 0.0, 0.0))
 
     monkeypatch.setattr(together, "agreed", astray)
-    kept = oracle_aligner.align_together(images, boxes)
+    kept = oracle_aligner.align_person(images, boxes)
     assert not kept.left_out
     np.testing.assert_array_equal(kept.vertices, apart.vertices)
 

@@ -11,7 +11,7 @@ import pytest
 from dff.aligner.align import AlignConfig
 from dff.aligner.fitting.correspondence import Matches
 from dff.aligner.fitting.crop import Crops
-from dff.aligner.fitting.loop import Look, Rig, Solver, make_rig, outlines, sight_of
+from dff.aligner.fitting.loop import FitModel, Look, Solver, build_fit_model, outlines, sight_of
 from dff.aligner.fitting.silhouette import MOST, REACH, STEPS, ends, turning
 from dff.face.arrays import Floats
 from dff.face.descriptor import STRIDE
@@ -98,18 +98,21 @@ def test_ends_are_where_the_map_passes_zero() -> None:
 
 
 @pytest.fixture(scope="module")
-def rig(open_head: MorphableModel) -> Rig:
+def fit_model(open_head: MorphableModel) -> FitModel:
     code = PositionCode.of(open_head)
-    return make_rig(
+    return build_fit_model(
         open_head, oracle_anchors(open_head, code, 200), modes=10, near=AlignConfig.nearness
     )
 
 
-def seen(rig: Rig, state: FaceState) -> Look:
+def seen(fit_model: FitModel, state: FaceState) -> Look:
     """What a network sees that knows exactly which pixels show the face."""
-    camera = NearPerspective(float(state.scale[0]), state.centre[0], rig.near)
+    camera = NearPerspective(float(state.scale[0]), state.centre[0], fit_model.near)
     frame = render(
-        rig.vertices(state)[0] @ state.rotation[0].T, rig.model.faces, camera, (SIZE, SIZE)
+        fit_model.vertices(state)[0] @ state.rotation[0].T,
+        fit_model.model.faces,
+        camera,
+        (SIZE, SIZE),
     )
     covered = cv2.resize(
         frame.mask.astype(np.float32), (SIZE // STRIDE,) * 2, interpolation=cv2.INTER_AREA
@@ -122,18 +125,20 @@ def seen(rig: Rig, state: FaceState) -> Look:
 
 
 @pytest.mark.parametrize("yaw", [0.0, 50.0, -85.0])
-def test_a_face_that_is_aside_is_off_its_outline_by_as_much(rig: Rig, yaw: float) -> None:
+def test_a_face_that_is_aside_is_off_its_outline_by_as_much(
+    fit_model: FitModel, yaw: float
+) -> None:
     rotation = rotation_from_angles(yaw, 5.0, 3.0)[None]
     true = FaceState(np.array([900.0]), rotation, np.full((1, 2), SIZE / 2), np.zeros((1, 10)))
-    look = seen(rig, true)
-    reach = REACH * rig.unit(true)[0]
+    look = seen(fit_model, true)
+    reach = REACH * fit_model.unit(true)[0]
     assert reach / STEPS < 1.0  # px: a step passes no detail of the map
     for shift in ([0.0, 0.0], [2.0, -1.0], [-3.0, 0.5]):
         moved = FaceState(true.scale, rotation, true.centre + shift, true.coefficients)
-        lines = outlines(rig, Solver(), moved, sight_of(rig, moved), look)
+        lines = outlines(fit_model, Solver(), moved, sight_of(fit_model, moved), look)
         used = lines.weights[0] > 0
         assert used.sum() > 15
-        px = project(moved, lines.mean, rig.nearness(moved))
+        px = project(moved, lines.mean, fit_model.nearness(moved))
         off = ((lines.targets - px) * lines.normal).sum(-1)[0, used]
         expected = -(lines.normal[0, used] @ shift)
         assert np.median(np.abs(off - expected)) < 0.5  # px, where one of the map's is two
@@ -142,13 +147,16 @@ def test_a_face_that_is_aside_is_off_its_outline_by_as_much(rig: Rig, yaw: float
         np.testing.assert_allclose(np.linalg.norm(lines.normal[0, used], axis=1), 1.0)
 
 
-def test_where_no_face_ends_nothing_is_known(rig: Rig) -> None:
+def test_where_no_face_ends_nothing_is_known(fit_model: FitModel) -> None:
     state = FaceState(
         np.array([900.0]),
         np.diag([1.0, -1.0, -1.0])[None],
         np.full((1, 2), SIZE / 2),
         np.zeros((1, 10)),
     )
-    look = seen(rig, state)
+    look = seen(fit_model, state)
     everywhere = Look(look.matches, look.px, np.ones_like(look.face_logit), look.crops, look.face)
-    assert outlines(rig, Solver(), state, sight_of(rig, state), everywhere).weights.max() == 0.0
+    assert (
+        outlines(fit_model, Solver(), state, sight_of(fit_model, state), everywhere).weights.max()
+        == 0.0
+    )

@@ -332,7 +332,7 @@ def test_the_real_aligner_answers_as_without_a_server(
     assert [many["photos"][i]["faces"] for i in (0, 2)] == [
         [face.to_json() for face in some] for some in alone
     ]
-    expected = oracle_aligner.align_together(
+    expected = oracle_aligner.align_person(
         [scene.image for scene in scenes], [scene.box for scene in scenes]
     )
     assert together["identity"] == expected.identity.round(4).tolist()

@@ -18,7 +18,7 @@ from dff.face.solve import photometric
 from dff.face.solve.photometric import Normals, Scene, SkinSamples, skin_samples
 from dff.pipeline.recovery import joint_fit as joint
 from dff.pipeline.recovery.joint_fit import Problem
-from dff.pipeline.recovery.landmark_fit import LandmarkRig
+from dff.pipeline.recovery.landmark_fit import LandmarkFitModel
 
 
 def skin(rng: np.random.Generator, components: int = 3) -> AlbedoModel:
@@ -163,11 +163,13 @@ def problem(toy_model: MorphableModel) -> tuple[Problem, Scene]:
         1.3  # an activation beyond its range, so that its spring is drawn
     )
     samples, normals = seen_samples(toy_model, skin(rng), scene)
-    rig = LandmarkRig.of(toy_model, 4, 3)
-    targets = rig.project(scene.face, "2d") + rng.normal(size=(68, 2))
+    fit_model = LandmarkFitModel.of(toy_model, 4, 3)
+    targets = fit_model.project(scene.face, "2d") + rng.normal(size=(68, 2))
     targets[:4] += 30.0
-    rows = rig.rows(scene.face, "2d")
-    return Problem(rig, rows, "2d", targets, 60.0, samples, normals, slope_image(rng), 0.2), scene
+    rows = fit_model.rows(scene.face, "2d")
+    return Problem(
+        fit_model, rows, "2d", targets, 60.0, samples, normals, slope_image(rng), 0.2
+    ), scene
 
 
 def test_the_descent_is_that_of_the_energy(problem: tuple[Problem, Scene]) -> None:

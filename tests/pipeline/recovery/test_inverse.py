@@ -23,7 +23,7 @@ from dff.pipeline.inspection.recovery_panel import recovery_panel
 from dff.pipeline.recovery.crop import square_crop
 from dff.pipeline.recovery.inverse import ANYTHING, AT_LEAST, Limits, Recovery, invert, judge
 from dff.pipeline.recovery.landmark_fit import (
-    LandmarkRig,
+    LandmarkFitModel,
     activation_prior,
     fit_landmarks,
     robust_size,
@@ -145,12 +145,12 @@ def test_pixels_bring_a_face_nearer_than_its_landmarks_alone(
     """With noisy points the joint steps must help: over all skin vertices, not only where points
     are.
     """
-    rig = LandmarkRig.of(open_head, 60, len(open_head.expression))
+    fit_model = LandmarkFitModel.of(open_head, 60, len(open_head.expression))
     seen = np.unique(open_head.faces[open_head.triangles_of("face", "lips", "brows")])
     before, after = [], []
     for seed in (11, 12, 13):
         truth = made(open_head, open_albedo, 10.0, seed, noise=3.0)
-        first = fit_landmarks(truth.photo.landmarks, rig, "2d")
+        first = fit_landmarks(truth.photo.landmarks, fit_model, "2d")
         c = first.coefficients[0]
         shape = open_head.vertices(Coefficients(c[:60], c[60:]))
         px = first.camera(0).px_from_cam(first.cam_from_head(0).apply(shape))
@@ -336,17 +336,17 @@ def test_a_crop_keeps_pixels_in_their_places() -> None:
 
 def test_points_of_the_model_are_fitted_and_activations_held(toy_model: MorphableModel) -> None:
     rng = np.random.default_rng(0)
-    rig = LandmarkRig.of(toy_model, 4, 3)
+    fit_model = LandmarkFitModel.of(toy_model, 4, 3)
     truth = Coefficients(rng.normal(size=4) * 0.5, np.array([0.5, 0.3, 0.0]))
     pose = Rigid(rotation_from_angles(12.0, 5.0, -20.0), np.zeros(3))
     points = pose.apply(toy_model.vertices(truth))[:, :2] * 900.0 + 100.0
     landmarks = points[toy_model.landmarks.vertex]
-    face = fit_landmarks(landmarks, rig, "3d")
+    face = fit_landmarks(landmarks, fit_model, "3d")
     assert geodesic_degrees(face.rotation[0], pose.rotation) < 2.0
-    assert nme_box(rig.project(face, "3d"), landmarks) < 0.01
+    assert nme_box(fit_model.project(face, "3d"), landmarks) < 0.01
     stretched = Coefficients(truth.identity, np.array([3.0, 0.0, 0.0]))
     far = pose.apply(toy_model.vertices(stretched))[:, :2] * 900.0 + 100.0
-    held = fit_landmarks(far[toy_model.landmarks.vertex], rig, "3d").coefficients[0, 4:]
+    held = fit_landmarks(far[toy_model.landmarks.vertex], fit_model, "3d").coefficients[0, 4:]
     assert held.min() > -0.5
     assert held.max() < 1.6
 

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import STRIDE, Anchors, DescriptorNet, NetConfig, image_batch
 from dff.face.model.morphable import MorphableModel
-from dff.face.tta import Glance, Looks
+from dff.face.tta import TtaNetwork, TtaTransform
 from dff.infra.shards import ViewRow
 from dff.trainer.evaluation.matching import (
     POINTS,
@@ -143,7 +143,7 @@ def test_places_are_described_by_what_they_say_of_the_anchors() -> None:
     odds = np.exp(16.0 * raw @ vectors.T)
     wanted = np.sqrt(odds / odds.sum(1, keepdims=True))
     np.testing.assert_allclose(by_anchors(net, anchors)(image, px), wanted, atol=1e-4)
-    twice = Looks(net, [Glance(), Glance()], multiple=net.config.multiple)
+    twice = TtaNetwork(net, [TtaTransform(), TtaTransform()], multiple=net.config.multiple)
     np.testing.assert_allclose(by_anchors(twice, anchors)(image, px), wanted, atol=1e-4)
     mirrored = by_anchors(net, anchors, mirrored=True)(image, px)
     back = by_anchors(net, anchors, mirrored=True)(image[:, ::-1].copy(), [SIZE, 0] - px * [1, -1])
