@@ -86,6 +86,22 @@ def test_no_import_cycles() -> None:
     assert set(modules) <= set(order)
 
 
+def sub_room_of(path: Path) -> str:
+    """The folder within its room that a file lies in; of a file beside these, its own name."""
+    return path.relative_to(ROOT).with_suffix("").parts[1]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_sub_rooms_import_one_way(room: str) -> None:
+    modules = {module_of(path): path for path in FILES if path.is_relative_to(ROOT / room)}
+    graph: dict[str, set[str]] = {}
+    for path in modules.values():
+        used = {sub_room_of(modules[name]) for name in imports(path) if name in modules}
+        graph.setdefault(sub_room_of(path), set()).update(used - {sub_room_of(path)})
+    graph.pop("__init__", None)  # the front door names what lies in all of them
+    assert set(TopologicalSorter(graph).static_order()) >= set(graph)
+
+
 def test_only_assets_opens_files_in_face() -> None:
     for path in sorted((ROOT / "face").rglob("*.py")):
         if path.name in (
