@@ -67,8 +67,9 @@ def draw(
 def draw_landmarks(
     image: Bytes, landmarks: Floats, visibility: Floats, colour: Colour = SEEN
 ) -> None:
-    """Draw (68, 2) pixels into (H, W, 3) ``image``; points of (68,) visibility below one half in
-    another colour.
+    """Draw (68, 2) pixels into (H, W, 3) ``image``: filled dots, hollow if hidden.
+
+    A landmark counts as hidden when its (68,) visibility is below one half.
     """
     size = Box.around(landmarks).size
     thick = max(1, round(size / 200))
@@ -77,8 +78,11 @@ def draw_landmarks(
     for line, ring in zip(lines, closed, strict=True):
         cv2.polylines(image, [_fixed(line)], ring, colour, thick, cv2.LINE_AA, SUBPIXEL)
     for point, seen in zip(_fixed(landmarks), visibility, strict=True):
-        shade = colour if seen >= 0.5 else HIDDEN
-        cv2.circle(image, point.tolist(), (thick + 1) << SUBPIXEL, shade, -1, cv2.LINE_AA, SUBPIXEL)
+        if seen >= 0.5:
+            shade, radius, filled = colour, thick + 1, -1
+        else:
+            shade, radius, filled = HIDDEN, thick + 2, thick
+        cv2.circle(image, point.tolist(), radius << SUBPIXEL, shade, filled, cv2.LINE_AA, SUBPIXEL)
 
 
 def _mesh(image: Bytes, face: Alignment, model: MorphableModel) -> None:

@@ -1,7 +1,8 @@
 """Bytes against error for every way of storing a view's ground truth that was tried, and a person's
 pictures.
 
-python -m benchmarks.encodings DATASET [--views 60] [--photos FOLDER] [--write docs/encodings.md]
+python -m benchmarks.encodings DATASET [--views 60] [--photos FOLDER]
+    [--write docs/experiments/encodings.md]
 
 An error is how far the surface point that a reader gets lies from the one that the pixel's centre
 shows, in pixels of the view as if seen squarely: metres times the view's pixels per metre there.

@@ -6,7 +6,7 @@ measurement.
 The bookkeeping is the real one: plan, ledger, manifest and storage code run on a dataset of that
 many shards whose Parquet files are empty files of the right size. Each phase is a process of its
 own, so that its peak of memory is its own. What a photo, a view and a shard cost is measured on a
-few; what the whole job costs follows by the formulas that docs/scaling.md states, and that
+few; the cost of the whole job follows by the formulas of docs/experiments/scaling.md, and that
 ``costs`` computes. Prices are options.
 """
 
@@ -421,7 +421,7 @@ class Prices:
 
 
 def costs(wanted: Job, unit: Units, price: Prices) -> dict[str, float]:
-    """The formulas of docs/scaling.md."""
+    """The formulas of docs/experiments/scaling.md."""
     good = wanted.photos * (1 - wanted.bad_photos)
     views = good * wanted.views
     shards = math.ceil(wanted.photos / wanted.shard_photos)
@@ -496,7 +496,7 @@ def main(
     get: Annotated[float, typer.Option(help="US dollars for 1,000 GET requests.")] = 0.0004,
     month: Annotated[float, typer.Option(help="US dollars for a GB and month.")] = 0.023,
 ) -> None:
-    """Simulate, measure, reckon; print docs/scaling.md's tables."""
+    """Simulate, measure, reckon; print docs/experiments/scaling.md's tables."""
     if context.invoked_subcommand is not None:
         return
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:

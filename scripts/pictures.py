@@ -1,9 +1,9 @@
-"""Make the documentation's pictures anew: ``docs/overview.jpg`` and ``docs/sampled.jpg``.
+"""Make the pictures of the documentation: alignment.jpg, overview.jpg and sampled.jpg.
 
     python scripts/pictures.py [docs]
 
-The only photograph in them is in the public domain (scikit-image's astronaut: Eileen Collins,
-NASA); everybody else is sampled and exists nowhere. One core needs some seconds.
+The only photo in them is in the public domain (scikit-image's astronaut: Eileen Collins, NASA).
+All other people are sampled from the face model. The script takes some seconds on one core.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from PIL import Image
 
-from dff.aligner.align import load_aligner
+from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.draw import draw
 from dff.demo import SEED, TERMS, glance, write_photograph
+from dff.face.arrays import Bytes
 from dff.face.io.assets import load_albedo, load_model
 from dff.infra.shards import ViewRow
 from dff.infra.storage import LocalStorage
@@ -41,12 +43,13 @@ BLUR, NOISE, WRITTEN = (
 )  # of sensors: below, and at this JPEG quality or above, a view is sharp
 BEFORE = ("hand", "object", "cover")  # what hides a face that should be seen
 QUALITY = 88
+PORTRAIT, ENLARGED = (128, 0, 328, 240), 2  # the part of the photo in alignment.jpg, and its scale
 
 
 def main(
     folder: Annotated[Path, typer.Argument(help="Where the pictures go.")] = Path("docs"),
 ) -> None:
-    """Make both pictures."""
+    """Make all three pictures."""
     model, albedo, options = load_model(), load_albedo(), Options(views=10, photo_terms=TERMS)
     people = []
     for number in range(SAMPLED):
@@ -69,11 +72,22 @@ def main(
         )
     own = _mixed(views_of(person, model=model, seed=SEED, views=VIEWS, size=options.size))
     aligner = load_aligner()
+    alignment = _alignment(photograph, aligner)
+    Image.fromarray(alignment).save(folder / "alignment.jpg", quality=QUALITY)
     aligned = draw(photograph, aligner.align(photograph), aligner.model)
     panels = recovery_panel(recovery, model=model, albedo=albedo)
     others = [row for rows in people for row in _sharp(rows)]
     overview = glance(photograph, panels, own + others, aligned)
     Image.fromarray(overview).save(folder / "overview.jpg", quality=QUALITY)
+
+
+def _alignment(photo: Bytes, aligner: Aligner) -> Bytes:
+    """Place side by side: the photo, its landmarks, and the fitted mesh with the pose axes."""
+    part = Image.fromarray(photo).crop(PORTRAIT)
+    portrait = np.asarray(part.resize((ENLARGED * part.width, ENLARGED * part.height)))
+    faces = aligner.align(portrait)
+    landmarks = draw(portrait, faces, aligner.model, mesh=False, axes=False)
+    return np.hstack([portrait, landmarks, draw(portrait, faces, aligner.model)])
 
 
 def _sharp(rows: list[ViewRow]) -> list[ViewRow]:

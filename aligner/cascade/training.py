@@ -67,7 +67,7 @@ class Recipe:
     stages: int = 3
     points: int = 96  # the 68 landmarks and anchors far from them and each other
     modes: int = 30  # latent coefficients that are fitted
-    extent: float = 48.0  # crop pixels that a SIFT descriptor covers: docs/cascade.md compares
+    extent: float = 48.0  # crop pixels that a SIFT descriptor covers (docs/experiments/cascade.md)
     components: int = 64  # principal components of SIFT descriptors that are kept
     calibration: int = 320  # views of held-out identities that calibrate its confidence; 0: none
     seed: int = 0

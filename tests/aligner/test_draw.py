@@ -28,6 +28,17 @@ def test_landmarks_are_drawn_where_they_are() -> None:
     assert not image[:10].any()
 
 
+def test_hidden_landmarks_are_hollow() -> None:
+    points = np.full((68, 2), 100.5)
+    points[0] = 40.5  # all lines lie on the diagonal that ends at the dot
+    shown, hidden = np.zeros((2, 200, 200, 3), np.uint8)
+    draw_landmarks(shown, points, np.ones(68))
+    draw_landmarks(hidden, points, np.zeros(68))
+    inside, ring = (99, 101), (100, 103)
+    assert shown[inside].max() > hidden[inside].max()
+    assert hidden[ring].max() > shown[ring].max()
+
+
 def test_the_mesh_covers_the_face_and_leaves_the_photo_alone_elsewhere(
     aligned, open_head: MorphableModel
 ) -> None:

@@ -16,7 +16,7 @@ from dff.demo import write_photograph
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "infra" / "data").glob("*.md")),
 ]
 ELSEWHERE = (
@@ -43,7 +43,7 @@ def test_the_guides_python_runs(
     (tmp_path / "photos" / "astronaut.pts").unlink()
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in blocks(ROOT / "docs" / "guide.md"):
+    for block in blocks(ROOT / "docs" / "guide" / "index.md"):
         if not any(word in block for word in ELSEWHERE):
             exec(compile(block, "guide.md", "exec"), names)
     assert len(names["faces"]) == 1  # type: ignore[arg-type]
