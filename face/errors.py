@@ -10,6 +10,7 @@ DffError
 ├── BadModel        a face model file is missing, malformed or of another version
 ├── BadWeights      a weights file is malformed or of another model
 ├── NoRenderer      this machine lacks what a rendering backend needs
+├── MissingExtra    a library of an optional part of the distribution is not installed
 ├── BadDataset      a dataset is incomplete, altered or of another plan
 ├── StorageError    storage refused or failed for good
 │   ├── TransientStorageError   storage failed in a way worth another try
@@ -58,6 +59,23 @@ class BadWeights(DffError):
 
 class NoRenderer(DffError):
     """This machine lacks what a rendering backend needs."""
+
+
+class MissingExtra(DffError, ImportError):
+    """A library of an optional part (extra) of the distribution is not installed.
+
+    It is an ImportError too, for code that asks whether an optional part can be imported.
+    """
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(
+            f"{library} is not installed; install it with: pip install 'deep-face-feature[{extra}]'"
+        )
+        self.library = library
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
+        return MissingExtra, (self.library, self.extra)
 
 
 class BadDataset(DffError):
