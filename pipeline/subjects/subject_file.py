@@ -42,6 +42,12 @@ PICTURES: Mapping[str, int] = {
 quality. At 95 a texture of 512 texels takes 60 kB and errs by 1.0 / 255 (root of the mean square),
 the photo's crop by 1.4 / 255."""
 
+STORED_TYPES: Mapping[str, str] = {}
+"""Classes whose name in the bytes is not that in the program (program: bytes)."""
+
+STORED_FIELDS: Mapping[tuple[str, str], str] = {}
+"""Fields whose name in the bytes is not that in the program ((class, field): bytes)."""
+
 _DOCUMENT = "person.json"
 _CREATED = (1980, 1, 1, 0, 0, 0)  # of every member: the bytes don't depend on the clock
 _ARRAYS = ("bool", "uint8", "int32", "int64", "float32", "float64")
@@ -75,8 +81,11 @@ def encode(person: Person, model: MorphableModel) -> bytes:
             f"the shape of {person.id} is not what {model.name} gives for its coefficients"
         )
     members: dict[str, bytes] = {}
-    values = {f.name: getattr(person, f.name) for f in fields(person) if f.name != "neutral"}
-    content = {name: _written(value, name, members) for name, value in values.items()}
+    content = {
+        name: _written(getattr(person, field), name, members)
+        for field, name in _stored_fields(Person).items()
+        if field != "neutral"
+    }
     document = {"format": FORMAT, "model": model.name, "person": content}
     text = json.dumps(
         document, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
@@ -104,7 +113,13 @@ def decode(data: bytes, model: MorphableModel, *, name: str) -> Person:
         content = document["person"]
         if content.get("id") != name:
             raise _Broken(f"is that of {content.get('id')!r}")
-        values = {field: _read(value, field, members) for field, value in content.items()}
+        values = {
+            field: _read(content.pop(name), name, members)
+            for field, name in _stored_fields(Person).items()
+            if field != "neutral"
+        }
+        if content:
+            raise TypeError(f"a person has no {min(content)}")
         return Person(**values, neutral=_at_rest(values["identity"], model))
     except _Broken as error:
         raise BadDataset(f"the stored person of {name} {error}") from error
@@ -155,13 +170,13 @@ def _written(value: Any, path: str, members: dict[str, bytes]) -> Any:
         members[f"{path}.npy"] = _array(value, path)
         return {"array": f"{path}.npy"}
     if is_dataclass(value) and not isinstance(value, type):
-        if type(value).__name__ not in _kinds():
+        if type(value) not in _kinds().values():
             raise ValueError(f"{path}: no field of a person is declared as {type(value).__name__}")
         return {
-            "is": type(value).__name__,
+            "is": _stored_type(type(value)),
             "of": {
-                f.name: _written(getattr(value, f.name), f"{path}.{f.name}", members)
-                for f in fields(value)
+                name: _written(getattr(value, field), f"{path}.{name}", members)
+                for field, name in _stored_fields(type(value)).items()
             },
         }
     if isinstance(value, tuple):
@@ -199,24 +214,35 @@ def _read(value: Any, path: str, members: Mapping[str, bytes]) -> Any:
     if kind is None:
         raise _Broken(f"has in {path} a {value.get('is')}, which this program does not know")
     of = {name: _read(item, f"{path}.{name}", members) for name, item in value["of"].items()}
-    missing = {f.name for f in fields(kind)} ^ set(of)
+    names = _stored_fields(kind)
+    missing = set(names.values()) ^ set(of)
     if missing:
         raise _Broken(f"and this program disagree about {path}.{min(missing)}")
-    return kind(**of)
+    return kind(**{field: of[name] for field, name in names.items()})
+
+
+def _stored_type(kind: type) -> str:
+    return STORED_TYPES.get(kind.__name__, kind.__name__)
+
+
+def _stored_fields(kind: Any) -> dict[str, str]:
+    """The fields of a dataclass, and their names in the bytes."""
+    return {f.name: STORED_FIELDS.get((kind.__name__, f.name), f.name) for f in fields(kind)}
 
 
 @cache
 def _kinds() -> dict[str, Any]:
-    """The dataclasses that a person's fields are declared to hold, by name: nothing else is ever
-    made of bytes.
+    """The dataclasses that a person's fields are declared to hold, by their name in the bytes.
+
+    Nothing else is ever made of bytes.
     """
     found: dict[str, Any] = {}
 
     def visit(hint: Any) -> None:
         for part in typing.get_args(hint):
             visit(part)
-        if is_dataclass(hint) and isinstance(hint, type) and hint.__name__ not in found:
-            found[hint.__name__] = hint
+        if is_dataclass(hint) and isinstance(hint, type) and _stored_type(hint) not in found:
+            found[_stored_type(hint)] = hint
             for inner in typing.get_type_hints(hint).values():
                 visit(inner)
 
