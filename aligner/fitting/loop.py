@@ -41,10 +41,10 @@ from dff.face.solve.gauss_newton import (
     Lines,
     initial_pose,
     project,
-    robust_weights,
     shape_of,
     step,
 )
+from dff.face.solve.robust import robust_weights
 
 MIN_PIXELS = 24  # fewer matched pixels than this say nothing about a pose
 OCCLUSION = 0.012  # metres behind the visible surface at which a point counts as hidden
@@ -453,7 +453,7 @@ def first_fit(fit_model: FitModel, solver: Solver, look: Look, start: FaceState)
     for noise in solver.pose_noise:
         state = sane(initial_pose(mean, px, trust, 0), state, unit)
         trust = weight * robust_weights(
-            px - project(state, mean, fit_model.nearness(state)), noise * unit
+            px - project(state, mean, fit_model.nearness(state)), (noise * unit)[:, None]
         )
     for noise in solver.rigid_noise:
         unit = fit_model.unit(state)
@@ -501,7 +501,7 @@ def resume(fit_model: FitModel, solver: Solver, look: Look, state: FaceState) ->
         found = replace(initial_pose(points, px, trust, 0), coefficients=state.coefficients)
         posed = sane(found, posed, unit)
         trust = weight * robust_weights(
-            px - project(posed, points, fit_model.nearness(posed)), noise * unit
+            px - project(posed, points, fit_model.nearness(posed)), (noise * unit)[:, None]
         )
     return refine(fit_model, solver, look, posed, sight_of(fit_model, posed))
 

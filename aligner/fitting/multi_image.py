@@ -41,7 +41,7 @@ from dff.aligner.fitting.perspective import (
 from dff.aligner.fitting.photometric import Skin, agreed
 from dff.face.arrays import Bytes, Floats
 from dff.face.model.morphable import Coefficients, MorphableModel
-from dff.face.solve.gauss_newton import POSE, FaceState, moved, normal_equations
+from dff.face.solve.gauss_newton import POSE, FaceState, linearise, moved
 
 WHOLE = 0.8  # area of a face that is seen whole, over its unit squared
 VOTES, STEPS = 2, 2  # elections in each pass, and steps after each
@@ -80,7 +80,7 @@ def shared_step(
     ``identities`` latents.
 
     (B, 6 + P, 6 + P) ``hessian`` and (B, 6 + P) ``gradient`` of the photos' own
-    ``normal_equations``. The energy is ``dff.face.solve.gauss_newton.step``'s, summed over the
+    ``linearise``. The energy is ``dff.face.solve.gauss_newton.step``'s, summed over the
     photos, with the standard normal prior of the identity once.
     """
     b, p = gradient.shape
@@ -151,7 +151,7 @@ def fit_person(
         for _ in range(STEPS):
             at, jac = near_jacobian(state, mean, basis)
             across = lines, *near_jacobian(state, lines.mean, lines.basis)
-            votes, gradient = normal_equations(look.px - at, jac, weight, noise, across)
+            votes, gradient = linearise(look.px - at, jac, weight, noise, across)
             found = shared_step(state, votes, gradient, identities=fit_model.identities)
             state = _one(fit_model, found, state, unit)
     if number == 0 or len(unit) == 1 or solver.skin == 0:

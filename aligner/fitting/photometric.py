@@ -30,6 +30,7 @@ from dff.aligner.fitting.loop import FitModel, Look
 from dff.aligner.fitting.perspective import PerspectiveFitModel, near_jacobian
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.descriptor import STRIDE
+from dff.face.geometry.interpolation import bilinear_with_gradient
 from dff.face.geometry.lighting import ambient, basis, basis_gradient
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.geometry.transform import skew
@@ -39,12 +40,11 @@ from dff.face.render.kernels import smooth_normals
 from dff.face.solve.gauss_newton import POSE, FaceState, moved, project, shape_of
 from dff.face.solve.photometric import (
     light_prior,
-    robust_weights,
-    sample_with_gradient,
     skin_triangles,
     spread_points,
     turning_of,
 )
+from dff.face.solve.robust import robust_weights
 
 POINTS, WITHIN = (
     1500,
@@ -171,7 +171,8 @@ class Pictures:
         within = [(px > 1), (px < self.photo[:, None] - 1), (places > 1), (places < SIDE - 1)]
         inside = np.all(within, axis=(0, 3))
         seen = [
-            sample_with_gradient(grey, where) for grey, where in zip(self.grey, places, strict=True)
+            bilinear_with_gradient(grey, where)
+            for grey, where in zip(self.grey, places, strict=True)
         ]
         slope = np.stack([slope[:, 0] for _, slope in seen])
         c, s = np.cos(self.crops.angle), np.sin(self.crops.angle)
@@ -305,7 +306,7 @@ def _seen(
         between = np.einsum("nk,nkc->nc", skin.points.barycentric, corner)
         normal[i] = between / np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-9)
         logit = look.face_logit[i]
-        face, _ = sample_with_gradient(logit[..., None], in_crop[i])
+        face, _ = bilinear_with_gradient(logit[..., None], in_crop[i])
         shown = inside[i] & _unhidden(skin, fit_model, turned, float(near))
         weight[i] = shown / (1.0 + np.exp(-np.clip(face[:, 0], -30.0, 30.0)))
     weight *= np.clip((-normal[..., 2] - ASLANT) / (SQUARE - ASLANT), 0.0, 1.0)

@@ -60,6 +60,12 @@ def skew(v: Floats) -> Floats:
     )
 
 
+def rotation_2d(angle: Floats | float) -> Floats:
+    """(..., 2, 2) rotations by (...) radians: of x towards y, clockwise where y points down."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
+
+
 def rotation_from_vector(v: Floats) -> Floats:
     """Rodrigues: (..., 3) axis times angle in radians to (..., 3, 3) rotations."""
     v = np.asarray(v, dtype=np.float64)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dff.face.arrays import Floats
+from dff.face.geometry.interpolation import bilinear
 
 
 @dataclass(frozen=True, eq=False)  # see MorphableModel
@@ -46,12 +47,7 @@ class AlbedoModel:
 
     def at(self, uv: Floats) -> tuple[Floats, Floats]:
         """The model at (N, 2) uv: (N, 3) mean and (k, N, 3) components, bilinear between texels."""
-        stacked = np.concatenate([self.mean[None], self.components])
-        size = len(self.mean)
-        x, y = np.clip(np.asarray(uv, np.float64).T * size - 0.5, 0.0, size - 1.0)
-        x0, y0 = (np.minimum(np.floor(a), size - 2).astype(np.int64) for a in (x, y))
-        fx, fy = (x - x0)[:, None], (y - y0)[:, None]
-        top = stacked[:, y0, x0] * (1 - fx) + stacked[:, y0, x0 + 1] * fx
-        bottom = stacked[:, y0 + 1, x0] * (1 - fx) + stacked[:, y0 + 1, x0 + 1] * fx
-        values = (top * (1 - fy) + bottom * fy).astype(np.float32)
+        px = np.asarray(uv, np.float64) * len(self.mean)
+        textures = (self.mean, *self.components)
+        values = np.stack([bilinear(texture, px) for texture in textures]).astype(np.float32)
         return values[0], values[1:]

@@ -40,11 +40,41 @@ def _names() -> tuple[str, ...]:
 
 
 NAMES: tuple[str, ...] = _names()
-JAW = slice(0, 17)
-INNER = slice(17, 68)
+INDEX: dict[str, int] = {name: number for number, name in enumerate(NAMES)}
 Scheme = Literal["3d", "2d"]
 SCHEMES: tuple[Scheme, ...] = ("3d", "2d")
-OUTER_EYE_CORNERS = (NAMES.index("eye_right_outer"), NAMES.index("eye_left_outer"))
+
+# Groups: ``points[EYES]``. Right and left are the person's own.
+JAW = slice(0, 17)
+INNER = slice(17, 68)  # all but the jaw
+CHIN_ARC = slice(6, 11)  # the chin and two points of the jaw on either side
+RIGHT_BROW, LEFT_BROW, BROWS = slice(17, 22), slice(22, 27), slice(17, 27)
+BELOW_BROWS = slice(27, 68)  # nose, eyes and mouth
+NOSE_BRIDGE, NOSE_BOTTOM, NOSE = slice(27, 31), slice(31, 36), slice(27, 36)
+RIGHT_EYE, LEFT_EYE, EYES = slice(36, 42), slice(42, 48), slice(36, 48)
+OUTER_LIPS, INNER_LIPS, MOUTH = slice(48, 60), slice(60, 68), slice(48, 68)
+
+# Single landmarks: ``points[CHIN]``.
+CHIN = INDEX["chin"]
+NOSE_ROOT, NOSE_TIP, NOSE_BASE = (INDEX[n] for n in ("nose_bridge_1", "nose_tip", "nose_base"))
+UPPER_LIP, LOWER_LIP = INDEX["lip_upper_middle"], INDEX["lip_lower_middle"]  # outer edges
+
+# Pairs, the right one first: ``points[list(MOUTH_CORNERS)]``.
+JAW_ENDS = (INDEX["jaw_right_8"], INDEX["jaw_left_8"])
+OUTER_EYE_CORNERS = (INDEX["eye_right_outer"], INDEX["eye_left_outer"])
+INNER_EYE_CORNERS = (INDEX["eye_right_inner"], INDEX["eye_left_inner"])
+OUTER_BROW_ENDS = (INDEX["brow_right_outer"], INDEX["brow_left_outer"])
+MOUTH_CORNERS = (INDEX["mouth_right"], INDEX["mouth_left"])
+
+
+def head_up(points: Floats) -> Floats:
+    """(D,) from the chin to the middle of the eyes, of (68, D) landmarks."""
+    return np.asarray(points[EYES].mean(0) - points[CHIN])
+
+
+def chin_to_brows(points: Floats) -> Floats:
+    """(D,) from the middle of the chin's arc to the middle of the brows, of (68, D) landmarks."""
+    return np.asarray(points[BROWS].mean(0) - points[CHIN_ARC].mean(0))
 
 
 def _mirror() -> Ints:
@@ -53,7 +83,7 @@ def _mirror() -> Ints:
             return name.replace("right", "left")
         return name.replace("left", "right")
 
-    return np.array([NAMES.index(other(n)) for n in NAMES])
+    return np.array([INDEX[other(n)] for n in NAMES])
 
 
 MIRROR: Ints = _mirror()
@@ -125,13 +155,12 @@ class LandmarkTable:
         seen = vertices_px[self.vertex]
         # In-plane turn of the face: the direction from the chin to the brows on the template and in
         # the image.
-        up_t = frontal[17:27].mean(0) - frontal[6:11].mean(0)
-        up_p = seen[17:27].mean(0) - seen[6:11].mean(0)
+        up_t, up_p = chin_to_brows(frontal), chin_to_brows(seen)
         c = float(up_t @ up_p)
         s = float(up_t[0] * up_p[1] - up_t[1] * up_p[0])
         norm = np.hypot(c, s) or 1.0
         turn = np.array([[c, -s], [s, c]]) / norm
-        out = frontal[JAW] - frontal[27:31].mean(0)
+        out = frontal[JAW] - frontal[NOSE_BRIDGE].mean(0)
         out[[*range(7), *range(10, 17)], 1] = 0.0  # the sides slide with yaw, the chin with pitch
         out = out @ turn.T
         reach = np.einsum("jlc,jc->jl", vertices_px[self.contour], out)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+from numba.extending import register_jitable
 
+from dff.face.geometry.interpolation import bilinear_cell
 from dff.face.geometry.lighting import C0, C1, C2, C3, C4
 
 
@@ -19,6 +21,23 @@ def finite(points):  # type: ignore[no-untyped-def]
     for n in range(len(points)):
         total += 0.0 * points[n, 0] + 0.0 * points[n, 1] + 0.0 * points[n, 2]
     return total == 0.0
+
+
+@register_jitable(inline="always")
+def triangle_corners(faces, f):  # type: ignore[no-untyped-def]
+    """The three vertices of a triangle, as unsigned numbers: array indices without a sign check."""
+    t = np.uint64(f)
+    return np.uint64(faces[t, 0]), np.uint64(faces[t, 1]), np.uint64(faces[t, 2])
+
+
+@register_jitable(inline="always")
+def weights_at(barycentric, row, column):  # type: ignore[no-untyped-def]
+    """The three float64 barycentric weights of a pixel."""
+    return (
+        np.float64(barycentric[row, column, 0]),
+        np.float64(barycentric[row, column, 1]),
+        np.float64(barycentric[row, column, 2]),
+    )
 
 
 @numba.njit(cache=True, nogil=True)
@@ -53,7 +72,7 @@ def smooth_normals(vertices, faces):  # type: ignore[no-untyped-def]
     """(V, 3) unit normals weighted by area; zero for vertices of no triangle."""
     out = np.zeros((len(vertices), 3))
     for f in range(len(faces)):
-        i, j, k = np.uint64(faces[f, 0]), np.uint64(faces[f, 1]), np.uint64(faces[f, 2])
+        i, j, k = triangle_corners(faces, f)
         ax = vertices[j, 0] - vertices[i, 0]
         ay = vertices[j, 1] - vertices[i, 1]
         az = vertices[j, 2] - vertices[i, 2]
@@ -149,8 +168,7 @@ def resolve(ids, xy, vertices, faces, px, weight, normals, barycentric, depth, n
             f = ids[row, column]
             if f < 0:
                 continue
-            t = np.uint64(f)
-            i, j, k = np.uint64(faces[t, 0]), np.uint64(faces[t, 1]), np.uint64(faces[t, 2])
+            i, j, k = triangle_corners(faces, f)
             if len(xy) > 0:
                 x, y = xy[row, column, 0], xy[row, column, 1]
             else:
@@ -193,11 +211,8 @@ def interpolate(ids, barycentric, values, faces, out):  # type: ignore[no-untype
             f = ids[row, column]
             if f < 0:
                 continue
-            t = np.uint64(f)
-            i, j, k = np.uint64(faces[t, 0]), np.uint64(faces[t, 1]), np.uint64(faces[t, 2])
-            w0 = np.float64(barycentric[row, column, 0])
-            w1 = np.float64(barycentric[row, column, 1])
-            w2 = np.float64(barycentric[row, column, 2])
+            i, j, k = triangle_corners(faces, f)
+            w0, w1, w2 = weights_at(barycentric, row, column)
             for c in range(channels):
                 out[row, column, c] = w0 * values[i, c] + w1 * values[j, c] + w2 * values[k, c]
 
@@ -213,21 +228,11 @@ def sample_texture(ids, barycentric, texture, uv, uv_faces, out):  # type: ignor
             f = ids[row, column]
             if f < 0:
                 continue
-            t = np.uint64(f)
-            i, j, k = (
-                np.uint64(uv_faces[t, 0]),
-                np.uint64(uv_faces[t, 1]),
-                np.uint64(uv_faces[t, 2]),
-            )
-            w0 = np.float64(barycentric[row, column, 0])
-            w1 = np.float64(barycentric[row, column, 1])
-            w2 = np.float64(barycentric[row, column, 2])
+            i, j, k = triangle_corners(uv_faces, f)
+            w0, w1, w2 = weights_at(barycentric, row, column)
             x = (w0 * uv[i, 0] + w1 * uv[j, 0] + w2 * uv[k, 0]) * columns - 0.5
             y = (w0 * uv[i, 1] + w1 * uv[j, 1] + w2 * uv[k, 1]) * rows - 0.5
-            x = min(max(x, 0.0), columns - 1.0)
-            y = min(max(y, 0.0), rows - 1.0)
-            left, top = int(x), int(y)
-            fx, fy = x - left, y - top
+            left, top, fx, fy = bilinear_cell(x, y, columns, rows)
             right, bottom = min(left + 1, columns - 1), min(top + 1, rows - 1)
             nw, ne = (
                 np.uint64((top * columns + left) * channels),
@@ -296,10 +301,27 @@ def edges(ids, depth, step, out):  # type: ignore[no-untyped-def]
                     out[r, c] = True
 
 
+@register_jitable(inline="always")
+def farthest_of_four(ids, depth, x, y):  # type: ignore[no-untyped-def]
+    """The largest depth of the four pixel centres round pixel (x, y); infinite at the background.
+
+    Of centres outside the image the nearest one inside counts. A surface point is occluded where
+    this is less than its own depth: all four centres show something before it.
+    """
+    height, width = ids.shape
+    left, top = int(np.floor(x - 0.5)), int(np.floor(y - 0.5))
+    out = -np.inf
+    for r in (top, top + 1):
+        for c in (left, left + 1):
+            row, column = min(max(r, 0), height - 1), min(max(c, 0), width - 1)
+            out = max(out, np.inf if ids[row, column] == -1 else depth[row, column])
+    return out
+
+
 @numba.njit(cache=True, nogil=True)
 def unoccluded(ids, depth, px, z, tolerance, out):  # type: ignore[no-untyped-def]
-    """Fill (N,) ``out``: does one of the four pixel centres round (N, 2) ``px`` show nothing nearer
-    than ``z``.
+    """Fill (N,) ``out``: whether points at (N, 2) ``px`` and depth ``z`` are in the image and not
+    occluded by more than ``tolerance``.
     """
     height, width = ids.shape
     for n in range(len(px)):
@@ -307,8 +329,4 @@ def unoccluded(ids, depth, px, z, tolerance, out):  # type: ignore[no-untyped-de
         out[n] = False
         if not (x >= 0 and y >= 0 and x < width and y < height and z[n] > -np.inf):
             continue
-        left, top = int(np.floor(x - 0.5)), int(np.floor(y - 0.5))
-        for row in range(max(top, 0), min(top + 2, height)):
-            for column in range(max(left, 0), min(left + 2, width)):
-                if ids[row, column] == -1 or depth[row, column] >= z[n] - tolerance:
-                    out[n] = True
+        out[n] = farthest_of_four(ids, depth, x, y) >= z[n] - tolerance

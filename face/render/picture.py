@@ -324,7 +324,7 @@ def _surface(  # type: ignore[no-untyped-def]
         if f < 0:
             continue
         t, n = np.uint64(f), np.uint64(column - start)
-        i, j, k = np.uint64(faces[t, 0]), np.uint64(faces[t, 1]), np.uint64(faces[t, 2])
+        i, j, k = kernels.triangle_corners(faces, f)
         a, b, c = kernels.screen_weights(
             column + 0.5,
             y,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dff.face.arrays import Bools, Floats, Ints
+from dff.face.render.kernels import triangle_corners
 from dff.face.render.lanes import LANES, ROOKS, cover_pixel, cover_row
 from dff.face.render.visibility import OUT_OF_REACH, SUBPIXELS, snapped
 
@@ -133,7 +134,7 @@ def _raster(grid, depth, faces, near, scale, most, shift, keys, ids):  # type: i
     flat = keys.ravel()
     for f in range(len(faces)):
         # Unsigned indices spare the compiler the case of negative ones.
-        i, j, k = np.uint64(faces[f, 0]), np.uint64(faces[f, 1]), np.uint64(faces[f, 2])
+        i, j, k = triangle_corners(faces, f)
         x0, y0 = grid[i, 0], grid[i, 1]
         x1, y1 = grid[j, 0], grid[j, 1]
         x2, y2 = grid[k, 0], grid[k, 1]
@@ -215,7 +216,7 @@ def _count(pixels, before):  # type: ignore[no-untyped-def]
 def _raster_samples(grid, depth, faces, near, scale, most, shift, shown, places, before, keys):  # type: ignore[no-untyped-def]
     height, width = before.shape[0] - 1, before.shape[1] - 1
     for f in range(len(faces)):
-        i, j, k = np.uint64(faces[f, 0]), np.uint64(faces[f, 1]), np.uint64(faces[f, 2])
+        i, j, k = triangle_corners(faces, f)
         x0, y0 = grid[i, 0], grid[i, 1]
         x1, y1 = grid[j, 0], grid[j, 1]
         x2, y2 = grid[k, 0], grid[k, 1]

@@ -21,6 +21,8 @@ import numpy as np
 from dff.face.arrays import Bools, Floats, Ints
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.transform import Rigid, rotation_from_vector, skew
+from dff.face.solve.least_squares import damp, normal_equations
+from dff.face.solve.robust import robust_weights
 
 POSE = 6  # log scale, rotation vector, centre
 
@@ -144,12 +146,6 @@ def moved(state: FaceState, delta: Floats) -> FaceState:
     )
 
 
-def robust_weights(residual: Floats, noise: Floats) -> Floats:
-    """(B, N) Geman-McClure weights of (B, N, 2) residuals for (B,) noise in pixels."""
-    square = (residual**2).sum(-1) / noise[:, None] ** 2
-    return np.asarray(1.0 / (1.0 + square) ** 2)
-
-
 def step(
     state: FaceState,
     mean: Floats,
@@ -172,19 +168,18 @@ def step(
     """
     px, jac = jacobian(state, mean, basis, nearness)
     across = None if lines is None else (lines, *jacobian(state, lines.mean, lines.basis, nearness))
-    hessian, gradient = normal_equations(targets - px, jac, weights, noise, across)
+    hessian, gradient = linearise(targets - px, jac, weights, noise, across)
     frozen = np.broadcast_to(prior_sd, state.coefficients.shape) <= 0
     precision = np.where(frozen, 1e12, 1.0 / np.where(frozen, 1.0, prior_sd) ** 2)
-    diagonal = np.arange(hessian.shape[1])
-    hessian[:, diagonal, diagonal] *= 1.0 + damping
-    hessian[:, diagonal, diagonal] += 1e-9
-    hessian[:, diagonal[POSE:], diagonal[POSE:]] += precision
+    damp(hessian, damping)
+    shape = np.arange(POSE, hessian.shape[1])
+    hessian[:, shape, shape] += precision
     pull = np.where(frozen, 0.0, prior - state.coefficients)
     gradient[:, POSE:] += precision * pull
     return moved(state, np.linalg.solve(hessian, gradient[..., None])[..., 0])
 
 
-def normal_equations(
+def linearise(
     residual: Floats,
     jac: Floats,
     weights: Floats,
@@ -198,22 +193,17 @@ def normal_equations(
     2, Q) derivatives.
     """
     b, n, _, q = jac.shape
-    w = weights * robust_weights(residual, noise) / noise[:, None] ** 2
-    hessian, gradient = _moments(
+    w = weights * robust_weights(residual, noise[:, None]) / noise[:, None] ** 2
+    hessian, gradient = normal_equations(
         jac.reshape(b, 2 * n, q), residual.reshape(b, 2 * n), np.repeat(w, 2, axis=1)
     )
     if across is not None:
         lines, px, turns = across
         away = ((lines.targets - px) * lines.normal).sum(-1)
-        w = lines.weights * robust_weights(away[..., None], noise) / noise[:, None] ** 2
-        more = _moments(np.matmul(lines.normal[:, :, None], turns)[:, :, 0], away, w)
+        w = lines.weights * robust_weights(away[..., None], noise[:, None]) / noise[:, None] ** 2
+        more = normal_equations(np.matmul(lines.normal[:, :, None], turns)[:, :, 0], away, w)
         hessian, gradient = hessian + more[0], gradient + more[1]
     return hessian, gradient
-
-
-def _moments(rows: Floats, residual: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    weighted = np.swapaxes(rows * weights[..., None], 1, 2)
-    return weighted @ rows, (weighted @ residual[..., None])[..., 0]
 
 
 def initial_pose(mean: Floats, targets: Floats, weights: Floats, coefficients: int) -> FaceState:

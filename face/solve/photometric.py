@@ -15,12 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from dff.face.arrays import Bools, Floats, Ints
+from dff.face.geometry.interpolation import bilinear_with_gradient
 from dff.face.geometry.lighting import ambient, basis, basis_gradient
 from dff.face.geometry.mesh import SurfacePoints, triangle_normals, vertex_normals
 from dff.face.geometry.transform import skew
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve import gauss_newton as fit
+from dff.face.solve.robust import robust_weights
 
 SKIN = ("face", "lips", "brows")
 LIGHT_SD = 0.5  # of the coefficients of order one and two, for light whose mean level is one
@@ -185,26 +187,6 @@ def turning_of(
     return np.asarray(turned / length[..., None], dtype=np.float32)
 
 
-def sample_with_gradient(image: Floats, px: Floats) -> tuple[Floats, Floats]:
-    """(N, C) bilinear values of an (H, W, C) image at (N, 2) pixels and their (N, C, 2) derivatives
-    by the pixel.
-    """
-    x0, y0, fx, fy = _cells(px, image.shape[0], image.shape[1])
-    fx, fy = fx[:, None], fy[:, None]
-    a, b, c, d = image[y0, x0], image[y0, x0 + 1], image[y0 + 1, x0], image[y0 + 1, x0 + 1]
-    top, bottom = a + (b - a) * fx, c + (d - c) * fx
-    gradient = np.stack([(b - a) * (1 - fy) + (d - c) * fy, bottom - top], axis=-1)
-    return top + (bottom - top) * fy, gradient
-
-
-def _cells(px: Floats, height: int, width: int) -> tuple[Ints, Ints, Floats, Floats]:
-    """Corner column and row and position within of the bilinear cell of each pixel, float32."""
-    x = np.clip(px[:, 0] - 0.5, 0.0, width - 1.001)
-    y = np.clip(px[:, 1] - 0.5, 0.0, height - 1.001)
-    x0, y0 = x.astype(np.int64), y.astype(np.int64)
-    return x0, y0, (x - x0).astype(np.float32), (y - y0).astype(np.float32)
-
-
 def turned(samples: SkinSamples, face: fit.FaceState) -> Floats:
     """(N, 3) float32 samples in ``cam``, whose origin is the head's."""
     shape = face.coefficients[0].astype(np.float32)
@@ -221,7 +203,7 @@ def residuals(samples: SkinSamples, scene: Scene, image: Floats, normals: Normal
     """(N, 3) colour of the (H, W, 3) float32 ``image`` at the samples minus their rendered
     colour.
     """
-    seen, _ = sample_with_gradient(image, projected(turned(samples, scene.face), scene.face))
+    seen, _ = bilinear_with_gradient(image, projected(turned(samples, scene.face), scene.face))
     in_head, _ = normals.at(scene.face.coefficients[0])
     harmonics = basis((in_head @ scene.face.rotation[0].T).astype(np.float32))
     return seen - samples.colours(scene.albedo) * np.maximum(
@@ -240,7 +222,7 @@ def residuals_and_jacobian(
     face = scene.face
     points = turned(samples, face)
     scale = np.float32(face.scale[0])
-    seen, gradient = sample_with_gradient(image, projected(points, face))
+    seen, gradient = bilinear_with_gradient(image, projected(points, face))
     n, p, a = len(points), samples.basis.shape[2], len(samples.albedo_basis)
 
     rotation = face.rotation[0].astype(np.float32)
@@ -273,19 +255,6 @@ def residuals_and_jacobian(
         )
     out[:, :, 6 + p + a :] = by_light.reshape(n, 3, 27)
     return seen - albedo * shading, out
-
-
-def robust_weights(residual: Floats, tau: float) -> Floats:
-    """(N,) Geman-McClure weights of (N, 3) colour residuals; a colour ``tau`` away counts a
-    quarter.
-    """
-    return np.asarray(1.0 / (1.0 + (residual**2).sum(1) / tau**2) ** 2)
-
-
-def robust_energy(residual: Floats, tau: float) -> Floats:
-    """(N,) of which ``robust_weights`` are the re-weighting: r^2 / (1 + r^2 / tau^2)."""
-    square = (residual**2).sum(1)
-    return np.asarray(square / (1.0 + square / tau**2))
 
 
 def light_prior() -> tuple[Floats, Floats]:

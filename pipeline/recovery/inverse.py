@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.errors import BadFit
 from dff.face.geometry.camera import WeakPerspective
+from dff.face.geometry.interpolation import bilinear_with_gradient
 from dff.face.geometry.transform import Rigid, angles_from_rotation
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.landmarks import INNER
@@ -281,7 +282,7 @@ class View:
     def colours(self, face: fit.FaceState, image: Floats) -> Floats:
         """(N, 3) of the image where the samples project."""
         px = photometric.projected(photometric.turned(self.samples, face), face)
-        return photometric.sample_with_gradient(image, px)[0]
+        return bilinear_with_gradient(image, px)[0]
 
 
 def look(tables: Tables, face: fit.FaceState, crop: Crop, scheme: Scheme) -> View:

@@ -20,6 +20,7 @@ from dff.face.arrays import Floats, Ints
 from dff.face.solve import gauss_newton as fit
 from dff.face.solve import photometric
 from dff.face.solve.photometric import Normals, Scene, SkinSamples
+from dff.face.solve.robust import robust_energy, robust_weights
 from dff.pipeline.recovery.landmark_fit import (
     ACTIVATION_RANGE,
     ACTIVATION_SLACK,
@@ -70,7 +71,7 @@ def energy(problem: Problem, scene: Scene) -> float:
     """What ``improve`` lowers."""
     residual = photometric.residuals(problem.samples, scene, problem.image, problem.normals)
     total = problem.colour_strength * float(
-        photometric.robust_energy(residual, problem.tau).sum(dtype=np.float64)
+        robust_energy(residual, problem.tau).sum(dtype=np.float64)
     )
     return total + _landmark_energy(problem, scene.face) + prior_energy(problem.fit_model, scene)
 
@@ -80,10 +81,8 @@ def _landmark_energy(problem: Problem, face: fit.FaceState) -> float:
     px = fit.project(
         face, fit.shape_of(fit_model.mean[rows], fit_model.basis[rows], face.coefficients)
     )[0]
-    square = ((problem.targets - px) ** 2).sum(1)
-    return float(
-        (problem.landmark_weights * square / (1.0 + square / problem.landmark_outlier**2)).sum()
-    )
+    away = problem.targets - px
+    return float(robust_energy(away, problem.landmark_outlier, problem.landmark_weights).sum())
 
 
 def prior_energy(fit_model: LandmarkFitModel, scene: Scene) -> float:
@@ -112,7 +111,7 @@ def linearised(problem: Problem, scene: Scene) -> tuple[Floats, Floats]:
     residual, jac = photometric.residuals_and_jacobian(
         problem.samples, scene, problem.image, problem.normals
     )
-    weight = photometric.robust_weights(residual, problem.tau) * problem.colour_strength
+    weight = robust_weights(residual, problem.tau) * problem.colour_strength
     root = np.sqrt(weight).astype(np.float32)
     jac *= root[:, None, None]
     flat = jac.reshape(-1, jac.shape[2])
@@ -123,7 +122,7 @@ def linearised(problem: Problem, scene: Scene) -> tuple[Floats, Floats]:
     geometry = fit.POSE + p
     px, by_face = fit.jacobian(face, fit_model.mean[problem.rows], fit_model.basis[problem.rows])
     away = problem.targets - px[0]
-    inlier = fit.robust_weights(away[None], np.array([problem.landmark_outlier]))[0]
+    inlier = robust_weights(away, np.array([problem.landmark_outlier]))
     rows = by_face[0].reshape(-1, geometry)
     weighted = rows * np.repeat(problem.landmark_weights * inlier, 2)[:, None]
     hessian[:geometry, :geometry] += weighted.T @ rows

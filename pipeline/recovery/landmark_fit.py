@@ -14,6 +14,7 @@ from dff.face.arrays import Floats, Ints
 from dff.face.model.landmarks import JAW
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve import gauss_newton as fit
+from dff.face.solve.robust import robust_weights
 from dff.pipeline.recovery.photos import Scheme
 
 OUTLIERS = (0.20, 0.15, 0.10, 0.10, 0.08, 0.07, 0.06, 0.05, 0.04, 0.04, 0.04, 0.04)
@@ -108,7 +109,7 @@ def fit_landmarks(
         4
     ):  # wrong points pull the closed form: solve it again without those that lie far off
         away = targets - fit.project(face, mean_face[None])
-        again = weights * fit.robust_weights(away, np.array([0.2 * size]))
+        again = weights * robust_weights(away, np.array([0.2 * size]))
         face = fit.initial_pose(mean_face, targets, again, len(sd))
     for index, share in enumerate(OUTLIERS):
         rows = fit_model.rows(face, scheme)

@@ -28,13 +28,13 @@ from dff.face.solve.gauss_newton import (
     POSE,
     FaceState,
     jacobian,
+    linearise,
     moved,
-    normal_equations,
     project,
-    robust_weights,
     shape_of,
     step,
 )
+from dff.face.solve.robust import robust_weights
 from tests.aligner.oracle import OracleNet, PositionCode, Scene, scene_of
 
 IDENTITIES, EXPRESSIONS, POINTS = 4, 3, 40
@@ -60,7 +60,7 @@ def stepped_together(
     state: FaceState, given: dict[str, np.ndarray], *, noise: np.ndarray, damping: float = 1e-6
 ) -> FaceState:
     at, jac = jacobian(state, given["mean"], given["basis"])
-    normal = normal_equations(given["targets"] - at, jac, given["weights"], noise)
+    normal = linearise(given["targets"] - at, jac, given["weights"], noise)
     return shared_step(state, *normal, identities=IDENTITIES, damping=damping)
 
 
@@ -125,7 +125,7 @@ def test_elimination_equals_the_dense_normal_equations() -> None:
 
     zero = np.zeros(3 * own + IDENTITIES)
     residual = given["targets"] - pixels(zero)
-    root = np.sqrt(given["weights"] * robust_weights(residual, noise)) / noise[:, None]
+    root = np.sqrt(given["weights"] * robust_weights(residual, noise[:, None])) / noise[:, None]
     columns = [(pixels(zero + h) - pixels(zero - h)) / 2e-5 for h in 1e-5 * np.eye(len(zero))]
     jacobian = np.stack([(root[..., None] * c).ravel() for c in columns], axis=1)
     prior = np.diag(

@@ -14,6 +14,7 @@ from dff.face.geometry.transform import (
     Rigid,
     angles_from_rotation,
     geodesic_degrees,
+    rotation_2d,
     rotation_from_angles,
     rotation_from_vector,
     skew,
@@ -132,3 +133,12 @@ def test_pose_of_aflw2000(shared: Path) -> None:
         )
     assert np.median(turns) < 1.5
     assert np.max(turns) < 8.0
+
+
+def test_plane_rotations_turn_x_towards_y() -> None:
+    np.testing.assert_allclose(rotation_2d(np.pi / 2) @ [1.0, 0.0], [0.0, 1.0], atol=1e-15)
+    angles = np.array([0.3, -1.2])
+    both = rotation_2d(angles)
+    assert both.shape == (2, 2, 2)
+    for angle, matrix in zip(angles.tolist(), both, strict=True):
+        np.testing.assert_array_equal(matrix, rotation_2d(angle))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dff.face.geometry.transform import rotation_from_angles
+from dff.face.model import landmarks as groups
 from dff.face.model.landmarks import (
     INNER,
     JAW,
@@ -13,6 +14,8 @@ from dff.face.model.landmarks import (
     NAMES,
     OUTER_EYE_CORNERS,
     LandmarkTable,
+    chin_to_brows,
+    head_up,
     nme_box,
     nme_iod,
 )
@@ -26,6 +29,44 @@ def test_names() -> None:
     assert (NAMES[36], NAMES[45]) == ("eye_right_outer", "eye_left_outer")
     assert (NAMES[48], NAMES[54]) == ("mouth_right", "mouth_left")
     assert OUTER_EYE_CORNERS == (36, 45)
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        ("JAW", "jaw chin"),
+        ("RIGHT_BROW", "brow_right"),
+        ("LEFT_BROW", "brow_left"),
+        ("BROWS", "brow"),
+        ("NOSE", "nose nostril"),
+        ("NOSE_BRIDGE", "nose_bridge nose_tip"),
+        ("NOSE_BOTTOM", "nostril nose_base"),
+        ("RIGHT_EYE", "eye_right"),
+        ("LEFT_EYE", "eye_left"),
+        ("EYES", "eye"),
+        ("MOUTH", "mouth lip"),
+        ("INNER_LIPS", "mouth_inner lip_upper_inner lip_lower_inner"),
+        ("INNER", "brow nose nostril eye mouth lip"),
+        ("BELOW_BROWS", "nose nostril eye mouth lip"),
+    ],
+)
+def test_groups_hold_the_landmarks_of_their_name(group: str, words: str) -> None:
+    expected = [name for name in NAMES if name.startswith(tuple(words.split()))]
+    assert list(NAMES[getattr(groups, group)]) == expected
+
+
+def test_outer_lips_are_the_mouth_without_the_inner_ones() -> None:
+    outer, inner = NAMES[groups.OUTER_LIPS], NAMES[groups.INNER_LIPS]
+    assert outer + inner == NAMES[groups.MOUTH]
+    assert NAMES[groups.CHIN_ARC] == NAMES[6:8] + ("chin",) + NAMES[9:11]
+
+
+def test_up_leads_from_the_chin_to_the_eyes_and_brows(open_head: MorphableModel) -> None:
+    points = open_head.template[open_head.landmarks.vertex]
+    for up in (head_up(points), chin_to_brows(points)):
+        assert up.shape == (3,)
+        assert abs(up[0]) < 0.002
+        assert up[1] > 0.08
 
 
 def test_mirror_is_its_own_inverse_and_keeps_the_middle() -> None:

@@ -73,24 +73,6 @@ def test_the_gradient_of_the_harmonics_is_theirs() -> None:
         np.testing.assert_allclose(basis_gradient(normals)[..., axis], numeric, atol=1e-8)
 
 
-def test_bilinear_samples_and_their_gradient() -> None:
-    rng = np.random.default_rng(1)
-    image = rng.uniform(size=(12, 15, 3))
-    centres = np.stack(np.meshgrid(np.arange(15) + 0.5, np.arange(12) + 0.5), axis=-1).reshape(
-        -1, 2
-    )
-    values, _ = photometric.sample_with_gradient(image, centres)
-    np.testing.assert_allclose(values.reshape(12, 15, 3), image, atol=2e-3)
-    inside = np.floor(rng.uniform(1, 11, (50, 2))) + 0.5 + rng.uniform(0.1, 0.9, (50, 2))
-    _, gradient = photometric.sample_with_gradient(image, inside)
-    for axis in range(2):
-        step = np.eye(2)[axis] * 0.02
-        after, before = (
-            photometric.sample_with_gradient(image, inside + s)[0] for s in (step, -step)
-        )
-        np.testing.assert_allclose(gradient[..., axis], (after - before) / 0.04, atol=1e-4)
-
-
 def test_samples_lie_evenly_on_the_skin_and_their_normals_are_the_meshs(
     toy_model: MorphableModel,
 ) -> None:
