@@ -1,33 +1,46 @@
-"""How many requests a server holds at the same time: the others are told when to come again."""
+"""Admission control: how many requests a server holds; further ones are told when to try again."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from dff.aligner.service.limits import Limits
 from dff.aligner.service.problems import Problem
 
-AGAIN = 5  # seconds after which whoever was sent away may try again
+RETRY_AFTER = 5  # seconds
 
 
-class WaitingRoom:
-    """Requests whose photos have arrived. Encoded they wait on disk; decoded, which takes memory,
-    only ``decoding``.
+class AdmissionControl:
+    """Bounds the requests that have arrived, and among them those whose photos are decoded.
+
+    A waiting request keeps its photos encoded, large ones on disk; decoded ones take memory. It is
+    the only such control, under uvicorn as under Ray Serve. Requests count once their bytes have
+    arrived, so slow senders keep nobody out.
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._most, self._inside = limits.requests, 0
-        self.decoding = asyncio.Semaphore(limits.decoded)
+        self._limit, self._held = limits.requests, 0
+        self._decoding = asyncio.Semaphore(limits.decoded)
+        self._person = asyncio.Semaphore(1)  # all photos of one person are decoded at once
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place for the length of a ``with`` block; raises Problem ``busy`` when none is free."""
-        if self._inside >= self._most:
-            raise Problem("busy", headers={"Retry-After": str(AGAIN)})
-        self._inside += 1
+    @asynccontextmanager
+    async def admit(self, *, person: bool = False) -> AsyncIterator[None]:
+        """Hold a request for the length of a ``with`` block, which may decode its photos.
+
+        ``person``: the photos of one person; one such request is decoded at a time. Raises Problem
+        ``busy`` when the server holds as many requests as it may.
+        """
+        if self._held >= self._limit:
+            raise Problem("busy", headers={"Retry-After": str(RETRY_AFTER)})
+        self._held += 1
         try:
-            yield
+            if person:
+                async with self._person, self._decoding:
+                    yield
+            else:
+                async with self._decoding:
+                    yield
         finally:
-            self._inside -= 1
+            self._held -= 1

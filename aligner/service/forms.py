@@ -1,4 +1,4 @@
-"""Fields of a form that carries photos: files to pixels, text to boxes."""
+"""Fields of a multipart form: files to pixels, JSON text to boxes."""
 
 from __future__ import annotations
 
@@ -17,35 +17,60 @@ from dff.face.geometry.camera import Box
 from dff.infra.images import decode
 
 T = TypeVar("T")
-Row = tuple[float, float, float, float]  # x0, y0, x1, y1
+BoxCorners = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
+
+BOXES: TypeAdapter[list[BoxCorners]] = TypeAdapter(list[BoxCorners])
+BOXES_OF_EACH: TypeAdapter[list[list[BoxCorners] | None]] = TypeAdapter(
+    list[list[BoxCorners] | None]
+)
+BOX_OF_EACH: TypeAdapter[list[BoxCorners | None]] = TypeAdapter(list[BoxCorners | None])
 
 
-async def pixels_of(image: UploadFile, limits: Limits) -> Bytes:
-    """(H, W, 3) of an uploaded file. Raises BadImage, and Problem ``too-large`` for a file over the
-    limit.
+async def read_pixels(image: UploadFile, limits: Limits) -> Bytes:
+    """(H, W, 3) uint8 RGB of an uploaded file, upright.
+
+    Raises BadImage, and Problem ``too-large`` for a file over the limit.
     """
     if image.size is not None and image.size > limits.body:
-        raise Problem("too-large", f"at most {limits.body} bytes are taken of one photo")
+        raise Problem("too-large", f"a photo may have at most {limits.body} bytes")
     data = await image.read()
     return await anyio.to_thread.run_sync(lambda: decode(data, max_pixels=limits.pixels))
 
 
-def parsed(form: TypeAdapter[T], text: str) -> T:
-    """JSON of a form field; raises Problem ``bad-boxes``."""
+def parse_boxes(form: TypeAdapter[T], text: str) -> T:
+    """The value of a form field ``boxes``; raises Problem ``bad-boxes``."""
     try:
         return form.validate_json(text)
     except ValidationError as error:
         raise Problem("bad-boxes", f"boxes: {error.errors()[0]['msg']}") from error
 
 
-def boxes_of(rows: Sequence[Row], pixels: Bytes) -> list[Box]:
-    """Boxes in an (H, W, 3) image. Raises Problem ``bad-boxes`` for none, and for one that can hold
-    no face of it.
+def parse_boxes_of_each(
+    form: TypeAdapter[list[T]], text: str | None, photos: int, limits: Limits
+) -> list[T | None]:
+    """An entry of the field ``boxes`` for each of so many ``photos``; None where it has none.
+
+    Raises Problem ``too-many-images`` or ``bad-boxes``.
     """
-    if not rows:
-        raise Problem("bad-boxes", "no box: leave `boxes` away, or say null, to have faces found")
+    if photos > limits.photos:
+        raise Problem("too-many-images", f"{photos} images; a request may have {limits.photos}")
+    if text is None:
+        return [None] * photos
+    boxes = parse_boxes(form, text)
+    if len(boxes) != photos:
+        raise Problem("bad-boxes", f"boxes for {len(boxes)} images, but {photos} images")
+    return [*boxes]
+
+
+def to_boxes(corners: Sequence[BoxCorners], pixels: Bytes) -> list[Box]:
+    """Boxes in an (H, W, 3) image.
+
+    Raises Problem ``bad-boxes`` for an empty list, and for a box that can't hold a face of it.
+    """
+    if not corners:
+        raise Problem("bad-boxes", "an empty list: omit `boxes`, or send null, to detect faces")
     try:
-        return [check_box(Box(*row), pixels) for row in rows]
+        return [check_box(Box(*each), pixels) for each in corners]
     except ValueError as error:
         raise Problem("bad-boxes", f"boxes: {error}") from error
 
@@ -53,11 +78,4 @@ def boxes_of(rows: Sequence[Row], pixels: Bytes) -> list[Box]:
 def check_count(boxes: int, limits: Limits) -> None:
     """Raises Problem ``bad-boxes`` for more boxes than a request may have."""
     if boxes > limits.boxes:
-        raise Problem(
-            "bad-boxes", f"{boxes} boxes; at most {limits.boxes} are taken in one request"
-        )
-
-
-def milliseconds(seconds: float) -> float:
-    """To a tenth."""
-    return round(seconds * 1000, 1)
+        raise Problem("bad-boxes", f"{boxes} boxes; a request may have {limits.boxes}")

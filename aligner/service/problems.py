@@ -1,16 +1,15 @@
-"""Errors that a client sees: problem details (RFC 9457), each kind with its status, and how
-exceptions become them.
-"""
+"""Errors that a client sees: problem details (RFC 9457), each kind with its HTTP status."""
 
 from __future__ import annotations
 
 import logging
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from dff.face.errors import BadPhoto
@@ -18,181 +17,163 @@ from dff.infra.images import BadImage
 
 MEDIA_TYPE = "application/problem+json"
 
-KINDS: dict[str, tuple[int, str, str]] = {
-    "empty": (422, "The image is empty", "The field `image` of the form holds a file of no bytes."),
-    "not-an-image": (
+
+class Kind(NamedTuple):
+    """A kind of problem."""
+
+    status: int  # HTTP status
+    title: str
+    help: str  # what to do about it
+
+
+KINDS: dict[str, Kind] = {
+    "empty": Kind(422, "Empty image", "The file in the form has no bytes."),
+    "not-an-image": Kind(
         415,
-        "Not an image that is read here",
-        "JPEG, PNG and WebP are read, whatever the file's name.",
+        "Unsupported image format",
+        "JPEG, PNG and WebP are supported. The content counts, not the file's name.",
     ),
-    "damaged": (
+    "damaged": Kind(
+        422, "Damaged image", "The file begins like an image but is truncated or can't be decoded."
+    ),
+    "animated": Kind(422, "Animated image", "Send one frame as a still image."),
+    "too-many-pixels": Kind(
+        413, "Too many pixels", "The size is checked before decoding. Send a smaller image."
+    ),
+    "too-large": Kind(
+        413, "Request too large", "Bytes are counted as they arrive. Send a smaller file."
+    ),
+    "too-many-images": Kind(413, "Too many images in one request", "Send several requests."),
+    "unusable-image": Kind(422, "Image too small", "The image is too small to hold a face."),
+    "bad-boxes": Kind(
         422,
-        "The image is damaged",
-        "The file begins like an image but ends early or can't be decoded.",
+        "Invalid boxes",
+        "`boxes` is JSON. /v1/align takes a list of [x0, y0, x1, y1] in pixels with x0 < x1 and "
+        "y0 < y1, each overlapping the image. /v1/align/batch takes such a list for each image, "
+        "/v1/align/person one box for each image; null means that faces are detected.",
     ),
-    "animated": (422, "The image is animated", "Send one frame as a still image."),
-    "too-many-pixels": (
-        413,
-        "The image has too many pixels",
-        "The size is checked before anything is decoded.",
+    "bad-request": Kind(
+        422, "Invalid request", "See /openapi.json for the fields and parameters of each request."
     ),
-    "too-large": (
-        413,
-        "The request is too large",
-        "Bytes are counted as they arrive. Send a smaller file.",
+    "no-face": Kind(
+        422, "No face found", "Send a box around the face in `boxes`, or another photo."
     ),
-    "too-many-images": (413, "Too many images in one request", "Send several requests."),
-    "unusable-image": (422, "The image can't hold a face", "It is too small."),
-    "bad-boxes": (
-        422,
-        "The boxes make no sense",
-        "`boxes` is JSON: a list of [x0, y0, x1, y1] in pixels, x1 > x0 and y1 > y0, each meeting the image. With "
-        "several images: a list that has the same for each image, or null where faces shall be found.",
-    ),
-    "bad-request": (
-        422,
-        "The request is not as described",
-        "See /openapi.json for the fields of the form.",
-    ),
-    "no-face": (
-        422,
-        "No face was found",
-        "Send a box around the face in `boxes`, or another photo.",
-    ),
-    "not-ready": (503, "Still warming up", "Try again in a few seconds."),
-    "busy": (
-        503,
-        "Too many requests wait already",
-        "Try again after the seconds of the header Retry-After.",
-    ),
-    "internal": (500, "Something broke here", "The request id helps to find out what."),
+    "not-ready": Kind(503, "Warming up", "Try again in a few seconds."),
+    "busy": Kind(503, "Too many requests", "Try again after the seconds in Retry-After."),
+    "internal": Kind(500, "Internal error", "Report the request id to the operator."),
 }
-"""Kind: status, title, and what to do about it."""
+
+
+class PhotoProblem(BaseModel):
+    """Why one photo among several has no answer."""
+
+    type: str = Field(examples=["/problems/no-face"], description="path of an explanation")
+    title: str
+    status: int = Field(description="HTTP status that the photo alone would have")
+    detail: str
+
+
+class ProblemDetails(PhotoProblem):
+    """Why a request has no answer (RFC 9457)."""
+
+    status: int = Field(description="HTTP status")
+    request_id: str
 
 
 class Problem(Exception):
-    """A request that is answered with a problem of a known kind."""
+    """A request, or one photo of it, that is answered with a problem of a known kind."""
 
     def __init__(self, kind: str, detail: str = "", headers: dict[str, str] | None = None) -> None:
-        super().__init__(detail or KINDS[kind][1])
+        super().__init__(detail or KINDS[kind].title)
         self.kind, self.detail, self.headers = kind, detail, headers
+
+    def describe(self) -> PhotoProblem:
+        """The problem of one photo among several."""
+        status, title, help_text = KINDS[self.kind]
+        return PhotoProblem(
+            type=f"/problems/{self.kind}",
+            title=title,
+            status=status,
+            detail=self.detail or help_text,
+        )
+
+    def to_response(self, request_id: str) -> JSONResponse:
+        """The answer to a request."""
+        return _response(
+            ProblemDetails(**self.describe().model_dump(), request_id=request_id), self.headers
+        )
 
 
 class TooLarge(HTTPException):
-    """A body over the limit. An HTTPException because form parsers let those through and swallow
-    all others.
+    """A body over the limit.
+
+    An HTTPException because form parsers let those through and swallow all others.
     """
 
     def __init__(self, limit: int) -> None:
-        super().__init__(413, f"at most {limit} bytes are taken")
+        super().__init__(413, f"a request may have at most {limit} bytes here")
+
+    def to_problem(self) -> Problem:
+        """The rest of the body is not read, so the connection can't be used again."""
+        return Problem("too-large", self.detail, {"Connection": "close"})
 
 
-def described(kind: str, detail: str = "") -> dict[str, Any]:
-    """A problem's own members, for one image among several."""
-    status, title, help_text = KINDS[kind]
-    return {
-        "type": f"/problems/{kind}",
-        "title": title,
-        "status": status,
-        "detail": detail or help_text,
-    }
-
-
-def problem(
-    kind: str, detail: str = "", *, request_id: str, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    """The response for a problem."""
-    body = described(kind, detail) | {"request_id": request_id}
-    return JSONResponse(body, body["status"], headers, media_type=MEDIA_TYPE)
-
-
-def problem_of(error: Problem | BadPhoto) -> Problem:
+def to_problem(error: Problem | BadPhoto) -> Problem:
     """What a client is told about a photo."""
     if isinstance(error, Problem):
         return error
     return Problem(error.fault if isinstance(error, BadImage) else "unusable-image", str(error))
 
 
-def report(error: Exception, request_id: str) -> None:
-    """Log a defect under the id that the client is told."""
+def log_defect(error: Exception, request_id: str) -> None:
+    """Log an unexpected error under the id that the client is told."""
     logging.getLogger(__name__).error("request %s failed", request_id, exc_info=error)
 
 
-def responses(*kinds: str) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says about these problems."""
+def describe_problems(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses for these problems."""
+    schema = ProblemDetails.model_json_schema()
     out: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
         status, title, _ = KINDS[kind]
         entry = out.setdefault(
-            status, {"description": "", "content": {MEDIA_TYPE: {"schema": _SCHEMA}}}
+            status, {"description": "", "content": {MEDIA_TYPE: {"schema": schema}}}
         )
         entry["description"] += ("; " if entry["description"] else "") + f"`{kind}`: {title}"
     return out
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of ``app`` a problem, and let each kind explain itself at its ``type``."""
-
-    @app.exception_handler(Problem)
-    async def known(request: Request, error: Problem) -> JSONResponse:
-        return problem(
-            error.kind, error.detail, request_id=request.state.request_id, headers=error.headers
-        )
-
-    @app.exception_handler(TooLarge)
-    async def too_large(request: Request, error: TooLarge) -> JSONResponse:
-        return problem(
-            "too-large",
-            error.detail,
-            request_id=request.state.request_id,
-            headers={"Connection": "close"},
-        )
-
-    @app.exception_handler(BadPhoto)
-    async def bad_photo(request: Request, error: BadPhoto) -> JSONResponse:
-        return await known(request, problem_of(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # only places and messages: echoing the input would send a stranger's bytes back
-        detail = "; ".join(
-            f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()
-        )
-        return problem("bad-request", detail, request_id=request.state.request_id)
-
-    @app.exception_handler(HTTPException)
-    async def plain(request: Request, error: HTTPException) -> JSONResponse:
-        title = HTTPStatus(error.status_code).phrase
-        body = {
-            "type": "about:blank",
-            "title": title,
-            "status": error.status_code,
-            "detail": str(error.detail),
-            "request_id": request.state.request_id,
-        }
-        return JSONResponse(body, error.status_code, error.headers, media_type=MEDIA_TYPE)
-
-    @app.exception_handler(Exception)
-    async def unknown(request: Request, error: Exception) -> JSONResponse:
-        report(error, request.state.request_id)
-        return problem("internal", request_id=request.state.request_id)
-
-    @app.get("/problems/{kind}", include_in_schema=False)
-    def explain(kind: str) -> PlainTextResponse:
-        if kind not in KINDS:
-            raise HTTPException(404, "no problem of this kind")
-        status, title, help_text = KINDS[kind]
-        return PlainTextResponse(f"{title} ({status})\n\n{help_text}\n")
+def add_problem_handlers(app: FastAPI) -> None:
+    """Answer every error of ``app`` with problem details."""
+    for error in (Problem, BadPhoto, TooLarge, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(error, _answer_error)
 
 
-_SCHEMA = {
-    "type": "object",
-    "required": ["type", "title", "status", "detail", "request_id"],
-    "properties": {
-        "type": {"type": "string", "examples": ["/problems/no-face"]},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "request_id": {"type": "string"},
-    },
-}
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    request_id: str = request.state.request_id
+    match error:
+        case Problem() | BadPhoto():
+            return to_problem(error).to_response(request_id)
+        case TooLarge():
+            return error.to_problem().to_response(request_id)
+        case RequestValidationError():
+            # locations and messages only: the input of a stranger is not sent back
+            detail = "; ".join(
+                f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()
+            )
+            return Problem("bad-request", detail).to_response(request_id)
+        case HTTPException():
+            details = ProblemDetails(
+                type="about:blank",
+                title=HTTPStatus(error.status_code).phrase,
+                status=error.status_code,
+                detail=str(error.detail),
+                request_id=request_id,
+            )
+            return _response(details, error.headers)
+    log_defect(error, request_id)
+    return Problem("internal").to_response(request_id)
+
+
+def _response(details: ProblemDetails, headers: Any) -> JSONResponse:
+    return JSONResponse(details.model_dump(), details.status, headers, media_type=MEDIA_TYPE)

@@ -1,4 +1,8 @@
-"""The HTTP application on Ray Serve: replicas, batches, back-pressure, health."""
+"""The HTTP application on Ray Serve: replicas that batch the photos of all requests.
+
+Serve holds no request back: each replica's admission control refuses what is too much, with the
+same answer as under uvicorn.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +21,23 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.config import BackpressureConfig, HTTPOptions
+from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from dff.aligner.align import load_aligner
 from dff.aligner.service.app import create_app
-from dff.aligner.service.limits import Asked, Limits, Outcome, align_each, warm_up
+from dff.aligner.service.batching import Outcome, Photo, align_each, warm_up
+from dff.aligner.service.limits import LIMITS, Limits
 from dff.face.errors import ClusterError
 from dff.infra import weights as weights_files
 from dff.infra.cluster import connected
 
-BATCH = 8  # images in one call of the aligner
-AT_ONCE = 2 * BATCH  # requests that a replica takes: while a batch is aligned the next is decoded
-QUEUE = 64  # requests that may wait for a replica; more get 503 with Retry-After
+BATCH = 8  # photos in one call of the aligner
+DECODED = 2 * BATCH  # requests held decoded: while a batch is aligned the next one is decoded
+# requests that Serve gives a replica: the admitted ones, those whose bytes still arrive, and those
+# that are refused or ask for its health
+ONGOING = 4 * LIMITS.requests
 APPLICATION = "aligner"
 REQUEST_TIMEOUT = 60.0  # seconds
 RAY_ERRORS = (RayError, RayServeException, RuntimeError, TimeoutError)
@@ -39,7 +46,7 @@ PROXY_READY = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 
 
 class ServiceConfig(BaseModel):
-    """What a deployment is told; unknown keys are refused."""
+    """Configuration of a deployment; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,17 +57,16 @@ class ServiceConfig(BaseModel):
 
 @serve.deployment(
     name="Aligner",
-    max_ongoing_requests=AT_ONCE,
-    max_queued_requests=QUEUE,
+    max_ongoing_requests=ONGOING,
+    max_queued_requests=-1,
     max_constructor_retry_count=3,
-    backpressure_config=BackpressureConfig(status_code=503, retry_after_s=5),
     health_check_period_s=10,
     health_check_timeout_s=30,
     graceful_shutdown_timeout_s=20,
 )
 @serve.ingress()
 class AlignerDeployment:
-    """One replica: it loads the weights itself, and joins only after its first alignment."""
+    """One replica: it loads the weights itself, and joins after its first alignment."""
 
     def __init__(self, weights: str | None) -> None:
         self.aligner = load_aligner(weights)
@@ -68,21 +74,22 @@ class AlignerDeployment:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(
-            self.aligner, limits=Limits(batch=BATCH, decoded=AT_ONCE), align=self.align
+            self.aligner, limits=Limits(batch=BATCH, decoded=DECODED), align=self.align
         )
 
-    async def align(self, asked: Sequence[Asked]) -> list[Outcome]:
-        return list(await asyncio.gather(*(self.batched(one) for one in asked)))
+    async def align(self, photos: Sequence[Photo]) -> list[Outcome]:
+        return list(await asyncio.gather(*(self.align_batched(photo) for photo in photos)))
 
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0.005)
-    async def batched(self, asked: list[Asked]) -> list[Outcome]:
-        """Images of all requests that are there, ``BATCH`` at a time."""
-        return await asyncio.to_thread(align_each, self.aligner, asked)
+    async def align_batched(self, photos: list[Photo]) -> list[Outcome]:
+        """Align the photos of all waiting requests, ``BATCH`` at a time."""
+        return await asyncio.to_thread(align_each, self.aligner, photos)
 
 
 def application(config: ServiceConfig) -> serve.Application:
-    """The Serve application, for ``serve run dff.aligner.service.ray_serve:application
-    weights=...`` and Serve config files.
+    """The application for Serve config files and ``serve run``.
+
+    serve run dff.aligner.service.ray_serve:application weights=dff.safetensors
     """
     replica = {"num_cpus": config.cpus}
     deployment = AlignerDeployment.options(num_replicas=config.replicas, ray_actor_options=replica)  # type: ignore[attr-defined]
@@ -98,39 +105,36 @@ def serving(
     replicas: int = 1,
     address: str | None = None,
 ) -> Iterator[str]:
-    """The service for the length of a ``with`` block; gives its URL. On a local Ray, or on the
-    cluster at ``address``.
+    """Serve for the length of a ``with`` block, on a local Ray or the cluster at ``address``.
 
-    Raises ClusterError when the port is taken or the application can't start, and on a local Ray
-    BadWeights or BadModel as ``dff.aligner.align.load_aligner``.
+    Yields the URL. Raises ClusterError when the port is taken or the application can't start, and
+    on a local Ray BadWeights or BadModel as ``dff.aligner.align.load_aligner``.
     """
     path = None if weights is None else weights_files.everywhere(weights)
     if address is None:
         _check_free(host, port)
-        load_aligner(
-            path
-        )  # a bad file is said here, by its own error, and not by a replica that tries again
-    # those that this process may use: a container or taskset may give it fewer than the machine has
+        load_aligner(path)  # a bad file is reported here, not by a replica that tries again
+    # the cores that this process may use: a container may give it fewer than the machine has
     cores = max(1, len(os.sched_getaffinity(0)) // replicas) if address is None else 1
-    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
-    patient = {PROXY_READY: "60"} if address is None else None
-    # a private Ray goes anyway; shutting Serve down as well makes its controller complain
-    end = partial(serve.delete, APPLICATION) if address is None else _withdraw
+    env = {PROXY_READY: "60"} if address is None else None
+    # a private Ray ends anyway; shutting Serve down as well makes its controller complain
+    end = partial(serve.delete, APPLICATION) if address is None else _remove_application
     with (
-        connected(address, workers=None if address else cores * replicas, env=patient),
+        connected(address, workers=None if address else cores * replicas, env=env),
         ended_by(end),
     ):
-        with _named("the aligner service failed"):
+        with _ray_errors_as("the aligner service failed"):
             serve.start(
                 http_options=HTTPOptions(host=host, port=port, request_timeout_s=REQUEST_TIMEOUT),
-                logging_config=quiet,
+                logging_config=logging_config,
             )
             serve.run(
                 application(ServiceConfig(weights=path, replicas=replicas, cpus=cores)),
                 name=APPLICATION,
                 route_prefix="/",
-                logging_config=quiet,
+                logging_config=logging_config,
             )
         yield f"http://{host}:{port}"
 
@@ -144,8 +148,9 @@ def serve_aligner(
     address: str | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
-    """Serve until the process is told to stop (SIGINT, SIGTERM); ``on_ready`` hears the URL. Raises
-    as ``serving``.
+    """Serve until SIGINT or SIGTERM; ``on_ready`` is called with the URL.
+
+    Raises as ``serving``.
     """
     stop = threading.Event()
     with serving(weights, host=host, port=port, replicas=replicas, address=address) as url:
@@ -163,10 +168,10 @@ def serve_aligner(
 
 @contextmanager
 def ended_by(end: Callable[[], None]) -> Iterator[None]:
-    """Ends a ``with`` block by ``end``, however it went. What fails in ending never hides what
-    failed before.
+    """Call ``end`` after a ``with`` block, whatever happened in it.
 
-    Raises ClusterError when the block went well and Ray could not end it.
+    An error of the block is never hidden by one of ``end``. Raises ClusterError when the block
+    succeeded and ``end`` failed.
     """
     try:
         yield
@@ -178,22 +183,20 @@ def ended_by(end: Callable[[], None]) -> Iterator[None]:
                 "the aligner could not be taken off Ray Serve", exc_info=True
             )
         raise
-    with _named("the aligner could not be taken off Ray Serve"):
+    with _ray_errors_as("the aligner could not be taken off Ray Serve"):
         end()
 
 
 @contextmanager
-def _named(what: str) -> Iterator[None]:
+def _ray_errors_as(what: str) -> Iterator[None]:
     try:
         yield
     except RAY_ERRORS as error:
         raise ClusterError(f"{what}: {error}") from error
 
 
-def _withdraw() -> None:
-    """Take the aligner off a cluster's Serve, which stays as long as it has others'
-    applications.
-    """
+def _remove_application() -> None:
+    """Take the aligner off a cluster's Serve, which stays while it has other applications."""
     if APPLICATION in serve.status().applications:
         serve.delete(APPLICATION)
     if not serve.status().applications:
@@ -201,7 +204,7 @@ def _withdraw() -> None:
 
 
 def _check_free(host: str, port: int) -> None:
-    """Fail by name where Ray would retry a proxy that can't bind."""
+    """Raise ClusterError where Ray would retry a proxy that can't bind."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

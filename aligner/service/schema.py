@@ -1,123 +1,183 @@
-"""What OpenAPI says about the answers of the HTTP interface."""
+"""The answers of the HTTP interface, and what OpenAPI says about them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from dff.aligner.service.problems import responses
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
-_NUMBERS = {"type": "array", "items": {"type": "number"}}
-_POINTS = {"type": "array", "items": _NUMBERS}
-_FACE_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "box": {**_NUMBERS, "description": "x0, y0, x1, y1 where the face was looked for"},
-        "landmarks_2d": {
-            **_POINTS,
-            "description": "68 x (x, y); the jaw points lie on the visible contour (300-W)",
-        },
-        "landmarks_3d": {
-            **_POINTS,
-            "description": "68 x (x, y, z); z in pixels towards the viewer (AFLW2000-3D)",
-        },
-        "pose": {
-            "type": "object",
-            "description": "how the head is turned, with the signs of AFLW2000-3D",
-            "properties": {
-                **{
-                    angle: {"type": "number", "description": "degrees"}
-                    for angle in ("yaw", "pitch", "roll")
-                },
-                "matrix": {
-                    **_POINTS,
-                    "description": "3 x 3 rotation; the angles degenerate beyond 90 degrees of yaw, it does not",
-                },
-            },
-        },
-        "visibility": {
-            **_NUMBERS,
-            "description": "68 probabilities that the photo shows landmarks_3d: not turned away, not covered",
-        },
-        "confidence": {
-            **_NUMBERS,
-            "description": "68 probabilities that it is shown and lies within 5 % of the face's size of the truth",
-        },
-        "face_confidence": {
-            "type": "number",
-            "description": "probability that the landmarks err by less than 8 % of the face's size on average",
-        },
-        "failed": {
-            "type": "boolean",
-            "description": "the face does not match: the other numbers mean nothing",
-        },
-        "reason": {"type": "string", "description": "why it failed"},
-        "model": {
-            "type": "string",
-            "description": "the face model that identity, expression and mesh are of",
-        },
-        "identity": {**_NUMBERS, "description": "coefficients in standard deviations"},
-        "expression": {
-            **_NUMBERS,
-            "description": "how far each of `model.expression_names` is active: 0 rest, 1 fully",
-        },
-        "mesh": {**_POINTS, "description": "with mesh=1: vertices (x, y, z) in pixels"},
-        "trace": {
-            "type": "array",
-            "items": {"type": "object"},
-            "description": "with trace=1: each iteration",
-        },
-    },
-}
-_IMAGE_SCHEMA = {"type": "object", "description": "width and height in pixels"}
-_PROBLEM_SCHEMA = {
-    "type": "object",
-    "description": "instead of the others: why this photo has no answer",
-}
+from dff.aligner.service.problems import PhotoProblem, describe_problems
+
+Point2 = tuple[float, float]
+Point3 = tuple[float, float, float]
+Landmarks2D = Annotated[list[Point2], Field(min_length=68, max_length=68)]
+Landmarks3D = Annotated[list[Point3], Field(min_length=68, max_length=68)]
+Probabilities = Annotated[list[float], Field(min_length=68, max_length=68)]
+Triangles = Annotated[
+    list[tuple[int, int, int]],
+    SkipValidation,  # the same for every answer
+    Field(description="with mesh=1: vertex numbers of the mesh's triangles"),
+]
 
 
-def _answer(*on_demand: dict[str, Any], **properties: Any) -> dict[str, Any]:
-    """The schema of an answer: ``properties``, what is there ``on_demand``, and what every answer
-    says.
-    """
-    return {
-        "type": "object",
-        "required": [*properties, "model", "timing", "request_id"],
-        "properties": {
-            **properties,
-            **{name: schema for some in on_demand for name, schema in some.items()},
-            "model": {
-                "type": "object",
-                "description": "face model, its licence, the names of its expressions, and where the weights come from",
-            },
-            "timing": {"type": "object", "description": "milliseconds of decoding and aligning"},
-            "request_id": {"type": "string"},
-            "triangles": {
-                **_POINTS,
-                "description": "with mesh=1: vertex numbers of the mesh's triangles",
-            },
-        },
-    }
+class Answer(BaseModel):
+    """A part of an answer. Raises ValueError for unknown fields and for numbers that JSON lacks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def _each(**properties: Any) -> dict[str, Any]:
-    return {
-        "type": "array",
-        "description": "one for each photo, in the order of the request",
-        "items": {
-            "type": "object",
-            "properties": {**properties, "image": _IMAGE_SCHEMA, "problem": _PROBLEM_SCHEMA},
-        },
-    }
+class Angles(Answer):
+    """Euler angles of a head in degrees, with the signs of AFLW2000-3D."""
+
+    yaw: float = Field(description="degrees")
+    pitch: float = Field(description="degrees")
+    roll: float = Field(description="degrees")
 
 
-def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
+class HeadPose(Angles):
+    """Rotation of a head, with the signs of AFLW2000-3D."""
+
+    matrix: tuple[Point3, Point3, Point3] = Field(
+        description="3 x 3 rotation; unlike the angles it is well defined beyond 90 degrees of yaw"
+    )
 
 
-_MESH = {
-    "description": "the mesh",
-    "content": {"model/gltf-binary": {"schema": {"type": "string", "format": "binary"}}},
-}
+class IterationState(Answer):
+    """The fit after one iteration."""
+
+    landmarks_2d: Landmarks2D = Field(description="68 x (x, y) in pixels")
+    pose: Angles
+    residual: float | None = Field(
+        description="robust mean distance of the matches from the fitted face, fraction of the box"
+    )
+    motion: float | None = Field(
+        description="mean distance the landmarks moved, fraction of the box; null in the first"
+    )
+
+
+class FaceAnswer(Answer):
+    """One aligned face."""
+
+    box: tuple[float, float, float, float] = Field(
+        description="x0, y0, x1, y1 in pixels: the given or detected box"
+    )
+    landmarks_2d: Landmarks2D = Field(
+        description="68 x (x, y) in pixels; the jaw points lie on the visible contour (300-W)"
+    )
+    landmarks_3d: Landmarks3D = Field(
+        description="68 x (x, y, z); z in pixels towards the viewer (AFLW2000-3D)"
+    )
+    pose: HeadPose
+    visibility: Probabilities = Field(
+        description="68 probabilities that landmarks_3d are visible: not self-occluded, not covered"
+    )
+    confidence: Probabilities = Field(
+        description="68 probabilities that a landmark is visible and at most 5 % of the face's "
+        "size from the truth"
+    )
+    face_confidence: float = Field(
+        description="probability that the mean landmark error is below 8 % of the face's size"
+    )
+    failed: bool = Field(description="the fit was rejected: the other numbers mean nothing")
+    reason: str = Field(description="why it failed, else empty")
+    model: str = Field(description="the face model of identity, expression and mesh")
+    identity: list[float] = Field(description="coefficients in standard deviations")
+    expression: list[float] = Field(
+        description="activation of each of `model.expression_names`: 0 neutral, 1 full"
+    )
+    mesh: list[Point3] | None = Field(
+        None, description="with mesh=1: vertices (x, y, z) in pixels; z towards the viewer"
+    )
+    trace: list[IterationState] | None = Field(
+        None, description="with trace=1: the state after each iteration"
+    )
+
+
+class ImageSize(Answer):
+    """Size of a photo after its EXIF orientation."""
+
+    width: int = Field(description="pixels")
+    height: int = Field(description="pixels")
+
+
+class Timing(Answer):
+    """Durations in milliseconds."""
+
+    decode_ms: float = Field(description="milliseconds of decoding")
+    align_ms: float = Field(description="milliseconds of aligning")
+
+
+class ModelInfo(Answer):
+    """The face model and the weights behind an answer."""
+
+    face_model: str
+    face_model_licence: str
+    expression_names: list[str]
+    weights: dict[str, Any] = Field(description="the weights' card: data, licences, training")
+
+
+class AlignAnswer(Answer):
+    """Answer of `/v1/align`."""
+
+    faces: list[FaceAnswer]
+    image: ImageSize
+    model: ModelInfo
+    timing: Timing
+    request_id: str
+    triangles: Triangles | None = None
+
+
+class PhotoFaces(Answer):
+    """One photo of a batch with its faces."""
+
+    faces: list[FaceAnswer]
+    image: ImageSize
+
+
+class PhotoFace(Answer):
+    """One photo of a person with the person's face."""
+
+    face: FaceAnswer
+    image: ImageSize
+
+
+class PhotoRefused(Answer):
+    """One photo of several that has no answer."""
+
+    problem: PhotoProblem
+
+
+class BatchAnswer(Answer):
+    """Answer of `/v1/align/batch`."""
+
+    photos: list[PhotoFaces | PhotoRefused] = Field(
+        description="faces or a problem for each photo, in the order of the request"
+    )
+    model: ModelInfo
+    timing: Timing
+    request_id: str
+    triangles: Triangles | None = None
+
+
+class PersonAnswer(Answer):
+    """Answer of `/v1/align/person`."""
+
+    identity: list[float] = Field(
+        description="coefficients of the face model in standard deviations, one set for all photos"
+    )
+    photos: list[PhotoFace | PhotoRefused] = Field(
+        description="a face or a problem for each photo, in the order of the request"
+    )
+    model: ModelInfo
+    timing: Timing
+    request_id: str
+    rest: list[Point3] | None = Field(
+        None, description="with mesh=1: vertices (x, y, z) of the neutral face in metres"
+    )
+    triangles: Triangles | None = None
+
+
+Responses = dict[int | str, dict[str, Any]]
 _REQUEST_PROBLEMS = ("too-many-images", "too-large", "bad-boxes", "bad-request", "internal", "busy")
 _PHOTO_PROBLEMS = (
     "empty",
@@ -128,36 +188,12 @@ _PHOTO_PROBLEMS = (
     "unusable-image",
     "no-face",
 )
-_PROBLEMS = responses(*_PHOTO_PROBLEMS, *_REQUEST_PROBLEMS)
-
-_FACES_SCHEMA = {"type": "array", "items": _FACE_SCHEMA}
-Responses = dict[int | str, dict[str, Any]]
-ALIGN_RESPONSES: Responses = {
-    200: _json("the faces", _answer(faces=_FACES_SCHEMA, image=_IMAGE_SCHEMA)),
-    **_PROBLEMS,
+BATCH_PROBLEMS: Responses = describe_problems(*_REQUEST_PROBLEMS)
+ALIGN_PROBLEMS: Responses = describe_problems(*_PHOTO_PROBLEMS, *_REQUEST_PROBLEMS)
+GLB_RESPONSES: Responses = {
+    200: {
+        "description": "the mesh",
+        "content": {"model/gltf-binary": {"schema": {"type": "string", "format": "binary"}}},
+    },
+    **ALIGN_PROBLEMS,
 }
-GLB_RESPONSES: Responses = {200: _MESH, **_PROBLEMS}
-MANY_RESPONSES: Responses = {
-    200: _json("faces or a problem for each photo", _answer(photos=_each(faces=_FACES_SCHEMA))),
-    **responses(*_REQUEST_PROBLEMS),
-}
-TOGETHER_RESPONSES: Responses = {
-    200: _json(
-        "the person, and a face or a problem for each photo",
-        _answer(
-            {
-                "rest": {
-                    **_POINTS,
-                    "description": "with mesh=1: vertices (x, y, z) of the face at rest in metres",
-                }
-            },
-            identity={
-                **_NUMBERS,
-                "description": "of the face model, in standard deviations: one for all photos",
-            },
-            photos=_each(face=_FACE_SCHEMA),
-        ),
-    ),
-    **_PROBLEMS,
-}
-TOGETHER_GLB_RESPONSES: Responses = {200: _MESH, **_PROBLEMS}

@@ -12,7 +12,7 @@ import numpy as np
 
 from dff.aligner.alignment import Alignment, Iteration, Pose
 from dff.aligner.fitting.multi_image import PersonAlignment, person_alignment
-from dff.aligner.service.limits import Boxes
+from dff.aligner.service.batching import Boxes
 from dff.face.arrays import Bytes
 from dff.face.errors import NoFace
 from dff.face.geometry.camera import Box, WeakPerspective

@@ -210,7 +210,7 @@ def test_the_service_listens_and_limits_as_the_program_does() -> None:
     (told,) = re.findall(
         r"limit of (\d+) MB", (ROOT / "infra" / "k8s" / "aligner_service.yaml").read_text()
     )
-    assert int(told) << 20 == max(LIMITS.body, LIMITS.bodies)
+    assert int(told) << 20 == max(LIMITS.body, LIMITS.batch_body)
 
 
 def test_pods_know_the_ports_of_ray() -> None:

@@ -15,10 +15,11 @@ import pytest
 import trimesh
 from fastapi.testclient import TestClient
 
-from dff.aligner.service import several
-from dff.aligner.service.app import create_app, drawn_triangles
+from dff.aligner.service.align_service import drawn_triangles
+from dff.aligner.service.app import create_app
 from dff.aligner.service.limits import Limits
 from dff.aligner.service.problems import KINDS
+from dff.aligner.service.routes import batch, person
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import animated, bomb, encoded, pixels, turned
@@ -244,7 +245,7 @@ def test_slow_alignments_do_not_block_health(toy_model: MorphableModel) -> None:
     aligner = KnownAligner(toy_model)
 
     async def run() -> float:
-        transport = httpx.ASGITransport(create_app(aligner, limits=Limits(at_once=1)))
+        transport = httpx.ASGITransport(create_app(aligner, limits=Limits(alignments=1)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             aligner.seconds = 0.3
             slow = [
@@ -287,7 +288,11 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "field"), [("/v1/align", "image"), *((path, "images") for path in several.PATHS)]
+    ("path", "field"),
+    [
+        ("/v1/align", "image"),
+        *((path, "images") for path in (batch.PATH, person.PATH, person.GLB_PATH)),
+    ],
 )
 def test_more_requests_than_may_wait_are_sent_away(
     toy_model: MorphableModel, path: str, field: str
@@ -324,7 +329,7 @@ def test_photos_that_wait_are_not_decoded(toy_model: MorphableModel) -> None:
     aligner = Gated(toy_model)
 
     async def run() -> list[int]:
-        transport = httpx.ASGITransport(create_app(aligner, limits=Limits(decoded=2, at_once=8)))
+        transport = httpx.ASGITransport(create_app(aligner, limits=Limits(decoded=2, alignments=8)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             good = {"image": encoded(pixels())}
             tasks = [asyncio.create_task(client.post("/v1/align", files=good)) for _ in range(6)]
@@ -354,7 +359,7 @@ def test_openapi_tells_every_answer(client: TestClient) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_problem_explains_itself_at_its_type(client: TestClient, kind: str) -> None:
-    assert KINDS[kind][1] in client.get(f"/problems/{kind}").text
+    assert KINDS[kind].title in client.get(f"/problems/{kind}").text
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

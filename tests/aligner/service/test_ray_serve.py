@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dff.aligner.service.limits import align_each
+from dff.aligner.service.batching import align_each
 from dff.aligner.service.ray_serve import ServiceConfig, ended_by, serving
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights, ClusterError
@@ -163,10 +163,10 @@ def test_the_service_on_ray(service: str) -> None:
         # more photos in one request than a batch holds: the bad one fails alone
         files = [("images", b"no image" if i == 4 else encoded(pixels())) for i in range(10)]
         boxes = json.dumps([[[40, 30, 120, 110]]] * 10)
-        several = client.post("/v1/align-many", files=files, data={"boxes": boxes})
+        several = client.post("/v1/align/batch", files=files, data={"boxes": boxes})
         assert several.status_code == 200, several.text
         for i, photo in enumerate(several.json()["photos"]):
             assert set(photo) == ({"problem"} if i == 4 else {"faces", "image"})
             assert i == 4 or photo["faces"] == [face]
-        together = client.post("/v1/align-together", files=files)
+        together = client.post("/v1/align/person", files=files)
         assert together.json()["type"] == "/problems/no-face"

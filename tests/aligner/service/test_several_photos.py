@@ -16,7 +16,8 @@ from fastapi.testclient import TestClient
 
 from dff.aligner.align import Aligner
 from dff.aligner.service.app import create_app
-from dff.aligner.service.limits import Boxes, Limits
+from dff.aligner.service.batching import Boxes
+from dff.aligner.service.limits import Limits
 from dff.face.arrays import Bytes
 from dff.face.errors import BadPhoto
 from dff.face.model.morphable import MorphableModel
@@ -26,13 +27,13 @@ from tests.aligner.oracle import PositionCode, make_scene
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
-MANY, TOGETHER = "/v1/align-many", "/v1/align-together"
+BATCH, PERSON = "/v1/align/batch", "/v1/align/person"
 LIMITS = Limits(
     body=150_000,
-    bodies=400_000,
+    batch_body=400_000,
     photos=6,
     pixels=40_000_000,
-    pixels_together=100_000,
+    person_pixels=100_000,
     boxes=4,
     batch=3,
 )
@@ -47,7 +48,7 @@ def client(toy_model: MorphableModel) -> Iterator[TestClient]:
         yield client
 
 
-def post(client: TestClient, files: Sequence[bytes], path: str = MANY, **form: str) -> Any:
+def post(client: TestClient, files: Sequence[bytes], path: str = BATCH, **form: str) -> Any:
     return client.post(path, files=[("images", ("a.png", data)) for data in files], data=form)
 
 
@@ -88,7 +89,7 @@ def test_a_bad_photo_fails_alone(client: TestClient) -> None:
         "too-large": encoded(NOISE),
         "no-face": BLACK,
     }
-    assert len(bad["too-large"]) < LIMITS.bodies - 120_000
+    assert len(bad["too-large"]) < LIMITS.batch_body - 120_000
     for kind, data in bad.items():
         response = post(client, [GOOD, data, GOOD])
         assert response.status_code == 200
@@ -154,7 +155,7 @@ def test_boxes_from_strangers(client: TestClient, box: str) -> None:
     kinds = [
         kind_of(several.json() if several.is_error else several.json()["photos"][0]["problem"])
     ]
-    for path, field in (("/v1/align", "image"), (TOGETHER, "images")):
+    for path, field in (("/v1/align", "image"), (PERSON, "images")):
         response = client.post(path, files={field: GOOD}, data={"boxes": f"[{box}]"})
         assert response.status_code == 422
         kinds.append(kind_of(response.json()))
@@ -186,7 +187,7 @@ def test_requests_that_make_no_sense(
     assert refused(post(client, [GOOD] * count, **form)) == (status, kind)
 
 
-@pytest.mark.parametrize("path", [MANY, TOGETHER, f"{TOGETHER}.glb"])
+@pytest.mark.parametrize("path", [BATCH, PERSON, f"{PERSON}.glb"])
 def test_more_than_a_request_may_carry(client: TestClient, path: str) -> None:
     over = encoded(NOISE[:180, :240])
     assert len(over) < LIMITS.body
@@ -203,7 +204,7 @@ def test_one_photo_is_taken_where_one_is_meant(client: TestClient) -> None:
     """The rest would be dropped without a word."""
     response = client.post("/v1/align", files=[("image", GOOD), ("image", GOOD)])
     assert refused(response) == (413, "too-many-images")
-    assert MANY in response.json()["detail"]
+    assert BATCH in response.json()["detail"]
 
 
 def test_photos_are_aligned_in_batches_that_memory_holds(toy_model: MorphableModel) -> None:
@@ -230,13 +231,13 @@ def test_photos_are_aligned_in_batches_that_memory_holds(toy_model: MorphableMod
 
 
 def test_meshes_on_demand(client: TestClient, toy_model: MorphableModel) -> None:
-    body = post(client, [GOOD, b"", GOOD], path=f"{MANY}?mesh=1").json()
+    body = post(client, [GOOD, b"", GOOD], path=f"{BATCH}?mesh=1").json()
     assert np.shape(body["triangles"])[1] == 3
     assert np.shape(body["photos"][2]["faces"][0]["mesh"]) == (len(toy_model.template), 3)
 
 
 def test_one_person_has_one_identity(client: TestClient, toy_model: MorphableModel) -> None:
-    body = post(client, [GOOD, b"no image", BLACK, GOOD], path=f"{TOGETHER}?mesh=1").json()
+    body = post(client, [GOOD, b"no image", BLACK, GOOD], path=f"{PERSON}?mesh=1").json()
     first, second, third, fourth = body["photos"]
     assert body["identity"] == [2.0] * len(toy_model.identity)
     assert first["face"]["identity"] == fourth["face"]["identity"] == body["identity"]
@@ -244,18 +245,18 @@ def test_one_person_has_one_identity(client: TestClient, toy_model: MorphableMod
     assert kind_of(second["problem"]) == "not-an-image"
     assert third["problem"]["detail"] == "no face found"
     assert np.shape(body["rest"]) == (len(toy_model.template), 3)
-    assert "rest" not in post(client, [GOOD], path=TOGETHER).json()
+    assert "rest" not in post(client, [GOOD], path=PERSON).json()
 
 
 def test_boxes_of_one_person(client: TestClient) -> None:
     boxes = [[10, 10, 50, 60], [500, 500, 600, 600], None]
-    first, second, third = post(client, [GOOD] * 3, path=TOGETHER, boxes=json.dumps(boxes)).json()[
+    first, second, third = post(client, [GOOD] * 3, path=PERSON, boxes=json.dumps(boxes)).json()[
         "photos"
     ]
     assert first["face"]["box"] == boxes[0]
     assert kind_of(second["problem"]) == "bad-boxes"
     assert third["face"]["box"] == [40, 30, 120, 90]
-    assert refused(post(client, [GOOD], path=TOGETHER, boxes="[[[1, 2, 3, 4]]]")) == (
+    assert refused(post(client, [GOOD], path=PERSON, boxes="[[[1, 2, 3, 4]]]")) == (
         422,
         "bad-boxes",
     )
@@ -274,14 +275,14 @@ def test_boxes_of_one_person(client: TestClient) -> None:
 def test_nobody_in_any_photo(
     client: TestClient, files: list[bytes], status: int, kind: str
 ) -> None:
-    assert refused(post(client, files, path=TOGETHER)) == (status, kind)
-    assert refused(post(client, files, path=f"{TOGETHER}.glb")) == (status, kind)
+    assert refused(post(client, files, path=PERSON)) == (status, kind)
+    assert refused(post(client, files, path=f"{PERSON}.glb")) == (status, kind)
 
 
 def test_the_person_as_glb(client: TestClient, toy_model: MorphableModel) -> None:
-    response = post(client, [GOOD, BLACK, GOOD], path=f"{TOGETHER}.glb")
+    response = post(client, [GOOD, BLACK, GOOD], path=f"{PERSON}.glb")
     mesh = trimesh.load(io.BytesIO(response.content), file_type="glb", force="mesh", process=False)
-    body = post(client, [GOOD, BLACK, GOOD], path=f"{TOGETHER}?mesh=1").json()
+    body = post(client, [GOOD, BLACK, GOOD], path=f"{PERSON}?mesh=1").json()
     np.testing.assert_allclose(mesh.vertices, body["rest"], atol=1e-5)
 
 
@@ -296,7 +297,7 @@ def test_health_while_several_photos_are_aligned(toy_model: MorphableModel) -> N
             files = [("images", GOOD)] * 4
             slow = [
                 asyncio.create_task(client.post(path, files=files))
-                for path in (MANY, TOGETHER, MANY)
+                for path in (BATCH, PERSON, BATCH)
             ]
             await asyncio.sleep(0.05)
             alive = await asyncio.wait_for(client.get("/healthz"), 0.3)
@@ -325,7 +326,7 @@ def test_the_real_aligner_answers_as_without_a_server(
             [files[0], b"no image", files[1]],
             boxes=json.dumps([[boxes[0]], None, [boxes[1]]]),
         ).json()
-        together = post(client, files, path=TOGETHER, boxes=json.dumps(boxes)).json()
+        together = post(client, files, path=PERSON, boxes=json.dumps(boxes)).json()
     alone = oracle_aligner.align_batch(
         [scene.image for scene in scenes], [[scene.box] for scene in scenes]
     )

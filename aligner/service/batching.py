@@ -1,0 +1,62 @@
+"""The aligner as the service sees it, and how photos of several requests share one call of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from dff.aligner.alignment import Alignment
+from dff.aligner.fitting.multi_image import PersonAlignment
+from dff.face.arrays import Bytes
+from dff.face.geometry.camera import Box
+from dff.face.model.morphable import MorphableModel
+
+Boxes = Sequence[Box] | None  # None: the faces are detected
+Photo = tuple[Bytes, Boxes]  # (H, W, 3) uint8 RGB, and boxes in its pixels
+Outcome = list[Alignment] | Exception
+AlignPhotos = Callable[[Sequence[Photo]], Awaitable[list[Outcome]]]
+
+
+class FaceAligner(Protocol):
+    """What is served: ``dff.aligner.align.Aligner``, or any object with its interface.
+
+    It is called from threads.
+    """
+
+    @property
+    def model(self) -> MorphableModel: ...
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """Where the weights come from and under which terms."""
+        ...
+
+    def align_batch(
+        self, images: Sequence[Bytes], boxes: Sequence[Boxes] | None = None
+    ) -> list[list[Alignment]]: ...
+
+    def align_person(
+        self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None
+    ) -> PersonAlignment: ...
+
+
+def align_each(aligner: FaceAligner, photos: Sequence[Photo]) -> list[Outcome]:
+    """The faces of each photo, or the exception that it raised.
+
+    When a batch fails, its photos are aligned one by one, so that a photo fails for its own sender
+    only.
+    """
+    images, boxes = [image for image, _ in photos], [some for _, some in photos]
+    try:
+        return [*aligner.align_batch(images, boxes)]
+    except Exception as error:
+        if len(photos) == 1:
+            return [error]
+        return [outcome for photo in photos for outcome in align_each(aligner, [photo])]
+
+
+def warm_up(aligner: FaceAligner) -> None:
+    """Align an empty image once, so that everything compiled or loaded on first use is there."""
+    aligner.align_batch([np.full((256, 256, 3), 128, np.uint8)], [[Box(64, 64, 192, 192)]])

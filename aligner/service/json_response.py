@@ -1,0 +1,39 @@
+"""Answers as JSON, built and written in a thread, so that large meshes block no other request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import orjson
+from pydantic import BaseModel
+from starlette.responses import Response
+
+
+async def respond(build: Callable[[], BaseModel]) -> Response:
+    """The response with the answer that ``build`` returns; it is called and written in a thread."""
+    data = await anyio.to_thread.run_sync(lambda: encode(build()))
+    return Response(data, media_type="application/json")
+
+
+def encode(answer: BaseModel) -> bytes:
+    """JSON of an answer, without the optional fields that it leaves out.
+
+    The encoder holds the interpreter for the length of a call, so each model inside the answer, a
+    face with its mesh at most, is a call of its own.
+    """
+    fields = {
+        name: getattr(answer, name)
+        for name, field in type(answer).model_fields.items()
+        if field.is_required() or getattr(answer, name) is not None
+    }
+    return orjson.dumps({name: _encode_models(value) for name, value in fields.items()})
+
+
+def _encode_models(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return orjson.Fragment(encode(value))
+    if isinstance(value, list) and value and isinstance(value[0], BaseModel):
+        return [orjson.Fragment(encode(model)) for model in value]
+    return value

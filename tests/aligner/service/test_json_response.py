@@ -1,0 +1,132 @@
+"""Answers as JSON: what was built, in a thread, and the event loop goes on meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from typing import Any
+
+import orjson
+import pytest
+from pydantic import BaseModel
+
+from dff.aligner.service import json_response
+from dff.aligner.service.align_service import answer_face
+from dff.aligner.service.json_response import encode, respond
+from dff.aligner.service.problems import Problem
+from dff.aligner.service.schema import (
+    AlignAnswer,
+    BatchAnswer,
+    FaceAnswer,
+    ImageSize,
+    ModelInfo,
+    PhotoFaces,
+    PhotoRefused,
+    Timing,
+)
+from dff.face.model.morphable import MorphableModel
+from tests.aligner.image_files import pixels
+from tests.aligner.known_aligner import KnownAligner
+
+SIZE, TIMING = ImageSize(width=1, height=1), Timing(decode_ms=1.0, align_ms=2.0)
+ODD = {
+    'Ünï\u2028 "quoted" \\ \x00 😀': ["\n", True, False, None, 10**15, -0.0, 1e-7, 1e300, 0.1 + 0.2]
+}
+INFO = ModelInfo(face_model="m", face_model_licence="l", expression_names=[], weights=ODD)
+
+
+@pytest.fixture(scope="module")
+def told(toy_model: MorphableModel) -> dict[str, Any]:
+    (face,) = KnownAligner(toy_model).align(pixels())
+    return face.to_json(mesh=True, trace=True)
+
+
+def batch(faces: list[FaceAnswer]) -> BatchAnswer:
+    refused = PhotoRefused(problem=Problem("no-face").describe())
+    photos: list[PhotoFaces | PhotoRefused] = [PhotoFaces(faces=faces, image=SIZE)] * 3
+    return BatchAnswer(photos=[*photos, refused], model=INFO, timing=TIMING, request_id="a")
+
+
+def test_a_face_is_written_as_the_aligner_says_it(told: dict[str, Any]) -> None:
+    assert json.loads(encode(FaceAnswer.model_validate(told))) == told
+    assert told["trace"][0]["motion"] is None  # a null that belongs to the answer
+
+
+def test_optional_fields_are_left_out(toy_model: MorphableModel) -> None:
+    (face,) = KnownAligner(toy_model).align(pixels())
+    written = json.loads(encode(answer_face(face)))
+    assert written == face.to_json()
+    assert not {"mesh", "trace"} & set(written)
+
+
+def test_nested_answers_are_written_whole(told: dict[str, Any]) -> None:
+    answer = batch([FaceAnswer.model_validate(told)] * 2)
+    assert json.loads(encode(answer)) == {
+        "photos": [{"faces": [told] * 2, "image": {"width": 1, "height": 1}}] * 3
+        + [{"problem": Problem("no-face").describe().model_dump()}],
+        "model": {
+            "face_model": "m",
+            "face_model_licence": "l",
+            "expression_names": [],
+            "weights": ODD,
+        },
+        "timing": {"decode_ms": 1.0, "align_ms": 2.0},
+        "request_id": "a",
+    }
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_json_lacks_are_refused(told: dict[str, Any], number: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        FaceAnswer.model_validate(told | {"pose": told["pose"] | {"yaw": number}})
+
+
+def test_fields_that_the_schema_lacks_are_refused(told: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="extra"):
+        FaceAnswer.model_validate(told | {"age": 30})
+
+
+def test_answers_are_built_and_written_in_a_thread() -> None:
+    here: list[int] = []
+
+    def build() -> BaseModel:
+        here.append(threading.get_ident())
+        return AlignAnswer(faces=[], image=SIZE, model=INFO, timing=TIMING, request_id="a")
+
+    response = asyncio.run(respond(build))
+    assert bytes(response.body).startswith(b'{"faces":[],')
+    assert response.headers["content-type"] == "application/json"
+    assert here != [threading.get_ident()]
+
+
+def test_no_call_of_the_encoder_writes_more_than_a_face(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, Any]
+) -> None:
+    """The encoder holds the interpreter for the length of a call, fragments apart."""
+    written: list[int] = []
+
+    class Piece:
+        def __init__(self, data: bytes) -> None:
+            self.data = data
+
+    class Counting:
+        Fragment = Piece
+
+        @staticmethod
+        def dumps(value: Any) -> bytes:
+            inside = 0
+
+            def insert(piece: Piece) -> orjson.Fragment:
+                nonlocal inside
+                inside += len(piece.data)
+                return orjson.Fragment(piece.data)
+
+            data = orjson.dumps(value, default=insert)
+            written.append(len(data) - inside)
+            return data
+
+    monkeypatch.setattr(json_response, "orjson", Counting)
+    size = len(encode(batch([FaceAnswer.model_validate(told)] * 20)))
+    assert max(written) < size / 60  # 60 faces
+    assert sum(written) == size
