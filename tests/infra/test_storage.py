@@ -19,8 +19,8 @@ import pytest
 import requests
 
 from dff.face.errors import Conflict, NotFound, StorageError, TransientStorageError
-from dff.infra import storage as storage_module
 from dff.infra.storage import ObjectInfo, Storage, open_storage
+from dff.infra.storage import s3 as s3_storage
 from tests.s3_server import BUCKET, FaultyS3, refuse, stall, stall_halfway, truncate
 from tests.swift_server import Swift
 
@@ -343,7 +343,7 @@ def test_a_body_cut_short_is_never_taken_for_the_object(s3: FaultyS3, bucket: St
 @pytest.fixture
 def impatient(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """A bucket whose client waits a third of a second for an answer."""
-    monkeypatch.setattr(storage_module, "READ_TIMEOUT", 0.3)
+    monkeypatch.setattr(s3_storage, "READ_TIMEOUT", 0.3)
     return open_storage(f"s3://{BUCKET}/faults/{next(_fresh)}", endpoint_url=s3.url)
 
 
@@ -369,7 +369,7 @@ def test_a_write_whose_answer_was_lost_has_arrived(s3: FaultyS3, bucket: Storage
 
 
 def test_many_objects_go_at_once(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "DELETED_AT_ONCE", 5)
+    monkeypatch.setattr(s3_storage, "DELETED_AT_ONCE", 5)
     for key in [*HOSTILE, "kept"]:
         storage.write(key, b"")
     storage.delete(*HOSTILE, "never/there")

@@ -23,9 +23,9 @@ import skimage.data
 from PIL import Image
 
 from dff.face.errors import BadDataset, StorageError, TransientStorageError
-from dff.infra import storage as storage_module
 from dff.infra.dataset import open_dataset
 from dff.infra.storage import LocalStorage, ObjectInfo, Storage, open_storage
+from dff.infra.storage import s3 as s3_storage
 from dff.pipeline.inspection.inspect import inspect_dataset
 from dff.pipeline.job import run as job
 from dff.pipeline.job.plan import Plan, differences
@@ -330,7 +330,7 @@ def memory(name: str) -> int:
 def test_a_bucket_in_every_trouble_gives_the_undisturbed_dataset(
     photos: Path, undisturbed: Path, s3: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_module, "READ_TIMEOUT", 0.5)
+    monkeypatch.setattr(s3_storage, "READ_TIMEOUT", 0.5)
     monkeypatch.setattr(job, "RETRY_WAITS", (0.0, 0.0))
     source = open_storage(f"s3://{BUCKET}/photos-{next(_fresh)}", endpoint_url=s3.url)
     for info in LocalStorage(photos).list():

@@ -1,0 +1,39 @@
+"""Objects by key, in a folder or an S3 bucket, under the same laws.
+
+A write is whole or not there: what a reader finds under a key is always the full bytes of one
+write. A key is a relative path with forward slashes, the same in a folder and in a bucket.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from dff.face.errors import StorageError
+from dff.infra.storage.folder import LocalStorage
+from dff.infra.storage.protocol import ObjectInfo, Storage, check_key
+
+__all__ = ["LocalStorage", "ObjectInfo", "Storage", "open_storage"]
+
+
+def open_storage(uri: str, *, endpoint_url: str | None = None) -> Storage:
+    """The storage of a folder's path or ``s3://bucket/prefix``; nothing is touched yet.
+
+    S3 credentials, region and endpoint come from where AWS clients look for them (environment,
+    profile, role), an ``endpoint_url`` goes first. Raises StorageError for a URI of another kind,
+    MissingExtra for S3 without boto3.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme == "s3":
+        if not parts.netloc:
+            raise StorageError(f"{uri!r} names no bucket; a bucket is s3://bucket/prefix")
+        # urlsplit would take a ? or # in a prefix for a query
+        prefix = uri.removeprefix(f"s3://{parts.netloc}").strip("/")
+        if prefix:
+            check_key(prefix)
+        from dff.infra.storage.s3 import S3Storage
+
+        return S3Storage(parts.netloc, f"{prefix}/" if prefix else "", endpoint_url)
+    if "://" in uri or not uri:
+        raise StorageError(f"{uri!r} is neither a folder nor s3://bucket/prefix")
+    return LocalStorage(Path(uri).absolute())

@@ -1,0 +1,66 @@
+"""What every storage offers, and the rules for keys and conditional writes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+from dff.face.errors import Conflict, StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a listing says of an object."""
+
+    key: str
+    size: int  # bytes
+
+
+class Storage(Protocol):
+    """Objects by key. Storages can be pickled. Every method raises StorageError, naming the object
+    and the trouble, or its TransientStorageError when another try may succeed; never with a secret
+    in the message.
+    """
+
+    @property
+    def uri(self) -> str:
+        """Where it is, for people and for ``open_storage``."""
+        ...
+
+    def read(self, key: str) -> bytes:
+        """All bytes of an object. Raises NotFound."""
+        ...
+
+    def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Store an object, whole or not at all.
+
+        With ``if_absent`` an object that is already there must hold the same bytes; Conflict says
+        that it does not.
+        """
+        ...
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        """Every object whose key starts with ``prefix``, in the order of the keys' UTF-8 bytes."""
+        ...
+
+    def exists(self, key: str) -> bool: ...
+
+    def delete(self, *keys: str) -> None:
+        """Remove objects, many in one request; nothing happens for those that are not there."""
+        ...
+
+
+def check_key(key: str) -> None:
+    """Raises StorageError for a key that is no relative path."""
+    if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
+        raise StorageError(
+            f"{key!r} can't be a key: a key is a relative path without '.', '..' or empty parts"
+        )
+
+
+def check_same(found: bytes, wanted: bytes, name: str) -> None:
+    """Raises Conflict if an object already holds other bytes than those to be written."""
+    if found != wanted:
+        a, b = (hashlib.sha256(data).hexdigest()[:12] for data in (found, wanted))
+        raise Conflict(f"{name} already holds other bytes (sha256 {a}..., to be written {b}...)")
