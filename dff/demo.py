@@ -17,10 +17,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 from PIL import Image
-from skimage import data
 
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
@@ -28,6 +26,7 @@ from dff.aligner.draw import draw, draw_landmarks
 from dff.aligner.service.ray_serve import serving
 from dff.face.arrays import Bytes
 from dff.face.errors import DffError
+from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
 from dff.face.io.assets import load_albedo, load_model
 from dff.face.model.landmarks import INNER, nme_box
@@ -46,6 +45,10 @@ from dff.report import Figure, Section, Table, html
 from dff.trainer import launch
 from dff.trainer.config import TrainConfig
 from dff.trainer.evaluation.figures import match_picture
+
+with require_extra("all"):
+    import httpx
+    from skimage import data
 
 PORT = 8571
 SEED = 7

@@ -9,10 +9,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import jinja2
 from PIL import Image
 
 from dff.face.arrays import Bytes
+from dff.face.extras import require_extra
+
+with require_extra("all"):
+    import jinja2
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import aiohttp
-import ray
-import requests
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-from ray.exceptions import RayError
-from ray.job_submission import JobStatus, JobSubmissionClient
-
 from dff.face.errors import ClusterError
+from dff.face.extras import require_extra
+
+with require_extra("synthesis"):
+    import aiohttp
+    import ray
+    import requests
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+    from ray.exceptions import RayError
+    from ray.job_submission import JobStatus, JobSubmissionClient
 
 OBJECT_STORE = (
     128 << 20

@@ -1,5 +1,4 @@
-"""The descriptor network as an ONNX file, for programs without torch. Needs the optional packages
-of ``dff[onnx]``.
+"""The descriptor network as an ONNX file, for programs without torch. Needs the extra ``onnx``.
 
 Input ``image`` (B, 3, H, W) float32 RGB in 0..1, sides in multiples of ``NetConfig.multiple``;
 outputs ``descriptor`` (B, D, H/2, W/2) unit vectors and ``face_logit`` (B, H/2, W/2). The weights'
@@ -14,23 +13,17 @@ from pathlib import Path
 
 import torch
 
-from dff.face.errors import BadWeights
+from dff.face.extras import require_extra
 from dff.infra.weights import Weights
 
 OPSET = 18
 
 
 def export(weights: Weights, path: Path) -> None:
-    """Write ``weights`` to ``path`` in one step. Raises BadWeights when the optional packages are
-    absent.
-    """
-    try:
+    """Write ``weights`` to ``path`` in one step. Raises MissingExtra without the extra ``onnx``."""
+    with require_extra("onnx"):
         import onnx
         import onnxscript  # noqa: F401  (torch's exporter needs it, and would say so less clearly)
-    except ImportError as error:
-        raise BadWeights(
-            f"ONNX export needs optional packages: pip install 'deep-face-feature[onnx]' ({error})"
-        ) from error
     multiple = weights.net.config.multiple
     example = torch.rand(
         2, 3, 8 * multiple, 12 * multiple, generator=torch.Generator().manual_seed(0)

@@ -19,16 +19,19 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.errors import BadDataset
+from dff.face.extras import require_extra
 from dff.face.geometry.camera import Pinhole, WeakPerspective
 from dff.face.geometry.transform import Rigid
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import OCCLUDER, Frame, resolve
 from dff.infra.split import Split
+
+with require_extra("train"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 SCHEMA_VERSION = 2
 MIN_GROUP_ROWS = (

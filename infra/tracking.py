@@ -17,16 +17,19 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import mlflow
-import mlflow.artifacts
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunStatus
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from PIL import Image
 
 from dff.face.arrays import Bytes
 from dff.face.errors import BadWeights, StorageError
+from dff.face.extras import require_extra
+
+with require_extra("train"):
+    import mlflow
+    import mlflow.artifacts
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunStatus
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 PARAM_LENGTH = 500
 """Characters that every MLflow backend keeps of a parameter's value."""

@@ -11,16 +11,25 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer
 from tqdm import tqdm
 
 from dff.face.errors import ClusterError, Diverged
+from dff.face.extras import require_extra
 from dff.infra import tracking, weights
 from dff.infra.cluster import connected
 from dff.trainer.config import TrainConfig, to_dict
 from dff.trainer.train import Figures
 from dff.trainer.worker import WEIGHTS, Job, train_worker
+
+with require_extra("train"):
+    from ray.train import (
+        CheckpointConfig,
+        FailureConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+    )
+    from ray.train.torch import TorchTrainer
 
 EXPERIMENT = "dff-descriptor"
 REGISTERED_NAME = "dff-descriptor"

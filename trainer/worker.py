@@ -11,11 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import ray.train
-import ray.train.collective
-import ray.train.torch
 from torch import nn
 
+from dff.face.extras import require_extra
 from dff.face.io.assets import load_model
 from dff.infra.dataset import Dataset, open_dataset
 from dff.infra.tracking import Run
@@ -38,6 +36,11 @@ from dff.trainer.train import (
     store_of,
     synchronised,
 )
+
+with require_extra("train"):
+    import ray.train
+    import ray.train.collective
+    import ray.train.torch
 
 WEIGHTS = "weights.safetensors"
 """The file in the last checkpoint that the run was for."""

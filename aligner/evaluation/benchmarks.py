@@ -23,7 +23,6 @@ from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
@@ -31,6 +30,7 @@ from dff.aligner.detector import overlap
 from dff.aligner.draw import draw_landmarks
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadLandmarks, BadPhoto
+from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, geodesic_degrees, rotation_from_angles
 from dff.face.model.landmarks import INNER, nme_box, nme_iod
@@ -38,6 +38,9 @@ from dff.infra.images import decode
 from dff.infra.landmark_files import parse_mat, parse_pts, parse_reannotated
 from dff.infra.split import Split, split_of
 from dff.infra.storage import Storage, open_storage
+
+with require_extra("train"):
+    from matplotlib.figure import Figure
 
 Boxes = Literal["landmarks", "detector"]
 T = TypeVar("T")

@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
 from scipy.optimize import minimize
 from scipy.stats import rankdata
 
@@ -39,6 +38,7 @@ from dff.aligner.confidence import (
 from dff.aligner.evaluation.benchmarks import IMAGES
 from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.errors import BadDataset
+from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import INNER
 from dff.infra.dataset import Dataset
@@ -47,6 +47,9 @@ from dff.infra.landmark_files import parse_mat, parse_pts
 from dff.infra.shards import ViewRow
 from dff.infra.split import split_of
 from dff.infra.storage import open_storage
+
+with require_extra("train"):
+    from matplotlib.figure import Figure
 
 Kind = Literal["face", "covered", "beside", "upside down"]
 NO_FACE: tuple[Kind, ...] = ("covered", "beside", "upside down")

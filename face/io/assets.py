@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dff.face.errors import BadModel
+from dff.face.extras import require_extra
 from dff.face.io import formats
 from dff.face.io.adapters import from_ict_facekit, is_ict_facekit
 from dff.face.io.raw_model import RawModel, completed
@@ -186,8 +187,6 @@ def _loaded_model(path: Path) -> MorphableModel:
         if str(arrays.get("format", "")) != MODEL_FORMAT:
             raise BadModel(f"{path} is not a face model that this version reads")
         return _model(arrays)
-    except ImportError as error:
-        raise BadModel(f"{path}: {error}; pip install 'deep-face-feature[models]'") from error
     except OSError as error:
         raise _missing(path, error) from error
     except (
@@ -217,11 +216,13 @@ def _raw_model(path: Path) -> RawModel | None:
         case ".pkl" | ".npz":
             kind = "FLAME" if path.suffix == ".pkl" else _kind_in(path)
             if kind == "FLAME":
-                from body_models.flame.numpy import FLAME
+                with require_extra("models"):
+                    from body_models.flame.numpy import FLAME
 
                 return formats.from_body_models(FLAME(model_path=path), known)
             if kind == "GNM":
-                from body_models.gnm.numpy import GNM
+                with require_extra("models"):
+                    from body_models.gnm.numpy import GNM
 
                 return formats.from_body_models(GNM(model_path=path), known)
     return None

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dff.face.arrays import Floats, Ints
+from dff.face.extras import require_extra
 from dff.face.io.raw_model import RawModel
 from dff.face.model.landmarks import NAMES
 
@@ -85,10 +86,11 @@ def basel_h5(data: bytes, landmarks: Mapping[str, int]) -> RawModel:
     """Basel Face Model 2017 or 2019 (.h5), millimetres: groups shape and expression, each with a
     PCA model.
 
-    Landmarks of the file's own metadata complete those that are given. Raises ImportError without
-    h5py.
+    Landmarks of the file's own metadata complete those that are given. Raises MissingExtra
+    without h5py.
     """
-    import h5py
+    with require_extra("models"):
+        import h5py
 
     with h5py.File(BytesIO(data), "r") as file:
         mean, modes = _statismo(file["shape"])

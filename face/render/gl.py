@@ -26,6 +26,10 @@ PACKAGES = ("libegl1", "libgl1", "libgl1-mesa-dri", "libglu1-mesa")
 """What Debian and Ubuntu call the system libraries that this backend needs."""
 
 
+PYRENDER = "pip install --no-deps pyrender==0.1.45"
+"""Apart from the extra, since pyrender pins a PyOpenGL that is too old for current Mesa."""
+
+
 def visibility(
     px: Floats, screen_depth: Floats, faces: Ints, size: tuple[int, int]
 ) -> NDArray[np.int32]:
@@ -80,6 +84,11 @@ def _make() -> tuple[OffscreenIds, int, int]:
         from dff.face.render.id_renderer import OffscreenIds
 
         renderer = OffscreenIds()
+    except ModuleNotFoundError as error:
+        raise NoRenderer(
+            f"{error.name} is not installed; install OpenGL's libraries with: "
+            f"pip install 'deep-face-feature[gl]' && {PYRENDER}"
+        ) from error
     except (
         Exception
     ) as error:  # the platform's loaders raise AttributeError, AssertionError, GLError, ...

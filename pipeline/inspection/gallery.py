@@ -7,14 +7,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import cv2
-import matplotlib
 import numpy as np
 
 from dff.face.arrays import Bools, Bytes, Floats
+from dff.face.extras import require_extra
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import OCCLUDER, Frame, visible
 from dff.infra.shards import ViewRow, frame_of
+
+with require_extra("synthesis"):
+    import matplotlib
 
 SHIFT = 4  # cv2 draws at 1/16 px
 PAPER = 245

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 
 from dff.face.arrays import Bytes
 from dff.face.errors import BadDataset
+from dff.face.extras import require_extra
 from dff.face.io.assets import load_model
 from dff.infra.dataset import Dataset
 from dff.infra.shards import ViewRow
@@ -33,6 +33,9 @@ from dff.pipeline.inspection.gallery import (
 )
 from dff.pipeline.inspection.statistics import recipe_names
 from dff.pipeline.subjects import subject_file as person_file
+
+with require_extra("synthesis"):
+    import jinja2
 
 TOGETHER = (
     8  # shards whose views are picked with equal chances; further ones only for what these lack

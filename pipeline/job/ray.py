@@ -12,10 +12,8 @@ from collections import Counter
 from collections.abc import Generator, Iterable
 from functools import lru_cache
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-
 from dff.face.errors import BadDataset, ShardFailed, TransientStorageError
+from dff.face.extras import require_extra
 from dff.infra.dataset import Manifest
 from dff.infra.storage import Storage
 from dff.pipeline.job.ledger import Record
@@ -28,6 +26,10 @@ from dff.pipeline.job.plan import (
     library_versions,
 )
 from dff.pipeline.job.run import BUDGET, RETRY_WAITS, Again, drive, make_shard
+
+with require_extra("synthesis"):
+    import ray
+    from ray.exceptions import RayError, RayTaskError
 
 RETRIES = len(RETRY_WAITS)
 MAX_CALLS = 100  # shards until a worker process is replaced: bounds what native libraries leak

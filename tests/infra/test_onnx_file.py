@@ -13,8 +13,8 @@ import torch
 
 from dff.infra import onnx_file, weights
 
-onnx = pytest.importorskip("onnx", reason="optional packages of dff[onnx]")
-onnxruntime = pytest.importorskip("onnxruntime", reason="optional packages of dff[onnx]")
+onnx = pytest.importorskip("onnx", reason="optional packages of the extra onnx")
+onnxruntime = pytest.importorskip("onnxruntime", reason="optional packages of the extra onnx")
 
 
 @pytest.fixture(scope="module")

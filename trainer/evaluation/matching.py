@@ -21,11 +21,11 @@ from typing import cast
 import cv2
 import numpy as np
 import torch
-from skimage.feature import daisy
 from torch.nn import functional
 
 from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.descriptor import STRIDE, Anchors, Network, image_batch
+from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import Frame
@@ -40,6 +40,9 @@ from dff.trainer.data.crops import (
     warp,
 )
 from dff.trainer.evaluation.pairs import POINTS, SIDE, peak
+
+with require_extra("train"):
+    from skimage.feature import daisy
 
 Describe = Callable[[Bytes, Floats], Floats]
 """((S, S, 3) RGB crop, (N, 2) px of it) to (N, D) unit vectors that describe these places."""
