@@ -30,7 +30,7 @@ from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.infra.images import decode
 from dff.infra.landmark_files import parse_mat, parse_pts
-from dff.infra.split import split_of
+from dff.infra.split import assign_split, default_group
 from dff.pipeline.scene.backgrounds import draw, sample_background
 
 MEETS = 0.4
@@ -131,7 +131,7 @@ def held_out(folders: Sequence[Path], every: int) -> list[Photo]:
         path
         for folder in folders
         for path in sorted(folder.glob("*.pts"))
-        if split_of(path.stem) == "dev"
+        if assign_split(default_group(path.stem)) == "dev"
     ]
     out = []
     for path in paths[::every]:

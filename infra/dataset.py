@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from dff.face.arrays import Bytes, Ints
 from dff.face.errors import BadDataset, NotFound
 from dff.infra.shards import SCHEMA_VERSION, ViewRow, columns_of, metadata_of, parquet_to_rows
-from dff.infra.split import split_of
+from dff.infra.split import assign_split
 from dff.infra.storage import Storage, open_storage
 
 MANIFEST = "MANIFEST.json"
@@ -218,7 +218,7 @@ class Dataset:
                 f"{name} has {len(rows)} rows, the manifest says {self.shards[index].rows}"
             )
         for row in rows:
-            if row.split != split_of(row.photo_id or row.identity_id):
+            if row.split != assign_split(row.split_group):
                 raise BadDataset(f"{name}: {row.sample_id} is in the wrong split")
         here = {row.identity_id for row in rows}
         if here & identities:

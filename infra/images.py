@@ -28,11 +28,19 @@ class BadImage(BadPhoto):
         self.fault = fault
 
 
-def decode(data: bytes, *, upright: bool = True, max_pixels: int = MAX_PIXELS) -> Bytes:
+def decode(
+    data: bytes,
+    *,
+    upright: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    reduce_to: int | None = None,
+) -> Bytes:
     """(H, W, 3) uint8 RGB of a JPEG, PNG or WebP file.
 
     The size is checked before a pixel is decoded. ``upright`` applies the EXIF orientation.
-    Transparency is laid over white; 16-bit grey keeps its high bits. Raises BadImage.
+    Transparency is laid over white; 16-bit grey keeps its high bits. ``reduce_to`` lets a JPEG be
+    decoded, several times as fast, at 1/2, 1/4 or 1/8 of its size, as far as both sides keep so
+    many pixels. Raises BadImage.
     """
     if not data:
         raise BadImage("empty", "the image is empty")
@@ -58,6 +66,8 @@ def decode(data: bytes, *, upright: bool = True, max_pixels: int = MAX_PIXELS) -
         if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
             raise BadImage("animated", "the image is animated: send one of its frames")
         try:
+            if reduce_to is not None:
+                image.draft(image.mode, (reduce_to, reduce_to))
             image.load()
             return _rgb(ImageOps.exif_transpose(image) if upright else image)
         except Exception as error:

@@ -27,7 +27,7 @@ from dff.face.geometry.camera import Pinhole, WeakPerspective
 from dff.face.geometry.transform import Rigid
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import OCCLUDER, Frame, resolve
-from dff.infra.split import Split
+from dff.infra.split import Split, default_group
 
 with require_extra("train"):
     import pyarrow as pa
@@ -115,6 +115,12 @@ class ViewRow:
             raise ValueError(
                 f"ViewRow of {self.sample_id} has a pose or fit error that is not finite"
             )
+
+    @property
+    def split_group(self) -> str:
+        """The name of the group that decided the split (``dff.infra.split``)."""
+        named = json.loads(self.recipe).get("split_group")
+        return str(named or default_group(self.photo_id or self.identity_id))
 
     def pixels(self) -> Bytes:
         """(height, width, 3) uint8 RGB of the image. Raises BadDataset when it is not an image of

@@ -1,28 +1,135 @@
-"""Which photos are for learning and which for judging: decided by the photo's name alone, for
-ever.
+"""Training and validation split: decided for each group of photos, by the group's name alone.
+
+A group holds what must not fall on both sides: the faces of one photo, near-duplicates of a photo,
+and all photos of one person where ``persons.csv`` beside the photos names the person.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Literal
 
+from scipy.cluster.hierarchy import DisjointSet
+
+from dff.face.arrays import Ints
+from dff.face.errors import BadPhoto, NotFound
+from dff.infra.images import decode
+from dff.infra.near_duplicates import find_near_duplicates, perceptual_hash
+from dff.infra.storage import Storage
+
 Split = Literal["train", "dev"]
+
+PERSONS = "persons.csv"
+COLUMNS = ["photo", "person"]  # the header of PERSONS
+DECODED_SIDE = 128  # px that are enough for the hash
+CHUNK = 1024  # images queued at a time
 
 # AFW and Helen name the faces of one photo 134212_1, 134212_2; LFPW's image_0012 counts photos, not
 # faces.
 _FACE_NUMBER = re.compile(r"_[1-9][0-9]?$")
 
 
-def split_of(photo_id: str) -> Split:
-    """ "dev" for one photo in ten, by the SHA-256 of its name; the same wherever the photo's folder
-    lies.
+@dataclass(frozen=True)
+class SplitGroups:
+    """The groups of some photos."""
 
-    The faces of one photo go together, since their crops overlap. A sampled identity is asked by
-    its own id.
+    names: Mapping[str, str]  # photo id to the name of its group
+    near_duplicates: tuple[tuple[str, ...], ...]  # photo ids, groups of two and more
+
+    def split(self, photo_id: str) -> Split:
+        return assign_split(self.names[photo_id])
+
+
+def assign_split(group: str) -> Split:
+    """ "dev" for one group in ten, by the SHA-256 of its name."""
+    digest = hashlib.sha256(group.encode()).digest()
+    return "dev" if int.from_bytes(digest[:8]) % 10 == 0 else "train"
+
+
+def default_group(photo_id: str) -> str:
+    """The group of a photo without known person or duplicates: its name without folder and number
+    of the face. The group of a sampled identity is its id.
     """
-    name = _FACE_NUMBER.sub("", photo_id.rpartition("/")[2])
-    return (
-        "dev" if int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 10 == 0 else "train"
-    )
+    return _FACE_NUMBER.sub("", photo_id.rpartition("/")[2])
+
+
+def find_split_groups(
+    storage: Storage, image_keys: Mapping[str, str], *, workers: int = 8
+) -> SplitGroups:
+    """The groups of the photos ``image_keys`` (photo id to image key) of a storage.
+
+    Every image is read and decoded once, in ``workers`` threads; one that can't be decoded has no
+    near-duplicates. A group with known persons has the name of the first of these, another one
+    the first of its photos' default names. Raises BadPhoto for a malformed ``persons.csv``, and
+    StorageError.
+    """
+    persons = _read_persons(storage, image_keys)
+    hashes = _hash_images(storage, image_keys, workers)
+    near = find_near_duplicates(hashes)
+    sets = DisjointSet(image_keys)
+    one_photo = {photo: _FACE_NUMBER.sub("", photo) for photo in image_keys}
+    for same in (persons, one_photo):
+        first: dict[str, str] = {}
+        for photo, value in same.items():
+            sets.merge(photo, first.setdefault(value, photo))
+    for photos in near:
+        for photo in photos:
+            sets.merge(photo, photos[0])
+    names = {photo: name for group in sets.subsets() for photo, name in _named(group, persons)}
+    return SplitGroups({photo: names[photo] for photo in image_keys}, tuple(near))
+
+
+def _named(group: Iterable[str], persons: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    photos = sorted(group)
+    known = sorted(persons[photo] for photo in photos if photo in persons)
+    name = known[0] if known else min(default_group(photo) for photo in photos)
+    return ((photo, name) for photo in photos)
+
+
+def _hash_images(storage: Storage, image_keys: Mapping[str, str], workers: int) -> dict[str, Ints]:
+    def hash_image(key: str) -> Ints | None:
+        try:
+            return perceptual_hash(decode(storage.read(key), reduce_to=DECODED_SIDE))
+        except (BadPhoto, NotFound):
+            return None  # the job reports it
+
+    hashes: dict[str, Ints] = {}
+    ids = list(image_keys)
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(ids), CHUNK):  # all at once, a million photos would fill memory
+            chunk = ids[start : start + CHUNK]
+            found = pool.map(hash_image, [image_keys[photo] for photo in chunk])
+            hashes |= {p: value for p, value in zip(chunk, found, strict=True) if value is not None}
+    return hashes
+
+
+def _read_persons(storage: Storage, image_keys: Mapping[str, str]) -> dict[str, str]:
+    """Photo id to person, of the photos that ``persons.csv`` lists by image key or id."""
+    try:
+        data = storage.read(PERSONS)
+    except NotFound:
+        return {}
+    ids = {key: photo for photo, key in image_keys.items()}
+    ids |= {photo: photo for photo in image_keys}
+    persons: dict[str, str] = {}
+    try:
+        rows = list(csv.reader(data.decode("utf-8-sig").splitlines(), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadPhoto(f"{PERSONS} is not a CSV file in UTF-8: {error}") from error
+    if not rows or rows[0] != COLUMNS:
+        raise BadPhoto(f"{PERSONS} must begin with the line {','.join(COLUMNS)!r}")
+    for number, row in enumerate(rows[1:], start=2):
+        if not row:
+            continue
+        if len(row) != len(COLUMNS) or not all(row):
+            raise BadPhoto(f"{PERSONS}, row {number}: want a photo and a person, got {row}")
+        if row[0] not in ids:
+            raise BadPhoto(f"{PERSONS}, row {number}: there is no photo {row[0]!r}")
+        if persons.setdefault(ids[row[0]], row[1]) != row[1]:
+            raise BadPhoto(f"{PERSONS}, row {number}: a second person for {row[0]!r}")
+    return persons

@@ -30,7 +30,7 @@ from dff.pipeline.job.plan import (
     seed_of,
 )
 from dff.pipeline.recovery.inverse import invert
-from dff.pipeline.recovery.photos import SUFFIXES, list_photos, read_photo
+from dff.pipeline.recovery.photos import SUFFIXES, list_photos, name_split_groups, read_photo
 from dff.pipeline.scene.views import PROFILE_SHARE, Person, make_views
 from dff.pipeline.subjects import build as persons
 from dff.pipeline.subjects.subject_file import StoredPerson, stored
@@ -172,6 +172,7 @@ def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: 
         texture_size=options.texture_size,
         licence=persons.photo_licence(options.photo_terms, model, albedo),
         rng=rng,
+        split_group=subject.photo.split_group,
     )
 
 
@@ -210,8 +211,10 @@ def plan_synthesis(
 ) -> Plan:
     """Plan every photo of a storage and ``identities`` sampled faces.
 
-    Raises BadPhoto for a storage without any, ValueError when neither photos nor identities are
-    asked for.
+    Every photo is read, to keep near-duplicates and the photos of one person in one split.
+
+    Raises BadPhoto for a storage without any and for a malformed ``persons.csv``, ValueError when
+    neither photos nor identities are asked for.
 
     Without ``shard_subjects`` there are some sixteen shards for few subjects and full ones for
     many; never by the number of workers, since that must not change the bytes.
@@ -221,6 +224,8 @@ def plan_synthesis(
         raise BadPhoto(f"no photo ({', '.join(SUFFIXES)}) in {photos.uri}")
     if not found and identities < 1:
         raise ValueError("nothing to make: neither photos nor identities to sample (--identities)")
+    if photos is not None:
+        found, _ = name_split_groups(photos, found)
     if shard_subjects is None:
         shard_subjects = min(
             max(-(-(len(found) + identities) // FEW_SHARDS), 1), full_shard(options)

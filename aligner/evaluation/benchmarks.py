@@ -36,7 +36,7 @@ from dff.face.geometry.transform import angles_from_rotation, geodesic_degrees, 
 from dff.face.model.landmarks import INNER, nme_box, nme_iod
 from dff.infra.images import decode
 from dff.infra.landmark_files import parse_mat, parse_pts, parse_reannotated
-from dff.infra.split import Split, split_of
+from dff.infra.split import Split, find_split_groups
 from dff.infra.storage import Storage, open_storage
 
 with require_extra("train"):
@@ -217,13 +217,16 @@ def evaluate_300w(
     files.
 
     ``split`` keeps training photos out of the figures of weights that were trained on the same
-    folder; "all" is for the official test parts. Raises as ``evaluate_aflw2000``.
+    folder; "all" is for the official test parts. Raises as ``evaluate_aflw2000``, and BadPhoto for
+    a malformed ``persons.csv``.
     """
     storage = open_storage(folder)
     samples = []
-    for stem, key in _image_keys(storage, ".pts"):
-        if split != "all" and split_of(stem) != split:
-            continue
+    keys = _image_keys(storage, ".pts")
+    if split != "all":
+        groups = find_split_groups(storage, dict(_image_keys(storage)))
+        keys = [(stem, key) for stem, key in keys if groups.split(stem) == split]
+    for stem, key in keys:
         landmarks = _label(storage, key, ".pts", parse_pts)
         samples.append(Sample(stem, key, landmarks, Box.around(landmarks), None, 0.0))
     protocol = f"300-W, {split} photos, box from {box}"
@@ -231,13 +234,16 @@ def evaluate_300w(
     return _evaluate(storage, samples, aligner, box, moved, protocol=protocol, error="nme_iod_51")
 
 
-def _image_keys(storage: Storage, suffix: str) -> list[tuple[str, str]]:
-    """(stem, image key) of every image that has a label file with ``suffix`` beside it, by name."""
+def _image_keys(storage: Storage, suffix: str | None = None) -> list[tuple[str, str]]:
+    """(stem, image key) of every image, sorted; with ``suffix`` only of those that have such a
+    label file beside them.
+    """
     keys = {info.key for info in storage.list("")}
     found = []
     for key in sorted(keys):
         path = PurePosixPath(key)
-        if path.suffix.lower() in IMAGES and str(path.with_suffix(suffix)) in keys:
+        labelled = suffix is None or str(path.with_suffix(suffix)) in keys
+        if path.suffix.lower() in IMAGES and labelled:
             found.append((str(path.with_suffix("")), key))
     return found
 

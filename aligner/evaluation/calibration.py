@@ -45,7 +45,7 @@ from dff.infra.dataset import Dataset
 from dff.infra.images import decode
 from dff.infra.landmark_files import parse_mat, parse_pts
 from dff.infra.shards import ViewRow
-from dff.infra.split import split_of
+from dff.infra.split import find_split_groups
 from dff.infra.storage import open_storage
 
 with require_extra("train"):
@@ -150,13 +150,13 @@ def photo_cases(folder: str, *, every: int = 1, seed: int = 0) -> Iterator[Case]
     """
     storage = open_storage(folder)
     keys = {info.key for info in storage.list("")}
+    images = [key for key in sorted(keys) if PurePosixPath(key).suffix.lower() in IMAGES]
+    groups = find_split_groups(storage, {str(PurePosixPath(k).with_suffix("")): k for k in images})
     number = 0
-    for key in sorted(keys):
+    for key in images:
         path = PurePosixPath(key)
-        if path.suffix.lower() not in IMAGES:
-            continue
         pts, mat = str(path.with_suffix(".pts")), str(path.with_suffix(".mat"))
-        if pts in keys and split_of(path.stem) == "dev":
+        if pts in keys and groups.split(str(path.with_suffix(""))) == "dev":
             contour, landmarks = True, parse_pts(storage.read(pts))
         elif mat in keys:
             contour, landmarks = False, parse_mat(storage.read(mat)).landmarks[:, :2]

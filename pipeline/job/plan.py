@@ -314,7 +314,8 @@ def code_version() -> str:
         if path.suffix in _SOURCES
     ]
     found += [
-        root / "infra" / f"{name}.py" for name in ("images", "landmark_files", "shards", "split")
+        root / "infra" / f"{name}.py"
+        for name in ("images", "landmark_files", "near_duplicates", "shards", "split")
     ]
     digest = hashlib.sha256()
     for path in sorted(found):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -19,6 +20,7 @@ from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadLandmarks, BadPhoto
 from dff.infra.images import decode
 from dff.infra.landmark_files import parse_mat, parse_pts
+from dff.infra.split import SplitGroups, default_group, find_split_groups
 from dff.infra.storage import Storage
 
 Scheme = Literal["2d", "3d"]
@@ -37,6 +39,8 @@ class PhotoRef:
     landmark_key: str | None  # None when no landmark file lies beside the image
     # bytes of both: another file in the place of one is, nearly always, seen as another input
     size: int = 0
+    # the group of dff.infra.split whose split its rows take; "" when it is the photo's default group
+    split_group: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,22 @@ def list_photos(storage: Storage) -> list[PhotoRef]:
             PhotoRef(stem if times[stem] == 1 else key, key, beside[0] if beside else None, size)
         )
     return refs
+
+
+def name_split_groups(
+    storage: Storage, refs: Iterable[PhotoRef]
+) -> tuple[list[PhotoRef], SplitGroups]:
+    """The photos with the groups that decide their split, and all groups; every image is read.
+
+    Raises BadPhoto for a malformed ``persons.csv``, and StorageError.
+    """
+    listed = list(refs)
+    groups = find_split_groups(storage, {ref.id: ref.image_key for ref in listed})
+    named = [(ref, groups.names[ref.id]) for ref in listed]
+    return [
+        ref if name == default_group(ref.id) else replace(ref, split_group=name)
+        for ref, name in named
+    ], groups
 
 
 def read_photo(storage: Storage, ref: PhotoRef) -> Photo:

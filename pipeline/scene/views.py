@@ -66,6 +66,7 @@ class Person:
     texture_recipe: dict[str, Any]  # how the texture was made, for the rows
     outfit: Outfit
     own: PhotoScene | None
+    split_group: str = ""  # that decided the split; "" when it is the photo's or identity's own
 
     def __post_init__(self) -> None:
         if self.neutral.ndim != 2 or self.neutral.shape[1] != 3 or self.texture.shape[2:] != (4,):
@@ -316,6 +317,7 @@ def described(
         "background": None if scene.background is None else asdict(scene.background),
         "sensor": asdict(scene.sensor),
         "worn": scene.worn,
+        **({"split_group": person.split_group} if person.split_group else {}),
         **scene.notes,
     }
     marks = shot.landmarks

@@ -12,7 +12,7 @@ from dff.face.geometry import lighting
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import render
-from dff.infra.split import split_of
+from dff.infra.split import assign_split, default_group
 from dff.pipeline.accessories.sampling import (
     Outfit,
     Own,
@@ -46,9 +46,10 @@ def recovered_person(
     texture_size: int,
     licence: str,
     rng: np.random.Generator,
+    split_group: str = "",
 ) -> Person:
     """The person of a photo, with the photo's own texture and scene. ``licence``: of the rows made
-    from it.
+    from it; ``split_group``: see ``PhotoRef``.
     """
     unwrapped = texture.unwrap(recovery, model=model, albedo=albedo, size=texture_size)
     identity, expression = recovery.coefficients.identity, recovery.coefficients.expression
@@ -87,7 +88,7 @@ def recovered_person(
         id=identity_id,
         photo_id=recovery.photo_id,
         photo_sha256=recovery.photo_sha256,
-        split=split_of(recovery.photo_id),
+        split=assign_split(split_group or default_group(recovery.photo_id)),
         licence=licence,
         fit_error=recovery.quality["landmark_error_inner"],
         identity=identity,
@@ -104,6 +105,7 @@ def recovered_person(
         },
         outfit=worn,
         own=own,
+        split_group=split_group,
     )
 
 
@@ -200,7 +202,7 @@ def sampled_person(
         id=identity_id,
         photo_id="",
         photo_sha256="",
-        split=split_of(identity_id),
+        split=assign_split(default_group(identity_id)),
         licence=_both(model.licence, albedo.licence),
         fit_error=0.0,
         identity=coefficients.identity,

@@ -84,7 +84,7 @@ def encode(person: Person, model: MorphableModel) -> bytes:
     content = {
         name: _written(getattr(person, field), name, members)
         for field, name in _stored_fields(Person).items()
-        if field != "neutral"
+        if field != "neutral" and (field != "split_group" or person.split_group)
     }
     document = {"format": FORMAT, "model": model.name, "person": content}
     text = json.dumps(
@@ -116,7 +116,7 @@ def decode(data: bytes, model: MorphableModel, *, name: str) -> Person:
         values = {
             field: _read(content.pop(name), name, members)
             for field, name in _stored_fields(Person).items()
-            if field != "neutral"
+            if field != "neutral" and (field != "split_group" or name in content)
         }
         if content:
             raise TypeError(f"a person has no {min(content)}")

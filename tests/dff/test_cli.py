@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from dff.cli import app
 from dff.demo import write_photograph
 from dff.infra import weights
-from dff.infra.split import split_of
+from dff.infra.split import assign_split, default_group
 from dff.infra.tracking import local_uri
 
 COMMANDS = (
@@ -144,7 +144,9 @@ def test_measured_landmarks_are_kept_with_the_weights(tmp_path: Path) -> None:
     photos, out = tmp_path / "photos", tmp_path / "w.safetensors"
     write_photograph(photos)
     for split in ("train", "dev"):
-        name = next(f"{split}{i}" for i in range(100) if split_of(f"{split}{i}") == split)
+        name = next(
+            f"{split}{i}" for i in range(100) if assign_split(default_group(f"{split}{i}")) == split
+        )
         for suffix in (".png", ".pts"):
             (photos / f"{name}{suffix}").write_bytes((photos / f"astronaut{suffix}").read_bytes())
     code, said, _ = run("landmarks", "dff-open", str(photos), "--source", "us", "--out", str(out))

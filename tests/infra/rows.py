@@ -13,7 +13,7 @@ from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import Frame, render, shaded
 from dff.infra.shards import ViewRow, sample_id_of
-from dff.infra.split import split_of
+from dff.infra.split import assign_split, default_group
 
 
 def toy_view(
@@ -44,7 +44,7 @@ def toy_view(
         photo_id="",
         photo_sha256="",
         view=view,
-        split=split_of(identity_id),
+        split=assign_split(default_group(identity_id)),
         mode="rerender",
         seed=seed,
         image=cv2.imencode(".jpg", (np.clip(image, 0, 1) * 255).astype(np.uint8))[1].tobytes(),

@@ -24,6 +24,15 @@ def test_jpeg_gives_nearly_its_pixels() -> None:
     assert np.abs(decode(encoded(pixels(), "JPEG", quality=95)).astype(int) - pixels()).mean() < 1.0
 
 
+def test_a_jpeg_can_be_decoded_at_a_fraction_of_its_size() -> None:
+    image = np.repeat(np.repeat(pixels(), 10, axis=0), 10, axis=1)
+    height, width = image.shape[:2]
+    wanted = min(height, width) // 3
+    small = decode(encoded(image, "JPEG", quality=95), reduce_to=wanted)
+    assert small.shape == (-(-height // 2), -(-width // 2), 3)
+    assert decode(encoded(image, "PNG"), reduce_to=wanted).shape == image.shape
+
+
 @pytest.mark.parametrize(
     ("data", "fault"),
     [

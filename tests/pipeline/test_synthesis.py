@@ -19,6 +19,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.render import backends
 from dff.face.render.frame import render, sample_texture, shaded
 from dff.infra.dataset import open_dataset
+from dff.infra.split import assign_split
 from dff.infra.storage import LocalStorage
 from dff.pipeline import synthesis
 from dff.pipeline.inspection import verify
@@ -181,6 +182,32 @@ def test_nothing_to_make_and_bad_options_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
     with pytest.raises(ValueError, match="at least one view"):
         synthesis.synthesize(None, str(tmp_path / "x"), identities=1, views=0)
+
+
+def test_copies_of_a_photo_have_one_split(tmp_path: Path) -> None:
+    """The rows carry the group, so that a verified dataset stays verified."""
+    names = [f"name{i}" for i in range(100)]
+    train = next(n for n in names if assign_split(n) == "train")
+    dev = next(n for n in names if assign_split(n) == "dev")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    good = skimage.data.astronaut()[..., ::-1]
+    cv2.imwrite(str(folder / f"{train}.png"), good)
+    cv2.imwrite(str(folder / f"{dev}.jpg"), good, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    for name in (train, dev):
+        (folder / f"{name}.pts").write_bytes(POINTS.read_bytes())
+    out = str(tmp_path / "set")
+    assert synthesize(str(folder), out, views=1).manifest is not None
+    rows = [row for i in range(2) for row in open_dataset(out).read_shard(i)]
+    assert {row.photo_id for row in rows} == {train, dev}
+    assert {row.split_group for row in rows} == {min(train, dev)}
+    assert {row.split for row in rows} == {assign_split(min(train, dev))}
+    checks = inspect_dataset(out, verify=True).checks
+    assert checks is not None
+    assert checks.same == 2
+    (folder / "persons.csv").write_text(f"photo,person\n{train}.png,Eileen\nunknown.png,Ann\n")
+    with pytest.raises(BadPhoto, match=r"persons\.csv, row 3: there is no photo 'unknown\.png'"):
+        synthesize(str(folder), str(tmp_path / "other"), views=1)
 
 
 def test_view_zero_of_a_photo_stands_in_the_photo(dataset: Path, photos: Path) -> None:

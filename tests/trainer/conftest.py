@@ -19,7 +19,7 @@ from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import interpolate, render
 from dff.infra.dataset import MANIFEST, Dataset, Manifest, Shards, data_key, open_dataset
 from dff.infra.shards import SCHEMA_VERSION, ViewRow, rows_to_parquet, sample_id_of
-from dff.infra.split import split_of
+from dff.infra.split import assign_split, default_group
 from dff.trainer.data.crops import Chart, chart_of
 from dff.trainer.data.view_cache import Store, write_store
 
@@ -61,7 +61,7 @@ def make_row(
     landmarks = camera.px_from_cam(vertices[model.landmarks.vertex])
     return ViewRow(
         sample_id=sample_id_of(identity, view), identity_id=identity, photo_id="", photo_sha256="", view=view,
-        split=split_of(identity), mode="rerender", seed=view, image=jpeg.tobytes(), width=SIZE, height=SIZE,
+        split=assign_split(default_group(identity)), mode="rerender", seed=view, image=jpeg.tobytes(), width=SIZE, height=SIZE,
         triangle_ids=frame.triangle, camera=camera, cam_from_head=pose, coefficients=coefficients,
         light=np.zeros((9, 3)), landmarks_2d=landmarks, landmarks_3d=landmarks, visible_2d=np.ones(68, bool),
         visible_3d=np.ones(68, bool), pose=(yaw, pitch, roll), model=model.name, licence=model.licence, fit_error=0.0,
@@ -94,8 +94,8 @@ def write_dataset(folder: Path, rows: list[ViewRow]) -> Dataset:
 def rows(open_head: MorphableModel) -> list[ViewRow]:
     """12 identities of 6 views, two of them held out for sure."""
     names = [f"id{i:03d}" for i in range(200)]
-    chosen = [n for n in names if split_of(n) == "train"][:10] + [
-        n for n in names if split_of(n) == "dev"
+    chosen = [n for n in names if assign_split(default_group(n)) == "train"][:10] + [
+        n for n in names if assign_split(default_group(n)) == "dev"
     ][:2]
     rng = np.random.default_rng(0)
     return [

@@ -31,7 +31,7 @@ from dff.face.geometry.transform import angles_from_rotation
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
 from dff.infra.landmark_files import format_pts
-from dff.infra.split import split_of
+from dff.infra.split import assign_split, default_group
 from tests.aligner.oracle import READING, PositionCode, make_scene
 
 SHIFT = np.array([3.0, 4.0])  # pixels
@@ -153,8 +153,8 @@ def test_300w_compares_the_visible_contour_of_the_asked_photos(
     tmp_path: Path, oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:
     names = [f"set/photo{i}" for i in range(60)]
-    dev = next(name for name in names if split_of(name) == "dev")
-    train = next(name for name in names if split_of(name) == "train")
+    dev = next(name for name in names if assign_split(default_group(name)) == "dev")
+    train = next(name for name in names if assign_split(default_group(name)) == "train")
     (tmp_path / "set").mkdir()
     for name, yaw in ((dev, 30.0), (train, 0.0)):
         scene = make_scene(open_head, code, yaw=yaw, rng=np.random.default_rng(2), size=240)
@@ -167,6 +167,10 @@ def test_300w_compares_the_visible_contour_of_the_asked_photos(
     assert report.rows[0].errors["nme_iod_51"] < 0.01
     assert report.rows[0].errors["nme_iod_68"] < 0.012
     assert evaluate_300w(str(tmp_path), oracle_aligner, split="all").summary["count"] == 2
+    (tmp_path / "persons.csv").write_text(f"photo,person\n{train},Ann\n{dev},Ann\n")
+    assert assign_split("Ann") == "train"
+    report = evaluate_300w(str(tmp_path), oracle_aligner, split="train")
+    assert {row.sample.name for row in report.rows} == {dev, train}
 
 
 def test_disturbances_move_boxes_as_they_say() -> None:

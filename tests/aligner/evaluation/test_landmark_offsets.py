@@ -27,7 +27,7 @@ from dff.face.errors import BadLandmarks
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.model.landmarks import INNER, JAW, MIRROR, NAMES, LandmarkOffsets
 from dff.face.model.morphable import MorphableModel
-from dff.infra.split import split_of
+from dff.infra.split import assign_split, default_group
 from tests.aligner.oracle import PositionCode, Scene, make_scene
 
 FLIP = np.array([-1.0, 1.0, 1.0])
@@ -185,7 +185,11 @@ def annotated(
 ) -> Callable[[Floats], Path]:
     """A folder of photos whose annotator has a habit in the 2D scheme."""
     rng = np.random.default_rng(8)
-    names = [name for name in (f"face{i}" for i in range(60)) if split_of(name) == "train"][:24]
+    names = [
+        name
+        for name in (f"face{i}" for i in range(60))
+        if assign_split(default_group(name)) == "train"
+    ][:24]
     yaws = rng.permutation(np.linspace(-40, 40, len(names)))
     shown = [
         make_scene(open_head, code, yaw=yaw, pitch=rng.uniform(-8, 8), rng=rng) for yaw in yaws

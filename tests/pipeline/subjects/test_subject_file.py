@@ -144,6 +144,15 @@ def test_pictures_come_back_as_they_are_seen(
         assert np.abs(a - b)[..., 3:].max(initial=0.0) <= 0.501 / 255  # a mask is not blurred
 
 
+def test_a_split_group_comes_back_and_is_left_out_where_there_is_none(
+    person: Person, data: bytes, toy_model: MorphableModel
+) -> None:
+    assert b"split_group" not in data
+    named = encode(replace(person, split_group="Ann"), toy_model)
+    assert decode(named, toy_model, name=person.id).split_group == "Ann"
+    assert decode(data, toy_model, name=person.id).split_group == ""
+
+
 def test_the_bytes_are_the_persons_alone(
     person: Person, data: bytes, toy_model: MorphableModel
 ) -> None:
