@@ -36,7 +36,7 @@ from dff.face.geometry.camera import Pinhole, WeakPerspective
 from dff.face.geometry.lighting import ambient, shade
 from dff.face.geometry.mesh import SurfacePoints, triangle_normals, vertex_normals
 from dff.face.geometry.transform import Rigid, geodesic_degrees, rotation_from_angles
-from dff.face.io.assets import correspondence_of, load_albedo, load_model
+from dff.face.io.assets import load_albedo, load_correspondence, load_model
 from dff.face.io.registration import Nearest, Similarity, Surface, part, similarity
 from dff.face.io.transfer import KINDS, counterparts, triangles
 from dff.face.model.albedo import AlbedoModel
@@ -146,7 +146,7 @@ class Ruler:
 
     @staticmethod
     def of(truth: MorphableModel, fitted: MorphableModel) -> Ruler:
-        found = correspondence_of(truth)
+        found = load_correspondence(truth)
         skin_faces = truth.triangles_of(*(name for name in SKIN if name in truth.region_names))
         skin, first = np.unique(truth.faces[skin_faces], return_index=True)
         tip = truth.template[truth.landmarks.vertex[NAMES.index("nose_tip")]]

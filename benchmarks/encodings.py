@@ -32,7 +32,7 @@ from dff.face.geometry.camera import Pinhole
 from dff.face.io.assets import load_model
 from dff.face.model.morphable import MorphableModel
 from dff.infra.dataset import Dataset, open_dataset
-from dff.infra.ground_truth import Maps, maps_of
+from dff.infra.ground_truth import Maps, compute_maps
 from dff.infra.shards import ViewRow
 from dff.infra.storage import open_storage
 from dff.pipeline.job.plan import Subject
@@ -58,7 +58,7 @@ class View:
 
     @staticmethod
     def of(row: ViewRow, model: MorphableModel) -> View:
-        maps = maps_of(row, model)
+        maps = compute_maps(row, model)
         cam = row.cam_from_head.apply(model.vertices(row.coefficients))
         truth = maps.points.of(cam, model.faces)
         scale = (

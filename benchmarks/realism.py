@@ -177,7 +177,7 @@ def told_apart(
     size = next(iter(portraits.values()))[0].pixels.shape[0]
     seen = [realism.photographed(photo, photo.id, size=size, rng=rng) for photo in photos.values()]
     real = [portrait for portrait in seen if portrait is not None]
-    shapes = np.array([realism.shape_of(portrait) for portrait in real])
+    shapes = np.array([realism.evaluate_shape(portrait) for portrait in real])
     table = Table(
         "views",
         "crop",
@@ -197,7 +197,7 @@ def told_apart(
         table.add_row(views, crop, f"{one.accuracy:.1%}", span, str(one.pictures), str(one.people))
 
     for mode, pool in sorted(portraits.items()):
-        i, j = realism.matched(shapes, np.array([realism.shape_of(p) for p in pool]))
+        i, j = realism.matched(shapes, np.array([realism.evaluate_shape(p) for p in pool]))
         chosen = np.sort(rng.permutation(len(i))[:pairs])
         if len(chosen) < 60:
             console.print(f"{mode}: only {len(i)} views meet a photo like them; left out")

@@ -22,8 +22,7 @@ from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.io.assets import load_model
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render import frame as fr
-from dff.face.render import gl, kernels, zbuffer
-from dff.face.render import picture as pic
+from dff.face.render import gl, kernels, shading, zbuffer
 
 VIEWS, ROUNDS = 24, 8
 SIZES = (256, 512)
@@ -61,7 +60,9 @@ def variants(
     camera = Pinhole(2.7 * size, np.array([size / 2, size / 2]))
     shape = (size, size)
     texture = rng.random((512, 512, 3)).astype(np.float32)
-    in_bytes = pic.Texture.of(np.dstack([texture, np.zeros((512, 512))]), model.uv, model.uv_faces)
+    in_bytes = shading.Texture.of(
+        np.dstack([texture, np.zeros((512, 512))]), model.uv, model.uv_faces
+    )
     canvas = np.zeros((size, size, 3), dtype=np.float32)
     light = rng.normal(size=(9, 3))
     seen = [fr.render(v, model.faces, camera, shape) for v in views]
@@ -77,11 +78,11 @@ def variants(
         for image in written:
             image.fill(n)
 
-    def painted(n: int, smooth: bool) -> pic.Picture:
+    def painted(n: int, smooth: bool) -> shading.ShadedImage:
         mesh = fr.Mesh.of(views[n], model.faces, camera)
-        out = pic.picture(mesh, mesh.seen(shape), in_bytes, light, canvas)
+        out = shading.shading_pass(mesh, mesh.seen(shape), in_bytes, light, canvas)
         if smooth:
-            pic.smooth(out, mesh)
+            shading.antialias(out, mesh)
         return out
 
     def supersampled(n: int) -> tuple[fr.Image, fr.Image]:

@@ -32,10 +32,10 @@ from dff.face.arrays import Floats
 from dff.face.errors import NoRenderer
 from dff.face.io.assets import load_albedo, load_model
 from dff.face.model.morphable import MorphableModel
-from dff.face.render import backends, picture, zbuffer
+from dff.face.render import backends, shading, zbuffer
 from dff.face.render.frame import Mesh
 from dff.face.render.visibility import Visibility
-from dff.infra.shards import ViewRow, columns_of, rows_to_parquet, sample_id_of
+from dff.infra.shards import ViewRow, make_sample_id, read_columns, rows_to_parquet
 from dff.pipeline import synthesis
 from dff.pipeline.job.plan import seed_of
 from dff.pipeline.recovery.inverse import invert
@@ -100,7 +100,7 @@ def parts(
     results written once.
     """
     todo = [(each.person, view) for each in kept for view in range(VIEWS)]
-    seeds = [seed_of(0, sample_id_of(person.id, view)) for person, view in todo]
+    seeds = [seed_of(0, make_sample_id(person.id, view)) for person, view in todo]
     everything = range(len(todo))
     shape = (SIZE, SIZE)
 
@@ -112,7 +112,7 @@ def parts(
 
     scenes = [draw(n) for n in everything]
 
-    def geometry(n: int) -> tuple[Mesh, picture.Trim]:
+    def geometry(n: int) -> tuple[Mesh, shading.VertexColours]:
         return views.placed(todo[n][0], scenes[n], model)
 
     meshes, trims = zip(*(geometry(n) for n in everything), strict=True)
@@ -125,12 +125,12 @@ def parts(
 
     walls = [wall(n) for n in everything]
 
-    def paint(n: int) -> picture.Picture:
+    def paint(n: int) -> shading.ShadedImage:
         texture = views.texture_of(todo[n][0], model)
-        return picture.picture(meshes[n], ids[n], texture, scenes[n].light, walls[n], trims[n])
+        return shading.shading_pass(meshes[n], ids[n], texture, scenes[n].light, walls[n], trims[n])
 
     pictures = [paint(n) for n in everything]
-    touched = float(np.mean([picture.outlines(p).sum() for p in pictures]))
+    touched = float(np.mean([shading.find_outlines(p).sum() for p in pictures]))
     lights = [p.image.copy() for p in pictures]
     images = [sensor.exposed(lights[n], scenes[n].sensor) for n in everything]
     head = len(model.template)
@@ -146,7 +146,7 @@ def parts(
     covered = float(np.mean([(i >= 0).sum() for i in ids]))
     area = float(SIZE * SIZE)
     active = float(np.mean([(s.expression != 0).sum() for s in scenes]))
-    stored_ids = columns_of(rows_to_parquet(rows, {}), ["triangle_ids"])["triangle_ids"]
+    stored_ids = read_columns(rows_to_parquet(rows, {}), ["triangle_ids"])["triangle_ids"]
     jpeg, packed = (
         float(np.mean([len(e) for e in each])) for each in ([row.image for row in rows], stored_ids)
     )
@@ -166,7 +166,7 @@ def parts(
         ),
         "background": (wall, area * 12),
         "composite: outlines": (
-            lambda n: picture.smooth(pictures[n], meshes[n]),
+            lambda n: shading.antialias(pictures[n], meshes[n]),
             triangles * 12 + corners * 24 + area * 5 + touched * (8 * 20 + 24),
         ),
         "sensor": (

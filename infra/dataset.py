@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 
 from dff.face.arrays import Bytes, Ints
 from dff.face.errors import BadDataset, NotFound
-from dff.infra.shards import SCHEMA_VERSION, ViewRow, columns_of, metadata_of, parquet_to_rows
+from dff.infra.shards import SCHEMA_VERSION, ViewRow, parquet_to_rows, read_columns, read_metadata
 from dff.infra.split import assign_split
 from dff.infra.storage import Storage, open_storage
 
@@ -189,7 +189,7 @@ class Dataset:
 
     def columns(self, index: int, names: Sequence[str]) -> dict[str, list[Any]]:
         """Some columns of a shard as plain values, without decoding the rest. Raises BadDataset."""
-        return columns_of(self._bytes(index), names, self._name(index))
+        return read_columns(self._bytes(index), names, self._name(index))
 
     def verify(self) -> None:
         """Re-read everything. Raises BadDataset naming every shard that is missing, altered or
@@ -210,7 +210,7 @@ class Dataset:
     def _verify(self, index: int, identities: set[str]) -> None:
         name = self._name(index)
         data = self._bytes(index)
-        if metadata_of(data, name).get("plan") != self.manifest.plan:
+        if read_metadata(data, name).get("plan") != self.manifest.plan:
             raise BadDataset(f"{name} belongs to another plan")
         rows = parquet_to_rows(data, name)
         if len(rows) != self.shards[index].rows:

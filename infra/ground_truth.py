@@ -1,8 +1,8 @@
-"""Every map of a view's ground truth, from its row and the face model alone.
+"""All ground-truth maps of a view, from its row and the face model alone.
 
-A row stores the triangle that each pixel sees; this is what follows from it, in the numbers that
-rendering had. For another frame or unit of a surface point, ``Maps.points`` goes with any values at
-the model's vertices: ``maps.points.of(values, model.faces)``.
+A row stores the triangle that each pixel shows; the maps follow from it, in the numbers that
+rendering had. ``maps.points.of(values, model.faces)`` interpolates any other values at the model's
+vertices.
 """
 
 from __future__ import annotations
@@ -11,61 +11,65 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dff.face.arrays import Bools, Floats
+from dff.face.arrays import Array, Bool, Bools, Float, Floats, Integer
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.model.morphable import MorphableModel
 from dff.face.render import zbuffer
-from dff.face.render.frame import OCCLUDER, Frame, Image, interpolate, render, visible
+from dff.face.render.frame import (
+    HIDDEN_DEPTH,
+    OCCLUDER,
+    Frame,
+    interpolate,
+    render,
+    visible,
+)
 from dff.face.render.visibility import Visibility
-from dff.infra.shards import ViewRow, frame_of
+from dff.infra.shards import ViewRow, resolve_frame
 
 SKIN = ("face", "lips", "brows", "ears", "neck")
-"""Regions that count as visible skin, of those that a model has."""
-
-HIDDEN_DEPTH = 0.004  # metres behind the nearest surface at which a landmark counts as hidden
+"""Regions that count as skin, of those that a model has."""
 
 
-class Seen(IntEnum):
-    """Whether a landmark is seen, and if not, why."""
+class LandmarkVisibility(IntEnum):
+    """Whether a landmark is visible, and if not, why."""
 
-    SEEN = 0
-    BEHIND_FACE = 1  # the face hides it itself
-    BEHIND_OCCLUDER = 2  # it would be seen, did nothing stand before the face
-    OUTSIDE = 3  # beyond the image
+    VISIBLE = 0
+    SELF_OCCLUDED = 1  # by the face
+    OCCLUDED = 2  # by something before the face alone
+    OUTSIDE = 3  # of the image
 
 
 @dataclass(frozen=True, eq=False)
 class Landmarks68:
     """The 68 landmarks of one jaw scheme (``dff.face.model.landmarks.NAMES``)."""
 
-    px: Floats  # (68, 2) float32
-    visible: Bools  # (68,)
-    why: NDArray[np.int8]  # (68,) of Seen; SEEN where visible
+    px: Float[Array, "68 2"]  # pixels
+    visible: Bool[Array, "68"]
+    visibility: Integer[Array, "68"]  # of LandmarkVisibility
 
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """What each pixel centre of an (H, W) view shows. Where the model is not seen, a map is 0, or
-    as it says.
+    """What each pixel centre of a view shows.
+
+    Where the model is not visible a map is zero, unless it says otherwise.
     """
 
-    triangle: NDArray[np.int32]  # (H, W) row of the model's faces; -1 background, -2 an occluder
-    barycentric: Image  # (H, W, 3) weights of the triangle's corners
-    point: Image  # (H, W, 3) metres in cam: the surface point; its z is the depth
-    # (H, W, 3) metres in head: the same point on the model's template, equal for all views and
-    # people
-    rest: Image
-    uv: Image  # (H, W, 2) in the model's texture, 0..1
-    depth: Image  # (H, W) metres along z of cam
-    normal: Image  # (H, W, 3) smooth outward unit normals in cam
-    region: NDArray[
-        np.int16
-    ]  # (H, W) row of the model's region_names; -1 where the model is not seen
-    model: Bools  # (H, W) the model is seen
-    occluder: Bools  # (H, W) something that the person wears or holds is seen
-    skin: Bools  # (H, W) skin is seen: of the face, ears, neck, with lips and brows
+    # row of the model's faces; -1 background, -2 an occluder
+    triangle: Integer[Array, "rows columns"]
+    barycentric: Float[Array, "rows columns 3"]  # weights of the triangle's corners
+    point: Float[Array, "rows columns 3"]  # metres in cam: the surface point; its z is the depth
+    # metres in head: the same point on the model's template, equal for all views and people
+    rest: Float[Array, "rows columns 3"]
+    uv: Float[Array, "rows columns 2"]  # in the model's texture, 0..1
+    depth: Float[Array, "rows columns"]  # metres along z of cam
+    normal: Float[Array, "rows columns 3"]  # smooth outward unit normals in cam
+    # row of the model's region_names; -1 where the model is not visible
+    region: Integer[Array, "rows columns"]
+    model: Bool[Array, "rows columns"]  # the model is visible
+    occluder: Bool[Array, "rows columns"]  # an accessory or a hand is visible
+    skin: Bool[Array, "rows columns"]  # skin is visible: of face, ears, neck, lips and brows
     landmarks_2d: Landmarks68  # jaw on the visible contour
     landmarks_3d: Landmarks68  # jaw fixed to the surface
 
@@ -75,15 +79,16 @@ class Maps:
         return SurfacePoints(self.triangle[self.model], self.barycentric[self.model])
 
 
-def maps_of(
+def compute_maps(
     row: ViewRow, model: MorphableModel, *, visibility: Visibility = zbuffer.visibility
 ) -> Maps:
-    """All maps of a view. ``visibility``: of the renderer that made it; only ``Landmarks68.why``
-    needs it.
+    """All maps of a view.
+
+    ``visibility``: of the renderer that made it; only ``Landmarks68.visibility`` needs it.
 
     Raises BadDataset when the row is of another model.
     """
-    frame = frame_of(row, model)
+    frame = resolve_frame(row, model)
     cam = row.cam_from_head.apply(model.vertices(row.coefficients))
     alone = render(cam, model.faces, row.camera, (row.height, row.width), visibility=visibility)
     region = np.append(model.region.astype(np.int16), np.int16(-1))[np.maximum(frame.triangle, -1)]
@@ -115,5 +120,6 @@ def _landmarks(row: ViewRow, alone: Frame, places: Floats, px: Floats, seen: Boo
     """Landmarks at (68, 3) ``places`` in cam; ``alone``: the model without occluders."""
     inside = ((px >= 0.0) & (px < [row.width, row.height])).all(1)
     without = visible(alone, places, row.camera, HIDDEN_DEPTH)
-    why = np.where(without, Seen.BEHIND_OCCLUDER, np.where(inside, Seen.BEHIND_FACE, Seen.OUTSIDE))
-    return Landmarks68(px, seen, np.where(seen, Seen.SEEN, why).astype(np.int8))
+    kind = LandmarkVisibility
+    hidden = np.where(without, kind.OCCLUDED, np.where(inside, kind.SELF_OCCLUDED, kind.OUTSIDE))
+    return Landmarks68(px, seen, np.where(seen, kind.VISIBLE, hidden).astype(np.int8))

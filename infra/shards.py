@@ -88,7 +88,7 @@ class ViewRow:
     person: bytes | None = None  # in an identity's first row of a shard: what all its views share
 
     def __post_init__(self) -> None:
-        if self.sample_id != sample_id_of(self.identity_id, self.view):
+        if self.sample_id != make_sample_id(self.identity_id, self.view):
             raise ValueError(
                 f"sample id {self.sample_id!r} is not view {self.view} of {self.identity_id!r}"
             )
@@ -134,12 +134,12 @@ class ViewRow:
         return np.ascontiguousarray(bgr[..., ::-1])
 
 
-def sample_id_of(identity_id: str, view: int) -> str:
+def make_sample_id(identity_id: str, view: int) -> str:
     """``identity/0003``: the name of a view, from which its seed is derived."""
     return f"{identity_id}/{view:04d}"
 
 
-def frame_of(row: ViewRow, model: MorphableModel) -> Frame:
+def resolve_frame(row: ViewRow, model: MorphableModel) -> Frame:
     """The dense ground truth of a view: the same numbers that rendering gave, and OCCLUDER where a
     prop hides it.
 
@@ -286,7 +286,7 @@ def _table(rows: Sequence[ViewRow]) -> Any:
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
-def persons_of(rows: Sequence[ViewRow]) -> dict[str, bytes]:
+def collect_persons(rows: Sequence[ViewRow]) -> dict[str, bytes]:
     """The stored person of each identity of a shard's ``rows``: what
     ``dff.pipeline.subjects.subject_file`` decodes.
 
@@ -373,12 +373,12 @@ def _open(data: bytes, name: str) -> Any:
     return file
 
 
-def metadata_of(data: bytes, name: str = "shard") -> dict[str, str]:
+def read_metadata(data: bytes, name: str = "shard") -> dict[str, str]:
     """The file's metadata. Raises BadDataset when it is not a shard of this schema."""
     return {k.decode(): v.decode() for k, v in _open(data, name).schema_arrow.metadata.items()}
 
 
-def columns_of(data: bytes, names: Sequence[str], name: str = "shard") -> dict[str, list[Any]]:
+def read_columns(data: bytes, names: Sequence[str], name: str = "shard") -> dict[str, list[Any]]:
     """Some columns as plain Python values, without decoding the others. Raises BadDataset,
     ValueError for a name.
     """

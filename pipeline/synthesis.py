@@ -15,7 +15,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.render import backends, zbuffer
 from dff.face.render.visibility import Visibility
 from dff.infra.dataset import Manifest
-from dff.infra.shards import ViewRow, sample_id_of
+from dff.infra.shards import ViewRow, make_sample_id
 from dff.infra.storage import Storage, open_storage
 from dff.pipeline.job import run as job
 from dff.pipeline.job.plan import (
@@ -192,7 +192,7 @@ def views_of(
     person = kept.person
     first, *others = make_views(
         person,
-        {view: seed_of(seed, sample_id_of(person.id, view)) for view in range(views)},
+        {view: seed_of(seed, make_sample_id(person.id, view)) for view in range(views)},
         model=model,
         size=size,
         profile_share=profile_share,

@@ -26,7 +26,7 @@ from dff.face.geometry.transform import angles_from_rotation
 from dff.face.io import assets
 from dff.face.model.landmarks import INNER, JAW, MIRROR, NAMES, LandmarkTable, contour_lines
 from dff.face.model.morphable import MorphableModel
-from dff.face.solve.gauss_newton import FaceState, initial_pose, project, shape_of, step
+from dff.face.solve.gauss_newton import FaceState, evaluate_shape, initial_pose, project, step
 from dff.infra.landmark_files import parse_pts, parse_reannotated
 
 REACH = 0.012  # metres: how far one iteration may move a landmark
@@ -59,7 +59,9 @@ class Fitter:
         some = FaceState(
             state.scale[rows], state.rotation[rows], state.centre[rows], state.coefficients[rows]
         )
-        found = project(some, shape_of(self.mean[needed], self.basis[needed], some.coefficients))
+        found = project(
+            some, evaluate_shape(self.mean[needed], self.basis[needed], some.coefficients)
+        )
         px = np.zeros((len(self.mean), 2))
         for row, face in enumerate(rows):
             px[needed] = found[row]
@@ -105,7 +107,7 @@ class Fitter:
     def predicted(self, state: FaceState, vertices: Ints) -> Floats:
         """(B, N, 2) pixels of (N,) vertices or (B, N) vertices of each face."""
         return project(
-            state, shape_of(self.mean[vertices], self.basis[vertices], state.coefficients)
+            state, evaluate_shape(self.mean[vertices], self.basis[vertices], state.coefficients)
         )
 
 

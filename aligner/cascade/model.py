@@ -50,7 +50,7 @@ from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation
 from dff.face.model.landmarks import LandmarkOffsets
 from dff.face.model.morphable import MorphableModel
-from dff.face.solve.gauss_newton import POSE, FaceState, moved, project, shape_of
+from dff.face.solve.gauss_newton import POSE, FaceState, apply_step, evaluate_shape, project
 from dff.infra import cascade_file
 from dff.infra.weights import DEFAULT
 
@@ -160,7 +160,7 @@ def points_of(fit_model: FitModel, points: Ints, state: FaceState) -> Floats:
     """(B, M, 3) metres in the head frame: where a cascade's points lie on B faces."""
     mean = np.concatenate([fit_model.landmark_mean, fit_model.anchor_mean])[points]
     basis = np.concatenate([fit_model.landmark_basis, fit_model.anchor_basis])[points]
-    return shape_of(mean, basis, state.coefficients)
+    return evaluate_shape(mean, basis, state.coefficients)
 
 
 def describe_dff(net: Network, pixels: Bytes, places: Floats) -> Floats:
@@ -251,7 +251,7 @@ def changed(state: FaceState, change: Floats, angle: Floats, unit: Floats) -> Fa
     delta = np.array(change, dtype=np.float64)
     delta[:, 1:4] = np.einsum("bij,bj->bi", turn, change[:, 1:4])
     delta[:, 4:6] = np.einsum("bij,bj->bi", turn[:, :2, :2], change[:, 4:6]) * unit[:, None]
-    found = moved(state, delta)
+    found = apply_step(state, delta)
     return sane(
         replace(found, coefficients=np.clip(found.coefficients, -WIDEST, WIDEST)), state, unit
     )

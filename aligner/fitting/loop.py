@@ -39,9 +39,9 @@ from dff.face.render.kernels import smooth_normals
 from dff.face.solve.gauss_newton import (
     FaceState,
     Lines,
+    evaluate_shape,
     initial_pose,
     project,
-    shape_of,
     step,
 )
 from dff.face.solve.robust import robust_weights
@@ -190,12 +190,12 @@ class FitModel:
 
     def landmarks(self, state: FaceState) -> Floats:
         """(B, 68, 2) pixels, 3D scheme."""
-        points = shape_of(self.landmark_mean, self.landmark_basis, state.coefficients)
+        points = evaluate_shape(self.landmark_mean, self.landmark_basis, state.coefficients)
         return project(state, points, self.nearness(state))
 
     def anchors(self, state: FaceState) -> Floats:
         """(B, A, 2) pixels."""
-        points = shape_of(self.anchor_mean, self.anchor_basis, state.coefficients)
+        points = evaluate_shape(self.anchor_mean, self.anchor_basis, state.coefficients)
         return project(state, points, self.nearness(state))
 
     def latent(self, coefficients: Coefficients) -> Floats:
@@ -467,7 +467,7 @@ def first_fit(fit_model: FitModel, solver: Solver, look: Look, start: FaceState)
             noise=noise * unit,
             prior=NO_MODES,
             prior_sd=NO_MODES,
-            nearness=fit_model.nearness(state),
+            inverse_depth=fit_model.nearness(state),
         )
         state = sane(found, state, unit)
     state = replace(state, coefficients=np.zeros((b, len(fit_model.modes))))
@@ -493,7 +493,7 @@ def resume(fit_model: FitModel, solver: Solver, look: Look, state: FaceState) ->
         fit_model.anchor_mean,
         fit_model.anchor_basis,
     )
-    points = shape_of(mean, basis, state.coefficients)
+    points = evaluate_shape(mean, basis, state.coefficients)
     unit = fit_model.unit(state)
     posed = state
     trust = weight
@@ -561,7 +561,7 @@ def _steps(
             noise=noise * unit,
             prior=np.zeros(modes),
             prior_sd=np.ones(modes),
-            nearness=fit_model.nearness(state),
+            inverse_depth=fit_model.nearness(state),
             lines=lines,
         )
         state = sane(found, state, unit)

@@ -41,7 +41,7 @@ from dff.aligner.fitting.perspective import (
 from dff.aligner.fitting.photometric import Skin, agreed
 from dff.face.arrays import Bytes, Floats
 from dff.face.model.morphable import Coefficients, MorphableModel
-from dff.face.solve.gauss_newton import POSE, FaceState, linearise, moved
+from dff.face.solve.gauss_newton import POSE, FaceState, apply_step, linearise
 
 WHOLE = 0.8  # area of a face that is seen whole, over its unit squared
 VOTES, STEPS = 2, 2  # elections in each pass, and steps after each
@@ -106,7 +106,7 @@ def shared_step(
     delta = np.empty((b, p))
     delta[:, shared] = together
     delta[:, own] = solved[..., -1] - solved[..., :-1] @ together
-    return moved(state, delta)
+    return apply_step(state, delta)
 
 
 def fit_person(

@@ -24,7 +24,7 @@ from dff.face.descriptor import Anchors
 from dff.face.geometry.mesh import vertex_normals
 from dff.face.model.deformation import smooth_fields
 from dff.face.model.morphable import MorphableModel
-from dff.face.solve.gauss_newton import FaceState, jacobian, shape_of
+from dff.face.solve.gauss_newton import FaceState, evaluate_shape, jacobian
 
 IDENTITIES, EXPRESSIONS = 100, 40  # latent directions of each
 BEYOND_RANGE, BEYOND_FIELDS = (
@@ -68,7 +68,7 @@ def near_jacobian(state: FaceState, mean: Floats, basis: Floats) -> tuple[Floats
     near = nearness(state)
     px, out = jacobian(state, mean, basis, near)
     depth = np.matmul(
-        shape_of(mean, basis, state.coefficients), state.rotation[:, 2, :, None]
+        evaluate_shape(mean, basis, state.coefficients), state.rotation[:, 2, :, None]
     )  # (B, N, 1)
     out[..., -1] = (
         -NEARNESS_SD * (px - state.centre[:, None]) * depth / (1.0 + near[:, None, None] * depth)

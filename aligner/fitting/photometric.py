@@ -37,12 +37,12 @@ from dff.face.geometry.transform import skew
 from dff.face.model.landmarks import NAMES
 from dff.face.render import zbuffer
 from dff.face.render.kernels import smooth_normals
-from dff.face.solve.gauss_newton import POSE, FaceState, moved, project, shape_of
+from dff.face.solve.gauss_newton import POSE, FaceState, apply_step, evaluate_shape, project
 from dff.face.solve.photometric import (
     light_prior,
+    normal_derivatives,
     skin_triangles,
     spread_points,
-    turning_of,
 )
 from dff.face.solve.robust import robust_weights
 
@@ -102,7 +102,7 @@ class Skin:
         used, rows = np.unique(ring, return_inverse=True)
         corners, weight = model.faces[points.triangle], points.barycentric
         modes = fit_model.vertex_basis
-        turning = turning_of(
+        turning = normal_derivatives(
             model.template[used].astype(np.float64),
             modes[used].astype(np.float64),
             rows.reshape(ring.shape),
@@ -245,7 +245,7 @@ def agreed(
         for place in places:
             delta[place[columns:]] = 0.0
         gone += delta
-        found = moved(state, np.stack([gone[place[:columns]] for place in places]))
+        found = apply_step(state, np.stack([gone[place[:columns]] for place in places]))
     return found
 
 
@@ -292,7 +292,7 @@ def _seen(
     skin: Skin, fit_model: PerspectiveFitModel, pictures: Pictures, state: FaceState, look: Look
 ) -> Seen:
     at = project(
-        state, shape_of(skin.mean, skin.basis, state.coefficients), fit_model.nearness(state)
+        state, evaluate_shape(skin.mean, skin.basis, state.coefficients), fit_model.nearness(state)
     )
     b, n, _ = at.shape
     brightness, by_pixel, inside = pictures.at(at)

@@ -20,7 +20,7 @@ import numba
 import numpy as np
 
 from dff.face.arrays import Bools, Floats, Ints
-from dff.face.geometry.mesh import edges_of
+from dff.face.geometry.mesh import unique_edges
 from dff.face.model.morphable import MorphableModel
 
 REGIONS = (
@@ -68,7 +68,7 @@ class Rim:
 def rim_edges(model: MorphableModel) -> Ints:
     """(E, 2) int32 vertices of the edges of the model that an outline may cross."""
     names = [name for name in REGIONS if name in model.region_names]
-    return edges_of(model.faces[model.triangles_of(*names)]).astype(np.int32)
+    return unique_edges(model.faces[model.triangles_of(*names)]).astype(np.int32)
 
 
 @numba.njit(cache=True, nogil=True)

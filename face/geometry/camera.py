@@ -70,27 +70,28 @@ class WeakPerspective:
 
 @dataclass(frozen=True)
 class NearPerspective(WeakPerspective):
-    """A pinhole camera told by its image: ``px = scale * (x, y) / (1 + nearness * z) + centre``.
+    """A pinhole camera told by its image: ``px = scale * (x, y) / (1 + inverse_depth * z) + centre``.
 
-    It stands 1 / ``nearness`` metres before the cam origin, where ``scale`` holds. Zero is weak
+    It stands 1 / ``inverse_depth`` metres before the cam origin, where ``scale`` holds. Zero is weak
     perspective.
     """
 
-    nearness: float = 0.0  # 1 / metres
+    inverse_depth: float = 0.0  # 1 / metres
 
     def px_from_cam(self, points: Floats) -> Floats:
         return np.asarray(
-            points[..., :2] * (self.scale / (1.0 + self.nearness * points[..., 2:3])) + self.centre
+            points[..., :2] * (self.scale / (1.0 + self.inverse_depth * points[..., 2:3]))
+            + self.centre
         )
 
     def screen_depth(self, points: Floats) -> Floats:
-        return np.asarray(points[..., 2] / (1.0 + self.nearness * points[..., 2]))
+        return np.asarray(points[..., 2] / (1.0 + self.inverse_depth * points[..., 2]))
 
     def depth_on_screen(self, screen_depth: Floats) -> Floats:
-        return np.asarray(screen_depth / (1.0 - self.nearness * screen_depth))
+        return np.asarray(screen_depth / (1.0 - self.inverse_depth * screen_depth))
 
     def screen_weight(self, points: Floats) -> Floats:
-        away = 1.0 + self.nearness * points[..., 2]
+        away = 1.0 + self.inverse_depth * points[..., 2]
         return np.where(away > 0, 1.0 / np.where(away > 0, away, 1.0), np.nan)
 
 

@@ -32,7 +32,7 @@ class SurfacePoints:
         return np.asarray(np.einsum("nk,nkc->nc", self.barycentric, values[faces[self.triangle]]))
 
 
-def edges_of(faces: Ints) -> Ints:
+def unique_edges(faces: Ints) -> Ints:
     """(E, 2) the vertices of each edge of (F, 3) triangles once, the lower first, in order."""
     sides = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     return np.unique(np.sort(sides, axis=1), axis=0)

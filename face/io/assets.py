@@ -96,7 +96,7 @@ FILES = {
 """File names in that folder of the models that are known by a name."""
 
 
-def path_of(name: str) -> Path:
+def model_path(name: str) -> Path:
     """The file of a model or albedo: a shipped one, a path, or a name in the folder that DFF_MODELS
     names.
 
@@ -137,7 +137,7 @@ def load_model(name: str = "open-head") -> MorphableModel:
     when the file is missing, malformed or of another format, or the package that reads it is not
     installed.
     """
-    return _loaded_model(path_of(name))
+    return _loaded_model(model_path(name))
 
 
 def load_albedo(name: str = "open-albedo", *, model: MorphableModel | None = None) -> AlbedoModel:
@@ -149,7 +149,7 @@ def load_albedo(name: str = "open-albedo", *, model: MorphableModel | None = Non
     comes as the file has it. Raises BadModel, with the file's name, when the file is missing,
     malformed, of another format, or of an unknown model.
     """
-    albedo = _loaded_albedo(path_of(name))
+    albedo = _loaded_albedo(model_path(name))
     if model is None or model.name == albedo.uv_of:
         return albedo
     key = (model, albedo)
@@ -157,7 +157,7 @@ def load_albedo(name: str = "open-albedo", *, model: MorphableModel | None = Non
         if albedo.uv_of not in SHIPPED:
             raise BadModel(f"{name} is in the uv of {albedo.uv_of}, not of {model.name}")
         _carried[key] = carried_albedo(
-            albedo, load_model(albedo.uv_of), model, correspondence_of(model)
+            albedo, load_model(albedo.uv_of), model, load_correspondence(model)
         )
     return _carried[key]
 
@@ -166,7 +166,7 @@ _carried: dict[tuple[MorphableModel, AlbedoModel], AlbedoModel] = {}
 _correspondences: dict[MorphableModel, Correspondence] = {}
 
 
-def correspondence_of(model: MorphableModel) -> Correspondence:
+def load_correspondence(model: MorphableModel) -> Correspondence:
     """Where the template of a model lies on the open head's; found once for a model."""
     if model not in _correspondences:
         _correspondences[model] = correspondence(model, load_model())
@@ -285,7 +285,7 @@ def digest(name: str) -> str:
     """SHA-256 of the file of a shipped model or albedo, or of a file by path. Raises BadModel when
     it is missing.
     """
-    path = path_of(name)
+    path = model_path(name)
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

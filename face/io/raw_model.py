@@ -63,7 +63,7 @@ class RawModel:
 
 def completed(raw: RawModel, reference: MorphableModel) -> tuple[MorphableModel, Correspondence]:
     """The model, and where it lies on the ``reference``. Raises ValueError when it is no face."""
-    unit = unit_of(raw.template)
+    unit = guess_unit(raw.template)
     template = np.asarray(raw.template, np.float64) * unit
     faces = outward(template, np.asarray(raw.faces, np.int64))
     parts = components(faces, len(template))
@@ -71,7 +71,7 @@ def completed(raw: RawModel, reference: MorphableModel) -> tuple[MorphableModel,
     vertex = landmarks_of(template, faces[skin], raw.landmarks, reference)
     template -= template[vertex].mean(0)
     check_frame(template, vertex)
-    kinds = kinds_of(template, faces, parts, reference)
+    kinds = classify_parts(template, faces, parts, reference)
     uv, uv_faces = _uv_of(raw, template, faces, parts, kinds)
     expression, names, sd = _units(raw, unit)
     mirror = mirror_of(template)
@@ -98,7 +98,7 @@ def completed(raw: RawModel, reference: MorphableModel) -> tuple[MorphableModel,
     return replace(model, region=carried_regions(model, reference, found)), found
 
 
-def unit_of(template: Floats) -> float:
+def guess_unit(template: Floats) -> float:
     """Metres per unit: the one with which (V, 3) vertices are as high as a face or a head."""
     height = float(np.ptp(template[:, 1]))
     for unit in UNITS:
@@ -180,7 +180,7 @@ def _noses_together(own: Floats, theirs: Floats) -> Similarity:
     return Similarity(1.0, np.eye(3), tips[1] - tips[0])
 
 
-def kinds_of(template: Floats, faces: Ints, parts: Ints, reference: MorphableModel) -> Ints:
+def classify_parts(template: Floats, faces: Ints, parts: Ints, reference: MorphableModel) -> Ints:
     """(F,) rows of the reference's region names: for each piece the kind of part that it lies
     nearest to.
     """

@@ -19,7 +19,7 @@ from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
 from dff.face.arrays import Bools, Floats, Ints
-from dff.face.geometry.mesh import SurfacePoints, edges_of, triangle_normals, vertex_normals
+from dff.face.geometry.mesh import SurfacePoints, triangle_normals, unique_edges, vertex_normals
 
 CANDIDATES = 12  # triangles that are tried for each point
 STIFFNESS = (
@@ -200,7 +200,7 @@ def register(moving: Surface, fixed: Surface, pairs: tuple[Ints, Ints] | None = 
 
 def _laplacian(faces: Ints, count: int) -> sparse.csr_matrix:
     """(V, V) graph Laplacian of the mesh's edges."""
-    edges = edges_of(faces)
+    edges = unique_edges(faces)
     ones = np.ones(len(edges))
     adjacency = sparse.coo_matrix((ones, edges.T), shape=(count, count)).tocsr()
     adjacency = adjacency + adjacency.T

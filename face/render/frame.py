@@ -29,6 +29,9 @@ OUTLINE = 0.01
 OCCLUDER = -2
 """The triangle of a pixel that shows something before the mesh, of which nothing more is known."""
 
+HIDDEN_DEPTH = 0.004
+"""Metres behind the nearest surface from which on a surface point counts as hidden."""
+
 PIXEL_CENTRES: Floats = np.empty((0, 0, 2))
 """Says to the resolver that the samples of a frame lie at the centres of its pixels."""
 
@@ -157,7 +160,7 @@ def supersampled(
     colours of a frame. Only pixels at outlines (against the background, or where depth jumps by
     OUTLINE) are taken apart, into ``factor`` x ``factor`` samples whose middle is the pixel's
     centre: ``colour`` sees these as a frame of (pixels, samples). Each sample is coloured by
-    itself: the slow twin of ``picture.smooth``. ValueError for an even factor, which has no middle
+    itself: the slow twin of ``shading.antialias``. ValueError for an even factor, which has no middle
     sample.
     """
     if factor < 1 or factor % 2 == 0:
@@ -230,8 +233,8 @@ def shaded(frame: Frame, albedo: Floats, light: Floats) -> Image:
     return out
 
 
-class Seen(Protocol):
-    """What there is to know of an image for saying what it hides."""
+class DepthImage(Protocol):
+    """What ``visible`` reads of a rendered image."""
 
     @property
     def triangle(self) -> NDArray[np.int32]: ...
@@ -240,7 +243,7 @@ class Seen(Protocol):
     def depth(self) -> Image: ...
 
 
-def visible(frame: Seen, points_cam: Floats, camera: Camera, tolerance: float) -> Bools:
+def visible(frame: DepthImage, points_cam: Floats, camera: Camera, tolerance: float) -> Bools:
     """(N,) whether each of (N, 3) surface points is seen in ``frame``.
 
     A point is hidden when all four pixel centres round it show something nearer than it by more
@@ -308,6 +311,7 @@ def _resolve(
 
 
 __all__ = [
+    "HIDDEN_DEPTH",
     "OCCLUDER",
     "Frame",
     "Mesh",

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from dff.face.arrays import Bools, Floats, Ints
 from dff.face.render.kernels import triangle_corners
-from dff.face.render.lanes import LANES, ROOKS, cover_pixel, cover_row
+from dff.face.render.simd import LANES, SAMPLE_PATTERN, cover_pixel, cover_row
 from dff.face.render.visibility import OUT_OF_REACH, SUBPIXELS, snapped
 
 EMPTY = np.iinfo(np.int64).max
-SAMPLES = len(ROOKS)
-STEP = SUBPIXELS // 16  # of the unit of ROOKS
+SAMPLES = len(SAMPLE_PATTERN)
+STEP = SUBPIXELS // 16  # of the unit of SAMPLE_PATTERN
 
 
 def visibility(
@@ -43,7 +43,7 @@ def visibility(
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What each of eight samples within some pixels shows; they lie at ``lanes.ROOKS``."""
+    """What each of eight samples within some pixels shows; they lie at ``lanes.SAMPLE_PATTERN``."""
 
     pixel: NDArray[
         np.int32

@@ -1,7 +1,7 @@
 """Fit pose and shape to points in images: robust Gauss-Newton, many faces at once.
 
-The model is ``px = scale * (x, y) / (1 + nearness * z) + centre`` of ``rotation @ (mean + basis @
-coefficients)``, as ``NearPerspective`` sees it; without a nearness the camera is infinitely far,
+The model is ``px = scale * (x, y) / (1 + inverse_depth * z) + centre`` of ``rotation @ (mean + basis @
+coefficients)``, as ``NearPerspective`` sees it; without a inverse_depth the camera is infinitely far,
 weak perspective. Every array has a leading batch axis B; points N; coefficients P (identity then
 expression). The energy of a face is
 
@@ -68,7 +68,7 @@ class Lines:
     weights: Floats  # (B, C)
 
 
-def shape_of(mean: Floats, basis: Floats, coefficients: Floats) -> Floats:
+def evaluate_shape(mean: Floats, basis: Floats, coefficients: Floats) -> Floats:
     """(B, N, 3) head points of (N, 3) or (B, N, 3) mean, (N, 3, P) or (B, N, 3, P) basis, (B, P)
     coefficients.
     """
@@ -77,25 +77,25 @@ def shape_of(mean: Floats, basis: Floats, coefficients: Floats) -> Floats:
     return np.asarray(mean + moved.reshape(len(coefficients), -1, 3))
 
 
-def project(state: FaceState, points: Floats, nearness: Floats | None = None) -> Floats:
-    """(B, N, 2) pixels of (B, N, 3) head points; (B,) ``nearness`` of the cameras, 1 / metres."""
+def project(state: FaceState, points: Floats, inverse_depth: Floats | None = None) -> Floats:
+    """(B, N, 2) pixels of (B, N, 3) head points; (B,) ``inverse_depth`` of the cameras, 1 / metres."""
     seen = points @ np.swapaxes(state.rotation, 1, 2)
-    if nearness is not None:
-        seen[..., :2] /= 1.0 + nearness[:, None, None] * seen[..., 2:]
+    if inverse_depth is not None:
+        seen[..., :2] /= 1.0 + inverse_depth[:, None, None] * seen[..., 2:]
     return np.asarray(seen[..., :2] * state.scale[:, None, None] + state.centre[:, None])
 
 
 def jacobian(
-    state: FaceState, mean: Floats, basis: Floats, nearness: Floats | None = None
+    state: FaceState, mean: Floats, basis: Floats, inverse_depth: Floats | None = None
 ) -> tuple[Floats, Floats]:
     """(B, N, 2) projections and their (B, N, 2, 6 + P) derivatives.
 
     The columns are: log scale, rotation vector applied on the left (``exp(w) @ rotation``), centre,
-    coefficients. ``nearness`` as in ``project``.
+    coefficients. ``inverse_depth`` as in ``project``.
     """
-    if nearness is not None:
-        return _near_jacobian(state, mean, basis, nearness)
-    points = shape_of(mean, basis, state.coefficients)
+    if inverse_depth is not None:
+        return _perspective_jacobian(state, mean, basis, inverse_depth)
+    points = evaluate_shape(mean, basis, state.coefficients)
     b, n, _ = points.shape
     turned = points @ np.swapaxes(state.rotation, 1, 2)
     scale = state.scale[:, None, None]
@@ -113,15 +113,15 @@ def jacobian(
     return px, out
 
 
-def _near_jacobian(
-    state: FaceState, mean: Floats, basis: Floats, nearness: Floats
+def _perspective_jacobian(
+    state: FaceState, mean: Floats, basis: Floats, inverse_depth: Floats
 ) -> tuple[Floats, Floats]:
-    points = shape_of(mean, basis, state.coefficients)
+    points = evaluate_shape(mean, basis, state.coefficients)
     turned = points @ np.swapaxes(state.rotation, 1, 2)
-    away = 1.0 / (1.0 + nearness[:, None] * turned[..., 2])
+    away = 1.0 / (1.0 + inverse_depth[:, None] * turned[..., 2])
     scale = (state.scale[:, None] * away)[..., None]
     across = turned[..., :2] * scale
-    inward = (across * (nearness[:, None] * away)[..., None])[
+    inward = (across * (inverse_depth[:, None] * away)[..., None])[
         ..., None
     ]  # by how much a point slides for each metre off
     out = np.empty((*turned.shape[:2], 2, POSE + state.coefficients.shape[1]))
@@ -136,7 +136,7 @@ def _near_jacobian(
     return across + state.centre[:, None], out
 
 
-def moved(state: FaceState, delta: Floats) -> FaceState:
+def apply_step(state: FaceState, delta: Floats) -> FaceState:
     """The state after (B, 6 + P) ``delta`` in the columns of ``jacobian``."""
     return FaceState(
         state.scale * np.exp(np.clip(delta[:, 0], -1.0, 1.0)),
@@ -156,7 +156,7 @@ def step(
     noise: Floats,
     prior: Floats,
     prior_sd: Floats,
-    nearness: Floats | None = None,
+    inverse_depth: Floats | None = None,
     lines: Lines | None = None,
     damping: float = 1e-6,
 ) -> FaceState:
@@ -164,10 +164,12 @@ def step(
     towards ``lines``.
 
     ``noise`` (B,) pixels; ``prior`` and ``prior_sd`` (P,) or (B, P). A coefficient of zero sd stays
-    where it is. ``nearness`` as in ``project``.
+    where it is. ``inverse_depth`` as in ``project``.
     """
-    px, jac = jacobian(state, mean, basis, nearness)
-    across = None if lines is None else (lines, *jacobian(state, lines.mean, lines.basis, nearness))
+    px, jac = jacobian(state, mean, basis, inverse_depth)
+    across = (
+        None if lines is None else (lines, *jacobian(state, lines.mean, lines.basis, inverse_depth))
+    )
     hessian, gradient = linearise(targets - px, jac, weights, noise, across)
     frozen = np.broadcast_to(prior_sd, state.coefficients.shape) <= 0
     precision = np.where(frozen, 1e12, 1.0 / np.where(frozen, 1.0, prior_sd) ** 2)
@@ -176,7 +178,7 @@ def step(
     hessian[:, shape, shape] += precision
     pull = np.where(frozen, 0.0, prior - state.coefficients)
     gradient[:, POSE:] += precision * pull
-    return moved(state, np.linalg.solve(hessian, gradient[..., None])[..., 0])
+    return apply_step(state, np.linalg.solve(hessian, gradient[..., None])[..., 0])
 
 
 def linearise(

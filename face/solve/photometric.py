@@ -154,11 +154,11 @@ def skin_samples(
         ring_mean.astype(np.float32),
         ring_basis.reshape(-1, identities + expressions).astype(np.float32),
         corners,
-        turning_of(ring_mean, ring_basis, compact, corners, points.barycentric),
+        normal_derivatives(ring_mean, ring_basis, compact, corners, points.barycentric),
     )
 
 
-def turning_of(
+def normal_derivatives(
     mean: Floats, modes: Floats, faces: Ints, corners: Ints, barycentric: Floats
 ) -> Floats:
     """(N, 3, P) float32 derivatives of the interpolated unit normals of (R, 3) ``mean`` by its (R,

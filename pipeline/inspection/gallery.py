@@ -13,15 +13,14 @@ from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.extras import require_extra
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.model.morphable import MorphableModel
-from dff.face.render.frame import OCCLUDER, Frame, visible
-from dff.infra.shards import ViewRow, frame_of
+from dff.face.render.frame import HIDDEN_DEPTH, OCCLUDER, Frame, visible
+from dff.infra.shards import ViewRow, resolve_frame
 
 with require_extra("synthesis"):
     import matplotlib
 
 SHIFT = 4  # cv2 draws at 1/16 px
 PAPER = 245
-HIDDEN_DEPTH = 0.004  # metres
 REGION_COLOURS = {
     "face": (240, 190, 140), "neck": (150, 190, 120), "scalp": (110, 120, 150), "ears": (230, 120, 190),
     "lips": (235, 70, 80), "brows": (150, 90, 40), "eyes": (70, 150, 245), "lashes": (40, 40, 60),
@@ -96,7 +95,7 @@ def truth_strip(row: ViewRow, model: MorphableModel, *, tile: int = 160) -> Byte
     colour in all views. Raises BadDataset when the row is of another model or its image can't be
     decoded.
     """
-    image, frame = row.pixels(), frame_of(row, model)
+    image, frame = row.pixels(), resolve_frame(row, model)
     triangle, seen = np.maximum(frame.triangle, 0), frame.mask
     wash = np.stack([image.mean(axis=2)] * 3, axis=2) * 0.55
     names = np.array(
@@ -156,7 +155,7 @@ def common_points(
     They are spread over what is seen in common: each next one is the candidate furthest from those
     before. Raises BadDataset when a row is of another model.
     """
-    frame_a, frame_b = frame_of(a, model), frame_of(b, model)
+    frame_a, frame_b = resolve_frame(a, model), resolve_frame(b, model)
     points, cam_b = _shown_elsewhere(frame_a, b, model)
     outside = np.isin(
         model.region, [model.region_names.index(n) for n in INSIDE if n in model.region_names]

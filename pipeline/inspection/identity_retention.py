@@ -21,12 +21,11 @@ from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.model.morphable import MorphableModel
-from dff.face.render.frame import render
-from dff.infra.shards import ViewRow, frame_of
+from dff.face.render.frame import HIDDEN_DEPTH, render
+from dff.infra.shards import ViewRow, resolve_frame
 
 SIDE = 96  # px of the frontal chart
 REGIONS = ("face", "brows", "lips")  # eyes and mouths move on their own
-HIDDEN_DEPTH = 0.004  # metres
 GRAZING = 0.3  # cosine below which skin is seen too flat
 FINE = 1.0  # px: finer detail than this is the sensor's
 LOCAL = 6.0  # px: what is wider than this is light
@@ -67,9 +66,9 @@ class Look:
 
 def look_of(pixels: Bytes, row: ViewRow, model: MorphableModel, chart: Chart) -> Look:
     """What (H, W, 3) ``pixels`` in the place of a row's image show of the face. Raises BadDataset
-    as ``frame_of``.
+    as ``resolve_frame``.
     """
-    frame = frame_of(row, model)
+    frame = resolve_frame(row, model)
     cam = chart.points.of(row.cam_from_head.apply(model.vertices(row.coefficients)), model.faces)
     px = row.camera.px_from_cam(cam)
     column, line = np.floor(px).astype(np.int64).T

@@ -89,7 +89,7 @@ def photographed(
     return Portrait(person, seen, (photo.landmarks - corner) * (size / side), bounds)
 
 
-def shape_of(portrait: Portrait) -> Floats:
+def evaluate_shape(portrait: Portrait) -> Floats:
     """(82,) where the inner landmarks lie in their box, over its longer side: pose and expression
     in one.
     """

@@ -19,7 +19,7 @@ import numpy as np
 from dff.face.arrays import Floats
 from dff.face.geometry import lighting
 from dff.face.model.morphable import MorphableModel
-from dff.infra.shards import ViewRow, frame_of
+from dff.infra.shards import ViewRow, resolve_frame
 from dff.pipeline.scene.camera_sensor import unexposed
 from dff.pipeline.scene.sampling import Sensor
 
@@ -218,7 +218,7 @@ def skin_tone(row: ViewRow, model: MorphableModel) -> float:
     """
     recipe = json.loads(row.recipe)
     sensor = Sensor(**{**recipe["sensor"], "gains": tuple(recipe["sensor"]["gains"])})
-    frame = frame_of(row, model)
+    frame = resolve_frame(row, model)
     skin = np.zeros(len(model.faces), dtype=np.bool_)
     skin[model.triangles_of("face")] = True
     seen = frame.mask & skin[np.maximum(frame.triangle, 0)] & (frame.normal[..., 2] < -0.3)

@@ -23,11 +23,10 @@ from dff.face.io.assets import digest, load_model
 from dff.face.model.landmarks import NAMES
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render import backends, zbuffer
-from dff.face.render.frame import visible
+from dff.face.render.frame import HIDDEN_DEPTH, visible
 from dff.face.render.visibility import Visibility
 from dff.infra.dataset import Dataset
-from dff.infra.ground_truth import HIDDEN_DEPTH
-from dff.infra.shards import ViewRow, frame_of, persons_of
+from dff.infra.shards import ViewRow, collect_persons, resolve_frame
 from dff.pipeline.job.plan import KEY, Plan, code_version, parse_plan
 from dff.pipeline.scene import views
 from dff.pipeline.scene.views import Person
@@ -151,7 +150,7 @@ def person_in(rows: Sequence[ViewRow], model: MorphableModel) -> Person:
     absent or damaged.
     """
     identity = rows[0].identity_id
-    return person_file.decode(persons_of(rows)[identity], model, name=identity)
+    return person_file.decode(collect_persons(rows)[identity], model, name=identity)
 
 
 def differences(
@@ -225,7 +224,7 @@ def correspondence_errors(a: ViewRow, b: ViewRow, model: MorphableModel) -> Floa
     point, so that interpolation is exact: inside a triangle, what is linear on the surface is
     linear on the screen after weighting (``Camera.screen_weight``).
     """
-    frame_a, frame_b = frame_of(a, model), frame_of(b, model)
+    frame_a, frame_b = resolve_frame(a, model), resolve_frame(b, model)
     vertices_a, vertices_b = (
         row.cam_from_head.apply(model.vertices(row.coefficients)) for row in (a, b)
     )

@@ -79,7 +79,7 @@ def energy(problem: Problem, scene: Scene) -> float:
 def _landmark_energy(problem: Problem, face: fit.FaceState) -> float:
     fit_model, rows = problem.fit_model, problem.rows
     px = fit.project(
-        face, fit.shape_of(fit_model.mean[rows], fit_model.basis[rows], face.coefficients)
+        face, fit.evaluate_shape(fit_model.mean[rows], fit_model.basis[rows], face.coefficients)
     )[0]
     away = problem.targets - px
     return float(robust_energy(away, problem.landmark_outlier, problem.landmark_weights).sum())
@@ -147,7 +147,7 @@ def moved(scene: Scene, delta: Floats) -> Scene:
     """The scene after (D,) ``delta`` in the columns of ``photometric.residuals_and_jacobian``."""
     geometry = fit.POSE + len(scene.face.coefficients[0])
     return Scene(
-        fit.moved(scene.face, delta[None, :geometry]),
+        fit.apply_step(scene.face, delta[None, :geometry]),
         scene.albedo + delta[geometry:-27],
         scene.light + delta[-27:].reshape(9, 3),
     )

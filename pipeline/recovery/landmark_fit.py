@@ -66,7 +66,7 @@ class LandmarkFitModel:
             return np.asarray(self.row[table.vertex])
         px = np.zeros((len(self.row), 2))
         px[self.vertices] = fit.project(
-            face, fit.shape_of(self.mean, self.basis, face.coefficients)
+            face, fit.evaluate_shape(self.mean, self.basis, face.coefficients)
         )[0]
         return np.asarray(self.row[table.contour_vertices(px, self.model.template)])
 
@@ -80,7 +80,9 @@ class LandmarkFitModel:
         """(68, 2) pixels of the landmarks of a face (a batch of one)."""
         rows = self.rows(face, scheme)
         return np.asarray(
-            fit.project(face, fit.shape_of(self.mean[rows], self.basis[rows], face.coefficients))[0]
+            fit.project(
+                face, fit.evaluate_shape(self.mean[rows], self.basis[rows], face.coefficients)
+            )[0]
         )
 
 

@@ -21,10 +21,10 @@ from scipy.sparse.linalg import SuperLU, splu
 from dff.face.arrays import Bools, Floats, Ints
 from dff.face.geometry import lighting
 from dff.face.geometry.camera import Pinhole, WeakPerspective
-from dff.face.geometry.mesh import SurfacePoints, edges_of, triangle_normals, vertex_normals
+from dff.face.geometry.mesh import SurfacePoints, triangle_normals, unique_edges, vertex_normals
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import MorphableModel
-from dff.face.render.frame import Frame, render, sample_texture, visible
+from dff.face.render.frame import HIDDEN_DEPTH, Frame, render, sample_texture, visible
 from dff.pipeline.accessories.sampling import wardrobe_of
 from dff.pipeline.recovery.inverse import Recovery, skin_mask
 from dff.pipeline.recovery.matting import person_matte
@@ -37,7 +37,6 @@ EDGE = (1.0, 7.0)
 """Pixels of a 256 px crop from a silhouette between which a colour begins to count and counts
 fully: the fitted outline is some pixels off, and beyond it lies the background."""
 
-HIDDEN_DEPTH = 0.004  # metres behind the nearest surface at which a point counts as hidden
 CREASE = 0.012  # metres of depth from one pixel to the next that make an inner silhouette
 INNER_EDGE = (0.5, 3.0)  # the same for silhouettes inside the face: the nose before the cheek
 SHADE_RANGE = (0.55, 1.60)
@@ -162,7 +161,7 @@ def atlas_of(model: MorphableModel, size: int) -> Atlas:
     row_of_label[labels.ravel()[covered]] = row[covered]
     uv_of_vertex = np.zeros((len(model.template), 2))
     uv_of_vertex[model.faces.ravel()] = model.uv[model.uv_faces.ravel()]
-    edges = edges_of(model.faces)
+    edges = unique_edges(model.faces)
     region = {}
     for name in model.region_names:
         member = np.zeros(len(model.template), dtype=bool)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from dff.face.arrays import Bytes, Floats
-from dff.face.render.lanes import LANES, look_up
+from dff.face.render.simd import LANES, look_up
 from dff.pipeline.scene.sampling import Sensor
 
 BLUR_REACH = 2.5  # standard deviations at which a blur ends: beyond are 1.2 %

@@ -29,7 +29,7 @@ from dff.face.geometry.transform import (
 )
 from dff.face.model.morphable import MorphableModel
 from dff.face.render import zbuffer
-from dff.face.render.frame import Frame, render, sample_texture
+from dff.face.render.frame import HIDDEN_DEPTH, Frame, render, sample_texture
 
 MODE = "profile"
 OUTWARD = 45.0  # degrees of yaw that a head may turn further away from the camera than in its photo
@@ -63,7 +63,6 @@ SETTLED = (
     3.0,
     20.0,
 )  # degrees of turning from which the photo's silhouettes begin to be mistrusted, and fully are
-HIDDEN_DEPTH = 0.004  # metres behind the nearest surface at which the photo does not show a point
 
 
 @dataclass(frozen=True, eq=False)

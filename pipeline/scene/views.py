@@ -24,11 +24,10 @@ from dff.face.geometry.camera import Pinhole, WeakPerspective
 from dff.face.geometry.transform import Rigid
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render import zbuffer
-from dff.face.render.frame import Frame, Image, Mesh, resolve, visible
-from dff.face.render.picture import Picture, Texture, Trim, picture, smooth
+from dff.face.render.frame import HIDDEN_DEPTH, Frame, Image, Mesh, resolve, visible
+from dff.face.render.shading import ShadedImage, Texture, VertexColours, antialias, shading_pass
 from dff.face.render.visibility import Visibility
-from dff.infra.ground_truth import HIDDEN_DEPTH
-from dff.infra.shards import ViewRow, sample_id_of
+from dff.infra.shards import ViewRow, make_sample_id
 from dff.infra.split import Split
 from dff.pipeline.accessories.build import Closet, draw_worn
 from dff.pipeline.accessories.meshes import hidden_by_props, strands
@@ -212,7 +211,7 @@ class Landmarks:
 
 def project_landmarks(
     vertices_cam: Floats,
-    frame: Frame | Picture,
+    frame: Frame | ShadedImage,
     camera: Pinhole | WeakPerspective,
     model: MorphableModel,
 ) -> Landmarks:
@@ -242,7 +241,7 @@ def _behind_props(ids: NDArray[np.int32], px: Floats, faces: int) -> Bools:
     return np.asarray((around >= faces).all(axis=0))
 
 
-def placed(person: Person, scene: Scene, model: MorphableModel) -> tuple[Mesh, Trim]:
+def placed(person: Person, scene: Scene, model: MorphableModel) -> tuple[Mesh, VertexColours]:
     """The head and what it wears before the scene's camera, as one mesh; how its triangles after
     the head's look.
     """
@@ -250,7 +249,7 @@ def placed(person: Person, scene: Scene, model: MorphableModel) -> tuple[Mesh, T
     worn = closet_of(person, model).worn(scene.worn)
     vertices = scene.cam_from_head.apply(np.concatenate([head, worn.moved(head, person.neutral)]))
     faces = np.concatenate([model.faces, worn.faces + np.int32(len(head))])
-    return Mesh.of(vertices, faces, scene.camera), Trim(len(head), worn.look, strands())
+    return Mesh.of(vertices, faces, scene.camera), VertexColours(len(head), worn.look, strands())
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,15 +270,17 @@ def photographed(
     visibility: Visibility = zbuffer.visibility,
 ) -> Shot:
     """Render a scene and take its picture. Raises ValueError when the scene is of another model."""
-    mesh, trim = placed(person, scene, model)
+    mesh, vertex_colours = placed(person, scene, model)
     ids = mesh.seen((size, size), visibility)
     if scene.mode == profile.MODE:
         seen = _profiled(person, scene, mesh, ids, model)
     else:
         behind = _behind(person, scene, size)
-        seen = picture(mesh, ids, texture_of(person, model), scene.light, behind, trim)
-    smooth(seen, mesh)
-    marks = project_landmarks(mesh.vertices[: trim.first], seen, scene.camera, model)
+        seen = shading_pass(
+            mesh, ids, texture_of(person, model), scene.light, behind, vertex_colours
+        )
+    antialias(seen, mesh)
+    marks = project_landmarks(mesh.vertices[: vertex_colours.first], seen, scene.camera, model)
     image = jpeg(exposed(seen.image, scene.sensor), scene.sensor.quality)
     return Shot(image, hidden_by_props(ids, len(model.faces)), marks)
 
@@ -322,7 +323,7 @@ def described(
     }
     marks = shot.landmarks
     return ViewRow(
-        sample_id=sample_id_of(person.id, index),
+        sample_id=make_sample_id(person.id, index),
         identity_id=person.id,
         photo_id=person.photo_id,
         photo_sha256=person.photo_sha256,
@@ -352,7 +353,7 @@ def described(
 
 def _profiled(
     person: Person, scene: Scene, mesh: Mesh, ids: NDArray[np.int32], model: MorphableModel
-) -> Picture:
+) -> ShadedImage:
     """The photo turned with its face, which ``mesh`` begins with, before what lies around it."""
     if person.own is None:
         raise ValueError(f"{person.id} has no photo to be turned")
@@ -362,7 +363,7 @@ def _profiled(
     around = profile.behind(stage, scene.cam_from_head, scene.camera, len(ids))
     image = (colour[..., :3] + colour[..., 3:] * (around - colour[..., :3])).astype(np.float32)
     part = frame.mask.astype(np.uint8)
-    return Picture(ids, frame.depth, part, np.ones(len(mesh.faces), dtype=np.uint8), image)
+    return ShadedImage(ids, frame.depth, part, np.ones(len(mesh.faces), dtype=np.uint8), image)
 
 
 def _behind(person: Person, scene: Scene, size: int) -> Image:

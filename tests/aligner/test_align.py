@@ -149,7 +149,7 @@ def test_a_camera_is_taken_to_be_near(open_head: MorphableModel, code: PositionC
         missed[nearness] = errors(found, truth)[0]
         for (face,) in found:
             assert isinstance(face.camera, NearPerspective)
-            assert face.camera.nearness == nearness
+            assert face.camera.inverse_depth == nearness
             px = face.camera.px_from_cam(face.cam_from_head.apply(face.vertices))
             np.testing.assert_allclose(px[open_head.landmarks.vertex], face.landmarks_3d[:, :2])
     assert missed[1.0].mean() < 0.85 * missed[0.0].mean(), missed

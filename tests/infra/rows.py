@@ -12,7 +12,7 @@ from dff.face.geometry.camera import Pinhole, WeakPerspective
 from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import Frame, render, shaded
-from dff.infra.shards import ViewRow, sample_id_of
+from dff.infra.shards import ViewRow, make_sample_id
 from dff.infra.split import assign_split, default_group
 
 
@@ -39,7 +39,7 @@ def toy_view(
     image = shaded(frame, np.full((size, size, 3), 0.7, np.float32), light)
     px = camera.px_from_cam(vertices)
     row = ViewRow(
-        sample_id=sample_id_of(identity_id, view),
+        sample_id=make_sample_id(identity_id, view),
         identity_id=identity_id,
         photo_id="",
         photo_sha256="",
@@ -75,7 +75,7 @@ def noise_row(
     width, height = (int(v) for v in rng.integers(5, 40, 2))
     pixels = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
     return ViewRow(
-        sample_id=sample_id_of(identity_id, view),
+        sample_id=make_sample_id(identity_id, view),
         identity_id=identity_id,
         photo_id=f"{identity_id}/ü",
         photo_sha256=rng.bytes(32).hex(),

@@ -14,8 +14,8 @@ from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.model.landmarks import NAMES
 from dff.face.model.morphable import Coefficients, MorphableModel
-from dff.face.render.frame import OCCLUDER, Frame, interpolate, render, visible
-from dff.infra.ground_truth import HIDDEN_DEPTH, Maps, Seen, maps_of
+from dff.face.render.frame import HIDDEN_DEPTH, OCCLUDER, Frame, interpolate, render, visible
+from dff.infra.ground_truth import LandmarkVisibility, Maps, compute_maps
 from dff.infra.shards import ViewRow, parquet_to_rows, rows_to_parquet
 from tests.infra.rows import toy_view
 
@@ -68,7 +68,9 @@ def head_view(
 
 def of_left_eye(maps: Maps) -> set[int]:
     return {
-        int(maps.landmarks_3d.why[i]) for i, name in enumerate(NAMES) if name.startswith("eye_left")
+        int(maps.landmarks_3d.visibility[i])
+        for i, name in enumerate(NAMES)
+        if name.startswith("eye_left")
     }
 
 
@@ -76,7 +78,7 @@ def test_maps_are_those_of_rendering(toy_model: MorphableModel) -> None:
     rng = np.random.default_rng(4)
     for view in range(4):
         row, frame = toy_view(toy_model, "a", view, rng=rng)
-        maps = maps_of(through_a_file(row), toy_model)
+        maps = compute_maps(through_a_file(row), toy_model)
         for name in ("triangle", "barycentric", "depth", "normal"):
             assert getattr(maps, name).tobytes() == getattr(frame, name).tobytes()
         assert (maps.model == frame.mask).all()
@@ -93,7 +95,7 @@ def test_maps_are_those_of_rendering(toy_model: MorphableModel) -> None:
 
 def test_surface_points_lie_on_their_pixels(toy_model: MorphableModel) -> None:
     row, _ = toy_view(toy_model, "a", 1, rng=np.random.default_rng(8))
-    maps = maps_of(row, toy_model)
+    maps = compute_maps(row, toy_model)
     y, x = np.nonzero(maps.model)
     assert np.abs(row.camera.px_from_cam(maps.point[y, x]) - np.stack([x, y], 1) - 0.5).max() < 0.01
 
@@ -102,7 +104,7 @@ def test_an_occluder_takes_its_pixels_and_leaves_the_rest_as_it_was(
     open_head: MorphableModel,
 ) -> None:
     row, alone = head_view(open_head, plate=True)
-    maps = maps_of(through_a_file(row), open_head)
+    maps = compute_maps(through_a_file(row), open_head)
     plate = maps.occluder
     assert abs(plate.sum() - (0.04 / 0.30 * SIZE) ** 2) < 40  # 4 cm of 30
     assert (maps.triangle[~plate] == alone.triangle[~plate]).all()
@@ -117,26 +119,29 @@ def test_an_occluder_takes_its_pixels_and_leaves_the_rest_as_it_was(
 
 
 def test_hidden_landmarks_say_why(open_head: MorphableModel) -> None:
-    bare = maps_of(head_view(open_head)[0], open_head)
-    assert of_left_eye(bare) == {Seen.SEEN}
-    assert of_left_eye(maps_of(head_view(open_head, plate=True)[0], open_head)) == {
-        Seen.BEHIND_OCCLUDER
+    bare = compute_maps(head_view(open_head)[0], open_head)
+    assert of_left_eye(bare) == {LandmarkVisibility.VISIBLE}
+    assert of_left_eye(compute_maps(head_view(open_head, plate=True)[0], open_head)) == {
+        LandmarkVisibility.OCCLUDED
     }
-    turned = maps_of(head_view(open_head, yaw=80.0)[0], open_head)
-    far = "left" if turned.landmarks_3d.why[NAMES.index("eye_left_outer")] else "right"
+    turned = compute_maps(head_view(open_head, yaw=80.0)[0], open_head)
+    far = "left" if turned.landmarks_3d.visibility[NAMES.index("eye_left_outer")] else "right"
     for name in ("eye_{}_outer", "jaw_{}_4", "brow_{}_outer"):
-        assert turned.landmarks_3d.why[NAMES.index(name.format(far))] == Seen.BEHIND_FACE
+        assert (
+            turned.landmarks_3d.visibility[NAMES.index(name.format(far))]
+            == LandmarkVisibility.SELF_OCCLUDED
+        )
     # The far jaw of the 2D scheme slides to the outline, where it is seen.
-    half = maps_of(head_view(open_head, yaw=45.0)[0], open_head)
-    assert (half.landmarks_2d.why[:17] == Seen.SEEN).sum() > (
-        half.landmarks_3d.why[:17] == Seen.SEEN
+    half = compute_maps(head_view(open_head, yaw=45.0)[0], open_head)
+    assert (half.landmarks_2d.visibility[:17] == LandmarkVisibility.VISIBLE).sum() > (
+        half.landmarks_3d.visibility[:17] == LandmarkVisibility.VISIBLE
     ).sum()
-    beyond = maps_of(head_view(open_head, shift=0.45 * SIZE)[0], open_head).landmarks_3d
+    beyond = compute_maps(head_view(open_head, shift=0.45 * SIZE)[0], open_head).landmarks_3d
     out = beyond.px[:, 0] >= SIZE
     assert out.any()
-    assert (beyond.why[out] == Seen.OUTSIDE).all()
+    assert (beyond.visibility[out] == LandmarkVisibility.OUTSIDE).all()
     for landmarks in (bare.landmarks_2d, half.landmarks_2d, turned.landmarks_3d, beyond):
-        assert ((landmarks.why == Seen.SEEN) == landmarks.visible).all()
+        assert ((landmarks.visibility == LandmarkVisibility.VISIBLE) == landmarks.visible).all()
 
 
 def test_another_models_row_is_refused(
@@ -144,6 +149,6 @@ def test_another_models_row_is_refused(
 ) -> None:
     row, _ = toy_view(toy_model, "a", 0, rng=np.random.default_rng(1))
     with pytest.raises(BadDataset, match="shows the model 'toy', not 'open-head'"):
-        maps_of(row, open_head)
+        compute_maps(row, open_head)
     with pytest.raises(BadDataset, match="shows the model 'other'"):
-        maps_of(replace(row, model="other"), toy_model)
+        compute_maps(replace(row, model="other"), toy_model)

@@ -18,11 +18,11 @@ from dff.face.model.morphable import MorphableModel
 from dff.infra.shards import (
     OCCLUDER,
     ViewRow,
-    columns_of,
-    frame_of,
-    metadata_of,
+    collect_persons,
     parquet_to_rows,
-    persons_of,
+    read_columns,
+    read_metadata,
+    resolve_frame,
     rows_to_parquet,
 )
 from tests.infra.rows import noise_row, same_row, toy_view
@@ -65,7 +65,7 @@ def test_models_of_many_triangles_get_wider_ids() -> None:
         ids[0, :3] = triangles - 1, -1, OCCLUDER
         row = replace(row, triangle_ids=ids)
         data = rows_to_parquet([row], {})
-        assert columns_of(data, ["triangle_ids_dtype"]) == {"triangle_ids_dtype": [dtype]}
+        assert read_columns(data, ["triangle_ids_dtype"]) == {"triangle_ids_dtype": [dtype]}
         assert same_row(parquet_to_rows(data)[0], row)
 
 
@@ -106,18 +106,18 @@ def test_rows_of_an_identity_must_be_together_and_differ(rows: list[ViewRow]) ->
 
 
 def test_a_person_is_stored_once_in_its_first_row(rows: list[ViewRow], shard: bytes) -> None:
-    found = persons_of(parquet_to_rows(shard))
+    found = collect_persons(parquet_to_rows(shard))
     assert found == {row.identity_id: row.person for row in rows if row.view == 0}
     with pytest.raises(
         ValueError, match="person of 'person 0' is stored in another row than its first"
     ):
         rows_to_parquet([rows[0], replace(rows[1], person=b"again"), *rows[2:]], {})
     with pytest.raises(BadDataset, match=r"person 0/0002 has a person, which only the first row"):
-        persons_of([*rows[:2], replace(rows[2], person=b"again")])
+        collect_persons([*rows[:2], replace(rows[2], person=b"again")])
     with pytest.raises(
         BadDataset, match=r"person 0/0001, the first row of 'person 0', has no person"
     ):
-        persons_of(rows[1:3])
+        collect_persons(rows[1:3])
 
 
 def test_plain_pyarrow_reads_it_and_it_explains_itself(
@@ -130,7 +130,7 @@ def test_plain_pyarrow_reads_it_and_it_explains_itself(
     np.testing.assert_array_equal(np.array(row["landmarks_2d"], np.float32), rows[9].landmarks_2d)
     np.testing.assert_array_equal(row["rotation"], rows[9].cam_from_head.rotation)
     assert row["image"]["bytes"] == rows[9].image
-    said = metadata_of(shard)
+    said = read_metadata(shard)
     assert said["plan"] == "abc"
     assert said["licence"] == "CC0-1.0 AND research-only"
     assert said["schema_version"] == "2"
@@ -139,12 +139,12 @@ def test_plain_pyarrow_reads_it_and_it_explains_itself(
 
 
 def test_selected_columns_are_read_alone(rows: list[ViewRow], shard: bytes) -> None:
-    assert columns_of(shard, ["view", "licence"]) == {
+    assert read_columns(shard, ["view", "licence"]) == {
         "view": [row.view for row in rows],
         "licence": [row.licence for row in rows],
     }
     with pytest.raises(ValueError, match="no column \\['colour'\\]"):
-        columns_of(shard, ["view", "colour"])
+        read_columns(shard, ["view", "colour"])
 
 
 def test_hugging_face_datasets_opens_it_with_pictures(
@@ -209,12 +209,12 @@ def test_the_dense_ground_truth_comes_back_exactly(toy_model: MorphableModel) ->
     made = [toy_view(toy_model, "a", view, rng=rng) for view in range(6)]
     back = parquet_to_rows(rows_to_parquet([row for row, _ in made], {}))
     for row, (_, frame) in zip(back, made, strict=True):
-        again = frame_of(row, toy_model)
+        again = resolve_frame(row, toy_model)
         assert frame.mask.sum() > 200
         for name in ("triangle", "barycentric", "depth", "normal"):
             assert getattr(again, name).tobytes() == getattr(frame, name).tobytes()
     with pytest.raises(BadDataset, match="shows the model 'other'"):
-        frame_of(replace(back[0], model="other"), toy_model)
+        resolve_frame(replace(back[0], model="other"), toy_model)
 
 
 def test_pixels_are_those_of_the_image(rows: list[ViewRow]) -> None:

@@ -18,7 +18,7 @@ from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import interpolate, render
 from dff.infra.dataset import MANIFEST, Dataset, Manifest, Shards, data_key, open_dataset
-from dff.infra.shards import SCHEMA_VERSION, ViewRow, rows_to_parquet, sample_id_of
+from dff.infra.shards import SCHEMA_VERSION, ViewRow, make_sample_id, rows_to_parquet
 from dff.infra.split import assign_split, default_group
 from dff.trainer.data.crops import Chart, chart_of
 from dff.trainer.data.view_cache import Store, write_store
@@ -60,7 +60,7 @@ def make_row(
     )
     landmarks = camera.px_from_cam(vertices[model.landmarks.vertex])
     return ViewRow(
-        sample_id=sample_id_of(identity, view), identity_id=identity, photo_id="", photo_sha256="", view=view,
+        sample_id=make_sample_id(identity, view), identity_id=identity, photo_id="", photo_sha256="", view=view,
         split=assign_split(default_group(identity)), mode="rerender", seed=view, image=jpeg.tobytes(), width=SIZE, height=SIZE,
         triangle_ids=frame.triangle, camera=camera, cam_from_head=pose, coefficients=coefficients,
         light=np.zeros((9, 3)), landmarks_2d=landmarks, landmarks_3d=landmarks, visible_2d=np.ones(68, bool),

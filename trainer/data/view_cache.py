@@ -25,7 +25,7 @@ from dff.face.errors import BadDataset
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import Frame
-from dff.infra.shards import ViewRow, frame_of
+from dff.infra.shards import ViewRow, resolve_frame
 
 CLAMPED = 0.1
 """Fraction of a view's pixels on an edge of their triangle from which the view was made with
@@ -149,7 +149,7 @@ def _checked_frame(row: ViewRow, model: MorphableModel) -> Frame:
     its triangle.
     """
     try:
-        frame = frame_of(row, model)
+        frame = resolve_frame(row, model)
     except ValueError as error:
         raise BadDataset(
             f"{row.sample_id} was made with another version of {model.name}: {error}"

@@ -29,7 +29,7 @@ from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import Frame
-from dff.infra.shards import ViewRow, frame_of
+from dff.infra.shards import ViewRow, resolve_frame
 from dff.trainer.data.crops import (
     COHERENT,
     Chart,
@@ -225,7 +225,7 @@ def _pair(
 ) -> ViewPair:
     boxes = [Box.around(row.landmarks_3d) for row in (a, b)]
     matrices = [input_from_source(box, size, Framing()) for box in boxes]
-    frames = [frame_of(row, model) for row in (a, b)]
+    frames = [resolve_frame(row, model) for row in (a, b)]
     vertices = b.cam_from_head.apply(model.vertices(b.coefficients))
     known, place, cam = _followed(frames[0], grid_in_source(matrices[0], size), chart, vertices)
     source = b.camera.px_from_cam(cam)

@@ -27,11 +27,11 @@ from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.solve.gauss_newton import (
     POSE,
     FaceState,
+    apply_step,
+    evaluate_shape,
     jacobian,
     linearise,
-    moved,
     project,
-    shape_of,
     step,
 )
 from dff.face.solve.robust import robust_weights
@@ -72,8 +72,10 @@ def test_the_jacobian_in_perspective_equals_finite_differences() -> None:
     assert nearness(state).min() > 0.1
 
     def pixels(delta: np.ndarray) -> np.ndarray:
-        there = moved(state, np.broadcast_to(delta, (2, len(delta))))
-        return project(there, shape_of(given["mean"], basis, there.coefficients), nearness(there))
+        there = apply_step(state, np.broadcast_to(delta, (2, len(delta))))
+        return project(
+            there, evaluate_shape(given["mean"], basis, there.coefficients), nearness(there)
+        )
 
     zero = np.zeros(jac.shape[-1])
     np.testing.assert_allclose(at, pixels(zero))
@@ -120,8 +122,8 @@ def test_elimination_equals_the_dense_normal_equations() -> None:
         return out
 
     def pixels(x: np.ndarray) -> np.ndarray:
-        at = moved(state, spread(x))
-        return project(at, shape_of(given["mean"], given["basis"], at.coefficients))
+        at = apply_step(state, spread(x))
+        return project(at, evaluate_shape(given["mean"], given["basis"], at.coefficients))
 
     zero = np.zeros(3 * own + IDENTITIES)
     residual = given["targets"] - pixels(zero)
@@ -138,7 +140,7 @@ def test_elimination_equals_the_dense_normal_equations() -> None:
     delta = np.linalg.solve(
         jacobian.T @ jacobian + prior, jacobian.T @ (root[..., None] * residual).ravel() - held
     )
-    wanted = moved(state, spread(delta))
+    wanted = apply_step(state, spread(delta))
     for name in ("scale", "rotation", "centre", "coefficients"):
         np.testing.assert_allclose(
             getattr(stepped, name), getattr(wanted, name), rtol=1e-5, atol=1e-5

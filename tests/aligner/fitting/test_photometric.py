@@ -24,7 +24,7 @@ from dff.face.geometry.transform import rotation_from_angles
 from dff.face.model.deformation import smooth_fields
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import interpolate, render, shaded
-from dff.face.solve.gauss_newton import POSE, FaceState, moved
+from dff.face.solve.gauss_newton import POSE, FaceState, apply_step
 from tests.aligner.oracle import PositionCode, oracle_anchors, scene_of
 
 SIZE, YAWS = 256, (0.0, -40.0, 35.0, -15.0)
@@ -117,7 +117,7 @@ def test_the_rows_are_the_derivatives_of_the_residuals(
     )
 
     def residual(delta: Floats) -> Floats:
-        there = moved(state, delta[None, : POSE + p])
+        there = apply_step(state, delta[None, : POSE + p])
         seen = _seen(skin, fit_model, photo, there, look)
         lit = replace(shading, light=shading.light + delta[POSE + p :])
         return (seen.brightness - lit.albedo * lit.of(seen))[0]

@@ -16,7 +16,7 @@ from dff.aligner.fitting.silhouette import MOST, REACH, STEPS, ends, turning
 from dff.face.arrays import Floats
 from dff.face.descriptor import STRIDE
 from dff.face.geometry.camera import NearPerspective
-from dff.face.geometry.mesh import edges_of
+from dff.face.geometry.mesh import unique_edges
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
@@ -51,7 +51,13 @@ def places(vertices: Floats, faces: np.ndarray, depth: Floats) -> tuple[int, Flo
     row = np.zeros((MOST, 2), np.int32), np.zeros(MOST), np.zeros((MOST, 2)), np.zeros((MOST, 2))
     scale = len(depth) / 2.0
     count = turning(
-        vertices, vertices, edges_of(faces).astype(np.int32), depth, scale, np.full(2, -1.0), *row
+        vertices,
+        vertices,
+        unique_edges(faces).astype(np.int32),
+        depth,
+        scale,
+        np.full(2, -1.0),
+        *row,
     )
     return count, row[2][:count], row[3][:count]
 

@@ -17,7 +17,7 @@ from dff.face.io.assets import list_models, load_albedo, load_model
 from dff.face.model.landmarks import MIRROR, NAMES, nme_box
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import render
-from dff.face.solve.gauss_newton import initial_pose, project, shape_of, step
+from dff.face.solve.gauss_newton import evaluate_shape, initial_pose, project, step
 
 SIDED = (
     "browDown",
@@ -276,7 +276,7 @@ def fitted(model: MorphableModel, vertices: np.ndarray, targets: Floats) -> Floa
             prior=np.zeros(len(sd)),
             prior_sd=3 * sd,
         )
-    return project(state, shape_of(mean, basis, state.coefficients))
+    return project(state, evaluate_shape(mean, basis, state.coefficients))
 
 
 def test_open_head_fits_faces_of_all_yaws(shared: Path, open_head: MorphableModel) -> None:

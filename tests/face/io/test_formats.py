@@ -18,7 +18,7 @@ from dff.face.errors import BadModel
 from dff.face.geometry.mesh import triangle_normals
 from dff.face.io import assets, formats
 from dff.face.io.assets import load_model
-from dff.face.io.raw_model import strongest, unit_of
+from dff.face.io.raw_model import guess_unit, strongest
 from dff.face.io.registration import part
 from dff.face.model.landmarks import INNER, JAW, NAMES, OUTER_EYE_CORNERS
 from dff.face.model.morphable import MorphableModel
@@ -285,7 +285,7 @@ def test_a_face_of_such_a_file_is_rendered_and_recovered(
     monkeypatch.setenv(assets.FOLDER, str(tmp_path))
     monkeypatch.setitem(assets.FILES, "flame", "FLAME_NEUTRAL.npz")  # a .pkl is published
     model = load_model(name)
-    assert assets.path_of(name) == path
+    assert assets.model_path(name) == path
     albedo = load_albedo(model=model)
     truth = made(model, albedo, 20.0, seed=2, identities=K)
     recovery = invert(truth.photo, model=model, albedo=albedo)
@@ -346,9 +346,9 @@ def test_files_that_are_no_models_are_refused_by_name(head: Written, tmp_path: P
 
 def test_a_unit_is_told_by_the_height() -> None:
     for unit in (1.0, 0.01, 1e-3, 1e-6):
-        assert unit_of(np.array([[0.0, 0.0, 0.0], [0.0, 0.2 / unit, 0.0]])) == unit
+        assert guess_unit(np.array([[0.0, 0.0, 0.0], [0.0, 0.2 / unit, 0.0]])) == unit
     with pytest.raises(ValueError, match="no face"):
-        unit_of(np.zeros((3, 3)))
+        guess_unit(np.zeros((3, 3)))
 
 
 def test_landmark_tables_of_eos_are_read() -> None:

@@ -8,7 +8,7 @@ import pytest
 from dff.face.arrays import Floats, Ints
 from dff.face.model.morphable import MorphableModel
 from dff.face.render import zbuffer
-from dff.face.render.lanes import LANES, ROOKS
+from dff.face.render.simd import LANES, SAMPLE_PATTERN
 from dff.face.render.visibility import OUT_OF_REACH, SUBPIXELS, snapped
 from tests.face.render.test_backends import random_view
 
@@ -110,7 +110,7 @@ def test_samples_are_those_of_a_finer_image(open_head: MorphableModel, perspecti
     whole = snapped(px) / SUBPIXELS  # the finer image must not snap the corners elsewhere
     fine = zbuffer.visibility(whole * 8, depth, open_head.faces, (size[0] * 8, size[1] * 8))
     blocks = fine.reshape(size[0], 8, size[1], 8).transpose(0, 2, 1, 3)[pixels]
-    x, y = np.array(ROOKS).T
+    x, y = np.array(SAMPLE_PATTERN).T
     expected = blocks[:, (y - 1) // 2, (x - 1) // 2]
     everything = np.arange(len(open_head.faces)).reshape(-1, 1)
     found = zbuffer.samples(px, depth, open_head.faces, everything, pixels)
@@ -129,7 +129,7 @@ def test_samples_are_those_of_a_finer_image(open_head: MorphableModel, perspecti
     there = (1 - u - v) * depth[corners[:, 0]] + u * depth[corners[:, 1]] + v * depth[corners[:, 2]]
     assert np.abs(there - found.screen_depth[seen]).max() < 1e-9
     nothing = zbuffer.samples(px, depth, open_head.faces, fine, np.zeros(size, dtype=bool))
-    assert nothing.triangle.shape == (0, len(ROOKS))
+    assert nothing.triangle.shape == (0, len(SAMPLE_PATTERN))
 
 
 def test_what_is_seen_from_behind_counts_where_it_shows(open_head: MorphableModel) -> None:

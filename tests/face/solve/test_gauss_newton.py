@@ -18,12 +18,12 @@ from dff.face.solve.gauss_newton import (
     POSE,
     FaceState,
     Lines,
+    apply_step,
+    evaluate_shape,
     initial_pose,
     jacobian,
     linearise,
-    moved,
     project,
-    shape_of,
     step,
 )
 from dff.face.solve.robust import robust_weights
@@ -64,33 +64,38 @@ def fitted(
     return state
 
 
-@pytest.mark.parametrize("nearness", [None, np.array([0.0, 0.5, 1.0, 3.0])])
+@pytest.mark.parametrize("inverse_depth", [None, np.array([0.0, 0.5, 1.0, 3.0])])
 def test_jacobian_against_finite_differences(
-    landmarks: tuple[Floats, Floats], nearness: Floats | None
+    landmarks: tuple[Floats, Floats], inverse_depth: Floats | None
 ) -> None:
     mean, basis = landmarks
     state = random_faces(4, np.random.default_rng(0))
-    px, analytic = jacobian(state, mean, basis, nearness)
-    assert np.allclose(px, project(state, shape_of(mean, basis, state.coefficients), nearness))
+    px, analytic = jacobian(state, mean, basis, inverse_depth)
+    assert np.allclose(
+        px, project(state, evaluate_shape(mean, basis, state.coefficients), inverse_depth)
+    )
     each = np.broadcast_to(basis, (4, *basis.shape))
     assert np.allclose(
-        jacobian(state, mean, each, nearness)[1], analytic
+        jacobian(state, mean, each, inverse_depth)[1], analytic
     )  # one basis for all faces, or one for each
     h = 1e-5
     for column in range(POSE + P):
         delta = np.zeros((4, POSE + P))
         delta[:, column] = h
-        ends = [moved(state, sign * delta) for sign in (1, -1)]
-        a, b = (project(end, shape_of(mean, basis, end.coefficients), nearness) for end in ends)
+        ends = [apply_step(state, sign * delta) for sign in (1, -1)]
+        a, b = (
+            project(end, evaluate_shape(mean, basis, end.coefficients), inverse_depth)
+            for end in ends
+        )
         numeric = (a - b) / (2 * h)
         assert np.abs(numeric - analytic[..., column]).max() < 1e-5 * (1 + np.abs(numeric).max())
 
 
 def test_projections_are_those_of_the_near_camera(landmarks: tuple[Floats, Floats]) -> None:
     mean, _ = landmarks
-    state, nearness = random_faces(3, np.random.default_rng(0)), np.array([0.0, 0.7, 2.0])
-    px = project(state, np.broadcast_to(mean, (3, *mean.shape)), nearness)
-    for face, near in enumerate(nearness):
+    state, inverse_depth = random_faces(3, np.random.default_rng(0)), np.array([0.0, 0.7, 2.0])
+    px = project(state, np.broadcast_to(mean, (3, *mean.shape)), inverse_depth)
+    for face, near in enumerate(inverse_depth):
         camera = NearPerspective(float(state.scale[face]), state.centre[face], float(near))
         assert np.allclose(px[face], camera.px_from_cam(state.cam_from_head(face).apply(mean)))
     assert np.allclose(px[0], project(state, np.broadcast_to(mean, (3, *mean.shape)))[0])
@@ -107,7 +112,7 @@ def test_the_right_nearness_makes_poses_of_near_faces_exact(
     near = np.full(30, 1 / 0.7)
     targets = project(truth, np.broadcast_to(mean, (30, 68, 3)), near)
     apart = {}
-    for name, nearness in (("far", None), ("near", near)):
+    for name, inverse_depth in (("far", None), ("near", near)):
         state = initial_pose(mean, targets, np.ones((30, 68)), 0)
         for _ in range(8):
             noise = 0.2 * state.scale * float(np.ptp(mean[:, 0]))
@@ -120,7 +125,7 @@ def test_the_right_nearness_makes_poses_of_near_faces_exact(
                 noise=noise,
                 prior=np.zeros(0),
                 prior_sd=np.zeros(0),
-                nearness=nearness,
+                inverse_depth=inverse_depth,
             )
         apart[name] = geodesic_degrees(state.rotation, truth.rotation)
     assert apart["near"].max() < 0.01
@@ -141,12 +146,12 @@ def test_a_fit_explains_clean_points(landmarks: tuple[Floats, Floats]) -> None:
     """With a weak prior the points are met to 0.3 % of the face, and the pose to a few degrees."""
     mean, basis = landmarks
     truth = random_faces(20, np.random.default_rng(2))
-    targets = project(truth, shape_of(mean, basis, truth.coefficients))
+    targets = project(truth, evaluate_shape(mean, basis, truth.coefficients))
     found = fitted(mean, basis, targets, np.ones((20, 68)), noise=0.005)
     size = np.sqrt(np.prod(np.ptp(targets, axis=1), axis=1))
     miss = (
         np.linalg.norm(
-            project(found, shape_of(mean, basis, found.coefficients)) - targets, axis=2
+            project(found, evaluate_shape(mean, basis, found.coefficients)) - targets, axis=2
         ).mean(1)
         / size
     )
@@ -176,7 +181,7 @@ def test_wrong_points_hardly_turn_the_face(landmarks: tuple[Floats, Floats]) -> 
     mean, basis = landmarks
     rng = np.random.default_rng(3)
     truth = random_faces(200, rng, yaw=60.0)
-    clean = project(truth, shape_of(mean, basis, truth.coefficients)) + rng.normal(
+    clean = project(truth, evaluate_shape(mean, basis, truth.coefficients)) + rng.normal(
         size=(200, 68, 2)
     )
     spoilt, wrong = displaced(clean, rng, 0.2)
@@ -185,7 +190,7 @@ def test_wrong_points_hardly_turn_the_face(landmarks: tuple[Floats, Floats]) -> 
     turn = geodesic_degrees(before.rotation, after.rotation)
     assert np.median(turn) < 0.5
     assert np.percentile(turn, 95) < 2.0
-    residual = spoilt - project(after, shape_of(mean, basis, after.coefficients))
+    residual = spoilt - project(after, evaluate_shape(mean, basis, after.coefficients))
     size = np.sqrt(np.prod(np.ptp(clean, axis=1), axis=1))
     trust = robust_weights(residual, (size * 0.03)[:, None])
     assert np.percentile(trust[wrong], 99) < 0.2 * np.median(trust[~wrong])
@@ -195,7 +200,7 @@ def test_weights_of_zero_leave_points_out(landmarks: tuple[Floats, Floats]) -> N
     mean, basis = landmarks
     rng = np.random.default_rng(4)
     truth = random_faces(5, rng)
-    targets = project(truth, shape_of(mean, basis, truth.coefficients))
+    targets = project(truth, evaluate_shape(mean, basis, truth.coefficients))
     spoilt, wrong = displaced(targets, rng, 5.0)
     weights = np.where(wrong, 0.0, 1.0)
     start = initial_pose(mean, targets, weights, P)
@@ -210,7 +215,7 @@ def test_weights_of_zero_leave_points_out(landmarks: tuple[Floats, Floats]) -> N
 def test_a_coefficient_of_zero_sd_stays(landmarks: tuple[Floats, Floats]) -> None:
     mean, basis = landmarks
     truth = random_faces(3, np.random.default_rng(5))
-    targets = project(truth, shape_of(mean, basis, truth.coefficients))
+    targets = project(truth, evaluate_shape(mean, basis, truth.coefficients))
     sd = np.where(np.arange(P) < 5, 0.0, 1.0)
     start = initial_pose(mean, targets, np.ones((3, 68)), P)
     start = FaceState(start.scale, start.rotation, start.centre, np.full((3, P), 0.1))
@@ -231,7 +236,7 @@ def test_a_coefficient_of_zero_sd_stays(landmarks: tuple[Floats, Floats]) -> Non
 def test_each_face_of_a_batch_is_fitted_by_itself(landmarks: tuple[Floats, Floats]) -> None:
     mean, basis = landmarks
     truth = random_faces(4, np.random.default_rng(6))
-    targets = project(truth, shape_of(mean, basis, truth.coefficients))
+    targets = project(truth, evaluate_shape(mean, basis, truth.coefficients))
     together = fitted(mean, basis, targets, np.ones((4, 68)), noise=0.02)
     alone = fitted(mean, basis, targets[2:3], np.ones((1, 68)), noise=0.02)
     assert np.allclose(together[2:3].rotation, alone.rotation)
@@ -267,7 +272,7 @@ def test_fitted_poses_agree_with_aflw2000(landmarks: tuple[Floats, Floats], shar
     size = np.sqrt(np.prod(np.ptp(points, axis=1), axis=1))
     miss = (
         np.linalg.norm(
-            project(found, shape_of(mean, basis, found.coefficients)) - points, axis=2
+            project(found, evaluate_shape(mean, basis, found.coefficients)) - points, axis=2
         ).mean(1)
         / size
     )
@@ -310,7 +315,7 @@ def test_lines_leave_a_face_free_along_them(landmarks: tuple[Floats, Floats]) ->
     """Upright lines tell where a face lies from left to right, and nothing of up and down."""
     mean, basis = landmarks
     state = random_faces(1, np.random.default_rng(12), yaw=20.0)
-    true = project(state, shape_of(mean, basis, state.coefficients))
+    true = project(state, evaluate_shape(mean, basis, state.coefficients))
     off = FaceState(
         state.scale, state.rotation, state.centre + np.array([4.0, 7.0]), state.coefficients
     )
@@ -321,6 +326,6 @@ def test_lines_leave_a_face_free_along_them(landmarks: tuple[Floats, Floats]) ->
     found = off
     for _ in range(5):
         found = step(found, *nothing, **held, lines=lines)
-    px = project(found, shape_of(mean, basis, found.coefficients))
+    px = project(found, evaluate_shape(mean, basis, found.coefficients))
     assert np.abs(px[..., 0] - true[..., 0]).max() < 0.05
     assert np.abs((px - true)[..., 1].mean() - 7.0) < 0.5

@@ -109,7 +109,7 @@ def test_the_projection_is_that_of_the_landmark_fit(toy_model: MorphableModel) -
     scene = scene_of(toy_model, rng)
     samples, _ = seen_samples(toy_model, skin(rng), scene)
     mean, modes = toy_model.basis_at(samples.points, 4, 3)
-    expected = fit.project(scene.face, fit.shape_of(mean, modes, scene.face.coefficients))[0]
+    expected = fit.project(scene.face, fit.evaluate_shape(mean, modes, scene.face.coefficients))[0]
     found = photometric.projected(photometric.turned(samples, scene.face), scene.face)
     np.testing.assert_allclose(found, expected, atol=1e-3)
 

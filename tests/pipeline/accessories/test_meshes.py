@@ -18,7 +18,7 @@ from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.io.assets import load_albedo
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import OCCLUDER, render
-from dff.infra.shards import ViewRow, frame_of, parquet_to_rows, rows_to_parquet
+from dff.infra.shards import ViewRow, parquet_to_rows, resolve_frame, rows_to_parquet
 from dff.pipeline.accessories import hands
 from dff.pipeline.accessories.build import Closet, draw_worn
 from dff.pipeline.accessories.garments import Cover
@@ -141,12 +141,12 @@ def test_occluders_survive_the_shard_and_are_background_to_training(
     row = _row(people[1], open_head, ("body", "hand 1", "cover"))
     back = parquet_to_rows(rows_to_parquet([row], {}))[0]
     assert (back.triangle_ids == row.triangle_ids).all()
-    frame = frame_of(back, open_head)
+    frame = resolve_frame(back, open_head)
     hidden = row.triangle_ids == OCCLUDER
     assert hidden.any()
     assert not frame.mask[hidden].any()
     assert (frame.depth[hidden] == 0).all()
-    bare = frame_of(_row(people[1], open_head, ()), open_head)
+    bare = resolve_frame(_row(people[1], open_head, ()), open_head)
     assert (frame.barycentric[frame.mask] == bare.barycentric[frame.mask]).all()
     assert (frame.normal[frame.mask] == bare.normal[frame.mask]).all()
     stored = write_store([row], open_head, tmp_path / "store").view(0)

@@ -16,7 +16,7 @@ from dff.face.errors import BadDataset
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
 from dff.infra.dataset import MANIFEST, Shards, open_dataset
-from dff.infra.ground_truth import Seen, maps_of
+from dff.infra.ground_truth import LandmarkVisibility, compute_maps
 from dff.infra.shards import ViewRow, rows_to_parquet
 from dff.infra.storage import open_storage
 from dff.pipeline.inspection.verify import check_dataset, person_in, refuse
@@ -96,7 +96,7 @@ def test_maps_of_rows_are_those_of_rendering(made: str, open_head: MorphableMode
     dataset = open_dataset(made)
     hidden = 0
     for row in (row for index in range(len(dataset.shards)) for row in dataset.read_shard(index)):
-        maps = maps_of(row, open_head)
+        maps = compute_maps(row, open_head)
         cam = row.cam_from_head.apply(open_head.vertices(row.coefficients))
         alone = render(cam, open_head.faces, row.camera, (row.height, row.width))
         before = maps.occluder & alone.mask
@@ -115,7 +115,7 @@ def test_maps_of_rows_are_those_of_rendering(made: str, open_head: MorphableMode
         places = row.camera.px_from_cam(cam[open_head.landmarks.vertex])
         assert np.abs(places - maps.landmarks_3d.px).max() < 0.01
         for marks in (maps.landmarks_2d, maps.landmarks_3d):
-            assert ((marks.why == Seen.SEEN) == marks.visible).all()
+            assert ((marks.visibility == LandmarkVisibility.VISIBLE) == marks.visible).all()
     assert hidden > 100
 
 

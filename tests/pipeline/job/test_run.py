@@ -15,7 +15,7 @@ import pytest
 
 from dff.face.errors import BadDataset, BudgetExceeded
 from dff.infra.dataset import Manifest, open_dataset
-from dff.infra.shards import parquet_to_rows, sample_id_of
+from dff.infra.shards import make_sample_id, parquet_to_rows
 from dff.infra.storage import Storage, open_storage
 from dff.pipeline.job import ledger
 from dff.pipeline.job import run as job
@@ -59,7 +59,10 @@ def test_a_finished_dataset_has_every_view_of_every_input(
     dataset.verify()
     rows = [row for i in range(len(dataset.shards)) for row in dataset.read_shard(i)]
     wanted = [
-        sample_id_of(s.id, v) for shard in plan.shards for s in shard.subjects for v in range(VIEWS)
+        make_sample_id(s.id, v)
+        for shard in plan.shards
+        for s in shard.subjects
+        for v in range(VIEWS)
     ]
     assert [row.sample_id for row in rows] == wanted
     assert manifest.rows == len(wanted) == 36

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dff.face.errors import BadFit, TransientStorageError
-from dff.infra.shards import ViewRow, sample_id_of
+from dff.infra.shards import ViewRow, make_sample_id
 from dff.pipeline.job.plan import (
     Failure,
     MakeRows,
@@ -93,7 +93,7 @@ def factory(
                 failures.append(Failure(subject.id, BadFit.__name__, "no fit"))
                 continue
             for view in range(views):
-                rng = np.random.default_rng(seed_of(seed, sample_id_of(subject.id, view)))
+                rng = np.random.default_rng(seed_of(seed, make_sample_id(subject.id, view)))
                 rows.append(toy_view(model, subject.id, view, size=32, rng=rng)[0])
         (folder / f"end-{plan.index}-{calls}").write_text(str(time.monotonic()))
         return ShardResult(tuple(rows), tuple(failures))

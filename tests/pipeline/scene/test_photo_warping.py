@@ -146,7 +146,7 @@ def test_a_turned_face_keeps_its_colours_and_their_light(
     face.
     """
     scene = turned(person, open_head, yaw)
-    frame = frame_of(person, scene, open_head)
+    frame = resolve_frame(person, scene, open_head)
     photographed = recovery.cam_from_head.apply(open_head.vertices(recovery.coefficients))
     normals = vertex_normals(photographed, open_head.faces)
     lit = shade(normals, recovery.light)
@@ -170,7 +170,7 @@ def test_the_wall_never_bleeds_onto_the_face(
     person: Person, open_head: MorphableModel, yaw: float
 ) -> None:
     scene = turned(person, open_head, yaw)
-    frame = frame_of(person, scene, open_head)
+    frame = resolve_frame(person, scene, open_head)
     inside = cv2.erode(frame.mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     skin = skin_mask(frame, open_head) & inside
     # Clothes that this photo lacks would cover the neck's rim.
@@ -205,7 +205,7 @@ def test_what_stands_behind_stays(
         assert (shown[..., 0] > shown[..., 1] + 10)[beside].mean() < 0.02
 
 
-def frame_of(person: Person, scene: Scene, model: MorphableModel) -> Frame:
+def resolve_frame(person: Person, scene: Scene, model: MorphableModel) -> Frame:
     vertices = scene.cam_from_head.apply(views.vertices_of(person, scene.expression, model))
     return render(vertices, model.faces, scene.camera, (SIZE, SIZE))
 
@@ -213,7 +213,7 @@ def frame_of(person: Person, scene: Scene, model: MorphableModel) -> Frame:
 def test_the_person_is_told_from_the_wall(
     person: Person, recovery: Recovery, open_head: MorphableModel
 ) -> None:
-    head = frame_of(person, turned(person, open_head, 0.0), open_head).mask
+    head = resolve_frame(person, turned(person, open_head, 0.0), open_head).mask
     stood = cv2.resize(own_of(person).surroundings[..., 3], (SIZE, SIZE)) > 0.5
     assert (stood & head).sum() / (stood | head).sum() > 0.95
     assert own_of(person).photo[..., 3][~head].max() < 0.05

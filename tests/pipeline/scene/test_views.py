@@ -13,9 +13,8 @@ from dff.face.geometry.transform import rotation_from_angles
 from dff.face.io.assets import load_albedo
 from dff.face.model.landmarks import NAMES
 from dff.face.model.morphable import MorphableModel
-from dff.face.render.frame import OCCLUDER, render
-from dff.infra.ground_truth import HIDDEN_DEPTH
-from dff.infra.shards import ViewRow, frame_of, parquet_to_rows, rows_to_parquet
+from dff.face.render.frame import HIDDEN_DEPTH, OCCLUDER, render
+from dff.infra.shards import ViewRow, parquet_to_rows, resolve_frame, rows_to_parquet
 from dff.pipeline.accessories.sampling import wardrobe_of
 from dff.pipeline.inspection.gallery import common_points, contact_sheet, correspondence_picture
 from dff.pipeline.inspection.verify import correspondence_errors, differences
@@ -73,7 +72,7 @@ def test_surface_points_project_to_the_centres_of_their_pixels(
     rows: list[ViewRow], open_head: MorphableModel
 ) -> None:
     for row in rows:
-        frame = frame_of(row, open_head)
+        frame = resolve_frame(row, open_head)
         cam = frame.points().of(
             row.cam_from_head.apply(open_head.vertices(row.coefficients)), open_head.faces
         )
@@ -173,7 +172,7 @@ def test_visibility_of_landmarks_on_known_poses(
 def test_visibility_agrees_with_the_frame(rows: list[ViewRow], open_head: MorphableModel) -> None:
     """A visible landmark has no nearer surface before it, a hidden one has."""
     for row in rows:
-        frame = frame_of(row, open_head)
+        frame = resolve_frame(row, open_head)
         cam = row.cam_from_head.apply(open_head.vertices(row.coefficients))[
             open_head.landmarks.vertex
         ]

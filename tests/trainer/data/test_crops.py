@@ -11,7 +11,7 @@ from dff.face.geometry.camera import Box
 from dff.face.geometry.mesh import vertex_normals
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
-from dff.infra.shards import ViewRow, frame_of
+from dff.infra.shards import ViewRow, resolve_frame
 from dff.trainer.data.augment import occlude, photometric
 from dff.trainer.data.crops import (
     Chart,
@@ -170,7 +170,7 @@ def test_the_store_keeps_the_dense_truth(
     rows: list[ViewRow], store: Store, open_head: MorphableModel
 ) -> None:
     for number in (0, 33):
-        frame, view = frame_of(rows[number], open_head), store.view(number)
+        frame, view = resolve_frame(rows[number], open_head), store.view(number)
         np.testing.assert_array_equal(
             np.where(view.triangle == 0xFFFF, -1, view.triangle.astype(int)), frame.triangle
         )

@@ -1,10 +1,9 @@
-"""Eight pixels at a time: the few steps of rendering that a compiler leaves scalar, as vector
-instructions.
+"""SIMD steps of rendering, eight pixels at a time, that numba would compile to scalar code.
 
-Numba vectorises plain loops, but not loops of three passes that store under a condition, nor
-look-ups in a table beside stores. These are written for LLVM directly, which turns them into what
-the processor has (AVX-512, AVX2, SSE or NEON): integers and correctly rounded float64 only, so that
-every processor gives the same bits.
+Numba vectorises plain loops, but neither conditional stores nor table look-ups beside stores. These
+steps are written in LLVM's own instructions, which it lowers to those of the processor (AVX-512,
+AVX2, SSE or NEON): integers and correctly rounded float64 only, so that every processor gives the
+same bits.
 """
 
 from __future__ import annotations
@@ -18,17 +17,16 @@ from numba.extending import intrinsic
 
 LANES = 8
 BIAS = 2.0**52
-"""Added to a float64 in [0, BIAS) it leaves the rounded number in the low 52 bits: conversion
-without an instruction that only some processors have for vectors."""
+"""Adding it to a float64 in [0, BIAS) leaves the rounded integer in the low 52 bits. The vector
+instruction for this conversion is not in every processor."""
 
 _I64, _F64, _I32 = ir.IntType(64), ir.DoubleType(), ir.IntType(32)
 _INTS, _FLOATS = ir.VectorType(_I64, LANES), ir.VectorType(_F64, LANES)
 
 ROW = tuple((lane, 0) for lane in range(LANES))
-ROOKS = ((9, 5), (7, 11), (13, 9), (5, 3), (3, 13), (1, 7), (11, 15), (15, 1))
-"""Places within a pixel, in sixteenths from its upper left corner: no two share a row or a column
-of an 8 x 8 board, so that an outline of any direction crosses them one by one. The standard pattern
-of Direct3D 11 for eight samples."""
+SAMPLE_PATTERN = ((9, 5), (7, 11), (13, 9), (5, 3), (3, 13), (1, 7), (11, 15), (15, 1))
+"""Sample positions within a pixel, in sixteenths from its upper left corner: the standard pattern
+of Direct3D 11 for eight samples. No two share a row or a column of an 8 x 8 board."""
 
 
 def _spread(builder: Any, value: Any, kind: Any) -> Any:
@@ -99,8 +97,8 @@ negative. Depth is ``z`` (with its steps), limited to 0 .. ``most``, rounded; ``
 12 and ``most << shift`` fits 63 bits.
 """
 
-cover_pixel = _cover(ROOKS)
-"""The same for the eight ROOKS within a pixel: edge functions and depth at its corner, steps for a
+cover_pixel = _cover(SAMPLE_PATTERN)
+"""The same for the eight SAMPLE_PATTERN within a pixel: edge functions and depth at its corner, steps for a
 sixteenth of it.
 """
 

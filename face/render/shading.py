@@ -1,11 +1,10 @@
-"""A picture of a mesh in one pass: surface point, texture and light of each pixel, then laid over a
-background.
+"""The shading pass: from triangle ids to colours over a background, in one pass.
 
-The fast way from triangle ids to colours, for pictures by the million: hardly an image but the
-result is written. The slow twin is ``frame``: ``shaded(sample_texture(resolve(ids)))``; depths are
-the same to the bit, colours to 0.01 / 255. Outlines are anti-aliased by ``zbuffer.samples``: eight
-samples in each pixel that an outline touches, each coloured like the nearest pixel that shows the
-same surface, as multi-sampling hardware does.
+For each pixel it computes the surface point, samples the texture and applies the light, and writes
+little but the result. The reference implementation is ``frame``:
+``shaded(sample_texture(resolve(ids)))``; depths are equal to the bit, colours to 0.01 / 255.
+Outlines are anti-aliased with ``zbuffer.samples``: eight samples in each pixel that an outline
+touches, each coloured like the nearest pixel of the same surface, as multi-sampling hardware does.
 """
 
 from __future__ import annotations
@@ -16,26 +15,23 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from dff.face.arrays import Bools, Floats, Ints
+from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints, UInt8
 from dff.face.geometry.lighting import C0, C1, C2, C3, C4
 from dff.face.render import kernels, zbuffer
 from dff.face.render.frame import Image, Mesh
-from dff.face.render.lanes import LANES, blend_2, blend_4, look_up
+from dff.face.render.simd import LANES, blend_2, blend_4, look_up
 
 CREASE = 0.006
-"""Metres of depth between neighbouring pixels from which on there is an outline between them, where
-colours differ.
-"""
+"""Depth step in metres between neighbouring pixels that makes an outline, where colours differ."""
 
 ALIKE = 8.0 / 255.0
-"""Difference of colours up to which nobody sees an outline between two parts of one thing."""
+"""Difference of colours up to which an outline between two parts is not visible."""
 
-TRIM = 15
-"""The part of what is not textured."""
+VERTEX_COLOURED = 15
+"""Part number of the vertex-coloured triangles."""
 
-APART = np.float32(
-    100.0
-)  # metres that parts count as apart from each other; float32 still tells 0.1 mm at TRIM of it
+# Metres of depth added for each part number; at the largest, float32 still resolves 0.1 mm.
+APART = np.float32(100.0)
 
 _NORMS = np.array([C0, C1, C1, C1, C2, C2, C3, C2, C4])[:, None]
 
@@ -54,17 +50,16 @@ TEXELS = 5 * TILE
 
 @dataclass(frozen=True, eq=False)
 class Texture:
-    """A picture on a mesh, in 8 bits. Raises ValueError when shapes disagree or it has less than 2
-    x 2 texels.
+    """A texture on a mesh, in 8 bits.
+
+    Raises ValueError when shapes disagree or it has less than 2 x 2 texels.
     """
 
-    texels: NDArray[np.uint8]  # (S, T, 4): red, green, blue, and how far what lies behind covers it
-    corners: NDArray[
-        np.float32
-    ]  # (F, 3, 2) of each triangle's corners in texels, the first texel's centre at 0
-    parts: NDArray[
-        np.uint8
-    ]  # (F,) 1 .. 14: what each triangle is of; between two parts there is an outline
+    texels: UInt8[Array, "rows columns 4"]  # red, green, blue, transparency
+    # of each triangle's corners, texels; the first texel's centre at 0
+    corners: Float[Array, "faces 3 2"]
+    # 1 .. 14: which part each triangle belongs to; outlines separate parts
+    parts: UInt8[Array, " faces"]
 
     def __post_init__(self) -> None:
         if self.texels.ndim != 3 or self.texels.shape[2] != 4 or min(self.texels.shape[:2]) < 2:
@@ -75,16 +70,17 @@ class Texture:
             raise ValueError(f"Texture.corners wants (F, 3, 2), got {self.corners.shape}")
         if (
             self.parts.shape != self.corners.shape[:1]
-            or not ((self.parts > 0) & (self.parts < TRIM)).all()
+            or not ((self.parts > 0) & (self.parts < VERTEX_COLOURED)).all()
         ):
             raise ValueError(
-                f"Texture.parts wants ({len(self.corners)},) in 1 .. {TRIM - 1}, got {self.parts.shape}"
+                f"Texture.parts wants ({len(self.corners)},) in 1 .. {VERTEX_COLOURED - 1}, got {self.parts.shape}"
             )
 
     @staticmethod
     def of(image: Floats, uv: Floats, uv_faces: Ints, parts: Ints | None = None) -> Texture:
-        """Of an (S, T, 4) ``image`` in 0..1 and (N, 2) ``uv`` as of ``frame.sample_texture``; one
-        part if not said.
+        """From an (S, T, 4) ``image`` in 0..1 and (N, 2) ``uv`` as of ``frame.sample_texture``.
+
+        ``parts``: (F,); without it all triangles are one part.
         """
         levels = np.empty(image.shape, dtype=np.uint8)
         _to_levels(np.ascontiguousarray(image, dtype=np.float32).reshape(-1), levels.reshape(-1))
@@ -94,70 +90,69 @@ class Texture:
 
 
 @dataclass(frozen=True, eq=False)
-class Trim:
-    """How the triangles look that follow the textured ones: coloured at their vertices, with a
-    repeating pattern.
+class VertexColours:
+    """Colours of the triangles that follow the textured ones: at vertices, with a repeating
+    pattern. Raises ValueError when shapes disagree.
     """
 
-    first: int  # vertex to which the first row of ``look`` belongs
-    look: NDArray[
-        np.float32
-    ]  # (N, 6) albedo; place in the pattern (across, along; 1 is a repeat), its strength
-    pattern: NDArray[
-        np.float32
-    ]  # (Q, Q) by which the albedo grows where the strength is 1; Q is a power of two
+    first: int  # vertex of the first row of ``attributes``
+    # albedo (3), place in the pattern (across, along; 1 is a repeat), strength of the pattern
+    attributes: Float[Array, "vertices 6"]
+    # relative change of the albedo at strength 1; the side is a power of two
+    pattern: Float[Array, "side side"]
 
     def __post_init__(self) -> None:
         side = len(self.pattern)
         if (
-            self.look.ndim != 2
-            or self.look.shape[1] != 6
+            self.attributes.ndim != 2
+            or self.attributes.shape[1] != 6
             or self.pattern.shape != (side, side)
             or side & (side - 1)
         ):
             raise ValueError(
-                f"Trim wants (N, 6) and (Q, Q) of a power of two: {self.look.shape}, {self.pattern.shape}"
+                f"VertexColours wants (N, 6) and (Q, Q) of a power of two: "
+                f"{self.attributes.shape}, {self.pattern.shape}"
             )
 
 
-PLAIN = Trim(0, np.zeros((0, 6), np.float32), np.zeros((1, 1), np.float32))
-"""No triangles but the textured ones."""
+NO_VERTEX_COLOURS = VertexColours(0, np.zeros((0, 6), np.float32), np.zeros((1, 1), np.float32))
+"""For meshes whose triangles are all textured."""
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """What each pixel shows of a mesh."""
+class ShadedImage:
+    """Colours of a rendered mesh, and what each pixel shows."""
 
-    triangle: NDArray[np.int32]  # (H, W) as ``Frame.triangle``
-    depth: Image  # (H, W) metres, as ``Frame.depth``
-    part: NDArray[np.uint8]  # (H, W) of the triangle; background 0
-    parts: NDArray[np.uint8]  # (F,) of the textured triangles; what follows them is TRIM
-    image: Image  # (H, W, 3) colours in 0..1 or beyond, before the background
+    triangle: Integer[Array, "rows columns"]  # as ``Frame.triangle``
+    depth: Float[Array, "rows columns"]  # metres, as ``Frame.depth``
+    part: UInt8[Array, "rows columns"]  # of the triangle; background 0
+    parts: UInt8[Array, " faces"]  # of the textured triangles; the others are VERTEX_COLOURED
+    image: Float[Array, "rows columns 3"]  # colours over the background; may exceed 0..1
 
 
-def picture(
+def shading_pass(
     mesh: Mesh,
     ids: NDArray[np.int32],
     texture: Texture,
     light: Floats,
     background: Image,
-    trim: Trim = PLAIN,
-) -> Picture:
-    """The picture of (H, W) triangle ``ids`` of a mesh under (9, 3) ``light``, with hard outlines.
+    vertex_colours: VertexColours = NO_VERTEX_COLOURS,
+) -> ShadedImage:
+    """Colours of (H, W) triangle ``ids`` of a mesh under (9, 3) ``light``, with hard outlines.
 
-    It is painted over the (H, W, 3) float32 ``background``, in place: images that fit a processor's
-    cache are what makes this fast. Raises ValueError when an id is not of the mesh, for triangles
-    without a texture that are not trim's, and for a background of another size or one that can't be
-    written.
+    Writes into the (H, W, 3) float32 ``background``: fewer images fit a processor's cache, which is
+    what makes this fast. Raises ValueError for ids that are not of the mesh, for triangles with
+    neither texture nor vertex colours, and for a background of another shape or a read-only one.
     """
     textured = len(texture.corners)
     if ids.size and ids.max() >= len(mesh.faces):
         raise ValueError("the ids name triangles that this mesh does not have")
     if textured > len(mesh.faces) or (
-        len(mesh.faces) > textured and trim.first + len(trim.look) < len(mesh.vertices)
+        len(mesh.faces) > textured
+        and vertex_colours.first + len(vertex_colours.attributes) < len(mesh.vertices)
     ):
         raise ValueError(
-            f"{len(mesh.faces)} triangles, {textured} of them textured, do not fit their looks"
+            f"{len(mesh.faces)} triangles, {textured} of them textured: some have no colours"
         )
     if (
         background.shape != (*ids.shape, 3)
@@ -165,7 +160,8 @@ def picture(
         or not background.flags.carray
     ):
         raise ValueError(
-            f"a picture of {ids.shape} lies over no background of {background.shape}, {background.dtype}"
+            f"ids of {ids.shape} want a writable float32 background of {(*ids.shape, 3)}, "
+            f"not {background.dtype} {background.shape}"
         )
     depth, part = np.zeros(ids.shape, dtype=np.float32), np.zeros(ids.shape, dtype=np.uint8)
     _paint(
@@ -178,30 +174,32 @@ def picture(
         texture.texels.shape[1],
         texture.texels.shape[0],
         (light * _NORMS / 255.0).astype(np.float32),
-        trim.first,
-        trim.look.reshape(-1),
-        trim.pattern,
+        vertex_colours.first,
+        vertex_colours.attributes.reshape(-1),
+        vertex_colours.pattern,
         depth,
         part,
         background,
     )
-    return Picture(ids, depth, part, texture.parts, background)
+    return ShadedImage(ids, depth, part, texture.parts, background)
 
 
-def outlines(seen: Picture) -> Bools:
+def find_outlines(seen: ShadedImage) -> Bools:
     """(H, W) the pixels on both sides of an outline.
 
-    That is where the background begins; or another part, or where depth jumps by CREASE, if colours
-    are not ALIKE.
+    An outline is the border of the background, and the border of a part or a depth step of CREASE
+    where colours differ by more than ALIKE.
     """
     out = np.zeros(seen.triangle.shape, dtype=np.bool_)
     _outlines(seen.part, seen.depth, seen.image, np.float32(CREASE), np.float32(ALIKE), out)
     return out
 
 
-def smooth(seen: Picture, mesh: Mesh) -> None:
-    """Make the outlines of a picture of a mesh smooth, in place."""
-    fine = zbuffer.samples(mesh.px, mesh.screen_depth, mesh.faces, seen.triangle, outlines(seen))
+def antialias(seen: ShadedImage, mesh: Mesh) -> None:
+    """Anti-alias the outlines of a shaded mesh, in place."""
+    fine = zbuffer.samples(
+        mesh.px, mesh.screen_depth, mesh.faces, seen.triangle, find_outlines(seen)
+    )
     with np.errstate(divide="ignore"):
         depth = mesh.camera.depth_on_screen(fine.screen_depth)
     _smooth(
@@ -235,7 +233,7 @@ def _paint(  # type: ignore[no-untyped-def]
     rows,
     light,
     first,
-    look,
+    attributes,
     pattern,
     depth,
     part,
@@ -247,7 +245,7 @@ def _paint(  # type: ignore[no-untyped-def]
     mixed = np.zeros(MIXED, dtype=np.float32)
     scratch = np.zeros(COLOURS, dtype=np.float32)
     whole = np.zeros(TEXELS, dtype=np.int32)
-    trim = np.zeros(TILE * 8, dtype=np.float32)
+    coloured = np.zeros(TILE * 8, dtype=np.float32)
     zero, one, share = np.float32(0.0), np.float32(1.0), np.float32(1.0 / 255.0)
     for row in range(height):
         begin, end = width, 0
@@ -257,7 +255,7 @@ def _paint(  # type: ignore[no-untyped-def]
                 end = column + 1
         for start in range(begin, end, TILE):
             stop = min(start + TILE, end)
-            trimmed = _surface(
+            any_coloured = _surface(
                 ids,
                 row,
                 start,
@@ -267,22 +265,22 @@ def _paint(  # type: ignore[no-untyped-def]
                 uv,
                 parts,
                 first,
-                look,
+                attributes,
                 pattern,
                 mixed,
-                trim,
+                coloured,
                 part,
             )
             _texture(stop - start, texels, columns, rows, mixed, scratch, whole)
-            if trimmed:
+            if any_coloured:
                 for column in range(start, stop):
-                    if part[row, column] == TRIM:
+                    if part[row, column] == VERTEX_COLOURED:
                         n = np.uint64(column - start)
                         at = n * np.uint64(8)
-                        scratch[n + RED], scratch[n + HIDDEN] = trim[at], zero
+                        scratch[n + RED], scratch[n + HIDDEN] = coloured[at], zero
                         scratch[n + GREEN], scratch[n + BLUE] = (
-                            trim[at + np.uint64(1)],
-                            trim[at + np.uint64(2)],
+                            coloured[at + np.uint64(1)],
+                            coloured[at + np.uint64(2)],
                         )
             _shade(stop - start, light, mixed, scratch)
             for column in range(start, stop):
@@ -307,12 +305,26 @@ def _paint(  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _surface(  # type: ignore[no-untyped-def]
-    ids, row, start, stop, corners, faces, uv, parts, first, look, pattern, mixed, trim, part
+    ids,
+    row,
+    start,
+    stop,
+    corners,
+    faces,
+    uv,
+    parts,
+    first,
+    attributes,
+    pattern,
+    mixed,
+    coloured,
+    part,
 ):
-    """Depth, normal, part and place in the texture, or colour of trim, of a tile. Says whether
-    there was trim.
+    """Depth, normal, part, and place in the texture or vertex colour of a tile's pixels.
+
+    Returns whether any pixel is vertex-coloured.
     """
-    trimmed = False
+    any_coloured = False
     textured = len(parts)
     white, zero = np.float32(255.0), np.float32(0.0)
     side = np.float32(len(pattern))
@@ -346,18 +358,18 @@ def _surface(  # type: ignore[no-untyped-def]
             blend_2(uv, at, at + two, at + four, a, b, c, mixed, PLACE + n * two)
             part[row, column] = parts[t]
         else:
-            trimmed = True
-            part[row, column] = TRIM
+            any_coloured = True
+            part[row, column] = VERTEX_COLOURED
             six, at = np.uint64(6), n * eight
             i = np.uint64(faces[t, 0] - first) * six
             j = np.uint64(faces[t, 1] - first) * six
             k = np.uint64(faces[t, 2] - first) * six
-            blend_4(look, i, j, k, a, b, c, trim, at)
-            blend_2(look, i + four, j + four, k + four, a, b, c, trim, at + four)
+            blend_4(attributes, i, j, k, a, b, c, coloured, at)
+            blend_2(attributes, i + four, j + four, k + four, a, b, c, coloured, at + four)
             across, along, strength = (
-                trim[at + np.uint64(3)],
-                trim[at + four],
-                trim[at + np.uint64(5)],
+                coloured[at + np.uint64(3)],
+                coloured[at + four],
+                coloured[at + np.uint64(5)],
             )
             gain = white
             if strength > 0:
@@ -368,8 +380,8 @@ def _surface(  # type: ignore[no-untyped-def]
                 gain += white * strength * pattern[down, right]
             for channel in range(3):
                 place = at + np.uint64(channel)
-                trim[place] = min(max(trim[place] * gain, zero), white)
-    return trimmed
+                coloured[place] = min(max(coloured[place] * gain, zero), white)
+    return any_coloured
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -518,7 +530,7 @@ def _smooth(part, depth, parts, pixels, triangle, sample_depth, crease, image): 
     for sample in range(zbuffer.SAMPLES):
         for n in range(count):
             f = triangle[n, sample]
-            kind = TRIM if f >= len(parts) else parts[f] if f >= 0 else 0
+            kind = VERTEX_COLOURED if f >= len(parts) else parts[f] if f >= 0 else 0
             wanted[n] = _level(
                 np.float32(sample_depth[n, sample]) if f >= 0 else np.float32(0.0), kind
             )

@@ -15,7 +15,15 @@ from dff.face.geometry.lighting import ambient
 from dff.face.model.morphable import MorphableModel
 from dff.face.render import frame as fr
 from dff.face.render import zbuffer
-from dff.face.render.picture import PLAIN, Picture, Texture, Trim, outlines, picture, smooth
+from dff.face.render.shading import (
+    NO_VERTEX_COLOURS,
+    ShadedImage,
+    Texture,
+    VertexColours,
+    antialias,
+    find_outlines,
+    shading_pass,
+)
 from tests.face.render.test_backends import random_view
 
 SIZE = (90, 300)  # wider than a tile
@@ -44,7 +52,7 @@ def test_the_slow_twin_has_the_same_colours(open_head: MorphableModel, n: int) -
     ids = mesh.seen(SIZE)
     assert np.array_equal(ids, frame.triangle)
     wall = np.random.default_rng(n).random((*SIZE, 3)).astype(np.float32)
-    fast = picture(mesh, ids, texture, light, wall.copy())
+    fast = shading_pass(mesh, ids, texture, light, wall.copy())
     assert np.array_equal(fast.depth, frame.depth)
     surface = fr.sample_texture(frame, image, open_head.uv, open_head.uv_faces)
     slow = fr.shaded(frame, surface[..., :3], light)
@@ -66,9 +74,9 @@ def test_trim_is_coloured_at_its_vertices(open_head: MorphableModel) -> None:
     both = fr.Mesh.of(np.concatenate([mesh.vertices, own]), faces, mesh.camera)
     look = rng.random((len(own), 6)).astype(np.float32)
     look[:, 5] = 0.0
-    trim = Trim(len(mesh.vertices), look, np.ones((4, 4), np.float32))
+    colours = VertexColours(len(mesh.vertices), look, np.ones((4, 4), np.float32))
     ids = both.seen(SIZE)
-    fast = picture(both, ids, texture, light, black(), trim)
+    fast = shading_pass(both, ids, texture, light, black(), colours)
     whole = fr.resolve(ids, both.vertices, faces, mesh.camera)
     trimmed = ids >= len(open_head.faces)
     assert trimmed.sum() > 500
@@ -83,7 +91,7 @@ def test_trim_is_coloured_at_its_vertices(open_head: MorphableModel) -> None:
     flat = np.zeros((9, 3))
     flat[0] = ambient()[0]
     plain, patterned = (
-        picture(both, ids, texture, flat, black(), replace(trim, look=each)).image
+        shading_pass(both, ids, texture, flat, black(), replace(colours, attributes=each)).image
         for each in (look, strong)
     )
     expected = np.minimum(2.0 * plain[trimmed], 1.0)
@@ -95,16 +103,18 @@ def black() -> Floats:
     return np.zeros((*SIZE, 3), dtype=np.float32)
 
 
-def flat_picture(mesh: fr.Mesh, size: tuple[int, int], colour: float, background: float) -> Picture:
+def flat_picture(
+    mesh: fr.Mesh, size: tuple[int, int], colour: float, background: float
+) -> ShadedImage:
     """A picture of two colours, with smooth outlines."""
     ids = mesh.seen(size)
     depth = fr.resolve(ids, mesh.vertices, mesh.faces, mesh.camera).depth
     image = np.full((*size, 3), background, dtype=np.float32)
     image[ids >= 0] = colour
-    out = Picture(
+    out = ShadedImage(
         ids, depth, (ids >= 0).astype(np.uint8), np.ones(len(mesh.faces), np.uint8), image
     )
-    smooth(out, mesh)
+    antialias(out, mesh)
     return out
 
 
@@ -141,7 +151,7 @@ def test_no_fringes(open_head: MorphableModel) -> None:
     hard = np.where(mask[..., None], np.float32(0.9), np.float32(0.1)) + np.zeros(
         (1, 1, 3), np.float32
     )
-    edge = outlines(replace(seen, image=hard))
+    edge = find_outlines(replace(seen, image=hard))
     assert out.min() >= np.float32(0.1) - 1e-6
     assert out.max() <= np.float32(0.9) + 1e-6
     assert (out[mask & ~edge] == np.float32(0.9)).all()
@@ -162,10 +172,10 @@ def test_the_background_of_an_outline_is_its_own() -> None:
     image = np.zeros((40, 40, 3), np.float32)
     image[..., 2] = np.arange(40)[:, None] / 40.0  # a background that changes from row to row
     image[ids >= 0] = (1.0, 0.0, 0.0)
-    seen = Picture(
+    seen = ShadedImage(
         ids, (ids >= 0) * np.float32(1.0), (ids >= 0).astype(np.uint8), np.ones(2, np.uint8), image
     )
-    smooth(seen, mesh)
+    antialias(seen, mesh)
     line = image[5:35, 21]  # the outline is at x = 21.37
     assert np.abs(line[:, 0] - 0.375).max() < 1e-6
     assert np.abs(line[:, 2] - 0.625 * np.arange(5, 35) / 40.0).max() < 0.025 * 0.625 + 1e-6
@@ -192,9 +202,9 @@ def test_the_slow_twin_has_the_same_outlines(open_head: MorphableModel, n: int) 
         frame, mesh.vertices, open_head.faces, mesh.camera, colour, factor=15
     )
     exact = shown + (1.0 - coverage[..., None]) * np.float32(0.3)
-    hard = picture(mesh, frame.triangle, texture, light, black() + np.float32(0.3))
+    hard = shading_pass(mesh, frame.triangle, texture, light, black() + np.float32(0.3))
     soft = replace(hard, image=hard.image.copy())
-    smooth(soft, mesh)
+    antialias(soft, mesh)
     edge = (coverage > 0) & (coverage < 1)
     wrong, left = (np.abs(each.image - exact)[edge].mean() for each in (hard, soft))
     assert left < 0.3 * wrong
@@ -207,7 +217,7 @@ def test_outlines_are_where_depth_jumps_or_something_else_begins(open_head: Morp
     parts = (
         np.isin(open_head.region, [open_head.region_names.index(n) for n in ("eyes", "ears")]) + 1
     )
-    seen = picture(
+    seen = shading_pass(
         mesh, mesh.seen(SIZE), replace(texture, parts=parts.astype(np.uint8)), light, black()
     )
     assert np.array_equal(seen.part, np.where(frame.mask, np.append(parts, 0)[frame.triangle], 0))
@@ -221,7 +231,7 @@ def test_outlines_are_where_depth_jumps_or_something_else_begins(open_head: Morp
             parted = begins | (apart & (np.abs(np.diff(colour, axis=axis)).max(2) > alike))
             for side in (slice(None, -1), slice(1, None)):
                 expected[(side, slice(None)) if axis == 0 else (slice(None), side)] |= parted
-        assert np.array_equal(outlines(tinted), expected)
+        assert np.array_equal(find_outlines(tinted), expected)
         assert 300 < expected.sum() < 6000
 
 
@@ -239,7 +249,7 @@ def test_a_sample_is_coloured_by_its_own_surface() -> None:
     out = seen.image
     out[..., 0] = np.isin(seen.triangle, (0, 1))
     out[..., 1] = np.isin(seen.triangle, (2, 3))
-    smooth(seen, mesh)
+    antialias(seen, mesh)
     line = out[20]
     assert np.abs(line[:, 0] + line[:, 1] - 1.0)[1:-1].max() < 1e-6
     assert line[20, 0] == 1.0
@@ -257,13 +267,13 @@ def test_a_callers_mistakes_are_named(open_head: MorphableModel) -> None:
     with pytest.raises(ValueError, match="parts"):
         replace(texture, parts=texture.parts * 0)
     with pytest.raises(ValueError, match="power of two"):
-        Trim(0, np.zeros((4, 6), np.float32), np.zeros((3, 3), np.float32))
+        VertexColours(0, np.zeros((4, 6), np.float32), np.zeros((3, 3), np.float32))
     with pytest.raises(ValueError, match="name triangles"):
-        picture(mesh, ids + np.int32(len(open_head.faces)), texture, light, black())
+        shading_pass(mesh, ids + np.int32(len(open_head.faces)), texture, light, black())
     less = replace(texture, corners=texture.corners[:-5], parts=texture.parts[:-5])
     with pytest.raises(ValueError, match="textured"):
-        picture(mesh, ids, less, light, black(), PLAIN)
-    with pytest.raises(ValueError, match="no background"):
-        picture(mesh, ids, texture, light, np.zeros((*SIZE, 4), np.float32))
+        shading_pass(mesh, ids, less, light, black(), NO_VERTEX_COLOURS)
+    with pytest.raises(ValueError, match="writable"):
+        shading_pass(mesh, ids, texture, light, np.zeros((*SIZE, 4), np.float32))
     with pytest.raises(ValueError, match="float64"):
-        picture(mesh, ids, texture, light, np.zeros((*SIZE, 3)))
+        shading_pass(mesh, ids, texture, light, np.zeros((*SIZE, 3)))
