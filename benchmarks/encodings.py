@@ -35,7 +35,7 @@ from dff.infra.dataset import Dataset, open_dataset
 from dff.infra.ground_truth import Maps, compute_maps
 from dff.infra.shards import ViewRow
 from dff.infra.storage import open_storage
-from dff.pipeline.job.plan import Subject
+from dff.pipeline.job.work import Subject
 from dff.pipeline.recovery.photos import list_photos
 from dff.pipeline.subjects.subject_file import PICTURES
 from dff.pipeline.synthesis import Options, person_of

@@ -45,8 +45,10 @@ from dff.infra.storage import ObjectInfo, Storage, open_storage
 from dff.pipeline.job import ledger
 from dff.pipeline.job import run as job
 from dff.pipeline.job.ledger import Record
-from dff.pipeline.job.plan import KEY, Failure, Plan, ShardPlan, Subject, make_plan, parse_plan
-from dff.pipeline.job.ray import MAX_CALLS, RETRIES
+from dff.pipeline.job.plan import KEY, Plan, make_plan, parse_plan
+from dff.pipeline.job.ray import SchedulerConfig
+from dff.pipeline.job.run import RunConfig
+from dff.pipeline.job.work import Failure, ShardPlan, Subject
 from dff.pipeline.recovery.photos import PhotoRef, list_photos
 from dff.pipeline.subjects.subject_file import StoredPerson, stored
 from dff.pipeline.synthesis import Options, full_shard, person_of, rows_of_shard, views_of
@@ -431,7 +433,7 @@ def costs(wanted: Job, unit: Units, price: Prices) -> dict[str, float]:
     # A lost process loses half a shard, and its successor starts again.
     losses = hours * wanted.lost
     hours += losses * (of_shard / 2 + unit.start) / 3600
-    starts = wanted.cores + losses + shards / MAX_CALLS
+    starts = wanted.cores + losses + shards / SchedulerConfig.max_calls
     hours += starts * unit.start / 3600
     segments = math.ceil(shards / PAGE)
     gets = wanted.photos * unit.photo_get
@@ -513,7 +515,7 @@ def main(
         lost,
         bad_photos,
         transient,
-        RETRIES,
+        len(RunConfig.retry_waits),
     )
     price = Prices(core_hour, put, get, month)
     out = Console(width=140, highlight=False)

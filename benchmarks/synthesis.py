@@ -37,7 +37,7 @@ from dff.face.render.frame import Mesh
 from dff.face.render.visibility import Visibility
 from dff.infra.shards import ViewRow, make_sample_id, read_columns, rows_to_parquet
 from dff.pipeline import synthesis
-from dff.pipeline.job.plan import seed_of
+from dff.pipeline.job.work import derive_seed
 from dff.pipeline.recovery.inverse import invert
 from dff.pipeline.recovery.photos import Photo
 from dff.pipeline.scene import backgrounds, views
@@ -100,7 +100,7 @@ def parts(
     results written once.
     """
     todo = [(each.person, view) for each in kept for view in range(VIEWS)]
-    seeds = [seed_of(0, make_sample_id(person.id, view)) for person, view in todo]
+    seeds = [derive_seed(0, make_sample_id(person.id, view)) for person, view in todo]
     everything = range(len(todo))
     shape = (SIZE, SIZE)
 

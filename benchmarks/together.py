@@ -51,7 +51,7 @@ from dff.face.io.transfer import KINDS, triangles
 from dff.face.model.landmarks import NAMES
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.infra.images import decode
-from dff.pipeline.job.plan import seed_of
+from dff.pipeline.job.work import derive_seed
 from dff.pipeline.scene.views import draw_scene, photographed
 from dff.pipeline.subjects.build import sampled_person
 
@@ -95,11 +95,11 @@ class Error:
 
 def sitter(model: MorphableModel, name: str, seed: int) -> Sitter:
     albedo = load_albedo(model=model)
-    rng = np.random.default_rng(seed_of(seed, name))
+    rng = np.random.default_rng(derive_seed(seed, name))
     person = sampled_person(name, model=model, albedo=albedo, texture_size=512, rng=rng)
     images, boxes = [], []
     for view in range(VIEWS):
-        rng = np.random.default_rng(seed_of(seed, f"{name}/{view}"))
+        rng = np.random.default_rng(derive_seed(seed, f"{name}/{view}"))
         scene = draw_scene(person, view, model=model, rng=rng, size=SIZE)
         shot = photographed(person, scene, model=model, size=SIZE)
         images.append(decode(shot.image))

@@ -28,7 +28,7 @@ from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.io.assets import load_albedo, load_model
 from dff.infra.images import decode
-from dff.pipeline.job.plan import seed_of
+from dff.pipeline.job.work import derive_seed
 from dff.pipeline.scene.views import framed, photographed
 from dff.pipeline.subjects.build import sampled_person
 
@@ -42,7 +42,7 @@ def portrait(number: int, seed: int) -> Bytes:
     """A person at rest, with room about the frames that are cut from it."""
     model = load_model()
     name = f"filmed-{number}"
-    rng = np.random.default_rng(seed_of(seed, name))
+    rng = np.random.default_rng(derive_seed(seed, name))
     person = sampled_person(
         name, model=model, albedo=load_albedo(model=model), texture_size=512, rng=rng
     )

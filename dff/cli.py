@@ -271,6 +271,7 @@ def synthesize(
     dff synthesize none data/ --identities 100 --dry-run
     """
     from dff.pipeline import synthesis
+    from dff.pipeline.job.run import RunConfig
 
     made = synthesis.synthesize(
         None if photos.lower() == "none" else photos,
@@ -287,7 +288,7 @@ def synthesize(
         model=model,
         profile_share=profile_share,
         deformed=deformed,
-        budget=budget,
+        config=RunConfig(budget=budget),
         shard_subjects=shard_faces,
         dry_run=dry_run,
         progress=True,

@@ -18,16 +18,16 @@ from dff.infra.dataset import Manifest
 from dff.infra.shards import ViewRow, make_sample_id
 from dff.infra.storage import Storage, open_storage
 from dff.pipeline.job import run as job
-from dff.pipeline.job.plan import (
+from dff.pipeline.job.plan import Plan, make_plan
+from dff.pipeline.job.versions import ROW_MAKER
+from dff.pipeline.job.work import (
     Failure,
     MakeRows,
-    Plan,
     ShardPlan,
     ShardResult,
     Subject,
     WorkSpec,
-    make_plan,
-    seed_of,
+    derive_seed,
 )
 from dff.pipeline.recovery.inverse import invert
 from dff.pipeline.recovery.photos import SUFFIXES, list_photos, name_split_groups, read_photo
@@ -46,7 +46,6 @@ VIEW_BYTES = 40_000  # of a row at 256 px, its share of the person included
 # of 256 px, in a shard of a large job: some 20 MB, minutes of work, and little to hold in memory
 SHARD_VIEWS = 640
 FEW_SHARDS = 16
-FACTORY = "dff.pipeline.synthesis:make_rows_of"
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: 
     """
     model = load_model(options.model)
     albedo = load_albedo(options.albedo, model=model)
-    rng = np.random.default_rng(seed_of(seed, subject.id))
+    rng = np.random.default_rng(derive_seed(seed, subject.id))
     if subject.photo is None:
         return persons.sampled_person(
             subject.id,
@@ -192,7 +191,7 @@ def views_of(
     person = kept.person
     first, *others = make_views(
         person,
-        {view: seed_of(seed, make_sample_id(person.id, view)) for view in range(views)},
+        {view: derive_seed(seed, make_sample_id(person.id, view)) for view in range(views)},
         model=model,
         size=size,
         profile_share=profile_share,
@@ -314,7 +313,7 @@ def synthesize(
     renderer: str = "zbuffer",
     profile_share: float = PROFILE_SHARE,
     deformed: float = 0.0,
-    budget: float = job.BUDGET,
+    config: job.RunConfig = job.DEFAULT,
     shard_subjects: int | None = None,
     dry_run: bool = False,
     progress: bool = False,
@@ -352,11 +351,11 @@ def synthesize(
         if source is None
         else (photos if "://" in str(photos) else str(Path(str(photos)).absolute()))
     )
-    work = WorkSpec.of(
-        FACTORY, photos=where, endpoint_url=endpoint_url, seed=seed, **options.as_dict()
+    work = WorkSpec.create(
+        ROW_MAKER, photos=where, endpoint_url=endpoint_url, seed=seed, **options.as_dict()
     )
     if address is None and workers <= 1:
-        manifest = job.run(plan, target, work.build(), budget=budget, progress=progress)
+        manifest = job.run(plan, target, work.build(), config=config, progress=progress)
     else:
         # Ray takes seconds to import, and is optional here.
         from dff.infra.cluster import connected
@@ -368,7 +367,7 @@ def synthesize(
                 target,
                 work,
                 workers=workers if workers > 1 else None,
-                budget=budget,
+                config=config,
                 progress=progress,
             )
     return Summary(target.uri, plan, expected, manifest)

@@ -27,7 +27,7 @@ from dff.infra.shards import ViewRow
 from dff.infra.storage import LocalStorage
 from dff.pipeline.inspection.gallery import contact_sheet
 from dff.pipeline.inspection.recovery_panel import recovery_panel
-from dff.pipeline.job.plan import Subject
+from dff.pipeline.job.work import Subject
 from dff.pipeline.recovery.inverse import invert
 from dff.pipeline.recovery.photos import list_photos, read_photo
 from dff.pipeline.subjects.subject_file import stored

@@ -16,7 +16,7 @@ from dff.pipeline.inspection import report as pages
 from dff.pipeline.inspection.statistics import COLUMNS, Census, Histogram, Tally, skin_tone
 from dff.pipeline.inspection.verify import SAMPLE, Checks, check_dataset, refuse
 from dff.pipeline.job import ledger
-from dff.pipeline.job.plan import Failure
+from dff.pipeline.job.work import Failure
 
 EXAMPLES = 5  # failures shown of each reason
 SKIN_SHARDS, SKIN_PEOPLE = 16, 256  # whose skin tones are measured for the gallery

@@ -27,7 +27,8 @@ from dff.face.render.frame import HIDDEN_DEPTH, visible
 from dff.face.render.visibility import Visibility
 from dff.infra.dataset import Dataset
 from dff.infra.shards import ViewRow, collect_persons, resolve_frame
-from dff.pipeline.job.plan import KEY, Plan, code_version, parse_plan
+from dff.pipeline.job.plan import KEY, Plan, parse_plan
+from dff.pipeline.job.versions import code_version
 from dff.pipeline.scene import views
 from dff.pipeline.scene.views import Person
 from dff.pipeline.subjects import subject_file as person_file

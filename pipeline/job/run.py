@@ -1,8 +1,9 @@
-"""Run a plan: make each shard once, record it, and when all are there say so in a manifest.
+"""Run a plan: make each shard once, record it, and write a manifest when all shards exist.
 
-The order of effects carries the promises: the shard under a key that no one overwrites, then its
-record, a segment of the ledger once all its records are there, and after all segments the manifest.
-Killed between any two of them, the next run continues and ends with the same bytes.
+The order of the writes makes a job resumable. A shard is stored under a key that is never
+overwritten, then its record, then the segment of the ledger once it has all its records, and after
+all segments the manifest. A run that is killed between any two of them is completed by the next
+one, with the same bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
@@ -24,23 +26,30 @@ from dff.infra.storage import Storage
 from dff.pipeline.job import ledger
 from dff.pipeline.job import plan as plans
 from dff.pipeline.job.ledger import Record
-from dff.pipeline.job.plan import Failure, MakeRows, Plan, ShardPlan, ShardResult
+from dff.pipeline.job.plan import Plan
+from dff.pipeline.job.work import Failure, MakeRows, ShardPlan, ShardResult
 
-BUDGET = 0.2
-"""Share of the inputs that may fail before a job gives up: beyond it the inputs or the code are at
-fault.
-"""
+COUNTED = ("split", "mode", "model", "licence")
+"""Columns whose values are counted in a shard's record and in the manifest."""
 
-RETRY_WAITS = (
-    1.0,
-    5.0,
-    25.0,
-)  # seconds before a shard is tried again: storage failed, or its process was lost
 
-Again = Callable[[ShardPlan, str], None]
-"""What hears that a shard is begun once more, and why."""
+@dataclass(frozen=True)
+class RunConfig:
+    """When a job retries and when it gives up. Nothing here changes the bytes of its result."""
 
-MakeRecords = Callable[[Iterable[ShardPlan], Again], Generator[Record]]
+    # Share of the subjects that may fail. More means that the inputs or the code are at fault.
+    budget: float = 0.2
+    # Seconds before each further attempt at a shard whose storage or process failed.
+    retry_waits: tuple[float, ...] = (1.0, 5.0, 25.0)
+
+
+DEFAULT = RunConfig()
+
+
+OnRetry = Callable[[ShardPlan, str], None]
+"""Called when a shard is started again, with the reason."""
+
+MakeRecords = Callable[[Iterable[ShardPlan], OnRetry], Generator[Record]]
 
 
 def run(
@@ -48,37 +57,41 @@ def run(
     storage: Storage,
     make_rows: MakeRows,
     *,
-    budget: float = BUDGET,
+    config: RunConfig = DEFAULT,
     progress: bool = False,
 ) -> Manifest:
-    """Make the plan's dataset in ``storage``, in this process, or complete what an earlier run
-    left.
+    """Make the plan's dataset in ``storage``, in this process, or complete an interrupted run.
 
-    Raises BadDataset when the storage holds another plan's dataset or a shard of other bytes,
-    BudgetExceeded when more than ``budget`` of the inputs fail, StorageError. What was made before
-    stays and need not be made again.
+    Raises BadDataset when the storage holds the dataset of another plan or a shard of other bytes,
+    BudgetExceeded when more than ``config.budget`` of the subjects fail, and StorageError. Finished
+    shards stay and are not made again.
     """
 
-    def record(shard: ShardPlan) -> Record:
+    def make_record(shard: ShardPlan) -> Record:
         key = plan.data_key(shard.index)
         return make_shard(
             shard, key=key, plan=plan.fingerprint, storage=storage, make_rows=make_rows
         )
 
-    def records(shards: Iterable[ShardPlan], again: Again) -> Generator[Record]:
+    def make_records(shards: Iterable[ShardPlan], on_retry: OnRetry) -> Generator[Record]:
         for shard in shards:
-            yield _patiently(record, shard, again)
+            yield _retry(make_record, shard, config.retry_waits, on_retry)
 
-    return drive(plan, storage, records, budget=budget, progress=progress)
+    return drive(plan, storage, make_records, budget=config.budget, progress=progress)
 
 
-def _patiently(make: Callable[[ShardPlan], Record], shard: ShardPlan, again: Again) -> Record:
-    """Try again, a few times, what storage failed for now."""
-    for wait in RETRY_WAITS:
+def _retry(
+    make: Callable[[ShardPlan], Record],
+    shard: ShardPlan,
+    waits: Iterable[float],
+    on_retry: OnRetry,
+) -> Record:
+    """Make a shard, and again after each of ``waits`` seconds, while storage fails temporarily."""
+    for wait in waits:
         try:
             return make(shard)
         except TransientStorageError as error:
-            again(shard, type(error).__name__)
+            on_retry(shard, type(error).__name__)
             time.sleep(wait)
     return make(shard)
 
@@ -86,8 +99,9 @@ def _patiently(make: Callable[[ShardPlan], Record], shard: ShardPlan, again: Aga
 def make_shard(
     shard: ShardPlan, *, key: str, plan: str, storage: Storage, make_rows: MakeRows
 ) -> Record:
-    """Make, store and record one shard; ``plan`` is the plan's fingerprint. Raises BadDataset and
-    StorageError.
+    """Make, store and record one shard; ``plan`` is the plan's fingerprint.
+
+    Raises BadDataset when another shard is stored under ``key``, and StorageError.
     """
     result = make_rows(shard)
     _check_complete(shard, result)
@@ -96,8 +110,8 @@ def make_shard(
         storage.write(key, data, if_absent=True)
     except Conflict as error:
         raise BadDataset(
-            f"{error}: it was left by a run with other library versions or altered since; delete it or choose another "
-            "place for the dataset"
+            f"{error}: it was left by a run with other library versions or altered since; "
+            "delete it or choose another place for the dataset"
         ) from error
     with_rows = {row.identity_id for row in result.rows}
     record = Record(
@@ -110,8 +124,7 @@ def make_shard(
         failed_subjects=len({subject.id for subject in shard.subjects} - with_rows),
         failures=tuple(result.failures),
         counts={
-            name: dict(Counter(str(getattr(row, name)) for row in result.rows))
-            for name in ("split", "mode", "model", "licence")
+            name: dict(Counter(str(getattr(row, name)) for row in result.rows)) for name in COUNTED
         },
     )
     ledger.write(storage, record)
@@ -119,20 +132,17 @@ def make_shard(
 
 
 def _check_complete(shard: ShardPlan, result: ShardResult) -> None:
-    """No input may vanish: each has rows or a failure, and nothing else is there."""
+    """Each subject of the shard has rows or a failure, and no other subject has."""
     asked = {subject.id for subject in shard.subjects}
-    answered = {row.identity_id for row in result.rows} | {
-        failure.subject for failure in result.failures
-    }
+    answered = {row.identity_id for row in result.rows}
+    answered |= {failure.subject for failure in result.failures}
     assert asked == answered, (
-        f"shard {shard.index}: {sorted(asked ^ answered)[:3]} asked or answered, not both"
+        f"shard {shard.index}: planned or made, not both: {sorted(asked ^ answered)[:3]}"
     )
 
 
-class Tally:
-    """What a driver keeps of the records: 49 bytes for each shard, never the rows or every
-    failure.
-    """
+class ShardCounter:
+    """Sums over the records of a job, in 49 bytes per shard: it keeps no rows or failures."""
 
     def __init__(self, plan: Plan) -> None:
         count = len(plan.shards)
@@ -142,7 +152,7 @@ class Tally:
         self.sha256 = np.zeros((count, 32), np.uint8)
         self.failed_subjects = 0
         self.failures: Counter[str] = Counter()
-        self.examples: dict[str, Failure] = {}  # the first of each reason
+        self.examples: dict[str, Failure] = {}  # the first failure of each reason
         self.counts: dict[str, dict[str, int]] = {}
 
     def add(self, record: Record) -> None:
@@ -159,10 +169,10 @@ class Tally:
                 total[value] = total.get(value, 0) + count
 
     def missing(self) -> Iterator[ShardPlan]:
-        """The shards without a record, now."""
+        """The shards that have no record at the time of the call."""
         return map(self.plan.shards.__getitem__, np.flatnonzero(~self.done).tolist())
 
-    def manifest(self) -> Manifest:
+    def build_manifest(self) -> Manifest:
         return Manifest(
             schema_version=self.plan.schema_version,
             plan=self.plan.fingerprint,
@@ -178,65 +188,66 @@ class Tally:
 def drive(
     plan: Plan, storage: Storage, make: MakeRecords, *, budget: float, progress: bool
 ) -> Manifest:
-    """``run`` over any way to make shards: ``make`` yields a record whenever one of the shards it
-    is given is done.
-    """
-    start(plan, storage)
-    tally, book = Tally(plan), ledger.Book(storage, plan)
-    begun_again: Counter[str] = Counter()
-    # Faces, not shards: a small job has few shards, and its bar should move.
+    """``run`` for any way of making shards: ``make`` yields a record when a shard is finished."""
+    claim(plan, storage)
+    counter, segments = ShardCounter(plan), ledger.SegmentWriter(storage, plan)
+    retries: Counter[str] = Counter()
+    # The bar counts subjects, since a small job has only a few shards.
     with tqdm(total=plan.subjects, unit="face", disable=not progress, mininterval=1.0) as bar:
 
-        def watch(record: Record) -> None:
-            tally.add(record)
+        def count(record: Record) -> None:
+            counter.add(record)
             bar.update(record.subjects)
             if progress:
-                bar.set_postfix({"failed": tally.failed_subjects, **begun_again}, refresh=False)
-            _check_budget(plan, tally, budget)
+                bar.set_postfix({"failed": counter.failed_subjects, **retries}, refresh=False)
+            _check_budget(plan, counter, budget)
 
-        def again(shard: ShardPlan, reason: str) -> None:
-            begun_again[reason] += 1
+        def on_retry(shard: ShardPlan, reason: str) -> None:
+            retries[reason] += 1
             if progress:
-                bar.write(f"shard {shard.index} is begun again: {reason}", file=sys.stderr)
+                bar.write(f"shard {shard.index} is started again: {reason}", file=sys.stderr)
 
-        for segment in ledger.segments(storage, plan):
+        for segment in ledger.read_segments(storage, plan):
             for record in segment.records:
                 if not segment.closed:
-                    book.add(record)
-                watch(record)
-        # Closed at once, so that nothing still works for a job that has given up.
-        with closing(make(tally.missing(), again)) as made:
-            for record in made:
-                book.add(record)
-                watch(record)
-    book.tidy()
-    manifest = tally.manifest()
+                    segments.add(record)
+                count(record)
+        # Closed at once, so that no task keeps running for a job that has given up.
+        with closing(make(counter.missing(), on_retry)) as records:
+            for record in records:
+                segments.add(record)
+                count(record)
+    segments.delete_leftovers()
+    manifest = counter.build_manifest()
     storage.write(MANIFEST, manifest.to_json(), if_absent=True)
     return manifest
 
 
-def start(plan: Plan, storage: Storage) -> None:
-    """Claim the storage for the plan. Raises BadDataset naming the differences when another plan
-    has it.
+def claim(plan: Plan, storage: Storage) -> None:
+    """Store the plan, which reserves the storage for it.
+
+    Raises BadDataset, which names the differences, when the storage holds another plan.
     """
     try:
         storage.write(plans.KEY, plan.to_json(), if_absent=True)
     except Conflict as error:
         old = plans.parse_plan(storage.read(plans.KEY), f"{storage.uri.rstrip('/')}/{plans.KEY}")
+        changed = "; ".join(plans.list_differences(old, plan))
         raise BadDataset(
-            f"{storage.uri} holds a dataset of another plan ({'; '.join(plans.differences(old, plan))}); repeat that "
-            "command to complete it, or choose another place"
+            f"{storage.uri} holds a dataset of another plan ({changed}); repeat that command to "
+            "complete it, or choose another place"
         ) from error
 
 
-def _check_budget(plan: Plan, tally: Tally, budget: float) -> None:
-    if tally.failed_subjects <= budget * plan.subjects:
+def _check_budget(plan: Plan, counter: ShardCounter, budget: float) -> None:
+    if counter.failed_subjects <= budget * plan.subjects:
         return
-    reasons = "; ".join(
-        f"{reason} {count} (first: {tally.examples[reason].subject}: {tally.examples[reason].detail})"
-        for reason, count in tally.failures.most_common()
-    )
+    reasons = []
+    for reason, count in counter.failures.most_common():
+        first = counter.examples[reason]
+        reasons.append(f"{reason} {count} (first: {first.subject}: {first.detail})")
     raise BudgetExceeded(
-        f"{tally.failed_subjects} of {plan.subjects} inputs failed, more than the budget of {budget:.0%}: {reasons}. "
-        "What is done stays; the same command with a larger budget continues"
+        f"{counter.failed_subjects} of {plan.subjects} inputs failed, more than the budget of "
+        f"{budget:.0%}: {'; '.join(reasons)}. What is done stays; the same command with a larger "
+        "budget continues"
     )

@@ -24,7 +24,8 @@ from dff.infra.storage import LocalStorage
 from dff.pipeline import synthesis
 from dff.pipeline.inspection import verify
 from dff.pipeline.inspection.inspect import inspect_dataset
-from dff.pipeline.job.plan import ShardPlan, Subject
+from dff.pipeline.job.run import RunConfig
+from dff.pipeline.job.work import ShardPlan, Subject
 from dff.pipeline.recovery.photos import list_photos
 from dff.pipeline.scene.views import vertices_of
 from dff.pipeline.synthesis import Options, synthesize
@@ -54,7 +55,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "set"
     summary = synthesis.synthesize(
-        str(photos), str(out), views=3, identities=2, seed=3, budget=0.8, shard_subjects=3
+        str(photos),
+        str(out),
+        views=3,
+        identities=2,
+        seed=3,
+        config=RunConfig(budget=0.8),
+        shard_subjects=3,
     )
     assert summary.manifest is not None
     return out
@@ -142,7 +149,7 @@ def test_the_same_seed_gives_the_same_bytes(dataset: Path, photos: Path, tmp_pat
         views=3,
         identities=2,
         seed=3,
-        budget=0.8,
+        config=RunConfig(budget=0.8),
         shard_subjects=3,
     )
     assert again.manifest == open_dataset(str(dataset)).manifest

@@ -24,7 +24,7 @@ from dff.pipeline.inspection.identity_retention import (
     look_of,
     recognised,
 )
-from dff.pipeline.job.plan import seed_of
+from dff.pipeline.job.work import derive_seed
 from dff.pipeline.scene import views
 from dff.pipeline.subjects.build import sampled_person
 
@@ -36,7 +36,7 @@ def rows(open_head: MorphableModel) -> list[list[ViewRow]]:
     """Three views of some sampled people, seen from before, nothing worn."""
     out = []
     for index in range(PEOPLE):
-        rng = np.random.default_rng(seed_of(1, str(index)))
+        rng = np.random.default_rng(derive_seed(1, str(index)))
         person = sampled_person(
             f"sampled-{index}", model=open_head, albedo=load_albedo(), texture_size=256, rng=rng
         )

@@ -28,7 +28,8 @@ from dff.infra.storage import LocalStorage, ObjectInfo, Storage, open_storage
 from dff.infra.storage import s3 as s3_storage
 from dff.pipeline.inspection.inspect import inspect_dataset
 from dff.pipeline.job import run as job
-from dff.pipeline.job.plan import Plan, differences
+from dff.pipeline.job.plan import Plan, list_differences
+from dff.pipeline.job.run import RunConfig
 from dff.pipeline.recovery.photos import PhotoRef, read_photo
 from dff.pipeline.synthesis import Options, plan_synthesis, synthesize
 from tests.pipeline.job.test_run import objects
@@ -135,20 +136,21 @@ def test_a_disk_that_fills_up_at_any_change_stops_the_job_and_loses_nothing(
 
 
 def test_what_storage_fails_for_now_is_tried_again(
-    plan: Plan, whole: dict[str, bytes], out: Storage, log: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, whole: dict[str, bytes], out: Storage, log: Path
 ) -> None:
-    monkeypatch.setattr(job, "RETRY_WAITS", (0.0, 0.0))
+    hurried = RunConfig(retry_waits=(0.0, 0.0))
 
     def unwell() -> None:
         raise TransientStorageError("the bucket is unwell")
 
-    job.run(plan, Interrupted(out, 1, unwell), toy_work(log).build())
+    job.run(plan, Interrupted(out, 1, unwell), toy_work(log).build(), config=hurried)
     assert objects(out) == whole
     with pytest.raises(TransientStorageError, match="unwell"):
         job.run(
             toy_plan(2),
             AlwaysUnwell(open_storage(out.uri + "-other"), -1, unwell),
             toy_work(log).build(),
+            config=hurried,
         )
 
 
@@ -168,6 +170,7 @@ from pathlib import Path
 from dff.face.errors import StorageError
 from dff.infra.storage import open_storage
 from dff.pipeline.job import run as job
+from dff.pipeline.job.run import RunConfig
 from dff.pipeline.job.plan import parse_plan
 from tests.pipeline.job.test_run import objects
 from tests.pipeline.job.toy_work import toy_work
@@ -178,7 +181,8 @@ try:
     job.run(plan, out, make_rows)
 except StorageError as error:
     print(error)
-print(len(out.list("data/")), "of", len(plan.shards), "shards, litter:", list(place.glob("**/*.tmp")))
+litter = list(place.glob("**/*.tmp"))
+print(len(out.list("data/")), "of", len(plan.shards), "shards, litter:", litter)
 subprocess.run(["mount", "-o", "remount,size=4m", "none", str(place)], check=True)
 job.run(plan, out, make_rows)
 print("the same bytes:", objects(out) == objects(open_storage(str(whole))))
@@ -287,7 +291,13 @@ def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(photos: str, place: str, endpoint_url: str | None = None) -> None:
     synthesize(
-        photos, place, views=1, size=64, budget=0.95, shard_subjects=4, endpoint_url=endpoint_url
+        photos,
+        place,
+        views=1,
+        size=64,
+        config=RunConfig(budget=0.95, retry_waits=(0.0, 0.0)),
+        shard_subjects=4,
+        endpoint_url=endpoint_url,
     )
 
 
@@ -331,7 +341,6 @@ def test_a_bucket_in_every_trouble_gives_the_undisturbed_dataset(
     photos: Path, undisturbed: Path, s3: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3_storage, "READ_TIMEOUT", 0.5)
-    monkeypatch.setattr(job, "RETRY_WAITS", (0.0, 0.0))
     source = open_storage(f"s3://{BUCKET}/photos-{next(_fresh)}", endpoint_url=s3.url)
     for info in LocalStorage(photos).list():
         source.write(info.key, (photos / info.key).read_bytes())
@@ -418,7 +427,7 @@ def test_every_option_is_in_the_fingerprint_and_named_when_it_differs(option: st
     assert changed is not None, f"give an other value of the new option {option}"
     new = replace(old, options={**old.options, option: changed})
     assert new.fingerprint != old.fingerprint
-    assert differences(old, new) == [f"{option}: {value}, now {changed}"]
+    assert list_differences(old, new) == [f"{option}: {value}, now {changed}"]
 
 
 def test_a_photo_that_was_replaced_is_another_plan(

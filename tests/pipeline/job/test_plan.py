@@ -12,22 +12,18 @@ import pytest
 
 from dff.face.errors import BadDataset
 from dff.infra.shards import SCHEMA_VERSION
-from dff.pipeline.job.plan import (
-    WorkSpec,
-    code_version,
-    differences,
-    make_plan,
-    parse_plan,
-    seed_of,
-)
+from dff.pipeline.job.plan import list_differences, make_plan, parse_plan
+from dff.pipeline.job.work import WorkSpec, derive_seed
 from dff.pipeline.recovery.photos import PhotoRef
 from tests.pipeline.job.toy_work import toy_plan
 
 
 def test_seeds_are_known_and_differ() -> None:
-    assert seed_of(7, "afw/1_1/0003") == 2333219940046316968  # printf 7/afw/1_1/0003 | sha256sum
+    assert (
+        derive_seed(7, "afw/1_1/0003") == 2333219940046316968
+    )  # printf 7/afw/1_1/0003 | sha256sum
     seeds = {
-        seed_of(job, f"{face}/{view:04d}")
+        derive_seed(job, f"{face}/{view:04d}")
         for job in range(5)
         for face in range(50)
         for view in range(20)
@@ -83,8 +79,8 @@ def test_the_fingerprint_sees_every_field_and_the_differences_name_it() -> None:
         == len(others) + 1
     )
     for line, other in others.items():
-        assert differences(plan, other) == [line]
-    assert differences(plan, toy_plan()) == []
+        assert list_differences(plan, other) == [line]
+    assert list_differences(plan, toy_plan()) == []
 
 
 def test_the_fingerprint_is_the_same_in_any_process() -> None:
@@ -121,13 +117,9 @@ def test_two_subjects_of_one_name_are_refused() -> None:
 
 
 def test_a_work_spec_is_small_and_builds_what_it_names() -> None:
-    spec = WorkSpec.of("collections:Counter", a=3)
+    spec = WorkSpec.create("collections:Counter", a=3)
     assert len(pickle.dumps(spec)) < 200
     assert hash(spec) == hash(pickle.loads(pickle.dumps(spec)))
     assert spec.build() == {"a": 3}
     with pytest.raises(ValueError, match=r"package.module:function"):
-        WorkSpec.of("collections.Counter").build()
-
-
-def test_the_code_version_names_the_release() -> None:
-    assert code_version().startswith("0.1.0+")
+        WorkSpec.create("collections.Counter").build()

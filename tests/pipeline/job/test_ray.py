@@ -18,6 +18,8 @@ from dff.infra.storage import Storage, open_storage
 from dff.pipeline.job import ray as fan_out
 from dff.pipeline.job import run as job
 from dff.pipeline.job.plan import Plan
+from dff.pipeline.job.ray import SchedulerConfig
+from dff.pipeline.job.run import RunConfig
 from tests.pipeline.job.test_run import objects, tell, until
 from tests.pipeline.job.toy_work import made, most_at_once, toy_plan, toy_work
 from tests.s3_server import BUCKET, FaultyS3
@@ -34,10 +36,9 @@ def cluster(s3: FaultyS3) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No half minute of waiting for what a test has broken for good."""
-    monkeypatch.setattr(fan_out, "RETRY_WAITS", (0.0, 0.1, 0.2))
+# No half minute of waiting for what a test has broken for good.
+HURRIED = RunConfig(retry_waits=(0.0, 0.1, 0.2))
+DEFAULTS = SchedulerConfig()
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,15 @@ def whole(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
 
 
 def run(
-    plan: Plan, out: Storage, log: Path, workers: int | None = None, **faults: str | int | float
+    plan: Plan,
+    out: Storage,
+    log: Path,
+    workers: int | None = None,
+    scheduling: SchedulerConfig = DEFAULTS,
+    **faults: str | int | float,
 ) -> Manifest:
-    return fan_out.run(plan, out, toy_work(log, **faults), workers=workers)
+    work = toy_work(log, **faults)
+    return fan_out.run(plan, out, work, workers=workers, config=HURRIED, scheduling=scheduling)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -99,14 +106,13 @@ def test_what_may_pass_is_tried_again_and_said(
     reason: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        if reason == "Straggler":
-            patch.setattr(fan_out, "STARTING", 3.0)
-        fan_out.run(plan, out, toy_work(log, fault=fault, shard=5), progress=True)
+    scheduling = SchedulerConfig(straggler_minimum=3.0 if reason == "Straggler" else 30.0)
+    work = toy_work(log, fault=fault, shard=5)
+    fan_out.run(plan, out, work, config=HURRIED, scheduling=scheduling, progress=True)
     assert objects(out) == whole
     assert made(log)[5] == 2
     said = capfd.readouterr().err
-    assert f"shard 5 is begun again: {reason}" in said
+    assert f"shard 5 is started again: {reason}" in said
     assert f"{reason}=1" in said
 
 
@@ -115,9 +121,8 @@ def test_a_node_is_not_filled_beyond_its_memory(
     cluster: None, plan: Plan, whole: dict[str, bytes], out: Storage, log: Path, share: float
 ) -> None:
     """Two CPUs, memory for one task; and a task that would never fit runs alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fan_out, "MEMORY", share * ray.cluster_resources()["memory"])
-        run(plan, out, log, seconds=0.05)
+    memory = share * ray.cluster_resources()["memory"]
+    run(plan, out, log, scheduling=SchedulerConfig(memory=memory), seconds=0.05)
     assert objects(out) == whole
     assert most_at_once(log) == 1
 

@@ -19,7 +19,9 @@ from dff.infra.shards import make_sample_id, parquet_to_rows
 from dff.infra.storage import Storage, open_storage
 from dff.pipeline.job import ledger
 from dff.pipeline.job import run as job
-from dff.pipeline.job.plan import Plan, ShardPlan, ShardResult
+from dff.pipeline.job.plan import Plan
+from dff.pipeline.job.run import RunConfig
+from dff.pipeline.job.work import ShardPlan, ShardResult
 from tests.pipeline.job.toy_work import VIEWS, made, toy_plan, toy_work
 from tests.s3_server import BUCKET, FaultyS3, refuse
 
@@ -41,9 +43,13 @@ def whole(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
 
 
 def run(
-    plan: Plan, storage: Storage, log: Path, budget: float = job.BUDGET, **faults: str | int | float
+    plan: Plan,
+    storage: Storage,
+    log: Path,
+    budget: float = RunConfig.budget,
+    **faults: str | int | float,
 ) -> Manifest:
-    return job.run(plan, storage, toy_work(log, **faults).build(), budget=budget)
+    return job.run(plan, storage, toy_work(log, **faults).build(), config=RunConfig(budget=budget))
 
 
 def objects(storage: Storage) -> dict[str, bytes]:
@@ -250,7 +256,8 @@ def test_no_input_may_vanish(plan: Plan, out: Storage, log: Path) -> None:
 def test_the_bar_counts_faces_and_failures(
     plan: Plan, out: Storage, log: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    job.run(plan, out, toy_work(log, bad=1).build(), budget=0.5, progress=True)
+    config = RunConfig(budget=0.5)
+    job.run(plan, out, toy_work(log, bad=1).build(), config=config, progress=True)
     last = capfd.readouterr().err.split("\r")[-1]
     assert "12/12" in last
     assert "failed=4" in last

@@ -31,7 +31,8 @@ from dff.infra.storage import open_storage
 from dff.pipeline.job import ledger
 from dff.pipeline.job import run as job
 from dff.pipeline.job.ledger import Record
-from dff.pipeline.job.plan import Plan, ShardPlan, make_plan
+from dff.pipeline.job.plan import Plan, make_plan
+from dff.pipeline.job.work import ShardPlan
 from dff.pipeline.recovery.photos import PhotoRef
 from dff.pipeline.synthesis import Options, full_shard
 from tests.pipeline.job.toy_work import toy_plan

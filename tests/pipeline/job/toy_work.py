@@ -13,15 +13,14 @@ import numpy as np
 
 from dff.face.errors import BadFit, TransientStorageError
 from dff.infra.shards import ViewRow, make_sample_id
-from dff.pipeline.job.plan import (
+from dff.pipeline.job.plan import Plan, make_plan
+from dff.pipeline.job.work import (
     Failure,
     MakeRows,
-    Plan,
     ShardPlan,
     ShardResult,
     WorkSpec,
-    make_plan,
-    seed_of,
+    derive_seed,
 )
 from dff.pipeline.recovery.photos import PhotoRef
 from tests.conftest import make_toy_model
@@ -93,7 +92,7 @@ def factory(
                 failures.append(Failure(subject.id, BadFit.__name__, "no fit"))
                 continue
             for view in range(views):
-                rng = np.random.default_rng(seed_of(seed, make_sample_id(subject.id, view)))
+                rng = np.random.default_rng(derive_seed(seed, make_sample_id(subject.id, view)))
                 rows.append(toy_view(model, subject.id, view, size=32, rng=rng)[0])
         (folder / f"end-{plan.index}-{calls}").write_text(str(time.monotonic()))
         return ShardResult(tuple(rows), tuple(failures))
@@ -102,7 +101,7 @@ def factory(
 
 
 def toy_work(log: Path, **faults: str | int | float) -> WorkSpec:
-    return WorkSpec.of("tests.pipeline.job.toy_work:factory", log=str(log), **faults)
+    return WorkSpec.create("tests.pipeline.job.toy_work:factory", log=str(log), **faults)
 
 
 def made(log: Path) -> Counter[int]:

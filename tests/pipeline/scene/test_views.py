@@ -18,7 +18,7 @@ from dff.infra.shards import ViewRow, parquet_to_rows, resolve_frame, rows_to_pa
 from dff.pipeline.accessories.sampling import wardrobe_of
 from dff.pipeline.inspection.gallery import common_points, contact_sheet, correspondence_picture
 from dff.pipeline.inspection.verify import correspondence_errors, differences
-from dff.pipeline.job.plan import seed_of
+from dff.pipeline.job.work import derive_seed
 from dff.pipeline.scene import views
 from dff.pipeline.scene.camera_sensor import jpeg
 from dff.pipeline.scene.views import Person
@@ -38,7 +38,7 @@ def person(open_head: MorphableModel) -> Person:
 
 @pytest.fixture(scope="module")
 def rows(person: Person, open_head: MorphableModel) -> list[ViewRow]:
-    seeds = [seed_of(5, f"{person.id}/{view:04d}") for view in range(16)]
+    seeds = [derive_seed(5, f"{person.id}/{view:04d}") for view in range(16)]
     return [
         views.make_view(person, v, model=open_head, seed=seeds[v], size=SIZE) for v in range(16)
     ]
