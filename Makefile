@@ -1,20 +1,22 @@
 # The two commands: `make demo` and `make test`. Both set everything up first.
 
-PYTHON ?= python3.11
+# The newest Python that runs: a pyenv shim is on the PATH without a version behind it. Where only an
+# older Python has torch at hand (a CPU build on disk, not gigabytes of CUDA), say make PYTHON=python3.11.
+PYTHON ?= $(or $(firstword $(foreach v,3.13 3.12 3.11,$(shell python$(v) -c 'print("python$(v)")' 2>/dev/null))),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help setup demo test s3-server check format bench clean
+.PHONY: help setup demo test s3-server check types format docs wheel bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/'
 
 setup: $(READY)  ## make .venv with dff and everything it needs
 
-# pyrender 0.1.45 pins a PyOpenGL that is too old for current Mesa, hence --no-deps (its needs are in pyproject.toml).
+# pyrender 0.1.45 pins a PyOpenGL that is too old for current Mesa, hence --no-deps (its needs are the extra gl).
 $(READY): pyproject.toml constraints.txt scripts/install_system_packages.sh
 	bash scripts/install_system_packages.sh $(PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,8 +29,8 @@ $(READY): pyproject.toml constraints.txt scripts/install_system_packages.sh
 demo: $(READY)  ## photo -> synthesis -> training -> served aligner -> one HTML report
 	$(BIN)/dff demo
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## run the tests on two processes
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 s3-server: build/swift/bin/swift-proxy-server  ## install a real S3 server for the tests that want one
 
@@ -37,9 +39,11 @@ build/swift/bin/swift-proxy-server: tests/swift.txt
 	build/swift/bin/pip install --quiet -r tests/swift.txt
 	@touch $@
 
-check: $(READY)  ## ruff and mypy strict
+check: $(READY) types  ## ruff and mypy strict
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(READY)
 	# The rooms under the name that they are installed by, where mypy looks for them.
 	mkdir -p build/typing/dff
 	ln -sfn $(CURDIR)/dff/* $(CURDIR)/face $(CURDIR)/infra $(CURDIR)/pipeline $(CURDIR)/trainer $(CURDIR)/aligner build/typing/dff
@@ -48,6 +52,14 @@ check: $(READY)  ## ruff and mypy strict
 format: $(READY)  ## ruff format and import order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(READY)  ## build the documentation into out/docs
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict --site-dir out/docs
+
+wheel: $(READY)  ## build the wheel into out/wheel
+	rm -rf build/lib build/bdist.*  # setuptools would pack files that are no longer in the tree
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir out/wheel .
 
 bench: $(READY)  ## the benchmarks: ratios measured in one run
 	for b in render synthesis inverse training align; do $(BIN)/python -m benchmarks.$$b || exit 1; done

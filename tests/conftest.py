@@ -4,9 +4,15 @@ data.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores among them. Read when numpy and torch are imported.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
 import numpy as np
 import pytest
@@ -28,6 +34,7 @@ RINGS, SEGMENTS = 4, 8
 triangles.
 """
 
+TESTS = Path(__file__).parent
 REGIONS = (
     "face",
     "neck",
@@ -41,6 +48,19 @@ REGIONS = (
     "tongue",
     "mouth",
 )
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Send the tests of a file to one worker, which makes the file's fixtures once.
+
+    The tests that start Ray go to one worker too, whatever their file, since two clusters at a time
+    would share the cores. They come first: what takes longest should not begin last.
+    """
+    for item in items:
+        ray = item.get_closest_marker("ray") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path.relative_to(TESTS))))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture(scope="session")
