@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from dff.face.errors import BadFit, BadLandmarks, BadPhoto, NotFound
+from dff.face.extras import require_extra
 from dff.face.io.assets import digest, load_albedo, load_model
 from dff.face.model.morphable import MorphableModel
 from dff.face.render import backends, zbuffer
@@ -34,6 +34,9 @@ from dff.pipeline.recovery.photos import SUFFIXES, list_photos, name_split_group
 from dff.pipeline.scene.views import PROFILE_SHARE, Person, make_views
 from dff.pipeline.subjects import build as persons
 from dff.pipeline.subjects.subject_file import StoredPerson, stored
+
+with require_extra("synthesis"):
+    from threadpoolctl import threadpool_limits
 
 PHOTO_TERMS = "LicenseRef-photo"
 """Licence of rows made from photos whose terms the caller did not say: whatever the photos' terms

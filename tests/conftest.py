@@ -59,7 +59,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path.relative_to(TESTS))))
+        item.add_marker(
+            pytest.mark.xdist_group("ray" if ray else str(item.path.relative_to(TESTS)))
+        )
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -133,41 +134,117 @@ def test_the_check_finds_what_it_forbids(tmp_path: Path) -> None:
 APART = {"pyrender"}
 """Installed without what it asks for, since that is too old: see the Dockerfile."""
 
+PLACES = {
+    "aligner/service/": "serve",
+    "face/render/id_renderer.py": "gl",
+    "dff/demo.py": "all",
+}
+"""Extras of whole packages and modules: whoever enters one of these is asked for the extra."""
+
 
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_what_is_imported_is_asked_for() -> None:
-    """A library that comes only because another one needs it goes when that one changes its
-    mind.
+def extra_imports(path: Path) -> Iterator[tuple[str, str]]:
+    """The libraries that a file imports when it runs, each with the extra it is imported under ("":
+    none): by its place, or by the ``with require_extra(...)`` around it.
     """
-    text = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    groups = text["project"]["optional-dependencies"]
-    always = {canonical(re.split(r"[<>=\[]", line)[0]) for line in text["project"]["dependencies"]}
-    optional, dev = (
-        {canonical(re.split(r"[<>=\[]", line)[0]) for name in names for line in groups[name]}
-        for names in (("models", "onnx"), ("dev",))
-    )
-    built_with = {"setuptools"}
-    owners = packages_distributions()
-    tests = sorted((ROOT / "tests").rglob("*.py"))
-    tools = sorted(
-        path for folder in ("benchmarks", "scripts") for path in (ROOT / folder).rglob("*.py")
-    )
+    place = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+    usual = next((extra for start, extra in PLACES.items() if place.startswith(start)), "")
+
+    def visit(node: ast.AST, extra: str) -> Iterator[tuple[str, str]]:
+        if isinstance(node, ast.With):
+            for item in node.items:
+                match item.context_expr:
+                    case ast.Call(func=ast.Name("require_extra"), args=[ast.Constant(str(name))]):
+                        extra = name
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], extra) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module).split(".")[0], extra
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, extra)
+
+    for library, extra in visit(ast.parse(path.read_text()), usual):
+        if library not in sys.stdlib_module_names | {"dff", "tests", "benchmarks", "scripts"}:
+            yield library, extra
+
+
+@cache
+def declared(extra: str) -> set[str]:
+    """The distributions that ``deep-face-feature[extra]`` demands; "" is without an extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = set()
+    for line in project["optional-dependencies"][extra] if extra else project["dependencies"]:
+        name, extras = re.match(r"([\w.-]+)(?:\[(.*)\])?", line).groups()  # type: ignore[union-attr]
+        if name == project["name"]:
+            names |= {one for extra in extras.split(",") for one in declared(extra)}
+        names.add(canonical(name))
+    return names | (declared("") if extra else set())
+
+
+owners = cache(packages_distributions)
+"""The distributions that each library can come from."""
+
+
+def undeclared(path: Path, extra: str | None = None) -> set[str]:
+    """What a file imports although the extra that it is imported under does not demand it. With
+    ``extra`` given, all of the file is under that one.
+    """
+    return {
+        f"{library} [{under}]"
+        for library, under in extra_imports(path)
+        if library not in APART
+        and not {canonical(dist) for dist in owners().get(library, [library])}
+        & declared(under if extra is None else extra)
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_is_imported_is_asked_for(path: Path) -> None:
+    """A library that comes only because another one needs it goes when that one changes its mind.
+
+    What an extra does not demand is not imported under it; what needs no extra imports only what
+    the distribution always demands.
+    """
+    assert not undeclared(path)
+
+
+def test_what_tests_and_tools_import_is_asked_for() -> None:
+    """The extra ``dev`` is what they are run with."""
+    paths = [*(ROOT / "tests").rglob("*.py"), ROOT / "setup.py"]
+    tools = [path for folder in ("benchmarks", "scripts") for path in (ROOT / folder).rglob("*.py")]
     assert tools
-    for files, declared in (
-        (FILES, always | optional),
-        (tests, always | dev | built_with),
-        (tools, always | dev),
-    ):
-        used = {name.split(".")[0] for path in files for name in imports(path)}
-        used -= (
-            set(sys.stdlib_module_names) | set(ROOMS) | {"tests", "benchmarks", "scripts"} | APART
-        )
-        missing = {
-            name
-            for name in used
-            if not {canonical(dist) for dist in owners.get(name, [name])} & declared
-        }
-        assert not missing
+    assert not {name for path in [*paths, *tools] for name in undeclared(path, "dev")}
+
+
+def test_an_import_without_its_extra_is_found(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("""
+import numpy
+import boto3
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    import matplotlib
+with require_extra("s3"):
+    import botocore
+with require_extra("onnx"):
+    import pyarrow
+def f():
+    import ray.train
+""")
+    assert undeclared(bad) == {"boto3 []", "pyarrow [onnx]", "ray []"}
+
+
+def test_the_extras_together_are_all() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert declared("all") == {
+        name for extra in set(groups) - {"all", "dev", "docs"} for name in declared(extra)
+    } | {"deep-face-feature"}
+    used = {extra for path in FILES for _, extra in extra_imports(path)}
+    assert used - {""} <= set(groups) - {"dev", "docs"}

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, fields
 from itertools import groupby
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from dff.face.arrays import Bools, Floats
 from dff.face.errors import BadDataset
+from dff.face.extras import require_extra
 from dff.face.geometry.camera import Pinhole, WeakPerspective
 from dff.face.geometry.transform import Rigid
 from dff.face.io.assets import digest, load_model
@@ -32,6 +32,9 @@ from dff.pipeline.job.versions import code_version
 from dff.pipeline.scene import views
 from dff.pipeline.scene.views import Person
 from dff.pipeline.subjects import subject_file as person_file
+
+with require_extra("synthesis"):
+    from threadpoolctl import threadpool_limits
 
 SAMPLE = 100  # views rendered again unless the caller says otherwise
 TOLERANCE = 0.1  # px, of a correspondence between two views

@@ -18,10 +18,10 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.errors import BadFit
+from dff.face.extras import require_extra
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.interpolation import bilinear_with_gradient
 from dff.face.geometry.transform import Rigid, angles_from_rotation
@@ -37,6 +37,9 @@ from dff.pipeline.recovery.joint_fit import COLOUR_SD, INDEPENDENT, Problem, imp
 from dff.pipeline.recovery.landmark_fit import LandmarkFitModel, fit_landmarks, robust_size
 from dff.pipeline.recovery.photos import Photo, Scheme
 from dff.pipeline.recovery.quality import evidence_of, score_of
+
+with require_extra("synthesis"):
+    from threadpoolctl import threadpool_limits
 
 IDENTITIES = 90  # directions of identity that pixels tell
 IDENTITIES_OF_LANDMARKS = 60  # that landmarks tell by themselves
