@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from dff.face.errors import ClusterError, Diverged
 from dff.face.extras import require_extra
+from dff.face.io.assets import model_path
 from dff.infra import tracking, weights
 from dff.infra.cluster import connected
+from dff.infra.dataset import open_dataset
 from dff.trainer.config import TrainConfig, to_dict
-from dff.trainer.train import Figures
+from dff.trainer.train import Figures, load_dataset_model
 from dff.trainer.worker import WEIGHTS, Job, train_worker
 
 with require_extra("train"):
@@ -53,7 +55,7 @@ def fit(
     out: Path,
     *,
     config: TrainConfig,
-    model: str = "open-head",
+    model: str | None = None,
     name: str,
     storage: Path,
     workers: int = 1,
@@ -69,12 +71,13 @@ def fit(
     """Train on a Ray cluster (``address``) or a private local Ray, and write the weights file to
     ``out``.
 
+    ``model``: name or file of the face model, which all nodes see; by default that of the dataset.
     ``storage``: folder that all nodes see, for checkpoints under ``name``. ``resume`` goes on from
     the last one; without it a ``name`` that is there already is refused, since Ray would go on with
     it unasked. ``tracking_uri``: MLflow's; an SQLite file in ``storage`` without it. ``progress``
     shows a bar of the steps. ``cpus_per_worker``: by default all of this machine's, shared.
 
-    Raises ValueError, BadDataset, Diverged for a loss that is no number, and ClusterError for any
+    Raises ValueError, BadDataset, BadModel, Diverged for a loss that is no number, and ClusterError for any
     other failure of the workers, after ``max_failures`` tries.
     """
     config.check_workers(workers)
@@ -83,11 +86,20 @@ def fit(
         raise ValueError(
             f"{storage / name} holds an earlier run: resume it, or give this one another name"
         )
+    if (
+        address is None
+    ):  # said at once, where workers would try again; a cluster may see other files
+        load_dataset_model(open_dataset(dataset, endpoint_url=endpoint_url), model)
     run = tracking.start(
         tracking_uri or tracking.local_uri(storage),
         experiment=EXPERIMENT,
         name=name,
-        params={"dataset": dataset, "model": model, "workers": workers, **to_dict(config)},
+        params={
+            "dataset": dataset,
+            "model": model or "of the dataset",
+            "workers": workers,
+            **to_dict(config),
+        },
     )
     finished = False
     try:
@@ -143,7 +155,7 @@ def job_of(
     dataset: str,
     config: TrainConfig,
     *,
-    model: str,
+    model: str | None,
     endpoint_url: str | None,
     cache: Path,
     run: tracking.Run | None,
@@ -152,6 +164,8 @@ def job_of(
     directory.
     """
     source = dataset if "://" in dataset else str(Path(dataset).absolute())
+    if model is not None and model_path(model) == Path(model):
+        model = str(Path(model).absolute())
     if config.start:
         config = replace(config, start=weights.everywhere(config.start))
     return Job(

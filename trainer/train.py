@@ -29,7 +29,8 @@ from dff.face.descriptor import (
     choose_anchors,
     surface_coordinates,
 )
-from dff.face.errors import Diverged
+from dff.face.errors import BadDataset, BadModel, Diverged
+from dff.face.io.assets import load_model
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
 from dff.infra.dataset import Dataset
@@ -400,6 +401,33 @@ def rows_of(dataset: Dataset) -> Iterator[ViewRow]:
         yield from dataset.read_shard(index)
 
 
+def load_dataset_model(dataset: Dataset, model: str | None = None) -> MorphableModel:
+    """The face model that a dataset was made with.
+
+    ``model``: its name or file, as ``load_model`` takes it; without it the model is found by the
+    name that the dataset's rows carry. Raises BadDataset when the rows are of another model, of
+    several, or of one that has no file under its name, and BadModel for a file that can't be read.
+    """
+    names = sorted(dataset.manifest.counts.get("model", {}))
+    if not names:  # a dataset written by another program need not count
+        names = sorted(set(dataset.columns(0, ["model"])["model"]))
+    where = dataset.storage.uri
+    if len(names) != 1:
+        raise BadDataset(f"{where} shows several face models: {', '.join(names)}")
+    if model is not None:
+        loaded = load_model(model)
+        if loaded.name != names[0]:
+            raise BadDataset(f"{where} shows the face model {names[0]!r}, not {loaded.name!r}")
+        return loaded
+    try:
+        loaded = load_model(names[0])
+    except BadModel as error:
+        raise BadDataset(
+            f"{where} shows the face model {names[0]!r}, which has no file here: give it (--model)"
+        ) from error
+    return loaded
+
+
 def store_of(dataset: Dataset, model: MorphableModel, cache: Path) -> Store:
     """The dataset's views unpacked under ``cache``, once for each dataset and model."""
     return write_store(
@@ -421,7 +449,7 @@ def train(
     out: Path,
     *,
     config: TrainConfig,
-    model: MorphableModel,
+    model: MorphableModel | str | None = None,
     resume: bool = False,
     device: str = "cpu",
     watch: Watch | None = None,
@@ -430,11 +458,16 @@ def train(
     """Train a descriptor on a finished dataset in this process and write its weights file to
     ``out``.
 
+    ``model``: the face model, its name or its file; by default the one that the dataset was made
+    with (``load_dataset_model``).
+
     ``work`` (default: ``out`` with the suffix ``.run``) keeps the unpacked views and the
-    checkpoint, from which ``resume`` goes on if there is one. Raises BadDataset, Diverged, and
+    checkpoint, from which ``resume`` goes on if there is one. Raises BadDataset, BadModel, Diverged, and
     ValueError for a configuration that the dataset or the checkpoint doesn't fit.
     """
     work = work or out.with_suffix(".run")
+    if not isinstance(model, MorphableModel):
+        model = load_dataset_model(dataset, model)
     watch = watch or Watch()
     store = store_of(dataset, model, work)
     state = new_state(model, config, torch.device(device))

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from dff.face.extras import require_extra
-from dff.face.io.assets import load_model
+from dff.face.model.morphable import MorphableModel
 from dff.infra.dataset import Dataset, open_dataset
 from dff.infra.tracking import Run
 from dff.trainer.config import from_dict
@@ -29,6 +29,7 @@ from dff.trainer.train import (
     Watch,
     anchors_of,
     load_checkpoint,
+    load_dataset_model,
     new_state,
     run,
     save_checkpoint,
@@ -52,7 +53,7 @@ class Job:
 
     dataset: str  # URI
     endpoint_url: str | None
-    model: str  # name or path of the face model
+    model: str | None  # name or file of the face model; None: the one the dataset was made with
     config: dict[str, Any]  # of TrainConfig
     cache: str  # folder on the worker's own machine for unpacked views
     tracking: dict[str, str] | None  # fields of dff.infra.tracking.Run
@@ -68,9 +69,9 @@ def train_worker(values: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    model = load_model(job.model)
     dataset = open_dataset(job.dataset, endpoint_url=job.endpoint_url)
-    store = _store_once(dataset, job, context.get_local_rank())
+    model = load_dataset_model(dataset, job.model)
+    store = _store_once(dataset, model, Path(job.cache), context.get_local_rank())
     chart = chart_of(model)
     state = new_state(model, config, device)
     checkpoint = ray.train.get_checkpoint()
@@ -121,12 +122,11 @@ def train_worker(values: dict[str, Any]) -> None:
     run(state, store, chart, config, wrapped=wrapped, rank=rank, world=world, watch=watch)
 
 
-def _store_once(dataset: Dataset, job: Job, local_rank: int) -> Store:
+def _store_once(dataset: Dataset, model: MorphableModel, cache: Path, local_rank: int) -> Store:
     """The unpacked views, made by one worker of each machine while its others wait."""
-    model = load_model(job.model)
     if local_rank == 0:
-        store_of(dataset, model, Path(job.cache))
+        store_of(dataset, model, cache)
     # Ray's barrier and not torch's, which gives up after half an hour: a large dataset takes
     # longer.
     ray.train.collective.barrier()
-    return store_of(dataset, model, Path(job.cache))
+    return store_of(dataset, model, cache)

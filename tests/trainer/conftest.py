@@ -15,6 +15,7 @@ import pytest
 from dff.face.arrays import Floats
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.transform import Rigid, rotation_from_angles
+from dff.face.io.assets import SHIPPED, read_arrays
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import interpolate, render
 from dff.infra.dataset import MANIFEST, Dataset, Manifest, Shards, data_key, open_dataset
@@ -126,3 +127,12 @@ def mirrored_model(open_head: MorphableModel) -> MorphableModel:
     from a sign.
     """
     return replace(open_head, template=open_head.template + np.float32([0.001, 0, 0]))
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file: the open head under another name."""
+    path = tmp_path_factory.mktemp("model") / "other.npz"
+    arrays = read_arrays(SHIPPED["open-head"]) | {"name": np.array("other-head")}
+    np.savez(path, **arrays)
+    return path

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 import dff.trainer.worker
 from dff.face.descriptor import NetConfig
+from dff.face.errors import BadDataset
 from dff.face.model.morphable import MorphableModel
 from dff.infra import tracking, weights
 from dff.infra.dataset import Dataset
@@ -146,6 +147,33 @@ def test_workers_are_told_whole_paths(
     )
     job = job_of("s3://bucket/data", replace(CONFIG, start=start), **arguments)
     assert (job.dataset, job.config["start"]) == ("s3://bucket/data", start)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [(None, None), ("open-head", "open-head"), ("m.npz", "{cwd}/m.npz"), ("/m.npz", "/m.npz")],
+)
+def test_workers_are_told_the_face_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str | None, told: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = job_of("data", CONFIG, model=model, endpoint_url=None, cache=tmp_path, run=None)
+    assert job.model == (None if told is None else told.format(cwd=tmp_path))
+
+
+def test_a_dataset_of_another_model_is_refused_before_ray_starts(
+    dataset: Dataset, other_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadDataset, match="shows the face model 'open-head', not 'other-head'"):
+        fit(
+            dataset.storage.uri,
+            tmp_path / "w",
+            config=CONFIG,
+            model=str(other_model),
+            name="n",
+            storage=tmp_path / "runs",
+        )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_batch_that_does_not_split_is_refused_before_ray_starts(tmp_path: Path) -> None:

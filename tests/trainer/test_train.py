@@ -15,6 +15,7 @@ import torch
 
 from dff.face.descriptor import NetConfig, image_batch
 from dff.face.errors import BadDataset, Diverged
+from dff.face.io.assets import load_model
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
 from dff.infra.dataset import Dataset
@@ -31,12 +32,14 @@ from dff.trainer.train import (
     begins,
     learning_rate,
     load_checkpoint,
+    load_dataset_model,
     new_state,
     run,
     save_checkpoint,
     synchronised,
     train,
 )
+from tests.trainer.conftest import write_dataset
 
 TINY = TrainConfig(
     steps=8, batch=8, views=4, pixels=64, size=64, anchors=120, warmup=2, ema=0.9, loaders=0, log_every=1,
@@ -58,6 +61,44 @@ def numbers_of(state: State) -> dict[str, torch.Tensor]:
     for i, moments in state.optimiser.state_dict()["state"].items():
         out |= {f"moment.{i}.{k}": v for k, v in moments.items()}
     return out
+
+
+def test_the_face_model_is_that_of_the_dataset(
+    dataset: Dataset,
+    rows: list[ViewRow],
+    other_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the name in its rows, or of the file that is given; a mismatch is one clear line."""
+    assert load_dataset_model(dataset) is load_model("open-head")
+    others = [replace(row, model="other-head") for row in rows]
+    other = write_dataset(tmp_path / "other", others)
+    assert load_dataset_model(other, str(other_model)).name == "other-head"
+    with pytest.raises(
+        BadDataset, match=r"'other-head', which has no file here: give it \(--model"
+    ):
+        load_dataset_model(other)
+    with pytest.raises(BadDataset, match="shows the face model 'other-head', not 'open-head'"):
+        load_dataset_model(other, "open-head")
+    with pytest.raises(BadDataset, match="shows the face model 'open-head', not 'other-head'"):
+        load_dataset_model(dataset, str(other_model))
+    mixed = write_dataset(tmp_path / "mixed", [*others[:6], *rows[6:12]])
+    counted = Dataset(
+        mixed.storage, replace(mixed.manifest, counts={"model": {"open-head": 6, "other-head": 6}})
+    )
+    with pytest.raises(BadDataset, match="several face models: open-head, other-head"):
+        load_dataset_model(counted)
+
+
+def test_training_without_a_named_model_takes_the_datasets(
+    dataset: Dataset, open_head: MorphableModel, tmp_path: Path
+) -> None:
+    config = replace(TINY, steps=1)
+    named = train(dataset, tmp_path / "a.safetensors", config=config, model=open_head)
+    found = train(dataset, tmp_path / "b.safetensors", config=config)
+    for key, value in numbers_of(named.state).items():
+        assert torch.equal(value, numbers_of(found.state)[key]), key
 
 
 class Stopped(Exception):
