@@ -59,7 +59,7 @@ class View:
     @staticmethod
     def of(row: ViewRow, model: MorphableModel) -> View:
         maps = compute_maps(row, model)
-        cam = row.cam_from_head.apply(model.vertices(row.coefficients))
+        cam = row.cam_from_head.apply(model.vertices(row.coefficients(model)))
         truth = maps.points.of(cam, model.faces)
         scale = (
             row.camera.focal / truth[:, 2] if isinstance(row.camera, Pinhole) else row.camera.scale

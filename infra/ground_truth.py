@@ -89,7 +89,7 @@ def compute_maps(
     Raises BadDataset when the row is of another model.
     """
     frame = resolve_frame(row, model)
-    cam = row.cam_from_head.apply(model.vertices(row.coefficients))
+    cam = row.cam_from_head.apply(model.vertices(row.coefficients(model)))
     alone = render(cam, model.faces, row.camera, (row.height, row.width), visibility=visibility)
     region = np.append(model.region.astype(np.int16), np.int16(-1))[np.maximum(frame.triangle, -1)]
     of_skin = np.append(

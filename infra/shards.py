@@ -74,7 +74,8 @@ class ViewRow:
     triangle_ids: Ints
     camera: Pinhole | WeakPerspective  # of the image
     cam_from_head: Rigid
-    coefficients: Coefficients
+    identity: Floats  # a row of ``MorphableModel.pack_identity``
+    expression: Floats  # (E,) activations
     light: Floats  # (9, 3) float32, cam
     landmarks_2d: Floats  # (68, 2) float32 px, jaw on the visible contour
     landmarks_3d: Floats  # (68, 2) float32 px, jaw fixed to the surface
@@ -107,6 +108,11 @@ class ViewRow:
                     f"ViewRow.{name} of {self.sample_id} must be finite and {shape}, got {value.shape}"
                 )
             object.__setattr__(self, name, value)
+        for name in ("identity", "expression"):
+            value = np.asarray(getattr(self, name), dtype=np.float64)
+            if value.ndim != 1 or not np.isfinite(value).all():
+                raise ValueError(f"ViewRow.{name} of {self.sample_id} must be one finite row")
+            object.__setattr__(self, name, value)
         if not 0 <= self.seed < 2**63:
             raise ValueError(
                 f"ViewRow.seed of {self.sample_id} must be in 0 .. 2**63 - 1, got {self.seed}"
@@ -121,6 +127,10 @@ class ViewRow:
         """The name of the group that decided the split (``dff.infra.split``)."""
         named = json.loads(self.recipe).get("split_group")
         return str(named or default_group(self.photo_id or self.identity_id))
+
+    def coefficients(self, model: MorphableModel) -> Coefficients:
+        """Of the face in the view. ``model``: the row's own."""
+        return model.unpack_identity(self.identity, self.expression)
 
     def pixels(self) -> Bytes:
         """(height, width, 3) uint8 RGB of the image. Raises BadDataset when it is not an image of
@@ -147,7 +157,7 @@ def resolve_frame(row: ViewRow, model: MorphableModel) -> Frame:
     """
     if row.model != model.name:
         raise BadDataset(f"{row.sample_id} shows the model {row.model!r}, not {model.name!r}")
-    vertices = row.cam_from_head.apply(model.vertices(row.coefficients))
+    vertices = row.cam_from_head.apply(model.vertices(row.coefficients(model)))
     return resolve(row.triangle_ids, vertices, model.faces, row.camera)
 
 
@@ -272,8 +282,8 @@ def _table(rows: Sequence[ViewRow]) -> Any:
         "camera_centre": [row.camera.centre for row in rows],
         "rotation": [row.cam_from_head.rotation for row in rows],
         "translation": [row.cam_from_head.translation for row in rows],
-        "identity": [row.coefficients.identity for row in rows],
-        "expression": [row.coefficients.expression for row in rows],
+        "identity": [row.identity for row in rows],
+        "expression": [row.expression for row in rows],
         "yaw": [row.pose[0] for row in rows],
         "pitch": [row.pose[1] for row in rows],
         "roll": [row.pose[2] for row in rows],
@@ -439,7 +449,6 @@ def _rows(table: Any) -> list[ViewRow]:
                 ),
                 camera=camera(at["focal_or_scale"], at["camera_centre"]),
                 cam_from_head=Rigid(at["rotation"], at["translation"]),
-                coefficients=Coefficients(np.array(at["identity"]), np.array(at["expression"])),
                 pose=(at["yaw"], at["pitch"], at["roll"]),
             )
         )

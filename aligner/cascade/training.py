@@ -151,7 +151,7 @@ def true_states(fit_model: FitModel, rows: Sequence[ViewRow]) -> FaceState:
     for begin in range(0, len(rows), 100):
         points = np.stack(
             [
-                fit_model.model.vertices(row.coefficients)[vertex]
+                fit_model.model.vertices(row.coefficients(fit_model.model))[vertex]
                 for row in rows[begin : begin + 100]
             ]
         )

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dff.face.arrays import Floats, Ints
+from dff.face.arrays import Array, Float, Floats, Ints
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.model.deformation import smooth_fields
 from dff.face.model.landmarks import NAMES, LandmarkTable
@@ -35,12 +35,13 @@ ASYMMETRY = (
 class Coefficients:
     """Where a face lies in a model's space. Raises ValueError when not finite."""
 
-    # (K,) standard deviations; of more than the model has, the rest are of its ``deformations``
-    identity: Floats
-    expression: Floats  # (E,) activations: 0 neutral, 1 the full unit
+    identity: Float[Array, " identities"]  # standard deviations
+    expression: Float[Array, " expressions"]  # activations: 0 neutral, 1 the full unit
+    # standard deviations of the model's ``deformations``
+    deformation: Float[Array, " deformations"] = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
-        for name in ("identity", "expression"):
+        for name in ("identity", "expression", "deformation"):
             value = np.asarray(getattr(self, name), dtype=np.float64)
             if value.ndim != 1 or not np.isfinite(value).all():
                 raise ValueError(f"Coefficients.{name} must be one finite row")
@@ -88,20 +89,37 @@ class MorphableModel:
             raise ValueError("a triangle or mirror entry names no vertex")
 
     def vertices(self, coefficients: Coefficients) -> Floats:
-        """(V, 3) metres in ``head``; fewer coefficients than modes leave the rest at zero."""
-        identity, off = np.split(coefficients.identity, [len(self.identity)])
-        k, e = len(identity), len(coefficients.expression)
-        if e > len(self.expression) or (len(off) and len(off) > len(self.deformations)):
-            modes = f"{len(self.identity)} (+ {len(self.deformations)}) + {len(self.expression)}"
-            raise ValueError(f"{self.name} has {modes} modes, got {k + len(off)} + {e}")
+        """(V, 3) metres in ``head``; fewer coefficients than modes leave the rest at zero.
+
+        Raises ValueError for more coefficients than modes.
+        """
+        identity, deformation = coefficients.identity, coefficients.deformation
+        k, m, e = len(identity), len(deformation), len(coefficients.expression)
+        if k > len(self.identity) or e > len(self.expression) or (m and m > len(self.deformations)):
+            modes = f"{len(self.identity)} + {len(self.deformations)} + {len(self.expression)}"
+            raise ValueError(f"{self.name} has {modes} modes, got {k} + {m} + {e}")
         out = self.template.astype(np.float64).ravel()
         dtype = self.identity.dtype
         out = out + identity.astype(dtype) @ self.identity[:k].reshape(k, out.size)
-        if len(off):
-            out = out + off.astype(dtype) @ self.deformations[: len(off)].reshape(
-                len(off), out.size
-            )
+        if m:
+            out = out + deformation.astype(dtype) @ self.deformations[:m].reshape(m, out.size)
         return np.asarray(out.reshape(-1, 3) + self.motion(coefficients.expression))
+
+    def pack_identity(self, coefficients: Coefficients) -> Floats:
+        """The row that datasets store: the identity; then, if there is one, the deformation.
+
+        An identity with fewer coefficients than modes is filled with zeros before a deformation.
+        """
+        identity, deformation = coefficients.identity, coefficients.deformation
+        if len(deformation) == 0:
+            return identity
+        missing = len(self.identity) - len(identity)
+        return np.concatenate([identity, np.zeros(missing), deformation])
+
+    def unpack_identity(self, stored: Floats, expression: Floats) -> Coefficients:
+        """The coefficients of a row of ``pack_identity``, with an ``expression``."""
+        identity, deformation = np.split(stored, [len(self.identity)])
+        return Coefficients(identity, expression, deformation)
 
     @cached_property
     def deformations(self) -> Floats:

@@ -176,7 +176,7 @@ def _shown_elsewhere(
     view.
     """
     points = frame.points()
-    vertices = other.cam_from_head.apply(model.vertices(other.coefficients))
+    vertices = other.cam_from_head.apply(model.vertices(other.coefficients(model)))
     return points, points.of(vertices, model.faces)
 
 

@@ -69,7 +69,9 @@ def look_of(pixels: Bytes, row: ViewRow, model: MorphableModel, chart: Chart) ->
     as ``resolve_frame``.
     """
     frame = resolve_frame(row, model)
-    cam = chart.points.of(row.cam_from_head.apply(model.vertices(row.coefficients)), model.faces)
+    cam = chart.points.of(
+        row.cam_from_head.apply(model.vertices(row.coefficients(model))), model.faces
+    )
     px = row.camera.px_from_cam(cam)
     column, line = np.floor(px).astype(np.int64).T
     seen = (column >= 0) & (line >= 0) & (column < row.width) & (line < row.height)

@@ -230,7 +230,7 @@ def correspondence_errors(a: ViewRow, b: ViewRow, model: MorphableModel) -> Floa
     """
     frame_a, frame_b = resolve_frame(a, model), resolve_frame(b, model)
     vertices_a, vertices_b = (
-        row.cam_from_head.apply(model.vertices(row.coefficients)) for row in (a, b)
+        row.cam_from_head.apply(model.vertices(row.coefficients(model))) for row in (a, b)
     )
     points = frame_a.points()
     rows, columns = np.nonzero(frame_a.mask)

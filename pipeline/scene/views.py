@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -65,6 +65,8 @@ class Person:
     texture_recipe: dict[str, Any]  # how the texture was made, for the rows
     outfit: Outfit
     own: PhotoScene | None
+    # (M,) standard deviations of the model's ``deformations``; none for most faces
+    deformation: Floats = field(default_factory=lambda: np.empty(0))
     split_group: str = ""  # that decided the split; "" when it is the photo's or identity's own
 
     def __post_init__(self) -> None:
@@ -72,6 +74,10 @@ class Person:
             raise ValueError(
                 f"Person wants (V, 3) and (S, S, 4), got {self.neutral.shape} and {self.texture.shape}"
             )
+
+    def coefficients(self, expression: Floats) -> Coefficients:
+        """Of the face with (E,) activations."""
+        return Coefficients(self.identity, expression, self.deformation)
 
 
 _closets: WeakKeyDictionary[Person, Closet] = WeakKeyDictionary()
@@ -337,7 +343,8 @@ def described(
         triangle_ids=shot.triangle_ids,
         camera=scene.camera,
         cam_from_head=scene.cam_from_head,
-        coefficients=Coefficients(person.identity, scene.expression),
+        identity=model.pack_identity(person.coefficients(scene.expression)),
+        expression=scene.expression,
         light=scene.light,
         landmarks_2d=marks.contour,
         landmarks_3d=marks.fixed,
@@ -445,7 +452,7 @@ def scene_of(row: ViewRow) -> Scene:
     recipe.pop("outfit")
     background, sensor = recipe.pop("background"), recipe.pop("sensor")
     return Scene(
-        row.coefficients.expression,
+        row.expression,
         row.cam_from_head,
         row.camera,
         row.light,

@@ -183,10 +183,12 @@ def sampled_person(
     identities form.
     """
     identity = sampling.sample_coefficients(len(model.identity), rng=rng, limit=IDENTITY_LIMIT)
+    deformation: Floats = np.empty(0)
     if deformed and rng.random() < deformed:
-        off = sampling.sample_coefficients(len(model.deformations), rng=rng, limit=IDENTITY_LIMIT)
-        off *= np.float32(rng.uniform(*STRENGTH))
-        identity = np.concatenate([identity, off])
+        deformation = sampling.sample_coefficients(
+            len(model.deformations), rng=rng, limit=IDENTITY_LIMIT
+        )
+        deformation *= np.float32(rng.uniform(*STRENGTH))
     colours = sampling.sample_coefficients(len(albedo.components), rng=rng, limit=2.0)
     drawn = albedo.texture(colours)
     atlas = texture.atlas_of(model, texture_size)
@@ -197,7 +199,7 @@ def sampled_person(
     worn = sample_outfit(hair, rng=rng, skin=flesh, feminine=feminine)
     look = skin.sample_look(flesh, hair, rng=rng, feminine=feminine, hairy=worn.style is not None)
     colours_on = _dressed(skin.painted(base, look, atlas) * atlas.daylight, atlas.dressed, worn)
-    coefficients = Coefficients(identity, np.zeros(len(model.expression)))
+    coefficients = Coefficients(identity, np.zeros(len(model.expression)), deformation)
     return Person(
         id=identity_id,
         photo_id="",
@@ -206,6 +208,7 @@ def sampled_person(
         licence=_both(model.licence, albedo.licence),
         fit_error=0.0,
         identity=coefficients.identity,
+        deformation=coefficients.deformation,
         neutral=model.vertices(coefficients),
         texture=np.dstack(
             [atlas.padded(colours_on), np.zeros((texture_size, texture_size), dtype=np.float32)]

@@ -19,7 +19,7 @@ import struct
 import typing
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -28,7 +28,7 @@ import numpy as np
 
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadDataset
-from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.model.morphable import MorphableModel
 from dff.pipeline.scene.views import Person
 
 FORMAT = 2
@@ -53,6 +53,9 @@ _CREATED = (1980, 1, 1, 0, 0, 0)  # of every member: the bytes don't depend on t
 _ARRAYS = ("bool", "uint8", "int32", "int64", "float32", "float64")
 
 
+_DERIVED = ("neutral", "deformation")  # fields that follow from the stored identity row
+
+
 @dataclass(frozen=True)
 class StoredPerson:
     """A person as its views see it, and the bytes that give it back."""
@@ -75,16 +78,18 @@ def encode(person: Person, model: MorphableModel) -> bytes:
     Raises ValueError when its shape is not what its coefficients give, or a field is neither
     numbers, text, arrays nor dataclasses of them.
     """
-    at_rest = _at_rest(person.identity, model)
+    at_rest = model.vertices(person.coefficients(np.zeros(len(model.expression))))
     if at_rest.shape != person.neutral.shape or np.abs(at_rest - person.neutral).max() > 1e-9:
         raise ValueError(
             f"the shape of {person.id} is not what {model.name} gives for its coefficients"
         )
     members: dict[str, bytes] = {}
+    identity = model.pack_identity(person.coefficients(np.zeros(0)))
+    packed = replace(person, identity=identity)
     content = {
-        name: _written(getattr(person, field), name, members)
+        name: _written(getattr(packed, field), name, members)
         for field, name in _stored_fields(Person).items()
-        if field != "neutral" and (field != "split_group" or person.split_group)
+        if field not in _DERIVED and (field != "split_group" or person.split_group)
     }
     document = {"format": FORMAT, "model": model.name, "person": content}
     text = json.dumps(
@@ -116,11 +121,17 @@ def decode(data: bytes, model: MorphableModel, *, name: str) -> Person:
         values = {
             field: _read(content.pop(name), name, members)
             for field, name in _stored_fields(Person).items()
-            if field != "neutral" and (field != "split_group" or name in content)
+            if field not in _DERIVED and (field != "split_group" or name in content)
         }
         if content:
             raise TypeError(f"a person has no {min(content)}")
-        return Person(**values, neutral=_at_rest(values["identity"], model))
+        face = model.unpack_identity(values.pop("identity"), np.zeros(len(model.expression)))
+        return Person(
+            **values,
+            identity=face.identity,
+            deformation=face.deformation,
+            neutral=model.vertices(face),
+        )
     except _Broken as error:
         raise BadDataset(f"the stored person of {name} {error}") from error
     except (
@@ -140,10 +151,6 @@ def decode(data: bytes, model: MorphableModel, *, name: str) -> Person:
 
 class _Broken(Exception):
     """What is wrong with stored bytes, to follow their name in a sentence."""
-
-
-def _at_rest(identity: Floats, model: MorphableModel) -> Floats:
-    return model.vertices(Coefficients(identity, np.zeros(len(model.expression))))
 
 
 def _members(data: bytes) -> dict[str, bytes]:

@@ -53,7 +53,8 @@ def toy_view(
         triangle_ids=frame.triangle,
         camera=camera,
         cam_from_head=cam_from_head,
-        coefficients=coefficients,
+        identity=coefficients.identity,
+        expression=coefficients.expression,
         light=light,
         landmarks_2d=px[model.landmarks.contour_vertices(px, model.template)],
         landmarks_3d=px[model.landmarks.vertex],
@@ -91,9 +92,8 @@ def noise_row(
             float(rng.gamma(2.0)), rng.normal(size=2)
         ),
         cam_from_head=Rigid(rotation_from_angles(*rng.uniform(-80, 80, 3)), rng.normal(size=3)),
-        coefficients=Coefficients(
-            rng.normal(size=int(rng.integers(80))), rng.normal(size=int(rng.integers(52)))
-        ),
+        identity=rng.normal(size=int(rng.integers(80))),
+        expression=rng.normal(size=int(rng.integers(52))),
         light=rng.normal(size=(9, 3)),
         landmarks_2d=rng.normal(size=(68, 2)),
         landmarks_3d=rng.normal(size=(68, 2)),

@@ -57,7 +57,7 @@ def head_view(
             sample_id="a/0000", identity_id="a", photo_id="", photo_sha256="", view=0, split="train", mode="rerender",
             seed=0, image=b"", width=SIZE, height=SIZE,
             triangle_ids=np.where(shown.triangle >= len(model.faces), OCCLUDER, shown.triangle), camera=camera,
-            cam_from_head=pose, coefficients=coefficients, light=np.zeros((9, 3)), landmarks_2d=px[contour],
+            cam_from_head=pose, identity=np.zeros(0), expression=np.zeros(0), light=np.zeros((9, 3)), landmarks_2d=px[contour],
             landmarks_3d=px[fixed], visible_2d=visible(shown, cam[contour], camera, HIDDEN_DEPTH),
             visible_3d=visible(shown, cam[fixed], camera, HIDDEN_DEPTH), pose=(yaw, 0.0, 0.0), model=model.name,
             licence=model.licence, fit_error=0.0, recipe="{}",
@@ -82,7 +82,7 @@ def test_maps_are_those_of_rendering(toy_model: MorphableModel) -> None:
         for name in ("triangle", "barycentric", "depth", "normal"):
             assert getattr(maps, name).tobytes() == getattr(frame, name).tobytes()
         assert (maps.model == frame.mask).all()
-        cam = row.cam_from_head.apply(toy_model.vertices(row.coefficients))
+        cam = row.cam_from_head.apply(toy_model.vertices(row.coefficients(toy_model)))
         assert (maps.point == interpolate(frame, cam, toy_model.faces)).all()
         assert np.abs(maps.point[..., 2] - maps.depth)[maps.model].max() < 1e-6
         assert np.allclose(

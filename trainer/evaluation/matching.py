@@ -226,7 +226,7 @@ def _pair(
     boxes = [Box.around(row.landmarks_3d) for row in (a, b)]
     matrices = [input_from_source(box, size, Framing()) for box in boxes]
     frames = [resolve_frame(row, model) for row in (a, b)]
-    vertices = b.cam_from_head.apply(model.vertices(b.coefficients))
+    vertices = b.cam_from_head.apply(model.vertices(b.coefficients(model)))
     known, place, cam = _followed(frames[0], grid_in_source(matrices[0], size), chart, vertices)
     source = b.camera.px_from_cam(cam)
     skin = chart.skin[

@@ -45,19 +45,34 @@ def test_missing_coefficients_are_zero(model: MorphableModel) -> None:
     full = Coefficients(np.pad([1.0, -2.0], (0, k - 2)), np.pad([0.5], (0, e - 1)))
     assert np.allclose(model.vertices(short), model.vertices(full), atol=1e-7)
     with pytest.raises(ValueError, match="modes"):
-        model.vertices(Coefficients(np.zeros(k + len(model.deformations) + 1), np.zeros(e)))
+        model.vertices(Coefficients(np.zeros(k + 1), np.zeros(e)))
+    with pytest.raises(ValueError, match="modes"):
+        too_many = np.zeros(len(model.deformations) + 1)
+        model.vertices(Coefficients(np.zeros(k), np.zeros(e), too_many))
     with pytest.raises(ValueError, match="modes"):
         model.vertices(Coefficients(np.zeros(k), np.zeros(e + 1)))
 
 
-def test_deformations_go_on_where_identities_end(model: MorphableModel) -> None:
+def test_deformations_add_to_identities(model: MorphableModel) -> None:
     rng = np.random.default_rng(2)
     identity, off = rng.normal(size=len(model.identity)), rng.normal(size=5)
     rest = np.zeros(len(model.expression))
-    moved = model.vertices(Coefficients(np.append(identity, off), rest)) - model.vertices(
+    moved = model.vertices(Coefficients(identity, rest, off)) - model.vertices(
         Coefficients(identity, rest)
     )
     np.testing.assert_allclose(moved, np.tensordot(off, model.deformations[:5], axes=1), atol=1e-8)
+
+
+def test_stored_identities_give_back_the_coefficients(model: MorphableModel) -> None:
+    rng = np.random.default_rng(3)
+    rest = np.zeros(len(model.expression))
+    for identities, deformations in ((2, 0), (len(model.identity), 0), (2, 5)):
+        face = Coefficients(rng.normal(size=identities), rest, rng.normal(size=deformations))
+        stored = model.pack_identity(face)
+        assert len(stored) == (len(model.identity) + deformations if deformations else identities)
+        back = model.unpack_identity(stored, rest)
+        np.testing.assert_array_equal(back.deformation, face.deformation)
+        np.testing.assert_allclose(model.vertices(back), model.vertices(face), atol=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_maps_of_rows_are_those_of_rendering(made: str, open_head: MorphableMode
     hidden = 0
     for row in (row for index in range(len(dataset.shards)) for row in dataset.read_shard(index)):
         maps = compute_maps(row, open_head)
-        cam = row.cam_from_head.apply(open_head.vertices(row.coefficients))
+        cam = row.cam_from_head.apply(open_head.vertices(row.coefficients(open_head)))
         alone = render(cam, open_head.faces, row.camera, (row.height, row.width))
         before = maps.occluder & alone.mask
         hidden += int(before.sum())
@@ -179,7 +179,7 @@ def test_a_person_of_the_dataset_makes_new_views_too(made: str, open_head: Morph
     rows = open_dataset(made).read_shard(0)[:VIEWS]
     person = person_in(rows, open_head)
     assert person.id == rows[0].identity_id
-    assert (person.identity == rows[0].coefficients.identity).all()
+    assert (person.identity == rows[0].coefficients(open_head).identity).all()
     with pytest.raises(
         BadDataset, match="sampled-000000/0001, the first row of 'sampled-000000', has no person"
     ):

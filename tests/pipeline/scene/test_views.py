@@ -74,7 +74,8 @@ def test_surface_points_project_to_the_centres_of_their_pixels(
     for row in rows:
         frame = resolve_frame(row, open_head)
         cam = frame.points().of(
-            row.cam_from_head.apply(open_head.vertices(row.coefficients)), open_head.faces
+            row.cam_from_head.apply(open_head.vertices(row.coefficients(open_head))),
+            open_head.faces,
         )
         y, x = np.nonzero(frame.mask)
         assert np.abs(row.camera.px_from_cam(cam) - np.stack([x, y], 1) - 0.5).max() < 0.01
@@ -161,7 +162,9 @@ def test_visibility_of_landmarks_on_known_poses(
         ):
             assert seen[name], name
         return
-    cam = row.cam_from_head.apply(open_head.vertices(row.coefficients))[open_head.landmarks.vertex]
+    cam = row.cam_from_head.apply(open_head.vertices(row.coefficients(open_head)))[
+        open_head.landmarks.vertex
+    ]
     left = cam[NAMES.index("eye_left_outer"), 2] < cam[NAMES.index("eye_right_outer"), 2]
     near, far = ("left", "right") if left else ("right", "left")
     for name in ("eye_{}_outer", "brow_{}_outer", "jaw_{}_5"):
@@ -173,7 +176,7 @@ def test_visibility_agrees_with_the_frame(rows: list[ViewRow], open_head: Morpha
     """A visible landmark has no nearer surface before it, a hidden one has."""
     for row in rows:
         frame = resolve_frame(row, open_head)
-        cam = row.cam_from_head.apply(open_head.vertices(row.coefficients))[
+        cam = row.cam_from_head.apply(open_head.vertices(row.coefficients(open_head)))[
             open_head.landmarks.vertex
         ]
         px = np.floor(row.landmarks_3d).astype(int)
@@ -189,10 +192,15 @@ def test_visibility_agrees_with_the_frame(rows: list[ViewRow], open_head: Morpha
             )
 
 
-def test_views_keep_to_the_same_person(rows: list[ViewRow], person: Person) -> None:
+def test_views_keep_to_the_same_person(
+    rows: list[ViewRow], person: Person, open_head: MorphableModel
+) -> None:
+    assert len(person.deformation) == len(open_head.deformations)
     assert len({row.seed for row in rows}) == len(rows)
     for row in rows:
-        assert (row.coefficients.identity == person.identity).all()
+        face = row.coefficients(open_head)
+        assert (face.identity == person.identity).all()
+        assert (face.deformation == person.deformation).all()
         assert row.split == person.split
         assert row.licence == "CC0-1.0"
         assert row.photo_id == ""
@@ -234,7 +242,7 @@ def test_pictures_of_rows(rows: list[ViewRow], open_head: MorphableModel) -> Non
     points, px_a, px_b = common_points(front[0], front[1], open_head, 20)
     assert len(points.triangle) == 20
     for row, px in ((front[0], px_a), (front[1], px_b)):
-        vertices = row.cam_from_head.apply(open_head.vertices(row.coefficients))
+        vertices = row.cam_from_head.apply(open_head.vertices(row.coefficients(open_head)))
         assert np.allclose(
             row.camera.px_from_cam(points.of(vertices, open_head.faces)), px, atol=0.01
         )
@@ -258,7 +266,7 @@ def test_landmarks_of_the_2d_scheme_lie_on_the_outline(
     assert row.visible_2d[:17].sum() > row.visible_3d[:17].sum()
     away = np.linalg.norm(row.landmarks_2d - row.landmarks_3d, axis=1)
     assert away[17:].max() < 0.1 * np.ptp(row.landmarks_3d, axis=0).max()
-    vertices = row.cam_from_head.apply(open_head.vertices(row.coefficients))
+    vertices = row.cam_from_head.apply(open_head.vertices(row.coefficients(open_head)))
     frame = render(vertices, open_head.faces, row.camera, (256, 256))
     shown = row.triangle_ids != OCCLUDER
     assert (frame.triangle == row.triangle_ids)[shown].all()

@@ -38,7 +38,7 @@ def facing_points(row: ViewRow, model: MorphableModel) -> tuple[Floats, Floats]:
     """((N, 6) surface coordinates, (N, 2) source px) of triangle centres that face the camera and
     are seen.
     """
-    vertices = row.cam_from_head.apply(model.vertices(row.coefficients))
+    vertices = row.cam_from_head.apply(model.vertices(row.coefficients(model)))
     chart = chart_of(model)
     seen = np.unique(row.triangle_ids[row.triangle_ids >= 0])
     seen = seen[chart.anchored[seen]]
@@ -80,7 +80,7 @@ def test_the_target_of_an_output_pixel_is_the_point_that_projects_to_its_centre(
     row, view = rows[7], store.view(7)
     upright = Framing(zoom=1.1, shift=(0.03, 0.02))
     matrix = input_from_source(view.box, SIZE, upright)
-    vertices = row.cam_from_head.apply(open_head.vertices(row.coefficients))
+    vertices = row.cam_from_head.apply(open_head.vertices(row.coefficients(open_head)))
     scale = matrix[0, 0] / STRIDE
     camera = row.camera.cropped(-matrix[:, 2] / matrix[0, 0], scale)
     frame = render(vertices, open_head.faces, camera, (SIZE // STRIDE, SIZE // STRIDE))
