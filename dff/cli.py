@@ -903,7 +903,7 @@ def calibrate(
     if json_out:
         write_json(json_out, {one.name: one.to_json() for one in sets})
     loaded = weights_files.load(weights)
-    path = out or weights_files.SHIPPED.get(weights, Path(weights))
+    path = out or weights_files.NAMED.get(weights, Path(weights))
     weights_files.rewrite(path, replace(loaded, calibration=calibration.to_json()))
     typer.echo(f"calibrated weights: {path.resolve()}")
 
@@ -959,7 +959,7 @@ def landmarks(
             typer.echo(
                 f"{folder.name}, dev photos: {error} {before} on the vertices, {after} as measured"
             )
-    path = out or weights_files.SHIPPED.get(weights, Path(weights))
+    path = out or weights_files.NAMED.get(weights, Path(weights))
     weights_files.rewrite(
         path, replace(loaded, landmark_offsets=landmark_offsets, landmark_offsets_source=source)
     )

@@ -32,11 +32,15 @@ from dff.face.model.landmarks import LandmarkOffsets
 from dff.face.model.morphable import MorphableModel
 
 FORMAT = "dff-descriptor-1"
-SHIPPED = {
-    name: Path(__file__).parent / "data" / f"{name}.safetensors"
-    for name in ("dff-open", "dff-research")
-}
+SHIPPED = {"dff-open": Path(__file__).parent / "data" / "dff-open.safetensors"}
 """Weights that come with the program, by name."""
+RESEARCH_TERMS = "research only (terms of the 300-W photos, iBUG)"
+RESEARCH = {
+    "dff-research": Path(__file__).parents[1] / "weights" / "research" / "dff-research.safetensors"
+}
+"""Weights that only the repository holds, by name, since their terms are for research only."""
+NAMED = SHIPPED | RESEARCH
+"""Weights that are loaded by name, where their file is."""
 DEFAULT = "dff-open"
 REGISTERED = "models:/"
 """What the address of a model that MLflow has registered begins with."""
@@ -130,11 +134,11 @@ def everywhere(path: Path | str) -> str:
     whole path.
     """
     text = str(path)
-    return text if text in SHIPPED or text.startswith(REGISTERED) else str(Path(path).absolute())
+    return text if text in NAMED or text.startswith(REGISTERED) else str(Path(path).absolute())
 
 
 def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
-    """Read a weights file, shipped weights by name, or a model that MLflow has registered
+    """Read a weights file, weights by their name in ``NAMED``, or a model that MLflow has registered
     (``models:/name@alias``).
 
     With ``model``, also check that the anchors are points of it.
@@ -146,7 +150,12 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
         from dff.infra.tracking import registered_weights
 
         path = registered_weights(str(path))
-    path = SHIPPED.get(str(path), Path(path))
+    name, path = str(path), NAMED.get(str(path), Path(path))
+    if name in RESEARCH and not path.is_file():
+        raise BadWeights(
+            f"{name} is for {RESEARCH_TERMS} and therefore not installed with the program: "
+            f"take weights/research/{path.name} from the repository and give its path"
+        )
     if not path.is_file():
         names = ", ".join(SHIPPED)
         raise BadWeights(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import skimage.data
 
 import dff
+from dff.face.errors import BadWeights
 from dff.face.model.landmarks import INNER, nme_box
 from dff.infra import weights
 from dff.infra.landmark_files import parse_pts
@@ -31,6 +33,14 @@ def test_a_box_without_a_face_is_answered_as_failed() -> None:
     )
     faces = dff.load_aligner().align(image, [dff.Box(30, 30, 120, 120)])
     assert [face.failed for face in faces] == [True]
+
+
+def test_research_weights_are_in_the_repository_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "dff-research" not in weights.SHIPPED
+    assert any("300W" in terms for terms in weights.load("dff-research").card["data_licences"])
+    monkeypatch.setitem(weights.NAMED, "dff-research", Path("/nowhere/dff-research.safetensors"))
+    with pytest.raises(BadWeights, match=r"research only .*weights/research/dff-research\.safeten"):
+        weights.load("dff-research")
 
 
 def test_the_card_names_free_terms_only() -> None:

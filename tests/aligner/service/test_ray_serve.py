@@ -86,7 +86,7 @@ def test_names_stay_names_and_files_become_whole_paths(
 ) -> None:
     """A replica reads the weights in a process of its own."""
     monkeypatch.chdir(tmp_path)
-    for name in (*weights.SHIPPED, "models:/dff@candidate"):
+    for name in (*weights.NAMED, "models:/dff@candidate"):
         assert weights.everywhere(name) == name
     assert weights.everywhere("mine.safetensors") == str(tmp_path / "mine.safetensors")
     with (
