@@ -37,7 +37,7 @@ from dff.infra.shards import ViewRow
 from dff.infra.storage import open_storage
 from dff.pipeline.job.work import Subject
 from dff.pipeline.recovery.photos import list_photos
-from dff.pipeline.subjects.subject_file import PICTURES
+from dff.pipeline.subjects.subject_file import IMAGE_QUALITY
 from dff.pipeline.synthesis import Options, person_of
 
 BEGIN, END = "<!-- {} -->", "<!-- end of {} -->"
@@ -414,7 +414,7 @@ def table_of_pictures(pictures: Sequence[Bytes]) -> list[list[str]]:
         },
         **{f"WebP {q}": (".webp", [cv2.IMWRITE_WEBP_QUALITY, q]) for q in (95, 90)},
     }
-    used = f"JPEG {PICTURES['texture']}, colours at full resolution"
+    used = f"JPEG {IMAGE_QUALITY['texture']}, colours at full resolution"
     out = [
         [
             "encoding",

@@ -31,7 +31,7 @@ from dff.face.geometry.camera import Box
 from dff.infra.images import decode
 from dff.infra.landmark_files import parse_mat, parse_pts
 from dff.infra.split import assign_split, default_group
-from dff.pipeline.scene.backgrounds import draw, sample_background
+from dff.pipeline.scene.backgrounds import draw_background, sample_background
 
 MEETS = 0.4
 SIZES = (24, 32, 48, 64, 96, 192)
@@ -195,7 +195,7 @@ def blacked_out(photo: Photo) -> Photo:
 
 def background(seed: int, size: int = 450) -> Photo:
     rng = np.random.default_rng(seed)
-    wall = draw(sample_background(rng=rng, surroundings=False), (size, size), around=None)
+    wall = draw_background(sample_background(rng=rng, surroundings=False), (size, size))
     return Photo(np.clip(wall * 255.0, 0.0, 255.0).astype(np.uint8), ())
 
 

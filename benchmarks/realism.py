@@ -38,8 +38,7 @@ from dff.pipeline.recovery.crop import square_crop
 from dff.pipeline.recovery.inverse import tables_of
 from dff.pipeline.recovery.landmark_fit import fit_landmarks
 from dff.pipeline.recovery.photos import Photo, list_photos, read_photo
-from dff.pipeline.scene import sampling
-from dff.pipeline.scene.camera_sensor import exposed, jpeg
+from dff.pipeline.scene.camera_sensor import apply_sensor, encode_jpeg, sample_sensor
 
 YAWS = ((0.0, 30.0), (30.0, 60.0), (60.0, 180.0))
 REPEATS = 4
@@ -257,8 +256,10 @@ def stays_the_same(of_photo: dict[str, list[ViewRow]], photos: dict[str, Photo],
         first, *others = of_photo[name]
         crop = crop_of(photos[name], first.width)
         gallery.append(likeness.look_of(crop, first, model, chart))
-        sensor = sampling.sample_sensor(rng=rng)
-        again = decode(jpeg(exposed(crop.astype(np.float32) / 255.0, sensor), sensor.quality))
+        sensor = sample_sensor(rng=rng)
+        again = decode(
+            encode_jpeg(apply_sensor(crop.astype(np.float32) / 255.0, sensor), sensor.quality)
+        )
         twice.append(likeness.look_of(again, first, model, chart))
         for row in others:
             away = abs(row.pose[0])

@@ -42,6 +42,8 @@ from dff.pipeline.recovery.inverse import invert
 from dff.pipeline.recovery.photos import Photo
 from dff.pipeline.scene import backgrounds, views
 from dff.pipeline.scene import camera_sensor as sensor
+from dff.pipeline.scene.sampling import draw_scene, make_plain_scene
+from dff.pipeline.scene.scene import Scene
 from dff.pipeline.subjects import build as persons
 from dff.pipeline.subjects.subject_file import StoredPerson, stored
 
@@ -104,16 +106,14 @@ def parts(
     everything = range(len(todo))
     shape = (SIZE, SIZE)
 
-    def draw(n: int) -> views.Scene:
+    def draw(n: int) -> Scene:
         person, view = todo[n]
-        return views.draw_scene(
-            person, view, model=model, rng=np.random.default_rng(seeds[n]), size=SIZE
-        )
+        return draw_scene(person, view, model=model, rng=np.random.default_rng(seeds[n]), size=SIZE)
 
     scenes = [draw(n) for n in everything]
 
     def geometry(n: int) -> tuple[Mesh, shading.VertexColours]:
-        return views.placed(todo[n][0], scenes[n], model)
+        return views.build_scene_mesh(todo[n][0], scenes[n], model)
 
     meshes, trims = zip(*(geometry(n) for n in everything), strict=True)
     ids = [meshes[n].seen(shape) for n in everything]
@@ -121,18 +121,18 @@ def parts(
     def wall(n: int) -> Floats:
         background = scenes[n].background
         assert background is not None
-        return backgrounds.draw(background, shape)
+        return backgrounds.draw_background(background, shape)
 
     walls = [wall(n) for n in everything]
 
     def paint(n: int) -> shading.ShadedImage:
-        texture = views.texture_of(todo[n][0], model)
+        texture = views.get_texture(todo[n][0], model)
         return shading.shading_pass(meshes[n], ids[n], texture, scenes[n].light, walls[n], trims[n])
 
     pictures = [paint(n) for n in everything]
     touched = float(np.mean([shading.find_outlines(p).sum() for p in pictures]))
     lights = [p.image.copy() for p in pictures]
-    images = [sensor.exposed(lights[n], scenes[n].sensor) for n in everything]
+    images = [sensor.apply_sensor(lights[n], scenes[n].sensor) for n in everything]
     head = len(model.template)
 
     def landmarks(n: int) -> object:
@@ -170,12 +170,12 @@ def parts(
             triangles * 12 + corners * 24 + area * 5 + touched * (8 * 20 + 24),
         ),
         "sensor": (
-            lambda n: sensor.exposed(lights[n], scenes[n].sensor),
+            lambda n: sensor.apply_sensor(lights[n], scenes[n].sensor),
             area * (12 + 12 + 12 + 3),
         ),
         "landmarks": (landmarks, corners * 16),
         "encode: JPEG": (
-            lambda n: sensor.jpeg(images[n], scenes[n].sensor.quality),
+            lambda n: sensor.encode_jpeg(images[n], scenes[n].sensor.quality),
             area * 3 + jpeg,
         ),
     }
@@ -251,7 +251,9 @@ def fit_milliseconds(kept: StoredPerson, model: MorphableModel) -> float:
     landmarks.
     """
     rest = np.zeros(len(model.expression), dtype=np.float32)
-    scene = views.framed(kept.person, rest, np.diag([1.0, -1.0, -1.0]), model=model, size=2 * SIZE)
+    scene = make_plain_scene(
+        kept.person, rest, np.diag([1.0, -1.0, -1.0]), model=model, size=2 * SIZE
+    )
     row = views.make_row(kept.person, 0, scene, model=model, seed=0, size=2 * SIZE)
     photo = Photo("view", row.pixels(), row.landmarks_2d, "2d", "")
     albedo = load_albedo()

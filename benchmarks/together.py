@@ -52,7 +52,8 @@ from dff.face.model.landmarks import NAMES
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.infra.images import decode
 from dff.pipeline.job.work import derive_seed
-from dff.pipeline.scene.views import draw_scene, photographed
+from dff.pipeline.scene.sampling import draw_scene
+from dff.pipeline.scene.views import render_scene
 from dff.pipeline.subjects.build import sampled_person
 
 SIZE = 256  # px
@@ -101,7 +102,7 @@ def sitter(model: MorphableModel, name: str, seed: int) -> Sitter:
     for view in range(VIEWS):
         rng = np.random.default_rng(derive_seed(seed, f"{name}/{view}"))
         scene = draw_scene(person, view, model=model, rng=rng, size=SIZE)
-        shot = photographed(person, scene, model=model, size=SIZE)
+        shot = render_scene(person, scene, model=model, size=SIZE)
         images.append(decode(shot.image))
         boxes.append(Box.around(shot.landmarks.fixed))
     return Sitter(person.neutral, images, boxes)

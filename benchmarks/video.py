@@ -29,7 +29,8 @@ from dff.face.geometry.transform import rotation_from_angles
 from dff.face.io.assets import load_albedo, load_model
 from dff.infra.images import decode
 from dff.pipeline.job.work import derive_seed
-from dff.pipeline.scene.views import framed, photographed
+from dff.pipeline.scene.sampling import make_plain_scene
+from dff.pipeline.scene.views import render_scene
 from dff.pipeline.subjects.build import sampled_person
 
 SIZE, ROOM = 256, 64  # px: of the frames, and of what the rendered picture has beyond them
@@ -49,8 +50,10 @@ def portrait(number: int, seed: int) -> Bytes:
     rotation = rotation_from_angles(
         YAWS[number % len(YAWS)], rng.uniform(-10, 10), rng.uniform(-10, 10)
     )
-    scene = framed(person, np.zeros(len(model.expression)), rotation, model=model, size=SIZE + ROOM)
-    return decode(photographed(person, scene, model=model, size=SIZE + ROOM).image)
+    scene = make_plain_scene(
+        person, np.zeros(len(model.expression)), rotation, model=model, size=SIZE + ROOM
+    )
+    return decode(render_scene(person, scene, model=model, size=SIZE + ROOM).image)
 
 
 def film(

@@ -31,8 +31,10 @@ from dff.pipeline.job.work import (
 )
 from dff.pipeline.recovery.inverse import invert
 from dff.pipeline.recovery.photos import SUFFIXES, list_photos, name_split_groups, read_photo
-from dff.pipeline.scene.views import PROFILE_SHARE, Person, make_views
+from dff.pipeline.scene.sampling import PROFILE_SHARE, SceneConfig
+from dff.pipeline.scene.views import make_views
 from dff.pipeline.subjects import build as persons
+from dff.pipeline.subjects.subject import Person
 from dff.pipeline.subjects.subject_file import StoredPerson, stored
 
 with require_extra("synthesis"):
@@ -197,7 +199,7 @@ def views_of(
         {view: derive_seed(seed, make_sample_id(person.id, view)) for view in range(views)},
         model=model,
         size=size,
-        profile_share=profile_share,
+        config=SceneConfig(profile_share=profile_share),
         visibility=visibility,
     )
     return [replace(first, person=kept.data), *others]

@@ -19,8 +19,12 @@ from scipy.optimize import linear_sum_assignment
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.infra.images import decode
 from dff.pipeline.recovery.photos import Photo
-from dff.pipeline.scene import sampling
-from dff.pipeline.scene.camera_sensor import exposed, jpeg
+from dff.pipeline.scene.camera_sensor import (
+    apply_sensor,
+    encode_jpeg,
+    sample_framing,
+    sample_sensor,
+)
 
 SIDE = 64  # px of an aligned crop
 QUALITY = 90  # of the JPEG that every aligned crop goes through
@@ -70,7 +74,7 @@ def photographed(
 
     None when the photo's own pixels are too few for the drawn frame: enlarging it would show.
     """
-    framing, sensor = sampling.sample_framing(rng=rng), sampling.sample_sensor(rng=rng)
+    framing, sensor = sample_framing(rng=rng), sample_sensor(rng=rng)
     low, high = photo.landmarks.min(0), photo.landmarks.max(0)
     side = round(float((high - low).max()) / framing.share)
     if side < size:
@@ -82,7 +86,7 @@ def photographed(
     cut = cv2.resize(
         photo.pixels[rows[:, None], columns], (size, size), interpolation=cv2.INTER_AREA
     )
-    seen = decode(jpeg(exposed(cut.astype(np.float32) / 255.0, sensor), sensor.quality))
+    seen = decode(encode_jpeg(apply_sensor(cut.astype(np.float32) / 255.0, sensor), sensor.quality))
     left, top = np.maximum(-corner, 0) * (size / side)
     right, bottom = np.minimum(np.array([width, height]) - corner, side) * (size / side)
     bounds = (float(left), float(top), float(right), float(bottom))
@@ -141,7 +145,7 @@ def aligned(portrait: Portrait, frame: float, *, rng: np.random.Generator) -> Al
     inside = bool(
         (corner >= portrait.bounds[:2]).all() and (corner + side <= portrait.bounds[2:]).all()
     )
-    return Aligned(decode(jpeg(small, QUALITY)), inside)
+    return Aligned(decode(encode_jpeg(small, QUALITY)), inside)
 
 
 def oval(pixels: Bytes) -> Bytes:

@@ -241,9 +241,11 @@ def _photo(rows: Sequence[ViewRow]) -> Bytes | None:
     if not first.photo_id or first.person is None:
         return None
     person = person_file.decode(first.person, load_model(first.model), name=first.identity_id)
-    if person.own is None:
+    if person.photo_scene is None:
         raise BadDataset(f"{first.sample_id} names a photo, but its person has none")
-    photo = np.asarray(np.clip(person.own.photo[..., :3] * 255.0 + 0.5, 0, 255), dtype=np.uint8)
+    photo = np.asarray(
+        np.clip(person.photo_scene.crop[..., :3] * 255.0 + 0.5, 0, 255), dtype=np.uint8
+    )
     return np.asarray(cv2.resize(photo, (first.width, first.height), interpolation=cv2.INTER_AREA))
 
 

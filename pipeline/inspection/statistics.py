@@ -20,8 +20,7 @@ from dff.face.arrays import Floats
 from dff.face.geometry import lighting
 from dff.face.model.morphable import MorphableModel
 from dff.infra.shards import ViewRow, resolve_frame
-from dff.pipeline.scene.camera_sensor import unexposed
-from dff.pipeline.scene.sampling import Sensor
+from dff.pipeline.scene.camera_sensor import Sensor, linearize
 
 COLUMNS = (
     "identity_id", "photo_id", "view", "mode", "yaw", "pitch", "roll", "camera", "translation", "light", "licence",
@@ -226,7 +225,7 @@ def skin_tone(row: ViewRow, model: MorphableModel) -> float:
         return float("nan")
     shading = lighting.shade(frame.normal[seen].astype(float), row.light.astype(float))
     lit = (shading > 0.25 * shading.mean()).all(axis=1)
-    albedo = np.median(unexposed(row.pixels()[seen][lit], sensor) / shading[lit], axis=0)
+    albedo = np.median(linearize(row.pixels()[seen][lit], sensor) / shading[lit], axis=0)
     patch = np.clip(albedo, 0.0, 1.0).astype(np.float32).reshape(1, 1, 3)
     lightness, _, yellow = cv2.cvtColor(patch, cv2.COLOR_RGB2Lab)[0, 0].tolist()
     return float(np.rad2deg(np.arctan2(lightness - 50.0, max(yellow, 1e-6))))

@@ -30,8 +30,8 @@ from dff.infra.shards import ViewRow, collect_persons, resolve_frame
 from dff.pipeline.job.plan import KEY, Plan, parse_plan
 from dff.pipeline.job.versions import code_version
 from dff.pipeline.scene import views
-from dff.pipeline.scene.views import Person
 from dff.pipeline.subjects import subject_file as person_file
+from dff.pipeline.subjects.subject import Person
 
 with require_extra("synthesis"):
     from threadpoolctl import threadpool_limits
@@ -168,7 +168,7 @@ def differences(
     when all is.
     """
     try:
-        scene = views.scene_of(row)
+        scene = views.restore_scene(row)
         again = views.make_row(
             person,
             row.view,

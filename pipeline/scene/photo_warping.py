@@ -1,13 +1,12 @@
-"""Profiling: the photo itself, turned with its head; hair, neck and surroundings stay those of the
-photo.
+"""3D face profiling: the photo itself, rotated with its head.
 
-The face is the fitted model in the photo's own colours, its light included: a pixel shows the photo
-where the photo shows that point of the surface well, and else ``fill``, the completed texture under
-the photo's light. So the ground truth is that of the model's rendering, as in every other view.
-What lies around the head is a sheet behind it: a grid over the photo whose depth continues the
-head's outline. Near the head it turns with it, towards the photo's border it stays; where it is
-torn apart, the photo's blurred surroundings show. Source of the idea: Zhu et al., "Face Alignment
-Across Large Poses: A 3D Solution" (2016), section 4.
+The face is the fitted model in the photo's own colours, its light included: a pixel takes the photo
+where the photo shows that point of the surface well, and else the completed texture under the
+photo's light. So the ground truth is that of the model's rendering, as in every other view.
+Around the head lies a depth-warped image mesh: a grid over the photo whose depth continues that of
+the head's silhouette. Near the head it rotates with it, towards the photo's border it stays; where
+it is stretched, the photo's blurred surroundings show. Source: Zhu et al., "Face Alignment Across
+Large Poses: A 3D Solution" (2016), section 4, where it made 300W-LP.
 """
 
 from __future__ import annotations
@@ -18,249 +17,250 @@ import cv2
 import numba
 import numpy as np
 
-from dff.face.arrays import Floats, Ints
+from dff.face.arrays import Array, Float, Floats, Integer, Ints
 from dff.face.geometry.camera import Pinhole, WeakPerspective
+from dff.face.geometry.interpolation import bilinear_cell, smoothstep
 from dff.face.geometry.mesh import vertex_normals
-from dff.face.geometry.transform import (
-    Rigid,
-    angles_from_rotation,
-    rotation_from_angles,
-    rotation_from_vector,
-)
+from dff.face.geometry.transform import Rigid, angles_from_rotation, rotation_from_angles
+from dff.face.model.landmarks import CHIN, head_up
 from dff.face.model.morphable import MorphableModel
 from dff.face.render import zbuffer
 from dff.face.render.frame import HIDDEN_DEPTH, Frame, render, sample_texture
-
-MODE = "profile"
-OUTWARD = 45.0  # degrees of yaw that a head may turn further away from the camera than in its photo
-INWARD = 18.0  # degrees back
-MAX_YAW = 90.0
-FRONTAL = 8.0  # degrees of yaw below which both ways are outward
-NOD, TURN = (
-    7.0,
-    7.0,
-)  # degrees, standard deviations of pitch and of the turn in the image; at most twice that
-ZOOM = 1.25  # at most: a view shows the photo's crop or a part of it
-
-GRID = 48  # cells of the sheet along a side
-REACH = (
-    0.03,
-    0.13,
-)  # metres from the head's outline up to which the sheet turns with it, and where it stays
-BORDER = 0.03  # metres from the crop's border at which it begins to stay
-BODY = (
-    -0.9,
-    -0.2,
-)  # heights below which all stays, and above which it moves: 0 the chin, 1 the eyes
-RECEDING = 0.4  # metres of depth for each metre away from the outline
-TORN = (1.8, 3.2)  # lengthening of the sheet from which it begins to fade and is gone
-LEFT = 12.0  # degrees of turning after which hair has left its place and shows what was behind it
-SHOWN = (
-    0.30,
-    0.70,
-)  # how steeply the photo showed a point, over how steeply the view does: fades in, counts fully
-SETTLED = (
-    3.0,
-    20.0,
-)  # degrees of turning from which the photo's silhouettes begin to be mistrusted, and fully are
+from dff.pipeline.scene.poses import rotate_in_plane
+from dff.pipeline.subjects.subject import PhotoScene
 
 
-@dataclass(frozen=True, eq=False)
-class PhotoScene:
-    """How the photo shows its own face. Raises ValueError when shapes disagree."""
+@dataclass(frozen=True)
+class ProfilingConfig:
+    """The distribution of rotated photos. Angles are degrees."""
 
-    expression: Floats  # (E,)
-    camera: Pinhole | WeakPerspective  # of the photo's crop
-    cam_from_head: Rigid
-    light: Floats  # (9, 3)
-    # (S, S, 4) float32 0..1: the crop, completed where the photo ended; how sure it shows the
-    # surface
-    photo: Floats
-    surroundings: Floats  # (R, R, 4) float32: the crop without the person; where the person stood
-    # (T, T, 4) float32 in the model's uv: the whole head in the photo's light; what clothes cover
-    fill: Floats
-
-    def __post_init__(self) -> None:
-        shapes = [image.shape for image in (self.photo, self.surroundings, self.fill)]
-        if any(shape[2:] != (4,) for shape in shapes):
-            raise ValueError(f"PhotoScene wants (S, S, 4), (R, R, 4) and (T, T, 4), got {shapes}")
+    outward: float = 45.0  # of yaw that a head may turn further away than in its photo
+    inward: float = 18.0  # of yaw back towards the camera
+    max_yaw: float = 90.0
+    frontal: float = 8.0  # of yaw below which both ways are outward
+    pitch_sd: float = 7.0  # cut at twice that
+    turn_sd: float = 7.0  # in the image; cut at twice that
+    max_zoom: float = 1.25  # a view shows the photo's crop or a part of it
+    centre_sd: float = 0.2  # of the part's place, over the room that it has
 
 
-def draw_pose(own: PhotoScene, *, rng: np.random.Generator) -> Rigid:
-    """A pose near the photo's: mostly turned further away, up to a profile."""
-    yaw, pitch, roll = angles_from_rotation(own.cam_from_head.rotation)
-    way = float(np.sign(yaw)) if abs(yaw) > FRONTAL else (1.0 if rng.random() < 0.5 else -1.0)
-    turned = float(np.clip(yaw + way * rng.uniform(-INWARD, OUTWARD), -MAX_YAW, MAX_YAW))
-    nod = float(np.clip(rng.normal(0.0, NOD), -2.0 * NOD, 2.0 * NOD))
-    turn = float(np.clip(rng.normal(0.0, TURN), -2.0 * TURN, 2.0 * TURN))
-    in_plane = rotation_from_vector(np.array([0.0, 0.0, np.deg2rad(turn)]))
-    return Rigid(
-        in_plane @ rotation_from_angles(turned, pitch + nod, roll), own.cam_from_head.translation
-    )
+@dataclass(frozen=True)
+class WarpConfig:
+    """The image mesh, and how photo, texture and surroundings are blended.
+
+    Pairs are the ends of a smooth step. Lengths are metres, angles degrees.
+    """
+
+    cells: int = 48  # of the mesh along a side
+    reach: tuple[float, float] = (0.03, 0.13)  # from the silhouette: rotates fully, stays
+    border: float = 0.03  # from the crop's border within which the mesh begins to stay
+    body: tuple[float, float] = (-0.9, -0.2)  # height: stays, rotates; 0 the chin, 1 the eyes
+    recession: float = 0.4  # depth gained for each metre from the silhouette
+    stretch: tuple[float, float] = (1.8, 3.2)  # lengthening of the mesh: opaque, gone
+    departure: float = 12.0  # of rotation after which what was behind the hair is shown
+    # Cosine towards the photo's camera over that towards the view's: texture, photo.
+    obliqueness: tuple[float, float] = (0.30, 0.70)
+    # Of rotation: the photo's silhouettes are trusted, are not.
+    silhouettes: tuple[float, float] = (3.0, 20.0)
+    hidden_depth: float = HIDDEN_DEPTH  # behind the nearest surface: the photo does not show it
+
+
+PROFILING = ProfilingConfig()
+WARP = WarpConfig()
+
+
+def draw_pose(
+    photo: PhotoScene, *, rng: np.random.Generator, config: ProfilingConfig = PROFILING
+) -> Rigid:
+    """Draw a pose near the photo's: mostly turned further away, up to a profile."""
+    c = config
+    yaw, pitch, roll = angles_from_rotation(photo.cam_from_head.rotation)
+    way = float(np.sign(yaw)) if abs(yaw) > c.frontal else (1.0 if rng.random() < 0.5 else -1.0)
+    turned = float(np.clip(yaw + way * rng.uniform(-c.inward, c.outward), -c.max_yaw, c.max_yaw))
+    nod = float(np.clip(rng.normal(0.0, c.pitch_sd), -2.0 * c.pitch_sd, 2.0 * c.pitch_sd))
+    turn = float(np.clip(rng.normal(0.0, c.turn_sd), -2.0 * c.turn_sd, 2.0 * c.turn_sd))
+    rotation = rotate_in_plane(turn) @ rotation_from_angles(turned, pitch + nod, roll)
+    return Rigid(rotation, photo.cam_from_head.translation)
 
 
 def draw_camera(
-    own: PhotoScene, size: int, *, rng: np.random.Generator
+    photo: PhotoScene, size: int, *, rng: np.random.Generator, config: ProfilingConfig = PROFILING
 ) -> Pinhole | WeakPerspective:
-    """The photo's camera on a square part of the crop, brought to ``size`` px."""
-    zoom = float(rng.uniform(1.0, ZOOM))
-    room = len(own.photo) * (1.0 - 1.0 / zoom)
-    corner = room * np.clip(0.5 + 0.2 * rng.standard_normal(2), 0.0, 1.0)
-    return own.camera.cropped(corner, size / len(own.photo) * zoom)
+    """The photo's camera on a random square part of the crop, scaled to ``size`` px."""
+    zoom = float(rng.uniform(1.0, config.max_zoom))
+    room = len(photo.crop) * (1.0 - 1.0 / zoom)
+    corner = room * np.clip(0.5 + config.centre_sd * rng.standard_normal(2), 0.0, 1.0)
+    return photo.camera.cropped(corner, size / len(photo.crop) * zoom)
 
 
-def own_camera(own: PhotoScene, size: int) -> Pinhole | WeakPerspective:
-    """The photo's camera on its whole crop, brought to ``size`` px."""
-    return own.camera.cropped(np.zeros(2), size / len(own.photo))
+def scale_camera(photo: PhotoScene, size: int) -> Pinhole | WeakPerspective:
+    """The photo's camera on its whole crop, scaled to ``size`` px."""
+    return photo.camera.cropped(np.zeros(2), size / len(photo.crop))
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
-    """A photo made ready to be turned: all that its views share."""
+class ImageMesh:
+    """A photo prepared for 3D face profiling: all that its views share."""
 
-    own: PhotoScene
-    surface: (
-        Floats  # (V, 4) of the model's vertices in the photo: px, depth, cosine towards the camera
-    )
-    depth: Floats  # (S, S) metres, what the photo shows of the model; background 0
-    sheet: Floats  # (G, 3) vertices in cam
-    sheet_px: Floats  # (G, 2) of the photo
-    still: Floats  # (G,) 0: turns with the head, 1: stays
-    faces: Ints  # (T, 3) of the sheet, without what the head hides
-    photo: Floats  # (S, S, 4) float32: its colours; how far it shows the person
-    leaving: Floats  # (S, S) float32: how far what it shows there turns away with the head
-
-
-_stages: dict[int, Stage] = {}
+    photo: PhotoScene
+    config: WarpConfig
+    # Of the model's vertices in the photo: px, depth in metres, cosine towards the camera
+    surface: Float[Array, "V 4"]
+    depth: Float[Array, "S S"]  # metres, of the model in the photo; background 0
+    nodes: Float[Array, "G 3"]  # metres, cam
+    nodes_px: Float[Array, "G 2"]  # of the photo
+    fixed: Float[Array, " G"]  # 0: rotates with the head, 1: stays
+    faces: Integer[Array, "T 3"]  # of the nodes, without what the head hides
+    colours: Float[Array, "S S 4"]  # float32: RGB of the photo; the person's alpha matte
+    leaving: Float[Array, "S S"]  # float32 0..1: how far what is there rotates away
 
 
-def stage_of(own: PhotoScene, head: Floats, model: MorphableModel) -> Stage:
-    """The stage of a photo whose face has (V, 3) ``head`` vertices; that of the last photo is
-    kept.
-    """
-    key = id(own)  # a kept stage holds its photo, so the id can't be given away meanwhile
-    if key not in _stages:
-        _stages.clear()
-        _stages[key] = _make_stage(own, own.cam_from_head.apply(head), model)
-    return _stages[key]
-
-
-def _make_stage(own: PhotoScene, vertices: Floats, model: MorphableModel) -> Stage:
-    size = len(own.photo)
-    frame = render(vertices, model.faces, own.camera, (size, size))
+def build_image_mesh(
+    photo: PhotoScene, head: Floats, model: MorphableModel, config: WarpConfig = WARP
+) -> ImageMesh:
+    """The image mesh of a photo whose face has (V, 3) ``head`` vertices."""
+    vertices = photo.cam_from_head.apply(head)
+    size = len(photo.crop)
+    frame = render(vertices, model.faces, photo.camera, (size, size))
     cosine = -vertex_normals(vertices, model.faces)[:, 2]
-    vertices_px = own.camera.px_from_cam(vertices)
-    surface = np.column_stack([vertices_px, vertices[:, 2], cosine])
-    table = model.landmarks.vertex
-    up = vertices_px[table[36:48]].mean(0) - vertices_px[table[8]]
-
+    vertices_px = photo.camera.px_from_cam(vertices)
+    landmarks = vertices_px[model.landmarks.vertex]
+    px = _place_nodes(size, config.cells)
     mask = frame.mask.astype(np.uint8)
-    pixel = _pixel_size(own)
-    rim = mask - cv2.erode(mask, np.ones((3, 3), np.uint8), borderValue=0)
-    nodes = GRID + 1
-    px = (
-        np.stack(np.meshgrid(np.arange(nodes), np.arange(nodes)), axis=2) * (size / GRID)
-    ).reshape(-1, 2)
-    away = _at(cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5), px) * pixel
-    inside = _at(cv2.distanceTransform(mask, cv2.DIST_L2, 5), px)
-    depth = _continued(frame.depth, rim.astype(np.float32), nodes) + RECEDING * away
-    border = np.minimum(px, size - px).min(1) * pixel
-    height = (px - vertices_px[table[8]]) @ up / max(float(up @ up), 1.0)
-    still = 1.0 - (1.0 - _smoothstep(away, *REACH)) * _smoothstep(
-        border, 0.0, BORDER
-    ) * _smoothstep(height, *BODY)
-    cell = np.arange(GRID * nodes).reshape(GRID, nodes)[:, :-1].ravel()
-    faces = np.concatenate(
-        [
-            np.stack([cell, cell + nodes, cell + 1], 1),
-            np.stack([cell + 1, cell + nodes, cell + nodes + 1], 1),
-        ]
-    ).astype(np.int32)
-    faces = faces[(inside[faces] < 1.5 * size / GRID).any(1)]
-    person = cv2.resize(own.surroundings[..., 3], (size, size), interpolation=cv2.INTER_LINEAR)
-    grown = cv2.dilate(person, np.ones((5, 5), np.uint8), iterations=max(size // 128, 1))
-    moving = cv2.resize(1.0 - still.reshape(nodes, nodes).astype(np.float32), (size, size))
-    photo = np.dstack([own.photo[..., :3], person]).astype(np.float32)
-    leaving = grown * np.minimum(2.0 * moving, 1.0)
-    return Stage(
-        own, surface, frame.depth, _unprojected(own, px, depth), px, still, faces, photo, leaving
+    pixel = _pixel_size(photo)
+    outside = _nearest(cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5), px) * pixel
+    inside = _nearest(cv2.distanceTransform(mask, cv2.DIST_L2, 5), px)
+    silhouette = mask - cv2.erode(mask, np.ones((3, 3), np.uint8), borderValue=0)
+    depth = _continue_depth(frame.depth, silhouette.astype(np.float32), config.cells + 1)
+    depth = depth + config.recession * outside
+    fixed = _fix_nodes(px, outside, landmarks, size, pixel, config)
+    faces = _connect_nodes(config.cells)
+    colours, leaving = _split_person(photo, fixed)
+    return ImageMesh(
+        photo=photo,
+        config=config,
+        surface=np.column_stack([vertices_px, vertices[:, 2], cosine]),
+        depth=frame.depth,
+        nodes=_unproject(photo, px, depth),
+        nodes_px=px,
+        fixed=fixed,
+        faces=faces[(inside[faces] < 1.5 * size / config.cells).any(1)],
+        colours=colours,
+        leaving=leaving,
     )
 
 
-def _pixel_size(own: PhotoScene) -> float:
-    """Metres at the head's distance."""
-    if isinstance(own.camera, Pinhole):
-        return float(own.cam_from_head.translation[2]) / own.camera.focal
-    return 1.0 / own.camera.scale
+def _place_nodes(size: int, cells: int) -> Floats:
+    """(G, 2) px of a regular grid over an image of ``size`` px, row by row."""
+    along = np.arange(cells + 1)
+    return (np.stack(np.meshgrid(along, along), axis=2) * (size / cells)).reshape(-1, 2)
 
 
-def _unprojected(own: PhotoScene, px: Floats, depth: Floats) -> Floats:
+def _connect_nodes(cells: int) -> Ints:
+    """(T, 3) int32: two triangles for each cell of the grid."""
+    nodes = cells + 1
+    corner = np.arange(cells * nodes).reshape(cells, nodes)[:, :-1].ravel()
+    upper = np.stack([corner, corner + nodes, corner + 1], 1)
+    lower = np.stack([corner + 1, corner + nodes, corner + nodes + 1], 1)
+    return np.concatenate([upper, lower]).astype(np.int32)
+
+
+def _fix_nodes(
+    px: Floats, outside: Floats, landmarks: Floats, size: int, pixel: float, config: WarpConfig
+) -> Floats:
+    """(G,) 0..1: how far nodes at (G, 2) px, (G,) metres outside the silhouette, stay in place."""
+    border = np.minimum(px, size - px).min(1) * pixel
+    up = head_up(landmarks)
+    height = (px - landmarks[CHIN]) @ up / max(float(up @ up), 1.0)
+    near = 1.0 - smoothstep(outside, *config.reach)
+    inside = smoothstep(border, 0.0, config.border)
+    return np.asarray(1.0 - near * inside * smoothstep(height, *config.body))
+
+
+def _split_person(photo: PhotoScene, fixed: Floats) -> tuple[Floats, Floats]:
+    """(S, S, 4) colours and matte of the photo, and (S, S) how far it rotates away with the head.
+
+    Both float32; ``fixed`` (G,) of the grid's nodes.
+    """
+    size, nodes = len(photo.crop), round(len(fixed) ** 0.5)
+    matte = cv2.resize(photo.surroundings[..., 3], (size, size), interpolation=cv2.INTER_LINEAR)
+    grown = cv2.dilate(matte, np.ones((5, 5), np.uint8), iterations=max(size // 128, 1))
+    moving = cv2.resize(1.0 - fixed.reshape(nodes, nodes).astype(np.float32), (size, size))
+    colours = np.dstack([photo.crop[..., :3], matte]).astype(np.float32)
+    return colours, grown * np.minimum(2.0 * moving, 1.0)
+
+
+def _pixel_size(photo: PhotoScene) -> float:
+    """Metres that a pixel spans at the head's distance."""
+    if isinstance(photo.camera, Pinhole):
+        return float(photo.cam_from_head.translation[2]) / photo.camera.focal
+    return 1.0 / photo.camera.scale
+
+
+def _unproject(photo: PhotoScene, px: Floats, depth: Floats) -> Floats:
     """(N, 3) points in cam of (N, 2) pixels at (N,) depths."""
-    camera = own.camera
+    camera = photo.camera
     if isinstance(camera, Pinhole):
         return np.column_stack([(px - camera.centre) * (depth / camera.focal)[:, None], depth])
     return np.column_stack([(px - camera.centre) / camera.scale, depth])
 
 
-def _at(image: Floats, px: Floats) -> Floats:
+def _nearest(image: Floats, px: Floats) -> Floats:
     """(N,) nearest values of an (H, W) image at (N, 2) pixels."""
     column, row = np.clip(px, 0, np.array(image.shape[::-1]) - 1).astype(np.int64).T
     return np.asarray(image[row, column], dtype=np.float64)
 
 
-def _continued(depth: Floats, rim: Floats, nodes: int) -> Floats:
-    """(nodes * nodes,) depth of the (S, S) ``rim`` continued over the whole image, smoother further
-    away.
+def _continue_depth(depth: Floats, silhouette: Floats, nodes: int) -> Floats:
+    """(nodes * nodes,) depth of an (S, S) ``silhouette`` continued over the whole image.
+
+    The depth becomes smoother away from the silhouette.
     """
-    weight = cv2.resize(rim, (nodes, nodes), interpolation=cv2.INTER_AREA)
-    values = cv2.resize(rim * depth, (nodes, nodes), interpolation=cv2.INTER_AREA)
+    weight = cv2.resize(silhouette, (nodes, nodes), interpolation=cv2.INTER_AREA)
+    values = cv2.resize(silhouette * depth, (nodes, nodes), interpolation=cv2.INTER_AREA)
     if not weight.any():
         return np.full(nodes * nodes, float(depth.max(initial=0.0)) or 1.0)
     total, sure = np.zeros_like(values), np.zeros_like(weight)
     spread = 1.0
     while spread < nodes:
-        near = cv2.GaussianBlur(weight, (0, 0), spread, borderType=cv2.BORDER_REPLICATE) * (
-            1.0 - sure
-        )
-        far = cv2.GaussianBlur(values, (0, 0), spread, borderType=cv2.BORDER_REPLICATE) * (
-            1.0 - sure
-        )
-        total += far
-        sure = sure + near
+        blurred = [
+            cv2.GaussianBlur(field, (0, 0), spread, borderType=cv2.BORDER_REPLICATE) * (1.0 - sure)
+            for field in (weight, values)
+        ]
+        total += blurred[1]
+        sure = sure + blurred[0]
         spread *= 2.0
     return np.asarray((total / np.maximum(sure, 1e-9)).ravel(), dtype=np.float64)
 
 
-def _smoothstep(values: Floats, low: float, high: float) -> Floats:
-    t = np.clip((values - low) / (high - low), 0.0, 1.0)
-    return np.asarray(t * t * (3.0 - 2.0 * t))
-
-
 def angle_between(a: Rigid, b: Rigid) -> float:
-    """Degrees between two poses."""
+    """Degrees of rotation between two poses."""
     return float(
         np.rad2deg(np.arccos(np.clip((np.trace(a.rotation @ b.rotation.T) - 1.0) / 2.0, -1.0, 1.0)))
     )
 
 
-def face_colours(stage: Stage, frame: Frame, cam_from_head: Rigid, model: MorphableModel) -> Floats:
-    """(H, W, 4) float32 colours of the model in ``frame``, whose pose is ``cam_from_head``, and
-    what clothes cover.
+def colour_face(
+    mesh: ImageMesh, frame: Frame, cam_from_head: Rigid, model: MorphableModel
+) -> Floats:
+    """(H, W, 4) float32: RGB of the model in ``frame``, and the share covered by clothes.
 
-    The background is covered by what lies behind.
+    ``cam_from_head`` is the pose in the frame. The frame's background counts as covered.
     """
-    own = stage.own
-    out = sample_texture(frame, own.fill, model.uv, model.uv_faces)
-    turned = float(_smoothstep(np.array(angle_between(cam_from_head, own.cam_from_head)), *SETTLED))
-    _project(
+    photo, config = mesh.photo, mesh.config
+    out = sample_texture(frame, photo.lit_texture, model.uv, model.uv_faces)
+    angle = angle_between(cam_from_head, photo.cam_from_head)
+    _project_photo(
         frame.triangle,
         frame.barycentric,
         frame.normal,
         np.ascontiguousarray(model.faces, dtype=np.int32),
-        stage.surface,
-        own.photo,
-        stage.depth,
-        turned,
+        mesh.surface,
+        photo.crop,
+        mesh.depth,
+        float(smoothstep(np.array(angle), *config.silhouettes)),
+        config.obliqueness,
+        config.hidden_depth,
         out,
     )
     out[frame.triangle < 0, 3] = 1.0
@@ -268,24 +268,40 @@ def face_colours(stage: Stage, frame: Frame, cam_from_head: Rigid, model: Morpha
 
 
 @numba.njit(cache=True, nogil=True)
-def _mixed(image, left, top, n, a, b, c, d):  # type: ignore[no-untyped-def]
-    """Channel ``n`` of the four texels from (left, top) on, by their weights: upper left, upper
-    right, lower ones.
+def _interpolate(image, left, top, n, a, b, c, d):  # type: ignore[no-untyped-def]
+    """Channel ``n`` of the four texels from (left, top) on.
+
+    Their weights are ``a`` (upper left), ``b`` (upper right), ``c`` and ``d`` (the lower ones).
     """
     upper = a * image[top, left, n] + b * image[top, left + 1, n]
     return upper + c * image[top + 1, left, n] + d * image[top + 1, left + 1, n]
 
 
 @numba.njit(cache=True, nogil=True)
-def _lay(pixel, share, image, left, top, a, b, c, d):  # type: ignore[no-untyped-def]
-    """Cover a ``share`` of a (3,) pixel by the image's colour there."""
+def _blend(pixel, share, image, left, top, a, b, c, d):  # type: ignore[no-untyped-def]
+    """Blend a (3,) pixel with the image's colour there, of which it takes a ``share``."""
     for n in range(3):
-        pixel[n] += share * (_mixed(image, left, top, n, a, b, c, d) - pixel[n])
+        pixel[n] += share * (_interpolate(image, left, top, n, a, b, c, d) - pixel[n])
 
 
 @numba.njit(cache=True, nogil=True)
-def _project(ids, barycentric, normal, faces, surface, photo, depth, turned, out):  # type: ignore[no-untyped-def]
-    """Lay the photo over the fill in ``out`` where it shows the surface."""
+def _project_photo(  # type: ignore[no-untyped-def]
+    ids,
+    barycentric,
+    normal,
+    faces,
+    surface,
+    photo,
+    depth,
+    rotated,
+    obliqueness,
+    hidden_depth,
+    out,
+):
+    """Blend the photo over ``out`` (the lit texture) where it shows the surface.
+
+    ``rotated`` 0..1: how little the photo's silhouettes are trusted.
+    """
     height, width = ids.shape
     rows, columns = depth.shape
     for row in range(height):
@@ -305,52 +321,52 @@ def _project(ids, barycentric, normal, faces, surface, photo, depth, turned, out
             shown = a * surface[i, 3] + b * surface[j, 3] + c * surface[k, 3]
             if not (-0.5 <= x <= columns - 0.5 and -0.5 <= y <= rows - 0.5):
                 continue
-            x, y = min(max(x, 0.0), columns - 1.0), min(max(y, 0.0), rows - 1.0)
-            left, top = min(int(x), columns - 2), min(int(y), rows - 2)
-            fx, fy = x - left, y - top
+            left, top, fx, fy = bilinear_cell(x, y, columns, rows)
             seen = False
             for r in range(top, top + 2):
                 for q in range(left, left + 2):
-                    if depth[r, q] == 0.0 or depth[r, q] >= z - HIDDEN_DEPTH:
+                    if depth[r, q] == 0.0 or depth[r, q] >= z - hidden_depth:
                         seen = True
             if not seen:
                 continue
             a, b, c, d = (1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy
             share = 1.0
-            if turned > 0.0:
-                steep = max(shown, 0.0) / max(-normal[row, column, 2], 0.05)
-                share = min(max((steep - SHOWN[0]) / (SHOWN[1] - SHOWN[0]), 0.0), 1.0)
+            if rotated > 0.0:
+                ratio = max(shown, 0.0) / max(-normal[row, column, 2], 0.05)
+                low, high = obliqueness
+                share = min(max((ratio - low) / (high - low), 0.0), 1.0)
                 share = share * share * (3.0 - 2.0 * share)
-                share *= _mixed(photo, left, top, 3, a, b, c, d)
-                share = 1.0 - turned * (1.0 - share)
+                share *= _interpolate(photo, left, top, 3, a, b, c, d)
+                share = 1.0 - rotated * (1.0 - share)
             if share > 0.0:
-                _lay(out[row, column], share, photo, left, top, a, b, c, d)
+                _blend(out[row, column], share, photo, left, top, a, b, c, d)
 
 
-def behind(
-    stage: Stage, cam_from_head: Rigid, camera: Pinhole | WeakPerspective, size: int
+def warp_surroundings(
+    mesh: ImageMesh, cam_from_head: Rigid, camera: Pinhole | WeakPerspective, size: int
 ) -> Floats:
-    """(size, size, 3) float32: what of the photo lies around a head turned to ``cam_from_head``."""
-    own = stage.own
-    angle = angle_between(cam_from_head, own.cam_from_head)
-    turn = cam_from_head.rotation @ own.cam_from_head.rotation.T
-    swung = (stage.sheet - own.cam_from_head.translation) @ turn.T + cam_from_head.translation
-    vertices = swung + stage.still[:, None] * (stage.sheet - swung)
-    whole = 1.0 - _smoothstep(_lengthening(own.camera.px_from_cam(vertices), stage.sheet_px), *TORN)
+    """(size, size, 3) float32: the photo around a head that is rotated to ``cam_from_head``."""
+    photo, config = mesh.photo, mesh.config
+    angle = angle_between(cam_from_head, photo.cam_from_head)
+    turn = cam_from_head.rotation @ photo.cam_from_head.rotation.T
+    rotated = (mesh.nodes - photo.cam_from_head.translation) @ turn.T + cam_from_head.translation
+    vertices = rotated + mesh.fixed[:, None] * (mesh.nodes - rotated)
+    stretch = _measure_stretch(photo.camera.px_from_cam(vertices), mesh.nodes_px, config.cells)
+    opacity = 1.0 - smoothstep(stretch, *config.stretch)
     px = camera.px_from_cam(vertices)
-    zoom = _scale(camera) / _scale(own.camera)
+    zoom = _scale(camera) / _scale(photo.camera)
     out = np.empty((size, size, 3), dtype=np.float32)
     _compose(
-        zbuffer.visibility(px, camera.screen_depth(vertices), stage.faces, (size, size)),
-        stage.faces,
+        zbuffer.visibility(px, camera.screen_depth(vertices), mesh.faces, (size, size)),
+        mesh.faces,
         px,
-        np.column_stack([stage.sheet_px, whole]),
-        stage.photo,
-        stage.leaving,
-        own.surroundings,
+        np.column_stack([mesh.nodes_px, opacity]),
+        mesh.colours,
+        mesh.leaving,
+        photo.surroundings,
         zoom,
-        camera.centre - own.camera.centre * zoom,
-        float(_smoothstep(np.array(angle), 0.0, LEFT)),
+        camera.centre - photo.camera.centre * zoom,
+        float(smoothstep(np.array(angle), 0.0, config.departure)),
         out,
     )
     return out
@@ -358,21 +374,19 @@ def behind(
 
 @numba.njit(cache=True, nogil=True)
 def _corners(x, y, columns, rows):  # type: ignore[no-untyped-def]
-    """Of a bilinear sample at a pixel (x, y): the upper left texel and the place between it and the
-    others.
-    """
-    x, y = min(max(x - 0.5, 0.0), columns - 1.0), min(max(y - 0.5, 0.0), rows - 1.0)
-    left, top = min(int(x), columns - 2), min(int(y), rows - 2)
-    return left, top, np.float32(x - left), np.float32(y - top)
+    """The upper left texel of a bilinear sample at pixel (x, y), and the float32 place in it."""
+    left, top, u, v = bilinear_cell(x - 0.5, y - 0.5, columns, rows)
+    return left, top, np.float32(u), np.float32(v)
 
 
 @numba.njit(cache=True, nogil=True)
-def _compose(ids, faces, px, source, photo, leaving, surroundings, zoom, shift, turned, out):  # type: ignore[no-untyped-def]
-    """The photo; where the head has left, its surroundings; before both the sheet (``ids``) where
-    it is the person's.
+def _compose(  # type: ignore[no-untyped-def]
+    ids, faces, px, source, photo, leaving, surroundings, zoom, shift, departed, out
+):
+    """Compose the photo, its surroundings where the head has left, and the image mesh over both.
 
-    ``source`` (G, 3) says for the sheet's (G, 2) ``px`` where in the photo they were, and how whole
-    the sheet is.
+    The mesh (``ids`` of its triangles) covers as far as the person's matte. ``source`` (G, 3) holds
+    for the nodes at (G, 2) ``px`` where in the photo they were, and the mesh's opacity.
     """
     height, width = ids.shape
     rows, columns = leaving.shape
@@ -385,9 +399,9 @@ def _compose(ids, faces, px, source, photo, leaving, surroundings, zoom, shift, 
             left, top, u, v = _corners(x, y, columns, rows)
             a, b, c, d = (one - u) * (one - v), u * (one - v), (one - u) * v, u * v
             for n in range(3):
-                out[row, column, n] = _mixed(photo, left, top, n, a, b, c, d)
+                out[row, column, n] = _interpolate(photo, left, top, n, a, b, c, d)
             gone = a * leaving[top, left] + b * leaving[top, left + 1]
-            gone = np.float32(turned) * (
+            gone = np.float32(departed) * (
                 gone + c * leaving[top + 1, left] + d * leaving[top + 1, left + 1]
             )
             if gone > 0.0:
@@ -395,7 +409,7 @@ def _compose(ids, faces, px, source, photo, leaving, surroundings, zoom, shift, 
                     x * ratio, y * ratio, surroundings.shape[1], surroundings.shape[0]
                 )
                 a, b, c, d = (one - u) * (one - v), u * (one - v), (one - u) * v, u * v
-                _lay(out[row, column], gone, surroundings, left, top, a, b, c, d)
+                _blend(out[row, column], gone, surroundings, left, top, a, b, c, d)
             if ids[row, column] < 0:
                 continue
             i, j, k = (
@@ -423,18 +437,18 @@ def _compose(ids, faces, px, source, photo, leaving, surroundings, zoom, shift, 
                 rows,
             )
             a, b, c, d = (one - u) * (one - v), u * (one - v), (one - u) * v, u * v
-            whole *= _mixed(photo, left, top, 3, a, b, c, d)
+            whole *= _interpolate(photo, left, top, 3, a, b, c, d)
             if whole > 0.0:
-                _lay(out[row, column], whole, photo, left, top, a, b, c, d)
+                _blend(out[row, column], whole, photo, left, top, a, b, c, d)
 
 
 def _scale(camera: Pinhole | WeakPerspective) -> float:
     return camera.focal if isinstance(camera, Pinhole) else camera.scale
 
 
-def _lengthening(px: Floats, before: Floats) -> Floats:
-    """(G,) the longest edge at each node of the sheet, over what it was, for (G, 2) pixels."""
-    nodes = GRID + 1
+def _measure_stretch(px: Floats, before: Floats, cells: int) -> Floats:
+    """(G,) the longest edge at each node of the mesh over its length before, for (G, 2) pixels."""
+    nodes = cells + 1
     now, was = px.reshape(nodes, nodes, 2), before.reshape(nodes, nodes, 2)
     out = np.zeros((nodes, nodes))
     for axis in (0, 1):

@@ -21,13 +21,11 @@ from dff.pipeline.accessories.sampling import (
     wardrobe_of,
 )
 from dff.pipeline.recovery import texture
+from dff.pipeline.recovery.inpainting import inpaint
 from dff.pipeline.recovery.inverse import Recovery
-from dff.pipeline.scene import sampling
-from dff.pipeline.scene.backgrounds import surroundings_of
-from dff.pipeline.scene.photo_warping import PhotoScene
-from dff.pipeline.scene.views import Person
 from dff.pipeline.subjects import skin
 from dff.pipeline.subjects.hair_estimation import combed, hair_of_photo
+from dff.pipeline.subjects.subject import Person, PhotoScene
 
 CLOTH = 0.8  # brightness of clothes on the neck, over that of clothes beside it
 IDENTITY_LIMIT = 2.2  # standard deviations; beyond it the model's faces turn odd
@@ -75,9 +73,9 @@ def recovered_person(
         camera=recovery.camera,
         cam_from_head=recovery.cam_from_head,
         light=unwrapped.light,
-        photo=np.dstack([_beyond_the_border(crop, recovery.valid), unwrapped.trust]),
+        crop=np.dstack([_beyond_the_border(crop, recovery.valid), unwrapped.trust]),
         surroundings=_surroundings(crop, mask | ~recovery.valid, unwrapped.person),
-        fill=np.dstack(
+        lit_texture=np.dstack(
             [
                 unwrapped.lit,
                 cv2.resize(covered, unwrapped.lit.shape[1::-1], interpolation=cv2.INTER_AREA),
@@ -103,8 +101,8 @@ def recovered_person(
             "albedo": _listed(recovery.albedo),
             "seen": round(float(unwrapped.seen.mean()), 4),
         },
-        outfit=worn,
-        own=own,
+        accessories=worn,
+        photo_scene=own,
         split_group=split_group,
     )
 
@@ -119,7 +117,7 @@ def _dressed(colours: Floats, covered: Floats, worn: Outfit) -> Floats:
 
 def _surroundings(crop: Floats, covered: Bools, person: Floats) -> Floats:
     """(S / 2, S / 2, 4) what is behind the person, and how far it stands before that."""
-    around = surroundings_of(crop, covered | (person > 0.1))
+    around = inpaint(crop, covered | (person > 0.1))
     return np.dstack(
         [around, cv2.resize(person, around.shape[1::-1], interpolation=cv2.INTER_AREA)]
     )
@@ -159,13 +157,21 @@ def _beyond_the_border(crop: Floats, valid: Bools) -> Floats:
     """
     if valid.all():
         return crop
-    around = surroundings_of(crop, ~valid)
+    around = inpaint(crop, ~valid)
     filled = cv2.resize(around, crop.shape[1::-1])
     inside = cv2.erode(valid.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1).astype(
         np.float32
     )
     share = cv2.GaussianBlur(inside, (0, 0), 1.0)[..., None] * valid[..., None]
     return np.asarray(crop * share + filled * (1.0 - share), dtype=np.float32)
+
+
+def sample_coefficients(count: int, *, rng: np.random.Generator, limit: float = 2.5) -> Floats:
+    """(count,) float32 coefficients in standard deviations, normal but redrawn beyond ``limit``."""
+    out = rng.standard_normal(count)
+    while (far := np.abs(out) > limit).any():
+        out[far] = rng.standard_normal(int(far.sum()))
+    return out.astype(np.float32)
 
 
 def sampled_person(
@@ -182,14 +188,12 @@ def sampled_person(
     ``deformed``: the probability that it is also deformed smoothly, beyond what the model's
     identities form.
     """
-    identity = sampling.sample_coefficients(len(model.identity), rng=rng, limit=IDENTITY_LIMIT)
+    identity = sample_coefficients(len(model.identity), rng=rng, limit=IDENTITY_LIMIT)
     deformation: Floats = np.empty(0)
     if deformed and rng.random() < deformed:
-        deformation = sampling.sample_coefficients(
-            len(model.deformations), rng=rng, limit=IDENTITY_LIMIT
-        )
+        deformation = sample_coefficients(len(model.deformations), rng=rng, limit=IDENTITY_LIMIT)
         deformation *= np.float32(rng.uniform(*STRENGTH))
-    colours = sampling.sample_coefficients(len(albedo.components), rng=rng, limit=2.0)
+    colours = sample_coefficients(len(albedo.components), rng=rng, limit=2.0)
     drawn = albedo.texture(colours)
     atlas = texture.atlas_of(model, texture_size)
     enlarged = cv2.resize(drawn, (texture_size, texture_size), interpolation=cv2.INTER_CUBIC)
@@ -220,8 +224,8 @@ def sampled_person(
             "albedo": _listed(colours),
             "look": asdict(look),
         },
-        outfit=worn,
-        own=None,
+        accessories=worn,
+        photo_scene=None,
     )
 
 

@@ -29,10 +29,10 @@ import numpy as np
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadDataset
 from dff.face.model.morphable import MorphableModel
-from dff.pipeline.scene.views import Person
+from dff.pipeline.subjects.subject import Person
 
 FORMAT = 2
-PICTURES: Mapping[str, int] = {
+IMAGE_QUALITY: Mapping[str, int] = {
     "texture": 95,
     "own.photo": 95,
     "own.surroundings": 95,
@@ -45,7 +45,12 @@ the photo's crop by 1.4 / 255."""
 STORED_TYPES: Mapping[str, str] = {}
 """Classes whose name in the bytes is not that in the program (program: bytes)."""
 
-STORED_FIELDS: Mapping[tuple[str, str], str] = {}
+STORED_FIELDS: Mapping[tuple[str, str], str] = {
+    ("Person", "accessories"): "outfit",
+    ("Person", "photo_scene"): "own",
+    ("PhotoScene", "crop"): "photo",
+    ("PhotoScene", "lit_texture"): "fill",
+}
 """Fields whose name in the bytes is not that in the program ((class, field): bytes)."""
 
 _DOCUMENT = "person.json"
@@ -88,7 +93,7 @@ def encode(person: Person, model: MorphableModel) -> bytes:
     packed = replace(person, identity=identity)
     content = {
         name: _written(getattr(packed, field), name, members)
-        for field, name in _stored_fields(Person).items()
+        for field, name in stored_fields(Person).items()
         if field not in _DERIVED and (field != "split_group" or person.split_group)
     }
     document = {"format": FORMAT, "model": model.name, "person": content}
@@ -120,7 +125,7 @@ def decode(data: bytes, model: MorphableModel, *, name: str) -> Person:
             raise _Broken(f"is that of {content.get('id')!r}")
         values = {
             field: _read(content.pop(name), name, members)
-            for field, name in _stored_fields(Person).items()
+            for field, name in stored_fields(Person).items()
             if field not in _DERIVED and (field != "split_group" or name in content)
         }
         if content:
@@ -170,7 +175,7 @@ def _members(data: bytes) -> dict[str, bytes]:
 
 def _written(value: Any, path: str, members: dict[str, bytes]) -> Any:
     """A value as JSON; its pictures go to ``members``."""
-    if path in PICTURES and value is not None:
+    if path in IMAGE_QUALITY and value is not None:
         members |= _picture(np.asarray(value), path)
         return {"picture": path, "channels": int(value.shape[2])}
     if isinstance(value, np.ndarray):
@@ -183,7 +188,7 @@ def _written(value: Any, path: str, members: dict[str, bytes]) -> Any:
             "is": _stored_type(type(value)),
             "of": {
                 name: _written(getattr(value, field), f"{path}.{name}", members)
-                for field, name in _stored_fields(type(value)).items()
+                for field, name in stored_fields(type(value)).items()
             },
         }
     if isinstance(value, tuple):
@@ -221,7 +226,7 @@ def _read(value: Any, path: str, members: Mapping[str, bytes]) -> Any:
     if kind is None:
         raise _Broken(f"has in {path} a {value.get('is')}, which this program does not know")
     of = {name: _read(item, f"{path}.{name}", members) for name, item in value["of"].items()}
-    names = _stored_fields(kind)
+    names = stored_fields(kind)
     missing = set(names.values()) ^ set(of)
     if missing:
         raise _Broken(f"and this program disagree about {path}.{min(missing)}")
@@ -232,7 +237,7 @@ def _stored_type(kind: type) -> str:
     return STORED_TYPES.get(kind.__name__, kind.__name__)
 
 
-def _stored_fields(kind: Any) -> dict[str, str]:
+def stored_fields(kind: Any) -> dict[str, str]:
     """The fields of a dataclass, and their names in the bytes."""
     return {f.name: STORED_FIELDS.get((kind.__name__, f.name), f.name) for f in fields(kind)}
 
@@ -292,7 +297,7 @@ def _picture(values: Floats, path: str) -> dict[str, bytes]:
     if values.ndim != 3 or values.shape[2] not in (3, 4) or not np.isfinite(values).all():
         raise ValueError(f"{path} wants finite (H, W, 3) or (H, W, 4), got {values.shape}")
     levels: Bytes = np.rint(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8)
-    how = [cv2.IMWRITE_JPEG_QUALITY, PICTURES[path], cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+    how = [cv2.IMWRITE_JPEG_QUALITY, IMAGE_QUALITY[path], cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     how += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     out = {
         f"{path}.jpg": cv2.imencode(".jpg", np.ascontiguousarray(levels[..., 2::-1]), how)[

@@ -27,7 +27,6 @@ from dff.pipeline.inspection.inspect import inspect_dataset
 from dff.pipeline.job.run import RunConfig
 from dff.pipeline.job.work import ShardPlan, Subject
 from dff.pipeline.recovery.photos import list_photos
-from dff.pipeline.scene.views import vertices_of
 from dff.pipeline.synthesis import Options, synthesize
 
 POINTS = Path(__file__).parents[2] / "dff/data/astronaut.pts"
@@ -97,10 +96,10 @@ def test_the_recovered_face_gives_back_the_photo(photos: Path, open_head: Morpha
     person = synthesis.person_of(
         Subject("astronaut", ref), storage=storage, seed=3, options=OPTIONS
     )
-    own = person.own
+    own = person.photo_scene
     assert own is not None
-    cam = own.cam_from_head.apply(vertices_of(person, own.expression, open_head))
-    frame = render(cam, open_head.faces, own.camera, own.photo.shape[:2])
+    cam = own.cam_from_head.apply(person.vertices(own.expression, open_head))
+    frame = render(cam, open_head.faces, own.camera, own.crop.shape[:2])
     colour = shaded(
         frame,
         sample_texture(frame, person.texture[..., :3], open_head.uv, open_head.uv_faces),
@@ -108,14 +107,14 @@ def test_the_recovered_face_gives_back_the_photo(photos: Path, open_head: Morpha
     )
     face = np.zeros(len(open_head.faces) + 1, bool)
     face[open_head.triangles_of("face", "lips", "brows")] = True
-    error = np.abs(np.clip(colour, 0, 1) - own.photo[..., :3]).mean(2)
+    error = np.abs(np.clip(colour, 0, 1) - own.crop[..., :3]).mean(2)
     brows = own.camera.px_from_cam(cam[open_head.landmarks.vertex[17:27]])[:, 1].min()
     below = np.arange(len(error))[:, None] > brows
     assert error[face[frame.triangle] & below].mean() < 0.04
     # A fringe lies over the forehead: it is hair of its own, and no part of the skin's texture.
     assert error[face[frame.triangle] & ~below].mean() > 0.06
-    assert person.outfit.style is not None
-    assert person.outfit.style.fringe > 0.3
+    assert person.accessories.style is not None
+    assert person.accessories.style.fringe > 0.3
 
 
 def test_a_dataset_is_complete_and_verified(dataset: Path, tmp_path: Path) -> None:

@@ -28,9 +28,10 @@ from dff.pipeline.accessories.head_map import chart_of, direction_of
 from dff.pipeline.accessories.meshes import NOTHING, Prop, hidden_by_props, strands, together
 from dff.pipeline.accessories.primitives import ball, tubes
 from dff.pipeline.accessories.sampling import Outfit, Own, sample_hair, sample_outfit
-from dff.pipeline.scene import sampling, views
-from dff.pipeline.scene.views import Person
-from dff.pipeline.subjects.build import sampled_person
+from dff.pipeline.scene import views
+from dff.pipeline.scene.sampling import make_plain_scene
+from dff.pipeline.subjects.build import sample_coefficients, sampled_person
+from dff.pipeline.subjects.subject import Person
 from dff.trainer.data.crops import chart_of as training_chart
 from dff.trainer.data.view_cache import write_store
 
@@ -60,7 +61,9 @@ def _row(
     for unit, level in units.items():
         expression[model.expression_names.index(unit)] = level
     rotation = rotation_from_angles(yaw, 0.0, 0.0)
-    scene = replace(views.framed(person, expression, rotation, model=model, size=SIZE), worn=worn)
+    scene = replace(
+        make_plain_scene(person, expression, rotation, model=model, size=SIZE), accessories=worn
+    )
     return views.make_row(person, 0, scene, model=model, seed=1, size=SIZE)
 
 
@@ -123,7 +126,7 @@ def test_a_hidden_landmark_has_a_prop_before_it(
     people: list[Person], open_head: MorphableModel
 ) -> None:
     person = people[0]
-    worn = ("body", "hair") if person.outfit.style is not None else ("body",)
+    worn = ("body", "hair") if person.accessories.style is not None else ("body",)
     for names in ((*worn, "hand 0"), (*worn, "object 0"), (*worn, "cover")):
         bare, row = _row(person, open_head, ()), _row(person, open_head, names)
         x, y = np.floor(row.landmarks_3d).astype(int).T
@@ -181,7 +184,7 @@ def test_masks_hide_mouth_and_nostrils_whatever_the_face_does(
     )
     mask = Cover(colour=(0.6, 0.7, 0.8), top=0.7, around=1.1, low=0.12, loops=True, seed=1)
     for person in people[:4]:
-        wearing = replace(person, outfit=replace(person.outfit, cover=mask))
+        wearing = replace(person, accessories=replace(person.accessories, cover=mask))
         for units in moves:
             row = _row(wearing, open_head, ("cover",), 0.0, **units)
             shown = row.triangle_ids[row.triangle_ids >= 0]
@@ -203,7 +206,7 @@ def test_glasses_clear_the_eyes_of_every_face(open_head: MorphableModel) -> None
         if n.startswith(("eye", "brow", "cheekSquint"))
     ]
     for i in range(12):
-        identity = sampling.sample_coefficients(len(open_head.identity), rng=rng, limit=2.2)
+        identity = sample_coefficients(len(open_head.identity), rng=rng, limit=2.2)
         neutral = open_head.vertices(Coefficients(identity, np.zeros(len(open_head.expression))))
         prop = glasses_of(sample_glasses(rng=rng, dark=i % 2 == 0), open_head, neutral)
         across = np.abs(prop.vertices[:, 0])
@@ -231,7 +234,10 @@ def test_hair_leaves_the_face_free(people: list[Person], open_head: MorphableMod
         if hair is None:
             continue
         combed = replace(
-            person, outfit=replace(person.outfit, style=replace(hair, fringe=min(hair.fringe, 1.0)))
+            person,
+            accessories=replace(
+                person.accessories, style=replace(hair, fringe=min(hair.fringe, 1.0))
+            ),
         )
         row = _row(combed, open_head, ("hair",))
         assert row.visible_3d[27:].sum() >= 40, hair
@@ -249,7 +255,7 @@ def test_hands_touch_faces_and_do_not_reach_into_them(
     for person in people[:4]:
         skull = chart_of(open_head).on(open_head, person.neutral)
         for pose in hands.EMPTY:
-            held = replace(person.outfit.hands[0], pose=pose, lean=0.0)
+            held = replace(person.accessories.hands[0], pose=pose, lean=0.0)
             prop = hands.hand_of(held, skull, open_head, person.neutral)
             inside = skull.depth_of(prop.vertices)
             assert np.quantile(inside, 0.9) < 0.004, pose
@@ -338,7 +344,7 @@ def test_an_outfit_is_its_seed() -> None:
 
 
 def test_props_follow_the_face(people: list[Person], open_head: MorphableModel) -> None:
-    closet = views.closet_of(people[2], open_head)
+    closet = views.get_accessories(people[2], open_head)
     neutral = people[2].neutral
     unit = open_head.expression_names.index("jawOpen")
     open_mouth = neutral + open_head.expression[unit]

@@ -26,6 +26,7 @@ from dff.pipeline.inspection.identity_retention import (
 )
 from dff.pipeline.job.work import derive_seed
 from dff.pipeline.scene import views
+from dff.pipeline.scene.sampling import make_plain_scene
 from dff.pipeline.subjects.build import sampled_person
 
 PEOPLE, SIZE = 4, 128
@@ -42,7 +43,7 @@ def rows(open_head: MorphableModel) -> list[list[ViewRow]]:
         )
         some = []
         for view, yaw in enumerate((-12.0, 0.0, 15.0)):
-            scene = views.framed(
+            scene = make_plain_scene(
                 person,
                 np.zeros(len(open_head.expression)),
                 rotation(yaw),

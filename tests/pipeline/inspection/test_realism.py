@@ -23,7 +23,7 @@ from dff.pipeline.inspection.realism import (
     tell_apart,
 )
 from dff.pipeline.recovery.photos import Photo
-from dff.pipeline.scene import sampling
+from dff.pipeline.scene.camera_sensor import sample_framing
 
 COUNT = 120
 
@@ -162,7 +162,7 @@ def test_photos_are_framed_as_views_are_and_never_enlarged() -> None:
     photo = Photo("p", picture(rng, 400), 200 + 80 * rng.uniform(-1, 1, (68, 2)), "2d", "")
     for seed in range(8):
         one = photographed(photo, "p", size=64, rng=np.random.default_rng(seed))
-        wanted = sampling.sample_framing(rng=np.random.default_rng(seed)).share
+        wanted = sample_framing(rng=np.random.default_rng(seed)).share
         assert one is not None
         assert one.pixels.shape == (64, 64, 3)
         assert np.ptp(one.landmarks, axis=0).max() / 64 == pytest.approx(wanted, rel=0.01)

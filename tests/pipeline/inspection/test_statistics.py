@@ -22,8 +22,8 @@ from dff.pipeline.inspection.statistics import (
     recipe_names,
     skin_tone,
 )
-from dff.pipeline.scene import sampling
-from dff.pipeline.scene.camera_sensor import exposed, unexposed
+from dff.pipeline.scene.camera_sensor import apply_sensor, linearize, sample_sensor
+from dff.pipeline.scene.lights import directional_light
 from tests.infra.rows import toy_view
 
 
@@ -96,7 +96,7 @@ def test_values_fall_between_their_edges() -> None:
 def test_a_lamp_is_where_it_was_put(side: float, above: float) -> None:
     a, e = np.deg2rad([side, above])
     direction = np.array([np.sin(a) * np.cos(e), -np.sin(e), -np.cos(a) * np.cos(e)])
-    light = np.outer(sampling.lobe(direction), np.ones(3)) + lighting.ambient(0.3)
+    light = np.outer(directional_light(direction), np.ones(3)) + lighting.ambient(0.3)
     found = light_figures(light[None])
     assert found["light from the side"][0] == pytest.approx(side, abs=0.1)
     assert found["light from above"][0] == pytest.approx(above, abs=0.1)
@@ -135,11 +135,13 @@ def test_skin_has_the_tone_it_was_painted_with(
     row, frame = toy_view(toy_model, "a", 1, size=96, rng=rng)
     light = lighting.ambient(0.7)
     light[3] += 0.1
-    sensor = replace(sampling.sample_sensor(rng=rng), grey=False, noise=0.02, shrink=1.0)
+    sensor = replace(sample_sensor(rng=rng), grey=False, noise=0.02, shrink=1.0)
     shown = np.where(
         frame.mask[..., None], np.array(colour) * lighting.shade(frame.normal, light), 0.1
     )
-    image = cv2.imencode(".png", exposed(shown.astype(np.float32), sensor)[..., ::-1])[1].tobytes()
+    image = cv2.imencode(".png", apply_sensor(shown.astype(np.float32), sensor)[..., ::-1])[
+        1
+    ].tobytes()
     row = replace(row, image=image, light=light, recipe=json.dumps({"sensor": asdict(sensor)}))
     patch = np.array(colour, np.float32).reshape(1, 1, 3)
     lightness, _, yellow = cv2.cvtColor(patch, cv2.COLOR_RGB2Lab)[0, 0].tolist()
@@ -153,9 +155,9 @@ def test_tones_are_undone() -> None:
     rng = np.random.default_rng(3)
     light = rng.uniform(0.1, 0.9, (4, 5, 3)).astype(np.float32)
     sensor = replace(
-        sampling.sample_sensor(rng=rng), grey=False, noise=0.0, blur=0.0, shrink=1.0, contrast=1.0
+        sample_sensor(rng=rng), grey=False, noise=0.0, blur=0.0, shrink=1.0, contrast=1.0
     )
-    assert unexposed(exposed(light, sensor), sensor) == pytest.approx(light, abs=0.02)
+    assert linearize(apply_sensor(light, sensor), sensor) == pytest.approx(light, abs=0.02)
 
 
 def rows_of(picks: Picks, shards: int, *, rng: np.random.Generator) -> list[dict[str, list]]:

@@ -20,7 +20,7 @@ from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import Frame, render, sample_texture, shaded
 from dff.pipeline.recovery import texture
 from dff.pipeline.recovery.inverse import Recovery
-from dff.pipeline.scene.sampling import lobe
+from dff.pipeline.scene.lights import directional_light
 
 SIZE, TEXELS = 256, 256
 
@@ -48,7 +48,9 @@ def photograph(model: MorphableModel, truth: Floats, yaw: float) -> tuple[Recove
     """
     rng = np.random.default_rng(1)
     coefficients = Coefficients(rng.standard_normal(60) * 0.5, np.zeros(len(model.expression)))
-    light = lighting.ambient(0.7) + np.outer(lobe(np.array([0.5, -0.3, -0.81])), [0.4, 0.38, 0.35])
+    light = lighting.ambient(0.7) + np.outer(
+        directional_light(np.array([0.5, -0.3, -0.81])), [0.4, 0.38, 0.35]
+    )
     camera = WeakPerspective(820.0, np.array([128.0, 134.0]))
     motion = Rigid(rotation_from_angles(yaw, 4.0, 3.0), np.array([0.0, 0.0, 1.0]))
     cam = motion.apply(model.vertices(coefficients))

@@ -10,43 +10,53 @@ import pytest
 from scipy.stats import norm
 
 from dff.face.arrays import Floats
+from dff.pipeline.recovery.inpainting import inpaint
 from dff.pipeline.scene import backgrounds
-from dff.pipeline.scene.camera_sensor import GRAIN, exposed, jpeg
-from dff.pipeline.scene.sampling import CLEAN
+from dff.pipeline.scene.camera_sensor import GRAIN, NEUTRAL_SENSOR, apply_sensor, encode_jpeg
 
 
 def test_a_clean_sensor_only_rounds() -> None:
     image = np.random.default_rng(0).random((40, 50, 3)).astype(np.float32)
-    assert np.abs(exposed(image, CLEAN) / 255.0 - image).max() < 0.5 / 255 + 0.5 / 1023 + 1e-6
-    assert (exposed(image + 5.0, CLEAN) == 255).all()
-    assert (exposed(image - 5.0, CLEAN) == 0).all()
+    assert (
+        np.abs(apply_sensor(image, NEUTRAL_SENSOR) / 255.0 - image).max()
+        < 0.5 / 255 + 0.5 / 1023 + 1e-6
+    )
+    assert (apply_sensor(image + 5.0, NEUTRAL_SENSOR) == 255).all()
+    assert (apply_sensor(image - 5.0, NEUTRAL_SENSOR) == 0).all()
 
 
 def test_what_a_sensor_does() -> None:
     image = np.full((64, 64, 3), 0.5, np.float32)
-    noisy = exposed(image, replace(CLEAN, noise=0.03, noise_seed=12_345)) / 255.0
+    noisy = apply_sensor(image, replace(NEUTRAL_SENSOR, noise=0.03, noise_seed=12_345)) / 255.0
     assert noisy.std() == pytest.approx(0.03, rel=0.05)
     assert noisy.mean() == pytest.approx(0.5, abs=0.005)
     assert (
-        exposed(image, replace(CLEAN, noise=0.03, noise_seed=1)) != np.round(noisy * 255)
+        apply_sensor(image, replace(NEUTRAL_SENSOR, noise=0.03, noise_seed=1))
+        != np.round(noisy * 255)
     ).mean() > 0.8
     coloured = np.random.default_rng(1).random((64, 64, 3)).astype(np.float32)
-    grey = exposed(coloured, replace(CLEAN, grey=True, noise=0.02, noise_seed=3))
+    grey = apply_sensor(coloured, replace(NEUTRAL_SENSOR, grey=True, noise=0.02, noise_seed=3))
     assert (grey[..., 0] == grey[..., 1]).all()
     assert (grey[..., 1] == grey[..., 2]).all()
     assert (
-        exposed(coloured, replace(CLEAN, shrink=3.0)).std() < 0.6 * exposed(coloured, CLEAN).std()
+        apply_sensor(coloured, replace(NEUTRAL_SENSOR, shrink=3.0)).std()
+        < 0.6 * apply_sensor(coloured, NEUTRAL_SENSOR).std()
     )
-    assert exposed(coloured, replace(CLEAN, blur=2.0)).std() < 0.4 * exposed(coloured, CLEAN).std()
-    red = exposed(image, replace(CLEAN, gains=(1.5, 1.0, 1.0)))
+    assert (
+        apply_sensor(coloured, replace(NEUTRAL_SENSOR, blur=2.0)).std()
+        < 0.4 * apply_sensor(coloured, NEUTRAL_SENSOR).std()
+    )
+    red = apply_sensor(image, replace(NEUTRAL_SENSOR, gains=(1.5, 1.0, 1.0)))
     assert red[0, 0].tolist() == [191, 128, 128]
 
 
 def grain_of(seed: int, noise: float = 0.05) -> Floats:
     """(200, 300, 3) the grain of a mid-grey picture, in standard deviations."""
-    sensor = replace(CLEAN, noise=noise, noise_seed=seed, contrast=0.01)  # every light is mid grey
+    sensor = replace(
+        NEUTRAL_SENSOR, noise=noise, noise_seed=seed, contrast=0.01
+    )  # every light is mid grey
     picture = np.full((200, 300, 3), 0.5, np.float32)
-    return np.asarray((exposed(picture, sensor).astype(float) - 127.5) / (255.0 * noise))
+    return np.asarray((apply_sensor(picture, sensor).astype(float) - 127.5) / (255.0 * noise))
 
 
 def test_grain_is_normal_and_white() -> None:
@@ -79,10 +89,15 @@ def test_grain_is_normal_and_white() -> None:
 def test_grain_is_the_seeds_alone_and_grows_with_light() -> None:
     assert np.array_equal(grain_of(7), grain_of(7))
     # Known answers: the same on every machine.
-    first = exposed(np.full((2, 2, 3), 0.5, np.float32), replace(CLEAN, noise=0.1, noise_seed=7))
+    first = apply_sensor(
+        np.full((2, 2, 3), 0.5, np.float32), replace(NEUTRAL_SENSOR, noise=0.1, noise_seed=7)
+    )
     assert first.ravel().tolist() == [116, 129, 158, 107, 154, 120, 125, 121, 154, 126, 74, 157]
     dark, bright = (
-        exposed(np.full((64, 64, 3), level, np.float32), replace(CLEAN, noise=0.02, noise_seed=3))
+        apply_sensor(
+            np.full((64, 64, 3), level, np.float32),
+            replace(NEUTRAL_SENSOR, noise=0.02, noise_seed=3),
+        )
         .astype(float)
         .std()
         for level in (0.3, 0.6)
@@ -95,7 +110,7 @@ def test_a_blur_keeps_the_light() -> None:
     point = np.zeros((41, 41, 3), np.float32)
     point[20, 20] = 1.0
     for sigma in (0.4, 1.0, 2.0):
-        spread = exposed(point, replace(CLEAN, blur=sigma)) / 255.0
+        spread = apply_sensor(point, replace(NEUTRAL_SENSOR, blur=sigma)) / 255.0
         expected = cv2.GaussianBlur(point, (31, 31), sigma)
         assert np.abs(spread - expected).max() < 0.02 + 1.0 / 255
 
@@ -103,23 +118,35 @@ def test_a_blur_keeps_the_light() -> None:
 def test_jpeg_keeps_rgb_and_is_smaller_at_lower_quality() -> None:
     image = np.zeros((32, 32, 3), np.uint8)
     image[..., 0] = 200
-    back = cv2.imdecode(np.frombuffer(jpeg(image, 95), np.uint8), cv2.IMREAD_COLOR)
+    back = cv2.imdecode(np.frombuffer(encode_jpeg(image, 95), np.uint8), cv2.IMREAD_COLOR)
     assert abs(int(back[16, 16, 2]) - 200) < 4
     assert back[16, 16, 0] < 4
     noise = np.random.default_rng(2).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    assert len(jpeg(noise, 40)) < len(jpeg(noise, 90))
+    assert len(encode_jpeg(noise, 40)) < len(encode_jpeg(noise, 90))
 
 
 @pytest.mark.parametrize("kind", backgrounds.KINDS)
 def test_a_background_is_its_name_and_seed(kind: str) -> None:
     around = np.random.default_rng(3).random((64, 64, 3)).astype(np.float32)
-    one = backgrounds.draw(backgrounds.Background(kind, 5), (96, 80), around=around)
+    one = backgrounds.draw_background(
+        backgrounds.Background(kind, 5), (96, 80), surroundings=around
+    )
     assert one.shape == (96, 80, 3)
     assert one.dtype == np.float32
     assert one.min() >= 0.0
     assert one.max() <= 1.0
-    assert (one == backgrounds.draw(backgrounds.Background(kind, 5), (96, 80), around=around)).all()
-    assert (one != backgrounds.draw(backgrounds.Background(kind, 6), (96, 80), around=around)).any()
+    assert (
+        one
+        == backgrounds.draw_background(
+            backgrounds.Background(kind, 5), (96, 80), surroundings=around
+        )
+    ).all()
+    assert (
+        one
+        != backgrounds.draw_background(
+            backgrounds.Background(kind, 6), (96, 80), surroundings=around
+        )
+    ).any()
 
 
 def test_surroundings_show_nothing_of_the_face() -> None:
@@ -128,14 +155,14 @@ def test_surroundings_show_nothing_of_the_face() -> None:
     face = np.zeros((128, 128), bool)
     face[30:90, 40:100] = True
     photo[face] = (1.0, 0.0, 0.0)
-    around = backgrounds.surroundings_of(photo, face)
+    around = inpaint(photo, face)
     assert around.shape == (64, 64, 3)
     assert np.abs(around - [0.2, 0.6, 0.2]).max() < 1e-3
-    assert backgrounds.surroundings_of(photo, np.ones_like(face)).shape == (64, 64, 3)
+    assert inpaint(photo, np.ones_like(face)).shape == (64, 64, 3)
 
 
 def test_unknown_or_incomplete_backgrounds_are_refused() -> None:
     with pytest.raises(ValueError, match="no background"):
         backgrounds.Background("beach", 1)
     with pytest.raises(ValueError, match="surroundings"):
-        backgrounds.draw(backgrounds.Background("surroundings", 1), (32, 32))
+        backgrounds.draw_background(backgrounds.Background("surroundings", 1), (32, 32))

@@ -19,12 +19,13 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import Frame, interpolate, render, sample_texture
 from dff.infra.shards import ViewRow
 from dff.pipeline.recovery.inverse import Recovery, skin_mask
-from dff.pipeline.scene import photo_warping as profile
 from dff.pipeline.scene import views
-from dff.pipeline.scene.photo_warping import PhotoScene
-from dff.pipeline.scene.views import Person, Scene
+from dff.pipeline.scene.photo_warping import PROFILING
+from dff.pipeline.scene.sampling import SceneConfig, draw_scene
+from dff.pipeline.scene.scene import PROFILE, RERENDER, Scene
 from dff.pipeline.subjects import subject_file as person_file
 from dff.pipeline.subjects.build import recovered_person
+from dff.pipeline.subjects.subject import Person, PhotoScene
 from tests.pipeline.recovery.test_texture import SIZE, TEXELS, photograph, speckled
 
 YAW = 20.0
@@ -60,13 +61,13 @@ def person(open_head: MorphableModel, recovery: Recovery) -> Person:
 
 
 def own_of(person: Person) -> PhotoScene:
-    assert person.own is not None
-    return person.own
+    assert person.photo_scene is not None
+    return person.photo_scene
 
 
 def turned(person: Person, model: MorphableModel, yaw: float, pitch: float = 0.0) -> Scene:
     """The photo's scene with the head turned by degrees of yaw and pitch."""
-    scene = views.draw_scene(person, 0, model=model, rng=np.random.default_rng(0), size=SIZE)
+    scene = draw_scene(person, 0, model=model, rng=np.random.default_rng(0), size=SIZE)
     own = scene.cam_from_head
     y, p, r = angles_from_rotation(own.rotation)
     return replace(
@@ -101,9 +102,7 @@ def test_smaller_and_larger_views_show_the_same(
     person: Person, recovery: Recovery, open_head: MorphableModel
 ) -> None:
     for size in (128, 512):
-        scene = views.draw_scene(
-            person, 0, model=open_head, rng=np.random.default_rng(0), size=size
-        )
+        scene = draw_scene(person, 0, model=open_head, rng=np.random.default_rng(0), size=size)
         shown = (
             views.make_row(person, 0, scene, model=open_head, seed=1, size=size)
             .pixels()
@@ -174,7 +173,9 @@ def test_the_wall_never_bleeds_onto_the_face(
     inside = cv2.erode(frame.mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     skin = skin_mask(frame, open_head) & inside
     # Clothes that this photo lacks would cover the neck's rim.
-    covered = sample_texture(frame, own_of(person).fill, open_head.uv, open_head.uv_faces)[..., 3]
+    covered = sample_texture(frame, own_of(person).lit_texture, open_head.uv, open_head.uv_faces)[
+        ..., 3
+    ]
     inside &= cv2.dilate(covered, np.ones((5, 5), np.uint8)) < 0.01
     colour = row_of(person, scene, open_head).pixels().astype(int)
     green = colour[..., 1] > np.maximum(colour[..., 0], colour[..., 2]) + 25
@@ -206,7 +207,7 @@ def test_what_stands_behind_stays(
 
 
 def resolve_frame(person: Person, scene: Scene, model: MorphableModel) -> Frame:
-    vertices = scene.cam_from_head.apply(views.vertices_of(person, scene.expression, model))
+    vertices = scene.cam_from_head.apply(person.vertices(scene.expression, model))
     return render(vertices, model.faces, scene.camera, (SIZE, SIZE))
 
 
@@ -216,7 +217,7 @@ def test_the_person_is_told_from_the_wall(
     head = resolve_frame(person, turned(person, open_head, 0.0), open_head).mask
     stood = cv2.resize(own_of(person).surroundings[..., 3], (SIZE, SIZE)) > 0.5
     assert (stood & head).sum() / (stood | head).sum() > 0.95
-    assert own_of(person).photo[..., 3][~head].max() < 0.05
+    assert own_of(person).crop[..., 3][~head].max() < 0.05
 
 
 def test_views_are_the_same_in_any_order(
@@ -227,21 +228,23 @@ def test_views_are_the_same_in_any_order(
     """
     scenes = [turned(person, open_head, yaw) for yaw in (-20.0, 40.0)]
     first = [row_of(person, scene, open_head).image for scene in scenes]
-    dark = replace(own_of(person), photo=own_of(person).photo * np.float32(0.5))
-    other = row_of(replace(person, own=dark), scenes[0], open_head).image
+    dark = replace(own_of(person), crop=own_of(person).crop * np.float32(0.5))
+    other = row_of(replace(person, photo_scene=dark), scenes[0], open_head).image
     assert other not in first
     assert [row_of(person, scene, open_head).image for scene in reversed(scenes)] == first[::-1]
 
 
 def test_rows_are_made_again_from_themselves(person: Person, open_head: MorphableModel) -> None:
     made = [
-        views.make_view(person, v, model=open_head, seed=90 + v, size=128, profile_share=1.0)
+        views.make_view(
+            person, v, model=open_head, seed=90 + v, size=128, config=SceneConfig(profile_share=1.0)
+        )
         for v in range(6)
     ]
     assert {row.mode for row in made} == {"profile"}
     for row in made:
         again = views.make_row(
-            person, row.view, views.scene_of(row), model=open_head, seed=row.seed, size=128
+            person, row.view, views.restore_scene(row), model=open_head, seed=row.seed, size=128
         )
         assert again.image == row.image
         assert again.recipe == row.recipe
@@ -249,45 +252,45 @@ def test_rows_are_made_again_from_themselves(person: Person, open_head: Morphabl
 
 def test_shares_and_poses_of_profile_views(person: Person, open_head: MorphableModel) -> None:
     scenes = [
-        views.draw_scene(
+        draw_scene(
             person,
             1,
             model=open_head,
             rng=np.random.default_rng(seed),
             size=SIZE,
-            profile_share=0.35,
+            config=SceneConfig(profile_share=0.35),
         )
         for seed in range(400)
     ]
-    profiled = [scene for scene in scenes if scene.mode == profile.MODE]
+    profiled = [scene for scene in scenes if scene.mode == PROFILE]
     assert 0.28 < len(profiled) / len(scenes) < 0.42
     own = own_of(person)
     yaw = np.array([angles_from_rotation(scene.cam_from_head.rotation)[0] for scene in profiled])
     # A little back, far out, never beyond a profile; what the turn in the image adds is small.
-    assert yaw.min() > YAW - profile.INWARD - 12.0
-    assert yaw.max() > YAW + profile.OUTWARD - 12.0
-    assert np.abs(yaw).max() < profile.MAX_YAW + 6.0
+    assert yaw.min() > YAW - PROFILING.inward - 12.0
+    assert yaw.max() > YAW + PROFILING.outward - 12.0
+    assert np.abs(yaw).max() < PROFILING.max_yaw + 6.0
     assert (yaw > YAW).mean() > 0.55
     for scene in profiled:
         assert (scene.expression == own.expression).all()
         assert (scene.light == own.light.astype(np.float32)).all()
         assert scene.background is None
-        assert scene.worn == ()
+        assert scene.accessories == ()
     none = [
-        views.draw_scene(
+        draw_scene(
             person,
             view,
             model=open_head,
             rng=np.random.default_rng(view),
             size=SIZE,
-            profile_share=0.0,
+            config=SceneConfig(profile_share=0.0),
         )
         for view in range(20)
     ]
-    assert {scene.mode for scene in none} == {views.MODE}
+    assert {scene.mode for scene in none} == {RERENDER}
 
 
 def test_a_sampled_face_has_no_photo_to_turn(person: Person, open_head: MorphableModel) -> None:
     scene = turned(person, open_head, 10.0)
     with pytest.raises(ValueError, match="no photo"):
-        row_of(replace(person, own=None), scene, open_head)
+        row_of(replace(person, photo_scene=None), scene, open_head)

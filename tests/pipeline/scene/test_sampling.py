@@ -8,13 +8,22 @@ import pytest
 from dff.face.geometry import lighting
 from dff.face.geometry.transform import angles_from_rotation, rotation_from_angles
 from dff.face.model.morphable import MorphableModel
-from dff.pipeline.scene import sampling
+from dff.pipeline.scene.camera_sensor import Framing, frame_face, sample_framing, sample_sensor
+from dff.pipeline.scene.expressions import (
+    canonical_unit,
+    load_movements,
+    look_at_camera,
+    sample_expression,
+)
+from dff.pipeline.scene.lights import directional_light, sample_light
+from dff.pipeline.scene.poses import pose_angles, sample_rotation
+from dff.pipeline.subjects.build import sample_coefficients
 
 
 def test_poses_reach_both_profiles_evenly() -> None:
     rng = np.random.default_rng(1)
-    rotations = np.array([sampling.sample_rotation(rng=rng) for _ in range(4000)])
-    yaw = np.array([sampling.pose_angles(r)[0] for r in rotations])
+    rotations = np.array([sample_rotation(rng=rng) for _ in range(4000)])
+    yaw = np.array([pose_angles(r)[0] for r in rotations])
     assert yaw.max() > 93
     assert yaw.min() < -93
     assert abs((yaw > 0).mean() - 0.5) < 0.03
@@ -28,7 +37,7 @@ def test_poses_reach_both_profiles_evenly() -> None:
 @pytest.mark.parametrize("yaw", [-95.0, -91.0, -60.0, 0.0, 89.0, 95.0])
 def test_angles_name_a_rotation_also_beyond_the_profile(yaw: float) -> None:
     rotation = rotation_from_angles(yaw, 7.0, -4.0)
-    angles = sampling.pose_angles(rotation)
+    angles = pose_angles(rotation)
     assert np.allclose(angles, (yaw, 7.0, -4.0), atol=1e-9)
     assert np.allclose(rotation_from_angles(*angles), rotation, atol=1e-12)
     if abs(yaw) < 90:
@@ -36,24 +45,22 @@ def test_angles_name_a_rotation_also_beyond_the_profile(yaw: float) -> None:
 
 
 def test_every_unit_of_the_movements_is_one_of_the_model(open_head: MorphableModel) -> None:
-    known = {sampling.canonical_unit(name) for name in open_head.expression_names}
-    for table in (sampling.MOUTHS, sampling.EYES, sampling.BROWS):
-        for _, units in table.values():
-            for unit in units:
-                name = unit.lower()
-                assert name in known or {name + "left", name + "right"} <= known, unit
-    assert {c for m in sampling.COMPANIONS.values() for e in m.get("eyes", ()) for c in [e]} <= set(
-        sampling.EYES
-    )
-    assert {
-        c for m in sampling.COMPANIONS.values() for e in m.get("brows", ()) for c in [e]
-    } <= set(sampling.BROWS)
+    known = {canonical_unit(name) for name in open_head.expression_names}
+    movements = load_movements()
+    for part in (movements.mouth, movements.eyes, movements.brows):
+        for movement in part.values():
+            for unit in movement.units:
+                plain = unit.lower()
+                assert plain in known or {plain + "left", plain + "right"} <= known, unit
+    for companions in movements.companions.values():
+        assert set(companions.get("eyes", ())) <= set(movements.eyes)
+        assert set(companions.get("brows", ())) <= set(movements.brows)
 
 
 def test_expressions_are_plausible(open_head: MorphableModel) -> None:
     rng = np.random.default_rng(2)
-    names = [sampling.canonical_unit(n) for n in open_head.expression_names]
-    drawn = [sampling.sample_expression(open_head.expression_names, rng=rng) for _ in range(800)]
+    names = [canonical_unit(n) for n in open_head.expression_names]
+    drawn = [sample_expression(open_head.expression_names, rng=rng) for _ in range(800)]
     values = np.array([v for v, _ in drawn])
     assert values.min() >= 0.0
     assert values.max() <= 1.0
@@ -71,7 +78,8 @@ def test_expressions_are_plausible(open_head: MorphableModel) -> None:
     assert (unit("eyelookoutleft") == unit("eyelookinright")).all()
     # Every movement of the table happens.
     seen = {part for _, movement in drawn for part in movement.split("+")}
-    assert seen == set(sampling.MOUTHS) | set(sampling.EYES) | set(sampling.BROWS)
+    movements = load_movements()
+    assert seen == {*movements.mouth, *movements.eyes, *movements.brows}
     assert (unit("jawopen") > 0.5).mean() > 0.02
 
 
@@ -79,12 +87,12 @@ def test_eyes_meet_the_camera(open_head: MorphableModel) -> None:
     """The eyes turn against the head, to the side where the camera is; far turned heads keep their
     gaze.
     """
-    names = [sampling.canonical_unit(n) for n in open_head.expression_names]
+    names = [canonical_unit(n) for n in open_head.expression_names]
     rest = np.zeros(len(names), dtype=np.float32)
     eyes = open_head.triangles_of("eyes")
     for yaw, pitch in ((30.0, 0.0), (-20.0, 10.0), (0.0, -25.0)):
         rotation = rotation_from_angles(yaw, pitch, 8.0)
-        looking = sampling.looking_at_camera(rest, open_head.expression_names, rotation)
+        looking = look_at_camera(rest, open_head.expression_names, rotation)
         moved = np.tensordot(looking, open_head.expression, axes=1)
         rows = np.unique(open_head.faces[eyes])
         front = rows[open_head.template[rows, 2] > np.quantile(open_head.template[rows, 2], 0.8)]
@@ -92,14 +100,12 @@ def test_eyes_meet_the_camera(open_head: MorphableModel) -> None:
         assert (moved[front].mean(0)[:2] @ towards[:2]) > 0.6 * np.linalg.norm(
             moved[front].mean(0)[:2]
         ) * np.linalg.norm(towards[:2])
-    away = sampling.looking_at_camera(
-        rest, open_head.expression_names, rotation_from_angles(70.0, 0.0, 0.0)
-    )
+    away = look_at_camera(rest, open_head.expression_names, rotation_from_angles(70.0, 0.0, 0.0))
     assert (away == rest).all()
 
 
 def test_identity_coefficients_are_truncated_normal() -> None:
-    drawn = sampling.sample_coefficients(20_000, rng=np.random.default_rng(3), limit=2.0)
+    drawn = sample_coefficients(20_000, rng=np.random.default_rng(3), limit=2.0)
     assert np.abs(drawn).max() <= 2.0
     assert abs(drawn.mean()) < 0.03
     assert abs(drawn.std() - 0.880) < 0.02  # of a standard normal cut at 2
@@ -110,7 +116,7 @@ def test_a_lamp_shades_like_a_clamped_cosine() -> None:
     normals = rng.normal(size=(20_000, 3))
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     direction = np.array([0.6, 0.0, -0.8])
-    found = lighting.basis(normals) @ sampling.lobe(direction)
+    found = lighting.basis(normals) @ directional_light(direction)
     truth = np.maximum(normals @ direction, 0.0)
     assert (
         np.abs(found - truth).max() < 0.095
@@ -121,7 +127,7 @@ def test_a_lamp_shades_like_a_clamped_cosine() -> None:
 def test_exposure_is_normalised() -> None:
     rng = np.random.default_rng(5)
     towards = np.array([[np.sin(a), 0.0, -np.cos(a)] for a in np.linspace(-1, 1, 9)])
-    levels = [lighting.shade(towards, sampling.sample_light(rng=rng)).mean() for _ in range(300)]
+    levels = [lighting.shade(towards, sample_light(rng=rng)).mean() for _ in range(300)]
     assert min(levels) > 0.4
     assert max(levels) < 1.6
     assert 0.8 < np.median(levels) < 1.1
@@ -132,10 +138,8 @@ def test_a_framed_face_has_the_asked_size_and_place(open_head: MorphableModel, s
     rng = np.random.default_rng(6)
     points = open_head.template[open_head.landmarks.vertex].astype(np.float64)
     for _ in range(200):
-        framing = sampling.sample_framing(rng=rng)
-        motion, camera = sampling.frame_face(
-            points, sampling.sample_rotation(rng=rng), framing, size
-        )
+        framing = sample_framing(rng=rng)
+        motion, camera = frame_face(points, sample_rotation(rng=rng), framing, size)
         px = camera.px_from_cam(motion.apply(points))
         extent = px.max(0) - px.min(0)
         assert extent.max() == pytest.approx(framing.share * size)
@@ -148,13 +152,13 @@ def test_a_framed_face_has_the_asked_size_and_place(open_head: MorphableModel, s
 
 def test_a_camera_inside_the_face_is_refused(open_head: MorphableModel) -> None:
     points = open_head.template[open_head.landmarks.vertex]
-    framing = sampling.Framing(distance=0.03, off_axis=(0.0, 0.0), share=0.5, centre=(0.5, 0.5))
+    framing = Framing(distance=0.03, off_axis=(0.0, 0.0), share=0.5, centre=(0.5, 0.5))
     with pytest.raises(ValueError, match="behind the camera"):
-        sampling.frame_face(points, rotation_from_angles(0, 0, 0), framing, 256)
+        frame_face(points, rotation_from_angles(0, 0, 0), framing, 256)
 
 
 def test_the_same_generator_draws_the_same() -> None:
-    a, b = (sampling.sample_sensor(rng=np.random.default_rng(7)) for _ in range(2))
+    a, b = (sample_sensor(rng=np.random.default_rng(7)) for _ in range(2))
     assert a == b
-    one, two = (sampling.sample_light(rng=np.random.default_rng(8)) for _ in range(2))
+    one, two = (sample_light(rng=np.random.default_rng(8)) for _ in range(2))
     assert (one == two).all()

@@ -20,9 +20,10 @@ from dff.pipeline.inspection.gallery import common_points, contact_sheet, corres
 from dff.pipeline.inspection.verify import correspondence_errors, differences
 from dff.pipeline.job.work import derive_seed
 from dff.pipeline.scene import views
-from dff.pipeline.scene.camera_sensor import jpeg
-from dff.pipeline.scene.views import Person
+from dff.pipeline.scene.camera_sensor import encode_jpeg
+from dff.pipeline.scene.sampling import make_plain_scene
 from dff.pipeline.subjects.build import sampled_person
+from dff.pipeline.subjects.subject import Person
 
 SIZE = 160
 
@@ -88,7 +89,7 @@ def test_a_row_rendered_again_is_the_same(
     for index, row in enumerate(stored):
         assert differences(row, person, model=open_head) == []
         again = views.make_row(
-            person, index, views.scene_of(row), model=open_head, seed=row.seed, size=SIZE
+            person, index, views.restore_scene(row), model=open_head, seed=row.seed, size=SIZE
         )
         assert again.image == row.image
         assert (again.triangle_ids == row.triangle_ids).all()
@@ -117,7 +118,7 @@ def test_whatever_is_altered_is_named(
         ({"triangle_ids": row.triangle_ids[::-1]}, "triangle_ids: .* pixels show another triangle"),
         ({"visible_3d": ~row.visible_3d}, "visible_3d: .* is not (seen|hidden)"),
         ({"image": rows[1].image}, "image: .* pixels differ, by at most"),
-        ({"image": jpeg(other, 100)}, "image: .* pixels differ, by at most"),
+        ({"image": encode_jpeg(other, 100)}, "image: .* pixels differ, by at most"),
         ({"light": row.light * np.float32(1.001)}, "image: "),
         ({"pose": (0.0, 0.0, 0.0)}, "pose: differs"),
         ({"licence": "none"}, "licence: differs"),
@@ -146,7 +147,7 @@ def test_visibility_of_landmarks_on_known_poses(
     or towards it; the half is found by depth, and no landmark of the far eye and jaw may count as
     seen."""
     rest = np.zeros(len(open_head.expression), dtype=np.float32)
-    scene = views.framed(
+    scene = make_plain_scene(
         person, rest, rotation_from_angles(yaw, 0.0, 0.0), model=open_head, size=256
     )
     row = views.make_row(person, 0, scene, model=open_head, seed=1, size=256)
@@ -210,8 +211,8 @@ def test_views_keep_to_the_same_person(
 def test_colours_of_clothes_touch_no_ground_truth(
     person: Person, rows: list[ViewRow], open_head: MorphableModel
 ) -> None:
-    worn = replace(person, outfit=replace(person.outfit, clothes=(0.9, 0.1, 0.1)))
-    scene = views.scene_of(rows[2])
+    worn = replace(person, accessories=replace(person.accessories, clothes=(0.9, 0.1, 0.1)))
+    scene = views.restore_scene(rows[2])
     one, other = (
         views.make_row(p, 2, scene, model=open_head, seed=1, size=SIZE) for p in (person, worn)
     )
@@ -226,7 +227,7 @@ def test_colours_of_clothes_touch_no_ground_truth(
 def test_a_body_behind_a_near_camera_is_drawn(person: Person, open_head: MorphableModel) -> None:
     """Looking down at a selfie's distance, shoulders would reach behind the camera."""
     rest = np.zeros(len(open_head.expression), dtype=np.float32)
-    scene = views.framed(
+    scene = make_plain_scene(
         person, rest, rotation_from_angles(0.0, 70.0, 0.0), model=open_head, size=SIZE
     )
     near = replace(
@@ -259,7 +260,7 @@ def test_landmarks_of_the_2d_scheme_lie_on_the_outline(
     the cheek.
     """
     rest = np.zeros(len(open_head.expression), dtype=np.float32)
-    scene = views.framed(
+    scene = make_plain_scene(
         person, rest, rotation_from_angles(45.0, 0.0, 0.0), model=open_head, size=256
     )
     row = views.make_row(person, 0, scene, model=open_head, seed=1, size=256)

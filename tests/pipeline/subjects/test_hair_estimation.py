@@ -16,6 +16,7 @@ from dff.infra.images import decode
 from dff.pipeline.accessories.hair import Colour, Hair
 from dff.pipeline.recovery.inverse import Recovery
 from dff.pipeline.scene import views
+from dff.pipeline.scene.sampling import make_plain_scene
 from dff.pipeline.subjects.build import sampled_person
 from dff.pipeline.subjects.hair_estimation import Combed, combed, hair_of_photo
 
@@ -34,17 +35,21 @@ def _seen(style: Hair | None, model: MorphableModel, yaw: float = 0.0) -> Combed
     person = sampled_person(
         "known", model=model, albedo=albedo, texture_size=256, rng=np.random.default_rng(5)
     )
-    person = replace(person, outfit=replace(person.outfit, style=style, clothes=(0.1, 0.2, 0.6)))
+    person = replace(
+        person, accessories=replace(person.accessories, style=style, clothes=(0.1, 0.2, 0.6))
+    )
     rest = np.zeros(len(model.expression), dtype=np.float32)
-    scene = views.framed(person, rest, rotation_from_angles(yaw, 0.0, 0.0), model=model, size=SIZE)
+    scene = make_plain_scene(
+        person, rest, rotation_from_angles(yaw, 0.0, 0.0), model=model, size=SIZE
+    )
     camera, pose = (
         WeakPerspective(700.0, np.array([128.0, 118.0])),
         Rigid(scene.cam_from_head.rotation, np.zeros(3)),
     )
     scene = replace(
-        scene, camera=camera, cam_from_head=pose, worn=("body", *(["hair"] if style else []))
+        scene, camera=camera, cam_from_head=pose, accessories=("body", *(["hair"] if style else []))
     )
-    shot = views.photographed(person, scene, model=model, size=SIZE)
+    shot = views.render_scene(person, scene, model=model, size=SIZE)
     frame = render(pose.apply(person.neutral), model.faces, camera, (SIZE, SIZE))
     marks = shot.landmarks.contour
     recovery = Recovery(

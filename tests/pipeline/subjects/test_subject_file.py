@@ -8,7 +8,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,8 @@ from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.pipeline.accessories.sampling import sample_outfit
-from dff.pipeline.scene.photo_warping import PhotoScene
-from dff.pipeline.scene.views import Person
 from dff.pipeline.subjects import subject_file as person_file
+from dff.pipeline.subjects.subject import Person, PhotoScene
 from dff.pipeline.subjects.subject_file import decode, encode, stored
 
 
@@ -45,9 +44,9 @@ def person(toy_model: MorphableModel) -> Person:
         camera=WeakPerspective(300.0 / 7.0, np.array([1 / 3, 70.1])),
         cam_from_head=Rigid(rotation_from_angles(10.0, -3.0, 2.0), np.array([0.0, 0.01, 0.9])),
         light=rng.normal(size=(9, 3)),
-        photo=smooth(64, 4, rng),
+        crop=smooth(64, 4, rng),
         surroundings=smooth(32, 4, rng),
-        fill=smooth(48, 4, rng),
+        lit_texture=smooth(48, 4, rng),
     )
     return Person(
         id="afw/ünï 3",
@@ -60,8 +59,8 @@ def person(toy_model: MorphableModel) -> Person:
         neutral=toy_model.vertices(Coefficients(identity, np.zeros(3))),
         texture=smooth(64, 4, rng),
         texture_recipe={"from": "photo", "seen": 0.1, "albedo": [0.1, 0.2], "note": {"is": None}},
-        outfit=sample_outfit(np.array([0.2, 0.1, 0.1]), rng=rng),
-        own=own,
+        accessories=sample_outfit(np.array([0.2, 0.1, 0.1]), rng=rng),
+        photo_scene=own,
     )
 
 
@@ -75,7 +74,8 @@ def parts_of(value: object, path: str = "") -> dict[str, object]:
     if isinstance(value, Mapping):
         items = list(value.items())
     elif hasattr(value, "__dataclass_fields__"):
-        items = [(f.name, getattr(value, f.name)) for f in fields(value)]  # type: ignore[arg-type]
+        names = person_file.stored_fields(type(value))
+        items = [(name, getattr(value, field)) for field, name in names.items()]
     else:
         return {path: value}
     return {
@@ -115,10 +115,10 @@ def test_numbers_and_text_come_back_bit_by_bit(
 ) -> None:
     before, after = parts_of(person), parts_of(decode(data, toy_model, name=person.id))
     assert before.keys() == after.keys()
-    assert set(person_file.PICTURES) < before.keys()
+    assert set(person_file.IMAGE_QUALITY) < before.keys()
     for path, value in before.items():
         found = after[path]
-        if path in person_file.PICTURES:
+        if path in person_file.IMAGE_QUALITY:
             continue
         assert type(found) is type(value), path
         if isinstance(value, np.ndarray) and isinstance(found, np.ndarray):
@@ -135,7 +135,7 @@ def test_pictures_come_back_as_they_are_seen(
     person: Person, data: bytes, toy_model: MorphableModel
 ) -> None:
     before, after = parts_of(person), parts_of(decode(data, toy_model, name=person.id))
-    for path in person_file.PICTURES:
+    for path in person_file.IMAGE_QUALITY:
         a, b = before[path], after[path]
         assert isinstance(a, np.ndarray)
         assert isinstance(b, np.ndarray)
