@@ -2,11 +2,11 @@
 
     import dff
     aligner = dff.load_aligner()
-    faces = dff.aligner.align(dff.read_image("photo.jpg"))  # (H, W, 3) uint8 RGB -> list[dff.Alignment]
+    faces = aligner.align(dff.read_image("photo.jpg"))  # (H, W, 3) uint8 RGB -> list[dff.Alignment]
 
-The pieces lie under their rooms: ``face`` (model, rendering, descriptor), ``pipeline`` (inverse
-rendering, synthesis), ``trainer``, ``aligner``, ``infra`` (storage, shards, weights). Every error
-that is raised on purpose is a ``DffError``.
+Subpackages: ``face`` (face model, rendering, descriptor), ``pipeline`` (inverse rendering,
+synthesis), ``trainer``, ``aligner``, ``infra`` (storage, shards, weights). Every error that is
+raised on purpose is a ``DffError``.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Names are imported when they are first used, so that ``dff --help`` need not wait for torch
-    and Ray.
-    """
+    """Names are imported on first use, so that ``dff --help`` need not wait for torch and Ray."""
     if name not in _HOMES:
         raise AttributeError(f"dff has no {name!r}")
     return getattr(import_module(_HOMES[name]), name)

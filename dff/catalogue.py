@@ -1,64 +1,72 @@
-"""What is at hand: face models, albedo models and weights, with their licences and sizes."""
+"""Face models, albedo models and weights: what is installed, under which licence, and the rest."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 from dff.face.io.assets import SHIPPED_ALBEDO, list_models, load_albedo
 from dff.infra import cascade_file, weights
 
-Row = tuple[str, str, str, str, str]  # name, kind, licence, size, description
+
+class Asset(NamedTuple):
+    """One row of ``dff models``."""
+
+    name: str
+    kind: str
+    licence: str
+    size: str
+    description: str
 
 
-def catalogue() -> list[Row]:
-    """One row for each model: those that come with the program, and those that the user may
-    supply.
-    """
-    rows: list[Row] = []
+def list_assets() -> list[Asset]:
+    """The assets that ship with the program, and those that the user may supply."""
+    return [*_face_models(), *_albedo_models(), *_weights(), *_cascades()]
+
+
+def _face_models() -> Iterator[Asset]:
     for info in list_models():
         about = f"{info.vertices} vertices, {info.modes} modes; {info.description}"
-        rows.append(
-            (
-                info.name,
-                "face model",
-                info.licence,
-                _size(info.bytes if info.available else None),
-                about,
-            )
-        )
+        size = _format_size(info.bytes if info.available else None)
+        yield Asset(info.name, "face model", info.licence, size, about)
+
+
+def _albedo_models() -> Iterator[Asset]:
     for name, path in SHIPPED_ALBEDO.items():
         albedo = load_albedo(name)
         about = f"{len(albedo.components)} components, {albedo.mean.shape[1]} texels"
-        rows.append((name, "albedo", albedo.licence, _size(path.stat().st_size), about))
+        yield Asset(name, "albedo", albedo.licence, _file_size(path), about)
+
+
+def _weights() -> Iterator[Asset]:
     for name, path in weights.SHIPPED.items():
         if not path.exists():
-            rows.append((name, "weights", "-", _size(None), "not shipped with this version"))
+            yield Asset(name, "weights", "-", _format_size(None), "not shipped with this version")
             continue
         loaded = weights.load(name)
-        card = loaded.card
-        about = f"for {card['model']}, {card['steps']} steps"
+        about = f"for {loaded.card['model']}, {loaded.card['steps']} steps"
         if loaded.landmark_offsets_source:
-            about += f"; landmarks as by {loaded.landmark_offsets_source}"
-        rows.append(
-            (
-                name,
-                "weights",
-                " AND ".join(
-                    sorted(
-                        {name for terms in card["data_licences"] for name in terms.split(" AND ")}
-                    )
-                ),
-                _size(path.stat().st_size),
-                about,
-            )
-        )
+            about += f"; landmark offsets of {loaded.landmark_offsets_source}"
+        yield Asset(name, "weights", _join(loaded.card["data_licences"]), _file_size(path), about)
+
+
+def _cascades() -> Iterator[Asset]:
     for name, path in cascade_file.SHIPPED.items():
         if path.exists():
-            _, words = cascade_file.read(path)
-            licence = " AND ".join(words["card"]["data_licences"])
-            rows.append(
-                (f"{name}-cascade", "cascade", licence, _size(path.stat().st_size), f"for {name}")
-            )
-    return rows
+            _, about = cascade_file.read(path)
+            licence = _join(about["card"]["data_licences"])
+            yield Asset(f"{name}-cascade", "cascade", licence, _file_size(path), f"for {name}")
 
 
-def _size(bytes_: int | None) -> str:
-    return "not here" if bytes_ is None else f"{bytes_ / 1e6:.1f} MB"
+def _join(licences: list[str]) -> str:
+    """Licences as one SPDX expression, each once."""
+    return " AND ".join(sorted({name for terms in licences for name in terms.split(" AND ")}))
+
+
+def _file_size(path: Path) -> str:
+    return _format_size(path.stat().st_size)
+
+
+def _format_size(size: int | None) -> str:
+    return "not here" if size is None else f"{size / 1e6:.1f} MB"

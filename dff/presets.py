@@ -1,6 +1,4 @@
-"""Recipes by name: the dataset and the training of the weights that ship, and how they are
-judged.
-"""
+"""Presets: dataset and training of the weights that ship, and their evaluation."""
 
 from __future__ import annotations
 
@@ -12,12 +10,12 @@ from typing import Any
 from dff.trainer.config import TrainConfig
 
 RESEARCH_TERMS = "LicenseRef-300W-research-only"
-"""Licence of rows made from the photos of 300-W: for research, not for sale."""
+"""Licence of rows made from the photos of 300-W: research only."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a dataset is made of, and how long a descriptor learns from it."""
+    """A dataset, and how a descriptor is trained on it."""
 
     about: str
     identities: int  # sampled faces
@@ -25,7 +23,7 @@ class Preset:
     views: int  # of each face
     size: int  # px
     seed: int
-    deformed: float  # share of the sampled faces that no identity of the model forms
+    deformed: float  # share of the sampled faces with a residual deformation
     config: TrainConfig
 
 
@@ -41,7 +39,7 @@ PRESETS = {
         config=TrainConfig(steps=9000, size=160),
     ),
     "research": Preset(
-        about="also photos with 68 landmarks, such as 300-W's training parts: under the photos' terms",
+        about="sampled faces and photos with 68 landmarks: under the photos' licence",
         identities=1000,
         with_photos=True,
         views=16,
@@ -53,18 +51,19 @@ PRESETS = {
 }
 
 
-def preset_of(name: str) -> Preset:
-    """Raises ValueError naming the presets that there are."""
+def find_preset(name: str) -> Preset:
+    """The preset of this name. Raises ValueError with the names that exist."""
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
-def training_of(
+def build_config(
     preset: Preset | None, *, steps: int | None, dims: int, **changes: Any
 ) -> TrainConfig:
-    """The preset's training, or without one the default, with ``changes``; ``steps`` None: as many
-    as that has.
+    """The training of the preset, or the default one, with ``changes``.
+
+    ``steps``: None for the number that it has.
     """
     base = preset.config if preset else TrainConfig()
     return replace(base, steps=steps or base.steps, net=replace(base.net, dims=dims), **changes)
@@ -79,14 +78,15 @@ def make_dataset(
     address: str | None = None,
     endpoint_url: str | None = None,
 ) -> None:
-    """Make, complete or find the preset's dataset at ``out``. Raises ValueError when the photos
-    don't fit it.
+    """Make the preset's dataset at ``out``, or complete it, or leave it when it is finished.
+
+    Raises ValueError when photos are missing or not wanted, and as ``synthesize``.
     """
     from dff.pipeline.synthesis import synthesize
 
     if preset.with_photos != (photos is not None):
         raise ValueError(
-            "this preset " + ("wants --photos" if preset.with_photos else "is made without photos")
+            "this preset " + ("needs --photos" if preset.with_photos else "takes no --photos")
         )
     synthesize(
         photos,
@@ -104,9 +104,11 @@ def make_dataset(
     )
 
 
-def judge(weights: Path, folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Summaries of the aligner on annotated ``folders``, by folder: AFLW2000-3D's protocol where
-    there are ``.mat`` files, else 300-W's held-out photos.
+def evaluate_weights(weights: Path, folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Figures of an aligner with ``weights`` by folder of annotated photos.
+
+    A folder with ``.mat`` files follows the protocol of AFLW2000-3D; of others the held-out photos
+    follow 300-W's.
     """
     from dff.aligner.align import load_aligner
     from dff.aligner.evaluation.benchmarks import evaluate_300w, evaluate_aflw2000

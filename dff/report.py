@@ -1,6 +1,4 @@
-"""One self-contained HTML page of sections with pictures and tables: no scripts, nothing
-fetched.
-"""
+"""One self-contained HTML page of sections with figures and tables: no scripts, no links."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from dff.face.arrays import Bytes
+from dff.face.arrays import Array, UInt8
 from dff.face.extras import require_extra
 
 with require_extra("all"):
@@ -20,10 +18,10 @@ with require_extra("all"):
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its caption. ``wide`` figures take the page's whole width."""
+    """A picture with its caption; a ``wide`` one takes the page's whole width."""
 
     caption: str
-    image: Bytes  # (H, W, 3) RGB
+    image: UInt8[Array, "height width 3"]  # RGB
     wide: bool = False
 
     @property

@@ -20,7 +20,9 @@ from PIL import Image
 
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.draw import draw
-from dff.demo import SEED, TERMS, glance, write_photograph
+from dff.demo.photograph import LICENCE, write_photograph
+from dff.demo.run import SEED
+from dff.demo.sections import compose_overview
 from dff.face.arrays import Bytes
 from dff.face.io.assets import load_albedo, load_model
 from dff.infra.shards import ViewRow
@@ -50,7 +52,7 @@ def main(
     folder: Annotated[Path, typer.Argument(help="Where the pictures go.")] = Path("docs"),
 ) -> None:
     """Make all three pictures."""
-    model, albedo, options = load_model(), load_albedo(), Options(views=10, photo_terms=TERMS)
+    model, albedo, options = load_model(), load_albedo(), Options(views=10, photo_terms=LICENCE)
     people = []
     for number in range(SAMPLED):
         subject = Subject(f"sampled-{number:06d}", None)
@@ -77,7 +79,7 @@ def main(
     aligned = draw(photograph, aligner.align(photograph), aligner.model)
     panels = recovery_panel(recovery, model=model, albedo=albedo)
     others = [row for rows in people for row in _sharp(rows)]
-    overview = glance(photograph, panels, own + others, aligned)
+    overview = compose_overview(photograph, panels, own + others, aligned)
     Image.fromarray(overview).save(folder / "overview.jpg", quality=QUALITY)
 
 

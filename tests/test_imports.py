@@ -37,7 +37,7 @@ ADDRESSES = {
     "botocore": {"infra/storage/s3.py"},
     "fastapi": {"aligner/"},
     "pyrender": {"face/render/"},
-    "typer": {"dff/cli.py"},
+    "typer": {"dff/commands/"},
 }
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 

@@ -15,7 +15,7 @@ from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadVideo, NoFace
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
-from dff.video_files import align_video, opened
+from dff.files.video import align_video, open_video
 from tests.aligner.oracle import PositionCode, Scene, make_scene
 
 RATE = 25.0
@@ -153,10 +153,10 @@ def test_a_video_file_is_aligned_and_drawn(
     oracle_aligner: Aligner, scene: Scene, film: Film, tmp_path: Path
 ) -> None:
     drawn = tmp_path / "drawn.mp4"
-    found = list(align_video(oracle_aligner, film([scene.image] * 4), drawn=drawn))
+    found = list(align_video(oracle_aligner, film([scene.image] * 4), drawing=drawn))
     assert [[one.track for one in faces] for faces in found] == [[0]] * 4
     assert nme_box(found[-1][0].face.landmarks_3d[:, :2], scene.landmarks) < 0.05
-    with opened(drawn) as video:
+    with open_video(drawn) as video:
         frames = list(video.frames)
     assert video.rate == RATE
     assert len(frames) == 4

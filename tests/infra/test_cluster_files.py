@@ -20,7 +20,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from dff.aligner.service.limits import LIMITS
 from dff.aligner.service.ray_serve import REQUEST_TIMEOUT
-from dff.cli import app
+from dff.commands.app import app
 from dff.face.render.gl import PACKAGES
 
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""``dff evaluate matching``: a dataset's views or labelled photos in, figures and a picture out."""
+"""Evaluate descriptor matching between views of a dataset, or between labelled photos."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from dff.face.errors import BadDataset, BadLandmarks
 from dff.face.io.assets import load_model
 from dff.face.tta import TtaNetwork, TtaTransform
+from dff.files.face_model import DEFAULT_MODEL, choose_face_model
 from dff.infra import weights as weights_files
 from dff.infra.dataset import open_dataset
 from dff.infra.landmark_files import parse_mat, parse_reannotated
@@ -29,56 +30,54 @@ from dff.trainer.evaluation.matching import (
 )
 from dff.trainer.evaluation.photo_pairs import LabelledPhoto, photo_pairs
 
-SIZE = 160
-"""Crop side, px."""
-GLANCES = (
+CROP = 160  # pixels, side
+TRANSFORMS = (
     TtaTransform(),
     *(TtaTransform(scale, turn) for scale in (0.8, 1.2) for turn in (-12.0, 12.0)),
 )
-"""How the network looks at a crop: together these match better than any of them, or than three
-sizes all upright.
-"""
-IDENTITIES = 30
-"""Identities whose views are paired; reading more takes long and changes little."""
+"""Test-time augmentation: these match better together than each, or than three upright scales."""
+IDENTITIES = 30  # whose views are paired; reading more takes long and changes little
 
 
-def methods(weights: str | None) -> dict[str, Describe]:
-    """How weights describe: as the aligner reads them, by the anchors, and by the bare
-    descriptor.
-    """
+def load_methods(weights: str | None) -> dict[str, Describe]:
+    """``dff``: probabilities of the anchors, as the aligner uses them. ``raw``: the descriptor."""
     loaded = weights_files.load(weights or weights_files.DEFAULT)
-    looks = TtaNetwork(loaded.net, GLANCES, multiple=loaded.net.config.multiple)
-    return {"dff": by_anchors(looks, loaded.anchors, mirrored=True), "bare": by_network(loaded.net)}
+    network = TtaNetwork(loaded.net, TRANSFORMS, multiple=loaded.net.config.multiple)
+    return {
+        "dff": by_anchors(network, loaded.anchors, mirrored=True),
+        "raw": by_network(loaded.net),
+    }
 
 
 def evaluate_matching(
     source: str,
     weights: str | None,
     *,
-    model: str,
+    model: str | None = None,
     count: int,
     every: bool,
     labels: Path | None = None,
 ) -> tuple[Matching, list[ViewPair]]:
-    """Figures on up to ``count`` pairs for each cell, and a pair of each cell.
+    """Figures on up to ``count`` pairs for each row of the table, and an example pair of each.
 
     ``source``: a finished dataset, or a folder of images with their AFLW2000-3D ``.mat`` files,
-    whose points ``labels`` may replace. ``every``: all identities of a dataset, not the held-out
-    ones only. Raises BadDataset without views, BadLandmarks for unreadable labels.
+    whose points ``labels`` may replace. ``model``: the face model of the views, by default the
+    dataset's own. ``every``: all identities of a dataset, not the held-out ones only. Raises
+    BadDataset without views, BadLandmarks for unreadable labels.
     """
     rng = np.random.default_rng(0)
     if any(Path(source).glob("*.mat")):
-        pairs = photo_pairs(
-            labelled(Path(source), labels), load_model(model), count=count, size=SIZE, rng=rng
-        )
+        face_model = load_model(model or DEFAULT_MODEL)
+        photos = read_labelled_photos(Path(source), labels)
+        pairs = photo_pairs(photos, face_model, count=count, size=CROP, rng=rng)
     else:
-        pairs = _view_pairs(source, model, count=count, every=every, rng=rng)
+        pairs = _pair_views(source, model, count=count, every=every, rng=rng)
     first = {(yaw_bin(pair.yaw), pair.same): pair for pair in reversed(pairs)}
-    return measure(pairs, methods(weights), foils()), [first[cell] for cell in sorted(first)]
+    return measure(pairs, load_methods(weights), foils()), [first[cell] for cell in sorted(first)]
 
 
-def _view_pairs(
-    dataset: str, model: str, *, count: int, every: bool, rng: np.random.Generator
+def _pair_views(
+    dataset: str, model: str | None, *, count: int, every: bool, rng: np.random.Generator
 ) -> list[ViewPair]:
     opened = open_dataset(dataset)
     rows = []
@@ -90,13 +89,16 @@ def _view_pairs(
         if len(identities) >= IDENTITIES:
             break
     if not rows:
-        raise BadDataset(f"{dataset} holds out no identity; --all takes the others too")
-    return view_pairs(rows, load_model(model), count=count, size=SIZE, rng=rng)
+        raise BadDataset(f"{dataset} has no held-out identity; --all uses the others too")
+    face_model = load_model(choose_face_model(opened, model))
+    return view_pairs(rows, face_model, count=count, size=CROP, rng=rng)
 
 
-def labelled(folder: Path, labels: Path | None) -> list[LabelledPhoto]:
-    """The photos of a folder that have ``.mat`` files; with ``labels``, a ``.npz`` by image stem,
-    those it names.
+def read_labelled_photos(folder: Path, labels: Path | None) -> list[LabelledPhoto]:
+    """The photos of a folder that have ``.mat`` files.
+
+    ``labels``: a ``.npz`` of landmarks by image stem; the photos that it lacks are left out. Raises
+    BadLandmarks with the unreadable file.
     """
     try:
         table = parse_reannotated(labels.read_bytes()) if labels else None
@@ -122,16 +124,17 @@ def labelled(folder: Path, labels: Path | None) -> list[LabelledPhoto]:
     return out
 
 
-def matching_picture(pairs: list[ViewPair], weights: str | None) -> bytes:
-    """JPEG of the pairs with what the descriptor and SIFT find."""
-    picture = pairs_picture(pairs, {"dff": methods(weights)["dff"], "sift": foils()["sift 48"]})
+def draw_matches(pairs: list[ViewPair], weights: str | None) -> bytes:
+    """JPEG of the pairs with the matches of the descriptor and of SIFT."""
+    methods = {"dff": load_methods(weights)["dff"], "sift": foils()["sift 48"]}
+    picture = pairs_picture(pairs, methods)
     good, data = cv2.imencode(".jpg", picture[..., ::-1])
     assert good
     return bytes(data)
 
 
 def to_json(report: Matching) -> bytes:
-    """Rows and bars as JSON."""
+    """Rows and thresholds as JSON."""
     content = {
         "rows": [asdict(row) for row in report.rows],
         "bars": [asdict(bar) for bar in report.bars()],

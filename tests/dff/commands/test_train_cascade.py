@@ -1,4 +1,4 @@
-"""A cascade from the command line: learned on a dataset, used for a photo, refused with votes."""
+"""A cascade from the command line: trained on a dataset, and used for a photo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import skimage.data
 from typer.testing import CliRunner
 
 from dff.aligner.cascade.model import load_cascade, load_cascade_aligner
-from dff.cli import app
+from dff.commands.app import app
 from dff.face.model.landmarks import INNER, nme_box
 from dff.face.model.morphable import MorphableModel
 from dff.infra.cascade_file import SHIPPED
@@ -56,7 +56,7 @@ def test_a_cascade_is_learned_and_aligns_a_photo(open_head: MorphableModel, tmp_
     assert apart < 0.15 * float(np.sqrt(np.prod(high - low)))
     refused = CliRunner().invoke(app, [*align, "--cascade", str(cascade)], env=WIDE)
     assert refused.exit_code == 2
-    assert "--cascade wants --method cascade" in refused.output
+    assert "--cascade needs --method cascade" in refused.output
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -67,7 +67,7 @@ def test_a_cascade_that_ships_aligns_a_photograph_and_is_as_free_as_its_weights(
     assert load_cascade(name).card["data_licences"] == ["CC0-1.0"]
     assert load_cascade(name).calibration is not None
     image = np.asarray(skimage.data.astronaut(), dtype=np.uint8)
-    truth = parse_pts((Path(__file__).parents[2] / "dff/data/astronaut.pts").read_bytes())
+    truth = parse_pts((Path(__file__).parents[3] / "dff/data/astronaut.pts").read_bytes())
     faces = [face for face in load_cascade_aligner(name).align(image) if not face.failed]
     assert len(faces) == 1
     assert nme_box(faces[0].landmarks_2d[INNER], truth[INNER]) < 0.06

@@ -13,9 +13,9 @@ from PIL import Image
 from dff.face.errors import BadPhoto
 from dff.face.model.landmarks import MIRROR
 from dff.face.model.morphable import MorphableModel
+from dff.files.labels import PhotoLabel, label_photos
 from dff.infra.landmark_files import format_pts
 from dff.infra.storage import open_storage
-from dff.label_files import Labelled, label_photos
 from dff.pipeline.recovery.photos import list_photos, read_photo
 from tests.aligner.image_files import turned
 from tests.aligner.known_aligner import KnownAligner
@@ -23,7 +23,7 @@ from tests.aligner.known_aligner import KnownAligner
 GREY = np.full((80, 120, 3), 90, np.uint8)
 
 
-def labelled(folder: Path, model: MorphableModel, *, confidence: float = 0.5) -> list[Labelled]:
+def labelled(folder: Path, model: MorphableModel, *, confidence: float = 0.5) -> list[PhotoLabel]:
     return list(label_photos(open_storage(str(folder)), KnownAligner(model), confidence=confidence))
 
 
@@ -32,7 +32,7 @@ def test_synthesis_reads_the_landmarks_that_the_aligner_found(
 ) -> None:
     (tmp_path / "ümläut").mkdir()
     Image.fromarray(GREY).save(tmp_path / "ümläut" / "a photo.png")
-    assert labelled(tmp_path, toy_model) == [Labelled("ümläut/a photo.png")]
+    assert labelled(tmp_path, toy_model) == [PhotoLabel("ümläut/a photo.png")]
     storage = open_storage(str(tmp_path))
     (ref,) = list_photos(storage)
     (face,) = KnownAligner(toy_model).align(GREY)
@@ -114,7 +114,9 @@ def test_workers_label_at_the_same_time_and_write_the_same(
             Image.fromarray(GREY[: 40 + i]).save(tmp_path / folder / f"{i}.png")
     storage = open_storage(str(tmp_path / "three"))
     told = list(label_photos(storage, PersonAlignment(toy_model), confidence=0.5, workers=3))
-    assert told == labelled(tmp_path / "one", toy_model) == [Labelled(f"{i}.png") for i in range(6)]
+    assert (
+        told == labelled(tmp_path / "one", toy_model) == [PhotoLabel(f"{i}.png") for i in range(6)]
+    )
     for i in range(6):
         assert (tmp_path / "one" / f"{i}.pts").read_bytes() == (
             tmp_path / "three" / f"{i}.pts"
@@ -127,7 +129,7 @@ def test_a_stopped_run_leaves_the_rest_alone(tmp_path: Path, toy_model: Morphabl
     run = label_photos(
         open_storage(str(tmp_path)), KnownAligner(toy_model, seconds=0.1), confidence=0.5
     )
-    assert next(run) == Labelled("00.png")
+    assert next(run) == PhotoLabel("00.png")
     run.close()  # type: ignore[attr-defined]
     assert len(list(tmp_path.glob("*.pts"))) < 20
     assert len([one for one in labelled(tmp_path, toy_model) if not one.reason]) > 0

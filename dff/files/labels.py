@@ -1,6 +1,4 @@
-"""Photos that have no landmarks made ready for synthesis: the aligner's answer as an iBUG ``.pts``
-beside each.
-"""
+"""Label photos for synthesis: the aligner's landmarks as an iBUG ``.pts`` file beside each."""
 
 from __future__ import annotations
 
@@ -22,57 +20,55 @@ from dff.infra.storage import Storage
 from dff.pipeline.recovery.photos import PhotoRef, list_photos
 
 
-class FindsFaces(Protocol):
-    """What is needed of an aligner. Called from threads."""
+class PhotoAligner(Protocol):
+    """The part of an aligner that is needed here. It is called from threads."""
 
     def align(self, image: Bytes) -> list[Alignment]: ...
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """What became of one photo."""
+class PhotoLabel:
+    """The outcome for one photo."""
 
     key: str
-    reason: str = ""  # why it has no landmarks still; "" when they were written
+    reason: str = ""  # why it remains without landmarks; "" when they were written
 
 
 def label_photos(
     storage: Storage,
-    aligner: FindsFaces,
+    aligner: PhotoAligner,
     *,
     confidence: float,
     workers: int = 1,
     progress: bool = False,
-) -> Iterator[Labelled]:
-    """Write the landmarks of every photo that has none, ``workers`` photos at a time; told in the
-    order of the keys.
+) -> Iterator[PhotoLabel]:
+    """Label every photo that has no landmarks, ``workers`` photos at a time.
 
-    Of several faces the largest counts; one of which the aligner is less sure than ``confidence``
-    (0 to 1) is not written, since a wrong label teaches what is wrong, nor are those of photos
-    whose names differ in the suffix only. What has a ``.pts`` or ``.mat`` already is left alone, so
-    a stopped run goes on. Raises BadPhoto when the storage holds no photo, else what the storage
-    raises.
+    Yields the outcomes in the order of the keys. The largest face of a photo is labelled. Faces of
+    a confidence below ``confidence`` (0 to 1) are not, since wrong labels spoil the training data,
+    nor are photos whose names differ in their suffix only. Photos with a ``.pts`` or ``.mat`` file
+    are left alone, so running again completes a stopped run. Raises BadPhoto when the storage holds
+    no photo, and as the storage does.
     """
     refs = list_photos(storage)
     if not refs:
         raise BadPhoto(f"no photo in {storage.uri}")
     todo = [ref for ref in refs if ref.landmark_key is None]
 
-    def label(ref: PhotoRef) -> Labelled:
+    def label(ref: PhotoRef) -> PhotoLabel:
         if ref.id == ref.image_key:  # ids have suffixes where names are not unique
-            return Labelled(
-                ref.image_key, "another image has this name, and one .pts would be taken for both"
+            return PhotoLabel(
+                ref.image_key, "another image has this name, so a .pts file would label both"
             )
         data = storage.read(ref.image_key)
         try:
-            points = landmarks_of(data, aligner, confidence=confidence)
+            points = find_landmarks(data, aligner, confidence=confidence)
         except BadPhoto as error:
-            return Labelled(ref.image_key, str(error))
+            return PhotoLabel(ref.image_key, str(error))
         storage.write(str(PurePosixPath(ref.image_key).with_suffix(".pts")), format_pts(points))
-        return Labelled(ref.image_key)
+        return PhotoLabel(ref.image_key)
 
-    # Threads are enough: the aligner is safe to share, and decoding, network and fit run outside of
-    # the interpreter.
+    # threads are enough: the aligner is thread-safe, and decoding, network and fit release the GIL
     pool = ThreadPoolExecutor(workers)
     try:
         yield from tqdm(pool.map(label, todo), total=len(todo), unit="photo", disable=not progress)
@@ -80,11 +76,11 @@ def label_photos(
         pool.shutdown(cancel_futures=True)
 
 
-def landmarks_of(data: bytes, aligner: FindsFaces, *, confidence: float) -> Floats:
-    """(68, 2) pixels of an image file as it is stored, 2D scheme. Raises BadPhoto with the reason
-    why there are none.
+def find_landmarks(data: bytes, aligner: PhotoAligner, *, confidence: float) -> Floats:
+    """(68, 2) landmarks of an image file's largest face, 2D scheme, in stored pixels.
 
-    Label files count in stored pixels, before any EXIF orientation, which faces are found after.
+    Label files count in stored pixels, before the EXIF orientation that alignment applies. Raises
+    BadPhoto with the reason why there are none.
     """
     faces = aligner.align(decode(data))
     if not faces:

@@ -11,27 +11,23 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dff.align_files import (
-    BATCH,
-    DRAWINGS,
-    Aligned,
-    align_files,
-    append_file,
-    drawn,
-    image_files,
-    json_line,
-    kept_lines,
-    names_of,
-    outputs,
-    passed_over,
-    read_boxes,
-    to_json,
-    write_file,
-)
-from dff.cli import app
+from dff.commands.app import app
 from dff.face.errors import BadPhoto, StorageError
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
+from dff.files.alignments import (
+    BATCH,
+    DRAWINGS,
+    AlignmentWriter,
+    ImageResult,
+    align_files,
+    encode_drawing,
+    read_boxes,
+    read_finished,
+    to_json,
+)
+from dff.files.images import list_images, list_unsupported, unique_names
+from dff.files.outputs import append_file, assign_outputs, write_file
 from tests.aligner.known_aligner import KnownAligner
 
 
@@ -46,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_is_aligned_in_the_order_of_its_names(
     folder: Path, toy_model: MorphableModel
 ) -> None:
-    results = list(align_files(KnownAligner(toy_model), image_files([folder])))  # type: ignore[arg-type]
+    results = list(align_files(KnownAligner(toy_model), list_images([folder])))  # type: ignore[arg-type]
     assert [r.path.name for r in results] == [f"{i:03d}.png" for i in range(BATCH + 3)]
     # The known aligner's box is the middle half of each image: answers belong to their own files.
     assert [r.faces[0].box.width for r in results] == [(40 + i) / 2 for i in range(BATCH + 3)]
@@ -55,7 +51,7 @@ def test_a_folder_is_aligned_in_the_order_of_its_names(
 def test_one_bad_file_is_named_and_stops_nothing(folder: Path, toy_model: MorphableModel) -> None:
     (folder / "004.png").write_bytes((folder / "004.png").read_bytes()[:60])
     (folder / "005.png").write_bytes(b"")
-    results = {r.path.name: r for r in align_files(KnownAligner(toy_model), image_files([folder]))}  # type: ignore[arg-type]
+    results = {r.path.name: r for r in align_files(KnownAligner(toy_model), list_images([folder]))}  # type: ignore[arg-type]
     assert [name for name, r in results.items() if r.error] == ["004.png", "005.png"]
     assert all(len(r.faces) == 1 for name, r in results.items() if not r.error)
     assert to_json(results.values())["004.png"] == []
@@ -66,7 +62,7 @@ def test_boxes_go_to_their_files(folder: Path, tmp_path: Path, toy_model: Morpha
     file.write_text(
         json.dumps({"003.png": [[1, 2, 30, 31], [5, 5, 20, 20]], "absent.png": [[0, 0, 1, 1]]})
     )
-    paths = image_files([folder])[:5]
+    paths = list_images([folder])[:5]
     results = {
         r.path.name: r
         for r in align_files(KnownAligner(toy_model), paths, boxes=read_boxes(file))  # type: ignore[arg-type]
@@ -87,12 +83,12 @@ def test_a_bad_box_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
 
 def test_missing_and_empty_places_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(BadPhoto, match="nowhere"):
-        image_files([tmp_path / "nowhere"])
+        list_images([tmp_path / "nowhere"])
     with pytest.raises(BadPhoto, match="no image"):
-        image_files([tmp_path])
+        list_images([tmp_path])
 
 
-def test_what_can_not_be_written_is_named(tmp_path: Path) -> None:
+def test_a_file_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     write_file(tmp_path / "new" / "deep" / "a.bin", b"abc")
     assert (tmp_path / "new" / "deep" / "a.bin").read_bytes() == b"abc"
     with pytest.raises(StorageError, match="can't write /dev/full: No space left on device"):
@@ -101,10 +97,11 @@ def test_what_can_not_be_written_is_named(tmp_path: Path) -> None:
         write_file(tmp_path / "new", b"abc")
 
 
-def test_a_drawing_is_of_the_kind_that_its_name_says(toy_model: MorphableModel) -> None:
+def test_a_drawing_has_the_format_of_its_suffix(toy_model: MorphableModel) -> None:
     image = np.full((40, 40, 3), 90, np.uint8)
     files = {
-        suffix: drawn(image, [], toy_model, suffix) for suffix in (".png", ".jpg", ".JPEG", "")
+        suffix: encode_drawing(image, [], toy_model, suffix)
+        for suffix in (".png", ".jpg", ".JPEG", "")
     }
     kinds = {suffix: Image.open(io.BytesIO(data)).format for suffix, data in files.items()}
     assert kinds == {".png": "PNG", ".jpg": "JPEG", ".JPEG": "JPEG", "": "PNG"}
@@ -117,44 +114,44 @@ def test_images_of_one_name_in_two_folders_are_kept_apart(
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(path)
-    assert names_of(paths) == [str(paths[0]), str(paths[1]), "two.png"]
+    assert unique_names(paths) == [str(paths[0]), str(paths[1]), "two.png"]
     answers = to_json(align_files(KnownAligner(toy_model), paths))  # type: ignore[arg-type]
     assert [len(faces) for faces in answers.values()] == [1, 1, 1]
 
 
-def test_each_image_has_a_file_of_its_own_beside_no_original(tmp_path: Path) -> None:
+def test_each_image_has_an_output_of_its_own_that_is_no_input(tmp_path: Path) -> None:
     files = [
         tmp_path / "a.jpg",
         tmp_path / "b.webp",
         tmp_path / "in" / "c.png",
         tmp_path / "in" / "a.png",
     ]
-    made = outputs(tmp_path / "out", files, DRAWINGS)
+    made = assign_outputs(tmp_path / "out", files, DRAWINGS)
     assert [made[files[1]].name, made[files[2]].name] == ["b.png", "c.png"]
     assert len(set(made.values())) == 4
     assert all(path.parent == tmp_path / "out" for path in made.values())
-    assert outputs(tmp_path / "d.JPG", files[:1], DRAWINGS) == {files[0]: tmp_path / "d.JPG"}
+    assert assign_outputs(tmp_path / "d.JPG", files[:1], DRAWINGS) == {files[0]: tmp_path / "d.JPG"}
     for place, some, says in (
         ("d.png", files, "4 images: name a folder"),
         ("d.bmp", files[:1], "d.bmp should end in .png or .jpg or .jpeg"),
-        ("a.jpg", files[:1], "a.jpg is one of the files that are read"),
-        (".", files[:2], "a.jpg is one of the files that are read"),
+        ("a.jpg", files[:1], "a.jpg is one of the input files"),
+        (".", files[:2], "a.jpg is one of the input files"),
     ):
         with pytest.raises(ValueError, match=says):
-            outputs(tmp_path / place, some, DRAWINGS)
+            assign_outputs(tmp_path / place, some, DRAWINGS)
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (("a.png", "--json", "a.png"), "a.png"),
-        (("a.png", "--together", "--mesh", "../photos/a.png"), "../photos/a.png"),
+        (("a.png", "--same-person", "--mesh", "../photos/a.png"), "../photos/a.png"),
         (("a.png", "--boxes", "boxes.json", "--json", "boxes.json"), "boxes.json"),
         (("film.mp4", "--draw", "film.mp4"), "film.mp4"),
         (("film.mp4", "--json", "film.mp4"), "film.mp4"),
     ],
 )
-def test_no_file_that_is_read_is_written(
+def test_no_input_file_is_overwritten(
     arguments: tuple[str, ...], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "photos").mkdir()
@@ -162,29 +159,52 @@ def test_no_file_that_is_read_is_written(
     for name in ("a.png", "boxes.json", "film.mp4"):
         Path(name).write_bytes(b"mine")
     result = CliRunner().invoke(app, ["align", *arguments])
-    assert str(result.exception) == f"{named} is one of the files that are read: name another place"
+    assert str(result.exception) == f"{named} is one of the input files: name another place"
     assert Path(named).read_bytes() == b"mine"
 
 
-def test_a_stopped_folder_goes_on_where_it_was(
+def test_a_stopped_folder_is_resumed(
     folder: Path, tmp_path: Path, toy_model: MorphableModel
 ) -> None:
     lines = tmp_path / "out.jsonl"
-    files = image_files([folder])[:3]
-    whole = [json_line(r.path.name, r) for r in align_files(KnownAligner(toy_model), files)]  # type: ignore[arg-type]
+    files = list_images([folder])[:3]
+    whole = [r.to_json_line(r.path.name) for r in align_files(KnownAligner(toy_model), files)]  # type: ignore[arg-type]
     lines.write_text("".join(whole)[:-20])  # killed within the third line
-    assert kept_lines(lines) == {"000.png", "001.png"}
+    assert read_finished(lines) == {"000.png", "001.png"}
     append_file(lines, whole[2].encode())
     assert lines.read_text() == "".join(whole)
     assert (
-        json_line("x", Aligned(files[0], None, (), "why"))
+        ImageResult(files[0], None, (), "why").to_json_line("x")
         == '{"image": "x", "faces": [], "error": "why"}\n'
     )
     lines.write_text("[]\n")
     with pytest.raises(ValueError, match=r"out\.jsonl does not hold"):
-        kept_lines(lines)
+        read_finished(lines)
 
 
-def test_images_of_formats_that_are_not_read_are_told(folder: Path) -> None:
+def test_unsupported_images_are_listed(folder: Path) -> None:
     (folder / "phone.HEIC").touch()
-    assert passed_over([folder, folder / "000.png"]) == [folder / "phone.HEIC"]
+    assert list_unsupported([folder, folder / "000.png"]) == [folder / "phone.HEIC"]
+
+
+def test_results_go_to_json_drawings_and_meshes(folder: Path, toy_model: MorphableModel) -> None:
+    face, black = folder / "000.png", folder / "black.png"
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(black)
+    out = folder / "out"
+    for name in ("a.json", "a.jsonl"):
+        writer = AlignmentWriter(
+            toy_model,
+            {path: path.name for path in (face, black)},
+            out / name,
+            drawings={black: out / "black.jpg"},
+            meshes={face: out / "face.glb", black: out / "black.glb"},
+        )
+        for result in align_files(KnownAligner(toy_model), [face, black]):  # type: ignore[arg-type]
+            writer.write(result)
+        writer.finish()
+    whole = json.loads((out / "a.json").read_text())
+    lines = [json.loads(line) for line in (out / "a.jsonl").read_text().splitlines()]
+    assert whole == {line["image"]: line["faces"] for line in lines}
+    assert [len(faces) for faces in whole.values()] == [1, 0]
+    assert {path.name for path in out.iterdir()} == {"a.json", "a.jsonl", "black.jpg", "face.glb"}
+    assert (out / "face.glb").read_bytes()[:4] == b"glTF"

@@ -13,12 +13,12 @@ import pytest
 import scipy.io
 from typer.testing import CliRunner
 
-from dff.cli import app
+from dff.commands.app import app
 from dff.face.errors import BadLandmarks
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.model.morphable import MorphableModel
-from dff.matching_files import labelled
+from dff.files.matching import read_labelled_photos
 from tests.aligner.image_files import turned
 
 
@@ -47,7 +47,7 @@ def folder(open_head: MorphableModel, tmp_path: Path) -> Path:
 
 
 def test_labels_are_read_in_pixels_from_the_corner(folder: Path) -> None:
-    photos = labelled(folder, None)
+    photos = read_labelled_photos(folder, None)
     assert [photo.pose[0] for photo in photos] == pytest.approx([0.0, 12.0, 50.0])
     assert all(photo.image.shape == (200, 200, 3) for photo in photos)
     np.testing.assert_allclose(
@@ -55,17 +55,17 @@ def test_labels_are_read_in_pixels_from_the_corner(folder: Path) -> None:
     )  # the eyes are symmetric
     moved = folder / "moved.npz"
     np.savez(moved, image1=photos[1].landmarks + 3.0 - 0.5)  # counted from 0
-    (only,) = labelled(folder, moved)
+    (only,) = read_labelled_photos(folder, moved)
     np.testing.assert_allclose(only.landmarks, photos[1].landmarks + 3.0, atol=1e-4)
 
 
 def test_photos_are_read_as_they_are_stored_and_broken_labels_are_named(folder: Path) -> None:
-    stored = labelled(folder, None)[0].image
+    stored = read_labelled_photos(folder, None)[0].image
     (folder / "image0.jpg").write_bytes(turned(stored[:150], 6))
-    assert labelled(folder, None)[0].image.shape == (150, 200, 3)
+    assert read_labelled_photos(folder, None)[0].image.shape == (150, 200, 3)
     (folder / "image1.mat").write_bytes(b"broken")
     with pytest.raises(BadLandmarks, match=r"image1\.mat: not a readable"):
-        labelled(folder, None)
+        read_labelled_photos(folder, None)
 
 
 def test_one_command_gives_figures_bars_and_a_picture(folder: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_one_command_gives_figures_bars_and_a_picture(folder: Path, tmp_path: Pa
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "m.json").read_text())
     cells = {(row["method"], row["yaw"]) for row in content["rows"]}
-    methods = ("dff", "bare", "patches", "sift 24", "sift 48", "sift 72", "daisy")
+    methods = ("dff", "raw", "patches", "sift 24", "sift 48", "sift 72", "daisy")
     assert cells == {(method, yaw) for method in methods for yaw in ("0-30", "30-60")}
     assert all(row["identity"] == "different" and row["pairs"] == 1 for row in content["rows"])
     # Noise shows no face: nobody finds anything, and the bars say so.

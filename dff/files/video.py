@@ -1,4 +1,4 @@
-"""Video files: frames in, alignments of every frame out, as JSON lines and drawn over the video."""
+"""Align video files: faces tracked through the frames, as JSON lines and as a drawn video."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from dff.aligner.video import Smoothing, Tracked, Tracker
 from dff.face.arrays import Bytes
 from dff.face.errors import BadVideo, NoFace
 
-SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"}
-RATE = 25.0  # frames a second, where a file does not say
+DEFAULT_RATE = 25.0  # frames per second, for a file that has none
 
 
 @dataclass(frozen=True)
 class Video:
     """An opened video file."""
 
-    rate: float  # frames a second
-    count: int  # frames, as the file says; 0 where it does not
+    rate: float  # frames per second
+    count: int  # frames, as the file says; 0: unknown
     frames: Iterator[Bytes]  # (H, W, 3) uint8 RGB
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Video]:
-    """A video for the length of a ``with`` block. Raises BadVideo when the file is missing or none
-    that can be read.
+def open_video(path: Path) -> Iterator[Video]:
+    """Open a video for the length of a ``with`` block.
+
+    Raises BadVideo when the file is missing or can't be read.
     """
     if not path.is_file():
-        raise BadVideo(f"{path} is no file")
+        raise BadVideo(f"{path} is not a file")
     capture = cv2.VideoCapture(str(path))
     try:
         if not capture.isOpened():
             raise BadVideo(f"{path} can't be read as a video")
         rate = float(capture.get(cv2.CAP_PROP_FPS))
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        yield Video(rate if 0.1 < rate < 1000.0 else RATE, max(count, 0), _frames(capture))
+        yield Video(rate if 0.1 < rate < 1000.0 else DEFAULT_RATE, max(count, 0), _frames(capture))
     finally:
         capture.release()
 
@@ -61,16 +61,16 @@ def align_video(
     path: Path,
     *,
     smooth: bool = True,
-    drawn: Path | None = None,
+    drawing: Path | None = None,
     progress: bool = False,
 ) -> Iterator[list[Tracked]]:
-    """The faces of each frame, in order; ``drawn``: write the video with the faces on it to this
-    file.
+    """The tracked faces of each frame, in order.
 
-    Raises BadVideo for a video that can't be read, holds no frame or can't be written, and, once
-    all frames were seen, NoFace when none showed a face.
+    ``drawing``: write the video with the faces drawn on it to this file. Raises BadVideo for a
+    video that can't be read, has no frame or can't be written, and, after the last frame, NoFace
+    when none showed a face.
     """
-    with opened(path) as video:
+    with open_video(path) as video:
         tracker = Tracker(aligner, rate=video.rate, smoothing=Smoothing() if smooth else None)
         writer: cv2.VideoWriter | None = None
         number, seen = 0, 0
@@ -80,8 +80,8 @@ def align_video(
             ):
                 faces = tracker.step(frame)
                 number, seen = number + 1, seen + len(faces)
-                if drawn is not None:
-                    writer = writer or _writer(drawn, video.rate, frame)
+                if drawing is not None:
+                    writer = writer or _open_writer(drawing, video.rate, frame)
                     over = draw(frame, [one.face for one in faces], aligner.model)
                     writer.write(cv2.cvtColor(over, cv2.COLOR_RGB2BGR))
                 yield faces
@@ -89,14 +89,9 @@ def align_video(
             if writer is not None:
                 writer.release()
     if number == 0:
-        raise BadVideo(f"{path} holds no frame")
+        raise BadVideo(f"{path} has no frame")
     if seen == 0:
         raise NoFace(f"no face in the {number} frames of {path}")
-
-
-def is_video(path: Path) -> bool:
-    """By its name."""
-    return path.suffix.lower() in SUFFIXES
 
 
 def align_video_file(
@@ -105,15 +100,14 @@ def align_video_file(
     *,
     smooth: bool = True,
     lines: Path | None = None,
-    drawn: Path | None = None,
+    drawing: Path | None = None,
 ) -> str:
-    """``align_video`` with a progress bar, one line of JSON for each frame to ``lines``; what to
-    tell people.
+    """``align_video`` with a progress bar; a summary in words.
 
-    A line has ``frame`` (from 0), ``time`` (seconds) and ``faces``: alignments, each with the
-    number of its ``track``.
+    One line of JSON for each frame goes to ``lines``: ``frame`` (from 0), ``time`` (seconds) and
+    ``faces``, alignments each with the number of its ``track``.
     """
-    with opened(path) as video:
+    with open_video(path) as video:
         rate = video.rate
     number, shown = 0, 0
     tracks: set[int] = set()
@@ -121,7 +115,7 @@ def align_video_file(
         if lines is not None:
             lines.parent.mkdir(parents=True, exist_ok=True)
         out = None if lines is None else stack.enter_context(lines.open("w"))
-        for faces in align_video(aligner, path, smooth=smooth, drawn=drawn, progress=True):
+        for faces in align_video(aligner, path, smooth=smooth, drawing=drawing, progress=True):
             if out is not None:
                 told = [{"track": one.track, **one.face.to_json()} for one in faces]
                 out.write(
@@ -133,7 +127,7 @@ def align_video_file(
     return f"{path}: faces in {shown} of {number} frames, {len(tracks)} tracks"
 
 
-def _writer(path: Path, rate: float, frame: Bytes) -> cv2.VideoWriter:
+def _open_writer(path: Path, rate: float, frame: Bytes) -> cv2.VideoWriter:
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = cv2.VideoWriter(
         str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, (frame.shape[1], frame.shape[0])

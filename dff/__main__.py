@@ -1,0 +1,5 @@
+"""``python -m dff``: the ``dff`` command."""
+
+from dff.commands.app import main
+
+main()

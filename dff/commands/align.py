@@ -1,0 +1,227 @@
+"""``dff align``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dff.commands.options import (
+    CascadeOption,
+    Method,
+    MethodOption,
+    WeightsOption,
+    load_aligner_for,
+)
+from dff.face.geometry.camera import Box
+
+if TYPE_CHECKING:
+    from dff.aligner.align import Aligner
+
+    LoadAligner = Callable[[], Aligner]
+
+
+def align(
+    images: Annotated[list[Path], typer.Argument(help="Images, folders of images, or one video.")],
+    box: Annotated[
+        str | None, typer.Option(help="The face's box in one image: x0,y0,x1,y1 in pixels.")
+    ] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(help="JSON file of boxes [[x0, y0, x1, y1], ...] by image file name."),
+    ] = None,
+    json_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            help="Write the alignments to this file: one line for each image if it ends in .jsonl, "
+            "for each frame of a video.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="With --json FILE.jsonl: keep its content, align the other images."
+        ),
+    ] = False,
+    draw: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw landmarks, mesh and axes to this PNG, JPEG or folder, or a video's MP4."
+        ),
+    ] = None,
+    mesh: Annotated[
+        Path | None,
+        typer.Option(help="Write the mesh of each image's first face to this GLB or folder."),
+    ] = None,
+    same_person: Annotated[
+        bool,
+        typer.Option(
+            "--same-person", help="Multi-image fitting: all images show one person, one identity."
+        ),
+    ] = False,
+    smooth: Annotated[bool, typer.Option(help="Smooth the landmarks of a video in time.")] = True,
+    method: MethodOption = Method.dense,
+    cascade: CascadeOption = None,
+    weights: WeightsOption = None,
+) -> None:
+    """Align faces in images or a video: landmarks, pose and 3D shape.
+
+    Pixels count from the image's upper left corner; the first pixel's centre is (0.5, 0.5).
+
+    [dim]Examples:[/dim]
+
+    dff align photo.jpg --draw drawn.png --mesh face.glb
+
+    dff align folder/ --json alignments.jsonl --draw drawn/
+
+    dff align --same-person front.jpg left.jpg right.jpg --mesh face.glb
+
+    dff align film.mp4 --json faces.jsonl --draw drawn.mp4
+    """
+    from dff.files.images import is_video, list_images
+    from dff.files.outputs import check_not_inputs
+
+    video = any(map(is_video, images))
+    if method is Method.cascade and (same_person or video):
+        raise typer.BadParameter("a video and --same-person need --method dense")
+    if video and (len(images) > 1 or box or boxes or mesh or same_person or resume):
+        raise typer.BadParameter("a video comes alone, with --json, --draw and --smooth only")
+    if same_person and (box or draw or resume):
+        raise typer.BadParameter("--same-person goes with --boxes, --json and --mesh only")
+    load = partial(load_aligner_for, weights, method, cascade)
+    if video:
+        check_not_inputs(images, [json_out, draw])
+        _align_video(load, images[0], smooth=smooth, json_out=json_out, draw=draw)
+        return
+    files = list_images(images)
+    check_not_inputs([*files, boxes], [json_out, mesh])
+    if same_person:
+        _align_person(load, files, boxes=boxes, json_out=json_out, mesh=mesh)
+        return
+    _warn_of_unsupported(images)
+    given = _read_boxes(files, box, boxes)
+    _align_images(load, files, boxes=given, json_out=json_out, resume=resume, draw=draw, mesh=mesh)
+
+
+def _align_video(
+    load: LoadAligner, video: Path, *, smooth: bool, json_out: Path | None, draw: Path | None
+) -> None:
+    from dff.files.video import align_video_file
+
+    typer.echo(align_video_file(load(), video, smooth=smooth, lines=json_out, drawing=draw))
+
+
+def _align_person(
+    load: LoadAligner,
+    files: list[Path],
+    *,
+    boxes: Path | None,
+    json_out: Path | None,
+    mesh: Path | None,
+) -> None:
+    from dff.aligner.mesh_file import glb
+    from dff.files.alignments import align_person_files, read_boxes
+    from dff.files.images import unique_names
+    from dff.files.outputs import write_file, write_json
+
+    given = read_boxes(boxes) if boxes else {}
+    aligner = load()
+    person, lines = align_person_files(aligner, files, boxes=given)
+    typer.echo("\n".join(lines))
+    if json_out:
+        write_json(json_out, person.to_json(unique_names(files)))
+    if mesh:
+        write_file(mesh, glb(person, aligner.model))
+
+
+def _align_images(
+    load: LoadAligner,
+    files: list[Path],
+    *,
+    boxes: Mapping[str, Sequence[Box]],
+    json_out: Path | None,
+    resume: bool,
+    draw: Path | None,
+    mesh: Path | None,
+) -> None:
+    """Exits with status 1 when no image could be read."""
+    from tqdm import tqdm
+
+    from dff.files.alignments import (
+        DRAWINGS,
+        MESHES,
+        AlignmentWriter,
+        align_files,
+        is_json_lines,
+        read_finished,
+    )
+    from dff.files.images import unique_names
+    from dff.files.outputs import assign_outputs, write_file
+
+    names = dict(zip(files, unique_names(files), strict=True))
+    drawings = assign_outputs(draw, files, DRAWINGS) if draw else {}
+    meshes = assign_outputs(mesh, files, MESHES) if mesh else {}
+    finished: set[str] = set()
+    if resume:
+        if not json_out or not is_json_lines(json_out):
+            raise typer.BadParameter("--resume goes with --json FILE.jsonl")
+        finished = read_finished(json_out)
+    elif json_out and is_json_lines(json_out):
+        write_file(json_out, b"")
+    aligner = load()
+    writer = AlignmentWriter(aligner.model, names, json_out, drawings, meshes)
+    todo = [path for path in files if names[path] not in finished]
+    faces = failed = 0
+    for result in align_files(aligner, todo, boxes=boxes, progress=len(files) > 1):
+        faces, failed = faces + len(result.faces), failed + bool(result.error)
+        writer.write(result)
+        if result.error:
+            tqdm.write(f"{result.path}: {result.error}", file=sys.stderr)
+        elif not json_out:
+            tqdm.write("\n".join(result.lines()))
+    writer.finish()
+    if json_out:
+        kept = f"; {len(files) - len(todo)} images were there already" if resume else ""
+        typer.echo(f"{faces} faces of {len(todo)} images in {json_out}{kept}")
+    if todo and failed == len(todo):
+        raise typer.Exit(1)
+
+
+def _warn_of_unsupported(places: list[Path]) -> None:
+    from dff.files.images import SUFFIXES, list_unsupported
+
+    for path in list_unsupported(places):
+        supported = ", ".join(sorted(SUFFIXES))
+        typer.secho(
+            f"{path}: skipped, only {supported} are supported", fg=typer.colors.YELLOW, err=True
+        )
+
+
+def _read_boxes(
+    files: list[Path], box: str | None, boxes: Path | None
+) -> Mapping[str, Sequence[Box]]:
+    """Boxes by image name, from ``--box`` or ``--boxes``."""
+    from dff.files.alignments import read_boxes
+
+    if box and len(files) > 1:
+        raise typer.BadParameter("--box takes one image; use --boxes for several")
+    if box:
+        return {files[0].name: [_parse_box(box)]}
+    return read_boxes(boxes) if boxes else {}
+
+
+def _parse_box(text: str) -> Box:
+    corners = text.split(",")
+    if len(corners) != 4:
+        raise typer.BadParameter(f"--box takes four numbers x0,y0,x1,y1, got {text!r}")
+    try:
+        return Box(*map(float, corners))
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"--box takes x0,y0,x1,y1 with x0 < x1 and y0 < y1: {error}"
+        ) from error

@@ -1,0 +1,85 @@
+"""The ``dff`` command line: the list of its commands, and how errors are reported."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from dff.commands.align import align
+from dff.commands.calibrate import calibrate
+from dff.commands.demo import demo
+from dff.commands.evaluate import evaluate
+from dff.commands.export import export
+from dff.commands.fit_landmark_offsets import fit_landmark_offsets
+from dff.commands.inspect import inspect
+from dff.commands.label import label
+from dff.commands.models import models
+from dff.commands.serve import serve
+from dff.commands.submit import submit
+from dff.commands.synthesize import synthesize
+from dff.commands.train import train
+from dff.commands.train_cascade import train_cascade
+from dff.face.errors import DffError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help=(
+        "Deep Face Feature: from face photos to a served 3D face aligner.\n\n"
+        "Align faces with the weights that ship ([bold]align[/bold], [bold]serve[/bold]), or "
+        "synthesize a dataset, train on it and evaluate the result.\n\n"
+        "Start with: dff demo"
+    ),
+)
+PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Use": (demo, align, serve, export, models),
+    "Data": (label, synthesize, inspect),
+    "Training and evaluation": (
+        train,
+        train_cascade,
+        calibrate,
+        fit_landmark_offsets,
+        evaluate,
+    ),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.command(
+    rich_help_panel="Clusters",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(submit)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dff {version('deep-face-feature')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version_asked: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+def main() -> None:
+    """Run the command; an expected error is one line on standard error and exit status 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app(prog_name="dff")
+    except (DffError, ValueError, OSError) as error:
+        typer.secho(f"dff: {type(error).__name__}: {error}", fg="red", err=True)
+        raise SystemExit(1) from None

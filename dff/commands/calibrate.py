@@ -1,0 +1,72 @@
+"""``dff calibrate``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dff.commands.figures import echo_figures
+from dff.commands.options import (
+    DatasetArgument,
+    EndpointOption,
+    JsonOption,
+    RewriteOption,
+    WeightsArgument,
+)
+from dff.face.extras import require_extra
+
+
+def calibrate(
+    weights: WeightsArgument,
+    dataset: DatasetArgument,
+    out: RewriteOption = None,
+    views: Annotated[
+        int,
+        typer.Option(help="Views of held-out identities: half to fit, half to evaluate.", min=32),
+    ] = 640,
+    photos: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of annotated photos to evaluate on as well; repeatable."),
+    ] = None,
+    every: Annotated[int, typer.Option(help="Use every n-th of these photos.", min=1)] = 1,
+    picture: Annotated[
+        Path | None, typer.Option(help="Write the reliability diagram to this PNG.")
+    ] = None,
+    json_out: JsonOption = None,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Calibrate the confidence of an aligner with these weights, and evaluate the calibration.
+
+    [dim]Example:[/dim]
+
+    dff calibrate dff.safetensors data/ --photos AFLW2000/ --picture reliability.png
+    """
+    with require_extra("train"):
+        from dff.aligner.align import load_aligner
+        from dff.aligner.confidence import DEFAULT
+        from dff.aligner.evaluation.calibration import calibrate as fit_calibration
+        from dff.aligner.evaluation.calibration import reliability_picture
+        from dff.files.outputs import write_file, write_json
+        from dff.infra import weights as weights_files
+        from dff.infra.dataset import open_dataset
+
+    aligner = load_aligner(weights, calibration=DEFAULT)  # not the file's own, which is replaced
+    data = open_dataset(dataset, endpoint_url=endpoint_url)
+    calibration, sets = fit_calibration(
+        aligner, data, views=views, photos=photos or (), every=every
+    )
+    for each in sets:
+        typer.echo(each.name)
+        echo_figures(each.to_json())
+    if picture:
+        write_file(picture, reliability_picture(sets))
+    if json_out:
+        write_json(json_out, {each.name: each.to_json() for each in sets})
+    path = out or weights_files.NAMED.get(weights, Path(weights))
+    weights_files.rewrite(
+        path, replace(weights_files.load(weights), calibration=calibration.to_json())
+    )
+    typer.echo(f"calibrated weights: {path.resolve()}")

@@ -1,0 +1,221 @@
+"""``dff evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dff.commands.figures import echo_figures
+from dff.commands.options import (
+    CascadeOption,
+    JsonOption,
+    Method,
+    MethodOption,
+    TrackingOption,
+    WeightsOption,
+    load_aligner_for,
+)
+from dff.face.extras import require_extra
+
+if TYPE_CHECKING:
+    from dff.aligner.align import Aligner
+    from dff.aligner.evaluation.benchmarks import Disturbance, Report
+
+
+class Protocol(StrEnum):
+    """Which benchmark an evaluation follows."""
+
+    aflw2000 = "aflw2000-3d"
+    w300 = "300w"
+    matching = "matching"
+
+
+class BoxSource(StrEnum):
+    """Where an evaluation's boxes come from."""
+
+    landmarks = "landmarks"
+    detector = "detector"
+
+
+def evaluate(
+    protocol: Annotated[
+        Protocol,
+        typer.Argument(
+            help="aflw2000-3d: photos with .mat files, NME by yaw, pose. 300w: photos with .pts "
+            "files. matching: descriptor matches between views of a dataset, or photos with .mat."
+        ),
+    ],
+    folder: Annotated[
+        str, typer.Argument(help="Folder of photos with their annotation files, or a dataset.")
+    ],
+    labels: Annotated[
+        Path | None, typer.Option(help="Other 68-point labels: .npz by file name, or .npy.")
+    ] = None,
+    box: Annotated[
+        BoxSource, typer.Option(help="Where the face boxes come from.")
+    ] = BoxSource.landmarks,
+    every: Annotated[
+        bool, typer.Option("--all", help="300w, matching: also what is not held out.")
+    ] = False,
+    robust: Annotated[
+        bool, typer.Option("--robustness", help="Also the error with boxes shifted and scaled.")
+    ] = False,
+    json_out: JsonOption = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for the error curve (CED) and the worst cases.")
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(help="matching: pairs of views for each row of the table.", min=1)
+    ] = 10,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="matching: face model of the views, a name from `dff models` or a model file. "
+            "Default: the one that the dataset names."
+        ),
+    ] = None,
+    tracking: TrackingOption = None,
+    method: MethodOption = Method.dense,
+    cascade: CascadeOption = None,
+    weights: WeightsOption = None,
+) -> None:
+    """Evaluate the aligner on annotated photos, or the descriptor on pairs of views.
+
+    [dim]Examples:[/dim]
+
+    dff evaluate aflw2000-3d AFLW2000/ --labels reannotated.npz --json figures.json --pictures out/
+
+    dff evaluate 300w helen/testset --all
+
+    dff evaluate matching data/ --pairs 20
+    """
+    if robust and (protocol is Protocol.matching or box is not BoxSource.landmarks):
+        raise typer.BadParameter(
+            "--robustness moves the boxes of landmarks: it goes with --box landmarks"
+        )
+    if protocol is Protocol.matching:
+        _evaluate_matching(
+            folder,
+            weights,
+            model=model,
+            pairs=pairs,
+            every=every,
+            labels=labels,
+            json_out=json_out,
+            pictures=pictures,
+        )
+        return
+    with require_extra("train"):
+        from dff.aligner.evaluation.benchmarks import Disturbance, curve_picture, worst_picture
+        from dff.files.outputs import write_file, write_json
+
+    aligner = load_aligner_for(weights, method, cascade)
+
+    def measure(disturbance: Disturbance) -> Report:
+        return _measure(protocol, folder, aligner, labels, box, every, disturbance)
+
+    report = measure(Disturbance())
+    typer.echo(report.protocol)
+    echo_figures(report.summary)
+    if robust:
+        _echo_robustness(report, measure)
+    if json_out:
+        write_json(json_out, report.to_json())
+    if not pictures and not tracking:
+        return
+    drawn = {"ced.png": curve_picture(report), "worst.jpg": worst_picture(report)}
+    if pictures:
+        for name, data in drawn.items():
+            write_file(pictures / name, data)
+        typer.echo(f"pictures: {pictures.resolve()}")
+    if tracking:
+        params = {
+            "protocol": report.protocol,
+            "folder": folder,
+            "labels": labels,
+            "box": box.value,
+            "weights": weights or "default",
+        }
+        _track(tracking, params, report.summary, drawn)
+
+
+def _measure(
+    protocol: Protocol,
+    folder: str,
+    aligner: Aligner,
+    labels: Path | None,
+    box: BoxSource,
+    every: bool,
+    disturbance: Disturbance,
+) -> Report:
+    from dff.aligner.evaluation.benchmarks import evaluate_300w, evaluate_aflw2000
+
+    if protocol is Protocol.aflw2000:
+        return evaluate_aflw2000(
+            folder, aligner, labels=labels, box=box.value, disturbance=disturbance
+        )
+    return evaluate_300w(
+        folder, aligner, box=box.value, split="all" if every else "dev", disturbance=disturbance
+    )
+
+
+def _echo_robustness(report: Report, measure: Callable[[Disturbance], Report]) -> None:
+    from dff.aligner.evaluation.benchmarks import Disturbance, robustness
+
+    errors = robustness(measure)
+    typer.echo(f"  {report.error} with other boxes:")
+    for disturbance, error in errors.items():
+        change = error - errors[Disturbance()]
+        shown = "no face found" if isnan(error) else f"{error:.3f} ({change:+.3f})"
+        typer.echo(f"    {disturbance!s:22} {shown}")
+
+
+def _track(
+    uri: str, params: Mapping[str, Any], figures: Mapping[str, Any], pictures: Mapping[str, bytes]
+) -> None:
+    """Log a run of its own in the experiment "dff-evaluation"."""
+    from dff.infra import tracking
+
+    name = f"{params['weights']} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    run = tracking.start(uri, experiment="dff-evaluation", name=name, params=params)
+    numbers = {
+        k: float(v) for k, v in tracking.flattened(figures).items() if isinstance(v, int | float)
+    }
+    run.metrics(0, numbers)
+    for picture, data in pictures.items():
+        run.picture_file(picture, data)
+    run.finish()
+    typer.echo(f"logged to {uri}: run {name!r} of dff-evaluation")
+
+
+def _evaluate_matching(
+    source: str,
+    weights: str | None,
+    *,
+    model: str | None,
+    pairs: int,
+    every: bool,
+    labels: Path | None,
+    json_out: Path | None,
+    pictures: Path | None,
+) -> None:
+    with require_extra("train"):
+        from dff.files.matching import draw_matches, evaluate_matching, to_json
+        from dff.files.outputs import write_file
+
+    report, examples = evaluate_matching(
+        source, weights, model=model, count=pairs, every=every, labels=labels
+    )
+    for line in report.lines():
+        typer.echo(line)
+    if json_out:
+        write_file(json_out, to_json(report))
+    if pictures:
+        write_file(pictures / "matching.jpg", draw_matches(examples, weights))
+        typer.echo(f"pictures: {pictures.resolve()}")

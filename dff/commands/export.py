@@ -1,0 +1,29 @@
+"""``dff export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dff.commands.options import WeightsOption
+from dff.face.extras import require_extra
+
+
+def export(
+    out: Annotated[Path, typer.Argument(help="The .onnx file to write.")],
+    weights: WeightsOption = None,
+) -> None:
+    """Export the descriptor network as an ONNX file, for programs without torch.
+
+    [dim]Example:[/dim] dff export dff-open.onnx
+    """
+    with require_extra("onnx"):
+        from dff.infra import onnx_file
+        from dff.infra import weights as weights_files
+
+        onnx_file.export(weights_files.load(weights or weights_files.DEFAULT), out)
+    typer.echo(
+        f"{out.resolve()}: image (B, 3, H, W) in 0..1 to descriptor and face_logit at half the size"
+    )

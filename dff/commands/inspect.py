@@ -1,0 +1,44 @@
+"""``dff inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dff.commands.options import DatasetArgument, EndpointOption
+from dff.face.extras import require_extra
+
+
+def inspect(
+    dataset: DatasetArgument,
+    html: Annotated[Path | None, typer.Option(help="Write a gallery to this HTML file.")] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Re-read every shard against its hash, and render views again."
+        ),
+    ] = False,
+    sample: Annotated[
+        int,
+        typer.Option(
+            help="With --verify: random views to render again and compare; 0 for all.", min=0
+        ),
+    ] = 100,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Summarise a dataset: counts, licences, failures by reason, a gallery.
+
+    [dim]Example:[/dim] dff inspect data/ --html gallery.html --verify --sample 0
+    """
+    with require_extra("synthesis"):
+        from dff.pipeline.inspection.inspect import inspect_dataset
+
+    summary = inspect_dataset(
+        dataset, html=html, verify=verify, sample=sample, endpoint_url=endpoint_url
+    )
+    for line in summary.lines():
+        typer.echo(line)
+    if html:
+        typer.echo(f"gallery: {html.resolve()}")

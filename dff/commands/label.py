@@ -1,0 +1,59 @@
+"""``dff label``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dff.commands.options import EndpointOption, WeightsOption
+from dff.face.extras import require_extra
+
+
+def label(
+    photos: Annotated[
+        str, typer.Argument(help="Folder or s3://bucket/prefix of images, with any subfolders.")
+    ],
+    confidence: Annotated[
+        float, typer.Option(help="Least face confidence whose landmarks are written.", min=0, max=1)
+    ] = 0.8,
+    workers: Annotated[
+        int,
+        typer.Option(help="Photos at a time: some are read while others are aligned.", min=1),
+    ] = 1,
+    weights: WeightsOption = None,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Label photos: write a .pts file of landmarks beside each, as `dff synthesize` needs it.
+
+    The largest face of each photo is labelled. Photos that have a .pts or .mat file are left alone,
+    so running the command again completes a stopped one.
+
+    [dim]Examples:[/dim]
+
+    dff label photos/
+
+    dff label s3://faces/raw --confidence 0.9 --workers 4
+    """
+    with require_extra("synthesis"):
+        import torch
+        from tqdm import tqdm
+
+        from dff.aligner.align import load_aligner
+        from dff.files.labels import label_photos
+        from dff.infra.storage import open_storage
+
+    storage = open_storage(photos, endpoint_url=endpoint_url)
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))  # workers share the cores
+    labelled = unlabelled = 0
+    for photo in label_photos(
+        storage, load_aligner(weights), confidence=confidence, workers=workers, progress=True
+    ):
+        if photo.reason:
+            unlabelled += 1
+            tqdm.write(f"{photo.key}: {photo.reason}")
+        else:
+            labelled += 1
+    typer.echo(
+        f"{labelled} photos labelled in {storage.uri}; {unlabelled} remain without landmarks"
+    )

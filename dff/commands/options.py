@@ -1,0 +1,91 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from dff.aligner.align import Aligner
+
+
+class Method(StrEnum):
+    """How a face is fitted."""
+
+    dense = "dense"
+    cascade = "cascade"
+
+
+DatasetArgument = Annotated[
+    str, typer.Argument(help="Folder or s3://bucket/prefix of a finished dataset.")
+]
+WeightsArgument = Annotated[
+    str, typer.Argument(help="Weights: a .safetensors file or a name from `dff models`.")
+]
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint-url",
+        envvar="AWS_ENDPOINT_URL",
+        help="Address of an S3 server other than AWS.",
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray cluster: host:port of its head, ray://host:port, or auto. Default: this machine.",
+    ),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        "-w",
+        help="Weights: a .safetensors file, a name from `dff models`, or models:/NAME@ALIAS of "
+        "MLflow (MLFLOW_TRACKING_URI). Default: dff-open, which ships with dff.",
+    ),
+]
+MethodOption = Annotated[
+    Method,
+    typer.Option(
+        "--method",
+        help="dense: fit the face model to soft correspondences of all pixels. cascade: linear "
+        "regressors on the descriptors at the landmarks, as in the paper.",
+    ),
+]
+CascadeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cascade",
+        help="With --method cascade: a file of `dff train-cascade`. Default: the one that ships.",
+    ),
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Write all figures to this JSON file.")
+]
+RewriteOption = Annotated[
+    Path | None, typer.Option("--out", help="The weights file to write. Default: WEIGHTS itself.")
+]
+TrackingOption = Annotated[
+    str | None, typer.Option("--tracking", help="MLflow tracking URI to log the run to.")
+]
+
+
+def load_aligner_for(weights: str | None, method: Method, cascade: Path | None) -> Aligner:
+    """The aligner that fits by ``method``. Raises BadParameter for options that exclude each other.
+
+    Raises BadWeights as ``dff.aligner.align.load_aligner``.
+    """
+    if method is Method.dense:
+        from dff.aligner.align import load_aligner
+
+        if cascade:
+            raise typer.BadParameter("--cascade needs --method cascade")
+        return load_aligner(weights)
+    from dff.aligner.cascade.model import load_cascade_aligner
+
+    return load_cascade_aligner(weights, cascade)

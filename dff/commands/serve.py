@@ -1,0 +1,40 @@
+"""``dff serve``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dff.commands.options import AddressOption, WeightsOption
+from dff.face.extras import require_extra
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    replicas: Annotated[int, typer.Option(help="Copies of the aligner.", min=1)] = 1,
+    address: AddressOption = None,
+    weights: WeightsOption = None,
+) -> None:
+    """Serve the aligner over HTTP with Ray Serve: a web page at /, the API described at /docs.
+
+    POST /v1/align takes one photo, /v1/align/batch several, /v1/align/person several of one person.
+
+    [dim]Example:[/dim]
+
+    dff serve --port 8000
+
+    curl -F image=@photo.jpg http://127.0.0.1:8000/v1/align
+    """
+    with require_extra("serve"):
+        from dff.aligner.service.ray_serve import serve_aligner
+
+    serve_aligner(
+        weights,
+        host=host,
+        port=port,
+        replicas=replicas,
+        address=address,
+        on_ready=lambda url: typer.echo(f"serving at {url}/ (stop with Ctrl-C)"),
+    )

@@ -1,0 +1,123 @@
+"""``dff synthesize``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dff.commands.options import AddressOption, EndpointOption
+from dff.face.extras import require_extra
+
+
+def synthesize(
+    photos: Annotated[
+        str,
+        typer.Argument(
+            help="Folder or s3://bucket/prefix of images with .pts or .mat files beside them (see "
+            "`dff label`), or 'none'."
+        ),
+    ],
+    out: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix of the dataset.")],
+    views: Annotated[int, typer.Option(help="Views of each face.", min=1)] = 20,
+    identities: Annotated[
+        int, typer.Option(help="Faces sampled from the model, without a photo.", min=0)
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    size: Annotated[int, typer.Option(help="Side of a view in pixels.", min=32, max=2048)] = 256,
+    workers: Annotated[int, typer.Option(help="Shards made at a time.", min=1)] = 1,
+    address: AddressOption = None,
+    photo_licence: Annotated[
+        str,
+        typer.Option(
+            help="Licence of the photos, an SPDX name or LicenseRef-...: written into every row."
+        ),
+    ] = "LicenseRef-photo",
+    renderer: Annotated[
+        str,
+        typer.Option(
+            help="zbuffer (numba) or pyrender (OpenGL): what decides which triangle a pixel shows."
+        ),
+    ] = "zbuffer",
+    model: Annotated[
+        str, typer.Option(help="Face model: a name from `dff models`, or a model file.")
+    ] = "open-head",
+    shard_faces: Annotated[
+        int | None,
+        typer.Option(help="Faces in a shard, which one task makes. Default: by job size.", min=1),
+    ] = None,
+    profile_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of a photo's views made by 3D face profiling (the photo itself, rotated); "
+            "the others are rendered.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.35,
+    deformation_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of the sampled faces with a residual deformation, which the identity modes "
+            "of the model don't span.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.0,
+    failure_budget: Annotated[
+        float, typer.Option(help="Share of the inputs that may fail.", min=0.0, max=1.0)
+    ] = 0.2,
+    endpoint_url: EndpointOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be made, and exit.")
+    ] = False,
+) -> None:
+    """Synthesize a dataset of views with exact dense correspondence from photos and sampled faces.
+
+    Run the same command again to complete an interrupted job: finished shards are kept.
+
+    [dim]Examples:[/dim]
+
+    dff synthesize photos/ data/ --views 20 --workers 2
+
+    dff synthesize s3://faces/raw s3://faces/views --address auto --identities 1000
+
+    dff synthesize none data/ --identities 100 --dry-run
+    """
+    with require_extra("synthesis"):
+        from dff.pipeline import synthesis
+        from dff.pipeline.job.run import RunConfig
+
+    summary = synthesis.synthesize(
+        None if photos.lower() == "none" else photos,
+        out,
+        views=views,
+        identities=identities,
+        seed=seed,
+        size=size,
+        workers=workers,
+        address=address,
+        endpoint_url=endpoint_url,
+        photo_terms=photo_licence,
+        renderer=renderer,
+        model=model,
+        profile_share=profile_share,
+        deformed=deformation_share,
+        config=RunConfig(budget=failure_budget),
+        shard_subjects=shard_faces,
+        dry_run=dry_run,
+        progress=True,
+        watch=lambda plan, cost: typer.echo(
+            "\n".join([f"plan {plan.fingerprint[:12]}", *cost.lines(workers)])
+        ),
+    )
+    manifest = summary.manifest
+    if manifest is None:
+        typer.echo("dry run: nothing was made")
+        return
+    typer.echo(
+        f"{manifest.rows} views of {manifest.subjects - manifest.failed_subjects} faces in {out}"
+    )
+    if manifest.failures:
+        failed = ", ".join(f"{n} {reason}" for reason, n in sorted(manifest.failures.items()))
+        typer.echo(f"failed: {failed}; list them with: dff inspect {out}")

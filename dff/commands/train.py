@@ -1,0 +1,134 @@
+"""``dff train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dff.commands.figures import echo_figures
+from dff.commands.options import AddressOption, DatasetArgument, EndpointOption, TrackingOption
+from dff.face.extras import require_extra
+
+
+def train(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Option(help="The weights file to write.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Face model that the dataset shows: a name from `dff models`, or a model file. "
+            "Default: the one that the dataset names."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="open or research: train as the shipped weights, on a dataset that is made at "
+            "DATASET first."
+        ),
+    ] = None,
+    photos: Annotated[
+        str | None,
+        typer.Option(help="With --preset research: photos with .pts files beside them."),
+    ] = None,
+    evaluate_on: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of annotated photos to evaluate the weights on at the end; repeatable."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps. Default: the preset's, or 4000.", min=1)
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Ray Train workers; 0 trains in this process, without Ray.", min=0)
+    ] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU for each worker.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")
+    ] = False,
+    start: Annotated[
+        str, typer.Option(help="Weights to start from: a file or a name from `dff models`.")
+    ] = "",
+    name: Annotated[
+        str | None, typer.Option(help="The run's name. Default: OUT without its suffix.")
+    ] = None,
+    address: AddressOption = None,
+    batch: Annotated[int, typer.Option(help="Images in a step, over all workers.", min=1)] = 32,
+    learning_rate: Annotated[
+        float, typer.Option(help="Peak of the learning rate.", min=0.0)
+    ] = 3e-3,
+    dimension: Annotated[int, typer.Option(help="Length of a descriptor.", min=2)] = 32,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same batches.")] = 0,
+    tracking: TrackingOption = None,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Train the Deep Face Feature on a dataset, on CPUs or GPUs, tracked by MLflow.
+
+    Without --tracking the run is logged to runs/mlflow.db beside OUT.
+
+    [dim]Examples:[/dim]
+
+    dff train data/ --out weights/dff.safetensors --steps 4000 --workers 2
+
+    dff train s3://faces/views --out dff.safetensors --address auto --workers 8 --gpu --resume
+
+    dff train data-open/ --preset open --out dff-open.safetensors --evaluate-on AFLW2000/
+    """
+    with require_extra("train"):
+        from dff.files.face_model import choose_face_model
+        from dff.files.training import train_here
+        from dff.infra.dataset import open_dataset
+        from dff.presets import build_config, evaluate_weights, find_preset, make_dataset
+
+    recipe = find_preset(preset) if preset else None
+    config = build_config(
+        recipe,
+        steps=steps,
+        dims=dimension,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+        start=start,
+    )
+    if recipe:
+        make_dataset(
+            recipe,
+            dataset,
+            photos=photos,
+            workers=max(workers, 1),
+            address=address,
+            endpoint_url=endpoint_url,
+        )
+    opened = open_dataset(dataset, endpoint_url=endpoint_url)
+    face_model = choose_face_model(opened, model)
+    if workers == 0:
+        figures = train_here(opened, out, config=config, model=face_model, resume=resume, gpu=gpu)
+    else:
+        with require_extra("train"):
+            from dff.trainer.launch import fit
+
+        launched = fit(
+            dataset,
+            out,
+            config=config,
+            model=face_model,
+            name=name or out.stem,
+            storage=out.parent / "runs",
+            workers=workers,
+            gpu=gpu,
+            address=address,
+            endpoint_url=endpoint_url,
+            tracking_uri=tracking,
+            resume=resume,
+            progress=True,
+        )
+        figures = launched.dev
+        typer.echo(f"MLflow run {launched.run_id}, registered as version {launched.version}")
+    echo_figures({figure: f"{value:.3f}" for figure, value in figures.items()})
+    for folder, summary in evaluate_weights(out, evaluate_on or []).items():
+        typer.echo(folder)
+        echo_figures(summary)
+    typer.echo(f"weights: {out.resolve()}")

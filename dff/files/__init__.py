@@ -1,0 +1,1 @@
+"""Jobs on files: what the commands read, align, label and write."""

@@ -1,0 +1,222 @@
+"""Align image files, one or a folder of thousands, in batches; a bad file is named and stops none.
+
+The results go to files: JSON or JSON lines, drawings, meshes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+from tqdm import tqdm
+
+from dff.aligner.align import Aligner
+from dff.aligner.alignment import Alignment
+from dff.aligner.draw import draw
+from dff.aligner.fitting.multi_image import PersonAlignment
+from dff.aligner.mesh_file import glb
+from dff.face.arrays import Array, Bytes, UInt8
+from dff.face.errors import BadPhoto
+from dff.face.geometry.camera import Box
+from dff.face.model.morphable import MorphableModel
+from dff.files.images import unique_names
+from dff.files.outputs import append_file, write_file, write_json
+from dff.infra.images import decode
+
+DRAWINGS = (".png", ".jpg", ".jpeg")
+MESHES = (".glb",)
+BATCH = 32  # images that are decoded and aligned together
+
+Boxes = Mapping[str, Sequence[Box]]  # by image file name
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """The alignments of one image file, or why there are none."""
+
+    path: Path
+    image: UInt8[Array, "height width 3"] | None  # RGB; None when the file could not be read
+    faces: tuple[Alignment, ...]
+    error: str = ""
+
+    def lines(self) -> list[str]:
+        """A line of text for each face."""
+        if self.error:
+            return []
+        if not self.faces:
+            return [f"{self.path}: no face found"]
+        return [f"{self.path}: {describe_face(face)}" for face in self.faces]
+
+    def to_json_line(self, name: str) -> str:
+        """A line of JSON: the image's ``name``, its alignments, and the error if there is one."""
+        error = {"error": self.error} if self.error else {}
+        faces = [face.to_json() for face in self.faces]
+        return json.dumps({"image": name, "faces": faces, **error}) + "\n"
+
+
+def describe_face(face: Alignment) -> str:
+    """A face in words: where it is, its pose and confidence, or why its fit was rejected."""
+    box = f"box {face.box.x0:.0f},{face.box.y0:.0f},{face.box.x1:.0f},{face.box.y1:.0f}"
+    if face.failed:
+        return f"{box}: failed: {face.reason}"
+    pose = face.pose
+    visible = int((face.visibility > 0.5).sum())
+    return (
+        f"{box}: yaw {pose.yaw:.1f} pitch {pose.pitch:.1f} roll {pose.roll:.1f} degrees, "
+        f"{visible} of 68 landmarks visible, confidence {face.face_confidence:.2f}"
+    )
+
+
+def align_files(
+    aligner: Aligner, paths: Sequence[Path], *, boxes: Boxes | None = None, progress: bool = False
+) -> Iterator[ImageResult]:
+    """The alignments of each file, in order; faces are detected in files without ``boxes``."""
+    with tqdm(total=len(paths), unit="image", disable=not progress) as bar:
+        for begin in range(0, len(paths), BATCH):
+            chunk = paths[begin : begin + BATCH]
+            yield from _align_chunk(aligner, chunk, boxes or {})
+            bar.update(len(chunk))
+
+
+def _align_chunk(aligner: Aligner, paths: Sequence[Path], boxes: Boxes) -> list[ImageResult]:
+    images: dict[Path, Bytes] = {}
+    results: dict[Path, ImageResult] = {}
+    for path in paths:
+        try:
+            images[path] = decode(path.read_bytes())
+        except (BadPhoto, OSError) as error:
+            results[path] = ImageResult(path, None, (), str(error))
+    try:
+        faces = aligner.align_batch(list(images.values()), [boxes.get(p.name) for p in images])
+        for (path, image), found in zip(images.items(), faces, strict=True):
+            results[path] = ImageResult(path, image, tuple(found))
+    except (BadPhoto, ValueError) as error:
+        # a bad image or box fails its whole batch, so its images are aligned one by one
+        if len(images) == 1:
+            (path,) = images
+            results[path] = ImageResult(path, images[path], (), str(error))
+        else:
+            results |= {p: _align_chunk(aligner, [p], boxes)[0] for p in images}
+    return [results[path] for path in paths]
+
+
+def align_person_files(
+    aligner: Aligner, paths: Sequence[Path], *, boxes: Boxes | None = None
+) -> tuple[PersonAlignment, list[str]]:
+    """One identity for images of one person, and a line of text for each image.
+
+    Of an image's ``boxes`` the first counts. Raises BadPhoto for an unreadable file, NoFace when no
+    image can be used.
+    """
+    images = []
+    for path in paths:
+        try:
+            images.append(decode(path.read_bytes()))
+        except BadPhoto as error:
+            raise BadPhoto(f"{path}: {error}") from error
+    given = [next(iter((boxes or {}).get(path.name, ())), None) for path in paths]
+    person = aligner.align_person(images, given)
+    lines = [
+        f"{path}: left out: {person.left_out[i]}"
+        if face is None
+        else f"{path}: {describe_face(face)}"
+        for i, (path, face) in enumerate(zip(paths, person.faces, strict=True))
+    ]
+    return person, lines
+
+
+@dataclass(frozen=True)
+class AlignmentWriter:
+    """Writes the results of image files to the places that were asked for."""
+
+    model: MorphableModel
+    names: Mapping[Path, str]  # of the images, in JSON
+    json: Path | None = None  # one line for each image where it ends in .jsonl
+    drawings: Mapping[Path, Path] = field(default_factory=dict)  # by image
+    meshes: Mapping[Path, Path] = field(default_factory=dict)  # of the first face, by image
+    _results: list[ImageResult] = field(default_factory=list)
+
+    def write(self, result: ImageResult) -> None:
+        """Write what belongs to one image. Raises StorageError."""
+        if result.path in self.drawings and result.image is not None:
+            place = self.drawings[result.path]
+            write_file(place, encode_drawing(result.image, result.faces, self.model, place.suffix))
+        if result.path in self.meshes and result.faces:
+            write_file(self.meshes[result.path], glb(result.faces[0], self.model))
+        if self.json and is_json_lines(self.json):
+            append_file(self.json, result.to_json_line(self.names[result.path]).encode())
+        elif self.json:
+            self._results.append(replace(result, image=None))
+
+    def finish(self) -> None:
+        """Write what belongs to all images together. Raises StorageError."""
+        if self.json and not is_json_lines(self.json):
+            write_json(self.json, to_json(self._results))
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether a file has a line of JSON for each image, which a later run may append to."""
+    return path.suffix == ".jsonl"
+
+
+def encode_drawing(
+    image: Bytes, faces: Sequence[Alignment], model: MorphableModel, suffix: str = ".png"
+) -> bytes:
+    """An image file with landmarks, mesh and axes of every face; JPEG by its suffix, else PNG.
+
+    ``image``: (H, W, 3) uint8 RGB.
+    """
+    buffer = io.BytesIO()
+    kind = "JPEG" if suffix.lower() in (".jpg", ".jpeg") else "PNG"
+    Image.fromarray(draw(image, faces, model)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def read_boxes(path: Path) -> Boxes:
+    """Boxes from a JSON file ``{image name: [[x0, y0, x1, y1], ...]}``. Raises ValueError."""
+    kind = TypeAdapter(dict[str, list[tuple[float, float, float, float]]])
+    try:
+        content = kind.validate_json(path.read_bytes())
+        return {name: [Box(*corners) for corners in some] for name, some in content.items()}
+    except (OSError, ValueError) as error:
+        # pydantic's own message has several lines for each wrong value
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise ValueError(
+            f"{path} is not a file of boxes {{name: [[x0, y0, x1, y1], ...]}}: {why}"
+        ) from error
+
+
+def read_finished(path: Path) -> set[str]:
+    """Names of the images in a JSON lines file; the partial last line of a killed run is cut off.
+
+    A missing file has none. Raises ValueError for a file of another kind.
+    """
+    if not path.exists():
+        return set()
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    try:
+        names = {str(json.loads(line)["image"]) for line in whole.splitlines()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not hold one alignment a line, so nothing can be added to it"
+        ) from error
+    if whole != data:
+        path.write_bytes(whole)
+    return names
+
+
+def to_json(results: Iterable[ImageResult]) -> dict[str, list[dict[str, Any]]]:
+    """Alignments by image name, as of ``unique_names``; an unreadable file has an empty list."""
+    every = list(results)
+    names = unique_names([result.path for result in every])
+    return {
+        name: [face.to_json() for face in each.faces]
+        for name, each in zip(names, every, strict=True)
+    }

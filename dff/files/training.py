@@ -1,0 +1,36 @@
+"""Train in this process, with a progress bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dff.face.io.assets import load_model
+from dff.infra.dataset import Dataset
+from dff.trainer.config import TrainConfig
+from dff.trainer.train import Figures, Watch, train
+
+
+def train_here(
+    dataset: Dataset, out: Path, *, config: TrainConfig, model: str, resume: bool, gpu: bool
+) -> Figures:
+    """Train in this process, with a progress bar; the figures of held-out identities.
+
+    Raises as ``dff.trainer.train.train``.
+    """
+    with tqdm(total=config.steps, unit="step") as bar:
+
+        def show(step: int, figures: Figures) -> None:
+            bar.update(step - bar.n)
+            bar.set_postfix(loss=f"{figures['loss']:.3f}")
+
+        return train(
+            dataset,
+            out,
+            config=config,
+            model=load_model(model),
+            resume=resume,
+            device="cuda" if gpu else "cpu",
+            watch=Watch(step=show),
+        ).dev
