@@ -137,7 +137,7 @@ APART = {"pyrender"}
 PLACES = {
     "aligner/service/": "serve",
     "face/render/id_renderer.py": "gl",
-    "dff/demo.py": "all",
+    "dff/demo/": "all",
 }
 """Extras of whole packages and modules: whoever enters one of these is asked for the extra."""
 

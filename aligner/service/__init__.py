@@ -1,5 +1,6 @@
-"""The aligner as an HTTP service. Needs the extra ``serve``, which is why its modules import
-FastAPI, Starlette and Ray Serve as they please.
+"""The aligner as an HTTP service.
+
+It needs the extra ``serve``, so its modules import FastAPI, Starlette and Ray Serve at their top.
 """
 
 from __future__ import annotations
@@ -8,4 +9,4 @@ from dff.face.extras import require_extra
 
 with require_extra("serve"):
     import fastapi  # noqa: F401
-    import python_multipart  # noqa: F401  (FastAPI needs it for forms, and would say so less clearly)
+    import python_multipart  # noqa: F401  (FastAPI needs it for forms, with a less clear error)

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from skimage import data
 
 from dff.face.arrays import Bytes, Floats
-from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
 from dff.infra.landmark_files import parse_pts
-
-with require_extra("all"):
-    from skimage import data
 
 LICENCE = "LicenseRef-public-domain"
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 from PIL import Image
 
 from dff.aligner.align import load_aligner
@@ -24,7 +25,6 @@ from dff.demo import sections
 from dff.demo.errors import DemoError
 from dff.demo.photograph import LICENCE, write_photograph
 from dff.face.arrays import Array, Bytes, UInt8
-from dff.face.extras import require_extra
 from dff.face.io.assets import load_albedo, load_model
 from dff.infra import weights as weights_files
 from dff.infra.cluster import connected
@@ -37,9 +37,6 @@ from dff.pipeline.synthesis import synthesize
 from dff.report import Section, html
 from dff.trainer import launch
 from dff.trainer.config import TrainConfig
-
-with require_extra("all"):
-    import httpx
 
 PORT = 8571
 SEED = 7
