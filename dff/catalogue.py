@@ -1,4 +1,4 @@
-"""Face models, albedo models and weights: what is installed, under which licence, and the rest."""
+"""Face models, albedo models and weights: licence, size, and where those not installed are."""
 
 from __future__ import annotations
 
@@ -40,14 +40,19 @@ def _albedo_models() -> Iterator[Asset]:
 
 
 def _weights() -> Iterator[Asset]:
-    for name, path in weights.SHIPPED.items():
+    for name, path in weights.NAMED.items():
+        research = name in weights.RESEARCH
         if not path.exists():
-            yield Asset(name, "weights", "-", _format_size(None), "not shipped with this version")
+            licence = weights.RESEARCH_TERMS if research else "-"
+            where = f"in the repository: weights/research/{path.name}" if research else ""
+            yield Asset(name, "weights", licence, _format_size(None), where)
             continue
         loaded = weights.load(name)
         about = f"for {loaded.card['model']}, {loaded.card['steps']} steps"
         if loaded.landmark_offsets_source:
             about += f"; landmark offsets of {loaded.landmark_offsets_source}"
+        if research:
+            about += f"; {weights.RESEARCH_TERMS}: {path}"
         yield Asset(name, "weights", _join(loaded.card["data_licences"]), _file_size(path), about)
 
 
@@ -69,4 +74,4 @@ def _file_size(path: Path) -> str:
 
 
 def _format_size(size: int | None) -> str:
-    return "not here" if size is None else f"{size / 1e6:.1f} MB"
+    return "not installed" if size is None else f"{size / 1e6:.1f} MB"
