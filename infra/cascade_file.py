@@ -1,15 +1,12 @@
-"""Files of cascades: safetensors of named arrays, and in their metadata JSON that says what they
-are.
+"""Cascade files: safetensors of named arrays, with JSON metadata that describes them.
 
-What the arrays mean is the aligner's affair (``dff.aligner.cascade.model``). Nothing in the file
-runs when it is read, and a file that is too large to be a cascade is not read at all.
+``dff.aligner.cascade.model`` gives the arrays their meaning. Nothing in the file runs when it is
+read, and a file that is too large to be a cascade is not read at all.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,40 +17,27 @@ from safetensors.numpy import save
 
 from dff.face.arrays import Floats, Ints
 from dff.face.errors import BadWeights
+from dff.infra.files import replaced_file
 
 FORMAT = "dff-cascade-1"
-LARGEST = 16 << 20  # bytes; cascades that were of use had under four million
+LARGEST = 16 << 20  # bytes; useful cascades had under four million
 SHIPPED = {
     name: Path(__file__).parent / "data" / f"{name}-cascade.safetensors" for name in ("dff-open",)
 }
-"""Cascades that come with the program, by the name of the weights on which they were learned."""
+"""Cascades that come with the program, by the name of the weights they were trained with."""
 
 
 def write(path: Path | str, arrays: Mapping[str, Floats | Ints], about: Mapping[str, Any]) -> None:
-    """Write a cascade in one step (a reader never sees half of it); the same arrays and words are
-    the same bytes.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a cascade, whole or not at all; equal arrays and ``about`` give equal bytes."""
     words = json.dumps({**about, "format": FORMAT}, sort_keys=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            # safetensors writes the memory as it lies, whatever its order.
-            file.write(
-                save(
-                    {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-                    {"cascade": words},
-                )
-            )
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    # safetensors writes the memory as it lies, whatever its order.
+    in_order = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with replaced_file(path) as temporary:
+        temporary.write_bytes(save(in_order, {"cascade": words}))
 
 
 def read(path: Path | str) -> tuple[dict[str, Floats | Ints], dict[str, Any]]:
-    """The arrays and what is said of them.
+    """The arrays and the metadata.
 
     Raises BadWeights, naming the file, when it cannot be read, is too large or has another format.
     """

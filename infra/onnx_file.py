@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from dff.face.extras import require_extra
+from dff.infra.files import replaced_file
 from dff.infra.weights import Weights
 
 OPSET = 18
@@ -44,10 +45,5 @@ def export(weights: Weights, path: Path) -> None:
     about = {"scale": weights.anchors.scale, "card": weights.card}
     onnx.helper.set_model_props(model, {"descriptor": json.dumps(about, sort_keys=True)})
     onnx.checker.check_model(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
+    with replaced_file(path) as temporary:
         onnx.save(model, str(temporary))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,20 +1,18 @@
-"""Weights files: safetensors that hold the network, the anchors, and in their metadata what both
-are.
+"""Weights files: safetensors of the network and the anchors, with metadata that describes them.
 
 Nothing in the file runs when it is read. The metadata has one key, ``descriptor`` (several would be
-written in random order, and the same weights should be the same bytes): JSON of ``format``,
-``config`` (of ``NetConfig``), ``scale``, and ``card``, which says where the weights come from and
-under which terms; and, once it was measured, ``calibration``: what an aligner's evidence is worth
-with these weights; and ``landmark_offsets``: where the labels come from by which it was measured
-where annotators put the landmarks on faces that are fitted with these weights. Its tables are
-tensors.
+written in random order, and the same weights should be the same bytes). It is JSON:
+
+* ``format``, ``config`` (of ``NetConfig``) and ``scale`` of the log odds;
+* ``card``: where the weights come from and under which terms;
+* ``calibration``, if measured: of the aligner's confidence with these weights;
+* ``landmark_offsets``, if measured: the source of the labels that ``LandmarkOffsets`` were measured
+  from; their tables are tensors.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,13 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights
 from dff.face.model.landmarks import LandmarkOffsets
 from dff.face.model.morphable import MorphableModel
+from dff.infra.files import replaced_file
 
 FORMAT = "dff-descriptor-1"
 SHIPPED = {"dff-open": Path(__file__).parent / "data" / "dff-open.safetensors"}
@@ -45,7 +44,7 @@ DEFAULT = "dff-open"
 REGISTERED = "models:/"
 """What the address of a model that MLflow has registered begins with."""
 CARD_KEYS = ("model", "model_licence", "data_licences", "steps")
-"""What a card must say: face model's name and licence, licences of the training data, optimiser
+"""Keys of every card: face model's name and licence, licences of the training data, optimiser
 steps.
 """
 
@@ -57,11 +56,10 @@ class Weights:
     net: DescriptorNet  # in evaluation mode, on the CPU
     anchors: Anchors
     card: dict[str, Any]  # provenance: at least ``CARD_KEYS``
-    calibration: dict[str, Any] | None = (
-        None  # read by ``dff.aligner.confidence``; None: not measured with these weights
-    )
+    # Read by ``dff.aligner.confidence``. None: not measured with these weights.
+    calibration: dict[str, Any] | None = None
     landmark_offsets: LandmarkOffsets | None = None  # None: not measured with these weights
-    landmark_offsets_source: str = ""  # whose labels the habit was measured from, for people
+    landmark_offsets_source: str = ""  # whose labels they were measured from, for people
 
 
 def save(
@@ -74,7 +72,7 @@ def save(
     landmark_offsets: LandmarkOffsets | None = None,
     landmark_offsets_source: str = "",
 ) -> None:
-    """Write a weights file in one step (a reader never sees half of it).
+    """Write a weights file, whole or not at all.
 
     Raises ValueError when the card lacks one of ``CARD_KEYS`` or the anchors have another length
     than the network's.
@@ -101,23 +99,18 @@ def save(
     if calibration is not None:
         about["calibration"] = dict(calibration)
     if landmark_offsets is not None:
-        about["habit"] = landmark_offsets_source
-        tensors["habit.offset"] = torch.from_numpy(landmark_offsets.offset.astype(np.float32))
-        tensors["habit.response"] = torch.from_numpy(landmark_offsets.response.astype(np.float32))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, {"descriptor": json.dumps(about, sort_keys=True)})
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        about["landmark_offsets"] = landmark_offsets_source
+        for name in ("offset", "response"):
+            table = getattr(landmark_offsets, name).astype(np.float32)
+            tensors[f"landmark_offsets.{name}"] = torch.from_numpy(table)
+    with replaced_file(path) as temporary:
+        temporary.write_bytes(
+            save_bytes(tensors, {"descriptor": json.dumps(about, sort_keys=True)})
+        )
 
 
 def rewrite(path: Path | str, loaded: Weights) -> None:
-    """``save`` what was loaded, with what was measured since."""
+    """``save`` loaded weights, with what was measured since."""
     save(
         path,
         loaded.net,
@@ -130,18 +123,16 @@ def rewrite(path: Path | str, loaded: Weights) -> None:
 
 
 def everywhere(path: Path | str) -> str:
-    """``path`` as other processes of this machine may ``load`` it: a name as it is, a file by its
-    whole path.
+    """``path`` as other processes of this machine can ``load`` it: names stay, files get their
+    absolute path.
     """
     text = str(path)
     return text if text in NAMED or text.startswith(REGISTERED) else str(Path(path).absolute())
 
 
 def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
-    """Read a weights file, weights by their name in ``NAMED``, or a model that MLflow has registered
-    (``models:/name@alias``).
-
-    With ``model``, also check that the anchors are points of it.
+    """Read a weights file, weights of ``NAMED``, or a model that MLflow has registered
+    (``models:/name@alias``). With ``model``, also check that the anchors are points of it.
 
     Raises BadWeights, naming the file and what is wrong with it.
     """
@@ -159,7 +150,8 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
     if not path.is_file():
         names = ", ".join(SHIPPED)
         raise BadWeights(
-            f"there is no weights file {path}; shipped by name: {names}; of MLflow: {REGISTERED}NAME@ALIAS"
+            f"there is no weights file {path}; shipped by name: {names}; "
+            f"of MLflow: {REGISTERED}NAME@ALIAS"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -179,7 +171,7 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
             float(about["scale"]),
         )
         calibration = dict(about["calibration"]) if "calibration" in about else None
-        landmark_offsets_source = str(about.get("habit", ""))
+        landmark_offsets_source = str(about.get("landmark_offsets", ""))
     except (KeyError, TypeError, ValueError) as error:
         raise BadWeights(f"{path} has bad metadata: {error!r}") from error
     missing = [key for key in CARD_KEYS if key not in card]
@@ -193,9 +185,11 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
         "anchors.position": (m, 3),
         "anchors.descriptor": (m, config.dims),
     }
-    if "habit" in about:
-        wide = tensors["habit.response"].shape[-1] if "habit.response" in tensors else 0
-        wanted |= {"habit.offset": (2, 68, 3), "habit.response": (2, 68, 3, wide)}
+    if "landmark_offsets" in about:
+        response = tensors.get("landmark_offsets.response")
+        wide = 0 if response is None else response.shape[-1]
+        wanted["landmark_offsets.offset"] = (2, 68, 3)
+        wanted["landmark_offsets.response"] = (2, 68, 3, wide)
     _check_tensors(path, tensors, wanted)
     net.load_state_dict(
         {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
@@ -208,10 +202,9 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
     except ValueError as error:
         raise BadWeights(f"{path} has bad anchors: {error}") from error
     landmark_offsets = None
-    if "habit" in about:
-        landmark_offsets = LandmarkOffsets(
-            *(tensors[f"habit.{name}"].double().numpy() for name in ("offset", "response"))
-        )
+    if "landmark_offsets" in about:
+        tables = (tensors[f"landmark_offsets.{name}"] for name in ("offset", "response"))
+        landmark_offsets = LandmarkOffsets(*(table.double().numpy() for table in tables))
     loaded = Weights(
         net.eval(), anchors, card, calibration, landmark_offsets, landmark_offsets_source
     )
@@ -228,7 +221,8 @@ def _check_tensors(
         raise BadWeights(f"{path} lacks {len(absent)} tensors, such as {absent[0]}")
     if extra:
         raise BadWeights(
-            f"{path} has {len(extra)} tensors that its configuration does not name, such as {extra[0]}"
+            f"{path} has {len(extra)} tensors that its configuration does not name, "
+            f"such as {extra[0]}"
         )
     for name, shape in wanted.items():
         if tuple(tensors[name].shape) != shape:
@@ -254,5 +248,6 @@ def check_model(path: Path | str, loaded: Weights, model: MorphableModel) -> Non
     apart = float(np.abs(model.template[anchors.vertex] - anchors.position).max(initial=0.0))
     if apart > 1e-5:
         raise BadWeights(
-            f"{path} was trained on another version of {model.name}: an anchor lies {apart:.1e} m away"
+            f"{path} was trained on another version of {model.name}: "
+            f"an anchor lies {apart:.1e} m away"
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from dff.face.io.assets import load_model
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
 from dff.infra.dataset import Dataset
+from dff.infra.files import replaced_file
 from dff.infra.shards import ViewRow
 from dff.trainer.config import MAY_CHANGE, TrainConfig, from_dict, recorded, to_dict
 from dff.trainer.data.batches import Crops, batches
@@ -306,7 +306,6 @@ class _Meter:
 
 def save_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
     """Write the state in one step; what was there stays until the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "config": to_dict(config),
         "step": state.step,
@@ -315,16 +314,10 @@ def save_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
         "optimiser": state.optimiser.state_dict(),
         "vertex": state.vertex,
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replaced_file(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_checkpoint(path: Path, state: State, config: TrainConfig) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from dff.face.arrays import Bools, Floats, Ints
+from dff.face.arrays import Array, Bools, Float, Floats, Ints
 
 
 def _names() -> tuple[str, ...]:
@@ -170,19 +170,19 @@ class LandmarkTable:
 
 @dataclass(frozen=True)
 class LandmarkOffsets:
-    """Where annotators put the landmarks, measured from the vertices that carry them on a fitted
-    face.
+    """Annotation bias: offsets of annotated landmarks from the vertices of a fitted face.
 
-    Where a brow ends and how deep the jaw line lies is a matter of habit; and fits of photos miss
-    some points in the same way every time. Tables of ``SCHEMES`` in the ``head`` frame, so that
-    they turn and grow with the face. Raises ValueError for other shapes, and for numbers that are
-    not finite.
+    Annotators agree among each other, but not with any mesh, on where a brow ends or how deep the
+    jaw line lies, and fits miss some points in the same way in every photo. The offsets correct
+    both. One table for each of ``SCHEMES``, in the ``head`` frame, so that the offsets turn and
+    scale with the face. Raises ValueError for other shapes and for numbers that are not finite.
     """
 
-    offset: Floats = field(default_factory=lambda: np.zeros((2, 68, 3)))  # metres
-    response: Floats = field(
+    offset: Float[Array, "2 68 3"] = field(default_factory=lambda: np.zeros((2, 68, 3)))  # metres
+    # metres for each identity, then expression coefficient; none where offsets are the same for all
+    response: Float[Array, "2 68 3 coefficients"] = field(
         default_factory=lambda: np.zeros((2, 68, 3, 0))
-    )  # metres for each coefficient; or none
+    )
 
     def __post_init__(self) -> None:
         if (
@@ -191,14 +191,15 @@ class LandmarkOffsets:
             or self.response.ndim != 4
         ):
             raise ValueError(
-                f"Habit wants (2, 68, 3) and (2, 68, 3, C): {self.offset.shape}, {self.response.shape}"
+                f"LandmarkOffsets wants (2, 68, 3) and (2, 68, 3, C): "
+                f"{self.offset.shape}, {self.response.shape}"
             )
         if not (np.isfinite(self.offset).all() and np.isfinite(self.response).all()):
-            raise ValueError("a habit holds numbers that are not finite")
+            raise ValueError("landmark offsets hold numbers that are not finite")
 
     def of(self, scheme: Scheme, coefficients: Floats) -> Floats:
-        """(68, 3) metres by which the landmarks of a face of (C,) identity, then expression lie off
-        their vertices.
+        """(68, 3) metres from the vertices to the landmarks of a face of (C,) identity, then
+        expression.
         """
         number = SCHEMES.index(scheme)
         if self.response.shape[3] == 0:

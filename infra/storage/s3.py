@@ -1,12 +1,10 @@
-"""Objects in a bucket of S3 or of a store that speaks its protocol."""
+"""Objects in a bucket of S3, or of a store with its protocol, through boto3."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from dff.infra.storage.protocol import ObjectInfo, check_key, check_same
 
 with require_extra("s3"):
     import boto3
+    import botocore.session
     from botocore.config import Config
     from botocore.exceptions import (
         BotoCoreError,
@@ -35,13 +34,7 @@ with require_extra("s3"):
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 5.0, 30.0  # seconds of silence; the client tries five times
 BODY_WAITS = (0.2, 1.0)  # seconds; the client itself tries again only until an object's first byte
-CONFLICT_WAITS = (
-    0.1,
-    0.2,
-    0.4,
-    0.8,
-    1.6,
-)  # seconds; 409 means that another writer of the key is at work
+CONFLICT_WAITS = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds; 409: another writer of the key is at work
 DELETED_AT_ONCE = 1000  # by S3's own limit
 _BROKEN = (ConnectionError, HTTPClientError, IncompleteReadError, FlexibleChecksumError)
 _DENIED = {
@@ -61,9 +54,6 @@ _TRANSIENT = {
     "InternalError",
     "BadDigest",
 }
-_ENTRY, _KEY, _SIZE = (
-    re.compile(rb"<%s>(.*?)</%s>" % (tag, tag), re.S) for tag in (b"Contents", b"Key", b"Size")
-)
 
 
 @dataclass(frozen=True)
@@ -107,13 +97,12 @@ class S3Storage:
             )
             if custom and urlsplit(custom).scheme not in ("http", "https"):
                 raise StorageError(
-                    f"can't open {self.uri}: its endpoint is no address http://HOST:PORT or https://HOST"
+                    f"can't open {self.uri}: its endpoint is no address "
+                    "http://HOST:PORT or https://HOST"
                 )
-            # A session of its own, since boto3's default one is not safe among threads.
-            session = boto3.session.Session()
+            session = _new_session()
             with self._explained("open", ""):
                 client = session.client("s3", endpoint_url=self.endpoint_url, config=config)
-            client.meta.events.register_first("before-parse.s3.ListObjectsV2", _read_listing)
             self._clients[os.getpid()] = client
         return client
 
@@ -187,8 +176,9 @@ class S3Storage:
 
     @contextmanager
     def _explained(self, verb: str, key: str) -> Iterator[None]:
-        """AWS errors as StorageErrors that name bucket, key and code; messages of AWS may hold key
-        ids, so not them.
+        """Raise AWS errors as StorageErrors that name bucket, key and code.
+
+        AWS's own messages are left out, since they may hold key ids.
         """
         what = f"can't {verb} {self.uri}{key}"
         try:
@@ -215,7 +205,8 @@ class S3Storage:
             raise StorageError(f"{what}: {code or status}{self._where()}") from error
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise StorageError(
-                f"{what}: no complete AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+                f"{what}: no complete AWS credentials; "
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
             ) from error
         except Unreachable as error:
             raise TransientStorageError(f"{what}: nothing answers{self._where()}") from error
@@ -225,7 +216,7 @@ class S3Storage:
             raise StorageError(f"{what}: {type(error).__name__}{self._where()}") from error
 
     def _where(self) -> str:
-        """The endpoint, without what a URL may carry of a user and password."""
+        """The endpoint, without a user and password in its URL."""
         url = (
             self.endpoint_url
             or os.environ.get("AWS_ENDPOINT_URL_S3")
@@ -237,24 +228,14 @@ class S3Storage:
         return f" at {parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def _read_listing(
-    response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object
-) -> None:
-    """Read the entries of a listing and leave botocore the rest: its own reader takes ten times as
-    long.
+def _new_session() -> Any:
+    """A session of its own (boto3's default one is not safe among threads) that leaves timestamps
+    as text, like the AWS command line: reading them is three quarters of the time of a listing.
     """
-    found = []
-
-    def take(entry: re.Match[bytes]) -> bytes:
-        key, size = _KEY.search(entry[0]), _SIZE.search(entry[0])
-        if key is None or size is None:
-            return entry[0]
-        found.append({"Key": html.unescape(key[1].decode()), "Size": int(size[1])})
-        return b""
-
-    response_dict["body"] = _ENTRY.sub(take, response_dict["body"])
-    if found:
-        customized_response_dict["Contents"] = found
+    session = botocore.session.get_session()
+    parsers = session.get_component("response_parser_factory")
+    parsers.set_parser_defaults(timestamp_parser=str)
+    return boto3.session.Session(botocore_session=session)
 
 
 class _AlreadyThere(Exception):

@@ -239,7 +239,7 @@ def test_photos_that_are_none_are_refused(oracle_aligner: Aligner, tmp_path: Pat
 
 
 def test_habits_of_other_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match="Habit wants"):
+    with pytest.raises(ValueError, match="LandmarkOffsets wants"):
         LandmarkOffsets(np.zeros((68, 3)))
     with pytest.raises(ValueError, match="finite"):
         replace(LandmarkOffsets(), offset=np.full((2, 68, 3), np.nan))
