@@ -1,4 +1,4 @@
-"""From an outfit's numbers to meshes that fit a face, made when a view first shows them."""
+"""Builds the meshes of a person's accessories, each when a view first shows it."""
 
 from __future__ import annotations
 
@@ -9,127 +9,149 @@ from typing import Any
 
 import numpy as np
 
-from dff.face.arrays import Floats
+from dff.face.arrays import Array, Float, Floats
+from dff.face.model.landmarks import BROWS
 from dff.face.model.morphable import MorphableModel
-from dff.pipeline.accessories.garments import body_of, cover_of, hat_of
-from dff.pipeline.accessories.glasses import glasses_of
-from dff.pipeline.accessories.hair import hair_of
-from dff.pipeline.accessories.hands import hand_of
-from dff.pipeline.accessories.head_map import Skull, angles_of, chart_of
-from dff.pipeline.accessories.meshes import NOTHING, Prop, together
-from dff.pipeline.accessories.sampling import Outfit, wardrobe_of
+from dff.pipeline.accessories.garments import build_body, build_cover, build_hat
+from dff.pipeline.accessories.glasses import build_glasses
+from dff.pipeline.accessories.hair import Hair, build_hair
+from dff.pipeline.accessories.hands import build_hand
+from dff.pipeline.accessories.head_map import (
+    HeadMap,
+    angles_from_direction,
+    find_direction_map,
+)
+from dff.pipeline.accessories.meshes import EMPTY_MESH, AccessoryMesh, merge_meshes
+from dff.pipeline.accessories.neckline import find_ear_vertices, find_neckline
+from dff.pipeline.accessories.sampling import Accessories
 
-PRESSED = 0.0045  # metres that hair keeps under a hat
+UNDER_HAT_VOLUME = 0.0045  # metres from the scalp, of hair under a hat
+UNDER_HAT_CURL = 0.3  # of its curl without the hat
 
 
-def draw_worn(outfit: Outfit, *, rng: np.random.Generator) -> tuple[str, ...]:
-    """Which parts of an outfit a view shows, by the names that ``Closet.part`` knows."""
+def select_accessories(accessories: Accessories, *, rng: np.random.Generator) -> tuple[str, ...]:
+    """The accessories that a view shows, by the names of ``AccessoryBuilder.build``."""
     glasses, hat, before, which = rng.random(4)
-    worn = ["body"]
-    has_hat = outfit.hat is not None and hat < outfit.shares["hat"]
+    names = ["body"]
+    has_hat = accessories.hat is not None and hat < accessories.shares["hat"]
     if has_hat:
-        worn.append("hat")
-    if outfit.style is not None:
+        names.append("hat")
+    if accessories.style is not None:
         if not has_hat:
-            worn.append("hair")
-        elif outfit.hat is not None and outfit.hat.kind != "headscarf":
-            worn.append("pressed hair")
-    if outfit.glasses is not None and glasses < outfit.shares["glasses"]:
-        worn.append("glasses")
-    hand, thing, cover = np.cumsum([outfit.shares[name] for name in ("hand", "object", "cover")])
-    if before < hand and outfit.hands:
-        worn.append(f"hand {int(which * len(outfit.hands))}")
-    elif hand <= before < thing and outfit.things:
-        worn.append(f"object {int(which * len(outfit.things))}")
-    elif thing <= before < cover and outfit.cover is not None:
-        worn.append("cover")
-    return tuple(worn)
+            names.append("hair")
+        elif accessories.hat is not None and accessories.hat.kind != "headscarf":
+            names.append("pressed hair")
+    if accessories.glasses is not None and glasses < accessories.shares["glasses"]:
+        names.append("glasses")
+    hand, thing, cover = np.cumsum(
+        [accessories.shares[name] for name in ("hand", "object", "cover")]
+    )
+    if before < hand and accessories.hands:
+        names.append(f"hand {int(which * len(accessories.hands))}")
+    elif hand <= before < thing and accessories.things:
+        names.append(f"object {int(which * len(accessories.things))}")
+    elif thing <= before < cover and accessories.cover is not None:
+        names.append("cover")
+    return tuple(names)
 
 
 @dataclass(frozen=True, eq=False)
-class Closet:
-    """The meshes of one person's outfit. Parts that a model has no place for are NOTHING."""
+class AccessoryBuilder:
+    """Builds and keeps the meshes of one person's accessories.
 
-    outfit: Outfit
+    An accessory that the model has no place for, such as hair without a scalp, is EMPTY_MESH.
+    """
+
+    accessories: Accessories
     model: MorphableModel
-    neutral: Floats  # (V, 3) the face at rest
-    _made: dict[str, Prop] = field(default_factory=dict)
-    _sets: dict[tuple[str, ...], Prop] = field(default_factory=dict)
+    neutral: Float[Array, "V 3"]  # metres, head: the face at rest
+    _parts: dict[str, AccessoryMesh] = field(default_factory=dict)
+    _merged: dict[tuple[str, ...], AccessoryMesh] = field(default_factory=dict)
 
-    def worn(self, names: Sequence[str]) -> Prop:
-        """One mesh of the named parts. Raises KeyError for a name that is no part of this
-        outfit.
-        """
+    def merge(self, names: Sequence[str]) -> AccessoryMesh:
+        """One mesh of the named accessories. Raises KeyError for an unknown name."""
         key = tuple(names)
-        if key not in self._sets:
-            self._sets[key] = together([self.part(name) for name in key])
-        return self._sets[key]
+        if key not in self._merged:
+            self._merged[key] = merge_meshes([self.build(name) for name in key])
+        return self._merged[key]
 
-    def described(self, names: Sequence[str]) -> dict[str, Any]:
-        """The numbers of the named parts, as JSON can hold them."""
-        o = self.outfit
+    def describe(self, names: Sequence[str]) -> dict[str, Any]:
+        """The parameters of the named accessories, as values of JSON."""
+        a = self.accessories
         parts: dict[str, Any] = {
-            "hair": o.style,
-            "pressed hair": o.style,
-            "glasses": o.glasses,
-            "hat": o.hat,
+            "hair": a.style,
+            "pressed hair": a.style,
+            "glasses": a.glasses,
+            "hat": a.hat,
         }
-        parts |= {"cover": o.cover, **{f"hand {i}": held for i, held in enumerate(o.hands)}}
-        parts |= {f"object {i}": held for i, held in enumerate(o.things)}
-        body = {"clothes": o.clothes, "second": o.second, "cut": o.cut, "breadth": o.breadth}
+        parts |= {"cover": a.cover, **{f"hand {i}": hand for i, hand in enumerate(a.hands)}}
+        parts |= {f"object {i}": hand for i, hand in enumerate(a.things)}
+        body = {"clothes": a.clothes, "second": a.second, "cut": a.cut, "breadth": a.breadth}
         return {name: body if name == "body" else asdict(parts[name]) for name in names}
 
-    def part(self, name: str) -> Prop:
-        """The mesh of a part, made once. Raises KeyError for a name that is no part of this
-        outfit.
+    def build(self, name: str) -> AccessoryMesh:
+        """The mesh of an accessory, built once. Raises KeyError for an unknown name.
+
+        The names are "body", "hair", "pressed hair" (under a hat), "glasses", "hat", "cover",
+        "hand 0", "hand 1" and "object 0".
         """
-        if name not in self._made:
-            self._made[name] = self._make(name)
-        return self._made[name]
+        if name not in self._parts:
+            self._parts[name] = self._build(name)
+        return self._parts[name]
 
-    def _make(self, name: str) -> Prop:
-        o, kind = self.outfit, name.partition(" ")[0]
+    def _build(self, name: str) -> AccessoryMesh:
+        a, kind = self.accessories, name.partition(" ")[0]
         if name == "body":
-            return self._body()
-        if name in ("hair", "pressed hair") and o.style is not None:
-            if "scalp" not in self.model.region_names:
-                return NOTHING
-            pressed = replace(o.style, volume=PRESSED, fringe=0.0, curl=0.3 * o.style.curl)
-            if pressed.tie == "bun":
-                pressed = replace(pressed, tie="tail")
-            return hair_of(
-                o.style if name == "hair" else pressed, self._skull, self._ears, self._brows
-            )
-        if name == "glasses" and o.glasses is not None:
-            return glasses_of(o.glasses, self.model, self.neutral)
-        if name == "hat" and o.hat is not None:
-            return hat_of(o.hat, self._skull, self._brows, self._ears)
-        if name == "cover" and o.cover is not None:
-            return cover_of(o.cover, self._skull, self.model, self.neutral)
-        held = {"hand": o.hands, "object": o.things}.get(kind, ())
+            return self._build_body()
+        if name == "hair" and a.style is not None:
+            return self._build_hair(a.style)
+        if name == "pressed hair" and a.style is not None:
+            return self._build_hair(_press(a.style))
+        if name == "glasses" and a.glasses is not None:
+            return build_glasses(a.glasses, self.model, self.neutral)
+        if name == "hat" and a.hat is not None:
+            return build_hat(a.hat, self._head_map, self._brows, self._ears)
+        if name == "cover" and a.cover is not None:
+            return build_cover(a.cover, self._head_map, self.model, self.neutral)
+        hands = {"hand": a.hands, "object": a.things}.get(kind, ())
         number = name.partition(" ")[2]
-        if not number.isdigit() or int(number) >= len(held):
-            raise KeyError(f"this outfit has no {name!r}")
-        return hand_of(held[int(number)], self._skull, self.model, self.neutral)
+        if not number.isdigit() or int(number) >= len(hands):
+            raise KeyError(f"these accessories have no {name!r}")
+        return build_hand(hands[int(number)], self._head_map, self.model, self.neutral)
 
-    def _body(self) -> Prop:
-        wardrobe = wardrobe_of(self.model)
-        if len(wardrobe.rim) == 0:
-            return NOTHING
-        o = self.outfit
-        collar = wardrobe.collar(self.model.template, self.neutral)
-        rim = np.asarray(self.neutral[wardrobe.rim])
-        return body_of(rim, collar, colour=o.clothes, second=o.second, cut=o.cut, breadth=o.breadth)
+    def _build_hair(self, hair: Hair) -> AccessoryMesh:
+        if "scalp" not in self.model.region_names:
+            return EMPTY_MESH
+        return build_hair(hair, self._head_map, self._ears, self._brows)
+
+    def _build_body(self) -> AccessoryMesh:
+        neckline = find_neckline(self.model)
+        if len(neckline.rim) == 0:
+            return EMPTY_MESH
+        a = self.accessories
+        collar = neckline.collar(self.model.template, self.neutral)
+        rim = np.asarray(self.neutral[neckline.rim])
+        return build_body(
+            rim, collar, colour=a.clothes, second=a.second, cut=a.cut, breadth=a.breadth
+        )
 
     @cached_property
-    def _skull(self) -> Skull:
-        return chart_of(self.model).on(self.model, self.neutral)
+    def _head_map(self) -> HeadMap:
+        return find_direction_map(self.model).fit(self.model, self.neutral)
 
     @property
     def _ears(self) -> Floats:
-        return np.asarray(self.neutral[wardrobe_of(self.model).ears])
+        """(N, 3) metres, head."""
+        return np.asarray(self.neutral[find_ear_vertices(self.model)])
 
     @cached_property
     def _brows(self) -> float:
-        brows = self.neutral[self.model.landmarks.vertex[17:27]] - self._skull.middle
-        return float(angles_of(brows)[1].min())
+        """The polar angle of the brows, in radians from the top."""
+        brows = self.neutral[self.model.landmarks.vertex[BROWS]] - self._head_map.middle
+        return float(angles_from_direction(brows)[1].min())
+
+
+def _press(hair: Hair) -> Hair:
+    """Hair as it lies under a hat."""
+    pressed = replace(hair, volume=UNDER_HAT_VOLUME, fringe=0.0, curl=UNDER_HAT_CURL * hair.curl)
+    return replace(pressed, tie="tail") if pressed.tie == "bun" else pressed

@@ -1,9 +1,8 @@
-"""Hair as geometry: sheets that grow from a parting over the skull, and locks that break their
-outline.
+"""Hair as meshes: sheets from a parting over the head, and locks that break their outline.
 
-Every strand is a curve ``(side, u, t)``: ``u`` runs along the hairline from the temple (0) to the
-nape (1), ``t`` from the parting (0) to the tips (1). A curve follows the skull at some height, then
-falls. Sheets and locks are drawn on the same curves, so they belong together whatever the identity.
+A strand is a curve ``(side, u, t)``: ``u`` runs along the hairline from the temple (0) to the nape
+(1), ``t`` from the parting (0) to the tips (1). A curve follows the head at some height and then
+falls. Sheets and locks lie on the same curves, so they fit each other on every head.
 """
 
 from __future__ import annotations
@@ -14,19 +13,31 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dff.face.arrays import Floats, Ints
-from dff.pipeline.accessories.head_map import Skull, angles_of, direction_of
-from dff.pipeline.accessories.meshes import Prop, together
-from dff.pipeline.accessories.primitives import ball, grid
+from dff.pipeline.accessories.config import Colour, read_config
+from dff.pipeline.accessories.head_map import HeadMap, angles_from_direction, direction_from_angles
+from dff.pipeline.accessories.meshes import AccessoryMesh, merge_meshes
+from dff.pipeline.accessories.primitives import ball, grid, normalize, slerp
 
-COLUMNS, LEVELS = 14, 12  # of the sheet of one side
-LOCKS, LOCK_LEVELS = 24, 8
-FRINGE_COLUMNS, FRINGE_LEVELS, FRINGE_LOCKS = 13, 6, 11
-TILE = 0.10  # metres that the strand pattern covers across
-TEMPLE = 0.95  # radians from the front at which the hairline of the sides begins
-RAGGED = 0.11  # deviation of the ends of long hair, in lengths of its strands
 TIES = ("", "tail", "bun", "plaits")
 
-Colour = tuple[float, float, float]
+
+@dataclass(frozen=True)
+class HairMesh:
+    """The resolution of the meshes of hair; see ``data/hair.toml``."""
+
+    columns: int
+    levels: int
+    locks: int
+    lock_levels: int
+    fringe_columns: int
+    fringe_levels: int
+    fringe_locks: int
+    tile: float  # metres
+    temple: float  # radians
+    ragged: float
+
+
+MESH = read_config(HairMesh, "hair.toml", "mesh")
 
 
 @dataclass(frozen=True)
@@ -36,14 +47,14 @@ class Hair:
     colour: Colour  # albedo
     tips: Colour  # albedo at the tips
     volume: float  # metres from the scalp
-    part: float  # -1 right .. 1 left: where the hair is parted
-    whorl: float  # -1 .. 1: how far back the parting reaches
+    part: float  # where the hair is parted, from -1 (right) to 1 (left)
+    whorl: float  # how far back the parting reaches, from -1 to 1
     fringe: float  # 0: brushed back; 1: down to the brows; more: over the eyes
     sweep: float  # radians by which the fringe is combed to the side
     cover: float  # 0: behind the ears; 1: over them
     length: float  # metres that it falls below the ears
-    front: float  # 0: all falls behind the shoulders; 1: before them
-    curl: float  # 0 straight .. 1 curly
+    front: float  # 0: all falls behind the shoulders; 1: in front of them
+    curl: float  # from 0 (straight) to 1 (curly)
     tie: str  # one of TIES
     seed: int  # of locks and streaks
 
@@ -52,43 +63,45 @@ class Hair:
             raise ValueError(f"hair is tied in one of {TIES}, got {self.tie!r}")
 
 
-def hair_of(hair: Hair, skull: Skull, ears: Floats, brows: float) -> Prop:
-    """The mesh of hair on a skull. ``ears`` (N, 3): vertices of the ears; ``brows``: radians from
-    the top.
+def build_hair(
+    hair: Hair, head_map: HeadMap, ears: Floats, brows: float, *, mesh: HairMesh = MESH
+) -> AccessoryMesh:
+    """The mesh of hair on a head, whose (N, 3) ``ears`` are vertices in metres, head.
+
+    ``brows`` is the polar angle of the brows, in radians from the top.
     """
     rng = np.random.default_rng(hair.seed)
-    ear = _ear(skull, ears)
+    ear = _locate_ears(head_map, ears)
     parts = []
     for side in (-1.0, 1.0):
-        curve = _curve(hair, skull, ear, side, rng)
-        parts += [_sheet(hair, curve, side, rng), _locks(hair, curve, side, rng)]
+        curve = _make_curve(hair, head_map, ear, side, mesh, rng)
+        parts.append(_build_sheet(hair, curve, side, mesh, rng))
+        parts.append(_build_locks(hair, curve, side, mesh, rng))
     if hair.fringe > 0.05:
-        parts.append(_fringe(hair, skull, brows, rng))
+        parts.append(_build_fringe(hair, head_map, brows, mesh, rng))
     if hair.tie:
-        parts.append(_tied(hair, skull, rng))
-    return together(parts)
+        parts.append(_build_tied(hair, head_map, rng))
+    return merge_meshes(parts)
 
 
 @dataclass(frozen=True)
-class _Ear:
-    """Where the ears are, in directions from the middle of the skull, and how far they stand
-    off.
-    """
+class _EarGeometry:
+    """Where the ears are, as directions from the centre of the head, and how far they protrude."""
 
     azimuth: float
     polar: float
-    reach: float  # metres beyond the skull
+    reach: float  # metres beyond the head map
     breadth: float  # radians
     height: float  # metres, head
 
 
-def _ear(skull: Skull, ears: Floats) -> _Ear:
+def _locate_ears(head_map: HeadMap, ears: Floats) -> _EarGeometry:
     if len(ears) == 0:
-        return _Ear(1.75, 1.75, 0.0, 0.3, float(skull.middle[1]))
-    away = ears - skull.middle
-    azimuth, polar = angles_of(away)
-    inside = skull.depth_of(ears)
-    return _Ear(
+        return _EarGeometry(1.75, 1.75, 0.0, 0.3, float(head_map.middle[1]))
+    away = ears - head_map.middle
+    azimuth, polar = angles_from_direction(away)
+    inside = head_map.depth_inside(ears)
+    return _EarGeometry(
         float(np.abs(azimuth).mean()),
         float(polar.mean()),
         float(max(-inside.min(), 0.0)),
@@ -101,38 +114,49 @@ Curve = Callable[[Floats, Floats, Floats], Floats]
 """(u, t, extra height in metres), all broadcast, to (..., 3) head."""
 
 
-def _curve(hair: Hair, skull: Skull, ear: _Ear, side: float, rng: np.random.Generator) -> Curve:
-    top_front = float(skull.hairline(np.array(0.0))) - 0.06
+def _make_curve(
+    hair: Hair,
+    head_map: HeadMap,
+    ear: _EarGeometry,
+    side: float,
+    mesh: HairMesh,
+    rng: np.random.Generator,
+) -> Curve:
+    top_front = float(head_map.hairline(np.array(0.0))) - 0.06
     across = 0.40 * hair.part
-    front = direction_of(np.array(across / 1.3), np.array(top_front))
-    crown = direction_of(np.array(np.pi), np.array(0.30 + 0.25 * hair.whorl)) + np.array(
+    front = direction_from_angles(np.array(across / 1.3), np.array(top_front))
+    crown = direction_from_angles(np.array(np.pi), np.array(0.30 + 0.25 * hair.whorl)) + np.array(
         [0.22 * hair.part, 0.0, 0.0]
     )
     waves = np.column_stack(
         [rng.uniform(3.0, 9.0, 4), rng.uniform(2.0, 7.0, 4), rng.uniform(0.0, 6.3, 4)]
     )
-    tied = direction_of(np.array(np.pi), np.array(1.15)) if hair.tie in ("tail", "bun") else None
+    tied = (
+        direction_from_angles(np.array(np.pi), np.array(1.15))
+        if hair.tie in ("tail", "bun")
+        else None
+    )
     kept = 0.3 if hair.tie else 1.0
 
     def curve(u: Floats, t: Floats, extra: Floats) -> Floats:
         u, t = np.broadcast_arrays(np.asarray(u, dtype=np.float64), np.asarray(t, dtype=np.float64))
         v = np.clip(u, 0.0, 1.0)
-        # Along the skull: from the parting to the hairline, or to where it is tied.
+        # Along the head: from the parting to the hairline, or to where the hair is tied.
         back = np.clip(v / 0.55, 0.0, 1.0)[..., None] ** 0.8
         start = front * (1.0 - back) + crown * back
-        first = 0.0 if tied is not None else TEMPLE
+        first = 0.0 if tied is not None else mesh.temple
         azimuth = first + (np.pi - first) * u
-        line = skull.hairline(side * azimuth)
+        line = head_map.hairline(side * azimuth)
         cover = hair.cover * np.exp(-(((azimuth - ear.azimuth) / (2.2 * ear.breadth)) ** 2))
         low = np.maximum(line, line + cover * np.maximum(ear.polar + 0.1 - line, 0.0))
-        end = direction_of(side * azimuth, np.maximum(low - 0.03, 0.2))
+        end = direction_from_angles(side * azimuth, np.maximum(low - 0.03, 0.2))
         if tied is not None:  # brushed from the hairline to the tie
             start, end = end, np.broadcast_to(tied, end.shape)
         on_skull = 1.0 if hair.length <= 0 or hair.tie else 0.62
         s = np.clip(t / on_skull, 0.0, 1.0)[..., None]
         direction = slerp(start, end, s)
-        at, polar = angles_of(direction)
-        # At the temples hair goes over into skin; over an ear it stands off by what the ear needs.
+        at, polar = angles_from_direction(direction)
+        # At the temples hair thins out; over an ear it stands off as far as the ear protrudes.
         rim = np.clip(v / 0.12, 0.0, 1.0) if tied is None else np.ones_like(v)
         rise = np.clip(t / (0.25 * on_skull), 0.0, 1.0)
         fall = np.clip((on_skull - t) / (0.30 * on_skull), 0.0, 1.0)
@@ -145,14 +169,14 @@ def _curve(hair: Hair, skull: Skull, ear: _Ear, side: float, rng: np.random.Gene
             -(((np.abs(at) - ear.azimuth) / ear.breadth) ** 2) - ((polar - ear.polar) / 0.30) ** 2
         )
         height = height + hair.cover * near * (ear.reach + 0.004)
-        wave = _wave(v, t, waves)
+        wave = _evaluate_waves(v, t, waves)
         height = height * (1.0 + (0.12 + 0.20 * hair.curl) * wave) + 0.0025 + extra
-        place = skull.at(at, polar)
-        out = place + direction_unit(place - skull.middle) * height[..., None]
+        place = head_map.at(at, polar)
+        out = place + normalize(place - head_map.middle) * height[..., None]
         if hair.length > 0 and not hair.tie:
             drop = np.clip((t - on_skull) / (1.0 - on_skull), 0.0, None)
             sag = np.interp(v, [0.0, 0.5, 1.0], [1.0, 0.92, 1.06])
-            # The tips of all curves are level: those that leave the skull higher fall further.
+            # The tips of all curves are level: those that leave the head higher fall further.
             below = np.maximum(out[..., 1] - ear.height, 0.0) + hair.length * sag
             ahead = (
                 np.interp(v, [0.0, 0.30, 0.55, 1.0], [0.055, 0.035, -0.015, -0.030]) * hair.front
@@ -172,77 +196,65 @@ def _curve(hair: Hair, skull: Skull, ear: _Ear, side: float, rng: np.random.Gene
     return curve
 
 
-def _wave(u: Floats, t: Floats, waves: Floats) -> Floats:
-    """A smooth uneven surface, some -1 .. 1, of (N, 3) waves: frequencies along u and t, phase."""
+def _evaluate_waves(u: Floats, t: Floats, waves: Floats) -> Floats:
+    """An uneven surface of some -1 to 1, by (N, 3) frequencies along u and t and phases."""
     angle = u[..., None] * waves[:, 0] + t[..., None] * waves[:, 1] + waves[:, 2]
     return np.asarray(np.sin(angle).mean(-1) * 1.4)
 
 
-def direction_unit(vectors: Floats) -> Floats:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
-
-
-def slerp(a: Floats, b: Floats, s: Floats) -> Floats:
-    """Great circles from directions ``a`` to ``b``."""
-    a, b = direction_unit(a), direction_unit(b)
-    angle = np.arccos(np.clip((a * b).sum(-1, keepdims=True), -1.0, 1.0))
-    sine = np.maximum(np.sin(angle), 1e-6)
-    return np.asarray((np.sin((1.0 - s) * angle) * a + np.sin(s * angle) * b) / sine)
-
-
-def _shades(hair: Hair, t: Floats, streaks: Floats) -> Floats:
-    """(..., 3) albedo along strands: dark at the roots and underneath, ``tips`` at the ends."""
+def _shade_strands(hair: Hair, t: Floats, streaks: Floats) -> Floats:
+    """(..., 3) albedo along strands: ``hair.tips`` at their ends."""
     share = np.clip((t - 0.45) / 0.55, 0.0, 1.0)[..., None]
     base = np.array(hair.colour) * (1.0 - share) + np.array(hair.tips) * share
     return np.asarray(np.clip(base * (1.0 + 0.12 * streaks[..., None]), 0.0, 1.0))
 
 
-def _strand(
+def _build_strands(
     hair: Hair, points: Floats, faces: Ints, shades: Floats, across: Floats, along: Floats
-) -> Prop:
-    """A mesh of hair whose pattern runs along the strands; curly hair shows it stronger and
-    finer.
-    """
+) -> AccessoryMesh:
+    """A mesh of hair whose pattern runs along the strands, stronger on curly hair."""
     grain = np.stack([across, along, np.full(across.shape, 0.15 + 0.08 * hair.curl)], axis=-1)
-    plain = Prop.plain(points.reshape(-1, 3), faces, shades.reshape(-1, 3))
+    plain = AccessoryMesh.plain(points.reshape(-1, 3), faces, shades.reshape(-1, 3))
     return replace(plain, grain=grain.reshape(-1, 3))
 
 
-def _outside(faces: Ints, side: float, hair: Hair) -> Ints:
-    """Triangles with their outside out: hair that is tied back runs the other way over the
-    skull.
-    """
+def _orient_faces(faces: Ints, side: float, hair: Hair) -> Ints:
+    """Triangles that face outwards: tied hair runs over the head the other way."""
     return faces if (side > 0) != (hair.tie in ("tail", "bun")) else faces[:, ::-1]
 
 
-def _sheet(hair: Hair, curve: Curve, side: float, rng: np.random.Generator) -> Prop:
-    # The first column lies under the skin, so that the edge has thickness; the sides overlap at the
-    # back.
-    u = np.concatenate([[0.0], np.linspace(0.0, 1.04, COLUMNS)])
-    t = np.linspace(0.0, 1.0, LEVELS)
-    # Nothing is cut along a ruler: what falls ends unevenly, in points that the locks lengthen.
-    ragged = RAGGED if hair.length > 0 and not hair.tie else 0.05
+def _build_sheet(
+    hair: Hair, curve: Curve, side: float, mesh: HairMesh, rng: np.random.Generator
+) -> AccessoryMesh:
+    # The first column lies under the skin, so that the edge has thickness. The two sides overlap
+    # at the back.
+    u = np.concatenate([[0.0], np.linspace(0.0, 1.04, mesh.columns)])
+    t = np.linspace(0.0, 1.0, mesh.levels)
+    # Falling hair ends unevenly, in points that the locks lengthen.
+    ragged = mesh.ragged if hair.length > 0 and not hair.tie else 0.05
     ends = 1.0 - np.abs(rng.normal(0.0, ragged, len(u))) - 0.35 * ragged * (np.arange(len(u)) % 2)
-    uu, tt = np.broadcast_to(u, (LEVELS, len(u))), t[:, None] * ends
+    uu, tt = np.broadcast_to(u, (mesh.levels, len(u))), t[:, None] * ends
     extra = np.zeros_like(uu)
     extra[:, 0] = -0.35 * hair.volume - 0.003
     points = curve(uu, tt, extra)
     streaks = np.broadcast_to(rng.standard_normal(len(u)), uu.shape) * 0.6
     dark = 1.0 - 0.45 * (np.arange(len(u)) == 0)
-    shades = _shades(hair, tt, streaks) * np.broadcast_to(dark, uu.shape)[..., None]
-    across = np.broadcast_to(u * 0.26 / TILE, uu.shape)
-    faces = grid(LEVELS, len(u))
-    return _strand(hair, points, _outside(faces, side, hair), shades, across, tt * 1.0)
+    shades = _shade_strands(hair, tt, streaks) * np.broadcast_to(dark, uu.shape)[..., None]
+    across = np.broadcast_to(u * 0.26 / mesh.tile, uu.shape)
+    faces = grid(mesh.levels, len(u))
+    return _build_strands(hair, points, _orient_faces(faces, side, hair), shades, across, tt * 1.0)
 
 
-def _locks(hair: Hair, curve: Curve, side: float, rng: np.random.Generator) -> Prop:
-    count = LOCKS
+def _build_locks(
+    hair: Hair, curve: Curve, side: float, mesh: HairMesh, rng: np.random.Generator
+) -> AccessoryMesh:
+    count = mesh.locks
     middle = rng.uniform(0.02, 1.0, count)[:, None]
     first = rng.uniform(0.0, 0.45, count)[:, None]
     loose = 0.06 if hair.length > 0 and not hair.tie else 0.0
     tips = 1.0 + rng.uniform(-0.02 - loose, 0.06 + 0.5 * loose, count)[:, None]
     last = np.minimum(first + rng.uniform(0.45, 0.9, count)[:, None] + 2.0 * loose, tips)
-    share = np.linspace(0.0, 1.0, LOCK_LEVELS)[None]
+    share = np.linspace(0.0, 1.0, mesh.lock_levels)[None]
     t = first + (last - first) * share
     drift = rng.normal(0.0, 0.025, count)[:, None] * share
     bend = (
@@ -263,56 +275,63 @@ def _locks(hair: Hair, curve: Curve, side: float, rng: np.random.Generator) -> P
         [middle + drift + bend - half, middle + drift + bend, middle + drift + bend + half], axis=2
     )
     tt = np.broadcast_to(t[..., None], u.shape)
-    # A lock is a little arched, so that light finds its sides.
+    # A lock is slightly arched, so that its sides are shaded differently.
     arch = np.stack([0.0 * lift, lift + 0.0015, 0.0 * lift], axis=2)
     points = curve(u, tt, arch + 0.3 * lift[..., None])
     streaks = np.broadcast_to(rng.standard_normal(count)[:, None, None], u.shape)
-    across = u * 0.26 / TILE + rng.uniform(0, 1, count)[:, None, None]
-    strip = grid(LOCK_LEVELS, 3)
+    across = u * 0.26 / mesh.tile + rng.uniform(0, 1, count)[:, None, None]
+    strip = grid(mesh.lock_levels, 3)
     faces = (
-        (strip[None] + (np.arange(count) * 3 * LOCK_LEVELS)[:, None, None])
+        (strip[None] + (np.arange(count) * 3 * mesh.lock_levels)[:, None, None])
         .reshape(-1, 3)
         .astype(np.int32)
     )
-    return _strand(
-        hair, points, _outside(faces, side, hair), _shades(hair, tt, streaks), across, tt * 1.0
+    return _build_strands(
+        hair,
+        points,
+        _orient_faces(faces, side, hair),
+        _shade_strands(hair, tt, streaks),
+        across,
+        tt * 1.0,
     )
 
 
-def _fringe(hair: Hair, skull: Skull, brows: float, rng: np.random.Generator) -> Prop:
+def _build_fringe(
+    hair: Hair, head_map: HeadMap, brows: float, mesh: HairMesh, rng: np.random.Generator
+) -> AccessoryMesh:
     """A sheet and locks over the forehead, from the parting down."""
 
     def curve(v: Floats, t: Floats, extra: Floats) -> Floats:
         v, t = np.broadcast_arrays(np.asarray(v, dtype=np.float64), np.asarray(t, dtype=np.float64))
         azimuth = 0.86 * v
-        line = skull.hairline(azimuth)
+        line = head_map.hairline(azimuth)
         depth = np.clip(hair.fringe, 0.0, 1.3) * (1.0 - 0.22 * v**2)
-        end = line + depth * np.maximum(brows - 0.06 - skull.hairline(np.zeros(1))[0], 0.05)
+        end = line + depth * np.maximum(brows - 0.06 - head_map.hairline(np.zeros(1))[0], 0.05)
         polar = (0.40 * line) + (end - 0.40 * line) * t
         swept = azimuth * (0.55 + 0.45 * t) + 0.13 * hair.part * (1 - t) + hair.sweep * t**1.6
-        place = skull.at(swept, polar)
+        place = head_map.at(swept, polar)
         height = (
             0.0035
             + (0.6 * hair.volume + 0.004) * np.sin(np.pi * np.clip(0.12 + 0.80 * t, 0, 1))
             + extra
         )
-        return np.asarray(place + direction_unit(place - skull.middle) * height[..., None])
+        return np.asarray(place + normalize(place - head_map.middle) * height[..., None])
 
-    v = np.linspace(-1.0, 1.0, FRINGE_COLUMNS)
+    v = np.linspace(-1.0, 1.0, mesh.fringe_columns)
     ends = 1.0 - np.abs(rng.normal(0.0, 0.10, len(v)))
-    t = np.linspace(0.0, 1.0, FRINGE_LEVELS)[:, None] * ends
+    t = np.linspace(0.0, 1.0, mesh.fringe_levels)[:, None] * ends
     vv = np.broadcast_to(v, t.shape)
     streaks = np.broadcast_to(rng.standard_normal(len(v)), t.shape) * 0.6
-    sheet = _strand(
+    sheet = _build_strands(
         hair,
         curve(vv, t, np.zeros_like(t)),
-        grid(FRINGE_LEVELS, len(v)),
-        _shades(hair, 0.6 * t, streaks),
-        vv * 0.07 / TILE,
+        grid(mesh.fringe_levels, len(v)),
+        _shade_strands(hair, 0.6 * t, streaks),
+        vv * 0.07 / mesh.tile,
         0.6 * t,
     )
-    count = FRINGE_LOCKS
-    share = np.linspace(0.0, 1.0, FRINGE_LEVELS)[None]
+    count = mesh.fringe_locks
+    share = np.linspace(0.0, 1.0, mesh.fringe_levels)[None]
     middle = (
         rng.uniform(-0.95, 0.95, count)[:, None] + rng.normal(0.0, 0.10, count)[:, None] * share
     )
@@ -322,27 +341,27 @@ def _fringe(hair: Hair, skull: Skull, brows: float, rng: np.random.Generator) ->
     tt = np.broadcast_to(tt[..., None], u.shape)
     arch = np.broadcast_to(np.array([0.001, 0.003, 0.001]), u.shape)
     streaks = np.broadcast_to(rng.standard_normal(count)[:, None, None], u.shape)
-    strip = grid(FRINGE_LEVELS, 3)
+    strip = grid(mesh.fringe_levels, 3)
     faces = (
-        (strip[None] + (np.arange(count) * 3 * FRINGE_LEVELS)[:, None, None])
+        (strip[None] + (np.arange(count) * 3 * mesh.fringe_levels)[:, None, None])
         .reshape(-1, 3)
         .astype(np.int32)
     )
-    locks = _strand(
+    locks = _build_strands(
         hair,
         curve(u, tt, arch),
         faces,
-        _shades(hair, 0.6 * tt, streaks),
-        u * 0.07 / TILE + 0.3,
+        _shade_strands(hair, 0.6 * tt, streaks),
+        u * 0.07 / mesh.tile + 0.3,
         0.6 * tt,
     )
-    return together([sheet, locks])
+    return merge_meshes([sheet, locks])
 
 
-def _tied(hair: Hair, skull: Skull, rng: np.random.Generator) -> Prop:
-    """What hangs from where the hair is tied: a tail, plaits, or a bun."""
+def _build_tied(hair: Hair, head_map: HeadMap, rng: np.random.Generator) -> AccessoryMesh:
+    """A tail, plaits or a bun, where the hair is tied."""
     if hair.tie == "bun":
-        place = skull.towards(np.array([0.0, 0.45, -0.9]))
+        place = head_map.towards(np.array([0.0, 0.45, -0.9]))
         radius = 0.026 + 0.5 * hair.volume
         out = ball(
             place + np.array([0.0, 0.3, -0.8]) * radius,
@@ -358,8 +377,8 @@ def _tied(hair: Hair, skull: Skull, rng: np.random.Generator) -> Prop:
     parts = []
     sides = (-1.0, 1.0) if hair.tie == "plaits" else (0.0,)
     for side in sides:
-        root = skull.towards(np.array([1.0 * side, -0.55 if side else 0.40, -0.75]))
-        away = direction_unit(root - skull.middle)
+        root = head_map.towards(np.array([1.0 * side, -0.55 if side else 0.40, -0.75]))
+        away = normalize(root - head_map.middle)
         levels = 12
         t = np.linspace(0.0, 1.0, levels)
         length = 0.10 + hair.length
@@ -375,7 +394,9 @@ def _tied(hair: Hair, skull: Skull, rng: np.random.Generator) -> Prop:
         streaks = np.broadcast_to(rng.standard_normal(columns), (levels, columns)) * 0.8
         tt = np.broadcast_to(t[:, None], streaks.shape)
         across = np.broadcast_to(np.abs(np.linspace(-1, 1, columns)) * 1.3, streaks.shape)
-        # Rows run down and columns against the clock seen from above: the outside is turned.
+        # Columns run counter-clockwise as seen from above, so the triangles are reversed.
         faces = grid(levels, columns, closed=True)[:, ::-1]
-        parts.append(_strand(hair, points, faces, _shades(hair, tt, streaks), across, tt * 2.0))
-    return together(parts)
+        parts.append(
+            _build_strands(hair, points, faces, _shade_strands(hair, tt, streaks), across, tt * 2.0)
+        )
+    return merge_meshes(parts)

@@ -1,8 +1,7 @@
-"""The outside of a head as a map of directions: where things that are worn touch it, whatever the
-identity.
+"""The outside of a head as a map over directions, on which accessories are placed.
 
-Directions are unit vectors in head from a point inside the skull. Ears are left out, so that the
-map is the smooth surface under hair and hats.
+Directions are unit vectors in head from a centre inside the skull. The ears are left out, so that
+the map is the smooth surface under hair and hats.
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dff.face.arrays import Floats, Ints
+from dff.face.arrays import Array, Float, Floats, Int, Ints
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.mesh import SurfacePoints
+from dff.face.model.landmarks import JAW_ENDS
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
 
@@ -25,31 +25,31 @@ SKIN = ("face", "neck", "scalp", "lips", "brows", "eyes")
 
 
 @dataclass(frozen=True, eq=False)
-class Chart:
-    """The map of a model: the surface point under each direction.
+class DirectionMap:
+    """The surface point of a model under each direction, row by row from the top.
 
-    Row by row from the top; azimuth 0, before the face, is in the middle of a row.
+    Azimuth 0, in front of the face, is in the middle of a row.
     """
 
-    points: SurfacePoints  # (ROWS * COLUMNS,)
-    ring: Ints  # (ROWS * COLUMNS,) the nearest vertex of the model
-    # (COLUMNS,) radians from the top at which the scalp ends; none has a scalp that ends at the top
-    hairline: Floats
+    points: SurfacePoints  # ROWS * COLUMNS
+    nearest_vertex: Int[Array, " D"]  # of the model; ROWS * COLUMNS
+    # radians from the top at which the scalp ends; 0 for a model without scalp
+    hairline: Float[Array, " C"]
 
     @staticmethod
-    def of(model: MorphableModel) -> Chart:
+    def build(model: MorphableModel) -> DirectionMap:
         names = [n for n in SKIN if n in model.region_names]
         chosen = model.triangles_of(*names)
-        relative = model.template.astype(np.float64) - middle_of(model, model.template)
+        relative = model.template.astype(np.float64) - find_head_centre(model, model.template)
         radius = np.linalg.norm(relative, axis=1)
         azimuth = np.arctan2(relative[:, 0], relative[:, 2])
         polar = np.arccos(np.clip(relative[:, 1] / np.maximum(radius, 1e-9), -1.0, 1.0))
         flat = np.stack(
             [azimuth * COLUMNS / (2 * np.pi) + COLUMNS / 2, polar * ROWS / np.pi], axis=1
         )
-        # The map is seen from outside: what is farther from the middle is nearer. Triangles across
-        # the seam at the back are drawn at both of its ends, the triangle round the top is left to
-        # its neighbours.
+        # The map is rendered from outside, where the outermost surface is the nearest. Triangles
+        # across the seam at the back are rendered at both of its ends; the triangle around the top
+        # is filled by its neighbours.
         faces = model.faces[chosen]
         columns = flat[faces, 0]
         across = np.ptp(columns, axis=1) > COLUMNS / 2
@@ -85,12 +85,12 @@ class Chart:
         )
         points = SurfacePoints(triangle, weight / weight.sum(1, keepdims=True))
         nearest = model.faces[triangle, weight.argmax(1)]
-        return Chart(points, nearest, _hairline(model, triangle.reshape(ROWS, COLUMNS)))
+        return DirectionMap(points, nearest, _hairline(model, triangle.reshape(ROWS, COLUMNS)))
 
-    def on(self, model: MorphableModel, neutral: Floats) -> Skull:
-        """The map of a face with (V, 3) vertices at rest."""
+    def fit(self, model: MorphableModel, neutral: Floats) -> HeadMap:
+        """The map of a head of (V, 3) ``neutral`` vertices at rest."""
         places = self.points.of(neutral, model.faces).reshape(ROWS, COLUMNS, 3)
-        return Skull(self, middle_of(model, neutral), np.ascontiguousarray(places))
+        return HeadMap(self, find_head_centre(model, neutral), np.ascontiguousarray(places))
 
 
 def _at(corners: Floats, columns: Floats) -> Floats:
@@ -107,25 +107,23 @@ def _hairline(model: MorphableModel, triangle: NDArray[np.int64]) -> Floats:
     return np.asarray((smooth + smooth[::-1]) / 2.0 * np.pi / ROWS)
 
 
-def middle_of(model: MorphableModel, vertices: Floats) -> Floats:
-    """(3,) the point inside the skull that directions start from, between the ears."""
-    jaw = vertices[model.landmarks.vertex[[0, 16]]].astype(np.float64)
+def find_head_centre(model: MorphableModel, vertices: Floats) -> Floats:
+    """(3,) the point between the ears from which directions start."""
+    jaw = vertices[model.landmarks.vertex[list(JAW_ENDS)]].astype(np.float64)
     breadth = float(np.linalg.norm(jaw[1] - jaw[0]))
     return np.asarray(jaw.mean(0) + breadth * np.array([0.0, 0.12, -0.15]))
 
 
 @dataclass(frozen=True, eq=False)
-class Skull:
-    """The map of one face."""
+class HeadMap:
+    """The map of one head."""
 
-    chart: Chart
-    middle: Floats  # (3,) head
-    places: Floats  # (ROWS, COLUMNS, 3) head
+    directions: DirectionMap
+    middle: Float[Array, " 3"]  # metres, head: where directions start
+    places: Float[Array, "R C 3"]  # metres, head: the surface under each direction
 
     def at(self, azimuth: Floats, polar: Floats) -> Floats:
-        """(..., 3) surface points under directions: radians to the face's left, radians from the
-        top.
-        """
+        """(..., 3) metres: surface points by azimuth, to the face's left, and polar angle."""
         row = np.clip(polar * (ROWS / np.pi) - 0.5, 0.0, ROWS - 1.001)
         column = (azimuth * (COLUMNS / (2 * np.pi)) + COLUMNS / 2 - 0.5) % COLUMNS
         top, left = row.astype(np.int64), column.astype(np.int64) % COLUMNS
@@ -137,41 +135,39 @@ class Skull:
         return np.asarray(upper * (1 - fy) + lower * fy)
 
     def towards(self, direction: Floats) -> Floats:
-        """(..., 3) surface points under (..., 3) directions of any length."""
-        return self.at(*angles_of(direction))
+        """(..., 3) metres: surface points under (..., 3) directions of any length."""
+        return self.at(*angles_from_direction(direction))
 
     def vertex(self, azimuth: Floats, polar: Floats) -> Ints:
-        """(...) the model's vertex nearest to what lies under directions."""
+        """(...) the model's vertex nearest to the surface point of a direction."""
         row = np.clip((polar * (ROWS / np.pi)).astype(np.int64), 0, ROWS - 1)
         column = (
             np.floor(azimuth * (COLUMNS / (2 * np.pi)) + COLUMNS / 2).astype(np.int64) % COLUMNS
         )
-        return np.asarray(self.chart.ring.reshape(ROWS, COLUMNS)[row, column])
+        return np.asarray(self.directions.nearest_vertex.reshape(ROWS, COLUMNS)[row, column])
 
     def hairline(self, azimuth: Floats) -> Floats:
         """(...) radians from the top at which the scalp ends."""
         column = (azimuth * (COLUMNS / (2 * np.pi)) + COLUMNS / 2 - 0.5) % COLUMNS
         left = column.astype(np.int64) % COLUMNS
         share = column - np.floor(column)
-        line = self.chart.hairline
+        line = self.directions.hairline
         return np.asarray(line[left] * (1 - share) + line[(left + 1) % COLUMNS] * share)
 
-    def depth_of(self, points: Floats) -> Floats:
-        """(N,) metres by which (N, 3) points lie inside the head, along their direction; negative
-        outside.
-        """
+    def depth_inside(self, points: Floats) -> Floats:
+        """(N,) metres by which (N, 3) points lie inside the head, along their directions."""
         away = points - self.middle
         surface = self.towards(away) - self.middle
         return np.asarray(np.linalg.norm(surface, axis=-1) - np.linalg.norm(away, axis=-1))
 
 
-def angles_of(direction: Floats) -> tuple[Floats, Floats]:
+def angles_from_direction(direction: Floats) -> tuple[Floats, Floats]:
     """Azimuth and polar angle, radians, of (..., 3) directions of any length."""
     x, y, z = np.moveaxis(np.asarray(direction, dtype=np.float64), -1, 0)
     return np.arctan2(x, z), np.arctan2(np.hypot(x, z), y)
 
 
-def direction_of(azimuth: Floats, polar: Floats) -> Floats:
+def direction_from_angles(azimuth: Floats, polar: Floats) -> Floats:
     """(..., 3) unit directions of angles in radians."""
     s = np.sin(polar)
     return np.stack(
@@ -180,6 +176,6 @@ def direction_of(azimuth: Floats, polar: Floats) -> Floats:
 
 
 @lru_cache(maxsize=4)
-def chart_of(model: MorphableModel) -> Chart:
-    """The chart of a model; the last few are kept."""
-    return Chart.of(model)
+def find_direction_map(model: MorphableModel) -> DirectionMap:
+    """The direction map of a model; the last few are kept."""
+    return DirectionMap.build(model)

@@ -1,8 +1,7 @@
-"""Things before a face: meshes in the head's frame that are rendered with it in one pass of the
-z-buffer.
+"""Meshes of accessories, in the head's frame.
 
-So what they hide is hidden exactly, by depth. A view's parts are put into one mesh before it is
-drawn; nothing here loops over parts for each pixel or triangle.
+They are rendered with the head in one pass of the z-buffer, so that what they hide is hidden
+exactly. The accessories of a view are merged into one mesh before it is rendered.
 """
 
 from __future__ import annotations
@@ -15,26 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from dff.face.arrays import Floats, Ints
+from dff.face.arrays import Array, Float, Floats, Int, Ints
 from dff.face.render.frame import OCCLUDER
 
 GRAIN_SIDE = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Prop:
-    """A triangle mesh in head. Raises ValueError when the shapes disagree or a triangle names no
-    vertex.
-    """
+class AccessoryMesh:
+    """A triangle mesh. Raises ValueError for other shapes and for indices that are no vertex."""
 
-    vertices: Floats  # (N, 3) metres, for the face at rest
-    faces: Ints  # (M, 3) int32, counter-clockwise from outside
-    colour: Floats  # (N, 3) albedo 0..1
-    # (N, 3) place in the strand pattern (across, along; it repeats after 1), and how strongly it
-    # shows
-    grain: Floats
-    anchor: Ints  # (N,) the vertex of the head that each vertex follows
-    follow: Floats  # (N,) 0..1: how much of that vertex's motion from rest it takes part in
+    vertices: Float[Array, "N 3"]  # metres, head, for the face at rest
+    faces: Int[Array, "M 3"]  # int32, counter-clockwise as seen from outside
+    colour: Float[Array, "N 3"]  # albedo, 0 to 1
+    # Place in the strand pattern (across, along; it repeats after 1), and strength of the pattern
+    grain: Float[Array, "N 3"]
+    anchor: Int[Array, " N"]  # the vertex of the head that each vertex follows
+    follow: Float[Array, " N"]  # 0 to 1: share of that vertex's motion from rest
 
     def __post_init__(self) -> None:
         count = len(self.vertices)
@@ -50,18 +46,18 @@ class Prop:
         if self.faces.ndim != 2 or self.faces.shape[1] != 3:
             raise ValueError(f"Prop.faces wants (M, 3), got {self.faces.shape}")
         if self.faces.size and (self.faces.min() < 0 or self.faces.max() >= count):
-            raise ValueError("a triangle of a prop names no vertex")
+            raise ValueError("a triangle of AccessoryMesh.faces names no vertex")
 
     @cached_property
     def look(self) -> NDArray[np.float32]:
-        """(N, 6) colour and grain side by side."""
+        """(N, 6) colour and grain, as the shading pass takes them."""
         return np.concatenate([self.colour, self.grain], axis=1).astype(np.float32)
 
     @staticmethod
-    def plain(vertices: Floats, faces: Ints, colour: Floats) -> Prop:
+    def plain(vertices: Floats, faces: Ints, colour: Floats) -> AccessoryMesh:
         """A rigid mesh without a pattern; ``colour`` (3,) or (N, 3)."""
         count = len(vertices)
-        return Prop(
+        return AccessoryMesh(
             vertices=np.asarray(vertices, dtype=np.float64),
             faces=np.asarray(faces, dtype=np.int32),
             colour=np.broadcast_to(np.asarray(colour, dtype=np.float64), (count, 3)),
@@ -70,8 +66,8 @@ class Prop:
             follow=np.zeros(count),
         )
 
-    def following(self, anchor: Ints, follow: Floats) -> Prop:
-        """The same, following head vertices: ``anchor`` and ``follow`` (N,) or one for all."""
+    def following(self, anchor: Ints, follow: Floats) -> AccessoryMesh:
+        """The mesh, whose vertices follow those of the head: (N,) or one value for all."""
         count = len(self.vertices)
         return replace(
             self,
@@ -80,35 +76,32 @@ class Prop:
         )
 
     def moved(self, head: Floats, neutral: Floats) -> Floats:
-        """(N, 3) vertices for a face with (V, 3) vertices ``head`` that has (V, 3) ``neutral`` at
-        rest.
-        """
+        """(N, 3) metres: the vertices for a face of (V, 3) ``head``, at rest (V, 3) ``neutral``."""
         return self.vertices + self.follow[:, None] * (head[self.anchor] - neutral[self.anchor])
 
 
-NOTHING = Prop.plain(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int32), np.zeros(3))
+EMPTY_MESH = AccessoryMesh.plain(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int32), np.zeros(3))
 
 
-def together(props: Sequence[Prop]) -> Prop:
-    """One mesh of several; their triangles in order."""
-    if not props:
-        return NOTHING
-    start = np.cumsum([0, *(len(p.vertices) for p in props[:-1])])
-    return Prop(
-        vertices=np.concatenate([p.vertices for p in props]),
-        faces=np.concatenate([p.faces + np.int32(s) for p, s in zip(props, start, strict=True)]),
-        colour=np.concatenate([p.colour for p in props]),
-        grain=np.concatenate([p.grain for p in props]),
-        anchor=np.concatenate([p.anchor for p in props]),
-        follow=np.concatenate([p.follow for p in props]),
+def merge_meshes(meshes: Sequence[AccessoryMesh]) -> AccessoryMesh:
+    """One mesh of several, with their triangles in order."""
+    if not meshes:
+        return EMPTY_MESH
+    start = np.cumsum([0, *(len(p.vertices) for p in meshes[:-1])])
+    return AccessoryMesh(
+        vertices=np.concatenate([p.vertices for p in meshes]),
+        faces=np.concatenate([p.faces + np.int32(s) for p, s in zip(meshes, start, strict=True)]),
+        colour=np.concatenate([p.colour for p in meshes]),
+        grain=np.concatenate([p.grain for p in meshes]),
+        anchor=np.concatenate([p.anchor for p in meshes]),
+        follow=np.concatenate([p.follow for p in meshes]),
     )
 
 
-def hidden_by_props(ids: NDArray[np.int32], faces: int) -> NDArray[np.int32]:
-    """The (H, W) triangles of a head of ``faces`` triangles, from those of the head and the props
-    after it.
+def mark_occluders(ids: NDArray[np.int32], faces: int) -> NDArray[np.int32]:
+    """(H, W) triangles of a head of ``faces`` triangles, OCCLUDER where an accessory hides it.
 
-    Where a prop hides it, that is OCCLUDER.
+    ``ids`` are triangles of the head and of the accessories, which follow it.
     """
     out = ids.copy()
     np.copyto(out, np.int32(OCCLUDER), where=ids >= faces)
@@ -116,9 +109,10 @@ def hidden_by_props(ids: NDArray[np.int32], faces: int) -> NDArray[np.int32]:
 
 
 @cache
-def strands() -> NDArray[np.float32]:
-    """(GRAIN_SIDE, GRAIN_SIDE) the pattern of hair: fine across (columns), slow along (rows); mean
-    0, repeats.
+def build_strand_pattern() -> NDArray[np.float32]:
+    """(GRAIN_SIDE, GRAIN_SIDE) pattern of hair: fine along columns, slow along rows; it repeats.
+
+    Its mean is 0 and its standard deviation 1.
     """
     rng = np.random.default_rng(3)
     out = np.zeros((GRAIN_SIDE, GRAIN_SIDE))

@@ -1,5 +1,6 @@
-"""Small meshes to build props from: sheets, tubes, balls. Metres; triangles are counter-clockwise
-from outside.
+"""Small meshes that accessories are made of: sheets, tubes and balls, and interpolated directions.
+
+Lengths are metres. Triangles are counter-clockwise as seen from outside.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dff.face.arrays import Floats
-from dff.pipeline.accessories.meshes import Prop
+from dff.pipeline.accessories.meshes import AccessoryMesh
 
 
 @cache
 def grid(rows: int, columns: int, *, closed: bool = False) -> NDArray[np.int32]:
-    """(M, 3) triangles of a sheet of vertices numbered row by row; ``closed``: its last column
-    meets the first.
+    """(M, 3) triangles of a sheet of vertices that are numbered row by row.
 
-    The outside is where rows run down and columns to the right.
+    ``closed``: the last column meets the first. The outside is where rows run down and columns to
+    the right.
     """
     last = columns if closed else columns - 1
     r, c = np.meshgrid(np.arange(rows - 1), np.arange(last), indexing="ij")
@@ -30,11 +31,11 @@ def grid(rows: int, columns: int, *, closed: bool = False) -> NDArray[np.int32]:
 
 def sheet(
     points: Floats, colour: Floats | tuple[float, float, float], *, closed: bool = False
-) -> Prop:
+) -> AccessoryMesh:
     """The surface through (R, C, 3) points; ``colour`` (3,) or (R, C, 3)."""
     rows, columns = points.shape[:2]
     shade = np.broadcast_to(np.asarray(colour, dtype=np.float64), (rows, columns, 3)).reshape(-1, 3)
-    return Prop.plain(points.reshape(-1, 3), grid(rows, columns, closed=closed), shade)
+    return AccessoryMesh.plain(points.reshape(-1, 3), grid(rows, columns, closed=closed), shade)
 
 
 def tubes(
@@ -44,12 +45,12 @@ def tubes(
     *,
     sides: int = 6,
     loop: bool = False,
-) -> Prop:
-    """Tubes along (T, L, 3) paths of (T, L) or (T, L, 2) radii (two: across and along the frame),
-    ends closed.
+) -> AccessoryMesh:
+    """Tubes with closed ends along (T, L, 3) paths.
 
-    ``colour``: (3,), or (T, L, 3). ``loop``: the paths end where they begin. A tube's frame starts
-    from the axis that its path leans to least.
+    ``radii`` are (T, L), or (T, L, 2) across and along the tube's frame, which starts from the axis
+    that the path is least parallel to. ``colour`` is (3,) or (T, L, 3). ``loop``: each path ends
+    where it begins.
     """
     count, length = paths.shape[:2]
     ahead = np.roll(paths, -1, axis=1) - np.roll(paths, 1, axis=1)
@@ -97,7 +98,7 @@ def tubes(
         )
     number = vertices.shape[1]
     every = (faces[None] + (np.arange(count) * number)[:, None, None]).astype(np.int32)
-    return Prop.plain(vertices.reshape(-1, 3), every.reshape(-1, 3), shades.reshape(-1, 3))
+    return AccessoryMesh.plain(vertices.reshape(-1, 3), every.reshape(-1, 3), shades.reshape(-1, 3))
 
 
 def ball(
@@ -107,7 +108,7 @@ def ball(
     *,
     rows: int = 8,
     columns: int = 12,
-) -> Prop:
+) -> AccessoryMesh:
     """An ellipsoid with (3,) half axes along x, y, z."""
     polar = np.linspace(0.0, np.pi, rows)[:, None]
     around = np.linspace(0.0, 2.0 * np.pi, columns, endpoint=False)[None]
@@ -120,3 +121,16 @@ def ball(
         axis=-1,
     )
     return sheet(np.asarray(centre) + unit * np.asarray(radii), colour, closed=True)
+
+
+def normalize(vectors: Floats) -> Floats:
+    """(..., N) vectors of length one; zero stays zero."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+
+
+def slerp(a: Floats, b: Floats, s: Floats) -> Floats:
+    """Points at shares ``s`` of the great circles from directions ``a`` to ``b``."""
+    a, b = normalize(a), normalize(b)
+    angle = np.arccos(np.clip((a * b).sum(-1, keepdims=True), -1.0, 1.0))
+    sine = np.maximum(np.sin(angle), 1e-6)
+    return np.asarray((np.sin((1.0 - s) * angle) * a + np.sin(s * angle) * b) / sine)
