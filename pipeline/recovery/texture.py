@@ -25,7 +25,7 @@ from dff.face.geometry.mesh import SurfacePoints, triangle_normals, unique_edges
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import HIDDEN_DEPTH, Frame, render, sample_texture, visible
-from dff.pipeline.accessories.sampling import wardrobe_of
+from dff.pipeline.accessories.neckline import find_neckline
 from dff.pipeline.recovery.inverse import Recovery, skin_mask
 from dff.pipeline.recovery.matting import person_matte
 from dff.pipeline.recovery.occluders import covered
@@ -181,7 +181,7 @@ def atlas_of(model: MorphableModel, size: int) -> Atlas:
         sparse.csr_matrix((np.ones(2 * len(edges)), np.concatenate([edges, edges[:, ::-1]]).T)),
         _smoother(model.template, edges),
         _largest(model),
-        wardrobe_of(model).dressed(places),
+        find_neckline(model).coverage(places),
         _daylight(model, region, points, places),
     )
 

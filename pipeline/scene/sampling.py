@@ -14,7 +14,7 @@ from dff.face.geometry import lighting
 from dff.face.geometry.camera import Pinhole, WeakPerspective
 from dff.face.geometry.transform import Rigid
 from dff.face.model.morphable import MorphableModel
-from dff.pipeline.accessories.build import draw_worn
+from dff.pipeline.accessories.build import select_accessories
 from dff.pipeline.scene import photo_warping
 from dff.pipeline.scene.backgrounds import (
     BACKGROUND,
@@ -112,7 +112,7 @@ def draw_scene(
         light,
         sample_background(rng=rng, surroundings=photo is not None, config=config.background),
         sample_sensor(rng=rng, config=config.sensor),
-        draw_worn(person.accessories, rng=rng),
+        select_accessories(person.accessories, rng=rng),
         {"movement": movement, "framing": asdict(framing)},
     )
 

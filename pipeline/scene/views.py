@@ -25,8 +25,8 @@ from dff.face.render.frame import HIDDEN_DEPTH, Frame, Image, Mesh, resolve, vis
 from dff.face.render.shading import ShadedImage, Texture, VertexColours, antialias, shading_pass
 from dff.face.render.visibility import Visibility
 from dff.infra.shards import ViewRow, make_sample_id
-from dff.pipeline.accessories.build import Closet
-from dff.pipeline.accessories.meshes import hidden_by_props, strands
+from dff.pipeline.accessories.build import AccessoryBuilder
+from dff.pipeline.accessories.meshes import build_strand_pattern, mark_occluders
 from dff.pipeline.scene import photo_warping
 from dff.pipeline.scene.backgrounds import Background, draw_background
 from dff.pipeline.scene.camera_sensor import Sensor, apply_sensor, encode_jpeg
@@ -38,14 +38,14 @@ from dff.pipeline.subjects.subject import Person
 
 RECIPE_VERSION = 3
 
-_closets: WeakKeyDictionary[Person, Closet] = WeakKeyDictionary()
+_closets: WeakKeyDictionary[Person, AccessoryBuilder] = WeakKeyDictionary()
 
 
-def get_accessories(person: Person, model: MorphableModel) -> Closet:
+def get_accessories(person: Person, model: MorphableModel) -> AccessoryBuilder:
     """The meshes of a person's accessories; they live as long as the person."""
     found = _closets.get(person)
     if found is None or found.model is not model:
-        found = _closets[person] = Closet(person.accessories, model, person.neutral)
+        found = _closets[person] = AccessoryBuilder(person.accessories, model, person.neutral)
     return found
 
 
@@ -115,10 +115,12 @@ def build_scene_mesh(
 ) -> tuple[Mesh, VertexColours]:
     """Head and accessories before the scene's camera as one mesh, and the accessories' colours."""
     head = person.vertices(scene.expression, model)
-    worn = get_accessories(person, model).worn(scene.accessories)
+    worn = get_accessories(person, model).merge(scene.accessories)
     vertices = scene.cam_from_head.apply(np.concatenate([head, worn.moved(head, person.neutral)]))
     faces = np.concatenate([model.faces, worn.faces + np.int32(len(head))])
-    return Mesh.of(vertices, faces, scene.camera), VertexColours(len(head), worn.look, strands())
+    return Mesh.of(vertices, faces, scene.camera), VertexColours(
+        len(head), worn.look, build_strand_pattern()
+    )
 
 
 def render_scene(
@@ -146,7 +148,7 @@ def render_scene(
         mesh.vertices[: vertex_colours.first], rendered, scene.camera, model
     )
     image = encode_jpeg(apply_sensor(rendered.image, scene.sensor), scene.sensor.quality)
-    return Shot(image, hidden_by_props(ids, len(model.faces)), landmarks)
+    return Shot(image, mark_occluders(ids, len(model.faces)), landmarks)
 
 
 def _render_profile(
@@ -205,7 +207,7 @@ def describe_view(
     recipe = {
         "version": RECIPE_VERSION,
         "texture": person.texture_recipe,
-        "outfit": get_accessories(person, model).described(scene.accessories),
+        "outfit": get_accessories(person, model).describe(scene.accessories),
         "background": None if scene.background is None else asdict(scene.background),
         "sensor": asdict(scene.sensor),
         "worn": scene.accessories,

@@ -13,12 +13,12 @@ from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import render
 from dff.infra.split import assign_split, default_group
+from dff.pipeline.accessories.neckline import find_neckline
 from dff.pipeline.accessories.sampling import (
-    Outfit,
-    Own,
+    Accessories,
+    PhotoHair,
+    sample_accessories,
     sample_hair_colour,
-    sample_outfit,
-    wardrobe_of,
 )
 from dff.pipeline.recovery import texture
 from dff.pipeline.recovery.inpainting import inpaint
@@ -60,11 +60,11 @@ def recovered_person(
     atlas = texture.atlas_of(model, texture_size)
     hair = atlas.hair_of(unwrapped.albedo)
     shown = combed(recovery, unwrapped.person, frame, model)
-    worn = sample_outfit(
+    worn = sample_accessories(
         hair,
         rng=rng,
         clothes=_clothes(crop, recovery, face, mask, model, unwrapped.light),
-        own=Own(None if shown is None else hair_of_photo(shown, hair, rng=rng)),
+        photo_hair=PhotoHair(None if shown is None else hair_of_photo(shown, hair, rng=rng)),
         skin=skin.natural(skin.skin_colour(unwrapped.albedo.reshape(-1, 3)[atlas.texel], atlas)),
     )
     covered = atlas.padded(atlas.dressed[:, None])[..., 0]
@@ -107,7 +107,7 @@ def recovered_person(
     )
 
 
-def _dressed(colours: Floats, covered: Floats, worn: Outfit) -> Floats:
+def _dressed(colours: Floats, covered: Floats, worn: Accessories) -> Floats:
     """The colours with those of the clothes where these cover the skin: the neck's ragged rim is
     below them.
     """
@@ -134,7 +134,7 @@ def _clothes(
     """(3,) albedo of what the photo shows right below the neck; None where it shows nothing
     there.
     """
-    rim = face[wardrobe_of(model).rim]
+    rim = face[find_neckline(model).rim]
     if len(rim) == 0:
         return None
     px = recovery.camera.px_from_cam(rim)
@@ -200,7 +200,7 @@ def sampled_person(
     base = np.clip(enlarged.reshape(-1, 3)[atlas.texel], 0.0, 1.0)
     flesh, feminine = skin.natural(skin.skin_colour(base, atlas)), bool(rng.random() < 0.5)
     hair = sample_hair_colour(flesh, rng=rng)
-    worn = sample_outfit(hair, rng=rng, skin=flesh, feminine=feminine)
+    worn = sample_accessories(hair, rng=rng, skin=flesh, feminine=feminine)
     look = skin.sample_look(flesh, hair, rng=rng, feminine=feminine, hairy=worn.style is not None)
     colours_on = _dressed(skin.painted(base, look, atlas) * atlas.daylight, atlas.dressed, worn)
     coefficients = Coefficients(identity, np.zeros(len(model.expression)), deformation)

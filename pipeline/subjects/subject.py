@@ -12,7 +12,7 @@ from dff.face.geometry.camera import Pinhole, WeakPerspective
 from dff.face.geometry.transform import Rigid
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.infra.split import Split
-from dff.pipeline.accessories.sampling import Outfit
+from dff.pipeline.accessories.sampling import Accessories
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class Person:
     # In the model's uv, float32 in 0 to 1: RGB albedo; share of it that clothes cover
     texture: Float[Array, "S S 4"]
     texture_recipe: dict[str, Any]  # how the texture was made, for the rows
-    accessories: Outfit
+    accessories: Accessories
     photo_scene: PhotoScene | None
     # standard deviations of the model's ``deformations``; none for most faces
     deformation: Float[Array, " deformations"] = field(default_factory=lambda: np.empty(0))

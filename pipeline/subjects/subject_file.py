@@ -42,7 +42,11 @@ IMAGE_QUALITY: Mapping[str, int] = {
 quality. At 95 a texture of 512 texels takes 60 kB and errs by 1.0 / 255 (root of the mean square),
 the photo's crop by 1.4 / 255."""
 
-STORED_TYPES: Mapping[str, str] = {}
+STORED_TYPES: Mapping[str, str] = {
+    "Accessories": "Outfit",
+    "FaceCover": "Cover",
+    "Hand": "Held",
+}
 """Classes whose name in the bytes is not that in the program (program: bytes)."""
 
 STORED_FIELDS: Mapping[tuple[str, str], str] = {

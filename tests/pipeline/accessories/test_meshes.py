@@ -1,6 +1,4 @@
-"""Things before a face: what they hide is hidden exactly, they fit every face, and a seed makes
-them.
-"""
+"""Accessories hide exactly what is behind them, fit every face, and follow from a seed."""
 
 from __future__ import annotations
 
@@ -20,14 +18,26 @@ from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import OCCLUDER, render
 from dff.infra.shards import ViewRow, parquet_to_rows, resolve_frame, rows_to_parquet
 from dff.pipeline.accessories import hands
-from dff.pipeline.accessories.build import Closet, draw_worn
-from dff.pipeline.accessories.garments import Cover
-from dff.pipeline.accessories.glasses import WRAP, glasses_of, sample_glasses
+from dff.pipeline.accessories.build import AccessoryBuilder, select_accessories
+from dff.pipeline.accessories.garments import FaceCover
+from dff.pipeline.accessories.glasses import FIT, build_glasses, sample_glasses
 from dff.pipeline.accessories.hair import Hair
-from dff.pipeline.accessories.head_map import chart_of, direction_of
-from dff.pipeline.accessories.meshes import NOTHING, Prop, hidden_by_props, strands, together
+from dff.pipeline.accessories.head_map import direction_from_angles, find_direction_map
+from dff.pipeline.accessories.meshes import (
+    EMPTY_MESH,
+    AccessoryMesh,
+    build_strand_pattern,
+    mark_occluders,
+    merge_meshes,
+)
 from dff.pipeline.accessories.primitives import ball, tubes
-from dff.pipeline.accessories.sampling import Outfit, Own, sample_hair, sample_outfit
+from dff.pipeline.accessories.sampling import (
+    PRIOR,
+    Accessories,
+    PhotoHair,
+    sample_accessories,
+    sample_hair,
+)
 from dff.pipeline.scene import views
 from dff.pipeline.scene.sampling import make_plain_scene
 from dff.pipeline.subjects.build import sample_coefficients, sampled_person
@@ -67,20 +77,25 @@ def _row(
     return views.make_row(person, 0, scene, model=model, seed=1, size=SIZE)
 
 
-def _outfits(count: int) -> list[Outfit]:
+def _sample_many(count: int) -> list[Accessories]:
     drawn = []
     for i in range(count):
-        drawn.append(sample_outfit(np.array([0.2, 0.15, 0.1]), rng=np.random.default_rng([7, i])))
+        drawn.append(
+            sample_accessories(np.array([0.2, 0.15, 0.1]), rng=np.random.default_rng([7, i]))
+        )
     return drawn
 
 
 @pytest.mark.parametrize("yaw", [0.0, 40.0, -110.0])
-def test_what_a_prop_hides_is_what_a_ray_hits_first(toy_model: MorphableModel, yaw: float) -> None:
+def test_what_an_accessory_hides_is_what_a_ray_hits_first(
+    toy_model: MorphableModel, yaw: float
+) -> None:
     head = toy_model.template.astype(np.float64)
-    prop = together(
+    bar = np.array([[[-0.2, 0.05, 0.1], [0, 0.06, 0.13], [0.2, 0.03, 0]]])
+    prop = merge_meshes(
         [
             ball(np.array([0.03, -0.02, 0.12]), np.array([0.04, 0.03, 0.02]), (0.5, 0.5, 0.5)),
-            tubes(np.array([[[-0.2, 0.05, 0.1], [0, 0.06, 0.13], [0.2, 0.03, 0]]]), np.full((1, 3), 0.012), (0, 1, 0)),
+            tubes(bar, np.full((1, 3), 0.012), (0, 1, 0)),
         ]
     )  # fmt: skip
     size = 96
@@ -88,7 +103,7 @@ def test_what_a_prop_hides_is_what_a_ray_hits_first(toy_model: MorphableModel, y
     vertices = pose.apply(np.concatenate([head, prop.vertices]))
     faces = np.concatenate([toy_model.faces, prop.faces + len(head)])
     camera = Pinhole(150.0, np.array([48.0, 50.0]))
-    bare = hidden_by_props(
+    bare = mark_occluders(
         render(vertices, faces, camera, (size, size)).triangle, len(toy_model.faces)
     )
 
@@ -122,7 +137,7 @@ def test_a_row_is_the_bare_head_where_nothing_stands_before_it(
             assert not (row.visible_3d & ~bare.visible_3d).any()
 
 
-def test_a_hidden_landmark_has_a_prop_before_it(
+def test_a_hidden_landmark_has_an_accessory_in_front_of_it(
     people: list[Person], open_head: MorphableModel
 ) -> None:
     person = people[0]
@@ -182,7 +197,7 @@ def test_masks_hide_mouth_and_nostrils_whatever_the_face_does(
         {"mouthSmileLeft": 0.9, "mouthSmileRight": 0.9},
         {"mouthFunnel": 0.6},
     )
-    mask = Cover(colour=(0.6, 0.7, 0.8), top=0.7, around=1.1, low=0.12, loops=True, seed=1)
+    mask = FaceCover(colour=(0.6, 0.7, 0.8), top=0.7, around=1.1, low=0.12, loops=True, seed=1)
     for person in people[:4]:
         wearing = replace(person, accessories=replace(person.accessories, cover=mask))
         for units in moves:
@@ -208,18 +223,20 @@ def test_glasses_clear_the_eyes_of_every_face(open_head: MorphableModel) -> None
     for i in range(12):
         identity = sample_coefficients(len(open_head.identity), rng=rng, limit=2.2)
         neutral = open_head.vertices(Coefficients(identity, np.zeros(len(open_head.expression))))
-        prop = glasses_of(sample_glasses(rng=rng, dark=i % 2 == 0), open_head, neutral)
+        prop = build_glasses(
+            sample_glasses(prior=PRIOR.glasses, rng=rng, dark=i % 2 == 0), open_head, neutral
+        )
         across = np.abs(prop.vertices[:, 0])
         eye_level = np.abs(prop.vertices[:, 1] - neutral[lids, 1].mean()) < 0.03
         width = float(np.abs(neutral[lids, 0]).max())
         front = (
             eye_level & (across < width) & (prop.vertices[:, 2] > neutral[lids, 2].min() - 0.005)
         )
-        nearest = (prop.vertices[front, 2] + WRAP * prop.vertices[front, 0] ** 2).min()
+        nearest = (prop.vertices[front, 2] + FIT.wrap * prop.vertices[front, 0] ** 2).min()
         for unit in units:
             moved = neutral + open_head.expression[unit]
             inside = moved[np.concatenate([eyes, lids])]
-            assert (inside[:, 2] + WRAP * inside[:, 0] ** 2).max() < nearest - 0.0005
+            assert (inside[:, 2] + FIT.wrap * inside[:, 0] ** 2).max() < nearest - 0.0005
         ears = neutral[np.unique(open_head.faces[open_head.triangles_of("ears")])]
         for side in (-1.0, 1.0):
             ear = ears[side * ears[:, 0] > 0]
@@ -230,7 +247,7 @@ def test_hair_leaves_the_face_free(people: list[Person], open_head: MorphableMod
     """From the front, hair hides no eye, nose or mouth; a fringe at most the brows."""
     rng = np.random.default_rng(8)
     for i, person in enumerate(people):
-        hair = sample_hair((0.2, 0.1, 0.1), rng=rng, longer=i % 2 == 0)
+        hair = sample_hair((0.2, 0.1, 0.1), rng=rng, long=i % 2 == 0)
         if hair is None:
             continue
         combed = replace(
@@ -253,11 +270,11 @@ def test_hands_touch_faces_and_do_not_reach_into_them(
     people: list[Person], open_head: MorphableModel
 ) -> None:
     for person in people[:4]:
-        skull = chart_of(open_head).on(open_head, person.neutral)
+        head_map = find_direction_map(open_head).fit(open_head, person.neutral)
         for pose in hands.EMPTY:
             held = replace(person.accessories.hands[0], pose=pose, lean=0.0)
-            prop = hands.hand_of(held, skull, open_head, person.neutral)
-            inside = skull.depth_of(prop.vertices)
+            prop = hands.build_hand(held, head_map, open_head, person.neutral)
+            inside = head_map.depth_inside(prop.vertices)
             assert np.quantile(inside, 0.9) < 0.004, pose
             assert inside.max() > -0.012, pose
             assert (
@@ -268,19 +285,21 @@ def test_hands_touch_faces_and_do_not_reach_into_them(
             )
 
 
-def test_the_skull_is_the_surface_of_the_head(open_head: MorphableModel) -> None:
-    skull = chart_of(open_head).on(open_head, open_head.template.astype(np.float64))
+def test_the_head_map_is_the_surface_of_the_head(open_head: MorphableModel) -> None:
+    head_map = find_direction_map(open_head).fit(open_head, open_head.template.astype(np.float64))
     rows = np.unique(open_head.faces[open_head.triangles_of("scalp")])
-    assert np.abs(skull.depth_of(open_head.template[rows].astype(np.float64))).max() < 0.007
+    assert np.abs(head_map.depth_inside(open_head.template[rows].astype(np.float64))).max() < 0.007
     azimuth = np.linspace(-3.0, 3.0, 13)
     polar = np.full(13, 1.2)
-    again = skull.towards(direction_of(azimuth, polar))
-    assert np.allclose(again, skull.at(azimuth, polar), atol=1e-12)
-    assert np.allclose(skull.at(azimuth, polar)[:, 0], -skull.at(-azimuth, polar)[:, 0], atol=2e-3)
+    again = head_map.towards(direction_from_angles(azimuth, polar))
+    assert np.allclose(again, head_map.at(azimuth, polar), atol=1e-12)
+    assert np.allclose(
+        head_map.at(azimuth, polar)[:, 0], -head_map.at(-azimuth, polar)[:, 0], atol=2e-3
+    )
     assert (
-        skull.hairline(np.array(0.0))
-        < skull.hairline(np.array(1.5))
-        < skull.hairline(np.array(3.1))
+        head_map.hairline(np.array(0.0))
+        < head_map.hairline(np.array(1.5))
+        < head_map.hairline(np.array(3.1))
     )
 
 
@@ -288,30 +307,30 @@ def test_meshes_are_small_whole_and_of_the_seed(open_head: MorphableModel) -> No
     neutral = open_head.template.astype(np.float64)
     most = {"hair": 2500, "pressed hair": 2500, "glasses": 800, "hand": 1200, "object": 1200}
     most |= {"hat": 1000, "body": 700, "cover": 500}
-    for outfit in _outfits(25):
-        one, other = (Closet(outfit, open_head, neutral) for _ in range(2))
+    for drawn in _sample_many(25):
+        one, other = (AccessoryBuilder(drawn, open_head, neutral) for _ in range(2))
         names = ["body", "hand 0", "hand 1", "object 0", "cover"]
-        names += ["hair", "pressed hair"] * (outfit.style is not None)
-        names += ["glasses"] * (outfit.glasses is not None) + ["hat"] * (outfit.hat is not None)
+        names += ["hair", "pressed hair"] * (drawn.style is not None)
+        names += ["glasses"] * (drawn.glasses is not None) + ["hat"] * (drawn.hat is not None)
         for name in names:
-            prop = one.part(name)
+            prop = one.build(name)
             assert 50 < len(prop.faces) <= most[name.rstrip(" 01")], name
             assert np.isfinite(prop.vertices).all()
             assert 0.0 <= prop.colour.min() <= prop.colour.max() <= 1.0
-            assert (prop.vertices == other.part(name).vertices).all()
-        whole = one.worn(tuple(names))
-        assert len(whole.faces) == sum(len(one.part(n).faces) for n in names)
-        assert set(one.described(names)) == set(names)
+            assert (prop.vertices == other.build(name).vertices).all()
+        whole = one.merge(tuple(names))
+        assert len(whole.faces) == sum(len(one.build(n).faces) for n in names)
+        assert set(one.describe(names)) == set(names)
 
 
-def test_shares_of_what_is_worn() -> None:
+def test_shares_of_accessories() -> None:
     rng = np.random.default_rng(5)
     seen: Counter[str] = Counter()
-    outfits = _outfits(1500)
-    for outfit in outfits:
+    samples = _sample_many(1500)
+    for drawn in samples:
         for _ in range(4):
-            seen.update(name.partition(" ")[0] for name in draw_worn(outfit, rng=rng))
-    views_made = 4 * len(outfits)
+            seen.update(name.partition(" ")[0] for name in select_accessories(drawn, rng=rng))
+    views_made = 4 * len(samples)
     expected = {
         "body": 1.0,
         "glasses": 0.29,
@@ -322,46 +341,46 @@ def test_shares_of_what_is_worn() -> None:
     }
     for name, share in expected.items():
         assert abs(seen[name] / views_made - share) < 0.25 * share + 0.004, name
-    assert 0.80 < np.mean([outfit.style is not None for outfit in outfits]) < 0.90
+    assert 0.80 < np.mean([drawn.style is not None for drawn in samples]) < 0.90
     dark = np.mean(
-        [outfit.glasses is not None and outfit.glasses.lens is not None for outfit in outfits]
+        [drawn.glasses is not None and drawn.glasses.lens is not None for drawn in samples]
     )
     assert 0.03 < dark < 0.07
-    assert {o.hat.kind for o in outfits if o.hat} == {"beanie", "cap", "brim", "headscarf", "hood"}
+    assert {o.hat.kind for o in samples if o.hat} == {"beanie", "cap", "brim", "headscarf", "hood"}
 
 
 def test_a_photo_keeps_its_own_hair() -> None:
     rng = np.random.default_rng(6)
     for _ in range(100):
-        style = sample_hair((0.3, 0.2, 0.1), rng=rng, longer=True)
-        outfit = sample_outfit(np.array([0.3, 0.2, 0.1]), rng=rng, own=Own(style))
-        assert outfit.style == style
-        assert outfit.glasses is None or outfit.glasses.lens is not None
+        style = sample_hair((0.3, 0.2, 0.1), rng=rng, long=True)
+        drawn = sample_accessories(np.array([0.3, 0.2, 0.1]), rng=rng, photo_hair=PhotoHair(style))
+        assert drawn.style == style
+        assert drawn.glasses is None or drawn.glasses.lens is not None
 
 
-def test_an_outfit_is_its_seed() -> None:
-    assert [asdict(o) for o in _outfits(3)] == [asdict(o) for o in _outfits(3)]
+def test_accessories_are_their_seed() -> None:
+    assert [asdict(o) for o in _sample_many(3)] == [asdict(o) for o in _sample_many(3)]
 
 
 def test_props_follow_the_face(people: list[Person], open_head: MorphableModel) -> None:
-    closet = views.get_accessories(people[2], open_head)
+    builder = views.get_accessories(people[2], open_head)
     neutral = people[2].neutral
     unit = open_head.expression_names.index("jawOpen")
     open_mouth = neutral + open_head.expression[unit]
-    for name, part in (("cover", closet.part("cover")), ("body", closet.part("body"))):
+    for name, part in (("cover", builder.build("cover")), ("body", builder.build("body"))):
         assert (part.moved(neutral, neutral) == part.vertices).all()
         dropped = (part.moved(open_mouth, neutral) - part.vertices)[:, 1].min()
         assert dropped < -0.005 if name == "cover" else dropped == 0.0
 
 
 def test_the_pattern_of_hair_runs_along_the_strands() -> None:
-    pattern = strands()
+    pattern = build_strand_pattern()
     assert abs(pattern.mean()) < 1e-3
     assert np.abs(np.diff(pattern, axis=0)).mean() < 0.3 * np.abs(np.diff(pattern, axis=1)).mean()
     assert np.abs(pattern[0] - pattern[-1]).mean() < 0.3 * np.abs(np.diff(pattern, axis=1)).mean()
 
 
-def test_props_that_make_no_sense_are_refused() -> None:
+def test_invalid_accessories_are_refused() -> None:
     good = ball(np.zeros(3), np.ones(3), (0.5, 0.5, 0.5))
     with pytest.raises(ValueError, match="names no vertex"):
         replace(good, faces=good.faces + len(good.vertices))
@@ -370,30 +389,33 @@ def test_props_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="tied"):
         Hair((0.1,) * 3, (0.1,) * 3, 0.01, 0, 0, 0, 0, 0, 0, 0, 0, "knot", 1)
     with pytest.raises(ValueError, match="pose"):
-        hands.Held("wave", 1.0, (0.5,) * 3, (0.5,) * 3, (0.5,) * 3, 0.0, 1.0, 1)
-    assert len(together([]).faces) == 0
+        hands.Hand("wave", 1.0, (0.5,) * 3, (0.5,) * 3, (0.5,) * 3, 0.0, 1.0, 1)
+    assert len(merge_meshes([]).faces) == 0
 
 
-def test_a_model_without_hair_or_neck_wears_what_it_can(toy_model: MorphableModel) -> None:
+def test_a_model_without_hair_or_neck_has_the_accessories_it_can(toy_model: MorphableModel) -> None:
     """The egg has neither ears nor eyes: nothing fails, and everything is a mesh of finite
     numbers.
     """
-    outfit = next(o for o in _outfits(200) if o.style and o.glasses and o.hat)
+    drawn = next(o for o in _sample_many(200) if o.style and o.glasses and o.hat)
     names = ("body", "hair", "pressed hair", "glasses", "hat", "hand 0", "object 0", "cover")
-    closet = Closet(outfit, toy_model, toy_model.template.astype(np.float64))
-    whole = closet.worn(names)
+    builder = AccessoryBuilder(drawn, toy_model, toy_model.template.astype(np.float64))
+    whole = builder.merge(names)
     assert np.isfinite(whole.vertices).all()
     with pytest.raises(KeyError, match="hand 9"):
-        closet.part("hand 9")
+        builder.build("hand 9")
     bald = replace(
         toy_model,
         region_names=tuple(n if n != "scalp" else "crown" for n in toy_model.region_names),
     )
-    assert Closet(outfit, bald, toy_model.template.astype(np.float64)).part("hair") is NOTHING
+    assert (
+        AccessoryBuilder(drawn, bald, toy_model.template.astype(np.float64)).build("hair")
+        is EMPTY_MESH
+    )
 
 
 def test_balls_and_tubes_turn_their_outside_out() -> None:
-    def volume(prop: Prop) -> float:
+    def volume(prop: AccessoryMesh) -> float:
         a, b, c = (prop.vertices[prop.faces[:, i]] for i in range(3))
         return float(np.einsum("nk,nk->n", a, np.cross(b, c)).sum() / 6.0)
 

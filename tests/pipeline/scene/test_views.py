@@ -15,7 +15,7 @@ from dff.face.model.landmarks import NAMES
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import HIDDEN_DEPTH, OCCLUDER, render
 from dff.infra.shards import ViewRow, parquet_to_rows, resolve_frame, rows_to_parquet
-from dff.pipeline.accessories.sampling import wardrobe_of
+from dff.pipeline.accessories.neckline import find_neckline
 from dff.pipeline.inspection.gallery import common_points, contact_sheet, correspondence_picture
 from dff.pipeline.inspection.verify import correspondence_errors, differences
 from dff.pipeline.job.work import derive_seed
@@ -218,9 +218,9 @@ def test_colours_of_clothes_touch_no_ground_truth(
     )
     assert (one.triangle_ids == other.triangle_ids).all()
     assert one.image != other.image
-    wardrobe = wardrobe_of(open_head)
-    dressed = wardrobe.dressed(open_head.template)
-    assert dressed[wardrobe.rim].min() == 1.0
+    neckline = find_neckline(open_head)
+    dressed = neckline.coverage(open_head.template)
+    assert dressed[neckline.rim].min() == 1.0
     assert dressed[open_head.landmarks.vertex].max() == 0.0
 
 

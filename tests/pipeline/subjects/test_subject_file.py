@@ -18,7 +18,7 @@ from dff.face.errors import BadDataset
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.model.morphable import Coefficients, MorphableModel
-from dff.pipeline.accessories.sampling import sample_outfit
+from dff.pipeline.accessories.sampling import sample_accessories
 from dff.pipeline.subjects import subject_file as person_file
 from dff.pipeline.subjects.subject import Person, PhotoScene
 from dff.pipeline.subjects.subject_file import decode, encode, stored
@@ -59,7 +59,7 @@ def person(toy_model: MorphableModel) -> Person:
         neutral=toy_model.vertices(Coefficients(identity, np.zeros(3))),
         texture=smooth(64, 4, rng),
         texture_recipe={"from": "photo", "seen": 0.1, "albedo": [0.1, 0.2], "note": {"is": None}},
-        accessories=sample_outfit(np.array([0.2, 0.1, 0.1]), rng=rng),
+        accessories=sample_accessories(np.array([0.2, 0.1, 0.1]), rng=rng),
         photo_scene=own,
     )
 
