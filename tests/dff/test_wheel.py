@@ -1,0 +1,149 @@
+"""The wheel in an environment that holds nothing but what it demands: no extra, no source tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+import cv2
+import pytest
+import skimage.data
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("face", "infra", "pipeline", "trainer", "aligner", "dff")
+
+
+def metadata_of(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [one for one in archive.namelist() if one.endswith(".dist-info/METADATA")]
+        return Parser().parsestr(archive.read(name).decode())
+
+
+def needed(requirements: list[str]) -> dict[str, Distribution]:
+    """The installed distributions that requirements lead to, directly or not, by name."""
+    found: dict[str, Distribution] = {}
+    queue = [(line, "") for line in requirements]
+    seen = set(queue)
+    while queue:
+        line, extra = queue.pop()
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            found[requirement.name] = dist = distribution(requirement.name)
+            lines = {
+                (one, asked) for one in dist.requires or [] for asked in {"", *requirement.extras}
+            }
+            queue += lines - seen
+            seen |= lines
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this tree, built from a copy: setuptools packs what earlier builds have left."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, source / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "-w", str(folder), str(source)], check=True, cwd=folder)
+    (path,) = folder.glob("deep_face_feature-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel and the distributions that it demands.
+
+    These are links to the ones of this environment: nothing is downloaded.
+    """
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder / "venv", symlinks=True)
+    python = folder / "venv/bin/python"
+    site = next((folder / "venv/lib").glob("python*/site-packages"))
+    for dist in needed(metadata_of(wheel).get_all("Requires-Dist") or []).values():
+        for top in {file.parts[0] for file in dist.files or [] if file.parts[0] != ".."}:
+            here = Path(str(dist.locate_file(top)))
+            if here.exists() and not (site / top).exists():
+                (site / top).symlink_to(here)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-index"]
+    subprocess.run([*pip, "--no-deps", str(wheel)], check=True, cwd=folder)
+    (folder / "photos").mkdir()
+    (folder / "data").mkdir()
+    photo = cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2BGR)
+    cv2.imwrite(str(folder / "photos/a.png"), photo)
+    return folder
+
+
+def run(installed: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PYTHON", "AWS_", "MLFLOW_"))
+    }
+    return subprocess.run(
+        [str(installed / "venv/bin" / command[0]), *command[1:]],
+        cwd=installed,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_wheel_carries_every_file_that_the_program_reads(wheel: Path) -> None:
+    carried = set(zipfile.ZipFile(wheel).namelist())
+    listed = subprocess.run(["git", "ls-files", *ROOMS], cwd=ROOT, capture_output=True, check=True)
+    names = listed.stdout.decode().splitlines()
+    files = [Path(name) for name in names if (ROOT / name).exists()]
+    assert len(files) > 100
+    for path in files:
+        if path.parts[:2] in (("infra", "docker"), ("infra", "k8s")):
+            continue
+        name = path if path.parts[0] == "dff" else Path("dff") / path
+        assert name.as_posix() in carried
+    assert "dff/py.typed" in carried
+    tops = {name.split("/")[0] for name in carried}
+    assert tops == {"dff", next(top for top in tops if top.endswith(".dist-info"))}
+
+
+def test_the_licence_is_true_of_all_that_the_wheel_carries(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        cards = [one for one in archive.namelist() if one.startswith("dff/infra/data/")]
+        assert not [one for one in archive.namelist() if "research" in Path(one).name]
+        for card in cards:
+            if card.endswith(".md"):
+                assert "| licence | CC0-1.0 |" in archive.read(card).decode()
+    metadata = metadata_of(wheel)
+    assert metadata["License-Expression"] == "Apache-2.0 AND CC0-1.0"
+    assert metadata["Requires-Python"] == "<3.14,>=3.11"
+    assert {"all", "gl", "models", "onnx", "s3", "serve", "synthesis", "train"} <= set(
+        metadata.get_all("Provides-Extra") or []
+    )
+
+
+@pytest.mark.slow
+def test_without_an_extra_a_photo_is_aligned(installed: Path) -> None:
+    outputs = ["--json", "a.jsonl", "--draw", "drawn.png", "--mesh", "face.glb"]
+    done = run(installed, "dff", "align", "photos/a.png", *outputs)
+    assert done.returncode == 0, done.stderr
+    (answer,) = (installed / "a.jsonl").read_text().splitlines()
+    assert len(json.loads(answer)["faces"][0]["landmarks_2d"]) == 68
+    assert (installed / "drawn.png").stat().st_size
+    assert (installed / "face.glb").stat().st_size
+    code = "import dff; print(dff.__file__, dff.load_aligner().model.name)"
+    done = run(installed, "python", "-c", code)
+    assert done.returncode == 0, done.stderr
+    place, name = done.stdout.split()
+    assert place.startswith(str(installed))
+    assert name == "open-head"
