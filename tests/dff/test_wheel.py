@@ -17,10 +17,45 @@ from pathlib import Path
 import cv2
 import pytest
 import skimage.data
+import typer.main
 from packaging.requirements import Requirement
+
+from dff.commands.app import app
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("face", "infra", "pipeline", "trainer", "aligner", "dff")
+WITHOUT_EXTRA = {"align", "label", "models"}
+NEED_EXTRA = {
+    ("demo", "--out", "out"): "all",
+    ("synthesize", "photos", "data"): "synthesis",
+    ("inspect", "data"): "synthesis",
+    ("submit", "synthesize", "photos", "data", "--address", "http://head:8265"): "synthesis",
+    ("train", "data", "--out", "w.safetensors"): "train",
+    ("train-cascade", "data", "--out", "c.safetensors"): "train",
+    ("calibrate", "dff-open", "data"): "train",
+    ("fit-landmark-offsets", "dff-open", "photos"): "train",
+    ("evaluate", "300w", "photos"): "train",
+    ("evaluate", "matching", "data"): "train",
+    ("serve",): "serve",
+    ("export", "net.onnx"): "onnx",
+    ("label", "s3://bucket/photos"): "s3",
+    ("align", "photos/a.png", "--weights", "models:/dff@best"): "train",
+}
+"""Commands, with the extra that each needs and names."""
+
+RUN_COMMANDS = """
+import contextlib, io, json, sys
+from dff.commands.app import main
+for line in json.loads(sys.argv[1]):
+    sys.argv = ["dff", *line]
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        try:
+            status = main() or 0
+        except SystemExit as stop:
+            status = stop.code
+    print(json.dumps([line, status, errors.getvalue()]))
+"""
 
 
 def metadata_of(wheel: Path) -> Message:
@@ -147,3 +182,21 @@ def test_without_an_extra_a_photo_is_aligned(installed: Path) -> None:
     place, name = done.stdout.split()
     assert place.startswith(str(installed))
     assert name == "open-head"
+
+
+@pytest.mark.slow
+def test_every_command_names_the_extra_that_it_lacks(installed: Path) -> None:
+    group = typer.main.get_command(app)
+    needing = {line[0] for line in NEED_EXTRA}
+    assert needing | WITHOUT_EXTRA == set(group.commands)  # type: ignore[attr-defined]
+    done = run(installed, "python", "-c", RUN_COMMANDS, json.dumps(list(NEED_EXTRA)))
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [tuple(line) for line, _, _ in answers] == list(NEED_EXTRA)
+    for (line, status, errors), extra in zip(answers, NEED_EXTRA.values(), strict=True):
+        assert status == 1, (line, status, errors)
+        assert len(errors.splitlines()) == 1, (line, errors)
+        assert f"pip install 'deep-face-feature[{extra}]'" in errors, (line, errors)
+    alone = run(installed, "dff", "serve")
+    assert (alone.returncode, len(alone.stderr.splitlines())) == (1, 1)
+    assert "deep-face-feature[serve]" in alone.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 from dff.aligner.service.limits import LIMITS
 from dff.aligner.service.ray_serve import REQUEST_TIMEOUT
 from dff.commands.app import app
-from dff.face.render.gl import PACKAGES
+from dff.face.render.gl import PACKAGES, PYRENDER
 
 ROOT = Path(__file__).parents[2]
 MACHINES = ROOT / "ray_cluster.yaml"
@@ -247,8 +248,13 @@ def test_image_and_makefile_install_the_same() -> None:
     pyrender = r"pip install (?:--quiet )?--no-deps pyrender==([\d.]+)"
     assert re.findall(pyrender, dockerfile) == re.findall(pyrender, makefile)
     assert re.findall(r"torch==([\d.]+)", makefile) == [pins["torch"]]
+    assert re.findall(r"pyrender==([\d.]+)", PYRENDER) == re.findall(pyrender, makefile)
     (version,) = set(re.findall(r"^FROM python:([\d.]+)-", dockerfile, re.MULTILINE))
-    assert f"PYTHON ?= python{version}\n" in makefile
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    served = [name.rpartition(" ")[2] for name in project["classifiers"] if ":: 3." in name]
+    (tried,) = re.findall(r"foreach v,([\d. ]+),", makefile)
+    assert version in served
+    assert tried.split() == served[::-1]  # make takes the newest
     for command in re.findall(r"^RUN (dff \w+)", dockerfile, re.MULTILINE):
         check_command(command)
     # what is copied is there, and what .dockerignore leaves out is not asked for
