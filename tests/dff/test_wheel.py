@@ -33,7 +33,7 @@ NEED_EXTRA = {
     ("train", "data", "--out", "w.safetensors"): "train",
     ("train-cascade", "data", "--out", "c.safetensors"): "train",
     ("calibrate", "dff-open", "data"): "train",
-    ("fit-landmark-offsets", "dff-open", "photos"): "train",
+    ("fit-landmark-offsets", "dff-open", "photos", "--source", "me"): "train",
     ("evaluate", "300w", "photos"): "train",
     ("evaluate", "matching", "data"): "train",
     ("serve",): "serve",
