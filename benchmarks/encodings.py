@@ -281,7 +281,7 @@ def depth(
 def encodings() -> list[Encoding]:
     """Everything that was tried."""
     return [
-        Encoding("triangle ids, 16 bit, not compressed", lambda v: ids(v).tobytes(), exact),
+        Encoding("triangle ids, 16 bit, uncompressed", lambda v: ids(v).tobytes(), exact),
         *(
             Encoding(
                 f"triangle ids, 16 bit, zstd {level}",
@@ -292,10 +292,10 @@ def encodings() -> list[Encoding]:
         ),
         Encoding("triangle ids, 32 bit, zstd 3", lambda v: zstd(3)(v.row.triangle_ids), exact),
         Encoding(
-            "triangle ids, 16 bit, bytes apart, zstd 3", lambda v: zstd(3)(by_bytes(ids(v))), exact
+            "triangle ids, 16 bit, byte planes, zstd 3", lambda v: zstd(3)(by_bytes(ids(v))), exact
         ),
         Encoding(
-            "triangle ids, difference to the left, zstd 3",
+            "triangle ids, difference to the left neighbour, zstd 3",
             lambda v: zstd(3)(np.diff(ids(v).astype(np.int32), axis=1, prepend=0).astype("<u2")),
             exact,
         ),
@@ -303,7 +303,7 @@ def encodings() -> list[Encoding]:
             "triangle ids, 16 bit, PNG", lambda v: cv2.imencode(".png", ids(v))[1].tobytes(), exact
         ),
         Encoding(
-            "triangle ids, copied from a neighbour or told by their difference, zstd 3",
+            "triangle ids, neighbour or difference to it, zstd 3",
             predicted,
             exact,
         ),
@@ -371,11 +371,11 @@ def table_of_columns(dataset: Dataset, shards: Sequence[int]) -> list[list[str]]
         "triangle ids": triangles,
         "image (JPEG)": image,
         f"person ({person / people:,.0f} bytes, {len(rows) / people:.0f} views each)": person,
-        "everything else (camera, coefficients, light, landmarks, recipe, file structure)": whole
+        "other columns (camera, coefficients, light, landmarks, recipe, file structure)": whole
         - triangles
         - image
         - person,
-        "**together**": whole,
+        "**total**": whole,
     }
     return [
         ["part", "bytes per view"],

@@ -1,28 +1,44 @@
-"""The guide's Python runs as it stands, and the commands and options that it names exist."""
+"""The Python code of README and guide runs, and the commands that they show exist."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import pytest
 import typer
 from PIL import Image
 
-from dff.commands.app import app
-from dff.demo.photograph import write_photograph
+from dff.cli import app
+from dff.demo import write_photograph
+from dff.infra import weights
+from dff.infra.onnx_file import export
 
 ROOT = Path(__file__).parents[2]
-PAGES = [
-    ROOT / "README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
-    *sorted((ROOT / "infra" / "data").glob("*.md")),
+# In this order: `synthesize.md` makes the dataset that `inspect.md` reads.
+GUIDE = [
+    ROOT / "docs" / "guide" / f"{name}.md"
+    for name in (
+        "index",
+        "install",
+        "align",
+        "serve",
+        "label",
+        "synthesize",
+        "inspect",
+        "train",
+        "evaluate",
+        "clusters",
+        "face-models",
+        "export",
+        "troubleshooting",
+    )
 ]
-ELSEWHERE = (
-    "VideoCapture",
-    "onnxruntime",
-)  # wants a camera; the export is tested in tests/infra/test_onnx_file.py
+CARDS = sorted(ROOT.glob("infra/data/*.md")) + sorted(ROOT.glob("weights/**/*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *CARDS]
 
 
 def blocks(page: Path) -> list[str]:
@@ -30,32 +46,55 @@ def blocks(page: Path) -> list[str]:
 
 
 def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each indented ``dff COMMAND`` of a page with its options."""
-    for line in re.findall(r"^    (?:.*; )?dff ([a-z].*)$", page.read_text("utf-8"), re.M):
-        name, *words = line.partition("   #")[0].split()
+    """Each ``dff COMMAND`` of a code block or between backticks, with its options."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^(?:    )?dff ([a-z].*)$", text, re.M)
+    lines += re.findall(r"`dff\s+([a-z][^`]*)`", text)
+    for line in lines:
+        name, *words = shlex.split(line, comments=True)
         yield name, [word.partition("=")[0] for word in words if word.startswith("-")]
 
 
-def test_the_guides_python_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Image.fromarray(write_photograph(tmp_path / "photos")).save(tmp_path / "photo.jpg")
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the files that the guide reads."""
+    photo = write_photograph(tmp_path / "photos")
     (tmp_path / "photos" / "astronaut.pts").unlink()
+    Image.fromarray(photo).save(tmp_path / "photo.jpg")
+    size = (photo.shape[1], photo.shape[0])
+    film = cv2.VideoWriter(
+        str(tmp_path / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 25.0, size
+    )
+    for _ in range(2):
+        film.write(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
+    film.release()
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for block in blocks(ROOT / "docs" / "guide" / "index.md"):
-        if not any(word in block for word in ELSEWHERE):
-            exec(compile(block, "guide.md", "exec"), names)
-    assert len(names["faces"]) == 1  # type: ignore[arg-type]
-    assert len(names["dense"]) == 5934  # type: ignore[arg-type]
+    return tmp_path
+
+
+def test_the_guide_has_all_its_pages_in_order() -> None:
+    assert set(GUIDE) == set((ROOT / "docs" / "guide").glob("*.md"))
+
+
+def test_the_python_of_readme_and_guide_runs(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(weights.load("dff-open"), folder / "dff-open.onnx")
+    names: dict[str, dict[str, object]] = {}
+    for page in (ROOT / "README.md", *GUIDE):
+        own = names[page.stem] = {}
+        for block in blocks(page):
+            exec(compile(block, str(page), "exec"), own)
+    assert len(names["align"]["faces"]) == 1  # type: ignore[arg-type]
+    assert len(names["align"]["dense"]) == 5934  # type: ignore[arg-type]
     # The pixel in the middle of a face and the middle of its mirror image show points equally far
     # from the midline.
-    assert abs(names["there"][0] - 40) <= 4  # type: ignore[index]
-    assert (tmp_path / "face.glb").read_bytes()[:4] == b"glTF"
+    assert abs(names["align"]["row"] - 40) <= 4  # type: ignore[operator]
+    assert (folder / "face.glb").read_bytes()[:4] == b"glTF"
     assert "labelled" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_and_options_of_the_pages_exist(page: Path) -> None:
     known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for name, options in commands(page):
@@ -65,16 +104,30 @@ def test_commands_and_options_of_the_pages_exist(page: Path) -> None:
             flags |= {
                 flag for c in ("synthesize", "train") for p in known[c].params for flag in p.opts
             }
-        assert set(options) <= flags
+        assert set(options) <= flags, name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    text = page.read_text("utf-8")
-    for target in re.findall(r"\]\((?!http)([^)#]*)(?:#[^)]*)?\)", text):
-        assert (page.parent / target).exists(), target
-    headings = {
-        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-")
-        for h in re.findall(r"^#+ (.*)$", text, re.M)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target, heading in re.findall(
+        r"\]\((?!http)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text("utf-8")
+    ):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        if heading:
+            assert heading in headings(linked), f"{target}#{heading}"
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MkDocs name them."""
+    return {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.M)
     }
-    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= headings
+
+
+def test_the_readme_is_short_and_its_lines_and_those_of_the_guide_are_narrow() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
+    for page in (ROOT / "README.md", *GUIDE):
+        for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
+            assert len(line) <= 100, f"{page.name}:{number}"
