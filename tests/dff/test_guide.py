@@ -12,8 +12,8 @@ import pytest
 import typer
 from PIL import Image
 
-from dff.cli import app
-from dff.demo import write_photograph
+from dff.commands.app import app
+from dff.demo.photograph import write_photograph
 from dff.infra import weights
 from dff.infra.onnx_file import export
 
