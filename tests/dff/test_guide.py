@@ -62,9 +62,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "photos" / "astronaut.pts").unlink()
     Image.fromarray(photo).save(tmp_path / "photo.jpg")
     size = (photo.shape[1], photo.shape[0])
-    film = cv2.VideoWriter(
-        str(tmp_path / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 25.0, size
-    )
+    film = cv2.VideoWriter(str(tmp_path / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 25.0, size)
     for _ in range(2):
         film.write(cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
     film.release()
