@@ -28,19 +28,19 @@ from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
 from dff.infra.dataset import Dataset, open_dataset
 from dff.infra.shards import ViewRow
-from dff.trainer.config import LossWeights, TrainConfig, recorded
-from dff.trainer.data.crops import chart_of
-from dff.trainer.data.view_cache import Store
-from dff.trainer.evaluation.matching import (
-    YAW_BINS,
-    Matching,
-    ViewPair,
-    by_anchors,
-    by_network,
-    measure,
-    view_pairs,
+from dff.trainer.config import LossWeights, TrainConfig, to_card
+from dff.trainer.data.crops import build_training_surface
+from dff.trainer.data.view_cache import ViewStore
+from dff.trainer.evaluation.baselines import make_anchor_descriptor, make_network_descriptor
+from dff.trainer.evaluation.matching import YAW_BINS, Matching, compare_descriptors
+from dff.trainer.evaluation.pairs import ViewPair, sample_view_pairs
+from dff.trainer.train import (
+    TrainingCallbacks,
+    initialise_state,
+    open_view_store,
+    run,
+    save_weights,
 )
-from dff.trainer.train import Watch, new_state, run, save_weights, store_of
 
 ROUNDS = 7
 LESSONS = LossWeights(anchors=0.0)  # without classification against learned vectors
@@ -125,7 +125,7 @@ def train_once(
     out: Path,
     config: TrainConfig,
     *,
-    store: Store,
+    store: ViewStore,
     model: MorphableModel,
     fingerprint: str,
     console: Console,
@@ -137,17 +137,19 @@ def train_once(
     """
     if out.exists():
         card = weights.load(out).card
-        if (card["config"], card["dataset"]) != (recorded(config), fingerprint):
+        if (card["config"], card["dataset"]) != (to_card(config), fingerprint):
             raise ValueError(
                 f"{out} comes from other steps, another start or other views: name another --work folder"
             )
         return
     start = time.process_time()
-    state = new_state(model, config, torch.device("cpu"))
-    watch = Watch(
-        step=lambda step, figures: console.print(f"{out.stem} {step}: loss {figures['loss']:.3f}")
+    state = initialise_state(model, config, torch.device("cpu"))
+    callbacks = TrainingCallbacks(
+        on_step=lambda step, figures: console.print(
+            f"{out.stem} {step}: loss {figures['loss']:.3f}"
+        )
     )
-    dev = run(state, store, chart_of(model), config, watch=watch)
+    dev = run(state, store, build_training_surface(model), config, callbacks=callbacks)
     save_weights(out, state, model, store, config, dataset=fingerprint, dev=dev)
     console.print(f"{out.stem}: {time.process_time() - start:.0f} s CPU")
 
@@ -200,8 +202,13 @@ def judged(
             name,
             parameter_count(net),
             speed[name],
-            measure(
-                pairs, {name: by_anchors(net, loaded[name].anchors) if anchors else by_network(net)}
+            compare_descriptors(
+                pairs,
+                {
+                    name: make_anchor_descriptor(net, loaded[name].anchors)
+                    if anchors
+                    else make_network_descriptor(net)
+                },
             ),
         )
         for name, net in nets.items()
@@ -250,7 +257,7 @@ def main(
     console = Console(width=160)
     torch.set_num_threads(1)
     model, opened = load_model(), open_dataset(dataset)
-    store = store_of(opened, model, unpacked or work)
+    store = open_view_store(opened, model, unpacked or work)
     fingerprint = opened.manifest.fingerprint
     variants = further(start) if start else VARIANTS
     for name, config in variants.items():
@@ -264,7 +271,7 @@ def main(
             console=console,
         )
     size = next(iter(variants.values())).size
-    shown = view_pairs(
+    shown = sample_view_pairs(
         held_out(opened, identities=24), model, count=pairs, size=size, rng=np.random.default_rng(0)
     )
     loaded = {"start": weights.load(start)} if start else {}

@@ -32,9 +32,9 @@ from dff.face.io.assets import load_model
 from dff.infra.dataset import open_dataset
 from dff.trainer.config import LossWeights, TrainConfig
 from dff.trainer.data.batches import Batch
-from dff.trainer.data.crops import chart_of, make_sample
-from dff.trainer.loss import Learner, divergence, mean_known, soft_targets, total
-from dff.trainer.train import Figures, Watch, store_of, train
+from dff.trainer.data.crops import build_training_surface, make_sample
+from dff.trainer.loss import Learner, average_known, divergence, soft_targets, sum_terms
+from dff.trainer.train import Figures, TrainingCallbacks, open_view_store, train
 
 BATCH, ROUNDS = 16, 6
 
@@ -57,16 +57,16 @@ def variants() -> dict[str, Callable[[], object]]:
     config = TrainConfig()
     model = load_model()
     generator = torch.Generator().manual_seed(0)
-    places = torch.from_numpy(surface_coordinates(model))
-    anchors = places[choose_anchors(model, config.anchors).astype(np.int64)]
-    seen = torch.randint(0, len(places), (BATCH, config.pixels), generator=generator)
+    coordinates = torch.from_numpy(surface_coordinates(model))
+    anchors = coordinates[choose_anchors(model, config.anchors).astype(np.int64)]
+    seen = torch.randint(0, len(coordinates), (BATCH, config.pixels), generator=generator)
     half = config.size // 2
     batch = Batch(
         image=torch.randint(
             0, 256, (BATCH, config.size, config.size, 3), dtype=torch.uint8, generator=generator
         ),
         pixel=torch.randint(0, half * half, (BATCH, config.pixels), generator=generator),
-        place=places[seen],
+        coordinate=coordinates[seen],
         known=torch.ones(BATCH, config.pixels),
         face=torch.ones(BATCH, half, half),
     )
@@ -105,7 +105,7 @@ def variants() -> dict[str, Callable[[], object]]:
         )
 
         def do() -> None:
-            total(one(images), one.weights).backward()  # type: ignore[no-untyped-call]
+            sum_terms(one(images), one.weights).backward()  # type: ignore[no-untyped-call]
 
         return do
 
@@ -115,10 +115,10 @@ def variants() -> dict[str, Callable[[], object]]:
     )
 
     def slow_loss() -> None:
-        target = soft_targets(batch.place, anchors, config.sigma)
+        target = soft_targets(batch.coordinate, anchors, config.sigma)
         leaf = rows.clone().requires_grad_()
         cosine = leaf @ plain.class_vectors().T
-        mean_known(divergence(target, cosine, config.scale), batch.known).backward()  # type: ignore[no-untyped-call]
+        average_known(divergence(target, cosine, config.scale), batch.known).backward()  # type: ignore[no-untyped-call]
 
     single = image_batch(batch.image[:1])
 
@@ -149,24 +149,31 @@ def loader(dataset: str, console: Console) -> None:
         work = Path(folder)
         opened = open_dataset(dataset)
         start = time.process_time()
-        store = store_of(opened, model, work)
+        store = open_view_store(opened, model, work)
         console.print(
             f"unpacking: {(time.process_time() - start) / len(store) * 1e3:.1f} ms CPU for a view, once"
         )
-        chart, rng = chart_of(model), np.random.default_rng(0)
+        surface, rng = build_training_surface(model), np.random.default_rng(0)
         best = np.inf
         for _ in range(ROUNDS):
             start = time.process_time()
             for number in range(64):
-                make_sample(store.view(number % len(store)), chart, size=128, pixels=384, rng=rng)
+                make_sample(store.view(number % len(store)), surface, size=128, pixels=384, rng=rng)
             best = min(best, (time.process_time() - start) / 64 * 1e3)
         console.print(f"making a sample: {best:.2f} ms CPU")
         seen: list[Figures] = []
         config = replace(
             TrainConfig(), steps=40, log_every=20, eval_every=1000, checkpoint_every=1000
         )
-        watch = Watch(step=lambda step, figures: seen.append(figures))
-        train(opened, work / "w.safetensors", config=config, model=model, watch=watch, work=work)
+        callbacks = TrainingCallbacks(on_step=lambda step, figures: seen.append(figures))
+        train(
+            opened,
+            work / "w.safetensors",
+            config=config,
+            model=model,
+            callbacks=callbacks,
+            work=work,
+        )
         console.print(
             f"training with one loader process, {torch.get_num_threads()} threads: "
             f"{seen[-1]['images_per_second']:.0f} images/s, {seen[-1]['wait_fraction']:.1%} of the time waiting"

@@ -10,7 +10,7 @@ from typing import Any
 
 from dff.face.descriptor import NetConfig
 
-MAY_CHANGE = frozenset(
+RESUMABLE_CHANGES = frozenset(
     {"steps", "loaders", "compiled", "log_every", "eval_every", "checkpoint_every"}
 )
 """Fields that may differ between a run and its resumption. Other ``steps`` bend the schedule from
@@ -106,7 +106,7 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return plain
 
 
-def recorded(config: TrainConfig) -> dict[str, Any]:
+def to_card(config: TrainConfig) -> dict[str, Any]:
     """As a card tells it: of the weights that were started from, their own name without the folders
     before it.
     """

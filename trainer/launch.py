@@ -41,7 +41,7 @@ ALIAS = "candidate"
 
 
 @dataclass(frozen=True)
-class Launched:
+class LaunchResult:
     """What a distributed run leaves."""
 
     weights: Path
@@ -67,7 +67,7 @@ def fit(
     resume: bool = False,
     max_failures: int = 2,
     progress: bool = False,
-) -> Launched:
+) -> LaunchResult:
     """Train on a Ray cluster (``address``) or a private local Ray, and write the weights file to
     ``out``.
 
@@ -103,7 +103,7 @@ def fit(
     )
     finished = False
     try:
-        job = job_of(
+        job = build_job(
             dataset,
             config,
             model=model,
@@ -148,10 +148,10 @@ def fit(
         finished = True
     finally:
         run.finish(failed=not finished)
-    return Launched(out, card["dev"], run.id, version)
+    return LaunchResult(out, card["dev"], run.id, version)
 
 
-def job_of(
+def build_job(
     dataset: str,
     config: TrainConfig,
     *,

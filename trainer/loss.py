@@ -20,10 +20,10 @@ from dff.face.descriptor import DescriptorNet, image_batch
 from dff.trainer.config import LossWeights
 from dff.trainer.data.batches import Batch
 
-PRESENT = 0.25
+MIN_MEMBERSHIP = 0.25
 """Total soft membership from which a class mean over a group of views counts as a class."""
 
-ALIKE, UNLIKE = 0.004, 0.012
+POSITIVE_DISTANCE, NEGATIVE_DISTANCE = 0.004, 0.012
 """Metres in surface coordinates up to which two pixels are a pair, and from which they are a
 negative one.
 """
@@ -33,11 +33,11 @@ MARGIN = 1.0
 """
 
 
-def soft_targets(place: Tensor, anchor_place: Tensor, sigma: float) -> Tensor:
+def soft_targets(coordinate: Tensor, anchor_coordinate: Tensor, sigma: float) -> Tensor:
     """(..., M) probabilities proportional to exp(-d^2 / (2 sigma^2)) of (..., 6) places to (M, 6)
     anchors, metres.
     """
-    a, b = place / sigma, anchor_place / sigma
+    a, b = coordinate / sigma, anchor_coordinate / sigma
     score = a @ b.T - 0.5 * (b * b).sum(
         -1
     )  # minus half the squared distance, up to a constant of the pixel
@@ -70,8 +70,8 @@ class AnchorDivergence(torch.autograd.Function):
         ctx: Any,
         descriptor: Tensor,
         vectors: Tensor,
-        place: Tensor,
-        anchor_place: Tensor,
+        coordinate: Tensor,
+        anchor_coordinate: Tensor,
         sigma: float,
         scale: float,
     ) -> Tensor:
@@ -83,9 +83,9 @@ class AnchorDivergence(torch.autograd.Function):
         excess = descriptor.new_empty(
             *descriptor.shape[:2], len(vectors)
         )  # d out / d (scale * cosine)
-        anchors = anchor_place / sigma
+        anchors = anchor_coordinate / sigma
         offset = -0.5 * (anchors * anchors).sum(-1)
-        for i, (f, at) in enumerate(zip(descriptor, place / sigma, strict=True)):
+        for i, (f, at) in enumerate(zip(descriptor, coordinate / sigma, strict=True)):
             score = torch.addmm(
                 offset, at, anchors.T
             )  # minus half the squared distance, up to a constant of the pixel
@@ -116,7 +116,7 @@ def divergence(target: Tensor, cosine: Tensor, scale: float) -> Tensor:
     return torch.logsumexp(logit, -1) - (target * logit).sum(-1) - entropy
 
 
-def mean_known(values: Tensor, known: Tensor) -> Tensor:
+def average_known(values: Tensor, known: Tensor) -> Tensor:
     """Mean over images of the mean over an image's known pixels of (B, K) values; an image without
     any counts zero.
     """
@@ -136,7 +136,7 @@ def view_divergence(
     f = descriptor.reshape(groups, -1, descriptor.shape[-1])
     q = (target * known[..., None]).reshape(groups, -1, target.shape[-1])
     total = q.transpose(1, 2) @ f
-    present = q.sum(1) > PRESENT  # (groups, M)
+    present = q.sum(1) > MIN_MEMBERSHIP  # (groups, M)
     centre = functional.normalize(total, dim=-1)
     cosine = (f @ centre.transpose(1, 2)).masked_fill(
         ~present[:, None], -1.0 - 40.0 / scale
@@ -148,14 +148,14 @@ def view_divergence(
 
 
 def pair_contrast(
-    descriptor: Tensor, place: Tensor, known: Tensor, views: int, *, hardest: bool
+    descriptor: Tensor, coordinate: Tensor, known: Tensor, views: int, *, hardest: bool
 ) -> Tensor:
     """(B, K) contrastive loss of each pixel against the next view of its identity, in groups of
     ``views`` images.
 
     (B, K, D) unit descriptors, (B, K, 6) places in metres, (B, K) known. The squared distance to
-    the pixel there that shows the nearest place, if it is within ``ALIKE``; plus the squared
-    shortfall of the distance from ``MARGIN``, as the mean over pixels that lie beyond ``UNLIKE``,
+    the pixel there that shows the nearest place, if it is within ``POSITIVE_DISTANCE``; plus the squared
+    shortfall of the distance from ``MARGIN``, as the mean over pixels that lie beyond ``NEGATIVE_DISTANCE``,
     or of the ``hardest`` of them alone.
 
     Sources: Hadsell, Chopra, LeCun, "Dimensionality reduction by learning an invariant mapping"
@@ -167,11 +167,11 @@ def pair_contrast(
         return x.reshape(groups, views, *x.shape[1:]).roll(-1, dims=1).reshape(x.shape)
 
     there = next_view(known)[:, None] > 0
-    apart = torch.cdist(place, next_view(place)).masked_fill(~there, torch.inf)
+    apart = torch.cdist(coordinate, next_view(coordinate)).masked_fill(~there, torch.inf)
     squared = (2.0 - 2.0 * descriptor @ next_view(descriptor).transpose(1, 2)).clamp(min=1e-6)
     near, index = apart.min(-1)
-    pull = torch.where(near < ALIKE, squared.gather(-1, index[..., None])[..., 0], 0.0)
-    negative = (apart > UNLIKE) & there
+    pull = torch.where(near < POSITIVE_DISTANCE, squared.gather(-1, index[..., None])[..., 0], 0.0)
+    negative = (apart > NEGATIVE_DISTANCE) & there
     shortfall = torch.where(negative, (MARGIN - squared.sqrt()).clamp(min=0.0) ** 2, 0.0)
     push = shortfall.amax(-1) if hardest else shortfall.sum(-1) / negative.sum(-1).clamp(min=1)
     return pull + push
@@ -182,12 +182,12 @@ class Learner(nn.Module):
     loss.
     """
 
-    anchor_place: Tensor
+    anchor_coordinate: Tensor
 
     def __init__(
         self,
         net: DescriptorNet,
-        anchor_place: Tensor,
+        anchor_coordinate: Tensor,
         *,
         sigma: float,
         scale: float,
@@ -198,10 +198,10 @@ class Learner(nn.Module):
         super().__init__()
         self.net = net
         self.vectors = nn.Parameter(
-            functional.normalize(torch.randn(len(anchor_place), net.config.dims), dim=1)
+            functional.normalize(torch.randn(len(anchor_coordinate), net.config.dims), dim=1)
         )
         self.register_buffer(
-            "anchor_place", anchor_place, persistent=False
+            "anchor_coordinate", anchor_coordinate, persistent=False
         )  # (M, 6) surface coordinates
         self.sigma, self.scale, self.views, self.weights = sigma, scale, views, weights
         self.mixed = mixed
@@ -232,26 +232,26 @@ class Learner(nn.Module):
                 each = AnchorDivergence.apply(  # type: ignore[no-untyped-call]
                     descriptor,
                     self.class_vectors(),
-                    batch.place,
-                    self.anchor_place,
+                    batch.coordinate,
+                    self.anchor_coordinate,
                     self.sigma,
                     self.scale,
                 )
-                terms["anchors"] = mean_known(each, batch.known)
+                terms["anchors"] = average_known(each, batch.known)
             if self.weights.views:
-                target = soft_targets(batch.place, self.anchor_place, self.sigma)
+                target = soft_targets(batch.coordinate, self.anchor_coordinate, self.sigma)
                 each = view_divergence(descriptor, target, batch.known, self.scale, self.views)
-                terms["views"] = mean_known(each, batch.known)
+                terms["views"] = average_known(each, batch.known)
             for name, hardest in (("pairs", False), ("hard_pairs", True)):
                 if getattr(self.weights, name):
                     each = pair_contrast(
-                        descriptor, batch.place, batch.known, self.views, hardest=hardest
+                        descriptor, batch.coordinate, batch.known, self.views, hardest=hardest
                     )
-                    terms[name] = mean_known(each, batch.known)
+                    terms[name] = average_known(each, batch.known)
         return terms
 
 
-def total(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:
+def sum_terms(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:
     """The one place where weights meet terms."""
     return sum(
         (getattr(weights, name) * term for name, term in terms.items()), start=torch.zeros(())

@@ -35,22 +35,23 @@ from dff.infra import weights
 from dff.infra.dataset import Dataset
 from dff.infra.files import replaced_file
 from dff.infra.shards import ViewRow
-from dff.trainer.config import MAY_CHANGE, TrainConfig, from_dict, recorded, to_dict
+from dff.trainer.config import RESUMABLE_CHANGES, TrainConfig, from_dict, to_card, to_dict
 from dff.trainer.data.batches import Crops, batches
-from dff.trainer.data.crops import Chart, chart_of
-from dff.trainer.data.view_cache import Store, write_store
-from dff.trainer.evaluation.pairs import Pair, dev_pairs, match_figures
-from dff.trainer.loss import Learner, total
+from dff.trainer.data.crops import TrainingSurface, build_training_surface
+from dff.trainer.data.view_cache import ViewStore, write_view_store
+from dff.trainer.evaluation.matching import measure_matches
+from dff.trainer.evaluation.pairs import DevPair, sample_dev_pairs
+from dff.trainer.loss import Learner, sum_terms
 
 Figures = Mapping[str, float]
 CHECKPOINT = "checkpoint.pt"
 
-GROWN = 0.1
+NEW_BLOCK_GAIN = 0.1
 """Gain of the last norm of a residual block that the weights started from lack."""
 
 
 @dataclass
-class State:
+class TrainingState:
     """All of a run that a checkpoint holds."""
 
     step: int  # optimiser steps done
@@ -60,25 +61,26 @@ class State:
     vertex: Tensor  # (M,) int64 the anchors' vertices
     licences: tuple[
         str, ...
-    ]  # of the data that the weights started from had learned from; as ``new_state`` finds them
+    ]  # of the data that the weights started from had learned from; as ``initialise_state`` finds them
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Who looks on: the loop calls these and cares for nothing that they do. Only rank 0's matter
-    to people.
+class TrainingCallbacks:
+    """Functions that the training loop calls; none changes the training.
 
-    ``step``: (step, figures) every ``log_every``; ``evaluated``: (step, dev figures) every
-    ``eval_every`` and at the end; ``checkpoint``: the state every ``checkpoint_every`` and at the
-    end, on every rank.
+    ``on_step``: (step, figures) every ``log_every`` steps, on every rank; ``on_evaluation``: (step,
+    validation figures) every ``eval_every`` steps and at the end, on rank 0; ``on_checkpoint``: the
+    state every ``checkpoint_every`` steps and at the end, on every rank.
     """
 
-    step: Callable[[int, Figures], None] = lambda step, figures: None
-    evaluated: Callable[[int, Figures], None] = lambda step, figures: None
-    checkpoint: Callable[[State], None] = lambda state: None
+    on_step: Callable[[int, Figures], None] = lambda step, figures: None
+    on_evaluation: Callable[[int, Figures], None] = lambda step, figures: None
+    on_checkpoint: Callable[[TrainingState], None] = lambda state: None
 
 
-def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) -> State:
+def initialise_state(
+    model: MorphableModel, config: TrainConfig, device: torch.device
+) -> TrainingState:
     """The state before the first step, which the seed and the weights to start from decide.
 
     Raises BadWeights for weights that cannot be read, ValueError when they are of another network
@@ -100,14 +102,14 @@ def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) 
     if config.start:
         begin = weights.load(config.start, model=model)
         licences = tuple(begin.card["data_licences"])
-        if not begins(begin.net.config, config.net):
+        if not is_shallower(begin.net.config, config.net):
             raise ValueError(
                 f"{config.start} can't be started from: its network, {begin.net.config}, is not as wide as "
                 f"{config.net} and nowhere deeper"
             )
         if not np.array_equal(begin.anchors.vertex, vertex):
             raise ValueError(f"{config.start} can't be started from: it has other anchors")
-        _grow(learner.net, begin.net)
+        _grow_network(learner.net, begin.net)
         learner.vectors.data.copy_(torch.from_numpy(begin.anchors.descriptor))
     learner = learner.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(learner).requires_grad_(False)
@@ -120,19 +122,19 @@ def new_state(model: MorphableModel, config: TrainConfig, device: torch.device) 
         {"params": others, "weight_decay": 0.0},
     ]
     optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-    return State(
+    return TrainingState(
         0, learner, average, optimiser, torch.from_numpy(vertex.astype(np.int64)), licences
     )
 
 
-def synchronised(learner: Learner) -> nn.Module:
+def wrap_distributed(learner: Learner) -> nn.Module:
     """The learner whose gradients are means over the processes of torch's default group."""
     # Without its term a head gets no gradient, which is a mistake unless it is announced.
     taught = learner.weights.anchors and learner.weights.face
     return nn.parallel.DistributedDataParallel(learner, find_unused_parameters=not taught)
 
 
-def begins(smaller: NetConfig, larger: NetConfig) -> bool:
+def is_shallower(smaller: NetConfig, larger: NetConfig) -> bool:
     """Whether a network of the one configuration is the beginning of one of the other: as wide,
     nowhere deeper.
     """
@@ -144,7 +146,7 @@ def begins(smaller: NetConfig, larger: NetConfig) -> bool:
     )
 
 
-def _grow(net: DescriptorNet, begin: DescriptorNet) -> None:
+def _grow_network(net: DescriptorNet, begin: DescriptorNet) -> None:
     """Make ``net`` do what the shallower ``begin`` does, nearly: blocks that it lacks add little to
     what passes them.
 
@@ -156,42 +158,46 @@ def _grow(net: DescriptorNet, begin: DescriptorNet) -> None:
         if name in known:
             value.copy_(known[name])
         elif name.endswith("norm.weight"):
-            value.fill_(GROWN)
+            value.fill_(NEW_BLOCK_GAIN)
 
 
-def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
-    """Linear warm-up to ``peak``, then half a cosine down to a hundredth of it at ``steps``."""
+def learning_rate(step: int, *, refine_peak: float, warmup: int, steps: int) -> float:
+    """Linear warm-up to ``refine_peak``, then half a cosine down to a hundredth of it at ``steps``."""
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return refine_peak * (step + 1) / warmup
     done = (step - warmup) / max(steps - warmup, 1)
-    return float(peak * (0.01 + 0.99 * 0.5 * (1.0 + np.cos(np.pi * min(done, 1.0)))))
+    return float(refine_peak * (0.01 + 0.99 * 0.5 * (1.0 + np.cos(np.pi * min(done, 1.0)))))
 
 
 def run(
-    state: State,
-    store: Store,
-    chart: Chart,
+    state: TrainingState,
+    store: ViewStore,
+    surface: TrainingSurface,
     config: TrainConfig,
     *,
     wrapped: nn.Module | None = None,
     rank: int = 0,
     world: int = 1,
-    watch: Watch | None = None,
+    callbacks: TrainingCallbacks | None = None,
 ) -> dict[str, float]:
     """Advance ``state`` to ``config.steps``; the last dev figures (rank 0's; empty on others, or
     without dev views).
 
-    ``wrapped``: the learner as ``synchronised``, when ``world`` > 1. Raises Diverged when the loss
+    ``wrapped``: the learner as ``wrap_distributed``, when ``world`` > 1. Raises Diverged when the loss
     or the weights stop being numbers, before these are in a checkpoint.
     """
     config.check_workers(world)
-    watch = watch or Watch()
+    callbacks = callbacks or TrainingCallbacks()
     device = state.learner.vectors.device
     module = wrapped or state.learner
     if config.compiled:
         state.learner.net.trunk = torch.compile(state.learner.net.trunk)  # type: ignore[method-assign]
-    pairs = dev_pairs(store, chart, count=config.dev_pairs, size=config.size) if rank == 0 else []
-    crops = Crops(store, chart, size=config.size, pixels=config.pixels, seed=config.seed)
+    pairs = (
+        sample_dev_pairs(store, surface, count=config.dev_pairs, size=config.size)
+        if rank == 0
+        else []
+    )
+    crops = Crops(store, surface, size=config.size, pixels=config.pixels, seed=config.seed)
     source = batches(
         crops,
         first=state.step,
@@ -207,18 +213,18 @@ def run(
     if (
         state.step == config.steps and rank == 0
     ):  # resumed when all was done: the figures are still asked for
-        dev = _dev_figures(state, config, pairs)
+        dev = _measure_dev_pairs(state, config, pairs)
     while state.step < config.steps:
         batch = meter.waiting_for(source)
         rate = learning_rate(
-            state.step, peak=config.learning_rate, warmup=config.warmup, steps=config.steps
+            state.step, refine_peak=config.learning_rate, warmup=config.warmup, steps=config.steps
         )
         for group in state.optimiser.param_groups:
             group["lr"] = rate
         module.train()
         terms = module(batch.to(device))
         state.optimiser.zero_grad(set_to_none=True)
-        total(terms, config.weights).backward()  # type: ignore[no-untyped-call]
+        sum_terms(terms, config.weights).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(state.learner.parameters(), 1.0)
         state.optimiser.step()
         _move_average(state, config.ema)
@@ -226,10 +232,10 @@ def run(
         meter.add(terms)
         last = state.step == config.steps
         if state.step % config.log_every == 0 or last:
-            watch.step(state.step, {**meter.read(config, world), "learning_rate": rate})
+            callbacks.on_step(state.step, {**meter.read(config, world), "learning_rate": rate})
         if rank == 0 and (state.step % config.eval_every == 0 or last):
-            dev = _dev_figures(state, config, pairs)
-            watch.evaluated(state.step, dev)
+            dev = _measure_dev_pairs(state, config, pairs)
+            callbacks.on_evaluation(state.step, dev)
             meter.forget_time()
         if state.step % config.checkpoint_every == 0 or last:
             # Else every resumption would begin from them.
@@ -237,18 +243,20 @@ def run(
                 raise Diverged(
                     f"the weights of step {state.step} are no numbers: lower the learning rate"
                 )
-            watch.checkpoint(state)
+            callbacks.on_checkpoint(state)
             meter.forget_time()
     return dev
 
 
-def _dev_figures(state: State, config: TrainConfig, pairs: list[Pair]) -> dict[str, float]:
+def _measure_dev_pairs(
+    state: TrainingState, config: TrainConfig, pairs: list[DevPair]
+) -> dict[str, float]:
     a = state.average
-    return match_figures(a.net, a.class_vectors(), a.anchor_place, config.scale, pairs)
+    return measure_matches(a.net, a.class_vectors(), a.anchor_coordinate, config.scale, pairs)
 
 
 @torch.no_grad()
-def _move_average(state: State, decay: float) -> None:
+def _move_average(state: TrainingState, decay: float) -> None:
     keep = min(decay, (1.0 + state.step) / (10.0 + state.step))
     averaged: list[Tensor] = list(state.average.parameters())
     current: list[Tensor] = list(state.learner.parameters())
@@ -289,7 +297,7 @@ class _Meter:
             torch.distributed.all_reduce(values)
             values = values / world
         means = dict(zip(names, values.cpu(), strict=True))
-        loss = float(total(means, config.weights))
+        loss = float(sum_terms(means, config.weights))
         if not np.isfinite(loss):
             raise Diverged(f"the loss is {loss}: lower the learning rate")
         seconds = max(time.perf_counter() - self._began, 1e-9)
@@ -304,7 +312,7 @@ class _Meter:
         return out
 
 
-def save_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
+def save_checkpoint(path: Path, state: TrainingState, config: TrainConfig) -> None:
     """Write the state in one step; what was there stays until the new one is whole."""
     content = {
         "config": to_dict(config),
@@ -320,11 +328,11 @@ def save_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
         os.fsync(file.fileno())
 
 
-def load_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
+def load_checkpoint(path: Path, state: TrainingState, config: TrainConfig) -> None:
     """Bring a new ``state`` to where the checkpoint was taken.
 
     Raises ValueError when it is damaged, belongs to another configuration or other anchors
-    (``MAY_CHANGE`` may differ), or lies beyond the configuration's last step.
+    (``RESUMABLE_CHANGES`` may differ), or lies beyond the configuration's last step.
     """
     try:
         content = torch.load(path, map_location=state.learner.vectors.device, weights_only=True)
@@ -332,7 +340,7 @@ def load_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
     # Fields that came later had their defaults then.
     then, now = to_dict(from_dict(content["config"])), to_dict(config)
-    other = sorted(k for k in now if k not in MAY_CHANGE and now[k] != then[k])
+    other = sorted(k for k in now if k not in RESUMABLE_CHANGES and now[k] != then[k])
     if other:
         changes = ", ".join(f"{k} {then[k]} -> {now[k]}" for k in other)
         raise ValueError(f"{path} belongs to another configuration: {changes}")
@@ -348,7 +356,7 @@ def load_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
     state.optimiser.load_state_dict(content["optimiser"])
 
 
-def anchors_of(state: State, model: MorphableModel, config: TrainConfig) -> Anchors:
+def extract_anchors(state: TrainingState, model: MorphableModel, config: TrainConfig) -> Anchors:
     """The averaged class vectors as anchors of the model."""
     vertex = state.vertex.numpy().astype(np.int32)
     return Anchors(
@@ -361,9 +369,9 @@ def anchors_of(state: State, model: MorphableModel, config: TrainConfig) -> Anch
 
 def save_weights(
     path: Path,
-    state: State,
+    state: TrainingState,
     model: MorphableModel,
-    store: Store,
+    store: ViewStore,
     config: TrainConfig,
     *,
     dataset: str,
@@ -382,13 +390,13 @@ def save_weights(
         "steps": state.step,
         "images_seen": state.step * config.batch,
         "dev": dict(dev),
-        "config": recorded(config),
+        "config": to_card(config),
         "torch": torch.__version__,
     }
-    weights.save(path, state.average.net, anchors_of(state, model, config), card)
+    weights.save(path, state.average.net, extract_anchors(state, model, config), card)
 
 
-def rows_of(dataset: Dataset) -> Iterator[ViewRow]:
+def iterate_rows(dataset: Dataset) -> Iterator[ViewRow]:
     """All rows, one shard in memory at a time."""
     for index in range(len(dataset.shards)):
         yield from dataset.read_shard(index)
@@ -421,20 +429,22 @@ def load_dataset_model(dataset: Dataset, model: str | None = None) -> MorphableM
     return loaded
 
 
-def store_of(dataset: Dataset, model: MorphableModel, cache: Path) -> Store:
+def open_view_store(dataset: Dataset, model: MorphableModel, cache: Path) -> ViewStore:
     """The dataset's views unpacked under ``cache``, once for each dataset and model."""
-    return write_store(
-        rows_of(dataset), model, cache / f"views-{dataset.manifest.fingerprint[:16]}-{model.name}"
+    return write_view_store(
+        iterate_rows(dataset),
+        model,
+        cache / f"views-{dataset.manifest.fingerprint[:16]}-{model.name}",
     )
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What a run leaves."""
 
     weights: Path
     dev: Figures  # last dev figures
-    state: State
+    state: TrainingState
 
 
 def train(
@@ -445,9 +455,9 @@ def train(
     model: MorphableModel | str | None = None,
     resume: bool = False,
     device: str = "cpu",
-    watch: Watch | None = None,
+    callbacks: TrainingCallbacks | None = None,
     work: Path | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train a descriptor on a finished dataset in this process and write its weights file to
     ``out``.
 
@@ -461,17 +471,19 @@ def train(
     work = work or out.with_suffix(".run")
     if not isinstance(model, MorphableModel):
         model = load_dataset_model(dataset, model)
-    watch = watch or Watch()
-    store = store_of(dataset, model, work)
-    state = new_state(model, config, torch.device(device))
+    callbacks = callbacks or TrainingCallbacks()
+    store = open_view_store(dataset, model, work)
+    state = initialise_state(model, config, torch.device(device))
     if resume and (work / CHECKPOINT).exists():
         load_checkpoint(work / CHECKPOINT, state, config)
 
-    def checkpoint(state: State) -> None:
+    def checkpoint(state: TrainingState) -> None:
         save_checkpoint(work / CHECKPOINT, state, config)
-        watch.checkpoint(state)
+        callbacks.on_checkpoint(state)
 
-    saving = Watch(step=watch.step, evaluated=watch.evaluated, checkpoint=checkpoint)
-    dev = run(state, store, chart_of(model), config, watch=saving)
+    saving = TrainingCallbacks(
+        on_step=callbacks.on_step, on_evaluation=callbacks.on_evaluation, on_checkpoint=checkpoint
+    )
+    dev = run(state, store, build_training_surface(model), config, callbacks=saving)
     save_weights(out, state, model, store, config, dataset=dataset.manifest.fingerprint, dev=dev)
-    return Trained(out, dev, state)
+    return TrainingResult(out, dev, state)

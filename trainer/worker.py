@@ -18,24 +18,24 @@ from dff.face.model.morphable import MorphableModel
 from dff.infra.dataset import Dataset, open_dataset
 from dff.infra.tracking import Run
 from dff.trainer.config import from_dict
-from dff.trainer.data.crops import chart_of
-from dff.trainer.data.view_cache import Store
-from dff.trainer.evaluation.figures import pair_picture
-from dff.trainer.evaluation.pairs import dev_pairs
+from dff.trainer.data.crops import build_training_surface
+from dff.trainer.data.view_cache import ViewStore
+from dff.trainer.evaluation.figures import draw_dev_pair
+from dff.trainer.evaluation.pairs import sample_dev_pairs
 from dff.trainer.train import (
     CHECKPOINT,
     Figures,
-    State,
-    Watch,
-    anchors_of,
+    TrainingCallbacks,
+    TrainingState,
+    extract_anchors,
+    initialise_state,
     load_checkpoint,
     load_dataset_model,
-    new_state,
+    open_view_store,
     run,
     save_checkpoint,
     save_weights,
-    store_of,
-    synchronised,
+    wrap_distributed,
 )
 
 with require_extra("train"):
@@ -72,15 +72,15 @@ def train_worker(values: dict[str, Any]) -> None:
     dataset = open_dataset(job.dataset, endpoint_url=job.endpoint_url)
     model = load_dataset_model(dataset, job.model)
     store = _store_once(dataset, model, Path(job.cache), context.get_local_rank())
-    chart = chart_of(model)
-    state = new_state(model, config, device)
+    surface = build_training_surface(model)
+    state = initialise_state(model, config, device)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             load_checkpoint(Path(folder) / CHECKPOINT, state, config)
     wrapped: nn.Module | None = None
     if world > 1:
-        wrapped = synchronised(state.learner)
+        wrapped = wrap_distributed(state.learner)
     record = Run(**job.tracking) if job.tracking and rank == 0 else None
     dev: dict[str, float] = {}
 
@@ -92,11 +92,13 @@ def train_worker(values: dict[str, Any]) -> None:
         dev.update(figures)
         log(step, {f"dev_{name}": value for name, value in figures.items()})
         if record is not None:
-            for pair in dev_pairs(store, chart, count=1, size=config.size):
-                picture = pair_picture(state.average.net, anchors_of(state, model, config), pair)
+            for pair in sample_dev_pairs(store, surface, count=1, size=config.size):
+                picture = draw_dev_pair(
+                    state.average.net, extract_anchors(state, model, config), pair
+                )
                 record.picture(f"match-{step:07d}.png", picture)
 
-    def report(state: State) -> None:
+    def report(state: TrainingState) -> None:
         # A barrier: every rank comes here at the same steps, and rank 0 brings the state for all.
         with tempfile.TemporaryDirectory() as folder:
             if rank == 0:
@@ -118,15 +120,15 @@ def train_worker(values: dict[str, Any]) -> None:
                 checkpoint_dir_name=f"step-{state.step:07d}",
             )
 
-    watch = Watch(step=log, evaluated=evaluated, checkpoint=report)
-    run(state, store, chart, config, wrapped=wrapped, rank=rank, world=world, watch=watch)
+    callbacks = TrainingCallbacks(on_step=log, on_evaluation=evaluated, on_checkpoint=report)
+    run(state, store, surface, config, wrapped=wrapped, rank=rank, world=world, callbacks=callbacks)
 
 
-def _store_once(dataset: Dataset, model: MorphableModel, cache: Path, local_rank: int) -> Store:
+def _store_once(dataset: Dataset, model: MorphableModel, cache: Path, local_rank: int) -> ViewStore:
     """The unpacked views, made by one worker of each machine while its others wait."""
     if local_rank == 0:
-        store_of(dataset, model, cache)
+        open_view_store(dataset, model, cache)
     # Ray's barrier and not torch's, which gives up after half an hour: a large dataset takes
     # longer.
     ray.train.collective.barrier()
-    return store_of(dataset, model, cache)
+    return open_view_store(dataset, model, cache)

@@ -16,19 +16,19 @@ from dff.files.face_model import DEFAULT_MODEL, choose_face_model
 from dff.infra import weights as weights_files
 from dff.infra.dataset import open_dataset
 from dff.infra.landmark_files import parse_mat, parse_reannotated
-from dff.trainer.evaluation.matching import (
-    Describe,
-    Matching,
-    ViewPair,
-    by_anchors,
-    by_network,
-    foils,
-    measure,
-    pairs_picture,
-    view_pairs,
-    yaw_bin,
+from dff.trainer.evaluation.baselines import (
+    make_anchor_descriptor,
+    make_baselines,
+    make_network_descriptor,
 )
-from dff.trainer.evaluation.photo_pairs import LabelledPhoto, photo_pairs
+from dff.trainer.evaluation.figures import draw_view_pairs
+from dff.trainer.evaluation.matching import Describe, Matching, compare_descriptors, yaw_bin
+from dff.trainer.evaluation.pairs import (
+    LabelledPhoto,
+    ViewPair,
+    sample_photo_pairs,
+    sample_view_pairs,
+)
 
 CROP = 160  # pixels, side
 TRANSFORMS = (
@@ -44,8 +44,8 @@ def load_methods(weights: str | None) -> dict[str, Describe]:
     loaded = weights_files.load(weights or weights_files.DEFAULT)
     network = TtaNetwork(loaded.net, TRANSFORMS, multiple=loaded.net.config.multiple)
     return {
-        "dff": by_anchors(network, loaded.anchors, mirrored=True),
-        "raw": by_network(loaded.net),
+        "dff": make_anchor_descriptor(network, loaded.anchors, mirrored=True),
+        "raw": make_network_descriptor(loaded.net),
     }
 
 
@@ -69,11 +69,13 @@ def evaluate_matching(
     if any(Path(source).glob("*.mat")):
         face_model = load_model(model or DEFAULT_MODEL)
         photos = read_labelled_photos(Path(source), labels)
-        pairs = photo_pairs(photos, face_model, count=count, size=CROP, rng=rng)
+        pairs = sample_photo_pairs(photos, face_model, count=count, size=CROP, rng=rng)
     else:
         pairs = _pair_views(source, model, count=count, every=every, rng=rng)
     first = {(yaw_bin(pair.yaw), pair.same): pair for pair in reversed(pairs)}
-    return measure(pairs, load_methods(weights), foils()), [first[cell] for cell in sorted(first)]
+    return compare_descriptors(pairs, load_methods(weights), make_baselines()), [
+        first[cell] for cell in sorted(first)
+    ]
 
 
 def _pair_views(
@@ -91,7 +93,7 @@ def _pair_views(
     if not rows:
         raise BadDataset(f"{dataset} has no held-out identity; --all uses the others too")
     face_model = load_model(choose_face_model(opened, model))
-    return view_pairs(rows, face_model, count=count, size=CROP, rng=rng)
+    return sample_view_pairs(rows, face_model, count=count, size=CROP, rng=rng)
 
 
 def read_labelled_photos(folder: Path, labels: Path | None) -> list[LabelledPhoto]:
@@ -126,8 +128,8 @@ def read_labelled_photos(folder: Path, labels: Path | None) -> list[LabelledPhot
 
 def draw_matches(pairs: list[ViewPair], weights: str | None) -> bytes:
     """JPEG of the pairs with the matches of the descriptor and of SIFT."""
-    methods = {"dff": load_methods(weights)["dff"], "sift": foils()["sift 48"]}
-    picture = pairs_picture(pairs, methods)
+    methods = {"dff": load_methods(weights)["dff"], "sift": make_baselines()["sift 48"]}
+    picture = draw_view_pairs(pairs, methods)
     good, data = cv2.imencode(".jpg", picture[..., ::-1])
     assert good
     return bytes(data)
@@ -137,6 +139,6 @@ def to_json(report: Matching) -> bytes:
     """Rows and thresholds as JSON."""
     content = {
         "rows": [asdict(row) for row in report.rows],
-        "bars": [asdict(bar) for bar in report.bars()],
+        "thresholds": [asdict(threshold) for threshold in report.thresholds()],
     }
     return json.dumps(content, indent=1).encode()

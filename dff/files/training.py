@@ -9,7 +9,7 @@ from tqdm import tqdm
 from dff.face.io.assets import load_model
 from dff.infra.dataset import Dataset
 from dff.trainer.config import TrainConfig
-from dff.trainer.train import Figures, Watch, train
+from dff.trainer.train import Figures, TrainingCallbacks, train
 
 
 def train_here(
@@ -32,5 +32,5 @@ def train_here(
             model=load_model(model),
             resume=resume,
             device="cuda" if gpu else "cpu",
-            watch=Watch(step=show),
+            callbacks=TrainingCallbacks(on_step=show),
         ).dev

@@ -21,8 +21,8 @@ from dff.face.render.frame import interpolate, render
 from dff.infra.dataset import MANIFEST, Dataset, Manifest, Shards, data_key, open_dataset
 from dff.infra.shards import SCHEMA_VERSION, ViewRow, make_sample_id, rows_to_parquet
 from dff.infra.split import assign_split, default_group
-from dff.trainer.data.crops import Chart, chart_of
-from dff.trainer.data.view_cache import Store, write_store
+from dff.trainer.data.crops import TrainingSurface, build_training_surface
+from dff.trainer.data.view_cache import ViewStore, write_view_store
 
 SIZE = 96
 
@@ -113,13 +113,13 @@ def dataset(rows: list[ViewRow], tmp_path_factory: pytest.TempPathFactory) -> Da
 @pytest.fixture(scope="session")
 def store(
     rows: list[ViewRow], open_head: MorphableModel, tmp_path_factory: pytest.TempPathFactory
-) -> Store:
-    return write_store(rows, open_head, tmp_path_factory.mktemp("store") / "views")
+) -> ViewStore:
+    return write_view_store(rows, open_head, tmp_path_factory.mktemp("store") / "views")
 
 
 @pytest.fixture(scope="session")
-def chart(open_head: MorphableModel) -> Chart:
-    return chart_of(open_head)
+def surface(open_head: MorphableModel) -> TrainingSurface:
+    return build_training_surface(open_head)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dff.face.descriptor import NetConfig
-from dff.trainer.config import LossWeights, TrainConfig, from_dict, recorded, to_dict
+from dff.trainer.config import LossWeights, TrainConfig, from_dict, to_card, to_dict
 
 
 def test_plain_values_come_back_through_json() -> None:
@@ -52,4 +52,4 @@ def test_a_batch_must_split_over_the_workers() -> None:
 )
 def test_a_card_tells_no_folders(start: str, told: str) -> None:
     config = TrainConfig(start=start)
-    assert recorded(config) == to_dict(config) | {"start": told}
+    assert to_card(config) == to_dict(config) | {"start": told}

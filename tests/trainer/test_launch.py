@@ -23,8 +23,8 @@ from dff.infra import tracking, weights
 from dff.infra.dataset import Dataset
 from dff.trainer import launch
 from dff.trainer.config import TrainConfig
-from dff.trainer.launch import ALIAS, REGISTERED_NAME, Launched, fit, job_of
-from dff.trainer.train import Figures, Watch, train
+from dff.trainer.launch import ALIAS, REGISTERED_NAME, LaunchResult, build_job, fit
+from dff.trainer.train import Figures, TrainingCallbacks, train
 
 CONFIG = TrainConfig(
     steps=6, batch=16, views=4, pixels=64, size=64, anchors=120, warmup=2, loaders=0, log_every=1, eval_every=6,
@@ -39,7 +39,7 @@ class Undisturbed:
 
     storage: Path
     out: Path
-    launched: Launched
+    launched: LaunchResult
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,10 @@ def test_two_workers_train_as_one_process_does(
     dataset: Dataset, open_head: MorphableModel, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     alone: dict[int, Figures] = {}
-    watch = Watch(step=lambda step, figures: alone.update({step: figures}))
-    one = train(dataset, tmp_path / "one.safetensors", config=CONFIG, model=open_head, watch=watch)
+    callbacks = TrainingCallbacks(on_step=lambda step, figures: alone.update({step: figures}))
+    one = train(
+        dataset, tmp_path / "one.safetensors", config=CONFIG, model=open_head, callbacks=callbacks
+    )
     two = undisturbed.launched
     curve = losses(undisturbed.storage, two.run_id)
     assert [step for step, _ in curve] == [1, 2, 3, 4, 5, 6]
@@ -99,15 +101,19 @@ def test_a_killed_worker_changes_nothing(
     def worker_that_is_killed(values: dict[str, Any]) -> None:
         whole = dff.trainer.worker.run
 
-        def run(*arguments: Any, rank: int, watch: Watch, **options: Any) -> dict[str, float]:
+        def run(
+            *arguments: Any, rank: int, callbacks: TrainingCallbacks, **options: Any
+        ) -> dict[str, float]:
             def step(number: int, figures: Figures) -> None:
-                watch.step(number, figures)
+                callbacks.on_step(number, figures)
                 if rank == 1 and number == 3 and not killed.exists():
                     time.sleep(3.0)  # Ray asks for reported checkpoints about once a second
                     killed.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            return whole(*arguments, rank=rank, watch=replace(watch, step=step), **options)
+            return whole(
+                *arguments, rank=rank, callbacks=replace(callbacks, on_step=step), **options
+            )
 
         dff.trainer.worker.run = run
         dff.trainer.worker.train_worker(values)
@@ -140,12 +146,12 @@ def test_workers_are_told_whole_paths(
         "cache": tmp_path,
         "run": None,
     }
-    job = job_of("data", replace(CONFIG, start="w.safetensors"), **arguments)
+    job = build_job("data", replace(CONFIG, start="w.safetensors"), **arguments)
     assert (job.dataset, job.config["start"]) == (
         str(tmp_path / "data"),
         str(tmp_path / "w.safetensors"),
     )
-    job = job_of("s3://bucket/data", replace(CONFIG, start=start), **arguments)
+    job = build_job("s3://bucket/data", replace(CONFIG, start=start), **arguments)
     assert (job.dataset, job.config["start"]) == ("s3://bucket/data", start)
 
 
@@ -157,7 +163,7 @@ def test_workers_are_told_the_face_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str | None, told: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    job = job_of("data", CONFIG, model=model, endpoint_url=None, cache=tmp_path, run=None)
+    job = build_job("data", CONFIG, model=model, endpoint_url=None, cache=tmp_path, run=None)
     assert job.model == (None if told is None else told.format(cwd=tmp_path))
 
 

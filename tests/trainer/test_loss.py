@@ -13,16 +13,16 @@ from dff.face.descriptor import DescriptorNet, NetConfig
 from dff.trainer.config import LossWeights
 from dff.trainer.data.batches import Batch
 from dff.trainer.loss import (
-    ALIKE,
     MARGIN,
-    UNLIKE,
+    NEGATIVE_DISTANCE,
+    POSITIVE_DISTANCE,
     AnchorDivergence,
     Learner,
+    average_known,
     divergence,
-    mean_known,
     pair_contrast,
     soft_targets,
-    total,
+    sum_terms,
     view_divergence,
 )
 
@@ -36,7 +36,7 @@ def unit(*shape: int, seed: int) -> Tensor:
     )
 
 
-def places(*shape: int, seed: int) -> Tensor:
+def coordinates(*shape: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return 0.01 * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
@@ -85,7 +85,7 @@ def test_permuted_descriptors_cost_the_scale() -> None:
 
 def test_the_fast_path_equals_its_slow_twin() -> None:
     f, v = unit(3, 50, 16, seed=0).requires_grad_(), unit(40, 16, seed=1).requires_grad_()
-    at, anchors = places(3, 50, 6, seed=2), places(40, 6, seed=3)
+    at, anchors = coordinates(3, 50, 6, seed=2), coordinates(40, 6, seed=3)
     weight = torch.rand(3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     fast = anchor_divergence(f, v, at, anchors, SIGMA, SCALE)
     slow = divergence(soft_targets(at, anchors, SIGMA), f @ v.T, SCALE)
@@ -99,7 +99,7 @@ def test_the_fast_path_equals_its_slow_twin() -> None:
 def test_means_skip_what_is_unknown() -> None:
     values = torch.tensor([[1.0, 100.0], [3.0, 5.0], [7.0, 7.0]])
     known = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
-    assert float(mean_known(values, known)) == pytest.approx((1.0 + 4.0 + 0.0) / 3)
+    assert float(average_known(values, known)) == pytest.approx((1.0 + 4.0 + 0.0) / 3)
 
 
 def test_views_that_agree_cost_nothing_and_those_that_don_t_cost_much() -> None:
@@ -127,24 +127,26 @@ def test_pairs_that_agree_cost_nothing_and_those_that_don_t_cost_their_distance(
     """Two views of the same four places, 5 cm apart: the same vectors in both, or the second's
     permuted.
     """
-    place = (0.05 * torch.eye(6, dtype=torch.float64)[:4]).expand(2, 4, 6)
+    coordinate = (0.05 * torch.eye(6, dtype=torch.float64)[:4]).expand(2, 4, 6)
     known = torch.ones(2, 4, dtype=torch.float64)
     vectors = torch.eye(4, dtype=torch.float64)
     for hardest in (False, True):
-        agree = pair_contrast(torch.stack([vectors, vectors]), place, known, 2, hardest=hardest)
+        agree = pair_contrast(
+            torch.stack([vectors, vectors]), coordinate, known, 2, hardest=hardest
+        )
         assert float(agree.max()) < 1e-5, "at right angles is beyond the margin"
     differ = torch.stack([vectors, vectors.roll(1, 0)])
     # A pixel's own place is sqrt(2) away; one of the three others lies on it, all of the margin too
     # near.
-    hard = pair_contrast(differ, place, known, 2, hardest=True)
+    hard = pair_contrast(differ, coordinate, known, 2, hardest=True)
     torch.testing.assert_close(
         hard, torch.full((2, 4), 2.0 + MARGIN**2, dtype=torch.float64), atol=3e-3, rtol=0
     )
-    mean = pair_contrast(differ, place, known, 2, hardest=False)
+    mean = pair_contrast(differ, coordinate, known, 2, hardest=False)
     torch.testing.assert_close(
         mean, torch.full((2, 4), 2.0 + MARGIN**2 / 3, dtype=torch.float64), atol=3e-3, rtol=0
     )
-    assert float(pair_contrast(differ, place, known, 1, hardest=True).max()) < 1e-5, (
+    assert float(pair_contrast(differ, coordinate, known, 1, hardest=True).max()) < 1e-5, (
         "other groups are no concern"
     )
 
@@ -153,15 +155,15 @@ def test_pairs_want_a_partner_and_a_distance() -> None:
     """Unknown pixels are nobody's partner, and what is neither near nor far is neither pulled nor
     pushed.
     """
-    place = torch.zeros(2, 1, 6, dtype=torch.float64)
+    coordinate = torch.zeros(2, 1, 6, dtype=torch.float64)
     vectors = torch.eye(2, dtype=torch.float64)[:, None]  # (2, 1, 2), at right angles
     assert float(
-        pair_contrast(vectors, place, torch.ones(2, 1), 2, hardest=True)[0]
+        pair_contrast(vectors, coordinate, torch.ones(2, 1), 2, hardest=True)[0]
     ) == pytest.approx(2.0)
     known = torch.tensor([[1.0], [0.0]])
-    assert float(pair_contrast(vectors, place, known, 2, hardest=True)[0]) == 0.0
-    between = place.clone()
-    between[1, 0, 0] = (ALIKE + UNLIKE) / 2
+    assert float(pair_contrast(vectors, coordinate, known, 2, hardest=True)[0]) == 0.0
+    between = coordinate.clone()
+    between[1, 0, 0] = (POSITIVE_DISTANCE + NEGATIVE_DISTANCE) / 2
     for same in (vectors, vectors[:1].expand(2, 1, 2)):
         assert float(pair_contrast(same, between, torch.ones(2, 1), 2, hardest=True).max()) == 0.0
 
@@ -172,19 +174,19 @@ def test_each_term_teaches_what_it_should(term: str) -> None:
     weights = LossWeights(**{"anchors": 0.0, "views": 0.0, "face": 0.0, term: 1.0})
     net = DescriptorNet(NetConfig(dims=8, widths=(8, 16), depths=(1, 1)))
     learner = Learner(
-        net, places(20, 6, seed=0).float(), sigma=SIGMA, scale=SCALE, views=2, weights=weights
+        net, coordinates(20, 6, seed=0).float(), sigma=SIGMA, scale=SCALE, views=2, weights=weights
     )
     generator = torch.Generator().manual_seed(0)
     batch = Batch(
         image=torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator),
         pixel=torch.randint(0, 256, (4, 30), generator=generator),
-        place=places(4, 30, 6, seed=1).float(),
+        coordinate=coordinates(4, 30, 6, seed=1).float(),
         known=torch.ones(4, 30),
         face=(torch.rand(4, 16, 16, generator=generator) > 0.5).float(),
     )
     terms = learner(batch)
     assert set(terms) == {term}
-    total(terms, weights).backward()  # type: ignore[no-untyped-call]
+    sum_terms(terms, weights).backward()  # type: ignore[no-untyped-call]
     moved = {
         name
         for name, p in learner.named_parameters()
@@ -203,4 +205,4 @@ def test_each_term_teaches_what_it_should(term: str) -> None:
 
 def test_weights_meet_terms() -> None:
     terms = {"anchors": torch.tensor(2.0), "face": torch.tensor(3.0)}
-    assert float(total(terms, LossWeights(anchors=10.0, face=0.5))) == pytest.approx(21.5)
+    assert float(sum_terms(terms, LossWeights(anchors=10.0, face=0.5))) == pytest.approx(21.5)

@@ -21,23 +21,23 @@ from dff.infra import weights
 from dff.infra.dataset import Dataset
 from dff.infra.shards import ViewRow
 from dff.trainer.config import LossWeights, TrainConfig
-from dff.trainer.data.crops import Chart
-from dff.trainer.data.view_cache import Store, write_store
+from dff.trainer.data.crops import TrainingSurface
+from dff.trainer.data.view_cache import ViewStore, write_view_store
 from dff.trainer.train import (
     CHECKPOINT,
     Figures,
-    State,
-    Watch,
-    anchors_of,
-    begins,
+    TrainingCallbacks,
+    TrainingState,
+    extract_anchors,
+    initialise_state,
+    is_shallower,
     learning_rate,
     load_checkpoint,
     load_dataset_model,
-    new_state,
     run,
     save_checkpoint,
-    synchronised,
     train,
+    wrap_distributed,
 )
 from tests.trainer.conftest import write_dataset
 
@@ -55,7 +55,7 @@ def _one_core() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def numbers_of(state: State) -> dict[str, torch.Tensor]:
+def collect_numbers(state: TrainingState) -> dict[str, torch.Tensor]:
     out = {f"learner.{k}": v for k, v in state.learner.state_dict().items()}
     out |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
     for i, moments in state.optimiser.state_dict()["state"].items():
@@ -97,8 +97,8 @@ def test_training_without_a_named_model_takes_the_datasets(
     config = replace(TINY, steps=1)
     named = train(dataset, tmp_path / "a.safetensors", config=config, model=open_head)
     found = train(dataset, tmp_path / "b.safetensors", config=config)
-    for key, value in numbers_of(named.state).items():
-        assert torch.equal(value, numbers_of(found.state)[key]), key
+    for key, value in collect_numbers(named.state).items():
+        assert torch.equal(value, collect_numbers(found.state)[key]), key
 
 
 class Stopped(Exception):
@@ -121,13 +121,15 @@ def test_a_run_that_stops_goes_on_to_the_same_end(
     config = replace(TINY, loaders=loaders)
     out = tmp_path / "parts.safetensors"
     with pytest.raises(Stopped):
-        train(dataset, out, config=config, model=open_head, watch=Watch(step=cut))
+        train(
+            dataset, out, config=config, model=open_head, callbacks=TrainingCallbacks(on_step=cut)
+        )
     assert not out.exists()
     steps: list[int] = []
-    seen = Watch(step=lambda step, figures: steps.append(step))
-    parts = train(dataset, out, config=config, model=open_head, resume=True, watch=seen)
+    seen = TrainingCallbacks(on_step=lambda step, figures: steps.append(step))
+    parts = train(dataset, out, config=config, model=open_head, resume=True, callbacks=seen)
     assert steps == [4, 5, 6, 7, 8]
-    wanted, got = numbers_of(whole.state), numbers_of(parts.state)
+    wanted, got = collect_numbers(whole.state), collect_numbers(parts.state)
     assert wanted.keys() == got.keys()
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)
     assert whole.dev == parts.dev
@@ -138,7 +140,7 @@ def test_a_run_that_stops_goes_on_to_the_same_end(
 
 
 def test_a_checkpoint_of_another_run_is_refused(open_head: MorphableModel, tmp_path: Path) -> None:
-    state = new_state(open_head, TINY, torch.device("cpu"))
+    state = initialise_state(open_head, TINY, torch.device("cpu"))
     path = tmp_path / CHECKPOINT
     save_checkpoint(path, state, TINY)
     load_checkpoint(path, state, replace(TINY, steps=20, checkpoint_every=1))
@@ -169,9 +171,9 @@ def test_training_learns_and_says_so(
     before = train(
         dataset, tmp_path / "before", config=replace(config, steps=1), model=open_head
     ).dev
-    watch = Watch(step=lambda step, figures: losses.update({step: figures}))
+    callbacks = TrainingCallbacks(on_step=lambda step, figures: losses.update({step: figures}))
     trained = train(
-        dataset, tmp_path / "w.safetensors", config=config, model=open_head, watch=watch
+        dataset, tmp_path / "w.safetensors", config=config, model=open_head, callbacks=callbacks
     )
     assert losses[100]["loss_anchors"] < 0.65 * losses[5]["loss_anchors"]
     assert losses[100]["loss_face"] < 0.7 * losses[5]["loss_face"]
@@ -188,27 +190,29 @@ def test_training_learns_and_says_so(
 
 
 def test_mixed_precision_and_compilation_train_the_same_thing(
-    store: Store, chart: Chart, open_head: MorphableModel
+    store: ViewStore, surface: TrainingSurface, open_head: MorphableModel
 ) -> None:
     """bfloat16 has three digits, compiled code other sums; weights and what is saved of them stay
     float32.
     """
     base = replace(TINY, steps=3, net=NetConfig(dims=8, widths=(8,), depths=(0,)))
-    ends: dict[str, tuple[float, State]] = {}
+    ends: dict[str, tuple[float, TrainingState]] = {}
     for name, config in {
         "plain": base, "mixed": replace(base, mixed=True), "compiled": replace(base, compiled=True)
     }.items():  # fmt: skip
         losses: list[float] = []
-        state = new_state(open_head, config, torch.device("cpu"))
-        watch = Watch(step=lambda step, figures, losses=losses: losses.append(figures["loss"]))
-        run(state, store, chart, config, watch=watch)
+        state = initialise_state(open_head, config, torch.device("cpu"))
+        callbacks = TrainingCallbacks(
+            on_step=lambda step, figures, losses=losses: losses.append(figures["loss"])
+        )
+        run(state, store, surface, config, callbacks=callbacks)
         ends[name] = losses[-1], state
     wanted, plain = ends["plain"]
     assert ends["mixed"][0] == pytest.approx(wanted, rel=0.02)
     assert ends["compiled"][0] == pytest.approx(wanted, rel=1e-4)
     for _, state in ends.values():
-        there = numbers_of(state)
-        assert there.keys() == numbers_of(plain).keys()
+        there = collect_numbers(state)
+        assert there.keys() == collect_numbers(plain).keys()
         assert all(value.dtype == torch.float32 for name, value in there.items())
     assert ends["mixed"][0] != wanted
 
@@ -216,7 +220,7 @@ def test_mixed_precision_and_compilation_train_the_same_thing(
 def test_a_checkpoint_from_before_a_field_was_there_goes_on(
     open_head: MorphableModel, tmp_path: Path
 ) -> None:
-    state = new_state(open_head, TINY, torch.device("cpu"))
+    state = initialise_state(open_head, TINY, torch.device("cpu"))
     path = tmp_path / CHECKPOINT
     save_checkpoint(path, state, TINY)
     content = torch.load(path, weights_only=True)
@@ -241,7 +245,7 @@ def test_a_run_starts_from_weights_and_keeps_their_terms(
         {**loaded.card, "data_licences": ["LicenseRef-elsewhere"]},
     )
     config = replace(TINY, start=str(first))
-    state = new_state(open_head, config, torch.device("cpu"))
+    state = initialise_state(open_head, config, torch.device("cpu"))
     for name, value in weights.load(first).net.state_dict().items():
         assert torch.equal(state.learner.net.state_dict()[name], value)
     np.testing.assert_allclose(
@@ -253,11 +257,11 @@ def test_a_run_starts_from_weights_and_keeps_their_terms(
         *loaded.card["data_licences"],
     }
     with pytest.raises(ValueError, match="other anchors"):
-        new_state(open_head, replace(config, anchors=60), torch.device("cpu"))
+        initialise_state(open_head, replace(config, anchors=60), torch.device("cpu"))
 
 
 def test_a_deeper_network_starts_by_doing_what_the_shallower_one_did(
-    rows: list[ViewRow], store: Store, chart: Chart, open_head: MorphableModel
+    rows: list[ViewRow], store: ViewStore, surface: TrainingSurface, open_head: MorphableModel
 ) -> None:
     """Blocks grown onto the shipped network hardly move its descriptors, and the first step moves
     all of theirs.
@@ -270,7 +274,7 @@ def test_a_deeper_network_starts_by_doing_what_the_shallower_one_did(
     )
     net = replace(shipped.config, depths=depths)
     config = replace(TINY, steps=1, size=160, batch=4, anchors=800, start="dff-open", net=net)
-    state = new_state(open_head, config, torch.device("cpu"))
+    state = initialise_state(open_head, config, torch.device("cpu"))
     images = torch.from_numpy(np.stack([cv2.resize(row.pixels(), (160, 160)) for row in rows[:2]]))
     with torch.no_grad():
         before, after = (
@@ -279,7 +283,7 @@ def test_a_deeper_network_starts_by_doing_what_the_shallower_one_did(
     cosine = (before * after).sum(1)
     assert cosine.mean() > 0.96, "measured: 0.974, 0.984 with the weights before"
     assert cosine.quantile(0.01) > 0.9, "measured: 0.930, 0.949 with the weights before"
-    run(state, store, chart, config)
+    run(state, store, surface, config)
     known = shipped.state_dict()
     grown = {name: p for name, p in state.learner.net.named_parameters() if name not in known}
     assert len(grown) == 6 * 4, "kernels, gain and bias of six blocks"
@@ -302,11 +306,11 @@ def test_a_deeper_network_starts_by_doing_what_the_shallower_one_did(
 def test_only_the_beginning_of_a_network_is_started_from(
     open_head: MorphableModel, tmp_path: Path, net: dict[str, Any]
 ) -> None:
-    assert begins(TINY.net, TINY.net)
-    assert begins(TINY.net, replace(TINY.net, depths=(1, 1, 3)))
+    assert is_shallower(TINY.net, TINY.net)
+    assert is_shallower(TINY.net, replace(TINY.net, depths=(1, 1, 3)))
     wanted = replace(TINY.net, **net)
-    assert not begins(TINY.net, wanted)
-    state = new_state(open_head, TINY, torch.device("cpu"))
+    assert not is_shallower(TINY.net, wanted)
+    state = initialise_state(open_head, TINY, torch.device("cpu"))
     path = tmp_path / "w.safetensors"
     card = {
         "model": open_head.name,
@@ -314,11 +318,11 @@ def test_only_the_beginning_of_a_network_is_started_from(
         "data_licences": [],
         "steps": 0,
     }
-    weights.save(path, state.average.net, anchors_of(state, open_head, TINY), card)
+    weights.save(path, state.average.net, extract_anchors(state, open_head, TINY), card)
     with pytest.raises(
         ValueError, match=r"w\.safetensors can't be started from: its network.*nowhere deeper"
     ):
-        new_state(open_head, replace(TINY, start=str(path), net=wanted), torch.device("cpu"))
+        initialise_state(open_head, replace(TINY, start=str(path), net=wanted), torch.device("cpu"))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(
@@ -345,20 +349,24 @@ def test_weights_that_are_no_numbers_are_in_no_checkpoint(
     "lessons", [LossWeights(), LossWeights(anchors=0.0, views=1.0), LossWeights(face=0.0)]
 )
 def test_any_choice_of_terms_can_be_taught_by_several_processes(
-    store: Store, chart: Chart, open_head: MorphableModel, tmp_path: Path, lessons: LossWeights
+    store: ViewStore,
+    surface: TrainingSurface,
+    open_head: MorphableModel,
+    tmp_path: Path,
+    lessons: LossWeights,
 ) -> None:
     """A group of one process, whose gradients are what they are without a group."""
     config = replace(TINY, steps=3, weights=lessons)
-    alone, one_of_one = (new_state(open_head, config, torch.device("cpu")) for _ in range(2))
-    run(alone, store, chart, config)
+    alone, one_of_one = (initialise_state(open_head, config, torch.device("cpu")) for _ in range(2))
+    run(alone, store, surface, config)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
     )
     try:
-        run(one_of_one, store, chart, config, wrapped=synchronised(one_of_one.learner))
+        run(one_of_one, store, surface, config, wrapped=wrap_distributed(one_of_one.learner))
     finally:
         torch.distributed.destroy_process_group()
-    wanted, got = numbers_of(alone), numbers_of(one_of_one)
+    wanted, got = collect_numbers(alone), collect_numbers(one_of_one)
     assert wanted.keys() == got.keys()
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)
 
@@ -373,8 +381,17 @@ def test_a_gpu_trains_what_the_processor_does(
     """
     losses: dict[str, list[float]] = {"cpu": [], "cuda": []}
     for device, seen in losses.items():
-        watch = Watch(step=lambda step, figures, seen=seen: seen.append(figures["loss"]))
-        train(dataset, tmp_path / device, config=TINY, model=open_head, device=device, watch=watch)
+        callbacks = TrainingCallbacks(
+            on_step=lambda step, figures, seen=seen: seen.append(figures["loss"])
+        )
+        train(
+            dataset,
+            tmp_path / device,
+            config=TINY,
+            model=open_head,
+            device=device,
+            callbacks=callbacks,
+        )
     np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=0.01)
     again = train(
         dataset, tmp_path / "cuda", config=TINY, model=open_head, device="cuda", resume=True
@@ -397,31 +414,31 @@ def test_a_dataset_of_another_version_of_the_model_is_refused(
     """Same name, other mesh: only the geometry tells, and it does."""
     other = replace(open_head, faces=np.roll(open_head.faces, 7, axis=0))
     with pytest.raises(BadDataset, match="another version of open-head"):
-        write_store(rows[:1], other, tmp_path / "a")
+        write_view_store(rows[:1], other, tmp_path / "a")
     grown = replace(open_head, template=open_head.template * np.float32(1.05))
     with pytest.raises(BadDataset, match="another version of open-head"):
-        write_store(rows[:1], grown, tmp_path / "b")
-    write_store(rows[:1], open_head, tmp_path / "c")
+        write_view_store(rows[:1], grown, tmp_path / "b")
+    write_view_store(rows[:1], open_head, tmp_path / "c")
     with pytest.raises(BadDataset, match="another version of open-head"):
-        write_store(rows[:1], grown, tmp_path / "c")
+        write_view_store(rows[:1], grown, tmp_path / "c")
 
 
 def test_an_empty_dataset_is_refused(open_head: MorphableModel, tmp_path: Path) -> None:
     with pytest.raises(BadDataset, match="no views"):
-        write_store([], open_head, tmp_path / "views")
+        write_view_store([], open_head, tmp_path / "views")
 
 
 def test_a_store_is_made_once(
     rows: list[ViewRow], open_head: MorphableModel, tmp_path: Path
 ) -> None:
     folder = tmp_path / "views"
-    first = write_store(rows[:2], open_head, folder)
-    again = write_store(iter(()), open_head, folder)
+    first = write_view_store(rows[:2], open_head, folder)
+    again = write_view_store(iter(()), open_head, folder)
     assert first == again
     assert len(again) == 2
 
 
-def test_a_store_survives_the_way_to_another_process(store: Store) -> None:
+def test_a_store_survives_the_way_to_another_process(store: ViewStore) -> None:
     store.view(0)
     data = pickle.dumps(store)
     assert len(data) < 1000, "only the folder travels"
@@ -429,7 +446,7 @@ def test_a_store_survives_the_way_to_another_process(store: Store) -> None:
 
 
 def test_the_rate_warms_up_and_cools_down() -> None:
-    rates = [learning_rate(step, peak=2.0, warmup=10, steps=110) for step in range(111)]
+    rates = [learning_rate(step, refine_peak=2.0, warmup=10, steps=110) for step in range(111)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == rates[10] == pytest.approx(2.0)
     assert rates[60] == pytest.approx(0.01 * 2 + 0.99 * 2 * 0.5)

@@ -13,25 +13,25 @@ import numpy as np
 from dff.face.arrays import Bools, Bytes
 
 
-def photometric(image: Bytes, *, rng: np.random.Generator) -> Bytes:
+def augment_photometric(image: Bytes, *, rng: np.random.Generator) -> Bytes:
     """The image through another camera: each effect with its own probability, in the order of a
     real one.
     """
-    out = _colours(image, rng)
+    out = _adjust_colours(image, rng)
     if rng.random() < 0.15:
         out = np.repeat(cv2.cvtColor(out, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
     if rng.random() < 0.3:
         out = cv2.GaussianBlur(out, (0, 0), float(rng.uniform(0.4, 1.6)))
     if rng.random() < 0.3:
-        out = _low_resolution(out, float(rng.uniform(0.35, 0.8)))
+        out = _reduce_resolution(out, float(rng.uniform(0.35, 0.8)))
     if rng.random() < 0.4:
-        out = _grain(out, float(rng.uniform(2.0, 14.0)), rng)
+        out = _add_grain(out, float(rng.uniform(2.0, 14.0)), rng)
     if rng.random() < 0.4:
-        out = _jpeg(out, int(rng.integers(20, 85)))
+        out = _recompress(out, int(rng.integers(20, 85)))
     return np.asarray(out, dtype=np.uint8)
 
 
-def _colours(image: Bytes, rng: np.random.Generator) -> Bytes:
+def _adjust_colours(image: Bytes, rng: np.random.Generator) -> Bytes:
     """Exposure, white balance, contrast and gamma as one table per channel; then saturation."""
     level = np.linspace(0.0, 1.0, 256)
     gamma = float(np.exp(rng.uniform(-0.4, 0.4)))
@@ -46,7 +46,7 @@ def _colours(image: Bytes, rng: np.random.Generator) -> Bytes:
     return np.asarray(out, dtype=np.uint8)
 
 
-def _low_resolution(image: Bytes, factor: float) -> Bytes:
+def _reduce_resolution(image: Bytes, factor: float) -> Bytes:
     size = image.shape[0]
     small = cv2.resize(image, (max(2, round(size * factor)),) * 2, interpolation=cv2.INTER_AREA)
     return np.asarray(
@@ -54,12 +54,12 @@ def _low_resolution(image: Bytes, factor: float) -> Bytes:
     )
 
 
-def _grain(image: Bytes, deviation: float, rng: np.random.Generator) -> Bytes:
+def _add_grain(image: Bytes, deviation: float, rng: np.random.Generator) -> Bytes:
     noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(deviation)
     return np.clip(image + noise, 0.0, 255.0).astype(np.uint8)
 
 
-def _jpeg(image: Bytes, quality: int) -> Bytes:
+def _recompress(image: Bytes, quality: int) -> Bytes:
     _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), dtype=np.uint8)
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dff.face.arrays import Ints
-from dff.trainer.data.crops import Chart, Sample, make_sample
+from dff.trainer.data.crops import TrainingSample, TrainingSurface, make_sample
 from dff.trainer.data.mosaic import MOST_FACES, make_mosaic
-from dff.trainer.data.view_cache import Store
+from dff.trainer.data.view_cache import ViewStore
 
-MOSAICS = 0.12
+MOSAIC_SHARE = 0.12
 """Share of samples that show small faces or none, for the search over whole photos."""
 
 
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
     image: Tensor
     pixel: Tensor
-    place: Tensor
+    coordinate: Tensor
     known: Tensor
     face: Tensor
 
@@ -65,29 +65,37 @@ def epoch_table(identity: Ints, *, seed: int, epoch: int, batch: int, views: int
     return table[: steps * batch].reshape(steps, batch)
 
 
-class Crops(Dataset[Sample]):
+class Crops(Dataset[TrainingSample]):
     """The training views of a store; an item is named by (epoch, view) and always the same.
 
-    A share ``MOSAICS`` of them are mosaics that begin with the named view.
+    A share ``MOSAIC_SHARE`` of them are mosaics that begin with the named view.
     """
 
-    def __init__(self, store: Store, chart: Chart, *, size: int, pixels: int, seed: int) -> None:
-        self.store, self.chart, self.size, self.pixels, self.seed = store, chart, size, pixels, seed
+    def __init__(
+        self, store: ViewStore, surface: TrainingSurface, *, size: int, pixels: int, seed: int
+    ) -> None:
+        self.store, self.surface, self.size, self.pixels, self.seed = (
+            store,
+            surface,
+            size,
+            pixels,
+            seed,
+        )
         self.numbers = np.flatnonzero(~store.is_dev)
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample:
+    def __getitem__(self, item: tuple[int, int]) -> TrainingSample:
         epoch, number = item
         rng = np.random.default_rng([self.seed, epoch, number])
-        if rng.random() < MOSAICS:
+        if rng.random() < MOSAIC_SHARE:
             others = rng.choice(self.numbers, int(rng.integers(1, MOST_FACES)))
             views = [self.store.view(int(n)) for n in (number, *others)]
-            return make_mosaic(views, self.chart, size=self.size, pixels=self.pixels, rng=rng)
+            return make_mosaic(views, self.surface, size=self.size, pixels=self.pixels, rng=rng)
         return make_sample(
-            self.store.view(number), self.chart, size=self.size, pixels=self.pixels, rng=rng
+            self.store.view(number), self.surface, size=self.size, pixels=self.pixels, rng=rng
         )
 
 
-def steps_of(
+def list_step_items(
     numbers: Ints,
     identity: Ints,
     *,
@@ -116,7 +124,7 @@ def steps_of(
         yield [(epoch, int(numbers[i])) for i in row]
 
 
-def collate(samples: list[Sample]) -> Batch:
+def collate(samples: list[TrainingSample]) -> Batch:
     return Batch(*(torch.from_numpy(np.stack(parts)) for parts in zip(*samples, strict=True)))
 
 
@@ -138,7 +146,7 @@ def batches(
     no threads.
     """
     numbers = np.flatnonzero(~crops.store.is_dev)
-    plan = steps_of(
+    plan = list_step_items(
         numbers,
         crops.store.identity[numbers],
         first=first,

@@ -19,50 +19,50 @@ from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.descriptor import ANCHOR_DENSITY, FRAMING, SKIN_REGIONS, STRIDE, surface_coordinates
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
-from dff.trainer.data.augment import occlude, photometric
+from dff.trainer.data.augment import augment_photometric, occlude
 from dff.trainer.data.view_cache import StoredView
 
-COHERENT = 0.010
+SAME_SHEET = 0.010
 """Metres in surface coordinates: source neighbours further apart than this lie on two sides of an
 edge.
 """
 
-BENT = 0.5
+DISPLACED_SHARE = 0.5
 """Share of crops that are stretched and bent, since other people's faces, and other models', are
 laid out otherwise.
 """
 
-FACELESS = 0.03
+FACELESS_SHARE = 0.03
 """Share of views whose face is painted over: what a search must not find."""
 
 
 @dataclass(frozen=True)
-class Chart:
+class TrainingSurface:
     """The model's surface as training sees it. Row F of the tables by triangle stands for the
     background.
     """
 
     faces: Ints  # (F, 3)
-    places: Floats  # (V, 6) surface coordinates, metres
+    coordinates: Floats  # (V, 6) surface coordinates, metres
     mirrored: Floats  # (V, 6) of the vertex at the mirrored place
     anchored: Bools  # (F + 1,) the triangle lies in a region that has anchors
     skin: Bools  # (F + 1,) the triangle shows the face
 
 
-def chart_of(model: MorphableModel) -> Chart:
+def build_training_surface(model: MorphableModel) -> TrainingSurface:
     """The chart of a model; regions by the tables of ``dff.face.descriptor``."""
-    places = surface_coordinates(model)
+    coordinates = surface_coordinates(model)
     names = np.array(model.region_names)[model.region]
-    return Chart(
+    return TrainingSurface(
         faces=model.faces,
-        places=places,
-        mirrored=places[model.mirror],
+        coordinates=coordinates,
+        mirrored=coordinates[model.mirror],
         anchored=np.append(np.isin(names, list(ANCHOR_DENSITY)), False),
         skin=np.append(np.isin(names, SKIN_REGIONS), False),
     )
 
 
-class Framing(NamedTuple):
+class CropPlacement(NamedTuple):
     """How a crop lies over a face; the zeros are the plain crop."""
 
     zoom: float = 1.0  # side of the crop over the plain one
@@ -71,38 +71,38 @@ class Framing(NamedTuple):
     mirrored: bool = False
 
 
-def random_framing(rng: np.random.Generator) -> Framing:
+def sample_crop_placement(rng: np.random.Generator) -> CropPlacement:
     """What a detector's boxes and people's necks do to a crop."""
     reach = 0.25 if rng.random() < 0.3 else 0.12
-    return Framing(
+    return CropPlacement(
         zoom=float(np.exp(rng.uniform(np.log(0.75), np.log(1.4)))),
         shift=(float(rng.uniform(-reach, reach)), float(rng.uniform(-reach, reach))),
-        degrees=random_turn(rng),
+        degrees=sample_rotation(rng),
         mirrored=bool(rng.random() < 0.5),
     )
 
 
-def random_turn(rng: np.random.Generator) -> float:
+def sample_rotation(rng: np.random.Generator) -> float:
     """Degrees that an image is turned by: mostly a little."""
     reach = 60.0 if rng.random() < 0.35 else 20.0
     return float(rng.uniform(-reach, reach))
 
 
-def input_from_source(box: Box, size: int, framing: Framing) -> Floats:
+def input_from_source(box: Box, size: int, placement: CropPlacement) -> Floats:
     """(2, 3) affine map from source pixels to the pixels of a ``size`` x ``size`` crop about a
     landmark box.
     """
     side = FRAMING * max(box.width, box.height)
-    centre = box.centre + side * np.array(framing.shift)
-    scale = size / (side * framing.zoom)
-    angle = np.deg2rad(framing.degrees)
+    centre = box.centre + side * np.array(placement.shift)
+    scale = size / (side * placement.zoom)
+    angle = np.deg2rad(placement.degrees)
     linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    if framing.mirrored:
+    if placement.mirrored:
         linear[0] *= -1.0
     return np.column_stack([linear, size / 2 - linear @ centre])
 
 
-def random_bend(size: int, *, rng: np.random.Generator) -> Floats:
+def sample_displacement(size: int, *, rng: np.random.Generator) -> Floats:
     """(size, size, 2) float32: how far from its own place, in px of the crop, each pixel of a bent
     crop is taken.
 
@@ -125,19 +125,19 @@ def random_bend(size: int, *, rng: np.random.Generator) -> Floats:
     )
 
 
-def bent(
-    image: Bytes, matrix: Floats, bend: Floats, border: int | tuple[int, int, int]
+def warp_displaced(
+    image: Bytes, matrix: Floats, displacement: Floats, border: int | tuple[int, int, int]
 ) -> tuple[Bytes, Floats]:
-    """((S, S, 3) crop under ``matrix`` (2, 3) and ``bend`` (S, S, 2), (N, 2) source px of its
+    """((S, S, 3) crop under ``matrix`` (2, 3) and ``displacement`` (S, S, 2), (N, 2) source px of its
     output pixels).
 
     The latter as ``grid_in_source`` has them, to a fiftieth of a pixel. ``border`` as ``warp`` has
     it.
     """
-    size = len(bend)
+    size = len(displacement)
     own = np.arange(size, dtype=np.float32) + 0.5
     back = inverse_affine(matrix).astype(np.float32)
-    source = (np.stack(np.meshgrid(own, own), axis=-1) + bend) @ back[:, :2].T + back[:, 2]
+    source = (np.stack(np.meshgrid(own, own), axis=-1) + displacement) @ back[:, :2].T + back[:, 2]
     mode, colour = (border, (0, 0, 0)) if isinstance(border, int) else (cv2.BORDER_CONSTANT, border)
     crop = cv2.remap(
         _low_passed(image, matrix),
@@ -196,7 +196,7 @@ def grid_in_source(matrix: Floats, size: int) -> Floats:
     return np.asarray(grid @ back[:, :2].T + back[:, 2])
 
 
-def triangles_at(view: StoredView, px: Floats, faces: int) -> Ints:
+def lookup_triangles(view: StoredView, px: Floats, faces: int) -> Ints:
     """(N,) triangle that the source pixel holding each of (N, 2) ``px`` shows; ``faces`` (their
     number) for none.
     """
@@ -207,8 +207,8 @@ def triangles_at(view: StoredView, px: Floats, faces: int) -> Ints:
     return np.where(inside, np.minimum(ids, faces), faces)
 
 
-def places_at(
-    view: StoredView, px: Floats, chart: Chart, *, mirrored: bool = False
+def interpolate_coordinates(
+    view: StoredView, px: Floats, surface: TrainingSurface, *, mirrored: bool = False
 ) -> tuple[Floats, Bools]:
     """((N, 6) surface coordinates at (N, 2) source px, (N,) whether they are known).
 
@@ -223,66 +223,72 @@ def places_at(
     corner = np.where(inside[:, None], corner, 0)
     columns = corner[:, :1] + np.array([0, 1, 0, 1])
     rows = corner[:, 1:] + np.array([0, 0, 1, 1])
-    faces = len(chart.faces)
+    faces = len(surface.faces)
     ids = np.minimum(view.triangle[rows, columns].astype(np.int64), faces)  # (N, 4)
-    known = inside & chart.anchored[ids].all(1)
+    known = inside & surface.anchored[ids].all(1)
     weight = np.empty((*ids.shape, 3), np.float32)
     weight[..., :2] = view.weight[rows, columns] * np.float32(1.0 / 255.0)
     weight[..., 2] = 1.0 - weight[..., 0] - weight[..., 1]
-    table = chart.mirrored if mirrored else chart.places
-    corners = table[chart.faces[np.where(known[:, None], ids, 0)]]  # (N, 4, 3, 6)
-    places = np.einsum("npk,npkc->npc", weight, corners)
-    spread = np.linalg.norm(places - places[:, :1], axis=2).max(1)
+    table = surface.mirrored if mirrored else surface.coordinates
+    corners = table[surface.faces[np.where(known[:, None], ids, 0)]]  # (N, 4, 3, 6)
+    coordinates = np.einsum("npk,npkc->npc", weight, corners)
+    spread = np.linalg.norm(coordinates - coordinates[:, :1], axis=2).max(1)
     fx, fy = fraction.T
     blend = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], axis=1)
-    return np.einsum("np,npc->nc", blend, places), known & (spread < COHERENT)
+    return np.einsum("np,npc->nc", blend, coordinates), known & (spread < SAME_SHEET)
 
 
-class Sample(NamedTuple):
+class TrainingSample(NamedTuple):
     """One crop and what is known about its pixels."""
 
     image: Bytes  # (S, S, 3) RGB
     pixel: Ints  # (K,) int64 output pixels learned from, counted row by row
-    place: Floats  # (K, 6) float32 surface coordinates, metres, in the model as the crop shows it
+    coordinate: (
+        Floats  # (K, 6) float32 surface coordinates, metres, in the model as the crop shows it
+    )
     known: Floats  # (K,) float32: 1, or 0 for a filler
     face: Floats  # (S / STRIDE, S / STRIDE) float32: 1 where the pixel shows the face
 
 
 def make_sample(
-    view: StoredView, chart: Chart, *, size: int, pixels: int, rng: np.random.Generator
-) -> Sample:
+    view: StoredView, surface: TrainingSurface, *, size: int, pixels: int, rng: np.random.Generator
+) -> TrainingSample:
     """A random crop of a view with all augmentations and ``pixels`` surface points to learn
     from.
     """
-    framing = random_framing(rng)
-    matrix = input_from_source(view.box, size, framing)
+    placement = sample_crop_placement(rng)
+    matrix = input_from_source(view.box, size, placement)
     # Beyond a photo's edge the aligner sees black; other fillings keep the network from leaning on
     # that.
     r, g, b = (int(c) for c in rng.integers(0, 256, 3))
     borders: list[int | tuple[int, int, int]] = [cv2.BORDER_REPLICATE, (0, 0, 0), (r, g, b)]
     border = borders[rng.integers(3)]
-    if rng.random() < FACELESS:
-        view = without_face(view, chart, rng=rng)
-    if rng.random() < BENT:
-        image, px = bent(view.image, matrix, random_bend(size, rng=rng), border)
+    if rng.random() < FACELESS_SHARE:
+        view = paint_over_face(view, surface, rng=rng)
+    if rng.random() < DISPLACED_SHARE:
+        image, px = warp_displaced(view.image, matrix, sample_displacement(size, rng=rng), border)
     else:
         image, px = warp(view.image, matrix, size, border), grid_in_source(matrix, size)
-    return finished(
+    return finish_sample(
         image,
-        triangles_at(view, px, len(chart.faces)),
-        lambda chosen: places_at(view, px[chosen], chart, mirrored=framing.mirrored),
-        chart,
+        lookup_triangles(view, px, len(surface.faces)),
+        lambda chosen: interpolate_coordinates(
+            view, px[chosen], surface, mirrored=placement.mirrored
+        ),
+        surface,
         pixels=pixels,
         rng=rng,
     )
 
 
-def without_face(view: StoredView, chart: Chart, *, rng: np.random.Generator) -> StoredView:
+def paint_over_face(
+    view: StoredView, surface: TrainingSurface, *, rng: np.random.Generator
+) -> StoredView:
     """The view with its face painted over: a head that shows none, as masks, hoods and censors make
     them.
     """
     none = np.iinfo(view.triangle.dtype).max
-    skin = chart.skin[np.minimum(view.triangle, len(chart.faces))]
+    skin = surface.skin[np.minimum(view.triangle, len(surface.faces))]
     colour = rng.uniform(0.0, 255.0, 3)
     if skin.any() and rng.random() < 0.6:
         colour = view.image[skin].mean(0)
@@ -300,31 +306,31 @@ def without_face(view: StoredView, chart: Chart, *, rng: np.random.Generator) ->
     )
 
 
-def finished(
+def finish_sample(
     image: Bytes,
     triangle: Ints,
-    places: Callable[[Ints], tuple[Floats, Bools]],
-    chart: Chart,
+    coordinates: Callable[[Ints], tuple[Floats, Bools]],
+    surface: TrainingSurface,
     *,
     pixels: int,
     rng: np.random.Generator,
-) -> Sample:
+) -> TrainingSample:
     """A sample of an (S, S, 3) image whose output pixels show ``triangle`` ((S / STRIDE)^2,), seen
     by a real camera.
 
-    ``places`` looks up the surface coordinates of chosen output pixels and whether they are known.
+    ``coordinates`` looks up the surface coordinates of chosen output pixels and whether they are known.
     """
     half = image.shape[0] // STRIDE
     if rng.random() < 0.35:
         image, covered = occlude(image, rng=rng)
-        triangle = np.where(covered[1::STRIDE, 1::STRIDE].ravel(), len(chart.faces), triangle)
-    chosen = rng.permutation(np.flatnonzero(chart.anchored[triangle]))[:pixels]
-    place, known = places(chosen)
+        triangle = np.where(covered[1::STRIDE, 1::STRIDE].ravel(), len(surface.faces), triangle)
+    chosen = rng.permutation(np.flatnonzero(surface.anchored[triangle]))[:pixels]
+    coordinate, known = coordinates(chosen)
     fill = pixels - len(chosen)
-    return Sample(
-        image=photometric(image, rng=rng),
+    return TrainingSample(
+        image=augment_photometric(image, rng=rng),
         pixel=np.pad(chosen, (0, fill)),
-        place=np.pad(place, ((0, fill), (0, 0))).astype(np.float32),
+        coordinate=np.pad(coordinate, ((0, fill), (0, 0))).astype(np.float32),
         known=np.pad(known, (0, fill)).astype(np.float32),
-        face=chart.skin[triangle].reshape(half, half).astype(np.float32),
+        face=surface.skin[triangle].reshape(half, half).astype(np.float32),
     )

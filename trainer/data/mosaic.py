@@ -16,16 +16,16 @@ import numpy as np
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.descriptor import FRAMING, STRIDE
 from dff.trainer.data.crops import (
-    FACELESS,
-    Chart,
-    Sample,
-    finished,
+    FACELESS_SHARE,
+    TrainingSample,
+    TrainingSurface,
+    finish_sample,
     grid_in_source,
-    places_at,
-    random_turn,
-    triangles_at,
+    interpolate_coordinates,
+    lookup_triangles,
+    paint_over_face,
+    sample_rotation,
     warp,
-    without_face,
 )
 from dff.trainer.data.view_cache import StoredView
 
@@ -36,7 +36,7 @@ NEAREST, FARTHEST = 1.2, 4.2
 128.
 """
 
-EMPTY = 0.15
+EMPTY_SHARE = 0.15
 """Share of mosaics that show no face."""
 
 NARROW = 12
@@ -44,32 +44,41 @@ NARROW = 12
 
 
 def make_mosaic(
-    views: Sequence[StoredView], chart: Chart, *, size: int, pixels: int, rng: np.random.Generator
-) -> Sample:
+    views: Sequence[StoredView],
+    surface: TrainingSurface,
+    *,
+    size: int,
+    pixels: int,
+    rng: np.random.Generator,
+) -> TrainingSample:
     """A sample that shows the faces of ``views``, or none, on grounds cut from the same views."""
-    image, triangle, places = composed(views, chart, size, rng=rng)
-    return finished(image, triangle, places, chart, pixels=pixels, rng=rng)
+    image, triangle, coordinates = compose_layers(views, surface, size, rng=rng)
+    return finish_sample(image, triangle, coordinates, surface, pixels=pixels, rng=rng)
 
 
-def composed(
-    views: Sequence[StoredView], chart: Chart, size: int, *, rng: np.random.Generator
+def compose_layers(
+    views: Sequence[StoredView], surface: TrainingSurface, size: int, *, rng: np.random.Generator
 ) -> tuple[Bytes, Ints, Callable[[Ints], tuple[Floats, Bools]]]:
     """A mosaic before any camera: image, and triangles and places of its output pixels as
-    ``finished`` takes them.
+    ``finish_sample`` takes them.
     """
-    image = ground(views[-1], chart, size, rng=rng)
+    image = make_background(views[-1], surface, size, rng=rng)
     if rng.random() < 0.5:
-        image = _beyond_a_line(image, ground(views[0], chart, size, rng=rng), rng)
-    shown = [] if rng.random() < EMPTY else list(views[:MOST_FACES])
-    triangle = np.full((size // STRIDE) ** 2, len(chart.faces), dtype=np.int64)
+        image = _join_along_line(image, make_background(views[0], surface, size, rng=rng), rng)
+    shown = [] if rng.random() < EMPTY_SHARE else list(views[:MOST_FACES])
+    triangle = np.full((size // STRIDE) ** 2, len(surface.faces), dtype=np.int64)
     layer = np.full(len(triangle), -1)
     lookups: list[tuple[StoredView, Floats, bool]] = []
     for number, view in enumerate(shown):
         mirrored = bool(rng.random() < 0.5)
-        matrix = _random_place(view, size, mirrored, rng)
-        cover = _cutout(view, len(chart.faces), rng) if rng.random() < 0.6 else _whole(view)
-        if rng.random() < 3 * FACELESS:
-            view = without_face(view, chart, rng=rng)
+        matrix = _sample_view_placement(view, size, mirrored, rng)
+        cover = (
+            _head_opacity(view, len(surface.faces), rng)
+            if rng.random() < 0.6
+            else _full_opacity(view)
+        )
+        if rng.random() < 3 * FACELESS_SHARE:
+            view = paint_over_face(view, surface, rng=rng)
         alpha = warp(cover, matrix, size, (0, 0, 0))[..., :1].astype(np.float32) / 255.0
         seen = warp(view.image, matrix, size, cv2.BORDER_REPLICATE)
         image = np.rint(image + (seen.astype(np.float32) - image) * alpha).astype(np.uint8)
@@ -85,26 +94,30 @@ def composed(
         layer[touched] = -1
         layer[opaque] = number
         front = cells.mean(1) > 0.5
-        triangle[front] = triangles_at(view, px[front], len(chart.faces))
+        triangle[front] = lookup_triangles(view, px[front], len(surface.faces))
         lookups.append((view, px, mirrored))
 
-    def places(chosen: Ints) -> tuple[Floats, Bools]:
-        place, known = np.zeros((len(chosen), 6)), np.zeros(len(chosen), dtype=bool)
+    def coordinates(chosen: Ints) -> tuple[Floats, Bools]:
+        coordinate, known = np.zeros((len(chosen), 6)), np.zeros(len(chosen), dtype=bool)
         for number, (view, px, mirrored) in enumerate(lookups):
             own = layer[chosen] == number
-            place[own], known[own] = places_at(view, px[chosen[own]], chart, mirrored=mirrored)
-        return place, known
+            coordinate[own], known[own] = interpolate_coordinates(
+                view, px[chosen[own]], surface, mirrored=mirrored
+            )
+        return coordinate, known
 
-    return image, triangle, places
+    return image, triangle, coordinates
 
 
-def ground(view: StoredView, chart: Chart, size: int, *, rng: np.random.Generator) -> Bytes:
+def make_background(
+    view: StoredView, surface: TrainingSurface, size: int, *, rng: np.random.Generator
+) -> Bytes:
     """(size, size, 3): the widest part of a view beside the head, repeated in mirrors, turned and
     scaled at random.
 
     Cloudy noise where the head fills the view.
     """
-    head = view.triangle < len(chart.faces)
+    head = view.triangle < len(surface.faces)
     width = head.shape[1]
     columns, rows = np.flatnonzero(head.any(0)), np.flatnonzero(head.any(1))
     left, right, top = (
@@ -136,7 +149,7 @@ def ground(view: StoredView, chart: Chart, size: int, *, rng: np.random.Generato
     )
 
 
-def _beyond_a_line(image: Bytes, other: Bytes, rng: np.random.Generator) -> Bytes:
+def _join_along_line(image: Bytes, other: Bytes, rng: np.random.Generator) -> Bytes:
     """``image`` on one side of a random line, ``other`` on the other."""
     size = image.shape[0]
     angle, offset = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(-0.4, 0.4) * size
@@ -145,24 +158,26 @@ def _beyond_a_line(image: Bytes, other: Bytes, rng: np.random.Generator) -> Byte
     return np.where(side[..., None], other, image)
 
 
-def _random_place(view: StoredView, size: int, mirrored: bool, rng: np.random.Generator) -> Floats:
+def _sample_view_placement(
+    view: StoredView, size: int, mirrored: bool, rng: np.random.Generator
+) -> Floats:
     """(2, 3) mosaic from source pixels: the centre of the landmark box anywhere within, each size
     as likely.
     """
     zoom = np.exp(rng.uniform(np.log(NEAREST), np.log(FARTHEST)))
     scale = size / (FRAMING * max(view.box.width, view.box.height) * zoom)
-    angle = np.deg2rad(random_turn(rng))
+    angle = np.deg2rad(sample_rotation(rng))
     linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     if mirrored:
         linear[0] *= -1.0
     return np.column_stack([linear, rng.uniform(0.05, 0.95, 2) * size - linear @ view.box.centre])
 
 
-def _whole(view: StoredView) -> Bytes:
+def _full_opacity(view: StoredView) -> Bytes:
     return np.full((*view.triangle.shape, 3), 255, np.uint8)
 
 
-def _cutout(view: StoredView, faces: int, rng: np.random.Generator) -> Bytes:
+def _head_opacity(view: StoredView, faces: int, rng: np.random.Generator) -> Bytes:
     """(H, W, 3) opacity 0 to 255: one on the head, falling to zero somewhere in what surrounds
     it.
     """

@@ -46,7 +46,7 @@ class StoredView:
 
 
 @dataclass(frozen=True)
-class Store:
+class ViewStore:
     """An opened store: cheap to send to another process, which maps the files itself."""
 
     folder: Path
@@ -117,7 +117,7 @@ class Store:
         )
 
 
-def write_store(rows: Iterable[ViewRow], model: MorphableModel, folder: Path) -> Store:
+def write_view_store(rows: Iterable[ViewRow], model: MorphableModel, folder: Path) -> ViewStore:
     """Unpack rows into ``folder``, which appears only when complete; one that is there already is
     taken as it is.
 
@@ -126,8 +126,8 @@ def write_store(rows: Iterable[ViewRow], model: MorphableModel, folder: Path) ->
     """
     if (folder / _INDEX).exists():
         for row in itertools.islice(rows, 1):
-            _checked_frame(row, model)
-        return Store(folder)
+            _resolve_checked_frame(row, model)
+        return ViewStore(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -139,10 +139,10 @@ def write_store(rows: Iterable[ViewRow], model: MorphableModel, folder: Path) ->
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Store(folder)
+    return ViewStore(folder)
 
 
-def _checked_frame(row: ViewRow, model: MorphableModel) -> Frame:
+def _resolve_checked_frame(row: ViewRow, model: MorphableModel) -> Frame:
     """The row's dense truth. BadDataset when its pixels don't see the triangles that they name.
 
     A model of the same name but another version shows itself so: resolving clamps what lies outside
@@ -176,7 +176,7 @@ def _unpack(rows: Iterable[ViewRow], model: MorphableModel, folder: Path) -> Non
         (folder / "weights.bin").open("wb") as weights,
     ):
         for row in rows:
-            frame = _checked_frame(row, model)
+            frame = _resolve_checked_frame(row, model)
             images.write(row.image)
             triangles.write(
                 np.where(frame.triangle < 0, background, frame.triangle).astype(dtype).tobytes()

@@ -68,7 +68,7 @@ def test_photos_are_read_as_they_are_stored_and_broken_labels_are_named(folder: 
         read_labelled_photos(folder, None)
 
 
-def test_one_command_gives_figures_bars_and_a_picture(folder: Path, tmp_path: Path) -> None:
+def test_one_command_gives_figures_thresholds_and_a_picture(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--pairs", "1", "--json", str(tmp_path / "m.json"), "--pictures", str(out)]
     result = CliRunner().invoke(app, ["evaluate", "matching", str(folder), *arguments])
@@ -78,7 +78,7 @@ def test_one_command_gives_figures_bars_and_a_picture(folder: Path, tmp_path: Pa
     methods = ("dff", "raw", "patches", "sift 24", "sift 48", "sift 72", "daisy")
     assert cells == {(method, yaw) for method in methods for yaw in ("0-30", "30-60")}
     assert all(row["identity"] == "different" and row["pairs"] == 1 for row in content["rows"])
-    # Noise shows no face: nobody finds anything, and the bars say so.
-    judged = {bar["name"]: bar["met"] for bar in content["bars"]}
+    # Noise shows no face: nobody finds anything, and no threshold is met.
+    judged = {t["name"]: t["met"] for t in content["thresholds"]}
     assert judged["different identity, yaw 0-30: PCK 5 %"] is False
     assert cv2.imread(str(out / "matching.jpg")) is not None

@@ -12,26 +12,26 @@ from dff.face.geometry.mesh import vertex_normals
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
 from dff.infra.shards import ViewRow, resolve_frame
-from dff.trainer.data.augment import occlude, photometric
+from dff.trainer.data.augment import augment_photometric, occlude
 from dff.trainer.data.crops import (
-    Chart,
-    Framing,
-    bent,
-    chart_of,
+    CropPlacement,
+    TrainingSurface,
+    build_training_surface,
     grid_in_source,
     input_from_source,
+    interpolate_coordinates,
     inverse_affine,
+    lookup_triangles,
     make_sample,
-    places_at,
-    random_bend,
-    triangles_at,
+    paint_over_face,
+    sample_displacement,
     warp,
-    without_face,
+    warp_displaced,
 )
-from dff.trainer.data.view_cache import Store
+from dff.trainer.data.view_cache import ViewStore
 
 SIZE = 64
-TILTED = Framing(zoom=0.9, shift=(0.05, -0.08), degrees=33.0)
+TILTED = CropPlacement(zoom=0.9, shift=(0.05, -0.08), degrees=33.0)
 
 
 def facing_points(row: ViewRow, model: MorphableModel) -> tuple[Floats, Floats]:
@@ -39,32 +39,38 @@ def facing_points(row: ViewRow, model: MorphableModel) -> tuple[Floats, Floats]:
     are seen.
     """
     vertices = row.cam_from_head.apply(model.vertices(row.coefficients(model)))
-    chart = chart_of(model)
+    surface = build_training_surface(model)
     seen = np.unique(row.triangle_ids[row.triangle_ids >= 0])
-    seen = seen[chart.anchored[seen]]
+    seen = seen[surface.anchored[seen]]
     normal = vertex_normals(vertices, model.faces)[model.faces[seen]].mean(1)
     seen = seen[normal[:, 2] < -0.8]
     centre = vertices[model.faces[seen]].mean(1)
-    return chart.places[model.faces[seen]].mean(1), row.camera.px_from_cam(centre)
+    return surface.coordinates[model.faces[seen]].mean(1), row.camera.px_from_cam(centre)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_projected_point_lies_where_the_target_map_says(
-    rows: list[ViewRow], store: Store, open_head: MorphableModel, chart: Chart, mirrored: bool
+    rows: list[ViewRow],
+    store: ViewStore,
+    open_head: MorphableModel,
+    surface: TrainingSurface,
+    mirrored: bool,
 ) -> None:
     """Project surface points, carry them through the crop, and read the target map there: the same
     points again.
     """
-    framing = TILTED._replace(mirrored=mirrored)
+    placement = TILTED._replace(mirrored=mirrored)
     errors = []
     for number in (0, 20, 41):
-        place, px = facing_points(rows[number], open_head)
+        coordinate, px = facing_points(rows[number], open_head)
         view = store.view(number)
-        matrix = input_from_source(view.box, SIZE, framing)
+        matrix = input_from_source(view.box, SIZE, placement)
         crop_px = px @ matrix[:, :2].T + matrix[:, 2]
         back = inverse_affine(matrix)
-        got, known = places_at(view, crop_px @ back[:, :2].T + back[:, 2], chart, mirrored=mirrored)
-        wanted = place * [-1, 1, 1, -1, 1, 1] if mirrored else place
+        got, known = interpolate_coordinates(
+            view, crop_px @ back[:, :2].T + back[:, 2], surface, mirrored=mirrored
+        )
+        wanted = coordinate * [-1, 1, 1, -1, 1, 1] if mirrored else coordinate
         assert known.mean() > 0.8
         errors.append(np.linalg.norm(got - wanted, axis=1)[known])
     error = np.concatenate(errors)
@@ -74,32 +80,36 @@ def test_a_projected_point_lies_where_the_target_map_says(
 
 
 def test_the_target_of_an_output_pixel_is_the_point_that_projects_to_its_centre(
-    rows: list[ViewRow], store: Store, open_head: MorphableModel, chart: Chart
+    rows: list[ViewRow], store: ViewStore, open_head: MorphableModel, surface: TrainingSurface
 ) -> None:
     """Slow twin: resolve the crop's own camera instead of looking up the source's map."""
     row, view = rows[7], store.view(7)
-    upright = Framing(zoom=1.1, shift=(0.03, 0.02))
+    upright = CropPlacement(zoom=1.1, shift=(0.03, 0.02))
     matrix = input_from_source(view.box, SIZE, upright)
     vertices = row.cam_from_head.apply(open_head.vertices(row.coefficients(open_head)))
     scale = matrix[0, 0] / STRIDE
     camera = row.camera.cropped(-matrix[:, 2] / matrix[0, 0], scale)
     frame = render(vertices, open_head.faces, camera, (SIZE // STRIDE, SIZE // STRIDE))
-    corners = chart.places[open_head.faces[np.maximum(frame.triangle, 0)]]
+    corners = surface.coordinates[open_head.faces[np.maximum(frame.triangle, 0)]]
     wanted = np.einsum("ijk,ijkc->ijc", frame.barycentric, corners).reshape(-1, 6)
-    got, known = places_at(view, grid_in_source(matrix, SIZE), chart)
+    got, known = interpolate_coordinates(view, grid_in_source(matrix, SIZE), surface)
     known &= frame.triangle.ravel() >= 0
     error = np.linalg.norm(got - wanted, axis=1)[known]
     assert known.sum() > 250
     assert np.median(error) < 0.0004
 
 
-def test_targets_of_a_mirrored_crop_are_the_mirrored_targets(store: Store, chart: Chart) -> None:
+def test_targets_of_a_mirrored_crop_are_the_mirrored_targets(
+    store: ViewStore, surface: TrainingSurface
+) -> None:
     view = store.view(3)
     plain = input_from_source(view.box, SIZE, TILTED)
     flipped = np.diag([-1.0, 1.0]) @ plain + np.array([[0, 0, SIZE], [0, 0, 0]])
     half = SIZE // STRIDE
-    there, known = places_at(view, grid_in_source(plain, SIZE), chart)
-    back, known_back = places_at(view, grid_in_source(flipped, SIZE), chart, mirrored=True)
+    there, known = interpolate_coordinates(view, grid_in_source(plain, SIZE), surface)
+    back, known_back = interpolate_coordinates(
+        view, grid_in_source(flipped, SIZE), surface, mirrored=True
+    )
     known, known_back = known.reshape(half, half), known_back.reshape(half, half)[:, ::-1]
     np.testing.assert_array_equal(known, known_back)
     reflected = back.reshape(half, half, 6)[:, ::-1] * [-1, 1, 1, -1, 1, 1]
@@ -107,22 +117,22 @@ def test_targets_of_a_mirrored_crop_are_the_mirrored_targets(store: Store, chart
 
 
 def test_mirroring_follows_the_models_table_not_a_sign(
-    mirrored_model: MorphableModel, store: Store
+    mirrored_model: MorphableModel, store: ViewStore
 ) -> None:
-    chart = chart_of(mirrored_model)
+    surface = build_training_surface(mirrored_model)
     vertex = int(mirrored_model.landmarks.vertex[36])
     np.testing.assert_array_equal(
-        chart.mirrored[vertex], chart.places[mirrored_model.mirror[vertex]]
+        surface.mirrored[vertex], surface.coordinates[mirrored_model.mirror[vertex]]
     )
 
 
 def test_the_image_moves_with_the_targets() -> None:
     """A bright dot at a known source pixel shows at the pixel its centre maps to."""
     box = Box(30.0, 30.0, 70.0, 70.0)
-    for framing in (Framing(), TILTED, TILTED._replace(mirrored=True)):
+    for placement in (CropPlacement(), TILTED, TILTED._replace(mirrored=True)):
         image = np.zeros((100, 100, 3), np.uint8)
         image[58:61, 41:44] = 255
-        matrix = input_from_source(box, 128, framing)
+        matrix = input_from_source(box, 128, placement)
         out = warp(image, matrix, 128, (0, 0, 0)).astype(float)[..., 0]
         rows, columns = np.mgrid[:128, :128] + 0.5
         centre = np.array([(out * columns).sum(), (out * rows).sum()]) / out.sum()
@@ -132,42 +142,42 @@ def test_the_image_moves_with_the_targets() -> None:
 
 def test_the_plain_crop_frames_the_landmark_box() -> None:
     box = Box(10.0, 20.0, 50.0, 100.0)
-    matrix = input_from_source(box, 128, Framing())
+    matrix = input_from_source(box, 128, CropPlacement())
     np.testing.assert_allclose(matrix @ [*box.centre, 1.0], [64.0, 64.0])
     top, bottom = matrix @ [30.0, 20.0, 1.0], matrix @ [30.0, 100.0, 1.0]
     assert bottom[1] - top[1] == pytest.approx(128 / FRAMING)
-    mirrored = input_from_source(box, 128, Framing(mirrored=True))
+    mirrored = input_from_source(box, 128, CropPlacement(mirrored=True))
     np.testing.assert_allclose(mirrored[0] + matrix[0], [0.0, 0.0, 128.0], atol=1e-12)
 
 
-def test_hidden_and_outside_places_are_unknown(store: Store, chart: Chart) -> None:
+def test_hidden_and_outside_places_are_unknown(store: ViewStore, surface: TrainingSurface) -> None:
     view = store.view(0)
     height, width = view.triangle.shape
     outside = np.array(
         [[-5.0, 10.0], [10.0, -0.4], [width + 3.0, 10.0], [10.0, height + 0.1], [0.2, 0.2]]
     )
-    _, known = places_at(view, outside, chart)
+    _, known = interpolate_coordinates(view, outside, surface)
     assert not known.any()
-    assert (triangles_at(view, outside[:4], len(chart.faces)) == len(chart.faces)).all()
+    assert (lookup_triangles(view, outside[:4], len(surface.faces)) == len(surface.faces)).all()
 
 
-def test_no_target_straddles_an_edge(store: Store, chart: Chart) -> None:
+def test_no_target_straddles_an_edge(store: ViewStore, surface: TrainingSurface) -> None:
     """Next to the silhouette the four neighbours disagree; what is called known has them on one
     sheet.
     """
     view = store.view(0)
-    px = grid_in_source(input_from_source(view.box, SIZE, Framing()), SIZE)
-    triangle = triangles_at(view, px, len(chart.faces))
-    _, known = places_at(view, px, chart)
+    px = grid_in_source(input_from_source(view.box, SIZE, CropPlacement()), SIZE)
+    triangle = lookup_triangles(view, px, len(surface.faces))
+    _, known = interpolate_coordinates(view, px, surface)
     half = SIZE // STRIDE
-    surface = chart.anchored[triangle].reshape(half, half)
+    surface = surface.anchored[triangle].reshape(half, half)
     edge = surface & ~np.roll(surface, 1, 1) | surface & ~np.roll(surface, -1, 1)
     assert known.reshape(half, half)[edge].mean() < 0.5
     assert known.reshape(half, half)[surface].mean() > 0.6
 
 
 def test_the_store_keeps_the_dense_truth(
-    rows: list[ViewRow], store: Store, open_head: MorphableModel
+    rows: list[ViewRow], store: ViewStore, open_head: MorphableModel
 ) -> None:
     for number in (0, 33):
         frame, view = resolve_frame(rows[number], open_head), store.view(number)
@@ -180,11 +190,11 @@ def test_the_store_keeps_the_dense_truth(
         assert bool(store.is_dev[number]) == (rows[number].split == "dev")
 
 
-def test_an_unbent_crop_is_the_plain_one(store: Store) -> None:
+def test_an_unbent_crop_is_the_plain_one(store: ViewStore) -> None:
     view = store.view(5)
     matrix = input_from_source(view.box, SIZE, TILTED)
     still = np.zeros((SIZE, SIZE, 2), np.float32)
-    image, px = bent(view.image, matrix, still, (9, 9, 9))
+    image, px = warp_displaced(view.image, matrix, still, (9, 9, 9))
     np.testing.assert_allclose(px, grid_in_source(matrix, SIZE), atol=1e-3)
     apart = np.abs(image.astype(int) - warp(view.image, matrix, SIZE, (9, 9, 9)).astype(int))
     assert apart.mean() < 0.5, "both interpolate bilinearly, on grids of a thirty-second of a pixel"
@@ -202,8 +212,8 @@ def test_a_bent_crop_shows_what_its_source_places_say(seed: int) -> None:
         np.uint8
     )  # half a pixel to a level
     matrix = input_from_source(Box(30.0, 34.0, 92.0, 90.0), size, TILTED)
-    bend = random_bend(size, rng=rng)
-    crop, px = bent(image, matrix, bend, (0, 0, 0))
+    displacement = sample_displacement(size, rng=rng)
+    crop, px = warp_displaced(image, matrix, displacement, (0, 0, 0))
     cells = (
         crop.reshape(size // STRIDE, STRIDE, size // STRIDE, STRIDE, 3).mean((1, 3)).reshape(-1, 3)
     )
@@ -221,41 +231,41 @@ def test_bends_are_small_and_fold_nowhere() -> None:
     size = 160
     moved = []
     for seed in range(60):
-        bend = random_bend(size, rng=np.random.default_rng(seed))
-        down, across = np.gradient(bend, axis=(0, 1))
+        displacement = sample_displacement(size, rng=np.random.default_rng(seed))
+        down, across = np.gradient(displacement, axis=(0, 1))
         # The map's own derivative: the area of a pixel's image stays positive, so neighbours keep
         # their order.
         area = (1 + across[..., 0]) * (1 + down[..., 1]) - across[..., 1] * down[..., 0]
         assert area.min() > 0.15
-        moved.append(np.linalg.norm(bend, axis=2).mean() / size)
+        moved.append(np.linalg.norm(displacement, axis=2).mean() / size)
     assert 0.006 < np.mean(moved) < 0.03
     assert max(moved) < 0.08
 
 
-def test_a_sample_is_decided_by_its_generator(store: Store, chart: Chart) -> None:
+def test_a_sample_is_decided_by_its_generator(store: ViewStore, surface: TrainingSurface) -> None:
     def sample(seed: int) -> bytes:
         rng = np.random.default_rng(seed)
         return b"".join(
             part.tobytes()
-            for part in make_sample(store.view(2), chart, size=SIZE, pixels=50, rng=rng)
+            for part in make_sample(store.view(2), surface, size=SIZE, pixels=50, rng=rng)
         )
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
 
 
-def test_samples_say_what_they_know(store: Store, chart: Chart) -> None:
+def test_samples_say_what_they_know(store: ViewStore, surface: TrainingSurface) -> None:
     shares = []
     for seed in range(12):
         sample = make_sample(
-            store.view(seed), chart, size=SIZE, pixels=2000, rng=np.random.default_rng(seed)
+            store.view(seed), surface, size=SIZE, pixels=2000, rng=np.random.default_rng(seed)
         )
         known = sample.known > 0
         assert sample.image.shape == (SIZE, SIZE, 3)
         assert 30 < known.sum() < 2000, "a crop of 1,024 output pixels cannot fill 2,000"
         chosen = sample.pixel[known]
         assert len(set(chosen.tolist())) == len(chosen)
-        on_template = np.abs(sample.place[known, :3]).max(0)
+        on_template = np.abs(sample.coordinate[known, :3]).max(0)
         assert (on_template < [0.1, 0.16, 0.2]).all()
         shares.append(sample.face.mean())
     faceless = np.array(shares) == 0
@@ -264,14 +274,14 @@ def test_samples_say_what_they_know(store: Store, chart: Chart) -> None:
 
 
 def test_a_view_without_its_face_shows_no_skin_and_keeps_the_rest(
-    store: Store, chart: Chart
+    store: ViewStore, surface: TrainingSurface
 ) -> None:
     view = store.view(2)
-    bare = without_face(view, chart, rng=np.random.default_rng(0))
-    faces = len(chart.faces)
-    skin = chart.skin[np.minimum(view.triangle, faces)]
+    bare = paint_over_face(view, surface, rng=np.random.default_rng(0))
+    faces = len(surface.faces)
+    skin = surface.skin[np.minimum(view.triangle, faces)]
     assert skin.mean() > 0.05
-    assert not chart.skin[np.minimum(bare.triangle, faces)].any()
+    assert not surface.skin[np.minimum(bare.triangle, faces)].any()
     assert (bare.image[skin].astype(float).std(0) < 12).all(), "what was the face is one colour"
     same = bare.triangle == view.triangle
     np.testing.assert_array_equal(
@@ -294,17 +304,17 @@ def test_photometric_effects_keep_pixels_in_their_places() -> None:
     image = np.full((SIZE, SIZE, 3), 60, np.uint8)
     image[:, : SIZE // 2] = 190
     for seed in range(40):
-        out = photometric(image, rng=np.random.default_rng(seed)).astype(float).mean(2)
+        out = augment_photometric(image, rng=np.random.default_rng(seed)).astype(float).mean(2)
         edge = np.abs(np.diff(out.mean(0))).argmax() + 1
         assert abs(edge - SIZE // 2) <= 3
         assert out[:, : SIZE // 2 - 6].mean() > out[:, SIZE // 2 + 6 :].mean()
 
 
-def test_the_chart_knows_regions(chart: Chart, open_head: MorphableModel) -> None:
+def test_the_chart_knows_regions(surface: TrainingSurface, open_head: MorphableModel) -> None:
     names = np.array(open_head.region_names)[open_head.region]
-    assert not chart.anchored[-1]
-    assert not chart.skin[-1]
-    assert not chart.anchored[:-1][names == "teeth"].any()
-    assert chart.anchored[:-1][names == "scalp"].all()
-    assert not chart.skin[:-1][names == "scalp"].any()
-    assert chart.skin[:-1][names == "lips"].all()
+    assert not surface.anchored[-1]
+    assert not surface.skin[-1]
+    assert not surface.anchored[:-1][names == "teeth"].any()
+    assert surface.anchored[:-1][names == "scalp"].all()
+    assert not surface.skin[:-1][names == "scalp"].any()
+    assert surface.skin[:-1][names == "lips"].all()

@@ -9,49 +9,55 @@ import pytest
 
 from dff.face.arrays import Floats
 from dff.face.descriptor import STRIDE
-from dff.trainer.data.crops import Chart
-from dff.trainer.data.mosaic import composed, ground, make_mosaic
-from dff.trainer.data.view_cache import Store, StoredView
+from dff.trainer.data.crops import TrainingSurface
+from dff.trainer.data.mosaic import compose_layers, make_background, make_mosaic
+from dff.trainer.data.view_cache import StoredView, ViewStore
 
 SIZE = 256
 
 
-def coded(view: StoredView, chart: Chart, low: Floats, reach: Floats) -> StoredView:
+def coded(view: StoredView, surface: TrainingSurface, low: Floats, reach: Floats) -> StoredView:
     """The view with each pixel's place on the template as its colour, above 40; the background is
     black.
     """
-    triangle = np.minimum(view.triangle, len(chart.faces) - 1)
+    triangle = np.minimum(view.triangle, len(surface.faces) - 1)
     weight = view.weight / 255.0
     weights = np.concatenate([weight, 1.0 - weight.sum(-1, keepdims=True)], axis=-1)
-    place = np.einsum("hwk,hwkc->hwc", weights, chart.places[chart.faces[triangle], :3])
+    coordinate = np.einsum(
+        "hwk,hwkc->hwc", weights, surface.coordinates[surface.faces[triangle], :3]
+    )
     colour = np.where(
-        (view.triangle < len(chart.faces))[..., None], 40.0 + 215.0 * (place - low) / reach, 0.0
+        (view.triangle < len(surface.faces))[..., None],
+        40.0 + 215.0 * (coordinate - low) / reach,
+        0.0,
     )
     return replace(view, image=np.rint(colour).clip(0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="module")
-def box(chart: Chart) -> tuple[Floats, Floats]:
-    places = chart.places[:, :3]
-    return places.min(0), np.ptp(places, axis=0)
+def box(surface: TrainingSurface) -> tuple[Floats, Floats]:
+    coordinates = surface.coordinates[:, :3]
+    return coordinates.min(0), np.ptp(coordinates, axis=0)
 
 
 def test_a_mosaics_targets_are_what_its_pixels_show(
-    store: Store, chart: Chart, box: tuple[Floats, Floats]
+    store: ViewStore, surface: TrainingSurface, box: tuple[Floats, Floats]
 ) -> None:
     errors, faces = [], 0
     for seed in range(12):
-        views = [coded(store.view(n), chart, *box) for n in (seed, seed + 12, seed + 24)]
-        image, triangle, places = composed(views, chart, SIZE, rng=np.random.default_rng(seed))
-        chosen = np.flatnonzero(chart.anchored[triangle])
+        views = [coded(store.view(n), surface, *box) for n in (seed, seed + 12, seed + 24)]
+        image, triangle, coordinates = compose_layers(
+            views, surface, SIZE, rng=np.random.default_rng(seed)
+        )
+        chosen = np.flatnonzero(surface.anchored[triangle])
         faces += len(chosen) > 0
-        place, known = places(chosen)
+        coordinate, known = coordinates(chosen)
         half = SIZE // STRIDE
         seen = image.reshape(half, STRIDE, half, STRIDE, 3).mean((1, 3)).reshape(-1, 3)[chosen]
         shown = box[0] + (seen - 40.0) / 215.0 * box[1]
-        error = np.abs(shown - place[:, :3])
+        error = np.abs(shown - coordinate[:, :3])
         error[:, 0] = np.minimum(
-            error[:, 0], np.abs(shown[:, 0] + place[:, 0])
+            error[:, 0], np.abs(shown[:, 0] + coordinate[:, 0])
         )  # mirrored: the other side's place
         errors.append(error[known])
     assert faces >= 8
@@ -62,12 +68,12 @@ def test_a_mosaics_targets_are_what_its_pixels_show(
     assert np.percentile(together, 90) < 0.005
 
 
-def test_a_ground_shows_no_head(store: Store, chart: Chart) -> None:
+def test_a_ground_shows_no_head(store: ViewStore, surface: TrainingSurface) -> None:
     for number in range(12):
         view = store.view(number)
-        head = (view.triangle < len(chart.faces))[..., None]
+        head = (view.triangle < len(surface.faces))[..., None]
         marked = replace(view, image=np.where(head, np.uint8(255), view.image // 2))
-        shown = ground(marked, chart, 64, rng=np.random.default_rng(number))
+        shown = make_background(marked, surface, 64, rng=np.random.default_rng(number))
         assert shown.shape == (64, 64, 3)
         widest = max(
             int(np.flatnonzero(head.any((0, 2)))[0]), int(np.flatnonzero(head.any((1, 2)))[0])
@@ -76,11 +82,11 @@ def test_a_ground_shows_no_head(store: Store, chart: Chart) -> None:
             assert shown.max() <= 128
 
 
-def test_mosaics_hold_few_faces_many_or_none(store: Store, chart: Chart) -> None:
+def test_mosaics_hold_few_faces_many_or_none(store: ViewStore, surface: TrainingSurface) -> None:
     shares = []
     for seed in range(60):
         views = [store.view(n) for n in (seed % 40, (seed + 7) % 40)]
-        sample = make_mosaic(views, chart, size=128, pixels=300, rng=np.random.default_rng(seed))
+        sample = make_mosaic(views, surface, size=128, pixels=300, rng=np.random.default_rng(seed))
         assert sample.image.shape == (128, 128, 3)
         assert sample.face.shape == (64, 64)
         known = sample.known > 0
@@ -91,10 +97,10 @@ def test_mosaics_hold_few_faces_many_or_none(store: Store, chart: Chart) -> None
     assert 0.03 < np.median(shares) < 0.3, "smaller than the 0.2 to 0.5 of a crop"
 
 
-def test_a_mosaic_is_decided_by_its_generator(store: Store, chart: Chart) -> None:
+def test_a_mosaic_is_decided_by_its_generator(store: ViewStore, surface: TrainingSurface) -> None:
     def sample(seed: int) -> bytes:
         views = [store.view(1), store.view(2)]
-        made = make_mosaic(views, chart, size=64, pixels=50, rng=np.random.default_rng(seed))
+        made = make_mosaic(views, surface, size=64, pixels=50, rng=np.random.default_rng(seed))
         return b"".join(part.tobytes() for part in made)
 
     assert sample(1) == sample(1)

@@ -15,23 +15,23 @@ from dff.face.descriptor import STRIDE, Anchors, DescriptorNet, NetConfig, image
 from dff.face.model.morphable import MorphableModel
 from dff.face.tta import TtaNetwork, TtaTransform
 from dff.infra.shards import ViewRow
+from dff.trainer.evaluation.baselines import (
+    make_anchor_descriptor,
+    make_daisy_descriptor,
+    make_network_descriptor,
+    make_patch_descriptor,
+    make_sift_descriptor,
+)
+from dff.trainer.evaluation.figures import draw_view_pairs
 from dff.trainer.evaluation.matching import (
-    POINTS,
     SIDE,
     YAW_BINS,
     Describe,
-    ViewPair,
-    by_anchors,
-    by_daisy,
-    by_network,
-    by_patches,
-    by_sift,
-    matched,
-    measure,
-    pairs_picture,
-    view_pairs,
+    compare_descriptors,
+    match_points,
     yaw_bin,
 )
+from dff.trainer.evaluation.pairs import POINTS, ViewPair, sample_view_pairs
 
 SIZE = 64
 HALF = SIZE // STRIDE
@@ -40,7 +40,7 @@ PIXEL = SIDE / HALF  # of the output, at a crop of SIDE
 
 @pytest.fixture(scope="module")
 def pairs(rows: list[ViewRow], open_head: MorphableModel) -> list[ViewPair]:
-    return view_pairs(rows, open_head, count=3, size=SIZE, rng=np.random.default_rng(0))
+    return sample_view_pairs(rows, open_head, count=3, size=SIZE, rng=np.random.default_rng(0))
 
 
 def oracle(pair: ViewPair) -> Describe:
@@ -80,24 +80,30 @@ def test_a_view_finds_itself(rows: list[ViewRow], open_head: MorphableModel) -> 
     twins = [held, replace(held, sample_id=f"{held.identity_id}/0099", view=99)]
     (pair,) = [
         p
-        for p in view_pairs(twins, open_head, count=1, size=SIZE, rng=np.random.default_rng(0))
+        for p in sample_view_pairs(
+            twins, open_head, count=1, size=SIZE, rng=np.random.default_rng(0)
+        )
         if p.same
     ]
     np.testing.assert_allclose(pair.second, pair.first, atol=0.02)
-    for describe in (by_patches(16), by_sift(24.0), by_daisy(8)):
-        assert np.linalg.norm(matched(pair, describe) - pair.first, axis=1).max() < 1.0
+    for describe in (
+        make_patch_descriptor(16),
+        make_sift_descriptor(24.0),
+        make_daisy_descriptor(8),
+    ):
+        assert np.linalg.norm(match_points(pair, describe) - pair.first, axis=1).max() < 1.0
 
 
 def test_who_knows_errs_by_less_than_a_pixel(pairs: list[ViewPair]) -> None:
     for pair in pairs:
-        (row,) = measure([pair], {"oracle": oracle(pair)}).rows
+        (row,) = compare_descriptors([pair], {"oracle": oracle(pair)}).rows
         assert row.px_median < 0.75 * PIXEL
         assert row.points == len(pair.first)
 
 
 def test_who_knows_nothing_errs_by_chance(pairs: list[ViewPair]) -> None:
     rng = np.random.default_rng(3)
-    noise = measure(
+    noise = compare_descriptors(
         pairs, {"noise": lambda image, px: rng.standard_normal((len(px), 8)).astype(np.float32)}
     )
     column, row = np.arange(HALF * HALF) % HALF, np.arange(HALF * HALF) // HALF
@@ -113,7 +119,9 @@ def test_who_knows_nothing_errs_by_chance(pairs: list[ViewPair]) -> None:
     assert found == pytest.approx(chance * PIXEL, rel=0.12)
 
 
-@pytest.mark.parametrize("describe", [by_patches(8), by_sift(12.0), by_daisy(8)])
+@pytest.mark.parametrize(
+    "describe", [make_patch_descriptor(8), make_sift_descriptor(12.0), make_daisy_descriptor(8)]
+)
 def test_a_description_moves_with_the_image(describe: Describe) -> None:
     """The same texture four pixels further: the same vectors four pixels further, and other ones
     where it was.
@@ -138,15 +146,17 @@ def test_places_are_described_by_what_they_say_of_the_anchors() -> None:
     anchors = Anchors(np.arange(3), np.zeros((3, 3)), vectors, 16.0)
     image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     px = (np.random.default_rng(1).integers(2, SIZE // STRIDE - 2, (10, 2)) + 0.5) * STRIDE
-    raw = by_network(net)(image, px)
+    raw = make_network_descriptor(net)(image, px)
     np.testing.assert_allclose(np.linalg.norm(raw, axis=1), 1.0, atol=1e-5)
     odds = np.exp(16.0 * raw @ vectors.T)
     wanted = np.sqrt(odds / odds.sum(1, keepdims=True))
-    np.testing.assert_allclose(by_anchors(net, anchors)(image, px), wanted, atol=1e-4)
+    np.testing.assert_allclose(make_anchor_descriptor(net, anchors)(image, px), wanted, atol=1e-4)
     twice = TtaNetwork(net, [TtaTransform(), TtaTransform()], multiple=net.config.multiple)
-    np.testing.assert_allclose(by_anchors(twice, anchors)(image, px), wanted, atol=1e-4)
-    mirrored = by_anchors(net, anchors, mirrored=True)(image, px)
-    back = by_anchors(net, anchors, mirrored=True)(image[:, ::-1].copy(), [SIZE, 0] - px * [1, -1])
+    np.testing.assert_allclose(make_anchor_descriptor(twice, anchors)(image, px), wanted, atol=1e-4)
+    mirrored = make_anchor_descriptor(net, anchors, mirrored=True)(image, px)
+    back = make_anchor_descriptor(net, anchors, mirrored=True)(
+        image[:, ::-1].copy(), [SIZE, 0] - px * [1, -1]
+    )
     np.testing.assert_allclose(np.linalg.norm(mirrored, axis=1), 1.0, atol=1e-5)
     np.testing.assert_allclose(mirrored[:, :3] * np.sqrt(2.0), wanted, atol=1e-4)
     np.testing.assert_allclose(
@@ -155,7 +165,7 @@ def test_places_are_described_by_what_they_say_of_the_anchors() -> None:
     centre = np.array([[2.5, 4.5]]) * STRIDE
     with torch.no_grad():
         pixel = net(image_batch(torch.from_numpy(image[None]))).descriptor[0, :, 4, 2].numpy()
-    np.testing.assert_allclose(by_network(net)(image, centre)[0], pixel, atol=1e-5)
+    np.testing.assert_allclose(make_network_descriptor(net)(image, centre)[0], pixel, atol=1e-5)
 
 
 def test_bins_part_all_differences() -> None:
@@ -166,7 +176,9 @@ def test_bins_part_all_differences() -> None:
 
 def test_bars_judge_the_first_method(pairs: list[ViewPair]) -> None:
     """Cells add up to what was measured; ratios are those of the rows."""
-    report = measure(pairs, {"sift": by_sift(24.0)}, {"patches": by_patches(16)})
+    report = compare_descriptors(
+        pairs, {"sift": make_sift_descriptor(24.0)}, {"patches": make_patch_descriptor(16)}
+    )
     for method in ("sift", "patches"):
         assert sum(row.pairs for row in report.rows if row.method == method) == len(pairs)
         assert sum(row.points for row in report.rows if row.method == method) == sum(
@@ -174,19 +186,22 @@ def test_bars_judge_the_first_method(pairs: list[ViewPair]) -> None:
         )
     assert all(list(row.pck) == sorted(row.pck) for row in report.rows)
     row = {(r.method, r.identity, r.yaw): r for r in report.rows}
-    bars = {bar.name: bar for bar in report.bars()}
-    assert bars["same identity, yaw 0-30: PCK 5 %"].measured == row["sift", "same", "0-30"].pck[-1]
+    thresholds = {got.name: got for got in report.thresholds()}
+    assert (
+        thresholds["same identity, yaw 0-30: PCK 5 %"].measured
+        == row["sift", "same", "0-30"].pck[-1]
+    )
     ratio = row["patches", "same", "0-30"].px_mean / row["sift", "same", "0-30"].px_mean
-    bar = bars["same identity, yaw 0-30: mean error of patches over it"]
-    assert bar.measured == pytest.approx(ratio)
-    assert bar.met == (ratio >= 3.0)
+    got = thresholds["same identity, yaw 0-30: mean error of patches over it"]
+    assert got.measured == pytest.approx(ratio)
+    assert got.met == (ratio >= 3.0)
 
 
 def test_right_matches_are_drawn_green(pairs: list[ViewPair]) -> None:
     pair = pairs[0]
-    picture = pairs_picture([pair], {"oracle": oracle(pair)})
+    picture = draw_view_pairs([pair], {"oracle": oracle(pair)})
     red, green, blue = (picture[..., i].astype(int) for i in range(3))
     assert ((green > 180) & (red < 90) & (blue < 90)).sum() > 100
     wrong = replace(pair, second=np.roll(pair.second, 1, axis=0))
-    lost = pairs_picture([wrong], {"oracle": oracle(pair)}).astype(int)
+    lost = draw_view_pairs([wrong], {"oracle": oracle(pair)}).astype(int)
     assert ((lost[..., 0] > 180) & (lost[..., 1] < 90)).sum() > 100

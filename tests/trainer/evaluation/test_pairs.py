@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from dff.face.descriptor import STRIDE, Anchors, DescriptorNet, Features, NetConfig
 from dff.trainer.data.crops import (
-    Chart,
-    Framing,
+    CropPlacement,
+    TrainingSurface,
     grid_in_source,
     input_from_source,
-    places_at,
+    interpolate_coordinates,
     warp,
 )
-from dff.trainer.data.view_cache import Store
-from dff.trainer.evaluation.figures import ZOOM, match_picture, pair_picture
-from dff.trainer.evaluation.pairs import SIDE, dev_pairs, match_figures, peak
+from dff.trainer.data.view_cache import ViewStore
+from dff.trainer.evaluation.figures import ZOOM, draw_dev_pair, draw_matches
+from dff.trainer.evaluation.matching import SIDE, measure_matches, refine_peak
+from dff.trainer.evaluation.pairs import sample_dev_pairs
 
 SIZE = 64
 
@@ -40,17 +41,19 @@ class Oracle(nn.Module):
         )
 
 
-def lifted(place: Tensor) -> Tensor:
+def lifted(coordinate: Tensor) -> Tensor:
     """(..., 6) coordinates in metres to unit vectors whose cosine falls with distance."""
     radius = 0.5
-    flat = place / radius
+    flat = coordinate / radius
     return torch.cat([flat, (1.0 - (flat**2).sum(-1, keepdim=True)).clamp(min=0).sqrt()], dim=-1)
 
 
-def test_pairs_show_the_same_points(store: Store, chart: Chart) -> None:
-    pairs = dev_pairs(store, chart, count=5, size=SIZE)
+def test_pairs_show_the_same_points(store: ViewStore, surface: TrainingSurface) -> None:
+    pairs = sample_dev_pairs(store, surface, count=5, size=SIZE)
     assert len(pairs) == 5
-    for pair, again in zip(pairs, dev_pairs(store, chart, count=5, size=SIZE), strict=True):
+    for pair, again in zip(
+        pairs, sample_dev_pairs(store, surface, count=5, size=SIZE), strict=True
+    ):
         np.testing.assert_array_equal(pair.first, again.first)
         assert pair.images.shape == (2, SIZE, SIZE, 3)
         assert len(pair.first) >= 8
@@ -58,35 +61,35 @@ def test_pairs_show_the_same_points(store: Store, chart: Chart) -> None:
         assert (pair.second <= SIZE / STRIDE - 0.5).all()
 
 
-def test_an_oracle_matches_within_a_pixel(store: Store, chart: Chart) -> None:
+def test_an_oracle_matches_within_a_pixel(store: ViewStore, surface: TrainingSurface) -> None:
     maps: dict[bytes, Tensor] = {}
     nothing = torch.zeros(7)
     nothing[6] = -1.0
     for number in np.flatnonzero(store.is_dev):
         view = store.view(int(number))
-        matrix = input_from_source(view.box, SIZE, Framing())
-        place, known = places_at(view, grid_in_source(matrix, SIZE), chart)
+        matrix = input_from_source(view.box, SIZE, CropPlacement())
+        coordinate, known = interpolate_coordinates(view, grid_in_source(matrix, SIZE), surface)
         vectors = torch.where(
-            torch.from_numpy(known)[:, None], lifted(torch.from_numpy(place).float()), nothing
+            torch.from_numpy(known)[:, None], lifted(torch.from_numpy(coordinate).float()), nothing
         )
         key = warp(view.image, matrix, SIZE, (0, 0, 0)).tobytes()
         maps[key] = vectors.T.reshape(7, SIZE // STRIDE, SIZE // STRIDE)
-    pairs = dev_pairs(store, chart, count=6, size=SIZE)
+    pairs = sample_dev_pairs(store, surface, count=6, size=SIZE)
     oracle: DescriptorNet = Oracle(maps)  # type: ignore[assignment]
-    anchors = torch.from_numpy(chart.places[::3].astype(np.float32))
-    figures = match_figures(oracle, lifted(anchors), anchors, 20000.0, pairs)
+    anchors = torch.from_numpy(surface.coordinates[::3].astype(np.float32))
+    figures = measure_matches(oracle, lifted(anchors), anchors, 20000.0, pairs)
     pixel = SIDE / (SIZE / STRIDE)
     assert figures["match_px_median"] < 0.3 * pixel
     assert figures["vote_mm_median"] < 6.0
     shuffled = {key: value.roll(5, 2) for key, value in maps.items()}
     oracle.maps = shuffled  # type: ignore[assignment]
-    wrong = match_figures(oracle, lifted(anchors), anchors, 20000.0, pairs)
+    wrong = measure_matches(oracle, lifted(anchors), anchors, 20000.0, pairs)
     assert wrong["match_pck_8"] < figures["match_pck_8"] / 2 or wrong["vote_mm_median"] > 10.0
 
 
-def test_no_pairs_no_figures(store: Store, chart: Chart) -> None:
+def test_no_pairs_no_figures(store: ViewStore, surface: TrainingSurface) -> None:
     assert (
-        match_figures(DescriptorNet(NetConfig()), torch.zeros(1, 32), torch.zeros(1, 6), 16.0, [])
+        measure_matches(DescriptorNet(NetConfig()), torch.zeros(1, 32), torch.zeros(1, 6), 16.0, [])
         == {}
     )
 
@@ -95,21 +98,23 @@ def test_the_peak_is_found_between_pixels() -> None:
     y, x = torch.meshgrid(torch.arange(8) + 0.5, torch.arange(10) + 0.5, indexing="ij")
     hill = 1.0 - 0.02 * ((x - 6.2) ** 2 + (y - 3.5) ** 2)
     corner = 1.0 - 0.02 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
-    found = peak(torch.stack([hill.flatten(), corner.flatten()]), 10)
+    found = refine_peak(torch.stack([hill.flatten(), corner.flatten()]), 10)
     assert abs(float(found[0, 0]) - 6.2) < 0.25
     assert float(found[0, 1]) == pytest.approx(3.5, abs=1e-4)
     assert float((found[1] - 0.5).abs().max()) < 0.45, "pixels beyond the edge are not counted"
 
 
-def test_the_match_picture_marks_the_image_itself(store: Store, chart: Chart) -> None:
+def test_the_match_picture_marks_the_image_itself(
+    store: ViewStore, surface: TrainingSurface
+) -> None:
     """An image matched with itself: each tile's mark lies on the point."""
     torch.manual_seed(0)
     net = DescriptorNet(NetConfig(dims=8, widths=(8, 16), depths=(1, 1)))
     anchors = Anchors(np.array([0]), np.zeros((1, 3)), np.eye(1, 8, dtype=np.float32), 64.0)
-    pair = dev_pairs(store, chart, count=1, size=SIZE)[0]
+    pair = sample_dev_pairs(store, surface, count=1, size=SIZE)[0]
     image = pair.images[0]
     points = np.array([[21.0, 33.0], [41.0, 25.0]])
-    picture = match_picture(net, anchors, image, image, points)
+    picture = draw_matches(net, anchors, image, image, points)
     side = SIZE * ZOOM
     assert picture.shape == (side, 3 * side + 2 * 4, 3)
     for i, point in enumerate(points):
@@ -121,6 +126,6 @@ def test_the_match_picture_marks_the_image_itself(store: Store, chart: Chart) ->
         assert np.abs(tile[window] - colour).sum(2).min() < 120, (
             "the same colour rings the same place"
         )
-    assert pair_picture(net, anchors, pair, points=3).shape == (side, 4 * side + 3 * 4, 3)
+    assert draw_dev_pair(net, anchors, pair, points=3).shape == (side, 4 * side + 3 * 4, 3)
     with pytest.raises(ValueError, match="within 0"):
-        match_picture(net, anchors, image, image, np.array([[70.0, 3.0]]))
+        draw_matches(net, anchors, image, image, np.array([[70.0, 3.0]]))

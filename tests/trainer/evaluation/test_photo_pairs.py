@@ -11,8 +11,8 @@ from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.model.morphable import MorphableModel
-from dff.trainer.evaluation.matching import Describe, ViewPair, measure
-from dff.trainer.evaluation.photo_pairs import LabelledPhoto, photo_pairs
+from dff.trainer.evaluation.matching import Describe, compare_descriptors
+from dff.trainer.evaluation.pairs import LabelledPhoto, ViewPair, sample_photo_pairs
 
 SIZE = 64
 
@@ -31,7 +31,7 @@ def photo(model: MorphableModel, yaw: float, rng: np.random.Generator) -> Labell
 def pairs(open_head: MorphableModel) -> list[ViewPair]:
     rng = np.random.default_rng(0)
     photos = [photo(open_head, yaw, rng) for yaw in (-80.0, -40.0, 0.0, 10.0, 50.0)]
-    return photo_pairs(photos, open_head, count=3, size=SIZE, rng=np.random.default_rng(0))
+    return sample_photo_pairs(photos, open_head, count=3, size=SIZE, rng=np.random.default_rng(0))
 
 
 def test_points_are_what_both_photos_show(pairs: list[ViewPair]) -> None:
@@ -63,5 +63,5 @@ def test_who_knows_the_points_finds_them(pairs: list[ViewPair]) -> None:
             ).astype(np.float32)
 
         describe: Describe = oracle
-        (row,) = measure([pair], {"oracle": describe}).rows
+        (row,) = compare_descriptors([pair], {"oracle": describe}).rows
         assert row.px_median < 0.75 * 256 / (SIZE / 2)

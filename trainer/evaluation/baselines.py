@@ -1,0 +1,137 @@
+"""Descriptors to compare: the Deep Face Feature, and general ones as baselines.
+
+Baselines: Lowe, "Distinctive image features from scale-invariant keypoints" (2004), dense; Tola,
+Lepetit, Fua, "DAISY: an efficient dense descriptor" (2010); normalised correlation of patches.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import cv2
+import numpy as np
+import torch
+from torch.nn import functional
+
+from dff.face.arrays import Bytes, Floats
+from dff.face.descriptor import STRIDE, Anchors, Network, image_batch
+from dff.face.extras import require_extra
+from dff.trainer.evaluation.matching import Describe
+
+with require_extra("train"):
+    from skimage.feature import daisy
+
+
+def make_network_descriptor(net: Network) -> Describe:
+    """The Deep Face Feature of a network, between the centres of its pixels."""
+
+    def describe(image: Bytes, px: Floats) -> Floats:
+        return _normalise(_describe_points(net, image, px))
+
+    return describe
+
+
+def make_anchor_descriptor(net: Network, anchors: Anchors, *, mirrored: bool = False) -> Describe:
+    """The probabilities that a place shows each anchor, as unit vectors: their square roots.
+
+    The cosine is Bhattacharyya's coefficient of two places' probabilities. A descriptor's direction
+    between those of the anchors carries what training left open; what it says of the anchors is all
+    that was taught. ``mirrored``: of which anchors the mirrored crop would show there counts as
+    much, and the cosine is the mean of both coefficients.
+    """
+    vectors = torch.from_numpy(anchors.scale * anchors.descriptor.T)
+
+    def root(image: Bytes, px: Floats) -> Floats:
+        log_odds = torch.from_numpy(_describe_points(net, image, px)) @ vectors
+        return cast(Floats, torch.softmax(log_odds, dim=1).sqrt().numpy())
+
+    def describe(image: Bytes, px: Floats) -> Floats:
+        if not mirrored:
+            return root(image, px)
+        there = np.stack([image.shape[1] - px[:, 0], px[:, 1]], axis=1)
+        both = root(image, px), root(np.ascontiguousarray(image[:, ::-1]), there)
+        return np.concatenate(both, axis=1) / np.float32(np.sqrt(2.0))
+
+    return describe
+
+
+@torch.no_grad()
+def _describe_points(net: Network, image: Bytes, px: Floats) -> Floats:
+    """(N, D) what a network says at (N, 2) px of a crop."""
+    features = net(image_batch(torch.from_numpy(image[None])))
+    return _interpolate_grid(features.descriptor[0].permute(1, 2, 0).numpy(), px / image.shape[0])
+
+
+def _interpolate_grid(grid: Floats, coordinate: Floats) -> Floats:
+    """(N, D) bilinear values of a (H, W, D) map at (N, 2) places, 0 .. 1 of its sides; beyond the
+    centres the rim's.
+    """
+    at = torch.from_numpy(np.asarray(2.0 * coordinate - 1.0, dtype=np.float32))[None, None]
+    values = torch.from_numpy(np.ascontiguousarray(grid.transpose(2, 0, 1)))[None]
+    out = functional.grid_sample(
+        values, at, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return cast(Floats, out[0, :, 0].T.numpy())
+
+
+def make_patch_descriptor(side: int) -> Describe:
+    """Grey squares of ``side`` px, less their mean, scaled to length one: cosine is normalised
+    correlation.
+    """
+    steps = np.arange(side) - (side - 1) / 2
+    window = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+
+    def describe(image: Bytes, px: Floats) -> Floats:
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        x, y = np.asarray(px[:, None] + window - 0.5, dtype=np.float32).transpose(2, 0, 1)
+        flat = np.asarray(
+            cv2.remap(grey, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT), dtype=np.float32
+        )
+        return _normalise(flat - flat.mean(1, keepdims=True))
+
+    return describe
+
+
+def make_sift_descriptor(width: float) -> Describe:
+    """SIFT (OpenCV), upright; its sixteen cells cover ``width`` px."""
+    sift = cv2.SIFT.create()
+
+    def describe(image: Bytes, px: Floats) -> Floats:
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        # OpenCV's cells are 1.5 times the keypoint's size wide.
+        points = [cv2.KeyPoint(float(x), float(y), width / 6.0, 0.0) for x, y in px - 0.5]
+        _, found = sift.compute(grey, points)
+        return _normalise(np.asarray(found, np.float32))
+
+    return describe
+
+
+def make_daisy_descriptor(radius: int) -> Describe:
+    """DAISY (scikit-image), its outer ring ``radius`` px away, between the output pixels where it
+    is computed.
+    """
+
+    def describe(image: Bytes, px: Floats) -> Floats:
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
+        # scikit-image describes pixel centres; means of 2 x 2 pixels have theirs where output
+        # pixels do.
+        padded = np.pad(cv2.blur(grey, (2, 2), anchor=(0, 0)), radius, mode="reflect")
+        grid = np.asarray(daisy(padded, step=STRIDE, radius=radius), np.float32)
+        return _normalise(_interpolate_grid(grid, px / image.shape[0]))
+
+    return describe
+
+
+def _normalise(vectors: Floats) -> Floats:
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(length, 1e-6), dtype=np.float32)
+
+
+def make_baselines() -> dict[str, Describe]:
+    """General descriptors to compare with: raw patches, dense SIFT of three extents, and DAISY.
+
+    Extents in px of the crop. SIFT's best one depends on the views, so that it has three tries;
+    patches and DAISY have one each, chosen without a search.
+    """
+    sift = {f"sift {width}": make_sift_descriptor(width) for width in (24, 48, 72)}
+    return {"patches": make_patch_descriptor(16), **sift, "daisy": make_daisy_descriptor(16)}
