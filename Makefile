@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help setup demo test s3-server check types format docs wheel bench clean
+.PHONY: help setup demo test s3-server check links format docs wheel bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/'
@@ -39,23 +39,23 @@ build/swift/bin/swift-proxy-server: tests/swift.txt
 	build/swift/bin/pip install --quiet -r tests/swift.txt
 	@touch $@
 
-check: $(READY) types  ## ruff and mypy strict
+check: $(READY) links  ## ruff and mypy strict
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-
-types: $(READY)
-	# The rooms under the name that they are installed by, where mypy looks for them.
-	mkdir -p build/typing/dff
-	ln -sfn $(CURDIR)/dff/* $(CURDIR)/face $(CURDIR)/infra $(CURDIR)/pipeline $(CURDIR)/trainer $(CURDIR)/aligner build/typing/dff
 	$(BIN)/mypy
+
+links:  # the rooms under the name that they are installed by, where mypy and mkdocs look for them
+	rm -rf build/typing
+	mkdir -p build/typing/dff
+	ln -s $(CURDIR)/dff/* $(CURDIR)/face $(CURDIR)/infra $(CURDIR)/pipeline $(CURDIR)/trainer $(CURDIR)/aligner build/typing/dff
 
 format: $(READY)  ## ruff format and import order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(READY)  ## build the documentation into out/docs
+docs: $(READY) links  ## build the documentation into out/docs
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
-	$(BIN)/mkdocs build --strict --site-dir out/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 wheel: $(READY)  ## build the wheel into out/wheel
 	rm -rf build/lib build/bdist.*  # setuptools would pack files that are no longer in the tree
