@@ -110,6 +110,8 @@ def evaluate_weights(weights: Path, folders: Sequence[Path]) -> dict[str, dict[s
     A folder with ``.mat`` files follows the protocol of AFLW2000-3D; of others the held-out photos
     follow 300-W's.
     """
+    if not folders:
+        return {}
     from dff.aligner.align import load_aligner
     from dff.aligner.evaluation.benchmarks import evaluate_300w, evaluate_aflw2000
 

@@ -15,9 +15,9 @@ def demo(
         Path, typer.Option(help="Folder for the results; an earlier demo in it is replaced.")
     ] = Path("out/demo"),
     identities: Annotated[
-        int, typer.Option(help="Sampled faces beside the photograph.", min=1)
+        int, typer.Option(help="Sampled faces beside the photograph.", min=12)
     ] = 40,
-    views: Annotated[int, typer.Option(help="Views of each face.", min=2)] = 16,
+    views: Annotated[int, typer.Option(help="Views of each face.", min=4)] = 16,
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 250,
 ) -> None:
     """Run the whole chain on a public-domain photograph and write one HTML report.

@@ -78,6 +78,7 @@ def train(
     dff train data-open/ --preset open --out dff-open.safetensors --evaluate-on AFLW2000/
     """
     with require_extra("train"):
+        from dff.face.io.assets import load_model
         from dff.files.face_model import choose_face_model
         from dff.files.training import train_here
         from dff.infra.dataset import open_dataset
@@ -104,6 +105,8 @@ def train(
         )
     opened = open_dataset(dataset, endpoint_url=endpoint_url)
     face_model = choose_face_model(opened, model)
+    if evaluate_on:
+        load_model(load_model(face_model).name)  # the aligner finds the model by name, at the end
     if workers == 0:
         figures = train_here(opened, out, config=config, model=face_model, resume=resume, gpu=gpu)
     else:

@@ -1,13 +1,17 @@
-"""The demo never removes what it did not make."""
+"""The demo runs the whole chain, and never removes what it did not write."""
 
 from __future__ import annotations
 
+import re
+import socket
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from dff.demo import run
 from dff.demo.errors import DemoError
-from dff.demo.run import remove_earlier
+from dff.demo.run import CONTENT, remove_earlier, run_demo
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -30,3 +34,31 @@ def test_an_earlier_demo_is_removed(tmp_path: Path) -> None:
     (tmp_path / "demo" / "report.html").write_text("old")
     remove_earlier(tmp_path / "demo")
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_one_photograph_goes_through_the_whole_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(run, "PORT", probe.getsockname()[1])
+    said: list[str] = []
+    report = run_demo(tmp_path / "demo", identities=12, views=4, steps=2, say=said.append)
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == CONTENT
+    with Image.open(tmp_path / "demo" / "overview.jpg") as overview:
+        assert overview.width == 1200
+    page = report.read_text("utf-8")
+    assert re.findall(r"<h2>(.*)</h2>", page) == [
+        "Overview",
+        "Inverse rendering",
+        "Synthesised views",
+        "Exact correspondence",
+        "The Deep Face Feature",
+        "Alignment by the served aligner",
+        "Timings",
+    ]
+    assert "<td>state</td><td>accepted</td>" in page
+    assert "52 views in Parquet shards" in page
+    assert len(said) == 2 * 4  # each step when it begins and when it ends
