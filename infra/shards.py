@@ -125,7 +125,10 @@ class ViewRow:
     @property
     def split_group(self) -> str:
         """The name of the group that decided the split (``dff.infra.split``)."""
-        named = json.loads(self.recipe).get("split_group")
+        try:
+            named = json.loads(self.recipe).get("split_group")
+        except ValueError:  # a damaged recipe, which whoever renders the view again reports
+            named = None
         return str(named or default_group(self.photo_id or self.identity_id))
 
     def coefficients(self, model: MorphableModel) -> Coefficients:

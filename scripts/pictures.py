@@ -28,7 +28,7 @@ from dff.face.io.assets import load_albedo, load_model
 from dff.infra.shards import ViewRow
 from dff.infra.storage import LocalStorage
 from dff.pipeline.inspection.gallery import contact_sheet
-from dff.pipeline.inspection.recovery_panel import recovery_panel
+from dff.pipeline.inspection.recovery_panel import draw_recovery
 from dff.pipeline.job.work import Subject
 from dff.pipeline.recovery.inverse import invert
 from dff.pipeline.recovery.photos import list_photos, read_photo
@@ -77,7 +77,7 @@ def main(
     alignment = _alignment(photograph, aligner)
     Image.fromarray(alignment).save(folder / "alignment.jpg", quality=QUALITY)
     aligned = draw(photograph, aligner.align(photograph), aligner.model)
-    panels = recovery_panel(recovery, model=model, albedo=albedo)
+    panels = draw_recovery(recovery, model=model, albedo=albedo)
     others = [row for rows in people for row in _sharp(rows)]
     overview = compose_overview(photograph, panels, own + others, aligned)
     Image.fromarray(overview).save(folder / "overview.jpg", quality=QUALITY)

@@ -30,7 +30,7 @@ from dff.infra import weights as weights_files
 from dff.infra.cluster import connected
 from dff.infra.dataset import open_dataset
 from dff.infra.storage import open_storage
-from dff.pipeline.inspection.recovery_panel import recovery_panel
+from dff.pipeline.inspection.recovery_panel import draw_recovery
 from dff.pipeline.recovery.inverse import Recovery, invert
 from dff.pipeline.recovery.photos import list_photos, read_photo
 from dff.pipeline.synthesis import synthesize
@@ -146,7 +146,7 @@ def _build_report(outcome: Outcome, clock: Clock) -> tuple[str, Bytes]:
     dataset = open_dataset(outcome.dataset)
     rows = [row for i in range(len(dataset.shards)) for row in dataset.read_shard(i)]
     photograph = outcome.photograph
-    panels = recovery_panel(outcome.recovery, model=load_model(), albedo=load_albedo())
+    panels = draw_recovery(outcome.recovery, model=load_model(), albedo=load_albedo())
     alignment = aligner.align(photograph)
     if not alignment:
         raise DemoError("the aligner found no face in the photograph")

@@ -21,7 +21,7 @@ from dff.face.io.assets import load_model
 from dff.face.model.landmarks import INNER, nme_box
 from dff.infra import weights as weights_files
 from dff.infra.shards import ViewRow
-from dff.pipeline.inspection.gallery import contact_sheet, correspondence_picture
+from dff.pipeline.inspection.gallery import contact_sheet, draw_correspondences
 from dff.pipeline.recovery.inverse import Recovery
 from dff.report import Figure, Section, Table
 from dff.trainer.evaluation.figures import draw_matches
@@ -85,7 +85,7 @@ def views_section(rows: Sequence[ViewRow]) -> Section:
 def correspondence_section(rows: Sequence[ViewRow]) -> Section:
     """Lines between two views of the photograph's face."""
     own = [row for row in rows if row.photo_id]
-    picture = correspondence_picture(own[0], _find_rotated(own, 40.0), load_model())
+    picture = draw_correspondences(own[0], _find_rotated(own, 40.0), load_model())
     return Section(
         "Exact correspondence",
         "A row stores the triangle that each pixel shows; with the camera and the coefficients "
@@ -189,7 +189,7 @@ def compose_overview(
     ]
     top = np.hstack([np.asarray(Image.fromarray(image).resize((240, 240))) for image in chain])
     sheets = [contact_sheet(some[:10], columns=10, tile=117) for some in (own, sampled)]
-    lines = correspondence_picture(own[0], _find_rotated(own, 40.0), load_model())
+    lines = draw_correspondences(own[0], _find_rotated(own, 40.0), load_model())
     parts = [top, *(np.asarray(Image.fromarray(sheet).resize((1200, 120))) for sheet in sheets)]
     height = 1200 * lines.shape[0] // lines.shape[1]
     parts.append(np.asarray(Image.fromarray(lines).resize((1200, height))))

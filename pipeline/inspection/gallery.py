@@ -1,6 +1,4 @@
-"""Pictures of a dataset for people: sheets of views, their landmarks, correspondences between two
-views.
-"""
+"""Images of a dataset: contact sheets of views, their ground truth, and correspondences."""
 
 from __future__ import annotations
 
@@ -19,39 +17,35 @@ from dff.infra.shards import ViewRow, resolve_frame
 with require_extra("synthesis"):
     import matplotlib
 
-SHIFT = 4  # cv2 draws at 1/16 px
-PAPER = 245
+SHIFT = 4  # fractional bits of the coordinates that cv2 draws at: 1/16 px
+PAPER = 245  # grey level between images
 REGION_COLOURS = {
-    "face": (240, 190, 140), "neck": (150, 190, 120), "scalp": (110, 120, 150), "ears": (230, 120, 190),
-    "lips": (235, 70, 80), "brows": (150, 90, 40), "eyes": (70, 150, 245), "lashes": (40, 40, 60),
-    "teeth": (255, 255, 230), "tongue": (200, 60, 120), "mouth": (120, 20, 40),
+    "face": (240, 190, 140), "neck": (150, 190, 120), "scalp": (110, 120, 150),
+    "ears": (230, 120, 190), "lips": (235, 70, 80), "brows": (150, 90, 40),
+    "eyes": (70, 150, 245), "lashes": (40, 40, 60), "teeth": (255, 255, 230),
+    "tongue": (200, 60, 120), "mouth": (120, 20, 40),
 }  # fmt: skip
 OTHER_REGION = (128, 128, 128)
-COVER = (255, 40, 200)  # what hides the face
-INSIDE = (
-    "eyes",
-    "teeth",
-    "tongue",
-    "mouth",
-    "lashes",
-)  # regions whose points are left out of the pictures
+OCCLUDER_COLOUR = (255, 40, 200)
+INSIDE = ("eyes", "teeth", "tongue", "mouth", "lashes")  # regions without correspondences
 
 
-def _at(px: Floats, scale: float) -> tuple[int, int]:
-    """A point in pixels as cv2 wants it: its first pixel's centre is at 0."""
+def _to_fixed_point(px: Floats, scale: float) -> tuple[int, int]:
+    """A point in pixels as cv2 draws it, where the centre of the first pixel is at 0."""
     x, y = np.round((px * scale - 0.5) * (1 << SHIFT)).astype(int)
     return int(x), int(y)
 
 
 def draw_landmarks(image: Bytes, landmarks: Floats, seen: Bools, *, scale: int = 1) -> Bytes:
-    """A copy of the (H, W, 3) image enlarged ``scale`` times with (N, 2) landmarks; hidden ones are
-    hollow.
+    """The (H, W, 3) image, ``scale`` times as large, with (N, 2) landmarks in px of the image.
+
+    Landmarks that are not ``seen`` (N,) are hollow.
     """
     size = (image.shape[1] * scale, image.shape[0] * scale)
     out = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) if scale > 1 else image.copy()
     radius = round(max(1.3, 0.008 * min(size)) * (1 << SHIFT))
     for point, is_seen in zip(landmarks, seen, strict=True):
-        place = _at(point, scale)
+        place = _to_fixed_point(point, scale)
         if is_seen:
             cv2.circle(out, place, radius, (60, 230, 110), -1, cv2.LINE_AA, SHIFT)
         else:
@@ -62,13 +56,12 @@ def draw_landmarks(image: Bytes, landmarks: Floats, seen: Bools, *, scale: int =
 def contact_sheet(
     rows: Sequence[ViewRow], *, columns: int = 10, tile: int = 160, landmarks: bool = False
 ) -> Bytes:
-    """(H, W, 3) uint8: the views side by side in their order, ``columns`` to a line, each ``tile``
-    px wide.
+    """(H, W, 3) uint8: the views in their order, ``columns`` per line, each ``tile`` px wide.
 
-    Raises ValueError when there is nothing to show, BadDataset when an image can't be decoded.
+    Raises ValueError when there are no views, BadDataset when an image can't be decoded.
     """
     if not rows:
-        raise ValueError("a contact sheet wants at least one view")
+        raise ValueError("a contact sheet needs at least one view")
     columns = min(columns, len(rows))
     lines = -(-len(rows) // columns)
     gap = 3
@@ -89,11 +82,10 @@ TRUTHS = ("view", "landmarks", "regions", "surface point", "occluders", "depth",
 
 
 def truth_strip(row: ViewRow, model: MorphableModel, *, tile: int = 160) -> Bytes:
-    """(tile, W, 3) uint8: what is known of each pixel of a view, a tile for each of TRUTHS.
+    """(tile, W, 3) uint8: the ground truth of a view, a tile for each of TRUTHS.
 
-    A surface point's colour is its place on the model's mean face, so the same point has the same
-    colour in all views. Raises BadDataset when the row is of another model or its image can't be
-    decoded.
+    The colour of a surface point is its place on the model's mean face, so that it is the same in
+    all views. Raises BadDataset when the row is of another model or its image can't be decoded.
     """
     image, frame = row.pixels(), resolve_frame(row, model)
     triangle, seen = np.maximum(frame.triangle, 0), frame.mask
@@ -107,7 +99,9 @@ def truth_strip(row: ViewRow, model: MorphableModel, *, tile: int = 160) -> Byte
     surface = wash.copy()
     surface[seen] = frame.points().of(place, model.faces)
     cover = np.where(
-        (row.triangle_ids == OCCLUDER)[..., None], 0.3 * image + 0.7 * np.array(COVER), wash
+        (row.triangle_ids == OCCLUDER)[..., None],
+        0.3 * image + 0.7 * np.array(OCCLUDER_COLOUR),
+        wash,
     )
     depth = wash.copy()
     if seen.any():
@@ -125,11 +119,12 @@ def truth_strip(row: ViewRow, model: MorphableModel, *, tile: int = 160) -> Byte
 
 
 def strip(images: Sequence[Bytes], *, tile: int = 128, marked: int = 0) -> Bytes:
-    """(tile, W, 3) uint8: images side by side, the first ``marked`` of them set apart. Raises
-    ValueError for none.
+    """(tile, W, 3) uint8: images side by side, with a wide gap after the first ``marked``.
+
+    Raises ValueError when there are no images.
     """
     if not images:
-        raise ValueError("a strip wants at least one image")
+        raise ValueError("a strip needs at least one image")
     parts: list[Bytes] = []
     for index, image in enumerate(images):
         parts += [_tile(image, tile), _gap(tile, 14 if index == marked - 1 else 3)]
@@ -146,17 +141,16 @@ def _gap(height: int, width: int = 3) -> Bytes:
     return np.full((height, width, 3), PAPER, dtype=np.uint8)
 
 
-def common_points(
+def find_common_points(
     a: ViewRow, b: ViewRow, model: MorphableModel, count: int
 ) -> tuple[SurfacePoints, Floats, Floats]:
-    """Up to ``count`` surface points that both views show, and where: (N, 2) px in ``a`` and (N, 2)
-    px in ``b``.
+    """Up to ``count`` surface points that both views show, with (N, 2) px in ``a`` and in ``b``.
 
-    They are spread over what is seen in common: each next one is the candidate furthest from those
-    before. Raises BadDataset when a row is of another model.
+    Each point is the candidate that is furthest from those before it. Raises BadDataset when a row
+    is of another model.
     """
     frame_a, frame_b = resolve_frame(a, model), resolve_frame(b, model)
-    points, cam_b = _shown_elsewhere(frame_a, b, model)
+    points, cam_b = _project_points(frame_a, b, model)
     outside = np.isin(
         model.region, [model.region_names.index(n) for n in INSIDE if n in model.region_names]
     )
@@ -169,19 +163,17 @@ def common_points(
     return kept, px_a[chosen], px_b[chosen]
 
 
-def _shown_elsewhere(
+def _project_points(
     frame: Frame, other: ViewRow, model: MorphableModel
 ) -> tuple[SurfacePoints, Floats]:
-    """The (N,) surface points that a frame shows, and their (N, 3) places in the ``cam`` of another
-    view.
-    """
+    """The N surface points that a frame shows, and their (N, 3) places in the other view's cam."""
     points = frame.points()
     vertices = other.cam_from_head.apply(model.vertices(other.coefficients(model)))
     return points, points.of(vertices, model.faces)
 
 
 def _spread(places: Floats, count: int) -> list[int]:
-    """Rows of (N, C) places, far from each other; deterministic."""
+    """Indices of (N, C) places that are far from each other, by farthest point sampling."""
     if len(places) == 0:
         return []
     chosen = [int(np.abs(places - places.mean(0)).sum(1).argmin())]
@@ -192,13 +184,11 @@ def _spread(places: Floats, count: int) -> list[int]:
     return chosen
 
 
-def correspondence_picture(
+def draw_correspondences(
     a: ViewRow, b: ViewRow, model: MorphableModel, count: int = 24, *, scale: int = 2
 ) -> Bytes:
-    """(H, W, 3) uint8: two views side by side, lines between ``count`` surface points that both
-    show.
-    """
-    _, px_a, px_b = common_points(a, b, model, count)
+    """(H, W, 3) uint8: two views side by side, with lines between common surface points."""
+    _, px_a, px_b = find_common_points(a, b, model, count)
     left, right = (
         cv2.resize(
             row.pixels(), (row.width * scale, row.height * scale), interpolation=cv2.INTER_CUBIC
@@ -215,7 +205,7 @@ def correspondence_picture(
     order = np.argsort(px_a[:, 1], kind="stable")
     for rank, index in enumerate(order):
         colour = tuple(int(c) for c in colours[rank])
-        ends = _at(px_a[index], scale), _at(px_b[index] + offset, scale)
+        ends = _to_fixed_point(px_a[index], scale), _to_fixed_point(px_b[index] + offset, scale)
         cv2.line(out, *ends, colour, 1, cv2.LINE_AA, SHIFT)
         for end in ends:
             cv2.circle(out, end, 3 << SHIFT, colour, -1, cv2.LINE_AA, SHIFT)

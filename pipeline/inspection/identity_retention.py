@@ -1,11 +1,10 @@
-"""Whether the views of a photo stay the same person: the nearest neighbour among the photos of
-many.
+"""Identity retention: whether a view's nearest neighbour among photos is that of its person.
 
-No network that knows faces is asked: none is shipped. A picture is brought to a frontal view
-through its row's own correspondence (``Chart``), where grey values are made independent of the
-light by their local mean and contrast; two pictures are compared where both show the face. Because
-the geometry of view and photo comes from the same fit, the figure says whether the *texture* of a
-person survives unwrapping, new light, pose and expression.
+No face recognition network is used, since none is shipped. A view is resampled to the front by the
+correspondence of its row (``FrontalMap``), and its grey values are made independent of the light by
+their local mean and contrast. Two views are compared where both show the face. View and photo have
+the same fitted geometry, so the figure measures whether the *texture* of a person survives
+unwrapping, new light, pose and expression.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from dff.face.arrays import Bools, Bytes, Floats
+from dff.face.arrays import Array, Bool, Bools, Bytes, Float, Floats
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.geometry.transform import Rigid, rotation_from_angles
@@ -24,73 +23,97 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import HIDDEN_DEPTH, render
 from dff.infra.shards import ViewRow, resolve_frame
 
-SIDE = 96  # px of the frontal chart
-REGIONS = ("face", "brows", "lips")  # eyes and mouths move on their own
-GRAZING = 0.3  # cosine below which skin is seen too flat
-FINE = 1.0  # px: finer detail than this is the sensor's
-LOCAL = 6.0  # px: what is wider than this is light
-LEAST_COMMON = 0.08  # of the chart that two pictures must both show
+
+@dataclass(frozen=True)
+class RetentionConfig:
+    """How frontal textures are made and compared."""
+
+    side: int = 96  # px of the frontal map
+    # Eyes and the inside of the mouth move on their own
+    regions: tuple[str, ...] = ("face", "brows", "lips")
+    grazing: float = 0.3  # cosine to the viewing direction below which skin is left out
+    fine: float = 1.0  # px: finer detail is the sensor's
+    local: float = 6.0  # px: coarser differences are the light's
+    least_common: float = 0.08  # share of the map that two textures must both show
+    resamples: int = 1000  # of the people, for the confidence interval
+
+
+CONFIG = RetentionConfig()
 
 
 @dataclass(frozen=True, eq=False)
-class Chart:
+class FrontalMap:
     """The surface points that the pixels of a frontal view of a model's mean face show."""
 
-    points: SurfacePoints  # (N,)
-    inside: Bools  # (SIDE, SIDE), N of them
+    points: SurfacePoints  # N
+    inside: Bool[Array, "S S"]  # N pixels
 
     @staticmethod
-    def of(model: MorphableModel) -> Chart:
+    def build(model: MorphableModel, config: RetentionConfig = CONFIG) -> FrontalMap:
+        side = config.side
         wanted = np.zeros(len(model.faces), dtype=np.bool_)
-        wanted[model.triangles_of(*(name for name in REGIONS if name in model.region_names))] = True
+        wanted[
+            model.triangles_of(*(name for name in config.regions if name in model.region_names))
+        ] = True
         corners = model.template[model.faces[wanted].ravel()]
         low, high = corners.min(0)[:2], corners.max(0)[:2]
-        scale = SIDE / float((high - low).max())
+        scale = side / float((high - low).max())
         middle = (low + high) / 2.0
         camera = WeakPerspective(
-            scale, np.array([SIDE / 2 - scale * middle[0], SIDE / 2 + scale * middle[1]])
+            scale, np.array([side / 2 - scale * middle[0], side / 2 + scale * middle[1]])
         )
         front = Rigid(rotation_from_angles(0.0, 0.0, 0.0), np.array([0.0, 0.0, 1.0]))
-        frame = render(front.apply(model.template), model.faces, camera, (SIDE, SIDE))
+        frame = render(front.apply(model.template), model.faces, camera, (side, side))
         inside = frame.mask & wanted[np.maximum(frame.triangle, 0)]
-        return Chart(SurfacePoints(frame.triangle[inside], frame.barycentric[inside]), inside)
+        return FrontalMap(SurfacePoints(frame.triangle[inside], frame.barycentric[inside]), inside)
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """A face brought to the front, its light taken out."""
+class FrontalTexture:
+    """A face in the frontal map, normalised by its local mean and contrast."""
 
-    values: Floats  # (SIDE, SIDE) float32, 0 where nothing is seen
-    seen: Bools  # (SIDE, SIDE)
+    values: Float[Array, "S S"]  # float32, 0 where nothing is seen
+    seen: Bool[Array, "S S"]
 
 
-def look_of(pixels: Bytes, row: ViewRow, model: MorphableModel, chart: Chart) -> Look:
-    """What (H, W, 3) ``pixels`` in the place of a row's image show of the face. Raises BadDataset
-    as ``resolve_frame``.
+def extract_frontal_texture(
+    pixels: Bytes,
+    row: ViewRow,
+    model: MorphableModel,
+    frontal: FrontalMap,
+    config: RetentionConfig = CONFIG,
+) -> FrontalTexture:
+    """The face in (H, W, 3) ``pixels``, whose geometry is that of a row.
+
+    The row's own image may be given, or another of the same view. Raises BadDataset when the row is
+    of another model.
     """
     frame = resolve_frame(row, model)
-    cam = chart.points.of(
+    cam = frontal.points.of(
         row.cam_from_head.apply(model.vertices(row.coefficients(model))), model.faces
     )
     px = row.camera.px_from_cam(cam)
     column, line = np.floor(px).astype(np.int64).T
     seen = (column >= 0) & (line >= 0) & (column < row.width) & (line < row.height)
     column[~seen] = line[~seen] = 0
-    # What stands before the face is no triangle of the model.
+    # An occluder is no triangle of the model.
     seen &= (frame.triangle[line, column] >= 0) & (
         np.abs(frame.depth[line, column] - cam[:, 2]) < HIDDEN_DEPTH
     )
-    seen &= -frame.normal[line, column, 2] > GRAZING
+    seen &= -frame.normal[line, column, 2] > config.grazing
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
     x, y = (px - 0.5).astype(np.float32).T
     shown = cv2.remap(grey, x[None], y[None], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
-    values, mask = np.zeros(chart.inside.shape, np.float32), np.zeros(chart.inside.shape, np.bool_)
-    values[chart.inside], mask[chart.inside] = np.where(seen, shown, 0.0), seen
-    return Look(_local(values, mask), mask)
+    values, mask = (
+        np.zeros(frontal.inside.shape, np.float32),
+        np.zeros(frontal.inside.shape, np.bool_),
+    )
+    values[frontal.inside], mask[frontal.inside] = np.where(seen, shown, 0.0), seen
+    return FrontalTexture(_normalize_locally(values, mask, config), mask)
 
 
-def _local(values: Floats, seen: Bools) -> Floats:
-    """Values by how far they lie from their neighbourhood's mean, in its standard deviations."""
+def _normalize_locally(values: Floats, seen: Bools, config: RetentionConfig) -> Floats:
+    """Values less their local mean, in local standard deviations."""
     share = seen.astype(np.float32)
 
     def mean(of: Floats, sd: float) -> Floats:
@@ -99,60 +122,69 @@ def _local(values: Floats, seen: Bools) -> Floats:
             / np.maximum(cv2.GaussianBlur(share, (0, 0), sd), 1e-3)
         )
 
-    fine = mean(values, FINE)
-    centred = fine - mean(fine, LOCAL)
-    spread = np.sqrt(np.maximum(mean(centred**2, LOCAL), 1.0))
+    fine = mean(values, config.fine)
+    centred = fine - mean(fine, config.local)
+    spread = np.sqrt(np.maximum(mean(centred**2, config.local), 1.0))
     return np.where(seen, np.clip(centred / spread, -3.0, 3.0), 0.0).astype(np.float32)
 
 
-def likeness(one: Sequence[Look], other: Sequence[Look]) -> Floats:
-    """(N, M) correlation of looks where both see the face; -1 where they have too little in
-    common.
-    """
-    a, b = (np.stack([look.values.ravel() for look in looks]) for looks in (one, other))
+def correlate(
+    one: Sequence[FrontalTexture],
+    other: Sequence[FrontalTexture],
+    config: RetentionConfig = CONFIG,
+) -> Floats:
+    """(N, M) correlations over the pixels that both show; -1 where these are too few."""
+    a, b = (np.stack([t.values.ravel() for t in textures]) for textures in (one, other))
     seen_a, seen_b = (
-        np.stack([look.seen.ravel() for look in looks]).astype(np.float32) for looks in (one, other)
+        np.stack([t.seen.ravel() for t in textures]).astype(np.float32) for textures in (one, other)
     )
     energy = ((a**2) @ seen_b.T) * (seen_a @ (b**2).T)
     common = seen_a @ seen_b.T
     whole = max(float(seen_b.sum(1).max()), 1.0)
     return np.where(
-        common < LEAST_COMMON * whole, -1.0, (a @ b.T) / np.sqrt(np.maximum(energy, 1e-6))
+        common < config.least_common * whole, -1.0, (a @ b.T) / np.sqrt(np.maximum(energy, 1e-6))
     )
 
 
 @dataclass(frozen=True)
-class Recognition:
-    """How often the nearest photo is that of the same person, with its 95 % interval over
-    people.
-    """
+class IdentityRetention:
+    """How often the nearest photo is that of the same person, with its 95 % interval."""
 
     rate: float
     low: float
     high: float
-    looks: int
-    people: int  # among whom the nearest is sought: chance is one by this
+    views: int
+    people: int  # number of photos; the chance level is one over it
 
 
-def recognised(
-    looks: Sequence[Look], people: Sequence[int], photos: Sequence[Look], *, seed: int
-) -> Recognition:
-    """Seek each look's nearest photo; ``people`` says whose (row of ``photos``) each look is.
+def measure_identity_retention(
+    views: Sequence[FrontalTexture],
+    people: Sequence[int],
+    photos: Sequence[FrontalTexture],
+    *,
+    seed: int,
+    config: RetentionConfig = CONFIG,
+) -> IdentityRetention:
+    """Find the nearest photo of each view; ``people`` are the indices of the views' own photos.
 
-    Raises ValueError when there is nothing to seek.
+    The interval is bootstrapped over the people. Raises ValueError when there are no views or
+    photos, or not one index per view.
     """
-    if not looks or not photos or len(looks) != len(people):
+    if not views or not photos or len(views) != len(people):
         raise ValueError(
-            f"recognition wants looks, their people and photos, got {len(looks)} and {len(photos)}"
+            f"need views, the index of each and photos, got {len(views)}, {len(people)} and "
+            f"{len(photos)}"
         )
-    right = likeness(looks, photos).argmax(1) == np.array(people)
+    right = correlate(views, photos, config).argmax(1) == np.array(people)
     count = len(photos)
     whose = np.bincount(people, minlength=count)
-    tallies = np.stack([whose, np.bincount(people, right, count)]).astype(float)[:, whose > 0]
+    counts = np.stack([whose, np.bincount(people, right, count)]).astype(float)[:, whose > 0]
     rng = np.random.default_rng(seed)
     drawn = (
-        rng.multinomial(tallies.shape[1], np.full(tallies.shape[1], 1.0 / tallies.shape[1]), 1000)
-        @ tallies.T
+        rng.multinomial(
+            counts.shape[1], np.full(counts.shape[1], 1.0 / counts.shape[1]), config.resamples
+        )
+        @ counts.T
     )
     low, high = np.percentile(drawn[:, 1] / np.maximum(drawn[:, 0], 1.0), (2.5, 97.5))
-    return Recognition(float(right.mean()), float(low), float(high), len(looks), count)
+    return IdentityRetention(float(right.mean()), float(low), float(high), len(views), count)

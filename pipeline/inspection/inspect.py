@@ -1,6 +1,4 @@
-"""Look into a finished dataset: what it holds, what failed, how it looks, and whether it is what it
-says.
-"""
+"""Inspect a finished dataset: its statistics, its failures, a gallery, and its verification."""
 
 from __future__ import annotations
 
@@ -12,14 +10,29 @@ import numpy as np
 
 from dff.face.io.assets import load_model
 from dff.infra.dataset import Dataset, Manifest, open_dataset
-from dff.pipeline.inspection import report as pages
-from dff.pipeline.inspection.statistics import COLUMNS, Census, Histogram, Tally, skin_tone
-from dff.pipeline.inspection.verify import SAMPLE, Checks, check_dataset, refuse
+from dff.pipeline.inspection import report
+from dff.pipeline.inspection.statistics import (
+    COLUMNS,
+    DatasetStatistics,
+    Histogram,
+    NameCounts,
+    measure_skin_tone,
+)
+from dff.pipeline.inspection.verify import SAMPLE, Checks, check_dataset, raise_for_differences
 from dff.pipeline.job import ledger
 from dff.pipeline.job.work import Failure
 
-EXAMPLES = 5  # failures shown of each reason
-SKIN_SHARDS, SKIN_PEOPLE = 16, 256  # whose skin tones are measured for the gallery
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """How much of a dataset an inspection shows and measures."""
+
+    examples: int = 5  # failures shown of each reason
+    skin_shards: int = 16  # from which skin tones are measured
+    skin_people: int = 256
+
+
+CONFIG = InspectConfig()
 
 
 @dataclass(frozen=True)
@@ -32,18 +45,17 @@ class Inspection:
     identities: int
     failures: dict[str, list[Failure]]  # by reason, the first few of each
     histograms: tuple[Histogram, ...]
-    tallies: tuple[Tally, ...]
-    fit_error: (
-        tuple[float, float] | None
-    )  # median and 90th percentile over the views of photos; None without any
+    name_counts: tuple[NameCounts, ...]
+    # Median and 90th percentile over the views of photos, in face sizes; None without any
+    fit_error: tuple[float, float] | None
     checks: Checks | None
 
     def lines(self) -> list[str]:
-        """For people, one fact a line."""
+        """The inspection as text, one fact per line."""
         m = self.manifest
         out = [
-            f"{self.uri}: {m.rows} views of {self.identities} identities, {self.bytes / 1e6:.1f} MB in "
-            f"{len(m.shards)} shards",
+            f"{self.uri}: {m.rows} views of {self.identities} identities, "
+            f"{self.bytes / 1e6:.1f} MB in {len(m.shards)} shards",
             *(
                 f"  {name}: {_counted(m.counts.get(name, {}))}"
                 for name in ("split", "model", "licence")
@@ -54,7 +66,8 @@ class Inspection:
         if self.fit_error is not None:
             median, most = self.fit_error
             out.append(
-                f"  landmark error of the photos' fits: median {median:.4f}, 90th percentile {most:.4f}"
+                f"  landmark error of the photos' fits: median {median:.4f}, "
+                f"90th percentile {most:.4f}"
             )
         out += [
             f"    {f.subject}: {f.reason}: {f.detail}"
@@ -65,15 +78,16 @@ class Inspection:
             spans = ", ".join(f"{span}: {n}" for span, n in histogram.spans() if n)
             out.append(f"  {histogram.name} ({histogram.unit}): {spans}")
         out += [
-            f"  {tally.name}: {', '.join(f'{key} {n}' for key, n in tally.top())}"
-            for tally in self.tallies
-            if tally.name != "licence"
+            f"  {counts.name}: {', '.join(f'{key} {n}' for key, n in counts.top())}"
+            for counts in self.name_counts
+            if counts.name != "licence"
         ]
         if self.checks is not None:
             c = self.checks
             out.append(
-                f"  verified: all hashes; {c.same} of {c.rows} views rendered again from their rows, the same in every "
-                f"byte; {c.points} correspondences in {c.pairs} pairs of views, at most {c.worst:.4f} px off"
+                f"  verified: all hashes; {c.same} of {c.rows} views rendered again from their "
+                f"rows, the same in every byte; {c.points} correspondences in {c.pairs} pairs of "
+                f"views, at most {c.worst:.4f} px off"
             )
         return out
 
@@ -92,61 +106,63 @@ def inspect_dataset(
     verify: bool = False,
     sample: int = SAMPLE,
     endpoint_url: str | None = None,
+    config: InspectConfig = CONFIG,
 ) -> Inspection:
-    """Count what a finished dataset holds; write a gallery to ``html``; with ``verify`` check it:
-    every shard against its hash, and ``sample`` views (0: all) rendered again from their rows.
+    """Collect the statistics of a finished dataset, and write a gallery to ``html``.
 
-    Raises BadDataset when it is unfinished, or when ``verify`` finds it altered or wrong: the
-    message names the troubles. StorageError when storage fails.
+    ``verify`` compares every shard with its hash and renders ``sample`` views (0: all) again from
+    their rows. Raises BadDataset when the dataset is unfinished, altered or wrong; the message
+    names what is wrong. Raises StorageError when storage fails.
     """
     dataset = open_dataset(uri, endpoint_url=endpoint_url)
     if verify:
         dataset.verify()
-    census, picks = Census(), pages.Picks(len(dataset.shards), np.random.default_rng(0))
+    statistics, selection = (
+        DatasetStatistics(),
+        report.SampleSelection(len(dataset.shards), np.random.default_rng(0)),
+    )
     for index in range(len(dataset.shards)):
         columns = dataset.columns(index, COLUMNS)
-        census.add(columns)
+        statistics.add(columns)
         if html is not None:
-            picks.add(index, columns)
+            selection.add(index, columns)
     if html is not None:
-        census.add_skin(_skin_tones(dataset))
-    errors = census.fit_errors
+        statistics.add_skin(_measure_skin_tones(dataset, config))
+    errors = statistics.fit_errors
     checks = check_dataset(dataset, sample) if verify else None
     if checks is not None:
-        refuse(checks, dataset)
+        raise_for_differences(checks, dataset)
     failures: dict[str, list[Failure]] = {}
     for record in ledger.read_all(dataset.storage):
         for failure in record.failures:
-            if len(failures.setdefault(failure.reason, [])) < EXAMPLES:
+            if len(failures.setdefault(failure.reason, [])) < config.examples:
                 failures[failure.reason].append(failure)
     inspection = Inspection(
         uri=dataset.storage.uri,
         manifest=dataset.manifest,
         bytes=sum(shard.bytes for shard in dataset.shards),
-        identities=census.identities,
+        identities=statistics.identities,
         failures=failures,
-        histograms=census.histograms,
-        tallies=census.tallies,
+        histograms=statistics.histograms,
+        name_counts=statistics.name_counts,
         fit_error=(float(np.median(errors)), float(np.percentile(errors, 90))) if errors else None,
         checks=checks,
     )
     if html is not None:
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(
-            pages.render(inspection, pages.sections_of(dataset, picks)), encoding="utf-8"
+            report.render(inspection, report.build_sections(dataset, selection)), encoding="utf-8"
         )
     return inspection
 
 
-def _skin_tones(dataset: Dataset) -> list[float]:
-    """Of some identities, taken evenly from the dataset's shards: of each the first view that shows
-    any.
-    """
-    shards = np.unique(np.linspace(0, len(dataset.shards) - 1, SKIN_SHARDS).astype(int))
+def _measure_skin_tones(dataset: Dataset, config: InspectConfig) -> list[float]:
+    """The skin tones of some identities, evenly from the shards, each from its first view."""
+    shards = np.unique(np.linspace(0, len(dataset.shards) - 1, config.skin_shards).astype(int))
     tones = []
     for index in shards:
         groups = groupby(dataset.read_shard(int(index)), key=lambda row: row.identity_id)
-        for _, views in islice(groups, SKIN_PEOPLE // len(shards) + 1):
-            found = (skin_tone(row, load_model(row.model)) for row in views)
+        for _, views in islice(groups, config.skin_people // len(shards) + 1):
+            found = (measure_skin_tone(row, load_model(row.model)) for row in views)
             tones.append(next((tone for tone in found if np.isfinite(tone)), np.nan))
     return tones

@@ -1,4 +1,4 @@
-"""Pictures of a recovery, for people: what was seen, what was fitted, and what is left."""
+"""Images of an inverse rendering: the photo, the fit and the residual."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render, sample_texture
 from dff.pipeline.recovery.inverse import Recovery, skin_mask
 
-RESIDUAL_GAIN = 3.0  # the residual's picture: grey is zero, white and black are 1 / (2 * gain)
+RESIDUAL_GAIN = 3.0  # grey is a residual of zero, white and black of 1 / (2 * gain)
 WIRE = (255, 255, 255)
 FITTED, GIVEN = (40, 220, 90), (250, 70, 60)
 COVERED = np.array([235, 60, 160], dtype=np.float32)
 
 
-def recovery_panel(
+def draw_recovery(
     recovery: Recovery, *, model: MorphableModel, albedo: AlbedoModel
 ) -> dict[str, Bytes]:
-    """Named uint8 (S, S, 3) RGB pictures of a recovery.
+    """Named uint8 (S, S, 3) RGB images of a recovery.
 
-    ``photo`` with the given landmarks (red) and the fitted (green), ``mesh`` over the photo,
-    ``albedo``, ``light`` (shading, its median brought to the same grey), ``rendering`` on grey,
-    ``residual`` (grey is zero) with what counts as covered in pink.
+    ``photo`` with the given landmarks in red and the fitted ones in green, ``mesh`` over the photo,
+    ``albedo``, ``light`` (shading, scaled to a fixed median), ``rendering``, and ``residual`` (grey
+    is zero) with occluded pixels in pink.
     """
     size = len(recovery.crop)
     vertices = recovery.cam_from_head.apply(model.vertices(recovery.coefficients))
@@ -36,49 +36,53 @@ def recovery_panel(
     image = recovery.crop.astype(np.float32) / 255.0
     rendering = colour * shading
     residual = np.where(skin[..., None], 0.5 + RESIDUAL_GAIN * (image - rendering), 0.5)
-    residual_bytes = _bytes(residual)
+    residual_bytes = _to_bytes(residual)
     covered = recovery.occluded[..., None]
     mixed = np.where(covered, 0.6 * residual_bytes + 0.4 * COVERED, residual_bytes)
 
-    points = _enlarged(recovery.crop)
+    points = _enlarge(recovery.crop)
     for given, fitted in zip(recovery.given, recovery.landmarks, strict=True):
-        cv2.circle(points, _fixed(given), 12, GIVEN, -1, cv2.LINE_AA, 3)
-        cv2.circle(points, _fixed(fitted), 12, FITTED, -1, cv2.LINE_AA, 3)
+        cv2.circle(points, _to_fixed_point(given), 12, GIVEN, -1, cv2.LINE_AA, 3)
+        cv2.circle(points, _to_fixed_point(fitted), 12, FITTED, -1, cv2.LINE_AA, 3)
 
-    wire = _enlarged(recovery.crop)
+    wire = _enlarge(recovery.crop)
     px = recovery.camera.px_from_cam(vertices)
     for corners in model.faces[np.unique(frame.triangle[skin])]:
         cv2.polylines(
-            wire, [np.array([_fixed(p) for p in px[corners]])], True, WIRE, 1, cv2.LINE_AA, 3
+            wire,
+            [np.array([_to_fixed_point(p) for p in px[corners]])],
+            True,
+            WIRE,
+            1,
+            cv2.LINE_AA,
+            3,
         )
-    wire = cv2.addWeighted(wire, 0.6, _enlarged(recovery.crop), 0.4, 0)
+    wire = cv2.addWeighted(wire, 0.6, _enlarge(recovery.crop), 0.4, 0)
 
     return {
-        "photo": _reduced(points, size),
-        "mesh": _reduced(wire, size),
-        "albedo": _bytes(np.where(seen, colour, 0.5)),
-        "light": _bytes(np.where(seen, 0.7 * shading / np.median(shading[skin]), 0.5)),
-        "rendering": _bytes(np.where(seen, rendering, 0.5)),
+        "photo": _reduce(points, size),
+        "mesh": _reduce(wire, size),
+        "albedo": _to_bytes(np.where(seen, colour, 0.5)),
+        "light": _to_bytes(np.where(seen, 0.7 * shading / np.median(shading[skin]), 0.5)),
+        "rendering": _to_bytes(np.where(seen, rendering, 0.5)),
         "residual": mixed.astype(np.uint8),
     }
 
 
-def _bytes(image: np.ndarray) -> Bytes:
+def _to_bytes(image: np.ndarray) -> Bytes:
     return np.asarray((np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8))
 
 
-def _enlarged(image: Bytes) -> Bytes:
-    """Twice the size, so that thin lines and dots stay thin when it is reduced again."""
+def _enlarge(image: Bytes) -> Bytes:
+    """The image at twice its size, on which lines and dots are drawn before it is reduced."""
     return np.ascontiguousarray(np.repeat(np.repeat(image, 2, axis=0), 2, axis=1))
 
 
-def _reduced(image: Bytes, size: int) -> Bytes:
+def _reduce(image: Bytes, size: int) -> Bytes:
     return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA))
 
 
-def _fixed(px: np.ndarray) -> tuple[int, int]:
-    """A pixel of the original as OpenCV wants it in the enlarged image: from 0 at the first centre,
-    eighths.
-    """
+def _to_fixed_point(px: np.ndarray) -> tuple[int, int]:
+    """A point of the original as OpenCV draws it in the enlarged image, in eighths of a pixel."""
     x, y = (px * 2.0 - 0.5) * 8.0
     return round(float(x)), round(float(y))

@@ -1,8 +1,7 @@
-"""The page that shows a dataset to people: which views to look at, and one self-contained HTML file
-of them.
+"""The report on a dataset: a selection of its views in one self-contained HTML file.
 
-Views are picked while the dataset's columns go by, then their shards are read once. What is picked
-does not depend on anything but the dataset.
+Views are selected from the dataset's columns, then their shards are read once. The selection
+depends on the dataset alone.
 """
 
 from __future__ import annotations
@@ -26,44 +25,69 @@ from dff.infra.shards import ViewRow
 from dff.pipeline.inspection.gallery import (
     TRUTHS,
     contact_sheet,
-    correspondence_picture,
+    draw_correspondences,
     draw_landmarks,
     strip,
     truth_strip,
 )
-from dff.pipeline.inspection.statistics import recipe_names
+from dff.pipeline.inspection.statistics import describe_recipe
 from dff.pipeline.subjects import subject_file as person_file
 
 with require_extra("synthesis"):
     import jinja2
 
-TOGETHER = (
-    8  # shards whose views are picked with equal chances; further ones only for what these lack
-)
-RANDOM, BY_YAW, NAMED, PEOPLE, WORST, STRIPS, PAIRS = 40, 5, 10, 10, 10, 6, 3
-VIEWS = 10  # of a person
-YAWS = np.arange(-90, 91, 20)
-TILE = 128
-QUALITY = 86
+YAWS = np.arange(-90, 91, 20)  # degrees; a view belongs to the nearest
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """How many views a report shows, and how large they are."""
+
+    # Shards from which views are selected with equal probability; later shards only add views of
+    # groups that these do not fill
+    shards: int = 8
+    random: int = 40  # views
+    by_yaw: int = 5  # views of a yaw
+    named: int = 10  # views of a mode, of accessories or of a movement
+    people: int = 10
+    worst: int = 10  # people with the largest fit errors
+    truths: int = 6  # views whose ground truth is shown
+    pairs: int = 3  # pairs of views with correspondences
+    views: int = 10  # of a person
+    lines: int = 24  # of a section by mode, accessories or movement
+    tile: int = 128  # px
+    quality: int = 86  # of the JPEG
+
+
+CONFIG = ReportConfig()
+
+GROUPS = {
+    "mode": "By mode",
+    "accessories": "By accessories",
+    "mouth": "By movement of the mouth",
+}
+"""Groups of views that have a section of their own, and its title."""
 
 Where = tuple[int, int]  # shard, row
 
 
 @dataclass
-class Picks:
-    """The views to show, chosen among all that ``add`` is told of."""
+class SampleSelection:
+    """Selects the views to show among all that ``add`` is given."""
 
     shards: int  # of the dataset
     rng: np.random.Generator
+    config: ReportConfig = CONFIG
     _kept: dict[tuple[str, str], list[tuple[float, Where]]] = field(default_factory=dict)
     _people: dict[str, list[tuple[float, list[Where]]]] = field(default_factory=dict)
     _worst: list[tuple[float, list[Where]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._turn = self.rng.permutation(self.shards) // TOGETHER
+        self._turn = self.rng.permutation(self.shards) // self.config.shards
 
     def add(self, shard: int, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Consider the views of a shard by its ``census.COLUMNS``."""
+        """Consider the views of a shard by its ``statistics.COLUMNS``."""
+        config = self.config
         count = len(columns["identity_id"])
         luck = self._turn[shard] + self.rng.random(count)
         people: dict[str, list[int]] = {}
@@ -71,22 +95,22 @@ class Picks:
             people.setdefault(columns["identity_id"][row], []).append(row)
             where = (shard, row)
             near = int(np.abs(YAWS - columns["yaw"][row]).argmin())
-            named = recipe_names(json.loads(columns["recipe"][row]))
+            named = describe_recipe(json.loads(columns["recipe"][row]))
             mode = columns["mode"][row] if columns["photo_id"][row] else "sampled"
-            self._keep("random", "", RANDOM, luck[row], where)
-            self._keep("yaw", f"{YAWS[near]:+d}°", BY_YAW, luck[row], where)
-            self._keep("mode", mode, NAMED, luck[row], where)
-            self._keep("worn", named["worn"], NAMED, luck[row], where)
-            self._keep("mouth", named["mouth"], NAMED, luck[row], where)
+            self._keep("random", "", config.random, luck[row], where)
+            self._keep("yaw", f"{YAWS[near]:+d}°", config.by_yaw, luck[row], where)
+            self._keep("mode", mode, config.named, luck[row], where)
+            self._keep("accessories", named["accessories"], config.named, luck[row], where)
+            self._keep("mouth", named["mouth"], config.named, luck[row], where)
         for rows in people.values():
             places = [(shard, row) for row in rows]
             kind = "photo" if columns["photo_id"][rows[0]] else "sampled"
             kept = self._people.setdefault(kind, [])
             kept.append((float(luck[rows[0]]), places))
-            self._people[kind] = heapq.nsmallest(PEOPLE, kept)
+            self._people[kind] = heapq.nsmallest(config.people, kept)
             if kind == "photo":
                 self._worst.append((float(columns["fit_error"][rows[0]]), places))
-                self._worst = heapq.nlargest(WORST, self._worst)
+                self._worst = heapq.nlargest(config.worst, self._worst)
 
     def _keep(self, group: str, name: str, count: int, luck: float, where: Where) -> None:
         kept = self._kept.setdefault((group, name), [])
@@ -105,17 +129,18 @@ class Picks:
     def people(self) -> list[list[Where]]:
         """All views of some people, half of them of photos where there are any."""
         photo, sampled = (self._people.get(kind, []) for kind in ("photo", "sampled"))
-        half = max(PEOPLE // 2, PEOPLE - len(sampled))
+        count = self.config.people
+        half = max(count // 2, count - len(sampled))
         chosen = photo[:half]
-        return [places for _, places in chosen + sampled[: PEOPLE - len(chosen)]]
+        return [places for _, places in chosen + sampled[: count - len(chosen)]]
 
     def worst(self) -> list[list[Where]]:
-        """All views of the photos whose landmarks the fit explains worst, the worst first."""
+        """All views of the photos with the largest fit errors, the largest first."""
         return [places for _, places in self._worst]
 
 
 @dataclass(frozen=True)
-class Picture:
+class PageImage:
     """An image in a page."""
 
     title: str
@@ -124,80 +149,75 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """Pictures of one kind, with what they show."""
+    """Images of one kind, with an explanation."""
 
     title: str
     about: str
-    pictures: tuple[Picture, ...]
-    beside: bool = False  # the pictures stand beside each other
+    pictures: tuple[PageImage, ...]
+    beside: bool = False  # the images are shown beside each other
 
 
-def sections_of(dataset: Dataset, picks: Picks) -> list[Section]:
-    """The pictures of the picked views. Raises BadDataset when a shard was altered or an image
-    can't be decoded.
+def build_sections(dataset: Dataset, selection: SampleSelection) -> list[Section]:
+    """The sections of the selected views.
+
+    Raises BadDataset when a shard was altered or an image can't be decoded.
     """
-    yaws = {f"{yaw:+d}°": picks.group("yaw", BY_YAW).get(f"{yaw:+d}°", []) for yaw in YAWS}
-    at_random = picks.group("random", RANDOM).get("", [])
-    named = {group: picks.group(group, NAMED) for group in ("mode", "worn", "mouth")}
-    people = [_some(places) for places in picks.people()]
-    worst = [_some(places, VIEWS - 2) for places in picks.worst()]
-    pairs = [places for places in people if len(places) > 1][:PAIRS]
+    config = selection.config
+    by_yaw_name = selection.group("yaw", config.by_yaw)
+    yaws = {name: by_yaw_name.get(name, []) for name in (f"{yaw:+d}°" for yaw in YAWS)}
+    at_random = selection.group("random", config.random).get("", [])
+    named = {group: selection.group(group, config.named) for group in GROUPS}
+    people = [_spread_over(places, config.views) for places in selection.people()]
+    worst = [_spread_over(places, config.views - 2) for places in selection.worst()]
+    pairs = [places for places in people if len(places) > 1][: config.pairs]
     wanted = {*at_random, *(w for some in (*yaws.values(), *people, *worst) for w in some)}
     wanted |= {where for names in named.values() for some in names.values() for where in some}
     rows = _read(dataset, wanted)
+    quality = config.quality
+
+    def get_rows(places: Sequence[Where]) -> list[ViewRow]:
+        return [rows[where] for where in places]
+
+    def show_sheet(title: str, places: Sequence[Where], columns: int = 10) -> PageImage:
+        sheet = contact_sheet(get_rows(places), columns=columns, tile=config.tile)
+        return _encode(title, sheet, quality)
+
+    def show_truth(row: ViewRow) -> PageImage:
+        image = truth_strip(row, load_model(row.model), tile=config.tile + 32)
+        return _encode(row.sample_id, image, quality)
+
+    by_yaw = tuple(show_sheet(name, some, 1) for name, some in yaws.items() if some)
+    truths = get_rows(_spread_over_yaws(yaws, config.truths))
     out = [
+        Section("Views at random", "", (show_sheet("", at_random),)),
+        Section("By yaw", "", by_yaw, beside=True),
         Section(
-            "Views at random",
-            "",
-            (_picture("", contact_sheet([rows[w] for w in at_random], tile=TILE)),),
-        ),
-        Section(
-            "By yaw",
-            "",
-            tuple(
-                _picture(name, contact_sheet([rows[w] for w in some], columns=1, tile=TILE))
-                for name, some in yaws.items()
-                if some
-            ),
-            beside=True,
-        ),
-        Section(
-            "What each pixel knows",
+            "Ground truth of each pixel",
             ", ".join(TRUTHS) + "; hidden landmarks are hollow",
-            tuple(
-                _picture(
-                    rows[w].sample_id,
-                    truth_strip(rows[w], load_model(rows[w].model), tile=TILE + 32),
-                )
-                for w in _spread(yaws, STRIPS)
-            ),
+            tuple(map(show_truth, truths)),
         ),
         Section(
             "Surface points that two views share",
             "",
-            tuple(_pair([rows[w] for w in places]) for places in pairs),
+            tuple(_show_pair(get_rows(places), config) for places in pairs),
         ),
         Section(
             "People across views",
-            "one person a line, from one side to the other; of a photo's person the photo comes first",
-            tuple(_person([rows[w] for w in places]) for places in people),
+            "one person per line, by yaw; people of photos begin with the photo",
+            tuple(_show_person(get_rows(places), config) for places in people),
         ),
     ]
     if worst:
-        about = "one person a line: the photo, the fitted landmarks on it, its rendering, and other views"
-        lines = tuple(_fit([rows[w] for w in places]) for places in worst)
+        about = "one person per line: the photo, the fitted landmarks on it, and its views"
+        lines = tuple(_show_fit(get_rows(places), config) for places in worst)
         out.append(Section("Worst fits first", about, lines))
-    titles = {
-        "mode": "By the way a view is made",
-        "worn": "By what is worn",
-        "mouth": "By the mouth's movement",
-    }
-    for group, title in titles.items():
+    for group, title in GROUPS.items():
+        by_size = sorted(named[group].items(), key=lambda item: (-len(item[1]), item[0]))
         lines = tuple(
-            _picture(name, strip([rows[w].pixels() for w in some], tile=TILE))
-            for name, some in sorted(
-                named[group].items(), key=lambda item: (-len(item[1]), item[0])
-            )[:24]
+            _encode(
+                name, strip([row.pixels() for row in get_rows(some)], tile=config.tile), quality
+            )
+            for name, some in by_size[: config.lines]
         )
         if len(lines) > 1:
             out.append(Section(title, "", lines))
@@ -205,7 +225,7 @@ def sections_of(dataset: Dataset, picks: Picks) -> list[Section]:
 
 
 def render(inspection: Any, sections: Sequence[Section]) -> str:
-    """One self-contained HTML page: numbers, histograms and pictures."""
+    """One self-contained HTML page of figures, histograms and images."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dff.pipeline.inspection"), autoescape=True
     )
@@ -214,12 +234,12 @@ def render(inspection: Any, sections: Sequence[Section]) -> str:
     )
 
 
-def _some(places: Sequence[Where], count: int = VIEWS) -> list[Where]:
-    """The first view and others, evenly."""
+def _spread_over(places: Sequence[Where], count: int) -> list[Where]:
+    """The first view and others, at even distances."""
     return [places[i] for i in np.unique(np.linspace(0, len(places) - 1, count).astype(int))]
 
 
-def _spread(yaws: Mapping[str, list[Where]], count: int) -> list[Where]:
+def _spread_over_yaws(yaws: Mapping[str, list[Where]], count: int) -> list[Where]:
     """Views of all yaws."""
     last = [some[-1] for some in yaws.values() if some]
     return [last[i] for i in np.unique(np.linspace(0, len(last) - 1, count).astype(int))]
@@ -233,10 +253,8 @@ def _read(dataset: Dataset, wanted: set[Where]) -> dict[Where, ViewRow]:
     return out
 
 
-def _photo(rows: Sequence[ViewRow]) -> Bytes | None:
-    """The crop of the photo that a person comes from, from its stored assets; None for sampled
-    people.
-    """
+def _decode_photo(rows: Sequence[ViewRow]) -> Bytes | None:
+    """The photo's crop as stored with the person; None for sampled people."""
     first = rows[0]
     if not first.photo_id or first.person is None:
         return None
@@ -249,38 +267,36 @@ def _photo(rows: Sequence[ViewRow]) -> Bytes | None:
     return np.asarray(cv2.resize(photo, (first.width, first.height), interpolation=cv2.INTER_AREA))
 
 
-def _person(rows: Sequence[ViewRow]) -> Picture:
-    photo = _photo(rows)
+def _show_person(rows: Sequence[ViewRow], config: ReportConfig) -> PageImage:
+    photo = _decode_photo(rows)
     shown = [row.pixels() for row in sorted(rows, key=lambda row: row.pose[0])]
     title = f"{rows[0].identity_id} · {rows[0].split} · {rows[0].licence}"
     images = shown if photo is None else [photo, *shown]
-    return _picture(title, strip(images, tile=TILE, marked=0 if photo is None else 1))
+    image = strip(images, tile=config.tile, marked=0 if photo is None else 1)
+    return _encode(title, image, config.quality)
 
 
-def _fit(rows: Sequence[ViewRow]) -> Picture:
-    first, photo = rows[0], _photo(rows)
+def _show_fit(rows: Sequence[ViewRow], config: ReportConfig) -> PageImage:
+    first, photo = rows[0], _decode_photo(rows)
     before: list[Bytes] = []
     if photo is not None and first.view == 0:
         before = [photo, draw_landmarks(photo, first.landmarks_2d, first.visible_2d, scale=2)]
     title = f"{first.identity_id}: landmark error {first.fit_error:.3f} of the face's size"
-    return _picture(
-        title, strip([*before, *(row.pixels() for row in rows)], tile=TILE, marked=len(before))
-    )
+    shown = [*before, *(row.pixels() for row in rows)]
+    image = strip(shown, tile=config.tile, marked=len(before))
+    return _encode(title, image, config.quality)
 
 
-def _pair(rows: Sequence[ViewRow]) -> Picture:
-    """Two views some 50 degrees of yaw apart: enough to be interesting, little enough to have much
-    in common.
-    """
+def _show_pair(rows: Sequence[ViewRow], config: ReportConfig) -> PageImage:
+    """Two views about 50 degrees of yaw apart, which still share much of the face."""
     a = min(rows, key=lambda row: abs(row.pose[0]))
     b = min(rows, key=lambda row: (row is a, abs(abs(row.pose[0] - a.pose[0]) - 50.0)))
-    return _picture(
-        f"{a.sample_id} and {b.sample_id}", correspondence_picture(a, b, load_model(a.model))
-    )
+    image = draw_correspondences(a, b, load_model(a.model))
+    return _encode(f"{a.sample_id} and {b.sample_id}", image, config.quality)
 
 
-def _picture(title: str, image: Bytes) -> Picture:
-    _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    return Picture(
+def _encode(title: str, image: Bytes, quality: int) -> PageImage:
+    _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return PageImage(
         title, "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
     )

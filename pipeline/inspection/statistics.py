@@ -1,8 +1,7 @@
-"""What the views of a dataset are like, counted: poses, lights, expressions, skin tones, what
-people wear.
+"""Statistics of a dataset's views: poses, lights, expressions, skin tones and accessories.
 
-``Census.add`` takes columns of a shard; nothing here reads storage. Every count of views adds up to
-all of them, what can't be placed included.
+``DatasetStatistics.add`` takes columns of a shard; nothing here reads storage. The counts of a
+figure add up to the number of views, since they include those without a value.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dff.face.arrays import Floats
+from dff.face.arrays import Array, Float, Floats
 from dff.face.geometry import lighting
 from dff.face.model.morphable import MorphableModel
 from dff.infra.shards import ViewRow, resolve_frame
 from dff.pipeline.scene.camera_sensor import Sensor, linearize
 
 COLUMNS = (
-    "identity_id", "photo_id", "view", "mode", "yaw", "pitch", "roll", "camera", "translation", "light", "licence",
-    "fit_error", "recipe",
+    "identity_id", "photo_id", "view", "mode", "yaw", "pitch", "roll", "camera", "translation",
+    "light", "licence", "fit_error", "recipe",
 )  # fmt: skip
-"""The columns that ``Census.add`` reads."""
+"""The columns that ``DatasetStatistics.add`` reads."""
 
 LEAST_SKIN = 50  # px from which a skin tone is measured
 _FACING = lighting.basis(
@@ -42,29 +41,29 @@ _FACING = lighting.basis(
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts between edges; the outermost bins take what lies beyond them."""
+    """Counts between edges; the outermost bins include the values beyond them."""
 
     name: str
     unit: str
-    edges: Floats  # (N + 1,)
+    edges: Float[Array, " E"]  # N + 1
     counts: list[int]  # N
-    unknown: int = 0  # what has no such value
+    unknown: int = 0  # views without such a value
 
     def spans(self) -> list[tuple[str, int]]:
-        """Each bin's place in words, and its count."""
+        """Each bin's range as text, and its count."""
         pairs = zip(self.edges[:-1], self.edges[1:], self.counts, strict=True)
         return [(f"{a:g}..{b:g}", count) for a, b, count in pairs]
 
 
 @dataclass(frozen=True)
-class Tally:
+class NameCounts:
     """Counts by name, the most frequent first."""
 
     name: str
     counts: dict[str, int]
 
     def top(self, count: int = 12) -> list[tuple[str, int]]:
-        """The most frequent, and the sum of the others."""
+        """The most frequent names, and the sum of the others."""
         items = list(self.counts.items())
         rest = sum(n for _, n in items[count - 1 :])
         return (
@@ -95,8 +94,8 @@ SCALES: Mapping[str, tuple[str, Floats]] = {
 
 
 @dataclass
-class Census:
-    """Grows by ``add`` and ``add_skin``; ``histograms`` and ``tallies`` say what it came to."""
+class DatasetStatistics:
+    """Counts by ``add`` and ``add_skin``; ``histograms`` and ``name_counts`` are the results."""
 
     views: int = 0
     identities: int = 0
@@ -114,41 +113,34 @@ class Census:
             e for e, photo in zip(columns["fit_error"], photos, strict=True) if photo
         ]
         for name in ("yaw", "pitch", "roll"):
-            self._place(name, np.asarray(columns[name], dtype=float))
+            self._count(name, np.asarray(columns[name], dtype=float))
         away = np.linalg.norm(
             np.asarray(columns["translation"], dtype=float).reshape(-1, 3), axis=1
         )
-        # Under weak perspective a head stands at no distance.
-        self._place("distance", np.where(np.asarray(columns["camera"]) == "pinhole", away, np.nan))
-        for name, values in light_figures(
+        # A head has no distance under weak perspective.
+        self._count("distance", np.where(np.asarray(columns["camera"]) == "pinhole", away, np.nan))
+        for name, values in describe_light(
             np.asarray(columns["light"], dtype=float).reshape(-1, 9, 3)
         ).items():
-            self._place(name, values)
+            self._count(name, values)
         for mode, photo, licence, recipe in zip(
             columns["mode"], photos, columns["licence"], columns["recipe"], strict=True
         ):
-            for name, key in {
-                "mode": mode,
-                "source": "photo" if photo else "sampled",
-                "licence": licence,
-            }.items():
-                self._name(name, key)
-            for name, key in recipe_names(json.loads(recipe)).items():
-                self._name(name, key)
+            source = "photo" if photo else "sampled"
+            names = {"mode": mode, "source": source, "licence": licence}
+            for name, key in {**names, **describe_recipe(json.loads(recipe))}.items():
+                self._names.setdefault(name, Counter())[key] += 1
 
     def add_skin(self, tones: Sequence[float]) -> None:
-        """Count skin tones of identities, NaN where there is none to see."""
-        self._place("skin tone", np.asarray(tones, dtype=float))
+        """Count the skin tones of identities, in degrees; NaN where too little skin is seen."""
+        self._count("skin tone", np.asarray(tones, dtype=float))
 
-    def _place(self, name: str, values: Floats) -> None:
+    def _count(self, name: str, values: Floats) -> None:
         edges = SCALES[name][1]
         bins = np.clip(np.digitize(values, edges) - 1, 0, len(edges) - 2)
         self._bins.setdefault(name, Counter()).update(
             np.where(np.isfinite(values), bins, -1).tolist()
         )
-
-    def _name(self, name: str, key: str) -> None:
-        self._names.setdefault(name, Counter())[key] += 1
 
     @property
     def histograms(self) -> tuple[Histogram, ...]:
@@ -161,20 +153,18 @@ class Census:
         return tuple(out)
 
     @property
-    def tallies(self) -> tuple[Tally, ...]:
+    def name_counts(self) -> tuple[NameCounts, ...]:
         return tuple(
-            Tally(name, dict(counts.most_common())) for name, counts in self._names.items()
+            NameCounts(name, dict(counts.most_common())) for name, counts in self._names.items()
         )
 
 
-def light_figures(light: Floats) -> dict[str, Floats]:
-    """(N,) of each figure of (N, 9, 3) lights: where most of it comes from, how uneven and how
-    strong it is.
-    """
+def describe_light(light: Floats) -> dict[str, Floats]:
+    """Direction in degrees, contrast and level of (N, 9, 3) lights, each (N,)."""
     grey = light.mean(axis=2)
     y, z, x = grey[:, 1], grey[:, 2], grey[:, 3]
     length = np.sqrt(x**2 + y**2 + z**2)
-    # Light from everywhere alike has no direction.
+    # Ambient light has no direction.
     uneven = length > 0.02 * np.maximum(np.abs(grey[:, 0]), 1e-9)
     shading = grey @ _FACING.T
     level = shading.mean(axis=1)
@@ -189,31 +179,30 @@ def light_figures(light: Floats) -> dict[str, Floats]:
     }
 
 
-def recipe_names(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """What a row's recipe says in words: the movements of mouth, eyes and brows, what is worn, the
-    background.
-    """
+def describe_recipe(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """A row's recipe in words: movements of mouth, eyes and brows, accessories, background."""
     mouth, _, rest = str(recipe.get("movement", "unknown")).partition("+")
     eyes, _, brows = rest.partition("+")
-    worn = sorted({str(name).rstrip("0123456789_- ") for name in recipe.get("worn", ())} - {"body"})
+    accessories = sorted(
+        {str(name).rstrip("0123456789_- ") for name in recipe.get("worn", ())} - {"body"}
+    )
     background = recipe.get("background")
     kind = background.get("kind", "drawn") if isinstance(background, dict) else "the photo's own"
     return {
         "mouth": mouth,
         "eyes": eyes or mouth,
         "brows": brows or mouth,
-        "worn": ", ".join(worn) or "nothing",
+        "accessories": ", ".join(accessories) or "none",
         "background": str(kind),
         "colours": "grey" if recipe.get("sensor", {}).get("grey") else "colour",
     }
 
 
-def skin_tone(row: ViewRow, model: MorphableModel) -> float:
-    """The individual typology angle (ITA, degrees) of the skin that a view shows, its light and
-    sensor divided out.
+def measure_skin_tone(row: ViewRow, model: MorphableModel) -> float:
+    """The individual typology angle (ITA) of a view's skin, in degrees, without light and sensor.
 
     Above 55 skin is called very light, below -30 dark (Chardon et al. 1991). NaN where too little
-    skin is seen, or the picture is grey. Raises BadDataset when the row is of another model.
+    skin is seen or the image is grey. Raises BadDataset when the row is of another model.
     """
     recipe = json.loads(row.recipe)
     sensor = Sensor(**{**recipe["sensor"], "gains": tuple(recipe["sensor"]["gains"])})

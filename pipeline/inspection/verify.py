@@ -1,9 +1,7 @@
-"""Whether a dataset is what it says: its views are rendered again from their rows and persons
-alone, and compared.
+"""Verification of a dataset: views are rendered again from their rows and persons, and compared.
 
-Nothing else is read: no photo, no plan's random draws. A view is the same when every byte of its
-image, every pixel's triangle, every landmark and its visibility, and everything else that its row
-says come out again.
+Neither photos nor random draws are used. A view is reproduced when all fields of its row are: every
+byte of its image, every pixel's triangle, and every landmark with its visibility.
 """
 
 from __future__ import annotations
@@ -36,29 +34,28 @@ from dff.pipeline.subjects.subject import Person
 with require_extra("synthesis"):
     from threadpoolctl import threadpool_limits
 
-SAMPLE = 100  # views rendered again unless the caller says otherwise
-TOLERANCE = 0.1  # px, of a correspondence between two views
-SHOWN = 5  # troubles that an error spells out
+SAMPLE = 100  # views that are rendered again by default
+TOLERANCE = 0.1  # px, for a correspondence between two views
+SHOWN = 5  # differences that an error lists
 
 
 @dataclass
 class Checks:
-    """What ``check_dataset`` found; without troubles the dataset is what it says."""
+    """The result of ``check_dataset``; the dataset is verified when there are no differences."""
 
-    rows: int = 0  # rendered again
-    same: int = 0  # of these, without any difference
-    pairs: int = 0  # of views whose correspondences were compared
-    points: int = 0
-    worst: float = 0.0  # px, the largest distance between where a point should be and where it is
-    troubles: list[str] = field(default_factory=list)
+    rows: int = 0  # views rendered again
+    same: int = 0  # views reproduced
+    pairs: int = 0  # pairs of views whose correspondences were compared
+    points: int = 0  # correspondences compared
+    worst: float = 0.0  # px: the largest error of a correspondence
+    differences: list[str] = field(default_factory=list)
 
 
 def check_dataset(dataset: Dataset, sample: int = SAMPLE) -> Checks:
-    """Render ``sample`` views again, drawn evenly from all rows; every view when 0 or more than
-    there are.
+    """Render ``sample`` views again, drawn uniformly from all rows; 0 stands for all.
 
-    Raises BadDataset when this installation can't be expected to give the same pixels: another file
-    of the model, or another renderer. What differs in a view is in the troubles.
+    The result lists the differences. Raises BadDataset when this installation can't reproduce the
+    pixels, having another file of the model or another renderer.
     """
     plan = parse_plan(dataset.storage.read(KEY), f"{dataset.storage.uri.rstrip('/')}/{KEY}")
     _check_installation(plan, dataset)
@@ -104,35 +101,35 @@ def _check_shard(
         model = load_model(rows[0].model)
         checks.rows += len(wanted)
         try:
-            person = person_in(rows, model)
+            person = decode_person(rows, model)
         except BadDataset as error:
-            checks.troubles.append(f"{key}: {identity}: {error}")
+            checks.differences.append(f"{key}: {identity}: {error}")
             continue
         for i in wanted:
-            found = differences(rows[i], person, model=model, visibility=visibility)
+            found = find_differences(rows[i], person, model=model, visibility=visibility)
             checks.same += not found
-            checks.troubles += [f"{key}: {rows[i].sample_id}: {difference}" for difference in found]
+            checks.differences += [
+                f"{key}: {rows[i].sample_id}: {difference}" for difference in found
+            ]
             if len(rows) > 1:
                 _check_pair(rows[i], rows[(i + 1) % len(rows)], model, key, checks)
 
 
 def _check_pair(a: ViewRow, b: ViewRow, model: MorphableModel, key: str, checks: Checks) -> None:
-    away = correspondence_errors(a, b, model)
+    away = measure_correspondence_errors(a, b, model)
     worst = float(away.max(initial=0.0))
     checks.pairs += 1
     checks.points += len(away)
     checks.worst = max(checks.worst, worst)
     if worst > TOLERANCE:
-        checks.troubles.append(
+        checks.differences.append(
             f"{key}: {a.sample_id}: a point of it is {worst:.2f} px off in {b.sample_id}"
         )
 
 
-def refuse(checks: Checks, dataset: Dataset) -> None:
-    """Raise BadDataset for checks with troubles: the first few, and what else here is not as where
-    it was made.
-    """
-    if not checks.troubles:
+def raise_for_differences(checks: Checks, dataset: Dataset) -> None:
+    """Raise BadDataset when there are differences; the message lists the first few."""
+    if not checks.differences:
         return
     plan = parse_plan(dataset.storage.read(KEY), KEY)
     hint = (
@@ -140,33 +137,32 @@ def refuse(checks: Checks, dataset: Dataset) -> None:
         if plan.code == code_version()
         else f" (it was made by code {plan.code}, here is {code_version()})"
     )
-    more = len(checks.troubles) - SHOWN
+    more = len(checks.differences) - SHOWN
     raise BadDataset(
-        f"{dataset.storage.uri}: {checks.rows - checks.same} of {checks.rows} views are not made again as they are "
-        f"stored{hint}: "
-        + "; ".join(checks.troubles[:SHOWN])
+        f"{dataset.storage.uri}: {checks.rows - checks.same} of {checks.rows} views are not made "
+        f"again as they are stored{hint}: "
+        + "; ".join(checks.differences[:SHOWN])
         + (f"; and {more} more" if more > 0 else "")
     )
 
 
-def person_in(rows: Sequence[ViewRow], model: MorphableModel) -> Person:
-    """The person of all of an identity's rows, in the shard's order. Raises BadDataset when it is
-    absent or damaged.
+def decode_person(rows: Sequence[ViewRow], model: MorphableModel) -> Person:
+    """The person of an identity's rows, in the shard's order.
+
+    Raises BadDataset when it is absent or damaged.
     """
     identity = rows[0].identity_id
     return person_file.decode(collect_persons(rows)[identity], model, name=identity)
 
 
-def differences(
+def find_differences(
     row: ViewRow,
     person: Person,
     *,
     model: MorphableModel,
     visibility: Visibility = zbuffer.visibility,
 ) -> list[str]:
-    """What is not the same when the row's view is made again from the row and its person; nothing
-    when all is.
-    """
+    """The fields that differ when the view is rendered again from its row and person."""
     try:
         scene = views.restore_scene(row)
         again = views.make_row(
@@ -183,21 +179,21 @@ def differences(
     out = []
     for name in (f.name for f in fields(ViewRow) if f.name != "person"):
         stored, made = getattr(row, name), getattr(again, name)
-        if not _same(stored, made):
-            out.append(f"{name}: {_said(name, row, again)}")
+        if not _are_equal(stored, made):
+            out.append(f"{name}: {_describe_difference(name, row, again)}")
     return out
 
 
-def _same(a: object, b: object) -> bool:
+def _are_equal(a: object, b: object) -> bool:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.shape == b.shape and bool((a == b).all())
     if isinstance(a, Pinhole | WeakPerspective | Rigid | Coefficients) and type(a) is type(b):
-        return all(_same(value, vars(b)[name]) for name, value in vars(a).items())
+        return all(_are_equal(value, vars(b)[name]) for name, value in vars(a).items())
     return type(a) is type(b) and a == b
 
 
-def _said(name: str, row: ViewRow, again: ViewRow) -> str:
-    """How a field of two rows differs, for people."""
+def _describe_difference(name: str, row: ViewRow, again: ViewRow) -> str:
+    """How a field of two rows differs, as text."""
     if name == "image":
         try:
             apart = np.abs(row.pixels().astype(int) - again.pixels()).max(2)
@@ -219,7 +215,7 @@ def _said(name: str, row: ViewRow, again: ViewRow) -> str:
     return "differs"
 
 
-def correspondence_errors(a: ViewRow, b: ViewRow, model: MorphableModel) -> Floats:
+def measure_correspondence_errors(a: ViewRow, b: ViewRow, model: MorphableModel) -> Floats:
     """(N,) pixels by which points of ``a`` miss their places in ``b``.
 
     A surface point that a pixel of ``a`` shows is projected into ``b``. Where ``b`` shows it, the

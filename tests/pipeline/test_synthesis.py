@@ -126,7 +126,7 @@ def test_a_dataset_is_complete_and_verified(dataset: Path, tmp_path: Path) -> No
     assert set(found.failures) == set(found.manifest.failures)
     assert found.manifest.counts["licence"] == {"CC0-1.0": 6, "LicenseRef-photo AND CC0-1.0": 3}
     assert {sum(h.counts) + h.unknown for h in found.histograms if h.name != "skin tone"} == {9}
-    assert {sum(t.counts.values()) for t in found.tallies} == {9}
+    assert {sum(t.counts.values()) for t in found.name_counts} == {9}
     assert found.checks is not None
     assert found.checks.points > 300
     assert found.checks.worst < 0.1

@@ -1,6 +1,4 @@
-"""Whose face it is: a person is found again under other light and poses, and among strangers only
-by chance.
-"""
+"""A person is recognised under other light and poses, and a stranger only by chance."""
 
 from __future__ import annotations
 
@@ -17,12 +15,12 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import OCCLUDER
 from dff.infra.shards import ViewRow
 from dff.pipeline.inspection.identity_retention import (
-    SIDE,
-    Chart,
-    Look,
-    likeness,
-    look_of,
-    recognised,
+    CONFIG,
+    FrontalMap,
+    FrontalTexture,
+    correlate,
+    extract_frontal_texture,
+    measure_identity_retention,
 )
 from dff.pipeline.job.work import derive_seed
 from dff.pipeline.scene import views
@@ -30,6 +28,7 @@ from dff.pipeline.scene.sampling import make_plain_scene
 from dff.pipeline.subjects.build import sampled_person
 
 PEOPLE, SIZE = 4, 128
+SIDE = CONFIG.side
 
 
 @pytest.fixture(scope="module")
@@ -64,32 +63,35 @@ def rotation(yaw: float) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def looks(rows: list[list[ViewRow]], open_head: MorphableModel) -> list[list[Look]]:
-    chart = Chart.of(open_head)
-    return [[look_of(row.pixels(), row, open_head, chart) for row in some] for some in rows]
+def textures(rows: list[list[ViewRow]], open_head: MorphableModel) -> list[list[FrontalTexture]]:
+    frontal = FrontalMap.build(open_head)
+    return [
+        [extract_frontal_texture(row.pixels(), row, open_head, frontal) for row in some]
+        for some in rows
+    ]
 
 
-def test_a_chart_is_a_frontal_face(open_head: MorphableModel) -> None:
-    chart = Chart.of(open_head)
-    assert len(chart.points.triangle) == chart.inside.sum() > 0.3 * SIDE**2
-    at = chart.points.of(open_head.template, open_head.faces)
-    y, x = np.nonzero(chart.inside)
+def test_the_frontal_map_is_a_frontal_face(open_head: MorphableModel) -> None:
+    frontal = FrontalMap.build(open_head)
+    assert len(frontal.points.triangle) == frontal.inside.sum() > 0.3 * SIDE**2
+    at = frontal.points.of(open_head.template, open_head.faces)
+    y, x = np.nonzero(frontal.inside)
     assert np.corrcoef(x, at[:, 0])[0, 1] > 0.99  # the face's left is the picture's right
     assert np.corrcoef(y, at[:, 1])[0, 1] < -0.99
 
 
-def test_views_of_a_person_resemble_each_other_most(looks: list[list[Look]]) -> None:
-    fronts = [some[1] for some in looks]
-    others = [some[k] for some in looks for k in (0, 2)]
+def test_views_of_a_person_resemble_each_other_most(textures: list[list[FrontalTexture]]) -> None:
+    fronts = [some[1] for some in textures]
+    others = [some[k] for some in textures for k in (0, 2)]
     whose = [person for person in range(PEOPLE) for _ in (0, 2)]
-    found = recognised(others, whose, fronts, seed=0)
+    found = measure_identity_retention(others, whose, fronts, seed=0)
     assert found.rate == 1.0
-    assert (found.looks, found.people) == (2 * PEOPLE, PEOPLE)
+    assert (found.views, found.people) == (2 * PEOPLE, PEOPLE)
 
 
-def test_likeness_is_a_correlation(looks: list[list[Look]]) -> None:
-    fronts = [some[1] for some in looks]
-    table = likeness(fronts, fronts)
+def test_the_table_is_a_correlation(textures: list[list[FrontalTexture]]) -> None:
+    fronts = [some[1] for some in textures]
+    table = correlate(fronts, fronts)
     assert np.diag(table) == pytest.approx(1.0, abs=1e-4)
     assert table == pytest.approx(table.T, abs=1e-5)
     assert table.max() < 1.0 + 1e-4
@@ -98,27 +100,33 @@ def test_likeness_is_a_correlation(looks: list[list[Look]]) -> None:
 def test_brightness_and_contrast_do_not_matter(
     rows: list[list[ViewRow]], open_head: MorphableModel
 ) -> None:
-    chart, row = Chart.of(open_head), rows[0][1]
-    one = look_of(row.pixels(), row, open_head, chart)
-    dim = look_of((row.pixels() * 0.6 + 20).astype(np.uint8), row, open_head, chart)
-    assert likeness([one], [dim])[0, 0] > 0.97
+    frontal, row = FrontalMap.build(open_head), rows[0][1]
+    one = extract_frontal_texture(row.pixels(), row, open_head, frontal)
+    dim = extract_frontal_texture(
+        (row.pixels() * 0.6 + 20).astype(np.uint8), row, open_head, frontal
+    )
+    assert correlate([one], [dim])[0, 0] > 0.97
 
 
-def test_looks_without_common_skin_are_unlike(looks: list[list[Look]]) -> None:
-    one = looks[0][1]
-    left = np.arange(SIDE)[None] < SIDE // 2
-    halves = [Look(np.where(part, one.values, 0.0), one.seen & part) for part in (left, ~left)]
-    assert likeness(halves[:1], halves[1:])[0, 0] == -1.0
-
-
-def test_what_hides_the_face_is_not_looked_at(
-    rows: list[list[ViewRow]], open_head: MorphableModel
+def test_textures_without_common_skin_do_not_correlate(
+    textures: list[list[FrontalTexture]],
 ) -> None:
-    chart, row = Chart.of(open_head), rows[0][1]
+    one = textures[0][1]
+    left = np.arange(SIDE)[None] < SIDE // 2
+    halves = [
+        FrontalTexture(np.where(part, one.values, 0.0), one.seen & part) for part in (left, ~left)
+    ]
+    assert correlate(halves[:1], halves[1:])[0, 0] == -1.0
+
+
+def test_occluders_are_left_out(rows: list[list[ViewRow]], open_head: MorphableModel) -> None:
+    frontal, row = FrontalMap.build(open_head), rows[0][1]
     ids = row.triangle_ids.copy()
     ids[:, : SIZE // 2] = np.where(ids[:, : SIZE // 2] >= 0, OCCLUDER, ids[:, : SIZE // 2])
-    covered = look_of(row.pixels(), replace(row, triangle_ids=ids), open_head, chart)
-    bare = look_of(row.pixels(), row, open_head, chart)
+    covered = extract_frontal_texture(
+        row.pixels(), replace(row, triangle_ids=ids), open_head, frontal
+    )
+    bare = extract_frontal_texture(row.pixels(), row, open_head, frontal)
     assert 0.3 * bare.seen.sum() < covered.seen.sum() < 0.7 * bare.seen.sum()
     assert not (covered.seen & ~bare.seen).any()
 
@@ -126,11 +134,11 @@ def test_what_hides_the_face_is_not_looked_at(
 def test_strangers_are_found_by_chance() -> None:
     rng = np.random.default_rng(2)
 
-    def stranger() -> Look:
+    def stranger() -> FrontalTexture:
         values = cv2.GaussianBlur(rng.normal(size=(SIDE, SIDE)), (0, 0), 2.0)
-        return Look(values.astype(np.float32), np.ones((SIDE, SIDE), bool))
+        return FrontalTexture(values.astype(np.float32), np.ones((SIDE, SIDE), bool))
 
     photos, asked = [stranger() for _ in range(20)], [stranger() for _ in range(400)]
-    found = recognised(asked, [i % 20 for i in range(400)], photos, seed=0)
+    found = measure_identity_retention(asked, [i % 20 for i in range(400)], photos, seed=0)
     assert found.rate == pytest.approx(1 / 20, abs=0.04)
     assert found.low <= 1 / 20 <= found.high

@@ -1,6 +1,4 @@
-"""Telling views from photos: nothing is found where nothing differs, what differs is found, no
-frame gives it away.
-"""
+"""The two-sample test finds a difference where there is one, and none where there is none."""
 
 from __future__ import annotations
 
@@ -13,19 +11,19 @@ import pytest
 from dff.face.arrays import Bytes
 from dff.pipeline.inspection import realism
 from dff.pipeline.inspection.realism import (
-    FACE_FRAME,
-    SIDE,
+    CONFIG,
     Portrait,
-    aligned,
-    matched,
-    oval,
-    photographed,
-    tell_apart,
+    align_crop,
+    mask_oval,
+    match_shapes,
+    reframe_photo,
+    run_two_sample_test,
 )
 from dff.pipeline.recovery.photos import Photo
 from dff.pipeline.scene.camera_sensor import sample_framing
 
 COUNT = 120
+SIDE = CONFIG.side
 
 
 def picture(rng: np.random.Generator, side: int = SIDE) -> Bytes:
@@ -56,10 +54,10 @@ def portrait(pixels: Bytes, scale: float = 1.0) -> Portrait:
 
 def test_nothing_is_learned_where_nothing_differs(pictures: Bytes) -> None:
     made, people = halves()
-    found = [tell_apart(pictures, made, people, seed=seed) for seed in range(2)]
+    found = [run_two_sample_test(pictures, made, people, seed=seed) for seed in range(2)]
     assert np.mean([f.accuracy for f in found]) == pytest.approx(0.5, abs=0.08)
     assert all(f.low <= f.accuracy <= f.high and f.low < 0.56 for f in found)
-    assert found[0] == tell_apart(pictures, made, people, seed=0)
+    assert found[0] == run_two_sample_test(pictures, made, people, seed=0)
 
 
 @pytest.mark.parametrize("change", ["smoother", "redder"])
@@ -71,7 +69,7 @@ def test_what_differs_is_found(pictures: Bytes, change: str) -> None:
             altered[index] = cv2.GaussianBlur(pictures[index], (0, 0), 0.8)
         else:
             altered[index] = np.clip(pictures[index].astype(int) + np.array([25, 0, -25]), 0, 255)
-    found = tell_apart(altered, made, people, seed=0)
+    found = run_two_sample_test(altered, made, people, seed=0)
     assert found.accuracy > 0.85
     assert found.low > 0.75
 
@@ -84,8 +82,8 @@ def test_people_are_never_on_both_sides(pictures: Bytes) -> None:
     person = np.arange(COUNT) // 10
     made = person % 2 == 1
     noisy = np.clip(pictures[person] + rng.normal(0, 3, pictures.shape), 0, 255).astype(np.uint8)
-    together = tell_apart(noisy, made, [f"person {p}" for p in person], seed=0)
-    leaking = tell_apart(noisy, made, [f"person {i}" for i in range(COUNT)], seed=0)
+    together = run_two_sample_test(noisy, made, [f"person {p}" for p in person], seed=0)
+    leaking = run_two_sample_test(noisy, made, [f"person {i}" for i in range(COUNT)], seed=0)
     assert leaking.accuracy > 0.95
     assert together.accuracy < 0.75
     assert together.people == 12
@@ -93,13 +91,13 @@ def test_people_are_never_on_both_sides(pictures: Bytes) -> None:
 
 def test_the_interval_covers_a_coin(pictures: Bytes) -> None:
     made, people = halves()
-    found = tell_apart(pictures, made, people, seed=5)
+    found = run_two_sample_test(pictures, made, people, seed=5)
     assert found.high - found.low == pytest.approx(4 * 0.5 / np.sqrt(COUNT), rel=0.25)
 
 
 def test_one_kind_alone_is_refused(pictures: Bytes) -> None:
-    with pytest.raises(ValueError, match="both kinds"):
-        tell_apart(pictures, np.zeros(COUNT, bool), halves()[1], seed=0)
+    with pytest.raises(ValueError, match="both samples"):
+        run_two_sample_test(pictures, np.zeros(COUNT, bool), halves()[1], seed=0)
 
 
 def test_a_crop_does_not_tell_the_size_of_its_picture() -> None:
@@ -107,7 +105,7 @@ def test_a_crop_does_not_tell_the_size_of_its_picture() -> None:
     large = cv2.GaussianBlur(picture(rng, 384), (0, 0), 8.0)
     small = cv2.resize(large, (192, 192), interpolation=cv2.INTER_AREA)
     crops = [
-        aligned(portrait(p), FACE_FRAME, rng=np.random.default_rng(4)).pixels.astype(int)
+        align_crop(portrait(p), CONFIG.face_frame, rng=np.random.default_rng(4)).pixels.astype(int)
         for p in (large, small)
     ]
     assert crops[0].shape == (SIDE, SIDE, 3)
@@ -119,22 +117,24 @@ def test_a_crop_follows_its_landmarks() -> None:
     here = portrait(pixels, 0.8)
     moved = np.roll(pixels, (20, -12), (0, 1))
     there = replace(here, pixels=moved, landmarks=here.landmarks + np.array([-12, 20]))
-    a, b = (aligned(p, 1.0, rng=np.random.default_rng(6)).pixels.astype(int) for p in (here, there))
+    a, b = (
+        align_crop(p, 1.0, rng=np.random.default_rng(6)).pixels.astype(int) for p in (here, there)
+    )
     assert np.abs(a - b).max() <= 2
 
 
 def test_a_frame_beyond_the_bounds_is_known() -> None:
     one = portrait(picture(np.random.default_rng(7), 128))
-    assert aligned(one, 1.2, rng=np.random.default_rng(0)).inside
-    assert not aligned(one, 3.0, rng=np.random.default_rng(0)).inside
+    assert align_crop(one, 1.2, rng=np.random.default_rng(0)).inside
+    assert not align_crop(one, 3.0, rng=np.random.default_rng(0)).inside
     cut = replace(one, bounds=(40.0, 0.0, 128.0, 128.0))
-    assert not aligned(cut, 1.2, rng=np.random.default_rng(0)).inside
+    assert not align_crop(cut, 1.2, rng=np.random.default_rng(0)).inside
 
 
 def test_an_oval_hides_all_that_lies_outside_it() -> None:
     a, b = np.zeros((2, SIDE, SIDE, 3), np.uint8), np.full((2, SIDE, SIDE, 3), 255, np.uint8)
-    same = (oval(a) == oval(b)).all(axis=-1)
-    share = np.pi * np.prod(realism.OVAL)
+    same = (mask_oval(a) == mask_oval(b)).all(axis=-1)
+    share = np.pi * np.prod(CONFIG.oval)
     assert 1.0 - same.mean() == pytest.approx(share, abs=0.01)
     assert same[:, 0].all()
     assert same[:, :, -1].all()
@@ -143,10 +143,10 @@ def test_an_oval_hides_all_that_lies_outside_it() -> None:
 def test_shapes_are_paired_once_and_only_when_near() -> None:
     rng = np.random.default_rng(8)
     real, made = rng.normal(0, 1, (60, 6)), rng.normal(0, 1, (40, 6))
-    i, j = matched(real, made, limit=1.0)
+    i, j = match_shapes(real, made, limit=1.0)
     assert len(set(i.tolist())) == len(i) == len(set(j.tolist())) > 5
     assert np.sqrt(((real[i] - made[j]) ** 2).sum(1) / 3).max() <= 1.0
-    a, b = matched(made, made[::-1], limit=1e-3)
+    a, b = match_shapes(made, made[::-1], limit=1e-3)
     assert (made[a] == made[::-1][b]).all()
     assert len(a) == 40
 
@@ -161,7 +161,7 @@ def test_photos_are_framed_as_views_are_and_never_enlarged() -> None:
     rng = np.random.default_rng(9)
     photo = Photo("p", picture(rng, 400), 200 + 80 * rng.uniform(-1, 1, (68, 2)), "2d", "")
     for seed in range(8):
-        one = photographed(photo, "p", size=64, rng=np.random.default_rng(seed))
+        one = reframe_photo(photo, "p", size=64, rng=np.random.default_rng(seed))
         wanted = sample_framing(rng=np.random.default_rng(seed)).share
         assert one is not None
         assert one.pixels.shape == (64, 64, 3)
@@ -169,4 +169,4 @@ def test_photos_are_framed_as_views_are_and_never_enlarged() -> None:
         left, top, right, bottom = one.bounds
         assert 0 <= left < right <= 64
         assert 0 <= top < bottom <= 64
-    assert photographed(photo, "p", size=1024, rng=rng) is None
+    assert reframe_photo(photo, "p", size=1024, rng=rng) is None

@@ -1,6 +1,4 @@
-"""Counts add up, lights say where they are, skin has the tone it was painted with, picks keep their
-order.
-"""
+"""Counts add up, lights and skin tones are measured as they were set, samples keep their order."""
 
 from __future__ import annotations
 
@@ -14,13 +12,13 @@ import pytest
 from dff.face.geometry import lighting
 from dff.face.model.morphable import MorphableModel
 from dff.pipeline.inspection.gallery import TRUTHS, strip, truth_strip
-from dff.pipeline.inspection.report import PEOPLE, RANDOM, WORST, YAWS, Picks
+from dff.pipeline.inspection.report import CONFIG, YAWS, SampleSelection
 from dff.pipeline.inspection.statistics import (
     SCALES,
-    Census,
-    light_figures,
-    recipe_names,
-    skin_tone,
+    DatasetStatistics,
+    describe_light,
+    describe_recipe,
+    measure_skin_tone,
 )
 from dff.pipeline.scene.camera_sensor import apply_sensor, linearize, sample_sensor
 from dff.pipeline.scene.lights import directional_light
@@ -60,33 +58,33 @@ def columns(
 
 def test_every_count_adds_up_to_the_views() -> None:
     rng = np.random.default_rng(0)
-    census = Census()
+    statistics = DatasetStatistics()
     for shard, count in enumerate((20, 7, 40)):
-        census.add(columns(count, shard=shard, photos=shard == 1, rng=rng))
-    assert census.views == 67
-    assert census.identities == 5 + 2 + 10
-    assert len(census.fit_errors) == 7
-    assert {h.name for h in census.histograms} == set(SCALES) - {"skin tone"}
-    for histogram in census.histograms:
+        statistics.add(columns(count, shard=shard, photos=shard == 1, rng=rng))
+    assert statistics.views == 67
+    assert statistics.identities == 5 + 2 + 10
+    assert len(statistics.fit_errors) == 7
+    assert {h.name for h in statistics.histograms} == set(SCALES) - {"skin tone"}
+    for histogram in statistics.histograms:
         assert sum(histogram.counts) + histogram.unknown == 67, histogram.name
         assert len(histogram.counts) == len(histogram.edges) - 1
-    for tally in census.tallies:
-        assert sum(tally.counts.values()) == 67, tally.name
-        assert sum(n for _, n in tally.top(1)) == 67
-    census.add_skin([20.0, np.nan, -80.0])
-    skin = census.histograms[-1]
+    for counts in statistics.name_counts:
+        assert sum(counts.counts.values()) == 67, counts.name
+        assert sum(n for _, n in counts.top(1)) == 67
+    statistics.add_skin([20.0, np.nan, -80.0])
+    skin = statistics.histograms[-1]
     assert (skin.name, sum(skin.counts), skin.unknown, skin.counts[0]) == ("skin tone", 2, 1, 1)
 
 
 def test_values_fall_between_their_edges() -> None:
     rng = np.random.default_rng(1)
     some = columns(60, rng=rng)
-    census = Census()
-    census.add(some)
-    yaw = next(h for h in census.histograms if h.name == "yaw")
+    statistics = DatasetStatistics()
+    statistics.add(some)
+    yaw = next(h for h in statistics.histograms if h.name == "yaw")
     inside = np.clip(some["yaw"], yaw.edges[0], yaw.edges[-1] - 1e-9)
     assert yaw.counts == np.histogram(inside, yaw.edges)[0].tolist()
-    distance = next(h for h in census.histograms if h.name == "distance")
+    distance = next(h for h in statistics.histograms if h.name == "distance")
     assert distance.unknown == 20
 
 
@@ -97,13 +95,13 @@ def test_a_lamp_is_where_it_was_put(side: float, above: float) -> None:
     a, e = np.deg2rad([side, above])
     direction = np.array([np.sin(a) * np.cos(e), -np.sin(e), -np.cos(a) * np.cos(e)])
     light = np.outer(directional_light(direction), np.ones(3)) + lighting.ambient(0.3)
-    found = light_figures(light[None])
+    found = describe_light(light[None])
     assert found["light from the side"][0] == pytest.approx(side, abs=0.1)
     assert found["light from above"][0] == pytest.approx(above, abs=0.1)
 
 
 def test_even_light_has_no_direction_and_no_contrast() -> None:
-    found = light_figures(lighting.ambient(0.8)[None])
+    found = describe_light(lighting.ambient(0.8)[None])
     assert np.isnan(found["light from the side"][0])
     assert found["light's contrast"][0] == pytest.approx(0.0, abs=1e-9)
     assert found["light's level"][0] == pytest.approx(0.8, abs=1e-3)
@@ -115,14 +113,14 @@ def test_recipes_in_words() -> None:
         "worn": ["hat_1", "glasses"],
         "background": {"kind": "clouds"},
     }
-    assert recipe_names({**recipe, "sensor": {"grey": True}}) == {
-        "mouth": "grin", "eyes": "squint", "brows": "raised", "worn": "glasses, hat", "background": "clouds",
-        "colours": "grey",
+    assert describe_recipe({**recipe, "sensor": {"grey": True}}) == {
+        "mouth": "grin", "eyes": "squint", "brows": "raised", "accessories": "glasses, hat",
+        "background": "clouds", "colours": "grey",
     }  # fmt: skip
-    photo = recipe_names({"movement": "photo", "worn": [], "background": None})
-    assert (photo["eyes"], photo["worn"], photo["background"]) == (
+    photo = describe_recipe({"movement": "photo", "worn": [], "background": None})
+    assert (photo["eyes"], photo["accessories"], photo["background"]) == (
         "photo",
-        "nothing",
+        "none",
         "the photo's own",
     )
 
@@ -146,9 +144,9 @@ def test_skin_has_the_tone_it_was_painted_with(
     patch = np.array(colour, np.float32).reshape(1, 1, 3)
     lightness, _, yellow = cv2.cvtColor(patch, cv2.COLOR_RGB2Lab)[0, 0].tolist()
     expected = np.rad2deg(np.arctan2(lightness - 50.0, yellow))
-    assert skin_tone(row, toy_model) == pytest.approx(expected, abs=4.0)
+    assert measure_skin_tone(row, toy_model) == pytest.approx(expected, abs=4.0)
     grey = replace(row, recipe=json.dumps({"sensor": asdict(replace(sensor, grey=True))}))
-    assert np.isnan(skin_tone(grey, toy_model))
+    assert np.isnan(measure_skin_tone(grey, toy_model))
 
 
 def test_tones_are_undone() -> None:
@@ -160,39 +158,41 @@ def test_tones_are_undone() -> None:
     assert linearize(apply_sensor(light, sensor), sensor) == pytest.approx(light, abs=0.02)
 
 
-def rows_of(picks: Picks, shards: int, *, rng: np.random.Generator) -> list[dict[str, list]]:
+def rows_of(
+    selection: SampleSelection, shards: int, *, rng: np.random.Generator
+) -> list[dict[str, list]]:
     out = [columns(40, shard=shard, photos=shard % 2 == 0, rng=rng) for shard in range(shards)]
     for shard, some in enumerate(out):
-        picks.add(shard, some)
+        selection.add(shard, some)
     return out
 
 
 def test_worst_fits_come_first() -> None:
-    picks = Picks(20, np.random.default_rng(0))
-    shards = rows_of(picks, 20, rng=np.random.default_rng(4))
-    errors = [shards[shard]["fit_error"][row] for (shard, row), *_ in picks.worst()]
+    selection = SampleSelection(20, np.random.default_rng(0))
+    shards = rows_of(selection, 20, rng=np.random.default_rng(4))
+    errors = [shards[shard]["fit_error"][row] for (shard, row), *_ in selection.worst()]
     every = sorted({e for s in shards if s["photo_id"][0] for e in s["fit_error"]}, reverse=True)
-    assert errors == every[:WORST]
-    for places in picks.worst():
+    assert errors == every[: CONFIG.worst]
+    for places in selection.worst():
         assert len({shards[s]["identity_id"][r] for s, r in places}) == 1
         assert len(places) == 4
 
 
-def test_picks_are_few_different_and_where_they_should_be() -> None:
-    picks = Picks(20, np.random.default_rng(0))
-    shards = rows_of(picks, 20, rng=np.random.default_rng(5))
-    at_random = picks.group("random", RANDOM)[""]
-    assert len(set(at_random)) == len(at_random) == RANDOM
+def test_selected_views_are_few_different_and_where_they_should_be() -> None:
+    selection = SampleSelection(20, np.random.default_rng(0))
+    shards = rows_of(selection, 20, rng=np.random.default_rng(5))
+    at_random = selection.group("random", CONFIG.random)[""]
+    assert len(set(at_random)) == len(at_random) == CONFIG.random
     assert len({shard for shard, _ in at_random}) <= 8  # few shards are read
-    for name, places in picks.group("yaw", 5).items():
+    for name, places in selection.group("yaw", 5).items():
         assert 0 < len(places) <= 5
         for shard, row in places:
             nearest = YAWS[np.abs(YAWS - shards[shard]["yaw"][row]).argmin()]
             assert name == f"{nearest:+d}°"
-    people = picks.people()
-    assert len(people) == PEOPLE
-    assert sum(bool(shards[p[0][0]]["photo_id"][0]) for p in people) == PEOPLE // 2
-    again = Picks(20, np.random.default_rng(0))
+    people = selection.people()
+    assert len(people) == CONFIG.people
+    assert sum(bool(shards[p[0][0]]["photo_id"][0]) for p in people) == CONFIG.people // 2
+    again = SampleSelection(20, np.random.default_rng(0))
     rows_of(again, 20, rng=np.random.default_rng(5))
     assert again.people() == people
 

@@ -19,7 +19,7 @@ from dff.infra.dataset import MANIFEST, Shards, open_dataset
 from dff.infra.ground_truth import LandmarkVisibility, compute_maps
 from dff.infra.shards import ViewRow, rows_to_parquet
 from dff.infra.storage import open_storage
-from dff.pipeline.inspection.verify import check_dataset, person_in, refuse
+from dff.pipeline.inspection.verify import check_dataset, decode_person, raise_for_differences
 from dff.pipeline.job.plan import KEY, parse_plan
 from dff.pipeline.synthesis import synthesize
 
@@ -85,7 +85,7 @@ def with_another_pose(rows: list[ViewRow]) -> list[ViewRow]:
 
 def test_every_view_is_made_again_from_the_dataset_alone(made: str) -> None:
     checks = check_dataset(open_dataset(made), 0)
-    assert checks.troubles == []
+    assert checks.differences == []
     assert checks.rows == checks.same == checks.pairs == IDENTITIES * VIEWS
     assert checks.points > 500
     assert checks.worst < 0.1
@@ -161,7 +161,7 @@ def test_what_is_not_made_again_is_named_with_its_file_and_row(
         f"{failed} of 12 views are not made again .*data/part-00000-of-00002.parquet: .*{said}"
     )
     with pytest.raises(BadDataset, match=message):
-        refuse(checks, dataset)
+        raise_for_differences(checks, dataset)
 
 
 def test_what_this_installation_cannot_make_again_is_said_first(made: str, tmp_path: Path) -> None:
@@ -177,10 +177,10 @@ def test_what_this_installation_cannot_make_again_is_said_first(made: str, tmp_p
 
 def test_a_person_of_the_dataset_makes_new_views_too(made: str, open_head: MorphableModel) -> None:
     rows = open_dataset(made).read_shard(0)[:VIEWS]
-    person = person_in(rows, open_head)
+    person = decode_person(rows, open_head)
     assert person.id == rows[0].identity_id
     assert (person.identity == rows[0].coefficients(open_head).identity).all()
     with pytest.raises(
         BadDataset, match="sampled-000000/0001, the first row of 'sampled-000000', has no person"
     ):
-        person_in(rows[1:], open_head)
+        decode_person(rows[1:], open_head)

@@ -19,7 +19,7 @@ from dff.face.model.landmarks import INNER, JAW, nme_box
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import render, sample_texture, shaded, supersampled
 from dff.infra.storage import open_storage
-from dff.pipeline.inspection.recovery_panel import recovery_panel
+from dff.pipeline.inspection.recovery_panel import draw_recovery
 from dff.pipeline.recovery.crop import square_crop
 from dff.pipeline.recovery.inverse import ANYTHING, AT_LEAST, Limits, Recovery, invert, judge
 from dff.pipeline.recovery.landmark_fit import (
@@ -255,7 +255,7 @@ def test_the_panel_shows_six_pictures_of_the_crop(
     recovery = invert(
         made(open_head, open_albedo, 0.0, seed=9).photo, model=open_head, albedo=open_albedo
     )
-    panel = recovery_panel(recovery, model=open_head, albedo=open_albedo)
+    panel = draw_recovery(recovery, model=open_head, albedo=open_albedo)
     assert list(panel) == ["photo", "mesh", "albedo", "light", "rendering", "residual"]
     assert {(picture.shape, picture.dtype.name) for picture in panel.values()} == {
         ((256, 256, 3), "uint8")

@@ -16,8 +16,12 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import HIDDEN_DEPTH, OCCLUDER, render
 from dff.infra.shards import ViewRow, parquet_to_rows, resolve_frame, rows_to_parquet
 from dff.pipeline.accessories.neckline import find_neckline
-from dff.pipeline.inspection.gallery import common_points, contact_sheet, correspondence_picture
-from dff.pipeline.inspection.verify import correspondence_errors, differences
+from dff.pipeline.inspection.gallery import (
+    contact_sheet,
+    draw_correspondences,
+    find_common_points,
+)
+from dff.pipeline.inspection.verify import find_differences, measure_correspondence_errors
 from dff.pipeline.job.work import derive_seed
 from dff.pipeline.scene import views
 from dff.pipeline.scene.camera_sensor import encode_jpeg
@@ -63,7 +67,7 @@ def test_correspondences_between_views_are_exact(
 ) -> None:
     compared = 0
     for a, b in pairwise(rows):
-        away = correspondence_errors(a, b, open_head)
+        away = measure_correspondence_errors(a, b, open_head)
         compared += len(away)
         assert away.max(initial=0.0) < 0.1
     assert compared > 900
@@ -87,7 +91,7 @@ def test_a_row_rendered_again_is_the_same(
 ) -> None:
     stored = parquet_to_rows(rows_to_parquet(rows, {}))
     for index, row in enumerate(stored):
-        assert differences(row, person, model=open_head) == []
+        assert find_differences(row, person, model=open_head) == []
         again = views.make_row(
             person, index, views.restore_scene(row), model=open_head, seed=row.seed, size=SIZE
         )
@@ -127,7 +131,7 @@ def test_whatever_is_altered_is_named(
             "can't be made again: ValueError: the recipe of sampled-000011/0000 is not of version",
         ),
     ):
-        found = differences(replace(row, **altered), person, model=open_head)  # type: ignore[arg-type]
+        found = find_differences(replace(row, **altered), person, model=open_head)  # type: ignore[arg-type]
         assert any(re.match(said, line) for line in found), (said, found)
 
 
@@ -240,14 +244,14 @@ def test_pictures_of_rows(rows: list[ViewRow], open_head: MorphableModel) -> Non
     sheet = contact_sheet(rows, columns=5, tile=64)
     assert sheet.shape == (4 * 67 - 3, 5 * 67 - 3, 3)
     front = sorted(rows, key=lambda row: abs(row.pose[0]))
-    points, px_a, px_b = common_points(front[0], front[1], open_head, 20)
+    points, px_a, px_b = find_common_points(front[0], front[1], open_head, 20)
     assert len(points.triangle) == 20
     for row, px in ((front[0], px_a), (front[1], px_b)):
         vertices = row.cam_from_head.apply(open_head.vertices(row.coefficients(open_head)))
         assert np.allclose(
             row.camera.px_from_cam(points.of(vertices, open_head.faces)), px, atol=0.01
         )
-    picture = correspondence_picture(front[0], front[1], open_head, 20, scale=2)
+    picture = draw_correspondences(front[0], front[1], open_head, 20, scale=2)
     assert picture.shape == (2 * SIZE, 4 * SIZE + 8, 3)
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([])
