@@ -39,6 +39,8 @@ GUIDE = [
 ]
 CARDS = sorted(ROOT.glob("infra/data/*.md")) + sorted(ROOT.glob("weights/**/*.md"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *CARDS]
+NAMING = [*PAGES, ROOT / "ARCHITECTURE.md"]  # pages that name files
+FOLDERS = "face infra pipeline trainer aligner dff tests benchmarks scripts weights".split()
 
 
 def blocks(page: Path) -> list[str]:
@@ -114,6 +116,16 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         assert linked.exists(), target
         if heading:
             assert heading in headings(linked), f"{target}#{heading}"
+
+
+@pytest.mark.parametrize("page", NAMING, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_source_files_and_benchmarks_of_the_pages_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for path in re.findall(r"`((?:\w+/)+\w*(?:\.py)?)`", text):
+        if path.split("/")[0] in FOLDERS:
+            assert (ROOT / path).exists(), path
+    for name in re.findall(r"python -m benchmarks\.(\w+)", text):
+        assert (ROOT / "benchmarks" / f"{name}.py").exists(), name
 
 
 def headings(page: Path) -> set[str]:
