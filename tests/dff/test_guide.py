@@ -81,15 +81,16 @@ def test_the_python_of_readme_and_guide_runs(
 ) -> None:
     export(weights.load("dff-open"), folder / "dff-open.onnx")
     names: dict[str, dict[str, object]] = {}
-    for page in (ROOT / "README.md", *GUIDE):
-        own = names[page.stem] = {}
+    for page in (ROOT / "README.md", ROOT / "docs" / "index.md", *GUIDE, *CARDS):
+        own = names[page.as_posix()] = {}
         for block in blocks(page):
             exec(compile(block, str(page), "exec"), own)
-    assert len(names["align"]["faces"]) == 1  # type: ignore[arg-type]
-    assert len(names["align"]["dense"]) == 5934  # type: ignore[arg-type]
+    align = names[(ROOT / "docs" / "guide" / "align.md").as_posix()]
+    assert len(align["faces"]) == 1  # type: ignore[arg-type]
+    assert len(align["dense"]) == 5934  # type: ignore[arg-type]
     # The pixel in the middle of a face and the middle of its mirror image show points equally far
     # from the midline.
-    assert abs(names["align"]["row"] - 40) <= 4  # type: ignore[operator]
+    assert abs(align["row"] - 40) <= 4  # type: ignore[operator]
     assert (folder / "face.glb").read_bytes()[:4] == b"glTF"
     assert "labelled" in capsys.readouterr().out
 
