@@ -65,11 +65,6 @@ class Run:
         metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
         self._client.log_batch(self.id, metrics=metrics)
 
-    def latest(self, name: str) -> float | None:
-        """The last recorded value of a metric; None when there is none yet."""
-        value = self._client.get_run(self.id).data.metrics.get(name)
-        return None if value is None else float(value)
-
     def picture(self, name: str, image: Bytes) -> None:
         """Keep (H, W, 3) uint8 RGB as ``pictures/<name>``, a PNG."""
         encoded = BytesIO()

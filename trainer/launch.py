@@ -1,6 +1,4 @@
-"""Training on Ray: the driver's side. It begins the tracked run, starts the workers, and registers
-what they made.
-"""
+"""Training on Ray, the driver's side: start the tracked run and the workers, register the weights."""
 
 from __future__ import annotations
 
@@ -32,25 +30,24 @@ with require_extra("train"):
         TrainingFailedError,
     )
     from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
 
 EXPERIMENT = "dff-descriptor"
 REGISTERED_NAME = "dff-descriptor"
-LOOK = 2.0  # seconds between looks at the tracked run
-ALIAS = "candidate"
-"""What the newest registered version is called until somebody calls it champion."""
+ALIAS = "candidate"  # of the newest registered version
 
 
 @dataclass(frozen=True)
 class LaunchResult:
-    """What a distributed run leaves."""
+    """The outcome of a distributed run."""
 
     weights: Path
-    dev: Figures
+    dev: Figures  # of held-out identities
     run_id: str
     version: int  # of the registered model
 
 
-def fit(
+def train_on_ray(
     dataset: str,
     out: Path,
     *,
@@ -77,8 +74,8 @@ def fit(
     it unasked. ``tracking_uri``: MLflow's; an SQLite file in ``storage`` without it. ``progress``
     shows a bar of the steps. ``cpus_per_worker``: by default all of this machine's, shared.
 
-    Raises ValueError, BadDataset, BadModel, Diverged for a loss that is no number, and ClusterError for any
-    other failure of the workers, after ``max_failures`` tries.
+    Raises ValueError, BadDataset, BadModel, Diverged for a loss that is not finite, and ClusterError
+    for any other failure of the workers, after ``max_failures`` tries.
     """
     config.check_workers(workers)
     storage = storage.absolute()
@@ -86,9 +83,8 @@ def fit(
         raise ValueError(
             f"{storage / name} holds an earlier run: resume it, or give this one another name"
         )
-    if (
-        address is None
-    ):  # said at once, where workers would try again; a cluster may see other files
+    # Workers would try a bad dataset again. A cluster may see files that this machine does not.
+    if address is None:
         load_dataset_model(open_dataset(dataset, endpoint_url=endpoint_url), model)
     run = tracking.start(
         tracking_uri or tracking.local_uri(storage),
@@ -112,32 +108,19 @@ def fit(
             run=run,
         )
         cpus = cpus_per_worker or max(1, (os.cpu_count() or 1) // workers)
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config=job.as_dict(),
-            scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus}
-            ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=str(storage),
-                failure_config=FailureConfig(max_failures=max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
-            ),
+        scaling = ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus}
         )
-        with connected(address, workers=workers * cpus):
-            try:
-                with _bar(run, config.steps) if progress else nullcontext():
-                    result = trainer.fit()
-            except TrainingFailedError as error:
-                # Ray wraps what a worker raised in errors of its own: only its words tell a loss
-                # that is no number.
-                kind = Diverged if Diverged.__name__ in str(error) else ClusterError
-                raise kind(f"the workers failed: {error}") from error
-            assert result.checkpoint is not None
-            with result.checkpoint.as_directory() as folder:
-                made = weights.load(Path(folder) / WEIGHTS)
-                weights.rewrite(out, made)
+        running = RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        )
+        bar = _progress_bar(config.steps) if progress else nullcontext()
+        with connected(address, workers=workers * cpus), bar as steps_done:
+            made = _run_workers(job, steps_done, scaling, running)
+            weights.rewrite(out, made)
         card = made.card
         tags = {
             "model": card["model"],
@@ -151,6 +134,27 @@ def fit(
     return LaunchResult(out, card["dev"], run.id, version)
 
 
+def _run_workers(
+    job: Job, steps_done: Queue | None, scaling: ScalingConfig, running: RunConfig
+) -> weights.Weights:
+    """The weights in the last checkpoint of a whole training. Raises Diverged and ClusterError."""
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job.as_dict(), "steps_done": steps_done},
+        scaling_config=scaling,
+        run_config=running,
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        # Ray wraps a worker's error in its own: only the message names it.
+        kind = Diverged if Diverged.__name__ in str(error) else ClusterError
+        raise kind(f"the workers failed: {error}") from error
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as folder:
+        return weights.load(Path(folder) / WEIGHTS)
+
+
 def build_job(
     dataset: str,
     config: TrainConfig,
@@ -160,9 +164,7 @@ def build_job(
     cache: Path,
     run: tracking.Run | None,
 ) -> Job:
-    """What the workers are told: local paths are whole, since workers have another working
-    directory.
-    """
+    """The job for the workers, with absolute local paths: they have another working directory."""
     source = dataset if "://" in dataset else str(Path(dataset).absolute())
     if model is not None and model_path(model) == Path(model):
         model = str(Path(model).absolute())
@@ -174,24 +176,27 @@ def build_job(
 
 
 @contextmanager
-def _bar(run: tracking.Run, steps: int) -> Iterator[None]:
-    """A bar of what the workers record: they run elsewhere, so the tracked run is where the driver
-    can look.
+def _progress_bar(steps: int) -> Iterator[Queue]:
+    """A bar of the steps that rank 0 puts into the queue, each with its loss; drawn by a thread.
+
+    Not ``ray.train.UserCallback.after_report``: it runs in the process of Ray's controller, which
+    takes one report of each worker every two seconds, and a worker waits until its last report was
+    taken. A report at every logged step would hold up the training.
     """
-    over = threading.Event()
+    queue = Queue(actor_options={"num_cpus": 0})
 
-    def look() -> None:
+    def draw() -> None:
         with tqdm(total=steps, unit="step") as bar:
-            while not over.wait(LOOK):
-                step = run.latest("step")
-                if step is not None:
-                    bar.update(int(step) - bar.n)
-                    bar.set_postfix(loss=f"{run.latest('loss') or 0.0:.3f}")
+            while (item := queue.get()) is not None:
+                step, loss = item
+                bar.update(step - bar.n)
+                bar.set_postfix(loss=f"{loss:.3f}")
 
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
     try:
-        yield
+        yield queue
     finally:
-        over.set()
-        watcher.join()
+        queue.put(None)
+        thread.join()
+        queue.shutdown()

@@ -161,12 +161,12 @@ def _grow_network(net: DescriptorNet, begin: DescriptorNet) -> None:
             value.fill_(NEW_BLOCK_GAIN)
 
 
-def learning_rate(step: int, *, refine_peak: float, warmup: int, steps: int) -> float:
-    """Linear warm-up to ``refine_peak``, then half a cosine down to a hundredth of it at ``steps``."""
+def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
+    """Linear warm-up to ``peak``, then half a cosine down to a hundredth of it at ``steps``."""
     if step < warmup:
-        return refine_peak * (step + 1) / warmup
+        return peak * (step + 1) / warmup
     done = (step - warmup) / max(steps - warmup, 1)
-    return float(refine_peak * (0.01 + 0.99 * 0.5 * (1.0 + np.cos(np.pi * min(done, 1.0)))))
+    return float(peak * (0.01 + 0.99 * 0.5 * (1.0 + np.cos(np.pi * min(done, 1.0)))))
 
 
 def run(
@@ -217,7 +217,7 @@ def run(
     while state.step < config.steps:
         batch = meter.waiting_for(source)
         rate = learning_rate(
-            state.step, refine_peak=config.learning_rate, warmup=config.warmup, steps=config.steps
+            state.step, peak=config.learning_rate, warmup=config.warmup, steps=config.steps
         )
         for group in state.optimiser.param_groups:
             group["lr"] = rate
@@ -257,6 +257,11 @@ def _measure_dev_pairs(
 
 @torch.no_grad()
 def _move_average(state: TrainingState, decay: float) -> None:
+    """Exponential moving average of the weights, with a decay that grows over the first steps.
+
+    Not ``torch.optim.swa_utils.AveragedModel``: it copies the weights at its first update and its
+    decay is constant, so the averages, and with them the shipped weights, would change.
+    """
     keep = min(decay, (1.0 + state.step) / (10.0 + state.step))
     averaged: list[Tensor] = list(state.average.parameters())
     current: list[Tensor] = list(state.learner.parameters())

@@ -63,8 +63,12 @@ class Job:
 
 
 def train_worker(values: dict[str, Any]) -> None:
-    """Train this worker's share of ``Job(**values)``: Ray Train's ``train_loop_per_worker``."""
-    job = Job(**values)
+    """Train this worker's share of a job: Ray Train's ``train_loop_per_worker``.
+
+    ``values``: the fields of a ``Job`` under "job"; under "steps_done" a queue for (step, loss), or
+    None.
+    """
+    job, steps_done = Job(**values["job"]), values["steps_done"]
     config = from_dict(job.config)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -87,6 +91,11 @@ def train_worker(values: dict[str, Any]) -> None:
     def log(step: int, figures: Figures) -> None:
         if record is not None and figures:
             record.metrics(step, {"step": step, **figures})
+
+    def on_step(step: int, figures: Figures) -> None:
+        log(step, figures)
+        if steps_done is not None and rank == 0:
+            steps_done.put((step, figures["loss"]))
 
     def evaluated(step: int, figures: Figures) -> None:
         dev.update(figures)
@@ -120,7 +129,7 @@ def train_worker(values: dict[str, Any]) -> None:
                 checkpoint_dir_name=f"step-{state.step:07d}",
             )
 
-    callbacks = TrainingCallbacks(on_step=log, on_evaluation=evaluated, on_checkpoint=report)
+    callbacks = TrainingCallbacks(on_step=on_step, on_evaluation=evaluated, on_checkpoint=report)
     run(state, store, surface, config, wrapped=wrapped, rank=rank, world=world, callbacks=callbacks)
 
 

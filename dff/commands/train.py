@@ -111,9 +111,9 @@ def train(
         figures = train_here(opened, out, config=config, model=face_model, resume=resume, gpu=gpu)
     else:
         with require_extra("train"):
-            from dff.trainer.launch import fit
+            from dff.trainer.launch import train_on_ray
 
-        launched = fit(
+        launched = train_on_ray(
             dataset,
             out,
             config=config,

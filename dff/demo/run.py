@@ -115,7 +115,7 @@ def _run_steps(out: Path, *, identities: int, views: int, steps: int, clock: Clo
                 shard_subjects=8,
             )
         with clock.step(f"training for {steps} steps"):
-            trained = launch.fit(
+            trained = launch.train_on_ray(
                 dataset,
                 weights,
                 config=_train_config(steps, start),

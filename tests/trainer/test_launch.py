@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from mlflow import MlflowClient
 
@@ -20,17 +21,24 @@ from dff.face.descriptor import NetConfig
 from dff.face.errors import BadDataset
 from dff.face.model.morphable import MorphableModel
 from dff.infra import tracking, weights
+from dff.infra.cluster import connected
 from dff.infra.dataset import Dataset
 from dff.trainer import launch
 from dff.trainer.config import TrainConfig
-from dff.trainer.launch import ALIAS, REGISTERED_NAME, LaunchResult, build_job, fit
+from dff.trainer.launch import ALIAS, REGISTERED_NAME, LaunchResult, build_job, train_on_ray
 from dff.trainer.train import Figures, TrainingCallbacks, train
 
 CONFIG = TrainConfig(
     steps=6, batch=16, views=4, pixels=64, size=64, anchors=120, warmup=2, loaders=0, log_every=1, eval_every=6,
     checkpoint_every=2, dev_pairs=4, learning_rate=1e-3, net=NetConfig(dims=8, widths=(8, 16), depths=(1, 1)),
 )  # fmt: skip
-ARGUMENTS: dict[str, Any] = {"config": CONFIG, "name": "run", "workers": 2, "cpus_per_worker": 1}
+ARGUMENTS: dict[str, Any] = {
+    "config": CONFIG,
+    "name": "run",
+    "workers": 2,
+    "cpus_per_worker": 1,
+    "progress": True,
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,9 @@ class Undisturbed:
 def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     storage = tmp_path_factory.mktemp("ray")
     out = storage / "two.safetensors"
-    return Undisturbed(storage, out, fit(dataset.storage.uri, out, storage=storage, **ARGUMENTS))
+    return Undisturbed(
+        storage, out, train_on_ray(dataset.storage.uri, out, storage=storage, **ARGUMENTS)
+    )
 
 
 def losses(storage: Path, run_id: str) -> list[tuple[int, float]]:
@@ -86,7 +96,7 @@ def test_two_workers_train_as_one_process_does(
     assert weights.load(undisturbed.out, model=open_head).card["steps"] == 6
 
     with pytest.raises(ValueError, match="holds an earlier run"):
-        fit(dataset.storage.uri, undisturbed.out, storage=undisturbed.storage, **ARGUMENTS)
+        train_on_ray(dataset.storage.uri, undisturbed.out, storage=undisturbed.storage, **ARGUMENTS)
 
 
 @pytest.mark.ray
@@ -120,7 +130,7 @@ def test_a_killed_worker_changes_nothing(
 
     monkeypatch.setattr(launch, "train_worker", worker_that_is_killed)
     storage, out = tmp_path / "ray", tmp_path / "killed.safetensors"
-    launched = fit(dataset.storage.uri, out, storage=storage, **ARGUMENTS)
+    launched = train_on_ray(dataset.storage.uri, out, storage=storage, **ARGUMENTS)
     assert killed.exists()
     wanted = losses(undisturbed.storage, undisturbed.launched.run_id)
     assert losses(storage, launched.run_id) == wanted[:3] + wanted[2:], (
@@ -171,7 +181,7 @@ def test_a_dataset_of_another_model_is_refused_before_ray_starts(
     dataset: Dataset, other_model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(BadDataset, match="shows the face model 'open-head', not 'other-head'"):
-        fit(
+        train_on_ray(
             dataset.storage.uri,
             tmp_path / "w",
             config=CONFIG,
@@ -184,7 +194,7 @@ def test_a_dataset_of_another_model_is_refused_before_ray_starts(
 
 def test_a_batch_that_does_not_split_is_refused_before_ray_starts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not split over 3 workers"):
-        fit(
+        train_on_ray(
             "nowhere",
             tmp_path / "w",
             config=replace(CONFIG, batch=16),
@@ -192,3 +202,17 @@ def test_a_batch_that_does_not_split_is_refused_before_ray_starts(tmp_path: Path
             storage=tmp_path,
             workers=3,
         )
+
+
+@pytest.mark.ray
+def test_the_progress_bar_follows_what_a_worker_reports(capfd: pytest.CaptureFixture[str]) -> None:
+    @ray.remote
+    def work(queue: Any) -> None:
+        for step in (2, 4, 3, 6):  # a worker that was started again repeats steps
+            queue.put((step, 1.0 / step))
+
+    with connected(None, workers=1), launch._progress_bar(6) as queue:
+        ray.get(work.remote(queue))
+    last = capfd.readouterr().err.split("\r")[-1]
+    assert "6/6" in last
+    assert "loss=0.167" in last

@@ -446,7 +446,7 @@ def test_a_store_survives_the_way_to_another_process(store: ViewStore) -> None:
 
 
 def test_the_rate_warms_up_and_cools_down() -> None:
-    rates = [learning_rate(step, refine_peak=2.0, warmup=10, steps=110) for step in range(111)]
+    rates = [learning_rate(step, peak=2.0, warmup=10, steps=110) for step in range(111)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == rates[10] == pytest.approx(2.0)
     assert rates[60] == pytest.approx(0.01 * 2 + 0.99 * 2 * 0.5)
