@@ -45,13 +45,13 @@ from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import Frame, render, sample_texture, shaded, supersampled, visible
 from dff.face.solve.photometric import SKIN, Scene
 from dff.pipeline.recovery.inverse import (
-    ANYTHING,
-    DISTANCE,
-    IDENTITIES_OF_LANDMARKS,
+    HEAD_AT,
+    INVERSE,
+    NO_LIMITS,
     Recovery,
     invert,
 )
-from dff.pipeline.recovery.landmark_fit import LandmarkFitModel, fit_landmarks
+from dff.pipeline.recovery.landmark_fit import LandmarkFitConfig, LandmarkFitModel, fit_landmarks
 from dff.pipeline.recovery.photos import Photo
 
 SIZE = 400  # px, of the photos
@@ -250,7 +250,7 @@ def appearance(
     camera = known.camera.cropped(recovery.corner, recovery.scale)
     true = render(known.cam_from_head.apply(known.vertices), truth.faces, camera, (size, size))
     vertices = fitted.vertices(coefficients_of(scene, fitted))
-    pose = DISTANCE @ scene.face.cam_from_head(0)
+    pose = HEAD_AT @ scene.face.cam_from_head(0)
     found = render(pose.apply(vertices), fitted.faces, scene.face.camera(0), (size, size))
     both = _skin(true, truth) & _skin(found, fitted)
     errors = []
@@ -287,7 +287,9 @@ def held_mm(known: Known, ruler: Ruler, fit_model: LandmarkFitModel) -> float:
     """3D error of the best fit of the landmarks alone, which reproduces its points less closely
     than the start.
     """
-    face = fit_landmarks(known.photo.landmarks, fit_model, "3d", landmark_sd=HELD)
+    face = fit_landmarks(
+        known.photo.landmarks, fit_model, "3d", config=LandmarkFitConfig(landmark_sd=HELD)
+    )
     row = face.coefficients[0]
     vertices = ruler.fitted.vertices(
         Coefficients(row[: fit_model.identities], row[fit_model.identities :])
@@ -305,7 +307,7 @@ def errors_of(known: Known, ruler: Ruler, albedo: AlbedoModel) -> tuple[list[flo
         known.photo,
         model=ruler.fitted,
         albedo=albedo,
-        limits=ANYTHING,
+        limits=NO_LIMITS,
         watch=lambda name, scene, energy: scenes.append(scene),
     )
     out = []
@@ -327,7 +329,7 @@ def main(asset: Path, count: int = 60, seed: int = 0) -> None:
     truth, fitted = load_model(str(asset)), load_model()
     own, albedo = load_albedo(model=truth), load_albedo()
     ruler = Ruler.of(truth, fitted)
-    fit_model = LandmarkFitModel.of(fitted, IDENTITIES_OF_LANDMARKS, len(fitted.expression))
+    fit_model = LandmarkFitModel.build(fitted, INVERSE.landmark_identities, len(fitted.expression))
     for title, noise in (
         ("exact landmarks", 0.0),
         (f"landmarks off by {ANNOTATION_NOISE:.1%} of their box", ANNOTATION_NOISE),

@@ -33,7 +33,7 @@ from dff.face.io.assets import load_albedo, load_model
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import MorphableModel
 from dff.infra.storage import open_storage
-from dff.pipeline.recovery.inverse import ANYTHING, Limits, invert, judge, tables_of
+from dff.pipeline.recovery.inverse import NO_LIMITS, FitLimits, build_tables, check_quality, invert
 from dff.pipeline.recovery.photos import Photo, PhotoRef, list_photos, read_photo
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos"
@@ -72,7 +72,7 @@ def outliers(
             pair = (photo, replace(photo, landmarks=wrong))
             try:
                 a, b = (
-                    invert(p, model=model, albedo=albedo, limits=ANYTHING).cam_from_head.rotation
+                    invert(p, model=model, albedo=albedo, limits=NO_LIMITS).cam_from_head.rotation
                     for p in pair
                 )
             except BadFit:
@@ -100,10 +100,10 @@ def main(
     refs = sorted(list_photos(storage), key=by_name_hash)[:count]
 
     start = time.perf_counter()
-    tables_of(model, albedo)
+    build_tables(model, albedo)
     once = time.perf_counter() - start
     first = read_photo(storage, refs[0])
-    invert(first, model=model, albedo=albedo, limits=ANYTHING)  # compiles what numba compiles
+    invert(first, model=model, albedo=albedo, limits=NO_LIMITS)  # compiles what numba compiles
 
     reasons: Counter[str] = Counter()
     read: list[Photo] = []
@@ -125,7 +125,7 @@ def main(
                 marks.append(time.perf_counter())
                 names.append("joint steps" if name == "colours" else names[-1])
 
-            recovery = invert(photo, model=model, albedo=albedo, limits=ANYTHING, watch=watch)
+            recovery = invert(photo, model=model, albedo=albedo, limits=NO_LIMITS, watch=watch)
             end, end_cpu = time.perf_counter(), time.process_time()
             spent["landmarks and colours"] += marks[1] - marks[0]
             spent["joint steps"] += marks[-1] - marks[1]
@@ -138,7 +138,7 @@ def main(
         ).items():
             found.setdefault(name, []).append(value)
         try:
-            judge(ref.id, recovery.quality, Limits())
+            check_quality(ref.id, recovery.quality, FitLimits())
         except BadFit as error:
             reasons[re.sub(r" [-\d.e]+ (above|below).*", "", str(error).split(": ", 1)[-1])] += 1
 

@@ -21,15 +21,22 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from scipy.special import expit
 
 from benchmarks.inverse import SHARED, by_name_hash
 from dff.face.arrays import Floats
 from dff.face.errors import BadFit, DffError
 from dff.face.io.assets import load_albedo, load_model
 from dff.infra.storage import open_storage
-from dff.pipeline.recovery.inverse import ANYTHING, Limits, invert
+from dff.pipeline.recovery.inverse import NO_LIMITS, FitLimits, invert
 from dff.pipeline.recovery.photos import Photo, list_photos, read_photo
-from dff.pipeline.recovery.quality import EVIDENCE, evidence_of, score_of
+from dff.pipeline.recovery.quality import (
+    FEATURES,
+    SHIPPED,
+    ScoreWeights,
+    measure_features,
+    score_fit,
+)
 
 RIDGE = 1e-2  # of the weights in the logistic regression, per photo
 UNTOUCHED = "untouched"
@@ -99,21 +106,19 @@ def auroc(good: Floats, bad: Floats) -> float:
     return float(above)
 
 
-def fitted_weights(evidence: Floats, good: Floats) -> Floats:
-    """(E + 1,) weights of a logistic regression, bias last, of (N,) 0 or 1 on (N, E) evidence;
-    classes count alike.
-    """
-    rows = np.concatenate([evidence, np.ones((len(evidence), 1))], axis=1)
+def fit_weights(features: Floats, good: Floats) -> ScoreWeights:
+    """A logistic regression of (N,) 0 or 1 on (N, F) features; both classes count alike."""
+    rows = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     weight = np.where(good > 0.5, 0.5 / good.mean(), 0.5 / (1 - good.mean()))
     out = np.zeros(rows.shape[1])
-    penalty = RIDGE * len(rows) * np.diag([1.0] * evidence.shape[1] + [0.0]) / 100
+    penalty = RIDGE * len(rows) * np.diag([1.0] * features.shape[1] + [0.0]) / 100
     for _ in range(50):
-        chance = 1.0 / (1.0 + np.exp(-np.clip(rows @ out, -30, 30)))
+        chance = expit(rows @ out)
         curve = (weight * chance * (1 - chance))[:, None] * rows
         out = out + np.linalg.solve(
             rows.T @ curve + penalty, rows.T @ (weight * (good - chance)) - penalty @ out
         )
-    return out
+    return ScoreWeights(out[:-1], float(out[-1]))
 
 
 def main(photos: Path = SHARED, count: int = 200, seed: int = 0, refit: bool = False) -> None:
@@ -126,7 +131,7 @@ def main(photos: Path = SHARED, count: int = 200, seed: int = 0, refit: bool = F
     refs = sorted(list_photos(storage), key=by_name_hash)
     found: dict[
         str, list[tuple[bool, Floats | None]]
-    ] = {}  # by kind: of the test half, evidence or no fit
+    ] = {}  # by kind: of the test half, features or no fit
     unread = 0
     for number, ref in enumerate(track(refs[:count], "quality", console=console, transient=True)):
         rng = np.random.default_rng([seed, number])
@@ -147,9 +152,9 @@ def main(photos: Path = SHARED, count: int = 200, seed: int = 0, refit: bool = F
             )
             try:
                 quality = invert(
-                    replace(photo, landmarks=points), model=model, albedo=albedo, limits=ANYTHING
+                    replace(photo, landmarks=points), model=model, albedo=albedo, limits=NO_LIMITS
                 ).quality
-                found.setdefault(kind, []).append((test, evidence_of(quality)))
+                found.setdefault(kind, []).append((test, measure_features(quality)))
             except BadFit:
                 found.setdefault(kind, []).append((test, None))
     console.print(f"{unread} photos left out, since they or their landmarks cannot be used")
@@ -160,27 +165,26 @@ def main(photos: Path = SHARED, count: int = 200, seed: int = 0, refit: bool = F
             for test, e in many
             if not test and e is not None
         ]
-        weights = fitted_weights(
+        weights = fit_weights(
             np.array([e for e, _ in rows]), np.array([float(good) for _, good in rows])
         )
-        console.print(
-            "weights:", dict(zip([*EVIDENCE, "bias"], np.round(weights, 2).tolist(), strict=True))
-        )
+        shown = dict(zip(FEATURES, np.round(weights.features, 2).tolist(), strict=True))
+        console.print("weights:", shown | {"bias": round(weights.bias, 2)})
     else:
-        weights = None
+        weights = SHIPPED
     show(console, found, weights)
 
 
 def show(
-    console: Console, found: dict[str, list[tuple[bool, Floats | None]]], weights: Floats | None
+    console: Console, found: dict[str, list[tuple[bool, Floats | None]]], weights: ScoreWeights
 ) -> None:
     scores = {
-        kind: np.array([0.0 if e is None else score_of(e, weights) for test, e in many if test])
+        kind: np.array([0.0 if e is None else score_fit(e, weights) for test, e in many if test])
         for kind, many in found.items()
     }
     bad = {kind: values for kind, values in scores.items() if kind != UNTOUCHED}
     bad["all"] = np.concatenate(list(bad.values()))
-    good, threshold = scores[UNTOUCHED], Limits().score
+    good, threshold = scores[UNTOUCHED], FitLimits().score
     table = Table(
         "landmarks",
         "photos",

@@ -34,7 +34,7 @@ from dff.infra.storage import LocalStorage
 from dff.pipeline.inspection import identity_retention, realism
 from dff.pipeline.inspection.realism import CONFIG, Portrait, TwoSampleTest
 from dff.pipeline.recovery.crop import square_crop
-from dff.pipeline.recovery.inverse import tables_of
+from dff.pipeline.recovery.inverse import build_tables
 from dff.pipeline.recovery.landmark_fit import fit_landmarks
 from dff.pipeline.recovery.photos import Photo, list_photos, read_photo
 from dff.pipeline.scene.camera_sensor import apply_sensor, encode_jpeg, sample_sensor
@@ -148,7 +148,7 @@ def dots(portrait: Portrait) -> Portrait:
 
 def refitted(portrait: Portrait) -> Portrait:
     """The portrait with landmarks fitted by the model instead of marked by a person."""
-    fit_model = tables_of(load_model(), load_albedo()).fit_model
+    fit_model = build_tables(load_model(), load_albedo()).fit_model
     return replace(
         portrait,
         landmarks=fit_model.project(fit_landmarks(portrait.landmarks, fit_model, "2d"), "2d"),
@@ -246,7 +246,7 @@ def measure_realism(
 
 def cut_crop(photo: Photo, size: int) -> Bytes:
     """The crop of inverse rendering, which has the pixels of view 0 of the photo's person."""
-    fit_model = tables_of(load_model(), load_albedo()).fit_model
+    fit_model = build_tables(load_model(), load_albedo()).fit_model
     found = fit_model.project(fit_landmarks(photo.landmarks, fit_model, photo.scheme), photo.scheme)
     return square_crop(photo.pixels, found, size).pixels
 

@@ -57,7 +57,7 @@ TARGETS = {"zbuffer": 120, "pyrender": 50}
 
 def sampled(index: int, model: MorphableModel) -> StoredPerson:
     name, rng = f"sampled-{index:06d}", np.random.default_rng(index)
-    made = persons.sampled_person(
+    made = persons.sample_person(
         name, model=model, albedo=load_albedo(), texture_size=TEXELS, rng=rng
     )
     return stored(made, model)
@@ -261,7 +261,7 @@ def fit_milliseconds(kept: StoredPerson, model: MorphableModel) -> float:
 
     def explained() -> None:
         recovery = invert(photo, model=model, albedo=albedo, size=SIZE)
-        persons.recovered_person(
+        persons.recover_person(
             recovery,
             "photo",
             model=model,

@@ -54,7 +54,7 @@ from dff.infra.images import decode
 from dff.pipeline.job.work import derive_seed
 from dff.pipeline.scene.sampling import draw_scene
 from dff.pipeline.scene.views import render_scene
-from dff.pipeline.subjects.build import sampled_person
+from dff.pipeline.subjects.build import sample_person
 
 SIZE = 256  # px
 VIEWS = 10
@@ -97,7 +97,7 @@ class Error:
 def sitter(model: MorphableModel, name: str, seed: int) -> Sitter:
     albedo = load_albedo(model=model)
     rng = np.random.default_rng(derive_seed(seed, name))
-    person = sampled_person(name, model=model, albedo=albedo, texture_size=512, rng=rng)
+    person = sample_person(name, model=model, albedo=albedo, texture_size=512, rng=rng)
     images, boxes = [], []
     for view in range(VIEWS):
         rng = np.random.default_rng(derive_seed(seed, f"{name}/{view}"))

@@ -31,7 +31,7 @@ from dff.infra.images import decode
 from dff.pipeline.job.work import derive_seed
 from dff.pipeline.scene.sampling import make_plain_scene
 from dff.pipeline.scene.views import render_scene
-from dff.pipeline.subjects.build import sampled_person
+from dff.pipeline.subjects.build import sample_person
 
 SIZE, ROOM = 256, 64  # px: of the frames, and of what the rendered picture has beyond them
 RATE = 25.0
@@ -44,7 +44,7 @@ def portrait(number: int, seed: int) -> Bytes:
     model = load_model()
     name = f"filmed-{number}"
     rng = np.random.default_rng(derive_seed(seed, name))
-    person = sampled_person(
+    person = sample_person(
         name, model=model, albedo=load_albedo(model=model), texture_size=512, rng=rng
     )
     rotation = rotation_from_angles(

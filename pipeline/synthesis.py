@@ -155,7 +155,7 @@ def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: 
     albedo = load_albedo(options.albedo, model=model)
     rng = np.random.default_rng(derive_seed(seed, subject.id))
     if subject.photo is None:
-        return persons.sampled_person(
+        return persons.sample_person(
             subject.id,
             model=model,
             albedo=albedo,
@@ -168,13 +168,13 @@ def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: 
     recovery = invert(
         read_photo(storage, subject.photo), model=model, albedo=albedo, size=options.size
     )
-    return persons.recovered_person(
+    return persons.recover_person(
         recovery,
         subject.id,
         model=model,
         albedo=albedo,
         texture_size=options.texture_size,
-        licence=persons.photo_licence(options.photo_terms, model, albedo),
+        licence=persons.join_photo_licence(options.photo_terms, model, albedo),
         rng=rng,
         split_group=subject.photo.split_group,
     )

@@ -10,7 +10,7 @@ from dff.face.geometry.lighting import shade
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render, sample_texture
-from dff.pipeline.recovery.inverse import Recovery, skin_mask
+from dff.pipeline.recovery.inverse import Recovery, mask_skin
 
 RESIDUAL_GAIN = 3.0  # grey is a residual of zero, white and black of 1 / (2 * gain)
 WIRE = (255, 255, 255)
@@ -30,7 +30,7 @@ def draw_recovery(
     size = len(recovery.crop)
     vertices = recovery.cam_from_head.apply(model.vertices(recovery.coefficients))
     frame = render(vertices, model.faces, recovery.camera, (size, size))
-    seen, skin = frame.mask[..., None], skin_mask(frame, model)
+    seen, skin = frame.mask[..., None], mask_skin(frame, model)
     colour = sample_texture(frame, albedo.texture(recovery.albedo), model.uv, model.uv_faces)
     shading = shade(frame.normal, recovery.light)
     image = recovery.crop.astype(np.float32) / 255.0

@@ -16,59 +16,77 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dff.face.arrays import Floats, Ints
+from dff.face.arrays import Array, Float, Floats, Integer
 from dff.face.solve import gauss_newton as fit
 from dff.face.solve import photometric
 from dff.face.solve.photometric import Normals, Scene, SkinSamples
 from dff.face.solve.robust import robust_energy, robust_weights
 from dff.pipeline.recovery.landmark_fit import (
-    ACTIVATION_RANGE,
-    ACTIVATION_SLACK,
+    ACTIVATION,
     LandmarkFitModel,
     activation_prior,
 )
 from dff.pipeline.recovery.photos import Scheme
 
-COLOUR_SD = 0.05  # what an explained colour may be off
-INDEPENDENT = 400.0  # colour errors go in patches: how many independent ones a face has
-LANDMARK_SD = 0.025  # of the face's size: annotators, and two models' tables, differ by so much
-LANDMARK_OUTLIERS = 0.04  # of the face's size
-TRIES = 4  # of more and more damping before a step is given up
-WORST_DAMPING = 1e4
+
+@dataclass(frozen=True)
+class JointFitConfig:
+    """Weights of the energy's terms, and the damping of a step."""
+
+    colour_sd: float = 0.05  # what an explained colour may be off
+    independent_colours: float = 400.0  # of a face: errors of neighbouring colours go together
+    # Shares of the face's size
+    landmark_sd: float = 0.025  # annotators, and two models' tables, differ by so much
+    landmark_outlier: float = 0.04
+    tries: int = 4  # of more and more damping before a step is given up
+    less_damping: float = 5.0  # factor after a step that lowers the energy
+    more_damping: float = 8.0  # factor after one that does not
+    least_damping: float = 1e-6
+    most_damping: float = 1e4
+
+
+JOINT_FIT = JointFitConfig()
+LIGHT = 27  # columns of the light, which are the last
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One energy to be lowered: what is seen of the face and which vertices the landmarks mean is
-    held fixed.
+    """One energy to be lowered.
+
+    What is visible of the face and which vertices the landmarks mean is held fixed.
     """
 
     fit_model: LandmarkFitModel
-    rows: Ints  # (68,) of the rig
+    rows: Integer[Array, "68"]  # of the fit model
     scheme: Scheme
-    targets: Floats  # (68, 2) pixels
+    targets: Float[Array, "68 2"]  # pixels
     face_size: float  # pixels
-    samples: SkinSamples  # (N,) that are seen
+    samples: SkinSamples  # (N,) that are visible
     normals: Normals  # (N,)
-    image: Floats  # (S, S, 3) float32
+    image: Float[Array, "S S 3"]  # float32
     tau: float  # colour difference where outliers begin
+    config: JointFitConfig = JOINT_FIT
 
     @property
     def colour_strength(self) -> float:
-        return INDEPENDENT / COLOUR_SD**2 / max(len(self.samples.mean), 1)
+        """For each sample, per squared colour."""
+        count = max(len(self.samples.mean), 1)
+        return self.config.independent_colours / self.config.colour_sd**2 / count
 
     @property
     def landmark_weights(self) -> Floats:
         """(68,) per squared pixel."""
-        return self.fit_model.weights(self.scheme) / (LANDMARK_SD * self.face_size) ** 2
+        sd = self.config.landmark_sd * self.face_size
+        return self.fit_model.weights(self.scheme) / sd**2
 
     @property
     def landmark_outlier(self) -> float:
-        return LANDMARK_OUTLIERS * self.face_size
+        """Pixels at which outliers begin."""
+        return self.config.landmark_outlier * self.face_size
 
 
 def energy(problem: Problem, scene: Scene) -> float:
-    """What ``improve`` lowers."""
+    """The energy that ``improve`` lowers."""
     residual = photometric.residuals(problem.samples, scene, problem.image, problem.normals)
     total = problem.colour_strength * float(
         robust_energy(residual, problem.tau).sum(dtype=np.float64)
@@ -86,28 +104,34 @@ def _landmark_energy(problem: Problem, face: fit.FaceState) -> float:
 
 
 def prior_energy(fit_model: LandmarkFitModel, scene: Scene) -> float:
-    """Squared standard deviations of a scene from what is usual."""
+    """The priors' part of the energy: squared standard deviations."""
     shape = scene.face.coefficients[0]
     expression = shape[fit_model.identities :]
-    beyond = expression - np.clip(expression, *ACTIVATION_RANGE)
+    outside = expression - np.clip(expression, ACTIVATION.low, ACTIVATION.high)
     mean, precision = photometric.light_prior()
     light = scene.light.ravel() - mean
-    springs = (beyond / ACTIVATION_SLACK) ** 2
+    pulls = (outside / ACTIVATION.sd) ** 2
     return float(
         ((shape / fit_model.prior_sd()) ** 2).sum()
-        + springs.sum()
+        + pulls.sum()
         + (scene.albedo**2).sum()
         + light @ precision @ light
     )
 
 
-def linearised(problem: Problem, scene: Scene) -> tuple[Floats, Floats]:
-    """Gauss-Newton hessian (D, D) and descent direction (D,): half the negative gradient of the
-    energy at ``scene``.
+def linearise(problem: Problem, scene: Scene) -> tuple[Floats, Floats]:
+    """Gauss-Newton hessian (D, D) and descent direction (D,) at ``scene``.
 
-    The columns are those of ``photometric.residuals_and_jacobian``.
+    The descent direction is half the negative gradient of the energy. The columns are those of
+    ``photometric.residuals_and_jacobian``.
     """
-    fit_model, face = problem.fit_model, scene.face
+    hessian, descent = _linearise_colours(problem, scene)
+    _add_landmarks(problem, scene.face, hessian, descent)
+    _add_priors(problem.fit_model, scene, hessian, descent)
+    return hessian, descent
+
+
+def _linearise_colours(problem: Problem, scene: Scene) -> tuple[Floats, Floats]:
     residual, jac = photometric.residuals_and_jacobian(
         problem.samples, scene, problem.image, problem.normals
     )
@@ -116,11 +140,14 @@ def linearised(problem: Problem, scene: Scene) -> tuple[Floats, Floats]:
     jac *= root[:, None, None]
     flat = jac.reshape(-1, jac.shape[2])
     hessian = (flat.T @ flat).astype(np.float64)
-    descent = -(flat.T @ (residual * root[:, None]).ravel()).astype(np.float64)
+    return hessian, -(flat.T @ (residual * root[:, None]).ravel()).astype(np.float64)
 
-    p = len(face.coefficients[0])
-    geometry = fit.POSE + p
-    px, by_face = fit.jacobian(face, fit_model.mean[problem.rows], fit_model.basis[problem.rows])
+
+def _add_landmarks(problem: Problem, face: fit.FaceState, hessian: Floats, descent: Floats) -> None:
+    fit_model = problem.fit_model
+    geometry = fit.POSE + len(face.coefficients[0])
+    mean, basis = fit_model.mean[problem.rows], fit_model.basis[problem.rows]
+    px, by_face = fit.jacobian(face, mean, basis)
     away = problem.targets - px[0]
     inlier = robust_weights(away, np.array([problem.landmark_outlier]))
     rows = by_face[0].reshape(-1, geometry)
@@ -128,28 +155,31 @@ def linearised(problem: Problem, scene: Scene) -> tuple[Floats, Floats]:
     hessian[:geometry, :geometry] += weighted.T @ rows
     descent[:geometry] += weighted.T @ away.ravel()
 
-    prior, prior_sd = activation_prior(
-        face.coefficients[0], fit_model.prior_sd(), fit_model.identities
-    )
+
+def _add_priors(
+    fit_model: LandmarkFitModel, scene: Scene, hessian: Floats, descent: Floats
+) -> None:
+    coefficients = scene.face.coefficients[0]
+    geometry = fit.POSE + len(coefficients)
+    prior, prior_sd = activation_prior(coefficients, fit_model.prior_sd(), fit_model.identities)
     shape = np.arange(fit.POSE, geometry)
     hessian[shape, shape] += 1.0 / prior_sd**2
-    descent[shape] += (prior - face.coefficients[0]) / prior_sd**2
+    descent[shape] += (prior - coefficients) / prior_sd**2
     skin = np.arange(geometry, geometry + len(scene.albedo))
     hessian[skin, skin] += 1.0
     descent[skin] -= scene.albedo
     mean, precision = photometric.light_prior()
-    hessian[-27:, -27:] += precision
-    descent[-27:] += precision @ (mean - scene.light.ravel())
-    return hessian, descent
+    hessian[-LIGHT:, -LIGHT:] += precision
+    descent[-LIGHT:] += precision @ (mean - scene.light.ravel())
 
 
-def moved(scene: Scene, delta: Floats) -> Scene:
+def apply_step(scene: Scene, delta: Floats) -> Scene:
     """The scene after (D,) ``delta`` in the columns of ``photometric.residuals_and_jacobian``."""
     geometry = fit.POSE + len(scene.face.coefficients[0])
     return Scene(
         fit.apply_step(scene.face, delta[None, :geometry]),
-        scene.albedo + delta[geometry:-27],
-        scene.light + delta[-27:].reshape(9, 3),
+        scene.albedo + delta[geometry:-LIGHT],
+        scene.light + delta[-LIGHT:].reshape(9, 3),
     )
 
 
@@ -158,14 +188,15 @@ def improve(problem: Problem, scene: Scene, damping: float) -> tuple[Scene, floa
 
     When no damping lowers the energy the scene stays as it is.
     """
+    config = problem.config
     before = energy(problem, scene)
-    hessian, descent = linearised(problem, scene)
+    hessian, descent = linearise(problem, scene)
     diagonal = np.diag(np.diag(hessian))
-    for _ in range(TRIES):
+    for _ in range(config.tries):
         delta = np.linalg.solve(hessian + damping * diagonal, descent)
-        candidate = moved(scene, delta)
+        candidate = apply_step(scene, delta)
         after = energy(problem, candidate)
         if after < before:
-            return candidate, max(damping / 5.0, 1e-6), after
-        damping = min(damping * 8.0, WORST_DAMPING)
+            return candidate, max(damping / config.less_damping, config.least_damping), after
+        damping = min(damping * config.more_damping, config.most_damping)
     return scene, damping, before

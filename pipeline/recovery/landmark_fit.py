@@ -1,7 +1,6 @@
 """Pose, identity and expression from 68 points: robust Gauss-Newton with annealed noise.
 
-The 17 jaw points of the 2D scheme slide: which vertex each of them means is chosen anew before
-every step.
+The 17 jaw points of the 2D scheme slide: the vertex of each is chosen anew before every step.
 """
 
 from __future__ import annotations
@@ -10,27 +9,44 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dff.face.arrays import Floats, Ints
+from dff.face.arrays import Array, Float, Floats, Integer, Ints
 from dff.face.model.landmarks import JAW
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve import gauss_newton as fit
 from dff.face.solve.robust import robust_weights
 from dff.pipeline.recovery.photos import Scheme
 
-OUTLIERS = (0.20, 0.15, 0.10, 0.10, 0.08, 0.07, 0.06, 0.05, 0.04, 0.04, 0.04, 0.04)
-"""Where outliers begin in each step, as a share of the face's size: far at first, since the mean
-face is far off.
-"""
 
-LANDMARK_SD = 0.008
-"""What an inlier may be off, as a share of the face's size: how strongly points outweigh the
-priors. Less than what annotators differ by, because what is asked of this fit is to reproduce the
-points that it is given."""
+@dataclass(frozen=True)
+class LandmarkFitConfig:
+    """How landmarks are fitted. Shares are of the face's size (``robust_size``)."""
 
-POSE_STEPS = 3  # of these with the mean face: a pose before a shape
-JAW_WEIGHT = {"2d": 0.3, "3d": 0.5}  # the jaw is annotated less exactly than the rest
-ACTIVATION_RANGE = (0.0, 1.0)  # activations outside are pulled back ...
-ACTIVATION_SLACK = 0.07  # ... as if by a spring of this standard deviation
+    # Where outliers begin in each step: far at first, since the mean face is far off.
+    outliers: tuple[float, ...] = (
+        *(0.20, 0.15, 0.10, 0.10, 0.08, 0.07),
+        *(0.06, 0.05, 0.04, 0.04, 0.04, 0.04),
+    )
+    # What an inlier may be off, as a share: how strongly points outweigh the priors. Less than what
+    # annotators differ by, because the fit is to reproduce the points that it is given.
+    landmark_sd: float = 0.008
+    pose_steps: int = 3  # with the mean face: a pose before a shape
+    start_rounds: int = 4  # of the closed-form pose, without points that lie far off
+    start_outlier: float = 0.2  # share
+
+
+@dataclass(frozen=True)
+class ActivationPrior:
+    """What pulls back expression activations outside of their range."""
+
+    low: float = 0.0
+    high: float = 1.0
+    sd: float = 0.07  # of the pull towards the nearer end
+
+
+LANDMARK_FIT = LandmarkFitConfig()
+ACTIVATION = ActivationPrior()
+JAW_WEIGHT = {"2d": 0.3, "3d": 0.5}
+"""Weight of the jaw's landmarks, which are annotated less exactly than the rest."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +56,13 @@ class LandmarkFitModel:
     model: MorphableModel
     identities: int
     expressions: int
-    mean: Floats  # (U, 3) metres
-    basis: Floats  # (U, 3, P) metres
-    vertices: Ints  # (U,) of the model
-    row: Ints  # (V,) row of ``vertices``; -1 for the others
+    mean: Float[Array, "U 3"]  # metres
+    basis: Float[Array, "U 3 P"]  # metres, of identity then expression
+    vertices: Integer[Array, " U"]  # of the model
+    row: Integer[Array, " V"]  # of ``vertices``; -1 for the others
 
     @staticmethod
-    def of(model: MorphableModel, identities: int, expressions: int) -> LandmarkFitModel:
+    def build(model: MorphableModel, identities: int, expressions: int) -> LandmarkFitModel:
         vertices = model.landmarks.used
         mean, basis = model.basis_of_vertices(vertices, identities, expressions)
         row = np.full(len(model.template), -1)
@@ -87,33 +103,26 @@ class LandmarkFitModel:
 
 
 def robust_size(points: Floats) -> float:
-    """A size in pixels of (68, 2) landmarks that a third of wrong points hardly moves, about sqrt(w
-    * h) of their box.
+    """A size in pixels of (68, 2) landmarks that a third of wrong points hardly changes.
 
-    Three times the median distance from the median point: on frontal faces that is the box's size.
+    It is about sqrt(w * h) of their box: three times the median distance from the median point.
     """
     return float(3.0 * np.median(np.linalg.norm(points - np.median(points, axis=0), axis=1)))
 
 
 def fit_landmarks(
-    points: Floats, fit_model: LandmarkFitModel, scheme: Scheme, *, landmark_sd: float = LANDMARK_SD
+    points: Floats,
+    fit_model: LandmarkFitModel,
+    scheme: Scheme,
+    *,
+    config: LandmarkFitConfig = LANDMARK_FIT,
 ) -> fit.FaceState:
-    """The face (a batch of one) in the pixels of (68, 2) ``points``, which are off by
-    ``landmark_sd`` of its size.
-    """
+    """The face (a batch of one) in the pixels of (68, 2) ``points``."""
     size = max(robust_size(points), 1e-6)
     weights, targets = fit_model.weights(scheme)[None], points[None]
-    fixed = fit_model.row[fit_model.model.landmarks.vertex]
-    mean_face = fit_model.mean[fixed]
     sd = fit_model.prior_sd()
-    face = fit.initial_pose(mean_face, targets, weights, len(sd))
-    for _ in range(
-        4
-    ):  # wrong points pull the closed form: solve it again without those that lie far off
-        away = targets - fit.project(face, mean_face[None])
-        again = weights * robust_weights(away, np.array([0.2 * size]))
-        face = fit.initial_pose(mean_face, targets, again, len(sd))
-    for index, share in enumerate(OUTLIERS):
+    face = _start(targets, weights, fit_model, size, config)
+    for index, share in enumerate(config.outliers):
         rows = fit_model.rows(face, scheme)
         prior, prior_sd = activation_prior(face.coefficients[0], sd, fit_model.identities)
         face = fit.step(
@@ -121,27 +130,45 @@ def fit_landmarks(
             fit_model.mean[rows],
             fit_model.basis[rows],
             targets,
-            weights
-            * (share / landmark_sd)
-            ** 2,  # the step's noise is where outliers begin *and* the data's scale
+            # The step's noise is where outliers begin *and* the data's scale.
+            weights * (share / config.landmark_sd) ** 2,
             noise=np.array([share * size]),
             prior=prior,
-            prior_sd=prior_sd if index >= POSE_STEPS else np.zeros_like(prior_sd),
+            prior_sd=prior_sd if index >= config.pose_steps else np.zeros_like(prior_sd),
         )
     return face
 
 
-def activation_prior(coefficients: Floats, sd: Floats, identities: int) -> tuple[Floats, Floats]:
-    """Mean and standard deviation (P,) of the Gaussian prior that, at (P,) ``coefficients``, holds
-    activations.
+def _start(
+    targets: Floats,
+    weights: Floats,
+    fit_model: LandmarkFitModel,
+    size: float,
+    config: LandmarkFitConfig,
+) -> fit.FaceState:
+    """The pose of the mean face, in closed form, without points that lie far off."""
+    mean_face = fit_model.mean[fit_model.row[fit_model.model.landmarks.vertex]]
+    count = len(fit_model.prior_sd())
+    face = fit.initial_pose(mean_face, targets, weights, count)
+    for _ in range(config.start_rounds):
+        away = targets - fit.project(face, mean_face[None])
+        inlier = robust_weights(away, np.array([config.start_outlier * size]))
+        face = fit.initial_pose(mean_face, targets, weights * inlier, count)
+    return face
 
-    An activation outside ``ACTIVATION_RANGE`` is also pulled to the nearer end; the product of the
+
+def activation_prior(
+    coefficients: Floats, sd: Floats, identities: int, config: ActivationPrior = ACTIVATION
+) -> tuple[Floats, Floats]:
+    """Mean and standard deviation (P,) of the Gaussian prior that holds at (P,) ``coefficients``.
+
+    It has standard deviations ``sd`` about zero; after the ``identities`` first coefficients an
+    activation outside its range is also pulled to the nearer end. The result is the product of the
     two Gaussians.
     """
-    low, high = ACTIVATION_RANGE
-    ends = np.clip(coefficients, low, high)
+    ends = np.clip(coefficients, config.low, config.high)
     outside = ends != coefficients
     outside[:identities] = False
     own = 1.0 / sd**2
-    spring = np.where(outside, 1.0 / ACTIVATION_SLACK**2, 0.0)
-    return spring * ends / (own + spring), 1.0 / np.sqrt(own + spring)
+    pull = np.where(outside, 1.0 / config.sd**2, 0.0)
+    return pull * ends / (own + pull), 1.0 / np.sqrt(own + pull)

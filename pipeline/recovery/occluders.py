@@ -1,94 +1,147 @@
-"""What lies before the skin in a photo, and is no part of its texture: strands, a hat's brim, dark
-lenses, fingers.
+"""The occlusion mask of a photo: strands, a hat's brim, dark lenses or fingers before the skin.
 
-It is told by what it does to the photo: there the fitted face explains the colours badly. Where
-faces themselves differ most from any model (eyes, brows, nose, mouth, and where beards grow)
-nothing is called covered, but for dark lenses.
+Occluders are found where the fitted face explains the photo's colours badly. Where faces differ
+most from any model (eyes, brows, nose, mouth, and where beards grow) nothing counts as occluded,
+but for dark lenses.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
-from dff.face.arrays import Bools, Floats
-from dff.face.render.frame import Frame, shaded
-from dff.pipeline.recovery.inverse import Recovery
+from dff.face.arrays import Array, Bools, Float, Floats
+from dff.face.model.landmarks import (
+    INDEX,
+    LEFT_BROW,
+    LEFT_EYE,
+    MOUTH,
+    NOSE,
+    NOSE_BASE,
+    RIGHT_BROW,
+    RIGHT_EYE,
+    head_up,
+)
+from dff.face.render.frame import shaded
+from dff.pipeline.recovery.fitted_head import FittedHead
 
-FACING = -0.2  # of normals: beyond, the outline's error is larger than what covers it
-DARK = 0.05  # of 1: added to colours before their logarithm is taken
-THIN = 0.30  # change (log) of brightness within some pixels that skin does not show
-WIDE = 21  # px of a 256 px crop: what is thinner is a strand, what is wider light or shadow
-SOFT = 1.2  # px of such a crop, over which a cover ends
-LENS = (
-    -0.55
-)  # brightness (log, over the fitted face) of the skin below an eye, from which a lens is before it
-EYES = ((slice(36, 42), slice(17, 22)), (slice(42, 48), slice(22, 27)))
-NOSE, MOUTH = slice(27, 36), slice(48, 68)
+EYE_AND_BROW = ((RIGHT_EYE, RIGHT_BROW), (LEFT_EYE, LEFT_BROW))
 
 
-def covered(
-    recovery: Recovery, frame: Frame, skin: Bools, albedo: Floats
-) -> tuple[Floats, tuple[bool, bool]]:
-    """(S, S) float32 0..1: how far something covers the ``skin`` of the photo, and for each eye if
-    a lens hides it.
+@dataclass(frozen=True)
+class OccluderConfig:
+    """How occluders are found. Pixels are those of a 256 px crop; ``eye`` is the eyes' width."""
 
-    ``albedo`` (S, S, 3) of the fitted face in its ``frame``. First comes the eye of landmark 36.
-    """
-    size = len(recovery.crop)
-    unit = size / 256.0
-    facing = skin & (frame.normal[..., 2] < FACING) & recovery.valid
-    photo = cv2.GaussianBlur(recovery.crop, (0, 0), 0.7 * unit).astype(np.float32) / np.float32(
-        255.0
-    )
-    expected = np.maximum(shaded(frame, albedo, recovery.light), 0.0)
-    excess = np.where(facing, np.log((photo + DARK) / (expected + DARK)).mean(axis=2), 0.0)
-    levels = np.clip(128.0 + 128.0 * excess, 0, 255).astype(np.uint8)
-    around = cv2.medianBlur(levels, 2 * round(WIDE * unit / 2.0) + 1)
-    thin = np.abs(levels.astype(np.float32) - around) / 128.0 > THIN
-    found = facing & (recovery.occluded | thin)
+    facing: float = -0.2  # of normals: beyond, the silhouette's error is larger than occluders
+    black: float = 0.05  # of 1: added to colours before their logarithm is taken
+    blur: float = 0.7  # px, of the photo
+    thin_change: float = 0.30  # of brightness (log) within ``thin_width`` that skin does not show
+    thin_width: int = 21  # px: strands are thinner, light and shadow are wider
+    softness: float = 1.2  # px of the mask's edge
+    gain: float = 1.6  # of the softened mask
+    # Brightness (log, over that of the fitted face) of the skin below an eye behind a dark lens
+    lens: float = -0.55
+    # Margins round parts of the face where nothing counts as occluded, in ``eye``
+    eye_margin: float = 0.35
+    nose_margin: float = 0.2
+    mouth_margin: float = 0.3
+    # Where the skin below an eye is sampled, in ``eye``: across and below the eye's middle
+    below_eye_across: float = 0.35
+    below_eye: tuple[float, float] = (0.30, 0.55)
 
-    marks = recovery.landmarks
-    eye = float(np.linalg.norm(marks[36] - marks[39]) + np.linalg.norm(marks[42] - marks[45])) / 2.0
-    own = np.zeros((size, size), dtype=np.uint8)
+
+OCCLUDERS = OccluderConfig()
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """What lies before the skin of a photo."""
+
+    mask: Float[Array, "S S"]  # float32 0..1
+    right_lens: bool  # a dark lens hides the person's right eye
+    left_lens: bool
+
+
+def detect_occluders(
+    head: FittedHead, albedo: Floats, config: OccluderConfig = OCCLUDERS
+) -> Occlusion:
+    """The occlusion of a photo, of whose fitted face (S, S, 3) ``albedo`` is rendered."""
+    recovery, skin, marks = head.recovery, head.skin, head.recovery.landmarks
+    facing = skin & (head.frame.normal[..., 2] < config.facing) & recovery.valid
+    excess = _compare_brightness(head, albedo, facing, config)
+    found = facing & (recovery.occluded | _find_thin(excess, head.unit, config))
+    eye = _measure_eyes(marks)
+    own = np.zeros((head.size, head.size), dtype=np.uint8)
     lenses = []
-    for lids, brow in EYES:
-        lenses.append(_behind_lens(excess, facing, marks[lids], eye))
-        around_eye = _hull(size, np.concatenate([marks[lids], marks[brow]]), 0.35 * eye)
+    for lids, brow in EYE_AND_BROW:
+        lenses.append(_is_behind_lens(excess, facing, marks[lids], eye, config))
+        points = np.concatenate([marks[lids], marks[brow]])
+        around_eye = head.fill_hull(points, config.eye_margin * eye)
         if lenses[-1]:
             found |= (around_eye > 0) & skin
         else:
             own |= around_eye
-    own |= _hull(size, marks[NOSE], 0.2 * eye) | _hull(size, marks[MOUTH], 0.3 * eye)
-    up = marks[36:48].mean(0) - marks[8]
-    rows, columns = np.mgrid[:size, :size] + 0.5
-    bearded = (columns - marks[33, 0]) * up[0] + (rows - marks[33, 1]) * up[1] < 0.0
-    found &= ~(own > 0) & ~bearded
-    grown = cv2.dilate(found.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
-    share = cv2.GaussianBlur(grown.astype(np.float32), (0, 0), SOFT * unit)
-    return np.asarray(np.minimum(1.6 * share, 1.0), dtype=np.float32), (lenses[0], lenses[1])
+    own |= head.fill_hull(marks[NOSE], config.nose_margin * eye)
+    own |= head.fill_hull(marks[MOUTH], config.mouth_margin * eye)
+    found &= ~(own > 0) & ~_find_bearded(head)
+    return Occlusion(_soften(found, head.unit, config), *lenses)
 
 
-def _behind_lens(excess: Floats, facing: Bools, lids: Floats, eye: float) -> bool:
+def _compare_brightness(
+    head: FittedHead, albedo: Floats, facing: Bools, config: OccluderConfig
+) -> Floats:
+    """(S, S) logarithm of the photo's brightness over that of the fitted face; 0 elsewhere."""
+    recovery = head.recovery
+    blurred = cv2.GaussianBlur(recovery.crop, (0, 0), config.blur * head.unit)
+    photo = blurred.astype(np.float32) / np.float32(255.0)
+    expected = np.maximum(shaded(head.frame, albedo, recovery.light), 0.0)
+    ratio = np.log((photo + config.black) / (expected + config.black)).mean(axis=2)
+    return np.where(facing, ratio, 0.0)
+
+
+def _find_thin(excess: Floats, unit: float, config: OccluderConfig) -> Bools:
+    """(S, S) where the brightness differs from its median in the neighbourhood."""
+    levels = np.clip(128.0 + 128.0 * excess, 0, 255).astype(np.uint8)
+    median = cv2.medianBlur(levels, 2 * round(config.thin_width * unit / 2.0) + 1)
+    return np.asarray(np.abs(levels.astype(np.float32) - median) / 128.0 > config.thin_change)
+
+
+def _measure_eyes(marks: Floats) -> float:
+    """Pixels between the corners of an eye, the mean of both."""
+    widths = [
+        np.linalg.norm(marks[INDEX[f"eye_{side}_outer"]] - marks[INDEX[f"eye_{side}_inner"]])
+        for side in ("right", "left")
+    ]
+    return float(widths[0] + widths[1]) / 2.0
+
+
+def _find_bearded(head: FittedHead) -> Bools:
+    """(S, S) what lies below the base of the nose, where beards grow."""
+    up = head_up(head.recovery.landmarks)
+    x, y = head.recovery.landmarks[NOSE_BASE]
+    rows, columns = np.mgrid[: head.size, : head.size] + 0.5
+    return np.asarray((columns - x) * up[0] + (rows - y) * up[1] < 0.0)
+
+
+def _soften(found: Bools, unit: float, config: OccluderConfig) -> Floats:
+    ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
+    grown = cv2.dilate(found.astype(np.uint8), ellipse).astype(np.float32)
+    share = cv2.GaussianBlur(grown, (0, 0), config.softness * unit)
+    return np.asarray(np.minimum(config.gain * share, 1.0), dtype=np.float32)
+
+
+def _is_behind_lens(
+    excess: Floats, facing: Bools, lids: Floats, eye: float, config: OccluderConfig
+) -> bool:
     """Whether the skin right below an eye's (6, 2) lids is darker than the fitted face explains."""
-    middle = lids.mean(0)
     across = (lids[3] - lids[0]) / max(float(np.linalg.norm(lids[3] - lids[0])), 1e-6)
     down = np.array([-across[1], across[0]])
-    steps = np.stack(
-        np.meshgrid(np.linspace(-0.35, 0.35, 7), np.linspace(0.30, 0.55, 5)), axis=-1
-    ).reshape(-1, 2)
-    at = middle + eye * (steps[:, :1] * across + steps[:, 1:] * down)
+    reach = config.below_eye_across
+    grid = np.meshgrid(np.linspace(-reach, reach, 7), np.linspace(*config.below_eye, 5))
+    steps = np.stack(grid, axis=-1).reshape(-1, 2)
+    at = lids.mean(0) + eye * (steps[:, :1] * across + steps[:, 1:] * down)
     x, y = np.clip(np.floor(at).astype(np.int64), 0, len(excess) - 1).T
     shown = facing[y, x]
-    return bool(shown.mean() > 0.5 and np.median(excess[y, x][shown]) < LENS)
-
-
-def _hull(
-    size: int, points: Floats, margin: float
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """(S, S) 1 within ``margin`` px of the convex outline of (N, 2) points."""
-    out = np.zeros((size, size), dtype=np.uint8)
-    outline = cv2.convexHull(np.round(points).astype(np.int32))
-    cv2.fillConvexPoly(out, outline, 1)
-    cv2.polylines(out, [outline], True, 1, max(round(2.0 * margin), 1))
-    return out
+    return bool(shown.mean() > 0.5 and np.median(excess[y, x][shown]) < config.lens)

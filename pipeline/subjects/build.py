@@ -1,8 +1,9 @@
-"""Where faces to render come from: a photo that was explained, or coefficients that were drawn."""
+"""The persons to be rendered: recovered from a photo, or sampled from the models' priors."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -11,7 +12,6 @@ from dff.face.arrays import Bools, Floats
 from dff.face.geometry import lighting
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import Coefficients, MorphableModel
-from dff.face.render.frame import render
 from dff.infra.split import assign_split, default_group
 from dff.pipeline.accessories.neckline import find_neckline
 from dff.pipeline.accessories.sampling import (
@@ -20,22 +20,35 @@ from dff.pipeline.accessories.sampling import (
     sample_accessories,
     sample_hair_colour,
 )
-from dff.pipeline.recovery import texture
+from dff.pipeline.recovery.albedo_completion import PhotoTexture, recover_texture
+from dff.pipeline.recovery.fitted_head import FittedHead, build_fitted_head
 from dff.pipeline.recovery.inpainting import inpaint
 from dff.pipeline.recovery.inverse import Recovery
+from dff.pipeline.recovery.uv_atlas import UvAtlas, build_uv_atlas
 from dff.pipeline.subjects import skin
-from dff.pipeline.subjects.hair_estimation import combed, hair_of_photo
+from dff.pipeline.subjects.hair_estimation import estimate_hair, sample_hair_like
 from dff.pipeline.subjects.subject import Person, PhotoScene
 
-CLOTH = 0.8  # brightness of clothes on the neck, over that of clothes beside it
-IDENTITY_LIMIT = 2.2  # standard deviations; beyond it the model's faces turn odd
-STRENGTH = (
-    0.3,
-    1.8,
-)  # times the deviation of ``MorphableModel.deformations`` by which a deformed face is
+
+@dataclass(frozen=True)
+class SubjectConfig:
+    """How persons are sampled, and what completes those of photos."""
+
+    # In standard deviations, beyond which coefficients are drawn again: faces would turn odd.
+    identity_limit: float = 2.2
+    albedo_limit: float = 2.0
+    # Range by which the coefficients of a residual deformation are multiplied
+    deformation_strength: tuple[float, float] = (0.3, 1.8)
+    feminine_share: float = 0.5
+    neck_shade: float = 0.8  # brightness of clothes on the neck, over that of clothes beside it
+    clothes_height: float = 0.12  # of the crop: how far below the neck clothes are measured
+    least_clothes: int = 50  # px below which nothing is known of clothes
 
 
-def recovered_person(
+SUBJECT = SubjectConfig()
+
+
+def recover_person(
     recovery: Recovery,
     identity_id: str,
     *,
@@ -45,43 +58,20 @@ def recovered_person(
     licence: str,
     rng: np.random.Generator,
     split_group: str = "",
+    config: SubjectConfig = SUBJECT,
 ) -> Person:
-    """The person of a photo, with the photo's own texture and scene. ``licence``: of the rows made
-    from it; ``split_group``: see ``PhotoRef``.
+    """The person of a photo, with the photo's own texture and scene.
+
+    ``texture_size`` is in texels, ``licence`` that of the rows made from the person;
+    ``split_group``: see ``PhotoRef``. What the photo does not show is drawn.
     """
-    unwrapped = texture.unwrap(recovery, model=model, albedo=albedo, size=texture_size)
+    head = build_fitted_head(recovery, model)
+    texture = recover_texture(head, albedo=albedo, size=texture_size)
+    atlas = build_uv_atlas(model, texture_size)
+    accessories = _complete_accessories(head, texture, atlas, config, rng)
+    covered = atlas.pad(cover_texels(atlas)[:, None])[..., 0]
+    dressed = _dress(texture.albedo, covered, accessories, config)
     identity, expression = recovery.coefficients.identity, recovery.coefficients.expression
-    neutral = model.vertices(Coefficients(identity, np.zeros_like(expression)))
-    face = recovery.cam_from_head.apply(model.vertices(recovery.coefficients))
-    size = recovery.crop.shape[0]
-    frame = render(face, model.faces, recovery.camera, (size, size))
-    mask = frame.mask
-    crop = recovery.crop.astype(np.float32) / 255.0
-    atlas = texture.atlas_of(model, texture_size)
-    hair = atlas.hair_of(unwrapped.albedo)
-    shown = combed(recovery, unwrapped.person, frame, model)
-    worn = sample_accessories(
-        hair,
-        rng=rng,
-        clothes=_clothes(crop, recovery, face, mask, model, unwrapped.light),
-        photo_hair=PhotoHair(None if shown is None else hair_of_photo(shown, hair, rng=rng)),
-        skin=skin.natural(skin.skin_colour(unwrapped.albedo.reshape(-1, 3)[atlas.texel], atlas)),
-    )
-    covered = atlas.padded(atlas.dressed[:, None])[..., 0]
-    own = PhotoScene(
-        expression=expression,
-        camera=recovery.camera,
-        cam_from_head=recovery.cam_from_head,
-        light=unwrapped.light,
-        crop=np.dstack([_beyond_the_border(crop, recovery.valid), unwrapped.trust]),
-        surroundings=_surroundings(crop, mask | ~recovery.valid, unwrapped.person),
-        lit_texture=np.dstack(
-            [
-                unwrapped.lit,
-                cv2.resize(covered, unwrapped.lit.shape[1::-1], interpolation=cv2.INTER_AREA),
-            ]
-        ),
-    )
     return Person(
         id=identity_id,
         photo_id=recovery.photo_id,
@@ -90,79 +80,113 @@ def recovered_person(
         licence=licence,
         fit_error=recovery.quality["landmark_error_inner"],
         identity=identity,
-        neutral=neutral,
-        texture=np.dstack(
-            [_dressed(unwrapped.albedo, covered, worn), np.zeros(covered.shape, dtype=np.float32)]
-        ),
+        neutral=model.vertices(Coefficients(identity, np.zeros_like(expression))),
+        texture=np.dstack([dressed, np.zeros(covered.shape, dtype=np.float32)]),
         texture_recipe={
             "from": "photo",
             "size": texture_size,
             "albedo_model": albedo.name,
             "albedo": _listed(recovery.albedo),
-            "seen": round(float(unwrapped.seen.mean()), 4),
+            "seen": round(float(texture.seen.mean()), 4),
         },
-        accessories=worn,
-        photo_scene=own,
+        accessories=accessories,
+        photo_scene=_build_photo_scene(head, texture, covered),
         split_group=split_group,
     )
 
 
-def _dressed(colours: Floats, covered: Floats, worn: Accessories) -> Floats:
-    """The colours with those of the clothes where these cover the skin: the neck's ragged rim is
-    below them.
-    """
-    cloth = np.float32(CLOTH) * np.array(worn.clothes, np.float32)
-    return np.asarray(colours + covered[..., None] * (cloth - colours), dtype=np.float32)
-
-
-def _surroundings(crop: Floats, covered: Bools, person: Floats) -> Floats:
-    """(S / 2, S / 2, 4) what is behind the person, and how far it stands before that."""
-    around = inpaint(crop, covered | (person > 0.1))
-    return np.dstack(
-        [around, cv2.resize(person, around.shape[1::-1], interpolation=cv2.INTER_AREA)]
+def _complete_accessories(
+    head: FittedHead,
+    texture: PhotoTexture,
+    atlas: UvAtlas,
+    config: SubjectConfig,
+    rng: np.random.Generator,
+) -> Accessories:
+    """Hair and clothes like those in the photo, and accessories that are drawn."""
+    hair = atlas.measure_hair(texture.albedo)
+    estimate = estimate_hair(head, texture.matte)
+    clothes = _measure_clothes(head, texture.light, config)
+    style = sample_hair_like(estimate, hair, rng=rng)
+    texels = texture.albedo.reshape(-1, 3)[atlas.texel]
+    return sample_accessories(
+        hair,
+        rng=rng,
+        clothes=clothes,
+        photo_hair=PhotoHair(style),
+        skin=skin.correct_hue(skin.measure_skin(texels, atlas)),
     )
 
 
-def _clothes(
-    crop: Floats,
-    recovery: Recovery,
-    face: Floats,
-    mask: Bools,
-    model: MorphableModel,
-    light: Floats,
-) -> Floats | None:
-    """(3,) albedo of what the photo shows right below the neck; None where it shows nothing
-    there.
+def _build_photo_scene(head: FittedHead, texture: PhotoTexture, covered: Floats) -> PhotoScene:
+    """``covered`` (S, S): the share of the texture that clothes cover."""
+    recovery = head.recovery
+    crop = recovery.crop.astype(np.float32) / 255.0
+    hole = head.frame.mask | ~recovery.valid
+    shared = cv2.resize(covered, texture.lit.shape[1::-1], interpolation=cv2.INTER_AREA)
+    return PhotoScene(
+        expression=recovery.coefficients.expression,
+        camera=recovery.camera,
+        cam_from_head=recovery.cam_from_head,
+        light=texture.light,
+        crop=np.dstack([_extend(crop, recovery.valid), texture.trust]),
+        surroundings=_separate_surroundings(crop, hole, texture.matte),
+        lit_texture=np.dstack([texture.lit, shared]),
+    )
+
+
+@lru_cache(maxsize=4)
+def cover_texels(atlas: UvAtlas) -> Floats:
+    """(N,) 0..1: how much of each covered texel of an atlas the clothes cover."""
+    return find_neckline(atlas.model).coverage(atlas.places)
+
+
+def _dress(
+    colours: Floats, covered: Floats, accessories: Accessories, config: SubjectConfig
+) -> Floats:
+    """(..., 3) colours, with those of the clothes as far as (...) ``covered``.
+
+    The neck's ragged border lies below clothes.
     """
-    rim = face[find_neckline(model).rim]
+    cloth = np.float32(config.neck_shade) * np.array(accessories.clothes, np.float32)
+    return np.asarray(colours + covered[..., None] * (cloth - colours), dtype=np.float32)
+
+
+def _separate_surroundings(crop: Floats, hole: Bools, matte: Floats) -> Floats:
+    """(S / 2, S / 2, 4) RGB of what is behind the person, and the person's matte."""
+    around = inpaint(crop, hole | (matte > 0.1))
+    small = cv2.resize(matte, around.shape[1::-1], interpolation=cv2.INTER_AREA)
+    return np.dstack([around, small])
+
+
+def _measure_clothes(head: FittedHead, light: Floats, config: SubjectConfig) -> Floats | None:
+    """(3,) albedo of what the photo shows right below the neck; None where it shows nothing."""
+    rim = head.vertices[find_neckline(head.model).rim]
     if len(rim) == 0:
         return None
+    recovery, size = head.recovery, head.size
     px = recovery.camera.px_from_cam(rim)
     low, high = px.min(0), px.max(0)
-    size = len(crop)
-    below = np.zeros((size, size), dtype=bool)
-    top, bottom = (int(np.clip(v, 0, size)) for v in (high[1] - 2, high[1] + 0.12 * size))
+    top = int(np.clip(high[1] - 2, 0, size))
+    bottom = int(np.clip(high[1] + config.clothes_height * size, 0, size))
     left, right = (int(np.clip(v, 0, size)) for v in (low[0], high[0]))
+    below = np.zeros((size, size), dtype=bool)
     below[top:bottom, left:right] = True
-    shown = below & ~mask & recovery.valid
-    if shown.sum() < 50:
+    shown = below & ~head.frame.mask & recovery.valid
+    if shown.sum() < config.least_clothes:
         return None
+    crop = recovery.crop.astype(np.float32) / 255.0
     level = lighting.shade(np.array([[0.0, 0.0, -1.0]]), light)[0]
     return np.asarray(np.median(crop[shown], axis=0) / np.maximum(level, 0.1))
 
 
-def _beyond_the_border(crop: Floats, valid: Bools) -> Floats:
-    """The (S, S, 3) crop with what lies beyond the photo's border out of focus instead of
-    striped.
-    """
+def _extend(crop: Floats, valid: Bools) -> Floats:
+    """The (S, S, 3) crop, continued out of focus beyond the photo's border."""
     if valid.all():
         return crop
-    around = inpaint(crop, ~valid)
-    filled = cv2.resize(around, crop.shape[1::-1])
-    inside = cv2.erode(valid.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1).astype(
-        np.float32
-    )
-    share = cv2.GaussianBlur(inside, (0, 0), 1.0)[..., None] * valid[..., None]
+    filled = cv2.resize(inpaint(crop, ~valid), crop.shape[1::-1])
+    inside = cv2.erode(valid.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1)
+    soft = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), 1.0)
+    share = soft[..., None] * valid[..., None]
     return np.asarray(crop * share + filled * (1.0 - share), dtype=np.float32)
 
 
@@ -174,7 +198,7 @@ def sample_coefficients(count: int, *, rng: np.random.Generator, limit: float = 
     return out.astype(np.float32)
 
 
-def sampled_person(
+def sample_person(
     identity_id: str,
     *,
     model: MorphableModel,
@@ -182,63 +206,73 @@ def sampled_person(
     texture_size: int,
     rng: np.random.Generator,
     deformed: float = 0.0,
+    config: SubjectConfig = SUBJECT,
 ) -> Person:
-    """A face that no one has: identity and albedo drawn from the models' priors.
+    """A person whose identity and albedo are drawn from the models' priors.
 
-    ``deformed``: the probability that it is also deformed smoothly, beyond what the model's
-    identities form.
+    ``texture_size`` is in texels; ``deformed`` is the probability of a residual deformation, beyond
+    what the model's identities form.
     """
-    identity = sample_coefficients(len(model.identity), rng=rng, limit=IDENTITY_LIMIT)
-    deformation: Floats = np.empty(0)
-    if deformed and rng.random() < deformed:
-        deformation = sample_coefficients(len(model.deformations), rng=rng, limit=IDENTITY_LIMIT)
-        deformation *= np.float32(rng.uniform(*STRENGTH))
-    colours = sample_coefficients(len(albedo.components), rng=rng, limit=2.0)
-    drawn = albedo.texture(colours)
-    atlas = texture.atlas_of(model, texture_size)
-    enlarged = cv2.resize(drawn, (texture_size, texture_size), interpolation=cv2.INTER_CUBIC)
+    coefficients = _sample_shape(model, deformed, config, rng)
+    colours = sample_coefficients(len(albedo.components), rng=rng, limit=config.albedo_limit)
+    atlas = build_uv_atlas(model, texture_size)
+    size = (texture_size, texture_size)
+    enlarged = cv2.resize(albedo.texture(colours), size, interpolation=cv2.INTER_CUBIC)
     base = np.clip(enlarged.reshape(-1, 3)[atlas.texel], 0.0, 1.0)
-    flesh, feminine = skin.natural(skin.skin_colour(base, atlas)), bool(rng.random() < 0.5)
+    flesh = skin.correct_hue(skin.measure_skin(base, atlas))
+    feminine = bool(rng.random() < config.feminine_share)
     hair = sample_hair_colour(flesh, rng=rng)
-    worn = sample_accessories(hair, rng=rng, skin=flesh, feminine=feminine)
-    look = skin.sample_look(flesh, hair, rng=rng, feminine=feminine, hairy=worn.style is not None)
-    colours_on = _dressed(skin.painted(base, look, atlas) * atlas.daylight, atlas.dressed, worn)
-    coefficients = Coefficients(identity, np.zeros(len(model.expression)), deformation)
+    accessories = sample_accessories(hair, rng=rng, skin=flesh, feminine=feminine)
+    appearance = skin.sample_appearance(
+        flesh, hair, rng=rng, feminine=feminine, hairy=accessories.style is not None
+    )
+    painted = skin.paint(base, appearance, atlas) * atlas.daylight
+    dressed = _dress(painted, cover_texels(atlas), accessories, config)
     return Person(
         id=identity_id,
         photo_id="",
         photo_sha256="",
         split=assign_split(default_group(identity_id)),
-        licence=_both(model.licence, albedo.licence),
+        licence=_join_licences(model.licence, albedo.licence),
         fit_error=0.0,
         identity=coefficients.identity,
         deformation=coefficients.deformation,
         neutral=model.vertices(coefficients),
-        texture=np.dstack(
-            [atlas.padded(colours_on), np.zeros((texture_size, texture_size), dtype=np.float32)]
-        ),
+        texture=np.dstack([atlas.pad(dressed), np.zeros(size, dtype=np.float32)]),
         texture_recipe={
             "from": "albedo",
             "size": texture_size,
             "albedo_model": albedo.name,
             "albedo": _listed(colours),
-            "look": asdict(look),
+            "look": asdict(appearance),
         },
-        accessories=worn,
+        accessories=accessories,
         photo_scene=None,
     )
 
 
-def photo_licence(terms: str, model: MorphableModel, albedo: AlbedoModel) -> str:
-    """The licence of rows that show a photo under ``terms``: those, and those of the models that
-    completed it.
+def _sample_shape(
+    model: MorphableModel, deformed: float, config: SubjectConfig, rng: np.random.Generator
+) -> Coefficients:
+    limit = config.identity_limit
+    identity = sample_coefficients(len(model.identity), rng=rng, limit=limit)
+    deformation: Floats = np.empty(0)
+    if deformed and rng.random() < deformed:
+        deformation = sample_coefficients(len(model.deformations), rng=rng, limit=limit)
+        deformation *= np.float32(rng.uniform(*config.deformation_strength))
+    return Coefficients(identity, np.zeros(len(model.expression)), deformation)
+
+
+def join_photo_licence(terms: str, model: MorphableModel, albedo: AlbedoModel) -> str:
+    """The licence of rows that show a photo under ``terms``.
+
+    It joins those with the licences of the models that completed the photo.
     """
-    return " AND ".join(
-        dict.fromkeys([terms, *_both(model.licence, albedo.licence).split(" AND ")])
-    )
+    parts = [terms, *_join_licences(model.licence, albedo.licence).split(" AND ")]
+    return " AND ".join(dict.fromkeys(parts))
 
 
-def _both(a: str, b: str) -> str:
+def _join_licences(a: str, b: str) -> str:
     return a if a == b else f"{a} AND {b}"
 
 

@@ -2,7 +2,7 @@
 statistical albedo.
 
 All of it is painted into the texture. Where a thing grows is decided on the model's template, in
-metres from its landmarks, once for each model; what it looks like is a ``Look``, drawn for each
+metres from its landmarks, once for each model; what it looks like is a ``Appearance``, drawn for each
 person.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from dff.face.arrays import Bools, Floats, Ints
-from dff.pipeline.recovery.texture import Atlas
+from dff.pipeline.recovery.uv_atlas import UvAtlas
 
 Colour = tuple[float, float, float]
 Texels = NDArray[np.float32]
@@ -34,7 +34,7 @@ BROW = (0.0022, 0.0052)  # metres, half the thickness of brows
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """What is painted on a face; colours are albedo in 0..1, shares 0..1."""
 
     tint: Colour  # by which all skin is multiplied
@@ -54,9 +54,9 @@ class Look:
     seed: int
 
 
-def sample_look(
+def sample_appearance(
     skin: Floats, hair: Floats, *, rng: np.random.Generator, feminine: bool, hairy: bool
-) -> Look:
+) -> Appearance:
     """A look for (3,) ``skin`` and ``hair`` albedo; ``hairy``: there is hair on the head."""
     fair = float(np.clip((skin.mean() - 0.30) / 0.25, 0.0, 1.0))
     odds = (0.93, 0.07, 0.0, 0.0, 0.0, 0.0) if feminine else (0.26, 0.24, 0.18, 0.06, 0.10, 0.16)
@@ -86,7 +86,7 @@ def sample_look(
         for _ in range(count)
     )
     thick = rng.uniform(*BROW) * (0.85 if feminine else 1.1)
-    return Look(
+    return Appearance(
         tint=_colour(np.exp(rng.normal(0.0, 0.05) + rng.normal(0.0, 0.018, 3))),
         beard=beard,
         beard_share=float(rng.uniform(low, high)),
@@ -142,10 +142,10 @@ class Places:
     table: Texels  # (N, len(FIELDS)) by the names of FIELDS
 
 
-_places: dict[int, tuple[Atlas, Places]] = {}
+_places: dict[int, tuple[UvAtlas, Places]] = {}
 
 
-def places_of(atlas: Atlas) -> Places:
+def places_of(atlas: UvAtlas) -> Places:
     """The places of an atlas; the last few are kept."""
     if id(atlas) not in _places:
         while len(_places) >= 4:
@@ -159,7 +159,7 @@ def _step(x: Floats, low: float, high: float) -> Floats:
     return np.asarray(t * t * (3.0 - 2.0 * t))
 
 
-def _find(atlas: Atlas) -> Places:
+def _find(atlas: UvAtlas) -> Places:
     model = atlas.model
     p = atlas.points.of(model.template.astype(np.float64), model.faces)
     marks = model.template[model.landmarks.vertex].astype(np.float64)
@@ -169,7 +169,7 @@ def _find(atlas: Atlas) -> Places:
     def within(*names: str) -> Floats:
         member = np.zeros(len(model.template))
         for name in names:
-            member[atlas.vertices_of(name)] = 1.0
+            member[atlas.mask_region(name)] = 1.0
         return atlas.points.of(member[:, None], model.faces)[:, 0]
 
     region = np.array(model.region_names)[model.region][atlas.points.triangle]
@@ -216,7 +216,7 @@ def _find(atlas: Atlas) -> Places:
     )
     high = (region == "face") & (side < eye[0]) & (y > marks[17:27, 1].max() + 0.014)
     crown = np.zeros(len(model.template))
-    crown[atlas.vertices_of("scalp")] = 1.0
+    crown[atlas.mask_region("scalp")] = 1.0
     for _ in range(2):
         crown = atlas.smoother.solve(crown)
     hairline = atlas.points.of(crown[:, None], model.faces)[:, 0]  # 0.5 at the edge of the scalp
@@ -293,7 +293,7 @@ def _noises(size: int) -> NDArray[np.float32]:
     return np.asarray(layers, dtype=np.float32)
 
 
-def skin_colour(values: Floats, atlas: Atlas) -> Floats:
+def measure_skin(values: Floats, atlas: UvAtlas) -> Floats:
     """(3,) the middle colour of the cheeks in (N, 3) colours of the covered texels."""
     cheeks = places_of(atlas).cheeks
     return np.asarray(
@@ -301,7 +301,7 @@ def skin_colour(values: Floats, atlas: Atlas) -> Floats:
     )
 
 
-def natural(cheek: Floats) -> Floats:
+def correct_hue(cheek: Floats) -> Floats:
     """(3,) the colour of skin nearest to ``cheek`` of a hue that skin has; its brightness stays."""
     red_green = np.clip(cheek[0] / max(cheek[1], 0.02), 1.18, 1.62)
     green_blue = np.clip(cheek[1] / max(cheek[2], 0.02), 1.06, 1.48)
@@ -309,35 +309,37 @@ def natural(cheek: Floats) -> Floats:
     return np.asarray(hue * cheek.sum() / hue.sum())
 
 
-def painted(values: Floats, look: Look, atlas: Atlas) -> Texels:
+def paint(values: Floats, appearance: Appearance, atlas: UvAtlas) -> Texels:
     """(N, 3) float32 colours of the covered texels: (N, 3) ``values`` with a look painted over
     them.
     """
     at = places_of(atlas)
-    rng = np.random.default_rng(look.seed)
+    rng = np.random.default_rng(appearance.seed)
     base = np.ascontiguousarray(values, dtype=np.float32)
-    cheek = skin_colour(base, atlas)
+    cheek = measure_skin(base, atlas)
     usual = np.median(base[at.bearded], axis=0) if len(at.bearded) else cheek
     scalp = base[at.hairy].mean(1) if len(at.hairy) else np.full(1, 0.2)
     dark = float(np.percentile(scalp, 20))
     shaved = cheek * np.array([0.97, 0.955, 0.955])
     forehead = np.median(base[at.forehead], axis=0) if len(at.forehead) else cheek
     # Rows of colours, in the order in which ``_paint`` unpacks them.
-    hair = np.array(look.hair)
+    hair = np.array(appearance.hair)
     under_skin = hair * 0.6 + np.array([0.16, 0.17, 0.19])  # it looks blue-grey
     colours = [
-        np.array(look.tint) * natural(cheek) / np.maximum(cheek, 0.02), shaved, shaved / np.maximum(usual, 0.02),
-        np.array(look.lips), under_skin if look.beard == "shadow" else hair, hair, np.array(look.hair_on_head), cheek,
-        np.array(look.iris), forehead,
+        np.array(appearance.tint) * correct_hue(cheek) / np.maximum(cheek, 0.02), shaved, shaved / np.maximum(usual, 0.02),
+        np.array(appearance.lips), under_skin if appearance.beard == "shadow" else hair, hair, np.array(appearance.hair_on_head), cheek,
+        np.array(appearance.iris), forehead,
     ]  # fmt: skip
-    thick = look.beard in ("full", "goatee", "moustache")
+    thick = appearance.beard in ("full", "goatee", "moustache")
     numbers = [
-        look.grain, look.blush, look.freckles, look.beard_share, 1.0 if thick else 0.0, look.brow, look.brow_share,
-        look.scalp, max(float(cheek.mean()) - dark, 0.05), max(float(np.median(scalp)), 0.02),
+        appearance.grain, appearance.blush, appearance.freckles, appearance.beard_share, 1.0 if thick else 0.0, appearance.brow, appearance.brow_share,
+        appearance.scalp, max(float(cheek.mean()) - dark, 0.05), max(float(np.median(scalp)), 0.02),
         rng.uniform(0.30, 0.5),
     ]  # fmt: skip
-    on_jaw = look.beard in ("shadow", "stubble", "full")
-    where = np.array([on_jaw, look.beard != "none", look.beard == "goatee"], dtype=np.float32)
+    on_jaw = appearance.beard in ("shadow", "stubble", "full")
+    where = np.array(
+        [on_jaw, appearance.beard != "none", appearance.beard == "goatee"], dtype=np.float32
+    )
     out = np.empty_like(base)
     _paint(
         base,
@@ -350,13 +352,13 @@ def painted(values: Floats, look: Look, atlas: Atlas) -> Texels:
         where,
         out,
     )
-    _spots(out, look, at)
+    _spots(out, appearance, at)
     return out
 
 
-def _spots(out: Texels, look: Look, at: Places) -> None:
+def _spots(out: Texels, appearance: Appearance, at: Places) -> None:
     front = at.places[:, 2].mean()
-    for x, y, radius in look.moles:
+    for x, y, radius in appearance.moles:
         near = (np.abs(at.places[:, 0] - x) < 2.0 * radius) & (
             np.abs(at.places[:, 1] - y) < 2.0 * radius
         )
@@ -374,7 +376,7 @@ def _ramp(x, low, high):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _paint(values, table, texel, shift, noises, colours, numbers, where, out):  # type: ignore[no-untyped-def]
-    """Fill (N, 3) ``out``; rows of ``table`` as FIELDS, the other tables as ``painted`` makes
+    """Fill (N, 3) ``out``; rows of ``table`` as FIELDS, the other tables as ``paint`` makes
     them.
     """
     size = noises.shape[1]

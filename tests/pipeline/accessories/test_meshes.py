@@ -40,7 +40,7 @@ from dff.pipeline.accessories.sampling import (
 )
 from dff.pipeline.scene import views
 from dff.pipeline.scene.sampling import make_plain_scene
-from dff.pipeline.subjects.build import sample_coefficients, sampled_person
+from dff.pipeline.subjects.build import sample_coefficients, sample_person
 from dff.pipeline.subjects.subject import Person
 from dff.trainer.data.crops import chart_of as training_chart
 from dff.trainer.data.view_cache import write_store
@@ -53,7 +53,7 @@ MOUTH = slice(48, 68)
 def people(open_head: MorphableModel) -> list[Person]:
     albedo = load_albedo()
     return [
-        sampled_person(
+        sample_person(
             f"sampled-{i:06d}",
             model=open_head,
             albedo=albedo,
@@ -250,15 +250,15 @@ def test_hair_leaves_the_face_free(people: list[Person], open_head: MorphableMod
         hair = sample_hair((0.2, 0.1, 0.1), rng=rng, long=i % 2 == 0)
         if hair is None:
             continue
-        combed = replace(
+        estimate_hair = replace(
             person,
             accessories=replace(
                 person.accessories, style=replace(hair, fringe=min(hair.fringe, 1.0))
             ),
         )
-        row = _row(combed, open_head, ("hair",))
+        row = _row(estimate_hair, open_head, ("hair",))
         assert row.visible_3d[27:].sum() >= 40, hair
-        shaven = _row(combed, open_head, ())
+        shaven = _row(estimate_hair, open_head, ())
         hidden = (row.triangle_ids == OCCLUDER) & (shaven.triangle_ids >= 0)
         scalp = open_head.region[shaven.triangle_ids[hidden]] == open_head.region_names.index(
             "scalp"

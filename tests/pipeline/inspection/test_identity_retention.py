@@ -25,7 +25,7 @@ from dff.pipeline.inspection.identity_retention import (
 from dff.pipeline.job.work import derive_seed
 from dff.pipeline.scene import views
 from dff.pipeline.scene.sampling import make_plain_scene
-from dff.pipeline.subjects.build import sampled_person
+from dff.pipeline.subjects.build import sample_person
 
 PEOPLE, SIZE = 4, 128
 SIDE = CONFIG.side
@@ -37,7 +37,7 @@ def rows(open_head: MorphableModel) -> list[list[ViewRow]]:
     out = []
     for index in range(PEOPLE):
         rng = np.random.default_rng(derive_seed(1, str(index)))
-        person = sampled_person(
+        person = sample_person(
             f"sampled-{index}", model=open_head, albedo=load_albedo(), texture_size=256, rng=rng
         )
         some = []

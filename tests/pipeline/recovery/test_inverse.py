@@ -21,7 +21,14 @@ from dff.face.render.frame import render, sample_texture, shaded, supersampled
 from dff.infra.storage import open_storage
 from dff.pipeline.inspection.recovery_panel import draw_recovery
 from dff.pipeline.recovery.crop import square_crop
-from dff.pipeline.recovery.inverse import ANYTHING, AT_LEAST, Limits, Recovery, invert, judge
+from dff.pipeline.recovery.inverse import (
+    AT_LEAST,
+    NO_LIMITS,
+    FitLimits,
+    Recovery,
+    check_quality,
+    invert,
+)
 from dff.pipeline.recovery.landmark_fit import (
     LandmarkFitModel,
     activation_prior,
@@ -145,7 +152,7 @@ def test_pixels_bring_a_face_nearer_than_its_landmarks_alone(
     """With noisy points the joint steps must help: over all skin vertices, not only where points
     are.
     """
-    fit_model = LandmarkFitModel.of(open_head, 60, len(open_head.expression))
+    fit_model = LandmarkFitModel.build(open_head, 60, len(open_head.expression))
     seen = np.unique(open_head.faces[open_head.triangles_of("face", "lips", "brows")])
     before, after = [], []
     for seed in (11, 12, 13):
@@ -300,19 +307,19 @@ def test_what_is_no_face_is_refused_with_the_reason(
 
 
 def test_each_limit_refuses_by_its_name() -> None:
-    good = {field.name: 0.0 for field in fields(Limits)} | {
+    good = {field.name: 0.0 for field in fields(FitLimits)} | {
         "face_size": 100.0,
         "structure": 0.9,
         "score": 1.0,
     }
-    judge("a", good, Limits())
-    for field in fields(Limits):
+    check_quality("a", good, FitLimits())
+    for field in fields(FitLimits):
         bad = good | {field.name: -1.0 if field.name in AT_LEAST else 9.0}
         with pytest.raises(BadFit, match=rf"^a: {field.name.replace('_', ' ')} .*(above|below)"):
-            judge("a", bad, Limits())
-        judge("a", bad, ANYTHING)
+            check_quality("a", bad, FitLimits())
+        check_quality("a", bad, NO_LIMITS)
     with pytest.raises(BadFit, match="colour error nan"):
-        judge("a", good | {"colour_error": np.nan}, Limits())
+        check_quality("a", good | {"colour_error": np.nan}, FitLimits())
 
 
 def test_a_crop_keeps_pixels_in_their_places() -> None:
@@ -336,7 +343,7 @@ def test_a_crop_keeps_pixels_in_their_places() -> None:
 
 def test_points_of_the_model_are_fitted_and_activations_held(toy_model: MorphableModel) -> None:
     rng = np.random.default_rng(0)
-    fit_model = LandmarkFitModel.of(toy_model, 4, 3)
+    fit_model = LandmarkFitModel.build(toy_model, 4, 3)
     truth = Coefficients(rng.normal(size=4) * 0.5, np.array([0.5, 0.3, 0.0]))
     pose = Rigid(rotation_from_angles(12.0, 5.0, -20.0), np.zeros(3))
     points = pose.apply(toy_model.vertices(truth))[:, :2] * 900.0 + 100.0
@@ -380,7 +387,7 @@ def test_real_photos_are_explained(
     refs = list_photos(storage)[::220]
     quality = [
         invert(
-            read_photo(storage, ref), model=open_head, albedo=open_albedo, limits=ANYTHING
+            read_photo(storage, ref), model=open_head, albedo=open_albedo, limits=NO_LIMITS
         ).quality
         for ref in refs
     ]

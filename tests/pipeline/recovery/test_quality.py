@@ -1,6 +1,4 @@
-"""The score of a recovered face: what it says of known evidence, and that wrong landmarks lower
-it.
-"""
+"""The score of a recovered face: its value for known features, and for wrong landmarks."""
 
 from __future__ import annotations
 
@@ -9,20 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.quality import CORRUPTIONS, auroc, fitted_weights
+from benchmarks.quality import CORRUPTIONS, auroc, fit_weights
 from dff.face.errors import BadFit
 from dff.face.io.assets import load_albedo
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import MorphableModel
-from dff.pipeline.recovery.inverse import ANYTHING, Limits, invert
+from dff.pipeline.recovery.inverse import NO_LIMITS, FitLimits, invert
 from dff.pipeline.recovery.quality import (
-    EVIDENCE,
-    REACH,
-    UNIT,
-    USUAL,
-    WEIGHTS,
-    evidence_of,
-    score_of,
+    FEATURES,
+    LIMIT,
+    SHIPPED,
+    ScoreWeights,
+    measure_features,
+    score_fit,
 )
 from tests.pipeline.recovery.test_inverse import made
 
@@ -32,22 +29,23 @@ def albedo() -> AlbedoModel:
     return load_albedo()
 
 
-def test_a_usual_photo_is_the_zero_of_the_evidence() -> None:
-    usual = dict(zip(EVIDENCE, USUAL, strict=True))
-    np.testing.assert_allclose(evidence_of(usual), 0.0)
-    more = dict(zip(EVIDENCE, USUAL + UNIT, strict=True))
-    np.testing.assert_allclose(evidence_of(more), 1.0)
-    far = dict(zip(EVIDENCE, USUAL - 100 * UNIT, strict=True))
-    np.testing.assert_allclose(evidence_of(far), -REACH)
-    assert np.isnan(score_of(evidence_of(usual | {"structure": np.nan})))  # which no limit accepts
+def test_a_usual_photo_is_the_zero_of_the_features() -> None:
+    usual = {name: feature.usual for name, feature in FEATURES.items()}
+    np.testing.assert_allclose(measure_features(usual), 0.0)
+    more = {name: feature.usual + feature.unit for name, feature in FEATURES.items()}
+    np.testing.assert_allclose(measure_features(more), 1.0)
+    far = {name: feature.usual - 100 * feature.unit for name, feature in FEATURES.items()}
+    np.testing.assert_allclose(measure_features(far), -LIMIT)
+    lost = usual | {"structure": np.nan}
+    assert np.isnan(score_fit(measure_features(lost)))  # which no limit accepts
 
 
 def test_the_score_is_a_logistic_function() -> None:
-    weights = np.array([1.0, -2.0, 0.5])
-    assert score_of(np.array([0.0, 0.0]), weights) == pytest.approx(1 / (1 + np.exp(-0.5)))
-    assert score_of(np.array([2.0, 1.25]), weights) == pytest.approx(0.5)
-    assert score_of(np.zeros(len(EVIDENCE))) > 0.9
-    assert len(WEIGHTS) == len(EVIDENCE) + 1
+    weights = ScoreWeights(np.array([1.0, -2.0]), 0.5)
+    assert score_fit(np.array([0.0, 0.0]), weights) == pytest.approx(1 / (1 + np.exp(-0.5)))
+    assert score_fit(np.array([2.0, 1.25]), weights) == pytest.approx(0.5)
+    assert score_fit(np.zeros(len(FEATURES))) > 0.9
+    assert len(SHIPPED.features) == len(FEATURES)
 
 
 def test_the_area_is_the_chance_that_the_good_score_higher() -> None:
@@ -59,10 +57,12 @@ def test_the_area_is_the_chance_that_the_good_score_higher() -> None:
 
 def test_weights_of_a_known_boundary_come_back() -> None:
     rng = np.random.default_rng(0)
-    evidence = rng.normal(size=(4000, 3))
-    chance = 1 / (1 + np.exp(-(evidence @ [1.5, 0.0, -1.0])))
+    features = rng.normal(size=(4000, 3))
+    chance = 1 / (1 + np.exp(-(features @ [1.5, 0.0, -1.0])))
     good = (rng.random(4000) < chance).astype(float)
-    np.testing.assert_allclose(fitted_weights(evidence, good), [1.5, 0.0, -1.0, 0.0], atol=0.2)
+    found = fit_weights(features, good)
+    np.testing.assert_allclose(found.features, [1.5, 0.0, -1.0], atol=0.2)
+    assert found.bias == pytest.approx(0.0, abs=0.2)
 
 
 def test_each_corruption_is_far_from_the_truth(
@@ -88,13 +88,13 @@ def test_a_known_face_scores_high_and_wrong_landmarks_low(
         wrong = CORRUPTIONS[name](photo.landmarks, other, np.random.default_rng(3))
         try:
             bad = invert(
-                replace(photo, landmarks=wrong), model=open_head, albedo=albedo, limits=ANYTHING
+                replace(photo, landmarks=wrong), model=open_head, albedo=albedo, limits=NO_LIMITS
             )
         except BadFit:
             continue  # no fit at all: refused before it has a score
         assert bad.quality["score"] < 0.5
-        only_score = replace(ANYTHING, score=Limits().score)
-        if bad.quality["score"] < Limits().score:
+        only_score = replace(NO_LIMITS, score=FitLimits().score)
+        if bad.quality["score"] < FitLimits().score:
             with pytest.raises(BadFit, match="score"):
                 invert(
                     replace(photo, landmarks=wrong),

@@ -18,15 +18,15 @@ from dff.face.io.assets import load_albedo
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import Frame, interpolate, render, sample_texture
 from dff.infra.shards import ViewRow
-from dff.pipeline.recovery.inverse import Recovery, skin_mask
+from dff.pipeline.recovery.inverse import Recovery, mask_skin
 from dff.pipeline.scene import views
 from dff.pipeline.scene.photo_warping import PROFILING
 from dff.pipeline.scene.sampling import SceneConfig, draw_scene
 from dff.pipeline.scene.scene import PROFILE, RERENDER, Scene
 from dff.pipeline.subjects import subject_file as person_file
-from dff.pipeline.subjects.build import recovered_person
+from dff.pipeline.subjects.build import recover_person
 from dff.pipeline.subjects.subject import Person, PhotoScene
-from tests.pipeline.recovery.test_texture import SIZE, TEXELS, photograph, speckled
+from tests.pipeline.recovery.test_albedo_completion import SIZE, TEXELS, photograph, speckled
 
 YAW = 20.0
 
@@ -48,7 +48,7 @@ def recovery(open_head: MorphableModel, truth: Floats) -> Recovery:
 
 @pytest.fixture(scope="module")
 def person(open_head: MorphableModel, recovery: Recovery) -> Person:
-    made = recovered_person(
+    made = recover_person(
         recovery,
         "known",
         model=open_head,
@@ -154,7 +154,7 @@ def test_a_turned_face_keeps_its_colours_and_their_light(
     )
     shown = row_of(person, scene, open_head).pixels() / 255.0
     steep = interpolate(frame, -normals[:, 2:], open_head.faces)[..., 0]
-    skin = skin_mask(frame, open_head)
+    skin = mask_skin(frame, open_head)
     well = skin & (steep > 0.7) & (frame.normal[..., 2] < -0.4)
     assert well.sum() > 2000
     assert np.abs(shown - expected).mean(2)[well].mean() < 0.03
@@ -171,7 +171,7 @@ def test_the_wall_never_bleeds_onto_the_face(
     scene = turned(person, open_head, yaw)
     frame = resolve_frame(person, scene, open_head)
     inside = cv2.erode(frame.mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    skin = skin_mask(frame, open_head) & inside
+    skin = mask_skin(frame, open_head) & inside
     # Clothes that this photo lacks would cover the neck's rim.
     covered = sample_texture(frame, own_of(person).lit_texture, open_head.uv, open_head.uv_faces)[
         ..., 3

@@ -26,7 +26,7 @@ from dff.pipeline.job.work import derive_seed
 from dff.pipeline.scene import views
 from dff.pipeline.scene.camera_sensor import encode_jpeg
 from dff.pipeline.scene.sampling import make_plain_scene
-from dff.pipeline.subjects.build import sampled_person
+from dff.pipeline.subjects.build import sample_person
 from dff.pipeline.subjects.subject import Person
 
 SIZE = 160
@@ -36,7 +36,7 @@ SIZE = 160
 def person(open_head: MorphableModel) -> Person:
     rng = np.random.default_rng(11)
     albedo = load_albedo()
-    return sampled_person(
+    return sample_person(
         "sampled-000011", model=open_head, albedo=albedo, texture_size=256, rng=rng, deformed=1.0
     )
 

@@ -11,14 +11,20 @@ from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.io.assets import load_albedo
 from dff.face.model.morphable import Coefficients, MorphableModel
-from dff.face.render.frame import OCCLUDER, render
+from dff.face.render.frame import OCCLUDER
 from dff.infra.images import decode
 from dff.pipeline.accessories.hair import Colour, Hair
+from dff.pipeline.recovery.fitted_head import build_fitted_head
 from dff.pipeline.recovery.inverse import Recovery
 from dff.pipeline.scene import views
 from dff.pipeline.scene.sampling import make_plain_scene
-from dff.pipeline.subjects.build import sampled_person
-from dff.pipeline.subjects.hair_estimation import Combed, combed, hair_of_photo
+from dff.pipeline.subjects.build import sample_person
+from dff.pipeline.subjects.hair_estimation import (
+    HairEstimate,
+    estimate_hair,
+    has_style,
+    sample_hair_like,
+)
 
 SIZE = 256
 FAIR, DARK = (0.62, 0.50, 0.32), (0.05, 0.045, 0.04)
@@ -29,10 +35,10 @@ def _hair(**changes: object) -> Hair:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def _seen(style: Hair | None, model: MorphableModel, yaw: float = 0.0) -> Combed:
+def _seen(style: Hair | None, model: MorphableModel, yaw: float = 0.0) -> HairEstimate:
     """What a picture of a person in this hair says of it, when the fit is perfect."""
     albedo = load_albedo()
-    person = sampled_person(
+    person = sample_person(
         "known", model=model, albedo=albedo, texture_size=256, rng=np.random.default_rng(5)
     )
     person = replace(
@@ -50,7 +56,6 @@ def _seen(style: Hair | None, model: MorphableModel, yaw: float = 0.0) -> Combed
         scene, camera=camera, cam_from_head=pose, accessories=("body", *(["hair"] if style else []))
     )
     shot = views.render_scene(person, scene, model=model, size=SIZE)
-    frame = render(pose.apply(person.neutral), model.faces, camera, (SIZE, SIZE))
     marks = shot.landmarks.contour
     recovery = Recovery(
         photo_id="known",
@@ -70,7 +75,7 @@ def _seen(style: Hair | None, model: MorphableModel, yaw: float = 0.0) -> Combed
         quality={},
     )
     covered = (shot.triangle_ids >= 0) | (shot.triangle_ids == OCCLUDER)
-    found = combed(recovery, covered.astype(np.float32), frame, model)
+    found = estimate_hair(build_fitted_head(recovery, model), covered.astype(np.float32))
     assert found is not None
     return found
 
@@ -82,8 +87,8 @@ def test_long_hair_is_told_from_short(
 ) -> None:
     short = _seen(_hair(colour=colour, tips=colour), open_head, yaw)
     long = _seen(_hair(colour=colour, tips=colour, length=0.15, cover=1.0), open_head, yaw)
-    assert short.mesh
-    assert long.mesh
+    assert has_style(short)
+    assert has_style(long)
     assert short.length < 0.02
     assert long.length > 0.05
     assert long.cover > short.cover
@@ -101,13 +106,13 @@ def test_a_fringe_is_seen(open_head: MorphableModel) -> None:
 
 def test_what_was_seen_is_combed_again(open_head: MorphableModel) -> None:
     rng = np.random.default_rng(1)
-    seen = Combed(share=0.9, thickness=0.02, length=0.11, fringe=0.8, cover=1.0)
-    style = hair_of_photo(seen, np.array(FAIR), rng=rng)
+    seen = HairEstimate(share=0.9, thickness=0.02, length=0.11, fringe=0.8, cover=1.0)
+    style = sample_hair_like(seen, np.array(FAIR), rng=rng)
     assert style is not None
     assert (style.volume, style.length, style.cover, style.colour) == (0.02, 0.11, 1.0, FAIR)
     assert style.fringe > 0.5
     for bald in (replace(seen, share=0.1), replace(seen, thickness=0.001, length=0.0)):
-        assert hair_of_photo(bald, np.array(FAIR), rng=rng) is None
+        assert sample_hair_like(bald, np.array(FAIR), rng=rng) is None
 
 
 def test_a_photo_of_nothing_says_nothing(open_head: MorphableModel) -> None:

@@ -13,33 +13,33 @@ import pytest
 from dff.face.arrays import Floats
 from dff.face.io.assets import load_albedo
 from dff.face.model.morphable import MorphableModel
-from dff.pipeline.recovery.texture import Atlas, atlas_of
+from dff.pipeline.recovery.uv_atlas import UvAtlas, build_uv_atlas
 from dff.pipeline.subjects import skin
-from dff.pipeline.subjects.skin import FIELDS, Look, Places
+from dff.pipeline.subjects.skin import FIELDS, Appearance, Places
 
 SIZE = 192
 
 
 @pytest.fixture(scope="module")
-def atlas(open_head: MorphableModel) -> Atlas:
-    return atlas_of(open_head, SIZE)
+def atlas(open_head: MorphableModel) -> UvAtlas:
+    return build_uv_atlas(open_head, SIZE)
 
 
 @pytest.fixture(scope="module")
-def base(atlas: Atlas) -> Floats:
+def base(atlas: UvAtlas) -> Floats:
     mean = load_albedo().texture(np.zeros(1))
     return np.asarray(np.clip(cv2.resize(mean, (SIZE, SIZE)).reshape(-1, 3)[atlas.texel], 0.0, 1.0))
 
 
 @pytest.fixture(scope="module")
-def plain() -> Look:
+def plain() -> Appearance:
     look = _look(1, feminine=True)
     return replace(look, beard="none", freckles=0.0, moles=(), grain=0.02)
 
 
-def _look(seed: int, *, feminine: bool) -> Look:
+def _look(seed: int, *, feminine: bool) -> Appearance:
     flesh, hair = np.array([0.6, 0.45, 0.36]), np.array([0.1, 0.07, 0.05])
-    return skin.sample_look(
+    return skin.sample_appearance(
         flesh, hair, rng=np.random.default_rng(seed), feminine=feminine, hairy=True
     )
 
@@ -48,13 +48,13 @@ def _field(at: Places, name: str) -> Floats:
     return at.table[:, FIELDS.index(name)]
 
 
-def test_beards_grow_where_beards_grow(atlas: Atlas, base: Floats, plain: Look) -> None:
+def test_beards_grow_where_beards_grow(atlas: UvAtlas, base: Floats, plain: Appearance) -> None:
     at = skin.places_of(atlas)
-    shaved = skin.painted(base, plain, atlas)
+    shaved = skin.paint(base, plain, atlas)
     grown = np.maximum(_field(at, "jaw"), _field(at, "lip"))
     darkest: dict[str, float] = {}
     for beard in ("shadow", "stubble", "moustache", "goatee", "full"):
-        bearded = skin.painted(base, replace(plain, beard=beard, beard_share=0.8), atlas)
+        bearded = skin.paint(base, replace(plain, beard=beard, beard_share=0.8), atlas)
         changed = np.abs(bearded - shaved).max(1) > 0.02
         assert changed.sum() > 50
         assert (grown[changed] > 0).all()
@@ -65,7 +65,7 @@ def test_beards_grow_where_beards_grow(atlas: Atlas, base: Floats, plain: Look) 
     assert darkest["full"] < darkest["shadow"]
 
 
-def test_places_follow_the_landmarks(atlas: Atlas, open_head: MorphableModel) -> None:
+def test_places_follow_the_landmarks(atlas: UvAtlas, open_head: MorphableModel) -> None:
     at = skin.places_of(atlas)
     marks = open_head.template[open_head.landmarks.vertex]
 
@@ -87,25 +87,25 @@ def test_places_follow_the_landmarks(atlas: Atlas, open_head: MorphableModel) ->
 
 
 def test_irises_lips_brows_and_scalp_have_the_colours_drawn(
-    atlas: Atlas, base: Floats, plain: Look
+    atlas: UvAtlas, base: Floats, plain: Appearance
 ) -> None:
     at = skin.places_of(atlas)
-    blue = skin.painted(base, replace(plain, iris=(0.2, 0.3, 0.8)), atlas)
-    brown = skin.painted(base, replace(plain, iris=(0.4, 0.2, 0.1)), atlas)
+    blue = skin.paint(base, replace(plain, iris=(0.2, 0.3, 0.8)), atlas)
+    brown = skin.paint(base, replace(plain, iris=(0.4, 0.2, 0.1)), atlas)
     changed = np.abs(blue - brown).max(1) > 0.01
     assert (_field(at, "iris")[changed] < 1.1 * skin.IRIS).all()
     assert blue[changed][:, 2].mean() > 2.0 * brown[changed][:, 2].mean()
-    red = skin.painted(base, replace(plain, lips=(1.1, 0.5, 0.5)), atlas)
-    pale = skin.painted(base, replace(plain, lips=(1.0, 1.0, 1.0)), atlas)
+    red = skin.paint(base, replace(plain, lips=(1.1, 0.5, 0.5)), atlas)
+    pale = skin.paint(base, replace(plain, lips=(1.0, 1.0, 1.0)), atlas)
     changed = np.abs(red - pale).max(1) > 0.01
     assert changed.any()
     assert (_field(at, "lips")[changed] > 0).all()
-    thin = skin.painted(base, replace(plain, brow=skin.BROW[0], brow_share=0.9), atlas)
-    thick = skin.painted(base, replace(plain, brow=skin.BROW[1], brow_share=0.9), atlas)
+    thin = skin.paint(base, replace(plain, brow=skin.BROW[0], brow_share=0.9), atlas)
+    thick = skin.paint(base, replace(plain, brow=skin.BROW[1], brow_share=0.9), atlas)
     near = _field(at, "brow") < skin.BROW[1]
     assert thick[near].mean() < thin[near].mean() - 0.02
-    bald = skin.painted(base, replace(plain, scalp=0.0), atlas)
-    hairy = skin.painted(base, replace(plain, scalp=1.0, hair_on_head=(0.1, 0.05, 0.05)), atlas)
+    bald = skin.paint(base, replace(plain, scalp=0.0), atlas)
+    hairy = skin.paint(base, replace(plain, scalp=1.0, hair_on_head=(0.1, 0.05, 0.05)), atlas)
     top = _field(at, "scalp") > 0.9
     assert hairy[top].mean() < 0.6 * bald[top].mean()
     assert abs(bald[top].mean() - bald[at.cheeks].mean()) < 0.12
@@ -115,20 +115,20 @@ def test_skin_keeps_a_hue_that_skin_has() -> None:
     rng = np.random.default_rng(2)
     for _ in range(200):
         cheek = rng.uniform(0.1, 0.9, 3)
-        r, g, b = skin.natural(cheek)
+        r, g, b = skin.correct_hue(cheek)
         assert 1.18 - 1e-9 <= r / g <= 1.62 + 1e-9
         assert 1.06 - 1e-9 <= g / b <= 1.48 + 1e-9
         assert r + g + b == pytest.approx(cheek.sum())
     usual = np.array([0.75, 0.57, 0.47])
-    assert np.allclose(skin.natural(usual), usual)
+    assert np.allclose(skin.correct_hue(usual), usual)
 
 
-def test_a_face_is_its_look_alone(atlas: Atlas, base: Floats, plain: Look) -> None:
-    one, other = (skin.painted(base, plain, atlas) for _ in range(2))
+def test_a_face_is_its_look_alone(atlas: UvAtlas, base: Floats, plain: Appearance) -> None:
+    one, other = (skin.paint(base, plain, atlas) for _ in range(2))
     assert (one == other).all()
     assert one.dtype == np.float32
     assert 0.0 <= one.min() <= one.max() <= 1.0
-    assert (skin.painted(base, replace(plain, seed=plain.seed + 1), atlas) != one).any()
+    assert (skin.paint(base, replace(plain, seed=plain.seed + 1), atlas) != one).any()
     looks = [_look(i, feminine=i % 2 == 0) for i in range(400)]
     assert asdict(looks[0]) == asdict(_look(0, feminine=True))
     assert {look.beard for look in looks} == set(skin.BEARDS)
@@ -137,11 +137,11 @@ def test_a_face_is_its_look_alone(atlas: Atlas, base: Floats, plain: Look) -> No
 
 
 def test_grain_is_fine_and_leaves_eyes_and_teeth_smooth(
-    atlas: Atlas, base: Floats, plain: Look
+    atlas: UvAtlas, base: Floats, plain: Appearance
 ) -> None:
     at = skin.places_of(atlas)
-    smooth = skin.painted(base, replace(plain, grain=0.0), atlas)
-    rough = skin.painted(base, replace(plain, grain=0.045), atlas)
+    smooth = skin.paint(base, replace(plain, grain=0.0), atlas)
+    rough = skin.paint(base, replace(plain, grain=0.045), atlas)
     change = (rough / np.maximum(smooth, 0.01) - 1.0).mean(1)
     other = (_field(at, "skin") == 0) & (_field(at, "scalp") == 0)
     assert np.abs(change[other]).max() < 1e-6

@@ -14,12 +14,17 @@ import pytest
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry import lighting
 from dff.face.geometry.camera import WeakPerspective
+from dff.face.geometry.interpolation import bilinear
 from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.io.assets import load_albedo
+from dff.face.model.landmarks import LEFT_EYE, RIGHT_EYE
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import Frame, render, sample_texture, shaded
-from dff.pipeline.recovery import texture
+from dff.pipeline.recovery.albedo_completion import PhotoTexture, recover_texture
+from dff.pipeline.recovery.fitted_head import build_fitted_head
 from dff.pipeline.recovery.inverse import Recovery
+from dff.pipeline.recovery.unwrapping import LUMA, tabulate_tones
+from dff.pipeline.recovery.uv_atlas import build_uv_atlas, mirror_points
 from dff.pipeline.scene.lights import directional_light
 
 SIZE, TEXELS = 256, 256
@@ -30,6 +35,11 @@ def truth(open_head: MorphableModel) -> Floats:
     return speckled(open_head)
 
 
+def unwrap(recovery: Recovery, model: MorphableModel) -> PhotoTexture:
+    """The recovered texture, completed by the open albedo."""
+    return recover_texture(build_fitted_head(recovery, model), albedo=load_albedo(), size=TEXELS)
+
+
 def speckled(model: MorphableModel) -> Floats:
     """(S, S, 3) albedo of the photographed face: the mean skin with freckles and a cheek patch,
     unlike any model's.
@@ -37,9 +47,9 @@ def speckled(model: MorphableModel) -> Floats:
     rng = np.random.default_rng(0)
     mean = cv2.resize(load_albedo().mean, (TEXELS, TEXELS))
     spots = cv2.GaussianBlur(rng.standard_normal((TEXELS, TEXELS)).astype(np.float32), (0, 0), 1.5)
-    atlas = texture.atlas_of(model, TEXELS)
+    atlas = build_uv_atlas(model, TEXELS)
     own = np.clip(mean * np.array([0.9, 1.0, 1.1]) * (1.0 + 0.5 * spots[..., None]), 0.02, 0.98)
-    return atlas.padded(own.reshape(-1, 3)[atlas.texel])
+    return atlas.pad(own.reshape(-1, 3)[atlas.texel])
 
 
 def photograph(model: MorphableModel, truth: Floats, yaw: float) -> tuple[Recovery, Frame]:
@@ -82,7 +92,7 @@ def test_rendering_the_recovered_face_gives_back_the_photo(
     open_head: MorphableModel, truth: Floats, yaw: float
 ) -> None:
     recovery, frame = photograph(open_head, truth, yaw)
-    found = texture.unwrap(recovery, model=open_head, albedo=load_albedo(), size=TEXELS)
+    found = unwrap(recovery, open_head)
     again = shaded(
         frame, sample_texture(frame, found.albedo, open_head.uv, open_head.uv_faces), found.light
     )
@@ -97,13 +107,13 @@ def test_rendering_the_recovered_face_gives_back_the_photo(
 @pytest.mark.parametrize("yaw", [0.0, -65.0])
 def test_light_is_divided_out(open_head: MorphableModel, truth: Floats, yaw: float) -> None:
     recovery, _ = photograph(open_head, truth, yaw)
-    found = texture.unwrap(recovery, model=open_head, albedo=load_albedo(), size=TEXELS)
+    found = unwrap(recovery, open_head)
     sure = found.seen > 0.99
     assert 0.08 < sure.mean() < 0.6
     assert np.abs(found.albedo - truth)[sure].mean() < 0.03
     # The unseen side takes the mirrored side, or the statistical albedo in the photo's colours: it
     # is near the truth though its freckles are others'.
-    atlas = texture.atlas_of(open_head, TEXELS)
+    atlas = build_uv_atlas(open_head, TEXELS)
     skin = np.isin(open_head.region[atlas.points.triangle], [open_head.region_names.index("face")])
     unseen = (found.seen.ravel()[atlas.texel] < 0.01) & skin
     assert unseen.sum() > 1000
@@ -114,11 +124,11 @@ def test_every_texel_is_filled_and_the_background_does_not_bleed(
     open_head: MorphableModel, truth: Floats
 ) -> None:
     recovery, _ = photograph(open_head, truth, 35.0)
-    found = texture.unwrap(recovery, model=open_head, albedo=load_albedo(), size=TEXELS)
+    found = unwrap(recovery, open_head)
     assert np.isfinite(found.albedo).all()
     assert found.albedo.min() >= 0.0
     assert found.albedo.max() <= 1.0
-    atlas = texture.atlas_of(open_head, TEXELS)
+    atlas = build_uv_atlas(open_head, TEXELS)
     skin = atlas.texel[np.isin(open_head.region[atlas.points.triangle], [0, 1])]
     colour = found.albedo.reshape(-1, 3)[skin]
     expected = cv2.resize(load_albedo().mean, (TEXELS, TEXELS)).reshape(-1, 3)[skin]
@@ -135,25 +145,25 @@ def test_no_seam_shows(open_head: MorphableModel) -> None:
     smooth = cv2.resize(load_albedo().mean, (TEXELS, TEXELS)) * np.array(
         [0.9, 1.0, 1.1], np.float32
     )
-    atlas = texture.atlas_of(open_head, TEXELS)
-    recovery, _ = photograph(open_head, atlas.padded(smooth.reshape(-1, 3)[atlas.texel]), -40.0)
-    found = texture.unwrap(recovery, model=open_head, albedo=load_albedo(), size=TEXELS)
+    atlas = build_uv_atlas(open_head, TEXELS)
+    recovery, _ = photograph(open_head, atlas.pad(smooth.reshape(-1, 3)[atlas.texel]), -40.0)
+    found = unwrap(recovery, open_head)
     corners = np.stack([open_head.faces.ravel(), open_head.uv_faces.ravel()], axis=1)
     corners = corners[np.repeat(np.isin(open_head.region, [0, 1, 2, 3]), 3)]
     places = np.unique(corners, axis=0)
     twice = [g for g in np.split(places, np.flatnonzero(np.diff(places[:, 0])) + 1) if len(g) > 1]
     assert len(twice) > 30
     a, b = (open_head.uv[[g[k, 1] for g in twice]] for k in (0, 1))
-    samples = [texture.bilinear(found.albedo, uv * TEXELS) for uv in (a, b)]
+    samples = [bilinear(found.albedo, uv * TEXELS) for uv in (a, b)]
     away = np.abs(samples[0] - samples[1]).mean(1)
     assert np.median(away) < 0.02
     assert np.percentile(away, 95) < 0.08
 
 
 def test_islands_are_padded(open_head: MorphableModel) -> None:
-    atlas = texture.atlas_of(open_head, TEXELS)
+    atlas = build_uv_atlas(open_head, TEXELS)
     colours = np.where(atlas.points.triangle[:, None] >= 0, [[0.2, 0.5, 0.8]], 0.0)
-    padded = atlas.padded(colours)
+    padded = atlas.pad(colours)
     for yaw in (-90.0, 0.0, 180.0):
         motion = Rigid(rotation_from_angles(yaw, 0.0, 0.0), np.array([0.0, 0.0, 1.0]))
         camera = WeakPerspective(800.0, np.array([128.0, 128.0]))
@@ -163,22 +173,20 @@ def test_islands_are_padded(open_head: MorphableModel) -> None:
 
 
 def test_mirroring_twice_comes_back(open_head: MorphableModel) -> None:
-    atlas = texture.atlas_of(open_head, 128)
+    atlas = build_uv_atlas(open_head, 128)
     template = open_head.template.astype(np.float64)
     here, there = (p.of(template, open_head.faces) for p in (atlas.points, atlas.mirrored))
     assert np.allclose(there * [-1, 1, 1], here, atol=2e-4)
-    again = texture.across(open_head, atlas.mirrored)
+    again = mirror_points(open_head, atlas.mirrored)
     assert np.allclose(again.of(template, open_head.faces), here, atol=1e-9)
 
 
 def test_a_shut_eye_is_not_taken_from_the_photo(open_head: MorphableModel, truth: Floats) -> None:
     recovery, _ = photograph(open_head, truth, 0.0)
     shut = recovery.landmarks.copy()
-    shut[36:42, 1] = shut[36:42, 1].mean()
-    found = texture.unwrap(
-        replace(recovery, landmarks=shut), model=open_head, albedo=load_albedo(), size=TEXELS
-    )
-    atlas = texture.atlas_of(open_head, TEXELS)
+    shut[RIGHT_EYE, 1] = shut[RIGHT_EYE, 1].mean()
+    found = unwrap(replace(recovery, landmarks=shut), open_head)
+    atlas = build_uv_atlas(open_head, TEXELS)
     eyes = open_head.region[atlas.points.triangle] == open_head.region_names.index("eyes")
     right = atlas.points.of(open_head.template.astype(np.float64), open_head.faces)[:, 0] < 0
     seen = found.seen.ravel()[atlas.texel]
@@ -192,12 +200,7 @@ def test_the_border_of_the_photo_is_not_skin(open_head: MorphableModel, truth: F
     valid[:, :110] = False
     crop = recovery.crop.copy()
     crop[:, :110] = (0, 0, 255)
-    found = texture.unwrap(
-        replace(recovery, crop=crop, valid=valid),
-        model=open_head,
-        albedo=load_albedo(),
-        size=TEXELS,
-    )
+    found = unwrap(replace(recovery, crop=crop, valid=valid), open_head)
     again = sample_texture(frame, found.albedo, open_head.uv, open_head.uv_faces)
     face = np.zeros(len(open_head.faces) + 1, bool)
     face[open_head.triangles_of("face")] = True
@@ -210,7 +213,7 @@ def in_grey(recovery: Recovery, tone: tuple[float, float, float] = (1.0, 1.0, 1.
     """The photo without colours, in one tone; with the light that explains it, if skin is
     skin-coloured: blue.
     """
-    luma = (recovery.crop @ texture.LUMA)[..., None] * np.array(tone)
+    luma = (recovery.crop @ LUMA)[..., None] * np.array(tone)
     bluish = recovery.light * np.array([0.8, 1.05, 1.25])
     return replace(recovery, crop=np.clip(np.round(luma), 0, 255).astype(np.uint8), light=bluish)
 
@@ -221,12 +224,12 @@ def test_a_photo_without_colours_gives_grey_light_and_coloured_skin(
 ) -> None:
     colour, _ = photograph(open_head, truth, 10.0)
     recovery = in_grey(colour, tone)
-    found = texture.unwrap(recovery, model=open_head, albedo=load_albedo(), size=TEXELS)
+    found = unwrap(recovery, open_head)
     assert np.allclose(found.light, found.light[:, :1])
     sure = found.seen > 0.99
     assert np.abs(found.albedo - truth)[sure].mean() < 0.08
     # Nothing is cyan: skin, teeth and the mouth's inside are at least as red as green and blue.
-    atlas = texture.atlas_of(open_head, TEXELS)
+    atlas = build_uv_atlas(open_head, TEXELS)
     names = [open_head.region_names.index(n) for n in ("face", "lips", "teeth", "tongue", "mouth")]
     texels = found.albedo.reshape(-1, 3)[atlas.texel][
         np.isin(open_head.region[atlas.points.triangle], names)
@@ -239,26 +242,23 @@ def test_a_photo_without_colours_gives_grey_light_and_coloured_skin(
 
 def test_colours_are_told_from_tones(open_head: MorphableModel, truth: Floats) -> None:
     recovery, _ = photograph(open_head, truth, 0.0)
-    assert texture.tones_of(recovery.crop.reshape(-1, 3) / 255.0) is None
+    assert tabulate_tones(recovery.crop.reshape(-1, 3) / 255.0) is None
     rng = np.random.default_rng(0)
     noisy = in_grey(recovery).crop + rng.normal(0.0, 1.0, recovery.crop.shape)
-    assert texture.tones_of(np.clip(noisy, 0, 255).reshape(-1, 3) / 255.0) is not None
-    assert texture.tones_of(np.empty((0, 3))) is None
+    assert tabulate_tones(np.clip(noisy, 0, 255).reshape(-1, 3) / 255.0) is not None
+    assert tabulate_tones(np.empty((0, 3))) is None
 
 
 def test_a_shadow_on_one_side_is_not_skin(open_head: MorphableModel) -> None:
     """A hand's shadow on a cheek: diffuse light can't explain it, the other cheek can."""
-    atlas = texture.atlas_of(open_head, TEXELS)
+    atlas = build_uv_atlas(open_head, TEXELS)
     smooth = cv2.resize(load_albedo().mean, (TEXELS, TEXELS))
-    clean, _ = photograph(open_head, atlas.padded(smooth.reshape(-1, 3)[atlas.texel]), 0.0)
+    clean, _ = photograph(open_head, atlas.pad(smooth.reshape(-1, 3)[atlas.texel]), 0.0)
     rows, columns = np.mgrid[:SIZE, :SIZE]
     middle = clean.landmarks[[2, 31]].mean(0)
     shadow = 0.5 * np.exp(-((columns - middle[0]) ** 2 + (rows - middle[1]) ** 2) / (2 * 14.0**2))
     dark = replace(clean, crop=np.round(clean.crop * (1.0 - shadow[..., None])).astype(np.uint8))
-    lit, shaded_face = (
-        texture.unwrap(r, model=open_head, albedo=load_albedo(), size=TEXELS).albedo
-        for r in (clean, dark)
-    )
+    lit, shaded_face = (unwrap(r, open_head).albedo for r in (clean, dark))
     there = atlas.points.of(open_head.template.astype(np.float64), open_head.faces)
     camera, motion = clean.camera, clean.cam_from_head
     px = camera.px_from_cam(
@@ -273,7 +273,7 @@ def test_a_shadow_on_one_side_is_not_skin(open_head: MorphableModel) -> None:
 
 
 def test_the_mouth_is_dark_inside_and_teeth_are_not(open_head: MorphableModel) -> None:
-    atlas = texture.atlas_of(open_head, TEXELS)
+    atlas = build_uv_atlas(open_head, TEXELS)
     region = open_head.region[atlas.points.triangle]
     depth = atlas.points.of(open_head.template.astype(np.float64), open_head.faces)[:, 2]
     light = atlas.daylight[:, 0]
@@ -306,11 +306,8 @@ def test_strands_before_a_cheek_stay_out_of_its_texture(
             )
             cv2.line(crop, *ends.tolist(), (14, 10, 8), 2)
 
-    clean, through = (
-        texture.unwrap(r, model=open_head, albedo=load_albedo(), size=TEXELS).albedo @ texture.LUMA
-        for r in (bare, _with(bare, strands))
-    )
-    atlas = texture.atlas_of(open_head, TEXELS)
+    clean, through = (unwrap(r, open_head).albedo @ LUMA for r in (bare, _with(bare, strands)))
+    atlas = build_uv_atlas(open_head, TEXELS)
     at = bare.camera.px_from_cam(
         bare.cam_from_head.apply(
             atlas.points.of(open_head.vertices(bare.coefficients), open_head.faces)
@@ -326,15 +323,12 @@ def test_dark_lenses_are_taken_off(open_head: MorphableModel, truth: Floats) -> 
     bare, _ = photograph(open_head, truth, 0.0)
 
     def lenses(crop: Bytes) -> None:
-        for lids in (slice(36, 42), slice(42, 48)):
+        for lids in (RIGHT_EYE, LEFT_EYE):
             centre = np.round(bare.landmarks[lids].mean(0)).astype(int)
             cv2.ellipse(crop, centre.tolist(), (22, 19), 0.0, 0.0, 360.0, (16, 16, 18), -1)
 
-    plain, worn = (
-        texture.unwrap(r, model=open_head, albedo=load_albedo(), size=TEXELS).albedo
-        for r in (bare, _with(bare, lenses))
-    )
-    atlas = texture.atlas_of(open_head, TEXELS)
-    eyes = atlas.vertices_of("eyes")
-    ratio = atlas.at_vertices(worn)[eyes].mean() / atlas.at_vertices(plain)[eyes].mean()
+    plain, worn = (unwrap(r, open_head).albedo for r in (bare, _with(bare, lenses)))
+    atlas = build_uv_atlas(open_head, TEXELS)
+    eyes = atlas.mask_region("eyes")
+    ratio = atlas.sample_vertices(worn)[eyes].mean() / atlas.sample_vertices(plain)[eyes].mean()
     assert 0.7 < ratio < 1.4
