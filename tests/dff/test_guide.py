@@ -40,7 +40,7 @@ GUIDE = [
 CARDS = sorted(ROOT.glob("infra/data/*.md")) + sorted(ROOT.glob("weights/**/*.md"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *CARDS]
 NAMING = [*PAGES, ROOT / "ARCHITECTURE.md"]  # pages that name files
-FOLDERS = "face infra pipeline trainer aligner dff tests benchmarks scripts weights".split()
+FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir()}
 
 
 def blocks(page: Path) -> list[str]:
