@@ -16,7 +16,6 @@ Probabilities = Annotated[list[float], Field(min_length=68, max_length=68)]
 Triangles = Annotated[
     list[tuple[int, int, int]],
     SkipValidation,  # the same for every answer
-    Field(description="with mesh=1: vertex numbers of the mesh's triangles"),
 ]
 
 
@@ -110,21 +109,23 @@ class Timing(Answer):
 class ModelInfo(Answer):
     """The face model and the weights behind an answer."""
 
-    face_model: str
-    face_model_licence: str
-    expression_names: list[str]
+    face_model: str = Field(description="name of the face model")
+    face_model_licence: str = Field(description="its licence")
+    expression_names: list[str] = Field(description="names of the expression coefficients")
     weights: dict[str, Any] = Field(description="the weights' card: data, licences, training")
 
 
 class AlignAnswer(Answer):
     """Answer of `/v1/align`."""
 
-    faces: list[FaceAnswer]
+    faces: list[FaceAnswer] = Field(description="every face of the photo, at least one")
     image: ImageSize
     model: ModelInfo
     timing: Timing
-    request_id: str
-    triangles: Triangles | None = None
+    request_id: str = Field(description="as in the header X-Request-ID")
+    triangles: Triangles | None = Field(
+        None, description="with mesh=1: vertex numbers of the triangles of each mesh"
+    )
 
 
 class PhotoFaces(Answer):
@@ -155,8 +156,10 @@ class BatchAnswer(Answer):
     )
     model: ModelInfo
     timing: Timing
-    request_id: str
-    triangles: Triangles | None = None
+    request_id: str = Field(description="as in the header X-Request-ID")
+    triangles: Triangles | None = Field(
+        None, description="with mesh=1: vertex numbers of the triangles of each mesh"
+    )
 
 
 class PersonAnswer(Answer):
@@ -170,11 +173,13 @@ class PersonAnswer(Answer):
     )
     model: ModelInfo
     timing: Timing
-    request_id: str
+    request_id: str = Field(description="as in the header X-Request-ID")
     rest: list[Point3] | None = Field(
         None, description="with mesh=1: vertices (x, y, z) of the neutral face in metres"
     )
-    triangles: Triangles | None = None
+    triangles: Triangles | None = Field(
+        None, description="with mesh=1: vertex numbers of the triangles of each mesh"
+    )
 
 
 Responses = dict[int | str, dict[str, Any]]
@@ -188,12 +193,20 @@ _PHOTO_PROBLEMS = (
     "unusable-image",
     "no-face",
 )
-BATCH_PROBLEMS: Responses = describe_problems(*_REQUEST_PROBLEMS)
-ALIGN_PROBLEMS: Responses = describe_problems(*_PHOTO_PROBLEMS, *_REQUEST_PROBLEMS)
+_ALIGN_PROBLEMS: Responses = describe_problems(*_PHOTO_PROBLEMS, *_REQUEST_PROBLEMS)
+BATCH_RESPONSES: Responses = {
+    200: {"description": "faces or a problem for each photo"},
+    **describe_problems(*_REQUEST_PROBLEMS),
+}
+ALIGN_RESPONSES: Responses = {200: {"description": "the faces"}, **_ALIGN_PROBLEMS}
+PERSON_RESPONSES: Responses = {
+    200: {"description": "the person, and a face or a problem for each photo"},
+    **_ALIGN_PROBLEMS,
+}
 GLB_RESPONSES: Responses = {
     200: {
         "description": "the mesh",
         "content": {"model/gltf-binary": {"schema": {"type": "string", "format": "binary"}}},
     },
-    **ALIGN_PROBLEMS,
+    **_ALIGN_PROBLEMS,
 }

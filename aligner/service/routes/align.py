@@ -13,7 +13,7 @@ from dff.aligner.service.forms import BOXES, check_count, parse_boxes
 from dff.aligner.service.json_response import respond
 from dff.aligner.service.problems import Problem
 from dff.aligner.service.routes.dependencies import Mesh, Service
-from dff.aligner.service.schema import ALIGN_PROBLEMS, GLB_RESPONSES, AlignAnswer
+from dff.aligner.service.schema import ALIGN_RESPONSES, GLB_RESPONSES, AlignAnswer
 
 router = APIRouter(prefix="/v1", tags=["align"])
 
@@ -43,7 +43,7 @@ async def align_upload(
 Result = Annotated[PhotoResult, Depends(align_upload)]
 
 
-@router.post("/align", response_model=AlignAnswer, responses=ALIGN_PROBLEMS)
+@router.post("/align", response_model=AlignAnswer, responses=ALIGN_RESPONSES)
 async def align(
     request: Request,
     service: Service,

@@ -14,8 +14,8 @@ from dff.aligner.service.json_response import respond
 from dff.aligner.service.problems import Problem
 from dff.aligner.service.routes.dependencies import Images, Mesh, Service
 from dff.aligner.service.schema import (
-    ALIGN_PROBLEMS,
     GLB_RESPONSES,
+    PERSON_RESPONSES,
     PersonAnswer,
     PhotoFace,
 )
@@ -42,7 +42,7 @@ async def align_uploads(
 Result = Annotated[PersonResult, Depends(align_uploads)]
 
 
-@router.post(PATH, response_model=PersonAnswer, responses=ALIGN_PROBLEMS)
+@router.post(PATH, response_model=PersonAnswer, responses=PERSON_RESPONSES)
 async def align_person(
     request: Request, service: Service, result: Result, mesh: Mesh = False
 ) -> Response:

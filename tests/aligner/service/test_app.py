@@ -148,7 +148,7 @@ def test_bad_boxes(client: TestClient, boxes: str) -> None:
     assert problem_of(post(client, encoded(pixels()), boxes=boxes)) == (422, "bad-boxes")
 
 
-def test_requests_that_are_not_the_form(client: TestClient) -> None:
+def test_requests_without_the_form_are_refused(client: TestClient) -> None:
     assert problem_of(client.post("/v1/align")) == (422, "bad-request")
     assert problem_of(client.post("/v1/align", data={"image": "text"})) == (422, "bad-request")
     assert problem_of(client.post("/v1/align", content=encoded(pixels()))) == (422, "bad-request")
@@ -180,7 +180,7 @@ def test_unknown_paths_and_methods_are_problems(client: TestClient) -> None:
         "фото.png",
     ],
 )
-def test_a_file_name_means_nothing(client: TestClient, name: str) -> None:
+def test_file_names_are_ignored(client: TestClient, name: str) -> None:
     response = post(client, encoded(pixels()), name=name)
     assert response.status_code == 200
     assert "script" not in response.text
@@ -229,7 +229,7 @@ def test_readiness_follows_the_first_alignment(toy_model: MorphableModel) -> Non
         assert client.get("/readyz").json() == {"status": "ready"}
 
 
-def test_an_error_of_ours_tells_nothing(toy_model: MorphableModel) -> None:
+def test_internal_errors_reveal_nothing(toy_model: MorphableModel) -> None:
     class Broken(KnownAligner):
         def align(self, image: Any, boxes: Any = None) -> Any:
             raise RuntimeError("the password is swordfish")
@@ -294,7 +294,7 @@ async def until(true: Callable[[], bool]) -> None:
         *((path, "images") for path in (batch.PATH, person.PATH, person.GLB_PATH)),
     ],
 )
-def test_more_requests_than_may_wait_are_sent_away(
+def test_requests_over_the_limit_are_refused(
     toy_model: MorphableModel, path: str, field: str
 ) -> None:
     aligner = Gated(toy_model)
@@ -325,7 +325,7 @@ def test_more_requests_than_may_wait_are_sent_away(
     asyncio.run(run())
 
 
-def test_photos_that_wait_are_not_decoded(toy_model: MorphableModel) -> None:
+def test_waiting_photos_are_not_decoded(toy_model: MorphableModel) -> None:
     aligner = Gated(toy_model)
 
     async def run() -> list[int]:
@@ -341,7 +341,7 @@ def test_photos_that_wait_are_not_decoded(toy_model: MorphableModel) -> None:
     assert aligner.most == 2
 
 
-def test_openapi_tells_every_answer(client: TestClient) -> None:
+def test_openapi_describes_every_answer(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     operation = schema["paths"]["/v1/align"]["post"]
     assert set(operation["responses"]) == {"200", "413", "415", "422", "500", "503"}
@@ -355,6 +355,12 @@ def test_openapi_tells_every_answer(client: TestClient) -> None:
         for r in o["responses"].values()
     )
     assert all(f"`{kind}`" in told for kind in KINDS)
+    # every field of an answer is explained
+    answers = {n: s for n, s in schema["components"]["schemas"].items() if n.endswith("Answer")}
+    assert {"AlignAnswer", "BatchAnswer", "PersonAnswer", "FaceAnswer"} <= set(answers)
+    for name, answer in answers.items():
+        for field, about in answer["properties"].items():
+            assert about.get("description") or "$ref" in about, f"{name}.{field}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -373,6 +379,6 @@ def test_pages_need_no_other_host(client: TestClient, path: str) -> None:
     assert not re.findall(r"@import|<link[^>]+href=.(?!data:)|<script[^>]+src", response.text)
 
 
-def test_limits_refuse_nonsense() -> None:
+def test_limits_must_be_positive() -> None:
     with pytest.raises(ValueError, match="positive"):
         Limits(body=0)

@@ -48,7 +48,7 @@ def batch(faces: list[FaceAnswer]) -> BatchAnswer:
     return BatchAnswer(photos=[*photos, refused], model=INFO, timing=TIMING, request_id="a")
 
 
-def test_a_face_is_written_as_the_aligner_says_it(told: dict[str, Any]) -> None:
+def test_a_face_is_written_as_the_aligner_returns_it(told: dict[str, Any]) -> None:
     assert json.loads(encode(FaceAnswer.model_validate(told))) == told
     assert told["trace"][0]["motion"] is None  # a null that belongs to the answer
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from dff.aligner.service.batching import align_each
-from dff.aligner.service.ray_serve import ServiceConfig, ended_by, serving
+from dff.aligner.service.limits import Limits
+from dff.aligner.service.ray_serve import AlignerDeployment, ServiceConfig, ended_by, serving
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights, ClusterError
 from dff.face.geometry.camera import Box
@@ -46,7 +47,14 @@ def test_config_refuses_unknown_keys() -> None:
         ServiceConfig.model_validate({"replica": 2})
 
 
-def test_a_taken_port_is_said_at_once() -> None:
+def test_serve_leaves_admission_to_the_application() -> None:
+    """Serve queues and refuses nothing of what a replica's admission control would answer."""
+    deployment = AlignerDeployment  # type: ignore[attr-defined]
+    assert deployment.max_queued_requests == -1
+    assert deployment.max_ongoing_requests > Limits().requests
+
+
+def test_a_taken_port_is_reported_at_once() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -55,7 +63,7 @@ def test_a_taken_port_is_said_at_once() -> None:
             pass
 
 
-def test_bad_weights_are_said_before_anything_starts(tmp_path: Path) -> None:
+def test_bad_weights_are_reported_before_anything_starts(tmp_path: Path) -> None:
     with (
         pytest.raises(BadWeights, match=r"none\.safetensors"),
         serving(tmp_path / "none.safetensors", port=free_port()),
@@ -67,7 +75,7 @@ def broken() -> None:
     raise RuntimeError("no controller")
 
 
-def test_what_fails_in_ending_never_hides_what_failed_before(
+def test_an_error_at_the_end_never_hides_an_earlier_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pytest.raises(KeyError, match="first"), ended_by(broken):
@@ -81,7 +89,7 @@ def test_what_fails_in_ending_never_hides_what_failed_before(
     assert ended == ["once"]
 
 
-def test_names_stay_names_and_files_become_whole_paths(
+def test_names_are_kept_and_paths_become_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replica reads the weights in a process of its own."""

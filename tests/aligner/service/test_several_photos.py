@@ -1,4 +1,4 @@
-"""Several photos in one request: each has what it would have alone, or its own problem."""
+"""Several photos in one request: each is answered as if sent alone, or has its own problem."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def refused(response: Any) -> tuple[int, str]:
     return response.status_code, kind_of(response.json())
 
 
-def test_each_photo_has_what_it_has_alone(client: TestClient) -> None:
+def test_each_photo_is_answered_as_if_sent_alone(client: TestClient) -> None:
     files = [
         GOOD,
         turned(pixels(), 6),
@@ -114,7 +114,7 @@ def test_a_photo_that_the_aligner_refuses_fails_alone(toy_model: MorphableModel)
     assert "faces" in first
 
 
-def test_a_photo_that_meets_a_defect_of_ours_fails_alone(
+def test_a_photo_with_an_internal_error_fails_alone(
     toy_model: MorphableModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(KnownAligner):
@@ -150,7 +150,7 @@ def test_a_photo_that_meets_a_defect_of_ours_fails_alone(
         "[" * 5000,
     ],
 )
-def test_boxes_from_strangers(client: TestClient, box: str) -> None:
+def test_invalid_boxes_are_refused_by_every_route(client: TestClient, box: str) -> None:
     several = post(client, [GOOD], boxes=f"[[{box}]]")
     kinds = [
         kind_of(several.json() if several.is_error else several.json()["photos"][0]["problem"])
@@ -181,7 +181,7 @@ def test_boxes_belong_to_their_photos(client: TestClient) -> None:
         (2, {"boxes": json.dumps([[[0, 0, 9, 9]] * 3, [[0, 0, 9, 9]] * 2])}, 422, "bad-boxes"),
     ],
 )
-def test_requests_that_make_no_sense(
+def test_invalid_batches_are_refused(
     client: TestClient, count: int, form: dict[str, str], status: int, kind: str
 ) -> None:
     assert refused(post(client, [GOOD] * count, **form)) == (status, kind)
@@ -200,7 +200,7 @@ def test_more_than_a_request_may_carry(client: TestClient, path: str) -> None:
     assert client.post(path, data={"images": "a name"}).status_code == 422
 
 
-def test_one_photo_is_taken_where_one_is_meant(client: TestClient) -> None:
+def test_a_route_for_one_photo_refuses_several(client: TestClient) -> None:
     """The rest would be dropped without a word."""
     response = client.post("/v1/align", files=[("image", GOOD), ("image", GOOD)])
     assert refused(response) == (413, "too-many-images")
@@ -272,7 +272,7 @@ def test_boxes_of_one_person(client: TestClient) -> None:
         ([encoded(pixels(240, 240))] * 2, 413, "too-many-pixels"),
     ],
 )
-def test_nobody_in_any_photo(
+def test_a_person_without_a_usable_photo_is_a_problem(
     client: TestClient, files: list[bytes], status: int, kind: str
 ) -> None:
     assert refused(post(client, files, path=PERSON)) == (status, kind)

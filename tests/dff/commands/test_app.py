@@ -101,7 +101,7 @@ def test_a_mistake_is_one_line_that_names_the_thing(
 @pytest.mark.parametrize(
     "arguments", [("300w", "photos", "--box", "detector"), ("matching", "data")]
 )
-def test_found_boxes_are_not_moved(arguments: tuple[str, ...]) -> None:
+def test_robustness_needs_boxes_of_landmarks(arguments: tuple[str, ...]) -> None:
     result = CliRunner().invoke(app, ["evaluate", *arguments, "--robustness"], env=WIDE)
     assert result.exit_code == 2
     assert "--robustness moves the boxes of landmarks" in result.output
@@ -141,7 +141,7 @@ def test_synthesize_then_inspect(tmp_path: Path) -> None:
     assert page.stat().st_size > 10_000
 
 
-def test_measured_landmarks_are_kept_with_the_weights(tmp_path: Path) -> None:
+def test_fitted_landmark_offsets_are_stored_with_the_weights(tmp_path: Path) -> None:
     photos, out = tmp_path / "photos", tmp_path / "w.safetensors"
     write_photograph(photos)
     for split in ("train", "dev"):

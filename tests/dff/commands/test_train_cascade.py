@@ -21,7 +21,7 @@ from tests.trainer.conftest import make_row, write_dataset
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 
-def test_a_cascade_is_learned_and_aligns_a_photo(open_head: MorphableModel, tmp_path: Path) -> None:
+def test_a_trained_cascade_aligns_a_photo(open_head: MorphableModel, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [
         make_row(open_head, f"id{i:03d}", view, rng=rng) for i in range(40) for view in range(2)
@@ -60,7 +60,7 @@ def test_a_cascade_is_learned_and_aligns_a_photo(open_head: MorphableModel, tmp_
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_cascade_that_ships_aligns_a_photograph_and_is_as_free_as_its_weights(name: str) -> None:
+def test_a_shipped_cascade_aligns_a_photo_and_has_a_free_licence(name: str) -> None:
     if not SHIPPED[name].exists():
         pytest.skip(f"no cascade ships for {name}")
     assert SHIPPED[name].stat().st_size < 2_000_000

@@ -48,7 +48,7 @@ def test_a_folder_is_aligned_in_the_order_of_its_names(
     assert [r.faces[0].box.width for r in results] == [(40 + i) / 2 for i in range(BATCH + 3)]
 
 
-def test_one_bad_file_is_named_and_stops_nothing(folder: Path, toy_model: MorphableModel) -> None:
+def test_a_bad_file_is_named_and_stops_nothing(folder: Path, toy_model: MorphableModel) -> None:
     (folder / "004.png").write_bytes((folder / "004.png").read_bytes()[:60])
     (folder / "005.png").write_bytes(b"")
     results = {r.path.name: r for r in align_files(KnownAligner(toy_model), list_images([folder]))}  # type: ignore[arg-type]

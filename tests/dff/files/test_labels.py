@@ -60,7 +60,7 @@ def test_landmarks_lie_on_the_stored_pixels(
     assert np.linalg.det(turn) == pytest.approx(-1 if reflected else 1, abs=1e-3)
 
 
-def test_what_is_labelled_stays_and_what_has_no_sure_face_is_named(
+def test_labels_are_kept_and_photos_without_a_confident_face_are_named(
     tmp_path: Path, toy_model: MorphableModel
 ) -> None:
     mine = format_pts(np.random.default_rng(0).uniform(0, 60, (68, 2)))
@@ -87,7 +87,7 @@ def test_what_is_labelled_stays_and_what_has_no_sure_face_is_named(
     assert (tmp_path / "mine.pts").read_bytes() == mine
 
 
-def test_photos_that_one_file_would_label_are_left_to_people(
+def test_photos_that_share_a_label_file_are_not_labelled(
     tmp_path: Path, toy_model: MorphableModel
 ) -> None:
     for name in ("a.png", "a.webp", "b.png"):
@@ -98,7 +98,7 @@ def test_photos_that_one_file_would_label_are_left_to_people(
     assert [path.name for path in tmp_path.glob("*.pts")] == ["b.pts"]
 
 
-def test_workers_label_at_the_same_time_and_write_the_same(
+def test_workers_run_in_parallel_and_write_the_same_labels(
     tmp_path: Path, toy_model: MorphableModel
 ) -> None:
     meet = threading.Barrier(3, timeout=30)
@@ -123,7 +123,7 @@ def test_workers_label_at_the_same_time_and_write_the_same(
         ).read_bytes()
 
 
-def test_a_stopped_run_leaves_the_rest_alone(tmp_path: Path, toy_model: MorphableModel) -> None:
+def test_a_stopped_run_labels_no_further_photo(tmp_path: Path, toy_model: MorphableModel) -> None:
     for i in range(20):
         Image.fromarray(GREY).save(tmp_path / f"{i:02}.png")
     run = label_photos(
