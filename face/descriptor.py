@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dff.face.arrays import Bools, Floats, Ints
+from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.mesh import vertex_normals
 from dff.face.geometry.transform import rotation_from_angles
+from dff.face.model.landmarks import NOSE_TIP
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
 
@@ -31,17 +32,17 @@ STRIDE = 2
 """Input pixels for one output pixel."""
 
 NORMAL_LENGTH = 0.006
-"""Metres that a turn of the normal by one unit counts in ``surface_coordinates``: twice this parts
+"""Metres for one unit of change of the normal in ``surface_coordinates``; twice this lies between
 touching lips.
 """
 
 FRAMING = 1.5
-"""Side of the plain square crop over the longer side of the box of the 68 landmarks (3D scheme),
+"""Side of a square crop over the longer side of the box of the 68 landmarks (3D scheme), with the
 same centre.
 """
 
 SKIN_REGIONS = ("face", "ears", "lips", "brows", "eyes", "lashes")
-"""Regions whose pixels show the face: what ``face_logit`` is trained to say."""
+"""Regions that are the positive class of ``face_logit``."""
 
 ANCHOR_DENSITY = {
     "face": 1.0,
@@ -52,18 +53,18 @@ ANCHOR_DENSITY = {
     "neck": 0.35,
     "scalp": 0.25,
 }
-"""How densely anchors cover a region, as a factor on distances; regions not named here get none."""
+"""Anchor density of a region, as a factor on distances; regions not named here get no anchors."""
 
 
 class Features(NamedTuple):
-    """What the network says of B images of (H, W) pixels."""
+    """The network's output for B images of (H, W) pixels."""
 
     descriptor: Tensor  # (B, D, H/2, W/2) unit vectors
     face_logit: Tensor  # (B, H/2, W/2) log odds that the pixel shows the face
 
 
 class Network(Protocol):
-    """The descriptor network, or anything that answers like it."""
+    """The descriptor network, or anything with its interface."""
 
     def __call__(self, image: Tensor) -> Features:
         """(B, 3, H, W) RGB 0..1 to features on a grid of half the size."""
@@ -72,7 +73,7 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class NetConfig:
-    """Size of the network. Raises ValueError for what cannot be built."""
+    """Size of the network. Raises ValueError for sizes that cannot be built."""
 
     dims: int = 32  # D, length of a descriptor
     widths: tuple[int, ...] = (32, 64, 128, 192, 256)  # channels at stride 2, 4, 8, ...
@@ -99,8 +100,8 @@ class Separable(nn.Module):
     """Depthwise 3x3 (4x4 where it halves the grid), pointwise, group norm, ReLU; residual where
     shapes allow.
 
-    The norm knows no batch, so a sample's features don't depend on its company or on the number of
-    workers.
+    Group norm is independent of the batch, so features do not depend on the batch's other images
+    or on the number of workers.
     """
 
     def __init__(self, inputs: int, outputs: int, groups: int, *, halve: bool = False) -> None:
@@ -152,7 +153,8 @@ class DescriptorNet(nn.Module):
             or any(s % self.config.multiple for s in image.shape[2:])
         ):
             raise ValueError(
-                f"want (B, 3, H, W) with sides in multiples of {self.config.multiple}: {image.shape}"
+                f"want (B, 3, H, W) with sides in multiples of {self.config.multiple}: "
+                f"{image.shape}"
             )
         x = self.stem((image - 0.5).mul_(4.0))
         skips = []
@@ -190,13 +192,11 @@ def image_batch(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Anchors:
-    """M named points of a model, each with its descriptor. Raises ValueError when the tables
-    disagree.
-    """
+    """Points of a model, each with its descriptor. Raises ValueError when the tables disagree."""
 
-    vertex: Ints  # (M,) int32 vertices of the model
-    position: Floats  # (M, 3) float32 metres in ``head``, on the template
-    descriptor: Floats  # (M, D) float32 unit vectors
+    vertex: Integer[Array, " anchors"]  # int32, of the model
+    position: Float[Array, "anchors 3"]  # float32 metres in ``head``, on the template
+    descriptor: Float[Array, "anchors dims"]  # float32 unit vectors
     scale: float  # log odds are scale * cosine
 
     def __post_init__(self) -> None:
@@ -225,8 +225,8 @@ def surface_coordinates(model: MorphableModel) -> Floats:
 
 
 def outside_triangles(model: MorphableModel, *, size: int = 192) -> Bools:
-    """(F,) triangles of the template that show in one of 21 views from around the front, sides,
-    above and below.
+    """(F,) whether a triangle of the template is visible in any of 21 views from the front and the
+    sides.
     """
     seen = np.zeros(len(model.faces), dtype=bool)
     centre = (model.template.min(0) + model.template.max(0)) / 2
@@ -243,12 +243,11 @@ def outside_triangles(model: MorphableModel, *, size: int = 192) -> Bools:
 
 
 def choose_anchors(model: MorphableModel, count: int) -> Ints:
-    """(M,) int32 vertices, M = min(count, eligible), by farthest-point sampling in
-    ``surface_coordinates``.
+    """(M,) int32 vertices by farthest-point sampling in ``surface_coordinates``, from the nose tip.
 
-    Eligible are vertices of ``outside_triangles`` in the regions of ``ANCHOR_DENSITY``. Starts at
-    the nose tip; no randomness. Source: Gonzalez, "Clustering to minimize the maximum intercluster
-    distance" (1985).
+    M = min(count, eligible); eligible are the vertices of ``outside_triangles`` in the regions of
+    ``ANCHOR_DENSITY``. No randomness. Source: Gonzalez, "Clustering to minimize the maximum
+    intercluster distance" (1985).
     """
     density_of = np.array([ANCHOR_DENSITY.get(name, 0.0) for name in model.region_names])[
         model.region
@@ -259,7 +258,9 @@ def choose_anchors(model: MorphableModel, count: int) -> Ints:
         np.maximum.at(density, model.faces[outside, corner], density_of[outside])
     eligible = np.flatnonzero(density > 0)
     place = surface_coordinates(model)[eligible].astype(np.float64)
-    first = int(np.abs(place[:, :3] - model.template[model.landmarks.vertex[30]]).sum(1).argmin())
+    first = int(
+        np.abs(place[:, :3] - model.template[model.landmarks.vertex[NOSE_TIP]]).sum(1).argmin()
+    )
     chosen = [first]
     nearest = np.linalg.norm(place - place[first], axis=1)
     for _ in range(min(count, len(eligible)) - 1):
@@ -269,5 +270,5 @@ def choose_anchors(model: MorphableModel, count: int) -> Ints:
 
 
 def parameter_count(net: nn.Module) -> int:
-    """How many numbers are trained."""
+    """Number of trained parameters."""
     return sum(p.numel() for p in cast("list[Tensor]", list(net.parameters())))

@@ -1,9 +1,8 @@
-"""Several looks of the network at the same crops: at other sizes and turned, brought back to one
-grid and averaged.
+"""Test-time augmentation (TTA): the network's mean output over rescaled and rotated crops.
 
-One look errs with the size and the turn at which it sees a face, and another look errs otherwise.
-The log odds of an anchor are a scale times the cosine of its descriptor and the pixel's, so the
-mean of the looks' descriptors holds the mean of their log odds, whatever the anchors.
+Errors that depend on the size and the rotation of a face average out. The log odds of an anchor are
+a scale times the cosine of its descriptor and the pixel's, so the mean of the descriptors gives the
+mean of the log odds, whatever the anchors.
 """
 
 from __future__ import annotations
@@ -21,81 +20,71 @@ from dff.face.descriptor import STRIDE, Features, Network
 
 @dataclass(frozen=True)
 class TtaTransform:
-    """How a crop is looked at: on ``scale`` times its sides, turned clockwise by ``turn`` degrees
-    about its middle.
-    """
+    """An augmentation of a crop."""
 
-    scale: float = 1.0
-    turn: float = 0.0
+    scale: float = 1.0  # of its sides
+    turn: float = 0.0  # degrees clockwise about its centre
 
 
 class TtaNetwork:
-    """A network that answers with the mean over ``glances``.
+    """A network whose output is the mean over ``transforms``.
 
-    Its descriptors are means of unit vectors: at most one long, and the shorter the less the looks
-    agree.
+    Its descriptors are means of unit vectors: of length one at most, and shorter where the passes
+    disagree.
     """
 
-    def __init__(self, net: Network, glances: Sequence[TtaTransform], *, multiple: int) -> None:
-        """``multiple``: what sides the network takes are multiples of. Raises ValueError without
-        glances.
+    def __init__(self, net: Network, transforms: Sequence[TtaTransform], *, multiple: int) -> None:
+        """``multiple``: the network takes sides that are multiples of this.
+
+        Raises ValueError without transforms.
         """
-        if not glances:
-            raise ValueError("several looks want one glance at least")
-        self.net, self.glances, self.multiple = net, tuple(glances), multiple
+        if not transforms:
+            raise ValueError("test-time augmentation wants at least one transform")
+        self.net, self.transforms, self.multiple = net, tuple(transforms), multiple
 
     def __call__(self, image: Tensor) -> Features:
-        """(B, 3, H, W) float RGB in 0..1, as the network wants them, to the mean ``Features`` on a
-        single look's grid.
+        """(B, 3, H, W) float RGB in 0..1 to the mean ``Features`` on the grid of one pass.
 
-        What a turned look leaves beyond its corners is the mean of the others.
+        Pixels that a rotated crop leaves out get the mean of the other passes.
         """
-        seen = [self._seen(image, glance) for glance in self.glances]
-        looks = torch.stack([share for _, _, share in seen]).sum(0).clamp_(min=1.0)
+        passes = [self._forward(image, transform) for transform in self.transforms]
+        count = torch.stack([covered for _, _, covered in passes]).sum(0).clamp_(min=1.0)
         descriptor, logit = (
-            torch.stack([look[part] * look[2] for look in seen]).sum(0) / looks for part in range(2)
+            torch.stack([one[part] * one[2] for one in passes]).sum(0) / count for part in range(2)
         )
         return Features(descriptor, logit[:, 0])
 
-    def _seen(self, image: Tensor, glance: TtaTransform) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, D, h, w) unit descriptors, (B, 1, h, w) log odds of the face, and 1 where this look
-        saw, else 0.
+    def _forward(self, image: Tensor, transform: TtaTransform) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, D, h, w) unit descriptors, (B, 1, h, w) log odds of the face, and (B, 1, h, w): 1
+        where the transformed crop covers the pixel, else 0.
         """
         plain = list(image.shape[2:])
         sides = [
-            max(1, round(side * glance.scale / self.multiple)) * self.multiple for side in plain
+            max(1, round(side * transform.scale / self.multiple)) * self.multiple for side in plain
         ]
-        if sides == plain and not glance.turn:
+        if sides == plain and not transform.turn:
             found = self.net(image)
-            return (
-                found.descriptor,
-                found.face_logit[:, None],
-                torch.ones_like(found.face_logit[:, None]),
-            )
-        grid = [side // STRIDE for side in plain]
-        found = self.net(
-            resampled(image, sides, glance.turn).contiguous(memory_format=torch.channels_last)
-        )
+            logit = found.face_logit[:, None]
+            return found.descriptor, logit, torch.ones_like(logit)
+        grid, turn = [side // STRIDE for side in plain], transform.turn
+        crop = resampled(image, sides, turn).contiguous(memory_format=torch.channels_last)
+        found = self.net(crop)
         back = [
-            resampled(part, grid, -glance.turn)
-            for part in (found.descriptor, found.face_logit[:, None])
+            resampled(part, grid, -turn) for part in (found.descriptor, found.face_logit[:, None])
         ]
-        inside = (
-            resampled(
-                resampled(torch.ones_like(image[:, :1]), sides, glance.turn), grid, -glance.turn
-            )
-            > 0.5
-        )
+        ones = resampled(torch.ones_like(image[:, :1]), sides, turn)
+        inside = resampled(ones, grid, -turn) > 0.5
         return functional.normalize(back[0], dim=1), back[1], inside.to(image)
 
 
 def resampled(image: Tensor, sides: Sequence[int], turn: float) -> Tensor:
-    """(B, C, H, W) turned clockwise by ``turn`` degrees about its middle, on ``sides``; zero where
-    nothing was.
+    """(B, C, H, W) rotated clockwise by ``turn`` degrees about its centre and resized to ``sides``.
+
+    Pixels from outside the image are zero.
     """
     c, s = float(np.cos(np.deg2rad(turn))), float(np.sin(np.deg2rad(turn)))
     height, width = image.shape[2:]
-    # ``affine_grid`` asks from which place a pixel comes, in halves of the sides.
+    # ``affine_grid`` takes the map from output to input, in halves of the sides.
     source = image.new_tensor([[c, s * height / width, 0.0], [-s * width / height, c, 0.0]])
     places = functional.affine_grid(
         source.expand(len(image), 2, 3), [len(image), 1, *sides], align_corners=False

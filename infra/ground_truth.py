@@ -45,8 +45,8 @@ class Landmarks68:
     """The 68 landmarks of one jaw scheme (``dff.face.model.landmarks.NAMES``)."""
 
     px: Float[Array, "68 2"]  # pixels
-    visible: Bool[Array, "68"]
-    visibility: Integer[Array, "68"]  # of LandmarkVisibility
+    visible: Bool[Array, " 68"]
+    visibility: Integer[Array, " 68"]  # of LandmarkVisibility
 
 
 @dataclass(frozen=True, eq=False)

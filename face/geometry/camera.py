@@ -1,6 +1,4 @@
-"""Cameras and the pixel convention: the centre of the first pixel is (0.5, 0.5), x right, y
-down.
-"""
+"""Cameras. Pixels: the centre of the first pixel is (0.5, 0.5), x right, y down."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dff.face.arrays import Floats
+from dff.face.arrays import Array, Float, Floats
 
 
 class Camera(Protocol):
@@ -20,9 +18,7 @@ class Camera(Protocol):
         ...
 
     def screen_depth(self, points: Floats) -> Floats:
-        """(...,) an ordering of depth that is affine over a projected triangle; smaller is
-        nearer.
-        """
+        """(...,) an ordering of depth that is affine in the image; smaller is nearer."""
         ...
 
     def depth_on_screen(self, screen_depth: Floats) -> Floats:
@@ -30,9 +26,9 @@ class Camera(Protocol):
         ...
 
     def screen_weight(self, points: Floats) -> Floats:
-        """(...,) how much a triangle's corner counts on the screen: surface barycentrics are screen
-        barycentrics times this, normalised. Positive in front of the camera, NaN for points that
-        have no place on the screen."""
+        """(...,) perspective weights: barycentrics on the surface are those on the screen times
+        these, normalised. Positive before the camera, NaN for points that do not project.
+        """
         ...
 
     def cropped(self, corner: Floats, scale: float) -> Camera:
@@ -45,7 +41,7 @@ class WeakPerspective:
     """Scaled orthographic projection: ``px = scale * (x, y) + centre``."""
 
     scale: float  # pixels per metre
-    centre: Floats  # (2,) pixels, where the cam origin falls
+    centre: Float[Array, " 2"]  # pixels, where the cam origin falls
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.scale) and self.scale > 0):
@@ -70,10 +66,11 @@ class WeakPerspective:
 
 @dataclass(frozen=True)
 class NearPerspective(WeakPerspective):
-    """A pinhole camera told by its image: ``px = scale * (x, y) / (1 + inverse_depth * z) + centre``.
+    """Perspective relative to the cam origin.
 
-    It stands 1 / ``inverse_depth`` metres before the cam origin, where ``scale`` holds. Zero is weak
-    perspective.
+    ``px = scale * (x, y) / (1 + inverse_depth * z) + centre``. The camera stands 1 /
+    ``inverse_depth`` metres before the cam origin, where ``scale`` holds. An inverse depth of zero
+    is weak perspective.
     """
 
     inverse_depth: float = 0.0  # 1 / metres
@@ -100,7 +97,7 @@ class Pinhole:
     """Perspective projection: ``px = focal * (x, y) / z + centre``; points must have z > 0."""
 
     focal: float  # pixels
-    centre: Floats  # (2,) pixels, the principal point
+    centre: Float[Array, " 2"]  # pixels, the principal point
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.focal) and self.focal > 0):
@@ -127,9 +124,7 @@ class Pinhole:
 
 @dataclass(frozen=True)
 class Box:
-    """An axis-aligned box in pixels, corners included in the sense of edges (x1 - x0 is the
-    width).
-    """
+    """An axis-aligned box in pixels; ``x1 - x0`` is the width. Raises ValueError when empty."""
 
     x0: float
     y0: float
@@ -152,7 +147,7 @@ class Box:
 
     @property
     def size(self) -> float:
-        """Geometric mean of the sides in pixels: the normaliser of ``nme_box``."""
+        """Geometric mean of the sides in pixels: normalises ``nme_box``."""
         return float(np.sqrt(self.width * self.height))
 
     @property

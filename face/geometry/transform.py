@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dff.face.arrays import Floats
+from dff.face.arrays import Array, Float, Floats
 
 CAM_FROM_FRONTAL_HEAD = np.diag([1.0, -1.0, -1.0])
-"""Rotation of a face that looks straight into the camera."""
+"""Rotation of a face that looks straight at the camera."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Rigid:
     Raises ValueError when the shapes are wrong or the rotation is not a rotation.
     """
 
-    rotation: Floats  # (3, 3) orthonormal, determinant one
-    translation: Floats  # (3,) metres
+    rotation: Float[Array, "3 3"]  # orthonormal, determinant one
+    translation: Float[Array, " 3"]  # metres
 
     def __post_init__(self) -> None:
         r = np.asarray(self.rotation, dtype=np.float64)
@@ -96,8 +96,7 @@ def angles_from_rotation(cam_from_head: Floats) -> tuple[float, float, float]:
     """(yaw, pitch, roll) in degrees of a (3, 3) ``cam_from_head`` rotation; inverse of
     ``rotation_from_angles``.
 
-    The inverse holds for yaw in (-90, 90); beyond it the same rotation is named by the other pitch
-    and roll.
+    The inverse holds for yaw in (-90, 90); beyond it the rotation gets another pitch and roll.
     """
     m = CAM_FROM_FRONTAL_HEAD @ cam_from_head
     yaw = np.arcsin(np.clip(-m[0, 2], -1.0, 1.0))

@@ -1,8 +1,8 @@
-"""Face models of other people in this project's terms: arrays of a file in, MorphableModel out.
+"""ICT-FaceKit as a MorphableModel: arrays of a file in, model out.
 
-Nothing of these models is shipped; whoever has a file names its path to
-``dff.face.io.assets.load_model``. The frame is always ``head`` (x to the face's left, y up, z out
-of the face) in metres, with the origin at the centroid of the 68 landmarks.
+Nothing of it is shipped; ``dff.face.io.assets.load_model`` takes the path of a file. The frame is
+always ``head`` (x to the face's left, y up, z out of the face) in metres, with the origin at the
+centroid of the 68 landmarks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from dff.face.arrays import Floats, Ints
-from dff.face.model.landmarks import OUTER_EYE_CORNERS, LandmarkTable, contour_lines
+from dff.face.model.landmarks import (
+    CHIN,
+    JAW_ENDS,
+    NOSE_ROOT,
+    NOSE_TIP,
+    OUTER_EYE_CORNERS,
+    LandmarkTable,
+    contour_lines,
+)
 from dff.face.model.morphable import MorphableModel
 
 REGIONS = (
@@ -75,16 +83,16 @@ def from_ict_facekit(arrays: Mapping[str, Any]) -> MorphableModel:
     template = neutral - centre
     faces, uv_faces = _triangles(np.asarray(arrays["faces"]), np.asarray(arrays["uv_faces"]))
     check_frame(template, vertex)
-    mirror = mirror_of(template)
+    mirror = find_mirror(template)
     expression = np.asarray(arrays["expression"], np.float32) * np.float32(metres)
-    # The eyeballs' uv lie where the face's lie: charts of their own; the others are told by their
-    # tiles.
+    # The eyeballs' uv overlap the face's, so they get charts of their own; other charts are tiles.
     charts = np.searchsorted(ICT_EYEBALLS, faces[:, 0], side="right")
     uv, uv_faces = one_square(np.asarray(arrays["uv"], np.float64), uv_faces, charts)
     return MorphableModel(
         name="ict-facekit",
         licence="MIT",
-        provenance="ICT-FaceKit Light, USC Institute for Creative Technologies; a file supplied by the user",
+        provenance="ICT-FaceKit Light, USC Institute for Creative Technologies; "
+        "a file supplied by the user",
         template=template.astype(np.float32),
         identity=np.asarray(arrays["identity"], np.float32) * np.float32(metres),
         expression=expression,
@@ -113,15 +121,16 @@ def check_frame(template: Floats, vertex: Ints) -> None:
     across = left - right
     if not 0.07 < across[0] < 0.12 or np.abs(across[1:]).max() > 0.01:
         raise ValueError(
-            f"the outer eye corners are {across} metres apart: not a face in metres with x to its left"
+            f"the outer eye corners are {across} metres apart: "
+            "not a face in metres with x to its left"
         )
-    if points[8, 1] > points[27, 1] - 0.05:
+    if points[CHIN, 1] > points[NOSE_ROOT, 1] - 0.05:
         raise ValueError("the chin is not below the nose: y must point up")
-    if points[30, 2] < points[[0, 16], 2].mean() + 0.03:
+    if points[NOSE_TIP, 2] < points[list(JAW_ENDS), 2].mean() + 0.03:
         raise ValueError("the nose is not in front of the ears: z must point out of the face")
 
 
-def mirror_of(template: Floats) -> Ints:
+def find_mirror(template: Floats) -> Ints:
     """(V,) nearest vertex at the mirrored place, for a mesh without a table of its own."""
     from scipy.spatial import cKDTree
 

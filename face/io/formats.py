@@ -1,4 +1,4 @@
-"""Published files of other people's face models: bytes in, bare arrays out.
+"""File formats of published face models: bytes in, raw arrays out.
 
 Nothing of these models is shipped. Sources of the layouts: the Basel Face Model 2009 (Matlab), 2017
 and 2019 (HDF5, the format of Statismo), the eos library (cereal binary archives, in which the
@@ -170,7 +170,8 @@ def eos(data: bytes, landmarks: Mapping[str, int]) -> RawModel:
     return RawModel(
         name="surrey",
         licence=SURREY_LICENCE,
-        provenance="a model of the eos library (Surrey Face Model, University of Surrey); a file supplied by the user",
+        provenance="a model of the eos library (Surrey Face Model, University of Surrey); "
+        "a file supplied by the user",
         template=mean,
         identity=modes,
         expression=expression,

@@ -1,9 +1,8 @@
-"""From the bare arrays of somebody's face model to a MorphableModel: unit, landmarks, regions and
-uv are found.
+"""From the raw arrays of a published face model to a MorphableModel.
 
-Published models differ in all that is not shape: millimetres or micrometres, no landmarks or a few
-under other names, no uv, no regions. What is missing is taken from a reference model (the open
-head) by registration of the templates.
+Published models differ in all but shape: millimetres or micrometres, no landmarks or a few under
+other names, no uv, no regions. What is missing is found by registration of the template to that of
+a reference model (the open head).
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from dff.face.arrays import Floats, Ints
+from dff.face.arrays import Array, Float, Floats, Integer, Ints
 from dff.face.geometry.mesh import triangle_normals
-from dff.face.io.adapters import check_frame, mirror_of, one_square
+from dff.face.io.adapters import check_frame, find_mirror, one_square
 from dff.face.io.registration import Nearest, Similarity, Surface, align, part, register
 from dff.face.io.transfer import (
     KINDS,
@@ -41,24 +40,21 @@ BEHIND_FACE = 0.07  # metres from the landmarks back to the point from which the
 
 @dataclass(frozen=True)
 class RawModel:
-    """What every published linear model has, in its own unit and with y up and z out of the
-    face.
-    """
+    """The arrays of a published linear model, in its own unit, y up and z out of the face."""
 
     name: str
     licence: str
     provenance: str
-    template: Floats  # (V, 3)
-    identity: Floats  # (K, V, 3) at one standard deviation
-    expression: (
-        Floats  # (E, V, 3) modes of a principal component analysis at one standard deviation
-    )
-    units: Floats  # (U, V, 3) facial units at full activation
-    unit_names: tuple[str, ...]  # (U,)
-    faces: Ints  # (F, 3), any orientation
+    template: Float[Array, "vertices 3"]
+    identity: Float[Array, "identities vertices 3"]  # at one standard deviation
+    # modes of a principal component analysis, at one standard deviation
+    expression: Float[Array, "expressions vertices 3"]
+    units: Float[Array, "units vertices 3"]  # facial units at full activation
+    unit_names: tuple[str, ...]  # (units,)
+    faces: Integer[Array, "faces 3"]  # any orientation
     landmarks: Mapping[str, int]  # vertices of some of ``dff.face.model.landmarks.NAMES``
     uv: Floats | None = None  # (T, 2) v up, all in one unit square
-    uv_faces: Ints | None = None  # (F, 3)
+    uv_faces: Ints | None = None  # (F, 3) rows of uv
 
 
 def completed(raw: RawModel, reference: MorphableModel) -> tuple[MorphableModel, Correspondence]:
@@ -68,13 +64,13 @@ def completed(raw: RawModel, reference: MorphableModel) -> tuple[MorphableModel,
     faces = outward(template, np.asarray(raw.faces, np.int64))
     parts = components(faces, len(template))
     skin = parts == np.bincount(parts).argmax()
-    vertex = landmarks_of(template, faces[skin], raw.landmarks, reference)
+    vertex = find_landmarks(template, faces[skin], raw.landmarks, reference)
     template -= template[vertex].mean(0)
     check_frame(template, vertex)
     kinds = classify_parts(template, faces, parts, reference)
-    uv, uv_faces = _uv_of(raw, template, faces, parts, kinds)
+    uv, uv_faces = _find_uv(raw, template, faces, parts, kinds)
     expression, names, sd = _units(raw, unit)
-    mirror = mirror_of(template)
+    mirror = find_mirror(template)
     usable = np.zeros(len(template), dtype=bool)
     usable[faces[skin]] = True
     model = MorphableModel(
@@ -125,7 +121,7 @@ def components(faces: Ints, count: int) -> Ints:
     return np.asarray(number)
 
 
-def landmarks_of(
+def find_landmarks(
     template: Floats, skin: Ints, known: Mapping[str, int], reference: MorphableModel
 ) -> Ints:
     """(68,) vertices: the ``known`` ones, the others where registration lays the reference's
@@ -231,7 +227,7 @@ def strongest(modes: Floats, count: int) -> Floats:
     return np.asarray(np.asarray(modes)[kept], np.float64)
 
 
-def _uv_of(
+def _find_uv(
     raw: RawModel, template: Floats, faces: Ints, parts: Ints, kinds: Ints
 ) -> tuple[Floats, Ints]:
     if raw.uv is not None and raw.uv_faces is not None:

@@ -1,5 +1,4 @@
-"""Dense correspondence between the templates of two face models: where on one surface each vertex
-of the other lies.
+"""Dense correspondence between the templates of two face models.
 
 The moving template is brought onto the fixed one by a similarity, by its landmarks (thin-plate
 spline), and then by non-rigid iterative closest points whose displacements are smooth over the
@@ -18,32 +17,35 @@ from scipy.interpolate import RBFInterpolator
 from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
-from dff.face.arrays import Bools, Floats, Ints
+from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints
 from dff.face.geometry.mesh import SurfacePoints, triangle_normals, unique_edges, vertex_normals
 
 CANDIDATES = 12  # triangles that are tried for each point
-STIFFNESS = (
-    30.0,
-    10.0,
-    3.0,
-    1.0,
-    0.3,
-    0.1,
-)  # of the displacements over the mesh, one solve each, from stiff to soft
-REACH = 0.02  # metres: a closest point further off is no counterpart
-AGREEING = 0.4  # cosine of the normals below which a closest point is no counterpart
-LANDMARK_WEIGHT = 30.0  # of a landmark against a closest point
-ICP_STEPS = 30
-ICP_POINTS = 800  # are enough for a similarity
-TRIMMED = 0.8  # share of the closest points that decide a similarity
+
+
+@dataclass(frozen=True)
+class RegistrationConfig:
+    """Settings of ``register`` and ``align``."""
+
+    # of the displacements over the mesh, from stiff to soft, one solve each
+    stiffness: tuple[float, ...] = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
+    reach: float = 0.02  # metres: a closest point further off is no counterpart
+    min_cosine: float = 0.4  # between the normals of a point and its counterpart
+    landmark_weight: float = 30.0  # relative to a closest point
+    icp_steps: int = 30
+    icp_points: int = 800  # of the moving surface, for a similarity
+    icp_share: float = 0.8  # of the points, the closest ones, that count in a step
+
+
+DEFAULT = RegistrationConfig()
 
 
 @dataclass(frozen=True)
 class Surface:
     """A triangle mesh. Raises ValueError when a triangle names no vertex."""
 
-    vertices: Floats  # (V, 3) metres
-    faces: Ints  # (F, 3)
+    vertices: Float[Array, "vertices 3"]  # metres
+    faces: Integer[Array, "faces 3"]
 
     def __post_init__(self) -> None:
         if self.faces.size == 0 or self.faces.min() < 0 or self.faces.max() >= len(self.vertices):
@@ -55,8 +57,8 @@ class Similarity:
     """``x -> scale * rotation @ x + translation``."""
 
     scale: float
-    rotation: Floats  # (3, 3)
-    translation: Floats  # (3,) metres
+    rotation: Float[Array, "3 3"]
+    translation: Float[Array, " 3"]  # metres
 
     def apply(self, points: Floats) -> Floats:
         """(..., 3) moved points."""
@@ -82,8 +84,7 @@ class Nearest:
         self.surface = surface
         corners = np.asarray(surface.vertices, np.float64)[surface.faces]
         self._corners = corners
-        # A tree of centroids misses large triangles: their corners and edge middles stand for them
-        # too.
+        # Centroids alone would miss large triangles, so corners and edge midpoints are added.
         anchors = [corners.mean(1), *(corners[:, i] for i in range(3))]
         anchors += [(corners[:, i] + corners[:, (i + 1) % 3]) / 2 for i in range(3)]
         self._tree = cKDTree(np.concatenate(anchors))
@@ -145,33 +146,43 @@ def _project(points: Floats, corners: Floats, candidates: Ints) -> tuple[Ints, F
 
 
 def align(
-    moving: Floats, fixed: Surface, *, scaled: bool = True, start: Similarity | None = None
+    moving: Floats,
+    fixed: Surface,
+    *,
+    scaled: bool = True,
+    start: Similarity | None = None,
+    config: RegistrationConfig = DEFAULT,
 ) -> Similarity:
-    """The similarity that lays (N, 3) ``moving`` points onto a surface: trimmed iterative closest
-    points.
+    """The similarity of (N, 3) ``moving`` points to a surface: trimmed iterative closest points.
 
-    Besl and McKay 1992; the worst fifth of the points counts nothing in each step. It starts where
-    the middles (and the spreads, when ``scaled``) agree.
+    Without a ``start`` it begins where the centroids (and the variances, when ``scaled``) agree.
+    Sources: Besl and McKay 1992; Chetverikov et al. 2002 (trimming).
     """
     nearest = Nearest(fixed)
-    moving = moving[:: max(len(moving) // ICP_POINTS, 1)]
+    moving = moving[:: max(len(moving) // config.icp_points, 1)]
     if start is None:
         scale = float(np.sqrt(fixed.vertices.var(0).sum() / moving.var(0).sum())) if scaled else 1.0
         start = Similarity(scale, np.eye(3), fixed.vertices.mean(0) - scale * moving.mean(0))
     found = start
-    for _ in range(ICP_STEPS):
+    for _ in range(config.icp_steps):
         at, away = nearest(found.apply(moving))
-        near = away <= np.quantile(away, TRIMMED)
+        near = away <= np.quantile(away, config.icp_share)
         found = similarity(moving[near], at.of(fixed.vertices, fixed.faces)[near], scaled=scaled)
     return found
 
 
-def register(moving: Surface, fixed: Surface, pairs: tuple[Ints, Ints] | None = None) -> Floats:
-    """(V, 3) places of the ``moving`` vertices on (or, where ``fixed`` has no counterpart, near)
-    the fixed surface.
+def register(
+    moving: Surface,
+    fixed: Surface,
+    pairs: tuple[Ints, Ints] | None = None,
+    *,
+    config: RegistrationConfig = DEFAULT,
+) -> Floats:
+    """(V, 3) metres: the ``moving`` vertices laid onto the fixed surface.
 
-    ``pairs``: vertices of both that are the same point (landmarks); without them the surfaces must
-    lie near each other already.
+    Where it has no counterpart they follow their neighbours. ``pairs``: rows of moving and fixed
+    vertices that are the same point (landmarks); without them the surfaces must lie near each other
+    already.
     """
     at: Floats = np.asarray(moving.vertices, np.float64)
     goal: Floats = np.zeros((0, 3))
@@ -186,12 +197,12 @@ def register(moving: Surface, fixed: Surface, pairs: tuple[Ints, Ints] | None = 
         at = np.asarray(spline(at))
     nearest = Nearest(fixed)
     laplacian = _laplacian(moving.faces, len(at))
-    for stiffness in STIFFNESS:
+    for stiffness in config.stiffness:
         found, away = nearest(at)
         cosine = (vertex_normals(at, moving.faces) * nearest.normals[found.triangle]).sum(1)
-        weight = ((away < REACH) & (cosine > AGREEING)).astype(np.float64)
+        weight = ((away < config.reach) & (cosine > config.min_cosine)).astype(np.float64)
         target = found.of(fixed.vertices, fixed.faces) - at
-        weight[chosen] = LANDMARK_WEIGHT
+        weight[chosen] = config.landmark_weight
         target[chosen] = goal - at[chosen]
         matrix = sparse.diags(weight + 1e-6) + stiffness * laplacian
         at = at + splu(sparse.csc_matrix(matrix)).solve(weight[:, None] * target)

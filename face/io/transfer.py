@@ -1,8 +1,8 @@
-"""What one model knows of its surface, carried over to another: skin colours and regions.
+"""Transfer of albedo and regions from one face model to another.
 
-Both follow a dense correspondence between the templates (``dff.face.io.registration``). It is found
-per kind of part, so that an eyeball takes its colours from an eyeball and the gums nothing from the
-lips in front of them.
+Both follow a dense correspondence between the templates (``dff.face.io.registration``). Parts of a
+kind correspond to each other, so that eyeballs take their colours from eyeballs, and gums none from
+the lips before them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dff.face.arrays import Bools, Floats, Ints
+from dff.face.arrays import Array, Bools, Float, Floats, Ints
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.io.registration import Nearest, Surface, align, part, register
@@ -33,9 +33,9 @@ ATLAS = 320  # texels a side of a carried albedo
 
 @dataclass(frozen=True)
 class Correspondence:
-    """Where on a source model's template the template of a target lies, part by part."""
+    """The template of a target model laid onto that of a source model, part by part."""
 
-    places: Floats  # (V, 3) metres: each target vertex brought onto the source's surface
+    places: Float[Array, "vertices 3"]  # metres: each target vertex on the source's surface
     kinds: tuple[tuple[Ints, Ints], ...]  # target and source triangles of each kind of part
 
 

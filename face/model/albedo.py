@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dff.face.arrays import Floats
+from dff.face.arrays import Array, Float, Floats
 from dff.face.geometry.interpolation import bilinear
 
 
@@ -22,20 +22,20 @@ class AlbedoModel:
     name: str
     licence: str  # SPDX name
     provenance: str  # sources and how it was made, for people
-    mean: Floats  # (S, S, 3) float32, 0 to 1
-    components: Floats  # (k, S, S, 3) float32 for one standard deviation
+    mean: Float[Array, "side side 3"]  # float32, 0 to 1
+    components: Float[Array, "components side side 3"]  # float32, of one standard deviation
     uv_of: str = "open-head"  # name of the model in whose uv it is
 
     def __post_init__(self) -> None:
         size = len(self.mean)
         if self.mean.shape != (size, size, 3) or self.components.shape[1:] != self.mean.shape:
             raise ValueError(
-                f"albedo wants (S, S, 3) and (k, S, S, 3): {self.mean.shape}, {self.components.shape}"
+                "albedo wants (S, S, 3) and (k, S, S, 3): "
+                f"{self.mean.shape}, {self.components.shape}"
             )
 
     def texture(self, coefficients: Floats) -> Floats:
-        """(S, S, 3) float32 colours of (k,) coefficients in standard deviations, kept within 0 to
-        1.
+        """(S, S, 3) float32 colours of (k,) coefficients in standard deviations, clipped to 0..1.
 
         Fewer coefficients than components leave the rest at zero; more raise ValueError.
         """
@@ -46,7 +46,7 @@ class AlbedoModel:
         return np.asarray(np.clip(self.mean + moved, 0.0, 1.0), np.float32)
 
     def at(self, uv: Floats) -> tuple[Floats, Floats]:
-        """The model at (N, 2) uv: (N, 3) mean and (k, N, 3) components, bilinear between texels."""
+        """(N, 3) mean and (k, N, 3) components at (N, 2) uv, float32, bilinear between texels."""
         px = np.asarray(uv, np.float64) * len(self.mean)
         textures = (self.mean, *self.components)
         values = np.stack([bilinear(texture, px) for texture in textures]).astype(np.float32)

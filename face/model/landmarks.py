@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from dff.face.arrays import Array, Bools, Float, Floats, Ints
+from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints
 
 
 def _names() -> tuple[str, ...]:
@@ -91,7 +91,7 @@ MIRROR: Ints = _mirror()
 
 
 CONTOUR_STEPS = 12
-"""How many candidates ``contour_lines`` gives each jaw landmark."""
+"""Number of candidates that ``contour_lines`` gives each jaw landmark."""
 
 CONTOUR_PATHS: tuple[tuple[tuple[float, float], ...], ...] = (
     ((7.0, -4.2), (14.0, -6.4), (28.0, -9.0)),
@@ -104,29 +104,27 @@ CONTOUR_PATHS: tuple[tuple[tuple[float, float], ...], ...] = (
     ((0.0, 2.0), (1.0, 4.0), (6.0, 11.0)),
     ((0.0, 3.0), (0.0, 6.0), (0.0, 12.0)),
 )
-"""How the jaw landmarks of the right side and the chin wander as the face turns away: millimetres
-inwards and up.
+"""Paths of the right jaw landmarks and the chin as the face turns away: millimetres inwards, up.
 
-Annotators spread the jaw points evenly over the contour they see, so that most of them climb as it
-comes forward. The first two places of each path are medians over the far sides of 300-W faces of 20
+Annotators spread the jaw points evenly over the visible contour, so that most of them move up as it
+comes forward. The first two points of each path are medians over the far sides of 300-W faces of 20
 to 30 and 30 to 60 degrees yaw.
 """
 
 
 @dataclass(frozen=True)
 class LandmarkTable:
-    """Where the landmarks lie on a model.
+    """The vertices of the landmarks on a model.
 
-    The annotators of the two schemes differ in more than the jaw: they end the brows and begin the
-    nose elsewhere. Raises ValueError when the shapes are wrong.
+    The schemes differ in more than the jaw: their annotators end the brows and begin the nose at
+    different points. Raises ValueError when the shapes are wrong.
     """
 
-    vertex: Ints  # (68,) vertex of each landmark in the 3D scheme
-    # (17, L) candidate vertices of each jaw landmark in the 2D scheme, from the jaw line inwards
-    contour: Ints
-    inner: Ints = field(
-        default_factory=lambda: np.empty(0, np.int64)
-    )  # (51,) the 2D scheme's others; or as in the 3D
+    vertex: Integer[Array, " 68"]  # of each landmark in the 3D scheme
+    # vertices that each jaw landmark may take in the 2D scheme, from the jaw line inwards
+    contour: Integer[Array, "17 candidates"]
+    # vertices of the other landmarks in the 2D scheme; by default those of the 3D scheme
+    inner: Integer[Array, " 51"] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self) -> None:
         if self.vertex.shape != (68,) or self.contour.ndim != 2 or len(self.contour) != 17:
@@ -144,17 +142,15 @@ class LandmarkTable:
         return np.unique(np.concatenate([self.vertex, self.contour.ravel(), self.inner]))
 
     def contour_vertices(self, vertices_px: Floats, template: Floats) -> Ints:
-        """(68,) vertices of the 2D scheme for a face whose vertices project to (V, 2)
-        ``vertices_px``.
+        """(68,) vertices of the 2D scheme for a face that projects to (V, 2) ``vertices_px``.
 
-        Each jaw landmark takes, of its candidates, the one that lies furthest out. "Out" is
-        sideways, for the chin and its neighbours away from the middle of the frontal ``template``
-        (V, 3), turned with the face in the image.
+        Each jaw landmark takes the candidate that lies furthest outwards: sideways; for the chin
+        and its neighbours away from the middle of the frontal ``template`` (V, 3), rotated with the
+        face in the image.
         """
         frontal = template[self.vertex][:, :2] * np.array([1.0, -1.0])
         seen = vertices_px[self.vertex]
-        # In-plane turn of the face: the direction from the chin to the brows on the template and in
-        # the image.
+        # In-plane rotation of the face, by the direction from the chin to the brows.
         up_t, up_p = chin_to_brows(frontal), chin_to_brows(seen)
         c = float(up_t @ up_p)
         s = float(up_t[0] * up_p[1] - up_t[1] * up_p[0])
@@ -228,8 +224,7 @@ def contour_lines(template: Floats, vertex: Ints, mirror: Ints, usable: Bools) -
             [np.interp(along, np.arange(len(corners)), corners[:, c]) for c in (0, 1)], axis=1
         )
         flat = np.linalg.norm(template[rows, :2][None] - aims[:, None], axis=2)
-        # Of the vertices that are nearly as near in the frontal view, the front one is on the skin
-        # that is seen.
+        # Among vertices at about one place of the frontal view, the front one is on visible skin.
         lines[j] = rows[(flat - 0.2 * template[rows, 2]).argmin(1)]
         lines[j, 0] = vertex[j]
     for j in range(8):
@@ -239,16 +234,16 @@ def contour_lines(template: Floats, vertex: Ints, mirror: Ints, usable: Bools) -
 
 
 def nme_box(found: Floats, truth: Floats) -> float:
-    """Mean distance of (N, 2) points over sqrt(w * h) of the box of ``truth`` (all its points): a
-    fraction.
+    """Normalised mean error of (N, 2) points: mean distance over sqrt(w * h) of the box of
+    ``truth``.
     """
     w, h = truth.max(0) - truth.min(0)
     return float(np.linalg.norm(found - truth, axis=1).mean() / np.sqrt(w * h))
 
 
 def nme_iod(found: Floats, truth: Floats, points: slice = slice(0, 68)) -> float:
-    """Mean distance of the chosen ``points`` of (68, 2) landmarks over the distance of the outer
-    eye corners.
+    """Normalised mean error of the chosen ``points`` of (68, 2) landmarks: mean distance over that
+    of the outer eye corners.
     """
     a, b = OUTER_EYE_CORNERS
     iod = np.linalg.norm(truth[a] - truth[b])

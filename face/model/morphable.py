@@ -7,33 +7,31 @@ from functools import cached_property
 
 import numpy as np
 
-from dff.face.arrays import Array, Float, Floats, Ints
+from dff.face.arrays import Array, Float, Floats, Integer, Ints
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.model.deformation import smooth_fields
-from dff.face.model.landmarks import NAMES, LandmarkTable
+from dff.face.model.landmarks import NOSE_TIP, LandmarkTable
 
-DEFORMED, REACH = (
-    0.003,
-    0.05,
-)  # metres: a deformation's deviation at the middle, and over which distance it changes
-PLACES, FIELDS = (
-    600,
-    16,
-)  # vertices that choose the deformations' functions, and how many of each parity
-FINELY, FINE_REACH = (
-    0.0015,
-    0.02,
-)  # metres: as above, of what is finer: a nose's bridge, a chin, a brow ridge
-FINE_PLACES, FINE_FIELDS = 900, 64
-FINE_WITHIN = 0.11  # metres from the nose's tip; there is no face beyond
-ASYMMETRY = (
-    0.35  # deviation of what a deformation does to one half of the face alone, over that of both
-)
+
+@dataclass(frozen=True)
+class DeformationScale:
+    """One scale of the residual deformations: a Gaussian process on a part of the template."""
+
+    deviation: float  # metres, standard deviation at the middle
+    reach: float  # metres, standard deviation of the covariance's Gaussian
+    places: int  # vertices from which the functions are found (Nyström)
+    functions: int  # of each parity
+    within: float  # metres from the nose tip; vertices further off don't take part
+
+
+COARSE = DeformationScale(0.003, 0.05, 600, 16, np.inf)  # the whole head
+FINE = DeformationScale(0.0015, 0.02, 900, 64, 0.11)  # the face: bridge of the nose, chin, brows
+ASYMMETRY = 0.35  # deviation of the asymmetric part of a deformation over the symmetric part's
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Where a face lies in a model's space. Raises ValueError when not finite."""
+    """Coefficients of a face in a model. Raises ValueError when they are not finite."""
 
     identity: Float[Array, " identities"]  # standard deviations
     expression: Float[Array, " expressions"]  # activations: 0 neutral, 1 the full unit
@@ -48,9 +46,7 @@ class Coefficients:
             object.__setattr__(self, name, value)
 
 
-@dataclass(
-    frozen=True, eq=False
-)  # a model is equal to itself alone, which lets what follows from it be cached
+@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a key of caches
 class MorphableModel:
     """A linear face model in the ``head`` frame, in metres.
 
@@ -62,18 +58,18 @@ class MorphableModel:
     name: str
     licence: str  # SPDX name or the licence's own
     provenance: str  # sources and how the model was made, for people
-    template: Floats  # (V, 3) metres
-    identity: Floats  # (K, V, 3) metres for one standard deviation
-    expression: Floats  # (E, V, 3) metres at full activation
+    template: Float[Array, "vertices 3"]  # metres
+    identity: Float[Array, "identities vertices 3"]  # metres of one standard deviation
+    expression: Float[Array, "expressions vertices 3"]  # metres at full activation
     expression_names: tuple[str, ...]
-    expression_sd: Floats  # (E,) prior standard deviation of each activation
-    faces: Ints  # (F, 3) int32, counter-clockwise from outside
-    uv: Floats  # (T, 2) in [0, 1]: u right, v down the texture image
-    uv_faces: Ints  # (F, 3) int32 rows of uv
-    region: Ints  # (F,) uint8 rows of region_names
+    expression_sd: Float[Array, " expressions"]  # prior standard deviation of each activation
+    faces: Integer[Array, "faces 3"]  # int32, counter-clockwise from outside
+    uv: Float[Array, "texture_vertices 2"]  # in [0, 1]: u right, v down the texture image
+    uv_faces: Integer[Array, "faces 3"]  # int32 rows of uv
+    region: Integer[Array, " faces"]  # rows of region_names
     region_names: tuple[str, ...]
     landmarks: LandmarkTable
-    mirror: Ints = field(repr=False)  # (V,) vertex at the mirrored place
+    mirror: Integer[Array, " vertices"] = field(repr=False)  # vertex at the mirrored place
 
     def __post_init__(self) -> None:
         v = len(self.template)
@@ -123,26 +119,24 @@ class MorphableModel:
 
     @cached_property
     def deformations(self) -> Floats:
-        """(M, V, 3) metres for one standard deviation: smooth, and none of them an identity's.
+        """(M, V, 3) metres of one standard deviation: smooth displacements beyond the identities.
 
-        Gaussian processes over the template (``dff.face.model.deformation``), mostly alike on both
-        sides of the face: first a coarse one, of the whole head, then a fine one, of the face.
-        Without the second a stranger's nose and chin are out of reach: fitted to ICT-FaceKit's
-        people, the coarse one's coefficients are 3.9 in the mean square's root, and 1.0 beside the
-        fine one's 1.6. The deviation of each along y and z falls from the whole at the middle to
-        three quarters of it at the sides.
+        Two Gaussian processes over the template (``dff.face.model.deformation``), mostly symmetric:
+        a coarse one of the whole head and a fine one of the face. The fine one is needed for other
+        models' noses and chins: fitted to ICT-FaceKit's people, the root mean square of the coarse
+        coefficients is 3.9 without it, and 1.0 beside 1.6 for the fine ones. The deviations along y
+        and z fall to three quarters at the sides.
         """
-        tip = self.template[self.landmarks.vertex[NAMES.index("nose_tip")]]
-        face = np.flatnonzero(np.linalg.norm(self.template - tip, axis=1) < FINE_WITHIN)
+        tip = self.template[self.landmarks.vertex[NOSE_TIP]]
+        away = np.linalg.norm(self.template - tip, axis=1)
         out = []
-        for among, places, reach, count, deviation in (
-            (np.arange(len(self.template)), PLACES, REACH, FIELDS, DEFORMED),
-            (face, FINE_PLACES, FINE_REACH, FINE_FIELDS, FINELY),
-        ):
-            vertex = among[np.linspace(0, len(among) - 1, min(places, len(among))).astype(np.int64)]
+        for scale in (COARSE, FINE):
+            among = np.flatnonzero(away < scale.within)
+            places = np.linspace(0, len(among) - 1, min(scale.places, len(among)))
+            vertex = among[places.astype(np.int64)]
             for parity in (1, -1):
-                fields = deviation * smooth_fields(
-                    self.template, vertex, reach=reach, count=count, parity=parity
+                fields = scale.deviation * smooth_fields(
+                    self.template, vertex, reach=scale.reach, count=scale.functions, parity=parity
                 )
                 # Mirrored faces stay themselves where x is odd, y and z even.
                 axes = np.diag([ASYMMETRY, 1.0, 1.0] if parity > 0 else [1.0, ASYMMETRY, ASYMMETRY])
@@ -152,9 +146,9 @@ class MorphableModel:
         return np.concatenate(out).astype(self.identity.dtype)
 
     def motion(self, expression: Floats) -> Floats:
-        """(V, 3) metres by which (E,) activations move a face from rest.
+        """(V, 3) metres of displacement by (E,) activations.
 
-        Only the units in use are read: most rest, and all together no processor's cache holds.
+        Reads only units in use: most are zero, and the whole basis exceeds a processor's cache.
         """
         used = np.flatnonzero(expression)
         basis = self.expression[used].reshape(len(used), self.template.size)
@@ -165,9 +159,7 @@ class MorphableModel:
         return Coefficients(np.zeros(len(self.identity)), np.zeros(len(self.expression)))
 
     def triangles_of(self, *regions: str) -> Ints:
-        """(N,) triangles of the named regions; ValueError for a name that the model does not
-        have.
-        """
+        """(N,) triangles of the named regions. Raises ValueError for an unknown name."""
         missing = set(regions) - set(self.region_names)
         if missing:
             raise ValueError(

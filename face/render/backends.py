@@ -15,7 +15,7 @@ def backend(name: str) -> Visibility:
     if name == "zbuffer":
         return zbuffer.visibility
     if name == "pyrender":
-        # OpenGL is an option of the machine: it is looked for when somebody wants it.
+        # OpenGL is optional, so it is loaded on demand.
         from dff.face.render import gl
 
         return gl.visibility
@@ -23,7 +23,7 @@ def backend(name: str) -> Visibility:
 
 
 def identity(name: str) -> str:
-    """What decides a backend's pixels, for records: its name, with the OpenGL implementation's own.
+    """What determines a backend's pixels: its name, with that of the OpenGL implementation.
 
     Raises ValueError for another name, NoRenderer where there is no off-screen OpenGL.
     """

@@ -1,9 +1,7 @@
-"""What is known of each pixel of a rendered mesh, and what follows from it: colours, textures,
-visibility.
+"""Frames of a rendered mesh: the surface point of each pixel, colours, textures, visibility.
 
-Ground truth: each pixel carries the exact surface point that its centre shows. Backends decide only
-which triangle that is; ``resolve`` does the rest, so a frame comes back exactly from its triangle
-ids, vertices and camera.
+Backends decide only which triangle a pixel centre shows; ``resolve`` computes the rest, so a frame
+follows exactly from its triangle ids, vertices and camera.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dff.face.arrays import Bools, Floats, Ints
+from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints
 from dff.face.geometry.camera import Camera, Pinhole
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.render import kernels, zbuffer
@@ -24,32 +22,30 @@ from dff.face.render.visibility import Visibility
 Image = NDArray[np.float32]
 
 OUTLINE = 0.01
-"""Metres of depth between neighbouring pixels from which on there is an outline between them."""
+"""Depth step in metres between neighbouring pixels that makes an outline."""
 
 OCCLUDER = -2
-"""The triangle of a pixel that shows something before the mesh, of which nothing more is known."""
+"""Triangle id of a pixel that shows an occluder before the mesh."""
 
 HIDDEN_DEPTH = 0.004
 """Metres behind the nearest surface from which on a surface point counts as hidden."""
 
 PIXEL_CENTRES: Floats = np.empty((0, 0, 2))
-"""Says to the resolver that the samples of a frame lie at the centres of its pixels."""
+"""Sample positions of a frame: the centres of its pixels."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What each pixel centre of an (H, W) image shows of a mesh. Raises ValueError when the shapes
-    disagree.
-    """
+    """What each pixel centre shows of a mesh. Raises ValueError when shapes disagree."""
 
-    triangle: NDArray[
-        np.int32
-    ]  # (H, W) row of the mesh's faces; -1 is background, OCCLUDER another thing before it
-    # (H, W, 3) weights of the triangle's corners on the surface, none negative; background 0
-    barycentric: Image
-    depth: Image  # (H, W) metres along the z axis of ``cam``; background 0
-    # (H, W, 3) smooth unit normals in ``cam``, outward also where the inside is seen; background 0
-    normal: Image
+    triangle: Integer[
+        Array, "rows columns"
+    ]  # int32 row of the mesh's faces; -1 background, or OCCLUDER
+    # weights of the triangle's corners on the surface, none negative; background 0
+    barycentric: Float[Array, "rows columns 3"]
+    depth: Float[Array, "rows columns"]  # metres along the z axis of ``cam``; background 0
+    # smooth unit normals in ``cam``, outward also where the inside is visible; background 0
+    normal: Float[Array, "rows columns 3"]
 
     def __post_init__(self) -> None:
         size = self.triangle.shape
@@ -60,7 +56,7 @@ class Frame:
 
     @property
     def mask(self) -> Bools:
-        """(H, W) where a mesh is seen."""
+        """(H, W) where the mesh is visible."""
         return self.triangle >= 0
 
     def points(self) -> SurfacePoints:
@@ -71,14 +67,14 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """A mesh before a camera, and where that has it on the screen."""
+    """A mesh before a camera, and its projection."""
 
-    vertices: NDArray[np.float64]  # (V, 3) metres in ``cam``
-    faces: NDArray[np.int32]  # (F, 3)
+    vertices: Float[Array, "vertices 3"]  # metres in ``cam``
+    faces: Integer[Array, "faces 3"]  # int32
     camera: Camera
-    px: NDArray[np.float64]  # (V, 2); NaN behind the camera
-    weight: NDArray[np.float64]  # (V,) of the camera's ``screen_weight``
-    screen_depth: NDArray[np.float64]  # (V,)
+    px: Float[Array, "vertices 2"]  # pixels; NaN behind the camera
+    weight: Float[Array, " vertices"]  # the camera's ``screen_weight``
+    screen_depth: Float[Array, " vertices"]
 
     @staticmethod
     def of(vertices_cam: Floats, faces: Ints, camera: Camera) -> Mesh:
@@ -114,8 +110,9 @@ def render(
     *,
     visibility: Visibility = zbuffer.visibility,
 ) -> Frame:
-    """The frame of (V, 3) ``vertices_cam`` in metres and (F, 3) ``faces`` at ``size`` = (height,
-    width).
+    """The frame of (V, 3) ``vertices_cam``, metres, and (F, 3) ``faces``.
+
+    ``size``: (height, width) in pixels.
 
     Triangles that reach behind the camera are left out. Raises ValueError for vertices that are not
     finite, triangles that name no vertex, or an empty size.
@@ -125,9 +122,9 @@ def render(
 
 
 def resolve(triangle_ids: Ints, vertices_cam: Floats, faces: Ints, camera: Camera) -> Frame:
-    """The frame that belongs to (H, W) ``triangle_ids``: the same numbers that ``render`` gave.
+    """The frame of (H, W) ``triangle_ids``: the same numbers that ``render`` gave.
 
-    -1 is background; OCCLUDER stays as it is, without a surface point.
+    -1 is background; OCCLUDER stays, without a surface point.
 
     Raises ValueError where ``render`` does, and for ids that name no triangle or one that reaches
     behind the camera.
@@ -138,7 +135,7 @@ def resolve(triangle_ids: Ints, vertices_cam: Floats, faces: Ints, camera: Camer
         raise ValueError(f"triangle ids want (H, W), got {ids.shape}")
     if ids.min() < OCCLUDER or ids.max() >= len(triangles):
         raise ValueError(
-            f"triangle ids from {ids.min()} to {ids.max()} for a mesh of {len(triangles)} triangles"
+            f"triangle ids from {ids.min()} to {ids.max()} for {len(triangles)} triangles"
         )
     return _resolve(ids, vertices, triangles, *_projected(vertices, camera))
 
@@ -153,15 +150,13 @@ def supersampled(
     factor: int = 3,
     visibility: Visibility = zbuffer.visibility,
 ) -> tuple[Image, Image]:
-    """Anti-aliased colours of a rendered ``frame``: ((H, W, C) colours times coverage, (H, W)
-    coverage 0 to 1).
+    """Anti-aliased colours of a ``frame``: (H, W, C) colours times coverage, (H, W) coverage.
 
-    So ``colours + (1 - coverage) * background`` is the picture. ``colour`` gives the (H, W, C)
-    colours of a frame. Only pixels at outlines (against the background, or where depth jumps by
-    OUTLINE) are taken apart, into ``factor`` x ``factor`` samples whose middle is the pixel's
-    centre: ``colour`` sees these as a frame of (pixels, samples). Each sample is coloured by
-    itself: the slow twin of ``shading.antialias``. ValueError for an even factor, which has no middle
-    sample.
+    ``colours + (1 - coverage) * background`` is the image. ``colour`` gives the (H, W, C) colours
+    of a frame. Only pixels at outlines (of the background, or where depth jumps by OUTLINE) are
+    split into ``factor`` x ``factor`` samples about the pixel's centre, which ``colour`` gets as a
+    frame of (pixels, samples). Each sample is coloured by itself: the reference implementation of
+    ``shading.antialias``. Raises ValueError for an even factor, which has no middle sample.
     """
     if factor < 1 or factor % 2 == 0:
         raise ValueError(f"supersampling wants an odd factor, got {factor}")
@@ -244,11 +239,11 @@ class DepthImage(Protocol):
 
 
 def visible(frame: DepthImage, points_cam: Floats, camera: Camera, tolerance: float) -> Bools:
-    """(N,) whether each of (N, 3) surface points is seen in ``frame``.
+    """(N,) whether each of (N, 3) surface points is visible in ``frame``.
 
-    A point is hidden when all four pixel centres round it show something nearer than it by more
-    than ``tolerance`` metres, and when it falls outside the image or behind the camera. So points
-    on the silhouette count as seen. An OCCLUDER without depth is nearer than anything.
+    A point is hidden when all four pixel centres round it show something nearer by more than
+    ``tolerance`` metres, and when it falls outside the image or behind the camera; so points on the
+    silhouette are visible. An OCCLUDER without depth is nearer than anything.
     """
     points = np.ascontiguousarray(points_cam, dtype=np.float64)
     px, _ = _projected(points, camera)

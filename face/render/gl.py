@@ -1,8 +1,8 @@
 """Visibility by OpenGL: pyrender through EGL, on a GPU or on Mesa's software rasteriser.
 
-OpenGL contexts do not survive a fork, belong to one thread, and are never given back without harm
-to others in the process (``eglTerminate``). So there is one renderer per process, made at the first
-frame and kept for life.
+An OpenGL context does not survive a fork, belongs to one thread, and cannot be released without
+harm to others in the process (``eglTerminate``). So a process has one renderer, made at the first
+frame and kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dff.face.render.id_renderer import OffscreenIds
 
 PACKAGES = ("libegl1", "libgl1", "libgl1-mesa-dri", "libglu1-mesa")
-"""What Debian and Ubuntu call the system libraries that this backend needs."""
+"""System libraries that this backend needs, as packages of Debian and Ubuntu."""
 
 
 PYRENDER = "pip install --no-deps pyrender==0.1.45"
@@ -59,7 +59,7 @@ def visibility(
 
 
 def renderer_name() -> str:
-    """What draws: the OpenGL implementation's own name, for records (``llvmpipe`` is software)."""
+    """The OpenGL implementation's own name, for records (``llvmpipe`` is software)."""
     return _renderer().name
 
 
@@ -89,10 +89,9 @@ def _make() -> tuple[OffscreenIds, int, int]:
             f"{error.name} is not installed; install OpenGL's libraries with: "
             f"pip install 'deep-face-feature[gl]' && {PYRENDER}"
         ) from error
-    except (
-        Exception
-    ) as error:  # the platform's loaders raise AttributeError, AssertionError, GLError, ...
+    except Exception as error:  # loaders raise AttributeError, AssertionError, GLError, ...
         raise NoRenderer(
-            f"no off-screen OpenGL ({type(error).__name__}: {error}); on Debian: apt-get install {' '.join(PACKAGES)}"
+            f"no off-screen OpenGL ({type(error).__name__}: {error}); "
+            f"on Debian: apt-get install {' '.join(PACKAGES)}"
         ) from error
     return renderer, os.getpid(), threading.get_ident()

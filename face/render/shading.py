@@ -73,7 +73,8 @@ class Texture:
             or not ((self.parts > 0) & (self.parts < VERTEX_COLOURED)).all()
         ):
             raise ValueError(
-                f"Texture.parts wants ({len(self.corners)},) in 1 .. {VERTEX_COLOURED - 1}, got {self.parts.shape}"
+                f"Texture.parts wants ({len(self.corners)},) in 1 .. {VERTEX_COLOURED - 1}, "
+                f"got {self.parts.shape}"
             )
 
     @staticmethod

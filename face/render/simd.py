@@ -98,8 +98,8 @@ negative. Depth is ``z`` (with its steps), limited to 0 .. ``most``, rounded; ``
 """
 
 cover_pixel = _cover(SAMPLE_PATTERN)
-"""The same for the eight SAMPLE_PATTERN within a pixel: edge functions and depth at its corner, steps for a
-sixteenth of it.
+"""The same for the samples of SAMPLE_PATTERN within a pixel: edge functions and depth at its
+corner, steps for a sixteenth of it.
 """
 
 

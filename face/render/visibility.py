@@ -1,4 +1,4 @@
-"""What a rendering backend answers: which triangle each pixel centre shows.
+"""The interface of rendering backends: which triangle each pixel centre shows.
 
 Vertices are snapped to 1/256 px before coverage is decided, as graphics hardware does, so that
 every backend sees the same triangles. Coverage follows the top-left rule: a pixel centre on an edge
@@ -19,8 +19,8 @@ from dff.face.arrays import Floats, Ints
 
 Visibility: TypeAlias = Callable[[Floats, Floats, Ints, tuple[int, int]], NDArray[np.int32]]
 """(V, 2) pixels, (V,) screen depth (smaller is nearer), (F, 3) triangles, (height, width) -> (H, W)
-int32 rows of the triangles; -1 where there is none. A vertex that is not finite, or that
-``snapped`` refuses, takes its triangles with it: such triangles touch the plane of the camera."""
+int32 rows of the triangles; -1 where there is none. Triangles with a vertex that is not finite or
+out of REACH are left out: they touch the plane of the camera."""
 
 SUBPIXELS = 256
 REACH = 1 << 21

@@ -1,11 +1,11 @@
 """Visibility on the CPU: a z-buffer with integer edge functions, compiled by numba.
 
-Exact and deterministic: coverage is decided in 64-bit integers. Depth is rounded to so many levels
-that it fits, above the triangle's number, into one 64-bit key: the least key wins, so the order of
-the triangles does not matter and of two at the same depth the first wins. Eight samples are tested
-at once, without branches that the processor cannot foresee: triangles of a face cover a few pixels
-each, and there such branches cost more than the work. Source of the edge functions and the top-left
-rule: Pineda, "A Parallel Algorithm for Polygon Rasterization" (1988).
+Exact and deterministic: coverage is decided in 64-bit integers. Depth, rounded, and the triangle's
+number share one 64-bit key, and the least key wins; so the order of the triangles does not matter,
+and at equal depth the first triangle wins. Eight samples are tested at once, without unpredictable
+branches: triangles of a face cover a few pixels each, where a misprediction costs more than the
+work. Source of the edge functions and the top-left rule: Pineda, "A Parallel Algorithm for Polygon
+Rasterization" (1988).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from dff.face.arrays import Bools, Floats, Ints
+from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints
 from dff.face.render.kernels import triangle_corners
 from dff.face.render.simd import LANES, SAMPLE_PATTERN, cover_pixel, cover_row
 from dff.face.render.visibility import OUT_OF_REACH, SUBPIXELS, snapped
@@ -32,9 +32,8 @@ def visibility(
     """(H, W) triangle of each pixel; see ``dff.face.render.visibility.Visibility``."""
     height, width = size
     depth, triangles = _plain(screen_depth, faces)
-    keys = np.full(
-        (height, width + LANES), EMPTY
-    )  # room for the lanes beyond a triangle at the right border
+    # Room for the SIMD lanes beyond a triangle at the right border.
+    keys = np.full((height, width + LANES), EMPTY)
     ids = np.empty(size, dtype=np.int32)
     grid = snapped(px)
     _raster(grid, depth, triangles, *_levels(grid, depth, triangles), keys, ids)
@@ -43,22 +42,19 @@ def visibility(
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What each of eight samples within some pixels shows; they lie at ``lanes.SAMPLE_PATTERN``."""
+    """What eight samples within each of some pixels show; they lie at ``simd.SAMPLE_PATTERN``."""
 
-    pixel: NDArray[
-        np.int32
-    ]  # (N,) place of each of these pixels in the image, row by row: row * W + column
-    triangle: NDArray[np.int32]  # (N, 8); -1 is background
-    screen_depth: (
-        Floats  # (N, 8) as the camera's, to a 2**-36 of the mesh's range or finer; background 0
-    )
+    pixel: Integer[Array, " pixels"]  # int32 number in the image, row by row: row * W + column
+    triangle: Integer[Array, "pixels 8"]  # int32; -1 is background
+    # the camera's, to 2**-36 of the mesh's range or finer; background 0
+    screen_depth: Float[Array, "pixels 8"]
 
 
 def samples(px: Floats, screen_depth: Floats, faces: Ints, ids: Ints, pixels: Bools) -> Samples:
-    """The samples of those of the (H, W) ``pixels`` that are set, by the rules of ``visibility``.
+    """The samples of the set ones of the (H, W) ``pixels``, by the rules of ``visibility``.
 
-    But triangles seen from behind count only if (H, W) ``ids`` shows them anywhere: those of a head
-    hide behind others.
+    Back-facing triangles count only if (H, W) ``ids`` shows them anywhere: most are hidden by
+    others.
     """
     depth, triangles = _plain(screen_depth, faces)
     grid = snapped(px)
@@ -83,9 +79,7 @@ def _plain(screen_depth: Floats, faces: Ints) -> tuple[NDArray[np.float64], NDAr
 
 
 def _levels(grid: Ints, depth: Floats, faces: Ints) -> tuple[float, float, float, int]:
-    """How depth becomes a level of a key: the nearest depth, levels for each unit, their number,
-    bits below them.
-    """
+    """How a key holds depth: the nearest depth, levels for each unit, their number, bits below."""
     shift = max(len(faces).bit_length(), 12)
     most = float(1 << (62 - shift))
     near, far = _range(grid, depth)
@@ -94,7 +88,7 @@ def _levels(grid: Ints, depth: Floats, faces: Ints) -> tuple[float, float, float
 
 @numba.njit(cache=True, nogil=True)
 def _range(grid, depth):  # type: ignore[no-untyped-def]
-    """The least and greatest depth of what can be drawn."""
+    """The least and greatest depth of vertices that can be drawn."""
     near, far = np.inf, -np.inf
     for v in range(len(depth)):
         if grid[v, 0] != OUT_OF_REACH and np.isfinite(depth[v]):
@@ -133,7 +127,6 @@ def _raster(grid, depth, faces, near, scale, most, shift, keys, ids):  # type: i
     stride = keys.shape[1]
     flat = keys.ravel()
     for f in range(len(faces)):
-        # Unsigned indices spare the compiler the case of negative ones.
         i, j, k = triangle_corners(faces, f)
         x0, y0 = grid[i, 0], grid[i, 1]
         x1, y1 = grid[j, 0], grid[j, 1]
@@ -193,7 +186,7 @@ def _raster(grid, depth, faces, near, scale, most, shift, keys, ids):  # type: i
 
 @numba.njit(cache=True, nogil=True)
 def _shown(ids, count):  # type: ignore[no-untyped-def]
-    """(count + 1,) whether a triangle shows anywhere; of the background, -1, the last says it."""
+    """(count + 1,) whether a triangle is visible anywhere; the last row is the background's."""
     out = np.zeros(count + 1, dtype=np.bool_)
     for row in range(ids.shape[0]):
         for column in range(ids.shape[1]):

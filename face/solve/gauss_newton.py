@@ -1,8 +1,8 @@
 """Fit pose and shape to points in images: robust Gauss-Newton, many faces at once.
 
-The model is ``px = scale * (x, y) / (1 + inverse_depth * z) + centre`` of ``rotation @ (mean + basis @
-coefficients)``, as ``NearPerspective`` sees it; without a inverse_depth the camera is infinitely far,
-weak perspective. Every array has a leading batch axis B; points N; coefficients P (identity then
+The model is ``px = scale * (x, y) / (1 + inverse_depth * z) + centre`` of the points ``rotation @
+(mean + basis @ coefficients)`` (``NearPerspective``); without an inverse depth it is weak
+perspective. Every array has a leading batch axis B; points N; coefficients P (identity then
 expression). The energy of a face is
 
     sum_n weight_n * rho(|residual_n| / noise) + sum_p ((coefficient_p - prior_p) / sd_p)^2
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dff.face.arrays import Bools, Floats, Ints
+from dff.face.arrays import Array, Bools, Float, Floats, Ints
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.transform import Rigid, rotation_from_vector, skew
 from dff.face.solve.least_squares import damp, normal_equations
@@ -31,10 +31,10 @@ POSE = 6  # log scale, rotation vector, centre
 class FaceState:
     """Pose and shape of B faces. Raises ValueError when the shapes disagree."""
 
-    scale: Floats  # (B,) pixels per metre
-    rotation: Floats  # (B, 3, 3) cam_from_head
-    centre: Floats  # (B, 2) pixels, where the head's origin falls
-    coefficients: Floats  # (B, P) identity then expression
+    scale: Float[Array, " faces"]  # pixels per metre
+    rotation: Float[Array, "faces 3 3"]  # cam_from_head
+    centre: Float[Array, "faces 2"]  # pixels, where the head's origin falls
+    coefficients: Float[Array, "faces coefficients"]  # identity then expression
 
     def __post_init__(self) -> None:
         b = len(self.scale)
@@ -59,13 +59,13 @@ class FaceState:
 
 @dataclass(frozen=True)
 class Lines:
-    """Points of which only the distance from a line is known: C of each of B faces."""
+    """Point-to-line terms: points whose distance from an image line is known, C for each face."""
 
-    mean: Floats  # (B, C, 3) metres
-    basis: Floats  # (B, C, 3, P)
-    targets: Floats  # (B, C, 2) pixels, anywhere on the lines
-    normal: Floats  # (B, C, 2) unit vectors across them
-    weights: Floats  # (B, C)
+    mean: Float[Array, "faces points 3"]  # metres
+    basis: Float[Array, "faces points 3 coefficients"]  # metres
+    targets: Float[Array, "faces points 2"]  # pixels, anywhere on the lines
+    normal: Float[Array, "faces points 2"]  # unit vectors across them
+    weights: Float[Array, "faces points"]
 
 
 def evaluate_shape(mean: Floats, basis: Floats, coefficients: Floats) -> Floats:
@@ -78,7 +78,7 @@ def evaluate_shape(mean: Floats, basis: Floats, coefficients: Floats) -> Floats:
 
 
 def project(state: FaceState, points: Floats, inverse_depth: Floats | None = None) -> Floats:
-    """(B, N, 2) pixels of (B, N, 3) head points; (B,) ``inverse_depth`` of the cameras, 1 / metres."""
+    """(B, N, 2) pixels of (B, N, 3) head points; (B,) 1 / metres ``inverse_depth`` of cameras."""
     seen = points @ np.swapaxes(state.rotation, 1, 2)
     if inverse_depth is not None:
         seen[..., :2] /= 1.0 + inverse_depth[:, None, None] * seen[..., 2:]
@@ -160,11 +160,11 @@ def step(
     lines: Lines | None = None,
     damping: float = 1e-6,
 ) -> FaceState:
-    """One damped Gauss-Newton step towards (B, N, 2) ``targets`` with (B, N) ``weights``, and
+    """One damped Gauss-Newton step towards (B, N, 2) ``targets`` with (B, N) ``weights`` and
     towards ``lines``.
 
-    ``noise`` (B,) pixels; ``prior`` and ``prior_sd`` (P,) or (B, P). A coefficient of zero sd stays
-    where it is. ``inverse_depth`` as in ``project``.
+    ``noise`` (B,) pixels; ``prior`` and ``prior_sd`` (P,) or (B, P). A coefficient of zero sd is
+    fixed. ``inverse_depth`` as in ``project``.
     """
     px, jac = jacobian(state, mean, basis, inverse_depth)
     across = (
@@ -188,11 +188,11 @@ def linearise(
     noise: Floats,
     across: tuple[Lines, Floats, Floats] | None = None,
 ) -> tuple[Floats, Floats]:
-    """(B, Q, Q) Gauss-Newton matrix and (B, Q) gradient of the data term, of (B, N, 2) residuals
-    and their derivatives.
+    """(B, Q, Q) Gauss-Newton matrix and (B, Q) descent direction of the data term.
 
-    (B, N, 2, Q) ``jac``. ``across``: lines, the (B, C, 2) pixels of their points and these' (B, C,
-    2, Q) derivatives.
+    (B, N, 2) ``residual``, its (B, N, 2, Q) derivatives ``jac``, (B, N) ``weights``, (B,)
+    ``noise``. ``across``: lines, the (B, C, 2) pixels of their points and the (B, C, 2, Q)
+    derivatives of these.
     """
     b, n, _, q = jac.shape
     w = weights * robust_weights(residual, noise[:, None]) / noise[:, None] ** 2
@@ -212,8 +212,8 @@ def initial_pose(mean: Floats, targets: Floats, weights: Floats, coefficients: i
     """Closed-form scaled-orthographic pose of (N, 3) or (B, N, 3) ``mean`` from (B, N, 2)
     ``targets``.
 
-    (B, N) ``weights``; the coefficients start at zero. Needs four points that do not lie in a plane
-    with weight.
+    (B, N) ``weights``: at least four points with weight must not lie in one plane. The
+    coefficients start at zero.
     """
     b, n, _ = targets.shape
     points = np.broadcast_to(mean, (b, n, 3))
@@ -223,8 +223,8 @@ def initial_pose(mean: Floats, targets: Floats, weights: Floats, coefficients: i
 
 
 def pose_from_moments(points: Floats, targets: Floats, coefficients: int) -> FaceState:
-    """``initial_pose`` from sums over points p = (x, y, z, 1): (B, 4, 4) of weight p p^T, (B, 4, 2)
-    of weight p t^T.
+    """``initial_pose`` from weighted sums over points p = (x, y, z, 1) and targets t: (B, 4, 4) of
+    p p^T and (B, 4, 2) of p t^T.
     """
     b = len(points)
     trace = np.trace(points, axis1=1, axis2=2)

@@ -38,7 +38,7 @@ def normal_equations(rows: Floats, residual: Floats, weights: Floats) -> tuple[F
 
 
 def damp(hessian: Floats, damping: float) -> None:
-    """Raise the diagonals of (..., Q, Q) matrices by the share ``damping`` and by 1e-9, in place."""
+    """Multiply diagonals of (..., Q, Q) matrices by 1 + ``damping`` and add 1e-9, in place."""
     diagonal = np.arange(hessian.shape[-1])
     hessian[..., diagonal, diagonal] *= 1.0 + damping
     hessian[..., diagonal, diagonal] += 1e-9

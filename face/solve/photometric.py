@@ -1,11 +1,10 @@
-"""Comparing a rendered face with a photo at points of its surface: residuals, their derivatives,
-light and albedo.
+"""Photometric residuals of a face model at points of its surface, their Jacobian, light and albedo.
 
 The colour of a surface point is ``albedo(point) * shade(normal)``; its residual is the photo's
 colour where the point projects minus that. Colours are the image's own values in 0 to 1. The photo
-is sampled bilinearly and differentiated exactly, so that Jacobians are those of the residual that
-is computed. Normals turn with the head and with the shape (shape from shading): near a shape they
-are linear in its coefficients, with the slopes of the template.
+is sampled bilinearly and the samples are differentiated exactly. Normals depend on pose and shape
+(shape from shading): near a shape they are linearised in its coefficients, with the derivatives of
+the template's normals.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dff.face.arrays import Bools, Floats, Ints
+from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints
 from dff.face.geometry.interpolation import bilinear_with_gradient
 from dff.face.geometry.lighting import ambient, basis, basis_gradient
 from dff.face.geometry.mesh import SurfacePoints, triangle_normals, vertex_normals
@@ -25,30 +24,31 @@ from dff.face.solve import gauss_newton as fit
 from dff.face.solve.robust import robust_weights
 
 SKIN = ("face", "lips", "brows")
-LIGHT_SD = 0.5  # of the coefficients of order one and two, for light whose mean level is one
-LIGHT_TINT_SD = 0.15  # how much one colour channel of them may differ from the mean of the three
+LIGHT_SD = 0.5  # of the coefficients of order one and two, where the mean level is one
+LIGHT_TINT_SD = 0.15  # of the difference of one colour channel from the mean of the three
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What explains a photo: a face, its skin and the light."""
+    """The parameters of a rendered face: pose and shape, albedo, light."""
 
     face: fit.FaceState  # a batch of one, in crop pixels
-    albedo: Floats  # (A,) standard deviations
-    light: Floats  # (9, 3)
+    albedo: Float[Array, " albedos"]  # standard deviations
+    light: Float[Array, "9 3"]  # spherical harmonics by RGB
 
 
 @dataclass(frozen=True)
 class Normals:
-    """Unit normals of samples in ``head``, for shapes near the one at which they are exact."""
+    """Unit normals of samples in ``head``, linearised about a shape."""
 
-    exact: Floats  # (N, 3) float32
-    shape: Floats  # (P,) coefficients
-    slope: Floats  # (N, 3, P) float32 change by the coefficients, before the length is made one
+    exact: Float[Array, "samples 3"]  # float32, at ``shape``
+    shape: Float[Array, " coefficients"]
+    # float32 derivatives by the coefficients, before normalisation
+    slope: Float[Array, "samples 3 coefficients"]
 
     def at(self, shape: Floats) -> tuple[Floats, Floats]:
-        """(N, 3) float32 normals of a shape's (P,) coefficients, and (N, 1) their length before it
-        is made one.
+        """(N, 3) float32 normals of a shape's (P,) coefficients, and (N, 1) lengths before
+        normalisation.
         """
         change = (shape - self.shape).astype(np.float32)
         moved = self.exact + (self.slope.reshape(-1, len(change)) @ change).reshape(-1, 3)
@@ -58,22 +58,22 @@ class Normals:
 
 @dataclass(frozen=True)
 class SkinSamples:
-    """Points of the skin, evenly spread over the template, with all that moves and colours them
-    (float32).
+    """Points of the skin, spread evenly over the template, with their shape and albedo models.
+
+    The ring is the skin with its neighbouring triangles, which also decide its normals.
     """
 
-    points: SurfacePoints  # (N,)
-    mean: Floats  # (N, 3) metres
-    basis: Floats  # (3, N, P) metres
-    albedo_mean: Floats  # (N, 3)
-    albedo_basis: Floats  # (A, N, 3)
-    ring_faces: (
-        Ints  # (T, 3) triangles that decide the normals of the skin, rows of the ring's vertices
-    )
-    ring_mean: Floats  # (R, 3) metres
-    ring_basis: Floats  # (R * 3, P) metres
-    corners: Ints  # (N, 3) the points' triangle corners, rows of the ring's vertices
-    turning: Floats  # (N, 3, P) change of the template's unit normals by the coefficients
+    points: SurfacePoints  # (samples,)
+    mean: Float[Array, "samples 3"]  # metres
+    basis: Float[Array, "3 samples coefficients"]  # metres
+    albedo_mean: Float[Array, "samples 3"]
+    albedo_basis: Float[Array, "albedos samples 3"]
+    ring_faces: Integer[Array, "triangles 3"]  # rows of the ring's vertices
+    ring_mean: Float[Array, "vertices 3"]  # metres
+    ring_basis: Float[Array, "coordinates coefficients"]  # metres; x, y, z of each vertex
+    corners: Integer[Array, "samples 3"]  # of the points' triangles, rows of the ring's vertices
+    # derivatives of the template's unit normals by the coefficients
+    normal_derivatives: Float[Array, "samples 3 coefficients"]
 
     def normals(self, coefficients: Floats) -> Floats:
         """(N, 3) unit normals in ``head`` of a shape's (P,) coefficients."""
@@ -98,7 +98,7 @@ class SkinSamples:
             self.ring_mean,
             self.ring_basis,
             self.corners[rows],
-            self.turning[rows],
+            self.normal_derivatives[rows],
         )
 
 
@@ -137,7 +137,7 @@ def skin_samples(
     vertices[model.faces[triangles]] = True
     ring = model.faces[
         vertices[model.faces].any(axis=1)
-    ]  # also what borders the skin shapes its normals
+    ]  # with its neighbours, which share in its normals
     used, compact = np.unique(ring, return_inverse=True)
     ring_mean, ring_basis = model.basis_of_vertices(used, identities, expressions)
 
@@ -258,7 +258,7 @@ def residuals_and_jacobian(
 
 
 def light_prior() -> tuple[Floats, Floats]:
-    """Mean (27,) and precision (27, 27) of the light, row by row: white, mostly ambient, softly
+    """Mean (27,) and precision (27, 27) of the light, row by row: white, mostly ambient, weakly
     directed.
     """
     tint = np.eye(3) - 1.0 / 3.0
@@ -270,9 +270,10 @@ def light_prior() -> tuple[Floats, Floats]:
 
 
 def solve_light(seen: Floats, albedo: Floats, harmonics: Floats, weights: Floats) -> Floats:
-    """(9, 3) light of least squares for (N, 3) seen colours, (N, 3) albedo, (N, 9) harmonics and
+    """(9, 3) least-squares light of (N, 3) seen colours, with (N, 3) albedo, (N, 9) harmonics and
     (N,) weights.
     """
+    # Not ``least_squares.normal_equations``: the order of these products decides stored bytes.
     mean, precision = light_prior()
     hessian, right = precision.copy(), precision @ mean
     for channel in range(3):
@@ -284,9 +285,10 @@ def solve_light(seen: Floats, albedo: Floats, harmonics: Floats, weights: Floats
 
 
 def solve_albedo(seen: Floats, samples: SkinSamples, shading: Floats, weights: Floats) -> Floats:
-    """(A,) coefficients of least squares for (N, 3) seen colours, (N, 3) shading and (N,) weights,
-    unit prior.
+    """(A,) least-squares coefficients of (N, 3) seen colours, with (N, 3) shading, (N,) weights and
+    a unit prior.
     """
+    # Not ``least_squares.normal_equations``: the order of these products decides stored bytes.
     count = len(samples.albedo_basis)
     root = np.sqrt(weights)[:, None]
     design = (samples.albedo_basis * (shading * root)).reshape(count, -1).astype(np.float64)
@@ -306,8 +308,9 @@ def explain_colours(
     """Albedo (A,) and light (9, 3) of (N, 3) seen colours by alternating robust least squares.
 
     ``strength`` turns squared colour residuals into squared standard deviations, summed over all
-    samples. Without a ``start`` (albedo, light) the first light is ambient: the ratio of the
-    medians, which occluders of less than half of the face do not move much.
+    samples; ``taus`` are the scales of the robust loss, one for each round. Without a ``start``
+    (albedo, light) the first light is ambient, from the ratio of the medians: occluders of less
+    than half of the face change it little.
     """
     harmonics = basis(normals_cam)
     if start is None:

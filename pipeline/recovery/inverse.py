@@ -382,7 +382,9 @@ def find_visible_skin(
     usable = crop.valid & ~find_skin_border(frame, tables.model, config)
     seen &= inside & usable[row, column]
     chosen = samples.chosen(seen)
-    exact = Normals(normals[seen].astype(np.float32), face.coefficients[0], chosen.turning)
+    exact = Normals(
+        normals[seen].astype(np.float32), face.coefficients[0], chosen.normal_derivatives
+    )
     return VisibleSkin(chosen, exact, tables.fit_model.rows(face, scheme))
 
 

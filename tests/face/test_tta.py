@@ -56,17 +56,17 @@ def test_a_turn_keeps_shapes_in_an_oblong() -> None:
 
 
 @pytest.mark.parametrize(
-    "glance",
+    "transform",
     [TtaTransform(0.75), TtaTransform(1.25), TtaTransform(1.0, 20.0), TtaTransform(0.75, -35.0)],
 )
-def test_every_look_comes_back_to_where_it_looked(glance: TtaTransform) -> None:
+def test_every_transform_is_undone(transform: TtaTransform) -> None:
     """A network that reads colours reads the same ones by any look, to the sharpness of a smaller
     picture.
     """
     image = smooth_image(2)
     reader = Reader()
-    plain, seen = reader(image), TtaNetwork(reader, [glance], multiple=16)(image)
-    expected = round(SIDE * glance.scale)
+    plain, seen = reader(image), TtaNetwork(reader, [transform], multiple=16)(image)
+    expected = round(SIDE * transform.scale)
     assert reader.sides == [(SIDE, SIDE), (expected, expected)]
     inner = slice(6, -6)  # of the corners a turned look sees nothing
     for a, b in zip(plain, seen, strict=True):
@@ -93,12 +93,13 @@ def test_log_odds_of_the_mean_are_the_mean_of_log_odds() -> None:
     net = DescriptorNet(NetConfig(dims=8, widths=(8, 16), depths=(1, 1))).eval()
     image = smooth_image()
     anchors = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)
-    glances = [TtaTransform(), TtaTransform(0.75, 10.0)]
+    transforms = [TtaTransform(), TtaTransform(0.75, 10.0)]
     with torch.no_grad():
         each = [
-            TtaNetwork(net, [glance], multiple=net.config.multiple)(image) for glance in glances
+            TtaNetwork(net, [transform], multiple=net.config.multiple)(image)
+            for transform in transforms
         ]
-        both = TtaNetwork(net, glances, multiple=net.config.multiple)(image)
+        both = TtaNetwork(net, transforms, multiple=net.config.multiple)(image)
     odds = [
         16.0 * torch.einsum("bdhw,ad->bahw", seen.descriptor, anchors) for seen in (*each, both)
     ]
@@ -110,5 +111,5 @@ def test_log_odds_of_the_mean_are_the_mean_of_log_odds() -> None:
 
 
 def test_no_glance_is_refused() -> None:
-    with pytest.raises(ValueError, match="one glance"):
+    with pytest.raises(ValueError, match="at least one transform"):
         TtaNetwork(Reader(), [], multiple=16)

@@ -352,7 +352,8 @@ def test_a_unit_is_told_by_the_height() -> None:
 
 
 def test_landmark_tables_of_eos_are_read() -> None:
-    text = "# comment\n[landmark_mappings]\n18 = 225 # brow\n 31 = 114\n[contour_landmarks]\nleft = [ 1,\n 2 ]\n"
+    text = "# comment\n[landmark_mappings]\n18 = 225 # brow\n 31 = 114\n"
+    text += "[contour_landmarks]\nleft = [ 1,\n 2 ]\n"
     assert formats.landmark_table(text) == {NAMES[17]: 225, NAMES[30]: 114}
     for wrong in ("nothing", "69 = 5\n"):
         with pytest.raises(ValueError, match="no mapping"):

@@ -10,11 +10,8 @@ import pytest
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.model.morphable import (
     ASYMMETRY,
-    DEFORMED,
-    FIELDS,
-    FINE_REACH,
-    FINELY,
-    REACH,
+    COARSE,
+    FINE,
     Coefficients,
     MorphableModel,
 )
@@ -46,8 +43,8 @@ def test_missing_coefficients_are_zero(model: MorphableModel) -> None:
     assert np.allclose(model.vertices(short), model.vertices(full), atol=1e-7)
     with pytest.raises(ValueError, match="modes"):
         model.vertices(Coefficients(np.zeros(k + 1), np.zeros(e)))
+    too_many = np.zeros(len(model.deformations) + 1)
     with pytest.raises(ValueError, match="modes"):
-        too_many = np.zeros(len(model.deformations) + 1)
         model.vertices(Coefficients(np.zeros(k), np.zeros(e), too_many))
     with pytest.raises(ValueError, match="modes"):
         model.vertices(Coefficients(np.zeros(k), np.zeros(e + 1)))
@@ -77,7 +74,10 @@ def test_stored_identities_give_back_the_coefficients(model: MorphableModel) -> 
 
 @pytest.mark.parametrize(
     ("rows", "deviation", "reach"),
-    [(slice(6 * FIELDS), DEFORMED, REACH), (slice(6 * FIELDS, None), FINELY, FINE_REACH)],
+    [
+        (slice(6 * COARSE.functions), COARSE.deviation, COARSE.reach),
+        (slice(6 * COARSE.functions, None), FINE.deviation, FINE.reach),
+    ],
     ids=["coarse", "fine"],
 )
 def test_deformations_are_smooth_and_mostly_alike_on_both_sides(
@@ -106,8 +106,8 @@ def test_deformations_are_smooth_and_mostly_alike_on_both_sides(
 def test_fine_deformations_are_of_the_face_alone(open_head: MorphableModel) -> None:
     """The back of the head, far from any face, rests; coarse ones move it."""
     behind = open_head.template[:, 2] < open_head.template[:, 2].min() + 0.05
-    coarse, fine = np.split(open_head.deformations[:, behind], [6 * FIELDS])
-    assert np.abs(fine).max() < 0.02 * FINELY
+    coarse, fine = np.split(open_head.deformations[:, behind], [6 * COARSE.functions])
+    assert np.abs(fine).max() < 0.02 * FINE.deviation
     assert np.abs(coarse).max() > 1e-3
 
 

@@ -321,7 +321,8 @@ def test_opengl_says_where_it_may_not_be_used(opengl: Visibility) -> None:
 def test_missing_opengl_names_the_packages() -> None:
     """Without drivers the error says what to install."""
     script = "from face.errors import NoRenderer\nfrom face.render import gl\n"
-    script += "try:\n    gl.renderer_name()\nexcept NoRenderer as error:\n    raise SystemExit(str(error))"
+    script += "try:\n    gl.renderer_name()\n"
+    script += "except NoRenderer as error:\n    raise SystemExit(str(error))"
     env = {**os.environ, "__EGL_VENDOR_LIBRARY_DIRS": "/nonexistent"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120

@@ -61,7 +61,7 @@ def seen_samples(
     front = -(normals @ scene.face.rotation[0, 2]) > 0.3
     chosen = samples.chosen(front)
     return chosen, Normals(
-        normals[front].astype(np.float32), scene.face.coefficients[0], chosen.turning
+        normals[front].astype(np.float32), scene.face.coefficients[0], chosen.normal_derivatives
     )
 
 
@@ -96,11 +96,11 @@ def test_normals_follow_the_shape(toy_model: MorphableModel) -> None:
     rng = np.random.default_rng(12)
     samples = skin_samples(toy_model, skin(rng), identities=4, expressions=3, count=200)
     at = np.zeros(7)
-    normals = Normals(samples.normals(at).astype(np.float32), at, samples.turning)
+    normals = Normals(samples.normals(at).astype(np.float32), at, samples.normal_derivatives)
     for mode in range(7):
         step = np.eye(7)[mode] * 0.05
         numeric = (samples.normals(step) - samples.normals(-step)) / 0.1
-        np.testing.assert_allclose(samples.turning[..., mode], numeric, atol=2e-3)
+        np.testing.assert_allclose(samples.normal_derivatives[..., mode], numeric, atol=2e-3)
         np.testing.assert_allclose(normals.at(step)[0], samples.normals(step), atol=2e-4)
 
 
