@@ -30,7 +30,7 @@ demo: $(READY)  ## photo -> synthesis -> training -> served aligner -> one HTML 
 	$(BIN)/dff demo
 
 test: $(READY)  ## run the tests on two processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 s3-server: build/swift/bin/swift-proxy-server  ## install a real S3 server for the tests that want one
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores among them. Read when numpy and torch are imported.
@@ -34,7 +35,6 @@ RINGS, SEGMENTS = 4, 8
 triangles.
 """
 
-TESTS = Path(__file__).parent
 REGIONS = (
     "face",
     "neck",
@@ -50,19 +50,31 @@ REGIONS = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Send the tests of a file to one worker, which makes the file's fixtures once.
 
-    The tests that start Ray go to one worker too, whatever their file, since two clusters at a time
-    would share the cores. They come first: what takes longest should not begin last.
+    Files whose tests start Ray go to one worker too: two clusters at a time would share the cores.
+    (pytest-xdist 3.8 has ``xdist_group`` for this, which it loses with pytest 9.2.)
     """
-    for item in items:
-        ray = item.get_closest_marker("ray") is not None
-        item.add_marker(
-            pytest.mark.xdist_group("ray" if ray else str(item.path.relative_to(TESTS)))
-        )
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    from xdist.scheduler import LoadFileScheduling
+
+    class RayInOneWorker(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return "ray" if starts_ray(config.rootpath / file) else file
+
+    return RayInOneWorker(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that start Ray: what takes longest should not come last."""
+    items.sort(key=lambda item: not starts_ray(item.path))
+
+
+@cache
+def starts_ray(path: Path) -> bool:
+    return "pytest.mark.ray" in path.read_text()
 
 
 @pytest.fixture(scope="session")
