@@ -1,76 +1,44 @@
-"""Images to alignments: boxes, then iterations of what the network sees and what the model
-allows.
-"""
+"""Images to alignments: detect the faces, fit the face model to them, report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from dff.aligner.alignment import Alignment, Iteration, Pose, landmarks_of
-from dff.aligner.confidence import (
-    DEFAULT,
-    FAILED_BELOW,
-    Calibration,
-    Evidence,
-    agreement,
-    face_evidence,
-    landmark_evidence,
-    probe,
-    surroundings,
-)
-from dff.aligner.detector import DescriptorDetector, Detection, FaceDetector, same_face
-from dff.aligner.fitting.correspondence import Matches, match, pooled
-from dff.aligner.fitting.crop import Crops
-from dff.aligner.fitting.loop import (
-    MIN_PIXELS,
-    FitModel,
-    Look,
-    Sight,
-    Solver,
-    build_fit_model,
-    crops_of_boxes,
-    crops_of_state,
-    first_fit,
-    put,
-    refine,
-    resume,
-    sight_of,
-    state_in_boxes,
-)
-from dff.aligner.fitting.multi_image import (
+from dff.aligner.alignment import (
+    Alignment,
+    CalibrationFeatures,
+    Iteration,
     PersonAlignment,
-    fit_person,
-    one_person,
-    person_alignment,
-    state_of,
+    Pose,
+    place_landmarks,
 )
-from dff.aligner.fitting.perspective import PerspectiveFitModel, build_perspective_fit_model
-from dff.aligner.fitting.photometric import Skin
-from dff.face.arrays import Bools, Bytes, Floats, Ints
-from dff.face.descriptor import FRAMING, STRIDE, Anchors, DescriptorNet, Network, image_batch
+from dff.aligner.confidence import DEFAULT, FAILED_BELOW, Calibration, calibration_features
+from dff.aligner.config import AlignConfig
+from dff.aligner.detection import Detection, FaceDetector, same_face
+from dff.aligner.detector import DescriptorDetector
+from dff.aligner.fitting.face_fit import FaceFit
+from dff.aligner.fitting.fit_model import FitModel, FitState
+from dff.aligner.fitting.fitters import DenseFitter
+from dff.aligner.fitting.loop import FaceFitter, Fitter, Pass, fit_passes
+from dff.aligner.fitting.multi_image import MultiImageFitter
+from dff.face.arrays import Bytes, Floats
+from dff.face.descriptor import Anchors, DescriptorNet, Network
 from dff.face.errors import BadPhoto, BadWeights, NoFace
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
 from dff.face.io.assets import load_model
-from dff.face.model.landmarks import MIRROR, LandmarkOffsets
+from dff.face.model.landmarks import LandmarkOffsets
 from dff.face.model.morphable import MorphableModel
-from dff.face.solve.gauss_newton import FaceState
-from dff.face.tta import TtaNetwork, TtaTransform
 from dff.infra import weights as weights_files
 
-Fit = Callable[[int, Look, FaceState, Sight], FaceState]
-"""(pass number, what is seen of B faces, their B states, what these let be seen) to B states."""
-
-# side of the box in which a face that failed is looked for once more, over that of its own
-SECOND_LOOK = 0.75
 MIN_SIDE = 16  # pixels: no face can be aligned in less
 
 REFERENCE_ROTATION: dict[str, tuple[float, float, float]] = {"open-head": (4.8, 0.0, 0.0)}
@@ -84,113 +52,10 @@ symmetry are noise. A model without an entry gets none.
 """
 
 
-@dataclass(frozen=True)
-class AlignConfig:
-    """How faces are aligned. Raises ValueError for what makes no sense."""
-
-    crop: int = 128  # pixels of the side that the network sees
-    margin: float = FRAMING  # side of a crop over the longer side of the landmark box
-    # the same of later passes, which know better where the landmarks are and want them large
-    closer: float = 1.3
-    mirror: bool = True  # every second pass looks at the mirrored photo, and the next counts both
-    passes: int = 3  # at most; each looks at the photo again
-    # mean landmark motion from pass to pass, fraction of the face's size: then a face is done
-    still: float = 0.01
-    batch: int = 32  # faces that are aligned at a time
-    per_call: int = (
-        4  # of them in one call of the network: the maps of more leave the cache of a CPU's core
-    )
-    pixels: int = 300  # of each face that are matched; 500 are no more accurate
-    keep: int = 6  # anchors that a pixel may mean
-    near: float = 0.012  # metres from its best anchor within which they lie
-    doubt: float = 0.4  # cosine at which a pixel is as likely to match nothing
-    modes: int = 60  # directions of shape that are fitted
-    nearness: float = (
-        1.0  # 1 / metres: of cameras to faces; one photo hardly tells, but few are taken from afar
-    )
-    # metres, sd: how far ``align_person`` lets a face lie off the model's; 0: not at all
-    beyond: float = 0.005
-    sizes: tuple[float, ...] = (
-        0.8,
-        1.0,
-        1.2,
-    )  # of a crop, at which ``align_person`` looks, over ``crop``
-    solver: Solver = field(default_factory=Solver)
-
-    def __post_init__(self) -> None:
-        counts = (self.crop, self.passes, self.batch, self.per_call, self.pixels, self.keep)
-        if min(counts) < 1 or not self.sizes or min(self.margin, self.closer, *self.sizes) <= 0:
-            raise ValueError(f"AlignConfig wants positive sizes: {self}")
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What is known of B faces beside their state; rows are rewritten as faces move."""
-
-    sight: Sight
-    probes: Floats  # (B, 68, 4) what the network sees at them
-    landmarks: Floats  # (B, 68, 2) pixels
-    px: Floats  # (B, N, 2) matched pixels
-    mask: Floats  # (B, N) probability that they show the face
-    agrees: Floats  # (B, N) their agreement with the fit
-    pitch: Floats  # (B,) pixels between neighbouring matched pixels
-    residual: Floats  # (B,) fraction of the unit
-    motion: Floats  # (B,) how far the last pass moved the landmarks, fraction of the unit
-    lost: Bools  # (B,) too few pixels of a face were seen
-
-    @staticmethod
-    def nothing(anchors: int, pixels: int, landmarks: Floats) -> Watch:
-        b = len(landmarks)
-        none = np.zeros((b, pixels))
-        return Watch(
-            sight=Sight.unknown(b, anchors),
-            probes=np.zeros((b, 68, 4)),
-            landmarks=landmarks,
-            px=np.zeros((b, pixels, 2)),
-            mask=none,
-            agrees=none.copy(),
-            pitch=np.ones(b),
-            residual=np.zeros(b),
-            motion=np.full(b, np.inf),
-            lost=np.zeros(b, dtype=bool),
-        )
-
-    def update(
-        self,
-        fit_model: FitModel,
-        faces: Ints,
-        state: FaceState,
-        matches: Matches,
-        px: Floats,
-        pitch: Floats,
-    ) -> Floats:
-        """Look at the new ``state`` of the rows ``faces``; (F,) how far their landmarks moved,
-        fraction of the unit.
-        """
-        unit = fit_model.unit(state)
-        sight = sight_of(fit_model, state)
-        landmarks = fit_model.landmarks(state)
-        motion = np.linalg.norm(landmarks - self.landmarks[faces], axis=2).mean(1) / unit
-        self.sight.put(faces, sight)
-        self.landmarks[faces] = landmarks
-        self.px[faces], self.mask[faces], self.pitch[faces] = px, matches.mask, pitch
-        self.motion[faces] = motion
-        self.agrees[faces], self.residual[faces] = agreement(
-            matches, px, fit_model.anchors(state), sight.anchors, unit
-        )
-        return np.asarray(motion)
-
-    def evidence(self, state: FaceState, unit: Floats) -> Evidence:
-        """What all faces' confidence rests on; the lost have none."""
-        around = surroundings(self.agrees, self.mask, self.px, self.landmarks, unit, self.pitch)
-        exposure = self.sight.landmarks
-        face = face_evidence(self.agrees, self.mask, self.residual, self.motion, exposure, around)
-        return Evidence(face, landmark_evidence(exposure, around, self.probes), self.lost)
-
-
 class Aligner:
-    """A frozen aligner: network, anchors and face model, and where to look for faces. Safe to share
-    by threads.
+    """Detects faces, fits the face model to them and reports what was found.
+
+    Frozen once made: threads may share it.
     """
 
     def __init__(
@@ -200,13 +65,15 @@ class Aligner:
         model: MorphableModel,
         *,
         detector: FaceDetector | None = None,
+        fitter: FaceFitter | None = None,
         config: AlignConfig | None = None,
         card: Mapping[str, Any] | None = None,
         calibration: Calibration | None = None,
         landmark_offsets: LandmarkOffsets | None = None,
     ) -> None:
-        """``landmark_offsets``: where the landmarks lie that are answered; by default on the
-        vertices of ``model``.
+        """``fitter``: by default dense correspondence. ``calibration``: of the fitter's fits.
+
+        ``landmark_offsets``: where the answered landmarks lie; by default on vertices of ``model``.
         """
         self.net = net
         self.anchors = anchors
@@ -216,73 +83,67 @@ class Aligner:
         self.card = dict(card or {})  # where the weights come from
         self.calibration = calibration or DEFAULT
         self.landmark_offsets = landmark_offsets or LandmarkOffsets()
-        settings = self.config
-        self.fit_model = build_fit_model(
-            model, anchors, modes=settings.modes, mirrored=settings.mirror, near=settings.nearness
-        )
-        apart = np.linalg.norm(self.fit_model.landmark_mean[:, None] - anchors.position, axis=2)
-        self.landmark_descriptor = anchors.descriptor[apart.argmin(1)]  # (68, D)
+        dense = DenseFitter(net, anchors, model, self.config)
+        self.fitter: FaceFitter = fitter or dense
+        self.fit_model = dense.fit_model
         self.detector = detector or DescriptorDetector(
-            net, anchors, self.fit_model, multiple=self.multiple
+            net, anchors, self.fit_model, multiple=self.multiple, config=self.config.detector
         )
         self.reference = rotation_from_vector(
             np.deg2rad(REFERENCE_ROTATION.get(model.name, (0.0, 0.0, 0.0)))
         )
 
     def without_landmark_offsets(self) -> Self:
-        """The same aligner, whose landmarks are vertices of the model: as those of rendered faces
-        are.
-        """
-        bare = copy(self)
-        bare.landmark_offsets = LandmarkOffsets()
-        return bare
+        """The same aligner, whose landmarks are vertices of the model, as of rendered faces."""
+        raw = copy(self)
+        raw.landmark_offsets = LandmarkOffsets()
+        return raw
 
     def align(self, image: Bytes, boxes: Sequence[Box] | None = None) -> list[Alignment]:
-        """One alignment for each box of an (H, W, 3) uint8 RGB image, or for each face found; none:
-        an empty list.
+        """One alignment for each box of an (H, W, 3) uint8 RGB image, or for each face found.
 
-        A box's alignment may say that it failed; what was only found and fails is no face and left
-        out. Raises BadPhoto for an array that is no such image, ValueError for a box that does not
-        meet it.
+        A box's alignment may say that it failed; what was only detected and fails is no face and
+        left out, so the list may be empty. Raises BadPhoto for an array that is no such image,
+        ValueError for a box that does not meet it.
         """
         return self.align_batch([image], None if boxes is None else [boxes])[0]
 
     def align_batch(
         self, images: Sequence[Bytes], boxes: Sequence[Sequence[Box] | None] | None = None
     ) -> list[list[Alignment]]:
-        """``align`` of many images at once, many faces in each call of the network; boxes of None
-        are looked for.
+        """``align`` of many images at once, many faces in each call of the network.
+
+        Where the boxes of an image are None its faces are detected.
         """
         if boxes is not None and len(boxes) != len(images):
             raise ValueError(f"{len(images)} images with boxes for {len(boxes)}")
         for image in images:
-            _check_image(image)
+            check_image(image)
         asked = [None] * len(images) if boxes is None else boxes
-        places: list[list[Detection]] = []
-        for image, some in zip(images, asked, strict=True):
-            given = None if some is None else [Detection(check_box(box, image)) for box in some]
-            places.append(self.detector.find(image) if given is None else given)
-        faces = [(i, detection) for i, some in enumerate(places) for detection in some]
+        faces = [
+            (i, detection)
+            for i, (image, some) in enumerate(zip(images, asked, strict=True))
+            for detection in self._detect(image, some)
+        ]
         out: list[list[Alignment]] = [[] for _ in images]
         for begin in range(0, len(faces), self.config.batch):
             chunk = faces[begin : begin + self.config.batch]
-            found = self._align_faces(
+            found = self._align_detections(
                 [images[i] for i, _ in chunk], [detection for _, detection in chunk]
             )
             failed = [
                 k for k, (i, _) in enumerate(chunk) if asked[i] is not None and found[k].failed
             ]
-            for k, second in self._closer(images, chunk, failed):
+            for k, second in self._attempt_again(images, chunk, failed):
                 found[k] = second
             for (i, _), alignment in zip(chunk, found, strict=True):
                 out[i].append(alignment)
         return [_accepted(some) if asked[i] is None else some for i, some in enumerate(out)]
 
-    def follow(
+    def track(
         self, images: Sequence[Bytes], before: Sequence[Sequence[Alignment]]
     ) -> list[list[Alignment]]:
-        """Alignments that begin from those of a neighbouring frame, as ``align`` gave them; nothing
-        is searched.
+        """Alignments that begin from those of a neighbouring frame; no face is detected.
 
         For each image one alignment for each of ``before``, in their order; it may say that it
         failed. Raises BadPhoto as ``align``, ValueError when there are not as many lists as images.
@@ -290,19 +151,14 @@ class Aligner:
         if len(images) != len(before):
             raise ValueError(f"{len(images)} images with alignments for {len(before)}")
         for image in images:
-            _check_image(image)
-        fit_model, config = self.fit_model, self.config
+            check_image(image)
         faces = [(image, face) for image, some in zip(images, before, strict=True) for face in some]
         out: list[Alignment] = []
-        for begin in range(0, len(faces), config.batch):
-            chunk = faces[begin : begin + config.batch]
-            state = state_of(fit_model, [face for _, face in chunk])
-            crops = crops_of_state(fit_model, state, config.margin, config.crop)
+        for begin in range(0, len(faces), self.config.batch):
+            chunk = faces[begin : begin + self.config.batch]
             boxes = [Box.around(face.landmarks_3d[:, :2]) for _, face in chunk]
-            fit = partial(_fitted, fit_model, config.solver, resume)
-            out += self._iterate(
-                [image for image, _ in chunk], boxes, state, crops, fit=fit, resumed=True
-            )
+            start = self.fitter.resume([face for _, face in chunk])
+            out += self._align(self.fitter, [image for image, _ in chunk], boxes, start)
         rest = iter(out)
         return [[next(rest) for _ in some] for some in before]
 
@@ -313,8 +169,8 @@ class Aligner:
 
         Where no box is given, the largest face that is found is the person. Photos without a face,
         or whose alignment failed, are left out and named in the answer. Raises NoFace when that
-        leaves none, else as ``align``. The face may lie off what identities of the model form, by
-        ``PersonAlignment.beyond``.
+        leaves none, else as ``align``. The face may differ from what identities of the model form,
+        by ``PersonAlignment.residual_deformation``.
         """
         if not images or (boxes is not None and len(boxes) != len(images)):
             raise ValueError(
@@ -332,277 +188,144 @@ class Aligner:
             else:
                 alone[i] = face
         while alone:
-            seen = [images[i] for i in alone]
-            found = self._align_one_person(seen, [*alone.values()])
-            if any(face.failed for face in found):  # by votes alone it may not
-                found = self._align_one_person(seen, [*alone.values()], agree=False)
-            faces = dict(zip(alone, found, strict=True))
+            faces = self._align_photos_of_person({i: images[i] for i in alone}, alone)
             lost = {i: face.reason for i, face in faces.items() if face.failed}
             if not lost:
-                return person_alignment(self.model, len(images), faces, left_out)
-            left_out |= lost  # and the others once more, since these had a say
+                return PersonAlignment.of(self.model, len(images), faces, left_out)
+            left_out |= lost  # the others are fitted once more, since these had a say
             alone = {i: face for i, face in alone.items() if i not in lost}
         raise NoFace("; ".join(f"photo {i + 1}: {why}" for i, why in sorted(left_out.items())))
 
     @cached_property
-    def perspective_fit_model(self) -> PerspectiveFitModel:
-        """The rig of several photos of one person."""
-        return build_perspective_fit_model(self.model, self.anchors, beyond=self.config.beyond)
-
-    @cached_property
-    def near_skin(self) -> Skin:
-        """Its points on which the photos agree."""
-        return Skin.of(self.perspective_fit_model)
-
-    def _align_one_person(
-        self, images: list[Bytes], alone: list[Alignment], *, agree: bool = True
-    ) -> list[Alignment]:
-        """``agree``: on the skin, beside the votes."""
-        fit_model, config = self.perspective_fit_model, self.config
-        solver = config.solver if agree else replace(config.solver, skin=0.0)
-        state = one_person(fit_model, alone)
-        crops = crops_of_state(fit_model, state, config.margin, config.crop)
-        trust = np.array([face.face_confidence for face in alone])
-        fit = partial(fit_person, fit_model, self.near_skin, solver, images, trust)
-        boxes = [face.box for face in alone]
-        looks = TtaNetwork(
-            self.net, [TtaTransform(size) for size in config.sizes], multiple=self.multiple
-        )
-        return self._iterate(
-            images, boxes, state, crops, fit_model=fit_model, net=looks, fit=fit, as_one=True
+    def multi_image_fitter(self) -> MultiImageFitter:
+        """The fitter of several photos of one person; made when first used."""
+        return MultiImageFitter(
+            self.net, self.anchors, self.model, self.config, multiple=self.multiple
         )
 
-    def _closer(
+    def _align_photos_of_person(
+        self, images: Mapping[int, Bytes], alone: Mapping[int, Alignment]
+    ) -> dict[int, Alignment]:
+        """The faces by number of their photo, of one identity, from those aligned alone."""
+        boxes = [face.box for face in alone.values()]
+        fitter = self.multi_image_fitter
+        start = fitter.begin([*alone.values()])
+        found = self._align(fitter, [*images.values()], boxes, start)
+        if any(face.failed for face in found):  # by soft correspondences alone they may not
+            dense = fitter.without_photometric()
+            found = self._align(dense, [*images.values()], boxes, start)
+        return dict(zip(alone, found, strict=True))
+
+    def _detect(self, image: Bytes, boxes: Sequence[Box] | None) -> list[Detection]:
+        if boxes is None:
+            return self.detector.find(image)
+        return [Detection(check_box(box, image)) for box in boxes]
+
+    def _attempt_again(
         self, images: Sequence[Bytes], faces: Sequence[tuple[int, Detection]], failed: Sequence[int]
     ) -> Iterator[tuple[int, Alignment]]:
-        """Those of the ``failed`` faces that do align in the middle of their box: beside them it
-        holds another.
+        """Those of the ``failed`` faces that align in the middle of their box.
+
+        Their boxes hold parts of other faces beside them.
         """
         if not failed:
             return
-        again = [Detection(_middle(faces[k][1].box)) for k in failed]
-        found = self._align_faces([images[faces[k][0]] for k in failed], again)
+        again = [Detection(_shrunk(faces[k][1].box, self.config.second_attempt)) for k in failed]
+        found = self._align_detections([images[faces[k][0]] for k in failed], again)
         for k, second in zip(failed, found, strict=True):
             if not second.failed:
                 yield k, replace(second, box=faces[k][1].box)
 
-    def _align_faces(self, images: list[Bytes], detections: list[Detection]) -> list[Alignment]:
-        state, first = self._start(detections)
+    def _align_detections(
+        self, images: list[Bytes], detections: list[Detection]
+    ) -> list[Alignment]:
         boxes = [detection.box for detection in detections]
-        return self._iterate(
-            images,
-            boxes,
-            state,
-            first,
-            fit=partial(_fitted, self.fit_model, self.config.solver, first_fit),
-        )
+        return self._align(self.fitter, images, boxes, self.fitter.begin(detections))
 
-    def _iterate(
-        self,
-        images: list[Bytes],
-        boxes: list[Box],
-        state: FaceState,
-        first: Crops,
-        *,
-        fit: Fit,
-        fit_model: FitModel | None = None,
-        net: Network | None = None,
-        resumed: bool = False,
-        as_one: bool = False,
+    def _align(
+        self, fitter: Fitter, images: Sequence[Bytes], boxes: Sequence[Box], start: FaceFit
     ) -> list[Alignment]:
-        """Passes over the B images from ``state``, the first through the crops ``first``.
-
-        ``fit_model`` and ``net``: what is fitted and what looks, if not the aligner's own.
-        ``resumed``: the state is an alignment already, so the first pass may be the last.
-        ``as_one``: no face is done before all are.
-        """
-        fit_model, net, config = fit_model or self.fit_model, net or self.net, self.config
-        annotated = fit_model.as_annotated(self.landmark_offsets)
-        b = len(boxes)
-        watch = Watch.nothing(len(fit_model.anchor_mean), config.pixels, fit_model.landmarks(state))
+        """Fit B faces from ``start`` and report them."""
         traces: list[list[Iteration]] = [[] for _ in boxes]
-        active = np.arange(b)
-        earlier: tuple[Matches, Floats] | None = (
-            None  # of the active faces: the last pass's matches and their pixels
-        )
-        for number in range(config.passes):
-            before = state[active]
-            crops = (
-                first
-                if number == 0
-                else crops_of_state(fit_model, before, config.closer, config.crop)
-            )
-            mirrored = fit_model.mirrored and number % 2 == 1
-            matches, features = self._look(
-                net, [images[i] for i in active], crops, mirrored=mirrored
-            )
-            able = (matches.mask > 0).sum(1) >= MIN_PIXELS
-            watch.lost[active[~able]] = True
-            px = crops.photo_from_crop(matches.grid)[able]
-            active, matches, before = active[able], matches[able], before[able]
-            if len(active) == 0:
-                break
-            counted = matches, px
-            if earlier is not None and fit_model.mirrored and number > 1:
-                old, old_px = earlier[0][able], earlier[1][able]
-                counted = (
-                    pooled(old, matches),
-                    np.concatenate([old_px[:, ::2], px[:, 1::2]], axis=1),
-                )
-            descriptor, face_logit = features
-            if not able.all():  # maps are large: copied only if need be
-                descriptor, face_logit = descriptor[able], face_logit[able]
-            look = Look(*counted, face_logit, crops[able], active)
-            after = fit(number, look, before, watch.sight[active])
-            state = put(state, active, after)
-            pitch = matches.pitch * (crops.side / crops.size)[able]
-            motion = watch.update(fit_model, active, after, matches, px, pitch)
-            places = look.crops.crop_from_photo(watch.landmarks[active]) / STRIDE
-            expected = self.landmark_descriptor[MIRROR] if mirrored else self.landmark_descriptor
-            watch.probes[active] = probe(descriptor, face_logit, places, expected)
-            if number == 0 and not resumed:
-                motion = np.full_like(motion, np.inf)
-            shown = annotated.landmarks(after)
-            for row, face in enumerate(active):
-                yaw, pitch_angle, roll = angles_from_rotation(after.rotation[row] @ self.reference)
-                traces[face].append(
-                    Iteration(
-                        shown[row],
-                        yaw,
-                        pitch_angle,
-                        roll,
-                        float(watch.residual[face]),
-                        float(motion[row]),
-                    )
-                )
-            moving = motion > config.still
-            going = moving.any() | np.zeros_like(moving) if as_one else moving
-            active, earlier = active[going], (matches[going], px[going])
-            if len(active) == 0:
-                break
-        return self._answers(
-            state, boxes, watch.evidence(state, fit_model.unit(state)), traces, fit_model=fit_model
-        )
+        annotated = fitter.fit_model.as_annotated(self.landmark_offsets)
+        fit = start
+        for done in fit_passes(fitter, images, start):
+            fit = done.all_faces
+            for face, iteration in self._iterations(annotated, done):
+                traces[face].append(iteration)
+        return self._report(fitter.fit_model, fit, boxes, traces)
 
-    def _answers(
+    def _iterations(self, annotated: FitModel, done: Pass) -> Iterator[tuple[int, Iteration]]:
+        """What a pass came to, by number of the face."""
+        if not len(done.faces):
+            return
+        landmarks = annotated.landmarks(done.fit.state)
+        for row, face in enumerate(done.faces):
+            angles = angles_from_rotation(done.fit.state.rotation[row] @ self.reference)
+            residual, motion = float(done.fit.residual[row]), float(done.motion[row])
+            yield int(face), Iteration(landmarks[row], *angles, residual, motion)
+
+    def _report(
         self,
-        state: FaceState,
-        boxes: list[Box],
-        evidence: Evidence,
-        traces: list[list[Iteration]],
-        *,
-        fit_model: FitModel | None = None,
+        fit_model: FitModel,
+        fit: FaceFit,
+        boxes: Sequence[Box],
+        traces: Sequence[Sequence[Iteration]],
     ) -> list[Alignment]:
-        """What is said of faces whose fit has ended; ``fit_model``: whose latents the state holds,
-        if another's.
-        """
-        fit_model = fit_model or self.fit_model
-        vertices = fit_model.vertices(state)
-        whole = self.calibration.face_confidence(evidence)
-        seen, right = self.calibration.landmark_confidence(evidence)
+        """The alignments of B faces whose fits have ended."""
+        vertices = fit_model.vertices(fit.state)
+        features = calibration_features(fit, fit_model.face_size(fit.state))
+        whole = self.calibration.face_confidence(features)
+        seen, right = self.calibration.landmark_confidence(features)
         return [
             self._alignment(
-                state,
+                fit_model,
+                fit.state,
                 i,
-                fit_model=fit_model,
                 box=boxes[i],
                 vertices=vertices[i],
                 visibility=seen[i],
                 confidence=right[i],
                 face_confidence=float(whole[i]),
-                evidence=evidence[i],
+                features=features.one(i),
                 trace=tuple(traces[i]),
             )
             for i in range(len(boxes))
         ]
 
-    def _start(self, detections: list[Detection]) -> tuple[FaceState, Crops]:
-        """Where fitting begins, and the first crops: as the finder saw the faces, else upright
-        about the boxes.
-        """
-        fit_model, config = self.fit_model, self.config
-        boxes = [detection.box for detection in detections]
-        state, crops = (
-            state_in_boxes(fit_model, boxes),
-            crops_of_boxes(boxes, config.margin, config.crop),
-        )
-        for i, detection in enumerate(detections):
-            if detection.pose is not None:
-                seen = replace(detection.pose, coefficients=np.zeros((1, len(fit_model.modes))))
-                state = put(state, np.array([i]), seen)
-                turned = crops_of_state(fit_model, seen, config.margin, config.crop)
-                crops.centre[i], crops.side[i], crops.angle[i] = (
-                    turned.centre[0],
-                    turned.side[0],
-                    turned.angle[0],
-                )
-        return state, crops
-
-    def _look(
-        self, net: Network, images: list[Bytes], crops: Crops, *, mirrored: bool = False
-    ) -> tuple[Matches, tuple[Floats, Floats]]:
-        """What the network sees, in the crops' own pixels even if it looks at their ``mirrored``
-        pictures.
-        """
-        pixels = np.stack([crops.cut(image, i) for i, image in enumerate(images)])
-        if mirrored:
-            pixels = np.ascontiguousarray(pixels[:, :, ::-1])
-        with torch.inference_mode():
-            parts = [
-                net(part)
-                for part in torch.split(image_batch(torch.from_numpy(pixels)), self.config.per_call)
-            ]
-        descriptor = np.concatenate([part.descriptor.float().numpy() for part in parts])
-        face_logit = np.concatenate([part.face_logit.float().numpy() for part in parts])
-        if mirrored:
-            descriptor, face_logit = descriptor[..., ::-1], face_logit[..., ::-1]
-        matches = match(
-            descriptor,
-            face_logit,
-            self.anchors.descriptor,
-            stride=STRIDE,
-            pixels=self.config.pixels,
-            keep=self.config.keep,
-            place=self.anchors.position,
-            near=self.config.near,
-            sharpness=self.anchors.scale,
-            doubt=self.config.doubt,
-        )
-        if mirrored:
-            matches = replace(matches, anchor=matches.anchor + len(self.anchors.vertex))
-        return matches, (descriptor, face_logit)
-
     def _alignment(
         self,
-        state: FaceState,
+        fit_model: FitModel,
+        state: FitState,
         i: int,
         *,
-        fit_model: FitModel,
         box: Box,
         vertices: Floats,
         visibility: Floats,
         confidence: Floats,
         face_confidence: float,
-        evidence: Evidence,
+        features: CalibrationFeatures,
         trace: tuple[Iteration, ...],
     ) -> Alignment:
-        camera, cam_from_head = fit_model.camera(state, i), state.cam_from_head(i)
+        camera, cam_from_head = state.camera(i), state.cam_from_head(i)
         coefficients = fit_model.coefficients(state.coefficients[i])
-        flat, deep = landmarks_of(
+        flat, deep = place_landmarks(
             self.model, self.landmark_offsets, vertices, coefficients, cam_from_head, camera
         )
         matrix = state.rotation[i] @ self.reference
-        yaw, pitch, roll = angles_from_rotation(matrix)
         reason = ""
-        if evidence.lost:
+        if features.lost:
             reason = "no part of the box looks like a face"
         elif face_confidence < FAILED_BELOW:
-            reason = f"the face model does not explain what is in the box (confidence {face_confidence:.2f})"
+            reason = (
+                "the face model does not explain what is in the box "
+                f"(confidence {face_confidence:.2f})"
+            )
         return Alignment(
             box=box,
             landmarks_2d=flat,
             landmarks_3d=deep,
-            pose=Pose(yaw, pitch, roll, matrix),
+            pose=Pose(*angles_from_rotation(matrix), matrix),
             visibility=visibility,
             confidence=confidence,
             face_confidence=face_confidence,
@@ -614,28 +337,8 @@ class Aligner:
             camera=camera,
             model=self.model.name,
             trace=trace,
-            evidence=evidence,
+            features=features,
         )
-
-
-Begin = Callable[[FitModel, Solver, Look, FaceState], FaceState]
-
-
-def _fitted(
-    fit_model: FitModel,
-    solver: Solver,
-    begin: Begin,
-    number: int,
-    look: Look,
-    before: FaceState,
-    sight: Sight,
-) -> FaceState:
-    """``begin`` is ``first_fit`` for a new face, ``resume`` for one that was aligned a frame
-    ago.
-    """
-    if number == 0:
-        return begin(fit_model, solver, look, before)
-    return refine(fit_model, solver, look, before, sight)
 
 
 def load_aligner(
@@ -664,27 +367,24 @@ def load_aligner(
         raise BadWeights(f"{path}: {error}") from error
     if config is None:
         config = AlignConfig(crop=int(loaded.card.get("config", {}).get("size", AlignConfig.crop)))
+    card = dict(loaded.card)
+    if loaded.landmark_offsets_source:
+        # Answers name whose labels say where their landmarks lie, as the weights' other sources.
+        card["landmarks_from"] = loaded.landmark_offsets_source
     return Aligner(
         net,
         loaded.anchors,
         model,
         detector=detector,
         config=config,
-        # Whoever reads an answer is told whose labels say where its landmarks lie, as of the
-        # weights' other sources.
-        card=loaded.card
-        | (
-            {"landmarks_from": loaded.landmark_offsets_source}
-            if loaded.landmark_offsets_source
-            else {}
-        ),
+        card=card,
         calibration=calibration,
         landmark_offsets=landmark_offsets or loaded.landmark_offsets,
     )
 
 
 def _accepted(found: list[Alignment]) -> list[Alignment]:
-    """What was found and did not fail, the surest first, each face once."""
+    """What was found and did not fail, by falling confidence, each face once."""
     kept: list[Alignment] = []
     for one in sorted(found, key=lambda face: -face.face_confidence):
         box = Box.around(one.landmarks_3d[:, :2])
@@ -695,23 +395,16 @@ def _accepted(found: list[Alignment]) -> list[Alignment]:
     return kept
 
 
-def _middle(box: Box) -> Box:
-    half = SECOND_LOOK / 2 * np.array([box.width, box.height])
+def _shrunk(box: Box, share: float) -> Box:
+    half = share / 2 * np.array([box.width, box.height])
     return Box(*(box.centre - half).tolist(), *(box.centre + half).tolist())
 
 
-def _check_image(image: Bytes) -> None:
-    if (
-        not isinstance(image, np.ndarray)
-        or image.dtype != np.uint8
-        or image.ndim != 3
-        or image.shape[2] != 3
-    ):
-        what = (
-            f"{image.dtype} {image.shape}"
-            if isinstance(image, np.ndarray)
-            else type(image).__name__
-        )
+def check_image(image: Bytes) -> None:
+    """Raises BadPhoto for an array that is no (H, W, 3) uint8 image in which a face has room."""
+    array = isinstance(image, np.ndarray)
+    if not array or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        what = f"{image.dtype} {image.shape}" if array else type(image).__name__
         raise BadPhoto(f"an image is (H, W, 3) uint8 RGB (dff.read_image reads a file), not {what}")
     if min(image.shape[:2]) < MIN_SIDE:
         raise BadPhoto(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from dff.aligner.confidence import Evidence
-from dff.face.arrays import Floats
-from dff.face.geometry.camera import Box, WeakPerspective
+from dff.face.arrays import Array, Bool, Bools, Float, Floats, Ints
+from dff.face.geometry.camera import Box, NearPerspective
 from dff.face.geometry.transform import Rigid
 from dff.face.model.landmarks import LandmarkOffsets
 from dff.face.model.morphable import Coefficients, MorphableModel
@@ -25,52 +25,84 @@ class Pose:
     yaw: float
     pitch: float
     roll: float
-    matrix: Floats  # (3, 3) cam_from_head in the frame of AFLW2000-3D's frontal face
+    matrix: Float[Array, "3 3"]  # cam_from_head in the frame of AFLW2000-3D's frontal face
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """The state after one iteration, for people who watch."""
+    """The state after one pass."""
 
-    landmarks_2d: Floats  # (68, 2) pixels of the photo, 3D scheme
+    landmarks_2d: Float[Array, "68 2"]  # pixels of the photo, 3D scheme
     yaw: float  # degrees
     pitch: float
     roll: float
-    # robust mean distance of the matches from the fitted face, fraction of the box; NaN: not
+    # robust mean distance of the matches from the fitted face, fraction of the face size; NaN: not
     # measured
     residual: float
-    # mean distance the landmarks moved, fraction of the box; the first iteration's is infinite
+    # mean motion of the landmarks, fraction of the face size; infinite in the first pass of a face
     motion: float
 
 
 @dataclass(frozen=True)
+class CalibrationFeatures:
+    """What a calibration weighs: measures of B fits. More speaks for the fit.
+
+    Of one fit: without the leading axis. ``dff.aligner.confidence`` names them and computes them.
+    """
+
+    face: Float[Array, "*faces face_features"]
+    landmarks: Float[Array, "*faces 68 landmark_features"]
+    lost: Bool[Array, "*faces"]  # hardly a pixel looked like a face: nothing else counts
+
+    def __getitem__(self, rows: Bools | Ints) -> CalibrationFeatures:
+        return CalibrationFeatures(self.face[rows], self.landmarks[rows], self.lost[rows])
+
+    def one(self, row: int) -> CalibrationFeatures:
+        """The features of one fit, without the leading axis."""
+        return CalibrationFeatures(
+            self.face[row], self.landmarks[row], np.asarray(self.lost[row], dtype=bool)
+        )
+
+    @staticmethod
+    def stacked(some: Sequence[CalibrationFeatures]) -> CalibrationFeatures:
+        """One value of many single ones."""
+        return CalibrationFeatures(
+            np.array([one.face for one in some]),
+            np.array([one.landmarks for one in some]),
+            np.array([one.lost for one in some], dtype=bool),
+        )
+
+
+@dataclass(frozen=True)
 class Alignment:
-    """One aligned face. Pixels are of the whole photo, with the first pixel's centre at (0.5,
-    0.5).
+    """One aligned face.
+
+    Pixels are of the whole photo, with the first pixel's centre at (0.5, 0.5).
     """
 
     box: Box  # where the face was looked for
-    landmarks_2d: Floats  # (68, 2) pixels, 300-W scheme: the jaw points lie on the visible contour
-    # (68, 3) pixels, AFLW2000-3D scheme; z in pixels towards the viewer, zero at the head's origin
-    landmarks_3d: Floats
+    # pixels, 300-W scheme: the jaw points lie on the visible contour
+    landmarks_2d: Float[Array, "68 2"]
+    # pixels, AFLW2000-3D scheme; z in pixels towards the viewer, zero at the head's origin
+    landmarks_3d: Float[Array, "68 3"]
     pose: Pose
-    # (68,) probability that the photo shows each of landmarks_3d: not turned away, not covered
-    visibility: Floats
-    # (68,) probability that it is shown and lies within 5 % of the face's box of the truth
-    confidence: Floats
-    face_confidence: (
-        float  # probability that the landmarks err by less than 8 % of the face's box on average
-    )
+    # probability that the photo shows each of landmarks_3d: not turned away, not covered
+    visibility: Float[Array, " 68"]
+    # probability that it is shown and lies within 5 % of the face's box of the truth
+    confidence: Float[Array, " 68"]
+    # probability that the landmarks err by less than 8 % of the face's box on average
+    face_confidence: float
     failed: bool
     reason: str  # why it failed, else ""
-    vertices: Floats  # (V, 3) metres in the head frame: the fitted mesh
+    vertices: Float[Array, "vertices 3"]  # metres in the head frame: the fitted mesh
     coefficients: Coefficients
     cam_from_head: Rigid
-    # of the whole photo; alone, from the distance at which faces are usually photographed
-    camera: WeakPerspective
+    # of the whole photo; of a single photo its inverse depth is the configured one
+    camera: NearPerspective
     model: str  # name of the morphable model
     trace: tuple[Iteration, ...] = field(default=(), repr=False)
-    evidence: Evidence | None = field(default=None, repr=False)  # what the confidences rest on
+    # what the confidences rest on
+    features: CalibrationFeatures | None = field(default=None, repr=False)
 
     @property
     def vertices_px(self) -> Floats:
@@ -126,17 +158,56 @@ def _rounded(values: Any, digits: int) -> Any:
     return np.round(np.asarray(values, dtype=np.float64), digits).tolist()
 
 
-def landmarks_of(
+@dataclass(frozen=True)
+class PersonAlignment:
+    """One person in several photos.
+
+    Each face's ``vertices`` are those of the model with the face's coefficients, plus
+    ``residual_deformation``.
+    """
+
+    identity: Float[Array, " identities"]  # standard deviations
+    # metres in head: what no identity of the model forms, added to its vertices
+    residual_deformation: Float[Array, "vertices 3"]
+    vertices: Float[Array, "vertices 3"]  # metres in head: the face at rest, all included
+    faces: tuple[Alignment | None, ...]  # of each photo, all of this identity; None: left out
+    left_out: Mapping[int, str]  # why, by number of the photo
+
+    @staticmethod
+    def of(
+        model: MorphableModel,
+        photos: int,
+        faces: Mapping[int, Alignment],
+        left_out: Mapping[int, str],
+    ) -> PersonAlignment:
+        """The answer for the ``faces`` that share an identity, by number of their photo."""
+        one = next(iter(faces.values()))
+        identity = one.coefficients.identity
+        residual = one.vertices - model.vertices(one.coefficients)
+        at_rest = model.vertices(Coefficients(identity, np.zeros(len(model.expression))))
+        in_order = tuple(faces.get(i) for i in range(photos))
+        return PersonAlignment(identity, residual, at_rest + residual, in_order, dict(left_out))
+
+    def to_json(self, names: Sequence[str]) -> dict[str, Any]:
+        """Plain lists and numbers; ``names`` of the photos."""
+        return {
+            "identity": np.round(self.identity, 4).tolist(),
+            "photos": {
+                name: {"left_out": self.left_out[i]} if face is None else face.to_json()
+                for i, (name, face) in enumerate(zip(names, self.faces, strict=True))
+            },
+        }
+
+
+def place_landmarks(
     model: MorphableModel,
     landmark_offsets: LandmarkOffsets,
     vertices: Floats,
     coefficients: Coefficients,
     cam_from_head: Rigid,
-    camera: WeakPerspective,
+    camera: NearPerspective,
 ) -> tuple[Floats, Floats]:
-    """The ``landmarks_2d`` and ``landmarks_3d`` of a fitted mesh, where annotators of a
-    ``landmark_offsets`` put them.
-    """
+    """The ``landmarks_2d`` and ``landmarks_3d`` of a fitted mesh, where annotators put them."""
     seen = cam_from_head.apply(vertices)
     contour = model.landmarks.contour_vertices(camera.px_from_cam(seen), model.template)
     flat, deep = seen[contour], seen[model.landmarks.vertex]

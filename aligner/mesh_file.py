@@ -7,8 +7,7 @@ import io
 import numpy as np
 import trimesh
 
-from dff.aligner.alignment import Alignment
-from dff.aligner.fitting.multi_image import PersonAlignment
+from dff.aligner.alignment import Alignment, PersonAlignment
 from dff.face.arrays import Bytes
 from dff.face.model.morphable import MorphableModel
 
@@ -16,7 +15,7 @@ from dff.face.model.morphable import MorphableModel
 def glb(
     face: Alignment | PersonAlignment, model: MorphableModel, *, colours: Bytes | None = None
 ) -> bytes:
-    """Binary glTF of a fitted mesh, of several photos together the face at rest.
+    """Binary glTF of a fitted mesh; of a person in several photos, the face at rest.
 
     In the head frame, which is glTF's own: metres, y up, looking along z. (V, 3) or (V, 4) uint8
     ``colours`` of the vertices are written when given. The model's name and licence go along.
@@ -26,7 +25,8 @@ def glb(
         colours.dtype != np.uint8 or colours.shape[:1] != face.vertices.shape[:1]
     ):
         raise ValueError(
-            f"colours want uint8 ({len(face.vertices)}, 3 or 4), got {colours.dtype} {colours.shape}"
+            f"colours want uint8 ({len(face.vertices)}, 3 or 4), "
+            f"got {colours.dtype} {colours.shape}"
         )
     mesh = trimesh.Trimesh(face.vertices, model.faces, vertex_colors=colours, process=False)
     mesh.metadata.update(model=model.name, licence=model.licence)

@@ -1,13 +1,13 @@
-"""Faces followed from frame to frame: each begins where it was, and trembles less than its pixels.
+"""Faces tracked from frame to frame: each begins where it was, and is smoothed over time.
 
-A frame's alignments begin from the last frame's, so that nothing is searched and mostly one pass is
+A frame's alignments begin from the last frame's, so that nothing is detected and mostly one pass is
 enough. The whole frame is searched when a face is lost, when the shot changes, and now and then for
 faces that came in.
 
 Smoothing is the One Euro filter (Casiez, Roussel and Vogel 2012), a low-pass whose cutoff rises
-with speed: a face at rest stands still, a moving one is not held back. Speeds are of a face's own
-size a second. Pose and shape are filtered each at its own speed; the landmarks follow from both, so
-that mesh, pose and landmarks remain one answer.
+with speed: a face at rest stands still, a moving one is not held back. Speeds are face sizes a
+second. Pose and shape are filtered each at its own speed; the landmarks follow from both, so that
+mesh, pose and landmarks remain one answer.
 """
 
 from __future__ import annotations
@@ -19,47 +19,29 @@ import cv2
 import numpy as np
 
 from dff.aligner.align import Aligner
-from dff.aligner.alignment import Alignment, Pose, landmarks_of
-from dff.aligner.detector import same_face
+from dff.aligner.alignment import Alignment, Pose, place_landmarks
+from dff.aligner.config import SmoothingConfig, TrackingConfig
+from dff.aligner.detection import same_face
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import Rigid, angles_from_rotation
 from dff.face.model.landmarks import LandmarkOffsets
 from dff.face.model.morphable import Coefficients, MorphableModel
 
-THUMB = (32, 18)  # pixels across and down, in which shots are compared
-# mean difference of grey levels (0 to 255) from frame to frame from which a shot is another
-CUT = 30.0
-
-
-@dataclass(frozen=True)
-class Smoothing:
-    """The One Euro filter's settings. Raises ValueError for what makes no sense."""
-
-    rest: float = 0.6  # Hz: cutoff at rest
-    gain: float = 200.0  # Hz for each size of the face a second
-    quiet: float = 0.12  # sizes a second: slower is taken for noise
-    speed: float = 1.0  # Hz: cutoff of the speed itself
-
-    def __post_init__(self) -> None:
-        if min(self.rest, self.speed) <= 0 or min(self.gain, self.quiet) < 0:
-            raise ValueError(f"Smoothing wants positive cutoffs: {self}")
-
 
 class OneEuro:
-    """The filter of one signal: rows of numbers that move together, in a unit in which speeds are
-    comparable.
+    """The filter of one signal: numbers that move together, in a unit that makes speeds comparable.
+
+    ``rate``: samples a second.
     """
 
-    def __init__(self, smoothing: Smoothing, rate: float) -> None:
+    def __init__(self, smoothing: SmoothingConfig, rate: float) -> None:
         self.smoothing, self.rate = smoothing, rate
         self.last: Floats | None = None
         self.velocity = np.zeros(1)
 
     def share(self, value: Floats) -> float:
-        """How much of the new ``value`` (N,) the filtered one takes, 0 to 1; the filtered value is
-        ``last``.
-        """
+        """How much of the new (N,) ``value`` the filtered one takes, 0 to 1; it becomes ``last``."""
         if self.last is None:
             self.last, self.velocity = value, np.zeros_like(value)
             return 1.0
@@ -78,12 +60,12 @@ class OneEuro:
 
 
 class Smoother:
-    """One face over time."""
+    """Smooths the alignments of one face over time."""
 
     def __init__(
         self,
         model: MorphableModel,
-        smoothing: Smoothing,
+        smoothing: SmoothingConfig,
         rate: float,
         *,
         landmark_offsets: LandmarkOffsets | None = None,
@@ -96,39 +78,26 @@ class Smoother:
     def __call__(self, face: Alignment) -> Alignment:
         """The face, smoothed by those before it."""
         rotation, camera = face.cam_from_head.rotation, face.camera
-        # A turn by one radian moves the landmarks by about half the face's size.
-        moves = np.concatenate(
-            [
-                camera.centre / (camera.scale * self.size),
-                [np.log(camera.scale)],
-                0.5 * rotation[:2].ravel(),
-            ]
-        )
-        if self.pose.last is not None and self.before is not None:
-            # Positions are counted in the size of the face before, or growing would look like
-            # moving.
-            moves[:2] = camera.centre / (self.before.camera.scale * self.size)
-            self.pose.last[:2] = self.before.camera.centre / (self.before.camera.scale * self.size)
-        posed = self.pose.share(moves)
+        posed = self._pose_share(face)
         points = face.vertices[self.model.landmarks.vertex] / self.size
         shaped = self.shape.share((points - points.mean(0)).ravel() / np.sqrt(len(points)))
         before = self.before or face
-        vertices = _mixed(before.vertices, face.vertices, shaped)
+        vertices = _blend(before.vertices, face.vertices, shaped)
         coefficients = Coefficients(
-            _mixed(before.coefficients.identity, face.coefficients.identity, shaped),
-            _mixed(before.coefficients.expression, face.coefficients.expression, shaped),
+            _blend(before.coefficients.identity, face.coefficients.identity, shaped),
+            _blend(before.coefficients.expression, face.coefficients.expression, shaped),
         )
-        u, _, vt = np.linalg.svd(_mixed(before.cam_from_head.rotation, rotation, posed))
+        u, _, vt = np.linalg.svd(_blend(before.cam_from_head.rotation, rotation, posed))
         turned = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
-        scale = float(np.exp(_mixed(np.log(before.camera.scale), np.log(camera.scale), posed)))
+        scale = float(np.exp(_blend(np.log(before.camera.scale), np.log(camera.scale), posed)))
         camera = replace(
-            camera, scale=scale, centre=_mixed(before.camera.centre, camera.centre, posed)
+            camera, scale=scale, centre=_blend(before.camera.centre, camera.centre, posed)
         )
         matrix = turned @ (
             rotation.T @ face.pose.matrix
         )  # the reference frame stands still in the head
         posed_head = Rigid(turned, face.cam_from_head.translation)
-        flat, deep = landmarks_of(
+        flat, deep = place_landmarks(
             self.model, self.landmark_offsets, vertices, coefficients, posed_head, camera
         )
         self.before = replace(
@@ -143,8 +112,26 @@ class Smoother:
         )
         return self.before
 
+    def _pose_share(self, face: Alignment) -> float:
+        """How much of the pose of ``face`` the smoothed one takes."""
+        rotation, camera = face.cam_from_head.rotation, face.camera
+        # A turn by one radian moves the landmarks by about half the face size.
+        moves = np.concatenate(
+            [
+                camera.centre / (camera.scale * self.size),
+                [np.log(camera.scale)],
+                0.5 * rotation[:2].ravel(),
+            ]
+        )
+        if self.pose.last is not None and self.before is not None:
+            # Positions are counted in the size of the face before, or growing would look like
+            # moving.
+            moves[:2] = camera.centre / (self.before.camera.scale * self.size)
+            self.pose.last[:2] = self.before.camera.centre / (self.before.camera.scale * self.size)
+        return self.pose.share(moves)
 
-def _mixed(old: Floats, new: Floats, share: float) -> Floats:
+
+def _blend(old: Floats, new: Floats, share: float) -> Floats:
     return np.asarray(old + share * (new - old))
 
 
@@ -158,32 +145,20 @@ class Tracked:
 
 
 class Tracker:
-    """Follows the faces of a video, given frame by frame."""
+    """Tracks the faces of a video, given frame by frame."""
 
     def __init__(
-        self,
-        aligner: Aligner,
-        *,
-        rate: float,
-        smoothing: Smoothing | None = None,
-        search_every: int = 25,
+        self, aligner: Aligner, *, rate: float, config: TrackingConfig | None = None
     ) -> None:
-        """``rate``: frames a second; ``smoothing``: None leaves the faces as they are found."""
-        if not rate > 0 or search_every < 1:
-            raise ValueError(
-                f"a tracker wants frames a second and between searches, got {rate} and {search_every}"
-            )
-        self.aligner, self.rate, self.smoothing, self.search_every = (
-            aligner,
-            rate,
-            smoothing,
-            search_every,
-        )
+        """``rate``: frames a second. Raises ValueError unless it is positive."""
+        if not rate > 0:
+            raise ValueError(f"a tracker wants a positive number of frames a second, got {rate}")
+        self.aligner, self.rate, self.config = aligner, rate, config or TrackingConfig()
         self.tracks: dict[int, Alignment] = {}
         self.smoothers: dict[int, Smoother] = {}
         self.searched = 0  # frames since the last search
         self.count = 0  # of tracks
-        self.thumb: Floats | None = None
+        self.thumbnail: Floats | None = None
 
     def step(self, frame: Bytes) -> list[Tracked]:
         """The faces of the next (H, W, 3) uint8 RGB frame. Raises BadPhoto as ``Aligner.align``."""
@@ -191,26 +166,12 @@ class Tracker:
             self.tracks.clear()
             self.smoothers.clear()
         known = self.tracks
-        followed = dict(
-            zip(known, self.aligner.follow([frame], [[*known.values()]])[0], strict=True)
-        )
-        kept: dict[int, Alignment] = {}
-        for track, face in followed.items():
-            if not face.failed and not _among(face, [*kept.values()]):
-                kept[track] = face
+        kept = self._track(frame, known)
         self.searched += 1
-        if not kept or len(kept) < len(known) or self.searched >= self.search_every:
+        if not kept or len(kept) < len(known) or self.searched >= self.config.search_every:
             self.searched = 0
             lost = {track: face for track, face in known.items() if track not in kept}
-            for face in self.aligner.align(frame):
-                if not _among(face, [*kept.values()]):
-                    again = next(
-                        (track for track, old in lost.items() if _among(face, [old])), None
-                    )
-                    if again is None:
-                        again, self.count = self.count, self.count + 1
-                    lost.pop(again, None)
-                    kept[again] = face
+            kept |= self._search(frame, kept, lost)
         self.tracks = kept
         self.smoothers = {track: one for track, one in self.smoothers.items() if track in kept}
         return [
@@ -218,13 +179,37 @@ class Tracker:
             for track, face in sorted(kept.items())
         ]
 
+    def _track(self, frame: Bytes, known: dict[int, Alignment]) -> dict[int, Alignment]:
+        """The known faces that align where they were, each face once."""
+        kept: dict[int, Alignment] = {}
+        found = self.aligner.track([frame], [[*known.values()]])[0]
+        for track, face in zip(known, found, strict=True):
+            if not face.failed and not _among(face, [*kept.values()]):
+                kept[track] = face
+        return kept
+
+    def _search(
+        self, frame: Bytes, kept: dict[int, Alignment], lost: dict[int, Alignment]
+    ) -> dict[int, Alignment]:
+        """Faces of the whole frame beside those ``kept``; where one was ``lost`` its track goes on."""
+        found: dict[int, Alignment] = {}
+        for face in self.aligner.align(frame):
+            if _among(face, [*kept.values(), *found.values()]):
+                continue
+            again = next((track for track, old in lost.items() if _among(face, [old])), None)
+            if again is None:
+                again, self.count = self.count, self.count + 1
+            lost.pop(again, None)
+            found[again] = face
+        return found
+
     def _smoothed(self, track: int, face: Alignment) -> Alignment:
-        if self.smoothing is None:
+        if self.config.smoothing is None:
             return face
         if track not in self.smoothers:
             self.smoothers[track] = Smoother(
                 self.aligner.model,
-                self.smoothing,
+                self.config.smoothing,
                 self.rate,
                 landmark_offsets=self.aligner.landmark_offsets,
             )
@@ -232,9 +217,9 @@ class Tracker:
 
     def _is_cut(self, frame: Bytes) -> bool:
         """Whether the frame looks like another shot than the last."""
-        grey = cv2.resize(frame, THUMB, interpolation=cv2.INTER_AREA).mean(2)
-        before, self.thumb = self.thumb, grey
-        return before is not None and float(np.abs(grey - before).mean()) > CUT
+        grey = cv2.resize(frame, self.config.thumbnail, interpolation=cv2.INTER_AREA).mean(2)
+        before, self.thumbnail = self.thumbnail, grey
+        return before is not None and float(np.abs(grey - before).mean()) > self.config.cut
 
 
 def _among(face: Alignment, others: Sequence[Alignment]) -> bool:

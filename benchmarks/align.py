@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import dff.aligner.align as stages
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.confidence import DEFAULT as DEFAULT_CALIBRATION
+from dff.aligner.fitting import fitters, observation
 from dff.face.descriptor import DescriptorNet, Features
 from dff.face.io.assets import load_model
 from dff.infra.onnx_file import export
@@ -35,7 +35,7 @@ from tests.aligner.oracle import READING, OracleNet, PositionCode, Scene, make_s
 
 FACES, ROUNDS = 16, 6
 BATCHES = (1, 16)
-STAGES = ("network", "votes", "fit", "visibility and confidence", "rest")
+STAGES = ("network", "matching", "fit", "visibility and confidence", "rest")
 
 
 class Clock:
@@ -136,12 +136,12 @@ def main() -> None:
     ]
     best: dict[int, dict[str, float]] = {}
     with (
-        patch.object(stages, "match", clock.around("votes", stages.match)),
-        patch.object(stages, "first_fit", clock.around("fit", stages.first_fit)),
-        patch.object(stages, "refine", clock.around("fit", stages.refine)),
+        patch.object(observation, "match", clock.around("matching", observation.match)),
         patch.object(
-            stages.Watch, "update", clock.around("visibility and confidence", stages.Watch.update)
+            fitters, "fit_from_detection", clock.around("fit", fitters.fit_from_detection)
         ),
+        patch.object(fitters, "refine", clock.around("fit", fitters.refine)),
+        patch.object(fitters, "assess", clock.around("visibility and confidence", fitters.assess)),
     ):
         for number in range(ROUNDS + 1):  # the first compiles
             for batch in BATCHES:

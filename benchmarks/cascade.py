@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
-from dff.aligner.cascade.model import KINDS, Kind, load_cascade, load_cascade_aligner, save_cascade
+from dff.aligner.cascade.io import load_cascade, load_cascade_aligner, save_cascade
+from dff.aligner.cascade.model import KINDS, Kind
 from dff.aligner.cascade.training import Progress, Recipe, train_cascade
 from dff.aligner.confidence import GOOD
 from dff.aligner.evaluation.benchmarks import Report, evaluate_300w, evaluate_aflw2000
@@ -162,10 +163,10 @@ def main() -> None:
         files |= {kind: learned(base, dataset, kind, asked) for kind in KINDS if kind not in files}
     if files:
         console.print(learning_table(files))
-    alike = replace(base.config, closer=base.config.margin, mirror=False)
+    alike = replace(base.config, later_margin=base.config.margin, mirror=False)
     aligners: dict[str, Aligner] = {
-        "votes, as the cascade sees": load_aligner(asked.weights, config=alike),
-        "votes": base,
+        "dense, crops as the cascade": load_aligner(asked.weights, config=alike),
+        "dense": base,
         "cascade, DFF": load_cascade_aligner(asked.weights, files.get("dff")),
     }
     if "sift" in files:

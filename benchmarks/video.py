@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dff.aligner.align import Aligner, load_aligner
-from dff.aligner.video import Smoothing, Tracker
+from dff.aligner.config import SmoothingConfig, TrackingConfig
+from dff.aligner.video import Tracker
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.io.assets import load_albedo, load_model
@@ -69,7 +70,8 @@ def followed(aligner: Aligner, frames: Iterator[Bytes]) -> tuple[Floats, Floats,
     """(F, 68, 2) landmarks as followed, and smoothed, and milliseconds for each frame after the
     first.
     """
-    tracker = Tracker(aligner, rate=RATE, smoothing=Smoothing(), search_every=10**6)
+    config = TrackingConfig(smoothing=SmoothingConfig(), search_every=10**6)
+    tracker = Tracker(aligner, rate=RATE, config=config)
     raw, smooth = [], []
     spent = 0.0
     for number, frame in enumerate(frames):

@@ -15,8 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dff.aligner.align import AlignConfig, Aligner, load_aligner
+    from dff.aligner.align import Aligner, load_aligner
     from dff.aligner.alignment import Alignment
+    from dff.aligner.config import AlignConfig
     from dff.face.errors import DffError
     from dff.face.geometry.camera import Box
     from dff.face.io.assets import load_albedo, load_model
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AlignConfig": "dff.aligner.align",
+    "AlignConfig": "dff.aligner.config",
     "Aligner": "dff.aligner.align",
     "Alignment": "dff.aligner.alignment",
     "Box": "dff.face.geometry.camera",

@@ -1,65 +1,61 @@
-"""Learning a cascade: from rendered views, whose pose and shape are known, to the maps of its
-stages.
+"""Training a cascade on rendered views, whose pose and shape are known.
 
-Every stage is ridge regression from what faces show where the stages before have put them to what
-they still lack (Cao et al. 2012; Xiong and De la Torre 2013). Two things keep it from believing
-faces that it has learned by heart: the penalty is the one that errs least on held-out identities,
-and the faces from which the next stage learns are moved by maps that were learned on other
-identities.
+Every stage is ridge regression, from the descriptors of faces where the stages before have put them
+to the change that they still lack (Cao et al. 2012; Xiong and De la Torre 2013). Two things keep it
+from overfitting: the penalty is the one of least error on the validation split (held-out
+identities), and the training faces are moved to the next stage by maps that were fitted to other
+identities (cross-fitting).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from dff.aligner.align import AlignConfig, Aligner
-from dff.aligner.cascade.model import (
-    TURNS,
-    WIDEST,
-    Cascade,
-    CascadeAligner,
-    Kind,
-    Stage,
+from dff.aligner.align import Aligner
+from dff.aligner.cascade.features import PointFeatures, describe_sift
+from dff.aligner.cascade.fitter import (
+    LARGEST_LATENT,
+    CascadeFitter,
+    apply_change,
     change_between,
-    changed,
-    describe_sift,
-    fingerprint,
-    look,
-    points_of,
-    start_of,
-    turn_of,
+    start_cascade,
     yaw_in_crop,
 )
-from dff.aligner.detector import Detection
-from dff.aligner.evaluation.calibration import calibrate, missed
-from dff.aligner.fitting.crop import Crops
-from dff.aligner.fitting.loop import FitModel, crops_of_state, fit_model_of
-from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.aligner.cascade.model import (
+    TURNS,
+    Cascade,
+    Kind,
+    Stage,
+    choose_map,
+    fingerprint,
+)
+from dff.aligner.config import AlignConfig
+from dff.aligner.detection import Detection
+from dff.aligner.evaluation.calibration import calibrate, disturb_box
+from dff.aligner.fitting.batch import join_rows, take_rows
+from dff.aligner.fitting.crop import Crops, crops_of_state
+from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model_from_modes
+from dff.face.arrays import Array, Bools, Bytes, Float, Floats, Int, Ints
 from dff.face.descriptor import Network
 from dff.face.errors import BadDataset
 from dff.face.geometry.camera import Box
-from dff.face.solve.gauss_newton import FaceState, initial_pose, project, step
+from dff.face.solve.gauss_newton import initial_pose, step
 from dff.infra.dataset import Dataset
 from dff.infra.shards import ViewRow
 from dff.infra.split import Split
 
-PENALTIES = (0.3, 1.0, 3.0, 10.0)  # of the ridge, in mean squares of a row: those that are tried
-OVERLAP = 15.0  # degrees by which a turned map learns from faces beyond its own
-TRUTH_NOISE = (
-    0.015  # fraction of the unit: how closely the true state follows a view's projected points
-)
-TRUTH_EVIDENCE = 50.0  # independent points that they are worth
-FEWEST = 32  # faces from which a map is learned
-FOLDS = 4  # groups of identities, each moved to the next stage by what was learned on the others
+TRUTH_NOISE = 0.015  # face sizes: how closely true states follow a view's projected points
+TRUTH_OBSERVATIONS = 50.0  # independent points that these count as
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a cascade is learned. Raises ValueError for what makes no sense."""
+    """How a cascade is trained. Raises ValueError for settings that make no sense."""
 
     kind: Kind = "dff"
     views: int = 4000  # of training identities
@@ -71,11 +67,17 @@ class Recipe:
     components: int = 64  # principal components of SIFT descriptors that are kept
     calibration: int = 320  # views of held-out identities that calibrate its confidence; 0: none
     seed: int = 0
+    # of the ridge, in mean squares of a row: those that are tried
+    penalties: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
+    overlap: float = 15.0  # degrees by which a map for a range of yaw is trained beyond its range
+    fewest: int = 32  # faces to which a map is fitted
+    folds: int = 4  # groups of identities, each moved by maps that were fitted to the others
 
     def __post_init__(self) -> None:
         if (
             min(self.views, self.held_out, self.stages, self.modes, self.components) < 1
             or self.points < 68
+            or len(self.penalties) < 2
         ):
             raise ValueError(f"a Recipe wants positive counts and at least 68 points: {self}")
 
@@ -85,9 +87,9 @@ class Views:
     """N rendered views and the truth about them."""
 
     images: Sequence[Bytes]
-    subject: Ints  # (N,) which identity
-    truth: FaceState  # the best that the rig can say
-    landmarks: Floats  # (N, 68, 2) pixels, 3D scheme
+    subject: Int[Array, " views"]  # which identity
+    truth: FitState  # the nearest states of the fit model
+    landmarks: Float[Array, "views 68 2"]  # pixels, 3D scheme
     licences: Sequence[str] = ()  # of the views, each once
 
 
@@ -96,13 +98,11 @@ class Progress:
     """What a stage has reached: mean ``nme_box``, fractions."""
 
     stage: int
-    learned: (
-        float  # on the views that it learned from, moved by maps that had not seen their identity
-    )
-    held_out: float
+    learned: float  # of the training split, moved by maps fitted to other identities
+    held_out: float  # of the validation split
 
 
-def views_of(dataset: Dataset, fit_model: FitModel, split: Split, count: int) -> Views:
+def read_views(dataset: Dataset, fit_model: FitModel, split: Split, count: int) -> Views:
     """At most ``count`` views of one split, of as many identities as can be.
 
     Raises BadDataset when there is none, or when they show another face model.
@@ -126,26 +126,29 @@ def views_of(dataset: Dataset, fit_model: FitModel, split: Split, count: int) ->
     strange = next((row for row in rows if row.model != fit_model.model.name), None)
     if strange:
         raise BadDataset(
-            f"{strange.sample_id} shows the model {strange.model!r}, the weights know {fit_model.model.name!r}"
+            f"{strange.sample_id} shows the model {strange.model!r}, "
+            f"the weights know {fit_model.model.name!r}"
         )
     _, subject = np.unique([row.identity_id for row in rows], return_inverse=True)
     landmarks = np.stack([row.landmarks_3d for row in rows]).astype(np.float64)
     licences = sorted({row.licence for row in rows})
     return Views(
-        [row.pixels() for row in rows], subject, true_states(fit_model, rows), landmarks, licences
+        [row.pixels() for row in rows],
+        subject,
+        compute_true_states(fit_model, rows),
+        landmarks,
+        licences,
     )
 
 
-def true_states(fit_model: FitModel, rows: Sequence[ViewRow]) -> FaceState:
-    """The states whose landmarks and anchors, in weak perspective, fall nearest to where the rows'
-    cameras see them.
-    """
+def compute_true_states(fit_model: FitModel, rows: Sequence[ViewRow]) -> FitState:
+    """The weak-perspective states whose landmarks and anchors fall nearest to the rows' own."""
     some = slice(None, None, 4)
     vertex = np.concatenate([fit_model.model.landmarks.vertex, fit_model.anchor_vertex[some]])
     mean = np.concatenate([fit_model.landmark_mean, fit_model.anchor_mean[some]])
     basis = np.concatenate([fit_model.landmark_basis, fit_model.anchor_basis[some]])
     modes = len(fit_model.modes)
-    weight = np.full(len(vertex), TRUTH_EVIDENCE / TRUTH_NOISE**2 / len(vertex))
+    weight = np.full(len(vertex), TRUTH_OBSERVATIONS / TRUTH_NOISE**2 / len(vertex))
     weight[:68] *= 3  # landmarks are what is asked of an alignment
     states = []
     for begin in range(0, len(rows), 100):
@@ -171,18 +174,13 @@ def true_states(fit_model: FitModel, rows: Sequence[ViewRow]) -> FaceState:
                 basis,
                 px,
                 all_of,
-                noise=fit_model.unit(state),
+                noise=fit_model.face_size(state),
                 prior=np.zeros(modes),
                 prior_sd=np.ones(modes),
             )
-        states.append(replace(state, coefficients=np.clip(state.coefficients, -WIDEST, WIDEST)))
-    return joined(states)
-
-
-def joined(states: Sequence[FaceState]) -> FaceState:
-    """All faces of several states."""
-    parts = [(one.scale, one.rotation, one.centre, one.coefficients) for one in states]
-    return FaceState(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        latent = np.clip(state.coefficients, -LARGEST_LATENT, LARGEST_LATENT)
+        states.append(FitState.of(replace(state, coefficients=latent), 0.0))
+    return join_rows(states)
 
 
 def spread_points(fit_model: FitModel, count: int) -> Ints:
@@ -197,8 +195,7 @@ def spread_points(fit_model: FitModel, count: int) -> Ints:
 
 
 def ridge(rows: Floats, targets: Floats, penalties: Sequence[float]) -> list[tuple[Floats, Floats]]:
-    """For each penalty the (F, T) weight and (T,) offset that map (N, F) ``rows`` to (N, T)
-    ``targets``.
+    """For each penalty the (F, T) weight and (T,) offset that map (N, F) rows to (N, T) targets.
 
     A penalty multiplies the mean square length of the centred rows. Solved in the smaller of both
     spaces.
@@ -221,20 +218,27 @@ def ridge(rows: Floats, targets: Floats, penalties: Sequence[float]) -> list[tup
 
 
 @dataclass(frozen=True)
-class Pupils:
-    """Faces on the way through the stages."""
+class SplitFaces:
+    """The faces of one split, on their way through the stages."""
 
     views: Views
-    state: FaceState
+    state: FitState
     crops: Crops
 
     def error(
-        self, fit_model: FitModel, state: FaceState, which: Bools | slice = slice(None)
+        self, fit_model: FitModel, state: FitState, which: Bools | slice = slice(None)
     ) -> Floats:
         """``nme_box`` of a state of ``which`` faces, fractions."""
         truth = self.views.landmarks[which]
         size = np.sqrt(np.ptp(truth, axis=1).prod(1))
         return np.asarray(np.linalg.norm(fit_model.landmarks(state) - truth, axis=2).mean(1) / size)
+
+    def descriptors(
+        self, fit_model: FitModel, net: Network, features: PointFeatures, config: AlignConfig
+    ) -> tuple[Floats, Floats]:
+        """``PointFeatures.read`` where the faces stand."""
+        images = self.views.images
+        return features.read(fit_model, net, images, self.crops, self.state, config.visibility)
 
 
 def learn_cascade(
@@ -245,31 +249,32 @@ def learn_cascade(
     *,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Cascade:
-    """A cascade for the weights of an aligner, without a card. Its draws come from the recipe's
-    seed alone.
+    """A cascade for the weights of an aligner, without a card.
+
+    Its draws come from the recipe's seed alone.
     """
     fit_model, config = build_cascade_fit_model(aligner, recipe), aligner.config
     points = spread_points(fit_model, recipe.points)
     rng = np.random.default_rng([recipe.seed, 1])
-    pupils, exam = (_enter(fit_model, config, some, rng) for some in (views, held_out))
+    train, validation = (_place_faces(fit_model, config, some, rng) for some in (views, held_out))
     components = (
-        _sift_components(fit_model, pupils, points, recipe) if recipe.kind == "sift" else None
+        _sift_components(fit_model, train, points, recipe) if recipe.kind == "sift" else None
     )
+    features = PointFeatures(points, recipe.extent, components)
     stages: list[Stage] = []
     for number in range(recipe.stages):
         if number:
-            pupils, exam = (
+            train, validation = (
                 replace(c, crops=crops_of_state(fit_model, c.state, config.margin, config.crop))
-                for c in (pupils, exam)
+                for c in (train, validation)
             )
         stage, *after = _learn_stage(
-            aligner.net, fit_model, pupils, exam, points, components, recipe, first=number == 0
+            aligner, fit_model, train, validation, features, recipe, first=number == 0
         )
         stages.append(stage)
-        pupils, exam = replace(pupils, state=after[0]), replace(exam, state=after[1])
-        errors = (float(some.error(fit_model, some.state).mean()) for some in (pupils, exam))
+        train, validation = replace(train, state=after[0]), replace(validation, state=after[1])
+        errors = (float(some.error(fit_model, some.state).mean()) for some in (train, validation))
         watch(Progress(number, *errors))
-    of = fingerprint(aligner.anchors)
     return Cascade(
         recipe.kind,
         points,
@@ -277,15 +282,16 @@ def learn_cascade(
         recipe.extent,
         components,
         tuple(stages),
-        of,
+        fingerprint(aligner.anchors),
         card={},
     )
 
 
 def build_cascade_fit_model(aligner: Aligner, recipe: Recipe) -> FitModel:
-    """The rig whose states a cascade changes: the first latent directions of the aligner's."""
-    return fit_model_of(
-        aligner.model, aligner.anchors, aligner.fit_model.modes[: recipe.modes].astype(np.float32)
+    """The fit model whose states a cascade changes, of the aligner's first latent directions."""
+    modes = aligner.fit_model.modes[: recipe.modes].astype(np.float32)
+    return build_fit_model_from_modes(
+        aligner.model, aligner.anchors, modes, aligner.config.fit_model
     )
 
 
@@ -296,16 +302,15 @@ def train_cascade(
     *,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Cascade:
-    """A cascade for the weights of an aligner, learned on a dataset's training identities and
-    chosen on the held out.
+    """A cascade for the weights of an aligner, trained on a dataset's training identities.
 
-    Its card says where it comes from and what every stage reached. Raises BadDataset for a dataset
+    The held-out identities choose its penalties. Its card says where it comes from and what every stage reached. Raises BadDataset for a dataset
     without one of the two, or of another face model; ValueError when too few faces come out well or
     badly to calibrate it.
     """
     fit_model = build_cascade_fit_model(aligner, recipe)
-    views = views_of(dataset, fit_model, "train", recipe.views)
-    held_out = views_of(dataset, fit_model, "dev", recipe.held_out)
+    views = read_views(dataset, fit_model, "train", recipe.views)
+    held_out = read_views(dataset, fit_model, "dev", recipe.held_out)
     reached: list[dict[str, float]] = []
 
     def note(progress: Progress) -> None:
@@ -321,100 +326,101 @@ def train_cascade(
         "dataset": dataset.manifest.fingerprint,
         "model": aligner.model.name,
         "nme_box": reached,
-        "recipe": asdict(recipe),
+        "recipe": asdict(recipe) | {"penalties": list(recipe.penalties)},
         "weights": {name: aligner.card.get(name) for name in ("dataset", "steps")},
     }
     cascade = replace(cascade, card=card)
     return (
-        calibrated(aligner, cascade, dataset, recipe.calibration) if recipe.calibration else cascade
+        calibrate_cascade(aligner, cascade, dataset, recipe.calibration)
+        if recipe.calibration
+        else cascade
     )
 
 
-def calibrated(aligner: Aligner, cascade: Cascade, dataset: Dataset, views: int) -> Cascade:
-    """The cascade with a calibration of its own, and what it is worth in its card.
+def calibrate_cascade(aligner: Aligner, cascade: Cascade, dataset: Dataset, views: int) -> Cascade:
+    """The cascade with a calibration of its own, and how reliable it is in its card.
 
-    Fits of a cascade agree less with single pixels than fits to their votes do, whether they are
-    right or wrong.
+    Fits of a cascade agree less with single pixels than dense fits do, whether right or wrong.
     """
-    fitted = CascadeAligner(
-        aligner.net, aligner.anchors, aligner.model, cascade=cascade, config=aligner.config
-    )
+    parts = aligner.net, aligner.anchors, aligner.model
+    fitter = CascadeFitter(*parts, cascade, aligner.config)
+    fitted = Aligner(*parts, fitter=fitter, config=aligner.config)
     calibration, (trust,) = calibrate(fitted, dataset, views=views)
     return replace(
         cascade, calibration=calibration, card={**cascade.card, "trust": trust.to_json()}
     )
 
 
-def _enter(
+def _place_faces(
     fit_model: FitModel, config: AlignConfig, views: Views, rng: np.random.Generator
-) -> Pupils:
+) -> SplitFaces:
     """Faces at the start of a cascade, in boxes as a detector might give them."""
-    boxes = [missed(Box.around(truth), rng) for truth in views.landmarks]
-    return Pupils(
-        views, *start_of(fit_model, [Detection(box) for box in boxes], config.margin, config.crop)
-    )
+    boxes = [disturb_box(Box.around(truth), rng) for truth in views.landmarks]
+    detections = [Detection(box) for box in boxes]
+    start = start_cascade(fit_model, detections, config.margin, config.crop)
+    return SplitFaces(views, *start)
 
 
-def _sift_components(fit_model: FitModel, pupils: Pupils, points: Ints, recipe: Recipe) -> Floats:
+def _sift_components(
+    fit_model: FitModel, train: SplitFaces, points: Ints, recipe: Recipe
+) -> Floats:
     """(128, D) float32 principal components of SIFT descriptors at the start."""
-    some = np.arange(min(200, len(pupils.views.images)))
-    pixels = np.stack([pupils.crops.cut(pupils.views.images[i], i) for i in range(len(some))])
-    crops, state = pupils.crops[some], pupils.state[some]
-    places = crops.crop_from_photo(project(state, points_of(fit_model, points, state)))
-    seen = describe_sift(pixels, places, recipe.extent)
+    some = np.arange(min(200, len(train.views.images)))
+    pixels = np.stack([train.crops.cut(train.views.images[i], i) for i in range(len(some))])
+    crops, state = take_rows(train.crops, some), train.state[some]
+    located = PointFeatures(points, recipe.extent, None).locate(fit_model, state)
+    seen = describe_sift(pixels, crops.crop_from_photo(located), recipe.extent)
     _, vectors = np.linalg.eigh(np.cov(seen.reshape(-1, 128).T))
     return np.ascontiguousarray(vectors[:, ::-1][:, : recipe.components], dtype=np.float32)
 
 
 def _learn_stage(
-    net: Network,
+    aligner: Aligner,
     fit_model: FitModel,
-    pupils: Pupils,
-    exam: Pupils,
-    points: Ints,
-    components: Floats | None,
+    train: SplitFaces,
+    validation: SplitFaces,
+    features: PointFeatures,
     recipe: Recipe,
     *,
     first: bool,
-) -> tuple[Stage, FaceState, FaceState]:
-    """One stage, and where it takes those who learn and those who are examined."""
-    (seen, visible), (exam_seen, exam_visible) = (
-        look(
-            fit_model,
-            net,
-            some.views.images,
-            some.crops,
-            some.state,
-            points=points,
-            extent=recipe.extent,
-            components=components,
-        )
-        for some in (pupils, exam)
+) -> tuple[Stage, FitState, FitState]:
+    """One stage, and where it takes the training and the validation split."""
+    (seen, visible), (validation_seen, validation_visible) = (
+        some.descriptors(fit_model, aligner.net, features, aligner.config)
+        for some in (train, validation)
     )
     mean = (seen * visible[..., None]).sum(0) / np.maximum(visible.sum(0), 1.0)[:, None]
-    rows, exam_rows = (
+    rows, validation_rows = (
         np.asarray((s - mean) * v[..., None], np.float32).reshape(len(s), -1)
-        for s, v in ((seen, visible), (exam_seen, exam_visible))
+        for s, v in ((seen, visible), (validation_seen, validation_visible))
     )
-    unit = fit_model.unit(pupils.state)
-    targets = change_between(pupils.state, pupils.views.truth, pupils.crops.angle, unit)
-    yaw, exam_yaw = (yaw_in_crop(some.state, some.crops.angle) for some in (pupils, exam))
+    face_size = fit_model.face_size(train.state)
+    targets = change_between(train.state, train.views.truth, train.crops.angle, face_size)
+    yaw, validation_yaw = (
+        yaw_in_crop(some.state, some.crops.angle) for some in (train, validation)
+    )
     edges = (-np.inf, *TURNS, np.inf)
-    turns = (
-        [(-np.inf, np.inf)] if first else [(edges[i], edges[i + 1]) for i in range(len(edges) - 1)]
+    ranges = [(-np.inf, np.inf)] if first else [*pairwise(edges)]
+    which, validation_which = (
+        np.zeros(len(y), int) if first else choose_map(y) for y in (yaw, validation_yaw)
     )
-    which, exam_which = (np.zeros(len(y), int) if first else turn_of(y) for y in (yaw, exam_yaw))
-    fold = pupils.views.subject % FOLDS
+    fold = train.views.subject % recipe.folds
     change, maps = np.zeros(targets.shape), []
-    for i, (low, high) in enumerate(turns):
-        near = (yaw > low - OVERLAP) & (yaw < high + OVERLAP)
-        if near.sum() < FEWEST:
-            near = np.ones(len(yaw), bool)  # too few are turned so: the map of all faces must do
-        penalty, found = _best(
-            fit_model, exam, exam_rows, exam_which == i, rows[near], targets[near]
+    for i, (low, high) in enumerate(ranges):
+        near = (yaw > low - recipe.overlap) & (yaw < high + recipe.overlap)
+        if near.sum() < recipe.fewest:
+            near = np.ones(len(yaw), bool)  # too few are turned so: fitted to all faces
+        penalty, found = _choose_penalty(
+            fit_model,
+            validation,
+            validation_rows,
+            validation_which == i,
+            rows[near],
+            targets[near],
+            recipe.penalties,
         )
         maps.append(found)
-        for part in range(FOLDS):
+        for part in range(recipe.folds):
             others, moves = near & (fold != part), (which == i) & (fold == part)
             if others.any() and moves.any():
                 ((weight, offset),) = ridge(
@@ -423,34 +429,37 @@ def _learn_stage(
                 change[moves] = rows[moves] @ weight + offset
     weight, offset = (np.stack(part).astype(np.float32) for part in zip(*maps, strict=True))
     stage = Stage(mean.astype(np.float32), weight, offset)
+    validation_change = stage.change(validation_rows, validation_yaw)
     return (
         stage,
-        changed(pupils.state, change, pupils.crops.angle, unit),
-        changed(
-            exam.state,
-            stage.change(exam_rows, exam_yaw),
-            exam.crops.angle,
-            fit_model.unit(exam.state),
-        ),
+        _move(fit_model, train, change),
+        _move(fit_model, validation, validation_change),
     )
 
 
-def _best(
+def _move(fit_model: FitModel, faces: SplitFaces, change: Floats) -> FitState:
+    face_size = fit_model.face_size(faces.state)
+    return apply_change(faces.state, change, faces.crops.angle, face_size)
+
+
+def _choose_penalty(
     fit_model: FitModel,
-    exam: Pupils,
-    exam_rows: Floats,
-    those: Bools,
+    validation: SplitFaces,
+    validation_rows: Floats,
+    which: Bools,
     rows: Floats,
     targets: Floats,
+    penalties: Sequence[float],
 ) -> tuple[float, tuple[Floats, Floats]]:
-    """The penalty whose map takes ``those`` held-out faces nearest to the truth, and the map."""
-    maps = ridge(rows, targets.astype(np.float32), PENALTIES)
-    if not those.any():
-        return PENALTIES[1], maps[1]
+    """The penalty whose map takes ``which`` validation faces nearest to the truth, and the map."""
+    maps = ridge(rows, targets.astype(np.float32), penalties)
+    if not which.any():
+        return penalties[1], maps[1]
     errors = []
     for weight, offset in maps:
-        state, angle = exam.state[those], exam.crops.angle[those]
-        found = changed(state, exam_rows[those] @ weight + offset, angle, fit_model.unit(state))
-        errors.append(float(exam.error(fit_model, found, those).mean()))
+        state, angle = validation.state[which], validation.crops.angle[which]
+        change = validation_rows[which] @ weight + offset
+        found = apply_change(state, change, angle, fit_model.face_size(state))
+        errors.append(float(validation.error(fit_model, found, which).mean()))
     best = int(np.argmin(errors))
-    return PENALTIES[best], maps[best]
+    return penalties[best], maps[best]

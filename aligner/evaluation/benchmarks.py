@@ -26,7 +26,7 @@ import numpy as np
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
-from dff.aligner.detector import overlap
+from dff.aligner.detection import overlap
 from dff.aligner.draw import draw_landmarks
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadLandmarks, BadPhoto

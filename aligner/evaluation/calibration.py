@@ -1,14 +1,12 @@
-"""What an aligner's evidence is worth, measured: ``dff calibrate`` fits it on held-out views and
-judges it on others.
+"""Calibrated confidence: ``dff calibrate`` fits it on held-out views and measures it on others.
 
 Faces of a dataset's dev identities are aligned from boxes that a detector might have given, and
-beside them what is no face to be found: faces painted over, boxes beside the face, photos upside
-down. Half of the identities fit the ``Calibration``, the other half are judged; photos of people
-are only judged.
+beside them hard negatives: faces painted over, boxes beside the face, photos upside down. Half of
+the identities fit the ``Calibration``, the other half measure it; photos of people only measure.
 
 Figures: ECE is the expected calibration error over ten equal bins (Naeini et al. 2015); the AUROC
-of failures sets what is no face against well aligned faces, that of visibility the hidden landmarks
-against the seen ones.
+of failures sets hard negatives against well aligned faces, that of visibility the hidden landmarks
+against the visible ones.
 """
 
 from __future__ import annotations
@@ -23,20 +21,20 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from scipy.optimize import minimize
-from scipy.stats import rankdata
+from scipy.special import expit
 
 from dff.aligner.align import Aligner
+from dff.aligner.alignment import CalibrationFeatures
 from dff.aligner.confidence import (
     CLOSE,
     FAILED_BELOW,
     GOOD,
     Calibration,
-    Evidence,
+    append_face,
     face_probability,
-    with_face,
 )
 from dff.aligner.evaluation.benchmarks import IMAGES
-from dff.face.arrays import Bools, Bytes, Floats
+from dff.face.arrays import Array, Bool, Bools, Bytes, Float, Floats
 from dff.face.errors import BadDataset
 from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
@@ -50,9 +48,10 @@ from dff.infra.storage import open_storage
 
 with require_extra("train"):
     from matplotlib.figure import Figure
+    from sklearn.metrics import roc_auc_score
 
 Kind = Literal["face", "covered", "beside", "upside down"]
-NO_FACE: tuple[Kind, ...] = ("covered", "beside", "upside down")
+NEGATIVES: tuple[Kind, ...] = ("covered", "beside", "upside down")
 
 SHIFT = 0.1  # fraction of a box's size by which the boxes that are given miss their faces, at most
 SCALE = (0.8, 1.25)
@@ -75,17 +74,17 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Outcomes:
     """What came out for N cases."""
 
     kind: Sequence[Kind]
     subject: Sequence[str]
-    error: Floats  # (N, 68) fraction of the face's box; infinite where there is no face
-    visible: Bools  # (N, 68)
-    labelled: (
-        Bools  # (N, 68) landmarks whose truth is known, in the scheme that confidence speaks of
-    )
-    evidence: Evidence
+    # fraction of the face's box; infinite where there is no face
+    error: Float[Array, "cases 68"]
+    visible: Bool[Array, "cases 68"]
+    # landmarks whose truth is known, in the scheme that confidence is about
+    labelled: Bool[Array, "cases 68"]
+    features: CalibrationFeatures
 
     @property
     def face(self) -> Bools:
@@ -96,23 +95,22 @@ class Judged:
         """(N,) aligned."""
         return np.asarray(self.error.mean(1) < GOOD)
 
-    def __getitem__(self, rows: Bools) -> Judged:
+    def __getitem__(self, rows: Bools) -> Outcomes:
         index: list[int] = np.flatnonzero(rows).tolist()
-        return Judged(
+        return Outcomes(
             [self.kind[i] for i in index],
             [self.subject[i] for i in index],
             self.error[rows],
             self.visible[rows],
             self.labelled[rows],
-            self.evidence[rows],
+            self.features[rows],
         )
 
 
 def view_cases(dataset: Dataset, *, views: int, seed: int = 0) -> Iterator[Case]:
-    """At least ``views`` views of dev identities where there are as many, and as many other cases
-    made of them.
+    """At least ``views`` views of dev identities, and as many hard negatives made of them.
 
-    Raises BadDataset when there is no dev identity.
+    Fewer where there are not as many. Raises BadDataset when there is no dev identity.
     """
     count = 0
     for index in range(len(dataset.shards)):
@@ -123,7 +121,7 @@ def view_cases(dataset: Dataset, *, views: int, seed: int = 0) -> Iterator[Case]
             seen[row.identity_id] = number = seen.get(row.identity_id, -1) + 1
             if row.split == "dev" and number < 8:
                 yield from _view_cases(
-                    row, NO_FACE[number % 3], np.random.default_rng([seed, row.seed])
+                    row, NEGATIVES[number % 3], np.random.default_rng([seed, row.seed])
                 )
                 count += 1
         if count >= views:
@@ -134,19 +132,18 @@ def view_cases(dataset: Dataset, *, views: int, seed: int = 0) -> Iterator[Case]
 
 def _view_cases(row: ViewRow, other: Kind, rng: np.random.Generator) -> Iterator[Case]:
     landmarks = row.landmarks_3d.astype(np.float64)
-    box = missed(Box.around(landmarks), rng)
+    box = disturb_box(Box.around(landmarks), rng)
     case = Case("face", row.identity_id, row.pixels(), box, landmarks, row.visible_3d)
     yield case
-    spoilt = spoil(case, other, rng)
-    if spoilt:
-        yield spoilt
+    negative = make_negative(case, other, rng)
+    if negative:
+        yield negative
 
 
 def photo_cases(folder: str, *, every: int = 1, seed: int = 0) -> Iterator[Case]:
-    """Dev photos with ``.pts`` (2D scheme), or all images with ``.mat`` (3D scheme); one in
-    ``every``.
+    """Dev photos with ``.pts`` (2D scheme), or all images with ``.mat`` (3D scheme).
 
-    Boxes are those of the labels; other cases are made of each photo in turn.
+    One in ``every``. Boxes are those of the labels; a hard negative is made of each photo.
     """
     storage = open_storage(folder)
     keys = {info.key for info in storage.list("")}
@@ -169,21 +166,22 @@ def photo_cases(folder: str, *, every: int = 1, seed: int = 0) -> Iterator[Case]
         image = decode(storage.read(key), upright=False)  # labels are of the stored pixels
         case = Case("face", path.stem, image, Box.around(landmarks), landmarks, contour=contour)
         yield case
-        spoilt = spoil(case, NO_FACE[number // every % 3], rng)
-        if spoilt:
-            yield spoilt
+        negative = make_negative(case, NEGATIVES[number // every % 3], rng)
+        if negative:
+            yield negative
 
 
-def missed(box: Box, rng: np.random.Generator) -> Box:
+def disturb_box(box: Box, rng: np.random.Generator) -> Box:
     """A box as a detector might give it."""
     centre = box.centre + box.size * rng.uniform(-SHIFT, SHIFT, 2)
     half = np.exp(rng.uniform(*np.log(SCALE))) * np.array([box.width, box.height]) / 2
     return Box(*(centre - half).tolist(), *(centre + half).tolist())
 
 
-def spoil(case: Case, kind: Kind, rng: np.random.Generator) -> Case | None:
-    """The case with its face painted over, looked for beside the face, or upside down; None where
-    there is no room.
+def make_negative(case: Case, kind: Kind, rng: np.random.Generator) -> Case | None:
+    """A hard negative: the face painted over, a box beside it, or the photo upside down.
+
+    None where there is no room beside the face.
     """
     assert case.truth is not None
     if kind == "covered":
@@ -217,9 +215,7 @@ def spoil(case: Case, kind: Kind, rng: np.random.Generator) -> Case | None:
 
 
 def _covered(image: Bytes, landmarks: Floats, rng: np.random.Generator) -> Bytes:
-    """The face under a flat colour, the photo's mean colour or noise, with some of the forehead and
-    the outline.
-    """
+    """The face under a flat colour, the photo's mean colour or noise, with some of its border."""
     wide = landmarks.mean(0) + 1.35 * (landmarks - landmarks.mean(0))
     forehead = wide - [0.0, 0.35 * float(np.ptp(landmarks[:, 1]))]
     hull = cv2.convexHull(np.rint(np.concatenate([wide, forehead])).astype(np.int32))
@@ -235,14 +231,14 @@ def _covered(image: Bytes, landmarks: Floats, rng: np.random.Generator) -> Bytes
     return out
 
 
-def judge(aligner: Aligner, cases: Iterable[Case]) -> Judged:
+def align_cases(aligner: Aligner, cases: Iterable[Case]) -> Outcomes:
     """Align all cases and compare with the truth."""
     kinds: list[Kind] = []
-    subjects, errors, visible, labelled, evidence = [], [], [], [], []
+    subjects, errors, visible, labelled, features = [], [], [], [], []
     for some in _batches(cases):
         found = aligner.align_batch([case.image for case in some], [[case.box] for case in some])
         for case, (alignment,) in zip(some, found, strict=True):
-            assert alignment.evidence is not None
+            assert alignment.features is not None
             error = np.full(68, np.inf)
             if case.truth is not None:
                 points = alignment.landmarks_2d if case.contour else alignment.landmarks_3d[:, :2]
@@ -255,14 +251,14 @@ def judge(aligner: Aligner, cases: Iterable[Case]) -> Judged:
             errors.append(error)
             visible.append(np.ones(68, bool) if case.visible is None else case.visible)
             labelled.append(known)
-            evidence.append(alignment.evidence)
-    return Judged(
+            features.append(alignment.features)
+    return Outcomes(
         kinds,
         subjects,
         np.array(errors),
         np.array(visible),
         np.array(labelled),
-        Evidence.stacked(evidence),
+        CalibrationFeatures.stacked(features),
     )
 
 
@@ -277,26 +273,26 @@ def _batches(cases: Iterable[Case]) -> Iterator[list[Case]]:
         yield batch
 
 
-def for_fitting(judged: Judged) -> Bools:
-    """(N,) cases of the half of the subjects, by the SHA-256 of their names, that calibrations are
-    fitted on.
-    """
-    return np.array([hashlib.sha256(name.encode()).digest()[0] % 2 == 0 for name in judged.subject])
+def for_fitting(outcomes: Outcomes) -> Bools:
+    """(N,) cases that calibrations are fitted on: half of the subjects, by SHA-256 of their names."""
+    return np.array(
+        [hashlib.sha256(name.encode()).digest()[0] % 2 == 0 for name in outcomes.subject]
+    )
 
 
-def fit_calibration(judged: Judged) -> Calibration:
-    """The likeliest calibration of judged cases of a dataset, of weights that are never negative.
+def fit_calibration(outcomes: Outcomes) -> Calibration:
+    """The likeliest calibration of cases of a dataset, of weights that are never negative.
 
     Landmarks are fitted on faces alone. Raises ValueError when there are no aligned faces, or none
     that are not.
     """
-    evidence, good = judged.evidence, judged.good
-    sure = ~evidence.lost
+    features, good = outcomes.features, outcomes.good
+    sure = ~features.lost
     if len({*good[sure].tolist()}) < 2:
         raise ValueError("a calibration needs cases that were aligned well and cases that were not")
-    face = _logistic(evidence.face[sure], good[sure], np.zeros((int(sure.sum()), 0)))
-    some = judged[sure & judged.face]
-    rows = with_face(some.evidence, face_probability(some.evidence, face))
+    face = _logistic(features.face[sure], good[sure], np.zeros((int(sure.sum()), 0)))
+    some = outcomes[sure & outcomes.face]
+    rows = append_face(some.features, face_probability(some.features, face))
     which = np.tile(np.eye(68), (len(some.kind), 1))
     flat = rows.reshape(-1, rows.shape[-1])
     visible = _logistic(flat, some.visible.ravel(), which)
@@ -304,18 +300,19 @@ def fit_calibration(judged: Judged) -> Calibration:
     return Calibration(face, visible, right)
 
 
-def _logistic(evidence: Floats, true: Bools, which: Floats) -> Floats:
-    """(F + max(G, 1),) weights of (N, F) evidence, not negative, then an offset for each of (N, G)
-    ``which``.
+def _logistic(features: Floats, true: Bools, which: Floats) -> Floats:
+    """(F + max(G, 1),) weights of (N, F) features, then an offset for each of (N, G) ``which``.
+
+    Weights are not negative, which ``sklearn.linear_model.LogisticRegression`` cannot hold to.
     """
-    mean, sd = evidence.mean(0), evidence.std(0) + 1e-6
-    rows = np.hstack([(evidence - mean) / sd, which, np.ones((len(evidence), 1))])
+    mean, sd = features.mean(0), features.std(0) + 1e-6
+    rows = np.hstack([(features - mean) / sd, which, np.ones((len(features), 1))])
     sign = np.where(true, 1.0, -1.0)
-    weighted = evidence.shape[1]
+    weighted = features.shape[1]
 
     def loss(weight: Floats) -> tuple[float, Floats]:
         margin = sign * (rows @ weight)
-        slope = -(sign / (1.0 + np.exp(np.clip(margin, -50, 50)))) @ rows
+        slope = -(sign * expit(-np.clip(margin, -50, 50))) @ rows
         slope[:-1] += RIDGE * weight[:-1]
         return float(np.logaddexp(0.0, -margin).sum() + RIDGE / 2 * (weight[:-1] ** 2).sum()), slope
 
@@ -328,24 +325,24 @@ def _logistic(evidence: Floats, true: Bools, which: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Probabilities said and how often they came true."""
+    """Predicted probabilities and whether they came true."""
 
-    said: Floats  # (N,)
-    true: Bools  # (N,)
+    predicted: Float[Array, " predictions"]
+    true: Bool[Array, " predictions"]
 
     @property
     def ece(self) -> float:
         """Expected calibration error."""
         return float(
-            sum(abs(said - true) * count for said, true, count in self.bins()) / len(self.said)
+            sum(abs(mean - true) * count for mean, true, count in self.bins()) / len(self.predicted)
         )
 
     def bins(self) -> list[tuple[float, float, int]]:
-        """Mean said, share true and count of every bin that is not empty."""
-        index = np.minimum((self.said * BINS).astype(int), BINS - 1)
+        """Mean prediction, share true and count of every bin that is not empty."""
+        index = np.minimum((self.predicted * BINS).astype(int), BINS - 1)
         return [
             (
-                float(self.said[index == i].mean()),
+                float(self.predicted[index == i].mean()),
                 float(self.true[index == i].mean()),
                 int((index == i).sum()),
             )
@@ -355,13 +352,10 @@ class Reliability:
 
     @property
     def auroc(self) -> float:
-        """Probability that a true one was said likelier than a false one; NaN where there is only
-        one kind.
-        """
-        n, m = int(self.true.sum()), int((~self.true).sum())
-        if n == 0 or m == 0:
+        """Area under the receiver operating characteristic; NaN where there is only one kind."""
+        if self.true.all() or not self.true.any():
             return float("nan")
-        return float((rankdata(self.said)[self.true].sum() - n * (n + 1) / 2) / (n * m))
+        return float(roc_auc_score(self.true, self.predicted))
 
 
 @dataclass(frozen=True)
@@ -371,9 +365,8 @@ class Trust:
     name: str
     cases: int
     aligned: float  # share of the faces
-    said_failed: dict[
-        str, float
-    ]  # share of each kind of case; "face aligned" and "face not aligned" apart
+    # share of each kind of case that is reported as failed; "face aligned" and "face not aligned"
+    reported_failed: dict[str, float]
     face: Reliability  # aligned
     failure: Reliability  # a well aligned face, against what is no face
     visible: Reliability | None  # None where visibility is not labelled
@@ -390,42 +383,44 @@ class Trust:
             figures |= {"visibility ECE": self.visible.ece, "visibility AUROC": self.visible.auroc}
         figures |= {
             "faces aligned": self.aligned,
-            **{f"failed: {k}": v for k, v in self.said_failed.items()},
+            **{f"failed: {k}": v for k, v in self.reported_failed.items()},
         }
         return {"cases": self.cases, **{name: round(value, 4) for name, value in figures.items()}}
 
 
-def trust(name: str, judged: Judged, calibration: Calibration, *, visibility: bool) -> Trust:
-    """Judge a calibration. Without labels of ``visibility`` only landmarks that are said to be seen
-    are judged.
+def trust(name: str, outcomes: Outcomes, calibration: Calibration, *, visibility: bool) -> Trust:
+    """Measure a calibration.
+
+    Without labels of ``visibility`` only landmarks count that are predicted to be visible.
     """
-    said = calibration.face_confidence(judged.evidence)
-    seen, right = calibration.landmark_confidence(judged.evidence)
-    face, good = judged.face, judged.good
+    predicted = calibration.face_confidence(outcomes.features)
+    seen, right = calibration.landmark_confidence(outcomes.features)
+    face, good = outcomes.face, outcomes.good
     failed: dict[str, Bools] = {"face aligned": face & good, "face not aligned": face & ~good}
-    for kind in NO_FACE:
-        failed[kind] = np.array([k == kind for k in judged.kind])
+    for kind in NEGATIVES:
+        failed[kind] = np.array([k == kind for k in outcomes.kind])
     clear = (face & good) | ~face
-    of = judged.labelled & face[:, None] & (visibility | (seen > 0.5))
+    chosen = outcomes.labelled & face[:, None] & (visibility | (seen > 0.5))
     return Trust(
         name,
-        len(said),
+        len(predicted),
         float(good[face].mean()),
         {
-            kind: float((said[rows] < FAILED_BELOW).mean())
+            kind: float((predicted[rows] < FAILED_BELOW).mean())
             for kind, rows in failed.items()
             if rows.any()
         },
-        Reliability(said, good),
-        Reliability(said[clear], face[clear]),
-        Reliability(seen[of], judged.visible[of]) if visibility else None,
-        Reliability(right[of], (judged.visible & (judged.error < CLOSE))[of]),
+        Reliability(predicted, good),
+        Reliability(predicted[clear], face[clear]),
+        Reliability(seen[chosen], outcomes.visible[chosen]) if visibility else None,
+        Reliability(right[chosen], (outcomes.visible & (outcomes.error < CLOSE))[chosen]),
     )
 
 
 def reliability_picture(sets: Sequence[Trust]) -> bytes:
-    """PNG: what was said against what came true, for faces and landmarks of each set, with the
-    counts below.
+    """PNG: predictions against what came true, for faces and landmarks of each set.
+
+    The shares of the predictions are drawn below.
     """
     figure = Figure(figsize=(4 * len(sets), 4.6), dpi=110, layout="constrained")
     axes = figure.subplots(
@@ -436,14 +431,16 @@ def reliability_picture(sets: Sequence[Trust]) -> bytes:
         lines = {"face": one.face, "landmark": one.landmark}
         lines |= {"visibility": one.visible} if one.visible is not None else {}
         for label, line in lines.items():
-            said, true, count = np.array(line.bins()).T
-            above.plot(said, true, marker="o", markersize=4, label=f"{label}: ECE {line.ece:.3f}")
-            below.plot(said, count / count.sum(), marker=".")
+            predicted, true, count = np.array(line.bins()).T
+            above.plot(
+                predicted, true, marker="o", markersize=4, label=f"{label}: ECE {line.ece:.3f}"
+            )
+            below.plot(predicted, count / count.sum(), marker=".")
         above.set(xlim=(0, 1), ylim=(0, 1), ylabel="came true", title=one.name)
         above.title.set_fontsize(9)
         above.legend(fontsize=7)
         above.grid(alpha=0.3)
-        below.set(xlabel="said", ylabel="share", ylim=(0, 1))
+        below.set(xlabel="predicted", ylabel="share", ylim=(0, 1))
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()
@@ -452,19 +449,18 @@ def reliability_picture(sets: Sequence[Trust]) -> bytes:
 def calibrate(
     aligner: Aligner, dataset: Dataset, *, views: int, photos: Sequence[Path] = (), every: int = 1
 ) -> tuple[Calibration, list[Trust]]:
-    """A calibration for an aligner's weights, and how far it can be relied on: the other half, each
-    of ``photos``.
+    """A calibration for an aligner's weights, and how reliable it is.
 
-    Raises BadDataset for a dataset without held-out identities, ValueError when it is too small to
+    On the other half of the dataset, and on each folder of ``photos``. Raises BadDataset for a dataset without held-out identities, ValueError when it is too small to
     learn from.
     """
-    judged = judge(
-        aligner.without_landmark_offsets(), view_cases(dataset, views=views)
-    )  # labelled by no annotator
-    first = for_fitting(judged)
-    calibration = fit_calibration(judged[first])
-    sets = [trust("held-out views", judged[~first], calibration, visibility=True)]
+    # Rendered views are labelled by no annotator.
+    raw = aligner.without_landmark_offsets()
+    outcomes = align_cases(raw, view_cases(dataset, views=views))
+    first = for_fitting(outcomes)
+    calibration = fit_calibration(outcomes[first])
+    sets = [trust("held-out views", outcomes[~first], calibration, visibility=True)]
     for folder in photos:
-        real = judge(aligner, photo_cases(str(folder), every=every))
+        real = align_cases(aligner, photo_cases(str(folder), every=every))
         sets.append(trust(folder.name, real, calibration, visibility=False))
     return calibration, sets

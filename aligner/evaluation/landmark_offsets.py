@@ -1,15 +1,14 @@
-"""Where annotators put landmarks on faces as an aligner fits them: a ``LandmarkOffsets``, measured
-on photos with landmarks.
+"""Landmark offsets (annotation bias): where annotators put landmarks on faces as they are fitted.
 
-``dff landmarks`` aligns the training photos of 300-W (split by ``dff.infra.split``; the others
-judge). What the labels miss the landmarks by is seen in the image plane alone; many poses together
-say which offset in the head's frame explains it, the same on both sides of the face. It holds what
-annotators do by habit, and what fits miss in every photo alike. With enough photos also how it
-changes with a face's shape, which says where fits go less far than faces do.
+``dff fit-landmark-offsets`` aligns the training photos of 300-W (split by ``dff.infra.split``; the
+others measure). The difference between labels and landmarks is seen in the image plane alone; many
+poses together determine the offset in the head's frame that explains it, the same on both sides of
+the face. It holds the bias of the annotators and errors that fits have in every photo alike. With
+enough photos it also holds how the offset changes with a face's shape.
 
-The 3D scheme's points are labelled nowhere among these photos. Its inner points are taken to lie as
-in the 2D scheme, off vertices of their own; its jaw is measured where both schemes agree, in
-frontal views, and only across.
+No photo here is labelled in the 3D scheme. Its inner points are taken to lie as in the 2D scheme,
+off vertices of their own; its jaw is measured where both schemes agree, in frontal views, and only
+across.
 """
 
 from __future__ import annotations
@@ -22,34 +21,43 @@ import numpy as np
 
 from dff.aligner.align import Aligner
 from dff.aligner.evaluation.benchmarks import evaluate_300w
-from dff.aligner.fitting.loop import FitModel, prior_sd
-from dff.face.arrays import Bools, Floats
+from dff.aligner.fitting.batch import take_rows
+from dff.aligner.fitting.fit_model import FitModel, prior_sd
+from dff.face.arrays import Array, Bools, Float, Floats
 from dff.face.errors import BadLandmarks
 from dff.face.model.landmarks import INNER, JAW, MIRROR, LandmarkOffsets
+from dff.face.solve.robust import robust_weights
 
 OTHER_SIDE = np.array([-1.0, 1.0, 1.0])  # a point of the head, mirrored
-OUTLIER = 0.006  # metres: labels further off than the others say little
-STEPS = 12  # of re-weighting
-ACROSS = 0.02  # how strongly offsets are drawn to zero, for each photo: across the face
-# and in depth, of which photos that look ahead say little, where faces may be turned further
-DEPTH = 0.1
-FRONTAL = 20.0  # degrees of yaw within which the two schemes agree about the jaw
-UNKNOWN = 10.0  # draws what frontal views cannot tell to zero
-# sides of faces, two a photo, that agree before half of what they say of one latent direction is
-# believed
-SHAPE = 10.0
 
 
 @dataclass(frozen=True)
-class Missed:
-    """How far labels lie from the landmarks of N fitted faces, seen in the photos."""
+class OffsetConfig:
+    """The robust, regularised least squares of the offsets."""
 
-    rows: Floats  # (N, 2, 3) of cam_from_head: right and down in the photo
-    away: Floats  # (N, 68, 2) metres in the image plane
-    latent: Floats  # (N, P) of the fitted shapes
+    outlier: float = 0.006  # metres at which the weight of a label is a quarter
+    steps: int = 12  # of re-weighting
+    # how strongly offsets are drawn to zero, for each photo: across the face, and in depth, of
+    # which photos that look ahead say little, where faces may be turned further
+    across: float = 0.02
+    depth: float = 0.1
+    frontal: float = 20.0  # degrees of yaw within which the two schemes agree about the jaw
+    unknown: float = 10.0  # draws the depth, which frontal views do not show, to zero
+    # sides of faces, two a photo, that agree before half of what they say of one latent direction
+    # counts
+    shape: float = 10.0
 
-    def __getitem__(self, faces: Bools) -> Missed:
-        return Missed(self.rows[faces], self.away[faces], self.latent[faces])
+
+@dataclass(frozen=True)
+class LabelErrors:
+    """Differences between labels and the landmarks of N fitted faces, seen in the photos."""
+
+    rows: Float[Array, "faces 2 3"]  # of cam_from_head: right and down in the photo
+    away: Float[Array, "faces 68 2"]  # metres in the image plane
+    latent: Float[Array, "faces modes"]  # of the fitted shapes
+
+    def __getitem__(self, faces: Bools) -> LabelErrors:
+        return take_rows(self, faces)
 
     @property
     def both_sides(self) -> Floats:
@@ -61,33 +69,35 @@ class Missed:
         return np.concatenate([self.away[:, landmark], self.away[:, MIRROR[landmark]]])
 
 
-def offsets(missed: Missed, *, depth: float = DEPTH) -> Floats:
-    """(68, 3) metres in the head's frame that explain most of what was missed, the same on both
-    sides.
+def fit_offsets(errors: LabelErrors, config: OffsetConfig, *, depth: float | None = None) -> Floats:
+    """(68, 3) metres in the head's frame that explain most of the errors, the same on both sides.
+
+    ``depth``: how strongly offsets in depth are drawn to zero, if not as configured.
     """
+    prior = np.diag([config.across, config.across, config.depth if depth is None else depth])
     found = np.zeros((68, 3))
-    rows = missed.both_sides
+    rows = errors.both_sides
     for number in range(68):
-        away, twin = missed.pair(number), MIRROR[number]
+        away, twin = errors.pair(number), MIRROR[number]
         at = np.zeros(3)
-        for _ in range(STEPS):
-            weight = _trust(away - rows @ at)
-            normal = np.einsum("n,nij,nik->jk", weight, rows, rows) + weight.sum() * np.diag(
-                [ACROSS, ACROSS, depth]
-            )
+        for _ in range(config.steps):
+            weight = robust_weights(away - rows @ at, config.outlier)
+            normal = np.einsum("n,nij,nik->jk", weight, rows, rows) + weight.sum() * prior
             at = np.linalg.solve(normal, np.einsum("n,nij,ni->j", weight, rows, away))
         found[number] = at if twin != number else at * [0.0, 1.0, 1.0]
     return found
 
 
-def responses(missed: Missed, offset: Floats, mirrored: Floats, *, shape: float = SHAPE) -> Floats:
-    """(68, 3, P) metres by which the landmarks move beside an ``offset`` with each latent direction
-    of shape.
+def fit_responses(
+    errors: LabelErrors, offset: Floats, mirrored: Floats, config: OffsetConfig
+) -> Floats:
+    """(68, 3, P) metres by which landmarks move with each latent direction of shape.
 
-    ``mirrored`` (P, P): the latent row of a face, times this, is that of the mirrored face.
+    Beside the (68, 3) ``offset``. ``mirrored`` (P, P): the latent row of a face, times this, is
+    that of the mirrored face.
     """
-    rows = missed.both_sides
-    latent = np.concatenate([missed.latent, missed.latent @ mirrored])
+    rows = errors.both_sides
+    latent = np.concatenate([errors.latent, errors.latent @ mirrored])
     wide = latent.shape[1]
     moves = np.einsum("nij,np->nijp", rows, latent).reshape(2 * len(rows), 3 * wide)
     found = np.zeros((68, 3, wide))
@@ -95,18 +105,13 @@ def responses(missed: Missed, offset: Floats, mirrored: Floats, *, shape: float 
         twin = int(MIRROR[number])
         if twin < number:
             continue
-        away = missed.pair(number) - rows @ offset[number]
-        weighted = moves * np.repeat(_trust(away), 2)[:, None]
-        normal = weighted.T @ moves + shape * np.eye(3 * wide)
+        away = errors.pair(number) - rows @ offset[number]
+        weighted = moves * np.repeat(robust_weights(away, config.outlier), 2)[:, None]
+        normal = weighted.T @ moves + config.shape * np.eye(3 * wide)
         found[number] = np.linalg.solve(normal, weighted.T @ away.ravel()).reshape(3, wide)
         other = OTHER_SIDE[:, None] * (found[number] @ mirrored.T)
         found[twin] = other if twin != number else (found[number] + other) / 2
     return found
-
-
-def _trust(away: Floats) -> Floats:
-    """(N,) Geman-McClure weights of (N, 2) metres."""
-    return np.asarray(1.0 / (1.0 + (away**2).sum(1) / OUTLIER**2) ** 2)
 
 
 def mirrored_latents(fit_model: FitModel) -> Floats:
@@ -118,18 +123,22 @@ def mirrored_latents(fit_model: FitModel) -> Floats:
 
 
 def measure_landmark_offsets(
-    aligner: Aligner, folders: Sequence[Path | str], *, by_shape: bool
+    aligner: Aligner,
+    folders: Sequence[Path | str],
+    *,
+    by_shape: bool,
+    config: OffsetConfig | None = None,
 ) -> LandmarkOffsets:
-    """The habit of the annotators of folders of photos with ``.pts`` files, by the training photos
-    among them.
+    """The offsets of folders of photos with ``.pts`` files, fitted to their training photos.
 
-    ``by_shape``: also how it changes with a face's shape. Raises BadLandmarks when a folder has no
+    ``by_shape``: also how they change with a face's shape. Raises BadLandmarks when a folder has no
     such photos, or none shows its face well enough to be fitted.
     """
-    bare, fit_model = aligner.without_landmark_offsets(), aligner.fit_model
+    raw, fit_model = aligner.without_landmark_offsets(), aligner.fit_model
+    config = config or OffsetConfig()
     faces = []
     for folder in folders:
-        for row in evaluate_300w(str(folder), bare, split="train").rows:
+        for row in evaluate_300w(str(folder), raw, split="train").rows:
             if row.alignment is not None and not row.alignment.failed:
                 faces.append((row.alignment, row.sample.landmarks))
     if not faces:
@@ -137,25 +146,25 @@ def measure_landmark_offsets(
     rows = np.stack([face.cam_from_head.rotation[:2] for face, _ in faces])
     latent = np.stack([fit_model.latent(face.coefficients) for face, _ in faces])
 
-    def missed(found: list[Floats]) -> Missed:
+    def label_errors(found: list[Floats]) -> LabelErrors:
         away = [
             (label - points) / face.camera.scale
             for (face, label), points in zip(faces, found, strict=True)
         ]
-        return Missed(rows, np.stack(away), latent)
+        return LabelErrors(rows, np.stack(away), latent)
 
-    flat = missed([face.landmarks_2d for face, _ in faces])
+    flat = label_errors([face.landmarks_2d for face, _ in faces])
     offset = np.zeros((2, 68, 3))
-    offset[1] = offsets(flat, depth=ACROSS)  # of photos like these
-    offset[0, INNER] = offsets(flat)[INNER]
-    frontal = np.array([abs(face.pose.yaw) < FRONTAL for face, _ in faces])
+    offset[1] = fit_offsets(flat, config, depth=config.across)  # of photos like these
+    offset[0, INNER] = fit_offsets(flat, config)[INNER]
+    frontal = np.array([abs(face.pose.yaw) < config.frontal for face, _ in faces])
     if frontal.any():
-        deep = missed([face.landmarks_3d[:, :2] for face, _ in faces])
-        offset[0, JAW] = offsets(deep[frontal], depth=UNKNOWN)[JAW]
+        deep = label_errors([face.landmarks_3d[:, :2] for face, _ in faces])
+        offset[0, JAW] = fit_offsets(deep[frontal], config, depth=config.unknown)[JAW]
     if not by_shape:
         return LandmarkOffsets(offset)
     by_latent = np.zeros((2, 68, 3, latent.shape[1]))
-    by_latent[1] = responses(flat, offset[1], mirrored_latents(fit_model))
+    by_latent[1] = fit_responses(flat, offset[1], mirrored_latents(fit_model), config)
     by_latent[0, INNER] = by_latent[1, INNER]
     # A latent row is the model's coefficients times this, each measured in its own standard
     # deviations.

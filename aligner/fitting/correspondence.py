@@ -1,7 +1,7 @@
-"""Pixels vote for points of the face: descriptors against the anchors of the model.
+"""Soft (dense) correspondence: pixels are matched to anchors by their descriptors.
 
-Every chosen pixel keeps the few anchors whose descriptors are most like its own. What it votes for
-is their mean on the surface, weighted by softmax of the cosine and, once a fit predicts where the
+Every chosen pixel keeps the few anchors whose descriptors are most like its own. It corresponds to
+their mean on the surface, weighted by softmax of the cosine and, once a fit predicts where the
 anchors fall, by how near they fall to the pixel and whether they are visible: the E step of
 expectation-maximisation (Myronenko and Song 2010).
 """
@@ -13,47 +13,51 @@ from typing import Any
 
 import numba
 import numpy as np
+from scipy.special import expit
 
-from dff.face.arrays import Bools, Floats, Ints
+from dff.face.arrays import Array, Float, Floats, Integer
 
 
 @dataclass(frozen=True)
 class Matches:
-    """The chosen N pixels of B faces, each with its K most similar anchors; unused rows have zero
-    mask.
-    """
+    """The chosen N pixels of B faces with their K most similar anchors; unused rows: mask zero."""
 
-    grid: Floats  # (B, N, 2) float64, pixels of the crop
-    mask: Floats  # (B, N) float64, probability that the pixel shows the face
-    anchor: Ints  # (B, N, K) int32, most similar first
-    probability: Floats  # (B, N, K) float32, softmax over these anchors and "none of them"
-    pitch: Floats  # (B,) crop pixels between neighbouring chosen pixels
+    grid: Float[Array, "faces pixels 2"]  # pixels of the crop
+    mask: Float[Array, "faces pixels"]  # probability that the pixel shows the face
+    anchor: Integer[Array, "faces pixels candidates"]  # int32, most similar first
+    # float32, softmax over these anchors and "none of them"
+    probability: Float[Array, "faces pixels candidates"]
+    pitch: Float[Array, " faces"]  # crop pixels between neighbouring chosen pixels
 
-    def __getitem__(self, rows: Bools) -> Matches:
+    @staticmethod
+    def none(faces: int, pixels: int, candidates: int) -> Matches:
+        """No pixel matched."""
         return Matches(
-            self.grid[rows],
-            self.mask[rows],
-            self.anchor[rows],
-            self.probability[rows],
-            self.pitch[rows],
+            grid=np.zeros((faces, pixels, 2)),
+            mask=np.zeros((faces, pixels)),
+            anchor=np.zeros((faces, pixels, candidates), np.int32),
+            probability=np.zeros((faces, pixels, candidates), np.float32),
+            pitch=np.ones(faces),
         )
 
 
-def pooled(a: Matches, b: Matches) -> Matches:
-    """Every second pixel of two looks at the same faces: as many as one look has, but of errors
-    that differ.
+def pool(a: Matches, b: Matches) -> Matches:
+    """Every second pixel of two forward passes over the same faces.
+
+    As many pixels as one pass has, but of errors that differ.
     """
-
-    def both(x: Any, y: Any) -> Any:
-        return np.concatenate([x[:, ::2], y[:, 1::2]], axis=1)
-
     return Matches(
-        both(a.grid, b.grid),
-        both(a.mask, b.mask),
-        both(a.anchor, b.anchor),
-        both(a.probability, b.probability),
+        interleave(a.grid, b.grid),
+        interleave(a.mask, b.mask),
+        interleave(a.anchor, b.anchor),
+        interleave(a.probability, b.probability),
         b.pitch,
     )
+
+
+def interleave(a: Any, b: Any) -> Any:
+    """The even rows (axis 1) of one array, then the odd rows of another."""
+    return np.concatenate([a[:, ::2], b[:, 1::2]], axis=1)
 
 
 def match(
@@ -63,26 +67,23 @@ def match(
     *,
     stride: float,
     pixels: int,
-    keep: int,
+    candidates: int,
     sharpness: float,
-    doubt: float,
+    no_match_cosine: float,
     place: Floats | None = None,
-    near: float = np.inf,
+    candidate_radius: float = np.inf,
 ) -> Matches:
-    """Match (B, D, H, W) unit descriptors with (B, H, W) face logits to (A, D) unit anchor
-    descriptors.
+    """Match (B, D, H, W) unit descriptors with (B, H, W) face logits to (A, D) unit anchors.
 
     Of each face at most ``pixels`` pixels of the mask are taken, evenly. ``stride`` is the crop's
-    pixels for each pixel of the grid. The softmax multiplies cosines by ``sharpness``; ``doubt`` is
-    the cosine at which a pixel is as likely to match nothing as its anchor. With the anchors' (A,
-    3) ``place`` on the template, a pixel may mean only anchors ``near`` its best one, metres: the
-    mean of two far places is neither of them.
+    pixels for each pixel of the grid. The softmax multiplies cosines by ``sharpness``; at
+    ``no_match_cosine`` a pixel is as likely to match nothing as its anchor. With the anchors' (A,
+    3) ``place`` on the template a pixel's candidates lie within ``candidate_radius`` metres of its
+    best one: the mean of two far places is neither of them.
     """
     b, d, _, width = descriptor.shape
-    grid = np.zeros((b, pixels, 2))
-    mask = np.zeros((b, pixels))
-    anchor = np.zeros((b, pixels, keep), np.int32)
-    probability = np.zeros((b, pixels, keep), np.float32)
+    out = Matches.none(b, pixels, candidates)
+    grid, mask, anchor, probability = out.grid, out.mask, out.anchor, out.probability
     pitch = np.full(b, float(stride))
     table = np.ascontiguousarray(anchors.T, dtype=np.float32)
     for face in range(b):
@@ -95,19 +96,20 @@ def match(
             inside = inside[np.linspace(0, len(inside) - 1, pixels).astype(int)]
         n = len(inside)
         similarity = descriptor[face].reshape(d, -1)[:, inside].T @ table
-        _best(similarity, sharpness, doubt, anchor[face, :n], probability[face, :n])
+        _best(similarity, sharpness, no_match_cosine, anchor[face, :n], probability[face, :n])
         if place is not None:
             among = place[anchor[face, :n]]
             mass = probability[face, :n].sum(1, keepdims=True)
-            probability[face, :n] *= np.linalg.norm(among - among[:, :1], axis=2) <= near
+            near = np.linalg.norm(among - among[:, :1], axis=2) <= candidate_radius
+            probability[face, :n] *= near
             probability[face, :n] *= mass / probability[face, :n].sum(1, keepdims=True)
         grid[face, :n, 0] = (inside % width + 0.5) * stride
         grid[face, :n, 1] = (inside // width + 0.5) * stride
-        mask[face, :n] = 1.0 / (1.0 + np.exp(-logit[inside].astype(np.float64)))
+        mask[face, :n] = expit(logit[inside].astype(np.float64))
     return Matches(grid, mask, anchor, probability, pitch)
 
 
-def vote(
+def soft_correspondence(
     matches: Matches,
     px: Floats,
     predicted: Floats,
@@ -116,13 +118,12 @@ def vote(
     mean: Floats,
     basis: Floats,
 ) -> tuple[Floats, Floats, Floats]:
-    """What every pixel votes for: (B, N, 3) mean, (B, N, 3, P) basis of its surface point, and (B,
-    N) its weight.
+    """(B, N, 3) mean and (B, N, 3, P) basis of each pixel's surface point, (B, N) its weight.
 
-    (B, N, 2) ``px`` of the matches; (B, A, 2) ``predicted`` pixels of the anchors, believed within
-    (B,) ``gate`` pixels (infinite: no prediction); (B, A) ``visible`` 0 to 1; (A, 3) ``mean`` and
-    (A, 3, P) ``basis``, float32. The weight is the probability that the pixel shows the face and
-    matches something that passes the gate.
+    (B, N, 2) ``px`` of the matches; (B, A, 2) ``predicted`` pixels of the anchors, which count
+    within (B,) ``gate`` pixels (infinite: no prediction); (B, A) ``visible`` 0 to 1; (A, 3)
+    ``mean`` and (A, 3, P) ``basis``, float32. The weight is the probability that the pixel shows
+    the face and matches something that passes the gate.
     """
     b, n, _ = px.shape
     modes = basis.shape[2]
@@ -147,19 +148,17 @@ def vote(
     return out_mean, out_basis, weight
 
 
-def disagreement(
+def match_residuals(
     matches: Matches, px: Floats, predicted: Floats, gate: Floats, visible: Floats
 ) -> tuple[Floats, Floats]:
-    """(B, N, 2) pixels from each pixel to where the fit puts what it votes for, and (B, N) the
-    weight of its vote.
+    """(B, N, 2) pixels from each pixel to where the fit puts its surface point, (B, N) its weight.
 
-    The arguments are those of ``vote``.
+    The arguments are those of ``soft_correspondence``.
     """
+    flat = np.pad(predicted, ((0, 0), (0, 0), (0, 1))).astype(np.float32)
     b, n, _ = px.shape
-    place = np.zeros((b, n, 3))
-    weight = np.zeros((b, n))
+    place, weight = np.zeros((b, n, 3)), np.zeros((b, n))
     for face in range(b):
-        flat = np.pad(predicted[face], ((0, 0), (0, 1))).astype(np.float32)
         _blend(
             matches.anchor[face],
             matches.probability[face],
@@ -168,8 +167,8 @@ def disagreement(
             predicted[face],
             -0.5 / gate[face] ** 2,
             visible[face],
-            flat,
-            flat[:, :0],
+            flat[face],
+            flat[face, :, :0],
             place[face],
             np.zeros((n, 0), np.float32),
             weight[face],
@@ -231,7 +230,7 @@ def _blend(  # type: ignore[no-untyped-def]
             share[j] = probability[i, j] * np.exp(slope * (dx * dx + dy * dy)) * visible[a]
             top = max(top, share[j])
         for j in range(keep):
-            if share[j] < np.float32(2e-3) * top:  # not worth the walk through its basis
+            if share[j] < np.float32(2e-3) * top:  # too little to add its basis
                 share[j] = 0.0
             total += share[j]
         if total < 1e-6:

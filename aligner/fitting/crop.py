@@ -1,40 +1,36 @@
-"""Square crops of a photo, turned upright: the photo as the network wants to see it."""
+"""Square crops of a photo, turned upright: what the network sees."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.aligner.fitting.fit_model import FitModel, FitState
+from dff.face.arrays import Array, Bytes, Float, Floats
+from dff.face.geometry.camera import Box
 
 
 @dataclass(frozen=True)
 class Crops:
     """B squares in pixels of their photos."""
 
-    centre: Floats  # (B, 2) pixels
-    side: Floats  # (B,) pixels
-    angle: Floats  # (B,) radians clockwise on the screen: the crop's x axis in the photo
+    centre: Float[Array, "faces 2"]  # pixels
+    side: Float[Array, " faces"]  # pixels
+    angle: Float[Array, " faces"]  # radians clockwise on the screen: the crop's x axis in the photo
     size: int  # pixels of the crop's side
-
-    def __getitem__(self, rows: Ints | Bools) -> Crops:
-        return Crops(self.centre[rows], self.side[rows], self.angle[rows], self.size)
 
     def photo_from_crop(self, points: Floats) -> Floats:
         """(B, N, 2) crop pixels to photo pixels."""
-        c, s = np.cos(self.angle), np.sin(self.angle)
-        turn = np.stack([np.stack([c, s], -1), np.stack([-s, c], -1)], -2)  # row vectors times this
         scaled = (points - self.size / 2) * (self.side / self.size)[:, None, None]
-        return np.asarray(scaled @ turn + self.centre[:, None])
+        return np.asarray(scaled @ row_turns(self.angle) + self.centre[:, None])
 
     def crop_from_photo(self, points: Floats) -> Floats:
         """(B, N, 2) photo pixels to crop pixels."""
-        c, s = np.cos(self.angle), np.sin(self.angle)
-        turn = np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)  # row vectors times this
         scaled = (points - self.centre[:, None]) * (self.size / self.side)[:, None, None]
-        return np.asarray(scaled @ turn + self.size / 2)
+        return np.asarray(scaled @ np.swapaxes(row_turns(self.angle), 1, 2) + self.size / 2)
 
     def cut(self, image: Bytes, crop: int) -> Bytes:
         """(size, size, 3) pixels of one crop; what lies outside the photo is black.
@@ -53,8 +49,7 @@ class Crops:
             target = np.maximum((high - low) // int(ratio), 1)
             shrink = target / (high - low)
             part = cv2.resize(part, (int(target[0]), int(target[1])), interpolation=cv2.INTER_AREA)
-        c, s = np.cos(self.angle[crop]), np.sin(self.angle[crop])
-        turn = np.array([[c, -s], [s, c]]) * ratio
+        turn = row_turns(self.angle[crop]).T * ratio
         # OpenCV counts the first pixel's centre as 0 on both sides of the map part_from_crop.
         linear = shrink[:, None] * turn
         offset = shrink * (self.centre[crop] - low) + linear @ np.full(2, 0.5 - self.size / 2) - 0.5
@@ -67,3 +62,29 @@ class Crops:
                 borderMode=cv2.BORDER_CONSTANT,
             )
         )
+
+
+def row_turns(angle: Floats) -> Floats:
+    """(..., 2, 2) what row vectors are multiplied by to turn clockwise on the screen, radians."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.stack([np.stack([c, s], -1), np.stack([-s, c], -1)], -2)
+
+
+def crops_of_boxes(boxes: Sequence[Box], margin: float, size: int) -> Crops:
+    """Upright crops: squares of ``margin`` times the longer side of each box."""
+    side = np.array([margin * max(box.width, box.height) for box in boxes])
+    return Crops(np.stack([box.centre for box in boxes]), side, np.zeros(len(boxes)), size)
+
+
+def crops_of_state(fit_model: FitModel, state: FitState, margin: float, size: int) -> Crops:
+    """Crops about the landmarks, turned so that the head's own up is up.
+
+    Where the head's up has hardly a direction on the screen they are not turned.
+    """
+    up = state.rotation[:, :2, 1]
+    angle = np.where(np.linalg.norm(up, axis=1) > 0.3, np.arctan2(up[:, 0], -up[:, 1]), 0.0)
+    upright = np.swapaxes(row_turns(angle), 1, 2)  # row vectors into the crop's axes
+    points = fit_model.landmarks(state) @ upright
+    low, high = points.min(1), points.max(1)
+    centre = np.einsum("bi,bji->bj", (low + high) / 2, upright)
+    return Crops(centre, margin * (high - low).max(1), angle, size)

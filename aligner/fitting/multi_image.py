@@ -1,213 +1,222 @@
-"""Several photos of one person: one identity, and of each photo its own pose and expression.
+"""Multi-image fitting: several photos of one person share one identity.
 
-What couples the photos is the identity alone, so the normal equations are a block arrow: each
-photo's pose, expression and perspective are eliminated from its own rows (the Schur complement),
-what remains of all photos is summed and solved for the identity, and every photo's own part
-follows. This is the exact Gauss-Newton step of all unknowns at once, at the cost of the photos' own
-steps. What is fitted: ``dff.aligner.fitting.perspective``; how photos that agree on the skin
-improve it: ``dff.aligner.fitting.photometric``.
+Each photo has a pose, an expression and a camera of its own. What couples the photos is the
+identity alone, so the normal equations are a block arrow: each photo's own unknowns are eliminated
+from its own rows (the Schur complement), what remains of all photos is summed and solved for the
+identity, and every photo's own part follows. This is the exact Gauss-Newton step of all unknowns at
+once, at the cost of the photos' own steps.
 
-Source: the first version of the paper, "Deep Face Feature for Face Alignment and Reconstruction",
-aligns photos of one person together; the elimination is bundle adjustment's (Triggs et al. 1999).
+Sources: the first version of the paper, "Deep Face Feature for Face Alignment and Reconstruction",
+fits photos of one person together; the elimination is bundle adjustment's (Triggs et al. 1999).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Self
 
 import numpy as np
 
 from dff.aligner.alignment import Alignment
-from dff.aligner.fitting.correspondence import vote
-from dff.aligner.fitting.loop import (
-    FitModel,
-    Look,
-    Sight,
-    Solver,
-    evidence,
-    outlines,
-    sane,
-    sight_of,
-)
-from dff.aligner.fitting.perspective import (
-    NEARNESS,
-    NEARNESS_SD,
-    PerspectiveFitModel,
-    near_jacobian,
-    nearness,
-)
-from dff.aligner.fitting.photometric import Skin, agreed
-from dff.face.arrays import Bytes, Floats
-from dff.face.model.morphable import Coefficients, MorphableModel
-from dff.face.solve.gauss_newton import POSE, FaceState, apply_step, linearise
-
-WHOLE = 0.8  # area of a face that is seen whole, over its unit squared
-VOTES, STEPS = 2, 2  # elections in each pass, and steps after each
+from dff.aligner.config import AlignConfig, MultiImageConfig
+from dff.aligner.fitting.correspondence import soft_correspondence
+from dff.aligner.fitting.crop import crops_of_state
+from dff.aligner.fitting.face_fit import FaceFit
+from dff.aligner.fitting.fit_model import FitState
+from dff.aligner.fitting.fitters import next_crops, observe_and_solve
+from dff.aligner.fitting.observation import Observation, Observer, describe_landmarks
+from dff.aligner.fitting.perspective import move, perspective_jacobian
+from dff.aligner.fitting.photometric import Skin, adjust_photometrically
+from dff.aligner.fitting.residual_deformation import build_person_fit_model
+from dff.aligner.fitting.silhouette import match_silhouette
+from dff.aligner.fitting.steps import accept, scale_weights
+from dff.aligner.fitting.visibility import compute_visibility
+from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.face.descriptor import Anchors, Network
+from dff.face.model.morphable import MorphableModel
+from dff.face.solve.gauss_newton import POSE, linearise
+from dff.face.solve.least_squares import damp, eliminate
+from dff.face.tta import TtaNetwork, TtaTransform
 
 
-@dataclass(frozen=True)
-class PersonAlignment:
-    """One person in several photos.
+class MultiImageFitter:
+    """Fits photos of one person, all to one identity and residual deformation.
 
-    Each face's ``vertices`` are those of the model with the face's coefficients, and ``beyond``.
+    A photo counts by the square of its trust, the confidence of its own alignment, and of how much
+    of the face it shows: where a hand and a cap leave a third of it, errors are large, and all of
+    one kind. From the second pass on photometric bundle adjustment refines the soft correspondences
+    of several photos.
     """
 
-    identity: Floats  # (K,) standard deviations
-    beyond: (
-        Floats  # (V, 3) metres in head: what no identity of the model forms, added to its vertices
-    )
-    vertices: Floats  # (V, 3) metres in head: the face at rest, ``beyond`` and all
-    faces: tuple[Alignment | None, ...]  # of each photo, all of this identity; None: left out
-    left_out: Mapping[int, str]  # why, by number of the photo
+    def __init__(
+        self,
+        net: Network,
+        anchors: Anchors,
+        model: MorphableModel,
+        config: AlignConfig,
+        *,
+        multiple: int,
+    ) -> None:
+        """``multiple``: sides of images that the network takes are multiples of this."""
+        self.config, self.passes = config, config.passes
+        self.fit_model = build_person_fit_model(
+            model, anchors, config.fit_model, config.multi_image
+        )
+        self.skin = Skin.of(self.fit_model, config.photometric)
+        scales = [TtaTransform(scale) for scale in config.multi_image.scales]
+        self.observer = Observer(
+            TtaNetwork(net, scales, multiple=multiple),
+            anchors,
+            describe_landmarks(anchors, self.fit_model.landmark_mean),
+            config.observation,
+        )
 
-    def to_json(self, names: Sequence[str]) -> dict[str, Any]:
-        """Plain lists and numbers; ``names`` of the photos."""
-        return {
-            "identity": np.round(self.identity, 4).tolist(),
-            "photos": {
-                name: {"left_out": self.left_out[i]} if face is None else face.to_json()
-                for i, (name, face) in enumerate(zip(names, self.faces, strict=True))
-            },
-        }
+    def without_photometric(self) -> Self:
+        """The same fitter, by soft correspondences alone."""
+        dense = copy(self)
+        photometric = replace(self.config.photometric, observations=0.0)
+        dense.config = replace(self.config, photometric=photometric)
+        return dense
+
+    def begin(self, faces: Sequence[Alignment]) -> FaceFit:
+        """In the faces' own poses, with the mean of their identities, by the square of confidence.
+
+        One face of each photo.
+        """
+        fit_model, config = self.fit_model, self.config
+        state = fit_model.state_of_alignments(faces, config.multi_image.inverse_depth)
+        trust = np.array([face.face_confidence for face in faces])
+        coefficients = state.coefficients.copy()
+        coefficients[:, : fit_model.shared] = np.average(
+            coefficients[:, : fit_model.shared], axis=0, weights=trust**2
+        )
+        state = replace(state, coefficients=coefficients)
+        crops = crops_of_state(fit_model, state, config.margin, config.crop)
+        return FaceFit.begin(fit_model, state, crops, config, detected=True, trust=trust)
+
+    def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
+        """Fit all photos to soft correspondences, then to each other's brightness."""
+        fit_model, config = self.fit_model, self.config
+        crops = next_crops(fit_model, before, number, config)
+
+        def solve(observation: Observation, before: FaceFit, rows: Ints) -> FitState:
+            face_size = fit_model.face_size(before.state)
+            state, system = self._fit_correspondences(number, observation, before, face_size)
+            photometric = config.photometric
+            if number == 0 or len(rows) == 1 or photometric.observations == 0:
+                return state
+            seen = [images[i] for i in rows]
+            found = adjust_photometrically(
+                self.skin,
+                fit_model,
+                seen,
+                state,
+                system,
+                observation,
+                config,
+                trust=before.trust**2,
+            )
+            return self._accept(found, state, face_size)
+
+        return observe_and_solve(fit_model, self.observer, config, images, crops, before, solve)
+
+    def early_stop(self, motion: Floats) -> Bools:
+        """No photo is done before all are."""
+        done = bool((motion <= self.config.early_stop).all())
+        return np.full(len(motion), done)
+
+    def _fit_correspondences(
+        self, number: int, observation: Observation, before: FaceFit, face_size: Floats
+    ) -> tuple[FitState, Floats]:
+        """The state by soft correspondences, and the (B, Q, Q) Gauss-Newton matrices about it."""
+        fit_model, config, state = self.fit_model, self.config, before.state
+        solver, person = config.solver, config.multi_image
+        whole = person.whole_face * face_size**2
+        share = (before.trust * np.minimum(observation.area / whole, 1.0)) ** 2
+        visibility = before.visibility
+        if number == 0:
+            visibility = compute_visibility(fit_model, state, config.visibility)
+        lines = match_silhouette(
+            fit_model, state, visibility.contour, observation, config.silhouette
+        )
+        lines = replace(lines, weights=lines.weights * share[:, None])
+        gate, noise = solver.later_gates[0] * face_size, solver.later_noise * face_size
+        # A soft correspondence leans to where its pixel was predicted, so shapes arrive over
+        # several of them.
+        for _ in range(person.matchings):
+            mean, basis, weight = soft_correspondence(
+                observation.matches,
+                observation.px,
+                fit_model.anchors(state),
+                gate,
+                visibility.anchors,
+                fit_model.anchor_mean,
+                fit_model.anchor_basis,
+            )
+            weight = scale_weights(weight, solver.observations) * share[:, None]
+            for _ in range(person.steps):
+                at, jac = perspective_jacobian(state, mean, basis)
+                across = lines, *perspective_jacobian(state, lines.mean, lines.basis)
+                system, gradient = linearise(observation.px - at, jac, weight, noise, across)
+                found = shared_step(state, system, gradient, shared=fit_model.shared, config=person)
+                state = self._accept(found, state, face_size)
+        return state, system
+
+    def _accept(self, found: FitState, before: FitState, face_size: Floats) -> FitState:
+        """``found``, but a photo whose pose went astray keeps its own part of ``before``.
+
+        The identity stays one.
+        """
+        kept = accept(found, before, face_size)
+        coefficients = kept.coefficients.copy()
+        shared = self.fit_model.shared
+        if np.isfinite(found.coefficients).all():
+            coefficients[:, :shared] = found.coefficients[:1, :shared]
+        return replace(kept, coefficients=coefficients)
 
 
 def shared_step(
-    state: FaceState, hessian: Floats, gradient: Floats, *, identities: int, damping: float = 1e-6
-) -> FaceState:
-    """One Gauss-Newton step of B photos of one person; the rows of ``state`` share their first
-    ``identities`` latents.
+    state: FitState,
+    hessian: Floats,
+    gradient: Floats,
+    *,
+    shared: int,
+    config: MultiImageConfig,
+    damping: float = 1e-6,
+) -> FitState:
+    """One Gauss-Newton step of B photos whose states share their first ``shared`` coefficients.
 
-    (B, 6 + P, 6 + P) ``hessian`` and (B, 6 + P) ``gradient`` of the photos' own
-    ``linearise``. The energy is ``dff.face.solve.gauss_newton.step``'s, summed over the
-    photos, with the standard normal prior of the identity once.
+    (B, Q, Q) ``hessian`` and (B, Q) ``gradient`` of the photos' own ``linearise``, in the
+    columns of ``perspective_jacobian``. The energy is ``dff.face.solve.gauss_newton.step``'s,
+    summed over the photos, with the prior of what is shared once and that of the cameras' inverse
+    depths.
     """
     b, p = gradient.shape
     hessian = hessian.copy()
-    diagonal = np.arange(p)
-    hessian[:, diagonal, diagonal] *= 1.0 + damping
-    hessian[:, diagonal, diagonal] += 1e-9
-
-    shared = np.arange(POSE, POSE + identities)
-    own = np.setdiff1d(diagonal, shared)
-    expression = np.arange(POSE, len(own))  # rows of ``own``
+    damp(hessian, damping)
+    common = np.arange(POSE, POSE + shared)
+    own = np.setdiff1d(np.arange(p), common)
+    prior = np.arange(POSE, len(own))  # rows of ``own``: expression, then inverse depth
+    precision = np.append(np.ones(len(prior) - 1), config.inverse_depth_sd**-2)
+    off_mean = state.inverse_depth[:, None] - config.inverse_depth
     within = hessian[:, own[:, None], own]
-    within[:, expression, expression] += 1.0
+    within[:, prior, prior] += precision
     own_gradient = gradient[:, own]
-    own_gradient[:, expression] -= state.coefficients[:, identities:]
-    coupling = hessian[:, own[:, None], shared]
-    solved = np.linalg.solve(within, np.concatenate([coupling, own_gradient[..., None]], axis=2))
-    reduced = hessian[:, shared[:, None], shared] - np.swapaxes(coupling, 1, 2) @ solved[..., :-1]
-    pull = gradient[:, shared] - (np.swapaxes(coupling, 1, 2) @ solved[..., -1:])[..., 0]
-    together = np.linalg.solve(
-        reduced.sum(0) + np.eye(identities), pull.sum(0) - state.coefficients[0, :identities]
+    own_gradient[:, prior] -= precision * np.hstack([state.coefficients[:, shared:], off_mean])
+    reduced = eliminate(
+        within,
+        hessian[:, own[:, None], common],
+        hessian[:, common[:, None], common],
+        own_gradient,
+        gradient[:, common],
+    )
+    shared_delta = np.linalg.solve(
+        reduced.hessian.sum(0) + np.eye(shared),
+        reduced.gradient.sum(0) - state.coefficients[0, :shared],
     )
     delta = np.empty((b, p))
-    delta[:, shared] = together
-    delta[:, own] = solved[..., -1] - solved[..., :-1] @ together
-    return apply_step(state, delta)
-
-
-def fit_person(
-    fit_model: PerspectiveFitModel,
-    skin: Skin,
-    solver: Solver,
-    images: Sequence[Bytes],
-    trust: Floats,
-    number: int,
-    look: Look,
-    state: FaceState,
-    sight: Sight,
-) -> FaceState:
-    """``dff.aligner.fitting.loop.refine`` of photos of one person: the identity is that of all
-    pixels at once.
-
-    A photo counts by the square of its ``trust``, the confidence that it was aligned by itself, and
-    of how much of the face it shows: where a hand and a cap leave a third of it, errors are large,
-    and all of one kind. From the second pass on, the ``images`` have to agree on the skin.
-    """
-    unit = fit_model.unit(state)
-    share = (trust[look.face] * np.minimum(look.area / (WHOLE * unit**2), 1.0)) ** 2
-    if number == 0:
-        sight = sight_of(fit_model, state)
-    lines = outlines(fit_model, solver, state, sight, look)
-    lines = replace(lines, weights=lines.weights * share[:, None])
-    gate = solver.later_gates[0] * unit
-    noise = solver.later_noise * unit
-    for _ in range(VOTES):
-        # What a pixel votes for leans to where it was predicted, so shapes arrive over several
-        # elections.
-        mean, basis, weight = vote(
-            look.matches,
-            look.px,
-            fit_model.anchors(state),
-            gate,
-            sight.anchors,
-            fit_model.anchor_mean,
-            fit_model.anchor_basis,
-        )
-        weight = evidence(weight, solver.evidence) * share[:, None]
-        for _ in range(STEPS):
-            at, jac = near_jacobian(state, mean, basis)
-            across = lines, *near_jacobian(state, lines.mean, lines.basis)
-            votes, gradient = linearise(look.px - at, jac, weight, noise, across)
-            found = shared_step(state, votes, gradient, identities=fit_model.identities)
-            state = _one(fit_model, found, state, unit)
-    if number == 0 or len(unit) == 1 or solver.skin == 0:
-        return state
-    seen = [images[i] for i in look.face]
-    found = agreed(
-        skin, fit_model, seen, state, votes, look, strength=solver.skin, trust=trust[look.face] ** 2
-    )
-    return _one(fit_model, found, state, unit)
-
-
-def _one(
-    fit_model: PerspectiveFitModel, found: FaceState, before: FaceState, unit: Floats
-) -> FaceState:
-    """``found``, but a photo whose pose went astray keeps its own part of ``before``; the identity
-    stays one.
-    """
-    kept = sane(found, before, unit)
-    coefficients = kept.coefficients.copy()
-    if np.isfinite(found.coefficients).all():
-        coefficients[:, : fit_model.identities] = found.coefficients[:1, : fit_model.identities]
-    coefficients[:, -1] = (nearness(kept) - NEARNESS) / NEARNESS_SD
-    return replace(kept, coefficients=coefficients)
-
-
-def state_of(fit_model: FitModel, faces: Sequence[Alignment]) -> FaceState:
-    """The state of B alignments, by whatever rig of the same model they were made."""
-    return FaceState(
-        np.array([face.camera.scale for face in faces]),
-        np.stack([face.cam_from_head.rotation for face in faces]),
-        np.stack([face.camera.centre for face in faces]),
-        np.stack([fit_model.latent(face.coefficients) for face in faces]),
-    )
-
-
-def one_person(fit_model: PerspectiveFitModel, faces: Sequence[Alignment]) -> FaceState:
-    """The state of B alignments with the mean of their identities, by the square of how sure each
-    is.
-    """
-    state = state_of(fit_model, faces)
-    coefficients = state.coefficients.copy()
-    sure = np.array([face.face_confidence for face in faces]) ** 2
-    coefficients[:, : fit_model.identities] = np.average(
-        coefficients[:, : fit_model.identities], axis=0, weights=sure
-    )
-    return replace(state, coefficients=coefficients)
-
-
-def person_alignment(
-    model: MorphableModel, photos: int, faces: Mapping[int, Alignment], left_out: Mapping[int, str]
-) -> PersonAlignment:
-    """What is said of the ``faces`` that share an identity, by number of their photo."""
-    one = next(iter(faces.values()))
-    identity = one.coefficients.identity
-    beyond = one.vertices - model.vertices(one.coefficients)
-    rest = model.vertices(Coefficients(identity, np.zeros(len(model.expression)))) + beyond
-    return PersonAlignment(
-        identity, beyond, rest, tuple(faces.get(i) for i in range(photos)), dict(left_out)
-    )
+    delta[:, common] = shared_delta
+    delta[:, own] = reduced.substitute(shared_delta)
+    return move(state, delta, config)

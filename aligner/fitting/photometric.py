@@ -1,16 +1,15 @@
-"""Photos of one person agree on the skin: a point of it has one albedo in all of them, each in a
-light of its own.
+"""Photometric bundle adjustment: a point of the skin has one albedo in all photos of a person.
 
-The network judges every photo alike, so what it misjudges it misjudges in all of them, and more
+The network errs alike in every photo, so what it gets wrong it gets wrong in all of them, and more
 photos do not average that out. The photos tell more among themselves. Where the skin has marks,
-points move to where all photos show the same (stereo of many views); where it has none, shading
-turns its normals (photometric stereo). One photo is explained by any shape with some albedo, and
-two by little better, so what is found by votes of pixels holds the rest.
+points move to where all photos show the same (multi-view stereo); where it has none, shading turns
+its normals (photometric stereo). One photo is explained by any shape with some albedo, and two by
+little better, so the system of the soft correspondences holds the rest.
 
-The residual of a photo at a point is ``seen - albedo * shade(normal)``, in grey; albedo is one
-unknown of each point, light nine of each photo (``dff.face.geometry.lighting``). The albedo is
-eliminated exactly from the Gauss-Newton step of all unknowns at once, so shape and poses move as if
-it followed them.
+The residual of a photo at a point is ``brightness - albedo * shade(normal)``, in grey; albedo is
+one unknown of each point, light nine of each photo (``dff.face.geometry.lighting``). The albedo is
+eliminated exactly from the Gauss-Newton step of all unknowns at once (variable projection), so
+shape and poses move as if it followed them.
 
 Sources: Delaunoy and Pollefeys, "Photometric Bundle Adjustment for Dense Multi-View 3D Modeling",
 CVPR 2014; Basri, Jacobs and Kemelmacher, "Photometric Stereo with General, Unknown Lighting", IJCV
@@ -24,20 +23,24 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+from scipy.special import expit
 
-from dff.aligner.fitting.crop import Crops
-from dff.aligner.fitting.loop import FitModel, Look
-from dff.aligner.fitting.perspective import PerspectiveFitModel, near_jacobian
-from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.aligner.config import AlignConfig, PhotometricConfig
+from dff.aligner.fitting.crop import Crops, row_turns
+from dff.aligner.fitting.depth_buffer import DepthBuffer
+from dff.aligner.fitting.fit_model import FitModel, FitState, PersonFitModel
+from dff.aligner.fitting.observation import Observation
+from dff.aligner.fitting.perspective import move, perspective_jacobian
+from dff.face.arrays import Array, Bools, Bytes, Float, Floats, Integer, Ints
 from dff.face.descriptor import STRIDE
 from dff.face.geometry.interpolation import bilinear_with_gradient
 from dff.face.geometry.lighting import ambient, basis, basis_gradient
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.geometry.transform import skew
 from dff.face.model.landmarks import NAMES
-from dff.face.render import zbuffer
 from dff.face.render.kernels import smooth_normals
-from dff.face.solve.gauss_newton import POSE, FaceState, apply_step, evaluate_shape, project
+from dff.face.solve.gauss_newton import POSE, evaluate_shape, project
+from dff.face.solve.least_squares import eliminate_scalars, marginalise
 from dff.face.solve.photometric import (
     light_prior,
     normal_derivatives,
@@ -46,59 +49,33 @@ from dff.face.solve.photometric import (
 )
 from dff.face.solve.robust import robust_weights
 
-POINTS, WITHIN = (
-    1500,
-    0.1,
-)  # of the skin, and the metres from the tip of the nose within which they lie
-NOISE = 0.04  # of brightness in 0 to 1: what light and albedo leave of a photo, standard deviation
-STRANGE = 0.05  # residual that counts a quarter: a hand, a strand of hair, a highlight
-ALBEDO, ALBEDO_SD = (
-    0.45,
-    3.0,
-)  # of skin, in grey: nearly any, or shape would explain away what photos of one look show
-SIDE = 256  # pixels of the crops in which photos are compared
-BLUR = 0.008  # standard deviation of the blur under which they are, fraction of the unit
-BUFFER = 160  # pixels of the visibility buffer's side
-ROUND = 2  # of them: a point is seen only where nothing before it is as near as that
-OCCLUSION = 0.012  # metres behind the surface that is seen at which a point is hidden
-ASLANT, SQUARE = (
-    0.3,
-    0.6,
-)  # cosines to the camera at which a point begins to count, and counts fully
-STEPS, BEGINNING, LATER = (
-    3,
-    8,
-    2,
-)  # Gauss-Newton, and how often light and albedo follow each other before each of them
-SLACK_SCALE, SLACK_TURN, SLACK_SHIFT = 0.05, np.deg2rad(4.0), 0.03
-"""By what all votes of a photo may be off together, standard deviations: share, radians, fraction
-of the unit.
-"""
+LIGHT = 9  # unknowns of a photo's light
 
 
 @dataclass(frozen=True)
 class Skin:
-    """Points of a rig's skin, evenly spread, whose brightness is compared."""
+    """Points of a fit model's skin, evenly spread, whose brightness is compared."""
 
     points: SurfacePoints  # (N,)
-    corners: Ints  # (N, 3) vertices of their triangles
-    mean: Floats  # (N, 3) metres
-    basis: Floats  # (N, 3, P) float32
-    turning: Floats  # (N, 3, P) float32 change of the template's unit normals by the latents
+    corners: Integer[Array, "points 3"]  # vertices of their triangles
+    mean: Float[Array, "points 3"]  # metres
+    basis: Float[Array, "points 3 modes"]  # float32
+    # float32, change of the template's unit normals by the latent coefficients
+    turning: Float[Array, "points 3 modes"]
 
     @staticmethod
-    def of(fit_model: FitModel) -> Skin:
+    def of(fit_model: FitModel, config: PhotometricConfig) -> Skin:
+        """The skin within ``config.radius`` of the tip of the nose."""
         model = fit_model.model
         triangles = skin_triangles(model)
         tip = model.template[model.landmarks.vertex[NAMES.index("nose_tip")]]
         away = np.linalg.norm(model.template[model.faces[triangles]].mean(1) - tip, axis=1)
-        triangles = triangles[away < WITHIN]
-        points = spread_points(model, triangles, POINTS)
+        triangles = triangles[away < config.radius]
+        points = spread_points(model, triangles, config.points)
         touched = np.zeros(len(model.template), dtype=bool)
         touched[model.faces[triangles]] = True
-        ring = model.faces[
-            touched[model.faces].any(axis=1)
-        ]  # also what borders them turns their normals
+        # Neighbouring triangles, too, turn the normals of the skin's vertices.
+        ring = model.faces[touched[model.faces].any(axis=1)]
         used, rows = np.unique(ring, return_inverse=True)
         corners, weight = model.faces[points.triangle], points.barycentric
         modes = fit_model.vertex_basis
@@ -110,274 +87,271 @@ class Skin:
             weight,
         )
         mean = np.einsum("nk,nkc->nc", weight, model.template[corners].astype(np.float64))
-        return Skin(
-            points,
-            corners,
-            mean,
-            np.einsum("nk,nkcp->ncp", weight, modes[corners]).astype(np.float32),
-            turning,
-        )
+        at_points = np.einsum("nk,nkcp->ncp", weight, modes[corners]).astype(np.float32)
+        return Skin(points, corners, mean, at_points, turning)
 
 
 @dataclass(frozen=True)
-class Seen:
+class SkinObservation:
     """What B photos show at N points of the skin, and how these lie to the camera."""
 
-    brightness: Floats  # (B, N) 0 to 1
-    by_pixel: Floats  # (B, N, 2) its derivatives
-    normal: Floats  # (B, N, 3) unit, cam
-    harmonics: Floats  # (B, N, 9)
-    weight: Floats  # (B, N) 0 to 1, how well they are seen
+    brightness: Float[Array, "photos points"]  # 0 to 1
+    by_pixel: Float[Array, "photos points 2"]  # its derivatives
+    normal: Float[Array, "photos points 3"]  # unit, camera frame
+    harmonics: Float[Array, "photos points 9"]
+    weight: Float[Array, "photos points"]  # 0 hidden to 1 seen well
 
 
 @dataclass(frozen=True)
 class Shading:
-    """What explains it."""
+    """Albedo and lights that explain a ``SkinObservation``."""
 
-    albedo: Floats  # (N,)
-    light: Floats  # (B, 9)
+    albedo: Float[Array, " points"]
+    light: Float[Array, "photos 9"]
 
-    def of(self, seen: Seen) -> Floats:
+    def shade(self, seen: SkinObservation) -> Floats:
         """(B, N) by what the albedo is multiplied."""
         return np.asarray(np.maximum((seen.harmonics @ self.light[..., None])[..., 0], 1e-3))
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Of B photos what the crops show, in grey and a little blurred: however large the photos
-    are.
-    """
+class GreyCrops:
+    """Grey, slightly blurred crops of B photos: of one size, however large the photos are."""
 
-    grey: Sequence[Floats]  # (SIDE, SIDE, 1) float32, 0 to 1
+    grey: Sequence[Floats]  # (S, S, 1) float32, 0 to 1
     crops: Crops
-    photo: Floats  # (B, 2) width and height of the photos, pixels
+    photo: Integer[Array, "photos 2"]  # width and height of the photos, pixels
 
     @staticmethod
-    def of(images: Sequence[Bytes], crops: Crops, unit: Floats) -> Pictures:
-        """Of (H, W, 3) uint8 RGB ``images``, in which faces have that ``unit``."""
-        close = replace(crops, size=SIDE)
-        blur = np.maximum(BLUR * unit * SIDE / close.side, 0.5)
+    def of(
+        images: Sequence[Bytes], crops: Crops, face_size: Floats, config: PhotometricConfig
+    ) -> GreyCrops:
+        """Crops of (H, W, 3) uint8 RGB ``images``, in which faces have that (B,) size."""
+        fine = replace(crops, size=config.side)
+        blur = np.maximum(config.blur * face_size * config.side / fine.side, 0.5)
         grey = []
         for i, (image, sd) in enumerate(zip(images, blur, strict=True)):
-            cut = close.cut(image, i).mean(axis=2, dtype=np.float32) / np.float32(255.0)
+            cut = fine.cut(image, i).mean(axis=2, dtype=np.float32) / np.float32(255.0)
             grey.append(cv2.GaussianBlur(cut, (0, 0), float(sd))[..., None])
-        return Pictures(grey, close, np.array([image.shape[1::-1] for image in images]))
+        return GreyCrops(grey, fine, np.array([image.shape[1::-1] for image in images]))
 
-    def at(self, px: Floats) -> tuple[Floats, Floats, Bools]:
-        """(B, N) brightness at (B, N, 2) pixels of the photos, its (B, N, 2) derivatives, and where
-        there is any.
+    def sample(self, px: Floats) -> tuple[Floats, Floats, Bools]:
+        """(B, N) brightness at (B, N, 2) photo pixels, its (B, N, 2) slope, and where it is known.
+
+        The slope is the derivative by the pixels of the photos.
         """
+        size = self.crops.size
         places = self.crops.crop_from_photo(px)
-        within = [(px > 1), (px < self.photo[:, None] - 1), (places > 1), (places < SIDE - 1)]
+        within = [(px > 1), (px < self.photo[:, None] - 1), (places > 1), (places < size - 1)]
         inside = np.all(within, axis=(0, 3))
         seen = [
-            bilinear_with_gradient(grey, where)
-            for grey, where in zip(self.grey, places, strict=True)
+            bilinear_with_gradient(grey, at) for grey, at in zip(self.grey, places, strict=True)
         ]
-        slope = np.stack([slope[:, 0] for _, slope in seen])
-        c, s = np.cos(self.crops.angle), np.sin(self.crops.angle)
-        turn = np.stack(
-            [np.stack([c, s], -1), np.stack([-s, c], -1)], -2
-        )  # row vectors to the photo's axes
-        slope = slope @ turn * (SIDE / self.crops.side)[:, None, None]
+        slope = np.stack([slope[:, 0] for _, slope in seen]) @ row_turns(self.crops.angle)
+        slope = slope * (size / self.crops.side)[:, None, None]
         return np.stack([value[:, 0] for value, _ in seen]), np.asarray(slope), np.asarray(inside)
 
 
-def agreed(
+def adjust_photometrically(
     skin: Skin,
-    fit_model: PerspectiveFitModel,
+    fit_model: PersonFitModel,
     images: Sequence[Bytes],
-    state: FaceState,
-    votes: Floats,
-    look: Look,
+    state: FitState,
+    system: Floats,
+    observation: Observation,
+    config: AlignConfig,
     *,
-    strength: float,
     trust: Floats,
-) -> FaceState:
-    """The state of B photos of one person, held by (B, 6 + P, 6 + P) ``votes`` about ``state``,
-    that explains them.
+) -> FitState:
+    """The state of B photos of one person that explains their brightness, held by ``system``.
 
-    ``images``: (H, W, 3) uint8 RGB. The rows of ``state`` share their identity. ``votes`` are the
-    normal equations that found it; ``strength`` is how many independent observations the whole skin
-    of a photo is worth, ``trust`` (B,) by how much each photo counts.
+    ``images``: (H, W, 3) uint8 RGB. The rows of ``state`` share their first coefficients.
+    ``system``: (B, Q, Q) Gauss-Newton matrices of the soft correspondences about ``state``, in the
+    columns of ``perspective_jacobian``. ``trust`` (B,): how much each photo counts, 0 to 1.
     """
-    b, columns = votes.shape[:2]
-    shared = fit_model.identities
-    unit = fit_model.unit(state)
-    places = [_places(i, columns, shared) for i in range(b)]
-    held = _held(_eased(votes, unit), places, shared)
-    mean, precision = _light_prior()
-    per_point = strength / len(skin.mean)
-    pictures = Pictures.of(images, look.crops, unit)
-    gone = np.zeros(len(held))  # since ``state``
+    settings, person = config.photometric, config.multi_image
+    b, columns = system.shape[:2]
+    shared = fit_model.shared
+    face_size = fit_model.face_size(state)
+    unknowns = [_unknowns(i, columns, shared) for i in range(b)]
+    slack = _allow_slack(system, face_size, settings)
+    held = _hold(slack, unknowns, shared, person.inverse_depth_sd)
+    light_mean, light_precision = _grey_light_prior()
+    per_point = settings.observations / len(skin.mean)
+    stiff = per_point / settings.albedo_sd**2
+    crops = GreyCrops.of(images, observation.crops, face_size, settings)
+    total = np.zeros(len(held))  # change since ``state``
     found, shading = state, None
-    for number in range(STEPS):
-        seen = _seen(skin, fit_model, pictures, found, look)
-        shading = _explained(seen, shading, per_point, trust, BEGINNING if number == 0 else LATER)
-        level = shading.of(seen)
-        residual = seen.brightness - shading.albedo * level
-        weight = _weight(seen, residual, per_point * trust)
-        hessian, gradient = held.copy(), -held @ gone
-        # Of each point, with its albedo: what the photos say together (the Schur complement of the
-        # albedo).
+    for number in range(settings.steps):
+        seen = observe_skin(skin, fit_model, crops, found, observation, settings)
+        rounds = settings.later_alternations if number else settings.first_alternations
+        shading = _explain(seen, shading, per_point, trust, rounds, settings)
+        shade = shading.shade(seen)
+        residual = seen.brightness - shading.albedo * shade
+        weight = _weigh(seen, residual, per_point * trust, settings)
+        hessian, gradient = held.copy(), -held @ total
+        # The Schur complement of each point's albedo, which couples the photos.
         coupling = np.zeros((len(skin.mean), len(held)), np.float32)
-        stiffness = per_point / ALBEDO_SD**2 + (weight * level**2).sum(0)
-        pull = (weight * level * residual).sum(0) - per_point / ALBEDO_SD**2 * (
-            shading.albedo - ALBEDO
-        )
-        for i, place in enumerate(places):
-            rows = _rows(skin, seen, shading, found, i)
+        stiffness = stiff + (weight * shade**2).sum(0)
+        pull = (weight * shade * residual).sum(0) - stiff * (shading.albedo - settings.albedo)
+        for i, columns_of_photo in enumerate(unknowns):
+            rows = residual_jacobian(skin, seen, shading, found, i)
             weighted = rows * weight[i, :, None].astype(np.float32)
-            light = place[columns:]
-            hessian[place[:, None], place] += weighted.T @ rows
-            hessian[light[:, None], light] += precision
-            gradient[place] -= weighted.T @ residual[i].astype(np.float32)
-            gradient[light] += precision @ (mean - shading.light[i])
-            coupling[:, place] += weighted * level[i, :, None].astype(np.float32)
-        coupling /= np.sqrt(stiffness)[:, None].astype(np.float32)
-        hessian -= coupling.T @ coupling
-        gradient += coupling.T @ (pull / np.sqrt(stiffness)).astype(np.float32)
+            light = columns_of_photo[columns:]
+            hessian[columns_of_photo[:, None], columns_of_photo] += weighted.T @ rows
+            hessian[light[:, None], light] += light_precision
+            gradient[columns_of_photo] -= weighted.T @ residual[i].astype(np.float32)
+            gradient[light] += light_precision @ (light_mean - shading.light[i])
+            coupling[:, columns_of_photo] += weighted * shade[i, :, None].astype(np.float32)
+        mutual, pulled = eliminate_scalars(stiffness, coupling, pull)
+        hessian -= mutual
+        gradient += pulled
         diagonal = np.arange(len(held))
         hessian[diagonal, diagonal] += 1e-6 * hessian[diagonal, diagonal] + 1e-9
         delta = np.linalg.solve(hessian, gradient)
-        light = np.stack([delta[place[columns:]] for place in places])
+        light = np.stack([delta[of_photo[columns:]] for of_photo in unknowns])
         shading = replace(shading, light=shading.light + light)
-        for place in places:
-            delta[place[columns:]] = 0.0
-        gone += delta
-        found = apply_step(state, np.stack([gone[place[:columns]] for place in places]))
+        for of_photo in unknowns:
+            delta[of_photo[columns:]] = 0.0
+        total += delta
+        found = move(state, np.stack([total[of_photo[:columns]] for of_photo in unknowns]), person)
     return found
 
 
-def _places(photo: int, columns: int, shared: int) -> Ints:
-    """Where the ``columns`` of a photo's state, then its light, lie among the unknowns: what is
-    shared comes first.
+def _unknowns(photo: int, columns: int, shared: int) -> Ints:
+    """Which unknowns the ``columns`` of a photo's state, then its light, are.
+
+    What the photos share comes first.
     """
-    begin = shared + photo * (columns - shared + 9)
-    own = np.arange(begin, begin + columns - shared + 9)
+    own_columns = columns - shared + LIGHT
+    begin = shared + photo * own_columns
+    own = np.arange(begin, begin + own_columns)
     return np.concatenate([own[:POSE], np.arange(shared), own[POSE:]])
 
 
-def _eased(votes: Floats, unit: Floats) -> Floats:
-    """Normal equations of votes that may all be off together by a pose: marginalised over it."""
-    sd = np.tile([SLACK_SCALE, *[SLACK_TURN] * 3, SLACK_SHIFT, SLACK_SHIFT], (len(unit), 1))
-    sd[:, 4:] *= unit[:, None]
-    pose = votes[:, :, :POSE]
-    free = votes[:, :POSE, :POSE] + np.eye(POSE) / sd[:, None] ** 2
-    return np.asarray(votes - pose @ np.linalg.solve(free, np.swapaxes(pose, 1, 2)))
+def _allow_slack(system: Floats, face_size: Floats, config: PhotometricConfig) -> Floats:
+    """The system of correspondences that may all be off together by a pose: marginalised over it."""
+    turn, shift = np.deg2rad(config.slack_degrees), config.slack_shift
+    sd = np.tile([config.slack_scale, *[turn] * 3, shift, shift], (len(face_size), 1))
+    sd[:, 4:] *= face_size[:, None]
+    free = system[:, :POSE, :POSE] + np.eye(POSE) / sd[:, None] ** 2
+    return marginalise(free, system[:, :POSE], system)
 
 
-def _held(votes: Floats, places: Sequence[Ints], shared: int) -> Floats:
-    """(U, U) what votes and priors say of all unknowns, lights aside."""
-    columns = votes.shape[1]
-    size = int(places[-1].max()) + 1
+def _hold(system: Floats, unknowns: Sequence[Ints], shared: int, inverse_depth_sd: float) -> Floats:
+    """(U, U) what soft correspondences and priors say of all unknowns but the lights."""
+    columns = system.shape[1]
+    size = int(unknowns[-1].max()) + 1
     out = np.zeros((size, size))
     prior = np.zeros(size)
     prior[:shared] = 1.0
-    for place, photo in zip(places, votes, strict=True):
-        state = place[:columns]
-        out[state[:, None], state] += photo
-        prior[state[POSE + shared :]] = 1.0
+    for of_photo, one in zip(unknowns, system, strict=True):
+        state = of_photo[:columns]
+        out[state[:, None], state] += one
+        prior[state[POSE + shared : -1]] = 1.0
+        prior[state[-1]] = inverse_depth_sd**-2
     out[np.arange(size), np.arange(size)] += prior
     return out
 
 
-def _light_prior() -> tuple[Floats, Floats]:
-    """``dff.face.solve.photometric.light_prior`` of grey light: (9,) mean and (9, 9) precision."""
+def _grey_light_prior() -> tuple[Floats, Floats]:
+    """``dff.face.solve.photometric.light_prior`` of grey light: (9,) mean, (9, 9) precision."""
     mean, precision = light_prior()
     return mean[::3], precision.reshape(9, 3, 9, 3).sum((1, 3)) / 3.0
 
 
-def _seen(
-    skin: Skin, fit_model: PerspectiveFitModel, pictures: Pictures, state: FaceState, look: Look
-) -> Seen:
-    at = project(
-        state, evaluate_shape(skin.mean, skin.basis, state.coefficients), fit_model.nearness(state)
-    )
+def observe_skin(
+    skin: Skin,
+    fit_model: PersonFitModel,
+    crops: GreyCrops,
+    state: FitState,
+    observation: Observation,
+    config: PhotometricConfig,
+) -> SkinObservation:
+    """What the photos show at the points of the skin, where the faces stand."""
+    points = evaluate_shape(skin.mean, skin.basis, state.coefficients)
+    at = project(state, points, state.inverse_depth)
     b, n, _ = at.shape
-    brightness, by_pixel, inside = pictures.at(at)
+    brightness, by_pixel, inside = crops.sample(at)
     normal, weight = np.empty((b, n, 3)), np.empty((b, n))
-    in_crop = look.crops.crop_from_photo(at) / STRIDE
-    for i, (vertices, near) in enumerate(
-        zip(fit_model.vertices(state), fit_model.nearness(state), strict=True)
-    ):
+    in_crop = observation.crops.crop_from_photo(at) / STRIDE
+    faces = fit_model.model.faces
+    for i, vertices in enumerate(fit_model.vertices(state)):
         turned = vertices @ state.rotation[i].T
-        corner = smooth_normals(turned, fit_model.model.faces)[skin.corners]
+        corner = smooth_normals(turned, faces)[skin.corners]
         between = np.einsum("nk,nkc->nc", skin.points.barycentric, corner)
         normal[i] = between / np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-9)
-        logit = look.face_logit[i]
-        face, _ = bilinear_with_gradient(logit[..., None], in_crop[i])
-        shown = inside[i] & _unhidden(skin, fit_model, turned, float(near))
-        weight[i] = shown / (1.0 + np.exp(-np.clip(face[:, 0], -30.0, 30.0)))
-    weight *= np.clip((-normal[..., 2] - ASLANT) / (SQUARE - ASLANT), 0.0, 1.0)
-    return Seen(brightness, by_pixel, normal, basis(normal), weight)
+        face, _ = bilinear_with_gradient(observation.face_logit[i][..., None], in_crop[i])
+        buffer = DepthBuffer.of(turned, float(state.inverse_depth[i]), faces, config.buffer)
+        seen = np.einsum("nk,nkc->nc", skin.points.barycentric, buffer.seen[skin.corners])
+        clear = buffer.clear(seen, clearance=config.clearance, occlusion=config.occlusion)
+        weight[i] = inside[i] & clear
+        weight[i] *= expit(np.clip(face[:, 0], -30.0, 30.0))
+    facing = (-normal[..., 2] - config.grazing) / (config.frontal - config.grazing)
+    weight *= np.clip(facing, 0.0, 1.0)
+    return SkinObservation(brightness, by_pixel, normal, basis(normal), weight)
 
 
-def _unhidden(skin: Skin, fit_model: FitModel, turned: Floats, near: float) -> Bools:
-    """(N,) whether nothing of the mesh is before the points, and nothing beside them that is."""
-    faces = fit_model.model.faces
-    seen = turned / (1.0 + near * turned[:, 2:])
-    low, high = seen[:, :2].min(0), seen[:, :2].max(0)
-    scale = BUFFER / float((high - low).max())
-    ids = zbuffer.visibility((seen[:, :2] - low) * scale, seen[:, 2], faces, (BUFFER, BUFFER))
-    # Of each pixel the farthest corner of its triangle; then the nearest surface round it.
-    depth = np.where(ids >= 0, seen[faces[np.maximum(ids, 0)], 2].max(-1), np.inf).astype(
-        np.float32
-    )
-    depth = np.asarray(cv2.erode(depth, np.ones((2 * ROUND + 1, 2 * ROUND + 1), np.uint8)))
-    points = np.einsum("nk,nkc->nc", skin.points.barycentric, seen[skin.corners])
-    column, row = np.clip(((points[:, :2] - low) * scale).astype(np.int64), 0, BUFFER - 1).T
-    return np.asarray(points[:, 2] < depth[row, column] + OCCLUSION)
-
-
-def _weight(seen: Seen, residual: Floats, per_point: Floats) -> Floats:
+def _weigh(
+    seen: SkinObservation, residual: Floats, per_point: Floats, config: PhotometricConfig
+) -> Floats:
     """(B, N) of squared residuals in the energy."""
-    robust = np.stack([robust_weights(row[:, None], STRANGE) for row in residual])
-    return np.asarray(seen.weight * robust * per_point[:, None] / NOISE**2)
+    robust = np.stack([robust_weights(row[:, None], config.outlier) for row in residual])
+    return np.asarray(seen.weight * robust * per_point[:, None] / config.noise**2)
 
 
-def _explained(
-    seen: Seen, before: Shading | None, per_point: float, trust: Floats, rounds: int
+def _explain(
+    seen: SkinObservation,
+    before: Shading | None,
+    per_point: float,
+    trust: Floats,
+    rounds: int,
+    config: PhotometricConfig,
 ) -> Shading:
     """Albedo and lights by alternating robust least squares."""
-    mean, precision = _light_prior()
-    if before is None:
-        bright = np.where(seen.weight > 0.3, seen.brightness, np.nan)
-        bright[:, 0] = np.where(
-            (seen.weight > 0.3).any(1), bright[:, 0], ALBEDO
-        )  # a median of something
-        light = ambient()[:, 0] * np.nanmedian(bright, axis=1)[:, None] / ALBEDO
-        before = Shading(np.full(seen.weight.shape[1], ALBEDO), light)
-    found = before
-    stiff = per_point / ALBEDO_SD**2
+    mean, precision = _grey_light_prior()
+    found = _first_shading(seen, config.albedo) if before is None else before
+    stiff = per_point / config.albedo_sd**2
     for _ in range(rounds):
-        level = found.of(seen)
-        weight = _weight(seen, seen.brightness - found.albedo * level, per_point * trust)
-        albedo = ((weight * level * seen.brightness).sum(0) + stiff * ALBEDO) / (
-            (weight * level**2).sum(0) + stiff
+        shade = found.shade(seen)
+        residual = seen.brightness - found.albedo * shade
+        weight = _weigh(seen, residual, per_point * trust, config)
+        albedo = ((weight * shade * seen.brightness).sum(0) + stiff * config.albedo) / (
+            (weight * shade**2).sum(0) + stiff
         )
         design = seen.harmonics * albedo[:, None]
         weighted = np.swapaxes(design * weight[..., None], 1, 2)
         right = (weighted @ seen.brightness[..., None])[..., 0] + precision @ mean
-        found = Shading(
-            albedo, np.linalg.solve(weighted @ design + precision, right[..., None])[..., 0]
-        )
+        light = np.linalg.solve(weighted @ design + precision, right[..., None])[..., 0]
+        found = Shading(albedo, light)
     return found
 
 
-def _rows(skin: Skin, seen: Seen, shading: Shading, state: FaceState, photo: int) -> Floats:
-    """(N, 6 + P + 9) float32 derivatives of a photo's residuals by its state and its light."""
+def _first_shading(seen: SkinObservation, albedo: float) -> Shading:
+    """One albedo everywhere, and light from all around as bright as each photo."""
+    bright = np.where(seen.weight > 0.3, seen.brightness, np.nan)
+    # Of a photo that shows no skin well the median is that of something.
+    bright[:, 0] = np.where((seen.weight > 0.3).any(1), bright[:, 0], albedo)
+    light = ambient()[:, 0] * np.nanmedian(bright, axis=1)[:, None] / albedo
+    return Shading(np.full(seen.weight.shape[1], albedo), light)
+
+
+def residual_jacobian(
+    skin: Skin, seen: SkinObservation, shading: Shading, state: FitState, photo: int
+) -> Floats:
+    """(N, Q + 9) float32 derivatives of a photo's residuals by its state and its light."""
     normal, harmonics, light = seen.normal[photo], seen.harmonics[photo], shading.light[photo]
     lit = shading.albedo * (harmonics @ light > 0.0)
     # Of one photo at a time: of thirty they would fill a gigabyte.
-    jac = near_jacobian(state[photo : photo + 1], skin.mean, skin.basis)[1][0]
+    jac = perspective_jacobian(state[photo : photo + 1], skin.mean, skin.basis)[1][0]
     columns = jac.shape[2]
-    out = np.empty((len(normal), columns + 9), np.float32)
+    shape = slice(POSE, columns - 1)
+    out = np.empty((len(normal), columns + LIGHT), np.float32)
     out[:, :columns] = np.matmul(seen.by_pixel[photo, :, None], jac)[:, 0]
     by_normal = np.einsum("nkx,k->nx", basis_gradient(normal), light) * lit[:, None]
     out[:, 1:4] -= np.matmul(by_normal[:, None], -skew(normal))[:, 0]
     by_normal -= (by_normal * normal).sum(1, keepdims=True) * normal  # a normal keeps its length
     in_head = (by_normal @ state.rotation[photo]).astype(np.float32)
-    out[:, POSE:columns] -= np.matmul(in_head[:, None], skin.turning)[:, 0]
+    out[:, shape] -= np.matmul(in_head[:, None], skin.turning)[:, 0]
     out[:, columns:] = -lit[:, None] * harmonics
     return out

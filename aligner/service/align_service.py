@@ -13,8 +13,7 @@ import numpy as np
 from fastapi import UploadFile
 
 from dff.aligner.align import MIN_SIDE
-from dff.aligner.alignment import Alignment
-from dff.aligner.fitting.multi_image import PersonAlignment
+from dff.aligner.alignment import Alignment, PersonAlignment
 from dff.aligner.service.admission import AdmissionControl
 from dff.aligner.service.batching import (
     AlignPhotos,

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dff.aligner.alignment import Alignment
-from dff.aligner.fitting.multi_image import PersonAlignment
+from dff.aligner.alignment import Alignment, PersonAlignment
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel

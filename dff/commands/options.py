@@ -86,6 +86,6 @@ def load_aligner_for(weights: str | None, method: Method, cascade: Path | None) 
         if cascade:
             raise typer.BadParameter("--cascade needs --method cascade")
         return load_aligner(weights)
-    from dff.aligner.cascade.model import load_cascade_aligner
+    from dff.aligner.cascade.io import load_cascade_aligner
 
     return load_cascade_aligner(weights, cascade)

@@ -36,7 +36,7 @@ def train_cascade(
     """
     with require_extra("train"):
         from dff.aligner.align import load_aligner
-        from dff.aligner.cascade.model import save_cascade
+        from dff.aligner.cascade.io import save_cascade
         from dff.aligner.cascade.training import Recipe
         from dff.aligner.cascade.training import train_cascade as train
         from dff.infra.dataset import open_dataset

@@ -17,9 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from dff.aligner.align import Aligner
-from dff.aligner.alignment import Alignment
+from dff.aligner.alignment import Alignment, PersonAlignment
 from dff.aligner.draw import draw
-from dff.aligner.fitting.multi_image import PersonAlignment
 from dff.aligner.mesh_file import glb
 from dff.face.arrays import Array, Bytes, UInt8
 from dff.face.errors import BadPhoto

@@ -12,8 +12,9 @@ import cv2
 from tqdm import tqdm
 
 from dff.aligner.align import Aligner
+from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.draw import draw
-from dff.aligner.video import Smoothing, Tracked, Tracker
+from dff.aligner.video import Tracked, Tracker
 from dff.face.arrays import Bytes
 from dff.face.errors import BadVideo, NoFace
 
@@ -71,7 +72,8 @@ def align_video(
     when none showed a face.
     """
     with open_video(path) as video:
-        tracker = Tracker(aligner, rate=video.rate, smoothing=Smoothing() if smooth else None)
+        config = TrackingConfig(smoothing=SmoothingConfig() if smooth else None)
+        tracker = Tracker(aligner, rate=video.rate, config=config)
         writer: cv2.VideoWriter | None = None
         number, seen = 0, 0
         try:

@@ -10,12 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from dff.aligner.alignment import Alignment, Iteration, Pose
-from dff.aligner.fitting.multi_image import PersonAlignment, person_alignment
+from dff.aligner.alignment import Alignment, Iteration, PersonAlignment, Pose
 from dff.aligner.service.batching import Boxes
 from dff.face.arrays import Bytes
 from dff.face.errors import NoFace
-from dff.face.geometry.camera import Box, WeakPerspective
+from dff.face.geometry.camera import Box, NearPerspective
 from dff.face.geometry.transform import Rigid
 from dff.face.model.morphable import MorphableModel
 
@@ -65,7 +64,7 @@ class KnownAligner:
             for i, face in found.items()
         }
         left_out = {i: "no face found" for i in range(len(images)) if i not in found}
-        return person_alignment(self.model, len(images), faces, left_out)
+        return PersonAlignment.of(self.model, len(images), faces, left_out)
 
 
 def known_alignment(model: MorphableModel, box: Box) -> Alignment:
@@ -74,7 +73,7 @@ def known_alignment(model: MorphableModel, box: Box) -> Alignment:
     """
     points = model.template[model.landmarks.vertex]
     scale = box.width / float(np.ptp(points[:, 0]))
-    camera = WeakPerspective(scale, box.centre)
+    camera = NearPerspective(scale, box.centre)
     pose = Rigid(FRONTAL, np.zeros(3))
     landmarks = camera.px_from_cam(pose.apply(points))
     return Alignment(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dff.aligner.align import AlignConfig
+from dff.aligner.config import AlignConfig, MultiImageConfig
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import Anchors, Features, choose_anchors
 from dff.face.geometry.camera import Box, NearPerspective
@@ -23,11 +23,11 @@ REACH = 0.02  # metres on the template within which descriptors are alike
 DARKEST, RANGE = 40.0, 215.0
 
 
-READING = AlignConfig(mirror=False, sizes=(1.0,))
-"""How to align what an oracle sees: a mirrored code reads the same, while a mirrored face has
-changed sides.
+READING = AlignConfig(mirror=False, multi_image=MultiImageConfig(scales=(1.0,)))
+"""For photos that an oracle reads.
 
-At another size it reads the same as well.
+A mirrored code reads the same, while a mirrored face has changed sides; at another size it reads
+the same as well.
 """
 
 
@@ -109,7 +109,7 @@ def make_scene(
     rng: np.random.Generator,
     size: int = 320,
     spread: float = 0.8,
-    nearness: float = READING.nearness,
+    inverse_depth: float = READING.inverse_depth,
 ) -> Scene:
     identity = np.zeros(len(model.identity))
     identity[:40] = rng.normal(size=min(40, len(identity))) * spread
@@ -118,7 +118,7 @@ def make_scene(
     )
     pose = {"yaw": yaw, "pitch": pitch, "roll": roll}
     return scene_of(
-        model, code, identity, expression, **pose, rng=rng, size=size, nearness=nearness
+        model, code, identity, expression, **pose, rng=rng, size=size, inverse_depth=inverse_depth
     )
 
 
@@ -133,18 +133,18 @@ def scene_of(
     roll: float = 0.0,
     rng: np.random.Generator,
     size: int = 320,
-    nearness: float = READING.nearness,
-    beyond: Floats | float = 0.0,
+    inverse_depth: float = READING.inverse_depth,
+    residual: Floats | float = 0.0,
 ) -> Scene:
-    """The coded image of one face, near the middle, by a camera of that ``nearness``.
+    """The coded image of one face, near the middle, by a camera at that ``inverse_depth``.
 
-    (V, 3) metres ``beyond`` are added to the model's vertices.
+    (V, 3) metres ``residual`` are added to the model's vertices.
     """
-    vertices = model.vertices(Coefficients(identity, expression)) + beyond
+    vertices = model.vertices(Coefficients(identity, expression)) + residual
     rotation = rotation_from_angles(yaw, pitch, roll)
     cam = Rigid(rotation, np.zeros(3)).apply(vertices)
     middle = np.array([size / 2 + rng.uniform(-9, 9), size / 2 + rng.uniform(-9, 9)])
-    camera = NearPerspective(size * 3.2, middle, nearness)
+    camera = NearPerspective(size * 3.2, middle, inverse_depth)
     frame = render(cam, model.faces, camera, (size, size))
     image = interpolate(frame, code.colours(model.template), model.faces)
     image[~frame.mask] = 0

@@ -6,9 +6,10 @@ from itertools import cycle
 import numpy as np
 import pytest
 
-from dff.aligner.align import AlignConfig, Aligner
+from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
-from dff.aligner.detector import Detection
+from dff.aligner.config import AlignConfig, MultiImageConfig, ObservationConfig
+from dff.aligner.detection import Detection
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadPhoto
 from dff.face.geometry.camera import Box, NearPerspective
@@ -97,17 +98,17 @@ class OtherSide(PositionCode):
         return super().positions(colours) * np.array([-1.0, 1.0, 1.0])
 
 
-def test_a_mirrored_look_speaks_of_the_other_side(
+def test_a_mirrored_photo_is_matched_to_the_other_side(
     open_head: MorphableModel, code: PositionCode
 ) -> None:
     there, back = OracleNet(code), OracleNet(OtherSide(code.low, code.high, code.frequency))
-    looks = cycle((there, back))
+    passes = cycle((there, back))
     anchors = oracle_anchors(open_head, code)
     aligner = Aligner(
-        lambda image: next(looks)(image),
+        lambda image: next(passes)(image),
         anchors,
         open_head,
-        config=AlignConfig(still=0.0, per_call=len(YAWS)),
+        config=AlignConfig(early_stop=0.0, observation=ObservationConfig(network_batch=len(YAWS))),
     )
     half = len(anchors.vertex)
     first, second = aligner.fit_model.anchor_mean[:half], aligner.fit_model.anchor_mean[half:]
@@ -138,18 +139,18 @@ def test_a_camera_is_taken_to_be_near(open_head: MorphableModel, code: PositionC
     """Faces seen from 70 cm: to think of a metre leaves less to explain than to think of
     infinity.
     """
-    truth = scenes(open_head, code, 5, (0.0, 30.0, -50.0, 70.0), nearness=1 / 0.7)
+    truth = scenes(open_head, code, 5, (0.0, 30.0, -50.0, 70.0), inverse_depth=1 / 0.7)
     missed = {}
-    for nearness in (0.0, 1.0):
-        config = replace(READING, nearness=nearness)
+    for inverse_depth in (0.0, 1.0):
+        config = replace(READING, inverse_depth=inverse_depth)
         aligner = Aligner(
             OracleNet(code), oracle_anchors(open_head, code), open_head, config=config
         )
         found = aligner.align_batch([scene.image for scene in truth], boxes(truth))
-        missed[nearness] = errors(found, truth)[0]
+        missed[inverse_depth] = errors(found, truth)[0]
         for (face,) in found:
             assert isinstance(face.camera, NearPerspective)
-            assert face.camera.inverse_depth == nearness
+            assert face.camera.inverse_depth == inverse_depth
             px = face.camera.px_from_cam(face.cam_from_head.apply(face.vertices))
             np.testing.assert_allclose(px[open_head.landmarks.vertex], face.landmarks_3d[:, :2])
     assert missed[1.0].mean() < 0.85 * missed[0.0].mean(), missed
@@ -168,7 +169,7 @@ def test_the_box_hardly_matters(
             kept.append(scene)
             moved.append([Box(*(centre - half), *(centre + half))])
     # To the last pass: a fit that is called still a pass earlier may lie half a per cent beside.
-    config = replace(oracle_aligner.config, still=0.0)
+    config = replace(oracle_aligner.config, early_stop=0.0)
     patient = Aligner(oracle_aligner.net, oracle_aligner.anchors, open_head, config=config)
     straight, _ = errors(patient.align_batch([s.image for s in kept], boxes(kept)), kept)
     shaken, _ = errors(patient.align_batch([s.image for s in kept], moved), kept)
@@ -180,8 +181,10 @@ class OfNarrowBoxes(Aligner):
 
     widest = 0.0
 
-    def _align_faces(self, images: list[Bytes], detections: list[Detection]) -> list[Alignment]:
-        found = super()._align_faces(images, detections)
+    def _align_detections(
+        self, images: list[Bytes], detections: list[Detection]
+    ) -> list[Alignment]:
+        found = super()._align_detections(images, detections)
         wide = [detection.box.width > self.widest for detection in detections]
         return [
             replace(one, failed=True, reason="wide") if no else one
@@ -189,7 +192,7 @@ class OfNarrowBoxes(Aligner):
         ]
 
 
-def test_a_face_that_fails_is_looked_for_in_the_middle_of_its_box(
+def test_a_face_that_fails_is_aligned_again_in_the_middle_of_its_box(
     open_head: MorphableModel, code: PositionCode
 ) -> None:
     one = scenes(open_head, code, 6, (10.0,))[0]
@@ -362,4 +365,4 @@ def test_a_config_of_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match="positive"):
         replace(AlignConfig(), passes=0)
     with pytest.raises(ValueError, match="positive"):
-        replace(AlignConfig(), sizes=())
+        replace(MultiImageConfig(), scales=())

@@ -1,53 +1,45 @@
-"""Confidence: more evidence is never worth less, probabilities mean what they say, measures have
-known answers.
-"""
+"""Confidence: more of a feature never lowers it, it is calibrated, measures have known answers."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from dff.aligner.confidence import (
-    DEFAULT,
-    FACE,
-    LANDMARK,
-    Calibration,
-    Evidence,
-    probe,
-    surroundings,
-)
+from dff.aligner.alignment import CalibrationFeatures
+from dff.aligner.confidence import DEFAULT, FACE, LANDMARK, Calibration, surroundings
 from dff.aligner.evaluation.calibration import (
     BINS,
     Case,
-    Judged,
+    Outcomes,
     Reliability,
+    disturb_box,
     fit_calibration,
-    missed,
+    make_negative,
     reliability_picture,
-    spoil,
     trust,
 )
 from dff.aligner.fitting.crop import Crops
+from dff.aligner.fitting.observation import probe
 from dff.face.geometry.camera import Box
 
 
-def some_evidence(rng: np.random.Generator, count: int) -> Evidence:
-    return Evidence(
+def some_features(rng: np.random.Generator, count: int) -> CalibrationFeatures:
+    return CalibrationFeatures(
         rng.normal(size=(count, len(FACE))),
         rng.normal(size=(count, 68, len(LANDMARK))),
         np.zeros(count, bool),
     )
 
 
-def test_more_evidence_is_never_worth_less() -> None:
+def test_more_of_a_feature_never_lowers_confidence() -> None:
     rng = np.random.default_rng(0)
-    evidence = some_evidence(rng, 5)
-    face = DEFAULT.face_confidence(evidence)
-    seen, right = DEFAULT.landmark_confidence(evidence)
+    features = some_features(rng, 5)
+    face = DEFAULT.face_confidence(features)
+    seen, right = DEFAULT.landmark_confidence(features)
     assert (right <= seen).all()
     for k in range(len(FACE)):
-        more = Evidence(
-            evidence.face + 0.5 * np.eye(len(FACE))[k], evidence.landmarks, evidence.lost
+        more = CalibrationFeatures(
+            features.face + 0.5 * np.eye(len(FACE))[k], features.landmarks, features.lost
         )
         assert (DEFAULT.face_confidence(more) >= face).all()
         assert all(
@@ -55,8 +47,8 @@ def test_more_evidence_is_never_worth_less() -> None:
             for a, b in zip(DEFAULT.landmark_confidence(more), (seen, right), strict=True)
         )
     for k in range(len(LANDMARK)):
-        more = Evidence(
-            evidence.face, evidence.landmarks + 0.5 * np.eye(len(LANDMARK))[k], evidence.lost
+        more = CalibrationFeatures(
+            features.face, features.landmarks + 0.5 * np.eye(len(LANDMARK))[k], features.lost
         )
         assert all(
             (a >= b).all()
@@ -65,8 +57,8 @@ def test_more_evidence_is_never_worth_less() -> None:
 
 
 def test_what_is_lost_is_certain_to_be_wrong() -> None:
-    evidence = some_evidence(np.random.default_rng(1), 3)
-    lost = Evidence(evidence.face, evidence.landmarks, np.ones(3, bool))
+    features = some_features(np.random.default_rng(1), 3)
+    lost = CalibrationFeatures(features.face, features.landmarks, np.ones(3, bool))
     assert not DEFAULT.face_confidence(lost).any()
     assert not np.any(DEFAULT.landmark_confidence(lost))
 
@@ -74,11 +66,11 @@ def test_what_is_lost_is_certain_to_be_wrong() -> None:
 def test_a_calibration_survives_its_file_and_refuses_others() -> None:
     table = DEFAULT.to_json()
     again = Calibration.from_json(table)
-    evidence = some_evidence(np.random.default_rng(2), 4)
+    features = some_features(np.random.default_rng(2), 4)
     np.testing.assert_allclose(
-        again.face_confidence(evidence), DEFAULT.face_confidence(evidence), atol=1e-3
+        again.face_confidence(features), DEFAULT.face_confidence(features), atol=1e-3
     )
-    with pytest.raises(ValueError, match="other evidence"):
+    with pytest.raises(ValueError, match="other features"):
         Calibration.from_json({**table, "evidence": ["looks"]})
     with pytest.raises(ValueError, match="not negative"):
         Calibration.from_json({**table, "face": [-1.0] * (len(FACE) + 1)})
@@ -88,21 +80,21 @@ def test_a_calibration_survives_its_file_and_refuses_others() -> None:
 
 def test_fitting_finds_probabilities_that_come_true() -> None:
     rng = np.random.default_rng(3)
-    evidence = some_evidence(rng, 600)
-    good = rng.random(600) < 1 / (1 + np.exp(-1 - 2 * evidence.face[:, 0]))
-    seen = rng.random((600, 68)) < 1 / (1 + np.exp(-3 * evidence.landmarks[..., 1]))
+    features = some_features(rng, 600)
+    good = rng.random(600) < 1 / (1 + np.exp(-1 - 2 * features.face[:, 0]))
+    seen = rng.random((600, 68)) < 1 / (1 + np.exp(-3 * features.landmarks[..., 1]))
     error = np.where(good[:, None], 0.02, 0.2) * np.ones(68)
-    judged = Judged(
+    outcomes = Outcomes(
         ["face"] * 600,
         [str(i) for i in range(600)],
         error,
         seen,
         np.ones((600, 68), bool),
-        evidence,
+        features,
     )
     first = np.arange(600) < 300
-    calibration = fit_calibration(judged[first])
-    found = trust("held out", judged[~first], calibration, visibility=True)
+    calibration = fit_calibration(outcomes[first])
+    found = trust("held out", outcomes[~first], calibration, visibility=True)
     assert found.face.ece < 0.07  # the error of 300 faces in ten bins alone is about 0.05
     assert found.visible is not None
     assert found.visible.ece < 0.02
@@ -110,13 +102,13 @@ def test_fitting_finds_probabilities_that_come_true() -> None:
     assert calibration.face[0] == pytest.approx(2.0, abs=0.6)
     assert reliability_picture([found]).startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="aligned well"):
-        fit_calibration(judged[good])
+        fit_calibration(outcomes[good])
 
 
 def test_known_reliability() -> None:
-    said = (np.arange(BINS).repeat(1000) + 0.5) / BINS
-    true = np.tile(np.arange(1000) / 1000, BINS) < said
-    assert Reliability(said, true).ece == pytest.approx(0.0, abs=1e-9)
+    predicted = (np.arange(BINS).repeat(1000) + 0.5) / BINS
+    true = np.tile(np.arange(1000) / 1000, BINS) < predicted
+    assert Reliability(predicted, true).ece == pytest.approx(0.0, abs=1e-9)
     assert Reliability(np.full(10, 0.9), np.arange(10) < 4).ece == pytest.approx(0.5)
     assert Reliability(np.array([0.1, 0.2, 0.3]), np.array([False, True, True])).auroc == 1.0
     assert Reliability(np.array([0.1, 0.1]), np.array([False, True])).auroc == 0.5
@@ -163,25 +155,27 @@ def test_crops_go_there_and_back() -> None:
     )
 
 
-def test_spoilt_cases_show_no_face_where_they_are_looked_for() -> None:
+def test_hard_negatives_show_no_upright_face_in_their_box() -> None:
     rng = np.random.default_rng(5)
     image = rng.integers(0, 256, (120, 160, 3), dtype=np.uint8)
     truth = rng.uniform([100, 60], [140, 100], (68, 2))
-    case = Case("face", "someone", image, missed(Box.around(truth), rng), truth, np.ones(68, bool))
-    covered = spoil(case, "covered", rng)
+    case = Case(
+        "face", "someone", image, disturb_box(Box.around(truth), rng), truth, np.ones(68, bool)
+    )
+    covered = make_negative(case, "covered", rng)
     assert covered is not None
     assert covered.truth is None
     x, y = truth.mean(0).astype(int)
     assert (covered.image[y, x] != image[y, x]).any()
     np.testing.assert_array_equal(covered.image[:, :40], image[:, :40])
-    turned = spoil(case, "upside down", rng)
+    turned = make_negative(case, "upside down", rng)
     assert turned is not None
-    again = spoil(turned, "upside down", rng)
+    again = make_negative(turned, "upside down", rng)
     assert again is not None
     np.testing.assert_array_equal(again.image, image)
     np.testing.assert_allclose(again.truth, truth)
     np.testing.assert_allclose([again.box.x0, again.box.y1], [case.box.x0, case.box.y1])
-    beside = spoil(case, "beside", rng)
+    beside = make_negative(case, "beside", rng)
     assert beside is not None
     face = Box.around(truth)
     box = beside.box

@@ -11,18 +11,9 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner, load_aligner
-from dff.aligner.detector import (
-    MARGIN,
-    DescriptorDetector,
-    Detection,
-    Search,
-    Seen,
-    distinct,
-    levels,
-    overlap,
-    same_face,
-    unexplained,
-)
+from dff.aligner.config import DetectorConfig
+from dff.aligner.detection import Detection, distinct, overlap, same_face
+from dff.aligner.detector import DescriptorDetector, FacePixels, levels, unexplained
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import geodesic_degrees
@@ -83,7 +74,7 @@ def test_one_face_is_seen_once_and_the_surest_first() -> None:
     ("width", "height"), [(450, 450), (40, 30), (1600, 900), (16, 16), (20, 900)]
 )
 def test_levels_shrink_the_photo_and_say_by_how_much(width: int, height: int) -> None:
-    search = Search()
+    search = DetectorConfig()
     found = list(levels(np.zeros((height, width, 3), np.uint8), search, 32))
     sides = [max(level.shape[:2]) for level, _ in found]
     finest = min(max(width, height, min(2 * max(width, height), search.enlarged)), search.longest)
@@ -207,7 +198,7 @@ def test_small_faces_are_looked_for_where_nothing_was_found(shared: Path, shippe
     look.
     """
     once = DescriptorDetector(
-        shipped.net, shipped.anchors, shipped.fit_model, search=Search(again=1)
+        shipped.net, shipped.anchors, shipped.fit_model, config=DetectorConfig(second_search=1)
     )
     seen = {("once", 40): 0, ("again", 40): 0, ("once", 32): 0, ("again", 32): 0}
     for (image, truth), side in product(photos(shared), (40, 32)):
@@ -235,20 +226,31 @@ def test_what_no_face_explains_is_looked_at_again() -> None:
     )
     explained = grid * 7 + 80  # ears, neck and hair as well
     small = grid + np.array([300, 30])
-    assert unexplained(Seen(explained, 4.0), [face], (400, 400, 3)) is None
-    assert unexplained(Seen(np.zeros((0, 2)), 4.0), [face], (400, 400, 3)) is None
+    assert unexplained(FacePixels(explained, 4.0), [face], (400, 400, 3), DetectorConfig()) is None
     assert (
-        unexplained(Seen(np.concatenate([explained, small[:10]]), 4.0), [face], (400, 400, 3))
+        unexplained(FacePixels(np.zeros((0, 2)), 4.0), [face], (400, 400, 3), DetectorConfig())
         is None
     )
-    part = unexplained(Seen(np.concatenate([explained, small]), 4.0), [face], (400, 330, 3))
-    assert part == (slice(31 - MARGIN, 49 + MARGIN), slice(301 - MARGIN, 330))
+    assert (
+        unexplained(
+            FacePixels(np.concatenate([explained, small[:10]]), 4.0),
+            [face],
+            (400, 400, 3),
+            DetectorConfig(),
+        )
+        is None
+    )
+    part = unexplained(
+        FacePixels(np.concatenate([explained, small]), 4.0), [face], (400, 330, 3), DetectorConfig()
+    )
+    margin = DetectorConfig().margin
+    assert part == (slice(31 - margin, 49 + margin), slice(301 - margin, 330))
 
 
-def test_a_small_face_is_looked_for_beside_a_large_one(shared: Path, shipped: Aligner) -> None:
+def test_a_small_face_is_detected_beside_a_large_one(shared: Path, shipped: Aligner) -> None:
     """Faces of 110 and 14 px in one picture."""
     once = DescriptorDetector(
-        shipped.net, shipped.anchors, shipped.fit_model, search=Search(again=1)
+        shipped.net, shipped.anchors, shipped.fit_model, config=DetectorConfig(second_search=1)
     )
     some = photos(shared)[:6]
     seen: dict[str, list[bool]] = {"once": [], "again": []}
@@ -283,7 +285,7 @@ def test_boxes_scale_with_the_photo(shared: Path, shipped: Aligner) -> None:
     assert overlap(corners(small_box) * 2, corners(large_box)) > 0.7
 
 
-def test_threads_may_share_a_finder(shared: Path, shipped: Aligner) -> None:
+def test_threads_may_share_a_detector(shared: Path, shipped: Aligner) -> None:
     images = [image for image, _ in photos(shared)[:2]]
     alone = [shipped.detector.find(image) for image in images]
     with ThreadPoolExecutor(4) as pool:
@@ -293,4 +295,4 @@ def test_threads_may_share_a_finder(shared: Path, shipped: Aligner) -> None:
 
 def test_a_search_of_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match="ratio"):
-        Search(ratio=1.0)
+        DetectorConfig(ratio=1.0)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
-from dff.aligner.video import OneEuro, Smoothing, Tracker
+from dff.aligner.config import SmoothingConfig, TrackingConfig
+from dff.aligner.video import OneEuro, Tracker
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadVideo, NoFace
 from dff.face.model.landmarks import nme_box
@@ -38,10 +39,10 @@ def shifted(image: Bytes, px: int) -> Bytes:
 
 
 def followed(
-    aligner: Aligner, frames: list[Bytes], smoothing: Smoothing | None
+    aligner: Aligner, frames: list[Bytes], smoothing: SmoothingConfig | None
 ) -> tuple[Floats, Floats]:
     """(F, 68, 2) landmarks of the one face, and before smoothing."""
-    tracker = Tracker(aligner, rate=RATE, smoothing=smoothing)
+    tracker = Tracker(aligner, rate=RATE, config=TrackingConfig(smoothing=smoothing))
     found = [tracker.step(frame) for frame in frames]
     assert [[one.track for one in faces] for faces in found] == [[0]] * len(frames)
     return (
@@ -57,7 +58,7 @@ def jitter(landmarks: Floats) -> float:
 def test_a_face_at_rest_stands_still_when_smoothed(oracle_aligner: Aligner, scene: Scene) -> None:
     rng = np.random.default_rng(0)
     smooth, raw = followed(
-        oracle_aligner, [noisy(scene.image, rng) for _ in range(16)], Smoothing()
+        oracle_aligner, [noisy(scene.image, rng) for _ in range(16)], SmoothingConfig()
     )
     assert nme_box(smooth[-1], scene.landmarks) < 0.03
     assert jitter(smooth[6:]) < 0.6 * jitter(raw[6:]), (jitter(smooth[6:]), jitter(raw[6:]))
@@ -69,7 +70,7 @@ def test_a_face_that_jumps_is_not_lagged_by_more_than_a_frame(
     jump = round(0.1 * scene.box.size)
     rng = np.random.default_rng(1)
     frames = [noisy(shifted(scene.image, jump * (i >= 6)), rng) for i in range(10)]
-    smooth, raw = followed(oracle_aligner, frames, Smoothing())
+    smooth, raw = followed(oracle_aligner, frames, SmoothingConfig())
     behind = np.abs((smooth - raw)[..., 0].mean(1)) / jump
     assert behind[7:].max() < 0.1, behind
     arrived = (raw[6:, :, 0] - raw[5, :, 0]).mean(1) / jump
@@ -82,7 +83,7 @@ def test_a_face_in_steady_motion_is_less_than_a_frame_behind(
     oracle_aligner: Aligner, scene: Scene
 ) -> None:
     frames = [shifted(scene.image, -24 + 2 * i) for i in range(16)]
-    smooth, raw = followed(oracle_aligner, frames, Smoothing())
+    smooth, raw = followed(oracle_aligner, frames, SmoothingConfig())
     assert np.abs((raw - smooth)[6:, :, 0].mean(1)).max() < 2.0
 
 
@@ -101,7 +102,7 @@ def test_a_new_shot_begins_new_tracks_and_a_face_that_went_is_gone(
 
 def test_two_faces_keep_their_numbers(oracle_aligner: Aligner, scene: Scene) -> None:
     frames = [np.hstack([shifted(scene.image, i), shifted(scene.image, -i)]) for i in range(4)]
-    tracker = Tracker(oracle_aligner, rate=RATE, search_every=2)
+    tracker = Tracker(oracle_aligner, rate=RATE, config=TrackingConfig(search_every=2))
     for number, frame in enumerate(frames):
         places = {one.track: one.face.landmarks_3d[:, 0].mean() for one in tracker.step(frame)}
         assert len(places) == 2
@@ -120,7 +121,7 @@ def test_without_smoothing_faces_are_as_found(oracle_aligner: Aligner, scene: Sc
 
 
 def test_one_euro_keeps_constants_and_follows_jumps() -> None:
-    signal = OneEuro(Smoothing(), RATE)
+    signal = OneEuro(SmoothingConfig(), RATE)
     for _ in range(5):
         signal.share(np.array([3.0, -1.0]))
     assert signal.last is not None
@@ -129,7 +130,7 @@ def test_one_euro_keeps_constants_and_follows_jumps() -> None:
     assert slow < 0.2
     assert fast > 0.7
     with pytest.raises(ValueError, match="cutoffs"):
-        Smoothing(rest=0.0)
+        SmoothingConfig(rest=0.0)
 
 
 Film = Callable[[list[Bytes]], Path]

@@ -12,34 +12,34 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from dff.aligner.align import Aligner
-from dff.aligner.cascade.model import (
-    Cascade,
-    CascadeAligner,
-    Stage,
+from dff.aligner.cascade.fitter import (
+    apply_change,
     change_between,
-    changed,
-    fingerprint,
+    start_cascade,
+    yaw_in_crop,
+)
+from dff.aligner.cascade.io import (
     load_cascade,
     load_cascade_aligner,
     save_cascade,
-    start_of,
-    turn_of,
-    yaw_in_crop,
+    with_cascade,
 )
+from dff.aligner.cascade.model import Cascade, Stage, choose_map, fingerprint
 from dff.aligner.cascade.training import (
     Progress,
     Recipe,
     Views,
+    compute_true_states,
     learn_cascade,
+    read_views,
     ridge,
     spread_points,
     train_cascade,
-    true_states,
-    views_of,
 )
 from dff.aligner.confidence import DEFAULT
-from dff.aligner.detector import Detection
-from dff.aligner.evaluation.calibration import missed
+from dff.aligner.detection import Detection
+from dff.aligner.evaluation.calibration import disturb_box
+from dff.aligner.fitting.fit_model import FitState
 from dff.face.arrays import Floats, Ints
 from dff.face.errors import BadDataset, BadWeights
 from dff.face.geometry.camera import Box
@@ -55,13 +55,14 @@ from tests.trainer.conftest import make_row, write_dataset
 TOY = Recipe(views=110, held_out=24, stages=3, points=80, modes=4)
 
 
-def random_states(aligner: Aligner, count: int, rng: np.random.Generator) -> FaceState:
-    return FaceState(
+def random_states(aligner: Aligner, count: int, rng: np.random.Generator) -> FitState:
+    face = FaceState(
         rng.uniform(300, 900, count),
         Rotation.random(count, rng=rng).as_matrix(),
         rng.uniform(0, 300, (count, 2)),
         rng.uniform(-1, 1, (count, len(aligner.fit_model.modes))),
     )
+    return FitState.of(face, 0.0)
 
 
 def scenes_as_views(aligner: Aligner, scenes: list[Scene]) -> Views:
@@ -70,10 +71,15 @@ def scenes_as_views(aligner: Aligner, scenes: list[Scene]) -> Views:
     truth = initial_pose(
         aligner.fit_model.landmark_mean, landmarks, np.ones(landmarks.shape[:2]), TOY.modes
     )
-    return Views([scene.image for scene in scenes], np.arange(len(scenes)), truth, landmarks)
+    return Views(
+        [scene.image for scene in scenes],
+        np.arange(len(scenes)),
+        FitState.of(truth, 0.0),
+        landmarks,
+    )
 
 
-HOW = {"spread": 0.0, "nearness": 0.0}  # a cascade's faces are far
+HOW = {"spread": 0.0, "inverse_depth": 0.0}  # a cascade's faces are far
 
 
 def mean_faces(model: MorphableModel, code: PositionCode, count: int, seed: int) -> list[Scene]:
@@ -111,32 +117,26 @@ def learned(
     return cascade, progress, unseen
 
 
-def of_aligner(aligner: Aligner, cascade: Cascade) -> CascadeAligner:
-    return CascadeAligner(
-        aligner.net, aligner.anchors, aligner.model, config=aligner.config, cascade=cascade
-    )
-
-
 def test_a_change_is_what_lies_between_two_states(oracle_aligner: Aligner) -> None:
     rng = np.random.default_rng(3)
     before = random_states(oracle_aligner, 20, rng)
     delta = rng.uniform(-0.3, 0.3, (20, 6 + len(oracle_aligner.fit_model.modes)))
-    angle, unit = rng.uniform(-1, 1, 20), oracle_aligner.fit_model.unit(before)
-    after = changed(before, delta, angle, unit)
-    np.testing.assert_allclose(change_between(before, after, angle, unit), delta, atol=1e-9)
+    angle, size = rng.uniform(-1, 1, 20), oracle_aligner.fit_model.face_size(before)
+    after = apply_change(before, delta, angle, size)
+    np.testing.assert_allclose(change_between(before, after, angle, size), delta, atol=1e-9)
 
 
 def test_a_photo_that_turns_with_its_crop_changes_nothing(oracle_aligner: Aligner) -> None:
     rng = np.random.default_rng(4)
     a, b = random_states(oracle_aligner, 10, rng), random_states(oracle_aligner, 10, rng)
-    unit, turn = oracle_aligner.fit_model.unit(a), Rotation.from_euler("z", 0.7).as_matrix()
+    size, turn = oracle_aligner.fit_model.face_size(a), Rotation.from_euler("z", 0.7).as_matrix()
 
-    def turned(state: FaceState) -> FaceState:
+    def turned(state: FitState) -> FitState:
         return replace(state, rotation=turn @ state.rotation, centre=state.centre @ turn[:2, :2].T)
 
-    plain = change_between(a, b, np.zeros(10), unit)
+    plain = change_between(a, b, np.zeros(10), size)
     angle = np.full(10, 0.7)
-    np.testing.assert_allclose(change_between(turned(a), turned(b), angle, unit), plain, atol=1e-9)
+    np.testing.assert_allclose(change_between(turned(a), turned(b), angle, size), plain, atol=1e-9)
     np.testing.assert_allclose(
         yaw_in_crop(turned(a), angle), yaw_in_crop(a, np.zeros(10)), atol=1e-9
     )
@@ -153,11 +153,13 @@ def test_a_start_stands_upright_in_its_crop_whatever_the_photo_turns(
     turn = Rotation.from_euler("z", 40.0, degrees=True).as_matrix()
     rolled = replace(upright, rotation=turn @ upright.rotation)
     for one, degrees in ((upright, 0.0), (rolled, 40.0)):
-        state, crops = start_of(fit_model, [Detection(Box(0, 0, 9, 9), pose=one)], 1.5, 128)
+        state, crops = start_cascade(fit_model, [Detection(Box(0, 0, 9, 9), pose=one)], 1.5, 128)
         assert np.rad2deg(crops.angle[0]) == pytest.approx(degrees, abs=0.5)
         assert yaw_in_crop(state, crops.angle)[0] == pytest.approx(0.0, abs=0.5)
         assert state.scale[0] == pytest.approx(one.scale[0], rel=1e-3)
-        np.testing.assert_allclose(state.centre, one.centre, atol=0.01 * fit_model.unit(state)[0])
+        np.testing.assert_allclose(
+            state.centre, one.centre, atol=0.01 * fit_model.face_size(state)[0]
+        )
 
 
 def test_ridge_finds_the_map_that_made_the_targets_in_either_space() -> None:
@@ -186,7 +188,7 @@ def test_points_are_the_landmarks_and_far_from_each_other(oracle_aligner: Aligne
 
 
 def test_each_turn_has_its_map() -> None:
-    assert turn_of(np.array([-90.0, -26.0, 0.0, 26.0, 90.0])).tolist() == [0, 0, 1, 2, 2]
+    assert choose_map(np.array([-90.0, -26.0, 0.0, 26.0, 90.0])).tolist() == [0, 0, 1, 2, 2]
 
 
 def test_a_cascade_on_right_descriptors_reaches_the_known_answer(
@@ -197,14 +199,17 @@ def test_a_cascade_on_right_descriptors_reaches_the_known_answer(
     assert reached[0] < 0.08, reached
     assert reached[2] < reached[1] < reached[0], reached
     rng = np.random.default_rng(6)
-    boxes = [missed(scene.box, rng) for scene in unseen]
+    boxes = [disturb_box(scene.box, rng) for scene in unseen]
     # Nobody calibrated this oracle: with many pixels the default says enough of fits near the
     # border.
-    config = replace(oracle_aligner.config, pixels=500)
+    config = replace(
+        oracle_aligner.config,
+        observation=replace(oracle_aligner.config.observation, pixels=500),
+    )
     steady = Aligner(
         oracle_aligner.net, oracle_aligner.anchors, oracle_aligner.model, config=config
     )
-    found = of_aligner(steady, cascade).align_batch(
+    found = with_cascade(steady, cascade).align_batch(
         [s.image for s in unseen], [[box] for box in boxes]
     )
     errors = [
@@ -232,7 +237,7 @@ def test_what_is_no_face_fails(
     oracle_aligner: Aligner, learned: tuple[Cascade, list[Progress], list[Scene]]
 ) -> None:
     black = np.zeros((160, 160, 3), np.uint8)
-    (found,) = of_aligner(oracle_aligner, learned[0]).align(black, [Box(40, 40, 120, 120)])
+    (found,) = with_cascade(oracle_aligner, learned[0]).align(black, [Box(40, 40, 120, 120)])
     assert found.failed
     assert found.face_confidence == 0.0
 
@@ -251,7 +256,7 @@ def test_true_states_put_landmarks_where_the_rows_have_them(
     oracle_aligner: Aligner, views: Dataset
 ) -> None:
     rows = views.read_shard(0)[:12]
-    state = true_states(oracle_aligner.fit_model, rows)
+    state = compute_true_states(oracle_aligner.fit_model, rows)
     found = oracle_aligner.fit_model.landmarks(state)
     errors = [100 * nme_box(f, row.landmarks_3d) for f, row in zip(found, rows, strict=True)]
     assert max(errors) < 2.0, errors
@@ -290,10 +295,10 @@ def test_stages_on_sift_lower_the_error_on_people_held_out(
     again = load_cascade(tmp_path / "sift.safetensors")
     assert again.components is not None
     assert again.card == cascade.card
-    held_out = views_of(views, oracle_aligner.fit_model, "dev", 20)
+    held_out = read_views(views, oracle_aligner.fit_model, "dev", 20)
     rng = np.random.default_rng(8)
-    boxes = [[missed(Box.around(truth), rng)] for truth in held_out.landmarks]
-    found = of_aligner(oracle_aligner, again).align_batch(list(held_out.images), boxes)
+    boxes = [[disturb_box(Box.around(truth), rng)] for truth in held_out.landmarks]
+    found = with_cascade(oracle_aligner, again).align_batch(list(held_out.images), boxes)
     errors = [
         nme_box(f[0].landmarks_3d[:, :2], t) for f, t in zip(found, held_out.landmarks, strict=True)
     ]
@@ -316,7 +321,7 @@ def test_views_of_another_model_are_refused(
 ) -> None:
     row = make_row(toy_model, "id000", 0, rng=np.random.default_rng(0))
     with pytest.raises(BadDataset, match="shows the model 'toy', the weights know 'open-head'"):
-        views_of(write_dataset(tmp_path, [row]), oracle_aligner.fit_model, row.split, 4)
+        read_views(write_dataset(tmp_path, [row]), oracle_aligner.fit_model, row.split, 4)
 
 
 def toy_cascade(aligner: Aligner) -> Cascade:
@@ -400,7 +405,7 @@ def test_bad_files_are_refused_by_name(oracle_aligner: Aligner, tmp_path: Path) 
         ({}, {"kind": "sift"}, "components"),
         ({}, {"stages": "many"}, "many"),
         ({}, {"extent": -1.0}, "extent"),
-        ({}, {"calibration": {"evidence": []}}, "other evidence"),
+        ({}, {"calibration": {"evidence": []}}, "other features"),
     ]
     for parts, words, says in wrong:
         mixed = {name: part for name, part in {**arrays, **parts}.items() if part is not None}
@@ -415,11 +420,11 @@ def test_a_cascade_works_only_with_the_weights_it_was_learned_with(
 ) -> None:
     cascade = toy_cascade(oracle_aligner)
     with pytest.raises(ValueError, match="other weights"):
-        of_aligner(oracle_aligner, replace(cascade, anchors="0" * 64))
+        with_cascade(oracle_aligner, replace(cascade, anchors="0" * 64))
     with pytest.raises(ValueError, match="points"):
-        of_aligner(oracle_aligner, replace(cascade, points=cascade.points + 5000))
+        with_cascade(oracle_aligner, replace(cascade, points=cascade.points + 5000))
     with pytest.raises(ValueError, match="directions"):
-        of_aligner(oracle_aligner, replace(cascade, directions=cascade.directions[:, 1:]))
+        with_cascade(oracle_aligner, replace(cascade, directions=cascade.directions[:, 1:]))
     save_cascade(tmp_path / "c.safetensors", cascade)
     with pytest.raises(
         BadWeights, match=r"c\.safetensors: the cascade was learned with other weights"

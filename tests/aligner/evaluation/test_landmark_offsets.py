@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
+from dff.aligner.config import SmoothingConfig
 from dff.aligner.evaluation.landmark_offsets import (
-    DEPTH,
-    Missed,
+    LabelErrors,
+    OffsetConfig,
+    fit_offsets,
+    fit_responses,
     measure_landmark_offsets,
     mirrored_latents,
-    offsets,
-    responses,
 )
-from dff.aligner.video import Smoother, Smoothing
+from dff.aligner.video import Smoother
 from dff.face.arrays import Floats
 from dff.face.errors import BadLandmarks
 from dff.face.geometry.transform import rotation_from_angles
@@ -30,6 +31,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.infra.split import assign_split, default_group
 from tests.aligner.oracle import PositionCode, Scene, make_scene
 
+CONFIG = OffsetConfig()
 FLIP = np.array([-1.0, 1.0, 1.0])
 
 
@@ -45,34 +47,36 @@ def poses(count: int, rng: np.random.Generator) -> Floats:
     return np.stack([rotation_from_angles(*turn)[:2] for turn in angles])
 
 
-def test_a_known_habit_is_found_under_noise_and_outliers() -> None:
+def test_known_offsets_are_found_under_noise_and_outliers() -> None:
     rng = np.random.default_rng(0)
     landmark_offsets, rows = some_offsets(rng), poses(400, rng)
     away = np.einsum("nij,kj->nki", rows, landmark_offsets) + rng.normal(size=(400, 68, 2)) * 0.002
     away[rng.random((400, 68)) < 0.1] += 0.05
-    found = offsets(Missed(rows, away, np.zeros((400, 0))), depth=0.0)
+    found = fit_offsets(LabelErrors(rows, away, np.zeros((400, 0))), CONFIG, depth=0.0)
     assert np.abs(found - landmark_offsets).max() < 0.001
     np.testing.assert_allclose(found, found[MIRROR] * FLIP, atol=1e-12)
 
 
-def test_what_photos_do_not_show_is_not_believed() -> None:
+def test_what_photos_do_not_show_stays_zero() -> None:
     rng = np.random.default_rng(1)
     landmark_offsets = some_offsets(rng)
     rows = np.stack([rotation_from_angles(yaw, 0.0, 0.0)[:2] for yaw in rng.normal(size=50) * 2.0])
     away = np.einsum("nij,kj->nki", rows, landmark_offsets)
-    found = offsets(Missed(rows, away, np.zeros((50, 0))), depth=DEPTH)
+    found = fit_offsets(LabelErrors(rows, away, np.zeros((50, 0))), CONFIG)
     assert np.abs(found[:, 2]).max() < 0.05 * np.abs(landmark_offsets[:, 2]).max(), (
         "frontal views say nothing of depth"
     )
     assert np.abs(found - landmark_offsets)[:, :2].max() < 0.1 * np.abs(landmark_offsets).max()
-    assert not offsets(Missed(rows, np.zeros_like(away), np.zeros((50, 0)))).any(), (
-        "no habit, no offset"
-    )
+    assert not fit_offsets(
+        LabelErrors(rows, np.zeros_like(away), np.zeros((50, 0))), CONFIG
+    ).any(), "no errors, no offset"
 
 
-def test_a_shift_of_all_labels_to_one_side_is_no_habit() -> None:
+def test_a_shift_of_all_labels_to_one_side_is_no_offset() -> None:
     rows = np.stack([rotation_from_angles(yaw, 0.0, 0.0)[:2] for yaw in (-30.0, -10.0, 10.0, 30.0)])
-    found = offsets(Missed(rows, np.full((4, 68, 2), [0.002, 0.0]), np.zeros((4, 0))))
+    found = fit_offsets(
+        LabelErrors(rows, np.full((4, 68, 2), [0.002, 0.0]), np.zeros((4, 0))), CONFIG
+    )
     assert np.abs(found).max() < 1e-6
 
 
@@ -87,7 +91,7 @@ def test_what_shape_does_to_landmarks_is_found_on_both_sides() -> None:
     offset = some_offsets(rng)
     away = np.einsum("nij,nkj->nki", rows, offset + np.einsum("kjp,np->nkj", moves, latent))
     away += rng.normal(size=away.shape) * 0.001
-    found = responses(Missed(rows, away, latent), offset, mirrored)
+    found = fit_responses(LabelErrors(rows, away, latent), offset, mirrored, CONFIG)
     assert np.abs(found - moves).max() < 0.0004
     assert np.abs(found - moves).mean() < 0.2 * np.abs(moves).mean()
     np.testing.assert_allclose(found, FLIP[:, None] * (found[MIRROR] @ mirrored), atol=1e-12)
@@ -100,8 +104,8 @@ def test_mirrored_latents_are_of_the_mirrored_face(oracle_aligner: Aligner) -> N
     latent[:8] = np.random.default_rng(4).normal(size=8)
     moved = (latent @ fit_model.mesh_basis).reshape(-1, 3)
     twin = (latent @ mirrored @ fit_model.mesh_basis).reshape(-1, 3)
-    missed = np.linalg.norm(twin - moved[fit_model.model.mirror] * FLIP) / np.linalg.norm(moved)
-    assert missed < 0.1, missed
+    error = np.linalg.norm(twin - moved[fit_model.model.mirror] * FLIP) / np.linalg.norm(moved)
+    assert error < 0.1, error
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +123,7 @@ def with_landmark_offsets(aligner: Aligner, landmark_offsets: LandmarkOffsets) -
     )
 
 
-def test_a_habit_moves_landmarks_and_nothing_else(oracle_aligner: Aligner, scene: Scene) -> None:
+def test_offsets_move_landmarks_and_nothing_else(oracle_aligner: Aligner, scene: Scene) -> None:
     rng = np.random.default_rng(6)
     model = oracle_aligner.model
     wide = len(model.identity) + len(model.expression)
@@ -157,7 +161,7 @@ def test_a_habit_moves_landmarks_and_nothing_else(oracle_aligner: Aligner, scene
     np.testing.assert_array_equal(again.landmarks_3d, bare.landmarks_3d)
 
 
-def test_no_habit_is_the_vertices(oracle_aligner: Aligner, scene: Scene) -> None:
+def test_without_offsets_landmarks_are_vertices(oracle_aligner: Aligner, scene: Scene) -> None:
     (face,) = oracle_aligner.align(scene.image, [scene.box])
     table, px = oracle_aligner.model.landmarks, face.vertices_px
     np.testing.assert_allclose(face.landmarks_3d, px[table.vertex], atol=1e-9)
@@ -167,13 +171,13 @@ def test_no_habit_is_the_vertices(oracle_aligner: Aligner, scene: Scene) -> None
     assert not LandmarkOffsets(np.ones((2, 68, 3))).none
 
 
-def test_smoothed_faces_keep_the_habit(oracle_aligner: Aligner, scene: Scene) -> None:
+def test_smoothed_faces_keep_the_offsets(oracle_aligner: Aligner, scene: Scene) -> None:
     aligner = with_landmark_offsets(
         oracle_aligner, LandmarkOffsets(np.stack([some_offsets(np.random.default_rng(7))] * 2))
     )
     (face,) = aligner.align(scene.image, [scene.box])
     smoothed = Smoother(
-        aligner.model, Smoothing(), 25.0, landmark_offsets=aligner.landmark_offsets
+        aligner.model, SmoothingConfig(), 25.0, landmark_offsets=aligner.landmark_offsets
     )(face)
     np.testing.assert_allclose(smoothed.landmarks_3d, face.landmarks_3d, atol=0.01)
     np.testing.assert_allclose(smoothed.landmarks_2d, face.landmarks_2d, atol=0.01)
@@ -183,7 +187,7 @@ def test_smoothed_faces_keep_the_habit(oracle_aligner: Aligner, scene: Scene) ->
 def annotated(
     open_head: MorphableModel, code: PositionCode, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Floats], Path]:
-    """A folder of photos whose annotator has a habit in the 2D scheme."""
+    """A folder of photos whose annotator is biased in the 2D scheme."""
     rng = np.random.default_rng(8)
     names = [
         name
@@ -207,7 +211,7 @@ def annotated(
     return folder
 
 
-def test_a_habit_is_measured_from_photos(
+def test_offsets_are_fitted_to_photos(
     oracle_aligner: Aligner, annotated: Callable[[Floats], Path]
 ) -> None:
     landmark_offsets = some_offsets(np.random.default_rng(9))
@@ -238,7 +242,7 @@ def test_photos_that_are_none_are_refused(oracle_aligner: Aligner, tmp_path: Pat
         measure_landmark_offsets(oracle_aligner, [tmp_path], by_shape=False)
 
 
-def test_habits_of_other_shapes_are_refused() -> None:
+def test_offsets_of_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="LandmarkOffsets wants"):
         LandmarkOffsets(np.zeros((68, 3)))
     with pytest.raises(ValueError, match="finite"):

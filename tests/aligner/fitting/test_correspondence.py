@@ -1,6 +1,6 @@
 import numpy as np
 
-from dff.aligner.fitting.correspondence import Matches, disagreement, match, vote
+from dff.aligner.fitting.correspondence import Matches, match, match_residuals, soft_correspondence
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -18,9 +18,9 @@ def test_match_is_softmax_over_the_most_similar_anchors() -> None:
         anchors,
         stride=2,
         pixels=30,
-        keep=4,
+        candidates=4,
         sharpness=10.0,
-        doubt=0.2,
+        no_match_cosine=0.2,
     )
     for face in range(2):
         rows, columns = np.nonzero(logit[face] > 0)
@@ -49,9 +49,9 @@ def test_too_many_pixels_are_thinned_evenly() -> None:
         anchors,
         stride=2,
         pixels=100,
-        keep=2,
+        candidates=2,
         sharpness=10.0,
-        doubt=0.2,
+        no_match_cosine=0.2,
     )
     assert (found.mask > 0).all()
     assert np.isclose(found.pitch[0], 4.0)  # a quarter of the pixels: twice the distance
@@ -73,13 +73,15 @@ def some_matches(rng: np.random.Generator) -> tuple[Matches, np.ndarray, np.ndar
     )
 
 
-def test_votes_are_the_gated_mean_of_the_anchors() -> None:
+def test_soft_correspondences_are_the_gated_mean_of_the_anchors() -> None:
     rng = np.random.default_rng(4)
     matches, px, predicted, visible = some_matches(rng)
     mean = rng.normal(size=(9, 3)).astype(np.float32)
     basis = rng.normal(size=(9, 3, 5)).astype(np.float32)
     gate = np.array([6.0, np.inf])
-    got_mean, got_basis, got_weight = vote(matches, px, predicted, gate, visible, mean, basis)
+    got_mean, got_basis, got_weight = soft_correspondence(
+        matches, px, predicted, gate, visible, mean, basis
+    )
     for face in range(2):
         for i in range(15):
             anchors = matches.anchor[face, i]
@@ -100,12 +102,12 @@ def test_votes_are_the_gated_mean_of_the_anchors() -> None:
             )
 
 
-def test_disagreement_vanishes_where_anchors_fall_on_their_pixels() -> None:
+def test_match_residuals_vanish_where_anchors_fall_on_their_pixels() -> None:
     rng = np.random.default_rng(5)
     matches, _, predicted, visible = some_matches(rng)
     matches.anchor[:] = matches.anchor[..., :1]
     px = np.take_along_axis(predicted, matches.anchor[..., 0].astype(int)[..., None], axis=1)
-    offset, weight = disagreement(matches, px, predicted, np.array([3.0, 3.0]), visible)
+    offset, weight = match_residuals(matches, px, predicted, np.array([3.0, 3.0]), visible)
     live = matches.mask > 0
     assert np.abs(offset[live]).max() < 1e-4
     seen = np.take_along_axis(visible, matches.anchor[..., 0].astype(int), axis=1)

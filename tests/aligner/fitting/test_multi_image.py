@@ -9,16 +9,11 @@ import pytest
 from torch import Tensor
 
 from dff.aligner.align import Aligner
-from dff.aligner.fitting.loop import Solver
-from dff.aligner.fitting.multi_image import PersonAlignment, shared_step
-from dff.aligner.fitting.perspective import (
-    BEYOND_FIELDS,
-    BEYOND_RANGE,
-    FINE,
-    FINE_RANGE,
-    near_jacobian,
-    nearness,
-)
+from dff.aligner.alignment import Alignment, PersonAlignment
+from dff.aligner.config import MultiImageConfig
+from dff.aligner.fitting.fit_model import FitState
+from dff.aligner.fitting.multi_image import shared_step
+from dff.aligner.fitting.perspective import move, perspective_jacobian
 from dff.face.descriptor import Features
 from dff.face.errors import NoFace
 from dff.face.geometry.transform import geodesic_degrees, rotation_from_angles
@@ -27,7 +22,6 @@ from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.solve.gauss_newton import (
     POSE,
     FaceState,
-    apply_step,
     evaluate_shape,
     jacobian,
     linearise,
@@ -38,17 +32,20 @@ from dff.face.solve.robust import robust_weights
 from tests.aligner.oracle import OracleNet, PositionCode, Scene, scene_of
 
 IDENTITIES, EXPRESSIONS, POINTS = 4, 3, 40
+OWN = EXPRESSIONS + 1  # of a photo, beside its pose: expression and inverse depth
+CONFIG = MultiImageConfig()
 
 
-def problem(photos: int, *, rng: np.random.Generator) -> tuple[FaceState, dict[str, np.ndarray]]:
+def problem(photos: int, *, rng: np.random.Generator) -> tuple[FitState, dict[str, np.ndarray]]:
     """A state of so many photos that share an identity, and points in them to fit."""
     p = IDENTITIES + EXPRESSIONS
     coefficients = rng.normal(size=(photos, p)) * 0.3
     coefficients[:, :IDENTITIES] = coefficients[0, :IDENTITIES]
     rotation = np.stack([rotation_from_angles(*rng.uniform(-40, 40, 3)) for _ in range(photos)])
-    state = FaceState(
+    face = FaceState(
         rng.uniform(900, 1100, photos), rotation, rng.uniform(90, 110, (photos, 2)), coefficients
     )
+    state = FitState.of(face, np.linspace(0.5, 1.5, photos))
     mean = rng.normal(size=(photos, POINTS, 3)) * 0.05
     basis = rng.normal(size=(photos, POINTS, 3, p)) * 0.005
     targets = rng.normal(size=(photos, POINTS, 2)) * 50 + 100
@@ -56,26 +53,31 @@ def problem(photos: int, *, rng: np.random.Generator) -> tuple[FaceState, dict[s
     return state, {"mean": mean, "basis": basis, "targets": targets, "weights": weights}
 
 
-def stepped_together(
-    state: FaceState, given: dict[str, np.ndarray], *, noise: np.ndarray, damping: float = 1e-6
-) -> FaceState:
-    at, jac = jacobian(state, given["mean"], given["basis"])
-    normal = linearise(given["targets"] - at, jac, given["weights"], noise)
-    return shared_step(state, *normal, identities=IDENTITIES, damping=damping)
+def step_together(
+    state: FitState,
+    given: dict[str, np.ndarray],
+    *,
+    noise: np.ndarray,
+    config: MultiImageConfig = CONFIG,
+    damping: float = 1e-6,
+) -> FitState:
+    at, jac = perspective_jacobian(state, given["mean"], given["basis"])
+    system = linearise(given["targets"] - at, jac, given["weights"], noise)
+    return shared_step(state, *system, shared=IDENTITIES, config=config, damping=damping)
+
+
+def project_points(state: FitState, given: dict[str, np.ndarray]) -> np.ndarray:
+    points = evaluate_shape(given["mean"], given["basis"], state.coefficients)
+    return project(state, points, state.inverse_depth)
 
 
 def test_the_jacobian_in_perspective_equals_finite_differences() -> None:
     state, given = problem(2, rng=np.random.default_rng(3))
-    basis = given["basis"].copy()
-    basis[..., -1] = 0.0  # nearness moves nothing on the face
-    at, jac = near_jacobian(state, given["mean"], basis)
-    assert nearness(state).min() > 0.1
+    at, jac = perspective_jacobian(state, given["mean"], given["basis"])
+    assert jac.shape[-1] == POSE + IDENTITIES + OWN
 
     def pixels(delta: np.ndarray) -> np.ndarray:
-        there = apply_step(state, np.broadcast_to(delta, (2, len(delta))))
-        return project(
-            there, evaluate_shape(given["mean"], basis, there.coefficients), nearness(there)
-        )
+        return project_points(move(state, np.broadcast_to(delta, (2, len(delta))), CONFIG), given)
 
     zero = np.zeros(jac.shape[-1])
     np.testing.assert_allclose(at, pixels(zero))
@@ -86,22 +88,35 @@ def test_the_jacobian_in_perspective_equals_finite_differences() -> None:
 
 def test_a_camera_far_away_is_weak_perspective() -> None:
     state, given = problem(2, rng=np.random.default_rng(4))
-    state.coefficients[:, -1] = -1.0  # nearness 0
-    at, jac = near_jacobian(state, given["mean"], given["basis"])
+    far = replace(state, inverse_depth=np.zeros(2))
+    at, jac = perspective_jacobian(far, given["mean"], given["basis"])
     weak, flat = jacobian(state, given["mean"], given["basis"])
     np.testing.assert_allclose(at, weak)
-    np.testing.assert_allclose(jac[..., :-1], flat[..., :-1])
+    np.testing.assert_allclose(jac[..., :-1], flat)
+
+
+def test_cameras_stay_between_infinity_and_the_nearest() -> None:
+    state, _ = problem(2, rng=np.random.default_rng(4))
+    delta = np.zeros((2, POSE + IDENTITIES + OWN))
+    delta[:, -1] = -9.0, 9.0
+    np.testing.assert_array_equal(move(state, delta, CONFIG).inverse_depth, [0.0, CONFIG.nearest])
 
 
 def test_one_photo_is_stepped_as_alone() -> None:
+    """Where its camera may not move."""
     rng = np.random.default_rng(1)
     state, given = problem(1, rng=rng)
     noise = np.array([30.0])
     prior = np.zeros(IDENTITIES + EXPRESSIONS)
-    alone = step(state, **given, noise=noise, prior=prior, prior_sd=prior + 1.0)
-    shared = stepped_together(state, given, noise=noise)
+    depth = state.inverse_depth
+    alone = step(
+        state, **given, noise=noise, prior=prior, prior_sd=prior + 1.0, inverse_depth=depth
+    )
+    fixed = replace(CONFIG, inverse_depth=float(depth[0]), inverse_depth_sd=1e-8)
+    shared = step_together(state, given, noise=noise, config=fixed)
     for name in ("scale", "rotation", "centre", "coefficients"):
         np.testing.assert_allclose(getattr(shared, name), getattr(alone, name), atol=1e-9)
+    np.testing.assert_allclose(shared.inverse_depth, depth)
 
 
 def test_elimination_equals_the_dense_normal_equations() -> None:
@@ -109,39 +124,42 @@ def test_elimination_equals_the_dense_normal_equations() -> None:
     rng = np.random.default_rng(2)
     state, given = problem(3, rng=rng)
     noise = np.array([30.0, 40.0, 50.0])
-    stepped = stepped_together(state, given, noise=noise, damping=0.0)
+    config = replace(CONFIG, inverse_depth=1.2, inverse_depth_sd=0.5)
+    stepped = step_together(state, given, noise=noise, config=config, damping=0.0)
 
-    own = POSE + EXPRESSIONS
+    own = POSE + OWN
 
     def spread(x: np.ndarray) -> np.ndarray:
-        """(3, P) of the photos from one row: their own parts, then the identity."""
-        out = np.zeros((3, POSE + IDENTITIES + EXPRESSIONS))
+        """(3, Q) of the photos from one row: their own parts, then the identity."""
+        out = np.zeros((3, POSE + IDENTITIES + OWN))
         parts = x[: 3 * own].reshape(3, own)
         out[:, :POSE], out[:, POSE + IDENTITIES :] = parts[:, :POSE], parts[:, POSE:]
         out[:, POSE : POSE + IDENTITIES] = x[3 * own :]
         return out
 
     def pixels(x: np.ndarray) -> np.ndarray:
-        at = apply_step(state, spread(x))
-        return project(at, evaluate_shape(given["mean"], given["basis"], at.coefficients))
+        return project_points(move(state, spread(x), config), given)
 
     zero = np.zeros(3 * own + IDENTITIES)
     residual = given["targets"] - pixels(zero)
     root = np.sqrt(given["weights"] * robust_weights(residual, noise[:, None])) / noise[:, None]
     columns = [(pixels(zero + h) - pixels(zero - h)) / 2e-5 for h in 1e-5 * np.eye(len(zero))]
     jacobian = np.stack([(root[..., None] * c).ravel() for c in columns], axis=1)
-    prior = np.diag(
-        np.r_[np.tile(np.r_[np.zeros(POSE), np.ones(EXPRESSIONS)], 3), np.ones(IDENTITIES)]
-    )
-    held = np.concatenate(
-        [np.r_[np.zeros(POSE), row[IDENTITIES:]] for row in state.coefficients]
+    of_photo = np.r_[np.zeros(POSE), np.ones(EXPRESSIONS), 4.0]
+    prior = np.r_[np.tile(of_photo, 3), np.ones(IDENTITIES)]
+    off_mean = np.concatenate(
+        [
+            np.r_[np.zeros(POSE), row[IDENTITIES:], depth - 1.2]
+            for row, depth in zip(state.coefficients, state.inverse_depth, strict=True)
+        ]
         + [state.coefficients[0, :IDENTITIES]]
     )
     delta = np.linalg.solve(
-        jacobian.T @ jacobian + prior, jacobian.T @ (root[..., None] * residual).ravel() - held
+        jacobian.T @ jacobian + np.diag(prior),
+        jacobian.T @ (root[..., None] * residual).ravel() - prior * off_mean,
     )
-    wanted = apply_step(state, spread(delta))
-    for name in ("scale", "rotation", "centre", "coefficients"):
+    wanted = move(state, spread(delta), config)
+    for name in ("scale", "rotation", "centre", "coefficients", "inverse_depth"):
         np.testing.assert_allclose(
             getattr(stepped, name), getattr(wanted, name), rtol=1e-5, atol=1e-5
         )
@@ -152,9 +170,9 @@ YAWS = (0.0, -35.0, 45.0, -60.0, 20.0)
 
 
 def photos(
-    model: MorphableModel, code: PositionCode, seed: int, *, beyond: np.ndarray | float = 0.0
+    model: MorphableModel, code: PositionCode, seed: int, *, residual: np.ndarray | float = 0.0
 ) -> tuple[np.ndarray, list[Scene]]:
-    """An identity and scenes of it and what lies ``beyond``, each with its own expression."""
+    """An identity and scenes of it and a ``residual`` deformation, each with its own expression."""
     rng = np.random.default_rng(seed)
     identity = np.zeros(len(model.identity))
     identity[:40] = rng.normal(size=40)
@@ -165,7 +183,9 @@ def photos(
         )
         turns = {"pitch": rng.uniform(-15, 15), "roll": rng.uniform(-15, 15)}
         scenes.append(
-            scene_of(model, code, identity, expression, yaw=yaw, rng=rng, beyond=beyond, **turns)
+            scene_of(
+                model, code, identity, expression, yaw=yaw, rng=rng, residual=residual, **turns
+            )
         )
     return identity, scenes
 
@@ -213,7 +233,7 @@ def test_order_changes_nothing(
     np.testing.assert_allclose(back.identity, forth.identity, atol=1e-4)
 
 
-def test_photos_are_looked_at_in_several_sizes(
+def test_photos_are_observed_in_several_sizes(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:
     """Together only, and who reads the same at every size finds the same faces."""
@@ -224,7 +244,8 @@ def test_photos_are_looked_at_in_several_sizes(
             seen.append(image.shape[3])
             return super().__call__(image)
 
-    config = replace(oracle_aligner.config, sizes=(0.75, 1.0))
+    person = replace(oracle_aligner.config.multi_image, scales=(0.75, 1.0))
+    config = replace(oracle_aligner.config, multi_image=person)
     aligner = Aligner(Watched(code), oracle_aligner.anchors, open_head, config=config)
     _, scenes = photos(open_head, code, 5)
     images, boxes = [s.image for s in scenes[:2]], [s.box for s in scenes[:2]]
@@ -261,81 +282,101 @@ def test_photos_without_a_face_are_left_out_with_a_word(
         oracle_aligner.align_person([])
 
 
-def test_a_photo_that_nobody_trusts_has_no_say(
+def test_a_photo_without_trust_changes_nothing(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:
     _, scenes = photos(open_head, code, 9)
     images, boxes = [s.image for s in scenes[:3]], [[s.box] for s in scenes[:3]]
     alone = [faces[0] for faces in oracle_aligner.align_batch(images, boxes)]
-    alone[2] = replace(alone[2], face_confidence=1e-6)
-    three = oracle_aligner._align_one_person(images, alone)
-    two = oracle_aligner._align_one_person(images[:2], alone[:2])
-    trusted = oracle_aligner._align_one_person(
-        images, [*alone[:2], replace(alone[2], face_confidence=1.0)]
+
+    def fit(faces: list[Alignment]) -> Alignment:
+        start = oracle_aligner.multi_image_fitter.begin(faces)
+        return oracle_aligner._align(
+            oracle_aligner.multi_image_fitter,
+            images[: len(faces)],
+            [face.box for face in faces],
+            start,
+        )[0]
+
+    two = fit(alone[:2])
+    distrusted, trusted = (
+        fit([*alone[:2], replace(alone[2], face_confidence=confidence)])
+        for confidence in (1e-6, 1.0)
     )
-    off = [np.abs(found[0].vertices - two[0].vertices).max() for found in (three, trusted)]
+    off = [np.abs(found.vertices - two.vertices).max() for found in (distrusted, trusted)]
     assert off[0] < 0.2 * off[1]
 
 
-def test_nothing_lies_beyond_a_model_that_is_trusted(
+def test_without_residual_deformation_faces_are_those_of_identities(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:
     _, scenes = photos(open_head, code, 7)
-    found = with_beyond(oracle_aligner, 0.0).align_person(
+    found = with_deformation(oracle_aligner, 0.0).align_person(
         [s.image for s in scenes[:2]], [s.box for s in scenes[:2]]
     )
-    assert np.abs(found.beyond).max() < 1e-6
+    assert np.abs(found.residual_deformation).max() < 1e-6
     np.testing.assert_allclose(found.vertices, at_rest(open_head, found.identity), atol=1e-6)
 
 
 def test_a_face_that_no_identity_forms(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:
-    """Found nearer with what lies beyond than without, by five photos; without evidence it is
-    none.
-    """
+    """Fitted better with a residual deformation by five photos; without observations it is zero."""
     rng = np.random.default_rng(8)
     vertex = oracle_aligner.anchors.vertex
-    fields = smooth_fields(open_head.template, vertex, reach=BEYOND_RANGE, count=BEYOND_FIELDS)
-    beyond = 0.005 * np.tensordot(fields.T, rng.normal(size=(len(fields), 3)), axes=1)
-    identity, scenes = photos(open_head, code, 8, beyond=beyond)
-    true = at_rest(open_head, identity) + beyond
+    person = oracle_aligner.config.multi_image
+    fields = smooth_fields(
+        open_head.template, vertex, reach=person.coarse_range, count=person.coarse_fields
+    )
+    residual = 0.005 * np.tensordot(fields.T, rng.normal(size=(len(fields), 3)), axes=1)
+    identity, scenes = photos(open_head, code, 8, residual=residual)
+    true = at_rest(open_head, identity) + residual
     images, boxes = [s.image for s in scenes], [s.box for s in scenes]
     found = oracle_aligner.align_person(images, boxes)
-    without = with_beyond(oracle_aligner, 0.0).align_person(images, boxes)
+    without = with_deformation(oracle_aligner, 0.0).align_person(images, boxes)
     assert shape_error(open_head, true, found) < 0.8 * shape_error(open_head, true, without)
-    # Photos that no identity explains are left out before, with what lies beyond as without.
+    # Photos that no identity explains are left out before, with a residual deformation as without.
     assert found.left_out == without.left_out
     used = [face for face in found.faces if face is not None]
     assert len(used) >= 2
     for face in used:
         np.testing.assert_allclose(
-            face.vertices, open_head.vertices(face.coefficients) + found.beyond, atol=1e-6
+            face.vertices,
+            open_head.vertices(face.coefficients) + found.residual_deformation,
+            atol=1e-6,
         )
 
     # Smooth: neighbours on the mesh go the same way.
     edges = open_head.faces[:, :2]
-    steps = np.linalg.norm(np.diff(found.beyond[edges], axis=1), axis=2)
+    steps = np.linalg.norm(np.diff(found.residual_deformation[edges], axis=1), axis=2)
     lengths = np.linalg.norm(np.diff(open_head.template[edges].astype(float), axis=1), axis=2)
-    size = np.linalg.norm(found.beyond, axis=1).max()
-    steepest = 2.0 * size / BEYOND_RANGE + 3.0 * FINE * oracle_aligner.config.beyond / FINE_RANGE
+    size = np.linalg.norm(found.residual_deformation, axis=1).max()
+    fine = person.fine_share * person.deformation_sd
+    steepest = 2.0 * size / person.coarse_range + 3.0 * fine / person.fine_range
     assert (steps <= steepest * lengths + 1e-6).all()
 
-    blind = with_beyond(
-        oracle_aligner, 0.005, solver=Solver(evidence=0.01, outline=0.01, skin=0.01)
+    blind = with_deformation(oracle_aligner, 0.005)
+    config = blind.config
+    blind.multi_image_fitter.config = replace(
+        config,
+        solver=replace(config.solver, observations=0.01),
+        silhouette=replace(config.silhouette, observations=0.01),
+        photometric=replace(config.photometric, observations=0.01),
     )
     shown = [image for image, face in zip(images, found.faces, strict=True) if face is not None]
-    face = blind._align_one_person(shown, used)[0]
+    start = blind.multi_image_fitter.begin(used)
+    face = blind._align(blind.multi_image_fitter, shown, [face.box for face in used], start)[0]
     assert (
         np.abs(face.vertices - open_head.vertices(face.coefficients)).max()
-        < 0.05 * np.abs(found.beyond).max()
+        < 0.05 * np.abs(found.residual_deformation).max()
     )
 
 
-def with_beyond(aligner: Aligner, beyond: float, **config: object) -> Aligner:
+def with_deformation(aligner: Aligner, deformation_sd: float) -> Aligner:
+    person = replace(aligner.config.multi_image, deformation_sd=deformation_sd)
     return Aligner(
         aligner.net,
         aligner.anchors,
         aligner.model,
-        config=replace(aligner.config, beyond=beyond, **config),
+        config=replace(aligner.config, multi_image=person),
     )

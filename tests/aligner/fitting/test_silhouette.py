@@ -1,30 +1,33 @@
-"""Outlines: where surfaces turn away, where a map of the face ends, and what both say of a fit that
-is off.
-"""
+"""Occluding contours: where surfaces turn away, where a mask ends, and how far a fit is off."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
-from dff.aligner.align import AlignConfig
+from dff.aligner.config import AlignConfig, FitModelConfig
+from dff.aligner.fitting.contour import trace
 from dff.aligner.fitting.correspondence import Matches
 from dff.aligner.fitting.crop import Crops
-from dff.aligner.fitting.loop import FitModel, Look, Solver, build_fit_model, outlines, sight_of
-from dff.aligner.fitting.silhouette import MOST, REACH, STEPS, ends, turning
+from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model
+from dff.aligner.fitting.observation import Observation
+from dff.aligner.fitting.silhouette import find_ends, match_silhouette
+from dff.aligner.fitting.visibility import compute_visibility
 from dff.face.arrays import Floats
 from dff.face.descriptor import STRIDE
-from dff.face.geometry.camera import NearPerspective
 from dff.face.geometry.mesh import unique_edges
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
-from dff.face.solve.gauss_newton import FaceState, project
+from dff.face.solve.gauss_newton import FaceState, Lines, project
 from tests.aligner.oracle import PositionCode, oracle_anchors
 
 SIZE = 320
-NOTHING = np.zeros((1, 0, 2))
+CONFIG = AlignConfig()
+MOST = CONFIG.visibility.contour_points
 
 
 def ball(rows: int, columns: int) -> tuple[Floats, np.ndarray]:
@@ -50,13 +53,14 @@ def places(vertices: Floats, faces: np.ndarray, depth: Floats) -> tuple[int, Flo
     """(count, (count, 2) places, (count, 2) normals) of a sphere that fills a map of ``depth``."""
     row = np.zeros((MOST, 2), np.int32), np.zeros(MOST), np.zeros((MOST, 2)), np.zeros((MOST, 2))
     scale = len(depth) / 2.0
-    count = turning(
+    count = trace(
         vertices,
         vertices,
         unique_edges(faces).astype(np.int32),
         depth,
         scale,
         np.full(2, -1.0),
+        CONFIG.visibility.contour_occlusion,
         *row,
     )
     return count, row[2][:count], row[3][:count]
@@ -74,7 +78,7 @@ def test_a_ball_turns_away_on_a_circle() -> None:
     assert np.diff(np.append(angle, angle[0] + 2 * np.pi)).max() < 0.25
 
 
-def test_what_lies_behind_something_is_no_outline() -> None:
+def test_what_lies_behind_something_is_no_contour() -> None:
     vertices, faces = ball(41, 90)
     depth = np.full((64, 64), np.inf)
     depth[:, 32:] = -2.0  # a wall before the right half
@@ -92,12 +96,12 @@ def test_ends_are_where_the_map_passes_zero() -> None:
     )
     step[:, 0] = [0.25, -0.25, 0.25, 0.25]
     away = np.zeros(4)
-    ends(logit, start, step, 4, 16, away)
+    find_ends(logit, start, step, 4, 16, away)
     assert away[[0, 3]] == pytest.approx([1.3 / 0.25, -2.2 / 0.25])
     assert np.isnan(away[1:3]).all()  # one looks the wrong way, one is too far inside
 
     stripes = np.tile(np.where((x % 8) < 4, 1.0, -1.0), (40, 1)).astype(np.float32)
-    ends(stripes, np.array([[12.6, 5.0]]), np.array([[1.0, 0.0]]), 1, 12, away)
+    find_ends(stripes, np.array([[12.6, 5.0]]), np.array([[1.0, 0.0]]), 1, 12, away)
     assert away[0] == pytest.approx(
         11.5 - 12.6, abs=0.1
     )  # of the ends at 3.5, 11.5 and 19.5 the second is nearest
@@ -105,46 +109,56 @@ def test_ends_are_where_the_map_passes_zero() -> None:
 
 @pytest.fixture(scope="module")
 def fit_model(open_head: MorphableModel) -> FitModel:
-    code = PositionCode.of(open_head)
-    return build_fit_model(
-        open_head, oracle_anchors(open_head, code, 200), modes=10, near=AlignConfig.nearness
-    )
+    anchors = oracle_anchors(open_head, PositionCode.of(open_head), 200)
+    return build_fit_model(open_head, anchors, FitModelConfig(modes=10))
 
 
-def seen(fit_model: FitModel, state: FaceState) -> Look:
-    """What a network sees that knows exactly which pixels show the face."""
-    camera = NearPerspective(float(state.scale[0]), state.centre[0], fit_model.near)
+def make_state(rotation: Floats) -> FitState:
+    middle = np.full((1, 2), SIZE / 2)
+    face = FaceState(np.array([900.0]), rotation[None], middle, np.zeros((1, 10)))
+    return FitState.of(face, CONFIG.inverse_depth)
+
+
+def observe(fit_model: FitModel, state: FitState) -> Observation:
+    """By a network that knows exactly which pixels show the face, and matches none of them."""
     frame = render(
         fit_model.vertices(state)[0] @ state.rotation[0].T,
         fit_model.model.faces,
-        camera,
+        state.camera(0),
         (SIZE, SIZE),
     )
     covered = cv2.resize(
         frame.mask.astype(np.float32), (SIZE // STRIDE,) * 2, interpolation=cv2.INTER_AREA
     )
-    none = Matches(
-        NOTHING, NOTHING[..., 0], NOTHING.astype(np.int32), NOTHING.astype(np.float32), np.ones(1)
-    )
     crops = Crops(np.full((1, 2), SIZE / 2), np.full(1, float(SIZE)), np.zeros(1), SIZE)
-    return Look(none, NOTHING, (covered - 0.5)[None] * 10.0, crops, np.zeros(1, np.int64))
+    return Observation(
+        crops,
+        Matches.none(1, 0, 0),
+        np.zeros((1, 0, 2)),
+        np.zeros((1, 0, *covered.shape), np.float32),
+        (covered - 0.5)[None] * 10.0,
+    )
+
+
+def match_at(fit_model: FitModel, state: FitState, observation: Observation) -> Lines:
+    contour = compute_visibility(fit_model, state, CONFIG.visibility).contour
+    return match_silhouette(fit_model, state, contour, observation, CONFIG.silhouette)
 
 
 @pytest.mark.parametrize("yaw", [0.0, 50.0, -85.0])
-def test_a_face_that_is_aside_is_off_its_outline_by_as_much(
+def test_a_face_that_is_aside_is_off_its_silhouette_by_as_much(
     fit_model: FitModel, yaw: float
 ) -> None:
-    rotation = rotation_from_angles(yaw, 5.0, 3.0)[None]
-    true = FaceState(np.array([900.0]), rotation, np.full((1, 2), SIZE / 2), np.zeros((1, 10)))
-    look = seen(fit_model, true)
-    reach = REACH * fit_model.unit(true)[0]
-    assert reach / STEPS < 1.0  # px: a step passes no detail of the map
+    true = make_state(rotation_from_angles(yaw, 5.0, 3.0))
+    observation = observe(fit_model, true)
+    reach = CONFIG.silhouette.reach * fit_model.face_size(true)[0]
+    assert reach / CONFIG.silhouette.steps < 1.0  # px: a step passes no detail of the map
     for shift in ([0.0, 0.0], [2.0, -1.0], [-3.0, 0.5]):
-        moved = FaceState(true.scale, rotation, true.centre + shift, true.coefficients)
-        lines = outlines(fit_model, Solver(), moved, sight_of(fit_model, moved), look)
+        moved = replace(true, centre=true.centre + shift)
+        lines = match_at(fit_model, moved, observation)
         used = lines.weights[0] > 0
         assert used.sum() > 15
-        px = project(moved, lines.mean, fit_model.nearness(moved))
+        px = project(moved, lines.mean, moved.inverse_depth)
         off = ((lines.targets - px) * lines.normal).sum(-1)[0, used]
         expected = -(lines.normal[0, used] @ shift)
         assert np.median(np.abs(off - expected)) < 0.5  # px, where one of the map's is two
@@ -154,15 +168,7 @@ def test_a_face_that_is_aside_is_off_its_outline_by_as_much(
 
 
 def test_where_no_face_ends_nothing_is_known(fit_model: FitModel) -> None:
-    state = FaceState(
-        np.array([900.0]),
-        np.diag([1.0, -1.0, -1.0])[None],
-        np.full((1, 2), SIZE / 2),
-        np.zeros((1, 10)),
-    )
-    look = seen(fit_model, state)
-    everywhere = Look(look.matches, look.px, np.ones_like(look.face_logit), look.crops, look.face)
-    assert (
-        outlines(fit_model, Solver(), state, sight_of(fit_model, state), everywhere).weights.max()
-        == 0.0
-    )
+    state = make_state(np.diag([1.0, -1.0, -1.0]))
+    observation = observe(fit_model, state)
+    everywhere = replace(observation, face_logit=np.ones_like(observation.face_logit))
+    assert match_at(fit_model, state, everywhere).weights.max() == 0.0

@@ -10,7 +10,7 @@ import pytest
 import skimage.data
 from typer.testing import CliRunner
 
-from dff.aligner.cascade.model import load_cascade, load_cascade_aligner
+from dff.aligner.cascade.io import load_cascade, load_cascade_aligner
 from dff.commands.app import app
 from dff.face.model.landmarks import INNER, nme_box
 from dff.face.model.morphable import MorphableModel

@@ -1,6 +1,6 @@
 """How many faces of AFLW2000-3D and of 300-W are found, and how much that is none.
 
-    python -m benchmarks.finder aflw2000-3d/ --annotated lfpw/ --annotated afw/ --every 4
+    python -m benchmarks.detector aflw2000-3d/ --annotated lfpw/ --annotated afw/ --every 4
 
 A face counts as *seen* when a proposal of the search overlaps its landmark box by IoU 0.4, as
 *found* when a face that the aligner then accepts does. The foil are OpenCV's Haar cascades, frontal
@@ -24,7 +24,7 @@ import torch
 import typer
 
 from dff.aligner.align import Aligner, load_aligner
-from dff.aligner.detector import Detection, distinct, overlap
+from dff.aligner.detection import Detection, distinct, overlap
 from dff.aligner.evaluation.benchmarks import STEEP, YAW_BINS
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box

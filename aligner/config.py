@@ -1,0 +1,240 @@
+"""Settings of the aligner's parts. All are frozen and passed in, so two aligners may differ.
+
+Noise, gates, reaches and motions are fractions of the face size: the size in pixels at which the
+model's frontal landmark box appears in the photo. Faces of every size and yaw are treated alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dff.face.descriptor import FRAMING
+
+
+@dataclass(frozen=True)
+class ObservationConfig:
+    """How photos are observed and their pixels matched. Raises ValueError for wrong counts."""
+
+    # crops in one call of the network: the maps of more leave the cache of a CPU's core
+    network_batch: int = 4
+    pixels: int = 300  # of each face that are matched; 500 are no more accurate
+    candidates: int = 6  # anchors that a pixel may correspond to
+    # metres on the template from a pixel's best anchor within which its other candidates lie
+    candidate_radius: float = 0.012
+    no_match_cosine: float = 0.4  # at which a pixel is as likely to match no anchor at all
+    fewest: int = 24  # fewer matched pixels say nothing about a pose
+
+    def __post_init__(self) -> None:
+        if min(self.network_batch, self.pixels, self.candidates, self.fewest) < 1:
+            raise ValueError(f"ObservationConfig wants positive counts: {self}")
+
+
+@dataclass(frozen=True)
+class FitModelConfig:
+    """The part of the face model that is fitted to one photo."""
+
+    modes: int = 60  # latent directions of shape
+    contour_regions: tuple[str, ...] = ("face", "lips", "brows")
+    """Whose occluding contours count. Ears and scalps differ in ways that no mode explains."""
+    peripheral_regions: tuple[str, ...] = ("ears", "scalp", "neck")
+    """No landmark lies there, and they differ between people in ways that no mode explains."""
+    peripheral_weight: float = 0.15  # of anchors in these regions, when a fit is refined
+
+
+@dataclass(frozen=True)
+class VisibilityConfig:
+    """Which parts of a fitted mesh its camera sees."""
+
+    buffer: int = 64  # pixels of the depth buffer's side
+    occlusion: float = 0.012  # metres behind the visible surface at which a point is hidden
+    contour_points: int = 256  # of the occluding contour, at most
+    contour_occlusion: float = 0.006  # metres, as above, of points of the contour
+
+
+@dataclass(frozen=True)
+class SilhouetteConfig:
+    """How the occluding contour is fitted to the edge of the network's face mask."""
+
+    observations: float = 60.0  # independent observations that a whole contour counts as
+    points: int = 64  # of the contour that are fitted
+    reach: float = 0.04  # how far from a point of the contour the mask's edge is searched
+    steps: int = 16  # of the search, to each side
+
+
+@dataclass(frozen=True)
+class SolverConfig:
+    """Gauss-Newton steps of a fit to one photo."""
+
+    # independent observations that all pixels of a face count as: weighs the data against the prior
+    observations: float = 300.0
+    # closed-form poses, each without what the one before took for outliers
+    pose_noise: tuple[float, ...] = (0.3, 0.2, 0.12, 0.08)
+    rigid_noise: tuple[float, ...] = (0.06, 0.05)  # steps of the pose alone
+    shape_noise: tuple[float, ...] = (0.05, 0.035)  # steps of pose and shape
+    # how near to its prediction a match must fall, in the first pass after the pose is known
+    first_gate: float = 0.15
+    later_gates: tuple[float, ...] = (0.08,)  # in later passes, which begin from a prediction
+    later_noise: float = 0.03
+    later_steps: int = 2  # for each gate
+
+
+@dataclass(frozen=True)
+class MultiImageConfig:
+    """The fit to several photos of one person. Raises ValueError without a size of crops."""
+
+    scales: tuple[float, ...] = (
+        0.8,
+        1.0,
+        1.2,
+    )  # of the crops that forward passes are averaged over
+    identities: int = 100  # latent directions of identity
+    expressions: int = 40  # and of expression
+    # metres, standard deviation of the residual deformation of a coordinate; 0: none
+    deformation_sd: float = 0.005
+    coarse_range: float = 0.05  # metres over which coarse deformations change
+    coarse_fields: int = 20  # along each axis
+    fine_range: float = 0.02  # metres, of fine deformations, along the normals
+    fine_fields: int = 150
+    fine_share: float = 0.2  # standard deviation of the fine deformations over the coarse ones'
+    inverse_depth: float = 1.0  # 1 / metres: mean of the prior of cameras
+    inverse_depth_sd: float = 1.0
+    nearest: float = 4.0  # 1 / metres: no camera is nearer than that
+    matchings: int = 2  # soft correspondences in each pass
+    steps: int = 2  # Gauss-Newton, after each of them
+    whole_face: float = 0.8  # area of a face that is seen whole, over its squared size
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"MultiImageConfig wants positive scales: {self}")
+
+
+@dataclass(frozen=True)
+class PhotometricConfig:
+    """Photometric bundle adjustment of several photos of one person."""
+
+    observations: float = 1000.0  # independent ones that a photo's whole skin counts as; 0: unused
+    points: int = 1500  # of the skin whose brightness is compared
+    radius: float = 0.1  # metres from the tip of the nose within which they lie
+    noise: float = 0.04  # of brightness in 0 to 1 that light and albedo do not explain
+    outlier: float = (
+        0.05  # residual whose weight is a quarter: a hand, a strand of hair, a highlight
+    )
+    # of skin, in grey; the prior is wide, or shape would explain what albedo should
+    albedo: float = 0.45
+    albedo_sd: float = 3.0
+    side: int = 256  # pixels of the crops that are compared
+    blur: float = 0.008  # standard deviation of their blur, fraction of the face size
+    buffer: int = 160  # pixels of the depth buffer's side
+    clearance: int = 2  # buffer pixels: a point counts only where no nearer surface is so close
+    occlusion: float = 0.012  # metres behind the visible surface at which a point is hidden
+    grazing: float = 0.3  # cosine to the camera from which a point counts
+    frontal: float = 0.6  # and from which it counts fully
+    steps: int = 3  # Gauss-Newton
+    first_alternations: int = 8  # of light and albedo, before the first step
+    later_alternations: int = 2  # and before each of the others
+    # standard deviations by which all soft correspondences of a photo may be off together
+    slack_scale: float = 0.05
+    slack_degrees: float = 4.0
+    slack_shift: float = 0.03  # fraction of the face size
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """How faces are detected. Raises ValueError for counts and ratios that make no sense."""
+
+    longest: int = 1024  # pixels that a photo's longer side is shrunk to before the search
+    enlarged: int = 192  # pixels: a smaller photo's longer side is enlarged to this, at most twice
+    # pixels: the same in a second search for small faces, where no detection explains the pixels
+    second_search: int = 640
+    ratio: float = 2.0  # between the sizes of neighbouring levels
+    coarsest: int = 100  # pixels: levels whose longer side is shorter are not searched
+    pixels: int = 2500  # of each level that are matched
+    candidates: int = 6  # anchors that a pixel may correspond to
+    no_match_cosine: float = 0.25  # at which a pixel is as likely to match no anchor at all
+    fewest: int = 24  # pixels of a face on a level, or it proposes nothing
+    windows: tuple[float, ...] = (
+        8.0,
+        16.0,
+    )  # pixels of a level: radii of windows that poses start from
+    most: int = 12  # windows of each radius on a level
+    filled: float = 0.08  # share of a window that must show a face
+    least: float = 0.12  # score of a face that is not small
+    # fractions of the face size: how far pixels may disagree with a pose, pass by pass
+    noise: tuple[float, ...] = (0.3, 0.2, 0.12, 0.08, 0.08)
+    agreement: float = 0.06  # fraction of the face size at which a pixel agrees to 60 %
+    smallest: float = 14.0  # pixels of a level: sizes of faces that it can show
+    largest: float = 400.0
+    # pixels of a level: smaller faces are blurred; scores fall with the square of their size
+    sharp: float = 48.0
+    # side of a detection's square over the longer side of its box: ears, neck and hair belong to it
+    surroundings: float = 1.7
+    unexplained: float = 60.0  # square pixels beside all detections that are worth a second search
+    margin: int = 16  # pixels of the photo round what is searched again
+    # z of the gaze in the camera frame: no face is turned further, 20 degrees past profile
+    turned_away: float = 0.35
+
+    def __post_init__(self) -> None:
+        counts = (self.longest, self.enlarged, self.second_search, self.coarsest, self.pixels)
+        if min(*counts, self.candidates, self.most) < 1 or self.ratio <= 1.0:
+            raise ValueError(f"DetectorConfig wants positive sizes and a ratio above one: {self}")
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """How faces are aligned. Raises ValueError for settings that make no sense."""
+
+    crop: int = 128  # pixels of the side of the crops that the network sees
+    margin: float = FRAMING  # side of the first crop over the longer side of the landmark box
+    # the same of later passes, which know better where the landmarks are and want them large
+    later_margin: float = 1.3
+    mirror: bool = True  # every second pass observes the mirrored photo; the next one uses both
+    passes: int = 3  # at most; each observes the photo again
+    # mean motion of the landmarks in a pass below which a face needs no further pass
+    early_stop: float = 0.01
+    batch: int = 32  # faces that are aligned at a time
+    # 1 / metres, of cameras to faces: one photo hardly tells, but few are taken from far away
+    inverse_depth: float = 1.0
+    # side of the box in which a failed face is aligned once more, over that of its own box
+    second_attempt: float = 0.75
+    observation: ObservationConfig = field(default_factory=ObservationConfig)
+    fit_model: FitModelConfig = field(default_factory=FitModelConfig)
+    visibility: VisibilityConfig = field(default_factory=VisibilityConfig)
+    silhouette: SilhouetteConfig = field(default_factory=SilhouetteConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    multi_image: MultiImageConfig = field(default_factory=MultiImageConfig)
+    photometric: PhotometricConfig = field(default_factory=PhotometricConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+
+    def __post_init__(self) -> None:
+        counts = (self.crop, self.passes, self.batch)
+        if min(counts) < 1 or min(self.margin, self.later_margin, self.second_attempt) <= 0:
+            raise ValueError(f"AlignConfig wants positive sizes: {self}")
+
+
+@dataclass(frozen=True)
+class SmoothingConfig:
+    """The One Euro filter of tracked faces. Raises ValueError for settings that make no sense."""
+
+    rest: float = 0.6  # Hz: cutoff at rest
+    gain: float = 200.0  # Hz for each face size a second
+    quiet: float = 0.12  # face sizes a second: slower motion is taken for noise
+    speed: float = 1.0  # Hz: cutoff of the speed itself
+
+    def __post_init__(self) -> None:
+        if min(self.rest, self.speed) <= 0 or min(self.gain, self.quiet) < 0:
+            raise ValueError(f"SmoothingConfig wants positive cutoffs: {self}")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """How faces are tracked through a video. Raises ValueError for settings that make no sense."""
+
+    smoothing: SmoothingConfig | None = None  # None leaves the faces as they are found
+    search_every: int = 25  # frames between searches of the whole frame for new faces
+    thumbnail: tuple[int, int] = (32, 18)  # pixels across and down in which shots are compared
+    # mean difference of grey levels (0 to 255) between frames from which a shot is a new one
+    cut: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.search_every < 1:
+            raise ValueError(f"TrackingConfig wants at least one frame between searches: {self}")

@@ -1,0 +1,59 @@
+"""Detections: what a face detector answers, and boxes that mean one face."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dff.face.arrays import Bytes, Floats
+from dff.face.geometry.camera import Box
+from dff.face.solve.gauss_newton import FaceState
+
+OVERLAP = 0.3  # intersection over union from which two boxes are one face
+INSIDE = 0.7  # share of the smaller box within the larger from which they are one face
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A face that may be there."""
+
+    box: Box  # of its 68 landmarks, upright and tight, pixels
+    score: float = 1.0  # 0 to 1
+    pose: FaceState | None = None  # of one mean face; None where only the box is known
+
+
+class FaceDetector(Protocol):
+    """Detects faces."""
+
+    def find(self, image: Bytes) -> list[Detection]:
+        """Faces of an (H, W, 3) RGB image by falling score; none when no face is seen."""
+        ...
+
+
+def distinct(detections: Sequence[Detection]) -> list[Detection]:
+    """The detections by falling score, without those of a face that a better one shows."""
+    kept: list[Detection] = []
+    for one in sorted(detections, key=lambda detection: -detection.score):
+        if not any(same_face(one.box, other.box) for other in kept):
+            kept.append(one)
+    return kept
+
+
+def same_face(a: Box, b: Box) -> bool:
+    """Whether two boxes mean one face: they overlap, or one lies within the other."""
+    one, other = np.array([a.x0, a.y0, a.x1, a.y1]), np.array([b.x0, b.y0, b.x1, b.y1])
+    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+    shared = float(np.prod(np.clip(high - low, 0.0, None)))
+    smaller = min(a.width * a.height, b.width * b.height)
+    return overlap(one, other) >= OVERLAP or shared >= INSIDE * smaller
+
+
+def overlap(a: Floats, b: Floats) -> float:
+    """Intersection over union of two (4,) boxes."""
+    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+    shared = float(np.prod(np.clip(high - low, 0.0, None)))
+    union = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared
+    return shared / union

@@ -1,0 +1,76 @@
+"""How well fits explain the forward pass that they were made from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from dff.aligner.config import VisibilityConfig
+from dff.aligner.fitting.correspondence import Matches, match_residuals
+from dff.aligner.fitting.face_fit import FaceFit
+from dff.aligner.fitting.fit_model import FitModel, FitState
+from dff.aligner.fitting.observation import Observation, Observer
+from dff.aligner.fitting.visibility import compute_visibility
+from dff.face.arrays import Floats
+
+# Calibrations are fitted to these two: they are part of what their features mean.
+AGREEMENT = 0.035  # fraction of the face size: a match this far from its prediction agrees to 60 %
+GATE = 0.1  # fraction of the face size beyond which a match is another point altogether
+
+
+def assess(
+    fit_model: FitModel,
+    observer: Observer,
+    observation: Observation,
+    before: FaceFit,
+    state: FitState,
+    config: VisibilityConfig,
+) -> FaceFit:
+    """The record of B faces that one pass has moved from ``before`` to ``state``."""
+    visibility = compute_visibility(fit_model, state, config)
+    face_size = fit_model.face_size(state)
+    agreement, residual = measure_agreement(
+        observation.matches, observation.px, fit_model.anchors(state), visibility.anchors, face_size
+    )
+    moved = move_fit(fit_model, before, state)
+    return replace(
+        moved,
+        crops=observation.crops,
+        visibility=visibility,
+        matches=observation.matches,
+        px=observation.px,
+        agreement=agreement,
+        probes=observer.probe(observation, moved.landmarks),
+        residual=residual,
+    )
+
+
+def move_fit(fit_model: FitModel, before: FaceFit, state: FitState) -> FaceFit:
+    """The record of B faces at a new ``state``, of which nothing has been observed yet."""
+    landmarks = fit_model.landmarks(state)
+    motion = np.linalg.norm(landmarks - before.landmarks, axis=2).mean(1)
+    return replace(
+        before,
+        state=state,
+        landmarks=landmarks,
+        motion=np.asarray(motion / fit_model.face_size(state)),
+        residual=np.full(len(motion), np.nan),
+        detected=np.zeros_like(before.detected),
+    )
+
+
+def measure_agreement(
+    matches: Matches, px: Floats, predicted: Floats, visible: Floats, face_size: Floats
+) -> tuple[Floats, Floats]:
+    """(B, N) agreement of each pixel, and (B,) mean distance of the agreeing matches.
+
+    Agreement is the probability that the pixel shows the face and matches a visible point that the
+    fit puts close to it; the distance is a fraction of the (B,) ``face_size`` in pixels. The other
+    arguments are those of ``soft_correspondence``.
+    """
+    offset, weight = match_residuals(matches, px, predicted, GATE * face_size, visible)
+    distance = np.linalg.norm(offset, axis=2) / face_size[:, None]
+    agrees = weight * np.exp(-0.5 * (distance / AGREEMENT) ** 2)
+    total = np.maximum(agrees.sum(1), 1e-9)
+    return agrees, (agrees * distance).sum(1) / total

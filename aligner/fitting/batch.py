@@ -1,0 +1,58 @@
+"""Rows of batched values: frozen dataclasses whose arrays share a leading batch axis.
+
+Fields that are such dataclasses are followed; whatever else a value holds is common to all rows and
+kept as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from dff.face.arrays import Bools, Ints
+
+T = TypeVar("T")
+
+
+def take_rows(value: T, rows: Bools | Ints | slice) -> T:
+    """The ``rows`` of a batched value."""
+    return cast(T, _mapped(lambda array: array[rows], value))
+
+
+def replace_rows(value: T, rows: Ints, part: T) -> T:
+    """A new value like ``value`` whose (N,) ``rows`` are those of ``part``."""
+
+    def merged(whole: Any, new: Any) -> Any:
+        out = whole.copy()
+        out[rows] = new
+        return out
+
+    return cast(T, _mapped(merged, value, part))
+
+
+def join_rows(parts: Sequence[T]) -> T:
+    """A value with the rows of all parts, in order."""
+    return cast(T, _mapped(lambda *arrays: np.concatenate(arrays), *parts))
+
+
+def choose_rows(condition: Bools, yes: T, no: T) -> T:
+    """A value whose rows are those of ``yes`` where (B,) ``condition`` holds, else of ``no``."""
+
+    def chosen(a: Any, b: Any) -> Any:
+        return np.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return cast(T, _mapped(chosen, yes, no))
+
+
+def _mapped(function: Callable[..., Any], *values: Any) -> Any:
+    first: Any = values[0]
+    if isinstance(first, np.ndarray):
+        return function(*values)
+    if not is_dataclass(first):
+        return first
+    names = [field.name for field in fields(first)]
+    parts = {name: _mapped(function, *(getattr(v, name) for v in values)) for name in names}
+    return replace(first, **parts)

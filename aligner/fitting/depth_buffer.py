@@ -1,0 +1,93 @@
+"""The depth buffer of one mesh: which points its own surface hides from the camera."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numba
+import numpy as np
+
+from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints
+from dff.face.render import zbuffer
+
+
+@dataclass(frozen=True)
+class DepthBuffer:
+    """The triangles that a camera sees, in pixels ``scale * (xy - low)`` of ``seen``."""
+
+    seen: Float[Array, "vertices 3"]  # metres, as the camera sees them: planes stay planes
+    faces: Integer[Array, "triangles 3"]
+    low: Float[Array, " 2"]
+    scale: float
+    triangle: Integer[Array, "height width"]  # -1: none
+
+    @staticmethod
+    def of(turned: Floats, inverse_depth: float, faces: Ints, side: int) -> DepthBuffer:
+        """The buffer, ``side`` pixels wide, of (V, 3) vertices turned into the camera's axes."""
+        seen = turned / (1.0 + inverse_depth * turned[:, 2:])
+        low, high = seen[:, :2].min(0), seen[:, :2].max(0)
+        scale = side / float((high - low).max())
+        px = (seen[:, :2] - low) * scale
+        triangle = zbuffer.visibility(px, seen[:, 2], faces, (side, side))
+        return DepthBuffer(seen, faces, low, scale, triangle)
+
+    def nearest_depth(self) -> Floats:
+        """(H, W) depth of each pixel's triangle at its nearest corner; infinite where none is.
+
+        Near enough for tolerances of a centimetre.
+        """
+        return np.asarray(_nearest_depth(self.triangle, self.faces, self.seen[:, 2]))
+
+    def behind(self, points: Floats, depth: Floats) -> Floats:
+        """(N,) metres by which (N, 3) points lie behind the surface in all four pixels around them.
+
+        Zero before it. ``depth`` (H, W) of the surface.
+        """
+        return np.asarray(_behind(points, self.low, self.scale, depth))
+
+    def clear(self, points: Floats, *, clearance: int, occlusion: float) -> Bools:
+        """(N,) whether no surface within ``clearance`` pixels lies before (N, 3) points.
+
+        Stricter than ``behind``: what lies just beside a nearer surface is hidden too, as its
+        brightness is mixed with that of the other. ``occlusion``: tolerance in metres.
+        """
+        far = self.seen[self.faces[np.maximum(self.triangle, 0)], 2].max(-1)
+        depth = np.where(self.triangle >= 0, far, np.inf).astype(np.float32)
+        side = 2 * clearance + 1
+        depth = np.asarray(cv2.erode(depth, np.ones((side, side), np.uint8)))
+        cell = ((points[:, :2] - self.low) * self.scale).astype(np.int64)
+        column, row = np.clip(cell, 0, len(depth) - 1).T
+        return np.asarray(points[:, 2] < depth[row, column] + occlusion)
+
+
+@numba.njit(cache=True, nogil=True)
+def _nearest_depth(ids, faces, depth):  # type: ignore[no-untyped-def]
+    out = np.full(ids.shape, np.inf)
+    for row in range(ids.shape[0]):
+        for column in range(ids.shape[1]):
+            f = ids[row, column]
+            if f >= 0:
+                out[row, column] = min(depth[faces[f, 0]], depth[faces[f, 1]], depth[faces[f, 2]])
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def farthest_around(depth, x, y):  # type: ignore[no-untyped-def]
+    """The largest ``depth`` of the four pixels around a place; pixel centres at whole numbers."""
+    height, width = depth.shape
+    column, row = int(np.floor(x)), int(np.floor(y))
+    out = -np.inf
+    for r in (row, row + 1):
+        for c in (column, column + 1):
+            out = max(out, depth[min(max(r, 0), height - 1), min(max(c, 0), width - 1)])
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _behind(points, low, scale, depth):  # type: ignore[no-untyped-def]
+    out = np.empty(len(points))
+    for n in range(len(points)):
+        x, y = (points[n, 0] - low[0]) * scale - 0.5, (points[n, 1] - low[1]) * scale - 0.5
+        out[n] = max(points[n, 2] - farthest_around(depth, x, y), 0.0)
+    return out

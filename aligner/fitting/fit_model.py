@@ -1,0 +1,291 @@
+"""What is fitted: the state of B faces, and the part of a morphable model that explains them.
+
+Every array has a leading batch axis B. Pixels are of each face's own photo. A face's *size* is the
+size in pixels at which the model's frontal landmark box appears under its pose; noise, gates and
+motion are fractions of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from dff.aligner.alignment import Alignment
+from dff.aligner.config import FitModelConfig
+from dff.aligner.fitting.batch import take_rows
+from dff.face.arrays import Array, Bools, Float, Floats, Int, Integer, Ints
+from dff.face.descriptor import Anchors
+from dff.face.geometry.camera import Box, NearPerspective
+from dff.face.geometry.mesh import triangle_normals, unique_edges
+from dff.face.geometry.transform import CAM_FROM_FRONTAL_HEAD
+from dff.face.model.landmarks import SCHEMES, LandmarkOffsets
+from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.solve.gauss_newton import FaceState, evaluate_shape, project
+
+
+@dataclass(frozen=True)
+class FitState(FaceState):
+    """Pose, shape and camera of B faces."""
+
+    inverse_depth: Float[Array, " faces"]  # 1 / metres, of the cameras to the faces
+
+    @staticmethod
+    def of(state: FaceState, inverse_depth: Floats | float) -> FitState:
+        """A state seen by cameras of that ``inverse_depth``, (B,) or one for all."""
+        depth = np.broadcast_to(np.asarray(inverse_depth, np.float64), state.scale.shape).copy()
+        return FitState(state.scale, state.rotation, state.centre, state.coefficients, depth)
+
+    def __getitem__(self, rows: slice | Ints | Bools) -> FitState:
+        return take_rows(self, rows)
+
+    def with_face(self, face: FaceState) -> FitState:
+        """Another pose and shape, seen by the same cameras."""
+        return FitState.of(face, self.inverse_depth)
+
+    def camera(self, face: int) -> NearPerspective:
+        """The camera of the whole photo of one face."""
+        depth = float(self.inverse_depth[face])
+        return NearPerspective(float(self.scale[face]), self.centre[face], depth)
+
+
+@dataclass(frozen=True)
+class FitModel:
+    """The tables of a morphable model and its anchors that fitting needs, cut out once.
+
+    A state's coefficients are *latent*: standard normal under the model's prior, the P directions
+    that move the anchors most under it. They are fewer than the model's own coefficients, which
+    follow from them linearly.
+    """
+
+    model: MorphableModel
+    config: FitModelConfig
+    anchor_vertex: Integer[Array, " anchors"]
+    anchor_mean: Float[Array, "anchors 3"]  # metres, float32
+    anchor_basis: Float[Array, "anchors 3 modes"]  # float32
+    landmark_triangles: Int[Array, "68 triangles"]  # those at each landmark, some repeated
+    landmark_mean: Float[Array, "68 3"]  # metres
+    landmark_basis: Float[Array, "68 3 modes"]
+    mesh_basis: Float[Array, "modes vertexcoordinates"]  # float32
+    modes: Float[Array, "modes coefficients"]  # the model's coefficients of each latent direction
+    size: float  # metres: geometric mean of the sides of the frontal landmark box
+
+    @cached_property
+    def in_crease(self) -> Bools:
+        """(68,) landmarks whose triangles all turn away even from a camera in front."""
+        return largest_cosines(self.model.template, self.model.faces, self.landmark_triangles) < 0.0
+
+    @cached_property
+    def anchor_weight(self) -> Floats:
+        """(A,) how much each anchor counts when a fit is refined."""
+        regions = _present(self.model, self.config.peripheral_regions)
+        peripheral = np.isin(
+            self.anchor_vertex, self.model.faces[self.model.triangles_of(*regions)]
+        )
+        return np.where(peripheral, self.config.peripheral_weight, 1.0)
+
+    @cached_property
+    def contour_edges(self) -> Ints:
+        """(E, 2) int32 vertices of the edges that an occluding contour may cross."""
+        regions = _present(self.model, self.config.contour_regions)
+        triangles = self.model.triangles_of(*regions)
+        return unique_edges(self.model.faces[triangles]).astype(np.int32)
+
+    @cached_property
+    def vertex_basis(self) -> Floats:
+        """(V, 3, P) float32."""
+        by_axis = self.mesh_basis.reshape(len(self.mesh_basis), -1, 3)
+        return np.ascontiguousarray(np.moveaxis(by_axis, 0, 2))
+
+    @cached_property
+    def rigid_basis(self) -> Floats:
+        """(A, 3, 0): the basis of the anchors of the rigid mean face."""
+        return self.anchor_basis[:, :, :0]
+
+    def face_size(self, state: FaceState) -> Floats:
+        """(B,) pixels."""
+        return state.scale * self.size
+
+    def vertices(self, state: FaceState) -> Floats:
+        """(B, V, 3) metres in the head frame."""
+        offset = state.coefficients.astype(np.float32) @ self.mesh_basis
+        return np.asarray(
+            self.model.template.astype(np.float64) + offset.reshape(len(offset), -1, 3)
+        )
+
+    def landmarks(self, state: FitState) -> Floats:
+        """(B, 68, 2) pixels, 3D scheme."""
+        points = evaluate_shape(self.landmark_mean, self.landmark_basis, state.coefficients)
+        return project(state, points, state.inverse_depth)
+
+    def anchors(self, state: FitState) -> Floats:
+        """(B, A, 2) pixels."""
+        points = evaluate_shape(self.anchor_mean, self.anchor_basis, state.coefficients)
+        return project(state, points, state.inverse_depth)
+
+    def latent(self, coefficients: Coefficients) -> Floats:
+        """(P,) the nearest latent row, coefficients measured in their own standard deviations."""
+        prior = prior_sd(self.model)
+        # Measured so, the rows of ``modes`` are orthonormal.
+        both = np.concatenate([coefficients.identity, coefficients.expression])
+        return np.asarray((self.modes / prior) @ (both / prior))
+
+    def coefficients(self, latent: Floats) -> Coefficients:
+        """The model's coefficients of one (P,) latent row."""
+        both = latent @ self.modes
+        k = len(self.model.identity)
+        return Coefficients(both[:k], both[k:])
+
+    def as_annotated(self, landmark_offsets: LandmarkOffsets) -> Self:
+        """The fit model whose landmarks lie where annotators of the 3D scheme put them."""
+        if landmark_offsets.none:
+            return self
+        away = landmark_offsets.of("3d", np.zeros(self.modes.shape[1]))
+        mean, basis = self.landmark_mean + away, self.landmark_basis
+        if landmark_offsets.response.shape[3]:
+            basis = basis + landmark_offsets.response[SCHEMES.index("3d")] @ self.modes.T
+        return replace(self, landmark_mean=mean, landmark_basis=basis)
+
+    def state_in_boxes(self, boxes: Sequence[Box], inverse_depth: float) -> FitState:
+        """The mean face, looking ahead, with its landmark box about each of B boxes."""
+        none = np.zeros((1, len(self.modes)))
+        ahead = FaceState(np.ones(1), CAM_FROM_FRONTAL_HEAD[None], np.zeros((1, 2)), none)
+        frontal = Box.around(self.landmarks(FitState.of(ahead, inverse_depth))[0])
+        scale = np.array([box.size for box in boxes]) / frontal.size
+        centre = np.stack([box.centre for box in boxes]) - scale[:, None] * frontal.centre
+        rotation = np.repeat(ahead.rotation, len(boxes), axis=0)
+        face = FaceState(scale, rotation, centre, np.zeros((len(boxes), len(self.modes))))
+        return FitState.of(face, inverse_depth)
+
+    def state_of_alignments(self, faces: Sequence[Alignment], inverse_depth: float) -> FitState:
+        """The state of B alignments, by whatever fit model of the same face model."""
+        face = FaceState(
+            np.array([face.camera.scale for face in faces]),
+            np.stack([face.cam_from_head.rotation for face in faces]),
+            np.stack([face.camera.centre for face in faces]),
+            np.stack([self.latent(face.coefficients) for face in faces]),
+        )
+        return FitState.of(face, inverse_depth)
+
+
+@dataclass(frozen=True)
+class PersonFitModel(FitModel):
+    """The fit model of several photos of one person.
+
+    Of the latent directions the first ``identities`` are the model's identities, the next
+    ``deformations`` form the residual deformation, which no identity of the model has, and the rest
+    are expressions. The photos share the first two kinds. ``modes`` of deformations are zero.
+    """
+
+    identities: int
+    deformations: int
+
+    @property
+    def shared(self) -> int:
+        """The number of latent coefficients that all photos share; they come first."""
+        return self.identities + self.deformations
+
+
+def prior_sd(model: MorphableModel) -> Floats:
+    """(K + E,) standard deviations of a model's coefficients."""
+    return np.concatenate([np.ones(len(model.identity)), model.expression_sd.astype(np.float64)])
+
+
+def build_fit_model(
+    model: MorphableModel, anchors: Anchors, config: FitModelConfig, *, both_sides: bool = False
+) -> FitModel:
+    """The fit model whose latent directions move the anchors most under the model's prior.
+
+    ``both_sides``: in every table of anchors their counterparts on the other side of the face
+    follow, as observations of mirrored photos are matched to these.
+    """
+    prior = prior_sd(model)
+    both = np.concatenate([model.identity, model.expression]).astype(np.float32)
+    at_anchors = both[:, anchors.vertex].reshape(len(both), -1) * prior[:, None]
+    modes = principal_directions(at_anchors)[: config.modes] * prior
+    return build_fit_model_from_modes(model, anchors, modes, config, both_sides=both_sides)
+
+
+def principal_directions(rows: Floats) -> Floats:
+    """(K, K) unit combinations of (K, N) ``rows``, by falling length of what they combine to.
+
+    The left singular vectors, from the small Gram matrix.
+    """
+    _, vectors = np.linalg.eigh(rows @ rows.T)
+    return np.asarray(vectors.T[::-1])
+
+
+def build_fit_model_from_modes(
+    model: MorphableModel,
+    anchors: Anchors,
+    modes: Floats,
+    config: FitModelConfig,
+    *,
+    both_sides: bool = False,
+) -> FitModel:
+    """The fit model of (P, K + E) latent directions; ``both_sides`` as in ``build_fit_model``."""
+    vertex = anchors.vertex
+    if both_sides:
+        vertex = np.concatenate([vertex, model.mirror[vertex]])
+    both = np.concatenate([model.identity, model.expression]).astype(np.float32)
+    mesh_basis = (modes.astype(np.float32) @ both.reshape(len(both), -1)).astype(np.float32)
+    by_vertex = np.moveaxis(mesh_basis.reshape(len(modes), -1, 3), 0, 2)
+    return FitModel(
+        model=model,
+        config=config,
+        anchor_vertex=vertex,
+        anchor_mean=model.template[vertex].astype(np.float32),
+        anchor_basis=np.ascontiguousarray(by_vertex[vertex]),
+        landmark_triangles=_triangles_at(model.faces, model.landmarks.vertex),
+        landmark_mean=model.template[model.landmarks.vertex].astype(np.float64),
+        landmark_basis=by_vertex[model.landmarks.vertex].astype(np.float64),
+        mesh_basis=mesh_basis,
+        modes=modes,
+        size=Box.around(model.template[model.landmarks.vertex][:, :2]).size,
+    )
+
+
+def extend_to_person(
+    fit_model: FitModel, deformations: Floats, *, identities: int
+) -> PersonFitModel:
+    """A fit model whose modes after the first ``identities`` are (M, V, 3) deformations instead.
+
+    Metres for one standard deviation. The modes that they replace are zero in ``fit_model``.
+    """
+    shared = slice(identities, identities + len(deformations))
+    mesh_basis = fit_model.mesh_basis.copy()
+    mesh_basis[shared] = deformations.reshape(len(deformations), mesh_basis.shape[1])
+    tables = {field.name: getattr(fit_model, field.name) for field in fields(fit_model)}
+    tables["mesh_basis"] = mesh_basis
+    for name, vertex in (
+        ("anchor_basis", fit_model.anchor_vertex),
+        ("landmark_basis", fit_model.model.landmarks.vertex),
+    ):
+        tables[name] = tables[name].copy()
+        tables[name][..., shared] = np.moveaxis(deformations[:, vertex], 0, 2)
+    return PersonFitModel(**tables, identities=identities, deformations=len(deformations))
+
+
+def largest_cosines(
+    vertices: Floats, faces: Ints, triangles: Ints, *, towards: float = 1.0
+) -> Floats:
+    """(N,) largest cosine between the z axis times ``towards`` and the normals of (N, T) rows."""
+    normal = triangle_normals(vertices, faces[triangles.ravel()])
+    cosine = towards * normal[:, 2] / np.maximum(np.linalg.norm(normal, axis=1), 1e-12)
+    return np.asarray(cosine.reshape(triangles.shape).max(1))
+
+
+def _present(model: MorphableModel, regions: Sequence[str]) -> list[str]:
+    return [name for name in regions if name in model.region_names]
+
+
+def _triangles_at(faces: Ints, vertices: Ints) -> Ints:
+    """(N, T) triangles that meet each of (N,) vertices; where there are fewer the first repeats."""
+    meeting = [np.flatnonzero((faces == vertex).any(1)) for vertex in vertices]
+    most = max(len(some) for some in meeting)
+    return np.stack(
+        [np.concatenate([some, np.full(most - len(some), some[0])]) for some in meeting]
+    )

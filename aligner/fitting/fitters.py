@@ -1,0 +1,121 @@
+"""The dense fitter: one face in one photo, by soft correspondences of its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dff.aligner.alignment import Alignment
+from dff.aligner.config import AlignConfig
+from dff.aligner.detection import Detection
+from dff.aligner.fitting.assessment import assess
+from dff.aligner.fitting.batch import replace_rows, take_rows
+from dff.aligner.fitting.correspondence import interleave, pool
+from dff.aligner.fitting.crop import Crops, crops_of_boxes, crops_of_state
+from dff.aligner.fitting.face_fit import FaceFit
+from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model
+from dff.aligner.fitting.observation import (
+    MirroredObserver,
+    Observation,
+    Observer,
+    describe_landmarks,
+)
+from dff.aligner.fitting.steps import fit_from_detection, fit_from_last_frame, refine
+from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.face.descriptor import Anchors, Network
+from dff.face.model.morphable import MorphableModel
+
+Solve = Callable[[Observation, FaceFit, Ints], FitState]
+"""(what is seen of B faces, their fits before, which of the images they are in) to new states."""
+
+
+class DenseFitter:
+    """Fits single faces by soft correspondences; every second pass observes the mirrored photo."""
+
+    def __init__(
+        self, net: Network, anchors: Anchors, model: MorphableModel, config: AlignConfig
+    ) -> None:
+        self.config, self.passes = config, config.passes
+        self.fit_model = build_fit_model(model, anchors, config.fit_model, both_sides=config.mirror)
+        parts = net, anchors, describe_landmarks(anchors, self.fit_model.landmark_mean)
+        self.observers: tuple[Observer, ...] = (Observer(*parts, config.observation),)
+        if config.mirror:
+            self.observers += (MirroredObserver(*parts, config.observation),)
+
+    def begin(self, detections: Sequence[Detection]) -> FaceFit:
+        """In the poses of the detections, or else as the mean face, upright in the boxes."""
+        fit_model, config = self.fit_model, self.config
+        boxes = [detection.box for detection in detections]
+        state = fit_model.state_in_boxes(boxes, config.inverse_depth)
+        crops = crops_of_boxes(boxes, config.margin, config.crop)
+        for i, detection in enumerate(detections):
+            if detection.pose is not None:
+                mean_face = replace(
+                    detection.pose, coefficients=np.zeros((1, len(fit_model.modes)))
+                )
+                posed = FitState.of(mean_face, config.inverse_depth)
+                turned = crops_of_state(fit_model, posed, config.margin, config.crop)
+                row = np.array([i])
+                state, crops = replace_rows(state, row, posed), replace_rows(crops, row, turned)
+        return FaceFit.begin(fit_model, state, crops, config, detected=True)
+
+    def resume(self, faces: Sequence[Alignment]) -> FaceFit:
+        """In the faces' own poses and shapes."""
+        fit_model, config = self.fit_model, self.config
+        state = fit_model.state_of_alignments(faces, config.inverse_depth)
+        crops = crops_of_state(fit_model, state, config.margin, config.crop)
+        return FaceFit.begin(fit_model, state, crops, config, detected=False)
+
+    def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
+        """Observe the photos, pool the matches with the last pass's, and step the states."""
+        observer = self.observers[number % len(self.observers)]
+        crops = next_crops(self.fit_model, before, number, self.config)
+
+        def solve(observation: Observation, before: FaceFit, rows: Ints) -> FitState:
+            if number == 0:
+                first = fit_from_detection if before.detected.all() else fit_from_last_frame
+                return first(self.fit_model, self.config, observation, before.state)
+            if len(self.observers) > 1 and number > 1:
+                matches = pool(before.matches, observation.matches)
+                px = interleave(before.px, observation.px)
+                observation = replace(observation, matches=matches, px=px)
+            return refine(self.fit_model, self.config, observation, before.state, before.visibility)
+
+        return observe_and_solve(
+            self.fit_model, observer, self.config, images, crops, before, solve
+        )
+
+    def early_stop(self, motion: Floats) -> Bools:
+        """Each face for itself."""
+        return np.asarray(motion <= self.config.early_stop)
+
+
+def next_crops(fit_model: FitModel, before: FaceFit, number: int, config: AlignConfig) -> Crops:
+    """The crops of a pass: those that the fits begin with, then closer ones about the faces."""
+    if number == 0:
+        return before.crops
+    return crops_of_state(fit_model, before.state, config.later_margin, config.crop)
+
+
+def observe_and_solve(
+    fit_model: FitModel,
+    observer: Observer,
+    config: AlignConfig,
+    images: Sequence[Bytes],
+    crops: Crops,
+    before: FaceFit,
+    solve: Solve,
+) -> FaceFit:
+    """One pass over B faces: those of which too few pixels are seen are lost and stay."""
+    observation = observer.observe(images, crops)
+    seen = observation.matched >= config.observation.fewest
+    after, rows = replace(before, lost=~seen), np.flatnonzero(seen)
+    if len(rows) == 0:
+        return after
+    if not seen.all():  # maps are large: copied only if need be
+        observation, before = take_rows(observation, rows), before[rows]
+    state = solve(observation, before, rows)
+    moved = assess(fit_model, observer, observation, before, state, config.visibility)
+    return replace_rows(after, rows, moved)

@@ -1,0 +1,153 @@
+"""Forward passes of the network through crops of photos, matched to the anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.special import expit
+
+from dff.aligner.config import ObservationConfig
+from dff.aligner.fitting.correspondence import Matches, match
+from dff.aligner.fitting.crop import Crops
+from dff.face.arrays import Array, Bools, Bytes, Float, Floats
+from dff.face.descriptor import STRIDE, Anchors, Network, image_batch
+from dff.face.model.landmarks import MIRROR
+
+# (25, 2) pixels of the network's grid round a landmark's own, the inner ring first
+NEIGHBOURS = np.array(
+    sorted(
+        ((x, y) for x in range(-2, 3) for y in range(-2, 3)),
+        key=lambda o: max(abs(o[0]), abs(o[1])),
+    )
+)
+INNER_NEIGHBOURS = 9  # of them: those within one pixel
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the network shows of B faces in one forward pass."""
+
+    crops: Crops  # through which the photos were observed
+    matches: Matches
+    px: Float[Array, "faces pixels 2"]  # pixels of the photo that were matched
+    # unit descriptors of the crops' pixels, STRIDE wide
+    descriptor: Float[Array, "faces channels height width"]
+    face_logit: Float[Array, "faces height width"]  # log odds that they show the face
+
+    @property
+    def matched(self) -> Floats:
+        """(B,) how many pixels are matched."""
+        return np.asarray((self.matches.mask > 0).sum(1))
+
+    @property
+    def area(self) -> Floats:
+        """(B,) square pixels of the photo that show the face."""
+        pixels = self.matched * self.matches.pitch**2
+        return np.asarray(pixels * (self.crops.side / self.crops.size) ** 2)
+
+
+class Observer:
+    """Observes photos through crops by a network, and matches what it shows to the anchors."""
+
+    def __init__(
+        self, net: Network, anchors: Anchors, landmark_descriptor: Floats, config: ObservationConfig
+    ) -> None:
+        """(68, D) ``landmark_descriptor``: what the network shows at each landmark."""
+        self.net, self.anchors, self.config = net, anchors, config
+        self.landmark_descriptor = landmark_descriptor
+
+    def observe(self, images: Sequence[Bytes], crops: Crops) -> Observation:
+        """B photos through their crops, in the crops' own pixels."""
+        pixels = np.stack([crops.cut(image, i) for i, image in enumerate(images)])
+        descriptor, face_logit = self.describe(pixels)
+        matches = self.match(descriptor, face_logit)
+        px = crops.photo_from_crop(matches.grid)
+        return Observation(crops, matches, px, descriptor, face_logit)
+
+    def describe(self, pixels: Bytes) -> tuple[Floats, Floats]:
+        """(B, D, h, w) descriptors and (B, h, w) log odds of the face of (B, S, S, 3) crops."""
+        with torch.inference_mode():
+            batch = image_batch(torch.from_numpy(pixels))
+            parts = [self.net(part) for part in torch.split(batch, self.config.network_batch)]
+        descriptor = np.concatenate([part.descriptor.float().numpy() for part in parts])
+        face_logit = np.concatenate([part.face_logit.float().numpy() for part in parts])
+        return descriptor, face_logit
+
+    def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
+        """The chosen pixels of the face and the anchors that they are most like."""
+        return match(
+            descriptor,
+            face_logit,
+            self.anchors.descriptor,
+            stride=STRIDE,
+            pixels=self.config.pixels,
+            candidates=self.config.candidates,
+            place=self.anchors.position,
+            candidate_radius=self.config.candidate_radius,
+            sharpness=self.anchors.scale,
+            no_match_cosine=self.config.no_match_cosine,
+        )
+
+    def probe(self, observation: Observation, landmarks: Floats) -> Floats:
+        """(B, 68, 4) what ``probe`` reads at (B, 68, 2) ``landmarks``, pixels of the photos."""
+        places = observation.crops.crop_from_photo(landmarks) / STRIDE
+        return probe(
+            observation.descriptor, observation.face_logit, places, self.landmark_descriptor
+        )
+
+
+class MirroredObserver(Observer):
+    """Observes the crops' mirror images.
+
+    Their pixels are matched to the anchors on the other side of the face, which follow the anchors
+    in a fit model of both sides.
+    """
+
+    def __init__(
+        self, net: Network, anchors: Anchors, landmark_descriptor: Floats, config: ObservationConfig
+    ) -> None:
+        super().__init__(net, anchors, landmark_descriptor[MIRROR], config)
+
+    def describe(self, pixels: Bytes) -> tuple[Floats, Floats]:
+        mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
+        descriptor, face_logit = super().describe(mirrored)
+        return descriptor[..., ::-1], face_logit[..., ::-1]
+
+    def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
+        matches = super().match(descriptor, face_logit)
+        return replace(matches, anchor=matches.anchor + len(self.anchors.vertex))
+
+
+def describe_landmarks(anchors: Anchors, landmark_mean: Floats) -> Floats:
+    """(68, D) descriptors of the anchors that are nearest to (68, 3) landmarks of the template."""
+    apart = np.linalg.norm(landmark_mean[:, None] - anchors.position, axis=2)
+    return np.asarray(anchors.descriptor[apart.argmin(1)])
+
+
+def probe(descriptor: Floats, face_logit: Floats, places: Floats, expected: Floats) -> Floats:
+    """(B, L, 4) mean mask and best cosine about each landmark, within one and two grid pixels.
+
+    (B, D, h, w) ``descriptor`` and (B, h, w) ``face_logit`` at (B, L, 2) ``places`` of the grid;
+    (L, D) ``expected`` descriptors. Zero outside of the grid.
+    """
+    b, _, height, width = descriptor.shape
+    cell = np.floor(places).astype(int)
+    inside: Bools = np.asarray(((cell >= 0) & (cell < [width, height])).all(2))
+    row = np.clip(cell[..., 1], 2, height - 3)[..., None] + NEIGHBOURS[:, 1]
+    column = np.clip(cell[..., 0], 2, width - 3)[..., None] + NEIGHBOURS[:, 0]
+    face = np.arange(b)[:, None, None]
+    mask = expit(face_logit[face, row, column])
+    cosine = np.einsum("blnd,ld->bln", descriptor[face, :, row, column], expected)
+    out = np.stack(
+        [
+            mask[..., :INNER_NEIGHBOURS].mean(2),
+            mask.mean(2),
+            cosine[..., :INNER_NEIGHBOURS].max(2),
+            cosine.max(2),
+        ],
+        axis=2,
+    )
+    return np.where(inside[..., None], out, 0.0)

@@ -1,0 +1,81 @@
+"""What the camera sees of a fitted mesh: its anchors, its landmarks and its occluding contour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dff.aligner.config import VisibilityConfig
+from dff.aligner.fitting.batch import join_rows
+from dff.aligner.fitting.contour import OccludingContour, trace_contour
+from dff.aligner.fitting.depth_buffer import DepthBuffer
+from dff.aligner.fitting.fit_model import FitModel, FitState, largest_cosines
+from dff.face.arrays import Array, Float, Floats
+from dff.face.render.kernels import smooth_normals
+
+GRAZING = 0.1  # cosine to the camera on either side of which visibility falls from one to zero
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """What the cameras see of the fitted meshes of B faces."""
+
+    anchors: Float[Array, "faces anchors"]  # 0 hidden to 1 visible
+    # cosine to the camera of the triangle at a landmark that faces it most
+    facing: Float[Array, "faces 68"]
+    depth_behind: Float[Array, "faces 68"]  # metres behind the visible surface
+    contour: OccludingContour
+
+    @staticmethod
+    def unknown(faces: int, anchors: int, config: VisibilityConfig) -> Visibility:
+        """Every anchor visible, and no contour."""
+        contour = OccludingContour.empty(faces, config.contour_points)
+        none = np.zeros((faces, 68))
+        return Visibility(np.ones((faces, anchors)), none, none.copy(), contour)
+
+    def landmarks(self, occlusion: float) -> Floats:
+        """(B, 68) 0 hidden to 1 visible; hidden from ``occlusion`` metres behind the surface."""
+        return np.asarray(soft_facing(self.facing) * (self.depth_behind <= occlusion))
+
+
+def soft_facing(cosine: Floats) -> Floats:
+    """0 where a surface turns away from the camera to 1 where it faces it, by its cosine."""
+    return np.clip((cosine + GRAZING) / (2 * GRAZING), 0.0, 1.0)
+
+
+def compute_visibility(
+    fit_model: FitModel, state: FitState, config: VisibilityConfig
+) -> Visibility:
+    """The visibility of B fitted meshes.
+
+    An anchor counts zero where all four buffer pixels around it show other parts of the mesh in
+    front of it, else falls as the smooth surface turns away. Lids and lips are sharp edges, so a
+    landmark faces the camera as the triangle at it does that faces it most. Landmarks in a crease,
+    which not even the frontal template turns to the camera, count as facing it.
+    """
+    return join_rows(
+        [
+            _visibility_of_face(fit_model, mesh, state[i : i + 1], config)
+            for i, mesh in enumerate(fit_model.vertices(state))
+        ]
+    )
+
+
+def _visibility_of_face(
+    fit_model: FitModel, mesh: Floats, state: FitState, config: VisibilityConfig
+) -> Visibility:
+    model, faces = fit_model.model, fit_model.model.faces
+    turned = mesh @ state.rotation[0].T
+    buffer = DepthBuffer.of(turned, float(state.inverse_depth[0]), faces, config.buffer)
+    seen, depth = buffer.seen, buffer.nearest_depth()
+    normal = smooth_normals(seen, faces)
+    facing = largest_cosines(seen, faces, fit_model.landmark_triangles, towards=-1.0)
+    hidden = buffer.behind(seen[fit_model.anchor_vertex], depth) > config.occlusion
+    contour = trace_contour(buffer, normal, fit_model.contour_edges, depth, config)
+    return Visibility(
+        anchors=(~hidden * soft_facing(-normal[fit_model.anchor_vertex, 2]))[None],
+        facing=np.where(fit_model.in_crease, 1.0, facing)[None],
+        depth_behind=buffer.behind(seen[model.landmarks.vertex], depth)[None],
+        contour=replace(contour, px=contour.px * state.scale[0] + state.centre[0]),
+    )
