@@ -139,7 +139,8 @@ def train_once(
         card = weights.load(out).card
         if (card["config"], card["dataset"]) != (to_card(config), fingerprint):
             raise ValueError(
-                f"{out} comes from other steps, another start or other views: name another --work folder"
+                f"{out} comes from other steps, another start or other views: "
+                "name another --work folder"
             )
         return
     start = time.process_time()

@@ -151,7 +151,8 @@ def loader(dataset: str, console: Console) -> None:
         start = time.process_time()
         store = open_view_store(opened, model, work)
         console.print(
-            f"unpacking: {(time.process_time() - start) / len(store) * 1e3:.1f} ms CPU for a view, once"
+            f"unpacking: {(time.process_time() - start) / len(store) * 1e3:.1f} ms CPU "
+            "for a view, once"
         )
         surface, rng = build_training_surface(model), np.random.default_rng(0)
         best = np.inf
@@ -176,7 +177,8 @@ def loader(dataset: str, console: Console) -> None:
         )
         console.print(
             f"training with one loader process, {torch.get_num_threads()} threads: "
-            f"{seen[-1]['images_per_second']:.0f} images/s, {seen[-1]['wait_fraction']:.1%} of the time waiting"
+            f"{seen[-1]['images_per_second']:.0f} images/s, "
+            f"{seen[-1]['wait_fraction']:.1%} of the time waiting"
         )
 
 

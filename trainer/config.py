@@ -88,14 +88,16 @@ class TrainConfig:
             or not 0 <= self.ema < 1
         ):
             raise ValueError(
-                f"TrainConfig wants positive sigma, scale and rate, and an average below one: {self}"
+                "TrainConfig wants positive sigma, scale and rate, and an average below one: "
+                f"{self}"
             )
 
     def check_workers(self, workers: int) -> None:
         """ValueError when the batch does not split into whole identities over ``workers``."""
         if workers < 1 or self.batch % (workers * self.views):
             raise ValueError(
-                f"a batch of {self.batch} in groups of {self.views} does not split over {workers} workers"
+                f"a batch of {self.batch} in groups of {self.views} does not split over "
+                f"{workers} workers"
             )
 
 

@@ -1,4 +1,4 @@
-"""Training on Ray, the driver's side: start the tracked run and the workers, register the weights."""
+"""Training on Ray, the driver's side: start the tracked run and workers, register weights."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def train_on_ray(
     it unasked. ``tracking_uri``: MLflow's; an SQLite file in ``storage`` without it. ``progress``
     shows a bar of the steps. ``cpus_per_worker``: by default all of this machine's, shared.
 
-    Raises ValueError, BadDataset, BadModel, Diverged for a loss that is not finite, and ClusterError
-    for any other failure of the workers, after ``max_failures`` tries.
+    Raises ValueError, BadDataset, BadModel, Diverged for a loss that is not finite, and
+    ClusterError for any other failure of the workers, after ``max_failures`` tries.
     """
     config.check_workers(workers)
     storage = storage.absolute()

@@ -154,9 +154,9 @@ def pair_contrast(
     ``views`` images.
 
     (B, K, D) unit descriptors, (B, K, 6) places in metres, (B, K) known. The squared distance to
-    the pixel there that shows the nearest place, if it is within ``POSITIVE_DISTANCE``; plus the squared
-    shortfall of the distance from ``MARGIN``, as the mean over pixels that lie beyond ``NEGATIVE_DISTANCE``,
-    or of the ``hardest`` of them alone.
+    the pixel there that shows the nearest place, if it is within ``POSITIVE_DISTANCE``; plus the
+    squared shortfall of the distance from ``MARGIN``, as the mean over pixels that lie beyond
+    ``NEGATIVE_DISTANCE``, or of the ``hardest`` of them alone.
 
     Sources: Hadsell, Chopra, LeCun, "Dimensionality reduction by learning an invariant mapping"
     (2006); Choy et al., "Universal correspondence network" (2016), for the hard negatives.

@@ -59,9 +59,7 @@ class TrainingState:
     average: Learner  # the moving average of the learner's weights: what is evaluated and shipped
     optimiser: torch.optim.Optimizer
     vertex: Tensor  # (M,) int64 the anchors' vertices
-    licences: tuple[
-        str, ...
-    ]  # of the data that the weights started from had learned from; as ``initialise_state`` finds them
+    licences: tuple[str, ...]  # of the data that the starting weights were trained on
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,8 @@ def initialise_state(
         licences = tuple(begin.card["data_licences"])
         if not is_shallower(begin.net.config, config.net):
             raise ValueError(
-                f"{config.start} can't be started from: its network, {begin.net.config}, is not as wide as "
-                f"{config.net} and nowhere deeper"
+                f"{config.start} can't be started from: its network, {begin.net.config}, is not "
+                f"as wide as {config.net} and nowhere deeper"
             )
         if not np.array_equal(begin.anchors.vertex, vertex):
             raise ValueError(f"{config.start} can't be started from: it has other anchors")
@@ -183,8 +181,8 @@ def run(
     """Advance ``state`` to ``config.steps``; the last dev figures (rank 0's; empty on others, or
     without dev views).
 
-    ``wrapped``: the learner as ``wrap_distributed``, when ``world`` > 1. Raises Diverged when the loss
-    or the weights stop being numbers, before these are in a checkpoint.
+    ``wrapped``: the learner as ``wrap_distributed``, when ``world`` > 1. Raises Diverged when the
+    loss or the weights stop being finite, before these are in a checkpoint.
     """
     config.check_workers(world)
     callbacks = callbacks or TrainingCallbacks()
@@ -353,7 +351,8 @@ def load_checkpoint(path: Path, state: TrainingState, config: TrainConfig) -> No
         raise ValueError(f"{path} belongs to another face model or choice of anchors")
     if content["step"] > config.steps:
         raise ValueError(
-            f"{path} is at step {content['step']} already, beyond the {config.steps} that are wanted"
+            f"{path} is at step {content['step']} already, beyond the {config.steps} that are "
+            "wanted"
         )
     state.step = int(content["step"])
     state.learner.load_state_dict(content["learner"])
@@ -470,8 +469,8 @@ def train(
     with (``load_dataset_model``).
 
     ``work`` (default: ``out`` with the suffix ``.run``) keeps the unpacked views and the
-    checkpoint, from which ``resume`` goes on if there is one. Raises BadDataset, BadModel, Diverged, and
-    ValueError for a configuration that the dataset or the checkpoint doesn't fit.
+    checkpoint, from which ``resume`` goes on if there is one. Raises BadDataset, BadModel,
+    Diverged, and ValueError for a configuration that the dataset or the checkpoint doesn't fit.
     """
     work = work or out.with_suffix(".run")
     if not isinstance(model, MorphableModel):

@@ -61,14 +61,33 @@ def make_row(
     )
     landmarks = camera.px_from_cam(vertices[model.landmarks.vertex])
     return ViewRow(
-        sample_id=make_sample_id(identity, view), identity_id=identity, photo_id="", photo_sha256="", view=view,
-        split=assign_split(default_group(identity)), mode="rerender", seed=view, image=jpeg.tobytes(), width=SIZE, height=SIZE,
-        triangle_ids=frame.triangle, camera=camera, cam_from_head=pose,
-        identity=coefficients.identity, expression=coefficients.expression,
-        light=np.zeros((9, 3)), landmarks_2d=landmarks, landmarks_3d=landmarks, visible_2d=np.ones(68, bool),
-        visible_3d=np.ones(68, bool), pose=(yaw, pitch, roll), model=model.name, licence=model.licence, fit_error=0.0,
+        sample_id=make_sample_id(identity, view),
+        identity_id=identity,
+        photo_id="",
+        photo_sha256="",
+        view=view,
+        split=assign_split(default_group(identity)),
+        mode="rerender",
+        seed=view,
+        image=jpeg.tobytes(),
+        width=SIZE,
+        height=SIZE,
+        triangle_ids=frame.triangle,
+        camera=camera,
+        cam_from_head=pose,
+        identity=coefficients.identity,
+        expression=coefficients.expression,
+        light=np.zeros((9, 3)),
+        landmarks_2d=landmarks,
+        landmarks_3d=landmarks,
+        visible_2d=np.ones(68, bool),
+        visible_3d=np.ones(68, bool),
+        pose=(yaw, pitch, roll),
+        model=model.name,
+        licence=model.licence,
+        fit_error=0.0,
         recipe="{}",
-    )  # fmt: skip
+    )
 
 
 def write_dataset(folder: Path, rows: list[ViewRow]) -> Dataset:

@@ -24,9 +24,20 @@ def test_unknown_names_are_refused(bad: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"steps": 0}, {"batch": 30}, {"size": 100}, {"ema": 1.0}, {"sigma": 0.0}, {"eval_every": 0}, {"seed": -1},
-     {"learning_rate": float("nan")}, {"weights": {"anchors": 0.0, "face": 0.0}}, {"weights": {"views": -1.0}}]
-)  # fmt: skip
+    "bad",
+    [
+        {"steps": 0},
+        {"batch": 30},
+        {"size": 100},
+        {"ema": 1.0},
+        {"sigma": 0.0},
+        {"eval_every": 0},
+        {"seed": -1},
+        {"learning_rate": float("nan")},
+        {"weights": {"anchors": 0.0, "face": 0.0}},
+        {"weights": {"views": -1.0}},
+    ],
+)
 def test_impossible_runs_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"TrainConfig|batch|input|LossWeights"):
         from_dict(bad)

@@ -29,9 +29,21 @@ from dff.trainer.launch import ALIAS, REGISTERED_NAME, LaunchResult, build_job, 
 from dff.trainer.train import Figures, TrainingCallbacks, train
 
 CONFIG = TrainConfig(
-    steps=6, batch=16, views=4, pixels=64, size=64, anchors=120, warmup=2, loaders=0, log_every=1, eval_every=6,
-    checkpoint_every=2, dev_pairs=4, learning_rate=1e-3, net=NetConfig(dims=8, widths=(8, 16), depths=(1, 1)),
-)  # fmt: skip
+    steps=6,
+    batch=16,
+    views=4,
+    pixels=64,
+    size=64,
+    anchors=120,
+    warmup=2,
+    loaders=0,
+    log_every=1,
+    eval_every=6,
+    checkpoint_every=2,
+    dev_pairs=4,
+    learning_rate=1e-3,
+    net=NetConfig(dims=8, widths=(8, 16), depths=(1, 1)),
+)
 ARGUMENTS: dict[str, Any] = {
     "config": CONFIG,
     "name": "run",

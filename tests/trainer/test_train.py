@@ -42,9 +42,21 @@ from dff.trainer.train import (
 from tests.trainer.conftest import write_dataset
 
 TINY = TrainConfig(
-    steps=8, batch=8, views=4, pixels=64, size=64, anchors=120, warmup=2, ema=0.9, loaders=0, log_every=1,
-    eval_every=100, checkpoint_every=3, dev_pairs=4, net=NetConfig(dims=8, widths=(8, 16, 16), depths=(1, 1, 1)),
-)  # fmt: skip
+    steps=8,
+    batch=8,
+    views=4,
+    pixels=64,
+    size=64,
+    anchors=120,
+    warmup=2,
+    ema=0.9,
+    loaders=0,
+    log_every=1,
+    eval_every=100,
+    checkpoint_every=3,
+    dev_pairs=4,
+    net=NetConfig(dims=8, widths=(8, 16, 16), depths=(1, 1, 1)),
+)
 
 
 @pytest.fixture(autouse=True)

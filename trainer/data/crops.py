@@ -15,7 +15,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.face.arrays import Array, Bool, Bools, Bytes, Float, Floats, Integer, Ints
 from dff.face.descriptor import ANCHOR_DENSITY, FRAMING, SKIN_REGIONS, STRIDE, surface_coordinates
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
@@ -42,11 +42,12 @@ class TrainingSurface:
     background.
     """
 
-    faces: Ints  # (F, 3)
-    coordinates: Floats  # (V, 6) surface coordinates, metres
-    mirrored: Floats  # (V, 6) of the vertex at the mirrored place
-    anchored: Bools  # (F + 1,) the triangle lies in a region that has anchors
-    skin: Bools  # (F + 1,) the triangle shows the face
+    faces: Integer[Array, "faces 3"]
+    coordinates: Float[Array, "vertices 6"]  # surface coordinates, metres
+    mirrored: Float[Array, "vertices 6"]  # of the mirror vertex
+    # of each face, and False for the background
+    anchored: Bool[Array, " triangles"]  # it lies in a region that has anchors
+    skin: Bool[Array, " triangles"]  # it shows the face
 
 
 def build_training_surface(model: MorphableModel) -> TrainingSurface:
@@ -128,8 +129,8 @@ def sample_displacement(size: int, *, rng: np.random.Generator) -> Floats:
 def warp_displaced(
     image: Bytes, matrix: Floats, displacement: Floats, border: int | tuple[int, int, int]
 ) -> tuple[Bytes, Floats]:
-    """((S, S, 3) crop under ``matrix`` (2, 3) and ``displacement`` (S, S, 2), (N, 2) source px of its
-    output pixels).
+    """((S, S, 3) crop under ``matrix`` (2, 3) and ``displacement`` (S, S, 2), (N, 2) source px of
+    its output pixels).
 
     The latter as ``grid_in_source`` has them, to a fiftieth of a pixel. ``border`` as ``warp`` has
     it.
@@ -243,9 +244,7 @@ class TrainingSample(NamedTuple):
 
     image: Bytes  # (S, S, 3) RGB
     pixel: Ints  # (K,) int64 output pixels learned from, counted row by row
-    coordinate: (
-        Floats  # (K, 6) float32 surface coordinates, metres, in the model as the crop shows it
-    )
+    coordinate: Floats  # (K, 6) float32 metres, surface coordinates, mirrored as the crop is
     known: Floats  # (K,) float32: 1, or 0 for a filler
     face: Floats  # (S / STRIDE, S / STRIDE) float32: 1 where the pixel shows the face
 
@@ -318,7 +317,8 @@ def finish_sample(
     """A sample of an (S, S, 3) image whose output pixels show ``triangle`` ((S / STRIDE)^2,), seen
     by a real camera.
 
-    ``coordinates`` looks up the surface coordinates of chosen output pixels and whether they are known.
+    ``coordinates`` looks up the surface coordinates of chosen output pixels and whether they are
+    known.
     """
     half = image.shape[0] // STRIDE
     if rng.random() < 0.35:

@@ -20,7 +20,7 @@ from typing import Any, cast
 import cv2
 import numpy as np
 
-from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.face.arrays import Array, Bools, Bytes, Floats, Integer, Ints, UInt8
 from dff.face.errors import BadDataset
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
@@ -39,9 +39,9 @@ _INDEX = "views.npz"
 class StoredView:
     """One view as the loader wants it."""
 
-    image: Bytes  # (H, W, 3) RGB
-    triangle: Ints  # (H, W) rows of the model's faces, the dtype's maximum is background
-    weight: Bytes  # (H, W, 2) first two barycentric weights times 255
+    image: UInt8[Array, "height width 3"]  # RGB
+    triangle: Integer[Array, "height width"]  # row of the model's faces; the maximum: background
+    weight: UInt8[Array, "height width 2"]  # first two barycentric weights times 255
     box: Box  # of the 68 landmarks, px
 
 

@@ -101,8 +101,8 @@ class Matching:
             )
             out.append("".join(f"{cell:>10}" for cell in (*cells, *(f"{p:.1f}" for p in r.pck))))
         return out + [
-            f"{threshold.name}: {threshold.measured:.2f} (wanted {threshold.wanted}: {'met' if threshold.met else 'missed'})"
-            for threshold in self.thresholds()
+            f"{t.name}: {t.measured:.2f} (wanted {t.wanted}: {'met' if t.met else 'missed'})"
+            for t in self.thresholds()
         ]
 
     def thresholds(self) -> list[Threshold]:

@@ -15,7 +15,7 @@ from typing import cast
 import cv2
 import numpy as np
 
-from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.face.arrays import Array, Bool, Bools, Float, Floats, Integer, UInt8
 from dff.face.descriptor import STRIDE
 from dff.face.geometry.camera import Box
 from dff.face.geometry.mesh import vertex_normals
@@ -68,10 +68,10 @@ the face covers.
 class DevPair:
     """Two plain crops of one identity and points that both show."""
 
-    images: Bytes  # (2, S, S, 3)
-    first: Ints  # (N,) output pixels of the first crop, counted row by row
-    second: Floats  # (N, 2) where the same points lie in the second, output pixels
-    coordinate: Floats  # (N, 6) surface coordinates of the points, metres
+    images: UInt8[Array, "2 side side 3"]  # RGB
+    first: Integer[Array, " points"]  # output pixels of the first crop, counted row by row
+    second: Float[Array, "points 2"]  # the same points in the second, output pixels
+    coordinate: Float[Array, "points 6"]  # surface coordinates, metres
 
 
 def sample_dev_pairs(
@@ -128,10 +128,10 @@ class ViewPair:
     wide.
     """
 
-    images: Bytes  # (2, S, S, 3) RGB
-    first: Floats  # (N, 2) points in the first crop, output px
-    second: Floats  # (N, 2) where the same surface points lie in the second
-    face: Bools  # (P,) output pixels of the second that show its face: the candidates
+    images: UInt8[Array, "2 side side 3"]  # RGB
+    first: Float[Array, "points 2"]  # in the first crop, output px
+    second: Float[Array, "points 2"]  # the same surface points in the second
+    face: Bool[Array, " pixels"]  # output pixels of the second that show its face: candidates
     box: float  # geometric mean of the sides of the second's landmark box, output px
     yaw: float  # degrees of yaw between the views
     same: bool  # one identity
@@ -264,8 +264,8 @@ def _is_visible(
 class LabelledPhoto:
     """A photo of one face."""
 
-    image: Bytes  # (H, W, 3) RGB
-    landmarks: Floats  # (68, 2) px, 3D scheme
+    image: UInt8[Array, "height width 3"]  # RGB
+    landmarks: Float[Array, "68 2"]  # px, 3D scheme
     pose: tuple[float, float, float]  # yaw, pitch, roll in degrees
 
 
