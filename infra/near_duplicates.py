@@ -2,14 +2,14 @@
 
 The hash is the sign pattern of the 256 lowest frequencies of the grey image (pHash, Zauner 2010,
 "Implementation and benchmarking of perceptual image hash functions", with 16 x 16 in place of 8 x 8
-coefficients). On the 2,012 training photos of AFW, Helen and LFPW, every pair within 31 bits was seen
-to be one photograph, and 99.9 % of copies at a quarter to 1.7 times the size and JPEG quality 30
-to 80 are within 26 bits of their original.
+coefficients). On the 2,012 training photos of AFW, Helen and LFPW, every pair within 31 bits was
+seen to be one photograph, and 99.9 % of copies at a quarter to 1.7 times the size and JPEG quality
+30 to 80 are within 26 bits of their original.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -42,9 +42,21 @@ def find_near_duplicates(hashes: Mapping[str, Ints]) -> list[tuple[str, ...]]:
     return sorted(tuple(sorted(group)) for group in groups.subsets() if len(group) > 1)
 
 
+def describe_near_duplicates(groups: Sequence[Sequence[str]], shown: int = 3) -> str:
+    """One line that counts groups of near-duplicates and names the photos of the first ones."""
+    count = sum(map(len, groups))
+    names = "; ".join(", ".join(group) for group in groups[:shown])
+    more = len(groups) - shown
+    rest = f"; and {more} more" if more > 0 else ""
+    plural = "s" if len(groups) > 1 else ""
+    return f"{count} photos are near-duplicates, in {len(groups)} group{plural}: {names}{rest}"
+
+
 def _close_pairs(hashes: Ints) -> Iterator[tuple[int, int]]:
-    """Pairs of rows of (N, 4) within ``MAX_DISTANCE``, without comparing all: of 16 words of 16
-    bits, two hashes within 31 bits share one up to a single bit (multi-index hashing, Norouzi 2012).
+    """Pairs of rows of (N, 4) hashes within ``MAX_DISTANCE``, without comparing all pairs.
+
+    Of 16 words of 16 bits, two hashes within 31 bits share one up to a single bit (multi-index
+    hashing, Norouzi 2012).
     """
     unique, first, number = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
     yield from zip(first[number.ravel()].tolist(), range(len(hashes)), strict=True)

@@ -39,7 +39,8 @@ class SplitGroups:
     """The groups of some photos."""
 
     names: Mapping[str, str]  # photo id to the name of its group
-    near_duplicates: tuple[tuple[str, ...], ...]  # photo ids, groups of two and more
+    # Ids of photos, in groups of two and more; faces of one photo alone are no group
+    near_duplicates: tuple[tuple[str, ...], ...]
 
     def split(self, photo_id: str) -> Split:
         return assign_split(self.names[photo_id])
@@ -81,7 +82,8 @@ def find_split_groups(
         for photo in photos:
             sets.merge(photo, photos[0])
     names = {photo: name for group in sets.subsets() for photo, name in _named(group, persons)}
-    return SplitGroups({photo: names[photo] for photo in image_keys}, tuple(near))
+    copies = tuple(group for group in near if len({one_photo[photo] for photo in group}) > 1)
+    return SplitGroups({photo: names[photo] for photo in image_keys}, copies)
 
 
 def _named(group: Iterable[str], persons: Mapping[str, str]) -> Iterable[tuple[str, str]]:

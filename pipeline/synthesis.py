@@ -15,6 +15,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.render import backends, zbuffer
 from dff.face.render.visibility import Visibility
 from dff.infra.dataset import Manifest
+from dff.infra.near_duplicates import describe_near_duplicates
 from dff.infra.shards import ViewRow, make_sample_id
 from dff.infra.storage import Storage, open_storage
 from dff.pipeline.job import run as job
@@ -74,7 +75,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.views < 1 or not 32 <= self.size <= 2048 or not 64 <= self.texture_size <= 4096:
             raise ValueError(
-                f"synthesis wants at least one view of 32 to 2048 px, textures of 64 to 4096: {self}"
+                "synthesis needs at least one view of 32 to 2048 px and textures of 64 to 4096: "
+                f"{self}"
             )
         for name in ("profile_share", "deformed"):
             if not 0.0 <= getattr(self, name) <= 1.0:
@@ -212,29 +214,32 @@ def plan_synthesis(
     seed: int,
     options: Options,
     shard_subjects: int | None = None,
-) -> Plan:
-    """Plan every photo of a storage and ``identities`` sampled faces.
+) -> tuple[Plan, tuple[tuple[str, ...], ...]]:
+    """The plan for all photos of a storage and ``identities`` sampled faces, and near-duplicates.
 
-    Every photo is read, to keep near-duplicates and the photos of one person in one split.
-
-    Raises BadPhoto for a storage without any and for a malformed ``persons.csv``, ValueError when
-    neither photos nor identities are asked for.
+    Near-duplicates are groups of photo ids. Every photo is read to find them: they, and the photos
+    of one person, are kept in one split.
 
     Without ``shard_subjects`` there are some sixteen shards for few subjects and full ones for
-    many; never by the number of workers, since that must not change the bytes.
+    many. Their number never depends on the number of workers, which must not change the bytes.
+
+    Raises BadPhoto for a storage without photos and for a malformed ``persons.csv``, ValueError
+    when neither photos nor identities are given.
     """
     found = [] if photos is None else list_photos(photos)
+    near_duplicates: tuple[tuple[str, ...], ...] = ()
     if photos is not None and not found:
         raise BadPhoto(f"no photo ({', '.join(SUFFIXES)}) in {photos.uri}")
     if not found and identities < 1:
         raise ValueError("nothing to make: neither photos nor identities to sample (--identities)")
     if photos is not None:
-        found, _ = name_split_groups(photos, found)
+        found, groups = name_split_groups(photos, found)
+        near_duplicates = groups.near_duplicates
     if shard_subjects is None:
         shard_subjects = min(
             max(-(-(len(found) + identities) // FEW_SHARDS), 1), full_shard(options)
         )
-    return make_plan(
+    plan = make_plan(
         found,
         identities=identities,
         seed=seed,
@@ -243,6 +248,7 @@ def plan_synthesis(
         renderer=backends.identity(options.renderer),
         shard_subjects=shard_subjects,
     )
+    return plan, near_duplicates
 
 
 def full_shard(options: Options) -> int:
@@ -263,21 +269,30 @@ class Estimate:
     rows: int
     bytes: float
     seconds: float  # on one core
+    near_duplicates: tuple[tuple[str, ...], ...] = ()  # groups of photo ids
 
     def lines(self, workers: int) -> list[str]:
         """For people."""
-        bare = [
-            f"{self.unlabelled} of the photos have no landmarks beside them and will fail: `dff label` makes some"
-        ]
-        return [
-            f"{self.photos} photos and {self.identities} sampled identities in {self.shards} shards",
+        minutes = self.seconds / max(workers, 1) / 60
+        lines = [
+            f"{self.photos} photos and {self.identities} sampled identities in "
+            f"{self.shards} shards",
             f"{self.rows} views, about {self.bytes / 1e6:.0f} MB",
-            f"about {self.seconds / max(workers, 1) / 60:.1f} minutes with {max(workers, 1)} workers",
-            *(bare if self.unlabelled else []),
+            f"about {minutes:.1f} minutes with {max(workers, 1)} workers",
         ]
+        if self.unlabelled:
+            lines.append(
+                f"{self.unlabelled} of the photos have no landmarks beside them and will fail: "
+                "`dff label` makes some"
+            )
+        if self.near_duplicates:
+            lines.append(
+                f"{describe_near_duplicates(self.near_duplicates)}; each group is in one split"
+            )
+        return lines
 
 
-def estimate(plan: Plan) -> Estimate:
+def estimate(plan: Plan, near_duplicates: tuple[tuple[str, ...], ...] = ()) -> Estimate:
     """Counts are exact, if no other photo fails; bytes and seconds are rough figures of one
     machine.
     """
@@ -287,7 +302,14 @@ def estimate(plan: Plan) -> Estimate:
     rows, area = (plan.subjects - unlabelled) * views, (size / 256.0) ** 2
     seconds = (photos - unlabelled) * INVERT_SECONDS * area + rows * VIEW_SECONDS * area
     return Estimate(
-        photos, unlabelled, identities, len(plan.shards), rows, rows * VIEW_BYTES * area, seconds
+        photos,
+        unlabelled,
+        identities,
+        len(plan.shards),
+        rows,
+        rows * VIEW_BYTES * area,
+        seconds,
+        near_duplicates,
     )
 
 
@@ -343,10 +365,10 @@ def synthesize(
         deformed=deformed,
     )
     source = None if photos is None else open_storage(photos, endpoint_url=endpoint_url)
-    plan = plan_synthesis(
+    plan, near_duplicates = plan_synthesis(
         source, identities=identities, seed=seed, options=options, shard_subjects=shard_subjects
     )
-    expected = estimate(plan)
+    expected = estimate(plan, near_duplicates)
     watch(plan, expected)
     target = open_storage(out, endpoint_url=endpoint_url)
     if dry_run:

@@ -340,7 +340,7 @@ def _sample_hand(
 ) -> Hand:
     prior = priors.hands
     pose = str(rng.choice(poses))
-    thing = np.array(prior.thing_colour) * rng.uniform(*prior.thing_level)
+    thing: Floats = np.array(prior.thing_colour) * rng.uniform(*prior.thing_level)
     if pose == "mug":
         coloured = rng.random() < prior.coloured_mugs
         thing = _pick(priors.clothes.palette, rng) if coloured else np.full(3, prior.white_mug)

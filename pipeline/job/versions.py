@@ -129,7 +129,7 @@ def _find_definitions(tree: ast.Module, name: str) -> list[ast.stmt]:
             if not isinstance(statement, ast.Import | ast.ImportFrom):
                 nodes = ast.walk(statement)
                 waiting += [node.id for node in nodes if isinstance(node, ast.Name)]
-    chosen = []
+    chosen: list[ast.stmt] = []
     for statement in tree.body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             names = [alias for alias in statement.names if _bound_name(alias) in wanted]

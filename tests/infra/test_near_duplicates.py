@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 
 from dff.face.arrays import Bytes
-from dff.infra.near_duplicates import MAX_DISTANCE, find_near_duplicates, perceptual_hash
+from dff.infra.near_duplicates import (
+    MAX_DISTANCE,
+    describe_near_duplicates,
+    find_near_duplicates,
+    perceptual_hash,
+)
 
 
 def picture(seed: int, *, side: int = 200) -> Bytes:
@@ -79,3 +84,10 @@ def test_none_and_one_have_no_duplicates() -> None:
 def test_flat_images_are_near_duplicates_of_each_other() -> None:
     hashes = {str(v): perceptual_hash(np.full((50, 50, 3), v, np.uint8)) for v in (0, 90, 255)}
     assert find_near_duplicates(hashes) == [("0", "255", "90")]
+
+
+def test_a_report_counts_all_and_names_the_first() -> None:
+    groups = [("a", "b"), ("c", "d", "e"), ("f", "g")]
+    assert describe_near_duplicates(groups, shown=2) == (
+        "7 photos are near-duplicates, in 3 groups: a, b; c, d, e; and 1 more"
+    )

@@ -178,6 +178,23 @@ def test_a_dry_run_counts_and_writes_nothing(photos: Path, tmp_path: Path) -> No
     assert any("1 of the photos have no landmarks" in line for line in summary.estimate.lines(2))
 
 
+def test_near_duplicates_are_reported(photos: Path, tmp_path: Path) -> None:
+    """A photo under another name, in another format and size; the faces of one photo are none."""
+    place = tmp_path / "photos"
+    place.mkdir()
+    pixels = cv2.imread(str(photos / "astronaut.png"))
+    cv2.imwrite(str(place / "one.jpg"), pixels)
+    cv2.imwrite(str(place / "other.png"), cv2.resize(pixels, None, fx=0.5, fy=0.5))
+    cv2.imwrite(str(place / "group_1.png"), pixels[::-1])
+    cv2.imwrite(str(place / "group_2.png"), pixels[::-1])
+    summary = synthesis.synthesize(str(place), str(tmp_path / "dry"), dry_run=True)
+    assert summary.estimate.near_duplicates == (("one", "other"),)
+    line = summary.estimate.lines(1)[-1]
+    assert line == (
+        "2 photos are near-duplicates, in 1 group: one, other; each group is in one split"
+    )
+
+
 def test_nothing_to_make_and_bad_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither photos nor identities"):
         synthesis.synthesize(None, str(tmp_path / "x"))

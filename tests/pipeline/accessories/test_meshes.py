@@ -42,8 +42,8 @@ from dff.pipeline.scene import views
 from dff.pipeline.scene.sampling import make_plain_scene
 from dff.pipeline.subjects.build import sample_coefficients, sample_person
 from dff.pipeline.subjects.subject import Person
-from dff.trainer.data.crops import chart_of as training_chart
-from dff.trainer.data.view_cache import write_store
+from dff.trainer.data.crops import build_training_surface
+from dff.trainer.data.view_cache import write_view_store
 
 SIZE = 160
 MOUTH = slice(48, 68)
@@ -167,12 +167,12 @@ def test_occluders_survive_the_shard_and_are_background_to_training(
     bare = resolve_frame(_row(people[1], open_head, ()), open_head)
     assert (frame.barycentric[frame.mask] == bare.barycentric[frame.mask]).all()
     assert (frame.normal[frame.mask] == bare.normal[frame.mask]).all()
-    stored = write_store([row], open_head, tmp_path / "store").view(0)
-    chart = training_chart(open_head)
+    stored = write_view_store([row], open_head, tmp_path / "store").view(0)
+    surface = build_training_surface(open_head)
     ids = np.minimum(stored.triangle.astype(np.int64), len(open_head.faces))
     assert (ids[hidden] == len(open_head.faces)).all()
-    assert not chart.skin[ids][hidden].any()
-    assert not chart.anchored[ids][hidden].any()
+    assert not surface.skin[ids][hidden].any()
+    assert not surface.anchored[ids][hidden].any()
 
 
 def test_more_triangles_than_sixteen_bits_hold_leave_room_for_occluders(

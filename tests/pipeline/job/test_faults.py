@@ -418,7 +418,7 @@ def test_every_option_is_in_the_fingerprint_and_named_when_it_differs(option: st
         "renderer": "pyrender",
         "deformed": 0.5,
     }
-    old = plan_synthesis(None, identities=1, seed=0, options=Options())
+    old, _ = plan_synthesis(None, identities=1, seed=0, options=Options())
     value = vars(Options())[option]
     changed = other.get(
         option,
