@@ -19,11 +19,13 @@ def export(
 
     [dim]Example:[/dim] dff export dff-open.onnx
     """
+    from dff.infra import weights as weights_files
+
+    loaded = weights_files.load(weights or weights_files.DEFAULT)
     with require_extra("onnx"):
         from dff.infra import onnx_file
-        from dff.infra import weights as weights_files
 
-        onnx_file.export(weights_files.load(weights or weights_files.DEFAULT), out)
+        onnx_file.export(loaded, out)
     typer.echo(
         f"{out.resolve()}: image (B, 3, H, W) in 0..1 to descriptor and face_logit at half the size"
     )

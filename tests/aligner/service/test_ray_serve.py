@@ -49,7 +49,7 @@ def test_config_refuses_unknown_keys() -> None:
 
 def test_serve_leaves_admission_to_the_application() -> None:
     """Serve queues and refuses nothing of what a replica's admission control would answer."""
-    deployment = AlignerDeployment  # type: ignore[attr-defined]
+    deployment = AlignerDeployment
     assert deployment.max_queued_requests == -1
     assert deployment.max_ongoing_requests > Limits().requests
 
