@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from dff.commands.options import EndpointOption, WeightsOption
-from dff.face.extras import require_extra
 
 
 def label(
@@ -27,7 +26,8 @@ def label(
     """Label photos: write a .pts file of landmarks beside each, as `dff synthesize` needs it.
 
     The largest face of each photo is labelled. Photos that have a .pts or .mat file are left alone,
-    so running the command again completes a stopped one.
+    so running the command again completes a stopped one. Near-duplicates among the photos are
+    reported at the end.
 
     [dim]Examples:[/dim]
 
@@ -35,13 +35,13 @@ def label(
 
     dff label s3://faces/raw --confidence 0.9 --workers 4
     """
-    with require_extra("synthesis"):
-        import torch
-        from tqdm import tqdm
+    import torch
+    from tqdm import tqdm
 
-        from dff.aligner.align import load_aligner
-        from dff.files.labels import label_photos
-        from dff.infra.storage import open_storage
+    from dff.aligner.align import load_aligner
+    from dff.files.labels import find_duplicate_photos, label_photos
+    from dff.infra.near_duplicates import describe_near_duplicates
+    from dff.infra.storage import open_storage
 
     storage = open_storage(photos, endpoint_url=endpoint_url)
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))  # workers share the cores
@@ -57,3 +57,5 @@ def label(
     typer.echo(
         f"{labelled} photos labelled in {storage.uri}; {unlabelled} remain without landmarks"
     )
+    if duplicates := find_duplicate_photos(storage):
+        typer.echo(describe_near_duplicates(duplicates))

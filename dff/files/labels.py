@@ -16,6 +16,7 @@ from dff.face.errors import BadPhoto
 from dff.face.model.landmarks import MIRROR
 from dff.infra.images import as_stored, decode
 from dff.infra.landmark_files import format_pts
+from dff.infra.split import find_split_groups
 from dff.infra.storage import Storage
 from dff.pipeline.recovery.photos import PhotoRef, list_photos
 
@@ -74,6 +75,12 @@ def label_photos(
         yield from tqdm(pool.map(label, todo), total=len(todo), unit="photo", disable=not progress)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def find_duplicate_photos(storage: Storage) -> tuple[tuple[str, ...], ...]:
+    """Groups of near-duplicates among the photos, by photo id. Every photo is read."""
+    keys = {ref.id: ref.image_key for ref in list_photos(storage)}
+    return find_split_groups(storage, keys).near_duplicates
 
 
 def find_landmarks(data: bytes, aligner: PhotoAligner, *, confidence: float) -> Floats:

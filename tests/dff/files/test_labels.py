@@ -13,7 +13,7 @@ from PIL import Image
 from dff.face.errors import BadPhoto
 from dff.face.model.landmarks import MIRROR
 from dff.face.model.morphable import MorphableModel
-from dff.files.labels import PhotoLabel, label_photos
+from dff.files.labels import PhotoLabel, find_duplicate_photos, label_photos
 from dff.infra.landmark_files import format_pts
 from dff.infra.storage import open_storage
 from dff.pipeline.recovery.photos import list_photos, read_photo
@@ -133,6 +133,16 @@ def test_a_stopped_run_labels_no_further_photo(tmp_path: Path, toy_model: Morpha
     run.close()  # type: ignore[attr-defined]
     assert len(list(tmp_path.glob("*.pts"))) < 20
     assert len([one for one in labelled(tmp_path, toy_model) if not one.reason]) > 0
+
+
+def test_near_duplicates_are_found(tmp_path: Path) -> None:
+    first, other = (np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8) for i in (0, 1))
+    for name, pixels in (("a.png", first), ("copy.jpg", first), ("other.png", other)):
+        Image.fromarray(pixels).resize((160, 160)).save(tmp_path / name)
+    storage = open_storage(str(tmp_path))
+    assert find_duplicate_photos(storage) == (("a", "copy"),)
+    (tmp_path / "copy.jpg").unlink()
+    assert find_duplicate_photos(storage) == ()
 
 
 def test_a_place_without_photos_is_named(tmp_path: Path, toy_model: MorphableModel) -> None:
