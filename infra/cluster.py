@@ -1,6 +1,4 @@
-"""Ray from the outside: connect to a cluster or start a private local one, and send commands to a
-cluster as jobs.
-"""
+"""Ray clusters: connect to one or start a private local one; submit commands as jobs."""
 
 from __future__ import annotations
 
@@ -28,16 +26,13 @@ with require_extra("synthesis"):
     from ray.exceptions import RayError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-OBJECT_STORE = (
-    128 << 20
-)  # bytes; shards go to storage, so the object store only carries a model and small records
+# Bytes. Shards go to storage, so the object store carries only a model and small records.
+OBJECT_STORE = 128 << 20
 CONNECT_TIMEOUT = 10.0  # seconds until a silent address counts as unreachable
-GCS_ATTEMPTS = (
-    "RAY_gcs_server_port_wait_time_s"  # Ray's own name: how often a node tries to reach its head
-)
+GCS_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # how often a node tries to reach its head
 NICENESS = "RAY_worker_niceness"
-"""Ray's own name: what workers add to their niceness. By default 15, with which they starve beside
-a machine's other work; whoever wants to be that nice can say ``nice dff ...``."""
+"""Increment of the workers' niceness. Ray's default of 15 starves them beside other work of the
+machine; ``nice dff ...`` has the same effect on demand."""
 _CLUSTER_ERRORS = (
     RayError,
     RuntimeError,
@@ -99,9 +94,7 @@ def connected(
                     logging_level="ERROR",
                     runtime_env=runtime_env,
                 )
-        except (
-            Exception
-        ) as error:  # Ray says so with a bare Exception when a node does not come up in time
+        except Exception as error:  # Ray raises a bare one when a node does not start in time
             raise ClusterError(f"no Ray at {address or 'this machine'}: {error}") from error
         try:
             yield
@@ -146,8 +139,9 @@ def submit(
         and os.environ.get("RAY_AUTH_MODE", "").lower() != "token"
     ):
         raise ClusterError(
-            f"{address} is not on this machine and RAY_AUTH_MODE is not 'token': set RAY_AUTH_MODE=token and give the "
-            "cluster's token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or allow an insecure submission explicitly"
+            f"{address} is not on this machine and RAY_AUTH_MODE is not 'token': "
+            "set RAY_AUTH_MODE=token and give the cluster's token in RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH, or allow an insecure submission explicitly"
         )
     runtime_env: dict[str, object] = {"env_vars": dict(env or {})}
     if working_dir is not None:

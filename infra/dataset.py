@@ -1,12 +1,12 @@
 """A finished dataset: its manifest names every shard with its hash, and nothing else is read.
 
-plan.json what the job was to make data/part-00000-of-00010.parquet shards; beyond a thousand in
-folders: data/00001/part-01234-of-02000.parquet ledger/segment-00000.jsonl what became of each
-shard, with its failures: a thousand records, one a line MANIFEST.json written last: the dataset is
-complete
+* ``plan.json``: what the job was to make.
+* ``data/part-00000-of-00010.parquet``: the shards; of more than a thousand in folders,
+  ``data/00001/part-01234-of-02000.parquet``.
+* ``ledger/segment-00000.jsonl``: the record of each shard with its failures, a thousand a file.
+* ``MANIFEST.json``: written last, when the dataset is complete.
 
-No folder holds more than a thousand shards: a file system stays quick, and S3 lists a folder in one
-request.
+No folder holds more than a thousand shards, which S3 lists in one request.
 """
 
 from __future__ import annotations
@@ -20,16 +20,14 @@ from typing import Any, overload
 import numpy as np
 from pydantic import TypeAdapter
 
-from dff.face.arrays import Bytes, Ints
+from dff.face.arrays import Array, Integer, UInt8
 from dff.face.errors import BadDataset, NotFound
 from dff.infra.shards import SCHEMA_VERSION, ViewRow, parquet_to_rows, read_columns, read_metadata
 from dff.infra.split import assign_split
 from dff.infra.storage import Storage, open_storage
 
 MANIFEST = "MANIFEST.json"
-SEGMENT = (
-    1000  # shards to a folder of data, and to a segment of the ledger: what S3 lists in one request
-)
+SEGMENT = 1000  # shards in a folder of data, and records in a segment of the ledger
 
 
 def data_folder(segment: int, count: int) -> str:
@@ -56,19 +54,18 @@ class ShardInfo:
 class Shards(Sequence[ShardInfo]):
     """All shards of a dataset, in columns: 48 bytes for each, since there may be a million."""
 
-    row_counts: Ints  # (N,)
-    sizes: Ints  # (N,) bytes
-    digests: Bytes  # (N, 32) SHA-256
+    row_counts: Integer[Array, " shards"]
+    sizes: Integer[Array, " shards"]  # bytes
+    digests: UInt8[Array, "shards 32"]  # SHA-256
 
     @staticmethod
     def of(row_counts: Sequence[int], sizes: Sequence[int], sha256: Iterable[str]) -> Shards:
-        """From a value of each for every shard, hashes in hexadecimal. Raises ValueError when they
-        don't fit.
-        """
+        """From columns; hashes in hexadecimal. Raises ValueError when their lengths differ."""
         digests = np.frombuffer(bytes.fromhex("".join(sha256)), np.uint8).reshape(-1, 32)
         if not len(row_counts) == len(sizes) == len(digests):
             raise ValueError(
-                f"{len(row_counts)} row counts, {len(sizes)} sizes and {len(digests)} hashes of shards"
+                f"{len(row_counts)} row counts, {len(sizes)} sizes and {len(digests)} hashes "
+                "of shards"
             )
         return Shards(np.array(row_counts, np.int64), np.array(sizes, np.int64), digests)
 
@@ -126,9 +123,7 @@ class Manifest(_Header):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical form: it names the dataset's bytes, since it covers every
-        shard's hash.
-        """
+        """SHA-256 of the canonical form: covers every shard's hash, so it identifies the bytes."""
         return hashlib.sha256(canonical(self._content())).hexdigest()
 
     def to_json(self) -> bytes:
@@ -182,8 +177,9 @@ class Dataset:
         return self.manifest.shards
 
     def read_shard(self, index: int) -> list[ViewRow]:
-        """All rows of a shard, the views of an identity together. Raises BadDataset when its bytes
-        were altered.
+        """All rows of a shard, the views of an identity together.
+
+        Raises BadDataset when its bytes were altered.
         """
         return parquet_to_rows(self._bytes(index), self._name(index))
 
@@ -192,8 +188,9 @@ class Dataset:
         return read_columns(self._bytes(index), names, self._name(index))
 
     def verify(self) -> None:
-        """Re-read everything. Raises BadDataset naming every shard that is missing, altered or
-        inconsistent.
+        """Read everything again.
+
+        Raises BadDataset, naming every shard that is missing, altered or inconsistent.
         """
         troubles = []
         identities: set[str] = set()
@@ -236,21 +233,24 @@ class Dataset:
         found = hashlib.sha256(data).hexdigest()
         if found != shard.sha256:
             raise BadDataset(
-                f"{self._name(index)} was altered: sha256 {found[:12]}..., not {shard.sha256[:12]}..."
+                f"{self._name(index)} was altered: "
+                f"sha256 {found[:12]}..., not {shard.sha256[:12]}..."
             )
         return data
 
 
 def open_dataset(uri: str, *, endpoint_url: str | None = None) -> Dataset:
-    """The finished dataset in a folder or at ``s3://bucket/prefix``. Raises BadDataset when there
-    is none.
+    """The finished dataset in a folder or at ``s3://bucket/prefix``.
+
+    Raises BadDataset when there is none.
     """
     storage = open_storage(uri, endpoint_url=endpoint_url)
     try:
         data = storage.read(MANIFEST)
     except NotFound as error:
         raise BadDataset(
-            f"{uri} is not a finished dataset: it has no {MANIFEST}; run the command that makes it again to complete it"
+            f"{uri} is not a finished dataset: it has no {MANIFEST}; "
+            "run the command that makes it again to complete it"
         ) from error
     return Dataset(storage, parse_manifest(data, f"{storage.uri.rstrip('/')}/{MANIFEST}"))
 

@@ -1,4 +1,4 @@
-"""Images from strangers: bytes to pixels within limits, refused by name."""
+"""Untrusted images: bytes to pixels within limits. Errors say what is wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadPhoto
 
-FORMATS = ("JPEG", "PNG", "WEBP")  # every further decoder is a further surface for attacks
+FORMATS = ("JPEG", "PNG", "WEBP")  # each further decoder adds attack surface
 MAX_PIXELS = 40_000_000
 
 Fault = Literal["empty", "not-an-image", "damaged", "animated", "too-many-pixels"]
@@ -38,9 +38,9 @@ def decode(
     """(H, W, 3) uint8 RGB of a JPEG, PNG or WebP file.
 
     The size is checked before a pixel is decoded. ``upright`` applies the EXIF orientation.
-    Transparency is laid over white; 16-bit grey keeps its high bits. ``reduce_to`` lets a JPEG be
-    decoded, several times as fast, at 1/2, 1/4 or 1/8 of its size, as far as both sides keep so
-    many pixels. Raises BadImage.
+    Transparent images are composited over white; 16-bit grey keeps its high bits. With
+    ``reduce_to`` a JPEG is decoded, several times as fast, at 1/2, 1/4 or 1/8 of its size, as long
+    as both sides keep that many pixels. Raises BadImage.
     """
     if not data:
         raise BadImage("empty", "the image is empty")
@@ -50,9 +50,7 @@ def decode(
         raise BadImage(
             "too-many-pixels", f"the image has more than {max_pixels / 1e6:.0f} megapixels"
         ) from error
-    except (
-        Exception
-    ) as error:  # Pillow meets damaged headers with whatever its parsers stumble over
+    except Exception as error:  # Pillow's parsers raise errors of many kinds for damaged headers
         if data.startswith(_BEGINNINGS):
             raise BadImage("damaged", "the image ends or breaks within its header") from error
         raise BadImage("not-an-image", "this is not a JPEG, PNG or WebP image") from error
@@ -60,9 +58,10 @@ def decode(
         if image.width * image.height > max_pixels:
             raise BadImage(
                 "too-many-pixels",
-                f"{image.width} x {image.height} pixels are more than {max_pixels / 1e6:.0f} megapixels",
+                f"{image.width} x {image.height} pixels are more than "
+                f"{max_pixels / 1e6:.0f} megapixels",
             )
-        # phones store a second, smaller picture in a JPEG (MPO): that is no animation
+        # Phones store a second, smaller image in a JPEG (MPO), which is no animation.
         if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
             raise BadImage("animated", "the image is animated: send one of its frames")
         try:
@@ -95,10 +94,9 @@ def _rgb(image: Image.Image) -> Bytes:
 
 
 def as_stored(data: bytes, points: Floats) -> tuple[Floats, bool]:
-    """(N, 2) pixels of a file's upright image as pixels of the image as it is stored, and whether
-    that is mirrored.
+    """(N, 2) pixels of a file's upright image in the image as stored, and whether that is mirrored.
 
-    ``data`` is a file that ``decode`` takes.
+    ``data``: bytes that ``decode`` takes.
     """
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size

@@ -1,4 +1,4 @@
-"""Landmark files of the public face sets, turned into this project's pixels where they are read.
+"""Landmark files of public face sets, converted to this project's pixels on reading.
 
 iBUG ``.pts`` and the ``.mat`` of AFLW2000-3D count the first pixel's centre as 1, the reannotation
 of AFLW2000-3D counts it as 0; here it is 0.5.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.io
 
-from dff.face.arrays import Floats
+from dff.face.arrays import Array, Float, Floats
 from dff.face.errors import BadLandmarks
 
 FROM_ONE = -0.5  # added to a coordinate that counts the first pixel's centre as 1
@@ -26,7 +26,8 @@ _POINTS = re.compile(r"\{([^{}]*)\}")
 class AflwLabel:
     """The label of one AFLW2000-3D image."""
 
-    landmarks: Floats  # (68, 3) pixels, 3D scheme; z in pixels towards the viewer, up to a constant
+    # pixels, 3D scheme; z in pixels towards the viewer, up to a constant
+    landmarks: Float[Array, "68 3"]
     yaw: float  # degrees
     pitch: float
     roll: float
@@ -60,8 +61,7 @@ def format_pts(points: Floats) -> bytes:
 
 def parse_mat(data: bytes) -> AflwLabel:
     """The label in an AFLW2000-3D ``.mat`` file, or ``BadLandmarks`` that says what is wrong."""
-    # scipy meets damaged files with whatever its parser stumbles over: struct, zlib, Value, Type,
-    # Memory errors.
+    # scipy raises struct, zlib, Value, Type and Memory errors for damaged files.
     try:
         content = scipy.io.loadmat(io.BytesIO(data), variable_names=["pt3d_68", "Pose_Para"])
     except Exception as error:

@@ -1,11 +1,9 @@
-"""Shards: synthesised views as Parquet files that plain pyarrow reads and Hugging Face ``datasets``
-decodes.
+"""Shards: synthesised views as Parquet files for pyarrow and Hugging Face ``datasets``.
 
-A row is one view of one identity and says everything needed to make it again, together with the
-identity's ``person``: what all its views share, stored once, in its first row. All views of an
-identity lie in one row group, so a reader of pairs reads one group. The dense ground truth of a
-view is the triangle that each pixel sees; depth, barycentric coordinates and normals follow exactly
-from it and the row's geometry, so they are not stored.
+A row is one view of one identity. With the identity's ``person``, stored once in its first row, it
+holds everything needed to make the view again. All views of an identity lie in one row group, so
+pairs of views come from one group. The dense ground truth of a view is the triangle that each pixel
+shows; depth, barycentric coordinates and normals follow exactly from it and are not stored.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.face.arrays import Array, Bool, Bools, Bytes, Float, Floats, Integer, Ints
 from dff.face.errors import BadDataset
 from dff.face.extras import require_extra
 from dff.face.geometry.camera import Pinhole, WeakPerspective
@@ -34,26 +32,30 @@ with require_extra("train"):
     import pyarrow.parquet as pq
 
 SCHEMA_VERSION = 2
-MIN_GROUP_ROWS = (
-    128  # whole identities share a row group up to here: a group of its own costs each about 4 kB
-)
+# Identities are added to a row group until it has this many rows: a group costs about 4 kB.
+MIN_GROUP_ROWS = 128
 
 CONVENTIONS = {
-    "units": "metres; pixels with the first pixel's centre at (0.5, 0.5); degrees; identity in standard deviations",
-    "frames": "head: x to the face's left, y up, z out of the face; cam: x right, y down, z forward",
-    "camera": "pinhole: px = focal_or_scale * (x, y) / z + camera_centre; weak_perspective: the same without / z",
-    "light": "9 real spherical harmonics of order 0 to 2 by RGB, in cam (Ramamoorthi and Hanrahan 2001)",
-    "landmarks": "68 points of iBUG; landmarks_2d: jaw on the visible contour; landmarks_3d: jaw fixed to the surface",
-    "triangle_ids": "zstd of (height, width) little-endian integers of triangle_ids_dtype; its maximum is background, "
-    "the number before it something else that hides the model",
-    "person": "in an identity's first row, null elsewhere: what its views were made of (pipeline.person_file)",
+    "units": "metres; pixels with the first pixel's centre at (0.5, 0.5); degrees; "
+    "identity in standard deviations",
+    "frames": "head: x to the face's left, y up, z out of the face; "
+    "cam: x right, y down, z forward",
+    "camera": "pinhole: px = focal_or_scale * (x, y) / z + camera_centre; "
+    "weak_perspective: the same without / z",
+    "light": "9 real spherical harmonics of order 0 to 2 by RGB, in cam "
+    "(Ramamoorthi and Hanrahan 2001)",
+    "landmarks": "68 points of iBUG; landmarks_2d: jaw on the visible contour; "
+    "landmarks_3d: jaw fixed to the surface",
+    "triangle_ids": "zstd of (height, width) little-endian integers of triangle_ids_dtype; "
+    "its maximum is background, the number before it something else that hides the model",
+    "person": "in an identity's first row, null elsewhere: "
+    "what its views were made of (pipeline.person_file)",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class ViewRow:
-    """One synthesised view. Arrays are brought to the stored type, so a row read back equals the
-    row written.
+    """One synthesised view. Arrays are cast to the stored type: a row read equals the row written.
 
     Raises ValueError when a shape is wrong, a number is not finite, or the sample id is not of this
     identity and view.
@@ -70,17 +72,17 @@ class ViewRow:
     image: bytes  # JPEG
     width: int  # pixels
     height: int
-    # (height, width) int32 rows of the model's faces; -1 background, OCCLUDER what hides the model
-    triangle_ids: Ints
+    # int32 rows of the model's faces; -1 background, OCCLUDER what hides the model
+    triangle_ids: Integer[Array, "height width"]
     camera: Pinhole | WeakPerspective  # of the image
     cam_from_head: Rigid
-    identity: Floats  # a row of ``MorphableModel.pack_identity``
-    expression: Floats  # (E,) activations
-    light: Floats  # (9, 3) float32, cam
-    landmarks_2d: Floats  # (68, 2) float32 px, jaw on the visible contour
-    landmarks_3d: Floats  # (68, 2) float32 px, jaw fixed to the surface
-    visible_2d: Bools  # (68,)
-    visible_3d: Bools  # (68,)
+    identity: Float[Array, " stored"]  # a row of ``MorphableModel.pack_identity``
+    expression: Float[Array, " expressions"]  # activations
+    light: Float[Array, "9 3"]  # float32, cam
+    landmarks_2d: Float[Array, "68 2"]  # float32 pixels, jaw on the visible contour
+    landmarks_3d: Float[Array, "68 2"]  # float32 pixels, jaw fixed to the surface
+    visible_2d: Bool[Array, " 68"]
+    visible_3d: Bool[Array, " 68"]
     pose: tuple[float, float, float]  # yaw, pitch, roll in degrees
     model: str
     licence: str  # of the row: the strictest of model, photo and textures
@@ -105,7 +107,8 @@ class ViewRow:
             value = np.ascontiguousarray(getattr(self, name), dtype=dtype)
             if value.shape != shape or (dtype is np.float32 and not np.isfinite(value).all()):
                 raise ValueError(
-                    f"ViewRow.{name} of {self.sample_id} must be finite and {shape}, got {value.shape}"
+                    f"ViewRow.{name} of {self.sample_id} must be finite and {shape}, "
+                    f"got {value.shape}"
                 )
             object.__setattr__(self, name, value)
         for name in ("identity", "expression"):
@@ -136,8 +139,9 @@ class ViewRow:
         return model.unpack_identity(self.identity, self.expression)
 
     def pixels(self) -> Bytes:
-        """(height, width, 3) uint8 RGB of the image. Raises BadDataset when it is not an image of
-        that size.
+        """(height, width, 3) uint8 RGB of the image.
+
+        Raises BadDataset when it is not an image of that size.
         """
         bgr = cv2.imdecode(np.frombuffer(self.image, np.uint8), cv2.IMREAD_COLOR)
         if bgr is None or bgr.shape != (self.height, self.width, 3):
@@ -153,8 +157,7 @@ def make_sample_id(identity_id: str, view: int) -> str:
 
 
 def resolve_frame(row: ViewRow, model: MorphableModel) -> Frame:
-    """The dense ground truth of a view: the same numbers that rendering gave, and OCCLUDER where a
-    prop hides it.
+    """The dense ground truth of a view, equal to that of rendering; OCCLUDER where it is hidden.
 
     Raises BadDataset when the row is of another model.
     """
@@ -209,8 +212,16 @@ SCHEMA = pa.schema(
 _HUGGING_FACE = json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})
 _BLOBS = ("image", "triangle_ids")  # already compressed
 _REPEATED = (
-    "identity_id", "photo_id", "photo_sha256", "split", "mode", "triangle_ids_dtype", "camera", "model", "licence",
-)  # fmt: skip
+    "identity_id",
+    "photo_id",
+    "photo_sha256",
+    "split",
+    "mode",
+    "triangle_ids_dtype",
+    "camera",
+    "model",
+    "licence",
+)
 _SEARCHED = (
     "sample_id",
     "identity_id",
@@ -249,8 +260,8 @@ def _nested(arrays: Sequence[Floats | Bools], kind: Any) -> Any:
 
 
 def _pack(triangle_ids: Ints) -> tuple[bytes, str]:
-    """zstd of the triangles as the narrowest type that has its two largest numbers free for
-    OCCLUDER and background.
+    """zstd of the triangles, and their type: the narrowest one whose two largest numbers are free
+    for OCCLUDER and background.
     """
     dtype = "uint16" if triangle_ids.max(initial=-1) < 0xFFFE else "uint32"
     # Negative ids wrap round: -1 becomes the type's maximum, OCCLUDER the number before it.
@@ -320,8 +331,9 @@ def collect_persons(rows: Sequence[ViewRow]) -> dict[str, bytes]:
 
 
 def _groups(rows: Sequence[ViewRow]) -> list[list[ViewRow]]:
-    """Rows in their order, whole identities to a group. Raises ValueError when an identity's rows
-    are apart.
+    """Rows in their order, whole identities to a group.
+
+    Raises ValueError when an identity's rows are apart.
     """
     groups: list[list[ViewRow]] = [[]]
     seen: set[str] = set()
@@ -339,10 +351,10 @@ def _groups(rows: Sequence[ViewRow]) -> list[list[ViewRow]]:
 
 
 def rows_to_parquet(rows: Sequence[ViewRow], metadata: Mapping[str, str]) -> bytes:
-    """A shard's bytes: the same for the same rows and ``metadata``, whoever makes them and when.
+    """A shard's bytes, a function of its rows and ``metadata`` alone.
 
-    The file's metadata also says the schema's version, units, frames, and the licences of its rows.
-    Raises ValueError when two rows share a sample id, an identity's rows are not together, or a
+    The file's metadata also holds the schema's version, units, frames, and licences. Raises
+    ValueError when two rows share a sample id, an identity's rows are not together, or a
     person is stored anywhere but in its first row.
     """
     if len({row.sample_id for row in rows}) != len(rows):
@@ -392,8 +404,9 @@ def read_metadata(data: bytes, name: str = "shard") -> dict[str, str]:
 
 
 def read_columns(data: bytes, names: Sequence[str], name: str = "shard") -> dict[str, list[Any]]:
-    """Some columns as plain Python values, without decoding the others. Raises BadDataset,
-    ValueError for a name.
+    """Some columns as plain Python values, without decoding the others.
+
+    Raises BadDataset, and ValueError for an unknown name.
     """
     unknown = set(names) - set(SCHEMA.names)
     if unknown:
@@ -409,8 +422,9 @@ def read_columns(data: bytes, names: Sequence[str], name: str = "shard") -> dict
 
 
 def parquet_to_rows(data: bytes, name: str = "shard") -> list[ViewRow]:
-    """All rows of a shard, equal to those written. Raises BadDataset when it is damaged or of
-    another schema.
+    """All rows of a shard, equal to those written.
+
+    Raises BadDataset when it is damaged or of another schema.
     """
     file = _open(data, name)
     try:

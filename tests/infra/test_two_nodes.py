@@ -112,7 +112,8 @@ def test_a_dataset_made_by_a_submitted_job_is_the_one_made_at_home(
 def test_a_running_command_is_followed_not_started_again_and_its_failure_raises(
     trusted: Nodes, tmp_path: Path
 ) -> None:
-    code = f"import time; open({str(tmp_path / 'runs')!r}, 'a').write('x'); time.sleep(2); raise SystemExit('no photos')"
+    code = f"import time; open({str(tmp_path / 'runs')!r}, 'a').write('x'); time.sleep(2); "
+    code += "raise SystemExit('no photos')"
     argv = [sys.executable, "-c", code]
     submit(argv, trusted.jobs, wait=False)
     lines: list[str] = []
