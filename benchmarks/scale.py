@@ -105,11 +105,9 @@ class Counting:
 
 
 def simulated_plan(shards: int, photos: int) -> Plan:
-    """One face to a shard, ``photos`` of them of photos: the plan with the most shards for its
-    faces.
-    """
-    refs = [PhotoRef(f"set-{i % 100:02d}/{i:08d}", f"set-{i % 100:02d}/{i:08d}.jpg", f"set-{i % 100:02d}/{i:08d}.pts")
-            for i in range(photos)]  # fmt: skip
+    """A plan of one face per shard, ``photos`` of them of photos."""
+    names = [f"set-{i % 100:02d}/{i:08d}" for i in range(photos)]
+    refs = [PhotoRef(name, f"{name}.jpg", f"{name}.pts") for name in names]
     options = Options(views=10).as_dict()
     return make_plan(
         refs,
@@ -285,9 +283,10 @@ def handler(here: Storage) -> type[BaseHTTPRequestHandler]:
             begin = int(query.get("continuation-token", ["0"])[0])
             more = begin + PAGE < len(found)
             entries = "".join(
-                f"<Contents><Key>set/{escape(info.key)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
-                f"<ETag>&quot;{'0' * 32}&quot;</ETag><Size>{info.size}</Size><StorageClass>STANDARD</StorageClass>"
-                "</Contents>"
+                f"<Contents><Key>set/{escape(info.key)}</Key>"
+                "<LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+                f"<ETag>&quot;{'0' * 32}&quot;</ETag><Size>{info.size}</Size>"
+                "<StorageClass>STANDARD</StorageClass></Contents>"
                 for info in found[begin : begin + PAGE]
             )
             token = f"<NextContinuationToken>{begin + PAGE}</NextContinuationToken>" if more else ""
@@ -346,8 +345,15 @@ def measure(folder: Path, options: Options) -> Units:
     )
     out = Counting(open_storage(str(folder / "out")))
     faces = full_shard(options)
-    plan = make_plan([], identities=2 * faces, seed=0, options=options.as_dict(), assets={}, renderer=options.renderer,
-                     shard_subjects=faces)  # fmt: skip
+    plan = make_plan(
+        [],
+        identities=2 * faces,
+        seed=0,
+        options=options.as_dict(),
+        assets={},
+        renderer=options.renderer,
+        shard_subjects=faces,
+    )
     rows = partial(rows_of_shard, storage=None, seed=0, options=options)
     begin = time.process_time()
     records = [

@@ -229,7 +229,7 @@ def _rate_beside_others(ready: Barrier, renderer: str, count: int) -> tuple[floa
     return found, (time.process_time() - cpu) / (time.perf_counter() - start)
 
 
-def together(renderer: str, processes: int, count: int = 4) -> tuple[float, float]:
+def run_processes(renderer: str, processes: int, count: int = 4) -> tuple[float, float]:
     """Views per second of CPU time of all of some processes that run at once, and the share of a
     core that each got.
 
@@ -302,7 +302,8 @@ def show_soak(console: Console, count: int) -> None:
     slope = float(np.polyfit(late[:, 0], late[:, 1], 1)[0]) * 1e3 if len(late) > 1 else 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     console.print(
-        f"peak {peak:.0f} MB (target <= 1500); after the first quarter {slope:+.2f} kB a view (target flat)"
+        f"peak {peak:.0f} MB (target <= 1500); after the first quarter {slope:+.2f} kB a view "
+        "(target flat)"
     )
     spent = (time.process_time() - start) / curve[-1][0] * 1e3
     console.print(f"{spent:.1f} ms of CPU a view, persons and writing included")
@@ -357,7 +358,8 @@ def main(
     console.print(f"copying memory: {bandwidth / 1e6:.1f} GB/s, read and written")
     console.print(
         f"once for each person of {PERSON_VIEWS} views: {one['person']:.0f} ms sampled and stored, "
-        f"{one['first view']:.0f} ms meshes and first view; fit and texture of a photo instead: {fit:.0f} ms"
+        f"{one['first view']:.0f} ms meshes and first view; fit and texture of a photo instead: "
+        f"{fit:.0f} ms"
     )
     rates = {"zbuffer": one}
     if pyrender:
@@ -375,16 +377,17 @@ def main(
     )
     for name, found in rates.items():
         table.add_row(
-            name, f"{found['views']:.0f}", f">= {TARGETS[name]}", f"{found['views with persons']:.0f}",
-            f"{found['bytes']:.0f}", "<= 45000",
+            name, f"{found['views']:.0f}", f">= {TARGETS[name]}",
+            f"{found['views with persons']:.0f}", f"{found['bytes']:.0f}", "<= 45000",
         )  # fmt: skip
     console.print(table)
     if two:
-        alone, share = together("zbuffer", 1)
-        both, shares = together("zbuffer", 2)
+        alone, share = run_processes("zbuffer", 1)
+        both, shares = run_processes("zbuffer", 2)
         console.print(
-            f"two processes make {both / alone:.2f} x the views of one for each second of CPU (target >= 1.8); alone "
-            f"it had {share:.0%} of a core, two {shares:.0%} each; load now {os.getloadavg()[0]:.1f}"
+            f"two processes make {both / alone:.2f} x the views of one for each second of CPU "
+            f"(target >= 1.8); alone it had {share:.0%} of a core, two {shares:.0%} each; "
+            f"load now {os.getloadavg()[0]:.1f}"
         )
 
 
