@@ -199,7 +199,7 @@ def test_a_ledger_of_another_plan_is_refused(plan: Plan, out: Storage, log: Path
     ):
         run(plan, out, log)
     out.write("ledger/segment-00000.jsonl", b"{}")
-    with pytest.raises(BadDataset, match=r"ledger/segment-00000.jsonl is not of a ledger"):
+    with pytest.raises(BadDataset, match=r"ledger/segment-00000.jsonl is no object of a ledger"):
         run(plan, out, log)
     out.delete("ledger/segment-00000.jsonl")
     out.write("ledger/part-00003.json", records.splitlines()[0])
