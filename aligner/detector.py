@@ -208,7 +208,7 @@ def levels(image: Bytes, config: DetectorConfig, multiple: int) -> Iterator[tupl
 
 
 def _in_photo(found: Detection, scale: Floats, corner: Floats | float = 0.0) -> Detection:
-    """A detection on a level, in pixels of the photo: (2,) ``scale`` for one, from ``corner`` on."""
+    """A detection on a level, in the photo: (2,) ``scale`` pixels for one, from ``corner`` on."""
     assert found.pose is not None
     box, pose, mean = found.box, found.pose, float(scale.mean())
     low = np.array([box.x0, box.y0]) * scale + corner

@@ -10,7 +10,18 @@ import numpy as np
 from dff.aligner.alignment import Alignment
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
-from dff.face.model.landmarks import NAMES
+from dff.face.model.landmarks import (
+    INNER_LIPS,
+    JAW,
+    LEFT_BROW,
+    LEFT_EYE,
+    NOSE_BOTTOM,
+    NOSE_BRIDGE,
+    NOSE_TIP,
+    OUTER_LIPS,
+    RIGHT_BROW,
+    RIGHT_EYE,
+)
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
 
@@ -26,20 +37,9 @@ AXES: tuple[Colour, ...] = (
 )  # x to the face's left, y up, z out
 SUBPIXEL = 4  # bits of fraction that OpenCV draws with
 
-# Runs of landmarks that are joined by lines, by the names of their ends; the closed ones are rings.
-_OPEN = (
-    ("jaw_right_8", "jaw_left_8"),
-    ("brow_right_outer", "brow_right_inner"),
-    ("brow_left_inner", "brow_left_outer"),
-    ("nose_bridge_1", "nose_tip"),
-    ("nostril_right_outer", "nostril_left_outer"),
-)
-_RINGS = (
-    ("eye_right_outer", "eye_right_lower_outer"),
-    ("eye_left_inner", "eye_left_lower_inner"),
-    ("mouth_right", "lip_lower_right_outer"),
-    ("mouth_inner_right", "lip_lower_inner_right"),
-)
+# Runs of landmarks that are joined by lines; the closed ones are rings.
+OPEN_RUNS = (JAW, RIGHT_BROW, LEFT_BROW, NOSE_BRIDGE, NOSE_BOTTOM)
+RINGS = (RIGHT_EYE, LEFT_EYE, OUTER_LIPS, INNER_LIPS)
 
 
 def draw(
@@ -73,10 +73,9 @@ def draw_landmarks(
     """
     size = Box.around(landmarks).size
     thick = max(1, round(size / 200))
-    lines = [landmarks[NAMES.index(a) : NAMES.index(b) + 1] for a, b in (*_OPEN, *_RINGS)]
-    closed = [False] * len(_OPEN) + [True] * len(_RINGS)
-    for line, ring in zip(lines, closed, strict=True):
-        cv2.polylines(image, [_fixed(line)], ring, colour, thick, cv2.LINE_AA, SUBPIXEL)
+    for run in (*OPEN_RUNS, *RINGS):
+        line = _fixed(landmarks[run])
+        cv2.polylines(image, [line], run in RINGS, colour, thick, cv2.LINE_AA, SUBPIXEL)
     for point, seen in zip(_fixed(landmarks), visibility, strict=True):
         if seen >= 0.5:
             shade, radius, filled = colour, thick + 1, -1
@@ -110,7 +109,7 @@ def _mesh(image: Bytes, face: Alignment, model: MorphableModel) -> None:
 
 def _axes(image: Bytes, face: Alignment) -> None:
     """The frame of AFLW2000-3D's frontal face, drawn from the nose tip."""
-    nose = face.landmarks_3d[NAMES.index("nose_tip"), :2]
+    nose = face.landmarks_3d[NOSE_TIP, :2]
     length = 0.5 * Box.around(face.landmarks_3d[:, :2]).size
     thick = max(1, round(length / 40))
     start = _fixed(nose)

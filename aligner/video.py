@@ -30,7 +30,7 @@ from dff.face.model.morphable import Coefficients, MorphableModel
 
 
 class OneEuro:
-    """The filter of one signal: numbers that move together, in a unit that makes speeds comparable.
+    """The filter of one signal: numbers that move together, in units of comparable speed.
 
     ``rate``: samples a second.
     """
@@ -41,7 +41,7 @@ class OneEuro:
         self.velocity = np.zeros(1)
 
     def share(self, value: Floats) -> float:
-        """How much of the new (N,) ``value`` the filtered one takes, 0 to 1; it becomes ``last``."""
+        """The share of the new (N,) ``value`` in the filtered one, which becomes ``last``."""
         if self.last is None:
             self.last, self.velocity = value, np.zeros_like(value)
             return 1.0
@@ -191,7 +191,7 @@ class Tracker:
     def _search(
         self, frame: Bytes, kept: dict[int, Alignment], lost: dict[int, Alignment]
     ) -> dict[int, Alignment]:
-        """Faces of the whole frame beside those ``kept``; where one was ``lost`` its track goes on."""
+        """Faces of the whole frame beside those ``kept``; a ``lost`` one keeps its number."""
         found: dict[int, Alignment] = {}
         for face in self.aligner.align(frame):
             if _among(face, [*kept.values(), *found.values()]):
@@ -216,7 +216,7 @@ class Tracker:
         return self.smoothers[track](face)
 
     def _is_cut(self, frame: Bytes) -> bool:
-        """Whether the frame looks like another shot than the last."""
+        """Whether the frame begins another shot."""
         grey = cv2.resize(frame, self.config.thumbnail, interpolation=cv2.INTER_AREA).mean(2)
         before, self.thumbnail = self.thumbnail, grey
         return before is not None and float(np.abs(grey - before).mean()) > self.config.cut

@@ -1,8 +1,7 @@
-"""Milliseconds for each aligned face on one core, by stage and batch size: ``python -m
-benchmarks.align``.
+"""Milliseconds for each aligned face on one core, by stage: ``python -m benchmarks.align``.
 
-The network has its real size and runs for its time, but what the solver sees comes from an oracle,
-so that the work is that of faces which are found, whatever weights are at hand. CPU time; rounds
+The network has its real size and runs for its time, but its answers are replaced by an oracle's,
+so that faces converge whatever weights are at hand. CPU time; rounds
 take turns and the fastest counts: trust the ratios more than the numbers.
 """
 

@@ -1,11 +1,10 @@
-"""The paper's claim in one command: the same cascade on DFF and on SIFT, and votes, on the same
-faces and boxes.
+"""The paper's comparison: one cascade on DFF and on SIFT, and dense fits, on the same faces.
 
 ``python -m benchmarks.cascade AFLW2000/ --labels reannotated.npz --photos 300w/ --learn data/ --out
-cascades/`` learns both cascades on a dataset's training identities and tells what every stage
-reaches on held-out ones; then it judges all methods on photos: ``nme_box`` and pose by yaw bin,
+cascades/`` learns both cascades on a dataset's training identities and prints what every stage
+reaches on held-out ones; then it compares all methods on photos: ``nme_box`` and pose by yaw bin,
 ``nme_iod`` of the inner 51 points on held-out photos, CPU milliseconds for each face (one thread,
-batches of 32), and how well confidence tells faces that were aligned well. A cascade that is named
+batches of 32), and the AUROC of confidence for well aligned faces. A cascade that is named
 (``--dff``, ``--sift``) is not learned again.
 """
 

@@ -1,12 +1,12 @@
-"""How many faces of AFLW2000-3D and of 300-W are found, and how much that is none.
+"""Recall and false detections on AFLW2000-3D and 300-W.
 
     python -m benchmarks.detector aflw2000-3d/ --annotated lfpw/ --annotated afw/ --every 4
 
 A face counts as *seen* when a proposal of the search overlaps its landmark box by IoU 0.4, as
-*found* when a face that the aligner then accepts does. The foil are OpenCV's Haar cascades, frontal
-and profile both ways, in their usual settings. What is no true face counts as false: strictly, so
-that people in the background that the set does not label count too. CPU time on one core, the
-fastest of some rounds.
+*found* when a face that the aligner then accepts does. The baseline is OpenCV's Haar cascades,
+frontal and profile both ways, in their usual settings. Detections of no labelled face count as
+false: strictly, so that people in the background whom the set does not label count, too. CPU time
+on one core, the fastest of some rounds.
 """
 
 from __future__ import annotations

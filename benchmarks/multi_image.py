@@ -9,18 +9,21 @@ photos are disjoint, so a figure of one photo is the mean over all single ones.
 
 Ways of finding the face at rest: "mean face", what no photo at all would give; "mean of N alone",
 the mean of the identities that ``Aligner.align`` finds in N photos, each by itself; "N together",
-``Aligner.align_person``.
+``Aligner.align_person``, multi-image fitting.
 
 Measures, each the mean over true points (spread evenly over face, lips and brows within 85 mm of
 the nose tip):
 
-* surface: to the nearest point of the found surface, after a similarity that starts from seven landmarks and goes on by
-  closest points, scale and all: the distance and alignment of the NoW benchmark (Sanyal et al., "Learning to Regress 3D
-  Face Shape and Expression from an Image without 3D Supervision", CVPR 2019), after Feng et al. 2018. This one judges;
-* own: the same distances, signed along the surface's normals, less their mean over the other people: what is told of
-  a person, without the offset that all people share (the two models' mean faces and the network's habits);
-* corresponding: to the point that corresponds by the registration of the two templates, after scaling by the outer eye
-  corners and a rigid alignment. It counts sliding along the surface, and where the two registrations disagree.
+* surface: to the nearest point of the found surface, after a similarity that starts from seven
+  landmarks and goes on by closest points, scale and all: the distance and alignment of the NoW
+  benchmark (Sanyal et al., "Learning to Regress 3D Face Shape and Expression from an Image without
+  3D Supervision", CVPR 2019), after Feng et al. 2018. The main measure;
+* own: the same distances, signed along the surface's normals, less their mean over the other
+  people: the person's own shape, without the offset that all people share (the two models' mean
+  faces and the bias of the network);
+* corresponding: to the point that corresponds by the registration of the two templates, after
+  scaling by the outer eye corners and a rigid alignment. It counts sliding along the surface, and
+  where the two registrations disagree.
 """
 
 from __future__ import annotations
@@ -241,9 +244,10 @@ def main(
         one, five = (rows[f"{count} together"] for count in (1, 5))
         gain = 1 - five[0] / one[0]
         console.print(
-            f"five photos err {gain:.1%} less than one, to the surface (wanted: {WANTED:.0%}"
-            f"{'' if gain >= WANTED else ', not reached'}); "
-            f"{people} people x {VIEWS} views, {time.process_time() - started:.0f} s of processor time"
+            f"the surface error of five photos is {gain:.1%} lower than that of one "
+            f"(target: {WANTED:.0%}{'' if gain >= WANTED else ', not reached'}); "
+            f"{people} people x {VIEWS} views, "
+            f"{time.process_time() - started:.0f} s of processor time"
         )
 
 

@@ -60,7 +60,7 @@ class PointFeatures:
 
 
 def describe_dff(net: Network, pixels: Bytes, places: Floats) -> Floats:
-    """(B, M, D) float32 descriptors of the network at (B, M, 2) ``places`` of (B, S, S, 3) crops."""
+    """(B, M, D) float32 descriptors at (B, M, 2) ``places`` of (B, S, S, 3) crops."""
     with torch.inference_mode():
         maps = net(image_batch(torch.from_numpy(pixels))).descriptor.float()
     grid = torch.from_numpy((2 * places / pixels.shape[1] - 1).astype(np.float32))[:, None]

@@ -304,9 +304,9 @@ def train_cascade(
 ) -> Cascade:
     """A cascade for the weights of an aligner, trained on a dataset's training identities.
 
-    The held-out identities choose its penalties. Its card says where it comes from and what every stage reached. Raises BadDataset for a dataset
-    without one of the two, or of another face model; ValueError when too few faces come out well or
-    badly to calibrate it.
+    The held-out identities choose its penalties. Its card says where it comes from and what every
+    stage reached. Raises BadDataset for a dataset without one of the two, or of another face model;
+    ValueError when too few faces come out well or badly to calibrate it.
     """
     fit_model = build_cascade_fit_model(aligner, recipe)
     views = read_views(dataset, fit_model, "train", recipe.views)

@@ -1,4 +1,4 @@
-"""Accuracy on the public sets, by stated protocols, with the pictures that explain the figures.
+"""Accuracy on public benchmarks, by stated protocols, with figures and the worst faces.
 
 AFLW2000-3D (Zhu et al. 2016): 68 points of the 3D scheme, ``nme_box`` over the label's own tight
 box, in bins of the labelled yaw and the mean of the bins; pose against ``Pose_Para``. 300-W
@@ -28,7 +28,7 @@ from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.detection import overlap
 from dff.aligner.draw import draw_landmarks
-from dff.face.arrays import Bytes, Floats
+from dff.face.arrays import Array, Bytes, Float, Floats
 from dff.face.errors import BadLandmarks, BadPhoto
 from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
@@ -59,9 +59,9 @@ class Sample:
 
     name: str
     image_key: str
-    landmarks: Floats  # (68, 2) pixels
+    landmarks: Float[Array, "68 2"]  # pixels
     box: Box
-    rotation: Floats | None  # (3, 3) cam_from_head; None where the set has no pose
+    rotation: Float[Array, "3 3"] | None  # cam_from_head; None where the set has no pose
     yaw: float  # degrees, label; 0 where the set has no pose
 
 
@@ -71,10 +71,9 @@ class Row:
 
     sample: Sample
     alignment: Alignment | None  # None: no found box is this face
-    landmarks: Floats  # (68, 2) pixels compared with the label; empty when not found
-    errors: dict[
-        str, float
-    ]  # nme_box, or nme_iod_51 and nme_iod_68 (fractions); geodesic, yaw, pitch, roll (degrees)
+    landmarks: Float[Array, "landmarks 2"]  # pixels compared with the label; empty: not found
+    # nme_box, or nme_iod_51 and nme_iod_68 (fractions); geodesic, yaw, pitch, roll (degrees)
+    errors: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -145,11 +144,10 @@ DISTURBANCES = (
 
 
 def robustness(evaluate: Callable[[Disturbance], Report]) -> dict[Disturbance, float]:
-    """Mean error in per cent under no disturbance and under each of ``DISTURBANCES``; NaN where no
-    face was found.
+    """Mean error in per cent without a disturbance and under each of ``DISTURBANCES``.
 
-    The mean of the yaw bins where the protocol has them. Faces are judged whether their alignment
-    says failed or not.
+    The mean of the yaw bins where the protocol has them; NaN where no face was found. Faces count
+    whether their alignment failed or not.
     """
     return {
         disturbance: _mean_error(evaluate(disturbance))
@@ -199,8 +197,9 @@ def evaluate_aflw2000(
         aligner,
         box,
         disturbance or Disturbance(),
-        protocol=f"AFLW2000-3D, {'original' if labels is None else 'reannotated'} labels, box from {box}; "
-        f"{len(keys) - len(samples)} images without label or with an angle above {STEEP:.0f} degrees left out",
+        protocol=f"AFLW2000-3D, {'original' if labels is None else 'reannotated'} labels, "
+        f"box from {box}; {len(keys) - len(samples)} images without label or with an angle above "
+        f"{STEEP:.0f} degrees left out",
         error="nme_box",
     )
 
@@ -213,12 +212,11 @@ def evaluate_300w(
     split: Split | Literal["all"] = "dev",
     disturbance: Disturbance | None = None,
 ) -> Report:
-    """The aligner on a folder (or s3:// prefix), with its subfolders, of images with iBUG ``.pts``
-    files.
+    """The aligner on a folder (or s3:// prefix) of images with iBUG ``.pts`` files.
 
-    ``split`` keeps training photos out of the figures of weights that were trained on the same
-    folder; "all" is for the official test parts. Raises as ``evaluate_aflw2000``, and BadPhoto for
-    a malformed ``persons.csv``.
+    Subfolders are read, too. ``split`` keeps training photos out of the figures of weights that
+    were trained on the same folder; "all" is for the official test parts. Raises as
+    ``evaluate_aflw2000``, and BadPhoto for a malformed ``persons.csv``.
     """
     storage = open_storage(folder)
     samples = []

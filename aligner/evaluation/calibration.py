@@ -62,14 +62,14 @@ RIDGE = 1.0  # of standardised weights
 
 @dataclass(frozen=True)
 class Case:
-    """An image, where to look, and the truth."""
+    """An image, the box of a face in it, and the truth."""
 
     kind: Kind
     subject: str  # cases of one subject stay on one side of the split
     image: Bytes
     box: Box
-    truth: Floats | None  # (68, 2) pixels; None where there is no face
-    visible: Bools | None = None  # (68,) of the 3D scheme; None: not labelled
+    truth: Float[Array, "68 2"] | None  # pixels; None where there is no face
+    visible: Bool[Array, " 68"] | None = None  # of the 3D scheme; None: not labelled
     contour: bool = False  # the truth is of the 2D scheme
 
 
@@ -274,7 +274,7 @@ def _batches(cases: Iterable[Case]) -> Iterator[list[Case]]:
 
 
 def for_fitting(outcomes: Outcomes) -> Bools:
-    """(N,) cases that calibrations are fitted on: half of the subjects, by SHA-256 of their names."""
+    """(N,) the cases to fit to: those of half of the subjects, by SHA-256 of their names."""
     return np.array(
         [hashlib.sha256(name.encode()).digest()[0] % 2 == 0 for name in outcomes.subject]
     )
@@ -451,8 +451,8 @@ def calibrate(
 ) -> tuple[Calibration, list[Trust]]:
     """A calibration for an aligner's weights, and how reliable it is.
 
-    On the other half of the dataset, and on each folder of ``photos``. Raises BadDataset for a dataset without held-out identities, ValueError when it is too small to
-    learn from.
+    On the other half of the dataset, and on each folder of ``photos``. Raises BadDataset for a
+    dataset without held-out identities, ValueError when it is too small to learn from.
     """
     # Rendered views are labelled by no annotator.
     raw = aligner.without_landmark_offsets()

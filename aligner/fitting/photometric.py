@@ -37,7 +37,7 @@ from dff.face.geometry.interpolation import bilinear_with_gradient
 from dff.face.geometry.lighting import ambient, basis, basis_gradient
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.geometry.transform import skew
-from dff.face.model.landmarks import NAMES
+from dff.face.model.landmarks import NOSE_TIP
 from dff.face.render.kernels import smooth_normals
 from dff.face.solve.gauss_newton import POSE, evaluate_shape, project
 from dff.face.solve.least_squares import eliminate_scalars, marginalise
@@ -68,7 +68,7 @@ class Skin:
         """The skin within ``config.radius`` of the tip of the nose."""
         model = fit_model.model
         triangles = skin_triangles(model)
-        tip = model.template[model.landmarks.vertex[NAMES.index("nose_tip")]]
+        tip = model.template[model.landmarks.vertex[NOSE_TIP]]
         away = np.linalg.norm(model.template[model.faces[triangles]].mean(1) - tip, axis=1)
         triangles = triangles[away < config.radius]
         points = spread_points(model, triangles, config.points)
@@ -230,7 +230,7 @@ def _unknowns(photo: int, columns: int, shared: int) -> Ints:
 
 
 def _allow_slack(system: Floats, face_size: Floats, config: PhotometricConfig) -> Floats:
-    """The system of correspondences that may all be off together by a pose: marginalised over it."""
+    """The system of correspondences that may share an error of the pose: marginalised over it."""
     turn, shift = np.deg2rad(config.slack_degrees), config.slack_shift
     sd = np.tile([config.slack_scale, *[turn] * 3, shift, shift], (len(face_size), 1))
     sd[:, 4:] *= face_size[:, None]
