@@ -167,7 +167,7 @@ def test_a_video_file_is_aligned_and_drawn(
 def test_videos_that_give_nothing_say_why(
     oracle_aligner: Aligner, film: Film, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadVideo, match="no file"):
+    with pytest.raises(BadVideo, match="is not a file"):
         list(align_video(oracle_aligner, tmp_path / "none.mp4"))
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"not a video" * 100)

@@ -242,6 +242,19 @@ def test_what_is_no_face_fails(
     assert found.face_confidence == 0.0
 
 
+def test_tracking_starts_the_cascade_again_in_the_last_box(
+    oracle_aligner: Aligner, learned: tuple[Cascade, list[Progress], list[Scene]]
+) -> None:
+    """By its own stages, not by another method: each face passes all of them."""
+    cascade, _, unseen = learned
+    aligner, scene = with_cascade(oracle_aligner, cascade), unseen[0]
+    (before,) = aligner.align(scene.image, [scene.box])
+    ((found,),) = aligner.track([scene.image], [[before]])
+    assert len(found.trace) == len(cascade.stages)
+    assert found.camera.inverse_depth == 0.0  # cascades are weak perspective, dense fits are not
+    assert nme_box(found.landmarks_3d[:, :2], scene.landmarks) < 0.06
+
+
 @pytest.fixture(scope="module")
 def views(open_head: MorphableModel, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Rendered people, two views each; one in ten is held out."""
