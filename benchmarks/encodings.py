@@ -38,7 +38,7 @@ from dff.infra.storage import open_storage
 from dff.pipeline.job.work import Subject
 from dff.pipeline.recovery.photos import list_photos
 from dff.pipeline.subjects.subject_file import IMAGE_QUALITY
-from dff.pipeline.synthesis import Options, person_of
+from dff.pipeline.synthesis import Options, build_person
 
 BEGIN, END = "<!-- {} -->", "<!-- end of {} -->"
 IN_USE = "triangle ids, 16 bit, zstd 3"
@@ -458,7 +458,7 @@ def textures(photos: Path | None, count: int) -> list[Bytes]:
     out = []
     for subject in subjects:
         try:
-            person = person_of(subject, storage=storage, seed=0, options=Options())
+            person = build_person(subject, storage=storage, seed=0, options=Options())
         except DffError:
             continue
         out.append(np.rint(np.clip(person.texture[..., :3], 0.0, 1.0) * 255.0).astype(np.uint8))

@@ -50,8 +50,8 @@ from dff.pipeline.job.ray import SchedulerConfig
 from dff.pipeline.job.run import RunConfig
 from dff.pipeline.job.work import Failure, ShardPlan, Subject
 from dff.pipeline.recovery.photos import PhotoRef, list_photos
-from dff.pipeline.subjects.subject_file import StoredPerson, stored
-from dff.pipeline.synthesis import Options, full_shard, person_of, rows_of_shard, views_of
+from dff.pipeline.subjects.subject_file import StoredPerson, store_person
+from dff.pipeline.synthesis import Options, build_person, fill_shard, make_shard_rows, render_views
 
 ROUNDS = 3
 PAGE = 1000  # keys that S3 lists, and deletes, in one request
@@ -334,17 +334,17 @@ def measure(folder: Path, options: Options) -> Units:
     model = load_model(options.model)
 
     def make(subject: Subject) -> StoredPerson:
-        return stored(person_of(subject, storage=source, seed=0, options=options), model)
+        return store_person(build_person(subject, storage=source, seed=0, options=options), model)
 
     for subject in (photo, sampled):  # numba loads or compiles
-        views_of(make(subject), model=model, seed=0, views=1, size=options.size)
+        render_views(make(subject), model=model, seed=0, views=1, size=options.size)
     start = time.process_time() - begin
     source.requests.clear()
     photo_seconds, identity_seconds = (
         fastest(partial(make, subject)) for subject in (photo, sampled)
     )
     out = Counting(open_storage(str(folder / "out")))
-    faces = full_shard(options)
+    faces = fill_shard(options)
     plan = make_plan(
         [],
         identities=2 * faces,
@@ -354,7 +354,7 @@ def measure(folder: Path, options: Options) -> Units:
         renderer=options.renderer,
         shard_subjects=faces,
     )
-    rows = partial(rows_of_shard, storage=None, seed=0, options=options)
+    rows = partial(make_shard_rows, storage=None, seed=0, options=options)
     begin = time.process_time()
     records = [
         job.make_shard(
@@ -516,7 +516,7 @@ def main(
         photos,
         views,
         cores,
-        full_shard(Options(views=views)),
+        fill_shard(Options(views=views)),
         busy,
         lost,
         bad_photos,

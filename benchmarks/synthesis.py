@@ -45,7 +45,7 @@ from dff.pipeline.scene import camera_sensor as sensor
 from dff.pipeline.scene.sampling import draw_scene, make_plain_scene
 from dff.pipeline.scene.scene import Scene
 from dff.pipeline.subjects import build as persons
-from dff.pipeline.subjects.subject_file import StoredPerson, stored
+from dff.pipeline.subjects.subject_file import StoredPerson, store_person
 
 SIZE, TEXELS = 256, 512
 PERSONS, VIEWS, ROUNDS = 8, 20, 5
@@ -60,13 +60,13 @@ def sampled(index: int, model: MorphableModel) -> StoredPerson:
     made = persons.sample_person(
         name, model=model, albedo=load_albedo(), texture_size=TEXELS, rng=rng
     )
-    return stored(made, model)
+    return store_person(made, model)
 
 
 def rows_of(
     kept: StoredPerson, model: MorphableModel, visibility: Visibility, count: int = VIEWS
 ) -> list[ViewRow]:
-    return synthesis.views_of(
+    return synthesis.render_views(
         kept, model=model, seed=0, views=count, size=SIZE, visibility=visibility
     )
 

@@ -1,4 +1,10 @@
-"""Photos to a dataset of views: the plan of the job, the work of one shard, and both together."""
+"""From photos to a dataset of views.
+
+A photo becomes a person (``build_person``): inverse rendering explains it, its texture is completed,
+hair and clothes are estimated. Other persons are sampled. A person becomes views
+(``render_views``): scenes are drawn and rendered. Persons with their views become shards
+(``make_shard_rows``), and all shards of a plan (``plan_synthesis``) a dataset (``synthesize``).
+"""
 
 from __future__ import annotations
 
@@ -34,30 +40,45 @@ from dff.pipeline.recovery.inverse import invert
 from dff.pipeline.recovery.photos import SUFFIXES, list_photos, name_split_groups, read_photo
 from dff.pipeline.scene.sampling import PROFILE_SHARE, SceneConfig
 from dff.pipeline.scene.views import make_views
-from dff.pipeline.subjects import build as persons
+from dff.pipeline.subjects.build import join_photo_licence, recover_person, sample_person
 from dff.pipeline.subjects.subject import Person
-from dff.pipeline.subjects.subject_file import StoredPerson, stored
+from dff.pipeline.subjects.subject_file import StoredPerson, store_person
 
 with require_extra("synthesis"):
     from threadpoolctl import threadpool_limits
 
 PHOTO_TERMS = "LicenseRef-photo"
-"""Licence of rows made from photos whose terms the caller did not say: whatever the photos' terms
-are.
-"""
+"""Licence of rows made from photos of unknown terms: whatever the photos' terms are."""
 
-INVERT_SECONDS = 0.45  # of a photo, with its texture, on one core at 256 px, for estimates
-VIEW_SECONDS = 0.011  # of a view
-VIEW_BYTES = 40_000  # of a row at 256 px, its share of the person included
-# of 256 px, in a shard of a large job: some 20 MB, minutes of work, and little to hold in memory
-SHARD_VIEWS = 640
-FEW_SHARDS = 16
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """How many subjects a shard has, which must not depend on the number of workers."""
+
+    # At 256 px, in a shard of a large job: some 20 MB, minutes of work, and little to hold in
+    # memory.
+    views: int = 640
+    few: int = 16  # shards of a small job
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    """Rough figures of one machine for estimates, at 256 px."""
+
+    invert_seconds: float = 0.45  # of a photo, with its texture, on one core
+    view_seconds: float = 0.011  # of a view
+    view_bytes: float = 40_000.0  # of a row, its share of the person included
+
+
+SHARD = ShardConfig()
+COST = CostConfig()
 
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the rows of a job besides its inputs and seed. Raises ValueError when out of
-    range.
+    """What decides the rows of a job besides its inputs and seed.
+
+    Raises ValueError when out of range.
     """
 
     views: int = 20
@@ -67,10 +88,8 @@ class Options:
     albedo: str = "open-albedo"
     photo_terms: str = PHOTO_TERMS  # licence of the photos, for the rows
     renderer: str = "zbuffer"  # of dff.face.render.backends
-    profile_share: float = PROFILE_SHARE  # of a photo's views that are the photo itself, turned
-    deformed: float = (
-        0.0  # share of the sampled faces that are deformed beyond what the model's identities form
-    )
+    profile_share: float = PROFILE_SHARE  # of a photo's views: 3D face profiling
+    deformed: float = 0.0  # share of the sampled faces with a residual deformation
 
     def __post_init__(self) -> None:
         if self.views < 1 or not 32 <= self.size <= 2048 or not 64 <= self.texture_size <= 4096:
@@ -87,7 +106,7 @@ class Options:
         return dict(vars(self))
 
 
-def make_rows_of(
+def build_row_maker(
     *,
     photos: str | None,
     endpoint_url: str | None,
@@ -102,8 +121,9 @@ def make_rows_of(
     profile_share: float,
     deformed: float,
 ) -> MakeRows:
-    """The work of one shard, for the photos at the URI ``photos``. Raises BadModel and
-    StorageError.
+    """The work of one shard, for the photos at the URI ``photos``.
+
+    Raises BadModel and StorageError.
     """
     options = Options(
         views, size, texture_size, model, albedo, photo_terms, renderer, profile_share, deformed
@@ -111,18 +131,17 @@ def make_rows_of(
     storage = None if photos is None else open_storage(photos, endpoint_url=endpoint_url)
 
     def make_rows(shard: ShardPlan) -> ShardResult:
-        return rows_of_shard(shard, storage=storage, seed=seed, options=options)
+        return make_shard_rows(shard, storage=storage, seed=seed, options=options)
 
     return make_rows
 
 
-def rows_of_shard(
+def make_shard_rows(
     shard: ShardPlan, *, storage: Storage | None, seed: int, options: Options
 ) -> ShardResult:
-    """Every view of every subject of a shard. A photo that can't be used becomes a Failure, never
-    an exception.
+    """Every view of every subject of a shard.
 
-    Linear algebra runs in one thread: the order of its sums, and with it the last bit, would
+    A photo that can't be used becomes a Failure, never an exception. Linear algebra runs in one thread: the order of its sums, and with it the last bit, would
     otherwise depend on how many cores a worker has.
     """
     model = load_model(options.model)
@@ -131,14 +150,13 @@ def rows_of_shard(
     with threadpool_limits(1):
         for subject in shard.subjects:
             try:
-                person = stored(
-                    person_of(subject, storage=storage, seed=seed, options=options), model
-                )
+                person = build_person(subject, storage=storage, seed=seed, options=options)
+                kept = store_person(person, model)
             except (BadPhoto, BadLandmarks, BadFit, NotFound) as error:
                 failures.append(Failure(subject.id, type(error).__name__, str(error)))
                 continue
-            rows += views_of(
-                person,
+            rows += render_views(
+                kept,
                 model=model,
                 seed=seed,
                 views=options.views,
@@ -149,15 +167,18 @@ def rows_of_shard(
     return ShardResult(tuple(rows), tuple(failures))
 
 
-def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: Options) -> Person:
-    """The face of a plan's subject. Raises BadPhoto, BadLandmarks, BadFit; StorageError when
-    storage fails.
+def build_person(
+    subject: Subject, *, storage: Storage | None, seed: int, options: Options
+) -> Person:
+    """The person of a plan's subject.
+
+    Raises BadPhoto, BadLandmarks, BadFit; StorageError when storage fails.
     """
     model = load_model(options.model)
     albedo = load_albedo(options.albedo, model=model)
     rng = np.random.default_rng(derive_seed(seed, subject.id))
     if subject.photo is None:
-        return persons.sample_person(
+        return sample_person(
             subject.id,
             model=model,
             albedo=albedo,
@@ -170,19 +191,19 @@ def person_of(subject: Subject, *, storage: Storage | None, seed: int, options: 
     recovery = invert(
         read_photo(storage, subject.photo), model=model, albedo=albedo, size=options.size
     )
-    return persons.recover_person(
+    return recover_person(
         recovery,
         subject.id,
         model=model,
         albedo=albedo,
         texture_size=options.texture_size,
-        licence=persons.join_photo_licence(options.photo_terms, model, albedo),
+        licence=join_photo_licence(options.photo_terms, model, albedo),
         rng=rng,
         split_group=subject.photo.split_group,
     )
 
 
-def views_of(
+def render_views(
     kept: StoredPerson,
     *,
     model: MorphableModel,
@@ -192,9 +213,7 @@ def views_of(
     profile_share: float = PROFILE_SHARE,
     visibility: Visibility = zbuffer.visibility,
 ) -> list[ViewRow]:
-    """The views of a stored person under the job's ``seed``; the first row keeps what all are made
-    of.
-    """
+    """The views of a stored person under the job's ``seed``; the first row keeps the person."""
     person = kept.person
     first, *others = make_views(
         person,
@@ -237,7 +256,7 @@ def plan_synthesis(
         near_duplicates = groups.near_duplicates
     if shard_subjects is None:
         shard_subjects = min(
-            max(-(-(len(found) + identities) // FEW_SHARDS), 1), full_shard(options)
+            max(-(-(len(found) + identities) // SHARD.few), 1), fill_shard(options)
         )
     plan = make_plan(
         found,
@@ -251,11 +270,9 @@ def plan_synthesis(
     return plan, near_duplicates
 
 
-def full_shard(options: Options) -> int:
-    """Subjects of a shard that is as large as shards should be: what a worker holds grows with its
-    pixels.
-    """
-    return max(round(SHARD_VIEWS * (256 / options.size) ** 2 / options.views), 1)
+def fill_shard(options: Options) -> int:
+    """The number of subjects that fill a shard: what a worker holds grows with the pixels."""
+    return max(round(SHARD.views * (256 / options.size) ** 2 / options.views), 1)
 
 
 @dataclass(frozen=True)
@@ -292,22 +309,23 @@ class Estimate:
         return lines
 
 
-def estimate(plan: Plan, near_duplicates: tuple[tuple[str, ...], ...] = ()) -> Estimate:
-    """Counts are exact, if no other photo fails; bytes and seconds are rough figures of one
-    machine.
+def estimate_cost(plan: Plan, near_duplicates: tuple[tuple[str, ...], ...] = ()) -> Estimate:
+    """What a plan will cost.
+
+    Counts are exact, if no other photo fails; bytes and seconds are rough figures of one machine.
     """
     photos, identities = len(plan.photos), plan.identities
     unlabelled = sum(ref.landmark_key is None for ref in plan.photos)
     views, size = int(plan.options["views"] or 0), float(plan.options["size"] or 0)
     rows, area = (plan.subjects - unlabelled) * views, (size / 256.0) ** 2
-    seconds = (photos - unlabelled) * INVERT_SECONDS * area + rows * VIEW_SECONDS * area
+    seconds = (photos - unlabelled) * COST.invert_seconds * area + rows * COST.view_seconds * area
     return Estimate(
         photos,
         unlabelled,
         identities,
         len(plan.shards),
         rows,
-        rows * VIEW_BYTES * area,
+        rows * COST.view_bytes * area,
         seconds,
         near_duplicates,
     )
@@ -315,7 +333,7 @@ def estimate(plan: Plan, near_duplicates: tuple[tuple[str, ...], ...] = ()) -> E
 
 @dataclass(frozen=True)
 class Summary:
-    """What a synthesis came to; without a manifest it was a dry run."""
+    """The outcome of a synthesis; without a manifest it was a dry run."""
 
     uri: str
     plan: Plan
@@ -346,13 +364,12 @@ def synthesize(
     progress: bool = False,
     watch: Callable[[Plan, Estimate], None] = lambda plan, estimate: None,
 ) -> Summary:
-    """Make a dataset at ``out`` from the photos at ``photos`` and sampled identities; complete an
-    interrupted one.
+    """Make a dataset at ``out`` from the photos at ``photos`` and sampled identities.
 
-    One worker and no ``address`` run in this process, anything else on Ray: the cluster at
-    ``address``, or a private local one of ``workers`` CPUs. The bytes are the same. ``watch`` sees
-    the plan before the work begins. Raises BadPhoto for a place without photos; ValueError,
-    BadDataset, BudgetExceeded, StorageError, ClusterError.
+    An interrupted one is completed. One worker and no ``address`` run in this process, anything
+    else on Ray: the cluster at ``address``, or a private local one of ``workers`` CPUs. The bytes
+    are the same. ``watch`` gets the plan and its cost before the work begins. Raises BadPhoto for a
+    place without photos; ValueError, BadDataset, BudgetExceeded, StorageError, ClusterError.
     """
     options = Options(
         views=views,
@@ -368,33 +385,37 @@ def synthesize(
     plan, near_duplicates = plan_synthesis(
         source, identities=identities, seed=seed, options=options, shard_subjects=shard_subjects
     )
-    expected = estimate(plan, near_duplicates)
+    expected = estimate_cost(plan, near_duplicates)
     watch(plan, expected)
     target = open_storage(out, endpoint_url=endpoint_url)
     if dry_run:
         return Summary(target.uri, plan, expected, None)
-    where = (
-        None
-        if source is None
-        else (photos if "://" in str(photos) else str(Path(str(photos)).absolute()))
-    )
     work = WorkSpec.create(
-        ROW_MAKER, photos=where, endpoint_url=endpoint_url, seed=seed, **options.as_dict()
+        ROW_MAKER,
+        photos=None if photos is None else _make_absolute(photos),
+        endpoint_url=endpoint_url,
+        seed=seed,
+        **options.as_dict(),
     )
     if address is None and workers <= 1:
         manifest = job.run(plan, target, work.build(), config=config, progress=progress)
-    else:
-        # Ray takes seconds to import, and is optional here.
-        from dff.infra.cluster import connected
-        from dff.pipeline.job import ray as fan_out
+        return Summary(target.uri, plan, expected, manifest)
+    # Ray takes seconds to import, and is optional here.
+    from dff.infra.cluster import connected
+    from dff.pipeline.job import ray as fan_out
 
-        with connected(address, workers=None if address else workers):
-            manifest = fan_out.run(
-                plan,
-                target,
-                work,
-                workers=workers if workers > 1 else None,
-                config=config,
-                progress=progress,
-            )
+    with connected(address, workers=None if address else workers):
+        manifest = fan_out.run(
+            plan,
+            target,
+            work,
+            workers=workers if workers > 1 else None,
+            config=config,
+            progress=progress,
+        )
     return Summary(target.uri, plan, expected, manifest)
+
+
+def _make_absolute(place: str) -> str:
+    """A URI, or the absolute path of a folder, which workers elsewhere find too."""
+    return place if "://" in place else str(Path(place).absolute())

@@ -32,8 +32,8 @@ from dff.pipeline.inspection.recovery_panel import draw_recovery
 from dff.pipeline.job.work import Subject
 from dff.pipeline.recovery.inverse import invert
 from dff.pipeline.recovery.photos import list_photos, read_photo
-from dff.pipeline.subjects.subject_file import stored
-from dff.pipeline.synthesis import Options, person_of, views_of
+from dff.pipeline.subjects.subject_file import store_person
+from dff.pipeline.synthesis import Options, build_person, render_views
 
 SAMPLED, COLUMNS, TILE = 40, 10, 140
 ACROSS = (5.0, 28.0, 51.0, 74.0)  # degrees of yaw, in turn, that a sampled person is shown near
@@ -56,9 +56,11 @@ def main(
     people = []
     for number in range(SAMPLED):
         subject = Subject(f"sampled-{number:06d}", None)
-        person = stored(person_of(subject, storage=None, seed=SEED, options=options), model)
+        person = store_person(
+            build_person(subject, storage=None, seed=SEED, options=options), model
+        )
         people.append(
-            views_of(person, model=model, seed=SEED, views=options.views, size=options.size)
+            render_views(person, model=model, seed=SEED, views=options.views, size=options.size)
         )
     shown = [_near(rows, ACROSS[i % len(ACROSS)]) for i, rows in enumerate(people)]
     sheet = contact_sheet(shown, columns=COLUMNS, tile=TILE)
@@ -69,10 +71,11 @@ def main(
         storage = LocalStorage(Path(place) / "photos")
         (photo,) = list_photos(storage)
         recovery = invert(read_photo(storage, photo), model=model, albedo=albedo)
-        person = stored(
-            person_of(Subject(photo.id, photo), storage=storage, seed=SEED, options=options), model
+        person = store_person(
+            build_person(Subject(photo.id, photo), storage=storage, seed=SEED, options=options),
+            model,
         )
-    own = _mixed(views_of(person, model=model, seed=SEED, views=VIEWS, size=options.size))
+    own = _mixed(render_views(person, model=model, seed=SEED, views=VIEWS, size=options.size))
     aligner = load_aligner()
     alignment = _alignment(photograph, aligner)
     Image.fromarray(alignment).save(folder / "alignment.jpg", quality=QUALITY)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 DISTRIBUTION = "deep-face-feature"
 PACKAGE = "dff"
-ROW_MAKER = "dff.pipeline.synthesis:make_rows_of"
+ROW_MAKER = "dff.pipeline.synthesis:build_row_maker"
 """The function, ``package.module:function``, whose rows a synthesis job stores."""
 
 LIBRARIES = ("numba", "numpy", "opencv-python-headless", "pillow", "pyarrow", "scipy")

@@ -25,8 +25,10 @@ from dff.pipeline.recovery.fitted_head import FittedHead, build_fitted_head
 from dff.pipeline.recovery.inpainting import inpaint
 from dff.pipeline.recovery.inverse import Recovery
 from dff.pipeline.recovery.uv_atlas import UvAtlas, build_uv_atlas
-from dff.pipeline.subjects import skin
+from dff.pipeline.subjects.appearance import correct_hue, sample_appearance
 from dff.pipeline.subjects.hair_estimation import estimate_hair, sample_hair_like
+from dff.pipeline.subjects.skin import paint
+from dff.pipeline.subjects.skin_regions import measure_skin
 from dff.pipeline.subjects.subject import Person, PhotoScene
 
 
@@ -113,7 +115,7 @@ def _complete_accessories(
         rng=rng,
         clothes=clothes,
         photo_hair=PhotoHair(style),
-        skin=skin.correct_hue(skin.measure_skin(texels, atlas)),
+        skin=correct_hue(measure_skin(texels, atlas)),
     )
 
 
@@ -219,14 +221,14 @@ def sample_person(
     size = (texture_size, texture_size)
     enlarged = cv2.resize(albedo.texture(colours), size, interpolation=cv2.INTER_CUBIC)
     base = np.clip(enlarged.reshape(-1, 3)[atlas.texel], 0.0, 1.0)
-    flesh = skin.correct_hue(skin.measure_skin(base, atlas))
+    flesh = correct_hue(measure_skin(base, atlas))
     feminine = bool(rng.random() < config.feminine_share)
     hair = sample_hair_colour(flesh, rng=rng)
     accessories = sample_accessories(hair, rng=rng, skin=flesh, feminine=feminine)
-    appearance = skin.sample_appearance(
+    appearance = sample_appearance(
         flesh, hair, rng=rng, feminine=feminine, hairy=accessories.style is not None
     )
-    painted = skin.paint(base, appearance, atlas) * atlas.daylight
+    painted = paint(base, appearance, atlas) * atlas.daylight
     dressed = _dress(painted, cover_texels(atlas), accessories, config)
     return Person(
         id=identity_id,

@@ -1,6 +1,6 @@
 """A person as bytes: what rendering needs of a face, stored once beside its views.
 
-Views are rendered from what these bytes give back, never from what went in: ``stored`` is the gate
+Views are rendered from what these bytes give back, never from what went in: ``store_person`` is the gate
 that every person passes before its first view. So a row and its person make the same pixels again,
 on any day, without the photo.
 
@@ -73,7 +73,7 @@ class StoredPerson:
     data: bytes
 
 
-def stored(person: Person, model: MorphableModel) -> StoredPerson:
+def store_person(person: Person, model: MorphableModel) -> StoredPerson:
     """The person after storing and reading: the one to render. Raises ValueError for what can't be
     stored.
     """

@@ -70,7 +70,7 @@ def test_bad_photos_are_failures_with_reasons(photos: Path) -> None:
     storage = LocalStorage(photos)
     refs = {ref.id: ref for ref in list_photos(storage)}
     shard = ShardPlan(0, tuple(Subject(name, refs[name]) for name in sorted(refs)))
-    result = synthesis.rows_of_shard(shard, storage=storage, seed=3, options=OPTIONS)
+    result = synthesis.make_shard_rows(shard, storage=storage, seed=3, options=OPTIONS)
     assert {row.identity_id for row in result.rows} == {"astronaut"}
     assert len(result.rows) == 3
     assert {f.subject: f.reason for f in result.failures} == {
@@ -78,7 +78,7 @@ def test_bad_photos_are_failures_with_reasons(photos: Path) -> None:
         "broken": "BadPhoto",
         "mistaken": "BadFit",
     }
-    again = synthesis.rows_of_shard(shard, storage=storage, seed=3, options=OPTIONS)
+    again = synthesis.make_shard_rows(shard, storage=storage, seed=3, options=OPTIONS)
     assert [row.image for row in again.rows] == [row.image for row in result.rows]
     assert again.failures == result.failures
 
@@ -86,14 +86,16 @@ def test_bad_photos_are_failures_with_reasons(photos: Path) -> None:
 def test_a_photo_that_vanished_is_a_failure(photos: Path, tmp_path: Path) -> None:
     ref = list_photos(LocalStorage(photos))[0]
     shard = ShardPlan(0, (Subject(ref.id, ref),))
-    result = synthesis.rows_of_shard(shard, storage=LocalStorage(tmp_path), seed=0, options=OPTIONS)
+    result = synthesis.make_shard_rows(
+        shard, storage=LocalStorage(tmp_path), seed=0, options=OPTIONS
+    )
     assert [f.reason for f in result.failures] == ["NotFound"]
 
 
 def test_the_recovered_face_gives_back_the_photo(photos: Path, open_head: MorphableModel) -> None:
     storage = LocalStorage(photos)
     ref = next(ref for ref in list_photos(storage) if ref.id == "astronaut")
-    person = synthesis.person_of(
+    person = synthesis.build_person(
         Subject("astronaut", ref), storage=storage, seed=3, options=OPTIONS
     )
     own = person.photo_scene

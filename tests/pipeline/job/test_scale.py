@@ -34,7 +34,7 @@ from dff.pipeline.job.ledger import Record
 from dff.pipeline.job.plan import Plan, make_plan
 from dff.pipeline.job.work import ShardPlan
 from dff.pipeline.recovery.photos import PhotoRef
-from dff.pipeline.synthesis import Options, full_shard
+from dff.pipeline.synthesis import Options, fill_shard
 from tests.pipeline.job.toy_work import toy_plan
 
 SHARDS, PHOTOS, IN_FLIGHT = 20_080, 2_000, 80
@@ -144,7 +144,7 @@ def map_records(shards: Iterable[ShardPlan], plan: Plan) -> Generator[Record]:
 @pytest.mark.parametrize("size", [128, 256, 1024])
 @pytest.mark.parametrize("views", [1, 20, 100, 5000])
 def test_a_full_shard_holds_about_the_same_number_of_pixels(views: int, size: int) -> None:
-    faces = full_shard(Options(views=views, size=size))
+    faces = fill_shard(Options(views=views, size=size))
     assert faces == 1 or 0.7 < faces * views * size**2 / (640 * 256**2) < 1.3
 
 

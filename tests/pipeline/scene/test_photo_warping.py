@@ -57,7 +57,7 @@ def person(open_head: MorphableModel, recovery: Recovery) -> Person:
         licence="CC0-1.0",
         rng=np.random.default_rng(0),
     )
-    return person_file.stored(made, open_head).person
+    return person_file.store_person(made, open_head).person
 
 
 def own_of(person: Person) -> PhotoScene:

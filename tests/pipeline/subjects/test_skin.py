@@ -14,8 +14,14 @@ from dff.face.arrays import Floats
 from dff.face.io.assets import load_albedo
 from dff.face.model.morphable import MorphableModel
 from dff.pipeline.recovery.uv_atlas import UvAtlas, build_uv_atlas
-from dff.pipeline.subjects import skin
-from dff.pipeline.subjects.skin import FIELDS, Appearance, Places
+from dff.pipeline.subjects.appearance import (
+    PRIOR,
+    Appearance,
+    correct_hue,
+    sample_appearance,
+)
+from dff.pipeline.subjects.skin import SKIN, paint
+from dff.pipeline.subjects.skin_regions import FIELDS, SkinRegions, find_skin_regions
 
 SIZE = 192
 
@@ -39,22 +45,22 @@ def plain() -> Appearance:
 
 def _look(seed: int, *, feminine: bool) -> Appearance:
     flesh, hair = np.array([0.6, 0.45, 0.36]), np.array([0.1, 0.07, 0.05])
-    return skin.sample_appearance(
+    return sample_appearance(
         flesh, hair, rng=np.random.default_rng(seed), feminine=feminine, hairy=True
     )
 
 
-def _field(at: Places, name: str) -> Floats:
+def _field(at: SkinRegions, name: str) -> Floats:
     return at.table[:, FIELDS.index(name)]
 
 
 def test_beards_grow_where_beards_grow(atlas: UvAtlas, base: Floats, plain: Appearance) -> None:
-    at = skin.places_of(atlas)
-    shaved = skin.paint(base, plain, atlas)
+    at = find_skin_regions(atlas)
+    shaved = paint(base, plain, atlas)
     grown = np.maximum(_field(at, "jaw"), _field(at, "lip"))
     darkest: dict[str, float] = {}
     for beard in ("shadow", "stubble", "moustache", "goatee", "full"):
-        bearded = skin.paint(base, replace(plain, beard=beard, beard_share=0.8), atlas)
+        bearded = paint(base, replace(plain, beard=beard, beard_share=0.8), atlas)
         changed = np.abs(bearded - shaved).max(1) > 0.02
         assert changed.sum() > 50
         assert (grown[changed] > 0).all()
@@ -66,7 +72,7 @@ def test_beards_grow_where_beards_grow(atlas: UvAtlas, base: Floats, plain: Appe
 
 
 def test_places_follow_the_landmarks(atlas: UvAtlas, open_head: MorphableModel) -> None:
-    at = skin.places_of(atlas)
+    at = find_skin_regions(atlas)
     marks = open_head.template[open_head.landmarks.vertex]
 
     def near(point: Floats, name: str, radius: float = 0.004) -> float:
@@ -89,23 +95,23 @@ def test_places_follow_the_landmarks(atlas: UvAtlas, open_head: MorphableModel) 
 def test_irises_lips_brows_and_scalp_have_the_colours_drawn(
     atlas: UvAtlas, base: Floats, plain: Appearance
 ) -> None:
-    at = skin.places_of(atlas)
-    blue = skin.paint(base, replace(plain, iris=(0.2, 0.3, 0.8)), atlas)
-    brown = skin.paint(base, replace(plain, iris=(0.4, 0.2, 0.1)), atlas)
+    at = find_skin_regions(atlas)
+    blue = paint(base, replace(plain, iris=(0.2, 0.3, 0.8)), atlas)
+    brown = paint(base, replace(plain, iris=(0.4, 0.2, 0.1)), atlas)
     changed = np.abs(blue - brown).max(1) > 0.01
-    assert (_field(at, "iris")[changed] < 1.1 * skin.IRIS).all()
+    assert (_field(at, "iris")[changed] < 1.1 * SKIN.iris_radius).all()
     assert blue[changed][:, 2].mean() > 2.0 * brown[changed][:, 2].mean()
-    red = skin.paint(base, replace(plain, lips=(1.1, 0.5, 0.5)), atlas)
-    pale = skin.paint(base, replace(plain, lips=(1.0, 1.0, 1.0)), atlas)
+    red = paint(base, replace(plain, lips=(1.1, 0.5, 0.5)), atlas)
+    pale = paint(base, replace(plain, lips=(1.0, 1.0, 1.0)), atlas)
     changed = np.abs(red - pale).max(1) > 0.01
     assert changed.any()
     assert (_field(at, "lips")[changed] > 0).all()
-    thin = skin.paint(base, replace(plain, brow=skin.BROW[0], brow_share=0.9), atlas)
-    thick = skin.paint(base, replace(plain, brow=skin.BROW[1], brow_share=0.9), atlas)
-    near = _field(at, "brow") < skin.BROW[1]
+    thin = paint(base, replace(plain, brow=PRIOR.brow[0], brow_share=0.9), atlas)
+    thick = paint(base, replace(plain, brow=PRIOR.brow[1], brow_share=0.9), atlas)
+    near = _field(at, "brow") < PRIOR.brow[1]
     assert thick[near].mean() < thin[near].mean() - 0.02
-    bald = skin.paint(base, replace(plain, scalp=0.0), atlas)
-    hairy = skin.paint(base, replace(plain, scalp=1.0, hair_on_head=(0.1, 0.05, 0.05)), atlas)
+    bald = paint(base, replace(plain, scalp=0.0), atlas)
+    hairy = paint(base, replace(plain, scalp=1.0, hair_on_head=(0.1, 0.05, 0.05)), atlas)
     top = _field(at, "scalp") > 0.9
     assert hairy[top].mean() < 0.6 * bald[top].mean()
     assert abs(bald[top].mean() - bald[at.cheeks].mean()) < 0.12
@@ -115,23 +121,23 @@ def test_skin_keeps_a_hue_that_skin_has() -> None:
     rng = np.random.default_rng(2)
     for _ in range(200):
         cheek = rng.uniform(0.1, 0.9, 3)
-        r, g, b = skin.correct_hue(cheek)
+        r, g, b = correct_hue(cheek)
         assert 1.18 - 1e-9 <= r / g <= 1.62 + 1e-9
         assert 1.06 - 1e-9 <= g / b <= 1.48 + 1e-9
         assert r + g + b == pytest.approx(cheek.sum())
     usual = np.array([0.75, 0.57, 0.47])
-    assert np.allclose(skin.correct_hue(usual), usual)
+    assert np.allclose(correct_hue(usual), usual)
 
 
 def test_a_face_is_its_look_alone(atlas: UvAtlas, base: Floats, plain: Appearance) -> None:
-    one, other = (skin.paint(base, plain, atlas) for _ in range(2))
+    one, other = (paint(base, plain, atlas) for _ in range(2))
     assert (one == other).all()
     assert one.dtype == np.float32
     assert 0.0 <= one.min() <= one.max() <= 1.0
-    assert (skin.paint(base, replace(plain, seed=plain.seed + 1), atlas) != one).any()
+    assert (paint(base, replace(plain, seed=plain.seed + 1), atlas) != one).any()
     looks = [_look(i, feminine=i % 2 == 0) for i in range(400)]
     assert asdict(looks[0]) == asdict(_look(0, feminine=True))
-    assert {look.beard for look in looks} == set(skin.BEARDS)
+    assert {look.beard for look in looks} == set(PRIOR.beards)
     assert {look.beard for look in looks[::2]} <= {"none", "shadow"}
     assert 0.05 < np.mean([look.freckles > 0 for look in looks]) < 0.4
 
@@ -139,9 +145,9 @@ def test_a_face_is_its_look_alone(atlas: UvAtlas, base: Floats, plain: Appearanc
 def test_grain_is_fine_and_leaves_eyes_and_teeth_smooth(
     atlas: UvAtlas, base: Floats, plain: Appearance
 ) -> None:
-    at = skin.places_of(atlas)
-    smooth = skin.paint(base, replace(plain, grain=0.0), atlas)
-    rough = skin.paint(base, replace(plain, grain=0.045), atlas)
+    at = find_skin_regions(atlas)
+    smooth = paint(base, replace(plain, grain=0.0), atlas)
+    rough = paint(base, replace(plain, grain=0.045), atlas)
     change = (rough / np.maximum(smooth, 0.01) - 1.0).mean(1)
     other = (_field(at, "skin") == 0) & (_field(at, "scalp") == 0)
     assert np.abs(change[other]).max() < 1e-6

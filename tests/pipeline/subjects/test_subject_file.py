@@ -21,7 +21,7 @@ from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.pipeline.accessories.sampling import sample_accessories
 from dff.pipeline.subjects import subject_file as person_file
 from dff.pipeline.subjects.subject import Person, PhotoScene
-from dff.pipeline.subjects.subject_file import decode, encode, stored
+from dff.pipeline.subjects.subject_file import decode, encode, store_person
 
 
 def smooth(size: int, channels: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
@@ -157,7 +157,7 @@ def test_the_bytes_are_the_persons_alone(
     person: Person, data: bytes, toy_model: MorphableModel
 ) -> None:
     assert encode(replace(person), toy_model) == data
-    kept = stored(person, toy_model)
+    kept = store_person(person, toy_model)
     assert kept.data == data
     assert parts_of(kept.person).keys() == parts_of(person).keys()
     # What is rendered is what a reader gets.
