@@ -51,7 +51,7 @@ def _mapped(function: Callable[..., Any], *values: Any) -> Any:
     first: Any = values[0]
     if isinstance(first, np.ndarray):
         return function(*values)
-    if not is_dataclass(first):
+    if not is_dataclass(first) or isinstance(first, type):
         return first
     names = [field.name for field in fields(first)]
     parts = {name: _mapped(function, *(getattr(v, name) for v in values)) for name in names}
