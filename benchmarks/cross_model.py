@@ -10,13 +10,15 @@ place them (normal noise of 1.5 % of the landmark box in each point). What the j
 compared with what the landmarks alone give in the same run (the first stage of the same fit, with
 albedo and light solved on that shape):
 
-* 3D: mean distance (mm) of the true face's vertices (face, lips, brows) from the fitted surface, after scaling the fit
-  by the distance of the outer eye corners and a rigid alignment by closest points, as in the NoW benchmark;
-  "corresponding": the same, but of the points that correspond by the registration of the two templates.
-* pose: angle of the rotation that lays the fitted face's corresponding points, as they stand before the camera, onto
-  the true ones: two models' frames differ by some degrees of pitch, which this does not see.
-* light, albedo: mean absolute difference of shading and albedo over the face's pixels, after one common level
-  (light and albedo share one that no photo tells), as a share of the mean.
+* 3D: mean distance (mm) of the true face's vertices (face, lips, brows) from the fitted surface,
+  after scaling the fit by the distance of the outer eye corners and a rigid alignment by closest
+  points, as in the NoW benchmark; "corresponding": the same, but of the points that correspond by
+  the registration of the two templates.
+* pose: angle of the rotation that lays the fitted face's corresponding points, as they stand before
+  the camera, onto the true ones: two models' frames differ by some degrees of pitch, which this
+  does not see.
+* light, albedo: mean absolute difference of shading and albedo over the face's pixels, after one
+  common level (light and albedo share one that no photo tells), as a share of the mean.
 """
 
 from __future__ import annotations

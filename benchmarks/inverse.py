@@ -150,7 +150,8 @@ def main(
     console.print(table)
     explained = len(found.get("seconds", []))
     console.print(
-        f"mean seconds of {explained} photos: {np.mean(found['seconds']):.3f}; tables once: {once:.2f}"
+        f"mean seconds of {explained} photos: {np.mean(found['seconds']):.3f}; "
+        f"tables once: {once:.2f}"
     )
     console.print({name: f"{seconds / len(refs):.3f} s" for name, seconds in spent.items()})
     console.print(f"refused {sum(reasons.values())}: {dict(reasons)}")

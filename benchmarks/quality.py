@@ -200,7 +200,8 @@ def show(
     for share in (0.01, 0.02, 0.05, 0.1):
         at = float(np.quantile(good, share))
         console.print(
-            f"refusing {share:.0%} of the untouched (below {at:.2f}) refuses {(bad['all'] < at).mean():.1%}"
+            f"refusing {share:.0%} of the untouched (below {at:.2f}) "
+            f"refuses {(bad['all'] < at).mean():.1%}"
         )
 
 

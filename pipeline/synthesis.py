@@ -1,7 +1,7 @@
 """From photos to a dataset of views.
 
-A photo becomes a person (``build_person``): inverse rendering explains it, its texture is completed,
-hair and clothes are estimated. Other persons are sampled. A person becomes views
+A photo becomes a person (``build_person``): inverse rendering explains it, its texture is
+completed, hair and clothes are estimated. Other persons are sampled. A person becomes views
 (``render_views``): scenes are drawn and rendered. Persons with their views become shards
 (``make_shard_rows``), and all shards of a plan (``plan_synthesis``) a dataset (``synthesize``).
 """
@@ -141,8 +141,9 @@ def make_shard_rows(
 ) -> ShardResult:
     """Every view of every subject of a shard.
 
-    A photo that can't be used becomes a Failure, never an exception. Linear algebra runs in one thread: the order of its sums, and with it the last bit, would
-    otherwise depend on how many cores a worker has.
+    A photo that can't be used becomes a Failure, never an exception. Linear algebra runs in one
+    thread: the order of its sums, and with it the last bit, would otherwise depend on how many
+    cores a worker has.
     """
     model = load_model(options.model)
     rows: list[ViewRow] = []

@@ -28,7 +28,7 @@ class Crop:
 
     pixels: UInt8[Array, "S S 3"]  # RGB
     valid: Bool[Array, "S S"]  # False where the photo ended and its border was repeated
-    corner: Float[Array, "2"]  # whole photo pixels
+    corner: Float[Array, " 2"]  # whole photo pixels
     scale: float
 
 

@@ -154,7 +154,7 @@ class Recovery:
     crop: UInt8[Array, "S S 3"]  # RGB
     valid: Bool[Array, "S S"]  # False where the photo ended and its border was repeated
     occluded: Bool[Array, "S S"]  # skin that is occluded, or that the model cannot explain
-    corner: Float[Array, "2"]  # crop_px = (photo_px - corner) * scale
+    corner: Float[Array, " 2"]  # crop_px = (photo_px - corner) * scale
     scale: float
     camera: WeakPerspective
     cam_from_head: Rigid
@@ -168,11 +168,11 @@ class Recovery:
 
     landmark_error, landmark_error_inner: ``nme_box`` of all points and of the inner 51 against the
     given ones; landmark_error_typical: the median of the inner ones over the robust face size;
-    wrong_points: share far off; colour_error: mean absolute error (0 to 1) over the skin that
-    is not occluded; colour_error_with_occluders: over all the skin; structure: how far the
-    rendering's detail goes with the photo's (see ``measure_structure``); occluded, outside: share
-    of the skin that is occluded, and that the photo cuts off; identity, albedo: root mean square
-    standard deviations; expression_low, expression_high: extreme activations; face_size: pixels of the
+    wrong_points: share far off; colour_error: mean absolute error (0 to 1) over the skin that is
+    not occluded; colour_error_with_occluders: over all the skin; structure: how far the rendering's
+    detail goes with the photo's (see ``measure_structure``); occluded, outside: share of the skin
+    that is occluded, and that the photo cuts off; identity, albedo: root mean square standard
+    deviations; expression_low, expression_high: extreme activations; face_size: pixels of the
     photo; yaw, pitch, roll; score: 0 to 1, how far all this speaks for a good fit
     (``dff.pipeline.recovery.quality``).
     """
@@ -358,7 +358,7 @@ class VisibleSkin:
 
     samples: SkinSamples  # (N,) that are visible
     normals: Normals  # (N,)
-    rows: Integer[Array, "68"]  # of the fit model
+    rows: Integer[Array, " 68"]  # of the fit model
 
     def colours(self, face: fit.FaceState, image: Floats) -> Floats:
         """(N, 3) of the image where the samples project."""
@@ -547,8 +547,8 @@ def blur_within(values: Floats, mask: Bools, sd: float) -> Floats:
 def measure_structure(image: Floats, rendering: Floats, mask: Bools, sd: float) -> float:
     """Correlation of the grey (H, W, 3) images inside ``mask`` without their local means.
 
-    The means are over ``sd`` pixels. Light and skin can explain any smooth patch; brows, eyes, nose and mouth in their places are
-    what a face has.
+    The means are over ``sd`` pixels. Light and skin can explain any smooth patch; brows, eyes, nose
+    and mouth in their places are what a face has.
     """
     details = []
     for grey in (image.mean(axis=2), rendering.mean(axis=2)):

@@ -57,7 +57,7 @@ class Problem:
     """
 
     fit_model: LandmarkFitModel
-    rows: Integer[Array, "68"]  # of the fit model
+    rows: Integer[Array, " 68"]  # of the fit model
     scheme: Scheme
     targets: Float[Array, "68 2"]  # pixels
     face_size: float  # pixels

@@ -39,7 +39,8 @@ class PhotoRef:
     landmark_key: str | None  # None when no landmark file lies beside the image
     # bytes of both: another file in the place of one is, nearly always, seen as another input
     size: int = 0
-    # the group of dff.infra.split whose split its rows take; "" when it is the photo's default group
+    # the group of dff.infra.split whose split its rows take; "" when it is the photo's default
+    # group
     split_group: str = ""
 
 
@@ -110,7 +111,8 @@ def read_photo(storage: Storage, ref: PhotoRef) -> Photo:
         raise BadPhoto(f"{ref.image_key}: {error}") from error
     if min(pixels.shape[:2]) < MIN_SIDE:
         raise BadPhoto(
-            f"{ref.image_key}: {pixels.shape[1]} x {pixels.shape[0]}, a side is shorter than {MIN_SIDE}"
+            f"{ref.image_key}: {pixels.shape[1]} x {pixels.shape[0]}, "
+            f"a side is shorter than {MIN_SIDE}"
         )
     if ref.landmark_key is None:
         raise BadLandmarks(

@@ -1,4 +1,6 @@
-"""The albedo that a photo shows on a fitted head: where it can be trusted, and under which light."""
+"""The albedo that a photo shows on a fitted head: where it can be trusted, and under which
+light.
+"""
 
 from __future__ import annotations
 
@@ -70,8 +72,8 @@ class Observation:
     colours: Float[Array, "S S 3"]  # float32 0..1
     smooth: Float[Array, "S S 3"]  # without the finest detail, for the colours of vertices
     light: Float[Array, "9 3"]  # cam
-    least_shading: Float[Array, "3"]  # that is divided out
-    level: Float[Array, "3"]  # mean shading of the skin
+    least_shading: Float[Array, " 3"]  # that is divided out
+    level: Float[Array, " 3"]  # mean shading of the skin
     trust: Float[Array, "S S"]  # 0..1: falls towards silhouettes, background and occluders
     matte: Float[Array, "S S"]  # 0..1, of the person
     occlusion: Occlusion
@@ -91,7 +93,9 @@ class Observation:
         return np.where(seen & inside, facing * bilinear(self.trust[..., None], px)[:, 0], 0.0)
 
     def albedo(self, points: Floats, normals: Floats) -> Floats:
-        """(N, 3) smooth colours at (N, 3) points with (N, 3) normals, with the light divided out."""
+        """(N, 3) smooth colours at (N, 3) points with (N, 3) normals, with the light divided
+        out.
+        """
         px = self.head.recovery.camera.px_from_cam(points)
         return bilinear(self.smooth, px) / self.shading(normals)
 

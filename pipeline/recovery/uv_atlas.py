@@ -1,4 +1,6 @@
-"""A model's uv layout at a size, and its mesh as a graph: all of a texture that no photo changes."""
+"""A model's uv layout at a size, and its mesh as a graph: all of a texture that no photo
+changes.
+"""
 
 from __future__ import annotations
 
@@ -146,10 +148,11 @@ def _light_mouth(
 
     Lips and cheeks keep it from the back teeth.
     """
-    inside = np.zeros(len(model.template), dtype=bool)
+    none = np.zeros(len(model.template), dtype=bool)
+    inside = none.copy()
     for name in MOUTH_INSIDE:
-        inside |= region.get(name, False)
-    inside &= ~(region.get("face", False) | region.get("lips", False))
+        inside |= region.get(name, none)
+    inside &= ~(region.get("face", none) | region.get("lips", none))
     lips = model.template[model.landmarks.vertex[INNER_LIPS], 2]
     front = float(np.median(lips)) - config.lip
     share = np.clip(1.0 - (front - places[:, 2]) / config.gloom, config.darkest, 1.0)

@@ -1,4 +1,6 @@
-"""Appearance of sampled people beyond the statistical albedo: beard, brows, lips, freckles, irises."""
+"""Appearance of sampled people beyond the statistical albedo: beard, brows, lips, freckles,
+irises.
+"""
 
 from __future__ import annotations
 

@@ -151,7 +151,9 @@ def _ramp(x, low, high):  # type: ignore[no-untyped-def]
 def _paint(  # type: ignore[no-untyped-def]
     values, table, texel, shift, noises, colours, numbers, where, iris_radius, eye_white, out
 ):
-    """Fill (N, 3) ``out``. Rows of ``table`` are FIELDS, the other tables as ``paint`` makes them."""
+    """Fill (N, 3) ``out``. Rows of ``table`` are FIELDS, the other tables as ``paint`` makes
+    them.
+    """
     size = noises.shape[1]
     tint, shaved, shaving, lips, beard, brows, hair, cheek, iris, forehead = colours
     grain, blush, freckles, beard_share, thick, brow, brow_share, scalp, contrast, middle, pupil = (

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dff.face.arrays import Array, Bools, Float, Floats, Integer
+from dff.face.arrays import Array, Bools, Float, Floats, Integer, Shaped
 from dff.face.geometry.interpolation import smoothstep
 from dff.face.model.landmarks import (
     BROWS,
@@ -168,7 +168,7 @@ class _Texels:
     atlas: UvAtlas
     config: RegionConfig
     marks: Float[Array, "68 3"]  # metres: the landmarks
-    region: np.ndarray  # type: ignore[type-arg]  # (N,) names
+    region: Shaped[Array, " N"]  # names
 
     @property
     def places(self) -> Floats:

@@ -1,8 +1,8 @@
 """A person as bytes: what rendering needs of a face, stored once beside its views.
 
-Views are rendered from what these bytes give back, never from what went in: ``store_person`` is the gate
-that every person passes before its first view. So a row and its person make the same pixels again,
-on any day, without the photo.
+Views are rendered from what these bytes give back, never from what went in: ``store_person`` is the
+gate that every person passes before its first view. So a row and its person make the same pixels
+again, on any day, without the photo.
 
 The bytes are a ZIP archive, its members stored as they are and checked by CRC. ``person.json`` has
 every field but what the model gives back (the shape at rest, from the coefficients); arrays are
