@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dff.infra.storage import WITH_CREDENTIALS, S3Access
 from dff.trainer.config import TrainConfig
 
 RESEARCH_TERMS = "LicenseRef-300W-research-only"
@@ -77,6 +78,7 @@ def make_dataset(
     workers: int,
     address: str | None = None,
     endpoint_url: str | None = None,
+    access: S3Access = WITH_CREDENTIALS,
 ) -> None:
     """Make the preset's dataset at ``out``, or complete it, or leave it when it is finished.
 
@@ -99,6 +101,7 @@ def make_dataset(
         workers=workers,
         address=address,
         endpoint_url=endpoint_url,
+        access=access,
         photo_terms=RESEARCH_TERMS,
         progress=True,
     )

@@ -15,6 +15,7 @@ DffError
 ├── StorageError    storage refused or failed for good
 │   ├── TransientStorageError   storage failed in a way worth another try
 │   ├── NotFound                no object has that key
+│   ├── UnreadableObject        one object can't be read; the others may be
 │   └── Conflict                a key that must be new holds something else
 ├── ClusterError    a Ray cluster can't be reached, refuses, or failed a job
 ├── ShardFailed     the process that made a shard died, every time it was tried
@@ -92,6 +93,10 @@ class TransientStorageError(StorageError):
 
 class NotFound(StorageError):
     """No object has that key."""
+
+
+class UnreadableObject(StorageError):
+    """One object can't be read, by its key, its permissions or its archive; others may be."""
 
 
 class Conflict(StorageError):

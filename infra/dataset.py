@@ -24,7 +24,7 @@ from dff.face.arrays import Array, Integer, UInt8
 from dff.face.errors import BadDataset, NotFound
 from dff.infra.shards import SCHEMA_VERSION, ViewRow, parquet_to_rows, read_columns, read_metadata
 from dff.infra.split import assign_split
-from dff.infra.storage import Storage, open_storage
+from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage
 
 MANIFEST = "MANIFEST.json"
 SEGMENT = 1000  # shards in a folder of data, and records in a segment of the ledger
@@ -239,12 +239,14 @@ class Dataset:
         return data
 
 
-def open_dataset(uri: str, *, endpoint_url: str | None = None) -> Dataset:
+def open_dataset(
+    uri: str, *, endpoint_url: str | None = None, access: S3Access = WITH_CREDENTIALS
+) -> Dataset:
     """The finished dataset in a folder or at ``s3://bucket/prefix``.
 
     Raises BadDataset when there is none.
     """
-    storage = open_storage(uri, endpoint_url=endpoint_url)
+    storage = open_storage(uri, endpoint_url=endpoint_url, access=access)
     try:
         data = storage.read(MANIFEST)
     except NotFound as error:

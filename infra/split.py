@@ -17,7 +17,7 @@ from typing import Literal
 from scipy.cluster.hierarchy import DisjointSet
 
 from dff.face.arrays import Ints
-from dff.face.errors import BadPhoto, NotFound
+from dff.face.errors import BadPhoto, NotFound, UnreadableObject
 from dff.infra.images import decode
 from dff.infra.near_duplicates import find_near_duplicates, perceptual_hash
 from dff.infra.storage import Storage
@@ -97,7 +97,7 @@ def _hash_images(storage: Storage, image_keys: Mapping[str, str], workers: int) 
     def hash_image(key: str) -> Ints | None:
         try:
             return perceptual_hash(decode(storage.read(key), reduce_to=DECODED_SIDE))
-        except (BadPhoto, NotFound):
+        except (BadPhoto, NotFound, UnreadableObject):
             return None  # the job reports it
 
     hashes: dict[str, Ints] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dff.face.errors import BadFit, BadLandmarks, BadPhoto, NotFound
+from dff.face.errors import BadFit, BadLandmarks, BadPhoto, NotFound, UnreadableObject
 from dff.face.extras import require_extra
 from dff.face.io.assets import digest, load_albedo, load_model
 from dff.face.model.morphable import MorphableModel
@@ -23,7 +23,7 @@ from dff.face.render.visibility import Visibility
 from dff.infra.dataset import Manifest
 from dff.infra.near_duplicates import describe_near_duplicates
 from dff.infra.shards import ViewRow, make_sample_id
-from dff.infra.storage import Storage, open_storage
+from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage
 from dff.pipeline.job import run as job
 from dff.pipeline.job.plan import Plan, make_plan
 from dff.pipeline.job.versions import ROW_MAKER
@@ -110,6 +110,8 @@ def build_row_maker(
     *,
     photos: str | None,
     endpoint_url: str | None,
+    anonymous: bool = False,
+    request_payer: bool = False,
     seed: int,
     views: int,
     size: int,
@@ -128,7 +130,10 @@ def build_row_maker(
     options = Options(
         views, size, texture_size, model, albedo, photo_terms, renderer, profile_share, deformed
     )
-    storage = None if photos is None else open_storage(photos, endpoint_url=endpoint_url)
+    storage = None
+    if photos is not None:
+        access = S3Access(anonymous, request_payer)
+        storage = open_storage(photos, endpoint_url=endpoint_url, access=access)
 
     def make_rows(shard: ShardPlan) -> ShardResult:
         return make_shard_rows(shard, storage=storage, seed=seed, options=options)
@@ -153,7 +158,7 @@ def make_shard_rows(
             try:
                 person = build_person(subject, storage=storage, seed=seed, options=options)
                 kept = store_person(person, model)
-            except (BadPhoto, BadLandmarks, BadFit, NotFound) as error:
+            except (BadPhoto, BadLandmarks, BadFit, NotFound, UnreadableObject) as error:
                 failures.append(Failure(subject.id, type(error).__name__, str(error)))
                 continue
             rows += render_views(
@@ -353,6 +358,7 @@ def synthesize(
     workers: int = 1,
     address: str | None = None,
     endpoint_url: str | None = None,
+    access: S3Access = WITH_CREDENTIALS,
     photo_terms: str = PHOTO_TERMS,
     model: str = "open-head",
     albedo: str = "open-albedo",
@@ -367,7 +373,10 @@ def synthesize(
 ) -> Summary:
     """Make a dataset at ``out`` from the photos at ``photos`` and sampled identities.
 
-    An interrupted one is completed. One worker and no ``address`` run in this process, anything
+    An interrupted one is completed. ``access``: as whom the photos are read; the dataset is written
+    with credentials in any case, which is tried before the photos are read.
+
+    One worker and no ``address`` run in this process, anything
     else on Ray: the cluster at ``address``, or a private local one of ``workers`` CPUs. The bytes
     are the same. ``watch`` gets the plan and its cost before the work begins. Raises BadPhoto for a
     place without photos; ValueError, BadDataset, BudgetExceeded, StorageError, ClusterError.
@@ -382,19 +391,26 @@ def synthesize(
         profile_share=profile_share,
         deformed=deformed,
     )
-    source = None if photos is None else open_storage(photos, endpoint_url=endpoint_url)
+    source = None
+    if photos is not None:
+        source = open_storage(photos, endpoint_url=endpoint_url, access=access)
+    # Whoever reads a public bucket without credentials writes with their own.
+    target = open_storage(out, endpoint_url=endpoint_url, access=replace(access, anonymous=False))
+    if not dry_run:
+        target.check_writable()
     plan, near_duplicates = plan_synthesis(
         source, identities=identities, seed=seed, options=options, shard_subjects=shard_subjects
     )
     expected = estimate_cost(plan, near_duplicates)
     watch(plan, expected)
-    target = open_storage(out, endpoint_url=endpoint_url)
     if dry_run:
         return Summary(target.uri, plan, expected, None)
     work = WorkSpec.create(
         ROW_MAKER,
         photos=None if photos is None else _make_absolute(photos),
         endpoint_url=endpoint_url,
+        anonymous=access.anonymous,
+        request_payer=access.request_payer,
         seed=seed,
         **options.as_dict(),
     )

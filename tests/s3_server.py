@@ -61,15 +61,62 @@ def stall_halfway(seconds: float) -> Fault:
     return answer
 
 
+def no_conditions(environ: dict[str, Any]) -> Fault | None:
+    """Older Ceph: a conditional write is not implemented."""
+    if "HTTP_IF_NONE_MATCH" in environ:
+        return refuse("501 Not Implemented", "NotImplemented")
+    return None
+
+
+def ignored_conditions(environ: dict[str, Any]) -> Fault | None:
+    """Older MinIO: the condition of a write is not looked at."""
+    environ.pop("HTTP_IF_NONE_MATCH", None)
+    return None
+
+
+def no_checksums(environ: dict[str, Any]) -> Fault | None:
+    """Gateways that refuse every header of a checksum."""
+    if any("CHECKSUM" in name or name == "HTTP_X_AMZ_TRAILER" for name in environ):
+        return refuse("400 Bad Request", "InvalidArgument")
+    return None
+
+
+def content_md5(environ: dict[str, Any]) -> Fault | None:
+    """Older MinIO: many objects are deleted only with an MD5 of the request."""
+    asked = environ["REQUEST_METHOD"] == "POST" and "delete" in environ["QUERY_STRING"]
+    if asked and "HTTP_CONTENT_MD5" not in environ:
+        return refuse("400 Bad Request", "MissingContentMD5")
+    return None
+
+
+def first_listing_only(environ: dict[str, Any]) -> Fault | None:
+    if "list-type=2" in environ["QUERY_STRING"]:
+        return refuse("501 Not Implemented", "NotImplemented")
+    return None
+
+
+DIALECTS: dict[str, tuple[Callable[[dict[str, Any]], Fault | None], ...]] = {
+    "no conditions": (no_conditions,),
+    "ignored conditions": (ignored_conditions,),
+    "no checksums": (no_checksums,),
+    "content md5": (content_md5,),
+    "first listing only": (first_listing_only,),
+    "all": (no_conditions, no_checksums, content_md5, first_listing_only),
+}
+
+
 @dataclass
 class FaultyS3:
     """A running server; each of ``faults`` is used up by the next request with its method.
 
-    "lost" does what the request asks, and loses the answer.
+    "lost" does what the request asks, and loses the answer. ``dialect``, a name of ``DIALECTS``,
+    makes it answer as other servers do.
     """
 
     url: str
+    dialect: str = ""
     faults: list[tuple[str, Fault | Literal["lost"]]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)  # WSGI, that were answered
 
 
 @contextmanager
@@ -85,6 +132,11 @@ def serve_s3() -> Iterator[FaultyS3]:
                 return fault(environ, start_response)
             b"".join(inner(environ, lambda status, headers: None))
             return refuse("500 Internal Server Error", "InternalError")(environ, start_response)
+        for refusal in DIALECTS.get(server.dialect, ()):
+            if (refused := refusal(environ)) is not None:
+                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                return refused(environ, start_response)
+        server.requests.append(dict(environ))
         answer: Iterable[bytes] = inner(environ, start_response)
         return answer
 

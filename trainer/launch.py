@@ -17,6 +17,7 @@ from dff.face.io.assets import model_path
 from dff.infra import tracking, weights
 from dff.infra.cluster import connected
 from dff.infra.dataset import open_dataset
+from dff.infra.storage import WITH_CREDENTIALS, S3Access
 from dff.trainer.config import TrainConfig, to_dict
 from dff.trainer.train import Figures, load_dataset_model
 from dff.trainer.worker import WEIGHTS, Job, train_worker
@@ -60,6 +61,7 @@ def train_on_ray(
     cpus_per_worker: int | None = None,
     address: str | None = None,
     endpoint_url: str | None = None,
+    access: S3Access = WITH_CREDENTIALS,
     tracking_uri: str | None = None,
     resume: bool = False,
     max_failures: int = 2,
@@ -85,7 +87,7 @@ def train_on_ray(
         )
     # Workers would try a bad dataset again. A cluster may see files that this machine does not.
     if address is None:
-        load_dataset_model(open_dataset(dataset, endpoint_url=endpoint_url), model)
+        load_dataset_model(open_dataset(dataset, endpoint_url=endpoint_url, access=access), model)
     run = tracking.start(
         tracking_uri or tracking.local_uri(storage),
         experiment=EXPERIMENT,
@@ -104,6 +106,7 @@ def train_on_ray(
             config,
             model=model,
             endpoint_url=endpoint_url,
+            access=access,
             cache=storage / "views",
             run=run,
         )
@@ -161,6 +164,7 @@ def build_job(
     *,
     model: str | None,
     endpoint_url: str | None,
+    access: S3Access = WITH_CREDENTIALS,
     cache: Path,
     run: tracking.Run | None,
 ) -> Job:
@@ -171,7 +175,13 @@ def build_job(
     if config.start:
         config = replace(config, start=weights.everywhere(config.start))
     return Job(
-        source, endpoint_url, model, to_dict(config), str(cache), asdict(run) if run else None
+        source,
+        endpoint_url,
+        asdict(access),
+        model,
+        to_dict(config),
+        str(cache),
+        asdict(run) if run else None,
     )
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from dff.face.extras import require_extra
 from dff.face.model.morphable import MorphableModel
 from dff.infra.dataset import Dataset, open_dataset
+from dff.infra.storage import S3Access
 from dff.infra.tracking import Run
 from dff.trainer.config import from_dict
 from dff.trainer.data.crops import build_training_surface
@@ -53,6 +54,7 @@ class Job:
 
     dataset: str  # URI
     endpoint_url: str | None
+    access: dict[str, bool]  # fields of dff.infra.storage.S3Access
     model: str | None  # name or file of the face model; None: the one the dataset was made with
     config: dict[str, Any]  # of TrainConfig
     cache: str  # folder on the worker's own machine for unpacked views
@@ -73,7 +75,9 @@ def train_worker(values: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    dataset = open_dataset(job.dataset, endpoint_url=job.endpoint_url)
+    dataset = open_dataset(
+        job.dataset, endpoint_url=job.endpoint_url, access=S3Access(**job.access)
+    )
     model = load_dataset_model(dataset, job.model)
     store = _store_once(dataset, model, Path(job.cache), context.get_local_rank())
     surface = build_training_surface(model)

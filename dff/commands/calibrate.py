@@ -10,9 +10,11 @@ import typer
 
 from dff.commands.figures import echo_figures
 from dff.commands.options import (
+    AnonymousOption,
     DatasetArgument,
     EndpointOption,
     JsonOption,
+    RequestPayerOption,
     RewriteOption,
     WeightsArgument,
 )
@@ -37,6 +39,8 @@ def calibrate(
     ] = None,
     json_out: JsonOption = None,
     endpoint_url: EndpointOption = None,
+    anonymous: AnonymousOption = False,
+    request_payer: RequestPayerOption = False,
 ) -> None:
     """Calibrate the confidence of an aligner with these weights, and evaluate the calibration.
 
@@ -52,9 +56,12 @@ def calibrate(
         from dff.files.outputs import write_file, write_json
         from dff.infra import weights as weights_files
         from dff.infra.dataset import open_dataset
+        from dff.infra.storage import S3Access
 
     aligner = load_aligner(weights, calibration=DEFAULT)  # not the file's own, which is replaced
-    data = open_dataset(dataset, endpoint_url=endpoint_url)
+    data = open_dataset(
+        dataset, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)
+    )
     calibration, sets = fit_calibration(
         aligner, data, views=views, photos=photos or (), every=every
     )

@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
-from dff.commands.options import DatasetArgument, EndpointOption
+from dff.commands.options import (
+    AnonymousOption,
+    DatasetArgument,
+    EndpointOption,
+    RequestPayerOption,
+)
 from dff.face.extras import require_extra
 
 
@@ -27,16 +32,24 @@ def inspect(
         ),
     ] = 100,
     endpoint_url: EndpointOption = None,
+    anonymous: AnonymousOption = False,
+    request_payer: RequestPayerOption = False,
 ) -> None:
     """Summarise a dataset: counts, licences, failures by reason, a gallery.
 
     [dim]Example:[/dim] dff inspect data/ --html gallery.html --verify --sample 0
     """
     with require_extra("synthesis"):
+        from dff.infra.storage import S3Access
         from dff.pipeline.inspection.inspect import inspect_dataset
 
     summary = inspect_dataset(
-        dataset, html=html, verify=verify, sample=sample, endpoint_url=endpoint_url
+        dataset,
+        html=html,
+        verify=verify,
+        sample=sample,
+        endpoint_url=endpoint_url,
+        access=S3Access(anonymous, request_payer),
     )
     for line in summary.lines():
         typer.echo(line)

@@ -6,7 +6,12 @@ from typing import Annotated
 
 import typer
 
-from dff.commands.options import EndpointOption, WeightsOption
+from dff.commands.options import (
+    AnonymousOption,
+    EndpointOption,
+    RequestPayerOption,
+    WeightsOption,
+)
 
 
 def label(
@@ -22,6 +27,8 @@ def label(
     ] = 1,
     weights: WeightsOption = None,
     endpoint_url: EndpointOption = None,
+    anonymous: AnonymousOption = False,
+    request_payer: RequestPayerOption = False,
 ) -> None:
     """Label photos: write a .pts file of landmarks beside each, as `dff synthesize` needs it.
 
@@ -41,9 +48,12 @@ def label(
     from dff.aligner.align import load_aligner
     from dff.files.labels import find_duplicate_photos, label_photos
     from dff.infra.near_duplicates import describe_near_duplicates
-    from dff.infra.storage import open_storage
+    from dff.infra.storage import S3Access, open_storage
 
-    storage = open_storage(photos, endpoint_url=endpoint_url)
+    storage = open_storage(
+        photos, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)
+    )
+    storage.check_writable()
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))  # workers share the cores
     labelled = unlabelled = 0
     for photo in label_photos(

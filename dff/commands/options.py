@@ -33,6 +33,14 @@ EndpointOption = Annotated[
         help="Address of an S3 server other than AWS.",
     ),
 ]
+AnonymousOption = Annotated[
+    bool,
+    typer.Option("--anonymous", help="Read s3:// without credentials, as a public bucket allows."),
+]
+RequestPayerOption = Annotated[
+    bool,
+    typer.Option("--request-payer", help="Pay for what is read from a requester-pays bucket."),
+]
 AddressOption = Annotated[
     str | None,
     typer.Option(

@@ -6,7 +6,12 @@ from typing import Annotated
 
 import typer
 
-from dff.commands.options import AddressOption, EndpointOption
+from dff.commands.options import (
+    AddressOption,
+    AnonymousOption,
+    EndpointOption,
+    RequestPayerOption,
+)
 from dff.face.extras import require_extra
 
 
@@ -68,6 +73,8 @@ def synthesize(
         float, typer.Option(help="Share of the inputs that may fail.", min=0.0, max=1.0)
     ] = 0.2,
     endpoint_url: EndpointOption = None,
+    anonymous: AnonymousOption = False,
+    request_payer: RequestPayerOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be made, and exit.")
     ] = False,
@@ -85,6 +92,7 @@ def synthesize(
     dff synthesize none data/ --identities 100 --dry-run
     """
     with require_extra("synthesis"):
+        from dff.infra.storage import S3Access
         from dff.pipeline import synthesis
         from dff.pipeline.job.run import RunConfig
 
@@ -98,6 +106,7 @@ def synthesize(
         workers=workers,
         address=address,
         endpoint_url=endpoint_url,
+        access=S3Access(anonymous, request_payer),
         photo_terms=photo_licence,
         renderer=renderer,
         model=model,

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from dff.commands.figures import echo_figures
-from dff.commands.options import AddressOption, DatasetArgument, EndpointOption, TrackingOption
+from dff.commands.options import (
+    AddressOption,
+    AnonymousOption,
+    DatasetArgument,
+    EndpointOption,
+    RequestPayerOption,
+    TrackingOption,
+)
 from dff.face.extras import require_extra
 
 
@@ -64,6 +71,8 @@ def train(
     seed: Annotated[int, typer.Option(help="The same seed draws the same batches.")] = 0,
     tracking: TrackingOption = None,
     endpoint_url: EndpointOption = None,
+    anonymous: AnonymousOption = False,
+    request_payer: RequestPayerOption = False,
 ) -> None:
     """Train the Deep Face Feature on a dataset, on CPUs or GPUs, tracked by MLflow.
 
@@ -82,6 +91,7 @@ def train(
         from dff.files.face_model import choose_face_model
         from dff.files.training import train_here
         from dff.infra.dataset import open_dataset
+        from dff.infra.storage import S3Access
         from dff.presets import build_config, evaluate_weights, find_preset, make_dataset
 
     recipe = find_preset(preset) if preset else None
@@ -94,6 +104,7 @@ def train(
         seed=seed,
         start=start,
     )
+    access = S3Access(anonymous, request_payer)
     if recipe:
         make_dataset(
             recipe,
@@ -102,8 +113,9 @@ def train(
             workers=max(workers, 1),
             address=address,
             endpoint_url=endpoint_url,
+            access=access,
         )
-    opened = open_dataset(dataset, endpoint_url=endpoint_url)
+    opened = open_dataset(dataset, endpoint_url=endpoint_url, access=access)
     face_model = choose_face_model(opened, model)
     if evaluate_on:
         load_model(load_model(face_model).name)  # the aligner finds the model by name, at the end
@@ -124,6 +136,7 @@ def train(
             gpu=gpu,
             address=address,
             endpoint_url=endpoint_url,
+            access=access,
             tracking_uri=tracking,
             resume=resume,
             progress=True,

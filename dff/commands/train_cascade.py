@@ -7,7 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from dff.commands.options import DatasetArgument, EndpointOption, WeightsOption
+from dff.commands.options import (
+    AnonymousOption,
+    DatasetArgument,
+    EndpointOption,
+    RequestPayerOption,
+    WeightsOption,
+)
 from dff.face.extras import require_extra
 
 
@@ -29,6 +35,8 @@ def train_cascade(
     ] = 320,
     weights: WeightsOption = None,
     endpoint_url: EndpointOption = None,
+    anonymous: AnonymousOption = False,
+    request_payer: RequestPayerOption = False,
 ) -> None:
     """Train the paper's cascade of linear regressors, for `dff align --method cascade`.
 
@@ -40,13 +48,14 @@ def train_cascade(
         from dff.aligner.cascade.training import Recipe
         from dff.aligner.cascade.training import train_cascade as train
         from dff.infra.dataset import open_dataset
+        from dff.infra.storage import S3Access
 
     recipe = Recipe(
         kind=features, views=views, held_out=held_out, stages=stages, calibration=calibrate
     )
     cascade = train(
         load_aligner(weights),
-        open_dataset(dataset, endpoint_url=endpoint_url),
+        open_dataset(dataset, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)),
         recipe,
         watch=lambda at: typer.echo(
             f"  stage {at.stage + 1}: nme_box {100 * at.held_out:.2f} % on held-out identities, "

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from dff.aligner.alignment import Alignment
 from dff.face.arrays import Bytes, Floats
-from dff.face.errors import BadPhoto
+from dff.face.errors import BadPhoto, NotFound, UnreadableObject
 from dff.face.model.landmarks import MIRROR
 from dff.infra.images import as_stored, decode
 from dff.infra.landmark_files import format_pts
@@ -61,10 +61,10 @@ def label_photos(
             return PhotoLabel(
                 ref.image_key, "another image has this name, so a .pts file would label both"
             )
-        data = storage.read(ref.image_key)
         try:
+            data = storage.read(ref.image_key)
             points = find_landmarks(data, aligner, confidence=confidence)
-        except BadPhoto as error:
+        except (BadPhoto, NotFound, UnreadableObject) as error:
             return PhotoLabel(ref.image_key, str(error))
         storage.write(str(PurePosixPath(ref.image_key).with_suffix(".pts")), format_pts(points))
         return PhotoLabel(ref.image_key)

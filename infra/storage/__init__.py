@@ -11,16 +11,19 @@ from urllib.parse import urlsplit
 
 from dff.face.errors import StorageError
 from dff.infra.storage.folder import LocalStorage
-from dff.infra.storage.protocol import ObjectInfo, Storage, check_key
+from dff.infra.storage.protocol import WITH_CREDENTIALS, ObjectInfo, S3Access, Storage, check_key
 
-__all__ = ["LocalStorage", "ObjectInfo", "Storage", "open_storage"]
+__all__ = ["LocalStorage", "ObjectInfo", "WITH_CREDENTIALS", "S3Access", "Storage", "open_storage"]
 
 
-def open_storage(uri: str, *, endpoint_url: str | None = None) -> Storage:
+def open_storage(
+    uri: str, *, endpoint_url: str | None = None, access: S3Access = WITH_CREDENTIALS
+) -> Storage:
     """The storage of a folder's path or ``s3://bucket/prefix``; nothing is touched yet.
 
     S3 credentials, region and endpoint come from where AWS clients look for them (environment,
-    profile, role), an ``endpoint_url`` goes first. Raises StorageError for a URI of another kind,
+    profile, role), an ``endpoint_url`` goes first; ``access`` asks without credentials, or pays for
+    the transfer. Raises StorageError for a URI of another kind,
     MissingExtra for S3 without boto3.
     """
     parts = urlsplit(uri)
@@ -33,7 +36,7 @@ def open_storage(uri: str, *, endpoint_url: str | None = None) -> Storage:
             check_key(prefix)
         from dff.infra.storage.s3 import S3Storage
 
-        return S3Storage(parts.netloc, f"{prefix}/" if prefix else "", endpoint_url)
+        return S3Storage(parts.netloc, f"{prefix}/" if prefix else "", endpoint_url, access)
     if "://" in uri or not uri:
         raise StorageError(f"{uri!r} is neither a folder nor s3://bucket/prefix")
     return LocalStorage(Path(uri).absolute())

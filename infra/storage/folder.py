@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from dff.face.errors import NotFound, StorageError, TransientStorageError
+from dff.face.errors import NotFound, StorageError, TransientStorageError, UnreadableObject
 from dff.infra.storage.protocol import ObjectInfo, check_key, check_same
 
+_OWN_FAULTS = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors in reading a file that say nothing of the other files."""
 _LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.tmp")
 
 
@@ -34,6 +36,18 @@ class LocalStorage:
     def _path(self, key: str) -> Path:
         check_key(key)
         return self.root / key
+
+    def check_writable(self) -> None:
+        with _explained("write", self.root):
+            folder = self.root
+            while not folder.exists() and folder != folder.parent:
+                folder = folder.parent
+            if not folder.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "not a folder")
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "permission denied")
+            if os.statvfs(folder).f_flag & os.ST_RDONLY:
+                raise OSError(errno.EROFS, "read-only")
 
     def read(self, key: str) -> bytes:
         path = self._path(key)
@@ -176,6 +190,7 @@ def _explained(verb: str, path: Path) -> Iterator[None]:
             errno.EEXIST: "a part of the path is a file, not a folder",
             errno.EISDIR: "it is a folder",
         }
-        raise StorageError(
+        kind = UnreadableObject if verb == "read" and error.errno in _OWN_FAULTS else StorageError
+        raise kind(
             f"can't {verb} {path}: {reasons.get(error.errno or 0, error.strerror)}"
         ) from error

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
-from dff.face.errors import Conflict, StorageError
+from dff.face.errors import Conflict, UnreadableObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +15,17 @@ class ObjectInfo:
 
     key: str
     size: int  # bytes
+
+
+@dataclass(frozen=True)
+class S3Access:
+    """As whom a bucket is asked. A folder takes no notice of it."""
+
+    anonymous: bool = False  # without credentials, as a public bucket may be read
+    request_payer: bool = False  # who asks pays for the transfer
+
+
+WITH_CREDENTIALS = S3Access()
 
 
 class Storage(Protocol):
@@ -28,8 +39,15 @@ class Storage(Protocol):
         """Where it is, for people and for ``open_storage``."""
         ...
 
+    def check_writable(self) -> None:
+        """Raises StorageError where nothing can be written: to be asked before long work."""
+        ...
+
     def read(self, key: str) -> bytes:
-        """All bytes of an object. Raises NotFound."""
+        """All bytes of an object.
+
+        Raises NotFound, and UnreadableObject when this one object can't be read by us.
+        """
         ...
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
@@ -52,9 +70,9 @@ class Storage(Protocol):
 
 
 def check_key(key: str) -> None:
-    """Raises StorageError for a key that is no relative path."""
+    """Raises UnreadableObject for a key that is no relative path."""
     if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
-        raise StorageError(
+        raise UnreadableObject(
             f"{key!r} can't be a key: a key is a relative path without '.', '..' or empty parts"
         )
 

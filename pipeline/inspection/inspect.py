@@ -10,6 +10,7 @@ import numpy as np
 
 from dff.face.io.assets import load_model
 from dff.infra.dataset import Dataset, Manifest, open_dataset
+from dff.infra.storage import WITH_CREDENTIALS, S3Access
 from dff.pipeline.inspection import report
 from dff.pipeline.inspection.statistics import (
     COLUMNS,
@@ -106,6 +107,7 @@ def inspect_dataset(
     verify: bool = False,
     sample: int = SAMPLE,
     endpoint_url: str | None = None,
+    access: S3Access = WITH_CREDENTIALS,
     config: InspectConfig = CONFIG,
 ) -> Inspection:
     """Collect the statistics of a finished dataset, and write a gallery to ``html``.
@@ -114,7 +116,7 @@ def inspect_dataset(
     their rows. Raises BadDataset when the dataset is unfinished, altered or wrong; the message
     names what is wrong. Raises StorageError when storage fails.
     """
-    dataset = open_dataset(uri, endpoint_url=endpoint_url)
+    dataset = open_dataset(uri, endpoint_url=endpoint_url, access=access)
     if verify:
         dataset.verify()
     statistics, selection = (

@@ -173,7 +173,9 @@ def test_a_listing_has_more_than_one_page(bucket: Storage, monkeypatch: pytest.M
 
 
 def test_a_marker_of_a_folder_is_no_object(bucket: Storage) -> None:
-    bucket._client.put_object(Bucket=BUCKET, Key=f"{bucket.prefix}photos/", Body=b"")  # type: ignore[attr-defined]
+    bucket._client(s3_storage.S3Dialect()).put_object(
+        Bucket=BUCKET, Key=f"{bucket.prefix}photos/", Body=b""
+    )  # type: ignore[attr-defined]
     bucket.write("photos/a", b"x")
     assert [info.key for info in bucket.list()] == ["photos/a"]
 

@@ -34,7 +34,7 @@ from dff.pipeline.recovery.photos import PhotoRef, read_photo
 from dff.pipeline.synthesis import Options, plan_synthesis, synthesize
 from tests.pipeline.job.test_run import objects
 from tests.pipeline.job.toy_work import toy_plan, toy_work
-from tests.s3_server import BUCKET, FaultyS3, refuse, stall, stall_halfway, truncate
+from tests.s3_server import BUCKET, DIALECTS, FaultyS3, refuse, stall, stall_halfway, truncate
 
 _fresh = count()
 POINTS = (Path(__file__).parents[3] / "dff/data/astronaut.pts").read_bytes()
@@ -446,3 +446,43 @@ def test_a_dataset_of_other_options_is_refused_with_what_differs(
 ) -> None:
     with pytest.raises(BadDataset, match=r"another plan \(views: 1, now 2\); repeat that command"):
         synthesize(str(photos), str(undisturbed), views=2, size=64, shard_subjects=4)
+
+
+@pytest.mark.parametrize("dialect", [name for name in DIALECTS if name != "all"] + ["all"])
+def test_a_server_of_any_dialect_gets_the_same_dataset(
+    s3: FaultyS3, plan: Plan, whole: dict[str, bytes], tmp_path: Path, dialect: str
+) -> None:
+    bucket = open_storage(f"s3://{BUCKET}/faults/{next(_fresh)}", endpoint_url=s3.url)
+    s3.dialect = dialect
+    try:
+        bucket.check_writable()
+        job.run(plan, bucket, toy_work(tmp_path).build())
+    finally:
+        s3.dialect = ""
+    assert objects(bucket) == whole
+
+
+def test_a_place_that_refuses_writes_is_found_before_the_photos_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="a part of the path is a file"):
+        synthesize(str(tmp_path / "no photos here"), str(tmp_path / "file" / "out"))
+
+
+def test_a_photo_under_a_key_that_is_no_path_is_one_failure(s3: FaultyS3, tmp_path: Path) -> None:
+    raw = open_storage(f"s3://{BUCKET}/faults/{next(_fresh)}", endpoint_url=s3.url)
+    client = raw._client(s3_storage.S3Dialect())  # type: ignore[attr-defined]
+    for key in ("//a.jpg", "/sub//b.jpg"):
+        name = f"{raw.uri.removeprefix(f's3://{BUCKET}/').rstrip('/')}{key}"
+        client.put_object(Bucket=BUCKET, Key=name, Body=b"never read")
+    result = synthesize(
+        raw.uri,
+        str(tmp_path / "out"),
+        endpoint_url=s3.url,
+        identities=1,
+        views=1,
+        size=64,
+        config=RunConfig(budget=0.7),
+    )
+    assert result.manifest is not None
+    assert result.manifest.failures == {"UnreadableObject": 2}
+    assert result.manifest.rows == 1
