@@ -376,10 +376,10 @@ def synthesize(
     An interrupted one is completed. ``access``: as whom the photos are read; the dataset is written
     with credentials in any case, which is tried before the photos are read.
 
-    One worker and no ``address`` run in this process, anything
-    else on Ray: the cluster at ``address``, or a private local one of ``workers`` CPUs. The bytes
-    are the same. ``watch`` gets the plan and its cost before the work begins. Raises BadPhoto for a
-    place without photos; ValueError, BadDataset, BudgetExceeded, StorageError, ClusterError.
+    One worker and no ``address`` run in this process, anything else on Ray: the cluster at
+    ``address``, or a private local one of ``workers`` CPUs. The bytes are the same. ``watch`` gets
+    the plan and its cost before the work begins. Raises BadPhoto for a place without photos;
+    ValueError, BadDataset, BudgetExceeded, StorageError, ClusterError.
     """
     options = Options(
         views=views,
