@@ -1,23 +1,70 @@
-"""Untrusted images: bytes to pixels within limits. Errors say what is wrong."""
+"""Image files: bytes to pixels within the caller's limits. Errors say what is wrong.
+
+The format is recognised by the content. Of the metadata only the orientation in EXIF is read, by a
+reader that ignores what it can't make sense of; all other metadata is dropped before decoding, so
+none of it can make an image unreadable.
+"""
 
 from __future__ import annotations
 
 import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import AvifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL.ImageFile import ImageFile
 
 from dff.face.arrays import Bytes, Floats
-from dff.face.errors import BadPhoto
+from dff.face.errors import BadPhoto, MissingExtra
+from dff.face.extras import require_extra
 
-FORMATS = ("JPEG", "PNG", "WEBP")  # each further decoder adds attack surface
-MAX_PIXELS = 40_000_000
-
+Format = Literal["JPEG", "PNG", "WebP", "AVIF", "HEIC"]
 Fault = Literal["empty", "not-an-image", "damaged", "animated", "too-many-pixels"]
 
-_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
+HEAD = 512  # bytes of a file that are enough for ``recognise``
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a caller lets ``decode`` read."""
+
+    pixels: int = 250_000_000  # of one image; telephones take photos of up to 200 megapixels
+    formats: tuple[Format, ...] = ("JPEG", "PNG", "WebP", "AVIF", "HEIC")
+    truncated: bool = True  # whether a JPEG that lacks its last bytes is read, with a warning
+
+
+OWN_FILES = ImageLimits()
+# Files of strangers: each further decoder adds attack surface.
+UPLOADS = ImageLimits(pixels=40_000_000, formats=("JPEG", "PNG", "WebP"), truncated=False)
+
+MISSING_ROWS = 1 / 8  # of a truncated JPEG's rows: with more of them missing it counts as damaged
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_UNREADABLE = (
+    (b"GIF8", "GIF"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"8BPS", "Photoshop"),
+)
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 
 
 class BadImage(BadPhoto):
@@ -28,62 +75,216 @@ class BadImage(BadPhoto):
         self.fault = fault
 
 
+@dataclass(frozen=True)
+class DecodedImage:
+    """The pixels of an image file."""
+
+    pixels: Bytes  # (H, W, 3) RGB
+    warning: str = ""  # what is wrong with the file although it could be read
+
+
+def recognise(data: bytes) -> str | None:
+    """The name of an image format that ``data`` begins like, None for anything else.
+
+    It is a ``Format``, or a format that is known but not read, such as GIF. The first ``HEAD``
+    bytes of a file are enough.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WebP"
+    if data[4:8] == b"ftyp":
+        end = min(int.from_bytes(data[:4]), HEAD)
+        brands = [data[8:12], *(data[at : at + 4] for at in range(16, end, 4))]
+        if any(brand in (b"avif", b"avis") for brand in brands):
+            return "AVIF"
+        if any(brand in _HEIC_BRANDS for brand in brands) or brands[0] in (b"mif1", b"msf1"):
+            return "HEIC"
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
+        return "BMP"
+    return next((name for begin, name in _UNREADABLE if data.startswith(begin)), None)
+
+
 def decode(
     data: bytes,
     *,
     upright: bool = True,
-    max_pixels: int = MAX_PIXELS,
+    limits: ImageLimits = OWN_FILES,
     reduce_to: int | None = None,
 ) -> Bytes:
-    """(H, W, 3) uint8 RGB of a JPEG, PNG or WebP file.
+    """``decode_image`` without its warning: (H, W, 3) uint8 RGB. Raises BadImage."""
+    return decode_image(data, upright=upright, limits=limits, reduce_to=reduce_to).pixels
+
+
+def decode_image(
+    data: bytes,
+    *,
+    upright: bool = True,
+    limits: ImageLimits = OWN_FILES,
+    reduce_to: int | None = None,
+) -> DecodedImage:
+    """The pixels of an image file of one of the formats of ``limits``.
 
     The size is checked before a pixel is decoded. ``upright`` applies the EXIF orientation.
     Transparent images are composited over white; 16-bit grey keeps its high bits. With
     ``reduce_to`` a JPEG is decoded, several times as fast, at 1/2, 1/4 or 1/8 of its size, as long
     as both sides keep that many pixels. Raises BadImage.
     """
-    if not data:
-        raise BadImage("empty", "the image is empty")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(
-            "too-many-pixels", f"the image has more than {max_pixels / 1e6:.0f} megapixels"
-        ) from error
-    except Exception as error:  # Pillow's parsers raise errors of many kinds for damaged headers
-        if data.startswith(_BEGINNINGS):
-            raise BadImage("damaged", "the image ends or breaks within its header") from error
-        raise BadImage("not-an-image", "this is not a JPEG, PNG or WebP image") from error
+    image, orientation = _open(data, limits)
     with image:
-        if image.width * image.height > max_pixels:
-            raise BadImage(
-                "too-many-pixels",
-                f"{image.width} x {image.height} pixels are more than "
-                f"{max_pixels / 1e6:.0f} megapixels",
-            )
-        # Phones store a second, smaller image in a JPEG (MPO), which is no animation.
-        if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+        # AVIF and HEIC may hold sequences too; their first image is the photo
+        if image.format == "WEBP" and getattr(image, "is_animated", False):
             raise BadImage("animated", "the image is animated: send one of its frames")
+        _reduce(image, reduce_to)
+        warning = ""
         try:
-            if reduce_to is not None:
-                image.draft(image.mode, (reduce_to, reduce_to))
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image) if upright else image)
-        except Exception as error:
+            try:
+                image.load()
+            except OSError:
+                if image.format != "JPEG" or not limits.truncated:
+                    raise
+                image, warning = _load_truncated(data, limits, reduce_to)
+            turn = _TURNS.get(orientation) if upright else None
+            return DecodedImage(_to_rgb(image if turn is None else image.transpose(turn)), warning)
+        except BadImage:
+            raise
+        except Exception as error:  # decoders raise errors of many kinds for damaged data
             raise BadImage("damaged", f"the image is truncated or damaged: {error}") from error
 
 
 def read_image(path: Path | str) -> Bytes:
-    """``decode`` a file of this machine, upright. Raises BadPhoto, which names the file."""
+    """``decode`` a file of this machine, upright: (H, W, 3) uint8 RGB.
+
+    Raises BadPhoto, which names the file. Warns of a file that is incomplete.
+    """
     try:
-        return decode(Path(path).read_bytes())
+        image = decode_image(Path(path).read_bytes())
     except BadImage as error:
         raise BadPhoto(f"{path}: {error}") from error
     except OSError as error:
         raise BadPhoto(f"can't read {path}: {error.strerror}") from error
+    if image.warning:
+        warnings.warn(f"{path}: {image.warning}", stacklevel=2)
+    return image.pixels
 
 
-def _rgb(image: Image.Image) -> Bytes:
+def as_stored(data: bytes, points: Floats) -> tuple[Floats, bool]:
+    """(N, 2) pixels of a file's upright image in the image as stored, and whether that is mirrored.
+
+    ``data``: bytes that ``decode`` takes.
+    """
+    image, orientation = _open(data, OWN_FILES)
+    with image:
+        width, height = image.size
+    x, y = np.asarray(points, dtype=np.float64).T
+    if orientation >= 5:  # rows and columns are exchanged
+        x, y = y, x
+    if orientation in (2, 3, 7, 8):
+        x = width - x
+    if orientation in (3, 4, 6, 7):
+        y = height - y
+    return np.column_stack([x, y]), orientation in (2, 4, 5, 7)
+
+
+def _open(data: bytes, limits: ImageLimits) -> tuple[ImageFile, int]:
+    """The image, of which only the header is decoded, and its EXIF orientation, 1 to 8."""
+    if not data:
+        raise BadImage("empty", "the image is empty")
+    name = recognise(data[:HEAD])
+    if name not in limits.formats:
+        kind = "not an image" if name is None else f"a {name} image"
+        *others, last = limits.formats
+        raise BadImage("not-an-image", f"this is {kind}; {', '.join(others)} and {last} are read")
+    if name == "PNG" and _is_animated_png(data):
+        raise BadImage("animated", "the image is animated: send one of its frames")
+    orientation = 1
+    try:
+        # The classes are called, not Image.open, whose limit of pixels is one for all of Python.
+        match name:
+            case "JPEG":
+                orientation = _parse_orientation(_find_jpeg_exif(data))
+                image: ImageFile = JpegImagePlugin.JpegImageFile(io.BytesIO(_bare_jpeg(data)))
+            case "PNG":
+                orientation = _parse_orientation(_find_png_exif(data))
+                image = PngImagePlugin.PngImageFile(io.BytesIO(_bare_png(data)))
+            case "WebP":
+                orientation = _parse_orientation(_find_webp_exif(data))
+                image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
+            case "AVIF":
+                image = _open_avif(data)
+                # Pillow gives a rotation of the container as EXIF
+                orientation = _parse_orientation(image.info.get("exif", b""))
+            case _:
+                image = _open_heic(data)  # upright
+    except BadImage:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels("it", limits) from error
+    except Exception as error:  # Pillow's parsers raise errors of many kinds for damaged headers
+        raise BadImage("damaged", "the image ends or breaks within its header") from error
+    width, height = image.size
+    if width * height > limits.pixels:
+        image.close()
+        raise _too_many_pixels(f"{width} x {height} pixels", limits)
+    return image, orientation
+
+
+def _too_many_pixels(what: str, limits: ImageLimits) -> BadImage:
+    return BadImage(
+        "too-many-pixels", f"{what}: an image may have {limits.pixels / 1e6:.0f} megapixels"
+    )
+
+
+def _open_avif(data: bytes) -> ImageFile:
+    if not AvifImagePlugin.SUPPORTED:
+        raise BadImage("not-an-image", "this is an AVIF image, which this Pillow can't read")
+    return AvifImagePlugin.AvifImageFile(io.BytesIO(_hide_bmff_exif(data)))
+
+
+def _open_heic(data: bytes) -> ImageFile:
+    try:
+        with require_extra("heif"):
+            from pillow_heif import HeifImageFile
+    except MissingExtra as error:
+        raise BadImage("not-an-image", f"this is a HEIC image, and {error}") from error
+    image: ImageFile = HeifImageFile(  # type: ignore[no-untyped-call]
+        io.BytesIO(_hide_bmff_exif(data))
+    )
+    return image
+
+
+def _reduce(image: ImageFile, side: int | None) -> None:
+    if side is not None:
+        image.draft(image.mode, (side, side))
+
+
+def _load_truncated(
+    data: bytes, limits: ImageLimits, reduce_to: int | None
+) -> tuple[ImageFile, str]:
+    """A JPEG that lacks its last bytes, and the warning about it.
+
+    The decoder fills the missing rows with grey. Raises BadImage where they are too many.
+    """
+    image, _ = _open(data + b"\xff\xd9", limits)
+    _reduce(image, reduce_to)
+    image.load()
+    pixels = np.asarray(image)
+    last = pixels[-1, -1]
+    grey = image.mode not in ("L", "RGB") or bool((np.abs(last.astype(int) - 128) <= 2).all())
+    filled = (pixels == last).reshape(len(pixels), -1).all(1) & grey
+    missing = len(filled) if filled.all() else int(np.argmin(filled[::-1]))
+    if missing > MISSING_ROWS * len(filled):
+        raise BadImage(
+            "damaged",
+            f"the image is truncated or damaged: {missing} of {len(filled)} rows are missing",
+        )
+    lacking = f": {missing} of {len(filled)} rows are missing" if missing else ""
+    return image, f"the JPEG lacks its last bytes{lacking}"
+
+
+def _to_rgb(image: Image.Image) -> Bytes:
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
         grey = (np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
@@ -93,19 +294,117 @@ def _rgb(image: Image.Image) -> Bytes:
     return np.array(image.convert("RGB"))
 
 
-def as_stored(data: bytes, points: Floats) -> tuple[Floats, bool]:
-    """(N, 2) pixels of a file's upright image in the image as stored, and whether that is mirrored.
+def _parse_orientation(exif: bytes) -> int:
+    """The orientation, 1 to 8, in EXIF data; 1 where it has none that makes sense."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
 
-    ``data``: bytes that ``decode`` takes.
+    def number(start: int, size: int) -> int:
+        return int.from_bytes(tiff[start : start + size], order)
+
+    start = number(4, 4)
+    for entry in range(start + 2, start + 2 + 12 * number(start, 2), 12):
+        if entry + 12 > len(tiff):
+            break
+        if number(entry, 2) == 0x0112:
+            size = {1: 1, 3: 2, 4: 4}.get(number(entry + 2, 2), 0)  # of the integer types
+            value = number(entry + 8, size)
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment before the compressed data."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        size = int.from_bytes(data[at + 2 : at + 4])
+        if marker <= 0x01 or 0xD0 <= marker <= 0xDA or size < 2:
+            return
+        yield marker, at, at + 2 + size
+        at += 2 + size
+
+
+def _find_jpeg_exif(data: bytes) -> bytes:
+    for marker, start, end in _jpeg_segments(data):
+        if marker == 0xE1 and data[start + 4 : start + 10] == b"Exif\0\0":
+            return data[start + 4 : end]
+    return b""
+
+
+def _bare_jpeg(data: bytes) -> bytes:
+    """The file without comments and application data, but for what decides how colours are coded
+    (JFIF and Adobe segments).
     """
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        width, height = image.size
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    x, y = np.asarray(points, dtype=np.float64).T
-    if orientation >= 5:  # rows and columns are exchanged
-        x, y = y, x
-    if orientation in (2, 3, 7, 8):
-        x = width - x
-    if orientation in (3, 4, 6, 7):
-        y = height - y
-    return np.column_stack([x, y]), orientation in (2, 4, 5, 7)
+    parts, done = [data[:2]], 2
+    for marker, start, end in _jpeg_segments(data):
+        whole = (marker == 0xE0 and end - start >= 16) or (marker == 0xEE and end - start >= 14)
+        if whole or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            parts.append(data[start:end])
+        done = end
+    return b"".join([*parts, data[done:]])
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Type, start and end of each chunk; the last one may be cut off."""
+    at = 8
+    while at + 8 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        yield data[at + 4 : at + 8], at, end
+        at = end
+
+
+def _is_animated_png(data: bytes) -> bool:
+    for kind, start, _ in _png_chunks(data):
+        if kind == b"acTL":
+            return int.from_bytes(data[start + 8 : start + 12]) > 1
+        if kind == b"IDAT":  # animation is announced before
+            break
+    return False
+
+
+def _find_png_exif(data: bytes) -> bytes:
+    for kind, start, end in _png_chunks(data):
+        if kind == b"eXIf":
+            return data[start + 8 : end - 4]
+    return b""
+
+
+def _bare_png(data: bytes) -> bytes:
+    """The file with its critical chunks and the transparency only."""
+    kept = [
+        data[start:end]
+        for kind, start, end in _png_chunks(data)
+        if kind == b"tRNS" or not kind[0] & 0x20
+    ]
+    return b"".join([data[:8], *kept])
+
+
+def _find_webp_exif(data: bytes) -> bytes:
+    at = 12
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"EXIF":
+            return data[at + 8 : at + 8 + size]
+        at += 8 + size + size % 2
+    return b""
+
+
+def _hide_bmff_exif(data: bytes) -> bytes:
+    """An AVIF or HEIC file whose EXIF item has another name, so that no decoder parses it.
+
+    The orientation of these formats is a property of the container; that of EXIF does not count.
+    """
+    at = 0
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4])
+        if size < 8:
+            break
+        if data[at + 4 : at + 8] == b"meta":
+            meta = data[at : at + size].replace(b"Exif\0", b"none\0")
+            return data[:at] + meta + data[at + size :]
+        at += size
+    return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import anyio
@@ -14,7 +15,7 @@ from dff.aligner.service.limits import Limits
 from dff.aligner.service.problems import Problem
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
-from dff.infra.images import decode
+from dff.infra.images import UPLOADS, decode
 
 T = TypeVar("T")
 BoxCorners = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
@@ -34,7 +35,8 @@ async def read_pixels(image: UploadFile, limits: Limits) -> Bytes:
     if image.size is not None and image.size > limits.body:
         raise Problem("too-large", f"a photo may have at most {limits.body} bytes")
     data = await image.read()
-    return await anyio.to_thread.run_sync(lambda: decode(data, max_pixels=limits.pixels))
+    uploads = replace(UPLOADS, pixels=limits.pixels)
+    return await anyio.to_thread.run_sync(lambda: decode(data, limits=uploads))
 
 
 def parse_boxes(form: TypeAdapter[T], text: str) -> T:

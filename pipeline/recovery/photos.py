@@ -8,6 +8,7 @@ deliberately not applied, since the annotators of both sets worked on the stored
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -18,12 +19,14 @@ import numpy as np
 
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadLandmarks, BadPhoto
-from dff.infra.images import decode
+from dff.infra.images import decode_image
 from dff.infra.landmark_files import parse_mat, parse_pts
 from dff.infra.split import SplitGroups, default_group, find_split_groups
 from dff.infra.storage import Storage
 
 Scheme = Literal["2d", "3d"]
+
+_log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MIN_SIDE = 16
@@ -106,9 +109,12 @@ def read_photo(storage: Storage, ref: PhotoRef) -> Photo:
     """
     data = storage.read(ref.image_key)
     try:
-        pixels = decode(data, upright=False)
+        image = decode_image(data, upright=False)
     except BadPhoto as error:
         raise BadPhoto(f"{ref.image_key}: {error}") from error
+    if image.warning:
+        _log.warning("%s: %s", ref.image_key, image.warning)
+    pixels = image.pixels
     if min(pixels.shape[:2]) < MIN_SIDE:
         raise BadPhoto(
             f"{ref.image_key}: {pixels.shape[1]} x {pixels.shape[0]}, "

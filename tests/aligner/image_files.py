@@ -46,9 +46,9 @@ def bomb(width: int = 10_000, height: int = 10_000) -> bytes:
     rows = zlib.compress(b"\0" * (width + 1) * height, 9)
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        _chunk(*c) for c in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+        chunk(*c) for c in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
     )
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

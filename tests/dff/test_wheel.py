@@ -162,7 +162,7 @@ def test_the_licence_is_true_of_all_that_the_wheel_carries(wheel: Path) -> None:
     metadata = metadata_of(wheel)
     assert metadata["License-Expression"] == "Apache-2.0 AND CC0-1.0"
     assert metadata["Requires-Python"] == "<3.14,>=3.11"
-    assert {"all", "gl", "models", "onnx", "s3", "serve", "synthesis", "train"} <= set(
+    assert {"all", "gl", "heif", "models", "onnx", "s3", "serve", "synthesis", "train"} <= set(
         metadata.get_all("Provides-Extra") or []
     )
 

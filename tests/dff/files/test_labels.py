@@ -79,7 +79,7 @@ def test_labels_are_kept_and_photos_without_a_confident_face_are_named(
     assert [one.reason for one in label_photos(place, Doubtful(toy_model), confidence=0.8)] == [
         "no face found",
         "confidence 0.60 is below 0.8",
-        "this is not a JPEG, PNG or WebP image",
+        "this is not an image; JPEG, PNG, WebP, AVIF and HEIC are read",
     ]
     first = {one.key: one.reason for one in labelled(tmp_path, toy_model)}
     assert first["new.png"] == ""
