@@ -24,6 +24,7 @@ from dff.aligner.fitting.fit_model import FitModel
 from dff.face.arrays import Array, Bools, Bytes, Float, Floats, Ints
 from dff.face.descriptor import STRIDE, Anchors, Network, image_batch
 from dff.face.geometry.camera import Box
+from dff.face.numba_cache import CACHE
 from dff.face.solve.gauss_newton import FaceState, pose_from_moments, project
 from dff.face.solve.robust import geman_mcclure
 
@@ -279,7 +280,7 @@ def _grow(
     return pose
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(cache=CACHE, nogil=True, fastmath=True)
 def _gather(px, point, weight, rows, centre, reach, first, moments, targets):  # type: ignore[no-untyped-def]
     """Add up what ``pose_from_moments`` takes, for each window.
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dff.face.threads import limit_threads_after_fork
+
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner, load_aligner
     from dff.aligner.alignment import Alignment
@@ -58,6 +60,8 @@ _HOMES = {
     "synthesize": "dff.pipeline.synthesis",
     "train": "dff.trainer.train",
 }
+
+limit_threads_after_fork()
 
 
 def __getattr__(name: str) -> Any:

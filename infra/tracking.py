@@ -21,8 +21,10 @@ from PIL import Image
 from dff.face.arrays import Bytes
 from dff.face.errors import BadWeights, StorageError
 from dff.face.extras import require_extra
+from dff.face.private_folder import set_missing_home
 
 with require_extra("train"):
+    set_missing_home()  # mlflow asks for it when it is imported
     import mlflow
     import mlflow.artifacts
     from mlflow import MlflowClient

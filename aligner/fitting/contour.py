@@ -15,6 +15,7 @@ import numpy as np
 from dff.aligner.config import VisibilityConfig
 from dff.aligner.fitting.depth_buffer import DepthBuffer, farthest_around
 from dff.face.arrays import Array, Float, Floats, Int, Ints
+from dff.face.numba_cache import CACHE
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def trace_contour(
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _turn(normal, i, j):  # type: ignore[no-untyped-def]
     """Where between two vertices the surface turns away: share of the second, normal there."""
     a, b = normal[i, 2], normal[j, 2]
@@ -75,7 +76,7 @@ def _turn(normal, i, j):  # type: ignore[no-untyped-def]
     )
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def trace(seen, normal, edges, depth, scale, low, occlusion, vertices, share, place, outward):  # type: ignore[no-untyped-def]
     """Fill the rows of one face's contour, evenly where there are more points than they hold.
 

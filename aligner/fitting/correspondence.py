@@ -16,6 +16,7 @@ import numpy as np
 from scipy.special import expit
 
 from dff.face.arrays import Array, Float, Floats, Integer
+from dff.face.numba_cache import CACHE
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def match_residuals(
     return place[..., :2] - px, weight
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(cache=CACHE, nogil=True, fastmath=True)
 def _best(similarity, sharpness, doubt, anchor, probability):  # type: ignore[no-untyped-def]
     n, anchors = similarity.shape
     keep = anchor.shape[1]
@@ -201,7 +202,7 @@ def _best(similarity, sharpness, doubt, anchor, probability):  # type: ignore[no
             probability[i, j] /= total
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(cache=CACHE, nogil=True, fastmath=True)
 def _blend(  # type: ignore[no-untyped-def]
     anchor,
     probability,

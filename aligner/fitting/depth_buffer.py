@@ -9,6 +9,7 @@ import numba
 import numpy as np
 
 from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints
+from dff.face.numba_cache import CACHE
 from dff.face.render import zbuffer
 
 
@@ -61,7 +62,7 @@ class DepthBuffer:
         return np.asarray(points[:, 2] < depth[row, column] + occlusion)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _nearest_depth(ids, faces, depth):  # type: ignore[no-untyped-def]
     out = np.full(ids.shape, np.inf)
     for row in range(ids.shape[0]):
@@ -72,7 +73,7 @@ def _nearest_depth(ids, faces, depth):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def farthest_around(depth, x, y):  # type: ignore[no-untyped-def]
     """The largest ``depth`` of the four pixels around a place; pixel centres at whole numbers."""
     height, width = depth.shape
@@ -84,7 +85,7 @@ def farthest_around(depth, x, y):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _behind(points, low, scale, depth):  # type: ignore[no-untyped-def]
     out = np.empty(len(points))
     for n in range(len(points)):

@@ -15,6 +15,7 @@ from dff.aligner.fitting.contour import OccludingContour
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.observation import Observation
 from dff.face.descriptor import STRIDE
+from dff.face.numba_cache import CACHE
 from dff.face.solve.gauss_newton import Lines
 
 
@@ -61,7 +62,7 @@ def match_silhouette(
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def find_ends(logit, start, step, count, steps, away):  # type: ignore[no-untyped-def]
     """Fill ``away``: where the mask ends from each of ``count`` places on a (H, W) map of logits.
 

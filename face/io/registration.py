@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 
 from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints
 from dff.face.geometry.mesh import SurfacePoints, triangle_normals, unique_edges, vertex_normals
+from dff.face.numba_cache import CACHE
 
 CANDIDATES = 12  # triangles that are tried for each point
 
@@ -102,7 +103,7 @@ class Nearest:
         return SurfacePoints(triangle, weights), np.sqrt(square)
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def _project(points: Floats, corners: Floats, candidates: Ints) -> tuple[Ints, Floats, Floats]:
     """Of (N, K) candidate triangles (F, 3, 3) the one nearest to each of (N, 3) points.
 

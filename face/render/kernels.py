@@ -12,9 +12,10 @@ from numba.extending import register_jitable
 
 from dff.face.geometry.interpolation import bilinear_cell
 from dff.face.geometry.lighting import C0, C1, C2, C3, C4
+from dff.face.numba_cache import CACHE
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def finite(points):  # type: ignore[no-untyped-def]
     """Whether all of (N, 3) numbers are finite."""
     total = 0.0
@@ -40,7 +41,7 @@ def weights_at(barycentric, row, column):  # type: ignore[no-untyped-def]
     )
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def within(numbers, count):  # type: ignore[no-untyped-def]
     """Whether all of (N, 3) int32 numbers are in 0 .. ``count`` - 1."""
     least, most = np.int32(0), np.int32(-1)
@@ -50,7 +51,7 @@ def within(numbers, count):  # type: ignore[no-untyped-def]
     return least == 0 and most < count
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
 def through_pinhole(points, focal, centre, px, weight, screen_depth):  # type: ignore[no-untyped-def]
     """Fill what ``dff.face.geometry.camera.Pinhole`` says of (V, 3) ``points``; NaN for those that
     lie behind it.
@@ -67,7 +68,7 @@ def through_pinhole(points, focal, centre, px, weight, screen_depth):  # type: i
             px[v, 0] = px[v, 1] = weight[v] = np.nan
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def smooth_normals(vertices, faces):  # type: ignore[no-untyped-def]
     """(V, 3) unit normals weighted by area; zero for vertices of no triangle."""
     out = np.zeros((len(vertices), 3))
@@ -91,7 +92,7 @@ def smooth_normals(vertices, faces):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _closest_on_triangle(x, y, x0, y0, x1, y1, x2, y2):  # type: ignore[no-untyped-def]
     """Barycentrics of the point of the triangle's outline that is nearest to (x, y)."""
     best = np.inf
@@ -120,7 +121,7 @@ def _closest_on_triangle(x, y, x0, y0, x1, y1, x2, y2):  # type: ignore[no-untyp
     return b0, b1, b2
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
 def screen_weights(x, y, x0, y0, x1, y1, x2, y2):  # type: ignore[no-untyped-def]
     """Barycentrics of (x, y) in a triangle on the screen.
 
@@ -136,7 +137,7 @@ def screen_weights(x, y, x0, y0, x1, y1, x2, y2):  # type: ignore[no-untyped-def
     return b0, b1, b2
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def corners(vertices, faces, px, weight):  # type: ignore[no-untyped-def]
     """(V, 8): pixel, screen weight, 0, depth, smooth normal of each vertex side by side: a line of
     the cache each.
@@ -154,7 +155,7 @@ def corners(vertices, faces, px, weight):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def resolve(ids, xy, vertices, faces, px, weight, normals, barycentric, depth, normal):  # type: ignore[no-untyped-def]
     """Fill (R, C, ...) ``barycentric``, ``depth`` and ``normal`` of samples from (R, C) ``ids``.
 
@@ -202,7 +203,7 @@ def resolve(ids, xy, vertices, faces, px, weight, normals, barycentric, depth, n
     return True
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def interpolate(ids, barycentric, values, faces, out):  # type: ignore[no-untyped-def]
     """Fill (H, W, C) ``out`` with (V, C) ``values``."""
     height, width, channels = out.shape
@@ -217,7 +218,7 @@ def interpolate(ids, barycentric, values, faces, out):  # type: ignore[no-untype
                 out[row, column, c] = w0 * values[i, c] + w1 * values[j, c] + w2 * values[k, c]
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def sample_texture(ids, barycentric, texture, uv, uv_faces, out):  # type: ignore[no-untyped-def]
     """Fill (H, W, C) ``out`` bilinearly from (S, T, C) ``texture``."""
     height, width, channels = out.shape
@@ -254,7 +255,7 @@ def sample_texture(ids, barycentric, texture, uv, uv_faces, out):  # type: ignor
                 )
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def shaded(ids, normal, albedo, light, out):  # type: ignore[no-untyped-def]
     """Fill (H, W, 3) ``out`` with albedo times the shading of ``dff.face.geometry.lighting``.
 
@@ -277,7 +278,7 @@ def shaded(ids, normal, albedo, light, out):  # type: ignore[no-untyped-def]
                 out[row, column, c] = albedo[row, column, c] * max(value, 0.0)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def edges(ids, depth, step, out):  # type: ignore[no-untyped-def]
     """Set (H, W) ``out`` at pixels that an outline parts from one of their eight neighbours.
 
@@ -318,7 +319,7 @@ def farthest_of_four(ids, depth, x, y):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def unoccluded(ids, depth, px, z, tolerance, out):  # type: ignore[no-untyped-def]
     """Fill (N,) ``out``: whether points at (N, 2) ``px`` and depth ``z`` are in the image and not
     occluded by more than ``tolerance``.

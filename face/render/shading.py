@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints, UInt8
 from dff.face.geometry.lighting import C0, C1, C2, C3, C4
+from dff.face.numba_cache import CACHE
 from dff.face.render import kernels, zbuffer
 from dff.face.render.frame import Image, Mesh
 from dff.face.render.simd import LANES, blend_2, blend_4, look_up
@@ -215,14 +216,14 @@ def antialias(seen: ShadedImage, mesh: Mesh) -> None:
     )
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _to_levels(values, out):  # type: ignore[no-untyped-def]
     for n in range(len(values)):
         level = min(max(values[n], np.float32(0.0)), np.float32(1.0)) * np.float32(255.0)
         out[n] = np.uint8(np.int32(level + np.float32(0.5)))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
 def _paint(  # type: ignore[no-untyped-def]
     ids,
     corners,
@@ -304,7 +305,7 @@ def _paint(  # type: ignore[no-untyped-def]
                 line[column, 2] = blue + hidden * (line[column, 2] - blue)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
 def _surface(  # type: ignore[no-untyped-def]
     ids,
     row,
@@ -385,7 +386,7 @@ def _surface(  # type: ignore[no-untyped-def]
     return any_coloured
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
 def _texture(count, texels, columns, rows, mixed, scratch, whole):  # type: ignore[no-untyped-def]
     """Bilinear samples, 0..255; beyond the outermost texel centres the border is repeated."""
     two, beyond = np.uint64(2), PLACE + np.uint64(1)
@@ -423,12 +424,12 @@ def _texture(count, texels, columns, rows, mixed, scratch, whole):  # type: igno
         )
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _byte(word, shift):  # type: ignore[no-untyped-def]
     return np.float32(np.int32((word >> shift) & 255))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
 def _shade(count, light, mixed, scratch):  # type: ignore[no-untyped-def]
     """Multiply the colours by the shading of ``dff.face.geometry.lighting``; ``light`` comes with
     the harmonics' norms in it.
@@ -460,7 +461,7 @@ def _shade(count, light, mixed, scratch):  # type: ignore[no-untyped-def]
         scratch[n + BLUE] *= max(blue, zero)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _outlines(part, depth, image, crease, alike, out):  # type: ignore[no-untyped-def]
     height, width = part.shape
     parted = np.zeros(
@@ -498,7 +499,7 @@ def _outlines(part, depth, image, crease, alike, out):  # type: ignore[no-untype
                         out[row, column] = out[below, right] = True
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _parted(part, other, depth, beyond, crease, limit, parted):  # type: ignore[no-untyped-def]
     for column in range(limit):
         here, there = part[column], other[column]
@@ -508,7 +509,7 @@ def _parted(part, other, depth, beyond, crease, limit, parted):  # type: ignore[
         )
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
 def _smooth(part, depth, parts, pixels, triangle, sample_depth, crease, image):  # type: ignore[no-untyped-def]
     height, width = part.shape
     count = len(pixels)
@@ -552,7 +553,7 @@ def _smooth(part, depth, parts, pixels, triangle, sample_depth, crease, image): 
             flat[pixels[n], channel] = share * mixed[n, channel]
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _level(depth, part):  # type: ignore[no-untyped-def]
     """Depth, with parts so far from each other that another is only taken where there is nothing
     else.
@@ -560,7 +561,7 @@ def _level(depth, part):  # type: ignore[no-untyped-def]
     return depth + APART * np.float32(part)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _first(levels, wanted, crease, away, best):  # type: ignore[no-untyped-def]
     """A sample has the colour of its own pixel unless there is a crease between."""
     for n in range(len(wanted)):
@@ -569,7 +570,7 @@ def _first(levels, wanted, crease, away, best):  # type: ignore[no-untyped-def]
         best[n] = np.int32(0)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _nearer(levels, wanted, way, away, best):  # type: ignore[no-untyped-def]
     for n in range(len(wanted)):
         apart = abs(levels[n] - wanted[n])

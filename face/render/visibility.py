@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dff.face.arrays import Floats, Ints
+from dff.face.numba_cache import CACHE
 
 Visibility: TypeAlias = Callable[[Floats, Floats, Ints, tuple[int, int]], NDArray[np.int32]]
 """(V, 2) pixels, (V,) screen depth (smaller is nearer), (F, 3) triangles, (height, width) -> (H, W)
@@ -40,7 +41,7 @@ def snapped(px: Floats) -> NDArray[np.int64]:
     return grid
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _snap(px, grid):  # type: ignore[no-untyped-def]
     for v in range(len(px)):
         x, y = px[v, 0], px[v, 1]

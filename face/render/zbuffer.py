@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints
+from dff.face.numba_cache import CACHE
 from dff.face.render.kernels import triangle_corners
 from dff.face.render.simd import LANES, SAMPLE_PATTERN, cover_pixel, cover_row
 from dff.face.render.visibility import OUT_OF_REACH, SUBPIXELS, snapped
@@ -86,7 +87,7 @@ def _levels(grid: Ints, depth: Floats, faces: Ints) -> tuple[float, float, float
     return near, most / (far - near) if far > near else 0.0, most, shift
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _range(grid, depth):  # type: ignore[no-untyped-def]
     """The least and greatest depth of vertices that can be drawn."""
     near, far = np.inf, -np.inf
@@ -96,7 +97,7 @@ def _range(grid, depth):  # type: ignore[no-untyped-def]
     return near, far
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _triangle(x0, y0, x1, y1, x2, y2, d0, d1, d2, near, scale, x, y):  # type: ignore[no-untyped-def]
     """Edge functions, positive inside, and the level of depth: values at (x, y), steps for a
     subpixel right and down.
@@ -121,7 +122,7 @@ def _triangle(x0, y0, x1, y1, x2, y2, d0, d1, d2, near, scale, x, y):  # type: i
     return a, ax, ay, b, bx, by, c, cx, cy, z, bx * u + cx * v, by * u + cy * v
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
 def _raster(grid, depth, faces, near, scale, most, shift, keys, ids):  # type: ignore[no-untyped-def]
     height, width = ids.shape
     stride = keys.shape[1]
@@ -184,7 +185,7 @@ def _raster(grid, depth, faces, near, scale, most, shift, keys, ids):  # type: i
             ids[row, column] = -1 if key == EMPTY else key & low
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _shown(ids, count):  # type: ignore[no-untyped-def]
     """(count + 1,) whether a triangle is visible anywhere; the last row is the background's."""
     out = np.zeros(count + 1, dtype=np.bool_)
@@ -194,7 +195,7 @@ def _shown(ids, count):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _count(pixels, before):  # type: ignore[no-untyped-def]
     """Count the set pixels left of and above each corner; the first row and column are 0."""
     height, width = pixels.shape
@@ -205,7 +206,7 @@ def _count(pixels, before):  # type: ignore[no-untyped-def]
             before[row + 1, column + 1] = before[row, column + 1] + here
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
 def _raster_samples(grid, depth, faces, near, scale, most, shift, shown, places, before, keys):  # type: ignore[no-untyped-def]
     height, width = before.shape[0] - 1, before.shape[1] - 1
     for f in range(len(faces)):
@@ -266,7 +267,7 @@ def _raster_samples(grid, depth, faces, near, scale, most, shift, shown, places,
                 )
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
 def _open_keys(keys, near, scale, shift, ids, depth):  # type: ignore[no-untyped-def]
     low = (np.int64(1) << shift) - 1
     for n in range(keys.shape[0]):

@@ -22,6 +22,7 @@ from dff.face.geometry.lighting import C0, C1, C2, C3, C4
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.landmarks import BROWS, INNER, LEFT_EYE, RIGHT_EYE
+from dff.face.numba_cache import CACHE
 from dff.pipeline.recovery.fitted_head import FittedHead
 from dff.pipeline.recovery.unwrapping import (
     LUMA,
@@ -230,7 +231,7 @@ def _mix_bands(matched: _Matched, low: Floats) -> tuple[Floats, Floats, Floats, 
     return texels, texel_shading, share, mirrored
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _mix(  # type: ignore[no-untyped-def]
     triangle, barycentric, faces, table, detail, share, other, other_share, daylight, out, shading
 ):
@@ -491,7 +492,7 @@ def _extract_detail(points: SurfacePoints, low: Floats, matched: _Matched) -> tu
     return detail, smoothstep(share, config.seen, config.detail_trust)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _sample_detail(  # type: ignore[no-untyped-def]
     triangle,
     barycentric,

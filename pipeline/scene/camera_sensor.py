@@ -18,6 +18,7 @@ from scipy.special import ndtri
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Pinhole
 from dff.face.geometry.transform import Rigid
+from dff.face.numba_cache import CACHE
 from dff.face.render.simd import LANES, look_up
 
 GRAIN_BITS = 11  # of the number of values that grain takes: up to 3.5 standard deviations
@@ -230,7 +231,7 @@ GRAIN = _normal_quantiles(1 << GRAIN_BITS)
 """The values of the sensor's noise, in standard deviations."""
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _scramble(number):  # type: ignore[no-untyped-def]
     """A uint32 whose bits all depend on all bits of ``number``.
 
@@ -243,7 +244,7 @@ def _scramble(number):  # type: ignore[no-untyped-def]
     return np.uint32(number ^ (number >> np.uint32(16)))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
 def _record(light, gains, curve, brightest, grain, seed, strength, grey, out):  # type: ignore[no-untyped-def]
     """Apply tone ``curve`` and noise. The noise of an image's n-th value is a hash of n and seed.
 

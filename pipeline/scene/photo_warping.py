@@ -24,6 +24,7 @@ from dff.face.geometry.mesh import vertex_normals
 from dff.face.geometry.transform import Rigid, angles_from_rotation, rotation_from_angles
 from dff.face.model.landmarks import CHIN, head_up
 from dff.face.model.morphable import MorphableModel
+from dff.face.numba_cache import CACHE
 from dff.face.render import zbuffer
 from dff.face.render.frame import HIDDEN_DEPTH, Frame, render, sample_texture
 from dff.pipeline.scene.poses import rotate_in_plane
@@ -267,7 +268,7 @@ def colour_face(
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _interpolate(image, left, top, n, a, b, c, d):  # type: ignore[no-untyped-def]
     """Channel ``n`` of the four texels from (left, top) on.
 
@@ -277,14 +278,14 @@ def _interpolate(image, left, top, n, a, b, c, d):  # type: ignore[no-untyped-de
     return upper + c * image[top + 1, left, n] + d * image[top + 1, left + 1, n]
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _blend(pixel, share, image, left, top, a, b, c, d):  # type: ignore[no-untyped-def]
     """Blend a (3,) pixel with the image's colour there, of which it takes a ``share``."""
     for n in range(3):
         pixel[n] += share * (_interpolate(image, left, top, n, a, b, c, d) - pixel[n])
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _project_photo(  # type: ignore[no-untyped-def]
     ids,
     barycentric,
@@ -372,14 +373,14 @@ def warp_surroundings(
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _corners(x, y, columns, rows):  # type: ignore[no-untyped-def]
     """The upper left texel of a bilinear sample at pixel (x, y), and the float32 place in it."""
     left, top, u, v = bilinear_cell(x - 0.5, y - 0.5, columns, rows)
     return left, top, np.float32(u), np.float32(v)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _compose(  # type: ignore[no-untyped-def]
     ids, faces, px, source, photo, leaving, surroundings, zoom, shift, departed, out
 ):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from dff.face.arrays import Floats
+from dff.face.numba_cache import CACHE
 from dff.pipeline.recovery.uv_atlas import UvAtlas
 from dff.pipeline.subjects.appearance import Appearance, correct_hue
 from dff.pipeline.subjects.skin_regions import SkinRegions, find_skin_regions, measure_skin
@@ -141,13 +142,13 @@ def _paint_moles(
         out[rows] *= 1.0 - share * np.array(config.mole, dtype=np.float32)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _ramp(x, low, high):  # type: ignore[no-untyped-def]
     t = min(max((x - low) / (high - low), np.float32(0.0)), np.float32(1.0))
     return t * t * (np.float32(3.0) - np.float32(2.0) * t)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=CACHE, nogil=True)
 def _paint(  # type: ignore[no-untyped-def]
     values, table, texel, shift, noises, colours, numbers, where, iris_radius, eye_white, out
 ):

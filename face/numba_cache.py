@@ -1,0 +1,49 @@
+"""Where compiled kernels are kept: they are declared with ``@numba.njit(cache=CACHE)``."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+from numba.core import config
+from numba.misc.appdirs import user_cache_dir
+
+from dff.face.private_folder import make_private_folder
+
+
+def choose_cache_folder() -> bool:
+    """Give numba a cache folder that can be written; False where there is none.
+
+    numba writes to ``NUMBA_CACHE_DIR``, beside the source, or to the user's cache folder, and fails
+    where it can write to none of them, for example in a container with a read-only root. Then the
+    cache lies in the temporary folder, closed to other users because numba executes what it reads.
+    Warns where that can't be written either.
+    """
+    home = Path(user_cache_dir("numba"))  # begins with "~" for a user who has no home
+    if config.CACHE_DIR and _is_writable(Path(config.CACHE_DIR)):
+        return True
+    if home.is_absolute() and _is_writable(home):
+        return True
+    try:
+        config.CACHE_DIR = str(make_private_folder("numba"))
+    except OSError as error:
+        warnings.warn(
+            f"compiled code can't be kept ({error}), so each process compiles again: "
+            "set NUMBA_CACHE_DIR or TMPDIR to a folder that can be written",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be made in ``folder``, which may not exist yet."""
+    existing = folder.absolute()
+    while not os.path.exists(existing):
+        existing = existing.parent
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
+
+CACHE = choose_cache_folder()

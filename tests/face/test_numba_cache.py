@@ -1,0 +1,131 @@
+"""Compiled code is kept where it can be, and a user without a home can run everything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from numba.core import config
+from PIL import Image
+from skimage.data import astronaut
+
+from dff.face import numba_cache
+from dff.face.private_folder import make_private_folder, set_missing_home
+
+FOREIGN = ("setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups")
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The temporary folder of a user who can write to none of numba's usual folders."""
+    monkeypatch.setattr(numba_cache, "user_cache_dir", lambda name: f"~/.cache/{name}")
+    monkeypatch.setattr(config, "CACHE_DIR", "")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_without_a_cache_folder_a_private_temporary_one_is_used(nowhere: Path) -> None:
+    assert numba_cache.choose_cache_folder()
+    folder = Path(config.CACHE_DIR)
+    assert folder.parent == nowhere
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert numba_cache.choose_cache_folder()  # the next process uses it again
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("mode", [0o777, 0o720])
+def test_a_folder_that_others_can_write_is_never_used(nowhere: Path, mode: int) -> None:
+    make_private_folder("numba").chmod(mode)
+    with pytest.warns(RuntimeWarning, match="compiles again: set NUMBA_CACHE_DIR"):
+        assert not numba_cache.choose_cache_folder()
+    assert config.CACHE_DIR == ""
+
+
+def test_a_linked_folder_is_never_used(nowhere: Path, tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (nowhere / f"dff-numba-{os.getuid()}").symlink_to(tmp_path / "target")
+    with pytest.raises(PermissionError):
+        make_private_folder("numba")
+
+
+def test_usual_cache_folders_stay(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba_cache, "user_cache_dir", lambda name: str(nowhere / "a" / name))
+    assert numba_cache.choose_cache_folder()
+    assert config.CACHE_DIR == ""
+    mine = str(nowhere / "mine")
+    monkeypatch.setattr(config, "CACHE_DIR", mine)
+    assert numba_cache.choose_cache_folder()
+    assert mine == config.CACHE_DIR
+    assert not any(nowhere.iterdir())
+
+
+def test_only_a_missing_home_is_set(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/nonexistent")
+    set_missing_home()
+    assert os.environ["HOME"] == "/nonexistent"
+
+    def no_home(cls: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", classmethod(no_home))
+    set_missing_home()
+    assert Path(os.environ["HOME"]) == nowhere / f"dff-home-{os.getuid()}"
+
+
+def test_every_kernel_asks_whether_there_is_a_cache() -> None:
+    root = Path(__file__).parents[2]
+    for room in ("face", "infra", "pipeline", "trainer", "aligner"):
+        for path in (root / room).rglob("*.py"):
+            assert "jit(cache=True" not in path.read_text("utf-8"), path
+
+
+def as_foreign_user(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command under a user id that has no account, home or folder but ``folder``."""
+    env = {"PATH": os.environ["PATH"], "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*FOREIGN, *command],
+        env=env,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def foreign_folder() -> Iterator[Path]:
+    """A folder of the foreign user; the test is skipped where none can be played."""
+    if os.getuid() or not shutil.which("setpriv"):
+        pytest.skip("needs root and setpriv")
+    folder = Path(os.path.realpath("/tmp")) / f"dff-foreign-{os.getpid()}"
+    folder.mkdir()
+    os.chown(folder, 12345, 12345)
+    try:
+        if as_foreign_user(folder, sys.executable, "-c", "import torch").returncode:
+            pytest.skip("another user can't run this Python")
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_a_foreign_user_without_a_home_can_run_commands(foreign_folder: Path) -> None:
+    photo = foreign_folder / "photo.png"
+    Image.fromarray(astronaut()).save(photo)
+    photo.chmod(0o644)
+    models = as_foreign_user(foreign_folder, sys.executable, "-m", "dff", "models")
+    assert models.returncode == 0, models.stderr
+    assert "dff-open" in models.stdout
+    assert "Traceback" not in models.stderr
+    aligned = as_foreign_user(foreign_folder, sys.executable, "-m", "dff", "align", str(photo))
+    assert aligned.returncode == 0, aligned.stderr
+    assert "confidence" in aligned.stdout
+    assert list((foreign_folder / "dff-numba-12345").rglob("*.nbi"))
+    tracking = as_foreign_user(foreign_folder, sys.executable, "-c", "import dff.infra.tracking")
+    assert tracking.returncode == 0, tracking.stderr
