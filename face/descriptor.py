@@ -1,5 +1,4 @@
-"""The Deep Face Feature: a network from image to one unit vector per pixel, and one vector per
-point of the model.
+"""The Deep Face Feature (DFF): one unit vector for each pixel and for each point of the model.
 
 A pixel shows anchor m with probability ``softmax(scale * descriptor . anchor)``. Source: Jiang,
 Zhang, Deng, Guo, Liu, "Deep Face Feature for Face Alignment" (arXiv 1708.02721): classification
@@ -32,14 +31,10 @@ STRIDE = 2
 """Input pixels for one output pixel."""
 
 NORMAL_LENGTH = 0.006
-"""Metres for one unit of change of the normal in ``surface_coordinates``; twice this lies between
-touching lips.
-"""
+"""Metres that ``surface_coordinates`` give a unit normal; touching lips are twice this apart."""
 
 FRAMING = 1.5
-"""Side of a square crop over the longer side of the box of the 68 landmarks (3D scheme), with the
-same centre.
-"""
+"""Side of a square crop over the longer side of the box of the 68 landmarks (3D scheme)."""
 
 SKIN_REGIONS = ("face", "ears", "lips", "brows", "eyes", "lashes")
 """Regions that are the positive class of ``face_logit``."""
@@ -97,11 +92,11 @@ class NetConfig:
 
 
 class Separable(nn.Module):
-    """Depthwise 3x3 (4x4 where it halves the grid), pointwise, group norm, ReLU; residual where
-    shapes allow.
+    """A residual block: depthwise and pointwise convolution, group norm, ReLU.
 
-    Group norm is independent of the batch, so features do not depend on the batch's other images
-    or on the number of workers.
+    The depthwise kernel is 3x3, or 4x4 where it halves the grid. The input is added where its shape
+    is that of the output. Group norm is independent of the batch, so features do not depend on the
+    batch's other images or on the number of workers.
     """
 
     def __init__(self, inputs: int, outputs: int, groups: int, *, halve: bool = False) -> None:
@@ -116,7 +111,8 @@ class Separable(nn.Module):
         y = functional.relu_(self.norm(self.pointwise(self.depthwise(x))))
         if not self.residual:
             return y
-        # Fresh memory for large maps costs as much as the sum; training needs the map before it.
+        # Allocating a large map costs as much as the sum, so inference adds in place; training
+        # needs the map as it was.
         return x + y if torch.is_grad_enabled() else y.add_(x)
 
 
@@ -184,9 +180,7 @@ class DescriptorNet(nn.Module):
 
 
 def image_batch(images: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 RGB to the network's (B, 3, H, W) float 0..1, channels last in memory,
-    without a copy.
-    """
+    """(B, H, W, 3) uint8 RGB to the network's (B, 3, H, W) float 0..1, channels last in memory."""
     return images.permute(0, 3, 1, 2).float().div_(255.0)
 
 
@@ -225,9 +219,7 @@ def surface_coordinates(model: MorphableModel) -> Floats:
 
 
 def outside_triangles(model: MorphableModel, *, size: int = 192) -> Bools:
-    """(F,) whether a triangle of the template is visible in any of 21 views from the front and the
-    sides.
-    """
+    """(F,) triangles of the template that are visible in any of 21 views from front and sides."""
     seen = np.zeros(len(model.faces), dtype=bool)
     centre = (model.template.min(0) + model.template.max(0)) / 2
     points = model.template - centre

@@ -1,5 +1,6 @@
-"""The exception tree of the project. ``ValueError`` is for a caller's mistake; these are for bad
-inputs.
+"""The exception tree: errors of inputs and of the environment.
+
+A caller's mistake raises ``ValueError`` instead.
 
 DffError
 ├── BadPhoto        a file is not a readable image within limits
@@ -17,9 +18,9 @@ DffError
 │   ├── NotFound                no object has that key
 │   ├── UnreadableObject        one object can't be read; the others may be
 │   └── Conflict                a key that must be new holds something else
-├── ClusterError    a Ray cluster can't be reached, refuses, or failed a job
+├── ClusterError    a Ray cluster can't be reached, refuses the connection, or failed a job
 ├── ShardFailed     the process that made a shard died, every time it was tried
-├── Diverged        training stopped being numbers
+├── Diverged        the training loss is not finite
 └── BudgetExceeded  too many inputs failed
 """
 
@@ -108,11 +109,11 @@ class ShardFailed(DffError):
 
 
 class ClusterError(DffError):
-    """A Ray cluster can't be reached, refuses us, or failed a job."""
+    """A Ray cluster can't be reached, refuses the connection, or failed a job."""
 
 
 class Diverged(DffError):
-    """Training lost its way: the loss is no longer a number."""
+    """Training diverged: the loss is not finite."""
 
 
 class BudgetExceeded(DffError):

@@ -55,8 +55,9 @@ class TtaNetwork:
         return Features(descriptor, logit[:, 0])
 
     def _forward(self, image: Tensor, transform: TtaTransform) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, D, h, w) unit descriptors, (B, 1, h, w) log odds of the face, and (B, 1, h, w): 1
-        where the transformed crop covers the pixel, else 0.
+        """(B, D, h, w) unit descriptors, (B, 1, h, w) log odds of the face, (B, 1, h, w) coverage.
+
+        Coverage is 1 where the transformed crop covers the pixel, else 0.
         """
         plain = list(image.shape[2:])
         sides = [

@@ -11,7 +11,7 @@ from dff.face.arrays import Array, Float, Floats
 
 
 class Camera(Protocol):
-    """What every camera answers."""
+    """The interface of cameras."""
 
     def px_from_cam(self, points: Floats) -> Floats:
         """(..., 3) points in ``cam`` to (..., 2) pixels."""
@@ -26,8 +26,10 @@ class Camera(Protocol):
         ...
 
     def screen_weight(self, points: Floats) -> Floats:
-        """(...,) perspective weights: barycentrics on the surface are those on the screen times
-        these, normalised. Positive before the camera, NaN for points that do not project.
+        """(...,) weights of perspective-correct interpolation.
+
+        Barycentrics on the surface are those on the screen times these, normalised. Positive before
+        the camera, NaN for points that do not project.
         """
         ...
 

@@ -33,8 +33,7 @@ def bilinear(image: Floats, px: Floats) -> Floats:
 
 
 def bilinear_with_gradient(image: Floats, px: Floats) -> tuple[Floats, Floats]:
-    """(N, C) samples of an (H, W, C) image at (N, 2) pixels, and their (N, C, 2) derivatives by x
-    and y.
+    """(N, C) samples of an (H, W, C) image at (N, 2) pixels, and (N, C, 2) derivatives by x and y.
 
     Both are of one bilinear cell, in float32: value and slope agree exactly.
     """

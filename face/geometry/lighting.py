@@ -55,7 +55,5 @@ def ambient(level: float = 1.0) -> Floats:
 
 
 def shade(normals: Floats, light: Floats) -> Floats:
-    """(..., 3) RGB shading of (..., 3) unit normals in ``cam`` under (9, 3) ``light``; never
-    negative.
-    """
+    """(..., 3) RGB shading, at least 0, of (..., 3) unit normals in ``cam`` under (9, 3) light."""
     return np.asarray(np.maximum(basis(normals) @ light, 0.0))

@@ -1,6 +1,4 @@
-"""Triangle meshes: points on surfaces, normals. Triangles are counter-clockwise seen from
-outside.
-"""
+"""Triangle meshes: surface points and normals. Triangles are counter-clockwise from outside."""
 
 from __future__ import annotations
 
@@ -45,8 +43,9 @@ def triangle_normals(vertices: Floats, faces: Ints) -> Floats:
 
 
 def vertex_normals(vertices: Floats, faces: Ints) -> Floats:
-    """(V, 3) unit normals in the frame of ``vertices``, weighted by area; vertices of no triangle
-    get zero.
+    """(V, 3) unit normals, weighted by area, in the frame of ``vertices``.
+
+    Vertices of no triangle get zero.
     """
     per_triangle = triangle_normals(vertices, faces)
     total = np.zeros_like(vertices)

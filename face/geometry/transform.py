@@ -79,11 +79,11 @@ def rotation_from_vector(v: Floats) -> Floats:
 
 
 def rotation_from_angles(yaw: float, pitch: float, roll: float) -> Floats:
-    """``cam_from_head`` rotation of the pose angles in degrees, signs and order as in AFLW2000-3D's
-    ``Pose_Para``.
+    """``cam_from_head`` rotation of pose angles in degrees.
 
-    Source: the RotationMatrix of the 3DDFA / AFLW2000-3D release, R = Rx(pitch) Ry(yaw) Rz(roll) in
-    a y-up camera, brought to this project's y-down camera.
+    Signs and order are those of AFLW2000-3D's ``Pose_Para``. Source: the RotationMatrix of the
+    3DDFA / AFLW2000-3D release, R = Rx(pitch) Ry(yaw) Rz(roll) in a y-up camera, brought to this
+    project's y-down camera.
     """
     p, y, r = np.deg2rad([pitch, yaw, roll])
     rx = np.array([[1, 0, 0], [0, np.cos(p), np.sin(p)], [0, -np.sin(p), np.cos(p)]])
@@ -93,10 +93,10 @@ def rotation_from_angles(yaw: float, pitch: float, roll: float) -> Floats:
 
 
 def angles_from_rotation(cam_from_head: Floats) -> tuple[float, float, float]:
-    """(yaw, pitch, roll) in degrees of a (3, 3) ``cam_from_head`` rotation; inverse of
-    ``rotation_from_angles``.
+    """(yaw, pitch, roll) in degrees of a (3, 3) ``cam_from_head`` rotation.
 
-    The inverse holds for yaw in (-90, 90); beyond it the rotation gets another pitch and roll.
+    The inverse of ``rotation_from_angles`` for yaw in (-90, 90); beyond it, another pitch and roll
+    describe the same rotation.
     """
     m = CAM_FROM_FRONTAL_HEAD @ cam_from_head
     yaw = np.arcsin(np.clip(-m[0, 2], -1.0, 1.0))

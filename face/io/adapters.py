@@ -113,8 +113,9 @@ def from_ict_facekit(arrays: Mapping[str, Any]) -> MorphableModel:
 
 
 def check_frame(template: Floats, vertex: Ints) -> None:
-    """ValueError unless (V, 3) ``template`` is a face in metres in the ``head`` frame, judged by
-    its landmarks.
+    """Check by its landmarks that (V, 3) ``template`` is a face in metres in the ``head`` frame.
+
+    Raises ValueError.
     """
     points = template[vertex]
     right, left = (points[i] for i in OUTER_EYE_CORNERS)
@@ -139,9 +140,7 @@ def find_mirror(template: Floats) -> Ints:
 
 
 def _triangles(quads: Ints, uv_quads: Ints) -> tuple[Ints, Ints]:
-    """Quads, some of which are triangles filled with -1, to (F, 3) triangles of vertices and of uv
-    rows.
-    """
+    """(F, 3) triangles of vertices and of uv rows from quads; a triangle's fourth entry is -1."""
     if quads.shape != uv_quads.shape or quads.ndim != 2 or quads.shape[1] != 4:
         raise ValueError(f"faces and uv_faces want (N, 4), got {quads.shape} and {uv_quads.shape}")
     four = quads[:, 3] >= 0
@@ -153,11 +152,10 @@ def _triangles(quads: Ints, uv_quads: Ints) -> tuple[Ints, Ints]:
 
 
 def one_square(uv: Floats, uv_faces: Ints, charts: Ints) -> tuple[Floats, Ints]:
-    """(T, 2) uv, v up, of several unit tiles side by side to uv in one [0, 1] square, v down, and
-    its triangles.
+    """uv in one [0, 1] square, v down, and its triangles, from (T, 2) uv of unit tiles, v up.
 
-    ``charts`` (F,) tells triangles apart that share a tile. The first chart (the face) keeps the
-    upper left three quarters; the rest line the right edge and the bottom.
+    ``charts`` (F,) numbers the charts, as several may share a tile. The first chart (the face)
+    keeps the upper left three quarters; the rest line the right edge and the bottom.
     """
     tile = np.floor(uv[uv_faces][..., 0].min(1) + 1e-6).astype(np.int64)
     _, number = np.unique(np.stack([charts, tile], axis=1), axis=0, return_inverse=True)

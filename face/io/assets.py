@@ -34,7 +34,7 @@ ALBEDO_FORMAT = "dff-albedo-model 1"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model, without or before loading it."""
+    """A listed model, which need not be loaded."""
 
     # what load_model takes; for a model that the user supplies, what the loaded model calls itself
     name: str
@@ -79,9 +79,7 @@ SUPPLIED = (
     ),
 )
 FOLDER = "DFF_MODELS"
-"""Environment variable: a folder in which models and albedos that the user supplies are found by
-name.
-"""
+"""Environment variable that names a folder of the user's models and albedos."""
 
 FILES = {
     "ict": "ict_facekit_light.npz",
@@ -93,14 +91,13 @@ FILES = {
     "basel-2019": "model2019_fullHead.h5",
     "surrey": "sfm_shape_3448.bin",
 }
-"""File names in that folder of the models that are known by a name."""
+"""File names of known models in that folder."""
 
 
 def model_path(name: str) -> Path:
-    """The file of a model or albedo: a shipped one, a path, or a name in the folder that DFF_MODELS
-    names.
+    """The file of a model or albedo: shipped, a path, or a name in the folder of DFF_MODELS.
 
-    It need not exist: who reads it says so.
+    It need not exist; reading it then fails.
     """
     shipped = SHIPPED.get(name) or SHIPPED_ALBEDO.get(name)
     if shipped is not None:
@@ -112,7 +109,7 @@ def model_path(name: str) -> Path:
 
 
 def list_models() -> list[ModelInfo]:
-    """The shipped models and those that can be read from a file of the user's."""
+    """The shipped models, and those that can be read from the user's files."""
     out = []
     for name, path in SHIPPED.items():
         model = load_model(name)
@@ -128,7 +125,7 @@ def list_models() -> list[ModelInfo]:
 def load_model(name: str = "open-head") -> MorphableModel:
     """A shipped model by name, or a model file by path. The same call returns the same object.
 
-    A path may name a file of this project's format or of other people's, told by its kind:
+    A path may name a file of this project's format or of another, recognised by its kind:
     ICT-FaceKit, GNM or FLAME (.npz), FLAME (.pkl, which body-models unpickles: only a file that you
     trust), Basel 2009 (.mat), Basel 2017 and 2019 (.h5), Surrey and others of eos (.bin). What such
     a file lacks is found by registration to the open head, which takes some seconds; landmarks may
@@ -141,13 +138,12 @@ def load_model(name: str = "open-head") -> MorphableModel:
 
 
 def load_albedo(name: str = "open-albedo", *, model: MorphableModel | None = None) -> AlbedoModel:
-    """A shipped albedo model by name, or an albedo file by path. The same call returns the same
-    object.
+    """A shipped albedo model by name, or an albedo file by path.
 
-    It comes in the uv of the ``model``: one that was made for the open head is carried over by a
+    It is in the uv of the ``model``: one that was made for the open head is transferred by a
     registration of the templates, which takes some seconds once in a process. Without a model it
-    comes as the file has it. Raises BadModel, with the file's name, when the file is missing,
-    malformed, of another format, or of an unknown model.
+    keeps the uv of the file. The same call returns the same object. Raises BadModel, with the
+    file's name, when the file is missing, malformed, of another format, or of an unknown model.
     """
     albedo = _loaded_albedo(model_path(name))
     if model is None or model.name == albedo.uv_of:
@@ -167,7 +163,7 @@ _correspondences: dict[MorphableModel, Correspondence] = {}
 
 
 def load_correspondence(model: MorphableModel) -> Correspondence:
-    """Where the template of a model lies on the open head's; found once for a model."""
+    """The correspondence of a model's template with the open head's, found once for a model."""
     if model not in _correspondences:
         _correspondences[model] = correspondence(model, load_model())
     return _correspondences[model]
@@ -202,9 +198,7 @@ def _loaded_model(path: Path) -> MorphableModel:
 
 
 def _raw_model(path: Path) -> RawModel | None:
-    """The bare arrays of a model of other people's that is told by the file's kind; None for the
-    others.
-    """
+    """The arrays of a published model in a file of a known kind; None for other kinds."""
     known = landmarks_beside(path)
     match path.suffix:
         case ".mat":
@@ -241,11 +235,10 @@ def _kind_in(path: Path) -> str:
 
 
 def landmarks_beside(path: Path) -> dict[str, int]:
-    """The mapping of landmarks to vertices, as eos writes it, in a file beside a model's; {} when
-    there is none.
+    """Vertices by landmark from the eos mapping file beside a model; {} when there is none.
 
-    It is called like the model with ``.landmarks.txt`` in place of its ending, or
-    ``ibug_to_sfm.txt`` for Surrey.
+    Its name is the model's with ``.landmarks.txt`` in place of its ending, or ``ibug_to_sfm.txt``
+    for Surrey.
     """
     for beside in (path.with_suffix(".landmarks.txt"), path.with_name("ibug_to_sfm.txt")):
         if beside.is_file() and (beside.stem != "ibug_to_sfm" or path.suffix == ".bin"):
@@ -254,7 +247,7 @@ def landmarks_beside(path: Path) -> dict[str, int]:
 
 
 def _finished(model: MorphableModel) -> MorphableModel:
-    """A model of other people's with the open head's regions of the skin: lips, brows, ears."""
+    """A published model with the open head's regions of the skin: lips, brows, ears."""
     found = correspondence(model, load_model())
     names = load_model().region_names
     out = replace(model, region=carried_regions(model, load_model(), found), region_names=names)
@@ -282,8 +275,9 @@ def _loaded_albedo(path: Path) -> AlbedoModel:
 
 
 def digest(name: str) -> str:
-    """SHA-256 of the file of a shipped model or albedo, or of a file by path. Raises BadModel when
-    it is missing.
+    """SHA-256 of the file of a model or albedo, as ``model_path`` finds it.
+
+    Raises BadModel when it is missing.
     """
     path = model_path(name)
     try:

@@ -44,10 +44,10 @@ BASEL_LANDMARKS = {  # identifiers in the metadata of the HDF5 files
 
 
 def landmark_table(text: str) -> dict[str, int]:
-    """Vertices by landmark from a mapping file of eos: lines ``37 = 2602`` or ``37 2602``, counting
-    from 1 and from 0.
+    """Vertices by landmark from a mapping file of eos.
 
-    Comments begin with # or ;. Raises ValueError when there is no such line.
+    Lines are ``37 = 2602`` or ``37 2602``: the landmark counts from 1, the vertex from 0. Comments
+    begin with # or ;. Raises ValueError when there is no such line.
     """
     body = re.sub(r"[#;].*", "", text.split("contour_landmarks")[0])
     pairs = [(int(a), int(b)) for a, b in re.findall(r"^\s*(\d+)\s*=?\s*(\d+)\s*$", body, re.M)]
@@ -57,8 +57,9 @@ def landmark_table(text: str) -> dict[str, int]:
 
 
 def basel_2009(data: bytes, landmarks: Mapping[str, int]) -> RawModel:
-    """``01_MorphableModel.mat``: shapeMU (3V, 1) micrometres, shapePC (3V, K), shapeEV (K, 1) sd,
-    tl (F, 3) from 1.
+    """Basel Face Model 2009 (``01_MorphableModel.mat``), in micrometres.
+
+    Arrays: shapeMU (3V, 1), shapePC (3V, K), shapeEV (K, 1) standard deviations, tl (F, 3) from 1.
     """
     from scipy.io import loadmat
 
@@ -83,10 +84,10 @@ def basel_2009(data: bytes, landmarks: Mapping[str, int]) -> RawModel:
 
 
 def basel_h5(data: bytes, landmarks: Mapping[str, int]) -> RawModel:
-    """Basel Face Model 2017 or 2019 (.h5), millimetres: groups shape and expression, each with a
-    PCA model.
+    """Basel Face Model 2017 or 2019 (.h5), in millimetres.
 
-    Landmarks of the file's own metadata complete those that are given. Raises MissingExtra
+    The groups shape and expression hold a PCA model each. Landmarks of the file's own metadata
+    complete those that are given. Raises MissingExtra
     without h5py.
     """
     with require_extra("models"):
@@ -141,10 +142,10 @@ def _rows(columns: Floats) -> Floats:
 
 
 def eos(data: bytes, landmarks: Mapping[str, int]) -> RawModel:
-    """A model of the eos library (.bin), such as sfm_shape_3448.bin: versions 1 to 4 of its cereal
-    archive.
+    """A model of the eos library (.bin), such as sfm_shape_3448.bin.
 
-    Raises ValueError for another version or a file that ends too early.
+    Versions 1 to 4 of its cereal archive are read. Raises ValueError for another version or a file
+    that ends too early.
     """
     read = _Cereal(data)
     version = read.number("<I")
@@ -187,7 +188,7 @@ def eos(data: bytes, landmarks: Mapping[str, int]) -> RawModel:
 
 
 class _Cereal:
-    """Reads a little-endian binary archive of the cereal library from its beginning on."""
+    """Reads a little-endian binary archive of the cereal library from its beginning."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
@@ -212,8 +213,9 @@ class _Cereal:
         return np.frombuffer(self._take(count * width * kind.itemsize), kind).reshape(count, width)
 
     def pca(self) -> tuple[Floats, Floats, Ints]:
-        """(V, 3) mean, (K, V, 3) modes at one sd, (F, 3) triangles: mean, orthonormal basis,
-        eigenvalues, triangles.
+        """(V, 3) mean, (K, V, 3) modes at one standard deviation, (F, 3) triangles.
+
+        Stored are the mean, the orthonormal basis, the eigenvalues and the triangles.
         """
         mean, basis, eigenvalues = self.matrix(), self.matrix(), self.matrix()
         faces = self.vector(np.dtype("<i4"), 3)
@@ -241,10 +243,10 @@ class _Cereal:
 
 
 def from_body_models(model: Any, landmarks: Mapping[str, int]) -> RawModel:
-    """A head of the package ``body-models`` (FLAME, GNM) in its rest pose, through its public
-    interface only.
+    """A head of the package ``body-models`` (FLAME, GNM) in its rest pose.
 
-    Its shape and expression coefficients are modes; a jaw that turns is a unit of its own.
+    Only its public interface is used. Its shape and expression coefficients become modes, and the
+    rotation of the jaw a facial unit.
     """
     rest = model.get_rest_pose(batch_dims=(1,))
     template = np.asarray(model.forward_vertices(**rest), np.float64)[0]

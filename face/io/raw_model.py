@@ -1,8 +1,7 @@
 """From the raw arrays of a published face model to a MorphableModel.
 
-Published models differ in all but shape: millimetres or micrometres, no landmarks or a few under
-other names, no uv, no regions. What is missing is found by registration of the template to that of
-a reference model (the open head).
+Published models differ in their units, and may lack landmarks, uv and regions. What is missing is
+found by registration of the template to that of a reference model (the open head).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ UNITS = (1.0, 0.1, 0.01, 1e-3, 1e-6)  # metres, decimetres, centimetres, millime
 HEIGHT = (0.14, 0.5)  # metres: of a face without its head, and of a head with shoulders
 UNIT_SD = 0.3  # of the activation of a named unit
 FULL_UNIT = 2.0  # standard deviations of an expression mode at activation one
-EXPRESSIONS = 50  # modes that are kept: the rest is far below what a photo shows
+EXPRESSIONS = 50  # modes that are kept: the others change a photo too little to be measured
 IDENTITIES = 150
 BEHIND_FACE = 0.07  # metres from the landmarks back to the point from which the skin is unwrapped
 
@@ -58,7 +57,10 @@ class RawModel:
 
 
 def completed(raw: RawModel, reference: MorphableModel) -> tuple[MorphableModel, Correspondence]:
-    """The model, and where it lies on the ``reference``. Raises ValueError when it is no face."""
+    """The model, and its correspondence with the ``reference``.
+
+    Raises ValueError when it is not a face.
+    """
     unit = guess_unit(raw.template)
     template = np.asarray(raw.template, np.float64) * unit
     faces = outward(template, np.asarray(raw.faces, np.int64))
@@ -95,13 +97,14 @@ def completed(raw: RawModel, reference: MorphableModel) -> tuple[MorphableModel,
 
 
 def guess_unit(template: Floats) -> float:
-    """Metres per unit: the one with which (V, 3) vertices are as high as a face or a head."""
+    """Metres per unit of (V, 3) vertices: that which gives them the height of a face or a head."""
     height = float(np.ptp(template[:, 1]))
     for unit in UNITS:
         if HEIGHT[0] <= height * unit <= HEIGHT[1]:
             return unit
     raise ValueError(
-        f"a template {height:g} high is no face in metres, centimetres, millimetres or micrometres"
+        f"a template {height:g} high is not a face in metres, centimetres, millimetres or "
+        "micrometres"
     )
 
 
@@ -124,8 +127,7 @@ def components(faces: Ints, count: int) -> Ints:
 def find_landmarks(
     template: Floats, skin: Ints, known: Mapping[str, int], reference: MorphableModel
 ) -> Ints:
-    """(68,) vertices: the ``known`` ones, the others where registration lays the reference's
-    landmarks.
+    """(68,) vertices: the ``known`` ones, the others by registration of the reference's landmarks.
 
     ``template`` (V, 3) metres; ``skin`` its (F, 3) triangles. Raises ValueError for a landmark that
     is no vertex.
@@ -166,9 +168,7 @@ def find_landmarks(
 
 
 def _noses_together(own: Floats, theirs: Floats) -> Similarity:
-    """The shift that brings the front-most points near the middle, the tips of the noses,
-    together.
-    """
+    """The translation of one tip of the nose (the front-most point near the middle) to another."""
     tips = []
     for points in (own, theirs):
         middle = np.abs(points[:, 0] - np.median(points[:, 0])) < 0.02
@@ -177,9 +177,7 @@ def _noses_together(own: Floats, theirs: Floats) -> Similarity:
 
 
 def classify_parts(template: Floats, faces: Ints, parts: Ints, reference: MorphableModel) -> Ints:
-    """(F,) rows of the reference's region names: for each piece the kind of part that it lies
-    nearest to.
-    """
+    """(F,) rows of the reference's region names: each piece takes the nearest kind of part."""
     names = reference.region_names
     skin = np.bincount(parts).argmax()
     out = np.full(len(faces), names.index("face"), np.uint8)
@@ -204,9 +202,7 @@ def classify_parts(template: Floats, faces: Ints, parts: Ints, reference: Morpha
 
 
 def _units(raw: RawModel, unit: float) -> tuple[Floats, tuple[str, ...], Floats]:
-    """Expressions as units of activation 0 to 1: named ones as they are, modes as one unit for each
-    direction.
-    """
+    """Expressions as units of activation 0 to 1; a mode becomes one unit for each direction."""
     modes = strongest(raw.expression, EXPRESSIONS) * np.float32(FULL_UNIT)
     both = np.stack([modes, -modes], axis=1).reshape(-1, *modes.shape[1:])
     names = tuple(f"mode_{m + 1}_{way}" for m in range(len(modes)) for way in ("more", "less"))
@@ -216,8 +212,7 @@ def _units(raw: RawModel, unit: float) -> tuple[Floats, tuple[str, ...], Floats]
 
 
 def strongest(modes: Floats, count: int) -> Floats:
-    """At most ``count`` of the (K, V, 3) modes, those that move most first: not every file sorts
-    them.
+    """At most ``count`` of the (K, V, 3) modes, by falling variance, which not every file sorts by.
 
     Modes that move nothing are left out.
     """
@@ -241,10 +236,10 @@ def _find_uv(
 
 
 def unwrapped(template: Floats, faces: Ints, parts: Ints, kinds: Ints) -> tuple[Floats, Ints]:
-    """uv, v down, of a mesh that has none: the skin as seen from a point inside the head, other
-    parts from within.
+    """uv, v down, of a mesh that has none, by spherical projection.
 
-    Folds (nostrils, ears) share texels with what lies over them.
+    The skin is projected from a point inside the head, other parts from their own centres. Folds
+    (nostrils, ears) share texels with what lies over them.
     """
     skin = np.bincount(parts).argmax()
     side = template[faces].mean(1)[:, 0] > 0

@@ -30,7 +30,7 @@ class RegistrationConfig:
 
     # of the displacements over the mesh, from stiff to soft, one solve each
     stiffness: tuple[float, ...] = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
-    reach: float = 0.02  # metres: a closest point further off is no counterpart
+    reach: float = 0.02  # metres: a closest point further away is not a counterpart
     min_cosine: float = 0.4  # between the normals of a point and its counterpart
     landmark_weight: float = 30.0  # relative to a closest point
     icp_steps: int = 30
@@ -67,8 +67,9 @@ class Similarity:
 
 
 def similarity(moving: Floats, fixed: Floats, *, scaled: bool = True) -> Similarity:
-    """The least-squares similarity that takes (N, 3) ``moving`` to (N, 3) ``fixed`` points (Umeyama
-    1991).
+    """The least-squares similarity from (N, 3) ``moving`` to (N, 3) ``fixed`` points.
+
+    Source: Umeyama 1991.
     """
     a, b = moving.mean(0), fixed.mean(0)
     u, s, vt = np.linalg.svd((fixed - b).T @ (moving - a))
@@ -179,9 +180,9 @@ def register(
     *,
     config: RegistrationConfig = DEFAULT,
 ) -> Floats:
-    """(V, 3) metres: the ``moving`` vertices laid onto the fixed surface.
+    """(V, 3) metres: the ``moving`` vertices registered to the fixed surface.
 
-    Where it has no counterpart they follow their neighbours. ``pairs``: rows of moving and fixed
+    Vertices without a counterpart follow their neighbours. ``pairs``: rows of moving and fixed
     vertices that are the same point (landmarks); without them the surfaces must lie near each other
     already.
     """

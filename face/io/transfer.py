@@ -1,8 +1,8 @@
 """Transfer of albedo and regions from one face model to another.
 
-Both follow a dense correspondence between the templates (``dff.face.io.registration``). Parts of a
-kind correspond to each other, so that eyeballs take their colours from eyeballs, and gums none from
-the lips before them.
+Both follow a dense correspondence between the templates (``dff.face.io.registration``). Only parts
+of one kind correspond, so that eyeballs take their colours from eyeballs, and gums do not take
+those of the lips in front of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KINDS = (
 """Regions whose surfaces correspond to each other."""
 
 SKIN = KINDS[0]
-ATLAS = 320  # texels a side of a carried albedo
+ATLAS = 320  # texels a side of a transferred albedo
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Correspondence:
 
 
 def correspondence(target: MorphableModel, source: MorphableModel) -> Correspondence:
-    """Register the template of ``target`` to that of ``source``: skin by landmarks, other parts by
-    their shape.
+    """Register the template of ``target`` to that of ``source``.
 
-    Vertices of parts that the source does not have keep their own places.
+    Skin is registered by landmarks, other parts by their shape. Vertices of parts that the source
+    does not have keep their own places.
     """
     places = np.asarray(target.template, np.float64).copy()
     kinds = []
@@ -81,9 +81,7 @@ def _landmark_pairs(
 
 
 def _sides(vertices: Floats, faces: Ints, chosen: Ints) -> tuple[Ints, ...]:
-    """The chosen triangles left and right of the middle, when hardly any of them crosses it (eyes
-    do not).
-    """
+    """The chosen triangles left and right of the middle, unless many of them cross it."""
     x = vertices[faces[chosen]][..., 0]
     if ((x.min(1) < 0) & (x.max(1) > 0)).mean() > 0.01:
         return (chosen,)
@@ -125,8 +123,9 @@ def counterparts(
 def carried_albedo(
     albedo: AlbedoModel, source: MorphableModel, target: MorphableModel, found: Correspondence
 ) -> AlbedoModel:
-    """The albedo model, given in the uv of ``source``, in the uv of ``target``. Texels of no
-    triangle keep the mean.
+    """The albedo model, given in the uv of ``source``, in the uv of ``target``.
+
+    Texels of no triangle keep the mean.
     """
     flat = np.concatenate([target.uv, np.zeros((len(target.uv), 1))], axis=1)
     layout = render(
@@ -156,8 +155,9 @@ def _nearest_covered(mask: Bools) -> Ints:
 
 
 def carried_regions(target: MorphableModel, source: MorphableModel, found: Correspondence) -> Ints:
-    """(F,) regions of the target, rows of the *source's* names: skin by its counterparts, the rest
-    as it was.
+    """(F,) regions of the target, as rows of the *source's* names.
+
+    Skin takes those of its counterparts; other parts keep theirs.
     """
     skin = found.kinds[0][0]
     middle = SurfacePoints(skin, np.full((len(skin), 3), 1.0 / 3.0))

@@ -144,9 +144,9 @@ class LandmarkTable:
     def contour_vertices(self, vertices_px: Floats, template: Floats) -> Ints:
         """(68,) vertices of the 2D scheme for a face that projects to (V, 2) ``vertices_px``.
 
-        Each jaw landmark takes the candidate that lies furthest outwards: sideways; for the chin
-        and its neighbours away from the middle of the frontal ``template`` (V, 3), rotated with the
-        face in the image.
+        Each jaw landmark takes its outermost candidate: sideways, or for the chin and its
+        neighbours away from the middle of the frontal ``template`` (V, 3), rotated with the face in
+        the image.
         """
         frontal = template[self.vertex][:, :2] * np.array([1.0, -1.0])
         seen = vertices_px[self.vertex]
@@ -194,9 +194,7 @@ class LandmarkOffsets:
             raise ValueError("landmark offsets hold numbers that are not finite")
 
     def of(self, scheme: Scheme, coefficients: Floats) -> Floats:
-        """(68, 3) metres from the vertices to the landmarks of a face of (C,) identity, then
-        expression.
-        """
+        """(68, 3) metres from vertices to landmarks, for (C,) ``coefficients``: identity first."""
         number = SCHEMES.index(scheme)
         if self.response.shape[3] == 0:
             return np.asarray(self.offset[number])
@@ -204,13 +202,12 @@ class LandmarkOffsets:
 
     @property
     def none(self) -> bool:
-        """Whether the landmarks lie on their vertices."""
+        """Whether all offsets are zero."""
         return not (self.offset.any() or self.response.any())
 
 
 def contour_lines(template: Floats, vertex: Ints, mirror: Ints, usable: Bools) -> Ints:
-    """(17, L) candidates of the visible contour: from each jaw vertex along ``CONTOUR_PATHS`` over
-    the cheek.
+    """(17, L) candidates of the visible contour, from each jaw vertex along ``CONTOUR_PATHS``.
 
     ``template`` (V, 3) metres in ``head``, ``vertex`` (68,) the 3D scheme, ``usable`` (V,) marks
     the skin.
@@ -234,16 +231,15 @@ def contour_lines(template: Floats, vertex: Ints, mirror: Ints, usable: Bools) -
 
 
 def nme_box(found: Floats, truth: Floats) -> float:
-    """Normalised mean error of (N, 2) points: mean distance over sqrt(w * h) of the box of
-    ``truth``.
-    """
+    """Normalised mean error of (N, 2) points: mean distance over sqrt(w * h) of the truth's box."""
     w, h = truth.max(0) - truth.min(0)
     return float(np.linalg.norm(found - truth, axis=1).mean() / np.sqrt(w * h))
 
 
 def nme_iod(found: Floats, truth: Floats, points: slice = slice(0, 68)) -> float:
-    """Normalised mean error of the chosen ``points`` of (68, 2) landmarks: mean distance over that
-    of the outer eye corners.
+    """Normalised mean error of the chosen ``points`` of (68, 2) landmarks.
+
+    Their mean distance over the distance of the outer eye corners.
     """
     a, b = OUTER_EYE_CORNERS
     iod = np.linalg.norm(truth[a] - truth[b])

@@ -138,7 +138,7 @@ class MorphableModel:
                 fields = scale.deviation * smooth_fields(
                     self.template, vertex, reach=scale.reach, count=scale.functions, parity=parity
                 )
-                # Mirrored faces stay themselves where x is odd, y and z even.
+                # A symmetric deformation is odd in x, and even in y and z.
                 axes = np.diag([ASYMMETRY, 1.0, 1.0] if parity > 0 else [1.0, ASYMMETRY, ASYMMETRY])
                 out.append(
                     np.einsum("fv,cd->fcvd", fields, axes).reshape(-1, len(self.template), 3)
@@ -148,7 +148,7 @@ class MorphableModel:
     def motion(self, expression: Floats) -> Floats:
         """(V, 3) metres of displacement by (E,) activations.
 
-        Reads only units in use: most are zero, and the whole basis exceeds a processor's cache.
+        Units of activation zero, most of them, are not read: the basis exceeds a processor's cache.
         """
         used = np.flatnonzero(expression)
         basis = self.expression[used].reshape(len(used), self.template.size)
@@ -170,9 +170,7 @@ class MorphableModel:
     def basis_at(
         self, points: SurfacePoints, identities: int, expressions: int
     ) -> tuple[Floats, Floats]:
-        """The model restricted to (N,) surface points: (N, 3) mean and (N, 3, K + E) linear basis,
-        float64.
-        """
+        """(N, 3) mean and (N, 3, K + E) linear basis of (N,) surface points, float64 metres."""
         corners = self.faces[points.triangle]
         w = points.barycentric
         mean = np.einsum("nk,nkc->nc", w, self.template[corners])
@@ -183,9 +181,7 @@ class MorphableModel:
     def basis_of_vertices(
         self, vertices: Ints, identities: int, expressions: int
     ) -> tuple[Floats, Floats]:
-        """The model restricted to (N,) vertices: (N, 3) mean and (N, 3, K + E) linear basis,
-        float64.
-        """
+        """(N, 3) mean and (N, 3, K + E) linear basis of (N,) vertices, float64 metres."""
         ids = np.moveaxis(self.identity[:identities][:, vertices], 0, 2)
         exps = np.moveaxis(self.expression[:expressions][:, vertices], 0, 2)
         basis = np.concatenate([ids, exps], axis=2).astype(np.float64)

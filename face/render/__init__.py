@@ -1,7 +1,6 @@
-"""From a mesh to pixels: visibility by a backend, then one shared resolver for everything that is
-known of a pixel.
+"""Rendering of meshes: visibility by a backend, then one shared resolver of pixels.
 
-``frame.render`` is the door. Backends (``zbuffer``: numba on the CPU; ``gl``: pyrender through EGL)
-only say which triangle each pixel shows; barycentrics, surface point, depth and normal always come
-from ``frame.resolve``.
+Begin with ``frame.render``. Backends (``zbuffer``: numba on the CPU; ``gl``: pyrender through EGL)
+only decide which triangle each pixel shows; barycentrics, surface point, depth and normal always
+come from ``frame.resolve``.
 """

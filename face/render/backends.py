@@ -9,8 +9,9 @@ NAMES = ("zbuffer", "pyrender")
 
 
 def backend(name: str) -> Visibility:
-    """The backend ``zbuffer`` (numba) or ``pyrender`` (OpenGL through EGL). Raises ValueError for
-    another name.
+    """The backend ``zbuffer`` (numba) or ``pyrender`` (OpenGL through EGL).
+
+    Raises ValueError for another name.
     """
     if name == "zbuffer":
         return zbuffer.visibility

@@ -25,7 +25,7 @@ OUTLINE = 0.01
 """Depth step in metres between neighbouring pixels that makes an outline."""
 
 OCCLUDER = -2
-"""Triangle id of a pixel that shows an occluder before the mesh."""
+"""Triangle id of a pixel that shows an occluder in front of the mesh."""
 
 HIDDEN_DEPTH = 0.004
 """Metres behind the nearest surface from which on a surface point counts as hidden."""
@@ -36,7 +36,7 @@ PIXEL_CENTRES: Floats = np.empty((0, 0, 2))
 
 @dataclass(frozen=True)
 class Frame:
-    """What each pixel centre shows of a mesh. Raises ValueError when shapes disagree."""
+    """The surface point at each pixel centre. Raises ValueError when shapes disagree."""
 
     triangle: Integer[
         Array, "rows columns"
@@ -67,7 +67,7 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """A mesh before a camera, and its projection."""
+    """A mesh in front of a camera, and its projection."""
 
     vertices: Float[Array, "vertices 3"]  # metres in ``cam``
     faces: Integer[Array, "faces 3"]  # int32
@@ -213,8 +213,9 @@ def sample_texture(frame: Frame, texture: Floats, uv: Floats, uv_faces: Ints) ->
 
 
 def shaded(frame: Frame, albedo: Floats, light: Floats) -> Image:
-    """(H, W, 3) colours: (H, W, 3) ``albedo`` times the shading under (9, 3) ``light``
-    (``dff.face.geometry.lighting``).
+    """(H, W, 3) colours: (H, W, 3) ``albedo`` times the shading under (9, 3) ``light``.
+
+    Shading is that of ``dff.face.geometry.lighting``.
     """
     if albedo.shape != frame.normal.shape or light.shape != (9, 3):
         raise ValueError(
@@ -229,7 +230,7 @@ def shaded(frame: Frame, albedo: Floats, light: Floats) -> Image:
 
 
 class DepthImage(Protocol):
-    """What ``visible`` reads of a rendered image."""
+    """The part of a rendered image that ``visible`` reads."""
 
     @property
     def triangle(self) -> NDArray[np.int32]: ...

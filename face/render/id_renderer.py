@@ -28,8 +28,9 @@ FLAGS = (
 
 
 class IdRenderer(pyrender.Renderer):
-    """Draws a pyrender scene whose positions are in clip space; ``render`` answers (H, W) int32
-    rows or -1.
+    """Draws a pyrender scene whose positions are in clip space.
+
+    ``render`` returns (H, W) int32 rows of triangles, or -1.
     """
 
     _main_fb_dims: tuple[int, int] | tuple[None, None]
@@ -83,9 +84,7 @@ class IdRenderer(pyrender.Renderer):
         return pixels.view("<i4")[..., 0] - np.int32(1)
 
     def __del__(self) -> None:
-        """Nothing: the renderer lives as long as its process, and at exit the context may be gone
-        before it.
-        """
+        """Release nothing: at exit the context may be gone before the renderer."""
 
 
 class OffscreenIds:
@@ -104,8 +103,9 @@ class OffscreenIds:
     def triangle_ids(
         self, clip: NDArray[np.float32], triangles: NDArray[np.uint32], size: tuple[int, int]
     ) -> NDArray[np.int32]:
-        """(H, W) rows of (F, 3) ``triangles`` with (V, 3) corners in clip space, y down the image;
-        -1 elsewhere.
+        """(H, W) rows of (F, 3) ``triangles``, -1 elsewhere.
+
+        Their (V, 3) corners are in clip space, y down the image.
         """
         self._show(clip, triangles)
         self._renderer.viewport_height, self._renderer.viewport_width = size

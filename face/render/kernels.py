@@ -1,7 +1,7 @@
-"""The inner loops of ``dff.face.render.frame``, compiled by numba: float64 inside, float32 out, no
-state.
+"""The inner loops of ``dff.face.render.frame``, compiled by numba.
 
-They leave the outputs at the background as they are: zeros.
+They compute in float64, write float32 and keep no state. Outputs at the background are left as they
+are: zeros.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def within(numbers, count):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=CACHE, nogil=True, error_model="numpy")
 def through_pinhole(points, focal, centre, px, weight, screen_depth):  # type: ignore[no-untyped-def]
-    """Fill what ``dff.face.geometry.camera.Pinhole`` says of (V, 3) ``points``; NaN for those that
-    lie behind it.
+    """Project (V, 3) ``points`` as ``dff.face.geometry.camera.Pinhole`` does.
+
+    Fills ``px``, ``weight`` and ``screen_depth``; NaN for points behind the camera.
     """
     for v in range(len(points)):
         z = points[v, 2]
@@ -139,8 +140,9 @@ def screen_weights(x, y, x0, y0, x1, y1, x2, y2):  # type: ignore[no-untyped-def
 
 @numba.njit(cache=CACHE, nogil=True)
 def corners(vertices, faces, px, weight):  # type: ignore[no-untyped-def]
-    """(V, 8): pixel, screen weight, 0, depth, smooth normal of each vertex side by side: a line of
-    the cache each.
+    """(V, 8) pixel, screen weight, 0, depth and smooth normal of each vertex.
+
+    Side by side, so that a vertex is one cache line.
     """
     normals = smooth_normals(vertices, faces)
     out = np.empty((len(vertices), 8))
@@ -321,8 +323,9 @@ def farthest_of_four(ids, depth, x, y):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=CACHE, nogil=True)
 def unoccluded(ids, depth, px, z, tolerance, out):  # type: ignore[no-untyped-def]
-    """Fill (N,) ``out``: whether points at (N, 2) ``px`` and depth ``z`` are in the image and not
-    occluded by more than ``tolerance``.
+    """Fill (N,) ``out``: whether points are in the image and not occluded by over ``tolerance``.
+
+    The points are at (N, 2) ``px`` and depth ``z``.
     """
     height, width = ids.shape
     for n in range(len(px)):

@@ -93,8 +93,9 @@ class Texture:
 
 @dataclass(frozen=True, eq=False)
 class VertexColours:
-    """Colours of the triangles that follow the textured ones: at vertices, with a repeating
-    pattern. Raises ValueError when shapes disagree.
+    """Vertex colours, with a repeating pattern, of the triangles that follow the textured ones.
+
+    Raises ValueError when shapes disagree.
     """
 
     first: int  # vertex of the first row of ``attributes``
@@ -391,7 +392,7 @@ def _texture(count, texels, columns, rows, mixed, scratch, whole):  # type: igno
     """Bilinear samples, 0..255; beyond the outermost texel centres the border is repeated."""
     two, beyond = np.uint64(2), PLACE + np.uint64(1)
     zero, one = np.float32(0.0), np.float32(1.0)
-    # A hair less than the last texel, so that there is always one beyond.
+    # Slightly less than the last texel, so that there is always one beyond.
     right, bottom = (
         np.float32(columns - 1) * np.float32(0.9999999),
         np.float32(rows - 1) * np.float32(0.9999999),
@@ -431,8 +432,9 @@ def _byte(word, shift):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=CACHE, nogil=True, error_model="numpy")
 def _shade(count, light, mixed, scratch):  # type: ignore[no-untyped-def]
-    """Multiply the colours by the shading of ``dff.face.geometry.lighting``; ``light`` comes with
-    the harmonics' norms in it.
+    """Multiply the colours by the shading of ``dff.face.geometry.lighting``.
+
+    ``light`` is already multiplied by the norms of the harmonics.
     """
     four, one_on, two_on, three_on = np.uint64(4), np.uint64(1), np.uint64(2), np.uint64(3)
     zero, one, three, tiny = np.float32(0.0), np.float32(1.0), np.float32(3.0), np.float32(1e-18)
@@ -555,9 +557,7 @@ def _smooth(part, depth, parts, pixels, triangle, sample_depth, crease, image): 
 
 @numba.njit(cache=CACHE, nogil=True)
 def _level(depth, part):  # type: ignore[no-untyped-def]
-    """Depth, with parts so far from each other that another is only taken where there is nothing
-    else.
-    """
+    """Depth with a large offset for each part: another part is taken only as a last resort."""
     return depth + APART * np.float32(part)
 
 

@@ -17,16 +17,21 @@ from numba.extending import intrinsic
 
 LANES = 8
 BIAS = 2.0**52
-"""Adding it to a float64 in [0, BIAS) leaves the rounded integer in the low 52 bits. The vector
-instruction for this conversion is not in every processor."""
+"""Added to a float64 in [0, BIAS), it leaves the rounded integer in the low 52 bits.
+
+Not every processor has a vector instruction for this conversion.
+"""
 
 _I64, _F64, _I32 = ir.IntType(64), ir.DoubleType(), ir.IntType(32)
 _INTS, _FLOATS = ir.VectorType(_I64, LANES), ir.VectorType(_F64, LANES)
 
 ROW = tuple((lane, 0) for lane in range(LANES))
 SAMPLE_PATTERN = ((9, 5), (7, 11), (13, 9), (5, 3), (3, 13), (1, 7), (11, 15), (15, 1))
-"""Sample positions within a pixel, in sixteenths from its upper left corner: the standard pattern
-of Direct3D 11 for eight samples. No two share a row or a column of an 8 x 8 board."""
+"""Sample positions within a pixel, in sixteenths from its upper left corner.
+
+The standard pattern of Direct3D 11 for eight samples. No two share a row or a column of an 8 x 8
+board.
+"""
 
 
 def _spread(builder: Any, value: Any, kind: Any) -> Any:
@@ -37,8 +42,9 @@ def _spread(builder: Any, value: Any, kind: Any) -> Any:
 
 
 def _ramp(builder: Any, values: Any, offsets: tuple[tuple[int, int], ...], real: bool) -> Any:
-    """``start + right * column + down * row`` for the lanes' ``offsets``, of ``values`` start,
-    right, down.
+    """``start + right * column + down * row`` for the lanes' ``offsets`` (column, row).
+
+    ``values`` are start, right and down.
     """
     start, right, down = values
     kind = _FLOATS if real else _INTS
@@ -88,18 +94,18 @@ def _cover(offsets: tuple[tuple[int, int], ...]) -> Any:
 
 
 cover_row = _cover(ROW)
-"""``cover_row(keys, at, a, ax, ay, b, bx, by, c, cx, cy, z, zx, zy, most, shift, f)``: eight
-samples beside each other.
+"""``cover_row(keys, at, a, ax, ay, b, bx, by, c, cx, cy, z, zx, zy, most, shift, f)``.
 
-Lowers int64 ``keys[at : at + 8]`` to ``depth << shift | f`` where that is less and the three edge
-functions (``a``, ``b``, ``c`` at the first sample, their steps to the right and down) are not
-negative. Depth is ``z`` (with its steps), limited to 0 .. ``most``, rounded; ``shift`` is at least
-12 and ``most << shift`` fits 63 bits.
+Tests eight adjacent samples: lowers int64 ``keys[at : at + 8]`` to ``depth << shift | f`` where
+that is less and the three edge functions (``a``, ``b``, ``c`` at the first sample, their steps to
+the right and down) are not negative. Depth is ``z`` (with its steps), limited to 0 .. ``most``,
+rounded; ``shift`` is at least 12 and ``most << shift`` fits 63 bits.
 """
 
 cover_pixel = _cover(SAMPLE_PATTERN)
-"""The same for the samples of SAMPLE_PATTERN within a pixel: edge functions and depth at its
-corner, steps for a sixteenth of it.
+"""``cover_row`` for the samples of SAMPLE_PATTERN within a pixel.
+
+Edge functions and depth are those at its corner, steps those for a sixteenth of it.
 """
 
 
@@ -185,8 +191,11 @@ def _blend(count: int) -> Any:
 
 
 blend_4 = _blend(4)
-"""``blend_4(table, i, j, k, a, b, c, out, at)``: ``out[at + n] = a table[i + n] + b table[j + n] +
-c table[k + n]`` for four n, summed in float64; ``table`` is float32 or float64, ``out`` float32."""
+"""``blend_4(table, i, j, k, a, b, c, out, at)``: a weighted sum of three rows, for four n.
+
+``out[at + n] = a table[i + n] + b table[j + n] + c table[k + n]``, summed in float64; ``table`` is
+float32 or float64, ``out`` float32.
+"""
 
 blend_2 = _blend(2)
-"""The same for two n."""
+"""``blend_4`` for two n."""

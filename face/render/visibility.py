@@ -19,22 +19,27 @@ from dff.face.arrays import Floats, Ints
 from dff.face.numba_cache import CACHE
 
 Visibility: TypeAlias = Callable[[Floats, Floats, Ints, tuple[int, int]], NDArray[np.int32]]
-"""(V, 2) pixels, (V,) screen depth (smaller is nearer), (F, 3) triangles, (height, width) -> (H, W)
-int32 rows of the triangles; -1 where there is none. Triangles with a vertex that is not finite or
-out of REACH are left out: they touch the plane of the camera."""
+"""A backend: (V, 2) pixels, (V,) screen depth, (F, 3) triangles, (height, width) -> (H, W) int32.
+
+The result holds rows of the triangles, -1 where there is none. Smaller screen depth is nearer.
+Triangles with a vertex that is not finite or out of REACH are left out: they touch the plane of the
+camera.
+"""
 
 SUBPIXELS = 256
 REACH = 1 << 21
-"""Pixels from the image's corner within which a vertex must fall: edge functions of snapped
-vertices fit 64 bits.
+"""Pixels from the image's corner within which vertices must fall.
+
+So edge functions of snapped vertices fit 64 bits.
 """
 
 OUT_OF_REACH = np.iinfo(np.int64).min
 
 
 def snapped(px: Floats) -> NDArray[np.int64]:
-    """(V, 2) pixels in units of 1/256 px; both coordinates OUT_OF_REACH for vertices beyond REACH
-    or not finite.
+    """(V, 2) pixels in units of 1/256 px.
+
+    Both coordinates are OUT_OF_REACH for vertices beyond REACH or not finite.
     """
     grid = np.empty(px.shape, dtype=np.int64)
     _snap(np.ascontiguousarray(px, dtype=np.float64), grid)

@@ -43,7 +43,7 @@ def visibility(
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What eight samples within each of some pixels show; they lie at ``simd.SAMPLE_PATTERN``."""
+    """Triangle and depth of eight samples, at ``simd.SAMPLE_PATTERN``, in each of some pixels."""
 
     pixel: Integer[Array, " pixels"]  # int32 number in the image, row by row: row * W + column
     triangle: Integer[Array, "pixels 8"]  # int32; -1 is background
@@ -99,11 +99,11 @@ def _range(grid, depth):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=CACHE, nogil=True)
 def _triangle(x0, y0, x1, y1, x2, y2, d0, d1, d2, near, scale, x, y):  # type: ignore[no-untyped-def]
-    """Edge functions, positive inside, and the level of depth: values at (x, y), steps for a
-    subpixel right and down.
+    """Edge functions, positive inside, and the level of depth.
 
-    An edge that is neither left nor top leaves out its own points: one unit less. The sign makes
-    triangles that are seen from behind the same as others, without a branch.
+    Values are those at (x, y), steps those for a subpixel right and down. An edge that is neither
+    left nor top leaves out its own points: one unit less. The sign makes triangles that are seen
+    from behind the same as others, without a branch.
     """
     area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
     sign = (area >> 63) | 1

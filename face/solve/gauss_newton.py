@@ -69,8 +69,9 @@ class Lines:
 
 
 def evaluate_shape(mean: Floats, basis: Floats, coefficients: Floats) -> Floats:
-    """(B, N, 3) head points of (N, 3) or (B, N, 3) mean, (N, 3, P) or (B, N, 3, P) basis, (B, P)
-    coefficients.
+    """(B, N, 3) head points of (B, P) coefficients.
+
+    The mean is (N, 3) or (B, N, 3), the basis (N, 3, P) or (B, N, 3, P).
     """
     flat = basis.reshape(*basis.shape[:-3], basis.shape[-3] * 3, basis.shape[-1])
     moved = np.matmul(flat, coefficients[..., None])[..., 0]
@@ -123,7 +124,7 @@ def _perspective_jacobian(
     across = turned[..., :2] * scale
     inward = (across * (inverse_depth[:, None] * away)[..., None])[
         ..., None
-    ]  # by how much a point slides for each metre off
+    ]  # by how much a point's projection moves for each metre
     out = np.empty((*turned.shape[:2], 2, POSE + state.coefficients.shape[1]))
     out[..., 0] = across
     turns = -skew(turned)
@@ -160,8 +161,7 @@ def step(
     lines: Lines | None = None,
     damping: float = 1e-6,
 ) -> FaceState:
-    """One damped Gauss-Newton step towards (B, N, 2) ``targets`` with (B, N) ``weights`` and
-    towards ``lines``.
+    """One damped Gauss-Newton step to (B, N, 2) ``targets`` with (B, N) ``weights`` and ``lines``.
 
     ``noise`` (B,) pixels; ``prior`` and ``prior_sd`` (P,) or (B, P). A coefficient of zero sd is
     fixed. ``inverse_depth`` as in ``project``.
@@ -209,11 +209,10 @@ def linearise(
 
 
 def initial_pose(mean: Floats, targets: Floats, weights: Floats, coefficients: int) -> FaceState:
-    """Closed-form scaled-orthographic pose of (N, 3) or (B, N, 3) ``mean`` from (B, N, 2)
-    ``targets``.
+    """Closed-form scaled-orthographic pose from (B, N, 2) ``targets``.
 
-    (B, N) ``weights``: at least four points with weight must not lie in one plane. The
-    coefficients start at zero.
+    ``mean``: their (N, 3) or (B, N, 3) points in ``head``. (B, N) ``weights``: at least four points
+    with weight must not lie in one plane. The coefficients start at zero.
     """
     b, n, _ = targets.shape
     points = np.broadcast_to(mean, (b, n, 3))
@@ -223,8 +222,9 @@ def initial_pose(mean: Floats, targets: Floats, weights: Floats, coefficients: i
 
 
 def pose_from_moments(points: Floats, targets: Floats, coefficients: int) -> FaceState:
-    """``initial_pose`` from weighted sums over points p = (x, y, z, 1) and targets t: (B, 4, 4) of
-    p p^T and (B, 4, 2) of p t^T.
+    """``initial_pose`` from moments: weighted sums over points p = (x, y, z, 1) and targets t.
+
+    ``points`` (B, 4, 4) are the sums of p p^T, ``targets`` (B, 4, 2) those of p t^T.
     """
     b = len(points)
     trace = np.trace(points, axis1=1, axis2=2)

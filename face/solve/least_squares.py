@@ -31,7 +31,7 @@ from dff.face.arrays import Array, Float, Floats
 def normal_equations(rows: Floats, residual: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """(..., Q, Q) J^T W J and (..., Q) J^T W r of (..., N, Q) rows, (..., N) residuals and weights.
 
-    The floats of ``rows`` decide those of the product.
+    The product has the precision of ``rows``.
     """
     weighted = np.swapaxes(rows * weights[..., None], -1, -2)
     return weighted @ rows, (weighted @ residual[..., None])[..., 0]
@@ -46,7 +46,7 @@ def damp(hessian: Floats, damping: float) -> None:
 
 @dataclass(frozen=True)
 class Eliminated:
-    """What B eliminated groups leave for the shared unknowns; to be summed over the groups."""
+    """The reduced systems of the shared unknowns, to be summed over the B eliminated groups."""
 
     hessian: Float[Array, "groups shared shared"]  # D_b - C_b' A_b^-1 C_b
     gradient: Float[Array, "groups shared"]  # h_b - C_b' A_b^-1 g_b
@@ -77,7 +77,7 @@ def eliminate(
 
 
 def marginalise(own: Floats, coupling: Floats, shared: Floats) -> Floats:
-    """(B, S, S) D - C' A^-1 C, the precision of the shared unknowns whatever the own ones are.
+    """(B, S, S) D - C' A^-1 C, the marginal precision of the shared unknowns.
 
     (B, q, q) ``own``, (B, q, S) ``coupling``, (B, S, S) ``shared``.
     """
@@ -87,7 +87,7 @@ def marginalise(own: Floats, coupling: Floats, shared: Floats) -> Floats:
 def eliminate_scalars(own: Floats, coupling: Floats, own_gradient: Floats) -> tuple[Floats, Floats]:
     """C' A^-1 C (S, S) and C' A^-1 g (S,) of N groups of one unknown each, to be subtracted.
 
-    (N,) ``own``, (N, S) ``coupling``, (N,) ``own_gradient``; computed with the floats of
+    (N,) ``own``, (N, S) ``coupling``, (N,) ``own_gradient``; computed in the precision of
     ``coupling``.
     """
     root = np.sqrt(own)

@@ -47,9 +47,7 @@ class Normals:
     slope: Float[Array, "samples 3 coefficients"]
 
     def at(self, shape: Floats) -> tuple[Floats, Floats]:
-        """(N, 3) float32 normals of a shape's (P,) coefficients, and (N, 1) lengths before
-        normalisation.
-        """
+        """(N, 3) float32 unit normals for (P,) ``shape``, and (N, 1) lengths before normalising."""
         change = (shape - self.shape).astype(np.float32)
         moved = self.exact + (self.slope.reshape(-1, len(change)) @ change).reshape(-1, 3)
         length = np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-9)
@@ -109,9 +107,7 @@ def skin_triangles(model: MorphableModel) -> Ints:
 
 
 def spread_points(model: MorphableModel, triangles: Ints, count: int) -> SurfacePoints:
-    """``count`` points spread evenly over the area of the template's ``triangles``: the same points
-    every time.
-    """
+    """``count`` points spread evenly over the template's ``triangles``, without randomness."""
     area = np.linalg.norm(triangle_normals(model.template, model.faces[triangles]), axis=1)
     edges = np.cumsum(area) / area.sum()
     triangle = triangles[
@@ -126,9 +122,7 @@ def spread_points(model: MorphableModel, triangles: Ints, count: int) -> Surface
 def skin_samples(
     model: MorphableModel, albedo: AlbedoModel, *, identities: int, expressions: int, count: int
 ) -> SkinSamples:
-    """``count`` points spread evenly over the area of the template's skin: the same points every
-    time.
-    """
+    """``count`` points spread evenly over the template's skin, without randomness."""
     triangles = skin_triangles(model)
     points = spread_points(model, triangles, count)
     mean, modes = model.basis_at(points, identities, expressions)
@@ -161,8 +155,9 @@ def skin_samples(
 def normal_derivatives(
     mean: Floats, modes: Floats, faces: Ints, corners: Ints, barycentric: Floats
 ) -> Floats:
-    """(N, 3, P) float32 derivatives of the interpolated unit normals of (R, 3) ``mean`` by its (R,
-    3, P) ``modes``.
+    """(N, 3, P) float32 derivatives of interpolated unit normals by the coefficients.
+
+    The vertices are (R, 3) ``mean`` with (R, 3, P) ``modes``.
     """
     (a, b, c), (da, db, dc) = ([values[faces[:, i]] for i in range(3)] for values in (mean, modes))
     first, second = b - a, c - a
@@ -200,9 +195,7 @@ def projected(points_cam: Floats, face: fit.FaceState) -> Floats:
 
 
 def residuals(samples: SkinSamples, scene: Scene, image: Floats, normals: Normals) -> Floats:
-    """(N, 3) colour of the (H, W, 3) float32 ``image`` at the samples minus their rendered
-    colour.
-    """
+    """(N, 3) colours of the (H, W, 3) float32 ``image`` at the samples, minus the rendered ones."""
     seen, _ = bilinear_with_gradient(image, projected(turned(samples, scene.face), scene.face))
     in_head, _ = normals.at(scene.face.coefficients[0])
     harmonics = basis((in_head @ scene.face.rotation[0].T).astype(np.float32))
@@ -258,9 +251,7 @@ def residuals_and_jacobian(
 
 
 def light_prior() -> tuple[Floats, Floats]:
-    """Mean (27,) and precision (27, 27) of the light, row by row: white, mostly ambient, weakly
-    directed.
-    """
+    """Mean (27,) and precision (27, 27) of the light, row by row: white and mostly ambient."""
     tint = np.eye(3) - 1.0 / 3.0
     precision = np.zeros((27, 27))
     for row in range(9):
@@ -270,8 +261,9 @@ def light_prior() -> tuple[Floats, Floats]:
 
 
 def solve_light(seen: Floats, albedo: Floats, harmonics: Floats, weights: Floats) -> Floats:
-    """(9, 3) least-squares light of (N, 3) seen colours, with (N, 3) albedo, (N, 9) harmonics and
-    (N,) weights.
+    """(9, 3) least-squares light of (N, 3) seen colours.
+
+    With (N, 3) albedo, (N, 9) harmonics and (N,) weights.
     """
     # Not ``least_squares.normal_equations``: the order of these products decides stored bytes.
     mean, precision = light_prior()
@@ -285,8 +277,9 @@ def solve_light(seen: Floats, albedo: Floats, harmonics: Floats, weights: Floats
 
 
 def solve_albedo(seen: Floats, samples: SkinSamples, shading: Floats, weights: Floats) -> Floats:
-    """(A,) least-squares coefficients of (N, 3) seen colours, with (N, 3) shading, (N,) weights and
-    a unit prior.
+    """(A,) least-squares albedo coefficients of (N, 3) seen colours, under their unit prior.
+
+    With (N, 3) shading and (N,) weights.
     """
     # Not ``least_squares.normal_equations``: the order of these products decides stored bytes.
     count = len(samples.albedo_basis)

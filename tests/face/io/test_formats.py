@@ -340,14 +340,14 @@ def test_files_that_are_no_models_are_refused_by_name(head: Written, tmp_path: P
             Written(head.template * 9.0, head.identity, head.expression, head.faces, head.landmarks)
         )
     )
-    with pytest.raises(BadModel, match=r"flat\.bin.* no face"):
+    with pytest.raises(BadModel, match=r"flat\.bin.* not a face"):
         load_model(str(flat))
 
 
 def test_a_unit_is_told_by_the_height() -> None:
     for unit in (1.0, 0.01, 1e-3, 1e-6):
         assert guess_unit(np.array([[0.0, 0.0, 0.0], [0.0, 0.2 / unit, 0.0]])) == unit
-    with pytest.raises(ValueError, match="no face"):
+    with pytest.raises(ValueError, match="not a face"):
         guess_unit(np.zeros((3, 3)))
 
 
