@@ -8,6 +8,7 @@ completed, hair and clothes are estimated. Other persons are sampled. A person b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.render import backends, zbuffer
 from dff.face.render.visibility import Visibility
 from dff.infra.dataset import Manifest
+from dff.infra.image_listing import IMAGE_SUFFIXES, describe_passed_over
 from dff.infra.near_duplicates import describe_near_duplicates
 from dff.infra.shards import ViewRow, make_sample_id
 from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage
@@ -37,7 +39,7 @@ from dff.pipeline.job.work import (
     derive_seed,
 )
 from dff.pipeline.recovery.inverse import invert
-from dff.pipeline.recovery.photos import SUFFIXES, list_photos, name_split_groups, read_photo
+from dff.pipeline.recovery.photos import PhotoRef, find_photos, name_split_groups, read_photo
 from dff.pipeline.scene.sampling import PROFILE_SHARE, SceneConfig
 from dff.pipeline.scene.views import make_views
 from dff.pipeline.subjects.build import join_photo_licence, recover_person, sample_person
@@ -46,6 +48,8 @@ from dff.pipeline.subjects.subject_file import StoredPerson, store_person
 
 with require_extra("synthesis"):
     from threadpoolctl import threadpool_limits
+
+_log = logging.getLogger(__name__)
 
 PHOTO_TERMS = "LicenseRef-photo"
 """Licence of rows made from photos of unknown terms: whatever the photos' terms are."""
@@ -251,10 +255,15 @@ def plan_synthesis(
     Raises BadPhoto for a storage without photos and for a malformed ``persons.csv``, ValueError
     when neither photos nor identities are given.
     """
-    found = [] if photos is None else list_photos(photos)
+    found: list[PhotoRef] = []
+    if photos is not None:
+        listing = find_photos(photos)
+        found = list(listing.photos)
+        if listing.passed_over:
+            _log.warning("%s", describe_passed_over(listing.passed_over))
     near_duplicates: tuple[tuple[str, ...], ...] = ()
     if photos is not None and not found:
-        raise BadPhoto(f"no photo ({', '.join(SUFFIXES)}) in {photos.uri}")
+        raise BadPhoto(f"no photo ({', '.join(sorted(IMAGE_SUFFIXES))}) in {photos.uri}")
     if not found and identities < 1:
         raise ValueError("nothing to make: neither photos nor identities to sample (--identities)")
     if photos is not None:

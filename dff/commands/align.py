@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 def align(
-    images: Annotated[list[Path], typer.Argument(help="Images, folders of images, or one video.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Images, folders of images with their sub-folders, or one video."),
+    ],
     box: Annotated[
         str | None, typer.Option(help="The face's box in one image: x0,y0,x1,y1 in pixels.")
     ] = None,
@@ -83,8 +86,9 @@ def align(
 
     dff align film.mp4 --json faces.jsonl --draw drawn.mp4
     """
-    from dff.files.images import is_video, list_images
+    from dff.files.images import find_images, is_video
     from dff.files.outputs import check_not_inputs
+    from dff.infra.image_listing import describe_passed_over
 
     video = any(map(is_video, images))
     if method is Method.cascade and (same_person or video):
@@ -98,12 +102,14 @@ def align(
         check_not_inputs(images, [json_out, draw])
         _align_video(load, images[0], smooth=smooth, json_out=json_out, draw=draw)
         return
-    files = list_images(images)
+    listing = find_images(images, without=[path for path in (draw, mesh) if path])
+    files = list(listing.images)
+    if listing.passed_over:
+        typer.secho(describe_passed_over(listing.passed_over), fg=typer.colors.YELLOW, err=True)
     check_not_inputs([*files, boxes], [json_out, mesh])
     if same_person:
         _align_person(load, files, boxes=boxes, json_out=json_out, mesh=mesh)
         return
-    _warn_of_unsupported(images)
     given = _read_boxes(files, box, boxes)
     _align_images(load, files, boxes=given, json_out=json_out, resume=resume, draw=draw, mesh=mesh)
 
@@ -190,16 +196,6 @@ def _align_images(
         typer.echo(f"{faces} faces of {len(todo)} images in {json_out}{kept}")
     if todo and failed == len(todo):
         raise typer.Exit(1)
-
-
-def _warn_of_unsupported(places: list[Path]) -> None:
-    from dff.files.images import SUFFIXES, list_unsupported
-
-    for path in list_unsupported(places):
-        supported = ", ".join(sorted(SUFFIXES))
-        typer.secho(
-            f"{path}: skipped, only {supported} are supported", fg=typer.colors.YELLOW, err=True
-        )
 
 
 def _read_boxes(

@@ -24,6 +24,7 @@ from dff.commands.synthesize import synthesize
 from dff.commands.train import train
 from dff.commands.train_cascade import train_cascade
 from dff.face.errors import DffError
+from dff.infra.printing import escape_unprintable_output
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,6 +78,7 @@ def options(
 
 def main() -> None:
     """Run the command; an expected error is one line on standard error and exit status 1."""
+    escape_unprintable_output()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         app(prog_name="dff")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dff.face.errors import BadPhoto
+from dff.infra.image_listing import IMAGE_SUFFIXES, describe_passed_over, find_other_kind
+from dff.infra.images import HEAD
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-UNSUPPORTED = {".heic", ".heif", ".avif", ".gif", ".bmp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"}
 
 
@@ -18,33 +21,81 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def list_images(places: Iterable[Path]) -> list[Path]:
-    """The files and the images in the folders among ``places``, folders sorted by name.
+@dataclass(frozen=True)
+class FoundImages:
+    """What some places hold."""
 
-    Raises BadPhoto for a missing place, and when there is no image.
+    images: tuple[Path, ...]  # folders sorted by path
+    passed_over: tuple[str, ...]  # the other files in the folders, named
+
+
+def list_images(places: Iterable[Path]) -> list[Path]:
+    """The images of ``find_images``."""
+    return list(find_images(places).images)
+
+
+def find_images(places: Iterable[Path], *, without: Collection[Path] = ()) -> FoundImages:
+    """The files, and the images in the folders and their sub-folders, among ``places``.
+
+    Images are recognised as in ``dff.infra.image_listing``. Links are followed. Sub-folders in
+    ``without``, which results are written to, are passed over. Raises BadPhoto for a missing place,
+    and when there is no image.
     """
-    found: list[Path] = []
-    for place in places:
+    some = list(places)
+    results = {path.resolve() for path in without} - {place.resolve() for place in some}
+    found: dict[Path, None] = {}
+    others: list[str] = []
+    for place in some:
         if place.is_dir():
-            found += sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
+            for path, trouble in sorted(_walk(place, results, frozenset())):
+                other = trouble or find_other_kind(str(path), partial(_read_head, path))
+                if other is None:
+                    found[path] = None
+                else:
+                    others.append(other)
         elif place.is_file():
-            found.append(place)
+            found[place] = None
         else:
             raise BadPhoto(f"{place} is neither a file nor a folder")
     if not found:
-        raise BadPhoto(f"no image ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, places))}")
-    return found
+        passed = f"; {describe_passed_over(others)}" if others else ""
+        known = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise BadPhoto(f"no image ({known}) in {', '.join(map(str, some))}{passed}")
+    return FoundImages(tuple(found), tuple(others))
 
 
-def list_unsupported(places: Iterable[Path]) -> list[Path]:
-    """Images in the folders among ``places`` whose format ``list_images`` leaves out."""
-    return sorted(
-        path
-        for place in places
-        if place.is_dir()
-        for path in place.iterdir()
-        if path.suffix.lower() in UNSUPPORTED
-    )
+def _walk(
+    folder: Path, results: Collection[Path], above: frozenset[Path]
+) -> Iterable[tuple[Path, str]]:
+    """Each file below ``folder``, or what can't be opened with a description of the trouble.
+
+    ``above``: the resolved folders that this one lies in.
+    """
+    real = folder.resolve()
+    if real in results:
+        yield folder, f"{folder} (results are written there)"
+        return
+    if real in above:
+        yield folder, f"{folder} (a link to a folder that it lies in)"
+        return
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        yield folder, f"{folder} ({error.strerror})"
+        return
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            yield from _walk(path, results, above | {real})
+        elif path.is_file():
+            yield path, ""
+        else:
+            kind = "a broken link" if path.is_symlink() else "not a file"
+            yield path, f"{path} ({kind})"
+
+
+def _read_head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD)
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -17,6 +18,8 @@ from typing import BinaryIO
 
 from dff.face.errors import NotFound, StorageError, TransientStorageError, UnreadableObject
 from dff.infra.storage.protocol import ObjectInfo, check_key, check_same
+
+_log = logging.getLogger(__name__)
 
 _OWN_FAULTS = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """Errors in reading a file that say nothing of the other files."""
@@ -97,26 +100,45 @@ class LocalStorage:
                 path.unlink(missing_ok=True)
 
 
-def _files(folder: str, at: str, prefix: str) -> Iterator[ObjectInfo]:
-    """The objects below ``folder``, whose own key is ``at``, that begin with ``prefix``."""
+def _files(
+    folder: str, at: str, prefix: str, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[ObjectInfo]:
+    """The objects below ``folder``, whose own key is ``at``, that begin with ``prefix``.
+
+    Links are followed, but not to one of the folders ``above``, by device and inode. A name that
+    can't be a key and a link that leads nowhere are passed over with a warning.
+    """
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        own = os.stat(folder)
+        above |= {(own.st_dev, own.st_ino)}
         for entry in entries:
             key = at + entry.name
-            with suppress(FileNotFoundError):  # another process may delete while we look
-                if entry.is_dir(follow_symlinks=False):
-                    if f"{key}/".startswith(prefix) or prefix.startswith(f"{key}/"):
-                        yield from _files(entry.path, f"{key}/", prefix)
-                    continue
-                if not key.startswith(prefix) or _LEFTOVER.fullmatch(entry.name):
-                    continue
+            if _LEFTOVER.fullmatch(entry.name):
+                continue
+            try:
                 info = entry.stat()
-                if not stat.S_ISREG(info.st_mode):
+            except OSError as error:
+                # A file that is no longer there was deleted by another process while we look.
+                if entry.is_symlink():
+                    _warn(entry.path, f"a link that can't be followed: {error.strerror}")
+                elif not isinstance(error, FileNotFoundError):
+                    raise
+                continue
+            if not _is_text(key):
+                _warn(entry.path, "its name is not UTF-8; rename it")
+            elif stat.S_ISDIR(info.st_mode):
+                if not (f"{key}/".startswith(prefix) or prefix.startswith(f"{key}/")):
                     continue
-                if not _is_text(key):
-                    raise StorageError(
-                        f"the file name {os.fsencode(entry.path)!r} is not UTF-8; rename it"
-                    )
+                if (info.st_dev, info.st_ino) in above:
+                    _warn(entry.path, "a link to a folder that it lies in")
+                    continue
+                yield from _files(entry.path, f"{key}/", prefix, above)
+            elif stat.S_ISREG(info.st_mode) and key.startswith(prefix):
                 yield ObjectInfo(key, info.st_size)
+
+
+def _warn(path: str, why: str) -> None:
+    _log.warning("%s is passed over: %s", ascii(path)[1:-1], why)
 
 
 def _is_text(key: str) -> bool:

@@ -11,7 +11,9 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -19,16 +21,18 @@ import numpy as np
 
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadLandmarks, BadPhoto
+from dff.infra.image_listing import find_other_kind
 from dff.infra.images import decode_image
 from dff.infra.landmark_files import parse_mat, parse_pts
-from dff.infra.split import SplitGroups, default_group, find_split_groups
+from dff.infra.split import PERSONS, SplitGroups, default_group, find_split_groups
 from dff.infra.storage import Storage
 
 Scheme = Literal["2d", "3d"]
 
 _log = logging.getLogger(__name__)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+LANDMARK_SUFFIXES = (".pts", ".mat")  # the first that lies beside a photo counts
+READERS = 8  # threads that read files whose names don't say whether they are images
 MIN_SIDE = 16
 FAR_OUTSIDE = 0.5  # of the image's longer side: how far beyond the border a landmark may be guessed
 
@@ -66,25 +70,58 @@ class Photo:
             raise ValueError("Photo.landmarks must be (68, 2) and finite")
 
 
-def list_photos(storage: Storage) -> list[PhotoRef]:
-    """Every image of the storage in the order of the keys; an image without landmarks is listed
-    too.
+@dataclass(frozen=True)
+class PhotoListing:
+    """What a storage holds."""
 
-    Two images of one name and different suffixes keep their suffixes in their ids, since ids must
-    be unique.
+    photos: tuple[PhotoRef, ...]  # in the order of the keys
+    passed_over: tuple[str, ...]  # the other files, but for the photos' landmarks and persons
+
+
+def list_photos(storage: Storage) -> list[PhotoRef]:
+    """The photos of ``find_photos``."""
+    return list(find_photos(storage).photos)
+
+
+def find_photos(storage: Storage) -> PhotoListing:
+    """Every image of the storage, with or without landmarks, and the files that are passed over.
+
+    Images are recognised as in ``dff.infra.image_listing``. Two images of one name and different
+    suffixes keep their suffixes in their ids, since ids must be unique.
     """
     known = {info.key: info.size for info in storage.list("")}
-    images = [key for key in sorted(known) if PurePosixPath(key).suffix.lower() in SUFFIXES]
-    stems = [str(PurePosixPath(key).with_suffix("")) for key in images]
-    times = Counter(stems)
+    images, others = _tell_images(storage, sorted(known))
+    beside = {
+        (strip_suffix(key), PurePosixPath(key).suffix.lower()): key
+        for key in sorted(known)  # of a.PTS and a.pts the second
+        if PurePosixPath(key).suffix.lower() in LANDMARK_SUFFIXES
+    }
+    times = Counter(strip_suffix(key) for key in images)
     refs = []
-    for key, stem in zip(images, stems, strict=True):
-        beside = [f"{stem}{suffix}" for suffix in (".pts", ".mat") if f"{stem}{suffix}" in known]
-        size = known[key] + sum(known[landmarks] for landmarks in beside[:1])
+    for key in images:
+        stem = strip_suffix(key)
+        labels = [beside[stem, end] for end in LANDMARK_SUFFIXES if (stem, end) in beside]
+        size = known[key] + sum(known[landmarks] for landmarks in labels[:1])
         refs.append(
-            PhotoRef(stem if times[stem] == 1 else key, key, beside[0] if beside else None, size)
+            PhotoRef(stem if times[stem] == 1 else key, key, labels[0] if labels else None, size)
         )
-    return refs
+    used = {PERSONS} | {key for (stem, _), key in beside.items() if stem in times}
+    return PhotoListing(tuple(refs), tuple(text for key, text in others.items() if key not in used))
+
+
+def strip_suffix(key: str) -> str:
+    """A key without its suffix: what a photo and its landmarks have in common."""
+    return key.removesuffix(PurePosixPath(key).suffix)
+
+
+def _tell_images(storage: Storage, keys: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The keys of images, and the other keys each with a description."""
+    with ThreadPoolExecutor(READERS) as pool:
+        kinds = list(pool.map(lambda key: find_other_kind(key, partial(storage.read, key)), keys))
+    pairs = list(zip(keys, kinds, strict=True))
+    return [key for key, kind in pairs if kind is None], {
+        key: kind for key, kind in pairs if kind is not None
+    }
 
 
 def name_split_groups(

@@ -26,7 +26,7 @@ def test_a_photo_is_read_upright_and_a_bad_one_is_named(tmp_path: Path) -> None:
     assert dff.read_image(tmp_path / "phone 1.jpg").shape == (160, 120, 3)
     (tmp_path / "text.jpg").write_text("no image")
     for name, says in (
-        ("text.jpg", r"text\.jpg: this is not a JPEG"),
+        ("text.jpg", r"text\.jpg: this is not an image"),
         ("none.jpg", r"can't read .*none\.jpg: No such"),
     ):
         with pytest.raises(dff.DffError, match=says):

@@ -388,10 +388,39 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     _raises(StorageError, "too long")(lambda: folder.write("n" * 300, b"x"))
 
 
-def test_a_name_that_is_not_text_is_named(tmp_path: Path) -> None:
+def test_a_name_that_is_not_text_is_named_and_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / os.fsdecode(b"\xff.jpg")).write_bytes(b"x")
-    with pytest.raises(StorageError, match=r"\\xff.jpg.*not UTF-8"):
-        open_storage(str(tmp_path)).list()
+    (tmp_path / os.fsdecode(b"\xe9t\xe9")).mkdir()
+    (tmp_path / os.fsdecode(b"\xe9t\xe9") / "b.jpg").write_bytes(b"x")
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    assert [info.key for info in open_storage(str(tmp_path)).list()] == ["a.jpg"]
+    assert r"\udcff.jpg is passed over: its name is not UTF-8" in caplog.text
+    assert r"\udce9t\udce9 is passed over" in caplog.text
+
+
+def test_links_are_followed_but_never_round_in_circles(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, other = tmp_path / "root", tmp_path / "other"
+    (root / "sub").mkdir(parents=True)
+    other.mkdir()
+    (other / "b.jpg").write_bytes(b"b")
+    (root / "sub" / "a.jpg").write_bytes(b"a")
+    (root / "sub" / "linked").symlink_to(other)
+    (root / "sub" / "up").symlink_to(root)
+    (other / "back").symlink_to(root / "sub")
+    (root / "file.jpg").symlink_to(other / "b.jpg")
+    (root / "self.jpg").symlink_to(root / "self.jpg")
+    (root / "nowhere.jpg").symlink_to(tmp_path / "nowhere")
+    storage = open_storage(str(root))
+    keys = [info.key for info in storage.list()]
+    assert keys == ["file.jpg", "sub/a.jpg", "sub/linked/b.jpg"]
+    for name in ("up", "back", "self.jpg", "nowhere.jpg"):
+        assert f"{name} is passed over" in caplog.text
+    assert [info.key for info in storage.list("sub/l")] == ["sub/linked/b.jpg"]
+    assert storage.read("sub/linked/b.jpg") == b"b"
 
 
 _IN_A_SMALL_DISK = """

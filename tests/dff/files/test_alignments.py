@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,10 @@ from dff.files.alignments import (
     read_finished,
     to_json,
 )
-from dff.files.images import list_images, list_unsupported, unique_names
+from dff.files.images import find_images, list_images, unique_names
 from dff.files.outputs import append_file, assign_outputs, write_file
+from dff.infra.image_listing import describe_passed_over
+from tests.aligner.image_files import encoded
 from tests.aligner.known_aligner import KnownAligner
 
 
@@ -182,9 +185,42 @@ def test_a_stopped_folder_is_resumed(
         read_finished(lines)
 
 
-def test_unsupported_images_are_listed(folder: Path) -> None:
-    (folder / "phone.HEIC").touch()
-    assert list_unsupported([folder, folder / "000.png"]) == [folder / "phone.HEIC"]
+def test_images_are_found_by_content_and_the_other_files_named(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    for path in folder.glob("*.png"):
+        path.unlink()
+    outside = tmp_path_factory.mktemp("outside")
+    jpeg = encoded(np.full((40, 40, 3), 90, np.uint8), "JPEG")
+    images = ["a.jfif", "b.jpe", "c.mpo", "d.JPG", "e", "f.heic", "g.photo", "sub/deep/h.jpeg"]
+    for name in images:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(jpeg)
+    (outside / "i.jpg").write_bytes(jpeg)
+    (folder / "linked").symlink_to(outside)
+    (folder / "sub" / "up").symlink_to(folder)
+    (folder / "lost.jpg").symlink_to(folder / "nowhere")
+    (folder / "film.mp4").write_bytes(b"film")
+    (folder / "old").write_bytes(encoded(np.full((4, 4, 3), 90, np.uint8), "GIF"))
+    (folder / "drawn").mkdir()
+    (folder / "drawn" / "a.png").write_bytes(jpeg)
+    found = find_images([folder], without=[folder / "drawn"])
+    assert found.images == tuple(sorted(folder / name for name in [*images, "linked/i.jpg"]))
+    assert set(found.passed_over) == {
+        f"{folder / 'notes.txt'}",
+        f"{folder / 'film.mp4'}",
+        f"{folder / 'old'} (GIF)",
+        f"{folder / 'lost.jpg'} (a broken link)",
+        f"{folder / 'sub' / 'up'} (a link to a folder that it lies in)",
+        f"{folder / 'drawn'} (results are written there)",
+    }
+
+
+def test_what_is_passed_over_is_counted_and_named() -> None:
+    assert describe_passed_over(["a.gif (GIF)"]).startswith("1 file passed over")
+    line = describe_passed_over([os.fsdecode(b"\xe9.txt"), *"bcdefgh"])
+    assert line.startswith("8 files passed over")
+    assert line.endswith(r": \udce9.txt, b, c, d, e and 3 more")
 
 
 def test_results_go_to_json_drawings_and_meshes(folder: Path, toy_model: MorphableModel) -> None:

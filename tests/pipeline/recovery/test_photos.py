@@ -17,7 +17,7 @@ from dff.face.arrays import Floats
 from dff.face.errors import BadLandmarks, BadPhoto
 from dff.infra.images import OWN_FILES
 from dff.infra.storage import open_storage
-from dff.pipeline.recovery.photos import PhotoRef, list_photos, read_photo
+from dff.pipeline.recovery.photos import PhotoRef, find_photos, list_photos, read_photo
 
 
 def points() -> Floats:
@@ -103,6 +103,30 @@ def test_the_list_is_sorted_unique_and_keeps_what_has_no_landmarks(tmp_path: Pat
         PhotoRef("c.jpg", "c.jpg", "c.pts"),
         PhotoRef("c.webp", "c.webp", "c.pts"),
     ]
+
+
+def test_photos_are_found_by_content_and_the_other_files_named(tmp_path: Path) -> None:
+    jpeg = encoded(picture(), "JPEG")
+    images = ["a.jfif", "b.JPE", "c.mpo", "d", "e.photo", "f.heic", "sub/.jpg"]
+    files = dict.fromkeys(images, jpeg) | {
+        "a.PTS": b"", "d.pts": b"", "e.pts": b"", "e.PTS": b"", "e.mat": b"", "sub/.jpg.pts": b"",
+        "orphan.pts": b"", "old.gif": b"GIF89a", "old": b"GIF89a", "film.mp4": jpeg,
+        "persons.csv": b"",
+    }  # fmt: skip
+    store(tmp_path, files)
+    listing = find_photos(open_storage(str(tmp_path)))
+    assert {ref.image_key: (ref.id, ref.landmark_key) for ref in listing.photos} == {
+        "a.jfif": ("a", "a.PTS"),
+        "b.JPE": ("b", None),
+        "c.mpo": ("c", None),
+        "d": ("d", "d.pts"),
+        "e.photo": ("e", "e.pts"),
+        "f.heic": ("f", None),
+        "sub/.jpg": ("sub/.jpg", "sub/.jpg.pts"),
+    }
+    assert listing.passed_over == (
+        "e.PTS", "film.mp4", "old (GIF)", "old.gif (GIF)", "orphan.pts"
+    )  # fmt: skip
 
 
 def test_a_photo_without_landmarks_is_refused_by_name(tmp_path: Path) -> None:

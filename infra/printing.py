@@ -1,0 +1,21 @@
+"""Text for terminals and logs: names of files may hold what these can't show."""
+
+from __future__ import annotations
+
+import sys
+
+
+def printable(text: object) -> str:
+    """``text`` on one line, with escapes for what is not text, such as a name in Latin-1.
+
+    Surrogates stand for such bytes, and can't be written to a terminal; control characters would
+    change what it shows.
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text))
+
+
+def escape_unprintable_output() -> None:
+    """Let standard output and error escape the characters that their encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
