@@ -230,11 +230,11 @@ class TrackingConfig:
     """How faces are tracked through a video. Raises ValueError for settings that make no sense."""
 
     smoothing: SmoothingConfig | None = None  # None leaves the faces as they are found
-    search_every: int = 25  # frames between searches of the whole frame for new faces
+    search_interval: float = 1.0  # seconds between searches of the whole frame for new faces
     thumbnail: tuple[int, int] = (32, 18)  # pixels across and down in which shots are compared
     # mean difference of grey levels (0 to 255) between frames from which a shot is a new one
     cut: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.search_every < 1:
-            raise ValueError(f"TrackingConfig wants at least one frame between searches: {self}")
+        if not self.search_interval >= 0:
+            raise ValueError(f"TrackingConfig wants an interval that is not negative: {self}")

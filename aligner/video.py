@@ -28,35 +28,38 @@ from dff.face.geometry.transform import Rigid, angles_from_rotation
 from dff.face.model.landmarks import LandmarkOffsets
 from dff.face.model.morphable import Coefficients, MorphableModel
 
+CLOCK_ERROR = 1e-6  # seconds: times that differ by less are the same
+
 
 class OneEuro:
-    """The filter of one signal: numbers that move together, in units of comparable speed.
+    """The filter of one signal: numbers that move together, in units of comparable speed."""
 
-    ``rate``: samples a second.
-    """
-
-    def __init__(self, smoothing: SmoothingConfig, rate: float) -> None:
-        self.smoothing, self.rate = smoothing, rate
+    def __init__(self, smoothing: SmoothingConfig) -> None:
+        self.smoothing = smoothing
         self.last: Floats | None = None
         self.velocity = np.zeros(1)
 
-    def share(self, value: Floats) -> float:
-        """The share of the new (N,) ``value`` in the filtered one, which becomes ``last``."""
+    def share(self, value: Floats, interval: float) -> float:
+        """The share of the new (N,) ``value`` in the filtered one, which becomes ``last``.
+
+        ``interval``: seconds since the value before.
+        """
         if self.last is None:
             self.last, self.velocity = value, np.zeros_like(value)
             return 1.0
         # Measured from the filtered value, so that lag itself counts as speed and opens the filter.
-        velocity = (value - self.last) * self.rate
-        self.velocity = self.velocity + self._share(self.smoothing.speed) * (
+        velocity = (value - self.last) / interval
+        self.velocity = self.velocity + self._share(self.smoothing.speed, interval) * (
             velocity - self.velocity
         )
         moving = max(float(np.linalg.norm(self.velocity)) - self.smoothing.quiet, 0.0)
-        share = self._share(self.smoothing.rest + self.smoothing.gain * moving)
+        share = self._share(self.smoothing.rest + self.smoothing.gain * moving, interval)
         self.last = self.last + share * (value - self.last)
         return share
 
-    def _share(self, cutoff: float) -> float:
-        return 1.0 / (1.0 + self.rate / (2.0 * np.pi * cutoff))
+    @staticmethod
+    def _share(cutoff: float, interval: float) -> float:
+        return 1.0 / (1.0 + 1.0 / (2.0 * np.pi * cutoff * interval))
 
 
 class Smoother:
@@ -66,21 +69,24 @@ class Smoother:
         self,
         model: MorphableModel,
         smoothing: SmoothingConfig,
-        rate: float,
         *,
         landmark_offsets: LandmarkOffsets | None = None,
     ) -> None:
         self.model, self.landmark_offsets = model, landmark_offsets or LandmarkOffsets()
         self.size = Box.around(model.template[model.landmarks.vertex][:, :2]).size  # metres
-        self.pose, self.shape = OneEuro(smoothing, rate), OneEuro(smoothing, rate)
+        self.pose, self.shape = OneEuro(smoothing), OneEuro(smoothing)
         self.before: Alignment | None = None
+        self.time = 0.0  # seconds, of the face before
 
-    def __call__(self, face: Alignment) -> Alignment:
-        """The face, smoothed by those before it."""
+    def __call__(self, face: Alignment, time: float) -> Alignment:
+        """The face, seen at ``time`` in seconds, smoothed by those before it."""
+        interval, self.time = time - self.time, time
         rotation, camera = face.cam_from_head.rotation, face.camera
-        posed = self._pose_share(face)
+        posed = self._pose_share(face, interval)
         points = face.vertices[self.model.landmarks.vertex] / self.size
-        shaped = self.shape.share((points - points.mean(0)).ravel() / np.sqrt(len(points)))
+        shaped = self.shape.share(
+            (points - points.mean(0)).ravel() / np.sqrt(len(points)), interval
+        )
         before = self.before or face
         vertices = _blend(before.vertices, face.vertices, shaped)
         coefficients = Coefficients(
@@ -112,7 +118,7 @@ class Smoother:
         )
         return self.before
 
-    def _pose_share(self, face: Alignment) -> float:
+    def _pose_share(self, face: Alignment, interval: float) -> float:
         """How much of the pose of ``face`` the smoothed one takes."""
         rotation, camera = face.cam_from_head.rotation, face.camera
         # A turn by one radian moves the landmarks by about half the face size.
@@ -128,7 +134,7 @@ class Smoother:
             # moving.
             moves[:2] = camera.centre / (self.before.camera.scale * self.size)
             self.pose.last[:2] = self.before.camera.centre / (self.before.camera.scale * self.size)
-        return self.pose.share(moves)
+        return self.pose.share(moves, interval)
 
 
 def _blend(old: Floats, new: Floats, share: float) -> Floats:
@@ -147,29 +153,31 @@ class Tracked:
 class Tracker:
     """Tracks the faces of a video, given frame by frame."""
 
-    def __init__(
-        self, aligner: Aligner, *, rate: float, config: TrackingConfig | None = None
-    ) -> None:
-        """``rate``: frames a second. Raises ValueError unless it is positive."""
-        if not rate > 0:
-            raise ValueError(f"a tracker wants a positive number of frames a second, got {rate}")
-        self.aligner, self.rate, self.config = aligner, rate, config or TrackingConfig()
+    def __init__(self, aligner: Aligner, *, config: TrackingConfig | None = None) -> None:
+        self.aligner, self.config = aligner, config or TrackingConfig()
         self.tracks: dict[int, Alignment] = {}
         self.smoothers: dict[int, Smoother] = {}
-        self.searched = 0  # frames since the last search
+        self.time = -np.inf  # seconds, of the last frame
+        self.searched = -np.inf  # and of the last search
         self.count = 0  # of tracks
         self.thumbnail: Floats | None = None
 
-    def step(self, frame: Bytes) -> list[Tracked]:
-        """The faces of the next (H, W, 3) uint8 RGB frame. Raises BadPhoto as ``Aligner.align``."""
+    def step(self, frame: Bytes, time: float) -> list[Tracked]:
+        """The faces of the next (H, W, 3) uint8 RGB frame, taken at ``time`` in seconds.
+
+        Raises BadPhoto as ``Aligner.align``, ValueError unless times increase.
+        """
+        if not (np.isfinite(time) and time > self.time):
+            raise ValueError(f"the times of frames increase: {time} s comes after {self.time} s")
+        self.time = time
         if self._is_cut(frame):
             self.tracks.clear()
             self.smoothers.clear()
         known = self.tracks
         kept = self._track(frame, known)
-        self.searched += 1
-        if not kept or len(kept) < len(known) or self.searched >= self.config.search_every:
-            self.searched = 0
+        due = time - self.searched > self.config.search_interval - CLOCK_ERROR
+        if not kept or len(kept) < len(known) or due:
+            self.searched = time
             lost = {track: face for track, face in known.items() if track not in kept}
             kept |= self._search(frame, kept, lost)
         self.tracks = kept
@@ -210,10 +218,9 @@ class Tracker:
             self.smoothers[track] = Smoother(
                 self.aligner.model,
                 self.config.smoothing,
-                self.rate,
                 landmark_offsets=self.aligner.landmark_offsets,
             )
-        return self.smoothers[track](face)
+        return self.smoothers[track](face, self.time)
 
     def _is_cut(self, frame: Bytes) -> bool:
         """Whether the frame begins another shot."""

@@ -70,8 +70,8 @@ def followed(aligner: Aligner, frames: Iterator[Bytes]) -> tuple[Floats, Floats,
     """(F, 68, 2) landmarks as followed, and smoothed, and milliseconds for each frame after the
     first.
     """
-    config = TrackingConfig(smoothing=SmoothingConfig(), search_every=10**6)
-    tracker = Tracker(aligner, rate=RATE, config=config)
+    config = TrackingConfig(smoothing=SmoothingConfig(), search_interval=np.inf)
+    tracker = Tracker(aligner, config=config)
     raw, smooth = [], []
     spent = 0.0
     for number, frame in enumerate(frames):

@@ -38,6 +38,7 @@ ADDRESSES = {
     "fastapi": {"aligner/"},
     "pyrender": {"face/render/"},
     "typer": {"dff/commands/"},
+    "av": {"dff/files/video_io.py"},
 }
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 
@@ -138,6 +139,7 @@ PLACES = {
     "aligner/service/": "serve",
     "face/render/id_renderer.py": "gl",
     "dff/demo/": "all",
+    "dff/files/video_io.py": "video",
 }
 """Extras of whole packages and modules: whoever enters one of these is asked for the extra."""
 

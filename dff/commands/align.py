@@ -41,8 +41,8 @@ def align(
         Path | None,
         typer.Option(
             "--json",
-            help="Write the alignments to this file: one line for each image if it ends in .jsonl, "
-            "for each frame of a video.",
+            help="Write the alignments to this file: one line for each image, or frame of a video, "
+            "if it ends in .jsonl.",
         ),
     ] = None,
     resume: Annotated[
@@ -54,7 +54,8 @@ def align(
     draw: Annotated[
         Path | None,
         typer.Option(
-            help="Draw landmarks, mesh and axes to this PNG, JPEG or folder, or a video's MP4."
+            help="Draw landmarks, mesh and axes to this PNG, JPEG or folder; of a video to this "
+            "MP4, MOV, MKV, WebM or folder."
         ),
     ] = None,
     mesh: Annotated[
@@ -86,8 +87,9 @@ def align(
 
     dff align film.mp4 --json faces.jsonl --draw drawn.mp4
     """
-    from dff.files.images import find_images, is_video
+    from dff.files.images import find_images
     from dff.files.outputs import check_not_inputs
+    from dff.files.video_io import is_video
     from dff.infra.image_listing import describe_passed_over
 
     video = any(map(is_video, images))
@@ -99,7 +101,6 @@ def align(
         raise typer.BadParameter("--same-person goes with --boxes, --json and --mesh only")
     load = partial(load_aligner_for, weights, method, cascade)
     if video:
-        check_not_inputs(images, [json_out, draw])
         _align_video(load, images[0], smooth=smooth, json_out=json_out, draw=draw)
         return
     listing = find_images(images, without=[path for path in (draw, mesh) if path])
@@ -117,9 +118,18 @@ def align(
 def _align_video(
     load: LoadAligner, video: Path, *, smooth: bool, json_out: Path | None, draw: Path | None
 ) -> None:
+    from dff.files.outputs import assign_outputs, check_not_inputs
+    from dff.files.video_io import DRAWINGS, open_video
+
+    check_not_inputs([video], [json_out])
+    drawing = assign_outputs(draw, [video], DRAWINGS)[video] if draw else None
+    if json_out and drawing and json_out.resolve() == drawing.resolve():
+        raise typer.BadParameter(f"--json and --draw both name {draw}")
+    with open_video(video):  # what can't be read is refused before the weights are loaded
+        pass
     from dff.files.video import align_video_file
 
-    typer.echo(align_video_file(load(), video, smooth=smooth, lines=json_out, drawing=draw))
+    typer.echo(align_video_file(load(), video, smooth=smooth, json_out=json_out, drawing=drawing))
 
 
 def _align_person(

@@ -1,4 +1,4 @@
-"""Image and video files that a command is given: found, and named in its answers."""
+"""Image files that a command is given: found, and named in its answers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,6 @@ from pathlib import Path
 from dff.face.errors import BadPhoto
 from dff.infra.image_listing import IMAGE_SUFFIXES, describe_passed_over, find_other_kind
 from dff.infra.images import HEAD
-
-VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"}
-
-
-def is_video(path: Path) -> bool:
-    """Whether a file is a video, by its name."""
-    return path.suffix.lower() in VIDEOS
 
 
 @dataclass(frozen=True)

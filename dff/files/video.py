@@ -1,4 +1,4 @@
-"""Align video files: faces tracked through the frames, as JSON lines and as a drawn video."""
+"""Align video files: faces tracked through the frames, as JSON and as a drawn video."""
 
 from __future__ import annotations
 
@@ -7,54 +7,51 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
-import cv2
 from tqdm import tqdm
 
 from dff.aligner.align import Aligner
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.draw import draw
 from dff.aligner.video import Tracked, Tracker
-from dff.face.arrays import Bytes
-from dff.face.errors import BadVideo, NoFace
-
-DEFAULT_RATE = 25.0  # frames per second, for a file that has none
+from dff.face.errors import BadVideo, NoFace, StorageError
+from dff.files.alignments import is_json_lines
+from dff.files.video_io import FrameReader, VideoReader, VideoWriter, check_drawing, open_video
 
 
 @dataclass(frozen=True)
-class Video:
-    """An opened video file."""
+class AlignedFrame:
+    """The faces of a frame."""
 
-    rate: float  # frames per second
-    count: int  # frames, as the file says; 0: unknown
-    frames: Iterator[Bytes]  # (H, W, 3) uint8 RGB
+    time: float  # seconds since the first frame
+    faces: list[Tracked]
 
-
-@contextmanager
-def open_video(path: Path) -> Iterator[Video]:
-    """Open a video for the length of a ``with`` block.
-
-    Raises BadVideo when the file is missing or can't be read.
-    """
-    if not path.is_file():
-        raise BadVideo(f"{path} is not a file")
-    capture = cv2.VideoCapture(str(path))
-    try:
-        if not capture.isOpened():
-            raise BadVideo(f"{path} can't be read as a video")
-        rate = float(capture.get(cv2.CAP_PROP_FPS))
-        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        yield Video(rate if 0.1 < rate < 1000.0 else DEFAULT_RATE, max(count, 0), _frames(capture))
-    finally:
-        capture.release()
+    def to_json(self, number: int) -> dict[str, Any]:
+        """Plain lists and numbers; ``number`` of the frame, from 0."""
+        faces = [{"track": one.track, **one.face.to_json()} for one in self.faces]
+        return {"frame": number, "time": round(self.time, 4), "faces": faces}
 
 
-def _frames(capture: cv2.VideoCapture) -> Iterator[Bytes]:
-    while True:
-        more, frame = capture.read()
-        if not more:
-            return
-        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype("uint8", copy=False)
+def align_frames(
+    aligner: Aligner,
+    reader: FrameReader,
+    *,
+    smooth: bool = True,
+    writer: VideoWriter | None = None,
+    progress: bool = False,
+) -> Iterator[AlignedFrame]:
+    """The tracked faces of each frame, in order; ``writer`` gets the drawn frames."""
+    tracker = Tracker(
+        aligner, config=TrackingConfig(smoothing=SmoothingConfig() if smooth else None)
+    )
+    frames = reader.frames()
+    for frame in tqdm(frames, total=reader.frame_count or None, unit="frame", disable=not progress):
+        faces = tracker.step(frame.image, frame.time)
+        if writer is not None:
+            drawn = draw(frame.image, [one.face for one in faces], aligner.model)
+            writer.write(drawn, frame.time)
+        yield AlignedFrame(frame.time, faces)
 
 
 def align_video(
@@ -64,36 +61,21 @@ def align_video(
     smooth: bool = True,
     drawing: Path | None = None,
     progress: bool = False,
-) -> Iterator[list[Tracked]]:
-    """The tracked faces of each frame, in order.
+) -> Iterator[AlignedFrame]:
+    """The tracked faces of each frame of a video file, in order.
 
-    ``drawing``: write the video with the faces drawn on it to this file. Raises BadVideo for a
-    video that can't be read, has no frame or can't be written, and, after the last frame, NoFace
-    when none showed a face.
+    ``drawing``: write the video, with its sound and with the faces drawn on it, to this file.
+    Raises BadVideo for a video that can't be read, has no frame or can't be written, and, after the
+    last frame, NoFace when none showed a face.
     """
-    with open_video(path) as video:
-        config = TrackingConfig(smoothing=SmoothingConfig() if smooth else None)
-        tracker = Tracker(aligner, rate=video.rate, config=config)
-        writer: cv2.VideoWriter | None = None
-        number, seen = 0, 0
-        try:
-            for frame in tqdm(
-                video.frames, total=video.count or None, unit="frame", disable=not progress
-            ):
-                faces = tracker.step(frame)
-                number, seen = number + 1, seen + len(faces)
-                if drawing is not None:
-                    writer = writer or _open_writer(drawing, video.rate, frame)
-                    over = draw(frame, [one.face for one in faces], aligner.model)
-                    writer.write(cv2.cvtColor(over, cv2.COLOR_RGB2BGR))
-                yield faces
-        finally:
-            if writer is not None:
-                writer.release()
-    if number == 0:
-        raise BadVideo(f"{path} has no frame")
-    if seen == 0:
-        raise NoFace(f"no face in the {number} frames of {path}")
+    if drawing is not None:
+        check_drawing(drawing)
+    with open_video(path) as reader, _writer(drawing, reader) as writer:
+        seen = 0
+        for frame in align_frames(aligner, reader, smooth=smooth, writer=writer, progress=progress):
+            seen += len(frame.faces)
+            yield frame
+        _check_answered(path, reader, seen)
 
 
 def align_video_file(
@@ -101,39 +83,84 @@ def align_video_file(
     path: Path,
     *,
     smooth: bool = True,
-    lines: Path | None = None,
+    json_out: Path | None = None,
     drawing: Path | None = None,
 ) -> str:
     """``align_video`` with a progress bar; a summary in words.
 
-    One line of JSON for each frame goes to ``lines``: ``frame`` (from 0), ``time`` (seconds) and
-    ``faces``, alignments each with the number of its ``track``.
+    ``json_out``: file for each frame's ``frame`` (number, from 0), ``time`` (seconds since the
+    first) and ``faces``, alignments each with the number of its ``track``: one line of JSON for
+    each frame if its name ends in .jsonl, else an array of them.
     """
-    with open_video(path) as video:
-        rate = video.rate
-    number, shown = 0, 0
+    if drawing is not None:
+        check_drawing(drawing)
+    number, shown, seen = 0, 0, 0
     tracks: set[int] = set()
     with ExitStack() as stack:
-        if lines is not None:
-            lines.parent.mkdir(parents=True, exist_ok=True)
-        out = None if lines is None else stack.enter_context(lines.open("w"))
-        for faces in align_video(aligner, path, smooth=smooth, drawing=drawing, progress=True):
+        reader = stack.enter_context(open_video(path))
+        out = stack.enter_context(_JsonFrames.open(json_out)) if json_out else None
+        writer = stack.enter_context(_writer(drawing, reader))
+        for frame in align_frames(aligner, reader, smooth=smooth, writer=writer, progress=True):
             if out is not None:
-                told = [{"track": one.track, **one.face.to_json()} for one in faces]
-                out.write(
-                    json.dumps({"frame": number, "time": round(number / rate, 4), "faces": told})
-                    + "\n"
-                )
-            number, shown = number + 1, shown + bool(faces)
-            tracks |= {one.track for one in faces}
-    return f"{path}: faces in {shown} of {number} frames, {len(tracks)} tracks"
+                out.write(frame.to_json(number))
+            number, shown = number + 1, shown + bool(frame.faces)
+            seen += len(frame.faces)
+            tracks |= {one.track for one in frame.faces}
+        _check_answered(path, reader, seen)
+        complaints = reader.complaints()
+    if writer is not None and writer.without_sound:
+        complaints.append(writer.without_sound)
+    words = f"{path}: faces in {shown} of {number} frames, {len(tracks)} tracks"
+    return "; ".join([words, *complaints])
 
 
-def _open_writer(path: Path, rate: float, frame: Bytes) -> cv2.VideoWriter:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = cv2.VideoWriter(
-        str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, (frame.shape[1], frame.shape[0])
-    )
-    if not writer.isOpened():
-        raise BadVideo(f"{path} can't be written as a video: name it .mp4")
-    return writer
+def _check_answered(path: Path, reader: VideoReader, seen: int) -> None:
+    """Raise BadVideo for a film without a frame, NoFace for one without a face."""
+    reasons = "".join(f"; {complaint}" for complaint in reader.complaints())
+    if reader.read == 0:
+        raise BadVideo(f"{path} has no frame that can be read{reasons}")
+    if seen == 0:
+        raise NoFace(f"no face in the {reader.read} frames of {path}{reasons}")
+
+
+@contextmanager
+def _writer(path: Path | None, reader: VideoReader) -> Iterator[VideoWriter | None]:
+    """The writer of a drawn video, finished at the end; None without a path."""
+    if path is None:
+        yield None
+        return
+    writer = VideoWriter(path, reader)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+class _JsonFrames:
+    """A JSON file that grows frame by frame."""
+
+    def __init__(self, file: TextIO, *, lines: bool) -> None:
+        self.file, self.lines, self.count = file, lines, 0
+
+    @staticmethod
+    @contextmanager
+    def open(path: Path) -> Iterator[_JsonFrames]:
+        """The file at ``path``, complete JSON at the end. Raises StorageError with its name."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"can't write {path}: {error.strerror}") from error
+        with file:
+            frames = _JsonFrames(file, lines=is_json_lines(path))
+            try:
+                yield frames
+            finally:
+                if not frames.lines:
+                    file.write("\n]\n" if frames.count else "[]\n")
+
+    def write(self, frame: dict[str, Any]) -> None:
+        if not self.lines:
+            self.file.write(",\n" if self.count else "[\n")
+        self.file.write(json.dumps(frame) + ("\n" if self.lines else ""))
+        self.count += 1

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-import cv2
 import numpy as np
 import pytest
 
@@ -13,10 +9,8 @@ from dff.aligner.align import Aligner
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.video import OneEuro, Tracker
 from dff.face.arrays import Bytes, Floats
-from dff.face.errors import BadVideo, NoFace
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
-from dff.files.video import align_video, open_video
 from tests.aligner.oracle import PositionCode, Scene, make_scene
 
 RATE = 25.0
@@ -42,8 +36,8 @@ def followed(
     aligner: Aligner, frames: list[Bytes], smoothing: SmoothingConfig | None
 ) -> tuple[Floats, Floats]:
     """(F, 68, 2) landmarks of the one face, and before smoothing."""
-    tracker = Tracker(aligner, rate=RATE, config=TrackingConfig(smoothing=smoothing))
-    found = [tracker.step(frame) for frame in frames]
+    tracker = Tracker(aligner, config=TrackingConfig(smoothing=smoothing))
+    found = [tracker.step(frame, i / RATE) for i, frame in enumerate(frames)]
     assert [[one.track for one in faces] for faces in found] == [[0]] * len(frames)
     return (
         np.array([faces[0].face.landmarks_3d[:, :2] for faces in found]),
@@ -91,20 +85,23 @@ def test_a_new_shot_begins_new_tracks_and_a_face_that_went_is_gone(
     oracle_aligner: Aligner, scene: Scene, open_head: MorphableModel, code: PositionCode
 ) -> None:
     other = make_scene(open_head, code, yaw=-30.0, rng=np.random.default_rng(9))
-    tracker = Tracker(oracle_aligner, rate=RATE)
-    assert [one.track for one in tracker.step(scene.image)] == [0]
-    assert [one.track for one in tracker.step(scene.image)] == [0]
-    assert tracker.step(np.zeros_like(scene.image)) == []
-    (found,) = tracker.step(shifted(other.image, 40))
+    tracker = Tracker(oracle_aligner)
+    assert [one.track for one in tracker.step(scene.image, 0.0)] == [0]
+    assert [one.track for one in tracker.step(scene.image, 0.04)] == [0]
+    assert tracker.step(np.zeros_like(scene.image), 0.08) == []
+    (found,) = tracker.step(shifted(other.image, 40), 0.12)
     assert found.track == 1
     assert nme_box(found.face.landmarks_3d[:, :2], other.landmarks + np.array([40.0, 0.0])) < 0.05
 
 
 def test_two_faces_keep_their_numbers(oracle_aligner: Aligner, scene: Scene) -> None:
     frames = [np.hstack([shifted(scene.image, i), shifted(scene.image, -i)]) for i in range(4)]
-    tracker = Tracker(oracle_aligner, rate=RATE, config=TrackingConfig(search_every=2))
+    tracker = Tracker(oracle_aligner, config=TrackingConfig(search_interval=2 / RATE))
     for number, frame in enumerate(frames):
-        places = {one.track: one.face.landmarks_3d[:, 0].mean() for one in tracker.step(frame)}
+        places = {
+            one.track: one.face.landmarks_3d[:, 0].mean()
+            for one in tracker.step(frame, number / RATE)
+        }
         assert len(places) == 2
         if number == 0:
             left = min(places, key=places.__getitem__)
@@ -121,61 +118,40 @@ def test_without_smoothing_faces_are_as_found(oracle_aligner: Aligner, scene: Sc
 
 
 def test_one_euro_keeps_constants_and_follows_jumps() -> None:
-    signal = OneEuro(SmoothingConfig(), RATE)
+    signal = OneEuro(SmoothingConfig())
     for _ in range(5):
-        signal.share(np.array([3.0, -1.0]))
+        signal.share(np.array([3.0, -1.0]), 1 / RATE)
     assert signal.last is not None
     np.testing.assert_allclose(signal.last, [3.0, -1.0])
-    slow, fast = signal.share(np.array([3.001, -1.0])), signal.share(np.array([3.3, -1.0]))
+    slow, fast = (
+        signal.share(np.array([3.001, -1.0]), 1 / RATE),
+        signal.share(np.array([3.3, -1.0]), 1 / RATE),
+    )
     assert slow < 0.2
     assert fast > 0.7
     with pytest.raises(ValueError, match="cutoffs"):
         SmoothingConfig(rest=0.0)
 
 
-Film = Callable[[list[Bytes]], Path]
+def test_one_euro_measures_speed_by_the_time_between_values() -> None:
+    """The same motion a second is smoothed alike, whether a frame is missing or not."""
+    step = 0.02
+    every, some = OneEuro(SmoothingConfig()), OneEuro(SmoothingConfig())
+    for i in range(40):
+        every.share(np.array([step * i]), 0.04)
+    times = [0, *sorted(np.random.default_rng(0).permutation(np.arange(1, 39))[:25]), 39]
+    for before, now in zip([-1, *times], times, strict=False):
+        some.share(np.array([step * now]), 0.04 * (now - before))
+    assert every.last is not None
+    assert some.last is not None
+    behind = step * 39 - np.array([every.last[0], some.last[0]])
+    assert 0 < behind[0] < step
+    assert abs(behind[1] - behind[0]) < 0.5 * behind[0], behind
 
 
-@pytest.fixture
-def film(tmp_path: Path) -> Film:
-    def write(frames: list[Bytes]) -> Path:
-        path = tmp_path / "film.avi"
-        size = frames[0].shape[1::-1]
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"FFV1"), RATE, size)  # lossless
-        for frame in frames:
-            writer.write(frame[..., ::-1])
-        writer.release()
-        return path
-
-    return write
-
-
-def test_a_video_file_is_aligned_and_drawn(
-    oracle_aligner: Aligner, scene: Scene, film: Film, tmp_path: Path
-) -> None:
-    drawn = tmp_path / "drawn.mp4"
-    found = list(align_video(oracle_aligner, film([scene.image] * 4), drawing=drawn))
-    assert [[one.track for one in faces] for faces in found] == [[0]] * 4
-    assert nme_box(found[-1][0].face.landmarks_3d[:, :2], scene.landmarks) < 0.05
-    with open_video(drawn) as video:
-        frames = list(video.frames)
-    assert video.rate == RATE
-    assert len(frames) == 4
-    assert np.abs(frames[0].astype(int) - scene.image).mean() > 1.0
-
-
-def test_videos_that_give_nothing_say_why(
-    oracle_aligner: Aligner, film: Film, tmp_path: Path
-) -> None:
-    with pytest.raises(BadVideo, match="is not a file"):
-        list(align_video(oracle_aligner, tmp_path / "none.mp4"))
-    broken = tmp_path / "broken.mp4"
-    broken.write_bytes(b"not a video" * 100)
-    with pytest.raises(BadVideo, match="can't be read"):
-        list(align_video(oracle_aligner, broken))
-    empty = tmp_path / "empty.mp4"
-    empty.touch()
-    with pytest.raises(BadVideo, match=r"can't be read|no frame"):
-        list(align_video(oracle_aligner, empty))
-    with pytest.raises(NoFace, match="2 frames"):
-        list(align_video(oracle_aligner, film([np.zeros((64, 64, 3), np.uint8)] * 2)))
+def test_times_must_increase(oracle_aligner: Aligner, scene: Scene) -> None:
+    tracker = Tracker(oracle_aligner)
+    tracker.step(scene.image, 1.0)
+    for time in (1.0, 0.5, float("nan")):
+        with pytest.raises(ValueError, match="times of frames increase"):
+            tracker.step(scene.image, time)

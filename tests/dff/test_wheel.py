@@ -39,6 +39,7 @@ NEED_EXTRA = {
     ("serve",): "serve",
     ("export", "net.onnx"): "onnx",
     ("label", "s3://bucket/photos"): "s3",
+    ("align", "film.mp4"): "video",
     ("align", "photos/a.png", "--weights", "models:/dff@best"): "train",
 }
 """Commands, with the extra that each needs and names."""
@@ -118,6 +119,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data").mkdir()
     photo = cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2BGR)
     cv2.imwrite(str(folder / "photos/a.png"), photo)
+    (folder / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom")
     return folder
 
 
@@ -162,9 +164,8 @@ def test_the_licence_is_true_of_all_that_the_wheel_carries(wheel: Path) -> None:
     metadata = metadata_of(wheel)
     assert metadata["License-Expression"] == "Apache-2.0 AND CC0-1.0"
     assert metadata["Requires-Python"] == "<3.14,>=3.11"
-    assert {"all", "gl", "heif", "models", "onnx", "s3", "serve", "synthesis", "train"} <= set(
-        metadata.get_all("Provides-Extra") or []
-    )
+    extras = {"all", "gl", "heif", "models", "onnx", "s3", "serve", "synthesis", "train", "video"}
+    assert extras <= set(metadata.get_all("Provides-Extra") or [])
 
 
 @pytest.mark.slow

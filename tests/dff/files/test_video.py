@@ -1,0 +1,274 @@
+"""Video files: read by content with their own times, aligned, drawn so that browsers play them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from dff.aligner.align import Aligner
+from dff.commands.app import app
+from dff.face.arrays import Bytes
+from dff.face.errors import BadVideo, MissingExtra, NoFace
+from dff.face.model.landmarks import nme_box
+from dff.face.model.morphable import MorphableModel
+from dff.files.video import align_video, align_video_file
+from dff.files.video_io import VideoWriter, is_video, open_video
+from tests.aligner.oracle import READING, OracleNet, PositionCode, Scene, make_scene, oracle_anchors
+from tests.dff.films import moving_edge, turn_film, write_film
+
+FORMATS = {
+    "a.mp4": ("libx264", "aac", None),
+    "a.3gp": ("libx264", "aac", None),
+    "a.ts": ("libx264", "mp2", None),
+    "a.wmv": ("wmv2", "libmp3lame", None),
+    "a.mpg": ("mpeg2video", "mp2", None),
+    "a.flv": ("flv1", "libmp3lame", None),
+    "a.mts": ("libx264", "ac3", "mpegts"),
+    "a.avi": ("mpeg4", "pcm_s16le", None),
+    "a.mkv": ("ffv1", "pcm_s16le", None),
+    "a.webm": ("libvpx-vp9", None, None),
+    "a.gif": ("gif", None, None),
+    "a.jpg": ("libx264", None, "mp4"),  # by content, whatever the name
+    "film": ("libx264", None, "matroska"),
+}
+
+
+@pytest.fixture(scope="module")
+def oracle(open_head: MorphableModel) -> Aligner:
+    code = PositionCode.of(open_head)
+    return Aligner(OracleNet(code), oracle_anchors(open_head, code), open_head, config=READING)
+
+
+@pytest.fixture(scope="module")
+def scene(open_head: MorphableModel) -> Scene:
+    rng = np.random.default_rng(3)
+    return make_scene(open_head, PositionCode.of(open_head), yaw=20.0, rng=rng)
+
+
+def read(path: Path) -> tuple[list[Bytes], list[float], list[str]]:
+    with open_video(path) as reader:
+        frames = list(reader.frames())
+        return [f.image for f in frames], [f.time for f in frames], reader.complaints()
+
+
+def copy_drawn(path: Path, out: Path) -> Path:
+    """The film written by the writer of drawn videos."""
+    with open_video(path) as reader:
+        writer = VideoWriter(out, reader)
+        for frame in reader.frames():
+            writer.write(frame.image, frame.time)
+        writer.close()
+    return out
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, ["align", *map(str, words)])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_films_are_known_and_read_by_content(tmp_path: Path, name: str) -> None:
+    codec, sound, muxer = FORMATS[name]
+    frames = moving_edge(20)
+    path = write_film(tmp_path / name, frames, codec=codec, sound=sound, muxer=muxer)
+    assert is_video(path)
+    images, times, complaints = read(path)
+    np.testing.assert_allclose(times, 0.04 * np.arange(20), atol=1e-3)
+    assert complaints == []
+    assert all(np.abs(a.astype(int) - b).mean() < 25 for a, b in zip(images, frames, strict=True))
+
+
+def test_other_files_are_no_videos(tmp_path: Path) -> None:
+    for name, data in {
+        "a.jpg": b"\xff\xd8\xff\xe0",
+        "a.mp4": b"\x89PNG\r\n\x1a\n" + b"0" * 40,  # a picture with a film's name
+        "a.heic": b"\0\0\0\x18ftypheic" + b"0" * 40,
+        "a.pts": b"version: 1",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        assert not is_video(tmp_path / name)
+    assert not is_video(tmp_path)
+    assert not is_video(tmp_path / "missing.mp4")
+
+
+def test_times_are_those_of_the_file(tmp_path: Path) -> None:
+    times = [0.0, 0.03, 0.09, 0.5, 0.55, 2.0, 2.04, 3.3]
+    path = write_film(tmp_path / "phone.mp4", moving_edge(8), times=times)
+    np.testing.assert_allclose(read(path)[1], times, atol=1e-4)
+    np.testing.assert_allclose(read(copy_drawn(path, tmp_path / "d.mp4"))[1], times, atol=1e-3)
+    late = write_film(tmp_path / "late.mkv", moving_edge(8), times=[t + 5.0 for t in times])
+    np.testing.assert_allclose(read(late)[1], times, atol=1e-3)
+
+
+def test_frames_are_turned_and_have_square_pixels(tmp_path: Path) -> None:
+    frames = moving_edge(4)
+    path = write_film(tmp_path / "a.mp4", frames)
+    plain = read(path)[0]
+    for degrees in (90, 180, 270):
+        turned = read(turn_film(path, tmp_path / f"{degrees}.mp4", degrees))[0]
+        for a, b in zip(turned, plain, strict=True):
+            np.testing.assert_array_equal(a, np.rot90(b, degrees // 90))
+    wide = write_film(tmp_path / "wide.mp4", frames, pixel=Fraction(4, 3))
+    assert read(wide)[0][0].shape == (64, 128, 3)
+    tall = write_film(tmp_path / "tall.mp4", frames, pixel=Fraction(3, 4))
+    assert read(tall)[0][0].shape == (85, 96, 3)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv", "a.flv", "a.wmv"])
+def test_half_a_film_says_that_it_ends_early(tmp_path: Path, name: str) -> None:
+    codec, sound, _ = FORMATS[name]
+    film = write_film(
+        tmp_path / name,
+        moving_edge(72),
+        codec=codec,
+        sound=sound,
+        options={"movflags": "faststart"} if name == "a.mp4" else None,
+    )
+    assert read(film)[2] == []
+    data = film.read_bytes()
+    film.write_bytes(data[: len(data) * 6 // 10])
+    images, _, (complaint, *_) = read(film)
+    assert 0 < len(images) < 65
+    assert complaint.startswith("the file ends early"), complaint
+
+
+def test_a_recording_without_its_index_is_refused(tmp_path: Path) -> None:
+    film = write_film(tmp_path / "a.mp4", moving_edge(72))
+    film.write_bytes(film.read_bytes()[:1500])
+    with pytest.raises(BadVideo, match="its index is missing, as when a recording is cut off"):
+        read(film)
+
+
+def test_playlists_open_no_other_file(tmp_path: Path) -> None:
+    other = write_film(tmp_path / "other.ts", moving_edge(5))
+    for name, text in {
+        "hls.mp4": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\n{other}\n#EXT-X-ENDLIST\n",
+        "concat.mp4": f"ffconcat version 1.0\nfile {other}\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(BadVideo, match="can't be read as a video"):
+            read(tmp_path / name)
+
+
+def test_videos_that_give_nothing_say_why(oracle: Aligner, tmp_path: Path) -> None:
+    with pytest.raises(BadVideo, match="is not a file"):
+        list(align_video(oracle, tmp_path / "none.mp4"))
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video" * 100)
+    with pytest.raises(BadVideo, match=r"can't be read as a video: no known format"):
+        list(align_video(oracle, broken))
+    broken.write_bytes(b"")
+    with pytest.raises(BadVideo, match="it is empty"):
+        list(align_video(oracle, broken))
+    black = write_film(tmp_path / "black.mkv", [np.zeros((64, 64, 3), np.uint8)] * 2)
+    with pytest.raises(NoFace, match="2 frames"):
+        list(align_video(oracle, black))
+
+
+@pytest.mark.parametrize("out", ["d.mp4", "d.mov", "d.mkv", "d.webm"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.ts", "a.wmv"])
+def test_drawn_videos_play_in_browsers_with_their_sound(
+    tmp_path: Path, name: str, out: str
+) -> None:
+    codec, sound, muxer = FORMATS[name]
+    film = write_film(tmp_path / name, moving_edge(50), codec=codec, sound=sound, muxer=muxer)
+    drawn = copy_drawn(film, tmp_path / out)
+    with av.open(str(drawn)) as container:
+        (picture,), (tone,) = container.streams.video, container.streams.audio
+        assert picture.codec_context.name == ("vp9" if out == "d.webm" else "h264")
+        assert picture.codec_context.pix_fmt == "yuv420p"
+        assert tone.codec_context.name in {"aac", "mp3", "opus"}
+        heard = [f.time for f in container.decode(tone)]
+    assert heard[0] < 0.1
+    assert 1.7 < heard[-1] < 2.05
+    np.testing.assert_allclose(read(drawn)[1], 0.04 * np.arange(50), atol=2e-3)
+
+
+def test_sound_that_browsers_play_is_copied_unchanged(tmp_path: Path) -> None:
+    film = write_film(tmp_path / "a.mp4", moving_edge(25), sound="aac")
+    drawn = copy_drawn(film, tmp_path / "d.mp4")
+
+    def packets(path: Path) -> list[bytes]:
+        with av.open(str(path)) as container:
+            return [bytes(p) for p in container.demux(audio=0) if p.size]
+
+    assert packets(film) == packets(drawn) != []
+
+
+def test_odd_sides_are_padded_not_cut(tmp_path: Path) -> None:
+    film = write_film(tmp_path / "a.mp4", moving_edge(3))
+    with open_video(film) as reader:
+        writer = VideoWriter(tmp_path / "d.mp4", reader)
+        for frame in reader.frames():
+            writer.write(frame.image[:63, :95], frame.time)
+        writer.close()
+    images = read(tmp_path / "d.mp4")[0]
+    assert images[0].shape == (64, 96, 3)
+
+
+def test_a_video_file_is_aligned_and_drawn(oracle: Aligner, scene: Scene, tmp_path: Path) -> None:
+    film = write_film(tmp_path / "film.mkv", [scene.image] * 4, codec="ffv1", sound="aac")
+    drawn = tmp_path / "drawn.mp4"
+    found = list(align_video(oracle, film, drawing=drawn))
+    assert [[one.track for one in frame.faces] for frame in found] == [[0]] * 4
+    np.testing.assert_allclose([frame.time for frame in found], [0.0, 0.04, 0.08, 0.12], atol=1e-3)
+    assert nme_box(found[-1].faces[0].face.landmarks_3d[:, :2], scene.landmarks) < 0.05
+    images = read(drawn)[0]
+    assert len(images) == 4
+    assert np.abs(images[0].astype(int) - scene.image).mean() > 1.0
+
+
+def test_json_of_a_video_is_json(oracle: Aligner, scene: Scene, tmp_path: Path) -> None:
+    times = [0.0, 0.03, 0.3]
+    film = write_film(tmp_path / "film.mkv", [scene.image] * 3, codec="ffv1", times=times)
+    whole, lines = tmp_path / "a.json", tmp_path / "a.jsonl"
+    summary = align_video_file(oracle, film, json_out=whole)
+    assert "faces in 3 of 3 frames, 1 tracks" in summary
+    align_video_file(oracle, film, json_out=lines)
+    frames = json.loads(whole.read_text())
+    assert frames == [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [frame["frame"] for frame in frames] == [0, 1, 2]
+    np.testing.assert_allclose([frame["time"] for frame in frames], times, atol=2e-3)
+    assert frames[0]["faces"][0]["track"] == 0
+    black = write_film(tmp_path / "black.mkv", [np.zeros((64, 64, 3), np.uint8)] * 2)
+    with pytest.raises(NoFace):
+        align_video_file(oracle, black, json_out=whole)
+    assert [frame["faces"] for frame in json.loads(whole.read_text())] == [[], []]
+
+
+def test_what_can_not_be_written_or_read_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_work(*_: object) -> None:
+        pytest.fail("the weights were loaded")
+
+    monkeypatch.setattr("dff.commands.align.load_aligner_for", no_work)
+    film = write_film(tmp_path / "film.mp4", moving_edge(3))
+    content = film.read_bytes()
+    done = run(film, "--draw", tmp_path / "x.png")
+    assert done.exit_code != 0
+    assert ".mp4" in str(done.exception) + done.output
+    assert not (tmp_path / "x.png").exists()
+    for words in (["--json", film], ["--draw", film]):
+        assert run(film, *words).exit_code != 0
+    assert run(film, "--json", tmp_path / "a.mp4", "--draw", tmp_path / "a.mp4").exit_code != 0
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(content[:200])
+    assert isinstance(run(broken).exception, BadVideo)
+    assert film.read_bytes() == content
+
+
+def test_without_its_library_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = write_film(tmp_path / "film.mp4", moving_edge(3))
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert is_video(film)
+    with pytest.raises(MissingExtra, match=r"deep-face-feature\[video\]"):
+        read(film)
