@@ -25,7 +25,7 @@ from dff.aligner.service.routes import batch, health, pages, person
 def create_app(
     aligner: FaceAligner, *, limits: Limits = LIMITS, align: AlignPhotos | None = None
 ) -> FastAPI:
-    """The application, for example ``uvicorn.run(create_app(load_aligner()))``.
+    """The application, for example ``uvicorn.run(create_app(load_aligner()), http="h11")``.
 
     ``align`` replaces direct calls of ``aligner.align_batch`` in threads: a server that batches the
     photos of all requests gives its own. The number of connections is the server's affair.

@@ -28,6 +28,7 @@ from ray.serve.schema import LoggingConfig
 from dff.aligner.align import load_aligner
 from dff.aligner.service.app import create_app
 from dff.aligner.service.batching import Outcome, Photo, align_each, warm_up
+from dff.aligner.service.http_parser import use_h11
 from dff.aligner.service.limits import LIMITS, Limits
 from dff.face.errors import ClusterError
 from dff.infra import weights as weights_files
@@ -43,6 +44,7 @@ REQUEST_TIMEOUT = 60.0  # seconds
 RAY_ERRORS = (RayError, RayServeException, RuntimeError, TimeoutError)
 # Ray's own name; its 5 seconds are too few on a busy machine
 PROXY_READY = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"  # called by proxies when they start
 
 
 class ServiceConfig(BaseModel):
@@ -118,11 +120,15 @@ def serving(
     cores = max(1, len(os.sched_getaffinity(0)) // replicas) if address is None else 1
     logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
-    env = {PROXY_READY: "60"} if address is None else None
+    env = {PROXY_READY: "60", PROXY_CALLBACK: f"{use_h11.__module__}:{use_h11.__name__}"}
     # a private Ray ends anyway; shutting Serve down as well makes its controller complain
     end = partial(serve.delete, APPLICATION) if address is None else _remove_application
     with (
-        connected(address, workers=None if address else cores * replicas, env=env),
+        connected(
+            address,
+            workers=None if address else cores * replicas,
+            env=env if address is None else None,
+        ),
         ended_by(end),
     ):
         with _ray_errors_as("the aligner service failed"):

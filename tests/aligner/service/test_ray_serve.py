@@ -21,6 +21,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
 from tests.aligner.image_files import bomb, encoded, pixels
 from tests.aligner.known_aligner import KnownAligner
+from tests.aligner.service.test_http_parser import post_twice
 
 
 def test_a_bad_image_of_a_batch_fails_alone(toy_model: MorphableModel) -> None:
@@ -160,6 +161,10 @@ def test_the_service_on_ray(service: str) -> None:
         assert align(bomb()).status_code == 413
         assert align(b"\xff\xd8\xff" + bytes(17 << 20)).json()["type"] == "/problems/too-large"
         assert align(encoded(pixels())).json()["type"] == "/problems/no-face"
+
+        # the photo of a client that offers HTTP/2 arrives as well
+        url = httpx.URL(service)
+        assert post_twice(url.host, url.port or 80) == [422, 422]  # no face
 
         # more at once than a batch holds, good and bad mixed: each gets its own answer
         with ThreadPoolExecutor(12) as threads:

@@ -1,0 +1,78 @@
+"""Clients that offer HTTP/2 (``Upgrade: h2c``) are answered over HTTP/1.1."""
+
+from __future__ import annotations
+
+import http.client
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from uvicorn.config import HTTP_PROTOCOLS
+
+from dff.aligner.service.app import create_app
+from dff.aligner.service.http_parser import use_h11
+from dff.face.model.morphable import MorphableModel
+from tests.aligner.image_files import encoded, pixels
+from tests.aligner.known_aligner import KnownAligner
+
+H2C = {
+    "Connection": "Upgrade, HTTP2-Settings",
+    "Upgrade": "h2c",
+    "HTTP2-Settings": "AAMAAABkAAQAAP__",
+}
+
+
+def multipart(data: bytes) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a form with one photo."""
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    return head + data + b"\r\n--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+def post_twice(host: str, port: int) -> list[int]:
+    """Statuses of two posts of a photo over one connection that both offer HTTP/2."""
+    connection = http.client.HTTPConnection(host, port, timeout=30)
+    statuses = []
+    for _ in range(2):
+        body, headers = multipart(encoded(pixels()))
+        connection.request("POST", "/v1/align", body, headers | H2C)
+        response = connection.getresponse()
+        response.read()
+        statuses.append(response.status)
+    connection.close()
+    return statuses
+
+
+@pytest.fixture
+def server(toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Port of a uvicorn server started as Ray Serve starts its own."""
+    monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
+    assert use_h11() == []
+    config = uvicorn.Config(create_app(KnownAligner(toy_model)), port=0, log_config=None)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join()
+
+
+def test_an_offer_of_http_2_is_left_unanswered(server: int) -> None:
+    assert post_twice("127.0.0.1", server) == [200, 200]
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_curl_that_asks_for_http_2_is_answered(server: int, tmp_path: Path) -> None:
+    photo = tmp_path / "a.png"
+    photo.write_bytes(encoded(pixels()))
+    url = f"http://127.0.0.1:{server}/v1/align"
+    command = ["curl", "--http2", "--silent", "--form", f"image=@{photo}", url]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert answer.stdout.startswith('{"faces":'), answer.stdout
