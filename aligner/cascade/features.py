@@ -1,4 +1,4 @@
-"""What a cascade reads of a photo: descriptors at projected points of the face."""
+"""The features of a cascade: descriptors at projected points of the face."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCH = 32  # images in one call of the network
 
 @dataclass(frozen=True)
 class PointFeatures:
-    """Which points of a face are read, and by which descriptor."""
+    """The points of a face at which features are read, and their descriptor."""
 
     # (M,) rows of the fit model's landmarks and, counted on from them, its anchors
     points: Integer[Array, " points"]

@@ -14,7 +14,7 @@ from dff.aligner.cascade.model import Cascade, Stage, fingerprint
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection
 from dff.aligner.fitting.assessment import assess, move_fit
-from dff.aligner.fitting.crop import Crops, crops_of_boxes, crops_of_state
+from dff.aligner.fitting.crop import Crops, frame_boxes, frame_faces
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model_from_modes
 from dff.aligner.fitting.observation import Observer, describe_landmarks
@@ -31,8 +31,8 @@ LARGEST_LATENT = 3.0  # standard deviations: cascades are learned within these b
 class CascadeFitter:
     """Fits single faces by the stages of a cascade.
 
-    After the last stage the network observes the faces where they ended. That was not fitted to, so
-    confidence rests on the same features as that of dense fits.
+    After the last stage the network observes the faces at their final states. So confidence has the
+    same features as for dense fits.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class CascadeFitter:
         wide = len(model.identity) + len(model.expression)
         if cascade.points.max() >= 68 + len(anchors.vertex) or cascade.directions.shape[1] != wide:
             raise ValueError(
-                "the cascade reads points or fits directions that these weights do not have"
+                "the cascade uses points or shape directions that these weights do not have"
             )
         self.net, self.cascade, self.config = net, cascade, config
         self.passes = len(cascade.stages)
@@ -61,13 +61,13 @@ class CascadeFitter:
         self.observer = Observer(net, anchors, landmark_descriptor, config.observation)
 
     def begin(self, detections: Sequence[Detection]) -> FaceFit:
-        """As the mean face that looks ahead in each box."""
+        """Start as the frontal mean face in each box."""
         config = self.config
         state, crops = start_cascade(self.fit_model, detections, config.margin, config.crop)
         return FaceFit.begin(self.fit_model, state, crops, config, detected=True)
 
     def resume(self, faces: Sequence[Alignment]) -> FaceFit:
-        """As the mean face in the faces' boxes: cascades are learned from no better start."""
+        """Start as the mean face in the faces' boxes, as in training."""
         detections = []
         for face in faces:
             state = self.fit_model.state_of_alignments([face], 0.0)
@@ -76,7 +76,7 @@ class CascadeFitter:
         return self.begin(detections)
 
     def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
-        """Apply one stage; after the last one observe where the faces ended."""
+        """Apply one stage; after the last one observe the final states."""
         fit_model, config = self.fit_model, self.config
         crops = before.crops if number == 0 else self._crops(before.state)
         stage = self.cascade.stages[number]
@@ -88,11 +88,11 @@ class CascadeFitter:
         return replace(after, lost=observation.matched < config.observation.fewest)
 
     def early_stop(self, motion: Floats) -> Bools:
-        """Never: every face passes all stages."""
+        """(B,) false: every face passes all stages."""
         return np.zeros(len(motion), dtype=bool)
 
     def _crops(self, state: FitState) -> Crops:
-        return crops_of_state(self.fit_model, state, self.config.margin, self.config.crop)
+        return frame_faces(self.fit_model, state, self.config.margin, self.config.crop)
 
     def _apply(
         self, stage: Stage, images: Sequence[Bytes], crops: Crops, state: FitState
@@ -106,9 +106,7 @@ class CascadeFitter:
 
 
 def yaw_in_crop(state: FitState, angle: Floats) -> Floats:
-    """(B,) degrees by which faces look to the right of crops turned by (B,) ``angle``; 0 looks out
-    of the photo.
-    """
+    """(B,) degrees of yaw to the right in crops turned by (B,) ``angle``; 0 is frontal."""
     gaze = np.einsum("bij,bj->bi", turns_about_z(-angle), state.rotation[:, :, 2])
     return np.asarray(np.rad2deg(np.arctan2(gaze[:, 0], -gaze[:, 2])))
 
@@ -138,7 +136,7 @@ def change_between(before: FitState, after: FitState, angle: Floats, face_size: 
 
 
 def apply_change(state: FitState, change: Floats, angle: Floats, face_size: Floats) -> FitState:
-    """The state after a (B, 6 + P) ``change_between``; as it was where the new one is absurd."""
+    """The state after a (B, 6 + P) ``change_between``; unchanged where that is implausible."""
     turn = turns_about_z(angle)
     delta = np.array(change, dtype=np.float64)
     delta[:, 1:4] = np.einsum("bij,bj->bi", turn, change[:, 1:4])
@@ -151,21 +149,21 @@ def apply_change(state: FitState, change: Floats, angle: Floats, face_size: Floa
 def start_cascade(
     fit_model: FitModel, detections: Sequence[Detection], margin: float, size: int
 ) -> tuple[FitState, Crops]:
-    """Where a cascade begins, as it was learned: the mean face looking ahead in each box.
+    """The start of a cascade, as in training: the frontal mean face in each box, and its crops.
 
-    And crops about the boxes. Of a detection's pose only the turn in the plane of the photo is
-    taken, and the box in the axes so turned. Its cameras are infinitely far.
+    Of a detection's pose only the rotation in the image plane is used, with the box in the axes so
+    rotated. The cameras are at infinity.
     """
     boxes, angle = [one.box for one in detections], np.zeros(len(detections))
     for i, one in enumerate(detections):
         if one.pose is not None:
             mean_face = replace(one.pose, coefficients=np.zeros((1, len(fit_model.modes))))
             seen = FitState.of(mean_face, 0.0)
-            angle[i] = crops_of_state(fit_model, seen, margin, size).angle[0]
+            angle[i] = frame_faces(fit_model, seen, margin, size).angle[0]
             turn = turns_about_z(angle[i : i + 1])[0, :2, :2]
             boxes[i] = Box.around(fit_model.landmarks(seen)[0] @ turn)
     turn = turns_about_z(angle)
-    state, crops = fit_model.state_in_boxes(boxes, 0.0), crops_of_boxes(boxes, margin, size)
+    state, crops = fit_model.state_in_boxes(boxes, 0.0), frame_boxes(boxes, margin, size)
     turned, middle = (
         np.einsum("bij,bj->bi", turn[:, :2, :2], centre) for centre in (state.centre, crops.centre)
     )

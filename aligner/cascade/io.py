@@ -1,4 +1,4 @@
-"""Files of cascades, and the aligner that fits by one."""
+"""Files of cascades, and aligners that fit by a cascade."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def load_cascade_aligner(
     if cascade is None and not (shipped and shipped.exists()):
         raise BadWeights(
             f"no cascade ships with the weights {name}: "
-            "make one with dff train-cascade, and name it"
+            "train one with `dff train-cascade`, and name its file"
         )
     path = name if cascade is None else cascade
     try:

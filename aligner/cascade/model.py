@@ -1,13 +1,13 @@
 """The paper's cascade: learned linear regressors on descriptors at projected points of the face.
 
-Each stage observes the photo where the state of a face puts it, reads a descriptor at each of a few
-points of the model as far as the fitted mesh lets them be seen, and adds to pose and shape what a
-linear map makes of them. The descriptor is the Deep Face Feature or, as the baseline, SIFT at the
-same points of the same crops. Sources: Jiang, Zhang, Deng, Guo, Liu, "Deep Face Feature for Face
-Alignment" (arXiv 1708.02721); cascades on SIFT: Xiong and De la Torre 2013.
+Each stage reads the descriptors at those projected points of the model that are visible on the
+fitted mesh. A linear map of them gives the change of pose and shape. The descriptor is the Deep
+Face Feature or, as the baseline, SIFT at the same points of the same crops. Sources: Jiang, Zhang,
+Deng, Guo, Liu, "Deep Face Feature for Face Alignment" (arXiv 1708.02721); cascades on SIFT: Xiong
+and De la Torre 2013.
 
-From the second stage on there are three maps, chosen by the yaw so far: a single one would have to
-average over what turns out of sight.
+From the second stage on there are three maps, chosen by the yaw estimated so far, because the
+visible points depend on the yaw.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dff.face.solve.gauss_newton import POSE
 Kind = Literal["dff", "sift"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# Files of cascades hold as many maps as these leave: they are part of what a file means.
+# Files of cascades hold one map for each range, so these values are part of their format.
 TURNS = (-25.0, 25.0)  # degrees of yaw in the crop between the maps of a stage
 
 
@@ -56,7 +56,7 @@ class Stage:
             raise ValueError("a stage with numbers that are not finite")
 
     def rows(self, seen: Floats, visible: Floats) -> Floats:
-        """(B, M * D) what the maps take of (B, M, D) descriptors: zero where points are hidden."""
+        """(B, M * D) input of the maps from (B, M, D) descriptors: zero where points are hidden."""
         return np.asarray((seen - self.mean) * visible[..., None]).reshape(len(seen), -1)
 
     def change(self, rows: Floats, yaw: Floats) -> Floats:
@@ -75,7 +75,7 @@ class Cascade:
     kind: Kind
     # rows of the fit model's landmarks and, counted on from them, its anchors
     points: Integer[Array, " points"]
-    # (P, K + E) float32, latent directions of the fit model: another machine might choose others
+    # (P, K + E) float32, latent directions of the fit model: eigenvectors differ between machines
     directions: Float[Array, "modes coefficients"]
     extent: float  # crop pixels that a SIFT descriptor covers; the network knows its own
     components: Floats | None  # (128, D) float32, of SIFT descriptors; None for DFF
@@ -117,11 +117,11 @@ class Cascade:
 
 
 def fingerprint(anchors: Anchors) -> str:
-    """Names a set of anchors and, through their descriptors, the network that they belong to."""
+    """A hash that identifies anchors and, through their descriptors, their network."""
     both = anchors.vertex.astype("<i4").tobytes() + anchors.descriptor.astype("<f4").tobytes()
     return hashlib.sha256(both).hexdigest()
 
 
 def choose_map(yaw: Floats) -> Ints:
-    """(B,) which map of a stage is for (B,) degrees of yaw."""
+    """(B,) index of the map of a stage for (B,) degrees of yaw."""
     return np.searchsorted(TURNS, yaw, side="right")

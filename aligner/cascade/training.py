@@ -1,10 +1,9 @@
 """Training a cascade on rendered views, whose pose and shape are known.
 
-Every stage is ridge regression, from the descriptors of faces where the stages before have put them
-to the change that they still lack (Cao et al. 2012; Xiong and De la Torre 2013). Two things keep it
-from overfitting: the penalty is the one of least error on the validation split (held-out
-identities), and the training faces are moved to the next stage by maps that were fitted to other
-identities (cross-fitting).
+Every stage is a ridge regression from the descriptors at the current states to the remaining change
+(Cao et al. 2012; Xiong and De la Torre 2013). Two measures prevent overfitting: the penalty is that
+of least error on the validation split (held-out identities), and training faces are moved to the
+next stage by maps that were fitted to other identities (cross-fitting).
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection
 from dff.aligner.evaluation.calibration import calibrate, disturb_box
 from dff.aligner.fitting.batch import join_rows, take_rows
-from dff.aligner.fitting.crop import Crops, crops_of_state
+from dff.aligner.fitting.crop import Crops, frame_faces
 from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model_from_modes
 from dff.face.arrays import Array, Bools, Bytes, Float, Floats, Int, Ints
 from dff.face.descriptor import Network
@@ -55,7 +54,7 @@ TRUTH_OBSERVATIONS = 50.0  # independent points that these count as
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a cascade is trained. Raises ValueError for settings that make no sense."""
+    """The settings of training. Raises ValueError for invalid settings."""
 
     kind: Kind = "dff"
     views: int = 4000  # of training identities
@@ -84,7 +83,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Views:
-    """N rendered views and the truth about them."""
+    """N rendered views with their ground truth."""
 
     images: Sequence[Bytes]
     subject: Int[Array, " views"]  # which identity
@@ -95,7 +94,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a stage has reached: mean ``nme_box``, fractions."""
+    """The errors after a stage: mean ``nme_box``, fractions."""
 
     stage: int
     learned: float  # of the training split, moved by maps fitted to other identities
@@ -103,7 +102,7 @@ class Progress:
 
 
 def read_views(dataset: Dataset, fit_model: FitModel, split: Split, count: int) -> Views:
-    """At most ``count`` views of one split, of as many identities as can be.
+    """At most ``count`` views of one split, of as many identities as possible.
 
     Raises BadDataset when there is none, or when they show another face model.
     """
@@ -127,7 +126,7 @@ def read_views(dataset: Dataset, fit_model: FitModel, split: Split, count: int) 
     if strange:
         raise BadDataset(
             f"{strange.sample_id} shows the model {strange.model!r}, "
-            f"the weights know {fit_model.model.name!r}"
+            f"the weights are for {fit_model.model.name!r}"
         )
     _, subject = np.unique([row.identity_id for row in rows], return_inverse=True)
     landmarks = np.stack([row.landmarks_3d for row in rows]).astype(np.float64)
@@ -142,14 +141,14 @@ def read_views(dataset: Dataset, fit_model: FitModel, split: Split, count: int) 
 
 
 def compute_true_states(fit_model: FitModel, rows: Sequence[ViewRow]) -> FitState:
-    """The weak-perspective states whose landmarks and anchors fall nearest to the rows' own."""
+    """The weak-perspective states whose landmarks and anchors are nearest to the rows' own."""
     some = slice(None, None, 4)
     vertex = np.concatenate([fit_model.model.landmarks.vertex, fit_model.anchor_vertex[some]])
     mean = np.concatenate([fit_model.landmark_mean, fit_model.anchor_mean[some]])
     basis = np.concatenate([fit_model.landmark_basis, fit_model.anchor_basis[some]])
     modes = len(fit_model.modes)
     weight = np.full(len(vertex), TRUTH_OBSERVATIONS / TRUTH_NOISE**2 / len(vertex))
-    weight[:68] *= 3  # landmarks are what is asked of an alignment
+    weight[:68] *= 3  # alignments are evaluated at the landmarks
     states = []
     for begin in range(0, len(rows), 100):
         points = np.stack(
@@ -184,7 +183,7 @@ def compute_true_states(fit_model: FitModel, rows: Sequence[ViewRow]) -> FitStat
 
 
 def spread_points(fit_model: FitModel, count: int) -> Ints:
-    """The 68 landmarks, then anchors of which each lies farthest from all before it."""
+    """The 68 landmarks, then anchors by farthest-point sampling."""
     places = np.concatenate([fit_model.landmark_mean, fit_model.anchor_mean])
     chosen = list(range(68))
     apart = np.linalg.norm(places[:, None] - places[None, :68], axis=2).min(1)
@@ -197,8 +196,8 @@ def spread_points(fit_model: FitModel, count: int) -> Ints:
 def ridge(rows: Floats, targets: Floats, penalties: Sequence[float]) -> list[tuple[Floats, Floats]]:
     """For each penalty the (F, T) weight and (T,) offset that map (N, F) rows to (N, T) targets.
 
-    A penalty multiplies the mean square length of the centred rows. Solved in the smaller of both
-    spaces.
+    A penalty multiplies the mean square length of the centred rows. The primal or the dual system
+    is solved, whichever is smaller.
     """
     row_mean, target_mean = rows.mean(0, dtype=np.float64), targets.mean(0)
     x, y = rows - row_mean.astype(rows.dtype), targets - target_mean
@@ -219,7 +218,7 @@ def ridge(rows: Floats, targets: Floats, penalties: Sequence[float]) -> list[tup
 
 @dataclass(frozen=True)
 class SplitFaces:
-    """The faces of one split, on their way through the stages."""
+    """The faces of one split, with their current states."""
 
     views: Views
     state: FitState
@@ -236,7 +235,7 @@ class SplitFaces:
     def descriptors(
         self, fit_model: FitModel, net: Network, features: PointFeatures, config: AlignConfig
     ) -> tuple[Floats, Floats]:
-        """``PointFeatures.read`` where the faces stand."""
+        """``PointFeatures.read`` at the current states."""
         images = self.views.images
         return features.read(fit_model, net, images, self.crops, self.state, config.visibility)
 
@@ -251,7 +250,7 @@ def learn_cascade(
 ) -> Cascade:
     """A cascade for the weights of an aligner, without a card.
 
-    Its draws come from the recipe's seed alone.
+    Its random draws depend on the recipe's seed alone.
     """
     fit_model, config = build_cascade_fit_model(aligner, recipe), aligner.config
     points = spread_points(fit_model, recipe.points)
@@ -265,7 +264,7 @@ def learn_cascade(
     for number in range(recipe.stages):
         if number:
             train, validation = (
-                replace(c, crops=crops_of_state(fit_model, c.state, config.margin, config.crop))
+                replace(c, crops=frame_faces(fit_model, c.state, config.margin, config.crop))
                 for c in (train, validation)
             )
         stage, *after = _learn_stage(
@@ -288,7 +287,7 @@ def learn_cascade(
 
 
 def build_cascade_fit_model(aligner: Aligner, recipe: Recipe) -> FitModel:
-    """The fit model whose states a cascade changes, of the aligner's first latent directions."""
+    """The fit model of a cascade, of the aligner's first latent directions."""
     modes = aligner.fit_model.modes[: recipe.modes].astype(np.float32)
     return build_fit_model_from_modes(
         aligner.model, aligner.anchors, modes, aligner.config.fit_model
@@ -304,9 +303,9 @@ def train_cascade(
 ) -> Cascade:
     """A cascade for the weights of an aligner, trained on a dataset's training identities.
 
-    The held-out identities choose its penalties. Its card says where it comes from and what every
-    stage reached. Raises BadDataset for a dataset without one of the two, or of another face model;
-    ValueError when too few faces come out well or badly to calibrate it.
+    The held-out identities choose its penalties. Its card records its provenance and the errors
+    after every stage. Raises BadDataset for a dataset without training or held-out identities, or
+    of another face model; ValueError when too few faces are well or badly aligned to calibrate it.
     """
     fit_model = build_cascade_fit_model(aligner, recipe)
     views = read_views(dataset, fit_model, "train", recipe.views)
@@ -338,9 +337,9 @@ def train_cascade(
 
 
 def calibrate_cascade(aligner: Aligner, cascade: Cascade, dataset: Dataset, views: int) -> Cascade:
-    """The cascade with a calibration of its own, and how reliable it is in its card.
+    """The cascade with a calibration of its own, whose reliability its card records.
 
-    Fits of a cascade agree less with single pixels than dense fits do, whether right or wrong.
+    Dense calibrations do not apply: good fits of a cascade agree less with single pixels.
     """
     parts = aligner.net, aligner.anchors, aligner.model
     fitter = CascadeFitter(*parts, cascade, aligner.config)
@@ -354,7 +353,7 @@ def calibrate_cascade(aligner: Aligner, cascade: Cascade, dataset: Dataset, view
 def _place_faces(
     fit_model: FitModel, config: AlignConfig, views: Views, rng: np.random.Generator
 ) -> SplitFaces:
-    """Faces at the start of a cascade, in boxes as a detector might give them."""
+    """Faces at the start of a cascade, in boxes with the errors of a detector."""
     boxes = [disturb_box(Box.around(truth), rng) for truth in views.landmarks]
     detections = [Detection(box) for box in boxes]
     start = start_cascade(fit_model, detections, config.margin, config.crop)
@@ -384,7 +383,7 @@ def _learn_stage(
     *,
     first: bool,
 ) -> tuple[Stage, FitState, FitState]:
-    """One stage, and where it takes the training and the validation split."""
+    """One stage, and the states of the training and the validation split after it."""
     (seen, visible), (validation_seen, validation_visible) = (
         some.descriptors(fit_model, aligner.net, features, aligner.config)
         for some in (train, validation)
@@ -409,7 +408,7 @@ def _learn_stage(
     for i, (low, high) in enumerate(ranges):
         near = (yaw > low - recipe.overlap) & (yaw < high + recipe.overlap)
         if near.sum() < recipe.fewest:
-            near = np.ones(len(yaw), bool)  # too few are turned so: fitted to all faces
+            near = np.ones(len(yaw), bool)  # too few faces in this range: fitted to all
         penalty, found = _choose_penalty(
             fit_model,
             validation,
@@ -451,7 +450,7 @@ def _choose_penalty(
     targets: Floats,
     penalties: Sequence[float],
 ) -> tuple[float, tuple[Floats, Floats]]:
-    """The penalty whose map takes ``which`` validation faces nearest to the truth, and the map."""
+    """The penalty of least error on ``which`` validation faces, and its map."""
     maps = ridge(rows, targets.astype(np.float32), penalties)
     if not which.any():
         return penalties[1], maps[1]

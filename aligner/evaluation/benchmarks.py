@@ -5,9 +5,9 @@ box, in bins of the labelled yaw and the mean of the bins; pose against ``Pose_P
 (Sagonas et al. 2013): ``nme_iod``, inner 51 and all 68 points of the 2D scheme.
 
 Boxes: "landmarks" gives the aligner the tight box of the labelled points (of the ``.mat`` for both
-labellings of AFLW2000-3D, as peers do); "detector" gives it the found box that overlaps them most,
-and a face that no found box overlaps by IoU 0.3 counts as not found. All errors are fractions in
-the rows and per cent in the summary; averages are over found faces, failed ones included.
+labellings of AFLW2000-3D, as is usual); "detector" gives it the detection of largest overlap, and a
+face that no detection overlaps by IoU 0.3 counts as not found. All errors are fractions in the rows
+and per cent in the summary; averages are over found faces, failed ones included.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ T = TypeVar("T")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 YAW_BINS = (0.0, 30.0, 60.0, 90.0)  # degrees; the last takes what lies beyond
 STEEP = 99.0  # degrees: images whose labelled pose has a larger angle are left out, as usual
-FOUND = 0.3  # intersection over union from which a found box is the labelled face
+FOUND = 0.3  # intersection over union from which a detection is the labelled face
 CHUNK = 64  # images in memory at a time
-WORST = 15  # images on the sheet
+WORST = 15  # images on the sheet of worst faces
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Row:
-    """What came out for one image."""
+    """The result for one image."""
 
     sample: Sample
-    alignment: Alignment | None  # None: no found box is this face
+    alignment: Alignment | None  # None: not found
     landmarks: Float[Array, "landmarks 2"]  # pixels compared with the label; empty: not found
     # nme_box, or nme_iod_51 and nme_iod_68 (fractions); geodesic, yaw, pitch, roll (degrees)
     errors: dict[str, float]
@@ -107,7 +107,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What a detector may do to a box: shifts are fractions of its size."""
+    """A change of a box that imitates errors of a detector: shifts are fractions of its size."""
 
     right: float = 0.0
     down: float = 0.0
@@ -140,7 +140,7 @@ DISTURBANCES = (
     Disturbance(scale=0.75),
     Disturbance(scale=1.35),
 )
-"""Boxes shifted by 15 per cent every way, or scaled: what accuracy should hardly feel."""
+"""Boxes shifted by 15 per cent in every direction, or scaled."""
 
 
 def robustness(evaluate: Callable[[Disturbance], Report]) -> dict[Disturbance, float]:
@@ -169,7 +169,7 @@ def evaluate_aflw2000(
     box: Boxes = "landmarks",
     disturbance: Disturbance | None = None,
 ) -> Report:
-    """The aligner on a folder (or s3:// prefix) of AFLW2000-3D images with their ``.mat`` files.
+    """Evaluate on a folder (or s3:// prefix) of AFLW2000-3D images with their ``.mat`` files.
 
     ``labels``: the reannotated points as ``.npz`` by image stem, or as the ``.npy`` of all images
     in name order; else the original points of the ``.mat`` files. ``disturbance`` of the boxes of
@@ -212,11 +212,11 @@ def evaluate_300w(
     split: Split | Literal["all"] = "dev",
     disturbance: Disturbance | None = None,
 ) -> Report:
-    """The aligner on a folder (or s3:// prefix) of images with iBUG ``.pts`` files.
+    """Evaluate on a folder (or s3:// prefix) of images with iBUG ``.pts`` files.
 
-    Subfolders are read, too. ``split`` keeps training photos out of the figures of weights that
-    were trained on the same folder; "all" is for the official test parts. Raises as
-    ``evaluate_aflw2000``, and BadPhoto for a malformed ``persons.csv``.
+    Subfolders are read, too. ``split`` excludes the training photos of weights that were trained on
+    the same folder; "all" is for the official test parts. Raises what ``evaluate_aflw2000`` raises,
+    and BadPhoto for a malformed ``persons.csv``.
     """
     storage = open_storage(folder)
     samples = []
@@ -233,9 +233,7 @@ def evaluate_300w(
 
 
 def _image_keys(storage: Storage, suffix: str | None = None) -> list[tuple[str, str]]:
-    """(stem, image key) of every image, sorted; with ``suffix`` only of those that have such a
-    label file beside them.
-    """
+    """(stem, image key) of every image, sorted; with ``suffix`` only those with a label file."""
     keys = {info.key for info in storage.list("")}
     found = []
     for key in sorted(keys):
@@ -247,7 +245,7 @@ def _image_keys(storage: Storage, suffix: str | None = None) -> list[tuple[str, 
 
 
 def _label(storage: Storage, image_key: str, suffix: str, parse: Callable[[bytes], T]) -> T:
-    """What the label file beside an image says. Raises BadLandmarks, which names it."""
+    """Parse the label file beside an image. Raises BadLandmarks, which names it."""
     key = str(PurePosixPath(image_key).with_suffix(suffix))
     try:
         return parse(storage.read(key))
@@ -373,10 +371,9 @@ def _percent(values: Floats) -> float:
 
 
 def _by_yaw(rows: Sequence[Row], error: str, unit: float) -> dict[str, float | int | str | None]:
-    """Mean error of each yaw bin, how many faces each holds, the mean of the bins, and the bins
-    that the mean lacks.
+    """Mean error and number of faces of each yaw bin, the mean of the bins, and the empty bins.
 
-    Means of different bins are not to be compared: without its hardest bin a mean is lower.
+    Means over different bins are not comparable: without the hardest bin a mean is lower.
     """
     out: dict[str, float | int | str | None] = {}
     means, empty = [], []
@@ -417,7 +414,7 @@ def _pose_errors(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def curve_picture(report: Report) -> bytes:
-    """PNG of the cumulative error distribution; faces that were not found never come in."""
+    """PNG of the cumulative error distribution over all faces, found or not."""
     values = np.sort([100 * row.errors[report.error] for row in report.rows if row.errors])
     figure = Figure(figsize=(6, 4), dpi=110, layout="constrained")
     axes = figure.add_subplot()
@@ -431,7 +428,7 @@ def curve_picture(report: Report) -> bytes:
 
 
 def worst_picture(report: Report, *, columns: int = 5, side: int = 300) -> bytes:
-    """JPEG of the worst faces: the label in blue, what was found in green."""
+    """JPEG of the worst faces: labels in blue, alignments in green."""
     ranked = sorted(report.rows, key=lambda row: -row.errors.get(report.error, np.inf))[:WORST]
     tiles = [_tile(row, _image(report.storage, row.sample), report.error, side) for row in ranked]
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)

@@ -1,12 +1,13 @@
 """Calibrated confidence: ``dff calibrate`` fits it on held-out views and measures it on others.
 
-Faces of a dataset's dev identities are aligned from boxes that a detector might have given, and
-beside them hard negatives: faces painted over, boxes beside the face, photos upside down. Half of
-the identities fit the ``Calibration``, the other half measure it; photos of people only measure.
+Faces of a dataset's dev identities are aligned from boxes with the errors of a detector. Hard
+negatives are aligned too: faces painted over, boxes beside the face, photos upside down. The
+``Calibration`` is fitted to half of the identities and measured on the other half; real photos are
+only used for measuring.
 
-Figures: ECE is the expected calibration error over ten equal bins (Naeini et al. 2015); the AUROC
-of failures sets hard negatives against well aligned faces, that of visibility the hidden landmarks
-against the visible ones.
+Figures: ECE is the expected calibration error over ten equal bins (Naeini et al. 2015). The AUROC
+of failures is that of hard negatives against well aligned faces, the AUROC of visibility that of
+hidden against visible landmarks.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ with require_extra("train"):
 Kind = Literal["face", "covered", "beside", "upside down"]
 NEGATIVES: tuple[Kind, ...] = ("covered", "beside", "upside down")
 
-SHIFT = 0.1  # fraction of a box's size by which the boxes that are given miss their faces, at most
+SHIFT = 0.1  # largest shift of the given boxes, fraction of their size
 SCALE = (0.8, 1.25)
 BINS = 10
 BATCH = 32
@@ -62,7 +63,7 @@ RIDGE = 1.0  # of standardised weights
 
 @dataclass(frozen=True)
 class Case:
-    """An image, the box of a face in it, and the truth."""
+    """An image, the box of a face in it, and the ground truth."""
 
     kind: Kind
     subject: str  # cases of one subject stay on one side of the split
@@ -75,7 +76,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What came out for N cases."""
+    """The results of N cases."""
 
     kind: Sequence[Kind]
     subject: Sequence[str]
@@ -92,7 +93,7 @@ class Outcomes:
 
     @property
     def good(self) -> Bools:
-        """(N,) aligned."""
+        """(N,) whether the case is a well aligned face."""
         return np.asarray(self.error.mean(1) < GOOD)
 
     def __getitem__(self, rows: Bools) -> Outcomes:
@@ -110,7 +111,7 @@ class Outcomes:
 def view_cases(dataset: Dataset, *, views: int, seed: int = 0) -> Iterator[Case]:
     """At least ``views`` views of dev identities, and as many hard negatives made of them.
 
-    Fewer where there are not as many. Raises BadDataset when there is no dev identity.
+    There are fewer where the dataset has fewer. Raises BadDataset when there is no dev identity.
     """
     count = 0
     for index in range(len(dataset.shards)):
@@ -143,7 +144,7 @@ def _view_cases(row: ViewRow, other: Kind, rng: np.random.Generator) -> Iterator
 def photo_cases(folder: str, *, every: int = 1, seed: int = 0) -> Iterator[Case]:
     """Dev photos with ``.pts`` (2D scheme), or all images with ``.mat`` (3D scheme).
 
-    One in ``every``. Boxes are those of the labels; a hard negative is made of each photo.
+    One in ``every`` is taken. Boxes are those of the labels; a hard negative is made of each photo.
     """
     storage = open_storage(folder)
     keys = {info.key for info in storage.list("")}
@@ -172,7 +173,7 @@ def photo_cases(folder: str, *, every: int = 1, seed: int = 0) -> Iterator[Case]
 
 
 def disturb_box(box: Box, rng: np.random.Generator) -> Box:
-    """A box as a detector might give it."""
+    """A box with the errors of a detector."""
     centre = box.centre + box.size * rng.uniform(-SHIFT, SHIFT, 2)
     half = np.exp(rng.uniform(*np.log(SCALE))) * np.array([box.width, box.height]) / 2
     return Box(*(centre - half).tolist(), *(centre + half).tolist())
@@ -215,7 +216,7 @@ def make_negative(case: Case, kind: Kind, rng: np.random.Generator) -> Case | No
 
 
 def _covered(image: Bytes, landmarks: Floats, rng: np.random.Generator) -> Bytes:
-    """The face under a flat colour, the photo's mean colour or noise, with some of its border."""
+    """Paint a face and some of its border over, by a colour, the photo's mean colour, or noise."""
     wide = landmarks.mean(0) + 1.35 * (landmarks - landmarks.mean(0))
     forehead = wide - [0.0, 0.35 * float(np.ptp(landmarks[:, 1]))]
     hull = cv2.convexHull(np.rint(np.concatenate([wide, forehead])).astype(np.int32))
@@ -232,7 +233,7 @@ def _covered(image: Bytes, landmarks: Floats, rng: np.random.Generator) -> Bytes
 
 
 def align_cases(aligner: Aligner, cases: Iterable[Case]) -> Outcomes:
-    """Align all cases and compare with the truth."""
+    """Align all cases and compare them with the ground truth."""
     kinds: list[Kind] = []
     subjects, errors, visible, labelled, features = [], [], [], [], []
     for some in _batches(cases):
@@ -245,7 +246,7 @@ def align_cases(aligner: Aligner, cases: Iterable[Case]) -> Outcomes:
                 error = np.linalg.norm(points - case.truth, axis=1) / Box.around(case.truth).size
             known = np.full(68, case.truth is not None)
             if case.contour:
-                known[: INNER.start] = False  # confidence is of the 3D scheme's jaw
+                known[: INNER.start] = False  # confidence refers to the 3D scheme's jaw
             kinds.append(case.kind)
             subjects.append(case.subject)
             errors.append(error)
@@ -281,10 +282,10 @@ def for_fitting(outcomes: Outcomes) -> Bools:
 
 
 def fit_calibration(outcomes: Outcomes) -> Calibration:
-    """The likeliest calibration of cases of a dataset, of weights that are never negative.
+    """The maximum-likelihood calibration with weights that are not negative.
 
-    Landmarks are fitted on faces alone. Raises ValueError when there are no aligned faces, or none
-    that are not.
+    That of landmarks is fitted on faces alone. Raises ValueError unless some cases are aligned well
+    and others are not.
     """
     features, good = outcomes.features, outcomes.good
     sure = ~features.lost
@@ -303,7 +304,8 @@ def fit_calibration(outcomes: Outcomes) -> Calibration:
 def _logistic(features: Floats, true: Bools, which: Floats) -> Floats:
     """(F + max(G, 1),) weights of (N, F) features, then an offset for each of (N, G) ``which``.
 
-    Weights are not negative, which ``sklearn.linear_model.LogisticRegression`` cannot hold to.
+    Weights are constrained to be at least 0, which ``sklearn.linear_model.LogisticRegression``
+    cannot do.
     """
     mean, sd = features.mean(0), features.std(0) + 1e-6
     rows = np.hstack([(features - mean) / sd, which, np.ones((len(features), 1))])
@@ -325,7 +327,7 @@ def _logistic(features: Floats, true: Bools, which: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Predicted probabilities and whether they came true."""
+    """Predicted probabilities and binary outcomes."""
 
     predicted: Float[Array, " predictions"]
     true: Bool[Array, " predictions"]
@@ -352,7 +354,7 @@ class Reliability:
 
     @property
     def auroc(self) -> float:
-        """Area under the receiver operating characteristic; NaN where there is only one kind."""
+        """Area under the receiver operating characteristic; NaN when all outcomes are equal."""
         if self.true.all() or not self.true.any():
             return float("nan")
         return float(roc_auc_score(self.true, self.predicted))
@@ -360,17 +362,17 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Trust:
-    """How far confidence can be relied on, on one set."""
+    """The reliability of confidence on one set."""
 
     name: str
     cases: int
     aligned: float  # share of the faces
-    # share of each kind of case that is reported as failed; "face aligned" and "face not aligned"
+    # share reported as failed, by kind of case; faces are "face aligned" or "face not aligned"
     reported_failed: dict[str, float]
     face: Reliability  # aligned
-    failure: Reliability  # a well aligned face, against what is no face
+    failure: Reliability  # well aligned faces against hard negatives
     visible: Reliability | None  # None where visibility is not labelled
-    landmark: Reliability  # right, of faces
+    landmark: Reliability  # accurate landmarks of faces
 
     def to_json(self) -> dict[str, Any]:
         figures = {
@@ -391,7 +393,7 @@ class Trust:
 def trust(name: str, outcomes: Outcomes, calibration: Calibration, *, visibility: bool) -> Trust:
     """Measure a calibration.
 
-    Without labels of ``visibility`` only landmarks count that are predicted to be visible.
+    Without labels of ``visibility`` only landmarks that are predicted to be visible count.
     """
     predicted = calibration.face_confidence(outcomes.features)
     seen, right = calibration.landmark_confidence(outcomes.features)
@@ -418,9 +420,9 @@ def trust(name: str, outcomes: Outcomes, calibration: Calibration, *, visibility
 
 
 def reliability_picture(sets: Sequence[Trust]) -> bytes:
-    """PNG: predictions against what came true, for faces and landmarks of each set.
+    """PNG: reliability diagrams of faces and landmarks of each set.
 
-    The shares of the predictions are drawn below.
+    Histograms of the predictions are drawn below.
     """
     figure = Figure(figsize=(4 * len(sets), 4.6), dpi=110, layout="constrained")
     axes = figure.subplots(
@@ -449,12 +451,12 @@ def reliability_picture(sets: Sequence[Trust]) -> bytes:
 def calibrate(
     aligner: Aligner, dataset: Dataset, *, views: int, photos: Sequence[Path] = (), every: int = 1
 ) -> tuple[Calibration, list[Trust]]:
-    """A calibration for an aligner's weights, and how reliable it is.
+    """A calibration for an aligner's weights, and its reliability.
 
-    On the other half of the dataset, and on each folder of ``photos``. Raises BadDataset for a
-    dataset without held-out identities, ValueError when it is too small to learn from.
+    It is measured on the other half of the dataset, and on each folder of ``photos``. Raises
+    BadDataset for a dataset without held-out identities, ValueError when it is too small.
     """
-    # Rendered views are labelled by no annotator.
+    # Labels of rendered views have no annotation bias.
     raw = aligner.without_landmark_offsets()
     outcomes = align_cases(raw, view_cases(dataset, views=views))
     first = for_fitting(outcomes)

@@ -1,14 +1,14 @@
-"""Landmark offsets (annotation bias): where annotators put landmarks on faces as they are fitted.
+"""Landmark offsets (annotation bias): where annotators place landmarks relative to fitted faces.
 
 ``dff fit-landmark-offsets`` aligns the training photos of 300-W (split by ``dff.infra.split``; the
-others measure). The difference between labels and landmarks is seen in the image plane alone; many
-poses together determine the offset in the head's frame that explains it, the same on both sides of
-the face. It holds the bias of the annotators and errors that fits have in every photo alike. With
-enough photos it also holds how the offset changes with a face's shape.
+others are for evaluation). One photo shows the difference between labels and landmarks in the image
+plane only; many poses together determine the offset in the head's frame, which is the same on both
+sides of the face. It includes the bias of the annotators and systematic errors of the fits. With
+enough photos, the change of the offset with the face's shape is fitted too.
 
-No photo here is labelled in the 3D scheme. Its inner points are taken to lie as in the 2D scheme,
-off vertices of their own; its jaw is measured where both schemes agree, in frontal views, and only
-across.
+None of these photos is labelled in the 3D scheme. Its inner points take the offsets of the 2D
+scheme, from vertices of their own. Its jaw is measured in frontal views, where both schemes agree,
+and only across the face.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dff.face.errors import BadLandmarks
 from dff.face.model.landmarks import INNER, JAW, MIRROR, LandmarkOffsets
 from dff.face.solve.robust import robust_weights
 
-OTHER_SIDE = np.array([-1.0, 1.0, 1.0])  # a point of the head, mirrored
+OTHER_SIDE = np.array([-1.0, 1.0, 1.0])  # multiplies a point of the head to mirror it
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class OffsetConfig:
 
 @dataclass(frozen=True)
 class LabelErrors:
-    """Differences between labels and the landmarks of N fitted faces, seen in the photos."""
+    """Differences between labels and the landmarks of N fitted faces, in the image plane."""
 
     rows: Float[Array, "faces 2 3"]  # of cam_from_head: right and down in the photo
     away: Float[Array, "faces 68 2"]  # metres in the image plane
@@ -65,14 +65,14 @@ class LabelErrors:
         return np.concatenate([self.rows, self.rows * OTHER_SIDE])
 
     def pair(self, landmark: int) -> Floats:
-        """(2 N, 2) metres: of a landmark, and of its counterpart on the other side."""
+        """(2 N, 2) metres: differences of a landmark, and of its counterpart on the other side."""
         return np.concatenate([self.away[:, landmark], self.away[:, MIRROR[landmark]]])
 
 
 def fit_offsets(errors: LabelErrors, config: OffsetConfig, *, depth: float | None = None) -> Floats:
-    """(68, 3) metres in the head's frame that explain most of the errors, the same on both sides.
+    """(68, 3) metres in the head's frame by robust least squares, the same on both sides.
 
-    ``depth``: how strongly offsets in depth are drawn to zero, if not as configured.
+    ``depth``: regularisation of offsets in depth, instead of the configured one.
     """
     prior = np.diag([config.across, config.across, config.depth if depth is None else depth])
     found = np.zeros((68, 3))
@@ -93,8 +93,8 @@ def fit_responses(
 ) -> Floats:
     """(68, 3, P) metres by which landmarks move with each latent direction of shape.
 
-    Beside the (68, 3) ``offset``. ``mirrored`` (P, P): the latent row of a face, times this, is
-    that of the mirrored face.
+    They are added to the (68, 3) ``offset``. ``mirrored`` (P, P): the latent row of a face, times
+    this, is that of the mirrored face.
     """
     rows = errors.both_sides
     latent = np.concatenate([errors.latent, errors.latent @ mirrored])
@@ -115,7 +115,7 @@ def fit_responses(
 
 
 def mirrored_latents(fit_model: FitModel) -> Floats:
-    """(P, P): the latent row of a face, times this, is nearest to that of the mirrored face."""
+    """(P, P) matrix: a face's latent row times it is nearest to that of the mirrored face."""
     basis = fit_model.mesh_basis.reshape(len(fit_model.modes), -1, 3).astype(np.float64)
     other = basis[:, fit_model.model.mirror] * OTHER_SIDE
     flat, turned = basis.reshape(len(basis), -1), other.reshape(len(basis), -1)
@@ -131,8 +131,8 @@ def measure_landmark_offsets(
 ) -> LandmarkOffsets:
     """The offsets of folders of photos with ``.pts`` files, fitted to their training photos.
 
-    ``by_shape``: also how they change with a face's shape. Raises BadLandmarks when a folder has no
-    such photos, or none shows its face well enough to be fitted.
+    ``by_shape``: also fit how they change with a face's shape. Raises BadLandmarks when a folder
+    has no such photos, or none of its faces can be fitted.
     """
     raw, fit_model = aligner.without_landmark_offsets(), aligner.fit_model
     config = config or OffsetConfig()

@@ -1,4 +1,4 @@
-"""How well fits explain the forward pass that they were made from."""
+"""Assessment of fits: how well they agree with the forward pass that they were made from."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dff.aligner.fitting.observation import Observation, Observer
 from dff.aligner.fitting.visibility import compute_visibility
 from dff.face.arrays import Floats
 
-# Calibrations are fitted to these two: they are part of what their features mean.
+# Calibrations depend on these two, since they define the calibration features.
 AGREEMENT = 0.035  # fraction of the face size: a match this far from its prediction agrees to 60 %
-GATE = 0.1  # fraction of the face size beyond which a match is another point altogether
+GATE = 0.1  # fraction of the face size beyond which a match is an outlier
 
 
 def assess(
@@ -47,7 +47,7 @@ def assess(
 
 
 def move_fit(fit_model: FitModel, before: FaceFit, state: FitState) -> FaceFit:
-    """The record of B faces at a new ``state``, of which nothing has been observed yet."""
+    """The record of B faces at a new ``state``, before any observation there."""
     landmarks = fit_model.landmarks(state)
     motion = np.linalg.norm(landmarks - before.landmarks, axis=2).mean(1)
     return replace(

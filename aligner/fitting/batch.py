@@ -1,7 +1,7 @@
 """Rows of batched values: frozen dataclasses whose arrays share a leading batch axis.
 
-Fields that are such dataclasses are followed; whatever else a value holds is common to all rows and
-kept as it is.
+Fields that are such dataclasses are handled recursively. Other fields are common to all rows and
+kept as they are.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class OccludingContour:
 def trace_contour(
     buffer: DepthBuffer, normal: Floats, edges: Ints, depth: Floats, config: VisibilityConfig
 ) -> OccludingContour:
-    """The contour of one face, in the units of the buffer's ``seen``; thinned evenly to the limit.
+    """The contour of one face, in the units of the buffer's ``seen``, thinned evenly to its limit.
 
     (V, 3) unit ``normal`` as the camera sees them; (E, 2) int32 ``edges``; (H, W) ``depth`` of the
     nearest surface.
@@ -80,7 +80,7 @@ def _turn(normal, i, j):  # type: ignore[no-untyped-def]
 def trace(seen, normal, edges, depth, scale, low, occlusion, vertices, share, place, outward):  # type: ignore[no-untyped-def]
     """Fill the rows of one face's contour, evenly where there are more points than they hold.
 
-    Answers the number of points. (V, 3) ``seen`` as the camera sees it and its unit ``normal``;
+    Returns the number of points. (V, 3) ``seen`` as the camera sees it and its unit ``normal``;
     (H, W) ``depth`` of the nearest surface, pixels ``scale * (xy - low)``; points further behind it
     than ``occlusion`` are hidden. ``place`` (N, 2) comes in the units of ``seen``.
     """

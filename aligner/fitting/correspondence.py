@@ -1,9 +1,10 @@
 """Soft (dense) correspondence: pixels are matched to anchors by their descriptors.
 
-Every chosen pixel keeps the few anchors whose descriptors are most like its own. It corresponds to
-their mean on the surface, weighted by softmax of the cosine and, once a fit predicts where the
-anchors fall, by how near they fall to the pixel and whether they are visible: the E step of
-expectation-maximisation (Myronenko and Song 2010).
+Every chosen pixel keeps the few anchors whose descriptors are most similar to its own. It
+corresponds to the weighted mean of their surface points. The weights are a softmax of the cosines;
+once a fit predicts the anchors' pixels, they also depend on the distance of these from the pixel
+and on the anchors' visibility. This is the E step of expectation-maximisation (Myronenko and Song
+2010).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Matches:
 def pool(a: Matches, b: Matches) -> Matches:
     """Every second pixel of two forward passes over the same faces.
 
-    As many pixels as one pass has, but of errors that differ.
+    There are as many pixels as in one pass, but their errors are less correlated.
     """
     return Matches(
         interleave(a.grid, b.grid),
@@ -80,7 +81,7 @@ def match(
     pixels for each pixel of the grid. The softmax multiplies cosines by ``sharpness``; at
     ``no_match_cosine`` a pixel is as likely to match nothing as its anchor. With the anchors' (A,
     3) ``place`` on the template a pixel's candidates lie within ``candidate_radius`` metres of its
-    best one: the mean of two far places is neither of them.
+    best one, since the mean of two distant points is far from both.
     """
     b, d, _, width = descriptor.shape
     out = Matches.none(b, pixels, candidates)
@@ -231,7 +232,7 @@ def _blend(  # type: ignore[no-untyped-def]
             share[j] = probability[i, j] * np.exp(slope * (dx * dx + dy * dy)) * visible[a]
             top = max(top, share[j])
         for j in range(keep):
-            if share[j] < np.float32(2e-3) * top:  # too little to add its basis
+            if share[j] < np.float32(2e-3) * top:  # negligible, so its basis is not added
                 share[j] = 0.0
             total += share[j]
         if total < 1e-6:

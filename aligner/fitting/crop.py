@@ -1,4 +1,4 @@
-"""Square crops of a photo, turned upright: what the network sees."""
+"""Square, upright crops of a photo: the input of the network."""
 
 from __future__ import annotations
 
@@ -65,21 +65,21 @@ class Crops:
 
 
 def row_turns(angle: Floats) -> Floats:
-    """(..., 2, 2) what row vectors are multiplied by to turn clockwise on the screen, radians."""
+    """(..., 2, 2) matrices that rotate row vectors clockwise on the screen by (...) radians."""
     c, s = np.cos(angle), np.sin(angle)
     return np.stack([np.stack([c, s], -1), np.stack([-s, c], -1)], -2)
 
 
-def crops_of_boxes(boxes: Sequence[Box], margin: float, size: int) -> Crops:
+def frame_boxes(boxes: Sequence[Box], margin: float, size: int) -> Crops:
     """Upright crops: squares of ``margin`` times the longer side of each box."""
     side = np.array([margin * max(box.width, box.height) for box in boxes])
     return Crops(np.stack([box.centre for box in boxes]), side, np.zeros(len(boxes)), size)
 
 
-def crops_of_state(fit_model: FitModel, state: FitState, margin: float, size: int) -> Crops:
-    """Crops about the landmarks, turned so that the head's own up is up.
+def frame_faces(fit_model: FitModel, state: FitState, margin: float, size: int) -> Crops:
+    """Crops about the landmarks, turned so that the head is upright.
 
-    Where the head's up has hardly a direction on the screen they are not turned.
+    They are not turned where the head's y axis points nearly along the view.
     """
     up = state.rotation[:, :2, 1]
     angle = np.where(np.linalg.norm(up, axis=1) > 0.3, np.arctan2(up[:, 0], -up[:, 1]), 0.0)

@@ -15,7 +15,7 @@ from dff.face.render import zbuffer
 
 @dataclass(frozen=True)
 class DepthBuffer:
-    """The triangles that a camera sees, in pixels ``scale * (xy - low)`` of ``seen``."""
+    """The triangles visible to a camera, in pixels ``scale * (xy - low)`` of ``seen``."""
 
     seen: Float[Array, "vertices 3"]  # metres, as the camera sees them: planes stay planes
     faces: Integer[Array, "triangles 3"]
@@ -36,22 +36,22 @@ class DepthBuffer:
     def nearest_depth(self) -> Floats:
         """(H, W) depth of each pixel's triangle at its nearest corner; infinite where none is.
 
-        Near enough for tolerances of a centimetre.
+        It is accurate enough for tolerances of a centimetre.
         """
         return np.asarray(_nearest_depth(self.triangle, self.faces, self.seen[:, 2]))
 
     def behind(self, points: Floats, depth: Floats) -> Floats:
         """(N,) metres by which (N, 3) points lie behind the surface in all four pixels around them.
 
-        Zero before it. ``depth`` (H, W) of the surface.
+        Zero for points in front of it. ``depth`` (H, W) is that of the surface.
         """
         return np.asarray(_behind(points, self.low, self.scale, depth))
 
     def clear(self, points: Floats, *, clearance: int, occlusion: float) -> Bools:
-        """(N,) whether no surface within ``clearance`` pixels lies before (N, 3) points.
+        """(N,) whether no surface within ``clearance`` pixels is in front of (N, 3) points.
 
-        Stricter than ``behind``: what lies just beside a nearer surface is hidden too, as its
-        brightness is mixed with that of the other. ``occlusion``: tolerance in metres.
+        Stricter than ``behind``: points just beside a nearer surface are hidden too, as their
+        brightness is mixed with that of the surface. ``occlusion``: tolerance in metres.
         """
         far = self.seen[self.faces[np.maximum(self.triangle, 0)], 2].max(-1)
         depth = np.where(self.triangle >= 0, far, np.inf).astype(np.float32)

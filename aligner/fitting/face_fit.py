@@ -1,4 +1,4 @@
-"""The fits of B faces: the one record that a fitter's passes hand on."""
+"""The fits of B faces: the record that a fitter's passes return."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dff.face.arrays import Array, Bool, Bools, Float, Floats, Ints
 
 @dataclass(frozen=True)
 class FaceFit:
-    """Where the fits of B faces stand, and what the last forward pass showed of them."""
+    """The current fits of B faces, and what the last forward pass showed of them."""
 
     state: FitState
     crops: Crops  # of the last forward pass; before it, those of the first
@@ -31,7 +31,7 @@ class FaceFit:
     # mean distance of the agreeing matches, fraction of the face size; NaN: nothing observed
     residual: Float[Array, " faces"]
     motion: Float[Array, " faces"]  # of the landmarks in the last pass, fraction of the face size
-    detected: Bool[Array, " faces"]  # the state is where a detection puts it, not yet a fit
+    detected: Bool[Array, " faces"]  # the state is that of a detection, not yet a fit
     lost: Bool[Array, " faces"]  # too few pixels of a face were seen
     trust: Float[Array, " faces"]  # confidence of the fit that this one begins from, 0 to 1
 
@@ -45,7 +45,7 @@ class FaceFit:
         detected: bool,
         trust: Floats | float = 1.0,
     ) -> FaceFit:
-        """Before the first pass: nothing is observed yet."""
+        """The record before the first pass, without observations."""
         b, pixels = len(state.scale), config.observation.pixels
         anchors = len(fit_model.anchor_mean)
         return FaceFit(

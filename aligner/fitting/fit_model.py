@@ -35,7 +35,7 @@ class FitState(FaceState):
 
     @staticmethod
     def of(state: FaceState, inverse_depth: Floats | float) -> FitState:
-        """A state seen by cameras of that ``inverse_depth``, (B,) or one for all."""
+        """The state with cameras of that ``inverse_depth``, (B,) or one for all."""
         depth = np.broadcast_to(np.asarray(inverse_depth, np.float64), state.scale.shape).copy()
         return FitState(state.scale, state.rotation, state.centre, state.coefficients, depth)
 
@@ -43,11 +43,11 @@ class FitState(FaceState):
         return take_rows(self, rows)
 
     def with_face(self, face: FaceState) -> FitState:
-        """Another pose and shape, seen by the same cameras."""
+        """Another pose and shape with the same cameras."""
         return FitState.of(face, self.inverse_depth)
 
     def camera(self, face: int) -> NearPerspective:
-        """The camera of the whole photo of one face."""
+        """The camera of one face, for the whole photo."""
         depth = float(self.inverse_depth[face])
         return NearPerspective(float(self.scale[face]), self.centre[face], depth)
 
@@ -75,12 +75,12 @@ class FitModel:
 
     @cached_property
     def in_crease(self) -> Bools:
-        """(68,) landmarks whose triangles all turn away even from a camera in front."""
+        """(68,) landmarks whose triangles all face away even from a frontal camera."""
         return largest_cosines(self.model.template, self.model.faces, self.landmark_triangles) < 0.0
 
     @cached_property
     def anchor_weight(self) -> Floats:
-        """(A,) how much each anchor counts when a fit is refined."""
+        """(A,) weight of each anchor when a fit is refined."""
         regions = _present(self.model, self.config.peripheral_regions)
         peripheral = np.isin(
             self.anchor_vertex, self.model.faces[self.model.triangles_of(*regions)]
@@ -129,7 +129,7 @@ class FitModel:
     def latent(self, coefficients: Coefficients) -> Floats:
         """(P,) the nearest latent row, coefficients measured in their own standard deviations."""
         prior = prior_sd(self.model)
-        # Measured so, the rows of ``modes`` are orthonormal.
+        # In these units the rows of ``modes`` are orthonormal.
         both = np.concatenate([coefficients.identity, coefficients.expression])
         return np.asarray((self.modes / prior) @ (both / prior))
 
@@ -161,7 +161,7 @@ class FitModel:
         return FitState.of(face, inverse_depth)
 
     def state_of_alignments(self, faces: Sequence[Alignment], inverse_depth: float) -> FitState:
-        """The state of B alignments, by whatever fit model of the same face model."""
+        """The state of B alignments, which may come from another fit model of this face model."""
         face = FaceState(
             np.array([face.camera.scale for face in faces]),
             np.stack([face.cam_from_head.rotation for face in faces]),
@@ -199,8 +199,8 @@ def build_fit_model(
 ) -> FitModel:
     """The fit model whose latent directions move the anchors most under the model's prior.
 
-    ``both_sides``: in every table of anchors their counterparts on the other side of the face
-    follow, as observations of mirrored photos are matched to these.
+    ``both_sides``: every table of anchors is followed by that of their counterparts on the other
+    side of the face, to which observations of mirrored photos are matched.
     """
     prior = prior_sd(model)
     both = np.concatenate([model.identity, model.expression]).astype(np.float32)
@@ -210,9 +210,9 @@ def build_fit_model(
 
 
 def principal_directions(rows: Floats) -> Floats:
-    """(K, K) unit combinations of (K, N) ``rows``, by falling length of what they combine to.
+    """(K, K) left singular vectors of (K, N) ``rows``, by falling singular value.
 
-    The left singular vectors, from the small Gram matrix.
+    They are computed from the Gram matrix, which is small.
     """
     _, vectors = np.linalg.eigh(rows @ rows.T)
     return np.asarray(vectors.T[::-1])

@@ -13,7 +13,7 @@ from dff.aligner.detection import Detection
 from dff.aligner.fitting.assessment import assess
 from dff.aligner.fitting.batch import replace_rows, take_rows
 from dff.aligner.fitting.correspondence import interleave, pool
-from dff.aligner.fitting.crop import Crops, crops_of_boxes, crops_of_state
+from dff.aligner.fitting.crop import Crops, frame_boxes, frame_faces
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model
 from dff.aligner.fitting.observation import (
@@ -28,7 +28,7 @@ from dff.face.descriptor import Anchors, Network
 from dff.face.model.morphable import MorphableModel
 
 Solve = Callable[[Observation, FaceFit, Ints], FitState]
-"""(what is seen of B faces, their fits before, which of the images they are in) to new states."""
+"""From observations of B faces, their fits before, and the rows of their images to new states."""
 
 
 class DenseFitter:
@@ -45,27 +45,27 @@ class DenseFitter:
             self.observers += (MirroredObserver(*parts, config.observation),)
 
     def begin(self, detections: Sequence[Detection]) -> FaceFit:
-        """In the poses of the detections, or else as the mean face, upright in the boxes."""
+        """Start in the poses of the detections; without a pose, as the upright mean face."""
         fit_model, config = self.fit_model, self.config
         boxes = [detection.box for detection in detections]
         state = fit_model.state_in_boxes(boxes, config.inverse_depth)
-        crops = crops_of_boxes(boxes, config.margin, config.crop)
+        crops = frame_boxes(boxes, config.margin, config.crop)
         for i, detection in enumerate(detections):
             if detection.pose is not None:
                 mean_face = replace(
                     detection.pose, coefficients=np.zeros((1, len(fit_model.modes)))
                 )
                 posed = FitState.of(mean_face, config.inverse_depth)
-                turned = crops_of_state(fit_model, posed, config.margin, config.crop)
+                turned = frame_faces(fit_model, posed, config.margin, config.crop)
                 row = np.array([i])
                 state, crops = replace_rows(state, row, posed), replace_rows(crops, row, turned)
         return FaceFit.begin(fit_model, state, crops, config, detected=True)
 
     def resume(self, faces: Sequence[Alignment]) -> FaceFit:
-        """In the faces' own poses and shapes."""
+        """Start in the faces' own poses and shapes."""
         fit_model, config = self.fit_model, self.config
         state = fit_model.state_of_alignments(faces, config.inverse_depth)
-        crops = crops_of_state(fit_model, state, config.margin, config.crop)
+        crops = frame_faces(fit_model, state, config.margin, config.crop)
         return FaceFit.begin(fit_model, state, crops, config, detected=False)
 
     def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
@@ -88,15 +88,15 @@ class DenseFitter:
         )
 
     def early_stop(self, motion: Floats) -> Bools:
-        """Each face for itself."""
+        """(B,) whether each face moves little enough to be done."""
         return np.asarray(motion <= self.config.early_stop)
 
 
 def next_crops(fit_model: FitModel, before: FaceFit, number: int, config: AlignConfig) -> Crops:
-    """The crops of a pass: those that the fits begin with, then closer ones about the faces."""
+    """The crops of a pass: first those of the fits, then tighter ones about the faces."""
     if number == 0:
         return before.crops
-    return crops_of_state(fit_model, before.state, config.later_margin, config.crop)
+    return frame_faces(fit_model, before.state, config.later_margin, config.crop)
 
 
 def observe_and_solve(
@@ -108,13 +108,13 @@ def observe_and_solve(
     before: FaceFit,
     solve: Solve,
 ) -> FaceFit:
-    """One pass over B faces: those of which too few pixels are seen are lost and stay."""
+    """One pass over B faces; those with too few matched pixels are lost and keep their states."""
     observation = observer.observe(images, crops)
     seen = observation.matched >= config.observation.fewest
     after, rows = replace(before, lost=~seen), np.flatnonzero(seen)
     if len(rows) == 0:
         return after
-    if not seen.all():  # maps are large: copied only if need be
+    if not seen.all():  # the maps are large, so they are copied only if necessary
         observation, before = take_rows(observation, rows), before[rows]
     state = solve(observation, before, rows)
     moved = assess(fit_model, observer, observation, before, state, config.visibility)

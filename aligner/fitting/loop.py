@@ -1,8 +1,8 @@
 """The loop: passes of a fitter over the photos of B faces, until each face is done.
 
-A pass observes the photos where the faces stand, computes residuals and Jacobians of what they
-show, and steps to the state of least cost. A face leaves the loop when it stops early, when too
-little of it is seen, or after the last pass.
+A pass observes the photos at the current fits, computes residuals and Jacobians, and takes a step
+that lowers the cost. A face leaves the loop when it stops early, when too few of its pixels are
+matched, or after the last pass.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dff.face.arrays import Array, Bools, Bytes, Float, Floats, Int
 class Fitter(Protocol):
     """A method of fitting a face model to photos."""
 
-    passes: int  # at most
+    passes: int  # largest number of passes
 
     @property
     def fit_model(self) -> FitModel:
-        """What is fitted."""
+        """The fit model whose states are fitted."""
         ...
 
     def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
@@ -36,7 +36,7 @@ class Fitter(Protocol):
         ...
 
     def early_stop(self, motion: Floats) -> Bools:
-        """(B,) which faces are done, by the ``motion`` of their landmarks in the last pass."""
+        """(B,) whether faces are done, from the ``motion`` of their landmarks in the last pass."""
         ...
 
 
@@ -44,23 +44,23 @@ class FaceFitter(Fitter, Protocol):
     """A fitter of single faces."""
 
     def begin(self, detections: Sequence[Detection]) -> FaceFit:
-        """Where the fits of detected faces begin."""
+        """The initial fits of detected faces."""
         ...
 
     def resume(self, faces: Sequence[Alignment]) -> FaceFit:
-        """Where the fits of faces begin that were aligned in a neighbouring frame."""
+        """The initial fits of faces that were aligned in a neighbouring frame."""
         ...
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass changed."""
+    """The result of one pass."""
 
     faces: Int[Array, " stepped"]  # rows of the faces that were stepped
     fit: FaceFit  # of these
     # (stepped,) of their landmarks, fraction of the face size; infinite for the first of a face
     motion: Float[Array, " stepped"]
-    all_faces: FaceFit  # of all B faces, wherever they stand
+    all_faces: FaceFit  # the current fits of all B faces
 
 
 def fit_passes(fitter: Fitter, images: Sequence[Bytes], fit: FaceFit) -> Iterator[Pass]:

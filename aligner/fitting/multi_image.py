@@ -1,10 +1,10 @@
 """Multi-image fitting: several photos of one person share one identity.
 
-Each photo has a pose, an expression and a camera of its own. What couples the photos is the
-identity alone, so the normal equations are a block arrow: each photo's own unknowns are eliminated
-from its own rows (the Schur complement), what remains of all photos is summed and solved for the
-identity, and every photo's own part follows. This is the exact Gauss-Newton step of all unknowns at
-once, at the cost of the photos' own steps.
+Each photo has a pose, an expression and a camera of its own. Only the identity is shared, so the
+normal equations are a block arrow: each photo's own unknowns are eliminated (Schur complement), the
+reduced systems of all photos are summed and solved for the identity, and the photos' own unknowns
+follow by substitution. This is the exact Gauss-Newton step of all unknowns together, at the cost of
+one small system for each photo.
 
 Sources: the first version of the paper, "Deep Face Feature for Face Alignment and Reconstruction",
 fits photos of one person together; the elimination is bundle adjustment's (Triggs et al. 1999).
@@ -22,7 +22,7 @@ import numpy as np
 from dff.aligner.alignment import Alignment
 from dff.aligner.config import AlignConfig, MultiImageConfig
 from dff.aligner.fitting.correspondence import soft_correspondence
-from dff.aligner.fitting.crop import crops_of_state
+from dff.aligner.fitting.crop import frame_faces
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitState
 from dff.aligner.fitting.fitters import next_crops, observe_and_solve
@@ -44,10 +44,10 @@ from dff.face.tta import TtaNetwork, TtaTransform
 class MultiImageFitter:
     """Fits photos of one person, all to one identity and residual deformation.
 
-    A photo counts by the square of its trust, the confidence of its own alignment, and of how much
-    of the face it shows: where a hand and a cap leave a third of it, errors are large, and all of
-    one kind. From the second pass on photometric bundle adjustment refines the soft correspondences
-    of several photos.
+    A photo is weighted by the square of its trust (the confidence of its own alignment) and the
+    square of the visible share of the face: occluded faces have large, systematic errors. From the
+    second pass on, photometric bundle adjustment refines the soft correspondences of several
+    photos.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class MultiImageFitter:
         *,
         multiple: int,
     ) -> None:
-        """``multiple``: sides of images that the network takes are multiples of this."""
+        """``multiple``: the sides of the network's input images are multiples of this."""
         self.config, self.passes = config, config.passes
         self.fit_model = build_person_fit_model(
             model, anchors, config.fit_model, config.multi_image
@@ -74,16 +74,16 @@ class MultiImageFitter:
         )
 
     def without_photometric(self) -> Self:
-        """The same fitter, by soft correspondences alone."""
+        """The same fitter with soft correspondences alone."""
         dense = copy(self)
         photometric = replace(self.config.photometric, observations=0.0)
         dense.config = replace(self.config, photometric=photometric)
         return dense
 
     def begin(self, faces: Sequence[Alignment]) -> FaceFit:
-        """In the faces' own poses, with the mean of their identities, by the square of confidence.
+        """Start in the faces' own poses, with the mean of their identities.
 
-        One face of each photo.
+        ``faces``: one of each photo. The mean is weighted by the square of confidence.
         """
         fit_model, config = self.fit_model, self.config
         state = fit_model.state_of_alignments(faces, config.multi_image.inverse_depth)
@@ -93,11 +93,11 @@ class MultiImageFitter:
             coefficients[:, : fit_model.shared], axis=0, weights=trust**2
         )
         state = replace(state, coefficients=coefficients)
-        crops = crops_of_state(fit_model, state, config.margin, config.crop)
+        crops = frame_faces(fit_model, state, config.margin, config.crop)
         return FaceFit.begin(fit_model, state, crops, config, detected=True, trust=trust)
 
     def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
-        """Fit all photos to soft correspondences, then to each other's brightness."""
+        """Fit all photos to soft correspondences, then adjust them photometrically."""
         fit_model, config = self.fit_model, self.config
         crops = next_crops(fit_model, before, number, config)
 
@@ -123,7 +123,7 @@ class MultiImageFitter:
         return observe_and_solve(fit_model, self.observer, config, images, crops, before, solve)
 
     def early_stop(self, motion: Floats) -> Bools:
-        """No photo is done before all are."""
+        """(B,) the same for all photos: no photo is done before all are."""
         done = bool((motion <= self.config.early_stop).all())
         return np.full(len(motion), done)
 
@@ -143,8 +143,8 @@ class MultiImageFitter:
         )
         lines = replace(lines, weights=lines.weights * share[:, None])
         gate, noise = solver.later_gates[0] * face_size, solver.later_noise * face_size
-        # A soft correspondence leans to where its pixel was predicted, so shapes arrive over
-        # several of them.
+        # Soft correspondences are biased to the prediction, so the shape needs several of them to
+        # converge.
         for _ in range(person.matchings):
             mean, basis, weight = soft_correspondence(
                 observation.matches,
@@ -165,9 +165,9 @@ class MultiImageFitter:
         return state, system
 
     def _accept(self, found: FitState, before: FitState, face_size: Floats) -> FitState:
-        """``found``, but a photo whose pose went astray keeps its own part of ``before``.
+        """``found``, but a photo whose pose diverged keeps its own part of ``before``.
 
-        The identity stays one.
+        All photos keep one identity.
         """
         kept = accept(found, before, face_size)
         coefficients = kept.coefficients.copy()

@@ -28,7 +28,7 @@ INNER_NEIGHBOURS = 9  # of them: those within one pixel
 
 @dataclass(frozen=True)
 class Observation:
-    """What the network shows of B faces in one forward pass."""
+    """One forward pass of the network over crops of B faces."""
 
     crops: Crops  # through which the photos were observed
     matches: Matches
@@ -39,7 +39,7 @@ class Observation:
 
     @property
     def matched(self) -> Floats:
-        """(B,) how many pixels are matched."""
+        """(B,) number of matched pixels."""
         return np.asarray((self.matches.mask > 0).sum(1))
 
     @property
@@ -50,17 +50,17 @@ class Observation:
 
 
 class Observer:
-    """Observes photos through crops by a network, and matches what it shows to the anchors."""
+    """Runs the network on crops of photos, and matches its descriptors to the anchors."""
 
     def __init__(
         self, net: Network, anchors: Anchors, landmark_descriptor: Floats, config: ObservationConfig
     ) -> None:
-        """(68, D) ``landmark_descriptor``: what the network shows at each landmark."""
+        """(68, D) ``landmark_descriptor``: the expected descriptor of each landmark."""
         self.net, self.anchors, self.config = net, anchors, config
         self.landmark_descriptor = landmark_descriptor
 
     def observe(self, images: Sequence[Bytes], crops: Crops) -> Observation:
-        """B photos through their crops, in the crops' own pixels."""
+        """Observe B photos through their crops."""
         pixels = np.stack([crops.cut(image, i) for i, image in enumerate(images)])
         descriptor, face_logit = self.describe(pixels)
         matches = self.match(descriptor, face_logit)
@@ -77,7 +77,7 @@ class Observer:
         return descriptor, face_logit
 
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
-        """The chosen pixels of the face and the anchors that they are most like."""
+        """The chosen pixels of the face and their most similar anchors."""
         return match(
             descriptor,
             face_logit,
@@ -92,7 +92,7 @@ class Observer:
         )
 
     def probe(self, observation: Observation, landmarks: Floats) -> Floats:
-        """(B, 68, 4) what ``probe`` reads at (B, 68, 2) ``landmarks``, pixels of the photos."""
+        """(B, 68, 4) ``probe`` at (B, 68, 2) ``landmarks``, pixels of the photos."""
         places = observation.crops.crop_from_photo(landmarks) / STRIDE
         return probe(
             observation.descriptor, observation.face_logit, places, self.landmark_descriptor
@@ -102,8 +102,8 @@ class Observer:
 class MirroredObserver(Observer):
     """Observes the crops' mirror images.
 
-    Their pixels are matched to the anchors on the other side of the face, which follow the anchors
-    in a fit model of both sides.
+    Their pixels are matched to the counterparts of the anchors on the other side of the face, which
+    follow the anchors in a fit model of both sides.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Cameras at a finite, unknown distance.
 
-From arm's length a nose is a tenth larger than from afar, more than noses differ, and one photo
-hardly tells the two apart. Where several photos show one person, the inverse depth of each photo's
-camera is therefore among the unknowns: the last column of the Jacobian.
+At arm's length a nose appears a tenth larger than from afar, which exceeds the variation of noses
+between people. One photo hardly determines which is the case. Several photos of one person do, so
+the inverse depth of each photo's camera is then an unknown: the last column of the Jacobian.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def perspective_jacobian(state: FitState, mean: Floats, basis: Floats) -> tuple[
 def move(state: FitState, delta: Floats, config: MultiImageConfig) -> FitState:
     """The state after (B, 6 + P + 1) ``delta`` in the columns of ``perspective_jacobian``.
 
-    No camera comes nearer than ``config.nearest``, or goes behind infinity.
+    Inverse depths are clipped to 0 .. ``config.nearest``.
     """
     face = apply_step(state, delta[:, :-1])
     inverse_depth = np.clip(state.inverse_depth + delta[:, -1], 0.0, config.nearest)

@@ -1,15 +1,14 @@
 """Photometric bundle adjustment: a point of the skin has one albedo in all photos of a person.
 
-The network errs alike in every photo, so what it gets wrong it gets wrong in all of them, and more
-photos do not average that out. The photos tell more among themselves. Where the skin has marks,
-points move to where all photos show the same (multi-view stereo); where it has none, shading turns
-its normals (photometric stereo). One photo is explained by any shape with some albedo, and two by
-little better, so the system of the soft correspondences holds the rest.
+The network's errors are similar in all photos of a person, so more photos do not average them out.
+Comparing the photos with each other corrects them. Where the skin has texture, points move until
+all photos show the same colour there (multi-view stereo); elsewhere shading determines the normals
+(photometric stereo). One or two photos do not determine both shape and albedo, so the normal
+equations of the soft correspondences regularise the rest.
 
 The residual of a photo at a point is ``brightness - albedo * shade(normal)``, in grey; albedo is
 one unknown of each point, light nine of each photo (``dff.face.geometry.lighting``). The albedo is
-eliminated exactly from the Gauss-Newton step of all unknowns at once (variable projection), so
-shape and poses move as if it followed them.
+eliminated exactly from the Gauss-Newton step of all unknowns (variable projection).
 
 Sources: Delaunoy and Pollefeys, "Photometric Bundle Adjustment for Dense Multi-View 3D Modeling",
 CVPR 2014; Basri, Jacobs and Kemelmacher, "Photometric Stereo with General, Unknown Lighting", IJCV
@@ -74,7 +73,7 @@ class Skin:
         points = spread_points(model, triangles, config.points)
         touched = np.zeros(len(model.template), dtype=bool)
         touched[model.faces[triangles]] = True
-        # Neighbouring triangles, too, turn the normals of the skin's vertices.
+        # The normals of the skin's vertices depend on neighbouring triangles too.
         ring = model.faces[touched[model.faces].any(axis=1)]
         used, rows = np.unique(ring, return_inverse=True)
         corners, weight = model.faces[points.triangle], points.barycentric
@@ -93,13 +92,13 @@ class Skin:
 
 @dataclass(frozen=True)
 class SkinObservation:
-    """What B photos show at N points of the skin, and how these lie to the camera."""
+    """Brightness of B photos at N points of the skin, and the points' normals."""
 
     brightness: Float[Array, "photos points"]  # 0 to 1
     by_pixel: Float[Array, "photos points 2"]  # its derivatives
     normal: Float[Array, "photos points 3"]  # unit, camera frame
     harmonics: Float[Array, "photos points 9"]
-    weight: Float[Array, "photos points"]  # 0 hidden to 1 seen well
+    weight: Float[Array, "photos points"]  # 0 hidden to 1 fully visible
 
 
 @dataclass(frozen=True)
@@ -110,13 +109,13 @@ class Shading:
     light: Float[Array, "photos 9"]
 
     def shade(self, seen: SkinObservation) -> Floats:
-        """(B, N) by what the albedo is multiplied."""
+        """(B, N) shading, which multiplies the albedo."""
         return np.asarray(np.maximum((seen.harmonics @ self.light[..., None])[..., 0], 1e-3))
 
 
 @dataclass(frozen=True)
 class GreyCrops:
-    """Grey, slightly blurred crops of B photos: of one size, however large the photos are."""
+    """Grey, slightly blurred crops of B photos, all of one size."""
 
     grey: Sequence[Floats]  # (S, S, 1) float32, 0 to 1
     crops: Crops
@@ -136,9 +135,10 @@ class GreyCrops:
         return GreyCrops(grey, fine, np.array([image.shape[1::-1] for image in images]))
 
     def sample(self, px: Floats) -> tuple[Floats, Floats, Bools]:
-        """(B, N) brightness at (B, N, 2) photo pixels, its (B, N, 2) slope, and where it is known.
+        """(B, N) brightness at (B, N, 2) photo pixels, its slope, and whether these are inside.
 
-        The slope is the derivative by the pixels of the photos.
+        The (B, N, 2) slope is the derivative by the pixels of the photos. Inside is within photo
+        and crop.
         """
         size = self.crops.size
         places = self.crops.crop_from_photo(px)
@@ -163,11 +163,11 @@ def adjust_photometrically(
     *,
     trust: Floats,
 ) -> FitState:
-    """The state of B photos of one person that explains their brightness, held by ``system``.
+    """The state of B photos of one person that explains their brightness, given ``system``.
 
     ``images``: (H, W, 3) uint8 RGB. The rows of ``state`` share their first coefficients.
     ``system``: (B, Q, Q) Gauss-Newton matrices of the soft correspondences about ``state``, in the
-    columns of ``perspective_jacobian``. ``trust`` (B,): how much each photo counts, 0 to 1.
+    columns of ``perspective_jacobian``. ``trust`` (B,): weight of each photo, 0 to 1.
     """
     settings, person = config.photometric, config.multi_image
     b, columns = system.shape[:2]
@@ -219,9 +219,9 @@ def adjust_photometrically(
 
 
 def _unknowns(photo: int, columns: int, shared: int) -> Ints:
-    """Which unknowns the ``columns`` of a photo's state, then its light, are.
+    """Indices of a photo's state, ``columns`` of them, and of its light among all unknowns.
 
-    What the photos share comes first.
+    The shared coefficients come first.
     """
     own_columns = columns - shared + LIGHT
     begin = shared + photo * own_columns
@@ -230,7 +230,7 @@ def _unknowns(photo: int, columns: int, shared: int) -> Ints:
 
 
 def _allow_slack(system: Floats, face_size: Floats, config: PhotometricConfig) -> Floats:
-    """The system of correspondences that may share an error of the pose: marginalised over it."""
+    """The system of correspondences, marginalised over an error of the pose that they share."""
     turn, shift = np.deg2rad(config.slack_degrees), config.slack_shift
     sd = np.tile([config.slack_scale, *[turn] * 3, shift, shift], (len(face_size), 1))
     sd[:, 4:] *= face_size[:, None]
@@ -239,7 +239,7 @@ def _allow_slack(system: Floats, face_size: Floats, config: PhotometricConfig) -
 
 
 def _hold(system: Floats, unknowns: Sequence[Ints], shared: int, inverse_depth_sd: float) -> Floats:
-    """(U, U) what soft correspondences and priors say of all unknowns but the lights."""
+    """(U, U) precision of all unknowns but the lights: soft correspondences and priors."""
     columns = system.shape[1]
     size = int(unknowns[-1].max()) + 1
     out = np.zeros((size, size))
@@ -268,7 +268,7 @@ def observe_skin(
     observation: Observation,
     config: PhotometricConfig,
 ) -> SkinObservation:
-    """What the photos show at the points of the skin, where the faces stand."""
+    """Observe the photos at the points of the skin, projected by the current fits."""
     points = evaluate_shape(skin.mean, skin.basis, state.coefficients)
     at = project(state, points, state.inverse_depth)
     b, n, _ = at.shape
@@ -295,7 +295,7 @@ def observe_skin(
 def _weigh(
     seen: SkinObservation, residual: Floats, per_point: Floats, config: PhotometricConfig
 ) -> Floats:
-    """(B, N) of squared residuals in the energy."""
+    """(B, N) weights of squared residuals in the energy."""
     robust = np.stack([robust_weights(row[:, None], config.outlier) for row in residual])
     return np.asarray(seen.weight * robust * per_point[:, None] / config.noise**2)
 
@@ -308,7 +308,7 @@ def _explain(
     rounds: int,
     config: PhotometricConfig,
 ) -> Shading:
-    """Albedo and lights by alternating robust least squares."""
+    """Solve for albedo and lights by alternating robust least squares."""
     mean, precision = _grey_light_prior()
     found = _first_shading(seen, config.albedo) if before is None else before
     stiff = per_point / config.albedo_sd**2
@@ -328,9 +328,9 @@ def _explain(
 
 
 def _first_shading(seen: SkinObservation, albedo: float) -> Shading:
-    """One albedo everywhere, and light from all around as bright as each photo."""
+    """Uniform albedo, and ambient light of each photo's brightness."""
     bright = np.where(seen.weight > 0.3, seen.brightness, np.nan)
-    # Of a photo that shows no skin well the median is that of something.
+    # A photo that shows no point well gets one value, as its median must exist.
     bright[:, 0] = np.where((seen.weight > 0.3).any(1), bright[:, 0], albedo)
     light = ambient()[:, 0] * np.nanmedian(bright, axis=1)[:, None] / albedo
     return Shading(np.full(seen.weight.shape[1], albedo), light)
@@ -342,7 +342,7 @@ def residual_jacobian(
     """(N, Q + 9) float32 derivatives of a photo's residuals by its state and its light."""
     normal, harmonics, light = seen.normal[photo], seen.harmonics[photo], shading.light[photo]
     lit = shading.albedo * (harmonics @ light > 0.0)
-    # Of one photo at a time: of thirty they would fill a gigabyte.
+    # One photo at a time: those of thirty photos would take a gigabyte.
     jac = perspective_jacobian(state[photo : photo + 1], skin.mean, skin.basis)[1][0]
     columns = jac.shape[2]
     shape = slice(POSE, columns - 1)

@@ -1,10 +1,9 @@
-"""Residual deformation: what several photos tell of a face that no identity of the model forms.
+"""Residual deformation: shape that several photos determine beyond the model's identities.
 
-Several photos tell more of a face than the model's directions of identity can form. Those that are
-shared therefore go on with smooth deformations of the template, drawn from Gaussian processes,
-which are their prior (Lüthi et al., "Gaussian Process Morphable Models", PAMI 2018): a coarse one
-along all axes, and a fine one along the normals, as soft correspondences tell little and shading
-much of what is fine. One photo leaves them nearly at rest.
+The shared coefficients of a person therefore include smooth deformations of the template with
+Gaussian process priors (Lüthi et al., "Gaussian Process Morphable Models", PAMI 2018). There is a
+coarse process along all axes, and a fine one along the normals: fine detail is observed through
+shading, which depends on normals. With one photo the deformations stay near zero.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from dff.face.model.morphable import MorphableModel
 def build_person_fit_model(
     model: MorphableModel, anchors: Anchors, config: FitModelConfig, person: MultiImageConfig
 ) -> PersonFitModel:
-    """The directions of identity, and those of expression, that move the anchors most."""
+    """The fit model of the identities and expressions that move the anchors most."""
     prior, k = prior_sd(model), len(model.identity)
     identity, expression = (
         principal_directions(
@@ -52,9 +51,9 @@ def build_person_fit_model(
 
 
 def residual_deformations(model: MorphableModel, vertex: Ints, person: MultiImageConfig) -> Floats:
-    """(M, V, 3) metres for one standard deviation; none where the configured one is zero.
+    """(M, V, 3) metres of one standard deviation; M is 0 where the configured deviation is zero.
 
-    ``vertex``: those between which the Gaussian processes are sampled.
+    ``vertex``: the vertices at which the Gaussian processes are sampled.
     """
     template = model.template
     if not person.deformation_sd:
@@ -75,7 +74,8 @@ def residual_deformations(model: MorphableModel, vertex: Ints, person: MultiImag
 def _smooth_normals(model: MorphableModel, vertex: Ints, reach: float) -> Floats:
     """(V, 3) unit means of the normals at (A,) vertices, smooth even where the template is folded.
 
-    At lips and lids neighbours' own normals are opposite; moving along them would tear the surface.
+    At lips and lids the normals of neighbours are opposite: moving along them would tear the
+    surface.
     """
     normals = vertex_normals(model.template, model.faces)[vertex]
     apart = cdist(model.template, model.template[vertex], "sqeuclidean")

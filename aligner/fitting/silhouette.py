@@ -1,8 +1,8 @@
-"""Silhouette: a fitted contour has to end where the network's mask of the face ends.
+"""Silhouette terms: the fitted contour ends where the network's mask of the face ends.
 
-Soft correspondences lean to how faces usually are. Where a face ends before something else its own
-shape shows: there a fitted surface has to end, too. How far along the contour is not known, so each
-point of it is fitted to a line (``dff.face.solve.gauss_newton.Lines``).
+Soft correspondences are biased to the mean face; the border of the mask is not. The correspondence
+along the contour is unknown, so each contour point is fitted to a line
+(``dff.face.solve.gauss_newton.Lines``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def match_silhouette(
     observation: Observation,
     config: SilhouetteConfig,
 ) -> Lines:
-    """Lines where the masks of B faces end, for those points of the contours near which they do."""
+    """Lines at the borders of the masks of B faces, for contour points near a border."""
     b, modes, kept_points = len(state.scale), len(fit_model.modes), config.points
     out = Lines(
         mean=np.zeros((b, kept_points, 3)),
@@ -64,10 +64,10 @@ def match_silhouette(
 
 @numba.njit(cache=CACHE, nogil=True)
 def find_ends(logit, start, step, count, steps, away):  # type: ignore[no-untyped-def]
-    """Fill ``away``: where the mask ends from each of ``count`` places on a (H, W) map of logits.
+    """Fill ``away``: steps from each of ``count`` places on a (H, W) map of logits to its border.
 
-    In steps, searched from ``start - steps * step`` (map pixels) to ``start + steps * step``; NaN
-    where it does not end, the nearest end where it does more than once.
+    Searched from ``start - steps * step`` (map pixels) to ``start + steps * step``. NaN without a
+    border, the nearest of several.
     """
     height, width = logit.shape
     for n in range(count):
@@ -76,7 +76,7 @@ def find_ends(logit, start, step, count, steps, away):  # type: ignore[no-untype
         for s in range(-steps, steps + 1):
             x, y = start[n, 0] + s * step[n, 0], start[n, 1] + s * step[n, 1]
             if not (0.0 <= x <= width - 1.001 and 0.0 <= y <= height - 1.001):
-                before = -1.0  # nothing is known beyond the crop
+                before = -1.0  # beyond the crop
                 continue
             c, r = int(x), int(y)
             fx, fy = x - c, y - r

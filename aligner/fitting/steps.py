@@ -1,4 +1,4 @@
-"""Gauss-Newton steps from the soft correspondences of one forward pass to a better state."""
+"""Gauss-Newton steps on the soft correspondences of one forward pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fit_from_detection(
 ) -> FitState:
     """Fit without a prediction: pose in closed form, pose alone, then pose and shape.
 
-    ``start`` says only what size to expect; what cannot be fitted keeps it.
+    ``start`` gives only the expected size; faces that cannot be fitted keep it.
     """
     b, solver, px = len(observation.px), config.solver, observation.px
     all_visible = np.ones((b, len(fit_model.anchor_mean)))
@@ -69,8 +69,8 @@ def fit_from_last_frame(
 ) -> FitState:
     """Fit faces whose shape is nearly known and whose pose may have jumped.
 
-    Where a face was says nothing of where it is: its pose is found in closed form from all matches,
-    on its own shape.
+    The last pose is not used as a prediction: the pose is found in closed form from all matches,
+    with the last shape.
     """
     visible = compute_visibility(fit_model, state, config.visibility).anchors
     mean, basis, weight = _ungated(fit_model, observation, visible, basis=fit_model.anchor_basis)
@@ -114,10 +114,10 @@ def closed_form_pose(
     weight: Floats,
     state: FitState,
 ) -> FitState:
-    """Poses of (B, N, 3) ``points`` at (B, N, 2) ``px``, each without the last one's outliers.
+    """Poses of (B, N, 3) ``points`` at (B, N, 2) ``px``, re-estimated without outliers.
 
-    ``noises``: fractions of the face size at which they become outliers. The shape is that of
-    ``state``, which also says what size to expect.
+    ``noises``: for each estimate, the fraction of the face size from which residuals are outliers.
+    ``state`` gives the shape and the expected size.
     """
     face_size = fit_model.face_size(state)
     inliers = weight
@@ -141,7 +141,7 @@ def gauss_newton(
     noises: tuple[float, ...],
     lines: Lines | None = None,
 ) -> FitState:
-    """One soft correspondence about the prediction of ``state``, and a step for each noise.
+    """Compute soft correspondences about the prediction of ``state``, and a step for each noise.
 
     ``gate`` and ``noises``: fractions of the face size; (B, A) ``visible`` 0 to 1.
     """
@@ -193,13 +193,13 @@ def _ungated(
 def scale_weights(weight: Floats, observations: float) -> Floats:
     """(B, N) weights that sum to ``observations`` independent points where all N count fully.
 
-    Neighbouring pixels err together, so the number of pixels says little about how much is known.
+    Errors of neighbouring pixels are correlated, so the number of pixels overstates the evidence.
     """
     return np.asarray(weight * (observations / weight.shape[1]))
 
 
 def accept(found: FitState, before: FitState, face_size: Floats) -> FitState:
-    """``found`` where it is finite and not collapsed, exploded or gone; else ``before``."""
+    """``found`` where its numbers, size and place are plausible; else ``before``."""
     ratio = found.scale / before.scale
     good = np.isfinite(found.scale) & (ratio > 0.1) & (ratio < 10)
     good &= np.isfinite(found.rotation).all((1, 2)) & np.isfinite(found.coefficients).all(1)

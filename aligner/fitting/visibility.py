@@ -1,4 +1,4 @@
-"""What the camera sees of a fitted mesh: its anchors, its landmarks and its occluding contour."""
+"""Visibility of a fitted mesh: its anchors, its landmarks and its occluding contour."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRAZING = 0.1  # cosine to the camera on either side of which visibility falls f
 
 @dataclass(frozen=True)
 class Visibility:
-    """What the cameras see of the fitted meshes of B faces."""
+    """The visibility of the fitted meshes of B faces."""
 
     anchors: Float[Array, "faces anchors"]  # 0 hidden to 1 visible
     # cosine to the camera of the triangle at a landmark that faces it most
@@ -49,10 +49,11 @@ def compute_visibility(
 ) -> Visibility:
     """The visibility of B fitted meshes.
 
-    An anchor counts zero where all four buffer pixels around it show other parts of the mesh in
-    front of it, else falls as the smooth surface turns away. Lids and lips are sharp edges, so a
-    landmark faces the camera as the triangle at it does that faces it most. Landmarks in a crease,
-    which not even the frontal template turns to the camera, count as facing it.
+    An anchor is hidden where all four buffer pixels around it show other parts of the mesh in front
+    of it; else its visibility falls as the smooth surface turns away. Lids and lips are sharp
+    edges, so a landmark takes the cosine of that triangle at it which faces the camera most.
+    Landmarks in a crease, whose triangles face away even on the frontal template, count as facing
+    the camera.
     """
     return join_rows(
         [

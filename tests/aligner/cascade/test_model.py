@@ -333,7 +333,7 @@ def test_views_of_another_model_are_refused(
     oracle_aligner: Aligner, toy_model: MorphableModel, tmp_path: Path
 ) -> None:
     row = make_row(toy_model, "id000", 0, rng=np.random.default_rng(0))
-    with pytest.raises(BadDataset, match="shows the model 'toy', the weights know 'open-head'"):
+    with pytest.raises(BadDataset, match="shows the model 'toy', the weights are for 'open-head'"):
         read_views(write_dataset(tmp_path, [row]), oracle_aligner.fit_model, row.split, 4)
 
 
