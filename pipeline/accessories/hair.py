@@ -42,7 +42,7 @@ MESH = read_config(HairMesh, "hair.toml", "mesh")
 
 @dataclass(frozen=True)
 class Hair:
-    """How hair is cut and combed. Raises ValueError for a tie that is none of TIES."""
+    """The parameters of a hair style. Raises ValueError for a tie that is none of TIES."""
 
     colour: Colour  # albedo
     tips: Colour  # albedo at the tips

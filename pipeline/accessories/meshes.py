@@ -42,15 +42,16 @@ class AccessoryMesh:
         }
         for name, shape in {**wanted, "follow": (count,)}.items():
             if getattr(self, name).shape != shape:
-                raise ValueError(f"Prop.{name} wants {shape}, got {getattr(self, name).shape}")
+                got = getattr(self, name).shape
+                raise ValueError(f"AccessoryMesh.{name} wants {shape}, got {got}")
         if self.faces.ndim != 2 or self.faces.shape[1] != 3:
-            raise ValueError(f"Prop.faces wants (M, 3), got {self.faces.shape}")
+            raise ValueError(f"AccessoryMesh.faces wants (M, 3), got {self.faces.shape}")
         if self.faces.size and (self.faces.min() < 0 or self.faces.max() >= count):
             raise ValueError("a triangle of AccessoryMesh.faces names no vertex")
 
     @cached_property
-    def look(self) -> NDArray[np.float32]:
-        """(N, 6) colour and grain, as the shading pass takes them."""
+    def vertex_attributes(self) -> NDArray[np.float32]:
+        """(N, 6) colour and pattern, as ``VertexColours.attributes`` of the shading pass."""
         return np.concatenate([self.colour, self.grain], axis=1).astype(np.float32)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Draws what a head model lacks: clothes, hair, glasses, hats, hands and things before the face.
+"""Samples a person's accessories: clothes, hair, glasses, hats, hands and held objects.
 
 ``Accessories`` are numbers and words, stored with the person. ``dff.pipeline.accessories.build``
 makes meshes of them.
@@ -23,7 +23,7 @@ class Frequency:
     """How often an accessory is seen."""
 
     people: float  # share of the people who have it
-    views: float  # share of their views that show it
+    views: float  # share of these people's views that show it
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""How real views look, by a classifier two-sample test (C2ST) between views and photos.
+"""Realism of views, by a classifier two-sample test (C2ST) between views and photos.
 
 Lopez-Paz and Oquab, "Revisiting Classifier Two-Sample Tests" (2017). Portraits of both kinds are
 aligned by their inner landmarks, resized, and compressed by the same JPEG. The photos are framed by
 the same sampler and go through the same camera sensor model as the views, and each view is matched
-with a photo of nearly the same pose and expression. What remains to be learned is how faces look.
-The figure is the balanced accuracy of the classifier on people that it has not seen: one half is
+with a photo of nearly the same pose and expression. So the classifier can only use the appearance
+of the faces. The figure is its balanced accuracy on people outside its training data: one half is
 chance, and the best result.
 """
 
@@ -192,9 +192,10 @@ def extract_features(crops: Bytes, config: RealismConfig = CONFIG) -> Floats:
 
     Detail is the log energy between neighbouring scales, which differs between renderings or
     smoothed images and photos. Edges are histograms of oriented gradients (Dalal and Triggs 2005)
-    at two scales, with linear votes to the nearest two orientations and normalised by cell. (With
-    ``skimage.feature.hog``, which votes for one orientation, the control of smoothed photos has 60
-    to 62 % accuracy instead of 58 to 59 %; the tracked figures would no longer compare.)
+    at two scales, interpolated linearly between the nearest two orientations and normalised by
+    cell. (With ``skimage.feature.hog``, which assigns each gradient to one orientation, the control
+    of smoothed photos has 60 to 62 % accuracy instead of 58 to 59 %; the tracked figures would no
+    longer compare.)
     """
     return np.stack([_extract_features(crop, config) for crop in crops])
 
@@ -233,7 +234,7 @@ def run_two_sample_test(
     seed: int,
     config: RealismConfig = CONFIG,
 ) -> TwoSampleTest:
-    """Classify (N, S, S, 3) ``crops`` into those that are ``made`` (N,) and the others.
+    """Classify (N, S, S, 3) ``crops`` into rendered ones, (N,) ``made``, and photos.
 
     Each fold of the people is classified by kernel ridge regression that was trained on the others,
     with both samples weighted equally. The same input gives the same figure. Raises ValueError when
@@ -243,8 +244,8 @@ def run_two_sample_test(
     one_sample = made.all() or not made.any()
     if one_sample or len(names) < folds or not len(crops) == len(people) == len(made):
         raise ValueError(
-            f"the test needs both samples and {folds} people, got {made.sum()} made of {len(made)} "
-            f"and {len(names)} people"
+            f"the test needs both samples and {folds} people, got {made.sum()} rendered of "
+            f"{len(made)} portraits and {len(names)} people"
         )
     rng = np.random.default_rng(seed)
     part = dict(zip(rng.permutation(names).tolist(), np.arange(len(names)) % folds, strict=True))
@@ -259,7 +260,7 @@ def run_two_sample_test(
 
 
 def _classify(train: Floats, made: Bools, test: Floats, ridge: float) -> Floats:
-    """(M,) scores of (M, F) ``test`` features, above 0 for made ones, learned from (N, F)."""
+    """(M,) scores of (M, F) ``test`` features, above 0 for rendered ones, learned from (N, F)."""
     mean, spread = train.mean(0), train.std(0) + 1e-3
     a, b = (np.clip((some - mean) / spread, -4.0, 4.0).astype(np.float64) for some in (train, test))
     # Both samples have the same total weight, however many crops each has.

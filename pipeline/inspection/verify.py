@@ -139,8 +139,8 @@ def raise_for_differences(checks: Checks, dataset: Dataset) -> None:
     )
     more = len(checks.differences) - SHOWN
     raise BadDataset(
-        f"{dataset.storage.uri}: {checks.rows - checks.same} of {checks.rows} views are not made "
-        f"again as they are stored{hint}: "
+        f"{dataset.storage.uri}: {checks.rows - checks.same} of {checks.rows} views are not "
+        f"reproduced as they are stored{hint}: "
         + "; ".join(checks.differences[:SHOWN])
         + (f"; and {more} more" if more > 0 else "")
     )
@@ -175,7 +175,7 @@ def find_differences(
             visibility=visibility,
         )
     except (ValueError, KeyError, TypeError) as error:
-        return [f"can't be made again: {type(error).__name__}: {error}"]
+        return [f"can't be rendered again: {type(error).__name__}: {error}"]
     out = []
     for name in (f.name for f in fields(ViewRow) if f.name != "person"):
         stored, made = getattr(row, name), getattr(again, name)

@@ -74,7 +74,7 @@ def read(storage: Storage, key: str) -> list[Record]:
     try:
         records = [_RECORD.validate_json(line) for line in storage.read(key).splitlines()]
     except ValueError as error:
-        raise BadDataset(f"{name} is no object of a ledger: {error}") from error
+        raise BadDataset(f"{name} is not a ledger object: {error}") from error
     if any(
         key not in (record_key(record.shard), segment_key(record.shard // SEGMENT))
         for record in records

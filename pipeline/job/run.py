@@ -137,7 +137,8 @@ def _check_complete(shard: ShardPlan, result: ShardResult) -> None:
     answered = {row.identity_id for row in result.rows}
     answered |= {failure.subject for failure in result.failures}
     assert asked == answered, (
-        f"shard {shard.index}: planned or made, not both: {sorted(asked ^ answered)[:3]}"
+        f"shard {shard.index}: subjects either planned or made, not both: "
+        f"{sorted(asked ^ answered)[:3]}"
     )
 
 

@@ -119,7 +119,7 @@ def build_scene_mesh(
     vertices = scene.cam_from_head.apply(np.concatenate([head, worn.moved(head, person.neutral)]))
     faces = np.concatenate([model.faces, worn.faces + np.int32(len(head))])
     return Mesh.of(vertices, faces, scene.camera), VertexColours(
-        len(head), worn.look, build_strand_pattern()
+        len(head), worn.vertex_attributes, build_strand_pattern()
     )
 
 

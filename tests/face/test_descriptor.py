@@ -1,4 +1,4 @@
-"""The network's conventions and the anchors' place on the model."""
+"""The network's pixel conventions, and the anchors on the model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_default_network_is_small() -> None:
     assert 0.8e6 < parameter_count(DescriptorNet(NetConfig())) < 0.9e6
 
 
-def test_a_sample_does_not_depend_on_its_company(net: DescriptorNet) -> None:
+def test_features_do_not_depend_on_the_rest_of_the_batch(net: DescriptorNet) -> None:
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         together, alone = net(images).descriptor[1:2], net(images[1:2]).descriptor
@@ -51,9 +51,7 @@ def test_a_sample_does_not_depend_on_its_company(net: DescriptorNet) -> None:
 
 
 def test_mirrored_kernels_see_the_mirrored_image(net: DescriptorNet) -> None:
-    """Holds only if every step keeps pixel centres aligned: a half-pixel slip anywhere breaks
-    it.
-    """
+    """Mirroring commutes only if every layer keeps pixel centres aligned."""
     mirrored = DescriptorNet(SMALL).eval()
     mirrored.load_state_dict(
         {k: v.flip(3) if v.ndim == 4 and v.shape[3] > 1 else v for k, v in net.state_dict().items()}
@@ -99,13 +97,13 @@ def test_image_batch_scales_and_moves_channels() -> None:
     torch.testing.assert_close(batch, torch.tensor([0.0, 0.2, 1.0]).reshape(1, 3, 1, 1))
 
 
-def test_the_whole_convex_toy_shows_from_outside(toy_model: MorphableModel) -> None:
+def test_all_of_the_convex_toy_model_is_visible_from_outside(toy_model: MorphableModel) -> None:
     seen = outside_triangles(toy_model)
     facing = toy_model.template[toy_model.faces].mean(1)[:, 2] > 0
     assert seen[facing].all()
 
 
-def test_hidden_parts_of_the_open_head_do_not_show(open_head: MorphableModel) -> None:
+def test_inner_parts_of_the_open_head_are_not_outside(open_head: MorphableModel) -> None:
     seen = outside_triangles(open_head)
     inside = open_head.triangles_of("tongue", "teeth", "mouth")
     face = open_head.triangles_of("face")
@@ -114,9 +112,7 @@ def test_hidden_parts_of_the_open_head_do_not_show(open_head: MorphableModel) ->
 
 
 def test_anchors_cover_the_face(open_head: MorphableModel) -> None:
-    """No point of the visible face is further from its nearest anchor than two widths of the soft
-    targets.
-    """
+    """Each visible point of the face is within two widths of the soft targets of an anchor."""
     vertex = choose_anchors(open_head, 800)
     assert len(vertex) == len(set(vertex.tolist())) == 800
     place = surface_coordinates(open_head)
@@ -129,9 +125,7 @@ def test_anchors_cover_the_face(open_head: MorphableModel) -> None:
 
 
 def test_anchors_are_farthest_points(toy_model: MorphableModel) -> None:
-    """Greedy choice: every point of the face is nearer to the anchors than the anchors are to each
-    other.
-    """
+    """Farthest-point sampling: points are nearer to anchors than anchors are to each other."""
     few = choose_anchors(toy_model, 8)
     place = surface_coordinates(toy_model).astype(np.float64)
     shown = outside_triangles(toy_model) & (
@@ -142,8 +136,8 @@ def test_anchors_are_farthest_points(toy_model: MorphableModel) -> None:
     assert toy_model.landmarks.vertex[NAMES.index("nose_tip")] in few
 
 
-def test_surface_coordinates_part_the_lips(open_head: MorphableModel) -> None:
-    """Where the lips touch, straight distance says same place; the coordinates say two."""
+def test_surface_coordinates_separate_the_lips(open_head: MorphableModel) -> None:
+    """Touching lips are at the same place, but apart in surface coordinates."""
     upper = open_head.landmarks.vertex[NAMES.index("lip_upper_inner_middle")]
     lower = open_head.landmarks.vertex[NAMES.index("lip_lower_inner_middle")]
     place = surface_coordinates(open_head)

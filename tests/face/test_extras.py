@@ -30,12 +30,12 @@ def test_the_outer_block_names_the_extra() -> None:
             import_module("a_library_that_nobody_has")
 
 
-def test_a_missing_module_of_our_own_is_a_bug() -> None:
+def test_a_missing_module_of_this_package_is_a_bug() -> None:
     with pytest.raises(ModuleNotFoundError), require_extra("serve"):
         import_module("dff.face.a_module_that_nobody_wrote")
 
 
-def test_an_installed_library_is_imported_as_ever() -> None:
+def test_an_installed_library_is_imported() -> None:
     with require_extra("serve"):
         numpy = import_module("numpy")
     assert numpy.pi > 3

@@ -1,4 +1,4 @@
-"""Several looks: back on the grid of one, and no more than their mean."""
+"""Test-time augmentation: outputs on the grid of one pass, and their mean."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def smooth_image(rows: int = 1) -> Tensor:
 
 
 class Reader:
-    """Says what colour it sees, as a unit vector, and how bright it is; ``sides`` that it was
-    shown.
-    """
+    """Returns the colour of each pixel as a unit vector, and its brightness; records ``sides``."""
 
     def __init__(self) -> None:
         self.sides: list[tuple[int, ...]] = []
@@ -35,7 +33,7 @@ class Reader:
         return Features(torch.nn.functional.normalize(mean, dim=1), mean.sum(1))
 
 
-def test_a_turn_is_clockwise_and_about_the_middle() -> None:
+def test_rotation_is_clockwise_about_the_centre() -> None:
     image = torch.zeros(1, 1, SIDE, SIDE)
     image[0, 0, 8:16, 24:40] = 1.0  # above the middle
     turned = resampled(image, (SIDE, SIDE), 90.0)[0, 0]
@@ -44,10 +42,8 @@ def test_a_turn_is_clockwise_and_about_the_middle() -> None:
     torch.testing.assert_close(turned, expected, atol=1e-3, rtol=0.0)
 
 
-def test_a_turn_keeps_shapes_in_an_oblong() -> None:
-    """A turn by a right angle and back in twice as wide a picture: what stayed inside is as it
-    was.
-    """
+def test_rotation_keeps_shapes_in_an_oblong_image() -> None:
+    """A right-angle rotation and its inverse keep the pixels that stay in an oblong image."""
     image = torch.zeros(1, 1, 32, 64)
     image[0, 0, 10:14, 28:36] = 1.0
     turned = resampled(image, (32, 64), 90.0)
@@ -60,21 +56,19 @@ def test_a_turn_keeps_shapes_in_an_oblong() -> None:
     [TtaTransform(0.75), TtaTransform(1.25), TtaTransform(1.0, 20.0), TtaTransform(0.75, -35.0)],
 )
 def test_every_transform_is_undone(transform: TtaTransform) -> None:
-    """A network that reads colours reads the same ones by any look, to the sharpness of a smaller
-    picture.
-    """
+    """Every transform is undone, up to the sharpness of a smaller image."""
     image = smooth_image(2)
     reader = Reader()
     plain, seen = reader(image), TtaNetwork(reader, [transform], multiple=16)(image)
     expected = round(SIDE * transform.scale)
     assert reader.sides == [(SIDE, SIDE), (expected, expected)]
-    inner = slice(6, -6)  # of the corners a turned look sees nothing
+    inner = slice(6, -6)  # a rotated crop does not cover the corners
     for a, b in zip(plain, seen, strict=True):
         assert float((a - b)[..., inner, inner].abs().mean()) < 0.02
         assert float((a - torch.rot90(b, 2, (-2, -1)))[..., inner, inner].abs().mean()) > 0.1
 
 
-def test_looks_are_averaged_by_pixel_where_they_see() -> None:
+def test_passes_are_averaged_at_the_pixels_that_they_cover() -> None:
     image = smooth_image()
     reader = Reader()
     turned = TtaNetwork(reader, [TtaTransform(turn=45.0)], multiple=16)(image)
@@ -110,6 +104,6 @@ def test_log_odds_of_the_mean_are_the_mean_of_log_odds() -> None:
     np.testing.assert_allclose(both.descriptor.shape, (1, 8, SIDE // STRIDE, SIDE // STRIDE))
 
 
-def test_no_glance_is_refused() -> None:
+def test_an_empty_list_of_transforms_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one transform"):
         TtaNetwork(Reader(), [], multiple=16)

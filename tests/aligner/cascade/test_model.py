@@ -1,6 +1,4 @@
-"""The cascade: laws of its changes, a known answer that it learns, real descriptors, and its
-files.
-"""
+"""The cascade: changes of state, training on a known answer, real descriptors, files."""
 
 from __future__ import annotations
 
@@ -102,9 +100,7 @@ def mean_faces(model: MorphableModel, code: PositionCode, count: int, seed: int)
 def learned(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> tuple[Cascade, list[Progress], list[Scene]]:
-    """A cascade on descriptors that are right, what its stages said, and the scenes it never
-    saw.
-    """
+    """A cascade trained on exact descriptors, the progress of its stages, and held-out scenes."""
     unseen = mean_faces(open_head, code, TOY.held_out, 2)
     progress: list[Progress] = []
     cascade = learn_cascade(
@@ -117,7 +113,7 @@ def learned(
     return cascade, progress, unseen
 
 
-def test_a_change_is_what_lies_between_two_states(oracle_aligner: Aligner) -> None:
+def test_applying_the_change_between_two_states_gives_the_second(oracle_aligner: Aligner) -> None:
     rng = np.random.default_rng(3)
     before = random_states(oracle_aligner, 20, rng)
     delta = rng.uniform(-0.3, 0.3, (20, 6 + len(oracle_aligner.fit_model.modes)))
@@ -126,7 +122,7 @@ def test_a_change_is_what_lies_between_two_states(oracle_aligner: Aligner) -> No
     np.testing.assert_allclose(change_between(before, after, angle, size), delta, atol=1e-9)
 
 
-def test_a_photo_that_turns_with_its_crop_changes_nothing(oracle_aligner: Aligner) -> None:
+def test_rotating_photo_and_crop_together_changes_nothing(oracle_aligner: Aligner) -> None:
     rng = np.random.default_rng(4)
     a, b = random_states(oracle_aligner, 10, rng), random_states(oracle_aligner, 10, rng)
     size, turn = oracle_aligner.fit_model.face_size(a), Rotation.from_euler("z", 0.7).as_matrix()
@@ -187,7 +183,7 @@ def test_points_are_the_landmarks_and_far_from_each_other(oracle_aligner: Aligne
     assert apart.min() > 0.02
 
 
-def test_each_turn_has_its_map() -> None:
+def test_each_range_of_yaw_has_its_map() -> None:
     assert choose_map(np.array([-90.0, -26.0, 0.0, 26.0, 90.0])).tolist() == [0, 0, 1, 2, 2]
 
 
@@ -233,7 +229,7 @@ def test_a_cascade_on_right_descriptors_reaches_the_known_answer(
     assert np.mean([not f[0].failed for f in found]) > 0.8
 
 
-def test_what_is_no_face_fails(
+def test_hard_negatives_fail(
     oracle_aligner: Aligner, learned: tuple[Cascade, list[Progress], list[Scene]]
 ) -> None:
     black = np.zeros((160, 160, 3), np.uint8)
@@ -245,7 +241,7 @@ def test_what_is_no_face_fails(
 def test_tracking_starts_the_cascade_again_in_the_last_box(
     oracle_aligner: Aligner, learned: tuple[Cascade, list[Progress], list[Scene]]
 ) -> None:
-    """By its own stages, not by another method: each face passes all of them."""
+    """Every face passes all stages of the cascade, and no other method fits it."""
     cascade, _, unseen = learned
     aligner, scene = with_cascade(oracle_aligner, cascade), unseen[0]
     (before,) = aligner.align(scene.image, [scene.box])

@@ -1,6 +1,4 @@
-"""Protocols on made-up sets of known error: a network that is right, labels that are off by a known
-amount.
-"""
+"""Protocols on sets of known error: an exact network and labels with known shifts."""
 
 import io
 import json
@@ -48,7 +46,7 @@ def aflw(
     open_head: MorphableModel,
     code: PositionCode,
 ) -> Path:
-    """Four faces labelled with what the aligner says, one whose pose is too steep to count."""
+    """Four faces labelled with their alignments, one of too steep a pose to count."""
     folder = tmp_path_factory.mktemp("aflw")
     rng = np.random.default_rng(1)
     points = {}
@@ -88,7 +86,9 @@ def test_labels_that_agree_give_no_error(aflw: Path, oracle_aligner: Aligner) ->
     assert "mean lacks" not in bins
 
 
-def test_a_mean_of_fewer_bins_says_so(aflw: Path, oracle_aligner: Aligner, tmp_path: Path) -> None:
+def test_a_mean_over_fewer_bins_names_the_empty_ones(
+    aflw: Path, oracle_aligner: Aligner, tmp_path: Path
+) -> None:
     for path in aflw.glob("image2.*"):
         shutil.copy(path, tmp_path)
     bins = evaluate_aflw2000(str(tmp_path), oracle_aligner).summary["nme_box_by_yaw"]
@@ -120,7 +120,7 @@ def test_the_report_is_json_and_pictures(aflw: Path, oracle_aligner: Aligner) ->
     assert Image.open(io.BytesIO(worst_picture(report, columns=2, side=100))).size == (200, 200)
 
 
-def test_faces_that_no_found_box_meets_count_as_not_found(
+def test_faces_that_no_detection_overlaps_count_as_not_found(
     aflw: Path, oracle_aligner: Aligner, open_head: MorphableModel
 ) -> None:
     class Elsewhere:
@@ -173,7 +173,7 @@ def test_300w_compares_the_visible_contour_of_the_asked_photos(
     assert {row.sample.name for row in report.rows} == {dev, train}
 
 
-def test_disturbances_move_boxes_as_they_say() -> None:
+def test_disturbances_shift_and_scale_boxes() -> None:
     box = Box(10.0, 20.0, 50.0, 110.0)
     assert Disturbance().of(box) == box
     shifted = Disturbance(right=0.15, down=-0.15).of(box)
@@ -189,7 +189,9 @@ def test_disturbances_move_boxes_as_they_say() -> None:
     assert len({str(d) for d in DISTURBANCES}) == len(DISTURBANCES)
 
 
-def test_other_boxes_change_an_oracles_error_little(aflw: Path, oracle_aligner: Aligner) -> None:
+def test_disturbed_boxes_change_an_oracles_error_little(
+    aflw: Path, oracle_aligner: Aligner
+) -> None:
     asked = []
 
     def measured(moved: Disturbance) -> Report:
@@ -203,14 +205,14 @@ def test_other_boxes_change_an_oracles_error_little(aflw: Path, oracle_aligner: 
 
 
 class Blind:
-    """Finds nobody."""
+    """An aligner that detects no face."""
 
     def align_batch(self, images: list[np.ndarray], boxes: object = None) -> list[list[Alignment]]:
         return [[] for _ in images]
 
 
 @pytest.mark.parametrize("protocol", ["aflw", "300w"])
-def test_where_nobody_is_found_there_is_no_error_to_tell(tmp_path: Path, protocol: str) -> None:
+def test_without_detections_the_error_is_nan(tmp_path: Path, protocol: str) -> None:
     points = np.random.default_rng(0).uniform(10, 50, (68, 2))
     save_image(tmp_path / "a.png", np.full((64, 64, 3), 90, np.uint8))
     three = np.column_stack([points, np.zeros(68)]).T

@@ -1,6 +1,4 @@
-"""Habits of annotators whose habit is known are found, and landmarks are answered where they put
-them.
-"""
+"""Landmark offsets: known annotation biases are recovered and added to the landmarks."""
 
 from __future__ import annotations
 
@@ -80,7 +78,7 @@ def test_a_shift_of_all_labels_to_one_side_is_no_offset() -> None:
     assert np.abs(found).max() < 1e-6
 
 
-def test_what_shape_does_to_landmarks_is_found_on_both_sides() -> None:
+def test_responses_to_shape_are_recovered_on_both_sides() -> None:
     rng = np.random.default_rng(3)
     rows, latent = poses(600, rng), rng.normal(size=(600, 4))
     mirrored = np.diag(
@@ -103,8 +101,8 @@ def test_mirrored_latents_are_of_the_mirrored_face(oracle_aligner: Aligner) -> N
     latent = np.zeros(len(fit_model.modes))
     latent[:8] = np.random.default_rng(4).normal(size=8)
     moved = (latent @ fit_model.mesh_basis).reshape(-1, 3)
-    twin = (latent @ mirrored @ fit_model.mesh_basis).reshape(-1, 3)
-    error = np.linalg.norm(twin - moved[fit_model.model.mirror] * FLIP) / np.linalg.norm(moved)
+    other = (latent @ mirrored @ fit_model.mesh_basis).reshape(-1, 3)
+    error = np.linalg.norm(other - moved[fit_model.model.mirror] * FLIP) / np.linalg.norm(moved)
     assert error < 0.1, error
 
 
@@ -130,7 +128,7 @@ def test_offsets_move_landmarks_and_nothing_else(oracle_aligner: Aligner, scene:
     landmark_offsets = LandmarkOffsets(
         np.stack([some_offsets(rng), some_offsets(rng)]), rng.normal(size=(2, 68, 3, wide)) * 0.001
     )
-    (bare,), (face,) = (
+    (raw,), (face,) = (
         one.align(scene.image, [scene.box])
         for one in (oracle_aligner, with_landmark_offsets(oracle_aligner, landmark_offsets))
     )
@@ -138,8 +136,8 @@ def test_offsets_move_landmarks_and_nothing_else(oracle_aligner: Aligner, scene:
     contour = model.landmarks.contour_vertices(face.vertices_px[:, :2], model.template)
     for number, (vertices, before, after) in enumerate(
         (
-            (model.landmarks.vertex, bare.landmarks_3d[:, :2], face.landmarks_3d[:, :2]),
-            (contour, bare.landmarks_2d, face.landmarks_2d),
+            (model.landmarks.vertex, raw.landmarks_3d[:, :2], face.landmarks_3d[:, :2]),
+            (contour, raw.landmarks_2d, face.landmarks_2d),
         )
     ):
         at = (
@@ -152,13 +150,13 @@ def test_offsets_move_landmarks_and_nothing_else(oracle_aligner: Aligner, scene:
         np.testing.assert_allclose(after, expected, atol=1e-6)
     np.testing.assert_allclose(face.trace[-1].landmarks_2d, face.landmarks_3d[:, :2], atol=1e-3)
     for name in ("vertices", "visibility", "confidence", "face_confidence"):
-        np.testing.assert_array_equal(getattr(face, name), getattr(bare, name))
+        np.testing.assert_array_equal(getattr(face, name), getattr(raw, name))
     (again,) = (
         with_landmark_offsets(oracle_aligner, landmark_offsets)
         .without_landmark_offsets()
         .align(scene.image, [scene.box])
     )
-    np.testing.assert_array_equal(again.landmarks_3d, bare.landmarks_3d)
+    np.testing.assert_array_equal(again.landmarks_3d, raw.landmarks_3d)
 
 
 def test_without_offsets_landmarks_are_vertices(oracle_aligner: Aligner, scene: Scene) -> None:
@@ -237,7 +235,7 @@ def test_offsets_are_fitted_to_photos(
     assert abs(found.offset[1, NAMES.index("chin"), 0]) == 0.0
 
 
-def test_photos_that_are_none_are_refused(oracle_aligner: Aligner, tmp_path: Path) -> None:
+def test_folders_without_usable_photos_are_refused(oracle_aligner: Aligner, tmp_path: Path) -> None:
     with pytest.raises(BadLandmarks):
         measure_landmark_offsets(oracle_aligner, [tmp_path], by_shape=False)
 

@@ -1,4 +1,4 @@
-"""Several photos of one person, by a network that is right (see ``oracle``)."""
+"""Multi-image fitting with a network that is exact (see ``oracle``)."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_cameras_stay_between_infinity_and_the_nearest() -> None:
 
 
 def test_one_photo_is_stepped_as_alone() -> None:
-    """Where its camera may not move."""
+    """With a fixed camera."""
     rng = np.random.default_rng(1)
     state, given = problem(1, rng=rng)
     noise = np.array([30.0])
@@ -202,7 +202,7 @@ def at_rest(model: MorphableModel, identity: np.ndarray) -> np.ndarray:
     return model.vertices(Coefficients(identity, np.zeros(len(model.expression))))
 
 
-def test_five_photos_tell_a_shape_better_than_one(
+def test_five_photos_determine_a_shape_better_than_one(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:
     alone, together = [], []
@@ -236,7 +236,7 @@ def test_order_changes_nothing(
 def test_photos_are_observed_in_several_sizes(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:
-    """Together only, and who reads the same at every size finds the same faces."""
+    """Only in multi-image fitting; an oracle that is exact at each size finds the same faces."""
     seen: list[int] = []
 
     class Watched(OracleNet):
@@ -261,7 +261,7 @@ def test_photos_are_observed_in_several_sizes(
         assert off < 0.01 * box.size
 
 
-def test_photos_without_a_face_are_left_out_with_a_word(
+def test_photos_without_a_face_are_left_out_with_a_reason(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:
     _, scenes = photos(open_head, code, 6)
@@ -321,7 +321,7 @@ def test_without_residual_deformation_faces_are_those_of_identities(
 def test_a_face_that_no_identity_forms(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:
-    """Fitted better with a residual deformation by five photos; without observations it is zero."""
+    """Five photos fit it better with a residual deformation; without observations that is zero."""
     rng = np.random.default_rng(8)
     vertex = oracle_aligner.anchors.vertex
     person = oracle_aligner.config.multi_image

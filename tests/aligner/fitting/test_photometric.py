@@ -71,8 +71,9 @@ def photos_of(
     marks: float,
     lamp: float,
 ) -> list[Bytes]:
-    """(H, W, 3) uint8 photos of a skin with ``marks``, each in a light of its own, by ``lamp`` from
-    even.
+    """(H, W, 3) uint8 photos of skin with ``marks``, each in another light.
+
+    ``lamp``: how far the light is from ambient.
     """
     model = fit_model.model
     fields = smooth_fields(model.template, fit_model.anchor_vertex, reach=0.006, count=400)
@@ -105,7 +106,7 @@ def all_face(photos: int) -> Observation:
 def test_the_rows_are_the_derivatives_of_the_residuals(
     fit_model: PersonFitModel, skin: Skin
 ) -> None:
-    """At the template, whose normals' slopes they are; of a photo that is linear in the pixel."""
+    """At the template, where normals are linearised, for a photo that is linear in the pixel."""
     p = len(fit_model.modes)
     state = make_state(np.zeros(p), 1)
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
@@ -148,10 +149,10 @@ def test_the_rows_are_the_derivatives_of_the_residuals(
 
 
 @pytest.mark.parametrize(("marks", "lamp"), [(0.08, 0.1), (0.0, 0.35)], ids=["marks", "shading"])
-def test_photos_correct_a_shape_that_correspondences_have_wrong(
+def test_photometric_adjustment_corrects_a_wrong_shape(
     fit_model: PersonFitModel, skin: Skin, open_head: MorphableModel, marks: float, lamp: float
 ) -> None:
-    """By marks of the skin as by shading; and a right shape stays."""
+    """Texture corrects it as well as shading does; a right shape stays."""
     rng = np.random.default_rng(3)
     p, shared = len(fit_model.modes), fit_model.shared
     true = np.zeros(p)
@@ -195,7 +196,7 @@ def test_photos_correct_a_shape_that_correspondences_have_wrong(
     assert error(state) < 0.25 * before
 
 
-def test_what_hides_the_skin_or_is_not_trusted_has_little_say(
+def test_occluders_and_photos_of_low_trust_have_little_influence(
     fit_model: PersonFitModel, skin: Skin
 ) -> None:
     rng = np.random.default_rng(4)
@@ -229,7 +230,7 @@ def test_one_photo_is_left_to_its_correspondences(
     code: PositionCode,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And so are photos of which the adjustment leads one astray."""
+    """Photos that diverge under the adjustment are left to their correspondences too."""
     rng = np.random.default_rng(6)
     scenes = [
         scene_of(open_head, code, np.zeros(150), np.zeros(52), yaw=yaw, rng=rng)

@@ -1,4 +1,4 @@
-"""Occluding contours: where surfaces turn away, where a mask ends, and how far a fit is off."""
+"""Occluding contours: tracing, the border of the mask, and residuals of a shifted fit."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def places(vertices: Floats, faces: np.ndarray, depth: Floats) -> tuple[int, Flo
     return count, row[2][:count], row[3][:count]
 
 
-def test_a_ball_turns_away_on_a_circle() -> None:
+def test_the_contour_of_a_sphere_is_a_circle() -> None:
     vertices, faces = ball(41, 90)
     open_depth = np.full((64, 64), np.inf)
     count, at, outward = places(vertices, faces, open_depth)
@@ -78,7 +78,7 @@ def test_a_ball_turns_away_on_a_circle() -> None:
     assert np.diff(np.append(angle, angle[0] + 2 * np.pi)).max() < 0.25
 
 
-def test_what_lies_behind_something_is_no_contour() -> None:
+def test_occluded_edges_are_no_contour() -> None:
     vertices, faces = ball(41, 90)
     depth = np.full((64, 64), np.inf)
     depth[:, 32:] = -2.0  # a wall before the right half
@@ -98,7 +98,7 @@ def test_ends_are_where_the_map_passes_zero() -> None:
     away = np.zeros(4)
     find_ends(logit, start, step, 4, 16, away)
     assert away[[0, 3]] == pytest.approx([1.3 / 0.25, -2.2 / 0.25])
-    assert np.isnan(away[1:3]).all()  # one looks the wrong way, one is too far inside
+    assert np.isnan(away[1:3]).all()  # one points inwards, one is too far inside
 
     stripes = np.tile(np.where((x % 8) < 4, 1.0, -1.0), (40, 1)).astype(np.float32)
     find_ends(stripes, np.array([[12.6, 5.0]]), np.array([[1.0, 0.0]]), 1, 12, away)
@@ -146,9 +146,7 @@ def match_at(fit_model: FitModel, state: FitState, observation: Observation) -> 
 
 
 @pytest.mark.parametrize("yaw", [0.0, 50.0, -85.0])
-def test_a_face_that_is_aside_is_off_its_silhouette_by_as_much(
-    fit_model: FitModel, yaw: float
-) -> None:
+def test_the_silhouette_measures_the_shift_of_a_face(fit_model: FitModel, yaw: float) -> None:
     true = make_state(rotation_from_angles(yaw, 5.0, 3.0))
     observation = observe(fit_model, true)
     reach = CONFIG.silhouette.reach * fit_model.face_size(true)[0]
@@ -167,7 +165,7 @@ def test_a_face_that_is_aside_is_off_its_silhouette_by_as_much(
         np.testing.assert_allclose(np.linalg.norm(lines.normal[0, used], axis=1), 1.0)
 
 
-def test_where_no_face_ends_nothing_is_known(fit_model: FitModel) -> None:
+def test_without_a_border_of_the_mask_there_are_no_lines(fit_model: FitModel) -> None:
     state = make_state(np.diag([1.0, -1.0, -1.0]))
     observation = observe(fit_model, state)
     everywhere = replace(observation, face_logit=np.ones_like(observation.face_logit))

@@ -27,7 +27,7 @@ def test_known_pixels() -> None:
 
 @each_camera
 def test_cropping(camera: Camera) -> None:
-    """``px -> (px - corner) * scale``; a crop of a crop is one crop; depth order does not care."""
+    """``px -> (px - corner) * scale``; a crop of a crop is one crop; depth order is unchanged."""
     rng = np.random.default_rng(0)
     p = points(rng)
     a, s, b, t = np.array([12.0, -7.0]), 1.7, np.array([3.0, 40.0]), 0.3
@@ -40,9 +40,7 @@ def test_cropping(camera: Camera) -> None:
 
 @each_camera
 def test_screen_depth_and_weight_are_affine_on_the_screen(camera: Camera) -> None:
-    """At the middle of a segment on the screen the depth is the mean, and the weights give the
-    surface point.
-    """
+    """Half-way along a segment on the screen, depth is the mean and the weights give the point."""
     rng = np.random.default_rng(0)
     a, b = points(rng), points(rng)
     depth, weight = camera.screen_depth, camera.screen_weight
@@ -71,7 +69,7 @@ def test_what_lies_behind_a_pinhole_has_no_weight() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
-def test_what_is_no_camera(value: float) -> None:
+def test_cameras_without_positive_scale_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match="positive"):
         Pinhole(value, np.zeros(2))
     with pytest.raises(ValueError, match="positive"):

@@ -44,9 +44,7 @@ def test_shading_is_linear_until_it_is_dark() -> None:
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_light_from_one_side_lights_that_side(axis: int) -> None:
-    """A clamped cosine's first nine coefficients shade like the cosine: brightest towards the
-    light, dark behind.
-    """
+    """The first nine coefficients of a clamped cosine approximate its shading."""
     toward = np.eye(3)[axis]
     normals = directions(4000)
     cosine = np.maximum(normals @ toward, 0.0)

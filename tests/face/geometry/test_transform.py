@@ -28,7 +28,7 @@ def random_rigid(rng: np.random.Generator) -> Rigid:
 
 @pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 4, 3)])
 def test_laws_of_motions(shape: tuple[int, ...]) -> None:
-    """The inverse undoes, composition is one after the other, and both are associative."""
+    """Inverse and composition are those of maps."""
     rng = np.random.default_rng(0)
     a, b, c = (random_rigid(rng) for _ in range(3))
     points = rng.normal(size=shape)
@@ -39,7 +39,7 @@ def test_laws_of_motions(shape: tuple[int, ...]) -> None:
     assert np.allclose((a @ b).inverse().apply(points), (b.inverse() @ a.inverse()).apply(points))
 
 
-def test_what_is_no_motion() -> None:
+def test_invalid_rigid_motions_are_refused() -> None:
     for rotation in (
         np.eye(3) * 1.01,
         np.diag([1.0, 1.0, -1.0]),
@@ -99,8 +99,7 @@ def test_geodesic_distance() -> None:
 
 
 def test_pose_of_aflw2000(shared: Path) -> None:
-    """Undoing ``Pose_Para`` brings the annotated 3D landmarks upright and frontal, whatever the
-    yaw.
+    """Inverting ``Pose_Para`` makes the annotated 3D landmarks upright and frontal at any yaw.
 
     The canonical faces that come out must be alike: the rotation left between each and their mean
     is small (its median is the annotation's own noise of about a degree), and the face's left, up

@@ -1,4 +1,4 @@
-"""Adapters of other people's models: the ICT-FaceKit against the open head, and what is refused."""
+"""The adapter of ICT-FaceKit: its model beside the open head, and malformed files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_ict_facekit_is_the_size_of_the_open_head(
     )  # the same points of the same frame
 
 
-def test_ict_facekit_speaks_the_same_language(
+def test_ict_facekit_has_the_conventions_of_the_open_head(
     ict: MorphableModel, open_head: MorphableModel
 ) -> None:
     assert {"jawOpen", "mouthSmileLeft", "eyeBlinkRight"} <= set(ict.expression_names)

@@ -1,4 +1,4 @@
-"""The open head: what its file promises, how well it fits faces, and what the loader refuses."""
+"""The open head: properties of its file, how well it fits faces, and malformed files."""
 
 from __future__ import annotations
 
@@ -144,9 +144,7 @@ def test_units_of_the_two_sides_are_mirror_images(open_head: MorphableModel) -> 
 
 
 def test_modes_are_in_standard_deviations_and_hold_no_motion(open_head: MorphableModel) -> None:
-    """A sampled face has its face where the mean has it: no shift, turn or scale is left in the
-    modes.
-    """
+    """The modes hold no similarity: sampled faces are aligned with the mean."""
     rng = np.random.default_rng(0)
     face = region_rows(open_head, "face", "lips", "brows")
     mean = open_head.template[face].astype(np.float64)
@@ -208,7 +206,7 @@ def test_lids_close_and_gaze_turns(open_head: MorphableModel) -> None:
 
 
 def test_teeth_stay_behind_closed_lips(open_head: MorphableModel) -> None:
-    """Whoever the face is, with the mouth shut next to nothing of its inside is seen."""
+    """With the mouth shut, hardly any of its inside is visible, whatever the identity."""
     rng = np.random.default_rng(1)
     inside = np.isin(
         open_head.region, [open_head.region_names.index(r) for r in ("teeth", "tongue", "mouth")]
@@ -255,9 +253,7 @@ def test_rounding_is_far_below_what_is_seen() -> None:
 
 
 def fitted(model: MorphableModel, vertices: np.ndarray, targets: Floats) -> Floats:
-    """(B, N, 2) pixels of the regularised fit of 40 identity modes and all expressions, in sd
-    units.
-    """
+    """(B, N, 2) pixels of the regularised fit of 40 identity modes and all expressions."""
     mean, basis = model.basis_of_vertices(vertices, 40, 52)
     sd = np.concatenate([np.ones(40), model.expression_sd])
     size = np.sqrt(np.prod(np.ptp(targets, axis=1), axis=1))
@@ -280,9 +276,7 @@ def fitted(model: MorphableModel, vertices: np.ndarray, targets: Floats) -> Floa
 
 
 def test_open_head_fits_faces_of_all_yaws(shared: Path, open_head: MorphableModel) -> None:
-    """Measured 0.87 % of the box on the reannotated AFLW2000-3D sample; a trial model reached 2.2
-    %.
-    """
+    """Measured: 0.87 % of the box on the reannotated AFLW2000-3D sample; target: 2.2 %."""
     with np.load(shared / "data" / "aflw2000-3d-sample" / "reannotated_pts68.npz") as file:
         targets = np.stack([file[k].reshape(68, -1)[:, :2] for k in sorted(file.files)]) + 0.5
     found = fitted(open_head, open_head.landmarks.vertex, targets)
@@ -292,9 +286,7 @@ def test_open_head_fits_faces_of_all_yaws(shared: Path, open_head: MorphableMode
 def test_open_head_fits_the_inner_landmarks_of_photos(
     shared: Path, open_head: MorphableModel
 ) -> None:
-    """Measured 0.9 % of the box of the inner points' own; the bar of the inverse rendering is 2 %
-    of the whole box.
-    """
+    """Measured: 0.9 % of the inner points' box; inverse rendering accepts 2 % of the whole box."""
     files = sorted((shared / "data" / "photos" / "afw").glob("*.pts"))[:60]
     whole = np.stack(
         [
@@ -309,8 +301,8 @@ def test_open_head_fits_the_inner_landmarks_of_photos(
     assert np.median(errors) < 0.013
 
 
-def test_the_schemes_share_most_places(open_head: MorphableModel) -> None:
-    """The 2D scheme's annotators differ from the 3D scheme's by millimetres, not by features."""
+def test_the_schemes_share_most_vertices(open_head: MorphableModel) -> None:
+    """The two schemes differ by millimetres."""
     table = open_head.landmarks
     apart = np.linalg.norm(
         open_head.template[table.vertex[17:]] - open_head.template[table.inner], axis=1

@@ -1,6 +1,4 @@
-"""Files of other people's face models: written small in the published layouts, read back, rendered,
-recovered.
-"""
+"""Files of published face models: written in small, read back, rendered and recovered."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ FLAME_MODES = 400  # the file's first 300 are shape
 
 @dataclass(frozen=True)
 class Written:
-    """What the files hold: the open head's skin in metres, with a few of its modes."""
+    """The content of the files: the open head's skin in metres, with a few of its modes."""
 
     template: Floats  # (V, 3)
     identity: Floats  # (K, V, 3)
@@ -56,9 +54,7 @@ def head(open_head: MorphableModel) -> Written:
 
 
 def orthonormal(modes: Floats) -> tuple[Floats, Floats]:
-    """(3V, K) orthonormal columns and (K,) standard deviations with the same span as (K, V, 3)
-    modes.
-    """
+    """(3V, K) orthonormal columns and (K,) standard deviations with the span of (K, V, 3) modes."""
     u, s, _ = np.linalg.svd(modes.reshape(len(modes), -1).T, full_matrices=False)
     return u, s
 
@@ -275,7 +271,7 @@ def test_a_published_layout_becomes_a_model(head: Written, tmp_path: Path, name:
 def test_a_face_of_such_a_file_is_rendered_and_recovered(
     head: Written, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The full way of whoever has a file: by name in DFF_MODELS, rendered, explained."""
+    """A user's file is found by name in DFF_MODELS, rendered, and fitted."""
     from dff.face.geometry.transform import geodesic_degrees
     from dff.face.io.assets import load_albedo
     from dff.pipeline.recovery.inverse import invert
@@ -296,7 +292,7 @@ def test_a_face_of_such_a_file_is_rendered_and_recovered(
 
 @pytest.mark.parametrize("name", ["gnm", "flame"])
 def test_the_published_asset_itself(name: str, shared: Path) -> None:
-    """Where body-models finds the real file: nothing is downloaded for a test."""
+    """Runs where body-models finds the real file; tests download nothing."""
     config = pytest.importorskip("body_models._config")
     cache = pytest.importorskip("body_models._cache")
     path = config.get_model_path(name) or cache.get_cache_dir() / name / assets.FILES[name]
@@ -344,7 +340,7 @@ def test_files_that_are_no_models_are_refused_by_name(head: Written, tmp_path: P
         load_model(str(flat))
 
 
-def test_a_unit_is_told_by_the_height() -> None:
+def test_the_unit_follows_from_the_height() -> None:
     for unit in (1.0, 0.01, 1e-3, 1e-6):
         assert guess_unit(np.array([[0.0, 0.0, 0.0], [0.0, 0.2 / unit, 0.0]])) == unit
     with pytest.raises(ValueError, match="not a face"):
@@ -360,6 +356,6 @@ def test_landmark_tables_of_eos_are_read() -> None:
             formats.landmark_table(wrong)
 
 
-def test_the_strongest_modes_are_kept() -> None:
+def test_the_modes_of_largest_variance_are_kept() -> None:
     modes = np.array([1.0, 3.0, 2.0])[:, None, None] * np.ones((3, 4, 3))
     np.testing.assert_allclose(strongest(modes, 2)[:, 0, 0], [3.0, 2.0])

@@ -1,6 +1,4 @@
-"""Correspondence: known motions come back, surfaces find themselves, colours arrive where they
-belong.
-"""
+"""Registration: known motions are recovered, and albedo and regions are transferred."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The open albedo: skin tones, features and seams; sampling at vertices against the texture
-itself.
-"""
+"""The open albedo: skin tones, features and seams; samples at vertices equal the texture."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ def albedo() -> AlbedoModel:
 
 
 def at_vertices(albedo: AlbedoModel, model: MorphableModel) -> tuple[Floats, Floats]:
-    """(V, 3) mean and (k, V, 3) components; a vertex on a seam has several places and takes the
-    first of them.
-    """
+    """(V, 3) mean and (k, V, 3) components at the first uv of each vertex."""
     rows = np.full(len(model.template), len(model.uv), np.int64)
     np.minimum.at(rows, model.faces.ravel(), model.uv_faces.ravel())
     return albedo.at(model.uv[np.where(rows == len(model.uv), 0, rows)])
@@ -82,9 +78,7 @@ def test_shape_errors_are_refused() -> None:
 def test_skin_goes_from_very_dark_to_very_light(
     albedo: AlbedoModel, open_head: MorphableModel
 ) -> None:
-    """The first component is lightness: one number moves the cheeks over the range of human
-    skin.
-    """
+    """The first component is lightness: it covers the range of human skin."""
     mean, components = at_vertices(albedo, open_head)
     cheeks = np.unique(open_head.landmarks.contour[[2, 14], 5])
     tones = [

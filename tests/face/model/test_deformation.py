@@ -1,4 +1,4 @@
-"""Smooth fields: the Gaussian process they are said to be, whole and by halves."""
+"""Smooth fields are samples of the stated Gaussian process, whole and by parity."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def test_the_even_and_the_odd_part_are_the_whole(open_head: MorphableModel) -> N
 
 
 def test_which_way_a_field_points_is_not_left_to_rounding() -> None:
-    """Odd fields of a symmetric cloud are largest at two places alike; other sums must not turn
-    them round.
-    """
+    """The sign of an odd field, which is largest at two places, does not depend on rounding."""
     half = np.random.default_rng(0).uniform([0.01, -0.1, -0.1], [0.1, 0.1, 0.1], (150, 3))
     cloud = np.concatenate([half, half * [-1.0, 1.0, 1.0]])
     vertex = np.arange(0, 300, 3)

@@ -78,9 +78,7 @@ def test_mirror_is_its_own_inverse_and_keeps_the_middle() -> None:
 
 
 def test_the_open_heads_landmarks_lie_where_their_names_say(open_head: MorphableModel) -> None:
-    """Left is +x, mirrored landmarks are mirrored vertices, the nose tip is the foremost, the chin
-    the lowest.
-    """
+    """Left is +x, mirrors agree, the nose tip is foremost, and the chin lowest."""
     vertex = open_head.landmarks.vertex
     at = open_head.template[vertex]
     left = np.array(["left" in n for n in NAMES])
@@ -97,9 +95,7 @@ def test_the_open_heads_landmarks_lie_where_their_names_say(open_head: Morphable
 def test_the_contour_is_the_outermost_of_its_candidates(
     open_head: MorphableModel, yaw: float
 ) -> None:
-    """In the 2D scheme the jaw of the side that turns away moves outwards to the silhouette, never
-    inwards.
-    """
+    """In the 2D scheme the far side of the jaw moves outwards to the silhouette, never inwards."""
     table = open_head.landmarks
     px = (open_head.template @ rotation_from_angles(yaw, 0.0, 0.0).T)[:, :2] * 1000.0
     chosen = table.contour_vertices(px, open_head.template)
@@ -134,7 +130,7 @@ def test_a_table_of_the_wrong_shape() -> None:
         LandmarkTable(np.zeros(68, dtype=int), np.zeros((16, 3), dtype=int))
 
 
-def test_errors_say_their_normaliser() -> None:
+def test_errors_are_divided_by_their_normalisers() -> None:
     rng = np.random.default_rng(0)
     truth = rng.uniform(0, 100, (68, 2))
     truth[0], truth[1] = (0.0, 0.0), (100.0, 100.0)

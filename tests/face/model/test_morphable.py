@@ -1,4 +1,4 @@
-"""The linear face model: laws of its space and the checks at its birth."""
+"""The linear face model: linearity, packing of coefficients, and checks of its tables."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_deformations_are_smooth_and_mostly_alike_on_both_sides(
 
 
 def test_fine_deformations_are_of_the_face_alone(open_head: MorphableModel) -> None:
-    """The back of the head, far from any face, rests; coarse ones move it."""
+    """Fine deformations leave the back of the head at rest; coarse ones move it."""
     behind = open_head.template[:, 2] < open_head.template[:, 2].min() + 0.05
     coarse, fine = np.split(open_head.deformations[:, behind], [6 * COARSE.functions])
     assert np.abs(fine).max() < 0.02 * FINE.deviation
@@ -112,7 +112,7 @@ def test_fine_deformations_are_of_the_face_alone(open_head: MorphableModel) -> N
 
 
 def test_restricted_bases_are_the_model(model: MorphableModel) -> None:
-    """A basis at surface points or vertices gives what the whole model gives there."""
+    """A basis at surface points or vertices agrees with the whole model."""
     rng = np.random.default_rng(1)
     c = Coefficients(rng.normal(size=3), rng.normal(size=2))
     whole = model.vertices(c)

@@ -34,9 +34,7 @@ def opengl() -> Visibility:
 def random_view(
     model: MorphableModel, size: tuple[int, int], rng: np.random.Generator, perspective: bool
 ) -> tuple[Floats, Camera]:
-    """(V, 3) vertices of a random face in ``cam`` and a camera that sees most of it; some views are
-    cut off.
-    """
+    """(V, 3) vertices of a random face in ``cam``, and a camera that may cut it off."""
     identity = rng.normal(size=min(40, len(model.identity)))
     expression = rng.uniform(0, 0.5, size=len(model.expression)) * (
         rng.random(len(model.expression)) < 0.2
@@ -71,8 +69,9 @@ def rays(camera: Camera, size: tuple[int, int]) -> tuple[Floats, Floats]:
 
 
 def cast(vertices: Floats, faces: Ints, origins: Floats, directions: Floats) -> tuple[Ints, Floats]:
-    """(N,) first triangle hit and distance by brute force in float64 (Möller and Trumbore 1997); -1
-    and inf if none.
+    """(N,) first triangle hit, or -1, and its distance, or infinity.
+
+    Brute force in float64 (Möller and Trumbore 1997).
     """
     hit, nearest = np.full(len(origins), -1), np.full(len(origins), np.inf)
     a, ab, ac = (
@@ -118,9 +117,7 @@ def test_backends_agree(
 
 @pytest.mark.parametrize("perspective", [False, True])
 def test_ray_casting_sees_the_same(open_head: MorphableModel, perspective: bool) -> None:
-    """Where a float64 ray caster and the z-buffer name different triangles, the ray passes within
-    0.01 px of both.
-    """
+    """Where ray casting and z-buffer differ, the ray passes within 0.01 px of both triangles."""
     rng = np.random.default_rng(2)
     size = (30, 30)
     for _ in range(2):
@@ -166,9 +163,7 @@ def test_embree_sees_the_same(open_head: MorphableModel) -> None:
 def test_every_pixel_of_a_torn_sheet_is_covered_once(
     backend: str, request: pytest.FixtureRequest
 ) -> None:
-    """Triangles that tile a square own each pixel centre exactly once, also centres on shared edges
-    and corners.
-    """
+    """Triangles that tile a square cover each pixel centre once, on shared edges too."""
     visibility = zbuffer.visibility if backend == "zbuffer" else request.getfixturevalue("opengl")
     rng = np.random.default_rng(4)
     side, n = 32, 9
@@ -191,9 +186,7 @@ def test_every_pixel_of_a_torn_sheet_is_covered_once(
 
 @pytest.mark.parametrize("backend", ["zbuffer", "opengl"])
 def test_what_cannot_be_drawn(backend: str, request: pytest.FixtureRequest) -> None:
-    """Triangles without area, off the image, or without a place leave the image as it was; huge
-    ones fill it.
-    """
+    """Triangles without area or off the image draw nothing; huge ones fill the image."""
     visibility = zbuffer.visibility if backend == "zbuffer" else request.getfixturevalue("opengl")
     nan, far = np.nan, 1e6
     px = np.array(
@@ -258,9 +251,7 @@ def resident_bytes() -> int:
 def test_three_thousand_frames_leak_nothing(
     backend: str, toy_model: MorphableModel, request: pytest.FixtureRequest
 ) -> None:
-    """Resident memory grows by less than 1 kB a frame, though sizes and meshes change on the
-    way.
-    """
+    """Resident memory grows by less than 1 kB a frame while sizes and meshes change."""
     visibility = zbuffer.visibility if backend == "zbuffer" else request.getfixturevalue("opengl")
     rng = np.random.default_rng(7)
     views = [random_view(toy_model, (48, 48), rng, perspective=True) for _ in range(8)]

@@ -1,4 +1,4 @@
-"""The resolver and what is made of a frame: known answers and laws."""
+"""The resolver and the images computed from a frame: known answers and laws."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def centres(frame: fr.Frame) -> Floats:
 
 
 def test_a_camera_inside_a_sphere_sees_its_radius_everywhere() -> None:
-    """The centre of a sphere of radius 10 sees distance 10, and outward normals, in every
-    direction.
-    """
+    """From the centre of a sphere of radius 10 all depths are 10 and all normals outward."""
     ball = trimesh.creation.icosphere(subdivisions=5, radius=10.0)
     rng = np.random.default_rng(0)
     for _ in range(4):
@@ -58,9 +56,7 @@ def test_a_camera_inside_a_sphere_sees_its_radius_everywhere() -> None:
 
 @pytest.mark.parametrize("camera", CAMERAS, ids=["pinhole", "weak"])
 def test_each_pixel_shows_its_own_surface_point(camera: Camera, open_head: MorphableModel) -> None:
-    """Surface points project back to their pixel's centre within 0.01 px, and have the frame's
-    depth.
-    """
+    """Surface points project to their pixel's centre within 0.01 px, and have the frame's depth."""
     vertices = head(open_head)
     frame = fr.render(vertices, open_head.faces, camera, SIZE)
     points = frame.points().of(vertices, open_head.faces)
@@ -77,9 +73,7 @@ def test_each_pixel_shows_its_own_surface_point(camera: Camera, open_head: Morph
 
 @pytest.mark.parametrize("camera", CAMERAS, ids=["pinhole", "weak"])
 def test_interpolation_is_that_of_the_surface(camera: Camera, open_head: MorphableModel) -> None:
-    """Interpolated vertex values and normals equal those of the surface points
-    (perspective-correct).
-    """
+    """Interpolated values and normals are perspective-correct: those of the surface points."""
     vertices = head(open_head)
     frame = fr.render(vertices, open_head.faces, camera, SIZE)
     values = np.concatenate([vertices, open_head.template[:, :2]], axis=1)
@@ -106,9 +100,7 @@ def test_a_tilted_plane_is_perspective_correct() -> None:
 
 @pytest.mark.parametrize("camera", CAMERAS, ids=["pinhole", "weak"])
 def test_a_frame_comes_back_from_its_ids(camera: Camera, open_head: MorphableModel) -> None:
-    """Ids, vertices and camera hold everything: resolving them gives the same bits, also through
-    16-bit storage.
-    """
+    """Resolving ids gives the same bits as rendering, also through 16-bit storage."""
     vertices = head(open_head)
     frame = fr.render(vertices, open_head.faces, camera, SIZE)
     stored = np.where(frame.mask, frame.triangle, 65535).astype(np.uint16)
@@ -131,9 +123,7 @@ def test_cropping_the_camera_crops_the_frame(camera: Camera, toy_model: Morphabl
 
 
 def test_triangles_that_reach_behind_the_camera_are_left_out(toy_model: MorphableModel) -> None:
-    """A camera inside the head sees the triangles in front of it, and those that wrap round it are
-    dropped.
-    """
+    """Inside the head, triangles in front are rendered, and those around the camera left out."""
     vertices = head(toy_model) - [0.0, 0.0, 1.0]
     frame = fr.render(vertices, toy_model.faces, Pinhole(30.0, np.array([32.0, 32.0])), (64, 64))
     in_front = (vertices[:, 2] > 0)[toy_model.faces].all(axis=1)
@@ -151,7 +141,7 @@ def test_triangles_that_reach_behind_the_camera_are_left_out(toy_model: Morphabl
 
 @pytest.mark.parametrize("camera", CAMERAS, ids=["pinhole", "weak"])
 def test_a_mesh_lies_where_its_camera_says(camera: Camera, open_head: MorphableModel) -> None:
-    """To the last bit; what lies behind the camera has no place."""
+    """Pixels are the camera's to the last bit; vertices behind the camera have none."""
     vertices = np.concatenate([head(open_head), [[0.1, 0.2, 0.0], [0.1, 0.2, -1.0]]])
     mesh = fr.Mesh.of(vertices, open_head.faces, camera)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -168,7 +158,7 @@ def test_a_mesh_lies_where_its_camera_says(camera: Camera, open_head: MorphableM
     assert np.abs(camera.depth_on_screen(depth[placed]) - vertices[placed, 2]).max() < 1e-12
 
 
-def test_a_callers_mistakes_are_named(toy_model: MorphableModel) -> None:
+def test_invalid_arguments_are_named(toy_model: MorphableModel) -> None:
     vertices, faces, camera = head(toy_model), toy_model.faces, CAMERAS[0]
     for bad in (np.nan, np.inf):
         spoilt = vertices.copy()
@@ -213,9 +203,7 @@ def test_a_texture_of_the_images_size_comes_through_unchanged() -> None:
 
 
 def test_sampling_between_texels_is_bilinear() -> None:
-    """Four times as many pixels as texels: weights 1/8, 3/8, 5/8, 7/8 between centres, the border
-    repeated outside.
-    """
+    """With four pixels per texel the weights are 1/8, 3/8, 5/8, 7/8; the border is repeated."""
     frame, uv, faces = uv_square(8)
     texture = np.array([[[0.0], [8.0]], [[80.0], [88.0]]], dtype=np.float32)
     line = np.array([0.0, 0.0, 1.0, 3.0, 5.0, 7.0, 8.0, 8.0])
@@ -240,7 +228,7 @@ def test_shading_is_albedo_times_light(open_head: MorphableModel) -> None:
 
 
 def test_a_convex_head_hides_what_faces_away(toy_model: MorphableModel) -> None:
-    """On a convex head a vertex is seen just when one of its triangles faces the camera."""
+    """On a convex head a vertex is visible exactly when one of its triangles faces the camera."""
     camera, size = WeakPerspective(600.0, np.array([100.0, 100.0])), (200, 200)
     rng = np.random.default_rng(0)
     shown = hidden = 0
@@ -263,9 +251,7 @@ def test_a_convex_head_hides_what_faces_away(toy_model: MorphableModel) -> None:
 
 
 def test_a_turned_head_hides_its_far_side(open_head: MorphableModel) -> None:
-    """At 70 degrees of yaw the far eye's outer corner and jaw are hidden; what lies off the image
-    is not seen.
-    """
+    """At 70 degrees of yaw the far eye corner and jaw are hidden, as is all outside the image."""
     camera, size = Pinhole(700.0, np.array([128.0, 128.0])), (256, 256)
     table = dict(zip(NAMES, open_head.landmarks.vertex, strict=True))
     for yaw, near, far in ((70.0, "left", "right"), (-70.0, "right", "left")):
@@ -287,9 +273,7 @@ def test_a_turned_head_hides_its_far_side(open_head: MorphableModel) -> None:
 
 
 def test_supersampled_coverage_is_the_area() -> None:
-    """A triangle's coverage adds up to its area, inside it is one, and constant colours come out
-    times coverage.
-    """
+    """Coverage adds up to a triangle's area, is one inside, and multiplies constant colours."""
     triangle = np.array([[0.1, 0.1, 1.0], [0.93, 0.17, 1.0], [0.31, 0.88, 1.0]])
     faces, camera = np.array([[0, 1, 2]]), WeakPerspective(20.0, np.zeros(2))
     a, b = (triangle[1] - triangle[0])[:2], (triangle[2] - triangle[0])[:2]
@@ -308,10 +292,8 @@ def test_supersampled_coverage_is_the_area() -> None:
     assert coverage[18, 18] == 0.0
 
 
-def test_supersampling_takes_apart_what_a_finer_image_shows(open_head: MorphableModel) -> None:
-    """At outlines the colours are those of an image three times as fine, averaged; elsewhere those
-    of the frame.
-    """
+def test_supersampling_averages_a_finer_image(open_head: MorphableModel) -> None:
+    """At outlines the colours are those of a 3x larger image, averaged; elsewhere the frame's."""
     vertices, camera, factor = head(open_head, 60.0), CAMERAS[0], 3
     values = open_head.template - open_head.template.min(0)
 

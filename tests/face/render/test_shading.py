@@ -1,6 +1,4 @@
-"""The fast picture against the slow one, pixel for pixel; its outlines against the areas that they
-cut.
-"""
+"""The shading pass equals the reference implementation; outlines are anti-aliased by area."""
 
 from __future__ import annotations
 
@@ -46,7 +44,9 @@ def scene(model: MorphableModel, n: int) -> tuple[fr.Mesh, fr.Frame, Texture, Fl
 
 
 @pytest.mark.parametrize("n", range(6))
-def test_the_slow_twin_has_the_same_colours(open_head: MorphableModel, n: int) -> None:
+def test_the_reference_implementation_has_the_same_colours(
+    open_head: MorphableModel, n: int
+) -> None:
     """Depth to the bit; colours, albedo times light, within a hundredth of a level."""
     mesh, frame, texture, image, light = scene(open_head, n)
     ids = mesh.seen(SIZE)
@@ -62,37 +62,35 @@ def test_the_slow_twin_has_the_same_colours(open_head: MorphableModel, n: int) -
     assert (slow[frame.mask] == 0.0).any()
 
 
-def test_trim_is_coloured_at_its_vertices(open_head: MorphableModel) -> None:
-    """Triangles after the textured ones take the colours of their vertices, and a pattern where it
-    is strong.
-    """
+def test_triangles_after_the_textured_ones_take_vertex_colours(open_head: MorphableModel) -> None:
+    """Triangles after the textured ones take vertex colours, and the pattern at its strength."""
     mesh, frame, texture, _, light = scene(open_head, 1)
     rng = np.random.default_rng(5)
     own = mesh.vertices[: len(mesh.vertices) // 2] - np.array([0.0, 0.0, 0.02])
     inner = open_head.faces[(open_head.faces < len(own)).all(1)]
     faces = np.concatenate([open_head.faces, inner + np.int32(len(mesh.vertices))])
     both = fr.Mesh.of(np.concatenate([mesh.vertices, own]), faces, mesh.camera)
-    look = rng.random((len(own), 6)).astype(np.float32)
-    look[:, 5] = 0.0
-    colours = VertexColours(len(mesh.vertices), look, np.ones((4, 4), np.float32))
+    attributes = rng.random((len(own), 6)).astype(np.float32)
+    attributes[:, 5] = 0.0
+    colours = VertexColours(len(mesh.vertices), attributes, np.ones((4, 4), np.float32))
     ids = both.seen(SIZE)
     fast = shading_pass(both, ids, texture, light, black(), colours)
     whole = fr.resolve(ids, both.vertices, faces, mesh.camera)
     trimmed = ids >= len(open_head.faces)
     assert trimmed.sum() > 500
     assert (frame.mask & ~trimmed).sum() > 100
-    values = np.concatenate([np.zeros((len(mesh.vertices), 3)), look[:, :3]])
+    values = np.concatenate([np.zeros((len(mesh.vertices), 3)), attributes[:, :3]])
     slow = fr.shaded(whole, fr.interpolate(whole, values, faces), light)
     assert np.abs(fast.image[trimmed] - slow[trimmed]).max() < 0.02 / 255.0
     assert np.array_equal(fast.depth, whole.depth)
     # A pattern of ones doubles what its strength of one touches, up to white.
-    strong = look.copy()
+    strong = attributes.copy()
     strong[:, 5] = 1.0
     flat = np.zeros((9, 3))
     flat[0] = ambient()[0]
     plain, patterned = (
         shading_pass(both, ids, texture, flat, black(), replace(colours, attributes=each)).image
-        for each in (look, strong)
+        for each in (attributes, strong)
     )
     expected = np.minimum(2.0 * plain[trimmed], 1.0)
     assert np.abs(patterned[trimmed] - expected).max() < 0.01 / 255.0
@@ -106,7 +104,7 @@ def black() -> Floats:
 def flat_picture(
     mesh: fr.Mesh, size: tuple[int, int], colour: float, background: float
 ) -> ShadedImage:
-    """A picture of two colours, with smooth outlines."""
+    """An image of two colours, with anti-aliased outlines."""
     ids = mesh.seen(size)
     depth = fr.resolve(ids, mesh.vertices, mesh.faces, mesh.camera).depth
     image = np.full((*size, 3), background, dtype=np.float32)
@@ -123,8 +121,10 @@ def flat_picture(
     [Pinhole(200.0, np.array([40.0, 40.0])), WeakPerspective(200.0, np.array([40.0, 40.0]))],
 )
 def test_an_outline_has_the_colour_of_the_areas_it_parts(camera: Camera) -> None:
-    """A square at any angle: white over black adds up to its area, nothing is darker or brighter
-    than both, and each pixel errs by less than two of eight samples."""
+    """White over black adds up to a square's area at any angle.
+
+    Colours lie between both, and each pixel is off by less than two of eight samples.
+    """
     for degrees in (0.0, 3.0, 11.0, 30.0, 45.0):
         turn = np.deg2rad(degrees)
         square = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]) * 0.1 + 0.0031
@@ -142,8 +142,10 @@ def test_an_outline_has_the_colour_of_the_areas_it_parts(camera: Camera) -> None
 
 
 def test_no_fringes(open_head: MorphableModel) -> None:
-    """A face of the background's colour leaves no trace; over another colour it lies between both
-    everywhere, and pixels away from outlines keep their own."""
+    """A face of the background's colour leaves no trace.
+
+    Over another colour all pixels lie between both, and those away from outlines keep their own.
+    """
     mesh, *_ = scene(open_head, 2)
     assert np.abs(flat_picture(mesh, SIZE, 0.4, 0.4).image - 0.4).max() < 1e-6
     seen = flat_picture(mesh, SIZE, 0.9, 0.1)
@@ -160,9 +162,7 @@ def test_no_fringes(open_head: MorphableModel) -> None:
 
 
 def test_the_background_of_an_outline_is_its_own() -> None:
-    """Where an outline cuts a covered pixel, what shows is the background beside it, not another
-    colour.
-    """
+    """Where an outline cuts a covered pixel, the background beside it is blended."""
     square = np.array(
         [[-0.2, -0.2, 1.0], [0.0137, -0.2, 1.0], [0.0137, 0.2, 1.0], [-0.2, 0.2, 1.0]]
     )
@@ -182,10 +182,11 @@ def test_the_background_of_an_outline_is_its_own() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_the_slow_twin_has_the_same_outlines(open_head: MorphableModel, n: int) -> None:
-    """Against samples that are each coloured by themselves, fifteen by fifteen in a pixel: a face
-    in its own colours errs at its outlines by less than a third of what hard outlines do, and the
-    mean colour stays."""
+def test_outlines_are_those_of_dense_supersampling(open_head: MorphableModel, n: int) -> None:
+    """Outlines are close to those of fifteen by fifteen samples, each coloured by itself.
+
+    The error is less than a third of that of hard outlines, and the mean colour is the same.
+    """
     mesh, frame, _, _, _ = scene(open_head, n)
     row, column = np.mgrid[:64, :64] / 64.0
     image = np.stack([row, column, 1.0 - row, np.zeros_like(row)], axis=2)
@@ -212,7 +213,7 @@ def test_the_slow_twin_has_the_same_outlines(open_head: MorphableModel, n: int) 
 
 
 def test_outlines_are_where_depth_jumps_or_something_else_begins(open_head: MorphableModel) -> None:
-    """Within the mesh only between colours that differ; where the background begins always."""
+    """Within the mesh only where colours differ; at the border of the background always."""
     mesh, frame, texture, _, light = scene(open_head, 3)
     parts = (
         np.isin(open_head.region, [open_head.region_names.index(n) for n in ("eyes", "ears")]) + 1
@@ -236,9 +237,7 @@ def test_outlines_are_where_depth_jumps_or_something_else_begins(open_head: Morp
 
 
 def test_a_sample_is_coloured_by_its_own_surface() -> None:
-    """Two sheets one before the other, each of its own colour: samples of the near one take none of
-    the far one's.
-    """
+    """Of two overlapping sheets, samples of the near one take no colour of the far one."""
     near = np.array([[-0.2, -0.2, 1.0], [0.013, -0.2, 1.0], [0.013, 0.2, 1.0], [-0.2, 0.2, 1.0]])
     far = np.array([[-0.3, -0.3, 1.1], [0.3, -0.3, 1.1], [0.3, 0.3, 1.1], [-0.3, 0.3, 1.1]])
     faces = np.array([[0, 2, 1], [0, 3, 2], [4, 6, 5], [4, 7, 6]])
@@ -257,7 +256,7 @@ def test_a_sample_is_coloured_by_its_own_surface() -> None:
     assert line[22, 0] == 0.0
 
 
-def test_a_callers_mistakes_are_named(open_head: MorphableModel) -> None:
+def test_invalid_arguments_are_named(open_head: MorphableModel) -> None:
     mesh, _, texture, _, light = scene(open_head, 4)
     ids = mesh.seen(SIZE)
     with pytest.raises(ValueError, match="2 x 2"):

@@ -1,4 +1,4 @@
-"""The z-buffer against the obvious slow one: every triangle, every pixel, exact integers."""
+"""The z-buffer against a reference rasteriser: every triangle, every pixel, exact integers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def slow(px: Floats, depth: Floats, faces: Ints, size: tuple[int, int]) -> Ints:
     return ids
 
 
-def test_the_slow_twin_sees_the_same(toy_model: MorphableModel, open_head: MorphableModel) -> None:
+def test_the_reference_rasteriser_gives_the_same_triangles(
+    toy_model: MorphableModel, open_head: MorphableModel
+) -> None:
     rng = np.random.default_rng(0)
     for n in range(60):
         model, size = (
@@ -53,7 +55,7 @@ def test_the_slow_twin_sees_the_same(toy_model: MorphableModel, open_head: Morph
 
 
 def test_the_order_of_the_triangles_decides_nothing_but_ties(open_head: MorphableModel) -> None:
-    """Shuffled triangles give the same picture; of the same triangle twice the first shows."""
+    """Shuffled triangles give the same image; of two equal triangles the first shows."""
     rng = np.random.default_rng(1)
     for n in range(6):
         vertices, camera = random_view(open_head, (96, 96), rng, perspective=n % 2 == 0)
@@ -79,10 +81,8 @@ def test_wide_triangles_and_narrow_images() -> None:
             )
 
 
-def test_depths_are_told_apart_to_a_millionth_of_a_millimetre() -> None:
-    """Two parallel sheets a nanometre apart, beside something a kilometre away: the nearer
-    shows.
-    """
+def test_depth_resolution_is_a_millionth_of_a_millimetre() -> None:
+    """Of two sheets a nanometre apart, beside something a kilometre away, the nearer shows."""
     px = np.array(
         [[0.0, 0.0], [60.0, 0.0], [0.0, 60.0]] * 2 + [[50.0, 50.0], [64.0, 50.0], [50.0, 64.0]]
     )
@@ -99,9 +99,7 @@ def _cross(a: Floats, b: Floats) -> Floats:
 
 @pytest.mark.parametrize("perspective", [False, True])
 def test_samples_are_those_of_a_finer_image(open_head: MorphableModel, perspective: bool) -> None:
-    """Eight times as fine has them at its pixel centres. Their depth is that of the surface
-    there.
-    """
+    """An eightfold image has the samples at its pixel centres, with the depth of the surface."""
     rng = np.random.default_rng(3)
     size = (80, 70)
     vertices, camera = random_view(open_head, size, rng, perspective)
@@ -132,10 +130,10 @@ def test_samples_are_those_of_a_finer_image(open_head: MorphableModel, perspecti
     assert nothing.triangle.shape == (0, len(SAMPLE_PATTERN))
 
 
-def test_what_is_seen_from_behind_counts_where_it_shows(open_head: MorphableModel) -> None:
-    """A triangle seen from behind has samples if the image shows it; of a whole head that changes
-    hardly any.
-    """
+def test_back_facing_triangles_have_samples_where_they_are_visible(
+    open_head: MorphableModel,
+) -> None:
+    """A back-facing triangle has samples if the image shows it."""
     rng = np.random.default_rng(4)
     px = np.array([[1.0, 1.0], [9.0, 1.0], [1.0, 9.0]])
     pixels = np.ones((10, 10), dtype=bool)

@@ -1,6 +1,4 @@
-"""Robust fitting of pose and shape to points: Jacobians, exact recovery, outliers, frozen
-coefficients.
-"""
+"""Robust Gauss-Newton: Jacobians, exact recovery, outliers, fixed coefficients."""
 
 from __future__ import annotations
 
@@ -51,9 +49,7 @@ def random_faces(n: int, rng: np.random.Generator, yaw: float = 80.0) -> FaceSta
 def fitted(
     mean: Floats, basis: Floats, targets: Floats, weights: Floats, noise: float
 ) -> FaceState:
-    """Graduated robust fit: outliers begin at a fifth of the face, then ever nearer, at last at
-    ``noise`` of it.
-    """
+    """Robust fit with the scale of outliers lowered from a fifth of the face to ``noise`` of it."""
     size = np.sqrt(np.prod(np.ptp(targets, axis=1), axis=1))  # (B,)
     state = initial_pose(mean, targets, weights, P)
     sd = np.array([1.0] * IDENTITIES + [0.3] * EXPRESSIONS)
@@ -101,12 +97,10 @@ def test_projections_are_those_of_the_near_camera(landmarks: tuple[Floats, Float
     assert np.allclose(px[0], project(state, np.broadcast_to(mean, (3, *mean.shape)))[0])
 
 
-def test_the_right_nearness_makes_poses_of_near_faces_exact(
+def test_the_right_inverse_depth_makes_poses_of_near_faces_exact(
     landmarks: tuple[Floats, Floats],
 ) -> None:
-    """Seen from 70 cm, the mean face is turned wrong by degrees if it is taken to be far; not if it
-    is known.
-    """
+    """At 70 cm poses are wrong by degrees in weak perspective, exact with inverse depth."""
     mean, _ = landmarks
     truth = random_faces(30, np.random.default_rng(1))
     near = np.full(30, 1 / 0.7)
@@ -143,7 +137,7 @@ def test_the_first_pose_is_exact_for_the_mean_face(landmarks: tuple[Floats, Floa
 
 
 def test_a_fit_explains_clean_points(landmarks: tuple[Floats, Floats]) -> None:
-    """With a weak prior the points are met to 0.3 % of the face, and the pose to a few degrees."""
+    """With a weak prior, points are fitted to 0.3 % of the face, and the pose to a few degrees."""
     mean, basis = landmarks
     truth = random_faces(20, np.random.default_rng(2))
     targets = project(truth, evaluate_shape(mean, basis, truth.coefficients))
@@ -160,9 +154,7 @@ def test_a_fit_explains_clean_points(landmarks: tuple[Floats, Floats]) -> None:
 
 
 def displaced(targets: Floats, rng: np.random.Generator, share: float) -> tuple[Floats, Bools]:
-    """(B, N, 2) targets with a fifth of each face's points moved by ``share`` of the face, and
-    which they are.
-    """
+    """(B, N, 2) targets with a fifth of the points moved by ``share`` of the face, and which."""
     b, n, _ = targets.shape
     size = np.sqrt(np.prod(np.ptp(targets, axis=1), axis=1))
     wrong = np.argsort(rng.random((b, n)), axis=1) < n // 5
@@ -172,8 +164,7 @@ def displaced(targets: Floats, rng: np.random.Generator, share: float) -> tuple[
 
 
 def test_wrong_points_hardly_turn_the_face(landmarks: tuple[Floats, Floats]) -> None:
-    """A fifth of the points displaced by a fifth of the face: the pose changes by less than two
-    degrees.
+    """With a fifth of the points displaced by a fifth of the face, the pose changes by under 2°.
 
     So for 95 of 100 faces of up to 60 degrees of yaw with 20 + 10 free coefficients; typically by
     less than half a degree. In the others a few wrong points agree by chance on another face.
@@ -246,17 +237,13 @@ def test_each_face_of_a_batch_is_fitted_by_itself(landmarks: tuple[Floats, Float
 
 
 def test_robust_weights_fall_from_one() -> None:
-    """Geman-McClure: one at zero, a quarter at the noise, next to nothing at ten times the
-    noise.
-    """
+    """Geman-McClure: one at zero, a quarter at the noise, near zero at ten times the noise."""
     residual = np.array([[[0.0, 0.0], [3.0, 4.0], [30.0, 40.0]]])
     assert np.allclose(robust_weights(residual, 5.0), [[1.0, 0.25, 1 / 101**2]])
 
 
 def test_fitted_poses_agree_with_aflw2000(landmarks: tuple[Floats, Floats], shared: Path) -> None:
-    """The open head fitted to AFLW2000-3D's landmarks turns as ``Pose_Para`` says, though that is
-    another model's.
-    """
+    """The open head fitted to AFLW2000-3D's landmarks has the pose of ``Pose_Para``."""
     mean, basis = landmarks
     targets, rotations = [], []
     for path in sorted((shared / "data" / "aflw2000-3d-sample").glob("*.mat")):
@@ -312,7 +299,7 @@ def test_a_point_on_two_crossing_lines_is_a_point(landmarks: tuple[Floats, Float
 
 
 def test_lines_leave_a_face_free_along_them(landmarks: tuple[Floats, Floats]) -> None:
-    """Upright lines tell where a face lies from left to right, and nothing of up and down."""
+    """Vertical lines determine the horizontal position of a face, but not the vertical one."""
     mean, basis = landmarks
     state = random_faces(1, np.random.default_rng(12), yaw=20.0)
     true = project(state, evaluate_shape(mean, basis, state.coefficients))

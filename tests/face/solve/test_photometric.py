@@ -1,4 +1,4 @@
-"""Derivatives against finite differences, and least squares against what made the colours."""
+"""Photometric terms: derivatives by finite differences, recovery of light and albedo."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def scene_of(model: MorphableModel, rng: np.random.Generator, components: int = 
 
 
 def slope_image(rng: np.random.Generator, size: int = 128) -> Floats:
-    """Colours that are linear in the pixel, which bilinear sampling reproduces: its derivative has
-    no kinks.
-    """
+    """Colours linear in the pixel: bilinear sampling is exact, so its derivative has no kinks."""
     y, x = np.mgrid[:size, :size] / size - 0.5
     slope = rng.normal(size=(2, 3)) * 0.5
     return np.asarray(0.5 + x[..., None] * slope[0] + y[..., None] * slope[1], dtype=np.float32)
@@ -92,7 +90,7 @@ def test_samples_lie_evenly_on_the_skin_and_their_normals_are_the_meshs(
 
 
 def test_normals_follow_the_shape(toy_model: MorphableModel) -> None:
-    """Against those of the moved mesh: the slopes are the template's exact derivatives."""
+    """Normals equal those of the moved mesh; the slopes are exact derivatives at the template."""
     rng = np.random.default_rng(12)
     samples = skin_samples(toy_model, skin(rng), identities=4, expressions=3, count=200)
     at = np.zeros(7)

@@ -65,14 +65,14 @@ def people(open_head: MorphableModel) -> list[Person]:
 
 
 def _row(
-    person: Person, model: MorphableModel, worn: tuple[str, ...], yaw: float = 0.0, **units: float
+    person: Person, model: MorphableModel, shown: tuple[str, ...], yaw: float = 0.0, **units: float
 ) -> ViewRow:
     expression = np.zeros(len(model.expression), dtype=np.float32)
     for unit, level in units.items():
         expression[model.expression_names.index(unit)] = level
     rotation = rotation_from_angles(yaw, 0.0, 0.0)
     scene = replace(
-        make_plain_scene(person, expression, rotation, model=model, size=SIZE), accessories=worn
+        make_plain_scene(person, expression, rotation, model=model, size=SIZE), accessories=shown
     )
     return views.make_row(person, 0, scene, model=model, seed=1, size=SIZE)
 
@@ -103,7 +103,7 @@ def test_what_an_accessory_hides_is_what_a_ray_hits_first(
     vertices = pose.apply(np.concatenate([head, prop.vertices]))
     faces = np.concatenate([toy_model.faces, prop.faces + len(head)])
     camera = Pinhole(150.0, np.array([48.0, 50.0]))
-    bare = mark_occluders(
+    plain = mark_occluders(
         render(vertices, faces, camera, (size, size)).triangle, len(toy_model.faces)
     )
 
@@ -115,37 +115,37 @@ def test_what_an_accessory_hides_is_what_a_ray_hits_first(
     hit = mesh.ray.intersects_first(np.zeros_like(ways), ways).reshape(size, size)
     oracle = np.where(hit >= len(toy_model.faces), OCCLUDER, hit)
     # Vertices are snapped to 1/256 px, so a centre on an edge may fall to either side.
-    different = bare != oracle
+    different = plain != oracle
     assert different.sum() <= 3
     assert (oracle == OCCLUDER).sum() > 200
     assert (oracle >= 0).sum() > 300
 
 
-def test_a_row_is_the_bare_head_where_nothing_stands_before_it(
+def test_a_row_shows_the_head_where_no_accessory_is_in_front(
     people: list[Person], open_head: MorphableModel
 ) -> None:
     for person in people[:4]:
-        for worn in (("body", "hand 0"), ("body", "object 0"), ("cover",)):
-            bare, row = _row(person, open_head, (), 25.0), _row(person, open_head, worn, 25.0)
+        for shown in (("body", "hand 0"), ("body", "object 0"), ("cover",)):
+            plain, row = _row(person, open_head, (), 25.0), _row(person, open_head, shown, 25.0)
             seen = row.triangle_ids >= 0
-            assert (row.triangle_ids[seen] == bare.triangle_ids[seen]).all()
+            assert (row.triangle_ids[seen] == plain.triangle_ids[seen]).all()
             hidden = row.triangle_ids == OCCLUDER
             assert (row.triangle_ids[~hidden & ~seen] == -1).all()
-            assert (bare.triangle_ids[~hidden] == row.triangle_ids[~hidden]).all()
+            assert (plain.triangle_ids[~hidden] == row.triangle_ids[~hidden]).all()
             assert hidden.sum() > 200
-            assert (row.landmarks_3d == bare.landmarks_3d).all()
-            assert not (row.visible_3d & ~bare.visible_3d).any()
+            assert (row.landmarks_3d == plain.landmarks_3d).all()
+            assert not (row.visible_3d & ~plain.visible_3d).any()
 
 
 def test_a_hidden_landmark_has_an_accessory_in_front_of_it(
     people: list[Person], open_head: MorphableModel
 ) -> None:
     person = people[0]
-    worn = ("body", "hair") if person.accessories.style is not None else ("body",)
-    for names in ((*worn, "hand 0"), (*worn, "object 0"), (*worn, "cover")):
-        bare, row = _row(person, open_head, ()), _row(person, open_head, names)
+    shown = ("body", "hair") if person.accessories.style is not None else ("body",)
+    for names in ((*shown, "hand 0"), (*shown, "object 0"), (*shown, "cover")):
+        plain, row = _row(person, open_head, ()), _row(person, open_head, names)
         x, y = np.floor(row.landmarks_3d).astype(int).T
-        for i in np.flatnonzero(bare.visible_3d):
+        for i in np.flatnonzero(plain.visible_3d):
             around = row.triangle_ids[y[i] - 1 : y[i] + 2, x[i] - 1 : x[i] + 2]
             if not row.visible_3d[i]:
                 assert (around == OCCLUDER).any()
@@ -164,9 +164,9 @@ def test_occluders_survive_the_shard_and_are_background_to_training(
     assert hidden.any()
     assert not frame.mask[hidden].any()
     assert (frame.depth[hidden] == 0).all()
-    bare = resolve_frame(_row(people[1], open_head, ()), open_head)
-    assert (frame.barycentric[frame.mask] == bare.barycentric[frame.mask]).all()
-    assert (frame.normal[frame.mask] == bare.normal[frame.mask]).all()
+    plain = resolve_frame(_row(people[1], open_head, ()), open_head)
+    assert (frame.barycentric[frame.mask] == plain.barycentric[frame.mask]).all()
+    assert (frame.normal[frame.mask] == plain.normal[frame.mask]).all()
     stored = write_view_store([row], open_head, tmp_path / "store").view(0)
     surface = build_training_surface(open_head)
     ids = np.minimum(stored.triangle.astype(np.int64), len(open_head.faces))
@@ -209,9 +209,7 @@ def test_masks_hide_mouth_and_nostrils_whatever_the_face_does(
 
 
 def test_glasses_clear_the_eyes_of_every_face(open_head: MorphableModel) -> None:
-    """Whatever the eyes and lids do, the rims stay before them; and their temples reach both
-    ears.
-    """
+    """The rims stay in front of eyes and lids of all expressions; temples reach both ears."""
     rng = np.random.default_rng(3)
     eyes = np.unique(open_head.faces[open_head.triangles_of("eyes")])
     lids = open_head.landmarks.vertex[36:48]
@@ -303,7 +301,7 @@ def test_the_head_map_is_the_surface_of_the_head(open_head: MorphableModel) -> N
     )
 
 
-def test_meshes_are_small_whole_and_of_the_seed(open_head: MorphableModel) -> None:
+def test_meshes_are_small_valid_and_determined_by_the_seed(open_head: MorphableModel) -> None:
     neutral = open_head.template.astype(np.float64)
     most = {"hair": 2500, "pressed hair": 2500, "glasses": 800, "hand": 1200, "object": 1200}
     most |= {"hat": 1000, "body": 700, "cover": 500}
@@ -323,7 +321,7 @@ def test_meshes_are_small_whole_and_of_the_seed(open_head: MorphableModel) -> No
         assert set(one.describe(names)) == set(names)
 
 
-def test_shares_of_accessories() -> None:
+def test_accessories_have_the_configured_frequencies() -> None:
     rng = np.random.default_rng(5)
     seen: Counter[str] = Counter()
     samples = _sample_many(1500)
@@ -358,11 +356,11 @@ def test_a_photo_keeps_its_own_hair() -> None:
         assert drawn.glasses is None or drawn.glasses.lens is not None
 
 
-def test_accessories_are_their_seed() -> None:
+def test_accessories_are_determined_by_their_seed() -> None:
     assert [asdict(o) for o in _sample_many(3)] == [asdict(o) for o in _sample_many(3)]
 
 
-def test_props_follow_the_face(people: list[Person], open_head: MorphableModel) -> None:
+def test_accessories_follow_the_face(people: list[Person], open_head: MorphableModel) -> None:
     builder = views.get_accessories(people[2], open_head)
     neutral = people[2].neutral
     unit = open_head.expression_names.index("jawOpen")
@@ -394,9 +392,7 @@ def test_invalid_accessories_are_refused() -> None:
 
 
 def test_a_model_without_hair_or_neck_has_the_accessories_it_can(toy_model: MorphableModel) -> None:
-    """The egg has neither ears nor eyes: nothing fails, and everything is a mesh of finite
-    numbers.
-    """
+    """On the egg-shaped toy model, without ears and eyes, all meshes have finite numbers."""
     drawn = next(o for o in _sample_many(200) if o.style and o.glasses and o.hat)
     names = ("body", "hair", "pressed hair", "glasses", "hat", "hand 0", "object 0", "cover")
     builder = AccessoryBuilder(drawn, toy_model, toy_model.template.astype(np.float64))
@@ -414,7 +410,7 @@ def test_a_model_without_hair_or_neck_has_the_accessories_it_can(toy_model: Morp
     )
 
 
-def test_balls_and_tubes_turn_their_outside_out() -> None:
+def test_balls_and_tubes_are_oriented_outwards() -> None:
     def volume(prop: AccessoryMesh) -> float:
         a, b, c = (prop.vertices[prop.faces[:, i]] for i in range(3))
         return float(np.einsum("nk,nk->n", a, np.cross(b, c)).sum() / 6.0)

@@ -1,4 +1,4 @@
-"""A person is recognised under other light and poses, and a stranger only by chance."""
+"""A person's views match under other light and poses, and strangers' only by chance."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SIDE = CONFIG.side
 
 @pytest.fixture(scope="module")
 def rows(open_head: MorphableModel) -> list[list[ViewRow]]:
-    """Three views of some sampled people, seen from before, nothing worn."""
+    """Three frontal views of some sampled people, without accessories."""
     out = []
     for index in range(PEOPLE):
         rng = np.random.default_rng(derive_seed(1, str(index)))
@@ -126,9 +126,9 @@ def test_occluders_are_left_out(rows: list[list[ViewRow]], open_head: MorphableM
     covered = extract_frontal_texture(
         row.pixels(), replace(row, triangle_ids=ids), open_head, frontal
     )
-    bare = extract_frontal_texture(row.pixels(), row, open_head, frontal)
-    assert 0.3 * bare.seen.sum() < covered.seen.sum() < 0.7 * bare.seen.sum()
-    assert not (covered.seen & ~bare.seen).any()
+    plain = extract_frontal_texture(row.pixels(), row, open_head, frontal)
+    assert 0.3 * plain.seen.sum() < covered.seen.sum() < 0.7 * plain.seen.sum()
+    assert not (covered.seen & ~plain.seen).any()
 
 
 def test_strangers_are_found_by_chance() -> None:

@@ -61,7 +61,7 @@ def test_nothing_is_learned_where_nothing_differs(pictures: Bytes) -> None:
 
 
 @pytest.mark.parametrize("change", ["smoother", "redder"])
-def test_what_differs_is_found(pictures: Bytes, change: str) -> None:
+def test_a_difference_is_found(pictures: Bytes, change: str) -> None:
     made, people = halves()
     altered = pictures.copy()
     for index in np.flatnonzero(made):
@@ -75,9 +75,7 @@ def test_what_differs_is_found(pictures: Bytes, change: str) -> None:
 
 
 def test_people_are_never_on_both_sides(pictures: Bytes) -> None:
-    """Twelve people, each of one kind, ten pictures of each almost alike: who knows a person knows
-    the kind.
-    """
+    """Twelve people, each of one sample, with ten similar images: persons predict samples."""
     rng = np.random.default_rng(1)
     person = np.arange(COUNT) // 10
     made = person % 2 == 1
@@ -89,7 +87,7 @@ def test_people_are_never_on_both_sides(pictures: Bytes) -> None:
     assert together.people == 12
 
 
-def test_the_interval_covers_a_coin(pictures: Bytes) -> None:
+def test_the_interval_covers_chance(pictures: Bytes) -> None:
     made, people = halves()
     found = run_two_sample_test(pictures, made, people, seed=5)
     assert found.high - found.low == pytest.approx(4 * 0.5 / np.sqrt(COUNT), rel=0.25)
@@ -100,7 +98,7 @@ def test_one_kind_alone_is_refused(pictures: Bytes) -> None:
         run_two_sample_test(pictures, np.zeros(COUNT, bool), halves()[1], seed=0)
 
 
-def test_a_crop_does_not_tell_the_size_of_its_picture() -> None:
+def test_crops_do_not_depend_on_the_size_of_the_image() -> None:
     rng = np.random.default_rng(2)
     large = cv2.GaussianBlur(picture(rng, 384), (0, 0), 8.0)
     small = cv2.resize(large, (192, 192), interpolation=cv2.INTER_AREA)

@@ -91,7 +91,7 @@ def test_values_fall_between_their_edges() -> None:
 @pytest.mark.parametrize(
     ("side", "above"), [(0.0, 0.0), (60.0, 10.0), (-120.0, 45.0), (20.0, -40.0)]
 )
-def test_a_lamp_is_where_it_was_put(side: float, above: float) -> None:
+def test_the_direction_of_a_light_is_measured(side: float, above: float) -> None:
     a, e = np.deg2rad([side, above])
     direction = np.array([np.sin(a) * np.cos(e), -np.sin(e), -np.cos(a) * np.cos(e)])
     light = np.outer(directional_light(direction), np.ones(3)) + lighting.ambient(0.3)
@@ -149,7 +149,7 @@ def test_skin_has_the_tone_it_was_painted_with(
     assert np.isnan(measure_skin_tone(grey, toy_model))
 
 
-def test_tones_are_undone() -> None:
+def test_sensor_tones_are_inverted() -> None:
     rng = np.random.default_rng(3)
     light = rng.uniform(0.1, 0.9, (4, 5, 3)).astype(np.float32)
     sensor = replace(

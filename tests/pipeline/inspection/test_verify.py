@@ -1,6 +1,4 @@
-"""Verifying a dataset: every view comes out again from the dataset alone, and what does not is
-named.
-"""
+"""Verification: views are reproduced from the dataset alone, and differences are named."""
 
 from __future__ import annotations
 
@@ -83,7 +81,7 @@ def with_another_pose(rows: list[ViewRow]) -> list[ViewRow]:
     return [rows[0], replace(rows[1], cam_from_head=moved), *rows[2:]]
 
 
-def test_every_view_is_made_again_from_the_dataset_alone(made: str) -> None:
+def test_every_view_is_reproduced_from_the_dataset_alone(made: str) -> None:
     checks = check_dataset(open_dataset(made), 0)
     assert checks.differences == []
     assert checks.rows == checks.same == checks.pairs == IDENTITIES * VIEWS
@@ -92,7 +90,7 @@ def test_every_view_is_made_again_from_the_dataset_alone(made: str) -> None:
 
 
 def test_maps_of_rows_are_those_of_rendering(made: str, open_head: MorphableModel) -> None:
-    """To the last bit where the model is seen, whatever the person wears and holds before it."""
+    """Equal to the last bit where the model is visible, with any accessories."""
     dataset = open_dataset(made)
     hidden = 0
     for row in (row for index in range(len(dataset.shards)) for row in dataset.read_shard(index)):
@@ -138,7 +136,7 @@ def test_a_sample_is_of_the_asked_size_and_always_the_same(made: str) -> None:
         (with_half_a_person, 4, "stored person of sampled-000000 is cut off or damaged"),
         (with_another_image, 1, r"sampled-000000/0001: image: \d+ pixels differ"),
         (with_moved_landmarks, 1, "sampled-000000/0001: landmarks_2d: .* is 0.71 px off"),
-        (with_another_recipe, 1, "sampled-000000/0001: can't be made again: JSONDecodeError"),
+        (with_another_recipe, 1, "sampled-000000/0001: can't be rendered again: JSONDecodeError"),
         (
             with_another_pose,
             1,
@@ -146,7 +144,7 @@ def test_a_sample_is_of_the_asked_size_and_always_the_same(made: str) -> None:
         ),
     ],
 )
-def test_what_is_not_made_again_is_named_with_its_file_and_row(
+def test_differences_are_named_with_their_file_and_row(
     change: Callable[[list[ViewRow]], list[ViewRow]],
     failed: int,
     said: str,
@@ -158,13 +156,15 @@ def test_what_is_not_made_again_is_named_with_its_file_and_row(
     checks = check_dataset(dataset, 0)
     assert checks.rows - checks.same == failed
     message = (
-        f"{failed} of 12 views are not made again .*data/part-00000-of-00002.parquet: .*{said}"
+        f"{failed} of 12 views are not reproduced .*data/part-00000-of-00002.parquet: .*{said}"
     )
     with pytest.raises(BadDataset, match=message):
         raise_for_differences(checks, dataset)
 
 
-def test_what_this_installation_cannot_make_again_is_said_first(made: str, tmp_path: Path) -> None:
+def test_an_installation_that_cannot_reproduce_views_is_refused_first(
+    made: str, tmp_path: Path
+) -> None:
     dataset = open_dataset(tampered(made, tmp_path, lambda rows: rows))
     plan = parse_plan(dataset.storage.read(KEY), KEY)
     dataset.storage.write(KEY, replace(plan, renderer="zbuffer of old").to_json())

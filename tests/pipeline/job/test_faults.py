@@ -1,4 +1,4 @@
-"""Whatever befalls a job, it ends with the bytes of the undisturbed one, or stops and says why."""
+"""After any fault a job ends with the bytes of the undisturbed one, or stops with a reason."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ def whole(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A storage whose ``at``-th change (counted from 0) calls ``fault``, before or after it is
-    made.
-    """
+    """A storage that calls ``fault`` before or after its ``at``-th change, counted from 0."""
 
     inner: Storage
     at: int
@@ -135,7 +133,7 @@ def test_a_disk_that_fills_up_at_any_change_stops_the_job_and_loses_nothing(
     assert objects(out) == whole
 
 
-def test_what_storage_fails_for_now_is_tried_again(
+def test_temporary_storage_errors_are_retried(
     plan: Plan, whole: dict[str, bytes], out: Storage, log: Path
 ) -> None:
     hurried = RunConfig(retry_waits=(0.0, 0.0))
@@ -245,9 +243,7 @@ def encoded(pixels: np.ndarray, suffix: str = "png") -> bytes:
 
 
 def bad_photos() -> dict[str, tuple[bytes, bytes | None, str, str]]:
-    """Name to image, landmarks, the reason that they will be refused for, and words of its
-    detail.
-    """
+    """By name: image, landmarks, the reason of refusal, and words of its detail."""
     good = encoded(skimage.data.astronaut(), "jpeg")
     lines = POINTS.decode().splitlines()
     first = lines.index("{") + 1
@@ -319,8 +315,8 @@ def test_each_bad_photo_is_in_the_report_with_its_reason(undisturbed: Path) -> N
     assert len(said) >= 8  # the report shows the first five of each reason
 
 
-def test_a_bomb_is_refused_by_its_header(photos: Path) -> None:
-    """50,000 x 50,000 pixels: in no time and no memory."""
+def test_a_decompression_bomb_is_refused_by_its_header(photos: Path) -> None:
+    """50,000 x 50,000 pixels are refused at once, without allocating them."""
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak
     before, start = memory("VmRSS"), time.process_time()
     with pytest.raises(Exception, match="megapixels"):
@@ -337,7 +333,7 @@ def memory(name: str) -> int:
     return int(line.split()[1])
 
 
-def test_a_bucket_in_every_trouble_gives_the_undisturbed_dataset(
+def test_a_failing_bucket_gets_the_undisturbed_dataset(
     photos: Path, undisturbed: Path, s3: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3_storage, "READ_TIMEOUT", 0.5)
@@ -370,9 +366,7 @@ def test_a_bucket_in_every_trouble_gives_the_undisturbed_dataset(
 def test_a_photo_that_may_not_be_read_stops_the_job_by_name(
     photos: Path, undisturbed: Path
 ) -> None:
-    """It is no bad photo: the whole folder may be shut, and no failure must be written down for
-    that.
-    """
+    """Not a bad photo: the whole folder may be unreadable, so no failure is recorded."""
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are shut to others
         copy, place = Path(folder, "photos"), Path(folder, "set")
         shutil.copytree(photos, copy)
@@ -449,7 +443,7 @@ def test_a_dataset_of_other_options_is_refused_with_what_differs(
 
 
 @pytest.mark.parametrize("dialect", [name for name in DIALECTS if name != "all"] + ["all"])
-def test_a_server_of_any_dialect_gets_the_same_dataset(
+def test_servers_of_every_s3_dialect_get_the_same_dataset(
     s3: FaultyS3, plan: Plan, whole: dict[str, bytes], tmp_path: Path, dialect: str
 ) -> None:
     bucket = open_storage(f"s3://{BUCKET}/faults/{next(_fresh)}", endpoint_url=s3.url)

@@ -39,7 +39,7 @@ def test_a_small_synthesis_is_the_one_made_in_a_folder(
     assert objects(bucket) == objects(open_storage(str(tmp_path)))
 
 
-def test_a_store_that_dies_under_a_job_loses_nothing(
+def test_a_server_that_dies_during_a_job_loses_nothing(
     bucket: Storage, swift: Swift, out: Storage, log: Path
 ) -> None:
     plan = toy_plan(8, shard_subjects=1)

@@ -108,7 +108,7 @@ def test_an_altered_or_foreign_plan_is_refused_by_name() -> None:
             parse_plan(data, "OUT/plan.json")
 
 
-def test_two_subjects_of_one_name_are_refused() -> None:
+def test_two_subjects_of_one_id_are_refused() -> None:
     photos = [PhotoRef("sampled-000001", "x.jpg", None)]
     with pytest.raises(ValueError, match="sampled-000001"):
         make_plan(photos, identities=2, seed=1, options={}, assets={}, renderer="r")

@@ -29,9 +29,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def cluster(s3: FaultyS3) -> Iterator[None]:
-    """A Ray of two CPUs; started after the S3 server, so that its workers inherit the
-    credentials.
-    """
+    """Ray with two CPUs, started after the S3 server: workers inherit its credentials."""
     with connected(None, workers=2):
         yield
 
@@ -96,7 +94,7 @@ def test_a_bucket_gets_the_same_bytes(
         ("hang once", "Straggler"),
     ],
 )
-def test_what_may_pass_is_tried_again_and_said(
+def test_temporary_failures_are_retried_and_reported(
     cluster: None,
     plan: Plan,
     whole: dict[str, bytes],
@@ -127,7 +125,9 @@ def test_a_node_is_not_filled_beyond_its_memory(
     assert most_at_once(log) == 1
 
 
-def test_a_mistake_is_not_tried_again(cluster: None, plan: Plan, out: Storage, log: Path) -> None:
+def test_permanent_errors_are_not_retried(
+    cluster: None, plan: Plan, out: Storage, log: Path
+) -> None:
     with pytest.raises(ZeroDivisionError, match="a mistake of ours"):
         run(plan, out, log, fault="wrong", shard=2)
     assert made(log)[2] == 1

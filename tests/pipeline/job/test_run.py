@@ -157,7 +157,7 @@ def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
 @pytest.mark.parametrize(
     "lost", ["ledger/segment-00000.jsonl", "data/part-00001-of-00004.parquet", "MANIFEST.json"]
 )
-def test_whatever_is_lost_is_made_again(
+def test_lost_objects_are_made_again(
     plan: Plan, whole: dict[str, bytes], out: Storage, log: Path, lost: str
 ) -> None:
     run(plan, out, log)
@@ -181,7 +181,7 @@ def test_a_leftover_of_other_bytes_is_refused_by_name(
     assert objects(out) == whole
 
 
-def test_another_plan_does_not_mix_in(plan: Plan, out: Storage, log: Path) -> None:
+def test_another_plan_is_refused(plan: Plan, out: Storage, log: Path) -> None:
     run(plan, out, log)
     before = objects(out)
     with pytest.raises(BadDataset, match=r"another plan \(seed: 7, now 8; views: 3, now 5\)"):
@@ -199,7 +199,7 @@ def test_a_ledger_of_another_plan_is_refused(plan: Plan, out: Storage, log: Path
     ):
         run(plan, out, log)
     out.write("ledger/segment-00000.jsonl", b"{}")
-    with pytest.raises(BadDataset, match=r"ledger/segment-00000.jsonl is no object of a ledger"):
+    with pytest.raises(BadDataset, match=r"ledger/segment-00000.jsonl is not a ledger object"):
         run(plan, out, log)
     out.delete("ledger/segment-00000.jsonl")
     out.write("ledger/part-00003.json", records.splitlines()[0])
@@ -266,7 +266,7 @@ def test_the_bar_counts_faces_and_failures(
 
 
 def test_a_record_says_no_more_for_more_rows(log: Path, tmp_path: Path) -> None:
-    """What a driver gets for a shard does not grow with the shard."""
+    """The record that a driver receives does not grow with the shard."""
     sizes = []
     for views in (1, 40):
         place = open_storage(str(tmp_path / str(views)))

@@ -1,6 +1,4 @@
-"""The bookkeeping of a large dataset: twenty thousand shards here, a million in
-``benchmarks.scale``.
-"""
+"""The bookkeeping of twenty thousand shards; ``benchmarks.scale`` has a million."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ SHARDS, PHOTOS, IN_FLIGHT = 20_080, 2_000, 80
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Counting:
-    """A job whose driver was killed before its end, with sixty records that are not in a
-    segment.
-    """
+    """A job whose driver was killed with sixty records outside any segment."""
     storage = Counting(open_storage(str(tmp_path_factory.mktemp("scale") / "set")))
     lay_out(storage, SHARDS, PHOTOS)
     drive(storage, IN_FLIGHT)
@@ -54,7 +50,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Counting:
 def test_twenty_thousand_shards_are_resumed_and_verified_in_little_memory_and_few_requests(
     killed: Counting,
 ) -> None:
-    """A fiftieth of a million, with 1 GB for that in mind."""
+    """The bound is 1 GB for a million shards; this is a fiftieth."""
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak
     before = peak()
     assert [info.key for info in killed.list("ledger/")] == [
@@ -115,9 +111,7 @@ def test_no_folder_holds_more_than_a_thousand_shards() -> None:
 
 
 def test_a_job_is_finished_in_several_segments(tmp_path: Path) -> None:
-    """All the way through real shards: the driver closes what is full, and a reader finds every
-    row.
-    """
+    """With real shards: the driver writes full segments, and a reader finds every row."""
     plan = toy_plan(1010, shard_subjects=1, views=1)
     out = open_storage(str(tmp_path / "out"))
     manifest = job.drive(
@@ -148,7 +142,7 @@ def test_a_full_shard_holds_about_the_same_number_of_pixels(views: int, size: in
     assert faces == 1 or 0.7 < faces * views * size**2 / (640 * 256**2) < 1.3
 
 
-def test_the_costs_of_a_job_that_can_be_reckoned_by_hand() -> None:
+def test_the_costs_of_a_job_that_can_be_computed_by_hand() -> None:
     wanted = Job(
         photos=1000,
         views=10,

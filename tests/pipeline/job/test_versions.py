@@ -83,7 +83,7 @@ def test_a_change_that_changes_no_row_leaves_the_version(
     assert digest(tree) == before
 
 
-def test_all_rooms_of_a_row_are_covered_and_no_other() -> None:
+def test_all_packages_that_decide_a_row_are_covered_and_no_other() -> None:
     code = find_row_code(ROOT, ROW_MAKER)
     modules = {path.relative_to(ROOT).as_posix() for path in code.modules}
     assert {"face/render/frame.py", "infra/split.py", "face/render/kernels.py"} <= modules

@@ -1,6 +1,4 @@
-"""A small job on the toy model, with faults on demand; importable, so that worker processes can
-build it.
-"""
+"""A small job on the toy model, with faults on demand, importable by worker processes."""
 
 from __future__ import annotations
 
