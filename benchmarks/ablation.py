@@ -1,11 +1,12 @@
-"""Networks, losses and dimensions beside each other: ``python -m benchmarks.ablation DATASET --work
-FOLDER``.
+"""Comparison of networks, losses and dimensions.
+
+``python -m benchmarks.ablation DATASET --work FOLDER``
 
 Every variant is trained by the loop of ``dff.trainer.train`` with the same seed, views and number
-of steps on one core, and judged on the same pairs of held-out views. The runs are short: from
-scratch they rank what learns faster, which need not be what ends higher; from weights that have
-learned (``--start dff-open``) they show what each loss adds near the end. A variant whose weights
-lie in FOLDER is not trained again, so a stopped run goes on where it was.
+of steps on one core, and evaluated on the same pairs of held-out views. The runs are short: from
+scratch they rank the speed of learning, which need not be the final accuracy; from trained weights
+(``--start dff-open``) they show the gain of each loss near the end. A variant whose weights are in
+FOLDER is not trained again, so an interrupted run can be continued.
 """
 
 from __future__ import annotations
@@ -71,11 +72,11 @@ VARIANTS = {
     "dimension 16": replace(FIRST, net=replace(FIRST.net, dims=16)),
     "dimension 64": replace(FIRST, net=replace(FIRST.net, dims=64)),
 }
-"""What is compared from scratch; each differs from the first in what its name says."""
+"""The variants trained from scratch; each differs from the first as its name says."""
 
 
 def further(start: str) -> dict[str, TrainConfig]:
-    """What is compared on weights that have learned: each goes on from ``start`` at a low rate."""
+    """The variants that are trained further from ``start`` at a low rate."""
     net = weights.load(start).net.config
     deeper = replace(net, depths=(*net.depths[:-2], net.depths[-2] + 2, net.depths[-1] + 4))
     base = TrainConfig(start=start, net=net, learning_rate=5e-4)
@@ -99,9 +100,7 @@ class Trial:
 
 
 def short(config: TrainConfig, *, steps: int, batch: int) -> TrainConfig:
-    """The variant as a short run: a quicker warm-up and moving average, nothing judged on the
-    way.
-    """
+    """The variant as a short run, with a quick warm-up and moving average and no evaluation."""
     return replace(
         config,
         steps=steps,
@@ -116,7 +115,7 @@ def short(config: TrainConfig, *, steps: int, batch: int) -> TrainConfig:
     )
 
 
-def file_of(name: str) -> str:
+def weights_file(name: str) -> str:
     """The weights file of a variant."""
     return "".join(c if c.isalnum() else "-" for c in name) + ".safetensors"
 
@@ -130,7 +129,7 @@ def train_once(
     fingerprint: str,
     console: Console,
 ) -> None:
-    """Write the weights of a variant, unless they are there already.
+    """Train a variant and write its weights, unless they exist.
 
     Raises ValueError when those that are there were trained otherwise: their figures would stand
     beside others'.
@@ -172,9 +171,7 @@ def held_out(dataset: Dataset, *, identities: int) -> list[ViewRow]:
 
 
 def timed(nets: dict[str, DescriptorNet], *, size: int) -> dict[str, dict[int, float]]:
-    """CPU time of each network for an image in batches of 1 and 16, the fastest of rounds in which
-    all take turns.
-    """
+    """CPU time of each network for an image, in batches of 1 and 16: the fastest round."""
     best = {name: {1: np.inf, 16: np.inf} for name in nets}
     for _ in range(ROUNDS):
         for name, net in nets.items():
@@ -190,11 +187,13 @@ def timed(nets: dict[str, DescriptorNet], *, size: int) -> dict[str, dict[int, f
     return best
 
 
-def judged(
+def evaluate_variants(
     loaded: Mapping[str, weights.Weights], pairs: list[ViewPair], *, size: int, anchors: bool
 ) -> list[Trial]:
-    """The figures of every variant's weights. ``anchors``: matched by the anchors' probabilities,
-    not by the bare descriptor, which is all that losses without anchors teach.
+    """The figures of every variant's weights.
+
+    ``anchors``: match by the anchors' probabilities, not by the raw descriptor, which is all that
+    losses without anchors train.
     """
     nets = {name: w.net.to(memory_format=torch.channels_last) for name, w in loaded.items()}  # type: ignore[call-overload]
     speed = timed(nets, size=size)
@@ -216,7 +215,7 @@ def judged(
     ]
 
 
-def table_of(trials: list[Trial], pairs: int) -> Table:
+def build_table(trials: list[Trial], pairs: int) -> Table:
     out = Table(
         title=f"{pairs} pairs of held-out views; PCK 5 % / mean error, px at 256, all cells alike"
     )
@@ -264,7 +263,7 @@ def main(
     for name, config in variants.items():
         config = short(config, steps=steps, batch=batch)
         train_once(
-            work / file_of(name),
+            work / weights_file(name),
             config,
             store=store,
             model=model,
@@ -276,8 +275,10 @@ def main(
         held_out(opened, identities=24), model, count=pairs, size=size, rng=np.random.default_rng(0)
     )
     loaded = {"start": weights.load(start)} if start else {}
-    loaded |= {name: weights.load(work / file_of(name)) for name in variants}
-    console.print(table_of(judged(loaded, shown, size=size, anchors=bool(start)), len(shown)))
+    loaded |= {name: weights.load(work / weights_file(name)) for name in variants}
+    console.print(
+        build_table(evaluate_variants(loaded, shown, size=size, anchors=bool(start)), len(shown))
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Milliseconds for each aligned face on one core, by stage: ``python -m benchmarks.align``.
 
-The network has its real size and runs for its time, but its answers are replaced by an oracle's,
-so that faces converge whatever weights are at hand. CPU time; rounds
-take turns and the fastest counts: trust the ratios more than the numbers.
+The network has its real size and runtime, but its output is replaced by an oracle's, so that faces
+converge with any weights. CPU time of the fastest round, all taking turns: ratios are more reliable
+than absolute numbers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STAGES = ("network", "matching", "fit", "visibility and confidence", "rest")
 
 
 class Clock:
-    """CPU seconds by stage; ``hidden`` is time that is none of the aligner's."""
+    """CPU seconds by stage; ``hidden`` is time outside the aligner."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys((*STAGES, "hidden"), 0.0)
@@ -58,7 +58,7 @@ class Clock:
 
 
 class TimedNet:
-    """Runs the real network and throws its answer away for the oracle's."""
+    """Runs the real network, but returns the oracle's features."""
 
     def __init__(self, net: DescriptorNet, oracle: OracleNet, clock: Clock) -> None:
         self.net, self.oracle, self.clock = net, oracle, clock
@@ -71,7 +71,7 @@ class TimedNet:
 
 
 def measure(aligner: Aligner, clock: Clock, scenes: list[Scene], batch: int) -> dict[str, float]:
-    """Milliseconds of each stage for one face, and of all of them."""
+    """Milliseconds of each stage for one face, and in total."""
     clock.seconds = dict.fromkeys(clock.seconds, 0.0)
     start = time.process_time()
     for begin in range(0, len(scenes), batch):
@@ -86,9 +86,7 @@ def measure(aligner: Aligner, clock: Clock, scenes: list[Scene], batch: int) -> 
 
 
 def network_times(weights: Weights, side: int) -> dict[int, tuple[float, float]]:
-    """Milliseconds of the network for one crop, by batch: in torch, and its ONNX file in
-    onnxruntime.
-    """
+    """Milliseconds of the network for one crop by batch size, in torch and in onnxruntime."""
     net = weights.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -122,8 +120,8 @@ def main() -> None:
     weights, crop = load(DEFAULT), load_aligner().config.crop
     net = weights.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     timed = TimedNet(net, OracleNet(code, noise=0.6), clock)
-    # As noisy as real features the oracle's fall short of confidence, as real ones don't: what
-    # fails is seen twice.
+    # With the noise of real features the oracle's confidence would be too low, and failed faces are
+    # aligned twice.
     sure = replace(
         DEFAULT_CALIBRATION, face=np.append(np.zeros(len(DEFAULT_CALIBRATION.face) - 1), 9.0)
     )

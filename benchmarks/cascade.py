@@ -1,11 +1,13 @@
 """The paper's comparison: one cascade on DFF and on SIFT, and dense fits, on the same faces.
 
-``python -m benchmarks.cascade AFLW2000/ --labels reannotated.npz --photos 300w/ --learn data/ --out
-cascades/`` learns both cascades on a dataset's training identities and prints what every stage
-reaches on held-out ones; then it compares all methods on photos: ``nme_box`` and pose by yaw bin,
-``nme_iod`` of the inner 51 points on held-out photos, CPU milliseconds for each face (one thread,
-batches of 32), and the AUROC of confidence for well aligned faces. A cascade that is named
-(``--dff``, ``--sift``) is not learned again.
+    python -m benchmarks.cascade AFLW2000/ --labels reannotated.npz --photos 300w/ --learn data/
+        --out cascades/
+
+trains both cascades on a dataset's training identities and prints the errors of every stage on
+held-out ones. Then it compares all methods on photos: ``nme_box`` and pose by yaw bin, ``nme_iod``
+of the inner 51 points on held-out photos, CPU milliseconds for each face (one thread, batches of
+32), and the AUROC of confidence for well aligned faces. A cascade that is named (``--dff``,
+``--sift``) is not trained again.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ BINS = ("0-30", "30-60", "60-90", "mean of bins")
 
 
 class Timed:
-    """An aligner whose CPU seconds and faces are counted; the first call compiles and is not."""
+    """An aligner that counts its CPU seconds and faces, without the first call, which compiles."""
 
     def __init__(self, aligner: Aligner, name: str) -> None:
         self.aligner, self.name = aligner, name
@@ -60,14 +62,14 @@ class Timed:
 
 
 def trust(report: Report) -> Reliability:
-    """What was said of each face against whether its mean error is below ``GOOD``."""
+    """Confidence of each face against whether its mean error is below ``GOOD``."""
     rows = [row for row in report.rows if row.alignment is not None]
     said = np.array([row.alignment.face_confidence for row in rows if row.alignment is not None])
     return Reliability(said, np.array([row.errors["nme_box"] < GOOD for row in rows]))
 
 
 def learned(base: Aligner, dataset: Dataset, kind: Kind, asked: argparse.Namespace) -> Path:
-    """The file of a cascade that was learned on the dataset."""
+    """Train a cascade on the dataset; returns its file."""
     path: Path = asked.out / f"{kind}.safetensors"
     recipe = Recipe(
         kind=kind, views=asked.views, held_out=asked.held_out, calibration=asked.calibrate
@@ -83,7 +85,7 @@ def learned(base: Aligner, dataset: Dataset, kind: Kind, asked: argparse.Namespa
 
 
 def learning_table(files: dict[Kind, Path]) -> Table:
-    """What every stage reached on held-out rendered faces, as the files' cards say."""
+    """The errors on held-out rendered faces after every stage, from the files' cards."""
     cards: dict[Kind, list[dict[str, float]]] = {
         kind: load_cascade(path).card.get("nme_box", []) for kind, path in files.items()
     }
@@ -97,7 +99,7 @@ def learning_table(files: dict[Kind, Path]) -> Table:
     return table
 
 
-def figures_of(aligner: Aligner, name: str, asked: argparse.Namespace) -> list[str]:
+def measure_aligner(aligner: Aligner, name: str, asked: argparse.Namespace) -> list[str]:
     """A row of the table of photos."""
     timed: Any = Timed(aligner, name)  # has the one method of an aligner that evaluations call
     faces = evaluate_aflw2000(asked.aflw2000, timed, labels=asked.labels)
@@ -131,7 +133,7 @@ def main() -> None:
     parser.add_argument(
         "--labels", type=Path, help="reannotated points, .npz or .npy; default: those of the .mat"
     )
-    parser.add_argument("--photos", help="folder of 300-W photos; those held out are judged")
+    parser.add_argument("--photos", help="folder of 300-W photos; held-out ones are used")
     parser.add_argument("--weights", help="weights file or shipped name; default: those that ship")
     parser.add_argument(
         "--dff", type=Path, help="cascade on DFF; default: --learn, or the one that ships"
@@ -174,7 +176,7 @@ def main() -> None:
         "method", *BINS, "pose", "300-W inner 51", "over 10 %", "ms", "failed", "ECE", "AUROC"
     )
     for name, aligner in aligners.items():
-        table.add_row(*figures_of(aligner, name, asked))
+        table.add_row(*measure_aligner(aligner, name, asked))
     console.print(table)
 
 

@@ -1,24 +1,22 @@
-"""Known answers from another model: faces of ICT-FaceKit are rendered and recovered with the open
-head.
+"""Inverse rendering of faces of ICT-FaceKit, whose parameters are known, with the open head.
 
 python -m benchmarks.cross_model ../shared/models/ict-facekit-light/ict_facekit_light.npz [--count
 60]
 
-Each face has known shape, expression, pose, light and albedo, and is seen by a pinhole camera 1.2 m
-away before a cluttered wall. Its 68 landmarks are given exactly, and once more as annotators would
-place them (normal noise of 1.5 % of the landmark box in each point). What the joint fit finds is
-compared with what the landmarks alone give in the same run (the first stage of the same fit, with
-albedo and light solved on that shape):
+Each face has known shape, expression, pose, light and albedo, and is rendered by a pinhole camera
+1.2 m away in front of a cluttered wall. Its 68 landmarks are given exactly, and once more with the
+errors of annotators (normal noise of 1.5 % of the landmark box in each point). The joint fit is
+compared with the landmark fit of the same run (its first stage, with albedo and light solved on
+that shape):
 
 * 3D: mean distance (mm) of the true face's vertices (face, lips, brows) from the fitted surface,
   after scaling the fit by the distance of the outer eye corners and a rigid alignment by closest
   points, as in the NoW benchmark; "corresponding": the same, but of the points that correspond by
   the registration of the two templates.
-* pose: angle of the rotation that lays the fitted face's corresponding points, as they stand before
-  the camera, onto the true ones: two models' frames differ by some degrees of pitch, which this
-  does not see.
-* light, albedo: mean absolute difference of shading and albedo over the face's pixels, after one
-  common level (light and albedo share one that no photo tells), as a share of the mean.
+* pose: angle of the rotation from the fitted face's corresponding points, in ``cam``, to the true
+  ones. It does not depend on the frames of the two models, which differ by some degrees of pitch.
+* light, albedo: mean absolute difference of shading and albedo over the face's pixels, as a share
+  of the mean, after removing the scale between light and albedo, which no photo determines.
 """
 
 from __future__ import annotations
@@ -68,7 +66,7 @@ REACH = 0.085  # metres from the nose tip: the face without ears, throat and hai
 
 @dataclass(frozen=True)
 class Known:
-    """A photo and all that made it."""
+    """A rendered photo and its parameters."""
 
     photo: Photo
     vertices: Floats  # (V, 3) metres, head
@@ -86,8 +84,9 @@ def made(
     noise: float,
     rng: np.random.Generator,
 ) -> Known:
-    """A face of the model with landmarks in the 3D scheme. ``noise``: of the points, as a share of
-    their box.
+    """Render a face of the model.
+
+    ``noise``: of its landmarks (3D scheme), as a share of their box.
     """
     identity = rng.normal(size=len(model.identity)) * 0.9
     expression = np.zeros(len(model.expression))
@@ -123,14 +122,14 @@ def made(
     pixels = np.clip(pixels + 0.01 * rng.normal(size=pixels.shape), 0, 1)
     landmarks = camera.px_from_cam(cam)[model.landmarks.vertex]
     box = np.sqrt(np.prod(np.ptp(landmarks, axis=0)))
-    # A point of two normal coordinates lies sqrt(pi / 2) standard deviations off on the average.
+    # The mean length of two normal coordinates is sqrt(pi / 2) standard deviations.
     landmarks = landmarks + rng.normal(size=(68, 2)) * noise * box / np.sqrt(np.pi / 2)
     photo = Photo(f"known-{yaw:.0f}", (pixels * 255).astype(np.uint8), landmarks, "3d", "")
     return Known(photo, vertices, pose, camera, light, texture)
 
 
 def blotches(size: int, *, rng: np.random.Generator) -> Floats:
-    """(S, S, 1) spots and grain of a few per cent: skin that no statistical albedo explains."""
+    """(S, S, 1) spots and grain of a few per cent, outside the statistical albedo."""
     coarse = cv2.resize(
         rng.normal(size=(size // 12, size // 12)), (size, size), interpolation=cv2.INTER_CUBIC
     )
@@ -139,7 +138,7 @@ def blotches(size: int, *, rng: np.random.Generator) -> Floats:
 
 @dataclass(frozen=True)
 class Ruler:
-    """What compares a fit with the truth: fixed tables of the two models."""
+    """Compares fits with the truth, by fixed tables of the two models."""
 
     truth: MorphableModel
     fitted: MorphableModel
@@ -173,9 +172,7 @@ class Ruler:
         return Ruler(truth, fitted, skin, counterpart)
 
     def surface_mm(self, true: Floats, vertices: Floats) -> tuple[float, float]:
-        """3D errors (to the surface, of corresponding points) of (V, 3) vertices from the true
-        ones, both in metres.
-        """
+        """3D errors of (V, 3) vertices in metres: to the surface, and of corresponding points."""
         points, scaled, start = self._laid_on(true, vertices)
         surface, _ = part(scaled, self.fitted.faces, triangles(self.fitted, KINDS[0]))
         return 1e3 * aligned_distance(start.apply(points), surface), self.corresponding_mm(
@@ -189,9 +186,7 @@ class Ruler:
         return 1e3 * float(np.linalg.norm(start.apply(points) - paired, axis=1).mean())
 
     def _laid_on(self, true: Floats, vertices: Floats) -> tuple[Floats, Floats, Similarity]:
-        """True points, ``vertices`` scaled by the eye corners, and the rigid motion of the points
-        onto their pairs.
-        """
+        """True points, scaled ``vertices``, and the rigid motion of the points onto their pairs."""
         corners = np.array(OUTER_EYE_CORNERS)
         a = true[self.truth.landmarks.vertex[corners]]
         b = vertices[self.fitted.landmarks.vertex[corners]]
@@ -201,18 +196,14 @@ class Ruler:
         return points, scaled, similarity(points, paired, scaled=False)
 
     def degrees(self, known: Known, vertices: Floats, rotation: Floats) -> float:
-        """Angle between fitted (V, 3) vertices in head, turned by (3, 3) cam_from_head, and the
-        true face in cam.
-        """
+        """Angle between fitted (V, 3) vertices, rotated by cam_from_head, and the true face."""
         found = self.counterpart.of(vertices, self.fitted.faces) @ rotation.T
         true = known.cam_from_head.apply(known.vertices[self.skin])
         return float(geodesic_degrees(similarity(found, true).rotation, np.eye(3)))
 
 
 def seen_from_outside(model: MorphableModel) -> Bools:
-    """(V,) vertices of the template seen in most of the views that they face: not the inside of
-    nostrils and lips.
-    """
+    """(V,) vertices visible in most views that they face: not those inside nostrils and lips."""
     shown, faced = np.zeros((2, len(model.template)))
     camera = WeakPerspective(SIZE / 0.4, np.full(2, SIZE / 2))
     normals = vertex_normals(model.template, model.faces)
@@ -229,9 +220,7 @@ def seen_from_outside(model: MorphableModel) -> Bools:
 
 
 def aligned_distance(points: Floats, surface: Surface) -> float:
-    """Mean distance (metres) of (N, 3) points from a surface after rigid closest-point alignment of
-    all of them.
-    """
+    """Mean distance (metres) of (N, 3) points from a surface, after rigid alignment."""
     nearest = Nearest(surface)
     for _ in range(ALIGNING_STEPS):
         at, _ = nearest(points)
@@ -244,9 +233,7 @@ def aligned_distance(points: Floats, surface: Surface) -> float:
 def appearance(
     known: Known, ruler: Ruler, albedo: AlbedoModel, recovery: Recovery, scene: Scene
 ) -> tuple[float, float]:
-    """Errors of shading and albedo over the pixels where truth and fit both show the skin of a
-    face.
-    """
+    """Errors of shading and albedo over the pixels where truth and fit both show facial skin."""
     truth, fitted = ruler.truth, ruler.fitted
     size = len(recovery.crop)
     camera = known.camera.cropped(recovery.corner, recovery.scale)
@@ -280,15 +267,11 @@ def coefficients_of(scene: Scene, model: MorphableModel) -> Coefficients:
 
 
 HELD = 0.025
-"""Landmarks that count as little as this sd (of the face's size) gave the least 3D error of a fit
-without pixels.
-"""
+"""Standard deviation of landmarks, in face sizes, of least 3D error of a fit without pixels."""
 
 
 def held_mm(known: Known, ruler: Ruler, fit_model: LandmarkFitModel) -> float:
-    """3D error of the best fit of the landmarks alone, which reproduces its points less closely
-    than the start.
-    """
+    """3D error of the best landmark fit, with stronger priors than the start of the joint fit."""
     face = fit_landmarks(
         known.photo.landmarks, fit_model, "3d", config=LandmarkFitConfig(landmark_sd=HELD)
     )
@@ -302,7 +285,9 @@ def held_mm(known: Known, ruler: Ruler, fit_model: LandmarkFitModel) -> float:
 FIGURES = ("3D error, mm", "corresponding, mm", "pose, degrees", "light", "albedo")
 
 
-def errors_of(known: Known, ruler: Ruler, albedo: AlbedoModel) -> tuple[list[float], list[float]]:
+def measure_errors(
+    known: Known, ruler: Ruler, albedo: AlbedoModel
+) -> tuple[list[float], list[float]]:
     """FIGURES of the landmarks alone and of the joint fit."""
     scenes: list[Scene] = []
     recovery = invert(
@@ -341,7 +326,7 @@ def main(asset: Path, count: int = 60, seed: int = 0) -> None:
         for number in track(range(count), title, console=console, transient=True):
             yaw = YAWS[number % len(YAWS)]
             known = made(truth, own, yaw, noise=noise, rng=np.random.default_rng([seed, number]))
-            found.setdefault(abs(yaw), []).append(errors_of(known, ruler, albedo))
+            found.setdefault(abs(yaw), []).append(measure_errors(known, ruler, albedo))
             held.append(held_mm(known, ruler, fit_model))
         show(
             console,

@@ -2,11 +2,11 @@
 
     python -m benchmarks.detector aflw2000-3d/ --annotated lfpw/ --annotated afw/ --every 4
 
-A face counts as *seen* when a proposal of the search overlaps its landmark box by IoU 0.4, as
+A face counts as *seen* when a proposal of the search overlaps its landmark box by IoU 0.4, and as
 *found* when a face that the aligner then accepts does. The baseline is OpenCV's Haar cascades,
-frontal and profile both ways, in their usual settings. Detections of no labelled face count as
-false: strictly, so that people in the background whom the set does not label count, too. CPU time
-on one core, the fastest of some rounds.
+frontal and both profiles, with their usual settings. Detections of no labelled face count as false,
+including people in the background that the set does not label. CPU time on one core, the fastest of
+some rounds.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Photo:
 
 
 class Cascades:
-    """The foil."""
+    """The baseline: OpenCV's Haar cascades."""
 
     def __init__(self) -> None:
         folder = Path(cv2.__file__).parent / "data"
@@ -103,8 +103,7 @@ class Cascades:
                 x0, y0, x1, y1 = np.array([x, y, x, y]) + side * place
                 if picture is mirrored:
                     x0, x1 = picture.shape[1] - x1, picture.shape[1] - x0
-                # A frontal hit is surer than any profile hit; the cascades' scores are not
-                # comparable.
+                # Scores of different cascades are not comparable: frontal detections come first.
                 sure = float(score) + (1e3 if cascade is self.frontal else 0.0)
                 out.append(Detection(Box(x0 / shrink, y0 / shrink, x1 / shrink, y1 / shrink), sure))
         return distinct(out)
@@ -126,7 +125,7 @@ def photos(folder: Path, every: int) -> list[Photo]:
 
 
 def held_out(folders: Sequence[Path], every: int) -> list[Photo]:
-    """Photos of 300-W that nothing was trained on, one face of each."""
+    """Held-out photos of 300-W, one face of each."""
     paths = [
         path
         for folder in folders
@@ -145,9 +144,7 @@ def held_out(folders: Sequence[Path], every: int) -> list[Photo]:
 
 
 def shrunk(photo: Photo, face: float, seed: int) -> Photo:
-    """The photo such that its face measures ``face`` pixels, in the middle of a larger drawn
-    background.
-    """
+    """The photo scaled to a face of ``face`` pixels, centred on a larger drawn background."""
     scale = face / photo.boxes[0].size
     size = round(max(2.0 * scale * max(photo.image.shape[:2]), CANVAS))
     corner = size / 2 - scale * np.array(photo.image.shape[1::-1]) / 2
@@ -163,7 +160,7 @@ def shrunk(photo: Photo, face: float, seed: int) -> Photo:
 
 
 def turned(photo: Photo, degrees: float) -> Photo:
-    """The photo turned about its middle."""
+    """The photo rotated about its centre."""
     height, width = photo.image.shape[:2]
     angle = np.deg2rad(degrees)
     linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -203,7 +200,7 @@ Finder = Callable[[Bytes], list[Box]]
 
 
 def score(find: Finder, some: Sequence[Photo]) -> tuple[Floats, float]:
-    """(F,) whether each face was found, and how many false ones an image has."""
+    """(F,) whether each face was found, and the number of false detections per image."""
     hits, false = [], 0
     for photo in some:
         found = find(photo.image)
@@ -296,7 +293,7 @@ def main(
 
 
 def _row(cells: Sequence[str]) -> None:
-    """A row of a Markdown table, at once: a long run that is stopped has said what it measured."""
+    """Print a row of a Markdown table at once, so that an interrupted run shows its results."""
     typer.echo(f"| {' | '.join(cells)} |")
 
 

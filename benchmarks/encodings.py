@@ -1,13 +1,11 @@
-"""Bytes against error for every way of storing a view's ground truth that was tried, and a person's
-pictures.
+"""Bytes and errors of encodings of a view's ground truth, and of a person's textures.
 
 python -m benchmarks.encodings DATASET [--views 60] [--photos FOLDER]
     [--write docs/experiments/encodings.md]
 
-An error is how far the surface point that a reader gets lies from the one that the pixel's centre
-shows, in pixels of the view as if seen squarely: metres times the view's pixels per metre there.
-Encodings that forget the triangle are given it for free here, so they look better than they are.
-Times are of this process' CPU.
+An error is the distance of the decoded surface point from that at the pixel's centre, in metres
+times the view's pixels per metre there. Encodings without the triangle are given it here, so their
+figures are lower bounds. Times are CPU times of this process.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ IN_USE = "triangle ids, 16 bit, zstd 3"
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A view with everything that an encoding may want, and the truth in float64."""
+    """A view with the inputs of all encodings, and the float64 truth."""
 
     row: ViewRow
     maps: Maps
@@ -80,9 +78,7 @@ class View:
         return np.asarray(self.cam[self.model.faces[self.triangle]])
 
     def from_coordinates(self, decoded: Floats, corners: Floats) -> Floats:
-        """(N, 3) points in cam of (N, C) coordinates that are linear on triangles with (N, 3, C)
-        ``corners``.
-        """
+        """(N, 3) points in cam of (N, C) coordinates, linear on (N, 3, C) ``corners``."""
         a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
         d = decoded - corners[:, 0]
         aa, ab, bb = (a * a).sum(1), (a * b).sum(1), (b * b).sum(1)
@@ -98,9 +94,7 @@ class View:
         return np.asarray(np.linalg.norm(points - self.truth, axis=1) * self.px_per_metre)
 
     def off_centre(self) -> Floats:
-        """(N,) px between the pixels' centres and where the surface points that they show are
-        projected.
-        """
+        """(N,) px between pixel centres and projections of the surface points that they show."""
         y, x = np.nonzero(self.maps.model)
         px = self.row.camera.px_from_cam(self.truth)
         return np.asarray(np.linalg.norm(px - np.stack([x, y], axis=1) - 0.5, axis=1))
@@ -108,9 +102,7 @@ class View:
 
 @dataclass(frozen=True)
 class Encoding:
-    """A way to store a view's surface points: to bytes, and by how many px (N,) each is wrong after
-    that.
-    """
+    """A way to store a view's surface points: bytes, and the (N,) errors in px after decoding."""
 
     name: str
     encode: Callable[[View], bytes]
@@ -130,9 +122,7 @@ def unzstd(data: bytes, dtype: str, shape: tuple[int, ...]) -> Any:
 
 
 def exact(view: View, data: bytes) -> Floats:
-    """Of triangle ids: the surface point follows from them, but for what visibility snaps to its
-    grid.
-    """
+    """Errors of triangle ids: the surface point follows exactly, up to the grid of visibility."""
     return view.off_centre()
 
 
@@ -142,9 +132,7 @@ def ids(view: View) -> Ints:
 
 @numba.njit(cache=True)
 def copied(values):  # type: ignore[no-untyped-def]
-    """Whether each id is its left neighbour's, of which other neighbour it is one (0: none), and
-    what is left over.
-    """
+    """Whether ids equal the left neighbour's, which other neighbour's (0: none), and the rest."""
     height, width = values.shape
     flag = np.zeros(height * width, dtype=np.uint8)
     way = np.empty(height * width, dtype=np.uint8)
@@ -206,8 +194,9 @@ def coordinates(
     encode: Callable[[Floats], bytes],
     decode: Callable[[bytes, tuple[int, ...]], Floats],
 ) -> Encoding:
-    """A map of coordinates of the surface; ``values``: the map, the coordinates at vertices, and
-    their triangles.
+    """A map of surface coordinates.
+
+    ``values``: the map, the coordinates at vertices, and their triangles.
     """
 
     def error(view: View, data: bytes) -> Floats:
@@ -225,7 +214,7 @@ def of_rest(view: View) -> tuple[Floats, Floats, Ints]:
 
 
 def of_rest_in_box(view: View) -> tuple[Floats, Floats, Ints]:
-    """The same in 0..1 of the template's bounding box."""
+    """``of_rest`` as 0..1 of the template's bounding box."""
     low, high = view.model.template.min(0), view.model.template.max(0)
     return (
         (view.maps.rest - low) / (high - low),
@@ -267,7 +256,7 @@ def as_floats(
 def depth(
     name: str, encode: Callable[[Floats], bytes], decode: Callable[[bytes, tuple[int, ...]], Floats]
 ) -> Encoding:
-    """Depth alone: a point is where the pixel's ray is as deep."""
+    """Depth alone: the point at that depth on the pixel's ray."""
 
     def error(view: View, data: bytes) -> Floats:
         found = decode(data, view.maps.depth.shape)[view.maps.model]
@@ -279,7 +268,7 @@ def depth(
 
 
 def encodings() -> list[Encoding]:
-    """Everything that was tried."""
+    """The compared encodings."""
     return [
         Encoding("triangle ids, 16 bit, uncompressed", lambda v: ids(v).tobytes(), exact),
         *(
@@ -360,7 +349,7 @@ def _px(value: float) -> str:
 
 
 def table_of_columns(dataset: Dataset, shards: Sequence[int]) -> list[list[str]]:
-    """What a view takes, by part."""
+    """Bytes of a view by part."""
     rows = [row for index in shards for row in dataset.read_shard(index)]
     whole = sum(dataset.shards[index].bytes for index in shards)
     people = len({row.identity_id for row in rows})
@@ -472,8 +461,9 @@ def markdown(table: list[list[str]]) -> str:
 
 
 def written(text: str, name: str, content: str) -> str:
-    """``text`` with what stands between the marks of ``name`` replaced. Raises ValueError without
-    marks.
+    """``text`` with the content between the marks of ``name`` replaced.
+
+    Raises ValueError without marks.
     """
     begin, end = BEGIN.format(name), END.format(name)
     before, after = text.index(begin) + len(begin), text.index(end)

@@ -1,4 +1,4 @@
-"""Inverse rendering on real photos: how well it explains them and how long it takes.
+"""Inverse rendering on real photos: residuals, refused photos, robustness and time.
 
     python -m benchmarks.inverse [--photos ../shared/data/photos] [--count 200]
 
@@ -7,7 +7,8 @@ their reasons; the medians are over *all* photos that give a fit at all, accepte
 refusing more does not improve them.
 
 Then the first ``--outliers`` photos are recovered again with 20 % of their landmarks displaced by
-20 % of the face, each its own way and, harder, all the same way: how far does the pose turn?
+20 % of the face, in independent directions and, which is harder, all in one direction. Printed is
+the change of the pose.
 """
 
 from __future__ import annotations
@@ -48,9 +49,7 @@ def by_name_hash(ref: PhotoRef) -> str:
 
 
 def displaced(points: Floats, together: bool, *, rng: np.random.Generator) -> Floats:
-    """(68, 2) landmarks of which WRONG_SHARE lie WRONG_BY off, each its own way or all
-    ``together``.
-    """
+    """(68, 2) landmarks with WRONG_SHARE of them displaced, in one direction if ``together``."""
     rows = rng.choice(len(points), round(WRONG_SHARE * len(points)), replace=False)
     angle = rng.uniform(0.0, 2.0 * np.pi, 1 if together else len(rows))
     size = np.sqrt(np.prod(np.ptp(points, axis=0)))

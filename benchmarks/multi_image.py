@@ -2,14 +2,14 @@
 
 People with hair, glasses, hands and clothes, each with ten views of all poses to 95 degrees,
 expressions, lights, cameras from 0.25 to 4 m and sensors, as the synthesis engine draws them:
-people of ICT-FaceKit, a model that neither the network nor the fit knows (skipped where the file is
-absent), and people sampled from the open head whose seeds no training job used. Their boxes are
-given; views whose alignment alone failed are left out for every number of photos alike. Groups of
-photos are disjoint, so a figure of one photo is the mean over all single ones.
+people of ICT-FaceKit, a model that neither the network nor the fit uses (skipped where the file is
+absent), and people sampled from the open head with seeds that no training job used. Boxes are
+given. Views whose single alignment failed are left out for every number of photos. Groups of photos
+are disjoint, so the figure of one photo is the mean over all single photos.
 
-Ways of finding the face at rest: "mean face", what no photo at all would give; "mean of N alone",
-the mean of the identities that ``Aligner.align`` finds in N photos, each by itself; "N together",
-``Aligner.align_person``, multi-image fitting.
+Methods of estimating the face at rest: "mean face", without photos; "mean of N alone", the mean of
+the identities that ``Aligner.align`` finds in N photos separately; "N together", multi-image
+fitting by ``Aligner.align_person``.
 
 Measures, each the mean over true points (spread evenly over face, lips and brows within 85 mm of
 the nose tip):
@@ -80,8 +80,8 @@ SEVEN = [
 
 
 @dataclass(frozen=True)
-class Sitter:
-    """A person, and photos."""
+class RenderedPerson:
+    """A person with rendered photos."""
 
     neutral: Floats  # (V, 3) metres, the true face at rest
     images: list[Bytes]
@@ -90,14 +90,14 @@ class Sitter:
 
 @dataclass(frozen=True)
 class Error:
-    """How far a found face is from the true one, mm."""
+    """The distances of an estimated face from the true one, mm."""
 
     # (N,) of the true points from the found surface, positive where the true face stands out
     offset: Floats
     corresponding: float
 
 
-def sitter(model: MorphableModel, name: str, seed: int) -> Sitter:
+def render_person(model: MorphableModel, name: str, seed: int) -> RenderedPerson:
     albedo = load_albedo(model=model)
     rng = np.random.default_rng(derive_seed(seed, name))
     person = sample_person(name, model=model, albedo=albedo, texture_size=512, rng=rng)
@@ -108,11 +108,11 @@ def sitter(model: MorphableModel, name: str, seed: int) -> Sitter:
         shot = render_scene(person, scene, model=model, size=SIZE)
         images.append(decode(shot.image))
         boxes.append(Box.around(shot.landmarks.fixed))
-    return Sitter(person.neutral, images, boxes)
+    return RenderedPerson(person.neutral, images, boxes)
 
 
-def error_of(ruler: Ruler, true: Floats, found: Floats) -> Error:
-    """Of (V, 3) vertices of the fitted model from the true ones, both in metres."""
+def measure_error(ruler: Ruler, true: Floats, found: Floats) -> Error:
+    """Compare (V, 3) vertices of the fitted model with the true ones, both in metres."""
     points = true[ruler.skin]
     truth, fitted = ruler.truth.landmarks.vertex[SEVEN], ruler.fitted.landmarks.vertex[SEVEN]
     surface, _ = part(found, ruler.fitted.faces, triangles(ruler.fitted, KINDS[0]))
@@ -134,17 +134,20 @@ def at_rest(model: MorphableModel, identity: Floats) -> Floats:
     return model.vertices(Coefficients(identity, np.zeros(len(model.expression))))
 
 
-def errors_of(
-    aligner: Aligner, ruler: Ruler, one: Sitter, tick: Callable[[], None]
+def measure_errors(
+    aligner: Aligner, ruler: Ruler, one: RenderedPerson, tick: Callable[[], None]
 ) -> dict[str, list[Error]]:
-    """Errors by way of finding the shape, one for each group of photos; ``tick`` is called
-    ``TICKS`` times.
+    """Errors by method, one for each group of photos.
+
+    ``tick`` is called ``TICKS`` times.
     """
     alone: list[Alignment] = [
         faces[0] for faces in aligner.align_batch(one.images, [[box] for box in one.boxes])
     ]
     usable = [i for i, face in enumerate(alone) if not face.failed]
-    out = {"mean face": [error_of(ruler, one.neutral, aligner.model.template.astype(np.float64))]}
+    out = {
+        "mean face": [measure_error(ruler, one.neutral, aligner.model.template.astype(np.float64))]
+    }
     tick()
     for count in COUNTS:
         groups = [usable[i : i + count] for i in range(0, len(usable) - count + 1, count)]
@@ -154,14 +157,14 @@ def errors_of(
         together = out[f"{count} together"] = []
         for group in groups:
             identity = np.mean([alone[i].coefficients.identity for i in group], axis=0)
-            apart.append(error_of(ruler, one.neutral, at_rest(aligner.model, identity)))
+            apart.append(measure_error(ruler, one.neutral, at_rest(aligner.model, identity)))
             try:
                 found = aligner.align_person(
                     [one.images[i] for i in group], [one.boxes[i] for i in group]
                 )
             except NoFace:
                 continue
-            together.append(error_of(ruler, one.neutral, found.vertices))
+            together.append(measure_error(ruler, one.neutral, found.vertices))
         tick()
     return out
 
@@ -189,15 +192,15 @@ def figures(people: list[list[Error]]) -> Floats:
 def measured(
     aligner: Aligner, truth: MorphableModel, people: int, seed: int, console: Console
 ) -> dict[str, Floats]:
-    """``figures`` by way of finding the shape."""
+    """``figures`` by method."""
     ruler = Ruler.of(truth, aligner.model)
     found: dict[str, list[list[Error]]] = {}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(truth.name, total=people * (TICKS + 1))
         for number in range(people):
-            one = sitter(truth, f"sitter-{number}", seed)
+            one = render_person(truth, f"sitter-{number}", seed)
             progress.advance(task)
-            for name, errors in errors_of(
+            for name, errors in measure_errors(
                 aligner, ruler, one, lambda: progress.advance(task)
             ).items():
                 if errors:

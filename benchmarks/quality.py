@@ -1,13 +1,12 @@
-"""Does the quality score tell bad fits? Photos with deliberately corrupted landmarks against
-untouched ones.
+"""The quality score on photos with deliberately corrupted landmarks and on untouched ones.
 
     python -m benchmarks.quality [--photos ../shared/data/photos] [--count 200] [--refit]
 
-Each photo is recovered with its own landmarks and with each kind of corrupted ones. Printed: AUROC
-of the score (the chance that an untouched photo scores higher than a corrupted one) for each kind,
-and what the job's threshold refuses. A photo that gives no fit at all scores 0. ``--refit`` fits
-the score's weights to half of the photos (those whose file names have an even SHA-256) and prints
-them beside the AUROC on the other half; every figure is of that other half.
+Each photo is recovered with its own landmarks and with each kind of corrupted ones. Printed are the
+AUROC of the score (the probability that an untouched photo scores higher than a corrupted one) for
+each kind, and the share that the job's threshold refuses. A photo without any fit scores 0.
+``--refit`` fits the score's weights to half of the photos (those whose file names have an even
+SHA-256) and prints them; all figures are then of the other half.
 """
 
 from __future__ import annotations
@@ -55,12 +54,12 @@ def _direction(rng: np.random.Generator, count: int = 1) -> Floats:
 
 
 def shifted(points: Floats, other: Photo, rng: np.random.Generator) -> Floats:
-    """All points moved together by 15 to 50 % of the face."""
+    """All points shifted by 15 to 50 % of the face."""
     return np.asarray(points + rng.uniform(0.15, 0.5) * _size(points) * _direction(rng))
 
 
 def swapped(points: Floats, other: Photo, rng: np.random.Generator) -> Floats:
-    """The landmarks of another photo, in the box of this one's: a right place, a wrong face."""
+    """The landmarks of another photo, in the box of this one's."""
     theirs = other.landmarks
     middle = (theirs.max(0) + theirs.min(0)) / 2
     return np.asarray(
@@ -69,18 +68,18 @@ def swapped(points: Floats, other: Photo, rng: np.random.Generator) -> Floats:
 
 
 def misplaced(points: Floats, other: Photo, rng: np.random.Generator) -> Floats:
-    """The landmarks of another photo, pixel for pixel: what a mistake in file names gives."""
+    """The landmarks of another photo in its own pixels, as after a mistake in file names."""
     return other.landmarks
 
 
 def mirrored(points: Floats, other: Photo, rng: np.random.Generator) -> Floats:
-    """Left and right exchanged without renaming: what a careless flip gives."""
+    """The landmarks of the mirrored photo, not renamed."""
     middle = (points.max(0) + points.min(0)) / 2
     return np.asarray((points - middle) * [-1.0, 1.0] + middle)
 
 
 def scaled(points: Floats, other: Photo, rng: np.random.Generator) -> Floats:
-    """Made smaller or larger by 25 to 60 % about their middle."""
+    """Scaled about their centre by 25 to 60 %."""
     factor = rng.uniform(1.25, 1.6) ** rng.choice([-1.0, 1.0])
     return np.asarray((points - points.mean(0)) * factor + points.mean(0))
 
@@ -99,9 +98,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def auroc(good: Floats, bad: Floats) -> float:
-    """Chance that one of the (N,) ``good`` is greater than one of the (M,) ``bad``; a tie counts
-    half.
-    """
+    """Probability that a ``good`` (N,) is greater than a ``bad`` (M,); ties count half."""
     above = (good[:, None] > bad).mean() + 0.5 * (good[:, None] == bad).mean()
     return float(above)
 

@@ -1,4 +1,4 @@
-"""How real a dataset's views look, and whether the views of a photo retain its identity.
+"""Realism of a dataset's views, and whether the views of a photo retain its identity.
 
     python -m benchmarks.realism DATASET PHOTOS [--json FIGURES] [--sheet PICTURE]
 
@@ -156,7 +156,7 @@ def refitted(portrait: Portrait) -> Portrait:
 
 
 def smoothed(portrait: Portrait) -> Portrait:
-    """The portrait without pores, as a poor texture has it."""
+    """The portrait without fine detail, like a poor texture."""
     out = cv2.bilateralFilter(portrait.pixels, 9, 60.0, 4.0)
     return replace(portrait, pixels=out)
 
@@ -276,7 +276,7 @@ def measure_retention(
             look = identity_retention.extract_frontal_texture(row.pixels(), row, model, frontal)
             keys = [row.mode, f"{row.mode}, {span}"]
             if row.mode == "rerender" and has_bare_face(row):
-                keys.append("rerender, face bare")
+                keys.append("rerender, face without accessories")
             for key in keys:
                 looks[key].append(look)
                 whose[key].append(person)

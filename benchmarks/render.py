@@ -1,8 +1,7 @@
-"""Frames per second and core of the renderers, and where a frame's time goes: ``python -m
-benchmarks.render``.
+"""Frames per second and core of the renderers, by part: ``python -m benchmarks.render``.
 
-All variants take turns within one run, each on the same random views of the open head, and each
-variant's fastest round counts: trust the ratios more than the numbers. CPU time, so that threads of
+All variants take turns within one run, on the same random views of the open head, and the fastest
+round of each counts: ratios are more reliable than absolute numbers. CPU time, so that threads of
 the OpenGL driver count too.
 """
 
@@ -39,9 +38,7 @@ def random_views(model: MorphableModel, rng: np.random.Generator) -> list[Floats
 
 
 def milliseconds(work: dict[str, Callable[[int], object]]) -> dict[str, float]:
-    """CPU time of each kind of work for one view, the fastest of some rounds in which all take
-    turns.
-    """
+    """CPU time of each kind of work for one view: the fastest round, all taking turns."""
     best = dict.fromkeys(work, np.inf)
     for _ in range(ROUNDS + 1):  # the first compiles
         for name, do in work.items():
@@ -55,7 +52,7 @@ def milliseconds(work: dict[str, Callable[[int], object]]) -> dict[str, float]:
 def variants(
     size: int, model: MorphableModel, views: list[Floats]
 ) -> dict[str, Callable[[int], object]]:
-    """What is measured at ``size`` x ``size`` pixels, by name."""
+    """The measured work at ``size`` x ``size`` pixels, by name."""
     rng = np.random.default_rng(1)
     camera = Pinhole(2.7 * size, np.array([size / 2, size / 2]))
     shape = (size, size)

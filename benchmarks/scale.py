@@ -1,13 +1,12 @@
-"""A job of 100 thousand photos, 10 million views and up to a million shards, on paper and by
-measurement.
+"""Measured bookkeeping and estimated cost of a job of 10 million views in a million shards.
 
     python -m benchmarks.scale [--shards 1000000] [--photos 100000] [--views 100] [--cores 1000] ...
 
-The bookkeeping is the real one: plan, ledger, manifest and storage code run on a dataset of that
-many shards whose Parquet files are empty files of the right size. Each phase is a process of its
-own, so that its peak of memory is its own. What a photo, a view and a shard cost is measured on a
-few; the cost of the whole job follows by the formulas of docs/experiments/scaling.md, and that
-``costs`` computes. Prices are options.
+The bookkeeping is real: plan, ledger, manifest and storage code run on a dataset of that many
+shards, whose Parquet files are empty files of the right size. Each phase is a process of its own,
+so that its peak memory can be measured. The costs of a photo, a view and a shard are measured on a
+few; ``costs`` computes that of the whole job by the formulas of docs/experiments/scaling.md. Prices
+are options.
 """
 
 from __future__ import annotations
@@ -56,11 +55,11 @@ from dff.pipeline.synthesis import Options, build_person, fill_shard, make_shard
 ROUNDS = 3
 PAGE = 1000  # keys that S3 lists, and deletes, in one request
 SECONDS, MEGABYTES = 60.0, 1000.0
-"""What listing, resuming and verifying a million-shard ledger may take."""
+"""Bounds of listing, resuming and verifying a ledger of a million shards."""
 
 
 class Killed(Exception):
-    """Stands for the kill of a driver."""
+    """Stands in for the kill of a driver."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +120,14 @@ def simulated_plan(shards: int, photos: int) -> Plan:
 
 
 def simulated_record(shard: ShardPlan, plan: Plan) -> Record:
-    """Of a shard of ten views; every hundredth face failed."""
+    """The record of a shard of ten views; every hundredth face failed."""
     failed = shard.index % 100 == 0
     counts = {"split": "train", "mode": "rerender", "model": "open-head", "licence": "CC0-1.0"}
     return Record(
         shard=shard.index,
         plan=plan.fingerprint,
         rows=0 if failed else 10,
-        bytes=size_of(shard.index),
+        bytes=shard_size(shard.index),
         sha256=hashlib.sha256(str(shard.index).encode()).hexdigest(),
         subjects=1,
         failed_subjects=int(failed),
@@ -141,7 +140,7 @@ def simulated_record(shard: ShardPlan, plan: Plan) -> Record:
     )
 
 
-def size_of(shard: int) -> int:
+def shard_size(shard: int) -> int:
     return 350_000 + shard % 977
 
 
@@ -163,7 +162,7 @@ def lay_out(storage: Storage, shards: int, photos: int) -> dict[str, float]:
         if index % PAGE == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        os.truncate(path, size_of(index))
+        os.truncate(path, shard_size(index))
     return {"plan MB": len(data) / 1e6, "make s": planned, "to JSON s": written}
 
 
@@ -174,16 +173,14 @@ def parse(storage: Storage) -> dict[str, float]:
 
 
 def drive(storage: Storage, in_flight: int) -> dict[str, float]:
-    """The driver's work, killed when three of four of the last ``in_flight`` shards are done and no
-    segment of them.
-    """
+    """The driver's work, killed when 3/4 of the last ``in_flight`` shards are done."""
     plan = parse_plan(storage.read(KEY), KEY)
     count = len(plan.shards)
     assert (count - in_flight) % SEGMENT == 0, (
         "else records of an open segment would be lost with the driver"
     )
 
-    def make(shards: Iterable[ShardPlan], again: job.Again) -> Generator[Record]:
+    def make(shards: Iterable[ShardPlan], on_retry: job.OnRetry) -> Generator[Record]:
         for shard in shards:
             record = simulated_record(shard, plan)
             if shard.index < count - in_flight:
@@ -201,11 +198,11 @@ def drive(storage: Storage, in_flight: int) -> dict[str, float]:
 
 
 def resume(storage: Storage) -> dict[str, float]:
-    """Find out what is there, make what is missing, close the ledger, write the manifest."""
+    """List what exists, make what is missing, close the ledger, write the manifest."""
     plan = parse_plan(storage.read(KEY), KEY)
     made = 0
 
-    def make(shards: Iterable[ShardPlan], again: job.Again) -> Generator[Record]:
+    def make(shards: Iterable[ShardPlan], on_retry: job.OnRetry) -> Generator[Record]:
         nonlocal made
         for shard in shards:
             made += 1
@@ -217,9 +214,7 @@ def resume(storage: Storage) -> dict[str, float]:
 
 
 def verify(storage: Storage) -> dict[str, float]:
-    """What ``dff inspect`` reads of a finished dataset besides its shards: the manifest and all
-    failures.
-    """
+    """Read what ``dff inspect`` reads beside the shards: the manifest and all failures."""
     dataset = open_dataset(storage.uri)
     failures = rows = 0
     for record, shard in zip(ledger.read_all(storage), dataset.shards, strict=True):
@@ -233,9 +228,7 @@ def verify(storage: Storage) -> dict[str, float]:
 
 
 def over_http(storage: Storage) -> dict[str, float]:
-    """``resume`` of the finished dataset by the S3 client, from a server on this machine that shows
-    the folder.
-    """
+    """``resume`` of the finished dataset through the S3 client, from a local server."""
     server = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.scale", "serve", storage.uri],
         stdout=subprocess.PIPE,
@@ -257,9 +250,7 @@ def over_http(storage: Storage) -> dict[str, float]:
 
 
 def handler(here: Storage) -> type[BaseHTTPRequestHandler]:
-    """Answers GET and LIST for the prefix "set" of one bucket, and says that every key which is
-    written is taken.
-    """
+    """A handler of GET and LIST for prefix "set" of a bucket, where every written key exists."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -308,7 +299,7 @@ def handler(here: Storage) -> type[BaseHTTPRequestHandler]:
 
 @dataclass(frozen=True)
 class Units:
-    """Measured: CPU seconds of one core, bytes."""
+    """Measured units: CPU seconds of one core, bytes."""
 
     photo: float  # s, its fit and texture
     identity: float  # s, a sampled face
@@ -321,9 +312,7 @@ class Units:
 
 
 def measure(folder: Path, options: Options) -> Units:
-    """By the code that a worker runs, on a photo in the public domain and a full shard of sampled
-    faces.
-    """
+    """Measure with a worker's code, on a public-domain photo and a full shard of sampled faces."""
     begin = time.process_time()
     photos = folder / "photos"
     photos.mkdir()
@@ -380,7 +369,7 @@ def measure(folder: Path, options: Options) -> Units:
 
 
 def fastest(work: Callable[[], object]) -> float:
-    """CPU seconds, the fewest of some rounds."""
+    """CPU seconds of the fastest of some rounds."""
     spent = []
     for _ in range(ROUNDS):
         begin = time.process_time()
@@ -390,7 +379,7 @@ def fastest(work: Callable[[], object]) -> float:
 
 
 def peak() -> float:
-    """Megabytes, the most that this process ever had in memory."""
+    """Peak memory of this process in megabytes."""
     (line,) = (
         line
         for line in Path("/proc/self/status").read_text().splitlines()
@@ -404,7 +393,7 @@ def peak() -> float:
 
 @dataclass(frozen=True)
 class Job:
-    """What is wanted, and where."""
+    """The size of the job, and its machines."""
 
     photos: int
     views: int  # of a photo
@@ -487,9 +476,9 @@ def main(
     context: typer.Context,
     shards: Annotated[int, typer.Option(help="Of the simulated dataset.")] = 1_000_000,
     photos: Annotated[
-        int, typer.Option(help="Of the simulated plan, and of the job that is reckoned.")
+        int, typer.Option(help="Of the simulated plan, and of the estimated job.")
     ] = 100_000,
-    views: Annotated[int, typer.Option(help="Of each photo, in the job that is reckoned.")] = 100,
+    views: Annotated[int, typer.Option(help="Of each photo, in the estimated job.")] = 100,
     cores: int = 1000,
     busy: Annotated[float, typer.Option(help="Share of a core's time that work gets.")] = 0.85,
     lost: Annotated[float, typer.Option(help="Processes lost for each core and hour.")] = 0.01,
@@ -504,7 +493,7 @@ def main(
     get: Annotated[float, typer.Option(help="US dollars for 1,000 GET requests.")] = 0.0004,
     month: Annotated[float, typer.Option(help="US dollars for a GB and month.")] = 0.023,
 ) -> None:
-    """Simulate, measure, reckon; print docs/experiments/scaling.md's tables."""
+    """Simulate, measure and compute; print docs/experiments/scaling.md's tables."""
     if context.invoked_subcommand is not None:
         return
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
@@ -550,7 +539,7 @@ def simulate(
 
 
 def apart(*arguments: object) -> dict[str, float]:
-    """What a command of this module says, run in a process of its own."""
+    """The output of a command of this module, run in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.scale", *map(str, arguments)]
     said = subprocess.run(
         command, stdout=subprocess.PIPE, check=True, cwd=Path(__file__).parents[1]
@@ -563,7 +552,7 @@ def apart(*arguments: object) -> dict[str, float]:
 def phase(
     name: str, folder: str, numbers: Annotated[list[int] | None, typer.Argument()] = None
 ) -> None:
-    """One phase; what it found, its time and its peak of memory go to standard output."""
+    """Run one phase; its results, time and peak of memory go to standard output."""
     storage = Counting(open_storage(folder))
     wall, cpu = time.perf_counter(), time.process_time()
     found = PHASES[name](storage, *(numbers or ()))
@@ -577,22 +566,20 @@ def phase(
 
 @app.command(hidden=True)
 def units(folder: str) -> None:
-    """Measure one of each, to standard output."""
+    """Measure the units, to standard output."""
     typer.echo(json.dumps(asdict(measure(Path(folder), Options()))))
 
 
 @app.command(hidden=True)
 def serve(folder: str) -> None:
-    """Serve a folder by as much of the S3 protocol as resuming takes; the port goes to standard
-    output.
-    """
+    """Serve a folder by the part of the S3 protocol that resuming uses; prints the port."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler(open_storage(folder)))
     typer.echo(server.server_port)
     server.serve_forever()
 
 
 def table(title: str, columns: dict[str, dict[str, float]]) -> Table:
-    """A figure a row."""
+    """A table with one figure per row."""
     shown = Table("", *columns, title=title)
     for name in dict.fromkeys(name for column in columns.values() for name in column):
         shown.add_row(

@@ -1,13 +1,11 @@
-"""Views per second and core of synthesis with its rows written, where a view's time goes, and what
-it needs at least.
+"""Views per second and core of synthesis, the time of its parts, and their lower bounds.
 
     python -m benchmarks.synthesis                    parts, rates, two processes, bytes
     python -m benchmarks.synthesis --soak 20000       resident memory over many views
 
-Sampled persons with the default mix of what they wear. CPU time of one process, so that threads and
-waiting count as what they cost; the fastest of some rounds, since other work on a machine only ever
-adds. "Floor" is what the bytes that a part must read and write take at the bandwidth of copying
-memory, measured in the same run.
+Sampled persons with the default mix of accessories. CPU time of one process, threads included; the
+fastest of some rounds, since other work on the machine only adds time. "Floor" is the time to copy
+the bytes that a part must read and write, at the memory bandwidth measured in the same run.
 """
 
 from __future__ import annotations
@@ -63,7 +61,7 @@ def sampled(index: int, model: MorphableModel) -> StoredPerson:
     return store_person(made, model)
 
 
-def rows_of(
+def render_rows(
     kept: StoredPerson, model: MorphableModel, visibility: Visibility, count: int = VIEWS
 ) -> list[ViewRow]:
     return synthesis.render_views(
@@ -72,14 +70,14 @@ def rows_of(
 
 
 def written(rows: list[ViewRow], folder: Path) -> int:
-    """Write a shard; its bytes."""
+    """Write a shard; returns its bytes."""
     data = rows_to_parquet(rows, {})
     (folder / "shard.parquet").write_bytes(data)
     return len(data)
 
 
 def fastest(work: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """Milliseconds of CPU time."""
+    """Milliseconds of CPU time of the fastest of some rounds."""
     best = np.inf
     for _ in range(rounds):
         start = time.process_time()
@@ -89,7 +87,7 @@ def fastest(work: Callable[[], object], rounds: int = ROUNDS) -> float:
 
 
 def copy_bandwidth() -> float:
-    """Bytes read and written for each millisecond of copying memory that no cache holds."""
+    """Bytes read and written per millisecond of copying memory outside the caches."""
     source = np.ones(1 << 25)
     target = np.zeros_like(source)
     return 2 * source.nbytes / fastest(lambda: np.copyto(target, source), 5)
@@ -98,9 +96,7 @@ def copy_bandwidth() -> float:
 def parts(
     kept: list[StoredPerson], model: MorphableModel, rounds: int
 ) -> dict[str, tuple[float, float]]:
-    """Milliseconds of each part of a view, and the bytes that it must move: inputs read once,
-    results written once.
-    """
+    """Milliseconds of each part of a view, and the bytes of its inputs and results."""
     todo = [(each.person, view) for each in kept for view in range(VIEWS)]
     seeds = [derive_seed(0, make_sample_id(person.id, view)) for person, view in todo]
     everything = range(len(todo))
@@ -140,7 +136,7 @@ def parts(
             meshes[n].vertices[:head], pictures[n], scenes[n].camera, model
         )
 
-    rows = [row for each in kept for row in rows_of(each, model, zbuffer.visibility)]
+    rows = [row for each in kept for row in render_rows(each, model, zbuffer.visibility)]
     corners = float(np.mean([len(m.vertices) for m in meshes]))
     triangles = float(np.mean([len(m.faces) for m in meshes]))
     covered = float(np.mean([(i >= 0).sum() for i in ids]))
@@ -193,22 +189,20 @@ def parts(
 
 
 def rate(renderer: str, count: int, rounds: int = ROUNDS) -> dict[str, float]:
-    """Views per second of CPU time, rows written, by one process: of persons that are there, and
-    with making them.
-    """
+    """Views per second of CPU time of one process, for existing persons and with new ones."""
     model, visibility = load_model(), backends.backend(renderer)
     with threadpool_limits(1), TemporaryDirectory() as folder:
         kept = [sampled(index, model) for index in range(count)]
         rows: list[ViewRow] = []
         spent = 0.0
         for each in kept:  # the first time compiles, and makes what a person keeps
-            rows += rows_of(each, model, visibility)
-            spent += fastest(lambda each=each: rows_of(each, model, visibility), rounds)  # type: ignore[misc]
+            rows += render_rows(each, model, visibility)
+            spent += fastest(lambda each=each: render_rows(each, model, visibility), rounds)  # type: ignore[misc]
         size = written(rows, Path(folder))
         spent += fastest(lambda: written(rows, Path(folder)), rounds)
         anew = [fastest(lambda i=i: sampled(i, model), 2) for i in range(count)]  # type: ignore[misc]
         begun = [
-            fastest(lambda i=i: rows_of(sampled(i, model), model, visibility, 1), 2)
+            fastest(lambda i=i: render_rows(sampled(i, model), model, visibility, 1), 2)
             for i in range(count)
         ]  # type: ignore[misc]
     views_made = count * VIEWS
@@ -230,8 +224,7 @@ def _rate_beside_others(ready: Barrier, renderer: str, count: int) -> tuple[floa
 
 
 def run_processes(renderer: str, processes: int, count: int = 4) -> tuple[float, float]:
-    """Views per second of CPU time of all of some processes that run at once, and the share of a
-    core that each got.
+    """Views per second of CPU time of concurrent processes, and each one's share of a core.
 
     Raises BrokenProcessPool when one of them dies, BrokenBarrierError when one does not get ready.
     """
@@ -247,9 +240,7 @@ def run_processes(renderer: str, processes: int, count: int = 4) -> tuple[float,
 
 
 def fit_milliseconds(kept: StoredPerson, model: MorphableModel) -> float:
-    """CPU time of the inverse rendering of one photo: a view of a sampled person, with its
-    landmarks.
-    """
+    """CPU time of the inverse rendering of one photo: a view of a sampled person."""
     rest = np.zeros(len(model.expression), dtype=np.float32)
     scene = make_plain_scene(
         kept.person, rest, np.diag([1.0, -1.0, -1.0]), model=model, size=2 * SIZE
@@ -276,15 +267,13 @@ def fit_milliseconds(kept: StoredPerson, model: MorphableModel) -> float:
 
 
 def soak(count: int, every: int) -> Iterator[tuple[int, float]]:
-    """Views made so far and resident memory in MB, now and then, of one worker that makes and
-    writes shards.
-    """
+    """Views so far and resident memory in MB, at intervals, of a worker that writes shards."""
     model = load_model()
     page = os.sysconf("SC_PAGE_SIZE")
     with threadpool_limits(1), TemporaryDirectory() as folder:
         rows: list[ViewRow] = []
         for person in range(-(-count // VIEWS)):
-            rows += rows_of(sampled(person, model), model, zbuffer.visibility)
+            rows += render_rows(sampled(person, model), model, zbuffer.visibility)
             if len(rows) >= SHARD_ROWS:
                 written(rows, Path(folder))
                 rows = []

@@ -1,8 +1,8 @@
-"""What a training step costs and on what: ``python -m benchmarks.training [--dataset DATASET]``.
+"""Cost of a training step, by part: ``python -m benchmarks.training [--dataset DATASET]``.
 
-All variants take turns within one run on one core, and each one's fastest round counts: trust the
-ratios more than the numbers. CPU time. With a finished dataset, a short training also says what
-share of a step waits for its batch.
+All variants take turns within one run on one core, and the fastest round of each counts: ratios are
+more reliable than absolute numbers. CPU time. With a finished dataset, a short training also
+measures the share of a step that waits for its batch.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ BATCH, ROUNDS = 16, 6
 
 
 def milliseconds(work: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """CPU time of each kind of work for one image, the fastest of some rounds in which all take
-    turns.
-    """
+    """CPU time of each kind of work for one image: the fastest round, all taking turns."""
     best = dict.fromkeys(work, np.inf)
     for _ in range(ROUNDS + 1):  # the first allocates
         for name, do in work.items():
@@ -53,7 +51,7 @@ def milliseconds(work: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def variants() -> dict[str, Callable[[], object]]:
-    """What is measured, by name: each does one batch."""
+    """The measured work by name; each call does one batch."""
     config = TrainConfig()
     model = load_model()
     generator = torch.Generator().manual_seed(0)
@@ -122,7 +120,7 @@ def variants() -> dict[str, Callable[[], object]]:
 
     single = image_batch(batch.image[:1])
 
-    def look() -> None:
+    def infer() -> None:
         with torch.no_grad():
             for _ in range(BATCH):
                 plain.net(single)
@@ -138,12 +136,12 @@ def variants() -> dict[str, Callable[[], object]]:
         "step, narrow (24 to 192 channels)": step(NetConfig(widths=(24, 48, 96, 144, 192))),
         "step, shallow (one block at each stride)": step(NetConfig(depths=(1, 1, 1, 1, 1))),
         "the anchors term in plain words, without the network": slow_loss,
-        "inference, one image at a time": look,
+        "inference, one image at a time": infer,
     }
 
 
 def loader(dataset: str, console: Console) -> None:
-    """CPU time of a sample, and the waiting share of a short training."""
+    """CPU time of a sample, and the share of waiting in a short training."""
     model = load_model()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -1,15 +1,14 @@
-"""Jitter, lag and time of faces followed through video: ``python -m benchmarks.video [--people 2]
-[--frames 30]``.
+"""Jitter, lag and time of tracking: ``python -m benchmarks.video [--people 2] [--frames 30]``.
 
-Rendered people before a camera that stands still, with sensor noise (normal, of so many grey
-levels) of its own in each frame. Jitter: standard deviation of a landmark over the frames after the
-first ten, px, mean. "cold": every frame searched and aligned by itself; "followed": from the frame
-before; "smoothed": by the One Euro filter as well.
+Rendered people in front of a fixed camera, with independent sensor noise (normal, in grey levels)
+in each frame. Jitter: mean standard deviation of a landmark over the frames after the first ten,
+px. "cold": every frame is searched and aligned separately; "followed": tracked from the frame
+before; "smoothed": also filtered by the One Euro filter.
 
-Lag: the face jumps by a tenth of its size from one frame to the next; given is how far the smoothed
-landmarks still are from the unsmoothed ones, in per cent of the jump, in the frame of the jump and
-in those after it. Steady: it moves on by one per cent of its size in each frame; the lag is in
-frames. Times are processor time on one core.
+Lag after a jump: the face jumps by a tenth of its size between two frames. Given is the distance of
+the smoothed landmarks from the unsmoothed ones, in per cent of the jump, in the frame of the jump
+and in those after it. Steady lag: the face moves by one per cent of its size in each frame; the lag
+is in frames. Times are CPU times on one core.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ YAWS = (0.0, 30.0, -50.0, 15.0)
 
 
 def portrait(number: int, seed: int) -> Bytes:
-    """A person at rest, with room about the frames that are cut from it."""
+    """A rendered person with a margin around the frames that are cut from the image."""
     model = load_model()
     name = f"filmed-{number}"
     rng = np.random.default_rng(derive_seed(seed, name))
@@ -60,16 +59,14 @@ def portrait(number: int, seed: int) -> Bytes:
 def film(
     picture: Bytes, places: Floats, *, noise: float, rng: np.random.Generator
 ) -> Iterator[Bytes]:
-    """Frames whose upper left corners lie at (F, 2) whole pixels of the picture."""
+    """Frames whose upper left corners lie at (F, 2) whole pixels of the image."""
     for x, y in places.astype(int):
         part = picture[y : y + SIZE, x : x + SIZE].astype(np.float64)
         yield np.clip(np.rint(part + rng.normal(size=part.shape) * noise), 0, 255).astype(np.uint8)
 
 
 def followed(aligner: Aligner, frames: Iterator[Bytes]) -> tuple[Floats, Floats, float]:
-    """(F, 68, 2) landmarks as followed, and smoothed, and milliseconds for each frame after the
-    first.
-    """
+    """(F, 68, 2) tracked and smoothed landmarks, and milliseconds per frame after the first."""
     config = TrackingConfig(smoothing=SmoothingConfig(), search_interval=np.inf)
     tracker = Tracker(aligner, config=config)
     raw, smooth = [], []
@@ -84,16 +81,14 @@ def followed(aligner: Aligner, frames: Iterator[Bytes]) -> tuple[Floats, Floats,
 
 
 def jitter(landmarks: Floats) -> float:
-    """px."""
+    """Standard deviation of the landmarks, px, after the fit has settled."""
     return float(np.sqrt(landmarks[SETTLED:].var(0).sum(-1) / 2).mean())
 
 
 def moving(
     aligner: Aligner, picture: Bytes, place: Callable[[int], float], frames: int, seed: int
 ) -> Floats:
-    """(F,) px by which the smoothed landmarks lie behind the unsmoothed ones, when the picture
-    moves to the left.
-    """
+    """(F,) px by which the smoothed landmarks lag, while the image moves to the left."""
     places = np.array([[place(i), ROOM / 2] for i in range(frames)])
     raw, smooth, _ = followed(
         aligner, film(picture, places, noise=3.0, rng=np.random.default_rng(seed))

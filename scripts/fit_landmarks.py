@@ -86,9 +86,7 @@ class Fitter:
         start: FaceState | None = None,
         steps: int,
     ) -> tuple[FaceState, Ints]:
-        """Fitted state and the (B, 68) vertices it was fitted with; ``noise`` is a share of the
-        box.
-        """
+        """Fitted state and its (B, 68) vertices; ``noise`` is a share of the box."""
         table = self.model.landmarks
         pixels = noise * boxes(targets)
         state = start
@@ -206,9 +204,7 @@ def maximise(
 def report(
     fitter: Fitter, targets: Floats, flat: Bools, noise: float, steps: int = 8
 ) -> tuple[FaceState, dict[str, float]]:
-    """Fit all faces and measure nme_box per cent: means in the 3D scheme, medians in the 2D
-    scheme.
-    """
+    """Fit all faces; nme_box in per cent: means in the 3D scheme, medians in the 2D scheme."""
     state, vertices = fitter.fit(
         targets, flat, noise=noise, weights=np.ones(targets.shape[:2]), steps=steps
     )

@@ -36,14 +36,14 @@ from dff.pipeline.subjects.subject_file import store_person
 from dff.pipeline.synthesis import Options, build_person, render_views
 
 SAMPLED, COLUMNS, TILE = 40, 10, 140
-ACROSS = (5.0, 28.0, 51.0, 74.0)  # degrees of yaw, in turn, that a sampled person is shown near
-VIEWS = 60  # of the photograph's person, from which the overview chooses
+ACROSS = (5.0, 28.0, 51.0, 74.0)  # degrees of yaw of a sampled person's images, approximately
+VIEWS = 60  # of the photo's person, from which the overview chooses
 BLUR, NOISE, WRITTEN = (
     0.7,
     0.02,
     70,
 )  # of sensors: below, and at this JPEG quality or above, a view is sharp
-BEFORE = ("hand", "object", "cover")  # what hides a face that should be seen
+BEFORE = ("hand", "object", "cover")  # accessories that hide the face
 QUALITY = 88
 PORTRAIT, ENLARGED = (128, 0, 328, 240), 2  # the part of the photo in alignment.jpg, and its scale
 
@@ -107,9 +107,7 @@ def _sharp(rows: list[ViewRow]) -> list[ViewRow]:
 
 
 def _mixed(rows: list[ViewRow]) -> list[ViewRow]:
-    """The photograph's own view, then in turn views rendered anew and views that are the photograph
-    turned.
-    """
+    """The photo's own view, then alternately re-rendered views and rotated photos."""
     first, *others = rows
     free = [
         row
@@ -121,7 +119,7 @@ def _mixed(rows: list[ViewRow]) -> list[ViewRow]:
 
 
 def _near(rows: list[ViewRow], yaw: float) -> ViewRow:
-    """Of one person's sharp views, the one that looks aside by about so many degrees."""
+    """The sharp view of a person whose yaw is nearest to ``yaw``."""
     return min(_sharp(rows) or rows, key=lambda row: abs(abs(row.pose[0]) - yaw))
 
 

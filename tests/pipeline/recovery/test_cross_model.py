@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.cross_model import ANNOTATION_NOISE, FIGURES, Ruler, errors_of, made
+from benchmarks.cross_model import ANNOTATION_NOISE, FIGURES, Ruler, made, measure_errors
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.io.assets import load_albedo, load_model
 from dff.face.model.morphable import Coefficients, MorphableModel
@@ -29,7 +29,7 @@ def test_the_joint_fit_beats_its_start_on_faces_of_another_model(ruler: Ruler) -
         known = made(
             ruler.truth, own, yaw, noise=ANNOTATION_NOISE, rng=np.random.default_rng([5, number])
         )
-        pairs.append(errors_of(known, ruler, albedo))
+        pairs.append(measure_errors(known, ruler, albedo))
     start, joint = (dict(zip(FIGURES, figures, strict=True)) for figures in np.array(pairs).mean(0))
     assert joint["3D error, mm"] < 0.9 * start["3D error, mm"]
     for figure in ("light", "albedo"):
