@@ -6,6 +6,7 @@ of AFLW2000-3D counts it as 0; here it is 0.5.
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 from dataclasses import dataclass
@@ -35,8 +36,9 @@ class AflwLabel:
 
 def parse_pts(data: bytes) -> Floats:
     """(68, 2) pixels of an iBUG ``.pts`` file, or ``BadLandmarks`` that says what is wrong."""
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = data.decode("ascii")
+        text = data.decode("utf-16" if marked else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadLandmarks(f"not a text file: {error}") from error
     body = _POINTS.search(text)

@@ -35,7 +35,9 @@ def align(
     ] = None,
     boxes: Annotated[
         Path | None,
-        typer.Option(help="JSON file of boxes [[x0, y0, x1, y1], ...] by image file name."),
+        typer.Option(
+            help="JSON file of boxes [[x0, y0, x1, y1], ...] by image: its path or the end of it."
+        ),
     ] = None,
     json_out: Annotated[
         Path | None,
@@ -111,7 +113,9 @@ def align(
     if same_person:
         _align_person(load, files, boxes=boxes, json_out=json_out, mesh=mesh)
         return
-    given = _read_boxes(files, box, boxes)
+    if box and len(files) > 1:
+        raise typer.BadParameter("--box takes one image; use --boxes for several")
+    given = {files[0]: [_parse_box(box)]} if box else _read_boxes(boxes, files)
     _align_images(load, files, boxes=given, json_out=json_out, resume=resume, draw=draw, mesh=mesh)
 
 
@@ -141,14 +145,15 @@ def _align_person(
     mesh: Path | None,
 ) -> None:
     from dff.aligner.mesh_file import glb
-    from dff.files.alignments import align_person_files, read_boxes
+    from dff.files.alignments import align_person_files
     from dff.files.images import unique_names
     from dff.files.outputs import write_file, write_json
+    from dff.infra.printing import printable
 
-    given = read_boxes(boxes) if boxes else {}
+    given = _read_boxes(boxes, files)
     aligner = load()
     person, lines = align_person_files(aligner, files, boxes=given)
-    typer.echo("\n".join(lines))
+    typer.echo("\n".join(map(printable, lines)))
     if json_out:
         write_json(json_out, person.to_json(unique_names(files)))
     if mesh:
@@ -159,7 +164,7 @@ def _align_images(
     load: LoadAligner,
     files: list[Path],
     *,
-    boxes: Mapping[str, Sequence[Box]],
+    boxes: Mapping[Path, Sequence[Box]],
     json_out: Path | None,
     resume: bool,
     draw: Path | None,
@@ -178,6 +183,7 @@ def _align_images(
     )
     from dff.files.images import unique_names
     from dff.files.outputs import assign_outputs, write_file
+    from dff.infra.printing import printable
 
     names = dict(zip(files, unique_names(files), strict=True))
     drawings = assign_outputs(draw, files, DRAWINGS) if draw else {}
@@ -197,9 +203,11 @@ def _align_images(
         faces, failed = faces + len(result.faces), failed + bool(result.error)
         writer.write(result)
         if result.error:
-            tqdm.write(f"{result.path}: {result.error}", file=sys.stderr)
+            tqdm.write(printable(f"{result.path}: {result.error}"), file=sys.stderr)
         elif not json_out:
-            tqdm.write("\n".join(result.lines()))
+            tqdm.write("\n".join(map(printable, result.lines())))
+        if result.warning:
+            tqdm.write(printable(f"{result.path}: {result.warning}"), file=sys.stderr)
     writer.finish()
     if json_out:
         kept = f"; {len(files) - len(todo)} images were there already" if resume else ""
@@ -208,17 +216,24 @@ def _align_images(
         raise typer.Exit(1)
 
 
-def _read_boxes(
-    files: list[Path], box: str | None, boxes: Path | None
-) -> Mapping[str, Sequence[Box]]:
-    """Boxes by image name, from ``--box`` or ``--boxes``."""
-    from dff.files.alignments import read_boxes
+def _read_boxes(file: Path | None, images: list[Path]) -> Mapping[Path, Sequence[Box]]:
+    """The boxes of ``--boxes`` by image; names that match none are told."""
+    from dff.files.alignments import assign_boxes, read_boxes
+    from dff.infra.printing import printable
 
-    if box and len(files) > 1:
-        raise typer.BadParameter("--box takes one image; use --boxes for several")
-    if box:
-        return {files[0].name: [_parse_box(box)]}
-    return read_boxes(boxes) if boxes else {}
+    if file is None:
+        return {}
+    boxes, unmatched = assign_boxes(read_boxes(file), images)
+    if unmatched:
+        typer.secho(
+            printable(
+                f"{file}: {len(unmatched)} names match none of the {len(images)} images: "
+                f"{', '.join(unmatched[:5])}{' and others' if len(unmatched) > 5 else ''}"
+            ),
+            fg=typer.colors.YELLOW,
+            err=True,
+        )
+    return boxes
 
 
 def _parse_box(text: str) -> Box:

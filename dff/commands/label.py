@@ -48,6 +48,7 @@ def label(
     from dff.aligner.align import load_aligner
     from dff.files.labels import find_duplicate_photos, label_photos
     from dff.infra.near_duplicates import describe_near_duplicates
+    from dff.infra.printing import printable
     from dff.infra.storage import S3Access, open_storage
 
     storage = open_storage(
@@ -61,9 +62,11 @@ def label(
     ):
         if photo.reason:
             unlabelled += 1
-            tqdm.write(f"{photo.key}: {photo.reason}")
+            tqdm.write(printable(f"{photo.key}: {photo.reason}"))
         else:
             labelled += 1
+        if photo.warning:
+            tqdm.write(printable(f"{photo.key}: labelled, but {photo.warning}"))
     typer.echo(
         f"{labelled} photos labelled in {storage.uri}; {unlabelled} remain without landmarks"
     )

@@ -5,6 +5,7 @@ The results go to files: JSON or JSON lines, drawings, meshes.
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,13 +27,14 @@ from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from dff.files.images import unique_names
 from dff.files.outputs import append_file, write_file, write_json
-from dff.infra.images import decode
+from dff.infra.images import DecodedImage, decode_image
 
 DRAWINGS = (".png", ".jpg", ".jpeg")
 MESHES = (".glb",)
 BATCH = 32  # images that are decoded and aligned together
+BATCH_BYTES = 400_000_000  # of their pixels, after which no further image is added
 
-Boxes = Mapping[str, Sequence[Box]]  # by image file name
+Boxes = Mapping[Path, Sequence[Box]]  # by image
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class ImageResult:
     image: UInt8[Array, "height width 3"] | None  # RGB; None when the file could not be read
     faces: tuple[Alignment, ...]
     error: str = ""
+    warning: str = ""  # what is wrong with the file although it could be read
 
     def lines(self) -> list[str]:
         """A line of text for each face."""
@@ -73,36 +76,57 @@ def describe_face(face: Alignment) -> str:
 
 
 def align_files(
-    aligner: Aligner, paths: Sequence[Path], *, boxes: Boxes | None = None, progress: bool = False
+    aligner: Aligner,
+    paths: Sequence[Path],
+    *,
+    boxes: Boxes | None = None,
+    progress: bool = False,
 ) -> Iterator[ImageResult]:
     """The alignments of each file, in order; faces are detected in files without ``boxes``."""
+    images: dict[Path, DecodedImage | str] = {}
     with tqdm(total=len(paths), unit="image", disable=not progress) as bar:
-        for begin in range(0, len(paths), BATCH):
-            chunk = paths[begin : begin + BATCH]
-            yield from _align_chunk(aligner, chunk, boxes or {})
-            bar.update(len(chunk))
+        for number, path in enumerate(paths, start=1):
+            images[path] = _read(path)
+            held = sum(each.pixels.nbytes for each in images.values() if not isinstance(each, str))
+            if len(images) == BATCH or held >= BATCH_BYTES or number == len(paths):
+                yield from _align_together(aligner, images, boxes or {})
+                bar.update(len(images))
+                images = {}
 
 
-def _align_chunk(aligner: Aligner, paths: Sequence[Path], boxes: Boxes) -> list[ImageResult]:
-    images: dict[Path, Bytes] = {}
-    results: dict[Path, ImageResult] = {}
-    for path in paths:
-        try:
-            images[path] = decode(path.read_bytes())
-        except (BadPhoto, OSError) as error:
-            results[path] = ImageResult(path, None, (), str(error))
+def _read(path: Path) -> DecodedImage | str:
+    """The image of a file, or why there is none."""
     try:
-        faces = aligner.align_batch(list(images.values()), [boxes.get(p.name) for p in images])
-        for (path, image), found in zip(images.items(), faces, strict=True):
-            results[path] = ImageResult(path, image, tuple(found))
+        return decode_image(path.read_bytes())
+    except BadPhoto as error:
+        return str(error)
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+
+
+def _align_together(
+    aligner: Aligner, images: Mapping[Path, DecodedImage | str], boxes: Boxes
+) -> list[ImageResult]:
+    read = {path: one for path, one in images.items() if not isinstance(one, str)}
+    results = {
+        path: ImageResult(path, None, (), one)
+        for path, one in images.items()
+        if isinstance(one, str)
+    }
+    try:
+        faces = aligner.align_batch(
+            [one.pixels for one in read.values()], [boxes.get(path) for path in read]
+        )
+        for (path, one), found in zip(read.items(), faces, strict=True):
+            results[path] = ImageResult(path, one.pixels, tuple(found), warning=one.warning)
     except (BadPhoto, ValueError) as error:
         # a bad image or box fails its whole batch, so its images are aligned one by one
-        if len(images) == 1:
-            (path,) = images
-            results[path] = ImageResult(path, images[path], (), str(error))
+        if len(read) == 1:
+            ((path, one),) = read.items()
+            results[path] = ImageResult(path, one.pixels, (), str(error))
         else:
-            results |= {p: _align_chunk(aligner, [p], boxes)[0] for p in images}
-    return [results[path] for path in paths]
+            results |= {p: _align_together(aligner, {p: one}, boxes)[0] for p, one in read.items()}
+    return [results[path] for path in images]
 
 
 def align_person_files(
@@ -110,24 +134,23 @@ def align_person_files(
 ) -> tuple[PersonAlignment, list[str]]:
     """One identity for images of one person, and a line of text for each image.
 
-    Of an image's ``boxes`` the first counts. Raises BadPhoto for an unreadable file, NoFace when no
-    image can be used.
+    Of an image's ``boxes`` the first counts. Raises BadPhoto, which names every unreadable file,
+    and NoFace when no image can be used.
     """
-    images = []
-    for path in paths:
-        try:
-            images.append(decode(path.read_bytes()))
-        except BadPhoto as error:
-            raise BadPhoto(f"{path}: {error}") from error
-    given = [next(iter((boxes or {}).get(path.name, ())), None) for path in paths]
-    person = aligner.align_person(images, given)
+    images = {path: _read(path) for path in paths}
+    if bad := [f"{path}: {one}" for path, one in images.items() if isinstance(one, str)]:
+        raise BadPhoto("; ".join(bad))
+    read = [one for one in images.values() if not isinstance(one, str)]
+    given = [next(iter((boxes or {}).get(path, ())), None) for path in images]
+    person = aligner.align_person([one.pixels for one in read], given)
     lines = [
         f"{path}: left out: {person.left_out[i]}"
         if face is None
         else f"{path}: {describe_face(face)}"
-        for i, (path, face) in enumerate(zip(paths, person.faces, strict=True))
+        for i, (path, face) in enumerate(zip(images, person.faces, strict=True))
     ]
-    return person, lines
+    warnings = [f"{p}: {one.warning}" for p, one in zip(images, read, strict=True) if one.warning]
+    return person, lines + warnings
 
 
 @dataclass(frozen=True)
@@ -177,11 +200,11 @@ def encode_drawing(
     return buffer.getvalue()
 
 
-def read_boxes(path: Path) -> Boxes:
-    """Boxes from a JSON file ``{image name: [[x0, y0, x1, y1], ...]}``. Raises ValueError."""
+def read_boxes(path: Path) -> dict[str, list[Box]]:
+    """Boxes from a JSON file ``{image: [[x0, y0, x1, y1], ...]}``. Raises ValueError."""
     kind = TypeAdapter(dict[str, list[tuple[float, float, float, float]]])
     try:
-        content = kind.validate_json(path.read_bytes())
+        content = kind.validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
         return {name: [Box(*corners) for corners in some] for name, some in content.items()}
     except (OSError, ValueError) as error:
         # pydantic's own message has several lines for each wrong value
@@ -189,6 +212,41 @@ def read_boxes(path: Path) -> Boxes:
         raise ValueError(
             f"{path} is not a file of boxes {{name: [[x0, y0, x1, y1], ...]}}: {why}"
         ) from error
+
+
+def assign_boxes(
+    named: Mapping[str, Sequence[Box]], paths: Sequence[Path]
+) -> tuple[Boxes, list[str]]:
+    """The boxes of each image, and the names that no image has.
+
+    An image is named by its path or by the last parts of it, such as ``b/one.png`` or ``one.png``.
+    Raises ValueError for a name that several images have, and for an image with several names.
+    """
+    by_end: dict[tuple[str, ...], list[Path]] = {}
+    for path in paths:
+        for parts in {path.parts, path.absolute().parts}:
+            for start in range(len(parts)):
+                by_end.setdefault(parts[start:], []).append(path)
+    assigned: dict[Path, Sequence[Box]] = {}
+    names: dict[Path, str] = {}
+    unmatched = []
+    for name, boxes in named.items():
+        parts = Path(name).parts
+        # "one.png" may be a whole path besides the end of others
+        whole = [path for path in paths if path.parts == parts]
+        found = whole or list(dict.fromkeys(by_end.get(parts, ())))
+        if len(found) > 1:
+            raise ValueError(
+                f"boxes of {name!r}: {len(found)} images have that name, "
+                f"such as {found[0]} and {found[1]}: give paths"
+            )
+        if not found:
+            unmatched.append(name)
+        elif found[0] in assigned:
+            raise ValueError(f"boxes of {names[found[0]]!r} and {name!r}: both are {found[0]}")
+        else:
+            assigned[found[0]], names[found[0]] = boxes, name
+    return assigned, unmatched
 
 
 def read_finished(path: Path) -> set[str]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Protocol
 
 from tqdm import tqdm
 
 from dff.aligner.alignment import Alignment
 from dff.face.arrays import Bytes, Floats
-from dff.face.errors import BadPhoto, NotFound, UnreadableObject
+from dff.face.errors import BadPhoto, NotFound, StorageError, UnreadableObject
 from dff.face.model.landmarks import MIRROR
-from dff.infra.images import as_stored, decode
+from dff.infra.image_listing import describe_passed_over
+from dff.infra.images import as_stored, decode_image
 from dff.infra.landmark_files import format_pts
 from dff.infra.split import find_split_groups
 from dff.infra.storage import Storage
-from dff.pipeline.recovery.photos import PhotoRef, list_photos
+from dff.pipeline.recovery.photos import PhotoRef, find_photos, list_photos, strip_suffix
+
+_log = logging.getLogger(__name__)
 
 
 class PhotoAligner(Protocol):
@@ -33,6 +37,7 @@ class PhotoLabel:
 
     key: str
     reason: str = ""  # why it remains without landmarks; "" when they were written
+    warning: str = ""  # what is wrong with a photo that was labelled
 
 
 def label_photos(
@@ -45,29 +50,38 @@ def label_photos(
 ) -> Iterator[PhotoLabel]:
     """Label every photo that has no landmarks, ``workers`` photos at a time.
 
-    Yields the outcomes in the order of the keys. The largest face of a photo is labelled. Faces of
-    a confidence below ``confidence`` (0 to 1) are not, since wrong labels spoil the training data,
-    nor are photos whose names differ in their suffix only. Photos with a ``.pts`` or ``.mat`` file
-    are left alone, so running again completes a stopped run. Raises BadPhoto when the storage holds
-    no photo, and as the storage does.
+    Yields the outcomes in the order of the keys; no photo stops the others. The largest face of a
+    photo is labelled. Faces of a confidence below ``confidence`` (0 to 1) are not, since wrong
+    labels spoil the training data, nor are photos whose names differ in their suffix only. Photos
+    with a ``.pts`` or ``.mat`` file are left alone, so running again completes a stopped run. Files
+    that are no images are named in the log. Raises BadPhoto when the storage holds no photo, and as
+    the storage does.
     """
-    refs = list_photos(storage)
-    if not refs:
+    listing = find_photos(storage)
+    if listing.passed_over:
+        _log.warning("%s", describe_passed_over(listing.passed_over))
+    if not listing.photos:
         raise BadPhoto(f"no photo in {storage.uri}")
-    todo = [ref for ref in refs if ref.landmark_key is None]
+    todo = [ref for ref in listing.photos if ref.landmark_key is None]
+    times = Counter(strip_suffix(ref.image_key) for ref in listing.photos)
 
     def label(ref: PhotoRef) -> PhotoLabel:
-        if ref.id == ref.image_key:  # ids have suffixes where names are not unique
+        stem = strip_suffix(ref.image_key)
+        if times[stem] > 1:
             return PhotoLabel(
                 ref.image_key, "another image has this name, so a .pts file would label both"
             )
         try:
             data = storage.read(ref.image_key)
-            points = find_landmarks(data, aligner, confidence=confidence)
+            points, warning = find_landmarks(data, aligner, confidence=confidence)
         except (BadPhoto, NotFound, UnreadableObject) as error:
             return PhotoLabel(ref.image_key, str(error))
-        storage.write(str(PurePosixPath(ref.image_key).with_suffix(".pts")), format_pts(points))
-        return PhotoLabel(ref.image_key)
+        except StorageError:
+            raise  # the other photos can't be read either
+        except Exception as error:  # the others are worth more than a defect that one shows
+            return PhotoLabel(ref.image_key, f"{type(error).__name__}: {error}")
+        storage.write(f"{stem}.pts", format_pts(points))
+        return PhotoLabel(ref.image_key, warning=warning)
 
     # threads are enough: the aligner is thread-safe, and decoding, network and fit release the GIL
     pool = ThreadPoolExecutor(workers)
@@ -83,13 +97,14 @@ def find_duplicate_photos(storage: Storage) -> tuple[tuple[str, ...], ...]:
     return find_split_groups(storage, keys).near_duplicates
 
 
-def find_landmarks(data: bytes, aligner: PhotoAligner, *, confidence: float) -> Floats:
-    """(68, 2) landmarks of an image file's largest face, 2D scheme, in stored pixels.
+def find_landmarks(data: bytes, aligner: PhotoAligner, *, confidence: float) -> tuple[Floats, str]:
+    """(68, 2) landmarks of an image file's largest face, 2D scheme, in stored pixels; a warning.
 
     Label files count in stored pixels, before the EXIF orientation that alignment applies. Raises
     BadPhoto with the reason why there are none.
     """
-    faces = aligner.align(decode(data))
+    image = decode_image(data)
+    faces = aligner.align(image.pixels)
     if not faces:
         raise BadPhoto("no face found")
     face = max(faces, key=lambda face: face.camera.scale)
@@ -98,4 +113,4 @@ def find_landmarks(data: bytes, aligner: PhotoAligner, *, confidence: float) -> 
     if face.face_confidence < confidence:
         raise BadPhoto(f"confidence {face.face_confidence:.2f} is below {confidence:g}")
     points, mirrored = as_stored(data, face.landmarks_2d)
-    return points[MIRROR] if mirrored else points
+    return points[MIRROR] if mirrored else points, image.warning

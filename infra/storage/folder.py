@@ -21,7 +21,7 @@ from dff.infra.storage.protocol import ObjectInfo, check_key, check_same
 
 _log = logging.getLogger(__name__)
 
-_OWN_FAULTS = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_OWN_FAULTS = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """Errors in reading a file that say nothing of the other files."""
 _LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.tmp")
 

@@ -33,6 +33,16 @@ def turned(image: Bytes, orientation: int) -> bytes:
     return encoded(image, "JPEG", exif=exif, quality=95)
 
 
+def with_exif(image: bytes, entries: dict[int, tuple[int, int, bytes]]) -> bytes:
+    """A JPEG with EXIF of raw entries: tag to (type, count, the four bytes of value or offset)."""
+    rows = b"".join(
+        struct.pack(">HHI", tag, kind, count) + value
+        for tag, (kind, count, value) in entries.items()
+    )
+    body = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + rows + bytes(4)
+    return image[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + image[2:]
+
+
 def animated(form: str) -> bytes:
     """Two different frames."""
     frames = [Image.fromarray(np.full((64, 64, 3), value, np.uint8)) for value in (10, 200)]

@@ -21,7 +21,7 @@ from dff.infra.images import (
     decode_image,
     recognise,
 )
-from tests.aligner.image_files import animated, bomb, chunk, encoded, pixels, turned
+from tests.aligner.image_files import animated, bomb, chunk, encoded, pixels, turned, with_exif
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -127,16 +127,6 @@ def test_points_of_the_upright_image_lie_on_the_same_things_in_the_stored_one(
     (found,), mirrored = as_stored(turned(stored, orientation), centre[None])
     assert np.allclose(found, (44.0, 12.0))
     assert mirrored == (orientation in (2, 4, 5, 7))  # by the EXIF standard
-
-
-def with_exif(image: bytes, entries: dict[int, tuple[int, int, bytes]]) -> bytes:
-    """A JPEG with EXIF of raw entries: tag to (type, count, the four bytes of value or offset)."""
-    rows = b"".join(
-        struct.pack(">HHI", tag, kind, count) + value
-        for tag, (kind, count, value) in entries.items()
-    )
-    body = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + rows + bytes(4)
-    return image[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + image[2:]
 
 
 ORIENTATION = 0x0112

@@ -98,3 +98,10 @@ def test_the_two_labellings_of_the_sample_agree_only_with_their_origins() -> Non
 def test_points_written_are_points_read() -> None:
     points = np.random.default_rng(0).uniform(-50, 3000, (68, 2))
     assert np.allclose(parse_pts(format_pts(points)), points, rtol=0, atol=5.1e-4)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+def test_points_of_other_editors_are_read(encoding: str) -> None:
+    points = np.random.default_rng(0).uniform(0, 60, (68, 2))
+    text = "// Zoë\n" + format_pts(points).decode().replace("\n", "\r\n")
+    np.testing.assert_allclose(parse_pts(text.encode(encoding)), points, atol=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from dff.files.alignments import (
     AlignmentWriter,
     ImageResult,
     align_files,
+    assign_boxes,
     encode_drawing,
     read_boxes,
     read_finished,
@@ -66,12 +68,73 @@ def test_boxes_go_to_their_files(folder: Path, tmp_path: Path, toy_model: Morpha
         json.dumps({"003.png": [[1, 2, 30, 31], [5, 5, 20, 20]], "absent.png": [[0, 0, 1, 1]]})
     )
     paths = list_images([folder])[:5]
+    boxes, unmatched = assign_boxes(read_boxes(file), paths)
+    assert unmatched == ["absent.png"]
     results = {
         r.path.name: r
-        for r in align_files(KnownAligner(toy_model), paths, boxes=read_boxes(file))  # type: ignore[arg-type]
+        for r in align_files(KnownAligner(toy_model), paths, boxes=boxes)  # type: ignore[arg-type]
     }
     assert [face.box for face in results["003.png"].faces] == [Box(1, 2, 30, 31), Box(5, 5, 20, 20)]
     assert len(results["002.png"].faces) == 1
+
+
+def test_boxes_of_one_file_name_in_two_folders_are_told_by_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    a, b, c = Path("a/one.png"), Path("b/one.png"), tmp_path / "c" / "two.png"
+    first, second, third = [Box(0, 0, 1, 1)], [Box(0, 0, 2, 2)], [Box(0, 0, 3, 3)]
+    file = tmp_path / "boxes.json"
+    file.write_bytes(
+        codecs.BOM_UTF8
+        + json.dumps(
+            {
+                "a/one.png": [[0, 0, 1, 1]],
+                str(tmp_path / "b" / "one.png"): [[0, 0, 2, 2]],
+                "two.png": [[0, 0, 3, 3]],
+                "three.png": [],
+            }
+        ).encode()
+    )
+    assert assign_boxes(read_boxes(file), [a, b, c]) == (
+        {a: first, b: second, c: third},
+        ["three.png"],
+    )
+    with pytest.raises(ValueError, match=r"'one.png': 2 images have that name.*give paths"):
+        assign_boxes({"one.png": first}, [a, b, c])
+    with pytest.raises(ValueError, match=r"'two.png' and 'c/two.png': both are"):
+        assign_boxes({"two.png": first, "c/two.png": first}, [a, b, c])
+    # a path itself comes before paths that end so
+    same = [Path("one.png"), a]
+    assert assign_boxes({"one.png": first}, same) == ({same[0]: first}, [])
+
+
+def test_large_images_are_not_held_together(
+    folder: Path, toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dff.files.alignments.BATCH_BYTES", 3 * 40 * 45 * 3)
+    sizes = []
+
+    class Counting(KnownAligner):
+        def align_batch(self, images, boxes=None):  # type: ignore[no-untyped-def]
+            sizes.append(len(images))
+            return super().align_batch(images, boxes)
+
+    paths = list_images([folder])
+    results = list(align_files(Counting(toy_model), paths))  # type: ignore[arg-type]
+    assert [r.path for r in results] == paths
+    assert max(sizes) <= 4
+    assert sum(sizes) == len(paths)
+
+
+def test_a_truncated_jpeg_is_aligned_with_a_warning(
+    tmp_path: Path, toy_model: MorphableModel
+) -> None:
+    jpeg = encoded(np.full((40, 60, 3), 90, np.uint8), "JPEG")
+    (tmp_path / "a.jpg").write_bytes(jpeg[:-2])
+    (result,) = align_files(KnownAligner(toy_model), [tmp_path / "a.jpg"])  # type: ignore[arg-type]
+    assert result.faces
+    assert "lacks its last bytes" in result.warning
 
 
 @pytest.mark.parametrize(

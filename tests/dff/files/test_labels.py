@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from dff.files.labels import PhotoLabel, find_duplicate_photos, label_photos
 from dff.infra.landmark_files import format_pts
 from dff.infra.storage import open_storage
 from dff.pipeline.recovery.photos import list_photos, read_photo
-from tests.aligner.image_files import turned
+from tests.aligner.image_files import encoded, turned, with_exif
 from tests.aligner.known_aligner import KnownAligner
 
 GREY = np.full((80, 120, 3), 90, np.uint8)
@@ -85,6 +86,42 @@ def test_labels_are_kept_and_photos_without_a_confident_face_are_named(
     assert first["new.png"] == ""
     assert [one.key for one in labelled(tmp_path, toy_model)] == ["black.png", "text.jpg"]
     assert (tmp_path / "mine.pts").read_bytes() == mine
+
+
+def test_no_photo_stops_the_others(
+    tmp_path: Path, toy_model: MorphableModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Fragile(KnownAligner):
+        def align(self, image, boxes=None):  # type: ignore[no-untyped-def]
+            if image.shape[0] == 41:
+                raise TypeError("a defect")
+            return super().align(image, boxes)
+
+    text_as_orientation = with_exif(encoded(GREY, "JPEG"), {0x0112: (2, 4, b"top\0")})
+    (tmp_path / "a.jpg").write_bytes(text_as_orientation)
+    Image.fromarray(GREY[:41]).save(tmp_path / "b.png")
+    (tmp_path / "c.png").mkdir()
+    (tmp_path / "d.jpg").write_bytes(encoded(GREY, "JPEG")[:-2])
+    (tmp_path / "e").write_bytes(encoded(GREY, "JPEG"))
+    (tmp_path / "f.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    (tmp_path / "g.gif").write_bytes(b"GIF89a")
+    (tmp_path / os.fsdecode(b"h\xe9.jpg")).write_bytes(encoded(GREY, "JPEG"))
+    outcomes = {
+        one.key: one
+        for one in label_photos(open_storage(str(tmp_path)), Fragile(toy_model), confidence=0.5)
+    }
+    assert list(outcomes) == ["a.jpg", "b.png", "d.jpg", "e", "f.heic"]
+    assert [one.reason for one in outcomes.values() if one.key not in ("f.heic",)] == [
+        "",
+        "TypeError: a defect",
+        "",
+        "",
+    ]
+    assert outcomes["f.heic"].reason
+    assert "lacks its last bytes" in outcomes["d.jpg"].warning
+    assert sorted(path.name for path in tmp_path.glob("*.pts")) == ["a.pts", "d.pts", "e.pts"]
+    assert "1 file passed over, no image that can be read: g.gif (GIF)" in caplog.text
+    assert r"h\udce9.jpg is passed over: its name is not UTF-8" in caplog.text
 
 
 def test_photos_that_share_a_label_file_are_not_labelled(
