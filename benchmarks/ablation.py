@@ -33,7 +33,8 @@ from dff.trainer.config import LossWeights, TrainConfig, to_card
 from dff.trainer.data.crops import build_training_surface
 from dff.trainer.data.view_cache import ViewStore
 from dff.trainer.evaluation.baselines import make_anchor_descriptor, make_network_descriptor
-from dff.trainer.evaluation.matching import YAW_BINS, Matching, compare_descriptors
+from dff.trainer.evaluation.config import MATCHING
+from dff.trainer.evaluation.matching import Matching, compare_descriptors
 from dff.trainer.evaluation.pairs import ViewPair, sample_view_pairs
 from dff.trainer.train import (
     TrainingCallbacks,
@@ -219,11 +220,19 @@ def build_table(trials: list[Trial], pairs: int) -> Table:
     out = Table(
         title=f"{pairs} pairs of held-out views; PCK 5 % / mean error, px at 256, all cells alike"
     )
-    for head in ("variant", "M", "ms, batch 1", "16", "same identity", "different", *YAW_BINS):
+    for head in (
+        "variant",
+        "M",
+        "ms, batch 1",
+        "16",
+        "same identity",
+        "different",
+        *MATCHING.yaw_bins,
+    ):
         out.add_column(head)
     for trial in trials:
         cells = [{"identity": name} for name in ("same", "different")] + [
-            {"yaw": name} for name in YAW_BINS
+            {"yaw": name} for name in MATCHING.yaw_bins
         ]
         out.add_row(
             trial.name,

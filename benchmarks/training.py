@@ -97,8 +97,8 @@ def variants() -> dict[str, Callable[[], object]]:
         images = (
             batch
             if last
-            else batch._replace(
-                image=batch.image.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+            else replace(
+                batch, image=batch.image.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
             )
         )
 

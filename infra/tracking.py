@@ -32,6 +32,8 @@ with require_extra("train"):
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
+PARAM_BATCH = 100
+"""Parameters that MLflow takes in one call."""
 PARAM_LENGTH = 500
 """Characters that every MLflow backend keeps of a parameter's value."""
 
@@ -141,7 +143,9 @@ def start(
         client.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
     else:
         run = client.create_run(experiment_id, run_name=name)
-        client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in flat.items()])
+        listed = [Param(key, value) for key, value in flat.items()]
+        for first in range(0, len(listed), PARAM_BATCH):
+            client.log_batch(run.info.run_id, params=listed[first : first + PARAM_BATCH])
     return Run(tracking_uri, run.info.run_id)
 
 

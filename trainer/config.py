@@ -1,99 +1,129 @@
-"""What a training run is: one frozen value, unknown names refused. Functions take its fields, not
-it.
+"""The configuration of a training run: one frozen value, which checkpoints and weights record.
+
+Functions of the trainer take its fields or its parts rather than the whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, astuple, dataclass, field, fields, is_dataclass
+from typing import Any, get_origin, get_type_hints
 
 from dff.face.descriptor import NetConfig
+from dff.trainer.data.config import AugmentConfig
+from dff.trainer.evaluation.config import EvaluationConfig
 
 RESUMABLE_CHANGES = frozenset(
     {"steps", "loaders", "compiled", "log_every", "eval_every", "checkpoint_every"}
 )
-"""Fields that may differ between a run and its resumption. Other ``steps`` bend the schedule from
-there on.
+"""Fields that may differ between a run and its resumption.
+
+Another number of steps changes the learning rate from the resumption on.
 """
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each term of the loss counts; a term of weight zero is not computed.
+    """Weights of the terms of the loss; a term of weight zero is not computed.
 
-    Raises ValueError for weights below zero, and when none is above.
+    Raises ValueError for negative weights, and when all are zero.
     """
 
     anchors: float = 1.0  # classification against the learned vector of each anchor
-    views: float = 0.0  # classification against the normalised means over the views of one identity
-    pairs: float = 0.0  # contrast of pixels of two views, against all that show another place
-    hard_pairs: float = 0.0  # the same against the most alike of those only
-    face: float = 0.5  # does the pixel show the face
+    views: float = 0.0  # classification against normalised means over the views of one identity
+    pairs: float = 0.0  # contrast of the pixels of two views, with all negatives
+    hard_pairs: float = 0.0  # the same with the hardest negatives only
+    face: float = 0.5  # classification of pixels as face or not
 
     def __post_init__(self) -> None:
         if not all(weight >= 0 for weight in astuple(self)) or not any(astuple(self)):
+            raise ValueError(f"LossWeights must not be negative, nor all be zero: {self}")
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """The contrastive terms of the loss. Raises ValueError for distances in the wrong order."""
+
+    positive_distance: float = 0.004  # metres in surface coordinates: two pixels are a pair
+    negative_distance: float = 0.012  # the same: from here two pixels are a negative pair
+    margin: float = 1.0
+    """Distance of two descriptors from which a negative pair costs nothing; sqrt(2) if orthogonal.
+    """
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.positive_distance <= self.negative_distance and self.margin > 0.0):
             raise ValueError(
-                f"LossWeights wants weights of zero and more, and one above zero: {self}"
+                "ContrastConfig needs 0 < positive_distance <= negative_distance, and a positive "
+                f"margin: {self}"
             )
+
+
+CONTRAST = ContrastConfig()
+"""The default settings."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Raises ValueError for what cannot be trained."""
+    """A training run. Raises ValueError for one that is impossible."""
 
     steps: int = 4000
-    batch: int = 32  # images in a step, over all workers together
-    views: int = 4  # of one identity in a batch
-    pixels: int = 384  # surface points learned from in each image
-    size: int = 128  # input pixels
+    batch: int = 32  # images in a step, of all workers together
+    views: int = 4  # views of one identity in a batch
+    pixels: int = 384  # surface points of each image that are trained on
+    size: int = 128  # side of the network's input, px
     anchors: int = 800
     sigma: float = 0.0045  # metres on the surface: width of the soft targets
-    scale: float = 16.0  # log odds are scale * cosine
-    learning_rate: float = 3e-3
+    scale: float = 16.0  # the log odds are scale * cosine
+    learning_rate: float = 3e-3  # after the warm-up
+    final_rate: float = 0.01  # learning rate at the last step, over ``learning_rate``
     warmup: int = 100  # steps
     weight_decay: float = 0.01
-    ema: float = 0.999  # of the moving average of the weights
+    betas: tuple[float, float] = (0.9, 0.99)  # of AdamW
+    max_gradient: float = 1.0  # norm that gradients are clipped to
+    ema: float = 0.999  # decay of the moving average of the weights
     seed: int = 0
     start: str = ""  # weights to start from, a file or a shipped name; none: from scratch
+    new_block_gain: float = 0.1  # of residual blocks that the weights started from lack
     mixed: bool = False  # the network's activations in bfloat16
-    compiled: bool = (
-        False  # the network by torch.compile, which takes a minute before the first step
-    )
-    loaders: int = 1  # processes that make batches; 0 makes them in the trainer's own
+    compiled: bool = False  # torch.compile the network, which takes a minute at the start
+    loaders: int = 1  # processes that prepare batches; 0: the training process itself
     log_every: int = 20  # steps
-    eval_every: int = 500
-    checkpoint_every: int = 250
-    dev_pairs: int = 64  # pairs of views that the dev figures are taken from
+    eval_every: int = 500  # steps
+    checkpoint_every: int = 250  # steps
+    dev_pairs: int = 64  # pairs of held-out views for validation
+    min_membership: float = 0.25
+    """Total soft membership from which a class counts in the ``views`` term of the loss."""
     net: NetConfig = field(default_factory=NetConfig)
     weights: LossWeights = field(default_factory=LossWeights)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.views, self.pixels, self.anchors, self.log_every) < 1:
-            raise ValueError(f"TrainConfig wants positive counts: {self}")
+            raise ValueError(f"TrainConfig needs positive counts: {self}")
         if min(self.eval_every, self.checkpoint_every) < 1 or self.loaders < 0 or self.warmup < 0:
-            raise ValueError(f"TrainConfig wants positive intervals: {self}")
+            raise ValueError(f"TrainConfig needs positive intervals: {self}")
         if self.seed < 0:
-            raise ValueError(f"TrainConfig wants a seed of zero and more, got {self.seed}")
+            raise ValueError(f"TrainConfig needs a seed of zero or more, got {self.seed}")
         if self.batch % self.views:
             raise ValueError(
-                f"a batch of {self.batch} does not hold whole groups of {self.views} views"
+                f"a batch of {self.batch} does not divide into groups of {self.views} views"
             )
         if self.size % self.net.multiple:
             raise ValueError(
                 f"an input of {self.size} pixels is no multiple of {self.net.multiple}"
             )
-        if (
-            not all(x > 0 for x in (self.sigma, self.scale, self.learning_rate))
-            or not 0 <= self.ema < 1
-        ):
+        positive = (self.sigma, self.scale, self.learning_rate, self.max_gradient)
+        if not all(x > 0 for x in positive):
             raise ValueError(
-                "TrainConfig wants positive sigma, scale and rate, and an average below one: "
-                f"{self}"
+                f"TrainConfig needs a positive sigma, scale, learning_rate and max_gradient: {self}"
             )
+        if not all(0 <= x < 1 for x in (self.ema, *self.betas)):
+            raise ValueError(f"TrainConfig needs an ema and betas in 0 <= x < 1: {self}")
 
     def check_workers(self, workers: int) -> None:
-        """ValueError when the batch does not split into whole identities over ``workers``."""
+        """Raise ValueError when the batch does not divide into identities over ``workers``."""
         if workers < 1 or self.batch % (workers * self.views):
             raise ValueError(
                 f"a batch of {self.batch} in groups of {self.views} does not split over "
@@ -102,33 +132,59 @@ class TrainConfig:
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Plain values, for JSON and checkpoints."""
-    plain = asdict(config)
-    plain["net"] |= {"widths": list(config.net.widths), "depths": list(config.net.depths)}
+    """Plain values for JSON and checkpoints: nested dicts, and lists for tuples."""
+    plain = _to_plain(asdict(config))
+    assert isinstance(plain, dict)
     return plain
 
 
+def _to_plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _to_plain(part) for name, part in value.items()}
+    return [_to_plain(part) for part in value] if isinstance(value, tuple) else value
+
+
 def to_card(config: TrainConfig) -> dict[str, Any]:
-    """As a card tells it: of the weights that were started from, their own name without the folders
-    before it.
-    """
+    """``to_dict`` for the card of weights: ``start`` without the folders before its name."""
     return to_dict(config) | {"start": config.start.rsplit("/", 1)[-1]}
 
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """The inverse of ``to_dict``; missing names take their defaults. ValueError for unknown
-    ones.
+    """The inverse of ``to_dict``; missing names take their defaults.
+
+    Raises ValueError for unknown names and impossible values.
     """
-    out = dict(values)
-    for name, kind in (("net", NetConfig), ("weights", LossWeights)):
-        if name in out:
-            _check_names(kind, out[name])
-            out[name] = kind(**out[name])
-    _check_names(TrainConfig, out)
-    return TrainConfig(**out)
+    config = _from_plain(TrainConfig, values)
+    assert isinstance(config, TrainConfig)
+    return config
 
 
-def _check_names(kind: Any, values: Mapping[str, Any]) -> None:
+def _from_plain(kind: type, values: Mapping[str, Any]) -> object:
     unknown = sorted(set(values) - {f.name for f in fields(kind)})
     if unknown:
         raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}")
+    hints = get_type_hints(kind)
+    out: dict[str, object] = {}
+    for name, value in values.items():
+        if is_dataclass(hints[name]):
+            out[name] = _from_plain(hints[name], value)
+        else:
+            out[name] = tuple(value) if get_origin(hints[name]) is tuple else value
+    return kind(**out)
+
+
+def list_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Differences of two ``to_dict``, as "weights.pairs 0.0 -> 0.5", sorted by name."""
+    old, new = _flatten(before), _flatten(after)
+    names = sorted(name for name in old | new if old.get(name) != new.get(name))
+    return [f"{name} {old.get(name)} -> {new.get(name)}" for name in names]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            out |= _flatten(value, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = value
+    return out

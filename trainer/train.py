@@ -1,9 +1,8 @@
-"""The training loop: a plain function of a dataset and a configuration; distribution is laid round
-it elsewhere.
+"""The training loop: a plain function of a dataset and a configuration, without distribution.
 
-A run is decided by (dataset, model, config): everything random in it comes from the seed and the
-step's number. So its whole state is the step, the weights, their moving average and the optimiser's
-moments, and a run that stopped anywhere goes on from its last checkpoint to the same end.
+A run is determined by (dataset, model, config): its random choices depend on the seed and on the
+number of the step. So its whole state is the step, the weights, their moving average and the
+optimiser's moments, and a run resumed from a checkpoint ends as one without interruption.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dff.face.arrays import Integer
 from dff.face.descriptor import (
     Anchors,
     DescriptorNet,
@@ -35,8 +34,15 @@ from dff.infra import weights
 from dff.infra.dataset import Dataset
 from dff.infra.files import replaced_file
 from dff.infra.shards import ViewRow
-from dff.trainer.config import RESUMABLE_CHANGES, TrainConfig, from_dict, to_card, to_dict
-from dff.trainer.data.batches import Crops, batches
+from dff.trainer.config import (
+    RESUMABLE_CHANGES,
+    TrainConfig,
+    from_dict,
+    list_changes,
+    to_card,
+    to_dict,
+)
+from dff.trainer.data.batches import Batch, Crops, batches
 from dff.trainer.data.crops import TrainingSurface, build_training_surface
 from dff.trainer.data.view_cache import ViewStore, write_view_store
 from dff.trainer.evaluation.matching import measure_matches
@@ -46,28 +52,25 @@ from dff.trainer.loss import Learner, sum_terms
 Figures = Mapping[str, float]
 CHECKPOINT = "checkpoint.pt"
 
-NEW_BLOCK_GAIN = 0.1
-"""Gain of the last norm of a residual block that the weights started from lack."""
-
 
 @dataclass
 class TrainingState:
-    """All of a run that a checkpoint holds."""
+    """The state of a run, which checkpoints hold. Mutable: ``run`` advances it in place."""
 
     step: int  # optimiser steps done
     learner: Learner
-    average: Learner  # the moving average of the learner's weights: what is evaluated and shipped
+    average: Learner  # moving average of the learner's weights, which is evaluated and saved
     optimiser: torch.optim.Optimizer
-    vertex: Tensor  # (M,) int64 the anchors' vertices
+    vertex: Integer[Tensor, " anchors"]  # int64, vertices of the model
     licences: tuple[str, ...]  # of the data that the starting weights were trained on
 
 
 @dataclass(frozen=True)
 class TrainingCallbacks:
-    """Functions that the training loop calls; none changes the training.
+    """Functions that the training loop calls; none may change the training.
 
-    ``on_step``: (step, figures) every ``log_every`` steps, on every rank; ``on_evaluation``: (step,
-    validation figures) every ``eval_every`` steps and at the end, on rank 0; ``on_checkpoint``: the
+    ``on_step``: (step, figures) every ``log_every`` steps, on every rank. ``on_evaluation``: (step,
+    validation figures) every ``eval_every`` steps and at the end, on rank 0. ``on_checkpoint``: the
     state every ``checkpoint_every`` steps and at the end, on every rank.
     """
 
@@ -79,10 +82,10 @@ class TrainingCallbacks:
 def initialise_state(
     model: MorphableModel, config: TrainConfig, device: torch.device
 ) -> TrainingState:
-    """The state before the first step, which the seed and the weights to start from decide.
+    """The state before the first step, from the seed and the weights to start from.
 
-    Raises BadWeights for weights that cannot be read, ValueError when they are of another network
-    or other anchors.
+    Raises BadWeights for weights that cannot be read, ValueError when they have another network or
+    other anchors.
     """
     vertex = choose_anchors(model, config.anchors)
     with torch.random.fork_rng(devices=[]):
@@ -94,6 +97,8 @@ def initialise_state(
             scale=config.scale,
             views=config.views,
             weights=config.weights,
+            contrast=config.contrast,
+            min_membership=config.min_membership,
             mixed=config.mixed,
         )
     licences: tuple[str, ...] = ()
@@ -102,69 +107,65 @@ def initialise_state(
         licences = tuple(begin.card["data_licences"])
         if not is_shallower(begin.net.config, config.net):
             raise ValueError(
-                f"{config.start} can't be started from: its network, {begin.net.config}, is not "
+                f"{config.start} can't be started from: its network, {begin.net.config}, must be "
                 f"as wide as {config.net} and nowhere deeper"
             )
         if not np.array_equal(begin.anchors.vertex, vertex):
             raise ValueError(f"{config.start} can't be started from: it has other anchors")
-        _grow_network(learner.net, begin.net)
+        _grow_network(learner.net, begin.net, config.new_block_gain)
         learner.vectors.data.copy_(torch.from_numpy(begin.anchors.descriptor))
     learner = learner.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(learner).requires_grad_(False)
-    # Decay pulls kernels only: norms, biases and the class vectors (which are normalised anyway)
-    # stay free.
+    # No weight decay for norms, biases and the class vectors (which are normalised anyway).
     kernels = [p for p in learner.net.parameters() if p.ndim > 1]
     others = [p for p in learner.parameters() if p.ndim <= 1] + [learner.vectors]
     groups = [
         {"params": kernels, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
     return TrainingState(
         0, learner, average, optimiser, torch.from_numpy(vertex.astype(np.int64)), licences
     )
 
 
 def wrap_distributed(learner: Learner) -> nn.Module:
-    """The learner whose gradients are means over the processes of torch's default group."""
-    # Without its term a head gets no gradient, which is a mistake unless it is announced.
-    taught = learner.weights.anchors and learner.weights.face
-    return nn.parallel.DistributedDataParallel(learner, find_unused_parameters=not taught)
+    """Average the learner's gradients over the processes of torch's default group."""
+    # A head whose term has weight zero gets no gradient, for which torch has to search.
+    used = learner.weights.anchors and learner.weights.face
+    return nn.parallel.DistributedDataParallel(learner, find_unused_parameters=not used)
 
 
 def is_shallower(smaller: NetConfig, larger: NetConfig) -> bool:
-    """Whether a network of the one configuration is the beginning of one of the other: as wide,
-    nowhere deeper.
-    """
-    alike = all(
+    """Whether ``larger`` only adds residual blocks to ``smaller``: as wide, nowhere less deep."""
+    as_wide = all(
         getattr(smaller, name) == getattr(larger, name) for name in ("dims", "widths", "groups")
     )
-    return alike and all(
+    return as_wide and all(
         low <= high for low, high in zip(smaller.depths, larger.depths, strict=True)
     )
 
 
-def _grow_network(net: DescriptorNet, begin: DescriptorNet) -> None:
-    """Make ``net`` do what the shallower ``begin`` does, nearly: blocks that it lacks add little to
-    what passes them.
+def _grow_network(net: DescriptorNet, begin: DescriptorNet, new_block_gain: float) -> None:
+    """Give ``net`` the weights of the shallower ``begin``; its other blocks are nearly identities.
 
-    A residual block that added nothing at all would get no gradient either. Source: Chen,
-    Goodfellow, Shlens, "Net2Net" (2016).
+    ``new_block_gain`` is the gain of the last norm of these blocks; at zero they would get no
+    gradient. Source: Chen, Goodfellow, Shlens, "Net2Net" (2016).
     """
     known = begin.state_dict()
     for name, value in net.state_dict().items():
         if name in known:
             value.copy_(known[name])
         elif name.endswith("norm.weight"):
-            value.fill_(NEW_BLOCK_GAIN)
+            value.fill_(new_block_gain)
 
 
-def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
-    """Linear warm-up to ``peak``, then half a cosine down to a hundredth of it at ``steps``."""
+def learning_rate(step: int, *, peak: float, final: float, warmup: int, steps: int) -> float:
+    """Linear warm-up to ``peak``, then half a cosine down to ``final`` times it at ``steps``."""
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(steps - warmup, 1)
-    return float(peak * (0.01 + 0.99 * 0.5 * (1.0 + np.cos(np.pi * min(done, 1.0)))))
+    return float(peak * (final + (1.0 - final) * 0.5 * (1.0 + np.cos(np.pi * min(done, 1.0)))))
 
 
 def run(
@@ -178,26 +179,24 @@ def run(
     world: int = 1,
     callbacks: TrainingCallbacks | None = None,
 ) -> dict[str, float]:
-    """Advance ``state`` to ``config.steps``; the last dev figures (rank 0's; empty on others, or
-    without dev views).
+    """Advance ``state`` to ``config.steps``, in place.
 
-    ``wrapped``: the learner as ``wrap_distributed``, when ``world`` > 1. Raises Diverged when the
-    loss or the weights stop being finite, before these are in a checkpoint.
+    Returns the last validation figures: those of rank 0, and nothing on other ranks or without
+    held-out views. ``wrapped``: the learner under ``wrap_distributed``, when ``world`` > 1. Raises
+    Diverged when the loss or the weights are no longer finite, before a checkpoint holds them.
     """
     config.check_workers(world)
     callbacks = callbacks or TrainingCallbacks()
-    device = state.learner.vectors.device
     module = wrapped or state.learner
     if config.compiled:
         state.learner.net.trunk = torch.compile(state.learner.net.trunk)  # type: ignore[method-assign]
-    pairs = (
-        sample_dev_pairs(store, surface, count=config.dev_pairs, size=config.size)
-        if rank == 0
-        else []
-    )
-    crops = Crops(store, surface, size=config.size, pixels=config.pixels, seed=config.seed)
+    pairs: list[DevPair] = []
+    if rank == 0:
+        pairs = sample_dev_pairs(
+            store, surface, count=config.dev_pairs, size=config.size, config=config.evaluation
+        )
     source = batches(
-        crops,
+        _build_crops(store, surface, config),
         first=state.step,
         last=config.steps,
         batch=config.batch,
@@ -208,57 +207,78 @@ def run(
     )
     meter = _Meter(config.batch)
     dev: dict[str, float] = {}
-    if (
-        state.step == config.steps and rank == 0
-    ):  # resumed when all was done: the figures are still asked for
+    if state.step == config.steps and rank == 0:  # resumed after the last step
         dev = _measure_dev_pairs(state, config, pairs)
     while state.step < config.steps:
-        batch = meter.waiting_for(source)
         rate = learning_rate(
-            state.step, peak=config.learning_rate, warmup=config.warmup, steps=config.steps
+            state.step,
+            peak=config.learning_rate,
+            final=config.final_rate,
+            warmup=config.warmup,
+            steps=config.steps,
         )
-        for group in state.optimiser.param_groups:
-            group["lr"] = rate
-        module.train()
-        terms = module(batch.to(device))
-        state.optimiser.zero_grad(set_to_none=True)
-        sum_terms(terms, config.weights).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(state.learner.parameters(), 1.0)
-        state.optimiser.step()
-        _move_average(state, config.ema)
-        state.step += 1
-        meter.add(terms)
+        meter.add(_take_step(state, module, meter.next_batch(source), config, rate))
         last = state.step == config.steps
         if state.step % config.log_every == 0 or last:
             callbacks.on_step(state.step, {**meter.read(config, world), "learning_rate": rate})
         if rank == 0 and (state.step % config.eval_every == 0 or last):
             dev = _measure_dev_pairs(state, config, pairs)
             callbacks.on_evaluation(state.step, dev)
-            meter.forget_time()
+            meter.restart_clock()
         if state.step % config.checkpoint_every == 0 or last:
-            # Else every resumption would begin from them.
+            # Otherwise every resumption would start from diverged weights.
             if not all(bool(p.isfinite().all()) for p in state.learner.parameters()):
                 raise Diverged(
-                    f"the weights of step {state.step} are no numbers: lower the learning rate"
+                    f"the weights of step {state.step} are not finite: lower the learning rate"
                 )
             callbacks.on_checkpoint(state)
-            meter.forget_time()
+            meter.restart_clock()
     return dev
+
+
+def _build_crops(store: ViewStore, surface: TrainingSurface, config: TrainConfig) -> Crops:
+    return Crops(
+        store,
+        surface,
+        size=config.size,
+        pixels=config.pixels,
+        seed=config.seed,
+        augment=config.augment,
+    )
+
+
+def _take_step(
+    state: TrainingState, module: nn.Module, batch: Batch, config: TrainConfig, rate: float
+) -> dict[str, Tensor]:
+    """Take one optimiser step at a learning rate; the terms of the loss before it."""
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    module.train()
+    terms: dict[str, Tensor] = module(batch.to(state.learner.vectors.device))
+    state.optimiser.zero_grad(set_to_none=True)
+    sum_terms(terms, config.weights).backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(state.learner.parameters(), config.max_gradient)
+    state.optimiser.step()
+    _move_average(state, config.ema)
+    state.step += 1
+    return terms
 
 
 def _measure_dev_pairs(
     state: TrainingState, config: TrainConfig, pairs: list[DevPair]
 ) -> dict[str, float]:
     a = state.average
-    return measure_matches(a.net, a.class_vectors(), a.anchor_coordinate, config.scale, pairs)
+    return measure_matches(
+        a.net, a.class_vectors(), a.anchor_coordinate, config.scale, pairs, config.evaluation
+    )
 
 
 @torch.no_grad()
 def _move_average(state: TrainingState, decay: float) -> None:
-    """Exponential moving average of the weights, with a decay that grows over the first steps.
+    """Update the moving average of the weights, with a decay that grows over the first steps.
 
-    Not ``torch.optim.swa_utils.AveragedModel``: it copies the weights at its first update and its
-    decay is constant, so the averages, and with them the shipped weights, would change.
+    ``torch.optim.swa_utils.AveragedModel`` copies the weights at its first update and keeps the
+    decay constant, which would change the averages, and so the shipped weights.
     """
     keep = min(decay, (1.0 + state.step) / (10.0 + state.step))
     averaged: list[Tensor] = list(state.average.parameters())
@@ -267,32 +287,37 @@ def _move_average(state: TrainingState, decay: float) -> None:
 
 
 class _Meter:
-    """Means over the steps since the last reading."""
+    """Mutable accumulator of the loss and of the time since it was last read."""
 
     def __init__(self, batch: int) -> None:
         self._batch = batch
         self._terms: dict[str, Tensor] = {}
         self._steps = 0
-        self.forget_time()
+        self.restart_clock()
 
-    def forget_time(self) -> None:
+    def restart_clock(self) -> None:
+        """Leave out the time until now, which was not spent on steps."""
         self._began, self._waited, self._timed = time.perf_counter(), 0.0, 0
 
-    def waiting_for(self, source: Iterator[Any]) -> Any:
+    def next_batch(self, source: Iterator[Batch]) -> Batch:
+        """Take the next batch and add the time that it took."""
         began = time.perf_counter()
         out = next(source)
         self._waited += time.perf_counter() - began
         return out
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Add the terms of one step."""
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value.detach()
         self._steps += 1
         self._timed += 1
 
     def read(self, config: TrainConfig, world: int) -> dict[str, float]:
-        """``loss``, ``loss_<term>`` over all ranks, ``images_per_second``, ``wait_fraction`` of the
-        batches' making.
+        """The means since the last reading, which then start anew.
+
+        ``loss`` and ``loss_<term>`` of all ranks, ``images_per_second``, and ``wait_fraction``: the
+        share of time spent waiting for batches. Raises Diverged for a loss that is not finite.
         """
         names = sorted(self._terms)
         values = torch.stack([self._terms[n] for n in names]) / self._steps
@@ -311,12 +336,12 @@ class _Meter:
             "wait_fraction": self._waited / seconds,
         }
         self._terms, self._steps = {}, 0
-        self.forget_time()
+        self.restart_clock()
         return out
 
 
 def save_checkpoint(path: Path, state: TrainingState, config: TrainConfig) -> None:
-    """Write the state in one step; what was there stays until the new one is whole."""
+    """Write a checkpoint; the file that it replaces stays until the new one is complete."""
     content = {
         "config": to_dict(config),
         "step": state.step,
@@ -332,27 +357,28 @@ def save_checkpoint(path: Path, state: TrainingState, config: TrainConfig) -> No
 
 
 def load_checkpoint(path: Path, state: TrainingState, config: TrainConfig) -> None:
-    """Bring a new ``state`` to where the checkpoint was taken.
+    """Load a checkpoint into a new ``state``, in place.
 
-    Raises ValueError when it is damaged, belongs to another configuration or other anchors
-    (``RESUMABLE_CHANGES`` may differ), or lies beyond the configuration's last step.
+    Raises ValueError when it is damaged, belongs to another configuration (except for
+    ``RESUMABLE_CHANGES``) or other anchors, or is beyond the configuration's last step.
     """
     try:
         content = torch.load(path, map_location=state.learner.vectors.device, weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
-    # Fields that came later had their defaults then.
-    then, now = to_dict(from_dict(content["config"])), to_dict(config)
-    other = sorted(k for k in now if k not in RESUMABLE_CHANGES and now[k] != then[k])
-    if other:
-        changes = ", ".join(f"{k} {then[k]} -> {now[k]}" for k in other)
+    # Fields that the checkpoint lacks had their defaults.
+    then, now = (
+        {k: v for k, v in to_dict(run).items() if k not in RESUMABLE_CHANGES}
+        for run in (from_dict(content["config"]), config)
+    )
+    if then != now:
+        changes = ", ".join(list_changes(then, now))
         raise ValueError(f"{path} belongs to another configuration: {changes}")
     if not torch.equal(content["vertex"].cpu(), state.vertex):
         raise ValueError(f"{path} belongs to another face model or choice of anchors")
     if content["step"] > config.steps:
         raise ValueError(
-            f"{path} is at step {content['step']} already, beyond the {config.steps} that are "
-            "wanted"
+            f"{path} is at step {content['step']} already, beyond the {config.steps} of this run"
         )
     state.step = int(content["step"])
     state.learner.load_state_dict(content["learner"])
@@ -381,13 +407,11 @@ def save_weights(
     dataset: str,
     dev: Figures,
 ) -> None:
-    """Write the averaged weights with their card. ``dataset``: the fingerprint of what they were
-    trained on.
-    """
+    """Write the averaged weights with their card. ``dataset``: fingerprint of the training data."""
     card = {
         "model": model.name,
         "model_licence": model.licence,
-        # What was learned before came from somewhere too.
+        # Including the data that the starting weights were trained on.
         "data_licences": sorted({*store.licences, *state.licences}),
         "dataset": dataset,
         "views": len(store),
@@ -409,12 +433,12 @@ def iterate_rows(dataset: Dataset) -> Iterator[ViewRow]:
 def load_dataset_model(dataset: Dataset, model: str | None = None) -> MorphableModel:
     """The face model that a dataset was made with.
 
-    ``model``: its name or file, as ``load_model`` takes it; without it the model is found by the
-    name that the dataset's rows carry. Raises BadDataset when the rows are of another model, of
-    several, or of one that has no file under its name, and BadModel for a file that can't be read.
+    ``model``: its name or file, as ``load_model`` takes it; by default the model that the dataset's
+    rows name. Raises BadDataset when the rows are of another model, of several, or of one that has
+    no file under its name, and BadModel for a file that can't be read.
     """
     names = sorted(dataset.manifest.counts.get("model", {}))
-    if not names:  # a dataset written by another program need not count
+    if not names:  # datasets of other programs may lack these counts
         names = sorted(set(dataset.columns(0, ["model"])["model"]))
     where = dataset.storage.uri
     if len(names) != 1:
@@ -434,7 +458,7 @@ def load_dataset_model(dataset: Dataset, model: str | None = None) -> MorphableM
 
 
 def open_view_store(dataset: Dataset, model: MorphableModel, cache: Path) -> ViewStore:
-    """The dataset's views unpacked under ``cache``, once for each dataset and model."""
+    """Open the dataset's views, unpacked under ``cache`` once for each dataset and model."""
     return write_view_store(
         iterate_rows(dataset),
         model,
@@ -444,10 +468,10 @@ def open_view_store(dataset: Dataset, model: MorphableModel, cache: Path) -> Vie
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run leaves."""
+    """The results of a run."""
 
     weights: Path
-    dev: Figures  # last dev figures
+    dev: Figures  # last validation figures
     state: TrainingState
 
 
@@ -462,15 +486,13 @@ def train(
     callbacks: TrainingCallbacks | None = None,
     work: Path | None = None,
 ) -> TrainingResult:
-    """Train a descriptor on a finished dataset in this process and write its weights file to
-    ``out``.
+    """Train a descriptor on a finished dataset in this process; write its weights file to ``out``.
 
     ``model``: the face model, its name or its file; by default the one that the dataset was made
-    with (``load_dataset_model``).
-
-    ``work`` (default: ``out`` with the suffix ``.run``) keeps the unpacked views and the
-    checkpoint, from which ``resume`` goes on if there is one. Raises BadDataset, BadModel,
-    Diverged, and ValueError for a configuration that the dataset or the checkpoint doesn't fit.
+    with (``load_dataset_model``). ``work``: folder of the unpacked views and the checkpoint, by
+    default ``out`` with the suffix ``.run``. ``resume`` continues from the checkpoint, if there is
+    one. Raises BadDataset, BadModel, BadWeights, Diverged, and ValueError for a configuration that
+    does not fit the dataset or the checkpoint.
     """
     work = work or out.with_suffix(".run")
     if not isinstance(model, MorphableModel):

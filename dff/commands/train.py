@@ -88,11 +88,11 @@ def train(
     """
     with require_extra("train"):
         from dff.face.io.assets import load_model
-        from dff.files.face_model import choose_face_model
         from dff.files.training import train_here
         from dff.infra.dataset import open_dataset
         from dff.infra.storage import S3Access
         from dff.presets import build_config, evaluate_weights, find_preset, make_dataset
+        from dff.trainer.train import load_dataset_model
 
     recipe = find_preset(preset) if preset else None
     config = build_config(
@@ -116,11 +116,10 @@ def train(
             access=access,
         )
     opened = open_dataset(dataset, endpoint_url=endpoint_url, access=access)
-    face_model = choose_face_model(opened, model)
-    if evaluate_on:
-        load_model(load_model(face_model).name)  # the aligner finds the model by name, at the end
+    if evaluate_on:  # at the end the aligner finds the model by its name
+        load_model(load_dataset_model(opened, model).name)
     if workers == 0:
-        figures = train_here(opened, out, config=config, model=face_model, resume=resume, gpu=gpu)
+        figures = train_here(opened, out, config=config, model=model, resume=resume, gpu=gpu)
     else:
         with require_extra("train"):
             from dff.trainer.launch import train_on_ray
@@ -129,7 +128,7 @@ def train(
             dataset,
             out,
             config=config,
-            model=face_model,
+            model=model,
             name=name or out.stem,
             storage=out.parent / "runs",
             workers=workers,

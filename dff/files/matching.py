@@ -12,7 +12,6 @@ import numpy as np
 from dff.face.errors import BadDataset, BadLandmarks
 from dff.face.io.assets import load_model
 from dff.face.tta import TtaNetwork, TtaTransform
-from dff.files.face_model import DEFAULT_MODEL, choose_face_model
 from dff.infra import weights as weights_files
 from dff.infra.dataset import open_dataset
 from dff.infra.landmark_files import parse_mat, parse_reannotated
@@ -21,14 +20,16 @@ from dff.trainer.evaluation.baselines import (
     make_baselines,
     make_network_descriptor,
 )
+from dff.trainer.evaluation.config import MatchingConfig
 from dff.trainer.evaluation.figures import draw_view_pairs
-from dff.trainer.evaluation.matching import Describe, Matching, compare_descriptors, yaw_bin
+from dff.trainer.evaluation.matching import Describe, Matching, compare_descriptors
 from dff.trainer.evaluation.pairs import (
     LabelledPhoto,
     ViewPair,
     sample_photo_pairs,
     sample_view_pairs,
 )
+from dff.trainer.train import load_dataset_model
 
 CROP = 160  # pixels, side
 TRANSFORMS = (
@@ -67,12 +68,13 @@ def evaluate_matching(
     """
     rng = np.random.default_rng(0)
     if any(Path(source).glob("*.mat")):
-        face_model = load_model(model or DEFAULT_MODEL)
+        face_model = load_model(model) if model else load_model()
         photos = read_labelled_photos(Path(source), labels)
         pairs = sample_photo_pairs(photos, face_model, count=count, size=CROP, rng=rng)
     else:
         pairs = _pair_views(source, model, count=count, every=every, rng=rng)
-    first = {(yaw_bin(pair.yaw), pair.same): pair for pair in reversed(pairs)}
+    config = MatchingConfig()
+    first = {(config.find_yaw_bin(pair.yaw), pair.same): pair for pair in reversed(pairs)}
     return compare_descriptors(pairs, load_methods(weights), make_baselines()), [
         first[cell] for cell in sorted(first)
     ]
@@ -92,7 +94,7 @@ def _pair_views(
             break
     if not rows:
         raise BadDataset(f"{dataset} has no held-out identity; --all uses the others too")
-    face_model = load_model(choose_face_model(opened, model))
+    face_model = load_dataset_model(opened, model)
     return sample_view_pairs(rows, face_model, count=count, size=CROP, rng=rng)
 
 

@@ -6,18 +6,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dff.face.io.assets import load_model
 from dff.infra.dataset import Dataset
 from dff.trainer.config import TrainConfig
 from dff.trainer.train import Figures, TrainingCallbacks, train
 
 
 def train_here(
-    dataset: Dataset, out: Path, *, config: TrainConfig, model: str, resume: bool, gpu: bool
+    dataset: Dataset, out: Path, *, config: TrainConfig, model: str | None, resume: bool, gpu: bool
 ) -> Figures:
     """Train in this process, with a progress bar; the figures of held-out identities.
 
-    Raises as ``dff.trainer.train.train``.
+    ``model``: name or file of the face model, by default the dataset's. Raises as
+    ``dff.trainer.train.train``.
     """
     with tqdm(total=config.steps, unit="step") as bar:
 
@@ -29,7 +29,7 @@ def train_here(
             dataset,
             out,
             config=config,
-            model=load_model(model),
+            model=model,
             resume=resume,
             device="cuda" if gpu else "cpu",
             callbacks=TrainingCallbacks(on_step=show),

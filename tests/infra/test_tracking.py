@@ -48,6 +48,14 @@ def test_a_run_keeps_figures_pictures_and_weights(tmp_path: Path) -> None:
         tracking.start(uri, params={"steps": 3}, **begin)  # type: ignore[arg-type]
 
 
+def test_a_run_keeps_more_parameters_than_one_call_takes(tmp_path: Path) -> None:
+    uri = tracking.local_uri(tmp_path / "ml")
+    params = {f"p{i}": i for i in range(2 * tracking.PARAM_BATCH + 1)}
+    run = tracking.start(uri, experiment="e", name="many", params=params)
+    kept = MlflowClient(uri).get_run(run.id).data.params
+    assert kept == {name: str(value) for name, value in params.items()}
+
+
 def test_registered_weights_are_found_by_alias_and_by_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

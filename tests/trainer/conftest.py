@@ -1,6 +1,4 @@
-"""A small dataset for training tests: the open head with random colours, rendered and written as
-shards.
-"""
+"""A small dataset for training tests: renderings of the open head in colours easy to learn."""
 
 from __future__ import annotations
 
@@ -28,9 +26,7 @@ SIZE = 96
 
 
 def colours(model: MorphableModel) -> Floats:
-    """(V, 3) 0..1 colours that vary over the surface, the same on every identity: easy to learn
-    from.
-    """
+    """(V, 3) colours 0..1 that vary over the surface, the same on every identity."""
     rng = np.random.default_rng(5)
     waves = rng.normal(0, 60.0, (3, 6, 3))
     phase = rng.uniform(0, 2 * np.pi, (6, 3))
@@ -42,7 +38,7 @@ def colours(model: MorphableModel) -> Floats:
 def make_row(
     model: MorphableModel, identity: str, view: int, *, rng: np.random.Generator
 ) -> ViewRow:
-    """One view: a little identity and expression, yaw to 50 degrees."""
+    """One view of an identity: a neutral expression, yaw up to 50 degrees."""
     k, e = len(model.identity), len(model.expression)
     shape = np.random.default_rng(int(identity[2:])).normal(0, 0.7, k)
     coefficients = Coefficients(shape, np.zeros(e))
@@ -113,7 +109,7 @@ def write_dataset(folder: Path, rows: list[ViewRow]) -> Dataset:
 
 @pytest.fixture(scope="session")
 def rows(open_head: MorphableModel) -> list[ViewRow]:
-    """12 identities of 6 views, two of them held out for sure."""
+    """12 identities of 6 views each; two identities are held out."""
     names = [f"id{i:03d}" for i in range(200)]
     chosen = [n for n in names if assign_split(default_group(n)) == "train"][:10] + [
         n for n in names if assign_split(default_group(n)) == "dev"
@@ -143,9 +139,7 @@ def surface(open_head: MorphableModel) -> TrainingSurface:
 
 @pytest.fixture(scope="session")
 def mirrored_model(open_head: MorphableModel) -> MorphableModel:
-    """The open head with its template pulled out of symmetry, so that a mirrored table can be told
-    from a sign.
-    """
+    """The open head moved out of symmetry: mirrored coordinates are not those of opposite sign."""
     return replace(open_head, template=open_head.template + np.float32([0.001, 0, 0]))
 
 

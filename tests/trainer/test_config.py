@@ -1,4 +1,4 @@
-"""Configurations: unknown names and impossible runs are refused, plain values come back."""
+"""Configurations: serialisation, and refusal of unknown names and impossible values."""
 
 from __future__ import annotations
 
@@ -8,18 +8,47 @@ from typing import Any
 import pytest
 
 from dff.face.descriptor import NetConfig
-from dff.trainer.config import LossWeights, TrainConfig, from_dict, to_card, to_dict
+from dff.trainer.config import (
+    LossWeights,
+    TrainConfig,
+    from_dict,
+    list_changes,
+    to_card,
+    to_dict,
+)
+from dff.trainer.data.config import AugmentConfig, MosaicConfig
 
 
-def test_plain_values_come_back_through_json() -> None:
-    config = TrainConfig(steps=7, net=NetConfig(dims=16), weights=LossWeights(views=0.5))
+def test_a_configuration_survives_json() -> None:
+    config = TrainConfig(
+        steps=7,
+        net=NetConfig(dims=16),
+        weights=LossWeights(views=0.5),
+        augment=AugmentConfig(mosaic=MosaicConfig(zoom=(1.0, 2.0))),
+    )
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     assert from_dict({}) == TrainConfig()
+    assert from_dict({"augment": {"mosaic": {"zoom": [1.0, 2.0]}}}).augment == config.augment
 
 
-@pytest.mark.parametrize("bad", [{"step": 1}, {"net": {"width": 1}}, {"weights": {"anchor": 1.0}}])
+def test_changes_are_listed_by_their_full_names() -> None:
+    before = to_dict(TrainConfig())
+    after = to_dict(TrainConfig(seed=1, augment=AugmentConfig(mosaic=MosaicConfig(most_faces=2))))
+    assert list_changes(before, after) == ["augment.mosaic.most_faces 4 -> 2", "seed 0 -> 1"]
+    assert list_changes(before, before) == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"step": 1},
+        {"net": {"width": 1}},
+        {"weights": {"anchor": 1.0}},
+        {"augment": {"mosaic": {"faces": 4}}},
+    ],
+)
 def test_unknown_names_are_refused(bad: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"has no (step|width|anchor)"):
+    with pytest.raises(ValueError, match=r"has no (step|width|anchor|faces)"):
         from_dict(bad)
 
 
@@ -36,14 +65,20 @@ def test_unknown_names_are_refused(bad: dict[str, object]) -> None:
         {"learning_rate": float("nan")},
         {"weights": {"anchors": 0.0, "face": 0.0}},
         {"weights": {"views": -1.0}},
+        {"betas": [0.9, 1.0]},
+        {"max_gradient": 0.0},
+        {"contrast": {"positive_distance": 0.02}},
+        {"augment": {"mosaic": {"probability": 1.5}}},
+        {"augment": {"photometric": {"blur": [2.0, 1.0]}}},
+        {"evaluation": {"min_points": 65}},
     ],
 )
 def test_impossible_runs_are_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"TrainConfig|batch|input|LossWeights"):
+    with pytest.raises(ValueError, match=r"Config|batch|input|LossWeights"):
         from_dict(bad)
 
 
-def test_a_batch_must_split_over_the_workers() -> None:
+def test_a_batch_must_divide_into_identities_over_the_workers() -> None:
     config = TrainConfig(batch=32, views=4)
     for workers in (1, 2, 4, 8):
         config.check_workers(workers)
@@ -53,7 +88,7 @@ def test_a_batch_must_split_over_the_workers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "told"),
+    ("start", "recorded"),
     [
         ("", ""),
         ("dff-open", "dff-open"),
@@ -61,6 +96,6 @@ def test_a_batch_must_split_over_the_workers() -> None:
         ("models:/dff@best", "dff@best"),
     ],
 )
-def test_a_card_tells_no_folders(start: str, told: str) -> None:
+def test_a_card_holds_no_folders(start: str, recorded: str) -> None:
     config = TrainConfig(start=start)
-    assert to_card(config) == to_dict(config) | {"start": told}
+    assert to_card(config) == to_dict(config) | {"start": recorded}

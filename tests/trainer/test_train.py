@@ -1,4 +1,4 @@
-"""The loop: learns, stops and goes on exactly, and leaves weights that say what they are."""
+"""The training loop: it learns, resumes exactly, and writes weights with their card."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
 from dff.infra.dataset import Dataset
 from dff.infra.shards import ViewRow
-from dff.trainer.config import LossWeights, TrainConfig
+from dff.trainer.config import LossWeights, TrainConfig, to_card
+from dff.trainer.data.config import AugmentConfig, MosaicConfig
 from dff.trainer.data.crops import TrainingSurface
 from dff.trainer.data.view_cache import ViewStore, write_view_store
 from dff.trainer.train import (
@@ -82,7 +83,7 @@ def test_the_face_model_is_that_of_the_dataset(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By the name in its rows, or of the file that is given; a mismatch is one clear line."""
+    """By the name in its rows, or the given file; a mismatch is one clear error."""
     assert load_dataset_model(dataset) is load_model("open-head")
     others = [replace(row, model="other-head") for row in rows]
     other = write_dataset(tmp_path / "other", others)
@@ -103,7 +104,7 @@ def test_the_face_model_is_that_of_the_dataset(
         load_dataset_model(counted)
 
 
-def test_training_without_a_named_model_takes_the_datasets(
+def test_training_uses_the_face_model_of_the_dataset_by_default(
     dataset: Dataset, open_head: MorphableModel, tmp_path: Path
 ) -> None:
     config = replace(TINY, steps=1)
@@ -113,28 +114,30 @@ def test_training_without_a_named_model_takes_the_datasets(
         assert torch.equal(value, collect_numbers(found.state)[key]), key
 
 
-class Stopped(Exception):
-    """Stands for a power cut."""
+class Interrupted(Exception):
+    """Stands for a power failure."""
 
 
 @pytest.mark.parametrize("loaders", [0, 1])
-def test_a_run_that_stops_goes_on_to_the_same_end(
+def test_an_interrupted_run_resumes_to_the_same_end(
     dataset: Dataset, open_head: MorphableModel, tmp_path: Path, loaders: int
 ) -> None:
-    """Stopped at step 5, two steps after its checkpoint, and resumed: all numbers equal to the last
-    bit.
-    """
+    """Interrupted at step 5, two steps after its checkpoint, and resumed: bit-identical."""
     whole = train(dataset, tmp_path / "whole.safetensors", config=TINY, model=open_head)
 
-    def cut(step: int, figures: Figures) -> None:
+    def interrupt(step: int, figures: Figures) -> None:
         if step == 5:
-            raise Stopped
+            raise Interrupted
 
     config = replace(TINY, loaders=loaders)
     out = tmp_path / "parts.safetensors"
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         train(
-            dataset, out, config=config, model=open_head, callbacks=TrainingCallbacks(on_step=cut)
+            dataset,
+            out,
+            config=config,
+            model=open_head,
+            callbacks=TrainingCallbacks(on_step=interrupt),
         )
     assert not out.exists()
     steps: list[int] = []
@@ -148,7 +151,7 @@ def test_a_run_that_stops_goes_on_to_the_same_end(
     a, b = (weights.load(path) for path in (whole.weights, parts.weights))
     np.testing.assert_array_equal(a.anchors.descriptor, b.anchors.descriptor)
     again = train(dataset, out, config=config, model=open_head, resume=True)
-    assert again.dev == whole.dev, "resumed when nothing was left"
+    assert again.dev == whole.dev, "resumed after the last step"
 
 
 def test_a_checkpoint_of_another_run_is_refused(open_head: MorphableModel, tmp_path: Path) -> None:
@@ -171,12 +174,10 @@ def test_a_checkpoint_of_another_run_is_refused(open_head: MorphableModel, tmp_p
     assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
 
 
-def test_training_learns_and_says_so(
+def test_training_reduces_the_loss_and_the_matching_error(
     dataset: Dataset, open_head: MorphableModel, tmp_path: Path
 ) -> None:
-    """100 small steps bring the divergence well below chance and dev matching far below that of the
-    start.
-    """
+    """After 100 small steps the loss and the validation errors are far below those at the start."""
     losses: dict[int, Figures] = {}
     config = replace(TINY, steps=100, batch=16, warmup=5, log_every=5, checkpoint_every=100)
     config = replace(config, net=NetConfig(dims=16, widths=(16, 32, 32), depths=(1, 1, 1)))
@@ -199,14 +200,14 @@ def test_training_learns_and_says_so(
     assert made.card["data_licences"] == [open_head.licence]
     assert made.card["dataset"] == dataset.manifest.fingerprint
     assert made.card["dev"] == trained.dev
+    assert made.card["config"] == to_card(config)
+    assert made.card["config"]["augment"]["mosaic"]["zoom"] == [1.2, 4.2]
 
 
-def test_mixed_precision_and_compilation_train_the_same_thing(
+def test_mixed_precision_and_compilation_train_nearly_the_same(
     store: ViewStore, surface: TrainingSurface, open_head: MorphableModel
 ) -> None:
-    """bfloat16 has three digits, compiled code other sums; weights and what is saved of them stay
-    float32.
-    """
+    """bfloat16 has three digits and compiled code rounds otherwise; all weights stay float32."""
     base = replace(TINY, steps=3, net=NetConfig(dims=8, widths=(8,), depths=(0,)))
     ends: dict[str, tuple[float, TrainingState]] = {}
     for name, config in {
@@ -229,7 +230,7 @@ def test_mixed_precision_and_compilation_train_the_same_thing(
     assert ends["mixed"][0] != wanted
 
 
-def test_a_checkpoint_from_before_a_field_was_there_goes_on(
+def test_fields_that_a_checkpoint_lacks_have_their_defaults(
     open_head: MorphableModel, tmp_path: Path
 ) -> None:
     state = initialise_state(open_head, TINY, torch.device("cpu"))
@@ -237,13 +238,17 @@ def test_a_checkpoint_from_before_a_field_was_there_goes_on(
     save_checkpoint(path, state, TINY)
     content = torch.load(path, weights_only=True)
     del content["config"]["mixed"], content["config"]["weights"]["pairs"]
+    del content["config"]["augment"]["mosaic"]
     torch.save(content, path)
     load_checkpoint(path, state, TINY)
     with pytest.raises(ValueError, match="mixed False -> True"):
         load_checkpoint(path, state, replace(TINY, mixed=True))
+    augment = AugmentConfig(mosaic=MosaicConfig(most_faces=2))
+    with pytest.raises(ValueError, match=r"configuration: augment\.mosaic\.most_faces 4 -> 2$"):
+        load_checkpoint(path, state, replace(TINY, augment=augment))
 
 
-def test_a_run_starts_from_weights_and_keeps_their_terms(
+def test_a_run_starts_from_weights_and_keeps_their_licences(
     dataset: Dataset, open_head: MorphableModel, tmp_path: Path
 ) -> None:
     first = train(
@@ -272,12 +277,10 @@ def test_a_run_starts_from_weights_and_keeps_their_terms(
         initialise_state(open_head, replace(config, anchors=60), torch.device("cpu"))
 
 
-def test_a_deeper_network_starts_by_doing_what_the_shallower_one_did(
+def test_a_deeper_network_starts_with_the_descriptors_of_the_shallower_one(
     rows: list[ViewRow], store: ViewStore, surface: TrainingSurface, open_head: MorphableModel
 ) -> None:
-    """Blocks grown onto the shipped network hardly move its descriptors, and the first step moves
-    all of theirs.
-    """
+    """New blocks hardly change the descriptors of the shipped network, and all get gradients."""
     shipped = weights.load("dff-open").net
     depths = (
         *shipped.config.depths[:-2],
@@ -315,7 +318,7 @@ def test_a_deeper_network_starts_by_doing_what_the_shallower_one_did(
     ],
     ids=["shallower", "wider", "longer descriptors", "other groups", "fewer strides"],
 )
-def test_only_the_beginning_of_a_network_is_started_from(
+def test_starting_weights_must_be_as_wide_and_nowhere_deeper(
     open_head: MorphableModel, tmp_path: Path, net: dict[str, Any]
 ) -> None:
     assert is_shallower(TINY.net, TINY.net)
@@ -337,7 +340,7 @@ def test_only_the_beginning_of_a_network_is_started_from(
         initialise_state(open_head, replace(TINY, start=str(path), net=wanted), torch.device("cpu"))
 
 
-def test_a_loss_that_is_no_number_stops_the_run(
+def test_a_loss_that_is_not_finite_stops_the_run(
     dataset: Dataset, open_head: MorphableModel, tmp_path: Path
 ) -> None:
     with pytest.raises(Diverged, match="lower the learning rate"):
@@ -345,34 +348,32 @@ def test_a_loss_that_is_no_number_stops_the_run(
     assert not (tmp_path / "w").exists()
 
 
-def test_weights_that_are_no_numbers_are_in_no_checkpoint(
+def test_no_checkpoint_holds_weights_that_are_not_finite(
     dataset: Dataset, open_head: MorphableModel, tmp_path: Path
 ) -> None:
-    """Between two looks at the loss, too: what is resumed from is where training still went
-    well.
-    """
+    """Also between two steps at which the loss is logged."""
     config = replace(TINY, learning_rate=1e30, log_every=100)
-    with pytest.raises(Diverged, match="weights of step 3 are no numbers"):
+    with pytest.raises(Diverged, match="weights of step 3 are not finite"):
         train(dataset, tmp_path / "w", config=config, model=open_head)
     assert not (tmp_path / "w.run" / CHECKPOINT).exists()
 
 
 @pytest.mark.parametrize(
-    "lessons", [LossWeights(), LossWeights(anchors=0.0, views=1.0), LossWeights(face=0.0)]
+    "loss_weights", [LossWeights(), LossWeights(anchors=0.0, views=1.0), LossWeights(face=0.0)]
 )
-def test_any_choice_of_terms_can_be_taught_by_several_processes(
+def test_any_terms_of_the_loss_can_be_trained_by_several_processes(
     store: ViewStore,
     surface: TrainingSurface,
     open_head: MorphableModel,
     tmp_path: Path,
-    lessons: LossWeights,
+    loss_weights: LossWeights,
 ) -> None:
-    """A group of one process, whose gradients are what they are without a group."""
-    config = replace(TINY, steps=3, weights=lessons)
+    """A group of one process has the same gradients as no group."""
+    config = replace(TINY, steps=3, weights=loss_weights)
     alone, one_of_one = (initialise_state(open_head, config, torch.device("cpu")) for _ in range(2))
     run(alone, store, surface, config)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
     )
     try:
         run(one_of_one, store, surface, config, wrapped=wrap_distributed(one_of_one.learner))
@@ -385,12 +386,10 @@ def test_any_choice_of_terms_can_be_taught_by_several_processes(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_trains_what_the_processor_does(
+def test_a_gpu_trains_as_the_cpu_does(
     dataset: Dataset, open_head: MorphableModel, tmp_path: Path
 ) -> None:
-    """The same losses to the digits that other sums leave, and a run that is resumed there goes on
-    to the same file.
-    """
+    """The losses differ by rounding only, and a run can be resumed on the GPU."""
     losses: dict[str, list[float]] = {"cpu": [], "cuda": []}
     for device, seen in losses.items():
         callbacks = TrainingCallbacks(
@@ -417,13 +416,13 @@ def test_a_dataset_of_another_model_is_refused(
 ) -> None:
     with pytest.raises(BadDataset, match="open-head"):
         train(dataset, tmp_path / "w", config=TINY, model=toy_model)
-    assert list((tmp_path / "w.run").iterdir()) == [], "no half-made store stays"
+    assert list((tmp_path / "w.run").iterdir()) == [], "no incomplete store remains"
 
 
 def test_a_dataset_of_another_version_of_the_model_is_refused(
     rows: list[ViewRow], open_head: MorphableModel, tmp_path: Path
 ) -> None:
-    """Same name, other mesh: only the geometry tells, and it does."""
+    """The same name and another mesh: recognised by the geometry."""
     other = replace(open_head, faces=np.roll(open_head.faces, 7, axis=0))
     with pytest.raises(BadDataset, match="another version of open-head"):
         write_view_store(rows[:1], other, tmp_path / "a")
@@ -440,7 +439,7 @@ def test_an_empty_dataset_is_refused(open_head: MorphableModel, tmp_path: Path) 
         write_view_store([], open_head, tmp_path / "views")
 
 
-def test_a_store_is_made_once(
+def test_a_store_is_written_once(
     rows: list[ViewRow], open_head: MorphableModel, tmp_path: Path
 ) -> None:
     folder = tmp_path / "views"
@@ -450,15 +449,15 @@ def test_a_store_is_made_once(
     assert len(again) == 2
 
 
-def test_a_store_survives_the_way_to_another_process(store: ViewStore) -> None:
+def test_a_store_can_be_sent_to_another_process(store: ViewStore) -> None:
     store.view(0)
     data = pickle.dumps(store)
-    assert len(data) < 1000, "only the folder travels"
+    assert len(data) < 1000, "only the folder is sent"
     np.testing.assert_array_equal(pickle.loads(data).view(1).image, store.view(1).image)
 
 
-def test_the_rate_warms_up_and_cools_down() -> None:
-    rates = [learning_rate(step, peak=2.0, warmup=10, steps=110) for step in range(111)]
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [learning_rate(step, peak=2.0, final=0.01, warmup=10, steps=110) for step in range(111)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == rates[10] == pytest.approx(2.0)
     assert rates[60] == pytest.approx(0.01 * 2 + 0.99 * 2 * 0.5)

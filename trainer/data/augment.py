@@ -1,8 +1,7 @@
-"""What separates rendered faces from photos, put on at random: colour, blur, low resolution, grain,
-JPEG, occluders.
+"""Random camera effects and occluders, which rendered faces lack and photos have.
 
-All act on (S, S, 3) uint8 RGB and keep every pixel in its place, so the targets stay true;
-``occlude`` says what it covered.
+All functions take (S, S, 3) uint8 RGB and keep every pixel in its place, so the targets stay
+exact; ``occlude`` returns the mask of the covered pixels.
 """
 
 from __future__ import annotations
@@ -11,37 +10,39 @@ import cv2
 import numpy as np
 
 from dff.face.arrays import Bools, Bytes
+from dff.trainer.data.config import OcclusionConfig, PhotometricConfig
 
 
-def augment_photometric(image: Bytes, *, rng: np.random.Generator) -> Bytes:
-    """The image through another camera: each effect with its own probability, in the order of a
-    real one.
-    """
-    out = _adjust_colours(image, rng)
-    if rng.random() < 0.15:
+def augment_photometric(
+    image: Bytes, config: PhotometricConfig, *, rng: np.random.Generator
+) -> Bytes:
+    """Apply each camera effect with its own probability, in the order of a camera."""
+    out = _adjust_colours(image, config, rng)
+    if rng.random() < config.grey_probability:
         out = np.repeat(cv2.cvtColor(out, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
-    if rng.random() < 0.3:
-        out = cv2.GaussianBlur(out, (0, 0), float(rng.uniform(0.4, 1.6)))
-    if rng.random() < 0.3:
-        out = _reduce_resolution(out, float(rng.uniform(0.35, 0.8)))
-    if rng.random() < 0.4:
-        out = _add_grain(out, float(rng.uniform(2.0, 14.0)), rng)
-    if rng.random() < 0.4:
-        out = _recompress(out, int(rng.integers(20, 85)))
+    if rng.random() < config.blur_probability:
+        out = cv2.GaussianBlur(out, (0, 0), float(rng.uniform(*config.blur)))
+    if rng.random() < config.low_resolution_probability:
+        out = _reduce_resolution(out, float(rng.uniform(*config.low_resolution)))
+    if rng.random() < config.noise_probability:
+        out = _add_noise(out, float(rng.uniform(*config.noise)), rng)
+    if rng.random() < config.jpeg_probability:
+        low, high = config.jpeg_quality
+        out = _recompress(out, int(rng.integers(low, high + 1)))
     return np.asarray(out, dtype=np.uint8)
 
 
-def _adjust_colours(image: Bytes, rng: np.random.Generator) -> Bytes:
+def _adjust_colours(image: Bytes, config: PhotometricConfig, rng: np.random.Generator) -> Bytes:
     """Exposure, white balance, contrast and gamma as one table per channel; then saturation."""
     level = np.linspace(0.0, 1.0, 256)
-    gamma = float(np.exp(rng.uniform(-0.4, 0.4)))
-    contrast, shift = rng.uniform(0.65, 1.25), rng.uniform(-0.12, 0.12)
-    gains = rng.uniform(0.88, 1.12, 3)
+    gamma = float(np.exp(rng.uniform(*config.log_gamma)))
+    contrast, shift = rng.uniform(*config.contrast), rng.uniform(*config.brightness)
+    gains = rng.uniform(*config.channel_gain, 3)
     table = ((level**gamma)[:, None] - 0.5) * contrast * gains + 0.5 + shift
     out = cv2.LUT(image, (np.clip(table, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)[None])
-    if rng.random() < 0.4:
+    if rng.random() < config.saturation_probability:
         grey = cv2.cvtColor(out, cv2.COLOR_RGB2GRAY)
-        keep = float(rng.uniform(0.2, 1.5))
+        keep = float(rng.uniform(*config.saturation))
         out = cv2.addWeighted(out, keep, cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), 1.0 - keep, 0.0)
     return np.asarray(out, dtype=np.uint8)
 
@@ -54,7 +55,7 @@ def _reduce_resolution(image: Bytes, factor: float) -> Bytes:
     )
 
 
-def _add_grain(image: Bytes, deviation: float, rng: np.random.Generator) -> Bytes:
+def _add_noise(image: Bytes, deviation: float, rng: np.random.Generator) -> Bytes:
     noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(deviation)
     return np.clip(image + noise, 0.0, 255.0).astype(np.uint8)
 
@@ -64,49 +65,55 @@ def _recompress(image: Bytes, quality: int) -> Bytes:
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), dtype=np.uint8)
 
 
-def occlude(image: Bytes, *, rng: np.random.Generator) -> tuple[Bytes, Bools]:
-    """(image with one or two things before it, (S, S) which pixels they cover).
+def occlude(
+    image: Bytes, config: OcclusionConfig, *, rng: np.random.Generator
+) -> tuple[Bytes, Bools]:
+    """Draw occluders over an image; also the (S, S) mask of the pixels that they cover.
 
-    Shapes are ellipses, convex polygons and bars; their surface is a plain colour with cloudy
-    noise, or another part of the same image, so that skin over skin (a hand) happens too.
+    Occluders are ellipses, convex polygons and bars, in a noisy colour or textured by another part
+    of the image, so that skin occludes skin too, as a hand does.
     """
     size = image.shape[0]
     out, covered = image.copy(), np.zeros((size, size), np.uint8)
-    for _ in range(int(rng.integers(1, 3))):
-        shape = np.zeros((size, size), np.uint8)
-        centre = rng.uniform(0.0, size, 2)
-        kind = rng.integers(3)
-        if kind == 0:
-            axes = rng.uniform(0.06, 0.28, 2) * size
-            where = (
-                tuple(map(float, centre)),
-                tuple(map(float, 2 * axes)),
-                float(rng.uniform(0, 180)),
-            )
-            cv2.ellipse(shape, where, 1, -1)
-        elif kind == 1:
-            spread = rng.uniform(0.1, 0.32) * size
-            corners = centre + rng.uniform(-spread, spread, (int(rng.integers(4, 9)), 2))
-            cv2.fillConvexPoly(shape, cv2.convexHull(corners.astype(np.int32)), 1)
-        else:
-            angle = rng.uniform(0, np.pi)
-            along = np.array([np.cos(angle), np.sin(angle)]) * size * rng.uniform(0.2, 1.0)
-            ends = [tuple(map(int, centre + s * along)) for s in (-1, 1)]
-            cv2.line(shape, ends[0], ends[1], 1, int(rng.uniform(0.03, 0.14) * size) + 1)
-        surface = _surface(image, rng)
-        out = np.where(shape[..., None] > 0, surface, out)
+    for _ in range(int(rng.integers(config.count[0], config.count[1] + 1))):
+        shape = _draw_shape(size, config, rng)
+        out = np.where(shape[..., None] > 0, _texture_occluder(image, config, rng), out)
         covered |= shape
     return np.asarray(out, dtype=np.uint8), covered.astype(bool)
 
 
-def _surface(image: Bytes, rng: np.random.Generator) -> Bytes:
+def _draw_shape(size: int, config: OcclusionConfig, rng: np.random.Generator) -> Bytes:
+    """(size, size) 1 within a random ellipse, convex polygon or bar, else 0."""
+    shape = np.zeros((size, size), np.uint8)
+    centre = rng.uniform(0.0, size, 2)
+    kind = rng.integers(3)
+    if kind == 0:
+        x, y = map(float, centre)
+        width, height = map(float, 2 * (rng.uniform(*config.ellipse, 2) * size))
+        cv2.ellipse(shape, ((x, y), (width, height), float(rng.uniform(0, 180))), 1, -1)
+    elif kind == 1:
+        spread = rng.uniform(*config.polygon) * size
+        low, high = config.polygon_corners
+        corners = centre + rng.uniform(-spread, spread, (int(rng.integers(low, high + 1)), 2))
+        cv2.fillConvexPoly(shape, cv2.convexHull(corners.astype(np.int32)), 1)
+    else:
+        angle = rng.uniform(0, np.pi)
+        along = np.array([np.cos(angle), np.sin(angle)]) * size * rng.uniform(*config.bar_length)
+        ends = [tuple(map(int, centre + s * along)) for s in (-1, 1)]
+        cv2.line(shape, ends[0], ends[1], 1, int(rng.uniform(*config.bar_width) * size) + 1)
+    return shape
+
+
+def _texture_occluder(image: Bytes, config: OcclusionConfig, rng: np.random.Generator) -> Bytes:
+    """(S, S, 3): the image shifted by a quarter of its side or more, or one colour with noise."""
     size = image.shape[0]
-    if rng.random() < 0.4:
+    if rng.random() < config.copy_probability:
         return np.roll(image, tuple(rng.integers(size // 4, 3 * size // 4, 2)), axis=(0, 1))
-    cloud = cv2.resize(
+    noise = cv2.resize(
         rng.standard_normal((8, 8, 1), dtype=np.float32),
         (size, size),
         interpolation=cv2.INTER_CUBIC,
     )
     colour = rng.uniform(0.0, 255.0, 3)
-    return np.clip(colour + cloud[..., None] * rng.uniform(0.0, 40.0), 0.0, 255.0).astype(np.uint8)
+    contrast = rng.uniform(*config.texture)
+    return np.clip(colour + noise[..., None] * contrast, 0.0, 255.0).astype(np.uint8)

@@ -1,14 +1,14 @@
-"""From stored views to batches, in an order that the seed alone decides.
+"""Batches of training samples, in an order that depends on the seed alone.
 
-Everything random about a sample comes from (seed, epoch, number of the view), and a batch is a row
-of a table that (seed, epoch) decides: so the state of a loader is the number of the step, and the
-world's size changes nothing.
+The random choices of a sample come from (seed, epoch, number of the view), and a batch is a row of
+a table that (seed, epoch) determines. So the state of a loader is the number of the step, and the
+number of workers does not change the batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -16,35 +16,41 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dff.face.arrays import Ints
+from dff.face.arrays import Float, Integer, Ints, UInt8
+from dff.trainer.data.config import AUGMENT, AugmentConfig
 from dff.trainer.data.crops import TrainingSample, TrainingSurface, make_sample
-from dff.trainer.data.mosaic import MOST_FACES, make_mosaic
+from dff.trainer.data.mosaic import make_mosaic
 from dff.trainer.data.view_cache import ViewStore
 
-MOSAIC_SHARE = 0.12
-"""Share of samples that show small faces or none, for the search over whole photos."""
 
+@dataclass(frozen=True)
+class Batch:
+    """Stacked training samples."""
 
-class Batch(NamedTuple):
-    """Samples stacked: a leading axis B on every field."""
-
-    image: Tensor
-    pixel: Tensor
-    coordinate: Tensor
-    known: Tensor
-    face: Tensor
+    image: UInt8[Tensor, "batch side side 3"]  # RGB
+    pixel: Integer[Tensor, "batch points"]  # output pixels, counted row by row
+    coordinate: Float[Tensor, "batch points 6"]  # surface coordinates, metres
+    known: Float[Tensor, "batch points"]  # 1; 0 where the coordinates are unknown
+    face: Float[Tensor, "batch half half"]  # 1 where an output pixel shows the face, else 0
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(t.to(device, non_blocking=True) for t in self))
+        """The batch on a device."""
+        return Batch(
+            image=self.image.to(device, non_blocking=True),
+            pixel=self.pixel.to(device, non_blocking=True),
+            coordinate=self.coordinate.to(device, non_blocking=True),
+            known=self.known.to(device, non_blocking=True),
+            face=self.face.to(device, non_blocking=True),
+        )
 
 
 def epoch_table(identity: Ints, *, seed: int, epoch: int, batch: int, views: int) -> Ints:
-    """(steps, batch) numbers of an epoch's views, 0 .. len(identity) - 1: whole groups of ``views``
-    of one identity.
+    """(steps, batch) numbers of an epoch's views, 0 .. len(identity) - 1.
 
-    A permutation that (seed, epoch) alone decides. Views that fill no group sit out, others in each
-    epoch; an identity with fewer views than a group repeats them. ValueError when there are too few
-    for one batch.
+    Each batch consists of groups of ``views`` views of one identity. Their order depends on (seed,
+    epoch) alone. Views that fill no group are left out, different ones in each epoch; an identity
+    with fewer views than a group repeats them. Raises ValueError when there are too few views for
+    one batch.
     """
     rng = np.random.default_rng([seed, epoch])
     shuffled = rng.permutation(len(identity))
@@ -66,32 +72,48 @@ def epoch_table(identity: Ints, *, seed: int, epoch: int, batch: int, views: int
 
 
 class Crops(Dataset[TrainingSample]):
-    """The training views of a store; an item is named by (epoch, view) and always the same.
+    """Training samples of a store. An item is indexed by (epoch, view) and always the same.
 
-    A share ``MOSAIC_SHARE`` of them are mosaics that begin with the named view.
+    Some items are mosaics that begin with the indexed view (``MosaicConfig.probability``).
     """
 
     def __init__(
-        self, store: ViewStore, surface: TrainingSurface, *, size: int, pixels: int, seed: int
+        self,
+        store: ViewStore,
+        surface: TrainingSurface,
+        *,
+        size: int,
+        pixels: int,
+        seed: int,
+        augment: AugmentConfig = AUGMENT,
     ) -> None:
-        self.store, self.surface, self.size, self.pixels, self.seed = (
-            store,
-            surface,
-            size,
-            pixels,
-            seed,
-        )
+        """``size``: px of a sample; ``pixels``: number of pixels that each is trained on."""
+        self.store, self.surface = store, surface
+        self.size, self.pixels, self.seed, self.augment = size, pixels, seed, augment
         self.numbers = np.flatnonzero(~store.is_dev)
 
     def __getitem__(self, item: tuple[int, int]) -> TrainingSample:
         epoch, number = item
         rng = np.random.default_rng([self.seed, epoch, number])
-        if rng.random() < MOSAIC_SHARE:
-            others = rng.choice(self.numbers, int(rng.integers(1, MOST_FACES)))
+        mosaic = self.augment.mosaic
+        if rng.random() < mosaic.probability:
+            others = rng.choice(self.numbers, int(rng.integers(1, mosaic.most_faces)))
             views = [self.store.view(int(n)) for n in (number, *others)]
-            return make_mosaic(views, self.surface, size=self.size, pixels=self.pixels, rng=rng)
+            return make_mosaic(
+                views,
+                self.surface,
+                size=self.size,
+                pixels=self.pixels,
+                rng=rng,
+                config=self.augment,
+            )
         return make_sample(
-            self.store.view(number), self.surface, size=self.size, pixels=self.pixels, rng=rng
+            self.store.view(number),
+            self.surface,
+            size=self.size,
+            pixels=self.pixels,
+            rng=rng,
+            config=self.augment,
         )
 
 
@@ -107,10 +129,10 @@ def list_step_items(
     rank: int,
     world: int,
 ) -> Iterator[list[tuple[int, int]]]:
-    """The (epoch, view) items of one rank's share of the steps ``first`` .. ``last - 1``.
+    """The (epoch, view) items of one rank in the steps ``first`` .. ``last - 1``.
 
-    ``numbers`` (N,) are the views trained on, ``identity`` (N,) whose they are. Every rank gets the
-    same number of steps, and the ranks' shares side by side are the batch of one process.
+    ``numbers``: (N,) views that are trained on; ``identity``: (N,) identities that they show. Every
+    rank gets the same number of steps; the items of all ranks are the batch of one process.
     """
     share = batch // world
     length = len(epoch_table(identity, seed=seed, epoch=0, batch=batch, views=views))
@@ -125,7 +147,14 @@ def list_step_items(
 
 
 def collate(samples: list[TrainingSample]) -> Batch:
-    return Batch(*(torch.from_numpy(np.stack(parts)) for parts in zip(*samples, strict=True)))
+    """Stack samples into a batch."""
+    return Batch(
+        image=torch.from_numpy(np.stack([sample.image for sample in samples])),
+        pixel=torch.from_numpy(np.stack([sample.pixel for sample in samples])),
+        coordinate=torch.from_numpy(np.stack([sample.coordinate for sample in samples])),
+        known=torch.from_numpy(np.stack([sample.known for sample in samples])),
+        face=torch.from_numpy(np.stack([sample.face for sample in samples])),
+    )
 
 
 def batches(
@@ -139,11 +168,10 @@ def batches(
     world: int = 1,
     loaders: int = 0,
 ) -> Iterator[Batch]:
-    """One rank's batches of the steps ``first`` .. ``last - 1``, made ahead by ``loaders``
-    processes.
+    """Iterate over one rank's batches of the steps ``first`` .. ``last - 1``.
 
-    The processes are forks, so a caller's script needs no main guard; they touch no GPU and start
-    no threads.
+    ``loaders``: processes that prepare batches in advance; 0 prepares them in this one. They are
+    forked, so that a caller's script needs no main guard; they use no GPU and start no threads.
     """
     numbers = np.flatnonzero(~crops.store.is_dev)
     plan = list_step_items(
@@ -165,11 +193,11 @@ def batches(
             num_workers=loaders,
             multiprocessing_context="fork" if loaders else None,
             prefetch_factor=4 if loaders else None,
-            worker_init_fn=_one_thread if loaders else None,
+            worker_init_fn=_limit_threads if loaders else None,
         )
     )
 
 
-def _one_thread(_: int) -> None:
+def _limit_threads(_: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -1,57 +1,54 @@
 """Crops of stored views with exact targets.
 
-Crop geometry is one affine map ``input_from_source`` (2, 3) in the project's pixel convention
-(first centre at 0.5). The image is warped by it, and the surface point of every output pixel is
-looked up at that pixel's exact centre in the source, between the four source pixels round it. A
-bent crop follows a smooth map that is affine nowhere.
+A crop is an affine map ``input_from_source`` (2, 3) of pixel coordinates; the first pixel's centre
+is at 0.5. The image is resampled by the map. The surface coordinates of an output pixel are
+interpolated between the four source pixels around its centre in the source. A warped crop adds a
+smooth displacement field to the affine map.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from dff.face.arrays import Array, Bool, Bools, Bytes, Float, Floats, Integer, Ints
+from dff.face.arrays import Array, Bool, Bools, Bytes, Float, Floats, Integer, Ints, UInt8
 from dff.face.descriptor import ANCHOR_DENSITY, FRAMING, SKIN_REGIONS, STRIDE, surface_coordinates
 from dff.face.geometry.camera import Box
+from dff.face.geometry.transform import rotation_2d
 from dff.face.model.morphable import MorphableModel
 from dff.trainer.data.augment import augment_photometric, occlude
+from dff.trainer.data.config import (
+    AUGMENT,
+    AugmentConfig,
+    FacelessConfig,
+    PlacementConfig,
+    WarpConfig,
+)
 from dff.trainer.data.view_cache import StoredView
 
-SAME_SHEET = 0.010
-"""Metres in surface coordinates: source neighbours further apart than this lie on two sides of an
-edge.
-"""
-
-DISPLACED_SHARE = 0.5
-"""Share of crops that are stretched and bent, since other people's faces, and other models', are
-laid out otherwise.
-"""
-
-FACELESS_SHARE = 0.03
-"""Share of views whose face is painted over: what a search must not find."""
+Border = int | tuple[int, int, int]
+"""What is seen outside an image: an OpenCV border mode, or an RGB colour."""
 
 
 @dataclass(frozen=True)
 class TrainingSurface:
-    """The model's surface as training sees it. Row F of the tables by triangle stands for the
-    background.
+    """The model's surface as training uses it.
+
+    The last row of the tables by triangle, of index F = ``len(faces)``, stands for the background.
     """
 
     faces: Integer[Array, "faces 3"]
     coordinates: Float[Array, "vertices 6"]  # surface coordinates, metres
     mirrored: Float[Array, "vertices 6"]  # of the mirror vertex
-    # of each face, and False for the background
-    anchored: Bool[Array, " triangles"]  # it lies in a region that has anchors
-    skin: Bool[Array, " triangles"]  # it shows the face
+    anchored: Bool[Array, " triangles"]  # the triangle lies in a region that has anchors
+    skin: Bool[Array, " triangles"]  # the triangle belongs to the face
 
 
 def build_training_surface(model: MorphableModel) -> TrainingSurface:
-    """The chart of a model; regions by the tables of ``dff.face.descriptor``."""
+    """Build the training surface of a model; ``dff.face.descriptor`` names the regions."""
     coordinates = surface_coordinates(model)
     names = np.array(model.region_names)[model.region]
     return TrainingSurface(
@@ -63,63 +60,68 @@ def build_training_surface(model: MorphableModel) -> TrainingSurface:
     )
 
 
-class CropPlacement(NamedTuple):
-    """How a crop lies over a face; the zeros are the plain crop."""
+@dataclass(frozen=True)
+class CropPlacement:
+    """Placement of a crop over a face; the defaults are the plain crop."""
 
-    zoom: float = 1.0  # side of the crop over the plain one
+    zoom: float = 1.0  # side of the crop over that of the plain one
     shift: tuple[float, float] = (0.0, 0.0)  # of the crop's centre, in sides of the plain crop
-    degrees: float = 0.0  # turn of the image
+    degrees: float = 0.0  # rotation of the image
     mirrored: bool = False
 
 
-def sample_crop_placement(rng: np.random.Generator) -> CropPlacement:
-    """What a detector's boxes and people's necks do to a crop."""
-    reach = 0.25 if rng.random() < 0.3 else 0.12
+def sample_crop_placement(config: PlacementConfig, *, rng: np.random.Generator) -> CropPlacement:
+    """Draw a placement."""
+    large = rng.random() < config.large_shift_probability
+    limit = config.large_shift if large else config.shift
+    low, high = config.zoom
     return CropPlacement(
-        zoom=float(np.exp(rng.uniform(np.log(0.75), np.log(1.4)))),
-        shift=(float(rng.uniform(-reach, reach)), float(rng.uniform(-reach, reach))),
-        degrees=sample_rotation(rng),
-        mirrored=bool(rng.random() < 0.5),
+        zoom=float(np.exp(rng.uniform(np.log(low), np.log(high)))),
+        shift=(float(rng.uniform(-limit, limit)), float(rng.uniform(-limit, limit))),
+        degrees=sample_rotation(config, rng=rng),
+        mirrored=bool(rng.random() < config.mirror_probability),
     )
 
 
-def sample_rotation(rng: np.random.Generator) -> float:
-    """Degrees that an image is turned by: mostly a little."""
-    reach = 60.0 if rng.random() < 0.35 else 20.0
-    return float(rng.uniform(-reach, reach))
+def sample_rotation(config: PlacementConfig, *, rng: np.random.Generator) -> float:
+    """Draw the rotation of an image in degrees: small mostly, large for a share of the images."""
+    large = rng.random() < config.large_rotation_probability
+    limit = config.large_rotation if large else config.rotation
+    return float(rng.uniform(-limit, limit))
 
 
 def input_from_source(box: Box, size: int, placement: CropPlacement) -> Floats:
-    """(2, 3) affine map from source pixels to the pixels of a ``size`` x ``size`` crop about a
-    landmark box.
+    """(2, 3) affine map from source px to the px of a ``size`` x ``size`` crop of a landmark box.
+
+    The side of the plain crop is ``FRAMING`` times the longer side of the box.
     """
     side = FRAMING * max(box.width, box.height)
     centre = box.centre + side * np.array(placement.shift)
     scale = size / (side * placement.zoom)
-    angle = np.deg2rad(placement.degrees)
-    linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = scale * rotation_2d(np.deg2rad(placement.degrees))
     if placement.mirrored:
         linear[0] *= -1.0
     return np.column_stack([linear, size / 2 - linear @ centre])
 
 
-def sample_displacement(size: int, *, rng: np.random.Generator) -> Floats:
-    """(size, size, 2) float32: how far from its own place, in px of the crop, each pixel of a bent
-    crop is taken.
+def sample_displacement(size: int, config: WarpConfig, *, rng: np.random.Generator) -> Floats:
+    """Draw the displacement field of a warped crop: (size, size, 2) float32, px of the crop.
 
-    A stretch along a random direction (5 % standard deviation) beside smooth random shifts, of a
-    standard deviation of up to 2 % of the crop, between points an eighth to a quarter of it apart.
-    Neighbours never change places: slopes stay below one.
+    A pixel of the warped crop shows what the plain crop shows at the pixel plus its displacement.
+    The field is a stretch along a random direction plus a smooth field, interpolated between
+    random shifts of a grid of control points. Its slopes stay below one, so the map never folds.
     """
-    stretch = float(np.clip(rng.normal(0.0, 0.05), -0.12, 0.12))
-    angle = rng.uniform(0.0, np.pi)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = turn @ np.diag(np.exp([stretch, -stretch])) @ turn.T - np.eye(2)
-    away = np.arange(size, dtype=np.float32) + 0.5 - size / 2
-    x, y = np.meshgrid(away, away)
-    knots = int(rng.integers(4, 9))
-    shifts = np.clip(rng.standard_normal((knots, knots, 2), dtype=np.float32), -2.0, 2.0)
-    shifts *= np.float32(rng.uniform(0.0, 0.09 / knots) * size)
+    stretch = float(
+        np.clip(rng.normal(0.0, config.stretch), -config.max_stretch, config.max_stretch)
+    )
+    axes = rotation_2d(rng.uniform(0.0, np.pi))
+    linear = axes @ np.diag(np.exp([stretch, -stretch])) @ axes.T - np.eye(2)
+    from_centre = np.arange(size, dtype=np.float32) + 0.5 - size / 2
+    x, y = np.meshgrid(from_centre, from_centre)
+    knots = int(rng.integers(config.knots[0], config.knots[1] + 1))
+    shifts = rng.standard_normal((knots, knots, 2), dtype=np.float32)
+    shifts = np.clip(shifts, -config.max_shift, config.max_shift)
+    shifts *= np.float32(rng.uniform(0.0, config.amplitude / knots) * size)
     smooth = cv2.resize(shifts, (size, size), interpolation=cv2.INTER_CUBIC)
     return np.asarray(
         np.stack([x, y], axis=-1) @ linear.T.astype(np.float32) + smooth, dtype=np.float32
@@ -127,21 +129,22 @@ def sample_displacement(size: int, *, rng: np.random.Generator) -> Floats:
 
 
 def warp_displaced(
-    image: Bytes, matrix: Floats, displacement: Floats, border: int | tuple[int, int, int]
+    image: Bytes, matrix: Floats, displacement: Floats, border: Border
 ) -> tuple[Bytes, Floats]:
-    """((S, S, 3) crop under ``matrix`` (2, 3) and ``displacement`` (S, S, 2), (N, 2) source px of
-    its output pixels).
+    """Crop an image under an affine map and a displacement field.
 
-    The latter as ``grid_in_source`` has them, to a fiftieth of a pixel. ``border`` as ``warp`` has
-    it.
+    ``matrix``: (2, 3) crop from source px; ``displacement``: (S, S, 2) px of the crop. Returns the
+    (S, S, 3) crop and the ((S / STRIDE)^2, 2) source px of the centres of its output pixels, as
+    ``grid_in_source`` orders them, accurate to 0.02 px.
     """
     size = len(displacement)
-    own = np.arange(size, dtype=np.float32) + 0.5
+    centre = np.arange(size, dtype=np.float32) + 0.5
     back = inverse_affine(matrix).astype(np.float32)
-    source = (np.stack(np.meshgrid(own, own), axis=-1) + displacement) @ back[:, :2].T + back[:, 2]
-    mode, colour = (border, (0, 0, 0)) if isinstance(border, int) else (cv2.BORDER_CONSTANT, border)
+    own = np.stack(np.meshgrid(centre, centre), axis=-1)
+    source = (own + displacement) @ back[:, :2].T + back[:, 2]
+    mode, colour = _split_border(border)
     crop = cv2.remap(
-        _low_passed(image, matrix),
+        _low_pass(image, matrix),
         source - 0.5,
         None,
         cv2.INTER_LINEAR,
@@ -149,10 +152,8 @@ def warp_displaced(
         borderValue=colour,
     )
     half = size // STRIDE
-    grid = (
-        source.reshape(half, STRIDE, half, STRIDE, 2).mean((1, 3), dtype=np.float64).reshape(-1, 2)
-    )
-    return np.asarray(crop, dtype=np.uint8), grid
+    cells = source.reshape(half, STRIDE, half, STRIDE, 2)
+    return np.asarray(crop, dtype=np.uint8), cells.mean((1, 3), dtype=np.float64).reshape(-1, 2)
 
 
 def inverse_affine(matrix: Floats) -> Floats:
@@ -161,35 +162,37 @@ def inverse_affine(matrix: Floats) -> Floats:
     return np.column_stack([linear, -linear @ matrix[:, 2]])
 
 
-def warp(image: Bytes, matrix: Floats, size: int, border: int | tuple[int, int, int]) -> Bytes:
-    """The (size, size, 3) crop of an image under ``matrix`` (2, 3): low-passed when it shrinks.
-
-    ``border``: an OpenCV border mode, or the colour beyond the image.
-    """
-    image = _low_passed(image, matrix)
+def warp(image: Bytes, matrix: Floats, size: int, border: Border) -> Bytes:
+    """(size, size, 3) crop of an image under ``matrix`` (2, 3), low-passed where it shrinks."""
+    image = _low_pass(image, matrix)
     # OpenCV counts from pixel centres at 0: (u + 0.5) -> matrix -> (v + 0.5).
     shifted = matrix.copy()
     shifted[:, 2] += matrix[:, :2].sum(1) * 0.5 - 0.5
-    mode, colour = (border, (0, 0, 0)) if isinstance(border, int) else (cv2.BORDER_CONSTANT, border)
+    mode, colour = _split_border(border)
     out = cv2.warpAffine(
         image, shifted, (size, size), flags=cv2.INTER_LINEAR, borderMode=mode, borderValue=colour
     )
     return np.asarray(out, dtype=np.uint8)
 
 
-def _low_passed(image: Bytes, matrix: Floats) -> Bytes:
-    """The image less what is too fine for a crop under ``matrix``."""
+def _split_border(border: Border) -> tuple[int, tuple[int, int, int]]:
+    """OpenCV's border mode and border colour."""
+    return (border, (0, 0, 0)) if isinstance(border, int) else (cv2.BORDER_CONSTANT, border)
+
+
+def _low_pass(image: Bytes, matrix: Floats) -> Bytes:
+    """Remove the frequencies that a crop under ``matrix`` would alias."""
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     if scale >= 0.8:
         return image
-    return cv2.GaussianBlur(image, (0, 0), 0.45 * float(np.sqrt(1.0 / scale**2 - 1.0))).astype(
-        np.uint8
-    )
+    deviation = 0.45 * float(np.sqrt(1.0 / scale**2 - 1.0))
+    return cv2.GaussianBlur(image, (0, 0), deviation).astype(np.uint8)
 
 
 def grid_in_source(matrix: Floats, size: int) -> Floats:
-    """((size / STRIDE)^2, 2) source px of the centres of the output pixels, row by row, of a crop
-    under ``matrix``.
+    """Centres of the output pixels of a crop under ``matrix`` (2, 3), in source px.
+
+    Returns ((size / STRIDE)^2, 2), row by row.
     """
     centres = (np.arange(size // STRIDE) + 0.5) * STRIDE
     grid = np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
@@ -197,36 +200,70 @@ def grid_in_source(matrix: Floats, size: int) -> Floats:
     return np.asarray(grid @ back[:, :2].T + back[:, 2])
 
 
-def lookup_triangles(view: StoredView, px: Floats, faces: int) -> Ints:
-    """(N,) triangle that the source pixel holding each of (N, 2) ``px`` shows; ``faces`` (their
-    number) for none.
+def find_pixels(px: Floats, shape: tuple[int, int]) -> tuple[Ints, Ints, Bools]:
+    """(N,) rows and columns of the pixels that hold (N, 2) ``px``, and (N,) inside the image.
+
+    ``shape``: (height, width). Points outside get row and column 0.
     """
-    height, width = view.triangle.shape
+    height, width = shape
     column, row = np.floor(px).astype(np.int64).T
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    ids = view.triangle[np.where(inside, row, 0), np.where(inside, column, 0)].astype(np.int64)
+    return np.where(inside, row, 0), np.where(inside, column, 0), inside
+
+
+@dataclass(frozen=True)
+class PixelQuads:
+    """The four pixels whose centres surround each of N points, row by row."""
+
+    rows: Integer[Array, "points 4"]
+    columns: Integer[Array, "points 4"]
+    fraction: Float[Array, "points 2"]  # x, y of the point between the centres, 0..1
+    inside: Bool[Array, " points"]  # all four lie in the image; else they are those of its corner
+
+    def weights(self, dtype: type[np.floating]) -> Floats:
+        """(N, 4) bilinear weights."""
+        x, y = self.fraction.astype(dtype).T
+        return np.stack([(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y], axis=1)
+
+
+def find_pixel_quads(px: Floats, shape: tuple[int, int]) -> PixelQuads:
+    """Find the four pixels around (N, 2) ``px`` in an image of ``shape`` (height, width)."""
+    height, width = shape
+    from_first = px - 0.5
+    corner = np.floor(from_first).astype(np.int64)
+    inside = ((corner >= 0) & (corner < [width - 1, height - 1])).all(1)
+    fraction = from_first - corner
+    corner = np.where(inside[:, None], corner, 0)
+    rows = corner[:, 1:] + np.array([0, 0, 1, 1])
+    return PixelQuads(rows, corner[:, :1] + np.array([0, 1, 0, 1]), fraction, inside)
+
+
+def lookup_triangles(view: StoredView, px: Floats, faces: int) -> Ints:
+    """(N,) triangles that a view shows at (N, 2) source px; ``faces`` (their number) for none."""
+    row, column, inside = find_pixels(px, view.triangle.shape)
+    ids = view.triangle[row, column].astype(np.int64)
     return np.where(inside, np.minimum(ids, faces), faces)
 
 
 def interpolate_coordinates(
-    view: StoredView, px: Floats, surface: TrainingSurface, *, mirrored: bool = False
+    view: StoredView,
+    px: Floats,
+    surface: TrainingSurface,
+    *,
+    mirrored: bool = False,
+    max_spread: float = AUGMENT.max_spread,
 ) -> tuple[Floats, Bools]:
-    """((N, 6) surface coordinates at (N, 2) source px, (N,) whether they are known).
+    """(N, 6) surface coordinates in metres at (N, 2) source px, and (N,) whether they are known.
 
-    Bilinear between the four pixel centres round a place; unknown where one of them shows no
-    anchored surface or another sheet of it, which is where the truth changes within a pixel.
+    Bilinear between four pixel centres. Unknown where one of the four shows no anchored surface,
+    and where they show points more than ``max_spread`` metres apart: an occluding contour passes
+    between them.
     """
-    height, width = view.triangle.shape
-    at = px - 0.5
-    corner = np.floor(at).astype(np.int64)
-    fraction = (at - corner).astype(np.float32)
-    inside = ((corner >= 0) & (corner < [width - 1, height - 1])).all(1)
-    corner = np.where(inside[:, None], corner, 0)
-    columns = corner[:, :1] + np.array([0, 1, 0, 1])
-    rows = corner[:, 1:] + np.array([0, 0, 1, 1])
+    quads = find_pixel_quads(px, view.triangle.shape)
+    rows, columns = quads.rows, quads.columns
     faces = len(surface.faces)
     ids = np.minimum(view.triangle[rows, columns].astype(np.int64), faces)  # (N, 4)
-    known = inside & surface.anchored[ids].all(1)
+    known = quads.inside & surface.anchored[ids].all(1)
     weight = np.empty((*ids.shape, 3), np.float32)
     weight[..., :2] = view.weight[rows, columns] * np.float32(1.0 / 255.0)
     weight[..., 2] = 1.0 - weight[..., 0] - weight[..., 1]
@@ -234,69 +271,74 @@ def interpolate_coordinates(
     corners = table[surface.faces[np.where(known[:, None], ids, 0)]]  # (N, 4, 3, 6)
     coordinates = np.einsum("npk,npkc->npc", weight, corners)
     spread = np.linalg.norm(coordinates - coordinates[:, :1], axis=2).max(1)
-    fx, fy = fraction.T
-    blend = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], axis=1)
-    return np.einsum("np,npc->nc", blend, coordinates), known & (spread < SAME_SHEET)
+    return (
+        np.einsum("np,npc->nc", quads.weights(np.float32), coordinates),
+        known & (spread < max_spread),
+    )
 
 
-class TrainingSample(NamedTuple):
-    """One crop and what is known about its pixels."""
+@dataclass(frozen=True)
+class TrainingSample:
+    """One crop, and the ground truth of its output pixels."""
 
-    image: Bytes  # (S, S, 3) RGB
-    pixel: Ints  # (K,) int64 output pixels learned from, counted row by row
-    coordinate: Floats  # (K, 6) float32 metres, surface coordinates, mirrored as the crop is
-    known: Floats  # (K,) float32: 1, or 0 for a filler
-    face: Floats  # (S / STRIDE, S / STRIDE) float32: 1 where the pixel shows the face
+    image: UInt8[Array, "side side 3"]  # RGB
+    pixel: Integer[Array, " points"]  # output pixels that are trained on, counted row by row
+    coordinate: Float[Array, "points 6"]  # surface coordinates, metres, mirrored as the crop is
+    known: Float[Array, " points"]  # 1; 0 where the coordinates are unknown, and for padding
+    face: Float[Array, "half half"]  # 1 where an output pixel shows the face, else 0
 
 
 def make_sample(
-    view: StoredView, surface: TrainingSurface, *, size: int, pixels: int, rng: np.random.Generator
+    view: StoredView,
+    surface: TrainingSurface,
+    *,
+    size: int,
+    pixels: int,
+    rng: np.random.Generator,
+    config: AugmentConfig = AUGMENT,
 ) -> TrainingSample:
-    """A random crop of a view with all augmentations and ``pixels`` surface points to learn
-    from.
-    """
-    placement = sample_crop_placement(rng)
+    """Draw an augmented crop of a view: ``size`` px wide, with targets at ``pixels`` points."""
+    placement = sample_crop_placement(config.placement, rng=rng)
     matrix = input_from_source(view.box, size, placement)
-    # Beyond a photo's edge the aligner sees black; other fillings keep the network from leaning on
-    # that.
+    # The aligner fills what lies outside a photo with black; other fillings keep the network from
+    # relying on that.
     r, g, b = (int(c) for c in rng.integers(0, 256, 3))
-    borders: list[int | tuple[int, int, int]] = [cv2.BORDER_REPLICATE, (0, 0, 0), (r, g, b)]
+    borders: list[Border] = [cv2.BORDER_REPLICATE, (0, 0, 0), (r, g, b)]
     border = borders[rng.integers(3)]
-    if rng.random() < FACELESS_SHARE:
-        view = paint_over_face(view, surface, rng=rng)
-    if rng.random() < DISPLACED_SHARE:
-        image, px = warp_displaced(view.image, matrix, sample_displacement(size, rng=rng), border)
+    if rng.random() < config.faceless.probability:
+        view = paint_over_face(view, surface, config.faceless, rng=rng)
+    if rng.random() < config.warp.probability:
+        displacement = sample_displacement(size, config.warp, rng=rng)
+        image, px = warp_displaced(view.image, matrix, displacement, border)
     else:
         image, px = warp(view.image, matrix, size, border), grid_in_source(matrix, size)
+
+    def lookup_coordinates(chosen: Ints) -> tuple[Floats, Bools]:
+        return interpolate_coordinates(
+            view, px[chosen], surface, mirrored=placement.mirrored, max_spread=config.max_spread
+        )
+
+    triangle = lookup_triangles(view, px, len(surface.faces))
     return finish_sample(
-        image,
-        lookup_triangles(view, px, len(surface.faces)),
-        lambda chosen: interpolate_coordinates(
-            view, px[chosen], surface, mirrored=placement.mirrored
-        ),
-        surface,
-        pixels=pixels,
-        rng=rng,
+        image, triangle, lookup_coordinates, surface, pixels=pixels, rng=rng, config=config
     )
 
 
 def paint_over_face(
-    view: StoredView, surface: TrainingSurface, *, rng: np.random.Generator
+    view: StoredView, surface: TrainingSurface, config: FacelessConfig, *, rng: np.random.Generator
 ) -> StoredView:
-    """The view with its face painted over: a head that shows none, as masks, hoods and censors make
-    them.
-    """
+    """The view with its face painted over in one noisy colour, as by a mask, a hood or a censor."""
     none = np.iinfo(view.triangle.dtype).max
     skin = surface.skin[np.minimum(view.triangle, len(surface.faces))]
     colour = rng.uniform(0.0, 255.0, 3)
-    if skin.any() and rng.random() < 0.6:
+    if skin.any() and rng.random() < config.skin_colour_probability:
         colour = view.image[skin].mean(0)
     noise = rng.standard_normal(view.image.shape, dtype=np.float32) * np.float32(
-        rng.uniform(0.0, 8.0)
+        rng.uniform(*config.noise)
     )
     painted = np.clip(colour.astype(np.float32) + noise, 0.0, 255.0).astype(np.uint8)
-    # A little further than the face, so that no rim of it is left.
-    over = cv2.dilate(skin.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    side = 2 * config.margin + 1
+    over = cv2.dilate(skin.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
     return StoredView(
         image=np.where(over[..., None], painted, view.image),
         triangle=np.where(over, none, view.triangle).astype(view.triangle.dtype),
@@ -308,29 +350,29 @@ def paint_over_face(
 def finish_sample(
     image: Bytes,
     triangle: Ints,
-    coordinates: Callable[[Ints], tuple[Floats, Bools]],
+    lookup_coordinates: Callable[[Ints], tuple[Floats, Bools]],
     surface: TrainingSurface,
     *,
     pixels: int,
     rng: np.random.Generator,
+    config: AugmentConfig = AUGMENT,
 ) -> TrainingSample:
-    """A sample of an (S, S, 3) image whose output pixels show ``triangle`` ((S / STRIDE)^2,), seen
-    by a real camera.
+    """Add occluders and camera effects to an (S, S, 3) image and choose the pixels to train on.
 
-    ``coordinates`` looks up the surface coordinates of chosen output pixels and whether they are
-    known.
+    ``triangle``: ((S / STRIDE)^2,) triangles that its output pixels show. ``lookup_coordinates``:
+    output pixels to their surface coordinates, and whether these are known.
     """
     half = image.shape[0] // STRIDE
-    if rng.random() < 0.35:
-        image, covered = occlude(image, rng=rng)
+    if rng.random() < config.occlusion.probability:
+        image, covered = occlude(image, config.occlusion, rng=rng)
         triangle = np.where(covered[1::STRIDE, 1::STRIDE].ravel(), len(surface.faces), triangle)
     chosen = rng.permutation(np.flatnonzero(surface.anchored[triangle]))[:pixels]
-    coordinate, known = coordinates(chosen)
-    fill = pixels - len(chosen)
+    coordinate, known = lookup_coordinates(chosen)
+    padding = pixels - len(chosen)
     return TrainingSample(
-        image=augment_photometric(image, rng=rng),
-        pixel=np.pad(chosen, (0, fill)),
-        coordinate=np.pad(coordinate, ((0, fill), (0, 0))).astype(np.float32),
-        known=np.pad(known, (0, fill)).astype(np.float32),
+        image=augment_photometric(image, config.photometric, rng=rng),
+        pixel=np.pad(chosen, (0, padding)),
+        coordinate=np.pad(coordinate, ((0, padding), (0, 0))).astype(np.float32),
+        known=np.pad(known, (0, padding)).astype(np.float32),
         face=surface.skin[triangle].reshape(half, half).astype(np.float32),
     )

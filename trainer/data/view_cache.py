@@ -1,8 +1,8 @@
-"""A dataset's views unpacked once into flat files that every process of a machine maps into memory.
+"""A cache of a dataset's views in flat files, which every process of a machine maps into memory.
 
-Shards are made for keeping; training wants any view at once. A store holds, for each view, the
-JPEG, and for each of its pixels the triangle and two barycentric weights in 1/255 (the dense ground
-truth, exact to 0.02 mm), so that no step resolves geometry again.
+Shards are compact; training needs random access. The store holds the JPEG of each view and its
+dense ground truth: the triangle of each pixel and two barycentric weights in 1/255, accurate to
+0.02 mm. So no training step computes geometry again.
 """
 
 from __future__ import annotations
@@ -27,17 +27,15 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import Frame
 from dff.infra.shards import ViewRow, resolve_frame
 
-CLAMPED = 0.1
-"""Fraction of a view's pixels on an edge of their triangle from which the view was made with
-another mesh.
-"""
+MAX_CLAMPED = 0.1
+"""Share of a view's pixels clamped to an edge of their triangle above which the mesh is wrong."""
 
 _INDEX = "views.npz"
 
 
 @dataclass(frozen=True)
 class StoredView:
-    """One view as the loader wants it."""
+    """One view with its dense ground truth."""
 
     image: UInt8[Array, "height width 3"]  # RGB
     triangle: Integer[Array, "height width"]  # row of the model's faces; the maximum: background
@@ -47,7 +45,7 @@ class StoredView:
 
 @dataclass(frozen=True)
 class ViewStore:
-    """An opened store: cheap to send to another process, which maps the files itself."""
+    """An opened store. Pickling it sends only the folder; the other process maps the files."""
 
     folder: Path
 
@@ -77,19 +75,17 @@ class ViewStore:
 
     @property
     def identity(self) -> Ints:
-        """(N,) whose face each view shows: equal numbers, equal identities, neighbours in the
-        dataset's order.
-        """
+        """(N,) index of the identity that each view shows, in the dataset's order."""
         return cast(Ints, self._index["identity"])
 
     @property
     def is_dev(self) -> Bools:
-        """(N,) whether the view is held out."""
+        """(N,) whether the view belongs to the validation split."""
         return cast(Bools, self._index["is_dev"])
 
     @property
     def licences(self) -> tuple[str, ...]:
-        """All licences that the rows came under, sorted."""
+        """The licences of the rows, sorted."""
         return tuple(map(str, self._index["licences"]))
 
     @property
@@ -98,7 +94,7 @@ class ViewStore:
         return cast(Floats, self._index["pose"])
 
     def view(self, number: int) -> StoredView:
-        """The ``number``-th view. Raises BadDataset when its image does not decode."""
+        """Decode the ``number``-th view. Raises BadDataset when its image is damaged."""
         images, triangles, weights = self._files
         at = self._index
         height, width = (int(n) for n in at["size"][number])
@@ -118,11 +114,10 @@ class ViewStore:
 
 
 def write_view_store(rows: Iterable[ViewRow], model: MorphableModel, folder: Path) -> ViewStore:
-    """Unpack rows into ``folder``, which appears only when complete; one that is there already is
-    taken as it is.
+    """Unpack rows into ``folder``, which appears only when complete; open it if it exists.
 
-    Raises BadDataset when there are no rows or a row is of another model or another version of it:
-    the first row, where they are unpacked already.
+    Raises BadDataset when there are no rows, or when a row was made with another model or another
+    version of it. Of a store that exists, only the first row is checked.
     """
     if (folder / _INDEX).exists():
         for row in itertools.islice(rows, 1):
@@ -134,7 +129,7 @@ def write_view_store(rows: Iterable[ViewRow], model: MorphableModel, folder: Pat
         _unpack(rows, model, temporary)
         try:
             os.rename(temporary, folder)
-        except OSError:  # another process of this machine was quicker
+        except OSError:  # another process of this machine has made the store meanwhile
             if not (folder / _INDEX).exists():
                 raise
     finally:
@@ -143,10 +138,10 @@ def write_view_store(rows: Iterable[ViewRow], model: MorphableModel, folder: Pat
 
 
 def _resolve_checked_frame(row: ViewRow, model: MorphableModel) -> Frame:
-    """The row's dense truth. BadDataset when its pixels don't see the triangles that they name.
+    """The row's dense ground truth. Raises BadDataset when it was made with another mesh.
 
-    A model of the same name but another version shows itself so: resolving clamps what lies outside
-    its triangle.
+    Another version of the mesh is recognised by pixels that lie outside the triangles that the row
+    assigns them: resolving the row clamps these to an edge.
     """
     try:
         frame = resolve_frame(row, model)
@@ -155,7 +150,7 @@ def _resolve_checked_frame(row: ViewRow, model: MorphableModel) -> Frame:
             f"{row.sample_id} was made with another version of {model.name}: {error}"
         ) from error
     outside = (frame.barycentric[frame.mask] <= 0.0).any(1)
-    if outside.size and outside.mean() > CLAMPED:
+    if outside.size and outside.mean() > MAX_CLAMPED:
         raise BadDataset(
             f"{row.sample_id} was made with another version of {model.name}: make the dataset again"
         )

@@ -11,11 +11,11 @@ from typing import cast
 import cv2
 import numpy as np
 import torch
-from torch.nn import functional
 
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import STRIDE, Anchors, Network, image_batch
 from dff.face.extras import require_extra
+from dff.face.geometry.interpolation import bilinear
 from dff.trainer.evaluation.matching import Describe
 
 with require_extra("train"):
@@ -23,7 +23,7 @@ with require_extra("train"):
 
 
 def make_network_descriptor(net: Network) -> Describe:
-    """The Deep Face Feature of a network, between the centres of its pixels."""
+    """The Deep Face Feature of a network, interpolated between its output pixels."""
 
     def describe(image: Bytes, px: Floats) -> Floats:
         return _normalise(_describe_points(net, image, px))
@@ -32,12 +32,11 @@ def make_network_descriptor(net: Network) -> Describe:
 
 
 def make_anchor_descriptor(net: Network, anchors: Anchors, *, mirrored: bool = False) -> Describe:
-    """The probabilities that a place shows each anchor, as unit vectors: their square roots.
+    """Square roots of the anchor probabilities at a point, which are a unit vector.
 
-    The cosine is Bhattacharyya's coefficient of two places' probabilities. A descriptor's direction
-    between those of the anchors carries what training left open; what it says of the anchors is all
-    that was taught. ``mirrored``: of which anchors the mirrored crop would show there counts as
-    much, and the cosine is the mean of both coefficients.
+    The cosine of two is Bhattacharyya's coefficient of the probabilities. Training determines the
+    anchor probabilities; it leaves other components of a descriptor free. ``mirrored``: the
+    mirrored crop is described too, and the cosine is the mean of both coefficients.
     """
     vectors = torch.from_numpy(anchors.scale * anchors.descriptor.T)
 
@@ -57,27 +56,18 @@ def make_anchor_descriptor(net: Network, anchors: Anchors, *, mirrored: bool = F
 
 @torch.no_grad()
 def _describe_points(net: Network, image: Bytes, px: Floats) -> Floats:
-    """(N, D) what a network says at (N, 2) px of a crop."""
+    """(N, D) a network's descriptors at (N, 2) px of a crop, float32."""
     features = net(image_batch(torch.from_numpy(image[None])))
-    return _interpolate_grid(features.descriptor[0].permute(1, 2, 0).numpy(), px / image.shape[0])
+    return _interpolate_grid(features.descriptor[0].permute(1, 2, 0).numpy(), px)
 
 
-def _interpolate_grid(grid: Floats, coordinate: Floats) -> Floats:
-    """(N, D) bilinear values of a (H, W, D) map at (N, 2) places, 0 .. 1 of its sides; beyond the
-    centres the rim's.
-    """
-    at = torch.from_numpy(np.asarray(2.0 * coordinate - 1.0, dtype=np.float32))[None, None]
-    values = torch.from_numpy(np.ascontiguousarray(grid.transpose(2, 0, 1)))[None]
-    out = functional.grid_sample(
-        values, at, mode="bilinear", padding_mode="border", align_corners=False
-    )
-    return cast(Floats, out[0, :, 0].T.numpy())
+def _interpolate_grid(grid: Floats, px: Floats) -> Floats:
+    """(N, D) float32 bilinear values at (N, 2) px of a (H, W, D) map of output pixels."""
+    return bilinear(grid, px / STRIDE).astype(np.float32)
 
 
 def make_patch_descriptor(side: int) -> Describe:
-    """Grey squares of ``side`` px, less their mean, scaled to length one: cosine is normalised
-    correlation.
-    """
+    """Grey patches of ``side`` px, whose cosine is the normalised cross-correlation."""
     steps = np.arange(side) - (side - 1) / 2
     window = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
 
@@ -93,7 +83,7 @@ def make_patch_descriptor(side: int) -> Describe:
 
 
 def make_sift_descriptor(width: float) -> Describe:
-    """SIFT (OpenCV), upright; its sixteen cells cover ``width`` px."""
+    """Upright SIFT (OpenCV); its 4 x 4 cells are ``width`` px wide together."""
     sift = cv2.SIFT.create()
 
     def describe(image: Bytes, px: Floats) -> Floats:
@@ -107,17 +97,15 @@ def make_sift_descriptor(width: float) -> Describe:
 
 
 def make_daisy_descriptor(radius: int) -> Describe:
-    """DAISY (scikit-image), its outer ring ``radius`` px away, between the output pixels where it
-    is computed.
-    """
+    """DAISY (scikit-image) with an outer ring of ``radius`` px, interpolated between output px."""
 
     def describe(image: Bytes, px: Floats) -> Floats:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
-        # scikit-image describes pixel centres; means of 2 x 2 pixels have theirs where output
-        # pixels do.
+        # scikit-image describes pixel centres; means of 2 x 2 pixels have the centres of the
+        # output pixels.
         padded = np.pad(cv2.blur(grey, (2, 2), anchor=(0, 0)), radius, mode="reflect")
         grid = np.asarray(daisy(padded, step=STRIDE, radius=radius), np.float32)
-        return _normalise(_interpolate_grid(grid, px / image.shape[0]))
+        return _normalise(_interpolate_grid(grid, px))
 
     return describe
 
@@ -128,9 +116,9 @@ def _normalise(vectors: Floats) -> Floats:
 
 
 def make_baselines() -> dict[str, Describe]:
-    """General descriptors to compare with: raw patches, dense SIFT of three extents, and DAISY.
+    """General descriptors to compare with: patches, dense SIFT of three widths, and DAISY.
 
-    Extents in px of the crop. SIFT's best one depends on the views, so that it has three tries;
+    Widths in px of the crop. The best width of SIFT depends on the views, so three are tried;
     patches and DAISY have one each, chosen without a search.
     """
     sift = {f"sift {width}": make_sift_descriptor(width) for width in (24, 48, 72)}

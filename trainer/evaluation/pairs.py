@@ -1,16 +1,14 @@
 """Pairs of images with points that both show: held-out training views, rendered views, photos.
 
-``DevPair`` has the exact ground truth of two stored views of one identity; the validation figures
-of training are taken from it. ``ViewPair`` pairs rows of a dataset, of one identity or of two, by
-the surface point of the face model, or photos of two people, by their landmarks.
+``DevPair`` has the exact ground truth of two stored views of one identity; training is validated on
+such pairs. ``ViewPair`` pairs rows of a dataset, of one identity or of two, by the surface points
+of the face model, or photos of two people by their landmarks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import cast
 
 import cv2
 import numpy as np
@@ -25,48 +23,23 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import Frame
 from dff.infra.shards import ViewRow, resolve_frame
 from dff.trainer.data.crops import (
-    SAME_SHEET,
     CropPlacement,
     TrainingSurface,
     build_training_surface,
+    find_pixel_quads,
+    find_pixels,
     grid_in_source,
     input_from_source,
     interpolate_coordinates,
     warp,
 )
 from dff.trainer.data.view_cache import ViewStore
-
-POINTS = 64
-"""Points matched in a pair of views."""
-
-
-SAME_POINT_DEV = 0.003
-"""Metres in surface coordinates up to which two pixels show the same point."""
-YAW_EDGES = (0.0, 30.0, 60.0, 90.0, np.inf)
-"""Degrees of yaw between two views that part the bins: each has its lower edge."""
-
-
-MIN_POINTS = 8
-"""Points that a pair must share."""
-
-
-SAME_POINT = 0.005
-"""Metres in surface coordinates within which the second's pixel must show the point; further,
-something hides it.
-"""
-MIN_FACING = 0.3
-"""Cosine between a landmark's normal and the way to the camera from which it counts as seen."""
-
-
-HULL_SCALE = 1.15
-"""Matches are sought in the hull of the landmarks, enlarged by this about its centre: about what
-the face covers.
-"""
+from dff.trainer.evaluation.config import EVALUATION, MATCHING, EvaluationConfig, MatchingConfig
 
 
 @dataclass(frozen=True)
 class DevPair:
-    """Two plain crops of one identity and points that both show."""
+    """Plain crops of two views of one identity, and points that both show."""
 
     images: UInt8[Array, "2 side side 3"]  # RGB
     first: Integer[Array, " points"]  # output pixels of the first crop, counted row by row
@@ -75,12 +48,16 @@ class DevPair:
 
 
 def sample_dev_pairs(
-    store: ViewStore, surface: TrainingSurface, *, count: int, size: int
+    store: ViewStore,
+    surface: TrainingSurface,
+    *,
+    count: int,
+    size: int,
+    config: EvaluationConfig = EVALUATION,
 ) -> list[DevPair]:
-    """Up to ``count`` pairs of held-out views, the same for the same store: empty when none is held
-    out.
+    """Up to ``count`` pairs of held-out views, cropped to ``size`` px; none without such views.
 
-    Pairs whose views share fewer than eight points are left out.
+    The same store always gives the same pairs.
     """
     rng = np.random.default_rng(0)
     held = np.flatnonzero(store.is_dev)
@@ -92,31 +69,42 @@ def sample_dev_pairs(
         a = int(rng.integers(len(held)))
         others = held[(identity == identity[a]) & (held != held[a])]
         if len(others):
-            pair = _make_dev_pair(store, surface, int(held[a]), int(rng.choice(others)), size, rng)
-            if len(pair.first) >= 8:
+            numbers = int(held[a]), int(rng.choice(others))
+            pair = _make_dev_pair(store, surface, numbers, size, config, rng)
+            if len(pair.first) >= config.min_points:
                 out.append(pair)
     return out
 
 
 def _make_dev_pair(
-    store: ViewStore, surface: TrainingSurface, a: int, b: int, size: int, rng: np.random.Generator
+    store: ViewStore,
+    surface: TrainingSurface,
+    numbers: tuple[int, int],
+    size: int,
+    config: EvaluationConfig,
+    rng: np.random.Generator,
 ) -> DevPair:
     images, coordinates, known = [], [], []
-    for number in (a, b):
+    for number in numbers:
         view = store.view(number)
         matrix = input_from_source(view.box, size, CropPlacement())
         images.append(warp(view.image, matrix, size, (0, 0, 0)))
-        coordinate, ok = interpolate_coordinates(view, grid_in_source(matrix, size), surface)
+        coordinate, ok = interpolate_coordinates(
+            view, grid_in_source(matrix, size), surface, max_spread=config.max_spread
+        )
         coordinates.append(coordinate)
         known.append(ok)
-    first = rng.permutation(np.flatnonzero(known[0]))[: 4 * POINTS]
-    seen = np.flatnonzero(known[1])
-    if not len(first) or not len(seen):
+    first = rng.permutation(np.flatnonzero(known[0]))[: 4 * config.points]
+    candidates = np.flatnonzero(known[1])
+    if not len(first) or not len(candidates):
         return DevPair(np.stack(images), first[:0], np.zeros((0, 2)), np.zeros((0, 6)))
-    apart = np.linalg.norm(coordinates[0][first][:, None] - coordinates[1][seen][None], axis=2)
-    nearest = apart.argmin(1)
-    same = np.flatnonzero(apart[np.arange(len(first)), nearest] < SAME_POINT_DEV)[:POINTS]
-    pixel = seen[nearest[same]]
+    distance = np.linalg.norm(
+        coordinates[0][first][:, None] - coordinates[1][candidates][None], axis=2
+    )
+    nearest = distance.argmin(1)
+    same = np.flatnonzero(distance[np.arange(len(first)), nearest] < config.same_point)
+    same = same[: config.points]
+    pixel = candidates[nearest[same]]
     half = size // STRIDE
     centre = np.stack([pixel % half, pixel // half], axis=1) + 0.5
     return DevPair(np.stack(images), first[same], centre, coordinates[0][first[same]])
@@ -124,17 +112,18 @@ def _make_dev_pair(
 
 @dataclass(frozen=True, eq=False)
 class ViewPair:
-    """Two plain crops and points that both show. Output pixels are ``STRIDE`` pixels of a crop
-    wide.
+    """Plain crops of two images, and points that both show.
+
+    An output px is ``STRIDE`` px of a crop wide.
     """
 
     images: UInt8[Array, "2 side side 3"]  # RGB
     first: Float[Array, "points 2"]  # in the first crop, output px
     second: Float[Array, "points 2"]  # the same surface points in the second
-    face: Bool[Array, " pixels"]  # output pixels of the second that show its face: candidates
+    face: Bool[Array, " pixels"]  # output pixels of the second that show its face
     box: float  # geometric mean of the sides of the second's landmark box, output px
-    yaw: float  # degrees of yaw between the views
-    same: bool  # one identity
+    yaw: float  # degrees between the views, positive
+    same: bool  # both show one identity
 
 
 def sample_view_pairs(
@@ -144,6 +133,7 @@ def sample_view_pairs(
     count: int,
     size: int,
     rng: np.random.Generator,
+    config: MatchingConfig = MATCHING,
 ) -> list[ViewPair]:
     """Up to ``count`` pairs of views for each yaw bin, of the same identity and of different ones.
 
@@ -152,57 +142,56 @@ def sample_view_pairs(
     surface = build_training_surface(model)
     yaw = np.array([row.pose[0] for row in rows])
     identity = np.unique([row.identity_id for row in rows], return_inverse=True)[1]
-    apart = np.abs(yaw[:, None] - yaw[None])
+    difference = np.abs(yaw[:, None] - yaw[None])
     same = identity[:, None] == identity[None]
     others = ~np.eye(len(rows), dtype=bool)
     out = []
-    for low, high in pairwise(YAW_EDGES):
+    for low, high in config.yaw_ranges:
         for wanted in (same, ~same):
-            cell = np.argwhere((apart >= low) & (apart < high) & wanted & others)
+            cell = np.argwhere((difference >= low) & (difference < high) & wanted & others)
             found: list[ViewPair] = []
-            # Views from two sides of a face share little: some draws give no pair.
+            # Views from two sides of a face may share too few points.
             for a, b in cell[rng.permutation(len(cell))[: 4 * count]]:
                 if len(found) == count:
                     break
-                pair = _make_view_pair(rows[a], rows[b], model, surface, size, rng)
-                if len(pair.first) >= MIN_POINTS:
+                pair = _make_view_pair((rows[a], rows[b]), model, surface, size, config, rng)
+                if len(pair.first) >= config.min_points:
                     found.append(pair)
             out += found
     return out
 
 
 def _make_view_pair(
-    a: ViewRow,
-    b: ViewRow,
+    rows: tuple[ViewRow, ViewRow],
     model: MorphableModel,
     surface: TrainingSurface,
     size: int,
+    config: MatchingConfig,
     rng: np.random.Generator,
 ) -> ViewPair:
-    boxes = [Box.around(row.landmarks_3d) for row in (a, b)]
+    a, b = rows
+    boxes = [Box.around(row.landmarks_3d) for row in rows]
     matrices = [input_from_source(box, size, CropPlacement()) for box in boxes]
-    frames = [resolve_frame(row, model) for row in (a, b)]
+    frames = [resolve_frame(row, model) for row in rows]
     vertices = b.cam_from_head.apply(model.vertices(b.coefficients(model)))
-    known, coordinate, cam = _follow_points(
-        frames[0], grid_in_source(matrices[0], size), surface, vertices
+    known, coordinate, cam = _transfer_points(
+        frames[0], grid_in_source(matrices[0], size), surface, vertices, config.max_spread
     )
     source = b.camera.px_from_cam(cam)
-    skin = surface.skin[
-        frames[1].triangle
-    ]  # occluders and background are negative: the row for none and one more
+    # Negative for occluders and background: the mask removes what they index.
+    skin = surface.skin[frames[1].triangle]
     skin &= frames[1].mask
-    known &= _is_visible(frames[1], skin, source, coordinate, surface)
+    known &= _is_visible(frames[1], skin, source, coordinate, surface, config.same_point)
     second = (source @ matrices[1][:, :2].T + matrices[1][:, 2]) / STRIDE
     half = size // STRIDE
     known &= ((second >= 0) & (second < half)).all(1)
-    chosen = rng.permutation(np.flatnonzero(known))[:POINTS]
+    chosen = rng.permutation(np.flatnonzero(known))[: config.points]
+    crops = [
+        warp(row.pixels(), matrix, size, (0, 0, 0))
+        for row, matrix in zip(rows, matrices, strict=True)
+    ]
     return ViewPair(
-        images=np.stack(
-            [
-                warp(row.pixels(), m, size, (0, 0, 0))
-                for row, m in zip((a, b), matrices, strict=True)
-            ]
-        ),
+        images=np.stack(crops),
         first=np.stack([chosen % half, chosen // half], axis=1) + 0.5,
         second=second[chosen],
         face=_lookup_mask(skin, grid_in_source(matrices[1], size)),
@@ -214,55 +203,55 @@ def _make_view_pair(
 
 def _lookup_mask(mask: Bools, px: Floats) -> Bools:
     """(N,) a mask's value in the pixel that holds each of (N, 2) ``px``; False outside."""
-    height, width = mask.shape
-    column, row = np.floor(px).astype(np.int64).T
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    return cast(Bools, inside & mask[np.where(inside, row, 0), np.where(inside, column, 0)])
+    row, column, inside = find_pixels(px, mask.shape)
+    return inside & mask[row, column]
 
 
-def _follow_points(
-    frame: Frame, px: Floats, surface: TrainingSurface, vertices: Floats
+def _transfer_points(
+    frame: Frame, px: Floats, surface: TrainingSurface, vertices: Floats, max_spread: float
 ) -> tuple[Bools, Floats, Floats]:
-    """Whether (N, 2) ``px`` show one sheet of the face, their (N, 6) surface coordinates, and (N,
-    3) on ``vertices``.
+    """Surface points that a frame shows at (N, 2) ``px``, transferred to another mesh.
 
-    Bilinear between the four pixel centres round a place, whose surface points are exact.
+    Returns (N,) whether the point is known, its (N, 6) surface coordinates, and its (N, 3) position
+    on ``vertices``. Bilinear between four pixel centres, where surface points are exact; unknown
+    where the four show no skin, or points more than ``max_spread`` metres apart.
     """
-    height, width = frame.triangle.shape
-    at = px - 0.5
-    corner = np.floor(at).astype(np.int64)
-    inside = ((corner >= 0) & (corner < [width - 1, height - 1])).all(1)
-    fx, fy = (at - corner).T
-    corner = np.where(inside[:, None], corner, 0)
-    columns = corner[:, :1] + np.array([0, 1, 0, 1])
-    rows = corner[:, 1:] + np.array([0, 0, 1, 1])
-    ids = frame.triangle[rows, columns]  # (N, 4)
-    known = inside & ((ids >= 0) & surface.skin[ids]).all(1)
+    quads = find_pixel_quads(px, frame.triangle.shape)
+    ids = frame.triangle[quads.rows, quads.columns]  # (N, 4)
+    known = quads.inside & ((ids >= 0) & surface.skin[ids]).all(1)
     corners = surface.faces[np.where(known[:, None], ids, 0)]  # (N, 4, 3)
-    weight = frame.barycentric[rows, columns]
+    weight = frame.barycentric[quads.rows, quads.columns]
     coordinate = np.einsum("npk,npkc->npc", weight, surface.coordinates[corners])
-    known &= np.linalg.norm(coordinate - coordinate[:, :1], axis=2).max(1) < SAME_SHEET
-    blend = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], axis=1)
+    known &= np.linalg.norm(coordinate - coordinate[:, :1], axis=2).max(1) < max_spread
+    blend = quads.weights(np.float64)
     cam = np.einsum("np,npk,npkc->nc", blend, weight, vertices[corners])
-    # A point that is not known has no place: any before the camera will do.
+    # An unknown point has no position; any in front of the camera can be projected.
     cam[~known] = vertices.mean(0)
     return known, np.einsum("np,npc->nc", blend, coordinate), cam
 
 
 def _is_visible(
-    frame: Frame, skin: Bools, px: Floats, coordinate: Floats, surface: TrainingSurface
+    frame: Frame,
+    skin: Bools,
+    px: Floats,
+    coordinate: Floats,
+    surface: TrainingSurface,
+    same_point: float,
 ) -> Bools:
-    """(N,) whether the pixels that hold (N, 2) ``px`` show the surface at ``coordinate`` (N, 6)."""
-    seen = _lookup_mask(skin, px)
-    column, row = np.where(seen[:, None], np.floor(px), 0).astype(np.int64).T
-    corners = surface.faces[np.where(seen, frame.triangle[row, column], 0)]
-    there = np.einsum("nk,nkc->nc", frame.barycentric[row, column], surface.coordinates[corners])
-    return cast(Bools, seen & (np.linalg.norm(there - coordinate, axis=1) < SAME_POINT))
+    """(N,) whether the pixels that hold (N, 2) ``px`` show the surface at (N, 6) ``coordinate``.
+
+    ``skin``: (H, W) pixels of the face. ``same_point``: largest distance, metres.
+    """
+    row, column, inside = find_pixels(px, skin.shape)
+    visible = inside & skin[row, column]
+    corners = surface.faces[np.where(visible, frame.triangle[row, column], 0)]
+    shown = np.einsum("nk,nkc->nc", frame.barycentric[row, column], surface.coordinates[corners])
+    return visible & (np.linalg.norm(shown - coordinate, axis=1) < same_point)
 
 
 @dataclass(frozen=True)
 class LabelledPhoto:
-    """A photo of one face."""
+    """A photo of one face with its labels."""
 
     image: UInt8[Array, "height width 3"]  # RGB
     landmarks: Float[Array, "68 2"]  # px, 3D scheme
@@ -276,57 +265,64 @@ def sample_photo_pairs(
     count: int,
     size: int,
     rng: np.random.Generator,
+    config: MatchingConfig = MATCHING,
 ) -> list[ViewPair]:
-    """Up to ``count`` pairs of photos, each of two people, for each bin of yaw. ``size``: side of
-    the crops, px.
+    """Up to ``count`` pairs of photos of two people for each yaw bin.
 
-    Points are the 51 inner landmarks that both show, by the normals of ``model``'s template in the
-    labelled poses: the outline has no texture of its own, and is annotated where it happens to lie.
+    ``size``: side of the crops, px. The points are the 51 inner landmarks that both photos show,
+    according to the normals of ``model``'s template in the labelled poses. The jaw landmarks are
+    left out: they follow the visible contour, not a point of the surface.
     """
     normal = vertex_normals(model.template, model.faces)[model.landmarks.vertex]
-    seen = np.array([_visible_inner(normal, photo.pose) for photo in photos])
+    visible = np.array([_is_inner_visible(normal, photo.pose, config) for photo in photos])
     yaw = np.array([photo.pose[0] for photo in photos])
-    apart = np.abs(yaw[:, None] - yaw[None])
-    shared = (seen[:, None] & seen[None]).sum(2) >= MIN_POINTS
+    difference = np.abs(yaw[:, None] - yaw[None])
+    shared = (visible[:, None] & visible[None]).sum(2) >= config.min_points
+    allowed = shared & ~np.eye(len(photos), dtype=bool)
     out = []
-    for low, high in pairwise(YAW_EDGES):
-        cell = np.argwhere(
-            (apart >= low) & (apart < high) & shared & ~np.eye(len(photos), dtype=bool)
-        )
+    for low, high in config.yaw_ranges:
+        cell = np.argwhere((difference >= low) & (difference < high) & allowed)
         out += [
-            _make_photo_pair(photos[a], photos[b], seen[a] & seen[b], size)
+            _make_photo_pair((photos[a], photos[b]), visible[a] & visible[b], size, config)
             for a, b in rng.permutation(cell)[:count]
         ]
     return out
 
 
-def _visible_inner(normal: Floats, pose: tuple[float, float, float]) -> Bools:
-    """(68,) which landmarks are inner ones and face the camera."""
-    facing = -(normal @ rotation_from_angles(*pose).T)[:, 2] > MIN_FACING
+def _is_inner_visible(
+    normal: Floats, pose: tuple[float, float, float], config: MatchingConfig
+) -> Bools:
+    """(68,) whether a landmark is an inner one and faces the camera. ``normal``: (68, 3)."""
+    facing = -(normal @ rotation_from_angles(*pose).T)[:, 2] > config.min_facing
     inner = np.zeros(len(normal), dtype=bool)
     inner[INNER] = True
     return np.asarray(facing & inner)
 
 
-def _make_photo_pair(a: LabelledPhoto, b: LabelledPhoto, seen: Bools, size: int) -> ViewPair:
-    boxes = [Box.around(photo.landmarks) for photo in (a, b)]
+def _make_photo_pair(
+    photos: tuple[LabelledPhoto, LabelledPhoto], visible: Bools, size: int, config: MatchingConfig
+) -> ViewPair:
+    a, b = photos
+    boxes = [Box.around(photo.landmarks) for photo in photos]
     matrices = [input_from_source(box, size, CropPlacement()) for box in boxes]
     first, second = (
         (photo.landmarks @ matrix[:, :2].T + matrix[:, 2]) / STRIDE
-        for photo, matrix in zip((a, b), matrices, strict=True)
+        for photo, matrix in zip(photos, matrices, strict=True)
     )
     half = size // STRIDE
     hull = cv2.convexHull(second.astype(np.float32))[:, 0]
-    hull = hull.mean(0) + HULL_SCALE * (hull - hull.mean(0))
+    hull = hull.mean(0) + config.hull_scale * (hull - hull.mean(0))
     face = np.zeros((half, half), np.uint8)
     # OpenCV counts from pixel centres at 0, here in sixteenths.
     cv2.fillConvexPoly(face, np.round((hull - 0.5) * 16).astype(np.int32), 1, cv2.LINE_8, 4)
+    crops = [
+        warp(photo.image, matrix, size, (0, 0, 0))
+        for photo, matrix in zip(photos, matrices, strict=True)
+    ]
     return ViewPair(
-        images=np.stack(
-            [warp(p.image, m, size, (0, 0, 0)) for p, m in zip((a, b), matrices, strict=True)]
-        ),
-        first=first[seen],
-        second=second[seen],
+        images=np.stack(crops),
+        first=first[visible],
+        second=second[visible],
         face=face.ravel() > 0,
         box=boxes[1].size * float(matrices[1][0, 0]) / STRIDE,
         yaw=abs(a.pose[0] - b.pose[0]),

@@ -11,8 +11,6 @@ from typer.testing import CliRunner
 
 from dff.commands.app import app
 from dff.face.io.assets import SHIPPED, load_model, read_arrays
-from dff.face.model.morphable import MorphableModel
-from dff.files.face_model import choose_face_model
 from dff.infra import weights
 from dff.infra.dataset import MANIFEST, Dataset, open_dataset
 from tests.trainer.conftest import make_row, write_dataset
@@ -64,7 +62,7 @@ def test_a_model_that_the_dataset_does_not_show_is_refused(
 ) -> None:
     arguments = ["train", dataset.storage.uri, "--out", str(tmp_path / "w"), "--workers", "0"]
     result = CliRunner().invoke(app, [*arguments, "--model", "open-head", "--steps", "1"])
-    assert f"shows the model {NAME!r}, not 'open-head'" in str(result.exception)
+    assert f"shows the face model {NAME!r}, not 'open-head'" in str(result.exception)
 
 
 def test_a_model_that_evaluation_would_not_find_is_refused_before_training(
@@ -75,11 +73,3 @@ def test_a_model_that_evaluation_would_not_find_is_refused_before_training(
     result = CliRunner().invoke(app, [*arguments, "--steps", "1"])
     assert f"{NAME} is neither a model's name" in str(result.exception)
     assert not (tmp_path / "w").exists()
-
-
-def test_the_face_model_of_a_dataset(dataset: Dataset, open_head: MorphableModel) -> None:
-    assert choose_face_model(dataset, None) == NAME
-    assert choose_face_model(dataset, open_head.name) == open_head.name
-    manifest = replace(dataset.manifest, counts={"model": {"a": 3, "b": 4}})
-    with pytest.raises(ValueError, match="several face models: a, b"):
-        choose_face_model(replace(dataset, manifest=manifest), None)

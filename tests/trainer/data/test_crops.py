@@ -1,6 +1,8 @@
-"""Crops keep the truth: a surface point lies where the crop's target map says, mirrored or not."""
+"""Crops: the target of a pixel is the surface point that projects to it, mirrored or not."""
 
 from __future__ import annotations
+
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
 from dff.infra.shards import ViewRow, resolve_frame
 from dff.trainer.data.augment import augment_photometric, occlude
+from dff.trainer.data.config import AUGMENT
 from dff.trainer.data.crops import (
     CropPlacement,
     TrainingSurface,
@@ -35,9 +38,7 @@ TILTED = CropPlacement(zoom=0.9, shift=(0.05, -0.08), degrees=33.0)
 
 
 def facing_points(row: ViewRow, model: MorphableModel) -> tuple[Floats, Floats]:
-    """((N, 6) surface coordinates, (N, 2) source px) of triangle centres that face the camera and
-    are seen.
-    """
+    """(N, 6) surface coordinates and (N, 2) px of visible triangle centres that face the camera."""
     vertices = row.cam_from_head.apply(model.vertices(row.coefficients(model)))
     surface = build_training_surface(model)
     seen = np.unique(row.triangle_ids[row.triangle_ids >= 0])
@@ -49,17 +50,15 @@ def facing_points(row: ViewRow, model: MorphableModel) -> tuple[Floats, Floats]:
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_a_projected_point_lies_where_the_target_map_says(
+def test_the_target_at_a_projected_point_is_the_point(
     rows: list[ViewRow],
     store: ViewStore,
     open_head: MorphableModel,
     surface: TrainingSurface,
     mirrored: bool,
 ) -> None:
-    """Project surface points, carry them through the crop, and read the target map there: the same
-    points again.
-    """
-    placement = TILTED._replace(mirrored=mirrored)
+    """Project surface points, map them into the crop and look up the targets there."""
+    placement = replace(TILTED, mirrored=mirrored)
     errors = []
     for number in (0, 20, 41):
         coordinate, px = facing_points(rows[number], open_head)
@@ -79,10 +78,10 @@ def test_a_projected_point_lies_where_the_target_map_says(
     assert np.percentile(error, 95) < 0.0015
 
 
-def test_the_target_of_an_output_pixel_is_the_point_that_projects_to_its_centre(
+def test_targets_equal_those_of_a_rendering_with_the_crops_camera(
     rows: list[ViewRow], store: ViewStore, open_head: MorphableModel, surface: TrainingSurface
 ) -> None:
-    """Slow twin: resolve the crop's own camera instead of looking up the source's map."""
+    """Rendering gives the same targets as looking up those of the source."""
     row, view = rows[7], store.view(7)
     upright = CropPlacement(zoom=1.1, shift=(0.03, 0.02))
     matrix = input_from_source(view.box, SIZE, upright)
@@ -116,7 +115,7 @@ def test_targets_of_a_mirrored_crop_are_the_mirrored_targets(
     np.testing.assert_allclose(reflected[known], there.reshape(half, half, 6)[known], atol=1e-5)
 
 
-def test_mirroring_follows_the_models_table_not_a_sign(
+def test_mirrored_coordinates_follow_the_models_table(
     mirrored_model: MorphableModel, store: ViewStore
 ) -> None:
     surface = build_training_surface(mirrored_model)
@@ -126,10 +125,10 @@ def test_mirroring_follows_the_models_table_not_a_sign(
     )
 
 
-def test_the_image_moves_with_the_targets() -> None:
-    """A bright dot at a known source pixel shows at the pixel its centre maps to."""
+def test_the_image_is_cropped_as_the_targets() -> None:
+    """A bright dot of the source appears where its centre is mapped to."""
     box = Box(30.0, 30.0, 70.0, 70.0)
-    for placement in (CropPlacement(), TILTED, TILTED._replace(mirrored=True)):
+    for placement in (CropPlacement(), TILTED, replace(TILTED, mirrored=True)):
         image = np.zeros((100, 100, 3), np.uint8)
         image[58:61, 41:44] = 255
         matrix = input_from_source(box, 128, placement)
@@ -150,7 +149,7 @@ def test_the_plain_crop_frames_the_landmark_box() -> None:
     np.testing.assert_allclose(mirrored[0] + matrix[0], [0.0, 0.0, 128.0], atol=1e-12)
 
 
-def test_hidden_and_outside_places_are_unknown(store: ViewStore, surface: TrainingSurface) -> None:
+def test_points_outside_the_view_are_unknown(store: ViewStore, surface: TrainingSurface) -> None:
     view = store.view(0)
     height, width = view.triangle.shape
     outside = np.array(
@@ -161,10 +160,10 @@ def test_hidden_and_outside_places_are_unknown(store: ViewStore, surface: Traini
     assert (lookup_triangles(view, outside[:4], len(surface.faces)) == len(surface.faces)).all()
 
 
-def test_no_target_straddles_an_edge(store: ViewStore, surface: TrainingSurface) -> None:
-    """Next to the silhouette the four neighbours disagree; what is called known has them on one
-    sheet.
-    """
+def test_no_target_lies_across_an_occluding_contour(
+    store: ViewStore, surface: TrainingSurface
+) -> None:
+    """Next to the silhouette the four neighbours show distant points, so targets are unknown."""
     view = store.view(0)
     px = grid_in_source(input_from_source(view.box, SIZE, CropPlacement()), SIZE)
     triangle = lookup_triangles(view, px, len(surface.faces))
@@ -176,7 +175,7 @@ def test_no_target_straddles_an_edge(store: ViewStore, surface: TrainingSurface)
     assert known.reshape(half, half)[surface].mean() > 0.6
 
 
-def test_the_store_keeps_the_dense_truth(
+def test_the_store_keeps_the_dense_ground_truth(
     rows: list[ViewRow], store: ViewStore, open_head: MorphableModel
 ) -> None:
     for number in (0, 33):
@@ -190,21 +189,19 @@ def test_the_store_keeps_the_dense_truth(
         assert bool(store.is_dev[number]) == (rows[number].split == "dev")
 
 
-def test_an_unbent_crop_is_the_plain_one(store: ViewStore) -> None:
+def test_a_warp_without_displacement_is_the_plain_crop(store: ViewStore) -> None:
     view = store.view(5)
     matrix = input_from_source(view.box, SIZE, TILTED)
     still = np.zeros((SIZE, SIZE, 2), np.float32)
     image, px = warp_displaced(view.image, matrix, still, (9, 9, 9))
     np.testing.assert_allclose(px, grid_in_source(matrix, SIZE), atol=1e-3)
     apart = np.abs(image.astype(int) - warp(view.image, matrix, SIZE, (9, 9, 9)).astype(int))
-    assert apart.mean() < 0.5, "both interpolate bilinearly, on grids of a thirty-second of a pixel"
+    assert apart.mean() < 0.5, "both interpolate bilinearly, on grids of 1/32 px"
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_bent_crop_shows_what_its_source_places_say(seed: int) -> None:
-    """An image whose colours are its coordinates: each output pixel shows the place that it is said
-    to show.
-    """
+def test_a_warped_crop_shows_the_source_at_the_returned_points(seed: int) -> None:
+    """The colours of the image are its coordinates, so each output pixel shows where it is from."""
     rng = np.random.default_rng(seed)
     size = 128
     row, column = np.mgrid[0:size, 0:size] + 0.5
@@ -212,7 +209,7 @@ def test_a_bent_crop_shows_what_its_source_places_say(seed: int) -> None:
         np.uint8
     )  # half a pixel to a level
     matrix = input_from_source(Box(30.0, 34.0, 92.0, 90.0), size, TILTED)
-    displacement = sample_displacement(size, rng=rng)
+    displacement = sample_displacement(size, AUGMENT.warp, rng=rng)
     crop, px = warp_displaced(image, matrix, displacement, (0, 0, 0))
     cells = (
         crop.reshape(size // STRIDE, STRIDE, size // STRIDE, STRIDE, 3).mean((1, 3)).reshape(-1, 3)
@@ -221,20 +218,19 @@ def test_a_bent_crop_shows_what_its_source_places_say(seed: int) -> None:
     within = ((px > 3) & (px < size - 3)).all(1)
     assert within.sum() > 2000
     assert np.abs(shown - px)[within].max() < 0.3, (
-        "rounding to levels alone makes a quarter of a pixel"
+        "rounding to levels alone is a quarter of a pixel"
     )
     assert np.abs(shown - px)[within].mean() < 0.08
-    assert np.abs(px - grid_in_source(matrix, size))[within].max() > 0.3, "it is bent"
+    assert np.abs(px - grid_in_source(matrix, size))[within].max() > 0.3, "the crop is warped"
 
 
-def test_bends_are_small_and_fold_nowhere() -> None:
+def test_displacements_are_small_and_do_not_fold() -> None:
     size = 160
     moved = []
     for seed in range(60):
-        displacement = sample_displacement(size, rng=np.random.default_rng(seed))
+        displacement = sample_displacement(size, AUGMENT.warp, rng=np.random.default_rng(seed))
         down, across = np.gradient(displacement, axis=(0, 1))
-        # The map's own derivative: the area of a pixel's image stays positive, so neighbours keep
-        # their order.
+        # The Jacobian determinant of the map stays positive.
         area = (1 + across[..., 0]) * (1 + down[..., 1]) - across[..., 1] * down[..., 0]
         assert area.min() > 0.15
         moved.append(np.linalg.norm(displacement, axis=2).mean() / size)
@@ -242,19 +238,21 @@ def test_bends_are_small_and_fold_nowhere() -> None:
     assert max(moved) < 0.08
 
 
-def test_a_sample_is_decided_by_its_generator(store: ViewStore, surface: TrainingSurface) -> None:
+def test_a_sample_depends_on_its_generator_alone(
+    store: ViewStore, surface: TrainingSurface
+) -> None:
     def sample(seed: int) -> bytes:
         rng = np.random.default_rng(seed)
         return b"".join(
             part.tobytes()
-            for part in make_sample(store.view(2), surface, size=SIZE, pixels=50, rng=rng)
+            for part in astuple(make_sample(store.view(2), surface, size=SIZE, pixels=50, rng=rng))
         )
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
 
 
-def test_samples_say_what_they_know(store: ViewStore, surface: TrainingSurface) -> None:
+def test_samples_hold_targets_and_padding(store: ViewStore, surface: TrainingSurface) -> None:
     shares = []
     for seed in range(12):
         sample = make_sample(
@@ -262,7 +260,7 @@ def test_samples_say_what_they_know(store: ViewStore, surface: TrainingSurface) 
         )
         known = sample.known > 0
         assert sample.image.shape == (SIZE, SIZE, 3)
-        assert 30 < known.sum() < 2000, "a crop of 1,024 output pixels cannot fill 2,000"
+        assert 30 < known.sum() < 2000, "a crop has 1,024 output pixels"
         chosen = sample.pixel[known]
         assert len(set(chosen.tolist())) == len(chosen)
         on_template = np.abs(sample.coordinate[known, :3]).max(0)
@@ -273,44 +271,50 @@ def test_samples_say_what_they_know(store: ViewStore, surface: TrainingSurface) 
     assert all(0.02 < share < 0.9 for share in np.array(shares)[~faceless])
 
 
-def test_a_view_without_its_face_shows_no_skin_and_keeps_the_rest(
+def test_painting_over_a_face_removes_the_skin_and_keeps_the_rest(
     store: ViewStore, surface: TrainingSurface
 ) -> None:
     view = store.view(2)
-    bare = paint_over_face(view, surface, rng=np.random.default_rng(0))
+    painted = paint_over_face(view, surface, AUGMENT.faceless, rng=np.random.default_rng(0))
     faces = len(surface.faces)
     skin = surface.skin[np.minimum(view.triangle, faces)]
     assert skin.mean() > 0.05
-    assert not surface.skin[np.minimum(bare.triangle, faces)].any()
-    assert (bare.image[skin].astype(float).std(0) < 12).all(), "what was the face is one colour"
-    same = bare.triangle == view.triangle
+    assert not surface.skin[np.minimum(painted.triangle, faces)].any()
+    assert (painted.image[skin].astype(float).std(0) < 12).all(), "the face is one noisy colour"
+    same = painted.triangle == view.triangle
     np.testing.assert_array_equal(
-        bare.image[same & (view.triangle < faces)], view.image[same & (view.triangle < faces)]
+        painted.image[same & (view.triangle < faces)], view.image[same & (view.triangle < faces)]
     )
 
 
-def test_occluders_clear_the_targets() -> None:
+def test_occluders_change_only_the_pixels_of_their_mask() -> None:
     image = np.full((SIZE, SIZE, 3), 128, np.uint8)
     shares = []
     for seed in range(20):
-        out, covered = occlude(image, rng=np.random.default_rng(seed))
+        out, covered = occlude(image, AUGMENT.occlusion, rng=np.random.default_rng(seed))
         np.testing.assert_array_equal(out[~covered], image[~covered])
         shares.append(covered.mean())
     assert 0.02 < np.mean(shares) < 0.5
 
 
-def test_photometric_effects_keep_pixels_in_their_places() -> None:
-    """The bright half stays the left half, whatever the camera did."""
+def test_photometric_effects_do_not_move_pixels() -> None:
+    """The left half stays the bright one."""
     image = np.full((SIZE, SIZE, 3), 60, np.uint8)
     image[:, : SIZE // 2] = 190
     for seed in range(40):
-        out = augment_photometric(image, rng=np.random.default_rng(seed)).astype(float).mean(2)
+        out = (
+            augment_photometric(image, AUGMENT.photometric, rng=np.random.default_rng(seed))
+            .astype(float)
+            .mean(2)
+        )
         edge = np.abs(np.diff(out.mean(0))).argmax() + 1
         assert abs(edge - SIZE // 2) <= 3
         assert out[:, : SIZE // 2 - 6].mean() > out[:, SIZE // 2 + 6 :].mean()
 
 
-def test_the_chart_knows_regions(surface: TrainingSurface, open_head: MorphableModel) -> None:
+def test_the_training_surface_marks_regions(
+    surface: TrainingSurface, open_head: MorphableModel
+) -> None:
     names = np.array(open_head.region_names)[open_head.region]
     assert not surface.anchored[-1]
     assert not surface.skin[-1]

@@ -1,8 +1,8 @@
-"""Mosaics keep the truth: what a pixel shows is what its target says, whatever lies over what."""
+"""Mosaics: the target of a pixel is the surface point that it shows, under any layers."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -16,10 +16,10 @@ from dff.trainer.data.view_cache import StoredView, ViewStore
 SIZE = 256
 
 
-def coded(view: StoredView, surface: TrainingSurface, low: Floats, reach: Floats) -> StoredView:
-    """The view with each pixel's place on the template as its colour, above 40; the background is
-    black.
-    """
+def colour_by_coordinates(
+    view: StoredView, surface: TrainingSurface, low: Floats, reach: Floats
+) -> StoredView:
+    """The view with its surface coordinates as colours of 40 or more; the background is black."""
     triangle = np.minimum(view.triangle, len(surface.faces) - 1)
     weight = view.weight / 255.0
     weights = np.concatenate([weight, 1.0 - weight.sum(-1, keepdims=True)], axis=-1)
@@ -40,12 +40,15 @@ def box(surface: TrainingSurface) -> tuple[Floats, Floats]:
     return coordinates.min(0), np.ptp(coordinates, axis=0)
 
 
-def test_a_mosaics_targets_are_what_its_pixels_show(
+def test_targets_of_a_mosaic_are_the_points_that_its_pixels_show(
     store: ViewStore, surface: TrainingSurface, box: tuple[Floats, Floats]
 ) -> None:
     errors, faces = [], 0
     for seed in range(12):
-        views = [coded(store.view(n), surface, *box) for n in (seed, seed + 12, seed + 24)]
+        views = [
+            colour_by_coordinates(store.view(n), surface, *box)
+            for n in (seed, seed + 12, seed + 24)
+        ]
         image, triangle, coordinates = compose_layers(
             views, surface, SIZE, rng=np.random.default_rng(seed)
         )
@@ -56,19 +59,18 @@ def test_a_mosaics_targets_are_what_its_pixels_show(
         seen = image.reshape(half, STRIDE, half, STRIDE, 3).mean((1, 3)).reshape(-1, 3)[chosen]
         shown = box[0] + (seen - 40.0) / 215.0 * box[1]
         error = np.abs(shown - coordinate[:, :3])
-        error[:, 0] = np.minimum(
-            error[:, 0], np.abs(shown[:, 0] + coordinate[:, 0])
-        )  # mirrored: the other side's place
+        # A mirrored view shows the colours of the mirrored points.
+        error[:, 0] = np.minimum(error[:, 0], np.abs(shown[:, 0] + coordinate[:, 0]))
         errors.append(error[known])
     assert faces >= 8
     together = np.concatenate(errors).max(1)
     assert len(together) > 5000
-    # An output pixel is 2 to 6 mm wide here; the code resolves 1.4 mm.
+    # An output pixel is 2 to 6 mm wide here; a level of the colours is 1.4 mm.
     assert np.median(together) < 0.001
     assert np.percentile(together, 90) < 0.005
 
 
-def test_a_ground_shows_no_head(store: ViewStore, surface: TrainingSurface) -> None:
+def test_a_background_shows_no_head(store: ViewStore, surface: TrainingSurface) -> None:
     for number in range(12):
         view = store.view(number)
         head = (view.triangle < len(surface.faces))[..., None]
@@ -82,7 +84,9 @@ def test_a_ground_shows_no_head(store: ViewStore, surface: TrainingSurface) -> N
             assert shown.max() <= 128
 
 
-def test_mosaics_hold_few_faces_many_or_none(store: ViewStore, surface: TrainingSurface) -> None:
+def test_mosaics_show_several_small_faces_or_none(
+    store: ViewStore, surface: TrainingSurface
+) -> None:
     shares = []
     for seed in range(60):
         views = [store.view(n) for n in (seed % 40, (seed + 7) % 40)]
@@ -94,14 +98,16 @@ def test_mosaics_hold_few_faces_many_or_none(store: ViewStore, surface: Training
         shares.append(sample.face.mean())
     empty = float(np.mean(np.array(shares) == 0))
     assert 0.05 < empty < 0.4
-    assert 0.03 < np.median(shares) < 0.3, "smaller than the 0.2 to 0.5 of a crop"
+    assert 0.03 < np.median(shares) < 0.3, "faces cover 0.2 to 0.5 of a crop"
 
 
-def test_a_mosaic_is_decided_by_its_generator(store: ViewStore, surface: TrainingSurface) -> None:
+def test_a_mosaic_depends_on_its_generator_alone(
+    store: ViewStore, surface: TrainingSurface
+) -> None:
     def sample(seed: int) -> bytes:
         views = [store.view(1), store.view(2)]
         made = make_mosaic(views, surface, size=64, pixels=50, rng=np.random.default_rng(seed))
-        return b"".join(part.tobytes() for part in made)
+        return b"".join(part.tobytes() for part in astuple(made))
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)

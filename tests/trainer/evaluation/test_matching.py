@@ -1,4 +1,4 @@
-"""Matching figures: who knows the answer errs by less than a pixel, who knows nothing by chance."""
+"""Descriptor matching: an oracle errs by less than a pixel, random descriptors by chance."""
 
 from __future__ import annotations
 
@@ -22,20 +22,14 @@ from dff.trainer.evaluation.baselines import (
     make_patch_descriptor,
     make_sift_descriptor,
 )
+from dff.trainer.evaluation.config import MATCHING, MatchingConfig
 from dff.trainer.evaluation.figures import draw_view_pairs
-from dff.trainer.evaluation.matching import (
-    SIDE,
-    YAW_BINS,
-    Describe,
-    compare_descriptors,
-    match_points,
-    yaw_bin,
-)
-from dff.trainer.evaluation.pairs import POINTS, ViewPair, sample_view_pairs
+from dff.trainer.evaluation.matching import Describe, compare_descriptors, match_points
+from dff.trainer.evaluation.pairs import ViewPair, sample_view_pairs
 
 SIZE = 64
 HALF = SIZE // STRIDE
-PIXEL = SIDE / HALF  # of the output, at a crop of SIDE
+PIXEL = MATCHING.crop_side / HALF  # of the output, at a crop of crop_side
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +38,7 @@ def pairs(rows: list[ViewRow], open_head: MorphableModel) -> list[ViewPair]:
 
 
 def oracle(pair: ViewPair) -> Describe:
-    """Where each of the pair's points lies in the second crop, lifted to a sphere; for this pair
-    only.
-    """
+    """A point's true position in the second crop as a point of a sphere; for this pair only."""
     first = pair.images[0].tobytes()
 
     def describe(image: Bytes, px: Floats) -> Floats:
@@ -58,24 +50,24 @@ def oracle(pair: ViewPair) -> Describe:
     return describe
 
 
-def test_pairs_are_of_their_kind(pairs: list[ViewPair]) -> None:
-    assert {(pair.same, yaw_bin(pair.yaw)) for pair in pairs} >= {
+def test_pairs_have_points_on_the_face(pairs: list[ViewPair]) -> None:
+    assert {(pair.same, MATCHING.find_yaw_bin(pair.yaw)) for pair in pairs} >= {
         (s, b) for s in (True, False) for b in (0, 1)
     }
     for pair in pairs:
         assert pair.images.shape == (2, SIZE, SIZE, 3)
-        assert 8 <= len(pair.first) == len(pair.second) <= POINTS
+        assert 8 <= len(pair.first) == len(pair.second) <= MATCHING.points
         assert ((pair.second >= 0.0) & (pair.second < HALF)).all()
         column, row = np.floor(pair.second).astype(int).T
         near = cKDTree(np.argwhere(pair.face.reshape(HALF, HALF)))
         assert (near.query(np.stack([row, column], axis=1))[0] <= np.sqrt(2)).all(), (
-            "points lie on the face"
+            "points are on the face"
         )
         assert 0.4 * HALF < pair.box < HALF / 1.5 + 1e-6, "a crop is 1.5 boxes wide"
 
 
-def test_a_view_finds_itself(rows: list[ViewRow], open_head: MorphableModel) -> None:
-    """The same pixels under another name: the truth is where the points already are."""
+def test_a_view_is_matched_with_itself(rows: list[ViewRow], open_head: MorphableModel) -> None:
+    """Two rows of the same pixels: the matches are the points themselves."""
     held = rows[0]
     twins = [held, replace(held, sample_id=f"{held.identity_id}/0099", view=99)]
     (pair,) = [
@@ -94,14 +86,14 @@ def test_a_view_finds_itself(rows: list[ViewRow], open_head: MorphableModel) -> 
         assert np.linalg.norm(match_points(pair, describe) - pair.first, axis=1).max() < 1.0
 
 
-def test_who_knows_errs_by_less_than_a_pixel(pairs: list[ViewPair]) -> None:
+def test_an_oracle_errs_by_less_than_a_pixel(pairs: list[ViewPair]) -> None:
     for pair in pairs:
         (row,) = compare_descriptors([pair], {"oracle": oracle(pair)}).rows
         assert row.px_median < 0.75 * PIXEL
         assert row.points == len(pair.first)
 
 
-def test_who_knows_nothing_errs_by_chance(pairs: list[ViewPair]) -> None:
+def test_random_descriptors_err_by_chance(pairs: list[ViewPair]) -> None:
     rng = np.random.default_rng(3)
     noise = compare_descriptors(
         pairs, {"noise": lambda image, px: rng.standard_normal((len(px), 8)).astype(np.float32)}
@@ -122,10 +114,8 @@ def test_who_knows_nothing_errs_by_chance(pairs: list[ViewPair]) -> None:
 @pytest.mark.parametrize(
     "describe", [make_patch_descriptor(8), make_sift_descriptor(12.0), make_daisy_descriptor(8)]
 )
-def test_a_description_moves_with_the_image(describe: Describe) -> None:
-    """The same texture four pixels further: the same vectors four pixels further, and other ones
-    where it was.
-    """
+def test_descriptors_are_equivariant_to_translation(describe: Describe) -> None:
+    """The image moved by four pixels has the same vectors four pixels further on."""
     noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
     image = cv2.resize(noise, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
     px = np.random.default_rng(1).uniform(24.0, 36.0, (20, 2))
@@ -136,10 +126,8 @@ def test_a_description_moves_with_the_image(describe: Describe) -> None:
     assert np.median((own * here).sum(1)) < 0.9
 
 
-def test_places_are_described_by_what_they_say_of_the_anchors() -> None:
-    """By the probabilities that the descriptor gives the anchors; several looks at the same say
-    what one says.
-    """
+def test_anchor_descriptors_are_roots_of_the_anchor_probabilities() -> None:
+    """Also with test-time augmentation of two equal transforms, and mirrored."""
     torch.manual_seed(0)
     net = DescriptorNet(NetConfig(dims=8, widths=(8, 16), depths=(1, 1)))
     vectors = np.eye(8, dtype=np.float32)[:3]
@@ -159,23 +147,23 @@ def test_places_are_described_by_what_they_say_of_the_anchors() -> None:
     )
     np.testing.assert_allclose(np.linalg.norm(mirrored, axis=1), 1.0, atol=1e-5)
     np.testing.assert_allclose(mirrored[:, :3] * np.sqrt(2.0), wanted, atol=1e-4)
-    np.testing.assert_allclose(
-        back, np.roll(mirrored, 3, axis=1), atol=1e-5
-    )  # what is plain and mirrored swaps
+    # The halves of the plain and of the mirrored crop are swapped.
+    np.testing.assert_allclose(back, np.roll(mirrored, 3, axis=1), atol=1e-5)
     centre = np.array([[2.5, 4.5]]) * STRIDE
     with torch.no_grad():
         pixel = net(image_batch(torch.from_numpy(image[None]))).descriptor[0, :, 4, 2].numpy()
     np.testing.assert_allclose(make_network_descriptor(net)(image, centre)[0], pixel, atol=1e-5)
 
 
-def test_bins_part_all_differences() -> None:
+def test_yaw_bins_cover_all_differences() -> None:
     wanted = {0.0: 0, 29.9: 0, 30.0: 1, -45.0: 1, 60.0: 2, 89.9: 2, 90.0: 3, 180.0: 3}
-    assert {degrees: yaw_bin(degrees) for degrees in wanted} == wanted
-    assert len(YAW_BINS) == 4
+    assert {degrees: MATCHING.find_yaw_bin(degrees) for degrees in wanted} == wanted
+    assert MATCHING.yaw_bins == ("0-30", "30-60", "60-90", "> 90")
+    assert [low for low, _ in MATCHING.yaw_ranges] == list(MATCHING.yaw_edges)
 
 
-def test_bars_judge_the_first_method(pairs: list[ViewPair]) -> None:
-    """Cells add up to what was measured; ratios are those of the rows."""
+def test_thresholds_apply_to_the_first_method(pairs: list[ViewPair]) -> None:
+    """The cells add up to all pairs; ratios are those of the rows."""
     report = compare_descriptors(
         pairs, {"sift": make_sift_descriptor(24.0)}, {"patches": make_patch_descriptor(16)}
     )
@@ -197,7 +185,7 @@ def test_bars_judge_the_first_method(pairs: list[ViewPair]) -> None:
     assert got.met == (ratio >= 3.0)
 
 
-def test_right_matches_are_drawn_green(pairs: list[ViewPair]) -> None:
+def test_correct_matches_are_drawn_green(pairs: list[ViewPair]) -> None:
     pair = pairs[0]
     picture = draw_view_pairs([pair], {"oracle": oracle(pair)})
     red, green, blue = (picture[..., i].astype(int) for i in range(3))
@@ -205,3 +193,22 @@ def test_right_matches_are_drawn_green(pairs: list[ViewPair]) -> None:
     wrong = replace(pair, second=np.roll(pair.second, 1, axis=0))
     lost = draw_view_pairs([wrong], {"oracle": oracle(pair)}).astype(int)
     assert ((lost[..., 0] > 180) & (lost[..., 1] < 90)).sum() > 100
+
+
+def test_the_protocol_decides_pairs_and_figures(
+    rows: list[ViewRow], open_head: MorphableModel
+) -> None:
+    config = MatchingConfig(points=10, yaw_edges=(0.0, 20.0), pck=(50.0, 200.0), wanted_pck={})
+    pairs = sample_view_pairs(
+        rows, open_head, count=2, size=SIZE, rng=np.random.default_rng(0), config=config
+    )
+    assert {len(pair.first) for pair in pairs} == {10}
+    patches = {"patches": make_patch_descriptor(16)}
+    report = compare_descriptors(pairs, patches, config=config)
+    assert {row.yaw for row in report.rows} == {"0-20", "> 20"}
+    assert all(row.pck[1] == 100.0 for row in report.rows)
+    assert {threshold.name for threshold in report.thresholds()} == {
+        "yaw 0-20: different over same identity",
+        "yaw > 20: different over same identity",
+    }
+    assert "PCK 200 %" in report.lines()[0]

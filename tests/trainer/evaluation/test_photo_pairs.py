@@ -1,6 +1,4 @@
-"""Pairs of photos: landmarks are carried into the crops, and only those that both show are
-matched.
-"""
+"""Pairs of photos: the points are the inner landmarks that both photos show."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ SIZE = 64
 
 
 def photo(model: MorphableModel, yaw: float, rng: np.random.Generator) -> LabelledPhoto:
-    """A picture of nothing, labelled where the template's landmarks lie at a yaw."""
+    """An image of noise, labelled with the template's landmarks at a yaw."""
     pose = (yaw, 0.0, 0.0)
     points = model.template[model.landmarks.vertex] @ rotation_from_angles(*pose).T
     camera = WeakPerspective(800.0, np.array([100.0, 90.0]))
@@ -34,25 +32,21 @@ def pairs(open_head: MorphableModel) -> list[ViewPair]:
     return sample_photo_pairs(photos, open_head, count=3, size=SIZE, rng=np.random.default_rng(0))
 
 
-def test_points_are_what_both_photos_show(pairs: list[ViewPair]) -> None:
+def test_points_are_landmarks_that_both_photos_show(pairs: list[ViewPair]) -> None:
     few, many = max(pairs, key=lambda p: p.yaw), min(pairs, key=lambda p: p.yaw)
     assert many.yaw == 10.0
-    assert len(many.first) > 40, (
-        "of two frontal faces all inner landmarks but those within the lips"
-    )
+    assert len(many.first) > 40, "all inner landmarks of frontal faces but those within the lips"
     assert few.yaw > 50.0
-    assert len(few.first) < 35, "of two that look apart, those between"
+    assert len(few.first) < 35, "faces turned apart share few landmarks"
     for pair in pairs:
         assert not pair.same
         assert ((pair.first > 0) & (pair.first < SIZE / 2)).all()
         column, row = np.floor(pair.second).astype(int).T
-        assert pair.face.reshape(SIZE // 2, -1)[row, column].all(), (
-            "the truth is among the candidates"
-        )
+        assert pair.face.reshape(SIZE // 2, -1)[row, column].all(), "the true pixel is a candidate"
         assert 0.1 < pair.face.mean() < 0.7
 
 
-def test_who_knows_the_points_finds_them(pairs: list[ViewPair]) -> None:
+def test_an_oracle_matches_photos_within_a_pixel(pairs: list[ViewPair]) -> None:
     for pair in pairs:
         first = pair.images[0].tobytes()
 
