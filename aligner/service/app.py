@@ -7,29 +7,38 @@ EXIF orientation, are never read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from dff.aligner.service.align_service import AlignService
 from dff.aligner.service.batching import AlignPhotos, FaceAligner
 from dff.aligner.service.limits import LIMITS, Limits
-from dff.aligner.service.middleware import RequestGuard
+from dff.aligner.service.middleware import HeadAndOptions, RequestGuard, check_origins
 from dff.aligner.service.problems import add_problem_handlers
 from dff.aligner.service.routes import align as align_routes
 from dff.aligner.service.routes import batch, health, pages, person
 
 
 def create_app(
-    aligner: FaceAligner, *, limits: Limits = LIMITS, align: AlignPhotos | None = None
+    aligner: FaceAligner,
+    *,
+    limits: Limits = LIMITS,
+    align: AlignPhotos | None = None,
+    origins: Sequence[str] = (),
 ) -> FastAPI:
     """The application, for example ``uvicorn.run(create_app(load_aligner()), http="h11")``.
 
     ``align`` replaces direct calls of ``aligner.align_batch`` in threads: a server that batches the
     photos of all requests gives its own. The number of connections is the server's affair.
+
+    ``origins``: web pages of these, as ``https://example.org``, may use the service from a browser;
+    ``*`` stands for all. Raises ValueError for other text.
     """
+    allowed = check_origins(origins)
     service = AlignService(aligner, limits=limits, align=align)
 
     @asynccontextmanager
@@ -53,6 +62,15 @@ def create_app(
     app.add_middleware(
         RequestGuard, body=limits.body, bodies=dict.fromkeys(several, limits.batch_body)
     )
+    app.add_middleware(HeadAndOptions)
+    if allowed:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=allowed,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
     for routes in (align_routes, batch, person, health, pages):
         app.include_router(routes.router)
     return app

@@ -20,11 +20,14 @@ from dff.infra.images import UPLOADS, decode
 T = TypeVar("T")
 BoxCorners = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
-BOXES: TypeAdapter[list[BoxCorners]] = TypeAdapter(list[BoxCorners])
-BOXES_OF_EACH: TypeAdapter[list[list[BoxCorners] | None]] = TypeAdapter(
-    list[list[BoxCorners] | None]
+# null, for a photo or for all: faces are detected
+BOXES: TypeAdapter[list[BoxCorners] | None] = TypeAdapter(list[BoxCorners] | None)
+BOXES_OF_EACH: TypeAdapter[list[list[BoxCorners] | None] | None] = TypeAdapter(
+    list[list[BoxCorners] | None] | None
 )
-BOX_OF_EACH: TypeAdapter[list[BoxCorners | None]] = TypeAdapter(list[BoxCorners | None])
+BOX_OF_EACH: TypeAdapter[list[BoxCorners | None] | None] = TypeAdapter(
+    list[BoxCorners | None] | None
+)
 
 
 async def read_pixels(image: UploadFile, limits: Limits) -> Bytes:
@@ -48,7 +51,7 @@ def parse_boxes(form: TypeAdapter[T], text: str) -> T:
 
 
 def parse_boxes_of_each(
-    form: TypeAdapter[list[T]], text: str | None, photos: int, limits: Limits
+    form: TypeAdapter[list[T] | None], text: str | None, photos: int, limits: Limits
 ) -> list[T | None]:
     """An entry of the field ``boxes`` for each of so many ``photos``; None where it has none.
 
@@ -56,9 +59,9 @@ def parse_boxes_of_each(
     """
     if photos > limits.photos:
         raise Problem("too-many-images", f"{photos} images; a request may have {limits.photos}")
-    if text is None:
+    boxes = None if text is None else parse_boxes(form, text)
+    if boxes is None:
         return [None] * photos
-    boxes = parse_boxes(form, text)
     if len(boxes) != photos:
         raise Problem("bad-boxes", f"boxes for {len(boxes)} images, but {photos} images")
     return [*boxes]

@@ -30,6 +30,7 @@ from dff.aligner.service.app import create_app
 from dff.aligner.service.batching import Outcome, Photo, align_each, warm_up
 from dff.aligner.service.http_parser import use_h11
 from dff.aligner.service.limits import LIMITS, Limits
+from dff.aligner.service.middleware import check_origins
 from dff.face.errors import ClusterError
 from dff.infra import weights as weights_files
 from dff.infra.cluster import connected
@@ -55,6 +56,7 @@ class ServiceConfig(BaseModel):
     weights: str | None = None  # path, the same on every node; None: the shipped weights
     replicas: PositiveInt = 1
     cpus: PositiveInt = 1  # cores of each replica
+    origins: tuple[str, ...] = ()  # of web pages that may use the service, see ``create_app``
 
 
 @serve.deployment(
@@ -70,14 +72,14 @@ class ServiceConfig(BaseModel):
 class AlignerDeployment:
     """One replica: it loads the weights itself, and joins after its first alignment."""
 
-    def __init__(self, weights: str | None) -> None:
+    def __init__(self, weights: str | None, origins: Sequence[str]) -> None:
+        self.origins = origins
         self.aligner = load_aligner(weights)
         warm_up(self.aligner)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(
-            self.aligner, limits=Limits(batch=BATCH, decoded=DECODED), align=self.align
-        )
+        limits = Limits(batch=BATCH, decoded=DECODED)
+        return create_app(self.aligner, limits=limits, align=self.align, origins=self.origins)
 
     async def align(self, photos: Sequence[Photo]) -> list[Outcome]:
         return list(await asyncio.gather(*(self.align_batched(photo) for photo in photos)))
@@ -95,7 +97,7 @@ def application(config: ServiceConfig) -> serve.Application:
     """
     replica = {"num_cpus": config.cpus}
     deployment = AlignerDeployment.options(num_replicas=config.replicas, ray_actor_options=replica)  # type: ignore[attr-defined]
-    return deployment.bind(config.weights)
+    return deployment.bind(config.weights, config.origins)
 
 
 @contextmanager
@@ -106,18 +108,24 @@ def serving(
     port: int = 8000,
     replicas: int = 1,
     address: str | None = None,
+    origins: Sequence[str] = (),
 ) -> Iterator[str]:
     """Serve for the length of a ``with`` block, on a local Ray or the cluster at ``address``.
 
-    Yields the URL. Raises ClusterError when the port is taken or the application can't start, and
-    on a local Ray BadWeights or BadModel as ``dff.aligner.align.load_aligner``.
+    ``origins`` as for ``create_app``.
+
+    Yields the URL. Raises ValueError for a wrong origin, ClusterError when the port is taken or
+    the application can't start, and on a local Ray BadWeights or BadModel as
+    ``dff.aligner.align.load_aligner``.
     """
+    check_origins(origins)
     path = None if weights is None else weights_files.everywhere(weights)
     if address is None:
         _check_free(host, port)
         load_aligner(path)  # a bad file is reported here, not by a replica that tries again
     # the cores that this process may use: a container may give it fewer than the machine has
     cores = max(1, len(os.sched_getaffinity(0)) // replicas) if address is None else 1
+    config = ServiceConfig(weights=path, replicas=replicas, cpus=cores, origins=tuple(origins))
     logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
     env = {PROXY_READY: "60", PROXY_CALLBACK: f"{use_h11.__module__}:{use_h11.__name__}"}
@@ -137,7 +145,7 @@ def serving(
                 logging_config=logging_config,
             )
             serve.run(
-                application(ServiceConfig(weights=path, replicas=replicas, cpus=cores)),
+                application(config),
                 name=APPLICATION,
                 route_prefix="/",
                 logging_config=logging_config,
@@ -152,6 +160,7 @@ def serve_aligner(
     port: int = 8000,
     replicas: int = 1,
     address: str | None = None,
+    origins: Sequence[str] = (),
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; ``on_ready`` is called with the URL.
@@ -159,7 +168,9 @@ def serve_aligner(
     Raises as ``serving``.
     """
     stop = threading.Event()
-    with serving(weights, host=host, port=port, replicas=replicas, address=address) as url:
+    with serving(
+        weights, host=host, port=port, replicas=replicas, address=address, origins=origins
+    ) as url:
         before = {
             which: signal.signal(which, lambda *_: stop.set())
             for which in (signal.SIGINT, signal.SIGTERM)

@@ -14,6 +14,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     replicas: Annotated[int, typer.Option(help="Copies of the aligner.", min=1)] = 1,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Web pages of this origin, as https://example.org, may use the service; * for "
+            "all. Repeat it for several. Default: only the service's own page."
+        ),
+    ] = None,
     address: AddressOption = None,
     weights: WeightsOption = None,
 ) -> None:
@@ -36,5 +43,6 @@ def serve(
         port=port,
         replicas=replicas,
         address=address,
+        origins=origin or (),
         on_ready=lambda url: typer.echo(f"serving at {url}/ (stop with Ctrl-C)"),
     )

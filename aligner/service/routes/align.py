@@ -9,13 +9,14 @@ from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, Up
 
 from dff.aligner.mesh_file import glb
 from dff.aligner.service.align_service import PhotoResult, answer_face
+from dff.aligner.service.fields import FormRoute
 from dff.aligner.service.forms import BOXES, check_count, parse_boxes
 from dff.aligner.service.json_response import respond
 from dff.aligner.service.problems import Problem
 from dff.aligner.service.routes.dependencies import Mesh, Service
 from dff.aligner.service.schema import ALIGN_RESPONSES, GLB_RESPONSES, AlignAnswer
 
-router = APIRouter(prefix="/v1", tags=["align"])
+router = APIRouter(prefix="/v1", tags=["align"], route_class=FormRoute)
 
 
 async def align_upload(

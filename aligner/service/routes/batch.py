@@ -6,13 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response
 
+from dff.aligner.service.fields import FormRoute
 from dff.aligner.service.forms import BOXES_OF_EACH, check_count, parse_boxes_of_each
 from dff.aligner.service.json_response import respond
 from dff.aligner.service.routes.dependencies import Images, Mesh, Service
 from dff.aligner.service.schema import BATCH_RESPONSES, BatchAnswer
 
 PATH = "/v1/align/batch"
-router = APIRouter(tags=["align"])
+router = APIRouter(tags=["align"], route_class=FormRoute)
 
 
 @router.post(PATH, response_model=BatchAnswer, responses=BATCH_RESPONSES)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Form, Request, Response
 
 from dff.aligner.mesh_file import glb
 from dff.aligner.service.align_service import PersonResult, answer_face, refuse_photo
+from dff.aligner.service.fields import FormRoute
 from dff.aligner.service.forms import BOX_OF_EACH, parse_boxes_of_each
 from dff.aligner.service.json_response import respond
 from dff.aligner.service.problems import Problem
@@ -21,7 +22,7 @@ from dff.aligner.service.schema import (
 )
 
 PATH, GLB_PATH = "/v1/align/person", "/v1/align/person.glb"
-router = APIRouter(tags=["align"])
+router = APIRouter(tags=["align"], route_class=FormRoute)
 
 
 async def align_uploads(

@@ -1,0 +1,165 @@
+"""Fields of a request as clients send them: known by name, in the form or in the query."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import params
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import Response
+
+from dff.aligner.service.problems import Problem
+
+MULTIPART = b"multipart/form-data"
+TEXT = 1 << 20  # bytes of a field that is sent as a file; as many as of one that is sent as text
+
+Items = list[tuple[str, Any]]  # name, and text or an uploaded file
+
+
+@dataclass(frozen=True)
+class FieldNames:
+    """Names of the fields that a route takes."""
+
+    files: tuple[str, ...]
+    form: tuple[str, ...]  # text fields of the form
+    query: tuple[str, ...]
+
+    def describe(self) -> str:
+        """The fields in words."""
+        form = ", ".join(self.files + self.form)
+        query = ", ".join(self.query) or "none"
+        return f"this route takes in the form {form}; in the query {query}"
+
+
+class FormRoute(APIRoute):
+    """A route that takes text fields from the form or the query, wherever its client puts them.
+
+    A photo may be a part without a file name, and a text field may be a file. Refused by name are
+    unknown fields, fields that are given twice, and missing files.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, called with the fields in their places."""
+        handle = super().get_route_handler()
+        names = _find_names(self.dependant)
+
+        async def handle_fields(request: Request) -> Response:
+            form = await _parse_form(request, names)
+            try:
+                return await handle(await _arrange(request, form, names))
+            finally:
+                await form.close()
+
+        return handle_fields
+
+
+class _ArrangedRequest(Request):
+    """A request whose form is already parsed."""
+
+    def __init__(self, request: Request, form: FormData, query: str) -> None:
+        super().__init__({**request.scope, "query_string": query.encode()}, request.receive)
+        self._arranged = form
+
+    def form(self, **limits: Any) -> Awaitable[FormData]:  # type: ignore[override]
+        async def get() -> FormData:
+            return self._arranged
+
+        return get()
+
+
+class _FormParser(MultiPartParser):
+    """Takes the parts named ``files`` as files, also those without a file name."""
+
+    def __init__(self, headers: Headers, stream: Any, files: tuple[str, ...]) -> None:
+        super().__init__(headers, stream)
+        self._files = {name.encode() for name in files}
+
+    def on_headers_finished(self) -> None:
+        disposition = self._current_part.content_disposition
+        _, options = parse_options_header(disposition)
+        if disposition and options.get(b"name") in self._files and b"filename" not in options:
+            self._current_part.content_disposition = disposition + b'; filename="unnamed"'
+        super().on_headers_finished()
+
+
+def _find_names(dependant: Dependant) -> FieldNames:
+    found = [*_walk(dependant)]
+    body = [field for each in found for field in each.body_params]
+    files = [field.alias for field in body if isinstance(field.field_info, params.File)]
+    query = [field.alias for each in found for field in each.query_params]
+    form = [field.alias for field in body if field.alias not in files]
+    return FieldNames(tuple(files), tuple(form), tuple(query))
+
+
+def _walk(dependant: Dependant) -> Iterator[Dependant]:
+    yield dependant
+    for each in dependant.dependencies:
+        yield from _walk(each)
+
+
+async def _parse_form(request: Request, names: FieldNames) -> FormData:
+    """The form; an empty one for a body of another type. Raises HTTPException for a broken one."""
+    kind, _ = parse_options_header(request.headers.get("Content-Type"))
+    if kind != MULTIPART:
+        return await request.form()
+    try:
+        return await _FormParser(request.headers, request.stream(), names.files).parse()
+    except MultiPartException as error:
+        raise HTTPException(400, error.message) from error
+    except FormParserError as error:
+        raise HTTPException(400, f"the form can't be parsed: {error}") from error
+
+
+async def _arrange(request: Request, form: FormData, names: FieldNames) -> Request:
+    """The request with each field where the route looks for it. Raises Problem ``bad-request``."""
+    sent, asked = form.multi_items(), request.query_params.multi_items()
+    _check_names(sent, asked, names)
+    texts = [(name, await _read_text(name, v)) for name, v in sent if name not in names.files]
+    fields: Items = [(name, value) for name, value in sent if name in names.files]
+    fields += [(name, text) for name, text in [*texts, *asked] if name in names.form]
+    query = [(name, text) for name, text in [*asked, *texts] if name in names.query]
+    return _ArrangedRequest(request, FormData(fields), urlencode(query))
+
+
+def _check_names(sent: Items, asked: Items, names: FieldNames) -> None:
+    known = {*names.files, *names.form, *names.query}
+    for name, _ in [*sent, *asked]:
+        if name not in known:
+            raise Problem("bad-request", f"unknown field {name[:40]!r}: {names.describe()}")
+    for name, _ in asked:
+        if name in names.files:
+            raise Problem("bad-request", f"{name} is a file in the form, not in the query")
+    times = Counter(name for name, _ in [*sent, *asked] if name not in names.files)
+    for name, count in times.items():
+        if count > 1:
+            raise Problem("bad-request", f"{name} is given {count} times")
+    uploaded = {name for name, value in sent if isinstance(value, UploadFile)}
+    for name in names.files:
+        if name not in uploaded:
+            raise Problem(
+                "bad-request",
+                f"the file {name} is missing: send it in a form of type multipart/form-data, "
+                f"for example with curl -F {name}=@photo.jpg",
+            )
+
+
+async def _read_text(name: str, value: str | UploadFile) -> str:
+    if isinstance(value, str):
+        return value
+    if value.size is not None and value.size > TEXT:
+        raise Problem("too-large", f"{name} may have at most {TEXT} bytes")
+    try:
+        return (await value.read()).decode()
+    except UnicodeDecodeError as error:
+        raise Problem("bad-request", f"{name} is not UTF-8 text") from error

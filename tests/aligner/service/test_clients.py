@@ -1,0 +1,205 @@
+"""Requests as browsers, load balancers and HTTP libraries send them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from dff.aligner.service.app import create_app
+from dff.face.model.morphable import MorphableModel
+from tests.aligner.image_files import encoded, pixels
+from tests.aligner.known_aligner import KnownAligner
+
+GOOD = encoded(pixels())
+BOX = [20.0, 20.0, 90.0, 100.0]
+PAGE = "https://example.org"
+ROUTES = [
+    ("/v1/align", "image"),
+    ("/v1/align.glb", "image"),
+    ("/v1/align/batch", "images"),
+    ("/v1/align/person", "images"),
+    ("/v1/align/person.glb", "images"),
+]
+
+
+@pytest.fixture(scope="module")
+def client(toy_model: MorphableModel) -> Iterator[TestClient]:
+    with TestClient(create_app(KnownAligner(toy_model))) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def open_client(toy_model: MorphableModel) -> Iterator[TestClient]:
+    """A service that pages of PAGE may use."""
+    with TestClient(create_app(KnownAligner(toy_model), origins=[PAGE])) as client:
+        yield client
+
+
+def post(
+    client: TestClient, path: str = "/v1/align", *, name: str = "image", **fields: Any
+) -> dict[str, Any]:
+    response = client.post(path, files=[(name, GOOD)], data=fields)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def refusal(client: TestClient, path: str, name: str = "image", **fields: Any) -> str:
+    """The problem's detail."""
+    response = client.post(path, files=[(name, GOOD)], data=fields)
+    assert response.status_code == 422, response.text
+    assert response.json()["type"] == "/problems/bad-request"
+    detail: str = response.json()["detail"]
+    return detail
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/healthz", "/openapi.json", "/problems/busy"])
+def test_head_is_get_without_the_body(client: TestClient, path: str) -> None:
+    head, get = client.head(path), client.get(path)
+    assert head.status_code == get.status_code == 200
+    assert head.content == b""
+    for name in ("content-type", "content-length"):
+        assert head.headers[name] == get.headers[name]
+
+
+def test_head_tells_whether_the_service_is_ready(client: TestClient) -> None:
+    while client.get("/readyz").status_code == 503:
+        pass
+    assert client.head("/readyz").status_code == 200
+    assert client.head("/nowhere").status_code == 404
+    assert client.head("/v1/align").status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"), [("/v1/align", {"POST"}), ("/healthz", {"GET", "HEAD"})]
+)
+def test_options_names_the_methods(client: TestClient, path: str, methods: set[str]) -> None:
+    answer = client.options(path)
+    assert answer.status_code == 204
+    assert set(answer.headers["allow"].split(", ")) == methods | {"OPTIONS"}
+    assert answer.content == b""
+    assert answer.headers["x-request-id"]
+    assert client.options("/nowhere").status_code == 404
+
+
+def preflight(client: TestClient, origin: str) -> Any:
+    asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    return client.options("/v1/align", headers=asks).headers.get("access-control-allow-origin")
+
+
+def test_pages_of_other_origins_are_shut_out_by_default(client: TestClient) -> None:
+    assert preflight(client, PAGE) is None
+    answer = client.post("/v1/align", files={"image": GOOD}, headers={"Origin": PAGE})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_pages_of_named_origins_may_ask(open_client: TestClient) -> None:
+    assert preflight(open_client, PAGE) == PAGE
+    assert preflight(open_client, "https://elsewhere.org") is None
+    for data in (GOOD, b"no image"):
+        answer = open_client.post("/v1/align", files={"image": data}, headers={"Origin": PAGE})
+        assert answer.headers["access-control-allow-origin"] == PAGE
+        assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+
+
+def test_all_origins_may_be_allowed(toy_model: MorphableModel) -> None:
+    with TestClient(create_app(KnownAligner(toy_model), origins=["*"])) as client:
+        assert preflight(client, PAGE) == "*"
+
+
+@pytest.mark.parametrize(
+    "origin", ["example.org", f"{PAGE}/page", "ftp://example.org", "https://", ""]
+)
+def test_other_text_is_no_origin(toy_model: MorphableModel, origin: str) -> None:
+    with pytest.raises(ValueError, match=r"is no origin: write it as https://example\.org"):
+        create_app(KnownAligner(toy_model), origins=[origin])
+
+
+@pytest.mark.parametrize(
+    "disposition",
+    [
+        'form-data; name="image"',
+        "form-data; name=image",
+        "form-data; name=\"image\"; filename*=UTF-8''photo.png",
+    ],
+)
+def test_a_photo_needs_no_file_name(client: TestClient, disposition: str) -> None:
+    head = f"--x\r\nContent-Disposition: {disposition}\r\n\r\n".encode()
+    large = encoded(pixels(1100, 900), "PNG") if disposition.endswith('"image"') else GOOD
+    answer = client.post(
+        "/v1/align",
+        content=head + large + b"\r\n--x--\r\n",
+        headers={"Content-Type": "multipart/form-data; boundary=x"},
+    )
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(("path", "name"), ROUTES)
+def test_null_boxes_mean_detection(client: TestClient, path: str, name: str) -> None:
+    with_null = client.post(path, files=[(name, GOOD)], data={"boxes": "null"})
+    without = client.post(path, files=[(name, GOOD)])
+    assert with_null.status_code == without.status_code == 200
+    if not path.endswith(".glb"):
+        assert with_null.json().keys() == without.json().keys()
+
+
+def test_options_count_wherever_they_are(client: TestClient) -> None:
+    boxes = json.dumps([BOX])
+    for answer in (
+        post(client, boxes=boxes),
+        client.post("/v1/align", files={"image": GOOD}, params={"boxes": boxes}).json(),
+        client.post(
+            "/v1/align", files={"image": GOOD, "boxes": ("boxes.json", boxes.encode())}
+        ).json(),
+    ):
+        assert [face["box"] for face in answer["faces"]] == [BOX]
+    assert "mesh" in post(client, mesh="1", trace="1")["faces"][0]
+    assert "trace" in post(client, mesh="1", trace="1")["faces"][0]
+    several = post(client, "/v1/align/batch", name="images", mesh="true")
+    assert "mesh" in several["photos"][0]["faces"][0]
+    missing = client.post("/v1/align.glb", files={"image": GOOD}, data={"face": "3"})
+    assert missing.json()["type"] == "/problems/no-face"
+
+
+@pytest.mark.parametrize(("path", "name"), ROUTES)
+def test_unknown_fields_are_refused_by_name(client: TestClient, path: str, name: str) -> None:
+    for detail in (
+        refusal(client, path, name, boxs="[]"),
+        refusal(client, f"{path}?boxs=1", name),
+    ):
+        assert "unknown field 'boxs': this route takes in the form" in detail
+        assert f"{name}, boxes" in detail
+    other = client.post(path, files=[(name, GOOD), ("file", GOOD)])
+    assert "unknown field 'file'" in other.json()["detail"]
+
+
+def test_a_field_that_is_given_twice_is_refused(client: TestClient) -> None:
+    assert refusal(client, "/v1/align?mesh=1", mesh="0") == "mesh is given 2 times"
+    assert refusal(client, "/v1/align?mesh=1&mesh=0") == "mesh is given 2 times"
+    assert refusal(client, "/v1/align", boxes=["null", "null"]) == "boxes is given 2 times"
+
+
+def test_a_missing_photo_is_named_with_the_way_out(client: TestClient) -> None:
+    missing = "the file image is missing: send it in a form of type multipart/form-data"
+    for request in (
+        {},
+        {"content": GOOD, "headers": {"Content-Type": "image/png"}},
+        {"json": {"image": "photo.jpg"}},
+        {"data": {"image": "photo.jpg"}},
+        {"files": {"boxes": (None, "null")}},
+    ):
+        answer = client.post("/v1/align", **request)
+        assert answer.status_code == 422
+        assert answer.json()["detail"].startswith(missing), answer.text
+    address = client.post("/v1/align", params={"image": "https://example.org/a.jpg"})
+    assert address.json()["detail"] == "image is a file in the form, not in the query"
+
+
+def test_text_fields_must_be_text(client: TestClient) -> None:
+    for data, kind in ((b"\xff\xfe", "bad-request"), (b" " * (2 << 20), "too-large")):
+        answer = client.post("/v1/align", files={"image": GOOD, "boxes": ("boxes.json", data)})
+        assert answer.json()["type"] == f"/problems/{kind}"
