@@ -64,8 +64,10 @@ class Timed:
 def trust(report: Report) -> Reliability:
     """Confidence of each face against whether its mean error is below ``GOOD``."""
     rows = [row for row in report.rows if row.alignment is not None]
-    said = np.array([row.alignment.face_confidence for row in rows if row.alignment is not None])
-    return Reliability(said, np.array([row.errors["nme_box"] < GOOD for row in rows]))
+    confidence = np.array(
+        [row.alignment.face_confidence for row in rows if row.alignment is not None]
+    )
+    return Reliability(confidence, np.array([row.errors["nme_box"] < GOOD for row in rows]))
 
 
 def learned(base: Aligner, dataset: Dataset, kind: Kind, asked: argparse.Namespace) -> Path:
@@ -103,7 +105,7 @@ def measure_aligner(aligner: Aligner, name: str, asked: argparse.Namespace) -> l
     """A row of the table of photos."""
     timed: Any = Timed(aligner, name)  # has the one method of an aligner that evaluations call
     faces = evaluate_aflw2000(asked.aflw2000, timed, labels=asked.labels)
-    by_yaw, said = faces.summary["nme_box_by_yaw"], trust(faces)
+    by_yaw, reliability = faces.summary["nme_box_by_yaw"], trust(faces)
     inner, over = "", ""
     if asked.photos:
         photos = evaluate_300w(asked.photos, timed).summary
@@ -120,8 +122,8 @@ def measure_aligner(aligner: Aligner, name: str, asked: argparse.Namespace) -> l
         over,
         f"{1e3 * timed.seconds / timed.faces:.0f}",
         f"{faces.summary['failed']:.2f}",
-        f"{said.ece:.3f}",
-        f"{said.auroc:.3f}",
+        f"{reliability.ece:.3f}",
+        f"{reliability.auroc:.3f}",
     ]
 
 

@@ -41,7 +41,7 @@ TIMED, ROUNDS = 6, 3
 
 FRONTAL, PROFILE = "haarcascade_frontalface_alt2.xml", "haarcascade_profileface.xml"
 # Where the box of the 68 landmarks lies in a cascade's square (x0, y0, x1, y1, fractions of its
-# side): medians over 392 labelled photos. The profile cascade knows faces that look to the left of
+# side): medians over 392 labelled photos. The profile cascade detects faces turned to the left of
 # the image.
 IN_FRONTAL, IN_PROFILE = np.array([0.07, 0.235, 0.93, 1.07]), np.array([0.026, 0.285, 0.796, 1.03])
 

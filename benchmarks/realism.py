@@ -95,7 +95,7 @@ def views(
         for row in dataset.read_shard(index):
             if row.photo_id and (row.photo_id in of_photo or len(of_photo) < PEOPLE):
                 of_photo.setdefault(row.photo_id, []).append(row)
-            # The first view of a photo is the photo's own scene; few photos look to the side.
+            # The first view of a photo is the photo's own scene; few photos are profiles.
             if not (row.photo_id and row.view == 0) and abs(row.pose[0]) < 50.0:
                 by_mode[get_mode(row)].append(row)
                 if row.mode == "profile" and turn_between(row, own[row.photo_id]) > TURNED:
@@ -259,7 +259,7 @@ def measure_retention(
     frontal = identity_retention.FrontalMap.build(model)
     names = [name for name in sorted(of_photo) if name in photos and of_photo[name][0].view == 0]
     gallery, twice = [], []
-    looks: dict[str, list[identity_retention.FrontalTexture]] = defaultdict(list)
+    textures: dict[str, list[identity_retention.FrontalTexture]] = defaultdict(list)
     whose: dict[str, list[int]] = defaultdict(list)
     for person, name in enumerate(names):
         first, *others = of_photo[name]
@@ -273,12 +273,12 @@ def measure_retention(
         for row in others:
             away = abs(row.pose[0])
             span = next(f"yaw {low:.0f} to {high:.0f}" for low, high in YAWS if low <= away < high)
-            look = identity_retention.extract_frontal_texture(row.pixels(), row, model, frontal)
+            texture = identity_retention.extract_frontal_texture(row.pixels(), row, model, frontal)
             keys = [row.mode, f"{row.mode}, {span}"]
             if row.mode == "rerender" and has_bare_face(row):
                 keys.append("rerender, face without accessories")
             for key in keys:
-                looks[key].append(look)
+                textures[key].append(texture)
                 whose[key].append(person)
     table = Table(
         "views",
@@ -296,10 +296,10 @@ def measure_retention(
         (
             key,
             identity_retention.measure_identity_retention(
-                looks[key], whose[key], gallery, seed=seed
+                textures[key], whose[key], gallery, seed=seed
             ),
         )
-        for key in sorted(looks)
+        for key in sorted(textures)
     ]
     for key, one in rows:
         figures[key] = asdict(one)

@@ -93,8 +93,8 @@ def variants(
             seen[n].triangle, views[n], model.faces, camera
         ),
         "zbuffer, all outputs, supersampled outlines": supersampled,
-        "zbuffer, one picture": lambda n: painted(n, False),
-        "zbuffer, one picture, smooth outlines": lambda n: painted(n, True),
+        "shading pass": lambda n: painted(n, False),
+        "shading pass, smooth outlines": lambda n: painted(n, True),
         "- project": lambda n: (camera.px_from_cam(views[n]), camera.screen_depth(views[n])),
         "- raster (zbuffer)": lambda n: zbuffer.visibility(px[n], depth[n], model.faces, shape),
         "- vertex normals": lambda n: kernels.smooth_normals(views[n], model.faces),

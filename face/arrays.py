@@ -1,9 +1,9 @@
 """Array types.
 
-A field of a dataclass says its element type and its axes, ``Float[Array, "faces 68 2"]``, after
-which its unit and frame stand in a comment. The tests check the axes of every dataclass as it is
-made (``tests/shapes.py``): axes of one name have one length within a value. Parameters and local
-names take the short aliases, with their shapes in the docstring.
+Fields of dataclasses are annotated with element type and axes, ``Float[Array, "faces 68 2"]``, and
+a comment states unit and frame. The tests check the axes whenever a dataclass is created
+(``tests/shapes.py``): axes of one name have one length within a value. Parameters and local
+variables have the short aliases, with their shapes in the docstring.
 """
 
 from __future__ import annotations

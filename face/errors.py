@@ -13,8 +13,8 @@ DffError
 ├── NoRenderer      this machine lacks what a rendering backend needs
 ├── MissingExtra    a library of an optional part of the distribution is not installed
 ├── BadDataset      a dataset is incomplete, altered or of another plan
-├── StorageError    storage refused or failed for good
-│   ├── TransientStorageError   storage failed in a way worth another try
+├── StorageError    storage refused or failed permanently
+│   ├── TransientStorageError   storage failed temporarily
 │   ├── NotFound                no object has that key
 │   ├── UnreadableObject        one object can't be read; the others may be
 │   └── Conflict                a key that must be new holds something else
@@ -85,11 +85,11 @@ class BadDataset(DffError):
 
 
 class StorageError(DffError):
-    """Storage refused or failed for good."""
+    """Storage refused or failed permanently."""
 
 
 class TransientStorageError(StorageError):
-    """Storage failed in a way that is worth another try."""
+    """Storage failed temporarily; a retry may succeed."""
 
 
 class NotFound(StorageError):

@@ -15,9 +15,9 @@ def require_extra(name: str) -> Iterator[None]:
         with require_extra("serve"):
             from fastapi import FastAPI
 
-    Raises MissingExtra where a library is not installed. Blocks nest: the outer one, which knows
-    what the user asked for, decides which extra is named. A module of ``dff`` itself that does not
-    exist is a bug and stays a ModuleNotFoundError.
+    Raises MissingExtra where a library is not installed. Blocks nest: the outer one, which
+    corresponds to what the user asked for, decides which extra is named. A module of ``dff`` itself
+    that does not exist is a bug and stays a ModuleNotFoundError.
     """
     try:
         yield

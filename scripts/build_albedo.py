@@ -73,9 +73,9 @@ def mirrored_corners(model: MorphableModel, values: Floats) -> Floats:
     where = {frozenset(face): i for i, face in enumerate(model.faces.tolist())}
     out = np.empty((*model.faces.shape, values.shape[1]))
     for number, face in enumerate(model.faces):
-        twin = model.mirror[face]
-        other = where[frozenset(twin.tolist())]
-        order = [int(np.flatnonzero(model.faces[other] == v)[0]) for v in twin]
+        opposite = model.mirror[face]
+        other = where[frozenset(opposite.tolist())]
+        order = [int(np.flatnonzero(model.faces[other] == v)[0]) for v in opposite]
         out[number] = values[model.uv_faces[other][order]]
     return out
 

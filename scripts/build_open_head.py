@@ -433,12 +433,12 @@ def refined(mesh: BaseMesh, corners: Ints, part: Ints) -> Refined:
         enter(number)
     while queue:
         _, a, b = heapq.heappop(queue)
-        twin = edge(mirror[a], mirror[b])
+        opposite = edge(mirror[a], mirror[b])
         if not around.get((a, b)):
             continue  # split already
         first = split(a, b)
-        if twin != (a, b):
-            second = split(*twin)
+        if opposite != (a, b):
+            second = split(*opposite)
             mirror[first], mirror[second] = second, first
     return Refined(np.array(triangles), np.array(parts), np.array(parents), np.array(uv_parents))
 
@@ -595,7 +595,7 @@ def label_regions(
 ) -> Ints:
     """(F,) region of every triangle of the base mesh's shape (its own units and axes).
 
-    ``part`` holds the regions that the mesh's groups say (0 for skin), ``ears`` (V,) the ears'
+    ``part`` holds the regions of the mesh's groups (0 for skin), ``ears`` (V,) the ears'
     vertices, ``points`` (68,) the landmark vertices. The planes are facts of this one mesh.
     """
     number = {name: i for i, name in enumerate(REGIONS)}

@@ -169,19 +169,19 @@ def maximise(
     size = boxes(targets)
     yaw = np.array([abs(angles_from_rotation(r)[0]) for r in state.rotation])
     for number in range(68):
-        twin = int(MIRROR[number])
-        if twin < number:
+        opposite = int(MIRROR[number])
+        if opposite < number:
             continue
         weights = np.ones(targets.shape[:2])
-        weights[:, [number, twin]] = 0.0
+        weights[:, [number, opposite]] = 0.0
         unseen, _ = fitter.fit(targets, flat, noise=noise, weights=weights, start=state, steps=1)
-        # The 2D scheme says where a jaw point of the surface lies only in frontal views.
+        # The 2D scheme determines surface points of the jaw only in frontal views.
         use = ~flat | (yaw < 8) if number < 17 else np.ones(len(flat), bool)
         tolerance = 0.06 if number < 17 else 0.03
         for chosen, own in zip(schemes, (~flat, flat), strict=True):
             rows = np.flatnonzero(candidates(model, number, chosen[number]))
             error = np.zeros(len(rows))
-            for landmark, vertices in ((number, rows), (twin, model.mirror[rows])):
+            for landmark, vertices in ((number, rows), (opposite, model.mirror[rows])):
                 px = fitter.predicted(unseen[use], vertices)
                 distance = (
                     np.linalg.norm(px - targets[use][:, landmark][:, None], axis=-1)
@@ -196,7 +196,7 @@ def maximise(
             taken = set(chosen[:number])
             for best in rows[np.argsort(error, kind="stable")]:
                 if best not in taken and model.mirror[best] not in taken:
-                    chosen[number], chosen[twin] = best, model.mirror[best]
+                    chosen[number], chosen[opposite] = best, model.mirror[best]
                     break
     return schemes[0], schemes[1][INNER]
 

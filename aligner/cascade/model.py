@@ -77,7 +77,7 @@ class Cascade:
     points: Integer[Array, " points"]
     # (P, K + E) float32, latent directions of the fit model: eigenvectors differ between machines
     directions: Float[Array, "modes coefficients"]
-    extent: float  # crop pixels that a SIFT descriptor covers; the network knows its own
+    extent: float  # crop pixels that a SIFT descriptor covers; not used by the network
     components: Floats | None  # (128, D) float32, of SIFT descriptors; None for DFF
     stages: tuple[Stage, ...]
     anchors: str  # ``fingerprint`` of the anchors that it was learned with

@@ -37,14 +37,13 @@ class OffsetConfig:
 
     outlier: float = 0.006  # metres at which the weight of a label is a quarter
     steps: int = 12  # of re-weighting
-    # how strongly offsets are drawn to zero, for each photo: across the face, and in depth, of
-    # which photos that look ahead say little, where faces may be turned further
+    # regularisation of offsets to zero, per photo: across the face, and in depth, which frontal
+    # photos hardly determine
     across: float = 0.02
     depth: float = 0.1
     frontal: float = 20.0  # degrees of yaw within which the two schemes agree about the jaw
     unknown: float = 10.0  # draws the depth, which frontal views do not show, to zero
-    # sides of faces, two a photo, that agree before half of what they say of one latent direction
-    # counts
+    # sides of faces, two a photo, at which the response to a latent direction is shrunk by half
     shape: float = 10.0
 
 
@@ -78,13 +77,13 @@ def fit_offsets(errors: LabelErrors, config: OffsetConfig, *, depth: float | Non
     found = np.zeros((68, 3))
     rows = errors.both_sides
     for number in range(68):
-        away, twin = errors.pair(number), MIRROR[number]
+        away, opposite = errors.pair(number), MIRROR[number]
         at = np.zeros(3)
         for _ in range(config.steps):
             weight = robust_weights(away - rows @ at, config.outlier)
             normal = np.einsum("n,nij,nik->jk", weight, rows, rows) + weight.sum() * prior
             at = np.linalg.solve(normal, np.einsum("n,nij,ni->j", weight, rows, away))
-        found[number] = at if twin != number else at * [0.0, 1.0, 1.0]
+        found[number] = at if opposite != number else at * [0.0, 1.0, 1.0]
     return found
 
 
@@ -102,15 +101,15 @@ def fit_responses(
     moves = np.einsum("nij,np->nijp", rows, latent).reshape(2 * len(rows), 3 * wide)
     found = np.zeros((68, 3, wide))
     for number in range(68):
-        twin = int(MIRROR[number])
-        if twin < number:
+        opposite = int(MIRROR[number])
+        if opposite < number:
             continue
         away = errors.pair(number) - rows @ offset[number]
         weighted = moves * np.repeat(robust_weights(away, config.outlier), 2)[:, None]
         normal = weighted.T @ moves + config.shape * np.eye(3 * wide)
         found[number] = np.linalg.solve(normal, weighted.T @ away.ravel()).reshape(3, wide)
         other = OTHER_SIDE[:, None] * (found[number] @ mirrored.T)
-        found[twin] = other if twin != number else (found[number] + other) / 2
+        found[opposite] = other if opposite != number else (found[number] + other) / 2
     return found
 
 

@@ -214,8 +214,8 @@ def _extract_features(crop: Bytes, config: RealismConfig) -> Floats:
         dx, dy = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
         angle = np.arctan2(dy, dx) % np.pi / np.pi * turns
         away = np.abs((angle[..., None] - np.arange(turns) + turns / 2) % turns - turns / 2)
-        votes = np.maximum(1.0 - away, 0.0) * np.hypot(dx, dy)[..., None]
-        histogram = _average_cells(votes, cells)
+        magnitudes = np.maximum(1.0 - away, 0.0) * np.hypot(dx, dy)[..., None]
+        histogram = _average_cells(magnitudes, cells)
         parts.append(np.sqrt(histogram / (histogram.sum(axis=2, keepdims=True) + 0.02)))
     return np.concatenate([part.ravel() for part in parts]).astype(np.float32)
 

@@ -68,7 +68,7 @@ def write(storage: Storage, record: Record) -> None:
 def read(storage: Storage, key: str) -> list[Record]:
     """The records of a ledger's object.
 
-    Raises BadDataset when it is malformed or holds other shards than its key says.
+    Raises BadDataset when it is malformed or its shards are not those of its key.
     """
     name = f"{storage.uri.rstrip('/')}/{key}"
     try:

@@ -138,7 +138,7 @@ def test_rotating_photo_and_crop_together_changes_nothing(oracle_aligner: Aligne
     )
 
 
-def test_a_start_stands_upright_in_its_crop_whatever_the_photo_turns(
+def test_a_start_is_upright_in_its_crop_at_any_rotation_of_the_photo(
     oracle_aligner: Aligner,
 ) -> None:
     fit_model = oracle_aligner.fit_model

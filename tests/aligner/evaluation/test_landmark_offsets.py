@@ -55,7 +55,7 @@ def test_known_offsets_are_found_under_noise_and_outliers() -> None:
     np.testing.assert_allclose(found, found[MIRROR] * FLIP, atol=1e-12)
 
 
-def test_what_photos_do_not_show_stays_zero() -> None:
+def test_unobserved_offsets_stay_zero() -> None:
     rng = np.random.default_rng(1)
     landmark_offsets = some_offsets(rng)
     rows = np.stack([rotation_from_angles(yaw, 0.0, 0.0)[:2] for yaw in rng.normal(size=50) * 2.0])

@@ -102,7 +102,7 @@ def test_cameras_stay_between_infinity_and_the_nearest() -> None:
     np.testing.assert_array_equal(move(state, delta, CONFIG).inverse_depth, [0.0, CONFIG.nearest])
 
 
-def test_one_photo_is_stepped_as_alone() -> None:
+def test_the_step_of_one_photo_is_that_of_a_single_face() -> None:
     """With a fixed camera."""
     rng = np.random.default_rng(1)
     state, given = problem(1, rng=rng)

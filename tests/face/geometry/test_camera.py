@@ -62,7 +62,7 @@ def test_a_near_camera_is_a_pinhole_and_from_afar_weak_perspective() -> None:
     assert np.allclose(NearPerspective(800.0, CENTRE).px_from_cam(p), CAMERAS[1].px_from_cam(p))
 
 
-def test_what_lies_behind_a_pinhole_has_no_weight() -> None:
+def test_points_behind_a_pinhole_have_no_weight() -> None:
     behind = np.array([[0.0, 0.0, -1.0], [0.1, 0.0, 0.0], [0.0, 0.0, 1.0]])
     assert np.isnan(CAMERAS[0].screen_weight(behind)).tolist() == [True, True, False]
     assert np.isfinite(CAMERAS[1].screen_weight(behind)).all()

@@ -76,7 +76,7 @@ def test_angles_come_back() -> None:
         assert np.allclose(rotation_from_angles(*angles_from_rotation(rotation)), rotation)
 
 
-def test_what_the_angles_mean() -> None:
+def test_signs_of_the_angles() -> None:
     """No angles: the face looks at the camera. Yaw: positive turns the nose to the image's left.
 
     Pitch: positive lifts the nose. Roll: positive tips the top of the head to the image's right.

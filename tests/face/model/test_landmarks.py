@@ -77,7 +77,7 @@ def test_mirror_is_its_own_inverse_and_keeps_the_middle() -> None:
     assert not [n for n in middle if "left" in n or "right" in n]
 
 
-def test_the_open_heads_landmarks_lie_where_their_names_say(open_head: MorphableModel) -> None:
+def test_the_open_heads_landmarks_agree_with_their_names(open_head: MorphableModel) -> None:
     """Left is +x, mirrors agree, the nose tip is foremost, and the chin lowest."""
     vertex = open_head.landmarks.vertex
     at = open_head.template[vertex]

@@ -185,7 +185,7 @@ def test_every_pixel_of_a_torn_sheet_is_covered_once(
 
 
 @pytest.mark.parametrize("backend", ["zbuffer", "opengl"])
-def test_what_cannot_be_drawn(backend: str, request: pytest.FixtureRequest) -> None:
+def test_degenerate_triangles_draw_nothing(backend: str, request: pytest.FixtureRequest) -> None:
     """Triangles without area or off the image draw nothing; huge ones fill the image."""
     visibility = zbuffer.visibility if backend == "zbuffer" else request.getfixturevalue("opengl")
     nan, far = np.nan, 1e6
@@ -248,7 +248,7 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("backend", ["zbuffer", "opengl"])
-def test_three_thousand_frames_leak_nothing(
+def test_three_thousand_frames_leak_no_memory(
     backend: str, toy_model: MorphableModel, request: pytest.FixtureRequest
 ) -> None:
     """Resident memory grows by less than 1 kB a frame while sizes and meshes change."""
@@ -298,7 +298,7 @@ def fails_in_fork() -> None:
     os._exit(0)
 
 
-def test_opengl_says_where_it_may_not_be_used(opengl: Visibility) -> None:
+def test_opengl_in_other_threads_and_forks_is_an_error(opengl: Visibility) -> None:
     """Another thread or a forked process gets an error, not a hang or an old image."""
     error = in_thread(gl.renderer_name)
     assert isinstance(error, RuntimeError)

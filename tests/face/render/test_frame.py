@@ -140,7 +140,9 @@ def test_triangles_that_reach_behind_the_camera_are_left_out(toy_model: Morphabl
 
 
 @pytest.mark.parametrize("camera", CAMERAS, ids=["pinhole", "weak"])
-def test_a_mesh_lies_where_its_camera_says(camera: Camera, open_head: MorphableModel) -> None:
+def test_the_projection_of_a_mesh_is_that_of_its_camera(
+    camera: Camera, open_head: MorphableModel
+) -> None:
     """Pixels are the camera's to the last bit; vertices behind the camera have none."""
     vertices = np.concatenate([head(open_head), [[0.1, 0.2, 0.0], [0.1, 0.2, -1.0]]])
     mesh = fr.Mesh.of(vertices, open_head.faces, camera)
@@ -227,7 +229,7 @@ def test_shading_is_albedo_times_light(open_head: MorphableModel) -> None:
     assert (colour[frame.mask] == 0).any()
 
 
-def test_a_convex_head_hides_what_faces_away(toy_model: MorphableModel) -> None:
+def test_on_a_convex_head_vertices_that_face_away_are_hidden(toy_model: MorphableModel) -> None:
     """On a convex head a vertex is visible exactly when one of its triangles faces the camera."""
     camera, size = WeakPerspective(600.0, np.array([100.0, 100.0])), (200, 200)
     rng = np.random.default_rng(0)

@@ -54,7 +54,7 @@ def test_the_reference_rasteriser_gives_the_same_triangles(
         )
 
 
-def test_the_order_of_the_triangles_decides_nothing_but_ties(open_head: MorphableModel) -> None:
+def test_the_order_of_triangles_matters_only_for_ties(open_head: MorphableModel) -> None:
     """Shuffled triangles give the same image; of two equal triangles the first shows."""
     rng = np.random.default_rng(1)
     for n in range(6):

@@ -87,9 +87,7 @@ def _sample_many(count: int) -> list[Accessories]:
 
 
 @pytest.mark.parametrize("yaw", [0.0, 40.0, -110.0])
-def test_what_an_accessory_hides_is_what_a_ray_hits_first(
-    toy_model: MorphableModel, yaw: float
-) -> None:
+def test_occlusion_by_accessories_equals_ray_casting(toy_model: MorphableModel, yaw: float) -> None:
     head = toy_model.template.astype(np.float64)
     bar = np.array([[[-0.2, 0.05, 0.1], [0, 0.06, 0.13], [0.2, 0.03, 0]]])
     prop = merge_meshes(
@@ -186,7 +184,7 @@ def test_more_triangles_than_sixteen_bits_hold_leave_room_for_occluders(
         assert (back.triangle_ids == ids).all()
 
 
-def test_masks_hide_mouth_and_nostrils_whatever_the_face_does(
+def test_masks_hide_mouth_and_nostrils_in_every_expression(
     people: list[Person], open_head: MorphableModel
 ) -> None:
     lips = open_head.region == open_head.region_names.index("lips")

@@ -52,7 +52,7 @@ def portrait(pixels: Bytes, scale: float = 1.0) -> Portrait:
     return Portrait("someone", pixels, landmarks, (0.0, 0.0, float(side), float(side)))
 
 
-def test_nothing_is_learned_where_nothing_differs(pictures: Bytes) -> None:
+def test_equal_distributions_give_chance(pictures: Bytes) -> None:
     made, people = halves()
     found = [run_two_sample_test(pictures, made, people, seed=seed) for seed in range(2)]
     assert np.mean([f.accuracy for f in found]) == pytest.approx(0.5, abs=0.08)
@@ -93,7 +93,7 @@ def test_the_interval_covers_chance(pictures: Bytes) -> None:
     assert found.high - found.low == pytest.approx(4 * 0.5 / np.sqrt(COUNT), rel=0.25)
 
 
-def test_one_kind_alone_is_refused(pictures: Bytes) -> None:
+def test_a_single_sample_is_refused(pictures: Bytes) -> None:
     with pytest.raises(ValueError, match="both samples"):
         run_two_sample_test(pictures, np.zeros(COUNT, bool), halves()[1], seed=0)
 

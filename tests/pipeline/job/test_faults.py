@@ -435,7 +435,7 @@ def test_a_photo_that_was_replaced_is_another_plan(
         make(str(tmp_path / "photos"), str(undisturbed))
 
 
-def test_a_dataset_of_other_options_is_refused_with_what_differs(
+def test_a_dataset_of_other_options_is_refused_with_the_differences(
     undisturbed: Path, photos: Path
 ) -> None:
     with pytest.raises(BadDataset, match=r"another plan \(views: 1, now 2\); repeat that command"):

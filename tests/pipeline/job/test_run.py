@@ -265,7 +265,7 @@ def test_the_bar_counts_faces_and_failures(
     assert capfd.readouterr().err == ""
 
 
-def test_a_record_says_no_more_for_more_rows(log: Path, tmp_path: Path) -> None:
+def test_the_size_of_a_record_does_not_depend_on_its_rows(log: Path, tmp_path: Path) -> None:
     """The record that a driver receives does not grow with the shard."""
     sizes = []
     for views in (1, 40):
