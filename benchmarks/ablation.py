@@ -45,7 +45,7 @@ from dff.trainer.train import (
 )
 
 ROUNDS = 7
-LESSONS = LossWeights(anchors=0.0)  # without classification against learned vectors
+WITHOUT_ANCHORS = LossWeights(anchors=0.0)  # without classification against learned vectors
 
 FIRST = TrainConfig(net=NetConfig(depths=(1, 2, 2, 2, 2)))
 VARIANTS = {
@@ -67,9 +67,11 @@ VARIANTS = {
     ),
     "loss: learned vectors and means": replace(FIRST, weights=LossWeights(views=0.5)),
     "loss: learned vectors and hard pairs": replace(FIRST, weights=LossWeights(hard_pairs=1.0)),
-    "loss: pairs, hard negatives": replace(FIRST, weights=replace(LESSONS, hard_pairs=1.0)),
-    "loss: pairs, all negatives": replace(FIRST, weights=replace(LESSONS, pairs=1.0)),
-    "loss: normalised means of the views": replace(FIRST, weights=replace(LESSONS, views=1.0)),
+    "loss: pairs, hard negatives": replace(FIRST, weights=replace(WITHOUT_ANCHORS, hard_pairs=1.0)),
+    "loss: pairs, all negatives": replace(FIRST, weights=replace(WITHOUT_ANCHORS, pairs=1.0)),
+    "loss: normalised means of the views": replace(
+        FIRST, weights=replace(WITHOUT_ANCHORS, views=1.0)
+    ),
     "dimension 16": replace(FIRST, net=replace(FIRST.net, dims=16)),
     "dimension 64": replace(FIRST, net=replace(FIRST.net, dims=64)),
 }
@@ -155,7 +157,7 @@ def train_once(
     console.print(f"{out.stem}: {time.process_time() - start:.0f} s CPU")
 
 
-def held_out(dataset: Dataset, *, identities: int) -> list[ViewRow]:
+def read_held_out(dataset: Dataset, *, identities: int) -> list[ViewRow]:
     """All views of the first held-out identities."""
 
     def rows() -> Iterator[ViewRow]:
@@ -171,7 +173,7 @@ def held_out(dataset: Dataset, *, identities: int) -> list[ViewRow]:
     return list(rows())
 
 
-def timed(nets: dict[str, DescriptorNet], *, size: int) -> dict[str, dict[int, float]]:
+def time_networks(nets: dict[str, DescriptorNet], *, size: int) -> dict[str, dict[int, float]]:
     """CPU time of each network for an image, in batches of 1 and 16: the fastest round."""
     best = {name: {1: np.inf, 16: np.inf} for name in nets}
     for _ in range(ROUNDS):
@@ -197,7 +199,7 @@ def evaluate_variants(
     losses without anchors train.
     """
     nets = {name: w.net.to(memory_format=torch.channels_last) for name, w in loaded.items()}  # type: ignore[call-overload]
-    speed = timed(nets, size=size)
+    speed = time_networks(nets, size=size)
     return [
         Trial(
             name,
@@ -281,7 +283,11 @@ def main(
         )
     size = next(iter(variants.values())).size
     shown = sample_view_pairs(
-        held_out(opened, identities=24), model, count=pairs, size=size, rng=np.random.default_rng(0)
+        read_held_out(opened, identities=24),
+        model,
+        count=pairs,
+        size=size,
+        rng=np.random.default_rng(0),
     )
     loaded = {"start": weights.load(start)} if start else {}
     loaded |= {name: weights.load(work / weights_file(name)) for name in variants}

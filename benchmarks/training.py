@@ -135,7 +135,7 @@ def variants() -> dict[str, Callable[[], object]]:
         "step, with the views term": step(views=1.0),
         "step, narrow (24 to 192 channels)": step(NetConfig(widths=(24, 48, 96, 144, 192))),
         "step, shallow (one block at each stride)": step(NetConfig(depths=(1, 1, 1, 1, 1))),
-        "the anchors term in plain words, without the network": slow_loss,
+        "the anchors term, simple implementation, without the network": slow_loss,
         "inference, one image at a time": infer,
     }
 
