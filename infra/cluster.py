@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ipaddress
+import logging
 import os
 import secrets
 import shlex
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,14 +20,19 @@ from urllib.parse import urlsplit
 
 from dff.face.errors import ClusterError
 from dff.face.extras import require_extra
+from dff.infra.redaction import hide_secrets
+from dff.infra.socket_folder import SOCKET_BYTES, find_short_folder, fits
 
 with require_extra("synthesis"):
     import aiohttp
     import ray
     import requests
+    from ray._common.utils import get_default_ray_temp_dir
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
     from ray.exceptions import RayError
     from ray.job_submission import JobStatus, JobSubmissionClient
+
+_log = logging.getLogger(__name__)
 
 # Bytes. Shards go to storage, so the object store carries only a model and small records.
 OBJECT_STORE = 128 << 20
@@ -33,6 +41,8 @@ GCS_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # how often a node tries to re
 NICENESS = "RAY_worker_niceness"
 """Increment of the workers' niceness. Ray's default of 15 starves them beside other work of the
 machine; ``nice dff ...`` has the same effect on demand."""
+SESSION_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
+"""The longest path of a socket below Ray's folder."""
 _CLUSTER_ERRORS = (
     RayError,
     RuntimeError,
@@ -73,11 +83,12 @@ def connected(
             "RAY_USAGE_STATS_ENABLED": "0",
             NICENESS: os.environ.get(NICENESS, "0"),
         } | _private_token()
-    with _environment(hidden):
+    with _environment(hidden), _session_folder(address) as folder:
         try:
             if address is None:
                 ray.init(
                     address="local",
+                    _temp_dir=folder,
                     num_cpus=workers,
                     object_store_memory=OBJECT_STORE,
                     include_dashboard=False,
@@ -95,7 +106,8 @@ def connected(
                     runtime_env=runtime_env,
                 )
         except Exception as error:  # Ray raises a bare one when a node does not start in time
-            raise ClusterError(f"no Ray at {address or 'this machine'}: {error}") from error
+            where = address or "this machine"
+            raise ClusterError(hide_secrets(f"no Ray at {where}: {error}")) from error
         try:
             yield
         finally:
@@ -113,6 +125,7 @@ def submit(
     wait: bool = True,
     on_line: Callable[[str], None] = lambda line: None,
     insecure: bool = False,
+    module: str | None = None,
 ) -> str:
     """Run a command on the head node of the cluster whose job server is ``address``
     (``http://host:8265``).
@@ -120,7 +133,9 @@ def submit(
     The job's name comes from the command (``job_name``), so sending a command again while it runs
     follows the running job, and sending it after it ended starts another attempt. ``submission_id``
     overrides the name. ``working_dir`` and ``py_modules`` are folders to upload for the job and its
-    workers; without them the cluster's image must hold the program. ``env`` is stored readable in
+    workers; without them the cluster's image must hold the program. With ``module`` the command is
+    the arguments of that Python module, run by the Python that runs Ray on the head: its PATH need
+    not know the program. ``env`` is stored readable in
     the job's record: never put a secret there. ``on_line`` sees the job's name, then each line of
     its log.
 
@@ -139,7 +154,7 @@ def submit(
         and os.environ.get("RAY_AUTH_MODE", "").lower() != "token"
     ):
         raise ClusterError(
-            f"{address} is not on this machine and RAY_AUTH_MODE is not 'token': "
+            f"{hide_secrets(address)} is not on this machine and RAY_AUTH_MODE is not 'token': "
             "set RAY_AUTH_MODE=token and give the cluster's token in RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH, or allow an insecure submission explicitly"
         )
@@ -154,20 +169,24 @@ def submit(
         with _environment({"RAY_ADDRESS": None, "RAY_API_SERVER_ADDRESS": None}):
             client = JobSubmissionClient(address)
         name, running = (
-            _attempt(client, job_name(argv)) if submission_id is None else (submission_id, False)
+            _attempt(client, job_name([module, *argv] if module else argv))
+            if submission_id is None
+            else (submission_id, False)
         )
         if not running:
+            if module:
+                argv = [_find_python(client), "-m", module, *argv]
             client.submit_job(
                 entrypoint=shlex.join(argv), submission_id=name, runtime_env=runtime_env
             )
-        on_line(f"job {name} at {address}")
+        on_line(f"job {name} at {hide_secrets(address)}")
         if wait:
             _follow(client, name, on_line)
         details = client.get_job_info(name)
     except _CLUSTER_ERRORS as error:
-        raise ClusterError(f"the job server at {address} failed: {error}") from error
+        raise ClusterError(hide_secrets(f"the job server at {address} failed: {error}")) from error
     if details.status in (JobStatus.FAILED, JobStatus.STOPPED):
-        raise ClusterError(f"job {name} {details.status.lower()}: {details.message}")
+        raise ClusterError(hide_secrets(f"job {name} {details.status.lower()}: {details.message}"))
     return str(details.status.value)
 
 
@@ -178,6 +197,22 @@ def job_name(argv: Sequence[str]) -> str:
     return "-".join(
         ["".join(c for c in word.lower() if c.isalnum()) or "job" for word in words] + [digest]
     )
+
+
+def _find_python(client: JobSubmissionClient) -> str:
+    """The Python that runs Ray's workers on the head node; "python" when the server hides it.
+
+    Ray's client has no such question: the dashboard's page of the nodes asks it.
+    """
+    answer = client._do_request("GET", "/nodes?view=summary")
+    nodes = answer.json().get("data", {}).get("summary", []) if answer.ok else []
+    option = "--python_worker_command="
+    for node in nodes:
+        words = node.get("cmdline") or []
+        commands = [word.removeprefix(option) for word in words if word.startswith(option)]
+        if "--head" in words and commands:
+            return shlex.split(commands[0])[0]
+    return "python"
 
 
 def _attempt(client: JobSubmissionClient, name: str) -> tuple[str, bool]:
@@ -227,7 +262,9 @@ def _job_server_host(address: str) -> str:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ClusterError(
-            f"the address of a job server looks like http://host:8265, not {address!r}"
+            hide_secrets(
+                f"the address of a job server looks like http://host:8265, not {address!r}"
+            )
         )
     return parts.hostname
 
@@ -244,11 +281,38 @@ def _reach(address: str) -> None:
     parts = urlsplit(address if "://" in address else f"ray://{address}")
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     if not parts.hostname or port is None:
-        raise ClusterError(f"a Ray address is host:port, ray://host:port or auto, not {address!r}")
+        raise ClusterError(
+            hide_secrets(f"a Ray address is host:port, ray://host:port or auto, not {address!r}")
+        )
     try:
         socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT).close()
     except OSError as error:
-        raise ClusterError(f"no Ray at {address}: {error}") from error
+        raise ClusterError(hide_secrets(f"no Ray at {address}: {error}")) from error
+
+
+@contextmanager
+def _session_folder(address: str | None) -> Iterator[str | None]:
+    """The folder for a local Ray's sockets and logs: None for its own choice where that will do.
+
+    A short one, removed in the end, where the path of the folder for temporary files is too long
+    for a socket, as on clusters with a scheduler. Raises ClusterError where there is none.
+    """
+    usual = get_default_ray_temp_dir()
+    if address is not None or fits(usual, SESSION_BYTES):
+        yield None
+        return
+    parent = find_short_folder()
+    if parent is None:
+        raise ClusterError(
+            f"the path {usual} is too long for Ray's sockets: set RAY_TMPDIR to a folder whose "
+            f"path has at most {SOCKET_BYTES - SESSION_BYTES - len('/ray')} characters"
+        )
+    folder = tempfile.mkdtemp(prefix="ray-", dir=parent)
+    _log.warning("the path %s is too long for Ray's sockets: Ray takes %s", usual, folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _private_token() -> dict[str, str | None]:

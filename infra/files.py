@@ -8,6 +8,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dff.face.errors import StorageError
+
+
+def check_output_file(path: Path | str | None) -> None:
+    """Raises StorageError when no file can be written at ``path``: to be asked before long work.
+
+    None stands for no file. Nothing is made.
+    """
+    if path is None:
+        return
+    path = Path(path)
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder: name a file in it, such as {path / 'NAME'}")
+    check_output_folder(path.parent)
+
+
+def check_output_folder(path: Path | str | None) -> None:
+    """Raises StorageError when no files can be written in the folder ``path``, new or not.
+
+    None stands for no folder. Nothing is made.
+    """
+    if path is None:
+        return
+    folder = Path(path).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise StorageError(f"can't write in {path}: {folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(f"can't write in {path}: {folder} may not be written to")
+
 
 @contextmanager
 def replaced_file(path: Path | str) -> Iterator[Path]:

@@ -10,7 +10,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +23,7 @@ from dff.face.arrays import Bytes
 from dff.face.errors import BadWeights, StorageError
 from dff.face.extras import require_extra
 from dff.face.private_folder import set_missing_home
+from dff.infra.redaction import hide_secrets
 
 with require_extra("train"):
     set_missing_home()  # mlflow asks for it when it is imported
@@ -29,6 +31,7 @@ with require_extra("train"):
     import mlflow.artifacts
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, RunStatus
+    from mlflow.entities import Run as MlflowRun
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
@@ -38,6 +41,9 @@ PARAM_LENGTH = 500
 """Characters that every MLflow backend keeps of a parameter's value."""
 
 
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+RESUMED = "resumed."
+"""What the tags begin with that keep the values with which a run was continued."""
 SQLITE = "sqlite:///"
 
 
@@ -101,6 +107,16 @@ class Run:
         )
 
 
+def check_server(tracking_uri: str) -> None:
+    """Raises StorageError when there is no MLflow at ``tracking_uri``; asks once or twice only."""
+    _quieten()
+    try:
+        with _few_retries():
+            MlflowClient(tracking_uri).search_experiments(max_results=1)
+    except Exception as error:  # MLflow lets its database's and its server's own errors through
+        raise _refuse(tracking_uri, error) from error
+
+
 def start(
     tracking_uri: str,
     *,
@@ -108,20 +124,23 @@ def start(
     name: str,
     params: Mapping[str, Any],
     artifacts: Path | None = None,
+    may_change: Collection[str] = (),
 ) -> Run:
     """Continue the run ``name`` of an experiment, or begin it.
 
     ``artifacts``: folder for the experiment's files when it is new; without it the server decides,
     and files of a local SQLite database lie beside it. Raises StorageError when there is no MLflow
-    at ``tracking_uri``, ValueError when a continued run has other values of the same ``params``.
+    at ``tracking_uri``, ValueError when a continued run has other values of the same ``params``,
+    except of those in ``may_change``: these are tags ``resumed.<name>``, since MLflow's parameters
+    are written once. Passwords in values are hidden.
     """
     _quieten()
     try:
         client = MlflowClient(tracking_uri)
-        found = client.get_experiment_by_name(experiment)
+        with _few_retries():
+            found = client.get_experiment_by_name(experiment)
     except Exception as error:  # MLflow lets its database's and its server's own errors through
-        reason = str(error).partition("\n")[0]
-        raise StorageError(f"no MLflow can be used at {tracking_uri}: {reason}") from error
+        raise _refuse(tracking_uri, error) from error
     if artifacts is None and tracking_uri.startswith(SQLITE):
         artifacts = Path(tracking_uri.removeprefix(SQLITE)).parent / "artifacts"
     if found is None:
@@ -129,24 +148,47 @@ def start(
         experiment_id = client.create_experiment(experiment, artifact_location=location)
     else:
         experiment_id = found.experiment_id
-    runs = client.search_runs([experiment_id], f"attributes.run_name = '{name}'", max_results=1)
-    flat = {key: str(value)[:PARAM_LENGTH] for key, value in flattened(params).items()}
-    if runs:
-        run = runs[0]
-        kept = run.data.params
-        other = sorted(key for key, value in flat.items() if kept.get(key, value) != value)
-        if other:
-            raise ValueError(
-                f"run {name!r} was begun with other values of {', '.join(other)}: "
-                "give this one its own name"
-            )
-        client.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-    else:
+    flat = {key: hide_secrets(str(v))[:PARAM_LENGTH] for key, v in flattened(params).items()}
+    run = _find_run(client, experiment_id, name)
+    if run is None:
         run = client.create_run(experiment_id, run_name=name)
         listed = [Param(key, value) for key, value in flat.items()]
         for first in range(0, len(listed), PARAM_BATCH):
             client.log_batch(run.info.run_id, params=listed[first : first + PARAM_BATCH])
+        return Run(tracking_uri, run.info.run_id)
+    kept = run.data.params
+    changed = {key: value for key, value in flat.items() if kept.get(key, value) != value}
+    if other := sorted(set(changed) - set(may_change)):
+        changes = ", ".join(f"{key} {kept[key]} -> {changed[key]}" for key in other)
+        raise ValueError(
+            f"run {name!r} was begun with other values ({changes}): repeat them, or give this "
+            "run its own name"
+        )
+    client.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+    for key, value in changed.items():  # MLflow never changes a parameter
+        client.set_tag(run.info.run_id, f"{RESUMED}{key}", value)
     return Run(tracking_uri, run.info.run_id)
+
+
+def _find_run(client: MlflowClient, experiment_id: str, name: str) -> MlflowRun | None:
+    """The newest run of that name. MLflow's filters know no escapes within quotes."""
+    quote = "'" if "'" not in name else '"'
+    if quote not in name:
+        asked = f"attributes.run_name = {quote}{name}{quote}"
+        return next(iter(client.search_runs([experiment_id], asked, max_results=1)), None)
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], page_token=token)
+        for run in page:
+            if run.info.run_name == name:
+                return run
+        if not (token := page.token):
+            return None
+
+
+def _refuse(tracking_uri: str, error: Exception) -> StorageError:
+    reason = str(error).partition("\n")[0]
+    return StorageError(hide_secrets(f"no MLflow can be used at {tracking_uri}: {reason}"))
 
 
 MODELS = "models:/"
@@ -172,22 +214,25 @@ def registered_weights(address: str, *, tracking_uri: str | None = None) -> Path
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         # MLflow would make an empty database there, in whatever folder this is
         raise BadWeights(
-            f"{address}: there is no MLflow at {uri}; say where it is in MLFLOW_TRACKING_URI"
+            f"{address}: there is no MLflow at {hide_secrets(uri)}; say where it is in MLFLOW_TRACKING_URI"
         )
-    # By default MLflow waits four minutes for a silent server.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     try:
-        client = MlflowClient(tracking_uri)
-        named = client.get_model_version_by_alias if "@" in address else client.get_model_version
-        found = named(name, version)
-        folder = Path(
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=found.source, tracking_uri=tracking_uri
+        with _few_retries():
+            client = MlflowClient(tracking_uri)
+            named = (
+                client.get_model_version_by_alias if "@" in address else client.get_model_version
             )
-        )
+            found = named(name, version)
+            folder = Path(
+                mlflow.artifacts.download_artifacts(
+                    artifact_uri=found.source, tracking_uri=tracking_uri
+                )
+            )
     except Exception as error:  # MLflow lets its database's and its server's own errors through
         reason = str(error).partition("\n")[0]
-        raise BadWeights(f"{address} is no registered model of {uri}: {reason}") from error
+        raise BadWeights(
+            hide_secrets(f"{address} is no registered model of {uri}: {reason}")
+        ) from error
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise BadWeights(f"{address} holds {len(files)} weights files, it should hold one")
@@ -203,6 +248,19 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[f"{prefix}{key}"] = value
     return out
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """Two tries where MLflow's own many wait four minutes for a server that is silent."""
+    if RETRIES in os.environ:
+        yield
+        return
+    os.environ[RETRIES] = "2"
+    try:
+        yield
+    finally:
+        del os.environ[RETRIES]
 
 
 def _quieten() -> None:

@@ -13,6 +13,7 @@ written in random order, and the same weights should be the same bytes). It is J
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,7 +128,11 @@ def everywhere(path: Path | str) -> str:
     absolute path.
     """
     text = str(path)
-    return text if text in NAMED or text.startswith(REGISTERED) else str(Path(path).absolute())
+    return (
+        text
+        if text in NAMED or text.startswith(REGISTERED)
+        else os.path.normpath(Path(path).absolute())
+    )
 
 
 def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:

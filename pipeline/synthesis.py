@@ -21,7 +21,7 @@ from dff.face.io.assets import digest, load_albedo, load_model
 from dff.face.model.morphable import MorphableModel
 from dff.face.render import backends, zbuffer
 from dff.face.render.visibility import Visibility
-from dff.infra.dataset import Manifest
+from dff.infra.dataset import MANIFEST, Manifest
 from dff.infra.image_listing import IMAGE_SUFFIXES, describe_passed_over
 from dff.infra.near_duplicates import describe_near_duplicates
 from dff.infra.shards import ViewRow, make_sample_id
@@ -405,7 +405,7 @@ def synthesize(
         source = open_storage(photos, endpoint_url=endpoint_url, access=access)
     # Whoever reads a public bucket without credentials writes with their own.
     target = open_storage(out, endpoint_url=endpoint_url, access=replace(access, anonymous=False))
-    if not dry_run:
+    if not dry_run and not target.exists(MANIFEST):
         target.check_writable()
     plan, near_duplicates = plan_synthesis(
         source, identities=identities, seed=seed, options=options, shard_subjects=shard_subjects

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -17,12 +18,14 @@ from dff.face.io.assets import model_path
 from dff.infra import tracking, weights
 from dff.infra.cluster import connected
 from dff.infra.dataset import open_dataset
+from dff.infra.files import check_output_file
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
-from dff.trainer.config import TrainConfig, to_dict
-from dff.trainer.train import Figures, load_dataset_model
+from dff.trainer.config import RESUMABLE_CHANGES, TrainConfig, to_dict
+from dff.trainer.train import Figures, check_gpus, load_dataset_model
 from dff.trainer.worker import WEIGHTS, Job, train_worker
 
 with require_extra("train"):
+    import ray
     from ray.train import (
         CheckpointConfig,
         FailureConfig,
@@ -32,6 +35,8 @@ with require_extra("train"):
     )
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
+
+_log = logging.getLogger(__name__)
 
 EXPERIMENT = "dff-descriptor"
 REGISTERED_NAME = "dff-descriptor"
@@ -80,6 +85,10 @@ def train_on_ray(
     ClusterError for any other failure of the workers, after ``max_failures`` tries.
     """
     config.check_workers(workers)
+    check_output_file(out)
+    check_run_name(name)
+    if gpu and address is None:
+        check_gpus(workers)
     storage = storage.absolute()
     if (storage / name).exists() and not resume:
         raise ValueError(
@@ -93,11 +102,13 @@ def train_on_ray(
         experiment=EXPERIMENT,
         name=name,
         params={
-            "dataset": dataset,
-            "model": model or "of the dataset",
+            "dataset": locate_dataset(dataset),
+            "model": locate_model(model) or "of the dataset",
             "workers": workers,
             **to_dict(config),
+            "start": weights.everywhere(config.start) if config.start else "",
         },
+        may_change={*RESUMABLE_CHANGES, "workers"},
     )
     finished = False
     try:
@@ -122,6 +133,7 @@ def train_on_ray(
         )
         bar = _progress_bar(config.steps) if progress else nullcontext()
         with connected(address, workers=workers * cpus), bar as steps_done:
+            _warn_of_missing_gpus(workers if gpu else 0)
             made = _run_workers(job, steps_done, scaling, running)
             weights.rewrite(out, made)
         card = made.card
@@ -135,6 +147,13 @@ def train_on_ray(
     finally:
         run.finish(failed=not finished)
     return LaunchResult(out, card["dev"], run.id, version)
+
+
+def _warn_of_missing_gpus(wanted: int) -> None:
+    """Say what the workers wait for: a cluster may still add nodes, so it is no error."""
+    here = int(ray.cluster_resources().get("GPU", 0))
+    if here < wanted:
+        _log.warning("the cluster has %d GPUs, training waits for %d", here, wanted)
 
 
 def _run_workers(
@@ -169,20 +188,37 @@ def build_job(
     run: tracking.Run | None,
 ) -> Job:
     """The job for the workers, with absolute local paths: they have another working directory."""
-    source = dataset if "://" in dataset else str(Path(dataset).absolute())
-    if model is not None and model_path(model) == Path(model):
-        model = str(Path(model).absolute())
     if config.start:
         config = replace(config, start=weights.everywhere(config.start))
     return Job(
-        source,
+        locate_dataset(dataset),
         endpoint_url,
         asdict(access),
-        model,
+        locate_model(model),
         to_dict(config),
         str(cache),
         asdict(run) if run else None,
     )
+
+
+def check_run_name(name: str) -> None:
+    """Raises ValueError for a name that is no name of a folder: checkpoints lie in one."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"a run's name is the name of a folder, without '/', not {name!r}")
+
+
+def locate_model(model: str | None) -> str | None:
+    """A model's name as it is, a model's file as an absolute path."""
+    if model is not None and model_path(model) == Path(model):
+        return os.path.normpath(Path(model).absolute())
+    return model
+
+
+def locate_dataset(uri: str) -> str:
+    """One text for each place: ``./data/`` and ``data`` are the same folder."""
+    if "://" in uri:
+        return uri.rstrip("/")
+    return os.path.normpath(Path(uri).absolute())
 
 
 @contextmanager

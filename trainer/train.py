@@ -129,6 +129,16 @@ def initialise_state(
     )
 
 
+def check_gpus(wanted: int) -> None:
+    """Raises ValueError when this machine has fewer GPUs that torch can use."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count < wanted:
+        raise ValueError(
+            f"--gpu wants a GPU for each worker, {wanted} in all; torch finds {count} on this "
+            "machine: leave out --gpu, or take fewer workers"
+        )
+
+
 def wrap_distributed(learner: Learner) -> nn.Module:
     """Average the learner's gradients over the processes of torch's default group."""
     # A head whose term has weight zero gets no gradient, for which torch has to search.
@@ -371,6 +381,9 @@ def load_checkpoint(path: Path, state: TrainingState, config: TrainConfig) -> No
         {k: v for k, v in to_dict(run).items() if k not in RESUMABLE_CHANGES}
         for run in (from_dict(content["config"]), config)
     )
+    for each in (then, now):  # one place may be written in several ways
+        if each["start"]:
+            each["start"] = weights.everywhere(each["start"])
     if then != now:
         changes = ", ".join(list_changes(then, now))
         raise ValueError(f"{path} belongs to another configuration: {changes}")

@@ -93,7 +93,11 @@ def align(
     from dff.files.outputs import check_not_inputs
     from dff.files.video_io import is_video
     from dff.infra.image_listing import describe_passed_over
+    from dff.infra.files import check_output_file, check_output_folder
 
+    check_output_file(json_out)
+    for drawing in (draw, mesh):
+        check_output_folder(drawing.parent if drawing else None)
     video = any(map(is_video, images))
     if method is Method.cascade and (same_person or video):
         raise typer.BadParameter("a video and --same-person need --method dense")

@@ -25,6 +25,7 @@ from dff.commands.train import train
 from dff.commands.train_cascade import train_cascade
 from dff.face.errors import DffError
 from dff.infra.printing import escape_unprintable_output
+from dff.infra.redaction import HidingFormatter, hide_secrets
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -79,9 +80,11 @@ def options(
 def main() -> None:
     """Run the command; an expected error is one line on standard error and exit status 1."""
     escape_unprintable_output()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(HidingFormatter("%(levelname)s %(name)s: %(message)s"))
     try:
         app(prog_name="dff")
     except (DffError, ValueError, OSError) as error:
-        typer.secho(f"dff: {type(error).__name__}: {error}", fg="red", err=True)
+        typer.secho(hide_secrets(f"dff: {type(error).__name__}: {error}"), fg="red", err=True)
         raise SystemExit(1) from None

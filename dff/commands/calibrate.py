@@ -56,8 +56,12 @@ def calibrate(
         from dff.files.outputs import write_file, write_json
         from dff.infra import weights as weights_files
         from dff.infra.dataset import open_dataset
+        from dff.infra.files import check_output_file
         from dff.infra.storage import S3Access
 
+    check_output_file(picture)
+    check_output_file(json_out)
+    check_output_file(out or weights_files.NAMED.get(weights, Path(weights)))
     aligner = load_aligner(weights, calibration=DEFAULT)  # not the file's own, which is replaced
     data = open_dataset(
         dataset, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)

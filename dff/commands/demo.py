@@ -29,6 +29,8 @@ def demo(
     """
     with require_extra("all"):
         from dff.demo.run import run_demo
+        from dff.infra.files import check_output_folder
 
+    check_output_folder(out)
     report = run_demo(out, identities=identities, views=views, steps=steps, say=typer.echo)
     typer.echo(f"report: {report.resolve()}")

@@ -99,6 +99,7 @@ def evaluate(
         raise typer.BadParameter(
             "--robustness moves the boxes of landmarks: it goes with --box landmarks"
         )
+    _check_outputs(json_out, pictures, tracking)
     if protocol is Protocol.matching:
         _evaluate_matching(
             folder,
@@ -145,6 +146,19 @@ def evaluate(
         _track(tracking, params, report.summary, drawn)
 
 
+def _check_outputs(json_out: Path | None, pictures: Path | None, tracking_uri: str | None) -> None:
+    """Raises StorageError when the results could not be kept: an evaluation takes long."""
+    with require_extra("train"):
+        from dff.infra.files import check_output_file, check_output_folder
+
+    check_output_file(json_out)
+    check_output_folder(pictures)
+    if tracking_uri:
+        from dff.infra.tracking import check_server
+
+        check_server(tracking_uri)
+
+
 def _measure(
     protocol: Protocol,
     folder: str,
@@ -181,6 +195,7 @@ def _track(
 ) -> None:
     """Log a run of its own in the experiment "dff-evaluation"."""
     from dff.infra import tracking
+    from dff.infra.redaction import hide_secrets
 
     name = f"{params['weights']} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
     run = tracking.start(uri, experiment="dff-evaluation", name=name, params=params)
@@ -191,7 +206,7 @@ def _track(
     for picture, data in pictures.items():
         run.picture_file(picture, data)
     run.finish()
-    typer.echo(f"logged to {uri}: run {name!r} of dff-evaluation")
+    typer.echo(f"logged to {hide_secrets(uri)}: run {name!r} of dff-evaluation")
 
 
 def _evaluate_matching(

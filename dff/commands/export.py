@@ -24,7 +24,9 @@ def export(
     loaded = weights_files.load(weights or weights_files.DEFAULT)
     with require_extra("onnx"):
         from dff.infra import onnx_file
+        from dff.infra.files import check_output_file
 
+        check_output_file(out)
         onnx_file.export(loaded, out)
     typer.echo(
         f"{out.resolve()}: image (B, 3, H, W) in 0..1 to descriptor and face_logit at half the size"

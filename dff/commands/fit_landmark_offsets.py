@@ -42,7 +42,9 @@ def fit_landmark_offsets(
         from dff.face.errors import BadLandmarks
         from dff.face.model.landmarks import LandmarkOffsets
         from dff.infra import weights as weights_files
+        from dff.infra.files import check_output_file
 
+    check_output_file(out or weights_files.NAMED.get(weights, Path(weights)))
     offsets = measure_landmark_offsets(load_aligner(weights), photos, by_shape=by_shape)
     for folder in photos:
         try:

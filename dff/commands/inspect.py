@@ -40,9 +40,11 @@ def inspect(
     [dim]Example:[/dim] dff inspect data/ --html gallery.html --verify --sample 0
     """
     with require_extra("synthesis"):
+        from dff.infra.files import check_output_file
         from dff.infra.storage import S3Access
         from dff.pipeline.inspection.inspect import inspect_dataset
 
+    check_output_file(html)
     summary = inspect_dataset(
         dataset,
         html=html,

@@ -90,10 +90,17 @@ def train(
         from dff.face.io.assets import load_model
         from dff.files.training import train_here
         from dff.infra.dataset import open_dataset
+        from dff.infra.files import check_output_file
         from dff.infra.storage import S3Access
         from dff.presets import build_config, evaluate_weights, find_preset, make_dataset
-        from dff.trainer.train import load_dataset_model
+        from dff.trainer.train import check_gpus, load_dataset_model
 
+    check_output_file(out)
+    if gpu and address is None:
+        check_gpus(max(workers, 1))
+    for folder in evaluate_on or []:
+        if not folder.is_dir():
+            raise typer.BadParameter(f"--evaluate-on {folder}: there is no such folder")
     recipe = find_preset(preset) if preset else None
     config = build_config(
         recipe,

@@ -48,8 +48,10 @@ def train_cascade(
         from dff.aligner.cascade.training import Recipe
         from dff.aligner.cascade.training import train_cascade as train
         from dff.infra.dataset import open_dataset
+        from dff.infra.files import check_output_file
         from dff.infra.storage import S3Access
 
+    check_output_file(out)
     recipe = Recipe(
         kind=features, views=views, held_out=held_out, stages=stages, calibration=calibrate
     )

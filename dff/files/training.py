@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from dff.infra.dataset import Dataset
 from dff.trainer.config import TrainConfig
-from dff.trainer.train import Figures, TrainingCallbacks, train
+from dff.trainer.train import Figures, TrainingCallbacks, check_gpus, train
 
 
 def train_here(
@@ -16,9 +16,10 @@ def train_here(
 ) -> Figures:
     """Train in this process, with a progress bar; the figures of held-out identities.
 
-    ``model``: name or file of the face model, by default the dataset's. Raises as
-    ``dff.trainer.train.train``.
+    ``model``: name or file of the face model, by default the dataset's. Raises ValueError for
+    ``gpu`` where torch finds none, and as ``dff.trainer.train.train``.
     """
+    check_gpus(int(gpu))
     with tqdm(total=config.steps, unit="step") as bar:
 
         def show(step: int, figures: Figures) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dff.face.errors import StorageError
+from dff.infra.redaction import hide_secrets
 from dff.infra.storage.folder import LocalStorage
 from dff.infra.storage.protocol import WITH_CREDENTIALS, ObjectInfo, S3Access, Storage, check_key
 
@@ -29,7 +30,14 @@ def open_storage(
     parts = urlsplit(uri)
     if parts.scheme == "s3":
         if not parts.netloc:
-            raise StorageError(f"{uri!r} names no bucket; a bucket is s3://bucket/prefix")
+            raise StorageError(
+                f"{hide_secrets(uri)!r} names no bucket; a bucket is s3://bucket/prefix"
+            )
+        if "@" in parts.netloc:
+            raise StorageError(
+                f"{hide_secrets(uri)!r} holds credentials: set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or a profile"
+            )
         # urlsplit would take a ? or # in a prefix for a query
         prefix = uri.removeprefix(f"s3://{parts.netloc}").strip("/")
         if prefix:
@@ -38,5 +46,5 @@ def open_storage(
 
         return S3Storage(parts.netloc, f"{prefix}/" if prefix else "", endpoint_url, access)
     if "://" in uri or not uri:
-        raise StorageError(f"{uri!r} is neither a folder nor s3://bucket/prefix")
+        raise StorageError(f"{hide_secrets(uri)!r} is neither a folder nor s3://bucket/prefix")
     return LocalStorage(Path(uri).absolute())

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dff.face.arrays import Float, Integer, Ints, UInt8
+from dff.infra.socket_folder import shorten_socket_paths
 from dff.trainer.data.config import AUGMENT, AugmentConfig
 from dff.trainer.data.crops import TrainingSample, TrainingSurface, make_sample
 from dff.trainer.data.mosaic import make_mosaic
@@ -173,6 +174,8 @@ def batches(
     ``loaders``: processes that prepare batches in advance; 0 prepares them in this one. They are
     forked, so that a caller's script needs no main guard; they use no GPU and start no threads.
     """
+    if loaders:
+        shorten_socket_paths()
     numbers = np.flatnonzero(~crops.store.is_dev)
     plan = list_step_items(
         numbers,
