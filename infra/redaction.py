@@ -6,7 +6,7 @@ import logging
 import re
 
 HIDDEN = "***"
-_LOGIN = re.compile(r"(?<=://)[^\s/?#'\"]*@")
+_LOGIN = re.compile(r"(?<=://)[^\s/?#'\"]*@|\b[^\s/?#'\"@:]+:[^\s/?#'\"]+@(?=[\w\[])")
 _QUERY = re.compile(
     r"(?<=[?&])([\w.-]*(?:password|passwd|pwd|secret|token|signature|credential)[\w.-]*)=[^&\s'\"]+",
     re.IGNORECASE,

@@ -264,6 +264,6 @@ def _few_retries() -> Iterator[None]:
 
 
 def _quieten() -> None:
-    """Silence MLflow and its schema migrations: the training command reports by itself."""
-    for name in ("mlflow", "alembic"):
+    """Silence MLflow, its migrations and its retries: the training command reports by itself."""
+    for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)

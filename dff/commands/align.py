@@ -92,8 +92,8 @@ def align(
     from dff.files.images import find_images
     from dff.files.outputs import check_not_inputs
     from dff.files.video_io import is_video
-    from dff.infra.image_listing import describe_passed_over
     from dff.infra.files import check_output_file, check_output_folder
+    from dff.infra.image_listing import describe_passed_over
 
     check_output_file(json_out)
     for drawing in (draw, mesh):

@@ -98,9 +98,9 @@ def train(
     check_output_file(out)
     if gpu and address is None:
         check_gpus(max(workers, 1))
-    for folder in evaluate_on or []:
-        if not folder.is_dir():
-            raise typer.BadParameter(f"--evaluate-on {folder}: there is no such folder")
+    for photos_folder in evaluate_on or []:
+        if not photos_folder.is_dir():
+            raise typer.BadParameter(f"--evaluate-on {photos_folder}: there is no such folder")
     recipe = find_preset(preset) if preset else None
     config = build_config(
         recipe,

@@ -39,7 +39,10 @@ def two_nodes(folder: Path) -> Iterator[Nodes]:
         k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     }
     environment |= auth | {
-        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        # A head's PATH need not know the environment that its Ray runs in.
+        "PATH": os.pathsep.join(
+            place for place in os.environ["PATH"].split(os.pathsep) if Path(place) != scripts
+        ),
         "OMP_NUM_THREADS": "1",
     }
     gcs, dashboard, client = _free_ports(3)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import ray
 
 from dff.face.errors import ClusterError
+from dff.infra import socket_folder
 from dff.infra.cluster import connected, job_name, submit
 
 
@@ -29,6 +31,38 @@ def test_a_private_local_ray_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> 
     after = dict(os.environ)
     assert {key: after.get(key) for key in before} == before
     assert "RAY_AUTH_TOKEN" not in after
+
+
+@pytest.mark.ray
+def test_a_long_path_of_temporary_files_is_no_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Schedulers of clusters make such folders; a socket's path has at most 107 bytes."""
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    with connected(None, workers=1):
+        assert ray.get(ray.remote(lambda: 5).remote()) == 5
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "dff.infra.cluster"]
+    folder = Path(said.rpartition("Ray takes ")[2])
+    assert str(long) in said
+    assert folder.is_absolute()
+    assert not folder.exists()
+    monkeypatch.setattr(socket_folder, "SHORT_FOLDERS", ())
+    with pytest.raises(ClusterError, match="RAY_TMPDIR"), connected(None, workers=1):
+        pass
+
+
+def test_an_address_is_shown_without_its_password() -> None:
+    for address in ("ray://u:hunter2@127.0.0.1:1", "u:hunter2@127.0.0.1"):
+        with pytest.raises(ClusterError) as told, connected(address):
+            pass
+        assert "hunter2" not in str(told.value)
+    for address in ("http://u:hunter2@127.0.0.1:1", "ftp://u:hunter2@127.0.0.1:1"):
+        with pytest.raises(ClusterError) as told:
+            submit(["true"], address)
+        assert "hunter2" not in str(told.value)
 
 
 @pytest.mark.parametrize(

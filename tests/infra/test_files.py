@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from dff.infra.files import replaced_file
+from dff.face.errors import StorageError
+from dff.infra.files import check_output_file, check_output_folder, replaced_file
 
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
@@ -36,3 +38,26 @@ def test_files_are_as_readable_as_others(tmp_path: Path) -> None:
     with replaced_file(tmp_path / "file") as temporary:
         temporary.touch()
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_file_that_can_be_written_passes_and_is_not_made(tmp_path: Path) -> None:
+    check_output_file(None)
+    check_output_folder(None)
+    check_output_file(tmp_path / "new" / "file")
+    check_output_folder(tmp_path / "new" / "folder")
+    (tmp_path / "old").touch()
+    check_output_file(tmp_path / "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="is a folder: name a file in it"):
+        check_output_file(tmp_path)
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "y" / "x"):
+        with pytest.raises(StorageError, match="file is a file, not a folder"):
+            check_output_file(path)
+    if os.getuid():  # root may write everywhere
+        (tmp_path / "shut").mkdir(mode=0o500)
+        with pytest.raises(StorageError, match="may not be written to"):
+            check_output_file(tmp_path / "shut" / "x")

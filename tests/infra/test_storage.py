@@ -304,6 +304,22 @@ def test_uris_of_other_kinds_are_refused(uri: str) -> None:
         open_storage(uri)
 
 
+@pytest.mark.parametrize("uri", ["s3://KEY:hunter2@faces/x", "http://u:hunter2@host/x"])
+def test_a_uri_with_a_password_is_refused_without_it(uri: str) -> None:
+    with pytest.raises(StorageError) as told:
+        open_storage(uri)
+    assert "hunter2" not in str(told.value)
+
+
+def test_a_folder_that_can_be_written_passes_and_is_not_made(tmp_path: Path) -> None:
+    open_storage(str(tmp_path / "new" / "folder")).check_writable()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below"):
+        with pytest.raises(StorageError, match="a part of the path is a file"):
+            open_storage(str(tmp_path / place)).check_writable()
+
+
 def test_a_write_outlives_other_writers_slow_downs_and_lost_answers(
     s3: FaultyS3, bucket: Storage
 ) -> None:

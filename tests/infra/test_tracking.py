@@ -4,6 +4,9 @@ alias.
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +47,13 @@ def test_a_run_keeps_figures_pictures_and_weights(tmp_path: Path) -> None:
     assert (version.version, version.run_id, version.tags) == (2, run.id, {"licence": "CC0-1.0"})
     stored = Path(str(version.source).removeprefix("file://")) / "w.safetensors"
     assert stored.read_bytes() == b"second"
-    with pytest.raises(ValueError, match="other values of steps"):
+    with pytest.raises(ValueError, match=r"other values \(steps 2 -> 3\)"):
         tracking.start(uri, params={"steps": 3}, **begin)  # type: ignore[arg-type]
+    longer = tracking.start(uri, params={"steps": 3}, may_change=["steps"], **begin)  # type: ignore[arg-type]
+    assert longer == run
+    kept = client.get_run(run.id)
+    assert kept.data.params["steps"] == "2"
+    assert kept.data.tags["resumed.steps"] == "3"
 
 
 def test_a_run_keeps_more_parameters_than_one_call_takes(tmp_path: Path) -> None:
@@ -105,3 +113,29 @@ def test_a_place_without_mlflow_is_named(tmp_path: Path) -> None:
     for uri in ("nonsense://here", f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}"):
         with pytest.raises(StorageError, match=f"no MLflow can be used at {uri}"):
             tracking.start(uri, experiment="e", name="n", params={})
+
+
+@pytest.mark.parametrize("name", ["it's", 'said "so"', """both ' and \\" of them"""])
+def test_a_name_may_hold_quotes(tmp_path: Path, name: str) -> None:
+    uri = tracking.local_uri(tmp_path / "anna's runs")
+    other = tracking.start(uri, experiment="e", name="other", params={})
+    run = tracking.start(uri, experiment="e", name=name, params={})
+    assert run != other
+    assert tracking.start(uri, experiment="e", name=name, params={}) == run
+
+
+def test_a_password_in_an_address_is_never_shown() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        dead = f"http://user:hunter2@127.0.0.1:{sock.getsockname()[1]}"
+    acts: list[Callable[[], object]] = [
+        lambda: tracking.start(dead, experiment="e", name="n", params={}),
+        lambda: tracking.check_server(dead),
+        lambda: tracking.registered_weights("models:/dff@candidate", tracking_uri=dead),
+    ]
+    for act in acts:
+        with pytest.raises((StorageError, BadWeights), match="127.0.0.1") as told:
+            act()
+        assert "hunter2" not in str(told.value)
+        assert "***@127.0.0.1" in str(told.value)
+    assert tracking.RETRIES not in os.environ

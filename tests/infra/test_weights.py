@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +110,17 @@ def test_a_habit_comes_back_and_may_be_absent(
     )
     with pytest.raises(BadWeights, match="coefficients"):
         weights.load(path, model=toy_model)
+
+
+def test_weights_are_as_readable_as_other_files(
+    net: DescriptorNet, anchors: Anchors, tmp_path: Path
+) -> None:
+    before = os.umask(0o027)
+    try:
+        weights.save(tmp_path / "w", net, anchors, CARD)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "w").stat().st_mode) == 0o640
 
 
 def test_the_same_weights_make_the_same_bytes(

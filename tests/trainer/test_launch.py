@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 
 import dff.trainer.worker
 from dff.face.descriptor import NetConfig
-from dff.face.errors import BadDataset
+from dff.face.errors import BadDataset, StorageError
 from dff.face.model.morphable import MorphableModel
 from dff.infra import tracking, weights
 from dff.infra.cluster import connected
@@ -228,3 +228,46 @@ def test_the_progress_bar_follows_what_a_worker_reports(capfd: pytest.CaptureFix
     last = capfd.readouterr().err.split("\r")[-1]
     assert "6/6" in last
     assert "loss=0.167" in last
+
+
+@pytest.mark.ray
+def test_a_run_goes_on_with_more_steps_and_other_workers(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(dataset.storage.uri).parent)
+    name = Path(dataset.storage.uri).name
+    storage, out = tmp_path / "anna's runs", tmp_path / "w.safetensors"
+    own = {"storage": storage, "cpus_per_worker": 1, "name": "it's"}
+    short = replace(CONFIG, steps=2)
+    first = train_on_ray(name, out, config=short, workers=1, **own)
+    longer = replace(CONFIG, steps=4)
+    second = train_on_ray(f"./{name}/", out, config=longer, workers=2, resume=True, **own)
+    assert second.run_id == first.run_id
+    assert [step for step, _ in losses(storage, first.run_id)] == [1, 2, 3, 4]
+    assert weights.load(out).card["steps"] == 4
+    tags = MlflowClient(tracking.local_uri(storage)).get_run(first.run_id).data.tags
+    assert (tags["resumed.steps"], tags["resumed.workers"]) == ("4", "2")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
+def test_a_name_that_is_no_folders_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="a run's name"):
+        train_on_ray("nowhere", tmp_path / "w", config=CONFIG, name=name, storage=tmp_path)
+
+
+def test_a_training_that_cannot_be_stored_or_computed_is_refused_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StorageError, match="is a folder"):
+        train_on_ray("nowhere", tmp_path, config=CONFIG, name="n", storage=tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="wants a GPU for each worker, 2 in all"):
+        train_on_ray(
+            "nowhere",
+            tmp_path / "w",
+            config=CONFIG,
+            name="n",
+            storage=tmp_path,
+            workers=2,
+            gpu=True,
+        )

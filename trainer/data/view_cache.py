@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,7 +124,9 @@ def write_view_store(rows: Iterable[ViewRow], model: MorphableModel, folder: Pat
             _resolve_checked_frame(row, model)
         return ViewStore(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    # Not by tempfile, whose folders are shut to other users of a shared cache.
+    temporary = folder.parent / f".{folder.name}.{secrets.token_hex(8)}"
+    temporary.mkdir()
     try:
         _unpack(rows, model, temporary)
         try:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer.main
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
@@ -83,13 +84,30 @@ def test_help_is_quick_because_heavy_libraries_are_not_imported() -> None:
             "no photo (.jpg, .jpeg, .png, .webp) in ",
         ),
         (("inspect", "file"), "a part of the path is a file"),
-        (("submit", "train", "d", "--out", "w", "--address", "nonsense"), "http://host:8265"),
+        (("submit", "train", "/d", "--out", "/w", "--address", "nonsense"), "http://host:8265"),
+        (("submit", "train", "/d", "--out", "w", "--address", "nonsense"), "--out w is a relative"),
+        (("train", "d", "--out", "."), ". is a folder: name a file in it"),
+        (("train", "d", "--out", "file/w"), "file is a file, not a folder"),
+        (("train", "d", "--out", "w", "--gpu"), "torch finds 0 on this machine"),
+        (("train", "d", "--out", "w", "--gpu", "--workers", "0"), "torch finds 0 on this machine"),
+        (("train-cascade", "d", "--out", "."), ". is a folder"),
+        (("calibrate", "dff-open", "d", "--out", "."), ". is a folder"),
+        (("fit-landmark-offsets", "dff-open", "d", "--source", "us", "--out", "."), "is a folder"),
+        (("export", "."), ". is a folder"),
+        (("inspect", "d", "--html", "."), ". is a folder"),
+        (("evaluate", "300w", "d", "--json", "."), ". is a folder"),
+        (("evaluate", "300w", "d", "--pictures", "file"), "file is a file, not a folder"),
+        (("evaluate", "300w", "d", "--tracking", "http://u:pw@127.0.0.1:1"), "***@127.0.0.1:1"),
+        (("synthesize", "nowhere", "file/out"), "a part of the path is a file"),
+        (("align", "file", "--json", "."), ". is a folder"),
+        (("demo", "--out", "file"), "file is a file, not a folder"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_thing(
     arguments: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "file").touch()
     code, out, err = run(*arguments)
     assert code == 1
@@ -125,6 +143,17 @@ def test_a_dry_run_counts_and_makes_nothing(tmp_path: Path) -> None:
     assert "0 photos and 70 sampled identities in 3 shards" in out
     assert "210 views" in out
     assert not target.exists()
+
+
+def test_every_command_with_an_endpoint_reads_public_buckets_too() -> None:
+    group = typer.main.get_command(app)
+    found = 0
+    for command in group.commands.values():  # type: ignore[attr-defined]
+        options = {option for parameter in command.params for option in parameter.opts}
+        if "--endpoint-url" in options:
+            found += 1
+            assert {"--anonymous", "--request-payer"} <= options, command.name
+    assert found >= 6
 
 
 def test_synthesize_then_inspect(tmp_path: Path) -> None:

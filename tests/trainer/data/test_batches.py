@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import astuple, fields, replace
+from multiprocessing import current_process
 
 import numpy as np
 import pytest
@@ -118,3 +120,19 @@ def test_some_items_are_mosaics_of_training_views(
         counts.append(len(read) - before)
     assert np.mean(np.array(counts) > 1) == pytest.approx(AUGMENT.mosaic.probability, abs=0.09)
     assert not store.is_dev[read].any()
+
+
+def test_loaders_exchange_data_below_a_long_path(
+    store: ViewStore,
+    surface: TrainingSurface,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their sockets have paths of at most 107 bytes, wherever temporary files lie."""
+    long = tmp_path_factory.mktemp("x" * 90)
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setitem(current_process()._config, "tempdir", None)  # type: ignore[attr-defined]
+    crops = Crops(store, surface, size=64, pixels=16, seed=0)
+    made = list(batches(crops, first=0, last=2, batch=8, views=4, loaders=1))
+    assert len(made) == 2
+    assert tempfile.gettempdir() == str(long)
