@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import cv2
 import numpy as np
 import torch
 
@@ -113,7 +114,8 @@ class Aligner:
     ) -> list[list[Alignment]]:
         """``align`` of many images at once, many faces in each call of the network.
 
-        Where the boxes of an image are None its faces are detected.
+        Where the boxes of an image are None its faces are detected; where none is found upright, in
+        the three other quarter turns of the photo, shrunk to ``DetectorConfig.longest``.
         """
         if boxes is not None and len(boxes) != len(images):
             raise ValueError(f"{len(images)} images with boxes for {len(boxes)}")
@@ -125,20 +127,38 @@ class Aligner:
             for i, (image, some) in enumerate(zip(images, asked, strict=True))
             for detection in self._detect(image, some)
         ]
+        given = [some is not None for some in asked]
+        out = self._align_faces(images, faces, given)
+        empty = [i for i in range(len(images)) if not given[i] and not out[i]]
+        if empty and self.config.quarter_turns:
+            turned = [(i, detection) for i in empty for detection in self._detect_turned(images[i])]
+            for i, found in enumerate(self._align_faces(images, turned, given)):
+                out[i] += found
+        return out
+
+    def _align_faces(
+        self,
+        images: Sequence[Bytes],
+        faces: Sequence[tuple[int, Detection]],
+        given: Sequence[bool],
+    ) -> list[list[Alignment]]:
+        """The alignments of ``faces``, by number of their image.
+
+        ``given``: whether the boxes of an image were given. Else only those are kept that did not
+        fail, each face once.
+        """
         out: list[list[Alignment]] = [[] for _ in images]
         for begin in range(0, len(faces), self.config.batch):
             chunk = faces[begin : begin + self.config.batch]
             found = self._align_detections(
                 [images[i] for i, _ in chunk], [detection for _, detection in chunk]
             )
-            failed = [
-                k for k, (i, _) in enumerate(chunk) if asked[i] is not None and found[k].failed
-            ]
+            failed = [k for k, (i, _) in enumerate(chunk) if given[i] and found[k].failed]
             for k, second in self._attempt_again(images, chunk, failed):
                 found[k] = second
             for (i, _), alignment in zip(chunk, found, strict=True):
                 out[i].append(alignment)
-        return [_accepted(some) if asked[i] is None else some for i, some in enumerate(out)]
+        return [some if given[i] else _accepted(some) for i, some in enumerate(out)]
 
     def track(
         self, images: Sequence[Bytes], before: Sequence[Sequence[Alignment]]
@@ -220,6 +240,20 @@ class Aligner:
         if boxes is None:
             return self.detector.find(image)
         return [Detection(check_box(box, image)) for box in boxes]
+
+    def _detect_turned(self, image: Bytes) -> list[Detection]:
+        """Detections in three quarter turns of a photo, in pixels of the photo."""
+        height, width = image.shape[:2]
+        shrink = self.config.detector.longest / max(height, width)
+        if shrink < 1.0:
+            size = max(round(width * shrink), 1), max(round(height * shrink), 1)
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        scale = np.array([width / image.shape[1], height / image.shape[0]])
+        return [
+            detection.turned_back(turns, image.shape).in_photo(scale)
+            for turns in (1, 2, 3)
+            for detection in self.detector.find(np.ascontiguousarray(np.rot90(image, turns)))
+        ]
 
     def _attempt_again(
         self, images: Sequence[Bytes], faces: Sequence[tuple[int, Detection]], failed: Sequence[int]
@@ -313,14 +347,7 @@ class Aligner:
             self.model, self.landmark_offsets, vertices, coefficients, cam_from_head, camera
         )
         matrix = state.rotation[i] @ self.reference
-        reason = ""
-        if features.lost:
-            reason = "no part of the box looks like a face"
-        elif face_confidence < FAILED_BELOW:
-            reason = (
-                "the face model does not explain what is in the box "
-                f"(confidence {face_confidence:.2f})"
-            )
+        reason = self._reject(features, face_confidence, visibility, state.rotation[i])
         return Alignment(
             box=box,
             landmarks_2d=flat,
@@ -339,6 +366,28 @@ class Aligner:
             trace=trace,
             features=features,
         )
+
+    def _reject(
+        self,
+        features: CalibrationFeatures,
+        face_confidence: float,
+        visibility: Floats,
+        rotation: Floats,
+    ) -> str:
+        """Why a fit is no face, else "". The confidence says nothing about what no photo shows."""
+        visible = int((visibility > 0.5).sum())
+        if features.lost:
+            return "no part of the box looks like a face"
+        if face_confidence < FAILED_BELOW:
+            return (
+                "the face model does not explain what is in the box "
+                f"(confidence {face_confidence:.2f})"
+            )
+        if visible < self.config.fewest_visible:
+            return f"{visible} of 68 landmarks are visible in the box"
+        if rotation[2, 2] > self.config.detector.turned_away:
+            return "the head is turned away from the camera"
+        return ""
 
 
 def load_aligner(

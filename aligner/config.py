@@ -156,7 +156,7 @@ class DetectorConfig:
         8.0,
         16.0,
     )  # pixels of a level: radii of windows that poses start from
-    most: int = 12  # windows of each radius on a level
+    most: int = 48  # windows of each radius on a level
     filled: float = 0.08  # share of a window that must show a face
     least: float = 0.12  # score of a face that is not small
     # fractions of the face size: how far pixels may disagree with a pose, pass by pass
@@ -170,6 +170,14 @@ class DetectorConfig:
     surroundings: float = 1.7
     unexplained: float = 60.0  # square pixels beside all detections that are worth a second search
     margin: int = 16  # pixels of the photo round what is searched again
+    # pixels: photos whose longer side exceeds this are searched at their own resolution as well
+    untiled: int = 1152
+    tile: int = 1024  # pixels of the side of the tiles in which large photos are searched
+    # pixels that neighbouring tiles share: larger faces are left to the next coarser level
+    tile_overlap: int = 160
+    tile_smallest: float = 22.0  # pixels: smaller faces are not looked for in tiles
+    # pixels that a photo's longer side is shrunk to before it is cut into tiles: bounds the cost
+    tiled_longest: int = 16384
     # z of the gaze in the camera frame: no face is turned further, 20 degrees past profile
     turned_away: float = 0.35
 
@@ -177,6 +185,8 @@ class DetectorConfig:
         counts = (self.longest, self.enlarged, self.second_search, self.coarsest, self.pixels)
         if min(*counts, self.candidates, self.most) < 1 or self.ratio <= 1.0:
             raise ValueError(f"DetectorConfig wants positive sizes and a ratio above one: {self}")
+        if not 0 <= self.tile_overlap < self.tile or self.untiled < self.longest:
+            raise ValueError(f"DetectorConfig wants tiles larger than their overlap: {self}")
 
 
 @dataclass(frozen=True)
@@ -196,6 +206,10 @@ class AlignConfig:
     inverse_depth: float = 1.0
     # side of the box in which a failed face is aligned once more, over that of its own box
     second_attempt: float = 0.75
+    # whether a photo in which no face is found is searched again in its three other quarter turns
+    quarter_turns: bool = True
+    # landmarks that must be more likely visible than not: an eye has six
+    fewest_visible: int = 5
     observation: ObservationConfig = field(default_factory=ObservationConfig)
     fit_model: FitModelConfig = field(default_factory=FitModelConfig)
     visibility: VisibilityConfig = field(default_factory=VisibilityConfig)

@@ -24,6 +24,33 @@ class Detection:
     score: float = 1.0  # 0 to 1
     pose: FaceState | None = None  # of one mean face; None where only the box is known
 
+    def in_photo(self, scale: Floats, corner: Floats | float = 0.0) -> Detection:
+        """A detection in a resized part of a photo, in pixels of the photo.
+
+        (2,) ``scale``: photo pixels (x, y) for one of the part's; the part begins at ``corner``.
+        """
+        box, pose = self.box, self.pose
+        low = np.array([box.x0, box.y0]) * scale + corner
+        high = np.array([box.x1, box.y1]) * scale + corner
+        if pose is not None:
+            centre = pose.centre * scale + corner
+            pose = FaceState(
+                pose.scale * float(scale.mean()), pose.rotation, centre, pose.coefficients
+            )
+        return Detection(Box(*low.tolist(), *high.tolist()), self.score, pose)
+
+    def turned_back(self, turns: int, shape: tuple[int, ...]) -> Detection:
+        """A detection in ``np.rot90(photo, turns)``, in pixels of the photo of this ``shape``."""
+        height, width = shape[:2]
+        turn = np.linalg.matrix_power(np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]), turns % 4)
+        corner = np.array([[0, 0], [width, 0], [width, height], [0, height]][turns % 4])
+        box, pose = self.box, self.pose
+        ends = np.array([[box.x0, box.y0], [box.x1, box.y1]]) @ turn[:2, :2].T + corner
+        if pose is not None:
+            centre = pose.centre @ turn[:2, :2].T + corner
+            pose = FaceState(pose.scale, turn @ pose.rotation, centre, pose.coefficients)
+        return Detection(Box(*ends.min(0).tolist(), *ends.max(0).tolist()), self.score, pose)
+
 
 class FaceDetector(Protocol):
     """Detects faces."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import cv2
 import numba
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from dff.aligner.config import DetectorConfig
-from dff.aligner.detection import Detection, distinct
+from dff.aligner.detection import OVERLAP, Detection, distinct, overlap, same_face
 from dff.aligner.fitting.correspondence import match, soft_correspondence
 from dff.aligner.fitting.fit_model import FitModel
 from dff.face.arrays import Array, Bools, Bytes, Float, Floats, Ints
@@ -83,27 +84,88 @@ class DescriptorDetector:
         self.config = config or DetectorConfig()
 
     def find(self, image: Bytes) -> list[Detection]:
-        """Faces of an (H, W, 3) RGB image by falling score; none when no face is seen."""
+        """Faces of an (H, W, 3) RGB image by falling score; none when no face is seen.
+
+        Photos up to ``DetectorConfig.untiled`` pixels wide and high are searched as a whole. Larger
+        ones also in overlapping tiles at their own resolution and at each halving of it, so that
+        faces of 32 pixels of the photo are found in any photo. That takes about a second of a CPU
+        core for each 1024 x 1024 pixels (a photo with only large faces: a third of it), and memory
+        for one tile at a time.
+        """
+        found, seen = self._search_whole(image)
+        if max(image.shape[:2]) <= self.config.untiled:
+            return found
+        more = self._search_tiles(image, found, seen)
+        return distinct([*found, *(one for one in more if not _known(one, found))])
+
+    def _search_whole(self, image: Bytes) -> tuple[list[Detection], FacePixels]:
+        """Faces of the photo shrunk to ``longest`` and below, and the finest level's pixels."""
         config = self.config
         found: list[Detection] = []
         finest: FacePixels | None = None
         for level, scale in levels(image, config, self.multiple):
             some, seen = self._search_level(level)
-            found += [_in_photo(one, scale) for one in some]
+            found += [one.in_photo(scale) for one in some]
             finest = finest or seen.in_photo(scale)
         assert finest is not None
         found = distinct(found)
         if max(image.shape[:2]) >= config.second_search:
-            return found
+            return found, finest
         part = unexplained(finest, found, image.shape, config) if found else (slice(None),) * 2
         if part is None:
-            return found
+            return found, finest
         larger = replace(config, enlarged=config.second_search)
         level, scale = next(levels(image[part], larger, self.multiple))
         corner = np.array([part[1].start or 0, part[0].start or 0])
-        more = [_in_photo(one, scale, corner) for one in self._search_level(level)[0]]
+        more = [one.in_photo(scale, corner) for one in self._search_level(level)[0]]
         found += [one for one in more if beside(one.box.centre[None], found, config).all()]
-        return distinct(found)
+        return distinct(found), finest
+
+    def _search_tiles(
+        self, image: Bytes, found: Sequence[Detection], seen: FacePixels
+    ) -> list[Detection]:
+        """Faces of at most a tile overlap, in the tiles of every level above ``untiled``.
+
+        The finest level costs most. It is searched only where the level before, on which the
+        smallest faces are 16 pixels large, shows face pixels of no known face. ``found`` and
+        ``seen``: the faces and face pixels of the photo as a whole.
+        """
+        more: list[Detection] = []
+        pixels = seen.px
+        sides = _tiled_sides(image.shape, self.config)
+        for side in sides:
+            scale = np.full(2, max(image.shape[:2]) / side)
+            level = image
+            if scale[0] != 1.0:
+                size = np.maximum(np.rint(np.array(image.shape[1::-1]) / scale), 1).astype(int)
+                level = cv2.resize(
+                    image, (int(size[0]), int(size[1])), interpolation=cv2.INTER_AREA
+                )
+                scale = image.shape[1::-1] / size
+            parts = tiles(level.shape, self.config)
+            if side == sides[-1]:
+                unknown = pixels[beside(pixels, [*found, *more], self.config)] / scale
+                parts = [part for part in parts if _inside(unknown, part).any()]
+            coarser = []
+            for part in parts:
+                some, face = self._search_tile(level, part)
+                more += [one.in_photo(scale) for one in some]
+                coarser.append(face.px * scale)
+            pixels = np.concatenate([*coarser, np.zeros((0, 2))])
+        return distinct(more)
+
+    def _search_tile(
+        self, level: Bytes, part: tuple[slice, slice]
+    ) -> tuple[list[Detection], FacePixels]:
+        """Faces that lie whole in a tile, and its face pixels, in pixels of the level."""
+        config, corner = self.config, np.array([part[1].start, part[0].start])
+        some, seen = self._search_level(np.ascontiguousarray(level[part]))
+        return [
+            one.in_photo(np.ones(2), corner)
+            for one in some
+            if one.box.size >= config.tile_smallest
+            and _whole(one.box.centre + corner, part, level.shape, config)
+        ], FacePixels(seen.px + corner, seen.area)
 
     def _search_level(self, level: Bytes) -> tuple[list[Detection], FacePixels]:
         """Detections in pixels of the level, several of each face, and the pixels behind them."""
@@ -208,17 +270,66 @@ def levels(image: Bytes, config: DetectorConfig, multiple: int) -> Iterator[tupl
         first, wanted = False, wanted / config.ratio
 
 
-def _in_photo(found: Detection, scale: Floats, corner: Floats | float = 0.0) -> Detection:
-    """A detection on a level, in the photo: (2,) ``scale`` pixels for one, from ``corner`` on."""
-    assert found.pose is not None
-    box, pose, mean = found.box, found.pose, float(scale.mean())
-    low = np.array([box.x0, box.y0]) * scale + corner
-    high = np.array([box.x1, box.y1]) * scale + corner
-    centre = pose.centre * scale + corner
-    return Detection(
-        Box(*low.tolist(), *high.tolist()),
-        found.score,
-        FaceState(pose.scale * mean, pose.rotation, centre, pose.coefficients),
+def tiles(shape: tuple[int, ...], config: DetectorConfig) -> list[tuple[slice, slice]]:
+    """Rows and columns of tiles that cover an image of this ``shape``.
+
+    Neighbours share at least ``tile_overlap`` pixels.
+    """
+
+    def along(length: int) -> list[slice]:
+        step = config.tile - config.tile_overlap
+        count = max(-(-(length - config.tile_overlap) // step), 1)
+        side = min(length, config.tile)
+        starts = np.linspace(0, length - side, count).astype(int).tolist()
+        return [slice(start, start + side) for start in starts]
+
+    return list(product(along(shape[0]), along(shape[1])))
+
+
+def _tiled_sides(shape: tuple[int, ...], config: DetectorConfig) -> list[float]:
+    """The longer sides, by rising size, at which a photo of this ``shape`` is cut into tiles."""
+    side, sides = float(min(max(shape[:2]), config.tiled_longest)), list[float]()
+    while side > config.untiled:
+        sides.insert(0, side)
+        side /= 2
+    return sides
+
+
+def _inside(px: Floats, part: tuple[slice, slice]) -> Bools:
+    """(N,) which of (N, 2) pixels lie in these rows and columns."""
+    low, high = [part[1].start, part[0].start], [part[1].stop, part[0].stop]
+    return np.asarray(((px >= low) & (px < high)).all(1))
+
+
+def _whole(
+    centre: Floats, part: tuple[slice, slice], shape: tuple[int, ...], config: DetectorConfig
+) -> bool:
+    """Whether a face about (2,) ``centre`` is far from the inner edges of a tile of an image.
+
+    The faces that a tile cuts lie whole in its neighbour.
+    """
+    edge = config.tile_overlap / 2
+    return all(
+        (along.start == 0 or at >= along.start + edge)
+        and (along.stop == length or at <= along.stop - edge)
+        for at, along, length in zip(centre[::-1], part, shape[:2], strict=True)
+    )
+
+
+def _known(one: Detection, found: Sequence[Detection]) -> bool:
+    """Whether a detection shows a face that is ``found``.
+
+    A large and unlikely one does not hide a small one within it.
+    """
+    corners = np.array([one.box.x0, one.box.y0, one.box.x1, one.box.y1])
+    return any(
+        same_face(one.box, other.box)
+        and (
+            other.score >= one.score
+            or overlap(corners, np.array([other.box.x0, other.box.y0, other.box.x1, other.box.y1]))
+            >= OVERLAP
+        )
+        for other in found
     )
 
 
