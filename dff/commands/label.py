@@ -32,9 +32,9 @@ def label(
 ) -> None:
     """Label photos: write a .pts file of landmarks beside each, as `dff synthesize` needs it.
 
-    The largest face of each photo is labelled. Photos that have a .pts or .mat file are left alone,
-    so running the command again completes a stopped one. Near-duplicates among the photos are
-    reported at the end.
+    The surest face of each photo is labelled, with a warning where there are several. Photos that
+    have a .pts or .mat file are left alone, so running the command again completes a stopped one.
+    Near-duplicates among the photos are reported at the end.
 
     [dim]Examples:[/dim]
 

@@ -50,12 +50,12 @@ def label_photos(
 ) -> Iterator[PhotoLabel]:
     """Label every photo that has no landmarks, ``workers`` photos at a time.
 
-    Yields the outcomes in the order of the keys; no photo stops the others. The largest face of a
-    photo is labelled. Faces of a confidence below ``confidence`` (0 to 1) are not, since wrong
-    labels spoil the training data, nor are photos whose names differ in their suffix only. Photos
-    with a ``.pts`` or ``.mat`` file are left alone, so running again completes a stopped run. Files
-    that are no images are named in the log. Raises BadPhoto when the storage holds no photo, and as
-    the storage does.
+    Yields the outcomes in the order of the keys; no photo stops the others. The face of the highest
+    confidence is labelled, with a warning where a photo shows several. Faces of a confidence below
+    ``confidence`` (0 to 1) are not, since wrong labels spoil the training data, nor are photos
+    whose names differ in their suffix only. Photos with a ``.pts`` or ``.mat`` file are left alone,
+    so running again completes a stopped run. Files that are no images are named in the log. Raises
+    BadPhoto when the storage holds no photo, and as the storage does.
     """
     listing = find_photos(storage)
     if listing.passed_over:
@@ -98,19 +98,24 @@ def find_duplicate_photos(storage: Storage) -> tuple[tuple[str, ...], ...]:
 
 
 def find_landmarks(data: bytes, aligner: PhotoAligner, *, confidence: float) -> tuple[Floats, str]:
-    """(68, 2) landmarks of an image file's largest face, 2D scheme, in stored pixels; a warning.
+    """(68, 2) landmarks of an image file's surest face, 2D scheme, and a warning or "".
 
-    Label files count in stored pixels, before the EXIF orientation that alignment applies. Raises
-    BadPhoto with the reason why there are none.
+    Among faces whose confidences agree to a hundredth the largest counts. Label files count in
+    stored pixels, before the EXIF orientation that alignment applies. Raises BadPhoto with the
+    reason why there are none.
     """
     image = decode_image(data)
     faces = aligner.align(image.pixels)
     if not faces:
         raise BadPhoto("no face found")
-    face = max(faces, key=lambda face: face.camera.scale)
+    face = max(faces, key=lambda face: (round(face.face_confidence, 2), face.camera.scale))
     if face.failed:
         raise BadPhoto(face.reason)
     if face.face_confidence < confidence:
         raise BadPhoto(f"confidence {face.face_confidence:.2f} is below {confidence:g}")
     points, mirrored = as_stored(data, face.landmarks_2d)
-    return points[MIRROR] if mirrored else points, image.warning
+    warnings = [image.warning] if image.warning else []
+    if len(faces) > 1:
+        x, y = face.box.centre
+        warnings.append(f"{len(faces)} faces found; the one at {x:.0f},{y:.0f} is labelled")
+    return points[MIRROR] if mirrored else points, "; ".join(warnings)

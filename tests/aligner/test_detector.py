@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.alignment import CalibrationFeatures
 from dff.aligner.config import DetectorConfig
 from dff.aligner.detection import Detection, distinct, overlap, same_face
-from dff.aligner.detector import DescriptorDetector, FacePixels, levels, unexplained
+from dff.aligner.detector import DescriptorDetector, FacePixels, levels, tiles, unexplained
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import geodesic_degrees
 from dff.face.model.morphable import MorphableModel
+from dff.face.solve.gauss_newton import FaceState
 from dff.infra.images import decode
 from dff.infra.landmark_files import parse_mat, parse_pts
 from tests.aligner.oracle import PositionCode, Scene, make_scene
@@ -296,3 +299,79 @@ def test_threads_may_share_a_detector(shared: Path, shipped: Aligner) -> None:
 def test_a_search_of_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match="ratio"):
         DetectorConfig(ratio=1.0)
+
+
+@pytest.mark.parametrize("shape", [(900, 2048, 3), (4000, 6000, 3), (1024, 1024, 3), (30, 5000, 3)])
+def test_tiles_cover_a_photo_and_overlap(shape: tuple[int, int, int]) -> None:
+    config = DetectorConfig()
+    parts = tiles(shape, config)
+    for axis in (0, 1):
+        along = sorted({(part[axis].start, part[axis].stop) for part in parts})
+        assert along[0][0] == 0
+        assert along[-1][1] == shape[axis]
+        assert all(stop - start <= config.tile for start, stop in along)
+        assert all(a[1] - b[0] >= config.tile_overlap for a, b in pairwise(along))
+
+
+def test_small_faces_of_a_large_photo_are_found(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    """Faces of 36 pixels, also where tiles meet; shrunk with the photo they would be 14."""
+    scene = scene_of(open_head, code, face=36.0, yaw=20.0)
+    photo = np.zeros((1500, 2600, 3), np.uint8)
+    side, truth = len(scene.image), []
+    for x, y in ((60, 40), (840, 700), (1200, 1000), (2450, 1350)):
+        photo[y : y + side, x : x + side] = scene.image
+        truth.append(moved(scene.box, x, y))
+    found = oracle_aligner.detector.find(photo)
+    assert len(found) == len(truth)
+    for box in truth:
+        assert max(overlap(corners(box), corners(one.box)) for one in found) > 0.65
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_face_in_a_turned_photo_is_found_where_it_is(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode, turns: int
+) -> None:
+    scene = scene_of(open_head, code, face=70.0, yaw=25.0)
+    photo = np.zeros((300, 420, 3), np.uint8)
+    side = len(scene.image)
+    photo[40 : 40 + side, 150 : 150 + side] = scene.image
+    turned = np.ascontiguousarray(np.rot90(photo, -turns))
+    marks = np.add(scene.landmarks, [150.0, 40.0])
+    for turn in range(turns):  # the same quarter turns, clockwise, of the true landmarks
+        marks = np.column_stack([photo.shape[turn % 2] - marks[:, 1], marks[:, 0]])
+
+    class UprightFaces:
+        """Detects no face that is turned by more than 45 degrees, as the shipped network."""
+
+        def find(self, image: Bytes) -> list[Detection]:
+            found = oracle_aligner.detector.find(image)
+            return [one for one in found if one.pose is not None and _is_upright(one.pose)]
+
+    def aligner(*, quarter_turns: bool) -> Aligner:
+        return Aligner(
+            oracle_aligner.net,
+            oracle_aligner.anchors,
+            open_head,
+            detector=UprightFaces(),
+            config=replace(oracle_aligner.config, quarter_turns=quarter_turns),
+        )
+
+    assert aligner(quarter_turns=False).align(turned) == []
+    (face,) = aligner(quarter_turns=True).align(turned)
+    off = np.linalg.norm(face.landmarks_3d[:, :2] - marks, axis=1).mean()
+    assert off < 0.06 * Box.around(marks).size
+
+
+def _is_upright(pose: FaceState) -> bool:
+    return float(pose.rotation[0, 1, 1]) < -0.7
+
+
+def test_what_shows_no_landmark_or_looks_away_is_no_face(oracle_aligner: Aligner) -> None:
+    features = CalibrationFeatures(np.zeros(5), np.zeros((68, 9)), np.asarray(False))
+    facing, away, seen = np.diag([1.0, -1.0, -1.0]), np.eye(3), np.ones(68)
+    assert oracle_aligner._reject(features, 0.9, seen, facing) == ""
+    assert "0 of 68" in oracle_aligner._reject(features, 0.9, 0.1 * seen, facing)
+    assert "turned away" in oracle_aligner._reject(features, 0.9, seen, away)
+    assert "confidence 0.40" in oracle_aligner._reject(features, 0.4, seen, facing)

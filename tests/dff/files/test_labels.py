@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from dff.face.errors import BadPhoto
+from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import MIRROR
 from dff.face.model.morphable import MorphableModel
 from dff.files.labels import PhotoLabel, find_duplicate_photos, label_photos
-from dff.infra.landmark_files import format_pts
+from dff.infra.landmark_files import format_pts, parse_pts
 from dff.infra.storage import open_storage
 from dff.pipeline.recovery.photos import list_photos, read_photo
 from tests.aligner.image_files import encoded, turned, with_exif
@@ -185,3 +186,31 @@ def test_near_duplicates_are_found(tmp_path: Path) -> None:
 def test_a_place_without_photos_is_named(tmp_path: Path, toy_model: MorphableModel) -> None:
     with pytest.raises(BadPhoto, match="no photo in"):
         labelled(tmp_path, toy_model)
+
+
+def test_the_surest_of_several_faces_is_labelled_with_a_warning(
+    tmp_path: Path, toy_model: MorphableModel
+) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    small, large = Box(10, 10, 20, 20), Box(20, 20, 60, 60)
+
+    class Crowd(KnownAligner):
+        chances: tuple[float, float]
+
+        def align(self, image, boxes=None):  # type: ignore[no-untyped-def]
+            found = super().align(image, [large, small])
+            return [
+                replace(face, face_confidence=c)
+                for face, c in zip(found, self.chances, strict=True)
+            ]
+
+    for chances, chosen in (((0.82, 0.99), small), ((0.994, 0.991), large)):
+        (tmp_path / "a.pts").unlink(missing_ok=True)
+        storage = open_storage(str(tmp_path))
+        crowd = Crowd(toy_model)
+        crowd.chances = chances
+        (label,) = label_photos(storage, crowd, confidence=0.5)
+        assert label.reason == ""
+        assert "2 faces found" in label.warning
+        points = parse_pts((tmp_path / "a.pts").read_bytes())
+        assert abs(np.ptp(points[:, 0]) / chosen.width - 1.0) < 0.05
