@@ -1,8 +1,12 @@
 """Faces tracked from frame to frame: each begins where it was, and is smoothed over time.
 
 A frame's alignments begin from the last frame's, so that nothing is detected and mostly one pass is
-enough. The whole frame is searched when a face is lost, when the shot changes, and now and then for
-faces that came in.
+enough. The whole frame is searched when a face is lost, when the shot may have changed, and now and
+then for faces that came in.
+
+A track never changes its person. Where the frame changes unusually, as at a cut, a face keeps its
+number only if it looks like its track's person (``dff.aligner.appearance``); a face that was hidden
+or lost for some seconds gets its number back on the same condition.
 
 Smoothing is the One Euro filter (Casiez, Roussel and Vogel 2012), a low-pass whose cutoff rises
 with speed: a face at rest stands still, a moving one is not held back. Speeds are face sizes a
@@ -12,7 +16,7 @@ mesh, pose and landmarks remain one answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -20,6 +24,7 @@ import numpy as np
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, Pose, place_landmarks
+from dff.aligner.appearance import Appearance, AppearanceMeter
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.detection import same_face
 from dff.face.arrays import Bytes, Floats
@@ -150,17 +155,30 @@ class Tracked:
     raw: Alignment  # as it was found, before smoothing
 
 
+@dataclass
+class Track:
+    """A person who is followed, or remembered."""
+
+    number: int
+    face: Alignment
+    appearance: Appearance
+    time: float  # seconds, of the frame that showed the face
+    smoother: Smoother | None = None
+
+
 class Tracker:
     """Tracks the faces of a video, given frame by frame."""
 
     def __init__(self, aligner: Aligner, *, config: TrackingConfig | None = None) -> None:
         self.aligner, self.config = aligner, config or TrackingConfig()
-        self.tracks: dict[int, Alignment] = {}
-        self.smoothers: dict[int, Smoother] = {}
+        self.meter = AppearanceMeter(aligner.model)
+        self.tracks: dict[int, Track] = {}  # by number: those that the last frame shows
+        self.lost: dict[int, Track] = {}  # and those that are remembered
         self.time = -np.inf  # seconds, of the last frame
         self.searched = -np.inf  # and of the last search
         self.count = 0  # of tracks
         self.thumbnail: Floats | None = None
+        self.usual_change = 0.0  # levels: running mean of the change between frames
 
     def step(self, frame: Bytes, time: float) -> list[Tracked]:
         """The faces of the next (H, W, 3) uint8 RGB frame, taken at ``time`` in seconds.
@@ -170,63 +188,138 @@ class Tracker:
         if not (np.isfinite(time) and time > self.time):
             raise ValueError(f"the times of frames increase: {time} s comes after {self.time} s")
         self.time = time
-        if self._is_cut(frame):
-            self.tracks.clear()
-            self.smoothers.clear()
-        known = self.tracks
-        kept = self._track(frame, known)
-        due = time - self.searched > self.config.search_interval - CLOCK_ERROR
-        if not kept or len(kept) < len(known) or due:
+        cut = self._may_be_cut(frame)
+        seen = self._follow(frame, strict=cut)
+        lost = {number: track for number, track in self.tracks.items() if number not in seen}
+        self.lost = {
+            number: track
+            for number, track in (self.lost | lost).items()
+            if time - track.time <= self.config.memory
+        }
+        interval = self.config.lost_interval if self.lost else self.config.search_interval
+        due = time - self.searched > min(interval, self.config.search_interval) - CLOCK_ERROR
+        if cut or not seen or lost or due:
             self.searched = time
-            lost = {track: face for track, face in known.items() if track not in kept}
-            kept |= self._search(frame, kept, lost)
-        self.tracks = kept
-        self.smoothers = {track: one for track, one in self.smoothers.items() if track in kept}
+            seen |= self._search(frame, seen, strict=cut)
+        self.tracks = {number: self._updated(number, *seen[number]) for number in sorted(seen)}
         return [
-            Tracked(track, self._smoothed(track, face), face)
-            for track, face in sorted(kept.items())
+            Tracked(number, self._smoothed(track), track.face)
+            for number, track in self.tracks.items()
         ]
 
-    def _track(self, frame: Bytes, known: dict[int, Alignment]) -> dict[int, Alignment]:
-        """The known faces that align where they were, each face once."""
-        kept: dict[int, Alignment] = {}
-        found = self.aligner.track([frame], [[*known.values()]])[0]
-        for track, face in zip(known, found, strict=True):
-            if not face.failed and not _among(face, [*kept.values()]):
-                kept[track] = face
+    def _follow(self, frame: Bytes, *, strict: bool) -> dict[int, tuple[Alignment, Appearance]]:
+        """The faces of the last frame that align where they were, each face once.
+
+        A face that two tracks come to belongs to the one whose person it looks like. One that has
+        become another person is lost; ``strict``: unless it is clearly the same one.
+        """
+        before = [*self.tracks.values()]
+        found = self.aligner.track([frame], [[track.face for track in before]])[0]
+        some: list[tuple[float, Track, Alignment, Appearance]] = []
+        for track, face in zip(before, found, strict=True):
+            if not face.failed:
+                appearance = self.meter.measure(frame, face)
+                if self._is_same(track, appearance) if strict else self._may_be(track, appearance):
+                    some.append((_agreement(track, appearance), track, face, appearance))
+        kept: dict[int, tuple[Alignment, Appearance]] = {}
+        for _, track, face, appearance in sorted(some, key=lambda one: -one[0]):
+            if not _among(face, [other for other, _ in kept.values()]):
+                kept[track.number] = face, appearance
         return kept
 
     def _search(
-        self, frame: Bytes, kept: dict[int, Alignment], lost: dict[int, Alignment]
-    ) -> dict[int, Alignment]:
-        """Faces of the whole frame beside those ``kept``; a ``lost`` one keeps its number."""
-        found: dict[int, Alignment] = {}
+        self, frame: Bytes, seen: Mapping[int, tuple[Alignment, Appearance]], *, strict: bool
+    ) -> dict[int, tuple[Alignment, Appearance]]:
+        """Faces of the whole frame beside those ``seen``; remembered ones keep their numbers."""
+        known = [face for face, _ in seen.values()]
+        new: list[tuple[Alignment, Appearance]] = []
         for face in self.aligner.align(frame):
-            if _among(face, [*kept.values(), *found.values()]):
-                continue
-            again = next((track for track, old in lost.items() if _among(face, [old])), None)
-            if again is None:
-                again, self.count = self.count, self.count + 1
-            lost.pop(again, None)
-            found[again] = face
-        return found
+            if not _among(face, known):
+                known.append(face)
+                new.append((face, self.meter.measure(frame, face)))
+        pairs = sorted(
+            (
+                (_agreement(track, appearance), track.number, i)
+                for i, (face, appearance) in enumerate(new)
+                for track in self.lost.values()
+                if self._returns(track, face, appearance, strict=strict)
+            ),
+            reverse=True,
+        )
+        numbers: dict[int, int] = {}
+        for _, number, i in pairs:
+            if i not in numbers and number not in numbers.values():
+                numbers[i] = number
+        for i in range(len(new)):
+            if i not in numbers:
+                numbers[i], self.count = self.count, self.count + 1
+        return {numbers[i]: one for i, one in enumerate(new)}
 
-    def _smoothed(self, track: int, face: Alignment) -> Alignment:
+    def _returns(
+        self, track: Track, face: Alignment, appearance: Appearance, *, strict: bool
+    ) -> bool:
+        """Whether a face that was found is the person of a lost track."""
+        away = self.time - track.time
+        if not strict and away <= self.config.lost_interval and _among(face, [track.face]):
+            return self._may_be(track, appearance)
+        old, new = (Box.around(one.landmarks_3d[:, :2]) for one in (track.face, face))
+        distance = float(np.linalg.norm(new.centre - old.centre)) / max(old.size, new.size)
+        near = distance <= 1.0 + self.config.reach * away
+        return near and self._is_same(track, appearance)
+
+    def _is_same(self, track: Track, appearance: Appearance) -> bool:
+        """Whether the appearance is clearly that of the track's person."""
+        return (
+            track.appearance.texture_agreement(appearance) >= self.config.same_texture
+            and track.appearance.identity_agreement(appearance) >= self.config.same_identity
+        )
+
+    def _may_be(self, track: Track, appearance: Appearance) -> bool:
+        """Whether the appearance is not clearly that of another person."""
+        return (
+            track.appearance.texture_agreement(appearance) >= self.config.other_texture
+            or track.appearance.identity_agreement(appearance) >= self.config.other_identity
+        )
+
+    def _updated(self, number: int, face: Alignment, appearance: Appearance) -> Track:
+        """The track of a face that this frame shows."""
+        old = self.tracks.get(number) or self.lost.pop(number, None)
+        self.lost.pop(number, None)
+        if old is None:
+            return Track(number, face, appearance, self.time)
+        away = self.time - old.time
+        share = 1.0 - float(np.exp(-away / max(self.config.learning, CLOCK_ERROR)))
+        smoother = old.smoother if away <= self.config.restart else None
+        return Track(number, face, old.appearance.blended(appearance, share), self.time, smoother)
+
+    def _smoothed(self, track: Track) -> Alignment:
         if self.config.smoothing is None:
-            return face
-        if track not in self.smoothers:
-            self.smoothers[track] = Smoother(
+            return track.face
+        if track.smoother is None:
+            track.smoother = Smoother(
                 self.aligner.model,
                 self.config.smoothing,
                 landmark_offsets=self.aligner.landmark_offsets,
             )
-        return self.smoothers[track](face, self.time)
+        return track.smoother(track.face, track.time)
 
-    def _is_cut(self, frame: Bytes) -> bool:
-        """Whether the frame begins another shot."""
-        grey = cv2.resize(frame, self.config.thumbnail, interpolation=cv2.INTER_AREA).mean(2)
-        before, self.thumbnail = self.thumbnail, grey
-        return before is not None and float(np.abs(grey - before).mean()) > self.config.cut
+    def _may_be_cut(self, frame: Bytes) -> bool:
+        """Whether the frame may begin another shot: it differs from the last one unusually."""
+        small = cv2.resize(frame, self.config.thumbnail, interpolation=cv2.INTER_AREA)
+        before, self.thumbnail = self.thumbnail, small.astype(np.float64)
+        if before is None:
+            return False
+        change = float(np.abs(self.thumbnail - before).mean())
+        usual = self.usual_change
+        cut = change > max(self.config.least_cut, self.config.cut_ratio * usual)
+        self.usual_change = usual + 0.2 * (min(change, self.config.cut) - usual)
+        return cut or change > self.config.cut
+
+
+def _agreement(track: Track, appearance: Appearance) -> float:
+    """How well an appearance fits a track's person; more is better."""
+    known = track.appearance
+    return known.texture_agreement(appearance) + known.identity_agreement(appearance)
 
 
 def _among(face: Alignment, others: Sequence[Alignment]) -> bool:

@@ -1,0 +1,101 @@
+"""What distinguishes people in a film: the identity of the fitted face, and its brightness.
+
+Two measures of one person agree in both: the cosine between the coefficients of identity, and the
+correlation of the blurred brightness at the points of the mesh that face the camera in both
+images. The first knows no light, the second no error of the fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from dff.aligner.alignment import Alignment
+from dff.face.arrays import Array, Bytes, Float, Ints
+from dff.face.geometry.camera import Box
+from dff.face.geometry.interpolation import bilinear
+from dff.face.geometry.mesh import vertex_normals
+from dff.face.model.morphable import MorphableModel
+
+POINTS = 600  # of the mesh whose brightness is compared
+SIDE = 64  # pixels that a face is shrunk to before it is compared
+BLUR = 2.5  # of these pixels, standard deviation
+DARK = 8.0  # grey levels added before the logarithm: noise of dark pixels counts little
+SHARED = 0.05  # mean weight of the points below which two views have too little in common
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """What a face looks like, whatever its pose. Two are comparable if of one model."""
+
+    identity: Float[Array, " identities"]  # standard deviations
+    brightness: Float[Array, " points"]  # logarithm of grey levels
+    weight: Float[Array, " points"]  # 0 to 1: how far a point faces the camera
+
+    def texture_agreement(self, other: Appearance) -> float:
+        """Correlation (-1 to 1) of the brightness; 1 where too few points are seen in both."""
+        weight = self.weight * other.weight
+        if weight.mean() < SHARED:
+            return 1.0
+        weight = weight / weight.sum()
+        a = self.brightness - weight @ self.brightness
+        b = other.brightness - weight @ other.brightness
+        spread = float(np.sqrt((weight @ a**2) * (weight @ b**2)))
+        return float(weight @ (a * b)) / spread if spread > 1e-9 else 1.0
+
+    def identity_agreement(self, other: Appearance) -> float:
+        """Cosine (-1 to 1) between the identities; 1 where one is the mean face."""
+        lengths = float(np.linalg.norm(self.identity) * np.linalg.norm(other.identity))
+        return float(self.identity @ other.identity) / lengths if lengths > 1e-9 else 1.0
+
+    def blended(self, new: Appearance, share: float) -> Appearance:
+        """This appearance with a ``share`` (0 to 1) of a new one of the same person."""
+        weight = (1 - share) * self.weight + share * new.weight
+        both = (1 - share) * self.weight * self.brightness + share * new.weight * new.brightness
+        brightness = np.where(weight > 1e-9, both / np.maximum(weight, 1e-9), new.brightness)
+        identity = (1 - share) * self.identity + share * new.identity
+        return Appearance(identity, brightness, weight)
+
+
+class AppearanceMeter:
+    """Measures the appearance of faces of one model."""
+
+    def __init__(self, model: MorphableModel) -> None:
+        self.model = model
+        self.points = _face_points(model)
+
+    def measure(self, image: Bytes, face: Alignment) -> Appearance:
+        """The appearance of a face of an (H, W, 3) uint8 RGB image."""
+        normals = vertex_normals(face.vertices, self.model.faces)[self.points]
+        weight = np.clip(-(normals @ face.cam_from_head.rotation.T)[:, 2], 0.0, None)
+        px = face.vertices_px[self.points, :2]
+        height, width = image.shape[:2]
+        inside = ((px >= 0) & (px <= (width, height))).all(1)
+        weight = weight * inside
+        if not inside.any():
+            return Appearance(face.coefficients.identity, np.zeros(len(px)), weight)
+        low = np.clip(np.floor(px[inside].min(0)), 0, (width - 1, height - 1)).astype(int)
+        high = np.maximum(np.ceil(px[inside].max(0)).astype(int), low + 1)
+        crop = image[low[1] : high[1], low[0] : high[0]]
+        shrink = min(SIDE / Box.around(face.landmarks_3d[:, :2]).size, 1.0)
+        size = (
+            max(round(crop.shape[1] * shrink), 1),
+            max(round(crop.shape[0] * shrink), 1),
+        )
+        small = cv2.resize(crop, size, interpolation=cv2.INTER_AREA).mean(2)
+        small = cv2.GaussianBlur(small, (0, 0), BLUR, borderType=cv2.BORDER_REPLICATE)
+        at = (px - low) * (np.array(size) / (crop.shape[1], crop.shape[0]))
+        brightness = np.log(bilinear(small[..., None], at)[:, 0] + DARK)
+        return Appearance(face.coefficients.identity, brightness, weight)
+
+
+def _face_points(model: MorphableModel) -> Ints:
+    """Vertices about the landmarks: face and forehead, without neck, ears and the back."""
+    marks = model.template[model.landmarks.vertex]
+    centre, size = marks.mean(0), np.ptp(marks, axis=0)
+    off = np.abs(model.template - centre)
+    near = (off[:, 0] < 0.55 * size[0]) & (off[:, 1] < 0.75 * size[1])
+    places = np.flatnonzero(near)
+    return np.asarray(places[:: max(len(places) // POINTS, 1)], dtype=np.int64)
