@@ -162,7 +162,8 @@ class Track:
     number: int
     face: Alignment
     appearance: Appearance
-    time: float  # seconds, of the frame that showed the face
+    time: float  # seconds, of the last frame that showed the face
+    begin: float  # and of the first one
     smoother: Smoother | None = None
 
 
@@ -201,6 +202,7 @@ class Tracker:
         if cut or not seen or lost or due:
             self.searched = time
             seen |= self._search(frame, seen, strict=cut)
+        seen = self._recognised(seen)
         self.tracks = {number: self._updated(number, *seen[number]) for number in sorted(seen)}
         return [
             Tracked(number, self._smoothed(track), track.face)
@@ -255,6 +257,29 @@ class Tracker:
                 numbers[i], self.count = self.count, self.count + 1
         return {numbers[i]: one for i, one in enumerate(new)}
 
+    def _recognised(
+        self, seen: Mapping[int, tuple[Alignment, Appearance]]
+    ) -> dict[int, tuple[Alignment, Appearance]]:
+        """The faces, where a later track of a lost person gets that person's number.
+
+        Too little is seen at first of one who comes out from behind another.
+        """
+        numbers = {number: number for number in seen}
+        taken: set[int] = set()
+        for number, (face, appearance) in seen.items():
+            track = self.tracks.get(number)
+            for lost in self.lost.values():
+                later = track is not None and track.begin > lost.time
+                if (
+                    later
+                    and lost.number not in taken
+                    and self._returns(lost, face, appearance, strict=True)
+                ):
+                    numbers[number] = lost.number
+                    taken.add(lost.number)
+                    break
+        return {numbers[number]: one for number, one in seen.items()}
+
     def _returns(
         self, track: Track, face: Alignment, appearance: Appearance, *, strict: bool
     ) -> bool:
@@ -286,11 +311,12 @@ class Tracker:
         old = self.tracks.get(number) or self.lost.pop(number, None)
         self.lost.pop(number, None)
         if old is None:
-            return Track(number, face, appearance, self.time)
+            return Track(number, face, appearance, self.time, self.time)
         away = self.time - old.time
         share = 1.0 - float(np.exp(-away / max(self.config.learning, CLOCK_ERROR)))
         smoother = old.smoother if away <= self.config.restart else None
-        return Track(number, face, old.appearance.blended(appearance, share), self.time, smoother)
+        known = old.appearance.blended(appearance, share)
+        return Track(number, face, known, self.time, old.begin, smoother)
 
     def _smoothed(self, track: Track) -> Alignment:
         if self.config.smoothing is None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
+from dff.aligner.appearance import AppearanceMeter
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.video import OneEuro, Tracker
 from dff.face.arrays import Bytes, Floats
@@ -155,3 +156,87 @@ def test_times_must_increase(oracle_aligner: Aligner, scene: Scene) -> None:
     for time in (1.0, 0.5, float("nan")):
         with pytest.raises(ValueError, match="times of frames increase"):
             tracker.step(scene.image, time)
+
+
+def test_half_the_frames_are_smoothed_by_their_times(oracle_aligner: Aligner, scene: Scene) -> None:
+    """A film with frames left out is smoothed by real time steps, not by frame numbers."""
+    moves = [shifted(scene.image, 2 * i) for i in range(12)]
+    config = TrackingConfig(smoothing=SmoothingConfig())
+    behind = {}
+    for step in (1, 2):
+        tracker = Tracker(oracle_aligner, config=config)
+        for i in range(0, 12, step):
+            (one,) = tracker.step(moves[i], i / RATE)
+        behind[step] = (one.raw.landmarks_3d - one.face.landmarks_3d)[:, 0].mean()
+    assert abs(behind[1] - behind[2]) < 1.0, behind
+
+
+@pytest.fixture(scope="module")
+def people(open_head: MorphableModel, code: PositionCode) -> tuple[Scene, Scene]:
+    """Two people whose frames hardly differ: only their shapes tell them apart."""
+    first, second = (
+        make_scene(open_head, code, yaw=yaw, rng=np.random.default_rng(seed))
+        for yaw, seed in ((20.0, 3), (15.0, 9))
+    )
+    return first, second
+
+
+def test_a_cut_to_another_person_at_the_same_place_begins_a_track(
+    oracle_aligner: Aligner, people: tuple[Scene, Scene]
+) -> None:
+    frames = [people[0].image] * 4 + [people[1].image] * 4
+    change = np.abs(frames[4].astype(int) - frames[3]).mean()
+    assert change < 30.0  # levels: less than any fixed threshold of cut detectors
+    tracker = Tracker(oracle_aligner)
+    tracks = [[one.track for one in tracker.step(f, i / RATE)] for i, f in enumerate(frames)]
+    assert tracks == [[0]] * 4 + [[1]] * 4
+
+
+def test_all_faces_of_a_new_shot_appear_in_its_first_frame(
+    oracle_aligner: Aligner, people: tuple[Scene, Scene]
+) -> None:
+    empty = np.zeros_like(people[0].image)
+    before, after = (np.hstack([people[0].image, one]) for one in (empty, people[1].image))
+    tracker = Tracker(oracle_aligner)
+    found = [tracker.step(f, i / RATE) for i, f in enumerate([before] * 3 + [after] * 2)]
+    assert [[one.track for one in faces] for faces in found] == [[0]] * 3 + [[0, 1]] * 2
+
+
+def test_a_hidden_face_gets_its_number_back(
+    oracle_aligner: Aligner, people: tuple[Scene, Scene]
+) -> None:
+    both = np.hstack([one.image for one in people])
+    alone = both.copy()
+    alone[:, people[0].image.shape[1] :] = 0
+    config = TrackingConfig(memory=2.0)
+    for hidden, same in ((24, True), (60, False)):  # frames
+        tracker = Tracker(oracle_aligner, config=config)
+        films = [both] * 2 + [alone] * 2 + [both] * 2
+        times = [0, 1, 2, 1 + hidden // 2, 2 + hidden, 3 + hidden]
+        tracks = [
+            {
+                one.track: one.face.landmarks_3d[:, 0].mean() > people[0].image.shape[1]
+                for one in tracker.step(frame, time / RATE)
+            }
+            for frame, time in zip(films, times, strict=True)
+        ]
+        assert [len(some) for some in tracks] == [2, 2, 1, 1, 2, 2]
+        assert (tracks[-1] == tracks[0]) is same, (hidden, tracks)
+
+
+def test_appearance_knows_people_apart(
+    oracle_aligner: Aligner, people: tuple[Scene, Scene]
+) -> None:
+    meter = AppearanceMeter(oracle_aligner.model)
+    (first,), (moved,), (second,) = (
+        oracle_aligner.align(image)
+        for image in (people[0].image, shifted(people[0].image, 9), people[1].image)
+    )
+    a = meter.measure(people[0].image, first)
+    b = meter.measure(shifted(people[0].image, 9), moved)
+    c = meter.measure(people[1].image, second)
+    assert a.texture_agreement(b) > 0.95
+    assert a.identity_agreement(b) > 0.9
+    assert a.identity_agreement(c) < 0.5
+    blended = a.blended(b, 0.5)
+    np.testing.assert_allclose(blended.identity, (a.identity + b.identity) / 2)
