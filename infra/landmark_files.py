@@ -17,6 +17,7 @@ import scipy.io
 from dff.face.arrays import Array, Float, Floats
 from dff.face.errors import BadLandmarks
 
+LANDMARK_SUFFIXES = (".pts", ".mat")  # the first that lies beside a photo counts
 FROM_ONE = -0.5  # added to a coordinate that counts the first pixel's centre as 1
 FROM_ZERO = 0.5
 

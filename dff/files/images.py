@@ -12,6 +12,7 @@ from pathlib import Path
 from dff.face.errors import BadPhoto
 from dff.infra.image_listing import IMAGE_SUFFIXES, describe_passed_over, find_other_kind
 from dff.infra.images import HEAD
+from dff.infra.landmark_files import LANDMARK_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class FoundImages:
     """What some places hold."""
 
     images: tuple[Path, ...]  # folders sorted by path
-    passed_over: tuple[str, ...]  # the other files in the folders, named
+    passed_over: tuple[str, ...]  # the other files in the folders, but for images' landmarks
 
 
 def list_images(places: Iterable[Path]) -> list[Path]:
@@ -37,7 +38,7 @@ def find_images(places: Iterable[Path], *, without: Collection[Path] = ()) -> Fo
     some = list(places)
     results = {path.resolve() for path in without} - {place.resolve() for place in some}
     found: dict[Path, None] = {}
-    others: list[str] = []
+    others: dict[Path, str] = {}
     for place in some:
         if place.is_dir():
             for path, trouble in sorted(_walk(place, results, frozenset())):
@@ -45,16 +46,24 @@ def find_images(places: Iterable[Path], *, without: Collection[Path] = ()) -> Fo
                 if other is None:
                     found[path] = None
                 else:
-                    others.append(other)
+                    others[path] = other
         elif place.is_file():
             found[place] = None
         else:
             raise BadPhoto(f"{place} is neither a file nor a folder")
     if not found:
-        passed = f"; {describe_passed_over(others)}" if others else ""
+        passed = f"; {describe_passed_over([*others.values()])}" if others else ""
         known = ", ".join(sorted(IMAGE_SUFFIXES))
         raise BadPhoto(f"no image ({known}) in {', '.join(map(str, some))}{passed}")
-    return FoundImages(tuple(found), tuple(others))
+    stems = {path.with_suffix("") for path in found}
+    return FoundImages(
+        tuple(found),
+        tuple(
+            text
+            for path, text in others.items()
+            if path.suffix.lower() not in LANDMARK_SUFFIXES or path.with_suffix("") not in stems
+        ),
+    )
 
 
 def _walk(

@@ -14,7 +14,7 @@ from dff.infra.redaction import hide_secrets
 from dff.infra.storage.folder import LocalStorage
 from dff.infra.storage.protocol import WITH_CREDENTIALS, ObjectInfo, S3Access, Storage, check_key
 
-__all__ = ["LocalStorage", "ObjectInfo", "WITH_CREDENTIALS", "S3Access", "Storage", "open_storage"]
+__all__ = ["WITH_CREDENTIALS", "LocalStorage", "ObjectInfo", "S3Access", "Storage", "open_storage"]
 
 
 def open_storage(

@@ -23,7 +23,7 @@ from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadLandmarks, BadPhoto
 from dff.infra.image_listing import find_other_kind
 from dff.infra.images import decode_image
-from dff.infra.landmark_files import parse_mat, parse_pts
+from dff.infra.landmark_files import LANDMARK_SUFFIXES, parse_mat, parse_pts
 from dff.infra.split import PERSONS, SplitGroups, default_group, find_split_groups
 from dff.infra.storage import Storage
 
@@ -31,7 +31,6 @@ Scheme = Literal["2d", "3d"]
 
 _log = logging.getLogger(__name__)
 
-LANDMARK_SUFFIXES = (".pts", ".mat")  # the first that lies beside a photo counts
 READERS = 8  # threads that read files whose names don't say whether they are images
 MIN_SIDE = 16
 FAR_OUTSIDE = 0.5  # of the image's longer side: how far beyond the border a landmark may be guessed

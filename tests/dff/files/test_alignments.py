@@ -267,6 +267,7 @@ def test_images_are_found_by_content_and_the_other_files_named(
     (folder / "old").write_bytes(encoded(np.full((4, 4, 3), 90, np.uint8), "GIF"))
     (folder / "drawn").mkdir()
     (folder / "drawn" / "a.png").write_bytes(jpeg)
+    (folder / "e.pts").touch()
     found = find_images([folder], without=[folder / "drawn"])
     assert found.images == tuple(sorted(folder / name for name in [*images, "linked/i.jpg"]))
     assert set(found.passed_over) == {
