@@ -62,7 +62,7 @@ def align(
     ] = None,
     mesh: Annotated[
         Path | None,
-        typer.Option(help="Write the mesh of each image's first face to this GLB or folder."),
+        typer.Option(help="Write the mesh of each image's first face to this GLB, OBJ or folder."),
     ] = None,
     same_person: Annotated[
         bool,
@@ -148,12 +148,14 @@ def _align_person(
     json_out: Path | None,
     mesh: Path | None,
 ) -> None:
-    from dff.aligner.mesh_file import glb
+    from dff.aligner.mesh_file import MESHES, encode_mesh
     from dff.files.alignments import align_person_files
     from dff.files.images import unique_names
-    from dff.files.outputs import write_file, write_json
+    from dff.files.outputs import check_suffix, write_file, write_json
     from dff.infra.printing import printable
 
+    if mesh:
+        check_suffix(mesh, MESHES)
     given = _read_boxes(boxes, files)
     aligner = load()
     person, lines = align_person_files(aligner, files, boxes=given)
@@ -161,7 +163,7 @@ def _align_person(
     if json_out:
         write_json(json_out, person.to_json(unique_names(files)))
     if mesh:
-        write_file(mesh, glb(person, aligner.model))
+        write_file(mesh, encode_mesh(person, aligner.model, mesh.suffix))
 
 
 def _align_images(
@@ -177,9 +179,9 @@ def _align_images(
     """Exits with status 1 when no image could be read."""
     from tqdm import tqdm
 
+    from dff.aligner.mesh_file import MESHES
     from dff.files.alignments import (
         DRAWINGS,
-        MESHES,
         AlignmentWriter,
         align_files,
         is_json_lines,

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, PersonAlignment
 from dff.aligner.draw import draw
-from dff.aligner.mesh_file import glb
+from dff.aligner.mesh_file import encode_mesh, sample_colours
 from dff.face.arrays import Array, Bytes, UInt8
 from dff.face.errors import BadPhoto
 from dff.face.geometry.camera import Box
@@ -30,7 +30,6 @@ from dff.files.outputs import append_file, write_file, write_json
 from dff.infra.images import DecodedImage, decode_image
 
 DRAWINGS = (".png", ".jpg", ".jpeg")
-MESHES = (".glb",)
 BATCH = 32  # images that are decoded and aligned together
 BATCH_BYTES = 400_000_000  # of their pixels, after which no further image is added
 
@@ -170,11 +169,16 @@ class AlignmentWriter:
             place = self.drawings[result.path]
             write_file(place, encode_drawing(result.image, result.faces, self.model, place.suffix))
         if result.path in self.meshes and result.faces:
-            write_file(self.meshes[result.path], glb(result.faces[0], self.model))
+            self._write_mesh(result.faces[0], result)
         if self.json and is_json_lines(self.json):
             append_file(self.json, result.to_json_line(self.names[result.path]).encode())
         elif self.json:
             self._results.append(replace(result, image=None))
+
+    def _write_mesh(self, face: Alignment, result: ImageResult) -> None:
+        place, image = self.meshes[result.path], result.image
+        colours = None if image is None else sample_colours(face, self.model, image)
+        write_file(place, encode_mesh(face, self.model, place.suffix, colours=colours))
 
     def finish(self) -> None:
         """Write what belongs to all images together. Raises StorageError."""

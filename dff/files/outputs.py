@@ -38,6 +38,12 @@ def assign_outputs(place: Path, files: Sequence[Path], suffixes: Sequence[str]) 
     return assigned
 
 
+def check_suffix(file: Path, suffixes: Sequence[str]) -> None:
+    """Raise ValueError unless ``file`` ends in one of ``suffixes`` and is no folder."""
+    if file.suffix.lower() not in suffixes or file.is_dir():
+        raise ValueError(f"{file} should be a file that ends in {' or '.join(suffixes)}")
+
+
 def check_not_inputs(inputs: Iterable[Path | None], outputs: Iterable[Path | None]) -> None:
     """Raise ValueError when an input file would be overwritten; None stands for no file."""
     originals = {path.resolve() for path in inputs if path}

@@ -1,14 +1,8 @@
-import io
-import json
-import struct
-
 import numpy as np
 import pytest
-import trimesh
 
 from dff.aligner.align import Aligner
 from dff.aligner.draw import FAILED, draw, draw_landmarks
-from dff.aligner.mesh_file import glb
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.oracle import PositionCode, make_scene
@@ -61,17 +55,3 @@ def test_a_failed_face_is_only_its_box(oracle_aligner: Aligner, open_head: Morph
     drawn = draw(image, [face], open_head)
     assert (drawn[20, 30] == FAILED).all()
     assert not drawn[30:70, 30:70].any()
-
-
-def test_a_mesh_file_holds_the_mesh_and_its_licence(aligned, open_head: MorphableModel) -> None:
-    _, face = aligned
-    colours = np.random.default_rng(0).integers(0, 255, (len(face.vertices), 3), dtype=np.uint8)
-    data = glb(face, open_head, colours=colours)
-    scene = trimesh.load(io.BytesIO(data), file_type="glb", process=False)
-    mesh = next(iter(scene.geometry.values()))
-    assert np.allclose(mesh.vertices, face.vertices, atol=1e-6)
-    assert np.array_equal(mesh.faces, open_head.faces)
-    length = struct.unpack("<I", data[12:16])[0]
-    assert open_head.licence in json.dumps(json.loads(data[20 : 20 + length]))
-    with pytest.raises(ValueError, match="colours"):
-        glb(face, open_head, colours=colours[:5])

@@ -88,8 +88,9 @@ def test_glb_is_the_mesh_in_metres(client: TestClient, toy_model: MorphableModel
     response = post(client, encoded(pixels()), path="/v1/align.glb")
     assert response.headers["content-type"] == "model/gltf-binary"
     mesh = trimesh.load(io.BytesIO(response.content), file_type="glb", force="mesh", process=False)
-    np.testing.assert_allclose(mesh.vertices, toy_model.template, atol=1e-6)
-    np.testing.assert_array_equal(mesh.faces, toy_model.faces)
+    count = len(toy_model.template)
+    np.testing.assert_allclose(mesh.vertices[:count], toy_model.template, atol=1e-6)
+    np.testing.assert_allclose(mesh.triangles, toy_model.template[toy_model.faces], atol=1e-6)
     assert problem_of(post(client, encoded(pixels()), path="/v1/align.glb?face=1")) == (
         422,
         "no-face",

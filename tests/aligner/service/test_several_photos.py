@@ -283,7 +283,7 @@ def test_the_person_as_glb(client: TestClient, toy_model: MorphableModel) -> Non
     response = post(client, [GOOD, BLACK, GOOD], path=f"{PERSON}.glb")
     mesh = trimesh.load(io.BytesIO(response.content), file_type="glb", force="mesh", process=False)
     body = post(client, [GOOD, BLACK, GOOD], path=f"{PERSON}?mesh=1").json()
-    np.testing.assert_allclose(mesh.vertices, body["rest"], atol=1e-5)
+    np.testing.assert_allclose(mesh.vertices[: len(body["rest"])], body["rest"], atol=1e-5)
 
 
 def test_health_while_several_photos_are_aligned(toy_model: MorphableModel) -> None:

@@ -229,6 +229,33 @@ def test_no_input_file_is_overwritten(
     assert Path(named).read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("more", [(), ("--same-person",)])
+@pytest.mark.parametrize("place", ["face.ply", "face.obj.gz", "face.stl"])
+def test_other_mesh_formats_are_refused_before_the_work(
+    place: str, more: tuple[str, ...], tmp_path: Path
+) -> None:
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (90, 90)).save(photo)
+    # the weights do not exist: they would be missed if anything were loaded first
+    arguments = ["align", str(photo), *more, "--mesh", str(tmp_path / place), "--weights", "none"]
+    error = str(CliRunner().invoke(app, arguments).exception)
+    assert place in error
+    assert ".glb or .obj" in error
+
+
+def test_a_mesh_has_the_format_of_its_suffix_and_the_photo_s_colours(
+    tmp_path: Path, toy_model: MorphableModel
+) -> None:
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (90, 90), (0, 255, 51)).save(photo)
+    place = tmp_path / "out" / "face.OBJ"
+    writer = AlignmentWriter(toy_model, {photo: "a.png"}, meshes={photo: place})
+    for result in align_files(KnownAligner(toy_model), [photo]):  # type: ignore[arg-type]
+        writer.write(result)
+    (vertex, *_) = [line for line in place.read_text().splitlines() if line.startswith("v ")]
+    assert vertex.endswith(" 0.000000 1.000000 0.200000")
+
+
 def test_a_stopped_folder_is_resumed(
     folder: Path, tmp_path: Path, toy_model: MorphableModel
 ) -> None:
