@@ -174,9 +174,8 @@ def test_smoothed_faces_keep_the_offsets(oracle_aligner: Aligner, scene: Scene) 
         oracle_aligner, LandmarkOffsets(np.stack([some_offsets(np.random.default_rng(7))] * 2))
     )
     (face,) = aligner.align(scene.image, [scene.box])
-    smoothed = Smoother(
-        aligner.model, SmoothingConfig(), 25.0, landmark_offsets=aligner.landmark_offsets
-    )(face)
+    smoother = Smoother(aligner.model, SmoothingConfig(), landmark_offsets=aligner.landmark_offsets)
+    smoothed = smoother(face, 0.04)
     np.testing.assert_allclose(smoothed.landmarks_3d, face.landmarks_3d, atol=0.01)
     np.testing.assert_allclose(smoothed.landmarks_2d, face.landmarks_2d, atol=0.01)
 
