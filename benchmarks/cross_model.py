@@ -43,7 +43,7 @@ from dff.face.model.albedo import AlbedoModel
 from dff.face.model.landmarks import NAMES, OUTER_EYE_CORNERS
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import Frame, render, sample_texture, shaded, supersampled, visible
-from dff.face.solve.photometric import SKIN, Scene
+from dff.face.solve.photometric import SKIN, FaceAppearance
 from dff.pipeline.recovery.inverse import (
     HEAD_AT,
     INVERSE,
@@ -231,7 +231,7 @@ def aligned_distance(points: Floats, surface: Surface) -> float:
 
 
 def appearance(
-    known: Known, ruler: Ruler, albedo: AlbedoModel, recovery: Recovery, scene: Scene
+    known: Known, ruler: Ruler, albedo: AlbedoModel, recovery: Recovery, scene: FaceAppearance
 ) -> tuple[float, float]:
     """Errors of shading and albedo over the pixels where truth and fit both show facial skin."""
     truth, fitted = ruler.truth, ruler.fitted
@@ -260,7 +260,7 @@ def _skin(frame: Frame, model: MorphableModel) -> Bools:
     return np.asarray(chosen[frame.triangle])
 
 
-def coefficients_of(scene: Scene, model: MorphableModel) -> Coefficients:
+def coefficients_of(scene: FaceAppearance, model: MorphableModel) -> Coefficients:
     row = scene.face.coefficients[0]
     identities = len(row) - len(model.expression)
     return Coefficients(row[:identities], row[identities:])
@@ -289,7 +289,7 @@ def measure_errors(
     known: Known, ruler: Ruler, albedo: AlbedoModel
 ) -> tuple[list[float], list[float]]:
     """FIGURES of the landmarks alone and of the joint fit."""
-    scenes: list[Scene] = []
+    scenes: list[FaceAppearance] = []
     recovery = invert(
         known.photo,
         model=ruler.fitted,

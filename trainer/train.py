@@ -42,7 +42,7 @@ from dff.trainer.config import (
     to_card,
     to_dict,
 )
-from dff.trainer.data.batches import Batch, Crops, batches
+from dff.trainer.data.batches import Batch, CropDataset, batches
 from dff.trainer.data.crops import TrainingSurface, build_training_surface
 from dff.trainer.data.view_cache import ViewStore, write_view_store
 from dff.trainer.evaluation.matching import measure_matches
@@ -246,8 +246,8 @@ def run(
     return dev
 
 
-def _build_crops(store: ViewStore, surface: TrainingSurface, config: TrainConfig) -> Crops:
-    return Crops(
+def _build_crops(store: ViewStore, surface: TrainingSurface, config: TrainConfig) -> CropDataset:
+    return CropDataset(
         store,
         surface,
         size=config.size,

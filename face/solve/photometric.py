@@ -29,7 +29,7 @@ LIGHT_TINT_SD = 0.15  # of the difference of one colour channel from the mean of
 
 
 @dataclass(frozen=True)
-class Scene:
+class FaceAppearance:
     """The parameters of a rendered face: pose and shape, albedo, light."""
 
     face: fit.FaceState  # a batch of one, in crop pixels
@@ -194,7 +194,9 @@ def projected(points_cam: Floats, face: fit.FaceState) -> Floats:
     return np.asarray(points_cam[:, :2] * face.scale[0] + face.centre[0])
 
 
-def residuals(samples: SkinSamples, scene: Scene, image: Floats, normals: Normals) -> Floats:
+def residuals(
+    samples: SkinSamples, scene: FaceAppearance, image: Floats, normals: Normals
+) -> Floats:
     """(N, 3) colours of the (H, W, 3) float32 ``image`` at the samples, minus the rendered ones."""
     seen, _ = bilinear_with_gradient(image, projected(turned(samples, scene.face), scene.face))
     in_head, _ = normals.at(scene.face.coefficients[0])
@@ -205,7 +207,7 @@ def residuals(samples: SkinSamples, scene: Scene, image: Floats, normals: Normal
 
 
 def residuals_and_jacobian(
-    samples: SkinSamples, scene: Scene, image: Floats, normals: Normals
+    samples: SkinSamples, scene: FaceAppearance, image: Floats, normals: Normals
 ) -> tuple[Floats, Floats]:
     """``residuals`` and their (N, 3, D) float32 derivatives.
 

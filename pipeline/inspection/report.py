@@ -148,7 +148,7 @@ class PageImage:
 
 
 @dataclass(frozen=True)
-class Section:
+class GallerySection:
     """Images of one kind, with an explanation."""
 
     title: str
@@ -157,7 +157,7 @@ class Section:
     beside: bool = False  # the images are shown beside each other
 
 
-def build_sections(dataset: Dataset, selection: SampleSelection) -> list[Section]:
+def build_sections(dataset: Dataset, selection: SampleSelection) -> list[GallerySection]:
     """The sections of the selected views.
 
     Raises BadDataset when a shard was altered or an image can't be decoded.
@@ -189,19 +189,19 @@ def build_sections(dataset: Dataset, selection: SampleSelection) -> list[Section
     by_yaw = tuple(show_sheet(name, some, 1) for name, some in yaws.items() if some)
     truths = get_rows(_spread_over_yaws(yaws, config.truths))
     out = [
-        Section("Views at random", "", (show_sheet("", at_random),)),
-        Section("By yaw", "", by_yaw, beside=True),
-        Section(
+        GallerySection("Views at random", "", (show_sheet("", at_random),)),
+        GallerySection("By yaw", "", by_yaw, beside=True),
+        GallerySection(
             "Ground truth of each pixel",
             ", ".join(TRUTHS) + "; hidden landmarks are hollow",
             tuple(map(show_truth, truths)),
         ),
-        Section(
+        GallerySection(
             "Surface points that two views share",
             "",
             tuple(_show_pair(get_rows(places), config) for places in pairs),
         ),
-        Section(
+        GallerySection(
             "People across views",
             "one person per line, by yaw; people of photos begin with the photo",
             tuple(_show_person(get_rows(places), config) for places in people),
@@ -210,7 +210,7 @@ def build_sections(dataset: Dataset, selection: SampleSelection) -> list[Section
     if worst:
         about = "one person per line: the photo, the fitted landmarks on it, and its views"
         lines = tuple(_show_fit(get_rows(places), config) for places in worst)
-        out.append(Section("Worst fits first", about, lines))
+        out.append(GallerySection("Worst fits first", about, lines))
     for group, title in GROUPS.items():
         by_size = sorted(named[group].items(), key=lambda item: (-len(item[1]), item[0]))
         lines = tuple(
@@ -220,11 +220,11 @@ def build_sections(dataset: Dataset, selection: SampleSelection) -> list[Section
             for name, some in by_size[: config.lines]
         )
         if len(lines) > 1:
-            out.append(Section(title, "", lines))
+            out.append(GallerySection(title, "", lines))
     return out
 
 
-def render(inspection: Any, sections: Sequence[Section]) -> str:
+def render(inspection: Any, sections: Sequence[GallerySection]) -> str:
     """One self-contained HTML page of figures, histograms and images."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dff.pipeline.inspection"), autoescape=True

@@ -27,7 +27,7 @@ from dff.pipeline.recovery.fitted_head import FittedHead
 from dff.pipeline.recovery.unwrapping import (
     LUMA,
     UNWRAP,
-    Observation,
+    TexelObservation,
     UnwrapConfig,
     observe,
     place_tones,
@@ -113,7 +113,7 @@ class _Surface:
     """Colours of the mesh's vertices in one observation."""
 
     atlas: UvAtlas
-    seen: Observation
+    seen: TexelObservation
     config: CompletionConfig
     photo: Float[Array, "V 3"]  # albedo that the photo shows
     base: Float[Array, "V 3"]  # statistical albedo
@@ -180,7 +180,7 @@ def _render_lit(atlas: UvAtlas, colours: Floats, tones: Floats | None) -> Floats
     return np.asarray(lit, dtype=np.float32)
 
 
-def _match_colours(atlas: UvAtlas, seen: Observation, config: CompletionConfig) -> _Matched:
+def _match_colours(atlas: UvAtlas, seen: TexelObservation, config: CompletionConfig) -> _Matched:
     head = seen.head
     fixed = _fix_vertices(atlas, seen, config)
     trust = seen.confidence(head.vertices, head.normals) * _measure_unfolding(atlas, head, config)
@@ -290,7 +290,7 @@ def _measure_unevenness(surface: _Surface) -> Floats:
     return np.asarray(np.exp(out))
 
 
-def _fix_vertices(atlas: UvAtlas, seen: Observation, config: CompletionConfig) -> Bools:
+def _fix_vertices(atlas: UvAtlas, seen: TexelObservation, config: CompletionConfig) -> Bools:
     """(V,) vertices that take nothing from the photo.
 
     They are those inside the mouth, and of eyes that are shut or behind a lens.

@@ -31,9 +31,15 @@ from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import Frame, render, sample_texture, shaded, visible
 from dff.face.solve import gauss_newton as fit
 from dff.face.solve import photometric
-from dff.face.solve.photometric import Normals, Scene, SkinSamples, skin_samples, skin_triangles
+from dff.face.solve.photometric import (
+    FaceAppearance,
+    Normals,
+    SkinSamples,
+    skin_samples,
+    skin_triangles,
+)
 from dff.pipeline.recovery.crop import CROP, Crop, CropConfig, square_crop
-from dff.pipeline.recovery.joint_fit import JOINT_FIT, JointFitConfig, Problem, improve
+from dff.pipeline.recovery.joint_fit import JOINT_FIT, JointFitConfig, JointFitProblem, improve
 from dff.pipeline.recovery.landmark_fit import (
     LANDMARK_FIT,
     LandmarkFitConfig,
@@ -69,7 +75,7 @@ class ColourConfig:
 
 
 @dataclass(frozen=True)
-class VisibilityConfig:
+class SelfOcclusionConfig:
     """Which points of the skin are compared with the photo."""
 
     tolerance: float = 0.002  # metres: hides the far side and the lids' inside, not own triangles
@@ -110,7 +116,7 @@ class InverseConfig:
     first_colours: ColourConfig = ColourConfig(400.0, (0.2, 0.2, 0.2, 0.2, 0.15, 0.15))
     # With the shape known each colour counts more, for none can bend the shape.
     last_colours: ColourConfig = ColourConfig(1000.0, (0.15,) * 6)
-    visibility: VisibilityConfig = VisibilityConfig()
+    visibility: SelfOcclusionConfig = SelfOcclusionConfig()
     occlusion: OcclusionConfig = OcclusionConfig()
     structure_blur: float = 0.06  # share of the crop's side; see ``measure_structure``
     wrong_point: float = 0.08  # of the face's size: a landmark further off was not meant
@@ -222,7 +228,7 @@ def build_tables(
     )
 
 
-Watch = Callable[[str, Scene, float], None]
+Watch = Callable[[str, FaceAppearance, float], None]
 """Called after each stage or step with its name, the scene and the energy."""
 
 
@@ -290,7 +296,7 @@ def _start(photo: Photo, tables: InverseTables, size: int, limits: FitLimits) ->
     return _Task(photo, tables, crop, targets, face_size * crop.scale, face)
 
 
-def _fit(task: _Task, watch: Watch) -> Scene:
+def _fit(task: _Task, watch: Watch) -> FaceAppearance:
     """Fit colours, then all together from coarse to fine, then colours again."""
     config, image = task.tables.config, task.image
     visible_skin = find_visible_skin(task.tables, task.face, task.crop, task.photo.scheme)
@@ -311,12 +317,12 @@ def _fit(task: _Task, watch: Watch) -> Scene:
     return scene
 
 
-def _fit_level(task: _Task, scene: Scene, level: Level, watch: Watch) -> Scene:
+def _fit_level(task: _Task, scene: FaceAppearance, level: Level, watch: Watch) -> FaceAppearance:
     config, scheme = task.tables.config, task.photo.scheme
     smooth, damping = blur(task.image, level.blur), config.damping
     for _ in range(level.steps):
         visible_skin = find_visible_skin(task.tables, scene.face, task.crop, scheme)
-        problem = Problem(
+        problem = JointFitProblem(
             task.tables.fit_model,
             visible_skin.rows,
             scheme,
@@ -388,7 +394,7 @@ def find_visible_skin(
     return VisibleSkin(chosen, exact, tables.fit_model.rows(face, scheme))
 
 
-def find_skin_border(frame: Frame, model: MorphableModel, config: VisibilityConfig) -> Bools:
+def find_skin_border(frame: Frame, model: MorphableModel, config: SelfOcclusionConfig) -> Bools:
     """(H, W) pixels that show no skin, or are next to such.
 
     There a small error of the shape changes all colours.
@@ -408,7 +414,7 @@ def _explain_colours(
     colours: ColourConfig,
     config: InverseConfig,
     start: tuple[Floats, Floats] | None = None,
-) -> Scene:
+) -> FaceAppearance:
     """The scene with albedo and light of a face whose shape is kept."""
     albedo, light = photometric.explain_colours(
         skin.samples,
@@ -418,10 +424,10 @@ def _explain_colours(
         taus=colours.taus,
         start=start,
     )
-    return Scene(face, albedo, light)
+    return FaceAppearance(face, albedo, light)
 
 
-def _recover(task: _Task, scene: Scene, limits: FitLimits) -> Recovery:
+def _recover(task: _Task, scene: FaceAppearance, limits: FitLimits) -> Recovery:
     """Measure the quality of the outcome, check it against the limits, and put it together."""
     photo, tables, crop, face = task.photo, task.tables, task.crop, scene.face
     rendered = _render_fit(task, scene)
@@ -464,7 +470,7 @@ class _RenderedFit:
     occluded: Bool[Array, "S S"]
 
 
-def _render_fit(task: _Task, scene: Scene) -> _RenderedFit:
+def _render_fit(task: _Task, scene: FaceAppearance) -> _RenderedFit:
     """Raises BadFit when too little skin is visible."""
     tables, crop = task.tables, task.crop
     model, config, size = tables.model, tables.config.occlusion, len(crop.pixels)
@@ -513,7 +519,7 @@ def _measure_pixels(rendered: _RenderedFit, config: InverseConfig) -> dict[str, 
     }
 
 
-def _measure_face(task: _Task, scene: Scene) -> dict[str, float]:
+def _measure_face(task: _Task, scene: FaceAppearance) -> dict[str, float]:
     coefficients = task.tables.coefficients(scene.face)
     yaw, pitch, roll = angles_from_rotation(scene.face.rotation[0])
     return {

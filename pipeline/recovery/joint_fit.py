@@ -19,7 +19,7 @@ import numpy as np
 from dff.face.arrays import Array, Float, Floats, Integer
 from dff.face.solve import gauss_newton as fit
 from dff.face.solve import photometric
-from dff.face.solve.photometric import Normals, Scene, SkinSamples
+from dff.face.solve.photometric import FaceAppearance, Normals, SkinSamples
 from dff.face.solve.robust import robust_energy, robust_weights
 from dff.pipeline.recovery.landmark_fit import (
     ACTIVATION,
@@ -50,7 +50,7 @@ LIGHT = 27  # columns of the light, which are the last
 
 
 @dataclass(frozen=True)
-class Problem:
+class JointFitProblem:
     """One energy to be lowered.
 
     What is visible of the face and which vertices the landmarks mean is held fixed.
@@ -85,7 +85,7 @@ class Problem:
         return self.config.landmark_outlier * self.face_size
 
 
-def energy(problem: Problem, scene: Scene) -> float:
+def energy(problem: JointFitProblem, scene: FaceAppearance) -> float:
     """The energy that ``improve`` lowers."""
     residual = photometric.residuals(problem.samples, scene, problem.image, problem.normals)
     total = problem.colour_strength * float(
@@ -94,7 +94,7 @@ def energy(problem: Problem, scene: Scene) -> float:
     return total + _landmark_energy(problem, scene.face) + prior_energy(problem.fit_model, scene)
 
 
-def _landmark_energy(problem: Problem, face: fit.FaceState) -> float:
+def _landmark_energy(problem: JointFitProblem, face: fit.FaceState) -> float:
     fit_model, rows = problem.fit_model, problem.rows
     px = fit.project(
         face, fit.evaluate_shape(fit_model.mean[rows], fit_model.basis[rows], face.coefficients)
@@ -103,7 +103,7 @@ def _landmark_energy(problem: Problem, face: fit.FaceState) -> float:
     return float(robust_energy(away, problem.landmark_outlier, problem.landmark_weights).sum())
 
 
-def prior_energy(fit_model: LandmarkFitModel, scene: Scene) -> float:
+def prior_energy(fit_model: LandmarkFitModel, scene: FaceAppearance) -> float:
     """The priors' part of the energy: squared standard deviations."""
     shape = scene.face.coefficients[0]
     expression = shape[fit_model.identities :]
@@ -119,7 +119,7 @@ def prior_energy(fit_model: LandmarkFitModel, scene: Scene) -> float:
     )
 
 
-def linearise(problem: Problem, scene: Scene) -> tuple[Floats, Floats]:
+def linearise(problem: JointFitProblem, scene: FaceAppearance) -> tuple[Floats, Floats]:
     """Gauss-Newton hessian (D, D) and descent direction (D,) at ``scene``.
 
     The descent direction is half the negative gradient of the energy. The columns are those of
@@ -131,7 +131,7 @@ def linearise(problem: Problem, scene: Scene) -> tuple[Floats, Floats]:
     return hessian, descent
 
 
-def _linearise_colours(problem: Problem, scene: Scene) -> tuple[Floats, Floats]:
+def _linearise_colours(problem: JointFitProblem, scene: FaceAppearance) -> tuple[Floats, Floats]:
     residual, jac = photometric.residuals_and_jacobian(
         problem.samples, scene, problem.image, problem.normals
     )
@@ -143,7 +143,9 @@ def _linearise_colours(problem: Problem, scene: Scene) -> tuple[Floats, Floats]:
     return hessian, -(flat.T @ (residual * root[:, None]).ravel()).astype(np.float64)
 
 
-def _add_landmarks(problem: Problem, face: fit.FaceState, hessian: Floats, descent: Floats) -> None:
+def _add_landmarks(
+    problem: JointFitProblem, face: fit.FaceState, hessian: Floats, descent: Floats
+) -> None:
     fit_model = problem.fit_model
     geometry = fit.POSE + len(face.coefficients[0])
     mean, basis = fit_model.mean[problem.rows], fit_model.basis[problem.rows]
@@ -157,7 +159,7 @@ def _add_landmarks(problem: Problem, face: fit.FaceState, hessian: Floats, desce
 
 
 def _add_priors(
-    fit_model: LandmarkFitModel, scene: Scene, hessian: Floats, descent: Floats
+    fit_model: LandmarkFitModel, scene: FaceAppearance, hessian: Floats, descent: Floats
 ) -> None:
     coefficients = scene.face.coefficients[0]
     geometry = fit.POSE + len(coefficients)
@@ -173,17 +175,19 @@ def _add_priors(
     descent[-LIGHT:] += precision @ (mean - scene.light.ravel())
 
 
-def apply_step(scene: Scene, delta: Floats) -> Scene:
+def apply_step(scene: FaceAppearance, delta: Floats) -> FaceAppearance:
     """The scene after (D,) ``delta`` in the columns of ``photometric.residuals_and_jacobian``."""
     geometry = fit.POSE + len(scene.face.coefficients[0])
-    return Scene(
+    return FaceAppearance(
         fit.apply_step(scene.face, delta[None, :geometry]),
         scene.albedo + delta[geometry:-LIGHT],
         scene.light + delta[-LIGHT:].reshape(9, 3),
     )
 
 
-def improve(problem: Problem, scene: Scene, damping: float) -> tuple[Scene, float, float]:
+def improve(
+    problem: JointFitProblem, scene: FaceAppearance, damping: float
+) -> tuple[FaceAppearance, float, float]:
     """One damped step: (scene, damping for the next step, energy). The energy never rises.
 
     When no damping lowers the energy the scene stays as it is.

@@ -63,7 +63,7 @@ UNWRAP = UnwrapConfig()
 
 
 @dataclass(frozen=True, eq=False)
-class Observation:
+class TexelObservation:
     """A photo as seen from the surface of its fitted head. S px is the side of its crop."""
 
     head: FittedHead
@@ -104,7 +104,9 @@ class Observation:
         return np.maximum(lighting.shade(normals, self.light), self.least_shading)
 
 
-def observe(head: FittedHead, albedo: AlbedoModel, config: UnwrapConfig = UNWRAP) -> Observation:
+def observe(
+    head: FittedHead, albedo: AlbedoModel, config: UnwrapConfig = UNWRAP
+) -> TexelObservation:
     """What the photo of a fitted head shows of its albedo."""
     recovery = head.recovery
     base = np.clip(albedo.texture(recovery.albedo), 0.0, 1.0)
@@ -125,7 +127,7 @@ def observe(head: FittedHead, albedo: AlbedoModel, config: UnwrapConfig = UNWRAP
     exposure = float(np.exp(config.exposure * np.log(max(luma, 0.02) / config.skin_luma)))
     normals = head.frame.normal[skin].astype(np.float64)
     light, level = _soften_light(light, normals, exposure, config)
-    return Observation(
+    return TexelObservation(
         head=head,
         config=config,
         base=base,

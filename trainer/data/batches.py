@@ -72,7 +72,7 @@ def epoch_table(identity: Ints, *, seed: int, epoch: int, batch: int, views: int
     return table[: steps * batch].reshape(steps, batch)
 
 
-class Crops(Dataset[TrainingSample]):
+class CropDataset(Dataset[TrainingSample]):
     """Training samples of a store. An item is indexed by (epoch, view) and always the same.
 
     Some items are mosaics that begin with the indexed view (``MosaicConfig.probability``).
@@ -159,7 +159,7 @@ def collate(samples: list[TrainingSample]) -> Batch:
 
 
 def batches(
-    crops: Crops,
+    crops: CropDataset,
     *,
     first: int,
     last: int,

@@ -15,9 +15,9 @@ from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve import gauss_newton as fit
 from dff.face.solve import photometric
-from dff.face.solve.photometric import Normals, Scene, SkinSamples, skin_samples
+from dff.face.solve.photometric import FaceAppearance, Normals, SkinSamples, skin_samples
 from dff.pipeline.recovery import joint_fit as joint
-from dff.pipeline.recovery.joint_fit import Problem
+from dff.pipeline.recovery.joint_fit import JointFitProblem
 from dff.pipeline.recovery.landmark_fit import LandmarkFitModel
 
 
@@ -33,12 +33,14 @@ def skin(rng: np.random.Generator, components: int = 3) -> AlbedoModel:
     )
 
 
-def scene_of(model: MorphableModel, rng: np.random.Generator, components: int = 3) -> Scene:
+def scene_of(
+    model: MorphableModel, rng: np.random.Generator, components: int = 3
+) -> FaceAppearance:
     shape = rng.normal(size=(1, len(model.identity) + len(model.expression))) * 0.3
     rotation = rotation_from_angles(15.0, -8.0, 5.0)[None]
     face = fit.FaceState(np.array([500.0]), rotation, np.array([[64.0, 60.0]]), shape)
     light = ambient(0.8) + rng.normal(size=(9, 3)) * 0.1
-    return Scene(face, rng.normal(size=components) * 0.5, light)
+    return FaceAppearance(face, rng.normal(size=components) * 0.5, light)
 
 
 def slope_image(rng: np.random.Generator, size: int = 128) -> Floats:
@@ -49,7 +51,7 @@ def slope_image(rng: np.random.Generator, size: int = 128) -> Floats:
 
 
 def seen_samples(
-    model: MorphableModel, albedo: AlbedoModel, scene: Scene
+    model: MorphableModel, albedo: AlbedoModel, scene: FaceAppearance
 ) -> tuple[SkinSamples, Normals]:
     """The samples that face the camera, and their normals."""
     samples = skin_samples(
@@ -138,7 +140,7 @@ def test_the_jacobian_of_the_colours_is_theirs(toy_model: MorphableModel) -> Non
 
 
 @pytest.fixture
-def problem(toy_model: MorphableModel) -> tuple[Problem, Scene]:
+def problem(toy_model: MorphableModel) -> tuple[JointFitProblem, FaceAppearance]:
     rng = np.random.default_rng(5)
     scene = scene_of(toy_model, rng)
     scene.face.coefficients[0, 4] = (
@@ -149,12 +151,12 @@ def problem(toy_model: MorphableModel) -> tuple[Problem, Scene]:
     targets = fit_model.project(scene.face, "2d") + rng.normal(size=(68, 2))
     targets[:4] += 30.0
     rows = fit_model.rows(scene.face, "2d")
-    return Problem(
+    return JointFitProblem(
         fit_model, rows, "2d", targets, 60.0, samples, normals, slope_image(rng), 0.2
     ), scene
 
 
-def test_the_descent_is_that_of_the_energy(problem: tuple[Problem, Scene]) -> None:
+def test_the_descent_is_that_of_the_energy(problem: tuple[JointFitProblem, FaceAppearance]) -> None:
     """At the weights of re-weighted least squares the half gradient is the energy's own."""
     terms, scene = problem
     _, descent = joint.linearise(terms, scene)
@@ -166,7 +168,9 @@ def test_the_descent_is_that_of_the_energy(problem: tuple[Problem, Scene]) -> No
         assert descent[column] == pytest.approx(numeric, rel=0.02, abs=0.5), column
 
 
-def test_the_energy_never_rises_and_comes_to_rest(problem: tuple[Problem, Scene]) -> None:
+def test_the_energy_never_rises_and_comes_to_rest(
+    problem: tuple[JointFitProblem, FaceAppearance],
+) -> None:
     terms, scene = problem
     energies, damping = [joint.energy(terms, scene)], 1e-3
     for _ in range(30):

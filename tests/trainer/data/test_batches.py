@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dff.trainer.data.batches import Crops, batches, collate, epoch_table, list_step_items
+from dff.trainer.data.batches import CropDataset, batches, collate, epoch_table, list_step_items
 from dff.trainer.data.config import AUGMENT, FacelessConfig, MosaicConfig
 from dff.trainer.data.crops import TrainingSurface
 from dff.trainer.data.view_cache import StoredView, ViewStore
@@ -65,7 +65,7 @@ def test_a_resumed_order_continues_the_order() -> None:
 
 
 def test_an_item_is_reproducible(store: ViewStore, surface: TrainingSurface) -> None:
-    one, two = (Crops(store, surface, size=64, pixels=50, seed=4) for _ in range(2))
+    one, two = (CropDataset(store, surface, size=64, pixels=50, seed=4) for _ in range(2))
     for number in range(8):
         samples = astuple(one[3, number]), astuple(two[3, number])
         assert all(np.array_equal(a, b) for a, b in zip(*samples, strict=True))
@@ -76,7 +76,7 @@ def test_a_batch_holds_the_stacked_samples(
     store: ViewStore, surface: TrainingSurface, loaders: int
 ) -> None:
     """Also when another process makes it, and on another device."""
-    crops = Crops(store, surface, size=64, pixels=50, seed=4)
+    crops = CropDataset(store, surface, size=64, pixels=50, seed=4)
     order = {"first": 2, "last": 3, "batch": 4, "views": 2}
     (batch,) = batches(crops, **order, loaders=loaders)
     numbers = crops.numbers
@@ -94,10 +94,10 @@ def test_a_batch_holds_the_stacked_samples(
 def test_settings_reach_the_samples(store: ViewStore, surface: TrainingSurface) -> None:
     """Empty mosaics alone show no face; without mosaics and paint every sample shows one."""
     empty = replace(AUGMENT, mosaic=MosaicConfig(probability=1.0, empty_probability=1.0))
-    crops = Crops(store, surface, size=64, pixels=50, seed=0, augment=empty)
+    crops = CropDataset(store, surface, size=64, pixels=50, seed=0, augment=empty)
     assert not any(crops[0, int(number)].face.any() for number in crops.numbers[:6])
     mosaics = replace(AUGMENT, mosaic=MosaicConfig(probability=0.0), faceless=NEVER)
-    crops = Crops(store, surface, size=64, pixels=50, seed=0, augment=mosaics)
+    crops = CropDataset(store, surface, size=64, pixels=50, seed=0, augment=mosaics)
     assert all(crops[0, int(number)].face.any() for number in crops.numbers[:6])
 
 
@@ -112,7 +112,7 @@ def test_some_items_are_mosaics_of_training_views(
         return view(self, number)
 
     monkeypatch.setattr(ViewStore, "view", recording_view)
-    crops = Crops(store, surface, size=64, pixels=50, seed=0)
+    crops = CropDataset(store, surface, size=64, pixels=50, seed=0)
     counts = []
     for epoch in range(150):
         before = len(read)
@@ -132,7 +132,7 @@ def test_loaders_exchange_data_below_a_long_path(
     long = tmp_path_factory.mktemp("x" * 90)
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     monkeypatch.setitem(current_process()._config, "tempdir", None)  # type: ignore[attr-defined]
-    crops = Crops(store, surface, size=64, pixels=16, seed=0)
+    crops = CropDataset(store, surface, size=64, pixels=16, seed=0)
     made = list(batches(crops, first=0, last=2, batch=8, views=4, loaders=1))
     assert len(made) == 2
     assert tempfile.gettempdir() == str(long)
