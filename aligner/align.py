@@ -29,7 +29,7 @@ from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.fitters import DenseFitter
 from dff.aligner.fitting.loop import FaceFitter, Fitter, Pass, fit_passes
-from dff.aligner.fitting.multi_image import MultiImageFitter
+from dff.aligner.fitting.multi_image import MultiImageFitter, choose_person, find_strangers
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, Network
 from dff.face.errors import BadPhoto, BadWeights, NoFace
@@ -187,8 +187,10 @@ class Aligner:
     ) -> PersonAlignment:
         """One identity for several photos of one person, and a pose and expression for each.
 
-        Where no box is given, the largest face that is found is the person. Photos without a face,
-        or whose alignment failed, are left out and named in the answer. Raises NoFace when that
+        Where no box is given, the face on which the photos agree is the person, among faces that
+        agree alike the largest. Photos without a face, whose alignment failed, or whose face is
+        someone else's are left out and named in the answer. Faces of similar shape are not told
+        apart: of rendered strangers about half are left out. Raises NoFace when that
         leaves none, else as ``align``. The face may differ from what identities of the model form,
         by ``PersonAlignment.residual_deformation``.
         """
@@ -197,16 +199,21 @@ class Aligner:
                 f"{len(images)} images with boxes for {len(images if boxes is None else boxes)}"
             )
         asked = None if boxes is None else [None if box is None else [box] for box in boxes]
-        alone: dict[int, Alignment] = {}
+        candidates: dict[int, list[Alignment]] = {}
         left_out: dict[int, str] = {}
         for i, found in enumerate(self.align_batch(images, asked)):
-            face = max(found, key=lambda face: face.camera.scale, default=None)
-            if face is None:
+            if not found:
                 left_out[i] = "no face found"
-            elif face.failed:
-                left_out[i] = face.reason
+            elif found[0].failed:
+                left_out[i] = found[0].reason
             else:
-                alone[i] = face
+                candidates[i] = found
+        config = self.config.multi_image
+        alone = choose_person(candidates, config) if candidates else {}
+        for i, distance in find_strangers(alone, config).items():
+            if asked is None or asked[i] is None:  # a box says who is meant
+                left_out[i] = f"not the person of the other photos (distance {distance:.1f})"
+                del alone[i]
         while alone:
             faces = self._align_photos_of_person({i: images[i] for i in alone}, alone)
             lost = {i: face.reason for i, face in faces.items() if face.failed}

@@ -102,6 +102,11 @@ class MultiImageConfig:
     matchings: int = 2  # soft correspondences in each pass
     steps: int = 2  # Gauss-Newton, after each of them
     whole_face: float = 0.8  # area of a face that is seen whole, over its squared size
+    # distance of a photo's identity from the mean of the n others', in standard deviations over
+    # sqrt(1 + 1/n), beyond which it shows someone else; of 96 rendered photos one exceeds it
+    stranger: float = 2.08
+    # how much nearer to the other photos' identities a face must be to be preferred to a larger one
+    preference: float = 0.4
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:

@@ -12,9 +12,10 @@ fits photos of one person together; the elimination is bundle adjustment's (Trig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -220,3 +221,50 @@ def shared_step(
     delta[:, common] = shared_delta
     delta[:, own] = reduced.substitute(shared_delta)
     return move(state, delta, config)
+
+
+def choose_person(
+    faces: Mapping[int, Sequence[Alignment]], config: MultiImageConfig
+) -> dict[int, Alignment]:
+    """The face of each photo on which the photos agree, by number of the photo.
+
+    ``faces``: at least one of each photo. The face is the largest one, unless another is nearer by
+    ``preference`` to the identity that is nearest to all photos.
+    """
+    identities = {i: [face.coefficients.identity for face in some] for i, some in faces.items()}
+    everyone = [one for some in identities.values() for one in some]
+    medoid = min(everyone, key=lambda one: sum(_nearest(one, some) for some in identities.values()))
+
+    def cost(i: int, k: int) -> float:
+        smaller = faces[i][k].camera.scale < max(face.camera.scale for face in faces[i])
+        return _nearest(medoid, [identities[i][k]]) + config.preference * smaller
+
+    return {i: some[min(range(len(some)), key=partial(cost, i))] for i, some in faces.items()}
+
+
+def find_strangers(faces: Mapping[int, Alignment], config: MultiImageConfig) -> dict[int, float]:
+    """Photos of someone else, with the distances of their identities from the other photos'.
+
+    The farthest goes first, and is no longer compared with. Of two that disagree the surer stays.
+    """
+    left, strangers = dict(faces), dict[int, float]()
+    while len(left) > 1:
+        spread = np.sqrt(1.0 + 1.0 / (len(left) - 1))  # of the difference, over that of one photo
+        distance = {
+            i: _nearest(
+                face.coefficients.identity,
+                [np.mean([left[k].coefficients.identity for k in left if k != i], axis=0)],
+            )
+            / float(spread)
+            for i, face in left.items()
+        }
+        farthest = max(left, key=lambda i: (round(distance[i], 9), -left[i].face_confidence))
+        if distance[farthest] <= config.stranger:
+            break
+        strangers[farthest] = distance[farthest]
+        del left[farthest]
+    return strangers
+
+
+def _nearest(identity: Floats, others: Sequence[Floats]) -> float:
+    return min(float(np.linalg.norm(identity - other)) for other in others)

@@ -12,10 +12,11 @@ from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, PersonAlignment
 from dff.aligner.config import MultiImageConfig
 from dff.aligner.fitting.fit_model import FitState
-from dff.aligner.fitting.multi_image import shared_step
+from dff.aligner.fitting.multi_image import choose_person, find_strangers, shared_step
 from dff.aligner.fitting.perspective import move, perspective_jacobian
 from dff.face.descriptor import Features
 from dff.face.errors import NoFace
+from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import geodesic_degrees, rotation_from_angles
 from dff.face.model.deformation import smooth_fields
 from dff.face.model.morphable import Coefficients, MorphableModel
@@ -29,6 +30,7 @@ from dff.face.solve.gauss_newton import (
     step,
 )
 from dff.face.solve.robust import robust_weights
+from tests.aligner.known_aligner import known_alignment
 from tests.aligner.oracle import OracleNet, PositionCode, Scene, scene_of
 
 IDENTITIES, EXPRESSIONS, POINTS = 4, 3, 40
@@ -380,3 +382,24 @@ def with_deformation(aligner: Aligner, deformation_sd: float) -> Aligner:
         aligner.model,
         config=replace(aligner.config, multi_image=person),
     )
+
+
+def test_the_face_on_which_photos_agree_is_the_person_and_strangers_are_left_out(
+    toy_model: MorphableModel,
+) -> None:
+    config = MultiImageConfig(stranger=2.0, preference=0.4)
+
+    def face(identity: float, width: float) -> Alignment:
+        neutral = known_alignment(toy_model, Box(0, 0, width, width))
+        coefficients = toy_model.neutral()
+        coefficients.identity[0] = identity
+        return replace(neutral, coefficients=coefficients)
+
+    person = {0: [face(1.0, 50)], 1: [face(-5.0, 90), face(1.1, 40)], 2: [face(0.9, 60)]}
+    chosen = choose_person(person, config)
+    assert [chosen[i].coefficients.identity[0] for i in range(3)] == [1.0, 1.1, 0.9]
+    assert find_strangers(chosen, config) == {}
+    alike = {0: [face(1.0, 50)], 1: [face(1.0, 20), face(1.2, 90)]}
+    assert choose_person(alike, config)[1].coefficients.identity[0] == 1.2
+    mixed = {0: face(1.0, 50), 1: face(8.0, 50), 2: face(1.2, 50), 3: face(-4.0, 50)}
+    assert set(find_strangers(mixed, config)) == {1, 3}
