@@ -10,57 +10,19 @@ from dff.infra.images import OWN_FILES, recognise
 from dff.infra.printing import printable
 
 IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".mpo",
-        ".png",
-        ".apng",
-        ".webp",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".hif",
-    ]
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng"),
+        *(".webp", ".avif", ".heic", ".heif", ".hif"),
+    }
 )
 """Files of these names are images whatever they hold: a bad one is named as a bad image."""
 OTHER_SUFFIXES = frozenset(
-    [
-        ".pts",
-        ".mat",
-        ".csv",
-        ".json",
-        ".jsonl",
-        ".txt",
-        ".md",
-        ".npy",
-        ".npz",
-        ".parquet",
-        ".safetensors",
-        ".obj",
-        ".glb",
-        ".xml",
-        ".yaml",
-        ".mp4",
-        ".mov",
-        ".avi",
-        ".mkv",
-        ".webm",
-        ".m4v",
-        ".3gp",
-        ".ts",
-        ".wmv",
-        ".mpg",
-        ".mpeg",
-        ".flv",
-        ".mts",
-        ".zip",
-        ".gz",
-        ".tar",
-        ".tgz",
-    ]
+    {
+        *(".pts", ".mat", ".csv", ".json", ".jsonl", ".txt", ".md", ".xml", ".yaml"),
+        *(".npy", ".npz", ".parquet", ".safetensors", ".obj", ".glb"),
+        *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".3gp", ".ts", ".wmv"),
+        *(".mpg", ".mpeg", ".flv", ".mts", ".zip", ".gz", ".tar", ".tgz"),
+    }
 )
 """Files of these names are not opened to see whether they are images."""
 NAMED = 5  # files that are passed over and named; the others are counted
