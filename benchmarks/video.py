@@ -73,7 +73,7 @@ def followed(aligner: Aligner, frames: Iterator[Bytes]) -> tuple[Floats, Floats,
     spent = 0.0
     for number, frame in enumerate(frames):
         start = time.process_time()
-        (one,) = tracker.step(frame)
+        (one,) = tracker.step(frame, number / RATE)
         spent += (time.process_time() - start) * (number > 0)
         raw.append(one.raw.landmarks_3d[:, :2])
         smooth.append(one.face.landmarks_3d[:, :2])
