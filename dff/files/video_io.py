@@ -122,7 +122,7 @@ class VideoReader:
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         self.rate = rate if 0.1 < rate < 1000.0 else DEFAULT_RATE
         self.declared = _declared_seconds(container, stream)
-        self.slack = 0.1 + 2.5 / self.rate  # seconds that the declared length may be off
+        self.slack = 0.02 + 1.5 / self.rate  # seconds that the declared length may be off
         if self.declared is None and container.duration:  # the sound may end after the picture
             self.declared, self.slack = float(container.duration) / 1e6, 0.5
         self.frame_count = stream.frames or round((self.declared or 0.0) * self.rate)
