@@ -214,7 +214,8 @@ def registered_weights(address: str, *, tracking_uri: str | None = None) -> Path
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         # MLflow would make an empty database there, in whatever folder this is
         raise BadWeights(
-            f"{address}: there is no MLflow at {hide_secrets(uri)}; say where it is in MLFLOW_TRACKING_URI"
+            f"{address}: there is no MLflow at {hide_secrets(uri)}; say where it is in "
+            "MLFLOW_TRACKING_URI"
         )
     try:
         with _few_retries():

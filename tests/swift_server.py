@@ -34,7 +34,8 @@ from swift.common.ring import RingBuilder
 folder, *ports = sys.argv[1:]
 for name, port in zip(("account", "container", "object"), ports):
     builder = RingBuilder(2, 1, 0)
-    builder.add_dev(dict(region=1, zone=1, ip="127.0.0.1", port=int(port), device="disk", weight=1.0))
+    place = dict(region=1, zone=1, ip="127.0.0.1", port=int(port), device="disk", weight=1.0)
+    builder.add_dev(place)
     builder.rebalance()
     builder.get_ring().save(f"{folder}/{name}.ring.gz")
 """
@@ -72,7 +73,8 @@ _PROXY = "\n".join(
     [
         f"[pipeline:main]\npipeline = {' '.join(_FILTERS)} proxy-server",
         # ten errors would take the only node out of use for a minute
-        "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\nerror_suppression_limit = 1000000",
+        "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n"
+        "error_suppression_limit = 1000000",
         *(
             f"[filter:{name}]\nuse = egg:swift#{name}\n{options}"
             for name, options in _FILTERS.items()
@@ -110,7 +112,8 @@ def serve_swift(home: Path, folder: Path) -> Iterator[Swift]:
     with ExitStack() as stack:
         ports = [_free_port(stack) for _ in range(4)]
     (folder / "swift.conf").write_text(
-        "[swift-hash]\nswift_hash_path_suffix = tests\n[storage-policy:0]\nname = one\ndefault = yes\n"
+        "[swift-hash]\nswift_hash_path_suffix = tests\n"
+        "[storage-policy:0]\nname = one\ndefault = yes\n"
     )
     ring = [home / "bin" / "python", "-c", _RING, folder, *ports[1:]]
     subprocess.run([str(word) for word in ring], check=True, capture_output=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.main import get_command
 
+from dff.commands.synthesize import synthesize
+from dff.commands.train import train
 from dff.face.extras import require_extra
 
 INPUTS = {
@@ -28,6 +31,12 @@ class Submittable(StrEnum):
 
     synthesize = "synthesize"
     train = "train"
+
+
+COMMANDS: dict[Submittable, Callable[..., None]] = {
+    Submittable.synthesize: synthesize,
+    Submittable.train: train,
+}
 
 
 def submit(
@@ -81,9 +90,6 @@ def check_arguments(
     A relative path would mean a folder of the head node, unless the file is in ``uploaded``.
     Passwords are refused, since everyone who may see the cluster's jobs may read a command.
     """
-    import typer.main
-
-    from dff.commands.app import app
     from dff.infra.redaction import has_secret, hide_secrets
 
     for argument in arguments:
@@ -92,8 +98,9 @@ def check_arguments(
                 f"{hide_secrets(argument)}: a job's command can be read on the cluster, so it may "
                 "hold no password: set it in the environment of the cluster's nodes"
             )
-    group = typer.main.get_command(app)
-    given = group.commands[command.value].make_context(command.value, list(arguments)).params  # type: ignore[attr-defined]
+    program = typer.Typer(add_completion=False)
+    program.command()(COMMANDS[command])
+    given = get_command(program).make_context(command.value, list(arguments)).params
     outputs = {"out": "OUT" if command is Submittable.synthesize else "--out"}
     for name, shown in (INPUTS | outputs).items():
         for value in _values(given.get(name)):

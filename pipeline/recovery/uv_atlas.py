@@ -156,7 +156,7 @@ def _light_mouth(
     lips = model.template[model.landmarks.vertex[INNER_LIPS], 2]
     front = float(np.median(lips)) - config.lip
     share = np.clip(1.0 - (front - places[:, 2]) / config.gloom, config.darkest, 1.0)
-    within = inside[model.faces].all(axis=1)[points.triangle]
+    within = np.asarray(inside[model.faces].all(axis=1))[points.triangle]
     return np.where(within, share, 1.0)[:, None].astype(np.float32)
 
 

@@ -136,5 +136,5 @@ def test_a_key_that_is_no_path_is_one_bad_object(s3: FaultyS3) -> None:
     storage = open_bucket(s3)
     storage._client(S3Dialect()).put_object(Bucket=BUCKET, Key=f"{storage.prefix}/a.jpg", Body=b"x")
     assert [info.key for info in storage.list()] == ["/a.jpg"]
-    with pytest.raises(UnreadableObject, match="'/a.jpg' can't be a key"):
+    with pytest.raises(UnreadableObject, match=r"'/a\.jpg' can't be a key"):
         storage.read("/a.jpg")

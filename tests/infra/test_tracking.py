@@ -134,7 +134,7 @@ def test_a_password_in_an_address_is_never_shown() -> None:
         lambda: tracking.registered_weights("models:/dff@candidate", tracking_uri=dead),
     ]
     for act in acts:
-        with pytest.raises((StorageError, BadWeights), match="127.0.0.1") as told:
+        with pytest.raises((StorageError, BadWeights), match=r"127\.0\.0\.1") as told:
             act()
         assert "hunter2" not in str(told.value)
         assert "***@127.0.0.1" in str(told.value)
