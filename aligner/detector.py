@@ -9,7 +9,9 @@ how fully and how purely its pixels agree with it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -83,13 +85,20 @@ class DescriptorDetector:
         self.multiple = multiple
         self.config = config or DetectorConfig()
 
+    def without_tiles(self) -> DescriptorDetector:
+        """The same detector, which searches large photos shrunk as a whole only."""
+        whole = copy(self)
+        whole.config = replace(self.config, untiled=sys.maxsize)
+        return whole
+
     def find(self, image: Bytes) -> list[Detection]:
         """Faces of an (H, W, 3) RGB image by falling score; none when no face is seen.
 
         Photos up to ``DetectorConfig.untiled`` pixels wide and high are searched as a whole. Larger
         ones also in overlapping tiles at their own resolution and at each halving of it, so that
-        faces of 32 pixels of the photo are found in any photo. That takes 0.6 to 0.9 s of a CPU
-        core for each million pixels, and memory for one tile at a time.
+        faces of 32 pixels of the photo are searched for in any photo (10 of 12 such faces were
+        found in a photo of 24 million pixels). That takes 0.6 to 0.9 s of a CPU core for each
+        million pixels, and memory for one tile at a time.
         """
         found, seen = self._search_whole(image)
         if max(image.shape[:2]) <= self.config.untiled:

@@ -171,7 +171,7 @@ class Tracker:
     """Tracks the faces of a video, given frame by frame."""
 
     def __init__(self, aligner: Aligner, *, config: TrackingConfig | None = None) -> None:
-        self.aligner, self.config = aligner, config or TrackingConfig()
+        self.aligner, self.config = aligner.with_quick_search(), config or TrackingConfig()
         self.meter = AppearanceMeter(aligner.model)
         self.tracks: dict[int, Track] = {}  # by number: those that the last frame shows
         self.lost: dict[int, Track] = {}  # and those that are remembered

@@ -74,7 +74,7 @@ class AlignerDeployment:
 
     def __init__(self, weights: str | None, origins: Sequence[str]) -> None:
         self.origins = origins
-        self.aligner = load_aligner(weights)
+        self.aligner = load_aligner(weights).with_quick_search()
         warm_up(self.aligner)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

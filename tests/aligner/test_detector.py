@@ -327,6 +327,10 @@ def test_small_faces_of_a_large_photo_are_found(
     assert len(found) == len(truth)
     for box in truth:
         assert max(overlap(corners(box), corners(one.box)) for one in found) > 0.65
+    quick = oracle_aligner.with_quick_search()
+    assert not quick.detector.find(photo)
+    assert not quick.config.quarter_turns
+    assert oracle_aligner.config.quarter_turns
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
