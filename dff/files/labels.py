@@ -76,7 +76,9 @@ def label_photos(
             points, warning = find_landmarks(data, aligner, confidence=confidence)
         except (BadPhoto, NotFound, UnreadableObject) as error:
             return PhotoLabel(ref.image_key, str(error))
-        except StorageError:
+        except StorageError as error:
+            if isinstance(error.__cause__, PermissionError):
+                return PhotoLabel(ref.image_key, str(error))
             raise  # the other photos can't be read either
         except Exception as error:  # the others are worth more than a defect that one shows
             return PhotoLabel(ref.image_key, f"{type(error).__name__}: {error}")

@@ -21,8 +21,8 @@ from dff.infra.storage.protocol import ObjectInfo, check_key, check_same
 
 _log = logging.getLogger(__name__)
 
-_OWN_FAULTS = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""Errors in reading a file that say nothing of the other files."""
+_OWN_FAULTS = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors in reading a file that say nothing of the other files; a whole folder may be shut."""
 _LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.tmp")
 
 

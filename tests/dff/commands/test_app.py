@@ -11,6 +11,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import typer.main
 from mlflow import MlflowClient
@@ -19,6 +21,8 @@ from typer.testing import CliRunner
 from dff.commands.app import app
 from dff.demo.photograph import write_photograph
 from dff.infra import weights
+from dff.infra.images import read_image
+from dff.infra.landmark_files import format_pts, parse_pts
 from dff.infra.split import assign_split, default_group
 from dff.infra.tracking import local_uri
 
@@ -81,7 +85,7 @@ def test_help_is_quick_because_heavy_libraries_are_not_imported() -> None:
         (("synthesize", "none", "out"), "neither photos nor identities"),
         (
             ("synthesize", "nowhere", "out", "--identities", "3"),
-            "no photo (.jpg, .jpeg, .png, .webp) in ",
+            "no photo (.apng, .avif, .heic, ",
         ),
         (("inspect", "file"), "a part of the path is a file"),
         (("submit", "train", "/d", "--out", "/w", "--address", "nonsense"), "http://host:8265"),
@@ -173,12 +177,17 @@ def test_synthesize_then_inspect(tmp_path: Path) -> None:
 def test_fitted_landmark_offsets_are_stored_with_the_weights(tmp_path: Path) -> None:
     photos, out = tmp_path / "photos", tmp_path / "w.safetensors"
     write_photograph(photos)
-    for split in ("train", "dev"):
+    image = read_image(photos / "astronaut.png")
+    points = parse_pts((photos / "astronaut.pts").read_bytes())
+    for split, margin in (("train", 60), ("dev", 300)):  # near-duplicates would share their split
         name = next(
             f"{split}{i}" for i in range(100) if assign_split(default_group(f"{split}{i}")) == split
         )
-        for suffix in (".png", ".pts"):
-            (photos / f"{name}{suffix}").write_bytes((photos / f"astronaut{suffix}").read_bytes())
+        padded = np.pad(image, ((margin, 0), (margin, 0), (0, 0)), constant_values=128)
+        cv2.imwrite(str(photos / f"{name}.png"), padded[..., ::-1])
+        (photos / f"{name}.pts").write_bytes(format_pts(points + margin))
+    for suffix in (".png", ".pts"):
+        (photos / f"astronaut{suffix}").unlink()
     code, said, _ = run(
         "fit-landmark-offsets", "dff-open", str(photos), "--source", "us", "--out", str(out)
     )

@@ -463,7 +463,7 @@ def test_a_place_that_refuses_writes_is_found_before_the_photos_are_read(tmp_pat
 
 
 def test_a_photo_under_a_key_that_is_no_path_is_one_failure(s3: FaultyS3, tmp_path: Path) -> None:
-    raw = open_storage(f"s3://{BUCKET}/faults/{next(_fresh)}", endpoint_url=s3.url)
+    raw = open_storage(f"s3://{BUCKET}/odd-keys/{next(_fresh)}", endpoint_url=s3.url)
     client = raw._client(s3_storage.S3Dialect())  # type: ignore[attr-defined]
     for key in ("//a.jpg", "/sub//b.jpg"):
         name = f"{raw.uri.removeprefix(f's3://{BUCKET}/').rstrip('/')}{key}"
