@@ -328,7 +328,7 @@ def test_small_faces_of_a_large_photo_are_found(
     for box in truth:
         assert max(overlap(corners(box), corners(one.box)) for one in found) > 0.65
     quick = oracle_aligner.with_quick_search()
-    assert not quick.detector.find(photo)
+    assert len(quick.detector.find(photo)) < len(truth)
     assert not quick.config.quarter_turns
     assert oracle_aligner.config.quarter_turns
 
