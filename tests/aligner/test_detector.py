@@ -316,11 +316,11 @@ def test_tiles_cover_a_photo_and_overlap(shape: tuple[int, int, int]) -> None:
 def test_small_faces_of_a_large_photo_are_found(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:
-    """Faces of 36 pixels, also where tiles meet; shrunk with the photo they would be 14."""
+    """Faces of 36 pixels, also where tiles meet; shrunk with the photo they would be 7."""
     scene = scene_of(open_head, code, face=36.0, yaw=20.0)
-    photo = np.zeros((1500, 2600, 3), np.uint8)
+    photo = np.zeros((1500, 5200, 3), np.uint8)
     side, truth = len(scene.image), []
-    for x, y in ((60, 40), (840, 700), (1200, 1000), (2450, 1350)):
+    for x, y in ((60, 40), (840, 700), (1200, 1000), (5050, 1350)):
         photo[y : y + side, x : x + side] = scene.image
         truth.append(moved(scene.box, x, y))
     found = oracle_aligner.detector.find(photo)
