@@ -421,7 +421,7 @@ def load_aligner(
 
     ``config``: by default crops are as large as those that the network was trained on.
     ``calibration`` and ``landmark_offsets`` instead of the file's own. Raises BadWeights when the
-    file cannot be used, BadModel when its model is not at hand.
+    file cannot be used, BadModel when its model is not found.
     """
     path = weights_files.DEFAULT if weights is None else weights
     loaded = weights_files.load(path)

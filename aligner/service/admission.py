@@ -17,7 +17,7 @@ class AdmissionControl:
 
     A waiting request keeps its photos encoded, large ones on disk; decoded ones take memory. It is
     the only such control, under uvicorn as under Ray Serve. Requests count once their bytes have
-    arrived, so slow senders keep nobody out.
+    arrived, so slow senders do not take the places of others.
     """
 
     def __init__(self, limits: Limits) -> None:

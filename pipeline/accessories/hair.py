@@ -50,7 +50,7 @@ class Hair:
     part: float  # where the hair is parted, from -1 (right) to 1 (left)
     whorl: float  # how far back the parting reaches, from -1 to 1
     fringe: float  # 0: brushed back; 1: down to the brows; more: over the eyes
-    sweep: float  # radians by which the fringe is combed to the side
+    sweep: float  # radians by which the fringe is swept to the side
     cover: float  # 0: behind the ears; 1: over them
     length: float  # metres that it falls below the ears
     front: float  # 0: all falls behind the shoulders; 1: in front of them

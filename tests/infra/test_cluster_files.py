@@ -200,7 +200,9 @@ def test_the_service_listens_and_limits_as_the_program_does() -> None:
     serve = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
     (port,) = [option.default for option in serve.params if option.name == "port"]
     assert http["port"] == port
-    assert http["host"] == "0.0.0.0"  # of the pod: 127.0.0.1 would answer nobody
+    assert (
+        http["host"] == "0.0.0.0"
+    )  # of the pod: 127.0.0.1 would take no connection from other pods
     assert http["request_timeout_s"] == REQUEST_TIMEOUT
     for pod in pods(service):
         ports = {one["name"]: one["containerPort"] for one in pod["containers"][0]["ports"]}

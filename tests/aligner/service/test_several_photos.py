@@ -287,7 +287,7 @@ def test_the_person_as_glb(client: TestClient, toy_model: MorphableModel) -> Non
 
 
 def test_health_while_several_photos_are_aligned(toy_model: MorphableModel) -> None:
-    """Both kinds at once: nobody waits for the event loop."""
+    """Both kinds at once: neither waits for the event loop."""
     aligner = KnownAligner(toy_model)
 
     async def run() -> list[int]:

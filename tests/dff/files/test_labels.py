@@ -143,7 +143,7 @@ def test_workers_run_in_parallel_and_write_the_same_labels(
 
     class PersonAlignment(KnownAligner):
         def align(self, image, boxes=None):  # type: ignore[no-untyped-def]
-            meet.wait()  # nobody goes on alone
+            meet.wait()  # all photos are in work before one goes on
             return super().align(image, boxes)
 
     for folder in ("one", "three"):

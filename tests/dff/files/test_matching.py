@@ -78,7 +78,7 @@ def test_one_command_gives_figures_thresholds_and_a_picture(folder: Path, tmp_pa
     methods = ("dff", "raw", "patches", "sift 24", "sift 48", "sift 72", "daisy")
     assert cells == {(method, yaw) for method in methods for yaw in ("0-30", "30-60")}
     assert all(row["identity"] == "different" and row["pairs"] == 1 for row in content["rows"])
-    # Noise shows no face: nobody finds anything, and no threshold is met.
+    # Noise shows no face: no detector finds one, and no threshold is met.
     judged = {t["name"]: t["met"] for t in content["thresholds"]}
     assert judged["different identity, yaw 0-30: PCK 5 %"] is False
     assert cv2.imread(str(out / "matching.jpg")) is not None
