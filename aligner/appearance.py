@@ -27,14 +27,14 @@ SHARED = 0.05  # mean weight of the points below which two views have too little
 
 
 @dataclass(frozen=True)
-class Appearance:
+class AppearanceDescriptor:
     """What a face looks like, whatever its pose. Two are comparable if of one model."""
 
     identity: Float[Array, " identities"]  # standard deviations
     brightness: Float[Array, " points"]  # logarithm of grey levels
     weight: Float[Array, " points"]  # 0 to 1: how far a point faces the camera
 
-    def texture_agreement(self, other: Appearance) -> float:
+    def texture_agreement(self, other: AppearanceDescriptor) -> float:
         """Correlation (-1 to 1) of the brightness; 1 where too few points are seen in both."""
         weight = self.weight * other.weight
         if weight.mean() < SHARED:
@@ -45,18 +45,18 @@ class Appearance:
         spread = float(np.sqrt((weight @ a**2) * (weight @ b**2)))
         return float(weight @ (a * b)) / spread if spread > 1e-9 else 1.0
 
-    def identity_agreement(self, other: Appearance) -> float:
+    def identity_agreement(self, other: AppearanceDescriptor) -> float:
         """Cosine (-1 to 1) between the identities; 1 where one is the mean face."""
         lengths = float(np.linalg.norm(self.identity) * np.linalg.norm(other.identity))
         return float(self.identity @ other.identity) / lengths if lengths > 1e-9 else 1.0
 
-    def blended(self, new: Appearance, share: float) -> Appearance:
+    def blended(self, new: AppearanceDescriptor, share: float) -> AppearanceDescriptor:
         """This appearance with a ``share`` (0 to 1) of a new one of the same person."""
         weight = (1 - share) * self.weight + share * new.weight
         both = (1 - share) * self.weight * self.brightness + share * new.weight * new.brightness
         brightness = np.where(weight > 1e-9, both / np.maximum(weight, 1e-9), new.brightness)
         identity = (1 - share) * self.identity + share * new.identity
-        return Appearance(identity, brightness, weight)
+        return AppearanceDescriptor(identity, brightness, weight)
 
 
 class AppearanceMeter:
@@ -66,7 +66,7 @@ class AppearanceMeter:
         self.model = model
         self.points = _face_points(model)
 
-    def measure(self, image: Bytes, face: Alignment) -> Appearance:
+    def measure(self, image: Bytes, face: Alignment) -> AppearanceDescriptor:
         """The appearance of a face of an (H, W, 3) uint8 RGB image."""
         normals = vertex_normals(face.vertices, self.model.faces)[self.points]
         weight = np.clip(-(normals @ face.cam_from_head.rotation.T)[:, 2], 0.0, None)
@@ -75,7 +75,7 @@ class AppearanceMeter:
         inside = ((px >= 0) & (px <= (width, height))).all(1)
         weight = weight * inside
         if not inside.any():
-            return Appearance(face.coefficients.identity, np.zeros(len(px)), weight)
+            return AppearanceDescriptor(face.coefficients.identity, np.zeros(len(px)), weight)
         low = np.clip(np.floor(px[inside].min(0)), 0, (width - 1, height - 1)).astype(int)
         high = np.maximum(np.ceil(px[inside].max(0)).astype(int), low + 1)
         crop = image[low[1] : high[1], low[0] : high[0]]
@@ -88,7 +88,7 @@ class AppearanceMeter:
         small = cv2.GaussianBlur(small, (0, 0), BLUR, borderType=cv2.BORDER_REPLICATE)
         at = (px - low) * (np.array(size) / (crop.shape[1], crop.shape[0]))
         brightness = np.log(bilinear(small[..., None], at)[:, 0] + DARK)
-        return Appearance(face.coefficients.identity, brightness, weight)
+        return AppearanceDescriptor(face.coefficients.identity, brightness, weight)
 
 
 def _face_points(model: MorphableModel) -> Ints:

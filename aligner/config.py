@@ -114,7 +114,7 @@ class MultiImageConfig:
 
 
 @dataclass(frozen=True)
-class PhotometricConfig:
+class PhotometricFitConfig:
     """Photometric bundle adjustment of several photos of one person."""
 
     observations: float = 1000.0  # independent ones that a photo's whole skin counts as; 0: unused
@@ -221,7 +221,7 @@ class AlignConfig:
     silhouette: SilhouetteConfig = field(default_factory=SilhouetteConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     multi_image: MultiImageConfig = field(default_factory=MultiImageConfig)
-    photometric: PhotometricConfig = field(default_factory=PhotometricConfig)
+    photometric: PhotometricFitConfig = field(default_factory=PhotometricFitConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
 
     def __post_init__(self) -> None:

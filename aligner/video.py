@@ -24,7 +24,7 @@ import numpy as np
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, Pose, place_landmarks
-from dff.aligner.appearance import Appearance, AppearanceMeter
+from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.detection import same_face
 from dff.face.arrays import Bytes, Floats
@@ -161,7 +161,7 @@ class Track:
 
     number: int
     face: Alignment
-    appearance: Appearance
+    appearance: AppearanceDescriptor
     time: float  # seconds, of the last frame that showed the face
     begin: float  # and of the first one
     smoother: Smoother | None = None
@@ -209,7 +209,9 @@ class Tracker:
             for number, track in self.tracks.items()
         ]
 
-    def _follow(self, frame: Bytes, *, strict: bool) -> dict[int, tuple[Alignment, Appearance]]:
+    def _follow(
+        self, frame: Bytes, *, strict: bool
+    ) -> dict[int, tuple[Alignment, AppearanceDescriptor]]:
         """The faces of the last frame that align where they were, each face once.
 
         A face that two tracks come to belongs to the one whose person it looks like. One that has
@@ -217,24 +219,28 @@ class Tracker:
         """
         before = [*self.tracks.values()]
         found = self.aligner.track([frame], [[track.face for track in before]])[0]
-        some: list[tuple[float, Track, Alignment, Appearance]] = []
+        some: list[tuple[float, Track, Alignment, AppearanceDescriptor]] = []
         for track, face in zip(before, found, strict=True):
             if not face.failed:
                 appearance = self.meter.measure(frame, face)
                 if self._is_same(track, appearance) if strict else self._may_be(track, appearance):
                     some.append((_agreement(track, appearance), track, face, appearance))
-        kept: dict[int, tuple[Alignment, Appearance]] = {}
+        kept: dict[int, tuple[Alignment, AppearanceDescriptor]] = {}
         for _, track, face, appearance in sorted(some, key=lambda one: -one[0]):
             if not _among(face, [other for other, _ in kept.values()]):
                 kept[track.number] = face, appearance
         return kept
 
     def _search(
-        self, frame: Bytes, seen: Mapping[int, tuple[Alignment, Appearance]], *, strict: bool
-    ) -> dict[int, tuple[Alignment, Appearance]]:
+        self,
+        frame: Bytes,
+        seen: Mapping[int, tuple[Alignment, AppearanceDescriptor]],
+        *,
+        strict: bool,
+    ) -> dict[int, tuple[Alignment, AppearanceDescriptor]]:
         """Faces of the whole frame beside those ``seen``; remembered ones keep their numbers."""
         known = [face for face, _ in seen.values()]
-        new: list[tuple[Alignment, Appearance]] = []
+        new: list[tuple[Alignment, AppearanceDescriptor]] = []
         for face in self.aligner.align(frame):
             if not _among(face, known):
                 known.append(face)
@@ -258,8 +264,8 @@ class Tracker:
         return {numbers[i]: one for i, one in enumerate(new)}
 
     def _recognised(
-        self, seen: Mapping[int, tuple[Alignment, Appearance]]
-    ) -> dict[int, tuple[Alignment, Appearance]]:
+        self, seen: Mapping[int, tuple[Alignment, AppearanceDescriptor]]
+    ) -> dict[int, tuple[Alignment, AppearanceDescriptor]]:
         """The faces, where a later track of a lost person gets that person's number.
 
         Too little is seen at first of one who comes out from behind another.
@@ -281,7 +287,7 @@ class Tracker:
         return {numbers[number]: one for number, one in seen.items()}
 
     def _returns(
-        self, track: Track, face: Alignment, appearance: Appearance, *, strict: bool
+        self, track: Track, face: Alignment, appearance: AppearanceDescriptor, *, strict: bool
     ) -> bool:
         """Whether a face that was found is the person of a lost track."""
         away = self.time - track.time
@@ -292,21 +298,21 @@ class Tracker:
         near = distance <= 1.0 + self.config.reach * away
         return near and self._is_same(track, appearance)
 
-    def _is_same(self, track: Track, appearance: Appearance) -> bool:
+    def _is_same(self, track: Track, appearance: AppearanceDescriptor) -> bool:
         """Whether the appearance is clearly that of the track's person."""
         return (
             track.appearance.texture_agreement(appearance) >= self.config.same_texture
             and track.appearance.identity_agreement(appearance) >= self.config.same_identity
         )
 
-    def _may_be(self, track: Track, appearance: Appearance) -> bool:
+    def _may_be(self, track: Track, appearance: AppearanceDescriptor) -> bool:
         """Whether the appearance is not clearly that of another person."""
         return (
             track.appearance.texture_agreement(appearance) >= self.config.other_texture
             or track.appearance.identity_agreement(appearance) >= self.config.other_identity
         )
 
-    def _updated(self, number: int, face: Alignment, appearance: Appearance) -> Track:
+    def _updated(self, number: int, face: Alignment, appearance: AppearanceDescriptor) -> Track:
         """The track of a face that this frame shows."""
         old = self.tracks.get(number) or self.lost.pop(number, None)
         self.lost.pop(number, None)
@@ -342,7 +348,7 @@ class Tracker:
         return cut or change > self.config.cut
 
 
-def _agreement(track: Track, appearance: Appearance) -> float:
+def _agreement(track: Track, appearance: AppearanceDescriptor) -> float:
     """How well an appearance fits a track's person; more is better."""
     known = track.appearance
     return known.texture_agreement(appearance) + known.identity_agreement(appearance)

@@ -104,6 +104,17 @@ def test_sub_rooms_import_one_way(room: str) -> None:
     assert set(TopologicalSorter(graph).static_order()) >= set(graph)
 
 
+def test_a_class_name_has_one_meaning() -> None:
+    """A name is looked up in the tree at once: no class is called as another one."""
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(module_of(path))
+    assert len(places) > 100
+    assert not {name: modules for name, modules in places.items() if len(modules) > 1}
+
+
 def test_only_assets_opens_files_in_face() -> None:
     for path in sorted((ROOT / "face").rglob("*.py")):
         if path.name in (

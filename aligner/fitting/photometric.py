@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from scipy.special import expit
 
-from dff.aligner.config import AlignConfig, PhotometricConfig
+from dff.aligner.config import AlignConfig, PhotometricFitConfig
 from dff.aligner.fitting.crop import Crops, row_turns
 from dff.aligner.fitting.depth_buffer import DepthBuffer
 from dff.aligner.fitting.fit_model import FitModel, FitState, PersonFitModel
@@ -63,7 +63,7 @@ class Skin:
     turning: Float[Array, "points 3 modes"]
 
     @staticmethod
-    def of(fit_model: FitModel, config: PhotometricConfig) -> Skin:
+    def of(fit_model: FitModel, config: PhotometricFitConfig) -> Skin:
         """The skin within ``config.radius`` of the tip of the nose."""
         model = fit_model.model
         triangles = skin_triangles(model)
@@ -123,7 +123,7 @@ class GreyCrops:
 
     @staticmethod
     def of(
-        images: Sequence[Bytes], crops: Crops, face_size: Floats, config: PhotometricConfig
+        images: Sequence[Bytes], crops: Crops, face_size: Floats, config: PhotometricFitConfig
     ) -> GreyCrops:
         """Crops of (H, W, 3) uint8 RGB ``images``, in which faces have that (B,) size."""
         fine = replace(crops, size=config.side)
@@ -229,7 +229,7 @@ def _unknowns(photo: int, columns: int, shared: int) -> Ints:
     return np.concatenate([own[:POSE], np.arange(shared), own[POSE:]])
 
 
-def _allow_slack(system: Floats, face_size: Floats, config: PhotometricConfig) -> Floats:
+def _allow_slack(system: Floats, face_size: Floats, config: PhotometricFitConfig) -> Floats:
     """The system of correspondences, marginalised over an error of the pose that they share."""
     turn, shift = np.deg2rad(config.slack_degrees), config.slack_shift
     sd = np.tile([config.slack_scale, *[turn] * 3, shift, shift], (len(face_size), 1))
@@ -266,7 +266,7 @@ def observe_skin(
     crops: GreyCrops,
     state: FitState,
     observation: Observation,
-    config: PhotometricConfig,
+    config: PhotometricFitConfig,
 ) -> SkinObservation:
     """Observe the photos at the points of the skin, projected by the current fits."""
     points = evaluate_shape(skin.mean, skin.basis, state.coefficients)
@@ -293,7 +293,7 @@ def observe_skin(
 
 
 def _weigh(
-    seen: SkinObservation, residual: Floats, per_point: Floats, config: PhotometricConfig
+    seen: SkinObservation, residual: Floats, per_point: Floats, config: PhotometricFitConfig
 ) -> Floats:
     """(B, N) weights of squared residuals in the energy."""
     robust = np.stack([robust_weights(row[:, None], config.outlier) for row in residual])
@@ -306,7 +306,7 @@ def _explain(
     per_point: float,
     trust: Floats,
     rounds: int,
-    config: PhotometricConfig,
+    config: PhotometricFitConfig,
 ) -> Shading:
     """Solve for albedo and lights by alternating robust least squares."""
     mean, precision = _grey_light_prior()

@@ -33,7 +33,7 @@ ALBEDO_FORMAT = "dff-albedo-model 1"
 
 
 @dataclass(frozen=True)
-class ModelInfo:
+class ListedModel:
     """A listed model, which need not be loaded."""
 
     # what load_model takes; for a model that the user supplies, what the loaded model calls itself
@@ -47,7 +47,7 @@ class ModelInfo:
 
 
 SUPPLIED = (
-    ModelInfo(
+    ListedModel(
         "ict-facekit",
         "MIT",
         0,
@@ -56,10 +56,10 @@ SUPPLIED = (
         24591,
         "100 + 55",
     ),
-    ModelInfo(
+    ListedModel(
         "gnm", "Apache-2.0", 0, False, "GNM Head 3.0 (.npz) through body-models", 17821, "150 + 100"
     ),
-    ModelInfo(
+    ListedModel(
         "flame",
         "LicenseRef-FLAME",
         0,
@@ -68,13 +68,13 @@ SUPPLIED = (
         5023,
         "150 + 101",
     ),
-    ModelInfo(
+    ListedModel(
         "basel-2009", formats.BASEL_LICENCE, 0, False, "01_MorphableModel.mat", 53490, "150 + 0"
     ),
-    ModelInfo(
+    ListedModel(
         "basel-2017", formats.BASEL_LICENCE, 0, False, "an .h5 of 2017 or 2019", 53149, "150 + 100"
     ),
-    ModelInfo(
+    ListedModel(
         "surrey", formats.SURREY_LICENCE, 0, False, "a .bin of the eos library", 3448, "63 + 6"
     ),
 )
@@ -108,7 +108,7 @@ def model_path(name: str) -> Path:
     return Path(name)
 
 
-def list_models() -> list[ModelInfo]:
+def list_models() -> list[ListedModel]:
     """The shipped models, and those that can be read from the user's files."""
     out = []
     for name, path in SHIPPED.items():
@@ -118,7 +118,7 @@ def list_models() -> list[ModelInfo]:
             f"shipped: {len(model.faces)} triangles, eyes, teeth, tongue; made from MakeHuman data"
         )
         size = path.stat().st_size
-        out.append(ModelInfo(name, model.licence, size, True, about, len(model.template), modes))
+        out.append(ListedModel(name, model.licence, size, True, about, len(model.template), modes))
     return [*out, *SUPPLIED]
 
 

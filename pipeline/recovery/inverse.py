@@ -87,7 +87,7 @@ class SelfOcclusionConfig:
 
 
 @dataclass(frozen=True)
-class OcclusionConfig:
+class OcclusionMaskConfig:
     """Which skin the fit does not explain. Colour errors are mean absolute, of 1."""
 
     blur: float = 0.012  # standard deviation of the error's blur, as a share of the crop's side
@@ -117,7 +117,7 @@ class InverseConfig:
     # With the shape known each colour counts more, for none can bend the shape.
     last_colours: ColourConfig = ColourConfig(1000.0, (0.15,) * 6)
     visibility: SelfOcclusionConfig = SelfOcclusionConfig()
-    occlusion: OcclusionConfig = OcclusionConfig()
+    occlusion: OcclusionMaskConfig = OcclusionMaskConfig()
     structure_blur: float = 0.06  # share of the crop's side; see ``measure_structure``
     wrong_point: float = 0.08  # of the face's size: a landmark further off was not meant
 

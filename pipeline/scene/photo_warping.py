@@ -46,7 +46,7 @@ class ProfilingConfig:
 
 
 @dataclass(frozen=True)
-class WarpConfig:
+class PhotoWarpConfig:
     """The image mesh, and how photo, texture and surroundings are blended.
 
     Pairs are the ends of a smooth step. Lengths are metres, angles degrees.
@@ -67,7 +67,7 @@ class WarpConfig:
 
 
 PROFILING = ProfilingConfig()
-WARP = WarpConfig()
+WARP = PhotoWarpConfig()
 
 
 def draw_pose(
@@ -104,7 +104,7 @@ class ImageMesh:
     """A photo prepared for 3D face profiling: all that its views share."""
 
     photo: PhotoScene
-    config: WarpConfig
+    config: PhotoWarpConfig
     # Of the model's vertices in the photo: px, depth in metres, cosine towards the camera
     surface: Float[Array, "V 4"]
     depth: Float[Array, "S S"]  # metres, of the model in the photo; background 0
@@ -117,7 +117,7 @@ class ImageMesh:
 
 
 def build_image_mesh(
-    photo: PhotoScene, head: Floats, model: MorphableModel, config: WarpConfig = WARP
+    photo: PhotoScene, head: Floats, model: MorphableModel, config: PhotoWarpConfig = WARP
 ) -> ImageMesh:
     """The image mesh of a photo whose face has (V, 3) ``head`` vertices."""
     vertices = photo.cam_from_head.apply(head)
@@ -167,7 +167,7 @@ def _connect_nodes(cells: int) -> Ints:
 
 
 def _fix_nodes(
-    px: Floats, outside: Floats, landmarks: Floats, size: int, pixel: float, config: WarpConfig
+    px: Floats, outside: Floats, landmarks: Floats, size: int, pixel: float, config: PhotoWarpConfig
 ) -> Floats:
     """(G,) 0..1: how far nodes at (G, 2) px, (G,) metres outside the silhouette, stay in place."""
     border = np.minimum(px, size - px).min(1) * pixel
