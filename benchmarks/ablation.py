@@ -40,7 +40,7 @@ from dff.trainer.train import (
     TrainingCallbacks,
     initialise_state,
     open_view_store,
-    run,
+    run_training,
     save_weights,
 )
 
@@ -152,7 +152,7 @@ def train_once(
             f"{out.stem} {step}: loss {figures['loss']:.3f}"
         )
     )
-    dev = run(state, store, build_training_surface(model), config, callbacks=callbacks)
+    dev = run_training(state, store, build_training_surface(model), config, callbacks=callbacks)
     save_weights(out, state, model, store, config, dataset=fingerprint, dev=dev)
     console.print(f"{out.stem}: {time.process_time() - start:.0f} s CPU")
 

@@ -59,7 +59,7 @@ def _weights() -> Iterator[Asset]:
 def _cascades() -> Iterator[Asset]:
     for name, path in cascade_file.SHIPPED.items():
         if path.exists():
-            _, about = cascade_file.read(path)
+            _, about = cascade_file.read_cascade(path)
             licence = _join(about["card"]["data_licences"])
             yield Asset(f"{name}-cascade", "cascade", licence, _file_size(path), f"for {name}")
 

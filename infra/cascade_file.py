@@ -27,7 +27,9 @@ SHIPPED = {
 """Cascades that come with the program, by the name of the weights they were trained with."""
 
 
-def write(path: Path | str, arrays: Mapping[str, Floats | Ints], about: Mapping[str, Any]) -> None:
+def write_cascade(
+    path: Path | str, arrays: Mapping[str, Floats | Ints], about: Mapping[str, Any]
+) -> None:
     """Write a cascade, whole or not at all; equal arrays and ``about`` give equal bytes."""
     words = json.dumps({**about, "format": FORMAT}, sort_keys=True)
     # safetensors writes the memory as it lies, whatever its order.
@@ -36,7 +38,7 @@ def write(path: Path | str, arrays: Mapping[str, Floats | Ints], about: Mapping[
         temporary.write_bytes(save(in_order, {"cascade": words}))
 
 
-def read(path: Path | str) -> tuple[dict[str, Floats | Ints], dict[str, Any]]:
+def read_cascade(path: Path | str) -> tuple[dict[str, Floats | Ints], dict[str, Any]]:
     """The arrays and the metadata.
 
     Raises BadWeights, naming the file, when it cannot be read, is too large or has another format.

@@ -55,7 +55,7 @@ CHECKPOINT = "checkpoint.pt"
 
 @dataclass
 class TrainingState:
-    """The state of a run, which checkpoints hold. Mutable: ``run`` advances it in place."""
+    """The state of a run, held by checkpoints. Mutable: ``run_training`` advances it in place."""
 
     step: int  # optimiser steps done
     learner: Learner
@@ -178,7 +178,7 @@ def learning_rate(step: int, *, peak: float, final: float, warmup: int, steps: i
     return float(peak * (final + (1.0 - final) * 0.5 * (1.0 + np.cos(np.pi * min(done, 1.0)))))
 
 
-def run(
+def run_training(
     state: TrainingState,
     store: ViewStore,
     surface: TrainingSurface,
@@ -523,6 +523,6 @@ def train(
     saving = TrainingCallbacks(
         on_step=callbacks.on_step, on_evaluation=callbacks.on_evaluation, on_checkpoint=checkpoint
     )
-    dev = run(state, store, build_training_surface(model), config, callbacks=saving)
+    dev = run_training(state, store, build_training_surface(model), config, callbacks=saving)
     save_weights(out, state, model, store, config, dataset=dataset.manifest.fingerprint, dev=dev)
     return TrainingResult(out, dev, state)

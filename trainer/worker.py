@@ -33,7 +33,7 @@ from dff.trainer.train import (
     load_checkpoint,
     load_dataset_model,
     open_view_store,
-    run,
+    run_training,
     save_checkpoint,
     save_weights,
     wrap_distributed,
@@ -134,7 +134,9 @@ def train_worker(values: dict[str, Any]) -> None:
             )
 
     callbacks = TrainingCallbacks(on_step=on_step, on_evaluation=evaluated, on_checkpoint=report)
-    run(state, store, surface, config, wrapped=wrapped, rank=rank, world=world, callbacks=callbacks)
+    run_training(
+        state, store, surface, config, wrapped=wrapped, rank=rank, world=world, callbacks=callbacks
+    )
 
 
 def _store_once(dataset: Dataset, model: MorphableModel, cache: Path, local_rank: int) -> ViewStore:

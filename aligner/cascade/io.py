@@ -31,7 +31,7 @@ def save_cascade(path: Path | str, cascade: Cascade) -> None:
     about = {name: getattr(cascade, name) for name in ("kind", "extent", "anchors", "card")}
     if cascade.calibration is not None:
         about["calibration"] = cascade.calibration.to_json()
-    cascade_file.write(path, arrays, {**about, "stages": len(cascade.stages)})
+    cascade_file.write_cascade(path, arrays, {**about, "stages": len(cascade.stages)})
 
 
 def load_cascade(path: Path | str) -> Cascade:
@@ -40,7 +40,7 @@ def load_cascade(path: Path | str) -> Cascade:
     Raises BadWeights, naming the file and what is wrong with it.
     """
     path = cascade_file.SHIPPED.get(str(path), Path(path))
-    arrays, about = cascade_file.read(path)
+    arrays, about = cascade_file.read_cascade(path)
     try:
         count = int(about["stages"])
         wanted = {

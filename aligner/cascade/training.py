@@ -182,7 +182,7 @@ def compute_true_states(fit_model: FitModel, rows: Sequence[ViewRow]) -> FitStat
     return join_rows(states)
 
 
-def spread_points(fit_model: FitModel, count: int) -> Ints:
+def sample_farthest_points(fit_model: FitModel, count: int) -> Ints:
     """The 68 landmarks, then anchors by farthest-point sampling."""
     places = np.concatenate([fit_model.landmark_mean, fit_model.anchor_mean])
     chosen = list(range(68))
@@ -253,7 +253,7 @@ def learn_cascade(
     Its random draws depend on the recipe's seed alone.
     """
     fit_model, config = build_cascade_fit_model(aligner, recipe), aligner.config
-    points = spread_points(fit_model, recipe.points)
+    points = sample_farthest_points(fit_model, recipe.points)
     rng = np.random.default_rng([recipe.seed, 1])
     train, validation = (_place_faces(fit_model, config, some, rng) for some in (views, held_out))
     components = (

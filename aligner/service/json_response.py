@@ -13,11 +13,11 @@ from starlette.responses import Response
 
 async def respond(build: Callable[[], BaseModel]) -> Response:
     """The response with the answer that ``build`` returns; it is called and written in a thread."""
-    data = await anyio.to_thread.run_sync(lambda: encode(build()))
+    data = await anyio.to_thread.run_sync(lambda: encode_answer(build()))
     return Response(data, media_type="application/json")
 
 
-def encode(answer: BaseModel) -> bytes:
+def encode_answer(answer: BaseModel) -> bytes:
     """JSON of an answer, without the optional fields that it leaves out.
 
     The encoder holds the interpreter for the length of a call, so each model inside the answer, a
@@ -33,7 +33,7 @@ def encode(answer: BaseModel) -> bytes:
 
 def _encode_models(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return orjson.Fragment(encode(value))
+        return orjson.Fragment(encode_answer(value))
     if isinstance(value, list) and value and isinstance(value[0], BaseModel):
-        return [orjson.Fragment(encode(model)) for model in value]
+        return [orjson.Fragment(encode_answer(model)) for model in value]
     return value

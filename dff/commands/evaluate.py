@@ -221,7 +221,7 @@ def _evaluate_matching(
     pictures: Path | None,
 ) -> None:
     with require_extra("train"):
-        from dff.files.matching import draw_matches, evaluate_matching, to_json
+        from dff.files.matching import draw_matches, encode_matching, evaluate_matching
         from dff.files.outputs import write_file
 
     report, examples = evaluate_matching(
@@ -230,7 +230,7 @@ def _evaluate_matching(
     for line in report.lines():
         typer.echo(line)
     if json_out:
-        write_file(json_out, to_json(report))
+        write_file(json_out, encode_matching(report))
     if pictures:
         write_file(pictures / "matching.jpg", draw_matches(examples, weights))
         typer.echo(f"pictures: {pictures.resolve()}")

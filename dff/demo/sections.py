@@ -24,7 +24,7 @@ from dff.infra.shards import ViewRow
 from dff.pipeline.inspection.gallery import contact_sheet, draw_correspondences
 from dff.pipeline.recovery.inverse import Recovery
 from dff.report import Figure, Section, Table
-from dff.trainer.evaluation.figures import draw_matches
+from dff.trainer.evaluation.figures import draw_match_maps
 
 PANELS = {
     "photo": "Photograph with annotated (red) and fitted landmarks (green)",
@@ -102,7 +102,7 @@ def training_section(
     own = [row for row in rows if row.photo_id]
     first, points = _network_crop(own[0])
     second, _ = _network_crop(_find_rotated(own, 30.0))
-    picture = draw_matches(loaded.net, loaded.anchors, first, second, points[MATCHED])
+    picture = draw_match_maps(loaded.net, loaded.anchors, first, second, points[MATCHED])
     return Section(
         "The Deep Face Feature",
         "A unit vector for each pixel. Five points of the first view, and the probability of "

@@ -137,7 +137,7 @@ def draw_matches(pairs: list[ViewPair], weights: str | None) -> bytes:
     return bytes(data)
 
 
-def to_json(report: Matching) -> bytes:
+def encode_matching(report: Matching) -> bytes:
     """Rows and thresholds as JSON."""
     content = {
         "rows": [asdict(row) for row in report.rows],

@@ -92,7 +92,7 @@ def _is_image_head(head: bytes) -> bool:
 
 
 @dataclass(frozen=True)
-class VideoFrame:
+class TimedFrame:
     """A frame of a video."""
 
     image: Bytes  # (H, W, 3) uint8 RGB, as it is displayed
@@ -105,7 +105,7 @@ class FrameReader(Protocol):
     rate: float  # frames per second, on average
     frame_count: int  # as declared; 0: unknown
 
-    def frames(self) -> Iterator[VideoFrame]:
+    def frames(self) -> Iterator[TimedFrame]:
         """The frames in order; their times increase."""
         ...
 
@@ -129,7 +129,7 @@ class VideoReader:
         self.start = 0.0  # seconds from the start of the sound or the picture to the first frame
         self.read, self.end, self.damaged = 0, 0.0, 0
 
-    def frames(self) -> Iterator[VideoFrame]:
+    def frames(self) -> Iterator[TimedFrame]:
         first: float | None = None
         last = -np.inf
         for raw in self._decode():
@@ -145,7 +145,7 @@ class VideoReader:
             length = float(raw.duration * raw.time_base) if raw.duration and raw.time_base else 0.0
             self.end = moment + (length or 1.0 / self.rate) - first
             self.read += 1
-            yield VideoFrame(self._displayed(raw), moment - first)
+            yield TimedFrame(self._displayed(raw), moment - first)
 
     def complaints(self) -> list[str]:
         found = []

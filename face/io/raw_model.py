@@ -16,7 +16,14 @@ from scipy.sparse.csgraph import connected_components
 from dff.face.arrays import Array, Float, Floats, Integer, Ints
 from dff.face.geometry.mesh import triangle_normals
 from dff.face.io.adapters import check_frame, find_mirror, one_square
-from dff.face.io.registration import Nearest, Similarity, Surface, align, part, register
+from dff.face.io.registration import (
+    Nearest,
+    Similarity,
+    Surface,
+    part,
+    register,
+    register_similarity,
+)
 from dff.face.io.transfer import (
     KINDS,
     SKIN,
@@ -66,7 +73,7 @@ def completed(raw: RawModel, reference: MorphableModel) -> tuple[MorphableModel,
     faces = outward(template, np.asarray(raw.faces, np.int64))
     parts = components(faces, len(template))
     skin = parts == np.bincount(parts).argmax()
-    vertex = find_landmarks(template, faces[skin], raw.landmarks, reference)
+    vertex = find_landmark_vertices(template, faces[skin], raw.landmarks, reference)
     template -= template[vertex].mean(0)
     check_frame(template, vertex)
     kinds = classify_parts(template, faces, parts, reference)
@@ -124,7 +131,7 @@ def components(faces: Ints, count: int) -> Ints:
     return np.asarray(number)
 
 
-def find_landmarks(
+def find_landmark_vertices(
     template: Floats, skin: Ints, known: Mapping[str, int], reference: MorphableModel
 ) -> Ints:
     """(68,) vertices: the ``known`` ones, the others by registration of the reference's landmarks.
@@ -142,8 +149,8 @@ def find_landmarks(
     own, rows = part(template, skin, np.arange(len(skin)))
     theirs, their_rows = part(reference.template, reference.faces, triangles(reference, SKIN))
     start = _noses_together(own.vertices, theirs.vertices)
-    rigid = align(own.vertices, theirs, scaled=False, start=start)
-    found = align(own.vertices, theirs, start=rigid)
+    rigid = register_similarity(own.vertices, theirs, scaled=False, start=start)
+    found = register_similarity(own.vertices, theirs, start=rigid)
     moved = found.apply(own.vertices)
     both = np.flatnonzero(
         (out >= 0) & np.isin(reference.landmarks.vertex, their_rows) & np.isin(out, rows)

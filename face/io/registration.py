@@ -26,7 +26,7 @@ CANDIDATES = 12  # triangles that are tried for each point
 
 @dataclass(frozen=True)
 class RegistrationConfig:
-    """Settings of ``register`` and ``align``."""
+    """Settings of ``register`` and ``register_similarity``."""
 
     # of the displacements over the mesh, from stiff to soft, one solve each
     stiffness: tuple[float, ...] = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
@@ -147,7 +147,7 @@ def _project(points: Floats, corners: Floats, candidates: Ints) -> tuple[Ints, F
     return number, weights, square
 
 
-def align(
+def register_similarity(
     moving: Floats,
     fixed: Surface,
     *,

@@ -14,7 +14,7 @@ import numpy as np
 from dff.face.arrays import Array, Bools, Float, Floats, Ints
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.mesh import SurfacePoints
-from dff.face.io.registration import Nearest, Surface, align, part, register
+from dff.face.io.registration import Nearest, Surface, part, register, register_similarity
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
@@ -62,7 +62,7 @@ def correspondence(target: MorphableModel, source: MorphableModel) -> Correspond
                 fixed, _ = part(
                     source.template, source.faces, _same_side(source, theirs, moving.vertices)
                 )
-                places[rows] = align(moving.vertices, fixed).apply(moving.vertices)
+                places[rows] = register_similarity(moving.vertices, fixed).apply(moving.vertices)
     return Correspondence(places, tuple(kinds))
 
 

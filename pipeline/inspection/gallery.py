@@ -36,7 +36,7 @@ def _to_fixed_point(px: Floats, scale: float) -> tuple[int, int]:
     return int(x), int(y)
 
 
-def draw_landmarks(image: Bytes, landmarks: Floats, seen: Bools, *, scale: int = 1) -> Bytes:
+def mark_landmarks(image: Bytes, landmarks: Floats, seen: Bools, *, scale: int = 1) -> Bytes:
     """The (H, W, 3) image, ``scale`` times as large, with (N, 2) landmarks in px of the image.
 
     Landmarks that are not ``seen`` (N,) are hollow.
@@ -71,7 +71,7 @@ def contact_sheet(
     for index, row in enumerate(rows):
         image = row.pixels()
         if landmarks:
-            image = draw_landmarks(image, row.landmarks_2d, row.visible_2d)
+            image = mark_landmarks(image, row.landmarks_2d, row.visible_2d)
         y, x = (tile + gap) * (index // columns), (tile + gap) * (index % columns)
         out[y : y + tile, x : x + tile] = _tile(image, tile)
     return out
@@ -109,7 +109,7 @@ def truth_strip(row: ViewRow, model: MorphableModel, *, tile: int = 160) -> Byte
         share = np.clip((far - frame.depth[seen]) / max(far - near, 1e-6), 0.0, 1.0)
         depth[seen] = matplotlib.colormaps["viridis"](share)[:, :3] * 255.0
     normal = np.where(seen[..., None], (frame.normal * [1.0, -1.0, -1.0] + 1.0) * 127.5, wash)
-    marked = draw_landmarks(image, row.landmarks_2d, row.visible_2d)
+    marked = mark_landmarks(image, row.landmarks_2d, row.visible_2d)
     tiles = [
         image,
         marked,

@@ -153,7 +153,8 @@ def inspect_dataset(
     if html is not None:
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(
-            report.render(inspection, report.build_sections(dataset, selection)), encoding="utf-8"
+            report.render_page(inspection, report.build_sections(dataset, selection)),
+            encoding="utf-8",
         )
     return inspection
 

@@ -107,7 +107,7 @@ def reframe_photo(
     return Portrait(person, seen, (photo.landmarks - corner) * (size / side), bounds)
 
 
-def evaluate_shape(portrait: Portrait) -> Floats:
+def normalise_landmarks(portrait: Portrait) -> Floats:
     """(82,) coordinates of the inner landmarks in their box, in its longer sides.
 
     They describe pose and expression together.

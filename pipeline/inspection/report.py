@@ -26,12 +26,12 @@ from dff.pipeline.inspection.gallery import (
     TRUTHS,
     contact_sheet,
     draw_correspondences,
-    draw_landmarks,
+    mark_landmarks,
     strip,
     truth_strip,
 )
 from dff.pipeline.inspection.statistics import describe_recipe
-from dff.pipeline.subjects import subject_file as person_file
+from dff.pipeline.subjects.subject_file import decode_person
 
 with require_extra("synthesis"):
     import jinja2
@@ -224,7 +224,7 @@ def build_sections(dataset: Dataset, selection: SampleSelection) -> list[Gallery
     return out
 
 
-def render(inspection: Any, sections: Sequence[GallerySection]) -> str:
+def render_page(inspection: Any, sections: Sequence[GallerySection]) -> str:
     """One self-contained HTML page of figures, histograms and images."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dff.pipeline.inspection"), autoescape=True
@@ -258,7 +258,7 @@ def _decode_photo(rows: Sequence[ViewRow]) -> Bytes | None:
     first = rows[0]
     if not first.photo_id or first.person is None:
         return None
-    person = person_file.decode(first.person, load_model(first.model), name=first.identity_id)
+    person = decode_person(first.person, load_model(first.model), name=first.identity_id)
     if person.photo_scene is None:
         raise BadDataset(f"{first.sample_id} names a photo, but its person has none")
     photo = np.asarray(
@@ -280,7 +280,7 @@ def _show_fit(rows: Sequence[ViewRow], config: ReportConfig) -> PageImage:
     first, photo = rows[0], _decode_photo(rows)
     before: list[Bytes] = []
     if photo is not None and first.view == 0:
-        before = [photo, draw_landmarks(photo, first.landmarks_2d, first.visible_2d, scale=2)]
+        before = [photo, mark_landmarks(photo, first.landmarks_2d, first.visible_2d, scale=2)]
     title = f"{first.identity_id}: landmark error {first.fit_error:.3f} of the face's size"
     shown = [*before, *(row.pixels() for row in rows)]
     image = strip(shown, tile=config.tile, marked=len(before))

@@ -28,8 +28,8 @@ from dff.infra.shards import ViewRow, collect_persons, resolve_frame
 from dff.pipeline.job.plan import KEY, Plan, parse_plan
 from dff.pipeline.job.versions import code_version
 from dff.pipeline.scene import views
-from dff.pipeline.subjects import subject_file as person_file
 from dff.pipeline.subjects.subject import Person
+from dff.pipeline.subjects.subject_file import decode_person
 
 with require_extra("synthesis"):
     from threadpoolctl import threadpool_limits
@@ -101,7 +101,7 @@ def _check_shard(
         model = load_model(rows[0].model)
         checks.rows += len(wanted)
         try:
-            person = decode_person(rows, model)
+            person = decode_stored_person(rows, model)
         except BadDataset as error:
             checks.differences.append(f"{key}: {identity}: {error}")
             continue
@@ -146,13 +146,13 @@ def raise_for_differences(checks: Checks, dataset: Dataset) -> None:
     )
 
 
-def decode_person(rows: Sequence[ViewRow], model: MorphableModel) -> Person:
+def decode_stored_person(rows: Sequence[ViewRow], model: MorphableModel) -> Person:
     """The person of an identity's rows, in the shard's order.
 
     Raises BadDataset when it is absent or damaged.
     """
     identity = rows[0].identity_id
-    return person_file.decode(collect_persons(rows)[identity], model, name=identity)
+    return decode_person(collect_persons(rows)[identity], model, name=identity)
 
 
 def find_differences(

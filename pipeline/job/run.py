@@ -127,7 +127,7 @@ def make_shard(
             name: dict(Counter(str(getattr(row, name)) for row in result.rows)) for name in COUNTED
         },
     )
-    ledger.write(storage, record)
+    ledger.write_record(storage, record)
     return record
 
 

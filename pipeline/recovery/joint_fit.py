@@ -119,7 +119,7 @@ def prior_energy(fit_model: LandmarkFitModel, scene: FaceAppearance) -> float:
     )
 
 
-def linearise(problem: JointFitProblem, scene: FaceAppearance) -> tuple[Floats, Floats]:
+def linearise_joint(problem: JointFitProblem, scene: FaceAppearance) -> tuple[Floats, Floats]:
     """Gauss-Newton hessian (D, D) and descent direction (D,) at ``scene``.
 
     The descent direction is half the negative gradient of the energy. The columns are those of
@@ -175,7 +175,7 @@ def _add_priors(
     descent[-LIGHT:] += precision @ (mean - scene.light.ravel())
 
 
-def apply_step(scene: FaceAppearance, delta: Floats) -> FaceAppearance:
+def apply_joint_step(scene: FaceAppearance, delta: Floats) -> FaceAppearance:
     """The scene after (D,) ``delta`` in the columns of ``photometric.residuals_and_jacobian``."""
     geometry = fit.POSE + len(scene.face.coefficients[0])
     return FaceAppearance(
@@ -194,11 +194,11 @@ def improve(
     """
     config = problem.config
     before = energy(problem, scene)
-    hessian, descent = linearise(problem, scene)
+    hessian, descent = linearise_joint(problem, scene)
     diagonal = np.diag(np.diag(hessian))
     for _ in range(config.tries):
         delta = np.linalg.solve(hessian + damping * diagonal, descent)
-        candidate = apply_step(scene, delta)
+        candidate = apply_joint_step(scene, delta)
         after = energy(problem, candidate)
         if after < before:
             return candidate, max(damping / config.less_damping, config.least_damping), after

@@ -77,11 +77,11 @@ def store_person(person: Person, model: MorphableModel) -> StoredPerson:
     """The person after storing and reading: the one to render. Raises ValueError for what can't be
     stored.
     """
-    data = encode(person, model)
-    return StoredPerson(decode(data, model, name=person.id), data)
+    data = encode_person(person, model)
+    return StoredPerson(decode_person(data, model, name=person.id), data)
 
 
-def encode(person: Person, model: MorphableModel) -> bytes:
+def encode_person(person: Person, model: MorphableModel) -> bytes:
     """The person's bytes: the same for the same person.
 
     Raises ValueError when its shape is not what its coefficients give, or a field is neither
@@ -111,8 +111,8 @@ def encode(person: Person, model: MorphableModel) -> bytes:
     return out.getvalue()
 
 
-def decode(data: bytes, model: MorphableModel, *, name: str) -> Person:
-    """The person of ``encode``. ``name`` is whose it should be.
+def decode_person(data: bytes, model: MorphableModel, *, name: str) -> Person:
+    """The person of ``encode_person``. ``name`` is whose it should be.
 
     Raises BadDataset, naming the part that is wrong, when the bytes are damaged, another person's,
     of another model or of another format.

@@ -35,7 +35,7 @@ from dff.trainer.train import (
     learning_rate,
     load_checkpoint,
     load_dataset_model,
-    run,
+    run_training,
     save_checkpoint,
     train,
     wrap_distributed,
@@ -218,7 +218,7 @@ def test_mixed_precision_and_compilation_train_nearly_the_same(
         callbacks = TrainingCallbacks(
             on_step=lambda step, figures, losses=losses: losses.append(figures["loss"])
         )
-        run(state, store, surface, config, callbacks=callbacks)
+        run_training(state, store, surface, config, callbacks=callbacks)
         ends[name] = losses[-1], state
     wanted, plain = ends["plain"]
     assert ends["mixed"][0] == pytest.approx(wanted, rel=0.02)
@@ -298,7 +298,7 @@ def test_a_deeper_network_starts_with_the_descriptors_of_the_shallower_one(
     cosine = (before * after).sum(1)
     assert cosine.mean() > 0.96, "measured: 0.974, 0.984 with the weights before"
     assert cosine.quantile(0.01) > 0.9, "measured: 0.930, 0.949 with the weights before"
-    run(state, store, surface, config)
+    run_training(state, store, surface, config)
     known = shipped.state_dict()
     grown = {name: p for name, p in state.learner.net.named_parameters() if name not in known}
     assert len(grown) == 6 * 4, "kernels, gain and bias of six blocks"
@@ -371,12 +371,14 @@ def test_any_terms_of_the_loss_can_be_trained_by_several_processes(
     """A group of one process has the same gradients as no group."""
     config = replace(TINY, steps=3, weights=loss_weights)
     alone, one_of_one = (initialise_state(open_head, config, torch.device("cpu")) for _ in range(2))
-    run(alone, store, surface, config)
+    run_training(alone, store, surface, config)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
     )
     try:
-        run(one_of_one, store, surface, config, wrapped=wrap_distributed(one_of_one.learner))
+        run_training(
+            one_of_one, store, surface, config, wrapped=wrap_distributed(one_of_one.learner)
+        )
     finally:
         torch.distributed.destroy_process_group()
     wanted, got = collect_numbers(alone), collect_numbers(one_of_one)

@@ -78,12 +78,12 @@ def sample_crop_placement(config: PlacementConfig, *, rng: np.random.Generator) 
     return CropPlacement(
         zoom=float(np.exp(rng.uniform(np.log(low), np.log(high)))),
         shift=(float(rng.uniform(-limit, limit)), float(rng.uniform(-limit, limit))),
-        degrees=sample_rotation(config, rng=rng),
+        degrees=sample_image_rotation(config, rng=rng),
         mirrored=bool(rng.random() < config.mirror_probability),
     )
 
 
-def sample_rotation(config: PlacementConfig, *, rng: np.random.Generator) -> float:
+def sample_image_rotation(config: PlacementConfig, *, rng: np.random.Generator) -> float:
     """Draw the rotation of an image in degrees: small mostly, large for a share of the images."""
     large = rng.random() < config.large_rotation_probability
     limit = config.large_rotation if large else config.rotation

@@ -24,7 +24,7 @@ from dff.trainer.data.crops import (
     interpolate_coordinates,
     lookup_triangles,
     paint_over_face,
-    sample_rotation,
+    sample_image_rotation,
     warp,
 )
 from dff.trainer.data.view_cache import StoredView
@@ -172,7 +172,7 @@ def _sample_view_placement(
     low, high = config.mosaic.zoom
     zoom = np.exp(rng.uniform(np.log(low), np.log(high)))
     scale = size / (FRAMING * max(view.box.width, view.box.height) * zoom)
-    linear = scale * rotation_2d(np.deg2rad(sample_rotation(config.placement, rng=rng)))
+    linear = scale * rotation_2d(np.deg2rad(sample_image_rotation(config.placement, rng=rng)))
     if mirrored:
         linear[0] *= -1.0
     centre = rng.uniform(*config.mosaic.centre, 2) * size

@@ -16,7 +16,7 @@ from dff.trainer.evaluation.pairs import DevPair, ViewPair
 
 
 @torch.no_grad()
-def draw_matches(
+def draw_match_maps(
     net: DescriptorNet,
     anchors: Anchors,
     image_a: Bytes,
@@ -33,7 +33,7 @@ def draw_matches(
     """
     size = image_a.shape[0]
     if len(points) == 0 or points.min() < 0 or points.max() >= size:
-        raise ValueError(f"draw_matches needs points within 0 .. {size}")
+        raise ValueError(f"draw_match_maps needs points within 0 .. {size}")
     device = next(net.parameters()).device
     both = torch.from_numpy(np.stack([image_a, image_b])).to(device)
     descriptor = net.eval()(image_batch(both)).descriptor.cpu()
@@ -57,14 +57,14 @@ def draw_matches(
 
 
 def draw_dev_pair(net: DescriptorNet, anchors: Anchors, pair: DevPair, *, points: int = 5) -> Bytes:
-    """``draw_matches`` of a validation pair, at up to ``points`` points far from each other."""
+    """``draw_match_maps`` of a validation pair, at up to ``points`` points far from each other."""
     half = pair.images.shape[1] // STRIDE
     centre = np.stack([pair.first % half, pair.first // half], axis=1) + 0.5
     chosen = [0]
     while len(chosen) < min(points, len(centre)):
         distance = np.linalg.norm(centre[:, None] - centre[chosen][None], axis=2).min(1)
         chosen.append(int(distance.argmax()))
-    return draw_matches(net, anchors, pair.images[0], pair.images[1], centre[chosen] * STRIDE)
+    return draw_match_maps(net, anchors, pair.images[0], pair.images[1], centre[chosen] * STRIDE)
 
 
 def _enlarge(image: Bytes, zoom: int) -> Bytes:

@@ -31,7 +31,7 @@ from dff.aligner.cascade.training import (
     learn_cascade,
     read_views,
     ridge,
-    spread_points,
+    sample_farthest_points,
     train_cascade,
 )
 from dff.aligner.confidence import DEFAULT
@@ -175,7 +175,7 @@ def test_ridge_finds_the_map_that_made_the_targets_in_either_space() -> None:
 
 def test_points_are_the_landmarks_and_far_from_each_other(oracle_aligner: Aligner) -> None:
     fit_model = oracle_aligner.fit_model
-    chosen = spread_points(fit_model, 96)
+    chosen = sample_farthest_points(fit_model, 96)
     assert chosen[:68].tolist() == list(range(68))
     assert len(set(chosen.tolist())) == 96
     places = np.concatenate([fit_model.landmark_mean, fit_model.anchor_mean])[chosen[68:]]
@@ -397,7 +397,7 @@ def test_bad_files_are_refused_by_name(oracle_aligner: Aligner, tmp_path: Path) 
         file.truncate(cascade_file.LARGEST + 1)
     refused("no cascade is larger")
     save_cascade(path, toy_cascade(oracle_aligner))
-    arrays, about = cascade_file.read(path)
+    arrays, about = cascade_file.read_cascade(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     refused("cannot be read")
@@ -418,7 +418,7 @@ def test_bad_files_are_refused_by_name(oracle_aligner: Aligner, tmp_path: Path) 
     ]
     for parts, words, says in wrong:
         mixed = {name: part for name, part in {**arrays, **parts}.items() if part is not None}
-        cascade_file.write(path, mixed, {**about, **words})
+        cascade_file.write_cascade(path, mixed, {**about, **words})
         refused(says)
     path.write_bytes(whole.replace(b"dff-cascade-1", b"dff-cascade-9"))
     refused("format 'dff-cascade-9'")

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from dff.aligner.service import json_response
 from dff.aligner.service.align_service import answer_face
-from dff.aligner.service.json_response import encode, respond
+from dff.aligner.service.json_response import encode_answer, respond
 from dff.aligner.service.problems import Problem
 from dff.aligner.service.schema import (
     AlignAnswer,
@@ -49,20 +49,20 @@ def batch(faces: list[FaceAnswer]) -> BatchAnswer:
 
 
 def test_a_face_is_written_as_the_aligner_returns_it(told: dict[str, Any]) -> None:
-    assert json.loads(encode(FaceAnswer.model_validate(told))) == told
+    assert json.loads(encode_answer(FaceAnswer.model_validate(told))) == told
     assert told["trace"][0]["motion"] is None  # a null that belongs to the answer
 
 
 def test_optional_fields_are_left_out(toy_model: MorphableModel) -> None:
     (face,) = KnownAligner(toy_model).align(pixels())
-    written = json.loads(encode(answer_face(face)))
+    written = json.loads(encode_answer(answer_face(face)))
     assert written == face.to_json()
     assert not {"mesh", "trace"} & set(written)
 
 
 def test_nested_answers_are_written_whole(told: dict[str, Any]) -> None:
     answer = batch([FaceAnswer.model_validate(told)] * 2)
-    assert json.loads(encode(answer)) == {
+    assert json.loads(encode_answer(answer)) == {
         "photos": [{"faces": [told] * 2, "image": {"width": 1, "height": 1}}] * 3
         + [{"problem": Problem("no-face").describe().model_dump()}],
         "model": {
@@ -127,6 +127,6 @@ def test_no_call_of_the_encoder_writes_more_than_a_face(
             return data
 
     monkeypatch.setattr(json_response, "orjson", Counting)
-    size = len(encode(batch([FaceAnswer.model_validate(told)] * 20)))
+    size = len(encode_answer(batch([FaceAnswer.model_validate(told)] * 20)))
     assert max(written) < size / 60  # 60 faces
     assert sum(written) == size

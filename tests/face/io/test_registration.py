@@ -11,7 +11,7 @@ import pytest
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.io.assets import load_albedo, load_model
-from dff.face.io.registration import Nearest, Surface, align, register, similarity
+from dff.face.io.registration import Nearest, Surface, register, register_similarity, similarity
 from dff.face.io.transfer import carried_albedo, carried_regions, correspondence, counterparts
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import MorphableModel
@@ -49,7 +49,7 @@ def test_closest_points_find_a_moved_head(open_head: MorphableModel) -> None:
     surface = Surface(open_head.template.astype(np.float64), open_head.faces)
     turn = rotation_from_angles(8.0, -6.0, 5.0) @ rotation_from_angles(0.0, 0.0, 0.0).T
     moving = 1.1 * surface.vertices @ turn.T + [0.01, 0.005, -0.01]
-    found = align(moving, surface)
+    found = register_similarity(moving, surface)
     assert np.linalg.norm(found.apply(moving) - surface.vertices, axis=1).mean() < 0.003
 
 

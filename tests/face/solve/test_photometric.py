@@ -130,7 +130,7 @@ def test_the_jacobian_of_the_colours_is_theirs(toy_model: MorphableModel) -> Non
         step = np.zeros(columns)
         step[column] = 0.2 if column in (4, 5) else 4e-3
         after, before = (
-            photometric.residuals(samples, joint.apply_step(scene, s), image, normals).astype(
+            photometric.residuals(samples, joint.apply_joint_step(scene, s), image, normals).astype(
                 np.float64
             )
             for s in (step, -step)
@@ -159,11 +159,13 @@ def problem(toy_model: MorphableModel) -> tuple[JointFitProblem, FaceAppearance]
 def test_the_descent_is_that_of_the_energy(problem: tuple[JointFitProblem, FaceAppearance]) -> None:
     """At the weights of re-weighted least squares the half gradient is the energy's own."""
     terms, scene = problem
-    _, descent = joint.linearise(terms, scene)
+    _, descent = joint.linearise_joint(terms, scene)
     for column in range(len(descent)):
         step = np.zeros(len(descent))
         step[column] = 0.02 if column in (4, 5) else 1e-3
-        after, before = (joint.energy(terms, joint.apply_step(scene, s)) for s in (step, -step))
+        after, before = (
+            joint.energy(terms, joint.apply_joint_step(scene, s)) for s in (step, -step)
+        )
         numeric = -(after - before) / (4.0 * step[column])
         assert descent[column] == pytest.approx(numeric, rel=0.02, abs=0.5), column
 
@@ -179,8 +181,8 @@ def test_the_energy_never_rises_and_comes_to_rest(
         assert energy == pytest.approx(joint.energy(terms, scene))
     assert (np.diff(energies) <= 0).all()
     assert energies[-1] < 0.7 * energies[0]
-    _, descent = joint.linearise(terms, scene)
-    _, first = joint.linearise(terms, problem[1])
+    _, descent = joint.linearise_joint(terms, scene)
+    _, first = joint.linearise_joint(terms, problem[1])
     assert np.linalg.norm(descent) < 0.02 * np.linalg.norm(first)
 
 

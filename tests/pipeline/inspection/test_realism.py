@@ -152,7 +152,9 @@ def test_shapes_are_paired_once_and_only_when_near() -> None:
 def test_a_shape_does_not_depend_on_place_and_size() -> None:
     one = portrait(picture(np.random.default_rng(7), 128))
     other = replace(one, landmarks=one.landmarks * 2.5 + np.array([10.0, -3.0]))
-    assert realism.evaluate_shape(one) == pytest.approx(realism.evaluate_shape(other), abs=1e-9)
+    assert realism.normalise_landmarks(one) == pytest.approx(
+        realism.normalise_landmarks(other), abs=1e-9
+    )
 
 
 def test_photos_are_framed_as_views_are_and_never_enlarged() -> None:

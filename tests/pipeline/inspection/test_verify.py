@@ -17,7 +17,11 @@ from dff.infra.dataset import MANIFEST, Shards, open_dataset
 from dff.infra.ground_truth import LandmarkVisibility, compute_maps
 from dff.infra.shards import ViewRow, rows_to_parquet
 from dff.infra.storage import open_storage
-from dff.pipeline.inspection.verify import check_dataset, decode_person, raise_for_differences
+from dff.pipeline.inspection.verify import (
+    check_dataset,
+    decode_stored_person,
+    raise_for_differences,
+)
 from dff.pipeline.job.plan import KEY, parse_plan
 from dff.pipeline.synthesis import synthesize
 
@@ -177,10 +181,10 @@ def test_an_installation_that_cannot_reproduce_views_is_refused_first(
 
 def test_a_person_of_the_dataset_makes_new_views_too(made: str, open_head: MorphableModel) -> None:
     rows = open_dataset(made).read_shard(0)[:VIEWS]
-    person = decode_person(rows, open_head)
+    person = decode_stored_person(rows, open_head)
     assert person.id == rows[0].identity_id
     assert (person.identity == rows[0].coefficients(open_head).identity).all()
     with pytest.raises(
         BadDataset, match="sampled-000000/0001, the first row of 'sampled-000000', has no person"
     ):
-        decode_person(rows[1:], open_head)
+        decode_stored_person(rows[1:], open_head)

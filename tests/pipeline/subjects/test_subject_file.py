@@ -21,7 +21,7 @@ from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.pipeline.accessories.sampling import sample_accessories
 from dff.pipeline.subjects import subject_file as person_file
 from dff.pipeline.subjects.subject import Person, PhotoScene
-from dff.pipeline.subjects.subject_file import decode, encode, store_person
+from dff.pipeline.subjects.subject_file import decode_person, encode_person, store_person
 
 
 def smooth(size: int, channels: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
@@ -66,7 +66,7 @@ def person(toy_model: MorphableModel) -> Person:
 
 @pytest.fixture(scope="module")
 def data(person: Person, toy_model: MorphableModel) -> bytes:
-    return encode(person, toy_model)
+    return encode_person(person, toy_model)
 
 
 def parts_of(value: object, path: str = "") -> dict[str, object]:
@@ -113,7 +113,7 @@ def rewritten(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
 def test_numbers_and_text_come_back_bit_by_bit(
     person: Person, data: bytes, toy_model: MorphableModel
 ) -> None:
-    before, after = parts_of(person), parts_of(decode(data, toy_model, name=person.id))
+    before, after = parts_of(person), parts_of(decode_person(data, toy_model, name=person.id))
     assert before.keys() == after.keys()
     assert set(person_file.IMAGE_QUALITY) < before.keys()
     for path, value in before.items():
@@ -134,7 +134,7 @@ def test_numbers_and_text_come_back_bit_by_bit(
 def test_pictures_come_back_as_they_are_seen(
     person: Person, data: bytes, toy_model: MorphableModel
 ) -> None:
-    before, after = parts_of(person), parts_of(decode(data, toy_model, name=person.id))
+    before, after = parts_of(person), parts_of(decode_person(data, toy_model, name=person.id))
     for path in person_file.IMAGE_QUALITY:
         a, b = before[path], after[path]
         assert isinstance(a, np.ndarray)
@@ -148,20 +148,20 @@ def test_a_split_group_comes_back_and_is_left_out_where_there_is_none(
     person: Person, data: bytes, toy_model: MorphableModel
 ) -> None:
     assert b"split_group" not in data
-    named = encode(replace(person, split_group="Ann"), toy_model)
-    assert decode(named, toy_model, name=person.id).split_group == "Ann"
-    assert decode(data, toy_model, name=person.id).split_group == ""
+    named = encode_person(replace(person, split_group="Ann"), toy_model)
+    assert decode_person(named, toy_model, name=person.id).split_group == "Ann"
+    assert decode_person(data, toy_model, name=person.id).split_group == ""
 
 
 def test_the_bytes_are_the_persons_alone(
     person: Person, data: bytes, toy_model: MorphableModel
 ) -> None:
-    assert encode(replace(person), toy_model) == data
+    assert encode_person(replace(person), toy_model) == data
     kept = store_person(person, toy_model)
     assert kept.data == data
     assert parts_of(kept.person).keys() == parts_of(person).keys()
     # What is rendered is what a reader gets.
-    again = parts_of(decode(kept.data, toy_model, name=person.id))
+    again = parts_of(decode_person(kept.data, toy_model, name=person.id))
     for path, value in parts_of(kept.person).items():
         if isinstance(value, np.ndarray):
             assert value.tobytes() == again[path].tobytes(), path  # type: ignore[attr-defined]
@@ -183,7 +183,7 @@ def test_bytes_that_are_cut_off_or_altered_are_found(
         with pytest.raises(
             BadDataset, match="the stored person of afw/ünï 3 is cut off or damaged"
         ):
-            decode(data[:end], toy_model, name=person.id)
+            decode_person(data[:end], toy_model, name=person.id)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for info in archive.infolist():
             altered = bytearray(data)
@@ -193,7 +193,7 @@ def test_bytes_that_are_cut_off_or_altered_are_found(
             with pytest.raises(
                 BadDataset, match=f"person of afw/ünï 3 is damaged in {info.filename}"
             ):
-                decode(bytes(altered), toy_model, name=person.id)
+                decode_person(bytes(altered), toy_model, name=person.id)
 
 
 def test_a_flipped_bit_is_found_or_harmless(
@@ -207,13 +207,13 @@ def test_a_flipped_bit_is_found_or_harmless(
         altered = bytearray(data)
         altered[place] ^= 1 << int(rng.integers(8))
         try:
-            back = decode(bytes(altered), toy_model, name=person.id)
+            back = decode_person(bytes(altered), toy_model, name=person.id)
         except BadDataset as error:
             assert "afw/ünï 3" in str(error)  # noqa: PT017
             found += 1
         else:
-            assert encode(back, toy_model) == encode(
-                decode(data, toy_model, name=person.id), toy_model
+            assert encode_person(back, toy_model) == encode_person(
+                decode_person(data, toy_model, name=person.id), toy_model
             )
     assert found > 70
 
@@ -257,7 +257,7 @@ def test_a_part_that_is_wrong_is_named(
     toy_model: MorphableModel,
 ) -> None:
     with pytest.raises(BadDataset, match=f"stored person of afw/ünï 3 .*{said}"):
-        decode(changed(data, change), toy_model, name=person.id)
+        decode_person(changed(data, change), toy_model, name=person.id)
 
 
 @pytest.mark.parametrize(
@@ -287,18 +287,20 @@ def test_what_is_foreign_is_named(
     toy_model: MorphableModel,
 ) -> None:
     with pytest.raises(BadDataset, match=f"stored person of afw/ünï 3 .*{said}"):
-        decode(rewritten(data, change), toy_model, name=person.id)
+        decode_person(rewritten(data, change), toy_model, name=person.id)
 
 
 def test_nothing_unfolds_and_nothing_is_unpickled(
     person: Person, data: bytes, toy_model: MorphableModel
 ) -> None:
     with pytest.raises(BadDataset, match=r"has a compressed part 'person.json'"):
-        decode(changed(data, lambda m: None, zipfile.ZIP_DEFLATED), toy_model, name=person.id)
+        decode_person(
+            changed(data, lambda m: None, zipfile.ZIP_DEFLATED), toy_model, name=person.id
+        )
     pickled = io.BytesIO()
     np.save(pickled, np.array([print], dtype=object), allow_pickle=True)
     with pytest.raises(BadDataset, match=r"has a identity.npy that is no array"):
-        decode(
+        decode_person(
             changed(data, lambda m: m.update({"identity.npy": pickled.getvalue()})),
             toy_model,
             name=person.id,
@@ -323,4 +325,4 @@ def test_what_cannot_be_stored_is_refused(
     wrong: dict[str, Any], said: str, person: Person, toy_model: MorphableModel
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        encode(replace(person, **wrong), toy_model)
+        encode_person(replace(person, **wrong), toy_model)

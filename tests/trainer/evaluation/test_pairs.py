@@ -18,7 +18,7 @@ from dff.trainer.data.crops import (
 )
 from dff.trainer.data.view_cache import ViewStore
 from dff.trainer.evaluation.config import EVALUATION, FIGURES, EvaluationConfig
-from dff.trainer.evaluation.figures import draw_dev_pair, draw_matches
+from dff.trainer.evaluation.figures import draw_dev_pair, draw_match_maps
 from dff.trainer.evaluation.matching import measure_matches, refine_peak
 from dff.trainer.evaluation.pairs import sample_dev_pairs
 
@@ -126,7 +126,7 @@ def test_the_match_picture_of_an_image_with_itself_marks_its_points(
     pair = sample_dev_pairs(store, surface, count=1, size=SIZE)[0]
     image = pair.images[0]
     points = np.array([[21.0, 33.0], [41.0, 25.0]])
-    picture = draw_matches(net, anchors, image, image, points)
+    picture = draw_match_maps(net, anchors, image, image, points)
     side = SIZE * FIGURES.zoom
     assert picture.shape == (side, 3 * side + 2 * 4, 3)
     for i, point in enumerate(points):
@@ -140,4 +140,4 @@ def test_the_match_picture_of_an_image_with_itself_marks_its_points(
         )
     assert draw_dev_pair(net, anchors, pair, points=3).shape == (side, 4 * side + 3 * 4, 3)
     with pytest.raises(ValueError, match="within 0"):
-        draw_matches(net, anchors, image, image, np.array([[70.0, 3.0]]))
+        draw_match_maps(net, anchors, image, image, np.array([[70.0, 3.0]]))
