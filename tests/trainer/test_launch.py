@@ -121,7 +121,7 @@ def test_a_killed_worker_changes_nothing(
     killed = tmp_path / "killed"
 
     def worker_that_is_killed(values: dict[str, Any]) -> None:
-        whole = dff.trainer.worker.run
+        whole = dff.trainer.worker.run_training
 
         def run(
             *arguments: Any, rank: int, callbacks: TrainingCallbacks, **options: Any
@@ -137,7 +137,7 @@ def test_a_killed_worker_changes_nothing(
                 *arguments, rank=rank, callbacks=replace(callbacks, on_step=step), **options
             )
 
-        dff.trainer.worker.run = run
+        dff.trainer.worker.run_training = run
         dff.trainer.worker.train_worker(values)
 
     monkeypatch.setattr(launch, "train_worker", worker_that_is_killed)
