@@ -6,6 +6,7 @@ by the file's rotation, with square pixels.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from dff.face.arrays import Bytes
 from dff.face.errors import BadVideo
 from dff.face.extras import require_extra
+from dff.files.video_ends import find_missing_end, transport_packet
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 DEFAULT_RATE = 25.0  # frames per second, for a file that has none
+LAST_FRAMES = 3  # among which is the last of the file, which players may show earlier
 SUFFIXES = frozenset(  # of files that are taken for videos where their content tells nothing
     {".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".gif", ".m2ts", ".m2v", ".m4v", ".mkv"}
     | {".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
@@ -40,7 +43,6 @@ _FORMATS = (  # FFmpeg's demuxers; playlists, which name other files and hosts, 
 _HEAD = 1024  # bytes of a file that tell its format
 _STILL_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis", b"jxl "}
 _ASF = b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"  # Windows Media
-_ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # holds the file's size
 _SIGNATURES = (
     b"\x1aE\xdf\xa3",  # Matroska, WebM
     b"FLV\x01",
@@ -78,11 +80,7 @@ def _is_video_head(head: bytes) -> bool:
         return True
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return True
-    # Packets of a transport stream are 188 bytes long, with a time code before each (.mts) 192.
-    for start, step in ((0, 188), (4, 192)):
-        if len(head) > start + 3 * step and all(head[start + i * step] == 0x47 for i in range(4)):
-            return True
-    return head.startswith(_SIGNATURES)
+    return transport_packet(head) is not None or head.startswith(_SIGNATURES)
 
 
 def _is_image_head(head: bytes) -> bool:
@@ -122,16 +120,18 @@ class VideoReader:
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         self.rate = rate if 0.1 < rate < 1000.0 else DEFAULT_RATE
         self.declared = _declared_seconds(container, stream)
-        self.slack = 0.02 + 1.5 / self.rate  # seconds that the declared length may be off
+        self.slack = 0.002 + 1.5 / self.rate  # seconds that the declared length may be off
         if self.declared is None and container.duration:  # the sound may end after the picture
             self.declared, self.slack = float(container.duration) / 1e6, 0.5
         self.frame_count = stream.frames or round((self.declared or 0.0) * self.rate)
         self.start = 0.0  # seconds from the start of the sound or the picture to the first frame
         self.read, self.end, self.damaged = 0, 0.0, 0
+        self.cut = False  # one of the last frames is incomplete
 
     def frames(self) -> Iterator[TimedFrame]:
         first: float | None = None
         last = -np.inf
+        corrupt = deque[bool](maxlen=LAST_FRAMES)
         for raw in self._decode():
             moment = raw.time
             if moment is None:
@@ -145,6 +145,8 @@ class VideoReader:
             length = float(raw.duration * raw.time_base) if raw.duration and raw.time_base else 0.0
             self.end = moment + (length or 1.0 / self.rate) - first
             self.read += 1
+            corrupt.append(raw.is_corrupt)
+            self.cut = any(corrupt)
             yield TimedFrame(self._displayed(raw), moment - first)
 
     def complaints(self) -> list[str]:
@@ -152,8 +154,10 @@ class VideoReader:
         if self.declared is not None and self.declared - self.end > self.slack:
             there, declared = f"{self.end:.2f} s", f"{self.declared:.2f} s"
             found.append(f"the file ends early: {there} of the {declared} that it declares")
-        elif missing := _missing_bytes(self.path):
-            found.append(f"the file ends early: {missing} bytes that it declares are missing")
+        elif missing := find_missing_end(self.path):
+            found.append(f"the file ends early: {missing}")
+        elif self.cut:
+            found.append("the file ends early: its last frame is incomplete")
         if self.damaged:
             found.append(f"{self.damaged} parts of the file are damaged and were passed over")
         return found
@@ -246,16 +250,6 @@ def _declared_seconds(container: InputContainer, stream: VideoStream) -> float |
         except ValueError:
             return None
     return None
-
-
-def _missing_bytes(path: Path) -> int:
-    """By how much a file of Windows Media (ASF) is shorter than it declares."""
-    with path.open("rb") as file:
-        head = file.read(16 * _HEAD)
-    at = head.find(_ASF_FILE_PROPERTIES) if head.startswith(_ASF) else -1
-    if at < 0 or len(head) < at + 48:
-        return 0
-    return max(int.from_bytes(head[at + 40 : at + 48], "little") - path.stat().st_size, 0)
 
 
 def _first_second(container: InputContainer) -> float:

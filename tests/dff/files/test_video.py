@@ -19,6 +19,7 @@ from dff.face.errors import BadVideo, MissingExtra, NoFace
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
 from dff.files.video import align_video, align_video_file
+from dff.files.video_ends import find_missing_end
 from dff.files.video_io import VideoWriter, is_video, open_video
 from tests.aligner.oracle import READING, OracleNet, PositionCode, Scene, make_scene, oracle_anchors
 from tests.dff.films import moving_edge, turn_film, write_film
@@ -120,22 +121,57 @@ def test_frames_are_turned_and_have_square_pixels(tmp_path: Path) -> None:
     assert read(tall)[0][0].shape == (85, 96, 3)
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv", "a.flv", "a.wmv"])
-def test_half_a_film_says_that_it_ends_early(tmp_path: Path, name: str) -> None:
-    codec, sound, _ = FORMATS[name]
-    film = write_film(
-        tmp_path / name,
-        moving_edge(72),
+STREAMED = {"a.mp4": {"movflags": "faststart"}, "a.mts": {"mpegts_m2ts_mode": "1"}}
+
+
+def noisy_film(path: Path, count: int, *, rate: float = 25.0) -> Path:
+    """A film whose frames have the same size in the file, with sound where its format has it."""
+    codec, sound, muxer = FORMATS[path.name]
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (count, 8, 12, 3), dtype=np.uint8)
+    return write_film(
+        path,
+        [np.repeat(np.repeat(frame, 8, 0), 8, 1) for frame in coarse],
         codec=codec,
         sound=sound,
-        options={"movflags": "faststart"} if name == "a.mp4" else None,
+        muxer=muxer,
+        times=[i / rate for i in range(count)] if rate != 25.0 else None,
+        options=STREAMED.get(path.name),
     )
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"a.3gp", "a.jpg"}))
+def test_a_film_that_is_cut_off_says_that_it_ends_early(tmp_path: Path, name: str) -> None:
+    film = noisy_film(tmp_path / name, 40)
     assert read(film)[2] == []
     data = film.read_bytes()
-    film.write_bytes(data[: len(data) * 6 // 10])
-    images, _, (complaint, *_) = read(film)
-    assert 0 < len(images) < 65
-    assert complaint.startswith("the file ends early"), complaint
+    for length in (len(data) // 2 + 1, len(data) * 9 // 10 + 1, len(data) - 10):
+        film.write_bytes(data[:length])
+        images, _, (complaint, *_) = read(film)
+        assert 0 < len(images) <= 40
+        assert complaint.startswith("the file ends early"), complaint
+
+
+@pytest.mark.parametrize("rate", [25.0, 30.0, 60.0])
+@pytest.mark.parametrize("name", ["a.mp4", "film"])
+def test_a_film_that_lacks_two_frames_says_so(tmp_path: Path, name: str, rate: float) -> None:
+    film = noisy_film(tmp_path / name, 40, rate=rate)
+    assert read(film)[2] == []
+    with av.open(str(film)) as container:
+        places = [p.pos for p in container.demux(video=0) if p.size]
+    film.write_bytes(film.read_bytes()[: places[-2]])
+    assert "the file ends early" in read(film)[2][0]
+
+
+def test_a_transport_stream_that_ends_in_the_middle_of_a_frame_is_seen(tmp_path: Path) -> None:
+    film = noisy_film(tmp_path / "a.ts", 30)
+    data = film.read_bytes()
+    ends = range(len(data) // 2 // 188, len(data) // 188)
+    silent = 0
+    for count in ends:
+        film.write_bytes(data[: 188 * count])
+        silent += not find_missing_end(film)
+    assert silent < 0.4 * len(ends)  # between two frames, which are five packets each here
 
 
 def test_a_recording_without_its_index_is_refused(tmp_path: Path) -> None:
