@@ -7,9 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from dff.aligner.service.limits import Limits
-from dff.aligner.service.problems import Problem
-
-RETRY_AFTER = 5  # seconds
+from dff.aligner.service.problems import RETRY_AFTER, Problem
 
 
 class AdmissionControl:

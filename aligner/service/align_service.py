@@ -76,9 +76,14 @@ class AlignService:
     """
 
     def __init__(
-        self, aligner: FaceAligner, *, limits: Limits, align: AlignPhotos | None = None
+        self,
+        aligner: FaceAligner,
+        *,
+        limits: Limits,
+        align: AlignPhotos | None = None,
+        root_path: str = "",
     ) -> None:
-        self.aligner, self.limits = aligner, limits
+        self.aligner, self.limits, self.root_path = aligner, limits, root_path
         self.ready = False  # whether the aligner has aligned once
         self.model = aligner.model
         self.model_info = ModelInfo(
@@ -142,13 +147,18 @@ class AlignService:
                     pixels = await read_pixels(image, self.limits)
                     held[number] = pixels, None if some is None else to_boxes(some, pixels)
                 except (Problem, BadPhoto) as error:
-                    photos[number] = refuse_photo(error)
+                    photos[number] = refuse_photo(error, self.root_path)
                 decoded = time.perf_counter()
                 decoding += decoded - started
                 if held and (number == len(images) - 1 or self._is_full(held)):
                     outcomes = await self._align([*held.values()])
                     aligning += time.perf_counter() - decoded
-                    answer = partial(_answer_photos, mesh=mesh, request_id=request_id)
+                    answer = partial(
+                        _answer_photos,
+                        mesh=mesh,
+                        request_id=request_id,
+                        root_path=self.root_path,
+                    )
                     photos |= await anyio.to_thread.run_sync(answer, held, outcomes)
                     held.clear()
             timing = Timing(decode_ms=_milliseconds(decoding), align_ms=_milliseconds(aligning))
@@ -241,23 +251,28 @@ def answer_face(face: Alignment, *, mesh: bool = False, trace: bool = False) -> 
     return FaceAnswer.model_validate(face.to_json(mesh=mesh, trace=trace))
 
 
-def refuse_photo(error: Problem | BadPhoto) -> PhotoRefused:
-    """A photo's problem in the photo's place."""
-    return PhotoRefused(problem=to_problem(error).describe())
+def refuse_photo(error: Problem | BadPhoto, root_path: str) -> PhotoRefused:
+    """A photo's problem in the photo's place. ``root_path``: prefix of the service's paths."""
+    return PhotoRefused(problem=to_problem(error).describe(root_path))
 
 
 def _answer_photos(
-    held: Mapping[int, Photo], outcomes: Sequence[Outcome], *, mesh: bool, request_id: str
+    held: Mapping[int, Photo],
+    outcomes: Sequence[Outcome],
+    *,
+    mesh: bool,
+    request_id: str,
+    root_path: str,
 ) -> dict[int, PhotoFaces | PhotoRefused]:
     out: dict[int, PhotoFaces | PhotoRefused] = {}
     for (number, (pixels, _)), outcome in zip(held.items(), outcomes, strict=True):
         if isinstance(outcome, BadPhoto):
-            out[number] = refuse_photo(outcome)
+            out[number] = refuse_photo(outcome, root_path)
         elif isinstance(outcome, Exception):
             log_defect(outcome, request_id)
-            out[number] = refuse_photo(Problem("internal"))
+            out[number] = refuse_photo(Problem("internal"), root_path)
         elif not outcome:
-            out[number] = refuse_photo(Problem("no-face"))
+            out[number] = refuse_photo(Problem("no-face"), root_path)
         else:
             faces = [answer_face(face, mesh=mesh) for face in outcome]
             out[number] = PhotoFaces(faces=faces, image=image_size(pixels))

@@ -7,20 +7,52 @@ EXIF orientation, are never read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dff.aligner.service.align_service import AlignService
 from dff.aligner.service.batching import AlignPhotos, FaceAligner
+from dff.aligner.service.front import DEFAULT_FRONT, Front, FrontConfig
 from dff.aligner.service.limits import LIMITS, Limits
-from dff.aligner.service.middleware import HeadAndOptions, RequestGuard, check_origins
+from dff.aligner.service.middleware import HeadAndOptions
 from dff.aligner.service.problems import add_problem_handlers
 from dff.aligner.service.routes import align as align_routes
 from dff.aligner.service.routes import batch, health, pages, person
+
+ROUTES = (align_routes, batch, person, health, pages)
+"""Modules with a ``router``. A new route is a module here and, if its requests are larger than one
+photo, a line in ``limits.LARGE_BODIES``."""
+
+
+class AlignerApp(FastAPI):
+    """A FastAPI application behind a ``Front``, or without one if a proxy has it."""
+
+    def __init__(self, front: FrontConfig | None, **options: Any) -> None:
+        super().__init__(**options)
+        self._front = front
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The front lies outside of everything, so that it sees the answers to errors as well."""
+        stack = super().build_middleware_stack()
+        return _TakeRequestId(stack) if self._front is None else Front(stack, config=self._front)
+
+
+class _TakeRequestId:
+    """Puts the id that a front in a proxy gave a request where the application looks for it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            given = dict(scope["headers"]).get(b"x-request-id", b"")
+            scope.setdefault("state", {})["request_id"] = given.decode("latin-1")
+        await self._app(scope, receive, send)
 
 
 def create_app(
@@ -28,18 +60,19 @@ def create_app(
     *,
     limits: Limits = LIMITS,
     align: AlignPhotos | None = None,
-    origins: Sequence[str] = (),
+    front: FrontConfig | None = DEFAULT_FRONT,
+    root_path: str = "",
 ) -> FastAPI:
     """The application, for example ``uvicorn.run(create_app(load_aligner()), http="h11")``.
 
     ``align`` replaces direct calls of ``aligner.align_batch`` in threads: a server that batches the
     photos of all requests gives its own. The number of connections is the server's affair.
 
-    ``origins``: web pages of these, as ``https://example.org``, may use the service from a browser;
-    ``*`` stands for all. Raises ValueError for other text.
+    ``front``: None when the requests come through a proxy that has it. ``root_path``: prefix under
+    which a proxy shows the service; by default that of ``front``.
     """
-    allowed = check_origins(origins)
-    service = AlignService(aligner, limits=limits, align=align)
+    root_path = root_path or (front.root_path if front else "")
+    service = AlignService(aligner, limits=limits, align=align, root_path=root_path)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -47,30 +80,20 @@ def create_app(
         yield
         warming.cancel()
 
-    app = FastAPI(
+    app = AlignerApp(
+        front,
         title="DFF face aligner",
         summary="Landmarks, pose and a 3D mesh of every face in a photo.",
         version="1",
         docs_url=None,  # FastAPI's own pages load scripts from other hosts
         redoc_url=None,
         lifespan=lifespan,
+        root_path=root_path,
     )
     app.state.service = service
     add_problem_handlers(app)
     app.add_middleware(GZipMiddleware, minimum_size=2048)
-    several = (batch.PATH, person.PATH, person.GLB_PATH)
-    app.add_middleware(
-        RequestGuard, body=limits.body, bodies=dict.fromkeys(several, limits.batch_body)
-    )
     app.add_middleware(HeadAndOptions)
-    if allowed:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=allowed,
-            allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["*"],
-            expose_headers=["X-Request-ID", "Retry-After"],
-        )
-    for routes in (align_routes, batch, person, health, pages):
+    for routes in ROUTES:
         app.include_router(routes.router)
     return app

@@ -1,16 +1,24 @@
-"""How much a request may ask for, and how many are held at the same time."""
+"""How much a request may ask for, how slowly it may arrive, and how many are held."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+LARGE = 64 << 20  # bytes of a request with several photos
+LARGE_BODIES = {
+    "/v1/align/batch": LARGE,
+    "/v1/align/person": LARGE,
+    "/v1/align/person.glb": LARGE,
+    "/v1/match": LARGE,
+}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the HTTP service. Raises ValueError for a limit that would refuse every request."""
+    """Limits of the aligner's routes. Raises ValueError for one that would refuse every request."""
 
     body: int = 16 << 20  # bytes of one photo, and of a request with one photo
-    batch_body: int = 64 << 20  # bytes of a request with several photos
     photos: int = 32  # of one request
     # of one decoded photo; /v1/align/batch decodes until it holds about this many, then aligns
     pixels: int = 40_000_000
@@ -24,6 +32,37 @@ class Limits:
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) < 1:
+            raise ValueError(f"limits must be positive: {self}")
+
+
+@dataclass(frozen=True)
+class UploadLimits:
+    """What the front lets clients send. Raises ValueError for limits that are not positive."""
+
+    body: int = Limits.body  # bytes of a request
+    # the same by path, where it differs
+    bodies: Mapping[str, int] = field(default_factory=lambda: dict(LARGE_BODIES))
+    header_seconds: float = 10.0  # until the headers of a request are there
+    chunk_seconds: float = 10.0  # until the next bytes of a body arrive
+    # After ``chunk_seconds`` a body must have arrived at this rate on average.
+    rate: int = 16 << 10  # bytes a second
+    # Uploads at a time. When there are more, the one that has been silent longest is ended.
+    uploads: int = 512
+    memory: int = 128 << 10  # bytes of one upload that are kept in memory; the rest lies on disk
+    stored: int = 2 << 30  # bytes of all uploads together
+
+    def __post_init__(self) -> None:
+        numbers = (
+            self.body,
+            self.header_seconds,
+            self.chunk_seconds,
+            self.rate,
+            self.uploads,
+            self.memory,
+            self.stored,
+            *self.bodies.values(),
+        )
+        if not min(numbers) > 0:
             raise ValueError(f"limits must be positive: {self}")
 
 

@@ -16,6 +16,7 @@ from dff.face.errors import BadPhoto
 from dff.infra.images import BadImage
 
 MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER = 5  # seconds after which a client may try again, where nothing better is known
 
 
 class Kind(NamedTuple):
@@ -58,6 +59,15 @@ KINDS: dict[str, Kind] = {
     "no-face": Kind(
         422, "No face found", "Send a box around the face in `boxes`, or another photo."
     ),
+    "too-slow": Kind(
+        408, "Request too slow", "The bytes of the request came too slowly. Send it again."
+    ),
+    "deadline": Kind(
+        503,
+        "Not in time",
+        "There is too much to do to answer within the deadline. Try again after the seconds in "
+        "Retry-After, or allow more of them in the header `Deadline`.",
+    ),
     "not-ready": Kind(503, "Warming up", "Try again in a few seconds."),
     "busy": Kind(503, "Too many requests", "Try again after the seconds in Retry-After."),
     "internal": Kind(500, "Internal error", "Report the request id to the operator."),
@@ -87,35 +97,20 @@ class Problem(Exception):
         super().__init__(detail or KINDS[kind].title)
         self.kind, self.detail, self.headers = kind, detail, headers
 
-    def describe(self) -> PhotoProblem:
-        """The problem of one photo among several."""
+    def describe(self, root_path: str = "") -> PhotoProblem:
+        """The problem of one photo among several. ``root_path``: prefix of the service's paths."""
         status, title, help_text = KINDS[self.kind]
         return PhotoProblem(
-            type=f"/problems/{self.kind}",
+            type=f"{root_path}/problems/{self.kind}",
             title=title,
             status=status,
             detail=self.detail or help_text,
         )
 
-    def to_response(self, request_id: str) -> JSONResponse:
+    def to_response(self, request_id: str, root_path: str = "") -> JSONResponse:
         """The answer to a request."""
-        return _response(
-            ProblemDetails(**self.describe().model_dump(), request_id=request_id), self.headers
-        )
-
-
-class TooLarge(HTTPException):
-    """A body over the limit.
-
-    An HTTPException because form parsers let those through and swallow all others.
-    """
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(413, f"a request may have at most {limit} bytes here")
-
-    def to_problem(self) -> Problem:
-        """The rest of the body is not read, so the connection can't be used again."""
-        return Problem("too-large", self.detail, {"Connection": "close"})
+        description = self.describe(root_path).model_dump()
+        return _response(ProblemDetails(**description, request_id=request_id), self.headers)
 
 
 def to_problem(error: Problem | BadPhoto) -> Problem:
@@ -145,23 +140,22 @@ def describe_problems(*kinds: str) -> dict[int | str, dict[str, Any]]:
 
 def add_problem_handlers(app: FastAPI) -> None:
     """Answer every error of ``app`` with problem details."""
-    for error in (Problem, BadPhoto, TooLarge, RequestValidationError, HTTPException, Exception):
+    for error in (Problem, BadPhoto, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(error, _answer_error)
 
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     request_id: str = request.state.request_id
+    root_path: str = request.scope.get("root_path", "")
     match error:
         case Problem() | BadPhoto():
-            return to_problem(error).to_response(request_id)
-        case TooLarge():
-            return error.to_problem().to_response(request_id)
+            return to_problem(error).to_response(request_id, root_path)
         case RequestValidationError():
             # locations and messages only: the input of a stranger is not sent back
             detail = "; ".join(
                 f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()
             )
-            return Problem("bad-request", detail).to_response(request_id)
+            return Problem("bad-request", detail).to_response(request_id, root_path)
         case HTTPException():
             details = ProblemDetails(
                 type="about:blank",
@@ -172,7 +166,7 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
             )
             return _response(details, error.headers)
     log_defect(error, request_id)
-    return Problem("internal").to_response(request_id)
+    return Problem("internal").to_response(request_id, root_path)
 
 
 def _response(details: ProblemDetails, headers: Any) -> JSONResponse:

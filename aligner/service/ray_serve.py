@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,17 +26,18 @@ from ray.serve.schema import LoggingConfig
 from dff.aligner.align import load_aligner
 from dff.aligner.service.app import create_app
 from dff.aligner.service.batching import Outcome, Photo, align_each, warm_up
-from dff.aligner.service.http_parser import use_h11
+from dff.aligner.service.front import VARIABLE, FrontConfig, proxy_middleware
 from dff.aligner.service.limits import LIMITS, Limits
-from dff.aligner.service.middleware import check_origins
+from dff.aligner.service.ports import check_free
+from dff.aligner.service.threads import use_threads
 from dff.face.errors import ClusterError
 from dff.infra import weights as weights_files
 from dff.infra.cluster import connected
 
 BATCH = 8  # photos in one call of the aligner
 DECODED = 2 * BATCH  # requests held decoded: while a batch is aligned the next one is decoded
-# requests that Serve gives a replica: the admitted ones, those whose bytes still arrive, and those
-# that are refused or ask for its health
+# requests that Serve gives a replica: the admitted ones, and those that are refused or ask for its
+# health
 ONGOING = 4 * LIMITS.requests
 APPLICATION = "aligner"
 REQUEST_TIMEOUT = 60.0  # seconds
@@ -56,7 +55,11 @@ class ServiceConfig(BaseModel):
     weights: str | None = None  # path, the same on every node; None: the shipped weights
     replicas: PositiveInt = 1
     cpus: PositiveInt = 1  # cores of each replica
-    origins: tuple[str, ...] = ()  # of web pages that may use the service, see ``create_app``
+    # Whether the proxies have the front, by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``. Else
+    # each replica has its own, and slow senders hold places in Serve's queue.
+    front_in_proxies: bool = False
+    origins: tuple[str, ...] = ()  # of web pages that may use the service; of a replica's front
+    root_path: str = ""  # prefix under which a proxy shows the service
 
 
 @serve.deployment(
@@ -66,20 +69,29 @@ class ServiceConfig(BaseModel):
     max_constructor_retry_count=3,
     health_check_period_s=10,
     health_check_timeout_s=30,
-    graceful_shutdown_timeout_s=20,
+    graceful_shutdown_timeout_s=REQUEST_TIMEOUT,
 )
 @serve.ingress()
 class AlignerDeployment:
     """One replica: it loads the weights itself, and joins after its first alignment."""
 
-    def __init__(self, weights: str | None, origins: Sequence[str]) -> None:
-        self.origins = origins
+    def __init__(
+        self, weights: str | None, cpus: int, front: FrontConfig | None, root_path: str
+    ) -> None:
+        use_threads(cpus)
+        self.front, self.root_path = front, root_path
         self.aligner = load_aligner(weights).with_quick_search()
         warm_up(self.aligner)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         limits = Limits(batch=BATCH, decoded=DECODED)
-        return create_app(self.aligner, limits=limits, align=self.align, origins=self.origins)
+        return create_app(
+            self.aligner,
+            limits=limits,
+            align=self.align,
+            front=self.front,
+            root_path=self.root_path,
+        )
 
     async def align(self, photos: Sequence[Photo]) -> list[Outcome]:
         return list(await asyncio.gather(*(self.align_batched(photo) for photo in photos)))
@@ -97,7 +109,10 @@ def application(config: ServiceConfig) -> serve.Application:
     """
     replica = {"num_cpus": config.cpus}
     deployment = AlignerDeployment.options(num_replicas=config.replicas, ray_actor_options=replica)  # type: ignore[attr-defined]
-    return deployment.bind(config.weights, config.origins)
+    front = FrontConfig(origins=config.origins, root_path=config.root_path)
+    return deployment.bind(
+        config.weights, config.cpus, None if config.front_in_proxies else front, config.root_path
+    )
 
 
 @contextmanager
@@ -107,34 +122,44 @@ def serving(
     host: str = "127.0.0.1",
     port: int = 8000,
     replicas: int = 1,
+    cpus: int = 1,
     address: str | None = None,
-    origins: Sequence[str] = (),
+    front: FrontConfig | None = None,
 ) -> Iterator[str]:
     """Serve for the length of a ``with`` block, on a local Ray or the cluster at ``address``.
 
-    ``origins`` as for ``create_app``.
+    ``cpus``: cores of each replica. ``front``: on a local Ray it stands in the proxies; on a
+    cluster in each replica.
 
-    Yields the URL. Raises ValueError for a wrong origin, ClusterError when the port is taken or
-    the application can't start, and on a local Ray BadWeights or BadModel as
-    ``dff.aligner.align.load_aligner``.
+    Yields the URL. Raises ClusterError when the port is taken or the application can't start, and
+    on a local Ray BadWeights or BadModel as ``dff.aligner.align.load_aligner``.
     """
-    check_origins(origins)
+    front = front or FrontConfig()
     path = None if weights is None else weights_files.everywhere(weights)
     if address is None:
-        _check_free(host, port)
+        check_free(host, port)
         load_aligner(path)  # a bad file is reported here, not by a replica that tries again
-    # the cores that this process may use: a container may give it fewer than the machine has
-    cores = max(1, len(os.sched_getaffinity(0)) // replicas) if address is None else 1
-    config = ServiceConfig(weights=path, replicas=replicas, cpus=cores, origins=tuple(origins))
+    config = ServiceConfig(
+        weights=path,
+        replicas=replicas,
+        cpus=cpus,
+        front_in_proxies=address is None,
+        origins=front.origins,
+        root_path=front.root_path,
+    )
     logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
-    env = {PROXY_READY: "60", PROXY_CALLBACK: f"{use_h11.__module__}:{use_h11.__name__}"}
+    env = {
+        PROXY_READY: "60",
+        PROXY_CALLBACK: f"{proxy_middleware.__module__}:{proxy_middleware.__name__}",
+        VARIABLE: front.to_json(),
+    }
     # a private Ray ends anyway; shutting Serve down as well makes its controller complain
     end = partial(serve.delete, APPLICATION) if address is None else _remove_application
     with (
         connected(
             address,
-            workers=None if address else cores * replicas,
+            workers=None if address else cpus * replicas,
             env=env if address is None else None,
         ),
         ended_by(end),
@@ -159,8 +184,9 @@ def serve_aligner(
     host: str = "127.0.0.1",
     port: int = 8000,
     replicas: int = 1,
+    cpus: int = 1,
     address: str | None = None,
-    origins: Sequence[str] = (),
+    front: FrontConfig | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; ``on_ready`` is called with the URL.
@@ -169,7 +195,7 @@ def serve_aligner(
     """
     stop = threading.Event()
     with serving(
-        weights, host=host, port=port, replicas=replicas, address=address, origins=origins
+        weights, host=host, port=port, replicas=replicas, cpus=cpus, address=address, front=front
     ) as url:
         before = {
             which: signal.signal(which, lambda *_: stop.set())
@@ -218,14 +244,3 @@ def _remove_application() -> None:
         serve.delete(APPLICATION)
     if not serve.status().applications:
         serve.shutdown()
-
-
-def _check_free(host: str, port: int) -> None:
-    """Raise ClusterError where Ray would retry a proxy that can't bind."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ClusterError(f"can't serve on {host}:{port}: {error.strerror}") from error

@@ -183,7 +183,16 @@ class PersonAnswer(Answer):
 
 
 Responses = dict[int | str, dict[str, Any]]
-_REQUEST_PROBLEMS = ("too-many-images", "too-large", "bad-boxes", "bad-request", "internal", "busy")
+_REQUEST_PROBLEMS = (
+    "too-many-images",
+    "too-large",
+    "too-slow",
+    "bad-boxes",
+    "bad-request",
+    "internal",
+    "busy",
+    "deadline",
+)
 _PHOTO_PROBLEMS = (
     "empty",
     "not-an-image",

@@ -14,6 +14,20 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     replicas: Annotated[int, typer.Option(help="Copies of the aligner.", min=1)] = 1,
+    cpus: Annotated[
+        int,
+        typer.Option(
+            help="Cores of each replica. Replicas with one core answer most photos per second.",
+            min=1,
+        ),
+    ] = 1,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray/--no-ray",
+            help="Ray Serve with its replicas, or one process under uvicorn that starts sooner.",
+        ),
+    ] = True,
     origin: Annotated[
         list[str] | None,
         typer.Option(
@@ -21,6 +35,10 @@ def serve(
             "all. Repeat it for several. Default: only the service's own page."
         ),
     ] = None,
+    root_path: Annotated[
+        str,
+        typer.Option(help="Prefix under which a proxy shows the service, as /faces."),
+    ] = "",
     address: AddressOption = None,
     weights: WeightsOption = None,
 ) -> None:
@@ -35,14 +53,30 @@ def serve(
     curl -F image=@photo.jpg http://127.0.0.1:8000/v1/align
     """
     with require_extra("serve"):
-        from dff.aligner.service.ray_serve import serve_aligner
+        from dff.aligner.service.front import FrontConfig
+    front = FrontConfig(origins=tuple(origin or ()), root_path=root_path)
+
+    def tell(url: str) -> None:
+        typer.echo(f"serving at {url}/ (stop with Ctrl-C)")
+
+    if not ray:
+        from dff.aligner.service.uvicorn_server import serve_aligner_with_uvicorn
+
+        if replicas > 1 or address:
+            raise typer.BadParameter("--replicas and --address need Ray")
+        serve_aligner_with_uvicorn(
+            weights, host=host, port=port, front=front, threads=cpus, on_ready=tell
+        )
+        return
+    from dff.aligner.service.ray_serve import serve_aligner
 
     serve_aligner(
         weights,
         host=host,
         port=port,
         replicas=replicas,
+        cpus=cpus,
         address=address,
-        origins=origin or (),
-        on_ready=lambda url: typer.echo(f"serving at {url}/ (stop with Ctrl-C)"),
+        front=front,
+        on_ready=tell,
     )

@@ -16,7 +16,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
-from dff.aligner.service.limits import LIMITS
+from dff.aligner.service.limits import LARGE, LIMITS
 from dff.aligner.service.ray_serve import REQUEST_TIMEOUT
 from dff.commands.app import app
 from dff.face.render.gl import PACKAGES, PYRENDER
@@ -210,7 +210,7 @@ def test_the_service_listens_and_limits_as_the_program_does() -> None:
     (told,) = re.findall(
         r"limit of (\d+) MB", (ROOT / "infra" / "k8s" / "aligner_service.yaml").read_text()
     )
-    assert int(told) << 20 == max(LIMITS.body, LIMITS.batch_body)
+    assert int(told) << 20 == max(LARGE, LIMITS.body)
 
 
 def test_pods_know_the_ports_of_ray() -> None:

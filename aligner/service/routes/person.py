@@ -56,7 +56,7 @@ async def align_person(
         return PersonAnswer(
             identity=result.person.identity.round(4).tolist(),
             photos=[
-                refuse_photo(photo)
+                refuse_photo(photo, service.root_path)
                 if isinstance(photo, Problem)
                 else PhotoFace(face=answer_face(photo[0], mesh=mesh), image=photo[1])
                 for photo in result.photos

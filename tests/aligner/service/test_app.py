@@ -17,7 +17,8 @@ from fastapi.testclient import TestClient
 
 from dff.aligner.service.align_service import drawn_triangles
 from dff.aligner.service.app import create_app
-from dff.aligner.service.limits import Limits
+from dff.aligner.service.front import FrontConfig
+from dff.aligner.service.limits import Limits, UploadLimits
 from dff.aligner.service.problems import KINDS
 from dff.aligner.service.routes import batch, person
 from dff.face.geometry.camera import Box
@@ -28,6 +29,7 @@ from tests.aligner.known_aligner import KnownAligner, known_alignment
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
 LIMITS = Limits(body=300_000, pixels=40_000_000, boxes=4)
+FRONT = FrontConfig(uploads=UploadLimits(body=300_000))
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +203,7 @@ def test_an_endless_body_is_cut_off_early(toy_model: MorphableModel) -> None:
             yield bytes(10_000)
 
     async def run() -> httpx.Response:
-        transport = httpx.ASGITransport(create_app(KnownAligner(toy_model), limits=LIMITS))
+        transport = httpx.ASGITransport(create_app(KnownAligner(toy_model), front=FRONT))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             form = {"content-type": "multipart/form-data; boundary=x"}
             return await client.post("/v1/align", content=body(), headers=form)
@@ -345,7 +347,7 @@ def test_waiting_photos_are_not_decoded(toy_model: MorphableModel) -> None:
 def test_openapi_describes_every_answer(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     operation = schema["paths"]["/v1/align"]["post"]
-    assert set(operation["responses"]) == {"200", "413", "415", "422", "500", "503"}
+    assert set(operation["responses"]) == {"200", "408", "413", "415", "422", "500", "503"}
     for code in ("413", "415", "422"):
         assert "application/problem+json" in operation["responses"][code]["content"]
     assert "multipart/form-data" in operation["requestBody"]["content"]

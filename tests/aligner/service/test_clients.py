@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from dff.aligner.service.app import create_app
+from dff.aligner.service.front import FrontConfig
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, pixels
 from tests.aligner.known_aligner import KnownAligner
@@ -35,7 +36,9 @@ def client(toy_model: MorphableModel) -> Iterator[TestClient]:
 @pytest.fixture(scope="module")
 def open_client(toy_model: MorphableModel) -> Iterator[TestClient]:
     """A service that pages of PAGE may use."""
-    with TestClient(create_app(KnownAligner(toy_model), origins=[PAGE])) as client:
+    with TestClient(
+        create_app(KnownAligner(toy_model), front=FrontConfig(origins=(PAGE,)))
+    ) as client:
         yield client
 
 
@@ -107,16 +110,18 @@ def test_pages_of_named_origins_may_ask(open_client: TestClient) -> None:
 
 
 def test_all_origins_may_be_allowed(toy_model: MorphableModel) -> None:
-    with TestClient(create_app(KnownAligner(toy_model), origins=["*"])) as client:
+    with TestClient(
+        create_app(KnownAligner(toy_model), front=FrontConfig(origins=("*",)))
+    ) as client:
         assert preflight(client, PAGE) == "*"
 
 
 @pytest.mark.parametrize(
     "origin", ["example.org", f"{PAGE}/page", "ftp://example.org", "https://", ""]
 )
-def test_other_text_is_no_origin(toy_model: MorphableModel, origin: str) -> None:
+def test_other_text_is_no_origin(origin: str) -> None:
     with pytest.raises(ValueError, match=r"is no origin: write it as https://example\.org"):
-        create_app(KnownAligner(toy_model), origins=[origin])
+        FrontConfig(origins=(origin,))
 
 
 @pytest.mark.parametrize(

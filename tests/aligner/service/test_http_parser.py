@@ -15,22 +15,17 @@ import uvicorn
 from uvicorn.config import HTTP_PROTOCOLS
 
 from dff.aligner.service.app import create_app
-from dff.aligner.service.http_parser import use_h11
+from dff.aligner.service.http_parser import use_timed_h11
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, pixels
 from tests.aligner.known_aligner import KnownAligner
+from tests.aligner.service.server_checks import multipart
 
 H2C = {
     "Connection": "Upgrade, HTTP2-Settings",
     "Upgrade": "h2c",
     "HTTP2-Settings": "AAMAAABkAAQAAP__",
 }
-
-
-def multipart(data: bytes) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a form with one photo."""
-    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
-    return head + data + b"\r\n--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}
 
 
 def post_twice(host: str, port: int) -> list[int]:
@@ -51,7 +46,7 @@ def post_twice(host: str, port: int) -> list[int]:
 def server(toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Port of a uvicorn server started as Ray Serve starts its own."""
     monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
-    assert use_h11() == []
+    use_timed_h11()
     config = uvicorn.Config(create_app(KnownAligner(toy_model)), port=0, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
 from tests.aligner.image_files import bomb, encoded, pixels
 from tests.aligner.known_aligner import KnownAligner
+from tests.aligner.service.server_checks import CHECKS, FRONT
 from tests.aligner.service.test_http_parser import post_twice
 
 
@@ -130,8 +131,14 @@ def service(tmp_path_factory: pytest.TempPathFactory, open_head: MorphableModel)
     }
     path = Path(tmp_path_factory.mktemp("weights")) / "untrained.safetensors"
     weights.save(path, net, anchors, card)
-    with serving(path, port=free_port()) as url:
+    with serving(path, port=free_port(), front=FRONT) as url:
         yield url
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_ray_serve(check: Callable[[str], None], service: str) -> None:
+    check(service)
 
 
 @pytest.mark.ray

@@ -17,7 +17,8 @@ from fastapi.testclient import TestClient
 from dff.aligner.align import Aligner
 from dff.aligner.service.app import create_app
 from dff.aligner.service.batching import Boxes
-from dff.aligner.service.limits import Limits
+from dff.aligner.service.front import FrontConfig
+from dff.aligner.service.limits import LARGE_BODIES, Limits, UploadLimits
 from dff.face.arrays import Bytes
 from dff.face.errors import BadPhoto
 from dff.face.model.morphable import MorphableModel
@@ -30,7 +31,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarn
 BATCH, PERSON = "/v1/align/batch", "/v1/align/person"
 LIMITS = Limits(
     body=150_000,
-    batch_body=400_000,
     photos=6,
     pixels=40_000_000,
     person_pixels=100_000,
@@ -44,7 +44,9 @@ NOISE = np.random.default_rng(0).integers(0, 256, (200, 250, 3), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def client(toy_model: MorphableModel) -> Iterator[TestClient]:
-    with TestClient(create_app(KnownAligner(toy_model), limits=LIMITS)) as client:
+    uploads = UploadLimits(bodies=dict.fromkeys(LARGE_BODIES, 400_000))
+    app = create_app(KnownAligner(toy_model), limits=LIMITS, front=FrontConfig(uploads=uploads))
+    with TestClient(app) as client:
         yield client
 
 
@@ -89,7 +91,6 @@ def test_a_bad_photo_fails_alone(client: TestClient) -> None:
         "too-large": encoded(NOISE),
         "no-face": BLACK,
     }
-    assert len(bad["too-large"]) < LIMITS.batch_body - 120_000
     for kind, data in bad.items():
         response = post(client, [GOOD, data, GOOD])
         assert response.status_code == 200

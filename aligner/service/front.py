@@ -1,0 +1,246 @@
+"""What stands before the application: request ids, uploads, errors of the server, the log.
+
+An ASGI middleware that needs neither the aligner nor torch. Under uvicorn it is part of the
+application; under Ray Serve it runs in the proxies (``proxy_middleware``), so that requests enter
+Serve's queue when they are complete.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dff.aligner.service.http_parser import use_timed_h11
+from dff.aligner.service.limits import UploadLimits
+from dff.aligner.service.problems import MEDIA_TYPE, RETRY_AFTER, Problem
+from dff.aligner.service.uploads import Disconnected, Upload, Uploads, refuse_size
+
+VARIABLE = "DFF_FRONT"  # environment variable with the configuration of Ray Serve's proxies
+ACCESS_LOG = "dff.access"  # logger of one line for each request
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_CLIENT_LEFT = 499  # status in the log of requests whose client went away, as nginx has it
+
+
+@dataclass(frozen=True)
+class FrontConfig:
+    """Configuration of the front. Raises ValueError for an origin or a prefix that is none."""
+
+    uploads: UploadLimits = field(default_factory=UploadLimits)
+    # web pages of these, as https://example.org, may use the service from a browser; * for all
+    origins: tuple[str, ...] = ()
+    root_path: str = ""  # prefix under which a proxy shows the service, as /faces
+
+    def __post_init__(self) -> None:
+        check_origins(self.origins)
+        if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
+            raise ValueError(f"{self.root_path!r} is no prefix: write it as /faces")
+
+    def to_json(self) -> str:
+        """Text for the environment variable ``VARIABLE``."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> FrontConfig:
+        """The configuration that ``to_json`` wrote; raises TypeError for unknown keys."""
+        fields = json.loads(text)
+        uploads = UploadLimits(**fields.pop("uploads", {}))
+        origins = tuple(fields.pop("origins", ()))
+        return FrontConfig(uploads=uploads, origins=origins, **fields)
+
+
+def proxy_middleware() -> list[Middleware]:
+    """The front as Ray Serve's proxies take it, with the configuration in ``DFF_FRONT``.
+
+    Serve calls this when a proxy starts, if ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names it.
+    """
+    text = os.environ.get(VARIABLE)
+    config = FrontConfig.from_json(text) if text else FrontConfig()
+    use_timed_h11(config.uploads.header_seconds)
+    print_access_log()
+    return [Middleware(Front, config=config)]
+
+
+class Front:
+    """Completes requests before ``app`` sees them, and answers for a server that can't.
+
+    * Each request has one id, the client's ``X-Request-ID`` where that is usable, in its headers,
+      in ``scope["state"]["request_id"]`` and in the answer.
+    * Bodies are read completely, within ``UploadLimits``.
+    * Errors that are not problem details come from the server, not from the application: a proxy
+      that knows no replica yet, a queue that is full. They become problem details.
+    * One line of JSON for each request goes to the logger ``dff.access``. It holds nothing of the
+      images, the query and the client's address.
+    """
+
+    def __init__(self, app: ASGIApp, *, config: FrontConfig) -> None:
+        self._config = config
+        self._uploads = Uploads(config.uploads)
+        self._app: ASGIApp = _Answering(app)
+        self._handle: ASGIApp = self._receive
+        if config.origins:
+            self._handle = CORSMiddleware(
+                self._receive,
+                allow_origins=config.origins,
+                allow_methods=["GET", "HEAD", "POST"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-ID", "Retry-After"],
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = MutableHeaders(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        headers["x-request-id"] = request_id
+        scope.setdefault("state", {})["request_id"] = request_id
+        line = _Line(scope, request_id)
+
+        async def send_logged(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answered = MutableHeaders(scope=message)
+                answered["x-request-id"] = request_id
+                line.status = message["status"]
+            else:
+                line.sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._handle(scope, receive, send_logged)
+        except Disconnected:
+            line.status = _CLIENT_LEFT
+        finally:
+            line.write()
+
+    async def _receive(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        root_path = self._config.root_path
+        path = scope["path"].removeprefix(root_path)
+        limit = self._config.uploads.bodies.get(path, self._config.uploads.body)
+        declared = headers.get("content-length", "0")
+        try:
+            if declared.isdigit() and int(declared) > limit:
+                raise refuse_size(limit)
+            if declared == "0" and "transfer-encoding" not in headers:
+                await self._app(scope, receive, send)
+                return
+            async with self._uploads.receive(receive, limit=limit) as upload:
+                await self._forward(upload, scope, receive, send)
+        except Problem as problem:
+            answer = problem.to_response(scope["state"]["request_id"], root_path)
+            await answer(scope, receive, send)
+
+    async def _forward(self, upload: Upload, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["received"] = upload.size
+        await self._app(scope, upload.replay(receive), send)
+
+
+class _Answering:
+    """Puts problem details in the place of errors that the server and not the application gives."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Ray Serve's own paths
+            await self._app(scope, receive, send)
+            return
+        replaced = False
+
+        async def send_answer(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start":
+                problem = _find_server_problem(message)
+                if problem is not None:
+                    replaced = True
+                    answer = problem.to_response(scope["state"]["request_id"])
+                    await answer(scope, receive, send)
+            if not replaced:
+                await send(message)
+
+        await self._app(scope, receive, send_answer)
+
+
+def _find_server_problem(start: Message) -> Problem | None:
+    """What to tell instead of an error of the server; None for an answer of the application."""
+    status, headers = start["status"], Headers(raw=start.get("headers", []))
+    if status < 400 or headers.get("content-type", "").startswith(MEDIA_TYPE):
+        return None
+    wait = {"Retry-After": headers.get("retry-after", str(RETRY_AFTER))}
+    match status:
+        case 404:  # the application itself answers every path
+            return Problem("not-ready", headers=wait)
+        case 408:
+            return Problem("deadline", headers=wait)
+        case 429 | 503:
+            return Problem("busy", headers=wait)
+        case _ if status >= 500:
+            return Problem("internal")
+    return None
+
+
+class _Line:
+    """One line of the log."""
+
+    def __init__(self, scope: Scope, request_id: str) -> None:
+        self._scope, self._request_id = scope, request_id
+        self._started = time.time()
+        self.status, self.sent = 500, 0  # status unless one is sent; bytes of the answer's body
+
+    def write(self) -> None:
+        scope = self._scope
+        fields: dict[str, Any] = {
+            "time": round(self._started, 3),
+            "request_id": self._request_id,
+            "method": scope["method"],
+            "path": scope["path"][:200],
+            "status": self.status,
+            "seconds": round(time.time() - self._started, 4),
+            "received": scope["state"].get("received", 0),
+            "sent": self.sent,
+        }
+        trace = _TRACE.fullmatch(Headers(scope=scope).get("traceparent", ""))
+        if trace:
+            fields["trace_id"] = trace.group(1)
+        logging.getLogger(ACCESS_LOG).info("%s", json.dumps(fields))
+
+
+def print_access_log() -> None:
+    """Print the lines of ``dff.access`` to standard error, from now on."""
+    logger = logging.getLogger(ACCESS_LOG)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """Raises ValueError for text that is no origin from which web pages could use a service."""
+    for origin in origins:
+        parts = urlsplit(origin)
+        is_web = parts.scheme in ("http", "https") and parts.netloc
+        if origin != "*" and not (is_web and origin == f"{parts.scheme}://{parts.netloc}"):
+            raise ValueError(
+                f"{origin!r} is no origin: write it as https://example.org, with its port if it "
+                "has one and without a path, or * for all"
+            )
+
+
+DEFAULT_FRONT = FrontConfig()

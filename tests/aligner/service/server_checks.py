@@ -1,0 +1,169 @@
+"""What every server of the application must do, under uvicorn as under Ray Serve.
+
+The server lets pages of ``PAGE`` in, gives up slow senders after ``PATIENCE`` seconds, and answers
+a photo with faces (200) or, where its network is untrained, with no-face (422).
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from urllib.parse import urlsplit
+
+import httpx
+
+from dff.aligner.service.front import FrontConfig
+from dff.aligner.service.limits import UploadLimits
+from tests.aligner.image_files import encoded, pixels
+
+PAGE = "https://example.org"
+PATIENCE = 1.0  # seconds
+FRONT = FrontConfig(
+    uploads=UploadLimits(header_seconds=PATIENCE, chunk_seconds=PATIENCE, uploads=24),
+    origins=(PAGE,),
+)
+ANSWERED = (200, 422)
+HEALTHY = 1.0  # seconds within which health is answered whatever else happens
+
+
+@contextmanager
+def connection(url: str, data: bytes) -> Iterator[socket.socket]:
+    """A connection over which ``data`` and nothing else was sent."""
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=20) as client:
+        client.sendall(data)
+        yield client
+
+
+def multipart(data: bytes) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a form with one photo."""
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    return head + data + b"\r\n--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+def read_answer(client: socket.socket) -> tuple[int, str]:
+    """Status and body of an answer after which the server closes the connection."""
+    data = b""
+    while chunk := client.recv(1 << 16):
+        data += chunk
+    head, _, body = data.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body.decode()
+
+
+def begin_upload(url: str, size: int = 100_000) -> bytes:
+    """The headers of a form and its first 300 bytes."""
+    head = (
+        f"POST /v1/align HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nContent-Length: {size}\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    )
+    part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
+    return head.encode() + part.ljust(300, b"\xff")
+
+
+def check_silent_senders_stop_nobody(url: str) -> None:
+    """More uploads that fall silent than the server takes at a time: others are answered."""
+    with ExitStack() as stack, httpx.Client(base_url=url, timeout=20) as client:
+        silent = [stack.enter_context(connection(url, begin_upload(url))) for _ in range(40)]
+        for path in ("/healthz", "/readyz"):
+            started = time.monotonic()
+            assert client.get(path).status_code == 200
+            assert time.monotonic() - started < HEALTHY
+        answer = client.post("/v1/align", files={"image": encoded(pixels())})
+        assert answer.status_code in ANSWERED, answer.text
+        started = time.monotonic()
+        for each in silent:
+            status, body = read_answer(each)
+            assert status == 408
+            assert json.loads(body)["type"] == "/problems/too-slow"
+        assert time.monotonic() - started < PATIENCE + 2
+
+
+def check_trickling_senders_are_ended(url: str) -> None:
+    """A sender that is never silent but too slow on average."""
+    with connection(url, begin_upload(url)) as client:
+        started = time.monotonic()
+        client.settimeout(0.1)
+        while time.monotonic() - started < PATIENCE + 4:
+            try:
+                client.sendall(b"\xff")
+                data = client.recv(1 << 16)
+                break
+            except TimeoutError:
+                continue
+        assert data.startswith(b"HTTP/1.1 408 ")
+        assert time.monotonic() - started < PATIENCE + 2
+
+
+def check_slow_headers_are_ended(url: str) -> None:
+    """Headers that never end, and connections over which nothing comes."""
+    for data in (b"GET /healthz HTTP/1.1\r\nHost: here\r\n", b""):
+        with connection(url, data) as client:
+            started = time.monotonic()
+            status, body = read_answer(client)
+            assert status == 408
+            assert json.loads(body)["title"] == "Request too slow"
+            assert time.monotonic() - started < PATIENCE + 2
+
+
+def check_request_ids(url: str) -> None:
+    """The client's id is taken where it is usable; an answer has one id, also one of an error."""
+    with httpx.Client(base_url=url, timeout=20) as client:
+        for path in ("/healthz", "/nowhere"):
+            given = client.get(path, headers={"X-Request-ID": "mine-1"})
+            assert given.headers.get_list("x-request-id") == ["mine-1"]
+            (made,) = client.get(path, headers={"X-Request-ID": "<b>"}).headers.get_list(
+                "x-request-id"
+            )
+            assert len(made) == 32
+        answer = client.post(
+            "/v1/align", files={"image": b"none"}, headers={"X-Request-ID": "mine-2"}
+        )
+        assert answer.json()["request_id"] == "mine-2"
+
+
+def check_bodies_arrive_whole(url: str) -> None:
+    """Large and small bodies, with a length and in chunks, and one over the limit."""
+    with httpx.Client(base_url=url, timeout=60) as client:
+        for image in (encoded(pixels()), encoded(pixels(1500, 1500), "BMP")):
+            body, headers = multipart(image)
+            parts = (body[i : i + 10_000] for i in range(0, len(body), 10_000))
+            sized = client.post("/v1/align", content=body, headers=headers)
+            chunked = client.post("/v1/align", content=parts, headers=headers)
+            assert sized.status_code == chunked.status_code
+            assert sized.status_code in (*ANSWERED, 415)
+        over = client.post("/v1/align", files={"image": bytes(17 << 20)})
+        assert (over.status_code, over.json()["type"]) == (413, "/problems/too-large")
+
+
+def check_browsers_of_other_origins(url: str) -> None:
+    """Preflight, and errors of the front, are readable for pages of named origins only."""
+    with httpx.Client(base_url=url, timeout=20) as client:
+        for origin, allowed in ((PAGE, PAGE), ("https://elsewhere.org", None)):
+            asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            name = "access-control-allow-origin"
+            assert client.options("/v1/align", headers=asks).headers.get(name) == allowed
+            over = client.post("/v1/align", content=bytes(17 << 20), headers={"Origin": origin})
+            assert over.status_code == 413
+            assert over.headers.get(name) == allowed
+
+
+def check_head(url: str) -> None:
+    """HEAD is GET without the body, as load balancers ask."""
+    with httpx.Client(base_url=url, timeout=20) as client:
+        for path in ("/", "/healthz", "/readyz", "/nowhere"):
+            head, get = client.head(path), client.get(path)
+            assert (head.status_code, head.content) == (get.status_code, b"")
+
+
+CHECKS: tuple[Callable[[str], None], ...] = (
+    check_silent_senders_stop_nobody,
+    check_trickling_senders_are_ended,
+    check_slow_headers_are_ended,
+    check_request_ids,
+    check_bodies_arrive_whole,
+    check_browsers_of_other_origins,
+    check_head,
+)

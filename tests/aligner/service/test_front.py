@@ -1,0 +1,165 @@
+"""The front before the application: what it hands on, answers itself, and logs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from dff.aligner.service.app import create_app
+from dff.aligner.service.front import Front, FrontConfig
+from dff.aligner.service.limits import UploadLimits
+from dff.face.model.morphable import MorphableModel
+from tests.aligner.image_files import encoded, pixels
+from tests.aligner.known_aligner import KnownAligner
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+def ask(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(run())
+
+
+async def echo(request: Request) -> Response:
+    return Response(await request.body(), headers={"X-Request-ID": "the server's own"})
+
+
+def failing(status: int, **headers: str) -> Any:
+    async def fail(request: Request) -> Response:
+        return PlainTextResponse("in plain text", status, headers)
+
+    return fail
+
+
+def front(config: FrontConfig | None = None, **answers: Any) -> Front:
+    routes = [
+        Route(f"/{name}", answer, methods=["POST", "GET"]) for name, answer in answers.items()
+    ]
+    return Front(Starlette(routes=routes), config=config or FrontConfig())
+
+
+def test_a_body_arrives_unchanged_from_memory_and_from_disk() -> None:
+    app = front(FrontConfig(uploads=UploadLimits(memory=100)), echo=echo)
+    for size in (0, 1, 100, 101, 3_000_000):
+        body = bytes(i % 251 for i in range(size))
+        answer = ask(app, "POST", "/echo", content=body)
+        assert answer.content == body
+        assert len(answer.headers.get_list("x-request-id")) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "kind"),
+    [(404, 503, "not-ready"), (408, 503, "deadline"), (503, 503, "busy"), (500, 500, "internal")],
+)
+def test_errors_of_the_server_become_problems(status: int, told: int, kind: str) -> None:
+    answer = ask(front(bad=failing(status)), "GET", "/bad")
+    assert answer.status_code == told
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"] == f"/problems/{kind}"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert told == 500 or answer.headers["retry-after"] == "5"
+    busy = ask(front(bad=failing(503, **{"Retry-After": "7"})), "GET", "/bad")
+    assert busy.headers["retry-after"] == "7"
+
+
+def test_all_uploads_together_are_bounded() -> None:
+    app = front(FrontConfig(uploads=UploadLimits(stored=1000)), echo=echo)
+    assert ask(app, "POST", "/echo", content=bytes(1000)).status_code == 200
+    over = ask(app, "POST", "/echo", content=bytes(1001))
+    assert (over.status_code, over.json()["type"]) == (503, "/problems/busy")
+    assert ask(app, "POST", "/echo", content=bytes(1000)).status_code == 200  # all was given back
+
+
+def test_one_line_of_log_for_each_request(
+    toy_model: MorphableModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(KnownAligner(toy_model))
+    with caplog.at_level(logging.INFO, logger="dff.access"):
+        answer = ask(
+            app,
+            "POST",
+            "/v1/align?mesh=0",
+            files={"image": ("secret.png", encoded(pixels()))},
+            headers={"X-Request-ID": "mine", "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"},
+        )
+        ask(app, "GET", "/nowhere")
+    first, second = (json.loads(record.message) for record in caplog.records)
+    expected = {
+        "request_id": "mine",
+        "method": "POST",
+        "path": "/v1/align",
+        "status": 200,
+        "trace_id": TRACE,
+        "received": int(answer.request.headers["content-length"]),
+        "sent": int(answer.headers["content-length"]),
+    }
+    assert {key: first[key] for key in expected} == expected
+    assert 0 < first["seconds"] < 10
+    assert "secret" not in caplog.text
+    assert (second["path"], second["status"]) == ("/nowhere", 404)
+    assert "trace_id" not in second
+
+
+def test_a_client_that_leaves_is_logged_and_gets_no_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/echo",
+        "headers": [(b"content-length", b"10")],
+    }
+    with caplog.at_level(logging.INFO, logger="dff.access"):
+        asyncio.run(front(echo=echo)(scope, receive, send))
+    assert sent == []
+    assert json.loads(caplog.records[0].message)["status"] == 499
+
+
+@pytest.mark.parametrize("prefix", ["/faces", ""])
+def test_paths_behind_a_prefix(toy_model: MorphableModel, prefix: str) -> None:
+    """Whether or not the proxy removes the prefix, the type of a problem can be followed."""
+    uploads = UploadLimits(bodies={"/v1/align": 2_000})
+    app = create_app(
+        KnownAligner(toy_model), front=FrontConfig(root_path="/faces", uploads=uploads)
+    )
+    for data, kind in ((b"none", "not-an-image"), (bytes(2_001), "too-large")):
+        answer = ask(app, "POST", f"{prefix}/v1/align", files={"image": data})
+        assert answer.json()["type"] == f"/faces/problems/{kind}"
+        assert ask(app, "GET", answer.json()["type"]).status_code == 200
+    several = ask(app, "POST", f"{prefix}/v1/align/batch", files=[("images", b"none")])
+    assert several.json()["photos"][0]["problem"]["type"] == "/faces/problems/not-an-image"
+
+
+def test_the_configuration_survives_the_environment() -> None:
+    config = FrontConfig(
+        uploads=UploadLimits(uploads=7, bodies={"/x": 5}), origins=("*",), root_path="/a/b"
+    )
+    assert FrontConfig.from_json(config.to_json()) == config
+    assert FrontConfig.from_json("{}") == FrontConfig()
+    with pytest.raises(TypeError, match="origin"):
+        FrontConfig.from_json('{"origin": []}')
+    with pytest.raises(ValueError, match="is no prefix"):
+        FrontConfig(root_path="faces")
+    with pytest.raises(ValueError, match="positive"):
+        UploadLimits(rate=0)

@@ -1,0 +1,39 @@
+"""The application under uvicorn, over real connections."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from dff.aligner.service.app import create_app
+from dff.aligner.service.uvicorn_server import serve_aligner_with_uvicorn, serving_with_uvicorn
+from dff.face.errors import ClusterError
+from dff.face.model.morphable import MorphableModel
+from tests.aligner.known_aligner import KnownAligner
+from tests.aligner.service.server_checks import CHECKS, FRONT
+
+
+@pytest.fixture(scope="module")
+def url(toy_model: MorphableModel) -> Iterator[str]:
+    app = create_app(KnownAligner(toy_model), front=FRONT)
+    with serving_with_uvicorn(app, front=FRONT) as url:
+        while httpx.get(f"{url}/readyz").status_code == 503:
+            pass
+        yield url
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_uvicorn(check: Callable[[str], None], url: str) -> None:
+    check(url)
+
+
+def test_a_taken_port_is_reported_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ClusterError, match=f"127.0.0.1:{port}"):
+            serve_aligner_with_uvicorn(port=port)
