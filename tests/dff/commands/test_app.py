@@ -25,23 +25,13 @@ from dff.infra.images import read_image
 from dff.infra.landmark_files import format_pts, parse_pts
 from dff.infra.split import assign_split, default_group
 from dff.infra.tracking import local_uri
+from tests.dff.command_runner import run_command
 
 COMMANDS = (
     "label", "synthesize", "inspect", "train", "calibrate", "fit-landmark-offsets", "train-cascade",
     "align", "evaluate", "serve", "submit", "export", "models", "demo",
 )  # fmt: skip
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
-
-
-def run(*arguments: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "dff", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -113,7 +103,7 @@ def test_a_mistake_is_one_line_that_names_the_thing(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "file").touch()
-    code, out, err = run(*arguments)
+    code, out, err = run_command(*arguments)
     assert code == 1
     assert says in err
     assert "Traceback" not in err + out
@@ -131,7 +121,7 @@ def test_robustness_needs_boxes_of_landmarks(arguments: tuple[str, ...]) -> None
 
 def test_a_dry_run_counts_and_makes_nothing(tmp_path: Path) -> None:
     target = tmp_path / "data"
-    code, out, _ = run(
+    code, out, _ = run_command(
         "synthesize",
         "none",
         str(target),
@@ -162,12 +152,12 @@ def test_every_command_with_an_endpoint_reads_public_buckets_too() -> None:
 
 def test_synthesize_then_inspect(tmp_path: Path) -> None:
     target, page = tmp_path / "data", tmp_path / "new" / "gallery.html"
-    code, out, err = run(
+    code, out, err = run_command(
         "synthesize", "none", str(target), "--identities", "2", "--views", "3", "--size", "96"
     )
     assert code == 0, err
     assert "6 views of 2 faces" in out
-    code, out, err = run("inspect", str(target), "--html", str(page), "--verify")
+    code, out, err = run_command("inspect", str(target), "--html", str(page), "--verify")
     assert code == 0, err
     assert "6 views of 2 identities" in out
     assert "verified: all hashes" in out
@@ -188,7 +178,7 @@ def test_fitted_landmark_offsets_are_stored_with_the_weights(tmp_path: Path) -> 
         (photos / f"{name}.pts").write_bytes(format_pts(points + margin))
     for suffix in (".png", ".pts"):
         (photos / f"astronaut{suffix}").unlink()
-    code, said, _ = run(
+    code, said, _ = run_command(
         "fit-landmark-offsets", "dff-open", str(photos), "--source", "us", "--out", str(out)
     )
     assert code == 0
