@@ -148,7 +148,7 @@ class Ruler:
     @staticmethod
     def of(truth: MorphableModel, fitted: MorphableModel) -> Ruler:
         found = load_correspondence(truth)
-        skin_faces = truth.triangles_of(*(name for name in SKIN if name in truth.region_names))
+        skin_faces = truth.find_triangles(*(name for name in SKIN if name in truth.region_names))
         skin, first = np.unique(truth.faces[skin_faces], return_index=True)
         tip = truth.template[truth.landmarks.vertex[NAMES.index("nose_tip")]]
         near = (np.linalg.norm(truth.template[skin] - tip, axis=1) < REACH) & seen_from_outside(
@@ -256,7 +256,7 @@ def appearance(
 
 def _skin(frame: Frame, model: MorphableModel) -> Bools:
     chosen = np.zeros(len(model.faces) + 1, dtype=bool)
-    chosen[model.triangles_of(*(name for name in SKIN if name in model.region_names))] = True
+    chosen[model.find_triangles(*(name for name in SKIN if name in model.region_names))] = True
     return np.asarray(chosen[frame.triangle])
 
 

@@ -220,7 +220,7 @@ class Head:
         colour, iris = np.zeros((*eye.shape, 3)), np.zeros(eye.shape)
         for side in (-1, 1):
             here = eye & (np.sign(self.point[..., 0]) == side)
-            vertices = np.unique(self.model.faces[self.model.triangles_of("eyes")])
+            vertices = np.unique(self.model.faces[self.model.find_triangles("eyes")])
             ball = self.model.template[vertices] * 1000
             ball = ball[np.sign(ball[:, 0]) == side]
             centre = (ball.max(0) + ball.min(0)) / 2

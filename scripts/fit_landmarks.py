@@ -125,7 +125,7 @@ def with_table(model: MorphableModel, vertex: Ints, inner: Ints) -> MorphableMod
 def outside(model: MorphableModel) -> Bools:
     """(V,) vertices of the visible skin."""
     out = np.zeros(len(model.template), bool)
-    out[model.faces[model.triangles_of("face", "lips", "brows", "ears", "neck")]] = True
+    out[model.faces[model.find_triangles("face", "lips", "brows", "ears", "neck")]] = True
     return out
 
 

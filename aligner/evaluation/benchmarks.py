@@ -34,6 +34,7 @@ from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, geodesic_degrees, rotation_from_angles
 from dff.face.model.landmarks import INNER, nme_box, nme_iod
+from dff.infra.image_listing import IMAGE_SUFFIXES
 from dff.infra.images import decode
 from dff.infra.landmark_files import parse_mat, parse_pts, parse_reannotated
 from dff.infra.split import Split, find_split_groups
@@ -45,7 +46,6 @@ with require_extra("train"):
 Boxes = Literal["landmarks", "detector"]
 T = TypeVar("T")
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 YAW_BINS = (0.0, 30.0, 60.0, 90.0)  # degrees; the last takes what lies beyond
 STEEP = 99.0  # degrees: images whose labelled pose has a larger angle are left out, as usual
 FOUND = 0.3  # intersection over union from which a detection is the labelled face
@@ -239,7 +239,7 @@ def _image_keys(storage: Storage, suffix: str | None = None) -> list[tuple[str, 
     for key in sorted(keys):
         path = PurePosixPath(key)
         labelled = suffix is None or str(path.with_suffix(suffix)) in keys
-        if path.suffix.lower() in IMAGES and labelled:
+        if path.suffix.lower() in IMAGE_SUFFIXES and labelled:
             found.append((str(path.with_suffix("")), key))
     return found
 

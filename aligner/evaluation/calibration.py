@@ -34,13 +34,13 @@ from dff.aligner.confidence import (
     append_face,
     face_probability,
 )
-from dff.aligner.evaluation.benchmarks import IMAGES
 from dff.face.arrays import Array, Bool, Bools, Bytes, Float, Floats
 from dff.face.errors import BadDataset
 from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import INNER
 from dff.infra.dataset import Dataset
+from dff.infra.image_listing import IMAGE_SUFFIXES
 from dff.infra.images import decode
 from dff.infra.landmark_files import parse_mat, parse_pts
 from dff.infra.shards import ViewRow
@@ -148,7 +148,7 @@ def photo_cases(folder: str, *, every: int = 1, seed: int = 0) -> Iterator[Case]
     """
     storage = open_storage(folder)
     keys = {info.key for info in storage.list("")}
-    images = [key for key in sorted(keys) if PurePosixPath(key).suffix.lower() in IMAGES]
+    images = [key for key in sorted(keys) if PurePosixPath(key).suffix.lower() in IMAGE_SUFFIXES]
     groups = find_split_groups(storage, {str(PurePosixPath(k).with_suffix("")): k for k in images})
     number = 0
     for key in images:

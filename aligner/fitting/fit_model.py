@@ -83,7 +83,7 @@ class FitModel:
         """(A,) weight of each anchor when a fit is refined."""
         regions = _present(self.model, self.config.peripheral_regions)
         peripheral = np.isin(
-            self.anchor_vertex, self.model.faces[self.model.triangles_of(*regions)]
+            self.anchor_vertex, self.model.faces[self.model.find_triangles(*regions)]
         )
         return np.where(peripheral, self.config.peripheral_weight, 1.0)
 
@@ -91,7 +91,7 @@ class FitModel:
     def contour_edges(self) -> Ints:
         """(E, 2) int32 vertices of the edges that an occluding contour may cross."""
         regions = _present(self.model, self.config.contour_regions)
-        triangles = self.model.triangles_of(*regions)
+        triangles = self.model.find_triangles(*regions)
         return unique_edges(self.model.faces[triangles]).astype(np.int32)
 
     @cached_property

@@ -68,7 +68,7 @@ def correspondence(target: MorphableModel, source: MorphableModel) -> Correspond
 
 def triangles(model: MorphableModel, regions: tuple[str, ...]) -> Ints:
     """(N,) triangles of those of the ``regions`` that the model has."""
-    return model.triangles_of(*(name for name in regions if name in model.region_names))
+    return model.find_triangles(*(name for name in regions if name in model.region_names))
 
 
 def _landmark_pairs(

@@ -158,7 +158,7 @@ class MorphableModel:
         """The mean face at rest."""
         return Coefficients(np.zeros(len(self.identity)), np.zeros(len(self.expression)))
 
-    def triangles_of(self, *regions: str) -> Ints:
+    def find_triangles(self, *regions: str) -> Ints:
         """(N,) triangles of the named regions. Raises ValueError for an unknown name."""
         missing = set(regions) - set(self.region_names)
         if missing:

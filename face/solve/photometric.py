@@ -103,7 +103,7 @@ class SkinSamples:
 def skin_triangles(model: MorphableModel) -> Ints:
     """(T,) triangles of face, lips and brows; all triangles of a model that names none of them."""
     named = [name for name in SKIN if name in model.region_names]
-    return model.triangles_of(*named) if named else np.arange(len(model.faces))
+    return model.find_triangles(*named) if named else np.arange(len(model.faces))
 
 
 def spread_points(model: MorphableModel, triangles: Ints, count: int) -> SurfacePoints:

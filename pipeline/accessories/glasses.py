@@ -175,7 +175,7 @@ def _find_front(
     )
     if {"eyes", "lashes"} & set(model.region_names):
         names = [n for n in ("eyes", "lashes") if n in model.region_names]
-        rows = np.unique(model.faces[model.triangles_of(*names)])
+        rows = np.unique(model.faces[model.find_triangles(*names)])
         near = v[rows]
         if len(near):
             out = max(out, float((near[:, 2] + fit.wrap * near[:, 0] ** 2).max()) + fit.eye_gap)
@@ -192,7 +192,7 @@ def _build_temples(
     level: float,
     front: float,
 ) -> AccessoryMesh:
-    named = model.triangles_of(*({"ears"} & set(model.region_names)))
+    named = model.find_triangles(*({"ears"} & set(model.region_names)))
     if len(named):
         ears = neutral[np.unique(model.faces[named])]
         root = ears[np.abs(ears[:, 0]) < np.quantile(np.abs(ears[:, 0]), 0.5)]

@@ -39,7 +39,7 @@ class DirectionMap:
     @staticmethod
     def build(model: MorphableModel) -> DirectionMap:
         names = [n for n in SKIN if n in model.region_names]
-        chosen = model.triangles_of(*names)
+        chosen = model.find_triangles(*names)
         relative = model.template.astype(np.float64) - find_head_centre(model, model.template)
         radius = np.linalg.norm(relative, axis=1)
         azimuth = np.arctan2(relative[:, 0], relative[:, 2])

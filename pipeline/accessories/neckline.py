@@ -86,4 +86,4 @@ def find_ear_vertices(model: MorphableModel) -> Ints:
     """The vertices of a model's ears; none when it has no such region."""
     if "ears" not in model.region_names:
         return np.empty(0, dtype=np.int64)
-    return np.unique(model.faces[model.triangles_of("ears")])
+    return np.unique(model.faces[model.find_triangles("ears")])

@@ -53,7 +53,7 @@ class FrontalMap:
         side = config.side
         wanted = np.zeros(len(model.faces), dtype=np.bool_)
         wanted[
-            model.triangles_of(*(name for name in config.regions if name in model.region_names))
+            model.find_triangles(*(name for name in config.regions if name in model.region_names))
         ] = True
         corners = model.template[model.faces[wanted].ravel()]
         low, high = corners.min(0)[:2], corners.max(0)[:2]

@@ -208,7 +208,7 @@ def measure_skin_tone(row: ViewRow, model: MorphableModel) -> float:
     sensor = Sensor(**{**recipe["sensor"], "gains": tuple(recipe["sensor"]["gains"])})
     frame = resolve_frame(row, model)
     skin = np.zeros(len(model.faces), dtype=np.bool_)
-    skin[model.triangles_of("face")] = True
+    skin[model.find_triangles("face")] = True
     seen = frame.mask & skin[np.maximum(frame.triangle, 0)] & (frame.normal[..., 2] < -0.3)
     if sensor.grey or seen.sum() < LEAST_SKIN:
         return float("nan")

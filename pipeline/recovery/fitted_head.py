@@ -61,7 +61,7 @@ class FittedHead:
         """(S, S) where a region of the model is visible; nowhere if the model has no such one."""
         member = np.zeros(len(self.model.faces) + 1, dtype=bool)  # the last is the background's -1
         if name in self.model.region_names:
-            member[self.model.triangles_of(name)] = True
+            member[self.model.find_triangles(name)] = True
         return np.asarray(member[self.frame.triangle] & self.frame.mask)
 
     def fill_hull(self, points: Floats, margin: float = 0.0) -> Bytes:

@@ -121,7 +121,7 @@ def build_uv_atlas(model: MorphableModel, size: int, config: AtlasConfig = ATLAS
 
 def _region_vertices(model: MorphableModel, name: str) -> Bools:
     member = np.zeros(len(model.template), dtype=bool)
-    member[model.faces[model.triangles_of(name)].ravel()] = True
+    member[model.faces[model.find_triangles(name)].ravel()] = True
     return member
 
 

@@ -105,8 +105,8 @@ def test_all_of_the_convex_toy_model_is_visible_from_outside(toy_model: Morphabl
 
 def test_inner_parts_of_the_open_head_are_not_outside(open_head: MorphableModel) -> None:
     seen = outside_triangles(open_head)
-    inside = open_head.triangles_of("tongue", "teeth", "mouth")
-    face = open_head.triangles_of("face")
+    inside = open_head.find_triangles("tongue", "teeth", "mouth")
+    face = open_head.find_triangles("face")
     assert seen[inside].mean() < 0.05
     assert seen[face].mean() > 0.85
 

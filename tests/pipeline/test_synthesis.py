@@ -108,7 +108,7 @@ def test_the_recovered_face_gives_back_the_photo(photos: Path, open_head: Morpha
         own.light,
     )
     face = np.zeros(len(open_head.faces) + 1, bool)
-    face[open_head.triangles_of("face", "lips", "brows")] = True
+    face[open_head.find_triangles("face", "lips", "brows")] = True
     error = np.abs(np.clip(colour, 0, 1) - own.crop[..., :3]).mean(2)
     brows = own.camera.px_from_cam(cam[open_head.landmarks.vertex[17:27]])[:, 1].min()
     below = np.arange(len(error))[:, None] > brows

@@ -194,7 +194,7 @@ def photos(
 
 def shape_error(model: MorphableModel, true: np.ndarray, found: PersonAlignment) -> float:
     """Millimetres between the (V, 3) true and the found face at rest, over the face."""
-    face = np.unique(model.faces[model.triangles_of("face", "lips", "brows")])
+    face = np.unique(model.faces[model.find_triangles("face", "lips", "brows")])
     apart = true[face] - found.vertices[face]
     apart -= apart.mean(0)
     return float(1e3 * np.linalg.norm(apart, axis=1).mean())

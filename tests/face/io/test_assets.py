@@ -73,7 +73,7 @@ def posed(model: MorphableModel, **activations: float) -> Floats:
 
 def region_rows(model: MorphableModel, *regions: str) -> np.ndarray:
     """Vertices of the regions' triangles."""
-    return np.unique(model.faces[model.triangles_of(*regions)])
+    return np.unique(model.faces[model.find_triangles(*regions)])
 
 
 def test_open_head_matches_its_metadata(open_head: MorphableModel) -> None:
@@ -240,7 +240,7 @@ def test_texture_layout_fills_a_square_without_overlap(open_head: MorphableModel
     )
     assert np.abs(twice[skin]).sum() / 2 > 0.2  # the face has its share
     for name in open_head.region_names:
-        assert (len(open_head.triangles_of(name)) > 20) == (name != "lashes"), (
+        assert (len(open_head.find_triangles(name)) > 20) == (name != "lashes"), (
             name
         )  # lashes are colour, not mesh
 

@@ -41,7 +41,7 @@ def head(open_head: MorphableModel) -> Written:
     surface, rows = part(
         open_head.template,
         open_head.faces,
-        open_head.triangles_of("face", "lips", "brows", "ears", "neck", "scalp"),
+        open_head.find_triangles("face", "lips", "brows", "ears", "neck", "scalp"),
     )
     jaw = open_head.expression_names.index("jawOpen")
     return Written(
@@ -262,7 +262,7 @@ def test_a_published_layout_becomes_a_model(head: Written, tmp_path: Path, name:
         assert chin[1] < -0.01  # downwards
     assert model.uv.min() >= 0
     assert model.uv.max() <= 1
-    lips = model.template[model.faces[model.triangles_of("lips")]].mean((0, 1))
+    lips = model.template[model.faces[model.find_triangles("lips")]].mean((0, 1))
     mouth = model.template[model.landmarks.vertex[48:60]].mean(0)
     assert np.linalg.norm(lips - mouth) < 0.01
 

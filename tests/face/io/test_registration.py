@@ -55,7 +55,7 @@ def test_closest_points_find_a_moved_head(open_head: MorphableModel) -> None:
 
 def test_a_person_of_the_model_is_registered_to_the_template(open_head: MorphableModel) -> None:
     """Every vertex has a known counterpart: itself."""
-    skin = open_head.triangles_of("face", "lips", "brows")
+    skin = open_head.find_triangles("face", "lips", "brows")
     shape = open_head.template + np.tensordot(
         [1.5, -1.0, 1.0], open_head.identity[:3].astype(np.float64), axes=1
     )
@@ -107,11 +107,11 @@ def test_colours_and_regions_of_the_open_head_arrive_on_ict(
     for name, far in (("lips", 0.03), ("face", 0.03), ("brows", 0.05), ("eyes", 0.12)):
         theirs = []
         for model, skin in ((ict, albedo), (open_head, ours)):
-            triangle = model.triangles_of(name)
+            triangle = model.find_triangles(name)
             middle = SurfacePoints(triangle, np.full((len(triangle), 3), 1 / 3))
             theirs.append(np.median(skin.at(middle.of(model.uv, model.uv_faces))[0], axis=0))
         np.testing.assert_allclose(theirs[0], theirs[1], atol=far, err_msg=name)
-    lips = ict.template[ict.faces[ict.triangles_of("lips")]].mean(1)
+    lips = ict.template[ict.faces[ict.find_triangles("lips")]].mean(1)
     corners = ict.template[ict.landmarks.vertex[[48, 54]]]
     assert np.abs(lips[:, 0]).max() < 1.15 * corners[1, 0]
     found = counterparts(
@@ -121,5 +121,5 @@ def test_colours_and_regions_of_the_open_head_arrive_on_ict(
         correspondence(ict, open_head),
     )
     of = np.array(open_head.region_names)[open_head.region[found.triangle]]
-    assert set(of[ict.triangles_of("teeth")]) == {"teeth"}
-    assert set(of[ict.triangles_of("eyes")]) == {"eyes"}
+    assert set(of[ict.find_triangles("teeth")]) == {"teeth"}
+    assert set(of[ict.find_triangles("eyes")]) == {"eyes"}

@@ -31,7 +31,7 @@ def colours(albedo: AlbedoModel, open_head: MorphableModel) -> Floats:
 
 
 def of_region(model: MorphableModel, colours: Floats, *regions: str) -> Floats:
-    return colours[np.unique(model.faces[model.triangles_of(*regions)])]
+    return colours[np.unique(model.faces[model.find_triangles(*regions)])]
 
 
 def test_open_albedo_matches_its_metadata(albedo: AlbedoModel) -> None:
@@ -101,7 +101,7 @@ def test_features_have_their_colours(
     brow = colours[open_head.landmarks.inner[[NAMES.index("brow_left_mid") - 17]]].mean()
     assert of_region(open_head, colours, "brows").min() < 0.8 * face.mean()
     assert brow < face.mean() * 1.05
-    eyes = np.unique(open_head.faces[open_head.triangles_of("eyes")])
+    eyes = np.unique(open_head.faces[open_head.find_triangles("eyes")])
     depth = open_head.template[eyes, 2]
     left = open_head.template[eyes, 0] > 0
     pupil = eyes[left][depth[left].argmax()]
@@ -132,5 +132,5 @@ def test_seams_do_not_show(albedo: AlbedoModel, open_head: MorphableModel) -> No
 
 
 def test_skin_is_nearly_symmetric(open_head: MorphableModel, colours: Floats) -> None:
-    rows = np.unique(open_head.faces[open_head.triangles_of("face", "lips", "ears")])
+    rows = np.unique(open_head.faces[open_head.find_triangles("face", "lips", "ears")])
     assert np.abs(colours[rows] - colours[open_head.mirror[rows]]).mean() < 0.015

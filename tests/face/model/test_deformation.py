@@ -11,7 +11,7 @@ REACH = 0.05
 
 
 def every_tenth(model: MorphableModel) -> np.ndarray:
-    face = np.unique(model.faces[model.triangles_of("face")])
+    face = np.unique(model.faces[model.find_triangles("face")])
     return np.asarray(face[::10])
 
 

@@ -85,7 +85,7 @@ def test_deformations_are_smooth_and_mostly_alike_on_both_sides(
 ) -> None:
     deformed = open_head.deformations[rows]
     sd = np.sqrt((deformed.astype(float) ** 2).sum(0))  # (V, 3) of a random one
-    face = np.unique(open_head.faces[open_head.triangles_of("face", "lips", "brows")])
+    face = np.unique(open_head.faces[open_head.find_triangles("face", "lips", "brows")])
     assert 0.7 * deviation < sd[face].mean() < deviation
     mirrored = deformed[:, open_head.mirror] * [-1.0, 1.0, 1.0]
     even, odd = (deformed + mirrored) / 2.0, (deformed - mirrored) / 2.0
@@ -97,7 +97,7 @@ def test_deformations_are_smooth_and_mostly_alike_on_both_sides(
     assert sd[face].max() < 1.05 * deviation
     rng = np.random.default_rng(3)
     field = np.tensordot(rng.normal(size=len(deformed)), deformed, axes=1)
-    edges = open_head.faces[open_head.triangles_of("face")][:, :2]
+    edges = open_head.faces[open_head.find_triangles("face")][:, :2]
     steps = np.linalg.norm(np.diff(field[edges], axis=1), axis=2)
     lengths = np.linalg.norm(np.diff(open_head.template[edges].astype(float), axis=1), axis=2)
     assert (steps < 4.0 * deviation * lengths / reach + 1e-6).all()
@@ -131,13 +131,13 @@ def test_the_mirror_is_its_own_inverse(model: MorphableModel) -> None:
 
 
 def test_regions_share_out_the_triangles(model: MorphableModel) -> None:
-    parts = [model.triangles_of(name) for name in model.region_names]
+    parts = [model.find_triangles(name) for name in model.region_names]
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(model.faces)))
-    assert len(model.triangles_of("face", "neck")) == len(model.triangles_of("face")) + len(
-        model.triangles_of("neck")
+    assert len(model.find_triangles("face", "neck")) == len(model.find_triangles("face")) + len(
+        model.find_triangles("neck")
     )
     with pytest.raises(ValueError, match="tail"):
-        model.triangles_of("face", "tail")
+        model.find_triangles("face", "tail")
 
 
 def test_tables_must_agree(toy_model: MorphableModel) -> None:

@@ -209,7 +209,7 @@ def test_masks_hide_mouth_and_nostrils_in_every_expression(
 def test_glasses_clear_the_eyes_of_every_face(open_head: MorphableModel) -> None:
     """The rims stay in front of eyes and lids of all expressions; temples reach both ears."""
     rng = np.random.default_rng(3)
-    eyes = np.unique(open_head.faces[open_head.triangles_of("eyes")])
+    eyes = np.unique(open_head.faces[open_head.find_triangles("eyes")])
     lids = open_head.landmarks.vertex[36:48]
     units = [
         i
@@ -233,7 +233,7 @@ def test_glasses_clear_the_eyes_of_every_face(open_head: MorphableModel) -> None
             moved = neutral + open_head.expression[unit]
             inside = moved[np.concatenate([eyes, lids])]
             assert (inside[:, 2] + FIT.wrap * inside[:, 0] ** 2).max() < nearest - 0.0005
-        ears = neutral[np.unique(open_head.faces[open_head.triangles_of("ears")])]
+        ears = neutral[np.unique(open_head.faces[open_head.find_triangles("ears")])]
         for side in (-1.0, 1.0):
             ear = ears[side * ears[:, 0] > 0]
             assert np.linalg.norm(prop.vertices[:, None] - ear[None, ::5], axis=2).min() < 0.012
@@ -283,7 +283,7 @@ def test_hands_touch_faces_and_do_not_reach_into_them(
 
 def test_the_head_map_is_the_surface_of_the_head(open_head: MorphableModel) -> None:
     head_map = find_direction_map(open_head).fit(open_head, open_head.template.astype(np.float64))
-    rows = np.unique(open_head.faces[open_head.triangles_of("scalp")])
+    rows = np.unique(open_head.faces[open_head.find_triangles("scalp")])
     assert np.abs(head_map.depth_inside(open_head.template[rows].astype(np.float64))).max() < 0.007
     azimuth = np.linspace(-3.0, 3.0, 13)
     polar = np.full(13, 1.2)

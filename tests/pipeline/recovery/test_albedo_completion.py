@@ -97,7 +97,7 @@ def test_rendering_the_recovered_face_gives_back_the_photo(
         frame, sample_texture(frame, found.albedo, open_head.uv, open_head.uv_faces), found.light
     )
     face = np.zeros(len(open_head.faces) + 1, bool)
-    face[open_head.triangles_of("face", "lips", "brows")] = True
+    face[open_head.find_triangles("face", "lips", "brows")] = True
     error = np.abs(again - recovery.crop / 255.0).mean(2)
     facing = frame.normal[..., 2] < -0.6
     assert error[face[frame.triangle] & facing].mean() < 0.015
@@ -203,7 +203,7 @@ def test_the_border_of_the_photo_is_not_skin(open_head: MorphableModel, truth: F
     found = unwrap(replace(recovery, crop=crop, valid=valid), open_head)
     again = sample_texture(frame, found.albedo, open_head.uv, open_head.uv_faces)
     face = np.zeros(len(open_head.faces) + 1, bool)
-    face[open_head.triangles_of("face")] = True
+    face[open_head.find_triangles("face")] = True
     cut = face[frame.triangle] & ~valid
     assert cut.sum() > 1000
     assert (again[cut][:, 2] < again[cut][:, 0] + 0.1).mean() > 0.999

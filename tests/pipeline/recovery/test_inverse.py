@@ -153,7 +153,7 @@ def test_pixels_bring_a_face_nearer_than_its_landmarks_alone(
     are.
     """
     fit_model = LandmarkFitModel.build(open_head, 60, len(open_head.expression))
-    seen = np.unique(open_head.faces[open_head.triangles_of("face", "lips", "brows")])
+    seen = np.unique(open_head.faces[open_head.find_triangles("face", "lips", "brows")])
     before, after = [], []
     for seed in (11, 12, 13):
         truth = made(open_head, open_albedo, 10.0, seed, noise=3.0)

@@ -89,7 +89,7 @@ def test_eyes_meet_the_camera(open_head: MorphableModel) -> None:
     """
     names = [canonical_unit(n) for n in open_head.expression_names]
     rest = np.zeros(len(names), dtype=np.float32)
-    eyes = open_head.triangles_of("eyes")
+    eyes = open_head.find_triangles("eyes")
     for yaw, pitch in ((30.0, 0.0), (-20.0, 10.0), (0.0, -25.0)):
         rotation = rotation_from_angles(yaw, pitch, 8.0)
         looking = look_at_camera(rest, open_head.expression_names, rotation)
