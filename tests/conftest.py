@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores among them. Read when numpy and torch are imported.
@@ -50,31 +50,19 @@ REGIONS = (
 )
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Send the tests of a file to one worker, which makes the file's fixtures once.
-
-    Files whose tests start Ray go to one worker too: two clusters at a time would share the cores.
-    (pytest-xdist 3.8 has ``xdist_group`` for this, which it loses with pytest 9.2.)
-    """
-    from xdist.scheduler import LoadFileScheduling
-
-    class RayInOneWorker(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::", 1)[0]
-            return "ray" if starts_ray(config.rootpath / file) else file
-
-    return RayInOneWorker(config, log)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that start Ray: what takes longest should not come last."""
-    items.sort(key=lambda item: not starts_ray(item.path))
+    """Begin with what takes longest: nothing long is left for one process at the end.
+
+    The files that start Ray come first, then those with slow tests.
+    """
+    items.sort(key=lambda item: _order(item.path))
 
 
 @cache
-def starts_ray(path: Path) -> bool:
-    return "pytest.mark.ray" in path.read_text()
+def _order(path: Path) -> int:
+    text = path.read_text()
+    marks = ("pytest.mark.ray", "pytest.mark.slow")
+    return next((place for place, mark in enumerate(marks) if mark in text), len(marks))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,12 @@ def test_one_photograph_goes_through_the_whole_chain(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         monkeypatch.setattr(run, "PORT", probe.getsockname()[1])
+    whole = run._train_config
+    monkeypatch.setattr(
+        run, "_train_config", lambda *told: replace(whole(*told), batch=8, loaders=0)
+    )
     said: list[str] = []
-    report = run_demo(tmp_path / "demo", identities=12, views=4, steps=2, say=said.append)
+    report = run_demo(tmp_path / "demo", identities=3, views=4, steps=2, say=said.append)
     assert {path.name for path in (tmp_path / "demo").iterdir()} == CONTENT
     with Image.open(tmp_path / "demo" / "overview.jpg") as overview:
         assert overview.width == 1200
@@ -60,5 +65,5 @@ def test_one_photograph_goes_through_the_whole_chain(
         "Timings",
     ]
     assert "<td>state</td><td>accepted</td>" in page
-    assert "52 views in Parquet shards" in page
+    assert "16 views in Parquet shards" in page
     assert len(said) == 2 * 4  # each step when it begins and when it ends
