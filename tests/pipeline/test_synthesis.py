@@ -235,7 +235,7 @@ def test_copies_of_a_photo_have_one_split(tmp_path: Path) -> None:
         synthesize(str(folder), str(tmp_path / "other"), views=1)
 
 
-def test_view_zero_of_a_photo_stands_in_the_photo(dataset: Path, photos: Path) -> None:
+def test_view_zero_of_a_photo_shows_the_photo(dataset: Path, photos: Path) -> None:
     rows = [
         row
         for i in range(2)

@@ -131,7 +131,7 @@ def test_occluders_are_left_out(rows: list[list[ViewRow]], open_head: MorphableM
     assert not (covered.seen & ~plain.seen).any()
 
 
-def test_strangers_are_found_by_chance() -> None:
+def test_other_people_are_retrieved_at_chance_level() -> None:
     rng = np.random.default_rng(2)
 
     def stranger() -> FrontalTexture:

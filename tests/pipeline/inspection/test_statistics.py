@@ -107,7 +107,7 @@ def test_even_light_has_no_direction_and_no_contrast() -> None:
     assert found["light's level"][0] == pytest.approx(0.8, abs=1e-3)
 
 
-def test_recipes_in_words() -> None:
+def test_a_recipe_is_described_in_words() -> None:
     recipe = {
         "movement": "grin+squint+raised",
         "worn": ["hat_1", "glasses"],

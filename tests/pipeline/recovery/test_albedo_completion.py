@@ -240,7 +240,9 @@ def test_a_photo_without_colours_gives_grey_light_and_coloured_skin(
     assert np.allclose(lit.mean(0) / lit.mean(), np.array(tone) / np.mean(tone), atol=0.06)
 
 
-def test_colours_are_told_from_tones(open_head: MorphableModel, truth: Floats) -> None:
+def test_grey_photos_are_distinguished_from_coloured_ones(
+    open_head: MorphableModel, truth: Floats
+) -> None:
     recovery, _ = photograph(open_head, truth, 0.0)
     assert tabulate_tones(recovery.crop.reshape(-1, 3) / 255.0) is None
     rng = np.random.default_rng(0)

@@ -36,7 +36,7 @@ def test_the_joint_fit_beats_its_start_on_faces_of_another_model(ruler: Ruler) -
         assert joint[figure] < start[figure]
 
 
-def test_the_ruler_reads_nothing_where_nothing_differs(open_head: MorphableModel) -> None:
+def test_equal_shapes_have_no_error(open_head: MorphableModel) -> None:
     """Neither size nor pose is an error; a millimetre is one."""
     ruler = Ruler.of(open_head, open_head)
     rng = np.random.default_rng(0)

@@ -146,7 +146,7 @@ def test_a_known_face_comes_back(
     assert np.corrcoef(found, known)[0, 1] > 0.85
 
 
-def test_pixels_bring_a_face_nearer_than_its_landmarks_alone(
+def test_the_joint_fit_is_nearer_than_the_landmark_fit(
     open_head: MorphableModel, open_albedo: AlbedoModel
 ) -> None:
     """With noisy points the joint steps must help: over all skin vertices, not only where points
@@ -171,7 +171,7 @@ def test_pixels_bring_a_face_nearer_than_its_landmarks_alone(
     assert np.mean(after) < 0.9 * np.mean(before)
 
 
-def test_wrong_points_do_not_bend_the_face(
+def test_wrong_landmarks_hardly_change_the_shape(
     open_head: MorphableModel, open_albedo: AlbedoModel
 ) -> None:
     truth = made(open_head, open_albedo, 10.0, seed=3)
@@ -200,7 +200,7 @@ def test_a_fifth_of_the_landmarks_a_fifth_of_the_face_off_hardly_turns_it(
         assert geodesic_degrees(*poses) < 2.0
 
 
-def test_what_covers_the_face_is_found_and_does_not_bend_it(
+def test_an_occluder_is_detected_and_does_not_change_the_shape(
     open_head: MorphableModel, open_albedo: AlbedoModel
 ) -> None:
     truth = made(open_head, open_albedo, 0.0, seed=5)
@@ -234,7 +234,7 @@ def test_the_same_bytes_give_the_same_recovery(
     assert (first.quality, first.camera.scale) == (second.quality, second.camera.scale)
 
 
-def test_the_recovery_speaks_of_its_crop(
+def test_the_recovery_is_in_the_pixels_of_its_crop(
     open_head: MorphableModel, open_albedo: AlbedoModel
 ) -> None:
     truth = made(open_head, open_albedo, 15.0, seed=8)
@@ -284,7 +284,7 @@ def noise(shape: tuple[int, ...]) -> Bytes:
     return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
 
-def test_what_is_no_face_is_refused_with_the_reason(
+def test_a_photo_without_a_face_is_refused_with_the_reason(
     open_head: MorphableModel, open_albedo: AlbedoModel
 ) -> None:
     photo = made(open_head, open_albedo, 0.0, seed=10).photo
@@ -358,7 +358,7 @@ def test_points_of_the_model_are_fitted_and_activations_held(toy_model: Morphabl
     assert held.max() < 1.6
 
 
-def test_the_spring_of_an_activation_is_the_product_of_two_gaussians() -> None:
+def test_the_prior_of_an_activation_is_the_product_of_two_gaussians() -> None:
     mean, sd = activation_prior(np.array([5.0, 1.5, -0.4, 0.5]), np.array([1.0, 0.5, 0.5, 0.5]), 1)
     np.testing.assert_allclose(mean[[0, 3]], 0.0)
     np.testing.assert_allclose(sd[[0, 3]], [1.0, 0.5])

@@ -29,7 +29,7 @@ def albedo() -> AlbedoModel:
     return load_albedo()
 
 
-def test_a_usual_photo_is_the_zero_of_the_features() -> None:
+def test_an_average_photo_has_features_of_zero() -> None:
     usual = {name: feature.usual for name, feature in FEATURES.items()}
     np.testing.assert_allclose(measure_features(usual), 0.0)
     more = {name: feature.usual + feature.unit for name, feature in FEATURES.items()}

@@ -25,7 +25,7 @@ def test_a_clean_sensor_only_rounds() -> None:
     assert (apply_sensor(image - 5.0, NEUTRAL_SENSOR) == 0).all()
 
 
-def test_what_a_sensor_does() -> None:
+def test_each_step_of_the_sensor_changes_the_image_as_described() -> None:
     image = np.full((64, 64, 3), 0.5, np.float32)
     noisy = apply_sensor(image, replace(NEUTRAL_SENSOR, noise=0.03, noise_seed=12_345)) / 255.0
     assert noisy.std() == pytest.approx(0.03, rel=0.05)
@@ -86,7 +86,7 @@ def test_grain_is_normal_and_white() -> None:
     assert GRAIN.std() == pytest.approx(1.0, abs=1e-6)
 
 
-def test_grain_is_the_seeds_alone_and_grows_with_light() -> None:
+def test_grain_is_determined_by_the_seed_and_grows_with_light() -> None:
     assert np.array_equal(grain_of(7), grain_of(7))
     # Known answers: the same on every machine.
     first = apply_sensor(
@@ -126,7 +126,7 @@ def test_jpeg_keeps_rgb_and_is_smaller_at_lower_quality() -> None:
 
 
 @pytest.mark.parametrize("kind", backgrounds.KINDS)
-def test_a_background_is_its_name_and_seed(kind: str) -> None:
+def test_a_background_is_determined_by_its_name_and_seed(kind: str) -> None:
     around = np.random.default_rng(3).random((64, 64, 3)).astype(np.float32)
     one = backgrounds.draw_background(
         backgrounds.Background(kind, 5), (96, 80), surroundings=around

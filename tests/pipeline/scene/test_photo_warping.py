@@ -79,7 +79,7 @@ def row_of(person: Person, scene: Scene, model: MorphableModel) -> ViewRow:
     return views.make_row(person, 3, scene, model=model, seed=1, size=SIZE)
 
 
-def test_unturned_it_is_the_photo(
+def test_an_unrotated_view_is_the_photo(
     person: Person, recovery: Recovery, open_head: MorphableModel
 ) -> None:
     row = row_of(person, turned(person, open_head, 0.0), open_head)
@@ -165,7 +165,7 @@ def test_a_turned_face_keeps_its_colours_and_their_light(
 
 
 @pytest.mark.parametrize("yaw", [-45.0, -25.0, 25.0, 45.0])
-def test_the_wall_never_bleeds_onto_the_face(
+def test_the_background_never_bleeds_onto_the_face(
     person: Person, open_head: MorphableModel, yaw: float
 ) -> None:
     scene = turned(person, open_head, yaw)
@@ -183,7 +183,7 @@ def test_the_wall_never_bleeds_onto_the_face(
     assert green[inside].mean() < 0.02
 
 
-def test_what_stands_behind_stays(
+def test_the_background_stays_where_it_is(
     person: Person, recovery: Recovery, open_head: MorphableModel
 ) -> None:
     """Far from the person nothing moves, at any turn; no pixel of the face is seen beside the
@@ -211,7 +211,7 @@ def resolve_frame(person: Person, scene: Scene, model: MorphableModel) -> Frame:
     return render(vertices, model.faces, scene.camera, (SIZE, SIZE))
 
 
-def test_the_person_is_told_from_the_wall(
+def test_the_person_is_separated_from_the_background(
     person: Person, recovery: Recovery, open_head: MorphableModel
 ) -> None:
     head = resolve_frame(person, turned(person, open_head, 0.0), open_head).mask
@@ -234,7 +234,9 @@ def test_views_are_the_same_in_any_order(
     assert [row_of(person, scene, open_head).image for scene in reversed(scenes)] == first[::-1]
 
 
-def test_rows_are_made_again_from_themselves(person: Person, open_head: MorphableModel) -> None:
+def test_rows_are_reproduced_from_their_own_columns(
+    person: Person, open_head: MorphableModel
+) -> None:
     made = [
         views.make_view(
             person, v, model=open_head, seed=90 + v, size=128, config=SceneConfig(profile_share=1.0)
@@ -290,7 +292,9 @@ def test_shares_and_poses_of_profile_views(person: Person, open_head: MorphableM
     assert {scene.mode for scene in none} == {RERENDER}
 
 
-def test_a_sampled_face_has_no_photo_to_turn(person: Person, open_head: MorphableModel) -> None:
+def test_a_sampled_face_without_a_photo_is_refused(
+    person: Person, open_head: MorphableModel
+) -> None:
     scene = turned(person, open_head, 10.0)
     with pytest.raises(ValueError, match="no photo"):
         row_of(replace(person, photo_scene=None), scene, open_head)

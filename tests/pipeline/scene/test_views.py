@@ -101,7 +101,7 @@ def test_a_row_rendered_again_is_the_same(
         assert (again.landmarks_2d == row.landmarks_2d).all()
 
 
-def test_a_view_is_its_seed_alone(
+def test_a_view_is_determined_by_its_seed(
     person: Person, rows: list[ViewRow], open_head: MorphableModel
 ) -> None:
     again = views.make_view(person, 7, model=open_head, seed=rows[7].seed, size=SIZE)
@@ -110,7 +110,7 @@ def test_a_view_is_its_seed_alone(
     assert other.image != again.image
 
 
-def test_whatever_is_altered_is_named(
+def test_an_altered_column_is_named(
     rows: list[ViewRow], person: Person, open_head: MorphableModel
 ) -> None:
     row = rows[0]

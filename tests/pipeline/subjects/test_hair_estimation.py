@@ -82,7 +82,7 @@ def _seen(style: Hair | None, model: MorphableModel, yaw: float = 0.0) -> HairEs
 
 @pytest.mark.parametrize("colour", [FAIR, DARK])
 @pytest.mark.parametrize("yaw", [0.0, 35.0])
-def test_long_hair_is_told_from_short(
+def test_long_and_short_hair_are_distinguished(
     open_head: MorphableModel, colour: Colour, yaw: float
 ) -> None:
     short = _seen(_hair(colour=colour, tips=colour), open_head, yaw)
@@ -94,17 +94,17 @@ def test_long_hair_is_told_from_short(
     assert long.cover > short.cover
 
 
-def test_thick_hair_is_told_from_thin(open_head: MorphableModel) -> None:
+def test_thick_and_thin_hair_are_distinguished(open_head: MorphableModel) -> None:
     thin, thick = (_seen(_hair(volume=volume), open_head).thickness for volume in (0.008, 0.04))
     assert 0.003 < thin < 0.02 < thick < 0.05
 
 
-def test_a_fringe_is_seen(open_head: MorphableModel) -> None:
+def test_a_fringe_is_detected(open_head: MorphableModel) -> None:
     without, down = (_seen(_hair(fringe=fringe), open_head).fringe for fringe in (0.0, 1.0))
     assert without < 0.25 < 0.45 < down
 
 
-def test_what_was_seen_is_combed_again(open_head: MorphableModel) -> None:
+def test_sampled_hair_has_the_estimated_style(open_head: MorphableModel) -> None:
     rng = np.random.default_rng(1)
     seen = HairEstimate(share=0.9, thickness=0.02, length=0.11, fringe=0.8, cover=1.0)
     style = sample_hair_like(seen, np.array(FAIR), rng=rng)
@@ -115,5 +115,5 @@ def test_what_was_seen_is_combed_again(open_head: MorphableModel) -> None:
         assert sample_hair_like(bald, np.array(FAIR), rng=rng) is None
 
 
-def test_a_photo_of_nothing_says_nothing(open_head: MorphableModel) -> None:
+def test_a_head_without_hair_has_hair_of_no_length(open_head: MorphableModel) -> None:
     assert _seen(None, open_head).length == 0.0

@@ -39,11 +39,11 @@ def base(atlas: UvAtlas) -> Floats:
 
 @pytest.fixture(scope="module")
 def plain() -> Appearance:
-    look = _look(1, feminine=True)
-    return replace(look, beard="none", freckles=0.0, moles=(), grain=0.02)
+    appearance = _sample(1, feminine=True)
+    return replace(appearance, beard="none", freckles=0.0, moles=(), grain=0.02)
 
 
-def _look(seed: int, *, feminine: bool) -> Appearance:
+def _sample(seed: int, *, feminine: bool) -> Appearance:
     flesh, hair = np.array([0.6, 0.45, 0.36]), np.array([0.1, 0.07, 0.05])
     return sample_appearance(
         flesh, hair, rng=np.random.default_rng(seed), feminine=feminine, hairy=True
@@ -54,7 +54,9 @@ def _field(at: SkinRegions, name: str) -> Floats:
     return at.table[:, FIELDS.index(name)]
 
 
-def test_beards_grow_where_beards_grow(atlas: UvAtlas, base: Floats, plain: Appearance) -> None:
+def test_beards_grow_in_the_beard_area_only(
+    atlas: UvAtlas, base: Floats, plain: Appearance
+) -> None:
     at = find_skin_regions(atlas)
     shaved = paint(base, plain, atlas)
     grown = np.maximum(_field(at, "jaw"), _field(at, "lip"))
@@ -71,7 +73,7 @@ def test_beards_grow_where_beards_grow(atlas: UvAtlas, base: Floats, plain: Appe
     assert darkest["full"] < darkest["shadow"]
 
 
-def test_places_follow_the_landmarks(atlas: UvAtlas, open_head: MorphableModel) -> None:
+def test_painted_regions_follow_the_landmarks(atlas: UvAtlas, open_head: MorphableModel) -> None:
     at = find_skin_regions(atlas)
     marks = open_head.template[open_head.landmarks.vertex]
 
@@ -117,7 +119,7 @@ def test_irises_lips_brows_and_scalp_have_the_colours_drawn(
     assert abs(bald[top].mean() - bald[at.cheeks].mean()) < 0.12
 
 
-def test_skin_keeps_a_hue_that_skin_has() -> None:
+def test_the_hue_of_skin_stays_within_the_prior() -> None:
     rng = np.random.default_rng(2)
     for _ in range(200):
         cheek = rng.uniform(0.1, 0.9, 3)
@@ -129,17 +131,19 @@ def test_skin_keeps_a_hue_that_skin_has() -> None:
     assert np.allclose(correct_hue(usual), usual)
 
 
-def test_a_face_is_its_look_alone(atlas: UvAtlas, base: Floats, plain: Appearance) -> None:
+def test_a_texture_is_determined_by_its_appearance(
+    atlas: UvAtlas, base: Floats, plain: Appearance
+) -> None:
     one, other = (paint(base, plain, atlas) for _ in range(2))
     assert (one == other).all()
     assert one.dtype == np.float32
     assert 0.0 <= one.min() <= one.max() <= 1.0
     assert (paint(base, replace(plain, seed=plain.seed + 1), atlas) != one).any()
-    looks = [_look(i, feminine=i % 2 == 0) for i in range(400)]
-    assert asdict(looks[0]) == asdict(_look(0, feminine=True))
-    assert {look.beard for look in looks} == set(PRIOR.beards)
-    assert {look.beard for look in looks[::2]} <= {"none", "shadow"}
-    assert 0.05 < np.mean([look.freckles > 0 for look in looks]) < 0.4
+    appearances = [_sample(i, feminine=i % 2 == 0) for i in range(400)]
+    assert asdict(appearances[0]) == asdict(_sample(0, feminine=True))
+    assert {appearance.beard for appearance in appearances} == set(PRIOR.beards)
+    assert {appearance.beard for appearance in appearances[::2]} <= {"none", "shadow"}
+    assert 0.05 < np.mean([appearance.freckles > 0 for appearance in appearances]) < 0.4
 
 
 def test_grain_is_fine_and_leaves_eyes_and_teeth_smooth(

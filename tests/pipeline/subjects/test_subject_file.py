@@ -131,7 +131,7 @@ def test_numbers_and_text_come_back_bit_by_bit(
             assert found == value, path
 
 
-def test_pictures_come_back_as_they_are_seen(
+def test_images_come_back_within_their_quality(
     person: Person, data: bytes, toy_model: MorphableModel
 ) -> None:
     before, after = parts_of(person), parts_of(decode_person(data, toy_model, name=person.id))
@@ -153,7 +153,7 @@ def test_a_split_group_comes_back_and_is_left_out_where_there_is_none(
     assert decode_person(data, toy_model, name=person.id).split_group == ""
 
 
-def test_the_bytes_are_the_persons_alone(
+def test_the_bytes_are_determined_by_the_person(
     person: Person, data: bytes, toy_model: MorphableModel
 ) -> None:
     assert encode_person(replace(person), toy_model) == data
@@ -249,7 +249,7 @@ def test_a_flipped_bit_is_found_or_harmless(
         (lambda m: m.update({"person.json": b"[]"}), "does not fit this program"),
     ],
 )
-def test_a_part_that_is_wrong_is_named(
+def test_a_wrong_field_is_named(
     change: Callable[[dict[str, bytes]], object],
     said: str,
     person: Person,
@@ -279,7 +279,7 @@ def test_a_part_that_is_wrong_is_named(
         (lambda d: d["person"]["own"]["of"]["photo"].update(channels=3), "PhotoScene wants"),
     ],
 )
-def test_what_is_foreign_is_named(
+def test_an_unknown_type_is_named(
     change: Callable[[dict[str, Any]], object],
     said: str,
     person: Person,
