@@ -107,7 +107,7 @@ def make_dataset(
     )
 
 
-def evaluate_weights(weights: Path, folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+def evaluate_weights(weights: Path | str, folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """Figures of an aligner with ``weights`` by folder of annotated photos.
 
     A folder with ``.mat`` files follows the protocol of AFLW2000-3D; of others the held-out photos

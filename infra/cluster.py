@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from dff.face.errors import ClusterError
 from dff.face.extras import require_extra
+from dff.infra.capacity import NodeResources, WorkerShape, count_places, describe_nodes, find_misfit
 from dff.infra.redaction import hide_secrets
 from dff.infra.socket_folder import SOCKET_BYTES, find_short_folder, fits
 
@@ -28,9 +29,11 @@ with require_extra("synthesis"):
     import ray
     import requests
     from ray._common.utils import get_default_ray_temp_dir
+    from ray._private.services import find_gcs_addresses
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
     from ray.exceptions import RayError
     from ray.job_submission import JobStatus, JobSubmissionClient
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ _log = logging.getLogger(__name__)
 OBJECT_STORE = 128 << 20
 CONNECT_TIMEOUT = 10.0  # seconds until a silent address counts as unreachable
 GCS_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # how often a node tries to reach its head
+JOIN_WAIT = 15.0  # seconds until a worker that fits on no node is refused
+NODE_GROUP = "ray.io/node-group"  # label of nodes that an autoscaler or operator has started
 NICENESS = "RAY_worker_niceness"
 """Increment of the workers' niceness. Ray's default of 15 starves them beside other work of the
 machine; ``nice dff ...`` has the same effect on demand."""
@@ -99,6 +104,7 @@ def connected(
             else:
                 if address != "auto":
                     _reach(address)
+                    _check_own_node(address)
                 ray.init(
                     address=address,
                     log_to_driver=False,
@@ -112,6 +118,70 @@ def connected(
             yield
         finally:
             ray.shutdown()
+
+
+def list_nodes() -> list[NodeResources]:
+    """The nodes of the connected cluster that are alive."""
+    return [
+        NodeResources(
+            str(node["NodeManagerAddress"]),
+            float(node["Resources"].get("CPU", 0)),
+            float(node["Resources"].get("GPU", 0)),
+            NODE_GROUP in (node.get("Labels") or {}),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def wait_for_room(
+    shape: WorkerShape, workers: int, *, patience: float = JOIN_WAIT, pause: float = 0.5
+) -> None:
+    """Return as soon as the connected cluster can hold ``workers`` of this shape, or ``patience``
+    seconds have passed.
+
+    Then a warning says what is missing, as nodes may still join. Raises ClusterError when no node
+    can hold even one worker, although there are nodes for workers and nothing starts others.
+    """
+    end = time.monotonic() + patience
+    while count_places(nodes := list_nodes(), shape) < workers and time.monotonic() < end:
+        time.sleep(pause)
+    if misfit := find_misfit(nodes, shape):
+        if any(node.cpus or node.gpus for node in nodes) and not any(n.managed for n in nodes):
+            raise ClusterError(f"{misfit}; ask for less (--cpus-per-worker, --gpus-per-worker)")
+        _log.warning("%s; waiting for nodes", misfit)
+    elif (places := count_places(nodes, shape)) < workers:
+        _log.warning(
+            "there is room for %d of %d workers of %s on %s; waiting for more nodes",
+            places, workers, shape, describe_nodes(nodes),
+        )  # fmt: skip
+
+
+def describe_free_resources(shape: WorkerShape) -> str:
+    """What workers of this shape wait for on the connected cluster, for people."""
+    free = ray.available_resources()
+    return (
+        f"a worker needs {shape}; free are {free.get('CPU', 0):g} CPUs and "
+        f"{free.get('GPU', 0):g} GPUs of {describe_nodes(list_nodes())}"
+    )
+
+
+def find_nodes_without(path: Path) -> list[str]:
+    """Addresses of the connected cluster's nodes that do not see a file of this machine."""
+
+    @ray.remote(num_cpus=0)
+    def sees(path: str) -> bool:
+        return os.path.exists(path)
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    asked = {
+        sees.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(str(path)): str(node["NodeManagerAddress"])
+        for node in nodes
+    }
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=60.0)
+    return sorted({asked[ref] for ref in answered if not ray.get(ref)})
 
 
 def submit(
@@ -288,6 +358,32 @@ def _reach(address: str) -> None:
         socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT).close()
     except OSError as error:
         raise ClusterError(hide_secrets(f"no Ray at {address}: {error}")) from error
+
+
+def _check_own_node(address: str) -> None:
+    """Raises ClusterError where Ray's library would abort the process: a driver connects to a
+    cluster through a node on its own machine.
+    """
+    if address.startswith("ray://"):  # a client needs no node
+        return
+    host, _, port = address.rpartition(":")
+    hosts = {host, *_resolve(host)}
+    for found in find_gcs_addresses():
+        other, _, other_port = found.rpartition(":")
+        if other_port == port and (_is_loopback(host) or hosts & {other, *_resolve(other)}):
+            return
+    raise ClusterError(
+        f"this machine is no node of the cluster at {hide_secrets(address)}: send the command "
+        f"there (`dff submit ... --address http://{host}:8265`), make this machine a node "
+        f"(`ray start --address={hide_secrets(address)}`), or say --address ray://{host}:10001"
+    )
+
+
+def _resolve(host: str) -> set[str]:
+    try:
+        return {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
+    except OSError:
+        return set()
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ def check_output_file(path: Path | str | None) -> None:
     """
     if path is None:
         return
-    path = Path(path)
+    path = _check_local(path)
     if path.is_dir():
         raise StorageError(f"{path} is a folder: name a file in it, such as {path / 'NAME'}")
     check_output_folder(path.parent)
@@ -31,7 +33,7 @@ def check_output_folder(path: Path | str | None) -> None:
     """
     if path is None:
         return
-    folder = Path(path).absolute()
+    folder = _check_local(path).absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
@@ -40,17 +42,31 @@ def check_output_folder(path: Path | str | None) -> None:
         raise StorageError(f"can't write in {path}: {folder} may not be written to")
 
 
+def _check_local(path: Path | str) -> Path:
+    """Raises StorageError for an address, such as ``s3://bucket/key``: ``Path`` would take it for
+    a file in the folder ``s3:``.
+    """
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise StorageError(f"{path} is an address: only a file on this machine can be written here")
+    return Path(path)
+
+
 @contextmanager
 def replaced_file(path: Path | str) -> Iterator[Path]:
     """A path beside ``path`` to write to; it takes the name when the block ends, in one step.
 
     What was at ``path`` stays until then, and for good when the block raises. Makes the folder.
+    Raises StorageError for an address, and OSError with the path for a full disk.
     """
-    path = Path(path)
+    path = _check_local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,14 +38,29 @@ with require_extra("train"):
 
 PARAM_BATCH = 100
 """Parameters that MLflow takes in one call."""
+METRIC_BATCH = 1000
+"""Metrics that MLflow takes in one call."""
 PARAM_LENGTH = 500
 """Characters that every MLflow backend keeps of a parameter's value."""
 
 
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+HASTY = {RETRIES: "2", TIMEOUT: "10"}
+"""MLflow's own settings would wait ten minutes for a server that is silent."""
 RESUMED = "resumed."
 """What the tags begin with that keep the values with which a run was continued."""
 SQLITE = "sqlite:///"
+REFUSALS = frozenset(
+    {
+        "BAD_REQUEST",
+        "INVALID_PARAMETER_VALUE",
+        "INVALID_STATE",
+        "PERMISSION_DENIED",
+        "RESOURCE_DOES_NOT_EXIST",
+    }
+)
+"""Codes of answers that another try would not change."""
 
 
 def local_uri(folder: Path) -> str:
@@ -66,9 +82,11 @@ class Run:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record figures at a step; a step recorded again after a resume gets a second value."""
-        now = int(time.time() * 1000)
-        metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
-        self._client.log_batch(self.id, metrics=metrics)
+        self.log(make_metrics(step, values))
+
+    def log(self, metrics: Collection[Metric]) -> None:
+        """Record at most ``METRIC_BATCH`` metrics; one that was recorded already stays as it is."""
+        self._client.log_batch(self.id, metrics=list(metrics))
 
     def picture(self, name: str, image: Bytes) -> None:
         """Keep (H, W, 3) uint8 RGB as ``pictures/<name>``, a PNG."""
@@ -107,11 +125,17 @@ class Run:
         )
 
 
+def make_metrics(step: int, values: Mapping[str, float]) -> list[Metric]:
+    """Figures at a step, with the time of now."""
+    now = int(time.time() * 1000)
+    return [Metric(name, float(value), now, step) for name, value in values.items()]
+
+
 def check_server(tracking_uri: str) -> None:
     """Raises StorageError when there is no MLflow at ``tracking_uri``; asks once or twice only."""
     _quieten()
     try:
-        with _few_retries():
+        with asked_hastily():
             MlflowClient(tracking_uri).search_experiments(max_results=1)
     except Exception as error:  # MLflow lets its database's and its server's own errors through
         raise _refuse(tracking_uri, error) from error
@@ -124,9 +148,10 @@ def start(
     name: str,
     params: Mapping[str, Any],
     artifacts: Path | None = None,
+    resume: bool = False,
     may_change: Collection[str] = (),
 ) -> Run:
-    """Continue the run ``name`` of an experiment, or begin it.
+    """Begin a run of an experiment; with ``resume`` continue the newest one of that name.
 
     ``artifacts``: folder for the experiment's files when it is new; without it the server decides,
     and files of a local SQLite database lie beside it. Raises StorageError when there is no MLflow
@@ -137,7 +162,7 @@ def start(
     _quieten()
     try:
         client = MlflowClient(tracking_uri)
-        with _few_retries():
+        with asked_hastily():
             found = client.get_experiment_by_name(experiment)
     except Exception as error:  # MLflow lets its database's and its server's own errors through
         raise _refuse(tracking_uri, error) from error
@@ -149,7 +174,7 @@ def start(
     else:
         experiment_id = found.experiment_id
     flat = {key: hide_secrets(str(v))[:PARAM_LENGTH] for key, v in flattened(params).items()}
-    run = _find_run(client, experiment_id, name)
+    run = _find_run(client, experiment_id, name) if resume else None
     if run is None:
         run = client.create_run(experiment_id, run_name=name)
         listed = [Param(key, value) for key, value in flat.items()]
@@ -218,7 +243,7 @@ def registered_weights(address: str, *, tracking_uri: str | None = None) -> Path
             "MLFLOW_TRACKING_URI"
         )
     try:
-        with _few_retries():
+        with asked_hastily():
             client = MlflowClient(tracking_uri)
             named = (
                 client.get_model_version_by_alias if "@" in address else client.get_model_version
@@ -251,17 +276,46 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+class _Haste:
+    """``HASTY`` in the environment, as far as the user has not set it, while any thread wants so.
+
+    MLflow reads these variables at each request and takes no such arguments.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._set = threading.Lock(), 0, frozenset[str]()
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._set = frozenset(HASTY.keys() - os.environ.keys())
+                os.environ.update({name: HASTY[name] for name in self._set})
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                for name in self._set:
+                    os.environ.pop(name, None)
+
+
+_HASTE = _Haste()
+
+
 @contextmanager
-def _few_retries() -> Iterator[None]:
-    """Two tries where MLflow's own many wait four minutes for a server that is silent."""
-    if RETRIES in os.environ:
-        yield
-        return
-    os.environ[RETRIES] = "2"
+def asked_hastily() -> Iterator[None]:
+    """Ask MLflow two or three times within seconds, and not for minutes."""
+    _HASTE.enter()
     try:
         yield
     finally:
-        del os.environ[RETRIES]
+        _HASTE.leave()
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow answered that it will never take this, as for a run that was deleted."""
+    return isinstance(error, MlflowException) and error.error_code in REFUSALS
 
 
 def _quieten() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,10 +27,12 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
-from dff.face.errors import BadWeights
+from dff.face.errors import BadWeights, NotFound, StorageError
 from dff.face.model.landmarks import LandmarkOffsets
 from dff.face.model.morphable import MorphableModel
-from dff.infra.files import replaced_file
+from dff.infra.files import check_output_file, replaced_file
+from dff.infra.redaction import hide_secrets
+from dff.infra.storage import Storage, open_storage
 
 FORMAT = "dff-descriptor-1"
 SHIPPED = {"dff-open": Path(__file__).parent / "data" / "dff-open.safetensors"}
@@ -44,6 +47,8 @@ NAMED = SHIPPED | RESEARCH
 DEFAULT = "dff-open"
 REGISTERED = "models:/"
 """What the address of a model that MLflow has registered begins with."""
+BUCKET = "s3://"
+"""What the address of a weights file in a bucket begins with."""
 CARD_KEYS = ("model", "model_licence", "data_licences", "steps")
 """Keys of every card: face model's name and licence, licences of the training data, optimiser
 steps.
@@ -72,11 +77,12 @@ def save(
     calibration: Mapping[str, Any] | None = None,
     landmark_offsets: LandmarkOffsets | None = None,
     landmark_offsets_source: str = "",
+    endpoint_url: str | None = None,
 ) -> None:
-    """Write a weights file, whole or not at all.
+    """Write a weights file, whole or not at all, to a path or to ``s3://bucket/key``.
 
-    Raises ValueError when the card lacks one of ``CARD_KEYS`` or the anchors have another length
-    than the network's.
+    ``endpoint_url``: of an S3 server other than AWS. Raises StorageError, and ValueError when the
+    card lacks one of ``CARD_KEYS`` or the anchors have another length than the network's.
     """
     missing = [key for key in CARD_KEYS if key not in card]
     if missing:
@@ -104,13 +110,40 @@ def save(
         for name in ("offset", "response"):
             table = getattr(landmark_offsets, name).astype(np.float32)
             tensors[f"landmark_offsets.{name}"] = torch.from_numpy(table)
+    data = save_bytes(tensors, {"descriptor": json.dumps(about, sort_keys=True)})
+    if str(path).startswith(BUCKET):
+        storage, key = _open_parent(str(path), endpoint_url)
+        storage.write(key, data)
+        return
     with replaced_file(path) as temporary:
-        temporary.write_bytes(
-            save_bytes(tensors, {"descriptor": json.dumps(about, sort_keys=True)})
+        temporary.write_bytes(data)
+
+
+def check_destination(path: Path | str, *, endpoint_url: str | None = None) -> None:
+    """Raises StorageError where ``save`` could write no file: to be asked before long work.
+
+    An address of another kind is refused, since it would be taken for the name of a folder.
+    """
+    text = str(path)
+    if text.startswith(BUCKET):
+        _open_parent(text, endpoint_url)[0].check_writable()
+    elif "://" in text or text.startswith(REGISTERED):
+        raise StorageError(
+            f"weights can't be written to {hide_secrets(text)}: give a file or s3://bucket/key"
         )
+    else:
+        check_output_file(path)
 
 
-def rewrite(path: Path | str, loaded: Weights) -> None:
+def _open_parent(address: str, endpoint_url: str | None = None) -> tuple[Storage, str]:
+    """The storage and the key of a weights file in a bucket. Raises StorageError without a key."""
+    parent, _, key = address.rpartition("/")
+    if not key or len(parent) < len(BUCKET):
+        raise StorageError(f"{hide_secrets(address)} names no file: give {BUCKET}bucket/key")
+    return open_storage(parent, endpoint_url=endpoint_url), key
+
+
+def rewrite(path: Path | str, loaded: Weights, *, endpoint_url: str | None = None) -> None:
     """``save`` loaded weights, with what was measured since."""
     save(
         path,
@@ -120,6 +153,7 @@ def rewrite(path: Path | str, loaded: Weights) -> None:
         calibration=loaded.calibration,
         landmark_offsets=loaded.landmark_offsets,
         landmark_offsets_source=loaded.landmark_offsets_source,
+        endpoint_url=endpoint_url,
     )
 
 
@@ -130,17 +164,20 @@ def everywhere(path: Path | str) -> str:
     text = str(path)
     return (
         text
-        if text in NAMED or text.startswith(REGISTERED)
+        if text in NAMED or text.startswith((REGISTERED, BUCKET))
         else os.path.normpath(Path(path).absolute())
     )
 
 
 def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
-    """Read a weights file, weights of ``NAMED``, or a model that MLflow has registered
-    (``models:/name@alias``). With ``model``, also check that the anchors are points of it.
+    """Read a weights file, also one at ``s3://bucket/key``, weights of ``NAMED``, or a model that
+    MLflow has registered (``models:/name@alias``).
 
-    Raises BadWeights, naming the file and what is wrong with it.
+    With ``model``, also check that the anchors are points of it. Raises BadWeights, naming the file
+    and what is wrong with it, and StorageError.
     """
+    if str(path).startswith(BUCKET):
+        return _load_from_bucket(str(path), model)
     if str(path).startswith(REGISTERED):
         # MLflow takes a second to import, and most weights are plain files.
         from dff.infra.tracking import registered_weights
@@ -216,6 +253,21 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
     if model is not None:
         check_model(path, loaded, model)
     return loaded
+
+
+def _load_from_bucket(address: str, model: MorphableModel | None) -> Weights:
+    storage, key = _open_parent(address)
+    try:
+        data = storage.read(key)
+    except NotFound as error:
+        raise BadWeights(f"there is no weights file {address}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / key
+        file.write_bytes(data)
+        try:
+            return load(file, model=model)
+        except BadWeights as error:
+            raise BadWeights(str(error).replace(str(file), address)) from error
 
 
 def _check_tensors(

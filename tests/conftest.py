@@ -5,6 +5,7 @@ data.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -101,6 +102,26 @@ def s3() -> Iterator[FaultyS3]:
 
     with serve_s3() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of MLflow, for copies: making one runs all its migrations, for seconds."""
+    from dff.infra import tracking
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    tracking.check_server(tracking.local_uri(folder))
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def mlflow_uri(mlflow_database: Path, tmp_path: Path) -> str:
+    """The tracking URI of an empty MLflow, in the folder ``ml``."""
+    from dff.infra import tracking
+
+    uri = tracking.local_uri(tmp_path / "ml")
+    shutil.copy(mlflow_database, tmp_path / "ml" / "mlflow.db")
+    return uri
 
 
 @pytest.fixture(scope="session")

@@ -4,50 +4,67 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
+import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from dff.face.errors import ClusterError, Diverged
+from dff.face.errors import ClusterError, Diverged, StorageError
 from dff.face.extras import require_extra
 from dff.face.io.assets import model_path
 from dff.infra import tracking, weights
-from dff.infra.cluster import connected
+from dff.infra.capacity import WorkerShape
+from dff.infra.cluster import (
+    connected,
+    describe_free_resources,
+    find_nodes_without,
+    wait_for_room,
+)
 from dff.infra.dataset import open_dataset
-from dff.infra.files import check_output_file
-from dff.infra.storage import WITH_CREDENTIALS, S3Access
+from dff.infra.files import check_output_folder
+from dff.infra.recorder import RunRecorder
+from dff.infra.redaction import hide_secrets
+from dff.infra.storage import WITH_CREDENTIALS, S3Access, open_storage
+from dff.infra.storage.arrow import open_filesystem
 from dff.trainer.config import RESUMABLE_CHANGES, TrainConfig, to_dict
+from dff.trainer.events import Event, Follower
 from dff.trainer.train import Figures, check_gpus, load_dataset_model
 from dff.trainer.worker import WEIGHTS, Job, train_worker
 
 with require_extra("train"):
     import ray
+    from ray.exceptions import RayError
     from ray.train import (
         CheckpointConfig,
         FailureConfig,
         RunConfig,
         ScalingConfig,
         TrainingFailedError,
+        WorkerGroupError,
     )
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _log = logging.getLogger(__name__)
 
 EXPERIMENT = "dff-descriptor"
 REGISTERED_NAME = "dff-descriptor"
 ALIAS = "candidate"  # of the newest registered version
+START_WAIT = 25.0  # seconds without a started worker, after which the driver says what it waits for
+REMINDER = 300.0  # seconds until it says so again
 
 
 @dataclass(frozen=True)
 class LaunchResult:
     """The outcome of a distributed run."""
 
-    weights: Path
+    weights: str  # file or address
     dev: Figures  # of held-out identities
     run_id: str
     version: int  # of the registered model
@@ -55,15 +72,16 @@ class LaunchResult:
 
 def train_on_ray(
     dataset: str,
-    out: Path,
+    out: Path | str,
     *,
     config: TrainConfig,
     model: str | None = None,
     name: str,
-    storage: Path,
+    storage: Path | str,
     workers: int = 1,
     gpu: bool = False,
     cpus_per_worker: int | None = None,
+    gpus_per_worker: float = 1,
     address: str | None = None,
     endpoint_url: str | None = None,
     access: S3Access = WITH_CREDENTIALS,
@@ -73,32 +91,38 @@ def train_on_ray(
     progress: bool = False,
 ) -> LaunchResult:
     """Train on a Ray cluster (``address``) or a private local Ray, and write the weights file to
-    ``out``.
+    ``out``, a path or ``s3://bucket/key``.
 
     ``model``: name or file of the face model, which all nodes see; by default that of the dataset.
-    ``storage``: folder that all nodes see, for checkpoints under ``name``. ``resume`` goes on from
-    the last one; without it a ``name`` that is there already is refused, since Ray would go on with
-    it unasked. ``tracking_uri``: MLflow's; an SQLite file in ``storage`` without it. ``progress``
-    shows a bar of the steps. ``cpus_per_worker``: by default all of this machine's, shared.
+    ``storage``: ``s3://bucket/prefix`` or a folder that all nodes see, for checkpoints under
+    ``name``. ``resume`` goes on from the last one, if there is one; without it a ``name`` that is
+    there already is refused, since Ray would go on with it unasked. ``tracking_uri``: MLflow's,
+    which only this process asks; without it an SQLite file (``choose_tracking``). ``progress``
+    shows a bar of the steps. ``cpus_per_worker``: by default one and one for each loader on a
+    cluster, and this machine's CPUs, shared, without one. ``gpus_per_worker``: with ``gpu``.
 
-    Raises ValueError, BadDataset, BadModel, Diverged for a loss that is not finite, and
-    ClusterError for any other failure of the workers, after ``max_failures`` tries.
+    Raises ValueError, BadDataset, BadModel, StorageError, Diverged for a loss that is not finite,
+    and ClusterError for workers that fit nowhere and any other failure of them, after
+    ``max_failures`` tries.
     """
     config.check_workers(workers)
-    check_output_file(out)
+    shape = size_workers(
+        config, workers, local=address is None, cpus=cpus_per_worker, gpus=gpus_per_worker * gpu
+    )
+    weights.check_destination(out, endpoint_url=endpoint_url)
     check_run_name(name)
     if gpu and address is None:
         check_gpus(workers)
-    storage = storage.absolute()
-    if (storage / name).exists() and not resume:
+    storage = _locate_storage(storage)
+    if not resume and open_storage(storage, endpoint_url=endpoint_url).list(f"{name}/"):
         raise ValueError(
-            f"{storage / name} holds an earlier run: resume it, or give this one another name"
+            f"{storage}/{name} holds an earlier run: resume it, or give this one another name"
         )
     # Workers would try a bad dataset again. A cluster may see files that this machine does not.
     if address is None:
         load_dataset_model(open_dataset(dataset, endpoint_url=endpoint_url, access=access), model)
     run = tracking.start(
-        tracking_uri or tracking.local_uri(storage),
+        tracking_uri or choose_tracking(out, storage),
         experiment=EXPERIMENT,
         name=name,
         params={
@@ -108,8 +132,10 @@ def train_on_ray(
             **to_dict(config),
             "start": weights.everywhere(config.start) if config.start else "",
         },
+        resume=resume,
         may_change={*RESUMABLE_CHANGES, "workers"},
     )
+    recorder = RunRecorder(run)
     finished = False
     try:
         job = build_job(
@@ -118,63 +144,154 @@ def train_on_ray(
             model=model,
             endpoint_url=endpoint_url,
             access=access,
-            cache=storage / "views",
-            run=run,
+            cache=find_cache(storage),
         )
-        cpus = cpus_per_worker or max(1, (os.cpu_count() or 1) // workers)
-        scaling = ScalingConfig(
-            num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus}
-        )
+        filesystem, path = open_filesystem(storage, endpoint_url=endpoint_url)
         running = RunConfig(
             name=name,
-            storage_path=str(storage),
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         )
-        bar = _progress_bar(config.steps) if progress else nullcontext()
-        with connected(address, workers=workers * cpus), bar as steps_done:
-            _warn_of_missing_gpus(workers if gpu else 0)
-            made = _run_workers(job, steps_done, scaling, running)
-            weights.rewrite(out, made)
-        card = made.card
-        tags = {
-            "model": card["model"],
-            "model_licence": card["model_licence"],
-            "dataset": card["dataset"],
-        }
-        version = run.register(out, name=REGISTERED_NAME, alias=ALIAS, tags=tags)
+        scaling = ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": shape.cpus, **({"GPU": shape.gpus} if gpu else {})},
+        )
+        bar = tqdm(total=config.steps, unit="step") if progress else nullcontext()
+        with connected(address, workers=int(workers * shape.cpus)):
+            wait_for_room(shape, workers)
+            if filesystem is None:
+                check_shared(Path(storage))
+            with bar as shown, _followed(Follower(recorder, shown), shape) as events:
+                trained = _run_workers(job, events, scaling, running)
+        weights.rewrite(out, trained, endpoint_url=endpoint_url)
         finished = True
     finally:
-        run.finish(failed=not finished)
-    return LaunchResult(out, card["dev"], run.id, version)
+        recorder.close()
+        if not finished:
+            _finish_failed(run)
+    version = _register(run, trained, out)
+    return LaunchResult(str(out), trained.card["dev"], run.id, version)
 
 
-def _warn_of_missing_gpus(wanted: int) -> None:
-    """Say what the workers wait for: a cluster may still add nodes, so it is no error."""
-    here = int(ray.cluster_resources().get("GPU", 0))
-    if here < wanted:
-        _log.warning("the cluster has %d GPUs, training waits for %d", here, wanted)
+def size_workers(
+    config: TrainConfig, workers: int, *, local: bool, cpus: int | None, gpus: float
+) -> WorkerShape:
+    """What a worker reserves: as asked for, or by what it runs.
+
+    Ray gives a worker as many threads as CPUs. On a cluster a worker needs one and one for each
+    loader; on this machine the workers share all CPUs, whatever they need.
+    """
+    needed = 1 + config.loaders
+    if cpus is None:
+        cpus = max(1, (os.cpu_count() or 1) // workers) if local else needed
+    return WorkerShape(cpus, gpus)
+
+
+def choose_tracking(out: Path | str, storage: str) -> str:
+    """MLflow's file on this machine: beside the checkpoints, or the weights, or here."""
+    if "://" not in storage:
+        return tracking.local_uri(Path(storage))
+    return tracking.local_uri(Path("runs") if "://" in str(out) else Path(out).parent / "runs")
+
+
+def find_cache(storage: str) -> Path:
+    """Where workers unpack views: beside the checkpoints, or on each machine's own disk."""
+    return Path(tempfile.gettempdir()) / "dff" if "://" in storage else Path(storage) / "views"
+
+
+def check_shared(folder: Path) -> None:
+    """Raises ClusterError unless all nodes of the connected cluster see this machine's ``folder``.
+
+    Otherwise training would stop at its first checkpoint. Raises StorageError where this machine
+    can't write.
+    """
+    check_output_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".dff-seen-") as marker:
+        apart = find_nodes_without(Path(marker.name))
+    if apart:
+        raise ClusterError(
+            f"{', '.join(apart[:3])}{', ...' * (len(apart) > 3)}: this node does not see {folder}, "
+            "where checkpoints would lie: give --storage s3://bucket/prefix, or a folder that all "
+            "nodes share"
+        )
+
+
+def _locate_storage(storage: Path | str) -> str:
+    text = str(storage)
+    return text.rstrip("/") if "://" in text else str(Path(storage).absolute())
+
+
+def _finish_failed(run: tracking.Run) -> None:
+    """Close the run of a training that failed, whose own error is what should be seen."""
+    try:
+        with tracking.asked_hastily():
+            run.finish(failed=True)
+    except Exception as error:  # MLflow lets its database's and its server's own errors through
+        _log.warning("the MLflow run %s stays open: %s", run.id, str(error).partition("\n")[0])
+
+
+def _register(run: tracking.Run, trained: weights.Weights, out: Path | str) -> int:
+    """Register the weights as a new version, and close the run.
+
+    Raises StorageError, which says that the weights are complete.
+    """
+    card = trained.card
+    tags = {name: str(card[name]) for name in ("model", "model_licence", "dataset")}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / Path(str(out)).name
+            weights.rewrite(file, trained)
+            version = run.register(file, name=REGISTERED_NAME, alias=ALIAS, tags=tags)
+        run.finish()
+    except Exception as error:  # MLflow lets its database's and its server's own errors through
+        raise StorageError(
+            f"the weights are complete in {hide_secrets(str(out))}, but MLflow at "
+            f"{hide_secrets(run.tracking_uri)} did not register them: "
+            f"{str(error).partition(chr(10))[0]}"
+        ) from error
+    return version
 
 
 def _run_workers(
-    job: Job, steps_done: Queue | None, scaling: ScalingConfig, running: RunConfig
+    job: Job, events: Queue, scaling: ScalingConfig, running: RunConfig
 ) -> weights.Weights:
     """The weights in the last checkpoint of a whole training. Raises Diverged and ClusterError."""
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job.as_dict(), "steps_done": steps_done},
+        train_loop_config={"job": job.as_dict(), "events": events},
         scaling_config=scaling,
         run_config=running,
     )
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        # Ray wraps a worker's error in its own: only the message names it.
-        kind = Diverged if Diverged.__name__ in str(error) else ClusterError
-        raise kind(f"the workers failed: {error}") from error
+        raise explain_failure(error, str(running.name)) from error
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
         return weights.load(Path(folder) / WEIGHTS)
+
+
+def explain_failure(error: TrainingFailedError, name: str) -> ClusterError | Diverged:
+    """One line for a failed training; all that Ray says of it is in a file that the line names."""
+    log = Path(tempfile.gettempdir()) / f"dff-{name}-error.log"
+    log.write_text(hide_secrets(str(error)), encoding="utf-8")
+    # Ray wraps a worker's error in its own: only the message names it.
+    kind = Diverged if Diverged.__name__ in str(error) else ClusterError
+    failures: Mapping[int, Exception] = (
+        error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[-1] if lines else type(error).__name__
+    for rank, failure in sorted(failures.items()):
+        cause = getattr(failure, "_base_exc", failure)
+        first = str(cause).strip().partition("\n")[0]
+        reason = f"worker {rank}: {type(cause).__name__}: {first}"
+        break
+    return kind(f"training failed: {hide_secrets(reason)} (all of it: {log})")
 
 
 def build_job(
@@ -185,7 +302,6 @@ def build_job(
     endpoint_url: str | None,
     access: S3Access = WITH_CREDENTIALS,
     cache: Path,
-    run: tracking.Run | None,
 ) -> Job:
     """The job for the workers, with absolute local paths: they have another working directory."""
     if config.start:
@@ -197,7 +313,6 @@ def build_job(
         locate_model(model),
         to_dict(config),
         str(cache),
-        asdict(run) if run else None,
     )
 
 
@@ -222,27 +337,40 @@ def locate_dataset(uri: str) -> str:
 
 
 @contextmanager
-def _progress_bar(steps: int) -> Iterator[Queue]:
-    """A bar of the steps that rank 0 puts into the queue, each with its loss; drawn by a thread.
+def _followed(follower: Follower, shape: WorkerShape) -> Iterator[Queue]:
+    """A queue for the workers' events, which a thread hands to ``follower``.
+
+    As long as no worker has started, the thread says what they wait for.
 
     Not ``ray.train.UserCallback.after_report``: it runs in the process of Ray's controller, which
     takes one report of each worker every two seconds, and a worker waits until its last report was
     taken. A report at every logged step would hold up the training.
     """
-    queue = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
-    def draw() -> None:
-        with tqdm(total=steps, unit="step") as bar:
-            while (item := queue.get()) is not None:
-                step, loss = item
-                bar.update(step - bar.n)
-                bar.set_postfix(loss=f"{loss:.3f}")
+    def follow() -> None:
+        wait: float | None = START_WAIT
+        while True:
+            try:
+                event: Event | None = events.get(timeout=wait)
+            except queue.Empty:
+                _log.warning("no worker has started: %s", describe_free_resources(shape))
+                wait = REMINDER
+                continue
+            except RayError:  # the cluster is gone, which the training says by itself
+                return
+            if event is None:
+                return
+            wait = None
+            follower.take(event)
 
-    thread = threading.Thread(target=draw, daemon=True)
+    thread = threading.Thread(target=follow, daemon=True, name="events")
     thread.start()
     try:
-        yield queue
+        yield events
     finally:
-        queue.put(None)
-        thread.join()
-        queue.shutdown()
+        with suppress(RayError):
+            events.put(None)
+            thread.join()
+            events.shutdown()

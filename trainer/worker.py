@@ -17,12 +17,12 @@ from dff.face.extras import require_extra
 from dff.face.model.morphable import MorphableModel
 from dff.infra.dataset import Dataset, open_dataset
 from dff.infra.storage import S3Access
-from dff.infra.tracking import Run
 from dff.trainer.config import from_dict
 from dff.trainer.data.crops import build_training_surface
 from dff.trainer.data.view_cache import ViewStore
 from dff.trainer.evaluation.figures import draw_dev_pair
 from dff.trainer.evaluation.pairs import sample_dev_pairs
+from dff.trainer.events import Drawn, Event, Measured, Started
 from dff.trainer.train import (
     CHECKPOINT,
     Figures,
@@ -58,7 +58,6 @@ class Job:
     model: str | None  # name or file of the face model; None: the one the dataset was made with
     config: dict[str, Any]  # of TrainConfig
     cache: str  # folder on the worker's own machine for unpacked views
-    tracking: dict[str, str] | None  # fields of dff.infra.tracking.Run
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,13 +66,15 @@ class Job:
 def train_worker(values: dict[str, Any]) -> None:
     """Train this worker's share of a job: Ray Train's ``train_loop_per_worker``.
 
-    ``values``: the fields of a ``Job`` under "job"; under "steps_done" a queue for (step, loss), or
-    None.
+    ``values``: the fields of a ``Job`` under "job"; under "events" a queue for ``Event``s, which
+    rank 0 fills. Workers need no tracking server: the driver records for them.
     """
-    job, steps_done = Job(**values["job"]), values["steps_done"]
+    job, events = Job(**values["job"]), values["events"]
     config = from_dict(job.config)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    if rank == 0:
+        events.put(Started(world))
     device = ray.train.torch.get_device()
     dataset = open_dataset(
         job.dataset, endpoint_url=job.endpoint_url, access=S3Access(**job.access)
@@ -89,27 +90,23 @@ def train_worker(values: dict[str, Any]) -> None:
     wrapped: nn.Module | None = None
     if world > 1:
         wrapped = wrap_distributed(state.learner)
-    record = Run(**job.tracking) if job.tracking and rank == 0 else None
     dev: dict[str, float] = {}
 
-    def log(step: int, figures: Figures) -> None:
-        if record is not None and figures:
-            record.metrics(step, {"step": step, **figures})
+    def tell(event: Event) -> None:
+        if rank == 0:
+            events.put(event)
 
     def on_step(step: int, figures: Figures) -> None:
-        log(step, figures)
-        if steps_done is not None and rank == 0:
-            steps_done.put((step, figures["loss"]))
+        tell(Measured(step, {"step": step, **figures}))
 
     def evaluated(step: int, figures: Figures) -> None:
         dev.update(figures)
-        log(step, {f"dev_{name}": value for name, value in figures.items()})
-        if record is not None:
-            for pair in sample_dev_pairs(store, surface, count=1, size=config.size):
-                picture = draw_dev_pair(
-                    state.average.net, extract_anchors(state, model, config), pair
-                )
-                record.picture(f"match-{step:07d}.png", picture)
+        if figures:
+            named = {f"dev_{name}": value for name, value in figures.items()}
+            tell(Measured(step, {"step": step, **named}))
+        for pair in sample_dev_pairs(store, surface, count=1, size=config.size):
+            picture = draw_dev_pair(state.average.net, extract_anchors(state, model, config), pair)
+            tell(Drawn(f"match-{step:07d}.png", picture))
 
     def report(state: TrainingState) -> None:
         # A barrier: every rank comes here at the same steps, and rank 0 brings the state for all.

@@ -61,7 +61,8 @@ def calibrate(
 
     check_output_file(picture)
     check_output_file(json_out)
-    check_output_file(out or weights_files.NAMED.get(weights, Path(weights)))
+    target = out or str(weights_files.NAMED.get(weights, weights))
+    weights_files.check_destination(target, endpoint_url=endpoint_url)
     aligner = load_aligner(weights, calibration=DEFAULT)  # not the file's own, which is replaced
     data = open_dataset(
         dataset, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)
@@ -76,8 +77,6 @@ def calibrate(
         write_file(picture, reliability_picture(sets))
     if json_out:
         write_json(json_out, {each.name: each.to_json() for each in sets})
-    path = out or weights_files.NAMED.get(weights, Path(weights))
-    weights_files.rewrite(
-        path, replace(weights_files.load(weights), calibration=calibration.to_json())
-    )
-    typer.echo(f"calibrated weights: {path.resolve()}")
+    calibrated = replace(weights_files.load(weights), calibration=calibration.to_json())
+    weights_files.rewrite(target, calibrated, endpoint_url=endpoint_url)
+    typer.echo(f"calibrated weights: {weights_files.everywhere(target)}")

@@ -42,9 +42,9 @@ def fit_landmark_offsets(
         from dff.face.errors import BadLandmarks
         from dff.face.model.landmarks import LandmarkOffsets
         from dff.infra import weights as weights_files
-        from dff.infra.files import check_output_file
 
-    check_output_file(out or weights_files.NAMED.get(weights, Path(weights)))
+    target = out or str(weights_files.NAMED.get(weights, weights))
+    weights_files.check_destination(target)
     offsets = measure_landmark_offsets(load_aligner(weights), photos, by_shape=by_shape)
     for folder in photos:
         try:
@@ -60,9 +60,8 @@ def fit_landmark_offsets(
                 f"{folder.name}, held-out photos: {error} {before[error]['mean']} without offsets, "
                 f"{after[error]['mean']} with them"
             )
-    path = out or weights_files.NAMED.get(weights, Path(weights))
     fitted = replace(
         weights_files.load(weights), landmark_offsets=offsets, landmark_offsets_source=source
     )
-    weights_files.rewrite(path, fitted)
-    typer.echo(f"weights: {path.resolve()}")
+    weights_files.rewrite(target, fitted)
+    typer.echo(f"weights: {weights_files.everywhere(target)}")

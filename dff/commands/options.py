@@ -76,7 +76,10 @@ JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write all figures to this JSON file.")
 ]
 RewriteOption = Annotated[
-    Path | None, typer.Option("--out", help="The weights file to write. Default: WEIGHTS itself.")
+    str | None,
+    typer.Option(
+        "--out", help="The weights file to write, also s3://bucket/key. Default: WEIGHTS itself."
+    ),
 ]
 TrackingOption = Annotated[
     str | None, typer.Option("--tracking", help="MLflow tracking URI to log the run to.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from dff.face.extras import require_extra
 
 def train(
     dataset: DatasetArgument,
-    out: Annotated[Path, typer.Option(help="The weights file to write.")],
+    out: Annotated[str, typer.Option(help="The weights file to write, also s3://bucket/key.")],
     model: Annotated[
         str | None,
         typer.Option(
@@ -52,15 +53,38 @@ def train(
     workers: Annotated[
         int, typer.Option(help="Ray Train workers; 0 trains in this process, without Ray.", min=0)
     ] = 1,
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU for each worker.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Train on GPUs.")] = False,
+    cpus_per_worker: Annotated[
+        int | None,
+        typer.Option(
+            help="CPUs that a worker reserves. Default: 1 and 1 for each loader on a cluster, this "
+            "machine's share without one.",
+            min=1,
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        int, typer.Option(help="With --gpu: GPUs that a worker reserves.", min=1)
+    ] = 1,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Where checkpoints go, below the run's name: s3://bucket/prefix, or a folder that "
+            "all nodes share. Default: the folder runs beside OUT."
+        ),
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")
-    ] = False,
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Continue the run of this name from its last checkpoint, or begin it.",
+        ),
+    ] = None,
     start: Annotated[
         str, typer.Option(help="Weights to start from: a file or a name from `dff models`.")
     ] = "",
     name: Annotated[
-        str | None, typer.Option(help="The run's name. Default: OUT without its suffix.")
+        str | None,
+        typer.Option(help="The new run's name. Default: OUT's with a random ending."),
     ] = None,
     address: AddressOption = None,
     batch: Annotated[int, typer.Option(help="Images in a step, over all workers.", min=1)] = 32,
@@ -76,26 +100,39 @@ def train(
 ) -> None:
     """Train the Deep Face Feature on a dataset, on CPUs or GPUs, tracked by MLflow.
 
-    Without --tracking the run is logged to runs/mlflow.db beside OUT.
+    Without --tracking the run is logged to runs/mlflow.db beside OUT. Only this process talks to
+    MLflow: workers need no access to it. An interrupted run is continued by --resume.
 
     [dim]Examples:[/dim]
 
     dff train data/ --out weights/dff.safetensors --steps 4000 --workers 2
 
-    dff train s3://faces/views --out dff.safetensors --address auto --workers 8 --gpu --resume
+    dff train s3://faces/views --out s3://faces/dff.safetensors --storage s3://faces/runs
+    --address auto --workers 8 --gpu --resume first
 
     dff train data-open/ --preset open --out dff-open.safetensors --evaluate-on AFLW2000/
     """
     with require_extra("train"):
         from dff.face.io.assets import load_model
         from dff.files.training import train_here
+        from dff.infra import weights
         from dff.infra.dataset import open_dataset
-        from dff.infra.files import check_output_file
         from dff.infra.storage import S3Access
         from dff.presets import build_config, evaluate_weights, find_preset, make_dataset
         from dff.trainer.train import check_gpus, load_dataset_model
 
-    check_output_file(out)
+    if name and resume:
+        raise typer.BadParameter("--resume names the run to continue: leave out --name")
+    run_name = resume or name or f"{Path(out).stem}-{secrets.token_hex(3)}"
+    if storage is None:
+        if "://" in out:
+            raise typer.BadParameter(
+                f"--out {out} leaves no folder for checkpoints: add --storage s3://bucket/prefix"
+            )
+        storage = str(Path(out).parent / "runs")
+    if workers == 0 and ("://" in storage or address):
+        raise typer.BadParameter("--workers 0 trains in this process, with checkpoints in a folder")
+    weights.check_destination(out, endpoint_url=endpoint_url)
     if gpu and address is None:
         check_gpus(max(workers, 1))
     for photos_folder in evaluate_on or []:
@@ -125,26 +162,40 @@ def train(
     opened = open_dataset(dataset, endpoint_url=endpoint_url, access=access)
     if evaluate_on:  # at the end the aligner finds the model by its name
         load_model(load_dataset_model(opened, model).name)
+    typer.echo(f"run {run_name}, checkpoints in {storage}; continue it with --resume {run_name}")
     if workers == 0:
-        figures = train_here(opened, out, config=config, model=model, resume=resume, gpu=gpu)
+        figures = train_here(
+            opened,
+            Path(out),
+            config=config,
+            model=model,
+            work=Path(storage) / run_name,
+            resume=resume is not None,
+            gpu=gpu,
+        )
     else:
         with require_extra("train"):
-            from dff.trainer.launch import train_on_ray
+            from dff.infra.redaction import hide_secrets
+            from dff.trainer.launch import choose_tracking, train_on_ray
 
+        tracking = tracking or choose_tracking(out, storage)
+        typer.echo(f"MLflow: {hide_secrets(tracking)}")
         launched = train_on_ray(
             dataset,
             out,
             config=config,
             model=model,
-            name=name or out.stem,
-            storage=out.parent / "runs",
+            name=run_name,
+            storage=storage,
             workers=workers,
             gpu=gpu,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
             address=address,
             endpoint_url=endpoint_url,
             access=access,
             tracking_uri=tracking,
-            resume=resume,
+            resume=resume is not None,
             progress=True,
         )
         figures = launched.dev
@@ -153,4 +204,4 @@ def train(
     for folder, summary in evaluate_weights(out, evaluate_on or []).items():
         typer.echo(folder)
         echo_figures(summary)
-    typer.echo(f"weights: {out.resolve()}")
+    typer.echo(f"weights: {out if '://' in out else Path(out).resolve()}")

@@ -12,14 +12,24 @@ from dff.trainer.train import Figures, TrainingCallbacks, check_gpus, train
 
 
 def train_here(
-    dataset: Dataset, out: Path, *, config: TrainConfig, model: str | None, resume: bool, gpu: bool
+    dataset: Dataset,
+    out: Path,
+    *,
+    config: TrainConfig,
+    model: str | None,
+    work: Path,
+    resume: bool,
+    gpu: bool,
 ) -> Figures:
     """Train in this process, with a progress bar; the figures of held-out identities.
 
-    ``model``: name or file of the face model, by default the dataset's. Raises ValueError for
+    ``model``: name or file of the face model, by default the dataset's. ``work``: folder of the
+    run, which must be new unless it is resumed. Raises ValueError for
     ``gpu`` where torch finds none, and as ``dff.trainer.train.train``.
     """
     check_gpus(int(gpu))
+    if work.exists() and not resume:
+        raise ValueError(f"{work} holds an earlier run: resume it, or give this one another name")
     with tqdm(total=config.steps, unit="step") as bar:
 
         def show(step: int, figures: Figures) -> None:
@@ -32,6 +42,7 @@ def train_here(
             config=config,
             model=model,
             resume=resume,
+            work=work,
             device="cuda" if gpu else "cpu",
             callbacks=TrainingCallbacks(on_step=show),
         ).dev

@@ -61,3 +61,25 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         (tmp_path / "shut").mkdir(mode=0o500)
         with pytest.raises(StorageError, match="may not be written to"):
             check_output_file(tmp_path / "shut" / "x")
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/w", "s3:/bucket/w", "models:/dff@champion"])
+def test_an_address_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for check in (check_output_file, check_output_folder):
+        with pytest.raises(StorageError, match="is an address"):
+            check(address)
+    with pytest.raises(StorageError, match="is an address"), replaced_file(Path(address)):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_said_with_the_path(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=r"No space left on device: .*w\.bin"),
+        replaced_file(tmp_path / "w.bin"),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"x")

@@ -5,6 +5,7 @@ alias.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +18,17 @@ from dff.face.errors import BadWeights, StorageError
 from dff.infra import tracking, weights
 
 
-def test_a_run_keeps_figures_pictures_and_weights(tmp_path: Path) -> None:
-    uri = tracking.local_uri(tmp_path / "ml")
+def test_a_run_keeps_figures_pictures_and_weights(mlflow_uri: str, tmp_path: Path) -> None:
+    uri = mlflow_uri
     begin = {"experiment": "e", "name": "first", "artifacts": tmp_path / "files"}
     run = tracking.start(uri, params={"steps": 2, "net": {"dims": 32}}, **begin)  # type: ignore[arg-type]
     run.metrics(10, {"loss": 2.0, "wait": 0.5})
     run.finish(failed=True)
+    assert tracking.start(uri, params={"steps": 3}, **begin) != run  # type: ignore[arg-type]
+    begin["name"] = "second"
+    run = tracking.start(uri, params={"steps": 2, "net": {"dims": 32}}, **begin)  # type: ignore[arg-type]
+    run.metrics(10, {"loss": 2.0, "wait": 0.5})
+    begin["resume"] = True
     again = tracking.start(uri, params={"steps": 2}, **begin)  # type: ignore[arg-type]
     assert again == run, "the same name goes on with the same run"
     run.metrics(20, {"loss": 1.0})
@@ -56,8 +62,8 @@ def test_a_run_keeps_figures_pictures_and_weights(tmp_path: Path) -> None:
     assert kept.data.tags["resumed.steps"] == "3"
 
 
-def test_a_run_keeps_more_parameters_than_one_call_takes(tmp_path: Path) -> None:
-    uri = tracking.local_uri(tmp_path / "ml")
+def test_a_run_keeps_more_parameters_than_one_call_takes(mlflow_uri: str) -> None:
+    uri = mlflow_uri
     params = {f"p{i}": i for i in range(2 * tracking.PARAM_BATCH + 1)}
     run = tracking.start(uri, experiment="e", name="many", params=params)
     kept = MlflowClient(uri).get_run(run.id).data.params
@@ -65,9 +71,9 @@ def test_a_run_keeps_more_parameters_than_one_call_takes(tmp_path: Path) -> None
 
 
 def test_registered_weights_are_found_by_alias_and_by_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = tracking.local_uri(tmp_path / "ml")
+    uri = mlflow_uri
     run = tracking.start(uri, experiment="e", name="first", params={}, artifacts=tmp_path / "files")
     shipped = weights.SHIPPED[weights.DEFAULT]
     other = tmp_path / "other.safetensors"
@@ -116,12 +122,13 @@ def test_a_place_without_mlflow_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["it's", 'said "so"', """both ' and \\" of them"""])
-def test_a_name_may_hold_quotes(tmp_path: Path, name: str) -> None:
+def test_a_name_may_hold_quotes(mlflow_database: Path, tmp_path: Path, name: str) -> None:
     uri = tracking.local_uri(tmp_path / "anna's runs")
+    shutil.copy(mlflow_database, tmp_path / "anna's runs" / "mlflow.db")
     other = tracking.start(uri, experiment="e", name="other", params={})
     run = tracking.start(uri, experiment="e", name=name, params={})
     assert run != other
-    assert tracking.start(uri, experiment="e", name=name, params={}) == run
+    assert tracking.start(uri, experiment="e", name=name, params={}, resume=True) == run
 
 
 def test_a_password_in_an_address_is_never_shown() -> None:
@@ -138,4 +145,4 @@ def test_a_password_in_an_address_is_never_shown() -> None:
             act()
         assert "hunter2" not in str(told.value)
         assert "***@127.0.0.1" in str(told.value)
-    assert tracking.RETRIES not in os.environ
+    assert not tracking.HASTY.keys() & os.environ.keys()

@@ -15,10 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
-from dff.face.errors import BadWeights
+from dff.face.errors import BadWeights, StorageError
 from dff.face.model.landmarks import LandmarkOffsets
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
+from dff.infra.storage import open_storage
+from tests.s3_server import FaultyS3
 
 CARD = {"model": "toy", "model_licence": "CC0-1.0", "data_licences": ["CC0-1.0"], "steps": 3}
 
@@ -202,3 +204,42 @@ def test_weights_of_another_model(path: Path, toy_model: MorphableModel) -> None
         weights.load(path, model=replace(toy_model, name="other"))
     with pytest.raises(BadWeights, match="another version of toy"):
         weights.load(path, model=replace(toy_model, template=toy_model.template * 1.01))
+
+
+def test_weights_lie_in_a_bucket_too(
+    s3: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
+    shipped = weights.load(weights.DEFAULT)
+    address = "s3://faces/trained/dff.safetensors"
+    weights.check_destination(address)
+    weights.rewrite(address, shipped)
+    weights.rewrite(tmp_path / "w.safetensors", shipped)
+    stored = open_storage("s3://faces/trained")
+    assert [info.key for info in stored.list()] == ["dff.safetensors"]
+    assert stored.read("dff.safetensors") == (tmp_path / "w.safetensors").read_bytes()
+    assert weights.load(address).card == shipped.card
+    assert weights.everywhere(address) == address
+    stored.write("bad.safetensors", b"no weights")
+    with pytest.raises(BadWeights, match=r"trained/bad\.safetensors cannot be read"):
+        weights.load("s3://faces/trained/bad.safetensors")
+    with pytest.raises(BadWeights, match="no weights file s3://faces/trained/none"):
+        weights.load("s3://faces/trained/none")
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("models:/dff@champion", "can't be written to models:/dff@champion"),
+        ("gs://bucket/w", "can't be written to gs://bucket/w"),
+        ("s3://bucket/", "names no file"),
+        ("s3://bucket", "names no file"),
+    ],
+)
+def test_an_address_is_never_taken_for_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match=told):
+        weights.check_destination(address)
+    assert not list(tmp_path.iterdir())

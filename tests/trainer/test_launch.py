@@ -5,26 +5,33 @@ was killed.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import torch
 from mlflow import MlflowClient
+from tqdm import tqdm
 
 import dff.trainer.worker
+from dff.face.arrays import Bytes
 from dff.face.descriptor import NetConfig
 from dff.face.errors import BadDataset, StorageError
 from dff.face.model.morphable import MorphableModel
 from dff.infra import tracking, weights
+from dff.infra.capacity import WorkerShape
 from dff.infra.cluster import connected
 from dff.infra.dataset import Dataset
 from dff.trainer import launch
 from dff.trainer.config import TrainConfig
+from dff.trainer.events import Drawn, Follower, Measured, Started
 from dff.trainer.launch import ALIAS, REGISTERED_NAME, LaunchResult, build_job, train_on_ray
 from dff.trainer.train import Figures, TrainingCallbacks, train
 
@@ -63,8 +70,11 @@ class Undisturbed:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+def undisturbed(
+    dataset: Dataset, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Undisturbed:
     storage = tmp_path_factory.mktemp("ray")
+    shutil.copy(mlflow_database, storage)
     out = storage / "two.safetensors"
     return Undisturbed(
         storage, out, train_on_ray(dataset.storage.uri, out, storage=storage, **ARGUMENTS)
@@ -113,7 +123,11 @@ def test_two_workers_train_as_one_process_does(
 
 @pytest.mark.ray
 def test_a_killed_worker_changes_nothing(
-    dataset: Dataset, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset,
+    mlflow_database: Path,
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rank 1 is killed in the middle of an epoch, a step after a checkpoint: the steps from there
     are done again.
@@ -142,6 +156,8 @@ def test_a_killed_worker_changes_nothing(
 
     monkeypatch.setattr(launch, "train_worker", worker_that_is_killed)
     storage, out = tmp_path / "ray", tmp_path / "killed.safetensors"
+    storage.mkdir()
+    shutil.copy(mlflow_database, storage)
     launched = train_on_ray(dataset.storage.uri, out, storage=storage, **ARGUMENTS)
     assert killed.exists()
     wanted = losses(undisturbed.storage, undisturbed.launched.run_id)
@@ -166,7 +182,6 @@ def test_workers_are_told_whole_paths(
         "model": "open-head",
         "endpoint_url": None,
         "cache": tmp_path,
-        "run": None,
     }
     job = build_job("data", replace(CONFIG, start="w.safetensors"), **arguments)
     assert (job.dataset, job.config["start"]) == (
@@ -185,7 +200,7 @@ def test_workers_are_told_the_face_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str | None, told: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    job = build_job("data", CONFIG, model=model, endpoint_url=None, cache=tmp_path, run=None)
+    job = build_job("data", CONFIG, model=model, endpoint_url=None, cache=tmp_path)
     assert job.model == (None if told is None else told.format(cwd=tmp_path))
 
 
@@ -216,27 +231,59 @@ def test_a_batch_that_does_not_split_is_refused_before_ray_starts(tmp_path: Path
         )
 
 
-@pytest.mark.ray
-def test_the_progress_bar_follows_what_a_worker_reports(capfd: pytest.CaptureFixture[str]) -> None:
-    @ray.remote
-    def work(queue: Any) -> None:
-        for step in (2, 4, 3, 6):  # a worker that was started again repeats steps
-            queue.put((step, 1.0 / step))
+class Kept:
+    """A recorder that keeps what it is given."""
 
-    with connected(None, workers=1), launch._progress_bar(6) as queue:
-        ray.get(work.remote(queue))
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.pictures: list[str] = []
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.steps.append(step)
+
+    def picture(self, name: str, image: Bytes) -> None:
+        self.pictures.append(name)
+
+
+@pytest.mark.ray
+def test_the_driver_follows_what_a_worker_reports(
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @ray.remote
+    def work(events: Any) -> None:
+        time.sleep(1.0)
+        events.put(Started(1))
+        for step in (2, 4, 3, 6):  # a worker that was started again repeats steps
+            events.put(Measured(step, {"loss": 1.0 / step}))
+        events.put(Drawn("match.png", np.zeros((2, 2, 3), np.uint8)))
+
+    monkeypatch.setattr(launch, "START_WAIT", 0.3)
+    kept = Kept()
+    with (
+        connected(None, workers=1),
+        tqdm(total=6) as bar,
+        launch._followed(Follower(kept, bar), WorkerShape(4)) as events,
+    ):
+        ray.get(work.remote(events))
+    assert (kept.steps, kept.pictures) == ([2, 4, 3, 6], ["match.png"])
     last = capfd.readouterr().err.split("\r")[-1]
     assert "6/6" in last
     assert "loss=0.167" in last
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "dff.trainer.launch"]
+    assert said.startswith("no worker has started: a worker needs 4 CPUs; free are 0 CPUs")
 
 
 @pytest.mark.ray
 def test_a_run_goes_on_with_more_steps_and_other_workers(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, mlflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(dataset.storage.uri).parent)
     name = Path(dataset.storage.uri).name
     storage, out = tmp_path / "anna's runs", tmp_path / "w.safetensors"
+    storage.mkdir()
+    shutil.copy(mlflow_database, storage)
     own = {"storage": storage, "cpus_per_worker": 1, "name": "it's"}
     short = replace(CONFIG, steps=2)
     first = train_on_ray(name, out, config=short, workers=1, **own)
