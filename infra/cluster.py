@@ -7,6 +7,7 @@ import hashlib
 import ipaddress
 import logging
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -194,8 +196,10 @@ def submit(
     env: Mapping[str, str] | None = None,
     wait: bool = True,
     on_line: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[str], None] = lambda bar: None,
     insecure: bool = False,
     module: str | None = None,
+    cpus: float = 0,
 ) -> str:
     """Run a command on the head node of the cluster whose job server is ``address``
     (``http://host:8265``).
@@ -207,7 +211,8 @@ def submit(
     the arguments of that Python module, run by the Python that runs Ray on the head: its PATH need
     not know the program. ``env`` is stored readable in
     the job's record: never put a secret there. ``on_line`` sees the job's name, then each line of
-    its log.
+    its log, except for progress bars, which ``on_progress`` sees. ``cpus``: reserved for the
+    command itself, on any node; without them it runs on the head.
 
     Returns the status: "SUCCEEDED", or with ``wait=False`` whatever holds right after submission.
     Interrupting a wait leaves the job running.
@@ -217,27 +222,16 @@ def submit(
     authentication: whoever reaches an unauthenticated job server runs any code on it
     (CVE-2023-48022).
     """
-    host = _job_server_host(address)
-    if (
-        not insecure
-        and not _is_loopback(host)
-        and os.environ.get("RAY_AUTH_MODE", "").lower() != "token"
-    ):
-        raise ClusterError(
-            f"{hide_secrets(address)} is not on this machine and RAY_AUTH_MODE is not 'token': "
-            "set RAY_AUTH_MODE=token and give the cluster's token in RAY_AUTH_TOKEN or "
-            "RAY_AUTH_TOKEN_PATH, or allow an insecure submission explicitly"
-        )
-    runtime_env: dict[str, object] = {"env_vars": dict(env or {})}
+    _check_trust(address, insecure)
+    # A bar that is redrawn ten times a second would fill the log.
+    runtime_env: dict[str, object] = {"env_vars": {"TQDM_MININTERVAL": "2"} | dict(env or {})}
     if working_dir is not None:
         runtime_env["working_dir"] = str(working_dir)
     if py_modules:
         runtime_env["py_modules"] = [str(path) for path in py_modules]
+    name = None
     try:
-        _reach(address)
-        # the client would silently prefer these variables to the address it is given
-        with _environment({"RAY_ADDRESS": None, "RAY_API_SERVER_ADDRESS": None}):
-            client = JobSubmissionClient(address)
+        client = _connect(address)
         name, running = (
             _attempt(client, job_name([module, *argv] if module else argv))
             if submission_id is None
@@ -247,17 +241,84 @@ def submit(
             if module:
                 argv = [_find_python(client), "-m", module, *argv]
             client.submit_job(
-                entrypoint=shlex.join(argv), submission_id=name, runtime_env=runtime_env
+                entrypoint=shlex.join(argv),
+                submission_id=name,
+                runtime_env=runtime_env,
+                entrypoint_num_cpus=cpus or None,
             )
         on_line(f"job {name} at {hide_secrets(address)}")
         if wait:
-            _follow(client, name, on_line)
+            _follow(client, name, on_line, on_progress)
         details = client.get_job_info(name)
     except _CLUSTER_ERRORS as error:
-        raise ClusterError(hide_secrets(f"the job server at {address} failed: {error}")) from error
+        reason = str(error).partition("\n")[0]
+        if name is None:
+            raise ClusterError(
+                hide_secrets(f"the job server at {address} failed: {reason}")
+            ) from error
+        raise ClusterError(
+            hide_secrets(
+                f"{address} no longer answers: if its head has stopped, job {name} is gone; the "
+                f"same command then starts it again and keeps what is stored ({reason})"
+            )
+        ) from error
     if details.status in (JobStatus.FAILED, JobStatus.STOPPED):
         raise ClusterError(hide_secrets(f"job {name} {details.status.lower()}: {details.message}"))
     return str(details.status.value)
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """A job of a cluster."""
+
+    name: str
+    status: str  # PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED
+    begun: float | None  # Unix seconds
+    ended: float | None
+    command: str  # without secrets
+
+
+def list_jobs(address: str, *, insecure: bool = False) -> list[JobSummary]:
+    """The submitted jobs of the cluster whose job server is ``address``, the newest first.
+
+    Raises ClusterError as ``submit``.
+    """
+    _check_trust(address, insecure)
+    try:
+        jobs = _connect(address).list_jobs()
+    except _CLUSTER_ERRORS as error:
+        reason = str(error).partition("\n")[0]
+        raise ClusterError(hide_secrets(f"the job server at {address} failed: {reason}")) from error
+    found = [
+        JobSummary(
+            job.submission_id,
+            str(job.status.value),
+            job.start_time / 1000 if job.start_time else None,
+            job.end_time / 1000 if job.end_time else None,
+            hide_secrets(job.entrypoint),
+        )
+        for job in jobs
+        if job.submission_id
+    ]
+    return sorted(found, key=lambda job: job.begun or float("inf"), reverse=True)
+
+
+def _check_trust(address: str, insecure: bool) -> None:
+    host = _job_server_host(address)
+    if insecure or _is_loopback(host) or os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        return
+    raise ClusterError(
+        f"{hide_secrets(address)} is not on this machine and RAY_AUTH_MODE is not 'token': "
+        "set RAY_AUTH_MODE=token and give the cluster's token in RAY_AUTH_TOKEN or "
+        "RAY_AUTH_TOKEN_PATH, or allow an insecure submission explicitly"
+    )
+
+
+def _connect(address: str) -> JobSubmissionClient:
+    _reach(address)
+    # the client would silently prefer these variables to the address it is given
+    with _environment({"RAY_ADDRESS": None, "RAY_API_SERVER_ADDRESS": None}):
+        return JobSubmissionClient(address)
 
 
 def job_name(argv: Sequence[str]) -> str:
@@ -298,10 +359,18 @@ def _attempt(client: JobSubmissionClient, name: str) -> tuple[str, bool]:
     return (str(running[0]), True) if running else (f"{name}-{len(attempts) + 1}", False)
 
 
-def _follow(client: JobSubmissionClient, name: str, on_line: Callable[[str], None]) -> None:
+def _follow(
+    client: JobSubmissionClient,
+    name: str,
+    on_line: Callable[[str], None],
+    on_progress: Callable[[str], None],
+) -> None:
     """Hand on each line of a job's log until the job ends, over dropped connections."""
     seen = 0  # characters handed on, because each new connection tells the log from its beginning
     rest = ""
+
+    def hand_on(line: str) -> None:
+        (on_progress if is_progress(line) else on_line)(line)
 
     async def tail() -> None:
         nonlocal seen, rest
@@ -310,9 +379,9 @@ def _follow(client: JobSubmissionClient, name: str, on_line: Callable[[str], Non
             new = chunk[max(0, seen - told) :]
             told += len(chunk)
             seen = max(seen, told)
-            *lines, rest = (rest + new).split("\n")
+            lines, rest = split_log(rest + new)
             for line in lines:
-                on_line(line)
+                hand_on(line)
 
     while True:
         try:
@@ -325,7 +394,21 @@ def _follow(client: JobSubmissionClient, name: str, on_line: Callable[[str], Non
             break
         time.sleep(1.0 if dropped else 0.2)
     if rest:
-        on_line(rest)
+        hand_on(rest)
+
+
+def split_log(text: str) -> tuple[list[str], str]:
+    """(whole lines of a log, the rest of it): a bar that is drawn again begins a line, too."""
+    *lines, rest = re.split(r"\r?\n|\r", text)
+    return [line for line in lines if line], rest
+
+
+def is_progress(line: str) -> bool:
+    """Whether a line of a log is a progress bar of tqdm."""
+    return _BAR.match(line) is not None
+
+
+_BAR = re.compile(r"(?:[^|%]*: *)?\s*\d{1,3}%\|[^|]*\|\s*[\d.]+[kMG]?/[\d.]+[kMG]? \[")
 
 
 def _job_server_host(address: str) -> str:

@@ -16,9 +16,11 @@ from dff.commands.evaluate import evaluate
 from dff.commands.export import export
 from dff.commands.fit_landmark_offsets import fit_landmark_offsets
 from dff.commands.inspect import inspect
+from dff.commands.jobs import jobs
 from dff.commands.label import label
 from dff.commands.models import models
 from dff.commands.serve import serve
+from dff.commands.status import status
 from dff.commands.submit import submit
 from dff.commands.synthesize import synthesize
 from dff.commands.train import train
@@ -41,7 +43,7 @@ app = typer.Typer(
 )
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Use": (demo, align, serve, export, models),
-    "Data": (label, synthesize, inspect),
+    "Data": (label, synthesize, status, inspect),
     "Training and evaluation": (
         train,
         train_cascade,
@@ -57,6 +59,7 @@ app.command(
     rich_help_panel="Clusters",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(submit)
+app.command(rich_help_panel="Clusters")(jobs)
 
 
 def _print_version(asked: bool) -> None:

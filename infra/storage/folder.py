@@ -134,7 +134,7 @@ def _files(
                     continue
                 yield from _files(entry.path, f"{key}/", prefix, above)
             elif stat.S_ISREG(info.st_mode) and key.startswith(prefix):
-                yield ObjectInfo(key, info.st_size)
+                yield ObjectInfo(key, info.st_size, info.st_mtime)
 
 
 def _warn(path: str, why: str) -> None:

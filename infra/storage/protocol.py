@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from dff.face.errors import Conflict, UnreadableObject
@@ -15,6 +15,7 @@ class ObjectInfo:
 
     key: str
     size: int  # bytes
+    modified: float = field(default=0.0, compare=False)  # Unix seconds of the last write
 
 
 @dataclass(frozen=True)

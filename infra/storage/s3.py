@@ -286,7 +286,8 @@ class S3Storage:
                 for entry in page.get("Contents", []):
                     key = entry["Key"].removeprefix(self.prefix)
                     if not key.endswith("/"):  # consoles mark folders by empty objects
-                        found.append(ObjectInfo(key, int(entry["Size"])))
+                        written = entry["LastModified"].timestamp()
+                        found.append(ObjectInfo(key, int(entry["Size"]), written))
         return sorted(found, key=lambda info: info.key.encode())
 
     def exists(self, key: str) -> bool:

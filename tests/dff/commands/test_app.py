@@ -29,7 +29,7 @@ from tests.dff.command_runner import run_command
 
 COMMANDS = (
     "label", "synthesize", "inspect", "train", "calibrate", "fit-landmark-offsets", "train-cascade",
-    "align", "evaluate", "serve", "submit", "export", "models", "demo",
+    "align", "evaluate", "serve", "submit", "jobs", "status", "export", "models", "demo",
 )  # fmt: skip
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 

@@ -1,0 +1,164 @@
+"""How far a synthesis job has come, read from its storage: without Ray, and while others write."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dff.face.errors import BadDataset, NotFound
+from dff.infra.dataset import MANIFEST
+from dff.infra.shards import ViewRow, parquet_to_rows
+from dff.infra.storage import Storage
+from dff.pipeline.job import ledger
+from dff.pipeline.job import plan as plans
+from dff.pipeline.job.run import ShardCounter
+
+
+@dataclass(frozen=True)
+class StatusConfig:
+    """How a job's speed and its end are told from the times of its shards."""
+
+    window: int = 64  # last shards that the rate is measured over
+    patience: float = 120.0  # seconds without a shard in which a job counts as running, at least
+    patience_shards: float = 8.0  # the same, in mean times between two shards
+    views: int = 60  # of the gallery
+
+
+CONFIG = StatusConfig()
+
+
+class State(StrEnum):
+    """What becomes of a job."""
+
+    finished = "finished"
+    running = "running"
+    stopped = "stopped"  # killed, or waiting for machines: no shard for long
+
+
+@dataclass(frozen=True)
+class DatasetStatus:
+    """A running, stopped or finished dataset in numbers."""
+
+    uri: str
+    state: State
+    shards: int
+    shards_done: int
+    subjects: int
+    subjects_done: int  # in finished shards, failed ones among them
+    subjects_failed: int
+    rows: int
+    bytes: int
+    failures: dict[str, int]  # by reason
+    rate: float | None  # subjects a second over the last shards; None for fewer than two
+    silent: float  # seconds since the last shard, or since the start
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until a running job ends at its present rate."""
+        if self.state is not State.running or not self.rate:
+            return None
+        return (self.subjects - self.subjects_done) / self.rate
+
+    def lines(self) -> list[str]:
+        """The status as text, one fact per line."""
+        share = self.subjects_done / self.subjects
+        out = [
+            f"{self.uri}: {self.state}, {share:.0%}",
+            f"  {self.subjects_done} of {self.subjects} faces, {self.shards_done} of {self.shards} "
+            f"shards, {self.rows} views, {self.bytes / 1e6:.1f} MB",
+        ]
+        reasons = ", ".join(
+            f"{name} {count}" for name, count in Counter(self.failures).most_common()
+        )
+        out.append(f"  failed: {self.subjects_failed} faces" + (f" ({reasons})" if reasons else ""))
+        if self.rate and self.state is not State.finished:
+            per_face = self.rows / max(self.subjects_done, 1)
+            out.append(f"  {self.rate * per_face:.2f} views a second")
+        if (left := self.seconds_left) is not None:
+            out.append(f"  {format_seconds(left)} left")
+        if self.state is State.stopped:
+            out.append(
+                f"  no shard for {format_seconds(self.silent)}: the same `dff synthesize` command "
+                "completes it"
+            )
+        return out
+
+
+def format_seconds(seconds: float) -> str:
+    """Such as "2 h 05 min", "5 min" or "40 s"."""
+    minutes = round(seconds / 60)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def read_status(
+    storage: Storage, *, now: float | None = None, config: StatusConfig = CONFIG
+) -> DatasetStatus:
+    """The status of the dataset in ``storage``; ``now``: Unix seconds, by default the clock's.
+
+    Raises BadDataset when no job has begun there, and StorageError.
+    """
+    try:
+        plan = plans.parse_plan(storage.read(plans.KEY), f"{storage.uri.rstrip('/')}/{plans.KEY}")
+    except NotFound as error:
+        raise BadDataset(f"{storage.uri}: no dataset has been begun here") from error
+    counter, subjects_done = ShardCounter(plan), 0
+    for segment in ledger.read_segments(storage, plan):
+        for record in segment.records:
+            counter.add(record)
+            subjects_done += record.subjects
+    stored = {plan.data_key(shard) for shard in counter.done.nonzero()[0].tolist()}
+    times = sorted(info.modified for info in storage.list("data/") if info.key in stored)
+    begun = next(info.modified for info in storage.list(plans.KEY) if info.key == plans.KEY)
+    now = time.time() if now is None else now
+    silent = max(0.0, now - (times[-1] if times else begun))
+    mean_pause, rate = _measure_rate(times, plan.shard_subjects, config)
+    patience = max(config.patience, config.patience_shards * mean_pause)
+    if storage.exists(MANIFEST):
+        state = State.finished
+    else:
+        state = State.running if silent <= patience else State.stopped
+    return DatasetStatus(
+        uri=storage.uri,
+        state=state,
+        shards=len(plan.shards),
+        shards_done=int(counter.done.sum()),
+        subjects=plan.subjects,
+        subjects_done=subjects_done,
+        subjects_failed=counter.failed_subjects,
+        rows=int(counter.rows.sum()),
+        bytes=int(counter.bytes.sum()),
+        failures=dict(counter.failures),
+        rate=rate,
+        silent=silent,
+    )
+
+
+def _measure_rate(
+    times: Sequence[float], shard_subjects: int, config: StatusConfig
+) -> tuple[float, float | None]:
+    """(mean seconds between two shards, subjects a second or None) over the last shards."""
+    last = times[-config.window :]
+    if len(last) < 2 or last[-1] <= last[0]:
+        return 0.0, None
+    pause = (last[-1] - last[0]) / (len(last) - 1)
+    return pause, shard_subjects / pause
+
+
+def sample_views(storage: Storage, *, config: StatusConfig = CONFIG) -> list[ViewRow]:
+    """Views of some shards, evenly from those that there are: of an unfinished dataset, too.
+
+    Raises StorageError, and BadDataset for a shard that can't be read.
+    """
+    keys = [info.key for info in storage.list("data/") if info.key.endswith(".parquet")]
+    chosen = keys[:: max(1, len(keys) // 6)][:6]
+    rows: list[ViewRow] = []
+    for key in chosen:
+        shard = parquet_to_rows(storage.read(key), key)
+        step = max(1, len(shard) * len(chosen) // config.views)
+        rows += shard[::step]
+    return rows[: config.views]

@@ -1,0 +1,94 @@
+"""How far a job has come is read from its storage, whatever has become of the job."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dff.face.errors import BadDataset
+from dff.infra.dataset import MANIFEST
+from dff.infra.storage import Storage, open_storage
+from dff.pipeline.job import ledger, plan
+from dff.pipeline.job.plan import Plan
+from dff.pipeline.job.run import RunConfig, claim, make_shard, run
+from dff.pipeline.job.status import State, format_seconds, read_status, sample_views
+from tests.pipeline.job.toy_work import toy_plan, toy_work
+
+BEGIN = 1_700_000_000.0  # Unix seconds
+
+
+@pytest.fixture
+def half_made(tmp_path: Path) -> tuple[Plan, Storage]:
+    """A job of 11 subjects in four shards, two of which are stored, ten seconds apart."""
+    job = toy_plan(11)
+    storage = open_storage(str(tmp_path / "out"))
+    (tmp_path / "log").mkdir()
+    make_rows = toy_work(tmp_path / "log", bad=1).build()
+    claim(job, storage)
+    os.utime(tmp_path / "out" / plan.KEY, (BEGIN, BEGIN))
+    for index, shard in enumerate((0, 3)):  # the last shard is smaller
+        key = job.data_key(shard)
+        made = job.shards[shard]
+        make_shard(made, key=key, plan=job.fingerprint, storage=storage, make_rows=make_rows)
+        then = BEGIN + 10.0 * (index + 1)
+        os.utime(tmp_path / "out" / key, (then, then))
+    return job, storage
+
+
+def test_a_running_job_tells_rate_failures_and_time_left(half_made: tuple[Plan, Storage]) -> None:
+    _, storage = half_made
+    status = read_status(storage, now=BEGIN + 25.0)
+    assert (status.state, status.shards_done, status.shards) == (State.running, 2, 4)
+    assert (status.subjects_done, status.subjects, status.subjects_failed) == (5, 11, 2)
+    assert status.rows == 9  # three views of each subject that did not fail
+    assert sum(status.failures.values()) == 2
+    assert status.rate == pytest.approx(0.3), "three faces in a shard, ten seconds for each"
+    assert status.seconds_left == pytest.approx(20.0)
+    text = "\n".join(status.lines())
+    assert "running, 45%" in text
+    assert "5 of 11 faces, 2 of 4 shards, 9 views" in text
+    assert "20 s left" in text
+    assert len(sample_views(storage)) == 9
+
+
+def test_a_killed_job_is_told_from_a_running_one(half_made: tuple[Plan, Storage]) -> None:
+    _, storage = half_made
+    status = read_status(storage, now=BEGIN + 20.0 + 3 * 3600)
+    assert status.state is State.stopped
+    assert status.seconds_left is None
+    assert "no shard for 3 h 00 min" in status.lines()[-1]
+
+
+def test_a_finished_dataset_has_no_time_left(
+    half_made: tuple[Plan, Storage], tmp_path: Path
+) -> None:
+    job, storage = half_made
+    run(job, storage, toy_work(tmp_path / "log", bad=1).build(), config=RunConfig(budget=0.5))
+    assert storage.exists(MANIFEST)
+    status = read_status(storage)
+    assert (status.state, status.shards_done, status.subjects_done) == (State.finished, 4, 11)
+    assert status.seconds_left is None
+    assert status.rows == sum(record.rows for record in ledger.read_all(storage))
+
+
+def test_a_place_without_a_job_is_said_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BadDataset, match="no dataset has been begun here"):
+        read_status(open_storage(str(tmp_path)))
+
+
+def test_a_job_that_has_only_begun(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    claim(toy_plan(), storage)
+    status = read_status(storage)
+    assert (status.state, status.rows, status.rate) == (State.running, 0, None)
+    assert sample_views(storage) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (119, "119 s"), (150, "2 min"), (3600, "1 h 00 min"), (90_000, "25 h 00 min")],
+)
+def test_times_are_written_for_people(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
