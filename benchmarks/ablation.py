@@ -31,7 +31,8 @@ from dff.infra.dataset import Dataset, open_dataset
 from dff.infra.shards import ViewRow
 from dff.trainer.config import LossWeights, TrainConfig, to_card
 from dff.trainer.data.crops import build_training_surface
-from dff.trainer.data.view_cache import ViewStore
+from dff.trainer.data.shard_cache import CacheConfig
+from dff.trainer.data.views import ViewStore, open_views
 from dff.trainer.evaluation.baselines import make_anchor_descriptor, make_network_descriptor
 from dff.trainer.evaluation.config import MATCHING
 from dff.trainer.evaluation.matching import Matching, compare_descriptors
@@ -39,7 +40,6 @@ from dff.trainer.evaluation.pairs import ViewPair, sample_view_pairs
 from dff.trainer.train import (
     TrainingCallbacks,
     initialise_state,
-    open_view_store,
     run_training,
     save_weights,
 )
@@ -255,8 +255,8 @@ def _means(report: Matching, *, identity: str = "", yaw: str = "") -> str:
 def main(
     dataset: Annotated[str, typer.Argument(help="A finished dataset with held-out identities.")],
     work: Annotated[Path, typer.Option(help="Folder of the variants' weights.")],
-    unpacked: Annotated[
-        Path | None, typer.Option(help="Folder that holds the unpacked views. Default: WORK.")
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of the cache of shards. Default: WORK.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Of each run.")] = 400,
     batch: Annotated[int, typer.Option()] = 16,
@@ -268,7 +268,7 @@ def main(
     console = Console(width=160)
     torch.set_num_threads(1)
     model, opened = load_model(), open_dataset(dataset)
-    store = open_view_store(opened, model, unpacked or work)
+    store = open_views([opened], model, CacheConfig(cache or work))
     fingerprint = opened.manifest.fingerprint
     variants = further(start) if start else VARIANTS
     for name, config in variants.items():

@@ -181,11 +181,11 @@ class Dataset:
 
         Raises BadDataset when its bytes were altered.
         """
-        return parquet_to_rows(self._bytes(index), self._name(index))
+        return parquet_to_rows(self.shard_bytes(index), self.shard_name(index))
 
     def columns(self, index: int, names: Sequence[str]) -> dict[str, list[Any]]:
         """Some columns of a shard as plain values, without decoding the rest. Raises BadDataset."""
-        return read_columns(self._bytes(index), names, self._name(index))
+        return read_columns(self.shard_bytes(index), names, self.shard_name(index))
 
     def verify(self) -> None:
         """Read everything again.
@@ -205,8 +205,8 @@ class Dataset:
             )
 
     def _verify(self, index: int, identities: set[str]) -> None:
-        name = self._name(index)
-        data = self._bytes(index)
+        name = self.shard_name(index)
+        data = self.shard_bytes(index)
         if read_metadata(data, name).get("plan") != self.manifest.plan:
             raise BadDataset(f"{name} belongs to another plan")
         rows = parquet_to_rows(data, name)
@@ -224,16 +224,18 @@ class Dataset:
             )
         identities |= here
 
-    def _name(self, index: int) -> str:
+    def shard_name(self, index: int) -> str:
+        """Where a shard lies, for messages."""
         return f"{self.storage.uri.rstrip('/')}/{self.shards[index].key}"
 
-    def _bytes(self, index: int) -> bytes:
+    def shard_bytes(self, index: int) -> bytes:
+        """The bytes of a shard. Raises BadDataset when they do not have the manifest's SHA-256."""
         shard = self.shards[index]
         data = self.storage.read(shard.key)
         found = hashlib.sha256(data).hexdigest()
         if found != shard.sha256:
             raise BadDataset(
-                f"{self._name(index)} was altered: "
+                f"{self.shard_name(index)} was altered: "
                 f"sha256 {found[:12]}..., not {shard.sha256[:12]}..."
             )
         return data

@@ -387,7 +387,11 @@ def rows_to_parquet(rows: Sequence[ViewRow], metadata: Mapping[str, str]) -> byt
     return out
 
 
-def _open(data: bytes, name: str) -> Any:
+def open_parquet(data: bytes, name: str) -> Any:
+    """The ``pyarrow.parquet.ParquetFile`` of a shard's bytes.
+
+    Raises BadDataset when it is none, or of another schema version.
+    """
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
@@ -400,7 +404,9 @@ def _open(data: bytes, name: str) -> Any:
 
 def read_metadata(data: bytes, name: str = "shard") -> dict[str, str]:
     """The file's metadata. Raises BadDataset when it is not a shard of this schema."""
-    return {k.decode(): v.decode() for k, v in _open(data, name).schema_arrow.metadata.items()}
+    return {
+        k.decode(): v.decode() for k, v in open_parquet(data, name).schema_arrow.metadata.items()
+    }
 
 
 def read_columns(data: bytes, names: Sequence[str], name: str = "shard") -> dict[str, list[Any]]:
@@ -411,7 +417,7 @@ def read_columns(data: bytes, names: Sequence[str], name: str = "shard") -> dict
     unknown = set(names) - set(SCHEMA.names)
     if unknown:
         raise ValueError(f"a shard has no column {sorted(unknown)}")
-    file = _open(data, name)
+    file = open_parquet(data, name)
     try:
         columns: dict[str, list[Any]] = file.read(
             columns=list(names), use_threads=False
@@ -426,7 +432,7 @@ def parquet_to_rows(data: bytes, name: str = "shard") -> list[ViewRow]:
 
     Raises BadDataset when it is damaged or of another schema.
     """
-    file = _open(data, name)
+    file = open_parquet(data, name)
     try:
         table = file.read(use_threads=False)
         if table.schema.names != SCHEMA.names or table.schema.types != SCHEMA.types:

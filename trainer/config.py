@@ -82,6 +82,9 @@ class TrainConfig:
     max_gradient: float = 1.0  # norm that gradients are clipped to
     ema: float = 0.999  # decay of the moving average of the weights
     seed: int = 0
+    where: str = ""  # filter of the views (``dff.infra.shard_filter``); none: all
+    shares: tuple[float, ...] = (1.0,)  # of the datasets, in their order; they are normalised
+    block_views: int = 16384  # views of neighbouring shards that are shuffled together, about
     start: str = ""  # weights to start from, a file or a shipped name; none: from scratch
     new_block_gain: float = 0.1  # of residual blocks that the weights started from lack
     mixed: bool = False  # the network's activations in bfloat16
@@ -104,6 +107,10 @@ class TrainConfig:
             raise ValueError(f"TrainConfig needs positive counts: {self}")
         if min(self.eval_every, self.checkpoint_every) < 1 or self.loaders < 0 or self.warmup < 0:
             raise ValueError(f"TrainConfig needs positive intervals: {self}")
+        if self.block_views < self.batch:
+            raise ValueError(f"TrainConfig needs blocks of a batch or more: {self}")
+        if not self.shares or not all(0.0 < share < float("inf") for share in self.shares):
+            raise ValueError(f"the shares of datasets must be positive, got {list(self.shares)}")
         if self.seed < 0:
             raise ValueError(f"TrainConfig needs a seed of zero or more, got {self.seed}")
         if self.batch % self.views:

@@ -62,5 +62,9 @@ class Follower:
         else:
             self.recorder.metrics(event.step, event.figures)
             if self.bar is not None and "loss" in event.figures:
-                self.bar.set_postfix(loss=f"{event.figures['loss']:.3f}", refresh=False)
+                self.bar.set_postfix(
+                    loss=f"{event.figures['loss']:.3f}",
+                    waiting=f"{event.figures.get('wait_fraction', 0.0):.0%}",
+                    refresh=False,
+                )
                 self.bar.update(event.step - self.bar.n)

@@ -7,7 +7,7 @@ import os
 import queue
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from dff.infra.storage import WITH_CREDENTIALS, S3Access, open_storage
 from dff.infra.storage.arrow import open_filesystem
 from dff.trainer.config import RESUMABLE_CHANGES, TrainConfig, to_dict
 from dff.trainer.events import Event, Follower
-from dff.trainer.train import Figures, check_gpus, load_dataset_model
+from dff.trainer.train import Figures, check_gpus, load_common_model
 from dff.trainer.worker import WEIGHTS, Job, train_worker
 
 with require_extra("train"):
@@ -71,7 +71,7 @@ class LaunchResult:
 
 
 def train_on_ray(
-    dataset: str,
+    dataset: str | Sequence[str],
     out: Path | str,
     *,
     config: TrainConfig,
@@ -89,17 +89,22 @@ def train_on_ray(
     resume: bool = False,
     max_failures: int = 2,
     progress: bool = False,
+    cache: Path | None = None,
+    cache_bytes: int | None = None,
 ) -> LaunchResult:
     """Train on a Ray cluster (``address``) or a private local Ray, and write the weights file to
     ``out``, a path or ``s3://bucket/key``.
 
-    ``model``: name or file of the face model, which all nodes see; by default that of the dataset.
-    ``storage``: ``s3://bucket/prefix`` or a folder that all nodes see, for checkpoints under
-    ``name``. ``resume`` goes on from the last one, if there is one; without it a ``name`` that is
-    there already is refused, since Ray would go on with it unasked. ``tracking_uri``: MLflow's,
-    which only this process asks; without it an SQLite file (``choose_tracking``). ``progress``
-    shows a bar of the steps. ``cpus_per_worker``: by default one and one for each loader on a
-    cluster, and this machine's CPUs, shared, without one. ``gpus_per_worker``: with ``gpu``.
+    ``dataset``: one, or several mixed by ``config.shares``. ``model``: name or file of the face
+    model, which all nodes see; by default that of the dataset. ``storage``:
+    ``s3://bucket/prefix`` or a folder that all nodes see, for checkpoints under ``name``.
+    ``resume`` goes on from the last one, if there is one; without it a ``name`` that is there
+    already is refused, since Ray would go on with it unasked. ``tracking_uri``: MLflow's, which
+    only this process asks; without it an SQLite file (``choose_tracking``). ``progress`` shows a
+    bar of the steps. ``cpus_per_worker``: by default one and one for each loader on a cluster, and
+    this machine's CPUs, shared, without one. ``gpus_per_worker``: with ``gpu``. ``cache``: folder
+    for shards on each worker's machine, by default in its temporary folder; ``cache_bytes``: that
+    it may hold.
 
     Raises ValueError, BadDataset, BadModel, StorageError, Diverged for a loss that is not finite,
     and ClusterError for workers that fit nowhere and any other failure of them, after
@@ -119,14 +124,17 @@ def train_on_ray(
             f"{storage}/{name} holds an earlier run: resume it, or give this one another name"
         )
     # Workers would try a bad dataset again. A cluster may see files that this machine does not.
+    places = [dataset] if isinstance(dataset, str) else list(dataset)
     if address is None:
-        load_dataset_model(open_dataset(dataset, endpoint_url=endpoint_url, access=access), model)
+        load_common_model(
+            [open_dataset(p, endpoint_url=endpoint_url, access=access) for p in places], model
+        )
     run = tracking.start(
         tracking_uri or choose_tracking(out, storage),
         experiment=EXPERIMENT,
         name=name,
         params={
-            "dataset": locate_dataset(dataset),
+            "dataset": " ".join(map(locate_dataset, places)),
             "model": locate_model(model) or "of the dataset",
             "workers": workers,
             **to_dict(config),
@@ -139,12 +147,13 @@ def train_on_ray(
     finished = False
     try:
         job = build_job(
-            dataset,
+            places,
             config,
             model=model,
             endpoint_url=endpoint_url,
             access=access,
-            cache=find_cache(storage),
+            cache=cache,
+            cache_bytes=cache_bytes,
         )
         filesystem, path = open_filesystem(storage, endpoint_url=endpoint_url)
         running = RunConfig(
@@ -195,11 +204,6 @@ def choose_tracking(out: Path | str, storage: str) -> str:
     if "://" not in storage:
         return tracking.local_uri(Path(storage))
     return tracking.local_uri(Path("runs") if "://" in str(out) else Path(out).parent / "runs")
-
-
-def find_cache(storage: str) -> Path:
-    """Where workers unpack views: beside the checkpoints, or on each machine's own disk."""
-    return Path(tempfile.gettempdir()) / "dff" if "://" in storage else Path(storage) / "views"
 
 
 def check_shared(folder: Path) -> None:
@@ -295,24 +299,26 @@ def explain_failure(error: TrainingFailedError, name: str) -> ClusterError | Div
 
 
 def build_job(
-    dataset: str,
+    datasets: Sequence[str],
     config: TrainConfig,
     *,
     model: str | None,
     endpoint_url: str | None,
     access: S3Access = WITH_CREDENTIALS,
-    cache: Path,
+    cache: Path | None = None,
+    cache_bytes: int | None = None,
 ) -> Job:
     """The job for the workers, with absolute local paths: they have another working directory."""
     if config.start:
         config = replace(config, start=weights.everywhere(config.start))
     return Job(
-        locate_dataset(dataset),
+        [locate_dataset(dataset) for dataset in datasets],
         endpoint_url,
         asdict(access),
         locate_model(model),
         to_dict(config),
-        str(cache),
+        str(cache.absolute()) if cache else None,
+        cache_bytes,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -33,7 +33,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
 from dff.infra.dataset import Dataset
 from dff.infra.files import replaced_file
-from dff.infra.shards import ViewRow
+from dff.infra.shard_filter import parse_filter
 from dff.trainer.config import (
     RESUMABLE_CHANGES,
     TrainConfig,
@@ -42,9 +42,11 @@ from dff.trainer.config import (
     to_card,
     to_dict,
 )
-from dff.trainer.data.batches import Batch, CropDataset, batches
+from dff.trainer.data.batches import Batch, StepBatches, batches
 from dff.trainer.data.crops import TrainingSurface, build_training_surface
-from dff.trainer.data.view_cache import ViewStore, write_view_store
+from dff.trainer.data.order import ViewOrder
+from dff.trainer.data.shard_cache import CacheConfig
+from dff.trainer.data.views import ViewStore, open_views
 from dff.trainer.evaluation.matching import measure_matches
 from dff.trainer.evaluation.pairs import DevPair, sample_dev_pairs
 from dff.trainer.loss import Learner, sum_terms
@@ -200,25 +202,32 @@ def run_training(
     module = wrapped or state.learner
     if config.compiled:
         state.learner.net.trunk = torch.compile(state.learner.net.trunk)  # type: ignore[method-assign]
-    pairs: list[DevPair] = []
-    if rank == 0:
-        pairs = sample_dev_pairs(
-            store, surface, count=config.dev_pairs, size=config.size, config=config.evaluation
-        )
     source = batches(
-        _build_crops(store, surface, config),
+        build_step_batches(store, surface, config, rank=rank, world=world),
         first=state.step,
         last=config.steps,
-        batch=config.batch,
-        views=config.views,
-        rank=rank,
-        world=world,
         loaders=config.loaders,
+        pin_memory=state.learner.vectors.is_cuda,
     )
+    pairs: list[DevPair] = []
+
+    def measure() -> dict[str, float]:
+        if not pairs:  # not before the first step: the shards that hold them must be fetched
+            pairs.extend(
+                sample_dev_pairs(
+                    store,
+                    surface,
+                    count=config.dev_pairs,
+                    size=config.size,
+                    config=config.evaluation,
+                )
+            )
+        return _measure_dev_pairs(state, config, pairs)
+
     meter = _Meter(config.batch)
     dev: dict[str, float] = {}
     if state.step == config.steps and rank == 0:  # resumed after the last step
-        dev = _measure_dev_pairs(state, config, pairs)
+        dev = measure()
     while state.step < config.steps:
         rate = learning_rate(
             state.step,
@@ -232,7 +241,7 @@ def run_training(
         if state.step % config.log_every == 0 or last:
             callbacks.on_step(state.step, {**meter.read(config, world), "learning_rate": rate})
         if rank == 0 and (state.step % config.eval_every == 0 or last):
-            dev = _measure_dev_pairs(state, config, pairs)
+            dev = measure()
             callbacks.on_evaluation(state.step, dev)
             meter.restart_clock()
         if state.step % config.checkpoint_every == 0 or last:
@@ -246,14 +255,37 @@ def run_training(
     return dev
 
 
-def _build_crops(store: ViewStore, surface: TrainingSurface, config: TrainConfig) -> CropDataset:
-    return CropDataset(
+def build_step_batches(
+    store: ViewStore,
+    surface: TrainingSurface,
+    config: TrainConfig,
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> StepBatches:
+    """One rank's batches by step.
+
+    Raises ValueError for too few views, too small a cache, or another number of shares than of
+    datasets.
+    """
+    order = ViewOrder(
+        store.indexes,
+        config.shares,
+        seed=config.seed,
+        batch=config.batch,
+        views=config.views,
+        block_views=config.block_views,
+    )
+    store.check_cache(order)
+    return StepBatches(
         store,
         surface,
+        order,
         size=config.size,
         pixels=config.pixels,
-        seed=config.seed,
         augment=config.augment,
+        rank=rank,
+        world=world,
     )
 
 
@@ -437,12 +469,6 @@ def save_weights(
     weights.save(path, state.average.net, extract_anchors(state, model, config), card)
 
 
-def iterate_rows(dataset: Dataset) -> Iterator[ViewRow]:
-    """All rows, one shard in memory at a time."""
-    for index in range(len(dataset.shards)):
-        yield from dataset.read_shard(index)
-
-
 def load_dataset_model(dataset: Dataset, model: str | None = None) -> MorphableModel:
     """The face model that a dataset was made with.
 
@@ -470,13 +496,36 @@ def load_dataset_model(dataset: Dataset, model: str | None = None) -> MorphableM
     return loaded
 
 
-def open_view_store(dataset: Dataset, model: MorphableModel, cache: Path) -> ViewStore:
-    """Open the dataset's views, unpacked under ``cache`` once for each dataset and model."""
-    return write_view_store(
-        iterate_rows(dataset),
-        model,
-        cache / f"views-{dataset.manifest.fingerprint[:16]}-{model.name}",
-    )
+def load_common_model(
+    datasets: Sequence[Dataset], model: MorphableModel | str | None = None
+) -> MorphableModel:
+    """The face model that all datasets were made with, as ``load_dataset_model``.
+
+    Raises BadDataset when they show different models.
+    """
+    if isinstance(model, MorphableModel):
+        return model
+    loaded = [load_dataset_model(dataset, model) for dataset in datasets]
+    for dataset, other in zip(datasets, loaded, strict=True):
+        if other.name != loaded[0].name:
+            raise BadDataset(
+                f"{dataset.storage.uri} shows the face model {other.name!r}, "
+                f"{datasets[0].storage.uri} {loaded[0].name!r}"
+            )
+    return loaded[0]
+
+
+def open_training_views(
+    datasets: Sequence[Dataset], model: MorphableModel, config: TrainConfig, cache: CacheConfig
+) -> ViewStore:
+    """The views that a configuration trains on. Raises ValueError for a filter that is none."""
+    row_filter = parse_filter(config.where) if config.where else None
+    return open_views(datasets, model, cache, row_filter)
+
+
+def name_datasets(datasets: Sequence[Dataset]) -> str:
+    """The fingerprint of the data, for the card of weights: of one dataset its own."""
+    return " ".join(dataset.manifest.fingerprint for dataset in datasets)
 
 
 @dataclass(frozen=True)
@@ -489,7 +538,7 @@ class TrainingResult:
 
 
 def train(
-    dataset: Dataset,
+    dataset: Dataset | Sequence[Dataset],
     out: Path,
     *,
     config: TrainConfig,
@@ -498,20 +547,22 @@ def train(
     device: str = "cpu",
     callbacks: TrainingCallbacks | None = None,
     work: Path | None = None,
+    cache: CacheConfig | None = None,
 ) -> TrainingResult:
-    """Train a descriptor on a finished dataset in this process; write its weights file to ``out``.
+    """Train a descriptor in this process on a finished dataset, or on several mixed by
+    ``config.shares``; write its weights file to ``out``.
 
     ``model``: the face model, its name or its file; by default the one that the dataset was made
-    with (``load_dataset_model``). ``work``: folder of the unpacked views and the checkpoint, by
-    default ``out`` with the suffix ``.run``. ``resume`` continues from the checkpoint, if there is
-    one. Raises BadDataset, BadModel, BadWeights, Diverged, and ValueError for a configuration that
-    does not fit the dataset or the checkpoint.
+    with (``load_dataset_model``). ``work``: folder of the checkpoint, by default ``out`` with the
+    suffix ``.run``. ``cache``: of the dataset's shards, by default in ``work``. ``resume``
+    continues from the checkpoint, if there is one. Raises BadDataset, BadModel, BadWeights,
+    Diverged, and ValueError for a configuration that does not fit the dataset or the checkpoint.
     """
     work = work or out.with_suffix(".run")
-    if not isinstance(model, MorphableModel):
-        model = load_dataset_model(dataset, model)
+    datasets = [dataset] if isinstance(dataset, Dataset) else list(dataset)
+    model = load_common_model(datasets, model)
     callbacks = callbacks or TrainingCallbacks()
-    store = open_view_store(dataset, model, work)
+    store = open_training_views(datasets, model, config, cache or CacheConfig(work / "shards"))
     state = initialise_state(model, config, torch.device(device))
     if resume and (work / CHECKPOINT).exists():
         load_checkpoint(work / CHECKPOINT, state, config)
@@ -524,5 +575,5 @@ def train(
         on_step=callbacks.on_step, on_evaluation=callbacks.on_evaluation, on_checkpoint=checkpoint
     )
     dev = run_training(state, store, build_training_surface(model), config, callbacks=saving)
-    save_weights(out, state, model, store, config, dataset=dataset.manifest.fingerprint, dev=dev)
+    save_weights(out, state, model, store, config, dataset=name_datasets(datasets), dev=dev)
     return TrainingResult(out, dev, state)

@@ -14,12 +14,11 @@ from typing import Any
 from torch import nn
 
 from dff.face.extras import require_extra
-from dff.face.model.morphable import MorphableModel
-from dff.infra.dataset import Dataset, open_dataset
+from dff.infra.dataset import open_dataset
 from dff.infra.storage import S3Access
 from dff.trainer.config import from_dict
 from dff.trainer.data.crops import build_training_surface
-from dff.trainer.data.view_cache import ViewStore
+from dff.trainer.data.shard_cache import choose_cache
 from dff.trainer.evaluation.figures import draw_dev_pair
 from dff.trainer.evaluation.pairs import sample_dev_pairs
 from dff.trainer.events import Drawn, Event, Measured, Started
@@ -31,8 +30,9 @@ from dff.trainer.train import (
     extract_anchors,
     initialise_state,
     load_checkpoint,
-    load_dataset_model,
-    open_view_store,
+    load_common_model,
+    name_datasets,
+    open_training_views,
     run_training,
     save_checkpoint,
     save_weights,
@@ -41,7 +41,6 @@ from dff.trainer.train import (
 
 with require_extra("train"):
     import ray.train
-    import ray.train.collective
     import ray.train.torch
 
 WEIGHTS = "weights.safetensors"
@@ -52,12 +51,13 @@ WEIGHTS = "weights.safetensors"
 class Job:
     """What every worker is told: plain values that travel between machines."""
 
-    dataset: str  # URI
+    datasets: list[str]  # URIs
     endpoint_url: str | None
     access: dict[str, bool]  # fields of dff.infra.storage.S3Access
     model: str | None  # name or file of the face model; None: the one the dataset was made with
     config: dict[str, Any]  # of TrainConfig
-    cache: str  # folder on the worker's own machine for unpacked views
+    cache: str | None  # folder on the worker's machine for shards; None: in its temporary folder
+    cache_bytes: int | None  # that it may hold
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,11 +76,13 @@ def train_worker(values: dict[str, Any]) -> None:
     if rank == 0:
         events.put(Started(world))
     device = ray.train.torch.get_device()
-    dataset = open_dataset(
-        job.dataset, endpoint_url=job.endpoint_url, access=S3Access(**job.access)
-    )
-    model = load_dataset_model(dataset, job.model)
-    store = _store_once(dataset, model, Path(job.cache), context.get_local_rank())
+    datasets = [
+        open_dataset(uri, endpoint_url=job.endpoint_url, access=S3Access(**job.access))
+        for uri in job.datasets
+    ]
+    model = load_common_model(datasets, job.model)
+    cache = choose_cache(Path(job.cache) if job.cache else None, job.cache_bytes)
+    store = open_training_views(datasets, model, config, cache)
     surface = build_training_surface(model)
     state = initialise_state(model, config, device)
     checkpoint = ray.train.get_checkpoint()
@@ -114,14 +116,13 @@ def train_worker(values: dict[str, Any]) -> None:
             if rank == 0:
                 save_checkpoint(Path(folder) / CHECKPOINT, state, config)
                 if state.step == config.steps:
-                    fingerprint = dataset.manifest.fingerprint
                     save_weights(
                         Path(folder) / WEIGHTS,
                         state,
                         model,
                         store,
                         config,
-                        dataset=fingerprint,
+                        dataset=name_datasets(datasets),
                         dev=dev,
                     )
             ray.train.report(
@@ -134,13 +135,3 @@ def train_worker(values: dict[str, Any]) -> None:
     run_training(
         state, store, surface, config, wrapped=wrapped, rank=rank, world=world, callbacks=callbacks
     )
-
-
-def _store_once(dataset: Dataset, model: MorphableModel, cache: Path, local_rank: int) -> ViewStore:
-    """The unpacked views, made by one worker of each machine while its others wait."""
-    if local_rank == 0:
-        open_view_store(dataset, model, cache)
-    # Ray's barrier and not torch's, which gives up after half an hour: a large dataset takes
-    # longer.
-    ray.train.collective.barrier()
-    return open_view_store(dataset, model, cache)

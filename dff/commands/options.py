@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,9 @@ import typer
 
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
+
+
+_SHARE = re.compile(r"[0-9]*\.?[0-9]+")
 
 
 class Method(StrEnum):
@@ -84,6 +88,25 @@ RewriteOption = Annotated[
 TrackingOption = Annotated[
     str | None, typer.Option("--tracking", help="MLflow tracking URI to log the run to.")
 ]
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes of a size such as 20GB, 500MB or 1.5TB. Raises BadParameter for anything else."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)i?B?\s*", str(text), re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise typer.BadParameter(f"{text!r} is no size such as 20GB or 500MB")
+    power = ("", "k", "m", "g", "t").index(match[2].lower())
+    return int(float(match[1]) * 1000**power)
+
+
+def split_share(text: str) -> tuple[str, float]:
+    """A dataset and its share: ``data/:0.7``; 1 without a share. Raises BadParameter."""
+    place, colon, share = text.rpartition(":")
+    if not colon or not place or not _SHARE.fullmatch(share) or Path(text).exists():
+        return text, 1.0
+    if float(share) <= 0:
+        raise typer.BadParameter(f"{text}: the share of a dataset must be positive")
+    return place, float(share)
 
 
 def load_aligner_for(weights: str | None, method: Method, cascade: Path | None) -> Aligner:

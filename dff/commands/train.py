@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,16 +14,35 @@ from dff.commands.figures import echo_figures
 from dff.commands.options import (
     AddressOption,
     AnonymousOption,
-    DatasetArgument,
     EndpointOption,
     RequestPayerOption,
     TrackingOption,
+    parse_bytes,
+    split_share,
 )
 from dff.face.extras import require_extra
 
 
+class Precision(StrEnum):
+    """Of the network's activations in training."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+def choose_loaders(gpu: bool, workers: int) -> int:
+    """Loader processes of a worker: one beside a CPU, this machine's share beside a GPU."""
+    return min(max((os.cpu_count() or 1) // max(workers, 1) - 1, 1), 8) if gpu else 1
+
+
 def train(
-    dataset: DatasetArgument,
+    dataset: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folder or s3://bucket/prefix of a finished dataset; several are mixed by their "
+            "shares: A:0.7 B:0.3."
+        ),
+    ],
     out: Annotated[str, typer.Option(help="The weights file to write, also s3://bucket/key.")],
     model: Annotated[
         str | None,
@@ -93,6 +114,50 @@ def train(
     ] = 3e-3,
     dimension: Annotated[int, typer.Option(help="Length of a descriptor.", min=2)] = 32,
     seed: Annotated[int, typer.Option(help="The same seed draws the same batches.")] = 0,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder on each worker's own disk for shards of the dataset. Default: in the "
+            "temporary folder."
+        ),
+    ] = None,
+    cache_bytes: Annotated[
+        int | None,
+        typer.Option(
+            parser=parse_bytes,
+            metavar="SIZE",
+            help="Most that the cache holds, such as 20GB. Default: 20GB, or half of the free "
+            "space.",
+        ),
+    ] = None,
+    where: Annotated[
+        str,
+        typer.Option(
+            help='Train on the views alone whose columns match, such as "abs(yaw) > 45 and '
+            "licence == 'CC0-1.0'\"."
+        ),
+    ] = "",
+    loaders: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes of each worker that prepare batches. Default: 1, with --gpu up to 8.",
+            min=0,
+        ),
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="Of the network's activations. Default: fp32, with --gpu bf16."),
+    ] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the network, which takes a minute. Default: with --gpu.",
+        ),
+    ] = None,
+    block_views: Annotated[
+        int, typer.Option(help="Views that are shuffled together, about.", min=1)
+    ] = 16384,
     tracking: TrackingOption = None,
     endpoint_url: EndpointOption = None,
     anonymous: AnonymousOption = False,
@@ -110,6 +175,8 @@ def train(
     dff train s3://faces/views --out s3://faces/dff.safetensors --storage s3://faces/runs
     --address auto --workers 8 --gpu --resume first
 
+    dff train sampled/:0.7 photos/:0.3 --where "abs(yaw) > 20" --out dff.safetensors
+
     dff train data-open/ --preset open --out dff-open.safetensors --evaluate-on AFLW2000/
     """
     with require_extra("train"):
@@ -117,10 +184,17 @@ def train(
         from dff.files.training import train_here
         from dff.infra import weights
         from dff.infra.dataset import open_dataset
+        from dff.infra.shard_filter import parse_filter
         from dff.infra.storage import S3Access
         from dff.presets import build_config, evaluate_weights, find_preset, make_dataset
-        from dff.trainer.train import check_gpus, load_dataset_model
+        from dff.trainer.data.shard_cache import choose_cache
+        from dff.trainer.train import check_gpus, load_common_model
 
+    if where:
+        parse_filter(where)
+    places, shares = zip(*map(split_share, dataset), strict=True)
+    if preset and len(places) > 1:
+        raise typer.BadParameter("--preset makes one dataset: name one")
     if name and resume:
         raise typer.BadParameter("--resume names the run to continue: leave out --name")
     run_name = resume or name or f"{Path(out).stem}-{secrets.token_hex(3)}"
@@ -147,21 +221,27 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
         start=start,
+        block_views=block_views,
+        where=where,
+        shares=shares,
+        loaders=choose_loaders(gpu, workers) if loaders is None else loaders,
+        mixed=gpu if precision is None else precision is Precision.bf16,
+        compiled=gpu if compiled is None else compiled,
     )
     access = S3Access(anonymous, request_payer)
     if recipe:
         make_dataset(
             recipe,
-            dataset,
+            places[0],
             photos=photos,
             workers=max(workers, 1),
             address=address,
             endpoint_url=endpoint_url,
             access=access,
         )
-    opened = open_dataset(dataset, endpoint_url=endpoint_url, access=access)
+    opened = [open_dataset(p, endpoint_url=endpoint_url, access=access) for p in places]
     if evaluate_on:  # at the end the aligner finds the model by its name
-        load_model(load_dataset_model(opened, model).name)
+        load_model(load_common_model(opened, model).name)
     typer.echo(f"run {run_name}, checkpoints in {storage}; continue it with --resume {run_name}")
     if workers == 0:
         figures = train_here(
@@ -172,6 +252,7 @@ def train(
             work=Path(storage) / run_name,
             resume=resume is not None,
             gpu=gpu,
+            cache=choose_cache(cache, cache_bytes),
         )
     else:
         with require_extra("train"):
@@ -181,7 +262,7 @@ def train(
         tracking = tracking or choose_tracking(out, storage)
         typer.echo(f"MLflow: {hide_secrets(tracking)}")
         launched = train_on_ray(
-            dataset,
+            places,
             out,
             config=config,
             model=model,
@@ -197,6 +278,8 @@ def train(
             tracking_uri=tracking,
             resume=resume is not None,
             progress=True,
+            cache=cache,
+            cache_bytes=cache_bytes,
         )
         figures = launched.dev
         typer.echo(f"MLflow run {launched.run_id}, registered as version {launched.version}")

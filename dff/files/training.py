@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from dff.infra.dataset import Dataset
 from dff.trainer.config import TrainConfig
+from dff.trainer.data.shard_cache import CacheConfig
 from dff.trainer.train import Figures, TrainingCallbacks, check_gpus, train
 
 
 def train_here(
-    dataset: Dataset,
+    datasets: Sequence[Dataset],
     out: Path,
     *,
     config: TrainConfig,
@@ -20,12 +22,14 @@ def train_here(
     work: Path,
     resume: bool,
     gpu: bool,
+    cache: CacheConfig,
 ) -> Figures:
     """Train in this process, with a progress bar; the figures of held-out identities.
 
-    ``model``: name or file of the face model, by default the dataset's. ``work``: folder of the
-    run, which must be new unless it is resumed. Raises ValueError for
-    ``gpu`` where torch finds none, and as ``dff.trainer.train.train``.
+    The bar shows the share of the time spent waiting for batches; more loaders lower it.
+    ``model``: name or file of the face model, by default that of the datasets. ``work``: folder of
+    the run, which must be new unless it is resumed. ``cache``: of the shards of the datasets.
+    Raises ValueError for ``gpu`` where torch finds none, and as ``dff.trainer.train.train``.
     """
     check_gpus(int(gpu))
     if work.exists() and not resume:
@@ -34,10 +38,12 @@ def train_here(
 
         def show(step: int, figures: Figures) -> None:
             bar.update(step - bar.n)
-            bar.set_postfix(loss=f"{figures['loss']:.3f}")
+            bar.set_postfix(
+                loss=f"{figures['loss']:.3f}", waiting=f"{figures['wait_fraction']:.0%}"
+            )
 
         return train(
-            dataset,
+            datasets,
             out,
             config=config,
             model=model,
@@ -45,4 +51,5 @@ def train_here(
             work=work,
             device="cuda" if gpu else "cpu",
             callbacks=TrainingCallbacks(on_step=show),
+            cache=cache,
         ).dev

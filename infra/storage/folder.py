@@ -57,6 +57,11 @@ class LocalStorage:
         with _explained("read", path):
             return path.read_bytes()
 
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        path = self._path(key)
+        with _explained("read", path), open(path, "rb") as file:
+            return os.pread(file.fileno(), max(stop - start, 0), start)
+
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         path = self._path(key)
         with _explained("write", path):

@@ -51,6 +51,13 @@ class Storage(Protocol):
         """
         ...
 
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        """The bytes ``start`` .. ``stop - 1`` of an object; fewer where it ends before.
+
+        Raises as ``read``.
+        """
+        ...
+
     def write(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         """Store an object, whole or not at all.
 

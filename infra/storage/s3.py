@@ -9,11 +9,12 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -225,11 +226,19 @@ class S3Storage:
     def read(self, key: str) -> bytes:
         return self._adapt(lambda dialect: self._read(key, dialect), "checksums")
 
-    def _read(self, key: str, dialect: S3Dialect) -> bytes:
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        if stop <= start:
+            return b""
+        wanted = {"Range": f"bytes={start}-{stop - 1}"}
+        return self._adapt(lambda dialect: self._read(key, dialect, wanted), "checksums")
+
+    def _read(
+        self, key: str, dialect: S3Dialect, wanted: Mapping[str, str] = MappingProxyType({})
+    ) -> bytes:
         waits = iter(BODY_WAITS)
         while True:
             with self._explained("read", key):
-                answer = self._client(dialect).get_object(**self._at(key))
+                answer = self._client(dialect).get_object(**self._at(key), **wanted)
                 try:
                     body: bytes = answer["Body"].read()
                     return body

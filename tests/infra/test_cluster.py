@@ -3,12 +3,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
+import ray.data
+import ray.data.expressions
 
 from dff.face.errors import ClusterError
 from dff.infra import socket_folder
 from dff.infra.cluster import connected, job_name, submit
+from dff.infra.shards import rows_to_parquet
+from tests.infra.rows import noise_row
 
 
 @pytest.mark.ray
@@ -31,6 +36,22 @@ def test_a_private_local_ray_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> 
     after = dict(os.environ)
     assert {key: after.get(key) for key in before} == before
     assert "RAY_AUTH_TOKEN" not in after
+
+
+@pytest.mark.ray
+def test_ray_data_reads_shards(tmp_path: Path) -> None:
+    """With columns and filters pushed down to Parquet, and images that decode."""
+    rng = np.random.default_rng(0)
+    rows = [noise_row(f"person {i}", view, rng=rng) for i in range(6) for view in range(4)]
+    for number, part in enumerate((rows[:12], rows[12:])):
+        (tmp_path / f"part-{number}.parquet").write_bytes(rows_to_parquet(part, {}))
+    with connected(None, workers=1):
+        data = ray.data.read_parquet(str(tmp_path), columns=["sample_id", "view", "image"])
+        found = {row["sample_id"]: row["image"]["bytes"] for row in data.iter_rows()}
+        assert found == {row.sample_id: row.image for row in rows}
+        held = ray.data.read_parquet(str(tmp_path), columns=["sample_id", "split"])
+        chosen = held.filter(expr=ray.data.expressions.col("split") == "dev")
+        assert chosen.count() == sum(row.split == "dev" for row in rows)
 
 
 @pytest.mark.ray

@@ -156,7 +156,10 @@ import json, sys
 from datasets import load_dataset
 data = load_dataset("parquet", data_files=sys.argv[1], split="train", cache_dir=sys.argv[2])
 row = data[9]
+stream = load_dataset("parquet", data_files=sys.argv[1], split="train", streaming=True)
+streamed = next(iter(stream.skip(9)))
 json.dump({
+    "streamed": [streamed["sample_id"], streamed["image"].tobytes() == row["image"].tobytes()],
     "type": type(data.features["image"]).__name__, "rows": len(data), "mode": row["image"].mode,
     "size": row["image"].size, "pixels": list(row["image"].tobytes()), "light": row["light"],
 }, sys.stdout)
@@ -172,6 +175,7 @@ json.dump({
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     wanted = Image.open(io.BytesIO(rows[9].image))
+    assert said["streamed"] == [rows[9].sample_id, True]
     assert (said["type"], said["rows"], said["mode"]) == ("Image", len(rows), "RGB")
     assert said["size"] == [rows[9].width, rows[9].height]
     assert bytes(said["pixels"]) == wanted.tobytes()

@@ -68,6 +68,15 @@ def test_what_is_written_is_read_under_any_name(storage: Storage) -> None:
     ]
 
 
+def test_a_range_is_a_part_of_the_object(storage: Storage) -> None:
+    data = bytes(range(256)) * 300
+    storage.write("a/b", data)
+    for start, stop in ((0, 1), (100, 100), (70_000, 76_800), (76_000, 90_000), (5, 3)):
+        assert storage.read_range("a/b", start, stop) == data[start:stop]
+    with pytest.raises(NotFound, match="a/c"):
+        storage.read_range("a/c", 0, 10)
+
+
 def test_keys_that_could_lead_outside_are_refused(storage: Storage) -> None:
     for key in ("", "/", "/etc/passwd", "a//b", "a/", "./a", "a/../../b", "..", "a/..", "a\0b"):
         for use in (storage.read, storage.exists, storage.delete, lambda k: storage.write(k, b"")):

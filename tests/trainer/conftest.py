@@ -10,17 +10,19 @@ import cv2
 import numpy as np
 import pytest
 
-from dff.face.arrays import Floats
+from dff.face.arrays import Floats, Ints
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.io.assets import SHIPPED, read_arrays
 from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.render import kernels
 from dff.face.render.frame import interpolate, render
 from dff.infra.dataset import MANIFEST, Dataset, Manifest, Shards, data_key, open_dataset
 from dff.infra.shards import SCHEMA_VERSION, ViewRow, make_sample_id, rows_to_parquet
 from dff.infra.split import assign_split, default_group
 from dff.trainer.data.crops import TrainingSurface, build_training_surface
-from dff.trainer.data.view_cache import ViewStore, write_view_store
+from dff.trainer.data.shard_cache import CacheConfig
+from dff.trainer.data.views import StoredView, ViewStore, open_views
 
 SIZE = 96
 
@@ -86,25 +88,44 @@ def make_row(
     )
 
 
-def write_dataset(folder: Path, rows: list[ViewRow]) -> Dataset:
-    """A finished dataset of two shards."""
-    identities = sorted({row.identity_id for row in rows})
-    half = set(identities[: len(identities) // 2])
-    shards = []
-    for index, part in enumerate(
-        ([r for r in rows if r.identity_id in half], [r for r in rows if r.identity_id not in half])
-    ):
+def write_dataset(folder: Path, rows: list[ViewRow], *, shards: int = 2) -> Dataset:
+    """A finished dataset whose identities are divided over its shards in their order."""
+    identities = list(dict.fromkeys(row.identity_id for row in rows))
+    infos = []
+    for index, chosen in enumerate(np.array_split(identities, shards)):
+        part = [row for row in rows if row.identity_id in set(chosen.tolist())]
         data = rows_to_parquet(part, {"plan": "test"})
-        key = data_key(index, 2)
+        key = data_key(index, shards)
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
         (folder / key).write_bytes(data)
-        shards.append((len(part), len(data), hashlib.sha256(data).hexdigest()))
-    counts, sizes, hashes = zip(*shards, strict=True)
+        infos.append((len(part), len(data), hashlib.sha256(data).hexdigest()))
+    counts, sizes, hashes = zip(*infos, strict=True)
     manifest = Manifest(
         SCHEMA_VERSION, "test", len(identities), 0, {}, {}, {}, Shards.of(counts, sizes, hashes)
     )
     (folder / MANIFEST).write_bytes(manifest.to_json())
     return open_dataset(str(folder))
+
+
+def barycentrics(view: StoredView, faces: Ints) -> Floats:
+    """(H, W, 3) barycentric weights of a view's pixels; background 0."""
+    ids = np.where(view.triangle < len(faces), view.triangle.astype(np.int32), -1)
+    shape = (*ids.shape, 3)
+    out, depth, normal = np.zeros(shape), np.zeros(ids.shape), np.zeros(shape)
+    vertices = np.zeros((len(view.vertex_px), 3))
+    kernels.resolve(
+        ids,
+        np.empty((0, 0, 2)),
+        vertices,
+        faces,
+        view.vertex_px,
+        view.vertex_weight,
+        vertices,
+        out,
+        depth,
+        normal,
+    )
+    return out
 
 
 @pytest.fixture(scope="session")
@@ -127,9 +148,9 @@ def dataset(rows: list[ViewRow], tmp_path_factory: pytest.TempPathFactory) -> Da
 
 @pytest.fixture(scope="session")
 def store(
-    rows: list[ViewRow], open_head: MorphableModel, tmp_path_factory: pytest.TempPathFactory
+    dataset: Dataset, open_head: MorphableModel, tmp_path_factory: pytest.TempPathFactory
 ) -> ViewStore:
-    return write_view_store(rows, open_head, tmp_path_factory.mktemp("store") / "views")
+    return open_views([dataset], open_head, CacheConfig(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session")

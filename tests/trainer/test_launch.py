@@ -183,13 +183,13 @@ def test_workers_are_told_whole_paths(
         "endpoint_url": None,
         "cache": tmp_path,
     }
-    job = build_job("data", replace(CONFIG, start="w.safetensors"), **arguments)
-    assert (job.dataset, job.config["start"]) == (
-        str(tmp_path / "data"),
+    job = build_job(["data"], replace(CONFIG, start="w.safetensors"), **arguments)
+    assert (job.datasets, job.config["start"]) == (
+        [str(tmp_path / "data")],
         str(tmp_path / "w.safetensors"),
     )
-    job = build_job("s3://bucket/data", replace(CONFIG, start=start), **arguments)
-    assert (job.dataset, job.config["start"]) == ("s3://bucket/data", start)
+    job = build_job(["s3://bucket/data"], replace(CONFIG, start=start), **arguments)
+    assert (job.datasets, job.config["start"]) == (["s3://bucket/data"], start)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_workers_are_told_the_face_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str | None, told: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    job = build_job("data", CONFIG, model=model, endpoint_url=None, cache=tmp_path)
+    job = build_job(["data"], CONFIG, model=model, endpoint_url=None, cache=tmp_path)
     assert job.model == (None if told is None else told.format(cwd=tmp_path))
 
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from dff.face.arrays import Bools, Bytes
+from dff.trainer.data import kernels
 from dff.trainer.data.config import OcclusionConfig, PhotometricConfig
 
 
@@ -56,8 +57,10 @@ def _reduce_resolution(image: Bytes, factor: float) -> Bytes:
 
 
 def _add_noise(image: Bytes, deviation: float, rng: np.random.Generator) -> Bytes:
-    noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(deviation)
-    return np.clip(image + noise, 0.0, 255.0).astype(np.uint8)
+    out = np.empty_like(image)
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
+    kernels.add_noise(np.ascontiguousarray(image), noise, np.float32(deviation), out)
+    return out
 
 
 def _recompress(image: Bytes, quality: int) -> Bytes:
@@ -77,9 +80,9 @@ def occlude(
     out, covered = image.copy(), np.zeros((size, size), np.uint8)
     for _ in range(int(rng.integers(config.count[0], config.count[1] + 1))):
         shape = _draw_shape(size, config, rng)
-        out = np.where(shape[..., None] > 0, _texture_occluder(image, config, rng), out)
+        cv2.copyTo(_texture_occluder(image, config, rng), shape, out)
         covered |= shape
-    return np.asarray(out, dtype=np.uint8), covered.astype(bool)
+    return out, covered.astype(bool)
 
 
 def _draw_shape(size: int, config: OcclusionConfig, rng: np.random.Generator) -> Bytes:

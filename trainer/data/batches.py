@@ -1,27 +1,28 @@
 """Batches of training samples, in an order that depends on the seed alone.
 
-The random choices of a sample come from (seed, epoch, number of the view), and a batch is a row of
-a table that (seed, epoch) determines. So the state of a loader is the number of the step, and the
-number of workers does not change the batches.
+The random choices of a sample come from (seed, epoch, number of the view), and the views of a step
+from (seed, step) (``dff.trainer.data.order``). So the state of a loader is the number of the step,
+and the numbers of workers and loaders do not change the batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from dff.face.arrays import Float, Integer, Ints, UInt8
+from dff.face.arrays import Float, Integer, UInt8
 from dff.infra.socket_folder import shorten_socket_paths
 from dff.trainer.data.config import AUGMENT, AugmentConfig
 from dff.trainer.data.crops import TrainingSample, TrainingSurface, make_sample
 from dff.trainer.data.mosaic import make_mosaic
-from dff.trainer.data.view_cache import ViewStore
+from dff.trainer.data.order import Item, ViewOrder
+from dff.trainer.data.views import StoredView, ViewStore
 
 
 @dataclass(frozen=True)
@@ -45,63 +46,59 @@ class Batch:
         )
 
 
-def epoch_table(identity: Ints, *, seed: int, epoch: int, batch: int, views: int) -> Ints:
-    """(steps, batch) numbers of an epoch's views, 0 .. len(identity) - 1.
+class StepBatches(Dataset[Batch]):
+    """One rank's batches of training samples, indexed by step and always the same.
 
-    Each batch consists of groups of ``views`` views of one identity. Their order depends on (seed,
-    epoch) alone. Views that fill no group are left out, different ones in each epoch; an identity
-    with fewer views than a group repeats them. Raises ValueError when there are too few views for
-    one batch.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    shuffled = rng.permutation(len(identity))
-    by_identity = shuffled[np.argsort(identity[shuffled], kind="stable")]
-    _, start, count = np.unique(identity[by_identity], return_index=True, return_counts=True)
-    groups: list[Ints] = []
-    for first, n in zip(start, count, strict=True):
-        own = by_identity[first : first + n]
-        whole = np.resize(own, views) if n < views else own[: n - n % views]
-        groups.append(whole.reshape(-1, views))
-    stacked = np.concatenate(groups)
-    table: Ints = stacked[rng.permutation(len(stacked))].ravel()
-    steps = len(table) // batch
-    if steps == 0:
-        raise ValueError(
-            f"{len(identity)} views in groups of {views} do not fill one batch of {batch}"
-        )
-    return table[: steps * batch].reshape(steps, batch)
-
-
-class CropDataset(Dataset[TrainingSample]):
-    """Training samples of a store. An item is indexed by (epoch, view) and always the same.
-
-    Some items are mosaics that begin with the indexed view (``MosaicConfig.probability``).
+    Some samples are mosaics that begin with a view of the batch (``MosaicConfig.probability``);
+    the views beside it are of the same block. In a loader process, the shards of a block that
+    begins, and then those of the next, are fetched ahead, divided among the loaders.
     """
 
     def __init__(
         self,
         store: ViewStore,
         surface: TrainingSurface,
+        order: ViewOrder,
         *,
         size: int,
         pixels: int,
-        seed: int,
         augment: AugmentConfig = AUGMENT,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         """``size``: px of a sample; ``pixels``: number of pixels that each is trained on."""
-        self.store, self.surface = store, surface
-        self.size, self.pixels, self.seed, self.augment = size, pixels, seed, augment
-        self.numbers = np.flatnonzero(~store.is_dev)
+        self.store, self.surface, self.order = store, surface, order
+        self.size, self.pixels, self.augment = size, pixels, augment
+        self.rank, self.world = rank, world
+        self._ahead: set[tuple[int, int, int]] = set()  # blocks whose shards are being fetched
 
-    def __getitem__(self, item: tuple[int, int]) -> TrainingSample:
-        epoch, number = item
-        rng = np.random.default_rng([self.seed, epoch, number])
+    def __getitem__(self, step: int) -> Batch:
+        items = self.items(step)
+        self._fetch_ahead(items)
+        return collate(self.samples(items))
+
+    def items(self, step: int) -> list[Item]:
+        """The rank's share of a step; the shares of all ranks are the batch of one process."""
+        share = self.order.batch // self.world
+        return self.order.items(step)[self.rank * share : (self.rank + 1) * share]
+
+    def samples(self, items: Sequence[Item]) -> list[TrainingSample]:
+        """The samples of some items. Each depends on its item and the seed alone."""
+        views: dict[Item, StoredView] = {}
+        for source in sorted({item.source for item in items}):
+            own = [item for item in items if item.source == source]
+            read = self.store.view_list([item.number for item in own], source)
+            views |= dict(zip(own, read, strict=True))
+        return [self._make(item, views[item]) for item in items]
+
+    def _make(self, item: Item, view: StoredView) -> TrainingSample:
+        rng = np.random.default_rng([self.order.seed, item.epoch, item.number, item.source])
         mosaic = self.augment.mosaic
         if rng.random() < mosaic.probability:
-            others = rng.choice(self.numbers, int(rng.integers(1, mosaic.most_faces)))
-            views = [self.store.view(int(n)) for n in (number, *others)]
+            block = self.order.epoch(item.source).block(item.epoch, item.block)
+            others = rng.choice(block.numbers, int(rng.integers(1, mosaic.most_faces)))
             return make_mosaic(
-                views,
+                [view, *self.store.view_list(others, item.source)],
                 self.surface,
                 size=self.size,
                 pixels=self.pixels,
@@ -109,42 +106,21 @@ class CropDataset(Dataset[TrainingSample]):
                 config=self.augment,
             )
         return make_sample(
-            self.store.view(number),
-            self.surface,
-            size=self.size,
-            pixels=self.pixels,
-            rng=rng,
-            config=self.augment,
+            view, self.surface, size=self.size, pixels=self.pixels, rng=rng, config=self.augment
         )
 
-
-def list_step_items(
-    numbers: Ints,
-    identity: Ints,
-    *,
-    first: int,
-    last: int,
-    seed: int,
-    batch: int,
-    views: int,
-    rank: int,
-    world: int,
-) -> Iterator[list[tuple[int, int]]]:
-    """The (epoch, view) items of one rank in the steps ``first`` .. ``last - 1``.
-
-    ``numbers``: (N,) views that are trained on; ``identity``: (N,) identities that they show. Every
-    rank gets the same number of steps; the items of all ranks are the batch of one process.
-    """
-    share = batch // world
-    length = len(epoch_table(identity, seed=seed, epoch=0, batch=batch, views=views))
-    epoch = -1
-    table: Ints = np.empty((0, batch), dtype=np.int64)
-    for step in range(first, last):
-        if step // length != epoch:
-            epoch = step // length
-            table = epoch_table(identity, seed=seed, epoch=epoch, batch=batch, views=views)
-        row = table[step % length, rank * share : (rank + 1) * share]
-        yield [(epoch, int(numbers[i])) for i in row]
+    def _fetch_ahead(self, items: Sequence[Item]) -> None:
+        loader = get_worker_info()
+        if loader is None:
+            return
+        blocks = dict.fromkeys((item.source, item.epoch, item.block) for item in items)
+        following = dict.fromkeys((i.source, *self.order.next_block(i)) for i in items)
+        for source, epoch, block in [*blocks, *following]:
+            if (source, epoch, block) not in self._ahead:
+                self._ahead.add((source, epoch, block))
+                shards = self.order.epoch(source).shards_in_use(epoch, block)
+                mine = shards[loader.id :: loader.num_workers]
+                self.store.cache.fetch_ahead([(source, int(shard)) for shard in mine])
 
 
 def collate(samples: list[TrainingSample]) -> Batch:
@@ -159,44 +135,26 @@ def collate(samples: list[TrainingSample]) -> Batch:
 
 
 def batches(
-    crops: CropDataset,
-    *,
-    first: int,
-    last: int,
-    batch: int,
-    views: int,
-    rank: int = 0,
-    world: int = 1,
-    loaders: int = 0,
+    steps: StepBatches, *, first: int, last: int, loaders: int = 0, pin_memory: bool = False
 ) -> Iterator[Batch]:
-    """Iterate over one rank's batches of the steps ``first`` .. ``last - 1``.
+    """Iterate over the batches of the steps ``first`` .. ``last - 1``.
 
     ``loaders``: processes that prepare batches in advance; 0 prepares them in this one. They are
-    forked, so that a caller's script needs no main guard; they use no GPU and start no threads.
+    forked, so that a caller's script needs no main guard; they use no GPU and start no threads but
+    those that fetch shards. ``pin_memory``: in memory that a GPU reads without a copy.
     """
     if loaders:
         shorten_socket_paths()
-    numbers = np.flatnonzero(~crops.store.is_dev)
-    plan = list_step_items(
-        numbers,
-        crops.store.identity[numbers],
-        first=first,
-        last=last,
-        seed=crops.seed,
-        batch=batch,
-        views=views,
-        rank=rank,
-        world=world,
-    )
     return iter(
         DataLoader(
-            crops,
-            batch_sampler=plan,
-            collate_fn=collate,
+            steps,
+            batch_size=None,
+            sampler=range(first, last),
             num_workers=loaders,
             multiprocessing_context="fork" if loaders else None,
             prefetch_factor=4 if loaders else None,
             worker_init_fn=_limit_threads if loaders else None,
+            pin_memory=pin_memory,
         )
     )
 

@@ -9,16 +9,18 @@ smooth displacement field to the affine map.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from dff.face.arrays import Array, Bool, Bools, Bytes, Float, Floats, Integer, Ints, UInt8
 from dff.face.descriptor import ANCHOR_DENSITY, FRAMING, SKIN_REGIONS, STRIDE, surface_coordinates
+from dff.face.errors import BadDataset
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import rotation_2d
 from dff.face.model.morphable import MorphableModel
+from dff.trainer.data import kernels
 from dff.trainer.data.augment import augment_photometric, occlude
 from dff.trainer.data.config import (
     AUGMENT,
@@ -27,7 +29,13 @@ from dff.trainer.data.config import (
     PlacementConfig,
     WarpConfig,
 )
-from dff.trainer.data.view_cache import StoredView
+from dff.trainer.data.views import StoredView
+
+MAX_CLAMPED = 0.1
+"""Share of a view's pixels clamped to an edge of their triangle above which the mesh is wrong."""
+
+MIN_RESOLVED = 256
+"""Pixels from which on that share is judged."""
 
 Border = int | tuple[int, int, int]
 """What is seen outside an image: an OpenCV border mode, or an RGB colour."""
@@ -144,7 +152,7 @@ def warp_displaced(
     source = (own + displacement) @ back[:, :2].T + back[:, 2]
     mode, colour = _split_border(border)
     crop = cv2.remap(
-        _low_pass(image, matrix),
+        _low_pass(image, matrix, size),
         source - 0.5,
         None,
         cv2.INTER_LINEAR,
@@ -163,8 +171,11 @@ def inverse_affine(matrix: Floats) -> Floats:
 
 
 def warp(image: Bytes, matrix: Floats, size: int, border: Border) -> Bytes:
-    """(size, size, 3) crop of an image under ``matrix`` (2, 3), low-passed where it shrinks."""
-    image = _low_pass(image, matrix)
+    """(size, size) crop of an image under ``matrix`` (2, 3), low-passed where it shrinks.
+
+    Of one channel or three, as the image.
+    """
+    image = _low_pass(image, matrix, size)
     # OpenCV counts from pixel centres at 0: (u + 0.5) -> matrix -> (v + 0.5).
     shifted = matrix.copy()
     shifted[:, 2] += matrix[:, :2].sum(1) * 0.5 - 0.5
@@ -180,13 +191,34 @@ def _split_border(border: Border) -> tuple[int, tuple[int, int, int]]:
     return (border, (0, 0, 0)) if isinstance(border, int) else (cv2.BORDER_CONSTANT, border)
 
 
-def _low_pass(image: Bytes, matrix: Floats) -> Bytes:
-    """Remove the frequencies that a crop under ``matrix`` would alias."""
+def _low_pass(image: Bytes, matrix: Floats, size: int) -> Bytes:
+    """Remove the frequencies that a crop under ``matrix`` would alias.
+
+    Only where the crop of ``size`` px, warped or not, takes its pixels from; the rest stays as it
+    is.
+    """
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     if scale >= 0.8:
         return image
     deviation = 0.45 * float(np.sqrt(1.0 / scale**2 - 1.0))
-    return cv2.GaussianBlur(image, (0, 0), deviation).astype(np.uint8)
+    back = inverse_affine(matrix)
+    corners = (np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * 1.5 - 0.25) * size
+    source = corners @ back[:, :2].T + back[:, 2]
+    height, width = image.shape[:2]
+    reach = int(4 * deviation) + 3  # beyond the radius of OpenCV's kernel
+    low = np.floor(source.min(0)).astype(int) - 2
+    high = np.ceil(source.max(0)).astype(int) + 2
+    (x0, y0), (x1, y1) = np.clip(low, 0, [width, height]), np.clip(high, 0, [width, height])
+    if x0 >= x1 or y0 >= y1:
+        return image
+    left, top = max(x0 - reach, 0), max(y0 - reach, 0)
+    part = image[top : min(y1 + reach, height), left : min(x1 + reach, width)]
+    blurred = cv2.GaussianBlur(part, (0, 0), deviation)
+    if part.shape == image.shape:
+        return np.asarray(blurred, dtype=np.uint8)
+    out = image.copy()
+    out[y0:y1, x0:x1] = blurred[y0 - top : y1 - top, x0 - left : x1 - left]
+    return out
 
 
 def grid_in_source(matrix: Floats, size: int) -> Floats:
@@ -240,9 +272,9 @@ def find_pixel_quads(px: Floats, shape: tuple[int, int]) -> PixelQuads:
 
 def lookup_triangles(view: StoredView, px: Floats, faces: int) -> Ints:
     """(N,) triangles that a view shows at (N, 2) source px; ``faces`` (their number) for none."""
-    row, column, inside = find_pixels(px, view.triangle.shape)
-    ids = view.triangle[row, column].astype(np.int64)
-    return np.where(inside, np.minimum(ids, faces), faces)
+    out = np.empty(len(px), np.int64)
+    kernels.lookup_triangles(px, view.triangle, faces, out)
+    return out
 
 
 def interpolate_coordinates(
@@ -255,26 +287,29 @@ def interpolate_coordinates(
 ) -> tuple[Floats, Bools]:
     """(N, 6) surface coordinates in metres at (N, 2) source px, and (N,) whether they are known.
 
-    Bilinear between four pixel centres. Unknown where one of the four shows no anchored surface,
-    and where they show points more than ``max_spread`` metres apart: an occluding contour passes
-    between them.
+    Bilinear between four pixel centres. Unknown, and zero or without meaning, where one of the four
+    shows no anchored surface, and where they show points more than ``max_spread`` metres apart: an
+    occluding contour passes between them. Raises BadDataset when the view was made with another
+    mesh: then pixels lie outside the triangles that they are assigned to.
     """
-    quads = find_pixel_quads(px, view.triangle.shape)
-    rows, columns = quads.rows, quads.columns
-    faces = len(surface.faces)
-    ids = np.minimum(view.triangle[rows, columns].astype(np.int64), faces)  # (N, 4)
-    known = quads.inside & surface.anchored[ids].all(1)
-    weight = np.empty((*ids.shape, 3), np.float32)
-    weight[..., :2] = view.weight[rows, columns] * np.float32(1.0 / 255.0)
-    weight[..., 2] = 1.0 - weight[..., 0] - weight[..., 1]
-    table = surface.mirrored if mirrored else surface.coordinates
-    corners = table[surface.faces[np.where(known[:, None], ids, 0)]]  # (N, 4, 3, 6)
-    coordinates = np.einsum("npk,npkc->npc", weight, corners)
-    spread = np.linalg.norm(coordinates - coordinates[:, :1], axis=2).max(1)
-    return (
-        np.einsum("np,npc->nc", quads.weights(np.float32), coordinates),
-        known & (spread < max_spread),
+    out, known = np.empty((len(px), 6), np.float32), np.empty(len(px), dtype=np.bool_)
+    resolved, clamped = kernels.interpolate_coordinates(
+        np.ascontiguousarray(px, dtype=np.float64),
+        view.triangle,
+        view.vertex_px,
+        view.vertex_weight,
+        surface.faces,
+        surface.anchored,
+        surface.mirrored if mirrored else surface.coordinates,
+        np.float32(max_spread),
+        out,
+        known,
     )
+    if clamped < 0 or (resolved >= MIN_RESOLVED and clamped > MAX_CLAMPED * resolved):
+        raise BadDataset(
+            f"{view.name} was made with another version of the face model: make the dataset again"
+        )
+    return out, known
 
 
 @dataclass(frozen=True)
@@ -339,11 +374,10 @@ def paint_over_face(
     painted = np.clip(colour.astype(np.float32) + noise, 0.0, 255.0).astype(np.uint8)
     side = 2 * config.margin + 1
     over = cv2.dilate(skin.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
-    return StoredView(
+    return replace(
+        view,
         image=np.where(over[..., None], painted, view.image),
         triangle=np.where(over, none, view.triangle).astype(view.triangle.dtype),
-        weight=view.weight,
-        box=view.box,
     )
 
 

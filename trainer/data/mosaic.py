@@ -15,6 +15,7 @@ import numpy as np
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.descriptor import FRAMING, STRIDE
 from dff.face.geometry.transform import rotation_2d
+from dff.trainer.data import kernels
 from dff.trainer.data.config import AUGMENT, AugmentConfig, MosaicConfig
 from dff.trainer.data.crops import (
     TrainingSample,
@@ -27,7 +28,7 @@ from dff.trainer.data.crops import (
     sample_image_rotation,
     warp,
 )
-from dff.trainer.data.view_cache import StoredView
+from dff.trainer.data.views import StoredView
 
 
 def make_mosaic(
@@ -74,24 +75,27 @@ def compose_layers(
         opacity = (
             _head_opacity(view, len(surface.faces), mosaic, rng)
             if rng.random() < mosaic.cutout_probability
-            else _full_opacity(view)
+            else np.full(view.triangle.shape, 255, np.uint8)
         )
         if rng.random() < mosaic.faceless_probability:
             view = paint_over_face(view, surface, config.faceless, rng=rng)
-        alpha = warp(opacity, matrix, size, (0, 0, 0))[..., :1].astype(np.float32) / 255.0
+        alpha = warp(opacity, matrix, size, (0, 0, 0))
         warped = warp(view.image, matrix, size, cv2.BORDER_REPLICATE)
-        image = np.rint(image + (warped.astype(np.float32) - image) * alpha).astype(np.uint8)
         # A layer that is opaque over a whole output pixel sets its target; a layer that is
         # transparent over all of it leaves the target; any other removes it.
-        half = size // STRIDE
-        cells = (
-            alpha.reshape(half, STRIDE, half, STRIDE).transpose(0, 2, 1, 3).reshape(-1, STRIDE**2)
+        front = np.empty(len(triangle), dtype=np.bool_)
+        kernels.blend_layer(
+            image,
+            warped,
+            alpha,
+            number,
+            STRIDE,
+            np.float32(mosaic.transparent),
+            np.float32(mosaic.opaque),
+            layer,
+            front,
         )
-        opaque, touched = cells.min(1) > mosaic.opaque, cells.max(1) > mosaic.transparent
         px = grid_in_source(matrix, size)
-        layer[touched] = -1
-        layer[opaque] = number
-        front = cells.mean(1) > 0.5
         triangle[front] = lookup_triangles(view, px[front], len(surface.faces))
         lookups.append((view, px, mirrored))
 
@@ -120,12 +124,8 @@ def make_background(
     The part is rotated and scaled at random and continued by reflection. Where the head fills the
     view, the background is smooth noise.
     """
-    head = view.triangle < len(surface.faces)
-    width = head.shape[1]
-    columns, rows = np.flatnonzero(head.any(0)), np.flatnonzero(head.any(1))
-    left, right, top = (
-        (int(columns[0]), int(columns[-1]) + 1, int(rows[0])) if len(columns) else (width, width, 0)
-    )
+    left, right, top = kernels.head_extent(view.triangle, len(surface.faces))
+    width = view.triangle.shape[1]
     widest = max(left, width - right, top)
     if widest < config.min_background:
         return _smooth_noise(size, config, rng)
@@ -179,17 +179,13 @@ def _sample_view_placement(
     return np.column_stack([linear, centre - linear @ view.box.centre])
 
 
-def _full_opacity(view: StoredView) -> Bytes:
-    """(H, W, 3) of 255."""
-    return np.full((*view.triangle.shape, 3), 255, np.uint8)
-
-
 def _head_opacity(
     view: StoredView, faces: int, config: MosaicConfig, rng: np.random.Generator
 ) -> Bytes:
-    """(H, W, 3) opacity 0..255: full on the head, falling to zero within a margin around it."""
+    """(H, W) opacity 0..255: full on the head, falling to zero within a margin around it."""
     margin = float(rng.uniform(*config.cutout_margin)) * max(view.box.width, view.box.height)
     distance = cv2.distanceTransform((view.triangle >= faces).astype(np.uint8), cv2.DIST_L2, 3)
     softness = float(rng.uniform(*config.cutout_softness)) * margin
-    opacity = np.clip((margin - distance) / softness, 0.0, 1.0) * 255.0
-    return np.repeat(opacity.astype(np.uint8)[..., None], 3, axis=2)
+    opacity = np.empty(distance.shape, np.uint8)
+    kernels.fade(distance, np.float32(margin), np.float32(softness), opacity)
+    return opacity

@@ -21,11 +21,12 @@ class EvaluationConfig:
     min_points: int = 8  # pairs with fewer are left out
     same_point: float = 0.003  # metres in surface coordinates: two pixels show the same point
     max_spread: float = 0.010  # metres: as ``AugmentConfig.max_spread``
+    shards: int = 24  # most shards of a dataset that the views are taken from
     crop_side: int = 256  # px: errors are given at a crop of this side
     pck_px: int = 8  # px at this side within which a match is correct
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_points <= self.points:
+        if not 1 <= self.min_points <= self.points or self.shards < 1:
             raise ValueError(f"EvaluationConfig needs 1 <= min_points <= points: {self}")
         if not min(self.same_point, self.max_spread, self.crop_side, self.pck_px) > 0:
             raise ValueError(f"EvaluationConfig needs positive distances: {self}")

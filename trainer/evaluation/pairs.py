@@ -33,7 +33,7 @@ from dff.trainer.data.crops import (
     interpolate_coordinates,
     warp,
 )
-from dff.trainer.data.view_cache import ViewStore
+from dff.trainer.data.views import ViewStore
 from dff.trainer.evaluation.config import EVALUATION, MATCHING, EvaluationConfig, MatchingConfig
 
 
@@ -60,8 +60,7 @@ def sample_dev_pairs(
     The same store always gives the same pairs.
     """
     rng = np.random.default_rng(0)
-    held = np.flatnonzero(store.is_dev)
-    identity = store.identity[held]
+    held, identity = store.held_out(config.shards)
     out: list[DevPair] = []
     for _ in range(4 * count):
         if len(out) == count or not len(held):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dff.commands.app import app
+from dff.commands.options import parse_bytes, split_share
 from dff.face.io.assets import SHIPPED, load_model, read_arrays
 from dff.infra import weights
 from dff.infra.dataset import MANIFEST, Dataset, open_dataset
@@ -73,3 +75,61 @@ def test_a_model_that_evaluation_would_not_find_is_refused_before_training(
     result = CliRunner().invoke(app, [*arguments, "--steps", "1"])
     assert f"{NAME} is neither a model's name" in str(result.exception)
     assert not (tmp_path / "w").exists()
+
+
+def test_datasets_are_mixed_and_filtered(dataset: Dataset, models: Path, tmp_path: Path) -> None:
+    """Shares and filter are recorded in the weights' card."""
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset.storage.uri, copy)
+    out = tmp_path / "w.safetensors"
+    arguments = ["train", f"{dataset.storage.uri}:0.7", f"{copy}:0.3", "--out", str(out)]
+    arguments += ["--model", str(models / f"{NAME}.npz"), "--cache", str(tmp_path / "cache")]
+    arguments += ["--cache-bytes", "50MB", "--workers", "0", "--steps", "2", "--batch", "8"]
+    arguments += ["--where", "abs(yaw) > 1 and view in (0, 1, 2, 3)", "--loaders", "0"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    card = weights.load(out).card
+    assert card["config"]["shares"] == [0.7, 0.3]
+    assert card["config"]["where"].startswith("abs(yaw) > 1")
+    assert card["dataset"] == " ".join([dataset.manifest.fingerprint] * 2)
+    assert card["views"] < 2 * dataset.manifest.rows
+    assert any((tmp_path / "cache").glob("*.views"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--where", "yawn > 3"], "there is no column 'yawn'"),
+        (["--where", "yaw > 1000"], "no views to train on that 'yaw > 1000' leaves"),
+        (["--cache-bytes", "much"], "is no size such as 20GB"),
+        (["--cache-bytes", "20kB"], "can't hold two blocks of shards"),
+        (["--block-views", "4"], "needs blocks of a batch or more"),
+    ],
+)
+def test_a_bad_choice_of_data_is_refused(
+    dataset: Dataset, models: Path, tmp_path: Path, changes: list[str], message: str
+) -> None:
+    arguments = ["train", dataset.storage.uri, "--out", str(tmp_path / "w"), "--workers", "0"]
+    arguments += ["--model", str(models / f"{NAME}.npz"), "--cache", str(tmp_path / "cache")]
+    result = CliRunner().invoke(app, [*arguments, "--steps", "1", "--batch", "8", *changes])
+    assert result.exit_code != 0
+    assert message in f"{result.output} {result.exception}"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("data/:0.7", ("data/", 0.7)),
+        ("s3://bucket/views:3", ("s3://bucket/views", 3.0)),
+        ("s3://bucket/views", ("s3://bucket/views", 1.0)),
+        ("data", ("data", 1.0)),
+        ("a:b", ("a:b", 1.0)),
+    ],
+)
+def test_a_share_follows_the_dataset(text: str, wanted: tuple[str, float]) -> None:
+    assert split_share(text) == wanted
+
+
+def test_sizes_are_read_as_people_write_them() -> None:
+    sizes = {"20GB": 20e9, "500 MB": 5e8, "1.5tb": 1.5e12, "1000": 1000}
+    assert {text: parse_bytes(text) for text in sizes} == sizes

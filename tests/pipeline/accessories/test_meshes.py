@@ -17,6 +17,7 @@ from dff.face.io.assets import load_albedo
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import OCCLUDER, render
 from dff.infra.shards import ViewRow, parquet_to_rows, resolve_frame, rows_to_parquet
+from dff.infra.view_file import read_records, read_views, write_view_file
 from dff.pipeline.accessories import hands
 from dff.pipeline.accessories.build import AccessoryBuilder, select_accessories
 from dff.pipeline.accessories.garments import FaceCover
@@ -43,7 +44,6 @@ from dff.pipeline.scene.sampling import make_plain_scene
 from dff.pipeline.subjects.build import sample_coefficients, sample_person
 from dff.pipeline.subjects.subject import Person
 from dff.trainer.data.crops import build_training_surface
-from dff.trainer.data.view_cache import write_view_store
 
 SIZE = 160
 MOUTH = slice(48, 68)
@@ -165,7 +165,10 @@ def test_occluders_survive_the_shard_and_are_background_to_training(
     plain = resolve_frame(_row(people[1], open_head, ()), open_head)
     assert (frame.barycentric[frame.mask] == plain.barycentric[frame.mask]).all()
     assert (frame.normal[frame.mask] == plain.normal[frame.mask]).all()
-    stored = write_view_store([row], open_head, tmp_path / "store").view(0)
+    path = tmp_path / "row.views"
+    with path.open("wb") as file:
+        write_view_file(rows_to_parquet([row], {}), file, "row")
+    (stored,) = read_views(path, read_records(path), [0])
     surface = build_training_surface(open_head)
     ids = np.minimum(stored.triangle.astype(np.int64), len(open_head.faces))
     assert (ids[hidden] == len(open_head.faces)).all()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import astuple, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dff.face.arrays import Floats
+from dff.face.arrays import Bools, Floats
 from dff.face.descriptor import FRAMING, STRIDE
+from dff.face.errors import BadDataset
 from dff.face.geometry.camera import Box
 from dff.face.geometry.mesh import vertex_normals
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
+from dff.infra.dataset import Dataset
 from dff.infra.shards import ViewRow, resolve_frame
 from dff.trainer.data.augment import augment_photometric, occlude
 from dff.trainer.data.config import AUGMENT
@@ -20,6 +23,7 @@ from dff.trainer.data.crops import (
     CropPlacement,
     TrainingSurface,
     build_training_surface,
+    find_pixel_quads,
     grid_in_source,
     input_from_source,
     interpolate_coordinates,
@@ -31,7 +35,9 @@ from dff.trainer.data.crops import (
     warp,
     warp_displaced,
 )
-from dff.trainer.data.view_cache import ViewStore
+from dff.trainer.data.shard_cache import CacheConfig
+from dff.trainer.data.views import StoredView, ViewStore, open_views
+from tests.trainer.conftest import barycentrics
 
 SIZE = 64
 TILTED = CropPlacement(zoom=0.9, shift=(0.05, -0.08), degrees=33.0)
@@ -178,15 +184,72 @@ def test_no_target_lies_across_an_occluding_contour(
 def test_the_store_keeps_the_dense_ground_truth(
     rows: list[ViewRow], store: ViewStore, open_head: MorphableModel
 ) -> None:
+    faces = open_head.faces
     for number in (0, 33):
         frame, view = resolve_frame(rows[number], open_head), store.view(number)
         np.testing.assert_array_equal(
             np.where(view.triangle == 0xFFFF, -1, view.triangle.astype(int)), frame.triangle
         )
-        error = np.abs(view.weight / 255.0 - frame.barycentric[..., :2])[frame.mask]
-        assert error.max() <= 0.5 / 255 + 1e-6
+        np.testing.assert_array_equal(
+            barycentrics(view, faces).astype(np.float32), frame.barycentric
+        )
         assert np.abs(view.image.astype(int) - rows[number].pixels()).mean() < 1.0
         assert bool(store.is_dev[number]) == (rows[number].split == "dev")
+
+
+def slow_coordinates(
+    view: StoredView, px: Floats, surface: TrainingSurface, *, mirrored: bool, max_spread: float
+) -> tuple[Floats, Bools]:
+    """``interpolate_coordinates``, from the barycentric weights of all pixels."""
+    faces = len(surface.faces)
+    quads = find_pixel_quads(px, view.triangle.shape)
+    dense = barycentrics(view, surface.faces).astype(np.float32)
+    stored = (dense[..., :2].clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    ids = np.minimum(view.triangle[quads.rows, quads.columns].astype(np.int64), faces)
+    known = quads.inside & surface.anchored[ids].all(1)
+    weight = np.empty((*ids.shape, 3), np.float32)
+    weight[..., :2] = stored[quads.rows, quads.columns] * np.float32(1.0 / 255.0)
+    weight[..., 2] = 1.0 - weight[..., 0] - weight[..., 1]
+    table = surface.mirrored if mirrored else surface.coordinates
+    corners = table[surface.faces[np.where(known[:, None], ids, 0)]]
+    coordinates = np.einsum("npk,npkc->npc", weight, corners)
+    spread = np.linalg.norm(coordinates - coordinates[:, :1], axis=2).max(1)
+    out = np.einsum("np,npc->nc", quads.weights(np.float32), coordinates)
+    return out, known & (spread < max_spread)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_coordinates_equal_those_of_a_slow_implementation(
+    store: ViewStore, surface: TrainingSurface, mirrored: bool
+) -> None:
+    known_points = 0
+    for number in range(0, 72, 9):
+        view = store.view(number)
+        px = np.random.default_rng(number).uniform(-2.0, 98.0, (3000, 2))
+        for spread in (0.002, 0.010):
+            wanted, known = slow_coordinates(
+                view, px, surface, mirrored=mirrored, max_spread=spread
+            )
+            got, also = interpolate_coordinates(
+                view, px, surface, mirrored=mirrored, max_spread=spread
+            )
+            np.testing.assert_array_equal(also, known)
+            np.testing.assert_allclose(got[known], wanted[known], rtol=0, atol=1e-7)
+            known_points += known.sum()
+    assert known_points > 5000
+
+
+def test_a_view_of_another_mesh_is_refused(
+    dataset: Dataset, open_head: MorphableModel, tmp_path: Path
+) -> None:
+    """The same name and another version of the mesh: recognised by the geometry."""
+    rolled = replace(open_head, faces=np.roll(open_head.faces, 7, axis=0))
+    grown = replace(open_head, template=open_head.template * np.float32(1.05))
+    for model in (rolled, grown):
+        view = open_views([dataset], model, CacheConfig(tmp_path)).view(0)
+        px = np.random.default_rng(0).uniform(20.0, 76.0, (500, 2))
+        with pytest.raises(BadDataset, match=r"row 0 of .*another version of the face model"):
+            interpolate_coordinates(view, px, build_training_surface(model))
 
 
 def test_a_warp_without_displacement_is_the_plain_crop(store: ViewStore) -> None:

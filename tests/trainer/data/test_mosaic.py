@@ -11,7 +11,8 @@ from dff.face.arrays import Floats
 from dff.face.descriptor import STRIDE
 from dff.trainer.data.crops import TrainingSurface
 from dff.trainer.data.mosaic import compose_layers, make_background, make_mosaic
-from dff.trainer.data.view_cache import StoredView, ViewStore
+from dff.trainer.data.views import StoredView, ViewStore
+from tests.trainer.conftest import barycentrics
 
 SIZE = 256
 
@@ -21,10 +22,10 @@ def colour_by_coordinates(
 ) -> StoredView:
     """The view with its surface coordinates as colours of 40 or more; the background is black."""
     triangle = np.minimum(view.triangle, len(surface.faces) - 1)
-    weight = view.weight / 255.0
-    weights = np.concatenate([weight, 1.0 - weight.sum(-1, keepdims=True)], axis=-1)
     coordinate = np.einsum(
-        "hwk,hwkc->hwc", weights, surface.coordinates[surface.faces[triangle], :3]
+        "hwk,hwkc->hwc",
+        barycentrics(view, surface.faces),
+        surface.coordinates[surface.faces[triangle], :3],
     )
     colour = np.where(
         (view.triangle < len(surface.faces))[..., None],

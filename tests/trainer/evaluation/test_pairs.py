@@ -16,7 +16,7 @@ from dff.trainer.data.crops import (
     interpolate_coordinates,
     warp,
 )
-from dff.trainer.data.view_cache import ViewStore
+from dff.trainer.data.views import ViewStore
 from dff.trainer.evaluation.config import EVALUATION, FIGURES, EvaluationConfig
 from dff.trainer.evaluation.figures import draw_dev_pair, draw_match_maps
 from dff.trainer.evaluation.matching import measure_matches, refine_peak

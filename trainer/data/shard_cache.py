@@ -1,0 +1,223 @@
+"""A bounded cache of shards on a machine's own disk, shared by all processes of the machine.
+
+A shard is fetched whole, its SHA-256 is compared with the manifest's, and it is kept as a view
+file (``dff.infra.view_file``) named by that hash. When the cache is full, the files that were asked
+for longest ago are removed. A process whose file was removed fetches it again; one that has the
+file open reads on undisturbed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import queue
+import shutil
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dff.face.arrays import Array, Shaped
+from dff.face.errors import BadDataset, DffError, StorageError, TransientStorageError
+from dff.face.private_folder import make_private_folder
+from dff.infra.dataset import Dataset
+from dff.infra.files import replaced_file
+from dff.infra.view_file import EncodedView, read_records, read_views, write_view_file
+
+_log = logging.getLogger(__name__)
+
+CACHE_BYTES = 20 * 10**9  # of a cache, unless told otherwise
+RETRY_WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # seconds; after the storage's own tries
+ABANDONED = 3600.0  # seconds after which an unfinished file has no writer any more
+_LOCKS = 256
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Where shards are kept, and how much of them."""
+
+    folder: Path  # on the machine's own disk
+    capacity: int = CACHE_BYTES
+    records: int = 4096  # shards whose records a process keeps in memory
+    fetchers: int = 2  # threads of a process that fetch ahead
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1 or self.records < 1 or self.fetchers < 1:
+            raise ValueError(f"a cache needs positive sizes: {self}")
+
+
+def choose_cache(folder: Path | None, capacity: int | None) -> CacheConfig:
+    """The cache in ``folder``, of ``capacity`` bytes, on the machine that asks.
+
+    By default it lies in a folder of this user in the temporary folder, and takes CACHE_BYTES or
+    half of what is free there. Raises OSError where there is no such folder.
+    """
+    if folder is not None:
+        return CacheConfig(folder, capacity or CACHE_BYTES)
+    folder = make_private_folder("shards")
+    used = sum(path.stat().st_size for path in folder.glob("*.views"))
+    half = (shutil.disk_usage(folder).free + used) // 2
+    return CacheConfig(folder, capacity or min(CACHE_BYTES, half))
+
+
+class ShardCache:
+    """The views of some datasets by shard and row, through a cache on disk.
+
+    Any number of processes may use one folder. A forked process starts its own threads.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset], model: str, config: CacheConfig) -> None:
+        """``model``: the name of the face model that all rows must show."""
+        self.datasets, self.model, self.config = tuple(datasets), model, config
+        self._records: OrderedDict[tuple[int, int], Shaped[Array, " views"]] = OrderedDict()
+        self._wanted: queue.SimpleQueue[tuple[int, int]] | None = None
+        self._process = os.getpid()
+
+    def path(self, source: int, shard: int) -> Path:
+        """The view file of a shard of the dataset number ``source``, which need not be there."""
+        digest = self.datasets[source].shards.digests[shard].tobytes().hex()
+        return self.config.folder / f"{digest}.views"
+
+    def views(self, source: int, shard: int, rows: Sequence[int]) -> list[EncodedView]:
+        """Some views of a shard, which is fetched if it is not in the cache.
+
+        Raises BadDataset for a shard that is altered, damaged or of another model; StorageError
+        when it can't be fetched or the disk is full.
+        """
+        path = self.path(source, shard)
+        while True:
+            try:
+                return read_views(path, self._open(source, shard), rows)
+            except FileNotFoundError:  # removed since it was fetched
+                self.fetch(source, shard)
+
+    def fetch(self, source: int, shard: int) -> None:
+        """Put a shard into the cache, and mark it as the one asked for last.
+
+        Raises as ``views``.
+        """
+        path = self.path(source, shard)
+        with suppress(FileNotFoundError):
+            os.utime(path)
+            return
+        number = int(path.name[:2], 16) % _LOCKS
+        with self._locked(f"shard-{number:02x}"):
+            if path.exists():  # fetched by another process meanwhile
+                return
+            data = self._read(source, shard)
+            with _full_disk_named(self.config.folder):
+                self._make_room(len(data))
+                with replaced_file(path) as temporary, temporary.open("wb") as file:
+                    write_view_file(data, file, self.datasets[source].shard_name(shard))
+                    file.flush()
+                    os.fsync(file.fileno())
+
+    def fetch_ahead(self, shards: Sequence[tuple[int, int]]) -> None:
+        """Fetch shards (source, shard) in the background, in their order.
+
+        Errors are left to ``views``, which meets them again.
+        """
+        if self._wanted is None or self._process != os.getpid():
+            self._wanted, self._process = queue.SimpleQueue(), os.getpid()
+            for _ in range(self.config.fetchers):
+                threading.Thread(
+                    target=self._fetch_wanted, args=(self._wanted,), daemon=True
+                ).start()
+        for item in shards:
+            self._wanted.put(item)
+
+    def _fetch_wanted(self, wanted: queue.SimpleQueue[tuple[int, int]]) -> None:
+        while True:
+            source, shard = wanted.get()
+            with suppress(DffError, OSError):
+                self.fetch(source, shard)
+
+    def _open(self, source: int, shard: int) -> Shaped[Array, " views"]:
+        key = source, shard
+        if key in self._records:
+            self._records.move_to_end(key)
+            return self._records[key]
+        self.fetch(source, shard)
+        records = read_records(self.path(source, shard))
+        dataset = self.datasets[source]
+        if len(records) != dataset.shards[shard].rows:
+            raise BadDataset(
+                f"{dataset.shard_name(shard)} has {len(records)} rows, "
+                f"the manifest says {dataset.shards[shard].rows}"
+            )
+        others = set(records["model"].tolist()) - {self.model.encode()[:64]}
+        if others:
+            raise BadDataset(
+                f"{dataset.shard_name(shard)} shows the model {min(others).decode()!r}, "
+                f"not {self.model!r}"
+            )
+        self._records[key] = records
+        if len(self._records) > self.config.records:
+            self._records.popitem(last=False)
+        return records
+
+    def _read(self, source: int, shard: int) -> bytes:
+        """A shard's bytes; a storage that fails for a while is asked again."""
+        for wait in RETRY_WAITS:
+            try:
+                return self.datasets[source].shard_bytes(shard)
+            except TransientStorageError as error:
+                _log.warning("%s; trying again in %.0f s", error, wait)
+            time.sleep(wait)
+        return self.datasets[source].shard_bytes(shard)
+
+    def _make_room(self, size: int) -> None:
+        """Remove the files asked for longest ago until ``size`` more bytes fit."""
+        folder, capacity = self.config.folder, self.config.capacity
+        if size > capacity:
+            raise StorageError(
+                f"a shard of {size} bytes does not fit into the cache of {capacity} bytes: "
+                "give it more (--cache-bytes)"
+            )
+        with self._locked("room"):
+            files = []
+            for path in folder.glob("*.views"):
+                with suppress(FileNotFoundError):
+                    stat = path.stat()
+                    files.append((stat.st_mtime_ns, stat.st_size, path))
+            for path in folder.glob(".*.tmp"):  # of processes that were killed
+                with suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > ABANDONED:
+                        path.unlink()
+            used = sum(size for _, size, _ in files)
+            for _, freed, path in sorted(files):
+                if used + size <= capacity:
+                    break
+                path.unlink(missing_ok=True)
+                used -= freed
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """Let one process or thread of this machine at a time into the block; killed ones leave."""
+        folder = self.config.folder / "locks"
+        with _full_disk_named(self.config.folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = open(folder / name, "w")  # noqa: SIM115
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+@contextmanager
+def _full_disk_named(folder: Path) -> Iterator[None]:
+    """A disk that is full or can't be written as a StorageError that names the option."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        free = shutil.disk_usage(folder).free if folder.exists() else 0
+        raise StorageError(
+            f"can't write to the cache {folder}: {error.strerror} ({free / 1e9:.1f} GB free); "
+            "name another place (--cache) or a smaller size (--cache-bytes)"
+        ) from error
