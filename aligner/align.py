@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import cv2
 import numpy as np
-import torch
 
 from dff.aligner.alignment import (
     Alignment,
@@ -31,8 +30,9 @@ from dff.aligner.fitting.fitters import DenseFitter
 from dff.aligner.fitting.loop import FaceFitter, Fitter, Pass, fit_passes
 from dff.aligner.fitting.multi_image import MultiImageFitter, choose_person, find_strangers
 from dff.face.arrays import Bytes, Floats
-from dff.face.descriptor import Anchors, DescriptorNet, Network
+from dff.face.descriptor import Anchors, DescriptorNet, DeviceNetwork, Network
 from dff.face.errors import BadPhoto, BadWeights, NoFace
+from dff.face.fused_network import FusedNetwork
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
 from dff.face.io.assets import load_model
@@ -80,7 +80,7 @@ class Aligner:
         self.anchors = anchors
         self.model = model
         self.config = config or AlignConfig()
-        self.multiple = net.config.multiple if isinstance(net, DescriptorNet) else 32
+        self.multiple: int = net.config.multiple if hasattr(net, "config") else 32
         self.card = dict(card or {})  # where the weights come from
         self.calibration = calibration or DEFAULT
         self.landmark_offsets = landmark_offsets or LandmarkOffsets()
@@ -416,25 +416,30 @@ def load_aligner(
     config: AlignConfig | None = None,
     calibration: Calibration | None = None,
     landmark_offsets: LandmarkOffsets | None = None,
+    device: str | None = None,
 ) -> Aligner:
     """The aligner of a weights file; of the shipped weights when none is named.
 
     ``config``: by default crops are as large as those that the network was trained on.
-    ``calibration`` and ``landmark_offsets`` instead of the file's own. Raises BadWeights when the
-    file cannot be used, BadModel when its model is not found.
+    ``calibration`` and ``landmark_offsets`` instead of the
+    file's own. ``device``: of torch, on which the network runs, such as "cuda"; the fit runs on the
+    CPU in any case. By default the network runs there too, by ``FusedNetwork``. Raises BadWeights
+    when the file cannot be used, BadModel when its model is not found, ValueError for a device that
+    is not there.
     """
     path = weights_files.DEFAULT if weights is None else weights
     loaded = weights_files.load(path)
     model = load_model(str(loaded.card["model"]))
     weights_files.check_model(path, loaded, model)
-    net = loaded.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the fast layout on CPUs
+    net = _place_network(loaded.net, device)
     try:
         if calibration is None and loaded.calibration is not None:
             calibration = Calibration.from_json(loaded.calibration)
     except (TypeError, ValueError) as error:
         raise BadWeights(f"{path}: {error}") from error
     if config is None:
-        config = AlignConfig(crop=int(loaded.card.get("config", {}).get("size", AlignConfig.crop)))
+        crop = int(loaded.card.get("config", {}).get("size", AlignConfig.crop))
+        config = AlignConfig(crop=crop)
     card = dict(loaded.card)
     if loaded.landmark_offsets_source:
         # Answers name whose labels say where their landmarks lie, as the weights' other sources.
@@ -449,6 +454,16 @@ def load_aligner(
         calibration=calibration,
         landmark_offsets=landmark_offsets or loaded.landmark_offsets,
     )
+
+
+def _place_network(net: DescriptorNet, device: str | None) -> Network:
+    if device in (None, "cpu"):
+        return FusedNetwork(net)
+    try:
+        return DeviceNetwork(net, str(device))
+    except (RuntimeError, AssertionError) as error:  # torch raises either for missing devices
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no network runs on {device!r} here: {reason}") from error
 
 
 def _accepted(found: list[Alignment]) -> list[Alignment]:

@@ -179,6 +179,22 @@ class DescriptorNet(nn.Module):
         return Features(descriptor, self.face_logit(trunk))
 
 
+class DeviceNetwork:
+    """A network on a device of torch, such as "cuda"; takes and returns tensors of the CPU."""
+
+    def __init__(self, net: nn.Module, device: str) -> None:
+        """Raises RuntimeError, as torch, when there is no such device."""
+        self.device = torch.device(device)
+        self.net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.config: NetConfig = net.config  # type: ignore[assignment]
+
+    def __call__(self, image: Tensor) -> Features:
+        """(B, 3, H, W) RGB 0..1 to features on a grid of half the size."""
+        with torch.inference_mode():
+            found = self.net(image.to(self.device))
+        return Features(found.descriptor.cpu(), found.face_logit.cpu())
+
+
 def image_batch(images: Tensor) -> Tensor:
     """(B, H, W, 3) uint8 RGB to the network's (B, 3, H, W) float 0..1, channels last in memory."""
     return images.permute(0, 3, 1, 2).float().div_(255.0)

@@ -83,7 +83,7 @@ def match(
     3) ``place`` on the template a pixel's candidates lie within ``candidate_radius`` metres of its
     best one, since the mean of two distant points is far from both.
     """
-    b, d, _, width = descriptor.shape
+    b, _, _, width = descriptor.shape
     out = Matches.none(b, pixels, candidates)
     grid, mask, anchor, probability = out.grid, out.mask, out.anchor, out.probability
     pitch = np.full(b, float(stride))
@@ -97,7 +97,8 @@ def match(
             pitch[face] = stride * np.sqrt(len(inside) / pixels)
             inside = inside[np.linspace(0, len(inside) - 1, pixels).astype(int)]
         n = len(inside)
-        similarity = descriptor[face].reshape(d, -1)[:, inside].T @ table
+        pixel = np.moveaxis(descriptor[face], 0, 2)[inside // width, inside % width]
+        similarity = pixel @ table
         _best(similarity, sharpness, no_match_cosine, anchor[face, :n], probability[face, :n])
         if place is not None:
             among = place[anchor[face, :n]]

@@ -72,9 +72,12 @@ class Observer:
         with torch.inference_mode():
             batch = image_batch(torch.from_numpy(pixels))
             parts = [self.net(part) for part in torch.split(batch, self.config.network_batch)]
-        descriptor = np.concatenate([part.descriptor.float().numpy() for part in parts])
+        # rows of pixels, as the fast networks write them
+        descriptor = np.concatenate(
+            [part.descriptor.float().permute(0, 2, 3, 1).numpy() for part in parts]
+        )
         face_logit = np.concatenate([part.face_logit.float().numpy() for part in parts])
-        return descriptor, face_logit
+        return np.moveaxis(descriptor, 3, 1), face_logit
 
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
         """The chosen pixels of the face and their most similar anchors."""

@@ -6,7 +6,7 @@ from itertools import cycle
 import numpy as np
 import pytest
 
-from dff.aligner.align import Aligner
+from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.config import AlignConfig, MultiImageConfig, ObservationConfig
 from dff.aligner.detection import Detection
@@ -366,3 +366,8 @@ def test_a_config_of_nonsense_is_refused() -> None:
         replace(AlignConfig(), passes=0)
     with pytest.raises(ValueError, match="positive"):
         replace(MultiImageConfig(), scales=())
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="no network runs on 'quux'"):
+        load_aligner(device="quux")

@@ -1,0 +1,368 @@
+"""The descriptor network's forward pass on a CPU core, fused into few loops.
+
+The same arithmetic as ``DescriptorNet`` in single precision; only sums are ordered differently.
+A block runs in strips of rows: the depthwise convolution, the pointwise convolution (a matrix
+product of the BLAS) and the sums of the group norm, while the strip is in the cache. Then one loop
+normalises, rectifies and adds the input. torch writes and reads the whole map for each operation.
+
+Maps lie in memory as (rows, columns, channels), with a border of zeros one pixel wide.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dff.face.arrays import Floats
+from dff.face.descriptor import STRIDE, DescriptorNet, Features, Separable
+from dff.face.numba_cache import CACHE
+
+STRIP = 16384  # numbers of the depthwise result made at a time: with the product they fill the L2
+KEPT_BYTES = 64 << 20  # of a workspace, at most, that a thread keeps for the next image
+TILE = 256  # numbers that innermost loops run over at least, where the columns allow it
+
+
+class FusedBlock:
+    """The packed weights of a residual block: depthwise and pointwise convolution, group norm."""
+
+    def __init__(self, taps: Floats, pointwise: Floats, norm: nn.GroupNorm) -> None:
+        """(k * k, inputs) depthwise ``taps``, (inputs, outputs) ``pointwise``."""
+        self.taps, self.pointwise = taps, np.ascontiguousarray(pointwise)
+        self.norm = _numbers(norm.weight), _numbers(norm.bias), int(norm.num_groups), norm.eps
+
+    @staticmethod
+    def of(block: nn.Module) -> FusedBlock:
+        assert isinstance(block, Separable)
+        depthwise = _numbers(block.depthwise.weight)
+        taps = np.ascontiguousarray(depthwise.reshape(len(depthwise), -1).T)
+        return FusedBlock(taps, _kernel(block.pointwise), block.norm)
+
+
+class Workspace:
+    """The maps of one image: of each level, which its blocks change in place, and a product."""
+
+    def __init__(self, shape: tuple[int, int], widths: tuple[int, ...]) -> None:
+        self.shape, self.widths = shape, widths
+        rows, columns = (side // 2 for side in shape)
+        self.product = np.empty(rows * columns * max(widths), np.float32)
+        self.maps = [
+            np.zeros(((rows >> level) + 2, (columns >> level) + 2, width), np.float32)
+            for level, width in enumerate(widths)
+        ]
+        self.bytes = self.product.nbytes + sum(one.nbytes for one in self.maps)
+
+
+class FusedNetwork:
+    """``DescriptorNet`` for inference on the CPU, by numpy arrays. Threads may share it."""
+
+    def __init__(self, net: DescriptorNet) -> None:
+        self.config = net.config
+        conv, norm, _ = net.stem
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.GroupNorm)
+        # (4, 4, 3, outputs), as the stem's kernel gathers the pixels
+        kernel = _numbers(conv.weight).transpose(2, 3, 1, 0)
+        self.stem = FusedBlock(np.zeros((0, 0), np.float32), kernel.reshape(48, -1), norm)
+        self.stages = [[FusedBlock.of(b) for b in _modules(stage)] for stage in net.encoder]
+        self.decoder = [FusedBlock.of(block) for block in net.decoder]
+        self.lateral = [(_kernel(one), _bias(one)) for one in net.lateral]
+        heads = net.to_descriptor, net.to_face  # as one product
+        self.heads = np.ascontiguousarray(np.concatenate([_kernel(one) for one in heads], axis=1))
+        self.bias = np.concatenate([_bias(one) for one in heads])
+
+    def __call__(self, image: Tensor) -> Features:
+        """(B, 3, H, W) float RGB 0..1 to ``Features``; their memory is channels last.
+
+        Raises ValueError for sides that are no multiples of ``config.multiple``.
+        """
+        multiple = self.config.multiple
+        if image.ndim != 4 or image.shape[1] != 3 or any(s % multiple for s in image.shape[2:]):
+            raise ValueError(
+                f"want (B, 3, H, W) with sides in multiples of {multiple}: {image.shape}"
+            )
+        pixels = np.ascontiguousarray(image.permute(0, 2, 3, 1).float().numpy())
+        shape = (len(pixels), pixels.shape[1] // STRIDE, pixels.shape[2] // STRIDE)
+        descriptor = np.empty((*shape, self.config.dims), np.float32)
+        logit = np.empty(shape, np.float32)
+        for i, one in enumerate(pixels):
+            _apply_heads(self._trunk(one), self.heads, self.bias, descriptor[i], logit[i])
+        return Features(torch.from_numpy(descriptor).permute(0, 3, 1, 2), torch.from_numpy(logit))
+
+    def _trunk(self, image: Floats) -> Floats:
+        """The bordered map that both heads read, of an (H, W, 3) image."""
+        work = _get_workspace((image.shape[0], image.shape[1]), self.config.widths)
+        maps, product = work.maps, work.product
+        sums = _convolve_image(image, self.stem.pointwise, product)
+        _rectify(product, sums, *self.stem.norm, False, maps[0])
+        for level, blocks in enumerate(self.stages):
+            for number, block in enumerate(blocks):
+                if level > 0 and number == 0:
+                    x = maps[level - 1]
+                    sums = _convolve_halving(x, block.taps, block.pointwise, product)
+                    _rectify(product, sums, *block.norm, False, maps[level])
+                else:
+                    self._add_block(block, maps[level], product)
+        for level in reversed(range(len(self.lateral))):
+            _join(maps[level], maps[level + 1], *self.lateral[level])
+            self._add_block(self.decoder[level], maps[level], product)
+        return maps[0]
+
+    @staticmethod
+    def _add_block(block: FusedBlock, x: Floats, product: Floats) -> None:
+        sums = _convolve(x, block.taps, block.pointwise, product)
+        _rectify(product, sums, *block.norm, True, x)
+
+
+_KEPT = threading.local()  # the workspace of each thread's last image
+
+
+def _get_workspace(shape: tuple[int, int], widths: tuple[int, ...]) -> Workspace:
+    """A workspace for images of this ``shape``: the thread's last one where it fits."""
+    last: Workspace | None = getattr(_KEPT, "workspace", None)
+    if last is None or (last.shape, last.widths) != (shape, widths):
+        last = Workspace(shape, widths)
+        _KEPT.workspace = last if last.bytes <= KEPT_BYTES else None
+    return last
+
+
+def _numbers(weight: Tensor) -> Floats:
+    return np.ascontiguousarray(weight.detach().cpu().float().numpy())
+
+
+def _modules(parent: nn.Module) -> list[nn.Module]:
+    return list(parent.children())
+
+
+def _kernel(convolution: nn.Module) -> Floats:
+    """(inputs, outputs) weights of a 1 x 1 convolution."""
+    assert isinstance(convolution, nn.Conv2d)
+    return np.ascontiguousarray(_numbers(convolution.weight)[:, :, 0, 0].T)
+
+
+def _bias(convolution: nn.Module) -> Floats:
+    assert isinstance(convolution, nn.Conv2d)
+    assert convolution.bias is not None
+    return _numbers(convolution.bias)
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _tile(columns, channels):  # type: ignore[no-untyped-def]
+    """The smallest whole share of ``columns`` whose numbers fill ``TILE``, else all of them."""
+    for share in range(1, columns):
+        if columns % share == 0 and share * channels >= TILE:
+            return share
+    return columns
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _add_sums(y, sums):  # type: ignore[no-untyped-def]
+    """Add the channels' sums of (N, C) ``y`` and of its square to ``sums`` (2, C)."""
+    pixels, channels = y.shape
+    first, second = np.zeros(channels, np.float32), np.zeros(channels, np.float32)
+    for i in range(pixels):
+        for c in range(channels):
+            v = y[i, c]
+            first[c] += v
+            second[c] += v * v
+    for c in range(channels):
+        sums[0, c] += first[c]
+        sums[1, c] += second[c]
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _convolve(x, taps, pointwise, product):  # type: ignore[no-untyped-def]
+    """3 x 3 depthwise, then pointwise convolution of the bordered map ``x``; returns the sums."""
+    rows, columns, channels = x.shape[0] - 2, x.shape[1] - 2, x.shape[2]
+    outputs = pointwise.shape[1]
+    y, sums = product[: rows * columns * outputs].reshape(-1, outputs), np.zeros((2, outputs))
+    tile = _tile(columns, channels)
+    width = tile * channels
+    tiled = np.empty(9 * width, np.float32)
+    for k in range(9):
+        for t in range(tile):
+            for c in range(channels):
+                tiled[k * width + t * channels + c] = taps[k, c]
+    strip = max(1, min(rows, STRIP // (columns * channels)))
+    part = np.empty((strip * columns, channels), np.float32)
+    flat, source = part.reshape(-1), x.reshape(-1)
+    line = (columns + 2) * channels
+    for begin in range(0, rows, strip):
+        end = min(begin + strip, rows)
+        at = 0
+        for r in range(begin, end):
+            for left in range(0, columns * channels, width):
+                _filter(source, r * line + left, line, channels, tiled, width, flat, at)
+                at += width
+        some = y[begin * columns : end * columns]
+        np.dot(part[: (end - begin) * columns], pointwise, some)
+        _add_sums(some, sums)
+    return sums
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _filter(x, at, line, step, taps, width, out, to):  # type: ignore[no-untyped-def]
+    """``width`` numbers of a 3 x 3 depthwise convolution of a flat map, ``line`` numbers a row."""
+    n = np.uint64(width)
+    a0, b0, c0 = np.uint64(at), np.uint64(at + line), np.uint64(at + 2 * line)
+    a1, b1, c1 = np.uint64(at + step), np.uint64(at + line + step), np.uint64(at + 2 * line + step)
+    a2, b2 = np.uint64(at + 2 * step), np.uint64(at + line + 2 * step)
+    c2, end = np.uint64(at + 2 * line + 2 * step), np.uint64(to)
+    n1, n2, n3, n4 = n, n + n, n + n + n, n + n + n + n
+    for t in range(n):
+        out[end + t] = (
+            x[a0 + t] * taps[t]
+            + x[a1 + t] * taps[n1 + t]
+            + x[a2 + t] * taps[n2 + t]
+            + x[b0 + t] * taps[n3 + t]
+            + x[b1 + t] * taps[n4 + t]
+            + x[b2 + t] * taps[n4 + n1 + t]
+            + x[c0 + t] * taps[n4 + n2 + t]
+            + x[c1 + t] * taps[n4 + n3 + t]
+            + x[c2 + t] * taps[n4 + n4 + t]
+        )
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _convolve_halving(x, taps, pointwise, product):  # type: ignore[no-untyped-def]
+    """4 x 4 depthwise convolution at every second pixel, then pointwise; returns the sums."""
+    rows, columns, channels = (x.shape[0] - 2) // 2, (x.shape[1] - 2) // 2, x.shape[2]
+    outputs = pointwise.shape[1]
+    y, sums = product[: rows * columns * outputs].reshape(-1, outputs), np.zeros((2, outputs))
+    strip = max(1, min(rows, STRIP // (columns * channels)))
+    part = np.empty((strip * columns, channels), np.float32)
+    flat, source, weights = part.reshape(-1), x.reshape(-1), taps.reshape(-1)
+    line = x.shape[1] * channels
+    for begin in range(0, rows, strip):
+        end = min(begin + strip, rows)
+        at = 0
+        for r in range(begin, end):
+            for column in range(columns):
+                start = 2 * r * line + 2 * column * channels
+                _filter_four(source, start, line, channels, weights, flat, at)
+                at += channels
+        some = y[begin * columns : end * columns]
+        np.dot(part[: (end - begin) * columns], pointwise, some)
+        _add_sums(some, sums)
+    return sums
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _filter_four(x, at, line, n, taps, out, to):  # type: ignore[no-untyped-def]
+    """The ``n`` channels of one pixel of a 4 x 4 depthwise convolution of a flat map."""
+    m, end = np.uint64(n), np.uint64(to)
+    for i in range(4):
+        w0, x0 = np.uint64(4 * i * n), np.uint64(at + i * line)
+        w1, x1, w2, x2 = w0 + m, x0 + m, w0 + m + m, x0 + m + m
+        w3, x3 = w2 + m, x2 + m
+        for c in range(m):
+            sum_of_row = (
+                x[x0 + c] * taps[w0 + c]
+                + x[x1 + c] * taps[w1 + c]
+                + x[x2 + c] * taps[w2 + c]
+                + x[x3 + c] * taps[w3 + c]
+            )
+            out[end + c] = sum_of_row if i == 0 else out[end + c] + sum_of_row
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _convolve_image(image, kernel, product):  # type: ignore[no-untyped-def]
+    """The stem: 4 x 4 convolution of an (H, W, 3) image at every second pixel; the sums."""
+    rows, columns, outputs = image.shape[0] // 2, image.shape[1] // 2, kernel.shape[1]
+    y, sums = product[: rows * columns * outputs].reshape(-1, outputs), np.zeros((2, outputs))
+    strip = max(1, min(rows, STRIP // (columns * 48)))
+    part = np.empty((strip * columns, 48), np.float32)
+    # rows of the image with the zeros beyond its edges
+    bordered = np.zeros((2 * strip + 2, (2 * columns + 2) * 3), np.float32)
+    pixels = image.reshape(2 * rows, -1)
+    for begin in range(0, rows, strip):
+        end = min(begin + strip, rows)
+        for i in range(2 * (end - begin) + 2):
+            row = 2 * begin + i - 1
+            if row < 0 or row >= 2 * rows:
+                bordered[i] = 0.0
+            else:
+                for t in range(6 * columns):
+                    bordered[i, t + 3] = (pixels[row, t] - np.float32(0.5)) * np.float32(4.0)
+        at = 0
+        for r in range(end - begin):
+            for column in range(columns):
+                for i in range(4):
+                    for t in range(12):
+                        part[at, 12 * i + t] = bordered[2 * r + i, 6 * column + t]
+                at += 1
+        some = y[begin * columns : end * columns]
+        np.dot(part[: (end - begin) * columns], kernel, some)
+        _add_sums(some, sums)
+    return sums
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _rectify(product, sums, gain, offset, groups, eps, adds, out):  # type: ignore[no-untyped-def]
+    """Write the rectified group norm of the product into a bordered map, or add it to the map."""
+    rows, columns, channels = out.shape[0] - 2, out.shape[1] - 2, out.shape[2]
+    tile = _tile(columns, channels)
+    width, size, count = tile * channels, channels // groups, channels // groups * rows * columns
+    affine = np.empty(2 * width, np.float32)  # slopes, then shifts
+    for g in range(groups):
+        first, second = 0.0, 0.0
+        for c in range(g * size, (g + 1) * size):
+            first += sums[0, c]
+            second += sums[1, c]
+        mean = first / count
+        inverse = 1.0 / np.sqrt(max(second / count - mean * mean, 0.0) + eps)
+        for c in range(g * size, (g + 1) * size):
+            for t in range(tile):
+                affine[t * channels + c] = gain[c] * inverse
+                affine[width + t * channels + c] = offset[c] - mean * inverse * gain[c]
+    flat, line, at = out.reshape(-1), (columns + 2) * channels, 0
+    for r in range(1, rows + 1):
+        for left in range(channels, (columns + 1) * channels, width):
+            _rectify_tile(product, at, affine, width, adds, flat, r * line + left)
+            at += width
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _rectify_tile(y, at, affine, width, adds, out, to):  # type: ignore[no-untyped-def]
+    n, start, end = np.uint64(width), np.uint64(at), np.uint64(to)
+    for t in range(n):
+        v = max(y[start + t] * affine[t] + affine[n + t], np.float32(0.0))
+        out[end + t] = out[end + t] + v if adds else v
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _join(out, x, weight, bias):  # type: ignore[no-untyped-def]
+    """Add the 1 x 1 convolution of the bordered map ``x``, each pixel of it twice, to ``out``."""
+    rows, columns, channels = x.shape[0] - 2, x.shape[1] - 2, out.shape[2]
+    coarse = np.empty((columns, channels), np.float32)
+    for r in range(rows):
+        np.dot(x[r + 1, 1 : columns + 1], weight, coarse)
+        for i in range(1, 3):
+            target = out[2 * r + i]
+            for column in range(columns):
+                for c in range(channels):
+                    more = coarse[column, c] + bias[c]
+                    target[2 * column + 1, c] += more
+                    target[2 * column + 2, c] += more
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _apply_heads(trunk, weight, bias, descriptor, logit):  # type: ignore[no-untyped-def]
+    """Unit descriptors and face logits of a bordered map."""
+    rows, columns, dims = descriptor.shape
+    part = np.empty((columns, dims + 1), np.float32)
+    for r in range(rows):
+        np.dot(trunk[r + 1, 1 : columns + 1], weight, part)
+        for column in range(columns):
+            square = np.float32(0.0)
+            for d in range(dims):
+                v = part[column, d] + bias[d]
+                descriptor[r, column, d] = v
+                square += v * v
+            inverse = np.float32(1.0) / max(np.sqrt(square), np.float32(1e-12))
+            for d in range(dims):
+                descriptor[r, column, d] *= inverse
+            logit[r, column] = part[column, dims] + bias[dims]

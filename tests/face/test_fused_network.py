@@ -1,0 +1,86 @@
+"""The fused network computes what ``DescriptorNet`` does, in less time."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from dff.face.descriptor import DescriptorNet, DeviceNetwork, NetConfig
+from dff.face.fused_network import FusedNetwork
+
+SMALL = NetConfig(dims=8, widths=(8, 16, 24), depths=(1, 2, 1), groups=4)
+LARGE = NetConfig(widths=(32, 64, 128), depths=(1, 1, 1))
+
+
+def random_net(config: NetConfig) -> DescriptorNet:
+    """A network whose norms have gains and offsets too."""
+    torch.manual_seed(3)
+    net = DescriptorNet(config)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "norm" in name or "stem.1" in name or "bias" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return net
+
+
+@pytest.mark.parametrize("config", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("shape", [(1, 32, 32), (2, 64, 40), (1, 8, 24), (1, 136, 104)], ids=str)
+def test_output_is_that_of_the_network(config: NetConfig, shape: tuple[int, int, int]) -> None:
+    net = random_net(config)
+    batch, height, width = shape
+    image = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        want = net(image)
+    got = FusedNetwork(net)(image)
+    assert got.descriptor.shape == want.descriptor.shape
+    assert got.face_logit.shape == want.face_logit.shape
+    torch.testing.assert_close(got.descriptor, want.descriptor, atol=2e-5, rtol=0)
+    torch.testing.assert_close(got.face_logit, want.face_logit, atol=1e-4, rtol=1e-5)
+
+
+def test_maps_of_the_last_image_leave_no_trace() -> None:
+    fused = FusedNetwork(random_net(SMALL))
+    images = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(2))
+    first = fused(images[:1])
+    fused(images[1:, :, :, :32])
+    again = fused(images[:1])
+    assert torch.equal(first.descriptor, again.descriptor)
+    assert torch.equal(fused(images).descriptor[:1], first.descriptor)
+
+
+def test_threads_may_share_a_network() -> None:
+    fused = FusedNetwork(random_net(SMALL))
+    images = torch.rand(8, 1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    alone = [fused(image).descriptor for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = [found.descriptor for found in pool.map(fused, images)]
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 30), (1, 4, 32, 32), (3, 32, 32)], ids=str)
+def test_images_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="multiples of 8"):
+        FusedNetwork(random_net(SMALL))(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ),
+    ],
+)
+def test_a_device_gives_the_output_of_the_network(device: str) -> None:
+    net = random_net(SMALL)
+    image = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    want = FusedNetwork(net)(image)
+    got = DeviceNetwork(net, device)(image)
+    assert got.descriptor.device.type == "cpu"
+    np.testing.assert_allclose(got.descriptor, want.descriptor, atol=1e-3)
+    np.testing.assert_allclose(got.face_logit, want.face_logit, atol=1e-2)
