@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dff.aligner.align import Aligner, load_aligner
     from dff.aligner.alignment import Alignment
     from dff.aligner.config import AlignConfig
+    from dff.aligner.matching.matcher import Matcher, match
     from dff.face.errors import DffError
     from dff.face.geometry.camera import Box
     from dff.face.io.assets import load_albedo, load_model
@@ -35,10 +36,12 @@ __all__ = [
     "Alignment",
     "Box",
     "DffError",
+    "Matcher",
     "invert",
     "load_albedo",
     "load_aligner",
     "load_model",
+    "match",
     "open_dataset",
     "read_image",
     "synthesize",
@@ -51,10 +54,12 @@ _HOMES = {
     "Alignment": "dff.aligner.alignment",
     "Box": "dff.face.geometry.camera",
     "DffError": "dff.face.errors",
+    "Matcher": "dff.aligner.matching.matcher",
     "invert": "dff.pipeline.recovery.inverse",
     "load_albedo": "dff.face.io.assets",
     "load_aligner": "dff.aligner.align",
     "load_model": "dff.face.io.assets",
+    "match": "dff.aligner.matching.matcher",
     "open_dataset": "dff.infra.dataset",
     "read_image": "dff.infra.images",
     "synthesize": "dff.pipeline.synthesis",

@@ -119,7 +119,7 @@ def align(
         return
     if box and len(files) > 1:
         raise typer.BadParameter("--box takes one image; use --boxes for several")
-    given = {files[0]: [_parse_box(box)]} if box else _read_boxes(boxes, files)
+    given = {files[0]: [parse_box(box)]} if box else _read_boxes(boxes, files)
     _align_images(load, files, boxes=given, json_out=json_out, resume=resume, draw=draw, mesh=mesh)
 
 
@@ -242,7 +242,8 @@ def _read_boxes(file: Path | None, images: list[Path]) -> Mapping[Path, Sequence
     return boxes
 
 
-def _parse_box(text: str) -> Box:
+def parse_box(text: str) -> Box:
+    """A box from "x0,y0,x1,y1". Raises BadParameter."""
     corners = text.split(",")
     if len(corners) != 4:
         raise typer.BadParameter(f"--box takes four numbers x0,y0,x1,y1, got {text!r}")

@@ -18,6 +18,7 @@ from dff.commands.fit_landmark_offsets import fit_landmark_offsets
 from dff.commands.inspect import inspect
 from dff.commands.jobs import jobs
 from dff.commands.label import label
+from dff.commands.match import match
 from dff.commands.models import models
 from dff.commands.serve import serve
 from dff.commands.status import status
@@ -42,7 +43,7 @@ app = typer.Typer(
     ),
 )
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Use": (demo, align, serve, export, models),
+    "Use": (demo, align, match, serve, export, models),
     "Data": (label, synthesize, status, inspect),
     "Training and evaluation": (
         train,

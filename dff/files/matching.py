@@ -11,7 +11,7 @@ import numpy as np
 
 from dff.face.errors import BadDataset, BadLandmarks
 from dff.face.io.assets import load_model
-from dff.face.tta import TtaNetwork, TtaTransform
+from dff.face.matching import CROP, augment_for_matching
 from dff.infra import weights as weights_files
 from dff.infra.dataset import open_dataset
 from dff.infra.landmark_files import parse_mat, parse_reannotated
@@ -31,19 +31,13 @@ from dff.trainer.evaluation.pairs import (
 )
 from dff.trainer.train import load_dataset_model
 
-CROP = 160  # pixels, side
-TRANSFORMS = (
-    TtaTransform(),
-    *(TtaTransform(scale, turn) for scale in (0.8, 1.2) for turn in (-12.0, 12.0)),
-)
-"""Test-time augmentation: these match better together than each, or than three upright scales."""
 IDENTITIES = 30  # whose views are paired; reading more takes long and changes little
 
 
 def load_methods(weights: str | None) -> dict[str, Describe]:
     """``dff``: probabilities of the anchors, as the aligner uses them. ``raw``: the descriptor."""
     loaded = weights_files.load(weights or weights_files.DEFAULT)
-    network = TtaNetwork(loaded.net, TRANSFORMS, multiple=loaded.net.config.multiple)
+    network = augment_for_matching(loaded.net, multiple=loaded.net.config.multiple)
     return {
         "dff": make_anchor_descriptor(network, loaded.anchors, mirrored=True),
         "raw": make_network_descriptor(loaded.net),

@@ -25,6 +25,7 @@ GUIDE = [
         "index",
         "install",
         "align",
+        "match",
         "serve",
         "label",
         "synthesize",

@@ -6,8 +6,6 @@ Lepetit, Fua, "DAISY: an efficient dense descriptor" (2010); normalised correlat
 
 from __future__ import annotations
 
-from typing import cast
-
 import cv2
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import STRIDE, Anchors, Network, image_batch
 from dff.face.extras import require_extra
 from dff.face.geometry.interpolation import bilinear
+from dff.face.matching import describe_crop
 from dff.trainer.evaluation.matching import Describe
 
 with require_extra("train"):
@@ -34,22 +33,13 @@ def make_network_descriptor(net: Network) -> Describe:
 def make_anchor_descriptor(net: Network, anchors: Anchors, *, mirrored: bool = False) -> Describe:
     """Square roots of the anchor probabilities at a point, which are a unit vector.
 
-    The cosine of two is Bhattacharyya's coefficient of the probabilities. Training determines the
-    anchor probabilities; it leaves other components of a descriptor free. ``mirrored``: the
-    mirrored crop is described too, and the cosine is the mean of both coefficients.
+    The cosine of two is Bhattacharyya's coefficient of the probabilities (``dff.face.matching``).
+    ``mirrored``: the mirrored crop is described too, and the cosine is the mean of both.
     """
-    vectors = torch.from_numpy(anchors.scale * anchors.descriptor.T)
-
-    def root(image: Bytes, px: Floats) -> Floats:
-        log_odds = torch.from_numpy(_describe_points(net, image, px)) @ vectors
-        return cast(Floats, torch.softmax(log_odds, dim=1).sqrt().numpy())
 
     def describe(image: Bytes, px: Floats) -> Floats:
-        if not mirrored:
-            return root(image, px)
-        there = np.stack([image.shape[1] - px[:, 0], px[:, 1]], axis=1)
-        both = root(image, px), root(np.ascontiguousarray(image[:, ::-1]), there)
-        return np.concatenate(both, axis=1) / np.float32(np.sqrt(2.0))
+        features = describe_crop(net, image, mirrored=mirrored)
+        return features.anchor_roots(anchors, px / STRIDE)
 
     return describe
 

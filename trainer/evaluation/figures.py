@@ -10,8 +10,9 @@ import torch
 
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import STRIDE, Anchors, DescriptorNet, image_batch
+from dff.face.matching import refine_peak
 from dff.trainer.evaluation.config import FIGURES, MATCHING, FigureConfig, MatchingConfig
-from dff.trainer.evaluation.matching import Describe, match_points, refine_peak
+from dff.trainer.evaluation.matching import Describe, match_points
 from dff.trainer.evaluation.pairs import DevPair, ViewPair
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import STRIDE, DescriptorNet, image_batch
+from dff.face.matching import find_peaks, pixel_centres, refine_peak
 from dff.trainer.evaluation.config import EVALUATION, MATCHING, EvaluationConfig, MatchingConfig
 from dff.trainer.evaluation.pairs import DevPair, ViewPair
 
@@ -115,13 +115,10 @@ def _format_line(cells: Sequence[object]) -> str:
 def match_points(pair: ViewPair, describe: Describe) -> Floats:
     """Match a pair's points: (N, 2) output px of the second crop."""
     half = pair.images.shape[1] // STRIDE
-    candidate = np.flatnonzero(pair.face)
-    centre = np.stack([candidate % half, candidate // half], axis=1) + 0.5
+    candidates = np.flatnonzero(pair.face)
     wanted = describe(pair.images[0], pair.first * STRIDE)
-    # Outside the face below any cosine, so that no peak lies there or is drawn towards it.
-    cosine = np.full((len(wanted), half * half), -2.0, dtype=np.float32)
-    cosine[:, candidate] = wanted @ describe(pair.images[1], centre * STRIDE).T
-    return cast(Floats, refine_peak(torch.from_numpy(cosine), half).numpy())
+    cosine = wanted @ describe(pair.images[1], pixel_centres(candidates, half) * STRIDE).T
+    return find_peaks(cosine, candidates, half)
 
 
 def compare_descriptors(
@@ -197,22 +194,3 @@ def measure_matches(
         f"match_pck_{config.pck_px}": float((px < config.pck_px).mean()),
         "vote_mm_median": float(np.median(mm)),
     }
-
-
-def refine_peak(cosine: Tensor, width: int) -> Tensor:
-    """Refine the maxima of (N, P) maps of ``width`` columns to a fraction of a pixel.
-
-    Returns (N, 2) output px (x, y), the first centre at 0.5: the mean of the 3 x 3 pixels around a
-    maximum, weighted by the exponential of 32 times their cosine.
-    """
-    best = cosine.argmax(1)
-    steps = torch.arange(-1, 2, device=cosine.device)
-    x = (best % width)[:, None, None] + steps.expand(3, 3)
-    y = (best // width)[:, None, None] + steps.expand(3, 3).T
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < cosine.shape[1] // width)
-    around = cosine.gather(
-        1, (torch.where(inside, y * width + x, best[:, None, None])).flatten(1)
-    ).reshape(x.shape)
-    weight = torch.exp(32.0 * (around - cosine.amax(1)[:, None, None])) * inside
-    weight = weight / weight.sum((1, 2), keepdim=True)
-    return torch.stack([(weight * (x + 0.5)).sum((1, 2)), (weight * (y + 0.5)).sum((1, 2))], dim=1)

@@ -173,14 +173,14 @@ def _make_view_pair(
     matrices = [input_from_source(box, size, CropPlacement()) for box in boxes]
     frames = [resolve_frame(row, model) for row in rows]
     vertices = b.cam_from_head.apply(model.vertices(b.coefficients(model)))
-    known, coordinate, cam = _transfer_points(
+    known, coordinate, cam = transfer_points(
         frames[0], grid_in_source(matrices[0], size), surface, vertices, config.max_spread
     )
     source = b.camera.px_from_cam(cam)
     # Negative for occluders and background: the mask removes what they index.
     skin = surface.skin[frames[1].triangle]
     skin &= frames[1].mask
-    known &= _is_visible(frames[1], skin, source, coordinate, surface, config.same_point)
+    known &= is_visible(frames[1], skin, source, coordinate, surface, config.same_point)
     second = (source @ matrices[1][:, :2].T + matrices[1][:, 2]) / STRIDE
     half = size // STRIDE
     known &= ((second >= 0) & (second < half)).all(1)
@@ -193,20 +193,20 @@ def _make_view_pair(
         images=np.stack(crops),
         first=np.stack([chosen % half, chosen // half], axis=1) + 0.5,
         second=second[chosen],
-        face=_lookup_mask(skin, grid_in_source(matrices[1], size)),
+        face=lookup_mask(skin, grid_in_source(matrices[1], size)),
         box=boxes[1].size * float(matrices[1][0, 0]) / STRIDE,
         yaw=abs(a.pose[0] - b.pose[0]),
         same=a.identity_id == b.identity_id,
     )
 
 
-def _lookup_mask(mask: Bools, px: Floats) -> Bools:
+def lookup_mask(mask: Bools, px: Floats) -> Bools:
     """(N,) a mask's value in the pixel that holds each of (N, 2) ``px``; False outside."""
     row, column, inside = find_pixels(px, mask.shape)
     return inside & mask[row, column]
 
 
-def _transfer_points(
+def transfer_points(
     frame: Frame, px: Floats, surface: TrainingSurface, vertices: Floats, max_spread: float
 ) -> tuple[Bools, Floats, Floats]:
     """Surface points that a frame shows at (N, 2) ``px``, transferred to another mesh.
@@ -229,7 +229,7 @@ def _transfer_points(
     return known, np.einsum("np,npc->nc", blend, coordinate), cam
 
 
-def _is_visible(
+def is_visible(
     frame: Frame,
     skin: Bools,
     px: Floats,

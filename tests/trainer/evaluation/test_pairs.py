@@ -19,7 +19,7 @@ from dff.trainer.data.crops import (
 from dff.trainer.data.views import ViewStore
 from dff.trainer.evaluation.config import EVALUATION, FIGURES, EvaluationConfig
 from dff.trainer.evaluation.figures import draw_dev_pair, draw_match_maps
-from dff.trainer.evaluation.matching import measure_matches, refine_peak
+from dff.trainer.evaluation.matching import measure_matches
 from dff.trainer.evaluation.pairs import sample_dev_pairs
 
 SIZE = 64
@@ -104,16 +104,6 @@ def test_without_pairs_there_are_no_figures(store: ViewStore, surface: TrainingS
         measure_matches(DescriptorNet(NetConfig()), torch.zeros(1, 32), torch.zeros(1, 6), 16.0, [])
         == {}
     )
-
-
-def test_the_peak_is_refined_between_pixels() -> None:
-    y, x = torch.meshgrid(torch.arange(8) + 0.5, torch.arange(10) + 0.5, indexing="ij")
-    hill = 1.0 - 0.02 * ((x - 6.2) ** 2 + (y - 3.5) ** 2)
-    corner = 1.0 - 0.02 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
-    found = refine_peak(torch.stack([hill.flatten(), corner.flatten()]), 10)
-    assert abs(float(found[0, 0]) - 6.2) < 0.25
-    assert float(found[0, 1]) == pytest.approx(3.5, abs=1e-4)
-    assert float((found[1] - 0.5).abs().max()) < 0.45, "pixels beyond the edge have no weight"
 
 
 def test_the_match_picture_of_an_image_with_itself_marks_its_points(

@@ -1,0 +1,134 @@
+"""Pictures of matches: two photos side by side, and heat maps."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from dff.aligner.fitting.crop import Crops
+from dff.aligner.matching.result import PointMatches
+from dff.face.arrays import Bytes, Floats
+from dff.face.descriptor import STRIDE
+from dff.face.geometry.camera import Box
+
+Colour = tuple[int, int, int]
+
+COLOURS: tuple[Colour, ...] = (
+    (230, 60, 60),
+    (60, 160, 240),
+    (250, 200, 40),
+    (80, 210, 90),
+    (200, 90, 220),
+    (255, 140, 0),
+)
+"""RGB of the marks, in order of the points, repeated when there are more."""
+
+GAP = 8  # pixels of white between the photos
+SIDE = 900  # pixels of the height of the picture
+SUBPIXEL = 4  # bits of fraction that OpenCV draws with
+
+
+def draw_matches(image_a: Bytes, image_b: Bytes, matches: PointMatches) -> Bytes:
+    """(H, W, 3) RGB: both photos around their faces, with the points numbered.
+
+    Marks are filled where the point is visible and hollow where it is not, with the probability in
+    percent beside them in the second photo; points that are not on a face are crossed out.
+    """
+    boxes = [face.landmarks_3d[:, :2] for face in matches.faces if face is not None]
+    shown = Box.around(np.concatenate([matches.source, *boxes]))
+    left, to_left = _cut_out(image_a, shown)
+    right, to_right = _cut_out(image_b, Box.around(matches.found.landmarks_3d[:, :2]))
+    for i, source in enumerate(matches.source):
+        colour, number = COLOURS[i % len(COLOURS)], str(i + 1)
+        if not matches.on_face[i]:
+            _cross(left, to_left(source), colour)
+            _label(left, to_left(source), f"{number} not on a face", colour)
+            continue
+        _dot(left, to_left(source), colour, filled=True)
+        _label(left, to_left(source), number, colour)
+        visible = bool(matches.visible[i])
+        text = f"{matches.probability[i]:.0%}" if visible else "not visible"
+        _dot(right, to_right(matches.px[i]), colour, filled=visible)
+        _label(right, to_right(matches.px[i]), f"{number}: {text}", colour)
+    gap = np.full((SIDE, GAP, 3), 255, np.uint8)
+    return np.concatenate([left, gap, right], axis=1)
+
+
+def draw_heat_map(image_b: Bytes, matches: PointMatches, points: slice = slice(None)) -> Bytes:
+    """(H, W, 3) RGB: the second photo in grey under the largest heat of the chosen points.
+
+    The colours run from transparent through purple and orange to yellow, where the point matches.
+    """
+    heat = matches.heat[points]
+    top = heat.max(0) if len(heat) else np.zeros(matches.heat.shape[1:], np.float32)
+    level = spread_heat(top, matches.crop, image_b.shape[:2])[..., None]
+    grey = np.repeat(0.7 * image_b.mean(2, keepdims=True), 3, axis=2)
+    coloured = cv2.applyColorMap((255 * level).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    opacity = np.minimum(1.5 * level, 0.9)
+    return np.asarray((1 - opacity) * grey + opacity * coloured, dtype=np.uint8)
+
+
+def spread_heat(heat: Floats, crop: Crops, shape: tuple[int, int], *, scale: float = 1.0) -> Floats:
+    """(H, W) float32 heat of a photo's pixels, 0..1, from that of its crop's output pixels.
+
+    ``scale``: of a photo that was resized to ``shape``, in pixels for one of its own.
+    """
+    # The map grid_from_photo; OpenCV counts the first pixel's centre as 0 on both sides.
+    corners = np.array([[[0.5, 0.5], [1.5, 0.5], [0.5, 1.5]]]) / scale
+    origin, x, y = crop.crop_from_photo(corners)[0]
+    linear = np.column_stack([x - origin, y - origin]) / STRIDE
+    return np.asarray(
+        cv2.warpAffine(
+            heat.astype(np.float32),
+            np.column_stack([linear, origin / STRIDE - 0.5]),
+            shape[::-1],
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_CONSTANT,
+        )
+    )
+
+
+def _cut_out(image: Bytes, around: Box):  # type: ignore[no-untyped-def]
+    """The photo about a box, ``SIDE`` pixels high, and the map of its pixels there."""
+    square = around.square(1.6)
+    height, width = image.shape[:2]
+    low = np.clip(np.floor([square.x0, square.y0]), 0, [width - 1, height - 1]).astype(int)
+    high = np.clip(np.ceil([square.x1, square.y1]), low + 1, [width, height]).astype(int)
+    part = image[low[1] : high[1], low[0] : high[0]]
+    scale = SIDE / part.shape[0]
+    size = max(1, round(part.shape[1] * scale)), SIDE
+    drawn = cv2.resize(part, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+    def place(px: Floats) -> Floats:
+        return np.asarray((px - low) * scale)
+
+    return drawn, place
+
+
+def _fixed(px: Floats) -> tuple[int, int]:
+    x, y = np.rint((px - 0.5) * (1 << SUBPIXEL)).astype(int)
+    return int(x), int(y)
+
+
+def _dot(picture: Bytes, px: Floats, colour: Colour, *, filled: bool) -> None:
+    place, radius = _fixed(px), 7 << SUBPIXEL
+    cv2.circle(picture, place, radius, (255, 255, 255), 5, cv2.LINE_AA, SUBPIXEL)
+    cv2.circle(picture, place, radius, colour, -1 if filled else 3, cv2.LINE_AA, SUBPIXEL)
+
+
+def _cross(picture: Bytes, px: Floats, colour: Colour) -> None:
+    x, y = (round(float(v)) for v in px)
+    for shade, width in (((255, 255, 255), 6), (colour, 3)):
+        cv2.line(picture, (x - 8, y - 8), (x + 8, y + 8), shade, width, cv2.LINE_AA)
+        cv2.line(picture, (x - 8, y + 8), (x + 8, y - 8), shade, width, cv2.LINE_AA)
+
+
+def _label(picture: Bytes, px: Floats, text: str, colour: Colour) -> None:
+    """Write beside a place, to its left where there is no room to its right."""
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.7
+    (width, _), _ = cv2.getTextSize(text, font, size, 2)
+    x, y = round(float(px[0])) + 14, round(float(px[1])) - 10
+    if x + width > picture.shape[1]:
+        x = max(0, round(float(px[0])) - 14 - width)
+    for shade, thick in (((20, 20, 20), 5), (colour, 2)):
+        cv2.putText(picture, text, (x, max(y, 20)), font, size, shade, thick, cv2.LINE_AA)

@@ -1,0 +1,97 @@
+"""Match points between two image files, and write what was found."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dff.aligner.align import load_aligner
+from dff.aligner.matching.draw import draw_heat_map, draw_matches
+from dff.aligner.matching.matcher import Matcher
+from dff.aligner.matching.result import PointMatches
+from dff.face.arrays import Bytes
+from dff.face.errors import BadPhoto, NoFace
+from dff.face.geometry.camera import Box
+from dff.files.outputs import check_suffix, write_file, write_json
+from dff.infra.images import read_image
+
+DRAWINGS = (".png", ".jpg", ".jpeg")
+
+
+def match_files(
+    first: Path,
+    second: Path,
+    *,
+    weights: str | None,
+    points: Sequence[tuple[float, float]],
+    landmarks: Sequence[str],
+    vertices: Sequence[int],
+    box_first: Box | None,
+    box_second: Box | None,
+    json_out: Path | None,
+    draw: Path | None,
+    heat_map: Path | None,
+    dense: Path | None,
+) -> list[str]:
+    """Match points of ``first`` in ``second``, write the files that are named, and say it in lines.
+
+    Raises BadPhoto and NoFace with the name of the photo, ValueError as ``Matcher.match``.
+    """
+    for drawing in (draw, heat_map):
+        if drawing:
+            check_suffix(drawing, DRAWINGS)
+    if dense:
+        check_suffix(dense, (".npy",))
+    image_a, image_b = read_image(first), read_image(second)
+    matcher = Matcher(load_aligner(weights))
+    lines: list[str] = []
+    try:
+        if points or landmarks or vertices:
+            matches = matcher.match(
+                image_a,
+                list(points),
+                image_b,
+                landmarks=landmarks,
+                vertices=vertices,
+                box_a=box_first,
+                box_b=box_second,
+            )
+            lines += describe_matches(matches)
+            if json_out:
+                write_json(json_out, matches.to_json())
+            if draw:
+                write_file(draw, _encode(draw, draw_matches(image_a, image_b, matches)))
+            if heat_map:
+                write_file(heat_map, _encode(heat_map, draw_heat_map(image_b, matches)))
+        if dense:
+            table = matcher.match_every_pixel(image_a, image_b, box_a=box_first, box_b=box_second)
+            buffer = io.BytesIO()
+            np.save(buffer, table)
+            write_file(dense, buffer.getvalue())
+            lines.append(f"{np.isfinite(table[..., 0]).sum()} pixels of the face in {dense}")
+    except (NoFace, BadPhoto) as error:
+        raise type(error)(f"{first} and {second}: {error}") from error
+    return lines
+
+
+def describe_matches(matches: PointMatches) -> list[str]:
+    """A line of text for each point."""
+    lines = []
+    for i, (name, status) in enumerate(zip(matches.names, matches.status, strict=True)):
+        if status == "not on a face":
+            lines.append(f"{name}: not on a face")
+            continue
+        x, y = matches.px[i]
+        hidden = "" if status == "visible" else ", not visible"
+        lines.append(f"{name}: {x:.1f},{y:.1f} (probability {matches.probability[i]:.2f}{hidden})")
+    return lines
+
+
+def _encode(path: Path, picture: Bytes) -> bytes:
+    good, data = cv2.imencode(path.suffix.lower(), picture[..., ::-1])
+    assert good
+    return bytes(data)
