@@ -20,7 +20,14 @@ from dff.aligner.alignment import (
     Pose,
     place_landmarks,
 )
-from dff.aligner.confidence import DEFAULT, FAILED_BELOW, Calibration, calibration_features
+from dff.aligner.appearance import AppearanceMeter
+from dff.aligner.confidence import (
+    DEFAULT,
+    FAILED_BELOW,
+    SURE_FROM,
+    Calibration,
+    calibration_features,
+)
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection, FaceDetector, same_face
 from dff.aligner.detector import DescriptorDetector
@@ -126,8 +133,9 @@ class Aligner:
     ) -> list[list[Alignment]]:
         """``align`` of many images at once, many faces in each call of the network.
 
-        Where the boxes of an image are None its faces are detected; where none is found upright, in
-        the three other quarter turns of the photo, shrunk to ``DetectorConfig.longest``.
+        Where the boxes of an image are None its faces are detected; where none is surely found
+        upright (``SURE_FROM``), in the three other quarter turns of the photo too, shrunk to
+        ``DetectorConfig.longest``.
         """
         if boxes is not None and len(boxes) != len(images):
             raise ValueError(f"{len(images)} images with boxes for {len(boxes)}")
@@ -141,11 +149,15 @@ class Aligner:
         ]
         given = [some is not None for some in asked]
         out = self._align_faces(images, faces, given)
-        empty = [i for i in range(len(images)) if not given[i] and not out[i]]
-        if empty and self.config.quarter_turns:
-            turned = [(i, detection) for i in empty for detection in self._detect_turned(images[i])]
-            for i, found in enumerate(self._align_faces(images, turned, given)):
-                out[i] += found
+        unsure = [
+            i
+            for i, some in enumerate(out)
+            if not given[i] and all(face.face_confidence < SURE_FROM for face in some)
+        ]
+        if unsure and self.config.quarter_turns:
+            turned = [(i, found) for i in unsure for found in self._detect_turned(images[i])]
+            for i, faces_of_turns in enumerate(self._align_faces(images, turned, given)):
+                out[i] = _accepted(out[i] + faces_of_turns) if faces_of_turns else out[i]
         return out
 
     def _align_faces(
@@ -201,10 +213,10 @@ class Aligner:
 
         Where no box is given, the face on which the photos agree is the person, among faces that
         agree alike the largest. Photos without a face, whose alignment failed, or whose face is
-        someone else's are left out and named in the answer. Faces of similar shape are not told
-        apart: of rendered strangers about half are left out. Raises NoFace when that
-        leaves none, else as ``align``. The face may differ from what identities of the model form,
-        by ``PersonAlignment.residual_deformation``.
+        someone else's are left out and named in the answer. Similar faces are not told apart: of
+        rendered strangers among three photos of one person one in four remains. Raises NoFace when
+        that leaves none, else as ``align``. The face may differ from what identities of the model
+        form, by ``PersonAlignment.residual_deformation``.
         """
         if not images or (boxes is not None and len(boxes) != len(images)):
             raise ValueError(
@@ -222,9 +234,10 @@ class Aligner:
                 candidates[i] = found
         config = self.config.multi_image
         alone = choose_person(candidates, config) if candidates else {}
-        for i, distance in find_strangers(alone, config).items():
+        seen = {i: self.appearance_meter.measure(images[i], face) for i, face in alone.items()}
+        for i, agreement in find_strangers(alone, seen, config).items():
             if asked is None or asked[i] is None:  # a box says who is meant
-                left_out[i] = f"not the person of the other photos (distance {distance:.1f})"
+                left_out[i] = f"not the person of the other photos (agreement {agreement:.2f})"
                 del alone[i]
         while alone:
             faces = self._align_photos_of_person({i: images[i] for i in alone}, alone)
@@ -234,6 +247,11 @@ class Aligner:
             left_out |= lost  # the others are fitted once more, since these had a say
             alone = {i: face for i, face in alone.items() if i not in lost}
         raise NoFace("; ".join(f"photo {i + 1}: {why}" for i, why in sorted(left_out.items())))
+
+    @cached_property
+    def appearance_meter(self) -> AppearanceMeter:
+        """Measures who is who; made when first used."""
+        return AppearanceMeter(self.model)
 
     @cached_property
     def multi_image_fitter(self) -> MultiImageFitter:

@@ -1,4 +1,4 @@
-"""What distinguishes people in a film: the identity of the fitted face, and its brightness.
+"""What distinguishes people: the identity of the fitted face, and its brightness.
 
 Two measures of one person agree in both: the cosine between the coefficients of identity, and the
 correlation of the blurred brightness at the points of the mesh that face the camera in both
@@ -34,11 +34,11 @@ class AppearanceDescriptor:
     brightness: Float[Array, " points"]  # logarithm of grey levels
     weight: Float[Array, " points"]  # 0 to 1: how far a point faces the camera
 
-    def texture_agreement(self, other: AppearanceDescriptor) -> float:
-        """Correlation (-1 to 1) of the brightness; 1 where too few points are seen in both."""
+    def texture_agreement(self, other: AppearanceDescriptor, *, unknown: float = 1.0) -> float:
+        """Correlation (-1 to 1) of the brightness; ``unknown`` where too few points are shared."""
         weight = self.weight * other.weight
         if weight.mean() < SHARED:
-            return 1.0
+            return unknown
         weight = weight / weight.sum()
         a = self.brightness - weight @ self.brightness
         b = other.brightness - weight @ other.brightness

@@ -38,6 +38,9 @@ CLOSE = 0.05  # fraction of the face's box: a landmark is right when it errs les
 FAILED_BELOW = 0.5
 """A face of lower confidence is reported as failed: it is more likely wrong than right."""
 
+SURE_FROM = 0.75
+"""A face of lower confidence is reported as unsure, and searched for in turned photos too."""
+
 FACE = ("agreement", "precision", "support", "cover", "stillness")
 """Features of a face: log odds of the share of its pixels that agree; how near they lie to the fit;
 how fully its visible landmarks are surrounded by pixels that agree, and by pixels of the face; how

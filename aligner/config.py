@@ -102,9 +102,13 @@ class MultiImageConfig:
     matchings: int = 2  # soft correspondences in each pass
     steps: int = 2  # Gauss-Newton, after each of them
     whole_face: float = 0.8  # area of a face that is seen whole, over its squared size
-    # distance of a photo's identity from the mean of the n others', in standard deviations over
-    # sqrt(1 + 1/n), beyond which it shows someone else; of 96 rendered photos one exceeds it
-    stranger: float = 2.08
+    # agreement of a photo with n others below which it shows someone else:
+    # stranger - few_photos / n
+    stranger: float = 0.461
+    few_photos: float = 0.389
+    # weight of the texture's correlation, beside the cosine of the identities, in an agreement
+    texture: float = 0.4
+    texture_unknown: float = 0.35  # correlation assumed where two photos show different sides
     # how much nearer to the other photos' identities a face must be to be preferred to a larger one
     preference: float = 0.4
 
@@ -211,7 +215,7 @@ class AlignConfig:
     inverse_depth: float = 1.0
     # side of the box in which a failed face is aligned once more, over that of its own box
     second_attempt: float = 0.75
-    # whether a photo in which no face is found is searched again in its three other quarter turns
+    # whether a photo in which no face is surely found is searched in its three other quarter turns
     quarter_turns: bool = True
     # landmarks that must be more likely visible than not: an eye has six
     fewest_visible: int = 5

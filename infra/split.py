@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from scipy.cluster.hierarchy import DisjointSet
@@ -60,18 +61,24 @@ def default_group(photo_id: str) -> str:
 
 
 def find_split_groups(
-    storage: Storage, image_keys: Mapping[str, str], *, workers: int = 8
+    storage: Storage,
+    image_keys: Mapping[str, str],
+    *,
+    hashes: Mapping[str, Ints | None] = MappingProxyType({}),
+    workers: int = 8,
 ) -> SplitGroups:
     """The groups of the photos ``image_keys`` (photo id to image key) of a storage.
 
-    Every image is read and decoded once, in ``workers`` threads; one that can't be decoded has no
-    near-duplicates. A group with known persons has the name of the first of these, another one
-    the first of its photos' default names. Raises BadPhoto for a malformed ``persons.csv``, and
-    StorageError.
+    Every image without an entry in ``hashes`` (image key to ``hash_photo``) is read and decoded
+    once, in ``workers`` threads; one without a hash has no near-duplicates. A group with known
+    persons has the name of the first of these, another one the first of its photos' default names.
+    Raises BadPhoto for a malformed ``persons.csv``, and StorageError.
     """
     persons = _read_persons(storage, image_keys)
-    hashes = _hash_images(storage, image_keys, workers)
-    near = find_near_duplicates(hashes)
+    unread = {photo: key for photo, key in image_keys.items() if key not in hashes}
+    found = _hash_images(storage, unread, workers)
+    found |= {photo: hashes[key] for photo, key in image_keys.items() if key in hashes}
+    near = find_near_duplicates({p: value for p, value in found.items() if value is not None})
     sets = DisjointSet(image_keys)
     one_photo = {photo: _FACE_NUMBER.sub("", photo) for photo in image_keys}
     for same in (persons, one_photo):
@@ -93,20 +100,30 @@ def _named(group: Iterable[str], persons: Mapping[str, str]) -> Iterable[tuple[s
     return ((photo, name) for photo in photos)
 
 
-def _hash_images(storage: Storage, image_keys: Mapping[str, str], workers: int) -> dict[str, Ints]:
+def hash_photo(data: bytes) -> Ints | None:
+    """The perceptual hash of an image file; None where it can't be decoded."""
+    try:
+        return perceptual_hash(decode(data, reduce_to=DECODED_SIDE))
+    except BadPhoto:
+        return None
+
+
+def _hash_images(
+    storage: Storage, image_keys: Mapping[str, str], workers: int
+) -> dict[str, Ints | None]:
     def hash_image(key: str) -> Ints | None:
         try:
-            return perceptual_hash(decode(storage.read(key), reduce_to=DECODED_SIDE))
-        except (BadPhoto, NotFound, UnreadableObject):
+            return hash_photo(storage.read(key))
+        except (NotFound, UnreadableObject):
             return None  # the job reports it
 
-    hashes: dict[str, Ints] = {}
+    hashes: dict[str, Ints | None] = {}
     ids = list(image_keys)
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(ids), CHUNK):  # all at once, a million photos would fill memory
             chunk = ids[start : start + CHUNK]
             found = pool.map(hash_image, [image_keys[photo] for photo in chunk])
-            hashes |= {p: value for p, value in zip(chunk, found, strict=True) if value is not None}
+            hashes |= dict(zip(chunk, found, strict=True))
     return hashes
 
 

@@ -21,6 +21,7 @@ from typing import Self
 import numpy as np
 
 from dff.aligner.alignment import Alignment
+from dff.aligner.appearance import AppearanceDescriptor
 from dff.aligner.config import AlignConfig, MultiImageConfig
 from dff.aligner.fitting.correspondence import soft_correspondence
 from dff.aligner.fitting.crop import frame_faces
@@ -242,28 +243,39 @@ def choose_person(
     return {i: some[min(range(len(some)), key=partial(cost, i))] for i, some in faces.items()}
 
 
-def find_strangers(faces: Mapping[int, Alignment], config: MultiImageConfig) -> dict[int, float]:
-    """Photos of someone else, with the distances of their identities from the other photos'.
+def find_strangers(
+    faces: Mapping[int, Alignment],
+    appearances: Mapping[int, AppearanceDescriptor],
+    config: MultiImageConfig,
+) -> dict[int, float]:
+    """Photos of someone else, with the agreement of their appearance with the other photos'.
 
-    The farthest goes first, and is no longer compared with. Of two that disagree the surer stays.
+    The agreement is the cosine between the photo's identity and the mean of the others', plus
+    ``texture`` times the mean correlation of the texture. The photo that agrees least goes first,
+    and is no longer compared with. Of two that disagree the surer stays.
     """
-    left, strangers = dict(faces), dict[int, float]()
+    left, strangers = dict(appearances), dict[int, float]()
     while len(left) > 1:
-        spread = np.sqrt(1.0 + 1.0 / (len(left) - 1))  # of the difference, over that of one photo
-        distance = {
-            i: _nearest(
-                face.coefficients.identity,
-                [np.mean([left[k].coefficients.identity for k in left if k != i], axis=0)],
-            )
-            / float(spread)
-            for i, face in left.items()
+        agreement = {
+            i: _agree(one, [other for k, other in left.items() if k != i], config)
+            for i, one in left.items()
         }
-        farthest = max(left, key=lambda i: (round(distance[i], 9), -left[i].face_confidence))
-        if distance[farthest] <= config.stranger:
+        least = min(left, key=lambda i: (round(agreement[i], 9), faces[i].face_confidence))
+        if agreement[least] >= config.stranger - config.few_photos / (len(left) - 1):
             break
-        strangers[farthest] = distance[farthest]
-        del left[farthest]
+        strangers[least] = agreement[least]
+        del left[least]
     return strangers
+
+
+def _agree(
+    one: AppearanceDescriptor, others: Sequence[AppearanceDescriptor], config: MultiImageConfig
+) -> float:
+    """How far a face looks like one person with the others; more is better."""
+    mean = replace(one, identity=np.mean([other.identity for other in others], axis=0))
+    unknown = config.texture_unknown
+    texture = [one.texture_agreement(other, unknown=unknown) for other in others]
+    return one.identity_agreement(mean) + config.texture * float(np.mean(texture))
 
 
 def _nearest(identity: Floats, others: Sequence[Floats]) -> float:

@@ -57,9 +57,12 @@ def label(
     storage.check_writable()
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))  # workers share the cores
     labelled = unlabelled = 0
+    hashes = {}
     for photo in label_photos(
         storage, load_aligner(weights), confidence=confidence, workers=workers, progress=True
     ):
+        if photo.hash is not None:
+            hashes[photo.key] = photo.hash
         if photo.reason:
             unlabelled += 1
             tqdm.write(printable(f"{photo.key}: {photo.reason}"))
@@ -70,5 +73,5 @@ def label(
     typer.echo(
         f"{labelled} photos labelled in {storage.uri}; {unlabelled} remain without landmarks"
     )
-    if duplicates := find_duplicate_photos(storage):
+    if duplicates := find_duplicate_photos(storage, hashes):
         typer.echo(describe_near_duplicates(duplicates))

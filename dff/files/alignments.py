@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, PersonAlignment
+from dff.aligner.confidence import SURE_FROM
 from dff.aligner.draw import draw
 from dff.aligner.mesh_file import encode_mesh, sample_colours
 from dff.face.arrays import Array, Bytes, UInt8
@@ -68,9 +69,10 @@ def describe_face(face: Alignment) -> str:
         return f"{box}: failed: {face.reason}"
     pose = face.pose
     visible = int((face.visibility > 0.5).sum())
+    unsure = ", unsure" if face.face_confidence < SURE_FROM else ""
     return (
         f"{box}: yaw {pose.yaw:.1f} pitch {pose.pitch:.1f} roll {pose.roll:.1f} degrees, "
-        f"{visible} of 68 landmarks visible, confidence {face.face_confidence:.2f}"
+        f"{visible} of 68 landmarks visible, confidence {face.face_confidence:.2f}{unsure}"
     )
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 from tqdm import tqdm
 
 from dff.aligner.alignment import Alignment
-from dff.face.arrays import Bytes, Floats
+from dff.face.arrays import Bytes, Floats, Ints
 from dff.face.errors import BadPhoto, NotFound, StorageError, UnreadableObject
 from dff.face.model.landmarks import MIRROR
 from dff.infra.image_listing import describe_passed_over
 from dff.infra.images import as_stored, decode_image
 from dff.infra.landmark_files import format_pts
-from dff.infra.split import find_split_groups
+from dff.infra.split import find_split_groups, hash_photo
 from dff.infra.storage import Storage
 from dff.pipeline.recovery.photos import PhotoRef, find_photos, list_photos, strip_suffix
 
@@ -38,6 +39,8 @@ class PhotoLabel:
     key: str
     reason: str = ""  # why it remains without landmarks; "" when they were written
     warning: str = ""  # what is wrong with a photo that was labelled
+    # by which near-duplicates are found; None for a photo that was not read or decoded
+    hash: Ints | None = field(default=None, compare=False, repr=False)
 
 
 def label_photos(
@@ -71,19 +74,19 @@ def label_photos(
             return PhotoLabel(
                 ref.image_key, "another image has this name, so a .pts file would label both"
             )
+        value: Ints | None = None
         try:
             data = storage.read(ref.image_key)
+            value = hash_photo(data)
             points, warning = find_landmarks(data, aligner, confidence=confidence)
         except (BadPhoto, NotFound, UnreadableObject) as error:
-            return PhotoLabel(ref.image_key, str(error))
-        except StorageError as error:
-            if isinstance(error.__cause__, PermissionError):
-                return PhotoLabel(ref.image_key, str(error))
+            return PhotoLabel(ref.image_key, str(error), hash=value)
+        except StorageError:
             raise  # the other photos can't be read either
         except Exception as error:  # the others are worth more than a defect that one shows
-            return PhotoLabel(ref.image_key, f"{type(error).__name__}: {error}")
+            return PhotoLabel(ref.image_key, f"{type(error).__name__}: {error}", hash=value)
         storage.write(f"{stem}.pts", format_pts(points))
-        return PhotoLabel(ref.image_key, warning=warning)
+        return PhotoLabel(ref.image_key, warning=warning, hash=value)
 
     # threads are enough: the aligner is thread-safe, and decoding, network and fit release the GIL
     pool = ThreadPoolExecutor(workers)
@@ -93,10 +96,15 @@ def label_photos(
         pool.shutdown(cancel_futures=True)
 
 
-def find_duplicate_photos(storage: Storage) -> tuple[tuple[str, ...], ...]:
-    """Groups of near-duplicates among the photos, by photo id. Every photo is read."""
+def find_duplicate_photos(
+    storage: Storage, hashes: Mapping[str, Ints] = MappingProxyType({})
+) -> tuple[tuple[str, ...], ...]:
+    """Groups of near-duplicates among the photos, by photo id.
+
+    Every photo without an entry in ``hashes``, by image key, is read.
+    """
     keys = {ref.id: ref.image_key for ref in list_photos(storage)}
-    return find_split_groups(storage, keys).near_duplicates
+    return find_split_groups(storage, keys, hashes=hashes).near_duplicates
 
 
 def find_landmarks(data: bytes, aligner: PhotoAligner, *, confidence: float) -> tuple[Floats, str]:

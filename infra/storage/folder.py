@@ -22,7 +22,7 @@ from dff.infra.storage.protocol import ObjectInfo, check_key, check_same
 _log = logging.getLogger(__name__)
 
 _OWN_FAULTS = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""Errors in reading a file that say nothing of the other files; a whole folder may be shut."""
+"""Errors in reading a file that say nothing of the other files."""
 _LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.tmp")
 
 
@@ -217,7 +217,10 @@ def _explained(verb: str, path: Path) -> Iterator[None]:
             errno.EEXIST: "a part of the path is a file, not a folder",
             errno.EISDIR: "it is a folder",
         }
-        kind = UnreadableObject if verb == "read" and error.errno in _OWN_FAULTS else StorageError
+        # A file may be shut, or its whole folder.
+        shut = error.errno in (errno.EACCES, errno.EPERM) and os.access(path.parent, os.X_OK)
+        own = verb == "read" and (error.errno in _OWN_FAULTS or shut)
+        kind = UnreadableObject if own else StorageError
         raise kind(
             f"can't {verb} {path}: {reasons.get(error.errno or 0, error.strerror)}"
         ) from error

@@ -224,7 +224,26 @@ class S3Storage:
             self.delete(key)
 
     def read(self, key: str) -> bytes:
-        return self._adapt(lambda dialect: self._read(key, dialect), "checksums")
+        try:
+            return self._adapt(lambda dialect: self._read(key, dialect), "checksums")
+        except _Denied as error:
+            # Who may still list may have read the other objects, and gives up this one only.
+            kind = UnreadableObject if self._may_list() else StorageError
+            raise kind(str(error)) from error
+
+    def _may_list(self) -> bool:
+        asked = {"Bucket": self.bucket, "Prefix": self.prefix, "MaxKeys": 1, **self._payer}
+        dialect = self._connection.dialect
+        client = self._client(dialect)
+        try:
+            with self._explained("list", ""):
+                if dialect.list_v2:
+                    client.list_objects_v2(**asked)
+                else:
+                    client.list_objects(**asked)
+        except StorageError:
+            return False
+        return True
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         if stop <= start:
@@ -360,10 +379,11 @@ class S3Storage:
                 raise UnreadableObject(f"{what}: it is archived; restore it first") from error
             if code in _DENIED or status in (401, 403):
                 if self.access.anonymous:
-                    raise StorageError(
+                    raise _Denied(
                         f"{what}: it is not public ({code}){self._where()}; leave out --anonymous"
                     ) from error
-                raise StorageError(
+                kind = _Denied if code in ("AccessDenied", "403") else StorageError
+                raise kind(
                     f"{what}: the credentials were refused ({code}){self._where()}"
                 ) from error
             if status >= 500 or code in _TRANSIENT:
@@ -421,6 +441,10 @@ class _Connection:
 
 class _Refused(StorageError):
     """The server does not know what was asked: another request may do."""
+
+
+class _Denied(StorageError):
+    """The credentials are valid, but do not allow this request."""
 
 
 class _AlreadyThere(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner, load_aligner
-from dff.aligner.alignment import CalibrationFeatures
+from dff.aligner.alignment import Alignment, CalibrationFeatures
 from dff.aligner.config import DetectorConfig
 from dff.aligner.detection import Detection, distinct, overlap, same_face
 from dff.aligner.detector import DescriptorDetector, FacePixels, levels, tiles, unexplained
@@ -23,6 +24,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.solve.gauss_newton import FaceState
 from dff.infra.images import decode
 from dff.infra.landmark_files import parse_mat, parse_pts
+from tests.aligner.known_aligner import known_alignment
 from tests.aligner.oracle import PositionCode, Scene, make_scene
 
 
@@ -366,6 +368,39 @@ def test_a_face_in_a_turned_photo_is_found_where_it_is(
     (face,) = aligner(quarter_turns=True).align(turned)
     off = np.linalg.norm(face.landmarks_3d[:, :2] - marks, axis=1).mean()
     assert off < 0.06 * Box.around(marks).size
+
+
+def test_a_photo_with_an_unsure_face_is_searched_in_quarter_turns(
+    oracle_aligner: Aligner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sure_face = known_alignment(oracle_aligner.model, Box(20, 20, 60, 60))
+    faces = {"right": replace(sure_face, face_confidence=0.95, failed=False)}
+    aligner = copy(oracle_aligner)
+    turned: list[int] = []
+
+    def search_turned(image: Bytes) -> list[Detection]:
+        turned.append(image.shape[0])
+        return [Detection(Box(20, 20, 60, 60), 0.5)]
+
+    def align_faces(images, faces_of, given):  # type: ignore[no-untyped-def]
+        out: list[list[Alignment]] = [[] for _ in images]
+        for i, detection in faces_of:
+            out[i].append(faces["upright" if detection.score == 1.0 else "right"])
+        return out
+
+    monkeypatch.setattr(aligner, "_detect_turned", search_turned)
+    monkeypatch.setattr(aligner, "_align_faces", align_faces)
+    monkeypatch.setattr(aligner, "_detect", lambda *_: [Detection(Box(20, 20, 60, 60))])
+    for confidence, searched in ((0.64, True), (0.8, False)):
+        turned.clear()
+        faces["upright"] = replace(sure_face, face_confidence=confidence, failed=False)
+        (face,) = aligner.align(np.zeros((90, 90, 3), np.uint8))
+        assert bool(turned) == searched
+        assert face.face_confidence == (0.95 if searched else confidence)
+    turned.clear()
+    faces["upright"] = replace(sure_face, face_confidence=0.64, failed=False)
+    aligner.align(np.zeros((90, 90, 3), np.uint8), [Box(20, 20, 60, 60)])
+    assert turned == []
 
 
 def _is_upright(pose: FaceState) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from dff.face.errors import Conflict, StorageError, UnreadableObject
 from dff.infra.storage import ObjectInfo, S3Access, open_storage
 from dff.infra.storage.s3 import NOTES, S3Dialect, S3Storage
-from tests.s3_server import BUCKET, DIALECTS, FaultyS3
+from tests.s3_server import BUCKET, DIALECTS, FaultyS3, refuse
 
 _fresh = count()
 LOST = {
@@ -138,3 +138,23 @@ def test_a_key_that_is_no_path_is_one_bad_object(s3: FaultyS3) -> None:
     assert [info.key for info in storage.list()] == ["/a.jpg"]
     with pytest.raises(UnreadableObject, match=r"'/a\.jpg' can't be a key"):
         storage.read("/a.jpg")
+
+
+def test_an_object_that_is_denied_is_one_bad_object_and_a_denied_bucket_is_not(
+    s3: FaultyS3,
+) -> None:
+    storage = open_bucket(s3)
+    storage.write("a", b"x")
+    storage.list()
+    denied = refuse("403 Forbidden", "AccessDenied")
+    s3.faults += [("GET", denied)]
+    with pytest.raises(UnreadableObject, match=r"can't read .*/a: .*AccessDenied"):
+        storage.read("a")
+    assert storage.read("a") == b"x"
+    for code in ("AccessDenied", "ExpiredToken"):
+        refused = refuse("403 Forbidden", code)
+        s3.faults += [("GET", refused)] * (2 if code == "AccessDenied" else 1)
+        with pytest.raises(StorageError, match=code) as raised:
+            storage.read("a")
+        assert not isinstance(raised.value, UnreadableObject)
+        assert s3.faults == []

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, PersonAlignment
+from dff.aligner.appearance import AppearanceDescriptor
 from dff.aligner.config import MultiImageConfig
 from dff.aligner.fitting.fit_model import FitState
 from dff.aligner.fitting.multi_image import choose_person, find_strangers, shared_step
 from dff.aligner.fitting.perspective import move, perspective_jacobian
+from dff.face.arrays import Floats
 from dff.face.descriptor import Features
 from dff.face.errors import NoFace
 from dff.face.geometry.camera import Box
@@ -384,10 +386,8 @@ def with_deformation(aligner: Aligner, deformation_sd: float) -> Aligner:
     )
 
 
-def test_the_face_on_which_photos_agree_is_the_person_and_strangers_are_left_out(
-    toy_model: MorphableModel,
-) -> None:
-    config = MultiImageConfig(stranger=2.0, preference=0.4)
+def test_the_face_on_which_photos_agree_is_the_person(toy_model: MorphableModel) -> None:
+    config = MultiImageConfig(preference=0.4)
 
     def face(identity: float, width: float) -> Alignment:
         neutral = known_alignment(toy_model, Box(0, 0, width, width))
@@ -398,8 +398,43 @@ def test_the_face_on_which_photos_agree_is_the_person_and_strangers_are_left_out
     person = {0: [face(1.0, 50)], 1: [face(-5.0, 90), face(1.1, 40)], 2: [face(0.9, 60)]}
     chosen = choose_person(person, config)
     assert [chosen[i].coefficients.identity[0] for i in range(3)] == [1.0, 1.1, 0.9]
-    assert find_strangers(chosen, config) == {}
     alike = {0: [face(1.0, 50)], 1: [face(1.0, 20), face(1.2, 90)]}
     assert choose_person(alike, config)[1].coefficients.identity[0] == 1.2
-    mixed = {0: face(1.0, 50), 1: face(8.0, 50), 2: face(1.2, 50), 3: face(-4.0, 50)}
-    assert set(find_strangers(mixed, config)) == {1, 3}
+
+
+def test_photos_that_agree_least_in_shape_and_texture_are_strangers(
+    toy_model: MorphableModel,
+) -> None:
+    config = MultiImageConfig(stranger=0.45, few_photos=0.4, texture=0.4, texture_unknown=0.35)
+    neutral = known_alignment(toy_model, Box(0, 0, 50, 50))
+    rng = np.random.default_rng(0)
+    (mine, other), (own, strange) = np.eye(2), rng.normal(size=(2, 40))
+    noise = rng.normal(size=(9, 40)) * 0.3
+    all_sides = np.ones(40)
+
+    def find(
+        *looks: tuple[Floats, Floats, Floats], sure: tuple[float, ...] = ()
+    ) -> dict[int, float]:
+        seen = {i: AppearanceDescriptor(*one) for i, one in enumerate(looks)}
+        faces = {
+            i: replace(neutral, face_confidence=sure[i] if sure else 0.9) for i in range(len(looks))
+        }
+        return find_strangers(faces, seen, config)
+
+    same = [(mine + 0.1 * i, own + noise[i], all_sides) for i in range(4)]
+    assert find(*same) == {}
+    shape = other - 0.3 * mine, strange, all_sides
+    (agreement,) = find(*same[:3], shape).values()
+    assert agreement < 0.1
+    assert set(find(same[0], shape, *same[1:3], (-mine, -own, all_sides))) == {1, 4}
+    # the texture decides between similar shapes, unless the photos show different sides
+    shaped_alike = mine * 0.2 + other * 0.6
+    assert set(find(*same[:3], (shaped_alike, -own, all_sides))) == {3}
+    assert find(*same[:3], (shaped_alike, own, all_sides)) == {}
+    left = np.arange(40) < 20
+    assert find(*same[:3], (mine, -own, 0.0 * all_sides)) == {}
+    assert find(*[(mine, own, np.where(left, 1.0, 0.0))] * 2, same[0]) == {}
+    # of two that disagree the surer stays
+    assert set(find(same[0], shape, sure=(0.8, 0.9))) == {0}
+    assert set(find(same[0], shape, sure=(0.9, 0.8))) == {1}
+    assert find(same[0]) == {}

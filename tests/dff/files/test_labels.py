@@ -17,7 +17,7 @@ from dff.face.model.landmarks import MIRROR
 from dff.face.model.morphable import MorphableModel
 from dff.files.labels import PhotoLabel, find_duplicate_photos, label_photos
 from dff.infra.landmark_files import format_pts, parse_pts
-from dff.infra.storage import open_storage
+from dff.infra.storage import LocalStorage, open_storage
 from dff.pipeline.recovery.photos import list_photos, read_photo
 from tests.aligner.image_files import encoded, turned, with_exif
 from tests.aligner.known_aligner import KnownAligner
@@ -181,6 +181,24 @@ def test_near_duplicates_are_found(tmp_path: Path) -> None:
     assert find_duplicate_photos(storage) == (("a", "copy"),)
     (tmp_path / "copy.jpg").unlink()
     assert find_duplicate_photos(storage) == ()
+
+
+def test_each_photo_is_read_once(tmp_path: Path, toy_model: MorphableModel) -> None:
+    for name in ("a.png", "b.png"):
+        Image.fromarray(GREY).save(tmp_path / name)
+    (tmp_path / "broken.jpg").write_text("no image")
+    read: list[str] = []
+
+    class CountingStorage(LocalStorage):
+        def read(self, key: str) -> bytes:
+            read.append(key)
+            return super().read(key)
+
+    storage = CountingStorage(tmp_path)
+    labels = list(label_photos(storage, KnownAligner(toy_model), confidence=0.5))
+    hashes = {one.key: one.hash for one in labels if one.hash is not None}
+    assert find_duplicate_photos(storage, hashes) == (("a", "b"),)
+    assert read.count("a.png") == read.count("b.png") == 1
 
 
 def test_a_place_without_photos_is_named(tmp_path: Path, toy_model: MorphableModel) -> None:

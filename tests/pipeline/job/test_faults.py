@@ -363,22 +363,26 @@ def test_a_failing_bucket_gets_the_undisturbed_dataset(
     assert objects(target) == objects(open_storage(str(undisturbed)))
 
 
-def test_a_photo_that_may_not_be_read_stops_the_job_by_name(
+def test_a_photo_that_may_not_be_read_is_one_failure_and_a_shut_folder_stops_the_job(
     photos: Path, undisturbed: Path
 ) -> None:
-    """Not a bad photo: the whole folder may be unreadable, so no failure is recorded."""
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are shut to others
         copy, place = Path(folder, "photos"), Path(folder, "set")
         shutil.copytree(photos, copy)
         place.mkdir()
         for path in (Path(folder), copy, place):
             path.chmod(0o777)
-        (copy / "nan.pts").chmod(0)
+        copy.chmod(0o744)  # its names can be listed, and nothing more
         said = as_somebody_else(lambda: make(str(copy), str(place)))
-        assert said == f"StorageError: can't read {copy}/nan.pts: permission denied"
-        (copy / "nan.pts").chmod(0o644)
-        make(str(copy), str(place))
-        assert objects(open_storage(str(place))) == objects(open_storage(str(undisturbed)))
+        assert re.match(rf"StorageError: can't \w+( at)? {copy}.*: permission denied", said), said
+        assert not list(place.iterdir())
+        copy.chmod(0o777)
+        (copy / "nan.pts").chmod(0)
+        assert as_somebody_else(lambda: make(str(copy), str(place))) == ""
+        found = inspect_dataset(str(place))
+        assert found.manifest.failures == {"BadPhoto": 6, "BadLandmarks": 2, "UnreadableObject": 1}
+        (failure,) = found.failures["UnreadableObject"]
+        assert failure.detail == f"can't read {copy}/nan.pts: permission denied"
 
 
 def as_somebody_else(act: Callable[[], None]) -> str:
