@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from dff.aligner.align import Aligner
+from dff.aligner.align import Aligner, check_box, check_image
 from dff.aligner.alignment import Alignment, PersonAlignment
 from dff.aligner.confidence import SURE_FROM
 from dff.aligner.draw import draw
@@ -105,6 +105,19 @@ def _read(path: Path) -> DecodedImage | str:
         return f"can't be read: {error.strerror}"
 
 
+def _read_checked(path: Path, box: Box | None) -> DecodedImage | str:
+    """The image of a file, or why it can't be aligned, in ``box`` if there is one."""
+    image = _read(path)
+    try:
+        if isinstance(image, DecodedImage):
+            check_image(image.pixels)
+            if box is not None:
+                check_box(box, image.pixels)
+    except (BadPhoto, ValueError) as error:
+        return str(error)
+    return image
+
+
 def _align_together(
     aligner: Aligner, images: Mapping[Path, DecodedImage | str], boxes: Boxes
 ) -> list[ImageResult]:
@@ -135,22 +148,32 @@ def align_person_files(
 ) -> tuple[PersonAlignment, list[str]]:
     """One identity for images of one person, and a line of text for each image.
 
-    Of an image's ``boxes`` the first counts. Raises BadPhoto, which names every unreadable file,
-    and NoFace when no image can be used.
+    Of an image's ``boxes`` the first counts. Files that can't be read, and boxes outside of their
+    image, are left out as photos without a face are. Raises BadPhoto when that leaves no image, and
+    NoFace when no image can be used.
     """
-    images = {path: _read(path) for path in paths}
-    if bad := [f"{path}: {one}" for path, one in images.items() if isinstance(one, str)]:
-        raise BadPhoto("; ".join(bad))
-    read = [one for one in images.values() if not isinstance(one, str)]
-    given = [next(iter((boxes or {}).get(path, ())), None) for path in images]
-    person = aligner.align_person([one.pixels for one in read], given)
+    first = {path: next(iter((boxes or {}).get(path, ())), None) for path in paths}
+    images = {path: _read_checked(path, box) for path, box in first.items()}
+    read = {path: one for path, one in images.items() if not isinstance(one, str)}
+    unread = {path: one for path, one in images.items() if isinstance(one, str)}
+    if not read:
+        raise BadPhoto("; ".join(f"{path}: {why}" for path, why in unread.items()))
+    given = [first[path] for path in read]
+    found = aligner.align_person([one.pixels for one in read.values()], given)
+    faces = dict(zip(read, found.faces, strict=True))
+    reasons = unread | {[*read][i]: why for i, why in found.left_out.items()}
+    person = replace(
+        found,
+        faces=tuple(faces.get(path) for path in images),
+        left_out={i: reasons[path] for i, path in enumerate(images) if path in reasons},
+    )
     lines = [
         f"{path}: left out: {person.left_out[i]}"
         if face is None
         else f"{path}: {describe_face(face)}"
         for i, (path, face) in enumerate(zip(images, person.faces, strict=True))
     ]
-    warnings = [f"{p}: {one.warning}" for p, one in zip(images, read, strict=True) if one.warning]
+    warnings = [f"{path}: {one.warning}" for path, one in read.items() if one.warning]
     return person, lines + warnings
 
 

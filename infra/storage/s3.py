@@ -195,7 +195,7 @@ class S3Storage:
             self._learn(dialect)
             return answer
         assert first is not None
-        raise StorageError(str(first)) from first
+        raise _RefusedForObject(str(first)) from first
 
     def _learn(self, dialect: S3Dialect) -> None:
         known = self._connection.dialect
@@ -226,8 +226,8 @@ class S3Storage:
     def read(self, key: str) -> bytes:
         try:
             return self._adapt(lambda dialect: self._read(key, dialect), "checksums")
-        except _Denied as error:
-            # Who may still list may have read the other objects, and gives up this one only.
+        except _RefusedForObject as error:
+            # Who may list may be able to read the other objects.
             kind = UnreadableObject if self._may_list() else StorageError
             raise kind(str(error)) from error
 
@@ -379,16 +379,17 @@ class S3Storage:
                 raise UnreadableObject(f"{what}: it is archived; restore it first") from error
             if code in _DENIED or status in (401, 403):
                 if self.access.anonymous:
-                    raise _Denied(
+                    raise _RefusedForObject(
                         f"{what}: it is not public ({code}){self._where()}; leave out --anonymous"
                     ) from error
-                kind = _Denied if code in ("AccessDenied", "403") else StorageError
+                kind = _RefusedForObject if code in ("AccessDenied", "403") else StorageError
                 raise kind(
                     f"{what}: the credentials were refused ({code}){self._where()}"
                 ) from error
             if status >= 500 or code in _TRANSIENT:
                 raise TransientStorageError(f"{what}: {code or status}{self._where()}") from error
-            raise StorageError(f"{what}: {code or status}{self._where()}") from error
+            # such as an object that was encrypted with a key of its own
+            raise _RefusedForObject(f"{what}: {code or status}{self._where()}") from error
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise StorageError(
                 f"{what}: no complete AWS credentials; "
@@ -443,8 +444,8 @@ class _Refused(StorageError):
     """The server does not know what was asked: another request may do."""
 
 
-class _Denied(StorageError):
-    """The credentials are valid, but do not allow this request."""
+class _RefusedForObject(StorageError):
+    """The server refuses a request for a reason that may be the object's own."""
 
 
 class _AlreadyThere(Exception):

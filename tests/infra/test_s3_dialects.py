@@ -140,21 +140,31 @@ def test_a_key_that_is_no_path_is_one_bad_object(s3: FaultyS3) -> None:
         storage.read("/a.jpg")
 
 
-def test_an_object_that_is_denied_is_one_bad_object_and_a_denied_bucket_is_not(
-    s3: FaultyS3,
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        ("403 Forbidden", "AccessDenied"),
+        ("400 Bad Request", "InvalidRequest"),  # encrypted with the customer's key
+        ("400 Bad Request", "KMS.DisabledException"),
+    ],
+)
+def test_an_object_that_is_refused_is_one_bad_object_and_a_refused_bucket_is_not(
+    s3: FaultyS3, status: str, code: str
 ) -> None:
     storage = open_bucket(s3)
     storage.write("a", b"x")
-    storage.list()
-    denied = refuse("403 Forbidden", "AccessDenied")
-    s3.faults += [("GET", denied)]
-    with pytest.raises(UnreadableObject, match=r"can't read .*/a: .*AccessDenied"):
+    tries = 2 if code == "InvalidRequest" else 1  # with checksums, and without
+    s3.faults += [("GET", refuse(status, code))] * tries
+    with pytest.raises(UnreadableObject, match=rf"can't read .*/a: .*{code}"):
         storage.read("a")
     assert storage.read("a") == b"x"
-    for code in ("AccessDenied", "ExpiredToken"):
-        refused = refuse("403 Forbidden", code)
-        s3.faults += [("GET", refused)] * (2 if code == "AccessDenied" else 1)
-        with pytest.raises(StorageError, match=code) as raised:
-            storage.read("a")
-        assert not isinstance(raised.value, UnreadableObject)
-        assert s3.faults == []
+    s3.faults += [("GET", refuse(status, code))] * tries
+    s3.faults += [("GET", refuse("403 Forbidden", "AccessDenied"))]  # the listing
+    with pytest.raises(StorageError, match=code) as raised:
+        storage.read("a")
+    assert not isinstance(raised.value, UnreadableObject)
+    s3.faults += [("GET", refuse("403 Forbidden", "ExpiredToken"))]
+    with pytest.raises(StorageError, match="ExpiredToken") as raised:
+        storage.read("a")
+    assert not isinstance(raised.value, UnreadableObject)
+    assert s3.faults == []

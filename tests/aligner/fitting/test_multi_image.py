@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from torch import Tensor
@@ -438,3 +439,27 @@ def test_photos_that_agree_least_in_shape_and_texture_are_strangers(
     assert set(find(same[0], shape, sure=(0.8, 0.9))) == {0}
     assert set(find(same[0], shape, sure=(0.9, 0.8))) == {1}
     assert find(same[0]) == {}
+
+
+def test_a_stranger_is_left_out_by_name_unless_a_box_says_who_is_meant(
+    oracle_aligner: Aligner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = oracle_aligner.model
+    rng = np.random.default_rng(0)
+    mine, other = rng.normal(size=(2, len(model.identity)))
+    box = Box(20.0, 20.0, 80.0, 80.0)
+    textures = [cv2.resize(rng.uniform(0, 255, (6, 6, 3)), (100, 100)) for _ in range(2)]
+    images = [textures[who].astype(np.uint8) for who in (0, 0, 1, 0)]
+
+    def face(identity: Floats) -> Alignment:
+        coefficients = replace(model.neutral(), identity=identity)
+        return replace(known_alignment(model, box), coefficients=coefficients)
+
+    alone = [face(mine), face(0.8 * mine), face(other), face(1.2 * mine)]
+    monkeypatch.setattr(oracle_aligner, "align_batch", lambda *_: [[one] for one in alone])
+    monkeypatch.setattr(oracle_aligner, "_align_photos_of_person", lambda _, faces: dict(faces))
+    person = oracle_aligner.align_person(images)
+    assert [one is None for one in person.faces] == [False, False, True, False]
+    assert "not the person of the other photos" in person.left_out[2]
+    asked = oracle_aligner.align_person(images, [None, None, box, None])
+    assert asked.left_out == {}

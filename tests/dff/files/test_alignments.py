@@ -6,6 +6,7 @@ import codecs
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from dff.aligner.align import Aligner
 from dff.commands.app import app
 from dff.face.errors import BadPhoto, StorageError
 from dff.face.geometry.camera import Box
@@ -23,7 +25,9 @@ from dff.files.alignments import (
     AlignmentWriter,
     ImageResult,
     align_files,
+    align_person_files,
     assign_boxes,
+    describe_face,
     encode_drawing,
     read_boxes,
     read_finished,
@@ -33,7 +37,7 @@ from dff.files.images import find_images, list_images, unique_names
 from dff.files.outputs import append_file, assign_outputs, write_file
 from dff.infra.image_listing import describe_passed_over
 from tests.aligner.image_files import encoded
-from tests.aligner.known_aligner import KnownAligner
+from tests.aligner.known_aligner import KnownAligner, known_alignment
 
 
 @pytest.fixture
@@ -60,6 +64,32 @@ def test_a_bad_file_is_named_and_stops_nothing(folder: Path, toy_model: Morphabl
     assert [name for name, r in results.items() if r.error] == ["004.png", "005.png"]
     assert all(len(r.faces) == 1 for name, r in results.items() if not r.error)
     assert to_json(results.values())["004.png"] == []
+
+
+def test_a_bad_photo_of_a_person_is_left_out_by_name(
+    folder: Path, toy_model: MorphableModel
+) -> None:
+    aligner: Aligner = KnownAligner(toy_model)  # type: ignore[assignment]
+    bad = {"004.png": b"", "005.png": encoded(np.zeros((5, 5, 3), np.uint8), "PNG")}
+    for name, data in bad.items():
+        (folder / name).write_bytes(data)
+    paths = [folder / f"{i:03d}.png" for i in range(3, 8)]
+    person, lines = align_person_files(aligner, paths, boxes={paths[3]: [Box(900, 0, 950, 50)]})
+    assert [face is None for face in person.faces] == [False, True, True, True, False]
+    assert list(person.left_out) == [1, 2, 3]
+    for line, path in zip(lines, paths, strict=True):
+        assert line.startswith(f"{path}: ")
+    for number, why in ((1, "is empty"), (2, "too small"), (3, "outside the image")):
+        assert "left out: " in lines[number]
+        assert why in lines[number]
+    with pytest.raises(BadPhoto, match=r"004\.png: .*; .*005\.png: "):
+        align_person_files(aligner, paths[1:3])
+
+
+def test_an_unsure_face_is_called_so(toy_model: MorphableModel) -> None:
+    face = known_alignment(toy_model, Box(0, 0, 50, 50))
+    assert describe_face(replace(face, face_confidence=0.64)).endswith("confidence 0.64, unsure")
+    assert describe_face(replace(face, face_confidence=0.9)).endswith("confidence 0.90")
 
 
 def test_boxes_go_to_their_files(folder: Path, tmp_path: Path, toy_model: MorphableModel) -> None:
