@@ -364,7 +364,7 @@ def test_a_failing_bucket_gets_the_undisturbed_dataset(
 
 
 def test_a_photo_that_may_not_be_read_is_one_failure_and_a_shut_folder_stops_the_job(
-    photos: Path, undisturbed: Path
+    photos: Path,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are shut to others
         copy, place = Path(folder, "photos"), Path(folder, "set")
