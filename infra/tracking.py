@@ -1,23 +1,28 @@
 """Experiment tracking with MLflow: runs, metrics, images, and weights as model versions.
 
-Weights are files of a run that a model version points to: nothing is pickled. Only explicit run ids
-are used, never MLflow's "active run", so another process can continue a run.
+A model version is a Python function of MLflow: a weights file, and the module that loads it
+(``LOADER``); nothing is pickled. Only explicit run ids are used, never MLflow's "active run", so
+another process can continue a run.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version as installed_version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from dff.face.arrays import Bytes
@@ -30,11 +35,15 @@ with require_extra("train"):
     set_missing_home()  # mlflow asks for it when it is imported
     import mlflow
     import mlflow.artifacts
+    import mlflow.pyfunc
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param, RunStatus
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus
     from mlflow.entities import Run as MlflowRun
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.exceptions import MlflowException
+    from mlflow.models import ModelSignature
     from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+    from mlflow.types import Schema, TensorSpec
 
 PARAM_BATCH = 100
 """Parameters that MLflow takes in one call."""
@@ -51,6 +60,11 @@ HASTY = {RETRIES: "2", TIMEOUT: "10"}
 RESUMED = "resumed."
 """What the tags begin with that keep the values with which a run was continued."""
 SQLITE = "sqlite:///"
+LOADER = "dff.aligner.mlflow_model"
+"""The module by which MLflow loads a registered version."""
+EVALUATION = "evaluation."
+"""What the tags of a model version begin with that keep its errors by benchmark."""
+DISTRIBUTION = "deep-face-feature"
 REFUSALS = frozenset(
     {
         "BAD_REQUEST",
@@ -101,19 +115,38 @@ class Run:
             path.write_bytes(data)
             self._client.log_artifact(self.id, str(path), "pictures")
 
+    def use_dataset(self, source: str, *, digest: str) -> None:
+        """Note a dataset that the run trains on, for MLflow's lineage.
+
+        ``digest``: of its content; MLflow keeps 36 characters.
+        """
+        kind = "s3" if source.startswith("s3://") else "local"
+        dataset = Dataset(
+            name=source.rstrip("/").rpartition("/")[2][:500],
+            digest=digest[:36],
+            source_type=kind,
+            source=json.dumps({"uri": hide_secrets(source)}),
+        )
+        tags = [InputTag("mlflow.data.context", "training")]
+        self._client.log_inputs(self.id, [DatasetInput(dataset, tags)])
+
     def register(self, weights: Path, *, name: str, alias: str, tags: Mapping[str, str]) -> int:
         """Store a weights file with the run, as a new version of model ``name`` with an ``alias``.
 
-        MLflow reserves the alias "latest" (MlflowException).
+        ``mlflow models serve`` and ``mlflow.pyfunc.load_model(...).predict(image)`` work with the
+        version. MLflow reserves the alias "latest" (MlflowException).
         """
         client = self._client
-        client.log_artifact(self.id, str(weights), "weights")
+        with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder) / "model"
+            save_pyfunc(model, weights)
+            client.log_artifacts(self.id, str(model), "model")
         try:
             client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
-        source = f"{client.get_run(self.id).info.artifact_uri}/weights"
+        source = f"{client.get_run(self.id).info.artifact_uri}/model"
         version = client.create_model_version(name, source, run_id=self.id, tags=dict(tags))
         client.set_registered_model_alias(name, alias, version.version)
         return int(version.version)
@@ -123,6 +156,38 @@ class Run:
         self._client.set_terminated(
             self.id, RunStatus.to_string(RunStatus.FAILED if failed else RunStatus.FINISHED)
         )
+
+
+def save_pyfunc(folder: Path, weights: Path) -> None:
+    """Write a model of MLflow to a new folder: a copy of the weights file, and how it is used."""
+    mlflow.pyfunc.save_model(
+        str(folder),
+        loader_module=LOADER,
+        data_path=str(weights),
+        signature=ModelSignature(Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, 3))])),
+        input_example=np.full((8, 8, 3), 128, np.uint8),
+        pip_requirements=[DISTRIBUTION],
+    )
+
+
+def code_version() -> dict[str, str]:
+    """Tags that say which code runs: the version, and in a repository of it the commit."""
+    here = Path(__file__).parent
+    tags = {"dff.version": installed_version(DISTRIBUTION)}
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(here), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not of the user's own repository
+        tags["mlflow.source.git.commit"] = git("rev-parse", "HEAD")
+        if git("status", "--porcelain", "--untracked-files=no"):
+            tags["dff.changed"] = "true"
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return tags
 
 
 def make_metrics(step: int, values: Mapping[str, float]) -> list[Metric]:
@@ -176,7 +241,7 @@ def start(
     flat = {key: hide_secrets(str(v))[:PARAM_LENGTH] for key, v in flattened(params).items()}
     run = _find_run(client, experiment_id, name) if resume else None
     if run is None:
-        run = client.create_run(experiment_id, run_name=name)
+        run = client.create_run(experiment_id, run_name=name, tags=code_version())
         listed = [Param(key, value) for key, value in flat.items()]
         for first in range(0, len(listed), PARAM_BATCH):
             client.log_batch(run.info.run_id, params=listed[first : first + PARAM_BATCH])
@@ -230,11 +295,7 @@ def registered_weights(address: str, *, tracking_uri: str | None = None) -> Path
     file.
     """
     _quieten()
-    name, _, version = address.removeprefix(MODELS).rpartition("@" if "@" in address else "/")
-    if not name or not version:
-        raise BadWeights(
-            f"{address} names no registered model: say {MODELS}NAME@ALIAS or {MODELS}NAME/VERSION"
-        )
+    split_address(address)
     uri = tracking_uri or mlflow.get_tracking_uri()
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         # MLflow would make an empty database there, in whatever folder this is
@@ -244,25 +305,105 @@ def registered_weights(address: str, *, tracking_uri: str | None = None) -> Path
         )
     try:
         with asked_hastily():
-            client = MlflowClient(tracking_uri)
-            named = (
-                client.get_model_version_by_alias if "@" in address else client.get_model_version
-            )
-            found = named(name, version)
+            found = _find_version(MlflowClient(tracking_uri), address)
             folder = Path(
                 mlflow.artifacts.download_artifacts(
                     artifact_uri=found.source, tracking_uri=tracking_uri
                 )
             )
+    except BadWeights:
+        raise
     except Exception as error:  # MLflow lets its database's and its server's own errors through
         reason = str(error).partition("\n")[0]
         raise BadWeights(
             hide_secrets(f"{address} is no registered model of {uri}: {reason}")
         ) from error
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.rglob("*.safetensors"))
     if len(files) != 1:
         raise BadWeights(f"{address} holds {len(files)} weights files, it should hold one")
     return files[0]
+
+
+def _find_version(client: MlflowClient, address: str) -> ModelVersion:
+    """The model version of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``. Raises BadWeights
+    for an address of another form, and MlflowException.
+    """
+    name, number = split_address(address)
+    named = client.get_model_version_by_alias if "@" in address else client.get_model_version
+    return named(name, number)
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """(name, alias or version) of a registered model's address. Raises BadWeights."""
+    name, _, number = address.removeprefix(MODELS).rpartition("@" if "@" in address else "/")
+    if not name or not number:
+        raise BadWeights(
+            f"{address} names no registered model: say {MODELS}NAME@ALIAS or {MODELS}NAME/VERSION"
+        )
+    return name, number
+
+
+def note_evaluation(address: str, protocol: str, result: str, *, tracking_uri: str) -> None:
+    """Keep an error that was measured with a registered version, as a tag of the version.
+
+    ``result`` is text for people, such as "nme_box 3.45". Raises BadWeights, MlflowException.
+    """
+    client = MlflowClient(tracking_uri)
+    found = _find_version(client, address)
+    tag = EVALUATION + protocol.partition(" ")[0].rstrip(",:")
+    client.set_model_version_tag(found.name, str(found.version), tag, result)
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A version that has taken over an alias."""
+
+    version: int
+    evaluations: dict[str, str]  # by benchmark
+    before: int | None  # version that had the alias
+    evaluations_before: dict[str, str]
+
+
+def promote(
+    model: str, source: str, target: str, *, tracking_uri: str, unevaluated: bool = False
+) -> Promotion:
+    """Give the version with the alias ``source`` the alias ``target``, too.
+
+    Raises BadWeights when there is no such version, or when it was never evaluated, unless
+    ``unevaluated``, and StorageError when there is no MLflow at ``tracking_uri``.
+    """
+    check_server(tracking_uri)
+    client = MlflowClient(tracking_uri)
+    try:
+        found = client.get_model_version_by_alias(model, source)
+    except MlflowException as error:
+        reason = str(error).partition("\n")[0]
+        raise BadWeights(f"no version of {model} has the alias {source!r}: {reason}") from error
+    try:
+        old = client.get_model_version_by_alias(model, target)
+    except MlflowException:
+        old = None
+    evaluations = _read_evaluations(found)
+    if not evaluations and not unevaluated:
+        raise BadWeights(
+            f"version {found.version} of {model} was never evaluated: evaluate it first (dff "
+            f"evaluate ... --weights {MODELS}{model}@{source} --tracking URI), or say --unevaluated"
+        )
+    client.set_registered_model_alias(model, target, str(found.version))
+    return Promotion(
+        int(found.version),
+        evaluations,
+        int(old.version) if old else None,
+        _read_evaluations(old) if old else {},
+    )
+
+
+def _read_evaluations(found: ModelVersion) -> dict[str, str]:
+    return {
+        key.removeprefix(EVALUATION): str(value)
+        for key, value in sorted(found.tags.items())
+        if key.startswith(EVALUATION)
+    }
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

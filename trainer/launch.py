@@ -181,7 +181,7 @@ def train_on_ray(
         recorder.close()
         if not finished:
             _finish_failed(run)
-    version = _register(run, trained, out)
+    version = _register(run, trained, out, places)
     return LaunchResult(str(out), trained.card["dev"], run.id, version)
 
 
@@ -238,14 +238,18 @@ def _finish_failed(run: tracking.Run) -> None:
         _log.warning("the MLflow run %s stays open: %s", run.id, str(error).partition("\n")[0])
 
 
-def _register(run: tracking.Run, trained: weights.Weights, out: Path | str) -> int:
-    """Register the weights as a new version, and close the run.
+def _register(
+    run: tracking.Run, trained: weights.Weights, out: Path | str, datasets: Sequence[str]
+) -> int:
+    """Register the weights as a new version, note their datasets, and close the run.
 
     Raises StorageError, which says that the weights are complete.
     """
     card = trained.card
     tags = {name: str(card[name]) for name in ("model", "model_licence", "dataset")}
     try:
+        for place, fingerprint in zip(datasets, str(card["dataset"]).split(), strict=True):
+            run.use_dataset(locate_dataset(place), digest=fingerprint)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / Path(str(out)).name
             weights.rewrite(file, trained)

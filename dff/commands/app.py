@@ -43,7 +43,7 @@ app = typer.Typer(
     ),
 )
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Use": (demo, align, match, serve, export, models),
+    "Use": (demo, align, match, serve, export),
     "Data": (label, synthesize, status, inspect),
     "Training and evaluation": (
         train,
@@ -56,6 +56,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
 for panel, commands in PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.add_typer(models, name="models", rich_help_panel="Use")
 app.command(
     rich_help_panel="Clusters",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},

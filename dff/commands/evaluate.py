@@ -144,6 +144,8 @@ def evaluate(
             "weights": weights or "default",
         }
         _track(tracking, params, report.summary, drawn)
+        if weights and weights.startswith("models:/"):
+            _note_evaluation(tracking, weights, report)
 
 
 def _check_outputs(json_out: Path | None, pictures: Path | None, tracking_uri: str | None) -> None:
@@ -207,6 +209,15 @@ def _track(
         run.picture_file(picture, data)
     run.finish()
     typer.echo(f"logged to {hide_secrets(uri)}: run {name!r} of dff-evaluation")
+
+
+def _note_evaluation(uri: str, address: str, report: Report) -> None:
+    """Keep the main error with the registered version, for `dff models promote`."""
+    from dff.infra import tracking
+
+    error = report.summary.get(report.error, {}).get("mean")
+    tracking.note_evaluation(address, report.protocol, f"{report.error} {error}", tracking_uri=uri)
+    typer.echo(f"noted with {address}: {report.error} {error}")
 
 
 def _evaluate_matching(

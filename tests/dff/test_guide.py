@@ -13,6 +13,7 @@ import typer
 from PIL import Image
 
 from dff.commands.app import app
+from dff.commands.submit import Submittable
 from dff.demo.photograph import write_photograph
 from dff.infra import weights
 from dff.infra.onnx_file import export
@@ -102,10 +103,10 @@ def test_commands_and_options_of_the_pages_exist(page: Path) -> None:
     for name, options in commands(page):
         assert name in known
         flags = {flag for p in known[name].params for flag in (*p.opts, *p.secondary_opts)}
+        inner = list(known[name].commands.values()) if name == "models" else []
         if name == "submit":
-            flags |= {
-                flag for c in ("synthesize", "train") for p in known[c].params for flag in p.opts
-            }
+            inner = [known[command] for command in Submittable]
+        flags |= {flag for each in inner for p in each.params for flag in p.opts}
         assert set(options) <= flags, name
 
 

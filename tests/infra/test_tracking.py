@@ -4,16 +4,20 @@ alias.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow.pyfunc
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from dff.aligner.align import load_aligner
+from dff.demo.photograph import write_photograph
 from dff.face.errors import BadWeights, StorageError
 from dff.infra import tracking, weights
 
@@ -51,7 +55,7 @@ def test_a_run_keeps_figures_pictures_and_weights(mlflow_uri: str, tmp_path: Pat
     assert [f.path for f in client.list_artifacts(run.id, "pictures")] == ["pictures/match.png"]
     version = client.get_model_version_by_alias("dff", "candidate")
     assert (version.version, version.run_id, version.tags) == (2, run.id, {"licence": "CC0-1.0"})
-    stored = Path(str(version.source).removeprefix("file://")) / "w.safetensors"
+    stored = Path(str(version.source).removeprefix("file://")) / "data" / "w.safetensors"
     assert stored.read_bytes() == b"second"
     with pytest.raises(ValueError, match=r"other values \(steps 2 -> 3\)"):
         tracking.start(uri, params={"steps": 3}, **begin)  # type: ignore[arg-type]
@@ -146,3 +150,48 @@ def test_a_password_in_an_address_is_never_shown() -> None:
         assert "hunter2" not in str(told.value)
         assert "***@127.0.0.1" in str(told.value)
     assert not tracking.HASTY.keys() & os.environ.keys()
+
+
+def test_a_registered_version_is_a_model_that_mlflow_loads(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tracking.start(mlflow_uri, experiment="e", name="n", params={}, artifacts=tmp_path / "a")
+    shipped = weights.SHIPPED[weights.DEFAULT]
+    run.register(shipped, name="dff", alias="candidate", tags={})
+    run.use_dataset("s3://faces/views/", digest="0" * 64)
+    client = MlflowClient(mlflow_uri)
+    (used,) = client.get_run(run.id).inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.source_type) == ("views", "s3")
+    assert json.loads(used.dataset.source) == {"uri": "s3://faces/views/"}
+    assert client.get_run(run.id).data.tags["dff.version"]
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    place = tracking.registered_weights("models:/dff@candidate").parent.parent
+    stored = [path.name for path in place.rglob("*") if path.is_file()]
+    assert not [name for name in stored if name.endswith((".pkl", ".pickle", ".py"))]
+    model = mlflow.pyfunc.load_model(str(place))
+    assert model.metadata.signature.inputs.inputs[0].shape == (-1, -1, 3)
+    photo = write_photograph(tmp_path / "photos")
+    (face,) = model.predict(photo)
+    (alone,) = load_aligner().align(photo)
+    assert face == alone.to_json()
+
+
+def test_only_an_evaluated_version_is_promoted(mlflow_uri: str, tmp_path: Path) -> None:
+    run = tracking.start(mlflow_uri, experiment="e", name="n", params={}, artifacts=tmp_path / "a")
+    shipped = weights.SHIPPED[weights.DEFAULT]
+    with pytest.raises(BadWeights, match="no version of dff has the alias 'candidate'"):
+        tracking.promote("dff", "candidate", "champion", tracking_uri=mlflow_uri)
+    for result in ("nme_box 3.5", "nme_box 3.4"):
+        run.register(shipped, name="dff", alias="candidate", tags={"licence": "CC0-1.0"})
+        with pytest.raises(BadWeights, match="was never evaluated"):
+            tracking.promote("dff", "candidate", "champion", tracking_uri=mlflow_uri)
+        tracking.note_evaluation(
+            "models:/dff@candidate", "AFLW2000-3D, 2000 photos", result, tracking_uri=mlflow_uri
+        )
+        done = tracking.promote("dff", "candidate", "champion", tracking_uri=mlflow_uri)
+    assert (done.version, done.before) == (2, 1)
+    assert done.evaluations == {"AFLW2000-3D": "nme_box 3.4"}
+    assert done.evaluations_before == {"AFLW2000-3D": "nme_box 3.5"}
+    version = MlflowClient(mlflow_uri).get_model_version_by_alias("dff", "champion")
+    assert int(version.version) == 2
