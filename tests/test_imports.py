@@ -104,15 +104,41 @@ def test_sub_rooms_import_one_way(room: str) -> None:
     assert set(TopologicalSorter(graph).static_order()) >= set(graph)
 
 
-def test_a_class_name_has_one_meaning() -> None:
-    """A name is looked up in the tree at once: no class is called as another one."""
+NAMESAKES = re.compile(
+    r"dff/commands/|aligner/service/routes/|.*/kernels\.py|face/render/gl\.py|pipeline/job/ray\.py"
+)
+"""Files whose functions may have the name of another one, since they do its job: commands, routes,
+compiled kernels, the other renderer, and the job on Ray.
+"""
+
+
+def find_repeated(names: Iterator[tuple[str, str]]) -> dict[str, list[str]]:
+    """The names that come more than once, with the files that they come from."""
     places: dict[str, list[str]] = {}
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
-                places.setdefault(node.name, []).append(module_of(path))
+    for name, place in names:
+        places.setdefault(name, []).append(place)
     assert len(places) > 100
-    assert not {name: modules for name, modules in places.items() if len(modules) > 1}
+    return {name: files for name, files in places.items() if len(files) > 1}
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    assert not find_repeated(
+        (node.name, path.relative_to(ROOT).as_posix())
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+
+
+def test_a_public_function_name_has_one_meaning() -> None:
+    assert not find_repeated(
+        (node.name, place)
+        for path in FILES
+        if not NAMESAKES.match(place := path.relative_to(ROOT).as_posix())
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and not node.name.startswith("_")
+    )
 
 
 def test_only_assets_opens_files_in_face() -> None:

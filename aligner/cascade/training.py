@@ -101,7 +101,7 @@ class Progress:
     held_out: float  # of the validation split
 
 
-def read_views(dataset: Dataset, fit_model: FitModel, split: Split, count: int) -> Views:
+def read_split_views(dataset: Dataset, fit_model: FitModel, split: Split, count: int) -> Views:
     """At most ``count`` views of one split, of as many identities as possible.
 
     Raises BadDataset when there is none, or when they show another face model.
@@ -308,8 +308,8 @@ def train_cascade(
     of another face model; ValueError when too few faces are well or badly aligned to calibrate it.
     """
     fit_model = build_cascade_fit_model(aligner, recipe)
-    views = read_views(dataset, fit_model, "train", recipe.views)
-    held_out = read_views(dataset, fit_model, "dev", recipe.held_out)
+    views = read_split_views(dataset, fit_model, "train", recipe.views)
+    held_out = read_split_views(dataset, fit_model, "dev", recipe.held_out)
     reached: list[dict[str, float]] = []
 
     def note(progress: Progress) -> None:

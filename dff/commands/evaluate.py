@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dff.aligner.evaluation.benchmarks import Disturbance, Report
 
 
-class Protocol(StrEnum):
+class Benchmark(StrEnum):
     """Which benchmark an evaluation follows."""
 
     aflw2000 = "aflw2000-3d"
@@ -45,7 +45,7 @@ class BoxSource(StrEnum):
 
 def evaluate(
     protocol: Annotated[
-        Protocol,
+        Benchmark,
         typer.Argument(
             help="aflw2000-3d: photos with .mat files, NME by yaw, pose. 300w: photos with .pts "
             "files. matching: descriptor matches between views of a dataset, or photos with .mat."
@@ -95,12 +95,12 @@ def evaluate(
 
     dff evaluate matching data/ --pairs 20
     """
-    if robust and (protocol is Protocol.matching or box is not BoxSource.landmarks):
+    if robust and (protocol is Benchmark.matching or box is not BoxSource.landmarks):
         raise typer.BadParameter(
             "--robustness moves the boxes of landmarks: it goes with --box landmarks"
         )
     _check_outputs(json_out, pictures, tracking)
-    if protocol is Protocol.matching:
+    if protocol is Benchmark.matching:
         _evaluate_matching(
             folder,
             weights,
@@ -162,7 +162,7 @@ def _check_outputs(json_out: Path | None, pictures: Path | None, tracking_uri: s
 
 
 def _measure(
-    protocol: Protocol,
+    protocol: Benchmark,
     folder: str,
     aligner: Aligner,
     labels: Path | None,
@@ -172,7 +172,7 @@ def _measure(
 ) -> Report:
     from dff.aligner.evaluation.benchmarks import evaluate_300w, evaluate_aflw2000
 
-    if protocol is Protocol.aflw2000:
+    if protocol is Benchmark.aflw2000:
         return evaluate_aflw2000(
             folder, aligner, labels=labels, box=box.value, disturbance=disturbance
         )

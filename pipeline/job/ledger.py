@@ -65,7 +65,7 @@ def write_record(storage: Storage, record: Record) -> None:
     storage.write(record_key(record.shard), canonical(asdict(record)))
 
 
-def read_records(storage: Storage, key: str) -> list[Record]:
+def read_ledger_object(storage: Storage, key: str) -> list[Record]:
     """The records of a ledger's object.
 
     Raises BadDataset when it is malformed or its shards are not those of its key.
@@ -143,9 +143,9 @@ def _list_keys(storage: Storage) -> dict[int, list[str]]:
 def _read_latest(storage: Storage, keys: list[str]) -> dict[int, Record]:
     """Records by shard. A single record is newer than the shard's record in the segment."""
     groups = (
-        _map_ahead(lambda key: read_records(storage, key), reversed(keys))
+        _map_ahead(lambda key: read_ledger_object(storage, key), reversed(keys))
         if len(keys) > 1
-        else [read_records(storage, keys[0])]
+        else [read_ledger_object(storage, keys[0])]
     )
     return {record.shard: record for records in groups for record in records}
 

@@ -29,7 +29,7 @@ from dff.aligner.cascade.training import (
     Views,
     compute_true_states,
     learn_cascade,
-    read_views,
+    read_split_views,
     ridge,
     sample_farthest_points,
     train_cascade,
@@ -304,7 +304,7 @@ def test_stages_on_sift_lower_the_error_on_people_held_out(
     again = load_cascade(tmp_path / "sift.safetensors")
     assert again.components is not None
     assert again.card == cascade.card
-    held_out = read_views(views, oracle_aligner.fit_model, "dev", 20)
+    held_out = read_split_views(views, oracle_aligner.fit_model, "dev", 20)
     rng = np.random.default_rng(8)
     boxes = [[disturb_box(Box.around(truth), rng)] for truth in held_out.landmarks]
     found = with_cascade(oracle_aligner, again).align_batch(list(held_out.images), boxes)
@@ -330,7 +330,7 @@ def test_views_of_another_model_are_refused(
 ) -> None:
     row = make_row(toy_model, "id000", 0, rng=np.random.default_rng(0))
     with pytest.raises(BadDataset, match="shows the model 'toy', the weights are for 'open-head'"):
-        read_views(write_dataset(tmp_path, [row]), oracle_aligner.fit_model, row.split, 4)
+        read_split_views(write_dataset(tmp_path, [row]), oracle_aligner.fit_model, row.split, 4)
 
 
 def toy_cascade(aligner: Aligner) -> Cascade:
