@@ -22,7 +22,7 @@ import torch
 
 from dff.aligner.config import DetectorConfig
 from dff.aligner.detection import OVERLAP, Detection, distinct, overlap, same_face
-from dff.aligner.fitting.correspondence import match, soft_correspondence
+from dff.aligner.fitting.correspondence import match_pixels, soft_correspondence
 from dff.aligner.fitting.fit_model import FitModel
 from dff.face.arrays import Array, Bools, Bytes, Float, Floats, Ints
 from dff.face.descriptor import STRIDE, Anchors, Network, image_batch
@@ -199,7 +199,7 @@ class DescriptorDetector:
         with torch.inference_mode():
             features = self.net(image_batch(torch.from_numpy(np.pad(level, padding)[None])))
         rows, columns = -(-height // STRIDE), -(-width // STRIDE)
-        matches = match(
+        matches = match_pixels(
             features.descriptor[:, :, :rows, :columns].float().numpy(),
             features.face_logit[:, :rows, :columns].float().numpy(),
             self.descriptor,

@@ -62,7 +62,7 @@ def interleave(a: Any, b: Any) -> Any:
     return np.concatenate([a[:, ::2], b[:, 1::2]], axis=1)
 
 
-def match(
+def match_pixels(
     descriptor: Floats,
     face_logit: Floats,
     anchors: Floats,

@@ -10,7 +10,7 @@ import torch
 from scipy.special import expit
 
 from dff.aligner.config import ObservationConfig
-from dff.aligner.fitting.correspondence import Matches, match
+from dff.aligner.fitting.correspondence import Matches, match_pixels
 from dff.aligner.fitting.crop import Crops
 from dff.face.arrays import Array, Bools, Bytes, Float, Floats
 from dff.face.descriptor import STRIDE, Anchors, Network, image_batch
@@ -81,7 +81,7 @@ class Observer:
 
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
         """The chosen pixels of the face and their most similar anchors."""
-        return match(
+        return match_pixels(
             descriptor,
             face_logit,
             self.anchors.descriptor,

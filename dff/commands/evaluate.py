@@ -232,7 +232,7 @@ def _evaluate_matching(
     pictures: Path | None,
 ) -> None:
     with require_extra("train"):
-        from dff.files.matching import draw_matches, encode_matching, evaluate_matching
+        from dff.files.matching import draw_matched_pairs, encode_matching, evaluate_matching
         from dff.files.outputs import write_file
 
     report, examples = evaluate_matching(
@@ -243,5 +243,5 @@ def _evaluate_matching(
     if json_out:
         write_file(json_out, encode_matching(report))
     if pictures:
-        write_file(pictures / "matching.jpg", draw_matches(examples, weights))
+        write_file(pictures / "matching.jpg", draw_matched_pairs(examples, weights))
         typer.echo(f"pictures: {pictures.resolve()}")

@@ -122,7 +122,7 @@ def read_labelled_photos(folder: Path, labels: Path | None) -> list[LabelledPhot
     return out
 
 
-def draw_matches(pairs: list[ViewPair], weights: str | None) -> bytes:
+def draw_matched_pairs(pairs: list[ViewPair], weights: str | None) -> bytes:
     """JPEG of the pairs with the matches of the descriptor and of SIFT."""
     methods = {"dff": load_methods(weights)["dff"], "sift": make_baselines()["sift 48"]}
     picture = draw_view_pairs(pairs, methods)

@@ -1,6 +1,11 @@
 import numpy as np
 
-from dff.aligner.fitting.correspondence import Matches, match, match_residuals, soft_correspondence
+from dff.aligner.fitting.correspondence import (
+    Matches,
+    match_pixels,
+    match_residuals,
+    soft_correspondence,
+)
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -12,7 +17,7 @@ def test_match_is_softmax_over_the_most_similar_anchors() -> None:
     rng = np.random.default_rng(3)
     descriptor, anchors = unit(rng, 2, 6, 5, 8), unit(rng, 40, 8)
     logit = rng.normal(size=(2, 6, 5)).astype(np.float32) * 3
-    found = match(
+    found = match_pixels(
         np.moveaxis(descriptor, 3, 1),
         logit,
         anchors,
@@ -43,7 +48,7 @@ def test_too_many_pixels_are_thinned_evenly() -> None:
     rng = np.random.default_rng(3)
     descriptor, anchors = unit(rng, 1, 20, 20, 8), unit(rng, 12, 8)
     logit = np.full((1, 20, 20), 4.0, np.float32)
-    found = match(
+    found = match_pixels(
         np.moveaxis(descriptor, 3, 1),
         logit,
         anchors,
