@@ -170,7 +170,7 @@ def save_pyfunc(folder: Path, weights: Path) -> None:
     )
 
 
-def code_version() -> dict[str, str]:
+def describe_code() -> dict[str, str]:
     """Tags that say which code runs: the version, and in a repository of it the commit."""
     here = Path(__file__).parent
     tags = {"dff.version": installed_version(DISTRIBUTION)}
@@ -241,7 +241,7 @@ def start(
     flat = {key: hide_secrets(str(v))[:PARAM_LENGTH] for key, v in flattened(params).items()}
     run = _find_run(client, experiment_id, name) if resume else None
     if run is None:
-        run = client.create_run(experiment_id, run_name=name, tags=code_version())
+        run = client.create_run(experiment_id, run_name=name, tags=describe_code())
         listed = [Param(key, value) for key, value in flat.items()]
         for first in range(0, len(listed), PARAM_BATCH):
             client.log_batch(run.info.run_id, params=listed[first : first + PARAM_BATCH])
