@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from itertools import combinations
 from types import MappingProxyType
@@ -314,8 +315,8 @@ class S3Storage:
                 for entry in page.get("Contents", []):
                     key = entry["Key"].removeprefix(self.prefix)
                     if not key.endswith("/"):  # consoles mark folders by empty objects
-                        written = entry["LastModified"].timestamp()
-                        found.append(ObjectInfo(key, int(entry["Size"]), written))
+                        modified = _parse_time(entry.get("LastModified", ""))
+                        found.append(ObjectInfo(key, int(entry["Size"]), modified))
         return sorted(found, key=lambda info: info.key.encode())
 
     def exists(self, key: str) -> bool:
@@ -420,6 +421,14 @@ def _new_session() -> Any:
     parsers = session.get_component("response_parser_factory")
     parsers.set_parser_defaults(timestamp_parser=str)
     return boto3.session.Session(botocore_session=session)
+
+
+def _parse_time(text: str) -> float:
+    """Seconds since 1970 of a listing's ISO 8601 time; 0 for another text, which stops nothing."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _base64(digest: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import time
 from collections.abc import Iterator
 from itertools import count
 
@@ -130,6 +131,12 @@ def test_who_asks_pays(s3: FaultyS3) -> None:
     assert all(r.get("HTTP_X_AMZ_REQUEST_PAYER") == "requester" for r in s3.requests)
     copy = pickle.loads(pickle.dumps(storage))
     assert copy.access == storage.access
+
+
+def test_a_listing_says_when_objects_were_written(s3: FaultyS3) -> None:
+    storage = open_bucket(s3)
+    storage.write("a", b"x")
+    assert abs(storage.list()[0].modified - time.time()) < 60.0
 
 
 def test_a_key_that_is_no_path_is_one_bad_object(s3: FaultyS3) -> None:
