@@ -43,7 +43,7 @@ from dff.face.fused_network import FusedNetwork
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
 from dff.face.io.assets import load_model
-from dff.face.model.landmarks import LandmarkOffsets
+from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights as weights_files
 
@@ -78,10 +78,12 @@ class Aligner:
         card: Mapping[str, Any] | None = None,
         calibration: Calibration | None = None,
         landmark_offsets: LandmarkOffsets | None = None,
+        pose_correction: PoseCorrection | None = None,
     ) -> None:
         """``fitter``: by default dense correspondence. ``calibration``: of the fitter's fits.
 
         ``landmark_offsets``: where the answered landmarks lie; by default on vertices of ``model``.
+        ``pose_correction``: from the pose of the fitted head to the answered one; by default none.
         """
         self.net = net
         self.anchors = anchors
@@ -91,6 +93,7 @@ class Aligner:
         self.card = dict(card or {})  # where the weights come from
         self.calibration = calibration or DEFAULT
         self.landmark_offsets = landmark_offsets or LandmarkOffsets()
+        self.pose_correction = pose_correction or PoseCorrection()
         dense = DenseFitter(net, anchors, model, self.config)
         self.fitter: FaceFitter = fitter or dense
         self.fit_model = dense.fit_model
@@ -101,10 +104,13 @@ class Aligner:
             np.deg2rad(REFERENCE_ROTATION.get(model.name, (0.0, 0.0, 0.0)))
         )
 
-    def without_landmark_offsets(self) -> Self:
-        """The same aligner, whose landmarks are vertices of the model, as of rendered faces."""
+    def without_annotation_bias(self) -> Self:
+        """The same aligner, whose landmarks are vertices and whose pose is that of the mesh.
+
+        So are those of rendered faces.
+        """
         raw = copy(self)
-        raw.landmark_offsets = LandmarkOffsets()
+        raw.landmark_offsets, raw.pose_correction = LandmarkOffsets(), PoseCorrection()
         return raw
 
     def with_quick_search(self) -> Self:
@@ -330,9 +336,11 @@ class Aligner:
         """What a pass came to, by number of the face."""
         if not len(done.faces):
             return
-        landmarks = annotated.landmarks(done.fit.state)
+        state = done.fit.state
+        moved = self.landmark_offsets.in_image("3d", state.rotation)
+        landmarks = annotated.landmarks(state, moved)
         for row, face in enumerate(done.faces):
-            angles = angles_from_rotation(done.fit.state.rotation[row] @ self.reference)
+            angles = angles_from_rotation(self._pose_matrix(state.rotation[row]))
             residual, motion = float(done.fit.residual[row]), float(done.motion[row])
             yield int(face), Iteration(landmarks[row], *angles, residual, motion)
 
@@ -383,7 +391,7 @@ class Aligner:
         flat, deep = place_landmarks(
             self.model, self.landmark_offsets, vertices, coefficients, cam_from_head, camera
         )
-        matrix = state.rotation[i] @ self.reference
+        matrix = self._pose_matrix(state.rotation[i])
         reason = self._reject(features, face_confidence, visibility, state.rotation[i])
         return Alignment(
             box=box,
@@ -403,6 +411,10 @@ class Aligner:
             trace=trace,
             features=features,
         )
+
+    def _pose_matrix(self, rotation: Floats) -> Floats:
+        """(3, 3) the answered pose of a head whose ``cam_from_head`` is ``rotation``."""
+        return self.pose_correction.corrected(rotation @ self.reference, rotation)
 
     def _reject(
         self,
@@ -434,16 +446,17 @@ def load_aligner(
     config: AlignConfig | None = None,
     calibration: Calibration | None = None,
     landmark_offsets: LandmarkOffsets | None = None,
+    pose_correction: PoseCorrection | None = None,
     device: str | None = None,
 ) -> Aligner:
     """The aligner of a weights file; of the shipped weights when none is named.
 
     ``config``: by default crops are as large as those that the network was trained on.
-    ``calibration`` and ``landmark_offsets`` instead of the
-    file's own. ``device``: of torch, on which the network runs, such as "cuda"; the fit runs on the
-    CPU in any case. By default the network runs there too, by ``FusedNetwork``. Raises BadWeights
-    when the file cannot be used, BadModel when its model is not found, ValueError for a device that
-    is not there.
+    ``calibration``, ``landmark_offsets`` and ``pose_correction`` instead of the file's own.
+    ``device``: of torch, on which the network runs, such as "cuda"; the fit runs on the CPU in any
+    case. By default the network runs there too, by ``FusedNetwork``. Raises BadWeights when the
+    file cannot be used, BadModel when its model is not found, ValueError for a device that is not
+    there.
     """
     path = weights_files.DEFAULT if weights is None else weights
     loaded = weights_files.load(path)
@@ -471,6 +484,7 @@ def load_aligner(
         card=card,
         calibration=calibration,
         landmark_offsets=landmark_offsets or loaded.landmark_offsets,
+        pose_correction=pose_correction or loaded.pose_correction,
     )
 
 

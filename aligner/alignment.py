@@ -11,7 +11,7 @@ import numpy as np
 from dff.face.arrays import Array, Bool, Bools, Float, Floats, Ints
 from dff.face.geometry.camera import Box, NearPerspective
 from dff.face.geometry.transform import Rigid
-from dff.face.model.landmarks import LandmarkOffsets
+from dff.face.model.landmark_offsets import LandmarkOffsets
 from dff.face.model.morphable import Coefficients, MorphableModel
 
 
@@ -213,8 +213,11 @@ def place_landmarks(
     flat, deep = seen[contour], seen[model.landmarks.vertex]
     if not landmark_offsets.none:
         both = np.concatenate([coefficients.identity, coefficients.expression])
-        flat = flat + landmark_offsets.of("2d", both) @ cam_from_head.rotation.T
-        deep = deep + landmark_offsets.of("3d", both) @ cam_from_head.rotation.T
+        rotation = cam_from_head.rotation
+        flat = flat + landmark_offsets.in_head("2d", both) @ rotation.T
+        deep = deep + landmark_offsets.in_head("3d", both) @ rotation.T
+        flat[:, :2] += landmark_offsets.in_image("2d", rotation[None])[0]
+        deep[:, :2] += landmark_offsets.in_image("3d", rotation[None])[0]
     return camera.px_from_cam(flat), np.column_stack(
         [camera.px_from_cam(deep), -camera.scale * deep[:, 2]]
     )

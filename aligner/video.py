@@ -30,7 +30,7 @@ from dff.aligner.detection import same_face
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import Rigid, angles_from_rotation
-from dff.face.model.landmarks import LandmarkOffsets
+from dff.face.model.landmark_offsets import LandmarkOffsets
 from dff.face.model.morphable import Coefficients, MorphableModel
 
 CLOCK_ERROR = 1e-6  # seconds: times that differ by less are the same

@@ -7,7 +7,7 @@ written in random order, and the same weights should be the same bytes). It is J
 * ``card``: where the weights come from and under which terms;
 * ``calibration``, if measured: of the aligner's confidence with these weights;
 * ``landmark_offsets``, if measured: the source of the labels that ``LandmarkOffsets`` were measured
-  from; their tables are tensors.
+  from; their tables are tensors, and so are those of ``PoseCorrection``, if it was measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights, NotFound, StorageError
-from dff.face.model.landmarks import LandmarkOffsets
+from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.infra.files import check_output_file, replaced_file
 from dff.infra.redaction import hide_secrets
@@ -47,6 +47,7 @@ NAMED = SHIPPED | RESEARCH
 DEFAULT = "dff-open"
 REGISTERED = "models:/"
 """What the address of a model that MLflow has registered begins with."""
+Bias = TypeVar("Bias", LandmarkOffsets, PoseCorrection)
 BUCKET = "s3://"
 """What the address of a weights file in a bucket begins with."""
 CARD_KEYS = ("model", "model_licence", "data_licences", "steps")
@@ -66,6 +67,7 @@ class Weights:
     calibration: dict[str, Any] | None = None
     landmark_offsets: LandmarkOffsets | None = None  # None: not measured with these weights
     landmark_offsets_source: str = ""  # whose labels they were measured from, for people
+    pose_correction: PoseCorrection | None = None  # None: not measured with these weights
 
 
 def save(
@@ -77,6 +79,7 @@ def save(
     calibration: Mapping[str, Any] | None = None,
     landmark_offsets: LandmarkOffsets | None = None,
     landmark_offsets_source: str = "",
+    pose_correction: PoseCorrection | None = None,
     endpoint_url: str | None = None,
 ) -> None:
     """Write a weights file, whole or not at all, to a path or to ``s3://bucket/key``.
@@ -107,9 +110,9 @@ def save(
         about["calibration"] = dict(calibration)
     if landmark_offsets is not None:
         about["landmark_offsets"] = landmark_offsets_source
-        for name in ("offset", "response"):
-            table = getattr(landmark_offsets, name).astype(np.float32)
-            tensors[f"landmark_offsets.{name}"] = torch.from_numpy(table)
+        tensors |= _tensors("landmark_offsets", landmark_offsets)
+    if pose_correction is not None:
+        tensors |= _tensors("pose_correction", pose_correction)
     data = save_bytes(tensors, {"descriptor": json.dumps(about, sort_keys=True)})
     if str(path).startswith(BUCKET):
         storage, key = _open_parent(str(path), endpoint_url)
@@ -153,8 +156,32 @@ def rewrite(path: Path | str, loaded: Weights, *, endpoint_url: str | None = Non
         calibration=loaded.calibration,
         landmark_offsets=loaded.landmark_offsets,
         landmark_offsets_source=loaded.landmark_offsets_source,
+        pose_correction=loaded.pose_correction,
         endpoint_url=endpoint_url,
     )
+
+
+def _tensors(prefix: str, bias: LandmarkOffsets | PoseCorrection) -> dict[str, Tensor]:
+    return {
+        f"{prefix}.{name}": torch.from_numpy(table.astype(np.float32))
+        for name, table in vars(bias).items()
+    }
+
+
+def _tensor_shapes(
+    prefix: str, bias: LandmarkOffsets | PoseCorrection
+) -> dict[str, tuple[int, ...]]:
+    return {f"{prefix}.{name}": table.shape for name, table in vars(bias).items()}
+
+
+def _from_tensors(kind: type[Bias], prefix: str, tensors: Mapping[str, Tensor]) -> Bias | None:
+    """None when ``tensors`` hold no such tables."""
+    tables = {
+        name.removeprefix(f"{prefix}."): value.double().numpy()
+        for name, value in tensors.items()
+        if name.startswith(f"{prefix}.")
+    }
+    return kind(**tables) if tables else None
 
 
 def everywhere(path: Path | str) -> str:
@@ -230,8 +257,10 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
     if "landmark_offsets" in about:
         response = tensors.get("landmark_offsets.response")
         wide = 0 if response is None else response.shape[-1]
-        wanted["landmark_offsets.offset"] = (2, 68, 3)
-        wanted["landmark_offsets.response"] = (2, 68, 3, wide)
+        none = LandmarkOffsets(response=np.zeros((2, 68, 3, wide)))
+        wanted |= _tensor_shapes("landmark_offsets", none)
+    if any(name.startswith("pose_correction.") for name in tensors):
+        wanted |= _tensor_shapes("pose_correction", PoseCorrection())
     _check_tensors(path, tensors, wanted)
     net.load_state_dict(
         {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
@@ -243,12 +272,14 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
         anchors = Anchors(vertex, position, descriptor, scale)
     except ValueError as error:
         raise BadWeights(f"{path} has bad anchors: {error}") from error
-    landmark_offsets = None
-    if "landmark_offsets" in about:
-        tables = (tensors[f"landmark_offsets.{name}"] for name in ("offset", "response"))
-        landmark_offsets = LandmarkOffsets(*(table.double().numpy() for table in tables))
     loaded = Weights(
-        net.eval(), anchors, card, calibration, landmark_offsets, landmark_offsets_source
+        net.eval(),
+        anchors,
+        card,
+        calibration,
+        _from_tensors(LandmarkOffsets, "landmark_offsets", tensors),
+        landmark_offsets_source,
+        _from_tensors(PoseCorrection, "pose_correction", tensors),
     )
     if model is not None:
         check_model(path, loaded, model)

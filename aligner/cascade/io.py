@@ -114,4 +114,5 @@ def with_cascade(aligner: Aligner, cascade: Cascade) -> Aligner:
         card=aligner.card,
         calibration=cascade.calibration or aligner.calibration,
         landmark_offsets=aligner.landmark_offsets,
+        pose_correction=aligner.pose_correction,
     )

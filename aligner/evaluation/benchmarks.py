@@ -297,8 +297,13 @@ def _evaluate(
         else:
             found = aligner.align_batch(images)
         seconds += time.perf_counter() - started
-        rows += [_row(sample, some, error) for sample, some in zip(chunk, found, strict=True)]
-    summary = {"ms_per_image": round(1e3 * seconds / len(samples), 1), **_summary(rows, error)}
+        rows += [
+            measure_row(sample, some, error) for sample, some in zip(chunk, found, strict=True)
+        ]
+    summary = {
+        "ms_per_image": round(1e3 * seconds / len(samples), 1),
+        **summarize_rows(rows, error),
+    }
     return Report(protocol, error, summary, tuple(rows), storage)
 
 
@@ -311,7 +316,9 @@ def _image(storage: Storage, sample: Sample) -> Bytes:
         raise BadPhoto(f"{sample.image_key}: {error}") from error
 
 
-def _row(sample: Sample, found: Sequence[Alignment], error: str) -> Row:
+def measure_row(sample: Sample, found: Sequence[Alignment], error: str) -> Row:
+    """The errors of the face, of those ``found``, that is the labelled one."""
+
     def meeting(face: Alignment) -> float:
         return overlap(_corners(face.box), _corners(sample.box))
 
@@ -336,7 +343,8 @@ def _corners(box: Box) -> Floats:
     return np.array([box.x0, box.y0, box.x1, box.y1])
 
 
-def _summary(rows: Sequence[Row], error: str) -> dict[str, Any]:
+def summarize_rows(rows: Sequence[Row], error: str) -> dict[str, Any]:
+    """Figures of an evaluation, by name; errors in per cent and degrees."""
     found = [row for row in rows if row.alignment is not None]
     alignments = [row.alignment for row in found if row.alignment is not None]
     values = np.array([row.errors[error] for row in found])

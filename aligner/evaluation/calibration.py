@@ -457,7 +457,7 @@ def calibrate(
     BadDataset for a dataset without held-out identities, ValueError when it is too small.
     """
     # Labels of rendered views have no annotation bias.
-    raw = aligner.without_landmark_offsets()
+    raw = aligner.without_annotation_bias()
     outcomes = align_cases(raw, view_cases(dataset, views=views))
     first = for_fitting(outcomes)
     calibration = fit_calibration(outcomes[first])

@@ -9,23 +9,39 @@ enough photos, the change of the offset with the face's shape is fitted too.
 None of these photos is labelled in the 3D scheme. Its inner points take the offsets of the 2D
 scheme, from vertices of their own. Its jaw is measured in frontal views, where both schemes agree,
 and only across the face.
+
+What these offsets leave depends on the pose: the far side of the face, above all its jaw, is
+completed by the face model's statistics. Photos of AFLW2000-3D, which show all poses and are
+labelled in the 3D scheme, determine it as a polynomial of yaw and pitch, and with it how labelled
+poses differ from fitted ones. The same photos can only judge it by cross-validation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from dff.aligner.align import Aligner
-from dff.aligner.evaluation.benchmarks import evaluate_300w
+from dff.aligner.alignment import Alignment, Pose, place_landmarks
+from dff.aligner.evaluation.benchmarks import Row, evaluate_300w, evaluate_aflw2000, measure_row
 from dff.aligner.fitting.batch import take_rows
 from dff.aligner.fitting.fit_model import FitModel, prior_sd
 from dff.face.arrays import Array, Bools, Float, Floats
 from dff.face.errors import BadLandmarks
-from dff.face.model.landmarks import INNER, JAW, MIRROR, LandmarkOffsets
+from dff.face.geometry.transform import angles_from_rotation
+from dff.face.model.landmark_offsets import (
+    MIRRORED_TERMS,
+    LandmarkOffsets,
+    PoseCorrection,
+    UprightPose,
+    pose_terms,
+)
+from dff.face.model.landmarks import INNER, JAW, MIRROR
+from dff.face.model.morphable import MorphableModel
 from dff.face.solve.robust import robust_weights
 
 OTHER_SIDE = np.array([-1.0, 1.0, 1.0])  # multiplies a point of the head to mirror it
@@ -45,6 +61,11 @@ class OffsetConfig:
     unknown: float = 10.0  # draws the depth, which frontal views do not show, to zero
     # sides of faces, two a photo, at which the response to a latent direction is shrunk by half
     shape: float = 10.0
+    pose_outlier: float = 0.012  # metres, as ``outlier``, for what depends on the pose
+    pose_shrinkage: float = 1.0  # the ridge of each term of the pose, in sides of faces
+    turn_outlier: float = 0.12  # radians at which the weight of a labelled pose is a quarter
+    pose_share: float = 0.99  # of the photos have a smaller yaw and pitch than is extrapolated from
+    folds: int = 10  # of the cross-validation
 
 
 @dataclass(frozen=True)
@@ -121,6 +142,142 @@ def mirrored_latents(fit_model: FitModel) -> Floats:
     return np.asarray(np.linalg.solve(flat @ flat.T, flat @ turned.T).T)
 
 
+@dataclass(frozen=True)
+class AnnotationBias:
+    """What was measured of annotators: where they put landmarks, and which poses they give."""
+
+    landmarks: LandmarkOffsets
+    pose: PoseCorrection
+
+
+def fit_pose_terms(
+    terms: Floats, away: Floats, mirrored: Floats, *, outlier: float, config: OffsetConfig
+) -> Floats:
+    """(L, T, D) coefficients of N faces' (N, T) ``terms`` that explain (N, L, D) ``away``.
+
+    ``mirrored``: ``away`` of the mirrored faces. Robust ridge regression, in which every face
+    counts with its mirror image. ``outlier``: the length at which the weight is a quarter.
+    """
+    both = np.concatenate([terms, terms * MIRRORED_TERMS])
+    target = np.concatenate([away, mirrored])
+    weight = np.ones(target.shape[:2])
+    ridge = config.pose_shrinkage * np.eye(terms.shape[1])
+    found = np.zeros((away.shape[1], terms.shape[1], away.shape[2]))
+    for _ in range(config.steps):
+        normal = np.einsum("nl,ni,nj->lij", weight, both, both, optimize=True) + ridge
+        right = np.einsum("nl,ni,nlc->lic", weight, both, target, optimize=True)
+        found = np.linalg.solve(normal, right)
+        weight = robust_weights(target - np.einsum("ni,lic->nlc", both, found), outlier)
+    return found
+
+
+def measure_pose_limit(pose: UprightPose, share: float) -> Floats:
+    """(2,) degrees that the yaw and the pitch of a ``share`` of the faces don't exceed."""
+    return np.asarray(np.quantile(np.abs([pose.yaw, pose.pitch]), share, axis=1))
+
+
+def fit_landmarks_by_pose(
+    faces: Sequence[Alignment], found: Floats, labels: Floats, config: OffsetConfig
+) -> tuple[Floats, Floats]:
+    """(68, T, 2) metres for each term of the pose, and the (2,) limit of the poses in degrees.
+
+    They move the (N, 68, 2) pixels ``found`` of N faces to the ``labels``.
+    """
+    pose = UprightPose.of(np.stack([face.cam_from_head.rotation for face in faces]))
+    limit = measure_pose_limit(pose, config.pose_share)
+    scale = np.array([face.camera.scale for face in faces])[:, None, None]
+    away = np.einsum("nij,nlj->nli", pose.upright, (labels - found) / scale)
+    mirrored = away[:, MIRROR] * OTHER_SIDE[:2]
+    terms = pose_terms(pose, limit)
+    return fit_pose_terms(terms, away, mirrored, outlier=config.pose_outlier, config=config), limit
+
+
+def fit_pose_correction(
+    faces: Sequence[Alignment], labels: Floats, config: OffsetConfig
+) -> PoseCorrection:
+    """The rotations from the poses of N faces, not yet corrected, to the (N, 3, 3) labels."""
+    pose = UprightPose.of(np.stack([face.cam_from_head.rotation for face in faces]))
+    limit = measure_pose_limit(pose, config.pose_share)
+    turns = np.stack(
+        [face.pose.matrix.T @ label for face, label in zip(faces, labels, strict=True)]
+    )
+    away = Rotation.from_matrix(turns).as_rotvec()[:, None]
+    terms, mirrored = pose_terms(pose, limit), away * -OTHER_SIDE
+    found = fit_pose_terms(terms, away, mirrored, outlier=config.turn_outlier, config=config)
+    return PoseCorrection(found[0], limit)
+
+
+def fit_bias_by_pose(
+    rows: Sequence[Row], model: MorphableModel, offsets: LandmarkOffsets, config: OffsetConfig
+) -> AnnotationBias:
+    """``offsets`` and what they leave in the 3D scheme, by pose; the correction of the pose.
+
+    ``rows``: photos of AFLW2000-3D, aligned without offsets and correction.
+    """
+    faces, labels, rotations = zip(*map(_labelled_face, rows), strict=True)
+    found = np.stack([_place_landmarks(model, offsets, face).landmarks_3d[:, :2] for face in faces])
+    by_pose, limit = offsets.by_pose.copy(), offsets.pose_limit.copy()
+    by_pose[0], limit[0] = fit_landmarks_by_pose(faces, found, np.stack(labels), config)
+    return AnnotationBias(
+        replace(offsets, by_pose=by_pose, pose_limit=limit),
+        fit_pose_correction(faces, np.stack(rotations), config),
+    )
+
+
+def cross_validate(
+    rows: Sequence[Row], model: MorphableModel, offsets: LandmarkOffsets, config: OffsetConfig
+) -> list[Row]:
+    """The ``rows`` with the bias by pose that was fitted to the others, in ``folds`` parts."""
+    out: dict[int, Row] = {}
+    for fold in range(min(config.folds, len(rows))):
+        rest = [row for i, row in enumerate(rows) if i % config.folds != fold]
+        bias = fit_bias_by_pose(rest, model, offsets, config)
+        for i in range(fold, len(rows), config.folds):
+            face = _with_bias(_labelled_face(rows[i])[0], model, bias)
+            out[i] = measure_row(rows[i].sample, [face], "nme_box")
+    return [out[i] for i in range(len(rows))]
+
+
+def _labelled_face(row: Row) -> tuple[Alignment, Floats, Floats]:
+    """Face, landmarks and pose of a photo that has them."""
+    assert row.alignment is not None
+    assert row.sample.rotation is not None
+    return row.alignment, row.sample.landmarks, row.sample.rotation
+
+
+def _place_landmarks(model: MorphableModel, offsets: LandmarkOffsets, face: Alignment) -> Alignment:
+    flat, deep = place_landmarks(
+        model, offsets, face.vertices, face.coefficients, face.cam_from_head, face.camera
+    )
+    return replace(face, landmarks_2d=flat, landmarks_3d=deep)
+
+
+def _with_bias(face: Alignment, model: MorphableModel, bias: AnnotationBias) -> Alignment:
+    matrix = bias.pose.corrected(face.pose.matrix, face.cam_from_head.rotation)
+    pose = Pose(*angles_from_rotation(matrix), matrix)
+    return replace(_place_landmarks(model, bias.landmarks, face), pose=pose)
+
+
+def align_labelled_poses(
+    aligner: Aligner, folders: Sequence[Path | str], labels: Sequence[Path | str]
+) -> list[Row]:
+    """The photos of folders of AFLW2000-3D whose face was fitted, without the bias.
+
+    ``labels``: the reannotated landmarks of each folder. Raises as ``evaluate_aflw2000``, and
+    BadLandmarks when no face can be fitted.
+    """
+    raw = aligner.without_annotation_bias()
+    found = [
+        row
+        for folder, file in zip(folders, labels, strict=True)
+        for row in evaluate_aflw2000(str(folder), raw, labels=file).rows
+        if row.alignment is not None and not row.alignment.failed
+    ]
+    if folders and not found:
+        raise BadLandmarks("no face could be fitted on the photos")
+    return found
+
+
 def measure_landmark_offsets(
     aligner: Aligner,
     folders: Sequence[Path | str],
@@ -130,35 +287,48 @@ def measure_landmark_offsets(
 ) -> LandmarkOffsets:
     """The offsets of folders of photos with ``.pts`` files, fitted to their training photos.
 
-    ``by_shape``: also fit how they change with a face's shape. Raises BadLandmarks when a folder
-    has no such photos, or none of its faces can be fitted.
+    The 2D scheme's depend on the pose. ``by_shape``: they also change with a face's shape. Raises
+    BadLandmarks when a folder has no such photos, or none of its faces can be fitted.
     """
-    raw, fit_model = aligner.without_landmark_offsets(), aligner.fit_model
+    raw, fit_model = aligner.without_annotation_bias(), aligner.fit_model
     config = config or OffsetConfig()
-    faces = []
+    faces, labels = [], []
     for folder in folders:
         for row in evaluate_300w(str(folder), raw, split="train").rows:
             if row.alignment is not None and not row.alignment.failed:
-                faces.append((row.alignment, row.sample.landmarks))
+                faces.append(row.alignment)
+                labels.append(row.sample.landmarks)
     if not faces:
         raise BadLandmarks("no face could be fitted on the photos")
-    rows = np.stack([face.cam_from_head.rotation[:2] for face, _ in faces])
-    latent = np.stack([fit_model.latent(face.coefficients) for face, _ in faces])
+    offsets = fit_offsets_in_head(faces, np.stack(labels), fit_model, by_shape, config)
+    found = np.stack(
+        [_place_landmarks(aligner.model, offsets, face).landmarks_2d for face in faces]
+    )
+    by_pose, limit = offsets.by_pose.copy(), offsets.pose_limit.copy()
+    by_pose[1], limit[1] = fit_landmarks_by_pose(faces, found, np.stack(labels), config)
+    return replace(offsets, by_pose=by_pose, pose_limit=limit)
 
-    def label_errors(found: list[Floats]) -> LabelErrors:
-        away = [
-            (label - points) / face.camera.scale
-            for (face, label), points in zip(faces, found, strict=True)
-        ]
-        return LabelErrors(rows, np.stack(away), latent)
 
-    flat = label_errors([face.landmarks_2d for face, _ in faces])
+def fit_offsets_in_head(
+    faces: Sequence[Alignment],
+    labels: Floats,
+    fit_model: FitModel,
+    by_shape: bool,
+    config: OffsetConfig,
+) -> LandmarkOffsets:
+    """The offsets of both schemes that do not depend on the pose, from (N, 68, 2) 2D ``labels``."""
+    rows = np.stack([face.cam_from_head.rotation[:2] for face in faces])
+    latent = np.stack([fit_model.latent(face.coefficients) for face in faces])
+    scale = np.array([face.camera.scale for face in faces])[:, None, None]
+    placed = np.stack([face.landmarks_2d for face in faces])
+    flat = LabelErrors(rows, (labels - placed) / scale, latent)
     offset = np.zeros((2, 68, 3))
     offset[1] = fit_offsets(flat, config, depth=config.across)  # of photos like these
     offset[0, INNER] = fit_offsets(flat, config)[INNER]
-    frontal = np.array([abs(face.pose.yaw) < config.frontal for face, _ in faces])
+    frontal = np.array([abs(face.pose.yaw) < config.frontal for face in faces])
     if frontal.any():
-        deep = label_errors([face.landmarks_3d[:, :2] for face, _ in faces])
+        placed = np.stack([face.landmarks_3d[:, :2] for face in faces])
+        deep = LabelErrors(rows, (labels - placed) / scale, latent)
         offset[0, JAW] = fit_offsets(deep[frontal], config, depth=config.unknown)[JAW]
     if not by_shape:
         return LandmarkOffsets(offset)

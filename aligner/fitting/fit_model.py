@@ -22,7 +22,8 @@ from dff.face.descriptor import Anchors
 from dff.face.geometry.camera import Box, NearPerspective
 from dff.face.geometry.mesh import triangle_normals, unique_edges
 from dff.face.geometry.transform import CAM_FROM_FRONTAL_HEAD
-from dff.face.model.landmarks import SCHEMES, LandmarkOffsets
+from dff.face.model.landmark_offsets import LandmarkOffsets
+from dff.face.model.landmarks import SCHEMES
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.solve.gauss_newton import FaceState, evaluate_shape, project
 
@@ -116,9 +117,11 @@ class FitModel:
             self.model.template.astype(np.float64) + offset.reshape(len(offset), -1, 3)
         )
 
-    def landmarks(self, state: FitState) -> Floats:
-        """(B, 68, 2) pixels, 3D scheme."""
+    def landmarks(self, state: FitState, moved: Floats | None = None) -> Floats:
+        """(B, 68, 2) pixels, 3D scheme; ``moved``: by (B, 68, 2) metres right and down."""
         points = evaluate_shape(self.landmark_mean, self.landmark_basis, state.coefficients)
+        if moved is not None:
+            points = points + moved @ state.rotation[:, :2]
         return project(state, points, state.inverse_depth)
 
     def anchors(self, state: FitState) -> Floats:
@@ -140,10 +143,13 @@ class FitModel:
         return Coefficients(both[:k], both[k:])
 
     def as_annotated(self, landmark_offsets: LandmarkOffsets) -> Self:
-        """The fit model whose landmarks lie where annotators of the 3D scheme put them."""
+        """The fit model whose landmarks lie where annotators of the 3D scheme put them.
+
+        What depends on the pose is left to ``landmarks``.
+        """
         if landmark_offsets.none:
             return self
-        away = landmark_offsets.of("3d", np.zeros(self.modes.shape[1]))
+        away = landmark_offsets.in_head("3d", np.zeros(self.modes.shape[1]))
         mean, basis = self.landmark_mean + away, self.landmark_basis
         if landmark_offsets.response.shape[3]:
             basis = basis + landmark_offsets.response[SCHEMES.index("3d")] @ self.modes.T

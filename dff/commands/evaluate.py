@@ -66,6 +66,13 @@ def evaluate(
     robust: Annotated[
         bool, typer.Option("--robustness", help="Also the error with boxes shifted and scaled.")
     ] = False,
+    without_offsets: Annotated[
+        bool,
+        typer.Option(
+            "--without-offsets",
+            help="Without landmark offsets and pose correction: what the fitted mesh says.",
+        ),
+    ] = False,
     json_out: JsonOption = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for the error curve (CED) and the worst cases.")
@@ -117,6 +124,8 @@ def evaluate(
         from dff.files.outputs import write_file, write_json
 
     aligner = load_aligner_for(weights, method, cascade)
+    if without_offsets:
+        aligner = aligner.without_annotation_bias()
 
     def measure(disturbance: Disturbance) -> Report:
         return _measure(protocol, folder, aligner, labels, box, every, disturbance)

@@ -25,27 +25,54 @@ def fit_landmark_offsets(
         bool,
         typer.Option("--by-shape", help="Let the offsets depend on the shape of the face."),
     ] = False,
+    poses: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of photos with .mat files, as of AFLW2000-3D: what depends on the pose. "
+            "May be repeated, each time with --pose-labels."
+        ),
+    ] = None,
+    pose_labels: Annotated[
+        list[Path] | None,
+        typer.Option(help="68-point labels of the photos of --poses: .npz by file name, or .npy."),
+    ] = None,
     out: RewriteOption = None,
 ) -> None:
     """Fit landmark offsets, the annotators' bias from the model's landmarks, and store them.
 
-    The aligner then answers landmarks where these annotators put them.
+    The aligner then answers landmarks where these annotators put them. With --poses it also answers
+    the poses that the photos are labelled with.
 
     [dim]Example:[/dim]
 
     dff fit-landmark-offsets dff.safetensors 300W/train --source "300-W, training parts"
+
+    dff fit-landmark-offsets dff.safetensors 300W/train --poses AFLW2000/ \\
+        --pose-labels reannotated.npz --source "300-W, training parts; AFLW2000-3D"
     """
+    poses, pose_labels = poses or [], pose_labels or []
+    if len(poses) != len(pose_labels):
+        raise typer.BadParameter(
+            f"{len(poses)} folders of --poses with {len(pose_labels)} files of --pose-labels"
+        )
     with require_extra("train"):
         from dff.aligner.align import load_aligner
-        from dff.aligner.evaluation.benchmarks import evaluate_300w
-        from dff.aligner.evaluation.landmark_offsets import measure_landmark_offsets
+        from dff.aligner.evaluation.benchmarks import evaluate_300w, summarize_rows
+        from dff.aligner.evaluation.landmark_offsets import (
+            OffsetConfig,
+            align_labelled_poses,
+            cross_validate,
+            fit_bias_by_pose,
+            measure_landmark_offsets,
+        )
         from dff.face.errors import BadLandmarks
-        from dff.face.model.landmarks import LandmarkOffsets
+        from dff.face.model.landmark_offsets import LandmarkOffsets
         from dff.infra import weights as weights_files
 
     target = out or str(weights_files.NAMED.get(weights, weights))
     weights_files.check_destination(target)
-    offsets = measure_landmark_offsets(load_aligner(weights), photos, by_shape=by_shape)
+    aligner = load_aligner(weights)
+    offsets = measure_landmark_offsets(aligner, photos, by_shape=by_shape)
     for folder in photos:
         try:
             before, after = (
@@ -60,8 +87,18 @@ def fit_landmark_offsets(
                 f"{folder.name}, held-out photos: {error} {before[error]['mean']} without offsets, "
                 f"{after[error]['mean']} with them"
             )
-    fitted = replace(
-        weights_files.load(weights), landmark_offsets=offsets, landmark_offsets_source=source
-    )
+    fitted = replace(weights_files.load(weights), landmark_offsets_source=source)
+    if poses:
+        config, rows = OffsetConfig(), align_labelled_poses(aligner, poses, pose_labels)
+        bias = fit_bias_by_pose(rows, aligner.model, offsets, config)
+        fitted = replace(fitted, landmark_offsets=bias.landmarks, pose_correction=bias.pose)
+        judged = cross_validate(rows, aligner.model, offsets, config)
+        for name, some in (("without offsets", rows), ("cross-validated", judged)):
+            summary = summarize_rows(some, "nme_box")
+            typer.echo(f"{len(some)} photos of --poses, {name}:")
+            for figure in ("nme_box_by_yaw", "geodesic_by_yaw"):
+                typer.echo(f"  {figure}: {summary[figure]}")
+    else:
+        fitted = replace(fitted, landmark_offsets=offsets, pose_correction=None)
     weights_files.rewrite(target, fitted)
     typer.echo(f"weights: {weights_files.everywhere(target)}")

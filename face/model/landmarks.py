@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints
+from dff.face.arrays import Array, Bools, Floats, Integer, Ints
 
 
 def _names() -> tuple[str, ...]:
@@ -162,48 +162,6 @@ class LandmarkTable:
         reach = np.einsum("jlc,jc->jl", vertices_px[self.contour], out)
         chosen = np.take_along_axis(self.contour, reach.argmax(1)[:, None], 1)[:, 0]
         return np.concatenate([chosen, self.inner])
-
-
-@dataclass(frozen=True)
-class LandmarkOffsets:
-    """Annotation bias: offsets of annotated landmarks from the vertices of a fitted face.
-
-    Annotators agree among each other, but not with any mesh, on where a brow ends or how deep the
-    jaw line lies, and fits miss some points in the same way in every photo. The offsets correct
-    both. One table for each of ``SCHEMES``, in the ``head`` frame, so that the offsets turn and
-    scale with the face. Raises ValueError for other shapes and for numbers that are not finite.
-    """
-
-    offset: Float[Array, "2 68 3"] = field(default_factory=lambda: np.zeros((2, 68, 3)))  # metres
-    # metres for each identity, then expression coefficient; none where offsets are the same for all
-    response: Float[Array, "2 68 3 coefficients"] = field(
-        default_factory=lambda: np.zeros((2, 68, 3, 0))
-    )
-
-    def __post_init__(self) -> None:
-        if (
-            self.offset.shape != (2, 68, 3)
-            or self.response.shape[:3] != (2, 68, 3)
-            or self.response.ndim != 4
-        ):
-            raise ValueError(
-                f"LandmarkOffsets wants (2, 68, 3) and (2, 68, 3, C): "
-                f"{self.offset.shape}, {self.response.shape}"
-            )
-        if not (np.isfinite(self.offset).all() and np.isfinite(self.response).all()):
-            raise ValueError("landmark offsets hold numbers that are not finite")
-
-    def of(self, scheme: Scheme, coefficients: Floats) -> Floats:
-        """(68, 3) metres from vertices to landmarks, for (C,) ``coefficients``: identity first."""
-        number = SCHEMES.index(scheme)
-        if self.response.shape[3] == 0:
-            return np.asarray(self.offset[number])
-        return np.asarray(self.offset[number] + self.response[number] @ coefficients)
-
-    @property
-    def none(self) -> bool:
-        """Whether all offsets are zero."""
-        return not (self.offset.any() or self.response.any())
 
 
 def contour_lines(template: Floats, vertex: Ints, mirror: Ints, usable: Bools) -> Ints:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights, StorageError
-from dff.face.model.landmarks import LandmarkOffsets
+from dff.face.model.landmark_offsets import TERMS, LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
 from dff.infra.storage import open_storage
@@ -80,14 +80,20 @@ def test_a_calibration_comes_back_and_may_be_absent(
         weights.load(path)
 
 
-def test_a_habit_comes_back_and_may_be_absent(
+def test_landmark_offsets_come_back_and_may_be_absent(
     path: Path, net: DescriptorNet, anchors: Anchors, toy_model: MorphableModel
 ) -> None:
     assert weights.load(path).landmark_offsets is None
     rng = np.random.default_rng(2)
     wide = len(toy_model.identity) + len(toy_model.expression)
     for response in (np.zeros((2, 68, 3, 0)), rng.normal(size=(2, 68, 3, wide))):
-        landmark_offsets = LandmarkOffsets(rng.normal(size=(2, 68, 3)), response)
+        landmark_offsets = LandmarkOffsets(
+            rng.normal(size=(2, 68, 3)),
+            response,
+            rng.normal(size=(2, 68, TERMS, 2)),
+            rng.uniform(size=(2, 2)),
+        )
+        correction = PoseCorrection(rng.normal(size=(TERMS, 3)), np.array([80.0, 30.0]))
         weights.save(
             path,
             net,
@@ -95,14 +101,16 @@ def test_a_habit_comes_back_and_may_be_absent(
             CARD,
             landmark_offsets=landmark_offsets,
             landmark_offsets_source="ours",
+            pose_correction=correction,
         )
         got = weights.load(path, model=toy_model)
         assert got.landmark_offsets is not None
         assert got.landmark_offsets_source == "ours"
-        np.testing.assert_allclose(got.landmark_offsets.offset, landmark_offsets.offset, rtol=1e-6)
-        np.testing.assert_allclose(
-            got.landmark_offsets.response, landmark_offsets.response, rtol=1e-6
-        )
+        for name, table in vars(landmark_offsets).items():
+            np.testing.assert_allclose(getattr(got.landmark_offsets, name), table, rtol=1e-6)
+        assert got.pose_correction is not None
+        np.testing.assert_allclose(got.pose_correction.turn, correction.turn, rtol=1e-6)
+        np.testing.assert_allclose(got.pose_correction.pose_limit, [80.0, 30.0])
     weights.save(
         path,
         net,

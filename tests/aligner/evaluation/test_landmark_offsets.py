@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
+from dff.aligner.alignment import Alignment
 from dff.aligner.config import SmoothingConfig
+from dff.aligner.evaluation.benchmarks import Row, Sample
 from dff.aligner.evaluation.landmark_offsets import (
     LabelErrors,
     OffsetConfig,
+    cross_validate,
+    fit_bias_by_pose,
     fit_offsets,
+    fit_pose_terms,
     fit_responses,
     measure_landmark_offsets,
     mirrored_latents,
@@ -23,8 +28,20 @@ from dff.aligner.evaluation.landmark_offsets import (
 from dff.aligner.video import Smoother
 from dff.face.arrays import Floats
 from dff.face.errors import BadLandmarks
-from dff.face.geometry.transform import rotation_from_angles
-from dff.face.model.landmarks import INNER, JAW, MIRROR, NAMES, LandmarkOffsets
+from dff.face.geometry.camera import Box
+from dff.face.geometry.transform import (
+    geodesic_degrees,
+    rotation_from_angles,
+    rotation_from_vector,
+)
+from dff.face.model.landmark_offsets import (
+    MIRRORED_TERMS,
+    TERMS,
+    LandmarkOffsets,
+    UprightPose,
+    pose_terms,
+)
+from dff.face.model.landmarks import INNER, JAW, MIRROR, NAMES, SCHEMES
 from dff.face.model.morphable import MorphableModel
 from dff.infra.split import assign_split, default_group
 from tests.aligner.oracle import PositionCode, Scene, make_scene
@@ -95,6 +112,54 @@ def test_responses_to_shape_are_recovered_on_both_sides() -> None:
     np.testing.assert_allclose(found, FLIP[:, None] * (found[MIRROR] @ mirrored), atol=1e-12)
 
 
+def test_known_offsets_by_pose_are_found_under_noise_and_outliers() -> None:
+    rng = np.random.default_rng(10)
+    table = rng.normal(size=(68, TERMS, 2)) * 0.004
+    table = (table + table[MIRROR] * MIRRORED_TERMS[:, None] * FLIP[:2]) / 2
+    angles = rng.uniform(-1.0, 1.0, (300, 3)) * [80.0, 25.0, 20.0]
+    pose = UprightPose.of(np.stack([rotation_from_angles(*turn) for turn in angles]))
+    terms = pose_terms(pose, np.array([90.0, 90.0]))
+    true = np.einsum("nt,ltc->nlc", terms, table)
+    away = true + rng.normal(size=true.shape) * 0.002
+    away[rng.random((300, 68)) < 0.1] += 0.05
+    mirrored = away[:, MIRROR] * FLIP[:2]
+    found = fit_pose_terms(terms, away, mirrored, outlier=CONFIG.pose_outlier, config=CONFIG)
+    error = np.linalg.norm(np.einsum("nt,ltc->nlc", terms, found) - true, axis=2)
+    assert error.mean() < 0.0008, "noise alone is 2.5 mm, the offsets 8"
+    np.testing.assert_allclose(found, found[MIRROR] * MIRRORED_TERMS[:, None] * FLIP[:2], atol=1e-9)
+
+
+def labelled_row(face: Alignment, name: str, move: Floats, turn: Floats) -> Row:
+    """A row as of AFLW2000-3D whose labels differ from the face by ``move`` px and ``turn``."""
+    points, rotation = face.landmarks_3d[:, :2] + move, face.pose.matrix @ turn
+    sample = Sample(name, name, points, Box.around(points), rotation, face.pose.yaw)
+    return Row(sample, face, points, {})
+
+
+def test_photos_are_judged_by_offsets_of_the_other_photos(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    rng = np.random.default_rng(11)
+    faces = []
+    for yaw in np.linspace(-60.0, 60.0, 6):
+        one = make_scene(open_head, code, yaw=yaw, rng=rng)
+        faces += oracle_aligner.align(one.image, [one.box])
+    turn = rotation_from_vector(np.deg2rad([4.0, 0.0, 0.0]))
+    move = np.array([0.0, 3.0])
+    rows = [labelled_row(face, str(i), move, turn) for i, face in enumerate(faces)]
+    odd = replace(rows[2], sample=replace(rows[2].sample, landmarks=rows[2].landmarks + 40.0))
+    model, offsets = oracle_aligner.model, LandmarkOffsets()
+    judged = cross_validate([*rows[:2], odd, *rows[3:]], model, offsets, replace(CONFIG, folds=6))
+    assert judged[2].errors["nme_box"] > 0.1, "its own label does not help it"
+    bias = fit_bias_by_pose(rows, model, offsets, CONFIG)
+    frontal = rotation_from_angles(0.0, 0.0, 0.0)
+    found = bias.landmarks.in_image("3d", frontal[None])[0] * faces[2].camera.scale
+    np.testing.assert_allclose(found[:, 1], 3.0, atol=1.0)
+    corrected = bias.pose.corrected(frontal, frontal)
+    assert geodesic_degrees(corrected, frontal @ turn) < 1.0
+    assert not bias.landmarks.by_pose[1].any(), "the 2D scheme is not measured by these photos"
+
+
 def test_mirrored_latents_are_of_the_mirrored_face(oracle_aligner: Aligner) -> None:
     fit_model = oracle_aligner.fit_model
     mirrored = mirrored_latents(fit_model)
@@ -126,7 +191,9 @@ def test_offsets_move_landmarks_and_nothing_else(oracle_aligner: Aligner, scene:
     model = oracle_aligner.model
     wide = len(model.identity) + len(model.expression)
     landmark_offsets = LandmarkOffsets(
-        np.stack([some_offsets(rng), some_offsets(rng)]), rng.normal(size=(2, 68, 3, wide)) * 0.001
+        np.stack([some_offsets(rng), some_offsets(rng)]),
+        rng.normal(size=(2, 68, 3, wide)) * 0.001,
+        rng.normal(size=(2, 68, TERMS, 2)) * 0.003,
     )
     (raw,), (face,) = (
         one.align(scene.image, [scene.box])
@@ -145,7 +212,10 @@ def test_offsets_move_landmarks_and_nothing_else(oracle_aligner: Aligner, scene:
             + landmark_offsets.offset[number]
             + landmark_offsets.response[number] @ both
         )
-        expected = face.camera.px_from_cam(face.cam_from_head.apply(at))
+        at_cam = face.cam_from_head.apply(at)
+        rotation = face.cam_from_head.rotation[None]
+        at_cam[:, :2] += landmark_offsets.in_image(SCHEMES[number], rotation)[0]
+        expected = face.camera.px_from_cam(at_cam)
         assert np.abs(expected - before).max() > 3.0
         np.testing.assert_allclose(after, expected, atol=1e-6)
     np.testing.assert_allclose(face.trace[-1].landmarks_2d, face.landmarks_3d[:, :2], atol=1e-3)
@@ -153,7 +223,7 @@ def test_offsets_move_landmarks_and_nothing_else(oracle_aligner: Aligner, scene:
         np.testing.assert_array_equal(getattr(face, name), getattr(raw, name))
     (again,) = (
         with_landmark_offsets(oracle_aligner, landmark_offsets)
-        .without_landmark_offsets()
+        .without_annotation_bias()
         .align(scene.image, [scene.box])
     )
     np.testing.assert_array_equal(again.landmarks_3d, raw.landmarks_3d)

@@ -28,7 +28,7 @@ def scenes(open_head: MorphableModel, code: PositionCode) -> list[Scene]:
 
 @pytest.fixture(scope="module")
 def matcher(oracle_aligner: Aligner) -> Matcher:
-    return Matcher(oracle_aligner.without_landmark_offsets())
+    return Matcher(oracle_aligner.without_annotation_bias())
 
 
 @pytest.fixture(scope="module")

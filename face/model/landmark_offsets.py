@@ -1,0 +1,152 @@
+"""Annotation bias: what separates annotated landmarks and poses from those of a fitted face.
+
+Annotators agree among each other, but not with any mesh, on where a brow ends or how deep the jaw
+line lies, and fits miss some points in the same way in every photo. ``LandmarkOffsets`` and
+``PoseCorrection`` hold what was measured of both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dff.face.arrays import Array, Float, Floats
+from dff.face.geometry.transform import rotation_from_vector
+from dff.face.model.landmarks import SCHEMES, Scheme
+
+# Powers of yaw and pitch in ``pose_terms``. Yaw has more, since its range is wider.
+YAW_POWERS = np.array([0, 1, 0, 2, 1, 0, 3, 2, 1, 4, 3, 5, 4, 6])
+PITCH_POWERS = np.array([0, 0, 1, 0, 1, 2, 0, 1, 2, 0, 1, 0, 1, 0])
+TERMS = len(YAW_POWERS)
+UNIT = np.array([60.0, 30.0])  # degrees of yaw and pitch at which a power is one
+
+MIRRORED_TERMS = np.where(YAW_POWERS % 2, -1.0, 1.0)
+"""Factors from the terms of a pose to those of the mirrored pose."""
+
+
+@dataclass(frozen=True)
+class UprightPose:
+    """Poses of B heads as the photo shows them, without their in-plane rotation."""
+
+    upright: Float[Array, "faces 2 2"]  # rows: the face's right and down in the photo
+    yaw: Float[Array, " faces"]  # degrees; positive towards the right of the upright photo
+    pitch: Float[Array, " faces"]  # degrees; positive towards the bottom
+
+    @staticmethod
+    def of(rotation: Floats) -> UprightPose:
+        """Of (B, 3, 3) rotations ``cam_from_head``. A head seen along its own axis is upright."""
+        down = -rotation[:, :2, 1]
+        length = np.linalg.norm(down, axis=1, keepdims=True)
+        down = np.where(length > 1e-6, down / np.maximum(length, 1e-6), [0.0, 1.0])
+        upright = np.stack([np.stack([down[:, 1], -down[:, 0]], axis=1), down], axis=1)
+        sideways, downwards = np.einsum("nij,nj->in", upright, rotation[:, :2, 2])
+        yaw = np.degrees(np.arctan2(sideways, -rotation[:, 2, 2]))
+        return UprightPose(upright, yaw, np.degrees(np.arcsin(np.clip(downwards, -1.0, 1.0))))
+
+
+def pose_terms(pose: UprightPose, limit: Floats) -> Floats:
+    """(B, TERMS) products of powers of yaw and pitch, both at most the (2,) ``limit`` in degrees.
+
+    Beyond the poses that were measured the last known value holds: a polynomial would run away.
+    """
+    angles = np.stack([pose.yaw, pose.pitch], axis=1)
+    yaw, pitch = (np.clip(angles, -limit, limit) / UNIT).T
+    return np.asarray(yaw[:, None] ** YAW_POWERS * pitch[:, None] ** PITCH_POWERS)
+
+
+@dataclass(frozen=True)
+class LandmarkOffsets:
+    """Offsets of annotated landmarks from the vertices of a fitted face.
+
+    One table for each of ``SCHEMES``. ``offset`` and ``response`` are in the ``head`` frame, so
+    that they turn and scale with the face. ``by_pose`` is added to both: what remains, as a
+    polynomial of the pose, right and down in the photo of the upright face. Raises ValueError for
+    other shapes and for numbers that are not finite.
+    """
+
+    offset: Float[Array, "2 68 3"] = field(default_factory=lambda: np.zeros((2, 68, 3)))  # metres
+    # metres for each identity, then expression coefficient; none where offsets are the same for all
+    response: Float[Array, "2 68 3 coefficients"] = field(
+        default_factory=lambda: np.zeros((2, 68, 3, 0))
+    )
+    by_pose: Float[Array, "2 68 terms 2"] = field(  # metres for each of ``pose_terms``
+        default_factory=lambda: np.zeros((2, 68, TERMS, 2))
+    )
+    pose_limit: Float[Array, "2 2"] = field(  # degrees: the largest yaw and pitch measured
+        default_factory=lambda: np.full((2, 2), 90.0)
+    )
+
+    def __post_init__(self) -> None:
+        if (
+            self.offset.shape != (2, 68, 3)
+            or self.response.shape[:3] != (2, 68, 3)
+            or self.response.ndim != 4
+            or self.by_pose.shape != (2, 68, TERMS, 2)
+            or self.pose_limit.shape != (2, 2)
+        ):
+            raise ValueError(
+                f"LandmarkOffsets wants (2, 68, 3), (2, 68, 3, C), (2, 68, {TERMS}, 2) and (2, 2): "
+                f"{self.offset.shape}, {self.response.shape}, {self.by_pose.shape}, "
+                f"{self.pose_limit.shape}"
+            )
+        tables = (self.offset, self.response, self.by_pose, self.pose_limit)
+        if not all(np.isfinite(table).all() for table in tables):
+            raise ValueError("landmark offsets hold numbers that are not finite")
+
+    def in_head(self, scheme: Scheme, coefficients: Floats) -> Floats:
+        """(68, 3) metres from vertices to landmarks, for (C,) ``coefficients``: identity first.
+
+        What depends on the pose is not in them.
+        """
+        number = SCHEMES.index(scheme)
+        if self.response.shape[3] == 0:
+            return np.asarray(self.offset[number])
+        return np.asarray(self.offset[number] + self.response[number] @ coefficients)
+
+    def in_image(self, scheme: Scheme, rotation: Floats) -> Floats:
+        """(B, 68, 2) metres right and down in the photo that depend on the pose.
+
+        ``rotation`` (B, 3, 3): ``cam_from_head``.
+        """
+        number, pose = SCHEMES.index(scheme), UprightPose.of(rotation)
+        terms = pose_terms(pose, self.pose_limit[number])
+        moved = np.einsum("nt,ltc->nlc", terms, self.by_pose[number])
+        return np.asarray(np.einsum("ncd,nlc->nld", pose.upright, moved))
+
+    @property
+    def none(self) -> bool:
+        """Whether all offsets are zero."""
+        return not (self.offset.any() or self.response.any() or self.by_pose.any())
+
+
+@dataclass(frozen=True)
+class PoseCorrection:
+    """Rotations from poses of fitted faces to annotated ones, as a polynomial of the pose.
+
+    Raises ValueError for other shapes and for numbers that are not finite.
+    """
+
+    turn: Float[Array, "terms 3"] = field(  # radians, rotation vector, for each of ``pose_terms``
+        default_factory=lambda: np.zeros((TERMS, 3))
+    )
+    pose_limit: Float[Array, " 2"] = field(  # degrees: the largest yaw and pitch measured
+        default_factory=lambda: np.full(2, 90.0)
+    )
+
+    def __post_init__(self) -> None:
+        if self.turn.shape != (TERMS, 3) or self.pose_limit.shape != (2,):
+            raise ValueError(
+                f"PoseCorrection wants ({TERMS}, 3) and (2,): "
+                f"{self.turn.shape}, {self.pose_limit.shape}"
+            )
+        if not (np.isfinite(self.turn).all() and np.isfinite(self.pose_limit).all()):
+            raise ValueError("a pose correction holds numbers that are not finite")
+
+    def corrected(self, pose: Floats, rotation: Floats) -> Floats:
+        """(3, 3) the ``pose`` of a face as annotators give it.
+
+        ``pose``: ``cam_from_reference``, ``rotation``: ``cam_from_head`` of the same face.
+        """
+        terms = pose_terms(UprightPose.of(rotation[None]), self.pose_limit)
+        return np.asarray(pose @ rotation_from_vector(terms[0] @ self.turn))
