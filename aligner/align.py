@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -36,9 +36,10 @@ from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.fitters import DenseFitter
 from dff.aligner.fitting.loop import FaceFitter, Fitter, Pass, fit_passes
 from dff.aligner.fitting.multi_image import MultiImageFitter, choose_person, find_strangers
+from dff.aligner.image_checks import check_box, check_image
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, DeviceNetwork, Network
-from dff.face.errors import BadPhoto, BadWeights, NoFace
+from dff.face.errors import BadWeights, NoFace
 from dff.face.fused_network import FusedNetwork
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
@@ -46,8 +47,6 @@ from dff.face.io.assets import load_model
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights as weights_files
-
-MIN_SIDE = 16  # pixels: no face can be aligned in less
 
 REFERENCE_ROTATION: dict[str, tuple[float, float, float]] = {"open-head": (4.8, 0.0, 0.0)}
 """Rotation vector in degrees, head_from_reference: where each model's head frame sees the frontal
@@ -143,18 +142,38 @@ class Aligner:
         upright (``SURE_FROM``), in the three other quarter turns of the photo too, shrunk to
         ``DetectorConfig.longest``.
         """
+        steps = self.align_in_steps(images, boxes, faces=self.config.batch)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found: list[list[Alignment]] = end.value
+                return found
+
+    def align_in_steps(
+        self,
+        images: Sequence[Bytes],
+        boxes: Sequence[Sequence[Box] | None] | None = None,
+        *,
+        faces: int,
+    ) -> Generator[None, None, list[list[Alignment]]]:
+        """``align_batch`` as a generator that returns its value and yields between steps.
+
+        A step detects the faces of one image or aligns at most so many ``faces``. A server can do
+        other work in between. Raises as ``align_batch``.
+        """
         if boxes is not None and len(boxes) != len(images):
             raise ValueError(f"{len(images)} images with boxes for {len(boxes)}")
         for image in images:
             check_image(image)
         asked = [None] * len(images) if boxes is None else boxes
-        faces = [
-            (i, detection)
-            for i, (image, some) in enumerate(zip(images, asked, strict=True))
-            for detection in self._detect(image, some)
-        ]
+        detections: list[tuple[int, Detection]] = []
+        for i, (image, some) in enumerate(zip(images, asked, strict=True)):
+            detections += [(i, detection) for detection in self._detect(image, some)]
+            if some is None:
+                yield
         given = [some is not None for some in asked]
-        out = self._align_faces(images, faces, given)
+        out = yield from self._align_faces(images, detections, given, faces)
         unsure = [
             i
             for i, some in enumerate(out)
@@ -162,7 +181,8 @@ class Aligner:
         ]
         if unsure and self.config.quarter_turns:
             turned = [(i, found) for i in unsure for found in self._detect_turned(images[i])]
-            for i, faces_of_turns in enumerate(self._align_faces(images, turned, given)):
+            second = yield from self._align_faces(images, turned, given, faces)
+            for i, faces_of_turns in enumerate(second):
                 out[i] = _accepted(out[i] + faces_of_turns) if faces_of_turns else out[i]
         return out
 
@@ -171,15 +191,16 @@ class Aligner:
         images: Sequence[Bytes],
         faces: Sequence[tuple[int, Detection]],
         given: Sequence[bool],
-    ) -> list[list[Alignment]]:
-        """The alignments of ``faces``, by number of their image.
+        step: int,
+    ) -> Generator[None, None, list[list[Alignment]]]:
+        """The alignments of ``faces``, by number of their image; yields after each ``step`` faces.
 
         ``given``: whether the boxes of an image were given. Else only those are kept that did not
         fail, each face once.
         """
         out: list[list[Alignment]] = [[] for _ in images]
-        for begin in range(0, len(faces), self.config.batch):
-            chunk = faces[begin : begin + self.config.batch]
+        for begin in range(0, len(faces), step):
+            chunk = faces[begin : begin + step]
             found = self._align_detections(
                 [images[i] for i, _ in chunk], [detection for _, detection in chunk]
             )
@@ -188,6 +209,7 @@ class Aligner:
                 found[k] = second
             for (i, _), alignment in zip(chunk, found, strict=True):
                 out[i].append(alignment)
+            yield
         return [some if given[i] else _accepted(some) for i, some in enumerate(out)]
 
     def track(
@@ -513,29 +535,3 @@ def _accepted(found: list[Alignment]) -> list[Alignment]:
 def _shrunk(box: Box, share: float) -> Box:
     half = share / 2 * np.array([box.width, box.height])
     return Box(*(box.centre - half).tolist(), *(box.centre + half).tolist())
-
-
-def check_image(image: Bytes) -> None:
-    """Raises BadPhoto for an array that is no (H, W, 3) uint8 image in which a face has room."""
-    array = isinstance(image, np.ndarray)
-    if not array or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        what = f"{image.dtype} {image.shape}" if array else type(image).__name__
-        raise BadPhoto(f"an image is (H, W, 3) uint8 RGB (dff.read_image reads a file), not {what}")
-    if min(image.shape[:2]) < MIN_SIDE:
-        raise BadPhoto(
-            f"an image of {image.shape[1]} x {image.shape[0]} pixels is too small to hold a face"
-        )
-
-
-def check_box(box: Box, image: Bytes) -> Box:
-    """``box``. Raises ValueError for one in which an (H, W, 3) image can't show a face."""
-    if not isinstance(box, Box):
-        raise ValueError(f"a box is a dff.Box(x0, y0, x1, y1), not {box!r}")
-    height, width = image.shape[:2]
-    if box.x0 >= width or box.y0 >= height or box.x1 <= 0 or box.y1 <= 0:
-        raise ValueError(f"{box} lies outside the image of {width} x {height} pixels")
-    if box.size < 1 or max(box.width, box.height) > 8 * max(width, height):
-        raise ValueError(
-            f"{box} has no size a face could have in an image of {width} x {height} pixels"
-        )
-    return box

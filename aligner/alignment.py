@@ -112,6 +112,38 @@ class Alignment:
             [self.camera.px_from_cam(seen), -self.camera.scale * seen[:, 2:]], axis=1
         )
 
+    @staticmethod
+    def from_json(data: Mapping[str, Any], model: MorphableModel) -> Alignment:
+        """The alignment that ``to_json`` wrote, within its rounding; without trace and features.
+
+        Raises ValueError for an alignment of another face model, and KeyError for missing fields.
+        """
+        if data["model"] != model.name:
+            raise ValueError(f"an alignment of {data['model']!r}, not of {model.name!r}")
+        coefficients = Coefficients(
+            np.array(data["identity"], dtype=np.float64),
+            np.array(data["expression"], dtype=np.float64),
+        )
+        pose, camera, place = data["pose"], data["camera"], data["cam_from_head"]
+        return Alignment(
+            box=Box(*data["box"]),
+            landmarks_2d=np.array(data["landmarks_2d"], dtype=np.float64),
+            landmarks_3d=np.array(data["landmarks_3d"], dtype=np.float64),
+            pose=Pose(pose["yaw"], pose["pitch"], pose["roll"], np.array(pose["matrix"])),
+            visibility=np.array(data["visibility"], dtype=np.float64),
+            confidence=np.array(data["confidence"], dtype=np.float64),
+            face_confidence=data["face_confidence"],
+            failed=data["failed"],
+            reason=data["reason"],
+            vertices=model.vertices(coefficients),
+            coefficients=coefficients,
+            cam_from_head=Rigid(np.array(place["rotation"]), np.array(place["translation"])),
+            camera=NearPerspective(
+                camera["scale"], np.array(camera["centre"]), camera["inverse_depth"]
+            ),
+            model=model.name,
+        )
+
     def to_json(self, *, trace: bool = False, mesh: bool = False) -> dict[str, Any]:
         """Plain lists and numbers, pixels rounded to a hundredth; on demand with ``trace`` and
         ``mesh`` in pixels.
@@ -134,6 +166,15 @@ class Alignment:
             "model": self.model,
             "identity": _rounded(self.coefficients.identity, 4),
             "expression": _rounded(self.coefficients.expression, 4),
+            "camera": {
+                "scale": round(float(self.camera.scale), 4),
+                "centre": _rounded(self.camera.centre, 3),
+                "inverse_depth": round(float(self.camera.inverse_depth), 6),
+            },
+            "cam_from_head": {
+                "rotation": _rounded(self.cam_from_head.rotation, 8),
+                "translation": _rounded(self.cam_from_head.translation, 8),
+            },
         }
         if trace:
             out["trace"] = [

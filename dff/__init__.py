@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dff.aligner.alignment import Alignment
     from dff.aligner.config import AlignConfig
     from dff.aligner.matching.matcher import Matcher, match
+    from dff.client import AsyncClient, Client
     from dff.face.errors import DffError
     from dff.face.geometry.camera import Box
     from dff.face.io.assets import load_albedo, load_model
@@ -34,7 +35,9 @@ __all__ = [
     "AlignConfig",
     "Aligner",
     "Alignment",
+    "AsyncClient",
     "Box",
+    "Client",
     "DffError",
     "Matcher",
     "invert",
@@ -52,7 +55,9 @@ _HOMES = {
     "AlignConfig": "dff.aligner.config",
     "Aligner": "dff.aligner.align",
     "Alignment": "dff.aligner.alignment",
+    "AsyncClient": "dff.client",
     "Box": "dff.face.geometry.camera",
+    "Client": "dff.client",
     "DffError": "dff.face.errors",
     "Matcher": "dff.aligner.matching.matcher",
     "invert": "dff.pipeline.recovery.inverse",

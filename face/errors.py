@@ -18,6 +18,7 @@ DffError
 │   ├── NotFound                no object has that key
 │   ├── UnreadableObject        one object can't be read; the others may be
 │   └── Conflict                a key that must be new holds something else
+├── ServiceError    an aligner over HTTP refused a request or did not answer
 ├── ClusterError    a Ray cluster can't be reached, refuses the connection, or failed a job
 ├── ShardFailed     the process that made a shard died, every time it was tried
 ├── Diverged        the training loss is not finite
@@ -106,6 +107,18 @@ class Conflict(StorageError):
 
 class ShardFailed(DffError):
     """The process that made a shard died, every time it was tried."""
+
+
+class ServiceError(DffError):
+    """An aligner over HTTP refused a request or did not answer."""
+
+    def __init__(self, status: int, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status  # of HTTP; 0 without an answer
+        self.kind = kind  # of problem, as "busy"; "" when the answer is no problem details
+
+    def __reduce__(self) -> tuple[type[ServiceError], tuple[int, str, str]]:
+        return ServiceError, (self.status, self.kind, str(self))
 
 
 class ClusterError(DffError):

@@ -43,15 +43,7 @@ UPLOADS = ImageLimits(pixels=40_000_000, formats=("JPEG", "PNG", "WebP"), trunca
 
 MISSING_ROWS = 1 / 8  # of a truncated JPEG's rows: with more of them missing it counts as damaged
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_STRIP = 256  # rows that are converted at a time
 _UNREADABLE = (
     (b"GIF8", "GIF"),
     (b"II*\0", "TIFF"),
@@ -146,12 +138,20 @@ def decode_image(
                 if image.format != "JPEG" or not limits.truncated:
                     raise
                 image, warning = _load_truncated(data, limits, reduce_to)
-            turn = _TURNS.get(orientation) if upright else None
-            return DecodedImage(_to_rgb(image if turn is None else image.transpose(turn)), warning)
+            pixels = _to_rgb(image)
+            image.close()  # its pixels take more memory than those that are returned
+            return DecodedImage(_turn(pixels, orientation if upright else 1), warning)
         except BadImage:
             raise
         except Exception as error:  # decoders raise errors of many kinds for damaged data
             raise BadImage("damaged", f"the image is truncated or damaged: {error}") from error
+
+
+def read_size(data: bytes, limits: ImageLimits = OWN_FILES) -> tuple[int, int]:
+    """Width and height of an image file as stored. No pixel is decoded. Raises BadImage."""
+    image, _ = _open(data, limits)
+    with image:
+        return image.size
 
 
 def read_image(path: Path | str) -> Bytes:
@@ -285,13 +285,46 @@ def _load_truncated(
 
 
 def _to_rgb(image: Image.Image) -> Bytes:
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
-        grey = (np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8)
+    """(H, W, 3), converted in strips: only the image and the result are held as a whole."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    transparent = image.has_transparency_data
+    for top in range(0, height, _STRIP):
+        strip = image.crop((0, top, width, min(top + _STRIP, height)))
+        pixels[top : top + _STRIP] = _strip_to_rgb(strip, transparent)
+    return pixels
+
+
+def _strip_to_rgb(strip: Image.Image, transparent: bool) -> Bytes:
+    if strip.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
+        grey = (np.asarray(strip, dtype=np.uint32) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return np.array(image.convert("RGB"))
+    if transparent:
+        white = Image.new("RGBA", strip.size, "white")
+        strip = Image.alpha_composite(white, strip.convert("RGBA"))
+    return np.asarray(strip.convert("RGB"))
+
+
+def _turn(pixels: Bytes, orientation: int) -> Bytes:
+    """The (H, W, 3) image of an EXIF orientation, upright."""
+    match orientation:
+        case 2:
+            turned = pixels[:, ::-1]
+        case 3:
+            turned = pixels[::-1, ::-1]
+        case 4:
+            turned = pixels[::-1]
+        case 5:
+            turned = pixels.swapaxes(0, 1)
+        case 6:
+            turned = np.rot90(pixels, -1)
+        case 7:
+            turned = pixels[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            turned = np.rot90(pixels)
+        case _:
+            return pixels
+    return np.ascontiguousarray(turned)
 
 
 def _parse_orientation(exif: bytes) -> int:

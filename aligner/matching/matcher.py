@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dff.aligner.align import Aligner, check_image, load_aligner
+from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.fitting.crop import Crops, frame_faces
+from dff.aligner.image_checks import check_image
 from dff.aligner.matching.calibration import CALIBRATION, MatchCalibration, match_features
 from dff.aligner.matching.config import MatchConfig
 from dff.aligner.matching.result import PointMatches

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import anyio
 import numpy as np
 from fastapi import UploadFile
 
-from dff.aligner.align import MIN_SIDE
 from dff.aligner.alignment import Alignment, PersonAlignment
-from dff.aligner.service.admission import AdmissionControl
-from dff.aligner.service.batching import (
-    AlignPhotos,
-    FaceAligner,
-    Outcome,
-    Photo,
-    align_each,
-    warm_up,
-)
-from dff.aligner.service.forms import BoxCorners, read_pixels, to_boxes
+from dff.aligner.image_checks import MIN_SIDE
+from dff.aligner.service.face_aligner import FaceAligner, warm_up
+from dff.aligner.service.forms import BoxCorners, read_pixel_count, read_pixels, to_boxes
 from dff.aligner.service.limits import Limits
+from dff.aligner.service.measures import get_measures
+from dff.aligner.service.memory import DECODING, DecodingMemory
 from dff.aligner.service.problems import Problem, log_defect, to_problem
+from dff.aligner.service.scheduler import Scheduler, refuse_deadline
 from dff.aligner.service.schema import (
     FaceAnswer,
     ImageSize,
@@ -33,6 +32,7 @@ from dff.aligner.service.schema import (
     PhotoFaces,
     PhotoRefused,
     Timing,
+    WeightsInfo,
 )
 from dff.face.arrays import Bytes, Ints
 from dff.face.errors import BadPhoto, NoFace
@@ -71,59 +71,55 @@ class PersonResult:
 class AlignService:
     """An aligner within limits; one for each application, as ``app.state.service``.
 
-    ``align`` replaces direct calls of ``aligner.align_batch`` in threads: a server that batches the
-    photos of all requests gives its own.
+    Its methods take a ``deadline``, seconds of the monotonic clock. They raise Problem ``busy``
+    when the service holds as many requests as it may, and ``deadline`` when the answer would be
+    late; as soon as that is known.
     """
 
-    def __init__(
-        self,
-        aligner: FaceAligner,
-        *,
-        limits: Limits,
-        align: AlignPhotos | None = None,
-        root_path: str = "",
-    ) -> None:
-        self.aligner, self.limits, self.root_path = aligner, limits, root_path
+    def __init__(self, aligner: FaceAligner, *, limits: Limits, root_path: str = "") -> None:
+        self.limits, self.root_path = limits, root_path
         self.ready = False  # whether the aligner has aligned once
-        self.model = aligner.model
-        self.model_info = ModelInfo(
-            face_model=self.model.name,
-            face_model_licence=self.model.licence,
-            expression_names=list(self.model.expression_names),
-            weights=dict(aligner.card),
-        )
+        self._take(aligner)
+        self.scheduler = Scheduler(aligner, limits)
+        self.memory = DecodingMemory(limits.decoded, small=limits.small_decoded)
+        self.held = 0  # requests
+        self._person = asyncio.Semaphore(1)  # all photos of one person are held at once
+
+    def replace_aligner(self, aligner: FaceAligner) -> None:
+        """Answer further requests by another aligner, which has aligned once."""
+        self._take(aligner)
+        self.scheduler.aligner = aligner
+
+    def _take(self, aligner: FaceAligner) -> None:
+        self.aligner, self.model = aligner, aligner.model
+        self.model_info = describe_model(aligner)
         self.triangles: list[tuple[int, int, int]] = drawn_triangles(self.model).tolist()
-        self._admission = AdmissionControl(limits)
-        self._threads = anyio.CapacityLimiter(limits.alignments)
-        self._align = align or self._align_in_thread
 
     async def warm_up(self) -> None:
         """Align once; ``ready`` tells whether that went well."""
         try:
-            await anyio.to_thread.run_sync(warm_up, self.aligner, limiter=self._threads)
+            await self.scheduler.run(partial(warm_up, self.aligner))
         except Exception:
             logging.getLogger(__name__).exception("warming up failed: this server stays unready")
         else:
             self.ready = True
 
     async def align_photo(
-        self, image: UploadFile, corners: Sequence[BoxCorners] | None
+        self,
+        image: UploadFile,
+        corners: Sequence[BoxCorners] | None,
+        *,
+        deadline: float = math.inf,
     ) -> PhotoResult:
         """Every face of a photo; in ``corners`` only, where they are given.
 
-        Raises BadPhoto, and Problem ``busy``, ``too-large``, ``bad-boxes`` or ``no-face``.
+        Raises BadPhoto, and Problem ``too-large``, ``bad-boxes`` or ``no-face``.
         """
-        async with self._admission.admit():
-            started = time.perf_counter()
-            pixels = await read_pixels(image, self.limits)
-            boxes = None if corners is None else to_boxes(corners, pixels)
-            decoded = time.perf_counter()
-            (outcome,) = await self._align([(pixels, boxes)])
-            if isinstance(outcome, Exception):
-                raise outcome
-            if not outcome:
-                raise Problem("no-face")
-            return PhotoResult(outcome, image_size(pixels), _timing(started, decoded))
+        async with self.admit(deadline):
+            result = await self._align(image, corners, deadline)
+        if not result.faces:
+            raise Problem("no-face")
+        return result
 
     async def align_batch(
         self,
@@ -132,48 +128,57 @@ class AlignService:
         *,
         mesh: bool,
         request_id: str,
+        deadline: float = math.inf,
     ) -> BatchResult:
         """Every face of several photos, of which each fails alone; answers with ``mesh`` on demand.
 
-        Photos are aligned as soon as a batch is decoded, and let go. Raises Problem ``busy``.
+        As many photos at a time as the aligner takes in one call.
         """
-        async with self._admission.admit():
-            photos: dict[int, PhotoFaces | PhotoRefused] = {}
-            held: dict[int, Photo] = {}
-            decoding = aligning = 0.0
-            for number, (image, some) in enumerate(zip(images, corners, strict=True)):
-                started = time.perf_counter()
+        started = time.monotonic()
+        decoding: list[float] = []
+        turns = asyncio.Semaphore(self.limits.batch)
+
+        async def answer(image: UploadFile, some: Sequence[BoxCorners] | None) -> Any:
+            async with turns:
                 try:
-                    pixels = await read_pixels(image, self.limits)
-                    held[number] = pixels, None if some is None else to_boxes(some, pixels)
+                    result = await self._align(image, some, deadline)
+                    if not result.faces:
+                        raise Problem("no-face")
                 except (Problem, BadPhoto) as error:
-                    photos[number] = refuse_photo(error, self.root_path)
-                decoded = time.perf_counter()
-                decoding += decoded - started
-                if held and (number == len(images) - 1 or self._is_full(held)):
-                    outcomes = await self._align([*held.values()])
-                    aligning += time.perf_counter() - decoded
-                    answer = partial(
-                        _answer_photos,
-                        mesh=mesh,
-                        request_id=request_id,
-                        root_path=self.root_path,
-                    )
-                    photos |= await anyio.to_thread.run_sync(answer, held, outcomes)
-                    held.clear()
-            timing = Timing(decode_ms=_milliseconds(decoding), align_ms=_milliseconds(aligning))
-            return BatchResult([photos[number] for number in range(len(images))], timing)
+                    return refuse_photo(error, self.root_path)
+                except Exception as error:
+                    log_defect(error, request_id)
+                    return refuse_photo(Problem("internal"), self.root_path)
+                decoding.append(result.timing.decode_ms)
+                return await anyio.to_thread.run_sync(partial(_answer_photo, result, mesh=mesh))
+
+        async with self.admit(deadline), asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(answer(image, some))
+                for image, some in zip(images, corners, strict=True)
+            ]
+        photos = [task.result() for task in tasks]
+        took = _milliseconds(time.monotonic() - started)
+        decode = round(sum(decoding), 1)
+        align = round(max(took - decode, 0.0), 1)
+        return BatchResult(photos, Timing(queue_ms=0.0, decode_ms=decode, align_ms=align))
 
     async def align_person(
-        self, images: Sequence[UploadFile], corners: Sequence[BoxCorners | None]
+        self,
+        images: Sequence[UploadFile],
+        corners: Sequence[BoxCorners | None],
+        *,
+        deadline: float = math.inf,
     ) -> PersonResult:
         """One person in several photos; photos that can't be used have a problem instead of a face.
 
-        Raises Problem ``busy``, ``too-many-pixels``, ``no-face`` when no photo shows a face, or the
-        first photo's problem when none is readable.
+        Raises Problem ``too-many-pixels``, ``no-face`` when no photo shows a face, or the first
+        photo's problem when none is readable.
         """
-        async with self._admission.admit(person=True):
-            started = time.perf_counter()
+        arrived = time.monotonic()
+        most = self.limits.person_pixels * 3 + self.limits.pixels * DECODING
+        async with self.admit(deadline), self._person, self.memory.hold(most):
+            started = time.monotonic()
             problems: dict[int, Problem] = {}
             held: dict[int, tuple[Bytes, Box | None]] = {}
             for number, (image, some) in enumerate(zip(images, corners, strict=True)):
@@ -184,8 +189,8 @@ class AlignService:
                 self._check_person_pixels(held)
             if not held:
                 raise problems[0]
-            decoded = time.perf_counter()
-            person = await self._align_person_in_thread(held)
+            decoded = time.monotonic()
+            person = await self._align_person(held)
             photos: list[tuple[Alignment, ImageSize] | Problem] = []
             places = {number: place for place, number in enumerate(held)}
             for number in range(len(images)):
@@ -195,16 +200,67 @@ class AlignService:
                     photos.append(Problem("no-face", person.left_out[places[number]]))
                 else:
                     photos.append((face, image_size(held[number][0])))
-            return PersonResult(person, photos, _timing(started, decoded))
+            seconds = (started - arrived, decoded - started, time.monotonic() - decoded)
+            faces = [face for face in person.faces if face is not None]
+            timing = _measure(seconds, [pixels for pixels, _ in held.values()], faces)
+            return PersonResult(person, photos, timing)
 
-    async def _align_in_thread(self, photos: Sequence[Photo]) -> list[Outcome]:
-        return await anyio.to_thread.run_sync(
-            align_each, self.aligner, photos, limiter=self._threads
+    @asynccontextmanager
+    async def admit(self, deadline: float = math.inf) -> AsyncIterator[None]:
+        """Hold a request for the length of a ``with`` block, which ends at the deadline.
+
+        For routes that call the aligner themselves, by ``scheduler.run`` and ``decoded_photo``.
+        Raises Problem ``busy`` or ``deadline``.
+        """
+        if self.held >= self.limits.requests:
+            wait = max(1, math.ceil(self.scheduler.expect_wait(0.0)))
+            raise Problem("busy", headers={"Retry-After": str(wait)})
+        self.scheduler.check_deadline(self.scheduler.durations.unit, deadline)
+        left = None if math.isinf(deadline) else max(deadline - time.monotonic(), 0.0)
+        self.held += 1
+        get_measures().waiting = self.scheduler.waiting
+        try:
+            async with asyncio.timeout(left):
+                yield
+        except TimeoutError as error:
+            raise refuse_deadline(self.scheduler.expect_wait(0.0)) from error
+        finally:
+            self.held -= 1
+
+    @asynccontextmanager
+    async def decoded_photo(self, image: UploadFile) -> AsyncIterator[Bytes]:
+        """(H, W, 3) uint8 RGB of an uploaded file, within the memory for decoded photos.
+
+        Waits while others hold that memory. Raises BadImage, and Problem ``too-large``.
+        """
+        count = DECODING * await read_pixel_count(image, self.limits)
+        async with self.memory.hold(count) as holding:
+            pixels = await read_pixels(image, self.limits)
+            holding.shrink(pixels.nbytes)
+            yield pixels
+
+    async def _align(
+        self, image: UploadFile, corners: Sequence[BoxCorners] | None, deadline: float
+    ) -> PhotoResult:
+        """The faces of one photo, which may be none. Raises what the aligner raises."""
+        arrived = time.monotonic()
+        count = DECODING * await read_pixel_count(image, self.limits)
+        async with self.memory.hold(count) as holding:
+            started = time.monotonic()
+            pixels = await read_pixels(image, self.limits)
+            holding.shrink(pixels.nbytes)
+            boxes = None if corners is None else to_boxes(corners, pixels)
+            decoded = time.monotonic()
+            outcome, waited = await self.scheduler.align((pixels, boxes), deadline)
+        if isinstance(outcome, Exception):
+            raise outcome
+        seconds = (
+            started - arrived + waited,
+            decoded - started,
+            time.monotonic() - decoded - waited,
         )
-
-    def _is_full(self, held: dict[int, Photo]) -> bool:
-        pixels = sum(image.shape[0] * image.shape[1] for image, _ in held.values())
-        return len(held) == self.limits.batch or pixels >= self.limits.pixels
+        timing = _measure(seconds, [pixels], outcome)
+        return PhotoResult(outcome, image_size(pixels), timing)
 
     async def _read_person_photo(
         self, image: UploadFile, corners: BoxCorners | None
@@ -222,17 +278,29 @@ class AlignService:
                 f"the photos of one person may have {most:.0f} megapixels together",
             )
 
-    async def _align_person_in_thread(
-        self, held: dict[int, tuple[Bytes, Box | None]]
-    ) -> PersonAlignment:
+    async def _align_person(self, held: dict[int, tuple[Bytes, Box | None]]) -> PersonAlignment:
         images: list[Bytes] = [pixels for pixels, _ in held.values()]
         boxes: list[Box | None] = [box for _, box in held.values()]
         try:
-            return await anyio.to_thread.run_sync(
-                self.aligner.align_person, images, boxes, limiter=self._threads
-            )
+            return await self.scheduler.run(partial(self.aligner.align_person, images, boxes))
         except NoFace as error:
             raise Problem("no-face", "no photo shows a face that can be aligned") from error
+
+
+def describe_model(aligner: FaceAligner) -> ModelInfo:
+    """The face model and the weights, without how these were trained."""
+    card = aligner.card
+    return ModelInfo(
+        face_model=aligner.model.name,
+        face_model_licence=aligner.model.licence,
+        expression_names=list(aligner.model.expression_names),
+        weights=WeightsInfo(
+            dataset=card.get("dataset"),
+            data_licences=list(card.get("data_licences", ())),
+            landmarks_from=card.get("landmarks_from"),
+            steps=card.get("steps"),
+        ),
+    )
 
 
 def drawn_triangles(model: MorphableModel) -> Ints:
@@ -256,33 +324,27 @@ def refuse_photo(error: Problem | BadPhoto, root_path: str) -> PhotoRefused:
     return PhotoRefused(problem=to_problem(error).describe(root_path))
 
 
-def _answer_photos(
-    held: Mapping[int, Photo],
-    outcomes: Sequence[Outcome],
-    *,
-    mesh: bool,
-    request_id: str,
-    root_path: str,
-) -> dict[int, PhotoFaces | PhotoRefused]:
-    out: dict[int, PhotoFaces | PhotoRefused] = {}
-    for (number, (pixels, _)), outcome in zip(held.items(), outcomes, strict=True):
-        if isinstance(outcome, BadPhoto):
-            out[number] = refuse_photo(outcome, root_path)
-        elif isinstance(outcome, Exception):
-            log_defect(outcome, request_id)
-            out[number] = refuse_photo(Problem("internal"), root_path)
-        elif not outcome:
-            out[number] = refuse_photo(Problem("no-face"), root_path)
-        else:
-            faces = [answer_face(face, mesh=mesh) for face in outcome]
-            out[number] = PhotoFaces(faces=faces, image=image_size(pixels))
-    return out
+def _answer_photo(result: PhotoResult, *, mesh: bool) -> PhotoFaces:
+    faces = [answer_face(face, mesh=mesh) for face in result.faces]
+    return PhotoFaces(faces=faces, image=result.image)
 
 
-def _timing(started: float, decoded: float) -> Timing:
+def _measure(
+    seconds: tuple[float, float, float], images: Sequence[Bytes], faces: Sequence[Alignment]
+) -> Timing:
+    """Count ``seconds`` of queue, decoding and aligning, and what they were for."""
+    queue, decode, align = seconds
+    measures = get_measures()
+    measures.queue += queue
+    measures.decode += decode
+    measures.align += align
+    measures.decoded += sum(image.nbytes for image in images)
+    measures.faces += len(faces)
+    measures.failed += sum(face.failed for face in faces)
     return Timing(
-        decode_ms=_milliseconds(decoded - started),
-        align_ms=_milliseconds(time.perf_counter() - decoded),
+        queue_ms=_milliseconds(queue),
+        decode_ms=_milliseconds(decode),
+        align_ms=_milliseconds(align),
     )
 
 

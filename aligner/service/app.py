@@ -16,15 +16,17 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dff.aligner.service.align_service import AlignService
-from dff.aligner.service.batching import AlignPhotos, FaceAligner
+from dff.aligner.service.face_aligner import FaceAligner
 from dff.aligner.service.front import DEFAULT_FRONT, Front, FrontConfig
 from dff.aligner.service.limits import LIMITS, Limits
+from dff.aligner.service.measures import TellMeasures
 from dff.aligner.service.middleware import HeadAndOptions
+from dff.aligner.service.openapi import describe
 from dff.aligner.service.problems import add_problem_handlers
 from dff.aligner.service.routes import align as align_routes
-from dff.aligner.service.routes import batch, health, pages, person
+from dff.aligner.service.routes import batch, health, models, pages, person
 
-ROUTES = (align_routes, batch, person, health, pages)
+ROUTES = (align_routes, batch, person, models, health, pages)
 """Modules with a ``router``. A new route is a module here and, if its requests are larger than one
 photo, a line in ``limits.LARGE_BODIES``."""
 
@@ -32,9 +34,13 @@ photo, a line in ``limits.LARGE_BODIES``."""
 class AlignerApp(FastAPI):
     """A FastAPI application behind a ``Front``, or without one if a proxy has it."""
 
-    def __init__(self, front: FrontConfig | None, **options: Any) -> None:
+    def __init__(self, front: FrontConfig | None, *, keys: bool, **options: Any) -> None:
         super().__init__(**options)
-        self._front = front
+        self._front, self._keys = front, keys
+
+    def openapi(self) -> dict[str, Any]:
+        """The API's description."""
+        return describe(self, keys=self._keys)
 
     def build_middleware_stack(self) -> ASGIApp:
         """The front lies outside of everything, so that it sees the answers to errors as well."""
@@ -59,20 +65,18 @@ def create_app(
     aligner: FaceAligner,
     *,
     limits: Limits = LIMITS,
-    align: AlignPhotos | None = None,
     front: FrontConfig | None = DEFAULT_FRONT,
     root_path: str = "",
+    keys: bool = False,
 ) -> FastAPI:
-    """The application, for example ``uvicorn.run(create_app(load_aligner()), http="h11")``.
-
-    ``align`` replaces direct calls of ``aligner.align_batch`` in threads: a server that batches the
-    photos of all requests gives its own. The number of connections is the server's affair.
+    """The application, served by ``uvicorn_server`` or ``ray_serve``.
 
     ``front``: None when the requests come through a proxy that has it. ``root_path``: prefix under
-    which a proxy shows the service; by default that of ``front``.
+    which a proxy shows the service, and ``keys``: whether it asks for API keys; by default as
+    ``front`` has it.
     """
     root_path = root_path or (front.root_path if front else "")
-    service = AlignService(aligner, limits=limits, align=align, root_path=root_path)
+    service = AlignService(aligner, limits=limits, root_path=root_path)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -82,6 +86,8 @@ def create_app(
 
     app = AlignerApp(
         front,
+        keys=keys or bool(front and front.keys),
+        generate_unique_id_function=lambda route: route.name,
         title="DFF face aligner",
         summary="Landmarks, pose and a 3D mesh of every face in a photo.",
         version="1",
@@ -94,6 +100,7 @@ def create_app(
     add_problem_handlers(app)
     app.add_middleware(GZipMiddleware, minimum_size=2048)
     app.add_middleware(HeadAndOptions)
+    app.add_middleware(TellMeasures)
     for routes in ROUTES:
         app.include_router(routes.router)
     return app

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -22,6 +26,7 @@ from starlette.responses import Response
 from dff.aligner.service.problems import Problem
 
 MULTIPART = b"multipart/form-data"
+JSON = b"application/json"
 TEXT = 1 << 20  # bytes of a field that is sent as a file; as many as of one that is sent as text
 
 Items = list[tuple[str, Any]]  # name, and text or an uploaded file
@@ -45,6 +50,7 @@ class FieldNames:
 class FormRoute(APIRoute):
     """A route that takes text fields from the form or the query, wherever its client puts them.
 
+    Instead of a form the body may be one photo (``image/...``), or JSON in which photos are base64.
     A photo may be a part without a file name, and a text field may be a file. Refused by name are
     unknown fields, fields that are given twice, and missing files.
     """
@@ -55,6 +61,7 @@ class FormRoute(APIRoute):
         names = _find_names(self.dependant)
 
         async def handle_fields(request: Request) -> Response:
+            request.state.arrived = time.monotonic()
             form = await _parse_form(request, names)
             try:
                 return await handle(await _arrange(request, form, names))
@@ -111,6 +118,10 @@ def _walk(dependant: Dependant) -> Iterator[Dependant]:
 async def _parse_form(request: Request, names: FieldNames) -> FormData:
     """The form; an empty one for a body of another type. Raises HTTPException for a broken one."""
     kind, _ = parse_options_header(request.headers.get("Content-Type"))
+    if kind.startswith(b"image/") and len(names.files) == 1:
+        return FormData([(names.files[0], await _to_file(await request.body()))])
+    if kind == JSON:
+        return await _parse_json(await request.body(), names)
     if kind != MULTIPART:
         return await request.form()
     try:
@@ -119,6 +130,37 @@ async def _parse_form(request: Request, names: FieldNames) -> FormData:
         raise HTTPException(400, error.message) from error
     except FormParserError as error:
         raise HTTPException(400, f"the form can't be parsed: {error}") from error
+
+
+async def _parse_json(body: bytes, names: FieldNames) -> FormData:
+    """The form that a JSON object stands for. Raises Problem ``bad-request``."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Problem("bad-request", f"the body is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise Problem("bad-request", f"the body is no JSON object: {names.describe()}")
+    items: Items = []
+    for name, value in fields.items():
+        if name in names.files:
+            for each in value if isinstance(value, list) else [value]:
+                items.append((name, await _to_file(_decode_base64(name, each))))
+        elif isinstance(value, str):
+            items.append((name, value))
+        else:
+            items.append((name, json.dumps(value)))
+    return FormData(items)
+
+
+def _decode_base64(name: str, value: Any) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)
+    except (ValueError, TypeError) as error:
+        raise Problem("bad-request", f"{name} is not the base64 of a file") from error
+
+
+async def _to_file(data: bytes) -> UploadFile:
+    return UploadFile(io.BytesIO(data), size=len(data), filename="unnamed")
 
 
 async def _arrange(request: Request, form: FormData, names: FieldNames) -> Request:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import anyio
 from fastapi import UploadFile
 from pydantic import TypeAdapter, ValidationError
 
-from dff.aligner.align import check_box
+from dff.aligner.image_checks import check_box
 from dff.aligner.service.limits import Limits
 from dff.aligner.service.problems import Problem
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
-from dff.infra.images import UPLOADS, decode
+from dff.infra.images import UPLOADS, decode, read_size
 
 T = TypeVar("T")
 BoxCorners = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
@@ -30,16 +31,32 @@ BOX_OF_EACH: TypeAdapter[list[BoxCorners | None] | None] = TypeAdapter(
 )
 
 
+async def read_pixel_count(image: UploadFile, limits: Limits) -> int:
+    """Width times height that the header of an uploaded file announces.
+
+    Raises BadImage, and Problem ``too-large`` for a file over the limit.
+    """
+    data = await _read(image, limits)
+    uploads = replace(UPLOADS, pixels=limits.pixels)
+    width, height = await anyio.to_thread.run_sync(partial(read_size, data, uploads))
+    return width * height
+
+
 async def read_pixels(image: UploadFile, limits: Limits) -> Bytes:
     """(H, W, 3) uint8 RGB of an uploaded file, upright.
 
     Raises BadImage, and Problem ``too-large`` for a file over the limit.
     """
+    data = await _read(image, limits)
+    uploads = replace(UPLOADS, pixels=limits.pixels)
+    return await anyio.to_thread.run_sync(partial(decode, data, limits=uploads))
+
+
+async def _read(image: UploadFile, limits: Limits) -> bytes:
     if image.size is not None and image.size > limits.body:
         raise Problem("too-large", f"a photo may have at most {limits.body} bytes")
-    data = await image.read()
-    uploads = replace(UPLOADS, pixels=limits.pixels)
-    return await anyio.to_thread.run_sync(lambda: decode(data, limits=uploads))
+    await image.seek(0)
+    return await image.read()
 
 
 def parse_boxes(form: TypeAdapter[T], text: str) -> T:

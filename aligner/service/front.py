@@ -21,12 +21,17 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dff.aligner.service import metrics
 from dff.aligner.service.http_parser import use_timed_h11
+from dff.aligner.service.keys import GUARDED, is_allowed
 from dff.aligner.service.limits import UploadLimits
+from dff.aligner.service.measures import HEADER, Measures
+from dff.aligner.service.metrics import Metrics
 from dff.aligner.service.problems import MEDIA_TYPE, RETRY_AFTER, Problem
-from dff.aligner.service.uploads import Disconnected, Upload, Uploads, refuse_size
+from dff.aligner.service.uploads import CLOSE, Disconnected, Upload, Uploads, refuse_size
 
 VARIABLE = "DFF_FRONT"  # environment variable with the configuration of Ray Serve's proxies
 ACCESS_LOG = "dff.access"  # logger of one line for each request
@@ -43,6 +48,7 @@ class FrontConfig:
     # web pages of these, as https://example.org, may use the service from a browser; * for all
     origins: tuple[str, ...] = ()
     root_path: str = ""  # prefix under which a proxy shows the service, as /faces
+    keys: tuple[str, ...] = ()  # hashes of API keys (``keys.hash_keys``); none: all may ask
 
     def __post_init__(self) -> None:
         check_origins(self.origins)
@@ -58,8 +64,9 @@ class FrontConfig:
         """The configuration that ``to_json`` wrote; raises TypeError for unknown keys."""
         fields = json.loads(text)
         uploads = UploadLimits(**fields.pop("uploads", {}))
-        origins = tuple(fields.pop("origins", ()))
-        return FrontConfig(uploads=uploads, origins=origins, **fields)
+        for name in ("origins", "keys"):
+            fields[name] = tuple(fields.get(name, ()))
+        return FrontConfig(uploads=uploads, **fields)
 
 
 def proxy_middleware() -> list[Middleware]:
@@ -79,9 +86,11 @@ class Front:
 
     * Each request has one id, the client's ``X-Request-ID`` where that is usable, in its headers,
       in ``scope["state"]["request_id"]`` and in the answer.
+    * Where there are API keys, a request without one is refused before its body is read.
     * Bodies are read completely, within ``UploadLimits``.
     * Errors that are not problem details come from the server, not from the application: a proxy
       that knows no replica yet, a queue that is full. They become problem details.
+    * ``/metrics`` is answered here, for all replicas behind this front.
     * One line of JSON for each request goes to the logger ``dff.access``. It holds nothing of the
       images, the query and the client's address.
     """
@@ -89,6 +98,7 @@ class Front:
     def __init__(self, app: ASGIApp, *, config: FrontConfig) -> None:
         self._config = config
         self._uploads = Uploads(config.uploads)
+        self._metrics = Metrics()
         self._app: ASGIApp = _Answering(app)
         self._handle: ASGIApp = self._receive
         if config.origins:
@@ -108,7 +118,7 @@ class Front:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         headers["x-request-id"] = request_id
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, received=0)
         line = _Line(scope, request_id)
 
         async def send_logged(message: Message) -> None:
@@ -116,6 +126,9 @@ class Front:
                 answered = MutableHeaders(scope=message)
                 answered["x-request-id"] = request_id
                 line.status = message["status"]
+                if HEADER in answered:
+                    line.measures = Measures(**json.loads(answered[HEADER]))
+                    del answered[HEADER]
             else:
                 line.sent += len(message.get("body", b""))
             await send(message)
@@ -126,6 +139,10 @@ class Front:
             line.status = _CLIENT_LEFT
         finally:
             line.write()
+            path = scope["path"].removeprefix(self._config.root_path)
+            self._metrics.observe(path, line.status, line.seconds, scope["state"]["received"])
+            if line.measures is not None:
+                self._metrics.add(line.measures)
 
     async def _receive(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -134,6 +151,13 @@ class Front:
         limit = self._config.uploads.bodies.get(path, self._config.uploads.body)
         declared = headers.get("content-length", "0")
         try:
+            keys = self._config.keys
+            if keys and path.startswith(GUARDED) and not is_allowed(headers, keys):
+                raise Problem("unauthorized", headers={"WWW-Authenticate": "Bearer", **CLOSE})
+            if path == "/metrics" and scope["method"] in ("GET", "HEAD"):
+                text = self._metrics.to_text(self._uploads.arriving)
+                await Response(text, media_type=metrics.MEDIA_TYPE)(scope, receive, send)
+                return
             if declared.isdigit() and int(declared) > limit:
                 raise refuse_size(limit)
             if declared == "0" and "transfer-encoding" not in headers:
@@ -201,19 +225,24 @@ class _Line:
         self._scope, self._request_id = scope, request_id
         self._started = time.time()
         self.status, self.sent = 500, 0  # status unless one is sent; bytes of the answer's body
+        self.seconds = 0.0  # from the headers of the request to the end of the answer
+        self.measures: Measures | None = None
 
     def write(self) -> None:
         scope = self._scope
+        self.seconds = time.time() - self._started
         fields: dict[str, Any] = {
             "time": round(self._started, 3),
             "request_id": self._request_id,
             "method": scope["method"],
             "path": scope["path"][:200],
             "status": self.status,
-            "seconds": round(time.time() - self._started, 4),
-            "received": scope["state"].get("received", 0),
+            "seconds": round(self.seconds, 4),
+            "received": scope["state"]["received"],
             "sent": self.sent,
         }
+        if self.measures is not None:
+            fields |= {name: round(value, 4) for name, value in asdict(self.measures).items()}
         trace = _TRACE.fullmatch(Headers(scope=scope).get("traceparent", ""))
         if trace:
             fields["trace_id"] = trace.group(1)

@@ -20,15 +20,17 @@ class Limits:
 
     body: int = 16 << 20  # bytes of one photo, and of a request with one photo
     photos: int = 32  # of one request
-    # of one decoded photo; /v1/align/batch decodes until it holds about this many, then aligns
-    pixels: int = 40_000_000
-    person_pixels: int = 200_000_000  # of all photos of one person, held decoded at the same time
+    pixels: int = 40_000_000  # of one decoded photo
+    person_pixels: int = 60_000_000  # of all photos of one person, held decoded at the same time
     boxes: int = 64  # of one request
-    batch: int = 8  # photos of one request that are aligned in one call
-    alignments: int = 1  # that run at the same time; one already uses every core
-    # requests whose photos are held decoded: three bytes a pixel, in a batch at most 2 x ``pixels``
-    decoded: int = 4
+    batch: int = 8  # photos that are aligned in one call
+    step: int = 2  # faces that are aligned before another request may have its turn
+    # bytes of all photos that are decoded or held decoded; 40 megapixels take 400 MB while decoded
+    decoded: int = 480 << 20
+    small_decoded: int = 80 << 20  # of these, bytes for photos of at most two megapixels
     requests: int = 64  # that have arrived and wait or are aligned; further ones are refused
+    deadline: float = 10.0  # seconds within which a request is answered that names no deadline
+    longest_deadline: float = 60.0  # seconds that a request may name
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) < 1:

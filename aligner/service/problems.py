@@ -59,6 +59,11 @@ KINDS: dict[str, Kind] = {
     "no-face": Kind(
         422, "No face found", "Send a box around the face in `boxes`, or another photo."
     ),
+    "unauthorized": Kind(
+        401,
+        "API key missing or wrong",
+        "Send a key in the header `Authorization: Bearer KEY` or `X-API-Key`.",
+    ),
     "too-slow": Kind(
         408, "Request too slow", "The bytes of the request came too slowly. Send it again."
     ),

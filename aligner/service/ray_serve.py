@@ -1,19 +1,21 @@
-"""The HTTP application on Ray Serve: replicas that batch the photos of all requests.
+"""The HTTP application on Ray Serve.
 
-Serve holds no request back: each replica's admission control refuses what is too much, with the
-same answer as under uvicorn.
+Serve holds no request back: each replica's service refuses what is too much or would be late, with
+the same answer as under uvicorn.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -23,22 +25,22 @@ from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
-from dff.aligner.align import load_aligner
+from dff.aligner.align import Aligner, load_aligner
+from dff.aligner.service.align_service import AlignService
 from dff.aligner.service.app import create_app
-from dff.aligner.service.batching import Outcome, Photo, align_each, warm_up
+from dff.aligner.service.face_aligner import warm_up
 from dff.aligner.service.front import VARIABLE, FrontConfig, proxy_middleware
-from dff.aligner.service.limits import LIMITS, Limits
+from dff.aligner.service.limits import LIMITS
 from dff.aligner.service.ports import check_free
 from dff.aligner.service.threads import use_threads
-from dff.face.errors import ClusterError
+from dff.face.errors import ClusterError, DffError
 from dff.infra import weights as weights_files
 from dff.infra.cluster import connected
 
-BATCH = 8  # photos in one call of the aligner
-DECODED = 2 * BATCH  # requests held decoded: while a batch is aligned the next one is decoded
 # requests that Serve gives a replica: the admitted ones, and those that are refused or ask for its
 # health
 ONGOING = 4 * LIMITS.requests
+BUSY = 4  # requests in flight for each replica, above which Serve adds replicas
 APPLICATION = "aligner"
 REQUEST_TIMEOUT = 60.0  # seconds
 RAY_ERRORS = (RayError, RayServeException, RuntimeError, TimeoutError)
@@ -53,13 +55,42 @@ class ServiceConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weights: str | None = None  # path, the same on every node; None: the shipped weights
-    replicas: PositiveInt = 1
+    replicas: PositiveInt | str = (
+        1  # or their range, as 2:8, within which Serve adds some on demand
+    )
     cpus: PositiveInt = 1  # cores of each replica
     # Whether the proxies have the front, by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``. Else
     # each replica has its own, and slow senders hold places in Serve's queue.
     front_in_proxies: bool = False
     origins: tuple[str, ...] = ()  # of web pages that may use the service; of a replica's front
     root_path: str = ""  # prefix under which a proxy shows the service
+    key_hashes: tuple[str, ...] = ()  # of API keys, for a replica's front
+
+    def replicas_range(self) -> tuple[int, int]:
+        """The fewest and the most replicas. Raises ValueError for text that is no range."""
+        return parse_replicas(self.replicas, self.cpus)
+
+    def front(self) -> FrontConfig:
+        """The front of a replica."""
+        return FrontConfig(origins=self.origins, root_path=self.root_path, keys=self.key_hashes)
+
+
+def parse_replicas(text: int | str, cpus: int = 1) -> tuple[int, int]:
+    """The fewest and the most replicas: of a number, a range as 2:8, or ``auto``.
+
+    ``auto``: from one to as many as have ``cpus`` cores each. Raises ValueError for other text.
+    """
+    if text == "auto":
+        # the cores that this process may use: a container may give it fewer than the machine has
+        return 1, max(1, len(os.sched_getaffinity(0)) // cpus)
+    fewest, _, most = str(text).partition(":")
+    try:
+        found = int(fewest), int(most or fewest)
+    except ValueError:
+        found = 0, 0
+    if not 1 <= found[0] <= found[1]:
+        raise ValueError(f"{text!r} is no number of replicas: write 4, 2:8 or auto")
+    return found
 
 
 @serve.deployment(
@@ -75,31 +106,38 @@ class ServiceConfig(BaseModel):
 class AlignerDeployment:
     """One replica: it loads the weights itself, and joins after its first alignment."""
 
-    def __init__(
-        self, weights: str | None, cpus: int, front: FrontConfig | None, root_path: str
-    ) -> None:
-        use_threads(cpus)
-        self.front, self.root_path = front, root_path
-        self.aligner = load_aligner(weights).with_quick_search()
-        warm_up(self.aligner)
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        limits = Limits(batch=BATCH, decoded=DECODED)
-        return create_app(
-            self.aligner,
-            limits=limits,
-            align=self.align,
-            front=self.front,
-            root_path=self.root_path,
+    def __init__(self, config: ServiceConfig) -> None:
+        use_threads(config.cpus)
+        self.weights = config.weights
+        front = None if config.front_in_proxies else config.front()
+        self.application = create_app(
+            self._load(), front=front, root_path=config.root_path, keys=bool(config.key_hashes)
         )
 
-    async def align(self, photos: Sequence[Photo]) -> list[Outcome]:
-        return list(await asyncio.gather(*(self.align_batched(photo) for photo in photos)))
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self.application
 
-    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0.005)
-    async def align_batched(self, photos: list[Photo]) -> list[Outcome]:
-        """Align the photos of all waiting requests, ``BATCH`` at a time."""
-        return await asyncio.to_thread(align_each, self.aligner, photos)
+    async def reconfigure(self, user_config: Mapping[str, str | None]) -> None:
+        """Take other weights without a restart: ``user_config`` is ``{"weights": PATH}``.
+
+        Requests in flight are answered by the weights that they began with. Raises BadWeights or
+        BadModel; the replica keeps its weights then.
+        """
+        weights = user_config.get("weights")
+        if weights is not None and weights != self.weights:
+            before, self.weights = self.weights, weights
+            try:
+                aligner = await asyncio.to_thread(self._load)
+            except DffError:
+                self.weights = before
+                raise
+            service: AlignService = self.application.state.service
+            service.replace_aligner(aligner)
+
+    def _load(self) -> Aligner:
+        aligner = load_aligner(self.weights).with_quick_search()
+        warm_up(aligner)
+        return aligner
 
 
 def application(config: ServiceConfig) -> serve.Application:
@@ -107,12 +145,17 @@ def application(config: ServiceConfig) -> serve.Application:
 
     serve run dff.aligner.service.ray_serve:application weights=dff.safetensors
     """
-    replica = {"num_cpus": config.cpus}
-    deployment = AlignerDeployment.options(num_replicas=config.replicas, ray_actor_options=replica)  # type: ignore[attr-defined]
-    front = FrontConfig(origins=config.origins, root_path=config.root_path)
-    return deployment.bind(
-        config.weights, config.cpus, None if config.front_in_proxies else front, config.root_path
-    )
+    options: dict[str, Any] = {"ray_actor_options": {"num_cpus": config.cpus}}
+    fewest, most = config.replicas_range()
+    if fewest == most:
+        options["num_replicas"] = most
+    else:
+        options["autoscaling_config"] = {
+            "min_replicas": fewest,
+            "max_replicas": most,
+            "target_ongoing_requests": BUSY,
+        }
+    return AlignerDeployment.options(**options).bind(config)  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -121,13 +164,14 @@ def serving(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    replicas: int = 1,
+    replicas: int | str = 1,
     cpus: int = 1,
     address: str | None = None,
     front: FrontConfig | None = None,
 ) -> Iterator[str]:
     """Serve for the length of a ``with`` block, on a local Ray or the cluster at ``address``.
 
+    ``replicas``: their number, a range as 2:8 within which Serve adds some on demand, or ``auto``.
     ``cpus``: cores of each replica. ``front``: on a local Ray it stands in the proxies; on a
     cluster in each replica.
 
@@ -146,6 +190,7 @@ def serving(
         front_in_proxies=address is None,
         origins=front.origins,
         root_path=front.root_path,
+        key_hashes=front.keys,
     )
     logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
@@ -159,7 +204,7 @@ def serving(
     with (
         connected(
             address,
-            workers=None if address else cpus * replicas,
+            workers=None if address else cpus * config.replicas_range()[1],
             env=env if address is None else None,
         ),
         ended_by(end),
@@ -183,7 +228,7 @@ def serve_aligner(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    replicas: int = 1,
+    replicas: int | str = 1,
     cpus: int = 1,
     address: str | None = None,
     front: FrontConfig | None = None,

@@ -41,6 +41,23 @@ class HeadPose(Angles):
     )
 
 
+class Camera(Answer):
+    """The camera of a photo: px = scale * (x, y) / (1 + inverse_depth * z) + centre."""
+
+    scale: float = Field(description="pixels a metre at the head's distance")
+    centre: Point2 = Field(description="pixels")
+    inverse_depth: float = Field(description="1 / metres; one photo hardly tells it, so it is set")
+
+
+class HeadPlacement(Answer):
+    """Where the head is: x right, y down, z away from the camera; metres."""
+
+    rotation: tuple[Point3, Point3, Point3] = Field(
+        description="3 x 3, from the head (x to its left, y up, z out of the face) to the camera"
+    )
+    translation: Point3 = Field(description="metres")
+
+
 class IterationState(Answer):
     """The fit after one iteration."""
 
@@ -84,6 +101,8 @@ class FaceAnswer(Answer):
     expression: list[float] = Field(
         description="activation of each of `model.expression_names`: 0 neutral, 1 full"
     )
+    camera: Camera
+    cam_from_head: HeadPlacement
     mesh: list[Point3] | None = Field(
         None, description="with mesh=1: vertices (x, y, z) in pixels; z towards the viewer"
     )
@@ -102,8 +121,20 @@ class ImageSize(Answer):
 class Timing(Answer):
     """Durations in milliseconds."""
 
+    queue_ms: float = Field(description="milliseconds of waiting for memory and for the aligner")
     decode_ms: float = Field(description="milliseconds of decoding")
     align_ms: float = Field(description="milliseconds of aligning")
+
+
+class WeightsInfo(Answer):
+    """The weights of the network."""
+
+    dataset: str | None = Field(description="fingerprint of the dataset that they were trained on")
+    data_licences: list[str] = Field(description="licences of the photos in that dataset")
+    landmarks_from: str | None = Field(
+        description="whose labels say where the landmarks lie; null: vertices of the face model"
+    )
+    steps: int | None = Field(description="steps of their training")
 
 
 class ModelInfo(Answer):
@@ -112,7 +143,7 @@ class ModelInfo(Answer):
     face_model: str = Field(description="name of the face model")
     face_model_licence: str = Field(description="its licence")
     expression_names: list[str] = Field(description="names of the expression coefficients")
-    weights: dict[str, Any] = Field(description="the weights' card: data, licences, training")
+    weights: WeightsInfo
 
 
 class AlignAnswer(Answer):
@@ -184,6 +215,7 @@ class PersonAnswer(Answer):
 
 Responses = dict[int | str, dict[str, Any]]
 _REQUEST_PROBLEMS = (
+    "unauthorized",
     "too-many-images",
     "too-large",
     "too-slow",

@@ -12,12 +12,10 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from dff.aligner.align import load_aligner
 from dff.aligner.service.app import create_app
 from dff.aligner.service.front import FrontConfig, print_access_log
 from dff.aligner.service.http_parser import TimedH11Protocol
 from dff.aligner.service.ports import check_free
-from dff.aligner.service.threads import use_threads
 
 DRAIN = 60.0  # seconds that requests in flight have to end; as long as Ray Serve gives them
 
@@ -36,6 +34,9 @@ def serve_aligner_with_uvicorn(
     ``threads``: cores that the aligner uses. Raises ClusterError when the port is taken, BadWeights
     or BadModel as ``dff.aligner.align.load_aligner``.
     """
+    from dff.aligner.align import load_aligner
+    from dff.aligner.service.threads import use_threads
+
     check_free(host, port)
     use_threads(threads)
     print_access_log()

@@ -74,6 +74,17 @@ def align(
     method: MethodOption = Method.dense,
     cascade: CascadeOption = None,
     weights: WeightsOption = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a `dff serve`, as http://faces.example.org:8000, that aligns the "
+            "images instead of this machine."
+        ),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", envvar="DFF_API_KEY", help="With --server: API key."),
+    ] = None,
 ) -> None:
     """Align faces in images or a video: landmarks, pose and 3D shape.
 
@@ -103,6 +114,8 @@ def align(
         raise typer.BadParameter("a video and --same-person need --method dense")
     if video and (len(images) > 1 or box or boxes or mesh or same_person or resume):
         raise typer.BadParameter("a video comes alone, with --json, --draw and --smooth only")
+    if server and (video or same_person or weights or method is not Method.dense):
+        raise typer.BadParameter("--server aligns images, by its own weights and method")
     if same_person and (box or draw or resume):
         raise typer.BadParameter("--same-person goes with --boxes, --json and --mesh only")
     load = partial(load_aligner_for, weights, method, cascade)
@@ -120,7 +133,16 @@ def align(
     if box and len(files) > 1:
         raise typer.BadParameter("--box takes one image; use --boxes for several")
     given = {files[0]: [parse_box(box)]} if box else _read_boxes(boxes, files)
-    _align_images(load, files, boxes=given, json_out=json_out, resume=resume, draw=draw, mesh=mesh)
+    _align_images(
+        load,
+        files,
+        server=(server, key) if server else None,
+        boxes=given,
+        json_out=json_out,
+        resume=resume,
+        draw=draw,
+        mesh=mesh,
+    )
 
 
 def _align_video(
@@ -170,13 +192,14 @@ def _align_images(
     load: LoadAligner,
     files: list[Path],
     *,
+    server: tuple[str, str | None] | None,
     boxes: Mapping[Path, Sequence[Box]],
     json_out: Path | None,
     resume: bool,
     draw: Path | None,
     mesh: Path | None,
 ) -> None:
-    """Exits with status 1 when no image could be read."""
+    """``server``: address and API key. Exits with status 1 when no image could be read."""
     from tqdm import tqdm
 
     from dff.aligner.mesh_file import MESHES
@@ -184,6 +207,7 @@ def _align_images(
         DRAWINGS,
         AlignmentWriter,
         align_files,
+        align_files_on_server,
         is_json_lines,
         read_finished,
     )
@@ -201,11 +225,21 @@ def _align_images(
         finished = read_finished(json_out)
     elif json_out and is_json_lines(json_out):
         write_file(json_out, b"")
-    aligner = load()
-    writer = AlignmentWriter(aligner.model, names, json_out, drawings, meshes)
     todo = [path for path in files if names[path] not in finished]
+    progress = len(files) > 1
+    if server:
+        from dff.client import Client
+
+        client = Client(server[0], key=server[1], deadline=60.0)
+        model = client.model
+        results = align_files_on_server(client, todo, boxes=boxes, progress=progress)
+    else:
+        aligner = load()
+        model = aligner.model
+        results = align_files(aligner, todo, boxes=boxes, progress=progress)
+    writer = AlignmentWriter(model, names, json_out, drawings, meshes)
     faces = failed = 0
-    for result in align_files(aligner, todo, boxes=boxes, progress=len(files) > 1):
+    for result in results:
         faces, failed = faces + len(result.faces), failed + bool(result.error)
         writer.write(result)
         if result.error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +14,13 @@ from dff.face.extras import require_extra
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
-    replicas: Annotated[int, typer.Option(help="Copies of the aligner.", min=1)] = 1,
+    replicas: Annotated[
+        str,
+        typer.Option(
+            help="Copies of the aligner: a number, a range as 2:8 within which Ray Serve adds some "
+            "on demand, or auto, for up to one on each core."
+        ),
+    ] = "1",
     cpus: Annotated[
         int,
         typer.Option(
@@ -39,6 +46,13 @@ def serve(
         str,
         typer.Option(help="Prefix under which a proxy shows the service, as /faces."),
     ] = "",
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of API keys, one a line: /v1 and /metrics need one of them. Also "
+            "DFF_API_KEYS, separated by commas. Default: everybody may ask."
+        ),
+    ] = None,
     address: AddressOption = None,
     weights: WeightsOption = None,
 ) -> None:
@@ -54,7 +68,8 @@ def serve(
     """
     with require_extra("serve"):
         from dff.aligner.service.front import FrontConfig
-    front = FrontConfig(origins=tuple(origin or ()), root_path=root_path)
+        from dff.aligner.service.keys import read_keys
+    front = FrontConfig(origins=tuple(origin or ()), root_path=root_path, keys=read_keys(api_keys))
 
     def tell(url: str) -> None:
         typer.echo(f"serving at {url}/ (stop with Ctrl-C)")
@@ -62,7 +77,7 @@ def serve(
     if not ray:
         from dff.aligner.service.uvicorn_server import serve_aligner_with_uvicorn
 
-        if replicas > 1 or address:
+        if replicas != "1" or address:
             raise typer.BadParameter("--replicas and --address need Ray")
         serve_aligner_with_uvicorn(
             weights, host=host, port=port, front=front, threads=cpus, on_ready=tell

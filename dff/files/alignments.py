@@ -11,16 +11,17 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from dff.aligner.align import Aligner, check_box, check_image
+from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, PersonAlignment
 from dff.aligner.confidence import SURE_FROM
 from dff.aligner.draw import draw
+from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.mesh_file import encode_mesh, sample_colours
 from dff.face.arrays import Array, Bytes, UInt8
 from dff.face.errors import BadPhoto
@@ -29,6 +30,9 @@ from dff.face.model.morphable import MorphableModel
 from dff.files.images import unique_names
 from dff.files.outputs import append_file, write_file, write_json
 from dff.infra.images import DecodedImage, decode_image
+
+if TYPE_CHECKING:
+    from dff.client import Client
 
 DRAWINGS = (".png", ".jpg", ".jpeg")
 BATCH = 32  # images that are decoded and aligned together
@@ -93,6 +97,28 @@ def align_files(
                 yield from _align_together(aligner, images, boxes or {})
                 bar.update(len(images))
                 images = {}
+
+
+def align_files_on_server(
+    client: Client,
+    paths: Sequence[Path],
+    *,
+    boxes: Boxes | None = None,
+    progress: bool = False,
+) -> Iterator[ImageResult]:
+    """``align_files`` by a server, which is sent the files as they are.
+
+    Raises ServiceError when the server does not answer.
+    """
+    for path in tqdm(paths, unit="image", disable=not progress):
+        try:
+            found = client.align(path, (boxes or {}).get(path))
+        except (BadPhoto, ValueError) as error:
+            yield ImageResult(path, None, (), str(error))
+        else:
+            image = _read(path)
+            pixels = None if isinstance(image, str) else image.pixels
+            yield ImageResult(path, pixels, tuple(found))
 
 
 def _read(path: Path) -> DecodedImage | str:

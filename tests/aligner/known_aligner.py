@@ -5,13 +5,13 @@ given.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from dff.aligner.alignment import Alignment, Iteration, PersonAlignment, Pose
-from dff.aligner.service.batching import Boxes
+from dff.aligner.service.face_aligner import Boxes
 from dff.face.arrays import Bytes
 from dff.face.errors import NoFace
 from dff.face.geometry.camera import Box, NearPerspective
@@ -45,6 +45,16 @@ class KnownAligner:
     ) -> list[list[Alignment]]:
         asked = boxes or [None] * len(images)
         return [self.align(image, some) for image, some in zip(images, asked, strict=True)]
+
+    def align_in_steps(
+        self,
+        images: Sequence[Bytes],
+        boxes: Sequence[Boxes] | None = None,
+        *,
+        faces: int,
+    ) -> Generator[None, None, list[list[Alignment]]]:
+        yield
+        return self.align_batch(images, boxes)
 
     def align_person(
         self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None

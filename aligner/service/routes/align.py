@@ -13,7 +13,7 @@ from dff.aligner.service.fields import FormRoute
 from dff.aligner.service.forms import BOXES, check_count, parse_boxes
 from dff.aligner.service.json_response import respond
 from dff.aligner.service.problems import Problem
-from dff.aligner.service.routes.dependencies import Mesh, Service
+from dff.aligner.service.routes.dependencies import Deadline, Mesh, Service
 from dff.aligner.service.schema import ALIGN_RESPONSES, GLB_RESPONSES, AlignAnswer
 
 router = APIRouter(prefix="/v1", tags=["align"], route_class=FormRoute)
@@ -22,6 +22,7 @@ router = APIRouter(prefix="/v1", tags=["align"], route_class=FormRoute)
 async def align_upload(
     request: Request,
     service: Service,
+    deadline: Deadline,
     image: Annotated[UploadFile, File(description="a JPEG, PNG or WebP file")],
     boxes: Annotated[
         str | None,
@@ -38,7 +39,7 @@ async def align_upload(
         )
     corners = None if boxes is None else parse_boxes(BOXES, boxes)
     check_count(len(corners or ()), service.limits)
-    return await service.align_photo(image, corners)
+    return await service.align_photo(image, corners, deadline=deadline)
 
 
 Result = Annotated[PhotoResult, Depends(align_upload)]
@@ -55,8 +56,11 @@ async def align(
     """Every face of a photo: 68 landmarks in 2D and 3D, pose, visibility, confidence, 3D shape.
 
     Pixels count from the photo's upper left corner after its EXIF orientation; the first pixel's
-    centre is (0.5, 0.5). A face whose fit was rejected has `failed: true` and a `reason`.
+    centre is (0.5, 0.5). A face whose fit was rejected has `failed: true` and a `reason`. With
+    `Accept: model/gltf-binary` the answer is that of `/v1/align.glb`.
     """
+    if "model/gltf-binary" in request.headers.get("accept", ""):
+        return await align_glb(service, result)
 
     def build() -> AlignAnswer:
         return AlignAnswer(

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Form, Request, Response
 from dff.aligner.service.fields import FormRoute
 from dff.aligner.service.forms import BOXES_OF_EACH, check_count, parse_boxes_of_each
 from dff.aligner.service.json_response import respond
-from dff.aligner.service.routes.dependencies import Images, Mesh, Service
+from dff.aligner.service.routes.dependencies import Images, LongDeadline, Mesh, Service
 from dff.aligner.service.schema import BATCH_RESPONSES, BatchAnswer
 
 PATH = "/v1/align/batch"
@@ -21,6 +21,7 @@ async def align_batch(
     request: Request,
     service: Service,
     images: Images,
+    deadline: LongDeadline,
     boxes: Annotated[
         str | None,
         Form(
@@ -37,7 +38,9 @@ async def align_batch(
     corners = parse_boxes_of_each(BOXES_OF_EACH, boxes, len(images), service.limits)
     check_count(sum(len(some or ()) for some in corners), service.limits)
     request_id: str = request.state.request_id
-    result = await service.align_batch(images, corners, mesh=mesh, request_id=request_id)
+    result = await service.align_batch(
+        images, corners, mesh=mesh, request_id=request_id, deadline=deadline
+    )
 
     def build() -> BatchAnswer:
         return BatchAnswer(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
-from fastapi import Depends, File, Query, Request, UploadFile
+from fastapi import Depends, File, Header, Query, Request, UploadFile
 
 from dff.aligner.service.align_service import AlignService
+from dff.aligner.service.limits import LIMITS
 
 
 def get_service(request: Request) -> AlignService:
@@ -16,6 +18,48 @@ def get_service(request: Request) -> AlignService:
 
 
 Service = Annotated[AlignService, Depends(get_service)]
+
+
+def get_deadline(
+    request: Request,
+    service: Service,
+    deadline: Annotated[
+        float | None,
+        Header(
+            gt=0,
+            le=LIMITS.longest_deadline,
+            description="seconds from the arrival of the request, default "
+            f"{LIMITS.deadline:.0f}: what can't be answered by then is refused at once",
+        ),
+    ] = None,
+) -> float:
+    """When the answer must be ready, seconds of the monotonic clock."""
+    return _arrived(request) + (deadline or service.limits.deadline)
+
+
+def get_long_deadline(
+    request: Request,
+    deadline: Annotated[
+        float | None,
+        Header(
+            gt=0,
+            le=LIMITS.longest_deadline,
+            description="seconds from the arrival of the request, default "
+            f"{LIMITS.longest_deadline:.0f}: what can't be answered by then is refused at once",
+        ),
+    ] = None,
+) -> float:
+    """The same for a request with several photos."""
+    return _arrived(request) + (deadline or LIMITS.longest_deadline)
+
+
+def _arrived(request: Request) -> float:
+    arrived: float = getattr(request.state, "arrived", time.monotonic())
+    return arrived
+
+
+Deadline = Annotated[float, Depends(get_deadline)]
+LongDeadline = Annotated[float, Depends(get_long_deadline)]
 Images = Annotated[
     list[UploadFile], File(description="JPEG, PNG or WebP files: repeat the field for each")
 ]

@@ -13,7 +13,7 @@ from dff.aligner.service.fields import FormRoute
 from dff.aligner.service.forms import BOX_OF_EACH, parse_boxes_of_each
 from dff.aligner.service.json_response import respond
 from dff.aligner.service.problems import Problem
-from dff.aligner.service.routes.dependencies import Images, Mesh, Service
+from dff.aligner.service.routes.dependencies import Images, LongDeadline, Mesh, Service
 from dff.aligner.service.schema import (
     GLB_RESPONSES,
     PERSON_RESPONSES,
@@ -28,6 +28,7 @@ router = APIRouter(tags=["align"], route_class=FormRoute)
 async def align_uploads(
     service: Service,
     images: Images,
+    deadline: LongDeadline,
     boxes: Annotated[
         str | None,
         Form(
@@ -37,7 +38,7 @@ async def align_uploads(
 ) -> PersonResult:
     """Align the person in the photos of the form."""
     corners = parse_boxes_of_each(BOX_OF_EACH, boxes, len(images), service.limits)
-    return await service.align_person(images, corners)
+    return await service.align_person(images, corners, deadline=deadline)
 
 
 Result = Annotated[PersonResult, Depends(align_uploads)]

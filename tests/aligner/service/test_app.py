@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -15,10 +15,11 @@ import pytest
 import trimesh
 from fastapi.testclient import TestClient
 
-from dff.aligner.service.align_service import drawn_triangles
+from dff.aligner.service.align_service import AlignService, drawn_triangles
 from dff.aligner.service.app import create_app
 from dff.aligner.service.front import FrontConfig
 from dff.aligner.service.limits import Limits, UploadLimits
+from dff.aligner.service.memory import DecodingMemory
 from dff.aligner.service.problems import KINDS
 from dff.aligner.service.routes import batch, person
 from dff.face.geometry.camera import Box
@@ -64,9 +65,14 @@ def test_a_photo_gives_its_faces(client: TestClient, toy_model: MorphableModel) 
         "face_model": toy_model.name,
         "face_model_licence": toy_model.licence,
         "expression_names": list(toy_model.expression_names),
-        "weights": {"steps": 7},
+        "weights": {
+            "dataset": None,
+            "data_licences": [],
+            "landmarks_from": None,
+            "steps": 7,
+        },
     }
-    assert set(body["timing"]) == {"decode_ms", "align_ms"}
+    assert set(body["timing"]) == {"queue_ms", "decode_ms", "align_ms"}
     assert body["request_id"] == response.headers["x-request-id"]
     assert "triangles" not in body
 
@@ -248,7 +254,7 @@ def test_slow_alignments_do_not_block_health(toy_model: MorphableModel) -> None:
     aligner = KnownAligner(toy_model)
 
     async def run() -> float:
-        transport = httpx.ASGITransport(create_app(aligner, limits=Limits(alignments=1)))
+        transport = httpx.ASGITransport(create_app(aligner))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             aligner.seconds = 0.3
             slow = [
@@ -304,7 +310,7 @@ def test_requests_over_the_limit_are_refused(
     good = {field: encoded(pixels())}
 
     async def run() -> None:
-        transport = httpx.ASGITransport(create_app(aligner, limits=Limits(requests=3, decoded=1)))
+        transport = httpx.ASGITransport(create_app(aligner, limits=Limits(requests=3)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             tasks = [asyncio.create_task(client.post(path, files=good)) for _ in range(4)]
             first, others = await asyncio.wait(
@@ -312,7 +318,7 @@ def test_requests_over_the_limit_are_refused(
             )
             (away,) = [task.result() for task in first]
             assert problem_of(away) == (503, "busy")
-            assert away.headers["retry-after"] == "5"
+            assert away.headers["retry-after"] == "1"
             assert (await client.get("/healthz")).status_code == 200
             aligner.gate.set()
             assert [r.status_code for r in await asyncio.gather(*others)] == [200] * 3
@@ -329,19 +335,71 @@ def test_requests_over_the_limit_are_refused(
 
 
 def test_waiting_photos_are_not_decoded(toy_model: MorphableModel) -> None:
-    aligner = Gated(toy_model)
+    """Of six photos two fit into the memory for decoded ones, whatever their files' sizes are."""
+    app = create_app(Gated(toy_model), limits=Limits(decoded=11, small_decoded=1, batch=1))
+    service: AlignService = app.state.service
+    aligner = cast(Gated, service.aligner)
+    cost = 10 * 160 * 120
+    service.memory = DecodingMemory(2 * cost, small=1)
 
     async def run() -> list[int]:
-        transport = httpx.ASGITransport(create_app(aligner, limits=Limits(decoded=2, alignments=8)))
+        transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             good = {"image": encoded(pixels())}
             tasks = [asyncio.create_task(client.post("/v1/align", files=good)) for _ in range(6)]
-            await until(lambda: aligner.inside == 2)
+            await until(lambda: aligner.inside == 1)
+            await until(lambda: service.memory.held == cost + 3 * 160 * 120)
+            assert len(aligner.seen) + aligner.inside + service.scheduler.waiting <= 2
             aligner.gate.set()
             return [response.status_code for response in await asyncio.gather(*tasks)]
 
     assert asyncio.run(run()) == [200] * 6
-    assert aligner.most == 2
+    assert service.memory.held == 0
+
+
+def test_what_would_be_late_is_refused_at_once(toy_model: MorphableModel) -> None:
+    aligner = Gated(toy_model)
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(create_app(aligner))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            good = {"image": encoded(pixels())}
+
+            def post(seconds: float) -> asyncio.Task[httpx.Response]:
+                headers = {"Deadline": str(seconds)}
+                return asyncio.create_task(client.post("/v1/align", files=good, headers=headers))
+
+            first = post(60)
+            await until(lambda: aligner.inside == 1)
+            waiting = [post(60) for _ in range(9)]
+            await asyncio.sleep(0.2)
+            started = time.monotonic()
+            refused = await post(1)  # ten photos are before it
+            assert problem_of(refused) == (503, "deadline")
+            assert int(refused.headers["retry-after"]) >= 1
+            assert time.monotonic() - started < 0.9
+            assert problem_of(await post(-1)) == (422, "bad-request")
+            aligner.gate.set()
+            done = await asyncio.gather(first, *waiting)
+            assert [response.status_code for response in done] == [200] * 10
+
+    asyncio.run(run())
+
+
+def test_an_answer_that_becomes_late_is_given_up(toy_model: MorphableModel) -> None:
+    aligner = Gated(toy_model)
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(create_app(aligner))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            headers = {"Deadline": "0.5"}
+            late = await client.post(
+                "/v1/align", files={"image": encoded(pixels())}, headers=headers
+            )
+            assert problem_of(late) == (503, "deadline")
+            aligner.gate.set()
+
+    asyncio.run(run())
 
 
 def test_openapi_describes_every_answer(client: TestClient) -> None:

@@ -24,16 +24,16 @@ from dff.aligner.service.schema import (
     PhotoFaces,
     PhotoRefused,
     Timing,
+    WeightsInfo,
 )
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import pixels
 from tests.aligner.known_aligner import KnownAligner
 
-SIZE, TIMING = ImageSize(width=1, height=1), Timing(decode_ms=1.0, align_ms=2.0)
-ODD = {
-    'Ünï\u2028 "quoted" \\ \x00 😀': ["\n", True, False, None, 10**15, -0.0, 1e-7, 1e300, 0.1 + 0.2]
-}
-INFO = ModelInfo(face_model="m", face_model_licence="l", expression_names=[], weights=ODD)
+SIZE, TIMING = ImageSize(width=1, height=1), Timing(queue_ms=0.0, decode_ms=1.0, align_ms=2.0)
+ODD = 'Ünï\u2028 "quoted" \\ \x00 😀'
+WEIGHTS = WeightsInfo(dataset=ODD, data_licences=["\n"], landmarks_from=None, steps=10**15)
+INFO = ModelInfo(face_model="m", face_model_licence="l", expression_names=[], weights=WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,9 @@ def test_nested_answers_are_written_whole(told: dict[str, Any]) -> None:
             "face_model": "m",
             "face_model_licence": "l",
             "expression_names": [],
-            "weights": ODD,
+            "weights": WEIGHTS.model_dump(),
         },
-        "timing": {"decode_ms": 1.0, "align_ms": 2.0},
+        "timing": {"queue_ms": 0.0, "decode_ms": 1.0, "align_ms": 2.0},
         "request_id": "a",
     }
 

@@ -11,37 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from dff.aligner.service.batching import align_each
 from dff.aligner.service.limits import Limits
 from dff.aligner.service.ray_serve import AlignerDeployment, ServiceConfig, ended_by, serving
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights, ClusterError
-from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
 from tests.aligner.image_files import bomb, encoded, pixels
-from tests.aligner.known_aligner import KnownAligner
 from tests.aligner.service.server_checks import CHECKS, FRONT
 from tests.aligner.service.test_http_parser import post_twice
-
-
-def test_a_bad_image_of_a_batch_fails_alone(toy_model: MorphableModel) -> None:
-    class Strict(KnownAligner):
-        def align_batch(self, images, boxes=None):  # type: ignore[no-untyped-def]
-            for some in boxes:
-                if some and some[0].x0 > 100:
-                    raise ValueError("beside the image")
-            return super().align_batch(images, boxes)
-
-    good, bad = [Box(1, 1, 50, 50)], [Box(101, 1, 150, 50)]
-    first, second, third = align_each(
-        Strict(toy_model), [(pixels(), good), (pixels(), bad), (pixels(), None)]
-    )
-    assert isinstance(first, list)
-    assert first[0].box == good[0]
-    assert isinstance(second, ValueError)
-    assert isinstance(third, list)
-    assert len(third) == 1
 
 
 def test_config_refuses_unknown_keys() -> None:
@@ -144,7 +122,7 @@ def test_ray_serve(check: Callable[[str], None], service: str) -> None:
 @pytest.mark.ray
 def test_the_service_on_ray(service: str) -> None:
     """One start, several checks: a start takes longer than all of them."""
-    with httpx.Client(base_url=service, timeout=60) as client:
+    with httpx.Client(base_url=service, timeout=60, headers={"Deadline": "60"}) as client:
         assert client.get("/healthz").status_code == 200
         assert client.get("/readyz").status_code in (200, 503)
         assert "/v1/align" in client.get("/openapi.json").json()["paths"]

@@ -1,8 +1,8 @@
-"""The aligner as the service sees it, and how photos of several requests share one call of it."""
+"""The aligner as the service sees it."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +15,6 @@ from dff.face.model.morphable import MorphableModel
 Boxes = Sequence[Box] | None  # None: the faces are detected
 Photo = tuple[Bytes, Boxes]  # (H, W, 3) uint8 RGB, and boxes in its pixels
 Outcome = list[Alignment] | Exception
-AlignPhotos = Callable[[Sequence[Photo]], Awaitable[list[Outcome]]]
 
 
 class FaceAligner(Protocol):
@@ -36,24 +35,19 @@ class FaceAligner(Protocol):
         self, images: Sequence[Bytes], boxes: Sequence[Boxes] | None = None
     ) -> list[list[Alignment]]: ...
 
+    def align_in_steps(
+        self,
+        images: Sequence[Bytes],
+        boxes: Sequence[Boxes] | None = None,
+        *,
+        faces: int,
+    ) -> Generator[None, None, list[list[Alignment]]]:
+        """``align_batch`` that yields after each search and after so many ``faces``."""
+        ...
+
     def align_person(
         self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None
     ) -> PersonAlignment: ...
-
-
-def align_each(aligner: FaceAligner, photos: Sequence[Photo]) -> list[Outcome]:
-    """The faces of each photo, or the exception that it raised.
-
-    When a batch fails, its photos are aligned one by one, so that a photo fails for its own sender
-    only.
-    """
-    images, boxes = [image for image, _ in photos], [some for _, some in photos]
-    try:
-        return [*aligner.align_batch(images, boxes)]
-    except Exception as error:
-        if len(photos) == 1:
-            return [error]
-        return [outcome for photo in photos for outcome in align_each(aligner, [photo])]
 
 
 def warm_up(aligner: FaceAligner) -> None:

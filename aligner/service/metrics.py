@@ -1,0 +1,74 @@
+"""Metrics of the requests that a front has seen, as Prometheus reads them."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from dff.aligner.service.measures import Measures
+
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+ROUTES = ("/v1/", "/v2/", "/healthz", "/readyz", "/metrics")
+
+
+class Metrics:
+    """One registry for each front: with Ray Serve that of one node, for all of its replicas."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "dff_requests", "Requests answered", ["path", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "dff_request_seconds",
+            "Seconds from the headers of a request to the end of its answer",
+            ["path"],
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._stages = Histogram(
+            "dff_stage_seconds",
+            "Seconds of a request by stage: queue, decode, align",
+            ["stage"],
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._faces = Counter("dff_faces", "Faces answered", registry=self._registry)
+        self._failed = Counter(
+            "dff_faces_failed", "Of these, faces whose fit was rejected", registry=self._registry
+        )
+        self._decoded = Counter(
+            "dff_decoded_bytes", "Bytes of decoded photos", registry=self._registry
+        )
+        self._received = Counter(
+            "dff_received_bytes", "Bytes of the bodies of requests", registry=self._registry
+        )
+        self._queue = Gauge(
+            "dff_queue_photos",
+            "Photos that waited for an aligner when the latest request came",
+            registry=self._registry,
+        )
+        self._uploads = Gauge(
+            "dff_uploads", "Requests whose bodies are arriving", registry=self._registry
+        )
+
+    def observe(self, path: str, status: int, seconds: float, received: int) -> None:
+        """Count a request; ``path`` without a prefix, ``received`` bytes of its body."""
+        known = path if path.startswith(ROUTES) and status != 404 else "other"
+        self._requests.labels(known, str(status)).inc()
+        self._seconds.labels(known).observe(seconds)
+        self._received.inc(received)
+
+    def add(self, measures: Measures) -> None:
+        """Count what the application measured of a request."""
+        for stage in ("queue", "decode", "align"):
+            self._stages.labels(stage).observe(getattr(measures, stage))
+        self._faces.inc(measures.faces)
+        self._failed.inc(measures.failed)
+        self._decoded.inc(measures.decoded)
+        self._queue.set(measures.waiting)
+
+    def to_text(self, uploads: int) -> bytes:
+        """All metrics; ``uploads``: requests whose bodies are arriving."""
+        self._uploads.set(uploads)
+        return generate_latest(self._registry)

@@ -1,0 +1,95 @@
+"""The models that are served: ``/v1/models``, and the Open Inference Protocol's description."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.exceptions import HTTPException
+
+from dff.aligner.service.problems import RETRY_AFTER, Problem, describe_problems
+from dff.aligner.service.routes.dependencies import Service
+from dff.aligner.service.schema import Answer, ModelInfo
+
+NAME = "aligner"
+router = APIRouter(tags=["models"])
+
+
+class Models(Answer):
+    """Answer of `/v1/models`."""
+
+    models: list[ModelInfo] = Field(description="the models that requests are answered with")
+
+
+class Tensor(Answer):
+    """An input or output of the Open Inference Protocol."""
+
+    name: str
+    datatype: str
+    shape: list[int] = Field(description="-1: any number")
+
+
+class ModelMetadata(Answer):
+    """Answer of `/v2/models/{name}`."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+class Live(Answer):
+    """Answer of `/v2/health/live`."""
+
+    live: bool
+
+
+class Ready(Answer):
+    """Answer of `/v2/health/ready`."""
+
+    ready: bool
+
+
+@router.get("/v1/models", responses=describe_problems("unauthorized"))
+async def list_models(service: Service) -> Models:
+    """The face model and the weights."""
+    return Models(models=[service.model_info])
+
+
+@router.get("/v2/health/live")
+async def server_live() -> Live:
+    """The process answers."""
+    return Live(live=True)
+
+
+@router.get("/v2/health/ready", responses=describe_problems("not-ready"))
+async def server_ready(service: Service) -> Ready:
+    """The aligner has aligned once."""
+    if not service.ready:
+        raise Problem("not-ready", headers={"Retry-After": str(RETRY_AFTER)})
+    return Ready(ready=True)
+
+
+@router.get("/v2/models/{name}", responses=describe_problems("unauthorized"))
+async def describe_model(name: str) -> ModelMetadata:
+    """Names and shapes of what `/v1/align` takes and answers for each face."""
+    if name != NAME:
+        raise HTTPException(404, f"there is no model {name[:40]!r}: this one is {NAME!r}")
+    outputs = {
+        "box": [-1, 4],
+        "landmarks_2d": [-1, 68, 2],
+        "landmarks_3d": [-1, 68, 3],
+        "pose": [-1, 3, 3],
+        "visibility": [-1, 68],
+        "confidence": [-1, 68],
+        "face_confidence": [-1],
+        "identity": [-1, -1],
+        "expression": [-1, -1],
+    }
+    return ModelMetadata(
+        name=NAME,
+        versions=["1"],
+        platform="dff",
+        inputs=[Tensor(name="image", datatype="BYTES", shape=[1])],
+        outputs=[Tensor(name=key, datatype="FP32", shape=shape) for key, shape in outputs.items()],
+    )

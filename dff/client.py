@@ -1,0 +1,248 @@
+"""Clients of the aligner over HTTP: ``dff serve`` on another machine used like an ``Aligner``.
+
+with dff.Client("http://faces.example.org") as client:
+    faces = client.align("photo.jpg")  # list[dff.Alignment]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import time
+from collections.abc import Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+
+from dff.aligner.alignment import Alignment
+from dff.face.arrays import Bytes
+from dff.face.errors import BadPhoto, ServiceError
+from dff.face.extras import require_extra
+from dff.face.geometry.camera import Box
+from dff.face.io.assets import load_model
+from dff.face.model.morphable import MorphableModel
+
+with require_extra("client"):
+    import httpx
+
+Photo = Path | str | bytes | Bytes  # a file, its bytes, or (H, W, 3) uint8 RGB
+
+_RETRIED = (429, 503)
+_BAD_PHOTO = ("empty", "not-an-image", "damaged", "animated", "too-many-pixels", "unusable-image")
+_load_model = cache(load_model)
+
+
+class _Settings:
+    """What both clients have in common: requests, answers, and when to try again."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None,
+        deadline: float,
+        patience: float,
+        model: MorphableModel | None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.deadline, self.patience = deadline, patience
+        self._model = model
+        self.options: dict[str, Any] = {
+            "timeout": httpx.Timeout(deadline + 10.0),
+            "headers": {"Deadline": str(deadline)} | ({"X-API-Key": key} if key else {}),
+        }
+
+    def form(self, photo: Photo, boxes: Sequence[Box] | None) -> dict[str, Any]:
+        """The form of ``/v1/align``. Raises BadPhoto for a file that can't be read."""
+        form: dict[str, Any] = {"files": {"image": _encode(photo)}}
+        if boxes is not None:
+            corners = [[box.x0, box.y0, box.x1, box.y1] for box in boxes]
+            form["data"] = {"boxes": json.dumps(corners)}
+        return form
+
+    def wait(self, response: httpx.Response | None, attempt: int, spent: float) -> float | None:
+        """Seconds until the next attempt; None where there is none.
+
+        ``response``: None for a connection that failed. ``spent``: seconds since the first attempt.
+        """
+        if response is not None and response.status_code not in _RETRIED:
+            return None
+        told = "" if response is None else response.headers.get("Retry-After", "")
+        seconds = float(told) if told.isdigit() else min(0.5 * 2**attempt, 10.0)
+        return seconds if spent + seconds <= self.patience else None
+
+    def parse(self, response: httpx.Response) -> list[Alignment]:
+        """The faces of an answer, none for the problem ``no-face``.
+
+        Raises BadPhoto, ValueError for boxes, and ServiceError.
+        """
+        if response.is_success:
+            answer = response.json()
+            model = self._model or _load_model(answer["model"]["face_model"])
+            return [Alignment.from_json(face, model) for face in answer["faces"]]
+        try:
+            problem = response.json()
+            kind, detail = problem["type"].rpartition("/")[2], problem["detail"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            kind, detail = "", f"{self.url} is no aligner: {response.text[:200]}"
+        if kind == "no-face":
+            return []
+        if kind in _BAD_PHOTO:
+            raise BadPhoto(detail)
+        if kind == "bad-boxes":
+            raise ValueError(detail)
+        raise ServiceError(response.status_code, kind, detail)
+
+    def unreachable(self, error: httpx.TransportError) -> ServiceError:
+        """What is raised when the last attempt got no answer."""
+        return ServiceError(0, "unreachable", f"no answer from {self.url}: {error}")
+
+
+class Client:
+    """A blocking client. Threads may share it."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        deadline: float = 10.0,
+        patience: float = 60.0,
+        model: MorphableModel | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """``key``: API key. ``deadline``: seconds within which the server must answer a request.
+
+        ``patience``: seconds over which a request is tried again when the server is busy, as
+        ``Retry-After`` says, or can't be reached. ``model``: the server's face model, by default
+        the one of that name.
+        """
+        self._settings = _Settings(url, key=key, deadline=deadline, patience=patience, model=model)
+        self._http = httpx.Client(transport=transport, **self._settings.options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    @cached_property
+    def model(self) -> MorphableModel:
+        """The server's face model. Raises ServiceError, and BadModel where it is not found here."""
+        settings = self._settings
+        try:
+            response = self._http.get(f"{settings.url}/v1/models")
+            (info,) = response.raise_for_status().json()["models"]
+        except httpx.TransportError as error:
+            raise settings.unreachable(error) from error
+        except (httpx.HTTPStatusError, ValueError, KeyError) as error:
+            raise ServiceError(response.status_code, "", f"{settings.url}: {error}") from error
+        return _load_model(info["face_model"])
+
+    def align(self, photo: Photo, boxes: Sequence[Box] | None = None) -> list[Alignment]:
+        """The faces of a photo, as ``Aligner.align`` returns them; without trace and features.
+
+        Raises BadPhoto, ValueError for boxes that do not meet the photo, and ServiceError when the
+        server refuses or does not answer.
+        """
+        settings = self._settings
+        form = settings.form(photo, boxes)
+        started, attempt = time.monotonic(), 0
+        while True:
+            response, failure = None, None
+            try:
+                response = self._http.post(f"{settings.url}/v1/align", **form)
+            except httpx.TransportError as error:
+                failure = error
+            wait = settings.wait(response, attempt, time.monotonic() - started)
+            if wait is None:
+                break
+            time.sleep(wait)
+            attempt += 1
+        if response is None:
+            raise settings.unreachable(failure or httpx.TransportError(""))
+        return settings.parse(response)
+
+    def align_batch(
+        self, photos: Sequence[Photo], boxes: Sequence[Sequence[Box] | None] | None = None
+    ) -> list[list[Alignment]]:
+        """``align`` of several photos, one after the other."""
+        asked = [None] * len(photos) if boxes is None else boxes
+        return [self.align(photo, some) for photo, some in zip(photos, asked, strict=True)]
+
+
+class AsyncClient:
+    """``Client`` for asyncio."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        deadline: float = 10.0,
+        patience: float = 60.0,
+        model: MorphableModel | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """As ``Client``."""
+        self._settings = _Settings(url, key=key, deadline=deadline, patience=patience, model=model)
+        self._http = httpx.AsyncClient(transport=transport, **self._settings.options)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def align(self, photo: Photo, boxes: Sequence[Box] | None = None) -> list[Alignment]:
+        """As ``Client.align``."""
+        settings = self._settings
+        form = await asyncio.to_thread(settings.form, photo, boxes)
+        started, attempt = time.monotonic(), 0
+        while True:
+            response, failure = None, None
+            try:
+                response = await self._http.post(f"{settings.url}/v1/align", **form)
+            except httpx.TransportError as error:
+                failure = error
+            wait = settings.wait(response, attempt, time.monotonic() - started)
+            if wait is None:
+                break
+            await asyncio.sleep(wait)
+            attempt += 1
+        if response is None:
+            raise settings.unreachable(failure or httpx.TransportError(""))
+        return await asyncio.to_thread(settings.parse, response)
+
+    async def align_batch(
+        self, photos: Sequence[Photo], boxes: Sequence[Sequence[Box] | None] | None = None
+    ) -> list[list[Alignment]]:
+        """``align`` of several photos at the same time; the server orders them."""
+        asked = [None] * len(photos) if boxes is None else boxes
+        calls = (self.align(photo, some) for photo, some in zip(photos, asked, strict=True))
+        return [*await asyncio.gather(*calls)]
+
+
+def _encode(photo: Photo) -> bytes:
+    if isinstance(photo, bytes):
+        return photo
+    if isinstance(photo, np.ndarray):
+        buffer = io.BytesIO()
+        Image.fromarray(photo).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+    try:
+        return Path(photo).read_bytes()
+    except OSError as error:
+        raise BadPhoto(f"can't read {photo}: {error.strerror}") from error
