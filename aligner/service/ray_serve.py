@@ -10,12 +10,14 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -25,17 +27,17 @@ from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
-from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.service.align_service import AlignService
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import warm_up
 from dff.aligner.service.front import VARIABLE, FrontConfig, proxy_middleware
 from dff.aligner.service.limits import LIMITS
 from dff.aligner.service.ports import check_free
-from dff.aligner.service.threads import use_threads
 from dff.face.errors import ClusterError, DffError
-from dff.infra import weights as weights_files
 from dff.infra.cluster import connected
+
+if TYPE_CHECKING:
+    from dff.aligner.align import Aligner
 
 # requests that Serve gives a replica: the admitted ones, and those that are refused or ask for its
 # health
@@ -107,6 +109,8 @@ class AlignerDeployment:
     """One replica: it loads the weights itself, and joins after its first alignment."""
 
     def __init__(self, config: ServiceConfig) -> None:
+        from dff.aligner.service.threads import use_threads  # imports torch
+
         use_threads(config.cpus)
         self.weights = config.weights
         front = None if config.front_in_proxies else config.front()
@@ -135,6 +139,8 @@ class AlignerDeployment:
             service.replace_aligner(aligner)
 
     def _load(self) -> Aligner:
+        from dff.aligner.align import load_aligner
+
         aligner = load_aligner(self.weights).with_quick_search()
         warm_up(aligner)
         return aligner
@@ -179,10 +185,10 @@ def serving(
     on a local Ray BadWeights or BadModel as ``dff.aligner.align.load_aligner``.
     """
     front = front or FrontConfig()
-    path = None if weights is None else weights_files.everywhere(weights)
+    path = None if weights is None else _everywhere(weights)
     if address is None:
         check_free(host, port)
-        load_aligner(path)  # a bad file is reported here, not by a replica that tries again
+        _check_weights(path)
     config = ServiceConfig(
         weights=path,
         replicas=replicas,
@@ -289,3 +295,22 @@ def _remove_application() -> None:
         serve.delete(APPLICATION)
     if not serve.status().applications:
         serve.shutdown()
+
+
+def _everywhere(weights: Path | str) -> str:
+    from dff.infra.weights import everywhere  # imports torch
+
+    return everywhere(weights)
+
+
+def _check_weights(path: str | None) -> None:
+    """Raise BadWeights or BadModel here, where a replica would try again and again.
+
+    Another process loads the weights, so that this one, which only waits, stays small.
+    """
+    load = "import sys; from dff.aligner.align import load_aligner; load_aligner(*sys.argv[1:])"
+    command = [sys.executable, "-c", load, *([path] if path else [])]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        from dff.aligner.align import load_aligner
+
+        load_aligner(path)

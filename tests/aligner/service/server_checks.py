@@ -7,13 +7,18 @@ a photo with faces (200) or, where its network is untrained, with no-face (422).
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 
 from dff.aligner.service.front import FrontConfig
 from dff.aligner.service.limits import UploadLimits
@@ -158,6 +163,58 @@ def check_head(url: str) -> None:
             assert (head.status_code, head.content) == (get.status_code, b"")
 
 
+JAVA = """
+import java.net.URI;
+import java.net.http.*;
+import java.nio.file.*;
+
+class Client {
+    public static void main(String[] arguments) throws Exception {
+        HttpClient client = HttpClient.newHttpClient();  // offers HTTP/2
+        for (int i = 0; i < 2; i++) {
+            HttpRequest request = HttpRequest.newBuilder(URI.create(arguments[0]))
+                .header("Content-Type", "image/png")
+                .POST(HttpRequest.BodyPublishers.ofFile(Path.of(arguments[1]))).build();
+            System.out.println(
+                client.send(request, HttpResponse.BodyHandlers.ofString()).statusCode());
+        }
+    }
+}
+"""
+
+
+def check_java(url: str) -> None:
+    """Java's own client, which offers HTTP/2 with its first request, posts a photo twice."""
+    if not shutil.which("javac"):
+        pytest.skip("needs a JDK")
+    with tempfile.TemporaryDirectory() as folder:
+        source, photo = Path(folder) / "Client.java", Path(folder) / "photo.png"
+        source.write_text(JAVA)
+        photo.write_bytes(encoded(pixels()))
+        command = ["java", str(source), f"{url}/v1/align", str(photo)]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert all(int(line) in ANSWERED for line in run.stdout.split()), run.stdout
+    assert len(run.stdout.split()) == 2
+
+
+def check_curl(url: str) -> None:
+    """curl that asks for HTTP/2, and a form part without a file name."""
+    if not shutil.which("curl"):
+        pytest.skip("needs curl")
+    command = [
+        "curl",
+        "--http2",
+        "--silent",
+        "--form",
+        "image=<-;type=image/png",
+        f"{url}/v1/align",
+    ]
+    answer = subprocess.run(
+        command, input=encoded(pixels()), capture_output=True, timeout=60, check=True
+    )
+    assert answer.stdout.startswith((b'{"faces":', b'{"type":"/problems/no-face"')), answer.stdout
+
+
 CHECKS: tuple[Callable[[str], None], ...] = (
     check_silent_senders_stop_nobody,
     check_trickling_senders_are_ended,
@@ -166,4 +223,6 @@ CHECKS: tuple[Callable[[str], None], ...] = (
     check_bodies_arrive_whole,
     check_browsers_of_other_origins,
     check_head,
+    check_curl,
+    check_java,
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
@@ -208,3 +210,63 @@ def test_text_fields_must_be_text(client: TestClient) -> None:
     for data, kind in ((b"\xff\xfe", "bad-request"), (b" " * (2 << 20), "too-large")):
         answer = client.post("/v1/align", files={"image": GOOD, "boxes": ("boxes.json", data)})
         assert answer.json()["type"] == f"/problems/{kind}"
+
+
+def test_a_photo_may_be_the_whole_body(client: TestClient) -> None:
+    expected = post(client)["faces"]
+    for kind in ("image/png", "image/jpeg"):  # the content counts
+        answer = client.post("/v1/align", content=GOOD, headers={"Content-Type": kind})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["faces"] == expected
+    boxes = client.post(
+        "/v1/align",
+        params={"boxes": json.dumps([BOX])},
+        content=GOOD,
+        headers={"Content-Type": "image/png"},
+    )
+    assert boxes.json()["faces"][0]["box"] == BOX
+    empty = client.post("/v1/align", content=b"", headers={"Content-Type": "image/png"})
+    assert empty.json()["type"] == "/problems/empty"
+
+
+def test_photos_may_come_as_json(client: TestClient) -> None:
+    text = base64.b64encode(GOOD).decode()
+    one = client.post("/v1/align", json={"image": text, "boxes": [BOX], "mesh": True}).json()
+    assert one["faces"] == post(client, boxes=json.dumps([BOX]), mesh="1")["faces"]
+    several = client.post("/v1/align/batch", json={"images": [text, text], "boxes": None})
+    assert [len(photo["faces"]) for photo in several.json()["photos"]] == [1, 1]
+    for body, told in (
+        ("nonsense", "the body is no JSON"),
+        ("[1]", "no JSON object: this route takes"),
+        ("[" * 100_000, "the body is no JSON"),
+        ('{"image": 5}', "image is not the base64 of a file"),
+        ('{"image": "*"}', "image is not the base64 of a file"),
+        ('{"image": "", "bocks": 1}', "unknown field 'bocks'"),
+    ):
+        answer = client.post(
+            "/v1/align", content=body, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code == 422
+        assert told in answer.json()["detail"]
+
+
+def test_the_mesh_on_accept(client: TestClient) -> None:
+    headers = {"Accept": "model/gltf-binary"}
+    answer = client.post("/v1/align", files={"image": GOOD}, headers=headers)
+    assert answer.headers["content-type"] == "model/gltf-binary"
+    assert answer.content == client.post("/v1/align.glb", files={"image": GOOD}).content
+
+
+def test_the_open_inference_protocol(client: TestClient) -> None:
+    while client.get("/v2/health/ready").status_code == 503:
+        pass
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/health/ready").json() == {"ready": True}
+    outputs = client.get("/v2/models/aligner").json()["outputs"]
+    (face,) = post(client)["faces"]
+    for tensor in outputs:
+        value = face["pose"]["matrix"] if tensor["name"] == "pose" else face[tensor["name"]]
+        shape = np.shape(value)
+        assert all(a in (-1, b) for a, b in zip(tensor["shape"][1:], shape, strict=True))
+    assert client.get("/v2/models/other").status_code == 404
+    assert client.get("/v1/models").json()["models"] == [post(client)["model"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from starlette.routing import Route
 
 from dff.aligner.service.app import create_app
 from dff.aligner.service.front import Front, FrontConfig
+from dff.aligner.service.keys import hash_keys, read_keys
 from dff.aligner.service.limits import UploadLimits
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, pixels
@@ -163,3 +165,67 @@ def test_the_configuration_survives_the_environment() -> None:
         FrontConfig(root_path="faces")
     with pytest.raises(ValueError, match="positive"):
         UploadLimits(rate=0)
+
+
+def test_keys(toy_model: MorphableModel) -> None:
+    """Without one of the keys nothing is aligned, read or told; health needs none."""
+    keys = hash_keys(["a key that is long", "another long key"])
+    app = create_app(KnownAligner(toy_model), front=FrontConfig(keys=keys))
+    good = {"files": {"image": encoded(pixels())}}
+    for headers in (
+        {},
+        {"X-API-Key": "a wrong key, long"},
+        {"Authorization": "Basic a key that is long"},
+        {"X-API-Key": keys[0]},
+    ):
+        refused = ask(app, "POST", "/v1/align", headers=headers, **good)
+        assert (refused.status_code, refused.json()["type"]) == (401, "/problems/unauthorized")
+        assert refused.headers["www-authenticate"] == "Bearer"
+        assert ask(app, "GET", "/metrics", headers=headers).status_code == 401
+    for headers in (
+        {"X-API-Key": "another long key"},
+        {"Authorization": "Bearer a key that is long"},
+    ):
+        assert ask(app, "POST", "/v1/align", headers=headers, **good).status_code == 200
+    for path in ("/healthz", "/", "/docs", "/openapi.json", "/v2/health/live"):
+        assert ask(app, "GET", path).status_code == 200
+    schema = ask(app, "GET", "/openapi.json").json()
+    assert schema["paths"]["/v1/align"]["post"]["security"] == [{"bearer": []}, {"header": []}]
+    assert "security" not in schema["paths"]["/healthz"]["get"]
+
+
+def test_keys_are_read_from_file_and_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# of the team\nkey-of-sixteen-characters\n\n")
+    monkeypatch.setenv("DFF_API_KEYS", "second-key-as-long, third-key-is-longer")
+    assert len(read_keys(file)) == 3
+    assert len(read_keys(None)) == 2
+    file.write_text("short")
+    with pytest.raises(ValueError, match="at least 16"):
+        read_keys(file)
+    file.write_text("")
+    with pytest.raises(ValueError, match="holds no API keys"):
+        read_keys(file)
+
+
+def test_metrics_count_what_was_answered(toy_model: MorphableModel) -> None:
+    app = create_app(KnownAligner(toy_model))
+    good = encoded(pixels())
+    for data in (good, good, b"no image"):
+        answer = ask(app, "POST", "/v1/align", files={"image": data})
+        assert "x-dff-measures" not in answer.headers
+    ask(app, "GET", "/secret/path")
+    metrics = ask(app, "GET", "/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
+    values = dict(
+        line.rsplit(" ", 1) for line in metrics.text.splitlines() if not line.startswith("#")
+    )
+    assert values['dff_requests_total{path="/v1/align",status="200"}'] == "2.0"
+    assert values['dff_requests_total{path="/v1/align",status="415"}'] == "1.0"
+    assert values['dff_requests_total{path="other",status="404"}'] == "1.0"
+    assert values["dff_faces_total"] == "2.0"
+    assert values["dff_decoded_bytes_total"] == str(float(2 * pixels().nbytes))
+    assert values['dff_stage_seconds_count{stage="align"}'] == "2.0"
+    assert "secret" not in metrics.text

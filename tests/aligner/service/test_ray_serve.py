@@ -12,7 +12,13 @@ import pytest
 import torch
 
 from dff.aligner.service.limits import Limits
-from dff.aligner.service.ray_serve import AlignerDeployment, ServiceConfig, ended_by, serving
+from dff.aligner.service.ray_serve import (
+    AlignerDeployment,
+    ServiceConfig,
+    ended_by,
+    parse_replicas,
+    serving,
+)
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights, ClusterError
 from dff.face.model.morphable import MorphableModel
@@ -25,6 +31,15 @@ from tests.aligner.service.test_http_parser import post_twice
 def test_config_refuses_unknown_keys() -> None:
     with pytest.raises(ValueError, match="replica"):
         ServiceConfig.model_validate({"replica": 2})
+
+
+def test_numbers_of_replicas() -> None:
+    assert parse_replicas(3) == parse_replicas("3") == (3, 3)
+    assert parse_replicas("2:8") == (2, 8)
+    assert parse_replicas("auto")[0] == 1
+    for text in ("0", "8:2", "many", ""):
+        with pytest.raises(ValueError, match="write 4, 2:8 or auto"):
+            parse_replicas(text)
 
 
 def test_serve_leaves_admission_to_the_application() -> None:
