@@ -62,7 +62,7 @@ def _is_file(about: dict[str, Any]) -> bool:
 
 def _to_json(about: dict[str, Any]) -> dict[str, Any]:
     """A field of a form in JSON: files are base64, and other fields are no text but JSON."""
-    told = {key: about[key] for key in ("title", "description") if key in about}
+    told: dict[str, Any] = {key: about[key] for key in ("title", "description") if key in about}
     if not _is_file(about):
         return told
     text = {"type": "string", "contentEncoding": "base64"}
