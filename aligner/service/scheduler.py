@@ -23,7 +23,7 @@ LEARNING = 0.2  # weight of the latest duration in the mean of durations
 
 
 @dataclass(eq=False)
-class Job:
+class QueuedPhoto:
     """A photo that waits for the aligner or is aligned."""
 
     photo: Photo
@@ -39,7 +39,7 @@ class Call:
     """One call of the aligner, which runs in steps."""
 
     steps: Steps
-    jobs: list[Job]
+    jobs: list[QueuedPhoto]
     seconds: float = 0.0  # that its steps have taken
 
     @property
@@ -95,7 +95,7 @@ class Scheduler:
     ) -> None:
         self.aligner, self._limits, self._clock = aligner, limits, clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="aligner")
-        self._queue: list[Job] = []
+        self._queue: list[QueuedPhoto] = []
         self._calls: list[Call] = []
         self._worker: asyncio.Task[None] | None = None
         self.durations = Durations()
@@ -120,7 +120,7 @@ class Scheduler:
         expected = self.durations.expect(photo)
         self.check_deadline(expected, deadline)
         loop = asyncio.get_running_loop()
-        job = Job(photo, expected, self._clock(), deadline, loop.create_future())
+        job = QueuedPhoto(photo, expected, self._clock(), deadline, loop.create_future())
         self._queue.append(job)
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work())
@@ -147,7 +147,7 @@ class Scheduler:
             if self._calls:
                 await self._advance(min(self._calls, key=lambda call: call.share))
 
-    def _take_batch(self) -> list[Job]:
+    def _take_batch(self) -> list[QueuedPhoto]:
         """The most urgent jobs of the queue; those that would be late are refused."""
         now = self._clock()
         for job in [job for job in self._queue if now + job.expected > job.deadline]:
@@ -164,7 +164,7 @@ class Scheduler:
             job.began = now
         return batch
 
-    def _begin(self, jobs: Sequence[Job]) -> Steps:
+    def _begin(self, jobs: Sequence[QueuedPhoto]) -> Steps:
         images = [job.photo[0] for job in jobs]
         boxes = [job.photo[1] for job in jobs]
         return self.aligner.align_in_steps(images, boxes, faces=self._limits.step)
@@ -189,7 +189,7 @@ class Scheduler:
         elif result is not None:
             await self._align_alone(call.jobs, result)
 
-    async def _align_alone(self, jobs: Sequence[Job], error: Exception) -> None:
+    async def _align_alone(self, jobs: Sequence[QueuedPhoto], error: Exception) -> None:
         """When a batch fails, its photos are aligned one by one: each fails for its own sender."""
         for job in jobs:
             if len(jobs) == 1:
@@ -209,7 +209,7 @@ def refuse_deadline(wait: float) -> Problem:
     return Problem("deadline", headers={"Retry-After": str(max(1, math.ceil(wait)))})
 
 
-def _settle(job: Job, outcome: Outcome) -> None:
+def _settle(job: QueuedPhoto, outcome: Outcome) -> None:
     if not job.outcome.done():
         job.outcome.set_result(outcome)
 

@@ -41,7 +41,7 @@ class HeadPose(Angles):
     )
 
 
-class Camera(Answer):
+class CameraAnswer(Answer):
     """The camera of a photo: px = scale * (x, y) / (1 + inverse_depth * z) + centre."""
 
     scale: float = Field(description="pixels a metre at the head's distance")
@@ -101,7 +101,7 @@ class FaceAnswer(Answer):
     expression: list[float] = Field(
         description="activation of each of `model.expression_names`: 0 neutral, 1 full"
     )
-    camera: Camera
+    camera: CameraAnswer
     cam_from_head: HeadPlacement
     mesh: list[Point3] | None = Field(
         None, description="with mesh=1: vertices (x, y, z) in pixels; z towards the viewer"
