@@ -28,7 +28,7 @@ SIDE = 900  # pixels of the height of the picture
 SUBPIXEL = 4  # bits of fraction that OpenCV draws with
 
 
-def draw_matches(image_a: Bytes, image_b: Bytes, matches: PointMatches) -> Bytes:
+def draw_point_matches(image_a: Bytes, image_b: Bytes, matches: PointMatches) -> Bytes:
     """(H, W, 3) RGB: both photos around their faces, with the points numbered.
 
     Marks are filled where the point is visible and hollow where it is not, with the probability in

@@ -55,7 +55,7 @@ class PointMatches:
             "points": [
                 {
                     "name": name,
-                    "from": [round(float(v), 2) for v in self.source[i]],
+                    "source": [round(float(v), 2) for v in self.source[i]],
                     "x": round(float(self.px[i, 0]), 2) if self.on_face[i] else None,
                     "y": round(float(self.px[i, 1]), 2) if self.on_face[i] else None,
                     "probability": round(float(self.probability[i]), 3),

@@ -25,8 +25,9 @@ from dff.aligner.service.openapi import describe
 from dff.aligner.service.problems import add_problem_handlers
 from dff.aligner.service.routes import align as align_routes
 from dff.aligner.service.routes import batch, health, models, pages, person
+from dff.aligner.service.routes import match as match_routes
 
-ROUTES = (align_routes, batch, person, models, health, pages)
+ROUTES = (align_routes, batch, person, match_routes, models, health, pages)
 """Modules with a ``router``. A new route is a module here and, if its requests are larger than one
 photo, a line in ``limits.LARGE_BODIES``."""
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from dff.aligner.align import load_aligner
-from dff.aligner.matching.draw import draw_heat_map, draw_matches
+from dff.aligner.matching.draw import draw_heat_map, draw_point_matches
 from dff.aligner.matching.matcher import Matcher
 from dff.aligner.matching.result import PointMatches
 from dff.face.arrays import Bytes
@@ -64,7 +64,7 @@ def match_files(
             if json_out:
                 write_json(json_out, matches.to_json())
             if draw:
-                write_file(draw, _encode(draw, draw_matches(image_a, image_b, matches)))
+                write_file(draw, _encode(draw, draw_point_matches(image_a, image_b, matches)))
             if heat_map:
                 write_file(heat_map, _encode(heat_map, draw_heat_map(image_b, matches)))
         if dense:

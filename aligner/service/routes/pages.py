@@ -5,17 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import APIRouter
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from dff.aligner.service.problems import KINDS
 
 PAGES = Path(__file__).parents[1] / "page"
+FILES = {
+    path.relative_to(PAGES).as_posix(): path
+    for path in sorted(PAGES.rglob("*"))
+    if path.suffix in (".css", ".js", ".jpg", ".md")
+}
+"""What the pages load, by path below ``page/``."""
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-        "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -33,6 +38,16 @@ def index() -> HTMLResponse:
 def docs() -> HTMLResponse:
     """The API's description."""
     return HTMLResponse((PAGES / "docs.html").read_text("utf-8"), headers=SECURITY_HEADERS)
+
+
+@router.get("/page/{name:path}")
+def file(name: str) -> FileResponse:
+    """A script, style sheet or picture of the pages."""
+    if name not in FILES:
+        raise HTTPException(404, f"the pages have no file {name!r}")
+    # asked for each time, and answered with 304 while it is the same
+    headers = {**SECURITY_HEADERS, "Cache-Control": "no-cache"}
+    return FileResponse(FILES[name], headers=headers)
 
 
 @router.get("/problems/{kind}")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
-from dff.aligner.matching.draw import draw_heat_map, draw_matches, spread_heat
+from dff.aligner.matching.draw import draw_heat_map, draw_point_matches, spread_heat
 from dff.aligner.matching.matcher import Matcher
 from dff.aligner.matching.result import PointMatches
 from dff.face.errors import BadPhoto, NoFace
@@ -131,7 +131,7 @@ def test_heat_is_highest_at_the_match(found: PointMatches, scenes: list[Scene]) 
 
 
 def test_matches_are_drawn(found: PointMatches, scenes: list[Scene]) -> None:
-    drawn = draw_matches(scenes[0].image, scenes[1].image, found)
+    drawn = draw_point_matches(scenes[0].image, scenes[1].image, found)
     assert drawn.shape[0] == 900
     assert drawn.dtype == np.uint8
     half = drawn.shape[1] // 2

@@ -1,0 +1,39 @@
+const make = (name, text = "", ...children) => {
+  const element = document.createElement(name);
+  element.textContent = text;
+  element.append(...children);
+  return element;
+};
+// Text in which `this` is code.
+const prose = (name, text) => make(name, "", ...text.split("`").map((part, i) => i % 2 ? make("code", part) : part));
+const table = (rows) => {
+  const element = make("table");
+  for (const [name, text] of rows) element.append(make("tr", "", make("td", "", make("code", name)), prose("td", text)));
+  return element;
+};
+(async () => {
+  const api = await (await fetch("openapi.json")).json();
+  const resolve = (schema) => schema?.$ref ? schema.$ref.slice(2).split("/").reduce((at, key) => at[key], api) : schema;
+  // The objects that a field holds: itself, its items, or one of several choices.
+  const objects = (field) => [field, ...(field.anyOf || [])].flatMap((one) => {
+    const item = resolve(one), inner = resolve(item.items);
+    if (item.properties) return [["", item]];
+    return inner ? objects(inner).map(([path, object]) => ["[]" + path, object]) : [];
+  });
+  const fieldsOf = (schema, before) => Object.entries(schema.properties).flatMap(([name, field]) => {
+    const found = objects(field), about = field.description || found.map(([, object]) => object.description).join(" Or: ") || field.type || "";
+    return [[before + name, about], ...found.flatMap(([path, object]) => fieldsOf(object, `${before}${name}${path}.`))];
+  });
+  for (const [path, operations] of Object.entries(api.paths)) for (const [method, one] of Object.entries(operations)) {
+    const section = make("section", "", make("h2", "", make("code", `${method.toUpperCase()} ${path}`)), prose("p", one.description || one.summary));
+    const form = resolve(one.requestBody?.content?.["multipart/form-data"]?.schema);
+    const fields = Object.entries(form?.properties || {});
+    const inputs = [...fields.map(([name, field]) => [name, `form: ${field.description || ""}`]),
+                    ...(one.parameters || []).map((p) => [p.name, `${p.in}: ${p.description || ""}`])];
+    if (inputs.length) section.append(make("h3", "Takes"), table(inputs));
+    section.append(make("h3", "Answers"), table(Object.entries(one.responses).map(([code, r]) => [code, r.description])));
+    const schema = resolve(one.responses["200"]?.content?.["application/json"]?.schema);
+    if (schema?.properties) section.append(make("h3", "Fields"), table(fieldsOf(schema, "")));
+    document.getElementById("operations").append(section);
+  }
+})();

@@ -1,0 +1,38 @@
+// Requests to the server. Errors are {kind, title, detail}.
+
+export async function send(path, fields, signal) {
+  const form = new FormData();
+  for (const [name, value] of Object.entries(fields)) {
+    if (value instanceof Blob) form.append(name, value, "photo");
+    else if (value != null) form.append(name, JSON.stringify(value));
+  }
+  let response;
+  try {
+    response = await fetch(path, { method: "POST", body: form, signal });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw { title: "The server can't be reached", detail: "Check the connection and try again." };
+  }
+  if (response.ok) return response;
+  let problem = {};
+  try { problem = await response.json(); } catch { /* a proxy's own error page */ }
+  const wait = response.headers.get("Retry-After");
+  throw {
+    kind: (problem.type || "").split("/").pop(),
+    title: problem.title || `The server answered ${response.status}`,
+    detail: (problem.detail || "") + (wait ? ` Try again in ${wait} seconds.` : ""),
+  };
+}
+
+export async function readImage(file) {
+  const image = new Image(), url = URL.createObjectURL(file);
+  image.src = url;
+  try { await image.decode(); } finally { URL.revokeObjectURL(url); }
+  return image;
+}
+
+export function save(blob, name) {
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}

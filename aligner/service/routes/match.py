@@ -1,0 +1,234 @@
+"""``/v1/match`` and ``/v1/features``: points of one photo found in another, and descriptors."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, TypeVar
+
+import cv2
+import numpy as np
+from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
+from pydantic import TypeAdapter, ValidationError
+from scipy.special import expit
+from starlette.exceptions import HTTPException
+
+from dff.aligner.align import Aligner
+from dff.aligner.matching.draw import spread_heat
+from dff.aligner.matching.matcher import DescribedFace, Matcher
+from dff.aligner.matching.result import PointMatches
+from dff.aligner.service.align_service import AlignService, image_size
+from dff.aligner.service.fields import FormRoute
+from dff.aligner.service.forms import (
+    BoxCorners,
+    parse_boxes,
+    read_pixel_count,
+    read_pixels,
+    to_boxes,
+)
+from dff.aligner.service.json_response import respond
+from dff.aligner.service.match_schema import FeaturesAnswer, MatchAnswer, MatchedPoint
+from dff.aligner.service.memory import DECODING
+from dff.aligner.service.problems import Problem
+from dff.aligner.service.routes.dependencies import LongDeadline, Service
+from dff.aligner.service.schema import ALIGN_RESPONSES, Responses
+from dff.face.arrays import Array, Bytes, Float, Floats
+from dff.face.errors import NoFace
+from dff.face.geometry.camera import Box
+
+PATH = "/v1/match"
+POINTS = 1024  # most points of a request, landmarks and vertices included
+HEAT_SIDE = 1024  # pixels: a heat map is at most as wide and as high
+
+MATCH_RESPONSES: Responses = {**ALIGN_RESPONSES, 200: {"description": "the matches"}}
+FEATURES_RESPONSES: Responses = {**ALIGN_RESPONSES, 200: {"description": "the descriptors"}}
+router = APIRouter(tags=["match"], route_class=FormRoute)
+
+T = TypeVar("T")
+_POINTS: TypeAdapter[list[tuple[float, float]]] = TypeAdapter(list[tuple[float, float]])
+_NAMES: TypeAdapter[list[str]] = TypeAdapter(list[str])
+_NUMBERS: TypeAdapter[list[int]] = TypeAdapter(list[int])
+_BOX: TypeAdapter[BoxCorners | None] = TypeAdapter(BoxCorners | None)
+
+
+@router.post(PATH, response_model=MatchAnswer, responses=MATCH_RESPONSES)
+async def match(
+    request: Request,
+    service: Service,
+    deadline: LongDeadline,
+    image_a: Annotated[UploadFile, File(description="the photo in which the points are given")],
+    image_b: Annotated[UploadFile, File(description="the photo in which they are found")],
+    points: Annotated[
+        str | None, Form(description="JSON [[x, y], ...] in pixels of the first photo")
+    ] = None,
+    landmarks: Annotated[
+        str | None, Form(description='JSON names of landmarks, such as ["nose_tip", "chin"]')
+    ] = None,
+    vertices: Annotated[
+        str | None, Form(description="JSON numbers of vertices of the face model")
+    ] = None,
+    box_a: Annotated[
+        str | None,
+        Form(description="JSON [x0, y0, x1, y1]: the face of the first photo that is meant"),
+    ] = None,
+    box_b: Annotated[
+        str | None, Form(description="the same of the second; default: its largest face")
+    ] = None,
+    heat_map: Annotated[bool, Query(description="also where the second photo is similar")] = False,
+) -> Response:
+    """Find points of a face of one photo in another, of the same person or of someone else.
+
+    Landmarks and vertices are on the largest face of the first photo. Pixels count from the photo's
+    upper left corner after its EXIF orientation; the first pixel's centre is (0.5, 0.5).
+    """
+    wanted = (
+        _parse("points", _POINTS, points),
+        _parse("landmarks", _NAMES, landmarks),
+        _parse("vertices", _NUMBERS, vertices),
+    )
+    if not 0 < sum(map(len, wanted)) <= POINTS:
+        raise Problem(
+            "bad-request", f"give 1 to {POINTS} points, landmarks and vertices, as JSON lists"
+        )
+    corners = parse_boxes(_BOX, box_a or "null"), parse_boxes(_BOX, box_b or "null")
+    matcher = find_matcher(service)
+    memory = DECODING * (
+        await read_pixel_count(image_a, service.limits)
+        + await read_pixel_count(image_b, service.limits)
+    )
+    async with service.admit(deadline), service.memory.hold(memory):
+        first = await read_pixels(image_a, service.limits)
+        second = await read_pixels(image_b, service.limits)
+        boxes = _to_box(corners[0], first), _to_box(corners[1], second)
+        found = await service.scheduler.run(
+            partial(_match, matcher, first, second, *wanted, box_a=boxes[0], box_b=boxes[1])
+        )
+    sizes = image_size(first), image_size(second)
+
+    def build() -> MatchAnswer:
+        return MatchAnswer(
+            points=[MatchedPoint.model_validate(point) for point in found.to_json()["points"]],
+            image_a=sizes[0],
+            image_b=sizes[1],
+            model=service.model_info,
+            request_id=request.state.request_id,
+            heat_map=_encode_heat(found, second.shape[:2]) if heat_map else None,
+        )
+
+    return await respond(build)
+
+
+@router.post("/v1/features", response_model=FeaturesAnswer, responses=FEATURES_RESPONSES)
+async def features(
+    request: Request,
+    service: Service,
+    deadline: LongDeadline,
+    image: Annotated[UploadFile, File(description="a JPEG, PNG or WebP file")],
+    box: Annotated[
+        str | None,
+        Form(description="JSON [x0, y0, x1, y1]: the face that is meant; default: the largest"),
+    ] = None,
+) -> Response:
+    """The Deep Face Feature of every pixel of a face, and where the pixels lie in the photo."""
+    corners = parse_boxes(_BOX, box or "null")
+    matcher = find_matcher(service)
+    async with service.admit(deadline), service.decoded_photo(image) as pixels:
+        face = await service.scheduler.run(
+            partial(_describe, matcher, pixels, _to_box(corners, pixels))
+        )
+
+    def build() -> FeaturesAnswer:
+        descriptor = face.features.descriptor[0]
+        around = Box.around(face.alignment.landmarks_3d[:, :2])
+        return FeaturesAnswer(
+            descriptor=_encode_half(descriptor),
+            shape=descriptor.shape,
+            face_probability=_encode_half(expit(face.features.face_logit)),
+            grid_from_photo=find_affine(face),
+            box=(around.x0, around.y0, around.x1, around.y1),
+            image=image_size(pixels),
+            model=service.model_info,
+            request_id=request.state.request_id,
+        )
+
+    return await respond(build)
+
+
+def find_matcher(service: AlignService) -> Matcher:
+    """The matcher of the service's aligner. Raises HTTPException 501 where it has no network."""
+    if not isinstance(service.aligner, Aligner):
+        raise HTTPException(501, "the aligner of this service can't match")
+    return Matcher(service.aligner)
+
+
+def find_affine(face: DescribedFace) -> tuple[tuple[float, float, float], ...]:
+    """2 x 3: from pixels of the photo to output pixels of the face's crop."""
+    origin, x, y = face.grid_from_photo(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    rows: Float[Array, "2 3"] = np.column_stack([x - origin, y - origin, origin])
+    return tuple(tuple(float(v) for v in row) for row in rows)
+
+
+def _match(
+    matcher: Matcher,
+    first: Bytes,
+    second: Bytes,
+    points: Sequence[tuple[float, float]],
+    landmarks: Sequence[str],
+    vertices: Sequence[int],
+    *,
+    box_a: Box | None,
+    box_b: Box | None,
+) -> PointMatches:
+    try:
+        return matcher.match(
+            first,
+            points,
+            second,
+            landmarks=landmarks,
+            vertices=vertices,
+            box_a=box_a,
+            box_b=box_b,
+        )
+    except NoFace as error:
+        raise Problem("no-face", str(error)) from error
+    except ValueError as error:
+        raise Problem("bad-request", str(error)) from error
+
+
+def _describe(matcher: Matcher, pixels: Bytes, box: Box | None) -> DescribedFace:
+    try:
+        return matcher.describe_largest(pixels, box)
+    except NoFace as error:
+        raise Problem("no-face", str(error)) from error
+
+
+def _parse(name: str, form: TypeAdapter[list[T]], text: str | None) -> list[T]:
+    """The list of a form field; an empty one where it is missing. Raises Problem."""
+    if text is None:
+        return []
+    try:
+        return form.validate_json(text)
+    except ValidationError as error:
+        raise Problem("bad-request", f"{name}: {error.errors()[0]['msg']}") from error
+
+
+def _to_box(corners: BoxCorners | None, pixels: Bytes) -> Box | None:
+    return None if corners is None else to_boxes([corners], pixels)[0]
+
+
+def _encode_half(values: Floats) -> str:
+    return base64.b64encode(np.asarray(values, dtype="<f2").tobytes()).decode()
+
+
+def _encode_heat(found: PointMatches, shape: tuple[int, int]) -> str:
+    """Base64 of a PNG: warm colours, opaque where the second photo is similar to a point."""
+    shrink = min(1.0, HEAT_SIDE / max(shape))
+    size = max(1, round(shape[0] * shrink)), max(1, round(shape[1] * shrink))
+    heat = spread_heat(found.heat.max(0), found.crop, size, scale=size[1] / shape[1])
+    level = (255 * heat).astype(np.uint8)
+    picture = cv2.cvtColor(cv2.applyColorMap(level, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2BGRA)
+    picture[..., 3] = np.minimum(1.5 * level.astype(np.float32), 230).astype(np.uint8)
+    good, data = cv2.imencode(".png", picture)
+    assert good
+    return base64.b64encode(bytes(data)).decode()

@@ -1,0 +1,211 @@
+"""The page in a real browser: upload, strip, 3D, match, webcam, errors, keyboard, small screens.
+
+Skipped where Chromium or Playwright is missing. Pictures of the page go to ``$DFF_SCREENSHOTS``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+from dff.aligner.align import Aligner
+from dff.aligner.service.app import create_app
+from dff.face.model.morphable import MorphableModel
+from tests.aligner.oracle import PositionCode, make_scene
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+OPTIONS = (
+    "--no-sandbox",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+    "--enable-unsafe-swiftshader",
+)
+WAIT = 120_000  # milliseconds, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def url(oracle_aligner: Aligner) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(oracle_aligner), port=port, log_level="error", http="h11")
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def photos(
+    tmp_path_factory: pytest.TempPathFactory, open_head: MorphableModel, code: PositionCode
+) -> list[Path]:
+    """A face ahead, the same from the side, and a picture without a face."""
+    folder, rng = tmp_path_factory.mktemp("page"), np.random.default_rng(5)
+    files = [folder / name for name in ("ahead.png", "side.png", "empty.png")]
+    for file, yaw in zip(files[:2], (0.0, 30.0), strict=True):
+        Image.fromarray(make_scene(open_head, code, yaw=yaw, rng=rng).image).save(file)
+    Image.new("RGB", (200, 160)).save(files[2])
+    return files
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=list(OPTIONS))
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any, url: str) -> Iterator[Any]:
+    """The page, whose errors and refused loads fail the test."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(WAIT)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: wrong.append(said.text) if "Content" in said.text else None)
+    page.on("request", lambda asked: wrong.append(asked.url) if outside(asked.url, url) else None)
+    page.goto(url)
+    yield page
+    context.close()
+    assert not wrong
+
+
+def outside(address: str, url: str) -> bool:
+    return not address.startswith((url, "data:", "blob:"))
+
+
+def picture(page: Any, name: str) -> None:
+    """Keep a picture of the page for people."""
+    folder = os.environ.get("DFF_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
+
+def upload(page: Any, *files: Path) -> None:
+    page.set_input_files("#file", [str(file) for file in files])
+
+
+def test_photos_are_aligned_and_results_saved(page: Any, photos: list[Path]) -> None:
+    upload(page, photos[0], photos[1])
+    page.wait_for_selector("#panel:not([hidden])")
+    assert page.text_content("#yaw").endswith("°")
+    page.wait_for_selector("#solid-card:not([hidden])")
+    page.wait_for_function("() => document.querySelectorAll('#strip button').length === 2")
+    picture(page, "aligned")
+    for button, suffix in (("json", ".json"), ("csv", ".csv"), ("png", ".png"), ("glb", ".glb")):
+        with page.expect_download() as saving:
+            page.click(f"#save-{button}")
+        saved = Path(saving.value.path())
+        assert saving.value.suggested_filename.endswith(suffix)
+        data = saved.read_bytes()
+        if suffix == ".csv":
+            header, row = data.decode().splitlines()
+            assert len(header.split(",")) == len(row.split(",")) == 6 + 3 * 68
+        assert len(data) > 500
+    before = page.evaluate("document.getElementById('solid').toDataURL()")
+    page.focus("#solid")
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    after = page.evaluate("document.getElementById('solid').toDataURL()")
+    assert before != after, "the 3D view turns by keyboard"
+    picture(page, "turned")
+
+
+def test_a_point_is_found_in_the_second_photo(page: Any, photos: list[Path]) -> None:
+    page.click("label[for=task-match]")
+    upload(page, photos[0], photos[1])
+    page.wait_for_selector("#second:not([hidden])")
+    page.select_option("#landmark", "nose_tip")
+    page.wait_for_function(
+        "() => document.getElementById('match-status').textContent.includes('nose')"
+    )
+    assert "probability" in page.text_content("#match-status")
+    page.focus("#first")
+    for _ in range(3):
+        page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "() => /^1[0-9]{2}/.test(document.getElementById('match-status').textContent)"
+    )
+    picture(page, "matched")
+    page.mouse.move(0, 0)
+    box = page.locator("#first").bounding_box()
+    page.mouse.click(box["x"] + 3, box["y"] + 3)
+    page.wait_for_function(
+        "() => document.getElementById('match-status').textContent.includes('not on a face')"
+    )
+
+
+def test_what_fails_is_told_and_can_be_mended_by_hand(page: Any, photos: list[Path]) -> None:
+    upload(page, photos[2])
+    page.wait_for_selector("#error:not([hidden])")
+    assert "No face found" in page.text_content("#error")
+    assert page.get_attribute("#mark", "aria-pressed") == "true"
+    picture(page, "error")
+    page.set_input_files(
+        "#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"no image"}
+    )
+    page.wait_for_function(
+        "() => document.getElementById('error').textContent.includes('Unsupported image format')"
+    )
+
+
+def test_the_webcam_is_aligned_until_it_is_stopped(page: Any) -> None:
+    page.context.grant_permissions(["camera"])
+    page.click("#webcam")
+    page.wait_for_function(
+        "() => document.getElementById('status').textContent.startsWith('Webcam')"
+    )
+    assert page.get_attribute("#webcam", "aria-pressed") == "true"
+    picture(page, "webcam")
+    page.click("#webcam")
+    page.wait_for_function("() => document.getElementById('webcam').textContent === 'Webcam'")
+
+
+def test_the_page_works_on_a_small_screen_and_in_the_dark(page: Any, photos: list[Path]) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.emulate_media(color_scheme="dark")
+    upload(page, photos[0])
+    page.wait_for_selector("#panel:not([hidden])")
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= 390, "nothing is cut off at the right"
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == "rgb(16, 21, 20)"
+    picture(page, "small")
+    page.click("label[for=task-match]")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    picture(page, "small-match")
+
+
+def test_every_control_has_a_name_and_the_keyboard_reaches_it(page: Any) -> None:
+    names = page.evaluate(
+        """[...document.querySelectorAll('button, input, select, canvas, a')].map((one) =>
+        [one.id || one.href, one.getAttribute('aria-label') || one.labels?.[0]?.textContent ||
+        one.textContent])"""
+    )
+    assert all(name and name.strip() for _, name in names), names
+    reached = set()
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id"))
+    assert {"task-align", "file", "sample", "webcam"} <= reached

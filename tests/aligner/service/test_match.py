@@ -1,0 +1,128 @@
+"""``/v1/match`` and ``/v1/features``, of an aligner whose network is right."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from dff.aligner.align import Aligner
+from dff.aligner.service.app import create_app
+from dff.face.arrays import Bytes
+from dff.face.model.landmarks import NOSE_TIP
+from dff.face.model.morphable import MorphableModel
+from tests.aligner.known_aligner import KnownAligner
+from tests.aligner.oracle import PositionCode, Scene, make_scene
+
+
+def png(image: Bytes) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+EMPTY = png(np.zeros((64, 64, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def client(oracle_aligner: Aligner) -> Iterator[TestClient]:
+    with TestClient(create_app(oracle_aligner)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def scenes(open_head: MorphableModel, code: PositionCode) -> list[Scene]:
+    rng = np.random.default_rng(8)
+    return [make_scene(open_head, code, yaw=yaw, rng=rng) for yaw in (0.0, 25.0)]
+
+
+def ask(client: TestClient, first: bytes, second: bytes, query: str = "", **fields: Any) -> Any:
+    files = {"image_a": first, "image_b": second}
+    data = {name: json.dumps(value) for name, value in fields.items()}
+    return client.post(f"/v1/match{query}", files=files, data=data)
+
+
+def test_points_and_landmarks_are_found(client: TestClient, scenes: list[Scene]) -> None:
+    first, second = scenes
+    tip = first.landmarks[NOSE_TIP].tolist()
+    boxes = {
+        f"box_{name}": [scene.box.x0, scene.box.y0, scene.box.x1, scene.box.y1]
+        for name, scene in zip("ab", scenes, strict=True)
+    }
+    answer = ask(
+        client,
+        png(first.image),
+        png(second.image),
+        "?heat_map=1",
+        points=[tip, [2, 2]],
+        landmarks=["chin"],
+        vertices=[12],
+        **boxes,
+    )
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    clicked, off, chin, vertex = body["points"]
+    apart = np.hypot(*(np.array([clicked["x"], clicked["y"]]) - second.landmarks[NOSE_TIP]))
+    assert apart < 0.03 * second.box.size
+    assert clicked["visible"]
+    assert clicked["source"] == pytest.approx(tip, abs=0.01)
+    assert (off["status"], off["x"], off["probability"]) == ("not on a face", None, 0.0)
+    assert (chin["name"], vertex["name"]) == ("chin", "vertex 12")
+    assert body["image_b"] == {"width": 320, "height": 320}
+    heat = np.asarray(Image.open(io.BytesIO(base64.b64decode(body["heat_map"]))))
+    assert heat.shape == (320, 320, 4)
+    row, column = np.floor([clicked["y"], clicked["x"]]).astype(int)
+    assert heat[row, column, 3] > 200
+    assert heat[2, 2, 3] == 0
+
+
+def test_what_cannot_be_matched_is_told(client: TestClient, scenes: list[Scene]) -> None:
+    face = png(scenes[0].image)
+    for fields, detail in (
+        ({}, "give 1 to 1024 points"),
+        ({"points": [[1, 2, 3]]}, "points: "),
+        ({"points": [[1, 5000]]}, "outside the first photo"),
+        ({"landmarks": ["nose"]}, "no landmark 'nose'"),
+        ({"points": [[5, 5]] * 1025}, "give 1 to 1024 points"),
+    ):
+        answer = ask(client, face, face, **fields)
+        assert answer.status_code == 422, fields
+        assert answer.json()["type"].endswith("/bad-request")
+        assert detail in answer.json()["detail"]
+    answer = ask(client, face, EMPTY, points=[[160, 160]])
+    assert answer.json()["type"].endswith("/no-face")
+    assert "second photo" in answer.json()["detail"]
+    answer = ask(client, face, b"no image", points=[[160, 160]])
+    assert answer.status_code == 415
+
+
+def test_descriptors_come_with_their_place(client: TestClient, scenes: list[Scene]) -> None:
+    scene = scenes[0]
+    corners = [scene.box.x0, scene.box.y0, scene.box.x1, scene.box.y1]
+    answer = client.post(
+        "/v1/features", files={"image": png(scene.image)}, data={"box": json.dumps(corners)}
+    )
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    rows, columns, dims = body["shape"]
+    read = np.frombuffer(base64.b64decode(body["descriptor"]), "<f2").reshape(rows, columns, dims)
+    face = np.frombuffer(base64.b64decode(body["face_probability"]), "<f2").reshape(rows, columns)
+    x, y = np.array(body["grid_from_photo"]) @ [*scene.landmarks[NOSE_TIP], 1.0]
+    assert face[int(y), int(x)] > 0.9
+    assert np.linalg.norm(read[int(y), int(x)].astype(float)) == pytest.approx(1.0, abs=0.1)
+    assert face[0, 0] < 0.1
+
+
+def test_an_aligner_without_a_network_says_so(toy_model: MorphableModel) -> None:
+    image = png(np.full((64, 64, 3), 90, np.uint8))
+    with TestClient(create_app(KnownAligner(toy_model))) as client:
+        answer = ask(client, image, image, points=[[5, 5]])
+    assert answer.status_code == 501
+    assert "can't match" in answer.json()["detail"]
