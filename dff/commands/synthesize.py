@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,8 +13,13 @@ from dff.commands.options import (
     AnonymousOption,
     EndpointOption,
     RequestPayerOption,
+    TrackingOption,
 )
 from dff.face.extras import require_extra
+
+if TYPE_CHECKING:
+    from dff.infra.dataset import Manifest
+    from dff.infra.storage import Storage
 
 
 def synthesize(
@@ -75,6 +82,7 @@ def synthesize(
     endpoint_url: EndpointOption = None,
     anonymous: AnonymousOption = False,
     request_payer: RequestPayerOption = False,
+    tracking: TrackingOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be made, and exit.")
     ] = False,
@@ -92,10 +100,16 @@ def synthesize(
     dff synthesize none data/ --identities 100 --dry-run
     """
     with require_extra("synthesis"):
-        from dff.infra.storage import S3Access
+        from dff.infra.storage import S3Access, open_storage
         from dff.pipeline import synthesis
         from dff.pipeline.job.run import RunConfig
 
+    if tracking and not dry_run:
+        with require_extra("train"):
+            from dff.infra.tracking import check_server
+
+        check_server(tracking)
+    began = time.monotonic()
     summary = synthesis.synthesize(
         None if photos.lower() == "none" else photos,
         out,
@@ -124,9 +138,54 @@ def synthesize(
     if manifest is None:
         typer.echo("dry run: nothing was made")
         return
+    if tracking:
+        params = {
+            "photos": photos,
+            "out": out,
+            "views": views,
+            "identities": identities,
+            "seed": seed,
+            "size": size,
+            "renderer": renderer,
+            "model": model,
+        }
+        storage = open_storage(out, endpoint_url=endpoint_url)
+        _track(tracking, params, manifest, storage, time.monotonic() - began)
     typer.echo(
         f"{manifest.rows} views of {manifest.subjects - manifest.failed_subjects} faces in {out}"
     )
     if manifest.failures:
         failed = ", ".join(f"{n} {reason}" for reason, n in sorted(manifest.failures.items()))
         typer.echo(f"failed: {failed}; list them with: dff inspect {out}")
+
+
+def _track(
+    uri: str, params: Mapping[str, Any], manifest: Manifest, storage: Storage, seconds: float
+) -> None:
+    """Log a run of the experiment "dff-synthesis": figures, failures by reason, a contact sheet.
+
+    A dataset that is completed by several commands is one run; its seconds are those of the last.
+    """
+    from dff.infra import tracking
+    from dff.infra.redaction import hide_secrets
+    from dff.pipeline.inspection.gallery import contact_sheet
+    from dff.pipeline.job.status import sample_views
+
+    name = f"plan-{manifest.plan[:12]}"
+    run = tracking.start(
+        uri, experiment="dff-synthesis", name=name, params=params, resume=True, may_change=params
+    )
+    run.metrics(
+        0,
+        {
+            "rows": manifest.rows,
+            "faces": manifest.subjects - manifest.failed_subjects,
+            "failed_faces": manifest.failed_subjects,
+            "seconds": seconds,
+            **{f"failed/{reason}": count for reason, count in manifest.failures.items()},
+        },
+    )
+    if rows := sample_views(storage):
+        run.picture("views.png", contact_sheet(rows))
+    run.finish()
+    typer.echo(f"logged to {hide_secrets(uri)}: run {name!r} of dff-synthesis")

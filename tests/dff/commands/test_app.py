@@ -150,13 +150,24 @@ def test_every_command_with_an_endpoint_reads_public_buckets_too() -> None:
     assert found >= 6
 
 
-def test_synthesize_then_inspect(tmp_path: Path) -> None:
+def test_synthesize_then_inspect(mlflow_uri: str, tmp_path: Path) -> None:
     target, page = tmp_path / "data", tmp_path / "new" / "gallery.html"
-    code, out, err = run_command(
-        "synthesize", "none", str(target), "--identities", "2", "--views", "3", "--size", "96"
-    )
+    options = ("--identities", "2", "--views", "3", "--size", "96", "--tracking", mlflow_uri)
+    code, out, err = run_command("synthesize", "none", str(target), *options)
     assert code == 0, err
     assert "6 views of 2 faces" in out
+    client = MlflowClient(mlflow_uri)
+    experiment = client.get_experiment_by_name("dff-synthesis")
+    assert experiment
+    (kept,) = client.search_runs([experiment.experiment_id])
+    assert kept.data.metrics["rows"] == 6
+    assert kept.data.params["identities"] == "2"
+    pictures = [found.path for found in client.list_artifacts(kept.info.run_id, "pictures")]
+    assert pictures == ["pictures/views.png"]
+    code, out, err = run_command("status", str(target), "--picture", str(tmp_path / "views.jpg"))
+    assert code == 0, err
+    assert "finished, 100%" in out
+    assert read_image(tmp_path / "views.jpg").shape[2] == 3
     code, out, err = run_command("inspect", str(target), "--html", str(page), "--verify")
     assert code == 0, err
     assert "6 views of 2 identities" in out
