@@ -7,20 +7,19 @@ read by position, so any number of processes share a file without mapping it.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from dff.face.arrays import Array, Integer, Shaped
+from dff.face.arrays import Array, Float, Integer, Shaped
 from dff.face.errors import BadDataset
 from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box, Pinhole, WeakPerspective
-from dff.face.geometry.transform import Rigid
 from dff.infra.shards import open_parquet
 
 with require_extra("train"):
@@ -42,7 +41,45 @@ _COLUMNS = [
     "landmarks_3d",
     "model",
 ]
-_POINTER = np.dtype("<u8")  # the file's last bytes: where the records begin
+_LONGEST = 1 << 16  # coefficients of an identity or expression
+_TAIL = np.dtype("<u8")
+"""The file ends in four of these: where the records begin, how many there are, and the lengths of
+their identity and expression.
+"""
+
+
+@cache
+def _record_dtype(identities: int, expressions: int) -> np.dtype[np.void]:
+    return np.dtype(
+        [
+            ("image", "<u8", 2),
+            ("ids", "<u8", 2),
+            ("height", "<i4"),
+            ("width", "<i4"),
+            ("wide", "?"),  # triangle ids are of 32 bits
+            ("pinhole", "?"),
+            ("focal_or_scale", "<f8"),
+            ("camera_centre", "<f8", 2),
+            ("rotation", "<f8", (3, 3)),
+            ("translation", "<f8", 3),
+            ("box", "<f8", 4),
+            ("identities", "<i4"),
+            ("identity", "<f8", (identities,)),
+            ("expressions", "<i4"),
+            ("expression", "<f8", (expressions,)),
+            ("model", "S64"),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class ViewFile:
+    """Where the records of a view file lie."""
+
+    path: Path
+    start: int  # byte of the first record
+    rows: int
+    dtype: np.dtype[np.void]  # of a record
 
 
 @dataclass(frozen=True)
@@ -55,7 +92,8 @@ class EncodedView:
     # rows of the model's faces; the type's largest number is background, the one before occluders
     triangle: Integer[Array, "height width"]
     camera: Pinhole | WeakPerspective
-    cam_from_head: Rigid
+    rotation: Float[Array, "3 3"]  # cam_from_head
+    translation: Float[Array, " 3"]  # metres
     identity: Shaped[Array, " stored"]  # a row of ``MorphableModel.pack_identity``
     expression: Shaped[Array, " expressions"]  # activations
     box: Box  # of the 68 landmarks of the 3D scheme, px
@@ -83,8 +121,9 @@ def write_view_file(shard: bytes, file: BinaryIO, name: str) -> None:
             start = int(bounds[-1])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise BadDataset(f"{name} is damaged: {error}") from error
-    np.lib.format.write_array(file, records, allow_pickle=False)
-    file.write(np.array(start, _POINTER).tobytes())
+    file.write(records.tobytes())
+    lengths = [records.dtype[name].shape[0] for name in ("identity", "expression")]
+    file.write(np.array([start, len(records), *lengths], _TAIL).tobytes())
 
 
 def _column(table: Any, name: str) -> Any:
@@ -96,31 +135,14 @@ def _build_records(columns: dict[str, Any], rows: int) -> Shaped[Array, " views"
     identity = columns["identity"].to_pylist()
     expression = columns["expression"].to_pylist()
     longest = [max(map(len, values), default=0) for values in (identity, expression)]
-    records = np.zeros(
-        rows,
-        [
-            ("image", "<u8", 2),
-            ("ids", "<u8", 2),
-            ("height", "<i4"),
-            ("width", "<i4"),
-            ("wide", "?"),  # triangle ids are of 32 bits
-            ("pinhole", "?"),
-            ("focal_or_scale", "<f8"),
-            ("camera_centre", "<f8", 2),
-            ("rotation", "<f8", (3, 3)),
-            ("translation", "<f8", 3),
-            ("box", "<f8", 4),
-            ("identities", "<i4"),
-            ("identity", "<f8", longest[0]),
-            ("expressions", "<i4"),
-            ("expression", "<f8", longest[1]),
-            ("model", "S64"),
-        ],
-    )
+    records = np.zeros(rows, _record_dtype(*longest))
     for name in ("height", "width", "focal_or_scale"):
         records[name] = columns[name].to_numpy(zero_copy_only=False)
     for name, shape in (("camera_centre", (2,)), ("rotation", (3, 3)), ("translation", (3,))):
         records[name] = _flatten(columns[name]).reshape(-1, *shape)
+    spread = np.abs(records["rotation"] @ records["rotation"].transpose(0, 2, 1) - np.eye(3))
+    if spread.max(initial=0.0) > 1e-4 or not np.isfinite(records["translation"]).all():
+        raise ValueError("a pose is no rigid transform")
     records["wide"] = [value == "uint32" for value in columns["triangle_ids_dtype"].to_pylist()]
     records["pinhole"] = [value == "pinhole" for value in columns["camera"].to_pylist()]
     records["model"] = [value.encode()[:64] for value in columns["model"].to_pylist()]
@@ -140,32 +162,40 @@ def _flatten(column: Any) -> Any:
     return column.to_numpy(zero_copy_only=False)
 
 
-def read_records(path: Path) -> Shaped[Array, " views"]:
-    """The records of a view file, which ``read_views`` takes; about 1.5 kB a view.
+def open_view_file(path: Path) -> ViewFile:
+    """Look up the layout of a view file. Nothing of it is kept open.
 
     Raises FileNotFoundError, and BadDataset for a damaged file.
     """
     with path.open("rb") as file:
-        try:
-            file.seek(-_POINTER.itemsize, os.SEEK_END)
-            end = file.tell()
-            start = int(np.frombuffer(file.read(), _POINTER)[0])
-            file.seek(start)
-            data = io.BytesIO(file.read(end - start))
-            return np.asarray(np.lib.format.read_array(data, allow_pickle=False))
-        except (OSError, ValueError, IndexError) as error:
-            raise BadDataset(f"{path} is damaged: remove it ({error})") from error
+        end = file.seek(0, os.SEEK_END) - 4 * _TAIL.itemsize
+        tail = os.pread(file.fileno(), 4 * _TAIL.itemsize, max(end, 0))
+    start, rows, *lengths = map(int, np.frombuffer(tail, _TAIL)) if end >= 0 else (1, 0, 0, 0)
+    damaged = max(lengths) > _LONGEST
+    dtype = _record_dtype(*([0, 0] if damaged else lengths))
+    if damaged or start + rows * dtype.itemsize != end:
+        raise BadDataset(f"{path} is damaged: remove it")
+    return ViewFile(path, start, rows, dtype)
 
 
-def read_views(
-    path: Path, records: Shaped[Array, " views"], rows: Sequence[int]
-) -> list[EncodedView]:
-    """Some views of a file with these ``records``.
+def read_views(file: ViewFile, rows: Sequence[int], model: str) -> list[EncodedView]:
+    """Some views of a file.
 
-    Raises FileNotFoundError, and BadDataset for damaged triangle ids.
+    Raises FileNotFoundError, and BadDataset for damaged views, and those of another face model than
+    the one named ``model``.
     """
-    with path.open("rb") as file:
-        return [_read_view(file.fileno(), records[row], f"{path}, view {row}") for row in rows]
+    with file.path.open("rb") as opened:
+        out = []
+        for row in rows:
+            at, size = file.start + row * file.dtype.itemsize, file.dtype.itemsize
+            record = np.frombuffer(os.pread(opened.fileno(), size, at), file.dtype)[0]
+            if record["model"] != model.encode()[:64]:
+                other = record["model"].decode()
+                raise BadDataset(
+                    f"{file.path}, view {row}, shows the model {other!r}, not {model!r}"
+                )
+            out.append(_read_view(opened.fileno(), record, f"{file.path}, view {row}"))
+        return out
 
 
 def _read_view(descriptor: int, record: Any, name: str) -> EncodedView:
@@ -189,7 +219,8 @@ def _read_view(descriptor: int, record: Any, name: str) -> EncodedView:
         width=width,
         triangle=triangle,
         camera=camera(float(record["focal_or_scale"]), record["camera_centre"]),
-        cam_from_head=Rigid(record["rotation"], record["translation"]),
+        rotation=record["rotation"],
+        translation=record["translation"],
         identity=record["identity"][: record["identities"]],
         expression=record["expression"][: record["expressions"]],
         box=Box(*map(float, record["box"])),

@@ -84,7 +84,7 @@ class TrainConfig:
     seed: int = 0
     where: str = ""  # filter of the views (``dff.infra.shard_filter``); none: all
     shares: tuple[float, ...] = (1.0,)  # of the datasets, in their order; they are normalised
-    block_views: int = 16384  # views of neighbouring shards that are shuffled together, about
+    block_views: int = 65536  # views of neighbouring shards that are shuffled together, about
     start: str = ""  # weights to start from, a file or a shipped name; none: from scratch
     new_block_gain: float = 0.1  # of residual blocks that the weights started from lack
     mixed: bool = False  # the network's activations in bfloat16

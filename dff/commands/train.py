@@ -157,7 +157,7 @@ def train(
     ] = None,
     block_views: Annotated[
         int, typer.Option(help="Views that are shuffled together, about.", min=1)
-    ] = 16384,
+    ] = 65536,
     tracking: TrackingOption = None,
     endpoint_url: EndpointOption = None,
     anonymous: AnonymousOption = False,

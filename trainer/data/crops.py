@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import cv2
 import numpy as np
@@ -124,15 +125,13 @@ def sample_displacement(size: int, config: WarpConfig, *, rng: np.random.Generat
     )
     axes = rotation_2d(rng.uniform(0.0, np.pi))
     linear = axes @ np.diag(np.exp([stretch, -stretch])) @ axes.T - np.eye(2)
-    from_centre = np.arange(size, dtype=np.float32) + 0.5 - size / 2
-    x, y = np.meshgrid(from_centre, from_centre)
     knots = int(rng.integers(config.knots[0], config.knots[1] + 1))
     shifts = rng.standard_normal((knots, knots, 2), dtype=np.float32)
     shifts = np.clip(shifts, -config.max_shift, config.max_shift)
     shifts *= np.float32(rng.uniform(0.0, config.amplitude / knots) * size)
     smooth = cv2.resize(shifts, (size, size), interpolation=cv2.INTER_CUBIC)
     return np.asarray(
-        np.stack([x, y], axis=-1) @ linear.T.astype(np.float32) + smooth, dtype=np.float32
+        _pixel_centres(size, size / 2) @ linear.T.astype(np.float32) + smooth, dtype=np.float32
     )
 
 
@@ -146,10 +145,8 @@ def warp_displaced(
     ``grid_in_source`` orders them, accurate to 0.02 px.
     """
     size = len(displacement)
-    centre = np.arange(size, dtype=np.float32) + 0.5
     back = inverse_affine(matrix).astype(np.float32)
-    own = np.stack(np.meshgrid(centre, centre), axis=-1)
-    source = (own + displacement) @ back[:, :2].T + back[:, 2]
+    source = (_pixel_centres(size, 0.0) + displacement) @ back[:, :2].T + back[:, 2]
     mode, colour = _split_border(border)
     crop = cv2.remap(
         _low_pass(image, matrix, size),
@@ -159,15 +156,38 @@ def warp_displaced(
         borderMode=mode,
         borderValue=colour,
     )
-    half = size // STRIDE
-    cells = source.reshape(half, STRIDE, half, STRIDE, 2)
-    return np.asarray(crop, dtype=np.uint8), cells.mean((1, 3), dtype=np.float64).reshape(-1, 2)
+    centres = np.empty(((size // STRIDE) ** 2, 2))
+    kernels.average_cells(source, STRIDE, centres)
+    return np.asarray(crop, dtype=np.uint8), centres
+
+
+@cache
+def _pixel_centres(size: int, origin: float) -> Floats:
+    """(size, size, 2) float32 px of pixel centres, from an ``origin`` along both axes."""
+    centre = np.arange(size, dtype=np.float32) + 0.5 - origin
+    return np.stack(np.meshgrid(centre, centre), axis=-1).astype(np.float32)
+
+
+@cache
+def _output_centres(size: int) -> Floats:
+    """((size / STRIDE)^2, 2) px of the centres of the output pixels of a crop, row by row."""
+    centre = (np.arange(size // STRIDE) + 0.5) * STRIDE
+    return np.stack(np.meshgrid(centre, centre), axis=-1).reshape(-1, 2)
 
 
 def inverse_affine(matrix: Floats) -> Floats:
     """(2, 3) inverse of a (2, 3) affine map."""
-    linear = np.linalg.inv(matrix[:, :2])
-    return np.column_stack([linear, -linear @ matrix[:, 2]])
+    (a, b, x), (c, d, y) = matrix.tolist()
+    area = a * d - b * c
+    first = [d / area, -b / area, (b * y - d * x) / area]
+    second = [-c / area, a / area, (c * x - a * y) / area]
+    return np.array([first, second])
+
+
+def _scale_of(matrix: Floats) -> float:
+    """The factor by which a (2, 3) affine map scales lengths, in the mean."""
+    (a, b, _), (c, d, _) = matrix.tolist()
+    return float(np.sqrt(abs(a * d - b * c)))
 
 
 def warp(image: Bytes, matrix: Floats, size: int, border: Border) -> Bytes:
@@ -197,7 +217,7 @@ def _low_pass(image: Bytes, matrix: Floats, size: int) -> Bytes:
     Only where the crop of ``size`` px, warped or not, takes its pixels from; the rest stays as it
     is.
     """
-    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    scale = _scale_of(matrix)
     if scale >= 0.8:
         return image
     deviation = 0.45 * float(np.sqrt(1.0 / scale**2 - 1.0))
@@ -226,10 +246,8 @@ def grid_in_source(matrix: Floats, size: int) -> Floats:
 
     Returns ((size / STRIDE)^2, 2), row by row.
     """
-    centres = (np.arange(size // STRIDE) + 0.5) * STRIDE
-    grid = np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
     back = inverse_affine(matrix)
-    return np.asarray(grid @ back[:, :2].T + back[:, 2])
+    return np.asarray(_output_centres(size) @ back[:, :2].T + back[:, 2])
 
 
 def find_pixels(px: Floats, shape: tuple[int, int]) -> tuple[Ints, Ints, Bools]:
@@ -273,7 +291,7 @@ def find_pixel_quads(px: Floats, shape: tuple[int, int]) -> PixelQuads:
 def lookup_triangles(view: StoredView, px: Floats, faces: int) -> Ints:
     """(N,) triangles that a view shows at (N, 2) source px; ``faces`` (their number) for none."""
     out = np.empty(len(px), np.int64)
-    kernels.lookup_triangles(px, view.triangle, faces, out)
+    kernels.triangles_at(px, view.triangle, faces, out)
     return out
 
 
@@ -293,7 +311,7 @@ def interpolate_coordinates(
     mesh: then pixels lie outside the triangles that they are assigned to.
     """
     out, known = np.empty((len(px), 6), np.float32), np.empty(len(px), dtype=np.bool_)
-    resolved, clamped = kernels.interpolate_coordinates(
+    resolved, clamped = kernels.coordinates_at(
         np.ascontiguousarray(px, dtype=np.float64),
         view.triangle,
         view.vertex_px,
@@ -401,12 +419,15 @@ def finish_sample(
         image, covered = occlude(image, config.occlusion, rng=rng)
         triangle = np.where(covered[1::STRIDE, 1::STRIDE].ravel(), len(surface.faces), triangle)
     chosen = rng.permutation(np.flatnonzero(surface.anchored[triangle]))[:pixels]
-    coordinate, known = lookup_coordinates(chosen)
-    padding = pixels - len(chosen)
+    count = len(chosen)
+    pixel, known = np.zeros(pixels, np.int64), np.zeros(pixels, np.float32)
+    coordinate = np.zeros((pixels, 6), np.float32)
+    pixel[:count] = chosen
+    coordinate[:count], known[:count] = lookup_coordinates(chosen)
     return TrainingSample(
         image=augment_photometric(image, config.photometric, rng=rng),
-        pixel=np.pad(chosen, (0, padding)),
-        coordinate=np.pad(coordinate, ((0, padding), (0, 0))).astype(np.float32),
-        known=np.pad(known, (0, padding)).astype(np.float32),
+        pixel=pixel,
+        coordinate=coordinate,
+        known=known,
         face=surface.skin[triangle].reshape(half, half).astype(np.float32),
     )

@@ -10,7 +10,7 @@ from dff.face.render.kernels import screen_weights
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def interpolate_coordinates(  # type: ignore[no-untyped-def]
+def coordinates_at(  # type: ignore[no-untyped-def]
     px, triangle, vertex_px, vertex_weight, faces, anchored, table, max_spread, out, known
 ):
     """Fill (N, 6) ``out`` with surface coordinates at (N, 2) ``px``, and (N,) whether ``known``.
@@ -86,7 +86,7 @@ def interpolate_coordinates(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def lookup_triangles(px, triangle, none, out):  # type: ignore[no-untyped-def]
+def triangles_at(px, triangle, none, out):  # type: ignore[no-untyped-def]
     """Fill (N,) ``out`` with the triangles of the pixels that hold (N, 2) ``px``; ``none`` else."""
     height, width = triangle.shape
     for n in range(len(px)):
@@ -165,3 +165,17 @@ def add_noise(image, noise, deviation, out):  # type: ignore[no-untyped-def]
     for i in range(len(flat)):
         value = np.float32(flat[i]) + added[i] * deviation
         target[i] = np.uint8(min(max(value, np.float32(0.0)), np.float32(255.0)))
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def average_cells(values, stride, out):  # type: ignore[no-untyped-def]
+    """Fill (N, 2) ``out`` with means of the ``stride`` x ``stride`` cells of (S, S, 2) values."""
+    half = len(values) // stride
+    for row in range(half):
+        for column in range(half):
+            for c in range(2):
+                total = 0.0
+                for y in range(row * stride, (row + 1) * stride):
+                    for x in range(column * stride, (column + 1) * stride):
+                        total += values[y, x, c]
+                out[row * half + column, c] = total / (stride * stride)

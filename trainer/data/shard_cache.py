@@ -22,18 +22,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dff.face.arrays import Array, Shaped
 from dff.face.errors import BadDataset, DffError, StorageError, TransientStorageError
 from dff.face.private_folder import make_private_folder
 from dff.infra.dataset import Dataset
 from dff.infra.files import replaced_file
-from dff.infra.view_file import EncodedView, read_records, read_views, write_view_file
+from dff.infra.view_file import (
+    EncodedView,
+    ViewFile,
+    open_view_file,
+    read_views,
+    write_view_file,
+)
 
 _log = logging.getLogger(__name__)
 
 CACHE_BYTES = 20 * 10**9  # of a cache, unless told otherwise
 RETRY_WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # seconds; after the storage's own tries
 ABANDONED = 3600.0  # seconds after which an unfinished file has no writer any more
+FILES = 4096  # of which a process remembers the layout
 _LOCKS = 256
 
 
@@ -43,11 +49,10 @@ class CacheConfig:
 
     folder: Path  # on the machine's own disk
     capacity: int = CACHE_BYTES
-    records: int = 4096  # shards whose records a process keeps in memory
     fetchers: int = 2  # threads of a process that fetch ahead
 
     def __post_init__(self) -> None:
-        if self.capacity < 1 or self.records < 1 or self.fetchers < 1:
+        if self.capacity < 1 or self.fetchers < 1:
             raise ValueError(f"a cache needs positive sizes: {self}")
 
 
@@ -74,7 +79,7 @@ class ShardCache:
     def __init__(self, datasets: Sequence[Dataset], model: str, config: CacheConfig) -> None:
         """``model``: the name of the face model that all rows must show."""
         self.datasets, self.model, self.config = tuple(datasets), model, config
-        self._records: OrderedDict[tuple[int, int], Shaped[Array, " views"]] = OrderedDict()
+        self._files: OrderedDict[tuple[int, int], ViewFile] = OrderedDict()
         self._wanted: queue.SimpleQueue[tuple[int, int]] | None = None
         self._process = os.getpid()
 
@@ -89,10 +94,9 @@ class ShardCache:
         Raises BadDataset for a shard that is altered, damaged or of another model; StorageError
         when it can't be fetched or the disk is full.
         """
-        path = self.path(source, shard)
         while True:
             try:
-                return read_views(path, self._open(source, shard), rows)
+                return read_views(self._open(source, shard), rows, self.model)
             except FileNotFoundError:  # removed since it was fetched
                 self.fetch(source, shard)
 
@@ -137,29 +141,23 @@ class ShardCache:
             with suppress(DffError, OSError):
                 self.fetch(source, shard)
 
-    def _open(self, source: int, shard: int) -> Shaped[Array, " views"]:
+    def _open(self, source: int, shard: int) -> ViewFile:
         key = source, shard
-        if key in self._records:
-            self._records.move_to_end(key)
-            return self._records[key]
+        if key in self._files:
+            self._files.move_to_end(key)
+            return self._files[key]
         self.fetch(source, shard)
-        records = read_records(self.path(source, shard))
+        file = open_view_file(self.path(source, shard))
         dataset = self.datasets[source]
-        if len(records) != dataset.shards[shard].rows:
+        if file.rows != dataset.shards[shard].rows:
             raise BadDataset(
-                f"{dataset.shard_name(shard)} has {len(records)} rows, "
+                f"{dataset.shard_name(shard)} has {file.rows} rows, "
                 f"the manifest says {dataset.shards[shard].rows}"
             )
-        others = set(records["model"].tolist()) - {self.model.encode()[:64]}
-        if others:
-            raise BadDataset(
-                f"{dataset.shard_name(shard)} shows the model {min(others).decode()!r}, "
-                f"not {self.model!r}"
-            )
-        self._records[key] = records
-        if len(self._records) > self.config.records:
-            self._records.popitem(last=False)
-        return records
+        self._files[key] = file
+        if len(self._files) > FILES:
+            self._files.popitem(last=False)
+        return file
 
     def _read(self, source: int, shard: int) -> bytes:
         """A shard's bytes; a storage that fails for a while is asked again."""

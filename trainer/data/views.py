@@ -127,7 +127,8 @@ class ViewStore:
             raise BadDataset(f"the image of {name} is not a JPEG of {view.width} x {view.height}")
         try:
             neutral = self._neutral_shape(view.identity)
-            vertices = view.cam_from_head.apply(neutral + self.model.motion(view.expression))
+            shape = neutral + self.model.motion(view.expression)
+            vertices = shape @ view.rotation.T + view.translation
         except ValueError as error:
             raise BadDataset(
                 f"{name} was made with another version of {self.model.name}: {error}"

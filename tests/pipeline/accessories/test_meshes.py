@@ -17,7 +17,7 @@ from dff.face.io.assets import load_albedo
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import OCCLUDER, render
 from dff.infra.shards import ViewRow, parquet_to_rows, resolve_frame, rows_to_parquet
-from dff.infra.view_file import read_records, read_views, write_view_file
+from dff.infra.view_file import open_view_file, read_views, write_view_file
 from dff.pipeline.accessories import hands
 from dff.pipeline.accessories.build import AccessoryBuilder, select_accessories
 from dff.pipeline.accessories.garments import FaceCover
@@ -168,7 +168,7 @@ def test_occluders_survive_the_shard_and_are_background_to_training(
     path = tmp_path / "row.views"
     with path.open("wb") as file:
         write_view_file(rows_to_parquet([row], {}), file, "row")
-    (stored,) = read_views(path, read_records(path), [0])
+    (stored,) = read_views(open_view_file(path), [0], open_head.name)
     surface = build_training_surface(open_head)
     ids = np.minimum(stored.triangle.astype(np.int64), len(open_head.faces))
     assert (ids[hidden] == len(open_head.faces)).all()

@@ -84,3 +84,11 @@ def test_a_crop_is_low_passed_as_if_the_whole_image_were(seed: int) -> None:
         )
         mode = border if border == cv2.BORDER_REPLICATE else (0, 0, 0)
         np.testing.assert_array_equal(warp(image, matrix, size, mode), wanted)
+
+
+def test_cells_are_averaged_as_by_numpy() -> None:
+    values = np.random.default_rng(0).normal(size=(12, 12, 2)).astype(np.float32)
+    out = np.empty((36, 2))
+    kernels.average_cells(values, 2, out)
+    wanted = values.reshape(6, 2, 6, 2, 2).mean((1, 3), dtype=np.float64).reshape(-1, 2)
+    np.testing.assert_array_equal(out, wanted)

@@ -79,9 +79,8 @@ def test_views_are_those_of_the_rows(rows: list[ViewRow], watched: Dataset, tmp_
             np.testing.assert_array_equal(ids, wanted.triangle_ids)
             np.testing.assert_array_equal(view.identity, wanted.identity)
             np.testing.assert_array_equal(view.expression, wanted.expression)
-            np.testing.assert_array_equal(
-                view.cam_from_head.rotation, wanted.cam_from_head.rotation
-            )
+            np.testing.assert_array_equal(view.rotation, wanted.cam_from_head.rotation)
+            np.testing.assert_array_equal(view.translation, wanted.cam_from_head.translation)
             assert type(view.camera) is type(wanted.camera)
             assert view.box.x0 == wanted.landmarks_3d[:, 0].min()
     assert len(reads(watched)) == 2, "each shard is read once"
