@@ -78,6 +78,7 @@ def test_the_guide_has_all_its_pages_in_order() -> None:
     assert set(GUIDE) == set((ROOT / "docs" / "guide").glob("*.md"))
 
 
+@pytest.mark.slow
 def test_the_python_of_readme_and_guide_runs(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

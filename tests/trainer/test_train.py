@@ -203,6 +203,7 @@ def test_training_reduces_the_loss_and_the_matching_error(
     assert made.card["config"]["augment"]["mosaic"]["zoom"] == [1.2, 4.2]
 
 
+@pytest.mark.slow
 def test_mixed_precision_and_compilation_train_nearly_the_same(
     store: ViewStore, surface: TrainingSurface, open_head: MorphableModel
 ) -> None:
