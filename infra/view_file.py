@@ -41,6 +41,9 @@ _COLUMNS = [
     "landmarks_3d",
     "model",
 ]
+FORMAT = 1
+"""Number of this layout, for the names of kept files."""
+
 _LONGEST = 1 << 16  # coefficients of an identity or expression
 _TAIL = np.dtype("<u8")
 """The file ends in four of these: where the records begin, how many there are, and the lengths of
@@ -174,7 +177,7 @@ def open_view_file(path: Path) -> ViewFile:
     damaged = max(lengths) > _LONGEST
     dtype = _record_dtype(*([0, 0] if damaged else lengths))
     if damaged or start + rows * dtype.itemsize != end:
-        raise BadDataset(f"{path} is damaged: remove it")
+        raise BadDataset(f"{path} is damaged")
     return ViewFile(path, start, rows, dtype)
 
 

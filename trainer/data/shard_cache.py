@@ -27,6 +27,7 @@ from dff.face.private_folder import make_private_folder
 from dff.infra.dataset import Dataset
 from dff.infra.files import replaced_file
 from dff.infra.view_file import (
+    FORMAT,
     EncodedView,
     ViewFile,
     open_view_file,
@@ -86,7 +87,7 @@ class ShardCache:
     def path(self, source: int, shard: int) -> Path:
         """The view file of a shard of the dataset number ``source``, which need not be there."""
         digest = self.datasets[source].shards.digests[shard].tobytes().hex()
-        return self.config.folder / f"{digest}.views"
+        return self.config.folder / f"{digest}.{FORMAT}.views"
 
     def views(self, source: int, shard: int, rows: Sequence[int]) -> list[EncodedView]:
         """Some views of a shard, which is fetched if it is not in the cache.
@@ -147,8 +148,14 @@ class ShardCache:
             self._files.move_to_end(key)
             return self._files[key]
         self.fetch(source, shard)
-        file = open_view_file(self.path(source, shard))
-        dataset = self.datasets[source]
+        path, dataset = self.path(source, shard), self.datasets[source]
+        try:
+            file = open_view_file(path)
+        except BadDataset as error:  # by a failing disk
+            _log.warning("%s; it is fetched again", error)
+            path.unlink(missing_ok=True)
+            self.fetch(source, shard)
+            file = open_view_file(path)
         if file.rows != dataset.shards[shard].rows:
             raise BadDataset(
                 f"{dataset.shard_name(shard)} has {file.rows} rows, "

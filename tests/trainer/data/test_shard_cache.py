@@ -134,12 +134,17 @@ def test_an_altered_shard_is_refused_and_not_kept(folder: Path, tmp_path: Path) 
     assert size_of(tmp_path / "cache") == 0
 
 
-def test_a_damaged_file_of_the_cache_is_named(watched: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"", b"short", bytes(range(256)) * 9])
+def test_a_damaged_file_of_the_cache_is_fetched_again(
+    watched: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes
+) -> None:
     cache = make_cache(watched, tmp_path / "cache")
     cache.fetch(0, 0)
-    cache.path(0, 0).write_bytes(b"short")
-    with pytest.raises(BadDataset, match=r"\.views is damaged: remove it"):
-        cache.views(0, 0, [0])
+    whole = cache.path(0, 0).read_bytes()
+    cache.path(0, 0).write_bytes(damage)
+    cache.views(0, 0, [0])
+    assert cache.path(0, 0).read_bytes() == whole
+    assert "is damaged; it is fetched again" in caplog.text
 
 
 def _read_at_random(cache: ShardCache, seed: int) -> None:
