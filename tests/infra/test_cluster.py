@@ -10,8 +10,9 @@ import ray.data
 import ray.data.expressions
 
 from dff.face.errors import ClusterError
-from dff.infra import socket_folder
-from dff.infra.cluster import connected, job_name, submit
+from dff.infra import cluster, socket_folder
+from dff.infra.capacity import NodeResources, WorkerShape
+from dff.infra.cluster import connected, job_name, submit, wait_for_room
 from dff.infra.shards import rows_to_parquet
 from tests.infra.rows import noise_row
 
@@ -116,3 +117,51 @@ def test_a_job_is_named_by_its_command() -> None:
     assert job_name(argv).startswith("dff-synthesize-")
     assert job_name(argv) != job_name([*argv, "--seed", "1"])
     assert job_name(["a", "b c"]) != job_name(["a", "b", "c"])
+
+
+def test_a_machine_that_is_no_node_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would abort the process and print its stack."""
+    monkeypatch.setattr(cluster, "find_gcs_addresses", lambda: {"192.0.2.7:6379"})
+    cluster._check_own_node("192.0.2.7:6379")
+    cluster._check_own_node("127.0.0.1:6379")
+    cluster._check_own_node("ray://192.0.2.9:10001")
+    for address in ("192.0.2.9:6379", "192.0.2.7:6380", "127.0.0.1:6380"):
+        with pytest.raises(ClusterError, match="is no node of the cluster at") as told:
+            cluster._check_own_node(address)
+        host = address.partition(":")[0]
+        assert f"dff submit ... --address http://{host}:8265" in str(told.value)
+        assert f"ray start --address={address}" in str(told.value)
+
+
+HEAD = NodeResources("192.0.2.1", 0, 0)
+SMALL = NodeResources("192.0.2.2", 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ([HEAD, SMALL, SMALL], None),
+        ([HEAD], "no node that runs workers has joined the cluster yet"),
+        ([HEAD, SMALL], "there is room for 1 of 2 workers of 2 CPUs"),
+        ([NodeResources("192.0.2.2", 1, 0, managed=True)], "no node can hold a worker of 2 CPUs"),
+    ],
+)
+def test_what_workers_wait_for_is_said(
+    nodes: list[NodeResources],
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(cluster, "list_nodes", lambda: nodes)
+    wait_for_room(WorkerShape(2), 2, patience=0.05, pause=0.01)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == (said is not None)
+    assert all(said in line for line in lines if said)
+
+
+def test_workers_that_fit_on_no_node_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "list_nodes", lambda: [HEAD, SMALL])
+    with pytest.raises(
+        ClusterError, match=r"worker of 3 CPUs: .* 1 node of 2 CPUs \(192\.0\.2\.2\)"
+    ):
+        wait_for_room(WorkerShape(3), 1, patience=0.05, pause=0.01)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,12 +19,13 @@ import pytest
 import ray
 import torch
 from mlflow import MlflowClient
+from ray.train import WorkerGroupError
 from tqdm import tqdm
 
 import dff.trainer.worker
 from dff.face.arrays import Bytes
 from dff.face.descriptor import NetConfig
-from dff.face.errors import BadDataset, StorageError
+from dff.face.errors import BadDataset, ClusterError, Diverged, StorageError
 from dff.face.model.morphable import MorphableModel
 from dff.infra import tracking, weights
 from dff.infra.capacity import WorkerShape
@@ -318,3 +320,51 @@ def test_a_training_that_cannot_be_stored_or_computed_is_refused_before_ray_star
             workers=2,
             gpu=True,
         )
+
+
+def test_a_failed_training_is_one_line_and_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    failures: dict[int, Exception] = {
+        1: OSError(28, "No space left on device", "/tmp/w.pt"),
+        3: RuntimeError("another\nwith a stack"),
+    }
+    error = WorkerGroupError("a stack\nof many\nlines", failures)
+    told = launch.explain_failure(error, "first")
+    assert isinstance(told, ClusterError)
+    assert "\n" not in str(told)
+    assert "worker 1: OSError: [Errno 28] No space left on device: '/tmp/w.pt'" in str(told)
+    log = tmp_path / "dff-first-error.log"
+    assert str(log) in str(told)
+    assert "of many" in log.read_text()
+    diverged = WorkerGroupError("Diverged: the loss is nan", {0: Diverged("the loss is nan")})
+    assert isinstance(launch.explain_failure(diverged, "first"), Diverged)
+
+
+def test_a_folder_that_a_node_does_not_see_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def find(marker: Path) -> list[str]:
+        seen.append(marker.exists())
+        return ["10.0.0.2"] if len(seen) > 1 else []
+
+    monkeypatch.setattr(launch, "find_nodes_without", find)
+    launch.check_shared(tmp_path / "new" / "runs")
+    with pytest.raises(
+        ClusterError, match=r"10\.0\.0\.2: this node does not see .*--storage s3://"
+    ):
+        launch.check_shared(tmp_path / "new" / "runs")
+    assert seen == [True, True]
+    assert not list((tmp_path / "new" / "runs").iterdir())
+
+
+@pytest.mark.parametrize(("loaders", "asked", "wanted"), [(0, None, 1), (3, None, 4), (3, 2, 2)])
+def test_a_worker_on_a_cluster_has_the_cpus_that_it_needs(
+    loaders: int, asked: int | None, wanted: int
+) -> None:
+    config = replace(CONFIG, loaders=loaders)
+    shape = launch.size_workers(config, 4, local=False, cpus=asked, gpus=1)
+    assert shape == WorkerShape(wanted, 1)
