@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
 from dff.aligner.service.limits import Limits
 from dff.aligner.service.ray_serve import (
@@ -24,6 +27,7 @@ from dff.face.errors import BadWeights, ClusterError
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
 from tests.aligner.image_files import bomb, encoded, pixels
+from tests.aligner.known_aligner import KnownAligner
 from tests.aligner.service.server_checks import CHECKS, FRONT
 from tests.aligner.service.test_http_parser import post_twice
 
@@ -47,6 +51,42 @@ def test_serve_leaves_admission_to_the_application() -> None:
     deployment = AlignerDeployment
     assert deployment.max_queued_requests == -1
     assert deployment.max_ongoing_requests > Limits().requests
+
+
+def test_weights_change_without_a_restart(
+    toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Named(KnownAligner):
+        def __init__(self, weights: str) -> None:
+            super().__init__(toy_model)
+            self.card: dict[str, Any] = {"dataset": weights}
+
+        def with_quick_search(self) -> Named:
+            return self
+
+    def load(weights: str) -> Named:
+        if weights == "bad":
+            raise BadWeights("there is no weights file bad")
+        return Named(weights)
+
+    monkeypatch.setattr("dff.aligner.align.load_aligner", load)
+    monkeypatch.setattr("dff.aligner.service.threads.use_threads", lambda count: None)
+    (deployment_class, *_) = AlignerDeployment.func_or_class.__bases__
+    deployment = deployment_class(ServiceConfig(weights="first"))
+    with TestClient(deployment.application) as client:
+
+        def answered_by() -> str:
+            answer = client.post("/v1/align", files={"image": encoded(pixels())}).json()
+            return str(answer["model"]["weights"]["dataset"])
+
+        assert answered_by() == "first"
+        asyncio.run(deployment.reconfigure({"weights": "second"}))
+        assert answered_by() == "second"
+        with pytest.raises(BadWeights, match="bad"):
+            asyncio.run(deployment.reconfigure({"weights": "bad"}))
+        assert answered_by() == "second"
+        asyncio.run(deployment.reconfigure({}))
+        assert answered_by() == "second"
 
 
 def test_a_taken_port_is_reported_at_once() -> None:
