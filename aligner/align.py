@@ -37,6 +37,7 @@ from dff.aligner.fitting.fitters import DenseFitter
 from dff.aligner.fitting.loop import FaceFitter, Fitter, Pass, fit_passes
 from dff.aligner.fitting.multi_image import MultiImageFitter, choose_person, find_strangers
 from dff.aligner.image_checks import check_box, check_image
+from dff.aligner.preset import AlignPreset
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, DeviceNetwork, Network
 from dff.face.errors import BadWeights, NoFace
@@ -466,6 +467,7 @@ def load_aligner(
     *,
     detector: FaceDetector | None = None,
     config: AlignConfig | None = None,
+    preset: AlignPreset | str = AlignPreset.balanced,
     calibration: Calibration | None = None,
     landmark_offsets: LandmarkOffsets | None = None,
     pose_correction: PoseCorrection | None = None,
@@ -473,12 +475,12 @@ def load_aligner(
 ) -> Aligner:
     """The aligner of a weights file; of the shipped weights when none is named.
 
-    ``config``: by default crops are as large as those that the network was trained on.
-    ``calibration``, ``landmark_offsets`` and ``pose_correction`` instead of the file's own.
-    ``device``: of torch, on which the network runs, such as "cuda"; the fit runs on the CPU in any
-    case. By default the network runs there too, by ``FusedNetwork``. Raises BadWeights when the
-    file cannot be used, BadModel when its model is not found, ValueError for a device that is not
-    there.
+    ``config``: by default that of ``preset``, "fast", "balanced" or "best", with crops as large as
+    those that the network was trained on. ``calibration``, ``landmark_offsets`` and
+    ``pose_correction`` instead of the file's own. ``device``: of torch, on which the network runs,
+    such as "cuda"; the fit runs on the CPU in any case. By default the network runs there too, by
+    ``FusedNetwork``. Raises BadWeights when the file cannot be used, BadModel when its model is not
+    found, ValueError for a device that is not there.
     """
     path = weights_files.DEFAULT if weights is None else weights
     loaded = weights_files.load(path)
@@ -492,7 +494,7 @@ def load_aligner(
         raise BadWeights(f"{path}: {error}") from error
     if config is None:
         crop = int(loaded.card.get("config", {}).get("size", AlignConfig.crop))
-        config = AlignConfig(crop=crop)
+        config = AlignConfig.of(AlignPreset(preset), crop=crop)
     card = dict(loaded.card)
     if loaded.landmark_offsets_source:
         # Answers name whose labels say where their landmarks lie, as the weights' other sources.

@@ -7,7 +7,9 @@ model's frontal landmark box appears in the photo. Faces of every size and yaw a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from sys import maxsize
 
+from dff.aligner.preset import AlignPreset
 from dff.face.descriptor import FRAMING
 
 
@@ -232,6 +234,18 @@ class AlignConfig:
         counts = (self.crop, self.passes, self.batch)
         if min(counts) < 1 or min(self.margin, self.later_margin, self.second_attempt) <= 0:
             raise ValueError(f"AlignConfig wants positive sizes: {self}")
+
+    @staticmethod
+    def of(preset: AlignPreset, *, crop: int) -> AlignConfig:
+        """The settings of a preset for weights that were trained on crops of ``crop`` pixels."""
+        if preset is AlignPreset.fast:
+            whole = DetectorConfig(longest=320, second_search=1, untiled=maxsize)
+            smaller = max(round(0.8 * crop / 32), 1) * 32
+            return AlignConfig(crop=smaller, passes=2, quarter_turns=False, detector=whole)
+        if preset is AlignPreset.best:
+            more = ObservationConfig(pixels=500)
+            return AlignConfig(crop=crop, passes=5, early_stop=0.004, observation=more)
+        return AlignConfig(crop=crop)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dff.aligner.cascade.model import Cascade, Stage
 from dff.aligner.confidence import Calibration
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import FaceDetector
+from dff.aligner.preset import AlignPreset
 from dff.face.arrays import Floats, Ints
 from dff.face.errors import BadWeights
 from dff.infra import cascade_file
@@ -77,6 +78,7 @@ def load_cascade_aligner(
     *,
     detector: FaceDetector | None = None,
     config: AlignConfig | None = None,
+    preset: AlignPreset | str = AlignPreset.balanced,
     calibration: Calibration | None = None,
 ) -> Aligner:
     """The aligner of a weights file that fits by a cascade.
@@ -84,7 +86,9 @@ def load_cascade_aligner(
     When no cascade is named, by the one that ships with the weights. Raises BadWeights when a file
     cannot be used, no cascade ships with the weights, or the two do not belong together.
     """
-    base = load_aligner(weights, detector=detector, config=config, calibration=calibration)
+    base = load_aligner(
+        weights, detector=detector, config=config, preset=preset, calibration=calibration
+    )
     name = str(weights or DEFAULT)
     shipped = cascade_file.SHIPPED.get(name)
     if cascade is None and not (shipped and shipped.exists()):

@@ -27,6 +27,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
+from dff.aligner.preset import AlignPreset
 from dff.aligner.service.align_service import AlignService
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import warm_up
@@ -67,6 +68,7 @@ class ServiceConfig(BaseModel):
     origins: tuple[str, ...] = ()  # of web pages that may use the service; of a replica's front
     root_path: str = ""  # prefix under which a proxy shows the service
     key_hashes: tuple[str, ...] = ()  # of API keys, for a replica's front
+    preset: AlignPreset = AlignPreset.balanced
 
     def replicas_range(self) -> tuple[int, int]:
         """The fewest and the most replicas. Raises ValueError for text that is no range."""
@@ -112,7 +114,7 @@ class AlignerDeployment:
         from dff.aligner.service.threads import use_threads  # imports torch
 
         use_threads(config.cpus)
-        self.weights = config.weights
+        self.weights, self.preset = config.weights, config.preset
         front = None if config.front_in_proxies else config.front()
         self.application = create_app(
             self._load(), front=front, root_path=config.root_path, keys=bool(config.key_hashes)
@@ -141,7 +143,7 @@ class AlignerDeployment:
     def _load(self) -> Aligner:
         from dff.aligner.align import load_aligner
 
-        aligner = load_aligner(self.weights).with_quick_search()
+        aligner = load_aligner(self.weights, preset=self.preset).with_quick_search()
         warm_up(aligner)
         return aligner
 
@@ -174,6 +176,7 @@ def serving(
     cpus: int = 1,
     address: str | None = None,
     front: FrontConfig | None = None,
+    preset: AlignPreset = AlignPreset.balanced,
 ) -> Iterator[str]:
     """Serve for the length of a ``with`` block, on a local Ray or the cluster at ``address``.
 
@@ -197,6 +200,7 @@ def serving(
         origins=front.origins,
         root_path=front.root_path,
         key_hashes=front.keys,
+        preset=preset,
     )
     logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
@@ -238,6 +242,7 @@ def serve_aligner(
     cpus: int = 1,
     address: str | None = None,
     front: FrontConfig | None = None,
+    preset: AlignPreset = AlignPreset.balanced,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; ``on_ready`` is called with the URL.
@@ -246,7 +251,14 @@ def serve_aligner(
     """
     stop = threading.Event()
     with serving(
-        weights, host=host, port=port, replicas=replicas, cpus=cpus, address=address, front=front
+        weights,
+        host=host,
+        port=port,
+        replicas=replicas,
+        cpus=cpus,
+        address=address,
+        front=front,
+        preset=preset,
     ) as url:
         before = {
             which: signal.signal(which, lambda *_: stop.set())

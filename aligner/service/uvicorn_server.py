@@ -12,6 +12,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from dff.aligner.preset import AlignPreset
 from dff.aligner.service.app import create_app
 from dff.aligner.service.front import FrontConfig, print_access_log
 from dff.aligner.service.http_parser import TimedH11Protocol
@@ -27,6 +28,7 @@ def serve_aligner_with_uvicorn(
     port: int = 8000,
     front: FrontConfig | None = None,
     threads: int = 1,
+    preset: AlignPreset = AlignPreset.balanced,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve from this process until SIGINT or SIGTERM; ``on_ready`` is called with the URL.
@@ -41,7 +43,7 @@ def serve_aligner_with_uvicorn(
     use_threads(threads)
     print_access_log()
     front = front or FrontConfig()
-    aligner = load_aligner(weights).with_quick_search()
+    aligner = load_aligner(weights, preset=preset).with_quick_search()
     server = make_server(create_app(aligner, front=front), host, port, front)
     threading.Thread(target=_announce, args=(server, host, port, on_ready), daemon=True).start()
     server.run()

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dff.aligner.preset import AlignPreset
 from dff.commands.options import (
     CascadeOption,
     Method,
     MethodOption,
+    PresetOption,
     WeightsOption,
     load_aligner_for,
 )
@@ -74,6 +76,7 @@ def align(
     method: MethodOption = Method.dense,
     cascade: CascadeOption = None,
     weights: WeightsOption = None,
+    preset: PresetOption = AlignPreset.balanced,
     server: Annotated[
         str | None,
         typer.Option(
@@ -118,7 +121,7 @@ def align(
         raise typer.BadParameter("--server aligns images, by its own weights and method")
     if same_person and (box or draw or resume):
         raise typer.BadParameter("--same-person goes with --boxes, --json and --mesh only")
-    load = partial(load_aligner_for, weights, method, cascade)
+    load = partial(load_aligner_for, weights, method, cascade, preset)
     if video:
         _align_video(load, images[0], smooth=smooth, json_out=json_out, draw=draw)
         return

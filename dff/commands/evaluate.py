@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dff.aligner.preset import AlignPreset
 from dff.commands.figures import echo_figures
 from dff.commands.options import (
     CascadeOption,
     JsonOption,
     Method,
     MethodOption,
+    PresetOption,
     TrackingOption,
     WeightsOption,
     load_aligner_for,
@@ -91,6 +93,7 @@ def evaluate(
     method: MethodOption = Method.dense,
     cascade: CascadeOption = None,
     weights: WeightsOption = None,
+    preset: PresetOption = AlignPreset.balanced,
 ) -> None:
     """Evaluate the aligner on annotated photos, or the descriptor on pairs of views.
 
@@ -123,7 +126,7 @@ def evaluate(
         from dff.aligner.evaluation.benchmarks import Disturbance, curve_picture, worst_picture
         from dff.files.outputs import write_file, write_json
 
-    aligner = load_aligner_for(weights, method, cascade)
+    aligner = load_aligner_for(weights, method, cascade, preset)
     if without_offsets:
         aligner = aligner.without_annotation_bias()
 
@@ -151,6 +154,7 @@ def evaluate(
             "labels": labels,
             "box": box.value,
             "weights": weights or "default",
+            "preset": preset.value,
         }
         _track(tracking, params, report.summary, drawn)
         if weights and weights.startswith("models:/"):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dff.aligner.preset import AlignPreset
+
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
 
@@ -76,6 +78,14 @@ CascadeOption = Annotated[
         help="With --method cascade: a file of `dff train-cascade`. Default: the one that ships.",
     ),
 ]
+PresetOption = Annotated[
+    AlignPreset,
+    typer.Option(
+        "--preset",
+        help="fast: fewer iterations on smaller crops, and no search for small or turned faces. "
+        "best: more iterations and pixels.",
+    ),
+]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write all figures to this JSON file.")
 ]
@@ -109,7 +119,9 @@ def split_share(text: str) -> tuple[str, float]:
     return place, float(share)
 
 
-def load_aligner_for(weights: str | None, method: Method, cascade: Path | None) -> Aligner:
+def load_aligner_for(
+    weights: str | None, method: Method, cascade: Path | None, preset: AlignPreset
+) -> Aligner:
     """The aligner that fits by ``method``. Raises BadParameter for options that exclude each other.
 
     Raises BadWeights as ``dff.aligner.align.load_aligner``.
@@ -119,7 +131,7 @@ def load_aligner_for(weights: str | None, method: Method, cascade: Path | None) 
 
         if cascade:
             raise typer.BadParameter("--cascade needs --method cascade")
-        return load_aligner(weights)
+        return load_aligner(weights, preset=preset)
     from dff.aligner.cascade.io import load_cascade_aligner
 
-    return load_cascade_aligner(weights, cascade)
+    return load_cascade_aligner(weights, cascade, preset=preset)

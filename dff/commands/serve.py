@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dff.commands.options import AddressOption, WeightsOption
+from dff.aligner.preset import AlignPreset
+from dff.commands.options import AddressOption, PresetOption, WeightsOption
 from dff.face.extras import require_extra
 
 
@@ -55,6 +56,7 @@ def serve(
     ] = None,
     address: AddressOption = None,
     weights: WeightsOption = None,
+    preset: PresetOption = AlignPreset.balanced,
 ) -> None:
     """Serve the aligner over HTTP with Ray Serve: a web page at /, the API described at /docs.
 
@@ -80,7 +82,13 @@ def serve(
         if replicas != "1" or address:
             raise typer.BadParameter("--replicas and --address need Ray")
         serve_aligner_with_uvicorn(
-            weights, host=host, port=port, front=front, threads=cpus, on_ready=tell
+            weights,
+            host=host,
+            port=port,
+            front=front,
+            threads=cpus,
+            preset=preset,
+            on_ready=tell,
         )
         return
     from dff.aligner.service.ray_serve import serve_aligner
@@ -93,5 +101,6 @@ def serve(
         cpus=cpus,
         address=address,
         front=front,
+        preset=preset,
         on_ready=tell,
     )

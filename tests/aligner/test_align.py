@@ -10,6 +10,7 @@ from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.config import AlignConfig, MultiImageConfig, ObservationConfig
 from dff.aligner.detection import Detection
+from dff.aligner.preset import AlignPreset
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadPhoto
 from dff.face.geometry.camera import Box, NearPerspective
@@ -371,3 +372,13 @@ def test_a_config_of_nonsense_is_refused() -> None:
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="no network runs on 'quux'"):
         load_aligner(device="quux")
+
+
+def test_presets_spend_more_iterations_for_more_accuracy() -> None:
+    fast, balanced, best = (AlignConfig.of(preset, crop=96) for preset in AlignPreset)
+    assert balanced == AlignConfig(crop=96)
+    assert fast.passes < balanced.passes < best.passes
+    assert best.early_stop < balanced.early_stop
+    assert fast.detector.longest < balanced.detector.longest
+    with pytest.raises(ValueError, match="'quick' is not a valid AlignPreset"):
+        load_aligner(preset="quick")
