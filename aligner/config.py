@@ -158,6 +158,8 @@ class DetectorConfig:
     # pixels: the same in a second search for small faces, where no detection explains the pixels
     second_search: int = 640
     ratio: float = 2.0  # between the sizes of neighbouring levels
+    # whether the finest level is searched even where sharp faces explain all pixels of the next one
+    all_levels: bool = True
     coarsest: int = 100  # pixels: levels whose longer side is shorter are not searched
     pixels: int = 2500  # of each level that are matched
     candidates: int = 6  # anchors that a pixel may correspond to
@@ -239,7 +241,7 @@ class AlignConfig:
     def of(preset: AlignPreset, *, crop: int) -> AlignConfig:
         """The settings of a preset for weights that were trained on crops of ``crop`` pixels."""
         if preset is AlignPreset.fast:
-            whole = DetectorConfig(longest=320, second_search=1, untiled=maxsize)
+            whole = DetectorConfig(longest=320, second_search=1, untiled=maxsize, all_levels=False)
             smaller = max(round(0.8 * crop / 32), 1) * 32
             return AlignConfig(crop=smaller, passes=2, quarter_turns=False, detector=whole)
         if preset is AlignPreset.best:

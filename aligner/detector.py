@@ -107,16 +107,23 @@ class DescriptorDetector:
         return distinct([*found, *(one for one in more if not _known(one, found))])
 
     def _search_whole(self, image: Bytes) -> tuple[list[Detection], FacePixels]:
-        """Faces of the photo shrunk to ``longest`` and below, and the finest level's pixels."""
+        """Faces of the photo shrunk to ``longest`` and below, and the last level's face pixels.
+
+        Without ``all_levels`` the finest level, which costs most, is left out where sharp faces
+        explain all face pixels of the level before.
+        """
         config = self.config
-        found: list[Detection] = []
-        finest: FacePixels | None = None
-        for level, scale in levels(image, config, self.multiple):
-            some, seen = self._search_level(level)
-            found += [one.in_photo(scale) for one in some]
-            finest = finest or seen.in_photo(scale)
+        pyramid = list(levels(image, config, self.multiple))
+        coarse, seen = self._search_levels(pyramid[1:])
+        if seen and coarse and not config.all_levels:
+            found, sharp = distinct(coarse), config.sharp * pyramid[1][1].max()
+            if all(one.box.size >= sharp for one in found) and (
+                unexplained(seen, found, image.shape, config) is None
+            ):
+                return found, seen
+        more, finest = self._search_levels(pyramid[:1])
         assert finest is not None
-        found = distinct(found)
+        found = distinct([*more, *coarse])
         if max(image.shape[:2]) >= config.second_search:
             return found, finest
         part = unexplained(finest, found, image.shape, config) if found else (slice(None),) * 2
@@ -128,6 +135,18 @@ class DescriptorDetector:
         more = [one.in_photo(scale, corner) for one in self._search_level(level)[0]]
         found += [one for one in more if beside(one.box.centre[None], found, config).all()]
         return distinct(found), finest
+
+    def _search_levels(
+        self, pyramid: Sequence[tuple[Bytes, Floats]]
+    ) -> tuple[list[Detection], FacePixels | None]:
+        """Detections on some ``levels``, and the face pixels of the first of them."""
+        found: list[Detection] = []
+        first: FacePixels | None = None
+        for level, scale in pyramid:
+            some, seen = self._search_level(level)
+            found += [one.in_photo(scale) for one in some]
+            first = first or seen.in_photo(scale)
+        return found, first
 
     def _search_tiles(
         self, image: Bytes, found: Sequence[Detection], seen: FacePixels

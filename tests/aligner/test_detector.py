@@ -7,6 +7,7 @@ from copy import copy
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -414,3 +415,19 @@ def test_what_shows_no_landmark_or_looks_away_is_no_face(oracle_aligner: Aligner
     assert "0 of 68" in oracle_aligner._reject(features, 0.9, 0.1 * seen, facing)
     assert "turned away" in oracle_aligner._reject(features, 0.9, seen, away)
     assert "confidence 0.40" in oracle_aligner._reject(features, 0.4, seen, facing)
+
+
+def test_the_finest_level_is_left_out_where_sharp_faces_explain_the_next(
+    shared: Path, shipped: Aligner
+) -> None:
+    """The photos of 450 px show one large face each, in which no finer level is needed."""
+    config = DetectorConfig(all_levels=False)
+    quick = DescriptorDetector(shipped.net, shipped.anchors, shipped.fit_model, config=config)
+    finest = 0
+    for image, truth in photos(shared)[:4]:
+        pyramid = [level for level, _ in levels(image, config, 32)]
+        with patch.object(quick, "_search_level", wraps=quick._search_level) as search:
+            found = quick.find(image)
+        assert max(overlap(corners(one.box), corners(truth)) for one in found) > 0.4
+        finest += any(call.args[0].shape == pyramid[0].shape for call in search.call_args_list)
+    assert finest < 4
