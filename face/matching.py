@@ -88,7 +88,7 @@ def describe_crop(net: Network, image: Bytes, *, mirrored: bool) -> CropFeatures
         logits.append(features.face_logit[0].float().numpy())
     if mirrored:
         logits[1] = logits[1][:, ::-1]
-    return CropFeatures(np.stack(descriptors), np.mean(logits, axis=0, dtype=np.float32))
+    return CropFeatures(np.stack(descriptors), np.asarray(np.mean(logits, axis=0), np.float32))
 
 
 def pixel_centres(pixels: Ints, side: int) -> Floats:

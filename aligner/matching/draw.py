@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 
@@ -88,7 +90,7 @@ def spread_heat(heat: Floats, crop: Crops, shape: tuple[int, int], *, scale: flo
     )
 
 
-def _cut_out(image: Bytes, around: Box):  # type: ignore[no-untyped-def]
+def _cut_out(image: Bytes, around: Box) -> tuple[Bytes, Callable[[Floats], Floats]]:
     """The photo about a box, ``SIDE`` pixels high, and the map of its pixels there."""
     square = around.square(1.6)
     height, width = image.shape[:2]
@@ -102,7 +104,7 @@ def _cut_out(image: Bytes, around: Box):  # type: ignore[no-untyped-def]
     def place(px: Floats) -> Floats:
         return np.asarray((px - low) * scale)
 
-    return drawn, place
+    return np.asarray(drawn, dtype=np.uint8), place
 
 
 def _fixed(px: Floats) -> tuple[int, int]:

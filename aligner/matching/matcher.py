@@ -315,7 +315,7 @@ def _spread(grid: Floats, first: DescribedFace, shape: tuple[int, int]) -> Float
     x = np.arange(low[0], high[0]) + 0.5
     for row in range(low[1], high[1]):  # by rows, as whole photos would take much memory
         places = first.grid_from_photo(np.stack([x, np.full(len(x), row + 0.5)], axis=1))
-        inside = ((places >= 0.5) & (places <= len(grid) - 0.5)).all(1)
+        inside = np.asarray(((places >= 0.5) & (places <= len(grid) - 0.5)).all(1))
         values = bilinear(grid, places)
         out[row, low[0] : high[0]] = np.where(inside[:, None], values, np.nan)
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import cv2
 import numpy as np
@@ -33,7 +33,7 @@ from dff.aligner.service.memory import DECODING
 from dff.aligner.service.problems import Problem
 from dff.aligner.service.routes.dependencies import LongDeadline, Service
 from dff.aligner.service.schema import ALIGN_RESPONSES, Responses
-from dff.face.arrays import Array, Bytes, Float, Floats
+from dff.face.arrays import Bytes, Floats
 from dff.face.errors import NoFace
 from dff.face.geometry.camera import Box
 
@@ -87,7 +87,7 @@ async def match(
         _parse("landmarks", _NAMES, landmarks),
         _parse("vertices", _NUMBERS, vertices),
     )
-    if not 0 < sum(map(len, wanted)) <= POINTS:
+    if not 0 < len(wanted[0]) + len(wanted[1]) + len(wanted[2]) <= POINTS:
         raise Problem(
             "bad-request", f"give 1 to {POINTS} points, landmarks and vertices, as JSON lists"
         )
@@ -162,11 +162,10 @@ def find_matcher(service: AlignService) -> Matcher:
     return Matcher(service.aligner)
 
 
-def find_affine(face: DescribedFace) -> tuple[tuple[float, float, float], ...]:
-    """2 x 3: from pixels of the photo to output pixels of the face's crop."""
+def find_affine(face: DescribedFace) -> Any:
+    """Two rows of three numbers: from pixels of the photo to output pixels of the face's crop."""
     origin, x, y = face.grid_from_photo(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
-    rows: Float[Array, "2 3"] = np.column_stack([x - origin, y - origin, origin])
-    return tuple(tuple(float(v) for v in row) for row in rows)
+    return np.column_stack([x - origin, y - origin, origin]).tolist()
 
 
 def _match(

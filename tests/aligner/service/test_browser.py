@@ -21,6 +21,7 @@ from PIL import Image
 
 from dff.aligner.align import Aligner
 from dff.aligner.service.app import create_app
+from dff.aligner.service.limits import Limits
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.oracle import PositionCode, make_scene
 
@@ -41,9 +42,8 @@ def url(oracle_aligner: Aligner) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(oracle_aligner), port=port, log_level="error", http="h11")
-    )
+    app = create_app(oracle_aligner, limits=Limits(deadline=WAIT / 1000))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", http="h11"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dff.aligner.align import Aligner
 from dff.aligner.service.app import create_app
+from dff.aligner.service.limits import Limits
 from dff.face.arrays import Bytes
 from dff.face.model.landmarks import NOSE_TIP
 from dff.face.model.morphable import MorphableModel
@@ -28,12 +29,13 @@ def png(image: Bytes) -> bytes:
     return buffer.getvalue()
 
 
+PATIENT = Limits(deadline=120.0)  # seconds, on a busy machine
 EMPTY = png(np.zeros((64, 64, 3), np.uint8))
 
 
 @pytest.fixture(scope="module")
 def client(oracle_aligner: Aligner) -> Iterator[TestClient]:
-    with TestClient(create_app(oracle_aligner)) as client:
+    with TestClient(create_app(oracle_aligner, limits=PATIENT)) as client:
         yield client
 
 
