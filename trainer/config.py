@@ -23,6 +23,36 @@ Another number of steps changes the learning rate from the resumption on.
 
 
 @dataclass(frozen=True)
+class WorkerRange:
+    """How many workers train: any number from ``least`` to ``most``, as nodes come and go.
+
+    Raises ValueError for an empty range.
+    """
+
+    least: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.least <= self.most:
+            raise ValueError(f"workers are a number or a range LEAST:MOST, not {self}")
+
+    def __str__(self) -> str:
+        return f"{self.least}:{self.most}" if self.is_elastic else str(self.most)
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.least < self.most
+
+    @staticmethod
+    def parse(text: str) -> WorkerRange:
+        """The range of "2:8" or "8". Raises ValueError for any other text."""
+        least, _, most = text.partition(":")
+        if not (least.isdecimal() and (most or least).isdecimal()) or text.endswith(":"):
+            raise ValueError(f"workers are a number or a range LEAST:MOST, not {text!r}")
+        return WorkerRange(int(least), int(most or least))
+
+
+@dataclass(frozen=True)
 class LossWeights:
     """Weights of the terms of the loss; a term of weight zero is not computed.
 
@@ -136,6 +166,11 @@ class TrainConfig:
                 f"a batch of {self.batch} in groups of {self.views} does not split over "
                 f"{workers} workers"
             )
+
+    def count_used_workers(self, workers: int) -> int:
+        """The most of so many workers that the batch splits over; the others have to stand by."""
+        groups = self.batch // self.views
+        return max(n for n in range(1, min(workers, groups) + 1) if groups % n == 0)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from dff.infra.recorder import RunRecorder
 from dff.infra.redaction import hide_secrets
 from dff.infra.storage import WITH_CREDENTIALS, S3Access, open_storage
 from dff.infra.storage.arrow import open_filesystem
-from dff.trainer.config import RESUMABLE_CHANGES, TrainConfig, to_dict
+from dff.trainer.config import RESUMABLE_CHANGES, TrainConfig, WorkerRange, to_dict
 from dff.trainer.events import Event, Follower
 from dff.trainer.train import Figures, check_gpus, load_common_model
 from dff.trainer.worker import WEIGHTS, Job, train_worker
@@ -78,7 +78,7 @@ def train_on_ray(
     model: str | None = None,
     name: str,
     storage: Path | str,
-    workers: int = 1,
+    workers: int | WorkerRange = 1,
     gpu: bool = False,
     cpus_per_worker: int | None = None,
     gpus_per_worker: float = 1,
@@ -95,29 +95,32 @@ def train_on_ray(
     """Train on a Ray cluster (``address``) or a private local Ray, and write the weights file to
     ``out``, a path or ``s3://bucket/key``.
 
-    ``dataset``: one, or several mixed by ``config.shares``. ``model``: name or file of the face
-    model, which all nodes see; by default that of the dataset. ``storage``:
-    ``s3://bucket/prefix`` or a folder that all nodes see, for checkpoints under ``name``.
-    ``resume`` goes on from the last one, if there is one; without it a ``name`` that is there
-    already is refused, since Ray would go on with it unasked. ``tracking_uri``: MLflow's, which
-    only this process asks; without it an SQLite file (``choose_tracking``). ``progress`` shows a
-    bar of the steps. ``cpus_per_worker``: by default one and one for each loader on a cluster, and
-    this machine's CPUs, shared, without one. ``gpus_per_worker``: with ``gpu``. ``cache``: folder
-    for shards on each worker's machine, by default in its temporary folder; ``cache_bytes``: that
-    it may hold.
+    ``dataset``: one, or several mixed by ``config.shares``. ``workers``: of a range as many train
+    as there is room for at any time, and each step's batch is the same for any number of them.
+    ``model``: name or file of the face model, which all nodes see; by default that of the dataset.
+    ``storage``: ``s3://bucket/prefix`` or a folder that all nodes see, for checkpoints under
+    ``name``. ``resume`` goes on from the last one, if there is one; without it a ``name`` that is
+    there already is refused, since Ray would go on with it unasked. ``tracking_uri``: MLflow's,
+    which only this process asks; without it an SQLite file (``choose_tracking``). ``progress``
+    shows a bar of the steps. ``cpus_per_worker``: by default one and one for each loader on a
+    cluster, and this machine's CPUs, shared, without one. ``gpus_per_worker``: with ``gpu``.
+    ``cache``: folder for shards on each worker's machine, by default in its temporary folder;
+    ``cache_bytes``: that it may hold.
 
     Raises ValueError, BadDataset, BadModel, StorageError, Diverged for a loss that is not finite,
     and ClusterError for workers that fit nowhere and any other failure of them, after
     ``max_failures`` tries.
     """
-    config.check_workers(workers)
+    count = workers if isinstance(workers, WorkerRange) else WorkerRange(workers, workers)
+    if not count.is_elastic:
+        config.check_workers(count.most)
     shape = size_workers(
-        config, workers, local=address is None, cpus=cpus_per_worker, gpus=gpus_per_worker * gpu
+        config, count.most, local=address is None, cpus=cpus_per_worker, gpus=gpus_per_worker * gpu
     )
     weights.check_destination(out, endpoint_url=endpoint_url)
     check_run_name(name)
     if gpu and address is None:
-        check_gpus(workers)
+        check_gpus(count.least)
     storage = _locate_storage(storage)
     if not resume and open_storage(storage, endpoint_url=endpoint_url).list(f"{name}/"):
         raise ValueError(
@@ -136,7 +139,7 @@ def train_on_ray(
         params={
             "dataset": " ".join(map(locate_dataset, places)),
             "model": locate_model(model) or "of the dataset",
-            "workers": workers,
+            "workers": str(count),
             **to_dict(config),
             "start": weights.everywhere(config.start) if config.start else "",
         },
@@ -164,13 +167,13 @@ def train_on_ray(
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         )
         scaling = ScalingConfig(
-            num_workers=workers,
+            num_workers=(count.least, count.most) if count.is_elastic else count.most,
             use_gpu=gpu,
             resources_per_worker={"CPU": shape.cpus, **({"GPU": shape.gpus} if gpu else {})},
         )
         bar = tqdm(total=config.steps, unit="step") if progress else nullcontext()
-        with connected(address, workers=int(workers * shape.cpus)):
-            wait_for_room(shape, workers)
+        with connected(address, workers=int(count.most * shape.cpus)):
+            wait_for_room(shape, count.least)
             if filesystem is None:
                 check_shared(Path(storage))
             with bar as shown, _followed(Follower(recorder, shown), shape) as events:

@@ -141,11 +141,15 @@ def check_gpus(wanted: int) -> None:
         )
 
 
-def wrap_distributed(learner: Learner) -> nn.Module:
-    """Average the learner's gradients over the processes of torch's default group."""
+def wrap_distributed(
+    learner: Learner, group: torch.distributed.ProcessGroup | None = None
+) -> nn.Module:
+    """Average the learner's gradients over the processes of ``group``, or torch's default group."""
     # A head whose term has weight zero gets no gradient, for which torch has to search.
     used = learner.weights.anchors and learner.weights.face
-    return nn.parallel.DistributedDataParallel(learner, find_unused_parameters=not used)
+    return nn.parallel.DistributedDataParallel(
+        learner, find_unused_parameters=not used, process_group=group
+    )
 
 
 def is_shallower(smaller: NetConfig, larger: NetConfig) -> bool:
@@ -172,6 +176,11 @@ def _grow_network(net: DescriptorNet, begin: DescriptorNet, new_block_gain: floa
             value.fill_(new_block_gain)
 
 
+def is_checkpoint_step(step: int, config: TrainConfig) -> bool:
+    """Whether a checkpoint is made after so many steps."""
+    return step % config.checkpoint_every == 0 or step == config.steps
+
+
 def learning_rate(step: int, *, peak: float, final: float, warmup: int, steps: int) -> float:
     """Linear warm-up to ``peak``, then half a cosine down to ``final`` times it at ``steps``."""
     if step < warmup:
@@ -189,13 +198,15 @@ def run_training(
     wrapped: nn.Module | None = None,
     rank: int = 0,
     world: int = 1,
+    group: torch.distributed.ProcessGroup | None = None,
     callbacks: TrainingCallbacks | None = None,
 ) -> dict[str, float]:
     """Advance ``state`` to ``config.steps``, in place.
 
     Returns the last validation figures: those of rank 0, and nothing on other ranks or without
-    held-out views. ``wrapped``: the learner under ``wrap_distributed``, when ``world`` > 1. Raises
-    Diverged when the loss or the weights are no longer finite, before a checkpoint holds them.
+    held-out views. ``wrapped``: the learner under ``wrap_distributed``, when ``world`` > 1, and
+    ``group`` its processes, by default all. Raises Diverged when the loss or the weights are no
+    longer finite, before a checkpoint holds them.
     """
     config.check_workers(world)
     callbacks = callbacks or TrainingCallbacks()
@@ -239,12 +250,14 @@ def run_training(
         meter.add(_take_step(state, module, meter.next_batch(source), config, rate))
         last = state.step == config.steps
         if state.step % config.log_every == 0 or last:
-            callbacks.on_step(state.step, {**meter.read(config, world), "learning_rate": rate})
+            callbacks.on_step(
+                state.step, {**meter.read(config, world, group), "learning_rate": rate}
+            )
         if rank == 0 and (state.step % config.eval_every == 0 or last):
             dev = measure()
             callbacks.on_evaluation(state.step, dev)
             meter.restart_clock()
-        if state.step % config.checkpoint_every == 0 or last:
+        if is_checkpoint_step(state.step, config):
             # Otherwise every resumption would start from diverged weights.
             if not all(bool(p.isfinite().all()) for p in state.learner.parameters()):
                 raise Diverged(
@@ -355,7 +368,12 @@ class _Meter:
         self._steps += 1
         self._timed += 1
 
-    def read(self, config: TrainConfig, world: int) -> dict[str, float]:
+    def read(
+        self,
+        config: TrainConfig,
+        world: int,
+        group: torch.distributed.ProcessGroup | None = None,
+    ) -> dict[str, float]:
         """The means since the last reading, which then start anew.
 
         ``loss`` and ``loss_<term>`` of all ranks, ``images_per_second``, and ``wait_fraction``: the
@@ -364,7 +382,7 @@ class _Meter:
         names = sorted(self._terms)
         values = torch.stack([self._terms[n] for n in names]) / self._steps
         if world > 1:
-            torch.distributed.all_reduce(values)
+            torch.distributed.all_reduce(values, group=group)
             values = values / world
         means = dict(zip(names, values.cpu(), strict=True))
         loss = float(sum_terms(means, config.weights))

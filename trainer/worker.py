@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
 
 from dff.face.extras import require_extra
 from dff.infra.dataset import open_dataset
 from dff.infra.storage import S3Access
-from dff.trainer.config import from_dict
+from dff.trainer.config import TrainConfig, from_dict
 from dff.trainer.data.crops import build_training_surface
 from dff.trainer.data.shard_cache import choose_cache
 from dff.trainer.evaluation.figures import draw_dev_pair
@@ -29,6 +29,7 @@ from dff.trainer.train import (
     TrainingState,
     extract_anchors,
     initialise_state,
+    is_checkpoint_step,
     load_checkpoint,
     load_common_model,
     name_datasets,
@@ -42,6 +43,7 @@ from dff.trainer.train import (
 with require_extra("train"):
     import ray.train
     import ray.train.torch
+    from ray.train import CheckpointUploadMode
 
 WEIGHTS = "weights.safetensors"
 """The file in the last checkpoint that the run was for."""
@@ -89,9 +91,12 @@ def train_worker(values: dict[str, Any]) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             load_checkpoint(Path(folder) / CHECKPOINT, state, config)
-    wrapped: nn.Module | None = None
-    if world > 1:
-        wrapped = wrap_distributed(state.learner)
+    used = config.count_used_workers(world)
+    group = torch.distributed.new_group(range(used)) if used < world else None
+    if rank >= used:
+        _stand_by(state.step, config)
+        return
+    wrapped = wrap_distributed(state.learner, group) if used > 1 else None
     dev: dict[str, float] = {}
 
     def tell(event: Event) -> None:
@@ -111,27 +116,54 @@ def train_worker(values: dict[str, Any]) -> None:
             tell(Drawn(f"match-{step:07d}.png", picture))
 
     def report(state: TrainingState) -> None:
-        # A barrier: every rank comes here at the same steps, and rank 0 brings the state for all.
-        with tempfile.TemporaryDirectory() as folder:
-            if rank == 0:
-                save_checkpoint(Path(folder) / CHECKPOINT, state, config)
-                if state.step == config.steps:
-                    save_weights(
-                        Path(folder) / WEIGHTS,
-                        state,
-                        model,
-                        store,
-                        config,
-                        dataset=name_datasets(datasets),
-                        dev=dev,
-                    )
-            ray.train.report(
-                {"step": state.step, **dev},
-                checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None,
-                checkpoint_dir_name=f"step-{state.step:07d}",
+        # Rank 0 brings the state for all.
+        if rank > 0:
+            _report(state.step)
+            return
+        folder = tempfile.mkdtemp(prefix="dff-checkpoint-")  # Ray deletes it after the upload
+        save_checkpoint(Path(folder) / CHECKPOINT, state, config)
+        if state.step == config.steps:
+            save_weights(
+                Path(folder) / WEIGHTS,
+                state,
+                model,
+                store,
+                config,
+                dataset=name_datasets(datasets),
+                dev=dev,
             )
+        _report(state.step, dev, ray.train.Checkpoint.from_directory(folder))
 
     callbacks = TrainingCallbacks(on_step=on_step, on_evaluation=evaluated, on_checkpoint=report)
     run_training(
-        state, store, surface, config, wrapped=wrapped, rank=rank, world=world, callbacks=callbacks
+        state,
+        store,
+        surface,
+        config,
+        wrapped=wrapped,
+        rank=rank,
+        world=used,
+        group=group,
+        callbacks=callbacks,
+    )
+
+
+def _stand_by(step: int, config: TrainConfig) -> None:
+    """Take part in the reports of the workers that train: Ray waits for all of them."""
+    for later in range(step + 1, config.steps + 1):
+        if is_checkpoint_step(later, config):
+            _report(later)
+
+
+def _report(
+    step: int, figures: Figures | None = None, checkpoint: ray.train.Checkpoint | None = None
+) -> None:
+    """Report a step, at which every rank comes here, and upload its checkpoint while training goes
+    on.
+    """
+    ray.train.report(
+        {"step": step, **(figures or {})},
+        checkpoint=checkpoint,
+        checkpoint_dir_name=f"step-{step:07d}",
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
     )

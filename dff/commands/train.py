@@ -72,8 +72,13 @@ def train(
         int | None, typer.Option(help="Optimiser steps. Default: the preset's, or 4000.", min=1)
     ] = None,
     workers: Annotated[
-        int, typer.Option(help="Ray Train workers; 0 trains in this process, without Ray.", min=0)
-    ] = 1,
+        str,
+        typer.Option(
+            metavar="N|LEAST:MOST",
+            help="Ray Train workers; of a range as many as there is room for, while nodes come and "
+            "go. 0 trains in this process, without Ray.",
+        ),
+    ] = "1",
     gpu: Annotated[bool, typer.Option("--gpu", help="Train on GPUs.")] = False,
     cpus_per_worker: Annotated[
         int | None,
@@ -187,9 +192,12 @@ def train(
         from dff.infra.shard_filter import parse_filter
         from dff.infra.storage import S3Access
         from dff.presets import build_config, evaluate_weights, find_preset, make_dataset
+        from dff.trainer.config import WorkerRange
         from dff.trainer.data.shard_cache import choose_cache
         from dff.trainer.train import check_gpus, load_common_model
 
+    span = None if workers == "0" else WorkerRange.parse(workers)
+    most = span.most if span else 1
     if where:
         parse_filter(where)
     places, shares = zip(*map(split_share, dataset), strict=True)
@@ -204,11 +212,11 @@ def train(
                 f"--out {out} leaves no folder for checkpoints: add --storage s3://bucket/prefix"
             )
         storage = str(Path(out).parent / "runs")
-    if workers == 0 and ("://" in storage or address):
+    if span is None and ("://" in storage or address):
         raise typer.BadParameter("--workers 0 trains in this process, with checkpoints in a folder")
     weights.check_destination(out, endpoint_url=endpoint_url)
     if gpu and address is None:
-        check_gpus(max(workers, 1))
+        check_gpus(span.least if span else 1)
     for photos_folder in evaluate_on or []:
         if not photos_folder.is_dir():
             raise typer.BadParameter(f"--evaluate-on {photos_folder}: there is no such folder")
@@ -224,7 +232,7 @@ def train(
         block_views=block_views,
         where=where,
         shares=shares,
-        loaders=choose_loaders(gpu, workers) if loaders is None else loaders,
+        loaders=choose_loaders(gpu, most) if loaders is None else loaders,
         mixed=gpu if precision is None else precision is Precision.bf16,
         compiled=gpu if compiled is None else compiled,
     )
@@ -234,7 +242,7 @@ def train(
             recipe,
             places[0],
             photos=photos,
-            workers=max(workers, 1),
+            workers=most,
             address=address,
             endpoint_url=endpoint_url,
             access=access,
@@ -243,7 +251,7 @@ def train(
     if evaluate_on:  # at the end the aligner finds the model by its name
         load_model(load_common_model(opened, model).name)
     typer.echo(f"run {run_name}, checkpoints in {storage}; continue it with --resume {run_name}")
-    if workers == 0:
+    if span is None:
         figures = train_here(
             opened,
             Path(out),
@@ -268,7 +276,7 @@ def train(
             model=model,
             name=run_name,
             storage=storage,
-            workers=workers,
+            workers=span,
             gpu=gpu,
             cpus_per_worker=cpus_per_worker,
             gpus_per_worker=gpus_per_worker,

@@ -11,6 +11,7 @@ from dff.face.descriptor import NetConfig
 from dff.trainer.config import (
     LossWeights,
     TrainConfig,
+    WorkerRange,
     from_dict,
     list_changes,
     to_card,
@@ -99,3 +100,26 @@ def test_a_batch_must_divide_into_identities_over_the_workers() -> None:
 def test_a_card_holds_no_folders(start: str, recorded: str) -> None:
     config = TrainConfig(start=start)
     assert to_card(config) == to_dict(config) | {"start": recorded}
+
+
+@pytest.mark.parametrize(
+    ("workers", "used"), [(1, 1), (2, 2), (3, 2), (5, 4), (7, 4), (8, 8), (99, 8)]
+)
+def test_the_batch_is_split_over_as_many_workers_as_it_can(workers: int, used: int) -> None:
+    config = TrainConfig(batch=32, views=4)
+    assert config.count_used_workers(workers) == used
+    config.check_workers(used)
+
+
+def test_a_range_of_workers_is_written_as_it_is_read() -> None:
+    for text, span in (("2:8", WorkerRange(2, 8)), ("3", WorkerRange(3, 3))):
+        assert WorkerRange.parse(text) == span
+        assert str(span) == text
+    assert WorkerRange(1, 2).is_elastic
+    assert not WorkerRange(2, 2).is_elastic
+
+
+@pytest.mark.parametrize("text", ["", "0", "2:", ":8", "8:2", "0:2", "a", "1:b", "-1", "2:4:8"])
+def test_other_numbers_of_workers_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="a number or a range"):
+        WorkerRange.parse(text)

@@ -32,7 +32,7 @@ from dff.infra.capacity import WorkerShape
 from dff.infra.cluster import connected
 from dff.infra.dataset import Dataset
 from dff.trainer import launch
-from dff.trainer.config import TrainConfig
+from dff.trainer.config import TrainConfig, WorkerRange
 from dff.trainer.events import Drawn, Follower, Measured, Started
 from dff.trainer.launch import ALIAS, REGISTERED_NAME, LaunchResult, build_job, train_on_ray
 from dff.trainer.train import Figures, TrainingCallbacks, train
@@ -290,12 +290,14 @@ def test_a_run_goes_on_with_more_steps_and_other_workers(
     short = replace(CONFIG, steps=2)
     first = train_on_ray(name, out, config=short, workers=1, **own)
     longer = replace(CONFIG, steps=4)
-    second = train_on_ray(f"./{name}/", out, config=longer, workers=2, resume=True, **own)
+    # The batch has four groups: of three workers one stands by.
+    others = WorkerRange(1, 3)
+    second = train_on_ray(f"./{name}/", out, config=longer, workers=others, resume=True, **own)
     assert second.run_id == first.run_id
     assert [step for step, _ in losses(storage, first.run_id)] == [1, 2, 3, 4]
     assert weights.load(out).card["steps"] == 4
     tags = MlflowClient(tracking.local_uri(storage)).get_run(first.run_id).data.tags
-    assert (tags["resumed.steps"], tags["resumed.workers"]) == ("4", "2")
+    assert (tags["resumed.steps"], tags["resumed.workers"]) == ("4", "1:3")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
