@@ -21,7 +21,7 @@ class MatchConfig:
     reach: float = 0.1
     occlusion: float = 0.012  # metres behind the visible surface at which a vertex is hidden
     # of heat maps: factor of the cosines whose exponential is the heat; searches use a larger one
-    heat_sharpness: float = 10.0
+    heat_sharpness: float = 5.0
     dense_batch: int = 1024  # points that are matched at a time in a dense map
 
     def __post_init__(self) -> None:
