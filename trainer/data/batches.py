@@ -98,7 +98,7 @@ class StepBatches(Dataset[Batch]):
             block = self.order.epoch(item.source).block(item.epoch, item.block)
             others = rng.choice(block.numbers, int(rng.integers(1, mosaic.most_faces)))
             return make_mosaic(
-                [view, *self.store.view_list(others, item.source)],
+                [view, *self.store.view_list(others.tolist(), item.source)],
                 self.surface,
                 size=self.size,
                 pixels=self.pixels,
