@@ -64,7 +64,9 @@ class Outcomes:
 
     def row(self, kind: str) -> list[str]:
         """Number, median and 99th percentile in milliseconds."""
-        found = np.array(self.seconds.get(kind, [np.nan])) * 1000
+        if kind not in self.seconds:
+            return ["0", "", ""]
+        found = np.array(self.seconds[kind]) * 1000
         return [str(found.size), f"{np.median(found):.0f}", f"{np.percentile(found, 99):.0f}"]
 
 
