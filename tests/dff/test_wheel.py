@@ -24,7 +24,7 @@ from dff.commands.app import app
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("face", "infra", "pipeline", "trainer", "aligner", "dff")
-WITHOUT_EXTRA = {"align", "label", "models"}
+WITHOUT_EXTRA = {"align", "label", "match", "models"}
 NEED_EXTRA = {
     ("demo", "--out", "out"): "all",
     ("synthesize", "photos", "data"): "synthesis",
