@@ -165,7 +165,7 @@ def test_the_licence_is_true_of_all_that_the_wheel_carries(wheel: Path) -> None:
             if card.endswith(".md"):
                 assert "| licence | CC0-1.0 |" in archive.read(card).decode()
     metadata = metadata_of(wheel)
-    assert metadata["License-Expression"] == "Apache-2.0 AND CC0-1.0"
+    assert metadata["License-Expression"] == "Apache-2.0 AND CC0-1.0 AND MIT"
     assert metadata["Requires-Python"] == "<3.14,>=3.11"
     extras = {"all", "gl", "heif", "models", "onnx", "s3", "serve", "synthesis", "train", "video"}
     assert extras <= set(metadata.get_all("Provides-Extra") or [])
