@@ -160,7 +160,7 @@ def fit_pose_terms(
     """
     both = np.concatenate([terms, terms * MIRRORED_TERMS])
     target = np.concatenate([away, mirrored])
-    weight = np.ones(target.shape[:2])
+    weight: Floats = np.ones(target.shape[:2])
     ridge = config.pose_shrinkage * np.eye(terms.shape[1])
     found = np.zeros((away.shape[1], terms.shape[1], away.shape[2]))
     for _ in range(config.steps):
