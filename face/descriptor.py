@@ -11,7 +11,7 @@ even kernels where the grid halves, nearest copies where it doubles.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, cast
 
 import numpy as np
@@ -208,13 +208,21 @@ class Anchors:
     position: Float[Array, "anchors 3"]  # float32 metres in ``head``, on the template
     descriptor: Float[Array, "anchors dims"]  # float32 unit vectors
     scale: float  # log odds are scale * cosine
+    # metres in ``head`` of one standard deviation: systematic errors of matches, of which each
+    # photo shows its own combination (``dff.aligner.evaluation.match_errors``); none by default
+    error_fields: Float[Array, "anchors 3 fields"] = field(
+        default_factory=lambda: np.zeros((0, 3, 0), np.float32)
+    )
 
     def __post_init__(self) -> None:
         m = len(self.vertex)
+        if self.error_fields.size == 0:
+            object.__setattr__(self, "error_fields", np.zeros((m, 3, 0), np.float32))
         if (
             self.vertex.shape != (m,)
             or self.position.shape != (m, 3)
             or self.descriptor.shape[:1] != (m,)
+            or self.error_fields.shape[:2] != (m, 3)
         ):
             raise ValueError("Anchors' tables disagree about their number")
         if not (np.isfinite(self.scale) and self.scale > 0):

@@ -16,7 +16,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,6 +100,9 @@ def save(
     tensors["anchors.vertex"] = torch.from_numpy(anchors.vertex.astype(np.int32))
     tensors["anchors.position"] = torch.from_numpy(anchors.position.astype(np.float32))
     tensors["anchors.descriptor"] = torch.from_numpy(anchors.descriptor.astype(np.float32))
+    if anchors.error_fields.size:
+        fields = anchors.error_fields.astype(np.float32)
+        tensors["anchors.error_fields"] = torch.from_numpy(fields)
     about = {
         "format": FORMAT,
         "config": asdict(net.config),
@@ -254,6 +257,8 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
         "anchors.position": (m, 3),
         "anchors.descriptor": (m, config.dims),
     }
+    if "anchors.error_fields" in tensors:
+        wanted["anchors.error_fields"] = (m, 3, tensors["anchors.error_fields"].shape[-1])
     if "landmark_offsets" in about:
         response = tensors.get("landmark_offsets.response")
         wide = 0 if response is None else response.shape[-1]
@@ -270,6 +275,8 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
     )
     try:
         anchors = Anchors(vertex, position, descriptor, scale)
+        if "anchors.error_fields" in tensors:
+            anchors = replace(anchors, error_fields=tensors["anchors.error_fields"].numpy())
     except ValueError as error:
         raise BadWeights(f"{path} has bad anchors: {error}") from error
     loaded = Weights(

@@ -215,6 +215,37 @@ def build_fit_model(
     return build_fit_model_from_modes(model, anchors, modes, config, both_sides=both_sides)
 
 
+def add_match_errors(fit_model: FitModel, error_fields: Floats) -> FitModel:
+    """The fit model with latent directions that move its anchors but not the face.
+
+    (A, 3, K) ``error_fields`` of ``Anchors``. In a fit model of both sides, mirrored observations
+    have directions of their own.
+    """
+    count, _, fields = error_fields.shape
+    if fields == 0:
+        return fit_model
+    moved = [error_fields]
+    if len(fit_model.anchor_vertex) == 2 * count:
+        moved.append(error_fields * np.array([-1.0, 1.0, 1.0])[:, None])
+    extra = len(moved) * fields
+    anchor = np.zeros((len(fit_model.anchor_vertex), 3, extra), np.float32)
+    for side, part in enumerate(moved):
+        rows, columns = slice(side * count, None), slice(side * fields, (side + 1) * fields)
+        anchor[rows, :, columns][:count] = part
+
+    def none(*shape: int, like: Floats) -> Floats:
+        return np.zeros(shape, like.dtype)
+
+    landmark, mesh, modes = fit_model.landmark_basis, fit_model.mesh_basis, fit_model.modes
+    return replace(
+        fit_model,
+        anchor_basis=np.ascontiguousarray(np.concatenate([fit_model.anchor_basis, anchor], 2)),
+        landmark_basis=np.concatenate([landmark, none(68, 3, extra, like=landmark)], 2),
+        mesh_basis=np.concatenate([mesh, none(extra, mesh.shape[1], like=mesh)]),
+        modes=np.concatenate([modes, none(extra, modes.shape[1], like=modes)]),
+    )
+
+
 def principal_directions(rows: Floats) -> Floats:
     """(K, K) left singular vectors of (K, N) ``rows``, by falling singular value.
 

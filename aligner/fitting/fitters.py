@@ -15,7 +15,12 @@ from dff.aligner.fitting.batch import replace_rows, take_rows
 from dff.aligner.fitting.correspondence import interleave, pool
 from dff.aligner.fitting.crop import Crops, frame_boxes, frame_faces
 from dff.aligner.fitting.face_fit import FaceFit
-from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model
+from dff.aligner.fitting.fit_model import (
+    FitModel,
+    FitState,
+    add_match_errors,
+    build_fit_model,
+)
 from dff.aligner.fitting.observation import (
     MirroredObserver,
     Observation,
@@ -38,7 +43,8 @@ class DenseFitter:
         self, net: Network, anchors: Anchors, model: MorphableModel, config: AlignConfig
     ) -> None:
         self.config, self.passes = config, config.passes
-        self.fit_model = build_fit_model(model, anchors, config.fit_model, both_sides=config.mirror)
+        fit_model = build_fit_model(model, anchors, config.fit_model, both_sides=config.mirror)
+        self.fit_model = add_match_errors(fit_model, anchors.error_fields)
         parts = net, anchors, describe_landmarks(anchors, self.fit_model.landmark_mean)
         self.observers: tuple[Observer, ...] = (Observer(*parts, config.observation),)
         if config.mirror:

@@ -29,6 +29,20 @@ def calibrate(
         int,
         typer.Option(help="Views of held-out identities: half to fit, half to evaluate.", min=32),
     ] = 640,
+    every_view: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="The dataset was not trained on: estimate match errors from all of its views, not "
+            "from held-out ones.",
+        ),
+    ] = False,
+    match_errors: Annotated[
+        bool,
+        typer.Option(
+            help="Also estimate the systematic errors of matches, which fits then expect."
+        ),
+    ] = True,
     photos: Annotated[
         list[Path] | None,
         typer.Option(help="Folder of annotated photos to evaluate on as well; repeatable."),
@@ -53,6 +67,7 @@ def calibrate(
         from dff.aligner.confidence import DEFAULT
         from dff.aligner.evaluation.calibration import calibrate as fit_calibration
         from dff.aligner.evaluation.calibration import reliability_picture
+        from dff.aligner.evaluation.match_errors import estimate_match_errors, with_match_errors
         from dff.files.outputs import write_file, write_json
         from dff.infra import weights as weights_files
         from dff.infra.dataset import open_dataset
@@ -67,6 +82,8 @@ def calibrate(
     data = open_dataset(
         dataset, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)
     )
+    if match_errors:
+        aligner = with_match_errors(aligner, estimate_match_errors(aligner, data, every=every_view))
     calibration, sets = fit_calibration(
         aligner, data, views=views, photos=photos or (), every=every
     )
@@ -77,6 +94,8 @@ def calibrate(
         write_file(picture, reliability_picture(sets))
     if json_out:
         write_json(json_out, {each.name: each.to_json() for each in sets})
-    calibrated = replace(weights_files.load(weights), calibration=calibration.to_json())
+    calibrated = replace(
+        weights_files.load(weights), anchors=aligner.anchors, calibration=calibration.to_json()
+    )
     weights_files.rewrite(target, calibrated, endpoint_url=endpoint_url)
     typer.echo(f"calibrated weights: {weights_files.everywhere(target)}")

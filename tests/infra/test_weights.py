@@ -69,6 +69,13 @@ def test_a_file_gives_back_what_was_saved(
     assert [p.name for p in path.parent.iterdir()] == [path.name], "no temporary file is left"
 
 
+def test_match_errors_come_back(path: Path, net: DescriptorNet, anchors: Anchors) -> None:
+    assert weights.load(path).anchors.error_fields.shape == (3, 3, 0)
+    fields = np.random.default_rng(2).normal(size=(3, 3, 4)).astype(np.float32)
+    weights.save(path, net, replace(anchors, error_fields=fields), CARD)
+    np.testing.assert_array_equal(weights.load(path).anchors.error_fields, fields)
+
+
 def test_a_calibration_comes_back_and_may_be_absent(
     path: Path, net: DescriptorNet, anchors: Anchors
 ) -> None:
