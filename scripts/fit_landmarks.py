@@ -1,12 +1,12 @@
 """Find the open head's landmark vertices by expectation-maximisation over annotated photos.
 
-    python scripts/fit_landmarks.py --photos FOLDER... --turned FOLDER
+    python scripts/fit_landmarks.py --photos FOLDER... --turned FOLDER...
 
-FOLDERs of ``--photos`` hold iBUG ``.pts`` (2D scheme); ``--turned`` holds ``reannotated_pts68.npz``
-of AFLW2000-3D (3D scheme). The result, scripts/open_head_landmarks.json, is a table of vertex
-numbers; nothing of the photos is in it. Expectation: fit pose and shape. Maximisation: move each
-pair of landmarks to the mirrored pair of vertices of least error in the photos, predicted by a fit
-that did not see that pair. Run scripts/build_open_head.py afterwards.
+FOLDERs of ``--photos`` hold iBUG ``.pts`` (2D scheme), those of ``--turned``
+``reannotated_pts68.npz`` of AFLW2000-3D (3D scheme). The result, scripts/open_head_landmarks.json,
+is a table of vertex numbers; nothing of the photos is in it. Expectation: fit pose and shape.
+Maximisation: move each pair of landmarks to the mirrored pair of vertices of least error in the
+photos, predicted by a fit that did not see that pair. Run scripts/build_open_head.py afterwards.
 """
 
 from __future__ import annotations
@@ -225,19 +225,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", type=Path, nargs="+", required=True)
-    parser.add_argument("--turned", type=Path, required=True)
+    parser.add_argument("--turned", type=Path, nargs="+", required=True)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--faces", type=int, default=300, help="photos of the 2D scheme")
     args = parser.parse_args()
     files = sorted((p for f in args.photos for p in f.rglob("*.pts")), key=lambda p: p.name)
     chosen = np.random.default_rng(0).permutation(len(files))[: args.faces]
     still = np.stack([parse_pts(files[i].read_bytes()) for i in chosen])
-    found = parse_reannotated((args.turned / "reannotated_pts68.npz").read_bytes())
-    assert isinstance(found, dict)  # as of an .npz
-    turned = np.stack([found[name] for name in sorted(found)])
+    turned = np.concatenate([read_turned(folder) for folder in args.turned])
     targets = np.concatenate([still, turned])
     flat = np.r_[np.ones(len(still), bool), np.zeros(len(turned), bool)]
     run(targets, flat, args.rounds)
+
+
+def read_turned(folder: Path) -> Floats:
+    """(N, 68, 2) pixels: the reannotated labels of a folder of AFLW2000-3D."""
+    found = parse_reannotated((folder / "reannotated_pts68.npz").read_bytes())
+    assert isinstance(found, dict)  # as of an .npz
+    return np.stack([found[name] for name in sorted(found)])
 
 
 def run(targets: Floats, flat: Bools, rounds: int) -> None:

@@ -86,10 +86,17 @@ def initialise_state(
 ) -> TrainingState:
     """The state before the first step, from the seed and the weights to start from.
 
-    Raises BadWeights for weights that cannot be read, ValueError when they have another network or
-    other anchors.
+    Anchors are those of the weights to start from. Raises BadWeights for weights that cannot be
+    read, ValueError when they have another network or another number of anchors.
     """
-    vertex = choose_anchors(model, config.anchors)
+    begin = weights.load(config.start, model=model) if config.start else None
+    chosen = choose_anchors(model, config.anchors)
+    # Another version of the model has other farthest points, but the same vertices.
+    vertex = begin.anchors.vertex if begin else chosen
+    if len(vertex) != len(chosen):
+        raise ValueError(
+            f"{config.start} can't be started from: it has {len(vertex)} anchors, not {len(chosen)}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         learner = Learner(
@@ -104,16 +111,13 @@ def initialise_state(
             mixed=config.mixed,
         )
     licences: tuple[str, ...] = ()
-    if config.start:
-        begin = weights.load(config.start, model=model)
+    if begin:
         licences = tuple(begin.card["data_licences"])
         if not is_shallower(begin.net.config, config.net):
             raise ValueError(
                 f"{config.start} can't be started from: its network, {begin.net.config}, must be "
                 f"as wide as {config.net} and nowhere deeper"
             )
-        if not np.array_equal(begin.anchors.vertex, vertex):
-            raise ValueError(f"{config.start} can't be started from: it has other anchors")
         _grow_network(learner.net, begin.net, config.new_block_gain)
         learner.vectors.data.copy_(torch.from_numpy(begin.anchors.descriptor))
     learner = learner.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -115,7 +115,8 @@ def list_models() -> list[ListedModel]:
         model = load_model(name)
         modes = f"{len(model.identity)} + {len(model.expression)}"
         about = (
-            f"shipped: {len(model.faces)} triangles, eyes, teeth, tongue; made from MakeHuman data"
+            f"shipped: {len(model.faces)} triangles, eyes, teeth, tongue; from MakeHuman and "
+            "ICT-FaceKit"
         )
         size = path.stat().st_size
         out.append(ListedModel(name, model.licence, size, True, about, len(model.template), modes))
@@ -182,7 +183,7 @@ def _loaded_model(path: Path) -> MorphableModel:
             return _finished(from_ict_facekit(arrays))
         if str(arrays.get("format", "")) != MODEL_FORMAT:
             raise BadModel(f"{path} is not a face model that this version reads")
-        return _model(arrays)
+        return model_from_arrays(arrays)
     except OSError as error:
         raise _missing(path, error) from error
     except (
@@ -302,7 +303,12 @@ def read_arrays(path: Path) -> dict[str, Any]:
         raise _missing(path, error) from error
 
 
-def _model(arrays: Mapping[str, Any]) -> MorphableModel:
+def model_from_arrays(arrays: Mapping[str, Any]) -> MorphableModel:
+    """The model of the arrays of a file of this project's format.
+
+    Raises KeyError or ValueError when they do not fit together.
+    """
+
     def basis(key: str) -> Any:
         return (arrays[key] * arrays[f"{key}_scale"][:, None, None]).astype(np.float32)
 

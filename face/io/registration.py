@@ -198,7 +198,7 @@ def register(
         )
         at = np.asarray(spline(at))
     nearest = Nearest(fixed)
-    laplacian = _laplacian(moving.faces, len(at))
+    laplacian = graph_laplacian(moving.faces, len(at))
     for stiffness in config.stiffness:
         found, away = nearest(at)
         cosine = (vertex_normals(at, moving.faces) * nearest.normals[found.triangle]).sum(1)
@@ -211,7 +211,7 @@ def register(
     return at
 
 
-def _laplacian(faces: Ints, count: int) -> sparse.csr_matrix:
+def graph_laplacian(faces: Ints, count: int) -> sparse.csr_matrix:
     """(V, V) graph Laplacian of the mesh's edges."""
     edges = unique_edges(faces)
     ones = np.ones(len(edges))

@@ -16,6 +16,7 @@ from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.io.registration import Nearest, Surface, part, register, register_similarity
 from dff.face.model.albedo import AlbedoModel
+from dff.face.model.landmarks import JAW
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
 
@@ -74,8 +75,13 @@ def triangles(model: MorphableModel, regions: tuple[str, ...]) -> Ints:
 def _landmark_pairs(
     target: MorphableModel, source: MorphableModel, rows: Ints, fixed_rows: Ints
 ) -> tuple[Ints, Ints]:
-    """Landmarks that lie on both parts, as rows of these."""
+    """Inner landmarks that lie on both parts, as rows of these.
+
+    Models place the jaw line differently: that of ICT-FaceKit is the contour of a frontal view, 13
+    to 23 mm in front of the open head's. As pairs, these points would pull the jaw off the surface.
+    """
     both = np.isin(target.landmarks.vertex, rows) & np.isin(source.landmarks.vertex, fixed_rows)
+    both[JAW] = False
     own, theirs = target.landmarks.vertex[both], source.landmarks.vertex[both]
     return np.searchsorted(rows, own), np.searchsorted(fixed_rows, theirs)
 

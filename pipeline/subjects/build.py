@@ -275,7 +275,7 @@ def join_photo_licence(terms: str, model: MorphableModel, albedo: AlbedoModel) -
 
 
 def _join_licences(a: str, b: str) -> str:
-    return a if a == b else f"{a} AND {b}"
+    return " AND ".join(dict.fromkeys([*a.split(" AND "), *b.split(" AND ")]))
 
 
 def _listed(values: Floats) -> list[float]:

@@ -27,7 +27,7 @@ class LengthConfig:
     column: float = 0.004  # between places in a row
     beside: tuple[float, float] = (0.002, 0.045)  # from jaw and neck, between which hair hangs
     neck: float = 0.045  # half the breadth of the head where a row shows none of it
-    share: float = 0.45  # of the places beside the neck that show hair
+    share: float = 0.35  # of the places beside the neck that show hair
     ears: float = 0.035  # from the first row down to the ears' lower end
     least: float = 0.055  # below the first row, above which hair is no longer than the ears
     most: float = 0.20  # below the ears

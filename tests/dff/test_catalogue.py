@@ -14,8 +14,13 @@ from dff.infra import weights
 
 def test_assets_that_ship_are_listed_with_licence_and_size() -> None:
     assets = {asset.name: asset for asset in list_assets()}
-    for name in ("open-head", "open-albedo", "dff-open"):
-        assert assets[name].licence == "CC0-1.0"
+    licences = {
+        "open-head": "CC0-1.0 AND MIT",
+        "open-albedo": "CC0-1.0",
+        "dff-open": "CC0-1.0 AND MIT",
+    }
+    for name, licence in licences.items():
+        assert assets[name].licence == licence
         assert assets[name].size.endswith(" MB")
     assert assets["flame"].size == "not installed"
 

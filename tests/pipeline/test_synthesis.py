@@ -126,7 +126,10 @@ def test_a_dataset_is_complete_and_verified(dataset: Path, tmp_path: Path) -> No
     assert found.identities == 3
     assert found.manifest.failures == {"BadLandmarks": 1, "BadPhoto": 1, "BadFit": 1}
     assert set(found.failures) == set(found.manifest.failures)
-    assert found.manifest.counts["licence"] == {"CC0-1.0": 6, "LicenseRef-photo AND CC0-1.0": 3}
+    assert found.manifest.counts["licence"] == {
+        "CC0-1.0 AND MIT": 6,
+        "LicenseRef-photo AND CC0-1.0 AND MIT": 3,
+    }
     assert {sum(h.counts) + h.unknown for h in found.histograms if h.name != "skin tone"} == {9}
     assert {sum(t.counts.values()) for t in found.name_counts} == {9}
     assert found.checks is not None

@@ -17,7 +17,7 @@ from dff.aligner.fitting.observation import Observation
 from dff.aligner.fitting.silhouette import find_ends, match_silhouette
 from dff.aligner.fitting.visibility import compute_visibility
 from dff.face.arrays import Floats
-from dff.face.descriptor import STRIDE
+from dff.face.descriptor import SKIN_REGIONS, STRIDE
 from dff.face.geometry.mesh import unique_edges
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.model.morphable import MorphableModel
@@ -127,8 +127,10 @@ def observe(fit_model: FitModel, state: FitState) -> Observation:
         state.camera(0),
         (SIZE, SIZE),
     )
+    model = fit_model.model
+    skin = np.append(np.isin(model.region_names, SKIN_REGIONS)[model.region], False)
     covered = cv2.resize(
-        frame.mask.astype(np.float32), (SIZE // STRIDE,) * 2, interpolation=cv2.INTER_AREA
+        skin[frame.triangle].astype(np.float32), (SIZE // STRIDE,) * 2, interpolation=cv2.INTER_AREA
     )
     crops = Crops(np.full((1, 2), SIZE / 2), np.full(1, float(SIZE)), np.zeros(1), SIZE)
     return Observation(

@@ -64,7 +64,7 @@ def test_a_shipped_cascade_aligns_a_photo_and_has_a_free_licence(name: str) -> N
     if not SHIPPED[name].exists():
         pytest.skip(f"no cascade ships for {name}")
     assert SHIPPED[name].stat().st_size < 2_000_000
-    assert load_cascade(name).card["data_licences"] == ["CC0-1.0"]
+    assert load_cascade(name).card["data_licences"] == ["CC0-1.0", "CC0-1.0 AND MIT"]
     assert load_cascade(name).calibration is not None
     image = np.asarray(skimage.data.astronaut(), dtype=np.uint8)
     truth = parse_pts((Path(__file__).parents[3] / "dff/data/astronaut.pts").read_bytes())

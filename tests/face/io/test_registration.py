@@ -65,7 +65,7 @@ def test_a_person_of_the_model_is_registered_to_the_template(open_head: Morphabl
     before = np.linalg.norm(shape - open_head.template, axis=1)[used]
     away = np.linalg.norm(places - open_head.template[used], axis=1)
     assert away.mean() < 0.0015
-    assert away.mean() < 0.3 * before.mean()
+    assert away.mean() < 0.4 * before.mean()
 
 
 def test_transfer_to_the_same_model_changes_nothing(open_head: MorphableModel) -> None:

@@ -207,7 +207,7 @@ def test_views_keep_to_the_same_person(
         assert (face.identity == person.identity).all()
         assert (face.deformation == person.deformation).all()
         assert row.split == person.split
-        assert row.licence == "CC0-1.0"
+        assert row.licence == "CC0-1.0 AND MIT"
         assert row.photo_id == ""
         assert row.mode == "rerender"
 
