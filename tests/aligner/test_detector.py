@@ -383,10 +383,11 @@ def test_a_photo_with_an_unsure_face_is_searched_in_quarter_turns(
         turned.append(image.shape[0])
         return [Detection(Box(20, 20, 60, 60), 0.5)]
 
-    def align_faces(images, faces_of, given):  # type: ignore[no-untyped-def]
+    def align_faces(images, faces_of, given, step):  # type: ignore[no-untyped-def]
         out: list[list[Alignment]] = [[] for _ in images]
         for i, detection in faces_of:
             out[i].append(faces["upright" if detection.score == 1.0 else "right"])
+            yield
         return out
 
     monkeypatch.setattr(aligner, "_detect_turned", search_turned)

@@ -323,9 +323,8 @@ def test_the_real_aligner_answers_as_without_a_server(
             boxes=json.dumps([[boxes[0]], None, [boxes[1]]]),
         ).json()
         together = post(client, files, path=PERSON, boxes=json.dumps(boxes)).json()
-    alone = oracle_aligner.align_batch(
-        [scene.image for scene in scenes], [[scene.box] for scene in scenes]
-    )
+    # Photos are aligned one after the other; sums of a batch differ in their last digits.
+    alone = [oracle_aligner.align(scene.image, [scene.box]) for scene in scenes]
     assert [many["photos"][i]["faces"] for i in (0, 2)] == [
         [face.to_json() for face in some] for some in alone
     ]
