@@ -35,8 +35,11 @@ photo, a line in ``limits.LARGE_BODIES``."""
 class AlignerApp(FastAPI):
     """A FastAPI application behind a ``Front``, or without one if a proxy has it."""
 
-    def __init__(self, front: FrontConfig | None, *, keys: bool, **options: Any) -> None:
+    def __init__(
+        self, front: FrontConfig | None, *, keys: bool, root_path: str, **options: Any
+    ) -> None:
         super().__init__(**options)
+        self.root_path = root_path  # FastAPI deprecates the parameter, not the attribute
         self._front, self._keys = front, keys
 
     def openapi(self) -> dict[str, Any]:
@@ -88,6 +91,7 @@ def create_app(
     app = AlignerApp(
         front,
         keys=keys or bool(front and front.keys),
+        root_path=root_path,
         generate_unique_id_function=lambda route: route.name,
         title="DFF face aligner",
         summary="Landmarks, pose and a 3D mesh of every face in a photo.",
@@ -95,7 +99,6 @@ def create_app(
         docs_url=None,  # FastAPI's own pages load scripts from other hosts
         redoc_url=None,
         lifespan=lifespan,
-        root_path=root_path,
     )
     app.state.service = service
     add_problem_handlers(app)
