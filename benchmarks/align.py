@@ -138,7 +138,9 @@ def main() -> None:
     ]
     best: dict[int, dict[str, float]] = {}
     with (
-        patch.object(observation, "match", clock.around("matching", observation.match)),
+        patch.object(
+            observation, "match_pixels", clock.around("matching", observation.match_pixels)
+        ),
         patch.object(
             fitters, "fit_from_detection", clock.around("fit", fitters.fit_from_detection)
         ),

@@ -169,7 +169,7 @@ def measure_realism(
     size = next(iter(portraits.values()))[0].pixels.shape[0]
     seen = [realism.reframe_photo(photo, photo.id, size=size, rng=rng) for photo in photos.values()]
     real = [portrait for portrait in seen if portrait is not None]
-    shapes = np.array([realism.evaluate_shape(portrait) for portrait in real])
+    shapes = np.array([realism.normalise_landmarks(portrait) for portrait in real])
     table = Table(
         "views",
         "crop",
@@ -189,7 +189,9 @@ def measure_realism(
         table.add_row(views, crop, f"{one.accuracy:.1%}", span, str(one.pictures), str(one.people))
 
     for mode, pool in sorted(portraits.items()):
-        i, j = realism.match_shapes(shapes, np.array([realism.evaluate_shape(p) for p in pool]))
+        i, j = realism.match_shapes(
+            shapes, np.array([realism.normalise_landmarks(p) for p in pool])
+        )
         chosen = np.sort(rng.permutation(len(i))[:pairs])
         if len(chosen) < 60:
             console.print(f"{mode}: only {len(i)} views meet a photo like them; left out")

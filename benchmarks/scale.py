@@ -186,7 +186,7 @@ def drive(storage: Storage, in_flight: int) -> dict[str, float]:
             if shard.index < count - in_flight:
                 yield record
             elif shard.index % 4:
-                ledger.write(storage, record)
+                ledger.write_record(storage, record)
                 yield record
         raise Killed
 
