@@ -242,7 +242,7 @@ class Aligner:
 
         Where no box is given, the face on which the photos agree is the person, among faces that
         agree alike the largest. Photos without a face, whose alignment failed, or whose face is
-        someone else's are left out and named in the answer. Similar faces are not told apart: of
+        someone else's are left out and named in the answer. Similar faces are not distinguished: of
         rendered strangers among three photos of one person one in four remains. Raises NoFace when
         that leaves none, else as ``align``. The face may differ from what identities of the model
         form, by ``PersonAlignment.residual_deformation``.

@@ -29,7 +29,7 @@ _current: ContextVar[Measures | None] = ContextVar("measures", default=None)
 
 
 def get_measures() -> Measures:
-    """Those of the current request; outside of a request, new ones that nobody reads."""
+    """Those of the current request; outside of a request, new ones, which are discarded."""
     return _current.get() or Measures()
 
 

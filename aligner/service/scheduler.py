@@ -172,7 +172,7 @@ class Scheduler:
     async def _advance(self, call: Call) -> None:
         """Run the next step of a call; end the call after its last one."""
         result: Finished | Exception | None = None
-        if all(job.outcome.done() for job in call.jobs):  # nobody waits any more
+        if all(job.outcome.done() for job in call.jobs):  # no request waits for it any more
             call.steps.close()
         else:
             started = self._clock()
