@@ -2,8 +2,8 @@
 
 A shard is fetched whole, its SHA-256 is compared with the manifest's, and it is kept as a view
 file (``dff.infra.view_file``) named by that hash. When the cache is full, the files that were asked
-for longest ago are removed. A process whose file was removed fetches it again; one that has the
-file open reads on undisturbed.
+for longest ago are removed; only files that are being written come on top of its size. A process
+whose file was removed fetches it again; one that has the file open reads on undisturbed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from dff.face.errors import BadDataset, DffError, StorageError, TransientStorageError
 from dff.face.private_folder import make_private_folder
@@ -115,12 +116,20 @@ class ShardCache:
             if path.exists():  # fetched by another process meanwhile
                 return
             data = self._read(source, shard)
-            with _full_disk_named(self.config.folder):
-                self._make_room(len(data))
-                with replaced_file(path) as temporary, temporary.open("wb") as file:
+            with (
+                self._lock_file("room") as room,
+                _full_disk_named(self.config.folder),
+                replaced_file(path) as temporary,
+            ):
+                with self._locked("room"):
+                    self._make_room(len(data))
+                with temporary.open("wb") as file:
                     write_view_file(data, file, self.datasets[source].shard_name(shard))
                     file.flush()
                     os.fsync(file.fileno())
+                # Until the file has its name nobody else may count, or two would take one room.
+                fcntl.flock(room, fcntl.LOCK_EX)
+                self._make_room(temporary.stat().st_size)
 
     def fetch_ahead(self, shards: Sequence[tuple[int, int]]) -> None:
         """Fetch shards (source, shard) in the background, in their order.
@@ -177,40 +186,45 @@ class ShardCache:
         return self.datasets[source].shard_bytes(shard)
 
     def _make_room(self, size: int) -> None:
-        """Remove the files asked for longest ago until ``size`` more bytes fit."""
+        """Remove the files asked for longest ago until ``size`` more bytes fit.
+
+        The room must be locked.
+        """
         folder, capacity = self.config.folder, self.config.capacity
         if size > capacity:
             raise StorageError(
                 f"a shard of {size} bytes does not fit into the cache of {capacity} bytes: "
                 "give it more (--cache-bytes)"
             )
-        with self._locked("room"):
-            files = []
-            for path in folder.glob("*.views"):
-                with suppress(FileNotFoundError):
-                    stat = path.stat()
-                    files.append((stat.st_mtime_ns, stat.st_size, path))
-            for path in folder.glob(".*.tmp"):  # of processes that were killed
-                with suppress(FileNotFoundError):
-                    if time.time() - path.stat().st_mtime > ABANDONED:
-                        path.unlink()
-            used = sum(size for _, size, _ in files)
-            for _, freed, path in sorted(files):
-                if used + size <= capacity:
-                    break
-                path.unlink(missing_ok=True)
-                used -= freed
+        files = []
+        for path in folder.glob("*.views"):
+            with suppress(FileNotFoundError):
+                stat = path.stat()
+                files.append((stat.st_mtime_ns, stat.st_size, path))
+        for path in folder.glob(".*.tmp"):  # of processes that were killed
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > ABANDONED:
+                    path.unlink()
+        used = sum(size for _, size, _ in files)
+        for _, freed, path in sorted(files):
+            if used + size <= capacity:
+                break
+            path.unlink(missing_ok=True)
+            used -= freed
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         """Let one process or thread of this machine at a time into the block; killed ones leave."""
+        with self._lock_file(name) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _lock_file(self, name: str) -> IO[str]:
+        """An open file to lock, which is free again when it is closed."""
         folder = self.config.folder / "locks"
         with _full_disk_named(self.config.folder):
             folder.mkdir(parents=True, exist_ok=True)
-            file = open(folder / name, "w")  # noqa: SIM115
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            return open(folder / name, "w")
 
 
 @contextmanager
