@@ -60,13 +60,21 @@ def find_preset(name: str) -> Preset:
 
 
 def build_config(
-    preset: Preset | None, *, steps: int | None, dims: int, **changes: Any
+    preset: Preset | None,
+    *,
+    steps: int | None,
+    dims: int,
+    sizes: tuple[int, ...] = (),
+    **changes: Any,
 ) -> TrainConfig:
     """The training of the preset, or the default one, with ``changes``.
 
-    ``steps``: None for the number that it has.
+    ``steps``: None for the number that it has. ``sizes``: sides of images, px, the first for half
+    of the steps; none: as it has them.
     """
     base = preset.config if preset else TrainConfig()
+    if sizes:
+        base = replace(base, size=sizes[0], other_sizes=sizes[1:])
     return replace(base, steps=steps or base.steps, net=replace(base.net, dims=dims), **changes)
 
 

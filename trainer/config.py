@@ -101,6 +101,7 @@ class TrainConfig:
     views: int = 4  # views of one identity in a batch
     pixels: int = 384  # surface points of each image that are trained on
     size: int = 128  # side of the network's input, px
+    other_sizes: tuple[int, ...] = ()  # half of the steps take one of these sides instead, px
     anchors: int = 800
     sigma: float = 0.0045  # metres on the surface: width of the soft targets
     scale: float = 16.0  # the log odds are scale * cosine
@@ -147,10 +148,11 @@ class TrainConfig:
             raise ValueError(
                 f"a batch of {self.batch} does not divide into groups of {self.views} views"
             )
-        if self.size % self.net.multiple:
-            raise ValueError(
-                f"an input of {self.size} pixels is no multiple of {self.net.multiple}"
-            )
+        for size in (self.size, *self.other_sizes):
+            if size <= 0 or size % self.net.multiple:
+                raise ValueError(
+                    f"an input of {size} pixels is no positive multiple of {self.net.multiple}"
+                )
         positive = (self.sigma, self.scale, self.learning_rate, self.max_gradient)
         if not all(x > 0 for x in positive):
             raise ValueError(

@@ -299,6 +299,7 @@ def build_step_batches(
         surface,
         order,
         size=config.size,
+        other_sizes=config.other_sizes,
         pixels=config.pixels,
         augment=config.augment,
         rank=rank,

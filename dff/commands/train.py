@@ -117,6 +117,15 @@ def train(
     learning_rate: Annotated[
         float, typer.Option(help="Peak of the learning rate.", min=0.0)
     ] = 3e-3,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PX[,PX...]",
+            help="Side of the training images. Half of the steps take one of the sides after the "
+            "first, if there are any, so that the network also suits smaller crops. Default: 128, "
+            "or the preset's.",
+        ),
+    ] = None,
     dimension: Annotated[int, typer.Option(help="Length of a descriptor.", min=2)] = 32,
     seed: Annotated[int, typer.Option(help="The same seed draws the same batches.")] = 0,
     cache: Annotated[
@@ -225,6 +234,7 @@ def train(
         recipe,
         steps=steps,
         dims=dimension,
+        sizes=_read_sizes(size) if size else (),
         batch=batch,
         learning_rate=learning_rate,
         seed=seed,
@@ -296,3 +306,11 @@ def train(
         typer.echo(folder)
         echo_figures(summary)
     typer.echo(f"weights: {out if '://' in out else Path(out).resolve()}")
+
+
+def _read_sizes(text: str) -> tuple[int, ...]:
+    """Sides of images in px. Raises typer.BadParameter for anything else."""
+    try:
+        return tuple(int(size) for size in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"--size {text} must be numbers such as 160 or 160,128") from error

@@ -58,6 +58,8 @@ def test_unknown_names_are_refused(bad: dict[str, object]) -> None:
     [
         {"steps": 0},
         {"batch": 30},
+        {"other_sizes": [128, 100]},
+        {"other_sizes": [0]},
         {"size": 100},
         {"ema": 1.0},
         {"sigma": 0.0},

@@ -1,8 +1,8 @@
 """Batches of training samples, in an order that depends on the seed alone.
 
-The random choices of a sample come from (seed, epoch, number of the view), and the views of a step
-from (seed, step) (``dff.trainer.data.order``). So the state of a loader is the number of the step,
-and the numbers of workers and loaders do not change the batches.
+The random choices of a sample come from (seed, epoch, number of the view), the views of a step and
+its size from (seed, step) (``dff.trainer.data.order``). So the state of a loader is the number of
+the step, and the numbers of workers and loaders do not change the batches.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from dff.trainer.data.crops import TrainingSample, TrainingSurface, make_sample
 from dff.trainer.data.mosaic import make_mosaic
 from dff.trainer.data.order import Item, ViewOrder
 from dff.trainer.data.views import StoredView, ViewStore
+
+_SIZES = 0xFFFFFFFD  # third word of the seed of a step's size
 
 
 @dataclass(frozen=True)
@@ -62,36 +64,51 @@ class StepBatches(Dataset[Batch]):
         *,
         size: int,
         pixels: int,
+        other_sizes: tuple[int, ...] = (),
         augment: AugmentConfig = AUGMENT,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """``size``: px of a sample; ``pixels``: number of pixels that each is trained on."""
+        """``size``: px of a sample; ``pixels``: number of pixels that each is trained on.
+
+        Half of the steps, at random, take one of ``other_sizes`` instead, if there are any.
+        """
         self.store, self.surface, self.order = store, surface, order
-        self.size, self.pixels, self.augment = size, pixels, augment
+        self.size, self.other_sizes = size, other_sizes
+        self.pixels, self.augment = pixels, augment
         self.rank, self.world = rank, world
         self._ahead: set[tuple[int, int, int]] = set()  # blocks whose shards are being fetched
 
     def __getitem__(self, step: int) -> Batch:
         items = self.items(step)
         self._fetch_ahead(items)
-        return collate(self.samples(items))
+        return collate(self.samples(items, self.size_of(step)))
+
+    def size_of(self, step: int) -> int:
+        """Side of a step's images, px."""
+        rng = np.random.default_rng([self.order.seed, step, _SIZES])
+        if not self.other_sizes or rng.random() < 0.5:
+            return self.size
+        return int(rng.choice(self.other_sizes))
 
     def items(self, step: int) -> list[Item]:
         """The rank's share of a step; the shares of all ranks are the batch of one process."""
         share = self.order.batch // self.world
         return self.order.items(step)[self.rank * share : (self.rank + 1) * share]
 
-    def samples(self, items: Sequence[Item]) -> list[TrainingSample]:
-        """The samples of some items. Each depends on its item and the seed alone."""
+    def samples(self, items: Sequence[Item], size: int) -> list[TrainingSample]:
+        """The samples of some items, ``size`` px wide.
+
+        Each depends on its item, the size and the seed alone.
+        """
         views: dict[Item, StoredView] = {}
         for source in sorted({item.source for item in items}):
             own = [item for item in items if item.source == source]
             read = self.store.view_list([item.number for item in own], source)
             views |= dict(zip(own, read, strict=True))
-        return [self._make(item, views[item]) for item in items]
+        return [self._make(item, views[item], size) for item in items]
 
-    def _make(self, item: Item, view: StoredView) -> TrainingSample:
+    def _make(self, item: Item, view: StoredView, size: int) -> TrainingSample:
         rng = np.random.default_rng([self.order.seed, item.epoch, item.number, item.source])
         mosaic = self.augment.mosaic
         if rng.random() < mosaic.probability:
@@ -100,13 +117,13 @@ class StepBatches(Dataset[Batch]):
             return make_mosaic(
                 [view, *self.store.view_list(others.tolist(), item.source)],
                 self.surface,
-                size=self.size,
+                size=size,
                 pixels=self.pixels,
                 rng=rng,
                 config=self.augment,
             )
         return make_sample(
-            view, self.surface, size=self.size, pixels=self.pixels, rng=rng, config=self.augment
+            view, self.surface, size=size, pixels=self.pixels, rng=rng, config=self.augment
         )
 
     def _fetch_ahead(self, items: Sequence[Item]) -> None:

@@ -29,6 +29,7 @@ def make_steps(
     views: int = 2,
     block_views: int = 1000,
     augment: AugmentConfig = AUGMENT,
+    other_sizes: tuple[int, ...] = (),
     rank: int = 0,
     world: int = 1,
 ) -> StepBatches:
@@ -37,14 +38,22 @@ def make_steps(
         store.indexes, shares, seed=seed, batch=batch, views=views, block_views=block_views
     )
     return StepBatches(
-        store, surface, order, size=64, pixels=50, augment=augment, rank=rank, world=world
+        store,
+        surface,
+        order,
+        size=64,
+        other_sizes=other_sizes,
+        pixels=50,
+        augment=augment,
+        rank=rank,
+        world=world,
     )
 
 
 def test_an_item_is_reproducible(store: ViewStore, surface: TrainingSurface) -> None:
     one, two = (make_steps(store, surface) for _ in range(2))
     items = one.items(3) + one.items(4)
-    for a, b in zip(one.samples(items), two.samples(items[::-1])[::-1], strict=True):
+    for a, b in zip(one.samples(items, 64), two.samples(items[::-1], 64)[::-1], strict=True):
         assert all(np.array_equal(x, y) for x, y in zip(astuple(a), astuple(b), strict=True))
 
 
@@ -57,7 +66,7 @@ def test_a_batch_holds_the_stacked_samples(
     made = list(batches(steps, first=2, last=6, loaders=loaders))
     assert len(made) == 4
     for step, batch in zip(range(2, 6), made, strict=True):
-        wanted = collate(steps.samples(steps.items(step)))
+        wanted = collate(steps.samples(steps.items(step), 64))
         moved = batch.to(torch.device("cpu"))
         for field in fields(batch):
             value = getattr(wanted, field.name)
@@ -78,6 +87,21 @@ def test_the_ranks_share_the_batch_of_one_process(
     for step in (0, 5):
         together = [item for rank in ranks for item in rank.items(step)]
         assert together == alone.items(step)
+
+
+def test_half_of_the_steps_take_another_size(store: ViewStore, surface: TrainingSurface) -> None:
+    """The same on every rank; without other sizes all steps take the one."""
+    one, two = (
+        make_steps(store, surface, other_sizes=(96, 32), rank=rank, world=2) for rank in (0, 1)
+    )
+    sizes = [one.size_of(step) for step in range(400)]
+    assert sizes == [two.size_of(step) for step in range(400)]
+    assert 170 < sizes.count(64) < 230
+    assert 75 < sizes.count(96) < 125
+    step = sizes.index(96)
+    assert one[step].image.shape == (2, 96, 96, 3)
+    assert one[step].face.shape == (2, 48, 48)
+    assert {make_steps(store, surface).size_of(step) for step in range(20)} == {64}
 
 
 def test_settings_reach_the_samples(store: ViewStore, surface: TrainingSurface) -> None:
@@ -105,7 +129,7 @@ def test_some_items_are_mosaics_of_training_views_of_the_block(
         block = steps.order.epoch(0).block(epoch, 1)
         number = int(block.groups[0, 0])
         read.clear()
-        steps.samples([Item(0, epoch, 1, number)])
+        steps.samples([Item(0, epoch, 1, number)], 64)
         assert read[0] == [number]
         mosaics += len(read) > 1
         assert set(np.concatenate(read)) <= set(block.numbers.tolist())
