@@ -10,7 +10,8 @@ from dff.face.geometry.lighting import shade
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render, sample_texture
-from dff.pipeline.recovery.inverse import Recovery, mask_skin
+from dff.face.texture.fitted_head import mask_skin
+from dff.pipeline.recovery.inverse import Recovery
 
 RESIDUAL_GAIN = 3.0  # grey is a residual of zero, white and black of 1 / (2 * gain)
 WIRE = (255, 255, 255)

@@ -36,7 +36,13 @@ from dff.face.solve.photometric import (
     Normals,
     SkinSamples,
     skin_samples,
-    skin_triangles,
+)
+from dff.face.texture.fitted_head import mask_skin
+from dff.face.texture.occluders import (
+    OCCLUSION_MASK,
+    OcclusionMaskConfig,
+    blur_within,
+    find_unexplained,
 )
 from dff.pipeline.recovery.crop import CROP, Crop, CropConfig, square_crop
 from dff.pipeline.recovery.joint_fit import JOINT_FIT, JointFitConfig, JointFitProblem, improve
@@ -87,17 +93,6 @@ class SelfOcclusionConfig:
 
 
 @dataclass(frozen=True)
-class OcclusionMaskConfig:
-    """Which skin the fit does not explain. Colour errors are mean absolute, of 1."""
-
-    blur: float = 0.012  # standard deviation of the error's blur, as a share of the crop's side
-    tau: float = 0.13  # blurred colour error from which skin counts as occluded
-    # The same for lips and brows, whose colours differ more than the albedo model says.
-    painted_tau: float = 0.25
-    painted: tuple[str, ...] = ("lips", "brows")
-
-
-@dataclass(frozen=True)
 class InverseConfig:
     """How a photo is explained."""
 
@@ -117,7 +112,7 @@ class InverseConfig:
     # With the shape known each colour counts more, for none can bend the shape.
     last_colours: ColourConfig = ColourConfig(1000.0, (0.15,) * 6)
     visibility: SelfOcclusionConfig = SelfOcclusionConfig()
-    occlusion: OcclusionMaskConfig = OcclusionMaskConfig()
+    occlusion: OcclusionMaskConfig = OCCLUSION_MASK
     structure_blur: float = 0.06  # share of the crop's side; see ``measure_structure``
     wrong_point: float = 0.08  # of the face's size: a landmark further off was not meant
 
@@ -484,10 +479,7 @@ def _render_fit(task: _Task, scene: FaceAppearance) -> _RenderedFit:
         raise BadFit(f"{task.photo.id}: too little skin is seen")
     image = task.image
     error = np.abs(image - np.clip(colour, 0.0, 1.0)).mean(axis=2)
-    names = [name for name in config.painted if name in model.region_names]
-    painted = np.isin(model.region, [model.region_names.index(name) for name in names])
-    tau = np.where(painted[frame.triangle], config.painted_tau, config.tau)
-    occluded = seen & (blur_within(error, seen, config.blur * size) > tau)
+    occluded = find_unexplained(frame, model, error, seen, config)
     return _RenderedFit(image, colour, error, skin, seen, occluded)
 
 
@@ -531,23 +523,6 @@ def _measure_face(task: _Task, scene: FaceAppearance) -> dict[str, float]:
         "pitch": pitch,
         "roll": roll,
     }
-
-
-def mask_skin(frame: Frame, model: MorphableModel) -> Bools:
-    """(H, W) pixels of a frame that show skin: face, lips or brows."""
-    skin = np.zeros(len(model.faces) + 1, dtype=bool)  # the last row is the background's -1
-    skin[skin_triangles(model)] = True
-    return np.asarray(skin[frame.triangle])
-
-
-def blur_within(values: Floats, mask: Bools, sd: float) -> Floats:
-    """(H, W) Gaussian average of the values inside ``mask`` only."""
-    inside = mask.astype(np.float32)
-    total = cv2.GaussianBlur(
-        values.astype(np.float32) * inside, (0, 0), sd, borderType=cv2.BORDER_CONSTANT
-    )
-    weight = cv2.GaussianBlur(inside, (0, 0), sd, borderType=cv2.BORDER_CONSTANT)
-    return np.asarray(total / np.maximum(weight, 1e-6))
 
 
 def measure_structure(image: Floats, rendering: Floats, mask: Bools, sd: float) -> float:

@@ -12,6 +12,9 @@ from dff.face.arrays import Bools, Floats
 from dff.face.geometry import lighting
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.texture.albedo_completion import PhotoTexture, recover_texture
+from dff.face.texture.fitted_head import FittedHead, build_fitted_head
+from dff.face.texture.uv_atlas import UvAtlas, build_uv_atlas
 from dff.infra.split import assign_split, default_group
 from dff.pipeline.accessories.neckline import find_neckline
 from dff.pipeline.accessories.sampling import (
@@ -20,11 +23,8 @@ from dff.pipeline.accessories.sampling import (
     sample_accessories,
     sample_hair_colour,
 )
-from dff.pipeline.recovery.albedo_completion import PhotoTexture, recover_texture
-from dff.pipeline.recovery.fitted_head import FittedHead, build_fitted_head
 from dff.pipeline.recovery.inpainting import inpaint
 from dff.pipeline.recovery.inverse import Recovery
-from dff.pipeline.recovery.uv_atlas import UvAtlas, build_uv_atlas
 from dff.pipeline.subjects.appearance import correct_hue, sample_appearance
 from dff.pipeline.subjects.hair_estimation import estimate_hair, sample_hair_like
 from dff.pipeline.subjects.skin import paint

@@ -13,8 +13,8 @@ import numpy as np
 
 from dff.face.arrays import Array, Bool, Bools, Float, Floats, Ints
 from dff.face.model.landmarks import BELOW_BROWS, JAW_ENDS, head_up
+from dff.face.texture.fitted_head import FittedHead
 from dff.pipeline.accessories.hair import Hair
-from dff.pipeline.recovery.fitted_head import FittedHead
 
 
 @dataclass(frozen=True)

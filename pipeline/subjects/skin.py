@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from dff.face.arrays import Floats
 from dff.face.numba_cache import CACHE
-from dff.pipeline.recovery.uv_atlas import UvAtlas
+from dff.face.texture.uv_atlas import UvAtlas
 from dff.pipeline.subjects.appearance import Appearance, correct_hue
 from dff.pipeline.subjects.skin_regions import SkinRegions, find_skin_regions, measure_skin
 

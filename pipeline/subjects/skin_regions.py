@@ -28,8 +28,8 @@ from dff.face.model.landmarks import (
     RIGHT_BROW,
     UPPER_LIP,
 )
+from dff.face.texture.uv_atlas import UvAtlas
 from dff.pipeline.accessories.config import Range, read_config
-from dff.pipeline.recovery.uv_atlas import UvAtlas
 
 DATA = Path(__file__).parent / "data"
 

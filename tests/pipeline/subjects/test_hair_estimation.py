@@ -12,9 +12,9 @@ from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.io.assets import load_albedo
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import OCCLUDER
+from dff.face.texture.fitted_head import build_fitted_head
 from dff.infra.images import decode
 from dff.pipeline.accessories.hair import Colour, Hair
-from dff.pipeline.recovery.fitted_head import build_fitted_head
 from dff.pipeline.recovery.inverse import Recovery
 from dff.pipeline.scene import views
 from dff.pipeline.scene.sampling import make_plain_scene

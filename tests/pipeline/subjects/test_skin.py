@@ -13,7 +13,7 @@ import pytest
 from dff.face.arrays import Floats
 from dff.face.io.assets import load_albedo
 from dff.face.model.morphable import MorphableModel
-from dff.pipeline.recovery.uv_atlas import UvAtlas, build_uv_atlas
+from dff.face.texture.uv_atlas import UvAtlas, build_uv_atlas
 from dff.pipeline.subjects.appearance import (
     PRIOR,
     Appearance,

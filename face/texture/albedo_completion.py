@@ -23,8 +23,8 @@ from dff.face.geometry.mesh import SurfacePoints
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.landmarks import BROWS, INNER, LEFT_EYE, RIGHT_EYE
 from dff.face.numba_cache import CACHE
-from dff.pipeline.recovery.fitted_head import FittedHead
-from dff.pipeline.recovery.unwrapping import (
+from dff.face.texture.fitted_head import FittedHead
+from dff.face.texture.unwrapping import (
     LUMA,
     UNWRAP,
     TexelObservation,
@@ -32,7 +32,7 @@ from dff.pipeline.recovery.unwrapping import (
     observe,
     place_tones,
 )
-from dff.pipeline.recovery.uv_atlas import (
+from dff.face.texture.uv_atlas import (
     ATLAS,
     MOUTH_INSIDE,
     AtlasConfig,

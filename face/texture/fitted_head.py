@@ -1,28 +1,74 @@
-"""A recovered head in the crop of its photo: geometry and masks that several estimates share."""
+"""A fitted head in the crop of its photo: geometry and masks that several estimates share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import cv2
 import numpy as np
 
 from dff.face.arrays import Array, Bool, Bools, Bytes, Float, Floats
+from dff.face.geometry.camera import Pinhole, WeakPerspective
 from dff.face.geometry.mesh import vertex_normals
+from dff.face.geometry.transform import Rigid
 from dff.face.model.landmarks import CHIN, head_up
-from dff.face.model.morphable import MorphableModel
+from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import Frame, render
-from dff.pipeline.recovery.inverse import Recovery, mask_skin
+from dff.face.solve.photometric import skin_triangles
 
 REFERENCE_SIDE = 256.0  # px of a crop, to which lengths in pixels refer
 
 
+class ExplainedPhoto(Protocol):
+    """The crop of a photo with the face, albedo and light that explain it. Pixels of the crop."""
+
+    @property
+    def crop(self) -> Bytes:
+        """(S, S, 3) uint8 RGB."""
+        ...
+
+    @property
+    def valid(self) -> Bools:
+        """(S, S) False where the photo ended and its border was repeated."""
+        ...
+
+    @property
+    def occluded(self) -> Bools:
+        """(S, S) skin that is occluded, or that the model cannot explain."""
+        ...
+
+    @property
+    def camera(self) -> WeakPerspective | Pinhole: ...
+
+    @property
+    def cam_from_head(self) -> Rigid: ...
+
+    @property
+    def coefficients(self) -> Coefficients: ...
+
+    @property
+    def albedo(self) -> Floats:
+        """(A,) standard deviations."""
+        ...
+
+    @property
+    def light(self) -> Floats:
+        """(9, 3) spherical harmonics in cam."""
+        ...
+
+    @property
+    def landmarks(self) -> Floats:
+        """(68, 2) of the fitted face."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class FittedHead:
-    """The head that inverse rendering fitted to a photo. Pixels are those of the crop."""
+    """The head that was fitted to a photo. Pixels are those of the crop."""
 
-    recovery: Recovery
+    recovery: ExplainedPhoto
     model: MorphableModel
     vertices: Float[Array, "V 3"]  # metres, cam
     normals: Float[Array, "V 3"]  # unit, cam
@@ -42,7 +88,10 @@ class FittedHead:
     @property
     def pixel(self) -> float:
         """Metres that a pixel spans at the head."""
-        return 1.0 / self.recovery.camera.scale
+        camera = self.recovery.camera
+        if isinstance(camera, Pinhole):
+            return float(self.recovery.cam_from_head.translation[2]) / camera.focal
+        return 1.0 / camera.scale
 
     @cached_property
     def outside(self) -> Floats:
@@ -74,9 +123,15 @@ class FittedHead:
         return out
 
 
-def build_fitted_head(recovery: Recovery, model: MorphableModel) -> FittedHead:
-    """The head of a recovery. Raises ValueError when the recovery is of another model."""
-    vertices = recovery.cam_from_head.apply(model.vertices(recovery.coefficients))
+def build_fitted_head(
+    recovery: ExplainedPhoto, model: MorphableModel, *, vertices: Floats | None = None
+) -> FittedHead:
+    """The head of an explained photo. Raises ValueError when that is of another model.
+
+    ``vertices``: (V, 3) metres in ``head``, where they are not those of the coefficients.
+    """
+    in_head = model.vertices(recovery.coefficients) if vertices is None else vertices
+    vertices = recovery.cam_from_head.apply(in_head)
     size = recovery.crop.shape[0]
     frame = render(vertices, model.faces, recovery.camera, (size, size))
     return FittedHead(
@@ -87,3 +142,10 @@ def build_fitted_head(recovery: Recovery, model: MorphableModel) -> FittedHead:
         frame,
         mask_skin(frame, model),
     )
+
+
+def mask_skin(frame: Frame, model: MorphableModel) -> Bools:
+    """(H, W) pixels of a frame that show skin: face, lips or brows."""
+    skin = np.zeros(len(model.faces) + 1, dtype=bool)  # the last row is the background's -1
+    skin[skin_triangles(model)] = True
+    return np.asarray(skin[frame.triangle])

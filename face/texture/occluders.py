@@ -24,8 +24,9 @@ from dff.face.model.landmarks import (
     RIGHT_EYE,
     head_up,
 )
-from dff.face.render.frame import shaded
-from dff.pipeline.recovery.fitted_head import FittedHead
+from dff.face.model.morphable import MorphableModel
+from dff.face.render.frame import Frame, shaded
+from dff.face.texture.fitted_head import FittedHead
 
 EYE_AND_BROW = ((RIGHT_EYE, RIGHT_BROW), (LEFT_EYE, LEFT_BROW))
 
@@ -53,6 +54,20 @@ class OccluderConfig:
 
 
 OCCLUDERS = OccluderConfig()
+
+
+@dataclass(frozen=True)
+class OcclusionMaskConfig:
+    """Which skin the fit does not explain. Colour errors are mean absolute, of 1."""
+
+    blur: float = 0.012  # standard deviation of the error's blur, as a share of the crop's side
+    tau: float = 0.13  # blurred colour error from which skin counts as occluded
+    # The same for lips and brows, whose colours differ more than the albedo model says.
+    painted_tau: float = 0.25
+    painted: tuple[str, ...] = ("lips", "brows")
+
+
+OCCLUSION_MASK = OcclusionMaskConfig()
 
 
 @dataclass(frozen=True)
@@ -145,3 +160,27 @@ def _is_behind_lens(
     x, y = np.clip(np.floor(at).astype(np.int64), 0, len(excess) - 1).T
     shown = facing[y, x]
     return bool(shown.mean() > 0.5 and np.median(excess[y, x][shown]) < config.lens)
+
+
+def find_unexplained(
+    frame: Frame,
+    model: MorphableModel,
+    error: Floats,
+    seen: Bools,
+    config: OcclusionMaskConfig = OCCLUSION_MASK,
+) -> Bools:
+    """(S, S) of the skin ``seen`` where the (S, S) mean absolute colour ``error`` is large."""
+    names = [name for name in config.painted if name in model.region_names]
+    painted = np.isin(model.region, [model.region_names.index(name) for name in names])
+    tau = np.where(painted[frame.triangle], config.painted_tau, config.tau)
+    return np.asarray(seen & (blur_within(error, seen, config.blur * len(error)) > tau))
+
+
+def blur_within(values: Floats, mask: Bools, sd: float) -> Floats:
+    """(H, W) Gaussian average of the values inside ``mask`` only."""
+    inside = mask.astype(np.float32)
+    total = cv2.GaussianBlur(
+        values.astype(np.float32) * inside, (0, 0), sd, borderType=cv2.BORDER_CONSTANT
+    )
+    weight = cv2.GaussianBlur(inside, (0, 0), sd, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(total / np.maximum(weight, 1e-6))

@@ -15,9 +15,9 @@ from dff.face.geometry.camera import Pinhole
 from dff.face.geometry.interpolation import bilinear, smoothstep
 from dff.face.model.albedo import AlbedoModel
 from dff.face.render.frame import HIDDEN_DEPTH, sample_texture, visible
-from dff.pipeline.recovery.fitted_head import FittedHead
-from dff.pipeline.recovery.matting import MATTING, MattingConfig, estimate_matte
-from dff.pipeline.recovery.occluders import OCCLUDERS, OccluderConfig, Occlusion, detect_occluders
+from dff.face.texture.fitted_head import FittedHead
+from dff.face.texture.matting import MATTING, MattingConfig, estimate_matte
+from dff.face.texture.occluders import OCCLUDERS, OccluderConfig, Occlusion, detect_occluders
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Brightness of RGB. Source: ITU-R BT.601."""

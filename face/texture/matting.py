@@ -15,7 +15,7 @@ import numpy as np
 
 from dff.face.arrays import Bytes, Floats, Ints
 from dff.face.model.landmarks import CHIN, INNER, head_up
-from dff.pipeline.recovery.fitted_head import FittedHead
+from dff.face.texture.fitted_head import FittedHead
 
 
 @dataclass(frozen=True)

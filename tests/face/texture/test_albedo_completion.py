@@ -20,11 +20,11 @@ from dff.face.io.assets import load_albedo
 from dff.face.model.landmarks import LEFT_EYE, RIGHT_EYE
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import Frame, render, sample_texture, shaded
-from dff.pipeline.recovery.albedo_completion import PhotoTexture, recover_texture
-from dff.pipeline.recovery.fitted_head import build_fitted_head
+from dff.face.texture.albedo_completion import PhotoTexture, recover_texture
+from dff.face.texture.fitted_head import build_fitted_head
+from dff.face.texture.unwrapping import LUMA, tabulate_tones
+from dff.face.texture.uv_atlas import build_uv_atlas, mirror_points
 from dff.pipeline.recovery.inverse import Recovery
-from dff.pipeline.recovery.unwrapping import LUMA, tabulate_tones
-from dff.pipeline.recovery.uv_atlas import build_uv_atlas, mirror_points
 from dff.pipeline.scene.lights import directional_light
 
 SIZE, TEXELS = 256, 256
