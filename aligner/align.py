@@ -242,9 +242,9 @@ class Aligner:
 
         Where no box is given, the face on which the photos agree is the person, among faces that
         agree alike the largest. Photos without a face, whose alignment failed, or whose face is
-        someone else's are left out and named in the answer. Similar faces are not distinguished: of
-        rendered strangers among three photos of one person one in four remains. Raises NoFace when
-        that leaves none, else as ``align``. The face may differ from what identities of the model
+        someone else's are left out and named in the answer. Photos that may show someone else are
+        kept and named in ``PersonAlignment.doubts``. Raises NoFace when no photo is left, else as
+        ``align``. The face may differ from what identities of the model
         form, by ``PersonAlignment.residual_deformation``.
         """
         if not images or (boxes is not None and len(boxes) != len(images)):
@@ -264,7 +264,12 @@ class Aligner:
         config = self.config.multi_image
         alone = choose_person(candidates, config) if candidates else {}
         seen = {i: self.appearance_meter.measure(images[i], face) for i, face in alone.items()}
-        for i, agreement in find_strangers(alone, seen, config).items():
+        check = find_strangers(alone, seen, config)
+        doubts = {
+            i: f"may show someone else (agreement {agreement:.2f})"
+            for i, agreement in {**check.doubtful, **check.strangers}.items()
+        }
+        for i, agreement in check.strangers.items():
             if asked is None or asked[i] is None:  # a box says who is meant
                 left_out[i] = f"not the person of the other photos (agreement {agreement:.2f})"
                 del alone[i]
@@ -272,7 +277,8 @@ class Aligner:
             faces = self._align_photos_of_person({i: images[i] for i in alone}, alone)
             lost = {i: face.reason for i, face in faces.items() if face.failed}
             if not lost:
-                return PersonAlignment.of(self.model, len(images), faces, left_out)
+                doubts = {i: why for i, why in doubts.items() if i in faces}
+                return PersonAlignment.of(self.model, len(images), faces, left_out, doubts)
             left_out |= lost  # the others are fitted once more, since these had a say
             alone = {i: face for i, face in alone.items() if i not in lost}
         raise NoFace("; ".join(f"photo {i + 1}: {why}" for i, why in sorted(left_out.items())))

@@ -213,6 +213,7 @@ class PersonAlignment:
     vertices: Float[Array, "vertices 3"]  # metres in head: the face at rest, all included
     faces: tuple[Alignment | None, ...]  # of each photo, all of this identity; None: left out
     left_out: Mapping[int, str]  # why, by number of the photo
+    doubts: Mapping[int, str]  # about photos that are not left out, by their number
 
     @staticmethod
     def of(
@@ -220,6 +221,7 @@ class PersonAlignment:
         photos: int,
         faces: Mapping[int, Alignment],
         left_out: Mapping[int, str],
+        doubts: Mapping[int, str],
     ) -> PersonAlignment:
         """The answer for the ``faces`` that share an identity, by number of their photo."""
         one = next(iter(faces.values()))
@@ -227,14 +229,18 @@ class PersonAlignment:
         residual = one.vertices - model.vertices(one.coefficients)
         at_rest = model.vertices(Coefficients(identity, np.zeros(len(model.expression))))
         in_order = tuple(faces.get(i) for i in range(photos))
-        return PersonAlignment(identity, residual, at_rest + residual, in_order, dict(left_out))
+        return PersonAlignment(
+            identity, residual, at_rest + residual, in_order, dict(left_out), doubts
+        )
 
     def to_json(self, names: Sequence[str]) -> dict[str, Any]:
         """Plain lists and numbers; ``names`` of the photos."""
         return {
             "identity": np.round(self.identity, 4).tolist(),
             "photos": {
-                name: {"left_out": self.left_out[i]} if face is None else face.to_json()
+                name: {"left_out": self.left_out[i]}
+                if face is None
+                else face.to_json() | ({"doubt": self.doubts[i]} if i in self.doubts else {})
                 for i, (name, face) in enumerate(zip(names, self.faces, strict=True))
             },
         }

@@ -108,6 +108,7 @@ class MultiImageConfig:
     # stranger - few_photos / n
     stranger: float = 0.461
     few_photos: float = 0.389
+    doubt: float = 0.2  # how far above that bound a photo is kept but called doubtful
     # weight of the texture's correlation, beside the cosine of the identities, in an agreement
     texture: float = 0.4
     texture_unknown: float = 0.35  # correlation assumed where two photos show different sides

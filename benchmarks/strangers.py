@@ -45,29 +45,34 @@ def align_person_apart(
 def measure_shares(aligner: Aligner, people: list[AlignedPhotos]) -> dict[str, float]:
     """Shares of photos, 0 to 1."""
 
-    def left_out(group: list[tuple[int, int]]) -> set[int]:
+    def check(group: list[tuple[int, int]]) -> tuple[set[int], set[int]]:
+        """Photos left out, and these with the doubtful ones."""
         faces = {i: people[p][0][k] for i, (p, k) in enumerate(group)}
         looks = {i: people[p][1][k] for i, (p, k) in enumerate(group)}
-        return set(find_strangers(faces, looks, aligner.config.multi_image))
+        found = find_strangers(faces, looks, aligner.config.multi_image)
+        return set(found.strangers), {*found.strangers, *found.doubtful}
 
     count = len(people)
-    own = [len(left_out([(p, k) for k in range(PHOTOS)])) / PHOTOS for p in range(count)]
+    own = [check([(p, k) for k in range(PHOTOS)]) for p in range(count)]
     mixed = [
-        left_out([*((p, k) for k in range(PHOTOS - 1)), (other, PHOTOS - 1)])
+        check([*((p, k) for k in range(PHOTOS - 1)), (other, PHOTOS - 1)])
         for p in range(count)
         for other in range(count)
         if other != p
     ]
-    pairs = [left_out([(p, 0), (q, 1)]) for p in range(count) for q in range(count) if p != q]
+    pairs = [check([(p, 0), (q, 1)]) for p in range(count) for q in range(count) if p != q]
     last = PHOTOS - 1
-    return {
-        "own photos left out, of four": float(np.mean(own)),
-        "strangers left out, one beside three": float(np.mean([last in out for out in mixed])),
-        "own photos left out beside a stranger": float(
-            np.mean([len(out - {last}) / last for out in mixed])
-        ),
-        "two photos of two people noticed": float(np.mean([bool(out) for out in pairs])),
-    }
+    shares: dict[str, float] = {}
+    for i, what in enumerate(("left out", "left out or doubtful")):
+        shares |= {
+            f"own photos {what}, of four": float(np.mean([len(one[i]) / PHOTOS for one in own])),
+            f"strangers {what}, one beside three": float(np.mean([last in m[i] for m in mixed])),
+            f"own photos {what} beside a stranger": float(
+                np.mean([len(m[i] - {last}) / last for m in mixed])
+            ),
+            f"two photos of two people {what}": float(np.mean([bool(one[i]) for one in pairs])),
+        }
+    return shares
 
 
 def main(

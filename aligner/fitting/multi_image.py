@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -243,29 +243,42 @@ def choose_person(
     return {i: some[min(range(len(some)), key=partial(cost, i))] for i, some in faces.items()}
 
 
+@dataclass(frozen=True)
+class PersonCheck:
+    """Whether several photos show one person: the agreement of photos, by their number."""
+
+    strangers: Mapping[int, float]  # photos of someone else
+    doubtful: Mapping[int, float]  # photos that may show someone else
+
+
 def find_strangers(
     faces: Mapping[int, Alignment],
     appearances: Mapping[int, AppearanceDescriptor],
     config: MultiImageConfig,
-) -> dict[int, float]:
-    """Photos of someone else, with the agreement of their appearance with the other photos'.
+) -> PersonCheck:
+    """Photos that show someone else or may, by the agreement with the other photos.
 
     The agreement is the cosine between the photo's identity and the mean of the others', plus
     ``texture`` times the mean correlation of the texture. The photo that agrees least goes first,
     and is no longer compared with. Of two that disagree the surer stays.
     """
     left, strangers = dict(appearances), dict[int, float]()
+    agreement: dict[int, float] = {}
+    bound = 0.0
     while len(left) > 1:
         agreement = {
             i: _agree(one, [other for k, other in left.items() if k != i], config)
             for i, one in left.items()
         }
         least = min(left, key=lambda i: (round(agreement[i], 9), faces[i].face_confidence))
-        if agreement[least] >= config.stranger - config.few_photos / (len(left) - 1):
+        bound = config.stranger - config.few_photos / (len(left) - 1)
+        if agreement[least] >= bound:
             break
         strangers[least] = agreement[least]
         del left[least]
-    return strangers
+    kept = agreement if len(left) > 1 else {}
+    doubtful = {i: kept[i] for i in left if i in kept and kept[i] < bound + config.doubt}
+    return PersonCheck(strangers, doubtful)
 
 
 def _agree(

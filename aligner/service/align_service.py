@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -65,6 +65,7 @@ class PersonResult:
 
     person: PersonAlignment
     photos: list[tuple[Alignment, ImageSize] | Problem]
+    doubts: Mapping[int, str]  # about the person, by number of the photo
     timing: Timing
 
 
@@ -203,7 +204,8 @@ class AlignService:
             seconds = (started - arrived, decoded - started, time.monotonic() - decoded)
             faces = [face for face in person.faces if face is not None]
             timing = _measure(seconds, [pixels for pixels, _ in held.values()], faces)
-            return PersonResult(person, photos, timing)
+            doubts = {n: person.doubts[p] for n, p in places.items() if p in person.doubts}
+            return PersonResult(person, photos, doubts, timing)
 
     @asynccontextmanager
     async def admit(self, deadline: float = math.inf) -> AsyncIterator[None]:

@@ -171,6 +171,7 @@ class PhotoFace(Answer):
 
     face: FaceAnswer
     image: ImageSize
+    doubt: str | None = Field(None, description="why the photo may show someone else, if it may")
 
 
 class PhotoRefused(Answer):

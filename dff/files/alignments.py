@@ -188,15 +188,19 @@ def align_person_files(
     found = aligner.align_person([one.pixels for one in read.values()], given)
     faces = dict(zip(read, found.faces, strict=True))
     reasons = unread | {[*read][i]: why for i, why in found.left_out.items()}
+    doubts = {[*read][i]: why for i, why in found.doubts.items()}
     person = replace(
         found,
         faces=tuple(faces.get(path) for path in images),
         left_out={i: reasons[path] for i, path in enumerate(images) if path in reasons},
+        doubts={i: doubts[path] for i, path in enumerate(images) if path in doubts},
     )
     lines = [
         f"{path}: left out: {person.left_out[i]}"
         if face is None
-        else f"{path}: {describe_face(face)}"
+        else "; ".join(
+            [f"{path}: {describe_face(face)}", *([doubts[path]] if path in doubts else [])]
+        )
         for i, (path, face) in enumerate(zip(images, person.faces, strict=True))
     ]
     warnings = [f"{path}: {one.warning}" for path, one in read.items() if one.warning]

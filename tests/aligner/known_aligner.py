@@ -74,7 +74,7 @@ class KnownAligner:
             for i, face in found.items()
         }
         left_out = {i: "no face found" for i in range(len(images)) if i not in found}
-        return PersonAlignment.of(self.model, len(images), faces, left_out)
+        return PersonAlignment.of(self.model, len(images), faces, left_out, {})
 
 
 def known_alignment(model: MorphableModel, box: Box) -> Alignment:

@@ -59,8 +59,12 @@ async def align_person(
             photos=[
                 refuse_photo(photo, service.root_path)
                 if isinstance(photo, Problem)
-                else PhotoFace(face=answer_face(photo[0], mesh=mesh), image=photo[1])
-                for photo in result.photos
+                else PhotoFace(
+                    face=answer_face(photo[0], mesh=mesh),
+                    image=photo[1],
+                    doubt=result.doubts.get(number),
+                )
+                for number, photo in enumerate(result.photos)
             ],
             model=service.model_info,
             timing=result.timing,

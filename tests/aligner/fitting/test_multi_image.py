@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import cv2
@@ -415,12 +416,12 @@ def test_photos_that_agree_least_in_shape_and_texture_are_strangers(
 
     def find(
         *looks: tuple[Floats, Floats, Floats], sure: tuple[float, ...] = ()
-    ) -> dict[int, float]:
+    ) -> Mapping[int, float]:
         seen = {i: AppearanceDescriptor(*one) for i, one in enumerate(looks)}
         faces = {
             i: replace(neutral, face_confidence=sure[i] if sure else 0.9) for i in range(len(looks))
         }
-        return find_strangers(faces, seen, config)
+        return find_strangers(faces, seen, config).strangers
 
     same = [(mine + 0.1 * i, own + noise[i], all_sides) for i in range(4)]
     assert find(*same) == {}
@@ -439,6 +440,26 @@ def test_photos_that_agree_least_in_shape_and_texture_are_strangers(
     assert set(find(same[0], shape, sure=(0.8, 0.9))) == {0}
     assert set(find(same[0], shape, sure=(0.9, 0.8))) == {1}
     assert find(same[0]) == {}
+
+
+@pytest.mark.parametrize(
+    ("cosine", "strangers", "doubtful"),
+    [(0.7, {3}, set()), (0.75, set(), {3}), (0.9, set(), set())],
+)
+def test_a_photo_just_above_the_bound_of_strangers_is_doubtful(
+    toy_model: MorphableModel, cosine: float, strangers: set[int], doubtful: set[int]
+) -> None:
+    """The agreement is the cosine minus 0.4, the bound 0.45 - 0.4 / 3 = 0.317."""
+    config = MultiImageConfig(stranger=0.45, few_photos=0.4, texture=0.4, doubt=0.1)
+    texture = np.random.default_rng(0).normal(size=40)
+    mine, other = np.eye(2)
+    same = AppearanceDescriptor(mine, texture, np.ones(40))
+    turned = cosine * mine + np.sqrt(1 - cosine**2) * other
+    seen = {0: same, 1: same, 2: same, 3: AppearanceDescriptor(turned, -texture, np.ones(40))}
+    check = find_strangers(
+        dict.fromkeys(seen, known_alignment(toy_model, Box(0, 0, 50, 50))), seen, config
+    )
+    assert (set(check.strangers), set(check.doubtful)) == (strangers, doubtful)
 
 
 def test_a_stranger_is_left_out_by_name_unless_a_box_says_who_is_meant(
@@ -463,3 +484,7 @@ def test_a_stranger_is_left_out_by_name_unless_a_box_says_who_is_meant(
     assert "not the person of the other photos" in person.left_out[2]
     asked = oracle_aligner.align_person(images, [None, None, box, None])
     assert asked.left_out == {}
+    assert set(asked.doubts) == {2}
+    assert "may show someone else" in asked.doubts[2]
+    names = ["a", "b", "c", "d"]
+    assert [name for name, one in asked.to_json(names)["photos"].items() if "doubt" in one] == ["c"]
