@@ -478,6 +478,7 @@ def load_aligner(
     landmark_offsets: LandmarkOffsets | None = None,
     pose_correction: PoseCorrection | None = None,
     device: str | None = None,
+    endpoint_url: str | None = None,
 ) -> Aligner:
     """The aligner of a weights file; of the shipped weights when none is named.
 
@@ -485,11 +486,12 @@ def load_aligner(
     those that the network was trained on. ``calibration``, ``landmark_offsets`` and
     ``pose_correction`` instead of the file's own. ``device``: of torch, on which the network runs,
     such as "cuda"; the fit runs on the CPU in any case. By default the network runs there too, by
-    ``FusedNetwork``. Raises BadWeights when the file cannot be used, BadModel when its model is not
-    found, ValueError for a device that is not there.
+    ``FusedNetwork``. ``endpoint_url``: of an S3 server other than AWS, for weights in a bucket.
+    Raises BadWeights when the file cannot be used, BadModel when its model is not found, ValueError
+    for a device that is not there.
     """
     path = weights_files.DEFAULT if weights is None else weights
-    loaded = weights_files.load(path)
+    loaded = weights_files.load(path, endpoint_url=endpoint_url)
     model = load_model(str(loaded.card["model"]))
     weights_files.check_model(path, loaded, model)
     net = _place_network(loaded.net, device)

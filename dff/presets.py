@@ -115,18 +115,20 @@ def make_dataset(
     )
 
 
-def evaluate_weights(weights: Path | str, folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+def evaluate_weights(
+    weights: Path | str, folders: Sequence[Path], *, endpoint_url: str | None = None
+) -> dict[str, dict[str, Any]]:
     """Figures of an aligner with ``weights`` by folder of annotated photos.
 
     A folder with ``.mat`` files follows the protocol of AFLW2000-3D; of others the held-out photos
-    follow 300-W's.
+    follow 300-W's. ``endpoint_url``: of an S3 server other than AWS.
     """
     if not folders:
         return {}
     from dff.aligner.align import load_aligner
     from dff.aligner.evaluation.benchmarks import evaluate_300w, evaluate_aflw2000
 
-    aligner = load_aligner(str(weights))
+    aligner = load_aligner(str(weights), endpoint_url=endpoint_url)
     out: dict[str, dict[str, Any]] = {}
     for folder in folders:
         if any(folder.glob("*.mat")):

@@ -15,7 +15,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from dff.face.errors import ClusterError
 from dff.face.extras import require_extra
 from dff.infra.capacity import NodeResources, WorkerShape, count_places, describe_nodes, find_misfit
+from dff.infra.files import check_output_folder
 from dff.infra.redaction import hide_secrets
 from dff.infra.socket_folder import SOCKET_BYTES, find_short_folder, fits
 
@@ -168,8 +169,39 @@ def describe_free_resources(shape: WorkerShape) -> str:
     )
 
 
+def check_shared(folder: Path, option: str) -> None:
+    """Raises ClusterError unless all nodes of the connected cluster see this machine's ``folder``,
+    which is made; the error names the command's ``option`` that chooses another.
+
+    Otherwise what a node writes there would be lost with it. Raises StorageError where this machine
+    can't write.
+    """
+    check_output_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".dff-seen-") as marker:
+        apart = find_nodes_without(Path(marker.name))
+    if apart:
+        raise ClusterError(_tell_apart(apart, folder, option))
+
+
+def check_visible(path: Path, option: str) -> None:
+    """Raises ClusterError unless all nodes of the connected cluster see ``path`` to read it."""
+    if apart := find_nodes_without(path):
+        raise ClusterError(_tell_apart(apart, path, option))
+
+
+def _tell_apart(nodes: Sequence[str], path: Path, option: str) -> str:
+    return (
+        f"{', '.join(nodes[:3])}{', ...' * (len(nodes) > 3)}: this node does not see {path}: "
+        f"give {option} as s3://bucket/prefix, or as a folder that all nodes share"
+    )
+
+
 def find_nodes_without(path: Path) -> list[str]:
-    """Addresses of the connected cluster's nodes that do not see a file of this machine."""
+    """Addresses of the connected cluster's nodes that do not see a path of this machine.
+
+    Nodes that leave meanwhile, or do not answer, are not among them.
+    """
 
     @ray.remote(num_cpus=0)
     def sees(path: str) -> bool:
@@ -183,7 +215,12 @@ def find_nodes_without(path: Path) -> list[str]:
         for node in nodes
     }
     answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=60.0)
-    return sorted({asked[ref] for ref in answered if not ray.get(ref)})
+    apart = set()
+    for ref in answered:
+        with suppress(RayError):
+            if not ray.get(ref):
+                apart.add(asked[ref])
+    return sorted(apart)
 
 
 def submit(

@@ -199,15 +199,18 @@ def everywhere(path: Path | str) -> str:
     )
 
 
-def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
+def load(
+    path: Path | str, *, model: MorphableModel | None = None, endpoint_url: str | None = None
+) -> Weights:
     """Read a weights file, also one at ``s3://bucket/key``, weights of ``NAMED``, or a model that
     MLflow has registered (``models:/name@alias``).
 
-    With ``model``, also check that the anchors are points of it. Raises BadWeights, naming the file
+    With ``model``, also check that the anchors are points of it. ``endpoint_url``: of an S3 server
+    other than AWS. Raises BadWeights, naming the file
     and what is wrong with it, and StorageError.
     """
     if str(path).startswith(BUCKET):
-        return _load_from_bucket(str(path), model)
+        return _load_from_bucket(str(path), model, endpoint_url)
     if str(path).startswith(REGISTERED):
         # MLflow takes a second to import, and most weights are plain files.
         from dff.infra.tracking import registered_weights
@@ -293,8 +296,10 @@ def load(path: Path | str, *, model: MorphableModel | None = None) -> Weights:
     return loaded
 
 
-def _load_from_bucket(address: str, model: MorphableModel | None) -> Weights:
-    storage, key = _open_parent(address)
+def _load_from_bucket(
+    address: str, model: MorphableModel | None, endpoint_url: str | None
+) -> Weights:
+    storage, key = _open_parent(address, endpoint_url)
     try:
         data = storage.read(key)
     except NotFound as error:

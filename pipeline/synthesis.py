@@ -25,7 +25,7 @@ from dff.infra.dataset import MANIFEST, Manifest
 from dff.infra.image_listing import IMAGE_SUFFIXES, describe_passed_over
 from dff.infra.near_duplicates import describe_near_duplicates
 from dff.infra.shards import ViewRow, make_sample_id
-from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage
+from dff.infra.storage import WITH_CREDENTIALS, LocalStorage, S3Access, Storage, open_storage
 from dff.pipeline.job import run as job
 from dff.pipeline.job.plan import Plan, make_plan
 from dff.pipeline.job.versions import ROW_MAKER
@@ -427,10 +427,14 @@ def synthesize(
         manifest = job.run(plan, target, work.build(), config=config, progress=progress)
         return Summary(target.uri, plan, expected, manifest)
     # Ray takes seconds to import, and is optional here.
-    from dff.infra.cluster import connected
+    from dff.infra.cluster import check_shared, check_visible, connected
     from dff.pipeline.job import ray as fan_out
 
     with connected(address, workers=None if address else workers):
+        if address and isinstance(target, LocalStorage):
+            check_shared(target.root, "OUT")
+        if address and isinstance(source, LocalStorage):
+            check_visible(source.root, "PHOTOS")
         manifest = fan_out.run(
             plan,
             target,

@@ -19,14 +19,8 @@ from dff.face.extras import require_extra
 from dff.face.io.assets import model_path
 from dff.infra import tracking, weights
 from dff.infra.capacity import WorkerShape
-from dff.infra.cluster import (
-    connected,
-    describe_free_resources,
-    find_nodes_without,
-    wait_for_room,
-)
+from dff.infra.cluster import check_shared, connected, describe_free_resources, wait_for_room
 from dff.infra.dataset import open_dataset
-from dff.infra.files import check_output_folder
 from dff.infra.recorder import RunRecorder
 from dff.infra.redaction import hide_secrets
 from dff.infra.storage import WITH_CREDENTIALS, S3Access, open_storage
@@ -175,7 +169,7 @@ def train_on_ray(
         with connected(address, workers=int(count.most * shape.cpus)):
             wait_for_room(shape, count.least)
             if filesystem is None:
-                check_shared(Path(storage))
+                check_shared(Path(storage), "--storage")
             with bar as shown, _followed(Follower(recorder, shown), shape) as events:
                 trained = _run_workers(job, events, scaling, running)
         weights.rewrite(out, trained, endpoint_url=endpoint_url)
@@ -207,24 +201,6 @@ def choose_tracking(out: Path | str, storage: str) -> str:
     if "://" not in storage:
         return tracking.local_uri(Path(storage))
     return tracking.local_uri(Path("runs") if "://" in str(out) else Path(out).parent / "runs")
-
-
-def check_shared(folder: Path) -> None:
-    """Raises ClusterError unless all nodes of the connected cluster see this machine's ``folder``.
-
-    Otherwise training would stop at its first checkpoint. Raises StorageError where this machine
-    can't write.
-    """
-    check_output_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".dff-seen-") as marker:
-        apart = find_nodes_without(Path(marker.name))
-    if apart:
-        raise ClusterError(
-            f"{', '.join(apart[:3])}{', ...' * (len(apart) > 3)}: this node does not see {folder}, "
-            "where checkpoints would lie: give --storage s3://bucket/prefix, or a folder that all "
-            "nodes share"
-        )
 
 
 def _locate_storage(storage: Path | str) -> str:

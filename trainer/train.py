@@ -82,14 +82,21 @@ class TrainingCallbacks:
 
 
 def initialise_state(
-    model: MorphableModel, config: TrainConfig, device: torch.device
+    model: MorphableModel,
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    endpoint_url: str | None = None,
 ) -> TrainingState:
     """The state before the first step, from the seed and the weights to start from.
 
-    Anchors are those of the weights to start from. Raises BadWeights for weights that cannot be
-    read, ValueError when they have another network or another number of anchors.
+    Anchors are those of the weights to start from. ``endpoint_url``: of an S3 server other than
+    AWS, for weights in a bucket. Raises BadWeights for weights that cannot be read, ValueError when
+    they have another network or another number of anchors.
     """
-    begin = weights.load(config.start, model=model) if config.start else None
+    begin = None
+    if config.start:
+        begin = weights.load(config.start, model=model, endpoint_url=endpoint_url)
     chosen = choose_anchors(model, config.anchors)
     # Another version of the model has other farthest points, but the same vertices.
     vertex = begin.anchors.vertex if begin else chosen
@@ -571,22 +578,24 @@ def train(
     callbacks: TrainingCallbacks | None = None,
     work: Path | None = None,
     cache: CacheConfig | None = None,
+    endpoint_url: str | None = None,
 ) -> TrainingResult:
     """Train a descriptor in this process on a finished dataset, or on several mixed by
     ``config.shares``; write its weights file to ``out``.
 
     ``model``: the face model, its name or its file; by default the one that the dataset was made
     with (``load_dataset_model``). ``work``: folder of the checkpoint, by default ``out`` with the
-    suffix ``.run``. ``cache``: of the dataset's shards, by default in ``work``. ``resume``
-    continues from the checkpoint, if there is one. Raises BadDataset, BadModel, BadWeights,
-    Diverged, and ValueError for a configuration that does not fit the dataset or the checkpoint.
+    suffix ``.run``. ``cache``: of the dataset's shards, by default in ``work``. ``endpoint_url``:
+    of an S3 server other than AWS, for weights to start from. ``resume`` continues from the
+    checkpoint, if there is one. Raises BadDataset, BadModel, BadWeights, Diverged, and ValueError
+    for a configuration that does not fit the dataset or the checkpoint.
     """
     work = work or out.with_suffix(".run")
     datasets = [dataset] if isinstance(dataset, Dataset) else list(dataset)
     model = load_common_model(datasets, model)
     callbacks = callbacks or TrainingCallbacks()
     store = open_training_views(datasets, model, config, cache or CacheConfig(work / "shards"))
-    state = initialise_state(model, config, torch.device(device))
+    state = initialise_state(model, config, torch.device(device), endpoint_url=endpoint_url)
     if resume and (work / CHECKPOINT).exists():
         load_checkpoint(work / CHECKPOINT, state, config)
 

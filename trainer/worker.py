@@ -86,7 +86,7 @@ def train_worker(values: dict[str, Any]) -> None:
     cache = choose_cache(Path(job.cache) if job.cache else None, job.cache_bytes)
     store = open_training_views(datasets, model, config, cache)
     surface = build_training_surface(model)
-    state = initialise_state(model, config, device)
+    state = initialise_state(model, config, device, endpoint_url=job.endpoint_url)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:

@@ -80,14 +80,21 @@ def load_cascade_aligner(
     config: AlignConfig | None = None,
     preset: AlignPreset | str = AlignPreset.balanced,
     calibration: Calibration | None = None,
+    endpoint_url: str | None = None,
 ) -> Aligner:
     """The aligner of a weights file that fits by a cascade.
 
-    When no cascade is named, by the one that ships with the weights. Raises BadWeights when a file
+    When no cascade is named, by the one that ships with the weights. ``endpoint_url``: as
+    ``load_aligner``. Raises BadWeights when a file
     cannot be used, no cascade ships with the weights, or the two do not belong together.
     """
     base = load_aligner(
-        weights, detector=detector, config=config, preset=preset, calibration=calibration
+        weights,
+        detector=detector,
+        config=config,
+        preset=preset,
+        calibration=calibration,
+        endpoint_url=endpoint_url,
     )
     name = str(weights or DEFAULT)
     shipped = cascade_file.SHIPPED.get(name)

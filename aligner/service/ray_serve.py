@@ -57,7 +57,9 @@ class ServiceConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    weights: str | None = None  # path, the same on every node; None: the shipped weights
+    # path, the same on every node, or address, such as s3://bucket/key; None: the shipped weights
+    weights: str | None = None
+    endpoint_url: str | None = None  # of an S3 server other than AWS
     replicas: PositiveInt | str = (
         1  # or their range, as 2:8, within which Serve adds some on demand
     )
@@ -115,6 +117,7 @@ class AlignerDeployment:
 
         use_threads(config.cpus)
         self.weights, self.preset = config.weights, config.preset
+        self.endpoint_url = config.endpoint_url
         front = None if config.front_in_proxies else config.front()
         self.application = create_app(
             self._load(), front=front, root_path=config.root_path, keys=bool(config.key_hashes)
@@ -143,7 +146,9 @@ class AlignerDeployment:
     def _load(self) -> Aligner:
         from dff.aligner.align import load_aligner
 
-        aligner = load_aligner(self.weights, preset=self.preset).with_quick_search()
+        aligner = load_aligner(
+            self.weights, preset=self.preset, endpoint_url=self.endpoint_url
+        ).with_quick_search()
         warm_up(aligner)
         return aligner
 
@@ -177,11 +182,13 @@ def serving(
     address: str | None = None,
     front: FrontConfig | None = None,
     preset: AlignPreset = AlignPreset.balanced,
+    endpoint_url: str | None = None,
 ) -> Iterator[str]:
     """Serve for the length of a ``with`` block, on a local Ray or the cluster at ``address``.
 
     ``replicas``: their number, a range as 2:8 within which Serve adds some on demand, or ``auto``.
-    ``cpus``: cores of each replica. ``front``: on a local Ray it stands in the proxies; on a
+    ``cpus``: cores of each replica. ``endpoint_url``: of an S3 server other than AWS, for weights
+    in a bucket. ``front``: on a local Ray it stands in the proxies; on a
     cluster in each replica.
 
     Yields the URL. Raises ClusterError when the port is taken or the application can't start, and
@@ -191,9 +198,10 @@ def serving(
     path = None if weights is None else _everywhere(weights)
     if address is None:
         check_free(host, port)
-        _check_weights(path)
+        _check_weights(path, endpoint_url)
     config = ServiceConfig(
         weights=path,
+        endpoint_url=endpoint_url,
         replicas=replicas,
         cpus=cpus,
         front_in_proxies=address is None,
@@ -243,6 +251,7 @@ def serve_aligner(
     address: str | None = None,
     front: FrontConfig | None = None,
     preset: AlignPreset = AlignPreset.balanced,
+    endpoint_url: str | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; ``on_ready`` is called with the URL.
@@ -259,6 +268,7 @@ def serve_aligner(
         address=address,
         front=front,
         preset=preset,
+        endpoint_url=endpoint_url,
     ) as url:
         before = {
             which: signal.signal(which, lambda *_: stop.set())
@@ -315,14 +325,17 @@ def _everywhere(weights: Path | str) -> str:
     return everywhere(weights)
 
 
-def _check_weights(path: str | None) -> None:
+def _check_weights(path: str | None, endpoint_url: str | None) -> None:
     """Raise BadWeights or BadModel here, where a replica would try again and again.
 
     Another process loads the weights, so that this one, which only waits, stays small.
     """
-    load = "import sys; from dff.aligner.align import load_aligner; load_aligner(*sys.argv[1:])"
-    command = [sys.executable, "-c", load, *([path] if path else [])]
+    load = (
+        "import sys; from dff.aligner.align import load_aligner; "
+        "load_aligner(sys.argv[1] or None, endpoint_url=sys.argv[2] or None)"
+    )
+    command = [sys.executable, "-c", load, path or "", endpoint_url or ""]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         from dff.aligner.align import load_aligner
 
-        load_aligner(path)
+        load_aligner(path, endpoint_url=endpoint_url)

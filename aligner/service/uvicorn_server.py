@@ -29,6 +29,7 @@ def serve_aligner_with_uvicorn(
     front: FrontConfig | None = None,
     threads: int = 1,
     preset: AlignPreset = AlignPreset.balanced,
+    endpoint_url: str | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve from this process until SIGINT or SIGTERM; ``on_ready`` is called with the URL.
@@ -43,7 +44,7 @@ def serve_aligner_with_uvicorn(
     use_threads(threads)
     print_access_log()
     front = front or FrontConfig()
-    aligner = load_aligner(weights, preset=preset).with_quick_search()
+    aligner = load_aligner(weights, preset=preset, endpoint_url=endpoint_url).with_quick_search()
     server = make_server(create_app(aligner, front=front), host, port, front)
     threading.Thread(target=_announce, args=(server, host, port, on_ready), daemon=True).start()
     server.run()

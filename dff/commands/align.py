@@ -13,6 +13,7 @@ import typer
 from dff.aligner.preset import AlignPreset
 from dff.commands.options import (
     CascadeOption,
+    EndpointOption,
     Method,
     MethodOption,
     PresetOption,
@@ -76,6 +77,7 @@ def align(
     method: MethodOption = Method.dense,
     cascade: CascadeOption = None,
     weights: WeightsOption = None,
+    endpoint_url: EndpointOption = None,
     preset: PresetOption = AlignPreset.balanced,
     server: Annotated[
         str | None,
@@ -121,7 +123,7 @@ def align(
         raise typer.BadParameter("--server aligns images, by its own weights and method")
     if same_person and (box or draw or resume):
         raise typer.BadParameter("--same-person goes with --boxes, --json and --mesh only")
-    load = partial(load_aligner_for, weights, method, cascade, preset)
+    load = partial(load_aligner_for, weights, method, cascade, preset, endpoint_url)
     if video:
         _align_video(load, images[0], smooth=smooth, json_out=json_out, draw=draw)
         return

@@ -78,7 +78,9 @@ def calibrate(
     check_output_file(json_out)
     target = out or str(weights_files.NAMED.get(weights, weights))
     weights_files.check_destination(target, endpoint_url=endpoint_url)
-    aligner = load_aligner(weights, calibration=DEFAULT)  # not the file's own, which is replaced
+    aligner = load_aligner(  # not with the calibration of the file, which is replaced
+        weights, calibration=DEFAULT, endpoint_url=endpoint_url
+    )
     data = open_dataset(
         dataset, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)
     )
@@ -95,7 +97,9 @@ def calibrate(
     if json_out:
         write_json(json_out, {each.name: each.to_json() for each in sets})
     calibrated = replace(
-        weights_files.load(weights), anchors=aligner.anchors, calibration=calibration.to_json()
+        weights_files.load(weights, endpoint_url=endpoint_url),
+        anchors=aligner.anchors,
+        calibration=calibration.to_json(),
     )
     weights_files.rewrite(target, calibrated, endpoint_url=endpoint_url)
     typer.echo(f"calibrated weights: {weights_files.everywhere(target)}")

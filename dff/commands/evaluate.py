@@ -15,6 +15,7 @@ from dff.aligner.preset import AlignPreset
 from dff.commands.figures import echo_figures
 from dff.commands.options import (
     CascadeOption,
+    EndpointOption,
     JsonOption,
     Method,
     MethodOption,
@@ -93,6 +94,7 @@ def evaluate(
     method: MethodOption = Method.dense,
     cascade: CascadeOption = None,
     weights: WeightsOption = None,
+    endpoint_url: EndpointOption = None,
     preset: PresetOption = AlignPreset.balanced,
 ) -> None:
     """Evaluate the aligner on annotated photos, or the descriptor on pairs of views.
@@ -120,13 +122,14 @@ def evaluate(
             labels=labels,
             json_out=json_out,
             pictures=pictures,
+            endpoint_url=endpoint_url,
         )
         return
     with require_extra("train"):
         from dff.aligner.evaluation.benchmarks import Disturbance, curve_picture, worst_picture
         from dff.files.outputs import write_file, write_json
 
-    aligner = load_aligner_for(weights, method, cascade, preset)
+    aligner = load_aligner_for(weights, method, cascade, preset, endpoint_url)
     if without_offsets:
         aligner = aligner.without_annotation_bias()
 
@@ -243,18 +246,26 @@ def _evaluate_matching(
     labels: Path | None,
     json_out: Path | None,
     pictures: Path | None,
+    endpoint_url: str | None,
 ) -> None:
     with require_extra("train"):
         from dff.files.matching import draw_matched_pairs, encode_matching, evaluate_matching
         from dff.files.outputs import write_file
 
     report, examples = evaluate_matching(
-        source, weights, model=model, count=pairs, every=every, labels=labels
+        source,
+        weights,
+        model=model,
+        count=pairs,
+        every=every,
+        labels=labels,
+        endpoint_url=endpoint_url,
     )
     for line in report.lines():
         typer.echo(line)
     if json_out:
         write_file(json_out, encode_matching(report))
     if pictures:
-        write_file(pictures / "matching.jpg", draw_matched_pairs(examples, weights))
+        drawn = draw_matched_pairs(examples, weights, endpoint_url=endpoint_url)
+        write_file(pictures / "matching.jpg", drawn)
         typer.echo(f"pictures: {pictures.resolve()}")

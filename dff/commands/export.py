@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
-from dff.commands.options import WeightsOption
+from dff.commands.options import (
+    EndpointOption,
+    WeightsOption,
+)
 from dff.face.extras import require_extra
 
 
 def export(
     out: Annotated[Path, typer.Argument(help="The .onnx file to write.")],
     weights: WeightsOption = None,
+    endpoint_url: EndpointOption = None,
 ) -> None:
     """Export the descriptor network as an ONNX file, for programs without torch.
 
@@ -21,7 +25,7 @@ def export(
     """
     from dff.infra import weights as weights_files
 
-    loaded = weights_files.load(weights or weights_files.DEFAULT)
+    loaded = weights_files.load(weights or weights_files.DEFAULT, endpoint_url=endpoint_url)
     with require_extra("onnx"):
         from dff.infra import onnx_file
         from dff.infra.files import check_output_file

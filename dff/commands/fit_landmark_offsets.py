@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dff.commands.options import RewriteOption, WeightsArgument
+from dff.commands.options import EndpointOption, RewriteOption, WeightsArgument
 from dff.face.extras import require_extra
 
 
@@ -37,6 +38,7 @@ def fit_landmark_offsets(
         typer.Option(help="68-point labels of the photos of --poses: .npz by file name, or .npy."),
     ] = None,
     out: RewriteOption = None,
+    endpoint_url: EndpointOption = None,
 ) -> None:
     """Fit landmark offsets, the annotators' bias from the model's landmarks, and store them.
 
@@ -70,13 +72,14 @@ def fit_landmark_offsets(
         from dff.infra import weights as weights_files
 
     target = out or str(weights_files.NAMED.get(weights, weights))
-    weights_files.check_destination(target)
-    aligner = load_aligner(weights)
+    weights_files.check_destination(target, endpoint_url=endpoint_url)
+    load = partial(load_aligner, weights, endpoint_url=endpoint_url)
+    aligner = load()
     offsets = measure_landmark_offsets(aligner, photos, by_shape=by_shape)
     for folder in photos:
         try:
             before, after = (
-                evaluate_300w(str(folder), load_aligner(weights, landmark_offsets=each)).summary
+                evaluate_300w(str(folder), load(landmark_offsets=each)).summary
                 for each in (LandmarkOffsets(), offsets)
             )
         except BadLandmarks:
@@ -87,7 +90,9 @@ def fit_landmark_offsets(
                 f"{folder.name}, held-out photos: {error} {before[error]['mean']} without offsets, "
                 f"{after[error]['mean']} with them"
             )
-    fitted = replace(weights_files.load(weights), landmark_offsets_source=source)
+    fitted = replace(
+        weights_files.load(weights, endpoint_url=endpoint_url), landmark_offsets_source=source
+    )
     if poses:
         config, rows = OffsetConfig(), align_labelled_poses(aligner, poses, pose_labels)
         bias = fit_bias_by_pose(rows, aligner.model, offsets, config)
@@ -100,5 +105,5 @@ def fit_landmark_offsets(
                 typer.echo(f"  {figure}: {summary[figure]}")
     else:
         fitted = replace(fitted, landmark_offsets=offsets, pose_correction=None)
-    weights_files.rewrite(target, fitted)
+    weights_files.rewrite(target, fitted, endpoint_url=endpoint_url)
     typer.echo(f"weights: {weights_files.everywhere(target)}")

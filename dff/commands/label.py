@@ -59,7 +59,11 @@ def label(
     labelled = unlabelled = 0
     hashes = {}
     for photo in label_photos(
-        storage, load_aligner(weights), confidence=confidence, workers=workers, progress=True
+        storage,
+        load_aligner(weights, endpoint_url=endpoint_url),
+        confidence=confidence,
+        workers=workers,
+        progress=True,
     ):
         if photo.hash is not None:
             hashes[photo.key] = photo.hash

@@ -9,7 +9,10 @@ from typing import Annotated
 import typer
 
 from dff.commands.align import parse_box
-from dff.commands.options import WeightsOption
+from dff.commands.options import (
+    EndpointOption,
+    WeightsOption,
+)
 
 
 def match(
@@ -53,6 +56,7 @@ def match(
         ),
     ] = None,
     weights: WeightsOption = None,
+    endpoint_url: EndpointOption = None,
 ) -> None:
     """Find points of a face in another photo, of the same person or of someone else.
 
@@ -90,6 +94,7 @@ def match(
         first,
         second,
         weights=weights,
+        endpoint_url=endpoint_url,
         points=clicked,
         landmarks=names,
         vertices=numbers,

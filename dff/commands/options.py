@@ -29,7 +29,10 @@ DatasetArgument = Annotated[
     str, typer.Argument(help="Folder or s3://bucket/prefix of a finished dataset.")
 ]
 WeightsArgument = Annotated[
-    str, typer.Argument(help="Weights: a .safetensors file or a name from `dff models`.")
+    str,
+    typer.Argument(
+        help="Weights: a .safetensors file, also s3://bucket/key, or a name from `dff models`."
+    ),
 ]
 EndpointOption = Annotated[
     str | None,
@@ -59,8 +62,8 @@ WeightsOption = Annotated[
     typer.Option(
         "--weights",
         "-w",
-        help="Weights: a .safetensors file, a name from `dff models`, or models:/NAME@ALIAS of "
-        "MLflow (MLFLOW_TRACKING_URI). Default: dff-open, which ships with dff.",
+        help="Weights: a .safetensors file, also s3://bucket/key, a name from `dff models`, or "
+        "models:/NAME@ALIAS of MLflow (MLFLOW_TRACKING_URI). Default: dff-open, which ships.",
     ),
 ]
 MethodOption = Annotated[
@@ -120,7 +123,11 @@ def split_share(text: str) -> tuple[str, float]:
 
 
 def load_aligner_for(
-    weights: str | None, method: Method, cascade: Path | None, preset: AlignPreset
+    weights: str | None,
+    method: Method,
+    cascade: Path | None,
+    preset: AlignPreset,
+    endpoint_url: str | None,
 ) -> Aligner:
     """The aligner that fits by ``method``. Raises BadParameter for options that exclude each other.
 
@@ -131,7 +138,7 @@ def load_aligner_for(
 
         if cascade:
             raise typer.BadParameter("--cascade needs --method cascade")
-        return load_aligner(weights, preset=preset)
+        return load_aligner(weights, preset=preset, endpoint_url=endpoint_url)
     from dff.aligner.cascade.io import load_cascade_aligner
 
-    return load_cascade_aligner(weights, cascade, preset=preset)
+    return load_cascade_aligner(weights, cascade, preset=preset, endpoint_url=endpoint_url)

@@ -8,7 +8,12 @@ from typing import Annotated
 import typer
 
 from dff.aligner.preset import AlignPreset
-from dff.commands.options import AddressOption, PresetOption, WeightsOption
+from dff.commands.options import (
+    AddressOption,
+    EndpointOption,
+    PresetOption,
+    WeightsOption,
+)
 from dff.face.extras import require_extra
 
 
@@ -56,6 +61,7 @@ def serve(
     ] = None,
     address: AddressOption = None,
     weights: WeightsOption = None,
+    endpoint_url: EndpointOption = None,
     preset: PresetOption = AlignPreset.balanced,
 ) -> None:
     """Serve the aligner over HTTP with Ray Serve: a web page at /, the API described at /docs.
@@ -88,6 +94,7 @@ def serve(
             front=front,
             threads=cpus,
             preset=preset,
+            endpoint_url=endpoint_url,
             on_ready=tell,
         )
         return
@@ -102,5 +109,6 @@ def serve(
         address=address,
         front=front,
         preset=preset,
+        endpoint_url=endpoint_url,
         on_ready=tell,
     )

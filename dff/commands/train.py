@@ -106,7 +106,10 @@ def train(
         ),
     ] = None,
     start: Annotated[
-        str, typer.Option(help="Weights to start from: a file or a name from `dff models`.")
+        str,
+        typer.Option(
+            help="Weights to start from: a file, s3://bucket/key, or a name from `dff models`."
+        ),
     ] = "",
     name: Annotated[
         str | None,
@@ -271,6 +274,7 @@ def train(
             resume=resume is not None,
             gpu=gpu,
             cache=choose_cache(cache, cache_bytes),
+            endpoint_url=endpoint_url,
         )
     else:
         with require_extra("train"):
@@ -302,7 +306,9 @@ def train(
         figures = launched.dev
         typer.echo(f"MLflow run {launched.run_id}, registered as version {launched.version}")
     echo_figures({figure: f"{value:.3f}" for figure, value in figures.items()})
-    for folder, summary in evaluate_weights(out, evaluate_on or []).items():
+    for folder, summary in evaluate_weights(
+        out, evaluate_on or [], endpoint_url=endpoint_url
+    ).items():
         typer.echo(folder)
         echo_figures(summary)
     typer.echo(f"weights: {out if '://' in out else Path(out).resolve()}")

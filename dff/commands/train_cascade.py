@@ -56,7 +56,7 @@ def train_cascade(
         kind=features, views=views, held_out=held_out, stages=stages, calibration=calibrate
     )
     cascade = train(
-        load_aligner(weights),
+        load_aligner(weights, endpoint_url=endpoint_url),
         open_dataset(dataset, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)),
         recipe,
         watch=lambda at: typer.echo(

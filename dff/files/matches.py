@@ -27,6 +27,7 @@ def match_files(
     second: Path,
     *,
     weights: str | None,
+    endpoint_url: str | None = None,
     points: Sequence[tuple[float, float]],
     landmarks: Sequence[str],
     vertices: Sequence[int],
@@ -47,7 +48,7 @@ def match_files(
     if dense:
         check_suffix(dense, (".npy",))
     image_a, image_b = read_image(first), read_image(second)
-    matcher = Matcher(load_aligner(weights))
+    matcher = Matcher(load_aligner(weights, endpoint_url=endpoint_url))
     lines: list[str] = []
     try:
         if points or landmarks or vertices:

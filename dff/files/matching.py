@@ -34,9 +34,9 @@ from dff.trainer.train import load_dataset_model
 IDENTITIES = 30  # whose views are paired; reading more takes long and changes little
 
 
-def load_methods(weights: str | None) -> dict[str, Describe]:
+def load_methods(weights: str | None, *, endpoint_url: str | None = None) -> dict[str, Describe]:
     """``dff``: probabilities of the anchors, as the aligner uses them. ``raw``: the descriptor."""
-    loaded = weights_files.load(weights or weights_files.DEFAULT)
+    loaded = weights_files.load(weights or weights_files.DEFAULT, endpoint_url=endpoint_url)
     network = augment_for_matching(loaded.net, multiple=loaded.net.config.multiple)
     return {
         "dff": make_anchor_descriptor(network, loaded.anchors, mirrored=True),
@@ -52,12 +52,14 @@ def evaluate_matching(
     count: int,
     every: bool,
     labels: Path | None = None,
+    endpoint_url: str | None = None,
 ) -> tuple[Matching, list[ViewPair]]:
     """Figures on up to ``count`` pairs for each row of the table, and an example pair of each.
 
     ``source``: a finished dataset, or a folder of images with their AFLW2000-3D ``.mat`` files,
     whose points ``labels`` may replace. ``model``: the face model of the views, by default the
-    dataset's own. ``every``: all identities of a dataset, not the held-out ones only. Raises
+    dataset's own. ``every``: all identities of a dataset, not the held-out ones only.
+    ``endpoint_url``: of an S3 server other than AWS, for the dataset and the weights. Raises
     BadDataset without views, BadLandmarks for unreadable labels.
     """
     rng = np.random.default_rng(0)
@@ -66,18 +68,26 @@ def evaluate_matching(
         photos = read_labelled_photos(Path(source), labels)
         pairs = sample_photo_pairs(photos, face_model, count=count, size=CROP, rng=rng)
     else:
-        pairs = _pair_views(source, model, count=count, every=every, rng=rng)
+        pairs = _pair_views(
+            source, model, count=count, every=every, rng=rng, endpoint_url=endpoint_url
+        )
     config = MatchingConfig()
     first = {(config.find_yaw_bin(pair.yaw), pair.same): pair for pair in reversed(pairs)}
-    return compare_descriptors(pairs, load_methods(weights), make_baselines()), [
-        first[cell] for cell in sorted(first)
-    ]
+    methods = load_methods(weights, endpoint_url=endpoint_url)
+    report = compare_descriptors(pairs, methods, make_baselines())
+    return report, [first[cell] for cell in sorted(first)]
 
 
 def _pair_views(
-    dataset: str, model: str | None, *, count: int, every: bool, rng: np.random.Generator
+    dataset: str,
+    model: str | None,
+    *,
+    count: int,
+    every: bool,
+    rng: np.random.Generator,
+    endpoint_url: str | None,
 ) -> list[ViewPair]:
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset, endpoint_url=endpoint_url)
     rows = []
     identities: set[str] = set()
     for index in range(len(opened.shards)):
@@ -122,9 +132,14 @@ def read_labelled_photos(folder: Path, labels: Path | None) -> list[LabelledPhot
     return out
 
 
-def draw_matched_pairs(pairs: list[ViewPair], weights: str | None) -> bytes:
+def draw_matched_pairs(
+    pairs: list[ViewPair], weights: str | None, *, endpoint_url: str | None = None
+) -> bytes:
     """JPEG of the pairs with the matches of the descriptor and of SIFT."""
-    methods = {"dff": load_methods(weights)["dff"], "sift": make_baselines()["sift 48"]}
+    methods = {
+        "dff": load_methods(weights, endpoint_url=endpoint_url)["dff"],
+        "sift": make_baselines()["sift 48"],
+    }
     picture = draw_view_pairs(pairs, methods)
     good, data = cv2.imencode(".jpg", picture[..., ::-1])
     assert good

@@ -23,12 +23,14 @@ def train_here(
     resume: bool,
     gpu: bool,
     cache: CacheConfig,
+    endpoint_url: str | None = None,
 ) -> Figures:
     """Train in this process, with a progress bar; the figures of held-out identities.
 
     The bar shows the share of the time spent waiting for batches; more loaders lower it.
     ``model``: name or file of the face model, by default that of the datasets. ``work``: folder of
     the run, which must be new unless it is resumed. ``cache``: of the shards of the datasets.
+    ``endpoint_url``: of an S3 server other than AWS, for weights to start from.
     Raises ValueError for ``gpu`` where torch finds none, and as ``dff.trainer.train.train``.
     """
     check_gpus(int(gpu))
@@ -49,6 +51,7 @@ def train_here(
             model=model,
             resume=resume,
             work=work,
+            endpoint_url=endpoint_url,
             device="cuda" if gpu else "cpu",
             callbacks=TrainingCallbacks(on_step=show),
             cache=cache,

@@ -12,12 +12,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
+STARTING = 90.0  # seconds that a node may take on a busy machine
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,17 @@ def two_nodes(folder: Path) -> Iterator[Nodes]:
                     )
                 )
                 if own is head:
-                    _wait_until_open(gcs, processes[0], folder)
+                    wait_until_open(("127.0.0.1", gcs), processes[0], folder / "nodes.log")
         jobs = f"http://127.0.0.1:{dashboard}"
-        _wait_for_nodes(jobs, token, 2, processes, folder)
+        wait_for_nodes(jobs, token, 2, processes, folder / "nodes.log")
         yield Nodes(jobs, token, auth)
     finally:
         for process in reversed(processes):
-            _stop(process)
+            stop_node(process)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop_node(process: subprocess.Popen[bytes]) -> None:
+    """End a node and all that it has started."""
     process.send_signal(signal.SIGINT)  # SIGTERM would drain the node for half a minute
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(10)
@@ -107,19 +110,21 @@ def _agent_ports() -> list[str]:
     ]
 
 
-def _wait_until_open(port: int, process: subprocess.Popen[bytes], folder: Path) -> None:
-    deadline = time.monotonic() + 40
+def wait_until_open(address: tuple[str, int], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when something listens. Raises AssertionError where ``process`` does not get there."""
+    deadline = time.monotonic() + STARTING
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
             return
         time.sleep(0.1)
-    raise AssertionError(f"the head did not start: {(folder / 'nodes.log').read_text()[-3000:]}")
+    raise AssertionError(f"the head did not start: {log.read_text()[-3000:]}")
 
 
-def _wait_for_nodes(
-    jobs: str, token: str, count: int, processes: list[subprocess.Popen[bytes]], folder: Path
+def wait_for_nodes(
+    jobs: str, token: str, count: int, processes: Sequence[subprocess.Popen[bytes]], log: Path
 ) -> None:
-    deadline = time.monotonic() + 40
+    """Return when so many nodes are alive. Raises AssertionError where they do not get there."""
+    deadline = time.monotonic() + STARTING
     alive = 0
     while time.monotonic() < deadline and all(p.poll() is None for p in processes):
         with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
@@ -133,4 +138,4 @@ def _wait_for_nodes(
             if alive == count:
                 return
         time.sleep(0.2)
-    raise AssertionError(f"{alive} of {count} nodes: {(folder / 'nodes.log').read_text()[-3000:]}")
+    raise AssertionError(f"{alive} of {count} nodes: {log.read_text()[-3000:]}")

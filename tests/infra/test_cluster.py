@@ -12,7 +12,7 @@ import ray.data.expressions
 from dff.face.errors import ClusterError
 from dff.infra import cluster, socket_folder
 from dff.infra.capacity import NodeResources, WorkerShape
-from dff.infra.cluster import connected, job_name, submit, wait_for_room
+from dff.infra.cluster import check_shared, connected, job_name, submit, wait_for_room
 from dff.infra.shards import rows_to_parquet
 from tests.infra.rows import noise_row
 
@@ -165,3 +165,22 @@ def test_workers_that_fit_on_no_node_are_refused(monkeypatch: pytest.MonkeyPatch
         ClusterError, match=r"worker of 3 CPUs: .* 1 node of 2 CPUs \(192\.0\.2\.2\)"
     ):
         wait_for_room(WorkerShape(3), 1, patience=0.05, pause=0.01)
+
+
+def test_a_folder_that_a_node_does_not_see_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def find(marker: Path) -> list[str]:
+        seen.append(marker.exists())
+        return ["10.0.0.2"] if len(seen) > 1 else []
+
+    monkeypatch.setattr(cluster, "find_nodes_without", find)
+    check_shared(tmp_path / "new" / "runs", "--storage")
+    with pytest.raises(
+        ClusterError, match=r"10\.0\.0\.2: this node does not see .*--storage as s3://"
+    ):
+        check_shared(tmp_path / "new" / "runs", "--storage")
+    assert seen == [True, True]
+    assert not list((tmp_path / "new" / "runs").iterdir())

@@ -344,25 +344,6 @@ def test_a_failed_training_is_one_line_and_a_log(
     assert isinstance(launch.explain_failure(diverged, "first"), Diverged)
 
 
-def test_a_folder_that_a_node_does_not_see_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[bool] = []
-
-    def find(marker: Path) -> list[str]:
-        seen.append(marker.exists())
-        return ["10.0.0.2"] if len(seen) > 1 else []
-
-    monkeypatch.setattr(launch, "find_nodes_without", find)
-    launch.check_shared(tmp_path / "new" / "runs")
-    with pytest.raises(
-        ClusterError, match=r"10\.0\.0\.2: this node does not see .*--storage s3://"
-    ):
-        launch.check_shared(tmp_path / "new" / "runs")
-    assert seen == [True, True]
-    assert not list((tmp_path / "new" / "runs").iterdir())
-
-
 @pytest.mark.parametrize(("loaders", "asked", "wanted"), [(0, None, 1), (3, None, 4), (3, 2, 2)])
 def test_a_worker_on_a_cluster_has_the_cpus_that_it_needs(
     loaders: int, asked: int | None, wanted: int
