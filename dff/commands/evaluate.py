@@ -36,6 +36,7 @@ class Benchmark(StrEnum):
 
     aflw2000 = "aflw2000-3d"
     w300 = "300w"
+    aflw21 = "aflw21"
     matching = "matching"
 
 
@@ -51,7 +52,8 @@ def evaluate(
         Benchmark,
         typer.Argument(
             help="aflw2000-3d: photos with .mat files, NME by yaw, pose. 300w: photos with .pts "
-            "files. matching: descriptor matches between views of a dataset, or photos with .mat."
+            "files. aflw21: crops with the points of AFLW that people saw. matching: descriptor "
+            "matches between views of a dataset, or photos with .mat."
         ),
     ],
     folder: Annotated[
@@ -105,8 +107,12 @@ def evaluate(
 
     dff evaluate 300w helen/testset --all
 
+    dff evaluate aflw21 AFLW/
+
     dff evaluate matching data/ --pairs 20
     """
+    if protocol is Benchmark.aflw21 and (robust or pictures or tracking):
+        raise typer.BadParameter("aflw21 prints figures and writes --json: leave out the others")
     if robust and (protocol is Benchmark.matching or box is not BoxSource.landmarks):
         raise typer.BadParameter(
             "--robustness moves the boxes of landmarks: it goes with --box landmarks"
@@ -132,6 +138,9 @@ def evaluate(
     aligner = load_aligner_for(weights, method, cascade, preset, endpoint_url)
     if without_offsets:
         aligner = aligner.without_annotation_bias()
+    if protocol is Benchmark.aflw21:
+        _evaluate_visible_points(folder, aligner, json_out)
+        return
 
     def measure(disturbance: Disturbance) -> Report:
         return _measure(protocol, folder, aligner, labels, box, every, disturbance)
@@ -195,6 +204,17 @@ def _measure(
     return evaluate_300w(
         folder, aligner, box=box.value, split="all" if every else "dev", disturbance=disturbance
     )
+
+
+def _evaluate_visible_points(folder: str, aligner: Aligner, json_out: Path | None) -> None:
+    from dff.aligner.evaluation.visible_points import evaluate_visible_points
+    from dff.files.outputs import write_json
+
+    report = evaluate_visible_points(folder, aligner)
+    typer.echo(report.protocol)
+    echo_figures(report.summary)
+    if json_out:
+        write_json(json_out, report.to_json())
 
 
 def _echo_robustness(report: Report, measure: Callable[[Disturbance], Report]) -> None:
