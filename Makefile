@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help setup demo test s3-server check links format docs wheel bench clean
+.PHONY: help setup demo test s3-server gltf-validator check links format docs wheel bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/'
@@ -38,6 +38,9 @@ build/swift/bin/swift-proxy-server: tests/swift.txt
 	$(PYTHON) -m venv build/swift
 	build/swift/bin/pip install --quiet -r tests/swift.txt
 	@touch $@
+
+gltf-validator: $(READY)  ## install Khronos' glTF validator (npm) for the test that wants it
+	npm install --silent --prefix .venv/gltf gltf-validator@2.0.0-dev.3.10
 
 check: $(READY) links  ## ruff and mypy strict
 	$(BIN)/ruff format --check .

@@ -3,123 +3,211 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
 
 import numpy as np
-import trimesh
-from trimesh.visual import TextureVisuals
-from trimesh.visual.material import PBRMaterial
+from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from dff.aligner.alignment import Alignment, PersonAlignment
-from dff.aligner.fitting.depth_buffer import DepthBuffer
-from dff.face.arrays import Bytes, Ints
-from dff.face.geometry.interpolation import bilinear
+from dff.aligner.gltf import UNLIT, GlbBuilder
+from dff.face.arrays import Array, Bytes, Float, Floats, Ints
 from dff.face.geometry.mesh import vertex_normals
-from dff.face.model.morphable import MorphableModel
+from dff.face.geometry.transform import Rigid
+from dff.face.model.morphable import Coefficients, MorphableModel
 
 MESHES = (".glb", ".obj")
-HIDDEN = 0.01  # metres behind the visible surface from which a vertex has no colour of its own
-GRAZING = 0.2  # cosine between normal and view below which a vertex has none either
+GLTF_FROM_CAM = np.diag([1.0, -1.0, -1.0])
+"""glTF has y up and looks along -z; ``cam`` has y down and looks along z."""
+
+
+@dataclass(frozen=True)
+class HeadMotion:
+    """One head over time, for an animation."""
+
+    identity: Float[Array, " identities"]  # standard deviations
+    times: Float[Array, " frames"]  # seconds, increasing
+    expressions: Float[Array, "frames expressions"]  # activations
+    cam_from_head: tuple[Rigid, ...]  # of each frame, in the camera of the film; metres
 
 
 def encode_mesh(
     face: Alignment | PersonAlignment,
     model: MorphableModel,
-    suffix: str,
+    path: PurePath,
     *,
-    colours: Bytes | None = None,
-) -> bytes:
-    """``obj`` for the suffix .obj, else ``glb``."""
-    return (obj if suffix.lower() == ".obj" else glb)(face, model, colours=colours)
+    texture: Bytes | None = None,
+) -> dict[str, bytes]:
+    """The files, by name, of a mesh at ``path``: one GLB, or an OBJ with material and texture.
+
+    ``texture``: (S, S, 3) uint8 sRGB in the model's uv, such as ``FaceTexture.lit``.
+    """
+    if path.suffix.lower() != ".obj":
+        return {path.name: glb(face, model, texture=texture)}
+    stem = path.with_suffix("").name
+    if texture is None:
+        return {path.name: obj(face, model)}
+    return {
+        path.name: obj(face, model, material=f"{stem}.mtl"),
+        f"{stem}.mtl": _material(f"{stem}.jpg"),
+        f"{stem}.jpg": _encode_jpeg(texture),
+    }
 
 
 def glb(
-    face: Alignment | PersonAlignment, model: MorphableModel, *, colours: Bytes | None = None
+    face: Alignment | PersonAlignment, model: MorphableModel, *, texture: Bytes | None = None
 ) -> bytes:
     """Binary glTF of a fitted mesh; of a person in several photos, the face at rest.
 
-    In the head frame, which is glTF's own: metres, y up, looking along z. With normals, texture
-    coordinates and, where given, (V, 3) uint8 sRGB ``colours`` of the vertices. The first V
+    In the head frame, which is glTF's own: metres, y up, looking along z. The expressions of the
+    model are morph targets with their names, and the weights are the fitted ones. The first V
     vertices are the model's; copies for a second texture coordinate follow. The model's name and
-    licence go along. Raises ValueError for colours that are not one for each vertex.
+    licence go along. ``texture``: (S, S, 3) uint8 sRGB in the model's uv; it is shown as it is,
+    since it holds the light of its photo.
     """
-    _check_colours(colours, face)
-    vertex, texture, faces = _split_seams(model)
-    visual = TextureVisuals(
-        uv=model.uv[texture] * (1, -1) + (0, 1),  # trimesh has v up
-        material=PBRMaterial(metallicFactor=0.0, roughnessFactor=1.0),
-    )
-    if colours is not None:
-        opaque = np.full((len(vertex), 1), 255, np.uint8)  # trimesh declares four channels
-        linear = _linear_from_srgb(colours)[vertex]
-        visual.vertex_attributes["color"] = np.concatenate([linear, opaque], axis=1)
-    mesh = trimesh.Trimesh(
-        face.vertices[vertex],
-        faces,
-        vertex_normals=vertex_normals(face.vertices, model.faces)[vertex],
-        visual=visual,
-        process=False,
-    )
-    mesh.metadata.update(model=model.name, licence=model.licence)
-    buffer = io.BytesIO()
-    trimesh.Scene({"face": mesh}).export(buffer, file_type="glb", include_normals=True)
-    return buffer.getvalue()
+    expression = np.zeros(len(model.expression))
+    if isinstance(face, Alignment):
+        expression[: len(face.coefficients.expression)] = face.coefficients.expression
+    rest = face.vertices - model.motion(expression)
+    builder = GlbBuilder()
+    content = _describe_head(builder, model, rest, expression, texture)
+    return builder.encode(content)
+
+
+def animated_glb(
+    motion: HeadMotion, model: MorphableModel, *, texture: Bytes | None = None
+) -> bytes:
+    """Binary glTF of a head that moves: weights of the morph targets, rotation and translation.
+
+    As ``glb``, with the head before a camera at the origin that looks along -z.
+    """
+    none = np.zeros(len(model.expression))
+    rest = model.vertices(Coefficients(motion.identity, none))
+    builder = GlbBuilder()
+    content = _describe_head(builder, model, rest, motion.expressions[0], texture)
+    times = builder.add_floats(motion.times, bounds=True)
+    rotations = np.stack([GLTF_FROM_CAM @ pose.rotation for pose in motion.cam_from_head])
+    quaternions = _continuous_quaternions(rotations)
+    places = np.stack([GLTF_FROM_CAM @ pose.translation for pose in motion.cam_from_head])
+    tracks = {
+        "weights": builder.add_floats(motion.expressions.ravel()),
+        "rotation": builder.add_floats(quaternions),
+        "translation": builder.add_floats(places),
+    }
+    samplers = [{"input": times, "output": number} for number in tracks.values()]
+    channels = [
+        {"sampler": i, "target": {"node": 0, "path": path}} for i, path in enumerate(tracks)
+    ]
+    first = {"rotation": quaternions[0].tolist(), "translation": places[0].tolist()}
+    content["nodes"][0].update(first)  # what a viewer frames before the animation begins
+    animation = {"name": "film", "samplers": samplers, "channels": channels}
+    return builder.encode(content | {"animations": [animation]})
 
 
 def obj(
-    face: Alignment | PersonAlignment, model: MorphableModel, *, colours: Bytes | None = None
+    face: Alignment | PersonAlignment, model: MorphableModel, *, material: str | None = None
 ) -> bytes:
-    """Wavefront OBJ of a fitted mesh, with the content of ``glb``.
+    """Wavefront OBJ of a fitted mesh, in the frame of ``glb``.
 
-    Its vertices are exactly the model's. Colours follow the coordinates of a vertex, 0 to 1, as
-    MeshLab, Blender and others read them. Raises ValueError as ``glb``.
+    Its vertices are exactly the model's. ``material``: name of a file with the material "face".
     """
-    _check_colours(colours, face)
-    lines = [f"# model: {model.name}", f"# licence: {model.licence}", "o face"]
-    values = face.vertices
-    if colours is not None:
-        values = np.concatenate([values, colours[:, :3] / 255.0], axis=1)
-    lines += [f"v {' '.join(f'{x:.6f}' for x in row)}" for row in values.tolist()]
+    lines = [f"# model: {model.name}", f"# licence: {model.licence}"]
+    lines += [f"mtllib {material}"] if material else []
+    lines += ["o face"]
+    lines += [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in face.vertices.tolist()]
     lines += [f"vt {u:.6f} {1 - v:.6f}" for u, v in model.uv.tolist()]
     normals = vertex_normals(face.vertices, model.faces)
     lines += [f"vn {x:.4f} {y:.4f} {z:.4f}" for x, y, z in normals.tolist()]
+    lines += ["usemtl face"] if material else []
     corners = np.stack([model.faces, model.uv_faces, model.faces], axis=-1) + 1
     lines += ["f " + " ".join("/".join(map(str, c)) for c in row) for row in corners.tolist()]
     return ("\n".join(lines) + "\n").encode()
 
 
-def sample_colours(face: Alignment, model: MorphableModel, image: Bytes) -> Bytes | None:
-    """(V, 3) uint8 sRGB colours of the vertices in the (H, W, 3) ``image``; None where it has none.
+def _describe_head(
+    builder: GlbBuilder,
+    model: MorphableModel,
+    rest: Floats,
+    expression: Floats,
+    texture: Bytes | None,
+) -> dict[str, Any]:
+    """The content of a GLB with one node, whose mesh has the (V, 3) vertices ``rest`` at rest."""
+    vertex, corner, triangles = _split_seams(model)
+    shown = rest + model.motion(expression)
+    attributes = {
+        "POSITION": builder.add_floats(rest[vertex], of_vertices=True, bounds=True),
+        # of the face as it is shown first: targets of normals would double the file
+        "NORMAL": builder.add_floats(_unit_normals(shown, model.faces)[vertex], of_vertices=True),
+        "TEXCOORD_0": builder.add_floats(model.uv[corner], of_vertices=True),
+    }
+    primitive = {
+        "attributes": attributes,
+        "indices": builder.add_triangles(triangles),
+        "material": 0,
+        "targets": [{"POSITION": builder.add_sparse(unit[vertex])} for unit in model.expression],
+    }
+    mesh = {
+        "name": "face",
+        "primitives": [primitive],
+        "weights": expression.tolist(),
+        "extras": {"targetNames": list(model.expression_names)},
+    }
+    if not len(model.expression):  # glTF has no empty lists
+        del primitive["targets"], mesh["weights"], mesh["extras"]
+    return {
+        "asset": {"version": "2.0", "generator": "deep-face-feature", "copyright": model.licence},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"name": "face", "mesh": 0}],
+        "meshes": [mesh],
+        "extras": {"model": model.name, "licence": model.licence},
+        **_describe_material(builder, texture),
+    }
 
-    A vertex that the photo does not show takes the colour of the mirrored vertex, or the mean.
-    """
-    seen = face.cam_from_head.apply(face.vertices)
-    px = face.camera.px_from_cam(seen)
-    if face.failed or not np.isfinite(px).all():
-        return None
-    buffer = DepthBuffer.of(seen, face.camera.inverse_depth, model.faces, 256)
-    facing = vertex_normals(seen, model.faces)[:, 2] < -GRAZING  # the camera looks along z
-    shown = facing & (buffer.behind(buffer.seen, buffer.nearest_depth()) < HIDDEN)
-    shown &= ((px >= 0) & (px <= image.shape[1::-1])).all(1)
-    if not shown.any():
-        return None
-    low = np.clip(np.floor(px[shown].min(0)).astype(int) - 1, 0, None)
-    high = np.ceil(px[shown].max(0)).astype(int) + 2
-    part = image[low[1] : high[1], low[0] : high[0]].astype(np.float32)
-    colours = np.empty((len(px), 3))
-    colours[shown] = bilinear(part, px[shown] - low)
-    mirrored = ~shown & shown[model.mirror]
-    colours[~shown] = colours[shown].mean(0)
-    colours[mirrored] = colours[model.mirror[mirrored]]
-    return np.clip(np.round(colours), 0, 255).astype(np.uint8)
+
+def _describe_material(builder: GlbBuilder, texture: Bytes | None) -> dict[str, Any]:
+    surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+    if texture is None:
+        surface["baseColorFactor"] = [0.8, 0.8, 0.8, 1.0]
+        return {"materials": [{"name": "face", "pbrMetallicRoughness": surface}]}
+    image = builder.add_image(_encode_jpeg(texture), "image/jpeg")
+    surface["baseColorTexture"] = {"index": 0}
+    material = {"name": "face", "pbrMetallicRoughness": surface, "extensions": {UNLIT: {}}}
+    return {
+        "materials": [material],
+        "textures": [{"source": image}],
+        "extensionsUsed": [UNLIT],
+    }
 
 
-def _check_colours(colours: Bytes | None, face: Alignment | PersonAlignment) -> None:
-    if colours is None:
-        return
-    if colours.dtype != np.uint8 or colours.shape != face.vertices.shape:
-        raise ValueError(
-            f"colours want uint8 ({len(face.vertices)}, 3), got {colours.dtype} {colours.shape}"
-        )
+def _continuous_quaternions(rotations: Floats) -> Floats:
+    """(T, 4) x, y, z, w of (T, 3, 3) rotations, of signs between which one may interpolate."""
+    out = Rotation.from_matrix(rotations).as_quat()
+    turned = np.einsum("tc,tc->t", out[1:], out[:-1]) < 0
+    out[1:] *= np.where(np.cumsum(turned) % 2 == 1, -1.0, 1.0)[:, None]
+    return np.asarray(out)
+
+
+def _unit_normals(vertices: Floats, faces: Ints) -> Floats:
+    """``vertex_normals``, forward where a vertex belongs to no triangle."""
+    normals = vertex_normals(vertices, faces).astype(np.float32)
+    normals[~normals.any(1)] = (0.0, 0.0, 1.0)
+    return np.asarray(normals)
+
+
+def _encode_jpeg(texture: Bytes) -> bytes:
+    if texture.dtype != np.uint8 or texture.ndim != 3 or texture.shape[2] != 3:
+        raise ValueError(f"a texture is uint8 (S, S, 3), got {texture.dtype} {texture.shape}")
+    buffer = io.BytesIO()
+    Image.fromarray(texture).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+def _material(texture: str) -> bytes:
+    """A material that shows the texture without further light."""
+    return f"newmtl face\nKa 1 1 1\nKd 1 1 1\nKs 0 0 0\nillum 0\nmap_Kd {texture}\n".encode()
 
 
 def _split_seams(model: MorphableModel) -> tuple[Ints, Ints, Ints]:
@@ -138,10 +226,3 @@ def _split_seams(model: MorphableModel) -> tuple[Ints, Ints, Ints]:
     texture = np.zeros(len(vertex), dtype=np.int64)
     texture[row] = unique[:, 1]
     return vertex, texture, row[inverse.ravel()].reshape(-1, 3)
-
-
-def _linear_from_srgb(colours: Bytes) -> Bytes:
-    """uint8 linear light, which glTF wants, of uint8 sRGB (IEC 61966-2-1)."""
-    value = colours / 255.0
-    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    return np.round(linear * 255).astype(np.uint8)

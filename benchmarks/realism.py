@@ -27,13 +27,13 @@ from dff.face.arrays import Bytes
 from dff.face.errors import BadLandmarks, BadPhoto
 from dff.face.io.assets import load_albedo, load_model
 from dff.face.model.landmarks import BELOW_BROWS
+from dff.face.texture.crop import square_crop
 from dff.infra.dataset import Dataset, open_dataset
 from dff.infra.images import decode
 from dff.infra.shards import ViewRow
 from dff.infra.storage import LocalStorage
 from dff.pipeline.inspection import identity_retention, realism
 from dff.pipeline.inspection.realism import CONFIG, Portrait, TwoSampleTest
-from dff.pipeline.recovery.crop import square_crop
 from dff.pipeline.recovery.inverse import build_tables
 from dff.pipeline.recovery.landmark_fit import fit_landmarks
 from dff.pipeline.recovery.photos import Photo, list_photos, read_photo

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,12 @@ from dff.face.model.morphable import MorphableModel
 INSIDE = ("teeth", "tongue", "mouth")  # regions behind the lips, which a drawing leaves out
 
 
+Render = Callable[[Sequence[Alignment], Bytes], bytes]
+"""Makes a file of the faces, at least one, and the (H, W, 3) uint8 RGB photo that shows them."""
+RenderPerson = Callable[[PersonAlignment, Sequence[Bytes]], bytes]
+"""The same of a person; with a photo for each of the person's faces."""
+
+
 @dataclass(frozen=True)
 class PhotoResult:
     """The faces of one photo, at least one."""
@@ -49,6 +55,7 @@ class PhotoResult:
     faces: list[Alignment]
     image: ImageSize
     timing: Timing
+    rendered: bytes | None = None  # by the ``Render`` of the call, if there was one
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class PersonResult:
     photos: list[tuple[Alignment, ImageSize] | Problem]
     doubts: Mapping[int, str]  # about the person, by number of the photo
     timing: Timing
+    rendered: bytes | None = None  # by the ``RenderPerson`` of the call, if there was one
 
 
 class AlignService:
@@ -111,16 +119,15 @@ class AlignService:
         corners: Sequence[BoxCorners] | None,
         *,
         deadline: float = math.inf,
+        render: Render | None = None,
     ) -> PhotoResult:
         """Every face of a photo; in ``corners`` only, where they are given.
 
-        Raises BadPhoto, and Problem ``too-large``, ``bad-boxes`` or ``no-face``.
+        ``render`` runs in the aligner's thread. Raises BadPhoto, Problem ``too-large``,
+        ``bad-boxes`` or ``no-face``, and what ``render`` raises.
         """
         async with self.admit(deadline):
-            result = await self._align(image, corners, deadline)
-        if not result.faces:
-            raise Problem("no-face")
-        return result
+            return await self._align(image, corners, deadline, render)
 
     async def align_batch(
         self,
@@ -143,8 +150,6 @@ class AlignService:
             async with turns:
                 try:
                     result = await self._align(image, some, deadline)
-                    if not result.faces:
-                        raise Problem("no-face")
                 except (Problem, BadPhoto) as error:
                     return refuse_photo(error, self.root_path)
                 except Exception as error:
@@ -166,10 +171,11 @@ class AlignService:
 
     async def align_person(
         self,
-        images: Sequence[UploadFile],
+        uploads: Sequence[UploadFile],
         corners: Sequence[BoxCorners | None],
         *,
         deadline: float = math.inf,
+        render: RenderPerson | None = None,
     ) -> PersonResult:
         """One person in several photos; photos that can't be used have a problem instead of a face.
 
@@ -182,9 +188,9 @@ class AlignService:
             started = time.monotonic()
             problems: dict[int, Problem] = {}
             held: dict[int, tuple[Bytes, Box | None]] = {}
-            for number, (image, some) in enumerate(zip(images, corners, strict=True)):
+            for number, (upload, some) in enumerate(zip(uploads, corners, strict=True)):
                 try:
-                    held[number] = await self._read_person_photo(image, some)
+                    held[number] = await self._read_person_photo(upload, some)
                 except (Problem, BadPhoto) as error:
                     problems[number] = to_problem(error)
                 self._check_person_pixels(held)
@@ -194,7 +200,7 @@ class AlignService:
             person = await self._align_person(held)
             photos: list[tuple[Alignment, ImageSize] | Problem] = []
             places = {number: place for place, number in enumerate(held)}
-            for number in range(len(images)):
+            for number in range(len(uploads)):
                 if number in problems:
                     photos.append(problems[number])
                 elif (face := person.faces[places[number]]) is None:
@@ -203,9 +209,13 @@ class AlignService:
                     photos.append((face, image_size(held[number][0])))
             seconds = (started - arrived, decoded - started, time.monotonic() - decoded)
             faces = [face for face in person.faces if face is not None]
-            timing = _measure(seconds, [pixels for pixels, _ in held.values()], faces)
+            images = [pixels for pixels, _ in held.values()]
+            timing = _measure(seconds, images, faces)
+            rendered = None
+            if render is not None:
+                rendered = await self.scheduler.run(partial(render, person, images))
             doubts = {n: person.doubts[p] for n, p in places.items() if p in person.doubts}
-            return PersonResult(person, photos, doubts, timing)
+            return PersonResult(person, photos, doubts, timing, rendered)
 
     @asynccontextmanager
     async def admit(self, deadline: float = math.inf) -> AsyncIterator[None]:
@@ -242,9 +252,13 @@ class AlignService:
             yield pixels
 
     async def _align(
-        self, image: UploadFile, corners: Sequence[BoxCorners] | None, deadline: float
+        self,
+        image: UploadFile,
+        corners: Sequence[BoxCorners] | None,
+        deadline: float,
+        render: Render | None = None,
     ) -> PhotoResult:
-        """The faces of one photo, which may be none. Raises what the aligner raises."""
+        """The faces of one photo, at least one. Raises what the aligner and ``render`` raise."""
         arrived = time.monotonic()
         count = DECODING * await read_pixel_count(image, self.limits)
         async with self.memory.hold(count) as holding:
@@ -254,15 +268,20 @@ class AlignService:
             boxes = None if corners is None else to_boxes(corners, pixels)
             decoded = time.monotonic()
             outcome, waited = await self.scheduler.align((pixels, boxes), deadline)
-        if isinstance(outcome, Exception):
-            raise outcome
-        seconds = (
-            started - arrived + waited,
-            decoded - started,
-            time.monotonic() - decoded - waited,
-        )
-        timing = _measure(seconds, [pixels], outcome)
-        return PhotoResult(outcome, image_size(pixels), timing)
+            if isinstance(outcome, Exception):
+                raise outcome
+            seconds = (
+                started - arrived + waited,
+                decoded - started,
+                time.monotonic() - decoded - waited,
+            )
+            timing = _measure(seconds, [pixels], outcome)
+            if not outcome:
+                raise Problem("no-face")
+            rendered = None
+            if render is not None:
+                rendered = await self.scheduler.run(partial(render, outcome, pixels))
+        return PhotoResult(outcome, image_size(pixels), timing, rendered)
 
     async def _read_person_photo(
         self, image: UploadFile, corners: BoxCorners | None

@@ -214,6 +214,8 @@ class PersonAnswer(Answer):
     )
 
 
+GLB, PNG = "model/gltf-binary", "image/png"
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
 Responses = dict[int | str, dict[str, Any]]
 _REQUEST_PROBLEMS = (
     "unauthorized",
@@ -240,7 +242,13 @@ BATCH_RESPONSES: Responses = {
     200: {"description": "faces or a problem for each photo"},
     **describe_problems(*_REQUEST_PROBLEMS),
 }
-ALIGN_RESPONSES: Responses = {200: {"description": "the faces"}, **_ALIGN_PROBLEMS}
+ALIGN_RESPONSES: Responses = {
+    200: {
+        "description": "the faces; by `Accept` as JSON, as a mesh, or drawn on the photo",
+        "content": {GLB: _BINARY, PNG: _BINARY},
+    },
+    **_ALIGN_PROBLEMS,
+}
 PERSON_RESPONSES: Responses = {
     200: {"description": "the person, and a face or a problem for each photo"},
     **_ALIGN_PROBLEMS,
@@ -248,7 +256,7 @@ PERSON_RESPONSES: Responses = {
 GLB_RESPONSES: Responses = {
     200: {
         "description": "the mesh",
-        "content": {"model/gltf-binary": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {GLB: _BINARY},
     },
     **_ALIGN_PROBLEMS,
 }

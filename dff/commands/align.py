@@ -65,7 +65,10 @@ def align(
     ] = None,
     mesh: Annotated[
         Path | None,
-        typer.Option(help="Write the mesh of each image's first face to this GLB, OBJ or folder."),
+        typer.Option(
+            help="Write the textured mesh of each image's first face to this GLB, OBJ or folder; "
+            "of a video that of the longest track, animated, to this GLB."
+        ),
     ] = None,
     same_person: Annotated[
         bool,
@@ -117,15 +120,17 @@ def align(
     video = any(map(is_video, images))
     if method is Method.cascade and (same_person or video):
         raise typer.BadParameter("a video and --same-person need --method dense")
-    if video and (len(images) > 1 or box or boxes or mesh or same_person or resume):
-        raise typer.BadParameter("a video comes alone, with --json, --draw and --smooth only")
+    if video and (len(images) > 1 or box or boxes or same_person or resume):
+        raise typer.BadParameter(
+            "a video comes alone, with --json, --draw, --mesh and --smooth only"
+        )
     if server and (video or same_person or weights or method is not Method.dense):
         raise typer.BadParameter("--server aligns images, by its own weights and method")
     if same_person and (box or draw or resume):
         raise typer.BadParameter("--same-person goes with --boxes, --json and --mesh only")
     load = partial(load_aligner_for, weights, method, cascade, preset, endpoint_url)
     if video:
-        _align_video(load, images[0], smooth=smooth, json_out=json_out, draw=draw)
+        _align_video(load, images[0], smooth=smooth, json_out=json_out, draw=draw, mesh=mesh)
         return
     listing = find_images(images, without=[path for path in (draw, mesh) if path])
     files = list(listing.images)
@@ -151,12 +156,20 @@ def align(
 
 
 def _align_video(
-    load: LoadAligner, video: Path, *, smooth: bool, json_out: Path | None, draw: Path | None
+    load: LoadAligner,
+    video: Path,
+    *,
+    smooth: bool,
+    json_out: Path | None,
+    draw: Path | None,
+    mesh: Path | None,
 ) -> None:
-    from dff.files.outputs import assign_outputs, check_not_inputs
+    from dff.files.outputs import assign_outputs, check_not_inputs, check_suffix
     from dff.files.video_io import DRAWINGS, open_video
 
-    check_not_inputs([video], [json_out])
+    if mesh:
+        check_suffix(mesh, (".glb",))
+    check_not_inputs([video], [json_out, mesh])
     drawing = assign_outputs(draw, [video], DRAWINGS)[video] if draw else None
     if json_out and drawing and json_out.resolve() == drawing.resolve():
         raise typer.BadParameter(f"--json and --draw both name {draw}")
@@ -164,7 +177,11 @@ def _align_video(
         pass
     from dff.files.video import align_video_file
 
-    typer.echo(align_video_file(load(), video, smooth=smooth, json_out=json_out, drawing=drawing))
+    typer.echo(
+        align_video_file(
+            load(), video, smooth=smooth, json_out=json_out, drawing=drawing, mesh=mesh
+        )
+    )
 
 
 def _align_person(
@@ -175,22 +192,20 @@ def _align_person(
     json_out: Path | None,
     mesh: Path | None,
 ) -> None:
-    from dff.aligner.mesh_file import MESHES, encode_mesh
+    from dff.aligner.mesh_file import MESHES
     from dff.files.alignments import align_person_files
     from dff.files.images import unique_names
-    from dff.files.outputs import check_suffix, write_file, write_json
+    from dff.files.outputs import check_suffix, write_json
     from dff.infra.printing import printable
 
     if mesh:
         check_suffix(mesh, MESHES)
     given = _read_boxes(boxes, files)
     aligner = load()
-    person, lines = align_person_files(aligner, files, boxes=given)
+    person, lines = align_person_files(aligner, files, boxes=given, mesh=mesh)
     typer.echo("\n".join(map(printable, lines)))
     if json_out:
         write_json(json_out, person.to_json(unique_names(files)))
-    if mesh:
-        write_file(mesh, encode_mesh(person, aligner.model, mesh.suffix))
 
 
 def _align_images(

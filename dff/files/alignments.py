@@ -22,7 +22,8 @@ from dff.aligner.alignment import Alignment, PersonAlignment
 from dff.aligner.confidence import SURE_FROM
 from dff.aligner.draw import draw
 from dff.aligner.image_checks import check_box, check_image
-from dff.aligner.mesh_file import encode_mesh, sample_colours
+from dff.aligner.mesh_file import encode_mesh
+from dff.aligner.texture import FaceTexture, texture_face, texture_person
 from dff.face.arrays import Array, Bytes, UInt8
 from dff.face.errors import BadPhoto
 from dff.face.geometry.camera import Box
@@ -170,9 +171,15 @@ def _align_together(
 
 
 def align_person_files(
-    aligner: Aligner, paths: Sequence[Path], *, boxes: Boxes | None = None
+    aligner: Aligner,
+    paths: Sequence[Path],
+    *,
+    boxes: Boxes | None = None,
+    mesh: Path | None = None,
 ) -> tuple[PersonAlignment, list[str]]:
     """One identity for images of one person, and a line of text for each image.
+
+    ``mesh``: file for the face at rest, with the texture of the image that shows it best.
 
     Of an image's ``boxes`` the first counts. Files that can't be read, and boxes outside of their
     image, are left out as photos without a face are. Raises BadPhoto when that leaves no image, and
@@ -186,6 +193,9 @@ def align_person_files(
         raise BadPhoto("; ".join(f"{path}: {why}" for path, why in unread.items()))
     given = [first[path] for path in read]
     found = aligner.align_person([one.pixels for one in read.values()], given)
+    if mesh is not None:
+        pixels = [one.pixels for one in read.values()]
+        write_mesh(mesh, found, aligner.model, texture_person(found, aligner.model, pixels))
     faces = dict(zip(read, found.faces, strict=True))
     reasons = unread | {[*read][i]: why for i, why in found.left_out.items()}
     doubts = {[*read][i]: why for i, why in found.doubts.items()}
@@ -231,14 +241,25 @@ class AlignmentWriter:
             self._results.append(replace(result, image=None))
 
     def _write_mesh(self, face: Alignment, result: ImageResult) -> None:
-        place, image = self.meshes[result.path], result.image
-        colours = None if image is None else sample_colours(face, self.model, image)
-        write_file(place, encode_mesh(face, self.model, place.suffix, colours=colours))
+        texture = None if result.image is None else texture_face(face, self.model, result.image)
+        write_mesh(self.meshes[result.path], face, self.model, texture)
 
     def finish(self) -> None:
         """Write what belongs to all images together. Raises StorageError."""
         if self.json and not is_json_lines(self.json):
             write_json(self.json, to_json(self._results))
+
+
+def write_mesh(
+    place: Path,
+    face: Alignment | PersonAlignment,
+    model: MorphableModel,
+    texture: FaceTexture | None,
+) -> None:
+    """Write a GLB, or an OBJ with material and texture beside it. Raises StorageError."""
+    lit = None if texture is None else texture.lit
+    for name, data in encode_mesh(face, model, place, texture=lit).items():
+        write_file(place.with_name(name), data)
 
 
 def is_json_lines(path: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,16 @@ from dff.aligner.draw import draw
 from dff.aligner.video import Tracked, Tracker
 from dff.face.errors import BadVideo, NoFace, StorageError
 from dff.files.alignments import is_json_lines
-from dff.files.video_io import FrameReader, VideoReader, VideoWriter, check_drawing, open_video
+from dff.files.head_motion import MotionRecorder
+from dff.files.outputs import write_file
+from dff.files.video_io import (
+    FrameReader,
+    TimedFrame,
+    VideoReader,
+    VideoWriter,
+    check_drawing,
+    open_video,
+)
 
 
 @dataclass(frozen=True)
@@ -39,15 +48,21 @@ def align_frames(
     *,
     smooth: bool = True,
     writer: VideoWriter | None = None,
+    watch: Callable[[TimedFrame, list[Tracked]], None] | None = None,
     progress: bool = False,
 ) -> Iterator[AlignedFrame]:
-    """The tracked faces of each frame, in order; ``writer`` gets the drawn frames."""
+    """The tracked faces of each frame, in order.
+
+    ``writer`` gets the drawn frames, and ``watch`` each frame with its faces.
+    """
     tracker = Tracker(
         aligner, config=TrackingConfig(smoothing=SmoothingConfig() if smooth else None)
     )
     frames = reader.frames()
     for frame in tqdm(frames, total=reader.frame_count or None, unit="frame", disable=not progress):
         faces = tracker.step(frame.image, frame.time)
+        if watch is not None:
+            watch(frame, faces)
         if writer is not None:
             drawn = draw(frame.image, [one.face for one in faces], aligner.model)
             writer.write(drawn, frame.time)
@@ -85,8 +100,11 @@ def align_video_file(
     smooth: bool = True,
     json_out: Path | None = None,
     drawing: Path | None = None,
+    mesh: Path | None = None,
 ) -> str:
     """``align_video`` with a progress bar; a summary in words.
+
+    ``mesh``: GLB of the head of the longest track, animated.
 
     ``json_out``: file for each frame's ``frame`` (number, from 0), ``time`` (seconds since the
     first) and ``faces``, alignments each with the number of its ``track``: one line of JSON for
@@ -96,11 +114,15 @@ def align_video_file(
         check_drawing(drawing)
     number, shown, seen = 0, 0, 0
     tracks: set[int] = set()
+    recorder = MotionRecorder(aligner.model)
     with ExitStack() as stack:
         reader = stack.enter_context(open_video(path))
         out = stack.enter_context(_JsonFrames.open(json_out)) if json_out else None
         writer = stack.enter_context(_writer(drawing, reader))
-        for frame in align_frames(aligner, reader, smooth=smooth, writer=writer, progress=True):
+        watch = None if mesh is None else recorder.add
+        for frame in align_frames(
+            aligner, reader, smooth=smooth, writer=writer, watch=watch, progress=True
+        ):
             if out is not None:
                 out.write(frame.to_json(number))
             number, shown = number + 1, shown + bool(frame.faces)
@@ -108,6 +130,8 @@ def align_video_file(
             tracks |= {one.track for one in frame.faces}
         _check_answered(path, reader, seen)
         complaints = reader.complaints()
+    if mesh is not None:
+        write_file(mesh, recorder.encode())
     if writer is not None and writer.without_sound:
         complaints.append(writer.without_sound)
     words = f"{path}: faces in {shown} of {number} frames, {len(tracks)} tracks"

@@ -146,7 +146,7 @@ def skin_samples(
         colour_basis.astype(np.float32),
         compact,
         ring_mean.astype(np.float32),
-        ring_basis.reshape(-1, identities + expressions).astype(np.float32),
+        ring_basis.reshape(3 * len(ring_mean), identities + expressions).astype(np.float32),
         corners,
         normal_derivatives(ring_mean, ring_basis, compact, corners, points.barycentric),
     )

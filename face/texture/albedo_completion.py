@@ -83,6 +83,7 @@ class CompletionConfig:
     stiffness: float = 0.02  # of edges between hair, skin, eyes and mouth: neither bleeds
     # Brightness that 98 % of the face's albedo stays below, which leaves new light some room
     bright: float = 0.90
+    lit_scale: float = 0.5  # sides of the lit texture over those of the albedo
     unwrap: UnwrapConfig = UNWRAP
     atlas: AtlasConfig = ATLAS
 
@@ -98,7 +99,7 @@ class PhotoTexture:
     light: Float[Array, "9 3"]  # cam: with the albedo it gives back the photo
     seen: Float[Array, "S S"]  # float32 0..1, how much of each texel is the photo itself
     mirrored: Float[Array, "S S"]  # float32 0..1, how much is the detail of the mirrored side
-    lit: Float[Array, "half half 3"]  # float32 0..1, the albedo as the photo's light shows it
+    lit: Float[Array, "L L 3"]  # float32 0..1, the albedo as the photo's light shows it
     # In the photo's crop, float32 0..1
     trust: Float[Array, "C C"]  # falls towards silhouettes and the photo's border
     matte: Float[Array, "C C"]  # of the person, with hair and clothes
@@ -164,16 +165,17 @@ def recover_texture(
         light=seen.light / dim,
         seen=atlas.pad(share[:, None])[..., 0],
         mirrored=atlas.pad(mirrored[:, None])[..., 0],
-        lit=_render_lit(atlas, texels * shading, seen.tones),
+        lit=_render_lit(atlas, texels * shading, seen.tones, config.lit_scale),
         trust=np.asarray(seen.trust, dtype=np.float32),
         matte=seen.matte,
     )
 
 
-def _render_lit(atlas: UvAtlas, colours: Floats, tones: Floats | None) -> Floats:
-    """(S / 2, S / 2, 3) float32 of (N, 3) colours at the covered texels, in the photo's tones."""
+def _render_lit(atlas: UvAtlas, colours: Floats, tones: Floats | None, scale: float) -> Floats:
+    """(L, L, 3) float32 of (N, 3) colours at the covered texels, in the photo's tones."""
     lit = atlas.pad(np.clip(colours, 0.0, 1.0))
-    lit = cv2.resize(lit, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    if scale != 1.0:
+        lit = cv2.resize(lit, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     if tones is not None:
         at, luma = place_tones(len(tones)), lit @ LUMA
         lit = np.stack([np.interp(luma, at, tones[:, c]) for c in range(3)], axis=2)

@@ -37,6 +37,7 @@ from dff.face.solve.photometric import (
     SkinSamples,
     skin_samples,
 )
+from dff.face.texture.crop import CROP, Crop, CropConfig, square_crop
 from dff.face.texture.fitted_head import mask_skin
 from dff.face.texture.occluders import (
     OCCLUSION_MASK,
@@ -44,7 +45,6 @@ from dff.face.texture.occluders import (
     blur_within,
     find_unexplained,
 )
-from dff.pipeline.recovery.crop import CROP, Crop, CropConfig, square_crop
 from dff.pipeline.recovery.joint_fit import JOINT_FIT, JointFitConfig, JointFitProblem, improve
 from dff.pipeline.recovery.landmark_fit import (
     LANDMARK_FIT,

@@ -5,18 +5,25 @@ from __future__ import annotations
 import io
 import json
 import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from dff.aligner.alignment import Alignment
-from dff.aligner.mesh_file import encode_mesh, glb, obj, sample_colours
-from dff.face.arrays import Bytes
+from dff.aligner.mesh_file import GLTF_FROM_CAM, HeadMotion, animated_glb, encode_mesh, glb
+from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.geometry.mesh import vertex_normals
-from dff.face.model.morphable import MorphableModel
+from dff.face.geometry.transform import Rigid, rotation_from_angles
+from dff.face.model.morphable import Coefficients, MorphableModel
 from tests.aligner.known_aligner import known_alignment
 
 
@@ -26,8 +33,19 @@ def face(open_head: MorphableModel) -> Alignment:
 
 
 @pytest.fixture(scope="module")
-def colours(face: Alignment) -> Bytes:
-    return np.random.default_rng(0).integers(0, 255, face.vertices.shape, dtype=np.uint8)
+def smile(face: Alignment, open_head: MorphableModel) -> Alignment:
+    """The face with two expressions and an identity."""
+    expression = np.zeros(len(open_head.expression))
+    expression[[24, 43]] = 0.5, 1.0
+    coefficients = Coefficients(np.ones(5), expression)
+    return replace(face, coefficients=coefficients, vertices=open_head.vertices(coefficients))
+
+
+@pytest.fixture(scope="module")
+def texture() -> Bytes:
+    """Smooth colours, which JPEG keeps."""
+    across = np.linspace(0, 255, 64).astype(np.uint8)
+    return np.stack(np.broadcast_arrays(across, across[:, None], np.uint8(80)), axis=2)
 
 
 def attributes(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -51,76 +69,149 @@ def attributes(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     return told, arrays
 
 
-def test_a_glb_holds_shape_normals_texture_coordinates_and_colours(
-    face: Alignment, colours: Bytes, open_head: MorphableModel
+def binary_of(data: bytes) -> bytes:
+    """The binary chunk of a GLB."""
+    return data[28 + struct.unpack("<I", data[12:16])[0] :]
+
+
+def read_floats(data: bytes, told: dict[str, Any], number: int) -> Floats:
+    """The flat values of a float accessor."""
+    accessor = told["accessors"][number]
+    view = told["bufferViews"][accessor["bufferView"]]
+    return np.frombuffer(
+        binary_of(data), "<f4", view["byteLength"] // 4, view["byteOffset"]
+    ).astype(np.float64)
+
+
+def read_sparse(data: bytes, told: dict[str, Any], number: int) -> Floats:
+    """(N, 3) values of a sparse accessor."""
+    accessor = told["accessors"][number]
+    sparse, views = accessor["sparse"], told["bufferViews"]
+    rows = np.frombuffer(
+        binary_of(data),
+        "<u2",
+        sparse["count"],
+        views[sparse["indices"]["bufferView"]]["byteOffset"],
+    )
+    begin = views[sparse["values"]["bufferView"]]["byteOffset"]
+    values = np.frombuffer(binary_of(data), "<f4", 3 * sparse["count"], begin)
+    out = np.zeros((accessor["count"], 3))
+    out[rows] = values.reshape(-1, 3)
+    return out
+
+
+def test_a_glb_holds_shape_expressions_and_texture(
+    smile: Alignment, texture: Bytes, open_head: MorphableModel
 ) -> None:
-    told, arrays = attributes(glb(face, open_head, colours=colours))
+    data = glb(smile, open_head, texture=texture)
+    told, arrays = attributes(data)
     assert open_head.licence in json.dumps(told)
-    assert told["materials"][0]["pbrMetallicRoughness"]["metallicFactor"] == 0
     triangles = arrays["faces"].reshape(-1, 3)
-    at = arrays["POSITION"]
-    count = len(face.vertices)
-    assert np.allclose(at[:count], face.vertices, atol=1e-6)  # the model's vertices come first
-    assert np.allclose(at[triangles], face.vertices[open_head.faces], atol=1e-6)
+    count = len(smile.vertices)
+    (mesh,) = told["meshes"]
+    assert mesh["extras"]["targetNames"] == list(open_head.expression_names)
+    morphed = arrays["POSITION"].astype(np.float64)
+    for weight, target in zip(mesh["weights"], mesh["primitives"][0]["targets"], strict=True):
+        if weight:
+            morphed += weight * read_sparse(data, told, target["POSITION"])
+    assert np.allclose(morphed[:count], smile.vertices, atol=1e-6)  # the model's come first
+    assert np.allclose(morphed[triangles], smile.vertices[open_head.faces], atol=1e-6)
     uv = arrays["TEXCOORD_0"][triangles]
     assert np.allclose(uv, open_head.uv[open_head.uv_faces], atol=1e-5)  # both have v down
-    normals = vertex_normals(face.vertices, open_head.faces)
+    normals = vertex_normals(smile.vertices, open_head.faces)
     assert np.allclose(arrays["NORMAL"][:count], normals, atol=1e-3)
-    linear = (colours / 255.0) ** 2.2 * 255
-    assert np.abs(arrays["COLOR_0"][:count, :3] - linear).max() < 3
-    assert (arrays["COLOR_0"][:, 3] == 255).all()
-    with pytest.raises(ValueError, match="colours"):
-        glb(face, open_head, colours=colours[:5])
+    image = told["bufferViews"][told["images"][0]["bufferView"]]
+    shown = Image.open(io.BytesIO(binary_of(data)[image["byteOffset"] :][: image["byteLength"]]))
+    assert np.abs(np.asarray(shown).astype(float) - texture).mean() < 4
+    with pytest.raises(ValueError, match="texture"):
+        glb(smile, open_head, texture=texture[..., 0])
 
 
-def test_an_obj_holds_the_same(face: Alignment, colours: Bytes, open_head: MorphableModel) -> None:
-    text = obj(face, open_head, colours=colours).decode()
+def test_an_animated_glb_repeats_the_motion(open_head: MorphableModel) -> None:
+    expressions = np.zeros((3, len(open_head.expression)))
+    expressions[:, 24] = 0.0, 0.5, 1.0
+    poses = [
+        Rigid(rotation_from_angles(yaw, 0.0, 0.0), np.array([0.1, 0.2, 1.5]))
+        for yaw in (-20.0, 0.0, 20.0)
+    ]
+    motion = HeadMotion(np.ones(4), np.array([0.0, 0.04, 0.1]), expressions, tuple(poses))
+    data = animated_glb(motion, open_head)
+    told, _ = attributes(data)
+    (animation,) = told["animations"]
+    values = {
+        channel["target"]["path"]: read_floats(
+            data, told, animation["samplers"][channel["sampler"]]["output"]
+        )
+        for channel in animation["channels"]
+    }
+    assert np.allclose(values["weights"].reshape(3, -1), expressions)
+    assert np.allclose(values["translation"].reshape(3, 3), (0.1, -0.2, -1.5))
+    turned = Rotation.from_quat(values["rotation"].reshape(3, 4)).as_matrix()
+    expected = np.stack([GLTF_FROM_CAM @ pose.rotation for pose in poses])
+    assert np.allclose(turned, expected, atol=1e-6)
+    times = read_floats(data, told, animation["samplers"][0]["input"])
+    assert np.allclose(times, motion.times)
+
+
+def test_the_official_validator_finds_nothing(
+    smile: Alignment, texture: Bytes, open_head: MorphableModel, tmp_path: Path
+) -> None:
+    folder = Path(sys.prefix) / "gltf"
+    if not (folder / "node_modules").is_dir():
+        pytest.skip("needs gltf-validator: make gltf-validator")
+    frames = np.zeros((2, len(open_head.expression)))
+    motion = HeadMotion(np.ones(4), np.arange(2.0), frames, (smile.cam_from_head,) * 2)
+    for number, data in enumerate(
+        (
+            glb(smile, open_head, texture=texture),
+            animated_glb(motion, open_head, texture=texture),
+        )
+    ):
+        path = tmp_path / f"{number}.glb"
+        path.write_bytes(data)
+        run = subprocess.run(
+            ["node", "-e", VALIDATE, str(path)], cwd=folder, capture_output=True, text=True
+        )
+        issues = json.loads(run.stdout)
+        assert issues["messages"] == [], issues
+
+
+VALIDATE = """
+const data = new Uint8Array(require("fs").readFileSync(process.argv[1]));
+require("gltf-validator").validateBytes(data).then(r => console.log(JSON.stringify(r.issues)));
+"""
+
+
+def test_an_obj_holds_shape_and_material(
+    face: Alignment, texture: Bytes, open_head: MorphableModel
+) -> None:
+    files = encode_mesh(face, open_head, Path("out/face.obj"), texture=texture)
+    assert [*files] == ["face.obj", "face.mtl", "face.jpg"]
+    text = files["face.obj"].decode()
     assert open_head.licence in text
+    assert "mtllib face.mtl" in text
+    assert b"map_Kd face.jpg" in files["face.mtl"]
     rows: dict[str, list[list[str]]] = {}
     for line in text.splitlines():
         kind, *values = line.split()
         rows.setdefault(kind, []).append(values)
-    vertices = np.array(rows["v"], float)
-    assert np.allclose(vertices[:, :3], face.vertices, atol=1e-6)
-    assert np.allclose(vertices[:, 3:] * 255, colours, atol=1e-3)
+    assert np.allclose(np.array(rows["v"], float), face.vertices, atol=1e-6)
     corners = np.array([[c.split("/") for c in row] for row in rows["f"]], int) - 1
     assert np.array_equal(corners[..., 0], open_head.faces)
     assert np.array_equal(corners[..., 1], open_head.uv_faces)
     assert np.allclose(np.array(rows["vt"], float), open_head.uv * (1, -1) + (0, 1), atol=1e-5)
     normals = vertex_normals(face.vertices, open_head.faces)
     assert np.allclose(np.array(rows["vn"], float), normals, atol=1e-3)
-    with pytest.raises(ValueError, match="colours"):
-        obj(face, open_head, colours=colours[:5])
 
 
 @pytest.mark.parametrize("suffix", [".glb", ".obj", ".OBJ"])
 def test_other_programs_read_the_file(
     face: Alignment, open_head: MorphableModel, suffix: str
 ) -> None:
-    data = encode_mesh(face, open_head, suffix)
+    (data,) = encode_mesh(face, open_head, Path(f"face{suffix}")).values()
     mesh = trimesh.load(io.BytesIO(data), file_type=suffix[1:].lower(), force="mesh", process=False)
     assert np.allclose(
         mesh.bounds, trimesh.Trimesh(face.vertices, open_head.faces).bounds, atol=1e-5
     )
     assert len(mesh.faces) == len(open_head.faces)
     assert mesh.visual.uv is not None
-
-
-def test_colours_are_those_of_the_photo(face: Alignment, open_head: MorphableModel) -> None:
-    image = np.zeros((180, 180, 3), np.uint8)
-    image[:, :, 0] = np.arange(180)
-    image[:, :, 1] = np.arange(180)[:, None]
-    image[:, :, 2] = 77
-    colours = sample_colours(face, open_head, image)
-    assert colours is not None
-    nose = int(open_head.landmarks.vertex[30])
-    x, y = face.camera.px_from_cam(face.cam_from_head.apply(face.vertices[nose : nose + 1]))[0]
-    assert np.abs(colours[nose] - np.array([x - 0.5, y - 0.5, 77])).max() <= 1
-    assert (colours[:, 2] == 77).all()  # hidden vertices have colours of visible ones
-
-
-def test_a_face_outside_the_photo_has_no_colours(
-    open_head: MorphableModel,
-) -> None:
-    outside = known_alignment(open_head, Box(500, 500, 600, 600))
-    assert sample_colours(outside, open_head, np.zeros((90, 90, 3), np.uint8)) is None

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
-import anyio
+import cv2
 from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
 
+from dff.aligner.alignment import Alignment
+from dff.aligner.draw import draw
 from dff.aligner.mesh_file import glb
-from dff.aligner.service.align_service import PhotoResult, answer_face
+from dff.aligner.service.align_service import AlignService, PhotoResult, Render, answer_face
 from dff.aligner.service.fields import FormRoute
-from dff.aligner.service.forms import BOXES, check_count, parse_boxes
+from dff.aligner.service.forms import BOXES, BoxCorners, check_count, parse_boxes
 from dff.aligner.service.json_response import respond
 from dff.aligner.service.problems import Problem
 from dff.aligner.service.routes.dependencies import Deadline, Mesh, Service
-from dff.aligner.service.schema import ALIGN_RESPONSES, GLB_RESPONSES, AlignAnswer
+from dff.aligner.service.schema import ALIGN_RESPONSES, GLB, GLB_RESPONSES, PNG, AlignAnswer
+from dff.aligner.texture import texture_face
+from dff.face.arrays import Bytes
+from dff.face.model.morphable import MorphableModel
 
 router = APIRouter(prefix="/v1", tags=["align"], route_class=FormRoute)
 
 
-async def align_upload(
+@dataclass(frozen=True)
+class PhotoRequest:
+    """A photo whose faces are asked for."""
+
+    service: AlignService
+    image: UploadFile
+    corners: Sequence[BoxCorners] | None
+    deadline: float
+
+    async def align(self, render: Render | None = None) -> PhotoResult:
+        """The faces of the photo, rendered on demand."""
+        return await self.service.align_photo(
+            self.image, self.corners, deadline=self.deadline, render=render
+        )
+
+
+async def read_photo_request(
     request: Request,
     service: Service,
     deadline: Deadline,
@@ -31,25 +55,26 @@ async def align_upload(
             "Default: faces are detected"
         ),
     ] = None,
-) -> PhotoResult:
-    """Align the faces of the photo in the form."""
+) -> PhotoRequest:
+    """The photo in the form."""
     if len((await request.form()).getlist("image")) > 1:
         raise Problem(
             "too-many-images", "this route takes one photo: send several to /v1/align/batch"
         )
     corners = None if boxes is None else parse_boxes(BOXES, boxes)
     check_count(len(corners or ()), service.limits)
-    return await service.align_photo(image, corners, deadline=deadline)
+    return PhotoRequest(service, image, corners, deadline)
 
 
-Result = Annotated[PhotoResult, Depends(align_upload)]
+Photo = Annotated[PhotoRequest, Depends(read_photo_request)]
+FaceNumber = Annotated[int, Query(ge=0, description="which face, in the order of /v1/align")]
 
 
 @router.post("/align", response_model=AlignAnswer, responses=ALIGN_RESPONSES)
 async def align(
     request: Request,
     service: Service,
-    result: Result,
+    photo: Photo,
     mesh: Mesh = False,
     trace: Annotated[bool, Query(description="also the state after each iteration")] = False,
 ) -> Response:
@@ -57,10 +82,16 @@ async def align(
 
     Pixels count from the photo's upper left corner after its EXIF orientation; the first pixel's
     centre is (0.5, 0.5). A face whose fit was rejected has `failed: true` and a `reason`. With
-    `Accept: model/gltf-binary` the answer is that of `/v1/align.glb`.
+    `Accept: model/gltf-binary` the answer is that of `/v1/align.glb`, with `Accept: image/png` the
+    photo with the faces drawn on it.
     """
-    if "model/gltf-binary" in request.headers.get("accept", ""):
-        return await align_glb(service, result)
+    accepted = request.headers.get("accept", "")
+    if GLB in accepted:
+        return await align_glb(photo)
+    if PNG in accepted:
+        drawn = await photo.align(partial(draw_png, service.model))
+        return Response(drawn.rendered, media_type=PNG)
+    result = await photo.align()
 
     def build() -> AlignAnswer:
         return AlignAnswer(
@@ -76,15 +107,32 @@ async def align(
 
 
 @router.post("/align.glb", responses=GLB_RESPONSES, response_class=Response)
-async def align_glb(
-    service: Service,
-    result: Result,
-    face: Annotated[int, Query(ge=0, description="which face, in the order of /v1/align")] = 0,
-) -> Response:
-    """The fitted mesh of one face as binary glTF: metres, y up, the face looking along z."""
-    if face >= len(result.faces):
-        raise Problem(
-            "no-face", f"there is no face {face}: {len(result.faces)} found, counted from 0"
-        )
-    data = await anyio.to_thread.run_sync(glb, result.faces[face], service.model)
-    return Response(data, media_type="model/gltf-binary")
+async def align_glb(photo: Photo, face: FaceNumber = 0) -> Response:
+    """The fitted mesh of one face as binary glTF: metres, y up, the face looking along z.
+
+    With the texture of the photo, and the expressions as morph targets.
+    """
+    result = await photo.align(partial(_encode_glb, photo.service.model, face))
+    return Response(result.rendered, media_type=GLB)
+
+
+def draw_png(model: MorphableModel, faces: Sequence[Alignment], image: Bytes) -> bytes:
+    """A PNG of the photo with landmarks, mesh and axes of every face."""
+    good, data = cv2.imencode(".png", cv2.cvtColor(draw(image, faces, model), cv2.COLOR_RGB2BGR))
+    assert good
+    return bytes(data)
+
+
+def choose_face(faces: Sequence[Alignment], number: int) -> Alignment:
+    """The face of that number. Raises Problem ``no-face``."""
+    if number >= len(faces):
+        raise Problem("no-face", f"there is no face {number}: {len(faces)} found, counted from 0")
+    return faces[number]
+
+
+def _encode_glb(
+    model: MorphableModel, number: int, faces: Sequence[Alignment], image: Bytes
+) -> bytes:
+    face = choose_face(faces, number)
+    texture = texture_face(face, model, image)
+    return glb(face, model, texture=None if texture is None else texture.lit)

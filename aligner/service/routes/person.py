@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
-import anyio
-from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi import APIRouter, Depends, Form, Request, Response, UploadFile
 
+from dff.aligner.alignment import PersonAlignment
 from dff.aligner.mesh_file import glb
-from dff.aligner.service.align_service import PersonResult, answer_face, refuse_photo
+from dff.aligner.service.align_service import (
+    AlignService,
+    PersonResult,
+    RenderPerson,
+    answer_face,
+    refuse_photo,
+)
 from dff.aligner.service.fields import FormRoute
-from dff.aligner.service.forms import BOX_OF_EACH, parse_boxes_of_each
+from dff.aligner.service.forms import BOX_OF_EACH, BoxCorners, parse_boxes_of_each
 from dff.aligner.service.json_response import respond
 from dff.aligner.service.problems import Problem
 from dff.aligner.service.routes.dependencies import Images, LongDeadline, Mesh, Service
 from dff.aligner.service.schema import (
+    GLB,
     GLB_RESPONSES,
     PERSON_RESPONSES,
     PersonAnswer,
     PhotoFace,
 )
+from dff.aligner.texture import texture_person
+from dff.face.arrays import Bytes
+from dff.face.model.morphable import MorphableModel
 
 PATH, GLB_PATH = "/v1/align/person", "/v1/align/person.glb"
 router = APIRouter(tags=["align"], route_class=FormRoute)
 
 
-async def align_uploads(
+@dataclass(frozen=True)
+class PersonRequest:
+    """Photos of a person."""
+
+    service: AlignService
+    images: list[UploadFile]
+    corners: Sequence[BoxCorners | None]
+    deadline: float
+
+    async def align(self, render: RenderPerson | None = None) -> PersonResult:
+        """The person in the photos, rendered on demand."""
+        return await self.service.align_person(
+            self.images, self.corners, deadline=self.deadline, render=render
+        )
+
+
+async def read_person_request(
     service: Service,
     images: Images,
     deadline: LongDeadline,
@@ -35,23 +64,24 @@ async def align_uploads(
             description="JSON: for each image null (the largest face) or [x0, y0, x1, y1] in pixels"
         ),
     ] = None,
-) -> PersonResult:
-    """Align the person in the photos of the form."""
+) -> PersonRequest:
+    """The photos in the form."""
     corners = parse_boxes_of_each(BOX_OF_EACH, boxes, len(images), service.limits)
-    return await service.align_person(images, corners, deadline=deadline)
+    return PersonRequest(service, images, corners, deadline)
 
 
-Result = Annotated[PersonResult, Depends(align_uploads)]
+Photos = Annotated[PersonRequest, Depends(read_person_request)]
 
 
 @router.post(PATH, response_model=PersonAnswer, responses=PERSON_RESPONSES)
 async def align_person(
-    request: Request, service: Service, result: Result, mesh: Mesh = False
+    request: Request, service: Service, photos: Photos, mesh: Mesh = False
 ) -> Response:
     """One person in several photos: one identity, and pose, expression and landmarks of each photo.
 
     Photos in which the person is not found, or does not match, have a problem in their place.
     """
+    result = await photos.align()
 
     def build() -> PersonAnswer:
         return PersonAnswer(
@@ -77,7 +107,15 @@ async def align_person(
 
 
 @router.post(GLB_PATH, responses=GLB_RESPONSES, response_class=Response)
-async def align_person_glb(service: Service, result: Result) -> Response:
-    """The person's neutral face as binary glTF: metres, y up, the face looking along z."""
-    data = await anyio.to_thread.run_sync(glb, result.person, service.model)
-    return Response(data, media_type="model/gltf-binary")
+async def align_person_glb(photos: Photos) -> Response:
+    """The person's neutral face as binary glTF: metres, y up, the face looking along z.
+
+    With the texture of the photo that shows the person best.
+    """
+    result = await photos.align(partial(_encode_glb, photos.service.model))
+    return Response(result.rendered, media_type=GLB)
+
+
+def _encode_glb(model: MorphableModel, person: PersonAlignment, images: Sequence[Bytes]) -> bytes:
+    texture = texture_person(person, model, images)
+    return glb(person, model, texture=None if texture is None else texture.lit)

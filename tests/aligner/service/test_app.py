@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import trimesh
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from dff.aligner.service.align_service import AlignService, drawn_triangles
 from dff.aligner.service.app import create_app
@@ -29,7 +30,7 @@ from tests.aligner.known_aligner import KnownAligner, known_alignment
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
-LIMITS = Limits(body=300_000, pixels=40_000_000, boxes=4)
+LIMITS = Limits(body=300_000, pixels=40_000_000, boxes=4, deadline=60.0)
 FRONT = FrontConfig(uploads=UploadLimits(body=300_000))
 
 
@@ -99,6 +100,11 @@ def test_glb_is_the_mesh_in_metres(client: TestClient, toy_model: MorphableModel
     count = len(toy_model.template)
     np.testing.assert_allclose(mesh.vertices[:count], toy_model.template, atol=1e-6)
     np.testing.assert_allclose(mesh.triangles, toy_model.template[toy_model.faces], atol=1e-6)
+    drawn = client.post(
+        "/v1/align", files={"image": encoded(pixels())}, headers={"Accept": "image/png"}
+    )
+    assert drawn.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(drawn.content)).size == pixels().shape[1::-1]
     assert problem_of(post(client, encoded(pixels()), path="/v1/align.glb?face=1")) == (
         422,
         "no-face",

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from dff.aligner.service.app import create_app
 from dff.aligner.service.front import FrontConfig
+from dff.aligner.service.limits import Limits
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, pixels
 from tests.aligner.known_aligner import KnownAligner
@@ -31,7 +32,7 @@ ROUTES = [
 
 @pytest.fixture(scope="module")
 def client(toy_model: MorphableModel) -> Iterator[TestClient]:
-    with TestClient(create_app(KnownAligner(toy_model))) as client:
+    with TestClient(create_app(KnownAligner(toy_model), limits=Limits(deadline=60.0))) as client:
         yield client
 
 

@@ -16,6 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from dff.aligner.service.app import create_app
+from dff.aligner.service.limits import Limits
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, turned
 from tests.aligner.known_aligner import KnownAligner
@@ -36,7 +37,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarn
 
 @pytest.fixture(scope="module")
 def client(toy_model: MorphableModel) -> Iterator[TestClient]:
-    with TestClient(create_app(KnownAligner(toy_model)), raise_server_exceptions=False) as client:
+    app = create_app(KnownAligner(toy_model), limits=Limits(deadline=60.0))
+    with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 

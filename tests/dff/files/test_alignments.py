@@ -273,7 +273,7 @@ def test_other_mesh_formats_are_refused_before_the_work(
     assert ".glb or .obj" in error
 
 
-def test_a_mesh_has_the_format_of_its_suffix_and_the_photo_s_colours(
+def test_a_mesh_has_the_format_of_its_suffix_and_the_photo_s_texture(
     tmp_path: Path, toy_model: MorphableModel
 ) -> None:
     photo = tmp_path / "a.png"
@@ -282,8 +282,8 @@ def test_a_mesh_has_the_format_of_its_suffix_and_the_photo_s_colours(
     writer = AlignmentWriter(toy_model, {photo: "a.png"}, meshes={photo: place})
     for result in align_files(KnownAligner(toy_model), [photo]):  # type: ignore[arg-type]
         writer.write(result)
-    (vertex, *_) = [line for line in place.read_text().splitlines() if line.startswith("v ")]
-    assert vertex.endswith(" 0.000000 1.000000 0.200000")
+    assert "mtllib face.mtl" in place.read_text()
+    assert {path.name for path in place.parent.iterdir()} == {"face.OBJ", "face.mtl", "face.jpg"}
 
 
 def test_a_stopped_folder_is_resumed(

@@ -264,7 +264,16 @@ def test_json_of_a_video_is_json(oracle: Aligner, scene: Scene, tmp_path: Path) 
     times = [0.0, 0.03, 0.3]
     film = write_film(tmp_path / "film.mkv", [scene.image] * 3, codec="ffv1", times=times)
     whole, lines = tmp_path / "a.json", tmp_path / "a.jsonl"
-    summary = align_video_file(oracle, film, json_out=whole)
+    mesh = tmp_path / "head.glb"
+    summary = align_video_file(oracle, film, json_out=whole, mesh=mesh)
+    data = mesh.read_bytes()
+    head = json.loads(data[20 : 20 + int.from_bytes(data[12:16], "little")])
+    assert {one["target"]["path"] for one in head["animations"][0]["channels"]} == {
+        "weights",
+        "rotation",
+        "translation",
+    }
+    assert head["images"]  # of the frame that shows the face best
     assert "faces in 3 of 3 frames, 1 tracks" in summary
     align_video_file(oracle, film, json_out=lines)
     frames = json.loads(whole.read_text())

@@ -18,9 +18,9 @@ from dff.face.model.albedo import AlbedoModel
 from dff.face.model.landmarks import INNER, JAW, nme_box
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import render, sample_texture, shaded, supersampled
+from dff.face.texture.crop import square_crop
 from dff.infra.storage import open_storage
 from dff.pipeline.inspection.recovery_panel import draw_recovery
-from dff.pipeline.recovery.crop import square_crop
 from dff.pipeline.recovery.inverse import (
     AT_LEAST,
     NO_LIMITS,
