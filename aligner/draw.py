@@ -67,21 +67,26 @@ def draw(
 def draw_landmarks(
     image: Bytes, landmarks: Floats, visibility: Floats, colour: Colour = SEEN
 ) -> None:
-    """Draw (68, 2) pixels into (H, W, 3) ``image``: filled dots, hollow if hidden.
+    """Draw (68, 2) pixels into (H, W, 3) ``image``: dots, and rings around hidden landmarks.
 
-    A landmark counts as hidden when its (68,) visibility is below one half.
+    A landmark counts as hidden when its (68,) visibility is below one half. The image shows
+    through the rings.
     """
-    size = Box.around(landmarks).size
-    thick = max(1, round(size / 200))
+    thick = max(1, round(Box.around(landmarks).size / 200))
+    dots, ring = _fixed(landmarks).tolist(), (thick + 3) << SUBPIXEL
+    bare, rings = image.copy(), np.zeros(image.shape[:2], np.uint8)
     for run in (*OPEN_RUNS, *RINGS):
         line = _fixed(landmarks[run])
         cv2.polylines(image, [line], run in RINGS, colour, thick, cv2.LINE_AA, SUBPIXEL)
-    for point, seen in zip(_fixed(landmarks), visibility, strict=True):
+    hidden = [dot for dot, seen in zip(dots, visibility, strict=True) if seen < 0.5]
+    for dot in hidden:
+        cv2.circle(rings, dot, ring, 1, -1, cv2.LINE_8, SUBPIXEL)
+    np.copyto(image, bare, where=rings[..., None] == 1)
+    for dot in hidden:
+        cv2.circle(image, dot, ring, HIDDEN, thick, cv2.LINE_AA, SUBPIXEL)
+    for dot, seen in zip(dots, visibility, strict=True):
         if seen >= 0.5:
-            shade, radius, filled = colour, thick + 1, -1
-        else:
-            shade, radius, filled = HIDDEN, thick + 2, thick
-        cv2.circle(image, point.tolist(), radius << SUBPIXEL, shade, filled, cv2.LINE_AA, SUBPIXEL)
+            cv2.circle(image, dot, (thick + 1) << SUBPIXEL, colour, -1, cv2.LINE_AA, SUBPIXEL)
 
 
 def _mesh(image: Bytes, face: Alignment, model: MorphableModel) -> None:
