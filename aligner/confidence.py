@@ -162,7 +162,7 @@ class Calibration:
     @staticmethod
     def from_json(table: Mapping[str, Any]) -> Calibration:
         """Raises ValueError when it was made for other features than this program computes."""
-        names = [list(table.get(name, ())) for name in ("evidence", "landmark_evidence")]
+        names = [list(table.get(name, ())) for name in ("face_features", "landmark_features")]
         if names != [list(FACE), list(LANDMARK)]:
             raise ValueError(
                 "the calibration was made for other features: make it again with dff calibrate"
@@ -177,7 +177,7 @@ class Calibration:
             name: [round(float(w), 4) for w in getattr(self, name)]
             for name in ("face", "visible", "right")
         }
-        return {"evidence": list(FACE), "landmark_evidence": list(LANDMARK), **weights}
+        return {"face_features": list(FACE), "landmark_features": list(LANDMARK), **weights}
 
     def face_confidence(self, features: CalibrationFeatures) -> Floats:
         """(B,) probability that the mean error is below ``GOOD``; zero for the lost."""

@@ -71,7 +71,7 @@ def test_a_calibration_survives_its_file_and_refuses_others() -> None:
         again.face_confidence(features), DEFAULT.face_confidence(features), atol=1e-3
     )
     with pytest.raises(ValueError, match="other features"):
-        Calibration.from_json({**table, "evidence": ["looks"]})
+        Calibration.from_json({**table, "face_features": ["looks"]})
     with pytest.raises(ValueError, match="not negative"):
         Calibration.from_json({**table, "face": [-1.0] * (len(FACE) + 1)})
     with pytest.raises(ValueError, match="visible"):

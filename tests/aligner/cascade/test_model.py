@@ -414,7 +414,7 @@ def test_bad_files_are_refused_by_name(oracle_aligner: Aligner, tmp_path: Path) 
         ({}, {"kind": "sift"}, "components"),
         ({}, {"stages": "many"}, "many"),
         ({}, {"extent": -1.0}, "extent"),
-        ({}, {"calibration": {"evidence": []}}, "other features"),
+        ({}, {"calibration": {"face_features": []}}, "other features"),
     ]
     for parts, words, says in wrong:
         mixed = {name: part for name, part in {**arrays, **parts}.items() if part is not None}
