@@ -1,6 +1,7 @@
-"""The descriptor network's forward pass on a CPU core, fused into few loops.
+"""Forward passes of the descriptor's and the detector's network on a CPU core, in few loops.
 
-The same arithmetic as ``DescriptorNet`` in single precision; only sums are ordered differently.
+The same arithmetic as ``DescriptorNet`` and ``DetectorNet`` in single precision; only sums are
+ordered differently.
 A block runs in strips of rows: the depthwise convolution, the pointwise convolution (a matrix
 product of the BLAS) and the sums of the group norm, while the strip is in the cache. Then one loop
 normalises, rectifies and adds the input. torch writes and reads the whole map for each operation.
@@ -17,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dff.face.arrays import Floats
+from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import STRIDE, DescriptorNet, Features, Separable
+from dff.face.detector_net import DetectorNet
 from dff.face.numba_cache import CACHE
 
 STRIP = 16384  # numbers of the depthwise result made at a time: with the product they fill the L2
@@ -45,9 +47,9 @@ class FusedBlock:
 class Workspace:
     """The maps of one image: of each level, which its blocks change in place, and a product."""
 
-    def __init__(self, shape: tuple[int, int], widths: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, int], widths: tuple[int, ...], stride: int) -> None:
         self.shape, self.widths = shape, widths
-        rows, columns = (side // 2 for side in shape)
+        rows, columns = (side // stride for side in shape)
         self.product = np.empty(rows * columns * max(widths), np.float32)
         self.maps = [
             np.zeros(((rows >> level) + 2, (columns >> level) + 2, width), np.float32)
@@ -56,20 +58,64 @@ class Workspace:
         self.bytes = self.product.nbytes + sum(one.nbytes for one in self.maps)
 
 
+class FusedTrunk:
+    """Stem, encoder and decoder of a U-Net of separable convolutions."""
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        encoder: nn.ModuleList,
+        lateral: nn.ModuleList,
+        decoder: nn.ModuleList,
+        widths: tuple[int, ...],
+    ) -> None:
+        """The decoder has as many levels as ``lateral``: it may end below the first one."""
+        conv, norm, _ = _modules(stem)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.GroupNorm)
+        self.widths, self.stride = widths, int(conv.stride[0])
+        # (k, k, 3, outputs), as the stem's kernel gathers the pixels
+        kernel = _numbers(conv.weight).transpose(2, 3, 1, 0)
+        self.side = kernel.shape[0]
+        flat = kernel.reshape(-1, kernel.shape[-1])
+        self.stem = FusedBlock(np.zeros((0, 0), np.float32), flat, norm)
+        self.stages = [[FusedBlock.of(b) for b in _modules(stage)] for stage in encoder]
+        self.lateral = [(_kernel(one), _bias(one)) for one in lateral]
+        self.decoder = [FusedBlock.of(block) for block in decoder]
+        self.first = len(widths) - 1 - len(self.lateral)  # level at which the decoder ends
+
+    def __call__(self, image: Floats) -> Floats:
+        """The bordered map at the decoder's end, of an (H, W, 3) float32 image in 0..1."""
+        work = _get_workspace((image.shape[0], image.shape[1]), self.widths, self.stride)
+        maps, product = work.maps, work.product
+        sums = _convolve_image(image, self.stem.pointwise, self.side, self.stride, product)
+        _rectify(product, sums, *self.stem.norm, False, maps[0])
+        for level, blocks in enumerate(self.stages):
+            for number, block in enumerate(blocks):
+                if level > 0 and number == 0:
+                    x = maps[level - 1]
+                    sums = _convolve_halving(x, block.taps, block.pointwise, product)
+                    _rectify(product, sums, *block.norm, False, maps[level])
+                else:
+                    self._add_block(block, maps[level], product)
+        for i in reversed(range(len(self.lateral))):
+            level = self.first + i
+            _join(maps[level], maps[level + 1], *self.lateral[i])
+            self._add_block(self.decoder[i], maps[level], product)
+        return maps[self.first]
+
+    @staticmethod
+    def _add_block(block: FusedBlock, x: Floats, product: Floats) -> None:
+        sums = _convolve(x, block.taps, block.pointwise, product)
+        _rectify(product, sums, *block.norm, True, x)
+
+
 class FusedNetwork:
     """``DescriptorNet`` for inference on the CPU, by numpy arrays. Threads may share it."""
 
     def __init__(self, net: DescriptorNet) -> None:
         self.config = net.config
-        conv, norm, _ = net.stem
-        assert isinstance(conv, nn.Conv2d)
-        assert isinstance(norm, nn.GroupNorm)
-        # (4, 4, 3, outputs), as the stem's kernel gathers the pixels
-        kernel = _numbers(conv.weight).transpose(2, 3, 1, 0)
-        self.stem = FusedBlock(np.zeros((0, 0), np.float32), kernel.reshape(48, -1), norm)
-        self.stages = [[FusedBlock.of(b) for b in _modules(stage)] for stage in net.encoder]
-        self.decoder = [FusedBlock.of(block) for block in net.decoder]
-        self.lateral = [(_kernel(one), _bias(one)) for one in net.lateral]
+        self.trunk = FusedTrunk(net.stem, net.encoder, net.lateral, net.decoder, net.config.widths)
         heads = net.to_descriptor, net.to_face  # as one product
         self.heads = np.ascontiguousarray(np.concatenate([_kernel(one) for one in heads], axis=1))
         self.bias = np.concatenate([_bias(one) for one in heads])
@@ -89,43 +135,41 @@ class FusedNetwork:
         descriptor = np.empty((*shape, self.config.dims), np.float32)
         logit = np.empty(shape, np.float32)
         for i, one in enumerate(pixels):
-            _apply_heads(self._trunk(one), self.heads, self.bias, descriptor[i], logit[i])
+            _apply_heads(self.trunk(one), self.heads, self.bias, descriptor[i], logit[i])
         return Features(torch.from_numpy(descriptor).permute(0, 3, 1, 2), torch.from_numpy(logit))
 
-    def _trunk(self, image: Floats) -> Floats:
-        """The bordered map that both heads read, of an (H, W, 3) image."""
-        work = _get_workspace((image.shape[0], image.shape[1]), self.config.widths)
-        maps, product = work.maps, work.product
-        sums = _convolve_image(image, self.stem.pointwise, product)
-        _rectify(product, sums, *self.stem.norm, False, maps[0])
-        for level, blocks in enumerate(self.stages):
-            for number, block in enumerate(blocks):
-                if level > 0 and number == 0:
-                    x = maps[level - 1]
-                    sums = _convolve_halving(x, block.taps, block.pointwise, product)
-                    _rectify(product, sums, *block.norm, False, maps[level])
-                else:
-                    self._add_block(block, maps[level], product)
-        for level in reversed(range(len(self.lateral))):
-            _join(maps[level], maps[level + 1], *self.lateral[level])
-            self._add_block(self.decoder[level], maps[level], product)
-        return maps[0]
 
-    @staticmethod
-    def _add_block(block: FusedBlock, x: Floats, product: Floats) -> None:
-        sums = _convolve(x, block.taps, block.pointwise, product)
-        _rectify(product, sums, *block.norm, True, x)
+class FusedDetectorNet:
+    """``DetectorNet`` for inference on the CPU. Threads may share it."""
+
+    def __init__(self, net: DetectorNet) -> None:
+        self.config = net.config
+        self.trunk = FusedTrunk(net.stem, net.encoder, net.lateral, net.decoder, net.config.widths)
+        self.head, self.bias = _kernel(net.head), _bias(net.head)
+
+    def __call__(self, image: Bytes) -> Floats:
+        """(H, W, 3) uint8 RGB to (H / 8, W / 8, DETECTOR_CHANNELS) answers.
+
+        Raises ValueError for sides that are no multiples of ``config.multiple``.
+        """
+        multiple = self.config.multiple
+        if any(side % multiple for side in image.shape[:2]):
+            raise ValueError(f"want (H, W, 3) in multiples of {multiple}: {image.shape}")
+        trunk = self.trunk(image.astype(np.float32) / np.float32(255.0))
+        return np.asarray(trunk[1:-1, 1:-1] @ self.head + self.bias)
 
 
-_KEPT = threading.local()  # the workspace of each thread's last image
+_KEPT = threading.local()  # the workspace of each thread's last image, for each kind of network
 
 
-def _get_workspace(shape: tuple[int, int], widths: tuple[int, ...]) -> Workspace:
+def _get_workspace(shape: tuple[int, int], widths: tuple[int, ...], stride: int) -> Workspace:
     """A workspace for images of this ``shape``: the thread's last one where it fits."""
-    last: Workspace | None = getattr(_KEPT, "workspace", None)
-    if last is None or (last.shape, last.widths) != (shape, widths):
-        last = Workspace(shape, widths)
-        _KEPT.workspace = last if last.bytes <= KEPT_BYTES else None
+    kept: dict[tuple[tuple[int, ...], int], Workspace] = vars(_KEPT).setdefault("workspaces", {})
+    last = kept.pop((widths, stride), None)
+    if last is None or last.shape != shape:
+        last = Workspace(shape, widths, stride)
+    if last.bytes <= KEPT_BYTES:
+        kept[widths, stride] = last
     return last
 
 
@@ -269,30 +313,35 @@ def _filter_four(x, at, line, n, taps, out, to):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
-def _convolve_image(image, kernel, product):  # type: ignore[no-untyped-def]
-    """The stem: 4 x 4 convolution of an (H, W, 3) image at every second pixel; the sums."""
-    rows, columns, outputs = image.shape[0] // 2, image.shape[1] // 2, kernel.shape[1]
+def _convolve_image(image, kernel, side, stride, product):  # type: ignore[no-untyped-def]
+    """The stem: convolution of an (H, W, 3) image at every ``stride``-th pixel; the sums.
+
+    ``side`` of the square kernel: two more than the stride, so that one pixel of zeros borders the
+    image.
+    """
+    rows, columns, outputs = image.shape[0] // stride, image.shape[1] // stride, kernel.shape[1]
     y, sums = product[: rows * columns * outputs].reshape(-1, outputs), np.zeros((2, outputs))
-    strip = max(1, min(rows, STRIP // (columns * 48)))
-    part = np.empty((strip * columns, 48), np.float32)
+    line = 3 * side
+    strip = max(1, min(rows, STRIP // (columns * side * line)))
+    part = np.empty((strip * columns, side * line), np.float32)
     # rows of the image with the zeros beyond its edges
-    bordered = np.zeros((2 * strip + 2, (2 * columns + 2) * 3), np.float32)
-    pixels = image.reshape(2 * rows, -1)
+    bordered = np.zeros((stride * strip + 2, (stride * columns + 2) * 3), np.float32)
+    pixels = image.reshape(stride * rows, -1)
     for begin in range(0, rows, strip):
         end = min(begin + strip, rows)
-        for i in range(2 * (end - begin) + 2):
-            row = 2 * begin + i - 1
-            if row < 0 or row >= 2 * rows:
+        for i in range(stride * (end - begin) + 2):
+            row = stride * begin + i - 1
+            if row < 0 or row >= stride * rows:
                 bordered[i] = 0.0
             else:
-                for t in range(6 * columns):
+                for t in range(3 * stride * columns):
                     bordered[i, t + 3] = (pixels[row, t] - np.float32(0.5)) * np.float32(4.0)
         at = 0
         for r in range(end - begin):
             for column in range(columns):
-                for i in range(4):
-                    for t in range(12):
-                        part[at, 12 * i + t] = bordered[2 * r + i, 6 * column + t]
+                for i in range(side):
+                    for t in range(line):
+                        part[at, line * i + t] = bordered[stride * r + i, 3 * stride * column + t]
                 at += 1
         some = y[begin * columns : end * columns]
         np.dot(part[: (end - begin) * columns], kernel, some)

@@ -26,6 +26,7 @@ from dff.commands.submit import submit
 from dff.commands.synthesize import synthesize
 from dff.commands.train import train
 from dff.commands.train_cascade import train_cascade
+from dff.commands.train_detector import train_detector
 from dff.face.errors import DffError
 from dff.infra.printing import escape_unprintable_output
 from dff.infra.redaction import HidingFormatter, hide_secrets
@@ -48,6 +49,7 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Training and evaluation": (
         train,
         train_cascade,
+        train_detector,
         calibrate,
         fit_landmark_offsets,
         evaluate,

@@ -35,6 +35,7 @@ NEED_EXTRA = {
     ("models", "promote", "candidate", "champion", "--tracking", "http://mlflow"): "train",
     ("train", "data", "--out", "w.safetensors"): "train",
     ("train-cascade", "data", "--out", "c.safetensors"): "train",
+    ("train-detector", "data", "--out", "d.safetensors"): "train",
     ("calibrate", "dff-open", "data"): "train",
     ("fit-landmark-offsets", "dff-open", "photos", "--source", "me"): "train",
     ("evaluate", "300w", "photos"): "train",

@@ -29,6 +29,7 @@ from tests.dff.command_runner import run_command
 
 COMMANDS = (
     "label", "synthesize", "inspect", "train", "calibrate", "fit-landmark-offsets", "train-cascade",
+    "train-detector",
     "align", "evaluate", "serve", "submit", "jobs", "status", "export", "models", "demo",
 )  # fmt: skip
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
@@ -85,6 +86,7 @@ def test_help_is_quick_because_heavy_libraries_are_not_imported() -> None:
         (("train", "d", "--out", "w", "--gpu"), "torch finds 0 on this machine"),
         (("train", "d", "--out", "w", "--gpu", "--workers", "0"), "torch finds 0 on this machine"),
         (("train-cascade", "d", "--out", "."), ". is a folder"),
+        (("train-detector", "d", "--out", "."), ". is a folder"),
         (("calibrate", "dff-open", "d", "--out", "."), ". is a folder"),
         (("fit-landmark-offsets", "dff-open", "d", "--source", "us", "--out", "."), "is a folder"),
         (("export", "."), ". is a folder"),

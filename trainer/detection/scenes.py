@@ -1,0 +1,200 @@
+"""Training images of the detector, with the landmarks of every face in them.
+
+Stored views are placed over a background that shows no face, at any size and in-plane rotation. A
+face that others cover, or that lies partly outside, is known by its visible share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from dff.face.arrays import Array, Bytes, Float, Floats, Ints, UInt8
+from dff.face.geometry.transform import rotation_2d
+from dff.face.model.landmarks import MIRROR
+from dff.trainer.data import kernels
+from dff.trainer.data.augment import augment_photometric, occlude
+from dff.trainer.data.crops import TrainingSurface, paint_over_face
+from dff.trainer.data.mosaic import make_background
+from dff.trainer.data.views import StoredView
+from dff.trainer.detection.config import SceneConfig
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A training image and its faces."""
+
+    image: UInt8[Array, "side side 3"]  # RGB
+    landmarks: Float[Array, "faces 68 2"]  # 3D scheme, pixels
+    visible: Float[Array, " faces"]  # share of the face that the image shows, 0 to 1
+
+
+def compose_scene(
+    views: Sequence[StoredView],
+    surface: TrainingSurface,
+    vertices: Ints,
+    config: SceneConfig,
+    *,
+    rng: np.random.Generator,
+) -> Scene:
+    """Draw a scene before any camera effect, from ``views`` that it chooses at random.
+
+    (68,) ``vertices``: of the landmarks.
+    """
+    image = _draw_background(views, surface, config, rng)
+    count = int(rng.integers(config.count[0], config.count[1] + 1))
+    if rng.random() < config.empty_probability:
+        count = 0
+    layer = np.full((config.size, config.size), -1, np.int16)
+    faces: list[Floats] = []
+    for size in _draw_sizes(count, config, rng):
+        view = views[int(rng.integers(len(views)))]
+        matrix, mirrored = _draw_placement(view, size, config, rng)
+        shown = rng.random() >= config.faceless_probability
+        if not shown:
+            view = paint_over_face(view, surface, config.faceless, rng=rng)
+        opacity = (
+            _head_opacity(view, len(surface.faces), config, rng)
+            if rng.random() < config.cutout_probability or not shown
+            else np.full(view.triangle.shape, 255, np.uint8)
+        )
+        _paste(image, layer, view.image, opacity, matrix, len(faces) if shown else -1)
+        if shown:
+            landmarks = view.vertex_px[vertices] @ matrix[:, :2].T + matrix[:, 2]
+            faces.append(landmarks[MIRROR] if mirrored else landmarks)
+    if rng.random() < config.occlusion.probability:
+        image, covered = occlude(image, config.occlusion, rng=rng)
+        layer[covered] = -1
+    if rng.random() < config.border_probability:
+        image = image.copy()
+        rows, columns = _draw_border(config, rng)
+        image[rows, columns], layer[rows, columns] = 0, -1
+    visible = np.array([_visible_share(face, layer == i) for i, face in enumerate(faces)])
+    return Scene(image, np.array(faces).reshape(-1, 68, 2), visible)
+
+
+def photograph(scene: Scene, config: SceneConfig, *, rng: np.random.Generator) -> Scene:
+    """The scene under random camera effects, mirrored or not."""
+    image, landmarks = scene.image, scene.landmarks
+    if rng.random() < config.mirror_probability:
+        image = np.ascontiguousarray(image[:, ::-1])
+        landmarks = (landmarks * [-1.0, 1.0] + [config.size, 0.0])[:, MIRROR]
+    return Scene(augment_photometric(image, config.photometric, rng=rng), landmarks, scene.visible)
+
+
+def _draw_background(
+    views: Sequence[StoredView],
+    surface: TrainingSurface,
+    config: SceneConfig,
+    rng: np.random.Generator,
+) -> Bytes:
+    """(size, size, 3): one background, or two of them on both sides of a line."""
+    first, second = (
+        make_background(
+            views[int(rng.integers(len(views)))],
+            surface,
+            config.size,
+            rng=rng,
+            config=config.mosaic,
+        )
+        for _ in range(2)
+    )
+    if rng.random() >= config.mosaic.joined_probability:
+        return first.copy()
+    angle, along = rng.uniform(0.0, 2.0 * np.pi), np.arange(config.size) - config.size / 2
+    offset = rng.uniform(-1.0, 1.0) * config.mosaic.join_offset * config.size
+    side = along[None] * np.cos(angle) + along[:, None] * np.sin(angle) > offset
+    return np.where(side[..., None], second, first)
+
+
+def _draw_sizes(count: int, config: SceneConfig, rng: np.random.Generator) -> Floats:
+    """(count,) px of the faces, the largest first: it may cover the fewest others."""
+    low, high = np.log(config.face)
+    sizes = rng.uniform(low, high, count)
+    if rng.random() < config.one_size_probability:
+        middle = rng.uniform(low, low + 0.6 * (high - low))
+        sizes = np.clip(middle + rng.uniform(-0.25, 0.25, count), low, high)
+    return np.asarray(np.exp(np.sort(sizes)[::-1]))
+
+
+def _draw_placement(
+    view: StoredView, size: float, config: SceneConfig, rng: np.random.Generator
+) -> tuple[Floats, bool]:
+    """The (2, 3) map from a view's pixels to the scene's, and whether it mirrors."""
+    limits, shares = zip(*config.rotations, strict=True)
+    limit = float(limits[rng.choice(len(limits), p=shares)])
+    scale = size / max(view.box.width, view.box.height)
+    linear = scale * rotation_2d(np.deg2rad(rng.uniform(-limit, limit)))
+    mirrored = bool(rng.random() < config.mirror_probability)
+    if mirrored:
+        linear[0] *= -1.0
+    centre = rng.uniform(0.02, 0.98, 2) * config.size
+    return np.column_stack([linear, centre - linear @ view.box.centre]), mirrored
+
+
+def _head_opacity(
+    view: StoredView, faces: int, config: SceneConfig, rng: np.random.Generator
+) -> Bytes:
+    """(H, W) opacity 0..255: full on the head, falling to zero within a margin around it."""
+    mosaic = config.mosaic
+    margin = float(rng.uniform(*mosaic.cutout_margin)) * max(view.box.width, view.box.height)
+    distance = cv2.distanceTransform((view.triangle >= faces).astype(np.uint8), cv2.DIST_L2, 3)
+    softness = float(rng.uniform(*mosaic.cutout_softness)) * margin
+    opacity = np.empty(distance.shape, np.uint8)
+    kernels.fade(distance, np.float32(margin), np.float32(softness), opacity)
+    return opacity
+
+
+def _paste(
+    image: Bytes, layer: Ints, source: Bytes, opacity: Bytes, matrix: Floats, number: int
+) -> None:
+    """Blend a view into ``image``, and write its ``number`` into ``layer`` where it is opaque."""
+    height, width = source.shape[:2]
+    ends = np.array([[0, 0], [width, 0], [0, height], [width, height]]) @ matrix[:, :2].T
+    ends += matrix[:, 2]
+    low = np.maximum(np.floor(ends.min(0)), 0).astype(int)
+    high = np.minimum(np.ceil(ends.max(0)), image.shape[1::-1]).astype(int)
+    if (high <= low).any():
+        return
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    linear = matrix[:, :2]
+    if scale < 0.75:  # whole blocks of pixels are averaged first, so that nothing aliases
+        target = max(round(width * scale), 1), max(round(height * scale), 1)
+        source = cv2.resize(source, target, interpolation=cv2.INTER_AREA)
+        opacity = cv2.resize(opacity, target, interpolation=cv2.INTER_AREA)
+        linear = linear * (np.array([width, height]) / target)
+    # OpenCV counts from pixel centres at 0
+    shift = matrix[:, 2] - low + linear.sum(1) * 0.5 - 0.5
+    size = tuple((high - low).tolist())
+    both = np.concatenate([source, opacity[..., None]], axis=2)
+    warped = cv2.warpAffine(both, np.column_stack([linear, shift]), size, flags=cv2.INTER_LINEAR)
+    part = image[low[1] : high[1], low[0] : high[0]]
+    alpha = warped[..., 3:].astype(np.float32) / 255.0
+    # colours beyond the view's edge are black, where the opacity is zero
+    part[:] = (part + alpha * (warped[..., :3].astype(np.float32) - part) + 0.5).astype(np.uint8)
+    layer[low[1] : high[1], low[0] : high[0]][warped[..., 3] > 127] = number
+
+
+def _draw_border(config: SceneConfig, rng: np.random.Generator) -> tuple[slice, slice]:
+    first = config.size - int(rng.uniform(*config.border) * config.size)
+    part = slice(first, None)
+    return (part, slice(None)) if rng.random() < 0.5 else (slice(None), part)
+
+
+def _visible_share(landmarks: Floats, shown: Array) -> float:
+    """Share of the hull of (68, 2) landmarks whose pixels ``shown`` marks; beyond the image: 0."""
+    low = np.floor(landmarks.min(0)).astype(int)
+    extent = np.ceil(landmarks.max(0)).astype(int) - low + 1
+    hull = np.zeros((extent[1], extent[0]), np.uint8)
+    points = cv2.convexHull((landmarks - low).astype(np.float32))
+    cv2.fillConvexPoly(hull, np.rint(points).astype(np.int32), 1)
+    height, width = shown.shape
+    first, last = np.maximum(low, 0), np.minimum(low + extent, [width, height])
+    if (last <= first).any():
+        return 0.0
+    inside = hull[first[1] - low[1] : last[1] - low[1], first[0] - low[0] : last[0] - low[0]]
+    seen = inside.astype(bool) & shown[first[1] : last[1], first[0] : last[0]]
+    return float(seen.sum() / max(int(hull.sum()), 1))
