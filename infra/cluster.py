@@ -300,7 +300,9 @@ def submit(
             )
         ) from error
     if details.status in (JobStatus.FAILED, JobStatus.STOPPED):
-        raise ClusterError(hide_secrets(f"job {name} {details.status.lower()}: {details.message}"))
+        # Ray repeats the log in its message, which `dff submit` has shown
+        reason = str(details.message or "").partition("\n")[0].partition(", last available logs")[0]
+        raise ClusterError(hide_secrets(f"job {name} {details.status.lower()}: {reason}"))
     return str(details.status.value)
 
 
@@ -407,7 +409,8 @@ def _follow(
     rest = ""
 
     def hand_on(line: str) -> None:
-        (on_progress if is_progress(line) else on_line)(line)
+        if _OF_RAY.match(line) is None:
+            (on_progress if is_progress(line) else on_line)(line)
 
     async def tail() -> None:
         nonlocal seen, rest
@@ -420,6 +423,7 @@ def _follow(
             for line in lines:
                 hand_on(line)
 
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # each connection
     while True:
         try:
             asyncio.run(tail())
@@ -445,6 +449,8 @@ def is_progress(line: str) -> bool:
     return _BAR.match(line) is not None
 
 
+_OF_RAY = re.compile(r"\S+ \S+\tINFO job_manager\.py:")
+"""What Ray writes into the log of a job itself."""
 _BAR = re.compile(r"(?:[^|%]*: *)?\s*\d{1,3}%\|[^|]*\|\s*[\d.]+[kMG]?/[\d.]+[kMG]? \[")
 
 

@@ -139,6 +139,18 @@ def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
 
 
 @pytest.fixture
+def s3_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL of the most real S3 server that is installed, with a bucket "faces" and credentials."""
+    from tests.swift_server import credentials, installed
+
+    if installed() is None:
+        yield request.getfixturevalue("s3").url
+        return
+    with credentials():
+        yield request.getfixturevalue("swift_server").url
+
+
+@pytest.fixture
 def swift(swift_server: Swift) -> Iterator[Swift]:
     """That server, with credentials for it in the environment."""
     from tests.swift_server import credentials

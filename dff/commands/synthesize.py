@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -100,6 +101,7 @@ def synthesize(
     dff synthesize none data/ --identities 100 --dry-run
     """
     with require_extra("synthesis"):
+        from dff.infra.crash_report import CLUSTER_GONE, reported_crashes
         from dff.infra.storage import S3Access, open_storage
         from dff.pipeline import synthesis
         from dff.pipeline.job.run import RunConfig
@@ -110,30 +112,32 @@ def synthesize(
 
         check_server(tracking)
     began = time.monotonic()
-    summary = synthesis.synthesize(
-        None if photos.lower() == "none" else photos,
-        out,
-        views=views,
-        identities=identities,
-        seed=seed,
-        size=size,
-        workers=workers,
-        address=address,
-        endpoint_url=endpoint_url,
-        access=S3Access(anonymous, request_payer),
-        photo_terms=photo_licence,
-        renderer=renderer,
-        model=model,
-        profile_share=profile_share,
-        deformed=deformation_share,
-        config=RunConfig(budget=failure_budget),
-        shard_subjects=shard_faces,
-        dry_run=dry_run,
-        progress=True,
-        watch=lambda plan, cost: typer.echo(
-            "\n".join([f"plan {plan.fingerprint[:12]}", *cost.lines(workers)])
-        ),
-    )
+    on_ray = address is not None or workers > 1
+    with reported_crashes(CLUSTER_GONE) if on_ray and not dry_run else nullcontext():
+        summary = synthesis.synthesize(
+            None if photos.lower() == "none" else photos,
+            out,
+            views=views,
+            identities=identities,
+            seed=seed,
+            size=size,
+            workers=workers,
+            address=address,
+            endpoint_url=endpoint_url,
+            access=S3Access(anonymous, request_payer),
+            photo_terms=photo_licence,
+            renderer=renderer,
+            model=model,
+            profile_share=profile_share,
+            deformed=deformation_share,
+            config=RunConfig(budget=failure_budget),
+            shard_subjects=shard_faces,
+            dry_run=dry_run,
+            progress=True,
+            watch=lambda plan, cost: typer.echo(
+                "\n".join([f"plan {plan.fingerprint[:12]}", *cost.lines(workers)])
+            ),
+        )
     manifest = summary.manifest
     if manifest is None:
         typer.echo("dry run: nothing was made")

@@ -278,31 +278,33 @@ def train(
         )
     else:
         with require_extra("train"):
+            from dff.infra.crash_report import CLUSTER_GONE, reported_crashes
             from dff.infra.redaction import hide_secrets
             from dff.trainer.launch import choose_tracking, train_on_ray
 
         tracking = tracking or choose_tracking(out, storage)
         typer.echo(f"MLflow: {hide_secrets(tracking)}")
-        launched = train_on_ray(
-            places,
-            out,
-            config=config,
-            model=model,
-            name=run_name,
-            storage=storage,
-            workers=span,
-            gpu=gpu,
-            cpus_per_worker=cpus_per_worker,
-            gpus_per_worker=gpus_per_worker,
-            address=address,
-            endpoint_url=endpoint_url,
-            access=access,
-            tracking_uri=tracking,
-            resume=resume is not None,
-            progress=True,
-            cache=cache,
-            cache_bytes=cache_bytes,
-        )
+        with reported_crashes(CLUSTER_GONE):
+            launched = train_on_ray(
+                places,
+                out,
+                config=config,
+                model=model,
+                name=run_name,
+                storage=storage,
+                workers=span,
+                gpu=gpu,
+                cpus_per_worker=cpus_per_worker,
+                gpus_per_worker=gpus_per_worker,
+                address=address,
+                endpoint_url=endpoint_url,
+                access=access,
+                tracking_uri=tracking,
+                resume=resume is not None,
+                progress=True,
+                cache=cache,
+                cache_bytes=cache_bytes,
+            )
         figures = launched.dev
         typer.echo(f"MLflow run {launched.run_id}, registered as version {launched.version}")
     echo_figures({figure: f"{value:.3f}" for figure, value in figures.items()})

@@ -70,7 +70,7 @@ def run(
         scheduler = _Scheduler(plan, storage, work, workers, config.retry_waits, scheduling)
         return scheduler.run(iter(shards), on_retry)
 
-    return drive(plan, storage, make_records, budget=config.budget, progress=progress)
+    return drive(plan, storage, make_records, config=config, progress=progress)
 
 
 class _Scheduler:

@@ -23,6 +23,7 @@ from dff.face.errors import BadDataset, BudgetExceeded, Conflict, TransientStora
 from dff.infra.dataset import MANIFEST, Manifest, Shards
 from dff.infra.shards import rows_to_parquet
 from dff.infra.storage import Storage
+from dff.infra.storage.patient import PatientStorage
 from dff.pipeline.job import ledger
 from dff.pipeline.job import plan as plans
 from dff.pipeline.job.ledger import Record
@@ -77,7 +78,7 @@ def run(
         for shard in shards:
             yield _retry(make_record, shard, config.retry_waits, on_retry)
 
-    return drive(plan, storage, make_records, budget=config.budget, progress=progress)
+    return drive(plan, storage, make_records, config=config, progress=progress)
 
 
 def _retry(
@@ -187,9 +188,13 @@ class ShardCounter:
 
 
 def drive(
-    plan: Plan, storage: Storage, make: MakeRecords, *, budget: float, progress: bool
+    plan: Plan, storage: Storage, make: MakeRecords, *, config: RunConfig, progress: bool
 ) -> Manifest:
-    """``run`` for any way of making shards: ``make`` yields a record when a shard is finished."""
+    """``run`` for any way of making shards: ``make`` yields a record when a shard is finished.
+
+    While the storage fails temporarily, what the driver asks of it waits as the shards do.
+    """
+    storage = PatientStorage(storage, config.retry_waits)
     claim(plan, storage)
     counter, segments = ShardCounter(plan), ledger.SegmentWriter(storage, plan)
     retries: Counter[str] = Counter()
@@ -201,7 +206,7 @@ def drive(
             bar.update(record.subjects)
             if progress:
                 bar.set_postfix({"failed": counter.failed_subjects, **retries}, refresh=False)
-            _check_budget(plan, counter, budget)
+            _check_budget(plan, counter, config.budget)
 
         def on_retry(shard: ShardPlan, reason: str) -> None:
             retries[reason] += 1

@@ -16,10 +16,13 @@ from dff.pipeline.job import run as job
 from dff.pipeline.synthesis import synthesize
 from tests.pipeline.job.test_run import objects, until
 from tests.pipeline.job.toy_work import made, toy_plan, toy_work
+from tests.s3_proxy import FAULTS, every, relay_to
 from tests.swift_server import BUCKET, Swift, installed, start
 
 pytestmark = pytest.mark.swift
 
+OUTAGE = 4.0  # seconds
+HURRIED = job.RunConfig(retry_waits=(0.5, 1.0, 2.0))
 _fresh = count()
 
 
@@ -61,6 +64,28 @@ def test_a_server_that_dies_during_a_job_loses_nothing(
     killer.start()
     job.run(plan, bucket, toy_work(again, seconds=0.1).build())
     killer.join()
+    assert objects(bucket) == objects(out)
+
+
+@pytest.mark.parametrize("outage", [False, True], ids=["faults", "outage"])
+def test_a_job_over_a_bad_network_makes_the_same_bytes(
+    outage: bool, bucket: Storage, swift: Swift, out: Storage, log: Path
+) -> None:
+    """Every third request meets a fault, each kind in turn; or the server is away for a while."""
+    plan = toy_plan(8, shard_subjects=1)
+    job.run(plan, out, toy_work(log).build())
+    (again := log / "again").mkdir()
+    with relay_to(swift.url) as proxy:
+        far = open_storage(bucket.uri, endpoint_url=proxy.url)
+        proxy.stall = 0.5
+        if outage:
+            end = threading.Timer(OUTAGE, proxy.away.clear)
+            proxy.away.set()
+            end.start()
+        else:
+            proxy.choose = every(3)
+        job.run(plan, far, toy_work(again).build(), config=HURRIED)
+        assert outage or {*proxy.spoilt} == {*FAULTS}
     assert objects(bucket) == objects(out)
 
 
