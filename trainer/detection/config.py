@@ -18,7 +18,7 @@ from dff.trainer.data.config import (
 
 
 @dataclass(frozen=True)
-class SceneConfig:
+class DetectionSceneConfig:
     """Training images: faces of several views over backgrounds, or none."""
 
     size: int = 160  # pixels of the side
@@ -55,9 +55,11 @@ class SceneConfig:
 
     def __post_init__(self) -> None:
         if not (0 < self.face[0] <= self.face[1]) or not (0 <= self.hidden <= self.whole <= 1):
-            raise ValueError(f"SceneConfig wants rising sizes and shares: {self}")
+            raise ValueError(f"DetectionSceneConfig wants rising sizes and shares: {self}")
         if abs(sum(share for _, share in self.rotations) - 1.0) > 1e-6:
-            raise ValueError(f"SceneConfig wants shares of rotations that sum to one: {self}")
+            raise ValueError(
+                f"DetectionSceneConfig wants shares of rotations that sum to one: {self}"
+            )
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class DetectorTrainConfig:
     checkpoint_every: int = 250
     dev_scenes: int = 128  # of held-out views, for validation
     net: DetectorNetConfig = field(default_factory=DetectorNetConfig)
-    scene: SceneConfig = field(default_factory=SceneConfig)
+    scene: DetectionSceneConfig = field(default_factory=DetectionSceneConfig)
 
     def __post_init__(self) -> None:
         counts = (self.steps, self.batch, self.pool, self.fresh, self.block_shards, self.log_every)

@@ -20,11 +20,11 @@ from dff.trainer.data.augment import augment_photometric, occlude
 from dff.trainer.data.crops import TrainingSurface, paint_over_face
 from dff.trainer.data.mosaic import make_background
 from dff.trainer.data.views import StoredView
-from dff.trainer.detection.config import SceneConfig
+from dff.trainer.detection.config import DetectionSceneConfig
 
 
 @dataclass(frozen=True)
-class Scene:
+class DetectionScene:
     """A training image and its faces."""
 
     image: UInt8[Array, "side side 3"]  # RGB
@@ -36,10 +36,10 @@ def compose_scene(
     views: Sequence[StoredView],
     surface: TrainingSurface,
     vertices: Ints,
-    config: SceneConfig,
+    config: DetectionSceneConfig,
     *,
     rng: np.random.Generator,
-) -> Scene:
+) -> DetectionScene:
     """Draw a scene before any camera effect, from ``views`` that it chooses at random.
 
     (68,) ``vertices``: of the landmarks.
@@ -73,22 +73,26 @@ def compose_scene(
         rows, columns = _draw_border(config, rng)
         image[rows, columns], layer[rows, columns] = 0, -1
     visible = np.array([_visible_share(face, layer == i) for i, face in enumerate(faces)])
-    return Scene(image, np.array(faces).reshape(-1, 68, 2), visible)
+    return DetectionScene(image, np.array(faces).reshape(-1, 68, 2), visible)
 
 
-def photograph(scene: Scene, config: SceneConfig, *, rng: np.random.Generator) -> Scene:
+def photograph(
+    scene: DetectionScene, config: DetectionSceneConfig, *, rng: np.random.Generator
+) -> DetectionScene:
     """The scene under random camera effects, mirrored or not."""
     image, landmarks = scene.image, scene.landmarks
     if rng.random() < config.mirror_probability:
         image = np.ascontiguousarray(image[:, ::-1])
         landmarks = (landmarks * [-1.0, 1.0] + [config.size, 0.0])[:, MIRROR]
-    return Scene(augment_photometric(image, config.photometric, rng=rng), landmarks, scene.visible)
+    return DetectionScene(
+        augment_photometric(image, config.photometric, rng=rng), landmarks, scene.visible
+    )
 
 
 def _draw_background(
     views: Sequence[StoredView],
     surface: TrainingSurface,
-    config: SceneConfig,
+    config: DetectionSceneConfig,
     rng: np.random.Generator,
 ) -> Bytes:
     """(size, size, 3): one background, or two of them on both sides of a line."""
@@ -110,7 +114,7 @@ def _draw_background(
     return np.where(side[..., None], second, first)
 
 
-def _draw_sizes(count: int, config: SceneConfig, rng: np.random.Generator) -> Floats:
+def _draw_sizes(count: int, config: DetectionSceneConfig, rng: np.random.Generator) -> Floats:
     """(count,) px of the faces, the largest first: it may cover the fewest others."""
     low, high = np.log(config.face)
     sizes = rng.uniform(low, high, count)
@@ -121,7 +125,7 @@ def _draw_sizes(count: int, config: SceneConfig, rng: np.random.Generator) -> Fl
 
 
 def _draw_placement(
-    view: StoredView, size: float, config: SceneConfig, rng: np.random.Generator
+    view: StoredView, size: float, config: DetectionSceneConfig, rng: np.random.Generator
 ) -> tuple[Floats, bool]:
     """The (2, 3) map from a view's pixels to the scene's, and whether it mirrors."""
     limits, shares = zip(*config.rotations, strict=True)
@@ -136,7 +140,7 @@ def _draw_placement(
 
 
 def _head_opacity(
-    view: StoredView, faces: int, config: SceneConfig, rng: np.random.Generator
+    view: StoredView, faces: int, config: DetectionSceneConfig, rng: np.random.Generator
 ) -> Bytes:
     """(H, W) opacity 0..255: full on the head, falling to zero within a margin around it."""
     mosaic = config.mosaic
@@ -178,7 +182,7 @@ def _paste(
     layer[low[1] : high[1], low[0] : high[0]][warped[..., 3] > 127] = number
 
 
-def _draw_border(config: SceneConfig, rng: np.random.Generator) -> tuple[slice, slice]:
+def _draw_border(config: DetectionSceneConfig, rng: np.random.Generator) -> tuple[slice, slice]:
     first = config.size - int(rng.uniform(*config.border) * config.size)
     part = slice(first, None)
     return (part, slice(None)) if rng.random() < 0.5 else (slice(None), part)

@@ -17,7 +17,7 @@ from dff.face.arrays import Array, Float, Floats
 from dff.face.detector_net import DETECTOR_CHANNELS, DETECTOR_STRIDE, UNIT
 from dff.face.solve.gauss_newton import initial_pose
 from dff.trainer.detection.config import DetectorTrainConfig
-from dff.trainer.detection.scenes import Scene
+from dff.trainer.detection.scenes import DetectionScene
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Targets:
     weight: Float[Array, "rows columns"]  # of these answers: zero beside all centres
 
 
-def build_targets(scene: Scene, template: Floats, config: DetectorTrainConfig) -> Targets:
+def build_targets(scene: DetectionScene, template: Floats, config: DetectorTrainConfig) -> Targets:
     """The targets of one scene. (68, 3) ``template``: landmarks of the mean face, metres."""
     cells = config.scene.size // DETECTOR_STRIDE
     heat, counted = np.zeros((cells, cells), np.float32), np.ones((cells, cells), np.float32)

@@ -30,7 +30,7 @@ from dff.trainer.data.crops import TrainingSurface, build_training_surface
 from dff.trainer.data.shard_cache import CacheConfig
 from dff.trainer.data.views import StoredView, ViewStore, open_views
 from dff.trainer.detection.config import DetectorTrainConfig, describe_run
-from dff.trainer.detection.scenes import Scene, compose_scene, photograph
+from dff.trainer.detection.scenes import DetectionScene, compose_scene, photograph
 from dff.trainer.detection.targets import build_targets, detection_loss
 from dff.trainer.train import learning_rate, load_common_model
 
@@ -55,10 +55,10 @@ class SceneSource:
         self._numbers = np.flatnonzero(index.bits(index.train, 0, len(index)))
         self._shard = index.shards_of(self._numbers)
         self._orders: OrderedDict[int, Ints] = OrderedDict()
-        self._composed: dict[int, list[Scene]] = {}  # by step
+        self._composed: dict[int, list[DetectionScene]] = {}  # by step
         self._pool: OrderedDict[int, StoredView] = OrderedDict()  # by place in the sequence
 
-    def scenes(self, step: int) -> list[Scene]:
+    def scenes(self, step: int) -> list[DetectionScene]:
         """The training scenes of a step: those composed for it and for some steps before it."""
         steps = range(max(step - self.config.uses + 1, 0), step + 1)
         for gone in [made for made in self._composed if made not in steps]:
@@ -76,7 +76,7 @@ class SceneSource:
             for number, scene in enumerate(composed[-self.config.batch :])
         ]
 
-    def _compose(self, step: int) -> list[Scene]:
+    def _compose(self, step: int) -> list[DetectionScene]:
         """The scenes that are used from a step on; the first step fills its batch alone."""
         views = self._slide(step * self.config.fresh)
         count = self.config.batch // self.config.uses if step else self.config.batch
@@ -85,7 +85,7 @@ class SceneSource:
             for number in range(count)
         ]
 
-    def dev_scenes(self) -> list[Scene]:
+    def dev_scenes(self) -> list[DetectionScene]:
         """Scenes of held-out views. Raises BadDataset when there are none."""
         held_out, _ = self.store.held_out(self.config.block_shards)
         if not len(held_out):
@@ -98,7 +98,7 @@ class SceneSource:
         ]
         return [photograph(self._draw(views, rng), self.config.scene, rng=rng) for rng in rngs]
 
-    def _draw(self, views: list[StoredView], rng: np.random.Generator) -> Scene:
+    def _draw(self, views: list[StoredView], rng: np.random.Generator) -> DetectionScene:
         return compose_scene(views, self.surface, self.vertices, self.config.scene, rng=rng)
 
     def _slide(self, first: int) -> list[StoredView]:
@@ -243,7 +243,11 @@ def _stack(images: list[Bytes]) -> Tensor:
 
 
 def measure_detector(
-    net: DetectorNet, scenes: list[Scene], config: DetectorTrainConfig, *, probability: float = 0.3
+    net: DetectorNet,
+    scenes: list[DetectionScene],
+    config: DetectorTrainConfig,
+    *,
+    probability: float = 0.3,
 ) -> Figures:
     """Recall and false alarms from this ``probability`` on, and mean overlap of boxes.
 

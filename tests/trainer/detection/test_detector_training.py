@@ -18,12 +18,12 @@ from dff.trainer.data.config import OcclusionConfig, PhotometricConfig
 from dff.trainer.data.crops import TrainingSurface
 from dff.trainer.data.shard_cache import CacheConfig
 from dff.trainer.data.views import ViewStore
-from dff.trainer.detection.config import DetectorTrainConfig, SceneConfig
-from dff.trainer.detection.scenes import Scene, compose_scene, photograph
+from dff.trainer.detection.config import DetectionSceneConfig, DetectorTrainConfig
+from dff.trainer.detection.scenes import DetectionScene, compose_scene, photograph
 from dff.trainer.detection.targets import build_targets, detection_loss
 from dff.trainer.detection.train import measure_detector, train_detector
 
-PLAIN = SceneConfig(
+PLAIN = DetectionSceneConfig(
     size=128,
     count=(1, 1),
     empty_probability=0.0,
@@ -46,7 +46,7 @@ TINY = DetectorTrainConfig(
     checkpoint_every=3,
     dev_scenes=4,
     net=DetectorNetConfig(widths=(8, 16, 16), depths=(1, 1, 1)),
-    scene=SceneConfig(size=64, face=(12.0, 50.0)),
+    scene=DetectionSceneConfig(size=64, face=(12.0, 50.0)),
 )
 
 
@@ -54,9 +54,9 @@ def scene_of(
     store: ViewStore,
     surface: TrainingSurface,
     model: MorphableModel,
-    config: SceneConfig,
+    config: DetectionSceneConfig,
     seed: int = 0,
-) -> Scene:
+) -> DetectionScene:
     rng = np.random.default_rng(seed)
     return compose_scene([store.view(3)], surface, model.landmarks.vertex, config, rng=rng)
 
@@ -159,13 +159,13 @@ def test_a_hidden_or_tiny_face_is_neither_wanted_nor_punished() -> None:
     template = np.random.default_rng(1).normal(0, 0.05, (68, 3))
     config = DetectorTrainConfig()
     image = np.zeros((config.scene.size,) * 2 + (3,), np.uint8)
-    shown = build_targets(Scene(image, landmarks, np.ones(1)), template, config)
+    shown = build_targets(DetectionScene(image, landmarks, np.ones(1)), template, config)
     assert shown.heat.max() == 1.0
     assert shown.counted.min() == 1.0
-    half = build_targets(Scene(image, landmarks, np.array([0.4])), template, config)
+    half = build_targets(DetectionScene(image, landmarks, np.array([0.4])), template, config)
     assert half.heat.max() == 0.0
     assert half.counted.min() == 0.0
-    hidden = build_targets(Scene(image, landmarks, np.array([0.1])), template, config)
+    hidden = build_targets(DetectionScene(image, landmarks, np.array([0.1])), template, config)
     assert hidden.heat.max() == 0.0
     assert hidden.counted.min() == 1.0
 
@@ -219,8 +219,8 @@ def test_recall_and_false_alarms_of_known_answers(
     config = DetectorTrainConfig(scene=PLAIN)
     middle = np.array([[38.0, 38.0], [98.0, 98.0]])
     image = np.zeros((128, 128, 3), np.uint8)
-    here = Scene(image, np.repeat(middle, 34, axis=0)[None], np.ones(1))
-    nowhere = Scene(image, np.zeros((0, 68, 2)), np.zeros(0))
+    here = DetectionScene(image, np.repeat(middle, 34, axis=0)[None], np.ones(1))
+    nowhere = DetectionScene(image, np.zeros((0, 68, 2)), np.zeros(0))
     figures = measure_detector(Constant(), [here, nowhere], config)  # type: ignore[arg-type]
     assert figures["recall"] == 1.0
     assert figures["overlap"] == pytest.approx(1.0, abs=1e-3)
@@ -231,7 +231,7 @@ def test_recall_and_false_alarms_of_known_answers(
     ("wrong", "message"),
     [
         ({"uses": 3}, "no multiple of 3 uses"),
-        ({"scene": SceneConfig(size=100)}, "no multiple"),
+        ({"scene": DetectionSceneConfig(size=100)}, "no multiple"),
         ({"steps": 0}, "positive counts"),
     ],
     ids=str,
