@@ -16,13 +16,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 
 from dff.face.arrays import Array, Bools, Float, Floats, Ints
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.transform import Rigid, rotation_from_vector, skew
+from dff.face.numba_cache import CACHE
 from dff.face.solve.least_squares import damp, normal_equations
-from dff.face.solve.robust import robust_weights
+from dff.face.solve.robust import geman_mcclure, robust_weights
 
 POSE = 6  # log scale, rotation vector, centre
 
@@ -166,11 +168,9 @@ def step(
     ``noise`` (B,) pixels; ``prior`` and ``prior_sd`` (P,) or (B, P). A coefficient of zero sd is
     fixed. ``inverse_depth`` as in ``project``.
     """
-    px, jac = jacobian(state, mean, basis, inverse_depth)
-    across = (
-        None if lines is None else (lines, *jacobian(state, lines.mean, lines.basis, inverse_depth))
+    hessian, gradient = _normal_equations(
+        state, mean, basis, targets, weights, noise, inverse_depth, lines
     )
-    hessian, gradient = linearise(targets - px, jac, weights, noise, across)
     frozen = np.broadcast_to(prior_sd, state.coefficients.shape) <= 0
     precision = np.where(frozen, 1e12, 1.0 / np.where(frozen, 1.0, prior_sd) ** 2)
     damp(hessian, damping)
@@ -179,6 +179,114 @@ def step(
     pull = np.where(frozen, 0.0, prior - state.coefficients)
     gradient[:, POSE:] += precision * pull
     return apply_step(state, np.linalg.solve(hessian, gradient[..., None])[..., 0])
+
+
+def _normal_equations(
+    state: FaceState,
+    mean: Floats,
+    basis: Floats,
+    targets: Floats,
+    weights: Floats,
+    noise: Floats,
+    inverse_depth: Floats | None,
+    lines: Lines | None,
+) -> tuple[Floats, Floats]:
+    """``linearise`` without the Jacobian in memory; float64, from rows as precise as ``basis``."""
+    b, n, _ = targets.shape
+    q = POSE + basis.shape[-1]
+    depth = np.zeros(b) if inverse_depth is None else inverse_depth
+    count = 2 * n + (0 if lines is None else lines.weights.shape[1])
+    rows = np.empty((count, q + 1), basis.dtype)
+    out = np.empty((b, q + 1, q + 1))
+    across = np.zeros((0, 2))
+    for i in range(b):
+        camera = state.rotation[i], state.scale[i], state.centre[i], depth[i], noise[i]
+        shape = state.coefficients[i].astype(basis.dtype)
+        own_mean, own_basis = (
+            mean if mean.ndim == 2 else mean[i],
+            basis if basis.ndim == 3 else basis[i],
+        )
+        used = _fill_rows(
+            *camera, own_mean, own_basis, shape, targets[i], weights[i], across, rows, 0
+        )
+        if lines is not None:
+            own = lines.mean[i], lines.basis[i].astype(basis.dtype, copy=False), shape
+            goal = lines.targets[i], lines.weights[i], lines.normal[i]
+            used = _fill_rows(*camera, *own, *goal, rows, used)
+        out[i] = rows[:used].T @ rows[:used]
+    return out[:, :q, :q], out[:, :q, q]
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _fill_rows(  # type: ignore[no-untyped-def]
+    rotation,
+    scale,
+    centre,
+    inverse_depth,
+    noise,
+    mean,
+    basis,
+    coefficients,
+    targets,
+    weights,
+    normal,
+    rows,
+    used,
+):
+    """Write the weighted rows (J, residual) of one face's points; how many are ``used`` then.
+
+    Two rows for a point, or its row across the line where there is a ``normal``. Points without
+    weight are left out.
+    """
+    modes, across = basis.shape[2], len(normal) > 0
+    p = np.empty(3)
+    ahead = np.empty(3, basis.dtype)
+    for n in range(len(targets)):
+        if weights[n] <= 0.0:
+            continue
+        for c in range(3):
+            moved = 0.0
+            for k in range(modes):
+                moved += basis[n, c, k] * coefficients[k]
+            p[c] = mean[n, c] + moved
+        tx = rotation[0, 0] * p[0] + rotation[0, 1] * p[1] + rotation[0, 2] * p[2]
+        ty = rotation[1, 0] * p[0] + rotation[1, 1] * p[1] + rotation[1, 2] * p[2]
+        tz = rotation[2, 0] * p[0] + rotation[2, 1] * p[1] + rotation[2, 2] * p[2]
+        away = 1.0 / (1.0 + inverse_depth * tz)
+        near = scale * away
+        x, y = tx * near, ty * near
+        ix, iy = x * inverse_depth * away, y * inverse_depth * away
+        rx, ry = targets[n, 0] - x - centre[0], targets[n, 1] - y - centre[1]
+        nx, ny = 1.0, 0.0
+        if across:
+            nx, ny = normal[n, 0], normal[n, 1]
+            rx = rx * nx + ry * ny
+            ry = 0.0
+        w = weights[n] * geman_mcclure((rx * rx + ry * ry) / (noise * noise))
+        root = np.sqrt(w) / noise
+        for turn in range(1 if across else 2):
+            if turn == 1:
+                nx, ny, rx = 0.0, 1.0, ry
+            row = rows[used]
+            row[0] = root * (nx * x + ny * y)
+            row[1] = root * (nx * (-ix * ty) + ny * (-tz * near - iy * ty))
+            row[2] = root * (nx * (tz * near + ix * tx) + ny * (iy * tx))
+            row[3] = root * (nx * (-ty * near) + ny * (tx * near))
+            row[4], row[5] = root * nx, root * ny
+            for c in range(3):
+                ahead[c] = root * (
+                    nx * (rotation[0, c] * near - ix * rotation[2, c])
+                    + ny * (rotation[1, c] * near - iy * rotation[2, c])
+                )
+            for k in range(modes):
+                row[6 + k] = (
+                    ahead[0] * basis[n, 0, k]
+                    + ahead[1] * basis[n, 1, k]
+                    + ahead[2] * basis[n, 2, k]
+                )
+            row[6 + modes] = root * rx
+            used += 1
+    return used
 
 
 def linearise(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from dff.face.solve.gauss_newton import (
     project,
     step,
 )
+from dff.face.solve.least_squares import damp
 from dff.face.solve.robust import robust_weights
 
 IDENTITIES, EXPRESSIONS = 20, 10
@@ -316,3 +318,40 @@ def test_lines_leave_a_face_free_along_them(landmarks: tuple[Floats, Floats]) ->
     px = project(found, evaluate_shape(mean, basis, found.coefficients))
     assert np.abs(px[..., 0] - true[..., 0]).max() < 0.05
     assert np.abs((px - true)[..., 1].mean() - 7.0) < 0.5
+
+
+def test_a_step_solves_the_equations_of_its_jacobian(landmarks: tuple[Floats, Floats]) -> None:
+    """Rows that are summed as they are computed give the step of the whole Jacobian."""
+    mean, basis = landmarks
+    rng = np.random.default_rng(5)
+    state = random_faces(3, rng)
+    depth, noise, sd = np.array([0.5, 1.0, 2.0]), np.full(3, 4.0), np.ones(P)
+    px, jac = jacobian(state, mean, basis, depth)
+    targets = px + rng.normal(scale=3.0, size=px.shape)
+    weights = rng.uniform(0.0, 1.0, (3, 68)) * (rng.random((3, 68)) < 0.8)
+    normal = rng.normal(size=(3, 68, 2))
+    normal /= np.linalg.norm(normal, axis=2, keepdims=True)
+    bases, means = np.broadcast_to(basis, (3, *basis.shape)), np.broadcast_to(mean, (3, 68, 3))
+    lines = Lines(means, bases, targets[:, ::-1].copy(), normal, weights)
+    hessian, gradient = linearise(targets - px, jac, weights, noise, (lines, px, jac))
+    damp(hessian, 1e-6)
+    shape = np.arange(POSE, POSE + P)
+    hessian[:, shape, shape] += 1.0
+    gradient[:, POSE:] -= state.coefficients
+    expected = apply_step(state, np.linalg.solve(hessian, gradient[..., None])[..., 0])
+    for precise, tolerance in ((basis, 1e-9), (basis.astype(np.float32), 1e-3)):
+        found = step(
+            state,
+            mean,
+            precise,
+            targets,
+            weights,
+            noise=noise,
+            prior=np.zeros(P),
+            prior_sd=sd,
+            inverse_depth=depth,
+            lines=replace(lines, basis=np.broadcast_to(precise, (3, *basis.shape))),
+        )
+        apart = project(found, mean, depth) - project(expected, mean, depth)
+        assert np.abs(apart).max() < tolerance
+        np.testing.assert_allclose(found.coefficients, expected.coefficients, atol=tolerance)
