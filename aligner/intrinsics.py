@@ -42,6 +42,18 @@ class Intrinsics:
             return Intrinsics(ASSUMED * max(width, height), centre, "assumed")
         return Intrinsics(focal, centre, source)
 
+    @staticmethod
+    def of_photo(
+        width: int, height: int, *, focal: float | None, focal_35mm: float | None
+    ) -> Intrinsics:
+        """The camera of a given focal length in pixels, else of that in EXIF, else assumed."""
+        if focal is not None:
+            return Intrinsics.of(width, height, focal=focal)
+        if focal_35mm is not None:
+            pixels = focal_from_35mm(focal_35mm, width, height)
+            return Intrinsics.of(width, height, focal=pixels, source="exif")
+        return Intrinsics.of(width, height)
+
     @property
     def matrix(self) -> Floats:
         """(3, 3) from ``cam`` to homogeneous pixels."""

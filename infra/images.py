@@ -21,6 +21,7 @@ from PIL.ImageFile import ImageFile
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadPhoto, MissingExtra
 from dff.face.extras import require_extra
+from dff.infra.exif import Exif, parse_exif
 
 Format = Literal["JPEG", "PNG", "WebP", "AVIF", "HEIC"]
 Fault = Literal["empty", "not-an-image", "damaged", "animated", "too-many-pixels"]
@@ -73,6 +74,7 @@ class DecodedImage:
 
     pixels: Bytes  # (H, W, 3) RGB
     warning: str = ""  # what is wrong with the file although it could be read
+    focal_35mm: float | None = None  # millimetres on 35 mm film, if EXIF tells it of all of them
 
 
 def recognise(data: bytes) -> str | None:
@@ -124,8 +126,9 @@ def decode_image(
     ``reduce_to`` a JPEG is decoded, several times as fast, at 1/2, 1/4 or 1/8 of its size, as long
     as both sides keep that many pixels. Raises BadImage.
     """
-    image, orientation = _open(data, limits)
+    image, exif = _open(data, limits)
     with image:
+        focal = exif.focal_of(*image.size)
         # AVIF and HEIC may hold sequences too; their first image is the photo
         if image.format == "WEBP" and getattr(image, "is_animated", False):
             raise BadImage("animated", "the image is animated: send one of its frames")
@@ -140,7 +143,8 @@ def decode_image(
                 image, warning = _load_truncated(data, limits, reduce_to)
             pixels = _to_rgb(image)
             image.close()  # its pixels take more memory than those that are returned
-            return DecodedImage(_turn(pixels, orientation if upright else 1), warning)
+            turned = _turn(pixels, exif.orientation if upright else 1)
+            return DecodedImage(turned, warning, focal)
         except BadImage:
             raise
         except Exception as error:  # decoders raise errors of many kinds for damaged data
@@ -175,7 +179,8 @@ def as_stored(data: bytes, points: Floats) -> tuple[Floats, bool]:
 
     ``data``: bytes that ``decode`` takes.
     """
-    image, orientation = _open(data, OWN_FILES)
+    image, exif = _open(data, OWN_FILES)
+    orientation = exif.orientation
     with image:
         width, height = image.size
     x, y = np.asarray(points, dtype=np.float64).T
@@ -188,8 +193,8 @@ def as_stored(data: bytes, points: Floats) -> tuple[Floats, bool]:
     return np.column_stack([x, y]), orientation in (2, 4, 5, 7)
 
 
-def _open(data: bytes, limits: ImageLimits) -> tuple[ImageFile, int]:
-    """The image, of which only the header is decoded, and its EXIF orientation, 1 to 8."""
+def _open(data: bytes, limits: ImageLimits) -> tuple[ImageFile, Exif]:
+    """The image, of which only the header is decoded, and its EXIF data."""
     if not data:
         raise BadImage("empty", "the image is empty")
     name = recognise(data[:HEAD])
@@ -199,23 +204,23 @@ def _open(data: bytes, limits: ImageLimits) -> tuple[ImageFile, int]:
         raise BadImage("not-an-image", f"this is {kind}; {', '.join(others)} and {last} are read")
     if name == "PNG" and _is_animated_png(data):
         raise BadImage("animated", "the image is animated: send one of its frames")
-    orientation = 1
+    exif = Exif()
     try:
         # The classes are called, not Image.open, whose limit of pixels is one for all of Python.
         match name:
             case "JPEG":
-                orientation = _parse_orientation(_find_jpeg_exif(data))
+                exif = parse_exif(_find_jpeg_exif(data))
                 image: ImageFile = JpegImagePlugin.JpegImageFile(io.BytesIO(_bare_jpeg(data)))
             case "PNG":
-                orientation = _parse_orientation(_find_png_exif(data))
+                exif = parse_exif(_find_png_exif(data))
                 image = PngImagePlugin.PngImageFile(io.BytesIO(_bare_png(data)))
             case "WebP":
-                orientation = _parse_orientation(_find_webp_exif(data))
+                exif = parse_exif(_find_webp_exif(data))
                 image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
             case "AVIF":
                 image = _open_avif(data)
                 # Pillow gives a rotation of the container as EXIF
-                orientation = _parse_orientation(image.info.get("exif", b""))
+                exif = parse_exif(image.info.get("exif", b""))
             case _:
                 image = _open_heic(data)  # upright
     except BadImage:
@@ -228,7 +233,7 @@ def _open(data: bytes, limits: ImageLimits) -> tuple[ImageFile, int]:
     if width * height > limits.pixels:
         image.close()
         raise _too_many_pixels(f"{width} x {height} pixels", limits)
-    return image, orientation
+    return image, exif
 
 
 def _too_many_pixels(what: str, limits: ImageLimits) -> BadImage:
@@ -325,25 +330,6 @@ def _turn(pixels: Bytes, orientation: int) -> Bytes:
         case _:
             return pixels
     return np.ascontiguousarray(turned)
-
-
-def _parse_orientation(exif: bytes) -> int:
-    """The orientation, 1 to 8, in EXIF data; 1 where it has none that makes sense."""
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
-
-    def number(start: int, size: int) -> int:
-        return int.from_bytes(tiff[start : start + size], order)
-
-    start = number(4, 4)
-    for entry in range(start + 2, start + 2 + 12 * number(start, 2), 12):
-        if entry + 12 > len(tiff):
-            break
-        if number(entry, 2) == 0x0112:
-            size = {1: 1, 3: 2, 4: 4}.get(number(entry + 2, 2), 0)  # of the integer types
-            value = number(entry + 8, size)
-            return value if 1 <= value <= 8 else 1
-    return 1
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:

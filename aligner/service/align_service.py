@@ -17,9 +17,18 @@ import numpy as np
 from fastapi import UploadFile
 
 from dff.aligner.alignment import Alignment, PersonAlignment
+from dff.aligner.face_description import FaceDescriber
 from dff.aligner.image_checks import MIN_SIDE
+from dff.aligner.intrinsics import Intrinsics
+from dff.aligner.landmark_sets import WrongModel
 from dff.aligner.service.face_aligner import FaceAligner, warm_up
-from dff.aligner.service.forms import BoxCorners, read_pixel_count, read_pixels, to_boxes
+from dff.aligner.service.forms import (
+    BoxCorners,
+    read_photo,
+    read_pixel_count,
+    read_pixels,
+    to_boxes,
+)
 from dff.aligner.service.limits import Limits
 from dff.aligner.service.measures import get_measures
 from dff.aligner.service.memory import DECODING, DecodingMemory
@@ -42,6 +51,8 @@ from dff.face.model.morphable import MorphableModel
 INSIDE = ("teeth", "tongue", "mouth")  # regions behind the lips, which a drawing leaves out
 
 
+Describe = Callable[[Alignment, Intrinsics], FaceAnswer]
+"""A face, and the camera of its photo, as they are answered."""
 Render = Callable[[Sequence[Alignment], Bytes], bytes]
 """Makes a file of the faces, at least one, and the (H, W, 3) uint8 RGB photo that shows them."""
 RenderPerson = Callable[[PersonAlignment, Sequence[Bytes]], bytes]
@@ -54,6 +65,7 @@ class PhotoResult:
 
     faces: list[Alignment]
     image: ImageSize
+    camera: Intrinsics
     timing: Timing
     rendered: bytes | None = None  # by the ``Render`` of the call, if there was one
 
@@ -71,7 +83,7 @@ class PersonResult:
     """One person in the photos of a request; each photo has a face or a problem."""
 
     person: PersonAlignment
-    photos: list[tuple[Alignment, ImageSize] | Problem]
+    photos: list[tuple[Alignment, ImageSize, Intrinsics] | Problem]
     doubts: Mapping[int, str]  # about the person, by number of the photo
     timing: Timing
     rendered: bytes | None = None  # by the ``RenderPerson`` of the call, if there was one
@@ -118,27 +130,28 @@ class AlignService:
         image: UploadFile,
         corners: Sequence[BoxCorners] | None,
         *,
+        focal: float | None = None,
         deadline: float = math.inf,
         render: Render | None = None,
     ) -> PhotoResult:
         """Every face of a photo; in ``corners`` only, where they are given.
 
-        ``render`` runs in the aligner's thread. Raises BadPhoto, Problem ``too-large``,
-        ``bad-boxes`` or ``no-face``, and what ``render`` raises.
+        ``focal``: pixels, if the client gave it. ``render`` runs in the aligner's thread. Raises
+        BadPhoto, Problem ``too-large``, ``bad-boxes`` or ``no-face``, and what ``render`` raises.
         """
         async with self.admit(deadline):
-            return await self._align(image, corners, deadline, render)
+            return await self._align(image, corners, deadline, focal=focal, render=render)
 
     async def align_batch(
         self,
         images: Sequence[UploadFile],
         corners: Sequence[Sequence[BoxCorners] | None],
         *,
-        mesh: bool,
+        describe: Describe,
         request_id: str,
         deadline: float = math.inf,
     ) -> BatchResult:
-        """Every face of several photos, of which each fails alone; answers with ``mesh`` on demand.
+        """Every face of several photos, of which each fails alone; answers as of ``describe``.
 
         As many photos at a time as the aligner takes in one call.
         """
@@ -156,7 +169,7 @@ class AlignService:
                     log_defect(error, request_id)
                     return refuse_photo(Problem("internal"), self.root_path)
                 decoding.append(result.timing.decode_ms)
-                return await anyio.to_thread.run_sync(partial(_answer_photo, result, mesh=mesh))
+                return await anyio.to_thread.run_sync(partial(_answer_photo, result, describe))
 
         async with self.admit(deadline), asyncio.TaskGroup() as group:
             tasks = [
@@ -188,9 +201,10 @@ class AlignService:
             started = time.monotonic()
             problems: dict[int, Problem] = {}
             held: dict[int, tuple[Bytes, Box | None]] = {}
+            cameras: dict[int, Intrinsics] = {}
             for number, (upload, some) in enumerate(zip(uploads, corners, strict=True)):
                 try:
-                    held[number] = await self._read_person_photo(upload, some)
+                    held[number], cameras[number] = await self._read_person_photo(upload, some)
                 except (Problem, BadPhoto) as error:
                     problems[number] = to_problem(error)
                 self._check_person_pixels(held)
@@ -198,7 +212,7 @@ class AlignService:
                 raise problems[0]
             decoded = time.monotonic()
             person = await self._align_person(held)
-            photos: list[tuple[Alignment, ImageSize] | Problem] = []
+            photos: list[tuple[Alignment, ImageSize, Intrinsics] | Problem] = []
             places = {number: place for place, number in enumerate(held)}
             for number in range(len(uploads)):
                 if number in problems:
@@ -206,7 +220,7 @@ class AlignService:
                 elif (face := person.faces[places[number]]) is None:
                     photos.append(Problem("no-face", person.left_out[places[number]]))
                 else:
-                    photos.append((face, image_size(held[number][0])))
+                    photos.append((face, image_size(held[number][0]), cameras[number]))
             seconds = (started - arrived, decoded - started, time.monotonic() - decoded)
             faces = [face for face in person.faces if face is not None]
             images = [pixels for pixels, _ in held.values()]
@@ -256,6 +270,8 @@ class AlignService:
         image: UploadFile,
         corners: Sequence[BoxCorners] | None,
         deadline: float,
+        *,
+        focal: float | None = None,
         render: Render | None = None,
     ) -> PhotoResult:
         """The faces of one photo, at least one. Raises what the aligner and ``render`` raise."""
@@ -263,7 +279,11 @@ class AlignService:
         count = DECODING * await read_pixel_count(image, self.limits)
         async with self.memory.hold(count) as holding:
             started = time.monotonic()
-            pixels = await read_pixels(image, self.limits)
+            photo = await read_photo(image, self.limits)
+            pixels, size = photo.pixels, image_size(photo.pixels)
+            camera = Intrinsics.of_photo(
+                size.width, size.height, focal=focal, focal_35mm=photo.focal_35mm
+            )
             holding.shrink(pixels.nbytes)
             boxes = None if corners is None else to_boxes(corners, pixels)
             decoded = time.monotonic()
@@ -281,15 +301,19 @@ class AlignService:
             rendered = None
             if render is not None:
                 rendered = await self.scheduler.run(partial(render, outcome, pixels))
-        return PhotoResult(outcome, image_size(pixels), timing, rendered)
+        return PhotoResult(outcome, size, camera, timing, rendered)
 
     async def _read_person_photo(
         self, image: UploadFile, corners: BoxCorners | None
-    ) -> tuple[Bytes, Box | None]:
-        pixels = await read_pixels(image, self.limits)
+    ) -> tuple[tuple[Bytes, Box | None], Intrinsics]:
+        photo = await read_photo(image, self.limits)
+        pixels, size = photo.pixels, image_size(photo.pixels)
         if min(pixels.shape[:2]) < MIN_SIDE:
             raise Problem("unusable-image")
-        return pixels, None if corners is None else to_boxes([corners], pixels)[0]
+        camera = Intrinsics.of_photo(
+            size.width, size.height, focal=None, focal_35mm=photo.focal_35mm
+        )
+        return (pixels, None if corners is None else to_boxes([corners], pixels)[0]), camera
 
     def _check_person_pixels(self, held: dict[int, tuple[Bytes, Box | None]]) -> None:
         if sum(im.shape[0] * im.shape[1] for im, _ in held.values()) > self.limits.person_pixels:
@@ -335,9 +359,14 @@ def image_size(pixels: Bytes) -> ImageSize:
     return ImageSize(width=pixels.shape[1], height=pixels.shape[0])
 
 
-def answer_face(face: Alignment, *, mesh: bool = False, trace: bool = False) -> FaceAnswer:
+def answer_face(
+    describer: FaceDescriber, face: Alignment, camera: Intrinsics, *, mesh: bool, trace: bool
+) -> FaceAnswer:
     """A face as it is answered."""
-    return FaceAnswer.model_validate(face.to_json(mesh=mesh, trace=trace))
+    try:
+        return FaceAnswer.model_validate(describer.describe(face, camera, mesh=mesh, trace=trace))
+    except WrongModel as error:
+        raise Problem("bad-request", str(error)) from error
 
 
 def refuse_photo(error: Problem | BadPhoto, root_path: str) -> PhotoRefused:
@@ -345,8 +374,8 @@ def refuse_photo(error: Problem | BadPhoto, root_path: str) -> PhotoRefused:
     return PhotoRefused(problem=to_problem(error).describe(root_path))
 
 
-def _answer_photo(result: PhotoResult, *, mesh: bool) -> PhotoFaces:
-    faces = [answer_face(face, mesh=mesh) for face in result.faces]
+def _answer_photo(result: PhotoResult, describe: Describe) -> PhotoFaces:
+    faces = [describe(face, result.camera) for face in result.faces]
     return PhotoFaces(faces=faces, image=result.image)
 
 

@@ -1,7 +1,7 @@
 """The aligner over HTTP: an ASGI application for uvicorn and Ray Serve.
 
-Images are never fetched from an address and never stored; their names and metadata, but for the
-EXIF orientation, are never read.
+Images are never fetched from an address and never stored; their names and metadata, but for
+orientation and focal length in EXIF, are never read.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from dff.aligner.service.limits import Limits
 from dff.aligner.service.problems import Problem
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
-from dff.infra.images import UPLOADS, decode, read_size
+from dff.infra.images import UPLOADS, DecodedImage, decode_image, read_size
 
 T = TypeVar("T")
 BoxCorners = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
@@ -43,13 +43,18 @@ async def read_pixel_count(image: UploadFile, limits: Limits) -> int:
 
 
 async def read_pixels(image: UploadFile, limits: Limits) -> Bytes:
-    """(H, W, 3) uint8 RGB of an uploaded file, upright.
+    """(H, W, 3) uint8 RGB of an uploaded file, upright. Raises as ``read_photo``."""
+    return (await read_photo(image, limits)).pixels
+
+
+async def read_photo(image: UploadFile, limits: Limits) -> DecodedImage:
+    """The image of an uploaded file, upright, with its focal length.
 
     Raises BadImage, and Problem ``too-large`` for a file over the limit.
     """
     data = await _read(image, limits)
     uploads = replace(UPLOADS, pixels=limits.pixels)
-    return await anyio.to_thread.run_sync(partial(decode, data, limits=uploads))
+    return await anyio.to_thread.run_sync(partial(decode_image, data, limits=uploads))
 
 
 async def _read(image: UploadFile, limits: Limits) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
@@ -58,6 +58,47 @@ class HeadPlacement(Answer):
     translation: Point3 = Field(description="metres")
 
 
+class IntrinsicsAnswer(Answer):
+    """The camera of the whole photo, without distortion."""
+
+    focal: float = Field(description="pixels")
+    centre: Point2 = Field(description="pixels: the principal point, the middle of the photo")
+    source: Literal["given", "exif", "assumed"] = Field(
+        description="whose focal length it is: `focal_px`, the photo's EXIF data, or 1.2 times the "
+        "longer side"
+    )
+
+
+class HeadInCamera(Answer):
+    """The head before the camera of `intrinsics`: x right, y down, z away from it.
+
+    Distances hold for a head of the size that the face model says, and as far as the focal length
+    is right.
+    """
+
+    rotation: tuple[Point3, Point3, Point3] = Field(
+        description="3 x 3, from the head (x to its left, y up, z out of the face) to the camera"
+    )
+    quaternion: tuple[float, float, float, float] = Field(
+        description="x, y, z, w of the same rotation"
+    )
+    translation: Point3 = Field(description="metres: the head's origin")
+
+
+class Eye(Answer):
+    """One eye."""
+
+    iris: Point2 = Field(description="pixels: the centre of the iris")
+    gaze: Point3 = Field(description="unit vector: x right, y down, z away from the camera")
+
+
+class EyesAnswer(Answer):
+    """Both eyes, as the fitted expression turns them."""
+
+    right: Eye = Field(description="the person's right eye")
+    left: Eye
+
+
 class IterationState(Answer):
     """The fit after one iteration."""
 
@@ -103,6 +144,17 @@ class FaceAnswer(Answer):
     )
     camera: CameraAnswer
     cam_from_head: HeadPlacement
+    intrinsics: IntrinsicsAnswer
+    head_in_camera: HeadInCamera
+    landmarks: dict[str, list[Point2] | list[Point3]] | None = Field(
+        None,
+        description="with landmarks=: each set by name, (x, y) in pixels; of dense478 "
+        "(x, y, z), z towards the viewer",
+    )
+    eyes: EyesAnswer | None = Field(None, description="with landmarks=eyes")
+    blendshapes: dict[str, float] | None = Field(
+        None, description="with landmarks=blendshapes: activations 0 to 1 by MediaPipe's names"
+    )
     mesh: list[Point3] | None = Field(
         None, description="with mesh=1: vertices (x, y, z) in pixels; z towards the viewer"
     )

@@ -70,6 +70,20 @@ def align(
             "of a video that of the longest track, animated, to this GLB."
         ),
     ] = None,
+    focal: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0,
+            help="Focal length of the camera in pixels; by default that of EXIF, or assumed.",
+        ),
+    ] = None,
+    landmarks: Annotated[
+        str | None,
+        typer.Option(
+            help="With --json: more sets of landmarks, with commas: 5, wflw98, dense478; also "
+            "eyes (irises, gaze) and blendshapes (by MediaPipe's names)."
+        ),
+    ] = None,
     same_person: Annotated[
         bool,
         typer.Option(
@@ -121,16 +135,24 @@ def align(
     if method is Method.cascade and (same_person or video):
         raise typer.BadParameter("a video and --same-person need --method dense")
     if video and (len(images) > 1 or box or boxes or same_person or resume):
-        raise typer.BadParameter(
-            "a video comes alone, with --json, --draw, --mesh and --smooth only"
-        )
+        raise typer.BadParameter("a video comes alone, without boxes and --resume")
     if server and (video or same_person or weights or method is not Method.dense):
         raise typer.BadParameter("--server aligns images, by its own weights and method")
     if same_person and (box or draw or resume):
         raise typer.BadParameter("--same-person goes with --boxes, --json and --mesh only")
+    extras = _check_extras(landmarks)
     load = partial(load_aligner_for, weights, method, cascade, preset, endpoint_url)
     if video:
-        _align_video(load, images[0], smooth=smooth, json_out=json_out, draw=draw, mesh=mesh)
+        _align_video(
+            load,
+            images[0],
+            smooth=smooth,
+            json_out=json_out,
+            draw=draw,
+            mesh=mesh,
+            focal=focal,
+            extras=extras,
+        )
         return
     listing = find_images(images, without=[path for path in (draw, mesh) if path])
     files = list(listing.images)
@@ -152,7 +174,21 @@ def align(
         resume=resume,
         draw=draw,
         mesh=mesh,
+        focal=focal,
+        extras=extras,
     )
+
+
+def _check_extras(landmarks: str | None) -> tuple[str, ...]:
+    """The names of --landmarks. Raises BadParameter."""
+    from dff.aligner.face_description import check_extras, parse_extras
+
+    extras = parse_extras(landmarks)
+    try:
+        check_extras(extras)
+    except ValueError as error:
+        raise typer.BadParameter(f"--landmarks: {error}") from error
+    return extras
 
 
 def _align_video(
@@ -163,6 +199,8 @@ def _align_video(
     json_out: Path | None,
     draw: Path | None,
     mesh: Path | None,
+    focal: float | None,
+    extras: tuple[str, ...],
 ) -> None:
     from dff.files.outputs import assign_outputs, check_not_inputs, check_suffix
     from dff.files.video_io import DRAWINGS, open_video
@@ -179,7 +217,14 @@ def _align_video(
 
     typer.echo(
         align_video_file(
-            load(), video, smooth=smooth, json_out=json_out, drawing=drawing, mesh=mesh
+            load(),
+            video,
+            smooth=smooth,
+            json_out=json_out,
+            drawing=drawing,
+            mesh=mesh,
+            focal=focal,
+            extras=extras,
         )
     )
 
@@ -218,10 +263,13 @@ def _align_images(
     resume: bool,
     draw: Path | None,
     mesh: Path | None,
+    focal: float | None,
+    extras: tuple[str, ...],
 ) -> None:
     """``server``: address and API key. Exits with status 1 when no image could be read."""
     from tqdm import tqdm
 
+    from dff.aligner.face_description import FaceDescriber
     from dff.aligner.mesh_file import MESHES
     from dff.files.alignments import (
         DRAWINGS,
@@ -252,12 +300,13 @@ def _align_images(
 
         client = Client(server[0], key=server[1], deadline=60.0)
         model = client.model
-        results = align_files_on_server(client, todo, boxes=boxes, progress=progress)
+        results = align_files_on_server(client, todo, boxes=boxes, focal=focal, progress=progress)
     else:
         aligner = load()
         model = aligner.model
-        results = align_files(aligner, todo, boxes=boxes, progress=progress)
-    writer = AlignmentWriter(model, names, json_out, drawings, meshes)
+        results = align_files(aligner, todo, boxes=boxes, focal=focal, progress=progress)
+    describer = FaceDescriber(model, extras)
+    writer = AlignmentWriter(describer, names, json_out, drawings, meshes)
     faces = failed = 0
     for result in results:
         faces, failed = faces + len(result.faces), failed + bool(result.error)

@@ -21,7 +21,9 @@ from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, PersonAlignment
 from dff.aligner.confidence import SURE_FROM
 from dff.aligner.draw import draw
+from dff.aligner.face_description import FaceDescriber
 from dff.aligner.image_checks import check_box, check_image
+from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.mesh_file import encode_mesh
 from dff.aligner.texture import FaceTexture, texture_face, texture_person
 from dff.face.arrays import Array, Bytes, UInt8
@@ -51,6 +53,7 @@ class ImageResult:
     faces: tuple[Alignment, ...]
     error: str = ""
     warning: str = ""  # what is wrong with the file although it could be read
+    camera: Intrinsics | None = None  # None where no image was read
 
     def lines(self) -> list[str]:
         """A line of text for each face."""
@@ -60,10 +63,16 @@ class ImageResult:
             return [f"{self.path}: no face found"]
         return [f"{self.path}: {describe_face(face)}" for face in self.faces]
 
-    def to_json_line(self, name: str) -> str:
+    def describe_faces(self, describer: FaceDescriber) -> list[dict[str, Any]]:
+        """The alignments as plain lists and numbers."""
+        if self.camera is None:
+            return []
+        return [describer.describe(face, self.camera) for face in self.faces]
+
+    def to_json_line(self, name: str, describer: FaceDescriber) -> str:
         """A line of JSON: the image's ``name``, its alignments, and the error if there is one."""
         error = {"error": self.error} if self.error else {}
-        faces = [face.to_json() for face in self.faces]
+        faces = self.describe_faces(describer)
         return json.dumps({"image": name, "faces": faces, **error}) + "\n"
 
 
@@ -86,16 +95,20 @@ def align_files(
     paths: Sequence[Path],
     *,
     boxes: Boxes | None = None,
+    focal: float | None = None,
     progress: bool = False,
 ) -> Iterator[ImageResult]:
-    """The alignments of each file, in order; faces are detected in files without ``boxes``."""
+    """The alignments of each file, in order; faces are detected in files without ``boxes``.
+
+    ``focal``: pixels, of the camera; by default that of EXIF, or one is assumed.
+    """
     images: dict[Path, DecodedImage | str] = {}
     with tqdm(total=len(paths), unit="image", disable=not progress) as bar:
         for number, path in enumerate(paths, start=1):
             images[path] = _read(path)
             held = sum(each.pixels.nbytes for each in images.values() if not isinstance(each, str))
             if len(images) == BATCH or held >= BATCH_BYTES or number == len(paths):
-                yield from _align_together(aligner, images, boxes or {})
+                yield from _align_together(aligner, images, boxes or {}, focal)
                 bar.update(len(images))
                 images = {}
 
@@ -105,6 +118,7 @@ def align_files_on_server(
     paths: Sequence[Path],
     *,
     boxes: Boxes | None = None,
+    focal: float | None = None,
     progress: bool = False,
 ) -> Iterator[ImageResult]:
     """``align_files`` by a server, which is sent the files as they are.
@@ -119,7 +133,8 @@ def align_files_on_server(
         else:
             image = _read(path)
             pixels = None if isinstance(image, str) else image.pixels
-            yield ImageResult(path, pixels, tuple(found))
+            camera = None if isinstance(image, str) else find_camera(image, focal)
+            yield ImageResult(path, pixels, tuple(found), camera=camera)
 
 
 def _read(path: Path) -> DecodedImage | str:
@@ -145,8 +160,17 @@ def _read_checked(path: Path, box: Box | None) -> DecodedImage | str:
     return image
 
 
+def find_camera(image: DecodedImage, focal: float | None) -> Intrinsics:
+    """The camera of an image; ``focal``: pixels, if given."""
+    height, width = image.pixels.shape[:2]
+    return Intrinsics.of_photo(width, height, focal=focal, focal_35mm=image.focal_35mm)
+
+
 def _align_together(
-    aligner: Aligner, images: Mapping[Path, DecodedImage | str], boxes: Boxes
+    aligner: Aligner,
+    images: Mapping[Path, DecodedImage | str],
+    boxes: Boxes,
+    focal: float | None,
 ) -> list[ImageResult]:
     read = {path: one for path, one in images.items() if not isinstance(one, str)}
     results = {
@@ -159,14 +183,19 @@ def _align_together(
             [one.pixels for one in read.values()], [boxes.get(path) for path in read]
         )
         for (path, one), found in zip(read.items(), faces, strict=True):
-            results[path] = ImageResult(path, one.pixels, tuple(found), warning=one.warning)
+            camera = find_camera(one, focal)
+            results[path] = ImageResult(
+                path, one.pixels, tuple(found), warning=one.warning, camera=camera
+            )
     except (BadPhoto, ValueError) as error:
         # a bad image or box fails its whole batch, so its images are aligned one by one
         if len(read) == 1:
             ((path, one),) = read.items()
             results[path] = ImageResult(path, one.pixels, (), str(error))
         else:
-            results |= {p: _align_together(aligner, {p: one}, boxes)[0] for p, one in read.items()}
+            results |= {
+                p: _align_together(aligner, {p: one}, boxes, focal)[0] for p, one in read.items()
+            }
     return [results[path] for path in images]
 
 
@@ -221,12 +250,17 @@ def align_person_files(
 class AlignmentWriter:
     """Writes the results of image files to the places that were asked for."""
 
-    model: MorphableModel
+    describer: FaceDescriber
     names: Mapping[Path, str]  # of the images, in JSON
     json: Path | None = None  # one line for each image where it ends in .jsonl
     drawings: Mapping[Path, Path] = field(default_factory=dict)  # by image
     meshes: Mapping[Path, Path] = field(default_factory=dict)  # of the first face, by image
     _results: list[ImageResult] = field(default_factory=list)
+
+    @property
+    def model(self) -> MorphableModel:
+        """The model of the faces."""
+        return self.describer.model
 
     def write(self, result: ImageResult) -> None:
         """Write what belongs to one image. Raises StorageError."""
@@ -236,7 +270,8 @@ class AlignmentWriter:
         if result.path in self.meshes and result.faces:
             self._write_mesh(result.faces[0], result)
         if self.json and is_json_lines(self.json):
-            append_file(self.json, result.to_json_line(self.names[result.path]).encode())
+            line = result.to_json_line(self.names[result.path], self.describer)
+            append_file(self.json, line.encode())
         elif self.json:
             self._results.append(replace(result, image=None))
 
@@ -247,7 +282,7 @@ class AlignmentWriter:
     def finish(self) -> None:
         """Write what belongs to all images together. Raises StorageError."""
         if self.json and not is_json_lines(self.json):
-            write_json(self.json, to_json(self._results))
+            write_json(self.json, to_json(self._results, self.describer))
 
 
 def write_mesh(
@@ -349,11 +384,10 @@ def read_finished(path: Path) -> set[str]:
     return names
 
 
-def to_json(results: Iterable[ImageResult]) -> dict[str, list[dict[str, Any]]]:
+def to_json(
+    results: Iterable[ImageResult], describer: FaceDescriber
+) -> dict[str, list[dict[str, Any]]]:
     """Alignments by image name, as of ``unique_names``; an unreadable file has an empty list."""
     every = list(results)
     names = unique_names([result.path for result in every])
-    return {
-        name: [face.to_json() for face in each.faces]
-        for name, each in zip(names, every, strict=True)
-    }
+    return {name: each.describe_faces(describer) for name, each in zip(names, every, strict=True)}

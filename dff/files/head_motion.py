@@ -37,11 +37,11 @@ class MotionRecorder:
         self._model = model
         self._tracks: dict[int, _Track] = {}
 
-    def add(self, frame: TimedFrame, faces: list[Tracked]) -> None:
+    def add(self, frame: TimedFrame, faces: list[Tracked], camera: Intrinsics) -> None:
         """Take in the faces of a frame. Failed ones are left out."""
         for one in faces:
             if not one.face.failed:
-                self._add(self._tracks.setdefault(one.track, _Track()), frame, one.face)
+                self._add(self._tracks.setdefault(one.track, _Track()), frame, one.face, camera)
 
     def encode(self) -> bytes:
         """The GLB of the longest track. Raises NoFace without a track."""
@@ -58,8 +58,7 @@ class MotionRecorder:
         lit = None if track.texture is None else track.texture.lit
         return animated_glb(motion, self._model, texture=lit)
 
-    def _add(self, track: _Track, frame: TimedFrame, face: Alignment) -> None:
-        camera = Intrinsics.of(frame.image.shape[1], frame.image.shape[0])
+    def _add(self, track: _Track, frame: TimedFrame, face: Alignment, camera: Intrinsics) -> None:
         track.times.append(frame.time)
         coefficients = face.coefficients
         track.faces.append((coefficients.identity, coefficients.expression, face.face_confidence))

@@ -14,6 +14,8 @@ from tqdm import tqdm
 from dff.aligner.align import Aligner
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.draw import draw
+from dff.aligner.face_description import FaceDescriber
+from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.video import Tracked, Tracker
 from dff.face.errors import BadVideo, NoFace, StorageError
 from dff.files.alignments import is_json_lines
@@ -35,10 +37,13 @@ class AlignedFrame:
 
     time: float  # seconds since the first frame
     faces: list[Tracked]
+    camera: Intrinsics
 
-    def to_json(self, number: int) -> dict[str, Any]:
+    def to_json(self, number: int, describer: FaceDescriber) -> dict[str, Any]:
         """Plain lists and numbers; ``number`` of the frame, from 0."""
-        faces = [{"track": one.track, **one.face.to_json()} for one in self.faces]
+        faces = [
+            {"track": one.track, **describer.describe(one.face, self.camera)} for one in self.faces
+        ]
         return {"frame": number, "time": round(self.time, 4), "faces": faces}
 
 
@@ -48,7 +53,8 @@ def align_frames(
     *,
     smooth: bool = True,
     writer: VideoWriter | None = None,
-    watch: Callable[[TimedFrame, list[Tracked]], None] | None = None,
+    watch: Callable[[TimedFrame, list[Tracked], Intrinsics], None] | None = None,
+    focal: float | None = None,
     progress: bool = False,
 ) -> Iterator[AlignedFrame]:
     """The tracked faces of each frame, in order.
@@ -61,12 +67,13 @@ def align_frames(
     frames = reader.frames()
     for frame in tqdm(frames, total=reader.frame_count or None, unit="frame", disable=not progress):
         faces = tracker.step(frame.image, frame.time)
+        camera = Intrinsics.of(frame.image.shape[1], frame.image.shape[0], focal=focal)
         if watch is not None:
-            watch(frame, faces)
+            watch(frame, faces, camera)
         if writer is not None:
             drawn = draw(frame.image, [one.face for one in faces], aligner.model)
             writer.write(drawn, frame.time)
-        yield AlignedFrame(frame.time, faces)
+        yield AlignedFrame(frame.time, faces, camera)
 
 
 def align_video(
@@ -101,10 +108,13 @@ def align_video_file(
     json_out: Path | None = None,
     drawing: Path | None = None,
     mesh: Path | None = None,
+    focal: float | None = None,
+    extras: tuple[str, ...] = (),
 ) -> str:
     """``align_video`` with a progress bar; a summary in words.
 
-    ``mesh``: GLB of the head of the longest track, animated.
+    ``mesh``: GLB of the head of the longest track, animated. ``focal``: pixels, of the camera, by
+    default assumed. ``extras``: of ``FaceDescriber``.
 
     ``json_out``: file for each frame's ``frame`` (number, from 0), ``time`` (seconds since the
     first) and ``faces``, alignments each with the number of its ``track``: one line of JSON for
@@ -115,16 +125,17 @@ def align_video_file(
     number, shown, seen = 0, 0, 0
     tracks: set[int] = set()
     recorder = MotionRecorder(aligner.model)
+    describer = FaceDescriber(aligner.model, extras)
     with ExitStack() as stack:
         reader = stack.enter_context(open_video(path))
         out = stack.enter_context(_JsonFrames.open(json_out)) if json_out else None
         writer = stack.enter_context(_writer(drawing, reader))
         watch = None if mesh is None else recorder.add
         for frame in align_frames(
-            aligner, reader, smooth=smooth, writer=writer, watch=watch, progress=True
+            aligner, reader, smooth=smooth, writer=writer, watch=watch, focal=focal, progress=True
         ):
             if out is not None:
-                out.write(frame.to_json(number))
+                out.write(frame.to_json(number, describer))
             number, shown = number + 1, shown + bool(frame.faces)
             seen += len(frame.faces)
             tracks |= {one.track for one in frame.faces}

@@ -13,12 +13,12 @@ from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, Up
 from dff.aligner.alignment import Alignment
 from dff.aligner.draw import draw
 from dff.aligner.mesh_file import glb
-from dff.aligner.service.align_service import AlignService, PhotoResult, Render, answer_face
+from dff.aligner.service.align_service import AlignService, PhotoResult, Render
 from dff.aligner.service.fields import FormRoute
 from dff.aligner.service.forms import BOXES, BoxCorners, check_count, parse_boxes
 from dff.aligner.service.json_response import respond
 from dff.aligner.service.problems import Problem
-from dff.aligner.service.routes.dependencies import Deadline, Mesh, Service
+from dff.aligner.service.routes.dependencies import Deadline, DescribeFace, Mesh, Service
 from dff.aligner.service.schema import ALIGN_RESPONSES, GLB, GLB_RESPONSES, PNG, AlignAnswer
 from dff.aligner.texture import texture_face
 from dff.face.arrays import Bytes
@@ -35,11 +35,16 @@ class PhotoRequest:
     image: UploadFile
     corners: Sequence[BoxCorners] | None
     deadline: float
+    focal: float | None
 
     async def align(self, render: Render | None = None) -> PhotoResult:
         """The faces of the photo, rendered on demand."""
         return await self.service.align_photo(
-            self.image, self.corners, deadline=self.deadline, render=render
+            self.image,
+            self.corners,
+            focal=self.focal,
+            deadline=self.deadline,
+            render=render,
         )
 
 
@@ -55,6 +60,14 @@ async def read_photo_request(
             "Default: faces are detected"
         ),
     ] = None,
+    focal_px: Annotated[
+        float | None,
+        Query(
+            ge=1.0,
+            le=1e6,
+            description="focal length of the camera in pixels. Default: of EXIF, else assumed",
+        ),
+    ] = None,
 ) -> PhotoRequest:
     """The photo in the form."""
     if len((await request.form()).getlist("image")) > 1:
@@ -63,7 +76,7 @@ async def read_photo_request(
         )
     corners = None if boxes is None else parse_boxes(BOXES, boxes)
     check_count(len(corners or ()), service.limits)
-    return PhotoRequest(service, image, corners, deadline)
+    return PhotoRequest(service, image, corners, deadline, focal_px)
 
 
 Photo = Annotated[PhotoRequest, Depends(read_photo_request)]
@@ -75,8 +88,8 @@ async def align(
     request: Request,
     service: Service,
     photo: Photo,
+    describe: DescribeFace,
     mesh: Mesh = False,
-    trace: Annotated[bool, Query(description="also the state after each iteration")] = False,
 ) -> Response:
     """Every face of a photo: 68 landmarks in 2D and 3D, pose, visibility, confidence, 3D shape.
 
@@ -95,7 +108,7 @@ async def align(
 
     def build() -> AlignAnswer:
         return AlignAnswer(
-            faces=[answer_face(face, mesh=mesh, trace=trace) for face in result.faces],
+            faces=[describe(face, result.camera) for face in result.faces],
             image=result.image,
             model=service.model_info,
             timing=result.timing,

@@ -9,7 +9,13 @@ from fastapi import APIRouter, Form, Request, Response
 from dff.aligner.service.fields import FormRoute
 from dff.aligner.service.forms import BOXES_OF_EACH, check_count, parse_boxes_of_each
 from dff.aligner.service.json_response import respond
-from dff.aligner.service.routes.dependencies import Images, LongDeadline, Mesh, Service
+from dff.aligner.service.routes.dependencies import (
+    DescribeFace,
+    Images,
+    LongDeadline,
+    Mesh,
+    Service,
+)
 from dff.aligner.service.schema import BATCH_RESPONSES, BatchAnswer
 
 PATH = "/v1/align/batch"
@@ -22,6 +28,7 @@ async def align_batch(
     service: Service,
     images: Images,
     deadline: LongDeadline,
+    describe: DescribeFace,
     boxes: Annotated[
         str | None,
         Form(
@@ -39,7 +46,7 @@ async def align_batch(
     check_count(sum(len(some or ()) for some in corners), service.limits)
     request_id: str = request.state.request_id
     result = await service.align_batch(
-        images, corners, mesh=mesh, request_id=request_id, deadline=deadline
+        images, corners, describe=describe, request_id=request_id, deadline=deadline
     )
 
     def build() -> BatchAnswer:

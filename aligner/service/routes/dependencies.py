@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, File, Header, Query, Request, UploadFile
 
-from dff.aligner.service.align_service import AlignService
+from dff.aligner.face_description import FaceDescriber, parse_extras
+from dff.aligner.service.align_service import AlignService, Describe, answer_face
 from dff.aligner.service.limits import LIMITS
+from dff.aligner.service.problems import Problem
 
 
 def get_service(request: Request) -> AlignService:
@@ -66,3 +69,27 @@ Images = Annotated[
 Mesh = Annotated[
     bool, Query(description="also the meshes in pixels, and the triangles of the face model")
 ]
+
+
+def get_describe(
+    service: Service,
+    mesh: Mesh = False,
+    landmarks: Annotated[
+        str | None,
+        Query(
+            description="more sets of landmarks, with commas: 5, wflw98, dense478; also eyes "
+            "(irises, gaze) and blendshapes (by MediaPipe's names)",
+            examples=["wflw98,eyes"],
+        ),
+    ] = None,
+    trace: Annotated[bool, Query(description="also the state after each iteration")] = False,
+) -> Describe:
+    """How faces are answered. Raises Problem ``bad-request``."""
+    try:
+        describer = FaceDescriber(service.model, parse_extras(landmarks))
+    except ValueError as error:
+        raise Problem("bad-request", str(error)) from error
+    return partial(answer_face, describer, mesh=mesh, trace=trace)
+
+
+DescribeFace = Annotated[Describe, Depends(get_describe)]

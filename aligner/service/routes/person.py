@@ -15,14 +15,19 @@ from dff.aligner.service.align_service import (
     AlignService,
     PersonResult,
     RenderPerson,
-    answer_face,
     refuse_photo,
 )
 from dff.aligner.service.fields import FormRoute
 from dff.aligner.service.forms import BOX_OF_EACH, BoxCorners, parse_boxes_of_each
 from dff.aligner.service.json_response import respond
 from dff.aligner.service.problems import Problem
-from dff.aligner.service.routes.dependencies import Images, LongDeadline, Mesh, Service
+from dff.aligner.service.routes.dependencies import (
+    DescribeFace,
+    Images,
+    LongDeadline,
+    Mesh,
+    Service,
+)
 from dff.aligner.service.schema import (
     GLB,
     GLB_RESPONSES,
@@ -75,7 +80,11 @@ Photos = Annotated[PersonRequest, Depends(read_person_request)]
 
 @router.post(PATH, response_model=PersonAnswer, responses=PERSON_RESPONSES)
 async def align_person(
-    request: Request, service: Service, photos: Photos, mesh: Mesh = False
+    request: Request,
+    service: Service,
+    photos: Photos,
+    describe: DescribeFace,
+    mesh: Mesh = False,
 ) -> Response:
     """One person in several photos: one identity, and pose, expression and landmarks of each photo.
 
@@ -90,7 +99,7 @@ async def align_person(
                 refuse_photo(photo, service.root_path)
                 if isinstance(photo, Problem)
                 else PhotoFace(
-                    face=answer_face(photo[0], mesh=mesh),
+                    face=describe(photo[0], photo[2]),
                     image=photo[1],
                     doubt=result.doubts.get(number),
                 )

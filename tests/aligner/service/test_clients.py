@@ -270,3 +270,21 @@ def test_the_open_inference_protocol(client: TestClient) -> None:
         assert all(a in (-1, b) for a, b in zip(tensor["shape"][1:], shape, strict=True))
     assert client.get("/v2/models/other").status_code == 404
     assert client.get("/v1/models").json()["models"] == [post(client)["model"]]
+
+
+def test_camera_and_landmarks_on_request(client: TestClient) -> None:
+    form = {"focal_px": "500", "landmarks": "5,blendshapes"}
+    answer = client.post("/v1/align", files={"image": GOOD}, data=form)
+    (face,) = answer.json()["faces"]
+    assert face["intrinsics"]["focal"] == 500.0
+    assert face["intrinsics"]["source"] == "given"
+    assert face["head_in_camera"]["translation"][2] == pytest.approx(
+        500.0 / face["camera"]["scale"], rel=0.01
+    )
+    assert np.shape(face["landmarks"]["5"]) == (5, 2)
+    assert "_neutral" in face["blendshapes"]
+    assert "eyes" not in face
+    for name in ("wflw98", "none"):  # of another face model; unknown
+        refused = client.post("/v1/align", files={"image": GOOD}, data={"landmarks": name})
+        assert refused.status_code == 422
+        assert name in refused.json()["detail"]

@@ -11,6 +11,8 @@ import orjson
 import pytest
 from pydantic import BaseModel
 
+from dff.aligner.face_description import FaceDescriber
+from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.service import json_response
 from dff.aligner.service.align_service import answer_face
 from dff.aligner.service.json_response import encode_answer, respond
@@ -30,6 +32,7 @@ from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import pixels
 from tests.aligner.known_aligner import KnownAligner
 
+CAMERA = Intrinsics.of(160, 120)
 SIZE, TIMING = ImageSize(width=1, height=1), Timing(queue_ms=0.0, decode_ms=1.0, align_ms=2.0)
 ODD = 'Ünï\u2028 "quoted" \\ \x00 😀'
 WEIGHTS = WeightsInfo(dataset=ODD, data_licences=["\n"], landmarks_from=None, steps=10**15)
@@ -39,7 +42,7 @@ INFO = ModelInfo(face_model="m", face_model_licence="l", expression_names=[], we
 @pytest.fixture(scope="module")
 def told(toy_model: MorphableModel) -> dict[str, Any]:
     (face,) = KnownAligner(toy_model).align(pixels())
-    return face.to_json(mesh=True, trace=True)
+    return FaceDescriber(toy_model).describe(face, CAMERA, mesh=True, trace=True)
 
 
 def batch(faces: list[FaceAnswer]) -> BatchAnswer:
@@ -55,8 +58,10 @@ def test_a_face_is_written_as_the_aligner_returns_it(told: dict[str, Any]) -> No
 
 def test_optional_fields_are_left_out(toy_model: MorphableModel) -> None:
     (face,) = KnownAligner(toy_model).align(pixels())
-    written = json.loads(encode_answer(answer_face(face)))
-    assert written == face.to_json()
+    describer = FaceDescriber(toy_model)
+    answer = answer_face(describer, face, CAMERA, mesh=False, trace=False)
+    written = json.loads(encode_answer(answer))
+    assert written == describer.describe(face, CAMERA)
     assert not {"mesh", "trace"} & set(written)
 
 

@@ -15,6 +15,8 @@ import trimesh
 from fastapi.testclient import TestClient
 
 from dff.aligner.align import Aligner
+from dff.aligner.face_description import FaceDescriber
+from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import Boxes
 from dff.aligner.service.front import FrontConfig
@@ -325,13 +327,18 @@ def test_the_real_aligner_answers_as_without_a_server(
         together = post(client, files, path=PERSON, boxes=json.dumps(boxes)).json()
     # Photos are aligned one after the other; sums of a batch differ in their last digits.
     alone = [oracle_aligner.align(scene.image, [scene.box]) for scene in scenes]
+    describer = FaceDescriber(oracle_aligner.model)
+    cameras = [Intrinsics.of(*scene.image.shape[1::-1]) for scene in scenes]
     assert [many["photos"][i]["faces"] for i in (0, 2)] == [
-        [face.to_json() for face in some] for some in alone
+        [describer.describe(face, camera) for face in some]
+        for some, camera in zip(alone, cameras, strict=True)
     ]
     expected = oracle_aligner.align_person(
         [scene.image for scene in scenes], [scene.box for scene in scenes]
     )
     assert together["identity"] == expected.identity.round(4).tolist()
     assert [photo["face"] for photo in together["photos"]] == [
-        face.to_json() for face in expected.faces if face is not None
+        describer.describe(face, camera)
+        for face, camera in zip(expected.faces, cameras, strict=True)
+        if face is not None
     ]

@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dff.aligner.align import Aligner
+from dff.aligner.face_description import FaceDescriber
 from dff.commands.app import app
 from dff.face.errors import BadPhoto, StorageError
 from dff.face.geometry.camera import Box
@@ -63,7 +64,7 @@ def test_a_bad_file_is_named_and_stops_nothing(folder: Path, toy_model: Morphabl
     results = {r.path.name: r for r in align_files(KnownAligner(toy_model), list_images([folder]))}  # type: ignore[arg-type]
     assert [name for name, r in results.items() if r.error] == ["004.png", "005.png"]
     assert all(len(r.faces) == 1 for name, r in results.items() if not r.error)
-    assert to_json(results.values())["004.png"] == []
+    assert to_json(results.values(), FaceDescriber(toy_model))["004.png"] == []
 
 
 def test_a_bad_photo_of_a_person_is_left_out_by_name(
@@ -211,7 +212,8 @@ def test_images_of_one_name_in_two_folders_are_kept_apart(
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(path)
     assert unique_names(paths) == [str(paths[0]), str(paths[1]), "two.png"]
-    answers = to_json(align_files(KnownAligner(toy_model), paths))  # type: ignore[arg-type]
+    results = align_files(KnownAligner(toy_model), paths)  # type: ignore[arg-type]
+    answers = to_json(results, FaceDescriber(toy_model))
     assert [len(faces) for faces in answers.values()] == [1, 1, 1]
 
 
@@ -279,7 +281,7 @@ def test_a_mesh_has_the_format_of_its_suffix_and_the_photo_s_texture(
     photo = tmp_path / "a.png"
     Image.new("RGB", (90, 90), (0, 255, 51)).save(photo)
     place = tmp_path / "out" / "face.OBJ"
-    writer = AlignmentWriter(toy_model, {photo: "a.png"}, meshes={photo: place})
+    writer = AlignmentWriter(FaceDescriber(toy_model), {photo: "a.png"}, meshes={photo: place})
     for result in align_files(KnownAligner(toy_model), [photo]):  # type: ignore[arg-type]
         writer.write(result)
     assert "mtllib face.mtl" in place.read_text()
@@ -291,13 +293,17 @@ def test_a_stopped_folder_is_resumed(
 ) -> None:
     lines = tmp_path / "out.jsonl"
     files = list_images([folder])[:3]
-    whole = [r.to_json_line(r.path.name) for r in align_files(KnownAligner(toy_model), files)]  # type: ignore[arg-type]
+    describer = FaceDescriber(toy_model)
+    whole = [
+        r.to_json_line(r.path.name, describer)
+        for r in align_files(KnownAligner(toy_model), files)  # type: ignore[arg-type]
+    ]
     lines.write_text("".join(whole)[:-20])  # killed within the third line
     assert read_finished(lines) == {"000.png", "001.png"}
     append_file(lines, whole[2].encode())
     assert lines.read_text() == "".join(whole)
     assert (
-        ImageResult(files[0], None, (), "why").to_json_line("x")
+        ImageResult(files[0], None, (), "why").to_json_line("x", describer)
         == '{"image": "x", "faces": [], "error": "why"}\n'
     )
     lines.write_text("[]\n")
@@ -350,7 +356,7 @@ def test_results_go_to_json_drawings_and_meshes(folder: Path, toy_model: Morphab
     out = folder / "out"
     for name in ("a.json", "a.jsonl"):
         writer = AlignmentWriter(
-            toy_model,
+            FaceDescriber(toy_model),
             {path: path.name for path in (face, black)},
             out / name,
             drawings={black: out / "black.jpg"},

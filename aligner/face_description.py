@@ -1,0 +1,106 @@
+"""A face as plain lists and numbers: the alignment, its camera, and what else is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from dff.aligner.alignment import Alignment
+from dff.aligner.eyes import measure_eyes
+from dff.aligner.intrinsics import Intrinsics
+from dff.aligner.landmark_sets import SIDES, load_landmark_sets
+from dff.face.arrays import Floats
+from dff.face.model.morphable import MorphableModel
+
+EYES, BLENDSHAPES = "eyes", "blendshapes"
+NEUTRAL = "_neutral"
+"""MediaPipe's first blendshape, which it never reports either."""
+NOT_MEDIAPIPE = ("tongueOut",)
+"""ARKit's expressions that MediaPipe does not report."""
+
+
+@dataclass(frozen=True)
+class FaceDescriber:
+    """Describes faces of a model.
+
+    Raises ValueError for names in ``extras`` that are neither landmark sets, "eyes" nor
+    "blendshapes".
+    """
+
+    model: MorphableModel
+    extras: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        check_extras(self.extras)
+
+    def describe(
+        self, face: Alignment, camera: Intrinsics, *, trace: bool = False, mesh: bool = False
+    ) -> dict[str, Any]:
+        """``Alignment.to_json`` with ``intrinsics``, ``head_in_camera`` and the extras.
+
+        Raises WrongModel for landmark sets of another face model.
+        """
+        placed = camera.place_head(face.vertices, face.camera, face.cam_from_head)
+        out = face.to_json(trace=trace, mesh=mesh) | {
+            "intrinsics": {
+                "focal": round(camera.focal, 2),
+                "centre": _round(camera.centre, 2),
+                "source": camera.source,
+            },
+            "head_in_camera": {
+                "rotation": _round(placed.rotation, 6),
+                "quaternion": _round(Rotation.from_matrix(placed.rotation).as_quat(), 6),
+                "translation": _round(placed.translation, 5),
+            },
+        }
+        if sets := [name for name in self.extras if name in load_landmark_sets()]:
+            out["landmarks"] = {
+                name: _round(load_landmark_sets()[name].place(face, self.model), 2) for name in sets
+            }
+        if EYES in self.extras:
+            out["eyes"] = self._describe_eyes(face, placed.rotation)
+        if BLENDSHAPES in self.extras:
+            out["blendshapes"] = describe_blendshapes(face, self.model)
+        return out
+
+    def _describe_eyes(self, face: Alignment, cam_from_head: Floats) -> dict[str, Any] | None:
+        eyes = measure_eyes(face, self.model)
+        if eyes is None:
+            return None
+        px = face.camera.px_from_cam(face.cam_from_head.apply(eyes.iris))
+        gaze = eyes.gaze @ cam_from_head.T
+        return {
+            side: {"iris": _round(px[i], 2), "gaze": _round(gaze[i], 5)}
+            for i, side in enumerate(SIDES)
+        }
+
+
+def check_extras(extras: Sequence[str]) -> None:
+    """Raise ValueError for a name that is not known."""
+    known = [*load_landmark_sets(), EYES, BLENDSHAPES]
+    for name in extras:
+        if name not in known:
+            raise ValueError(f"no landmarks are called {name!r}: there are {', '.join(known)}")
+
+
+def parse_extras(text: str | None) -> tuple[str, ...]:
+    """Names from a list with commas; each once."""
+    names = [name.strip() for name in (text or "").split(",")]
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def describe_blendshapes(face: Alignment, model: MorphableModel) -> dict[str, float]:
+    """Activations from 0 to 1 by MediaPipe's 52 names, which but for one are ARKit's."""
+    values = np.clip(face.coefficients.expression, 0.0, 1.0)
+    named = dict(zip(model.expression_names, values.tolist(), strict=False))
+    return {NEUTRAL: 0.0} | {
+        name: round(value, 4) for name, value in named.items() if name not in NOT_MEDIAPIPE
+    }
+
+
+def _round(values: Floats | Sequence[float], digits: int) -> Any:
+    return np.round(np.asarray(values, dtype=np.float64), digits).tolist()
