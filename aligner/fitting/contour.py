@@ -17,6 +17,8 @@ from dff.aligner.fitting.depth_buffer import DepthBuffer, farthest_around
 from dff.face.arrays import Array, Float, Floats, Int, Ints
 from dff.face.numba_cache import CACHE
 
+GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0  # multiples of it, without their integers, spread evenly
+
 
 @dataclass(frozen=True)
 class OccludingContour:
@@ -78,7 +80,9 @@ def _turn(normal, i, j):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=CACHE, nogil=True)
 def trace(seen, normal, edges, depth, scale, low, occlusion, vertices, share, place, outward):  # type: ignore[no-untyped-def]
-    """Fill the rows of one face's contour, evenly where there are more points than they hold.
+    """Fill the rows of one face's contour, the first ones of it evenly spread along it.
+
+    The order of the rows depends on the edges alone: a point more or less moves no other.
 
     Returns the number of points. (V, 3) ``seen`` as the camera sees it and its unit ``normal``;
     (H, W) ``depth`` of the nearest surface, pixels ``scale * (xy - low)``; points further behind it
@@ -100,8 +104,9 @@ def trace(seen, normal, edges, depth, scale, low, occlusion, vertices, share, pl
             crossing[found] = e
             found += 1
     used = min(found, len(share))
+    order = np.argsort(crossing[:found] * GOLDEN % 1.0)
     for n in range(used):
-        i, j = edges[crossing[n * found // used]]
+        i, j = edges[crossing[order[n]]]
         t, nx, ny = _turn(normal, i, j)
         length = np.sqrt(nx * nx + ny * ny)
         vertices[n, 0], vertices[n, 1], share[n] = i, j, t

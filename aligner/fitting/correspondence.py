@@ -10,13 +10,14 @@ and on the anchors' visibility. This is the E step of expectation-maximisation (
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
 from scipy.special import expit
 
-from dff.face.arrays import Array, Float, Floats, Integer
+from dff.face.arrays import Array, Float, Floats, Integer, Ints
 from dff.face.numba_cache import CACHE
 
 
@@ -77,8 +78,9 @@ def match_pixels(
 ) -> Matches:
     """Match (B, D, H, W) unit descriptors with (B, H, W) face logits to (A, D) unit anchors.
 
-    Of each face at most ``pixels`` pixels of the mask are taken, evenly. ``stride`` is the crop's
-    pixels for each pixel of the grid. The softmax multiplies cosines by ``sharpness``; at
+    Of each face at most ``pixels`` pixels of the mask are taken, evenly, by an order that does not
+    depend on the mask: where its border moves a little, the other pixels stay. ``stride`` is the
+    crop's pixels for each pixel of the grid. The softmax multiplies cosines by ``sharpness``; at
     ``no_match_cosine`` a pixel is as likely to match nothing as its anchor. With the anchors' (A,
     3) ``place`` on the template a pixel's candidates lie within ``candidate_radius`` metres of its
     best one, since the mean of two distant points is far from both.
@@ -88,6 +90,7 @@ def match_pixels(
     grid, mask, anchor, probability = out.grid, out.mask, out.anchor, out.probability
     pitch = np.full(b, float(stride))
     table = np.ascontiguousarray(anchors.T, dtype=np.float32)
+    order = spread(*descriptor.shape[2:])
     for face in range(b):
         logit = face_logit[face].ravel()
         inside = np.flatnonzero(logit > 0)
@@ -95,7 +98,7 @@ def match_pixels(
             continue
         if len(inside) > pixels:
             pitch[face] = stride * np.sqrt(len(inside) / pixels)
-            inside = inside[np.linspace(0, len(inside) - 1, pixels).astype(int)]
+        inside = _halves(inside[np.argsort(order[inside])[:pixels]])
         n = len(inside)
         pixel = np.moveaxis(descriptor[face], 0, 2)[inside // width, inside % width]
         similarity = pixel @ table
@@ -110,6 +113,28 @@ def match_pixels(
         grid[face, :n, 1] = (inside // width + 0.5) * stride
         mask[face, :n] = expit(logit[inside].astype(np.float64))
     return Matches(grid, mask, anchor, probability, pitch)
+
+
+@cache
+def spread(height: int, width: int) -> Floats:
+    """(height * width,) keys in 0 to 1: pixels whose key is below any threshold are evenly spread.
+
+    Roberts' R2 sequence (2018) on the grid: the keys of neighbours differ by irrational numbers.
+    """
+    y, x = np.indices((height, width))
+    keys = (0.7548776662466927 * x + 0.5698402909980532 * y) % 1.0
+    keys.flags.writeable = False
+    return keys.ravel()
+
+
+def _halves(pixels: Ints) -> Ints:
+    """The first half of the rows in the even places, the second in the odd ones.
+
+    ``pool`` takes one half of each forward pass, and either is evenly spread.
+    """
+    out, half = np.empty_like(pixels), (len(pixels) + 1) // 2
+    out[::2], out[1::2] = pixels[:half], pixels[half:]
+    return out
 
 
 def soft_correspondence(

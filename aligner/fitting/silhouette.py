@@ -48,7 +48,7 @@ def match_silhouette(
         if len(found) == 0:
             continue
         n = min(len(found), kept_points)
-        kept = found[np.arange(n) * len(found) // n]
+        kept = found[:n]  # evenly spread, by the order of the contour
         vertices, share = contour.vertices[face, kept], contour.share[face, kept, None]
         corner = fit_model.model.template[vertices].astype(np.float64)
         out.mean[face, :n] = (1.0 - share) * corner[:, 0] + share * corner[:, 1]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from scipy.special import softmax
 
 from dff.face.arrays import Array, Bools, Floats, Integer, Ints
 
@@ -148,6 +149,26 @@ class LandmarkTable:
         neighbours away from the middle of the frontal ``template`` (V, 3), rotated with the face in
         the image.
         """
+        reach = self._reach(vertices_px, template)
+        chosen = np.take_along_axis(self.contour, reach.argmax(1)[:, None], 1)[:, 0]
+        return np.concatenate([chosen, self.inner])
+
+    def contour_points(
+        self, vertices: Floats, vertices_px: Floats, template: Floats, *, tolerance: float
+    ) -> Floats:
+        """(68, D) points of the 2D scheme, which follow (V, D) ``vertices`` without jumps.
+
+        Candidates of a jaw landmark whose reach differs from the outermost one's by much less than
+        ``tolerance`` pixels count alike, and the landmark is their mean. The other arguments are
+        those of ``contour_vertices``.
+        """
+        reach = self._reach(vertices_px, template)
+        share = softmax(reach / tolerance, axis=1)
+        jaw = np.einsum("jl,jld->jd", share, vertices[self.contour])
+        return np.concatenate([jaw, vertices[self.inner]])
+
+    def _reach(self, vertices_px: Floats, template: Floats) -> Floats:
+        """(17, L) pixels by which each candidate of a jaw landmark lies outwards."""
         frontal = template[self.vertex][:, :2] * np.array([1.0, -1.0])
         seen = vertices_px[self.vertex]
         # In-plane rotation of the face, by the direction from the chin to the brows.
@@ -158,10 +179,8 @@ class LandmarkTable:
         turn = np.array([[c, -s], [s, c]]) / norm
         out = frontal[JAW] - frontal[NOSE_BRIDGE].mean(0)
         out[[*range(7), *range(10, 17)], 1] = 0.0  # the sides slide with yaw, the chin with pitch
-        out = out @ turn.T
-        reach = np.einsum("jlc,jc->jl", vertices_px[self.contour], out)
-        chosen = np.take_along_axis(self.contour, reach.argmax(1)[:, None], 1)[:, 0]
-        return np.concatenate([chosen, self.inner])
+        out = out @ turn.T / np.linalg.norm(out, axis=1, keepdims=True)
+        return np.einsum("jlc,jc->jl", vertices_px[self.contour], out)
 
 
 def contour_lines(template: Floats, vertex: Ints, mirror: Ints, usable: Bools) -> Ints:

@@ -254,7 +254,7 @@ def test_what_no_face_explains_is_looked_at_again() -> None:
 
 
 def test_a_small_face_is_detected_beside_a_large_one(shared: Path, shipped: Aligner) -> None:
-    """Faces of 110 and 14 px in one picture."""
+    """Faces of 110 and 12 px in one picture."""
     once = DescriptorDetector(
         shipped.net, shipped.anchors, shipped.fit_model, config=DetectorConfig(second_search=1)
     )
@@ -265,7 +265,7 @@ def test_a_small_face_is_detected_beside_a_large_one(shared: Path, shipped: Alig
         boxes = []
         for image, box, size, corner, side in (
             (large, large_box, 110.0, (0, 0), 300),
-            (small, small_box, 14.0, (310, 100), 60),
+            (small, small_box, 12.0, (310, 100), 60),
         ):
             scale = size / box.size
             shift = np.array([side / 2, side / 2]) - scale * box.centre

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
-from dff.aligner.alignment import Alignment
+from dff.aligner.alignment import JAW_TOLERANCE, Alignment
 from dff.aligner.config import SmoothingConfig
 from dff.aligner.evaluation.benchmarks import Row, Sample
 from dff.aligner.evaluation.landmark_offsets import (
@@ -200,18 +200,23 @@ def test_offsets_move_landmarks_and_nothing_else(oracle_aligner: Aligner, scene:
         for one in (oracle_aligner, with_landmark_offsets(oracle_aligner, landmark_offsets))
     )
     both = np.concatenate([face.coefficients.identity, face.coefficients.expression])
-    contour = model.landmarks.contour_vertices(face.vertices_px[:, :2], model.template)
-    for number, (vertices, before, after) in enumerate(
+    on_contour = model.landmarks.contour_points(
+        face.vertices,
+        face.vertices_px[:, :2],
+        model.template,
+        tolerance=JAW_TOLERANCE * face.camera.scale,
+    )
+    for number, (points, before, after) in enumerate(
         (
-            (model.landmarks.vertex, raw.landmarks_3d[:, :2], face.landmarks_3d[:, :2]),
-            (contour, raw.landmarks_2d, face.landmarks_2d),
+            (
+                face.vertices[model.landmarks.vertex],
+                raw.landmarks_3d[:, :2],
+                face.landmarks_3d[:, :2],
+            ),
+            (on_contour, raw.landmarks_2d, face.landmarks_2d),
         )
     ):
-        at = (
-            face.vertices[vertices]
-            + landmark_offsets.offset[number]
-            + landmark_offsets.response[number] @ both
-        )
+        at = points + landmark_offsets.offset[number] + landmark_offsets.response[number] @ both
         at_cam = face.cam_from_head.apply(at)
         rotation = face.cam_from_head.rotation[None]
         at_cam[:, :2] += landmark_offsets.in_image(SCHEMES[number], rotation)[0]
@@ -229,12 +234,17 @@ def test_offsets_move_landmarks_and_nothing_else(oracle_aligner: Aligner, scene:
     np.testing.assert_array_equal(again.landmarks_3d, raw.landmarks_3d)
 
 
-def test_without_offsets_landmarks_are_vertices(oracle_aligner: Aligner, scene: Scene) -> None:
+def test_without_offsets_landmarks_lie_on_the_mesh(oracle_aligner: Aligner, scene: Scene) -> None:
     (face,) = oracle_aligner.align(scene.image, [scene.box])
     table, px = oracle_aligner.model.landmarks, face.vertices_px
     np.testing.assert_allclose(face.landmarks_3d, px[table.vertex], atol=1e-9)
-    contour = table.contour_vertices(px[:, :2], oracle_aligner.model.template)
-    np.testing.assert_allclose(face.landmarks_2d, px[contour, :2], atol=1e-9)
+    on_contour = table.contour_points(
+        face.cam_from_head.apply(face.vertices),
+        px[:, :2],
+        oracle_aligner.model.template,
+        tolerance=JAW_TOLERANCE * face.camera.scale,
+    )
+    np.testing.assert_allclose(face.landmarks_2d, face.camera.px_from_cam(on_contour), atol=1e-9)
     assert LandmarkOffsets().none
     assert not LandmarkOffsets(np.ones((2, 68, 3))).none
 

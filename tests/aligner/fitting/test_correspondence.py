@@ -28,8 +28,10 @@ def test_match_is_softmax_over_the_most_similar_anchors() -> None:
         no_match_cosine=0.2,
     )
     for face in range(2):
-        rows, columns = np.nonzero(logit[face] > 0)
-        n = len(rows)
+        n = int((logit[face] > 0).sum())
+        columns, rows = (found.grid[face, :n].astype(int) // 2).T
+        assert len({*zip(rows, columns, strict=True)}) == n
+        assert (logit[face, rows, columns] > 0).all()
         assert (found.mask[face, n:] == 0).all()
         assert np.allclose(
             found.mask[face, :n], 1 / (1 + np.exp(-logit[face, rows, columns])), atol=1e-6
@@ -60,7 +62,39 @@ def test_too_many_pixels_are_thinned_evenly() -> None:
     )
     assert (found.mask > 0).all()
     assert np.isclose(found.pitch[0], 4.0)  # a quarter of the pixels: twice the distance
-    assert np.abs(found.grid[0].mean(0) - 20).max() < 1.5
+    halves = found.grid[0, ::2], found.grid[0, 1::2]  # of which each is pooled with another's
+    for pixels in (found.grid[0], *halves):
+        assert np.abs(pixels.mean(0) - 20).max() < 1.5
+        quarters = np.histogram2d(*pixels.T, bins=2, range=[[0, 40]] * 2)[0] / len(pixels)
+        assert np.abs(quarters - 0.25).max() < 0.05
+
+
+def test_a_border_that_moves_by_one_pixel_moves_one_pixel() -> None:
+    """Else rounding errors would change all pixels that a fit is made from."""
+    rng = np.random.default_rng(4)
+    descriptor, anchors = unit(rng, 1, 30, 30, 8), unit(rng, 12, 8)
+    logit = np.full((1, 30, 30), -4.0, np.float32)
+    logit[0, 3:27, 5:25] = 4.0
+
+    def chosen() -> list[set[tuple[float, float]]]:
+        found = match_pixels(
+            np.moveaxis(descriptor, 3, 1),
+            logit,
+            anchors,
+            stride=2,
+            pixels=100,
+            candidates=2,
+            sharpness=10.0,
+            no_match_cosine=0.2,
+        )
+        return [{(x, y) for x, y in found.grid[0, half::2]} for half in (0, 1)]
+
+    before = chosen()
+    for row, column in ((2, 7), (3, 5), (14, 25), (26, 24)):
+        kept = logit[0, row, column]
+        logit[0, row, column] = -kept
+        assert all(len(a - b) <= 1 for a, b in zip(before, chosen(), strict=True))
+        logit[0, row, column] = kept
 
 
 def some_matches(rng: np.random.Generator) -> tuple[Matches, np.ndarray, np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from dff.face.model import landmarks as groups
 from dff.face.model.landmarks import (
     INNER,
     JAW,
+    JAW_ENDS,
     MIRROR,
     NAMES,
     OUTER_EYE_CORNERS,
@@ -121,6 +122,27 @@ def test_the_contour_turns_with_the_image(open_head: MorphableModel) -> None:
         c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
         turned = px @ np.array([[c, s], [-s, c]]) * 0.3 + [70.0, -20.0]
         assert np.array_equal(table.contour_vertices(turned, open_head.template), expected)
+
+
+def test_points_on_the_contour_follow_the_face_without_jumps(open_head: MorphableModel) -> None:
+    """They lie as far out as the outermost candidates, whose vertices jump as the head turns."""
+    table, template = open_head.landmarks, open_head.template
+    points, vertices = [], []
+    for yaw in np.arange(-60.0, 60.0, 0.5):
+        seen = 1000.0 * template @ rotation_from_angles(yaw, 0.0, 0.0).T  # pixels of a millimetre
+        chosen = table.contour_vertices(seen[:, :2], template)
+        found = table.contour_points(seen, seen[:, :2], template, tolerance=0.3)
+        np.testing.assert_array_equal(found[INNER], seen[table.inner])
+        side = np.sign(found[JAW_ENDS[1], 0] - found[JAW_ENDS[0], 0])
+        outwards = side * np.r_[-np.ones(7), np.ones(7)]
+        sides = [*range(7), *range(10, 17)]
+        inwards = outwards * (seen[chosen[sides], 0] - found[sides, 0])
+        assert inwards.max() < 1.0
+        points.append(found[JAW])
+        vertices.append(seen[chosen[JAW]])
+    steps, jumps = (np.linalg.norm(np.diff(p, axis=0), axis=2).max() for p in (points, vertices))
+    assert jumps > 10.0
+    assert steps < 0.5 * jumps
 
 
 def test_a_table_of_the_wrong_shape() -> None:
