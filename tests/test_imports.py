@@ -28,6 +28,7 @@ ADDRESSES = {
         "infra/cluster.py",
         "pipeline/job/ray.py",
         "trainer/launch.py",
+        "trainer/process_group.py",
         "trainer/worker.py",
         "aligner/service/ray_serve.py",
     },

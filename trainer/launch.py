@@ -27,6 +27,7 @@ from dff.infra.storage import WITH_CREDENTIALS, S3Access, open_storage
 from dff.infra.storage.arrow import open_filesystem
 from dff.trainer.config import RESUMABLE_CHANGES, TrainConfig, WorkerRange, to_dict
 from dff.trainer.events import Event, Follower
+from dff.trainer.process_group import NodeTorchConfig
 from dff.trainer.train import Figures, check_gpus, load_common_model
 from dff.trainer.worker import WEIGHTS, Job, train_worker
 
@@ -252,6 +253,7 @@ def _run_workers(
         train_loop_config={"job": job.as_dict(), "events": events},
         scaling_config=scaling,
         run_config=running,
+        torch_config=NodeTorchConfig(),
     )
     try:
         result = trainer.fit()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,15 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from dff.aligner.service.limits import LARGE, LIMITS
-from dff.aligner.service.ray_serve import REQUEST_TIMEOUT
+from dff.aligner.service.ray_serve import REQUEST_TIMEOUT, parse_replicas
 from dff.commands.app import app
 from dff.face.render.gl import PACKAGES, PYRENDER
 
 ROOT = Path(__file__).parents[2]
 MACHINES = ROOT / "ray_cluster.yaml"
-MANIFESTS = sorted((ROOT / "infra" / "k8s").glob("*.yaml"))
+K8S = ROOT / "infra" / "k8s"
+MANIFESTS = sorted(path for path in K8S.rglob("*.yaml") if path.name != "kustomization.yaml")
+IMAGE = "dff"  # in the manifests; infra/k8s/settings says which image that is
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
 
 
@@ -46,7 +51,7 @@ def cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
 
 
 RAY = [
-    pytest.param(document, id=name)
+    pytest.param(document, id=f"{name}-{document['kind']}")
     for name, document in documents()
     if document["kind"] in RAY_KINDS
 ]
@@ -136,7 +141,10 @@ def test_every_node_of_every_cluster_runs_one_image() -> None:
         for pod in pods(one.values[0])
         for container in pod["containers"]
     }
-    assert images == {machines()["docker"]["image"]}
+    assert images == {IMAGE}
+    (image,) = settings()["images"]
+    assert image["name"] == IMAGE
+    assert f"{image['newName']}:{image['newTag']}" == machines()["docker"]["image"]
 
 
 def test_there_is_a_group_for_each_room() -> None:
@@ -174,19 +182,6 @@ def test_serve_accepts_its_part_and_finds_the_application() -> None:
     assert int(serving["resources"]["limits"]["cpu"]) >= config.cpus
 
 
-def mounts(pod: dict[str, Any]) -> dict[str, str]:
-    """Claim by the folder where it is mounted."""
-    claims = {
-        volume["name"]: volume["persistentVolumeClaim"]["claimName"]
-        for volume in pod.get("volumes", [])
-    }
-    return {
-        m["mountPath"]: claims[m["name"]]
-        for c in pod["containers"]
-        for m in c.get("volumeMounts", [])
-    }
-
-
 def named(kind: str, name: str) -> dict[str, Any]:
     (found,) = [
         one for _, one in documents() if one["kind"] == kind and one["metadata"]["name"] == name
@@ -207,9 +202,7 @@ def test_the_service_listens_and_limits_as_the_program_does() -> None:
     for pod in pods(service):
         ports = {one["name"]: one["containerPort"] for one in pod["containers"][0]["ports"]}
         assert ports["serve"] == port
-    (told,) = re.findall(
-        r"limit of (\d+) MB", (ROOT / "infra" / "k8s" / "aligner_service.yaml").read_text()
-    )
+    (told,) = re.findall(r"limit of (\d+) MB", (K8S / "base" / "aligner_service.yaml").read_text())
     assert int(told) << 20 == max(LARGE, LIMITS.body)
 
 
@@ -225,11 +218,119 @@ def test_pods_know_the_ports_of_ray() -> None:
 def test_weights_are_written_where_they_are_read_from() -> None:
     service, training = named("RayService", "dff-aligner"), named("RayJob", "dff-training")
     words = shlex.split(training["spec"]["entrypoint"])
-    written = Path(words[words.index("--out") + 1])
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
-    assert application["args"]["weights"] == str(written)
-    claims = {mounts(pod)[str(written.parent)] for one in (service, training) for pod in pods(one)}
-    assert claims == {named("PersistentVolumeClaim", "dff-weights")["metadata"]["name"]}
+    assert application["args"]["weights"] == words[words.index("--out") + 1]
+
+
+def test_the_service_grows_with_its_requests() -> None:
+    """Serve asks for replicas, the operator starts nodes for them, and neither waits in vain."""
+    service = named("RayService", "dff-aligner")
+    spec = cluster_spec(service)
+    assert spec["enableInTreeAutoscaling"] is True
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    fewest, most = parse_replicas(application["args"]["replicas"])
+    (group,) = spec["workerGroupSpecs"]
+    cores = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    assert fewest <= cores * group["minReplicas"]
+    assert most == cores * group["maxReplicas"]
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    wanted = selector.get("matchLabels", {}).items() <= labels.items()
+    return wanted and all(
+        labels.get(rule["key"]) in rule["values"] for rule in selector.get("matchExpressions", [])
+    )
+
+
+def test_policies_and_budgets_are_of_pods_that_there_are() -> None:
+    labels = [
+        group["template"]["metadata"]["labels"]
+        for one in RAY
+        for spec in [cluster_spec(one.values[0])]
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])
+    ]
+    labels += [
+        one["spec"]["template"]["metadata"]["labels"]
+        for _, one in documents()
+        if one["kind"] == "Deployment"
+    ]
+    chosen = {
+        (one["kind"], one["metadata"]["name"]): sum(
+            selects(one["spec"].get("podSelector") or one["spec"]["selector"], found)
+            for found in labels
+        )
+        for _, one in documents()
+        if one["kind"] in ("NetworkPolicy", "PodDisruptionBudget")
+    }
+    assert chosen == {
+        ("NetworkPolicy", "dff-stores"): 2,
+        ("NetworkPolicy", "dff-aligner"): 2,
+        ("PodDisruptionBudget", "dff-aligner"): 1,
+    }
+    assert all(found["app.kubernetes.io/part-of"] == "dff" for found in labels)
+
+
+def test_names_in_the_manifests_are_of_things_that_there_are() -> None:
+    text = "\n".join(path.read_text() for path in MANIFESTS)
+    services = {one["metadata"]["name"]: one for _, one in documents() if one["kind"] == "Service"}
+    for host, port in re.findall(r"(?:http://|redisAddress: )([a-z-]+):(\d+)", text):
+        (exposed,) = services[host]["spec"]["ports"]
+        assert exposed["port"] == int(port)
+    claims = {
+        one["metadata"]["name"] for _, one in documents() if one["kind"] == "PersistentVolumeClaim"
+    }
+    assert set(re.findall(r"claimName: ([\w-]+)", text)) == claims
+    assert set(re.findall(r"serviceAccountName: (\w+)", text)) == {
+        named("ServiceAccount", "dff")["metadata"]["name"]
+    }
+    told = (K8S / "base" / "kustomization.yaml").read_text()
+    secrets = set(re.findall(r"secret(?:Key)?Ref: \{name: ([\w-]+)", text))
+    assert secrets == set(re.findall(r"create secret generic ([\w-]+)", told))
+
+
+def settings() -> dict[str, Any]:
+    return dict(yaml.safe_load((K8S / "settings" / "kustomization.yaml").read_text()))
+
+
+@pytest.mark.parametrize("part", ["base", "jobs/synthesis", "jobs/training"])
+def test_image_bucket_and_sizes_are_said_once(part: str, tmp_path: Path) -> None:
+    """In infra/k8s/settings: kustomize takes them from there to every place."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl, which has kustomize")
+    shutil.copytree(K8S, tmp_path / "k8s")
+    told = tmp_path / "k8s" / "settings" / "kustomization.yaml"
+    text = told.read_text()
+    for old, new in {
+        "newName: registry.example.com/dff": "newName: my.registry/ours",
+        "newTag: 0.1.0": "newTag: 7.7.7",
+        "bucket=faces": "bucket=our-own",
+        "synthesis=16": "synthesis=99",
+        "serving=8": "serving=77",
+    }.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    told.write_text(text)
+    made = subprocess.run(
+        ["kubectl", "kustomize", str(tmp_path / "k8s" / part)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+    ).stdout
+    rendered = list(yaml.safe_load_all(made))
+    assert len(rendered) > 1
+    assert set(re.findall(r"s3://([\w-]+)", made)) == {"our-own"}
+    assert set(re.findall(r"image: (\S+)", made)) - {"redis:7.4-bookworm"} == {
+        "my.registry/ours:7.7.7"
+    }
+    most = {
+        group["groupName"]: group["maxReplicas"]
+        for one in rendered
+        if one["kind"] in RAY_KINDS and one["metadata"]["name"] != "dff-training"
+        for group in cluster_spec(one)["workerGroupSpecs"]
+    }
+    wanted = {"synthesis": 99, "serving": 77}
+    assert all(most[name] == wanted[name] for name in most if name in wanted)
 
 
 def test_a_job_asks_for_no_more_than_its_cluster_has() -> None:
@@ -276,4 +377,6 @@ def test_the_image_has_what_rendering_needs_and_no_root() -> None:
         f"COPY {room} {room}" in text
         for room in ("face", "infra", "pipeline", "trainer", "aligner", "dff")
     )
-    assert re.search(r"^FROM python:3\.11-slim-bookworm$", text, re.MULTILINE)
+    assert re.search(r"^FROM python:3\.11-slim-bookworm AS program$", text, re.MULTILINE)
+    stages = re.findall(r"^FROM (\S+)(?: AS (\w+))?$", text, re.MULTILINE)
+    assert stages[-2:] == [("program", "cuda"), ("program", "")]
