@@ -70,6 +70,21 @@ def align(
             "of a video that of the longest track, animated, to this GLB."
         ),
     ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option("--csv", help="Write one row for each face to this CSV file."),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Write a mask to this PNG or folder: 255 skin of a face, 128 head."),
+    ] = None,
+    crops: Annotated[
+        Path | None,
+        typer.Option(help="Write an upright crop of each face to this folder."),
+    ] = None,
+    crop_size: Annotated[
+        int, typer.Option(min=16, max=4096, help="With --crops: pixels of their side.")
+    ] = 256,
     focal: Annotated[
         float | None,
         typer.Option(
@@ -129,16 +144,17 @@ def align(
     from dff.infra.image_listing import describe_passed_over
 
     check_output_file(json_out)
-    for drawing in (draw, mesh):
+    check_output_file(table)
+    for drawing in (draw, mesh, mask, crops):
         check_output_folder(drawing.parent if drawing else None)
     video = any(map(is_video, images))
     if method is Method.cascade and (same_person or video):
         raise typer.BadParameter("a video and --same-person need --method dense")
-    if video and (len(images) > 1 or box or boxes or same_person or resume):
-        raise typer.BadParameter("a video comes alone, without boxes and --resume")
+    if video and (len(images) > 1 or box or boxes or same_person or resume or mask or crops):
+        raise typer.BadParameter("a video comes alone, without boxes, --mask, --crops and --resume")
     if server and (video or same_person or weights or method is not Method.dense):
         raise typer.BadParameter("--server aligns images, by its own weights and method")
-    if same_person and (box or draw or resume):
+    if same_person and (box or draw or resume or table or mask or crops):
         raise typer.BadParameter("--same-person goes with --boxes, --json and --mesh only")
     extras = _check_extras(landmarks)
     load = partial(load_aligner_for, weights, method, cascade, preset, endpoint_url)
@@ -150,15 +166,16 @@ def align(
             json_out=json_out,
             draw=draw,
             mesh=mesh,
+            table=table,
             focal=focal,
             extras=extras,
         )
         return
-    listing = find_images(images, without=[path for path in (draw, mesh) if path])
+    listing = find_images(images, without=[path for path in (draw, mesh, mask, crops) if path])
     files = list(listing.images)
     if listing.passed_over:
         typer.secho(describe_passed_over(listing.passed_over), fg=typer.colors.YELLOW, err=True)
-    check_not_inputs([*files, boxes], [json_out, mesh])
+    check_not_inputs([*files, boxes], [json_out, mesh, table])
     if same_person:
         _align_person(load, files, boxes=boxes, json_out=json_out, mesh=mesh)
         return
@@ -174,6 +191,9 @@ def align(
         resume=resume,
         draw=draw,
         mesh=mesh,
+        table=table,
+        mask=mask,
+        crops=(crops, crop_size),
         focal=focal,
         extras=extras,
     )
@@ -199,6 +219,7 @@ def _align_video(
     json_out: Path | None,
     draw: Path | None,
     mesh: Path | None,
+    table: Path | None,
     focal: float | None,
     extras: tuple[str, ...],
 ) -> None:
@@ -207,7 +228,7 @@ def _align_video(
 
     if mesh:
         check_suffix(mesh, (".glb",))
-    check_not_inputs([video], [json_out, mesh])
+    check_not_inputs([video], [json_out, mesh, table])
     drawing = assign_outputs(draw, [video], DRAWINGS)[video] if draw else None
     if json_out and drawing and json_out.resolve() == drawing.resolve():
         raise typer.BadParameter(f"--json and --draw both name {draw}")
@@ -223,6 +244,7 @@ def _align_video(
             json_out=json_out,
             drawing=drawing,
             mesh=mesh,
+            table=table,
             focal=focal,
             extras=extras,
         )
@@ -263,16 +285,23 @@ def _align_images(
     resume: bool,
     draw: Path | None,
     mesh: Path | None,
+    table: Path | None,
+    mask: Path | None,
+    crops: tuple[Path | None, int],
     focal: float | None,
     extras: tuple[str, ...],
 ) -> None:
-    """``server``: address and API key. Exits with status 1 when no image could be read."""
+    """``server``: address and API key; ``crops``: folder and pixels.
+
+    Exits with status 1 when no image could be read.
+    """
     from tqdm import tqdm
 
     from dff.aligner.face_description import FaceDescriber
     from dff.aligner.mesh_file import MESHES
     from dff.files.alignments import (
         DRAWINGS,
+        PICTURES,
         AlignmentWriter,
         align_files,
         align_files_on_server,
@@ -306,14 +335,26 @@ def _align_images(
         model = aligner.model
         results = align_files(aligner, todo, boxes=boxes, focal=focal, progress=progress)
     describer = FaceDescriber(model, extras)
-    writer = AlignmentWriter(describer, names, json_out, drawings, meshes)
+    writer = AlignmentWriter(
+        describer,
+        names,
+        json_out,
+        drawings,
+        meshes,
+        table=table,
+        masks=assign_outputs(mask, files, PICTURES) if mask else {},
+        crops=assign_outputs(crops[0], files, PICTURES) if crops[0] else {},
+        crop_size=crops[1],
+    )
+    if not resume:
+        writer.begin()
     faces = failed = 0
     for result in results:
         faces, failed = faces + len(result.faces), failed + bool(result.error)
         writer.write(result)
         if result.error:
             tqdm.write(printable(f"{result.path}: {result.error}"), file=sys.stderr)
-        elif not json_out:
+        elif not (json_out or table):
             tqdm.write("\n".join(map(printable, result.lines())))
         if result.warning:
             tqdm.write(printable(f"{result.path}: {result.warning}"), file=sys.stderr)

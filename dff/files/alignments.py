@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, PersonAlignment
 from dff.aligner.confidence import SURE_FROM
+from dff.aligner.cutouts import crop_face, mask_faces
 from dff.aligner.draw import draw
 from dff.aligner.face_description import FaceDescriber
 from dff.aligner.image_checks import check_box, check_image
@@ -32,12 +33,15 @@ from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from dff.files.images import unique_names
 from dff.files.outputs import append_file, write_file, write_json
+from dff.files.table import FaceTable
 from dff.infra.images import DecodedImage, decode_image
 
 if TYPE_CHECKING:
     from dff.client import Client
 
 DRAWINGS = (".png", ".jpg", ".jpeg")
+PICTURES = (".png",)  # of masks and crops
+CROP_SIZE = 256  # pixels of the side of a face's crop
 BATCH = 32  # images that are decoded and aligned together
 BATCH_BYTES = 400_000_000  # of their pixels, after which no further image is added
 
@@ -255,6 +259,10 @@ class AlignmentWriter:
     json: Path | None = None  # one line for each image where it ends in .jsonl
     drawings: Mapping[Path, Path] = field(default_factory=dict)  # by image
     meshes: Mapping[Path, Path] = field(default_factory=dict)  # of the first face, by image
+    table: Path | None = None  # CSV, one row for each face
+    masks: Mapping[Path, Path] = field(default_factory=dict)  # by image
+    crops: Mapping[Path, Path] = field(default_factory=dict)  # by image, to which a number is added
+    crop_size: int = CROP_SIZE  # pixels
     _results: list[ImageResult] = field(default_factory=list)
 
     @property
@@ -269,11 +277,37 @@ class AlignmentWriter:
             write_file(place, encode_drawing(result.image, result.faces, self.model, place.suffix))
         if result.path in self.meshes and result.faces:
             self._write_mesh(result.faces[0], result)
+        if result.path in self.masks and result.image is not None:
+            mask = mask_faces(result.image.shape[:2], result.faces, self.model)
+            write_file(self.masks[result.path], encode_png(mask))
+        if result.path in self.crops and result.image is not None:
+            self._write_crops(result.image, result)
+        if self.table and result.camera is not None:
+            append_file(self.table, self._rows(result, result.camera).encode())
         if self.json and is_json_lines(self.json):
             line = result.to_json_line(self.names[result.path], self.describer)
             append_file(self.json, line.encode())
         elif self.json:
             self._results.append(replace(result, image=None))
+
+    def begin(self) -> None:
+        """Begin the table. Raises StorageError."""
+        if self.table:
+            write_file(self.table, FaceTable(self.model, ["image"]).header().encode())
+
+    def _rows(self, result: ImageResult, camera: Intrinsics) -> str:
+        table, name = FaceTable(self.model, ["image"]), self.names[result.path]
+        return "".join(
+            table.row([name], number, face, camera) for number, face in enumerate(result.faces)
+        )
+
+    def _write_crops(self, image: Bytes, result: ImageResult) -> None:
+        place = self.crops[result.path]
+        for number, face in enumerate(result.faces):
+            if not face.failed:
+                name = f"{place.stem}_{number}{place.suffix}"
+                crop = crop_face(image, face, self.crop_size)
+                write_file(place.with_name(name), encode_png(crop))
 
     def _write_mesh(self, face: Alignment, result: ImageResult) -> None:
         texture = None if result.image is None else texture_face(face, self.model, result.image)
@@ -300,6 +334,13 @@ def write_mesh(
 def is_json_lines(path: Path) -> bool:
     """Whether a file has a line of JSON for each image, which a later run may append to."""
     return path.suffix == ".jsonl"
+
+
+def encode_png(image: Bytes) -> bytes:
+    """A PNG file of an (H, W) or (H, W, 3) uint8 image."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def encode_drawing(

@@ -20,7 +20,8 @@ from dff.aligner.video import Tracked, Tracker
 from dff.face.errors import BadVideo, NoFace, StorageError
 from dff.files.alignments import is_json_lines
 from dff.files.head_motion import MotionRecorder
-from dff.files.outputs import write_file
+from dff.files.outputs import append_file, write_file
+from dff.files.table import FaceTable
 from dff.files.video_io import (
     FrameReader,
     TimedFrame,
@@ -38,6 +39,11 @@ class AlignedFrame:
     time: float  # seconds since the first frame
     faces: list[Tracked]
     camera: Intrinsics
+
+    def rows(self, number: int, table: FaceTable) -> str:
+        """The faces as lines of a table; their ids are those of their tracks."""
+        first = [number, round(self.time, 4)]
+        return "".join(table.row(first, one.track, one.face, self.camera) for one in self.faces)
 
     def to_json(self, number: int, describer: FaceDescriber) -> dict[str, Any]:
         """Plain lists and numbers; ``number`` of the frame, from 0."""
@@ -108,13 +114,14 @@ def align_video_file(
     json_out: Path | None = None,
     drawing: Path | None = None,
     mesh: Path | None = None,
+    table: Path | None = None,
     focal: float | None = None,
     extras: tuple[str, ...] = (),
 ) -> str:
     """``align_video`` with a progress bar; a summary in words.
 
-    ``mesh``: GLB of the head of the longest track, animated. ``focal``: pixels, of the camera, by
-    default assumed. ``extras``: of ``FaceDescriber``.
+    ``table``: CSV of the faces. ``mesh``: GLB of the head of the longest track, animated.
+    ``focal``: pixels, of the camera, by default assumed. ``extras``: of ``FaceDescriber``.
 
     ``json_out``: file for each frame's ``frame`` (number, from 0), ``time`` (seconds since the
     first) and ``faces``, alignments each with the number of its ``track``: one line of JSON for
@@ -126,6 +133,9 @@ def align_video_file(
     tracks: set[int] = set()
     recorder = MotionRecorder(aligner.model)
     describer = FaceDescriber(aligner.model, extras)
+    rows = FaceTable(aligner.model, ["frame", "timestamp"])
+    if table is not None:
+        write_file(table, rows.header().encode())
     with ExitStack() as stack:
         reader = stack.enter_context(open_video(path))
         out = stack.enter_context(_JsonFrames.open(json_out)) if json_out else None
@@ -134,6 +144,8 @@ def align_video_file(
         for frame in align_frames(
             aligner, reader, smooth=smooth, writer=writer, watch=watch, focal=focal, progress=True
         ):
+            if table is not None:
+                append_file(table, frame.rows(number, rows).encode())
             if out is not None:
                 out.write(frame.to_json(number, describer))
             number, shown = number + 1, shown + bool(frame.faces)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import io
 import json
 import os
@@ -361,7 +362,12 @@ def test_results_go_to_json_drawings_and_meshes(folder: Path, toy_model: Morphab
             out / name,
             drawings={black: out / "black.jpg"},
             meshes={face: out / "face.glb", black: out / "black.glb"},
+            table=out / "a.csv",
+            masks={face: out / "mask.png"},
+            crops={face: out / "crop.png", black: out / "none.png"},
+            crop_size=32,
         )
+        writer.begin()
         for result in align_files(KnownAligner(toy_model), [face, black]):  # type: ignore[arg-type]
             writer.write(result)
         writer.finish()
@@ -369,5 +375,15 @@ def test_results_go_to_json_drawings_and_meshes(folder: Path, toy_model: Morphab
     lines = [json.loads(line) for line in (out / "a.jsonl").read_text().splitlines()]
     assert whole == {line["image"]: line["faces"] for line in lines}
     assert [len(faces) for faces in whole.values()] == [1, 0]
-    assert {path.name for path in out.iterdir()} == {"a.json", "a.jsonl", "black.jpg", "face.glb"}
+    assert {path.name for path in out.iterdir()} == {
+        *("a.json", "a.jsonl", "a.csv", "black.jpg", "face.glb", "mask.png", "crop_0.png")
+    }
+    (row,) = csv.DictReader((out / "a.csv").open())
+    alignment = whole[face.name][0]
+    assert (row["image"], row["face_id"], row["success"]) == (face.name, "0", "1")
+    assert float(row["x_8"]) == pytest.approx(alignment["landmarks_2d"][8][0], abs=0.01)
+    placed = alignment["head_in_camera"]["translation"]
+    assert float(row["pose_Tz"]) == pytest.approx(1000 * placed[2], abs=0.1)
+    assert float(row["Z_30"]) == pytest.approx(float(row["pose_Tz"]), abs=200)
+    assert Image.open(out / "crop_0.png").size == (32, 32)
     assert (out / "face.glb").read_bytes()[:4] == b"glTF"
