@@ -29,8 +29,9 @@ $(READY): pyproject.toml constraints.txt scripts/install_system_packages.sh
 demo: $(READY)  ## photo -> synthesis -> training -> served aligner -> one HTML report
 	$(BIN)/dff demo
 
-test: $(READY)  ## run the tests on two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes for two cores: tests that start Ray wait half of their time.
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 s3-server: build/swift/bin/swift-proxy-server  ## install a real S3 server for the tests that want one
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,15 +16,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores among them. Read when numpy and torch are imported.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+# Processes that tests start read this program compiled: there are a hundred of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Ray Train takes reports of workers, which wait for it, this often; its default is 2 seconds.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from tests import shapes
 
 shapes.install()
+sys.dont_write_bytecode = False
 
 from dff.face.arrays import Floats, Ints  # noqa: E402
 from dff.face.model.landmarks import NAMES, LandmarkTable  # noqa: E402
@@ -54,18 +59,27 @@ REGIONS = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest: nothing long is left for one process at the end.
+    """Begin with the files that take longest: nothing long is left for one process at the end.
 
-    The files that start Ray come first, then those with slow tests.
+    Tests that start Ray wait half of their time. Of three neighbours in the order two start it and
+    one computes, so that three processes keep two cores busy.
     """
-    items.sort(key=lambda item: _order(item.path))
+    waiting, computing, short = (
+        [path for path in dict.fromkeys(item.path for item in items) if _kind(path) == kind]
+        for kind in ("ray", "slow", "")
+    )
+    order: list[Path] = []
+    while waiting or computing:
+        order += waiting[:2] + computing[:1]
+        del waiting[:2], computing[:1]
+    place = {path: number for number, path in enumerate(order + short)}
+    items.sort(key=lambda item: place[item.path])
 
 
 @cache
-def _order(path: Path) -> int:
+def _kind(path: Path) -> str:
     text = path.read_text()
-    marks = ("pytest.mark.ray", "pytest.mark.slow")
-    return next((place for place, mark in enumerate(marks) if mark in text), len(marks))
+    return next((mark for mark in ("ray", "slow") if f"pytest.mark.{mark}" in text), "")
 
 
 @pytest.fixture(scope="session")
@@ -107,12 +121,23 @@ def s3() -> Iterator[FaultyS3]:
 
 
 @pytest.fixture(scope="session")
-def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run of the tests share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(run_folder: Path) -> Path:
     """An empty database of MLflow, for copies: making one runs all its migrations, for seconds."""
     from dff.infra import tracking
 
-    folder = tmp_path_factory.mktemp("mlflow")
-    tracking.check_server(tracking.local_uri(folder))
+    folder = run_folder / "mlflow"
+    with FileLock(run_folder / "mlflow.lock"):
+        if not folder.exists():
+            unfinished = run_folder / "mlflow-unfinished"
+            tracking.check_server(tracking.local_uri(unfinished))
+            unfinished.rename(folder)
     return folder / "mlflow.db"
 
 

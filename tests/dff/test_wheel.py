@@ -21,9 +21,8 @@ import typer.main
 from packaging.requirements import Requirement
 
 from dff.commands.app import app
+from tests.compiled_kernels import ROOMS, ROOT, give_to_package
 
-ROOT = Path(__file__).parents[2]
-ROOMS = ("face", "infra", "pipeline", "trainer", "aligner", "dff")
 WITHOUT_EXTRA = {"align", "label", "match", "models"}
 NEED_EXTRA = {
     ("demo", "--out", "out"): "all",
@@ -119,6 +118,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (site / top).symlink_to(here)
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-index"]
     subprocess.run([*pip, "--no-deps", str(wheel)], check=True, cwd=folder)
+    give_to_package(site / "dff")
     (folder / "photos").mkdir()
     (folder / "data").mkdir()
     photo = cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2BGR)

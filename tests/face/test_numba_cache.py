@@ -16,6 +16,7 @@ from skimage.data import astronaut
 
 from dff.face import numba_cache
 from dff.face.private_folder import make_private_folder, set_missing_home
+from tests.compiled_kernels import ROOT, give_to_folder
 
 FOREIGN = ("setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups")
 
@@ -78,9 +79,8 @@ def test_only_a_missing_home_is_set(nowhere: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_kernel_asks_whether_there_is_a_cache() -> None:
-    root = Path(__file__).parents[2]
     for room in ("face", "infra", "pipeline", "trainer", "aligner"):
-        for path in (root / room).rglob("*.py"):
+        for path in (ROOT / room).rglob("*.py"):
             assert "jit(cache=True" not in path.read_text("utf-8"), path
 
 
@@ -119,6 +119,13 @@ def test_a_foreign_user_without_a_home_can_run_commands(foreign_folder: Path) ->
     photo = foreign_folder / "photo.png"
     Image.fromarray(astronaut()).save(photo)
     photo.chmod(0o644)
+    kernels = foreign_folder / "dff-numba-12345"
+    give_to_folder(kernels)
+    for path in kernels.rglob("correspondence.*"):  # to be compiled by this user
+        path.unlink()
+    for path in (kernels, *kernels.rglob("*")):
+        os.chown(path, 12345, 12345)
+    kernels.chmod(0o700)
     models = as_foreign_user(foreign_folder, sys.executable, "-m", "dff", "models")
     assert models.returncode == 0, models.stderr
     assert "dff-open" in models.stdout
@@ -126,6 +133,6 @@ def test_a_foreign_user_without_a_home_can_run_commands(foreign_folder: Path) ->
     aligned = as_foreign_user(foreign_folder, sys.executable, "-m", "dff", "align", str(photo))
     assert aligned.returncode == 0, aligned.stderr
     assert "confidence" in aligned.stdout
-    assert list((foreign_folder / "dff-numba-12345").rglob("*.nbi"))
+    assert list(kernels.rglob("correspondence.*.nbi"))
     tracking = as_foreign_user(foreign_folder, sys.executable, "-c", "import dff.infra.tracking")
     assert tracking.returncode == 0, tracking.stderr

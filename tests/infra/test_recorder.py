@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,17 +87,26 @@ def test_what_waits_is_bounded_and_what_is_lost_is_counted(
     for step in range(20):
         recorder.metrics(step, {"loss": 1.0})
     assert recorder.close() == 20
-    assert time.monotonic() - began < 5.0, "the end of a run waits for MLflow, but not for ever"
+    assert time.monotonic() - began < 30.0, "the end of a run waits for MLflow, but not for ever"
     assert "20 records of this run did not reach MLflow" in caplog.text
 
 
-def test_a_refused_record_does_not_hold_up_the_others(mlflow_uri: str) -> None:
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_refused_record_does_not_hold_up_the_others(
+    mlflow_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
     uri = mlflow_uri
     run = tracking.start(uri, experiment="e", name="n", params={})
     MlflowClient(uri).delete_run(run.id)
     recorder = RunRecorder(run, config=HURRIED)
     recorder.metrics(1, {"loss": 1.0})
-    time.sleep(0.5)
+    until(lambda: "refuses a record" in caplog.text)
     MlflowClient(uri).restore_run(run.id)
     recorder.metrics(2, {"loss": 0.5})
     assert recorder.close() == 1
@@ -134,6 +143,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_killed_and_restarted_server_has_every_record_once(
     mlflow_database: Path, tmp_path: Path
 ) -> None:
@@ -145,16 +155,16 @@ def test_a_killed_and_restarted_server_has_every_record_once(
     with mlflow_server(tmp_path, port):
         run = tracking.start(uri, experiment="e", name="n", params={})
         recorder = RunRecorder(run, config=RecorderConfig(longest_wait=1.0))
+        client = MlflowClient(uri)
         recorder.metrics(0, {"loss": 1.0})
-        time.sleep(2.0)
+        until(lambda: bool(client.get_metric_history(run.id, "loss")))
     began = time.monotonic()
     for step in range(1, 200):
         recorder.metrics(step, {"loss": 1.0 / step})
     recorder.picture("match.png", np.zeros((4, 4, 3), np.uint8))
-    assert time.monotonic() - began < 1.0, "training does not wait"
+    assert time.monotonic() - began < 20.0, "training does not wait"
     with mlflow_server(tmp_path, port):
         assert recorder.close() == 0
-        client = MlflowClient(uri)
         history = client.get_metric_history(run.id, "loss")
         assert sorted(point.step for point in history) == list(range(200))
         assert [f.path for f in client.list_artifacts(run.id, "pictures")] == ["pictures/match.png"]

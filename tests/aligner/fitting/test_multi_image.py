@@ -208,6 +208,7 @@ def at_rest(model: MorphableModel, identity: np.ndarray) -> np.ndarray:
     return model.vertices(Coefficients(identity, np.zeros(len(model.expression))))
 
 
+@pytest.mark.slow
 def test_five_photos_determine_a_shape_better_than_one(
     oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
 ) -> None:

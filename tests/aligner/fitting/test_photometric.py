@@ -224,6 +224,7 @@ def test_occluders_and_photos_of_low_trust_have_little_influence(
     assert off(untrusted, clean) < off(found(noise, np.ones(4)), clean)
 
 
+@pytest.mark.slow
 def test_one_photo_is_left_to_its_correspondences(
     oracle_aligner: Aligner,
     open_head: MorphableModel,

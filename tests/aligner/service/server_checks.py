@@ -31,7 +31,8 @@ FRONT = FrontConfig(
     origins=(PAGE,),
 )
 ANSWERED = (200, 422)
-HEALTHY = 1.0  # seconds within which health is answered whatever else happens
+HEALTHY = 5.0  # seconds within which health is answered whatever else happens
+SLACK = 8.0  # seconds by which a busy machine may be late; less than what a front waits by default
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def check_silent_senders_stop_nobody(url: str) -> None:
             status, body = read_answer(each)
             assert status == 408
             assert json.loads(body)["type"] == "/problems/too-slow"
-        assert time.monotonic() - started < PATIENCE + 2
+        assert time.monotonic() - started < PATIENCE + SLACK
 
 
 def check_trickling_senders_are_ended(url: str) -> None:
@@ -91,7 +92,7 @@ def check_trickling_senders_are_ended(url: str) -> None:
     with connection(url, begin_upload(url)) as client:
         started = time.monotonic()
         client.settimeout(0.1)
-        while time.monotonic() - started < PATIENCE + 4:
+        while time.monotonic() - started < PATIENCE + SLACK:
             try:
                 client.sendall(b"\xff")
                 data = client.recv(1 << 16)
@@ -99,7 +100,7 @@ def check_trickling_senders_are_ended(url: str) -> None:
             except TimeoutError:
                 continue
         assert data.startswith(b"HTTP/1.1 408 ")
-        assert time.monotonic() - started < PATIENCE + 2
+        assert time.monotonic() - started < PATIENCE + SLACK
 
 
 def check_slow_headers_are_ended(url: str) -> None:
@@ -110,7 +111,7 @@ def check_slow_headers_are_ended(url: str) -> None:
             status, body = read_answer(client)
             assert status == 408
             assert json.loads(body)["title"] == "Request too slow"
-            assert time.monotonic() - started < PATIENCE + 2
+            assert time.monotonic() - started < PATIENCE + SLACK
 
 
 def check_request_ids(url: str) -> None:

@@ -234,7 +234,7 @@ def test_readiness_follows_the_first_alignment(toy_model: MorphableModel) -> Non
 
     class Slow(KnownAligner):
         def align(self, image: Any, boxes: Any = None) -> Any:
-            gate.wait(10)
+            gate.wait(60)
             return super().align(image, boxes)
 
     with TestClient(create_app(Slow(toy_model))) as client:
@@ -243,7 +243,7 @@ def test_readiness_follows_the_first_alignment(toy_model: MorphableModel) -> Non
         assert problem_of(waiting) == (503, "not-ready")
         assert waiting.headers["retry-after"] == "5"
         gate.set()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while client.get("/readyz").status_code != 200 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert client.get("/readyz").json() == {"status": "ready"}
@@ -261,27 +261,6 @@ def test_internal_errors_reveal_nothing(toy_model: MorphableModel) -> None:
         assert client.get("/readyz").status_code == 503  # warming up failed too
 
 
-def test_slow_alignments_do_not_block_health(toy_model: MorphableModel) -> None:
-    aligner = KnownAligner(toy_model)
-
-    async def run() -> float:
-        transport = httpx.ASGITransport(create_app(aligner))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            aligner.seconds = 1.0
-            slow = [
-                asyncio.create_task(client.post("/v1/align", files={"image": encoded(pixels())}))
-                for _ in range(3)
-            ]
-            await asyncio.sleep(0.1)
-            started = time.monotonic()
-            assert (await client.get("/healthz")).status_code == 200
-            took = time.monotonic() - started
-            assert [r.status_code for r in await asyncio.gather(*slow)] == [200, 200, 200]
-            return took
-
-    assert asyncio.run(run()) < 0.8
-
-
 class Gated(KnownAligner):
     """Aligns when it is let, and knows how many photos are being aligned."""
 
@@ -294,17 +273,36 @@ class Gated(KnownAligner):
         with self.lock:
             self.inside += 1
             self.most = max(self.most, self.inside)
-        self.gate.wait(20)
+        self.gate.wait(60)
         with self.lock:
             self.inside -= 1
         return super().align(image, boxes)
 
 
 async def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not true() and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
     assert true()
+
+
+def test_slow_alignments_do_not_block_health(toy_model: MorphableModel) -> None:
+    aligner = Gated(toy_model)
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(create_app(aligner))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            slow = [
+                asyncio.create_task(client.post("/v1/align", files={"image": encoded(pixels())}))
+                for _ in range(3)
+            ]
+            await until(lambda: aligner.inside > 0)
+            assert (await client.get("/healthz")).status_code == 200
+            assert not any(task.done() for task in slow)
+            aligner.gate.set()
+            assert [r.status_code for r in await asyncio.gather(*slow)] == [200, 200, 200]
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(
@@ -325,7 +323,7 @@ def test_requests_over_the_limit_are_refused(
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             tasks = [asyncio.create_task(client.post(path, files=good)) for _ in range(4)]
             first, others = await asyncio.wait(
-                tasks, timeout=20, return_when=asyncio.FIRST_COMPLETED
+                tasks, timeout=60, return_when=asyncio.FIRST_COMPLETED
             )
             (away,) = [task.result() for task in first]
             assert problem_of(away) == (503, "busy")

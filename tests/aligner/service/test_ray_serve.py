@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +99,13 @@ def test_a_taken_port_is_reported_at_once() -> None:
             pass
 
 
-def test_bad_weights_are_reported_before_anything_starts(tmp_path: Path) -> None:
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second process, which takes seconds, finds out that the weights can't be loaded."""
+    monkeypatch.setattr("dff.aligner.service.ray_serve.sys.executable", shutil.which("false"))
+
+
+def test_bad_weights_are_reported_before_anything_starts(tmp_path: Path, unreadable: None) -> None:
     with (
         pytest.raises(BadWeights, match=r"none\.safetensors"),
         serving(tmp_path / "none.safetensors", port=free_port()),
@@ -125,7 +132,7 @@ def test_an_error_at_the_end_never_hides_an_earlier_one(
 
 
 def test_names_are_kept_and_paths_become_absolute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unreadable: None
 ) -> None:
     """A replica reads the weights in a process of its own."""
     monkeypatch.chdir(tmp_path)
