@@ -93,7 +93,7 @@ def match_pixels(
     order = spread(*descriptor.shape[2:])
     for face in range(b):
         logit = face_logit[face].ravel()
-        inside = np.flatnonzero(logit > 0)
+        inside: Ints = np.flatnonzero(logit > 0)
         if len(inside) == 0:
             continue
         if len(inside) > pixels:
