@@ -104,6 +104,7 @@ class AlignService:
         self.scheduler = Scheduler(aligner, limits)
         self.memory = DecodingMemory(limits.decoded, small=limits.small_decoded)
         self.held = 0  # requests
+        self.sessions = 0  # of tracking
         self._person = asyncio.Semaphore(1)  # all photos of one person are held at once
 
     def replace_aligner(self, aligner: FaceAligner) -> None:

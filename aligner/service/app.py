@@ -26,8 +26,9 @@ from dff.aligner.service.problems import add_problem_handlers
 from dff.aligner.service.routes import align as align_routes
 from dff.aligner.service.routes import batch, health, models, pages, person
 from dff.aligner.service.routes import match as match_routes
+from dff.aligner.service.routes import track as track_routes
 
-ROUTES = (align_routes, batch, person, match_routes, models, health, pages)
+ROUTES = (align_routes, batch, person, match_routes, track_routes, models, health, pages)
 """Modules with a ``router``. A new route is a module here and, if its requests are larger than one
 photo, a line in ``limits.LARGE_BODIES``."""
 
@@ -59,7 +60,7 @@ class _TakeRequestId:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] in ("http", "websocket"):
             given = dict(scope["headers"]).get(b"x-request-id", b"")
             scope.setdefault("state", {})["request_id"] = given.decode("latin-1")
         await self._app(scope, receive, send)

@@ -37,6 +37,7 @@ VARIABLE = "DFF_FRONT"  # environment variable with the configuration of Ray Ser
 ACCESS_LOG = "dff.access"  # logger of one line for each request
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_SWITCHED, _REFUSED = 101, 403  # statuses of web sockets in the log
 _CLIENT_LEFT = 499  # status in the log of requests whose client went away, as nginx has it
 
 
@@ -111,6 +112,9 @@ class Front:
             )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._open_socket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -143,6 +147,40 @@ class Front:
             self._metrics.observe(path, line.status, line.seconds, scope["state"]["received"])
             if line.measures is not None:
                 self._metrics.add(line.measures)
+
+    async def _open_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a web socket through that has a key, where keys are needed, and may come from its
+        page; others are refused with status 403.
+        """
+        headers = MutableHeaders(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        headers["x-request-id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, received=0)
+        line = _Line(scope, request_id)
+        line.status = _REFUSED
+
+        async def send_logged(message: Message) -> None:
+            if message["type"] == "websocket.accept":
+                line.status = _SWITCHED
+            line.sent += len(message.get("text") or "")
+            await send(message)
+
+        async def receive_counted() -> Message:
+            message = await receive()
+            scope["state"]["received"] += len(message.get("bytes") or b"")
+            return message
+
+        try:
+            path, keys = scope["path"].removeprefix(self._config.root_path), self._config.keys
+            known = not keys or not path.startswith(GUARDED) or is_allowed(headers, keys)
+            if known and _may_connect(headers, self._config.origins):
+                await self._app(scope, receive_counted, send_logged)
+            else:
+                await receive()
+                await send({"type": "websocket.close", "code": 1008})
+        finally:
+            line.write()
 
     async def _receive(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -218,6 +256,14 @@ def _find_server_problem(start: Message) -> Problem | None:
     return None
 
 
+def _may_connect(headers: Headers, origins: Sequence[str]) -> bool:
+    """Whether a web socket may come from its page; browsers leave that to the server."""
+    origin = headers.get("origin")
+    if origin is None or "*" in origins or origin in origins:
+        return True
+    return urlsplit(origin).netloc == headers.get("host")
+
+
 class _Line:
     """One line of the log."""
 
@@ -234,7 +280,7 @@ class _Line:
         fields: dict[str, Any] = {
             "time": round(self._started, 3),
             "request_id": self._request_id,
-            "method": scope["method"],
+            "method": scope.get("method", "WEBSOCKET"),
             "path": scope["path"][:200],
             "status": self.status,
             "seconds": round(self.seconds, 4),

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 
 VARIABLE = "DFF_API_KEYS"  # keys, separated by commas
 GUARDED = ("/v1/", "/v2/models", "/metrics")  # beginnings of the paths that need a key
+PROTOCOL, KEY_PROTOCOL = "dff", "dff-key."  # of web sockets
 SHORTEST = 16  # characters of a key
 
 
@@ -36,9 +37,15 @@ def read_keys(file: Path | None) -> tuple[str, ...]:
 
 
 def is_allowed(headers: Headers, keys: Sequence[str]) -> bool:
-    """Whether a request has one of the keys, as ``Authorization: Bearer`` or ``X-API-Key``."""
+    """Whether a request has one of the keys, as ``Authorization: Bearer`` or ``X-API-Key``.
+
+    Pages can't set headers of web sockets: these may offer the protocol ``dff-key.KEY`` instead.
+    """
     scheme, _, token = headers.get("authorization", "").partition(" ")
     given = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    for protocol in headers.get("sec-websocket-protocol", "").split(","):
+        if protocol.strip().startswith(KEY_PROTOCOL):
+            given = protocol.strip().removeprefix(KEY_PROTOCOL)
     digest = hashlib.sha256(given.strip().encode()).hexdigest()
     found = False
     for key in keys:  # all of them, so that the time tells nothing

@@ -89,6 +89,8 @@ def make_server(app: FastAPI, host: str, port: int, front: FrontConfig) -> uvico
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=int(DRAIN),
+            ws_max_size=front.uploads.body,
+            ws_max_queue=4,  # frames that wait; a client that sends more is held back
         )
     )
 

@@ -1,5 +1,5 @@
-// Frames of the webcam, aligned one after the other; as many as the server answers.
-import { readImage, send } from "./server.js";
+// Frames of the webcam, tracked over a web socket: the next one is sent when the last one is answered.
+import { readImage } from "./server.js";
 
 const WIDTH = 640;  // pixels of a frame that is sent
 
@@ -20,20 +20,27 @@ export class Webcam {
     }
     const video = Object.assign(document.createElement("video"), { srcObject: this.stream, muted: true, playsInline: true });
     try { await video.play(); } catch { this.stop(); return; }
+    const socket = new WebSocket(new URL("v1/track", document.baseURI.replace(/^http/, "ws")));
+    try { await opened(socket); } catch (error) { this.stop(); this.onError(error); return; }
     while (this.stream?.active) {
       const started = performance.now(), file = await grab(video), stream = this.stream;
       const picture = await readImage(file);
       let answer = null;
       try {
-        answer = await (await send("v1/align?trace=0&mesh=0", { image: file })).json();
+        answer = await ask(socket, file);
+        if (answer.problem) throw answer.problem;
       } catch (error) {
-        if (error.kind !== "no-face") { this.stop(); this.onError(error); return; }
+        socket.close();
+        if (this.stream === stream) { this.stop(); this.onError(error); }
+        return;
       }
-      if (this.stream !== stream) return;
+      if (this.stream !== stream) break;
+      if (!answer.faces.length) answer = null;
       this.last = file;
       this.onFrame(picture, answer);
       this.say(answer ? `Webcam: ${(1000 / (performance.now() - started)).toFixed(1)} frames a second.` : "Webcam: no face in this frame.");
     }
+    socket.close();
   }
 
   // `keep`: the last frame becomes a photo.
@@ -46,6 +53,21 @@ export class Webcam {
     this.last = null;
     this.onStop(keep ? last : null);
   }
+}
+
+function opened(socket) {
+  return new Promise((done, fail) => {
+    socket.onopen = done;
+    socket.onerror = () => fail({ title: "No connection", detail: "The server does not take the webcam's frames." });
+  });
+}
+
+function ask(socket, frame) {
+  return new Promise((done, fail) => {
+    socket.onmessage = (event) => done(JSON.parse(event.data));
+    socket.onclose = (event) => fail({ title: "The server ended the session", detail: event.reason || "Try again later." });
+    socket.send(frame);
+  });
 }
 
 function grab(video) {

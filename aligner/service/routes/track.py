@@ -1,0 +1,144 @@
+"""``WS /v1/track``: frames of a video in, the tracked faces of each out."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from contextlib import suppress
+from functools import partial
+
+from fastapi import APIRouter, UploadFile, WebSocket
+from pydantic import Field
+from starlette.websockets import WebSocketDisconnect
+
+from dff.aligner.align import Aligner
+from dff.aligner.config import SmoothingConfig, TrackingConfig
+from dff.aligner.face_description import FaceDescriber, parse_extras
+from dff.aligner.intrinsics import Intrinsics
+from dff.aligner.service.align_service import AlignService, image_size
+from dff.aligner.service.json_response import encode_answer
+from dff.aligner.service.keys import PROTOCOL
+from dff.aligner.service.problems import PhotoProblem, Problem, log_defect, to_problem
+from dff.aligner.service.schema import Answer, FaceAnswer, ImageSize
+from dff.aligner.video import Tracked, Tracker
+from dff.face.errors import BadPhoto
+
+PATH = "/v1/track"
+TRY_LATER, UNSUITED, SILENT = 1013, 1011, 1000  # codes of closing (RFC 6455 and its registry)
+router = APIRouter()
+
+
+class TrackedFace(FaceAnswer):
+    """A face of a frame."""
+
+    track: int = Field(description="the same number is the same face, from frame to frame")
+
+
+class FrameAnswer(Answer):
+    """What is sent for each frame: its faces or its problem."""
+
+    frame: int = Field(description="number of the frame, from 0")
+    time: float = Field(description="seconds since the first frame, as they arrived")
+    faces: list[TrackedFace] | None = None
+    image: ImageSize | None = None
+    problem: PhotoProblem | None = None
+
+
+class TrackSession:
+    """The faces that one client's frames show.
+
+    Raises Problem ``bad-request`` for an unknown name in ``landmarks``.
+    """
+
+    def __init__(self, service: AlignService, *, smooth: bool, landmarks: str | None) -> None:
+        assert isinstance(service.aligner, Aligner)
+        config = TrackingConfig(smoothing=SmoothingConfig() if smooth else None)
+        self._service = service
+        self._tracker = Tracker(service.aligner, config=config)
+        self._count, self._began = 0, time.monotonic()
+        try:
+            self._describer = FaceDescriber(service.model, parse_extras(landmarks))
+        except ValueError as error:
+            raise Problem("bad-request", str(error)) from error
+
+    async def answer(self, data: bytes | None, request_id: str) -> FrameAnswer:
+        """The faces of the next frame, or its problem; the session goes on after one."""
+        number, at = self._count, time.monotonic()
+        self._count += 1
+        seconds = round(at - self._began, 3)
+        try:
+            if data is None:
+                raise Problem(
+                    "bad-request", "a frame is a binary message: a JPEG, PNG or WebP file"
+                )
+            return await self._track(data, number, seconds, at)
+        except (Problem, BadPhoto) as error:
+            problem = to_problem(error)
+        except Exception as error:
+            log_defect(error, request_id)
+            problem = Problem("internal")
+        told = problem.describe(self._service.root_path)
+        return FrameAnswer(frame=number, time=seconds, problem=told)
+
+    async def _track(self, data: bytes, number: int, seconds: float, at: float) -> FrameAnswer:
+        service = self._service
+        upload = UploadFile(io.BytesIO(data), size=len(data), filename="frame")
+        deadline = at + service.limits.deadline
+        async with service.admit(deadline), service.decoded_photo(upload) as pixels:
+            step = partial(self._tracker.step, pixels, at)
+            faces = await service.scheduler.run(step)
+            size = image_size(pixels)
+        camera = Intrinsics.of(size.width, size.height)
+        told = await asyncio.to_thread(self._describe, faces, camera)
+        return FrameAnswer(frame=number, time=seconds, faces=told, image=size)
+
+    def _describe(self, faces: list[Tracked], camera: Intrinsics) -> list[TrackedFace]:
+        return [
+            TrackedFace.model_validate(
+                {"track": one.track, **self._describer.describe(one.face, camera)}
+            )
+            for one in faces
+        ]
+
+
+@router.websocket(PATH)
+async def track(socket: WebSocket, smooth: bool = True, landmarks: str | None = None) -> None:
+    """Track the faces of the frames that a client sends, until it closes the socket.
+
+    Each binary message is a frame, a JPEG, PNG or WebP file, and is answered by one text message of
+    JSON, in order: a client that waits for the answer before it sends another frame has no delay.
+    """
+    service: AlignService = socket.app.state.service
+    known = PROTOCOL in socket.scope.get("subprotocols", ())
+    await socket.accept(subprotocol=PROTOCOL if known else None)
+    if not isinstance(service.aligner, Aligner):
+        await socket.close(UNSUITED, "the aligner of this service can't track")
+        return
+    if service.sessions >= service.limits.sessions:
+        await socket.close(TRY_LATER, "too many sessions: try again later")
+        return
+    service.sessions += 1
+    try:
+        session = TrackSession(service, smooth=smooth, landmarks=landmarks)
+        with suppress(WebSocketDisconnect):  # the client went away while it was answered
+            await _converse(socket, session, service.limits.silence)
+    except Problem as problem:
+        await socket.close(UNSUITED, str(problem.detail)[:100])
+    finally:
+        service.sessions -= 1
+
+
+async def _converse(socket: WebSocket, session: TrackSession, silence: float) -> None:
+    request_id = str(getattr(socket.state, "request_id", ""))
+    while True:
+        try:
+            async with asyncio.timeout(silence):
+                message = await socket.receive()
+        except TimeoutError:
+            await socket.close(SILENT, f"no frame for {silence:.0f} s")
+            return
+        if message["type"] == "websocket.disconnect":
+            return
+        answer = await session.answer(message.get("bytes"), request_id)
+        await socket.send_text(encode_answer(answer).decode())

@@ -1,0 +1,119 @@
+"""Frames over a web socket: tracked faces, frames that fail alone, sessions within limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+from websockets.sync.client import connect
+
+from dff.aligner.align import Aligner
+from dff.aligner.service.app import create_app
+from dff.aligner.service.front import FrontConfig
+from dff.aligner.service.keys import hash_keys
+from dff.aligner.service.limits import Limits
+from dff.aligner.service.uvicorn_server import serving_with_uvicorn
+from dff.face.model.landmarks import nme_box
+from dff.face.model.morphable import MorphableModel
+from tests.aligner.image_files import encoded
+from tests.aligner.known_aligner import KnownAligner
+from tests.aligner.oracle import PositionCode, Scene, make_scene
+
+PATIENT = Limits(deadline=120.0, sessions=1, silence=120.0)  # seconds, on a busy machine
+KEY = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def scene(open_head: MorphableModel, code: PositionCode) -> Scene:
+    return make_scene(open_head, code, yaw=10.0, rng=np.random.default_rng(4))
+
+
+@pytest.fixture(scope="module")
+def client(oracle_aligner: Aligner) -> Iterator[TestClient]:
+    front = FrontConfig(origins=("https://faces.example.org",), keys=hash_keys([KEY]))
+    with TestClient(create_app(oracle_aligner, limits=PATIENT, front=front)) as client:
+        yield client
+
+
+def headers(**more: str) -> dict[str, str]:
+    return {"X-API-Key": KEY, **more}
+
+
+def test_frames_are_answered_in_order_and_fail_alone(client: TestClient, scene: Scene) -> None:
+    good = encoded(scene.image)
+    with client.websocket_connect("/v1/track?landmarks=5", headers=headers()) as socket:
+        answers: list[Any] = []
+        for frame in (good, b"no image", good):
+            socket.send_bytes(frame)
+            answers.append(socket.receive_json())
+        socket.send_text("no frame")
+        answers.append(socket.receive_json())
+        with (
+            client.websocket_connect("/v1/track", headers=headers()) as second,
+            pytest.raises(WebSocketDisconnect) as refused,
+        ):
+            second.receive_json()
+        assert refused.value.code == 1013
+    assert [answer["frame"] for answer in answers] == [0, 1, 2, 3]
+    kinds = [answer.get("problem", {}).get("type", "").rpartition("/")[2] for answer in answers]
+    assert kinds == ["", "not-an-image", "", "bad-request"]
+    (first,), (last,) = answers[0]["faces"], answers[2]["faces"]
+    assert first["track"] == last["track"] == 0
+    assert nme_box(np.array(last["landmarks_3d"])[:, :2], scene.landmarks) < 0.05
+    assert np.shape(last["landmarks"]["5"]) == (5, 2)
+    assert answers[2]["time"] > answers[0]["time"]
+    assert client.app.state.service.sessions == 0  # type: ignore[attr-defined]
+
+
+def test_sockets_need_a_key_and_a_known_origin(client: TestClient) -> None:
+    named = {"Origin": "https://faces.example.org"}
+    with client.websocket_connect(
+        "/v1/track", subprotocols=["dff", f"dff-key.{KEY}"], headers=named
+    ) as socket:
+        assert socket.accepted_subprotocol == "dff"
+    for refused in ({}, {"X-API-Key": "wrong"}, headers(Origin="https://other.example.org")):
+        with (
+            pytest.raises(WebSocketDisconnect) as error,
+            client.websocket_connect("/v1/track", headers=refused),
+        ):
+            pass
+        assert error.value.code == 1008
+    with (
+        client.websocket_connect("/v1/track?landmarks=none", headers=headers()) as socket,
+        pytest.raises(WebSocketDisconnect) as unknown,
+    ):
+        socket.receive_json()
+    assert "'none'" in unknown.value.reason
+
+
+def test_a_session_ends_in_silence_and_with_an_aligner_that_can_not_track(
+    oracle_aligner: Aligner, toy_model: MorphableModel
+) -> None:
+    for aligner, limits in (
+        (oracle_aligner, Limits(silence=1.0)),
+        (KnownAligner(toy_model), None),
+    ):
+        app = create_app(aligner, limits=limits or Limits())
+        with (
+            TestClient(app) as client,
+            client.websocket_connect("/v1/track") as socket,
+            pytest.raises(WebSocketDisconnect) as ended,
+        ):
+            socket.receive_json()
+        assert ended.value.code == (1000 if limits else 1011)
+
+
+def test_a_real_client_is_served_by_uvicorn(oracle_aligner: Aligner, scene: Scene) -> None:
+    app = create_app(oracle_aligner, limits=PATIENT)
+    with (
+        serving_with_uvicorn(app) as url,
+        connect(f"{url.replace('http', 'ws')}/v1/track", open_timeout=60) as socket,
+    ):
+        socket.send(encoded(scene.image))
+        answer = json.loads(socket.recv(timeout=120))
+    assert len(answer["faces"]) == 1
