@@ -22,6 +22,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.render import backends, zbuffer
 from dff.face.render.visibility import Visibility
 from dff.infra.dataset import MANIFEST, Manifest
+from dff.infra.dataset_card import write_cards
 from dff.infra.image_listing import IMAGE_SUFFIXES, describe_passed_over
 from dff.infra.near_duplicates import describe_near_duplicates
 from dff.infra.shards import ViewRow, make_sample_id
@@ -425,6 +426,7 @@ def synthesize(
     )
     if address is None and workers <= 1:
         manifest = job.run(plan, target, work.build(), config=config, progress=progress)
+        write_cards(target, manifest, plan.options)
         return Summary(target.uri, plan, expected, manifest)
     # Ray takes seconds to import, and is optional here.
     from dff.infra.cluster import check_shared, check_visible, connected
@@ -443,6 +445,7 @@ def synthesize(
             config=config,
             progress=progress,
         )
+    write_cards(target, manifest, plan.options)
     return Summary(target.uri, plan, expected, manifest)
 
 

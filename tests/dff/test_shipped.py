@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import dff
 from dff.face.errors import BadWeights
 from dff.face.model.landmarks import INNER, nme_box
 from dff.infra import weights
+from dff.infra.dataset import open_dataset
+from dff.infra.dataset_card import CARD, CROISSANT, describe_croissant, format_card
 from dff.infra.landmark_files import parse_pts
 
 TRUTH = Path(__file__).parents[2] / "dff/data/astronaut.pts"
@@ -51,3 +54,16 @@ def test_the_card_names_free_terms_only() -> None:
     }
     assert card["model_licence"] == "CC0-1.0 AND MIT"
     assert weights.SHIPPED[weights.DEFAULT].stat().st_size < 8_000_000
+
+
+def test_the_sample_of_views_is_small_free_and_whole() -> None:
+    folder = Path(__file__).parents[2] / "samples" / "views-200"
+    sample = open_dataset(str(folder))
+    sample.verify()
+    assert sample.manifest.rows == 200
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 8e6
+    assert list(sample.manifest.counts["licence"]) == ["CC0-1.0 AND MIT"]
+    assert set(sample.manifest.counts["split"]) == {"train", "dev"}
+    assert json.loads((folder / CROISSANT).read_text()) == describe_croissant(sample.manifest)
+    options = json.loads((folder / "plan.json").read_text())["options"]
+    assert (folder / CARD).read_text() == format_card(sample.manifest, options)
