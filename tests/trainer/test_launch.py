@@ -60,6 +60,7 @@ ARGUMENTS: dict[str, Any] = {
     "cpus_per_worker": 1,
     "progress": True,
 }
+QUOTED = ARGUMENTS | {"name": "it's"}
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,12 @@ class Undisturbed:
 def undisturbed(
     dataset: Dataset, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Undisturbed:
-    storage = tmp_path_factory.mktemp("ray")
+    storage = tmp_path_factory.mktemp("ray") / "anna's runs"
+    storage.mkdir()
     shutil.copy(mlflow_database, storage)
     out = storage / "two.safetensors"
-    return Undisturbed(
-        storage, out, train_on_ray(dataset.storage.uri, out, storage=storage, **ARGUMENTS)
-    )
+    launched = train_on_ray(dataset.storage.uri, out, storage=storage, **QUOTED)
+    return Undisturbed(storage, out, launched)
 
 
 def losses(storage: Path, run_id: str) -> list[tuple[int, float]]:
@@ -120,7 +121,7 @@ def test_two_workers_train_as_one_process_does(
     assert weights.load(undisturbed.out, model=open_head).card["steps"] == 6
 
     with pytest.raises(ValueError, match="holds an earlier run"):
-        train_on_ray(dataset.storage.uri, undisturbed.out, storage=undisturbed.storage, **ARGUMENTS)
+        train_on_ray(dataset.storage.uri, undisturbed.out, storage=undisturbed.storage, **QUOTED)
 
 
 @pytest.mark.ray
@@ -279,25 +280,25 @@ def test_the_driver_follows_what_a_worker_reports(
 
 @pytest.mark.ray
 def test_a_run_goes_on_with_more_steps_and_other_workers(
-    dataset: Dataset, mlflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(Path(dataset.storage.uri).parent)
-    name = Path(dataset.storage.uri).name
-    storage, out = tmp_path / "anna's runs", tmp_path / "w.safetensors"
-    storage.mkdir()
-    shutil.copy(mlflow_database, storage)
-    own = {"storage": storage, "cpus_per_worker": 1, "name": "it's"}
-    short = replace(CONFIG, steps=2)
-    first = train_on_ray(name, out, config=short, workers=1, **own)
-    longer = replace(CONFIG, steps=4)
+    """Last of these tests, since it changes the undisturbed run."""
+    folder, run_id = undisturbed.storage.parent, undisturbed.launched.run_id
+    monkeypatch.chdir(folder)
     # The batch has four groups: of three workers one stands by.
-    others = WorkerRange(1, 3)
-    second = train_on_ray(f"./{name}/", out, config=longer, workers=others, resume=True, **own)
-    assert second.run_id == first.run_id
-    assert [step for step, _ in losses(storage, first.run_id)] == [1, 2, 3, 4]
-    assert weights.load(out).card["steps"] == 4
-    tags = MlflowClient(tracking.local_uri(storage)).get_run(first.run_id).data.tags
-    assert (tags["resumed.steps"], tags["resumed.workers"]) == ("4", "1:3")
+    changed = {"config": replace(CONFIG, steps=8), "workers": WorkerRange(1, 3)}
+    again = train_on_ray(
+        f"{os.path.relpath(dataset.storage.uri)}/",
+        undisturbed.out,
+        storage=undisturbed.storage.relative_to(folder),
+        resume=True,
+        **QUOTED | changed,
+    )
+    assert again.run_id == run_id
+    assert [step for step, _ in losses(undisturbed.storage, run_id)] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert weights.load(undisturbed.out).card["steps"] == 8
+    tags = MlflowClient(tracking.local_uri(undisturbed.storage)).get_run(run_id).data.tags
+    assert (tags["resumed.steps"], tags["resumed.workers"]) == ("8", "1:3")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
