@@ -324,6 +324,18 @@ def registered_weights(address: str, *, tracking_uri: str | None = None) -> Path
     return files[0]
 
 
+def find_registered_version(address: str, *, tracking_uri: str | None = None) -> str:
+    """The version that ``models:/NAME@ALIAS`` names. Raises BadWeights."""
+    _quieten()
+    split_address(address)
+    try:
+        with asked_hastily():
+            return str(_find_version(MlflowClient(tracking_uri), address).version)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise BadWeights(hide_secrets(f"{address} is no registered model: {reason}")) from error
+
+
 def _find_version(client: MlflowClient, address: str) -> ModelVersion:
     """The model version of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``. Raises BadWeights
     for an address of another form, and MlflowException.

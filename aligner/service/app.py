@@ -27,6 +27,7 @@ from dff.aligner.service.routes import align as align_routes
 from dff.aligner.service.routes import batch, health, models, pages, person
 from dff.aligner.service.routes import match as match_routes
 from dff.aligner.service.routes import track as track_routes
+from dff.aligner.service.weights_watch import WeightsWatch
 
 ROUTES = (align_routes, batch, person, match_routes, track_routes, models, health, pages)
 """Modules with a ``router``. A new route is a module here and, if its requests are larger than one
@@ -73,21 +74,25 @@ def create_app(
     front: FrontConfig | None = DEFAULT_FRONT,
     root_path: str = "",
     keys: bool = False,
+    watch: WeightsWatch | None = None,
 ) -> FastAPI:
     """The application, served by ``uvicorn_server`` or ``ray_serve``.
 
     ``front``: None when the requests come through a proxy that has it. ``root_path``: prefix under
     which a proxy shows the service, and ``keys``: whether it asks for API keys; by default as
-    ``front`` has it.
+    ``front`` has it. ``watch`` changes the weights while the application runs.
     """
     root_path = root_path or (front.root_path if front else "")
     service = AlignService(aligner, limits=limits, root_path=root_path)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        warming = asyncio.create_task(service.warm_up())
+        tasks = [asyncio.create_task(service.warm_up())]
+        if watch is not None:
+            tasks.append(asyncio.create_task(watch.run(service)))
         yield
-        warming.cancel()
+        for task in tasks:
+            task.cancel()
 
     app = AlignerApp(
         front,

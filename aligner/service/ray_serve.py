@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
@@ -34,6 +34,7 @@ from dff.aligner.service.face_aligner import warm_up
 from dff.aligner.service.front import VARIABLE, FrontConfig, proxy_middleware
 from dff.aligner.service.limits import LIMITS
 from dff.aligner.service.ports import check_free
+from dff.aligner.service.weights_watch import WeightsWatch, check_poll
 from dff.face.errors import ClusterError, DffError
 from dff.infra.cluster import connected
 
@@ -71,6 +72,8 @@ class ServiceConfig(BaseModel):
     root_path: str = ""  # prefix under which a proxy shows the service
     key_hashes: tuple[str, ...] = ()  # of API keys, for a replica's front
     preset: AlignPreset = AlignPreset.balanced
+    # seconds between questions for the version that the weights' alias names; None: it is not asked
+    poll: PositiveFloat | None = None
 
     def replicas_range(self) -> tuple[int, int]:
         """The fewest and the most replicas. Raises ValueError for text that is no range."""
@@ -119,8 +122,16 @@ class AlignerDeployment:
         self.weights, self.preset = config.weights, config.preset
         self.endpoint_url = config.endpoint_url
         front = None if config.front_in_proxies else config.front()
+        check_poll(config.weights, config.poll)
+        watch = None
+        if config.poll is not None:
+            watch = WeightsWatch(str(config.weights), self._load, config.poll)
         self.application = create_app(
-            self._load(), front=front, root_path=config.root_path, keys=bool(config.key_hashes)
+            self._load(),
+            front=front,
+            root_path=config.root_path,
+            keys=bool(config.key_hashes),
+            watch=watch,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -182,11 +193,13 @@ def serving(
     address: str | None = None,
     front: FrontConfig | None = None,
     preset: AlignPreset = AlignPreset.balanced,
+    poll: float | None = None,
     endpoint_url: str | None = None,
 ) -> Iterator[str]:
     """Serve for the length of a ``with`` block, on a local Ray or the cluster at ``address``.
 
     ``replicas``: their number, a range as 2:8 within which Serve adds some on demand, or ``auto``.
+    ``poll``: seconds between questions which version the alias of the ``weights`` names.
     ``cpus``: cores of each replica. ``endpoint_url``: of an S3 server other than AWS, for weights
     in a bucket. ``front``: on a local Ray it stands in the proxies; on a
     cluster in each replica.
@@ -209,6 +222,7 @@ def serving(
         root_path=front.root_path,
         key_hashes=front.keys,
         preset=preset,
+        poll=poll,
     )
     logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
@@ -251,6 +265,7 @@ def serve_aligner(
     address: str | None = None,
     front: FrontConfig | None = None,
     preset: AlignPreset = AlignPreset.balanced,
+    poll: float | None = None,
     endpoint_url: str | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
@@ -268,6 +283,7 @@ def serve_aligner(
         address=address,
         front=front,
         preset=preset,
+        poll=poll,
         endpoint_url=endpoint_url,
     ) as url:
         before = {

@@ -8,15 +8,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
 
 from dff.aligner.preset import AlignPreset
 from dff.aligner.service.app import create_app
+from dff.aligner.service.face_aligner import warm_up
 from dff.aligner.service.front import FrontConfig, print_access_log
 from dff.aligner.service.http_parser import TimedH11Protocol
 from dff.aligner.service.ports import check_free
+from dff.aligner.service.weights_watch import WeightsWatch, check_poll
+
+if TYPE_CHECKING:
+    from dff.aligner.align import Aligner
 
 DRAIN = 60.0  # seconds that requests in flight have to end; as long as Ray Serve gives them
 
@@ -30,11 +36,13 @@ def serve_aligner_with_uvicorn(
     threads: int = 1,
     preset: AlignPreset = AlignPreset.balanced,
     endpoint_url: str | None = None,
+    poll: float | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve from this process until SIGINT or SIGTERM; ``on_ready`` is called with the URL.
 
-    ``threads``: cores that the aligner uses. Raises ClusterError when the port is taken, BadWeights
+    ``threads``: cores that the aligner uses. ``poll``: seconds between questions which version the
+    alias of the ``weights`` names. Raises ClusterError when the port is taken, BadWeights
     or BadModel as ``dff.aligner.align.load_aligner``.
     """
     from dff.aligner.align import load_aligner
@@ -44,8 +52,19 @@ def serve_aligner_with_uvicorn(
     use_threads(threads)
     print_access_log()
     front = front or FrontConfig()
-    aligner = load_aligner(weights, preset=preset, endpoint_url=endpoint_url).with_quick_search()
-    server = make_server(create_app(aligner, front=front), host, port, front)
+    check_poll(weights, poll)
+
+    def load() -> Aligner:
+        aligner = load_aligner(weights, preset=preset, endpoint_url=endpoint_url)
+        return aligner.with_quick_search()
+
+    def load_warm() -> Aligner:
+        aligner = load()
+        warm_up(aligner)
+        return aligner
+
+    watch = None if poll is None else WeightsWatch(str(weights), load_warm, poll)
+    server = make_server(create_app(load(), front=front, watch=watch), host, port, front)
     threading.Thread(target=_announce, args=(server, host, port, on_ready), daemon=True).start()
     server.run()
 

@@ -62,6 +62,14 @@ def serve(
     address: AddressOption = None,
     weights: WeightsOption = None,
     endpoint_url: EndpointOption = None,
+    poll: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0,
+            help="Seconds between questions to MLflow which version the alias of --weights "
+            "models:/NAME@ALIAS names; another one is loaded without a restart.",
+        ),
+    ] = None,
     preset: PresetOption = AlignPreset.balanced,
 ) -> None:
     """Serve the aligner over HTTP with Ray Serve: a web page at /, the API described at /docs.
@@ -95,6 +103,7 @@ def serve(
             threads=cpus,
             preset=preset,
             endpoint_url=endpoint_url,
+            poll=poll,
             on_ready=tell,
         )
         return
@@ -110,5 +119,6 @@ def serve(
         front=front,
         preset=preset,
         endpoint_url=endpoint_url,
+        poll=poll,
         on_ready=tell,
     )

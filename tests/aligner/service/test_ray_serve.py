@@ -65,7 +65,7 @@ def test_weights_change_without_a_restart(
         def with_quick_search(self) -> Named:
             return self
 
-    def load(weights: str, *, preset: str) -> Named:
+    def load(weights: str, **settings: object) -> Named:
         if weights == "bad":
             raise BadWeights("there is no weights file bad")
         return Named(weights)
