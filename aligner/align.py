@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -21,6 +21,7 @@ from dff.aligner.alignment import (
     place_landmarks,
 )
 from dff.aligner.appearance import AppearanceMeter
+from dff.aligner.centre_detector import CentreDetector, StagedDetector
 from dff.aligner.confidence import (
     DEFAULT,
     FAILED_BELOW,
@@ -41,13 +42,14 @@ from dff.aligner.preset import AlignPreset
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, DeviceNetwork, Network
 from dff.face.errors import BadWeights, NoFace
-from dff.face.fused_network import FusedNetwork
+from dff.face.fused_network import FusedDetectorNet, FusedNetwork
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
 from dff.face.io.assets import load_model
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights as weights_files
+from dff.infra.detector_file import load_detector
 
 REFERENCE_ROTATION: dict[str, tuple[float, float, float]] = {"open-head": (4.8, 0.0, 0.0)}
 """Rotation vector in degrees, head_from_reference: where each model's head frame sees the frontal
@@ -73,6 +75,7 @@ class Aligner:
         model: MorphableModel,
         *,
         detector: FaceDetector | None = None,
+        detector_net: FusedDetectorNet | None = None,
         fitter: FaceFitter | None = None,
         config: AlignConfig | None = None,
         card: Mapping[str, Any] | None = None,
@@ -81,6 +84,9 @@ class Aligner:
         pose_correction: PoseCorrection | None = None,
     ) -> None:
         """``fitter``: by default dense correspondence. ``calibration``: of the fitter's fits.
+
+        ``detector``: by default one of the descriptor network, after a quick search by
+        ``detector_net`` where that is given.
 
         ``landmark_offsets``: where the answered landmarks lie; by default on vertices of ``model``.
         ``pose_correction``: from the pose of the fitted head to the answered one; by default none.
@@ -97,12 +103,23 @@ class Aligner:
         dense = DenseFitter(net, anchors, model, self.config)
         self.fitter: FaceFitter = fitter or dense
         self.fit_model = dense.fit_model
-        self.detector = detector or DescriptorDetector(
-            net, anchors, self.fit_model, multiple=self.multiple, config=self.config.detector
-        )
+        self.detector = detector or self._build_detector(detector_net)
         self.reference = rotation_from_vector(
             np.deg2rad(REFERENCE_ROTATION.get(model.name, (0.0, 0.0, 0.0)))
         )
+
+    def _build_detector(self, detector_net: FusedDetectorNet | None) -> FaceDetector:
+        thorough = DescriptorDetector(
+            self.net,
+            self.anchors,
+            self.fit_model,
+            multiple=self.multiple,
+            config=self.config.detector,
+        )
+        if detector_net is None:
+            return thorough
+        quick = CentreDetector(detector_net, self.fit_model, self.config.centre_detector)
+        return StagedDetector(quick, thorough)
 
     def without_annotation_bias(self) -> Self:
         """The same aligner, whose landmarks are vertices and whose pose is that of the mesh.
@@ -117,11 +134,11 @@ class Aligner:
         """The same aligner, which detects faces in a photo shrunk as a whole and upright only.
 
         For the frames of a video and for a server, which have less time than a person with a large
-        photo. A detector that is not a ``DescriptorDetector`` is kept as it is.
+        photo. Detectors of other programs are kept as they are.
         """
         quick = copy(self)
         quick.config = replace(self.config, quarter_turns=False)
-        if isinstance(self.detector, DescriptorDetector):
+        if isinstance(self.detector, DescriptorDetector | StagedDetector):
             quick.detector = self.detector.without_tiles()
         return quick
 
@@ -175,17 +192,24 @@ class Aligner:
                 yield
         given = [some is not None for some in asked]
         out = yield from self._align_faces(images, detections, given, faces)
-        unsure = [
-            i
-            for i, some in enumerate(out)
-            if not given[i] and all(face.face_confidence < SURE_FROM for face in some)
-        ]
-        if unsure and self.config.quarter_turns:
-            turned = [(i, found) for i in unsure for found in self._detect_turned(images[i])]
-            second = yield from self._align_faces(images, turned, given, faces)
-            for i, faces_of_turns in enumerate(second):
-                out[i] = _accepted(out[i] + faces_of_turns) if faces_of_turns else out[i]
+        for search, least in self._later_searches():
+            unsure = [
+                i
+                for i, some in enumerate(out)
+                if not given[i] and all(face.face_confidence < least for face in some)
+            ]
+            more = [(i, found) for i in unsure for found in search(images[i])]
+            second = yield from self._align_faces(images, more, given, faces)
+            for i, found_later in enumerate(second):
+                out[i] = _accepted(out[i] + found_later) if found_later else out[i]
         return out
+
+    def _later_searches(self) -> Iterator[tuple[Callable[[Bytes], list[Detection]], float]]:
+        """Searches of photos in which those before found no face of at least a confidence."""
+        if isinstance(self.detector, StagedDetector):
+            yield self.detector.find_what_was_left_out, FAILED_BELOW
+        if self.config.quarter_turns:
+            yield self._detect_turned, SURE_FROM
 
     def _align_faces(
         self,
@@ -321,10 +345,16 @@ class Aligner:
             size = max(round(width * shrink), 1), max(round(height * shrink), 1)
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         scale = np.array([width / image.shape[1], height / image.shape[0]])
+        turned = [np.ascontiguousarray(np.rot90(image, turns)) for turns in (1, 2, 3)]
+        found: list[list[Detection]] = []
+        if isinstance(self.detector, StagedDetector):
+            found = [self.detector.find_sure(one) for one in turned]
+        if not any(found):
+            found = [self.detector.find(one) for one in turned]
         return [
             detection.turned_back(turns, image.shape).in_photo(scale)
-            for turns in (1, 2, 3)
-            for detection in self.detector.find(np.ascontiguousarray(np.rot90(image, turns)))
+            for turns, some in enumerate(found, start=1)
+            for detection in some
         ]
 
     def _attempt_again(
@@ -368,8 +398,9 @@ class Aligner:
         state = done.fit.state
         moved = self.landmark_offsets.in_image("3d", state.rotation)
         landmarks = annotated.landmarks(state, moved)
+        matrices = self._pose_matrices(state.rotation)
         for row, face in enumerate(done.faces):
-            angles = angles_from_rotation(self._pose_matrix(state.rotation[row]))
+            angles = angles_from_rotation(matrices[row])
             residual, motion = float(done.fit.residual[row]), float(done.motion[row])
             yield int(face), Iteration(landmarks[row], *angles, residual, motion)
 
@@ -385,6 +416,7 @@ class Aligner:
         features = calibration_features(fit, fit_model.face_size(fit.state))
         whole = self.calibration.face_confidence(features)
         seen, right = self.calibration.landmark_confidence(features)
+        matrices = self._pose_matrices(fit.state.rotation)
         return [
             self._alignment(
                 fit_model,
@@ -392,6 +424,7 @@ class Aligner:
                 i,
                 box=boxes[i],
                 vertices=vertices[i],
+                matrix=matrices[i],
                 visibility=seen[i],
                 confidence=right[i],
                 face_confidence=float(whole[i]),
@@ -409,6 +442,7 @@ class Aligner:
         *,
         box: Box,
         vertices: Floats,
+        matrix: Floats,
         visibility: Floats,
         confidence: Floats,
         face_confidence: float,
@@ -420,7 +454,6 @@ class Aligner:
         flat, deep = place_landmarks(
             self.model, self.landmark_offsets, vertices, coefficients, cam_from_head, camera
         )
-        matrix = self._pose_matrix(state.rotation[i])
         reason = self._reject(features, face_confidence, visibility, state.rotation[i])
         return Alignment(
             box=box,
@@ -441,8 +474,8 @@ class Aligner:
             features=features,
         )
 
-    def _pose_matrix(self, rotation: Floats) -> Floats:
-        """(3, 3) the answered pose of a head whose ``cam_from_head`` is ``rotation``."""
+    def _pose_matrices(self, rotation: Floats) -> Floats:
+        """(B, 3, 3) the answered poses of heads whose ``cam_from_head`` is ``rotation``."""
         return self.pose_correction.corrected(rotation @ self.reference, rotation)
 
     def _reject(
@@ -512,6 +545,7 @@ def load_aligner(
         loaded.anchors,
         model,
         detector=detector,
+        detector_net=FusedDetectorNet(load_detector().net),
         config=config,
         card=card,
         calibration=calibration,

@@ -204,6 +204,32 @@ class DetectorConfig:
 
 
 @dataclass(frozen=True)
+class CentreDetectorConfig:
+    """How the network of the quick search is used. Raises ValueError for impossible values."""
+
+    longest: int = 1024  # pixels that a photo's longer side is shrunk to before the search
+    enlarged: int = 192  # pixels: a smaller photo's longer side is enlarged to this, at most twice
+    coarsest: int = 80  # pixels: halved photos whose longer side is shorter are not searched
+    sure: float = 0.5  # probability from which a cell is the centre of a face
+    # and from which it may be one, so that the thorough detector searches around it
+    least: float = 0.4
+    verified: int = 3  # faces of a photo, at most, around which it searches
+    verified_size: float = 40.0  # pixels of such a face in that search
+    surroundings: float = 3.0  # side of the part that is searched, over the size of the face
+    smallest: float = 10.0  # pixels of a level: longer sides of boxes that it can show
+    largest: float = 150.0
+    # pixels of a level: smaller faces are never sure, since other things look like them
+    sharp: float = 24.0
+    unsharp_score: float = 0.49  # their largest probability
+
+    def __post_init__(self) -> None:
+        if min(self.longest, self.enlarged, self.coarsest) < 1:
+            raise ValueError(f"CentreDetectorConfig wants positive sizes: {self}")
+        if not 0.0 < self.least <= self.sure < 1.0:
+            raise ValueError(f"CentreDetectorConfig wants rising probabilities: {self}")
+
+
+@dataclass(frozen=True)
 class AlignConfig:
     """How faces are aligned. Raises ValueError for settings that make no sense."""
 
@@ -232,6 +258,7 @@ class AlignConfig:
     multi_image: MultiImageConfig = field(default_factory=MultiImageConfig)
     photometric: PhotometricFitConfig = field(default_factory=PhotometricFitConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
+    centre_detector: CentreDetectorConfig = field(default_factory=CentreDetectorConfig)
 
     def __post_init__(self) -> None:
         counts = (self.crop, self.passes, self.batch)

@@ -106,6 +106,10 @@ class DescriptorDetector:
         more = self._search_tiles(image, found, seen)
         return distinct([*found, *(one for one in more if not _known(one, found))])
 
+    def find_on_level(self, level: Bytes) -> list[Detection]:
+        """Faces of an (H, W, 3) RGB image at its own resolution alone, each once."""
+        return distinct(self._search_level(level)[0])
+
     def _search_whole(self, image: Bytes) -> tuple[list[Detection], FacePixels]:
         """Faces of the photo shrunk to ``longest`` and below, and the last level's face pixels.
 

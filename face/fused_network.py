@@ -12,6 +12,7 @@ Maps lie in memory as (rows, columns, channels), with a border of zeros one pixe
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numba
 import numpy as np
@@ -24,7 +25,7 @@ from dff.face.detector_net import DetectorNet
 from dff.face.numba_cache import CACHE
 
 STRIP = 16384  # numbers of the depthwise result made at a time: with the product they fill the L2
-KEPT_BYTES = 64 << 20  # of a workspace, at most, that a thread keeps for the next image
+KEPT_BYTES = 64 << 20  # of workspaces, at most, that a thread keeps for its next images
 TILE = 256  # numbers that innermost loops run over at least, where the columns allow it
 
 
@@ -50,7 +51,8 @@ class Workspace:
     def __init__(self, shape: tuple[int, int], widths: tuple[int, ...], stride: int) -> None:
         self.shape, self.widths = shape, widths
         rows, columns = (side // stride for side in shape)
-        self.product = np.empty(rows * columns * max(widths), np.float32)
+        largest = max((rows >> i) * (columns >> i) * width for i, width in enumerate(widths))
+        self.product = np.empty(largest, np.float32)
         self.maps = [
             np.zeros(((rows >> level) + 2, (columns >> level) + 2, width), np.float32)
             for level, width in enumerate(widths)
@@ -159,18 +161,21 @@ class FusedDetectorNet:
         return np.asarray(trunk[1:-1, 1:-1] @ self.head + self.bias)
 
 
-_KEPT = threading.local()  # the workspace of each thread's last image, for each kind of network
+_KEPT = threading.local()  # the workspaces of each thread's last images, the last one at the end
 
 
 def _get_workspace(shape: tuple[int, int], widths: tuple[int, ...], stride: int) -> Workspace:
-    """A workspace for images of this ``shape``: the thread's last one where it fits."""
-    kept: dict[tuple[tuple[int, ...], int], Workspace] = vars(_KEPT).setdefault("workspaces", {})
-    last = kept.pop((widths, stride), None)
-    if last is None or last.shape != shape:
-        last = Workspace(shape, widths, stride)
-    if last.bytes <= KEPT_BYTES:
-        kept[widths, stride] = last
-    return last
+    """A workspace for images of this ``shape``: the one of the thread's last such image."""
+    kept: dict[Any, Workspace] = vars(_KEPT).setdefault("workspaces", {})
+    key = shape, widths, stride
+    found = kept.pop(key, None) or Workspace(shape, widths, stride)
+    kept[key] = found
+    total = sum(one.bytes for one in kept.values())
+    for old in list(kept):
+        if total <= KEPT_BYTES:
+            break
+        total -= kept.pop(old).bytes
+    return found
 
 
 def _numbers(weight: Tensor) -> Floats:

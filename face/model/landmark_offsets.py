@@ -144,9 +144,10 @@ class PoseCorrection:
             raise ValueError("a pose correction holds numbers that are not finite")
 
     def corrected(self, pose: Floats, rotation: Floats) -> Floats:
-        """(3, 3) the ``pose`` of a face as annotators give it.
+        """(..., 3, 3) the ``pose`` of faces as annotators give it.
 
-        ``pose``: ``cam_from_reference``, ``rotation``: ``cam_from_head`` of the same face.
+        ``pose``: ``cam_from_reference``, ``rotation``: ``cam_from_head`` of the same faces.
         """
-        terms = pose_terms(UprightPose.of(rotation[None]), self.pose_limit)
-        return np.asarray(pose @ rotation_from_vector(terms[0] @ self.turn))
+        terms = pose_terms(UprightPose.of(rotation.reshape(-1, 3, 3)), self.pose_limit)
+        turn = rotation_from_vector(terms @ self.turn).reshape(rotation.shape)
+        return np.asarray(pose @ turn)

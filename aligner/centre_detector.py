@@ -1,0 +1,182 @@
+"""The quick face detector: a small network of its own over the whole photo.
+
+The network (``dff.face.detector_net``) answers for each cell of the photo whether it is the centre
+of a face, with the face's box and rotation. The photo is searched at its own resolution, up to a
+limit, and at each halving, so that faces of 14 pixels and faces that fill the photo are detected
+alike, in any in-plane rotation.
+
+``StagedDetector`` searches with it first, and with the thorough ``DescriptorDetector`` only where
+it is unsure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import copy
+
+import cv2
+import numpy as np
+from scipy.special import expit, logit
+
+from dff.aligner.config import CentreDetectorConfig
+from dff.aligner.detection import INSIDE, OVERLAP, Detection, distinct
+from dff.aligner.detector import DescriptorDetector
+from dff.aligner.fitting.fit_model import FitModel
+from dff.face.arrays import Bytes, Floats
+from dff.face.detector_net import decode_cells
+from dff.face.fused_network import FusedDetectorNet
+from dff.face.geometry.camera import Box
+from dff.face.solve.gauss_newton import FaceState
+
+
+class CentreDetector:
+    """Detects faces of any yaw and in-plane rotation. Frozen once made: threads may share it."""
+
+    def __init__(
+        self,
+        net: FusedDetectorNet,
+        fit_model: FitModel,
+        config: CentreDetectorConfig | None = None,
+    ) -> None:
+        self.net, self.multiple = net, net.config.multiple
+        self.landmarks = fit_model.landmark_mean  # (68, 3) metres
+        self.config = config or CentreDetectorConfig()
+
+    def find(self, image: Bytes) -> list[Detection]:
+        """Faces of an (H, W, 3) RGB image by falling score; none when no face is seen.
+
+        The score is the network's probability, at most ``unsharp_score`` for faces that all levels
+        show smaller than ``sharp``; those from ``CentreDetectorConfig.least`` on are answered.
+        """
+        parts = [self._search(level, scale) for level, scale in self._levels(image)]
+        score, corners, rows = (np.concatenate(some) for some in zip(*parts, strict=True))
+        kept = _distinct(score, corners)
+        rotations = _nearest_rotations(rows[kept])
+        out = []
+        for i, rotation in zip(kept, rotations, strict=True):
+            box = Box(*corners[i].tolist())
+            out.append(Detection(box, float(score[i]), self._pose(box, rotation)))
+        return out
+
+    def _levels(self, image: Bytes) -> Iterator[tuple[Bytes, Floats]]:
+        """The photo at falling sizes, each with (2,) photo pixels (x, y) for one of its own."""
+        height, width = image.shape[:2]
+        config, longest = self.config, max(height, width)
+        wanted = min(max(longest, min(2 * longest, config.enlarged)), config.longest)
+        side = max(round(wanted / self.multiple), 1) * self.multiple
+        scale = side / longest
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        # Averages over areas that are no whole pixels are slow, and little better near scale one.
+        shrinks = cv2.INTER_AREA if scale < 0.75 else cv2.INTER_LINEAR
+        level = image if size == (width, height) else cv2.resize(image, size, interpolation=shrinks)
+        while True:
+            yield level, np.array([width / level.shape[1], height / level.shape[0]])
+            half = level.shape[1] // 2, level.shape[0] // 2
+            if max(half) < config.coarsest or min(half) < 1:
+                return
+            level = cv2.resize(level, half, interpolation=cv2.INTER_AREA)
+
+    def _search(self, level: Bytes, scale: Floats) -> tuple[Floats, Floats, Floats]:
+        """(N,) scores, (N, 4) boxes in the photo and (N, 2, 3) rows of rotations of a level."""
+        height, width = level.shape[:2]
+        if height % self.multiple or width % self.multiple:
+            padding = ((0, -height % self.multiple), (0, -width % self.multiple), (0, 0))
+            level = np.pad(level, padding)
+        cells = decode_cells(self.net(level), float(logit(self.config.least)))
+        longest = (cells.box[:, 2:] - cells.box[:, :2]).max(1, initial=0.0)
+        possible = (longest >= self.config.smallest) & (longest <= self.config.largest)
+        corners = cells.box[possible] * np.tile(scale, 2)
+        highest = np.where(longest < self.config.sharp, self.config.unsharp_score, 1.0)[possible]
+        score = np.minimum(expit(cells.logit[possible]), highest)
+        return np.asarray(score), corners, cells.rows[possible]
+
+    def _pose(self, box: Box, rotation: Floats) -> FaceState:
+        """The mean face in this (3, 3) ``rotation``, as large as its landmark ``box``."""
+        turned = self.landmarks @ rotation[:2].T
+        low, high = turned.min(0), turned.max(0)
+        scale = box.size / float(np.sqrt(np.prod(high - low)))
+        centre = box.centre - scale * (low + high) / 2
+        return FaceState(np.array([scale]), rotation[None], centre[None], np.zeros((1, 0)))
+
+
+def _distinct(score: Floats, corners: Floats) -> list[int]:
+    """Rows of the surest box of each face, as ``dff.aligner.detection.distinct``; surest first."""
+    kept: list[int] = []
+    areas = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
+    for i in np.argsort(-score, kind="stable").tolist():
+        low = np.maximum(corners[i, :2], corners[kept, :2])
+        high = np.minimum(corners[i, 2:], corners[kept, 2:])
+        shared = np.prod(np.clip(high - low, 0.0, None), axis=1)
+        union, smaller = areas[i] + areas[kept] - shared, np.minimum(areas[i], areas[kept])
+        if not ((shared >= OVERLAP * union) | (shared >= INSIDE * smaller)).any():
+            kept.append(i)
+    return kept
+
+
+def _nearest_rotations(rows: Floats) -> Floats:
+    """(N, 3, 3) the rotations whose first two rows are nearest to (N, 2, 3) ``rows``."""
+    if not len(rows):
+        return np.zeros((0, 3, 3))
+    u, _, vt = np.linalg.svd(rows, full_matrices=False)
+    first = u @ vt
+    return np.concatenate([first, np.cross(first[:, 0], first[:, 1])[:, None]], axis=1)
+
+
+class StagedDetector:
+    """The quick detector, and where it is unsure the thorough one. Threads may share it."""
+
+    def __init__(self, quick: CentreDetector, thorough: DescriptorDetector) -> None:
+        self.quick, self.thorough, self.config = quick, thorough, quick.config
+
+    def without_tiles(self) -> StagedDetector:
+        """The same detector, which searches large photos shrunk as a whole only."""
+        whole = copy(self)
+        whole.thorough = self.thorough.without_tiles()
+        return whole
+
+    def find(self, image: Bytes) -> list[Detection]:
+        """Faces of an (H, W, 3) RGB image by falling score; none when no face is seen."""
+        found = self.quick.find(image)
+        if not self._is_conclusive(found, image):
+            return distinct([*self._sure(found), *self.thorough.find(image)])
+        return distinct([*self._sure(found), *self._verify(found, image)])
+
+    def find_sure(self, image: Bytes) -> list[Detection]:
+        """The faces that the quick search is sure of."""
+        return self._sure(self.quick.find(image))
+
+    def find_what_was_left_out(self, image: Bytes) -> list[Detection]:
+        """Faces of the thorough search of the whole photo, where ``find`` left it out; else none.
+
+        For photos in which none of the faces that it found is one.
+        """
+        left_out = self._is_conclusive(self.quick.find(image), image)
+        return self.thorough.find(image) if left_out else []
+
+    def _is_conclusive(self, found: Sequence[Detection], image: Bytes) -> bool:
+        """Whether a quick search surely found a face, and saw as much as the thorough one would."""
+        return bool(self._sure(found)) and max(image.shape[:2]) <= self.thorough.config.untiled
+
+    def _sure(self, found: Sequence[Detection]) -> list[Detection]:
+        return [one for one in found if one.score >= self.config.sure]
+
+    def _verify(self, found: Sequence[Detection], image: Bytes) -> list[Detection]:
+        """What the thorough detector finds around the likeliest of the unsure detections."""
+        unsure = [one for one in found if one.score < self.config.sure]
+        verified: list[Detection] = []
+        for one in unsure[: self.config.verified]:
+            side = self.config.surroundings * one.box.size
+            corner = np.maximum(np.floor(one.box.centre - side / 2), 0).astype(int)
+            end = np.minimum(np.ceil(one.box.centre + side / 2).astype(int), image.shape[1::-1])
+            if (end - corner < 4).any():
+                continue
+            part = image[corner[1] : end[1], corner[0] : end[0]]
+            scale = self.config.verified_size / one.box.size
+            size = tuple(np.maximum(np.rint((end - corner) * scale), 1).astype(int).tolist())
+            shrinks = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
+            level = cv2.resize(part, size, interpolation=shrinks)
+            verified += [
+                again.in_photo((end - corner) / size, corner)
+                for again in self.thorough.find_on_level(level)
+            ]
+        return verified

@@ -1,0 +1,162 @@
+"""Cells become boxes and poses in the photo; the thorough search runs where the quick is unsure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dff.aligner.align import Aligner
+from dff.aligner.centre_detector import CentreDetector, StagedDetector
+from dff.aligner.config import CentreDetectorConfig, DetectorConfig
+from dff.aligner.detection import Detection
+from dff.face.arrays import Bytes, Floats
+from dff.face.detector_net import DETECTOR_CHANNELS, DETECTOR_STRIDE, UNIT
+from dff.face.geometry.camera import Box
+from dff.face.geometry.transform import rotation_from_angles
+from dff.face.solve.gauss_newton import project
+
+FACE = 40.0  # pixels at which a marker is seen as a face
+ROTATION = rotation_from_angles(30.0, 10.0, -20.0)
+
+
+class MarkerNet:
+    """Sees a face of ``FACE`` px in every cell whose mean red exceeds its green by far.
+
+    Its probability is that share of the full range; pixels without red are no face.
+    """
+
+    config = SimpleNamespace(multiple=32)
+
+    def __call__(self, image: Bytes) -> Floats:
+        rows, columns = (side // DETECTOR_STRIDE for side in image.shape[:2])
+        cells = image.reshape(rows, DETECTOR_STRIDE, columns, DETECTOR_STRIDE, 3).mean((1, 3))
+        likely = np.clip((cells[..., 0] - cells[..., 1]) / 255.0, 0.001, 0.999)
+        out = np.zeros((rows, columns, DETECTOR_CHANNELS), np.float32)
+        out[..., 0] = np.log(likely / (1.0 - likely))
+        out[..., 3:5] = np.log(FACE / UNIT)
+        out[..., 5:] = 0.9 * ROTATION[:2].ravel()  # the network's rows are not quite unit vectors
+        return out
+
+
+def quick_detector(aligner: Aligner, **settings: Any) -> CentreDetector:
+    config = replace(CentreDetectorConfig(), **settings)
+    return CentreDetector(MarkerNet(), aligner.fit_model, config)  # type: ignore[arg-type]
+
+
+def photo_with(*markers: tuple[int, int, float], height: int = 320, width: int = 448) -> Bytes:
+    """A photo with squares of 8 px: column, row, probability."""
+    photo = np.zeros((height, width, 3), np.uint8)
+    for x, y, probability in markers:
+        photo[y : y + 8, x : x + 8, 0] = round(255 * probability)
+    return photo
+
+
+def test_a_cell_becomes_a_box_and_a_pose_in_the_photo(oracle_aligner: Aligner) -> None:
+    detector = quick_detector(oracle_aligner)
+    (found,) = detector.find(photo_with((96, 160, 0.9)))
+    assert found.score == pytest.approx(0.9, abs=0.01)
+    assert found.box.size == pytest.approx(FACE)
+    np.testing.assert_allclose(found.box.centre, [100, 164])
+    assert found.pose is not None
+    np.testing.assert_allclose(found.pose.rotation[0], ROTATION, atol=1e-6)
+    landmarks = project(found.pose, oracle_aligner.fit_model.landmark_mean[None])[0]
+    box = Box.around(landmarks)
+    assert box.size == pytest.approx(FACE)
+    np.testing.assert_allclose(box.centre, found.box.centre, atol=1e-6)
+
+
+@pytest.mark.parametrize("longest", [448, 640])
+def test_boxes_are_those_of_a_photo_of_any_size(oracle_aligner: Aligner, longest: int) -> None:
+    """A photo of 900 px, searched at 448 or 640: the marker is seen as large as the level is."""
+    photo = np.kron(photo_with((96, 160, 0.95)), np.ones((2, 2, 1), np.uint8))[:, :896]
+    detector = quick_detector(oracle_aligner, longest=longest, coarsest=longest)
+    found = detector.find(photo)
+    scale = 896 / longest
+    assert found
+    assert found[0].box.size == pytest.approx(FACE * scale, rel=0.02)
+    np.testing.assert_allclose(found[0].box.centre, [200, 328], atol=8 * scale)
+
+
+def test_one_face_is_found_once_and_the_surest_first(oracle_aligner: Aligner) -> None:
+    detector = quick_detector(oracle_aligner, coarsest=448)
+    found = detector.find(photo_with((96, 160, 0.6), (112, 160, 0.4), (304, 80, 0.8)))
+    assert [round(one.score, 1) for one in found] == [0.8, 0.6]
+    assert detector.find(photo_with((96, 160, 0.2))) == []
+
+
+class Thorough:
+    """Records what it is asked to search, and finds one box in all of it."""
+
+    def __init__(self) -> None:
+        self.config = DetectorConfig()
+        self.searched: list[tuple[int, ...]] = []
+
+    def find(self, image: Bytes) -> list[Detection]:
+        self.searched.append(image.shape[:2])
+        return [Detection(Box(300, 200, 340, 240), 0.3)]
+
+    def find_on_level(self, level: Bytes) -> list[Detection]:
+        self.searched.append(level.shape[:2])
+        height, width = level.shape[:2]
+        return [Detection(Box(width / 2 - 20, height / 2 - 20, width / 2 + 20, height / 2 + 20))]
+
+
+def staged(aligner: Aligner) -> tuple[StagedDetector, Thorough]:
+    thorough = Thorough()
+    quick = quick_detector(aligner, coarsest=448)
+    return StagedDetector(quick, thorough), thorough  # type: ignore[arg-type]
+
+
+def test_a_sure_face_needs_no_thorough_search(oracle_aligner: Aligner) -> None:
+    detector, thorough = staged(oracle_aligner)
+    photo = photo_with((96, 160, 0.9))
+    (found,) = detector.find(photo)
+    assert found.score > 0.85
+    assert thorough.searched == []
+    assert len(detector.find_what_was_left_out(photo)) == 1
+    assert thorough.searched == [photo.shape[:2]]
+
+
+def test_an_unsure_photo_is_searched_thoroughly(oracle_aligner: Aligner) -> None:
+    detector, thorough = staged(oracle_aligner)
+    for photo in (photo_with(), photo_with((96, 160, 0.4))):
+        thorough.searched.clear()
+        (found,) = detector.find(photo)
+        assert found.score == pytest.approx(0.3)
+        assert thorough.searched == [photo.shape[:2]]
+        assert detector.find_what_was_left_out(photo) == []
+    large = photo_with((96, 160, 0.9))
+    thorough.config = DetectorConfig(longest=256, untiled=400)  # searches this photo in tiles
+    thorough.searched.clear()
+    assert len(detector.find(large)) == 2
+    assert thorough.searched == [large.shape[:2]]
+
+
+def test_an_unsure_face_beside_a_sure_one_is_verified_where_it_is(oracle_aligner: Aligner) -> None:
+    detector, thorough = staged(oracle_aligner)
+    found = detector.find(photo_with((96, 160, 0.9), (304, 80, 0.4)))
+    assert len(thorough.searched) == 1
+    assert thorough.searched[0][0] <= 1.2 * 3 * FACE
+    assert len(found) == 2
+    other = min(found, key=lambda one: one.box.y0)
+    np.testing.assert_allclose(other.box.centre, [308, 84], atol=2)
+
+
+def test_a_face_that_all_levels_show_small_is_never_sure(oracle_aligner: Aligner) -> None:
+    detector = quick_detector(oracle_aligner, coarsest=448, sharp=FACE + 1)
+    (found,) = detector.find(photo_with((96, 160, 0.9)))
+    assert found.score == pytest.approx(CentreDetectorConfig.unsharp_score)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"longest": 0}, "positive sizes"), ({"least": 0.6}, "rising probabilities")],
+    ids=str,
+)
+def test_impossible_settings_are_refused(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(CentreDetectorConfig(), **wrong)  # type: ignore[arg-type]
