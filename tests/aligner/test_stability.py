@@ -24,9 +24,9 @@ from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import render, sample_texture, shaded
 
 SIZE = 256
-MEAN, MOST, ON_CONTOUR = 0.004, 0.01, 0.012
-"""Bounds on the motion of landmarks, fractions of the face size: their mean, that of any one in the
-3D scheme, and of any one in the 2D scheme.
+MEDIAN, MEAN, MOST, ON_CONTOUR = 0.0015, 0.01, 0.02, 0.02
+"""Bounds on the motion of landmarks, fractions of the face size: of their mean in the 3D scheme the
+median and the largest over all photos; the largest of any one in the 3D and in the 2D scheme.
 """
 
 
@@ -103,7 +103,7 @@ def test_noise_that_nobody_sees_hardly_moves_landmarks(
     assert not any(face.failed for face in found)
     moved = np.array([motions(found[i % n], face) for i, face in enumerate(found[n:])])
     assert (moved.max(0) < [MEAN, MOST, ON_CONTOUR]).all(), moved
-    assert np.median(moved[:, 0]) < 0.0015
+    assert np.median(moved[:, 0]) < MEDIAN
 
 
 def test_noise_that_nobody_sees_hardly_changes_a_person(
@@ -119,3 +119,4 @@ def test_noise_that_nobody_sees_hardly_changes_a_person(
     moved = np.array([motions(a, b) for a, b in pairs if a is not None and b is not None])
     assert moved.shape == (3, 3)
     assert (moved.max(0) < [MEAN, MOST, ON_CONTOUR]).all(), moved
+    assert np.median(moved[:, 0]) < 3 * MEDIAN
