@@ -10,13 +10,13 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from dff.aligner.alignment import Alignment
-from dff.aligner.eyes import measure_eyes
+from dff.aligner.eyes import find_irises
 from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.landmark_sets import SIDES, load_landmark_sets
 from dff.face.arrays import Floats
 from dff.face.model.morphable import MorphableModel
 
-EYES, BLENDSHAPES = "eyes", "blendshapes"
+IRISES, BLENDSHAPES = "irises", "blendshapes"
 NEUTRAL = "_neutral"
 """MediaPipe's first blendshape, which it never reports either."""
 NOT_MEDIAPIPE = ("tongueOut",)
@@ -27,8 +27,8 @@ NOT_MEDIAPIPE = ("tongueOut",)
 class FaceDescriber:
     """Describes faces of a model.
 
-    Raises ValueError for names in ``extras`` that are neither landmark sets, "eyes" nor
-    "blendshapes".
+    Raises ValueError for names in ``extras`` that are neither landmark sets, "irises"
+    nor "blendshapes".
     """
 
     model: MorphableModel
@@ -61,27 +61,23 @@ class FaceDescriber:
             out["landmarks"] = {
                 name: _round(load_landmark_sets()[name].place(face, self.model), 2) for name in sets
             }
-        if EYES in self.extras:
-            out["eyes"] = self._describe_eyes(face, placed.rotation)
+        if IRISES in self.extras:
+            out["irises"] = self._describe_irises(face)
         if BLENDSHAPES in self.extras:
             out["blendshapes"] = describe_blendshapes(face, self.model)
         return out
 
-    def _describe_eyes(self, face: Alignment, cam_from_head: Floats) -> dict[str, Any] | None:
-        eyes = measure_eyes(face, self.model)
-        if eyes is None:
+    def _describe_irises(self, face: Alignment) -> dict[str, Any] | None:
+        irises = find_irises(face, self.model)
+        if irises is None:
             return None
-        px = face.camera.px_from_cam(face.cam_from_head.apply(eyes.iris))
-        gaze = eyes.gaze @ cam_from_head.T
-        return {
-            side: {"iris": _round(px[i], 2), "gaze": _round(gaze[i], 5)}
-            for i, side in enumerate(SIDES)
-        }
+        px = face.camera.px_from_cam(face.cam_from_head.apply(irises))
+        return {side: _round(px[i], 2) for i, side in enumerate(SIDES)}
 
 
 def check_extras(extras: Sequence[str]) -> None:
     """Raise ValueError for a name that is not known."""
-    known = [*load_landmark_sets(), EYES, BLENDSHAPES]
+    known = [*load_landmark_sets(), IRISES, BLENDSHAPES]
     for name in extras:
         if name not in known:
             raise ValueError(f"no landmarks are called {name!r}: there are {', '.join(known)}")

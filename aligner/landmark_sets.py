@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dff.aligner.alignment import Alignment
-from dff.aligner.eyes import measure_eyes
+from dff.aligner.eyes import find_irises
 from dff.face.arrays import Floats, Ints
 from dff.face.model.morphable import MorphableModel
 
@@ -76,6 +76,6 @@ def _parse_set(name: str, about: dict[str, Any]) -> LandmarkSet:
 
 
 def _project_irises(face: Alignment, model: MorphableModel) -> Floats:
-    eyes = measure_eyes(face, model)
-    assert eyes is not None, model.name
-    return face.camera.px_from_cam(face.cam_from_head.apply(eyes.iris))
+    irises = find_irises(face, model)
+    assert irises is not None, model.name
+    return face.camera.px_from_cam(face.cam_from_head.apply(irises))

@@ -34,6 +34,8 @@ from dff.aligner.service.problems import MEDIA_TYPE, RETRY_AFTER, Problem
 from dff.aligner.service.uploads import CLOSE, Disconnected, Upload, Uploads, refuse_size
 
 VARIABLE = "DFF_FRONT"  # environment variable with the configuration of Ray Serve's proxies
+SERVE_TIMEOUT = "x-request-timeout-seconds"  # header of Ray Serve: 0 for none
+SERVE_NO_DISCONNECT = "x-request-disconnect-disabled"
 ACCESS_LOG = "dff.access"  # logger of one line for each request
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -118,11 +120,7 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = MutableHeaders(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        headers["x-request-id"] = request_id
-        scope.setdefault("state", {}).update(request_id=request_id, received=0)
+        request_id = _begin_request(scope)
         line = _Line(scope, request_id)
 
         async def send_logged(message: Message) -> None:
@@ -152,11 +150,9 @@ class Front:
         """Let a web socket through that has a key, where keys are needed, and may come from its
         page; others are refused with status 403.
         """
+        request_id = _begin_request(scope)
         headers = MutableHeaders(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        headers["x-request-id"] = request_id
-        scope.setdefault("state", {}).update(request_id=request_id, received=0)
+        headers[SERVE_TIMEOUT] = "0"  # none: the service itself ends silent sessions
         line = _Line(scope, request_id)
         line.status = _REFUSED
 
@@ -254,6 +250,22 @@ def _find_server_problem(start: Message) -> Problem | None:
         case _ if status >= 500:
             return Problem("internal")
     return None
+
+
+def _begin_request(scope: Scope) -> str:
+    """The id of a request or a socket, which is put where the application looks for it.
+
+    Headers by which clients could change Ray Serve's limits are taken away.
+    """
+    headers = MutableHeaders(scope=scope)
+    for name in (SERVE_TIMEOUT, SERVE_NO_DISCONNECT):
+        if name in headers:
+            del headers[name]
+    given = headers.get("x-request-id", "")
+    request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    headers["x-request-id"] = request_id
+    scope.setdefault("state", {}).update(request_id=request_id, received=0)
+    return request_id
 
 
 def _may_connect(headers: Headers, origins: Sequence[str]) -> bool:

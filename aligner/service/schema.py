@@ -85,18 +85,11 @@ class HeadInCamera(Answer):
     translation: Point3 = Field(description="metres: the head's origin")
 
 
-class Eye(Answer):
-    """One eye."""
+class Irises(Answer):
+    """Centres of the irises, as the fitted face has them, in pixels."""
 
-    iris: Point2 = Field(description="pixels: the centre of the iris")
-    gaze: Point3 = Field(description="unit vector: x right, y down, z away from the camera")
-
-
-class EyesAnswer(Answer):
-    """Both eyes, as the fitted expression turns them."""
-
-    right: Eye = Field(description="the person's right eye")
-    left: Eye
+    right: Point2 = Field(description="of the person's right eye")
+    left: Point2
 
 
 class IterationState(Answer):
@@ -151,7 +144,7 @@ class FaceAnswer(Answer):
         description="with landmarks=: each set by name, (x, y) in pixels; of dense478 "
         "(x, y, z), z towards the viewer",
     )
-    eyes: EyesAnswer | None = Field(None, description="with landmarks=eyes")
+    irises: Irises | None = Field(None, description="with landmarks=irises")
     blendshapes: dict[str, float] | None = Field(
         None, description="with landmarks=blendshapes: activations 0 to 1 by MediaPipe's names"
     )

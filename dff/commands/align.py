@@ -96,7 +96,7 @@ def align(
         str | None,
         typer.Option(
             help="With --json: more sets of landmarks, with commas: 5, wflw98, dense478; also "
-            "eyes (irises, gaze) and blendshapes (by MediaPipe's names)."
+            "irises and blendshapes (by MediaPipe's names)."
         ),
     ] = None,
     same_person: Annotated[

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dff.aligner.alignment import Alignment
-from dff.aligner.eyes import measure_eyes
 from dff.aligner.intrinsics import Intrinsics
-from dff.face.arrays import Floats
 from dff.face.model.morphable import MorphableModel
 
 Cell = str | int | float
@@ -34,8 +32,6 @@ class FaceTable:
         self.columns = [
             *first,
             *("face_id", "confidence", "success"),
-            *(f"gaze_{eye}_{axis}" for eye in (0, 1) for axis in "xyz"),
-            *("gaze_angle_x", "gaze_angle_y"),
             *("pose_Tx", "pose_Ty", "pose_Tz", "pose_Rx", "pose_Ry", "pose_Rz"),
             *(f"{axis}_{i}" for axis in "xy" for i in _POINTS),
             *(f"{axis}_{i}" for axis in "XYZ" for i in _POINTS),
@@ -52,7 +48,6 @@ class FaceTable:
         points = 1000.0 * placed.apply(face.vertices[self._model.landmarks.vertex])
         yaw, pitch, roll = np.deg2rad((face.pose.yaw, face.pose.pitch, face.pose.roll))
         values = [
-            *self._gaze(face, placed.rotation),
             *(1000.0 * placed.translation),
             *(pitch, yaw, roll),
             *face.landmarks_2d.T.ravel(),
@@ -61,15 +56,6 @@ class FaceTable:
         ]
         told: list[Cell] = [f"{face.face_confidence:.3f}", int(not face.failed)]
         return _line([*first, face_id, *told, *(f"{value:.4f}" for value in values)])
-
-    def _gaze(self, face: Alignment, rotation: Floats) -> list[float]:
-        """Both directions, the right eye's first, and the angles of their mean; zeros without."""
-        eyes = measure_eyes(face, self._model)
-        if eyes is None:
-            return [0.0] * 8
-        gaze = eyes.gaze @ rotation.T
-        x, y, z = gaze.mean(0)
-        return [*gaze.ravel().tolist(), float(np.arctan2(x, -z)), float(np.arctan2(y, -z))]
 
 
 def _line(cells: Sequence[Cell]) -> str:

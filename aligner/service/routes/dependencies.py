@@ -77,9 +77,9 @@ def get_describe(
     landmarks: Annotated[
         str | None,
         Query(
-            description="more sets of landmarks, with commas: 5, wflw98, dense478; also eyes "
-            "(irises, gaze) and blendshapes (by MediaPipe's names)",
-            examples=["wflw98,eyes"],
+            description="more sets of landmarks, with commas: 5, wflw98, dense478; also "
+            "irises and blendshapes (by MediaPipe's names)",
+            examples=["wflw98,irises"],
         ),
     ] = None,
     trace: Annotated[bool, Query(description="also the state after each iteration")] = False,

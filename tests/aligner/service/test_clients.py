@@ -283,7 +283,7 @@ def test_camera_and_landmarks_on_request(client: TestClient) -> None:
     )
     assert np.shape(face["landmarks"]["5"]) == (5, 2)
     assert "_neutral" in face["blendshapes"]
-    assert "eyes" not in face
+    assert "irises" not in face
     for name in ("wflw98", "none"):  # of another face model; unknown
         refused = client.post("/v1/align", files={"image": GOOD}, data={"landmarks": name})
         assert refused.status_code == 422

@@ -11,12 +11,14 @@ from typing import Any
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from dff.aligner.service.app import create_app
-from dff.aligner.service.front import Front, FrontConfig
+from dff.aligner.service.front import SERVE_TIMEOUT, Front, FrontConfig
 from dff.aligner.service.keys import hash_keys, read_keys
 from dff.aligner.service.limits import UploadLimits
 from dff.face.model.morphable import MorphableModel
@@ -229,3 +231,22 @@ def test_metrics_count_what_was_answered(toy_model: MorphableModel) -> None:
     assert values["dff_decoded_bytes_total"] == str(float(2 * pixels().nbytes))
     assert values['dff_stage_seconds_count{stage="align"}'] == "2.0"
     assert "secret" not in metrics.text
+
+
+def test_clients_do_not_change_the_limits_of_ray_serve() -> None:
+    async def tell(request: Request) -> Response:
+        return Response(request.headers.get(SERVE_TIMEOUT, "none"))
+
+    answer = ask(front(tell=tell), "GET", "/tell", headers={SERVE_TIMEOUT: "0"})
+    assert answer.text == "none"
+    seen: list[str | None] = []
+
+    async def socket(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(Headers(scope=scope).get(SERVE_TIMEOUT))
+
+    async def nothing(*_: object) -> dict[str, str]:
+        return {"type": "websocket.connect"}
+
+    scope = {"type": "websocket", "path": "/v1/track", "headers": [(b"host", b"a")]}
+    asyncio.run(Front(socket, config=FrontConfig())(scope, nothing, nothing))  # type: ignore[arg-type]
+    assert seen == ["0"]  # sessions last longer than requests
