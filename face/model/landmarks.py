@@ -179,7 +179,8 @@ class LandmarkTable:
         turn = np.array([[c, -s], [s, c]]) / norm
         out = frontal[JAW] - frontal[NOSE_BRIDGE].mean(0)
         out[[*range(7), *range(10, 17)], 1] = 0.0  # the sides slide with yaw, the chin with pitch
-        out = out @ turn.T / np.linalg.norm(out, axis=1, keepdims=True)
+        # A side landmark of a coarse model may lie on the midline: it has no direction.
+        out = out @ turn.T / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-9)
         return np.einsum("jlc,jc->jl", vertices_px[self.contour], out)
 
 
