@@ -1,7 +1,7 @@
 // The page: photos in, alignments shown, results out.
 import { drawAxes, drawMesh, drawPoints, fit, NOSE_TIP, outlined, pixelAt } from "./drawing.js";
 import { MatchView } from "./match.js";
-import { readImage, save, send } from "./server.js";
+import { readImage, save, send, useKey } from "./server.js";
 import { Webcam } from "./webcam.js";
 
 const $ = (id) => document.getElementById(id);
@@ -197,11 +197,21 @@ function say(text) { $("status").textContent = text; }
 
 function showError(error) {
   $("error").hidden = !error;
+  $("key-form").hidden = error?.kind !== "unauthorized";
   if (!error) return;
+  if (!$("key-form").hidden) $("key").focus();
   const title = document.createElement("strong");
   title.textContent = error.title || "Something broke in this page";
   $("error").replaceChildren(title, error.detail || String(error.message || ""));
 }
+
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey($("key").value);
+  for (const one of state.photos) { one.problem = null; one.tried = Boolean(one.answer); }
+  showError(null);
+  if (state.photos.length) choosePhoto(state.current); else say("The key is used from now on.");
+});
 
 function showAnswer() {
   const { faces, model, request_id: request } = answer();

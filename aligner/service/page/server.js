@@ -1,5 +1,15 @@
 // Requests to the server. Errors are {kind, title, detail}.
 
+// The API key, kept for this tab; "" without one.
+let key = sessionStorage.getItem("dff-key") ?? "";
+export function useKey(text) {
+  key = text.trim();
+  sessionStorage.setItem("dff-key", key);
+}
+
+// Web sockets take no headers: the key is one of their protocols.
+export function socketProtocols() { return key ? ["dff", `dff-key.${key}`] : []; }
+
 export async function send(path, fields, signal) {
   const form = new FormData();
   for (const [name, value] of Object.entries(fields)) {
@@ -8,7 +18,7 @@ export async function send(path, fields, signal) {
   }
   let response;
   try {
-    response = await fetch(path, { method: "POST", body: form, signal });
+    response = await fetch(path, { method: "POST", body: form, signal, headers: key ? { "X-API-Key": key } : {} });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw { title: "The server can't be reached", detail: "Check the connection and try again." };

@@ -1,5 +1,5 @@
 // Frames of the webcam, tracked over a web socket: the next one is sent when the last one is answered.
-import { readImage } from "./server.js";
+import { readImage, socketProtocols } from "./server.js";
 
 const WIDTH = 640;  // pixels of a frame that is sent
 
@@ -20,7 +20,7 @@ export class Webcam {
     }
     const video = Object.assign(document.createElement("video"), { srcObject: this.stream, muted: true, playsInline: true });
     try { await video.play(); } catch { this.stop(); return; }
-    const socket = new WebSocket(new URL("v1/track", document.baseURI.replace(/^http/, "ws")));
+    const socket = new WebSocket(new URL("v1/track", document.baseURI.replace(/^http/, "ws")), socketProtocols());
     try { await opened(socket); } catch (error) { this.stop(); this.onError(error); return; }
     while (this.stream?.active) {
       const started = performance.now(), file = await grab(video), stream = this.stream;

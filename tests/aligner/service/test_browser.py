@@ -21,7 +21,10 @@ from PIL import Image
 
 from dff.aligner.align import Aligner
 from dff.aligner.service.app import create_app
+from dff.aligner.service.front import FrontConfig
+from dff.aligner.service.keys import hash_keys
 from dff.aligner.service.limits import Limits
+from dff.aligner.service.uvicorn_server import serving_with_uvicorn
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.oracle import PositionCode, make_scene
 
@@ -209,3 +212,28 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_it(page: Any) -> None
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id"))
     assert {"task-align", "file", "sample", "webcam"} <= reached
+
+
+def test_a_key_is_asked_for_and_used(
+    browser: Any, oracle_aligner: Aligner, photos: list[Path]
+) -> None:
+    key = "0123456789abcdef"
+    front = FrontConfig(keys=hash_keys([key]))
+    app = create_app(oracle_aligner, limits=Limits(deadline=WAIT / 1000), front=front)
+    with serving_with_uvicorn(app, front=front) as url:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(url)
+        upload(page, photos[0])
+        page.wait_for_selector("#key-form:not([hidden])")
+        assert "API key" in page.text_content("#error")
+        picture(page, "key")
+        page.fill("#key", key)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#panel:not([hidden])")
+        assert page.is_hidden("#key-form")
+        page.click("#webcam")  # over a socket
+        page.wait_for_function(
+            "() => document.getElementById('status').textContent.startsWith('Webcam')"
+        )
+        page.close()
