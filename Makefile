@@ -31,13 +31,14 @@ demo: $(READY)  ## photo -> synthesis -> training -> served aligner -> one HTML 
 
 # Three processes for two cores: tests that start Ray wait half of their time.
 test: $(READY)  ## run the tests
+	@$(MAKE) --no-print-directory s3-server || echo "The S3 server can't be installed: its tests are skipped."
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 s3-server: build/swift/bin/swift-proxy-server  ## install a real S3 server for the tests that want one
 
 build/swift/bin/swift-proxy-server: tests/swift.txt
 	$(PYTHON) -m venv build/swift
-	build/swift/bin/pip install --quiet -r tests/swift.txt
+	build/swift/bin/pip install --quiet --retries 1 --timeout 15 -r tests/swift.txt
 	@touch $@
 
 gltf-validator: $(READY)  ## install Khronos' glTF validator (npm) for the test that wants it

@@ -191,7 +191,7 @@ def drive(storage: Storage, in_flight: int) -> dict[str, float]:
         raise Killed
 
     try:
-        job.drive(plan, storage, make, budget=0.5, progress=False)
+        job.drive(plan, storage, make, config=job.RunConfig(budget=0.5), progress=False)
     except Killed:
         return {"records": count - in_flight // 4}
     raise AssertionError("the driver was not killed")
@@ -208,7 +208,7 @@ def resume(storage: Storage) -> dict[str, float]:
             made += 1
             yield simulated_record(shard, plan)
 
-    manifest = job.drive(plan, storage, make, budget=0.5, progress=False)
+    manifest = job.drive(plan, storage, make, config=job.RunConfig(budget=0.5), progress=False)
     assert len(manifest.shards) == len(plan.shards)
     return {"shards made": made}
 

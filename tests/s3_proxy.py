@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         proxy = self.relay
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._read_body()
         if proxy.away.is_set():
             self._reset()
             return
@@ -113,6 +113,19 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(answer, content, cut=fault == "truncate")
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve
+
+    def _read_body(self) -> bytes:
+        """As it is to be sent on: chunks, where the client does not know the length, as one."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():  # trailers
+            pass
+        body = b"".join(parts)
+        return b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
 
     def _ask(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
         parts = urlsplit(self.relay.upstream)

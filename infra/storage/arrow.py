@@ -13,6 +13,8 @@ with require_extra("train"):
 
 ATTEMPTS = 8
 """Tries of a request, with growing waits between them: about half a minute in all."""
+CONNECT_TIMEOUT, REQUEST_TIMEOUT = 5.0, 30.0
+"""Seconds of silence until a try is given up. Arrow's 3 are too few for a server that is busy."""
 
 
 def open_filesystem(uri: str, *, endpoint_url: str | None = None) -> tuple[FileSystem | None, str]:
@@ -35,6 +37,8 @@ def open_filesystem(uri: str, *, endpoint_url: str | None = None) -> tuple[FileS
         scheme=urlsplit(endpoint).scheme or "https",
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
         allow_bucket_creation=False,
+        connect_timeout=CONNECT_TIMEOUT,
+        request_timeout=REQUEST_TIMEOUT,
         retry_strategy=AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
     )
     return filesystem, uri.removeprefix("s3://").strip("/")

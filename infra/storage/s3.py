@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from itertools import combinations
 from types import MappingProxyType
@@ -378,6 +378,11 @@ class S3Storage:
                 raise _Refused(f"{what}: {code}{self._where()}") from error
             if code == "InvalidObjectState":
                 raise UnreadableObject(f"{what}: it is archived; restore it first") from error
+            if code == "RequestTimeTooSkewed":
+                raise StorageError(
+                    f"{what}: the server{self._where()} refuses the time of this machine's clock, "
+                    f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: set the clock"
+                ) from error
             if code in _DENIED or status in (401, 403):
                 if self.access.anonymous:
                     raise _RefusedForObject(

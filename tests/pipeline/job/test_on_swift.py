@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
+import botocore.auth
 import pytest
 
 from dff.face.errors import StorageError
@@ -99,3 +101,23 @@ def test_a_wrong_secret_is_refused_at_once(
         job.run(toy_plan(2), bucket, toy_work(log).build())
     assert "hunter2" not in str(caught.value)
     assert made(log) == {}
+
+
+@pytest.mark.parametrize(("minutes", "works"), [(10, True), (-10, True), (20, False)])
+def test_a_clock_that_is_off(
+    minutes: int, works: bool, bucket: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 takes a quarter of an hour; beyond it the error names the clock."""
+
+    def now(remove_tzinfo: bool = True) -> datetime:
+        return (datetime.now(UTC) + timedelta(minutes=minutes)).replace(
+            tzinfo=None if remove_tzinfo else UTC
+        )
+
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", now)
+    if works:
+        bucket.write("key", b"data")
+        assert bucket.read("key") == b"data"
+    else:
+        with pytest.raises(StorageError, match=r"refuses the time of this machine's clock.*set"):
+            bucket.write("key", b"data")

@@ -115,7 +115,11 @@ def test_a_job_is_finished_in_several_segments(tmp_path: Path) -> None:
     plan = toy_plan(1010, shard_subjects=1, views=1)
     out = open_storage(str(tmp_path / "out"))
     manifest = job.drive(
-        plan, out, lambda shards, again: map_records(shards, plan), budget=1.0, progress=False
+        plan,
+        out,
+        lambda shards, again: map_records(shards, plan),
+        config=job.RunConfig(budget=1.0),
+        progress=False,
     )
     assert [info.key for info in out.list("ledger/")] == [
         "ledger/segment-00000.jsonl",
