@@ -9,7 +9,7 @@ prior of the search, capped because a fit may be wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,6 +134,34 @@ class Matcher:
         Raises BadPhoto as ``Aligner.align``; NoFace when a photo shows none; ValueError for points
         outside the first photo, unknown landmarks and vertices, or nothing to match.
         """
+        steps = self.match_in_steps(
+            image_a,
+            points,
+            image_b,
+            landmarks=landmarks,
+            vertices=vertices,
+            box_a=box_a,
+            box_b=box_b,
+        )
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found: PointMatches = end.value
+                return found
+
+    def match_in_steps(
+        self,
+        image_a: Bytes,
+        points: Floats | Sequence[Sequence[float]],
+        image_b: Bytes,
+        *,
+        landmarks: Sequence[str] = (),
+        vertices: Sequence[int] = (),
+        box_a: Box | None = None,
+        box_b: Box | None = None,
+    ) -> Generator[None, None, PointMatches]:
+        """``match`` that yields after each photo, so that others may have their turn."""
         check_image(image_a)
         check_image(image_b)
         clicked = check_points(points, image_a)
@@ -141,7 +169,9 @@ class Matcher:
         if not len(clicked) + len(wanted):
             raise ValueError("there is nothing to match: give points, landmarks or vertices")
         faces = self._faces(image_a, box_a, "the first photo")
+        yield
         second = self.describe(image_b, self._faces(image_b, box_b, "the second photo")[0])
+        yield
         owner = assign_points(faces, clicked)
         described = {
             i: self.describe(image_a, faces[i])

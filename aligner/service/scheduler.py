@@ -140,6 +140,13 @@ class Scheduler:
         """The result of another call of the aligner, in its thread, between two steps."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
+    async def run_steps(self, steps: Generator[None, None, T]) -> T:
+        """The result of a generator, each of whose steps is a call as of ``run``."""
+        while True:
+            ended, result = await self.run(partial(_advance_once, steps))
+            if ended:
+                return result  # type: ignore[return-value]
+
     async def _work(self) -> None:
         while self._queue or self._calls:
             if jobs := self._take_batch():
@@ -212,6 +219,15 @@ def refuse_deadline(wait: float) -> Problem:
 def _settle(job: QueuedPhoto, outcome: Outcome) -> None:
     if not job.outcome.done():
         job.outcome.set_result(outcome)
+
+
+def _advance_once(steps: Generator[None, None, T]) -> tuple[bool, T | None]:
+    """Whether the generator ended, and with what. Raises what it raises."""
+    try:
+        next(steps)
+    except StopIteration as end:
+        return True, end.value
+    return False, None
 
 
 def _step(steps: Steps) -> Finished | Exception | None:

@@ -101,8 +101,8 @@ async def match(
         first = await read_pixels(image_a, service.limits)
         second = await read_pixels(image_b, service.limits)
         boxes = _to_box(corners[0], first), _to_box(corners[1], second)
-        found = await service.scheduler.run(
-            partial(_match, matcher, first, second, *wanted, box_a=boxes[0], box_b=boxes[1])
+        found = await _match(
+            service, matcher, first, second, *wanted, box_a=boxes[0], box_b=boxes[1]
         )
     sizes = image_size(first), image_size(second)
 
@@ -168,7 +168,8 @@ def find_affine(face: DescribedFace) -> Any:
     return np.column_stack([x - origin, y - origin, origin]).tolist()
 
 
-def _match(
+async def _match(
+    service: AlignService,
     matcher: Matcher,
     first: Bytes,
     second: Bytes,
@@ -179,16 +180,18 @@ def _match(
     box_a: Box | None,
     box_b: Box | None,
 ) -> PointMatches:
+    """The matches, found in the aligner's thread; others have their turn between the photos."""
+    steps = matcher.match_in_steps(
+        first,
+        points,
+        second,
+        landmarks=landmarks,
+        vertices=vertices,
+        box_a=box_a,
+        box_b=box_b,
+    )
     try:
-        return matcher.match(
-            first,
-            points,
-            second,
-            landmarks=landmarks,
-            vertices=vertices,
-            box_a=box_a,
-            box_b=box_b,
-        )
+        return await service.scheduler.run_steps(steps)
     except NoFace as error:
         raise Problem("no-face", str(error)) from error
     except ValueError as error:

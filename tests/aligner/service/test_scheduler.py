@@ -153,3 +153,24 @@ def test_durations_follow_the_aligner() -> None:
     assert durations.expect(searched) == pytest.approx(0.2, rel=0.01)
     assert durations.expect(boxed) == pytest.approx(0.5, rel=0.01)
     assert math.isfinite(Durations().expect((SMALL, [])))
+
+
+def test_a_call_in_steps_leaves_turns_to_others(toy_model: MorphableModel) -> None:
+    log: list[str] = []
+
+    def steps() -> Generator[None, None, str]:
+        log.append("first")
+        yield
+        log.append("second")
+        yield
+        return "result"
+
+    async def run() -> str:
+        scheduler = Scheduler(KnownAligner(toy_model), Limits())
+        long = asyncio.create_task(scheduler.run_steps(steps()))
+        await asyncio.sleep(0)
+        await scheduler.run(lambda: log.append("other"))
+        return await long
+
+    assert asyncio.run(run()) == "result"
+    assert log.index("other") < log.index("second")
