@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from dff.aligner.service.keys import GUARDED
+from dff.aligner.service.routes.models import NAME
 
+_PHOTO = "/9j/4AAQSkZJRg=="  # the base64 of a JPEG begins so
 KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+# of the fields that every request may have; a list or an object, not text, as in JSON
+_EXAMPLES: dict[str, Any] = {
+    "image": _PHOTO,
+    "images": [_PHOTO, _PHOTO],
+    "image_a": _PHOTO,
+    "image_b": _PHOTO,
+    "points": [[120.5, 80.0]],
+    "landmarks": ["nose_tip", "chin"],
 }
 _FORM = "multipart/form-data"
 _BINARY = {"type": "string", "format": "binary"}
@@ -27,9 +40,11 @@ def describe(app: FastAPI, *, keys: bool) -> dict[str, Any]:
             routes=app.routes,
             servers=[{"url": app.root_path}] if app.root_path else None,
         )
+        examples = _read_examples()
         for path, operations in schema["paths"].items():
             for operation in operations.values():
                 _add_bodies(operation, schema)
+                _add_examples(operation, path, examples)
                 if keys and path.startswith(GUARDED):
                     operation["security"] = [{name: []} for name in KEYS]
         if keys:
@@ -53,6 +68,26 @@ def _add_bodies(operation: dict[str, Any], schema: dict[str, Any]) -> None:
     if len(files) == 1:
         for kind in ("image/jpeg", "image/png", "image/webp"):
             content[kind] = {"schema": _BINARY}
+
+
+def _read_examples() -> dict[str, Any]:
+    """Answers by path, which ``scripts/build_openapi_examples.py`` builds."""
+    place = files("dff.aligner.service").joinpath("data", "examples.json")
+    found: dict[str, Any] = json.loads(place.read_text("utf-8"))
+    return found
+
+
+def _add_examples(operation: dict[str, Any], path: str, examples: dict[str, Any]) -> None:
+    """A request in JSON, and the answer that the page's sample photo gets."""
+    request = operation.get("requestBody", {}).get("content", {}).get("application/json")
+    if request is not None:
+        request["example"] = {
+            name: _EXAMPLES[name] for name in request["schema"]["properties"] if name in _EXAMPLES
+        }
+    answer = operation["responses"]["200"].get("content", {}).get("application/json")
+    example = examples.get(path.replace("{name}", NAME))
+    if answer is not None and example is not None:
+        answer["example"] = example
 
 
 def _is_file(about: dict[str, Any]) -> bool:

@@ -22,9 +22,11 @@ from dff.aligner.service.align_service import AlignService, drawn_triangles
 from dff.aligner.service.app import create_app
 from dff.aligner.service.front import FrontConfig
 from dff.aligner.service.limits import Limits, UploadLimits
+from dff.aligner.service.match_schema import MatchAnswer
 from dff.aligner.service.memory import DECODING, DecodingMemory
 from dff.aligner.service.problems import KINDS
 from dff.aligner.service.routes import batch, person
+from dff.aligner.service.schema import AlignAnswer, BatchAnswer, PersonAnswer
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import animated, bomb, encoded, pixels, turned
@@ -459,3 +461,22 @@ def test_pages_need_no_other_host(client: TestClient, path: str) -> None:
 def test_limits_must_be_positive() -> None:
     with pytest.raises(ValueError, match="positive"):
         Limits(body=0)
+
+
+def test_every_operation_has_examples_that_are_valid(client: TestClient) -> None:
+    api = client.get("/openapi.json").json()
+    for path, operations in api["paths"].items():
+        for operation in operations.values():
+            answer = operation["responses"]["200"]["content"]
+            if "application/json" in answer:
+                assert answer["application/json"]["example"], path
+            request = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            assert request is None or request["example"], path
+    for path, form in (
+        ("/v1/align", AlignAnswer),
+        ("/v1/align/batch", BatchAnswer),
+        ("/v1/align/person", PersonAnswer),
+        ("/v1/match", MatchAnswer),
+    ):
+        operation = api["paths"][path]["post"]
+        form.model_validate(operation["responses"]["200"]["content"]["application/json"]["example"])
