@@ -24,9 +24,9 @@ from dff.aligner.landmark_sets import WrongModel
 from dff.aligner.service.face_aligner import FaceAligner, warm_up
 from dff.aligner.service.forms import (
     BoxCorners,
-    read_photo,
     read_pixel_count,
     read_pixels,
+    read_upload,
     to_boxes,
 )
 from dff.aligner.service.limits import Limits
@@ -280,7 +280,7 @@ class AlignService:
         count = DECODING * await read_pixel_count(image, self.limits)
         async with self.memory.hold(count) as holding:
             started = time.monotonic()
-            photo = await read_photo(image, self.limits)
+            photo = await read_upload(image, self.limits)
             pixels, size = photo.pixels, image_size(photo.pixels)
             camera = Intrinsics.of_photo(
                 size.width, size.height, focal=focal, focal_35mm=photo.focal_35mm
@@ -307,7 +307,7 @@ class AlignService:
     async def _read_person_photo(
         self, image: UploadFile, corners: BoxCorners | None
     ) -> tuple[tuple[Bytes, Box | None], Intrinsics]:
-        photo = await read_photo(image, self.limits)
+        photo = await read_upload(image, self.limits)
         pixels, size = photo.pixels, image_size(photo.pixels)
         if min(pixels.shape[:2]) < MIN_SIDE:
             raise Problem("unusable-image")

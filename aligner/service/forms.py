@@ -43,11 +43,11 @@ async def read_pixel_count(image: UploadFile, limits: Limits) -> int:
 
 
 async def read_pixels(image: UploadFile, limits: Limits) -> Bytes:
-    """(H, W, 3) uint8 RGB of an uploaded file, upright. Raises as ``read_photo``."""
-    return (await read_photo(image, limits)).pixels
+    """(H, W, 3) uint8 RGB of an uploaded file, upright. Raises as ``read_upload``."""
+    return (await read_upload(image, limits)).pixels
 
 
-async def read_photo(image: UploadFile, limits: Limits) -> DecodedImage:
+async def read_upload(image: UploadFile, limits: Limits) -> DecodedImage:
     """The image of an uploaded file, upright, with its focal length.
 
     Raises BadImage, and Problem ``too-large`` for a file over the limit.
