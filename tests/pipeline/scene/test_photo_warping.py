@@ -27,7 +27,7 @@ from dff.pipeline.scene.scene import PROFILE, RERENDER, Scene
 from dff.pipeline.subjects import subject_file as person_file
 from dff.pipeline.subjects.build import recover_person
 from dff.pipeline.subjects.subject import Person, PhotoScene
-from tests.pipeline.recovery.test_albedo_completion import SIZE, TEXELS, photograph, speckled
+from tests.face.texture.test_albedo_completion import SIZE, TEXELS, photograph, speckled
 
 YAW = 20.0
 
