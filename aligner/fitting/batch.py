@@ -7,7 +7,8 @@ kept as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -41,6 +42,9 @@ def join_rows(parts: Sequence[T]) -> T:
 def choose_rows(condition: Bools, yes: T, no: T) -> T:
     """A value whose rows are those of ``yes`` where (B,) ``condition`` holds, else of ``no``."""
 
+    if condition.all():
+        return yes
+
     def chosen(a: Any, b: Any) -> Any:
         return np.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
@@ -51,8 +55,18 @@ def _mapped(function: Callable[..., Any], *values: Any) -> Any:
     first: Any = values[0]
     if isinstance(first, np.ndarray):
         return function(*values)
-    if not is_dataclass(first) or isinstance(first, type):
+    names = _field_names(type(first))
+    if names is None:
         return first
-    names = [field.name for field in fields(first)]
-    parts = {name: _mapped(function, *(getattr(v, name) for v in values)) for name in names}
-    return replace(first, **parts)
+    # The parts of valid values are valid, so that no check runs again: fits map them all the time.
+    out = object.__new__(type(first))
+    for name in names:
+        part = _mapped(function, *[getattr(value, name) for value in values])
+        object.__setattr__(out, name, part)
+    return out
+
+
+@cache
+def _field_names(kind: type) -> tuple[str, ...] | None:
+    """The fields of a dataclass; None for other values."""
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else None

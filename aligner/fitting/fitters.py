@@ -124,4 +124,4 @@ def observe_and_solve(
         observation, before = take_rows(observation, rows), before[rows]
     state = solve(observation, before, rows)
     moved = assess(fit_model, observer, observation, before, state, config.visibility)
-    return replace_rows(after, rows, moved)
+    return moved if seen.all() else replace_rows(after, rows, moved)

@@ -67,12 +67,13 @@ def fit_passes(fitter: Fitter, images: Sequence[Bytes], fit: FaceFit) -> Iterato
     """Fit B faces, each in its image; yields every pass."""
     active = np.arange(len(images))
     for number in range(fitter.passes):
-        before = fit[active]
+        everyone = len(active) == len(images)
+        before = fit if everyone else fit[active]
         after = fitter.step(number, [images[i] for i in active.tolist()], before)
-        fit = replace_rows(fit, active, after)
+        fit = after if everyone else replace_rows(fit, active, after)
         stepped = ~after.lost
         motion = np.where(before.detected, np.inf, after.motion)[stepped]
-        yield Pass(active[stepped], after[stepped], motion, fit)
+        yield Pass(active[stepped], after if stepped.all() else after[stepped], motion, fit)
         active = active[stepped][~fitter.early_stop(motion)]
         if len(active) == 0:
             return

@@ -53,11 +53,10 @@ class Rigid:
 
 def skew(v: Floats) -> Floats:
     """(..., 3) vectors to (..., 3, 3) matrices with ``skew(a) @ b = a x b``."""
-    z = np.zeros_like(v[..., 0])
-    x, y, w = v[..., 0], v[..., 1], v[..., 2]
-    return np.stack(
-        [np.stack([z, -w, y], -1), np.stack([w, z, -x], -1), np.stack([-y, x, z], -1)], -2
-    )
+    out = np.zeros((*v.shape, 3), v.dtype)
+    out[..., 2, 1], out[..., 0, 2], out[..., 1, 0] = v[..., 0], v[..., 1], v[..., 2]
+    out[..., 1, 2], out[..., 2, 0], out[..., 0, 1] = -v[..., 0], -v[..., 1], -v[..., 2]
+    return out
 
 
 def rotation_2d(angle: Floats | float) -> Floats:
