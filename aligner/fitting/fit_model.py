@@ -107,6 +107,11 @@ class FitModel:
         return self.model.template.astype(np.float64)
 
     @cached_property
+    def double_anchor_basis(self) -> Floats:
+        """(A, 3, P) float64: predictions in single precision depend on the order of a batch."""
+        return self.anchor_basis.astype(np.float64)
+
+    @cached_property
     def rigid_basis(self) -> Floats:
         """(A, 3, 0): the basis of the anchors of the rigid mean face."""
         return self.anchor_basis[:, :, :0]
@@ -129,8 +134,7 @@ class FitModel:
 
     def anchors(self, state: FitState) -> Floats:
         """(B, A, 2) pixels."""
-        shape = state.coefficients.astype(np.float32)  # as precise as the basis, and half the work
-        points = evaluate_shape(self.anchor_mean, self.anchor_basis, shape)
+        points = evaluate_shape(self.anchor_mean, self.double_anchor_basis, state.coefficients)
         return project(state, points, state.inverse_depth)
 
     def latent(self, coefficients: Coefficients) -> Floats:

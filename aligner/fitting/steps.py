@@ -74,7 +74,7 @@ def fit_from_last_frame(
     """
     visible = compute_visibility(fit_model, state, config.visibility).anchors
     mean, basis, weight = _ungated(fit_model, observation, visible, basis=fit_model.anchor_basis)
-    points = evaluate_shape(mean, basis, state.coefficients.astype(np.float32))
+    points = evaluate_shape(mean, basis, state.coefficients)
     noises = config.solver.pose_noise
     posed = closed_form_pose(fit_model, noises, points, observation.px, weight, state)
     visibility = compute_visibility(fit_model, posed, config.visibility)
