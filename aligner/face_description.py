@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from dff.aligner.alignment import Alignment
 from dff.aligner.eyes import find_irises
-from dff.aligner.intrinsics import Intrinsics
+from dff.aligner.intrinsics import Intrinsics, find_quaternion
 from dff.aligner.landmark_sets import SIDES, load_landmark_sets
 from dff.face.arrays import Floats
 from dff.face.model.morphable import MorphableModel
@@ -53,7 +52,7 @@ class FaceDescriber:
             },
             "head_in_camera": {
                 "rotation": _round(placed.rotation, 6),
-                "quaternion": _round(Rotation.from_matrix(placed.rotation).as_quat(), 6),
+                "quaternion": _round(find_quaternion(placed.rotation), 6),
                 "translation": _round(placed.translation, 5),
             },
         }

@@ -72,7 +72,7 @@ class Intrinsics:
         translation = depth * ray + rotation @ (
             cam_from_head.rotation.T @ cam_from_head.translation
         )
-        some = np.ascontiguousarray(vertices[:: max(len(vertices) // 500, 1)], dtype=np.float64)
+        some = np.ascontiguousarray(vertices[:: max(len(vertices) // 100, 1)], dtype=np.float64)
         px = camera.px_from_cam(cam_from_head.apply(some))
         vector, _ = cv2.Rodrigues(rotation)
         vector, moved = cv2.solvePnPRefineLM(
@@ -82,6 +82,14 @@ class Intrinsics:
         if not (np.isfinite(refined).all() and np.isfinite(moved).all() and moved[2, 0] > 0):
             return Rigid(rotation, translation)
         return Rigid(refined, moved[:, 0])
+
+
+def find_quaternion(rotation: Floats) -> Floats:
+    """(4,) x, y, z, w of a (3, 3) rotation; w is not negative."""
+    vector = cv2.Rodrigues(rotation)[0][:, 0]
+    angle = float(np.linalg.norm(vector))
+    # sin(angle / 2) / angle, also for no rotation
+    return np.append(vector * 0.5 * np.sinc(angle / (2.0 * np.pi)), np.cos(angle / 2.0))
 
 
 def focal_from_35mm(millimetres: float, width: int, height: int) -> float:

@@ -174,3 +174,19 @@ def test_a_call_in_steps_leaves_turns_to_others(toy_model: MorphableModel) -> No
 
     assert asyncio.run(run()) == "result"
     assert log.index("other") < log.index("second")
+
+
+def test_an_idle_aligner_tries_what_it_expects_to_be_late(toy_model: MorphableModel) -> None:
+    """The machine was slow for a while; now it is not, and the scheduler finds out."""
+    aligner, scheduler = make(toy_model)
+    scheduler.durations.unit = 50.0
+
+    async def run() -> None:
+        for _ in range(30):
+            outcome, _ = await scheduler.align((SMALL, None), aligner.now + 10.0)
+            assert isinstance(outcome, list)
+        assert scheduler.durations.unit < 1.0
+        with pytest.raises(Problem):
+            await scheduler.align((SMALL, None), aligner.now - 1.0)
+
+    asyncio.run(run())
