@@ -106,9 +106,9 @@ class MultiImageConfig:
     whole_face: float = 0.8  # area of a face that is seen whole, over its squared size
     # agreement of a photo with n others below which it shows someone else:
     # stranger - few_photos / n
-    stranger: float = 0.461
+    stranger: float = 0.31
     few_photos: float = 0.389
-    doubt: float = 0.2  # how far above that bound a photo is kept but called doubtful
+    doubt: float = 0.3  # how far above that bound a photo is kept but called doubtful
     # weight of the texture's correlation, beside the cosine of the identities, in an agreement
     texture: float = 0.4
     texture_unknown: float = 0.35  # correlation assumed where two photos show different sides
