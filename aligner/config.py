@@ -76,6 +76,10 @@ class SolverConfig:
     # how near to its prediction a match must fall, in the first pass after the pose is known
     first_gate: float = 0.15
     later_gates: tuple[float, ...] = (0.08,)  # in later passes, which begin from a prediction
+    # a face that was followed keeps its last pose where matches within this reach of it hold this
+    # share of the weight; else it may have jumped
+    still_reach: float = 0.08
+    still: float = 0.6
     later_noise: float = 0.03
     later_steps: int = 2  # for each gate
 
@@ -241,6 +245,8 @@ class AlignConfig:
     passes: int = 3  # at most; each observes the photo again
     # mean motion of the landmarks in a pass below which a face needs no further pass
     early_stop: float = 0.01
+    # the same for a face that was followed from the last frame, in its first pass
+    followed_stop: float = 0.05
     batch: int = 32  # faces that are aligned at a time
     # 1 / metres, of cameras to faces: one photo hardly tells, but few are taken from far away
     inverse_depth: float = 1.0
@@ -274,7 +280,9 @@ class AlignConfig:
             return AlignConfig(crop=smaller, passes=2, quarter_turns=False, detector=whole)
         if preset is AlignPreset.best:
             more = ObservationConfig(pixels=500)
-            return AlignConfig(crop=crop, passes=5, early_stop=0.004, observation=more)
+            return AlignConfig(
+                crop=crop, passes=5, early_stop=0.004, followed_stop=0.01, observation=more
+            )
         return AlignConfig(crop=crop)
 
 

@@ -87,7 +87,7 @@ class CascadeFitter:
         after = assess(fit_model, self.observer, observation, before, state, config.visibility)
         return replace(after, lost=observation.matched < config.observation.fewest)
 
-    def early_stop(self, motion: Floats) -> Bools:
+    def early_stop(self, number: int, motion: Floats) -> Bools:
         """(B,) false: every face passes all stages."""
         return np.zeros(len(motion), dtype=bool)
 

@@ -55,7 +55,7 @@ def _mapped(function: Callable[..., Any], *values: Any) -> Any:
     first: Any = values[0]
     if isinstance(first, np.ndarray):
         return function(*values)
-    names = _field_names(type(first))
+    names = _field_names(first.__class__)
     if names is None:
         return first
     # The parts of valid values are valid, so that no check runs again: fits map them all the time.

@@ -71,7 +71,7 @@ class DenseFitter:
         """Start in the faces' own poses and shapes."""
         fit_model, config = self.fit_model, self.config
         state = fit_model.state_of_alignments(faces, config.inverse_depth)
-        crops = frame_faces(fit_model, state, config.margin, config.crop)
+        crops = frame_faces(fit_model, state, config.later_margin, config.crop)
         return FaceFit.begin(fit_model, state, crops, config, detected=False)
 
     def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
@@ -93,9 +93,11 @@ class DenseFitter:
             self.fit_model, observer, self.config, images, crops, before, solve
         )
 
-    def early_stop(self, motion: Floats) -> Bools:
+    def early_stop(self, number: int, motion: Floats) -> Bools:
         """(B,) whether each face moves little enough to be done."""
-        return np.asarray(motion <= self.config.early_stop)
+        config = self.config
+        # only a followed face has a known motion in its first pass
+        return np.asarray(motion <= (config.followed_stop if number == 0 else config.early_stop))
 
 
 def next_crops(fit_model: FitModel, before: FaceFit, number: int, config: AlignConfig) -> Crops:

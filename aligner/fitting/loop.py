@@ -35,8 +35,8 @@ class Fitter(Protocol):
         """The fits of B faces after pass ``number`` over their ``images``; some may be lost."""
         ...
 
-    def early_stop(self, motion: Floats) -> Bools:
-        """(B,) whether faces are done, from the ``motion`` of their landmarks in the last pass."""
+    def early_stop(self, number: int, motion: Floats) -> Bools:
+        """(B,) whether faces are done after pass ``number`` moved their landmarks by ``motion``."""
         ...
 
 
@@ -74,6 +74,6 @@ def fit_passes(fitter: Fitter, images: Sequence[Bytes], fit: FaceFit) -> Iterato
         stepped = ~after.lost
         motion = np.where(before.detected, np.inf, after.motion)[stepped]
         yield Pass(active[stepped], after if stepped.all() else after[stepped], motion, fit)
-        active = active[stepped][~fitter.early_stop(motion)]
+        active = active[stepped][~fitter.early_stop(number, motion)]
         if len(active) == 0:
             return

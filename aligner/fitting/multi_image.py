@@ -124,7 +124,7 @@ class MultiImageFitter:
 
         return observe_and_solve(fit_model, self.observer, config, images, crops, before, solve)
 
-    def early_stop(self, motion: Floats) -> Bools:
+    def early_stop(self, number: int, motion: Floats) -> Bools:
         """(B,) the same for all photos: no photo is done before all are."""
         done = bool((motion <= self.config.early_stop).all())
         return np.full(len(motion), done)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from dff.aligner.config import AlignConfig
-from dff.aligner.fitting.batch import choose_rows
+from dff.aligner.fitting.batch import choose_rows, replace_rows
 from dff.aligner.fitting.correspondence import soft_correspondence
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.observation import Observation
@@ -69,16 +69,30 @@ def fit_from_last_frame(
 ) -> FitState:
     """Fit faces whose shape is nearly known and whose pose may have jumped.
 
-    The last pose is not used as a prediction: the pose is found in closed form from all matches,
-    with the last shape.
+    Where the last pose explains too few of the matches (``SolverConfig.still``), the pose is found
+    in closed form from all matches, with the last shape.
     """
-    visible = compute_visibility(fit_model, state, config.visibility).anchors
-    mean, basis, weight = _ungated(fit_model, observation, visible, basis=fit_model.anchor_basis)
-    points = evaluate_shape(mean, basis, state.coefficients)
-    noises = config.solver.pose_noise
-    posed = closed_form_pose(fit_model, noises, points, observation.px, weight, state)
-    visibility = compute_visibility(fit_model, posed, config.visibility)
-    return refine(fit_model, config, observation, posed, visibility)
+    visibility = compute_visibility(fit_model, state, config.visibility)
+    mean, basis, weight = _ungated(
+        fit_model, observation, visibility.anchors, basis=fit_model.anchor_basis
+    )
+    points, px, solver = (
+        evaluate_shape(mean, basis, state.coefficients),
+        observation.px,
+        config.solver,
+    )
+    residual = px - project(state, points, state.inverse_depth)
+    reach = solver.still_reach * fit_model.face_size(state)
+    near = (weight * robust_weights(residual, reach[:, None])).sum(1)
+    jumped = np.flatnonzero(near < solver.still * weight.sum(1))
+    if len(jumped):
+        posed = closed_form_pose(
+            fit_model, solver.pose_noise, points[jumped], px[jumped], weight[jumped], state[jumped]
+        )
+        seen = compute_visibility(fit_model, posed, config.visibility)
+        state = replace_rows(state, jumped, posed)
+        visibility = replace_rows(visibility, jumped, seen)
+    return refine(fit_model, config, observation, state, visibility)
 
 
 def refine(

@@ -109,7 +109,11 @@ def test_a_mirrored_photo_is_matched_to_the_other_side(
         lambda image: next(passes)(image),
         anchors,
         open_head,
-        config=AlignConfig(early_stop=0.0, observation=ObservationConfig(network_batch=len(YAWS))),
+        config=AlignConfig(
+            early_stop=0.0,
+            followed_stop=0.0,
+            observation=ObservationConfig(network_batch=len(YAWS)),
+        ),
     )
     half = len(anchors.vertex)
     first, second = aligner.fit_model.anchor_mean[:half], aligner.fit_model.anchor_mean[half:]
@@ -170,7 +174,7 @@ def test_the_box_hardly_matters(
             kept.append(scene)
             moved.append([Box(*(centre - half), *(centre + half))])
     # To the last pass: a fit that is called still a pass earlier may lie half a per cent beside.
-    config = replace(oracle_aligner.config, early_stop=0.0)
+    config = replace(oracle_aligner.config, early_stop=0.0, followed_stop=0.0)
     patient = Aligner(oracle_aligner.net, oracle_aligner.anchors, open_head, config=config)
     straight, _ = errors(patient.align_batch([s.image for s in kept], boxes(kept)), kept)
     shaken, _ = errors(patient.align_batch([s.image for s in kept], moved), kept)

@@ -74,6 +74,19 @@ def test_a_face_that_jumps_is_not_lagged_by_more_than_a_frame(
     )  # a face is found where it is, not where it was
 
 
+@pytest.mark.parametrize(("share", "passes"), [(0.0, 1), (0.02, 1), (0.12, 2), (0.3, 2)])
+def test_a_followed_face_takes_one_pass_unless_it_jumped(
+    oracle_aligner: Aligner, scene: Scene, share: float, passes: int
+) -> None:
+    """``share``: of the face's size that it moved since the last frame."""
+    (before,) = oracle_aligner.align(scene.image, [scene.box])
+    jump = round(share * scene.box.size)
+    ((after,),) = oracle_aligner.track([shifted(scene.image, jump)], [[before]])
+    assert len(after.trace) >= passes
+    assert len(after.trace) == 1 or passes == 2
+    assert nme_box(after.landmarks_3d[:, :2], np.add(scene.landmarks, [jump, 0])) < 0.03
+
+
 def test_a_face_in_steady_motion_is_less_than_a_frame_behind(
     oracle_aligner: Aligner, scene: Scene
 ) -> None:
