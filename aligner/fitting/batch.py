@@ -55,11 +55,12 @@ def _mapped(function: Callable[..., Any], *values: Any) -> Any:
     first: Any = values[0]
     if isinstance(first, np.ndarray):
         return function(*values)
-    names = _field_names(first.__class__)
+    kind: Any = type(first)
+    names = _field_names(kind)
     if names is None:
         return first
     # The parts of valid values are valid, so that no check runs again: fits map them all the time.
-    out = object.__new__(type(first))
+    out = object.__new__(kind)
     for name in names:
         part = _mapped(function, *[getattr(value, name) for value in values])
         object.__setattr__(out, name, part)

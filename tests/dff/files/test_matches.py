@@ -33,7 +33,7 @@ def photos(
 def run(photos: tuple[Path, Path, Aligner], *options: str) -> tuple[int, str]:
     """Exit status and output of the command, with the aligner that reads the photos."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dff.files.matches.load_aligner", lambda weights: photos[2])
+        patch.setattr("dff.files.matches.load_aligner", lambda *_, **__: photos[2])
         done = CliRunner().invoke(app, ["match", str(photos[0]), str(photos[1]), *options])
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
