@@ -32,10 +32,11 @@ from dff.aligner.confidence import (
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection, FaceDetector, same_face
 from dff.aligner.detector import DescriptorDetector
+from dff.aligner.fitting.assessment import average_fits
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.fitters import DenseFitter
-from dff.aligner.fitting.loop import FaceFitter, Fitter, Pass, fit_passes
+from dff.aligner.fitting.loop import FaceFitter, Fitter, Pass, fit_passes, last_fit
 from dff.aligner.fitting.multi_image import MultiImageFitter, choose_person, find_strangers
 from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.preset import AlignPreset
@@ -376,12 +377,29 @@ class Aligner:
         self, images: list[Bytes], detections: list[Detection]
     ) -> list[Alignment]:
         boxes = [detection.box for detection in detections]
-        return self._align(self.fitter, images, boxes, self.fitter.begin(detections))
+        others = self.fitter.at_crops() if isinstance(self.fitter, DenseFitter) else ()
+        return self._align(
+            self.fitter,
+            images,
+            boxes,
+            self.fitter.begin(detections),
+            averaged=[(other, other.begin(detections)) for other in others],
+        )
 
     def _align(
-        self, fitter: Fitter, images: Sequence[Bytes], boxes: Sequence[Box], start: FaceFit
+        self,
+        fitter: Fitter,
+        images: Sequence[Bytes],
+        boxes: Sequence[Box],
+        start: FaceFit,
+        *,
+        averaged: Sequence[tuple[Fitter, FaceFit]] = (),
     ) -> list[Alignment]:
-        """Fit B faces from ``start`` and report them."""
+        """Fit B faces from ``start`` and report them.
+
+        ``averaged``: fitters of the same fit model, with their starts, whose states are averaged
+        with those of ``fitter``.
+        """
         traces: list[list[Iteration]] = [[] for _ in boxes]
         annotated = fitter.fit_model.as_annotated(self.landmark_offsets)
         fit = start
@@ -389,6 +407,9 @@ class Aligner:
             fit = done.all_faces
             for face, iteration in self._iterations(annotated, done):
                 traces[face].append(iteration)
+        if averaged:
+            others = [last_fit(other, images, begin) for other, begin in averaged]
+            fit = average_fits(fitter.fit_model, fit, others)
         return self._report(fitter.fit_model, fit, boxes, traces)
 
     def _iterations(self, annotated: FitModel, done: Pass) -> Iterator[tuple[int, Iteration]]:

@@ -238,6 +238,9 @@ class AlignConfig:
     """How faces are aligned. Raises ValueError for settings that make no sense."""
 
     crop: int = 128  # pixels of the side of the crops that the network sees
+    # other sides of crops, over ``crop``, in whole multiples of 32 pixels, whose fits are averaged
+    # with that of ``crop``
+    averaged_crops: tuple[float, ...] = ()
     margin: float = FRAMING  # side of the first crop over the longer side of the landmark box
     # the same of later passes, which know better where the landmarks are and want them large
     later_margin: float = 1.3
@@ -281,7 +284,11 @@ class AlignConfig:
         if preset is AlignPreset.best:
             more = ObservationConfig(pixels=500)
             return AlignConfig(
-                crop=crop, passes=5, early_stop=0.004, followed_stop=0.01, observation=more
+                crop=crop,
+                passes=5,
+                early_stop=0.004,
+                followed_stop=0.01,
+                observation=more,
             )
         return AlignConfig(crop=crop)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from dff.aligner.config import VisibilityConfig
+from dff.aligner.fitting.batch import choose_rows
 from dff.aligner.fitting.correspondence import Matches, match_residuals
 from dff.aligner.fitting.face_fit import FaceFit
-from dff.aligner.fitting.fit_model import FitModel, FitState
+from dff.aligner.fitting.fit_model import FitModel, FitState, average_states
 from dff.aligner.fitting.observation import Observation, Observer
 from dff.aligner.fitting.visibility import compute_visibility
 from dff.face.arrays import Floats
@@ -58,6 +60,17 @@ def move_fit(fit_model: FitModel, before: FaceFit, state: FitState) -> FaceFit:
         residual=np.full(len(motion), np.nan),
         detected=np.zeros_like(before.detected),
     )
+
+
+def average_fits(fit_model: FitModel, fit: FaceFit, others: Sequence[FaceFit]) -> FaceFit:
+    """``fit`` of B faces with states averaged over others; what was observed is its own.
+
+    Faces that any of the fits lost keep their state.
+    """
+    lost = np.logical_or.reduce([fit.lost, *(other.lost for other in others)])
+    mean = average_states([fit.state, *(other.state for other in others)])
+    state = choose_rows(~lost, mean, fit.state)
+    return replace(fit, state=state, landmarks=fit_model.landmarks(state))
 
 
 def measure_agreement(

@@ -53,6 +53,20 @@ class FitState(FaceState):
         return NearPerspective(float(self.scale[face]), self.centre[face], depth)
 
 
+def average_states(states: Sequence[FitState]) -> FitState:
+    """The mean pose and shape of B faces in several fits; the cameras of the first."""
+    u, _, vt = np.linalg.svd(np.mean([state.rotation for state in states], axis=0))
+    turn = np.ones((len(u), 1, 3))
+    turn[:, 0, 2] = np.linalg.det(u @ vt)
+    face = FaceState(
+        np.exp(np.mean([np.log(state.scale) for state in states], axis=0)),
+        (u * turn) @ vt,
+        np.mean([state.centre for state in states], axis=0),
+        np.mean([state.coefficients for state in states], axis=0),
+    )
+    return FitState.of(face, states[0].inverse_depth)
+
+
 @dataclass(frozen=True)
 class FitModel:
     """The tables of a morphable model and its anchors that fitting needs, cut out once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -49,6 +50,16 @@ class DenseFitter:
         self.observers: tuple[Observer, ...] = (Observer(*parts, config.observation),)
         if config.mirror:
             self.observers += (MirroredObserver(*parts, config.observation),)
+
+    def at_crops(self) -> tuple[DenseFitter, ...]:
+        """The fitters of ``AlignConfig.averaged_crops``."""
+        sides = (round(share * self.config.crop / 32) * 32 for share in self.config.averaged_crops)
+        return tuple(self._with_crop(max(side, 32)) for side in sides)
+
+    def _with_crop(self, side: int) -> DenseFitter:
+        other = copy(self)
+        other.config = replace(self.config, crop=side, averaged_crops=())
+        return other
 
     def begin(self, detections: Sequence[Detection]) -> FaceFit:
         """Start in the poses of the detections; without a pose, as the upright mean face."""

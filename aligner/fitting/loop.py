@@ -77,3 +77,10 @@ def fit_passes(fitter: Fitter, images: Sequence[Bytes], fit: FaceFit) -> Iterato
         active = active[stepped][~fitter.early_stop(number, motion)]
         if len(active) == 0:
             return
+
+
+def last_fit(fitter: Fitter, images: Sequence[Bytes], fit: FaceFit) -> FaceFit:
+    """The fits of B faces after all passes."""
+    for done in fit_passes(fitter, images, fit):
+        fit = done.all_faces
+    return fit

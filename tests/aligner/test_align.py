@@ -5,18 +5,22 @@ from itertools import cycle
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.config import AlignConfig, MultiImageConfig, ObservationConfig
 from dff.aligner.detection import Detection
+from dff.aligner.fitting.fit_model import FitState, average_states
 from dff.aligner.preset import AlignPreset
 from dff.face.arrays import Bytes, Floats
+from dff.face.descriptor import Features
 from dff.face.errors import BadPhoto
 from dff.face.geometry.camera import Box, NearPerspective
-from dff.face.geometry.transform import angles_from_rotation, geodesic_degrees
+from dff.face.geometry.transform import angles_from_rotation, geodesic_degrees, rotation_from_vector
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
+from dff.face.solve.gauss_newton import FaceState
 from tests.aligner.oracle import READING, OracleNet, PositionCode, Scene, make_scene, oracle_anchors
 
 
@@ -179,6 +183,42 @@ def test_the_box_hardly_matters(
     straight, _ = errors(patient.align_batch([s.image for s in kept], boxes(kept)), kept)
     shaken, _ = errors(patient.align_batch([s.image for s in kept], moved), kept)
     assert np.abs(shaken - straight).max() < 0.4, shaken - straight
+
+
+def test_fits_of_several_crops_are_averaged(
+    oracle_aligner: Aligner, open_head: MorphableModel, code: PositionCode
+) -> None:
+    """Sides are rounded to multiples of 32 px; the mean fit is as near to the truth."""
+    seen: set[int] = set()
+
+    class Watched(OracleNet):
+        def __call__(self, image: Tensor) -> Features:
+            seen.add(image.shape[3])
+            return super().__call__(image)
+
+    config = replace(oracle_aligner.config, averaged_crops=(0.8, 1.2))
+    aligner = Aligner(Watched(code), oracle_aligner.anchors, open_head, config=config)
+    truth = scenes(open_head, code, 4, (0.0, 40.0))
+    found = aligner.align_batch([s.image for s in truth], boxes(truth))
+    crop = config.crop
+    assert seen == {crop, round(0.8 * crop / 32) * 32, round(1.2 * crop / 32) * 32}
+    once = oracle_aligner.align_batch([s.image for s in truth], boxes(truth))
+    assert errors(found, truth)[0].max() < errors(once, truth)[0].max() + 0.3
+
+
+def test_states_are_averaged() -> None:
+    def state(degrees: float, scale: float, shape: float) -> FitState:
+        rotation = rotation_from_vector(np.deg2rad([[0.0, degrees, 0.0]]))
+        place = np.array([[10.0 * scale, 0.0]])
+        face = FaceState(np.array([scale]), rotation, place, np.full((1, 2), shape))
+        return FitState.of(face, 1.0)
+
+    mean = average_states([state(10.0, 1.0, -1.0), state(30.0, 4.0, 2.0)])
+    assert geodesic_degrees(mean.rotation, state(20.0, 1.0, 0.0).rotation) < 1e-6
+    assert np.linalg.det(mean.rotation[0]) == pytest.approx(1.0)
+    assert mean.scale[0] == pytest.approx(2.0)
+    np.testing.assert_allclose(mean.centre, [[25.0, 0.0]])
+    np.testing.assert_allclose(mean.coefficients, 0.5)
 
 
 class OfNarrowBoxes(Aligner):
