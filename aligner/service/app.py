@@ -7,7 +7,7 @@ orientation and focal length in EXIF, are never read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from dff.aligner.service.routes import align as align_routes
 from dff.aligner.service.routes import batch, health, models, pages, person
 from dff.aligner.service.routes import match as match_routes
 from dff.aligner.service.routes import track as track_routes
+from dff.aligner.service.routes.dependencies import DEFAULT
 from dff.aligner.service.weights_watch import WeightsWatch
 
 ROUTES = (align_routes, batch, person, match_routes, track_routes, models, health, pages)
@@ -75,19 +76,24 @@ def create_app(
     root_path: str = "",
     keys: bool = False,
     watch: WeightsWatch | None = None,
+    also: Mapping[str, FaceAligner] | None = None,
 ) -> FastAPI:
     """The application, served by ``uvicorn_server`` or ``ray_serve``.
 
     ``front``: None when the requests come through a proxy that has it. ``root_path``: prefix under
     which a proxy shows the service, and ``keys``: whether it asks for API keys; by default as
     ``front`` has it. ``watch`` changes the weights while the application runs.
+    ``also``: aligners by name that answer requests with ``weights=NAME``.
     """
     root_path = root_path or (front.root_path if front else "")
     service = AlignService(aligner, limits=limits, root_path=root_path)
+    services = {DEFAULT: service}
+    for name, other in (also or {}).items():
+        services[name] = AlignService(other, limits=limits, root_path=root_path)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(service.warm_up())]
+        tasks = [asyncio.create_task(each.warm_up()) for each in services.values()]
         if watch is not None:
             tasks.append(asyncio.create_task(watch.run(service)))
         yield
@@ -106,7 +112,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.service = service
+    app.state.service, app.state.services = service, services
     add_problem_handlers(app)
     app.add_middleware(GZipMiddleware, minimum_size=2048)
     app.add_middleware(HeadAndOptions)

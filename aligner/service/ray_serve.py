@@ -74,6 +74,7 @@ class ServiceConfig(BaseModel):
     preset: AlignPreset = AlignPreset.balanced
     # seconds between questions for the version that the weights' alias names; None: it is not asked
     poll: PositiveFloat | None = None
+    also: dict[str, str] = {}  # other weights by name, which answer requests with weights=NAME
 
     def replicas_range(self) -> tuple[int, int]:
         """The fewest and the most replicas. Raises ValueError for text that is no range."""
@@ -132,6 +133,7 @@ class AlignerDeployment:
             root_path=config.root_path,
             keys=bool(config.key_hashes),
             watch=watch,
+            also={name: self._load_from(path) for name, path in config.also.items()},
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -155,10 +157,13 @@ class AlignerDeployment:
             service.replace_aligner(aligner)
 
     def _load(self) -> Aligner:
+        return self._load_from(self.weights)
+
+    def _load_from(self, weights: str | None) -> Aligner:
         from dff.aligner.align import load_aligner
 
         aligner = load_aligner(
-            self.weights, preset=self.preset, endpoint_url=self.endpoint_url
+            weights, preset=self.preset, endpoint_url=self.endpoint_url
         ).with_quick_search()
         warm_up(aligner)
         return aligner
@@ -194,6 +199,7 @@ def serving(
     front: FrontConfig | None = None,
     preset: AlignPreset = AlignPreset.balanced,
     poll: float | None = None,
+    also: Mapping[str, str] | None = None,
     endpoint_url: str | None = None,
 ) -> Iterator[str]:
     """Serve for the length of a ``with`` block, on a local Ray or the cluster at ``address``.
@@ -223,6 +229,7 @@ def serving(
         key_hashes=front.keys,
         preset=preset,
         poll=poll,
+        also={name: _everywhere(weights) for name, weights in (also or {}).items()},
     )
     logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
@@ -266,6 +273,7 @@ def serve_aligner(
     front: FrontConfig | None = None,
     preset: AlignPreset = AlignPreset.balanced,
     poll: float | None = None,
+    also: Mapping[str, str] | None = None,
     endpoint_url: str | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
@@ -284,6 +292,7 @@ def serve_aligner(
         front=front,
         preset=preset,
         poll=poll,
+        also=also,
         endpoint_url=endpoint_url,
     ) as url:
         before = {

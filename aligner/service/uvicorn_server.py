@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,13 +37,16 @@ def serve_aligner_with_uvicorn(
     preset: AlignPreset = AlignPreset.balanced,
     endpoint_url: str | None = None,
     poll: float | None = None,
+    also: Mapping[str, str] | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve from this process until SIGINT or SIGTERM; ``on_ready`` is called with the URL.
 
     ``threads``: cores that the aligner uses. ``poll``: seconds between questions which version the
-    alias of the ``weights`` names. Raises ClusterError when the port is taken, BadWeights
-    or BadModel as ``dff.aligner.align.load_aligner``.
+    alias of the ``weights`` names. ``also``: other weights by name, side by side.
+
+    Raises ClusterError when the port is taken, BadWeights or BadModel as
+    ``dff.aligner.align.load_aligner``.
     """
     from dff.aligner.align import load_aligner
     from dff.aligner.service.threads import use_threads
@@ -54,8 +57,8 @@ def serve_aligner_with_uvicorn(
     front = front or FrontConfig()
     check_poll(weights, poll)
 
-    def load() -> Aligner:
-        aligner = load_aligner(weights, preset=preset, endpoint_url=endpoint_url)
+    def load(path: Path | str | None = weights) -> Aligner:
+        aligner = load_aligner(path, preset=preset, endpoint_url=endpoint_url)
         return aligner.with_quick_search()
 
     def load_warm() -> Aligner:
@@ -64,7 +67,9 @@ def serve_aligner_with_uvicorn(
         return aligner
 
     watch = None if poll is None else WeightsWatch(str(weights), load_warm, poll)
-    server = make_server(create_app(load(), front=front, watch=watch), host, port, front)
+    others = {name: load(path) for name, path in (also or {}).items()}
+    app = create_app(load(), front=front, watch=watch, also=others)
+    server = make_server(app, host, port, front)
     threading.Thread(target=_announce, args=(server, host, port, on_ready), daemon=True).start()
     server.run()
 

@@ -62,6 +62,13 @@ def serve(
     address: AddressOption = None,
     weights: WeightsOption = None,
     endpoint_url: EndpointOption = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=WEIGHTS: other weights beside --weights, which answer requests with "
+            "weights=NAME. Repeat it for several."
+        ),
+    ] = None,
     poll: Annotated[
         float | None,
         typer.Option(
@@ -104,6 +111,7 @@ def serve(
             preset=preset,
             endpoint_url=endpoint_url,
             poll=poll,
+            also=parse_named(also or []),
             on_ready=tell,
         )
         return
@@ -120,5 +128,17 @@ def serve(
         preset=preset,
         endpoint_url=endpoint_url,
         poll=poll,
+        also=parse_named(also or []),
         on_ready=tell,
     )
+
+
+def parse_named(texts: list[str]) -> dict[str, str]:
+    """Weights by name, of texts NAME=WEIGHTS. Raises BadParameter."""
+    found = {}
+    for text in texts:
+        name, _, weights = text.partition("=")
+        if not name or not weights or name == "default":
+            raise typer.BadParameter(f"--also takes NAME=WEIGHTS, and not {text!r}")
+        found[name] = weights
+    return found

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated
 
-from fastapi import Depends, File, Header, Query, Request, UploadFile
+from fastapi import Depends, FastAPI, File, Header, Query, Request, UploadFile
 
 from dff.aligner.face_description import FaceDescriber, parse_extras
 from dff.aligner.service.align_service import AlignService, Describe, answer_face
 from dff.aligner.service.limits import LIMITS
 from dff.aligner.service.problems import Problem
 
+DEFAULT = "default"
+"""Name of the weights that answer requests without ``weights``."""
 
-def get_service(request: Request) -> AlignService:
-    """The application's service."""
-    service: AlignService = request.app.state.service
-    return service
+
+def get_service(
+    request: Request,
+    weights: Annotated[
+        str | None,
+        Query(description="name of the weights that answer, as in `/v1/models`; default: default"),
+    ] = None,
+) -> AlignService:
+    """The service of the weights that are asked for. Raises Problem ``bad-request``."""
+    return choose_service(request.app, weights)
+
+
+def choose_service(app: FastAPI, weights: str | None) -> AlignService:
+    """The service of the weights of that name. Raises Problem ``bad-request``."""
+    services: Mapping[str, AlignService] = app.state.services
+    if weights is None:
+        weights = DEFAULT
+    if weights not in services:
+        known = ", ".join(services)
+        raise Problem("bad-request", f"no weights are called {weights[:40]!r}: there are {known}")
+    return services[weights]
 
 
 Service = Annotated[AlignService, Depends(get_service)]

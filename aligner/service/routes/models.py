@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from collections.abc import Mapping
+
+from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
+from dff.aligner.service.align_service import AlignService
 from dff.aligner.service.problems import RETRY_AFTER, Problem, describe_problems
 from dff.aligner.service.routes.dependencies import Service
 from dff.aligner.service.schema import Answer, ModelInfo
@@ -18,6 +21,7 @@ class Models(Answer):
     """Answer of `/v1/models`."""
 
     models: list[ModelInfo] = Field(description="the models that requests are answered with")
+    names: list[str] = Field(description="of each of them, for `weights` in a request")
 
 
 class Tensor(Answer):
@@ -51,9 +55,11 @@ class Ready(Answer):
 
 
 @router.get("/v1/models", responses=describe_problems("unauthorized"))
-async def list_models(service: Service) -> Models:
-    """The face model and the weights."""
-    return Models(models=[service.model_info])
+async def list_models(request: Request) -> Models:
+    """The face models and the weights."""
+    services: Mapping[str, AlignService] = request.app.state.services
+    infos = [service.model_info for service in services.values()]
+    return Models(models=infos, names=[*services])
 
 
 @router.get("/v2/health/live")

@@ -20,6 +20,7 @@ from dff.aligner.service.align_service import AlignService, image_size
 from dff.aligner.service.json_response import encode_answer
 from dff.aligner.service.keys import PROTOCOL
 from dff.aligner.service.problems import PhotoProblem, Problem, log_defect, to_problem
+from dff.aligner.service.routes.dependencies import choose_service
 from dff.aligner.service.schema import Answer, FaceAnswer, ImageSize
 from dff.aligner.video import Tracked, Tracker
 from dff.face.errors import BadPhoto
@@ -103,15 +104,24 @@ class TrackSession:
 
 
 @router.websocket(PATH)
-async def track(socket: WebSocket, smooth: bool = True, landmarks: str | None = None) -> None:
+async def track(
+    socket: WebSocket,
+    smooth: bool = True,
+    landmarks: str | None = None,
+    weights: str | None = None,
+) -> None:
     """Track the faces of the frames that a client sends, until it closes the socket.
 
     Each binary message is a frame, a JPEG, PNG or WebP file, and is answered by one text message of
     JSON, in order: a client that waits for the answer before it sends another frame has no delay.
     """
-    service: AlignService = socket.app.state.service
     known = PROTOCOL in socket.scope.get("subprotocols", ())
     await socket.accept(subprotocol=PROTOCOL if known else None)
+    try:
+        service = choose_service(socket.app, weights)
+    except Problem as problem:
+        await socket.close(UNSUITED, str(problem.detail)[:100])
+        return
     if not isinstance(service.aligner, Aligner):
         await socket.close(UNSUITED, "the aligner of this service can't track")
         return

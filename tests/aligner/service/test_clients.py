@@ -288,3 +288,23 @@ def test_camera_and_landmarks_on_request(client: TestClient) -> None:
         refused = client.post("/v1/align", files={"image": GOOD}, data={"landmarks": name})
         assert refused.status_code == 422
         assert name in refused.json()["detail"]
+
+
+def test_weights_side_by_side(toy_model: MorphableModel) -> None:
+    other = KnownAligner(toy_model)
+    other.card = {"steps": 8}
+    app = create_app(KnownAligner(toy_model), limits=Limits(deadline=60.0), also={"other": other})
+    with TestClient(app) as client:
+
+        def steps(form: dict[str, str]) -> int:
+            answer = client.post("/v1/align", files={"image": GOOD}, data=form).json()
+            return int(answer["model"]["weights"]["steps"])
+
+        assert steps({}) == steps({"weights": "default"}) == 7
+        assert steps({"weights": "other"}) == 8
+        listed = client.get("/v1/models").json()
+        assert listed["names"] == ["default", "other"]
+        assert [each["weights"]["steps"] for each in listed["models"]] == [7, 8]
+        refused = client.post("/v1/align?weights=none", files={"image": GOOD})
+        assert refused.status_code == 422
+        assert "default, other" in refused.json()["detail"]
