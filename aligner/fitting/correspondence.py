@@ -183,7 +183,8 @@ def match_residuals(
 
     The arguments are those of ``soft_correspondence``.
     """
-    flat = np.pad(predicted, ((0, 0), (0, 0), (0, 1))).astype(np.float32)
+    flat = np.zeros((*predicted.shape[:2], 3), np.float32)
+    flat[..., :2] = predicted
     b, n, _ = px.shape
     place, weight = np.zeros((b, n, 3)), np.zeros((b, n))
     for face in range(b):

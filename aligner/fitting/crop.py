@@ -67,7 +67,9 @@ class Crops:
 def row_turns(angle: Floats) -> Floats:
     """(..., 2, 2) matrices that rotate row vectors clockwise on the screen by (...) radians."""
     c, s = np.cos(angle), np.sin(angle)
-    return np.stack([np.stack([c, s], -1), np.stack([-s, c], -1)], -2)
+    out = np.empty((*np.shape(angle), 2, 2))
+    out[..., 0, 0], out[..., 0, 1], out[..., 1, 0], out[..., 1, 1] = c, s, -s, c
+    return out
 
 
 def frame_boxes(boxes: Sequence[Box], margin: float, size: int) -> Crops:

@@ -39,7 +39,8 @@ class UprightPose:
         down = -rotation[:, :2, 1]
         length = np.linalg.norm(down, axis=1, keepdims=True)
         down = np.where(length > 1e-6, down / np.maximum(length, 1e-6), [0.0, 1.0])
-        upright = np.stack([np.stack([down[:, 1], -down[:, 0]], axis=1), down], axis=1)
+        upright = np.empty((len(down), 2, 2))
+        upright[:, 0, 0], upright[:, 0, 1], upright[:, 1] = down[:, 1], -down[:, 0], down
         sideways, downwards = np.einsum("nij,nj->in", upright, rotation[:, :2, 2])
         yaw = np.degrees(np.arctan2(sideways, -rotation[:, 2, 2]))
         return UprightPose(upright, yaw, np.degrees(np.arcsin(np.clip(downwards, -1.0, 1.0))))

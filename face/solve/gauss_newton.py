@@ -341,8 +341,10 @@ def pose_from_moments(points: Floats, targets: Floats, coefficients: int) -> Fac
     rows = np.swapaxes(affine[:, :3], 1, 2)  # (B, 2, 3)
     u, s, vt = np.linalg.svd(rows, full_matrices=False)
     flat = u @ vt
-    third = np.cross(flat[:, 0], flat[:, 1])
-    rotation = np.concatenate([flat, third[:, None]], axis=1)
+    rotation = np.empty((b, 3, 3))
+    rotation[:, :2] = flat
+    (ax, ay, az), (bx, by, bz) = flat[:, 0].T, flat[:, 1].T
+    rotation[:, 2] = np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx]).T
     scale = np.maximum(s.mean(1), 1e-6)
     # The mean offset between the targets and the turned points.
     turned = scale[:, None] * np.einsum("bij,bj->bi", flat, points[:, 3, :3])
