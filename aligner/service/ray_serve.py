@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
@@ -65,6 +66,7 @@ class ServiceConfig(BaseModel):
         1  # or their range, as 2:8, within which Serve adds some on demand
     )
     cpus: PositiveInt = 1  # cores of each replica
+    gpus: NonNegativeFloat = 0  # GPUs of each replica, also a share of one; the network runs there
     # Whether the proxies have the front, by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``. Else
     # each replica has its own, and slow senders hold places in Serve's queue.
     front_in_proxies: bool = False
@@ -122,6 +124,7 @@ class AlignerDeployment:
         use_threads(config.cpus)
         self.weights, self.preset = config.weights, config.preset
         self.endpoint_url = config.endpoint_url
+        self.device = "cuda" if config.gpus else None
         front = None if config.front_in_proxies else config.front()
         check_poll(config.weights, config.poll)
         watch = None
@@ -163,7 +166,7 @@ class AlignerDeployment:
         from dff.aligner.align import load_aligner
 
         aligner = load_aligner(
-            weights, preset=self.preset, endpoint_url=self.endpoint_url
+            weights, preset=self.preset, endpoint_url=self.endpoint_url, device=self.device
         ).with_quick_search()
         warm_up(aligner)
         return aligner
@@ -174,7 +177,9 @@ def application(config: ServiceConfig) -> serve.Application:
 
     serve run dff.aligner.service.ray_serve:application weights=dff.safetensors
     """
-    options: dict[str, Any] = {"ray_actor_options": {"num_cpus": config.cpus}}
+    options: dict[str, Any] = {
+        "ray_actor_options": {"num_cpus": config.cpus, "num_gpus": config.gpus}
+    }
     fewest, most = config.replicas_range()
     if fewest == most:
         options["num_replicas"] = most
@@ -187,6 +192,13 @@ def application(config: ServiceConfig) -> serve.Application:
     return AlignerDeployment.options(**options).bind(config)  # type: ignore[attr-defined]
 
 
+def check_replica_gpus(wanted: float) -> None:
+    """Raise ClusterError where this machine's Ray has fewer GPUs; a replica would wait for them."""
+    there = ray.cluster_resources().get("GPU", 0.0) if wanted else 0.0
+    if there < wanted:
+        raise ClusterError(f"the replicas want {wanted:g} GPUs, and Ray finds {there:g} here")
+
+
 @contextmanager
 def serving(
     weights: Path | str | None = None,
@@ -195,6 +207,7 @@ def serving(
     port: int = 8000,
     replicas: int | str = 1,
     cpus: int = 1,
+    gpus: float = 0,
     address: str | None = None,
     front: FrontConfig | None = None,
     preset: AlignPreset = AlignPreset.balanced,
@@ -206,9 +219,9 @@ def serving(
 
     ``replicas``: their number, a range as 2:8 within which Serve adds some on demand, or ``auto``.
     ``poll``: seconds between questions which version the alias of the ``weights`` names.
-    ``cpus``: cores of each replica. ``endpoint_url``: of an S3 server other than AWS, for weights
-    in a bucket. ``front``: on a local Ray it stands in the proxies; on a
-    cluster in each replica.
+    ``cpus`` and ``gpus``: of each replica. ``endpoint_url``: of an S3 server other than AWS, for
+    weights in a bucket. ``front``: on a local Ray it stands in the proxies; on a cluster in each
+    replica.
 
     Yields the URL. Raises ClusterError when the port is taken or the application can't start, and
     on a local Ray BadWeights or BadModel as ``dff.aligner.align.load_aligner``.
@@ -223,6 +236,7 @@ def serving(
         endpoint_url=endpoint_url,
         replicas=replicas,
         cpus=cpus,
+        gpus=gpus,
         front_in_proxies=address is None,
         origins=front.origins,
         root_path=front.root_path,
@@ -248,6 +262,8 @@ def serving(
         ),
         ended_by(end),
     ):
+        if address is None:
+            check_replica_gpus(gpus * config.replicas_range()[0])
         with _ray_errors_as("the aligner service failed"):
             serve.start(
                 http_options=HTTPOptions(host=host, port=port, request_timeout_s=REQUEST_TIMEOUT),
@@ -269,6 +285,7 @@ def serve_aligner(
     port: int = 8000,
     replicas: int | str = 1,
     cpus: int = 1,
+    gpus: float = 0,
     address: str | None = None,
     front: FrontConfig | None = None,
     preset: AlignPreset = AlignPreset.balanced,
@@ -288,6 +305,7 @@ def serve_aligner(
         port=port,
         replicas=replicas,
         cpus=cpus,
+        gpus=gpus,
         address=address,
         front=front,
         preset=preset,

@@ -34,6 +34,12 @@ def serve(
             min=1,
         ),
     ] = 1,
+    gpus: Annotated[
+        float,
+        typer.Option(
+            help="GPUs of each replica, also a share of one, as 0.5; the network runs there.", min=0
+        ),
+    ] = 0,
     ray: Annotated[
         bool,
         typer.Option(
@@ -100,8 +106,8 @@ def serve(
     if not ray:
         from dff.aligner.service.uvicorn_server import serve_aligner_with_uvicorn
 
-        if replicas != "1" or address:
-            raise typer.BadParameter("--replicas and --address need Ray")
+        if replicas != "1" or address or gpus:
+            raise typer.BadParameter("--replicas, --gpus and --address need Ray")
         serve_aligner_with_uvicorn(
             weights,
             host=host,
@@ -123,6 +129,7 @@ def serve(
         port=port,
         replicas=replicas,
         cpus=cpus,
+        gpus=gpus,
         address=address,
         front=front,
         preset=preset,

@@ -19,6 +19,8 @@ from dff.aligner.service.limits import Limits
 from dff.aligner.service.ray_serve import (
     AlignerDeployment,
     ServiceConfig,
+    application,
+    check_replica_gpus,
     ended_by,
     parse_replicas,
     serving,
@@ -45,6 +47,20 @@ def test_numbers_of_replicas() -> None:
     for text in ("0", "8:2", "many", ""):
         with pytest.raises(ValueError, match="write 4, 2:8 or auto"):
             parse_replicas(text)
+
+
+def test_replicas_get_the_cores_and_gpus_that_are_asked_for() -> None:
+    built = application(ServiceConfig(cpus=2, gpus=0.5))
+    options = built._bound_deployment.ray_actor_options
+    assert (options["num_cpus"], options["num_gpus"]) == (2, 0.5)
+
+
+def test_missing_gpus_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    check_replica_gpus(0.0)
+    check_replica_gpus(1.0)
+    with pytest.raises(ClusterError, match="want 2 GPUs, and Ray finds 1"):
+        check_replica_gpus(2.0)
 
 
 def test_serve_leaves_admission_to_the_application() -> None:
