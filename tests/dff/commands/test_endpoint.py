@@ -73,6 +73,6 @@ def test_no_command_that_takes_weights_lacks_the_option() -> None:
         for name, command in group.commands.items()
         if {"weights", "start"} & {parameter.name for parameter in command.params}
     }
-    assert taking == {*COMMANDS, "train"}
+    assert taking == {*COMMANDS, "train", "train-detector"}
     for name in taking:
         assert "endpoint_url" in {parameter.name for parameter in group.commands[name].params}
