@@ -1,0 +1,190 @@
+"""Real Ray nodes that share no disk and no address: each in a network and mount namespace.
+
+As root only. A bridge of this machine connects them, as a switch would; this machine itself is on
+it, but no node of the cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.infra.ray_nodes import stop_node, wait_for_nodes
+
+PROGRAM = Path(__file__).parents[2]
+_OWN_DISK = """
+set -e
+mount --make-rprivate /
+mount -o remount,bind,ro /
+mount --bind "$1" "$1" && mount -o remount,bind,rw "$1" && shift
+mount -t tmpfs -o size=1g none /tmp
+mount -t tmpfs -o size=1g none /dev/shm
+mkdir /tmp/home
+cd /tmp/home
+for attempt in 1 2 3 4; do "$@" && break; done
+"""
+"""Runs a command where only /tmp and /dev/shm can be written, and both are the node's own.
+
+Except for the folder of the program, the first argument, where compiled kernels are kept. On a
+busy machine a node may not start in the half minute that Ray gives it: it is started again.
+"""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine of the cluster."""
+
+    name: str  # of its network namespace
+    address: str
+    process: subprocess.Popen[bytes]  # ``ray start --block``
+
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """What runs ``arguments`` on this node."""
+        enter = ["nsenter", "--net", "--mount", f"--target={self.process.pid}"]
+        return [*enter, "env", "-C", "/tmp/home", *arguments]
+
+    def lose_power(self) -> None:
+        """Kill all of its processes at once."""
+        _kill_all(self.name)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head without CPUs and its workers."""
+
+    bridge: str  # this machine's address, as the nodes see it
+    token: str
+    environment: Mapping[str, str]  # of a process on a node, or of one that talks to the cluster
+    nodes: Sequence[Node]  # the head is the first
+
+    @property
+    def head(self) -> str:
+        return self.nodes[0].address
+
+    @property
+    def jobs(self) -> str:
+        """Address of the job server."""
+        return f"http://{self.head}:8265"
+
+
+def find_missing() -> str:
+    """What this machine lacks for such nodes, or nothing."""
+    if os.geteuid() != 0:
+        return "needs root for network namespaces"
+    lacking = [tool for tool in ("ip", "unshare", "nsenter") if shutil.which(tool) is None]
+    if lacking:
+        return f"needs {', '.join(lacking)} for network namespaces"
+    probe = f"dff-probe-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False)
+    subprocess.run(["ip", "netns", "del", probe], capture_output=True, check=False)
+    return "may not make network namespaces" if made.returncode else ""
+
+
+@contextmanager
+def separate_nodes(
+    folder: Path, *, workers: int, variables: Mapping[str, str]
+) -> Iterator[Cluster]:
+    """A head and workers of one CPU each, with token authentication; always stopped.
+
+    ``folder``: for the log of Ray's processes. ``variables``: environment of every node, as an
+    image or a role would give it.
+    """
+    token = secrets.token_hex(16)
+    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+    dropped = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL")
+    environment = {key: value for key, value in os.environ.items() if key not in dropped}
+    environment |= auth | {"HOME": "/tmp/home", "TMPDIR": "/tmp", "OMP_NUM_THREADS": "1"}
+    environment |= variables
+    nodes: list[Node] = []
+    log = folder / "nodes.log"
+    with ExitStack() as stack:
+        network = stack.enter_context(_network(workers + 1))
+        for number, (name, address) in enumerate(network.nodes.items()):
+            own = (
+                ["--head", "--port=6379", "--num-cpus=0", f"--dashboard-host={address}"]
+                if number == 0
+                else [f"--address={nodes[0].address}:6379", "--num-cpus=1"]
+            )
+            ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", *own]
+            ray += [f"--node-ip-address={address}", f"--object-store-memory={80 << 20}"]
+            isolate = ["ip", "netns", "exec", name, "unshare", "--mount"]
+            with log.open("ab") as out:
+                process = subprocess.Popen(
+                    [*isolate, "sh", "-c", _OWN_DISK, "sh", str(PROGRAM), *ray],
+                    env=environment,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+            nodes.append(Node(name, address, process))
+            stack.callback(stop_node, process)
+            # One after another: each gives up when it takes half a minute to start.
+            processes = [node.process for node in nodes]
+            wait_for_nodes(f"http://{nodes[0].address}:8265", token, number + 1, processes, log)
+        yield Cluster(network.bridge, token, environment, nodes)
+
+
+@dataclass(frozen=True)
+class _Network:
+    bridge: str  # address of this machine
+    nodes: Mapping[str, str]  # address by name of the namespace
+
+
+@contextmanager
+def _network(count: int) -> Iterator[_Network]:
+    """Namespaces, each with a cable to a bridge."""
+    tag = f"{os.getpid():x}"  # an interface's name has at most 15 characters
+    prefix = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
+    bridge = f"dff{tag}"
+    with ExitStack() as stack:
+        _ip("link", "add", bridge, "type", "bridge")
+        stack.callback(_ip, "link", "del", bridge)
+        _ip("address", "add", f"{prefix}.1/24", "dev", bridge)
+        _ip("link", "set", bridge, "up")
+        nodes = {}
+        for number in range(count):
+            name, cable = f"dff-{tag}-{number}", f"d{tag}n{number}"
+            _ip("netns", "add", name)
+            stack.callback(_remove_namespace, name)
+            _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
+            _ip("link", "set", cable, "master", bridge, "up")
+            nodes[name] = f"{prefix}.{number + 2}"
+            _ip("-n", name, "address", "add", f"{nodes[name]}/24", "dev", "eth0")
+            for device in ("eth0", "lo"):
+                _ip("-n", name, "link", "set", device, "up")
+            _ip("-n", name, "route", "add", "default", "via", f"{prefix}.1")
+        yield _Network(f"{prefix}.1", nodes)
+
+
+def _remove_namespace(name: str) -> None:
+    """With whatever still runs in it: a node that was killed leaves its children."""
+    _kill_all(name)
+    _ip("netns", "del", name)
+
+
+def _kill_all(name: str) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        left = subprocess.run(
+            ["ip", "netns", "pids", name], capture_output=True, text=True, check=False
+        ).stdout.split()
+        if not left:
+            return
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
