@@ -119,7 +119,6 @@ def test_synthesis_training_and_service_meet_in_a_bucket(
         assert len(answer.json()["faces"][0]["landmarks_2d"]) == 68
 
 
-
 def ask(url: str, photo: bytes) -> httpx.Response:
     """The answer to a photo; a busy machine refuses some for a while."""
     deadline = time.monotonic() + WAIT
