@@ -31,11 +31,14 @@ from dff.infra import tracking, weights
 from dff.infra.capacity import WorkerShape
 from dff.infra.cluster import connected
 from dff.infra.dataset import Dataset
+from dff.infra.storage import open_storage
 from dff.trainer import launch
 from dff.trainer.config import TrainConfig, WorkerRange
 from dff.trainer.events import Drawn, Follower, Measured, Started
 from dff.trainer.launch import ALIAS, REGISTERED_NAME, LaunchResult, build_job, train_on_ray
 from dff.trainer.train import Figures, TrainingCallbacks, train
+from tests.s3_proxy import every, relay_to
+from tests.swift_server import BUCKET
 
 CONFIG = TrainConfig(
     steps=6,
@@ -129,11 +132,15 @@ def test_a_killed_worker_changes_nothing(
     dataset: Dataset,
     mlflow_database: Path,
     undisturbed: Undisturbed,
+    s3_url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rank 1 is killed in the middle of an epoch, a step after a checkpoint: the steps from there
     are done again.
+
+    Meanwhile one in five requests to the bucket, which holds the dataset, the checkpoints and the
+    weights, meets a fault.
     """
     killed = tmp_path / "killed"
 
@@ -158,16 +165,30 @@ def test_a_killed_worker_changes_nothing(
         dff.trainer.worker.train_worker(values)
 
     monkeypatch.setattr(launch, "train_worker", worker_that_is_killed)
-    storage, out = tmp_path / "ray", tmp_path / "killed.safetensors"
-    storage.mkdir()
-    shutil.copy(mlflow_database, storage)
-    launched = train_on_ray(dataset.storage.uri, out, storage=storage, **ARGUMENTS)
+    shutil.copy(mlflow_database, tmp_path)
+    place = f"s3://{BUCKET}/killed"
+    bucket = open_storage(place, endpoint_url=s3_url)
+    for info in dataset.storage.list():
+        bucket.write(f"views/{info.key}", dataset.storage.read(info.key))
+    out = f"{place}/killed.safetensors"
+    with relay_to(s3_url) as proxy:
+        proxy.choose, proxy.stall = every(5), 0.5
+        launched = train_on_ray(
+            f"{place}/views",
+            out,
+            storage=f"{place}/runs",
+            endpoint_url=proxy.url,
+            tracking_uri=tracking.local_uri(tmp_path),
+            cache=tmp_path / "cache",
+            **ARGUMENTS,
+        )
+        assert len({*proxy.spoilt}) > 4
     assert killed.exists()
     wanted = losses(undisturbed.storage, undisturbed.launched.run_id)
-    assert losses(storage, launched.run_id) == wanted[:3] + wanted[2:], (
+    assert losses(tmp_path, launched.run_id) == wanted[:3] + wanted[2:], (
         "steps 1 and 2 are not done again"
     )
-    first, second = weights.load(undisturbed.out), weights.load(out)
+    first, second = weights.load(undisturbed.out), weights.load(out, endpoint_url=s3_url)
     assert torch.equal(*(torch.from_numpy(w.anchors.descriptor) for w in (first, second)))
     there = second.net.state_dict()
     assert all(torch.equal(value, there[name]) for name, value in first.net.state_dict().items())
