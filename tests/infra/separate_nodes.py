@@ -26,16 +26,23 @@ _OWN_DISK = """
 set -e
 mount --make-rprivate /
 mount -o remount,bind,ro /
-mount --bind "$1" "$1" && mount -o remount,bind,rw "$1" && shift
-mount -t tmpfs -o size=1g none /tmp
 mount -t tmpfs -o size=1g none /dev/shm
+mkdir /dev/shm/program
+mount --bind "$1" /dev/shm/program
+mount -o remount,bind,rw /dev/shm/program
+mount -t tmpfs -o size=1g none /tmp
+mkdir -p "$1"
+mount -n --move /dev/shm/program "$1"
+rmdir /dev/shm/program
+shift
 mkdir /tmp/home
 cd /tmp/home
 for attempt in 1 2 3 4; do "$@" && break; done
 """
 """Runs a command where only /tmp and /dev/shm can be written, and both are the node's own.
 
-Except for the folder of the program, the first argument, where compiled kernels are kept. On a
+Except for the folder of the program, the first argument, where compiled kernels are kept; it may
+lie below /tmp. On a
 busy machine a node may not start in the half minute that Ray gives it: it is started again.
 """
 
