@@ -83,6 +83,7 @@ class Aligner:
         calibration: Calibration | None = None,
         landmark_offsets: LandmarkOffsets | None = None,
         pose_correction: PoseCorrection | None = None,
+        mean_identity: Floats | None = None,
     ) -> None:
         """``fitter``: by default dense correspondence. ``calibration``: of the fitter's fits.
 
@@ -91,6 +92,8 @@ class Aligner:
 
         ``landmark_offsets``: where the answered landmarks lie; by default on vertices of ``model``.
         ``pose_correction``: from the pose of the fitted head to the answered one; by default none.
+        ``mean_identity``: of fits to photos, which people are told apart from; by default that of
+        the model. Raises ValueError when it has another length.
         """
         self.net = net
         self.anchors = anchors
@@ -101,6 +104,14 @@ class Aligner:
         self.calibration = calibration or DEFAULT
         self.landmark_offsets = landmark_offsets or LandmarkOffsets()
         self.pose_correction = pose_correction or PoseCorrection()
+        if mean_identity is None or mean_identity.size == 0:
+            mean_identity = np.zeros(len(model.identity))
+        if len(mean_identity) != len(model.identity):
+            raise ValueError(
+                f"a mean identity of {len(mean_identity)} coefficients for a model of "
+                f"{len(model.identity)}"
+            )
+        self.mean_identity = mean_identity
         dense = DenseFitter(net, anchors, model, self.config)
         self.fitter: FaceFitter = fitter or dense
         self.fit_model = dense.fit_model
@@ -288,7 +299,10 @@ class Aligner:
                 candidates[i] = found
         config = self.config.multi_image
         alone = choose_person(candidates, config) if candidates else {}
-        seen = {i: self.appearance_meter.measure(images[i], face) for i, face in alone.items()}
+        seen = {
+            i: self.appearance_meter.measure(images[i], face).relative_to(self.mean_identity)
+            for i, face in alone.items()
+        }
         check = find_strangers(alone, seen, config)
         doubts = {
             i: f"may show someone else (agreement {agreement:.2f})"
@@ -572,6 +586,7 @@ def load_aligner(
         calibration=calibration,
         landmark_offsets=landmark_offsets or loaded.landmark_offsets,
         pose_correction=pose_correction or loaded.pose_correction,
+        mean_identity=loaded.mean_identity,
     )
 
 

@@ -7,13 +7,13 @@ images. The first knows no light, the second no error of the fit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from dff.aligner.alignment import Alignment
-from dff.face.arrays import Array, Bytes, Float, Ints
+from dff.face.arrays import Array, Bytes, Float, Floats, Ints
 from dff.face.geometry.camera import Box
 from dff.face.geometry.interpolation import bilinear
 from dff.face.geometry.mesh import vertex_normals
@@ -49,6 +49,13 @@ class AppearanceDescriptor:
         """Cosine (-1 to 1) between the identities; 1 where one is the mean face."""
         lengths = float(np.linalg.norm(self.identity) * np.linalg.norm(other.identity))
         return float(self.identity @ other.identity) / lengths if lengths > 1e-9 else 1.0
+
+    def relative_to(self, identity: Floats) -> AppearanceDescriptor:
+        """The appearance with (K,) ``identity`` as the origin of identities.
+
+        Fits to photos share a part of their identity, which would make all people alike.
+        """
+        return replace(self, identity=self.identity - identity)
 
     def blended(self, new: AppearanceDescriptor, share: float) -> AppearanceDescriptor:
         """This appearance with a ``share`` (0 to 1) of a new one of the same person."""

@@ -7,7 +7,8 @@ written in random order, and the same weights should be the same bytes). It is J
 * ``card``: where the weights come from and under which terms;
 * ``calibration``, if measured: of the aligner's confidence with these weights;
 * ``landmark_offsets``, if measured: the source of the labels that ``LandmarkOffsets`` were measured
-  from; their tables are tensors, and so are those of ``PoseCorrection``, if it was measured.
+  from; their tables are tensors, and so are those of ``PoseCorrection``, if it was measured, and
+  ``mean_identity``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
+from dff.face.arrays import Array, Float, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights, NotFound, StorageError
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
@@ -68,6 +71,8 @@ class Weights:
     landmark_offsets: LandmarkOffsets | None = None  # None: not measured with these weights
     landmark_offsets_source: str = ""  # whose labels they were measured from, for people
     pose_correction: PoseCorrection | None = None  # None: not measured with these weights
+    # standard deviations, mean of the identities that are fitted to photos; empty: not measured
+    mean_identity: Float[Array, " identities"] = field(default_factory=partial(np.zeros, 0))
 
 
 def save(
@@ -80,6 +85,7 @@ def save(
     landmark_offsets: LandmarkOffsets | None = None,
     landmark_offsets_source: str = "",
     pose_correction: PoseCorrection | None = None,
+    mean_identity: Floats | None = None,
     endpoint_url: str | None = None,
 ) -> None:
     """Write a weights file, whole or not at all, to a path or to ``s3://bucket/key``.
@@ -116,6 +122,8 @@ def save(
         tensors |= _tensors("landmark_offsets", landmark_offsets)
     if pose_correction is not None:
         tensors |= _tensors("pose_correction", pose_correction)
+    if mean_identity is not None and mean_identity.size:
+        tensors["mean_identity"] = torch.from_numpy(mean_identity.astype(np.float32))
     data = save_bytes(tensors, {"descriptor": json.dumps(about, sort_keys=True)})
     if str(path).startswith(BUCKET):
         storage, key = _open_parent(str(path), endpoint_url)
@@ -160,6 +168,7 @@ def rewrite(path: Path | str, loaded: Weights, *, endpoint_url: str | None = Non
         landmark_offsets=loaded.landmark_offsets,
         landmark_offsets_source=loaded.landmark_offsets_source,
         pose_correction=loaded.pose_correction,
+        mean_identity=loaded.mean_identity,
         endpoint_url=endpoint_url,
     )
 
@@ -269,6 +278,8 @@ def load(
         wanted |= _tensor_shapes("landmark_offsets", none)
     if any(name.startswith("pose_correction.") for name in tensors):
         wanted |= _tensor_shapes("pose_correction", PoseCorrection())
+    if "mean_identity" in tensors:
+        wanted["mean_identity"] = (tensors["mean_identity"].numel(),)
     _check_tensors(path, tensors, wanted)
     net.load_state_dict(
         {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
@@ -290,6 +301,7 @@ def load(
         _from_tensors(LandmarkOffsets, "landmark_offsets", tensors),
         landmark_offsets_source,
         _from_tensors(PoseCorrection, "pose_correction", tensors),
+        tensors.get("mean_identity", torch.zeros(0)).double().numpy(),
     )
     if model is not None:
         check_model(path, loaded, model)

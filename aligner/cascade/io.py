@@ -126,4 +126,5 @@ def with_cascade(aligner: Aligner, cascade: Cascade) -> Aligner:
         calibration=cascade.calibration or aligner.calibration,
         landmark_offsets=aligner.landmark_offsets,
         pose_correction=aligner.pose_correction,
+        mean_identity=aligner.mean_identity,
     )

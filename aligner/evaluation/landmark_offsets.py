@@ -290,8 +290,19 @@ def measure_landmark_offsets(
     The 2D scheme's depend on the pose. ``by_shape``: they also change with a face's shape. Raises
     BadLandmarks when a folder has no such photos, or none of its faces can be fitted.
     """
-    raw, fit_model = aligner.without_annotation_bias(), aligner.fit_model
-    config = config or OffsetConfig()
+    faces, labels = align_training_photos(aligner, folders)
+    return fit_landmark_offsets(aligner, faces, labels, by_shape=by_shape, config=config)
+
+
+def align_training_photos(
+    aligner: Aligner, folders: Sequence[Path | str]
+) -> tuple[list[Alignment], Floats]:
+    """N faces, without the bias, and their (N, 68, 2) labels.
+
+    Of the training photos, of folders with ``.pts`` files, whose face was fitted. Raises
+    BadLandmarks when a folder has no such photos, or none of its faces can be fitted.
+    """
+    raw = aligner.without_annotation_bias()
     faces, labels = [], []
     for folder in folders:
         for row in evaluate_300w(str(folder), raw, split="train").rows:
@@ -300,12 +311,28 @@ def measure_landmark_offsets(
                 labels.append(row.sample.landmarks)
     if not faces:
         raise BadLandmarks("no face could be fitted on the photos")
-    offsets = fit_offsets_in_head(faces, np.stack(labels), fit_model, by_shape, config)
+    return faces, np.stack(labels)
+
+
+def fit_landmark_offsets(
+    aligner: Aligner,
+    faces: Sequence[Alignment],
+    labels: Floats,
+    *,
+    by_shape: bool,
+    config: OffsetConfig | None = None,
+) -> LandmarkOffsets:
+    """The offsets of N faces, without the bias, to their (N, 68, 2) labels in the 2D scheme.
+
+    ``by_shape`` as for ``measure_landmark_offsets``.
+    """
+    config = config or OffsetConfig()
+    offsets = fit_offsets_in_head(faces, labels, aligner.fit_model, by_shape, config)
     found = np.stack(
         [_place_landmarks(aligner.model, offsets, face).landmarks_2d for face in faces]
     )
     by_pose, limit = offsets.by_pose.copy(), offsets.pose_limit.copy()
-    by_pose[1], limit[1] = fit_landmarks_by_pose(faces, found, np.stack(labels), config)
+    by_pose[1], limit[1] = fit_landmarks_by_pose(faces, found, labels, config)
     return replace(offsets, by_pose=by_pose, pose_limit=limit)
 
 

@@ -58,14 +58,19 @@ def fit_landmark_offsets(
             f"{len(poses)} folders of --poses with {len(pose_labels)} files of --pose-labels"
         )
     with require_extra("train"):
+        import numpy as np
+
         from dff.aligner.align import load_aligner
         from dff.aligner.evaluation.benchmarks import evaluate_300w, summarize_rows
         from dff.aligner.evaluation.landmark_offsets import (
             OffsetConfig,
             align_labelled_poses,
+            align_training_photos,
             cross_validate,
             fit_bias_by_pose,
-            measure_landmark_offsets,
+        )
+        from dff.aligner.evaluation.landmark_offsets import (
+            fit_landmark_offsets as fit_offsets,
         )
         from dff.face.errors import BadLandmarks
         from dff.face.model.landmark_offsets import LandmarkOffsets
@@ -75,7 +80,8 @@ def fit_landmark_offsets(
     weights_files.check_destination(target, endpoint_url=endpoint_url)
     load = partial(load_aligner, weights, endpoint_url=endpoint_url)
     aligner = load()
-    offsets = measure_landmark_offsets(aligner, photos, by_shape=by_shape)
+    faces, labels = align_training_photos(aligner, photos)
+    offsets = fit_offsets(aligner, faces, labels, by_shape=by_shape)
     for folder in photos:
         try:
             before, after = (
@@ -91,7 +97,9 @@ def fit_landmark_offsets(
                 f"{after[error]['mean']} with them"
             )
     fitted = replace(
-        weights_files.load(weights, endpoint_url=endpoint_url), landmark_offsets_source=source
+        weights_files.load(weights, endpoint_url=endpoint_url),
+        landmark_offsets_source=source,
+        mean_identity=np.mean([face.coefficients.identity for face in faces], axis=0),
     )
     if poses:
         config, rows = OffsetConfig(), align_labelled_poses(aligner, poses, pose_labels)

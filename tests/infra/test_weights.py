@@ -109,8 +109,10 @@ def test_landmark_offsets_come_back_and_may_be_absent(
             landmark_offsets=landmark_offsets,
             landmark_offsets_source="ours",
             pose_correction=correction,
+            mean_identity=np.arange(4.0),
         )
         got = weights.load(path, model=toy_model)
+        assert got.mean_identity.tolist() == [0.0, 1.0, 2.0, 3.0]
         assert got.landmark_offsets is not None
         assert got.landmark_offsets_source == "ours"
         for name, table in vars(landmark_offsets).items():

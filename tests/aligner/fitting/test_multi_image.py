@@ -35,7 +35,7 @@ from dff.face.solve.gauss_newton import (
 )
 from dff.face.solve.robust import robust_weights
 from tests.aligner.known_aligner import known_alignment
-from tests.aligner.oracle import OracleNet, PositionCode, Scene, scene_of
+from tests.aligner.oracle import READING, OracleNet, PositionCode, Scene, scene_of
 
 IDENTITIES, EXPRESSIONS, POINTS = 4, 3, 40
 OWN = EXPRESSIONS + 1  # of a photo, beside its pose: expression and inverse depth
@@ -461,6 +461,38 @@ def test_a_photo_just_above_the_bound_of_strangers_is_doubtful(
         dict.fromkeys(seen, known_alignment(toy_model, Box(0, 0, 50, 50))), seen, config
     )
     assert (set(check.strangers), set(check.doubtful)) == (strangers, doubtful)
+
+
+def test_people_are_compared_relative_to_the_mean_of_fits_to_photos(
+    oracle_aligner: Aligner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What all fits share hides a stranger, unless the weights say what it is."""
+    model = oracle_aligner.model
+    rng = np.random.default_rng(0)
+    mine, other, shared = rng.normal(size=(3, len(model.identity)))
+    shared *= 3.0
+    box = Box(20.0, 20.0, 80.0, 80.0)
+    textures = [cv2.resize(rng.uniform(0, 255, (6, 6, 3)), (100, 100)) for _ in range(2)]
+    images = [textures[who].astype(np.uint8) for who in (0, 0, 1, 0)]
+
+    def face(identity: Floats) -> Alignment:
+        coefficients = replace(model.neutral(), identity=shared + identity)
+        return replace(known_alignment(model, box), coefficients=coefficients)
+
+    alone = [face(mine), face(0.9 * mine), face(other), face(1.1 * mine)]
+    for mean, left_out in ((None, set()), (shared, {2})):
+        aligner = Aligner(
+            oracle_aligner.net,
+            oracle_aligner.anchors,
+            model,
+            config=READING,
+            mean_identity=mean,
+        )
+        monkeypatch.setattr(aligner, "align_batch", lambda *_: [[one] for one in alone])
+        monkeypatch.setattr(aligner, "_align_photos_of_person", lambda _, faces: dict(faces))
+        assert set(aligner.align_person(images).left_out) == left_out
+    with pytest.raises(ValueError, match="a mean identity of 3 coefficients"):
+        Aligner(oracle_aligner.net, oracle_aligner.anchors, model, mean_identity=np.zeros(3))
 
 
 def test_a_stranger_is_left_out_by_name_unless_a_box_says_who_is_meant(
