@@ -318,7 +318,7 @@ def test_the_real_aligner_answers_as_without_a_server(
     # PNG keeps the code of positions that the oracle reads
     files = [encoded(scene.image) for scene in scenes]
     boxes = [[scene.box.x0, scene.box.y0, scene.box.x1, scene.box.y1] for scene in scenes]
-    with TestClient(create_app(oracle_aligner)) as client:
+    with TestClient(create_app(oracle_aligner, limits=Limits(deadline=60.0))) as client:
         many = post(
             client,
             [files[0], b"no image", files[1]],
