@@ -92,8 +92,8 @@ class Aligner:
 
         ``landmark_offsets``: where the answered landmarks lie; by default on vertices of ``model``.
         ``pose_correction``: from the pose of the fitted head to the answered one; by default none.
-        ``mean_identity``: of fits to photos, which people are told apart from; by default that of
-        the model. Raises ValueError when it has another length.
+        ``mean_identity``: of fits to photos, relative to which people are compared; by default that
+        of the model. Raises ValueError when it has another length.
         """
         self.net = net
         self.anchors = anchors

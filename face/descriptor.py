@@ -116,6 +116,16 @@ class Separable(nn.Module):
         return x + y if torch.is_grad_enabled() else y.add_(x)
 
 
+def build_encoder(widths: tuple[int, ...], depths: tuple[int, ...], groups: int) -> nn.ModuleList:
+    """The stages of an encoder of separable convolutions; each after the first halves the grid."""
+    encoder = nn.ModuleList()
+    for level, depth in enumerate(depths):
+        wide = widths[level]
+        down = [Separable(widths[level - 1], wide, groups, halve=True)] if level else []
+        encoder.append(nn.Sequential(*down, *(Separable(wide, wide, groups) for _ in range(depth))))
+    return encoder
+
+
 class DescriptorNet(nn.Module):
     """U-Net of separable convolutions: (B, 3, H, W) float RGB in 0..1 to ``Features``.
 
@@ -130,12 +140,7 @@ class DescriptorNet(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(3, w[0], 4, 2, 1, bias=False), nn.GroupNorm(g, w[0]), nn.ReLU()
         )
-        self.encoder = nn.ModuleList()
-        for level, depth in enumerate(config.depths):
-            down = [Separable(w[level - 1], w[level], g, halve=True)] if level else []
-            self.encoder.append(
-                nn.Sequential(*down, *(Separable(w[level], w[level], g) for _ in range(depth)))
-            )
+        self.encoder = build_encoder(w, config.depths, g)
         self.lateral = nn.ModuleList(nn.Conv2d(w[i + 1], w[i], 1) for i in range(len(w) - 1))
         self.decoder = nn.ModuleList(Separable(w[i], w[i], g) for i in range(len(w) - 1))
         self.to_descriptor = nn.Conv2d(w[0], config.dims, 1)

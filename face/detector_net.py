@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dff.face.arrays import Array, Float, Floats
-from dff.face.descriptor import Separable
+from dff.face.descriptor import Separable, build_encoder
 
 DETECTOR_STRIDE = 8
 """Pixels of the photo for one cell of the output."""
@@ -70,12 +70,7 @@ class DetectorNet(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(3, w[0], 6, 4, 1, bias=False), nn.GroupNorm(g, w[0]), nn.ReLU()
         )
-        self.encoder = nn.ModuleList()
-        for level, depth in enumerate(config.depths):
-            down = [Separable(w[level - 1], w[level], g, halve=True)] if level else []
-            self.encoder.append(
-                nn.Sequential(*down, *(Separable(w[level], w[level], g) for _ in range(depth)))
-            )
+        self.encoder = build_encoder(w, config.depths, g)
         # The decoder ends at the second level, whose cells are the answers'.
         self.lateral = nn.ModuleList(nn.Conv2d(w[i + 1], w[i], 1) for i in range(1, len(w) - 1))
         self.decoder = nn.ModuleList(Separable(w[i], w[i], g) for i in range(1, len(w) - 1))

@@ -278,22 +278,6 @@ def align_labelled_poses(
     return found
 
 
-def measure_landmark_offsets(
-    aligner: Aligner,
-    folders: Sequence[Path | str],
-    *,
-    by_shape: bool,
-    config: OffsetConfig | None = None,
-) -> LandmarkOffsets:
-    """The offsets of folders of photos with ``.pts`` files, fitted to their training photos.
-
-    The 2D scheme's depend on the pose. ``by_shape``: they also change with a face's shape. Raises
-    BadLandmarks when a folder has no such photos, or none of its faces can be fitted.
-    """
-    faces, labels = align_training_photos(aligner, folders)
-    return fit_landmark_offsets(aligner, faces, labels, by_shape=by_shape, config=config)
-
-
 def align_training_photos(
     aligner: Aligner, folders: Sequence[Path | str]
 ) -> tuple[list[Alignment], Floats]:
@@ -324,7 +308,7 @@ def fit_landmark_offsets(
 ) -> LandmarkOffsets:
     """The offsets of N faces, without the bias, to their (N, 68, 2) labels in the 2D scheme.
 
-    ``by_shape`` as for ``measure_landmark_offsets``.
+    The 2D scheme's depend on the pose. ``by_shape``: they also change with a face's shape.
     """
     config = config or OffsetConfig()
     offsets = fit_offsets_in_head(faces, labels, aligner.fit_model, by_shape, config)

@@ -1,4 +1,4 @@
-"""Alignments hardly change with noise that nobody sees: one grey level in 1 % of the pixels.
+"""Alignments hardly change with invisible noise: one grey level in 1 % of the pixels.
 
 Fits take pixels by thresholds and orders. Where one pixel more or less changed which others are
 taken, the landmarks of such photos differed by up to 3 % of the face size.
@@ -91,9 +91,7 @@ def motions(before: Alignment, after: Alignment) -> tuple[float, float, float]:
     return float(deep.mean()), float(deep.max()), float(flat.max())
 
 
-def test_noise_that_nobody_sees_hardly_moves_landmarks(
-    aligner: Aligner, photos: list[Photo]
-) -> None:
+def test_invisible_noise_hardly_moves_landmarks(aligner: Aligner, photos: list[Photo]) -> None:
     rng = np.random.default_rng(0)
     some = photos + [photo.noisy(rng) for photo in photos] + [photo.noisy(rng) for photo in photos]
     found = [
@@ -106,9 +104,7 @@ def test_noise_that_nobody_sees_hardly_moves_landmarks(
     assert np.median(moved[:, 0]) < MEDIAN
 
 
-def test_noise_that_nobody_sees_hardly_changes_a_person(
-    aligner: Aligner, photos: list[Photo]
-) -> None:
+def test_invisible_noise_hardly_changes_a_person(aligner: Aligner, photos: list[Photo]) -> None:
     rng, mine = np.random.default_rng(1), photos[:3]
     before, after = (
         aligner.align_person([p.image for p in some], [p.box for p in some])

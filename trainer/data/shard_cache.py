@@ -127,7 +127,7 @@ class ShardCache:
                     write_view_file(data, file, self.datasets[source].shard_name(shard))
                     file.flush()
                     os.fsync(file.fileno())
-                # Until the file has its name nobody else may count, or two would take one room.
+                # Locked until the file has its name: two processes must not fill the same room.
                 fcntl.flock(room, fcntl.LOCK_EX)
                 self._make_room(temporary.stat().st_size)
 

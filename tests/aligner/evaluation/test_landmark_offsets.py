@@ -17,12 +17,13 @@ from dff.aligner.evaluation.benchmarks import Row, Sample
 from dff.aligner.evaluation.landmark_offsets import (
     LabelErrors,
     OffsetConfig,
+    align_training_photos,
     cross_validate,
     fit_bias_by_pose,
+    fit_landmark_offsets,
     fit_offsets,
     fit_pose_terms,
     fit_responses,
-    measure_landmark_offsets,
     mirrored_latents,
 )
 from dff.aligner.video import Smoother
@@ -292,8 +293,13 @@ def test_offsets_are_fitted_to_photos(
     oracle_aligner: Aligner, annotated: Callable[[Floats], Path]
 ) -> None:
     landmark_offsets = some_offsets(np.random.default_rng(9))
-    none = measure_landmark_offsets(oracle_aligner, [annotated(np.zeros((68, 3)))], by_shape=False)
-    found = measure_landmark_offsets(oracle_aligner, [annotated(landmark_offsets)], by_shape=False)
+
+    def measure_offsets(folders: list[Path]) -> LandmarkOffsets:
+        faces, found_labels = align_training_photos(oracle_aligner, folders)
+        return fit_landmark_offsets(oracle_aligner, faces, found_labels, by_shape=False)
+
+    none = measure_offsets([annotated(np.zeros((68, 3)))])
+    found = measure_offsets([annotated(landmark_offsets)])
     moved = found.offset - none.offset  # what fits of few photos miss is not the annotator's
     assert (
         np.abs(moved[1] - landmark_offsets)[:, :2].mean() < 0.15 * np.abs(landmark_offsets).mean()
@@ -316,7 +322,7 @@ def test_offsets_are_fitted_to_photos(
 
 def test_folders_without_usable_photos_are_refused(oracle_aligner: Aligner, tmp_path: Path) -> None:
     with pytest.raises(BadLandmarks):
-        measure_landmark_offsets(oracle_aligner, [tmp_path], by_shape=False)
+        align_training_photos(oracle_aligner, [tmp_path])
 
 
 def test_offsets_of_other_shapes_are_refused() -> None:

@@ -66,7 +66,7 @@ def test_the_error_is_the_shift_of_the_visible_points(
     tmp_path: Path, aligner: Aligner, points: np.ndarray
 ) -> None:
     points += SHIFT
-    points[:, :6] = np.nan  # nobody saw the brows
+    points[:, :6] = np.nan  # the brows are hidden
     points[3, 15:] = np.nan  # nor much of the last face
     write_crops(tmp_path, points)
     report = evaluate_visible_points(str(tmp_path), aligner)
