@@ -51,6 +51,7 @@ from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights as weights_files
 from dff.infra.detector_file import load_detector
+from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 REFERENCE_ROTATION: dict[str, tuple[float, float, float]] = {"open-head": (4.8, 0.0, 0.0)}
 """Rotation vector in degrees, head_from_reference: where each model's head frame sees the frontal
@@ -547,6 +548,7 @@ def load_aligner(
     pose_correction: PoseCorrection | None = None,
     device: str | None = None,
     endpoint_url: str | None = None,
+    access: S3Access = WITH_CREDENTIALS,
 ) -> Aligner:
     """The aligner of a weights file; of the shipped weights when none is named.
 
@@ -554,12 +556,13 @@ def load_aligner(
     those that the network was trained on. ``calibration``, ``landmark_offsets`` and
     ``pose_correction`` instead of the file's own. ``device``: of torch, on which the network runs,
     such as "cuda"; the fit runs on the CPU in any case. By default the network runs there too, by
-    ``FusedNetwork``. ``endpoint_url``: of an S3 server other than AWS, for weights in a bucket.
+    ``FusedNetwork``. ``endpoint_url`` and ``access``: of an S3 server other than AWS, and as whom
+    it is asked, for weights in a bucket.
     Raises BadWeights when the file cannot be used, BadModel when its model is not found, ValueError
     for a device that is not there.
     """
     path = weights_files.DEFAULT if weights is None else weights
-    loaded = weights_files.load(path, endpoint_url=endpoint_url)
+    loaded = weights_files.load(path, endpoint_url=endpoint_url, access=access)
     model = load_model(str(loaded.card["model"]))
     weights_files.check_model(path, loaded, model)
     net = _place_network(loaded.net, device)

@@ -35,7 +35,7 @@ from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.infra.files import check_output_file, replaced_file
 from dff.infra.redaction import hide_secrets
-from dff.infra.storage import Storage, open_storage
+from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage
 
 FORMAT = "dff-descriptor-1"
 SHIPPED = {"dff-open": Path(__file__).parent / "data" / "dff-open.safetensors"}
@@ -149,12 +149,14 @@ def check_destination(path: Path | str, *, endpoint_url: str | None = None) -> N
         check_output_file(path)
 
 
-def _open_parent(address: str, endpoint_url: str | None = None) -> tuple[Storage, str]:
+def _open_parent(
+    address: str, endpoint_url: str | None = None, access: S3Access = WITH_CREDENTIALS
+) -> tuple[Storage, str]:
     """The storage and the key of a weights file in a bucket. Raises StorageError without a key."""
     parent, _, key = address.rpartition("/")
     if not key or len(parent) < len(BUCKET):
         raise StorageError(f"{hide_secrets(address)} names no file: give {BUCKET}bucket/key")
-    return open_storage(parent, endpoint_url=endpoint_url), key
+    return open_storage(parent, endpoint_url=endpoint_url, access=access), key
 
 
 def rewrite(path: Path | str, loaded: Weights, *, endpoint_url: str | None = None) -> None:
@@ -209,17 +211,21 @@ def everywhere(path: Path | str) -> str:
 
 
 def load(
-    path: Path | str, *, model: MorphableModel | None = None, endpoint_url: str | None = None
+    path: Path | str,
+    *,
+    model: MorphableModel | None = None,
+    endpoint_url: str | None = None,
+    access: S3Access = WITH_CREDENTIALS,
 ) -> Weights:
     """Read a weights file, also one at ``s3://bucket/key``, weights of ``NAMED``, or a model that
     MLflow has registered (``models:/name@alias``).
 
     With ``model``, also check that the anchors are points of it. ``endpoint_url``: of an S3 server
-    other than AWS. Raises BadWeights, naming the file
-    and what is wrong with it, and StorageError.
+    other than AWS; ``access``: as whom the bucket is asked. Raises BadWeights, naming the file and
+    what is wrong with it, and StorageError.
     """
     if str(path).startswith(BUCKET):
-        return _load_from_bucket(str(path), model, endpoint_url)
+        return _load_from_bucket(str(path), model, endpoint_url, access)
     if str(path).startswith(REGISTERED):
         # MLflow takes a second to import, and most weights are plain files.
         from dff.infra.tracking import registered_weights
@@ -309,9 +315,9 @@ def load(
 
 
 def _load_from_bucket(
-    address: str, model: MorphableModel | None, endpoint_url: str | None
+    address: str, model: MorphableModel | None, endpoint_url: str | None, access: S3Access
 ) -> Weights:
-    storage, key = _open_parent(address, endpoint_url)
+    storage, key = _open_parent(address, endpoint_url, access)
     try:
         data = storage.read(key)
     except NotFound as error:

@@ -16,6 +16,7 @@ from dff.aligner.preset import AlignPreset
 from dff.face.arrays import Floats, Ints
 from dff.face.errors import BadWeights
 from dff.infra import cascade_file
+from dff.infra.storage import WITH_CREDENTIALS, S3Access
 from dff.infra.weights import DEFAULT
 
 
@@ -81,12 +82,13 @@ def load_cascade_aligner(
     preset: AlignPreset | str = AlignPreset.balanced,
     calibration: Calibration | None = None,
     endpoint_url: str | None = None,
+    access: S3Access = WITH_CREDENTIALS,
 ) -> Aligner:
     """The aligner of a weights file that fits by a cascade.
 
-    When no cascade is named, by the one that ships with the weights. ``endpoint_url``: as
-    ``load_aligner``. Raises BadWeights when a file
-    cannot be used, no cascade ships with the weights, or the two do not belong together.
+    When no cascade is named, by the one that ships with the weights. ``endpoint_url`` and
+    ``access``: as ``load_aligner``. Raises BadWeights when a file cannot be used, no cascade ships
+    with the weights, or the two do not belong together.
     """
     base = load_aligner(
         weights,
@@ -95,6 +97,7 @@ def load_cascade_aligner(
         preset=preset,
         calibration=calibration,
         endpoint_url=endpoint_url,
+        access=access,
     )
     name = str(weights or DEFAULT)
     shipped = cascade_file.SHIPPED.get(name)

@@ -7,6 +7,7 @@ the same answer as under uvicorn.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,7 @@ from dff.aligner.service.ports import check_free
 from dff.aligner.service.weights_watch import WeightsWatch, check_poll
 from dff.face.errors import ClusterError, DffError
 from dff.infra.cluster import connected
+from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
@@ -62,6 +65,7 @@ class ServiceConfig(BaseModel):
     # path, the same on every node, or address, such as s3://bucket/key; None: the shipped weights
     weights: str | None = None
     endpoint_url: str | None = None  # of an S3 server other than AWS
+    access: S3Access = WITH_CREDENTIALS  # as whom the weights' bucket is asked
     replicas: PositiveInt | str = (
         1  # or their range, as 2:8, within which Serve adds some on demand
     )
@@ -123,7 +127,7 @@ class AlignerDeployment:
 
         use_threads(config.cpus)
         self.weights, self.preset = config.weights, config.preset
-        self.endpoint_url = config.endpoint_url
+        self.endpoint_url, self.access = config.endpoint_url, config.access
         self.device = "cuda" if config.gpus else None
         front = None if config.front_in_proxies else config.front()
         check_poll(config.weights, config.poll)
@@ -166,7 +170,11 @@ class AlignerDeployment:
         from dff.aligner.align import load_aligner
 
         aligner = load_aligner(
-            weights, preset=self.preset, endpoint_url=self.endpoint_url, device=self.device
+            weights,
+            preset=self.preset,
+            endpoint_url=self.endpoint_url,
+            access=self.access,
+            device=self.device,
         ).with_quick_search()
         warm_up(aligner)
         return aligner
@@ -214,14 +222,15 @@ def serving(
     poll: float | None = None,
     also: Mapping[str, str] | None = None,
     endpoint_url: str | None = None,
+    access: S3Access = WITH_CREDENTIALS,
 ) -> Iterator[str]:
     """Serve for the length of a ``with`` block, on a local Ray or the cluster at ``address``.
 
     ``replicas``: their number, a range as 2:8 within which Serve adds some on demand, or ``auto``.
     ``poll``: seconds between questions which version the alias of the ``weights`` names.
-    ``cpus`` and ``gpus``: of each replica. ``endpoint_url``: of an S3 server other than AWS, for
-    weights in a bucket. ``front``: on a local Ray it stands in the proxies; on a cluster in each
-    replica.
+    ``cpus`` and ``gpus``: of each replica. ``endpoint_url`` and ``access``: of an S3 server other
+    than AWS, and as whom it is asked, for weights in a bucket. ``front``: on a local Ray it stands
+    in the proxies; on a cluster in each replica.
 
     Yields the URL. Raises ClusterError when the port is taken or the application can't start, and
     on a local Ray BadWeights or BadModel as ``dff.aligner.align.load_aligner``.
@@ -230,10 +239,11 @@ def serving(
     path = None if weights is None else _everywhere(weights)
     if address is None:
         check_free(host, port)
-        _check_weights(path, endpoint_url)
+        _check_weights(path, endpoint_url, access)
     config = ServiceConfig(
         weights=path,
         endpoint_url=endpoint_url,
+        access=access,
         replicas=replicas,
         cpus=cpus,
         gpus=gpus,
@@ -292,6 +302,7 @@ def serve_aligner(
     poll: float | None = None,
     also: Mapping[str, str] | None = None,
     endpoint_url: str | None = None,
+    access: S3Access = WITH_CREDENTIALS,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; ``on_ready`` is called with the URL.
@@ -312,6 +323,7 @@ def serve_aligner(
         poll=poll,
         also=also,
         endpoint_url=endpoint_url,
+        access=access,
     ) as url:
         before = {
             which: signal.signal(which, lambda *_: stop.set())
@@ -368,17 +380,20 @@ def _everywhere(weights: Path | str) -> str:
     return everywhere(weights)
 
 
-def _check_weights(path: str | None, endpoint_url: str | None) -> None:
+def _check_weights(path: str | None, endpoint_url: str | None, access: S3Access) -> None:
     """Raise BadWeights or BadModel here, where a replica would try again and again.
 
     Another process loads the weights, so that this one, which only waits, stays small.
     """
     load = (
-        "import sys; from dff.aligner.align import load_aligner; "
-        "load_aligner(sys.argv[1] or None, endpoint_url=sys.argv[2] or None)"
+        "import json, sys; from dff.aligner.align import load_aligner; "
+        "from dff.infra.storage import S3Access; "
+        "path, endpoint_url, access = json.loads(sys.argv[1]); "
+        "load_aligner(path, endpoint_url=endpoint_url, access=S3Access(**access))"
     )
-    command = [sys.executable, "-c", load, path or "", endpoint_url or ""]
+    wanted = json.dumps([path, endpoint_url, asdict(access)])
+    command = [sys.executable, "-c", load, wanted]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         from dff.aligner.align import load_aligner
 
-        load_aligner(path, endpoint_url=endpoint_url)
+        load_aligner(path, endpoint_url=endpoint_url, access=access)

@@ -20,6 +20,7 @@ from dff.aligner.service.front import FrontConfig, print_access_log
 from dff.aligner.service.http_parser import TimedH11Protocol
 from dff.aligner.service.ports import check_free
 from dff.aligner.service.weights_watch import WeightsWatch, check_poll
+from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
@@ -36,6 +37,7 @@ def serve_aligner_with_uvicorn(
     threads: int = 1,
     preset: AlignPreset = AlignPreset.balanced,
     endpoint_url: str | None = None,
+    access: S3Access = WITH_CREDENTIALS,
     poll: float | None = None,
     also: Mapping[str, str] | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
@@ -58,7 +60,7 @@ def serve_aligner_with_uvicorn(
     check_poll(weights, poll)
 
     def load(path: Path | str | None = weights) -> Aligner:
-        aligner = load_aligner(path, preset=preset, endpoint_url=endpoint_url)
+        aligner = load_aligner(path, preset=preset, endpoint_url=endpoint_url, access=access)
         return aligner.with_quick_search()
 
     def load_warm() -> Aligner:

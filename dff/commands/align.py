@@ -12,11 +12,13 @@ import typer
 
 from dff.aligner.preset import AlignPreset
 from dff.commands.options import (
+    AnonymousOption,
     CascadeOption,
     EndpointOption,
     Method,
     MethodOption,
     PresetOption,
+    RequestPayerOption,
     WeightsOption,
     load_aligner_for,
 )
@@ -110,6 +112,8 @@ def align(
     cascade: CascadeOption = None,
     weights: WeightsOption = None,
     endpoint_url: EndpointOption = None,
+    anonymous: AnonymousOption = False,
+    request_payer: RequestPayerOption = False,
     preset: PresetOption = AlignPreset.balanced,
     server: Annotated[
         str | None,
@@ -157,7 +161,10 @@ def align(
     if same_person and (box or draw or resume or table or mask or crops):
         raise typer.BadParameter("--same-person goes with --boxes, --json and --mesh only")
     extras = _check_extras(landmarks)
-    load = partial(load_aligner_for, weights, method, cascade, preset, endpoint_url)
+    from dff.infra.storage import S3Access
+
+    access = S3Access(anonymous, request_payer)
+    load = partial(load_aligner_for, weights, method, cascade, preset, endpoint_url, access)
     if video:
         _align_video(
             load,

@@ -14,12 +14,14 @@ import typer
 from dff.aligner.preset import AlignPreset
 from dff.commands.figures import echo_figures
 from dff.commands.options import (
+    AnonymousOption,
     CascadeOption,
     EndpointOption,
     JsonOption,
     Method,
     MethodOption,
     PresetOption,
+    RequestPayerOption,
     TrackingOption,
     WeightsOption,
     load_aligner_for,
@@ -29,6 +31,7 @@ from dff.face.extras import require_extra
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
     from dff.aligner.evaluation.benchmarks import Disturbance, Report
+    from dff.infra.storage import S3Access
 
 
 class Benchmark(StrEnum):
@@ -97,6 +100,8 @@ def evaluate(
     cascade: CascadeOption = None,
     weights: WeightsOption = None,
     endpoint_url: EndpointOption = None,
+    anonymous: AnonymousOption = False,
+    request_payer: RequestPayerOption = False,
     preset: PresetOption = AlignPreset.balanced,
 ) -> None:
     """Evaluate the aligner on annotated photos, or the descriptor on pairs of views.
@@ -118,6 +123,9 @@ def evaluate(
             "--robustness moves the boxes of landmarks: it goes with --box landmarks"
         )
     _check_outputs(json_out, pictures, tracking)
+    from dff.infra.storage import S3Access
+
+    access = S3Access(anonymous, request_payer)
     if protocol is Benchmark.matching:
         _evaluate_matching(
             folder,
@@ -129,13 +137,14 @@ def evaluate(
             json_out=json_out,
             pictures=pictures,
             endpoint_url=endpoint_url,
+            access=access,
         )
         return
     with require_extra("train"):
         from dff.aligner.evaluation.benchmarks import Disturbance, curve_picture, worst_picture
         from dff.files.outputs import write_file, write_json
 
-    aligner = load_aligner_for(weights, method, cascade, preset, endpoint_url)
+    aligner = load_aligner_for(weights, method, cascade, preset, endpoint_url, access)
     if without_offsets:
         aligner = aligner.without_annotation_bias()
     if protocol is Benchmark.aflw21:
@@ -267,6 +276,7 @@ def _evaluate_matching(
     json_out: Path | None,
     pictures: Path | None,
     endpoint_url: str | None,
+    access: S3Access,
 ) -> None:
     with require_extra("train"):
         from dff.files.matching import draw_matched_pairs, encode_matching, evaluate_matching
@@ -280,12 +290,13 @@ def _evaluate_matching(
         every=every,
         labels=labels,
         endpoint_url=endpoint_url,
+        access=access,
     )
     for line in report.lines():
         typer.echo(line)
     if json_out:
         write_file(json_out, encode_matching(report))
     if pictures:
-        drawn = draw_matched_pairs(examples, weights, endpoint_url=endpoint_url)
+        drawn = draw_matched_pairs(examples, weights, endpoint_url=endpoint_url, access=access)
         write_file(pictures / "matching.jpg", drawn)
         typer.echo(f"pictures: {pictures.resolve()}")

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from dff.commands.options import (
+    AnonymousOption,
     EndpointOption,
+    RequestPayerOption,
     WeightsOption,
 )
 from dff.face.extras import require_extra
@@ -18,14 +20,21 @@ def export(
     out: Annotated[Path, typer.Argument(help="The .onnx file to write.")],
     weights: WeightsOption = None,
     endpoint_url: EndpointOption = None,
+    anonymous: AnonymousOption = False,
+    request_payer: RequestPayerOption = False,
 ) -> None:
     """Export the descriptor network as an ONNX file, for programs without torch.
 
     [dim]Example:[/dim] dff export dff-open.onnx
     """
     from dff.infra import weights as weights_files
+    from dff.infra.storage import S3Access
 
-    loaded = weights_files.load(weights or weights_files.DEFAULT, endpoint_url=endpoint_url)
+    loaded = weights_files.load(
+        weights or weights_files.DEFAULT,
+        endpoint_url=endpoint_url,
+        access=S3Access(anonymous, request_payer),
+    )
     with require_extra("onnx"):
         from dff.infra import onnx_file
         from dff.infra.files import check_output_file

@@ -9,7 +9,13 @@ from typing import Annotated
 
 import typer
 
-from dff.commands.options import EndpointOption, RewriteOption, WeightsArgument
+from dff.commands.options import (
+    AnonymousOption,
+    EndpointOption,
+    RequestPayerOption,
+    RewriteOption,
+    WeightsArgument,
+)
 from dff.face.extras import require_extra
 
 
@@ -39,6 +45,8 @@ def fit_landmark_offsets(
     ] = None,
     out: RewriteOption = None,
     endpoint_url: EndpointOption = None,
+    anonymous: AnonymousOption = False,
+    request_payer: RequestPayerOption = False,
 ) -> None:
     """Fit landmark offsets, the annotators' bias from the model's landmarks, and store them.
 
@@ -75,10 +83,12 @@ def fit_landmark_offsets(
         from dff.face.errors import BadLandmarks
         from dff.face.model.landmark_offsets import LandmarkOffsets
         from dff.infra import weights as weights_files
+        from dff.infra.storage import S3Access
 
     target = out or str(weights_files.NAMED.get(weights, weights))
     weights_files.check_destination(target, endpoint_url=endpoint_url)
-    load = partial(load_aligner, weights, endpoint_url=endpoint_url)
+    access = S3Access(anonymous, request_payer)
+    load = partial(load_aligner, weights, endpoint_url=endpoint_url, access=access)
     aligner = load()
     faces, labels = align_training_photos(aligner, photos)
     offsets = fit_offsets(aligner, faces, labels, by_shape=by_shape)
@@ -97,7 +107,7 @@ def fit_landmark_offsets(
                 f"{after[error]['mean']} with them"
             )
     fitted = replace(
-        weights_files.load(weights, endpoint_url=endpoint_url),
+        weights_files.load(weights, endpoint_url=endpoint_url, access=access),
         landmark_offsets_source=source,
         mean_identity=np.mean([face.coefficients.identity for face in faces], axis=0),
     )

@@ -10,7 +10,9 @@ import typer
 
 from dff.commands.align import parse_box
 from dff.commands.options import (
+    AnonymousOption,
     EndpointOption,
+    RequestPayerOption,
     WeightsOption,
 )
 
@@ -57,6 +59,8 @@ def match(
     ] = None,
     weights: WeightsOption = None,
     endpoint_url: EndpointOption = None,
+    anonymous: AnonymousOption = False,
+    request_payer: RequestPayerOption = False,
 ) -> None:
     """Find points of a face in another photo, of the same person or of someone else.
 
@@ -74,6 +78,7 @@ def match(
     from dff.files.outputs import check_not_inputs
     from dff.infra.files import check_output_file
     from dff.infra.printing import printable
+    from dff.infra.storage import S3Access
 
     for path in (json_out, draw, heat_map, dense):
         check_output_file(path)
@@ -95,6 +100,7 @@ def match(
         second,
         weights=weights,
         endpoint_url=endpoint_url,
+        access=S3Access(anonymous, request_payer),
         points=clicked,
         landmarks=names,
         vertices=numbers,

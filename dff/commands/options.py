@@ -13,6 +13,7 @@ from dff.aligner.preset import AlignPreset
 
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
+    from dff.infra.storage import S3Access
 
 
 _SHARE = re.compile(r"[0-9]*\.?[0-9]+")
@@ -128,6 +129,7 @@ def load_aligner_for(
     cascade: Path | None,
     preset: AlignPreset,
     endpoint_url: str | None,
+    access: S3Access,
 ) -> Aligner:
     """The aligner that fits by ``method``. Raises BadParameter for options that exclude each other.
 
@@ -138,7 +140,9 @@ def load_aligner_for(
 
         if cascade:
             raise typer.BadParameter("--cascade needs --method cascade")
-        return load_aligner(weights, preset=preset, endpoint_url=endpoint_url)
+        return load_aligner(weights, preset=preset, endpoint_url=endpoint_url, access=access)
     from dff.aligner.cascade.io import load_cascade_aligner
 
-    return load_cascade_aligner(weights, cascade, preset=preset, endpoint_url=endpoint_url)
+    return load_cascade_aligner(
+        weights, cascade, preset=preset, endpoint_url=endpoint_url, access=access
+    )

@@ -10,8 +10,10 @@ import typer
 from dff.aligner.preset import AlignPreset
 from dff.commands.options import (
     AddressOption,
+    AnonymousOption,
     EndpointOption,
     PresetOption,
+    RequestPayerOption,
     WeightsOption,
 )
 from dff.face.extras import require_extra
@@ -68,6 +70,8 @@ def serve(
     address: AddressOption = None,
     weights: WeightsOption = None,
     endpoint_url: EndpointOption = None,
+    anonymous: AnonymousOption = False,
+    request_payer: RequestPayerOption = False,
     also: Annotated[
         list[str] | None,
         typer.Option(
@@ -98,6 +102,9 @@ def serve(
     with require_extra("serve"):
         from dff.aligner.service.front import FrontConfig
         from dff.aligner.service.keys import read_keys
+    from dff.infra.storage import S3Access
+
+    access = S3Access(anonymous, request_payer)
     front = FrontConfig(origins=tuple(origin or ()), root_path=root_path, keys=read_keys(api_keys))
 
     def tell(url: str) -> None:
@@ -116,6 +123,7 @@ def serve(
             threads=cpus,
             preset=preset,
             endpoint_url=endpoint_url,
+            access=access,
             poll=poll,
             also=parse_named(also or []),
             on_ready=tell,
@@ -134,6 +142,7 @@ def serve(
         front=front,
         preset=preset,
         endpoint_url=endpoint_url,
+        access=access,
         poll=poll,
         also=parse_named(also or []),
         on_ready=tell,

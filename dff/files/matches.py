@@ -18,6 +18,7 @@ from dff.face.errors import BadPhoto, NoFace
 from dff.face.geometry.camera import Box
 from dff.files.outputs import check_suffix, write_file, write_json
 from dff.infra.images import read_image
+from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 DRAWINGS = (".png", ".jpg", ".jpeg")
 
@@ -28,6 +29,7 @@ def match_files(
     *,
     weights: str | None,
     endpoint_url: str | None = None,
+    access: S3Access = WITH_CREDENTIALS,
     points: Sequence[tuple[float, float]],
     landmarks: Sequence[str],
     vertices: Sequence[int],
@@ -48,7 +50,7 @@ def match_files(
     if dense:
         check_suffix(dense, (".npy",))
     image_a, image_b = read_image(first), read_image(second)
-    matcher = Matcher(load_aligner(weights, endpoint_url=endpoint_url))
+    matcher = Matcher(load_aligner(weights, endpoint_url=endpoint_url, access=access))
     lines: list[str] = []
     try:
         if points or landmarks or vertices:

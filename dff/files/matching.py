@@ -15,6 +15,7 @@ from dff.face.matching import CROP, augment_for_matching
 from dff.infra import weights as weights_files
 from dff.infra.dataset import open_dataset
 from dff.infra.landmark_files import parse_mat, parse_reannotated
+from dff.infra.storage import WITH_CREDENTIALS, S3Access
 from dff.trainer.evaluation.baselines import (
     make_anchor_descriptor,
     make_baselines,
@@ -34,9 +35,16 @@ from dff.trainer.train import load_dataset_model
 IDENTITIES = 30  # whose views are paired; reading more takes long and changes little
 
 
-def load_methods(weights: str | None, *, endpoint_url: str | None = None) -> dict[str, Describe]:
+def load_methods(
+    weights: str | None,
+    *,
+    endpoint_url: str | None = None,
+    access: S3Access = WITH_CREDENTIALS,
+) -> dict[str, Describe]:
     """``dff``: probabilities of the anchors, as the aligner uses them. ``raw``: the descriptor."""
-    loaded = weights_files.load(weights or weights_files.DEFAULT, endpoint_url=endpoint_url)
+    loaded = weights_files.load(
+        weights or weights_files.DEFAULT, endpoint_url=endpoint_url, access=access
+    )
     network = augment_for_matching(loaded.net, multiple=loaded.net.config.multiple)
     return {
         "dff": make_anchor_descriptor(network, loaded.anchors, mirrored=True),
@@ -53,13 +61,15 @@ def evaluate_matching(
     every: bool,
     labels: Path | None = None,
     endpoint_url: str | None = None,
+    access: S3Access = WITH_CREDENTIALS,
 ) -> tuple[Matching, list[ViewPair]]:
     """Figures on up to ``count`` pairs for each row of the table, and an example pair of each.
 
     ``source``: a finished dataset, or a folder of images with their AFLW2000-3D ``.mat`` files,
     whose points ``labels`` may replace. ``model``: the face model of the views, by default the
     dataset's own. ``every``: all identities of a dataset, not the held-out ones only.
-    ``endpoint_url``: of an S3 server other than AWS, for the dataset and the weights. Raises
+    ``endpoint_url`` and ``access``: of an S3 server other than AWS, and as whom it is asked, for
+    the dataset and the weights. Raises
     BadDataset without views, BadLandmarks for unreadable labels.
     """
     rng = np.random.default_rng(0)
@@ -69,11 +79,17 @@ def evaluate_matching(
         pairs = sample_photo_pairs(photos, face_model, count=count, size=CROP, rng=rng)
     else:
         pairs = _pair_views(
-            source, model, count=count, every=every, rng=rng, endpoint_url=endpoint_url
+            source,
+            model,
+            count=count,
+            every=every,
+            rng=rng,
+            endpoint_url=endpoint_url,
+            access=access,
         )
     config = MatchingConfig()
     first = {(config.find_yaw_bin(pair.yaw), pair.same): pair for pair in reversed(pairs)}
-    methods = load_methods(weights, endpoint_url=endpoint_url)
+    methods = load_methods(weights, endpoint_url=endpoint_url, access=access)
     report = compare_descriptors(pairs, methods, make_baselines())
     return report, [first[cell] for cell in sorted(first)]
 
@@ -86,8 +102,9 @@ def _pair_views(
     every: bool,
     rng: np.random.Generator,
     endpoint_url: str | None,
+    access: S3Access,
 ) -> list[ViewPair]:
-    opened = open_dataset(dataset, endpoint_url=endpoint_url)
+    opened = open_dataset(dataset, endpoint_url=endpoint_url, access=access)
     rows = []
     identities: set[str] = set()
     for index in range(len(opened.shards)):
@@ -133,11 +150,15 @@ def read_labelled_photos(folder: Path, labels: Path | None) -> list[LabelledPhot
 
 
 def draw_matched_pairs(
-    pairs: list[ViewPair], weights: str | None, *, endpoint_url: str | None = None
+    pairs: list[ViewPair],
+    weights: str | None,
+    *,
+    endpoint_url: str | None = None,
+    access: S3Access = WITH_CREDENTIALS,
 ) -> bytes:
     """JPEG of the pairs with the matches of the descriptor and of SIFT."""
     methods = {
-        "dff": load_methods(weights, endpoint_url=endpoint_url)["dff"],
+        "dff": load_methods(weights, endpoint_url=endpoint_url, access=access)["dff"],
         "sift": make_baselines()["sift 48"],
     }
     picture = draw_view_pairs(pairs, methods)

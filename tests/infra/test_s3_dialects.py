@@ -10,7 +10,8 @@ from itertools import count
 
 import pytest
 
-from dff.face.errors import Conflict, StorageError, UnreadableObject
+from dff.face.errors import BadWeights, Conflict, StorageError, UnreadableObject
+from dff.infra import weights
 from dff.infra.storage import ObjectInfo, S3Access, open_storage
 from dff.infra.storage.s3 import NOTES, S3Dialect, S3Storage
 from tests.s3_server import BUCKET, DIALECTS, FaultyS3, refuse
@@ -113,9 +114,14 @@ def test_a_public_bucket_is_read_without_credentials(
     s3.requests.clear()
     assert public.read("a") == b"x"
     assert [info.key for info in public.list()] == ["a"]
+    # weights are asked for alike: these bytes are no weights, but they are read
+    with pytest.raises(BadWeights, match="safetensors"):
+        weights.load(f"{owned.uri}/a", endpoint_url=s3.url, access=S3Access(anonymous=True))
     assert not any("HTTP_AUTHORIZATION" in request for request in s3.requests)
     with pytest.raises(StorageError, match="--anonymous"):
         open_storage(owned.uri, endpoint_url=s3.url).read("a")
+    with pytest.raises(StorageError, match="--anonymous"):
+        weights.load(f"{owned.uri}/a", endpoint_url=s3.url)
     client.put_bucket_acl(Bucket=BUCKET, ACL="private")
 
 

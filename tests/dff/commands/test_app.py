@@ -143,14 +143,13 @@ def test_a_dry_run_counts_and_makes_nothing(tmp_path: Path) -> None:
 
 def test_every_command_that_reads_data_of_an_endpoint_reads_public_buckets_too() -> None:
     group = typer.main.get_command(app)
-    only_weights = {"align", "evaluate", "export", "fit-landmark-offsets", "match", "serve"}
     found = 0
     for command in group.commands.values():  # type: ignore[attr-defined]
         options = {option for parameter in command.params for option in parameter.opts}
-        if "--endpoint-url" in options and command.name not in only_weights:
+        if "--endpoint-url" in options:
             found += 1
             assert {"--anonymous", "--request-payer"} <= options, command.name
-    assert found >= 6
+    assert found >= 14
 
 
 def test_synthesize_then_inspect(mlflow_uri: str, tmp_path: Path) -> None:
