@@ -114,7 +114,7 @@ def create_app(
     )
     app.state.service, app.state.services = service, services
     add_problem_handlers(app)
-    app.add_middleware(GZipMiddleware, minimum_size=2048)
+    app.add_middleware(GZipMiddleware, minimum_size=2048, compresslevel=4)
     app.add_middleware(HeadAndOptions)
     app.add_middleware(TellMeasures)
     for routes in ROUTES:

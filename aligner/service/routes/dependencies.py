@@ -1,4 +1,7 @@
-"""Parameters that several routes share."""
+"""Parameters that several routes share.
+
+The dependencies are coroutines because FastAPI runs plain functions in threads, one after another.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ DEFAULT = "default"
 """Name of the weights that answer requests without ``weights``."""
 
 
-def get_service(
+async def get_service(
     request: Request,
     weights: Annotated[
         str | None,
@@ -43,7 +46,7 @@ def choose_service(app: FastAPI, weights: str | None) -> AlignService:
 Service = Annotated[AlignService, Depends(get_service)]
 
 
-def get_deadline(
+async def get_deadline(
     request: Request,
     service: Service,
     deadline: Annotated[
@@ -60,7 +63,7 @@ def get_deadline(
     return _arrived(request) + (deadline or service.limits.deadline)
 
 
-def get_long_deadline(
+async def get_long_deadline(
     request: Request,
     deadline: Annotated[
         float | None,
@@ -91,7 +94,7 @@ Mesh = Annotated[
 ]
 
 
-def get_describe(
+async def get_describe(
     service: Service,
     mesh: Mesh = False,
     landmarks: Annotated[
