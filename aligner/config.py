@@ -246,6 +246,8 @@ class AlignConfig:
     later_margin: float = 1.3
     mirror: bool = True  # every second pass observes the mirrored photo; the next one uses both
     passes: int = 3  # at most; each observes the photo again
+    # whether the first pass of a detected face refines its fit too, on the same observation
+    refine_at_once: bool = False
     # mean motion of the landmarks in a pass below which a face needs no further pass
     early_stop: float = 0.01
     # the same for a face that was followed from the last frame, in its first pass

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from dff.aligner.config import VisibilityConfig
+from dff.aligner.fitting import kernels
 from dff.aligner.fitting.batch import choose_rows
-from dff.aligner.fitting.correspondence import Matches, match_residuals
+from dff.aligner.fitting.correspondence import Matches
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel, FitState, average_states
 from dff.aligner.fitting.observation import Observation, Observer
@@ -31,9 +32,8 @@ def assess(
 ) -> FaceFit:
     """The record of B faces that one pass has moved from ``before`` to ``state``."""
     visibility = compute_visibility(fit_model, state, config)
-    face_size = fit_model.face_size(state)
     agreement, residual = measure_agreement(
-        observation.matches, observation.px, fit_model.anchors(state), visibility.anchors, face_size
+        fit_model, state, observation.matches, observation.px, visibility.anchors
     )
     moved = move_fit(fit_model, before, state)
     return replace(
@@ -74,16 +74,29 @@ def average_fits(fit_model: FitModel, fit: FaceFit, others: Sequence[FaceFit]) -
 
 
 def measure_agreement(
-    matches: Matches, px: Floats, predicted: Floats, visible: Floats, face_size: Floats
+    fit_model: FitModel, state: FitState, matches: Matches, px: Floats, visible: Floats
 ) -> tuple[Floats, Floats]:
     """(B, N) agreement of each pixel, and (B,) mean distance of the agreeing matches.
 
     Agreement is the probability that the pixel shows the face and matches a visible point that the
-    fit puts close to it; the distance is a fraction of the (B,) ``face_size`` in pixels. The other
-    arguments are those of ``soft_correspondence``.
+    fit puts close to it; the distance is a fraction of the face size. (B, N, 2) ``px`` of the
+    matches; (B, A) ``visible`` anchors, 0 to 1.
     """
-    offset, weight = match_residuals(matches, px, predicted, GATE * face_size, visible)
-    distance = np.linalg.norm(offset, axis=2) / face_size[:, None]
-    agrees = weight * np.exp(-0.5 * (distance / AGREEMENT) ** 2)
-    total = np.maximum(agrees.sum(1), 1e-9)
-    return agrees, (agrees * distance).sum(1) / total
+    agreement, residual = kernels.agree(
+        matches.anchor,
+        matches.probability,
+        matches.mask,
+        px,
+        visible,
+        fit_model.anchor_mean,
+        fit_model.anchor_basis,
+        fit_model.size,
+        GATE,
+        AGREEMENT,
+        state.scale,
+        state.rotation,
+        state.centre,
+        state.coefficients,
+        state.inverse_depth,
+    )
+    return agreement, residual

@@ -176,35 +176,6 @@ def soft_correspondence(
     return out_mean, out_basis, weight
 
 
-def match_residuals(
-    matches: Matches, px: Floats, predicted: Floats, gate: Floats, visible: Floats
-) -> tuple[Floats, Floats]:
-    """(B, N, 2) pixels from each pixel to where the fit puts its surface point, (B, N) its weight.
-
-    The arguments are those of ``soft_correspondence``.
-    """
-    flat = np.zeros((*predicted.shape[:2], 3), np.float32)
-    flat[..., :2] = predicted
-    b, n, _ = px.shape
-    place, weight = np.zeros((b, n, 3)), np.zeros((b, n))
-    for face in range(b):
-        _blend(
-            matches.anchor[face],
-            matches.probability[face],
-            matches.mask[face],
-            px[face],
-            predicted[face],
-            -0.5 / gate[face] ** 2,
-            visible[face],
-            flat[face],
-            flat[face, :, :0],
-            place[face],
-            np.zeros((n, 0), np.float32),
-            weight[face],
-        )
-    return place[..., :2] - px, weight
-
-
 @numba.njit(cache=CACHE, nogil=True, fastmath=True)
 def _best(similarity, sharpness, doubt, anchor, probability):  # type: ignore[no-untyped-def]
     n, anchors = similarity.shape

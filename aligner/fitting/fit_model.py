@@ -43,6 +43,11 @@ class FitState(FaceState):
     def __getitem__(self, rows: slice | Ints | Bools) -> FitState:
         return take_rows(self, rows)
 
+    def copied(self) -> FitState:
+        """A state of its own memory, contiguous, for kernels that move states in place."""
+        one = (self.scale, self.rotation, self.centre, self.coefficients, self.inverse_depth)
+        return FitState(*(np.array(values, np.float64, order="C") for values in one))
+
     def with_face(self, face: FaceState) -> FitState:
         """Another pose and shape with the same cameras."""
         return FitState.of(face, self.inverse_depth)

@@ -100,8 +100,18 @@ class DenseFitter:
                 observation = replace(observation, matches=matches, px=px)
             return refine(self.fit_model, self.config, observation, before.state, before.visibility)
 
+        def solve_again(observation: Observation, before: FaceFit, rows: Ints) -> FitState:
+            return refine(self.fit_model, self.config, observation, before.state, before.visibility)
+
+        again = number == 0 and self.config.refine_at_once and bool(before.detected.all())
         return observe_and_solve(
-            self.fit_model, observer, self.config, images, crops, before, solve
+            self.fit_model,
+            observer,
+            self.config,
+            images,
+            crops,
+            before,
+            (solve, solve_again) if again else (solve,),
         )
 
     def early_stop(self, number: int, motion: Floats) -> Bools:
@@ -125,9 +135,12 @@ def observe_and_solve(
     images: Sequence[Bytes],
     crops: Crops,
     before: FaceFit,
-    solve: Solve,
+    solves: Sequence[Solve],
 ) -> FaceFit:
-    """One pass over B faces; those with too few matched pixels are lost and keep their states."""
+    """One pass over B faces; those with too few matched pixels are lost and keep their states.
+
+    Each of ``solves`` begins from what the one before came to; all see the same observation.
+    """
     observation = observer.observe(images, crops)
     seen = observation.matched >= config.observation.fewest
     after, rows = replace(before, lost=~seen), np.flatnonzero(seen)
@@ -135,6 +148,7 @@ def observe_and_solve(
         return after
     if not seen.all():  # the maps are large, so they are copied only if necessary
         observation, before = take_rows(observation, rows), before[rows]
-    state = solve(observation, before, rows)
-    moved = assess(fit_model, observer, observation, before, state, config.visibility)
-    return moved if seen.all() else replace_rows(after, rows, moved)
+    for solve in solves:
+        state = solve(observation, before, rows)
+        before = assess(fit_model, observer, observation, before, state, config.visibility)
+    return before if seen.all() else replace_rows(after, rows, before)

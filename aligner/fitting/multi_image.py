@@ -122,7 +122,7 @@ class MultiImageFitter:
             )
             return self._accept(found, state, face_size)
 
-        return observe_and_solve(fit_model, self.observer, config, images, crops, before, solve)
+        return observe_and_solve(fit_model, self.observer, config, images, crops, before, (solve,))
 
     def early_stop(self, number: int, motion: Floats) -> Bools:
         """(B,) the same for all photos: no photo is done before all are."""

@@ -27,6 +27,7 @@ from dff.face.solve.least_squares import damp, normal_equations
 from dff.face.solve.robust import geman_mcclure, robust_weights
 
 POSE = 6  # log scale, rotation vector, centre
+DAMPING = 1e-6  # of Gauss-Newton steps: multiplies the diagonal of their matrices by 1 + it
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,17 @@ class Lines:
     targets: Float[Array, "faces points 2"]  # pixels, anywhere on the lines
     normal: Float[Array, "faces points 2"]  # unit vectors across them
     weights: Float[Array, "faces points"]
+
+    @staticmethod
+    def none(faces: int, coefficients: int) -> Lines:
+        """No point."""
+        return Lines(
+            mean=np.zeros((faces, 0, 3)),
+            basis=np.zeros((faces, 0, 3, coefficients), np.float32),
+            targets=np.zeros((faces, 0, 2)),
+            normal=np.zeros((faces, 0, 2)),
+            weights=np.zeros((faces, 0)),
+        )
 
 
 def evaluate_shape(mean: Floats, basis: Floats, coefficients: Floats) -> Floats:
@@ -161,7 +173,7 @@ def step(
     prior_sd: Floats,
     inverse_depth: Floats | None = None,
     lines: Lines | None = None,
-    damping: float = 1e-6,
+    damping: float = DAMPING,
 ) -> FaceState:
     """One damped Gauss-Newton step to (B, N, 2) ``targets`` with (B, N) ``weights`` and ``lines``.
 
@@ -206,19 +218,19 @@ def _normal_equations(
             mean if mean.ndim == 2 else mean[i],
             basis if basis.ndim == 3 else basis[i],
         )
-        used = _fill_rows(
+        used = fill_rows(
             *camera, own_mean, own_basis, shape, targets[i], weights[i], across, rows, 0
         )
         if lines is not None:
             own = lines.mean[i], lines.basis[i].astype(basis.dtype, copy=False), shape
             goal = lines.targets[i], lines.weights[i], lines.normal[i]
-            used = _fill_rows(*camera, *own, *goal, rows, used)
+            used = fill_rows(*camera, *own, *goal, rows, used)
         out[i] = rows[:used].T @ rows[:used]
     return out[:, :q, :q], out[:, :q, q]
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
-def _fill_rows(  # type: ignore[no-untyped-def]
+def fill_rows(  # type: ignore[no-untyped-def]
     rotation,
     scale,
     centre,
@@ -287,6 +299,129 @@ def _fill_rows(  # type: ignore[no-untyped-def]
             row[6 + modes] = root * rx
             used += 1
     return used
+
+
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
+def solve_step(rows, coefficients):  # type: ignore[no-untyped-def]
+    """Whether a damped step exists, and the (6 + P,) step, from the ``fill_rows`` of one face.
+
+    The prior of the (P,) ``coefficients`` is standard normal.
+    """
+    product = np.dot(rows.T, rows)
+    q = product.shape[0] - 1
+    hessian, gradient = np.empty((q, q)), np.empty(q)
+    for i in range(q):
+        for j in range(i + 1):
+            hessian[i, j] = product[i, j]
+        hessian[i, i] = hessian[i, i] * (1.0 + DAMPING) + 1e-9
+        gradient[i] = product[i, q]
+    for k in range(len(coefficients)):
+        hessian[POSE + k, POSE + k] += 1.0
+        gradient[POSE + k] -= coefficients[k]
+    return solve_positive(hessian, gradient), gradient
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+def solve_positive(matrix, x):  # type: ignore[no-untyped-def]
+    """Solve a positive definite system by Cholesky's method in place; False where it is none.
+
+    ``matrix`` (Q, Q): its lower triangle is read and overwritten. ``x`` (Q,): right side, then
+    solution.
+    """
+    q = len(x)
+    for i in range(q):
+        for j in range(i + 1):
+            rest = matrix[i, j]
+            for k in range(j):
+                rest -= matrix[i, k] * matrix[j, k]
+            if j < i:
+                matrix[i, j] = rest / matrix[j, j]
+            elif rest > 0.0:
+                matrix[i, i] = np.sqrt(rest)
+            else:  # NaN, too
+                return False
+        rest = x[i]
+        for k in range(i):
+            rest -= matrix[i, k] * x[k]
+        x[i] = rest / matrix[i, i]
+    for i in range(q - 1, -1, -1):
+        x[i] /= matrix[i, i]
+        for k in range(i):
+            x[k] -= matrix[i, k] * x[i]
+    return True
+
+
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
+def turn_by_vector(v, rotation):  # type: ignore[no-untyped-def]
+    """A (3, 3) rotation turned by a rotation vector (Rodrigues)."""
+    square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2]
+    angle = np.sqrt(square)
+    a, b = 1.0 - square / 6.0, 0.5 - square / 24.0
+    if angle >= 1e-6:
+        a, b = np.sin(angle) / angle, (1.0 - np.cos(angle)) / square
+    out = np.empty((3, 3))
+    for c in range(3):
+        x, y, z = rotation[0, c], rotation[1, c], rotation[2, c]
+        kx, ky, kz = v[1] * z - v[2] * y, v[2] * x - v[0] * z, v[0] * y - v[1] * x
+        out[0, c] = x + a * kx + b * (v[1] * kz - v[2] * ky)
+        out[1, c] = y + a * ky + b * (v[2] * kx - v[0] * kz)
+        out[2, c] = z + a * kz + b * (v[0] * ky - v[1] * kx)
+    return out
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def accumulate_moments(points, px, weight, moments, targets):  # type: ignore[no-untyped-def]
+    """Fill the (4, 4) and (4, 2) moments that ``pose_from_moments`` takes, of one face."""
+    moments[:] = 0.0
+    targets[:] = 0.0
+    p = np.ones(4)
+    for n in range(len(px)):
+        w = weight[n]
+        if w <= 0.0:
+            continue
+        p[0], p[1], p[2] = points[n, 0], points[n, 1], points[n, 2]
+        for a in range(4):
+            for b in range(a + 1):
+                moments[a, b] += w * p[a] * p[b]
+            targets[a, 0] += w * p[a] * px[n, 0]
+            targets[a, 1] += w * p[a] * px[n, 1]
+    for a in range(4):
+        for b in range(a):
+            moments[b, a] = moments[a, b]
+
+
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
+def pose_of_moments(moments, targets):  # type: ignore[no-untyped-def]
+    """``pose_from_moments`` of one face: scale, (3, 3) rotation and (2,) centre.
+
+    They are not finite where the points lie in one plane or nearly so.
+    """
+    trace = moments[0, 0] + moments[1, 1] + moments[2, 2] + moments[3, 3]
+    normal = moments.copy()
+    for a in range(3):
+        normal[a, a] += 1e-7 * trace
+    rows, column = np.empty((2, 3)), np.empty(4)
+    for side in range(2):
+        factor = normal.copy()
+        column[:] = targets[:, side]
+        if not solve_positive(factor, column):
+            column[:] = np.nan
+        rows[side] = column[:3]
+    # the polar decomposition: rows = root @ flat, where root is the square root of rows @ rows.T
+    xx, yy = (rows[0] ** 2).sum(), (rows[1] ** 2).sum()
+    xy = (rows[0] * rows[1]).sum()
+    product = np.sqrt(max(xx * yy - xy * xy, 0.0))  # of the singular values
+    total = np.sqrt(xx + yy + 2.0 * product)  # and their sum
+    rotation, centre = np.empty((3, 3)), np.empty(2)
+    for c in range(3):
+        rotation[0, c] = ((yy + product) * rows[0, c] - xy * rows[1, c]) / (product * total)
+        rotation[1, c] = ((xx + product) * rows[1, c] - xy * rows[0, c]) / (product * total)
+    rotation[2] = np.cross(rotation[0], rotation[1])
+    scale = max(total / 2.0, 1e-6)
+    for side in range(2):
+        turned = scale * (rotation[side] * moments[3, :3]).sum()
+        centre[side] = (targets[3, side] - turned) / max(moments[3, 3], 1e-12)
+    return scale, rotation, centre
 
 
 def linearise(

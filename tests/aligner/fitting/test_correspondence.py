@@ -3,7 +3,6 @@ import numpy as np
 from dff.aligner.fitting.correspondence import (
     Matches,
     match_pixels,
-    match_residuals,
     soft_correspondence,
 )
 
@@ -139,15 +138,3 @@ def test_soft_correspondences_are_the_gated_mean_of_the_anchors() -> None:
             assert np.allclose(
                 got_basis[face, i], np.einsum("k,kcp->cp", share, basis[anchors]), atol=2e-2
             )
-
-
-def test_match_residuals_vanish_where_anchors_fall_on_their_pixels() -> None:
-    rng = np.random.default_rng(5)
-    matches, _, predicted, visible = some_matches(rng)
-    matches.anchor[:] = matches.anchor[..., :1]
-    px = np.take_along_axis(predicted, matches.anchor[..., 0].astype(int)[..., None], axis=1)
-    offset, weight = match_residuals(matches, px, predicted, np.array([3.0, 3.0]), visible)
-    live = matches.mask > 0
-    assert np.abs(offset[live]).max() < 1e-4
-    seen = np.take_along_axis(visible, matches.anchor[..., 0].astype(int), axis=1)
-    assert np.allclose(weight, matches.mask * matches.probability.sum(2) * seen, rtol=1e-2)
