@@ -20,11 +20,15 @@ CLUSTER_GONE = (
     "ClusterError: the process was aborted: its cluster is gone, or it was killed; the same "
     "command continues what is stored; Ray's last words are in the log"
 )
+SERVICE_GONE = (
+    "ClusterError: the service was aborted: its cluster is gone, or it was killed; the same "
+    "command starts it again; Ray's last words are in the log"
+)
 ENDED = b"ended"
 _WATCHER = """
 import sys
 if sys.stdin.buffer.read() != sys.argv[1].encode():
-    sys.stderr.write(sys.argv[2] + "\\n")
+    sys.stderr.write("\\n" + sys.argv[2] + "\\n")  # a progress bar has not ended its line
 """
 
 

@@ -11,7 +11,8 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -71,13 +72,17 @@ class TrainingState:
 class TrainingCallbacks:
     """Functions that the training loop calls; none may change the training.
 
-    ``on_step``: (step, figures) every ``log_every`` steps, on every rank. ``on_evaluation``: (step,
-    validation figures) every ``eval_every`` steps and at the end, on rank 0. ``on_checkpoint``: the
-    state every ``checkpoint_every`` steps and at the end, on every rank.
+    ``on_step``: (step, figures) every ``log_every`` steps, on every rank. ``wants_checkpoint``:
+    (step) after it, on every rank; whether all make a checkpoint now, out of turn.
+    ``on_evaluation``: (the state whose average was measured, validation figures) every
+    ``eval_every`` steps and at the end, on rank 0 and in a thread beside the training, before the
+    next ``on_evaluation``, and at the end before ``on_checkpoint``. ``on_checkpoint``: the state
+    every ``checkpoint_every`` steps and at the end, on every rank.
     """
 
     on_step: Callable[[int, Figures], None] = lambda step, figures: None
-    on_evaluation: Callable[[int, Figures], None] = lambda step, figures: None
+    wants_checkpoint: Callable[[int], bool] = lambda step: False
+    on_evaluation: Callable[[TrainingState, Figures], None] = lambda state, figures: None
     on_checkpoint: Callable[[TrainingState], None] = lambda state: None
 
 
@@ -187,6 +192,11 @@ def _grow_network(net: DescriptorNet, begin: DescriptorNet, new_block_gain: floa
             value.fill_(new_block_gain)
 
 
+def is_log_step(step: int, config: TrainConfig) -> bool:
+    """Whether figures are logged after so many steps."""
+    return step % config.log_every == 0 or step == config.steps
+
+
 def is_checkpoint_step(step: int, config: TrainConfig) -> bool:
     """Whether a checkpoint is made after so many steps."""
     return step % config.checkpoint_every == 0 or step == config.steps
@@ -231,52 +241,103 @@ def run_training(
         loaders=config.loaders,
         pin_memory=state.learner.vectors.is_cuda,
     )
-    pairs: list[DevPair] = []
-
-    def measure() -> dict[str, float]:
-        if not pairs:  # not before the first step: the shards that hold them must be fetched
-            pairs.extend(
-                sample_dev_pairs(
-                    store,
-                    surface,
-                    count=config.dev_pairs,
-                    size=config.size,
-                    config=config.evaluation,
-                )
-            )
-        return _measure_dev_pairs(state, config, pairs)
-
     meter = _Meter(config.batch)
-    dev: dict[str, float] = {}
-    if state.step == config.steps and rank == 0:  # resumed after the last step
-        dev = measure()
-    while state.step < config.steps:
-        rate = learning_rate(
-            state.step,
-            peak=config.learning_rate,
-            final=config.final_rate,
-            warmup=config.warmup,
-            steps=config.steps,
-        )
-        meter.add(_take_step(state, module, meter.next_batch(source), config, rate))
-        last = state.step == config.steps
-        if state.step % config.log_every == 0 or last:
-            callbacks.on_step(
-                state.step, {**meter.read(config, world, group), "learning_rate": rate}
+    with _Validation(store, surface, config, callbacks) as validation:
+        if state.step == config.steps and rank == 0:  # resumed after the last step
+            validation.dev = validation.measure(state)
+        while state.step < config.steps:
+            rate = learning_rate(
+                state.step,
+                peak=config.learning_rate,
+                final=config.final_rate,
+                warmup=config.warmup,
+                steps=config.steps,
             )
-        if rank == 0 and (state.step % config.eval_every == 0 or last):
-            dev = measure()
-            callbacks.on_evaluation(state.step, dev)
-            meter.restart_clock()
-        if is_checkpoint_step(state.step, config):
-            # Otherwise every resumption would start from diverged weights.
-            if not all(bool(p.isfinite().all()) for p in state.learner.parameters()):
-                raise Diverged(
-                    f"the weights of step {state.step} are not finite: lower the learning rate"
+            meter.add(_take_step(state, module, meter.next_batch(source), config, rate))
+            last = state.step == config.steps
+            wanted = False
+            if is_log_step(state.step, config):
+                callbacks.on_step(
+                    state.step, {**meter.read(config, world, group), "learning_rate": rate}
                 )
-            callbacks.on_checkpoint(state)
-            meter.restart_clock()
-    return dev
+                wanted = callbacks.wants_checkpoint(state.step)
+            if rank == 0 and (state.step % config.eval_every == 0 or last):
+                validation.start(state)
+                if last:
+                    validation.wait()
+            if is_checkpoint_step(state.step, config) or wanted:
+                # Otherwise every resumption would start from diverged weights.
+                if not all(bool(p.isfinite().all()) for p in state.learner.parameters()):
+                    raise Diverged(
+                        f"the weights of step {state.step} are not finite: lower the learning rate"
+                    )
+                callbacks.on_checkpoint(state)
+                meter.restart_clock()
+        return validation.dev
+
+
+class _Validation:
+    """Measures copies of the averaged weights on held-out pairs, in a thread of its own.
+
+    Training goes on meanwhile; it waits only for a validation that is unfinished when the next is
+    due. The thread has a store of its own, since a store serves one thread.
+    """
+
+    def __init__(
+        self,
+        store: ViewStore,
+        surface: TrainingSurface,
+        config: TrainConfig,
+        callbacks: TrainingCallbacks,
+    ) -> None:
+        self.dev: dict[str, float] = {}  # last figures
+        self._store, self._surface, self._config = store, surface, config
+        self._callbacks = callbacks
+        self._pairs: list[DevPair] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="validation")
+        self._running: Future[None] | None = None
+
+    def __enter__(self) -> _Validation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def start(self, state: TrainingState) -> None:
+        """Begin to measure the state's average as it is now."""
+        self.wait()
+        then = replace(state, average=copy.deepcopy(state.average))
+        self._running = self._thread.submit(self._run, then)
+
+    def wait(self) -> None:
+        """Return when nothing is measured. Raises what a validation raised."""
+        if self._running is not None:
+            self._running.result()
+
+    def measure(self, state: TrainingState) -> dict[str, float]:
+        """The validation figures of a state's average."""
+        config = self._config
+        if not self._pairs:  # not before the first step: the shards that hold them must be fetched
+            self._pairs = sample_dev_pairs(
+                self._store.separate(),
+                self._surface,
+                count=config.dev_pairs,
+                size=config.size,
+                config=config.evaluation,
+            )
+        average = state.average
+        return measure_matches(
+            average.net,
+            average.class_vectors(),
+            average.anchor_coordinate,
+            config.scale,
+            self._pairs,
+            config.evaluation,
+        )
+
+    def _run(self, state: TrainingState) -> None:
+        self.dev = self.measure(state)
+        self._callbacks.on_evaluation(state, self.dev)
 
 
 def build_step_batches(
@@ -329,15 +390,6 @@ def _take_step(
     _move_average(state, config.ema)
     state.step += 1
     return terms
-
-
-def _measure_dev_pairs(
-    state: TrainingState, config: TrainConfig, pairs: list[DevPair]
-) -> dict[str, float]:
-    a = state.average
-    return measure_matches(
-        a.net, a.class_vectors(), a.anchor_coordinate, config.scale, pairs, config.evaluation
-    )
 
 
 @torch.no_grad()
@@ -603,9 +655,7 @@ def train(
         save_checkpoint(work / CHECKPOINT, state, config)
         callbacks.on_checkpoint(state)
 
-    saving = TrainingCallbacks(
-        on_step=callbacks.on_step, on_evaluation=callbacks.on_evaluation, on_checkpoint=checkpoint
-    )
+    saving = replace(callbacks, on_checkpoint=checkpoint)
     dev = run_training(state, store, build_training_surface(model), config, callbacks=saving)
     save_weights(out, state, model, store, config, dataset=name_datasets(datasets), dev=dev)
     return TrainingResult(out, dev, state)

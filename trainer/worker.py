@@ -16,6 +16,7 @@ import torch
 from dff.face.extras import require_extra
 from dff.infra.dataset import open_dataset
 from dff.infra.storage import S3Access
+from dff.infra.system_metrics import SystemMonitor
 from dff.trainer.config import TrainConfig, from_dict
 from dff.trainer.data.crops import build_training_surface
 from dff.trainer.data.shard_cache import choose_cache
@@ -30,6 +31,7 @@ from dff.trainer.train import (
     extract_anchors,
     initialise_state,
     is_checkpoint_step,
+    is_log_step,
     load_checkpoint,
     load_common_model,
     name_datasets,
@@ -93,27 +95,33 @@ def train_worker(values: dict[str, Any]) -> None:
             load_checkpoint(Path(folder) / CHECKPOINT, state, config)
     used = config.count_used_workers(world)
     group = torch.distributed.new_group(range(used)) if used < world else None
+    notice = PreemptionNotice()
     if rank >= used:
-        _stand_by(state.step, config)
+        _stand_by(state.step, config, notice)
         return
     wrapped = wrap_distributed(state.learner, group) if used > 1 else None
-    dev: dict[str, float] = {}
+    dev: Figures = {}
 
     def tell(event: Event) -> None:
         if rank == 0:
             events.put(event)
 
-    def on_step(step: int, figures: Figures) -> None:
-        tell(Measured(step, {"step": step, **figures}))
+    monitor = SystemMonitor()
 
-    def evaluated(step: int, figures: Figures) -> None:
-        dev.update(figures)
+    def on_step(step: int, figures: Figures) -> None:
+        tell(Measured(step, {"step": step, **figures, **monitor.read()}))
+
+    def evaluated(measured: TrainingState, figures: Figures) -> None:
+        nonlocal dev
+        dev = figures
         if figures:
             named = {f"dev_{name}": value for name, value in figures.items()}
-            tell(Measured(step, {"step": step, **named}))
-        for pair in sample_dev_pairs(store, surface, count=1, size=config.size):
-            picture = draw_dev_pair(state.average.net, extract_anchors(state, model, config), pair)
-            tell(Drawn(f"match-{step:07d}.png", picture))
+            tell(Measured(measured.step, {"step": measured.step, **named}))
+        own = store.separate()
+        for pair in sample_dev_pairs(own, surface, count=1, size=config.size):
+            anchors = extract_anchors(measured, model, config)
+            picture = draw_dev_pair(measured.average.net, anchors, pair)
+            tell(Drawn(f"match-{measured.step:07d}.png", picture))
 
     def report(state: TrainingState) -> None:
         # Rank 0 brings the state for all.
@@ -134,7 +142,12 @@ def train_worker(values: dict[str, Any]) -> None:
             )
         _report(state.step, dev, ray.train.Checkpoint.from_directory(folder))
 
-    callbacks = TrainingCallbacks(on_step=on_step, on_evaluation=evaluated, on_checkpoint=report)
+    callbacks = TrainingCallbacks(
+        on_step=on_step,
+        wants_checkpoint=notice.asks_for_checkpoint,
+        on_evaluation=evaluated,
+        on_checkpoint=report,
+    )
     run_training(
         state,
         store,
@@ -148,10 +161,30 @@ def train_worker(values: dict[str, Any]) -> None:
     )
 
 
-def _stand_by(step: int, config: TrainConfig) -> None:
-    """Take part in the reports of the workers that train: Ray waits for all of them."""
+class PreemptionNotice:
+    """Whether a node of the workers is about to be taken away, as spot instances are.
+
+    All workers must ask at the same steps, and get the same answers.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: frozenset[str] = frozenset()  # whose notice was answered
+
+    def asks_for_checkpoint(self, step: int) -> bool:
+        """Whether a notice has come since the last checkpoint that was made for one."""
+        info = ray.train.get_preemption_info()
+        nodes = frozenset(info.preempted_node_ids) if info else frozenset()
+        if nodes <= self._nodes:
+            return False
+        self._nodes |= nodes
+        return True
+
+
+def _stand_by(step: int, config: TrainConfig, notice: PreemptionNotice) -> None:
+    """Take part in the questions and reports of the workers that train: Ray waits for all."""
     for later in range(step + 1, config.steps + 1):
-        if is_checkpoint_step(later, config):
+        wanted = is_log_step(later, config) and notice.asks_for_checkpoint(later)
+        if is_checkpoint_step(later, config) or wanted:
             _report(later)
 
 

@@ -130,23 +130,25 @@ def serve(
         )
         return
     from dff.aligner.service.ray_serve import serve_aligner
+    from dff.infra.crash_report import SERVICE_GONE, reported_crashes
 
-    serve_aligner(
-        weights,
-        host=host,
-        port=port,
-        replicas=replicas,
-        cpus=cpus,
-        gpus=gpus,
-        address=address,
-        front=front,
-        preset=preset,
-        endpoint_url=endpoint_url,
-        access=access,
-        poll=poll,
-        also=parse_named(also or []),
-        on_ready=tell,
-    )
+    with reported_crashes(SERVICE_GONE):
+        serve_aligner(
+            weights,
+            host=host,
+            port=port,
+            replicas=replicas,
+            cpus=cpus,
+            gpus=gpus,
+            address=address,
+            front=front,
+            preset=preset,
+            endpoint_url=endpoint_url,
+            access=access,
+            poll=poll,
+            also=parse_named(also or []),
+            on_ready=tell,
+        )
 
 
 def parse_named(texts: list[str]) -> dict[str, str]:

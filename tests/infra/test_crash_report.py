@@ -16,10 +16,11 @@ from pathlib import Path
 from dff.infra.crash_report import reported_crashes
 logging.basicConfig()
 with reported_crashes("the cluster is gone", Path(sys.argv[1])):
-    print("a bar", file=sys.stderr)
+    print("a message", file=sys.stderr)
     logging.warning("a warning")
     os.write(2, b"*** SIGABRT received ***\\n")
     os.system("echo a child >&2")
+    print("50 %|## a bar", file=sys.stderr, end="", flush=True)
     END
 print("after", file=sys.stderr)
 """
@@ -29,8 +30,8 @@ print("after", file=sys.stderr)
 def test_an_abort_is_one_line_that_names_the_log(end: str, tmp_path: Path) -> None:
     code, said = run(SCRIPT.replace("END", end), tmp_path)
     assert code != 0
-    bar, warning, line = said.splitlines()
-    assert (bar, warning) == ("a bar", "WARNING:root:a warning")
+    *others, line = said.splitlines()
+    assert others == ["a message", "WARNING:root:a warning", "50 %|## a bar"]
     found = re.fullmatch(r"dff: the cluster is gone \((.*)\)", line)
     assert found
     assert Path(found[1]).read_text() == "*** SIGABRT received ***\na child\n"
@@ -40,7 +41,8 @@ def test_an_abort_is_one_line_that_names_the_log(end: str, tmp_path: Path) -> No
 def test_any_other_end_says_and_leaves_nothing(end: str, status: int, tmp_path: Path) -> None:
     code, said = run(SCRIPT.replace("END", end), tmp_path)
     assert code == status
-    assert said.splitlines() == ["a bar", "WARNING:root:a warning"] + ["after"] * (status == 0)
+    bar = "50 %|## a bar" + "after" * (status == 0)
+    assert said.splitlines() == ["a message", "WARNING:root:a warning", bar]
     assert not list(tmp_path.iterdir())
 
 

@@ -19,7 +19,7 @@ import pytest
 import ray
 import torch
 from mlflow import MlflowClient
-from ray.train import WorkerGroupError
+from ray.train import PreemptionInfo, WorkerGroupError
 from tqdm import tqdm
 
 import dff.trainer.worker
@@ -37,6 +37,7 @@ from dff.trainer.config import TrainConfig, WorkerRange
 from dff.trainer.events import Drawn, Follower, Measured, Started
 from dff.trainer.launch import ALIAS, REGISTERED_NAME, LaunchResult, build_job, train_on_ray
 from dff.trainer.train import Figures, TrainingCallbacks, train
+from dff.trainer.worker import PreemptionNotice
 from tests.s3_proxy import every, relay_to
 from tests.swift_server import BUCKET
 
@@ -115,6 +116,7 @@ def test_two_workers_train_as_one_process_does(
     run = client.get_run(two.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["net.dims"] == "8"
+    assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
     assert run.data.metrics["dev_vote_mm_median"] == pytest.approx(two.dev["vote_mm_median"])
     assert [f.path for f in client.list_artifacts(two.run_id, "pictures")] == [
         "pictures/match-0000006.png"
@@ -143,6 +145,17 @@ def test_a_killed_worker_changes_nothing(
     weights, meets a fault.
     """
     killed = tmp_path / "killed"
+    place = f"s3://{BUCKET}/killed"
+
+    def until_ray_knows_checkpoint(step: int) -> None:
+        runs = open_storage(f"{place}/runs/{ARGUMENTS['name']}", endpoint_url=s3_url)
+        snapshot = "checkpoint_manager_snapshot.json"
+        deadline = time.monotonic() + 100
+        while time.monotonic() < deadline:
+            there = any(info.key == snapshot for info in runs.list())
+            if there and f"step-{step:07d}".encode() in runs.read(snapshot):
+                return
+            time.sleep(0.2)
 
     def worker_that_is_killed(values: dict[str, Any]) -> None:
         whole = dff.trainer.worker.run_training
@@ -153,7 +166,7 @@ def test_a_killed_worker_changes_nothing(
             def step(number: int, figures: Figures) -> None:
                 callbacks.on_step(number, figures)
                 if rank == 1 and number == 3 and not killed.exists():
-                    time.sleep(3.0)  # Ray asks for reported checkpoints about once a second
+                    until_ray_knows_checkpoint(2)
                     killed.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -166,7 +179,6 @@ def test_a_killed_worker_changes_nothing(
 
     monkeypatch.setattr(launch, "train_worker", worker_that_is_killed)
     shutil.copy(mlflow_database, tmp_path)
-    place = f"s3://{BUCKET}/killed"
     bucket = open_storage(place, endpoint_url=s3_url)
     for info in dataset.storage.list():
         bucket.write(f"views/{info.key}", dataset.storage.read(info.key))
@@ -364,6 +376,15 @@ def test_a_failed_training_is_one_line_and_a_log(
     assert "of many" in log.read_text()
     diverged = WorkerGroupError("Diverged: the loss is nan", {0: Diverged("the loss is nan")})
     assert isinstance(launch.explain_failure(diverged, "first"), Diverged)
+
+
+def test_one_checkpoint_answers_one_notice_of_preemption(monkeypatch: pytest.MonkeyPatch) -> None:
+    notices = [None, {"a": [0]}, {"a": [0]}, {"a": [0], "b": [1]}, {"a": [0], "b": [1]}]
+    told = (None if n is None else PreemptionInfo(None, n) for n in notices)
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(told))
+    notice = PreemptionNotice()
+    asked = [notice.asks_for_checkpoint(step) for step in range(len(notices))]
+    assert asked == [False, True, False, True, False]
 
 
 @pytest.mark.parametrize(("loaders", "asked", "wanted"), [(0, None, 1), (3, None, 4), (3, 2, 2)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from dff.trainer.train import (
 )
 from tests.trainer.conftest import write_dataset
 
+Tensors = dict[str, torch.Tensor]
 TINY = TrainConfig(
     steps=8,
     batch=8,
@@ -151,6 +153,67 @@ def test_an_interrupted_run_resumes_to_the_same_end(
     np.testing.assert_array_equal(a.anchors.descriptor, b.anchors.descriptor)
     again = train(dataset, out, config=config, model=open_head, resume=True)
     assert again.dev == whole.dev, "resumed after the last step"
+
+
+def test_validation_runs_beside_the_training_and_changes_nothing(
+    dataset: Dataset, open_head: MorphableModel, tmp_path: Path
+) -> None:
+    """A validation that takes as long as two steps, of the average at the step where it began."""
+    config = replace(TINY, eval_every=4, checkpoint_every=4)
+    whole = train(dataset, tmp_path / "whole.safetensors", config=config, model=open_head)
+    two_steps_later = threading.Event()
+    averages: dict[int, Tensors] = {}
+    measured: dict[int, Tensors] = {}
+
+    def step(number: int, figures: Figures) -> None:
+        if number == 6:
+            two_steps_later.set()
+
+    def evaluated(state: TrainingState, figures: Figures) -> None:
+        if state.step == 4:
+            assert two_steps_later.wait(60), "the training stands still"
+        measured[state.step] = state.average.state_dict()
+
+    def checkpoint(state: TrainingState) -> None:
+        averages[state.step] = {k: v.clone() for k, v in state.average.state_dict().items()}
+
+    callbacks = TrainingCallbacks(on_step=step, on_evaluation=evaluated, on_checkpoint=checkpoint)
+    out = tmp_path / "beside.safetensors"
+    beside = train(dataset, out, config=config, model=open_head, callbacks=callbacks)
+    assert list(measured) == list(averages) == [4, 8]
+    for number, average in averages.items():
+        assert all(torch.equal(value, measured[number][name]) for name, value in average.items())
+    wanted, got = collect_numbers(whole.state), collect_numbers(beside.state)
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    assert beside.dev == whole.dev
+
+
+def test_an_error_of_the_validation_stops_the_training(
+    dataset: Dataset, open_head: MorphableModel, tmp_path: Path
+) -> None:
+    def evaluated(state: TrainingState, figures: Figures) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(
+            dataset,
+            tmp_path / "w.safetensors",
+            config=replace(TINY, steps=2, eval_every=1),
+            model=open_head,
+            callbacks=TrainingCallbacks(on_evaluation=evaluated),
+        )
+
+
+def test_a_checkpoint_is_made_out_of_turn_where_it_is_wanted(
+    dataset: Dataset, open_head: MorphableModel, tmp_path: Path
+) -> None:
+    steps: list[int] = []
+    callbacks = TrainingCallbacks(
+        wants_checkpoint=lambda step: step == 5,
+        on_checkpoint=lambda state: steps.append(state.step),
+    )
+    train(dataset, tmp_path / "w", config=TINY, model=open_head, callbacks=callbacks)
+    assert steps == [3, 5, 6, 8]
 
 
 def test_a_checkpoint_of_another_run_is_refused(open_head: MorphableModel, tmp_path: Path) -> None:

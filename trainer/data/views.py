@@ -51,6 +51,11 @@ class ViewStore:
         self.cache, self.indexes, self.model = cache, tuple(indexes), model
         self._neutral: OrderedDict[bytes, Floats] = OrderedDict()
 
+    def separate(self) -> ViewStore:
+        """A store of the same views for another thread: one store serves one thread."""
+        cache = ShardCache(self.cache.datasets, self.cache.model, self.cache.config)
+        return ViewStore(cache, self.indexes, self.model)
+
     def __len__(self) -> int:
         """Number of views that are trained on or held out."""
         return sum(index.used for index in self.indexes)
