@@ -105,7 +105,7 @@ class EncodedView:
 def write_view_file(shard: bytes, file: BinaryIO, name: str) -> None:
     """Write the view file of a shard's bytes; ``name`` is the shard's, for messages.
 
-    Raises BadDataset when the shard is damaged or of another schema.
+    Raises BadDataset when the shard is damaged or of another schema, and OSError for a full disk.
     """
     parquet = open_parquet(shard, name)
     try:
@@ -113,18 +113,19 @@ def write_view_file(shard: bytes, file: BinaryIO, name: str) -> None:
         columns = {n: _column(table, n) for n in _COLUMNS}
         images, ids = columns["image"].field("bytes"), columns["triangle_ids"]
         records = _build_records(columns, table.num_rows)
-        start = 0
+        parts, start = [], 0
         for field, blobs in (("image", images), ("ids", ids)):
             offsets = np.frombuffer(blobs.buffers()[1], np.int32)[
                 blobs.offset : blobs.offset + len(blobs) + 1
             ].astype(np.int64)
-            file.write(memoryview(blobs.buffers()[2] or b"")[offsets[0] : offsets[-1]])
+            parts.append(memoryview(blobs.buffers()[2] or b"")[offsets[0] : offsets[-1]])
             bounds = offsets - offsets[0] + start
             records[field] = np.stack([bounds[:-1], bounds[1:]], axis=1)
             start = int(bounds[-1])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise BadDataset(f"{name} is damaged: {error}") from error
-    file.write(records.tobytes())
+    for part in (*parts, records.tobytes()):
+        file.write(part)
     lengths = [records.dtype[name].shape[0] for name in ("identity", "expression")]
     file.write(np.array([start, len(records), *lengths], _TAIL).tobytes())
 

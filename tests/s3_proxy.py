@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,11 +42,11 @@ class Proxy:
     number: Iterator[int] = field(default_factory=itertools.count)
 
 
-def every(period: int) -> Callable[[int, str], str]:
-    """One request of ``period`` meets a fault, each kind in turn."""
+def every(period: int, faults: Sequence[str] = FAULTS) -> Callable[[int, str], str]:
+    """One request of ``period`` meets one of ``faults``, each in turn."""
 
     def choose(number: int, method: str) -> str:
-        return FAULTS[number // period % len(FAULTS)] if number % period == period - 1 else ""
+        return faults[number // period % len(faults)] if number % period == period - 1 else ""
 
     return choose
 

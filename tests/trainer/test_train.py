@@ -23,11 +23,13 @@ from dff.infra.shards import ViewRow
 from dff.trainer.config import LossWeights, TrainConfig, to_card
 from dff.trainer.data.config import AugmentConfig, MosaicConfig
 from dff.trainer.data.crops import TrainingSurface
+from dff.trainer.data.shard_cache import CacheConfig
 from dff.trainer.data.views import ViewStore
 from dff.trainer.train import (
     CHECKPOINT,
     Figures,
     TrainingCallbacks,
+    TrainingResult,
     TrainingState,
     extract_anchors,
     initialise_state,
@@ -40,6 +42,7 @@ from dff.trainer.train import (
     train,
     wrap_distributed,
 )
+from tests.small_disk import enlarge, small_disk
 from tests.trainer.conftest import write_dataset
 
 Tensors = dict[str, torch.Tensor]
@@ -214,6 +217,38 @@ def test_a_checkpoint_is_made_out_of_turn_where_it_is_wanted(
     )
     train(dataset, tmp_path / "w", config=TINY, model=open_head, callbacks=callbacks)
     assert steps == [3, 5, 6, 8]
+
+
+def test_a_disk_that_is_full_costs_no_step(
+    dataset: Dataset, open_head: MorphableModel, tmp_path: Path
+) -> None:
+    """The error names the file, the last checkpoint stays, and the run ends as if undisturbed."""
+    whole = train(dataset, tmp_path / "whole.safetensors", config=TINY, model=open_head)
+    kilobytes = (tmp_path / "whole.run" / CHECKPOINT).stat().st_size // 1024
+    out = tmp_path / "disturbed.safetensors"
+    steps: list[int] = []
+    with small_disk(tmp_path / "disk", kilobytes * 3 // 2) as disk:
+
+        def disturbed(resume: bool) -> TrainingResult:
+            return train(
+                dataset,
+                out,
+                config=TINY,
+                model=open_head,
+                work=disk / "run",
+                cache=CacheConfig(tmp_path / "cache"),
+                resume=resume,
+                callbacks=TrainingCallbacks(on_step=lambda step, _: steps.append(step)),
+            )
+
+        with pytest.raises(OSError, match=rf"No space left .*'{disk}/run/{CHECKPOINT}'"):
+            disturbed(resume=False)
+        assert [path.name for path in (disk / "run").iterdir()] == [CHECKPOINT]
+        enlarge(disk, kilobytes * 4)
+        after = disturbed(resume=True)
+    assert steps == [1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8]
+    wanted, got = collect_numbers(whole.state), collect_numbers(after.state)
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
 
 
 def test_a_checkpoint_of_another_run_is_refused(open_head: MorphableModel, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from dff.infra.shards import ViewRow
 from dff.infra.storage import LocalStorage
 from dff.trainer.data import shard_cache
 from dff.trainer.data.shard_cache import CacheConfig, ShardCache
+from tests.small_disk import enlarge, small_disk
 from tests.trainer.conftest import write_dataset
 
 SHARDS, VIEWS = 6, 12  # each shard holds two identities of six views
@@ -223,6 +224,17 @@ def test_a_full_disk_is_named_with_the_way_out(
             make_cache(watched, folder).views(0, 0, [0])
     assert [path.name for path in folder.iterdir()] == ["locks"]
     make_cache(watched, folder).views(0, 0, [0])
+
+
+def test_a_disk_that_is_really_full_is_named(watched: Dataset, tmp_path: Path) -> None:
+    """And nothing stays on it that would be taken for a shard."""
+    with small_disk(tmp_path / "disk", 64) as disk:
+        cache = make_cache(watched, disk / "cache")
+        with pytest.raises(StorageError, match=r"can't write to the cache .*: No space.*--cache"):
+            cache.views(0, 0, [0])
+        assert [path.name for path in (disk / "cache").iterdir()] == ["locks"]
+        enlarge(disk, 4096)
+        assert len(cache.views(0, 0, [0])) == 1
 
 
 def test_a_shard_larger_than_the_cache_is_refused(watched: Dataset, tmp_path: Path) -> None:
