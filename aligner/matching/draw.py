@@ -25,6 +25,9 @@ COLOURS: tuple[Colour, ...] = (
 )
 """RGB of the marks, in order of the points, repeated when there are more."""
 
+DENSE_CORNERS: tuple[Colour, ...] = ((255, 40, 60), (255, 220, 0), (30, 60, 255), (0, 210, 120))
+"""RGB at the corners of the second face, where every pixel is matched: rows from the top."""
+
 GAP = 8  # pixels of white between the photos
 SIDE = 900  # pixels of the height of the picture
 SUBPIXEL = 4  # bits of fraction that OpenCV draws with
@@ -68,6 +71,44 @@ def draw_heat_map(image_b: Bytes, matches: PointMatches, points: slice = slice(N
     coloured = cv2.applyColorMap((255 * level).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     opacity = np.minimum(1.5 * level, 0.9)
     return np.asarray((1 - opacity) * grey + opacity * coloured, dtype=np.uint8)
+
+
+def colour_dense_matches(matches: Floats, shape: tuple[int, int]) -> tuple[Bytes, Bytes]:
+    """(H, W, 4) RGBA layers of both photos, in which the same colour is the same point.
+
+    ``matches``: (H, W, 4) of ``Matcher.match_every_pixel``. ``shape``: height and width of the
+    second photo. The colour tells where a point lies in the second photo, with lines in steps of a
+    twelfth of its face. Points that it does not show are transparent.
+    """
+    seen = np.asarray(np.nan_to_num(matches[..., 3]) > 0.5)
+    second = np.zeros((*shape, 4), np.uint8)
+    if not seen.any():
+        return np.zeros((*seen.shape, 4), np.uint8), second
+    px = matches[seen][:, :2].astype(np.float64)
+    low, high = px.min(0), px.max(0)
+    size = float((high - low).max()) + 1e-9
+    first = np.zeros((*seen.shape, 4), np.uint8)
+    first[seen] = _colour_places((px - low) / size)
+    column, row = np.clip(np.floor(px), 0, np.array(shape[::-1]) - 1).astype(int).T
+    hit = np.zeros(shape, np.uint8)
+    hit[row, column] = 1
+    reach = 2 * round(size / 50) + 1  # closes the gaps between the places of single pixels
+    hit = cv2.morphologyEx(hit, cv2.MORPH_CLOSE, np.ones((reach, reach), np.uint8))
+    there = np.asarray(hit > 0)
+    rows, columns = np.nonzero(there)
+    second[there] = _colour_places((np.column_stack([columns, rows]) + 0.5 - low) / size)
+    return first, second
+
+
+def _colour_places(places: Floats) -> Bytes:
+    """(N, 4) RGBA of (N, 2) places from 0 to 1: four colours blended, darker along the lines."""
+    x, y = np.clip(places, 0.0, 1.0).T[..., None]
+    corners = np.array(DENSE_CORNERS, np.float64)
+    colours = (1 - y) * ((1 - x) * corners[0] + x * corners[1])
+    colours += y * ((1 - x) * corners[2] + x * corners[3])
+    apart = np.abs(12 * places - np.round(12 * places)).min(1)
+    colours[apart < 0.08] *= 0.3
+    return np.column_stack([colours, np.full(len(places), 190)]).astype(np.uint8)
 
 
 def spread_heat(heat: Floats, crop: Crops, shape: tuple[int, int], *, scale: float = 1.0) -> Floats:

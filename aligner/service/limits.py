@@ -11,6 +11,7 @@ LARGE_BODIES = {
     "/v1/align/person": LARGE,
     "/v1/align/person.glb": LARGE,
     "/v1/match": LARGE,
+    "/v1/match/dense": LARGE,
 }
 
 

@@ -43,6 +43,24 @@ class MatchAnswer(Answer):
     )
 
 
+class DenseMatchAnswer(Answer):
+    """Answer of `/v1/match/dense`: pictures to lay over the photos."""
+
+    colours_a: str = Field(
+        description="PNG in base64, the shape of the first photo, at most 1024 pixels wide and "
+        "high: its face, in which each pixel has the colour of its match; transparent elsewhere"
+    )
+    colours_b: str = Field(description="the same of the second photo")
+    visible_share: float = Field(
+        description="of the pixels of the first photo's face, how many the second more likely "
+        "shows than not"
+    )
+    image_a: ImageSize
+    image_b: ImageSize
+    model: ModelInfo
+    request_id: str = Field(description="as in the header X-Request-ID")
+
+
 class FeaturesAnswer(Answer):
     """Answer of `/v1/features`: the descriptors of a face."""
 

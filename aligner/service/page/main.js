@@ -24,6 +24,8 @@ const chosen = (name) => document.querySelector(`[name=${name}]:checked`).value;
 
 async function take(files) {
   webcam.stop();
+  const film = [...files].find((file) => file.type.startsWith("video/"));
+  if (film) { await playFilm(film); return; }
   const good = [...files];
   if (!good.length) return;
   const first = state.photos.length;
@@ -395,12 +397,23 @@ const webcam = new Webcam({
   onError: showError,
   say,
 });
-$("webcam").addEventListener("click", async () => {
-  if (webcam.running) { webcam.stop(true); return; }
+async function playFilm(file) {
+  if (chosen("task") === "match") { $("task-align").click(); }
+  beginLive();
+  await webcam.play(file);
+}
+
+function beginLive() {
   showError(null);
+  state.request?.abort();
   $("steps-card").hidden = $("solid-card").hidden = true;
   $("webcam").setAttribute("aria-pressed", "true");
   $("webcam").textContent = "■ Take this picture";
+}
+
+$("webcam").addEventListener("click", async () => {
+  if (webcam.running) { webcam.stop(true); return; }
+  beginLive();
   await webcam.start();
 });
 

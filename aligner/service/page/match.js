@@ -20,12 +20,14 @@ export class MatchView {
     this.first = this.second = -1;
     this.points = [];  // matches as answered
     this.heat = null;
+    this.dense = null;  // pictures over both photos, in which the same colour is the same point
     this.cross = null;  // pixels of the first photo
     for (const [name, text] of Object.entries(LANDMARKS)) $("landmark").append(new Option(text, name));
     $("landmark").addEventListener("change", (event) => { if (event.target.value) this.find({ landmarks: [event.target.value] }); });
     $("first-photo").addEventListener("change", (event) => this.setFirst(Number(event.target.value)));
     $("second-photo").addEventListener("change", (event) => { this.second = Number(event.target.value); this.clear(); });
     $("show-heat").addEventListener("change", () => this.draw());
+    $("show-dense").addEventListener("change", () => this.showDense());
     $("clear").addEventListener("click", () => this.clear());
     $("swap").addEventListener("click", () => { [this.first, this.second] = [this.second, this.first]; this.clear(); });
     const canvas = $("first");
@@ -55,7 +57,9 @@ export class MatchView {
   clear() {
     this.points = [];
     this.heat = null;
+    this.dense = null;
     this.cross = null;
+    this.showDense();
     $("landmark").value = "";
     for (const [id, index] of [["first-photo", this.first], ["second-photo", this.second]]) {
       $(id).replaceChildren(...this.photos.map((one, i) => new Option(`${i + 1}: ${one.name}`, i)));
@@ -111,6 +115,31 @@ export class MatchView {
     }
   }
 
+  // Every pixel of the first face, matched once for each pair of photos.
+  async showDense() {
+    const a = this.photos[this.first], b = this.photos[this.second];
+    if (!$("show-dense").checked || this.dense || !a?.image || !b?.image || a === b) { this.draw(); return; }
+    this.request?.abort();
+    const request = (this.request = new AbortController());
+    this.onError(null);
+    $("match-busy").hidden = false;
+    try {
+      const answer = await (await send("v1/match/dense", { image_a: a.file, image_b: b.file }, request.signal)).json();
+      this.dense = await Promise.all([answer.colours_a, answer.colours_b].map(async (data) => {
+        const layer = new Image();
+        layer.src = `data:image/png;base64,${data}`;
+        await layer.decode();
+        return layer;
+      }));
+      $("match-status").textContent = `The same colour is the same point. The second photo shows ${Math.round(100 * answer.visible_share)} % of the first face.`;
+    } catch (error) {
+      if (error.name !== "AbortError") this.onError(error);
+    } finally {
+      if (this.request === request) $("match-busy").hidden = true;
+      this.draw();
+    }
+  }
+
   resize() {
     for (const [id, index] of [["first", this.first], ["second", this.second]]) {
       const image = this.image(index);
@@ -127,7 +156,8 @@ export class MatchView {
       const scale = canvas.width / image.naturalWidth, unit = Math.min(devicePixelRatio || 1, 2) / scale;
       context.setTransform(scale, 0, 0, scale, 0, 0);
       context.drawImage(image, 0, 0, image.naturalWidth, image.naturalHeight);
-      if (id === "second" && this.heat && $("show-heat").checked) context.drawImage(this.heat, 0, 0, image.naturalWidth, image.naturalHeight);
+      if (this.dense && $("show-dense").checked) context.drawImage(this.dense[id === "first" ? 0 : 1], 0, 0, image.naturalWidth, image.naturalHeight);
+      else if (id === "second" && this.heat && $("show-heat").checked) context.drawImage(this.heat, 0, 0, image.naturalWidth, image.naturalHeight);
       this.points.forEach((point, i) => {
         const [x, y] = id === "first" ? point.source : [point.x, point.y];
         if (x === null) return;

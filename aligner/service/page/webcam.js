@@ -1,11 +1,12 @@
-// Frames of the webcam, tracked over a web socket: the next one is sent when the last one is answered.
+// Frames of the webcam or of a video file, tracked over a web socket: the next one is sent when the last one is answered.
 import { readImage, socketProtocols } from "./server.js";
 
 const WIDTH = 640;  // pixels of a frame that is sent
+const STEP = 1 / 15;  // seconds between two frames of a file
 
 export class Webcam {
   constructor({ onFrame, onStop, onError, say }) {
-    Object.assign(this, { onFrame, onStop, onError, say, stream: null });
+    Object.assign(this, { onFrame, onStop, onError, say, stream: null, file: null });
   }
 
   get running() { return Boolean(this.stream); }
@@ -20,10 +21,39 @@ export class Webcam {
     }
     const video = Object.assign(document.createElement("video"), { srcObject: this.stream, muted: true, playsInline: true });
     try { await video.play(); } catch { this.stop(); return; }
+    await this.track(video, "Webcam", () => this.stream?.active);
+  }
+
+  // Every frame of a file, in steps, however long the answers take.
+  async play(file) {
+    const video = Object.assign(document.createElement("video"), { src: URL.createObjectURL(file), muted: true, playsInline: true, preload: "auto" });
+    this.file = this.stream = { active: true, getTracks: () => [] };
+    try {
+      await new Promise((done, fail) => { video.onloadeddata = done; video.onerror = fail; });
+    } catch {
+      this.stop();
+      this.onError({ title: "The video can't be played", detail: "The browser does not know its format: try MP4 or WebM." });
+      return;
+    }
+    const more = async () => {
+      if (video.currentTime + STEP >= video.duration) return false;
+      const sought = new Promise((done) => { video.onseeked = done; });
+      video.currentTime += STEP;
+      await sought;
+      return true;
+    };
+    let first = true;
+    await this.track(video, "Video", async () => { if (first) { first = false; return true; } return more(); });
+    URL.revokeObjectURL(video.src);
+  }
+
+  async track(video, name, more) {
+    const stream = this.stream;
     const socket = new WebSocket(new URL("v1/track", document.baseURI.replace(/^http/, "ws")), socketProtocols());
     try { await opened(socket); } catch (error) { this.stop(); this.onError(error); return; }
-    while (this.stream?.active) {
-      const started = performance.now(), file = await grab(video), stream = this.stream;
+    let count = 0;
+    while (this.stream === stream && await more()) {
+      const started = performance.now(), file = await grab(video);
       const picture = await readImage(file);
       let answer = null;
       try {
@@ -38,15 +68,18 @@ export class Webcam {
       if (!answer.faces.length) answer = null;
       this.last = file;
       this.onFrame(picture, answer);
-      this.say(answer ? `Webcam: ${(1000 / (performance.now() - started)).toFixed(1)} frames a second.` : "Webcam: no face in this frame.");
+      count += 1;
+      this.say(answer ? `${name}: ${(1000 / (performance.now() - started)).toFixed(1)} frames a second.` : `${name}: no face in this frame.`);
     }
+    socket.onclose = null;
     socket.close();
+    if (this.stream === stream && stream === this.file) { this.stop(true); this.say(`Video: ${count} frames tracked; the last one is shown.`); }
   }
 
   // `keep`: the last frame becomes a photo.
   stop(keep = false) {
     const was = this.stream;
-    this.stream = null;
+    this.stream = this.file = null;
     if (!was) return;
     was.getTracks().forEach((track) => track.stop());
     const last = this.last;

@@ -15,7 +15,7 @@ from scipy.special import expit
 from starlette.exceptions import HTTPException
 
 from dff.aligner.align import Aligner
-from dff.aligner.matching.draw import spread_heat
+from dff.aligner.matching.draw import colour_dense_matches, spread_heat
 from dff.aligner.matching.matcher import DescribedFace, Matcher
 from dff.aligner.matching.result import PointMatches
 from dff.aligner.service.align_service import AlignService, image_size
@@ -28,7 +28,12 @@ from dff.aligner.service.forms import (
     to_boxes,
 )
 from dff.aligner.service.json_response import respond
-from dff.aligner.service.match_schema import FeaturesAnswer, MatchAnswer, MatchedPoint
+from dff.aligner.service.match_schema import (
+    DenseMatchAnswer,
+    FeaturesAnswer,
+    MatchAnswer,
+    MatchedPoint,
+)
 from dff.aligner.service.memory import DECODING
 from dff.aligner.service.problems import Problem
 from dff.aligner.service.routes.dependencies import LongDeadline, Service
@@ -119,6 +124,47 @@ async def match(
     return await respond(build)
 
 
+@router.post("/v1/match/dense", response_model=DenseMatchAnswer, responses=MATCH_RESPONSES)
+async def match_dense(
+    request: Request,
+    service: Service,
+    deadline: LongDeadline,
+    image_a: Annotated[UploadFile, File(description="the photo whose face is matched")],
+    image_b: Annotated[UploadFile, File(description="the photo in which it is found")],
+) -> Response:
+    """Match every pixel of the first photo's largest face with the largest face of the second.
+
+    The answer has a picture for each photo, in which the same colour is the same point.
+    """
+    matcher = find_matcher(service)
+    memory = DECODING * (
+        await read_pixel_count(image_a, service.limits)
+        + await read_pixel_count(image_b, service.limits)
+    )
+    async with service.admit(deadline), service.memory.hold(memory):
+        first = await read_pixels(image_a, service.limits)
+        second = await read_pixels(image_b, service.limits)
+        sizes = image_size(first), image_size(second)
+        small = _shrink(first), _shrink(second)
+        dense = await service.scheduler.run(partial(_match_every_pixel, matcher, *small))
+        shape = small[1].shape[:2]
+
+    def build() -> DenseMatchAnswer:
+        layers = colour_dense_matches(dense, shape)
+        face = np.isfinite(dense[..., 3])
+        return DenseMatchAnswer(
+            colours_a=_encode_rgba(layers[0]),
+            colours_b=_encode_rgba(layers[1]),
+            visible_share=round(float((dense[face][:, 3] > 0.5).mean()) if face.any() else 0.0, 3),
+            image_a=sizes[0],
+            image_b=sizes[1],
+            model=service.model_info,
+            request_id=request.state.request_id,
+        )
+
+    return await respond(build)
+
+
 @router.post("/v1/features", response_model=FeaturesAnswer, responses=FEATURES_RESPONSES)
 async def features(
     request: Request,
@@ -198,6 +244,22 @@ async def _match(
         raise Problem("bad-request", str(error)) from error
 
 
+def _shrink(image: Bytes) -> Bytes:
+    """The photo with at most ``HEAT_SIDE`` pixels a side."""
+    shrink = HEAT_SIDE / max(image.shape[:2])
+    if shrink >= 1.0:
+        return image
+    size = max(1, round(image.shape[1] * shrink)), max(1, round(image.shape[0] * shrink))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
+def _match_every_pixel(matcher: Matcher, first: Bytes, second: Bytes) -> Floats:
+    try:
+        return matcher.match_every_pixel(first, second)
+    except NoFace as error:
+        raise Problem("no-face", str(error)) from error
+
+
 def _describe(matcher: Matcher, pixels: Bytes, box: Box | None) -> DescribedFace:
     try:
         return matcher.describe_largest(pixels, box)
@@ -231,6 +293,15 @@ def _encode_heat(found: PointMatches, shape: tuple[int, int]) -> str:
     level = (255 * heat).astype(np.uint8)
     picture = cv2.cvtColor(cv2.applyColorMap(level, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2BGRA)
     picture[..., 3] = np.minimum(1.5 * level.astype(np.float32), 230).astype(np.uint8)
+    return _encode_bgra(picture)
+
+
+def _encode_rgba(picture: Bytes) -> str:
+    return _encode_bgra(cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA))
+
+
+def _encode_bgra(picture: Bytes) -> str:
+    """Base64 of a PNG."""
     good, data = cv2.imencode(".png", picture)
     assert good
     return base64.b64encode(bytes(data)).decode()

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import uvicorn
@@ -151,6 +152,11 @@ def test_a_point_is_found_in_the_second_photo(page: Any, photos: list[Path]) -> 
         "() => /^1[0-9]{2}/.test(document.getElementById('match-status').textContent)"
     )
     picture(page, "matched")
+    page.click("label[for=show-dense]")
+    page.wait_for_function(
+        "() => document.getElementById('match-status').textContent.includes('same colour')"
+    )
+    picture(page, "dense")
     page.mouse.move(0, 0)
     box = page.locator("#first").bounding_box()
     page.mouse.click(box["x"] + 3, box["y"] + 3)
@@ -183,6 +189,26 @@ def test_the_webcam_is_aligned_until_it_is_stopped(page: Any) -> None:
     picture(page, "webcam")
     page.click("#webcam")
     page.wait_for_function("() => document.getElementById('webcam').textContent === 'Webcam'")
+
+
+def test_the_faces_of_a_video_are_tracked(page: Any, photos: list[Path], tmp_path: Path) -> None:
+    film = tmp_path / "film.webm"
+    frames = [cv2.imread(str(photo)) for photo in photos[:2]]
+    height, width = frames[0].shape[:2]
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"VP80"), 15, (width, height))
+    if not writer.isOpened():
+        pytest.skip("OpenCV can't write WebM")
+    for frame in [*[frames[0]] * 3, *[frames[1]] * 3]:
+        writer.write(frame)
+    writer.release()
+    sockets: list[str] = []
+    page.on("websocket", lambda socket: sockets.append(socket.url))
+    upload(page, film)
+    page.wait_for_selector("#solid-card:not([hidden])")  # the last frame has become a photo
+    assert [address.endswith("/v1/track") for address in sockets] == [True]
+    picture(page, "video")
+    page.set_input_files("#file", {"name": "a.mp4", "mimeType": "video/mp4", "buffer": b"none"})
+    page.wait_for_function("() => document.getElementById('error').textContent.includes('played')")
 
 
 def test_the_page_works_on_a_small_screen_and_in_the_dark(page: Any, photos: list[Path]) -> None:

@@ -85,6 +85,32 @@ def test_points_and_landmarks_are_found(client: TestClient, scenes: list[Scene])
     assert heat[2, 2, 3] == 0
 
 
+def test_dense_colours_agree_in_both_photos(client: TestClient, scenes: list[Scene]) -> None:
+    first, second = scenes
+    files = {"image_a": png(first.image), "image_b": png(second.image)}
+    answer = client.post("/v1/match/dense", files=files)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    layers = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(body[name]))))
+        for name in ("colours_a", "colours_b")
+    ]
+    assert [layer.shape for layer in layers] == [(320, 320, 4)] * 2
+    assert 0.6 < body["visible_share"] <= 1.0
+    for layer, scene in zip(layers, scenes, strict=True):
+        assert layer[2, 2, 3] == 0
+        x, y = scene.landmarks[NOSE_TIP].astype(int)
+        assert layer[y, x, 3] == 190
+    around = [
+        np.median(layer[y - 6 : y + 7, x - 6 : x + 7, :3].astype(float), axis=(0, 1))
+        for layer, scene in zip(layers, scenes, strict=True)
+        for x, y in [scene.landmarks[NOSE_TIP].astype(int)]
+    ]
+    assert np.abs(around[0] - around[1]).max() < 40
+    files["image_b"] = EMPTY
+    assert client.post("/v1/match/dense", files=files).json()["type"].endswith("/no-face")
+
+
 def test_what_cannot_be_matched_is_told(client: TestClient, scenes: list[Scene]) -> None:
     face = png(scenes[0].image)
     for fields, detail in (
