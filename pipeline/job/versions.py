@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -56,11 +56,38 @@ class RowCode:
         total = hashlib.sha256("\n".join(self.entry).encode())
         for path in (*self.modules, *self.data):
             content = path.read_bytes()
-            if path.suffix == ".py":
-                content = normalise(ast.parse(content)).encode()
-            name = path.relative_to(self.root).as_posix().encode()
-            total.update(name + b"\0" + hashlib.sha256(content).digest())
+            digest = _read(content).digest if path.suffix == ".py" else _digest(content)
+            total.update(path.relative_to(self.root).as_posix().encode() + b"\0" + digest)
         return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What matters of a module's source."""
+
+    imports: tuple[ast.Import | ast.ImportFrom, ...]  # also inside functions
+    data: frozenset[str]  # names of data files in its strings
+    digest: bytes  # of its normalised code
+
+
+@cache
+def _read(content: bytes) -> _Source:
+    tree = ast.parse(content)
+    return _Source(
+        tuple(_import_statements(tree)),
+        frozenset(
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and node.value.endswith(DATA_SUFFIXES)
+        ),
+        _digest(normalise(tree).encode()),
+    )
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def find_row_code(root: Path, function: str) -> RowCode:
@@ -74,7 +101,12 @@ def find_row_code(root: Path, function: str) -> RowCode:
     if path is None:
         raise FileNotFoundError(f"no module {module} below {root}")
     definitions = _find_definitions(ast.parse(path.read_bytes()), name)
-    waiting = [found for node in definitions for found in _imported(root, node)]
+    waiting = [
+        found
+        for node in definitions
+        for statement in _import_statements(node)
+        for found in _find_imported(root, statement)
+    ]
     modules: set[Path] = set()
     data: set[Path] = set()
     while waiting:
@@ -82,9 +114,10 @@ def find_row_code(root: Path, function: str) -> RowCode:
         if current in modules:
             continue
         modules.add(current)
-        tree = ast.parse(current.read_bytes())
-        data.update(_find_data(current, tree))
-        waiting += _imported(root, tree)
+        source = _read(current.read_bytes())
+        data.update(_find_data(current, source.data))
+        for statement in source.imports:
+            waiting += _find_imported(root, statement)
     entry = tuple(normalise(node) for node in definitions)
     return RowCode(root, entry, tuple(sorted(modules)), tuple(sorted(data)))
 
@@ -157,23 +190,23 @@ def _bound_name(alias: ast.alias) -> str:
     return alias.asname or alias.name.partition(".")[0]
 
 
-def _imported(root: Path, node: ast.AST) -> list[Path]:
-    """Modules below ``root`` that a syntax tree imports, also inside functions."""
-    out = []
-    for statement in _executed(node):
-        if isinstance(statement, ast.Import):
-            names = [alias.name for alias in statement.names]
-        elif isinstance(statement, ast.ImportFrom) and statement.module:
-            package = statement.module
-            # A name is a module of the package, or defined in the package itself.
-            names = [
-                inner if _find_module(root, inner := f"{package}.{alias.name}") else package
-                for alias in statement.names
-            ]
-        else:
-            continue
-        out += [path for path in (_find_module(root, name) for name in names) if path is not None]
-    return out
+def _find_imported(root: Path, statement: ast.Import | ast.ImportFrom) -> list[Path]:
+    """Modules below ``root`` that a statement imports."""
+    if isinstance(statement, ast.Import):
+        names = [alias.name for alias in statement.names]
+    elif package := statement.module:
+        # A name is a module of the package, or defined in the package itself.
+        names = [
+            inner if _find_module(root, inner := f"{package}.{alias.name}") else package
+            for alias in statement.names
+        ]
+    else:
+        return []
+    return [path for path in (_find_module(root, name) for name in names) if path is not None]
+
+
+def _import_statements(node: ast.AST) -> list[ast.Import | ast.ImportFrom]:
+    return [each for each in _executed(node) if isinstance(each, ast.Import | ast.ImportFrom)]
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:
@@ -199,15 +232,8 @@ def _find_module(root: Path, name: str) -> Path | None:
     return None
 
 
-def _find_data(path: Path, tree: ast.AST) -> Iterator[Path]:
+def _find_data(path: Path, names: Iterable[str]) -> Iterator[Path]:
     """Data files that a module names: beside it, in folders beside it, or in its room's folders."""
-    names = {
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant)
-        and isinstance(node.value, str)
-        and node.value.endswith(DATA_SUFFIXES)
-    }
     folders = [path.parent, *(f for f in path.parent.iterdir() if f.is_dir())]
     folders.append(path.parents[1] / "data")
     for name in names:
