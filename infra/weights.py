@@ -14,7 +14,6 @@ written in random order, and the same weights should be the same bytes). It is J
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -36,23 +35,19 @@ from dff.face.model.morphable import MorphableModel
 from dff.infra.files import check_output_file, replaced_file
 from dff.infra.redaction import hide_secrets
 from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage
+from dff.infra.weights_names import (
+    BUCKET as BUCKET,
+    DEFAULT as DEFAULT,
+    NAMED as NAMED,
+    REGISTERED as REGISTERED,
+    RESEARCH as RESEARCH,
+    RESEARCH_TERMS as RESEARCH_TERMS,
+    SHIPPED as SHIPPED,
+    everywhere as everywhere,
+)
 
 FORMAT = "dff-descriptor-1"
-SHIPPED = {"dff-open": Path(__file__).parent / "data" / "dff-open.safetensors"}
-"""Weights that come with the program, by name."""
-RESEARCH_TERMS = "research only (terms of the 300-W photos, iBUG)"
-RESEARCH = {
-    "dff-research": Path(__file__).parents[1] / "weights" / "research" / "dff-research.safetensors"
-}
-"""Weights that only the repository holds, by name, since their terms are for research only."""
-NAMED = SHIPPED | RESEARCH
-"""Weights that are loaded by name, where their file is."""
-DEFAULT = "dff-open"
-REGISTERED = "models:/"
-"""What the address of a model that MLflow has registered begins with."""
 Bias = TypeVar("Bias", LandmarkOffsets, PoseCorrection)
-BUCKET = "s3://"
-"""What the address of a weights file in a bucket begins with."""
 CARD_KEYS = ("model", "model_licence", "data_licences", "steps")
 """Keys of every card: face model's name and licence, licences of the training data, optimiser
 steps.
@@ -196,18 +191,6 @@ def _from_tensors(kind: type[Bias], prefix: str, tensors: Mapping[str, Tensor]) 
         if name.startswith(f"{prefix}.")
     }
     return kind(**tables) if tables else None
-
-
-def everywhere(path: Path | str) -> str:
-    """``path`` as other processes of this machine can ``load`` it: names stay, files get their
-    absolute path.
-    """
-    text = str(path)
-    return (
-        text
-        if text in NAMED or text.startswith((REGISTERED, BUCKET))
-        else os.path.normpath(Path(path).absolute())
-    )
 
 
 def load(

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from dff.aligner.service.align_service import AlignService
 from dff.aligner.service.face_aligner import FaceAligner
 from dff.face.errors import DffError
-
-REGISTERED = "models:/"
+from dff.infra.weights_names import REGISTERED
 
 
 def check_poll(weights: object, poll: float | None) -> None:

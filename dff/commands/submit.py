@@ -17,6 +17,7 @@ from dff.commands.label import label
 from dff.commands.synthesize import synthesize
 from dff.commands.train import train
 from dff.face.extras import require_extra
+from dff.infra.weights_names import NAMED, REGISTERED
 
 INPUTS = frozenset(
     {"photos", "dataset", "folder", "model", "start", "weights", "labels", "cascade", "evaluate_on"}
@@ -174,8 +175,6 @@ def _values(value: object) -> Iterable[str]:
 
 def _is_relative(value: str) -> bool:
     """Whether a value is a relative path, and no address or name of what ships."""
-    from dff.infra.weights import NAMED, REGISTERED
-
     if "://" in value or value.startswith((REGISTERED, "/")):
         return False
     return value.lower() not in NO_FILES and value not in NAMED
