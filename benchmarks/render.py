@@ -20,8 +20,7 @@ from dff.face.geometry.camera import Pinhole
 from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.io.assets import load_model
 from dff.face.model.morphable import Coefficients, MorphableModel
-from dff.face.render import frame as fr
-from dff.face.render import gl, kernels, shading, zbuffer
+from dff.face.render import frame as fr, gl, kernels, shading, zbuffer
 
 VIEWS, ROUNDS = 24, 8
 SIZES = (256, 512)

@@ -41,8 +41,7 @@ import dff
 from dff.face.io.assets import load_model
 from dff.infra.dataset import MANIFEST, SEGMENT, open_dataset
 from dff.infra.storage import ObjectInfo, Storage, open_storage
-from dff.pipeline.job import ledger
-from dff.pipeline.job import run as job
+from dff.pipeline.job import ledger, run as job
 from dff.pipeline.job.ledger import Record
 from dff.pipeline.job.plan import KEY, Plan, make_plan, parse_plan
 from dff.pipeline.job.ray import SchedulerConfig

@@ -55,8 +55,7 @@ from dff.aligner.service.uvicorn_server import make_server
 from dff.face.arrays import Bytes
 from dff.face.io.assets import load_model
 from dff.infra.images import decode
-from dff.report import Section, html
-from dff.report import Table as ReportTable
+from dff.report import Section, Table as ReportTable, html
 from tests.aligner.known_aligner import KnownAligner
 
 PARTS = ("overhead", "memory", "throughput", "load", "attacks")

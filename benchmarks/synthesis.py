@@ -38,8 +38,7 @@ from dff.pipeline import synthesis
 from dff.pipeline.job.work import derive_seed
 from dff.pipeline.recovery.inverse import invert
 from dff.pipeline.recovery.photos import Photo
-from dff.pipeline.scene import backgrounds, views
-from dff.pipeline.scene import camera_sensor as sensor
+from dff.pipeline.scene import backgrounds, camera_sensor as sensor, views
 from dff.pipeline.scene.sampling import draw_scene, make_plain_scene
 from dff.pipeline.scene.scene import Scene
 from dff.pipeline.subjects import build as persons

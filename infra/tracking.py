@@ -37,8 +37,15 @@ with require_extra("train"):
     import mlflow.artifacts
     import mlflow.pyfunc
     from mlflow import MlflowClient
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus
-    from mlflow.entities import Run as MlflowRun
+    from mlflow.entities import (
+        Dataset,
+        DatasetInput,
+        InputTag,
+        Metric,
+        Param,
+        Run as MlflowRun,
+        RunStatus,
+    )
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.exceptions import MlflowException
     from mlflow.models import ModelSignature

@@ -163,6 +163,19 @@ def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def s3_credentials(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Those of the server of ``s3_url``, for processes that are started before the tests."""
+    from tests.swift_server import credentials, installed
+
+    if installed() is None:
+        request.getfixturevalue("s3")  # which leaves them in the environment
+        yield
+        return
+    with credentials():
+        yield
+
+
 @pytest.fixture
 def s3_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """URL of the most real S3 server that is installed, with a bucket "faces" and credentials."""

@@ -50,9 +50,15 @@ def module_of(path: Path) -> str:
     return ".".join(parts if parts[0] == "dff" else ("dff", *parts))
 
 
+@cache
+def parse(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path) -> Iterator[str]:
     """Dotted names of all that a file imports, also inside functions."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in _import_statements(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -78,6 +84,11 @@ def test_each_library_has_its_address(path: Path) -> None:
         assert any(place.startswith(address) for address in ADDRESSES[name]), (
             f"{place} imports {name}"
         )
+
+
+@cache
+def _import_statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    return [n for n in ast.walk(parse(path)) if isinstance(n, ast.Import | ast.ImportFrom)]
 
 
 def test_no_import_cycles() -> None:
@@ -126,7 +137,7 @@ def test_a_class_name_has_one_meaning() -> None:
     assert not find_repeated(
         (node.name, path.relative_to(ROOT).as_posix())
         for path in FILES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parse(path))
         if isinstance(node, ast.ClassDef)
     )
 
@@ -136,7 +147,7 @@ def test_a_public_function_name_has_one_meaning() -> None:
         (node.name, place)
         for path in FILES
         if not NAMESAKES.match(place := path.relative_to(ROOT).as_posix())
-        for node in ast.parse(path.read_text()).body
+        for node in parse(path).body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and not node.name.startswith("_")
     )
@@ -149,7 +160,7 @@ def test_only_assets_opens_files_in_face() -> None:
             "simd.py",
         ):  # simd: LLVM's "load" reads a register's worth of memory
             continue
-        calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        calls = [n.func for n in ast.walk(parse(path)) if isinstance(n, ast.Call)]
         names = {f.id for f in calls if isinstance(f, ast.Name)} | {
             f.attr for f in calls if isinstance(f, ast.Attribute)
         }
@@ -208,7 +219,7 @@ def extra_imports(path: Path) -> Iterator[tuple[str, str]]:
         for child in ast.iter_child_nodes(node):
             yield from visit(child, extra)
 
-    for library, extra in visit(ast.parse(path.read_text()), usual):
+    for library, extra in visit(parse(path), usual):
         if library not in sys.stdlib_module_names | {"dff", "tests", "benchmarks", "scripts"}:
             yield library, extra
 

@@ -23,10 +23,16 @@ from dff.aligner.service.measures import TellMeasures
 from dff.aligner.service.middleware import HeadAndOptions
 from dff.aligner.service.openapi import describe
 from dff.aligner.service.problems import add_problem_handlers
-from dff.aligner.service.routes import align as align_routes
-from dff.aligner.service.routes import batch, health, models, pages, person
-from dff.aligner.service.routes import match as match_routes
-from dff.aligner.service.routes import track as track_routes
+from dff.aligner.service.routes import (
+    align as align_routes,
+    batch,
+    health,
+    match as match_routes,
+    models,
+    pages,
+    person,
+    track as track_routes,
+)
 from dff.aligner.service.routes.dependencies import DEFAULT
 from dff.aligner.service.weights_watch import WeightsWatch
 

@@ -65,8 +65,10 @@ def calibrate(
     with require_extra("train"):
         from dff.aligner.align import load_aligner
         from dff.aligner.confidence import DEFAULT
-        from dff.aligner.evaluation.calibration import calibrate as fit_calibration
-        from dff.aligner.evaluation.calibration import reliability_picture
+        from dff.aligner.evaluation.calibration import (
+            calibrate as fit_calibration,
+            reliability_picture,
+        )
         from dff.aligner.evaluation.match_errors import estimate_match_errors, with_match_errors
         from dff.files.outputs import write_file, write_json
         from dff.infra import weights as weights_files

@@ -76,8 +76,6 @@ def fit_landmark_offsets(
             align_training_photos,
             cross_validate,
             fit_bias_by_pose,
-        )
-        from dff.aligner.evaluation.landmark_offsets import (
             fit_landmark_offsets as fit_offsets,
         )
         from dff.face.errors import BadLandmarks

@@ -45,8 +45,7 @@ def train_cascade(
     with require_extra("train"):
         from dff.aligner.align import load_aligner
         from dff.aligner.cascade.io import save_cascade
-        from dff.aligner.cascade.training import Recipe
-        from dff.aligner.cascade.training import train_cascade as train
+        from dff.aligner.cascade.training import Recipe, train_cascade as train
         from dff.infra.dataset import open_dataset
         from dff.infra.files import check_output_file
         from dff.infra.storage import S3Access

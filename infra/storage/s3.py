@@ -38,13 +38,13 @@ with require_extra("s3"):
         BotoCoreError,
         ClientError,
         ConnectionError,
+        EndpointConnectionError as Unreachable,
         FlexibleChecksumError,
         HTTPClientError,
         IncompleteReadError,
         NoCredentialsError,
         PartialCredentialsError,
     )
-    from botocore.exceptions import EndpointConnectionError as Unreachable
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

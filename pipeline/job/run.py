@@ -24,8 +24,7 @@ from dff.infra.dataset import MANIFEST, Manifest, Shards
 from dff.infra.shards import rows_to_parquet
 from dff.infra.storage import Storage
 from dff.infra.storage.patient import PatientStorage
-from dff.pipeline.job import ledger
-from dff.pipeline.job import plan as plans
+from dff.pipeline.job import ledger, plan as plans
 from dff.pipeline.job.ledger import Record
 from dff.pipeline.job.plan import Plan
 from dff.pipeline.job.work import Failure, MakeRows, ShardPlan, ShardResult

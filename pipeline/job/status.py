@@ -12,8 +12,7 @@ from dff.face.errors import BadDataset, NotFound
 from dff.infra.dataset import MANIFEST
 from dff.infra.shards import ViewRow, parquet_to_rows
 from dff.infra.storage import Storage
-from dff.pipeline.job import ledger
-from dff.pipeline.job import plan as plans
+from dff.pipeline.job import ledger, plan as plans
 from dff.pipeline.job.run import ShardCounter
 
 

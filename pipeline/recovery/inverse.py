@@ -29,8 +29,7 @@ from dff.face.model.albedo import AlbedoModel
 from dff.face.model.landmarks import INNER
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import Frame, render, sample_texture, shaded, visible
-from dff.face.solve import gauss_newton as fit
-from dff.face.solve import photometric
+from dff.face.solve import gauss_newton as fit, photometric
 from dff.face.solve.photometric import (
     FaceAppearance,
     Normals,

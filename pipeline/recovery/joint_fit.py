@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dff.face.arrays import Array, Float, Floats, Integer
-from dff.face.solve import gauss_newton as fit
-from dff.face.solve import photometric
+from dff.face.solve import gauss_newton as fit, photometric
 from dff.face.solve.photometric import FaceAppearance, Normals, SkinSamples
 from dff.face.solve.robust import robust_energy, robust_weights
 from dff.pipeline.recovery.landmark_fit import (

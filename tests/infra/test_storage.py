@@ -19,8 +19,7 @@ import pytest
 import requests
 
 from dff.face.errors import Conflict, NotFound, StorageError, TransientStorageError
-from dff.infra.storage import ObjectInfo, Storage, open_storage
-from dff.infra.storage import s3 as s3_storage
+from dff.infra.storage import ObjectInfo, Storage, open_storage, s3 as s3_storage
 from tests.s3_server import BUCKET, FaultyS3, refuse, stall, stall_halfway, truncate
 from tests.swift_server import Swift
 

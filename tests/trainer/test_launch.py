@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,21 @@ class Undisturbed:
 
 
 @pytest.fixture(scope="module")
+def local_ray(s3_credentials: None) -> Iterator[None]:
+    """One local Ray of three CPUs for all trainings, whose workers know the bucket's credentials.
+
+    Starting one takes longer than a training.
+    """
+    with connected(None, workers=3):
+        yield
+
+
+@pytest.fixture(scope="module")
 def undisturbed(
-    dataset: Dataset, mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory
+    local_ray: None,
+    dataset: Dataset,
+    mlflow_database: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Undisturbed:
     storage = tmp_path_factory.mktemp("ray") / "anna's runs"
     storage.mkdir()
@@ -94,6 +107,56 @@ def losses(storage: Path, run_id: str) -> list[tuple[int, float]]:
     return [
         (point.step, point.value) for point in sorted(history, key=lambda point: point.timestamp)
     ]
+
+
+class Kept:
+    """A recorder that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.pictures: list[str] = []
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.steps.append(step)
+
+    def picture(self, name: str, image: Bytes) -> None:
+        self.pictures.append(name)
+
+
+@pytest.mark.ray
+def test_the_driver_follows_what_a_worker_reports(
+    local_ray: None,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @ray.remote(num_cpus=3)
+    class Worker:
+        def work(self, events: Any) -> None:
+            events.qsize()  # returns when the queue has started
+            time.sleep(2.0)
+            events.put(Started(1))
+            for step in (2, 4, 3, 6):  # a worker that was started again repeats steps
+                events.put(Measured(step, {"loss": 1.0 / step}))
+            events.put(Drawn("match.png", np.zeros((2, 2, 3), np.uint8)))
+
+    worker = Worker.remote()  # type: ignore[attr-defined]
+    ray.get(worker.__ray_ready__.remote())
+    while ray.available_resources().get("CPU"):  # Ray learns of it a little later
+        time.sleep(0.05)
+    monkeypatch.setattr(launch, "START_WAIT", 0.3)
+    kept = Kept()
+    with (
+        tqdm(total=6) as bar,
+        launch._followed(Follower(kept, bar), WorkerShape(4)) as events,
+    ):
+        ray.get(worker.work.remote(events))
+    assert (kept.steps, kept.pictures) == ([2, 4, 3, 6], ["match.png"])
+    last = capfd.readouterr().err.split("\r")[-1]
+    assert "6/6" in last
+    assert "loss=0.167" in last
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "dff.trainer.launch"]
+    assert said.startswith("no worker has started: a worker needs 4 CPUs; free are 0 CPUs")
 
 
 @pytest.mark.ray
@@ -266,50 +329,6 @@ def test_a_batch_that_does_not_split_is_refused_before_ray_starts(tmp_path: Path
             storage=tmp_path,
             workers=3,
         )
-
-
-class Kept:
-    """A recorder that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.pictures: list[str] = []
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self.steps.append(step)
-
-    def picture(self, name: str, image: Bytes) -> None:
-        self.pictures.append(name)
-
-
-@pytest.mark.ray
-def test_the_driver_follows_what_a_worker_reports(
-    capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    @ray.remote
-    def work(events: Any) -> None:
-        time.sleep(1.0)
-        events.put(Started(1))
-        for step in (2, 4, 3, 6):  # a worker that was started again repeats steps
-            events.put(Measured(step, {"loss": 1.0 / step}))
-        events.put(Drawn("match.png", np.zeros((2, 2, 3), np.uint8)))
-
-    monkeypatch.setattr(launch, "START_WAIT", 0.3)
-    kept = Kept()
-    with (
-        connected(None, workers=1),
-        tqdm(total=6) as bar,
-        launch._followed(Follower(kept, bar), WorkerShape(4)) as events,
-    ):
-        ray.get(work.remote(events))
-    assert (kept.steps, kept.pictures) == ([2, 4, 3, 6], ["match.png"])
-    last = capfd.readouterr().err.split("\r")[-1]
-    assert "6/6" in last
-    assert "loss=0.167" in last
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "dff.trainer.launch"]
-    assert said.startswith("no worker has started: a worker needs 4 CPUs; free are 0 CPUs")
 
 
 @pytest.mark.ray

@@ -18,6 +18,7 @@ from dff.infra.dataset import MANIFEST, Dataset, open_dataset
 from tests.trainer.conftest import make_row, write_dataset
 
 NAME = "other-head"
+SMALL = ("--batch", "4", "--loaders", "0", "--dimension", "8")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_a_dataset_of_another_model_is_trained_on(
         arguments += ["--model", str(models / f"{NAME}.npz")]
     else:
         monkeypatch.setenv("DFF_MODELS", str(models))
-    result = CliRunner().invoke(app, [*arguments, "--steps", "1", "--batch", "4"])
+    result = CliRunner().invoke(app, [*arguments, "--steps", "1", *SMALL])
     assert result.exit_code == 0, result.output + repr(result.exception)
     assert weights.load(out).card["model"] == NAME
 
@@ -84,8 +85,8 @@ def test_datasets_are_mixed_and_filtered(dataset: Dataset, models: Path, tmp_pat
     out = tmp_path / "w.safetensors"
     arguments = ["train", f"{dataset.storage.uri}:0.7", f"{copy}:0.3", "--out", str(out)]
     arguments += ["--model", str(models / f"{NAME}.npz"), "--cache", str(tmp_path / "cache")]
-    arguments += ["--cache-bytes", "50MB", "--workers", "0", "--steps", "2", "--batch", "8"]
-    arguments += ["--where", "abs(yaw) > 1 and view in (0, 1, 2, 3)", "--loaders", "0"]
+    arguments += ["--cache-bytes", "50MB", "--workers", "0", "--steps", "2", *SMALL]
+    arguments += ["--where", "abs(yaw) > 1 and view in (0, 1, 2, 3)"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output + repr(result.exception)
     card = weights.load(out).card

@@ -11,8 +11,7 @@ from dff.face.arrays import Floats
 from dff.face.geometry.camera import Camera, Pinhole, WeakPerspective
 from dff.face.geometry.lighting import ambient
 from dff.face.model.morphable import MorphableModel
-from dff.face.render import frame as fr
-from dff.face.render import zbuffer
+from dff.face.render import frame as fr, zbuffer
 from dff.face.render.shading import (
     NO_VERTEX_COLOURS,
     ShadedImage,

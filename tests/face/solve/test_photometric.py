@@ -13,8 +13,7 @@ from dff.face.geometry.mesh import vertex_normals
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.model.albedo import AlbedoModel
 from dff.face.model.morphable import MorphableModel
-from dff.face.solve import gauss_newton as fit
-from dff.face.solve import photometric
+from dff.face.solve import gauss_newton as fit, photometric
 from dff.face.solve.photometric import FaceAppearance, Normals, SkinSamples, skin_samples
 from dff.pipeline.recovery import joint_fit as joint
 from dff.pipeline.recovery.joint_fit import JointFitProblem

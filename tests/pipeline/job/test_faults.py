@@ -24,8 +24,7 @@ from PIL import Image
 
 from dff.face.errors import BadDataset, StorageError, TransientStorageError
 from dff.infra.dataset import open_dataset
-from dff.infra.storage import LocalStorage, ObjectInfo, Storage, open_storage
-from dff.infra.storage import s3 as s3_storage
+from dff.infra.storage import LocalStorage, ObjectInfo, Storage, open_storage, s3 as s3_storage
 from dff.pipeline.inspection.inspect import inspect_dataset
 from dff.pipeline.job import run as job
 from dff.pipeline.job.plan import Plan, list_differences

@@ -15,8 +15,7 @@ from dff.face.errors import BadDataset, BudgetExceeded, ShardFailed
 from dff.infra.cluster import connected
 from dff.infra.dataset import Manifest, open_dataset
 from dff.infra.storage import Storage, open_storage
-from dff.pipeline.job import ray as fan_out
-from dff.pipeline.job import run as job
+from dff.pipeline.job import ray as fan_out, run as job
 from dff.pipeline.job.plan import Plan
 from dff.pipeline.job.ray import SchedulerConfig
 from dff.pipeline.job.run import RunConfig

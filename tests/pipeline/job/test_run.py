@@ -17,8 +17,7 @@ from dff.face.errors import BadDataset, BudgetExceeded
 from dff.infra.dataset import Manifest, open_dataset
 from dff.infra.shards import make_sample_id, parquet_to_rows
 from dff.infra.storage import Storage, open_storage
-from dff.pipeline.job import ledger
-from dff.pipeline.job import run as job
+from dff.pipeline.job import ledger, run as job
 from dff.pipeline.job.plan import Plan
 from dff.pipeline.job.run import RunConfig
 from dff.pipeline.job.work import ShardPlan, ShardResult

@@ -26,8 +26,7 @@ from benchmarks.scale import (
 )
 from dff.infra.dataset import MANIFEST, SEGMENT, data_folder, data_key, parse_manifest
 from dff.infra.storage import open_storage
-from dff.pipeline.job import ledger
-from dff.pipeline.job import run as job
+from dff.pipeline.job import ledger, run as job
 from dff.pipeline.job.ledger import Record
 from dff.pipeline.job.plan import Plan, make_plan
 from dff.pipeline.job.work import ShardPlan
