@@ -16,8 +16,8 @@ from dff.aligner.alignment import Alignment
 from dff.face.arrays import Array, Bytes, Float, Floats, Ints
 from dff.face.geometry.camera import Box
 from dff.face.geometry.interpolation import bilinear
-from dff.face.geometry.mesh import vertex_normals
 from dff.face.model.morphable import MorphableModel
+from dff.face.render.kernels import smooth_normals
 
 POINTS = 600  # of the mesh whose brightness is compared
 SIDE = 64  # pixels that a face is shrunk to before it is compared
@@ -75,7 +75,7 @@ class AppearanceMeter:
 
     def measure(self, image: Bytes, face: Alignment) -> AppearanceDescriptor:
         """The appearance of a face of an (H, W, 3) uint8 RGB image."""
-        normals = vertex_normals(face.vertices, self.model.faces)[self.points]
+        normals = smooth_normals(face.vertices, self.model.faces)[self.points]
         weight = np.clip(-(normals @ face.cam_from_head.rotation.T)[:, 2], 0.0, None)
         px = face.vertices_px[self.points, :2]
         height, width = image.shape[:2]

@@ -88,6 +88,7 @@ class SolverConfig:
 class MultiImageConfig:
     """The fit to several photos of one person. Raises ValueError without a size of crops."""
 
+    passes: int = 3  # at most; each observes the photos again
     scales: tuple[float, ...] = (
         0.8,
         1.0,
@@ -120,8 +121,8 @@ class MultiImageConfig:
     preference: float = 0.4
 
     def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"MultiImageConfig wants positive scales: {self}")
+        if not self.scales or min(self.scales) <= 0 or self.passes < 1:
+            raise ValueError(f"MultiImageConfig wants positive scales and passes: {self}")
 
 
 @dataclass(frozen=True)
@@ -281,8 +282,14 @@ class AlignConfig:
         """The settings of a preset for weights that were trained on crops of ``crop`` pixels."""
         if preset is AlignPreset.fast:
             whole = DetectorConfig(longest=320, second_search=1, untiled=maxsize, all_levels=False)
-            smaller = max(round(0.8 * crop / 32), 1) * 32
-            return AlignConfig(crop=smaller, passes=2, quarter_turns=False, detector=whole)
+            return AlignConfig(
+                crop=crop,
+                passes=1,
+                refine_at_once=True,
+                quarter_turns=False,
+                detector=whole,
+                multi_image=MultiImageConfig(passes=2),
+            )
         if preset is AlignPreset.best:
             more = ObservationConfig(pixels=500)
             return AlignConfig(
@@ -291,8 +298,9 @@ class AlignConfig:
                 early_stop=0.004,
                 followed_stop=0.01,
                 observation=more,
+                multi_image=MultiImageConfig(passes=5),
             )
-        return AlignConfig(crop=crop)
+        return AlignConfig(crop=crop, passes=2, refine_at_once=True)
 
 
 @dataclass(frozen=True)

@@ -90,25 +90,21 @@ def match_pixels(
     grid, mask, anchor, probability = out.grid, out.mask, out.anchor, out.probability
     pitch = np.full(b, float(stride))
     table = np.ascontiguousarray(anchors.T, dtype=np.float32)
-    order = spread(*descriptor.shape[2:])
+    order = spread_order(*descriptor.shape[2:])
     for face in range(b):
         logit = face_logit[face].ravel()
-        inside: Ints = np.flatnonzero(logit > 0)
-        if len(inside) == 0:
+        inside, count = _first_inside(logit, order, pixels)
+        if count == 0:
             continue
-        if len(inside) > pixels:
-            pitch[face] = stride * np.sqrt(len(inside) / pixels)
-        inside = _halves(inside[np.argsort(order[inside])[:pixels]])
+        if count > pixels:
+            pitch[face] = stride * np.sqrt(count / pixels)
+        inside = _halves(inside)
         n = len(inside)
         pixel = np.moveaxis(descriptor[face], 0, 2)[inside // width, inside % width]
         similarity = pixel @ table
         _best(similarity, sharpness, no_match_cosine, anchor[face, :n], probability[face, :n])
         if place is not None:
-            among = place[anchor[face, :n]]
-            mass = probability[face, :n].sum(1, keepdims=True)
-            near = np.linalg.norm(among - among[:, :1], axis=2) <= candidate_radius
-            probability[face, :n] *= near
-            probability[face, :n] *= mass / probability[face, :n].sum(1, keepdims=True)
+            _keep_near(place, candidate_radius, anchor[face, :n], probability[face, :n])
         grid[face, :n, 0] = (inside % width + 0.5) * stride
         grid[face, :n, 1] = (inside // width + 0.5) * stride
         mask[face, :n] = expit(logit[inside].astype(np.float64))
@@ -125,6 +121,44 @@ def spread(height: int, width: int) -> Floats:
     keys = (0.7548776662466927 * x + 0.5698402909980532 * y) % 1.0
     keys.flags.writeable = False
     return keys.ravel()
+
+
+@cache
+def spread_order(height: int, width: int) -> Ints:
+    """(height * width,) int32 pixels by rising key of ``spread``."""
+    order = np.argsort(spread(height, width), kind="stable").astype(np.int32)
+    order.flags.writeable = False
+    return order
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _first_inside(logit, order, most):  # type: ignore[no-untyped-def]
+    """The first ``most`` pixels of positive ``logit`` in this order; how many there are in all."""
+    chosen, count = np.empty(most, np.int64), 0
+    for i in range(len(order)):
+        if logit[order[i]] > 0.0:
+            if count < most:
+                chosen[count] = order[i]
+            count += 1
+    return chosen[: min(count, most)], count
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _keep_near(place, radius, anchor, probability):  # type: ignore[no-untyped-def]
+    """Give the candidates near each pixel's first one the probability of those farther away."""
+    for i in range(len(anchor)):
+        first = anchor[i, 0]
+        mass, kept = np.float32(0.0), np.float32(0.0)
+        for j in range(anchor.shape[1]):
+            a = anchor[i, j]
+            dx, dy = place[a, 0] - place[first, 0], place[a, 1] - place[first, 1]
+            dz = place[a, 2] - place[first, 2]
+            mass += probability[i, j]
+            if np.sqrt(dx * dx + dy * dy + dz * dz) > radius:
+                probability[i, j] = 0.0
+            kept += probability[i, j]
+        for j in range(anchor.shape[1]):
+            probability[i, j] *= mass / kept
 
 
 def _halves(pixels: Ints) -> Ints:

@@ -26,10 +26,7 @@ class DepthBuffer:
     @staticmethod
     def of(turned: Floats, inverse_depth: float, faces: Ints, side: int) -> DepthBuffer:
         """The buffer, ``side`` pixels wide, of (V, 3) vertices turned into the camera's axes."""
-        seen = turned / (1.0 + inverse_depth * turned[:, 2:])
-        low, high = seen[:, :2].min(0), seen[:, :2].max(0)
-        scale = side / float((high - low).max())
-        px = (seen[:, :2] - low) * scale
+        seen, low, scale, px = _frame(turned, inverse_depth, side)
         triangle = zbuffer.visibility(px, seen[:, 2], faces, (side, side))
         return DepthBuffer(seen, faces, low, scale, triangle)
 
@@ -60,6 +57,24 @@ class DepthBuffer:
         cell = ((points[:, :2] - self.low) * self.scale).astype(np.int64)
         column, row = np.clip(cell, 0, len(depth) - 1).T
         return np.asarray(points[:, 2] < depth[row, column] + occlusion)
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _frame(turned, inverse_depth, side):  # type: ignore[no-untyped-def]
+    """Vertices as the camera sees them, the corner and scale of their buffer, and their pixels."""
+    seen, px = np.empty(turned.shape), np.empty((len(turned), 2))
+    low, high = np.full(2, np.inf), np.full(2, -np.inf)
+    for v in range(len(turned)):
+        away = 1.0 + inverse_depth * turned[v, 2]
+        for c in range(3):
+            seen[v, c] = turned[v, c] / away
+        for c in range(2):
+            low[c], high[c] = min(low[c], seen[v, c]), max(high[c], seen[v, c])
+    scale = side / max(high[0] - low[0], high[1] - low[1])
+    for v in range(len(turned)):
+        for c in range(2):
+            px[v, c] = (seen[v, c] - low[c]) * scale
+    return seen, low, scale, px
 
 
 @numba.njit(cache=CACHE, nogil=True)

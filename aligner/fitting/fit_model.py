@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Self
 
+import numba
 import numpy as np
 
 from dff.aligner.alignment import Alignment
@@ -20,11 +21,12 @@ from dff.aligner.fitting.batch import take_rows
 from dff.face.arrays import Array, Bools, Float, Floats, Int, Integer, Ints
 from dff.face.descriptor import Anchors
 from dff.face.geometry.camera import Box, NearPerspective
-from dff.face.geometry.mesh import triangle_normals, unique_edges
+from dff.face.geometry.mesh import unique_edges
 from dff.face.geometry.transform import CAM_FROM_FRONTAL_HEAD
 from dff.face.model.landmark_offsets import LandmarkOffsets
 from dff.face.model.landmarks import SCHEMES
 from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.numba_cache import CACHE
 from dff.face.solve.gauss_newton import FaceState, evaluate_shape, project
 
 
@@ -337,9 +339,24 @@ def largest_cosines(
     vertices: Floats, faces: Ints, triangles: Ints, *, towards: float = 1.0
 ) -> Floats:
     """(N,) largest cosine between the z axis times ``towards`` and the normals of (N, T) rows."""
-    normal = triangle_normals(vertices, faces[triangles.ravel()])
-    cosine = towards * normal[:, 2] / np.maximum(np.linalg.norm(normal, axis=1), 1e-12)
-    return np.asarray(cosine.reshape(triangles.shape).max(1))
+    return np.asarray(_largest_cosines(vertices, faces, triangles, towards))
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _largest_cosines(vertices, faces, triangles, towards):  # type: ignore[no-untyped-def]
+    out = np.empty(len(triangles))
+    for n in range(len(triangles)):
+        best = -1.0
+        for f in triangles[n]:
+            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+            ax, bx = vertices[j, 0] - vertices[i, 0], vertices[k, 0] - vertices[i, 0]
+            ay, by = vertices[j, 1] - vertices[i, 1], vertices[k, 1] - vertices[i, 1]
+            az, bz = vertices[j, 2] - vertices[i, 2], vertices[k, 2] - vertices[i, 2]
+            x, y, z = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+            length = max(np.sqrt(x * x + y * y + z * z), 1e-12)
+            best = max(best, towards * z / length)
+        out[n] = best
+    return out
 
 
 def _present(model: MorphableModel, regions: Sequence[str]) -> list[str]:

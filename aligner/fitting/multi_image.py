@@ -62,7 +62,7 @@ class MultiImageFitter:
         multiple: int,
     ) -> None:
         """``multiple``: the sides of the network's input images are multiples of this."""
-        self.config, self.passes = config, config.passes
+        self.config, self.passes = config, config.multi_image.passes
         self.fit_model = build_person_fit_model(
             model, anchors, config.fit_model, config.multi_image
         )

@@ -5,25 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numba
 import numpy as np
 import torch
-from scipy.special import expit
 
 from dff.aligner.config import ObservationConfig
 from dff.aligner.fitting.correspondence import Matches, match_pixels
 from dff.aligner.fitting.crop import Crops
-from dff.face.arrays import Array, Bools, Bytes, Float, Floats
+from dff.face.arrays import Array, Bytes, Float, Floats
 from dff.face.descriptor import STRIDE, Anchors, Network, image_batch
 from dff.face.model.landmarks import MIRROR
-
-# (25, 2) pixels of the network's grid round a landmark's own, the inner ring first
-NEIGHBOURS = np.array(
-    sorted(
-        ((x, y) for x in range(-2, 3) for y in range(-2, 3)),
-        key=lambda o: max(abs(o[0]), abs(o[1])),
-    )
-)
-INNER_NEIGHBOURS = 9  # of them: those within one pixel
+from dff.face.numba_cache import CACHE
 
 
 @dataclass(frozen=True)
@@ -136,21 +128,32 @@ def probe(descriptor: Floats, face_logit: Floats, places: Floats, expected: Floa
     (B, D, h, w) ``descriptor`` and (B, h, w) ``face_logit`` at (B, L, 2) ``places`` of the grid;
     (L, D) ``expected`` descriptors. Zero outside of the grid.
     """
-    b, _, height, width = descriptor.shape
-    cell = np.floor(places).astype(int)
-    inside: Bools = np.asarray(((cell >= 0) & (cell < [width, height])).all(2))
-    row = np.clip(cell[..., 1], 2, height - 3)[..., None] + NEIGHBOURS[:, 1]
-    column = np.clip(cell[..., 0], 2, width - 3)[..., None] + NEIGHBOURS[:, 0]
-    face = np.arange(b)[:, None, None]
-    mask = expit(face_logit[face, row, column])
-    cosine = np.einsum("blnd,ld->bln", descriptor[face, :, row, column], expected)
-    out = np.stack(
-        [
-            mask[..., :INNER_NEIGHBOURS].mean(2),
-            mask.mean(2),
-            cosine[..., :INNER_NEIGHBOURS].max(2),
-            cosine.max(2),
-        ],
-        axis=2,
-    )
-    return np.where(inside[..., None], out, 0.0)
+    out = np.zeros((*places.shape[:2], 4))
+    rows = np.moveaxis(descriptor, 1, 3)  # as the fast networks write them
+    for face in range(len(out)):
+        _probe(rows[face], face_logit[face], places[face], expected, out[face])
+    return out
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _probe(descriptor, face_logit, places, expected, out):  # type: ignore[no-untyped-def]
+    height, width, dims = descriptor.shape
+    for n in range(len(places)):
+        column, row = int(np.floor(places[n, 0])), int(np.floor(places[n, 1]))
+        if not (0 <= column < width and 0 <= row < height):
+            continue
+        column, row = min(max(column, 2), width - 3), min(max(row, 2), height - 3)
+        inner, outer, near, far = 0.0, 0.0, -2.0, -2.0
+        for dy in range(-2, 3):
+            for dx in range(-2, 3):
+                y, x = row + dy, column + dx
+                mask = 1.0 / (1.0 + np.exp(-face_logit[y, x]))
+                cosine = 0.0
+                for d in range(dims):
+                    cosine += descriptor[y, x, d] * expected[n, d]
+                outer += mask
+                far = max(far, cosine)
+                if abs(dx) < 2 and abs(dy) < 2:
+                    inner += mask
+                    near = max(near, cosine)
+        out[n, 0], out[n, 1], out[n, 2], out[n, 3] = inner / 9.0, outer / 25.0, near, far

@@ -7,8 +7,10 @@ import pytest
 
 from dff.aligner.fitting import kernels
 from dff.aligner.fitting.correspondence import Matches, soft_correspondence
-from dff.aligner.fitting.fit_model import FitState
+from dff.aligner.fitting.fit_model import FitState, largest_cosines
+from dff.aligner.fitting.observation import probe
 from dff.aligner.fitting.steps import scale_weights
+from dff.face.geometry.mesh import triangle_normals
 from dff.face.geometry.transform import rotation_from_vector
 from dff.face.solve.gauss_newton import (
     Lines,
@@ -250,3 +252,30 @@ def test_agreement_falls_with_the_distance_of_a_match_from_its_prediction() -> N
         wanted = np.where(live, wanted, 0.0)
         assert np.allclose(agreement[face], wanted, atol=1e-5)
         assert np.isclose(residual[face], (wanted * distance).sum() / wanted.sum(), rtol=1e-4)
+
+
+def test_probes_are_means_of_the_mask_and_largest_cosines_about_a_place() -> None:
+    rng = np.random.default_rng(7)
+    descriptor = rng.normal(size=(1, 9, 12, 4)).astype(np.float32)
+    logit = rng.normal(size=(1, 9, 12)).astype(np.float32)
+    expected = rng.normal(size=(3, 4)).astype(np.float32)
+    places = np.array([[[5.5, 4.2], [0.1, 8.9], [12.5, 3.0]]])  # the last lies outside
+    found = probe(np.moveaxis(descriptor, 3, 1), logit, places, expected)[0]
+    mask = 1.0 / (1.0 + np.exp(-logit[0].astype(np.float64)))
+    for n, (row, column) in enumerate([(4, 5), (6, 2)]):  # two pixels from every edge
+        cosine = descriptor[0] @ expected[n]
+        parts = [(slice(row - r, row + r + 1), slice(column - r, column + r + 1)) for r in (1, 2)]
+        wanted = [mask[part].mean() for part in parts] + [cosine[part].max() for part in parts]
+        assert np.allclose(found[n], wanted, atol=1e-5)
+    assert (found[2] == 0).all()
+
+
+def test_the_largest_cosine_is_that_of_the_triangle_that_faces_the_camera_most() -> None:
+    rng = np.random.default_rng(8)
+    vertices, faces = rng.normal(size=(20, 3)), rng.integers(0, 20, (30, 3)).astype(np.int32)
+    faces = faces[np.linalg.norm(triangle_normals(vertices, faces), axis=1) > 1e-3]
+    triangles = rng.integers(0, len(faces), (6, 4))
+    normal = triangle_normals(vertices, faces)
+    cosine = -normal[:, 2] / np.linalg.norm(normal, axis=1)
+    found = largest_cosines(vertices, faces, triangles, towards=-1.0)
+    assert np.allclose(found, cosine[triangles].max(1), atol=1e-9)
