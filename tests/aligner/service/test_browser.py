@@ -94,6 +94,32 @@ def page(browser: Any, url: str) -> Iterator[Any]:
     assert not wrong
 
 
+# Contrast of each visible text to the ground behind it, by WCAG 2: [ratio, text], worst first.
+CONTRASTS = """() => {
+    const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+    const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+        .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+    const ground = (one) => {
+        for (; one; one = one.parentElement) {
+            const colour = parse(getComputedStyle(one).backgroundColor);
+            if ((colour[3] ?? 1) === 1) return colour;
+        }
+        return [255, 255, 255];
+    };
+    const found = [];
+    for (const one of document.querySelectorAll('body *')) {
+        const own = [...one.childNodes].filter((n) => n.nodeType === 3 && n.data.trim());
+        if (!own.length || !one.checkVisibility() || one.disabled) continue;
+        if (one.closest('.visually-hidden, noscript, option')) continue;
+        const pair = [parse(getComputedStyle(one).color), ground(one)].map(light);
+        found.push([(Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05), own[0].data.trim()]);
+    }
+    return found.sort((a, b) => a[0] - b[0]);
+}"""
+AA = 4.5  # least contrast of text
+
+
 def outside(address: str, url: str) -> bool:
     return not address.startswith((url, "data:", "blob:"))
 
@@ -221,6 +247,11 @@ def test_the_page_works_on_a_small_screen_and_in_the_dark(page: Any, photos: lis
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == "rgb(16, 21, 20)"
     picture(page, "small")
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        contrasts = page.evaluate(CONTRASTS)
+        assert len(contrasts) > 30
+        assert contrasts[0][0] >= AA, (scheme, contrasts[:5])
     page.click("label[for=task-match]")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     picture(page, "small-match")
