@@ -124,8 +124,9 @@ def write_view_file(shard: bytes, file: BinaryIO, name: str) -> None:
             start = int(bounds[-1])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise BadDataset(f"{name} is damaged: {error}") from error
-    for part in (*parts, records.tobytes()):
+    for part in parts:
         file.write(part)
+    file.write(records.tobytes())
     lengths = [records.dtype[name].shape[0] for name in ("identity", "expression")]
     file.write(np.array([start, len(records), *lengths], _TAIL).tobytes())
 
