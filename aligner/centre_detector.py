@@ -19,7 +19,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from dff.aligner.config import CentreDetectorConfig
-from dff.aligner.detection import INSIDE, OVERLAP, Detection, distinct
+from dff.aligner.detection import INSIDE, OVERLAP, Detection, distinct, same_face
 from dff.aligner.detector import DescriptorDetector
 from dff.aligner.fitting.fit_model import FitModel
 from dff.face.arrays import Bytes, Floats
@@ -138,8 +138,17 @@ class StagedDetector:
         """Faces of an (H, W, 3) RGB image by falling score; none when no face is seen."""
         found = self.quick.find(image)
         if not self._is_conclusive(found, image):
-            return distinct([*self._sure(found), *self.thorough.find(image)])
+            return distinct([*self._sure(found), *self._find_thoroughly(found, image)])
         return distinct([*self._sure(found), *self._verify(found, image)])
+
+    def _find_thoroughly(self, found: Sequence[Detection], image: Bytes) -> list[Detection]:
+        """What the thorough search sees surely enough, or sees where the quick one ``found`` it."""
+        return [
+            one
+            for one in self.thorough.find(image)
+            if one.score >= self.config.lowest_alone
+            or any(same_face(one.box, other.box) for other in found)
+        ]
 
     def find_sure(self, image: Bytes) -> list[Detection]:
         """The faces that the quick search is sure of."""

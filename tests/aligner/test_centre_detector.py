@@ -93,11 +93,12 @@ class Thorough:
 
     def __init__(self) -> None:
         self.config = DetectorConfig()
+        self.score = 0.3
         self.searched: list[tuple[int, ...]] = []
 
     def find(self, image: Bytes) -> list[Detection]:
         self.searched.append(image.shape[:2])
-        return [Detection(Box(300, 200, 340, 240), 0.3)]
+        return [Detection(Box(300, 200, 340, 240), self.score)]
 
     def find_on_level(self, level: Bytes) -> list[Detection]:
         self.searched.append(level.shape[:2])
@@ -119,6 +120,15 @@ def test_a_sure_face_needs_no_thorough_search(oracle_aligner: Aligner) -> None:
     assert thorough.searched == []
     assert len(detector.find_what_was_left_out(photo)) == 1
     assert thorough.searched == [photo.shape[:2]]
+
+
+def test_what_the_thorough_search_barely_sees_must_be_seen_by_both(oracle_aligner: Aligner) -> None:
+    detector, thorough = staged(oracle_aligner)
+    thorough.score = 0.1
+    assert detector.find(photo_with()) == []
+    assert detector.find(photo_with((96, 160, 0.4))) == []  # seen elsewhere
+    (found,) = detector.find(photo_with((312, 216, 0.45)))
+    assert found.score == pytest.approx(0.1)
 
 
 def test_an_unsure_photo_is_searched_thoroughly(oracle_aligner: Aligner) -> None:
