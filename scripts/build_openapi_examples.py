@@ -38,6 +38,7 @@ def build() -> dict[str, Any]:
         ask("/v1/align/person", two)
         pair = [("image_a", photo), ("image_b", photo)]
         ask("/v1/match", pair, landmarks='["nose_tip", "chin"]')
+        ask("/v1/match/dense", pair)
         ask("/v1/features", [("image", photo)])
         while client.get("/readyz").status_code != 200:
             pass
@@ -47,6 +48,8 @@ def build() -> dict[str, Any]:
             answers[path] = client.get(path).json()
     for name in ("descriptor", "face_probability"):
         answers["/v1/features"][name] = SHORTENED
+    for name in ("colours_a", "colours_b"):
+        answers["/v1/match/dense"][name] = SHORTENED
     return answers
 
 

@@ -22,7 +22,7 @@ from dff.aligner.service.align_service import AlignService, drawn_triangles
 from dff.aligner.service.app import create_app
 from dff.aligner.service.front import FrontConfig
 from dff.aligner.service.limits import Limits, UploadLimits
-from dff.aligner.service.match_schema import MatchAnswer
+from dff.aligner.service.match_schema import DenseMatchAnswer, MatchAnswer
 from dff.aligner.service.memory import DECODING, DecodingMemory
 from dff.aligner.service.problems import KINDS
 from dff.aligner.service.routes import batch, person
@@ -477,6 +477,7 @@ def test_every_operation_has_examples_that_are_valid(client: TestClient) -> None
         ("/v1/align/batch", BatchAnswer),
         ("/v1/align/person", PersonAnswer),
         ("/v1/match", MatchAnswer),
+        ("/v1/match/dense", DenseMatchAnswer),
     ):
         operation = api["paths"][path]["post"]
         form.model_validate(operation["responses"]["200"]["content"]["application/json"]["example"])
