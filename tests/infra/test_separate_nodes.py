@@ -183,38 +183,3 @@ def served(cluster: Cluster, *arguments: str) -> Iterator[str]:
                 raise AssertionError("".join(said))
         finally:
             process.send_signal(signal.SIGINT)
-
-
-def test_a_lost_head_is_one_line_for_whoever_uses_its_cluster(
-    cluster: Cluster, bucket: Proxy, swift: Swift
-) -> None:
-    """Last of these tests, since no cluster is left: to whoever follows a job, and by a command on
-    another node, which Ray's core aborts.
-    """
-    shape = ("--identities", "200", "--shard-faces", "1", "--endpoint-url", bucket.url)
-    place = f"s3://{BUCKET}/head"
-    here = [DFF, "synthesize", "none", f"{place}-b", *shape, "--address", f"{cluster.head}:6379"]
-    with (
-        start(cluster, "synthesize", "none", f"{place}-a", *shape) as followed,
-        subprocess.Popen(
-            cluster.nodes[1].command(here),
-            env=cluster.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as driver,
-    ):
-        until_a_shard_is_stored(bucket, "head-a", followed)
-        until_a_shard_is_stored(bucket, "head-b", driver)
-        began = time.monotonic()
-        cluster.nodes[0].lose_power()
-        for process, words in (
-            (followed, "if its head has stopped, job .* is gone; the same command"),
-            (driver, "its cluster is gone, .* the same command continues"),
-        ):
-            _, err = process.communicate(timeout=WAIT)
-            print(f"{time.monotonic() - began:.0f} s after the head:", err)
-            assert process.returncode != 0
-            (line,) = (line for line in err.splitlines() if line.startswith("dff: "))
-            assert re.search(words, line), err
-            assert not re.search(r"SIGABRT|StackTrace|\[C\]|core_worker", err), err
