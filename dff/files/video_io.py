@@ -66,11 +66,17 @@ _VP9 = {"crf": "24", "b:v": "0", "deadline": "realtime", "cpu-used": "6"}
 def is_video(path: Path) -> bool:
     """Whether a file is a video: by its content, else by its name."""
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
+        if not path.is_file():  # to open a named pipe would wait until somebody writes to it
+            return False
+        head = _read_head(path)
     except OSError:
         return False
     return _is_video_head(head) or (path.suffix.lower() in SUFFIXES and not _is_image_head(head))
+
+
+def _read_head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD)
 
 
 def _is_video_head(head: bytes) -> bool:
@@ -229,7 +235,7 @@ def _open_container(path: Path) -> InputContainer:
 
 def _reason(path: Path) -> str:
     """What an unreadable file lacks, if that can be told."""
-    data = path.read_bytes()[:_HEAD]
+    data = _read_head(path)
     if not data:
         return ": it is empty"
     if data[4:8] == b"ftyp":

@@ -5,6 +5,7 @@ does.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -67,6 +68,7 @@ def test_help_is_quick_because_heavy_libraries_are_not_imported() -> None:
     [
         (("inspect", "nowhere"), "nowhere is not a finished dataset"),
         (("align", "nowhere.png"), "nowhere.png is neither a file nor a folder"),
+        (("align", "pipe.jpg"), "pipe.jpg is neither a file nor a folder"),
         (("train", "nowhere", "--out", "w"), "nowhere is not a finished dataset"),
         (
             ("train", "d", "--out", "w", "--preset", "best"),
@@ -105,6 +107,7 @@ def test_a_mistake_is_one_line_that_names_the_thing(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe.jpg")
     code, out, err = run_command(*arguments)
     assert code == 1
     assert says in err
