@@ -17,6 +17,7 @@ import numba
 import numpy as np
 from scipy.special import expit
 
+from dff.aligner.fitting.kernels import blend_rows, share_candidates
 from dff.face.arrays import Array, Float, Floats, Integer, Ints
 from dff.face.numba_cache import CACHE
 
@@ -255,27 +256,8 @@ def _blend(  # type: ignore[no-untyped-def]
     for i in range(n):
         if mask[i] <= 0.0:
             continue
-        total = 0.0
-        top = np.float32(0.0)
-        for j in range(keep):
-            a = anchor[i, j]
-            dx = px[i, 0] - predicted[a, 0]
-            dy = px[i, 1] - predicted[a, 1]
-            share[j] = probability[i, j] * np.exp(slope * (dx * dx + dy * dy)) * visible[a]
-            top = max(top, share[j])
-        for j in range(keep):
-            if share[j] < np.float32(2e-3) * top:  # negligible, so its basis is not added
-                share[j] = 0.0
-            total += share[j]
+        total = share_candidates(anchor[i], probability[i], px[i], predicted, slope, visible, share)
         if total < 1e-6:
             continue
         weight[i] = mask[i] * total
-        for j in range(keep):
-            w = share[j] / np.float32(total)
-            if w <= 0.0:
-                continue
-            a = anchor[i, j]
-            for c in range(3):
-                out_mean[i, c] += w * mean[a, c]
-            for c in range(basis.shape[1]):
-                out_basis[i, c] += w * basis[a, c]
+        blend_rows(anchor[i], share, total, mean, basis, out_mean[i], out_basis[i])

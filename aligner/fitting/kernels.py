@@ -103,6 +103,27 @@ def share_candidates(anchor, probability, px, predicted, slope, visible, share):
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def blend_rows(anchor, share, total, mean, basis, out_mean, out_basis):  # type: ignore[no-untyped-def]
+    """Weighted means of the candidates' rows: (3,) of ``mean``, (3 P,) of ``basis``."""
+    first = True
+    for j in range(len(anchor)):
+        w = share[j] / np.float32(total)
+        if w <= 0.0:
+            continue
+        a = anchor[j]
+        for c in range(3):
+            out_mean[c] = w * mean[a, c] + (0.0 if first else out_mean[c])
+        row = basis[a]
+        if first:
+            for c in range(len(out_basis)):
+                out_basis[c] = w * row[c]
+        else:
+            for c in range(len(out_basis)):
+                out_basis[c] += w * row[c]
+        first = False
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
 def blend_points(anchor, probability, mask, px, visible, shaped, points, weight):  # type: ignore[no-untyped-def]
     """Fill (N, 3) ``points`` and (N,) ``weight`` of one face's soft correspondences, ungated."""
     share = np.empty(anchor.shape[1], np.float32)
@@ -318,16 +339,8 @@ def take_steps(  # type: ignore[no-untyped-def]
     for i in range(faces):
         face_size = scale[i] * size
         shape_anchors(anchor[i], mask[i], coefficients[i], anchor_mean, anchor_basis, shaped)
-        project_anchors(
-            anchor[i],
-            mask[i],
-            shaped,
-            rotation[i],
-            scale[i],
-            centre[i],
-            inverse_depth[i],
-            predicted,
-        )
+        pose = rotation[i], scale[i], centre[i], inverse_depth[i]
+        project_anchors(anchor[i], mask[i], shaped, *pose, predicted)
         slope = -0.5 / (gate * face_size) ** 2
         for n in range(pixels):
             weight[n] = 0.0
@@ -339,7 +352,7 @@ def take_steps(  # type: ignore[no-untyped-def]
             if total < 1e-6:
                 continue
             weight[n] = mask[i, n] * total * (observations / pixels)
-            _blend_rows(anchor[i, n], share, total, anchor_mean, flat, mean[n], flat_basis[n])
+            blend_rows(anchor[i, n], share, total, anchor_mean, flat, mean[n], flat_basis[n])
         for noise in noises:
             shape = coefficients[i].astype(np.float32)
             used = fill_rows(
@@ -379,27 +392,6 @@ def take_steps(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
-def _blend_rows(anchor, share, total, mean, basis, out_mean, out_basis):  # type: ignore[no-untyped-def]
-    """Weighted means of the candidates' rows: (3,) of ``mean``, (3 P,) of ``basis``."""
-    first = True
-    for j in range(len(anchor)):
-        w = share[j] / np.float32(total)
-        if w <= 0.0:
-            continue
-        a = anchor[j]
-        for c in range(3):
-            out_mean[c] = w * mean[a, c] + (0.0 if first else out_mean[c])
-        row = basis[a]
-        if first:
-            for c in range(len(out_basis)):
-                out_basis[c] = w * row[c]
-        else:
-            for c in range(len(out_basis)):
-                out_basis[c] += w * row[c]
-        first = False
-
-
-@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
 def agree(  # type: ignore[no-untyped-def]
     anchor,
     probability,
@@ -429,16 +421,8 @@ def agree(  # type: ignore[no-untyped-def]
     for i in range(faces):
         face_size = scale[i] * size
         shape_anchors(anchor[i], mask[i], coefficients[i], anchor_mean, anchor_basis, shaped)
-        project_anchors(
-            anchor[i],
-            mask[i],
-            shaped,
-            rotation[i],
-            scale[i],
-            centre[i],
-            inverse_depth[i],
-            predicted,
-        )
+        pose = rotation[i], scale[i], centre[i], inverse_depth[i]
+        project_anchors(anchor[i], mask[i], shaped, *pose, predicted)
         slope, agreeing, far = -0.5 / (gate * face_size) ** 2, 0.0, 0.0
         for n in range(pixels):
             if mask[i, n] <= 0.0:

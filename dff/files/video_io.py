@@ -66,7 +66,7 @@ _VP9 = {"crf": "24", "b:v": "0", "deadline": "realtime", "cpu-used": "6"}
 def is_video(path: Path) -> bool:
     """Whether a file is a video: by its content, else by its name."""
     try:
-        if not path.is_file():  # to open a named pipe would wait until somebody writes to it
+        if not path.is_file():  # to open a named pipe would wait until it has a writer
             return False
         head = _read_head(path)
     except OSError:

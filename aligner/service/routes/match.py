@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
@@ -98,13 +99,7 @@ async def match(
         )
     corners = parse_boxes(_BOX, box_a or "null"), parse_boxes(_BOX, box_b or "null")
     matcher = find_matcher(service)
-    memory = DECODING * (
-        await read_pixel_count(image_a, service.limits)
-        + await read_pixel_count(image_b, service.limits)
-    )
-    async with service.admit(deadline), service.memory.hold(memory):
-        first = await read_pixels(image_a, service.limits)
-        second = await read_pixels(image_b, service.limits)
+    async with _decoded_photos(service, deadline, image_a, image_b) as (first, second):
         boxes = _to_box(corners[0], first), _to_box(corners[1], second)
         found = await _match(
             service, matcher, first, second, *wanted, box_a=boxes[0], box_b=boxes[1]
@@ -137,13 +132,7 @@ async def match_dense(
     The answer has a picture for each photo, in which the same colour is the same point.
     """
     matcher = find_matcher(service)
-    memory = DECODING * (
-        await read_pixel_count(image_a, service.limits)
-        + await read_pixel_count(image_b, service.limits)
-    )
-    async with service.admit(deadline), service.memory.hold(memory):
-        first = await read_pixels(image_a, service.limits)
-        second = await read_pixels(image_b, service.limits)
+    async with _decoded_photos(service, deadline, image_a, image_b) as (first, second):
         sizes = image_size(first), image_size(second)
         small = _shrink(first), _shrink(second)
         dense = await service.scheduler.run(partial(_match_every_pixel, matcher, *small))
@@ -212,6 +201,22 @@ def find_affine(face: DescribedFace) -> Any:
     """Two rows of three numbers: from pixels of the photo to output pixels of the face's crop."""
     origin, x, y = face.grid_from_photo(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
     return np.column_stack([x - origin, y - origin, origin]).tolist()
+
+
+@asynccontextmanager
+async def _decoded_photos(
+    service: AlignService, deadline: float, image_a: UploadFile, image_b: UploadFile
+) -> AsyncIterator[tuple[Bytes, Bytes]]:
+    """Pixels of both photos, for as long as the request is admitted and holds memory for them."""
+    memory = DECODING * (
+        await read_pixel_count(image_a, service.limits)
+        + await read_pixel_count(image_b, service.limits)
+    )
+    async with service.admit(deadline), service.memory.hold(memory):
+        yield (
+            await read_pixels(image_a, service.limits),
+            await read_pixels(image_b, service.limits),
+        )
 
 
 async def _match(
