@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help setup demo test s3-server gltf-validator check links format docs wheel bench clean
+.PHONY: help setup demo test fuzz s3-server gltf-validator check links format docs wheel bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/'
@@ -33,6 +33,9 @@ demo: $(READY)  ## photo -> synthesis -> training -> served aligner -> one HTML 
 test: $(READY)  ## run the tests
 	@$(MAKE) --no-print-directory s3-server || echo "The S3 server can't be installed: its tests are skipped."
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+fuzz: $(READY)  ## 3,000 damaged files and 300 rounds of random requests to the service
+	DFF_FUZZ=3000 $(BIN)/python -m pytest -p no:cacheprovider --timeout=1800 tests/aligner/service/test_fuzz.py
 
 s3-server: build/swift/bin/swift-proxy-server  ## install a real S3 server for the tests that want one
 

@@ -59,6 +59,7 @@ KINDS: dict[str, Kind] = {
     "no-face": Kind(
         422, "No face found", "Send a box around the face in `boxes`, or another photo."
     ),
+    "no-model": Kind(404, "No such model", "`/v1/models` and `/v2/models/aligner` exist."),
     "unauthorized": Kind(
         401,
         "API key missing or wrong",

@@ -16,7 +16,7 @@ async def live() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz", responses=describe_problems("not-ready"))
+@router.get("/readyz", responses=describe_problems("not-ready", "bad-request"))
 async def ready(service: Service) -> dict[str, str]:
     """The aligner has aligned once, so that the next request is fast."""
     if not service.ready:

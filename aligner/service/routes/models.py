@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 from pydantic import Field
-from starlette.exceptions import HTTPException
 
 from dff.aligner.service.align_service import AlignService
 from dff.aligner.service.problems import RETRY_AFTER, Problem, describe_problems
@@ -68,7 +67,7 @@ async def server_live() -> Live:
     return Live(live=True)
 
 
-@router.get("/v2/health/ready", responses=describe_problems("not-ready"))
+@router.get("/v2/health/ready", responses=describe_problems("not-ready", "bad-request"))
 async def server_ready(service: Service) -> Ready:
     """The aligner has aligned once."""
     if not service.ready:
@@ -76,11 +75,14 @@ async def server_ready(service: Service) -> Ready:
     return Ready(ready=True)
 
 
-@router.get("/v2/models/{name}", responses=describe_problems("unauthorized"))
+@router.get(
+    "/v2/models/{name}",
+    responses=describe_problems("unauthorized", "no-model", "bad-request"),
+)
 async def describe_model(name: str) -> ModelMetadata:
     """Names and shapes of what `/v1/align` takes and answers for each face."""
     if name != NAME:
-        raise HTTPException(404, f"there is no model {name[:40]!r}: this one is {NAME!r}")
+        raise Problem("no-model", f"there is no model {name[:40]!r}: this one is {NAME!r}")
     outputs = {
         "box": [-1, 4],
         "landmarks_2d": [-1, 68, 2],

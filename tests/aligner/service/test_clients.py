@@ -268,7 +268,8 @@ def test_the_open_inference_protocol(client: TestClient) -> None:
         value = face["pose"]["matrix"] if tensor["name"] == "pose" else face[tensor["name"]]
         shape = np.shape(value)
         assert all(a in (-1, b) for a, b in zip(tensor["shape"][1:], shape, strict=True))
-    assert client.get("/v2/models/other").status_code == 404
+    unknown = client.get("/v2/models/other")
+    assert (unknown.status_code, unknown.json()["type"]) == (404, "/problems/no-model")
     assert client.get("/v1/models").json()["models"] == [post(client)["model"]]
 
 

@@ -1,6 +1,7 @@
 """Damaged files and requests of random fields: no server error, and every refusal says why.
 
-``DFF_FUZZ=3000`` in the environment tries so many files and a tenth as many requests.
+``DFF_FUZZ`` in the environment is the number of files; every tenth adds a round of requests:
+``make fuzz`` tries 3,000 files.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def damage(data: bytes, rng: random.Random) -> bytes:
     """A file with bytes changed, cut out, repeated or lost at its end."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 8))):
+        if not out:
+            break
         start = rng.randrange(len(out))
         end = start + rng.choice((1, 2, 4, 64))
         match rng.randrange(4):
