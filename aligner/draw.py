@@ -25,12 +25,12 @@ from dff.face.model.landmarks import (
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
 
-Colour = tuple[int, int, int]
+PixelColour = tuple[int, int, int]  # RGB, 0 to 255
 
-SEEN: Colour = (60, 230, 90)
-HIDDEN: Colour = (240, 160, 40)
-FAILED: Colour = (230, 50, 50)
-AXES: tuple[Colour, ...] = (
+SEEN: PixelColour = (60, 230, 90)
+HIDDEN: PixelColour = (240, 160, 40)
+FAILED: PixelColour = (230, 50, 50)
+AXES: tuple[PixelColour, ...] = (
     (235, 60, 60),
     (60, 220, 60),
     (70, 110, 250),
@@ -65,7 +65,7 @@ def draw(
 
 
 def draw_landmarks(
-    image: Bytes, landmarks: Floats, visibility: Floats, colour: Colour = SEEN
+    image: Bytes, landmarks: Floats, visibility: Floats, colour: PixelColour = SEEN
 ) -> None:
     """Draw (68, 2) pixels into (H, W, 3) ``image``: dots, and rings around hidden landmarks.
 

@@ -8,13 +8,11 @@ optimiser's moments, and a run resumed from a checkpoint ends as one without int
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -33,7 +31,6 @@ from dff.face.io.assets import load_model
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
 from dff.infra.dataset import Dataset
-from dff.infra.files import replaced_file
 from dff.infra.shard_filter import parse_filter
 from dff.trainer.config import (
     RESUMABLE_CHANGES,
@@ -51,6 +48,13 @@ from dff.trainer.data.views import ViewStore, open_views
 from dff.trainer.evaluation.matching import measure_matches
 from dff.trainer.evaluation.pairs import DevPair, sample_dev_pairs
 from dff.trainer.loss import Learner, sum_terms
+from dff.trainer.optimisation import (
+    compute_learning_rate,
+    move_average,
+    read_checkpoint,
+    set_learning_rate,
+    write_checkpoint,
+)
 
 Figures = Mapping[str, float]
 CHECKPOINT = "checkpoint.pt"
@@ -202,14 +206,6 @@ def is_checkpoint_step(step: int, config: TrainConfig) -> bool:
     return step % config.checkpoint_every == 0 or step == config.steps
 
 
-def learning_rate(step: int, *, peak: float, final: float, warmup: int, steps: int) -> float:
-    """Linear warm-up to ``peak``, then half a cosine down to ``final`` times it at ``steps``."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(steps - warmup, 1)
-    return float(peak * (final + (1.0 - final) * 0.5 * (1.0 + np.cos(np.pi * min(done, 1.0)))))
-
-
 def run_training(
     state: TrainingState,
     store: ViewStore,
@@ -246,13 +242,7 @@ def run_training(
         if state.step == config.steps and rank == 0:  # resumed after the last step
             validation.dev = validation.measure(state)
         while state.step < config.steps:
-            rate = learning_rate(
-                state.step,
-                peak=config.learning_rate,
-                final=config.final_rate,
-                warmup=config.warmup,
-                steps=config.steps,
-            )
+            rate = compute_learning_rate(state.step, config)
             meter.add(_take_step(state, module, meter.next_batch(source), config, rate))
             last = state.step == config.steps
             wanted = False
@@ -379,30 +369,16 @@ def _take_step(
     state: TrainingState, module: nn.Module, batch: Batch, config: TrainConfig, rate: float
 ) -> dict[str, Tensor]:
     """Take one optimiser step at a learning rate; the terms of the loss before it."""
-    for group in state.optimiser.param_groups:
-        group["lr"] = rate
+    set_learning_rate(state.optimiser, rate)
     module.train()
     terms: dict[str, Tensor] = module(batch.to(state.learner.vectors.device))
     state.optimiser.zero_grad(set_to_none=True)
     sum_terms(terms, config.weights).backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(state.learner.parameters(), config.max_gradient)
     state.optimiser.step()
-    _move_average(state, config.ema)
+    move_average(state.average.parameters(), state.learner.parameters(), state.step, config.ema)
     state.step += 1
     return terms
-
-
-@torch.no_grad()
-def _move_average(state: TrainingState, decay: float) -> None:
-    """Update the moving average of the weights, with a decay that grows over the first steps.
-
-    ``torch.optim.swa_utils.AveragedModel`` copies the weights at its first update and keeps the
-    decay constant, which would change the averages, and so the shipped weights.
-    """
-    keep = min(decay, (1.0 + state.step) / (10.0 + state.step))
-    averaged: list[Tensor] = list(state.average.parameters())
-    current: list[Tensor] = list(state.learner.parameters())
-    torch._foreach_lerp_(averaged, current, 1.0 - keep)
 
 
 class _Meter:
@@ -465,7 +441,7 @@ class _Meter:
 
 
 def save_checkpoint(path: Path, state: TrainingState, config: TrainConfig) -> None:
-    """Write a checkpoint; the file that it replaces stays until the new one is complete."""
+    """Write the state and the configuration to a checkpoint."""
     content = {
         "config": to_dict(config),
         "step": state.step,
@@ -474,10 +450,7 @@ def save_checkpoint(path: Path, state: TrainingState, config: TrainConfig) -> No
         "optimiser": state.optimiser.state_dict(),
         "vertex": state.vertex,
     }
-    with replaced_file(path) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    write_checkpoint(path, content)
 
 
 def load_checkpoint(path: Path, state: TrainingState, config: TrainConfig) -> None:
@@ -486,10 +459,7 @@ def load_checkpoint(path: Path, state: TrainingState, config: TrainConfig) -> No
     Raises ValueError when it is damaged, belongs to another configuration (except for
     ``RESUMABLE_CHANGES``) or other anchors, or is beyond the configuration's last step.
     """
-    try:
-        content = torch.load(path, map_location=state.learner.vectors.device, weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    content = read_checkpoint(path, state.learner.vectors.device)
     # Fields that the checkpoint lacks had their defaults.
     then, now = (
         {k: v for k, v in to_dict(run).items() if k not in RESUMABLE_CHANGES}

@@ -11,6 +11,7 @@ import numpy as np
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.face.arrays import Array, Bytes, Float, Floats
 from dff.face.geometry.camera import Box
+from dff.face.geometry.transform import rotation_2d
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,7 @@ class Crops:
 
 def row_turns(angle: Floats) -> Floats:
     """(..., 2, 2) matrices that rotate row vectors clockwise on the screen by (...) radians."""
-    c, s = np.cos(angle), np.sin(angle)
-    out = np.empty((*np.shape(angle), 2, 2))
-    out[..., 0, 0], out[..., 0, 1], out[..., 1, 0], out[..., 1, 1] = c, s, -s, c
-    return out
+    return rotation_2d(-angle)
 
 
 def frame_boxes(boxes: Sequence[Box], margin: float, size: int) -> Crops:

@@ -7,15 +7,14 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
+from dff.aligner.draw import PixelColour
 from dff.aligner.fitting.crop import Crops
 from dff.aligner.matching.result import PointMatches
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import STRIDE
 from dff.face.geometry.camera import Box
 
-Colour = tuple[int, int, int]
-
-COLOURS: tuple[Colour, ...] = (
+COLOURS: tuple[PixelColour, ...] = (
     (230, 60, 60),
     (60, 160, 240),
     (250, 200, 40),
@@ -25,7 +24,12 @@ COLOURS: tuple[Colour, ...] = (
 )
 """RGB of the marks, in order of the points, repeated when there are more."""
 
-DENSE_CORNERS: tuple[Colour, ...] = ((255, 40, 60), (255, 220, 0), (30, 60, 255), (0, 210, 120))
+DENSE_CORNERS: tuple[PixelColour, ...] = (
+    (255, 40, 60),
+    (255, 220, 0),
+    (30, 60, 255),
+    (0, 210, 120),
+)
 """RGB at the corners of the second face, where every pixel is matched: rows from the top."""
 
 GAP = 8  # pixels of white between the photos
@@ -153,20 +157,20 @@ def _fixed(px: Floats) -> tuple[int, int]:
     return int(x), int(y)
 
 
-def _dot(picture: Bytes, px: Floats, colour: Colour, *, filled: bool) -> None:
+def _dot(picture: Bytes, px: Floats, colour: PixelColour, *, filled: bool) -> None:
     place, radius = _fixed(px), 7 << SUBPIXEL
     cv2.circle(picture, place, radius, (255, 255, 255), 5, cv2.LINE_AA, SUBPIXEL)
     cv2.circle(picture, place, radius, colour, -1 if filled else 3, cv2.LINE_AA, SUBPIXEL)
 
 
-def _cross(picture: Bytes, px: Floats, colour: Colour) -> None:
+def _cross(picture: Bytes, px: Floats, colour: PixelColour) -> None:
     x, y = (round(float(v)) for v in px)
     for shade, width in (((255, 255, 255), 6), (colour, 3)):
         cv2.line(picture, (x - 8, y - 8), (x + 8, y + 8), shade, width, cv2.LINE_AA)
         cv2.line(picture, (x - 8, y + 8), (x + 8, y - 8), shade, width, cv2.LINE_AA)
 
 
-def _label(picture: Bytes, px: Floats, text: str, colour: Colour) -> None:
+def _label(picture: Bytes, px: Floats, text: str, colour: PixelColour) -> None:
     """Write beside a place, to its left where there is no room to its right."""
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.7
     (width, _), _ = cv2.getTextSize(text, font, size, 2)

@@ -37,6 +37,7 @@ from dff.aligner.service.face_aligner import warm_up
 from dff.aligner.service.front import VARIABLE, FrontConfig, proxy_middleware
 from dff.aligner.service.limits import LIMITS
 from dff.aligner.service.ports import check_free
+from dff.aligner.service.server_config import ONE_REPLICA, ReplicaConfig, ServerConfig
 from dff.aligner.service.weights_watch import WeightsWatch, check_poll
 from dff.face.errors import ClusterError, DffError
 from dff.infra.cluster import connected
@@ -208,75 +209,44 @@ def check_replica_gpus(wanted: float) -> None:
 
 
 @contextmanager
-def serving(
-    weights: Path | str | None = None,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    replicas: int | str = 1,
-    cpus: int = 1,
-    gpus: float = 0,
-    address: str | None = None,
-    front: FrontConfig | None = None,
-    preset: AlignPreset = AlignPreset.balanced,
-    poll: float | None = None,
-    also: Mapping[str, str] | None = None,
-    endpoint_url: str | None = None,
-    access: S3Access = WITH_CREDENTIALS,
-) -> Iterator[str]:
-    """Serve for the length of a ``with`` block, on a local Ray or the cluster at ``address``.
+def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterator[str]:
+    """Serve for the length of a ``with`` block; yields the URL.
 
-    ``replicas``: their number, a range as 2:8 within which Serve adds some on demand, or ``auto``.
-    ``poll``: seconds between questions which version the alias of the ``weights`` names.
-    ``cpus`` and ``gpus``: of each replica. ``endpoint_url`` and ``access``: of an S3 server other
-    than AWS, and as whom it is asked, for weights in a bucket. ``front``: on a local Ray it stands
-    in the proxies; on a cluster in each replica.
+    On a local Ray the front stands in the proxies, on a cluster in each replica.
 
-    Yields the URL. Raises ClusterError when the port is taken or the application can't start, and
-    on a local Ray BadWeights or BadModel as ``dff.aligner.align.load_aligner``.
+    Raises ClusterError when the port is taken or the application can't start, and on a local Ray
+    BadWeights or BadModel as ``dff.aligner.align.load_aligner``.
     """
-    front = front or FrontConfig()
-    path = None if weights is None else _everywhere(weights)
-    if address is None:
-        check_free(host, port)
-        _check_weights(path, endpoint_url, access)
-    config = ServiceConfig(
-        weights=path,
-        endpoint_url=endpoint_url,
-        access=access,
-        replicas=replicas,
-        cpus=cpus,
-        gpus=gpus,
-        front_in_proxies=address is None,
-        origins=front.origins,
-        root_path=front.root_path,
-        key_hashes=front.keys,
-        preset=preset,
-        poll=poll,
-        also={name: _everywhere(weights) for name, weights in (also or {}).items()},
-    )
+    local = scale.address is None
+    config = _configure_deployment(server, scale)
+    if local:
+        check_free(server.host, server.port)
+        _check_weights(config.weights, config.endpoint_url, config.access)
     logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
     env = {
         PROXY_READY: "60",
         PROXY_CALLBACK: f"{proxy_middleware.__module__}:{proxy_middleware.__name__}",
-        VARIABLE: front.to_json(),
+        VARIABLE: server.front.to_json(),
     }
+    fewest, most = config.replicas_range()
     # a private Ray ends anyway; shutting Serve down as well makes its controller complain
-    end = partial(serve.delete, APPLICATION) if address is None else _remove_application
+    end = partial(serve.delete, APPLICATION) if local else _remove_application
     with (
         connected(
-            address,
-            workers=None if address else cpus * config.replicas_range()[1],
-            env=env if address is None else None,
+            scale.address,
+            workers=config.cpus * most if local else None,
+            env=env if local else None,
         ),
         ended_by(end),
     ):
-        if address is None:
-            check_replica_gpus(gpus * config.replicas_range()[0])
+        if local:
+            check_replica_gpus(config.gpus * fewest)
         with _ray_errors_as("the aligner service failed"):
             serve.start(
-                http_options=HTTPOptions(host=host, port=port, request_timeout_s=REQUEST_TIMEOUT),
+                http_options=HTTPOptions(
+                    host=server.host, port=server.port, request_timeout_s=REQUEST_TIMEOUT
+                ),
                 logging_config=logging_config,
             )
             serve.run(
@@ -285,24 +255,32 @@ def serving(
                 route_prefix="/",
                 logging_config=logging_config,
             )
-        yield f"http://{host}:{port}"
+        yield f"http://{server.host}:{server.port}"
+
+
+def _configure_deployment(server: ServerConfig, scale: ReplicaConfig) -> ServiceConfig:
+    """What every replica is told: it may run on another machine."""
+    return ServiceConfig(
+        weights=None if server.weights is None else _everywhere(server.weights),
+        endpoint_url=server.endpoint_url,
+        access=server.access,
+        replicas=scale.replicas,
+        cpus=server.cpus,
+        gpus=scale.gpus,
+        front_in_proxies=scale.address is None,
+        origins=server.front.origins,
+        root_path=server.front.root_path,
+        key_hashes=server.front.keys,
+        preset=server.preset,
+        poll=server.poll,
+        also={name: _everywhere(weights) for name, weights in server.also.items()},
+    )
 
 
 def serve_aligner(
-    weights: Path | str | None = None,
+    server: ServerConfig,
+    scale: ReplicaConfig = ONE_REPLICA,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    replicas: int | str = 1,
-    cpus: int = 1,
-    gpus: float = 0,
-    address: str | None = None,
-    front: FrontConfig | None = None,
-    preset: AlignPreset = AlignPreset.balanced,
-    poll: float | None = None,
-    also: Mapping[str, str] | None = None,
-    endpoint_url: str | None = None,
-    access: S3Access = WITH_CREDENTIALS,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; ``on_ready`` is called with the URL.
@@ -310,21 +288,7 @@ def serve_aligner(
     Raises as ``serving``.
     """
     stop = threading.Event()
-    with serving(
-        weights,
-        host=host,
-        port=port,
-        replicas=replicas,
-        cpus=cpus,
-        gpus=gpus,
-        address=address,
-        front=front,
-        preset=preset,
-        poll=poll,
-        also=also,
-        endpoint_url=endpoint_url,
-        access=access,
-    ) as url:
+    with serving(server, scale) as url:
         before = {
             which: signal.signal(which, lambda *_: stop.set())
             for which in (signal.SIGINT, signal.SIGTERM)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 import uvicorn
 from fastapi import FastAPI
 
-from dff.aligner.preset import AlignPreset
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import warm_up
 from dff.aligner.service.front import FrontConfig, print_access_log
 from dff.aligner.service.http_parser import TimedH11Protocol
 from dff.aligner.service.ports import check_free
+from dff.aligner.service.server_config import ServerConfig
 from dff.aligner.service.weights_watch import WeightsWatch, check_poll
-from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
@@ -29,23 +28,9 @@ DRAIN = 60.0  # seconds that requests in flight have to end; as long as Ray Serv
 
 
 def serve_aligner_with_uvicorn(
-    weights: Path | str | None = None,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    front: FrontConfig | None = None,
-    threads: int = 1,
-    preset: AlignPreset = AlignPreset.balanced,
-    endpoint_url: str | None = None,
-    access: S3Access = WITH_CREDENTIALS,
-    poll: float | None = None,
-    also: Mapping[str, str] | None = None,
-    on_ready: Callable[[str], None] = lambda url: None,
+    config: ServerConfig, *, on_ready: Callable[[str], None] = lambda url: None
 ) -> None:
     """Serve from this process until SIGINT or SIGTERM; ``on_ready`` is called with the URL.
-
-    ``threads``: cores that the aligner uses. ``poll``: seconds between questions which version the
-    alias of the ``weights`` names. ``also``: other weights by name, side by side.
 
     Raises ClusterError when the port is taken, BadWeights or BadModel as
     ``dff.aligner.align.load_aligner``.
@@ -53,26 +38,29 @@ def serve_aligner_with_uvicorn(
     from dff.aligner.align import load_aligner
     from dff.aligner.service.threads import use_threads
 
-    check_free(host, port)
-    use_threads(threads)
+    check_free(config.host, config.port)
+    use_threads(config.cpus)
     print_access_log()
-    front = front or FrontConfig()
-    check_poll(weights, poll)
+    check_poll(config.weights, config.poll)
 
-    def load(path: Path | str | None = weights) -> Aligner:
-        aligner = load_aligner(path, preset=preset, endpoint_url=endpoint_url, access=access)
-        return aligner.with_quick_search()
+    def load(path: Path | str | None = config.weights) -> Aligner:
+        return load_aligner(
+            path, preset=config.preset, endpoint_url=config.endpoint_url, access=config.access
+        ).with_quick_search()
 
     def load_warm() -> Aligner:
         aligner = load()
         warm_up(aligner)
         return aligner
 
-    watch = None if poll is None else WeightsWatch(str(weights), load_warm, poll)
-    others = {name: load(path) for name, path in (also or {}).items()}
-    app = create_app(load(), front=front, watch=watch, also=others)
-    server = make_server(app, host, port, front)
-    threading.Thread(target=_announce, args=(server, host, port, on_ready), daemon=True).start()
+    watch = None
+    if config.poll is not None:
+        watch = WeightsWatch(str(config.weights), load_warm, config.poll)
+    others = {name: load(path) for name, path in config.also.items()}
+    app = create_app(load(), front=config.front, watch=watch, also=others)
+    server = make_server(app, config.host, config.port, config.front)
+    announced = (server, config.host, config.port, on_ready)
+    threading.Thread(target=_announce, args=announced, daemon=True).start()
     server.run()
 
 

@@ -102,10 +102,23 @@ def serve(
     with require_extra("serve"):
         from dff.aligner.service.front import FrontConfig
         from dff.aligner.service.keys import read_keys
+        from dff.aligner.service.server_config import ReplicaConfig, ServerConfig
     from dff.infra.storage import S3Access
 
-    access = S3Access(anonymous, request_payer)
-    front = FrontConfig(origins=tuple(origin or ()), root_path=root_path, keys=read_keys(api_keys))
+    server = ServerConfig(
+        weights=weights,
+        also=parse_named(also or []),
+        preset=preset,
+        poll=poll,
+        endpoint_url=endpoint_url,
+        access=S3Access(anonymous, request_payer),
+        host=host,
+        port=port,
+        front=FrontConfig(
+            origins=tuple(origin or ()), root_path=root_path, keys=read_keys(api_keys)
+        ),
+        cpus=cpus,
+    )
 
     def tell(url: str) -> None:
         typer.echo(f"serving at {url}/ (stop with Ctrl-C)")
@@ -115,40 +128,13 @@ def serve(
 
         if replicas != "1" or address or gpus:
             raise typer.BadParameter("--replicas, --gpus and --address need Ray")
-        serve_aligner_with_uvicorn(
-            weights,
-            host=host,
-            port=port,
-            front=front,
-            threads=cpus,
-            preset=preset,
-            endpoint_url=endpoint_url,
-            access=access,
-            poll=poll,
-            also=parse_named(also or []),
-            on_ready=tell,
-        )
+        serve_aligner_with_uvicorn(server, on_ready=tell)
         return
     from dff.aligner.service.ray_serve import serve_aligner
     from dff.infra.crash_report import SERVICE_GONE, reported_crashes
 
     with reported_crashes(SERVICE_GONE):
-        serve_aligner(
-            weights,
-            host=host,
-            port=port,
-            replicas=replicas,
-            cpus=cpus,
-            gpus=gpus,
-            address=address,
-            front=front,
-            preset=preset,
-            endpoint_url=endpoint_url,
-            access=access,
-            poll=poll,
-            also=parse_named(also or []),
-            on_ready=tell,
-        )
+        serve_aligner(server, ReplicaConfig(replicas, gpus, address), on_ready=tell)
 
 
 def parse_named(texts: list[str]) -> dict[str, str]:

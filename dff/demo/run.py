@@ -21,6 +21,7 @@ from PIL import Image
 from dff.aligner.align import load_aligner
 from dff.aligner.draw import draw
 from dff.aligner.service.ray_serve import serving
+from dff.aligner.service.server_config import ServerConfig
 from dff.demo import sections
 from dff.demo.errors import DemoError
 from dff.demo.photograph import LICENCE, write_photograph
@@ -123,7 +124,8 @@ def _run_steps(out: Path, *, identities: int, views: int, steps: int, clock: Clo
                 storage=out / "runs",
                 progress=True,
             )
-        with clock.step("serving and aligning"), serving(weights, port=PORT) as url:
+        served = ServerConfig(weights=weights, port=PORT)
+        with clock.step("serving and aligning"), serving(served) as url:
             answer = request_alignment(url, photograph)
     return Outcome(photograph, recovery, dataset, weights, start, dict(trained.dev), answer)
 

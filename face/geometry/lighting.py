@@ -7,6 +7,8 @@ morphable-model fitting: ``colour = albedo * (basis(normal) @ light)``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from dff.face.arrays import Floats
@@ -45,6 +47,20 @@ def basis_gradient(normals: Floats) -> Floats:
     out[..., 7, 0], out[..., 7, 2] = C2 * z, C2 * x
     out[..., 8, 0], out[..., 8, 1] = 2.0 * C4 * x, -2.0 * C4 * y
     return out
+
+
+def facing_normals(azimuths: Sequence[float], elevations: Sequence[float]) -> Floats:
+    """(N, 3) unit normals in ``cam`` that face the camera, turned by angles in radians.
+
+    ``azimuths``: to the right of the image; ``elevations``: down. Each with each, azimuths first.
+    """
+    return np.array(
+        [
+            [np.sin(a) * np.cos(e), np.sin(e), -np.cos(a) * np.cos(e)]
+            for a in azimuths
+            for e in elevations
+        ]
+    )
 
 
 def ambient(level: float = 1.0) -> Floats:

@@ -29,12 +29,8 @@ COLUMNS = (
 
 LEAST_SKIN = 50  # px from which a skin tone is measured
 _FACING = lighting.basis(
-    np.array(
-        [
-            [np.sin(a) * np.cos(e), np.sin(e), -np.cos(a) * np.cos(e)]
-            for a in np.deg2rad([-60, -30, 0, 30, 60])
-            for e in np.deg2rad([-40, -20, 0, 20, 40])
-        ]
+    lighting.facing_normals(
+        np.deg2rad([-60, -30, 0, 30, 60]).tolist(), np.deg2rad([-40, -20, 0, 20, 40]).tolist()
     )
 )  # of normals that a frontal camera sees
 

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from dff.face.arrays import Bytes, Floats
+from dff.face.geometry.transform import rotation_2d
 
 KINDS = ("gradient", "clouds", "shapes", "texture", "surroundings")
 PATTERNS = KINDS[:4]
@@ -186,9 +187,7 @@ def _transform_surroundings(
     scale = size[0] / h * float(rng.uniform(*config.zoom))
     angle = np.deg2rad(rng.normal(0.0, config.rotation_sd))
     flip = -1.0 if rng.random() < 0.5 else 1.0
-    turn = scale * np.array(
-        [[flip * np.cos(angle), -np.sin(angle)], [flip * np.sin(angle), np.cos(angle)]]
-    )
+    turn = scale * (rotation_2d(angle) * [flip, 1.0])
     shift = (
         np.array(size[::-1]) / 2.0
         + rng.normal(0.0, config.shift_sd, 2) * size[0]

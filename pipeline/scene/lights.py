@@ -46,13 +46,7 @@ LIGHT = LightConfig()
 # Ramamoorthi and Hanrahan 2001: the clamped cosine in spherical harmonics of order 0, 1, 2.
 _COSINE = np.array([np.pi] + [2.0 * np.pi / 3.0] * 3 + [np.pi / 4.0] * 5)
 
-_FACING = np.array(
-    [
-        [np.sin(a) * np.cos(e), np.sin(e), -np.cos(a) * np.cos(e)]
-        for a in np.linspace(-1.2, 1.2, 9)
-        for e in (-0.6, 0, 0.6)
-    ]
-)
+_FACING = lighting.facing_normals(np.linspace(-1.2, 1.2, 9).tolist(), (-0.6, 0.0, 0.6))
 """Normals that face the camera."""
 
 _FRONTAL = len(_FACING) // 2  # the normal straight towards the camera

@@ -34,7 +34,6 @@ from dff.trainer.train import (
     extract_anchors,
     initialise_state,
     is_shallower,
-    learning_rate,
     load_checkpoint,
     load_dataset_model,
     run_training,
@@ -517,12 +516,3 @@ def test_a_dataset_of_another_model_is_refused(
     with pytest.raises(BadDataset, match="shows the model 'open-head', not"):
         train(dataset, tmp_path / "w", config=TINY, model=toy_model)
     assert not (tmp_path / "w").exists()
-
-
-def test_the_learning_rate_rises_and_falls() -> None:
-    rates = [learning_rate(step, peak=2.0, final=0.01, warmup=10, steps=110) for step in range(111)]
-    assert rates[0] == pytest.approx(0.2)
-    assert rates[9] == rates[10] == pytest.approx(2.0)
-    assert rates[60] == pytest.approx(0.01 * 2 + 0.99 * 2 * 0.5)
-    assert rates[110] == pytest.approx(0.02)
-    assert rates[10:] == sorted(rates[10:], reverse=True)

@@ -64,7 +64,7 @@ def compose_layers(
     image = make_background(views[-1], surface, size, rng=rng, config=mosaic)
     if rng.random() < mosaic.joined_probability:
         other = make_background(views[0], surface, size, rng=rng, config=mosaic)
-        image = _join_along_line(image, other, mosaic, rng)
+        image = join_along_line(image, other, mosaic, rng=rng)
     shown = [] if rng.random() < mosaic.empty_probability else list(views[: mosaic.most_faces])
     triangle = np.full((size // STRIDE) ** 2, len(surface.faces), dtype=np.int64)
     layer = np.full(len(triangle), -1)
@@ -153,10 +153,10 @@ def _smooth_noise(size: int, config: MosaicConfig, rng: np.random.Generator) -> 
     return np.clip(colour + noise, 0.0, 255.0).astype(np.uint8)
 
 
-def _join_along_line(
-    image: Bytes, other: Bytes, config: MosaicConfig, rng: np.random.Generator
+def join_along_line(
+    image: Bytes, other: Bytes, config: MosaicConfig, *, rng: np.random.Generator
 ) -> Bytes:
-    """``image`` on one side of a random line, ``other`` on the other."""
+    """``image`` on one side of a random line, ``other`` on the other, both (size, size, 3)."""
     size = image.shape[0]
     angle = rng.uniform(0.0, 2.0 * np.pi)
     offset = rng.uniform(-config.join_offset, config.join_offset) * size

@@ -18,7 +18,7 @@ from dff.face.model.landmarks import MIRROR
 from dff.trainer.data import kernels
 from dff.trainer.data.augment import augment_photometric, occlude
 from dff.trainer.data.crops import TrainingSurface, paint_over_face
-from dff.trainer.data.mosaic import make_background
+from dff.trainer.data.mosaic import join_along_line, make_background
 from dff.trainer.data.views import StoredView
 from dff.trainer.detection.config import DetectionSceneConfig
 
@@ -108,10 +108,7 @@ def _draw_background(
     )
     if rng.random() >= config.mosaic.joined_probability:
         return first.copy()
-    angle, along = rng.uniform(0.0, 2.0 * np.pi), np.arange(config.size) - config.size / 2
-    offset = rng.uniform(-1.0, 1.0) * config.mosaic.join_offset * config.size
-    side = along[None] * np.cos(angle) + along[:, None] * np.sin(angle) > offset
-    return np.where(side[..., None], second, first)
+    return join_along_line(first, second, config.mosaic, rng=rng)
 
 
 def _draw_sizes(count: int, config: DetectionSceneConfig, rng: np.random.Generator) -> Floats:

@@ -7,12 +7,10 @@ step, so a run resumed from its checkpoint ends as one without interruption.
 from __future__ import annotations
 
 import copy
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -25,14 +23,20 @@ from dff.face.errors import BadDataset, Diverged
 from dff.face.model.morphable import MorphableModel
 from dff.infra.dataset import Dataset
 from dff.infra.detector_file import load_detector, save_detector
-from dff.infra.files import replaced_file
 from dff.trainer.data.crops import TrainingSurface, build_training_surface
 from dff.trainer.data.shard_cache import CacheConfig
 from dff.trainer.data.views import StoredView, ViewStore, open_views
 from dff.trainer.detection.config import DetectorTrainConfig, describe_run
 from dff.trainer.detection.scenes import DetectionScene, compose_scene, photograph
 from dff.trainer.detection.targets import build_targets, detection_loss
-from dff.trainer.train import learning_rate, load_common_model
+from dff.trainer.optimisation import (
+    compute_learning_rate,
+    move_average,
+    read_checkpoint,
+    set_learning_rate,
+    write_checkpoint,
+)
+from dff.trainer.train import load_common_model
 
 CHECKPOINT = "detector.pt"
 # second words of the seeds of the order of views, of dev scenes and of camera effects
@@ -211,15 +215,7 @@ def _take_step(
         name: torch.from_numpy(np.stack([getattr(one, name) for one in built]))
         for name in ("heat", "counted", "answer", "weight")
     }
-    rate = learning_rate(
-        state.step,
-        peak=config.learning_rate,
-        final=config.final_rate,
-        warmup=config.warmup,
-        steps=config.steps,
-    )
-    for group in state.optimiser.param_groups:
-        group["lr"] = rate
+    set_learning_rate(state.optimiser, compute_learning_rate(state.step, config))
     state.net.train()
     terms = detection_loss(state.net(_stack([scene.image for scene in scenes])), targets)
     weights = {"centre": 1.0, "box": config.box_weight, "rotation": config.rotation_weight}
@@ -228,11 +224,7 @@ def _take_step(
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(state.net.parameters(), config.max_gradient)
     state.optimiser.step()
-    keep = min(config.ema, (1.0 + state.step) / (10.0 + state.step))
-    with torch.no_grad():
-        torch._foreach_lerp_(
-            list(state.average.parameters()), list(state.net.parameters()), 1.0 - keep
-        )
+    move_average(state.average.parameters(), state.net.parameters(), state.step, config.ema)
     state.step += 1
     return {name: float(value.detach()) for name, value in terms.items()}
 
@@ -290,7 +282,7 @@ def _overlaps(a: Floats, b: Floats) -> Floats:
 
 
 def save_detector_checkpoint(path: Path, state: DetectorState, config: DetectorTrainConfig) -> None:
-    """Write a checkpoint; the file that it replaces stays until the new one is complete."""
+    """Write the state and the settings to a checkpoint."""
     content = {
         "run": describe_run(config),
         "step": state.step,
@@ -298,10 +290,7 @@ def save_detector_checkpoint(path: Path, state: DetectorState, config: DetectorT
         "average": state.average.state_dict(),
         "optimiser": state.optimiser.state_dict(),
     }
-    with replaced_file(path) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    write_checkpoint(path, content)
 
 
 def load_detector_checkpoint(path: Path, state: DetectorState, config: DetectorTrainConfig) -> None:
@@ -309,10 +298,7 @@ def load_detector_checkpoint(path: Path, state: DetectorState, config: DetectorT
 
     Raises ValueError when it is damaged or belongs to other settings.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    content = read_checkpoint(path)
     then, now = content["run"], describe_run(config)
     changed = sorted(name for name in then | now if then.get(name) != now.get(name))
     if changed:

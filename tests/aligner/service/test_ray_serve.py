@@ -25,6 +25,7 @@ from dff.aligner.service.ray_serve import (
     parse_replicas,
     serving,
 )
+from dff.aligner.service.server_config import ServerConfig
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights, ClusterError
 from dff.face.model.morphable import MorphableModel
@@ -111,7 +112,8 @@ def test_a_taken_port_is_reported_at_once() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ClusterError, match=f"127.0.0.1:{port}"), serving(port=port):
+        server = ServerConfig(port=port)
+        with pytest.raises(ClusterError, match=f"127.0.0.1:{port}"), serving(server):
             pass
 
 
@@ -124,7 +126,7 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_weights_are_reported_before_anything_starts(tmp_path: Path, unreadable: None) -> None:
     with (
         pytest.raises(BadWeights, match=r"none\.safetensors"),
-        serving(tmp_path / "none.safetensors", port=free_port()),
+        serving(ServerConfig(tmp_path / "none.safetensors", port=free_port())),
     ):
         pass
 
@@ -157,7 +159,7 @@ def test_names_are_kept_and_paths_become_absolute(
     assert weights.everywhere("mine.safetensors") == str(tmp_path / "mine.safetensors")
     with (
         pytest.raises(BadWeights, match="models:/none@here"),
-        serving("models:/none@here", port=free_port()),
+        serving(ServerConfig("models:/none@here", port=free_port())),
     ):
         pass
 
@@ -187,7 +189,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, open_head: MorphableModel)
     }
     path = Path(tmp_path_factory.mktemp("weights")) / "untrained.safetensors"
     weights.save(path, net, anchors, card)
-    with serving(path, port=free_port(), front=FRONT) as url:
+    with serving(ServerConfig(path, port=free_port(), front=FRONT)) as url:
         yield url
 
 

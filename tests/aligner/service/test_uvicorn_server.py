@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from dff.aligner.service.app import create_app
+from dff.aligner.service.server_config import ServerConfig
 from dff.aligner.service.uvicorn_server import serve_aligner_with_uvicorn, serving_with_uvicorn
 from dff.face.errors import ClusterError
 from dff.face.model.morphable import MorphableModel
@@ -36,4 +37,4 @@ def test_a_taken_port_is_reported_at_once() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ClusterError, match=f"127.0.0.1:{port}"):
-            serve_aligner_with_uvicorn(port=port)
+            serve_aligner_with_uvicorn(ServerConfig(port=port))

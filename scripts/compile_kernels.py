@@ -1,0 +1,71 @@
+"""Compile the numerical kernels once: numba keeps them beside the sources.
+
+Otherwise each process that needs a kernel first compiles it: the first alignment takes some 20 s,
+and the tests, which start many processes, compile each of them several times. Run by ``make setup``.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def align_photos() -> None:
+    """Kernels of the aligner: photos, several photos of a person, textures, matches, tracks."""
+    import dff
+    from dff.aligner.texture import texture_face
+    from dff.aligner.video import Tracker
+    from dff.demo.photograph import write_photograph
+
+    with tempfile.TemporaryDirectory() as folder:
+        photo = write_photograph(Path(folder) / "photos")
+    aligner = dff.load_aligner()
+    (face,) = aligner.align(photo)
+    texture_face(face, aligner.model, photo)
+    aligner.align_person([photo, photo[:, ::-1].copy()])
+    dff.Matcher(aligner).match(photo, [(240.0, 130.0)], photo)
+    tracker = Tracker(aligner)
+    for time in (0.0, 0.04):
+        tracker.step(photo, time)
+
+
+def make_and_learn() -> None:
+    """Kernels of the synthesis and of the training."""
+    import dff
+    from dff.demo.photograph import LICENCE, write_photograph
+    from dff.face.descriptor import NetConfig
+    from dff.infra.dataset import open_dataset
+    from dff.trainer.config import TrainConfig
+    from dff.trainer.train import train
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_photograph(folder / "photos")
+        made = {"views": 4, "identities": 2, "size": 96, "photo_terms": LICENCE}
+        dff.synthesize(str(folder / "photos"), str(folder / "data"), **made, profile_share=0.5)
+        small = TrainConfig(
+            steps=1, batch=4, views=2, size=64, anchors=100, loaders=0,
+            net=NetConfig(dims=8, widths=(8, 16), depths=(1, 1)),
+        )  # fmt: skip
+        train(open_dataset(str(ROOT / "samples/views-200")), folder / "w.safetensors", config=small)
+
+
+def main() -> None:
+    """Run the parts at the same time: their kernels differ."""
+    parts: tuple[Callable[[], None], ...] = (align_photos, make_and_learn)
+    running = [multiprocessing.get_context("spawn").Process(target=part) for part in parts]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+    if any(process.exitcode for process in running):
+        warnings.warn("not all kernels are compiled: it is done when they are needed", stacklevel=1)
+
+
+if __name__ == "__main__":
+    main()
