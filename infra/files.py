@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from dff.face.errors import StorageError
@@ -51,16 +52,58 @@ def _check_local(path: Path | str) -> Path:
     return Path(path)
 
 
+def write_file(path: Path | str, data: bytes) -> None:
+    """Write a whole file, and its folder when it is missing. Raises StorageError with the path."""
+    with storage_errors(path), replaced_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def append_file(path: Path, data: bytes) -> None:
+    """Add to a file, or begin it, all of ``data`` or nothing. Raises StorageError with the path."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            append_whole(file, data)
+
+
+def append_whole(file: FileIO, data: bytes) -> None:
+    """Add all of ``data`` to the end of an unbuffered file, or nothing. Raises OSError."""
+    before = os.fstat(file.fileno()).st_size
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError:
+        if file.seekable():
+            file.truncate(before)
+        raise
+
+
+@contextmanager
+def storage_errors(path: Path | str) -> Iterator[None]:
+    """Errors of the operating system in writing ``path`` as StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"can't write {path}: {error.strerror or error}") from error
+
+
 @contextmanager
 def replaced_file(path: Path | str) -> Iterator[Path]:
     """A path beside ``path`` to write to; it takes the name when the block ends, in one step.
 
-    What was at ``path`` stays until then, and for good when the block raises. Makes the folder.
-    Raises StorageError for an address, and OSError with the path for a full disk.
+    What was at ``path`` stays until then, and for good when the block raises. Makes the folder. A
+    link is followed. What is no file, such as ``/dev/stdout``, is written to directly. Raises
+    StorageError for an address, and OSError with the path for a full disk.
     """
     path = _check_local(path)
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    if path.is_symlink():
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

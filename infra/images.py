@@ -238,7 +238,7 @@ def _open(data: bytes, limits: ImageLimits) -> tuple[ImageFile, Exif]:
 
 def _too_many_pixels(what: str, limits: ImageLimits) -> BadImage:
     return BadImage(
-        "too-many-pixels", f"{what}: an image may have {limits.pixels / 1e6:.0f} megapixels"
+        "too-many-pixels", f"{what}: an image may have at most {limits.pixels / 1e6:.0f} megapixels"
     )
 
 

@@ -14,6 +14,14 @@ def printable(text: object) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text))
 
 
+def counted(number: int, thing: str, things: str | None = None) -> str:
+    """``number`` and a noun, in its plural unless there is one: "1 face", "2 faces".
+
+    ``things``: the plural, if it is not ``thing`` and an s.
+    """
+    return f"{number} {thing if number == 1 else things or f'{thing}s'}"
+
+
 def escape_unprintable_output() -> None:
     """Let standard output and error escape the characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):

@@ -15,7 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dff.face.errors import BadFit, BadLandmarks, BadPhoto, NotFound, UnreadableObject
+from dff.face.errors import (
+    BadFit,
+    BadLandmarks,
+    BadPhoto,
+    BudgetExceeded,
+    NotFound,
+    UnreadableObject,
+)
 from dff.face.extras import require_extra
 from dff.face.io.assets import digest, load_albedo, load_model
 from dff.face.model.morphable import MorphableModel
@@ -25,6 +32,7 @@ from dff.infra.dataset import MANIFEST, Manifest
 from dff.infra.dataset_card import write_cards
 from dff.infra.image_listing import IMAGE_SUFFIXES, describe_passed_over
 from dff.infra.near_duplicates import describe_near_duplicates
+from dff.infra.printing import counted
 from dff.infra.shards import ViewRow, make_sample_id
 from dff.infra.storage import WITH_CREDENTIALS, LocalStorage, S3Access, Storage, open_storage
 from dff.pipeline.job import run as job
@@ -308,14 +316,15 @@ class Estimate:
         """For people."""
         minutes = self.seconds / max(workers, 1) / 60
         lines = [
-            f"{self.photos} photos and {self.identities} sampled identities in "
-            f"{self.shards} shards",
-            f"{self.rows} views, about {self.bytes / 1e6:.0f} MB",
-            f"about {minutes:.1f} minutes with {max(workers, 1)} workers",
+            f"{counted(self.photos, 'photo')} and "
+            f"{counted(self.identities, 'sampled identity', 'sampled identities')} in "
+            f"{counted(self.shards, 'shard')}",
+            f"{counted(self.rows, 'view')}, about {self.bytes / 1e6:.0f} MB",
+            f"about {minutes:.1f} minutes with {counted(max(workers, 1), 'worker')}",
         ]
         if self.unlabelled:
             lines.append(
-                f"{self.unlabelled} of the photos have no landmarks beside them and will fail: "
+                f"photos without landmarks beside them, which will fail: {self.unlabelled}; "
                 "`dff label` makes some"
             )
         if self.near_duplicates:
@@ -323,6 +332,16 @@ class Estimate:
                 f"{describe_near_duplicates(self.near_duplicates)}; each group is in one split"
             )
         return lines
+
+
+def check_labels(expected: Estimate, plan: Plan, budget: float) -> None:
+    """Raise BudgetExceeded where photos without landmarks alone exceed the failure ``budget``."""
+    if expected.unlabelled > budget * plan.subjects:
+        raise BudgetExceeded(
+            f"{expected.unlabelled} of {counted(plan.subjects, 'input')} lack landmarks, more than "
+            f"the budget of {budget:.0%}: label the photos first (`dff label`), or raise "
+            "--failure-budget"
+        )
 
 
 def estimate_cost(plan: Plan, near_duplicates: tuple[tuple[str, ...], ...] = ()) -> Estimate:
@@ -389,7 +408,8 @@ def synthesize(
     One worker and no ``address`` run in this process, anything else on Ray: the cluster at
     ``address``, or a private local one of ``workers`` CPUs. The bytes are the same. ``watch`` gets
     the plan and its cost before the work begins. Raises BadPhoto for a place without photos;
-    ValueError, BadDataset, BudgetExceeded, StorageError, ClusterError.
+    BudgetExceeded, before the work where too many photos have no landmarks; ValueError, BadDataset,
+    StorageError, ClusterError.
     """
     options = Options(
         views=views,
@@ -415,6 +435,8 @@ def synthesize(
     watch(plan, expected)
     if dry_run:
         return Summary(target.uri, plan, expected, None)
+    if not target.exists(MANIFEST):
+        check_labels(expected, plan, config.budget)
     work = WorkSpec.create(
         ROW_MAKER,
         photos=None if photos is None else _make_absolute(photos),

@@ -166,7 +166,7 @@ def train_on_ray(
             use_gpu=gpu,
             resources_per_worker={"CPU": shape.cpus, **({"GPU": shape.gpus} if gpu else {})},
         )
-        bar = tqdm(total=config.steps, unit="step") if progress else nullcontext()
+        bar = tqdm(total=config.steps, unit=" steps") if progress else nullcontext()
         with connected(address, workers=int(count.most * shape.cpus)):
             wait_for_room(shape, count.least)
             if filesystem is None:

@@ -80,7 +80,9 @@ def parse_boxes_of_each(
     Raises Problem ``too-many-images`` or ``bad-boxes``.
     """
     if photos > limits.photos:
-        raise Problem("too-many-images", f"{photos} images; a request may have {limits.photos}")
+        raise Problem(
+            "too-many-images", f"{photos} images; a request may have at most {limits.photos}"
+        )
     boxes = None if text is None else parse_boxes(form, text)
     if boxes is None:
         return [None] * photos
@@ -105,4 +107,4 @@ def to_boxes(corners: Sequence[BoxCorners], pixels: Bytes) -> list[Box]:
 def check_count(boxes: int, limits: Limits) -> None:
     """Raises Problem ``bad-boxes`` for more boxes than a request may have."""
     if boxes > limits.boxes:
-        raise Problem("bad-boxes", f"{boxes} boxes; a request may have {limits.boxes}")
+        raise Problem("bad-boxes", f"{boxes} boxes; a request may have at most {limits.boxes}")

@@ -131,6 +131,10 @@ def align(
 
     Pixels count from the image's upper left corner; the first pixel's centre is (0.5, 0.5).
 
+    Images that can't be read, and boxes outside of them, are refused by name, and the others are
+    aligned. Exit status: 0 if every image was answered, 1 if one was refused or the command
+    failed, 2 for wrong options. An image without a face is answered, and named.
+
     [dim]Examples:[/dim]
 
     dff align photo.jpg --draw drawn.png --mesh face.glb
@@ -276,10 +280,12 @@ def _align_person(
         check_suffix(mesh, MESHES)
     given = _read_boxes(boxes, files)
     aligner = load()
-    person, lines = align_person_files(aligner, files, boxes=given, mesh=mesh)
+    person, lines, unread = align_person_files(aligner, files, boxes=given, mesh=mesh)
     typer.echo("\n".join(map(printable, lines)))
     if json_out:
         write_json(json_out, person.to_json(unique_names(files)))
+    if unread:
+        raise typer.Exit(1)
 
 
 def _align_images(
@@ -300,7 +306,7 @@ def _align_images(
 ) -> None:
     """``server``: address and API key; ``crops``: folder and pixels.
 
-    Exits with status 1 when no image could be read.
+    Exits with status 1 when an image was refused.
     """
     from tqdm import tqdm
 
@@ -310,14 +316,16 @@ def _align_images(
         DRAWINGS,
         PICTURES,
         AlignmentWriter,
+        Outcome,
         align_files,
         align_files_on_server,
         is_json_lines,
         read_finished,
     )
     from dff.files.images import unique_names
-    from dff.files.outputs import assign_outputs, write_file
-    from dff.infra.printing import printable
+    from dff.files.outputs import assign_outputs
+    from dff.infra.files import write_file
+    from dff.infra.printing import counted, printable
 
     names = dict(zip(files, unique_names(files), strict=True))
     drawings = assign_outputs(draw, files, DRAWINGS) if draw else {}
@@ -355,28 +363,33 @@ def _align_images(
     )
     if not resume:
         writer.begin()
-    faces = failed = 0
+    outcome = Outcome()
     for result in results:
-        faces, failed = faces + len(result.faces), failed + bool(result.error)
+        outcome.add(result)
         writer.write(result)
         if result.error:
             tqdm.write(printable(f"{result.path}: {result.error}"), file=sys.stderr)
         elif not (json_out or table):
             tqdm.write("\n".join(map(printable, result.lines())))
+        elif not result.faces:
+            tqdm.write(printable(result.lines()[0]), file=sys.stderr)
         if result.warning:
             tqdm.write(printable(f"{result.path}: {result.warning}"), file=sys.stderr)
     writer.finish()
-    if json_out:
-        kept = f"; {len(files) - len(todo)} images were there already" if resume else ""
-        typer.echo(f"{faces} faces of {len(todo)} images in {json_out}{kept}")
-    if todo and failed == len(todo):
+    places = [place for place in (json_out, table) if place]
+    if places:
+        kept = f"; {counted(len(files) - len(todo), 'image')} there already" if resume else ""
+        typer.echo(printable(f"{outcome.describe(places)}{kept}"))
+    elif outcome.refused and len(files) > 1:
+        typer.echo(outcome.describe(), err=True)
+    if outcome.refused:
         raise typer.Exit(1)
 
 
 def _read_boxes(file: Path | None, images: list[Path]) -> Mapping[Path, Sequence[Box]]:
     """The boxes of ``--boxes`` by image; names that match none are told."""
     from dff.files.alignments import assign_boxes, read_boxes
-    from dff.infra.printing import printable
+    from dff.infra.printing import counted, printable
 
     if file is None:
         return {}
@@ -384,7 +397,8 @@ def _read_boxes(file: Path | None, images: list[Path]) -> Mapping[Path, Sequence
     if unmatched:
         typer.secho(
             printable(
-                f"{file}: {len(unmatched)} names match none of the {len(images)} images: "
+                f"{file}: {counted(len(unmatched), 'name')} without an image among "
+                f"{counted(len(images), 'image')}: "
                 f"{', '.join(unmatched[:5])}{' and others' if len(unmatched) > 5 else ''}"
             ),
             fg=typer.colors.YELLOW,

@@ -28,7 +28,7 @@ from dff.commands.train import train
 from dff.commands.train_cascade import train_cascade
 from dff.commands.train_detector import train_detector
 from dff.face.errors import DffError
-from dff.infra.printing import escape_unprintable_output
+from dff.infra.printing import escape_unprintable_output, printable
 from dff.infra.redaction import HidingFormatter, hide_secrets
 
 app = typer.Typer(
@@ -92,6 +92,25 @@ def main() -> None:
         handler.setFormatter(HidingFormatter("%(levelname)s %(name)s: %(message)s"))
     try:
         app(prog_name="dff")
-    except (DffError, ValueError, OSError) as error:
-        typer.secho(hide_secrets(f"dff: {type(error).__name__}: {error}"), fg="red", err=True)
+    except (DffError, ValueError, OSError, MemoryError) as error:
+        typer.secho(hide_secrets(f"dff: {describe_error(error)}"), fg="red", err=True)
         raise SystemExit(1) from None
+
+
+def describe_error(error: Exception) -> str:
+    """An expected error in words, on one line.
+
+    Errors of ours say of what kind they are, as the guide names them; a ValueError is a mistake in
+    what was asked for, and an OSError names its file.
+    """
+    match error:
+        case DffError():
+            text = f"{type(error).__name__}: {error}"
+        case MemoryError():
+            text = f"not enough memory: {error}" if str(error) else "not enough memory"
+        case OSError() if error.strerror:
+            names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+            text = ": ".join([" and ".join(names), error.strerror] if names else [error.strerror])
+        case _:
+            text = str(error) or type(error).__name__
+    return printable(" ".join(line.strip() for line in text.splitlines() if line.strip()))

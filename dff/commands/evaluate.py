@@ -142,7 +142,8 @@ def evaluate(
         return
     with require_extra("train"):
         from dff.aligner.evaluation.benchmarks import Disturbance, curve_picture, worst_picture
-        from dff.files.outputs import write_file, write_json
+        from dff.files.outputs import write_json
+        from dff.infra.files import write_file
 
     aligner = load_aligner_for(weights, method, cascade, preset, endpoint_url, access)
     if without_offsets:
@@ -280,7 +281,7 @@ def _evaluate_matching(
 ) -> None:
     with require_extra("train"):
         from dff.files.matching import draw_matched_pairs, encode_matching, evaluate_matching
-        from dff.files.outputs import write_file
+        from dff.infra.files import write_file
 
     report, examples = evaluate_matching(
         source,

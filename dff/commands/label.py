@@ -36,6 +36,9 @@ def label(
     have a .pts or .mat file are left alone, so running the command again completes a stopped one.
     Near-duplicates among the photos are reported at the end.
 
+    Exit status: 0 if every photo was answered, also that it shows no sure face; 1 if one could not
+    be read or the command failed; 2 for wrong options.
+
     [dim]Examples:[/dim]
 
     dff label photos/
@@ -48,34 +51,39 @@ def label(
     from dff.aligner.align import load_aligner
     from dff.files.labels import find_duplicate_photos, label_photos
     from dff.infra.near_duplicates import describe_near_duplicates
-    from dff.infra.printing import printable
+    from dff.infra.printing import counted, printable
     from dff.infra.storage import S3Access, open_storage
+    from dff.pipeline.recovery.photos import find_photos
 
     storage = open_storage(
         photos, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)
     )
     storage.check_writable()
+    listing = find_photos(storage)
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))  # workers share the cores
-    labelled = unlabelled = 0
+    labelled = unlabelled = refused = 0
     hashes = {}
     for photo in label_photos(
         storage,
         load_aligner(weights, endpoint_url=endpoint_url),
         confidence=confidence,
         workers=workers,
+        listing=listing,
         progress=True,
     ):
         if photo.hash is not None:
             hashes[photo.key] = photo.hash
         if photo.reason:
-            unlabelled += 1
+            unlabelled, refused = unlabelled + 1, refused + photo.refused
             tqdm.write(printable(f"{photo.key}: {photo.reason}"))
         else:
             labelled += 1
         if photo.warning:
             tqdm.write(printable(f"{photo.key}: labelled, but {photo.warning}"))
-    typer.echo(
-        f"{labelled} photos labelled in {storage.uri}; {unlabelled} remain without landmarks"
-    )
-    if duplicates := find_duplicate_photos(storage, hashes):
+    done = f"{counted(labelled, 'photo')} labelled in {storage.uri}"
+    rest = f"; {refused} of these could not be read or told apart" if refused else ""
+    typer.echo(f"{done}; {unlabelled} without landmarks{rest}")
+    if duplicates := find_duplicate_photos(storage, hashes, listing=listing):
         typer.echo(describe_near_duplicates(duplicates))
+    if refused:
+        raise typer.Exit(1)

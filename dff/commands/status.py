@@ -31,8 +31,7 @@ def status(
     with require_extra("synthesis"):
         import cv2
 
-        from dff.files.outputs import write_file
-        from dff.infra.files import check_output_file
+        from dff.infra.files import check_output_file, write_file
         from dff.infra.storage import S3Access, open_storage
         from dff.pipeline.inspection.gallery import contact_sheet
         from dff.pipeline.job.status import read_status, sample_views

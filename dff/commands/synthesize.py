@@ -92,6 +92,9 @@ def synthesize(
 
     Run the same command again to complete an interrupted job: finished shards are kept.
 
+    Exit status: 0 if the dataset is complete, also where inputs failed within --failure-budget,
+    which are named; 1 if more failed or the command did; 2 for wrong options.
+
     [dim]Examples:[/dim]
 
     dff synthesize photos/ data/ --views 20 --workers 2
@@ -102,6 +105,7 @@ def synthesize(
     """
     with require_extra("synthesis"):
         from dff.infra.crash_report import CLUSTER_GONE, reported_crashes
+        from dff.infra.printing import counted
         from dff.infra.storage import S3Access, open_storage
         from dff.pipeline import synthesis
         from dff.pipeline.job.run import RunConfig
@@ -141,6 +145,7 @@ def synthesize(
     manifest = summary.manifest
     if manifest is None:
         typer.echo("dry run: nothing was made")
+        synthesis.check_labels(summary.estimate, summary.plan, failure_budget)
         return
     if tracking:
         params = {
@@ -156,7 +161,8 @@ def synthesize(
         storage = open_storage(out, endpoint_url=endpoint_url)
         _track(tracking, params, manifest, storage, time.monotonic() - began)
     typer.echo(
-        f"{manifest.rows} views of {manifest.subjects - manifest.failed_subjects} faces in {out}"
+        f"{counted(manifest.rows, 'view')} of "
+        f"{counted(manifest.subjects - manifest.failed_subjects, 'face')} in {out}"
     )
     if manifest.failures:
         failed = ", ".join(f"{n} {reason}" for reason, n in sorted(manifest.failures.items()))

@@ -30,6 +30,7 @@ from dff.face.io.assets import load_albedo, load_model
 from dff.infra import weights as weights_files
 from dff.infra.cluster import connected
 from dff.infra.dataset import open_dataset
+from dff.infra.files import write_file
 from dff.infra.storage import open_storage
 from dff.pipeline.inspection.recovery_panel import draw_recovery
 from dff.pipeline.recovery.inverse import Recovery, invert
@@ -88,9 +89,11 @@ def run_demo(
     clock = Clock(say)
     outcome = _run_steps(out, identities=identities, views=views, steps=steps, clock=clock)
     page, overview = _build_report(outcome, clock)
-    Image.fromarray(overview).save(out / "overview.jpg", quality=88)
+    picture = io.BytesIO()
+    Image.fromarray(overview).save(picture, "JPEG", quality=88)
+    write_file(out / "overview.jpg", picture.getvalue())
     report = out / "report.html"
-    report.write_text(page, encoding="utf-8")
+    write_file(report, page.encode())
     return report
 
 

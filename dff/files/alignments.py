@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
-from tqdm import tqdm
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, PersonAlignment
@@ -32,9 +31,12 @@ from dff.face.errors import BadPhoto
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from dff.files.images import unique_names
-from dff.files.outputs import append_file, write_file, write_json
+from dff.files.outputs import write_json
+from dff.files.photo_bar import PhotoBar
 from dff.files.table import FaceTable
+from dff.infra.files import append_file, write_file
 from dff.infra.images import DecodedImage, decode_image
+from dff.infra.printing import counted
 
 if TYPE_CHECKING:
     from dff.client import Client
@@ -43,7 +45,9 @@ DRAWINGS = (".png", ".jpg", ".jpeg")
 PICTURES = (".png",)  # of masks and crops
 CROP_SIZE = 256  # pixels of the side of a face's crop
 BATCH = 32  # images that are decoded and aligned together
-BATCH_BYTES = 400_000_000  # of their pixels, after which no further image is added
+# of their pixels, after which no further image is added: a telephone's photos are aligned alone,
+# since it takes long to find their faces, and nothing is answered meanwhile
+BATCH_BYTES = 36_000_000
 
 Boxes = Mapping[Path, Sequence[Box]]  # by image
 
@@ -80,6 +84,35 @@ class ImageResult:
         return json.dumps({"image": name, "faces": faces, **error}) + "\n"
 
 
+@dataclass
+class Outcome:
+    """How the images of a command went."""
+
+    faces: int = 0
+    images: int = 0
+    without_face: int = 0
+    refused: int = 0  # that could not be read, or whose boxes are wrong
+
+    def add(self, result: ImageResult) -> None:
+        """Count an image."""
+        self.faces += len(result.faces)
+        self.images += 1
+        self.without_face += not result.error and not result.faces
+        self.refused += bool(result.error)
+
+    def describe(self, places: Sequence[Path] = ()) -> str:
+        """One line; ``places``: the files that hold the faces."""
+        found = f"{counted(self.faces, 'face')} of {counted(self.images, 'image')}"
+        if places:
+            found += f" in {' and '.join(map(str, places))}"
+        parts = [found]
+        if self.without_face:
+            parts.append(f"{self.without_face} without a face")
+        if self.refused:
+            parts.append(f"{self.refused} refused")
+        return "; ".join(parts)
+
+
 def describe_face(face: Alignment) -> str:
     """A face in words: where it is, its pose and confidence, or why its fit was rejected."""
     box = f"box {face.box.x0:.0f},{face.box.y0:.0f},{face.box.x1:.0f},{face.box.y1:.0f}"
@@ -107,13 +140,14 @@ def align_files(
     ``focal``: pixels, of the camera; by default that of EXIF, or one is assumed.
     """
     images: dict[Path, DecodedImage | str] = {}
-    with tqdm(total=len(paths), unit="image", disable=not progress) as bar:
+    with PhotoBar(len(paths), shown=progress) as bar:
         for number, path in enumerate(paths, start=1):
+            bar.begin(path, _size_of(path))
             images[path] = _read(path)
             held = sum(each.pixels.nbytes for each in images.values() if not isinstance(each, str))
             if len(images) == BATCH or held >= BATCH_BYTES or number == len(paths):
                 yield from _align_together(aligner, images, boxes or {}, focal)
-                bar.update(len(images))
+                bar.end(len(images))
                 images = {}
 
 
@@ -129,16 +163,31 @@ def align_files_on_server(
 
     Raises ServiceError when the server does not answer.
     """
-    for path in tqdm(paths, unit="image", disable=not progress):
-        try:
-            found = client.align(path, (boxes or {}).get(path))
-        except (BadPhoto, ValueError) as error:
-            yield ImageResult(path, None, (), str(error))
-        else:
-            image = _read(path)
-            pixels = None if isinstance(image, str) else image.pixels
-            camera = None if isinstance(image, str) else find_camera(image, focal)
-            yield ImageResult(path, pixels, tuple(found), camera=camera)
+    with PhotoBar(len(paths), shown=progress) as bar:
+        for path in paths:
+            bar.begin(path, _size_of(path))
+            yield _ask(client, path, (boxes or {}).get(path), focal)
+            bar.end()
+
+
+def _ask(
+    client: Client, path: Path, boxes: Sequence[Box] | None, focal: float | None
+) -> ImageResult:
+    try:
+        found = client.align(path, boxes)
+    except (BadPhoto, ValueError) as error:
+        return ImageResult(path, None, (), str(error))
+    image = _read(path)
+    if isinstance(image, str):
+        return ImageResult(path, None, tuple(found))
+    return ImageResult(path, image.pixels, tuple(found), camera=find_camera(image, focal))
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _read(path: Path) -> DecodedImage | str:
@@ -209,8 +258,9 @@ def align_person_files(
     *,
     boxes: Boxes | None = None,
     mesh: Path | None = None,
-) -> tuple[PersonAlignment, list[str]]:
-    """One identity for images of one person, and a line of text for each image.
+) -> tuple[PersonAlignment, list[str], int]:
+    """One identity for images of one person, a line of text for each image, and how many of them
+    could not be read.
 
     ``mesh``: file for the face at rest, with the texture of the image that shows it best.
 
@@ -247,7 +297,7 @@ def align_person_files(
         for i, (path, face) in enumerate(zip(images, person.faces, strict=True))
     ]
     warnings = [f"{path}: {one.warning}" for path, one in read.items() if one.warning]
-    return person, lines + warnings
+    return person, lines + warnings, len(unread)
 
 
 @dataclass(frozen=True)
@@ -421,7 +471,7 @@ def read_finished(path: Path) -> set[str]:
             f"{path} does not hold one alignment a line, so nothing can be added to it"
         ) from error
     if whole != data:
-        path.write_bytes(whole)
+        write_file(path, whole)
     return names
 
 

@@ -41,12 +41,15 @@ def find_images(places: Iterable[Path], *, without: Collection[Path] = ()) -> Fo
     others: dict[Path, str] = {}
     for place in some:
         if place.is_dir():
+            before = len(found) + len(others)
             for path, trouble in sorted(_walk(place, results, frozenset())):
                 other = trouble or find_other_kind(str(path), partial(_read_head, path))
                 if other is None:
                     found[path] = None
                 else:
                     others[path] = other
+            if len(found) + len(others) == before:
+                others[place] = f"{place} (an empty folder)"
         elif place.is_file():
             found[place] = None
         else:
@@ -85,6 +88,8 @@ def _walk(
     except OSError as error:
         yield folder, f"{folder} ({error.strerror})"
         return
+    if not names and folder.suffix.lower() in IMAGE_SUFFIXES:
+        yield folder, f"{folder} (an empty folder)"
     for path in (folder / name for name in names):
         if path.is_dir():
             yield from _walk(path, results, above | {real})

@@ -10,18 +10,17 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
-from tqdm import tqdm
-
 from dff.aligner.alignment import Alignment
 from dff.face.arrays import Bytes, Floats, Ints
-from dff.face.errors import BadPhoto, NotFound, StorageError, UnreadableObject
+from dff.face.errors import BadPhoto, NoFace, NotFound, StorageError, UnreadableObject
 from dff.face.model.landmarks import MIRROR
+from dff.files.photo_bar import PhotoBar
 from dff.infra.image_listing import describe_passed_over
 from dff.infra.images import as_stored, decode_image
 from dff.infra.landmark_files import format_pts
 from dff.infra.split import find_split_groups, hash_photo
 from dff.infra.storage import Storage
-from dff.pipeline.recovery.photos import PhotoRef, find_photos, list_photos, strip_suffix
+from dff.pipeline.recovery.photos import PhotoListing, PhotoRef, find_photos, strip_suffix
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +37,7 @@ class PhotoLabel:
 
     key: str
     reason: str = ""  # why it remains without landmarks; "" when they were written
+    refused: bool = False  # it could not be read, or its landmarks would be another photo's, too
     warning: str = ""  # what is wrong with a photo that was labelled
     # by which near-duplicates are found; None for a photo that was not read or decoded
     hash: Ints | None = field(default=None, compare=False, repr=False)
@@ -49,6 +49,7 @@ def label_photos(
     *,
     confidence: float,
     workers: int = 1,
+    listing: PhotoListing | None = None,
     progress: bool = False,
 ) -> Iterator[PhotoLabel]:
     """Label every photo that has no landmarks, ``workers`` photos at a time.
@@ -57,10 +58,12 @@ def label_photos(
     confidence is labelled, with a warning where a photo shows several. Faces of a confidence below
     ``confidence`` (0 to 1) are not, since wrong labels spoil the training data, nor are photos
     whose names differ in their suffix only. Photos with a ``.pts`` or ``.mat`` file are left alone,
-    so running again completes a stopped run. Files that are no images are named in the log. Raises
-    BadPhoto when the storage holds no photo, and as the storage does.
+    so running again completes a stopped run. Files that are no images are named in the log.
+    ``listing``: of ``find_photos``, if it is known. Raises BadPhoto when the storage holds no
+    photo, and as the storage does.
     """
-    listing = find_photos(storage)
+    if listing is None:
+        listing = find_photos(storage)
     if listing.passed_over:
         _log.warning("%s", describe_passed_over(listing.passed_over))
     if not listing.photos:
@@ -72,38 +75,52 @@ def label_photos(
         stem = strip_suffix(ref.image_key)
         if times[stem] > 1:
             return PhotoLabel(
-                ref.image_key, "another image has this name, so a .pts file would label both"
+                ref.image_key,
+                "another image has this name, so a .pts file would label both",
+                refused=True,
             )
         value: Ints | None = None
+        bar.begin(ref.image_key, ref.size)
         try:
             data = storage.read(ref.image_key)
             value = hash_photo(data)
             points, warning = find_landmarks(data, aligner, confidence=confidence)
-        except (BadPhoto, NotFound, UnreadableObject) as error:
+        except NoFace as error:
             return PhotoLabel(ref.image_key, str(error), hash=value)
+        except (BadPhoto, NotFound, UnreadableObject) as error:
+            return PhotoLabel(ref.image_key, str(error), refused=True, hash=value)
         except StorageError:
             raise  # the other photos can't be read either
         except Exception as error:  # the others are worth more than a defect that one shows
-            return PhotoLabel(ref.image_key, f"{type(error).__name__}: {error}", hash=value)
+            why = f"{type(error).__name__}: {error}"
+            return PhotoLabel(ref.image_key, why, refused=True, hash=value)
         storage.write(f"{stem}.pts", format_pts(points))
         return PhotoLabel(ref.image_key, warning=warning, hash=value)
 
     # threads are enough: the aligner is thread-safe, and decoding, network and fit release the GIL
     pool = ThreadPoolExecutor(workers)
-    try:
-        yield from tqdm(pool.map(label, todo), total=len(todo), unit="photo", disable=not progress)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with PhotoBar(len(todo), shown=progress) as bar:
+        try:
+            for outcome in pool.map(label, todo):
+                bar.end()
+                yield outcome
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def find_duplicate_photos(
-    storage: Storage, hashes: Mapping[str, Ints] = MappingProxyType({})
+    storage: Storage,
+    hashes: Mapping[str, Ints] = MappingProxyType({}),
+    *,
+    listing: PhotoListing | None = None,
 ) -> tuple[tuple[str, ...], ...]:
     """Groups of near-duplicates among the photos, by photo id.
 
-    Every photo without an entry in ``hashes``, by image key, is read.
+    Every photo without an entry in ``hashes``, by image key, is read. ``listing``: of
+    ``find_photos``, if it is known.
     """
-    keys = {ref.id: ref.image_key for ref in list_photos(storage)}
+    photos = (listing or find_photos(storage)).photos
+    keys = {ref.id: ref.image_key for ref in photos}
     return find_split_groups(storage, keys, hashes=hashes).near_duplicates
 
 
@@ -111,18 +128,18 @@ def find_landmarks(data: bytes, aligner: PhotoAligner, *, confidence: float) -> 
     """(68, 2) landmarks of an image file's surest face, 2D scheme, and a warning or "".
 
     Among faces whose confidences agree to a hundredth the largest counts. Label files count in
-    stored pixels, before the EXIF orientation that alignment applies. Raises BadPhoto with the
-    reason why there are none.
+    stored pixels, before the EXIF orientation that alignment applies. Raises BadPhoto for a file
+    that can't be read, and NoFace where no face is found or surely aligned.
     """
     image = decode_image(data)
     faces = aligner.align(image.pixels)
     if not faces:
-        raise BadPhoto("no face found")
+        raise NoFace("no face found")
     face = max(faces, key=lambda face: (round(face.face_confidence, 2), face.camera.scale))
     if face.failed:
-        raise BadPhoto(face.reason)
+        raise NoFace(face.reason)
     if face.face_confidence < confidence:
-        raise BadPhoto(f"confidence {face.face_confidence:.2f} is below {confidence:g}")
+        raise NoFace(f"confidence {face.face_confidence:.2f} is below {confidence:g}")
     points, mirrored = as_stored(data, face.landmarks_2d)
     warnings = [image.warning] if image.warning else []
     if len(faces) > 1:

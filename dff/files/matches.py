@@ -16,7 +16,8 @@ from dff.aligner.matching.result import PointMatches
 from dff.face.arrays import Bytes
 from dff.face.errors import BadPhoto, NoFace
 from dff.face.geometry.camera import Box
-from dff.files.outputs import check_suffix, write_file, write_json
+from dff.files.outputs import check_suffix, write_json
+from dff.infra.files import write_file
 from dff.infra.images import read_image
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
-from typing import Literal
 
-from dff.face.errors import StorageError
+from dff.infra.files import write_file
 
 
 def assign_outputs(place: Path, files: Sequence[Path], suffixes: Sequence[str]) -> dict[Path, Path]:
@@ -26,16 +27,38 @@ def assign_outputs(place: Path, files: Sequence[Path], suffixes: Sequence[str]) 
     elif place.suffix and not place.is_dir():
         raise ValueError(f"{place} should end in {' or '.join(suffixes)}, or be a folder")
     else:
-        times = Counter(path.stem for path in files)
         assigned = {}
-        for path in files:
-            name = path.stem
-            if times[name] > 1:
-                name = "_".join(part for part in path.parts if part != path.anchor)
+        for path, stem in zip(files, _distinct_stems(files), strict=True):
             suffix = path.suffix if path.suffix.lower() in suffixes else suffixes[0]
-            assigned[path] = place / f"{name}{suffix}"
+            assigned[path] = place / f"{stem}{suffix}"
     check_not_inputs(files, assigned.values())
     return assigned
+
+
+def _distinct_stems(files: Sequence[Path]) -> list[str]:
+    """A name without suffix for each file: its own, with its folders and its suffix where several
+    files would have the same.
+    """
+    times = Counter(path.stem for path in files)
+    top = Path(os.path.commonpath([path.absolute().parent for path in files]))
+    stems = [
+        path.stem
+        if times[path.stem] == 1
+        else "_".join(path.absolute().relative_to(top).with_suffix("").parts)
+        for path in files
+    ]
+    times = Counter(stems)
+    stems = [
+        stem if times[stem] == 1 else f"{stem}_{path.suffix.removeprefix('.')}"
+        for stem, path in zip(stems, files, strict=True)
+    ]
+    taken: set[str] = set()
+    for i, stem in enumerate(stems):
+        numbers = count(2)
+        while stems[i] in taken:
+            stems[i] = f"{stem}_{next(numbers)}"
+        taken.add(stems[i])
+    return stems
 
 
 def check_suffix(file: Path, suffixes: Sequence[str]) -> None:
@@ -55,22 +78,3 @@ def check_not_inputs(inputs: Iterable[Path | None], outputs: Iterable[Path | Non
 def write_json(path: Path, content: object) -> None:
     """``write_file`` of ``content`` as JSON."""
     write_file(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write ``data``, and the folder when it is missing. Raises StorageError with the file."""
-    _write(path, data, "wb")
-
-
-def append_file(path: Path, data: bytes) -> None:
-    """``write_file`` at the end of the file."""
-    _write(path, data, "ab")
-
-
-def _write(path: Path, data: bytes, mode: Literal["wb", "ab"]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open(mode) as file:
-            file.write(data)
-    except OSError as error:
-        raise StorageError(f"can't write {path}: {error.strerror}") from error

@@ -36,7 +36,7 @@ def train_here(
     check_gpus(int(gpu))
     if work.exists() and not resume:
         raise ValueError(f"{work} holds an earlier run: resume it, or give this one another name")
-    with tqdm(total=config.steps, unit="step") as bar:
+    with tqdm(total=config.steps, unit=" steps") as bar:
 
         def show(step: int, figures: Figures) -> None:
             bar.update(step - bar.n)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -17,10 +18,9 @@ from dff.aligner.draw import draw
 from dff.aligner.face_description import FaceDescriber
 from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.video import Tracked, Tracker
-from dff.face.errors import BadVideo, NoFace, StorageError
+from dff.face.errors import BadVideo, NoFace
 from dff.files.alignments import is_json_lines
 from dff.files.head_motion import MotionRecorder
-from dff.files.outputs import append_file, write_file
 from dff.files.table import FaceTable
 from dff.files.video_io import (
     FrameReader,
@@ -30,6 +30,8 @@ from dff.files.video_io import (
     check_drawing,
     open_video,
 )
+from dff.infra.files import append_file, append_whole, replaced_file, storage_errors, write_file
+from dff.infra.printing import counted
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ def align_frames(
         aligner, config=TrackingConfig(smoothing=SmoothingConfig() if smooth else None)
     )
     frames = reader.frames()
-    for frame in tqdm(frames, total=reader.frame_count or None, unit="frame", disable=not progress):
+    for frame in tqdm(
+        frames, total=reader.frame_count or None, unit=" frames", disable=not progress
+    ):
         faces = tracker.step(frame.image, frame.time)
         camera = Intrinsics.of(frame.image.shape[1], frame.image.shape[0], focal=focal)
         if watch is not None:
@@ -103,7 +107,8 @@ def align_video(
         for frame in align_frames(aligner, reader, smooth=smooth, writer=writer, progress=progress):
             seen += len(frame.faces)
             yield frame
-        _check_answered(path, reader, seen)
+        _check_frames(path, reader)
+    _check_faces(path, reader, seen)
 
 
 def align_video_file(
@@ -151,63 +156,74 @@ def align_video_file(
             number, shown = number + 1, shown + bool(frame.faces)
             seen += len(frame.faces)
             tracks |= {one.track for one in frame.faces}
-        _check_answered(path, reader, seen)
-        complaints = reader.complaints()
+        _check_frames(path, reader)
+    _check_faces(path, reader, seen)  # that there is none is an answer, too, which is written
+    complaints = reader.complaints()
     if mesh is not None:
         write_file(mesh, recorder.encode())
     if writer is not None and writer.without_sound:
         complaints.append(writer.without_sound)
-    words = f"{path}: faces in {shown} of {number} frames, {len(tracks)} tracks"
+    frames, found = counted(number, "frame"), counted(len(tracks), "track")
+    words = f"{path}: faces in {shown} of {frames}, {found}"
     return "; ".join([words, *complaints])
 
 
-def _check_answered(path: Path, reader: VideoReader, seen: int) -> None:
-    """Raise BadVideo for a film without a frame, NoFace for one without a face."""
-    reasons = "".join(f"; {complaint}" for complaint in reader.complaints())
+def _check_frames(path: Path, reader: VideoReader) -> None:
+    """Raise BadVideo for a film without a frame."""
     if reader.read == 0:
+        reasons = "".join(f"; {complaint}" for complaint in reader.complaints())
         raise BadVideo(f"{path} has no frame that can be read{reasons}")
+
+
+def _check_faces(path: Path, reader: VideoReader, seen: int) -> None:
+    """Raise NoFace when no face was ``seen`` in a film."""
     if seen == 0:
-        raise NoFace(f"no face in the {reader.read} frames of {path}{reasons}")
+        reasons = "".join(f"; {complaint}" for complaint in reader.complaints())
+        raise NoFace(f"no face in the {counted(reader.read, 'frame')} of {path}{reasons}")
 
 
 @contextmanager
 def _writer(path: Path | None, reader: VideoReader) -> Iterator[VideoWriter | None]:
-    """The writer of a drawn video, finished at the end; None without a path."""
+    """The writer of a drawn video, which appears at the end; None without a path."""
     if path is None:
         yield None
         return
-    writer = VideoWriter(path, reader)
-    try:
+    with VideoWriter.open(path, reader) as writer:
         yield writer
-    finally:
-        writer.close()
 
 
 class _JsonFrames:
-    """A JSON file that grows frame by frame."""
+    """A JSON file that is written frame by frame."""
 
-    def __init__(self, file: TextIO, *, lines: bool) -> None:
-        self.file, self.lines, self.count = file, lines, 0
+    def __init__(self, path: Path, file: FileIO, *, lines: bool) -> None:
+        self.path, self.file, self.lines, self.count = path, file, lines, 0
 
     @staticmethod
     @contextmanager
     def open(path: Path) -> Iterator[_JsonFrames]:
-        """The file at ``path``, complete JSON at the end. Raises StorageError with its name."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("w", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"can't write {path}: {error.strerror}") from error
-        with file:
-            frames = _JsonFrames(file, lines=is_json_lines(path))
-            try:
+        """The file at ``path``: JSON lines grow there, an array appears at the end.
+
+        Raises StorageError with its name.
+        """
+        lines = is_json_lines(path)
+        if lines:
+            write_file(path, b"")
+        with nullcontext(path) if lines else replaced_file(path) as place:
+            with storage_errors(path):
+                file = place.open("ab", buffering=0)
+            with file:
+                frames = _JsonFrames(path, file, lines=lines)
                 yield frames
-            finally:
-                if not frames.lines:
-                    file.write("\n]\n" if frames.count else "[]\n")
+                if not lines:
+                    frames.append("\n]\n" if frames.count else "[]\n")
 
     def write(self, frame: dict[str, Any]) -> None:
-        if not self.lines:
-            self.file.write(",\n" if self.count else "[\n")
-        self.file.write(json.dumps(frame) + ("\n" if self.lines else ""))
+        """Add a frame. Raises StorageError."""
+        before = "" if self.lines else ",\n" if self.count else "[\n"
+        self.append(before + json.dumps(frame) + ("\n" if self.lines else ""))
         self.count += 1
+
+    def append(self, text: str) -> None:
+        """Add text as it is. Raises StorageError."""
+        with storage_errors(self.path):
+            append_whole(self.file, text.encode())

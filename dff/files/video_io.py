@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +21,8 @@ from dff.face.arrays import Bytes
 from dff.face.errors import BadVideo
 from dff.face.extras import require_extra
 from dff.files.video_ends import find_missing_end, transport_packet
+from dff.infra.files import replaced_file
+from dff.infra.printing import counted
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -165,7 +167,7 @@ class VideoReader:
         elif self.cut:
             found.append("the file ends early: its last frame is incomplete")
         if self.damaged:
-            found.append(f"{self.damaged} parts of the file are damaged and were passed over")
+            found.append(f"{counted(self.damaged, 'damaged part')} of the file passed over")
         return found
 
     def _decode(self) -> Iterator[VideoFrame]:
@@ -275,26 +277,38 @@ class VideoWriter:
     Sides that are odd get one more row or column, since H.264 halves its colours.
     """
 
-    def __init__(self, path: Path, reader: VideoReader) -> None:
-        """Opens the file. ``reader``: of the video whose rate, start and sound are taken over.
-
-        Raises BadVideo when the file can't be written.
+    def __init__(self, path: Path, place: Path, reader: VideoReader) -> None:
+        """See ``VideoWriter.open``; ``place``: the file that is written, which takes the name
+        ``path``.
         """
         import av
 
-        check_drawing(path)
         self.path, self.reader = path, reader
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            options = {"movflags": "faststart"} if path.suffix.lower() in _MP4_LIKE else {}
+        options = {"movflags": "faststart"} if path.suffix.lower() in _MP4_LIKE else {}
+        with _explained(path):
             self.container = av.open(
-                f"file:{path}", "w", format=_MUXER[path.suffix.lower()], options=options
+                f"file:{place}", "w", format=_MUXER[path.suffix.lower()], options=options
             )
-        except (av.FFmpegError, OSError) as error:
-            raise BadVideo(f"{path} can't be written: {error}") from error
         self.stream: VideoStream | None = None
         self.sound: Sound | None = None
         self.size = (0, 0)
+
+    @staticmethod
+    @contextmanager
+    def open(path: Path, reader: VideoReader) -> Iterator[VideoWriter]:
+        """A writer for the length of a ``with`` block, at whose end the file appears at ``path``.
+
+        ``reader``: of the video whose rate, start and sound are taken over. Raises BadVideo when
+        the file can't be written; nothing is left of it then.
+        """
+        check_drawing(path)
+        with replaced_file(path) as place:
+            writer = VideoWriter(path, place, reader)
+            try:
+                yield writer
+                writer.finish()
+            finally:
+                writer.close()
 
     @property
     def without_sound(self) -> str:
@@ -302,7 +316,10 @@ class VideoWriter:
         return "" if self.sound is None else self.sound.lost
 
     def write(self, image: Bytes, time: float) -> None:
-        """Add an (H, W, 3) uint8 RGB frame that is shown ``time`` seconds after the first."""
+        """Add an (H, W, 3) uint8 RGB frame that is shown ``time`` seconds after the first.
+
+        Raises BadVideo when the file can't be written.
+        """
         import av
 
         height, width = image.shape[:2]
@@ -321,14 +338,21 @@ class VideoWriter:
         if self.sound is not None:
             self._mux(self.sound.until(self.reader.start + time))
 
-    def close(self) -> None:
-        """Finish the file."""
+    def finish(self) -> None:
+        """Write what is left. Raises BadVideo when the file can't be written."""
         if self.stream is not None:
             self._mux(self.stream.encode(None))
         if self.sound is not None:
             self._mux(self.sound.until(np.inf))
+        with _explained(self.path):
+            self.container.close()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self.sound is not None:
             self.sound.close()
-        self.container.close()
+        with suppress(BadVideo), _explained(self.path):
+            self.container.close()
 
     def _begin(self, width: int, height: int) -> None:
         web = self.path.suffix.lower() == ".webm"
@@ -342,8 +366,9 @@ class VideoWriter:
         self.sound = Sound.open(self.reader.path, self.container, self.path.suffix.lower())
 
     def _mux(self, packets: list[Packet[Any]]) -> None:
-        for packet in packets:
-            self.container.mux(packet)
+        with _explained(self.path):
+            for packet in packets:
+                self.container.mux(packet)
 
 
 class Sound:
@@ -424,6 +449,17 @@ class Sound:
         if packet is None:
             out += self.out.encode(None)
         return out
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Errors in writing the video at ``path`` as BadVideo."""
+    import av
+
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise BadVideo(f"{path} can't be written: {error.strerror}") from error
 
 
 def check_drawing(path: Path) -> None:

@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 _OWN_FAULTS = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """Errors in reading a file that say nothing of the other files."""
+NAMED = 5  # entries that are passed over and named; the others are counted
+_FILE_NAME = re.compile(r".+\.[A-Za-z]{2,5}")  # what a folder is seldom called, such as a.jpg
 _LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.tmp")
 
 
@@ -91,7 +93,13 @@ class LocalStorage:
         with _explained("list", start):
             if not start.is_dir():
                 return []
-            found = list(_files(os.fspath(start), f"{folder}/" if folder else "", prefix))
+            troubles: list[str] = []
+            at = f"{folder}/" if folder else ""
+            found = list(_files(os.fspath(start), at, prefix, troubles))
+        if troubles:
+            more = f" and {len(troubles) - NAMED} more" if len(troubles) > NAMED else ""
+            entries = "1 entry" if len(troubles) == 1 else f"{len(troubles)} entries"
+            _log.warning("%s passed over: %s%s", entries, ", ".join(troubles[:NAMED]), more)
         return sorted(found, key=lambda info: info.key.encode())
 
     def exists(self, key: str) -> bool:
@@ -106,13 +114,22 @@ class LocalStorage:
 
 
 def _files(
-    folder: str, at: str, prefix: str, above: frozenset[tuple[int, int]] = frozenset()
+    folder: str,
+    at: str,
+    prefix: str,
+    troubles: list[str],
+    above: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[ObjectInfo]:
     """The objects below ``folder``, whose own key is ``at``, that begin with ``prefix``.
 
     Links are followed, but not to one of the folders ``above``, by device and inode. A name that
-    can't be a key and a link that leads nowhere are passed over with a warning.
+    can't be a key, a link that leads nowhere, a named pipe and the like are passed over and added
+    to ``troubles``.
     """
+
+    def pass_over(entry: os.DirEntry[str], why: str) -> None:
+        troubles.append(f"{ascii(entry.path)[1:-1]} ({why})")
+
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         own = os.stat(folder)
         above |= {(own.st_dev, own.st_ino)}
@@ -125,25 +142,27 @@ def _files(
             except OSError as error:
                 # A file that is no longer there was deleted by another process while we look.
                 if entry.is_symlink():
-                    _warn(entry.path, f"a link that can't be followed: {error.strerror}")
+                    pass_over(entry, f"a link that can't be followed: {error.strerror}")
                 elif not isinstance(error, FileNotFoundError):
                     raise
                 continue
             if not _is_text(key):
-                _warn(entry.path, "its name is not UTF-8; rename it")
+                pass_over(entry, "its name is not UTF-8; rename it")
             elif stat.S_ISDIR(info.st_mode):
                 if not (f"{key}/".startswith(prefix) or prefix.startswith(f"{key}/")):
                     continue
                 if (info.st_dev, info.st_ino) in above:
-                    _warn(entry.path, "a link to a folder that it lies in")
+                    pass_over(entry, "a link to a folder that it lies in")
                     continue
-                yield from _files(entry.path, f"{key}/", prefix, above)
-            elif stat.S_ISREG(info.st_mode) and key.startswith(prefix):
+                if _FILE_NAME.fullmatch(entry.name) and not os.listdir(entry.path):
+                    pass_over(entry, "an empty folder")
+                yield from _files(entry.path, f"{key}/", prefix, troubles, above)
+            elif not key.startswith(prefix):
+                continue
+            elif stat.S_ISREG(info.st_mode):
                 yield ObjectInfo(key, info.st_size, info.st_mtime)
-
-
-def _warn(path: str, why: str) -> None:
-    _log.warning("%s is passed over: %s", ascii(path)[1:-1], why)
+            else:
+                pass_over(entry, "not a file")
 
 
 def _is_text(key: str) -> bool:

@@ -10,6 +10,8 @@ import numpy as np
 
 from dff.face.io.assets import load_model
 from dff.infra.dataset import Dataset, Manifest, open_dataset
+from dff.infra.files import write_file
+from dff.infra.printing import counted
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 from dff.pipeline.inspection import report
 from dff.pipeline.inspection.statistics import (
@@ -55,13 +57,14 @@ class Inspection:
         """The inspection as text, one fact per line."""
         m = self.manifest
         out = [
-            f"{self.uri}: {m.rows} views of {self.identities} identities, "
-            f"{self.bytes / 1e6:.1f} MB in {len(m.shards)} shards",
+            f"{self.uri}: {counted(m.rows, 'view')} of "
+            f"{counted(self.identities, 'identity', 'identities')}, "
+            f"{self.bytes / 1e6:.1f} MB in {counted(len(m.shards), 'shard')}",
             *(
                 f"  {name}: {_counted(m.counts.get(name, {}))}"
                 for name in ("split", "model", "licence")
             ),
-            f"  failed: {m.failed_subjects} of {m.subjects} inputs"
+            f"  failed: {m.failed_subjects} of {counted(m.subjects, 'input')}"
             + (f" ({_counted(m.failures)})" if m.failures else ""),
         ]
         if self.fit_error is not None:
@@ -151,11 +154,8 @@ def inspect_dataset(
         checks=checks,
     )
     if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(
-            report.render_page(inspection, report.build_sections(dataset, selection)),
-            encoding="utf-8",
-        )
+        page = report.render_page(inspection, report.build_sections(dataset, selection))
+        write_file(html, page.encode())
     return inspection
 
 

@@ -198,7 +198,7 @@ def drive(
     counter, segments = ShardCounter(plan), ledger.SegmentWriter(storage, plan)
     retries: Counter[str] = Counter()
     # The bar counts subjects, since a small job has only a few shards.
-    with tqdm(total=plan.subjects, unit="face", disable=not progress, mininterval=1.0) as bar:
+    with tqdm(total=plan.subjects, unit=" faces", disable=not progress, mininterval=1.0) as bar:
 
         def count(record: Record) -> None:
             counter.add(record)

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from dff.face.errors import BadDataset, NotFound
 from dff.infra.dataset import MANIFEST
+from dff.infra.printing import counted
 from dff.infra.shards import ViewRow, parquet_to_rows
 from dff.infra.storage import Storage
 from dff.pipeline.job import ledger, plan as plans
@@ -66,13 +67,15 @@ class DatasetStatus:
         share = self.subjects_done / self.subjects
         out = [
             f"{self.uri}: {self.state}, {share:.0%}",
-            f"  {self.subjects_done} of {self.subjects} faces, {self.shards_done} of {self.shards} "
-            f"shards, {self.rows} views, {self.bytes / 1e6:.1f} MB",
+            f"  {self.subjects_done} of {counted(self.subjects, 'face')}, {self.shards_done} of "
+            f"{counted(self.shards, 'shard')}, {counted(self.rows, 'view')}, "
+            f"{self.bytes / 1e6:.1f} MB",
         ]
         reasons = ", ".join(
             f"{name} {count}" for name, count in Counter(self.failures).most_common()
         )
-        out.append(f"  failed: {self.subjects_failed} faces" + (f" ({reasons})" if reasons else ""))
+        failed = counted(self.subjects_failed, "face")
+        out.append(f"  failed: {failed}" + (f" ({reasons})" if reasons else ""))
         if self.rate and self.state is not State.finished:
             per_face = self.rows / max(self.subjects_done, 1)
             out.append(f"  {self.rate * per_face:.2f} views a second")

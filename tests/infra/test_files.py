@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from dff.face.errors import StorageError
-from dff.infra.files import check_output_file, check_output_folder, replaced_file
+from dff.infra.files import (
+    append_file,
+    check_output_file,
+    check_output_folder,
+    replaced_file,
+    write_file,
+)
+from tests.small_disk import small_disk
 
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
@@ -83,3 +90,34 @@ def test_a_full_disk_is_said_with_the_path(tmp_path: Path) -> None:
         open("/dev/full", "wb", buffering=0) as full,
     ):
         full.write(b"x")
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64) as disk:
+        lines = disk / "a.jsonl"
+        write_file(lines, b"")
+        append_file(lines, b"one\n")
+        for write in (write_file, append_file):
+            with pytest.raises(StorageError, match=r"can't write .*a\.jsonl: No space left"):
+                write(lines, bytes(100_000))
+        with pytest.raises(StorageError, match=r"new\.png: No space left"):
+            write_file(disk / "new.png", bytes(100_000))
+        assert lines.read_bytes() == b"one\n"
+        assert [path.name for path in disk.iterdir()] == ["a.jsonl"]
+
+
+def test_what_is_no_file_is_written_to_and_a_link_followed(tmp_path: Path) -> None:
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        write_file(pipe, b"data")
+        assert reader.read() == b"data"
+    assert pipe.is_fifo()
+    target.touch()
+    link.symlink_to(target)
+    write_file(link, b"data")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"data"
+    long = tmp_path / ("n" * 250)
+    write_file(long, b"data")
+    assert long.read_bytes() == b"data"

@@ -141,6 +141,7 @@ SHORT_6 = (3, 1, b"\0\x06\0\0")
         ({ORIENTATION: (3, 1, b"\0\x09\0\0")}, 1),
         ({ORIENTATION: (3, 1, bytes(4))}, 1),
         ({ORIENTATION: (2, 4, b"top\0")}, 1),
+        # a digit as text: Gecko and Skia take one 16-bit integer only; Pillow does not turn it
         ({ORIENTATION: (2, 2, b"6\0\0\0")}, 1),
         ({ORIENTATION: (2, 99, b"\0\0\xff\xff")}, 1),
         ({0x011A: (2, 4, b"72\0\0"), ORIENTATION: SHORT_6}, 6),  # a resolution in text

@@ -12,9 +12,11 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
+from typer.testing import CliRunner
 
+from dff.commands.app import app
 from dff.face.arrays import Bytes
-from dff.face.errors import BadDataset, BadPhoto, NoRenderer
+from dff.face.errors import BadDataset, BadPhoto, BudgetExceeded, NoRenderer
 from dff.face.model.morphable import MorphableModel
 from dff.face.render import backends
 from dff.face.render.frame import render, sample_texture, shaded
@@ -180,7 +182,22 @@ def test_a_dry_run_counts_and_writes_nothing(photos: Path, tmp_path: Path) -> No
     assert summary.estimate.bytes > 0
     assert summary.estimate.seconds > 0
     assert any("4 photos and 7 sampled identities" in line for line in summary.estimate.lines(2))
-    assert any("1 of the photos have no landmarks" in line for line in summary.estimate.lines(2))
+    assert "photos without landmarks beside them, which will fail: 1" in str(
+        summary.estimate.lines(2)
+    )
+
+
+def test_photos_without_landmarks_stop_a_job_before_its_work(photos: Path, tmp_path: Path) -> None:
+    place, out = tmp_path / "photos", tmp_path / "out"
+    place.mkdir()
+    (place / "a.png").write_bytes((photos / "astronaut.png").read_bytes())
+    with pytest.raises(BudgetExceeded, match=r"1 of 3 inputs lack landmarks, more than .* 20%"):
+        synthesis.synthesize(str(place), str(out), identities=2)
+    assert not out.exists()
+    dry = CliRunner().invoke(app, ["synthesize", str(place), str(out), "--dry-run"])
+    assert dry.exit_code == 1
+    assert "1 photo and 0 sampled identities in 1 shard\n" in dry.output
+    assert "1 of 1 input lack" in str(dry.exception)
 
 
 def test_near_duplicates_are_reported(photos: Path, tmp_path: Path) -> None:

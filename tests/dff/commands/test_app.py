@@ -19,8 +19,9 @@ import typer.main
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from dff.commands.app import app
+from dff.commands.app import app, describe_error
 from dff.demo.photograph import write_photograph
+from dff.face.errors import BadPhoto
 from dff.infra import weights
 from dff.infra.images import read_image
 from dff.infra.landmark_files import format_pts, parse_pts
@@ -34,6 +35,20 @@ COMMANDS = (
     "align", "evaluate", "serve", "submit", "jobs", "status", "export", "models", "demo",
 )  # fmt: skip
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("the box is\n empty"), "the box is empty"),
+        (FileNotFoundError(2, "No such file", "a b"), "a b: No such file"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (MemoryError(), "not enough memory"),
+        (BadPhoto("a.jpg: damaged"), "BadPhoto: a.jpg: damaged"),
+    ],
+)
+def test_an_error_is_one_line_without_python_s_names(error: Exception, text: str) -> None:
+    assert describe_error(error) == text
 
 
 @pytest.mark.parametrize("command", COMMANDS)

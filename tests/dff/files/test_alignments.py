@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -36,7 +37,9 @@ from dff.files.alignments import (
     to_json,
 )
 from dff.files.images import find_images, list_images, unique_names
-from dff.files.outputs import append_file, assign_outputs, write_file
+from dff.files.outputs import assign_outputs
+from dff.files.photo_bar import LARGE
+from dff.infra.files import append_file, write_file
 from dff.infra.image_listing import describe_passed_over
 from tests.aligner.image_files import encoded
 from tests.aligner.known_aligner import KnownAligner, known_alignment
@@ -76,9 +79,12 @@ def test_a_bad_photo_of_a_person_is_left_out_by_name(
     for name, data in bad.items():
         (folder / name).write_bytes(data)
     paths = [folder / f"{i:03d}.png" for i in range(3, 8)]
-    person, lines = align_person_files(aligner, paths, boxes={paths[3]: [Box(900, 0, 950, 50)]})
+    person, lines, unread = align_person_files(
+        aligner, paths, boxes={paths[3]: [Box(900, 0, 950, 50)]}
+    )
     assert [face is None for face in person.faces] == [False, True, True, True, False]
     assert list(person.left_out) == [1, 2, 3]
+    assert unread == 3
     for line, path in zip(lines, paths, strict=True):
         assert line.startswith(f"{path}: ")
     for number, why in ((1, "is empty"), (2, "too small"), (3, "outside the image")):
@@ -229,6 +235,9 @@ def test_each_image_has_an_output_of_its_own_that_is_no_input(tmp_path: Path) ->
     assert [made[files[1]].name, made[files[2]].name] == ["b.png", "c.png"]
     assert len(set(made.values())) == 4
     assert all(path.parent == tmp_path / "out" for path in made.values())
+    same = [tmp_path / name for name in ("p1/a.jpg", "p2/a.jpg", "p2/a.png", "p1_a.png", "c.jpg")]
+    names = [path.name for path in assign_outputs(tmp_path / "out", same, (".glb",)).values()]
+    assert names == ["p1_a_jpg.glb", "p2_a_jpg.glb", "p2_a_png.glb", "p1_a_png.glb", "c.glb"]
     assert assign_outputs(tmp_path / "d.JPG", files[:1], DRAWINGS) == {files[0]: tmp_path / "d.JPG"}
     for place, some, says in (
         ("d.png", files, "4 images: name a folder"),
@@ -342,6 +351,57 @@ def test_images_are_found_by_content_and_the_other_files_named(
         f"{folder / 'sub' / 'up'} (a link to a folder that it lies in)",
         f"{folder / 'drawn'} (results are written there)",
     }
+
+
+def test_an_empty_folder_that_looks_like_an_image_is_named(folder: Path) -> None:
+    for name in ("x.jpg", "sub/y.png", "other"):
+        (folder / name).mkdir(parents=True)
+    found = find_images([folder, folder / "other"])
+    assert [text for text in found.passed_over if "notes" not in text] == [
+        f"{folder / 'sub' / 'y.png'} (an empty folder)",
+        f"{folder / 'x.jpg'} (an empty folder)",
+        f"{folder / 'other'} (an empty folder)",
+    ]
+
+
+@pytest.mark.parametrize("output", ["--json", "--csv"])
+def test_every_image_of_a_command_is_answered_or_refused_by_name(
+    output: str, tmp_path: Path, toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dff.commands.align.load_aligner_for", lambda *_: KnownAligner(toy_model))
+    for name, grey in (("black.png", 0), ("face.png", 90)):
+        Image.fromarray(np.full((40, 40, 3), grey, np.uint8)).save(tmp_path / name)
+
+    def run(*more: str) -> Result:
+        return CliRunner().invoke(app, ["align", str(tmp_path), output, str(out), *more])
+
+    out = tmp_path / f"out.{output.removeprefix('--')}"
+    answered = run()
+    assert answered.exit_code == 0
+    assert f"{tmp_path / 'black.png'}: no face found" in answered.stderr
+    assert answered.stdout == f"1 face of 2 images in {out}; 1 without a face\n"
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    partly = run()
+    assert partly.exit_code == 1
+    assert f"{tmp_path / 'bad.png'}: this is not an image" in partly.stderr
+    assert partly.stdout == f"1 face of 3 images in {out}; 1 without a face; 1 refused\n"
+
+
+def test_the_photo_in_work_is_named(
+    folder: Path, toy_model: MorphableModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Watched(KnownAligner):
+        def align(self, image, boxes=None):  # type: ignore[no-untyped-def]
+            shown.append(capsys.readouterr().err)
+            return super().align(image, boxes)
+
+    shown: list[str] = []
+    large = folder / "large.png"
+    large.write_bytes(encoded(np.full((40, 40, 3), 90, np.uint8), "PNG") + bytes(LARGE))
+    paths = [folder / "000.png", large]
+    list(align_files(Watched(toy_model), paths, progress=True))  # type: ignore[arg-type]
+    assert str(large) in shown[0]
+    assert "2/2" in capsys.readouterr().err
 
 
 def test_what_is_passed_over_is_counted_and_named() -> None:

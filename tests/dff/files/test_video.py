@@ -23,6 +23,7 @@ from dff.files.video_ends import find_missing_end
 from dff.files.video_io import VideoWriter, is_video, open_video
 from tests.aligner.oracle import READING, OracleNet, PositionCode, Scene, make_scene, oracle_anchors
 from tests.dff.films import moving_edge, turn_film, write_film
+from tests.small_disk import small_disk
 
 FORMATS = {
     "a.mp4": ("libx264", "aac", None),
@@ -61,11 +62,9 @@ def read(path: Path) -> tuple[list[Bytes], list[float], list[str]]:
 
 def copy_drawn(path: Path, out: Path) -> Path:
     """The film written by the writer of drawn videos."""
-    with open_video(path) as reader:
-        writer = VideoWriter(out, reader)
+    with open_video(path) as reader, VideoWriter.open(out, reader) as writer:
         for frame in reader.frames():
             writer.write(frame.image, frame.time)
-        writer.close()
     return out
 
 
@@ -239,13 +238,26 @@ def test_sound_that_browsers_play_is_copied_unchanged(tmp_path: Path) -> None:
 
 def test_odd_sides_are_padded_not_cut(tmp_path: Path) -> None:
     film = write_film(tmp_path / "a.mp4", moving_edge(3))
-    with open_video(film) as reader:
-        writer = VideoWriter(tmp_path / "d.mp4", reader)
+    with open_video(film) as reader, VideoWriter.open(tmp_path / "d.mp4", reader) as writer:
         for frame in reader.frames():
             writer.write(frame.image[:63, :95], frame.time)
-        writer.close()
     images = read(tmp_path / "d.mp4")[0]
     assert images[0].shape == (64, 96, 3)
+
+
+def test_a_full_disk_leaves_no_part_of_a_drawn_video(tmp_path: Path) -> None:
+    film = write_film(tmp_path / "a.mp4", moving_edge(3))
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+
+    def draw(place: Path) -> None:
+        with open_video(film) as reader, VideoWriter.open(place, reader) as writer:
+            for number in range(20):
+                writer.write(noise, number / 25.0)
+
+    with small_disk(tmp_path / "disk", 32) as disk:
+        with pytest.raises(BadVideo, match=r"d\.mp4 can't be written: No space left on device"):
+            draw(disk / "d.mp4")
+        assert list(disk.iterdir()) == []
 
 
 def test_a_video_file_is_aligned_and_drawn(oracle: Aligner, scene: Scene, tmp_path: Path) -> None:
@@ -274,7 +286,7 @@ def test_json_of_a_video_is_json(oracle: Aligner, scene: Scene, tmp_path: Path) 
         "translation",
     }
     assert head["images"]  # of the frame that shows the face best
-    assert "faces in 3 of 3 frames, 1 tracks" in summary
+    assert "faces in 3 of 3 frames, 1 track" in summary
     align_video_file(oracle, film, json_out=lines)
     frames = json.loads(whole.read_text())
     assert frames == [json.loads(line) for line in lines.read_text().splitlines()]
