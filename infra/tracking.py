@@ -51,6 +51,7 @@ with require_extra("train"):
     from mlflow.models import ModelSignature
     from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
     from mlflow.types import Schema, TensorSpec
+    from requests.exceptions import RequestException
 
 PARAM_BATCH = 100
 """Parameters that MLflow takes in one call."""
@@ -284,8 +285,23 @@ def _find_run(client: MlflowClient, experiment_id: str, name: str) -> MlflowRun 
 
 
 def _refuse(tracking_uri: str, error: Exception) -> StorageError:
+    if is_unreachable(error):
+        return StorageError(hide_secrets(f"no MLflow can be used at {tracking_uri}: {SILENT}"))
     reason = str(error).partition("\n")[0]
     return StorageError(hide_secrets(f"no MLflow can be used at {tracking_uri}: {reason}"))
+
+
+SILENT = "the server does not answer"
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether an error of MLflow comes of a server that does not answer, or with failures only."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, RequestException):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
 
 
 MODELS = "models:/"
@@ -321,10 +337,7 @@ def registered_weights(address: str, *, tracking_uri: str | None = None) -> Path
     except BadWeights:
         raise
     except Exception as error:  # MLflow lets its database's and its server's own errors through
-        reason = str(error).partition("\n")[0]
-        raise BadWeights(
-            hide_secrets(f"{address} is no registered model of {uri}: {reason}")
-        ) from error
+        raise _refuse_version(address, uri, error) from error
     files = sorted(folder.rglob("*.safetensors"))
     if len(files) != 1:
         raise BadWeights(f"{address} holds {len(files)} weights files, it should hold one")
@@ -339,8 +352,17 @@ def find_registered_version(address: str, *, tracking_uri: str | None = None) ->
         with asked_hastily():
             return str(_find_version(MlflowClient(tracking_uri), address).version)
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise BadWeights(hide_secrets(f"{address} is no registered model: {reason}")) from error
+        uri = tracking_uri or mlflow.get_tracking_uri()
+        raise _refuse_version(address, uri, error) from error
+
+
+def _refuse_version(address: str, uri: str, error: Exception) -> BadWeights:
+    if is_unreachable(error):
+        return BadWeights(
+            hide_secrets(f"{address} can't be fetched from MLflow at {uri}: {SILENT}")
+        )
+    reason = str(error).partition("\n")[0]
+    return BadWeights(hide_secrets(f"{address} is no registered model of {uri}: {reason}"))
 
 
 def _find_version(client: MlflowClient, address: str) -> ModelVersion:

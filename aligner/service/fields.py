@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 from fastapi import params
 from fastapi.dependencies.models import Dependant
@@ -18,7 +19,6 @@ from fastapi.routing import APIRoute
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,7 +27,14 @@ from dff.aligner.service.problems import Problem
 
 MULTIPART = b"multipart/form-data"
 JSON = b"application/json"
+URLENCODED = b"application/x-www-form-urlencoded"
+NO_FORM = (
+    "the body is not what its Content-Type says, application/x-www-form-urlencoded: send a photo "
+    "with Content-Type image/jpeg, or files in a form of type multipart/form-data"
+)
 TEXT = 1 << 20  # bytes of a field that is sent as a file; as many as of one that is sent as text
+
+_NAME = re.compile(r"[A-Za-z_][\w.-]{0,39}")  # of a field, known or not
 
 Items = list[tuple[str, Any]]  # name, and text or an uploaded file
 
@@ -42,9 +49,9 @@ class FieldNames:
 
     def describe(self) -> str:
         """The fields in words."""
-        form = ", ".join(self.files + self.form)
-        query = ", ".join(self.query) or "none"
-        return f"this route takes in the form {form}; in the query {query}"
+        files = f"{'the file' if len(self.files) == 1 else 'the files'} {' and '.join(self.files)}"
+        options = ", ".join(dict.fromkeys([*self.form, *self.query]))
+        return f"this route takes {files}, and in the form or the query {options}"
 
 
 class FormRoute(APIRoute):
@@ -116,20 +123,39 @@ def _walk(dependant: Dependant) -> Iterator[Dependant]:
 
 
 async def _parse_form(request: Request, names: FieldNames) -> FormData:
-    """The form; an empty one for a body of another type. Raises HTTPException for a broken one."""
-    kind, _ = parse_options_header(request.headers.get("Content-Type"))
+    """The form; an empty one for a body of another type.
+
+    Raises Problem ``bad-form`` for a broken one.
+    """
+    kind, options = parse_options_header(request.headers.get("Content-Type"))
     if kind.startswith(b"image/") and len(names.files) == 1:
         return FormData([(names.files[0], await _to_file(await request.body()))])
     if kind == JSON:
         return await _parse_json(await request.body(), names)
+    if kind == URLENCODED:
+        return _parse_urlencoded(await request.body())
     if kind != MULTIPART:
-        return await request.form()
+        return FormData()
+    if b"boundary" not in options:
+        raise Problem("bad-form", "the header Content-Type names no boundary of the form's parts")
     try:
         return await _FormParser(request.headers, request.stream(), names.files).parse()
-    except MultiPartException as error:
-        raise HTTPException(400, error.message) from error
-    except FormParserError as error:
-        raise HTTPException(400, f"the form can't be parsed: {error}") from error
+    except (MultiPartException, FormParserError) as error:
+        raise Problem("bad-form", f"the form can't be parsed: {error}") from error
+
+
+def _parse_urlencoded(body: bytes) -> FormData:
+    """The text fields of a body of curl's default type.
+
+    Raises Problem ``bad-form`` for one that holds something else, as ``curl --data-binary`` sends.
+    """
+    try:
+        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, strict_parsing=bool(body))
+    except ValueError as error:
+        raise Problem("bad-form", NO_FORM) from error
+    if not all(_NAME.fullmatch(name) for name, _ in pairs):
+        raise Problem("bad-form", NO_FORM)
+    return FormData(pairs)
 
 
 async def _parse_json(body: bytes, names: FieldNames) -> FormData:
@@ -178,7 +204,8 @@ def _check_names(sent: Items, asked: Items, names: FieldNames) -> None:
     known = {*names.files, *names.form, *names.query}
     for name, _ in [*sent, *asked]:
         if name not in known:
-            raise Problem("bad-request", f"unknown field {name[:40]!r}: {names.describe()}")
+            shown = f"unknown field {name!r}" if _NAME.fullmatch(name) else "an unknown field"
+            raise Problem("bad-request", f"{shown}: {names.describe()}")
     for name, _ in asked:
         if name in names.files:
             raise Problem("bad-request", f"{name} is a file in the form, not in the query")

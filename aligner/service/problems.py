@@ -56,6 +56,11 @@ KINDS: dict[str, Kind] = {
     "bad-request": Kind(
         422, "Invalid request", "See /openapi.json for the fields and parameters of each request."
     ),
+    "bad-form": Kind(
+        400,
+        "Malformed form",
+        "The body can't be parsed. Let your HTTP library make the form and its Content-Type.",
+    ),
     "no-face": Kind(
         422, "No face found", "Send a box around the face in `boxes`, or another photo."
     ),

@@ -269,6 +269,7 @@ _REQUEST_PROBLEMS = (
     "too-slow",
     "bad-boxes",
     "bad-request",
+    "bad-form",
     "internal",
     "busy",
     "deadline",

@@ -118,6 +118,17 @@ def test_a_missing_mlflow_is_said_and_not_made(
     assert "\n" not in str(told.value)
 
 
+def test_a_server_that_does_not_answer_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "HASTY", {tracking.RETRIES: "0", tracking.TIMEOUT: "5"})
+    uri = "http://user:secret@127.0.0.1:1"
+    silent = r"MLflow (at|can be used at) http://\*\*\*@127.0.0.1:1: the server does not answer$"
+    for ask in (tracking.registered_weights, tracking.find_registered_version):
+        with pytest.raises(BadWeights, match=silent):
+            ask("models:/dff@champion", tracking_uri=uri)
+    with pytest.raises(StorageError, match=silent):
+        tracking.check_server(uri)
+
+
 def test_a_place_without_mlflow_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for uri in ("nonsense://here", f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}"):
