@@ -316,7 +316,7 @@ def _align_images(
         DRAWINGS,
         PICTURES,
         AlignmentWriter,
-        Outcome,
+        ImageCounts,
         align_files,
         align_files_on_server,
         is_json_lines,
@@ -363,9 +363,9 @@ def _align_images(
     )
     if not resume:
         writer.begin()
-    outcome = Outcome()
+    counts = ImageCounts()
     for result in results:
-        outcome.add(result)
+        counts.add(result)
         writer.write(result)
         if result.error:
             tqdm.write(printable(f"{result.path}: {result.error}"), file=sys.stderr)
@@ -379,10 +379,10 @@ def _align_images(
     places = [place for place in (json_out, table) if place]
     if places:
         kept = f"; {counted(len(files) - len(todo), 'image')} there already" if resume else ""
-        typer.echo(printable(f"{outcome.describe(places)}{kept}"))
-    elif outcome.refused and len(files) > 1:
-        typer.echo(outcome.describe(), err=True)
-    if outcome.refused:
+        typer.echo(printable(f"{counts.describe(places)}{kept}"))
+    elif counts.refused and len(files) > 1:
+        typer.echo(counts.describe(), err=True)
+    if counts.refused:
         raise typer.Exit(1)
 
 

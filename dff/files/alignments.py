@@ -85,7 +85,7 @@ class ImageResult:
 
 
 @dataclass
-class Outcome:
+class ImageCounts:
     """How the images of a command went."""
 
     faces: int = 0
