@@ -10,9 +10,9 @@ import pytest
 from ray.train import Checkpoint
 from ray.train.v2._internal.execution.storage import StorageContext
 
-from dff.infra.storage import open_storage
+from dff.infra.storage import arrow, open_storage
 from dff.infra.storage.arrow import open_filesystem
-from tests.s3_server import FaultyS3
+from tests.s3_server import FaultyS3, refuse
 from tests.swift_server import Swift
 
 
@@ -36,6 +36,25 @@ def test_ray_keeps_a_checkpoint_in_a_bucket(
     assert "first/step-0000002/checkpoint.pt" in {info.key for info in stored.list("first/")}
     with kept.as_directory() as folder:
         assert (Path(folder) / "checkpoint.pt").read_bytes() == state
+
+
+def test_a_write_that_is_answered_by_409_is_repeated(
+    s3: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice here; a third answer of this kind is an error."""
+    monkeypatch.setattr(arrow, "CONFLICT_WAITS", (0.0, 0.0))
+    filesystem, path = open_filesystem("s3://faces/conflicts", endpoint_url=s3.url)
+    assert filesystem is not None
+    conflict = ("PUT", refuse("409 Conflict", "OperationAborted"))
+    s3.faults += [conflict] * 2
+    with filesystem.open_output_stream(f"{path}/snapshot.json") as stream:
+        stream.write(b"{}")
+    assert s3.faults == []
+    assert open_storage("s3://faces/conflicts", endpoint_url=s3.url).read("snapshot.json") == b"{}"
+    s3.faults += [conflict] * 3
+    with pytest.raises(OSError, match="409"):
+        filesystem.create_dir(path)
+    assert s3.faults == []
 
 
 def test_a_folder_is_its_own_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
