@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from dff.commands.app import app
 from dff.face.errors import ClusterError
 from dff.infra.cluster import submit
 from dff.infra.dataset import open_dataset
+from dff.infra.images import read_image
 from dff.pipeline.synthesis import synthesize
 from tests.infra.ray_nodes import Nodes, two_nodes
 
@@ -107,6 +111,13 @@ def test_a_dataset_made_by_a_submitted_job_is_the_one_made_at_home(
     assert there.plan == here.plan
     assert [shard.sha256 for shard in there.shards] == [shard.sha256 for shard in here.shards]
     assert there.fingerprint == here.fingerprint
+
+    listed = CliRunner().invoke(app, ["jobs", "--address", trusted.jobs])
+    assert re.search(rf"SUCCEEDED .*\n .*synthesize none {away} ", listed.output), listed.output
+    picture = tmp_path / "views.jpg"
+    told = CliRunner().invoke(app, ["status", str(away), "--picture", str(picture)])
+    assert "finished" in told.output
+    assert read_image(picture).size
 
 
 def test_a_running_command_is_followed_not_started_again_and_its_failure_raises(
