@@ -5,8 +5,11 @@ was killed.
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -38,7 +41,7 @@ from dff.trainer.events import Drawn, Follower, Measured, Started
 from dff.trainer.launch import ALIAS, REGISTERED_NAME, LaunchResult, build_job, train_on_ray
 from dff.trainer.train import Figures, TrainingCallbacks, train
 from dff.trainer.worker import PreemptionNotice
-from tests.s3_proxy import FAULTS, every, relay_to
+from tests.s3_proxy import every, relay_to
 from tests.swift_server import BUCKET
 
 CONFIG = TrainConfig(
@@ -247,8 +250,7 @@ def test_a_killed_worker_changes_nothing(
         bucket.write(f"views/{info.key}", dataset.storage.read(info.key))
     out = f"{place}/killed.safetensors"
     with relay_to(s3_url) as proxy:
-        # Arrow, which stores Ray's checkpoints, never repeats a write that is answered by 409.
-        proxy.choose, proxy.stall = every(5, [fault for fault in FAULTS if fault != "409"]), 0.5
+        proxy.choose, proxy.stall = every(5), 0.5
         launched = train_on_ray(
             f"{place}/views",
             out,
@@ -266,6 +268,59 @@ def test_a_killed_worker_changes_nothing(
     )
     first, second = weights.load(undisturbed.out), weights.load(out, endpoint_url=s3_url)
     assert torch.equal(*(torch.from_numpy(w.anchors.descriptor) for w in (first, second)))
+    there = second.net.state_dict()
+    assert all(torch.equal(value, there[name]) for name, value in first.net.state_dict().items())
+
+
+DRIVER = """
+import pickle, sys, time
+from dataclasses import replace
+import dff.trainer.launch
+
+def worker_that_stops_at_step_5(values):
+    import dff.trainer.worker
+    whole = dff.trainer.worker.run_training
+    def run(*arguments, callbacks, **options):
+        def step(number, figures):
+            callbacks.on_step(number, figures)
+            if number == 5:
+                time.sleep(600)
+        return whole(*arguments, callbacks=replace(callbacks, on_step=step), **options)
+    dff.trainer.worker.run_training = run
+    dff.trainer.worker.train_worker(values)
+
+places, options = pickle.loads(bytes.fromhex(sys.argv[1]))
+dff.trainer.launch.train_worker = worker_that_stops_at_step_5
+dff.trainer.launch.train_on_ray(*places, **options)
+"""
+
+
+@pytest.mark.ray
+def test_after_its_driver_was_killed_a_training_resumes(
+    dataset: Dataset, mlflow_database: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """Killed at step 5, on a cluster that stays; the same command goes on from step 4."""
+    shutil.copy(mlflow_database, tmp_path)
+    out = tmp_path / "w.safetensors"
+    options = ARGUMENTS | {"storage": tmp_path, "resume": True, "progress": False}
+    address = ray.get_runtime_context().gcs_address
+    command = pickle.dumps(((dataset.storage.uri, out), options | {"address": address})).hex()
+    snapshot = tmp_path / "run" / "checkpoint_manager_snapshot.json"
+    with subprocess.Popen([sys.executable, "-c", DRIVER, command]) as driver:
+        try:
+            deadline = time.monotonic() + 200
+            while not (snapshot.exists() and "step-0000004" in snapshot.read_text()):
+                assert driver.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        finally:
+            driver.kill()
+    resumed = train_on_ray(dataset.storage.uri, out, **options)
+    wanted = losses(undisturbed.storage, undisturbed.launched.run_id)
+    got = losses(tmp_path, resumed.run_id)
+    assert got[-2:] == wanted[4:], "not from step 4 on"
+    assert set(got) <= set(wanted)
+    first, second = weights.load(undisturbed.out), weights.load(out)
     there = second.net.state_dict()
     assert all(torch.equal(value, there[name]) for name, value in first.net.state_dict().items())
 
