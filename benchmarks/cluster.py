@@ -4,6 +4,10 @@
 of workers has a private Ray on this machine, whose processes have worked before the clock starts.
 All numbers are measured in one run; the efficiency is relative to the first. What is stored lies
 below the prefix and stays there.
+
+The CPU time of a view is told for the workers, for Ray's own processes and for the driver; where an
+S3 server runs on this machine, also for its processes (``--server PID,PID``). It says whether a
+second worker does any work twice, also where the machine is too small to run all of them at once.
 """
 
 from __future__ import annotations
@@ -12,10 +16,14 @@ import os
 import secrets
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import psutil
 import typer
 from mlflow import MlflowClient
 from rich.console import Console
@@ -30,12 +38,61 @@ from dff.trainer.config import TrainConfig
 from dff.trainer.launch import train_on_ray
 
 FACES_PER_SHARD = 2
+PARTS = ("workers", "ray", "driver", "server")
+
+
+@dataclass
+class CpuClock:
+    """CPU seconds of this process, of Ray's processes below it, and of others of the machine.
+
+    A process that has ended counts as far as it was seen.
+    """
+
+    servers: Sequence[int] = ()  # ids of an S3 server's processes
+    _seen: dict[int, tuple[str, float]] = field(default_factory=dict)  # part and seconds by id
+
+    def read(self) -> Mapping[str, float]:
+        """Seconds since the processes began, by part."""
+        own = psutil.Process()
+        self._look(own, "driver")
+        for child in own.children(recursive=True):
+            with suppress(psutil.Error):
+                works = " ".join(child.cmdline()).startswith("ray::")
+                self._look(child, "workers" if works else "ray")
+        for pid in self.servers:
+            with suppress(psutil.Error):
+                self._look(psutil.Process(pid), "server")
+        return {
+            part: sum(seconds for name, seconds in self._seen.values() if name == part)
+            for part in PARTS
+        }
+
+    def _look(self, process: psutil.Process, part: str) -> None:
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            self._seen[process.pid] = part, times.user + times.system
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """What the synthesis of some views took."""
+
+    rate: float  # views a second
+    cpu: Mapping[str, float]  # CPU milliseconds a view, by part
+    first: float  # seconds from the start of a Ray to the first stored shard's end
 
 
 def measure_synthesis(
-    place: str, workers: int, *, identities: int, views: int, endpoint_url: str | None
-) -> float:
-    """Views a second of sampled faces, each of 192 px with all columns, by warm processes."""
+    place: str,
+    workers: int,
+    *,
+    identities: int,
+    views: int,
+    size: int,
+    endpoint_url: str | None,
+    clock: CpuClock,
+) -> Synthesis:
+    """The synthesis of sampled faces, with all columns, by warm processes."""
 
     def make(name: str, count: int) -> None:
         synthesize(
@@ -43,17 +100,23 @@ def measure_synthesis(
             f"{place}/{name}",
             identities=count,
             views=views,
-            size=192,
+            size=size,
             shard_subjects=FACES_PER_SHARD,
             workers=workers,
             endpoint_url=endpoint_url,
         )
 
+    begun = time.perf_counter()
     with connected(None, workers=workers):
+        make(f"first-{workers}", 1)
+        first = time.perf_counter() - begun
         make(f"warm-{workers}", 2 * FACES_PER_SHARD * workers)
-        start = time.perf_counter()
+        before, start = clock.read(), time.perf_counter()
         make(f"views-{workers}", identities)
-        return identities * views / (time.perf_counter() - start)
+        took, after = time.perf_counter() - start, clock.read()
+    count = identities * views
+    cpu = {part: (after[part] - before[part]) / count * 1e3 for part in PARTS}
+    return Synthesis(count / took, cpu, first)
 
 
 def measure_training(
@@ -110,49 +173,55 @@ def main(
     place: Annotated[str, typer.Argument(help="s3://bucket/prefix, or a folder.")],
     endpoint_url: Annotated[str | None, typer.Option(help="Of the S3 server.")] = None,
     workers: Annotated[str, typer.Option(help="Numbers of workers.")] = "1,2",
+    server: Annotated[str, typer.Option(help="Processes of an S3 server here, by id.")] = "",
     identities: int = 48,
     views: int = 20,
+    view_size: int = 192,
     steps: int = 64,
     size: int = 160,
 ) -> None:
-    """Print views and images a second, and efficiencies."""
+    """Print views and images a second, and efficiencies; with ``--steps 0`` no images."""
     counts = [int(word) for word in workers.split(",")]
+    clock = CpuClock([int(word) for word in server.split(",") if word])
     console = Console()
     console.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
     place = f"{place.rstrip('/')}/{secrets.token_hex(3)}"
-    table = Table("workers", "views/s", "efficiency", "images/s", "efficiency", "waiting")
-    made, trained = [], []
-    for count in counts:
-        made.append(
-            measure_synthesis(
-                place, count, identities=identities, views=views, endpoint_url=endpoint_url
-            )
+    made = [
+        measure_synthesis(
+            place,
+            count,
+            identities=identities,
+            views=views,
+            size=view_size,
+            endpoint_url=endpoint_url,
+            clock=clock,
         )
-        console.print(f"{count} workers: {made[-1]:.1f} views/s")
+        for count in counts
+    ]
+    table = Table("workers", "views/s", "efficiency", "first view, s")
+    for part in PARTS:
+        table.add_column(f"CPU ms a view: {part}")
+    for count, found in zip(counts, made, strict=True):
+        efficiency = found.rate / made[0].rate * counts[0] / count
+        cells = [f"{found.cpu[part]:.1f}" for part in PARTS]
+        table.add_row(
+            str(count), f"{found.rate:.1f}", f"{efficiency:.2f}", f"{found.first:.1f}", *cells
+        )
+    console.print(table)
+    if not steps:
+        return
     dataset = f"{place}/views-{counts[0]}"
     open_dataset(dataset, endpoint_url=endpoint_url).verify()
-    for count in counts:
-        trained.append(
-            measure_training(
-                dataset,
-                f"{place}/runs",
-                count,
-                steps=steps,
-                size=size,
-                endpoint_url=endpoint_url,
-            )
+    trained = [
+        measure_training(
+            dataset, f"{place}/runs", count, steps=steps, size=size, endpoint_url=endpoint_url
         )
-        console.print(f"{count} workers: {trained[-1][0]:.1f} images/s")
-    for count, synthesis, (rate, waiting) in zip(counts, made, trained, strict=True):
-        share = count / counts[0]
-        table.add_row(
-            str(count),
-            f"{synthesis:.1f}",
-            f"{synthesis / made[0] / share:.2f}",
-            f"{rate:.1f}",
-            f"{rate / trained[0][0] / share:.2f}",
-            f"{waiting:.0%}",
-        )
+        for count in counts
+    ]
+    table = Table("workers", "images/s", "efficiency", "waiting")
+    for count, (rate, waiting) in zip(counts, trained, strict=True):
+        efficiency = rate / trained[0][0] * counts[0] / count
+        table.add_row(str(count), f"{rate:.1f}", f"{efficiency:.2f}", f"{waiting:.0%}")
     console.print(table)
 
 
