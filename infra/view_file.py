@@ -1,14 +1,16 @@
 """View files: the columns of a shard that training reads, laid out for random access.
 
-A file holds the JPEG images and packed triangle ids of the views one after another, then one
-record for each view. It is as large as those columns of the shard: nothing is decoded. Views are
-read by position, so any number of processes share a file without mapping it.
+A file holds the JPEG images and packed triangle ids of the views one after another, then the
+vertices of each person without expression, which take longer to compute than a view to read, then
+one record for each view. It is about as large as those columns of the shard: images are not
+decoded, and vertices are stored as 16-bit integers. Views are read by position, so any number of
+processes share a file without mapping it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dff.face.arrays import Array, Float, Integer, Shaped
+from dff.face.arrays import Array, Float, Floats, Integer, Shaped
 from dff.face.errors import BadDataset
 from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box, Pinhole, WeakPerspective
@@ -41,18 +43,22 @@ _COLUMNS = [
     "landmarks_3d",
     "model",
 ]
-FORMAT = 1
+FORMAT = 2
 """Number of this layout, for the names of kept files."""
 
-_LONGEST = 1 << 16  # coefficients of an identity or expression
+BuildShape = Callable[[Floats], Floats]
+"""(V, 3) metres from the model's template to the vertices of a stored identity."""
+
+_LONGEST = 1 << 16  # activations of an expression
 _TAIL = np.dtype("<u8")
-"""The file ends in four of these: where the records begin, how many there are, and the lengths of
-their identity and expression.
+"""The file ends in four of these: where the records begin, how many there are, the number of
+vertices, and the length of an expression.
 """
+_STEPS = 32767  # of the largest displacement of a person's vertices
 
 
 @cache
-def _record_dtype(identities: int, expressions: int) -> np.dtype[np.void]:
+def _record_dtype(expressions: int) -> np.dtype[np.void]:
     return np.dtype(
         [
             ("image", "<u8", 2),
@@ -66,11 +72,10 @@ def _record_dtype(identities: int, expressions: int) -> np.dtype[np.void]:
             ("rotation", "<f8", (3, 3)),
             ("translation", "<f8", 3),
             ("box", "<f8", 4),
-            ("identities", "<i4"),
-            ("identity", "<f8", (identities,)),
+            ("shape", "<u8"),  # byte of the person's vertices
+            ("shape_step", "<f4"),  # metres of one in them
             ("expressions", "<i4"),
             ("expression", "<f8", (expressions,)),
-            ("model", "S64"),
         ]
     )
 
@@ -82,6 +87,7 @@ class ViewFile:
     path: Path
     start: int  # byte of the first record
     rows: int
+    vertices: int
     dtype: np.dtype[np.void]  # of a record
 
 
@@ -97,15 +103,25 @@ class EncodedView:
     camera: Pinhole | WeakPerspective
     rotation: Float[Array, "3 3"]  # cam_from_head
     translation: Float[Array, " 3"]  # metres
-    identity: Shaped[Array, " stored"]  # a row of ``MorphableModel.pack_identity``
+    # vertices of the person without expression: metres from the model's template
+    shape: Float[Array, "vertices 3"]
     expression: Shaped[Array, " expressions"]  # activations
     box: Box  # of the 68 landmarks of the 3D scheme, px
 
 
-def write_view_file(shard: bytes, file: BinaryIO, name: str) -> None:
+def count_shape_bytes(vertices: int) -> int:
+    """Bytes of the vertices of one person."""
+    return 6 * vertices
+
+
+def write_view_file(
+    shard: bytes, file: BinaryIO, name: str, *, model: str, build_shape: BuildShape
+) -> None:
     """Write the view file of a shard's bytes; ``name`` is the shard's, for messages.
 
-    Raises BadDataset when the shard is damaged or of another schema, and OSError for a full disk.
+    ``model``: name of the face model that all views must show. Raises BadDataset when the shard is
+    damaged, of another schema or another model; OSError for a full disk; and what ``build_shape``
+    raises.
     """
     parquet = open_parquet(shard, name)
     try:
@@ -122,13 +138,28 @@ def write_view_file(shard: bytes, file: BinaryIO, name: str) -> None:
             bounds = offsets - offsets[0] + start
             records[field] = np.stack([bounds[:-1], bounds[1:]], axis=1)
             start = int(bounds[-1])
+        identity, models = columns["identity"].to_pylist(), columns["model"].to_pylist()
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise BadDataset(f"{name} is damaged: {error}") from error
+    if other := set(models) - {model}:
+        raise BadDataset(f"{name} shows the model {min(other)!r}, not {model!r}")
     for part in parts:
         file.write(part)
+    vertices = 0
+    stored: dict[bytes, tuple[int, float]] = {}  # place and step of a person's vertices
+    for row, values in enumerate(identity):
+        coefficients = np.asarray(values, dtype=np.float64)
+        key = coefficients.tobytes()
+        if key not in stored:
+            shape = build_shape(coefficients)
+            step = max(float(np.abs(shape).max(initial=0.0)), 1e-9) / _STEPS
+            file.write(np.rint(shape / step).astype("<i2").tobytes())
+            stored[key] = start, step
+            vertices, start = len(shape), start + count_shape_bytes(len(shape))
+        records["shape"][row], records["shape_step"][row] = stored[key]
     file.write(records.tobytes())
-    lengths = [records.dtype[name].shape[0] for name in ("identity", "expression")]
-    file.write(np.array([start, len(records), *lengths], _TAIL).tobytes())
+    expressions = records.dtype["expression"].shape[0]
+    file.write(np.array([start, len(records), vertices, expressions], _TAIL).tobytes())
 
 
 def _column(table: Any, name: str) -> Any:
@@ -137,10 +168,8 @@ def _column(table: Any, name: str) -> Any:
 
 
 def _build_records(columns: dict[str, Any], rows: int) -> Shaped[Array, " views"]:
-    identity = columns["identity"].to_pylist()
     expression = columns["expression"].to_pylist()
-    longest = [max(map(len, values), default=0) for values in (identity, expression)]
-    records = np.zeros(rows, _record_dtype(*longest))
+    records = np.zeros(rows, _record_dtype(max(map(len, expression), default=0)))
     for name in ("height", "width", "focal_or_scale"):
         records[name] = columns[name].to_numpy(zero_copy_only=False)
     for name, shape in (("camera_centre", (2,)), ("rotation", (3, 3)), ("translation", (3,))):
@@ -150,14 +179,11 @@ def _build_records(columns: dict[str, Any], rows: int) -> Shaped[Array, " views"
         raise ValueError("a pose is no rigid transform")
     records["wide"] = [value == "uint32" for value in columns["triangle_ids_dtype"].to_pylist()]
     records["pinhole"] = [value == "pinhole" for value in columns["camera"].to_pylist()]
-    records["model"] = [value.encode()[:64] for value in columns["model"].to_pylist()]
     landmarks = _flatten(columns["landmarks_3d"]).reshape(-1, 68, 2)
     records["box"] = np.concatenate([landmarks.min(1), landmarks.max(1)], axis=1)
-    for name, values in (("identity", identity), ("expression", expression)):
-        count = "identities" if name == "identity" else "expressions"
-        for row, value in enumerate(values):
-            records[count][row] = len(value)
-            records[name][row, : len(value)] = value
+    for row, value in enumerate(expression):
+        records["expressions"][row] = len(value)
+        records["expression"][row, : len(value)] = value
     return records
 
 
@@ -175,35 +201,32 @@ def open_view_file(path: Path) -> ViewFile:
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END) - 4 * _TAIL.itemsize
         tail = os.pread(file.fileno(), 4 * _TAIL.itemsize, max(end, 0))
-    start, rows, *lengths = map(int, np.frombuffer(tail, _TAIL)) if end >= 0 else (1, 0, 0, 0)
-    damaged = max(lengths) > _LONGEST
-    dtype = _record_dtype(*([0, 0] if damaged else lengths))
-    if damaged or start + rows * dtype.itemsize != end:
+    start, rows, vertices, length = map(int, np.frombuffer(tail, _TAIL)) if end >= 0 else (1,) * 4
+    dtype = _record_dtype(length if length <= _LONGEST else 0)
+    if length > _LONGEST or start + rows * dtype.itemsize != end:
         raise BadDataset(f"{path} is damaged")
-    return ViewFile(path, start, rows, dtype)
+    return ViewFile(path, start, rows, vertices, dtype)
 
 
-def read_views(file: ViewFile, rows: Sequence[int], model: str) -> list[EncodedView]:
-    """Some views of a file.
-
-    Raises FileNotFoundError, and BadDataset for damaged views, and those of another face model than
-    the one named ``model``.
-    """
+def read_views(file: ViewFile, rows: Sequence[int]) -> list[EncodedView]:
+    """Some views of a file. Raises FileNotFoundError, and BadDataset for damaged views."""
     with file.path.open("rb") as opened:
         out = []
+        shapes: dict[int, Floats] = {}
         for row in rows:
             at, size = file.start + row * file.dtype.itemsize, file.dtype.itemsize
             record = np.frombuffer(os.pread(opened.fileno(), size, at), file.dtype)[0]
-            if record["model"] != model.encode()[:64]:
-                other = record["model"].decode()
-                raise BadDataset(
-                    f"{file.path}, view {row}, shows the model {other!r}, not {model!r}"
-                )
-            out.append(_read_view(opened.fileno(), record, f"{file.path}, view {row}"))
+            place = int(record["shape"])
+            if place not in shapes:  # views of one person are read together
+                stored = os.pread(opened.fileno(), count_shape_bytes(file.vertices), place)
+                steps = np.frombuffer(stored, "<i2").reshape(-1, 3)
+                shapes[place] = steps * record["shape_step"]
+            name = f"{file.path}, view {row}"
+            out.append(_read_view(opened.fileno(), record, shapes[place], name))
         return out
 
 
-def _read_view(descriptor: int, record: Any, name: str) -> EncodedView:
+def _read_view(descriptor: int, record: Any, shape: Floats, name: str) -> EncodedView:
     image, ids = (
         os.pread(descriptor, int(stop - start), int(start))
         for start, stop in (record["image"], record["ids"])
@@ -226,7 +249,7 @@ def _read_view(descriptor: int, record: Any, name: str) -> EncodedView:
         camera=camera(float(record["focal_or_scale"]), record["camera_centre"]),
         rotation=record["rotation"],
         translation=record["translation"],
-        identity=record["identity"][: record["identities"]],
+        shape=shape,
         expression=record["expression"][: record["expressions"]],
         box=Box(*map(float, record["box"])),
     )

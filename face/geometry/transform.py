@@ -62,6 +62,8 @@ def skew(v: Floats) -> Floats:
 def rotation_2d(angle: Floats | float) -> Floats:
     """(..., 2, 2) rotations by (...) radians: of x towards y, clockwise where y points down."""
     c, s = np.cos(angle), np.sin(angle)
+    if np.ndim(angle) == 0:
+        return np.array([[c, -s], [s, c]])
     return np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
 
 

@@ -6,12 +6,18 @@ exact; ``occlude`` returns the mask of the covered pixels.
 
 from __future__ import annotations
 
+from functools import cache
+
 import cv2
 import numpy as np
+from scipy.special import ndtri
 
-from dff.face.arrays import Bools, Bytes
+from dff.face.arrays import Bools, Bytes, Floats
 from dff.trainer.data import kernels
 from dff.trainer.data.config import OcclusionConfig, PhotometricConfig
+
+_QUANTILES = 1 << 12
+_LEVELS = np.linspace(0.0, 1.0, 256)
 
 
 def augment_photometric(
@@ -26,7 +32,7 @@ def augment_photometric(
     if rng.random() < config.low_resolution_probability:
         out = _reduce_resolution(out, float(rng.uniform(*config.low_resolution)))
     if rng.random() < config.noise_probability:
-        out = _add_noise(out, float(rng.uniform(*config.noise)), rng)
+        out = add_noise(out, float(rng.uniform(*config.noise)), rng=rng)
     if rng.random() < config.jpeg_probability:
         low, high = config.jpeg_quality
         out = _recompress(out, int(rng.integers(low, high + 1)))
@@ -35,12 +41,11 @@ def augment_photometric(
 
 def _adjust_colours(image: Bytes, config: PhotometricConfig, rng: np.random.Generator) -> Bytes:
     """Exposure, white balance, contrast and gamma as one table per channel; then saturation."""
-    level = np.linspace(0.0, 1.0, 256)
     gamma = float(np.exp(rng.uniform(*config.log_gamma)))
     contrast, shift = rng.uniform(*config.contrast), rng.uniform(*config.brightness)
-    gains = rng.uniform(*config.channel_gain, 3)
-    table = ((level**gamma)[:, None] - 0.5) * contrast * gains + 0.5 + shift
-    out = cv2.LUT(image, (np.clip(table, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)[None])
+    gains, table = rng.uniform(*config.channel_gain, 3), np.empty((1, 256, 3), np.uint8)
+    kernels.tone_table(_LEVELS**gamma, contrast, gains, shift, table)
+    out = cv2.LUT(image, table)
     if rng.random() < config.saturation_probability:
         grey = cv2.cvtColor(out, cv2.COLOR_RGB2GRAY)
         keep = float(rng.uniform(*config.saturation))
@@ -56,10 +61,22 @@ def _reduce_resolution(image: Bytes, factor: float) -> Bytes:
     )
 
 
-def _add_noise(image: Bytes, deviation: float, rng: np.random.Generator) -> Bytes:
-    out = np.empty_like(image)
-    noise = rng.standard_normal(image.shape, dtype=np.float32)
-    kernels.add_noise(np.ascontiguousarray(image), noise, np.float32(deviation), out)
+@cache
+def _normal_quantiles() -> Floats:
+    """(2^12,) float32 of a normal distribution with a deviation of 1, from -3.7 to 3.7."""
+    out = ndtri((np.arange(_QUANTILES) + 0.5) / _QUANTILES)
+    return (out / out.std()).astype(np.float32)
+
+
+def add_noise(image: Bytes, deviation: float, *, rng: np.random.Generator) -> Bytes:
+    """An image with normal noise of ``deviation`` levels of 0..255, independent at each value.
+
+    From a table of quantiles: eight times as fast as exact normal numbers.
+    """
+    out = np.empty(image.shape, np.uint8)
+    bits = rng.bit_generator.random_raw(-(-image.size // 4)).view(np.uint16)  # half of rng.bytes
+    image = np.ascontiguousarray(image)
+    kernels.add_noise(image, bits, _normal_quantiles(), np.float32(deviation), out)
     return out
 
 
@@ -118,5 +135,6 @@ def _texture_occluder(image: Bytes, config: OcclusionConfig, rng: np.random.Gene
         interpolation=cv2.INTER_CUBIC,
     )
     colour = rng.uniform(0.0, 255.0, 3)
-    contrast = rng.uniform(*config.texture)
-    return np.clip(colour + noise[..., None] * contrast, 0.0, 255.0).astype(np.uint8)
+    out = np.empty(image.shape, np.uint8)
+    kernels.colour_noise(noise, colour, np.float32(rng.uniform(*config.texture)), out)
+    return out

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 
 import cv2
 import numpy as np
@@ -22,7 +21,7 @@ from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import rotation_2d
 from dff.face.model.morphable import MorphableModel
 from dff.trainer.data import kernels
-from dff.trainer.data.augment import augment_photometric, occlude
+from dff.trainer.data.augment import add_noise, augment_photometric, occlude
 from dff.trainer.data.config import (
     AUGMENT,
     AugmentConfig,
@@ -106,11 +105,13 @@ def input_from_source(box: Box, size: int, placement: CropPlacement) -> Floats:
     """
     side = FRAMING * max(box.width, box.height)
     centre = box.centre + side * np.array(placement.shift)
-    scale = size / (side * placement.zoom)
-    linear = scale * rotation_2d(np.deg2rad(placement.degrees))
+    out = np.empty((2, 3))
+    linear = out[:, :2]
+    linear[:] = size / (side * placement.zoom) * rotation_2d(np.deg2rad(placement.degrees))
     if placement.mirrored:
         linear[0] *= -1.0
-    return np.column_stack([linear, size / 2 - linear @ centre])
+    out[:, 2] = size / 2 - linear @ centre
+    return out
 
 
 def sample_displacement(size: int, config: WarpConfig, *, rng: np.random.Generator) -> Floats:
@@ -129,10 +130,9 @@ def sample_displacement(size: int, config: WarpConfig, *, rng: np.random.Generat
     shifts = rng.standard_normal((knots, knots, 2), dtype=np.float32)
     shifts = np.clip(shifts, -config.max_shift, config.max_shift)
     shifts *= np.float32(rng.uniform(0.0, config.amplitude / knots) * size)
-    smooth = cv2.resize(shifts, (size, size), interpolation=cv2.INTER_CUBIC)
-    return np.asarray(
-        _pixel_centres(size, size / 2) @ linear.T.astype(np.float32) + smooth, dtype=np.float32
-    )
+    out = cv2.resize(shifts, (size, size), interpolation=cv2.INTER_CUBIC)
+    kernels.displace(linear.astype(np.float32), out)
+    return out
 
 
 def warp_displaced(
@@ -145,34 +145,19 @@ def warp_displaced(
     ``grid_in_source`` orders them, accurate to 0.02 px.
     """
     size = len(displacement)
+    source, centres = np.empty_like(displacement), np.empty(((size // STRIDE) ** 2, 2))
     back = inverse_affine(matrix).astype(np.float32)
-    source = (_pixel_centres(size, 0.0) + displacement) @ back[:, :2].T + back[:, 2]
+    kernels.locate_displaced(displacement, back, STRIDE, source, centres)
     mode, colour = _split_border(border)
     crop = cv2.remap(
         _low_pass(image, matrix, size),
-        source - 0.5,
+        source,
         None,
         cv2.INTER_LINEAR,
         borderMode=mode,
         borderValue=colour,
     )
-    centres = np.empty(((size // STRIDE) ** 2, 2))
-    kernels.average_cells(source, STRIDE, centres)
     return np.asarray(crop, dtype=np.uint8), centres
-
-
-@cache
-def _pixel_centres(size: int, origin: float) -> Floats:
-    """(size, size, 2) float32 px of pixel centres, from an ``origin`` along both axes."""
-    centre = np.arange(size, dtype=np.float32) + 0.5 - origin
-    return np.stack(np.meshgrid(centre, centre), axis=-1).astype(np.float32)
-
-
-@cache
-def _output_centres(size: int) -> Floats:
-    """((size / STRIDE)^2, 2) px of the centres of the output pixels of a crop, row by row."""
-    centre = (np.arange(size // STRIDE) + 0.5) * STRIDE
-    return np.stack(np.meshgrid(centre, centre), axis=-1).reshape(-1, 2)
 
 
 def inverse_affine(matrix: Floats) -> Floats:
@@ -246,8 +231,9 @@ def grid_in_source(matrix: Floats, size: int) -> Floats:
 
     Returns ((size / STRIDE)^2, 2), row by row.
     """
-    back = inverse_affine(matrix)
-    return np.asarray(_output_centres(size) @ back[:, :2].T + back[:, 2])
+    out = np.empty(((size // STRIDE) ** 2, 2))
+    kernels.locate_grid(inverse_affine(matrix), STRIDE, size // STRIDE, out)
+    return out
 
 
 def find_pixels(px: Floats, shape: tuple[int, int]) -> tuple[Ints, Ints, Bools]:
@@ -386,10 +372,8 @@ def paint_over_face(
     colour = rng.uniform(0.0, 255.0, 3)
     if skin.any() and rng.random() < config.skin_colour_probability:
         colour = view.image[skin].mean(0)
-    noise = rng.standard_normal(view.image.shape, dtype=np.float32) * np.float32(
-        rng.uniform(*config.noise)
-    )
-    painted = np.clip(colour.astype(np.float32) + noise, 0.0, 255.0).astype(np.uint8)
+    plain = np.broadcast_to(np.rint(colour).astype(np.uint8), view.image.shape)
+    painted = add_noise(plain, float(rng.uniform(*config.noise)), rng=rng)
     side = 2 * config.margin + 1
     over = cv2.dilate(skin.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
     return replace(
@@ -418,7 +402,9 @@ def finish_sample(
     if rng.random() < config.occlusion.probability:
         image, covered = occlude(image, config.occlusion, rng=rng)
         triangle = np.where(covered[1::STRIDE, 1::STRIDE].ravel(), len(surface.faces), triangle)
-    chosen = rng.permutation(np.flatnonzero(surface.anchored[triangle]))[:pixels]
+    candidates, face = np.empty(len(triangle), np.int64), np.empty(len(triangle), np.float32)
+    found = kernels.classify(triangle, surface.anchored, surface.skin, candidates, face)
+    chosen = rng.permutation(candidates[:found])[:pixels]
     count = len(chosen)
     pixel, known = np.zeros(pixels, np.int64), np.zeros(pixels, np.float32)
     coordinate = np.zeros((pixels, 6), np.float32)
@@ -429,5 +415,5 @@ def finish_sample(
         pixel=pixel,
         coordinate=coordinate,
         known=known,
-        face=surface.skin[triangle].reshape(half, half).astype(np.float32),
+        face=face.reshape(half, half),
     )

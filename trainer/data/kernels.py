@@ -15,16 +15,14 @@ def coordinates_at(  # type: ignore[no-untyped-def]
 ):
     """Fill (N, 6) ``out`` with surface coordinates at (N, 2) ``px``, and (N,) whether ``known``.
 
-    Bilinear between the four pixel centres around a point, whose barycentric weights are rounded to
-    1/255. Unknown where one of the four shows no anchored surface or lies outside the image, or
-    where they show points ``max_spread`` or more apart. Returns the number of pixels that were
-    resolved and of those that were clamped to an edge of their triangle, or -1 for a triangle
-    behind the camera.
+    Bilinear between the four pixel centres around a point. Unknown where one of the four shows no
+    anchored surface or lies outside the image, or where they show points ``max_spread`` or more
+    apart. Returns the number of pixels that were resolved and of those that were clamped to an edge
+    of their triangle, or -1 for a triangle behind the camera.
     """
     height, width = triangle.shape
     last = len(faces)
-    step = np.float32(1.0 / 255.0)
-    one, half, full = np.float32(1.0), np.float32(0.5), np.float32(255.0)
+    one = np.float32(1.0)
     corner = np.empty((4, 6), np.float32)
     resolved, clamped = 0, 0
     for n in range(len(px)):
@@ -64,9 +62,7 @@ def coordinates_at(  # type: ignore[no-untyped-def]
             if not (total > 0.0):
                 return resolved, -1
             scale = 1.0 / total
-            q0 = np.uint8(min(max(np.float32(w0 * scale), np.float32(0.0)), one) * full + half)
-            q1 = np.uint8(min(max(np.float32(w1 * scale), np.float32(0.0)), one) * full + half)
-            a0, a1 = np.float32(q0) * step, np.float32(q1) * step
+            a0, a1 = np.float32(w0 * scale), np.float32(w1 * scale)
             a2 = one - a0 - a1
             apart = np.float32(0.0)
             for c in range(6):
@@ -98,28 +94,30 @@ def triangles_at(px, triangle, none, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=CACHE, nogil=True)
 def blend_layer(  # type: ignore[no-untyped-def]
-    image, warped, opacity, number, stride, transparent, opaque, layer, front
+    image, warped, opacity, left, top, number, stride, transparent, opaque, layer, front
 ):
-    """Blend (S, S, 3) ``warped`` over ``image``, in place, by its (S, S) ``opacity`` of 0..255.
+    """Blend (T, T, 3) ``warped`` over a part of (S, S, 3) ``image``, in place.
 
-    An output pixel, of ``stride`` x ``stride`` pixels, gets the layer's ``number`` in ``layer``
-    where the layer is opaque all over, and -1 elsewhere unless it is transparent all over.
-    ``front``: whether its mean opacity is above a half.
+    By its (T, T) ``opacity`` of 0..255; the part begins at ``left`` and ``top``, which are
+    multiples of ``stride``. An output pixel of ``stride`` x ``stride`` pixels of the image gets the
+    layer's ``number`` in ``layer`` where the layer is opaque all over, and -1 elsewhere unless it
+    is transparent all over. ``front``: whether its mean opacity is above a half.
     """
-    half = image.shape[0] // stride
+    half, own = image.shape[0] // stride, warped.shape[0] // stride
     full = np.float32(255.0)
-    for row in range(half):
-        for column in range(half):
+    for row in range(own):
+        for column in range(own):
             least, most, total = np.float32(2.0), np.float32(-1.0), np.float32(0.0)
             for y in range(row * stride, (row + 1) * stride):
                 for x in range(column * stride, (column + 1) * stride):
                     alpha = np.float32(opacity[y, x]) / full
                     least, most, total = min(least, alpha), max(most, alpha), total + alpha
                     for c in range(3):
-                        below = np.float32(image[y, x, c])
+                        below = np.float32(image[top + y, left + x, c])
                         above = np.float32(warped[y, x, c])
-                        image[y, x, c] = np.uint8(np.rint(below + (above - below) * alpha))
-            cell = row * half + column
+                        blended = np.uint8(np.rint(below + (above - below) * alpha))
+                        image[top + y, left + x, c] = blended
+            cell = (row + top // stride) * half + column + left // stride
             if least > opaque:
                 layer[cell] = number
             elif most > transparent:
@@ -159,23 +157,147 @@ def fade(distance, margin, softness, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def add_noise(image, noise, deviation, out):  # type: ignore[no-untyped-def]
-    """Fill ``out`` with ``image`` plus ``deviation`` times ``noise``, within 0..255."""
-    flat, added, target = image.ravel(), noise.ravel(), out.ravel()
+def tone_table(levels, contrast, gains, shift, out):  # type: ignore[no-untyped-def]
+    """Fill (1, 256, 3) ``out`` with the value that each level of 0..1 has in each channel."""
+    for i in range(256):
+        for c in range(3):
+            value = (levels[i] - 0.5) * contrast * gains[c] + 0.5 + shift
+            out[0, i, c] = np.uint8(min(max(value, 0.0), 1.0) * 255.0 + 0.5)
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def add_noise(image, bits, quantiles, deviation, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` with ``image`` plus ``deviation`` times noise, within 0..255.
+
+    The noise of a value is the one of the 2^k float32 ``quantiles`` that the upper k of 16 random
+    ``bits`` choose.
+    """
+    shift = 0
+    while len(quantiles) << shift < 1 << 16:
+        shift += 1
+    flat, target = image.ravel(), out.ravel()
     for i in range(len(flat)):
-        value = np.float32(flat[i]) + added[i] * deviation
+        value = np.float32(flat[i]) + quantiles[bits[i] >> shift] * deviation
         target[i] = np.uint8(min(max(value, np.float32(0.0)), np.float32(255.0)))
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def average_cells(values, stride, out):  # type: ignore[no-untyped-def]
-    """Fill (N, 2) ``out`` with means of the ``stride`` x ``stride`` cells of (S, S, 2) values."""
-    half = len(values) // stride
+def colour_noise(noise, colour, contrast, out):  # type: ignore[no-untyped-def]
+    """Fill (S, S, 3) ``out`` with a ``colour`` plus ``contrast`` times (S, S) ``noise``."""
+    for row in range(noise.shape[0]):
+        for column in range(noise.shape[1]):
+            added = noise[row, column] * contrast
+            for c in range(3):
+                out[row, column, c] = np.uint8(min(max(colour[c] + added, 0.0), 255.0))
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def locate_grid(back, stride, half, out):  # type: ignore[no-untyped-def]
+    """Fill (half^2, 2) ``out`` with the source px of the centres of a crop's output pixels.
+
+    ``back``: (2, 3) source from crop px.
+    """
+    for row in range(half):
+        y = (row + 0.5) * stride
+        for column in range(half):
+            x = (column + 0.5) * stride
+            cell = row * half + column
+            out[cell, 0] = x * back[0, 0] + y * back[0, 1] + back[0, 2]
+            out[cell, 1] = x * back[1, 0] + y * back[1, 1] + back[1, 2]
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def classify(triangle, anchored, skin, candidates, face):  # type: ignore[no-untyped-def]
+    """Of (N,) triangles: fill ``candidates`` with the places of those that are anchored, and
+    ``face`` with 1 for those of the skin, else 0. Returns the number of candidates.
+    """
+    count = 0
+    for n in range(len(triangle)):
+        t = triangle[n]
+        if anchored[t]:
+            candidates[count] = n
+            count += 1
+        face[n] = np.float32(1.0) if skin[t] else np.float32(0.0)
+    return count
+
+
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
+def project_face(  # type: ignore[no-untyped-def]
+    template,
+    shape,
+    basis,
+    used,
+    activation,
+    rotation,
+    translation,
+    scale,
+    centre,
+    pinhole,
+    px,
+    weight,
+):
+    """Fill (V, 2) ``px`` and (V,) screen ``weight`` of a face with an expression before a camera.
+
+    ``template``: (V, 3) metres in ``head``; ``shape``: (V, 3) float32 of the person's difference
+    from it; ``basis``: (E, 3 V) float32, of which the units ``used`` have the float32
+    ``activation``. ``scale``: the focal length of a ``pinhole``, else pixels per metre. NaN for
+    points behind a pinhole.
+    """
+    motion = shape.copy().ravel()
+    for n in range(len(used)):
+        unit, amount = basis[used[n]], activation[n]
+        for i in range(len(motion)):
+            motion[i] += unit[i] * amount
+    for v in range(len(template)):
+        x = template[v, 0] + motion[3 * v]
+        y = template[v, 1] + motion[3 * v + 1]
+        z = template[v, 2] + motion[3 * v + 2]
+        cam_x = rotation[0, 0] * x + rotation[0, 1] * y + rotation[0, 2] * z + translation[0]
+        cam_y = rotation[1, 0] * x + rotation[1, 1] * y + rotation[1, 2] * z + translation[1]
+        cam_z = rotation[2, 0] * x + rotation[2, 1] * y + rotation[2, 2] * z + translation[2]
+        factor, weight[v] = scale, 1.0
+        if pinhole:
+            if cam_z > 0:
+                factor, weight[v] = scale / cam_z, 1.0 / cam_z
+            else:
+                factor = weight[v] = np.nan
+        px[v, 0] = cam_x * factor + centre[0]
+        px[v, 1] = cam_y * factor + centre[1]
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def displace(linear, smooth):  # type: ignore[no-untyped-def]
+    """Add a (2, 2) ``linear`` map about the middle to (S, S, 2) float32 ``smooth``, in place."""
+    size = len(smooth)
+    middle = np.float32(size / 2)
+    for row in range(size):
+        y = np.float32(row + 0.5) - middle
+        for column in range(size):
+            x = np.float32(column + 0.5) - middle
+            smooth[row, column, 0] += x * linear[0, 0] + y * linear[0, 1]
+            smooth[row, column, 1] += x * linear[1, 0] + y * linear[1, 1]
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def locate_displaced(displacement, back, stride, source, centres):  # type: ignore[no-untyped-def]
+    """Fill (S, S, 2) float32 ``source`` with where a displaced crop takes its pixels from.
+
+    ``displacement``: (S, S, 2) px of the crop; ``back``: (2, 3) float32 source from crop px.
+    ``source`` is as OpenCV counts, from the first pixel's centre. ``centres``: ((S / stride)^2, 2)
+    means over cells of pixels, from the image's corner.
+    """
+    half = len(source) // stride
+    before = np.float32(0.5)
     for row in range(half):
         for column in range(half):
-            for c in range(2):
-                total = 0.0
-                for y in range(row * stride, (row + 1) * stride):
-                    for x in range(column * stride, (column + 1) * stride):
-                        total += values[y, x, c]
-                out[row * half + column, c] = total / (stride * stride)
+            total_x, total_y = 0.0, 0.0
+            for r in range(row * stride, (row + 1) * stride):
+                for c in range(column * stride, (column + 1) * stride):
+                    x = np.float32(c + 0.5) + displacement[r, c, 0]
+                    y = np.float32(r + 0.5) + displacement[r, c, 1]
+                    u = x * back[0, 0] + y * back[0, 1] + back[0, 2]
+                    v = x * back[1, 0] + y * back[1, 1] + back[1, 2]
+                    source[r, c, 0], source[r, c, 1] = u - before, v - before
+                    total_x, total_y = total_x + u, total_y + v
+            centres[row * half + column, 0] = total_x / (stride * stride)
+            centres[row * half + column, 1] = total_y / (stride * stride)

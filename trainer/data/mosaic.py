@@ -79,15 +79,19 @@ def compose_layers(
         )
         if rng.random() < mosaic.faceless_probability:
             view = paint_over_face(view, surface, config.faceless, rng=rng)
-        alpha = warp(opacity, matrix, size, (0, 0, 0))
-        warped = warp(view.image, matrix, size, cv2.BORDER_REPLICATE)
+        left, top, extent = _locate_layer(opacity.shape, matrix, size)
+        within = matrix - [[0, 0, left], [0, 0, top]]
+        alpha = warp(opacity, within, extent, (0, 0, 0))
+        warped = warp(view.image, within, extent, cv2.BORDER_REPLICATE)
         # A layer that is opaque over a whole output pixel sets its target; a layer that is
         # transparent over all of it leaves the target; any other removes it.
-        front = np.empty(len(triangle), dtype=np.bool_)
+        front = np.zeros(len(triangle), dtype=np.bool_)
         kernels.blend_layer(
             image,
             warped,
             alpha,
+            left,
+            top,
             number,
             STRIDE,
             np.float32(mosaic.transparent),
@@ -109,6 +113,22 @@ def compose_layers(
         return coordinate, known
 
     return image, triangle, lookup_coordinates
+
+
+def _locate_layer(shape: tuple[int, int], matrix: Floats, size: int) -> tuple[int, int, int]:
+    """Left, top and side of a square of whole output pixels that holds a view's part of a mosaic.
+
+    ``shape``: (height, width) of the view; ``matrix``: (2, 3) mosaic from view px. The square lies
+    in the mosaic of ``size`` px, and one that misses it has a side of one output pixel.
+    """
+    height, width = shape
+    corners = matrix @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+    margin = 1.0 + float(np.abs(matrix[:, :2]).max())  # of bilinear interpolation
+    low = np.clip(np.floor((corners.min(1) - margin) / STRIDE), 0, size // STRIDE - 1)
+    high = np.clip(np.ceil((corners.max(1) + margin) / STRIDE), low + 1, size // STRIDE)
+    side = int((high - low).max())
+    left, top = np.minimum(low, size // STRIDE - side).astype(int)
+    return int(left) * STRIDE, int(top) * STRIDE, side * STRIDE
 
 
 def make_background(
@@ -162,7 +182,9 @@ def join_along_line(
     offset = rng.uniform(-config.join_offset, config.join_offset) * size
     along = np.arange(size) - size / 2
     side = along[None] * np.cos(angle) + along[:, None] * np.sin(angle) > offset
-    return np.where(side[..., None], other, image)
+    out = image.copy()
+    cv2.copyTo(other, side.astype(np.uint8), out)
+    return out
 
 
 def _sample_view_placement(

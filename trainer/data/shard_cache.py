@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import queue
@@ -20,10 +21,15 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
+import numpy as np
+
+from dff.face.arrays import Floats
 from dff.face.errors import BadDataset, DffError, StorageError, TransientStorageError
+from dff.face.model.morphable import MorphableModel
 from dff.face.private_folder import make_private_folder
 from dff.infra.dataset import Dataset
 from dff.infra.files import replaced_file
@@ -78,17 +84,20 @@ class ShardCache:
     Any number of processes may use one folder. A forked process starts its own threads.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], model: str, config: CacheConfig) -> None:
-        """``model``: the name of the face model that all rows must show."""
+    def __init__(
+        self, datasets: Sequence[Dataset], model: MorphableModel, config: CacheConfig
+    ) -> None:
+        """``model``: the face model that all rows must show."""
         self.datasets, self.model, self.config = tuple(datasets), model, config
         self._files: OrderedDict[tuple[int, int], ViewFile] = OrderedDict()
         self._wanted: queue.SimpleQueue[tuple[int, int]] | None = None
         self._process = os.getpid()
+        self._version = _digest(model)
 
     def path(self, source: int, shard: int) -> Path:
         """The view file of a shard of the dataset number ``source``, which need not be there."""
         digest = self.datasets[source].shards.digests[shard].tobytes().hex()
-        return self.config.folder / f"{digest}.{FORMAT}.views"
+        return self.config.folder / f"{digest}.{self._version}.{FORMAT}.views"
 
     def views(self, source: int, shard: int, rows: Sequence[int]) -> list[EncodedView]:
         """Some views of a shard, which is fetched if it is not in the cache.
@@ -98,7 +107,7 @@ class ShardCache:
         """
         while True:
             try:
-                return read_views(self._open(source, shard), rows, self.model)
+                return read_views(self._open(source, shard), rows)
             except FileNotFoundError:  # removed since it was fetched
                 self.fetch(source, shard)
 
@@ -124,12 +133,27 @@ class ShardCache:
                 with self._locked("room"):
                     self._make_room(len(data))
                 with temporary.open("wb") as file:
-                    write_view_file(data, file, self.datasets[source].shard_name(shard))
+                    self._write(data, file, self.datasets[source].shard_name(shard))
                     file.flush()
                     os.fsync(file.fileno())
                 # Locked until the file has its name: two processes must not fill the same room.
                 fcntl.flock(room, fcntl.LOCK_EX)
                 self._make_room(temporary.stat().st_size)
+
+    def _write(self, data: bytes, file: BinaryIO, name: str) -> None:
+        """The view file of a shard's bytes. Raises BadDataset."""
+        rest = np.zeros(0)
+
+        def build_shape(stored: Floats) -> Floats:
+            try:
+                vertices = self.model.vertices(self.model.unpack_identity(stored, rest))
+            except ValueError as error:
+                raise BadDataset(
+                    f"{name} was made with another version of {self.model.name}: {error}"
+                ) from error
+            return np.asarray(vertices - self.model.template)
+
+        write_view_file(data, file, name, model=self.model.name, build_shape=build_shape)
 
     def fetch_ahead(self, shards: Sequence[tuple[int, int]]) -> None:
         """Fetch shards (source, shard) in the background, in their order.
@@ -225,6 +249,13 @@ class ShardCache:
         with _full_disk_named(self.config.folder):
             folder.mkdir(parents=True, exist_ok=True)
             return open(folder / name, "w")
+
+
+@cache
+def _digest(model: MorphableModel) -> str:
+    """A name for the shapes of a model: view files hold some of them."""
+    parts = (model.name.encode(), model.template.tobytes(), model.identity.tobytes())
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:8]
 
 
 @contextmanager

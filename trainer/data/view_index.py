@@ -78,6 +78,10 @@ class ViewIndex:
         """(shards,) number of views that are trained on."""
         return _count_by_shard(self.bits(self.train, 0, len(self)), self.starts)
 
+    def identity_counts(self) -> Ints:
+        """(shards,) number of identities."""
+        return _count_by_shard(self.bits(self.first, 0, len(self)), self.starts)
+
     def group_counts(self, views: int) -> Ints:
         """(shards,) groups of ``views`` views of one identity that a shard gives.
 

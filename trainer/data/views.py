@@ -6,7 +6,6 @@ for alone (``dff.trainer.data.kernels``), from the projected vertices of its fac
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,18 +14,15 @@ import numpy as np
 
 from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints, UInt8
 from dff.face.errors import BadDataset
-from dff.face.geometry.camera import Box, Pinhole, WeakPerspective
+from dff.face.geometry.camera import Box, Pinhole
 from dff.face.model.morphable import MorphableModel
-from dff.face.render.kernels import through_pinhole
 from dff.infra.dataset import Dataset
 from dff.infra.shard_filter import RowFilter
-from dff.infra.view_file import EncodedView
+from dff.infra.view_file import EncodedView, count_shape_bytes
+from dff.trainer.data import kernels
 from dff.trainer.data.order import ViewOrder
 from dff.trainer.data.shard_cache import CacheConfig, ShardCache
 from dff.trainer.data.view_index import ViewIndex, build_indexes
-
-NEUTRAL_SHAPES = 64
-"""Neutral faces that a process keeps: the views of one identity follow one another in a batch."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,6 @@ class ViewStore:
         self, cache: ShardCache, indexes: Sequence[ViewIndex], model: MorphableModel
     ) -> None:
         self.cache, self.indexes, self.model = cache, tuple(indexes), model
-        self._neutral: OrderedDict[bytes, Floats] = OrderedDict()
 
     def separate(self) -> ViewStore:
         """A store of the same views for another thread: one store serves one thread."""
@@ -80,7 +75,9 @@ class ViewStore:
         needed = 0
         for source, dataset in enumerate(self.cache.datasets):
             epochs = order.epoch(source)
-            blocks = [dataset.shards.sizes[epochs.shards(0, b)].sum() for b in range(epochs.blocks)]
+            people = self.indexes[source].identity_counts()
+            sizes = dataset.shards.sizes + people * count_shape_bytes(len(self.model.template))
+            blocks = [sizes[epochs.shards(0, b)].sum() for b in range(epochs.blocks)]
             needed += int(sum(sorted(blocks)[-2:]))
         if needed > self.cache.config.capacity:
             raise ValueError(
@@ -130,15 +127,9 @@ class ViewStore:
         image = cv2.imdecode(np.frombuffer(view.image, np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is None or image.shape != (view.height, view.width, 3):
             raise BadDataset(f"the image of {name} is not a JPEG of {view.width} x {view.height}")
-        try:
-            neutral = self._neutral_shape(view.identity)
-            shape = neutral + self.model.motion(view.expression)
-            vertices = shape @ view.rotation.T + view.translation
-        except ValueError as error:
-            raise BadDataset(
-                f"{name} was made with another version of {self.model.name}: {error}"
-            ) from error
-        px, weight = _project(vertices, view.camera)
+        if len(view.expression) > len(self.model.expression):
+            raise BadDataset(f"{name} was made with another version of {self.model.name}")
+        px, weight = self._project(view)
         return StoredView(
             image=np.asarray(image, dtype=np.uint8),
             triangle=view.triangle,
@@ -148,25 +139,27 @@ class ViewStore:
             name=name,
         )
 
-    def _neutral_shape(self, stored: Floats) -> Floats:
-        """(V, 3) vertices of an identity without expression, metres in ``head``."""
-        key = stored.tobytes()
-        if key not in self._neutral:
-            coefficients = self.model.unpack_identity(stored, np.zeros(0))
-            self._neutral[key] = self.model.vertices(coefficients)
-            if len(self._neutral) > NEUTRAL_SHAPES:
-                self._neutral.popitem(last=False)
-        self._neutral.move_to_end(key)
-        return self._neutral[key]
-
-
-def _project(vertices: Floats, camera: Pinhole | WeakPerspective) -> tuple[Floats, Floats]:
-    """(V, 2) px and (V,) screen weights of (V, 3) vertices in ``cam``."""
-    if isinstance(camera, WeakPerspective):
-        return camera.px_from_cam(vertices), np.ones(len(vertices))
-    px, weight, depth = np.empty((len(vertices), 2)), *np.empty((2, len(vertices)))
-    through_pinhole(vertices, float(camera.focal), camera.centre, px, weight, depth)
-    return px, weight
+    def _project(self, view: EncodedView) -> tuple[Floats, Floats]:
+        """(V, 2) px and (V,) screen weights of the vertices of a view."""
+        used = np.flatnonzero(view.expression)
+        camera, count = view.camera, len(self.model.template)
+        px, weight = np.empty((count, 2)), np.empty(count)
+        basis = self.model.expression
+        kernels.project_face(
+            self.model.template,
+            view.shape,
+            basis.reshape(len(basis), -1),
+            used,
+            view.expression[used].astype(basis.dtype),
+            np.ascontiguousarray(view.rotation),
+            np.ascontiguousarray(view.translation),
+            camera.focal if isinstance(camera, Pinhole) else camera.scale,
+            camera.centre,
+            isinstance(camera, Pinhole),
+            px,
+            weight,
+        )
+        return px, weight
 
 
 def open_views(
@@ -180,6 +173,6 @@ def open_views(
     Their shards are scanned once; the index is kept in the cache's folder. Raises BadDataset for
     shards that can't be scanned, or when there is no view to train on.
     """
-    shards = ShardCache(datasets, model.name, cache)
+    shards = ShardCache(datasets, model, cache)
     indexes = build_indexes(datasets, folder=cache.folder, row_filter=row_filter)
     return ViewStore(shards, indexes, model)

@@ -167,8 +167,14 @@ def test_occluders_survive_the_shard_and_are_background_to_training(
     assert (frame.normal[frame.mask] == plain.normal[frame.mask]).all()
     path = tmp_path / "row.views"
     with path.open("wb") as file:
-        write_view_file(rows_to_parquet([row], {}), file, "row")
-    (stored,) = read_views(open_view_file(path), [0], open_head.name)
+        write_view_file(
+            rows_to_parquet([row], {}),
+            file,
+            "row",
+            model=open_head.name,
+            build_shape=lambda stored: np.zeros_like(open_head.template),
+        )
+    (stored,) = read_views(open_view_file(path), [0])
     surface = build_training_surface(open_head)
     ids = np.minimum(stored.triangle.astype(np.int64), len(open_head.faces))
     assert (ids[hidden] == len(open_head.faces)).all()

@@ -190,9 +190,8 @@ def test_the_store_keeps_the_dense_ground_truth(
         np.testing.assert_array_equal(
             np.where(view.triangle == 0xFFFF, -1, view.triangle.astype(int)), frame.triangle
         )
-        np.testing.assert_array_equal(
-            barycentrics(view, faces).astype(np.float32), frame.barycentric
-        )
+        # The stored vertices lie within half a micrometre, of triangles of some millimetres.
+        np.testing.assert_allclose(barycentrics(view, faces), frame.barycentric, atol=2e-3)
         assert np.abs(view.image.astype(int) - rows[number].pixels()).mean() < 1.0
         assert bool(store.is_dev[number]) == (rows[number].split == "dev")
 
@@ -204,12 +203,9 @@ def slow_coordinates(
     faces = len(surface.faces)
     quads = find_pixel_quads(px, view.triangle.shape)
     dense = barycentrics(view, surface.faces).astype(np.float32)
-    stored = (dense[..., :2].clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
     ids = np.minimum(view.triangle[quads.rows, quads.columns].astype(np.int64), faces)
     known = quads.inside & surface.anchored[ids].all(1)
-    weight = np.empty((*ids.shape, 3), np.float32)
-    weight[..., :2] = stored[quads.rows, quads.columns] * np.float32(1.0 / 255.0)
-    weight[..., 2] = 1.0 - weight[..., 0] - weight[..., 1]
+    weight = dense[quads.rows, quads.columns]
     table = surface.mirrored if mirrored else surface.coordinates
     corners = table[surface.faces[np.where(known[:, None], ids, 0)]]
     coordinates = np.einsum("npk,npkc->npc", weight, corners)
