@@ -56,7 +56,7 @@ class Plan:
             name for name in ids if self._is_sampled_id(name)
         ]
         if twice:
-            raise ValueError(f"two subjects share an id: {twice[:3]}")
+            raise ValueError(f"two subjects would be called {twice[0]}: rename that photo")
         if not self.subjects or self.shard_subjects < 1:
             raise ValueError(
                 "a plan needs at least one photo or identity, and at least one subject per shard"

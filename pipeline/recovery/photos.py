@@ -96,14 +96,14 @@ def find_photos(storage: Storage) -> PhotoListing:
         if PurePosixPath(key).suffix.lower() in LANDMARK_SUFFIXES
     }
     times = Counter(strip_suffix(key) for key in images)
+    keys = set(images)  # with their suffixes: a.jpg.png has another's key without its own
     refs = []
     for key in images:
         stem = strip_suffix(key)
         labels = [beside[stem, end] for end in LANDMARK_SUFFIXES if (stem, end) in beside]
         size = known[key] + sum(known[landmarks] for landmarks in labels[:1])
-        refs.append(
-            PhotoRef(stem if times[stem] == 1 else key, key, labels[0] if labels else None, size)
-        )
+        alone = times[stem] == 1 and stem not in keys
+        refs.append(PhotoRef(stem if alone else key, key, labels[0] if labels else None, size))
     used = {PERSONS} | {key for (stem, _), key in beside.items() if stem in times}
     return PhotoListing(tuple(refs), tuple(text for key, text in others.items() if key not in used))
 

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import given, strategies as st
 
 from dff.aligner.service.app import create_app
 from dff.aligner.service.limits import Limits
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, turned
 from tests.aligner.known_aligner import KnownAligner
+from tests.any_files import COMMON, image_files
 
 FILES = int(os.environ.get("DFF_FUZZ", "200"))
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -80,6 +82,13 @@ def test_damaged_files(client: TestClient) -> None:
         for _ in range(FILES)
     )
     assert {200, 415, 422} <= set(statuses)  # some can still be read
+
+
+@COMMON(max_examples=150)
+@given(data=image_files(), declared=st.sampled_from(["image/jpeg", "image/png", "", "a/b"]))
+def test_any_file_is_answered_or_a_problem(client: TestClient, data: bytes, declared: str) -> None:
+    answer = client.post("/v1/align", files={"image": ("x", data, declared)})
+    assert check(answer) in (200, 413, 415, 422)
 
 
 def test_requests_of_random_fields(client: TestClient) -> None:

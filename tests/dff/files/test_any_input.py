@@ -2,96 +2,36 @@
 
 from __future__ import annotations
 
-import io
+import json
 import logging
-import os
-import struct
 import tempfile
-import zlib
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
-from PIL import Image
+from hypothesis import given, strategies as st
+from typer.testing import CliRunner
 
+from dff.aligner.image_checks import check_image
+from dff.commands.app import app
 from dff.face.arrays import Bytes
-from dff.face.errors import BadLandmarks
+from dff.face.errors import BadFit, BadLandmarks
 from dff.face.model.morphable import MorphableModel
 from dff.files.alignments import align_files
 from dff.files.images import find_images
 from dff.files.labels import label_photos
-from dff.infra.image_listing import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from dff.infra.images import OWN_FILES, BadImage, as_stored, decode_image
 from dff.infra.landmark_files import LANDMARK_SUFFIXES, format_pts, parse_pts
 from dff.infra.printing import printable
 from dff.infra.storage import open_storage
+from dff.pipeline import synthesis
 from dff.pipeline.recovery.photos import find_photos, read_photo
-from tests.aligner.image_files import animated, chunk
+from dff.pipeline.synthesis import Options
 from tests.aligner.known_aligner import KnownAligner
+from tests.any_files import COMMON, IMAGES, folders, image_files, label_files
 
-COMMON = partial(
-    settings,
-    deadline=5000,  # ms: nothing hangs
-    database=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
 LIMITS = replace(OWN_FILES, pixels=2_000_000)  # or a flipped bit would ask for seconds of work
-
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "MPO")
-MODES = ("RGB", "L", "RGBA", "P", "1", "CMYK", "I;16", "LA")
-
-
-def encode(form: str, mode: str, size: tuple[int, int]) -> bytes:
-    """A file of this form, and of this mode where the form has it."""
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    image = Image.fromarray(noise).resize(size)
-    for one in (mode, "RGB"):
-        buffer = io.BytesIO()
-        try:
-            image.convert(one).save(buffer, form)
-        except (OSError, ValueError):
-            continue
-        return buffer.getvalue()
-    raise AssertionError(form)
-
-
-IMAGES = [
-    *(encode(form, mode, size) for form in FORMATS for mode in MODES for size in ((32, 20),)),
-    *(encode(form, "RGB", size) for form in FORMATS for size in ((1, 1), (90, 3))),
-    animated("PNG"),
-    animated("WEBP"),
-]
-
-
-@st.composite
-def image_files(draw: st.DrawFn) -> bytes:
-    """Images with odd metadata, cut off, with altered bytes; and files that are none."""
-    data = draw(st.sampled_from(IMAGES))
-    if data[:2] == b"\xff\xd8":
-        for _ in range(draw(st.integers(0, 2))):
-            start = draw(st.sampled_from([b"", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08", b"MPF\0"]))
-            body = start + draw(st.binary(max_size=60))
-            marker = draw(st.integers(0xE0, 0xFE))
-            segment = struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
-            data = data[:2] + segment + data[2:]
-    elif data[:4] == b"\x89PNG":
-        for _ in range(draw(st.integers(0, 2))):
-            kinds = [b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"pHYs", b"acTL", b"tRNS"]
-            body = draw(st.one_of(st.binary(max_size=60), st.just(b"a\0\0" + zlib.compress(b"x"))))
-            data = data[:33] + chunk(draw(st.sampled_from(kinds)), body) + data[33:]
-    if draw(st.booleans()):
-        data = data[: draw(st.integers(0, len(data)))]
-    altered = bytearray(data)
-    for _ in range(draw(st.integers(0, 3)) if altered else 0):
-        altered[draw(st.integers(0, len(altered) - 1))] = draw(st.integers(0, 255))
-    heads = [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"\0\0\0\x18ftypheic"]
-    other = st.builds(bytes.__add__, st.sampled_from([b"", *heads]), st.binary(max_size=80))
-    return draw(st.one_of(st.just(bytes(altered)), other))
 
 
 @COMMON(max_examples=600)
@@ -108,18 +48,6 @@ def test_bytes_are_pixels_or_a_bad_image(data: bytes, upright: bool, reduce_to: 
     assert points.shape == (3, 2)
 
 
-@st.composite
-def label_files(draw: st.DrawFn) -> bytes:
-    """Landmark files with marks of byte order, altered, cut off; and files that are none."""
-    encoding = draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "latin-1"]))
-    text = format_pts(np.linspace(1, 18, 136).reshape(68, 2)).decode()
-    word = draw(st.sampled_from(["", "nan", "1e999", "1,5", "-", "é", "}", "{"]))
-    at = draw(st.integers(0, len(text)))
-    data = (text[:at] + word + text[at:]).encode(encoding)
-    data = data[: draw(st.integers(len(data) // 2, len(data)))]
-    return draw(st.one_of(st.just(data), st.binary(max_size=40)))
-
-
 @COMMON(max_examples=150)
 @given(data=label_files())
 def test_label_files_are_points_or_bad_landmarks(data: bytes) -> None:
@@ -131,39 +59,15 @@ def test_label_files_are_points_or_bad_landmarks(data: bytes) -> None:
     assert np.isfinite(points).all()
 
 
-SUFFIXES = ["", *sorted(IMAGE_SUFFIXES), *sorted(OTHER_SUFFIXES)[:4], ".pts", ".PTS", ".JPG", ".x"]
-STEMS = st.one_of(
-    st.sampled_from(["a", "b", "a b", "ü", ".", "a.b", "-", "\n", "\x1b[31m", "persons"]),
-    st.binary(min_size=1, max_size=8).map(os.fsdecode),
-)
-
-
-@st.composite
-def file_names(draw: st.DrawFn) -> str:
-    name = (draw(STEMS) + draw(st.sampled_from(SUFFIXES))).replace("/", "").replace("\0", "")
-    folder = draw(st.sampled_from(["", "", "sub/", "sub/deep/"]))
-    return folder + (name if name.strip(".") else "x")
-
-
-@COMMON(max_examples=120)
-@given(
-    files=st.dictionaries(
-        file_names(), st.one_of(image_files(), image_files(), label_files()), max_size=6
-    )
-)
+@COMMON(max_examples=80)
+@given(files=folders())
 def test_no_file_of_a_folder_is_passed_over_in_silence(
     files: dict[str, bytes], toy_model: MorphableModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        (root / "sure.png").write_bytes(IMAGES[8])
-        for name, data in files.items():
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.is_dir():
-                path.write_bytes(data)
-        written = [path for path in root.rglob("*") if path.is_file()]
+        written = write_files(root, files)
         aligner = KnownAligner(toy_model)
 
         found = find_images([root])
@@ -208,3 +112,84 @@ def test_no_file_of_a_folder_is_passed_over_in_silence(
 def size_of(path: Path) -> tuple[int, int]:
     height, width = decode_image(path.read_bytes()).pixels.shape[:2]
     return width, height
+
+
+def write_files(root: Path, files: dict[str, bytes]) -> list[Path]:
+    """The files in a folder, with one that is an image for certain."""
+    (root / "sure.png").write_bytes(IMAGES[8])
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_dir():
+            path.write_bytes(data)
+    return [path for path in root.rglob("*") if path.is_file()]
+
+
+class StrictAligner(KnownAligner):
+    """Refuses images that are too small, as the real one does."""
+
+    def align(self, image, boxes=None):  # type: ignore[no-untyped-def]
+        check_image(image)
+        return super().align(image, boxes)
+
+
+@COMMON(max_examples=15)
+@given(files=folders(), output=st.sampled_from(["a.json", "a.jsonl", "a.csv"]))
+def test_the_command_answers_or_names_every_file(
+    files: dict[str, bytes],
+    output: str,
+    toy_model: MorphableModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dff.commands.align.load_aligner_for", lambda *_: StrictAligner(toy_model))
+    with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory() as out:
+        write_files(Path(place), files)
+        images = find_images([Path(place)]).images
+        target = Path(out) / output
+        option = "--csv" if output.endswith("csv") else "--json"
+        drawn = Path(out) / "drawn"
+        words = ["align", place, option, str(target), "--draw", str(drawn)]
+        done = CliRunner().invoke(app, words)
+        assert isinstance(done.exception, SystemExit | None), done.exception
+        refused = [path for path in images if f"{printable(path)}: " in done.stderr]
+        last = done.stdout.splitlines()[-1]
+        assert f" of {len(images)} image" in last
+        assert (done.exit_code == 1) == ("refused" in last)
+        named = {"a.csv": 0, "a.json": len(images), "a.jsonl": len(images)}[output]
+        if output == "a.jsonl":
+            assert len([json.loads(line) for line in target.open()]) == named
+        elif output == "a.json":
+            assert len(json.loads(target.read_text())) == named
+        answered = len(list(drawn.glob("*"))) if drawn.exists() else 0
+        without = [path for path in refused if f"{printable(path)}: no face" in done.stderr]
+        warned = [path for path in refused if f"{printable(path)}: the JPEG" in done.stderr]
+        assert answered + len(refused) - len(without) - len(warned) == len(images)
+
+
+@COMMON(max_examples=25)
+@given(files=folders())
+def test_every_photo_of_a_synthesis_is_made_or_is_a_failure(
+    files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: list[str] = []
+
+    def no_fit(photo, **_):  # type: ignore[no-untyped-def]
+        reached.append(photo.id)
+        raise BadFit("not tried")
+
+    monkeypatch.setattr(synthesis, "invert", no_fit)
+    with tempfile.TemporaryDirectory() as place:
+        write_files(Path(place), files)
+        points = format_pts(np.stack([np.linspace(1, 30, 68), np.geomspace(1, 20, 68)], 1))
+        (Path(place) / "sure.pts").write_bytes(points)
+        storage, options = open_storage(place), Options(views=1, size=32, texture_size=64)
+        plan, _ = synthesis.plan_synthesis(storage, identities=0, seed=0, options=options)
+        shards = [plan.shards[i] for i in range(len(plan.shards))]
+        results = [
+            synthesis.make_shard_rows(shard, storage=storage, seed=0, options=options)
+            for shard in shards
+        ]
+        failures = [failure for result in results for failure in result.failures]
+        assert sorted(failure.subject for failure in failures) == [ref.id for ref in plan.photos]
+        assert all(failure.detail for failure in failures)
+        assert "sure" in reached

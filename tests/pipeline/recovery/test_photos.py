@@ -196,3 +196,11 @@ def test_grey_photos_get_three_channels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         read_photo(storage, list_photos(storage)[0]).pixels, np.asarray(picture())
     )
+
+
+def test_every_photo_has_an_id_of_its_own(tmp_path: Path) -> None:
+    names = ["a.jpg", "a.png", "a.jpg.png", "b.jpg", "b.jpg.png.webp", "b.jpg.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    ids = [ref.id for ref in list_photos(open_storage(str(tmp_path)))]
+    assert ids == ["a.jpg", "a.jpg.png", "a.png", "b", "b.jpg.png", "b.jpg.png.webp"]
