@@ -24,6 +24,7 @@ $(READY): pyproject.toml constraints.txt scripts/install_system_packages.sh
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet --no-deps pyrender==0.1.45
+	$(BIN)/python scripts/compile_kernels.py
 	@touch $(READY)
 
 demo: $(READY)  ## photo -> synthesis -> training -> served aligner -> one HTML report

@@ -1,7 +1,8 @@
 """Compile the numerical kernels once: numba keeps them beside the sources.
 
-Otherwise each process that needs a kernel first compiles it: the first alignment takes some 20 s,
-and the tests, which start many processes, compile each of them several times. Run by ``make setup``.
+Otherwise the first process that needs a kernel compiles it, which takes the first alignment some
+20 s; and the tests, which start many processes, compile most of them several times. ``make setup``
+runs this.
 """
 
 from __future__ import annotations

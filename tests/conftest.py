@@ -141,6 +141,19 @@ def mlflow_database(run_folder: Path) -> Path:
     return folder / "mlflow.db"
 
 
+@pytest.fixture(scope="session")
+def exported_net(run_folder: Path) -> Path:
+    """The ONNX file of the default weights: writing one takes ten seconds."""
+    pytest.importorskip("onnx", reason="optional packages of the extra onnx")
+    from dff.infra import onnx_file, weights
+
+    path = run_folder / "onnx" / "dff-open.onnx"
+    with FileLock(run_folder / "onnx.lock"):
+        if not path.exists():
+            onnx_file.export(weights.load(weights.DEFAULT), path)
+    return path
+
+
 @pytest.fixture
 def mlflow_uri(mlflow_database: Path, tmp_path: Path) -> str:
     """The tracking URI of an empty MLflow, in the folder ``ml``."""

@@ -40,13 +40,7 @@ def two_nodes(folder: Path) -> Iterator[Nodes]:
     environment = {
         k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     }
-    environment |= auth | {
-        # A head's PATH need not know the environment that its Ray runs in.
-        "PATH": os.pathsep.join(
-            place for place in os.environ["PATH"].split(os.pathsep) if Path(place) != scripts
-        ),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment |= auth | {"PATH": path_without_program(), "OMP_NUM_THREADS": "1"}
     gcs, dashboard, client = _free_ports(3)
     jobs = f"http://127.0.0.1:{dashboard}"
     common = [
@@ -81,6 +75,12 @@ def two_nodes(folder: Path) -> Iterator[Nodes]:
     finally:
         for process in reversed(processes):
             stop_node(process)
+
+
+def path_without_program() -> str:
+    """The search path of commands as a head may have it: without the folder of its Ray."""
+    own = Path(sys.executable).parent
+    return os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if Path(p) != own)
 
 
 def stop_node(process: subprocess.Popen[bytes]) -> None:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.infra.ray_nodes import stop_node, wait_for_nodes
+from tests.infra.ray_nodes import path_without_program, stop_node, wait_for_nodes
 
 PROGRAM = Path(__file__).parents[2]
 _OWN_DISK = """
@@ -111,6 +111,7 @@ def separate_nodes(
     dropped = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL")
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
     environment |= auth | {"HOME": "/tmp/home", "TMPDIR": "/tmp", "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = path_without_program()
     environment |= variables
     nodes: list[Node] = []
     log = folder / "nodes.log"
