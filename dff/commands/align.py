@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def align(
     images: Annotated[
         list[Path],
-        typer.Argument(help="Images, folders of images with their sub-folders, or one video."),
+        typer.Argument(help="Images, folders of images (with subfolders), or one video."),
     ],
     box: Annotated[
         str | None, typer.Option(help="The face's box in one image: x0,y0,x1,y1 in pixels.")
@@ -41,7 +41,8 @@ def align(
     boxes: Annotated[
         Path | None,
         typer.Option(
-            help="JSON file of boxes [[x0, y0, x1, y1], ...] by image: its path or the end of it."
+            help="JSON file with the boxes of each image, as {name: \\[\\[x0, y0, x1, y1], ...]}; "
+            "the name is the path of the image or the end of it."
         ),
     ] = None,
     json_out: Annotated[
@@ -61,7 +62,7 @@ def align(
     draw: Annotated[
         Path | None,
         typer.Option(
-            help="Draw landmarks, mesh and axes to this PNG, JPEG or folder; of a video to this "
+            help="Draw landmarks, mesh and axes to this PNG, JPEG or folder; for a video, to this "
             "MP4, MOV, MKV, WebM or folder."
         ),
     ] = None,
@@ -69,7 +70,7 @@ def align(
         Path | None,
         typer.Option(
             help="Write the textured mesh of each image's first face to this GLB, OBJ or folder; "
-            "of a video that of the longest track, animated, to this GLB."
+            "for a video, the animated mesh of the longest track to this GLB."
         ),
     ] = None,
     table: Annotated[
@@ -78,34 +79,32 @@ def align(
     ] = None,
     mask: Annotated[
         Path | None,
-        typer.Option(help="Write a mask to this PNG or folder: 255 skin of a face, 128 head."),
+        typer.Option(help="Write a mask to this PNG or folder: 255 is skin of a face, 128 head."),
     ] = None,
     crops: Annotated[
         Path | None,
         typer.Option(help="Write an upright crop of each face to this folder."),
     ] = None,
     crop_size: Annotated[
-        int, typer.Option(min=16, max=4096, help="With --crops: pixels of their side.")
+        int, typer.Option(min=16, max=4096, help="With --crops: side of a crop in pixels.")
     ] = 256,
     focal: Annotated[
         float | None,
         typer.Option(
             min=1.0,
-            help="Focal length of the camera in pixels; by default that of EXIF, or assumed.",
+            help="Focal length of the camera in pixels. Default: from EXIF, or assumed.",
         ),
     ] = None,
     landmarks: Annotated[
         str | None,
         typer.Option(
-            help="With --json: more sets of landmarks, with commas: 5, wflw98, dense478; also "
-            "irises and blendshapes (by MediaPipe's names)."
+            help="With --json: additional output, separated by commas: the landmark sets 5, wflw98 "
+            "and dense478; irises; blendshapes (with MediaPipe's names)."
         ),
     ] = None,
     same_person: Annotated[
         bool,
-        typer.Option(
-            "--same-person", help="Multi-image fitting: all images show one person, one identity."
-        ),
+        typer.Option("--same-person", help="Multi-image fitting: all images show one person."),
     ] = False,
     smooth: Annotated[bool, typer.Option(help="Smooth the landmarks of a video in time.")] = True,
     method: MethodOption = Method.dense,
@@ -118,8 +117,8 @@ def align(
     server: Annotated[
         str | None,
         typer.Option(
-            help="Address of a `dff serve`, as http://faces.example.org:8000, that aligns the "
-            "images instead of this machine."
+            help="Address of a `dff serve`, such as http://faces.example.org:8000, which aligns "
+            "the images instead of this machine."
         ),
     ] = None,
     key: Annotated[
@@ -131,9 +130,9 @@ def align(
 
     Pixels count from the image's upper left corner; the first pixel's centre is (0.5, 0.5).
 
-    Images that can't be read, and boxes outside of them, are refused by name, and the others are
-    aligned. Exit status: 0 if every image was answered, 1 if one was refused or the command
-    failed, 2 for wrong options. An image without a face is answered, and named.
+    Images that cannot be read, or whose box lies outside of them, are named, and the other images
+    are aligned. Images without a face are named too, but are no errors. Exit status: 0 if every
+    image was read, 1 if an image was refused or the command failed, 2 for invalid options.
 
     [dim]Examples:[/dim]
 

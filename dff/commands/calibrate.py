@@ -33,14 +33,14 @@ def calibrate(
         bool,
         typer.Option(
             "--all",
-            help="The dataset was not trained on: estimate match errors from all of its views, not "
-            "from held-out ones.",
+            help="Estimate match errors from all views instead of held-out ones, for a dataset "
+            "that was not trained on.",
         ),
     ] = False,
     match_errors: Annotated[
         bool,
         typer.Option(
-            help="Also estimate the systematic errors of matches, which fits then expect."
+            help="Also estimate the systematic errors of matches, which the fit then models."
         ),
     ] = True,
     photos: Annotated[

@@ -14,13 +14,11 @@ def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for the results; an earlier demo in it is replaced.")
     ] = Path("out/demo"),
-    identities: Annotated[
-        int, typer.Option(help="Sampled faces beside the photograph.", min=12)
-    ] = 40,
+    identities: Annotated[int, typer.Option(help="Sampled faces besides the photo.", min=12)] = 40,
     views: Annotated[int, typer.Option(help="Views of each face.", min=4)] = 16,
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 250,
 ) -> None:
-    """Run the whole chain on a public-domain photograph and write one HTML report.
+    """Run synthesis, training and alignment on a public-domain photo; write one HTML report.
 
     Inverse rendering, synthesis on a local Ray, training with Ray Train and MLflow, and the aligner
     served by Ray Serve.

@@ -55,8 +55,8 @@ def evaluate(
         Benchmark,
         typer.Argument(
             help="aflw2000-3d: photos with .mat files, NME by yaw, pose. 300w: photos with .pts "
-            "files. aflw21: crops with the points of AFLW that people saw. matching: descriptor "
-            "matches between views of a dataset, or photos with .mat."
+            "files. aflw21: crops of AFLW, visible points only. matching: descriptor matches "
+            "between views of a dataset, or photos with .mat files."
         ),
     ],
     folder: Annotated[
@@ -65,25 +65,24 @@ def evaluate(
     labels: Annotated[
         Path | None, typer.Option(help="Other 68-point labels: .npz by file name, or .npy.")
     ] = None,
-    box: Annotated[
-        BoxSource, typer.Option(help="Where the face boxes come from.")
-    ] = BoxSource.landmarks,
+    box: Annotated[BoxSource, typer.Option(help="Source of the face boxes.")] = BoxSource.landmarks,
     every: Annotated[
-        bool, typer.Option("--all", help="300w, matching: also what is not held out.")
+        bool,
+        typer.Option("--all", help="300w, matching: all photos or views, not only held-out ones."),
     ] = False,
     robust: Annotated[
-        bool, typer.Option("--robustness", help="Also the error with boxes shifted and scaled.")
+        bool, typer.Option("--robustness", help="Evaluate with shifted and scaled boxes, too.")
     ] = False,
     without_offsets: Annotated[
         bool,
         typer.Option(
             "--without-offsets",
-            help="Without landmark offsets and pose correction: what the fitted mesh says.",
+            help="Evaluate the fitted mesh, without landmark offsets and pose correction.",
         ),
     ] = False,
     json_out: JsonOption = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="Folder for the error curve (CED) and the worst cases.")
+        Path | None, typer.Option(help="Folder for the error curve (CED) and the largest errors.")
     ] = None,
     pairs: Annotated[
         int, typer.Option(help="matching: pairs of views for each row of the table.", min=1)

@@ -23,10 +23,10 @@ def fit_landmark_offsets(
     weights: WeightsArgument,
     photos: Annotated[
         list[Path],
-        typer.Argument(help="Folders of photos with .pts files; held-out photos evaluate."),
+        typer.Argument(help="Folders of photos with .pts files; held-out ones test the offsets."),
     ],
     source: Annotated[
-        str, typer.Option(help="Whose annotations these are, in words: stored in the weights.")
+        str, typer.Option(help="Description of the annotations, stored in the weights.")
     ],
     by_shape: Annotated[
         bool,
@@ -35,8 +35,8 @@ def fit_landmark_offsets(
     poses: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Folder of photos with .mat files, as of AFLW2000-3D: what depends on the pose. "
-            "May be repeated, each time with --pose-labels."
+            help="Folder of photos with .mat files, such as AFLW2000-3D, for offsets and a pose "
+            "correction that depend on the pose; repeatable, each time with --pose-labels."
         ),
     ] = None,
     pose_labels: Annotated[
@@ -48,10 +48,10 @@ def fit_landmark_offsets(
     anonymous: AnonymousOption = False,
     request_payer: RequestPayerOption = False,
 ) -> None:
-    """Fit landmark offsets, the annotators' bias from the model's landmarks, and store them.
+    """Fit landmark offsets (the annotation bias) and store them in the weights.
 
-    The aligner then answers landmarks where these annotators put them. With --poses it also answers
-    the poses that the photos are labelled with.
+    The aligner then returns landmarks where these annotators place them. With --poses it also
+    corrects the head pose towards the labels.
 
     [dim]Example:[/dim]
 

@@ -22,7 +22,7 @@ def inspect(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", help="Re-read every shard against its hash, and render views again."
+            "--verify", help="Check the hash of every shard, and render views again to compare."
         ),
     ] = False,
     sample: Annotated[

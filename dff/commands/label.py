@@ -19,25 +19,26 @@ def label(
         str, typer.Argument(help="Folder or s3://bucket/prefix of images, with any subfolders.")
     ],
     confidence: Annotated[
-        float, typer.Option(help="Least face confidence whose landmarks are written.", min=0, max=1)
+        float,
+        typer.Option(help="Lowest face confidence at which landmarks are written.", min=0, max=1),
     ] = 0.8,
     workers: Annotated[
         int,
-        typer.Option(help="Photos at a time: some are read while others are aligned.", min=1),
+        typer.Option(help="Photos in parallel: some are read while others are aligned.", min=1),
     ] = 1,
     weights: WeightsOption = None,
     endpoint_url: EndpointOption = None,
     anonymous: AnonymousOption = False,
     request_payer: RequestPayerOption = False,
 ) -> None:
-    """Label photos: write a .pts file of landmarks beside each, as `dff synthesize` needs it.
+    """Label photos: write a .pts file of landmarks beside each, for `dff synthesize`.
 
-    The surest face of each photo is labelled, with a warning where there are several. Photos that
-    have a .pts or .mat file are left alone, so running the command again completes a stopped one.
+    The face with the highest confidence is labelled, with a warning if a photo shows several.
+    Photos that have a .pts or .mat file are skipped, so an interrupted command can be run again.
     Near-duplicates among the photos are reported at the end.
 
-    Exit status: 0 if every photo was answered, also that it shows no sure face; 1 if one could not
-    be read or the command failed; 2 for wrong options.
+    Exit status: 0 if every photo was read, whether or not a face was found; 1 if a photo could not
+    be read or the command failed; 2 for invalid options.
 
     [dim]Examples:[/dim]
 

@@ -22,7 +22,7 @@ def match(
     second: Annotated[Path, typer.Argument(help="Photo in which they are found.")],
     points: Annotated[
         list[str] | None,
-        typer.Option(help="Pixels x,y of the first photo, several apart by spaces; repeatable."),
+        typer.Option(help="Pixels x,y of the first photo, separated by spaces; repeatable."),
     ] = None,
     landmarks: Annotated[
         list[str] | None,
@@ -34,11 +34,11 @@ def match(
     ] = None,
     box_first: Annotated[
         str | None,
-        typer.Option(help="Which face of the first photo is meant: x0,y0,x1,y1 in pixels."),
+        typer.Option(help="Face box in the first photo: x0,y0,x1,y1. Default: the largest face."),
     ] = None,
     box_second: Annotated[
         str | None,
-        typer.Option(help="The same of the second. Default: the largest face."),
+        typer.Option(help="Face box in the second photo. Default: the largest face."),
     ] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write the matches to this file.")
@@ -48,13 +48,13 @@ def match(
     ] = None,
     heat_map: Annotated[
         Path | None,
-        typer.Option(help="Draw where the second photo is similar to the points: PNG or JPEG."),
+        typer.Option(help="Draw the similarity of the second photo to the points: PNG or JPEG."),
     ] = None,
     dense: Annotated[
         Path | None,
         typer.Option(
-            help="Write the matches of every pixel of the face to this .npy: (H, W, 4) of the "
-            "first photo: x, y, probability, visibility; NaN off the face."
+            help="Write the match of every pixel of the first photo to this .npy: (H, W, 4) with "
+            "x, y, probability and visibility; NaN beside the face."
         ),
     ] = None,
     weights: WeightsOption = None,

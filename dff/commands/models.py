@@ -13,7 +13,7 @@ models = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
 
 @models.callback()
 def list_models(context: typer.Context) -> None:
-    """List face models and weights: licence, size, what is installed, and where to get the rest.
+    """List face models and weights: licence, size, whether installed, where to get the others.
 
     [dim]Example:[/dim] dff models
     """
@@ -31,7 +31,7 @@ def list_models(context: typer.Context) -> None:
 @models.command()
 def promote(
     source: Annotated[str, typer.Argument(help="Alias of the version to promote.")],
-    target: Annotated[str, typer.Argument(help="Alias that it gets.")],
+    target: Annotated[str, typer.Argument(help="Alias to give it.")],
     tracking: Annotated[
         str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow tracking URI.")
     ],

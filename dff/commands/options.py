@@ -45,11 +45,11 @@ EndpointOption = Annotated[
 ]
 AnonymousOption = Annotated[
     bool,
-    typer.Option("--anonymous", help="Read s3:// without credentials, as a public bucket allows."),
+    typer.Option("--anonymous", help="Read public S3 buckets without credentials."),
 ]
 RequestPayerOption = Annotated[
     bool,
-    typer.Option("--request-payer", help="Pay for what is read from a requester-pays bucket."),
+    typer.Option("--request-payer", help="Accept the charges of a requester-pays bucket."),
 ]
 AddressOption = Annotated[
     str | None,
@@ -64,7 +64,7 @@ WeightsOption = Annotated[
         "--weights",
         "-w",
         help="Weights: a .safetensors file, also s3://bucket/key, a name from `dff models`, or "
-        "models:/NAME@ALIAS of MLflow (MLFLOW_TRACKING_URI). Default: dff-open, which ships.",
+        "models:/NAME@ALIAS of MLflow (MLFLOW_TRACKING_URI). Default: the shipped dff-open.",
     ),
 ]
 MethodOption = Annotated[
@@ -79,15 +79,15 @@ CascadeOption = Annotated[
     Path | None,
     typer.Option(
         "--cascade",
-        help="With --method cascade: a file of `dff train-cascade`. Default: the one that ships.",
+        help="With --method cascade: a file of `dff train-cascade`. Default: the shipped one.",
     ),
 ]
 PresetOption = Annotated[
     AlignPreset,
     typer.Option(
         "--preset",
-        help="fast: fewer iterations on smaller crops, and no search for small or turned faces. "
-        "best: more iterations and pixels.",
+        help="fast: one iteration, and no search for small or turned faces. balanced: at most two "
+        "iterations. best: at most five iterations on more pixels.",
     ),
 ]
 JsonOption = Annotated[

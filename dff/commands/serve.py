@@ -25,46 +25,44 @@ def serve(
     replicas: Annotated[
         str,
         typer.Option(
-            help="Copies of the aligner: a number, a range as 2:8 within which Ray Serve adds some "
-            "on demand, or auto, for up to one on each core."
+            help="Copies of the aligner: a number; a range such as 2:8, within which Ray Serve "
+            "follows the load; or auto, for up to one per core."
         ),
     ] = "1",
     cpus: Annotated[
         int,
         typer.Option(
-            help="Cores of each replica. Replicas with one core answer most photos per second.",
+            help="Cores per replica. One core gives the highest throughput per core.",
             min=1,
         ),
     ] = 1,
     gpus: Annotated[
         float,
-        typer.Option(
-            help="GPUs of each replica, also a share of one, as 0.5; the network runs there.", min=0
-        ),
+        typer.Option(help="GPUs per replica, or a fraction such as 0.5, for the network.", min=0),
     ] = 0,
     ray: Annotated[
         bool,
         typer.Option(
             "--ray/--no-ray",
-            help="Ray Serve with its replicas, or one process under uvicorn that starts sooner.",
+            help="Use Ray Serve with replicas, or one process under uvicorn, which starts sooner.",
         ),
     ] = True,
     origin: Annotated[
         list[str] | None,
         typer.Option(
-            help="Web pages of this origin, as https://example.org, may use the service; * for "
-            "all. Repeat it for several. Default: only the service's own page."
+            help="Allow web pages of this origin, such as https://example.org; * allows all; "
+            "repeatable. Default: only the page of the service."
         ),
     ] = None,
     root_path: Annotated[
         str,
-        typer.Option(help="Prefix under which a proxy shows the service, as /faces."),
+        typer.Option(help="Prefix under which a proxy exposes the service, such as /faces."),
     ] = "",
     api_keys: Annotated[
         Path | None,
         typer.Option(
-            help="File of API keys, one a line: /v1 and /metrics need one of them. Also "
-            "DFF_API_KEYS, separated by commas. Default: everybody may ask."
+            help="File of API keys, one per line, one of which /v1 and /metrics require. Also "
+            "DFF_API_KEYS, separated by commas. Default: no key is required."
         ),
     ] = None,
     address: AddressOption = None,
@@ -75,21 +73,21 @@ def serve(
     also: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=WEIGHTS: other weights beside --weights, which answer requests with "
-            "weights=NAME. Repeat it for several."
+            help="NAME=WEIGHTS: additional weights, which serve requests with weights=NAME; "
+            "repeatable."
         ),
     ] = None,
     poll: Annotated[
         float | None,
         typer.Option(
             min=1.0,
-            help="Seconds between questions to MLflow which version the alias of --weights "
-            "models:/NAME@ALIAS names; another one is loaded without a restart.",
+            help="With --weights models:/NAME@ALIAS: seconds between checks whether the alias "
+            "names another version in MLflow, which is then loaded without a restart.",
         ),
     ] = None,
     preset: PresetOption = AlignPreset.balanced,
 ) -> None:
-    """Serve the aligner over HTTP with Ray Serve: a web page at /, the API described at /docs.
+    """Serve the aligner over HTTP with Ray Serve: a web page at /, the API documentation at /docs.
 
     POST /v1/align takes one photo, /v1/align/batch several, /v1/align/person several of one person.
 

@@ -22,9 +22,9 @@ def status(
     anonymous: AnonymousOption = False,
     request_payer: RequestPayerOption = False,
 ) -> None:
-    """Tell how far a dataset is: faces, views, failures, speed and the time left.
+    """Show the progress of a dataset: faces, views, failures, speed and remaining time.
 
-    Everything is read from the dataset's own storage, so neither the job nor Ray need be reached.
+    Everything is read from the storage of the dataset: the job and Ray need not be reachable.
 
     [dim]Example:[/dim] dff status s3://faces/views --picture views.jpg
     """

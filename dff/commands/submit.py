@@ -61,7 +61,7 @@ def submit(
     address: Annotated[str, typer.Option(help="Job server of the cluster, http://host:8265.")],
     working_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder to upload for the job, when the cluster's image has no dff."),
+        typer.Option(help="Folder to upload for the job, if dff is not installed on the cluster."),
     ] = None,
     cpus: Annotated[
         int,
@@ -76,10 +76,10 @@ def submit(
 ) -> None:
     """Submit a long command to a Ray cluster as a job, and follow its progress.
 
-    The cluster must reach inputs and outputs, for example at s3:// or in a folder that all nodes
-    share, by its whole path. The Python that runs Ray on the head must have dff installed. The same
-    command follows a running job, and starts one that has ended again: a dataset is completed, and
-    a training goes on from its last checkpoint.
+    Inputs and outputs must be reachable from the cluster: at s3://, or in a folder that all nodes
+    share, given by its absolute path. The Python that runs Ray on the head must have dff installed.
+    The same command follows a running job and starts an ended one again: a dataset is completed,
+    and a training continues from its last checkpoint.
 
     [dim]Example:[/dim]
 

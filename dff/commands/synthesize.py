@@ -38,7 +38,7 @@ def synthesize(
     ] = 0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     size: Annotated[int, typer.Option(help="Side of a view in pixels.", min=32, max=2048)] = 256,
-    workers: Annotated[int, typer.Option(help="Shards made at a time.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Shards made in parallel.", min=1)] = 1,
     address: AddressOption = None,
     photo_licence: Annotated[
         str,
@@ -49,7 +49,8 @@ def synthesize(
     renderer: Annotated[
         str,
         typer.Option(
-            help="zbuffer (numba) or pyrender (OpenGL): what decides which triangle a pixel shows."
+            help="Backend that finds the triangle of each pixel: zbuffer (numba) or pyrender "
+            "(OpenGL)."
         ),
     ] = "zbuffer",
     model: Annotated[
@@ -57,7 +58,9 @@ def synthesize(
     ] = "open-head",
     shard_faces: Annotated[
         int | None,
-        typer.Option(help="Faces in a shard, which one task makes. Default: by job size.", min=1),
+        typer.Option(
+            help="Faces per shard; one task makes one shard. Default: by job size.", min=1
+        ),
     ] = None,
     profile_share: Annotated[
         float,
@@ -71,8 +74,8 @@ def synthesize(
     deformation_share: Annotated[
         float,
         typer.Option(
-            help="Share of the sampled faces with a residual deformation, which the identity modes "
-            "of the model don't span.",
+            help="Share of the sampled faces with a residual deformation outside the span of the "
+            "model's identity modes.",
             min=0.0,
             max=1.0,
         ),
@@ -85,15 +88,15 @@ def synthesize(
     request_payer: RequestPayerOption = False,
     tracking: TrackingOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be made, and exit.")
+        bool, typer.Option("--dry-run", help="Print size and duration of the job, and exit.")
     ] = False,
 ) -> None:
     """Synthesize a dataset of views with exact dense correspondence from photos and sampled faces.
 
     Run the same command again to complete an interrupted job: finished shards are kept.
 
-    Exit status: 0 if the dataset is complete, also where inputs failed within --failure-budget,
-    which are named; 1 if more failed or the command did; 2 for wrong options.
+    Exit status: 0 if the dataset is complete, although inputs within --failure-budget may have
+    failed, which are named; 1 if more inputs or the command failed; 2 for invalid options.
 
     [dim]Examples:[/dim]
 

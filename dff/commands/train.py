@@ -54,8 +54,8 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="open or research: train as the shipped weights, on a dataset that is made at "
-            "DATASET first."
+            help="open or research: make the dataset at DATASET and train on it with the settings "
+            "of the shipped weights."
         ),
     ] = None,
     photos: Annotated[
@@ -75,16 +75,16 @@ def train(
         str,
         typer.Option(
             metavar="N|LEAST:MOST",
-            help="Ray Train workers; of a range as many as there is room for, while nodes come and "
-            "go. 0 trains in this process, without Ray.",
+            help="Ray Train workers. With a range: as many as the cluster has room for, while "
+            "nodes come and go. 0: train in this process, without Ray.",
         ),
     ] = "1",
     gpu: Annotated[bool, typer.Option("--gpu", help="Train on GPUs.")] = False,
     cpus_per_worker: Annotated[
         int | None,
         typer.Option(
-            help="CPUs that a worker reserves. Default: 1 and 1 for each loader on a cluster, this "
-            "machine's share without one.",
+            help="CPUs that a worker reserves. Default: on a cluster, 1 and 1 for each loader; on "
+            "this machine, an equal share.",
             min=1,
         ),
     ] = None,
@@ -94,15 +94,15 @@ def train(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="Where checkpoints go, below the run's name: s3://bucket/prefix, or a folder that "
-            "all nodes share. Default: the folder runs beside OUT."
+            help="s3://bucket/prefix or a folder that all nodes share, for checkpoints in a folder "
+            "with the name of the run. Default: the folder runs beside OUT."
         ),
     ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Continue the run of this name from its last checkpoint, or begin it.",
+            help="Continue the run of this name from its last checkpoint, or start it.",
         ),
     ] = None,
     start: Annotated[
@@ -124,9 +124,9 @@ def train(
         str | None,
         typer.Option(
             metavar="PX[,PX...]",
-            help="Side of the training images. Half of the steps take one of the sides after the "
-            "first, if there are any, so that the network also suits smaller crops. Default: 128, "
-            "or the preset's.",
+            help="Side of the training images. If several are given, half of the steps use one of "
+            "the sides after the first, so that the network also suits smaller crops. Default: "
+            "128, or the preset's.",
         ),
     ] = None,
     dimension: Annotated[int, typer.Option(help="Length of a descriptor.", min=2)] = 32,
@@ -134,7 +134,7 @@ def train(
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Folder on each worker's own disk for shards of the dataset. Default: in the "
+            help="Folder on a local disk of each worker for shards of the dataset. Default: in the "
             "temporary folder."
         ),
     ] = None,
@@ -143,15 +143,15 @@ def train(
         typer.Option(
             parser=parse_bytes,
             metavar="SIZE",
-            help="Most that the cache holds, such as 20GB. Default: 20GB, or half of the free "
-            "space.",
+            help="Size limit of the cache, such as 20GB. Default: 20GB, or half of the free space "
+            "if that is less.",
         ),
     ] = None,
     where: Annotated[
         str,
         typer.Option(
-            help='Train on the views alone whose columns match, such as "abs(yaw) > 45 and '
-            "licence == 'CC0-1.0'\"."
+            help='Train only on views whose columns match, such as "abs(yaw) > 45 and licence == '
+            "'CC0-1.0'\"."
         ),
     ] = "",
     loaders: Annotated[
@@ -163,7 +163,7 @@ def train(
     ] = None,
     precision: Annotated[
         Precision | None,
-        typer.Option(help="Of the network's activations. Default: fp32, with --gpu bf16."),
+        typer.Option(help="Number format of the activations. Default: fp32, with --gpu bf16."),
     ] = None,
     compiled: Annotated[
         bool | None,
@@ -173,7 +173,7 @@ def train(
         ),
     ] = None,
     block_views: Annotated[
-        int, typer.Option(help="Views that are shuffled together, about.", min=1)
+        int, typer.Option(help="Approximate number of views that are shuffled together.", min=1)
     ] = 65536,
     tracking: TrackingOption = None,
     endpoint_url: EndpointOption = None,
@@ -182,8 +182,8 @@ def train(
 ) -> None:
     """Train the Deep Face Feature on a dataset, on CPUs or GPUs, tracked by MLflow.
 
-    Without --tracking the run is logged to runs/mlflow.db beside OUT. Only this process talks to
-    MLflow: workers need no access to it. An interrupted run is continued by --resume.
+    Without --tracking the run is logged to runs/mlflow.db beside OUT. Only this process connects to
+    MLflow: workers need no access to it. --resume continues an interrupted run.
 
     [dim]Examples:[/dim]
 

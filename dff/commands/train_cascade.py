@@ -24,14 +24,14 @@ def train_cascade(
         Literal["dff", "sift"], typer.Option(help="Features that the regressors read.")
     ] = "dff",
     views: Annotated[
-        int, typer.Option(help="Training views: of identities that are not held out.", min=32)
+        int, typer.Option(help="Training views, of identities that are not held out.", min=32)
     ] = 4000,
     held_out: Annotated[
         int, typer.Option(help="Views of held-out identities that choose the penalty.", min=8)
     ] = 400,
     stages: Annotated[int, typer.Option(help="Regressors in the cascade.", min=1)] = 3,
     calibrate: Annotated[
-        int, typer.Option(help="Held-out views that calibrate the confidence; 0: none.", min=0)
+        int, typer.Option(help="Held-out views for the calibration; 0: no calibration.", min=0)
     ] = 320,
     weights: WeightsOption = None,
     endpoint_url: EndpointOption = None,

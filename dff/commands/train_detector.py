@@ -20,12 +20,16 @@ def train_detector(
     dataset: DatasetArgument,
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     steps: Annotated[int, typer.Option(help="Optimiser steps, of 8 scenes each.", min=1)] = 5000,
-    seed: Annotated[int, typer.Option(help="Of all random choices.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.", min=0)] = 0,
     start: Annotated[
-        str, typer.Option(help="A detector's file to start from. Default: from scratch.")
+        str, typer.Option(help="Detector file to start from. Default: random weights.")
     ] = "",
     model: Annotated[
-        str | None, typer.Option(help="Face model of the dataset, where its name has no file.")
+        str | None,
+        typer.Option(
+            help="Face model that the dataset shows: a name from `dff models`, or a model file. "
+            "Default: the one that the dataset names."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the checkpoint beside the output.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ def test_every_public_name_is_there_and_is_the_rooms_own() -> None:
         assert getattr(dff, name).__module__.split(".")[:2] in homes
     assert dff.load_aligner is dff.aligner.align.load_aligner
     assert dff.DffError is dff.face.errors.DffError
+
+
+def test_the_reference_lists_every_public_name_with_its_module() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "dff.md"
+    listed = re.findall(r"^\| `(\w+)` \| \[`([\w.]+)`\]", page.read_text("utf-8"), re.M)
+    assert dict(listed) == {name: getattr(dff, name).__module__ for name in dff.__all__}
 
 
 def test_a_photo_is_read_upright_and_a_bad_one_is_named(tmp_path: Path) -> None:

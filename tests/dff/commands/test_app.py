@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import typer.main
 from mlflow import MlflowClient
+from rich.text import Text
 from typer.testing import CliRunner
 
 from dff.commands.app import app, describe_error
@@ -32,7 +33,7 @@ from tests.dff.command_runner import run_command
 COMMANDS = (
     "label", "synthesize", "inspect", "train", "calibrate", "fit-landmark-offsets", "train-cascade",
     "train-detector",
-    "align", "evaluate", "serve", "submit", "jobs", "status", "export", "models", "demo",
+    "align", "match", "evaluate", "serve", "submit", "jobs", "status", "export", "models", "demo",
 )  # fmt: skip
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
@@ -57,6 +58,13 @@ def test_help_teaches_with_an_example(command: str) -> None:
     assert result.exit_code == 0
     assert "Example" in result.output
     assert f"dff {command}" in result.output
+
+
+def test_no_help_of_an_option_is_taken_for_markup() -> None:
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        for parameter in command.params:
+            text = getattr(parameter, "help", None) or ""
+            assert Text.from_markup(text).plain == text.replace("\\[", "["), parameter.name
 
 
 def test_every_command_is_listed() -> None:
