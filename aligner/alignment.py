@@ -263,11 +263,12 @@ def place_landmarks(
     camera: NearPerspective,
 ) -> tuple[Floats, Floats]:
     """The ``landmarks_2d`` and ``landmarks_3d`` of a fitted mesh, where annotators put them."""
-    seen = cam_from_head.apply(vertices)
-    flat = model.landmarks.contour_points(
-        seen, camera.px_from_cam(seen), model.template, tolerance=JAW_TOLERANCE * camera.scale
+    used, table = model.landmarks.used, model.landmarks.among_used
+    seen = cam_from_head.apply(vertices[used])
+    flat = table.contour_points(
+        seen, camera.px_from_cam(seen), model.template[used], tolerance=JAW_TOLERANCE * camera.scale
     )
-    deep = seen[model.landmarks.vertex]
+    deep = seen[table.vertex]
     if not landmark_offsets.none:
         both = np.concatenate([coefficients.identity, coefficients.expression])
         rotation = cam_from_head.rotation

@@ -48,7 +48,11 @@ class CentreDetector:
         The score is the network's probability, at most ``unsharp_score`` for faces that all levels
         show smaller than ``sharp``; those from ``CentreDetectorConfig.least`` on are answered.
         """
-        parts = [self._search(level, scale) for level, scale in self._levels(image)]
+        pyramid = [*self._levels(image)]
+        first = pyramid if self.config.all_levels else pyramid[1:]
+        parts = [self._search(level, scale) for level, scale in first]
+        if len(first) < len(pyramid) and not self._is_settled(parts):
+            parts.insert(0, self._search(*pyramid[0]))
         score, corners, rows = (np.concatenate(some) for some in zip(*parts, strict=True))
         kept = _distinct(score, corners)
         rotations = _nearest_rotations(rows[kept])
@@ -57,6 +61,14 @@ class CentreDetector:
             box = Box(*corners[i].tolist())
             out.append(Detection(box, float(score[i]), self._pose(box, rotation)))
         return out
+
+    def _is_settled(self, parts: Sequence[tuple[Floats, Floats, Floats]]) -> bool:
+        """Whether some levels show a face, and all that they show are surely faces."""
+        if not parts:
+            return False
+        score, corners = (np.concatenate(some) for some in [*zip(*parts, strict=True)][:2])
+        kept = score[_distinct(score, corners)]
+        return len(kept) > 0 and bool((kept >= self.config.sure).all())
 
     def _levels(self, image: Bytes) -> Iterator[tuple[Bytes, Floats]]:
         """The photo at falling sizes, each with (2,) photo pixels (x, y) for one of its own."""

@@ -215,6 +215,8 @@ class CentreDetectorConfig:
     longest: int = 1024  # pixels that a photo's longer side is shrunk to before the search
     enlarged: int = 192  # pixels: a smaller photo's longer side is enlarged to this, at most twice
     coarsest: int = 80  # pixels: halved photos whose longer side is shorter are not searched
+    # whether the finest level is searched even where the others show faces, and surely so
+    all_levels: bool = True
     sure: float = 0.5  # probability from which a cell is the centre of a face
     # and from which it may be one, so that the thorough detector searches around it
     least: float = 0.4
@@ -285,12 +287,14 @@ class AlignConfig:
         """The settings of a preset for weights that were trained on crops of ``crop`` pixels."""
         if preset is AlignPreset.fast:
             whole = DetectorConfig(longest=320, second_search=1, untiled=maxsize, all_levels=False)
+            quick = CentreDetectorConfig(all_levels=False, verified=0)
             return AlignConfig(
                 crop=crop,
                 passes=1,
                 refine_at_once=True,
                 quarter_turns=False,
                 detector=whole,
+                centre_detector=quick,
                 multi_image=MultiImageConfig(passes=2),
             )
         if preset is AlignPreset.best:

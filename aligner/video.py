@@ -19,12 +19,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, Pose, place_landmarks
-from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter
+from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.detection import same_face
 from dff.face.arrays import Bytes, Floats
@@ -337,7 +336,7 @@ class Tracker:
 
     def _may_be_cut(self, frame: Bytes) -> bool:
         """Whether the frame may begin another shot: it differs from the last one unusually."""
-        small = cv2.resize(frame, self.config.thumbnail, interpolation=cv2.INTER_AREA)
+        small = shrink_by_samples(frame, self.config.thumbnail, 4)
         before, self.thumbnail = self.thumbnail, small.astype(np.float64)
         if before is None:
             return False

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from dff.aligner.fitting.fit_model import FitModel, FitState
-from dff.face.arrays import Array, Bytes, Float, Floats
+from dff.face.arrays import Array, Bytes, Float, Floats, Ints
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import rotation_2d
 
@@ -44,6 +44,8 @@ class Crops:
         high = np.minimum(np.ceil(self.centre[crop] + reach), image.shape[1::-1]).astype(int)
         if (high - low < 1).any():
             return np.zeros((self.size, self.size, 3), np.uint8)
+        if ratio >= 2:
+            low, high = trim_to_blocks(low, high, image.shape[1::-1], int(ratio))
         part = image[low[1] : high[1], low[0] : high[0]]
         shrink = np.ones(2)
         if ratio >= 2:
@@ -63,6 +65,19 @@ class Crops:
                 borderMode=cv2.BORDER_CONSTANT,
             )
         )
+
+
+def trim_to_blocks(low: Ints, high: Ints, size: tuple[int, ...], block: int) -> tuple[Ints, Ints]:
+    """A part of an image whose sides are whole multiples of ``block`` pixels, where that is free.
+
+    (2,) corners of the part of an image of ``size``, across and down. Averages over whole blocks
+    take a tenth of the time of others. A side that ends within the image holds pixels to spare; one
+    that spans the whole image is kept.
+    """
+    spare = (high - low) % block
+    from_low = np.where(low > 0, spare, 0)
+    from_high = np.where((low == 0) & (high < size), spare, 0)
+    return low + from_low, high - from_high
 
 
 def row_turns(angle: Floats) -> Floats:

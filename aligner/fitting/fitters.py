@@ -11,7 +11,7 @@ import numpy as np
 from dff.aligner.alignment import Alignment
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection
-from dff.aligner.fitting.assessment import assess
+from dff.aligner.fitting.assessment import assess, move_fit
 from dff.aligner.fitting.batch import replace_rows, take_rows
 from dff.aligner.fitting.correspondence import interleave, pool
 from dff.aligner.fitting.crop import Crops, frame_boxes, frame_faces
@@ -29,6 +29,7 @@ from dff.aligner.fitting.observation import (
     describe_landmarks,
 )
 from dff.aligner.fitting.steps import fit_from_detection, fit_from_last_frame, refine
+from dff.aligner.fitting.visibility import compute_visibility
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.descriptor import Anchors, Network
 from dff.face.model.morphable import MorphableModel
@@ -148,7 +149,10 @@ def observe_and_solve(
         return after
     if not seen.all():  # the maps are large, so they are copied only if necessary
         observation, before = take_rows(observation, rows), before[rows]
-    for solve in solves:
-        state = solve(observation, before, rows)
-        before = assess(fit_model, observer, observation, before, state, config.visibility)
+    for solve in solves[:-1]:
+        between = move_fit(fit_model, before, solve(observation, before, rows))
+        seen_there = compute_visibility(fit_model, between.state, config.visibility)
+        before = replace(between, visibility=seen_there)
+    state = solves[-1](observation, before, rows)
+    before = assess(fit_model, observer, observation, before, state, config.visibility)
     return before if seen.all() else replace_rows(after, rows, before)

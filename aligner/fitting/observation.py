@@ -65,10 +65,10 @@ class Observer:
             batch = image_batch(torch.from_numpy(pixels))
             parts = [self.net(part) for part in torch.split(batch, self.config.network_batch)]
         # rows of pixels, as the fast networks write them
-        descriptor = np.concatenate(
+        descriptor = _joined(
             [part.descriptor.float().permute(0, 2, 3, 1).numpy() for part in parts]
         )
-        face_logit = np.concatenate([part.face_logit.float().numpy() for part in parts])
+        face_logit = _joined([part.face_logit.float().numpy() for part in parts])
         return np.moveaxis(descriptor, 3, 1), face_logit
 
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
@@ -114,6 +114,10 @@ class MirroredObserver(Observer):
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
         matches = super().match(descriptor, face_logit)
         return replace(matches, anchor=matches.anchor + len(self.anchors.vertex))
+
+
+def _joined(parts: Sequence[Floats]) -> Floats:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)  # which copies even one part
 
 
 def describe_landmarks(anchors: Anchors, landmark_mean: Floats) -> Floats:

@@ -9,6 +9,7 @@ al., "300 Faces in-the-Wild".
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -137,10 +138,16 @@ class LandmarkTable:
         if self.inner.shape != (51,):
             raise ValueError(f"LandmarkTable.inner wants (51,): {self.inner.shape}")
 
-    @property
+    @cached_property
     def used(self) -> Ints:
         """(U,) every vertex that a landmark may take, in order."""
         return np.unique(np.concatenate([self.vertex, self.contour.ravel(), self.inner]))
+
+    @cached_property
+    def among_used(self) -> LandmarkTable:
+        """The same landmarks on a mesh whose vertices are those of ``used``, in their order."""
+        numbers = (np.searchsorted(self.used, some) for some in (self.vertex, self.contour))
+        return LandmarkTable(*numbers, inner=np.searchsorted(self.used, self.inner))
 
     def contour_vertices(self, vertices_px: Floats, template: Floats) -> Ints:
         """(68,) vertices of the 2D scheme for a face that projects to (V, 2) ``vertices_px``.

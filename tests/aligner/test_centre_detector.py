@@ -88,6 +88,29 @@ def test_one_face_is_found_once_and_the_surest_first(oracle_aligner: Aligner) ->
     assert detector.find(photo_with((96, 160, 0.2))) == []
 
 
+def test_the_finest_level_may_be_left_out_where_the_others_are_sure(
+    oracle_aligner: Aligner,
+) -> None:
+    detector = quick_detector(oracle_aligner, all_levels=False)
+    searched: list[int] = []
+    net = detector.net
+    detector.net = lambda level: searched.append(level.shape[1]) or net(level)  # type: ignore[assignment, func-returns-value]
+    large = np.kron(photo_with((96, 80, 0.9), height=160, width=224), np.ones((2, 2, 1), np.uint8))
+    (found,) = detector.find(large.astype(np.uint8))
+    assert found.box.size == pytest.approx(2 * FACE)
+    assert 448 not in searched
+    unsure = np.maximum(large, photo_with((304, 80, 0.9)))  # a quarter of a cell of the next level
+    small = photo_with((304, 80, 0.9))
+    for photo, count in ((small, 1), (np.zeros_like(small), 0)):
+        searched.clear()
+        assert len(detector.find(photo)) == count
+        assert 448 in searched
+    detector.config = replace(detector.config, least=0.2)
+    searched.clear()
+    assert len(detector.find(unsure.astype(np.uint8))) == 2
+    assert 448 in searched
+
+
 class Thorough:
     """Records what it is asked to search, and finds one box in all of it."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
-from dff.aligner.appearance import AppearanceMeter
+from dff.aligner.appearance import AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.video import OneEuro, Tracker
 from dff.face.arrays import Bytes, Floats
@@ -235,6 +236,18 @@ def test_a_hidden_face_gets_its_number_back(
         ]
         assert [len(some) for some in tracks] == [2, 2, 1, 1, 2, 2]
         assert (tracks[-1] == tracks[0]) is same, (hidden, tracks)
+
+
+@pytest.mark.parametrize("size", [(32, 18), (71, 99)])
+def test_means_of_samples_are_near_means_of_areas(size: tuple[int, int]) -> None:
+    y, x = np.mgrid[:450, :333]
+    picture = 127 + 100 * np.sin(x / 40)[..., None] * np.cos(y / 50)[..., None] * np.ones(3)
+    noisy = picture + np.random.default_rng(0).normal(size=picture.shape) * 3.0
+    image = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    exact = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(float)
+    away = shrink_by_samples(image, size, 4).astype(float) - exact
+    assert np.sqrt((away**2).mean()) < 2.0
+    assert abs(away.mean()) < 0.3
 
 
 def test_appearance_knows_people_apart(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dff.aligner.fitting.crop import Crops
+from dff.aligner.fitting.crop import Crops, trim_to_blocks
 
 
 def ramp(height: int, width: int) -> np.ndarray:
@@ -39,3 +39,17 @@ def test_shrinking_averages_instead_of_picking() -> None:
 def test_a_crop_beside_the_photo_is_black() -> None:
     crops = Crops(np.array([[-500.0, 30.0]]), np.array([40.0]), np.array([0.0]), 32)
     assert not crops.cut(np.full((60, 60, 3), 200, np.uint8), 0).any()
+
+
+@pytest.mark.parametrize("block", [2, 3, 7])
+def test_parts_are_trimmed_to_whole_blocks_where_they_end_within_the_photo(block: int) -> None:
+    size = (100, 200)
+    for low, high in (([5, 0], [90, 151]), ([0, 9], [73, 200]), ([17, 31], [99, 150])):
+        start, end = trim_to_blocks(np.array(low), np.array(high), size, block)
+        assert not ((end - start) % block).any()
+        assert (start >= low).all()
+        assert (end <= high).all()
+        assert (end - start > np.array(high) - low - block).all()
+    start, end = trim_to_blocks(np.array([0, 0]), np.array(size), size, block)
+    assert np.array_equal(start, [0, 0])
+    assert np.array_equal(end, size)

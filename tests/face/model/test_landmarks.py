@@ -145,6 +145,17 @@ def test_points_on_the_contour_follow_the_face_without_jumps(open_head: Morphabl
     assert steps < 0.5 * jumps
 
 
+def test_the_used_vertices_alone_give_the_same_points(open_head: MorphableModel) -> None:
+    table, template = open_head.landmarks, open_head.template
+    seen = 1000.0 * template @ rotation_from_angles(35.0, 10.0, -20.0).T
+    used = table.used
+    np.testing.assert_array_equal(
+        table.among_used.contour_points(seen[used], seen[used, :2], template[used], tolerance=0.3),
+        table.contour_points(seen, seen[:, :2], template, tolerance=0.3),
+    )
+    np.testing.assert_array_equal(used[table.among_used.vertex], table.vertex)
+
+
 def test_a_table_of_the_wrong_shape() -> None:
     with pytest.raises(ValueError, match="68"):
         LandmarkTable(np.zeros(67, dtype=int), np.zeros((17, 3), dtype=int))
