@@ -51,6 +51,9 @@ class VisibilityConfig:
     occlusion: float = 0.012  # metres behind the visible surface at which a point is hidden
     contour_points: int = 256  # of the occluding contour, at most
     contour_occlusion: float = 0.006  # metres, as above, of points of the contour
+    # motion of the landmarks, fraction of the face size, below which a refined face keeps the
+    # visibility that it was refined with
+    kept_motion: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -247,6 +250,8 @@ class AlignConfig:
     # other sides of crops, over ``crop``, in whole multiples of 32 pixels, whose fits are averaged
     # with that of ``crop``
     averaged_crops: tuple[float, ...] = ()
+    # side of the crops of followed faces, over ``crop``, in whole multiples of 32 pixels
+    followed_crop: float = 1.0
     margin: float = FRAMING  # side of the first crop over the longer side of the landmark box
     # the same of later passes, which know better where the landmarks are and want them large
     later_margin: float = 1.3
@@ -292,6 +297,8 @@ class AlignConfig:
                 crop=crop,
                 passes=1,
                 refine_at_once=True,
+                followed_crop=0.8,
+                visibility=VisibilityConfig(kept_motion=0.02),
                 quarter_turns=False,
                 detector=whole,
                 centre_detector=quick,

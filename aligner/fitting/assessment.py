@@ -9,7 +9,7 @@ import numpy as np
 
 from dff.aligner.config import VisibilityConfig
 from dff.aligner.fitting import kernels
-from dff.aligner.fitting.batch import choose_rows
+from dff.aligner.fitting.batch import choose_rows, replace_rows
 from dff.aligner.fitting.correspondence import Matches
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel, FitState, average_states
@@ -29,13 +29,28 @@ def assess(
     before: FaceFit,
     state: FitState,
     config: VisibilityConfig,
+    *,
+    seen_before: bool = False,
 ) -> FaceFit:
-    """The record of B faces that one pass has moved from ``before`` to ``state``."""
-    visibility = compute_visibility(fit_model, state, config)
+    """The record of B faces that one pass has moved from ``before`` to ``state``.
+
+    ``seen_before``: whether ``before`` holds the visibility of its meshes. It stays that of faces
+    that moved by less than ``VisibilityConfig.kept_motion``.
+    """
+    moved = move_fit(fit_model, before, state)
+    visibility = before.visibility
+    stale = (
+        ~(moved.motion < config.kept_motion) if seen_before else np.ones(len(moved.motion), bool)
+    )
+    if stale.all():
+        visibility = compute_visibility(fit_model, state, config)
+    elif stale.any():
+        rows = np.flatnonzero(stale)
+        seen = compute_visibility(fit_model, state[rows], config)
+        visibility = replace_rows(visibility, rows, seen)
     agreement, residual = measure_agreement(
         fit_model, state, observation.matches, observation.px, visibility.anchors
     )
-    moved = move_fit(fit_model, before, state)
     return replace(
         moved,
         crops=observation.crops,
@@ -46,6 +61,11 @@ def assess(
         probes=observer.probe(observation, moved.landmarks),
         residual=residual,
     )
+
+
+def see_meshes(fit_model: FitModel, fit: FaceFit, config: VisibilityConfig) -> FaceFit:
+    """The record of B faces with the visibility of their meshes."""
+    return replace(fit, visibility=compute_visibility(fit_model, fit.state, config))
 
 
 def move_fit(fit_model: FitModel, before: FaceFit, state: FitState) -> FaceFit:

@@ -11,7 +11,7 @@ import numpy as np
 from dff.aligner.alignment import Alignment
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection
-from dff.aligner.fitting.assessment import assess, move_fit
+from dff.aligner.fitting.assessment import assess, move_fit, see_meshes
 from dff.aligner.fitting.batch import replace_rows, take_rows
 from dff.aligner.fitting.correspondence import interleave, pool
 from dff.aligner.fitting.crop import Crops, frame_boxes, frame_faces
@@ -29,7 +29,6 @@ from dff.aligner.fitting.observation import (
     describe_landmarks,
 )
 from dff.aligner.fitting.steps import fit_from_detection, fit_from_last_frame, refine
-from dff.aligner.fitting.visibility import compute_visibility
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.descriptor import Anchors, Network
 from dff.face.model.morphable import MorphableModel
@@ -54,8 +53,10 @@ class DenseFitter:
 
     def at_crops(self) -> tuple[DenseFitter, ...]:
         """The fitters of ``AlignConfig.averaged_crops``."""
-        sides = (round(share * self.config.crop / 32) * 32 for share in self.config.averaged_crops)
-        return tuple(self._with_crop(max(side, 32)) for side in sides)
+        return tuple(self._with_crop(self._side(share)) for share in self.config.averaged_crops)
+
+    def _side(self, share: float) -> int:
+        return max(round(share * self.config.crop / 32), 1) * 32
 
     def _with_crop(self, side: int) -> DenseFitter:
         other = copy(self)
@@ -83,18 +84,25 @@ class DenseFitter:
         """Start in the faces' own poses and shapes."""
         fit_model, config = self.fit_model, self.config
         state = fit_model.state_of_alignments(faces, config.inverse_depth)
-        crops = frame_faces(fit_model, state, config.later_margin, config.crop)
+        side = self._side(config.followed_crop)
+        crops = frame_faces(fit_model, state, config.later_margin, side)
         return FaceFit.begin(fit_model, state, crops, config, detected=False)
 
     def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
         """Observe the photos, pool the matches with the last pass's, and step the states."""
         observer = self.observers[number % len(self.observers)]
         crops = next_crops(self.fit_model, before, number, self.config)
+        followed = number == 0 and not before.detected.all()
+        if followed:
+            before = see_meshes(self.fit_model, before, self.config.visibility)
 
         def solve(observation: Observation, before: FaceFit, rows: Ints) -> FitState:
+            if followed:
+                return fit_from_last_frame(
+                    self.fit_model, self.config, observation, before.state, before.visibility
+                )
             if number == 0:
-                first = fit_from_detection if before.detected.all() else fit_from_last_frame
-                return first(self.fit_model, self.config, observation, before.state)
+                return fit_from_detection(self.fit_model, self.config, observation, before.state)
             if len(self.observers) > 1 and number > 1:
                 matches = pool(before.matches, observation.matches)
                 px = interleave(before.px, observation.px)
@@ -104,7 +112,7 @@ class DenseFitter:
         def solve_again(observation: Observation, before: FaceFit, rows: Ints) -> FitState:
             return refine(self.fit_model, self.config, observation, before.state, before.visibility)
 
-        again = number == 0 and self.config.refine_at_once and bool(before.detected.all())
+        again = number == 0 and self.config.refine_at_once and not followed
         return observe_and_solve(
             self.fit_model,
             observer,
@@ -113,6 +121,7 @@ class DenseFitter:
             crops,
             before,
             (solve, solve_again) if again else (solve,),
+            seen_before=followed,
         )
 
     def early_stop(self, number: int, motion: Floats) -> Bools:
@@ -137,10 +146,13 @@ def observe_and_solve(
     crops: Crops,
     before: FaceFit,
     solves: Sequence[Solve],
+    *,
+    seen_before: bool = False,
 ) -> FaceFit:
     """One pass over B faces; those with too few matched pixels are lost and keep their states.
 
     Each of ``solves`` begins from what the one before came to; all see the same observation.
+    ``seen_before``: whether ``before`` holds the visibility of its meshes.
     """
     observation = observer.observe(images, crops)
     seen = observation.matched >= config.observation.fewest
@@ -151,8 +163,15 @@ def observe_and_solve(
         observation, before = take_rows(observation, rows), before[rows]
     for solve in solves[:-1]:
         between = move_fit(fit_model, before, solve(observation, before, rows))
-        seen_there = compute_visibility(fit_model, between.state, config.visibility)
-        before = replace(between, visibility=seen_there)
+        before, seen_before = see_meshes(fit_model, between, config.visibility), True
     state = solves[-1](observation, before, rows)
-    before = assess(fit_model, observer, observation, before, state, config.visibility)
+    before = assess(
+        fit_model,
+        observer,
+        observation,
+        before,
+        state,
+        config.visibility,
+        seen_before=seen_before,
+    )
     return before if seen.all() else replace_rows(after, rows, before)

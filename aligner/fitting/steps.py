@@ -57,14 +57,18 @@ def fit_from_detection(
 
 
 def fit_from_last_frame(
-    fit_model: FitModel, config: AlignConfig, observation: Observation, state: FitState
+    fit_model: FitModel,
+    config: AlignConfig,
+    observation: Observation,
+    state: FitState,
+    visibility: Visibility,
 ) -> FitState:
     """Fit faces whose shape is nearly known and whose pose may have jumped.
 
-    Where the last pose explains too few of the matches (``SolverConfig.still``), the pose is found
-    in closed form from all matches, with the last shape.
+    ``visibility``: of the meshes in ``state``. Where the last pose explains too few of the matches
+    (``SolverConfig.still``), the pose is found in closed form from all matches, with the last
+    shape.
     """
-    visibility = compute_visibility(fit_model, state, config.visibility)
     solver, matches, state = config.solver, observation.matches, state.copied()
     jumped = kernels.find_jumped(
         matches.anchor,

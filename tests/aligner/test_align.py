@@ -206,6 +206,44 @@ def test_fits_of_several_crops_are_averaged(
     assert errors(found, truth)[0].max() < errors(once, truth)[0].max() + 0.3
 
 
+def with_config(aligner: Aligner, config: AlignConfig) -> Aligner:
+    return Aligner(aligner.net, aligner.anchors, aligner.model, config=config)
+
+
+def test_a_refined_face_may_keep_the_visibility_that_it_was_refined_with(
+    open_head: MorphableModel, code: PositionCode, oracle_aligner: Aligner
+) -> None:
+    (scene,) = scenes(open_head, code, 5, (35.0,))
+    once = replace(oracle_aligner.config, passes=1, refine_at_once=True)
+    kept = replace(once, visibility=replace(once.visibility, kept_motion=1.0))
+    found, again = (
+        with_config(oracle_aligner, config).align(scene.image, [scene.box])[0]
+        for config in (once, kept)
+    )
+    np.testing.assert_array_equal(again.landmarks_3d, found.landmarks_3d)
+    assert np.abs(again.visibility - found.visibility).mean() < 0.03
+    assert not np.array_equal(again.visibility, found.visibility)
+    (followed,), (same,) = (
+        with_config(oracle_aligner, config).track([scene.image], [[found]])[0]
+        for config in (once, kept)
+    )
+    np.testing.assert_array_equal(same.landmarks_3d, followed.landmarks_3d)
+    assert np.abs(same.visibility - followed.visibility).mean() < 0.03
+
+
+def test_followed_faces_may_have_smaller_crops(
+    open_head: MorphableModel, code: PositionCode, oracle_aligner: Aligner
+) -> None:
+    (scene,) = scenes(open_head, code, 6, (-20.0,))
+    side = oracle_aligner.config.crop
+    aligner = with_config(oracle_aligner, replace(oracle_aligner.config, followed_crop=0.5))
+    (found,) = aligner.align(scene.image, [scene.box])
+    assert aligner.fitter.begin([Detection(scene.box)]).crops.size == side
+    assert aligner.fitter.resume([found]).crops.size == side // 2
+    ((followed,),) = aligner.track([scene.image], [[found]])
+    assert nme_box(followed.landmarks_3d[:, :2], scene.landmarks) < 0.03
+
+
 def test_states_are_averaged() -> None:
     def state(degrees: float, scale: float, shape: float) -> FitState:
         rotation = rotation_from_vector(np.deg2rad([[0.0, degrees, 0.0]]))
