@@ -565,7 +565,6 @@ def load_aligner(
     loaded = weights_files.load(path, endpoint_url=endpoint_url, access=access)
     model = load_model(str(loaded.card["model"]))
     weights_files.check_model(path, loaded, model)
-    net = _place_network(loaded.net, device)
     try:
         if calibration is None and loaded.calibration is not None:
             calibration = Calibration.from_json(loaded.calibration)
@@ -578,12 +577,13 @@ def load_aligner(
     if loaded.landmark_offsets_source:
         # Answers name whose labels say where their landmarks lie, as the weights' other sources.
         card["landmarks_from"] = loaded.landmark_offsets_source
+    reduced = config.reduced_precision
     return Aligner(
-        net,
+        _place_network(loaded.net, device, reduced=reduced),
         loaded.anchors,
         model,
         detector=detector,
-        detector_net=FusedDetectorNet(load_detector().net),
+        detector_net=FusedDetectorNet(load_detector().net, reduced=reduced),
         config=config,
         card=card,
         calibration=calibration,
@@ -593,9 +593,9 @@ def load_aligner(
     )
 
 
-def _place_network(net: DescriptorNet, device: str | None) -> Network:
+def _place_network(net: DescriptorNet, device: str | None, *, reduced: bool) -> Network:
     if device in (None, "cpu"):
-        return FusedNetwork(net)
+        return FusedNetwork(net, reduced=reduced)
     try:
         return DeviceNetwork(net, str(device))
     except (RuntimeError, AssertionError) as error:  # torch raises either for missing devices

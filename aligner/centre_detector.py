@@ -63,12 +63,12 @@ class CentreDetector:
         return out
 
     def _is_settled(self, parts: Sequence[tuple[Floats, Floats, Floats]]) -> bool:
-        """Whether some levels show a face, and all that they show are surely faces."""
+        """Whether some levels surely show a face, and none that is too small to be sure of."""
         if not parts:
             return False
         score, corners = (np.concatenate(some) for some in [*zip(*parts, strict=True)][:2])
         kept = score[_distinct(score, corners)]
-        return len(kept) > 0 and bool((kept >= self.config.sure).all())
+        return bool((kept >= self.config.sure).any() and (kept != self.config.unsharp_score).all())
 
     def _levels(self, image: Bytes) -> Iterator[tuple[Bytes, Floats]]:
         """The photo at falling sizes, each with (2,) photo pixels (x, y) for one of its own."""

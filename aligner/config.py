@@ -218,7 +218,8 @@ class CentreDetectorConfig:
     longest: int = 1024  # pixels that a photo's longer side is shrunk to before the search
     enlarged: int = 192  # pixels: a smaller photo's longer side is enlarged to this, at most twice
     coarsest: int = 80  # pixels: halved photos whose longer side is shorter are not searched
-    # whether the finest level is searched even where the others show faces, and surely so
+    # whether the finest level is searched even where the others surely show a face, and none that
+    # is too small to be sure of
     all_levels: bool = True
     sure: float = 0.5  # probability from which a cell is the centre of a face
     # and from which it may be one, so that the thorough detector searches around it
@@ -264,6 +265,9 @@ class AlignConfig:
     # the same for a face that was followed from the last frame, in its first pass
     followed_stop: float = 0.05
     batch: int = 32  # faces that are aligned at a time
+    # whether the networks multiply in bfloat16 where the CPU can: faster, and landmarks move by
+    # some thousandths of the face size
+    reduced_precision: bool = False
     # 1 / metres, of cameras to faces: one photo hardly tells, but few are taken from far away
     inverse_depth: float = 1.0
     # side of the box in which a failed face is aligned once more, over that of its own box
@@ -298,6 +302,7 @@ class AlignConfig:
                 passes=1,
                 refine_at_once=True,
                 followed_crop=0.8,
+                reduced_precision=True,
                 visibility=VisibilityConfig(kept_motion=0.02),
                 quarter_turns=False,
                 detector=whole,

@@ -1,7 +1,7 @@
 """Forward passes of the descriptor's and the detector's network on a CPU core, in few loops.
 
 The same arithmetic as ``DescriptorNet`` and ``DetectorNet`` in single precision; only sums are
-ordered differently.
+ordered differently. On demand matrices are multiplied in bfloat16.
 A block runs in strips of rows: the depthwise convolution, the pointwise convolution (a matrix
 product of the BLAS) and the sums of the group norm, while the strip is in the cache. Then one loop
 normalises, rectifies and adds the input. torch writes and reads the whole map for each operation.
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dff.face import bfloat16
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import STRIDE, DescriptorNet, Features, Separable
 from dff.face.detector_net import DetectorNet
@@ -32,17 +33,19 @@ TILE = 256  # numbers that innermost loops run over at least, where the columns 
 class FusedBlock:
     """The packed weights of a residual block: depthwise and pointwise convolution, group norm."""
 
-    def __init__(self, taps: Floats, pointwise: Floats, norm: nn.GroupNorm) -> None:
+    def __init__(
+        self, taps: Floats, pointwise: Floats, norm: nn.GroupNorm, *, reduced: bool
+    ) -> None:
         """(k * k, inputs) depthwise ``taps``, (inputs, outputs) ``pointwise``."""
-        self.taps, self.pointwise = taps, np.ascontiguousarray(pointwise)
+        self.taps, self.pointwise = taps, _factor(pointwise, reduced)
         self.norm = _numbers(norm.weight), _numbers(norm.bias), int(norm.num_groups), norm.eps
 
     @staticmethod
-    def of(block: nn.Module) -> FusedBlock:
+    def of(block: nn.Module, *, reduced: bool) -> FusedBlock:
         assert isinstance(block, Separable)
         depthwise = _numbers(block.depthwise.weight)
         taps = np.ascontiguousarray(depthwise.reshape(len(depthwise), -1).T)
-        return FusedBlock(taps, _kernel(block.pointwise), block.norm)
+        return FusedBlock(taps, _kernel(block.pointwise), block.norm, reduced=reduced)
 
 
 class Workspace:
@@ -70,8 +73,13 @@ class FusedTrunk:
         lateral: nn.ModuleList,
         decoder: nn.ModuleList,
         widths: tuple[int, ...],
+        *,
+        reduced: bool,
     ) -> None:
-        """The decoder has as many levels as ``lateral``: it may end below the first one."""
+        """The decoder has as many levels as ``lateral``: it may end below the first one.
+
+        ``reduced``: whether matrices are multiplied in bfloat16.
+        """
         conv, norm, _ = _modules(stem)
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.GroupNorm)
@@ -80,10 +88,13 @@ class FusedTrunk:
         kernel = _numbers(conv.weight).transpose(2, 3, 1, 0)
         self.side = kernel.shape[0]
         flat = kernel.reshape(-1, kernel.shape[-1])
-        self.stem = FusedBlock(np.zeros((0, 0), np.float32), flat, norm)
-        self.stages = [[FusedBlock.of(b) for b in _modules(stage)] for stage in encoder]
-        self.lateral = [(_kernel(one), _bias(one)) for one in lateral]
-        self.decoder = [FusedBlock.of(block) for block in decoder]
+        self.stem = FusedBlock(np.zeros((0, 0), np.float32), flat, norm, reduced=reduced)
+        self.stages = [
+            [FusedBlock.of(block, reduced=reduced) for block in _modules(stage)]
+            for stage in encoder
+        ]
+        self.lateral = [(_factor(_kernel(one), reduced), _bias(one)) for one in lateral]
+        self.decoder = [FusedBlock.of(block, reduced=reduced) for block in decoder]
         self.first = len(widths) - 1 - len(self.lateral)  # level at which the decoder ends
 
     def __call__(self, image: Floats) -> Floats:
@@ -115,9 +126,10 @@ class FusedTrunk:
 class FusedNetwork:
     """``DescriptorNet`` for inference on the CPU, by numpy arrays. Threads may share it."""
 
-    def __init__(self, net: DescriptorNet) -> None:
+    def __init__(self, net: DescriptorNet, *, reduced: bool = False) -> None:
+        """``reduced``: multiply in bfloat16 where the CPU can (``dff.face.bfloat16``)."""
         self.config = net.config
-        self.trunk = FusedTrunk(net.stem, net.encoder, net.lateral, net.decoder, net.config.widths)
+        self.trunk = _fuse_trunk(net, reduced)
         heads = net.to_descriptor, net.to_face  # as one product
         self.heads = np.ascontiguousarray(np.concatenate([_kernel(one) for one in heads], axis=1))
         self.bias = np.concatenate([_bias(one) for one in heads])
@@ -144,9 +156,10 @@ class FusedNetwork:
 class FusedDetectorNet:
     """``DetectorNet`` for inference on the CPU. Threads may share it."""
 
-    def __init__(self, net: DetectorNet) -> None:
+    def __init__(self, net: DetectorNet, *, reduced: bool = False) -> None:
+        """``reduced``: multiply in bfloat16 where the CPU can (``dff.face.bfloat16``)."""
         self.config = net.config
-        self.trunk = FusedTrunk(net.stem, net.encoder, net.lateral, net.decoder, net.config.widths)
+        self.trunk = _fuse_trunk(net, reduced)
         self.head, self.bias = _kernel(net.head), _bias(net.head)
 
     def __call__(self, image: Bytes) -> Floats:
@@ -159,6 +172,12 @@ class FusedDetectorNet:
             raise ValueError(f"want (H, W, 3) in multiples of {multiple}: {image.shape}")
         trunk = self.trunk(image.astype(np.float32) / np.float32(255.0))
         return np.asarray(trunk[1:-1, 1:-1] @ self.head + self.bias)
+
+
+def _fuse_trunk(net: DescriptorNet | DetectorNet, reduced: bool) -> FusedTrunk:
+    reduced = reduced and bfloat16.is_available()
+    parts = net.stem, net.encoder, net.lateral, net.decoder, net.config.widths
+    return FusedTrunk(*parts, reduced=reduced)
 
 
 _KEPT = threading.local()  # the workspaces of each thread's last images, the last one at the end
@@ -182,6 +201,13 @@ def _numbers(weight: Tensor) -> Floats:
     return np.ascontiguousarray(weight.detach().cpu().float().numpy())
 
 
+def _factor(matrix: Floats, reduced: bool) -> Any:
+    """The right factor of products, packed for bfloat16 where it is ``reduced`` and can be."""
+    if reduced and bfloat16.can_pack(matrix):
+        return bfloat16.pack_pairs(matrix)
+    return np.ascontiguousarray(matrix)
+
+
 def _modules(parent: nn.Module) -> list[nn.Module]:
     return list(parent.children())
 
@@ -196,6 +222,17 @@ def _bias(convolution: nn.Module) -> Floats:
     assert isinstance(convolution, nn.Conv2d)
     assert convolution.bias is not None
     return _numbers(convolution.bias)
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _multiply(a, b, out):  # type: ignore[no-untyped-def]
+    """Write the product with (K, N) float32 ``b``, or with one of ``bfloat16.pack_pairs``."""
+    if b.ndim == 2:
+        np.dot(a, b, out)
+    else:
+        rounded = np.empty(a.shape, np.uint16)
+        bfloat16.round_numbers(a.reshape(-1), rounded.reshape(-1))
+        bfloat16.multiply(rounded, b, out)
 
 
 @numba.njit(cache=CACHE, nogil=True)
@@ -247,7 +284,7 @@ def _convolve(x, taps, pointwise, product):  # type: ignore[no-untyped-def]
                 _filter(source, r * line + left, line, channels, tiled, width, flat, at)
                 at += width
         some = y[begin * columns : end * columns]
-        np.dot(part[: (end - begin) * columns], pointwise, some)
+        _multiply(part[: (end - begin) * columns], pointwise, some)
         _add_sums(some, sums)
     return sums
 
@@ -294,7 +331,7 @@ def _convolve_halving(x, taps, pointwise, product):  # type: ignore[no-untyped-d
                 _filter_four(source, start, line, channels, weights, flat, at)
                 at += channels
         some = y[begin * columns : end * columns]
-        np.dot(part[: (end - begin) * columns], pointwise, some)
+        _multiply(part[: (end - begin) * columns], pointwise, some)
         _add_sums(some, sums)
     return sums
 
@@ -349,7 +386,7 @@ def _convolve_image(image, kernel, side, stride, product):  # type: ignore[no-un
                         part[at, line * i + t] = bordered[stride * r + i, 3 * stride * column + t]
                 at += 1
         some = y[begin * columns : end * columns]
-        np.dot(part[: (end - begin) * columns], kernel, some)
+        _multiply(part[: (end - begin) * columns], kernel, some)
         _add_sums(some, sums)
     return sums
 
@@ -393,7 +430,7 @@ def _join(out, x, weight, bias):  # type: ignore[no-untyped-def]
     rows, columns, channels = x.shape[0] - 2, x.shape[1] - 2, out.shape[2]
     coarse = np.empty((columns, channels), np.float32)
     for r in range(rows):
-        np.dot(x[r + 1, 1 : columns + 1], weight, coarse)
+        _multiply(x[r + 1, 1 : columns + 1], weight, coarse)
         for i in range(1, 3):
             target = out[2 * r + i]
             for column in range(columns):

@@ -21,6 +21,8 @@ from dff.aligner.fitting.kernels import blend_rows, share_candidates
 from dff.face.arrays import Array, Float, Floats, Integer, Ints
 from dff.face.numba_cache import CACHE
 
+GROUPS = 64  # of anchors, whose largest similarities rule out most anchors
+
 
 @dataclass(frozen=True)
 class Matches:
@@ -211,23 +213,47 @@ def soft_correspondence(
     return out_mean, out_basis, weight
 
 
+@numba.njit(cache=CACHE, nogil=True)
+def _insert(new, number, value, numbers):  # type: ignore[no-untyped-def]
+    """Insert a value, with its number, into some sorted by falling value, then rising number."""
+    j = len(value) - 1
+    if new < value[j] or (new == value[j] and number > numbers[j]):
+        return
+    while j > 0 and (value[j - 1] < new or (value[j - 1] == new and numbers[j - 1] > number)):
+        value[j], numbers[j] = value[j - 1], numbers[j - 1]
+        j -= 1
+    value[j], numbers[j] = new, number
+
+
 @numba.njit(cache=CACHE, nogil=True, fastmath=True)
 def _best(similarity, sharpness, doubt, anchor, probability):  # type: ignore[no-untyped-def]
+    """Fill one face's (N, K) anchors of largest (N, A) ``similarity``, and their probabilities.
+
+    Of equal ones the first wins. Most anchors are ruled out by the K-th largest maximum of
+    interleaved groups, which take few instructions: K anchors at least are as similar as that.
+    """
     n, anchors = similarity.shape
     keep = anchor.shape[1]
-    value = np.empty(keep, np.float32)
+    value, groups = np.empty(keep, np.float32), np.empty(GROUPS, np.float32)
+    whole = anchors - anchors % GROUPS
     for i in range(n):
+        row = similarity[i]
+        groups[:] = -2.0
+        for begin in range(0, whole, GROUPS):
+            for g in range(GROUPS):
+                groups[g] = max(groups[g], row[begin + g])
+        for a in range(whole, anchors):
+            groups[a - whole] = max(groups[a - whole], row[a])
         value[:] = -2.0
-        for a in range(anchors):
-            s = similarity[i, a]
-            if s > value[keep - 1]:
-                j = keep - 1
-                while j > 0 and value[j - 1] < s:
-                    value[j] = value[j - 1]
-                    anchor[i, j] = anchor[i, j - 1]
-                    j -= 1
-                value[j] = s
-                anchor[i, j] = a
+        for g in range(GROUPS):
+            _insert(groups[g], g, value, anchor[i])
+        least = value[keep - 1]
+        value[:] = -2.0
+        for g in range(GROUPS):
+            if groups[g] >= least:
+                for a in range(g, anchors, GROUPS):
+                    if row[a] >= least:
+                        _insert(row[a], a, value, anchor[i])
         total = np.exp(np.float32(sharpness) * (np.float32(doubt) - value[0]))
         for j in range(keep):
             probability[i, j] = np.exp(np.float32(sharpness) * (value[j] - value[0]))

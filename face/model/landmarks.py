@@ -146,8 +146,10 @@ class LandmarkTable:
     @cached_property
     def among_used(self) -> LandmarkTable:
         """The same landmarks on a mesh whose vertices are those of ``used``, in their order."""
-        numbers = (np.searchsorted(self.used, some) for some in (self.vertex, self.contour))
-        return LandmarkTable(*numbers, inner=np.searchsorted(self.used, self.inner))
+        vertex, contour, inner = (
+            np.searchsorted(self.used, some) for some in (self.vertex, self.contour, self.inner)
+        )
+        return LandmarkTable(vertex, contour, inner)
 
     def contour_vertices(self, vertices_px: Floats, template: Floats) -> Ints:
         """(68,) vertices of the 2D scheme for a face that projects to (V, 2) ``vertices_px``.

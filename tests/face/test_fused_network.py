@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dff.face import bfloat16
 from dff.face.descriptor import DescriptorNet, DeviceNetwork, NetConfig
 from dff.face.fused_network import FusedNetwork
 
@@ -39,6 +40,21 @@ def test_output_is_that_of_the_network(config: NetConfig, shape: tuple[int, int,
     assert got.face_logit.shape == want.face_logit.shape
     torch.testing.assert_close(got.descriptor, want.descriptor, atol=2e-5, rtol=0)
     torch.testing.assert_close(got.face_logit, want.face_logit, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.skipif(not bfloat16.is_available(), reason="no instructions for bfloat16")
+@pytest.mark.parametrize("shape", [(2, 64, 40), (1, 8, 24), (1, 136, 104)], ids=str)
+def test_products_in_bfloat16_change_the_output_little(shape: tuple[int, int, int]) -> None:
+    net = random_net(LARGE)
+    batch, height, width = shape
+    image = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        want = net(image)
+    got = FusedNetwork(net, reduced=True)(image)
+    assert not torch.equal(got.descriptor, FusedNetwork(net)(image).descriptor)
+    cosine = (got.descriptor * want.descriptor).sum(1)
+    assert 1.0 - cosine.mean() < 1e-3
+    assert (got.face_logit - want.face_logit).abs().mean() < 0.03 * want.face_logit.std()
 
 
 def test_maps_of_the_last_image_leave_no_trace() -> None:

@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 
 from dff.aligner.fitting.correspondence import (
     Matches,
+    _best,
     match_pixels,
     soft_correspondence,
 )
@@ -138,3 +140,19 @@ def test_soft_correspondences_are_the_gated_mean_of_the_anchors() -> None:
             assert np.allclose(
                 got_basis[face, i], np.einsum("k,kcp->cp", share, basis[anchors]), atol=2e-2
             )
+
+
+@pytest.mark.parametrize("anchors", [3, 6, 50, 64, 400, 801])
+def test_the_most_similar_anchors_are_those_of_a_stable_sort(anchors: int) -> None:
+    rng = np.random.default_rng(anchors)
+    similarity = rng.uniform(-1, 1, (40, anchors)).astype(np.float32)
+    similarity[:20] = np.round(similarity[:20], 1)  # many are equal
+    keep = min(6, anchors)
+    found = np.zeros((40, keep), np.int32)
+    probability = np.zeros((40, keep), np.float32)
+    _best(similarity, 16.0, 0.4, found, probability)
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :keep]
+    np.testing.assert_array_equal(found, order)
+    likely = np.exp(16.0 * np.take_along_axis(similarity, order, 1).astype(np.float64))
+    expected = likely / (likely.sum(1, keepdims=True) + np.exp(16.0 * 0.4))
+    np.testing.assert_allclose(probability, expected, rtol=1e-4)

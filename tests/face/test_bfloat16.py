@@ -1,0 +1,49 @@
+"""Products in bfloat16 are those of the rounded factors."""
+
+import numpy as np
+import pytest
+import torch
+
+from dff.face import bfloat16
+from dff.face.arrays import Floats
+
+needs_instructions = pytest.mark.skipif(
+    not bfloat16.is_available(), reason="this CPU has no instructions for bfloat16"
+)
+
+
+def rounded(numbers: Floats) -> Floats:
+    """The same by torch, as float32."""
+    return torch.from_numpy(numbers).bfloat16().float().numpy()
+
+
+def test_numbers_are_rounded_as_torch_does() -> None:
+    numbers = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    numbers[:3] = 0.0, 1.00390625, -1.01171875  # the last two are equally near to two others
+    found = np.empty(1000, np.uint16)
+    bfloat16.round_numbers(numbers, found)
+    np.testing.assert_array_equal(
+        (found.astype(np.uint32) << 16).view(np.float32), rounded(numbers)
+    )
+
+
+@needs_instructions
+@pytest.mark.parametrize("rows", [1, 5, 8, 9, 25, 64])
+@pytest.mark.parametrize(("inner", "columns"), [(2, 32), (48, 32), (192, 64), (64, 96)])
+def test_a_product_is_that_of_the_rounded_factors(rows: int, inner: int, columns: int) -> None:
+    rng = np.random.default_rng(rows)
+    a = rng.normal(size=(rows, inner)).astype(np.float32)
+    b = rng.normal(size=(inner, columns)).astype(np.float32)
+    assert bfloat16.can_pack(b)
+    left = np.empty(a.size, np.uint16)
+    bfloat16.round_numbers(a.reshape(-1), left)
+    found = np.full((rows + 1, columns), 7.0, np.float32)
+    bfloat16.multiply(left.reshape(a.shape), bfloat16.pack_pairs(b), found[:rows])
+    expected = rounded(a).astype(np.float64) @ rounded(b).astype(np.float64)
+    np.testing.assert_allclose(found[:rows], expected, atol=1e-5 * np.sqrt(inner))
+    assert (found[rows] == 7.0).all()
+
+
+def test_what_does_not_fill_the_registers_is_not_packed() -> None:
+    assert not bfloat16.can_pack(np.zeros((3, 32)))
+    assert not bfloat16.can_pack(np.zeros((4, 33)))
