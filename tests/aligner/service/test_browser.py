@@ -86,7 +86,10 @@ def page(browser: Any, url: str) -> Iterator[Any]:
     page.set_default_timeout(WAIT)
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda said: wrong.append(said.text) if "Content" in said.text else None)
+    page.on(
+        "console",
+        lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None,
+    )
     page.on("request", lambda asked: wrong.append(asked.url) if outside(asked.url, url) else None)
     page.goto(url)
     yield page
