@@ -19,6 +19,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tests.infra.ray_nodes import path_without_program, stop_node, wait_for_nodes
 
 PROGRAM = Path(__file__).parents[2]
@@ -60,9 +62,13 @@ class Node:
         enter = ["nsenter", "--net", "--mount", f"--target={self.process.pid}"]
         return [*enter, "env", "-C", "/tmp/home", *arguments]
 
-    def lose_power(self) -> None:
-        """Kill all of its processes at once."""
-        _kill_all(self.name)
+    def kill_raylet(self) -> None:
+        """Kill Ray's daemon alone; ``ray start`` then ends the node."""
+        for pid in _list_processes(self.name):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                if process.name() == "raylet":
+                    process.kill()
 
 
 @dataclass(frozen=True)
@@ -180,17 +186,23 @@ def _remove_namespace(name: str) -> None:
     _ip("netns", "del", name)
 
 
+def _list_processes(name: str) -> list[int]:
+    """Ids of the processes in a network namespace."""
+    found = subprocess.run(
+        ["ip", "netns", "pids", name], capture_output=True, text=True, check=False
+    )
+    return [int(word) for word in found.stdout.split()]
+
+
 def _kill_all(name: str) -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        left = subprocess.run(
-            ["ip", "netns", "pids", name], capture_output=True, text=True, check=False
-        ).stdout.split()
+        left = _list_processes(name)
         if not left:
             return
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
 
 

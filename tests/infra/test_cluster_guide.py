@@ -10,21 +10,19 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "guide" / "clusters.md"
 PROGRAMS = ("dff", "ray", "kubectl", "docker", "curl")
 
-_THREE_USES = "infra/test_separate_nodes.py::test_synthesis_training_and_service_meet_in_a_bucket"
-_TWO_NODES = (
-    "infra/test_two_nodes.py::test_a_dataset_made_by_a_submitted_job_is_the_one_made_at_home"
-)
+_THREE_USES = "infra/test_nodes.py::test_synthesis_training_and_service_meet_in_a_bucket"
+_SUBMITTED = "infra/test_nodes.py::test_a_dataset_made_by_a_submitted_job_is_the_one_made_at_home"
 TESTS = {
     "dff synthesize": _THREE_USES,
     "dff train": _THREE_USES,
     "dff train --gpu": "trainer/test_train.py::test_a_gpu_trains_as_the_cpu_does",
     "dff serve": _THREE_USES,
     "curl": _THREE_USES,
-    "dff submit": "infra/test_two_nodes.py::test_a_job_uses_both_nodes_and_its_log_is_followed",
-    "dff submit synthesize": _TWO_NODES,
+    "dff submit": "infra/test_nodes.py::test_a_job_uses_both_nodes_and_its_log_is_followed",
+    "dff submit synthesize": _SUBMITTED,
     "dff submit train": _THREE_USES,
-    "dff jobs": _TWO_NODES,
-    "dff status": _TWO_NODES,
+    "dff jobs": _SUBMITTED,
+    "dff status": _SUBMITTED,
     "ray start": _THREE_USES,
     "ray up": "infra/test_cluster_files.py::test_ray_accepts_the_machines",
     "kubectl apply": "infra/test_cluster_files.py::test_image_bucket_and_sizes_are_said_once",

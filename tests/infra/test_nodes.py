@@ -261,7 +261,7 @@ def until_a_shard_is_stored(bucket: Proxy, key: str, process: subprocess.Popen[s
         time.sleep(0.2)
 
 
-def test_a_lost_node_costs_the_shards_that_it_was_making(
+def test_a_node_whose_raylet_is_killed_costs_the_shards_that_it_was_making(
     machines: Cluster, bucket: Proxy, swift: Swift, tmp_path: Path
 ) -> None:
     """Last of these tests, since it takes a node away."""
@@ -269,7 +269,7 @@ def test_a_lost_node_costs_the_shards_that_it_was_making(
     arguments = ("none", f"s3://{BUCKET}/lost", *shape, "--endpoint-url", bucket.url)
     with start(machines, "synthesize", *arguments) as process:
         until_a_shard_is_stored(bucket, "lost", process)
-        machines.nodes[-1].lose_power()
+        machines.nodes[-1].kill_raylet()
         out, err = process.communicate(timeout=WAIT)
         assert process.returncode == 0, out + err
     synthesize(None, str(tmp_path), identities=8, views=8, size=96, shard_subjects=1)

@@ -25,6 +25,7 @@ from dff.infra import tracking
 from dff.infra.recorder import RecorderConfig, RunRecorder
 from dff.infra.tracking import METRIC_BATCH, Run
 
+OUTAGE = float(os.environ.get("DFF_OUTAGE", "0"))  # seconds, of a server that is restarted
 HURRIED = RecorderConfig(first_wait=0.01, longest_wait=0.05, last_wait=1.0)
 
 
@@ -163,6 +164,7 @@ def test_a_killed_and_restarted_server_has_every_record_once(
         recorder.metrics(step, {"loss": 1.0 / step})
     recorder.picture("match.png", np.zeros((4, 4, 3), np.uint8))
     assert time.monotonic() - began < 20.0, "training does not wait"
+    time.sleep(OUTAGE)
     with mlflow_server(tmp_path, port):
         assert recorder.close() == 0
         history = client.get_metric_history(run.id, "loss")

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -41,9 +42,10 @@ from dff.trainer.events import Drawn, Follower, Measured, Started
 from dff.trainer.launch import ALIAS, REGISTERED_NAME, LaunchResult, build_job, train_on_ray
 from dff.trainer.train import Figures, TrainingCallbacks, train
 from dff.trainer.worker import PreemptionNotice
-from tests.s3_proxy import every, relay_to
+from tests.s3_proxy import Proxy, every, relay_to
 from tests.swift_server import BUCKET
 
+OUTAGE = float(os.environ.get("DFF_OUTAGE", "1"))  # seconds
 CONFIG = TrainConfig(
     steps=6,
     batch=16,
@@ -195,6 +197,15 @@ def test_two_workers_train_as_one_process_does(
         train_on_ray(dataset.storage.uri, undisturbed.out, storage=undisturbed.storage, **QUOTED)
 
 
+def take_away_after(event: Path, proxy: Proxy) -> None:
+    """Once the file ``event`` is there, no request to the bucket is answered for a while."""
+    while not event.exists():
+        time.sleep(0.1)
+    proxy.away.set()
+    time.sleep(OUTAGE)
+    proxy.away.clear()
+
+
 @pytest.mark.ray
 def test_a_killed_worker_changes_nothing(
     dataset: Dataset,
@@ -208,7 +219,7 @@ def test_a_killed_worker_changes_nothing(
     are done again.
 
     Meanwhile one in five requests to the bucket, which holds the dataset, the checkpoints and the
-    weights, meets a fault.
+    weights, meets a fault; and after the kill the bucket is away for a second (``DFF_OUTAGE``).
     """
     killed = tmp_path / "killed"
     place = f"s3://{BUCKET}/killed"
@@ -251,6 +262,7 @@ def test_a_killed_worker_changes_nothing(
     out = f"{place}/killed.safetensors"
     with relay_to(s3_url) as proxy:
         proxy.choose, proxy.stall = every(5), 0.5
+        threading.Thread(target=lambda: take_away_after(killed, proxy), daemon=True).start()
         launched = train_on_ray(
             f"{place}/views",
             out,

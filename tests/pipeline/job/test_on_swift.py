@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,7 @@ from tests.swift_server import BUCKET, Swift, installed, start
 
 pytestmark = pytest.mark.swift
 
-OUTAGE = 4.0  # seconds
+OUTAGE = float(os.environ.get("DFF_OUTAGE", "4"))  # seconds
 HURRIED = job.RunConfig(retry_waits=(0.5, 1.0, 2.0))
 _fresh = count()
 
@@ -86,7 +87,7 @@ def test_a_job_over_a_bad_network_makes_the_same_bytes(
             end.start()
         else:
             proxy.choose = every(3)
-        job.run(plan, far, toy_work(again).build(), config=HURRIED)
+        job.run(plan, far, toy_work(again).build(), config=job.DEFAULT if outage else HURRIED)
         assert outage or len({*proxy.spoilt}) > 4
     assert objects(bucket) == objects(out)
 
