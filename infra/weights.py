@@ -209,6 +209,41 @@ def load(
     """
     if str(path).startswith(BUCKET):
         return _load_from_bucket(str(path), model, endpoint_url, access)
+    path = _find_file(path)
+    about, tensors = _read_file(path)
+    try:
+        config, card = NetConfig(**about["config"]), dict(about["card"])
+        scale = float(about["scale"])
+        calibration = dict(about["calibration"]) if "calibration" in about else None
+        landmark_offsets_source = str(about.get("landmark_offsets", ""))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadWeights(f"{path} has bad metadata: {error!r}") from error
+    missing = [key for key in CARD_KEYS if key not in card]
+    if missing:
+        raise BadWeights(f"{path} does not say its {', '.join(missing)}")
+    net = DescriptorNet(config)
+    wanted = _list_shapes(net, tensors, with_offsets="landmark_offsets" in about)
+    _check_tensors(path, tensors, wanted)
+    net.load_state_dict(
+        {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
+    )
+    loaded = Weights(
+        net.eval(),
+        _build_anchors(path, tensors, scale),
+        card,
+        calibration,
+        _from_tensors(LandmarkOffsets, "landmark_offsets", tensors),
+        landmark_offsets_source,
+        _from_tensors(PoseCorrection, "pose_correction", tensors),
+        tensors.get("mean_identity", torch.zeros(0)).double().numpy(),
+    )
+    if model is not None:
+        check_model(path, loaded, model)
+    return loaded
+
+
+def _find_file(path: Path | str) -> Path:
+    """The file of a path, a name or a registered model. Raises BadWeights where there is none."""
     if str(path).startswith(REGISTERED):
         # MLflow takes a second to import, and most weights are plain files.
         from dff.infra.tracking import registered_weights
@@ -226,6 +261,11 @@ def load(
             f"there is no weights file {path}; shipped by name: {names}; "
             f"of MLflow: {REGISTERED}NAME@ALIAS"
         )
+    return path
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The metadata and the tensors of a file of this program's format. Raises BadWeights."""
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("descriptor", "{}")
@@ -234,33 +274,29 @@ def load(
         raise BadWeights(f"{path} cannot be read as a weights file: {error}") from error
     try:
         about = dict(json.loads(text))
-        if about.get("format") != FORMAT:
-            raise BadWeights(
-                f"{path} has format {about.get('format', 'none')!r}, this program reads {FORMAT!r}"
-            )
-        config, card, scale = (
-            NetConfig(**about["config"]),
-            dict(about["card"]),
-            float(about["scale"]),
-        )
-        calibration = dict(about["calibration"]) if "calibration" in about else None
-        landmark_offsets_source = str(about.get("landmark_offsets", ""))
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise BadWeights(f"{path} has bad metadata: {error!r}") from error
-    missing = [key for key in CARD_KEYS if key not in card]
-    if missing:
-        raise BadWeights(f"{path} does not say its {', '.join(missing)}")
-    net = DescriptorNet(config)
+    if about.get("format") != FORMAT:
+        raise BadWeights(
+            f"{path} has format {about.get('format', 'none')!r}, this program reads {FORMAT!r}"
+        )
+    return about, tensors
+
+
+def _list_shapes(
+    net: DescriptorNet, tensors: Mapping[str, Tensor], *, with_offsets: bool
+) -> dict[str, tuple[int, ...]]:
+    """The shapes that the ``tensors`` of a file must have, by name."""
     wanted = {f"net.{name}": tuple(value.shape) for name, value in net.state_dict().items()}
-    m = len(tensors["anchors.vertex"]) if "anchors.vertex" in tensors else 0
+    anchors = len(tensors["anchors.vertex"]) if "anchors.vertex" in tensors else 0
     wanted |= {
-        "anchors.vertex": (m,),
-        "anchors.position": (m, 3),
-        "anchors.descriptor": (m, config.dims),
+        "anchors.vertex": (anchors,),
+        "anchors.position": (anchors, 3),
+        "anchors.descriptor": (anchors, net.config.dims),
     }
     if "anchors.error_fields" in tensors:
-        wanted["anchors.error_fields"] = (m, 3, tensors["anchors.error_fields"].shape[-1])
-    if "landmark_offsets" in about:
+        wanted["anchors.error_fields"] = (anchors, 3, tensors["anchors.error_fields"].shape[-1])
+    if with_offsets:
         response = tensors.get("landmark_offsets.response")
         wide = 0 if response is None else response.shape[-1]
         none = LandmarkOffsets(response=np.zeros((2, 68, 3, wide)))
@@ -269,12 +305,13 @@ def load(
         wanted |= _tensor_shapes("pose_correction", PoseCorrection())
     if "mean_identity" in tensors:
         wanted["mean_identity"] = (tensors["mean_identity"].numel(),)
-    _check_tensors(path, tensors, wanted)
-    net.load_state_dict(
-        {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
-    )
+    return wanted
+
+
+def _build_anchors(path: Path, tensors: Mapping[str, Tensor], scale: float) -> Anchors:
+    """The anchors of checked tensors. Raises BadWeights for impossible values."""
     vertex, position, descriptor = (
-        tensors[f"anchors.{n}"].numpy() for n in ("vertex", "position", "descriptor")
+        tensors[f"anchors.{name}"].numpy() for name in ("vertex", "position", "descriptor")
     )
     try:
         anchors = Anchors(vertex, position, descriptor, scale)
@@ -282,19 +319,7 @@ def load(
             anchors = replace(anchors, error_fields=tensors["anchors.error_fields"].numpy())
     except ValueError as error:
         raise BadWeights(f"{path} has bad anchors: {error}") from error
-    loaded = Weights(
-        net.eval(),
-        anchors,
-        card,
-        calibration,
-        _from_tensors(LandmarkOffsets, "landmark_offsets", tensors),
-        landmark_offsets_source,
-        _from_tensors(PoseCorrection, "pose_correction", tensors),
-        tensors.get("mean_identity", torch.zeros(0)).double().numpy(),
-    )
-    if model is not None:
-        check_model(path, loaded, model)
-    return loaded
+    return anchors
 
 
 def _load_from_bucket(

@@ -73,6 +73,18 @@ class DescribedFace:
 
 
 @dataclass(frozen=True, eq=False)
+class PointSelection:
+    """Which points of the first photo to match, and between which faces."""
+
+    points: Floats | Sequence[Sequence[float]] = ()  # (N, 2) pixels of the first photo
+    # names and vertices of the face model, on the first photo's face
+    landmarks: Sequence[str] = ()
+    vertices: Sequence[int] = ()
+    box_a: Box | None = None  # of the first photo's face; None: the largest
+    box_b: Box | None = None  # of the second photo's face; None: the largest
+
+
+@dataclass(frozen=True, eq=False)
 class Query:
     """N points to be found in another photo, of one face."""
 
@@ -134,15 +146,8 @@ class Matcher:
         Raises BadPhoto as ``Aligner.align``; NoFace when a photo shows none; ValueError for points
         outside the first photo, unknown landmarks and vertices, or nothing to match.
         """
-        steps = self.match_in_steps(
-            image_a,
-            points,
-            image_b,
-            landmarks=landmarks,
-            vertices=vertices,
-            box_a=box_a,
-            box_b=box_b,
-        )
+        selection = PointSelection(points, landmarks, vertices, box_a, box_b)
+        steps = self.match_in_steps(image_a, image_b, selection)
         while True:
             try:
                 next(steps)
@@ -151,26 +156,20 @@ class Matcher:
                 return found
 
     def match_in_steps(
-        self,
-        image_a: Bytes,
-        points: Floats | Sequence[Sequence[float]],
-        image_b: Bytes,
-        *,
-        landmarks: Sequence[str] = (),
-        vertices: Sequence[int] = (),
-        box_a: Box | None = None,
-        box_b: Box | None = None,
+        self, image_a: Bytes, image_b: Bytes, selection: PointSelection
     ) -> Generator[None, None, PointMatches]:
         """``match`` that yields after each photo, so that others may have their turn."""
+        landmarks, vertices = selection.landmarks, selection.vertices
         check_image(image_a)
         check_image(image_b)
-        clicked = check_points(points, image_a)
+        clicked = check_points(selection.points, image_a)
         wanted = check_vertices(landmarks, vertices, self.aligner)
         if not len(clicked) + len(wanted):
             raise ValueError("there is nothing to match: give points, landmarks or vertices")
-        faces = self._faces(image_a, box_a, "the first photo")
+        faces = self._faces(image_a, selection.box_a, "the first photo")
         yield
-        second = self.describe(image_b, self._faces(image_b, box_b, "the second photo")[0])
+        second = self._faces(image_b, selection.box_b, "the second photo")[0]
+        described_second = self.describe(image_b, second)
         yield
         owner = assign_points(faces, clicked)
         described = {
@@ -179,7 +178,7 @@ class Matcher:
         }
         names = [f"{x:g},{y:g}" for x, y in clicked]
         names += [*landmarks, *(f"vertex {v}" for v in vertices)]
-        return self._collect(tuple(names), clicked, wanted, owner, described, second)
+        return self._collect(tuple(names), clicked, wanted, owner, described, described_second)
 
     def _faces(self, image: Bytes, box: Box | None, photo: str) -> list[Alignment]:
         """The faces of a photo, the largest first. Raises NoFace, which names the ``photo``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, TypeVar
@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from dff.aligner.align import Aligner
 from dff.aligner.matching.draw import colour_dense_matches, spread_heat
-from dff.aligner.matching.matcher import DescribedFace, Matcher
+from dff.aligner.matching.matcher import DescribedFace, Matcher, PointSelection
 from dff.aligner.matching.result import PointMatches
 from dff.aligner.service.align_service import AlignService, image_size
 from dff.aligner.service.fields import FormRoute
@@ -101,9 +101,7 @@ async def match(
     matcher = find_matcher(service)
     async with _decoded_photos(service, deadline, image_a, image_b) as (first, second):
         boxes = _to_box(corners[0], first), _to_box(corners[1], second)
-        found = await _match(
-            service, matcher, first, second, *wanted, box_a=boxes[0], box_b=boxes[1]
-        )
+        found = await _match(service, matcher, first, second, PointSelection(*wanted, *boxes))
     sizes = image_size(first), image_size(second)
 
     def build() -> MatchAnswer:
@@ -220,27 +218,10 @@ async def _decoded_photos(
 
 
 async def _match(
-    service: AlignService,
-    matcher: Matcher,
-    first: Bytes,
-    second: Bytes,
-    points: Sequence[tuple[float, float]],
-    landmarks: Sequence[str],
-    vertices: Sequence[int],
-    *,
-    box_a: Box | None,
-    box_b: Box | None,
+    service: AlignService, matcher: Matcher, first: Bytes, second: Bytes, selection: PointSelection
 ) -> PointMatches:
     """The matches, found in the aligner's thread; others have their turn between the photos."""
-    steps = matcher.match_in_steps(
-        first,
-        points,
-        second,
-        landmarks=landmarks,
-        vertices=vertices,
-        box_a=box_a,
-        box_b=box_b,
-    )
+    steps = matcher.match_in_steps(first, second, selection)
     try:
         return await service.scheduler.run_steps(steps)
     except NoFace as error:
