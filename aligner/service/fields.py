@@ -155,7 +155,7 @@ def _parse_urlencoded(body: bytes) -> FormData:
         raise Problem("bad-form", NO_FORM) from error
     if not all(_NAME.fullmatch(name) for name, _ in pairs):
         raise Problem("bad-form", NO_FORM)
-    return FormData(pairs)
+    return FormData([(name, value) for name, value in pairs])
 
 
 async def _parse_json(body: bytes, names: FieldNames) -> FormData:
