@@ -72,7 +72,7 @@ class _Settings:
         if response is not None and response.status_code not in _RETRIED:
             return None
         told = "" if response is None else response.headers.get("Retry-After", "")
-        seconds = float(told) if told.isdigit() else min(0.5 * 2**attempt, 10.0)
+        seconds = float(told) if told.isdecimal() else min(0.5 * 2**attempt, 10.0)
         return seconds if spent + seconds <= self.patience else None
 
     def parse(self, response: httpx.Response) -> list[Alignment]:

@@ -192,7 +192,7 @@ class Front:
                 text = self._metrics.to_text(self._uploads.arriving)
                 await Response(text, media_type=metrics.MEDIA_TYPE)(scope, receive, send)
                 return
-            if declared.isdigit() and int(declared) > limit:
+            if declared.isdecimal() and int(declared) > limit:
                 raise refuse_size(limit)
             if declared == "0" and "transfer-encoding" not in headers:
                 await self._app(scope, receive, send)

@@ -161,8 +161,10 @@ def align(
         raise typer.BadParameter("a video comes alone, without boxes, --mask, --crops and --resume")
     if server and (video or same_person or weights or method is not Method.dense):
         raise typer.BadParameter("--server aligns images, by its own weights and method")
-    if same_person and (box or draw or resume or table or mask or crops):
+    if same_person and (box or draw or resume or table or mask or crops or focal or landmarks):
         raise typer.BadParameter("--same-person goes with --boxes, --json and --mesh only")
+    if landmarks and not json_out:
+        raise typer.BadParameter("--landmarks goes with --json")
     extras = _check_extras(landmarks)
     from dff.infra.storage import S3Access
 

@@ -226,6 +226,11 @@ def train(
         storage = str(Path(out).parent / "runs")
     if span is None and ("://" in storage or address):
         raise typer.BadParameter("--workers 0 trains in this process, with checkpoints in a folder")
+    if span is None and (tracking or cpus_per_worker):
+        raise typer.BadParameter(
+            "--workers 0 trains without Ray and MLflow: take --workers 1, or leave out --tracking "
+            "and --cpus-per-worker"
+        )
     weights.check_destination(out, endpoint_url=endpoint_url)
     if gpu and address is None:
         check_gpus(span.least if span else 1)

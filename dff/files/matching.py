@@ -9,11 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dff.face.errors import BadDataset, BadLandmarks
+from dff.face.errors import BadDataset, BadLandmarks, BadPhoto
 from dff.face.io.assets import load_model
 from dff.face.matching import CROP, augment_for_matching
 from dff.infra import weights as weights_files
 from dff.infra.dataset import open_dataset
+from dff.infra.images import decode
 from dff.infra.landmark_files import parse_mat, parse_reannotated
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 from dff.trainer.evaluation.baselines import (
@@ -123,7 +124,7 @@ def read_labelled_photos(folder: Path, labels: Path | None) -> list[LabelledPhot
     """The photos of a folder that have ``.mat`` files.
 
     ``labels``: a ``.npz`` of landmarks by image stem; the photos that it lacks are left out. Raises
-    BadLandmarks with the unreadable file.
+    BadLandmarks and BadPhoto with the unreadable file.
     """
     try:
         table = parse_reannotated(labels.read_bytes()) if labels else None
@@ -133,18 +134,18 @@ def read_labelled_photos(folder: Path, labels: Path | None) -> list[LabelledPhot
         raise BadLandmarks(f"{labels} names no images")
     out = []
     for path in sorted(folder.glob("*.mat")):
-        # labels are of the stored pixels
-        bgr = cv2.imread(
-            str(path.with_suffix(".jpg")), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        )
-        if bgr is None or (table is not None and path.stem not in table):
+        photo = path.with_suffix(".jpg")
+        if not photo.exists() or (table is not None and path.stem not in table):
             continue
         try:
             label = parse_mat(path.read_bytes())
         except BadLandmarks as error:
             raise BadLandmarks(f"{path}: {error}") from error
         points = table[path.stem] if table is not None else label.landmarks[:, :2]
-        image = np.ascontiguousarray(bgr[..., ::-1], dtype=np.uint8)
+        try:
+            image = decode(photo.read_bytes(), upright=False)  # labels are of the stored pixels
+        except BadPhoto as error:
+            raise BadPhoto(f"{photo}: {error}") from error
         out.append(LabelledPhoto(image, points, (label.yaw, label.pitch, label.roll)))
     return out
 

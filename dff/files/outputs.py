@@ -68,11 +68,19 @@ def check_suffix(file: Path, suffixes: Sequence[str]) -> None:
 
 
 def check_not_inputs(inputs: Iterable[Path | None], outputs: Iterable[Path | None]) -> None:
-    """Raise ValueError when an input file would be overwritten; None stands for no file."""
+    """Raise ValueError when an input file, or one output by another, would be overwritten.
+
+    None stands for no file.
+    """
     originals = {path.resolve() for path in inputs if path}
+    written: set[Path] = set()
     for path in outputs:
         if path and path.resolve() in originals:
             raise ValueError(f"{path} is one of the input files: name another place")
+        if path and path.resolve() in written:
+            raise ValueError(f"{path} is named for two outputs: name another place for one")
+        if path:
+            written.add(path.resolve())
 
 
 def write_json(path: Path, content: object) -> None:

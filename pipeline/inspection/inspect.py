@@ -74,9 +74,7 @@ class Inspection:
                 f"90th percentile {most:.4f}"
             )
         out += [
-            f"    {f.subject}: {f.reason}: {f.detail}"
-            for shown in self.failures.values()
-            for f in shown
+            f"    {f.reason}: {f.describe()}" for shown in self.failures.values() for f in shown
         ]
         for histogram in self.histograms:
             spans = ", ".join(f"{span}: {n}" for span, n in histogram.spans() if n)

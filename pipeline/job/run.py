@@ -249,8 +249,7 @@ def _check_budget(plan: Plan, counter: ShardCounter, budget: float) -> None:
         return
     reasons = []
     for reason, count in counter.failures.most_common():
-        first = counter.examples[reason]
-        reasons.append(f"{reason} {count} (first: {first.subject}: {first.detail})")
+        reasons.append(f"{reason} {count} (first: {counter.examples[reason].describe()})")
     raise BudgetExceeded(
         f"{counter.failed_subjects} of {plan.subjects} inputs failed, more than the budget of "
         f"{budget:.0%}: {'; '.join(reasons)}. What is done stays; the same command with a larger "

@@ -38,6 +38,11 @@ class Failure:
     detail: str  # the error's message
     view: int | None = None  # None: the whole subject
 
+    def describe(self) -> str:
+        """The detail, which names the subject."""
+        named = self.detail.startswith(self.subject)
+        return self.detail if named else f"{self.subject}: {self.detail}"
+
 
 @dataclass(frozen=True)
 class ShardResult:

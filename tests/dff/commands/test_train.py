@@ -105,6 +105,7 @@ def test_datasets_are_mixed_and_filtered(dataset: Dataset, models: Path, tmp_pat
         (["--cache-bytes", "much"], "is no size such as 20GB"),
         (["--cache-bytes", "20kB"], "can't hold two blocks of shards"),
         (["--block-views", "4"], "needs blocks of a batch or more"),
+        (["--tracking", "sqlite:///x.db"], "trains without Ray and MLflow"),
     ],
 )
 def test_a_bad_choice_of_data_is_refused(

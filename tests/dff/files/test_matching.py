@@ -14,7 +14,7 @@ import scipy.io
 from typer.testing import CliRunner
 
 from dff.commands.app import app
-from dff.face.errors import BadLandmarks
+from dff.face.errors import BadLandmarks, BadPhoto
 from dff.face.geometry.camera import WeakPerspective
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.model.morphable import MorphableModel
@@ -63,6 +63,11 @@ def test_photos_are_read_as_they_are_stored_and_broken_labels_are_named(folder: 
     stored = read_labelled_photos(folder, None)[0].image
     (folder / "image0.jpg").write_bytes(turned(stored[:150], 6))
     assert read_labelled_photos(folder, None)[0].image.shape == (150, 200, 3)
+    whole = (folder / "image0.jpg").read_bytes()
+    (folder / "image0.jpg").write_bytes(whole[:100])
+    with pytest.raises(BadPhoto, match=r"image0\.jpg: the image"):
+        read_labelled_photos(folder, None)
+    (folder / "image0.jpg").write_bytes(whole)
     (folder / "image1.mat").write_bytes(b"broken")
     with pytest.raises(BadLandmarks, match=r"image1\.mat: not a readable"):
         read_labelled_photos(folder, None)
