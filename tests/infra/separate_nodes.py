@@ -97,6 +97,9 @@ def find_missing() -> str:
     lacking = [tool for tool in ("ip", "unshare", "nsenter") if shutil.which(tool) is None]
     if lacking:
         return f"needs {', '.join(lacking)} for network namespaces"
+    python = Path(sys.prefix)
+    if Path("/tmp") in python.parents and PROGRAM not in python.parents:
+        return "needs a Python outside of /tmp, of which each node has its own"
     probe = f"dff-probe-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False)
     subprocess.run(["ip", "netns", "del", probe], capture_output=True, check=False)
