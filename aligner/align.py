@@ -65,7 +65,7 @@ symmetry are noise. A model without an entry gets none.
 
 
 class Aligner:
-    """Detects faces, fits the face model to them and reports what was found.
+    """Detects faces, fits the face model to them and reports the alignments.
 
     Frozen once made: threads may share it.
     """
@@ -325,7 +325,7 @@ class Aligner:
 
     @cached_property
     def appearance_meter(self) -> AppearanceMeter:
-        """Measures who is who; made when first used."""
+        """Measures the appearance of faces, to compare people; made when first used."""
         return AppearanceMeter(self.model)
 
     @cached_property
@@ -376,7 +376,7 @@ class Aligner:
     def _attempt_again(
         self, images: Sequence[Bytes], faces: Sequence[tuple[int, Detection]], failed: Sequence[int]
     ) -> Iterator[tuple[int, Alignment]]:
-        """Those of the ``failed`` faces that align in the middle of their box.
+        """The ``failed`` faces that align in the middle of their box.
 
         Their boxes hold parts of other faces beside them.
         """
@@ -428,7 +428,7 @@ class Aligner:
         return self._report(fitter.fit_model, fit, boxes, traces)
 
     def _iterations(self, annotated: FitModel, done: Pass) -> Iterator[tuple[int, Iteration]]:
-        """What a pass came to, by number of the face."""
+        """The trace of a pass, by number of the face."""
         if not len(done.faces):
             return
         state = done.fit.state
@@ -604,7 +604,7 @@ def _place_network(net: DescriptorNet, device: str | None, *, reduced: bool) -> 
 
 
 def _accepted(found: list[Alignment]) -> list[Alignment]:
-    """What was found and did not fail, by falling confidence, each face once."""
+    """The detections that did not fail, by falling confidence, each face once."""
     kept: list[Alignment] = []
     for one in sorted(found, key=lambda face: -face.face_confidence):
         box = Box.around(one.landmarks_3d[:, :2])

@@ -1,4 +1,4 @@
-"""What an alignment says: values only."""
+"""The result of an alignment: values only."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Iteration:
 
 @dataclass(frozen=True)
 class CalibrationFeatures:
-    """What a calibration weighs: measures of B fits. More speaks for the fit.
+    """The features of a calibration: measures of B fits. Higher values indicate a better fit.
 
     Of one fit: without the leading axis. ``dff.aligner.confidence`` names them and computes them.
     """

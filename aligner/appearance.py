@@ -1,4 +1,4 @@
-"""What distinguishes people: the identity of the fitted face, and its brightness.
+"""Appearance, which distinguishes people: the identity of the fitted face, and its brightness.
 
 Two measures of one person agree in both: the cosine between the coefficients of identity, and the
 correlation of the blurred brightness at the points of the mesh that face the camera in both
@@ -28,7 +28,7 @@ SHARED = 0.05  # mean weight of the points below which two views have too little
 
 @dataclass(frozen=True)
 class AppearanceDescriptor:
-    """What a face looks like, whatever its pose. Two are comparable if of one model."""
+    """The appearance of a face, independent of pose. Two are comparable if of one model."""
 
     identity: Float[Array, " identities"]  # standard deviations
     brightness: Float[Array, " points"]  # logarithm of grey levels

@@ -112,7 +112,7 @@ class CentreDetector:
 
 
 def _distinct(score: Floats, corners: Floats) -> list[int]:
-    """Rows of the surest box of each face, as ``dff.aligner.detection.distinct``; surest first."""
+    """Rows of the best box of each face, as ``dff.aligner.detection.distinct``; best first."""
     kept: list[int] = []
     areas = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
     for i in np.argsort(-score, kind="stable").tolist():
@@ -135,7 +135,7 @@ def _nearest_rotations(rows: Floats) -> Floats:
 
 
 class StagedDetector:
-    """The quick detector, and where it is unsure the thorough one. Threads may share it."""
+    """The quick detector, then the thorough one for uncertain faces. Threads may share it."""
 
     def __init__(self, quick: CentreDetector, thorough: DescriptorDetector) -> None:
         self.quick, self.thorough, self.config = quick, thorough, quick.config
@@ -154,7 +154,7 @@ class StagedDetector:
         return distinct([*self._sure(found), *self._verify(found, image)])
 
     def _find_thoroughly(self, found: Sequence[Detection], image: Bytes) -> list[Detection]:
-        """What the thorough search sees surely enough, or sees where the quick one ``found`` it."""
+        """The confident detections of the thorough search, and those ``found`` by the quick one."""
         return [
             one
             for one in self.thorough.find(image)
@@ -163,7 +163,7 @@ class StagedDetector:
         ]
 
     def find_sure(self, image: Bytes) -> list[Detection]:
-        """The faces that the quick search is sure of."""
+        """The confident detections of the quick search."""
         return self._sure(self.quick.find(image))
 
     def find_what_was_left_out(self, image: Bytes) -> list[Detection]:
@@ -175,14 +175,14 @@ class StagedDetector:
         return self.thorough.find(image) if left_out else []
 
     def _is_conclusive(self, found: Sequence[Detection], image: Bytes) -> bool:
-        """Whether a quick search surely found a face, and saw as much as the thorough one would."""
+        """Whether a quick search found a confident face and saw all that a thorough one would."""
         return bool(self._sure(found)) and max(image.shape[:2]) <= self.thorough.config.untiled
 
     def _sure(self, found: Sequence[Detection]) -> list[Detection]:
         return [one for one in found if one.score >= self.config.sure]
 
     def _verify(self, found: Sequence[Detection], image: Bytes) -> list[Detection]:
-        """What the thorough detector finds around the likeliest of the unsure detections."""
+        """Detections of the thorough detector around the likeliest of the uncertain detections."""
         unsure = [one for one in found if one.score < self.config.sure]
         verified: list[Detection] = []
         for one in unsure[: self.config.verified]:

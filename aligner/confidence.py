@@ -1,4 +1,4 @@
-"""Confidence: how surely a photo supports a fit, for each landmark and for the whole face.
+"""Confidence: how well a photo supports a fit, for each landmark and for the whole face.
 
 The *calibration features* of a fit are a few named numbers, each oriented so that more of it speaks
 for the fit. A ``Calibration`` turns them into probabilities: logistic maps with weights that are
@@ -39,7 +39,7 @@ FAILED_BELOW = 0.5
 """A face of lower confidence is reported as failed: it is more likely wrong than right."""
 
 SURE_FROM = 0.75
-"""A face of lower confidence is reported as unsure, and searched for in turned photos too."""
+"""A face of lower confidence is reported as unsure, and searched for in quarter turns too."""
 
 FACE = ("agreement", "precision", "support", "cover", "stillness")
 """Features of a face: log odds of the share of its pixels that agree; how near they lie to the fit;
@@ -117,7 +117,10 @@ def landmark_features(fit: FaceFit, around: Floats) -> Floats:
 
 
 def face_features(fit: FaceFit, around: Floats) -> Floats:
-    """(B, len(FACE)), from the fits and the ``surroundings`` of their visible landmarks."""
+    """(B, len(FACE)) features of faces: of the fits, and ``around`` their visible landmarks.
+
+    ``around``: as ``surroundings`` returns them.
+    """
     visibility, mask = fit.visibility, fit.matches.mask
     visible = soft_facing(visibility.facing) * (visibility.depth_behind < HIDDEN / 2)
     weight = visible / np.maximum(visible.sum(1, keepdims=True), 1e-9)

@@ -1,4 +1,4 @@
-"""What an image and a box must be, before the aligner takes them."""
+"""Checks of images and boxes before alignment."""
 
 from __future__ import annotations
 

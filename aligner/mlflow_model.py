@@ -1,4 +1,4 @@
-"""What MLflow loads a registered version by: weights as a model that aligns an image.
+"""The module by which MLflow loads a registered version: a model that aligns an image.
 
 MLflow calls ``_load_pyfunc``, so nothing is pickled: a version is a weights file and the name of
 this module.

@@ -37,7 +37,7 @@ _load_model = cache(load_model)
 
 
 class _Settings:
-    """What both clients have in common: requests, answers, and when to try again."""
+    """The common part of both clients: requests, responses, and retries."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class _Settings:
         raise ServiceError(response.status_code, kind, detail)
 
     def unreachable(self, error: httpx.TransportError) -> ServiceError:
-        """What is raised when the last attempt got no answer."""
+        """The error that is raised when the last attempt got no answer."""
         return ServiceError(0, "unreachable", f"no answer from {self.url}: {error}")
 
 

@@ -1,1 +1,1 @@
-"""What a face is and how it makes an image: geometry, light and descriptors, without effects."""
+"""Face geometry and image formation: shape, light, rendering, descriptors. No side effects."""

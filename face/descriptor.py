@@ -108,6 +108,7 @@ class Separable(nn.Module):
         self.residual = inputs == outputs and not halve
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W), of half the height and width with ``halve``."""
         y = functional.relu_(self.norm(self.pointwise(self.depthwise(x))))
         if not self.residual:
             return y
@@ -179,6 +180,7 @@ class DescriptorNet(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Features:
+        """The features of (B, 3, H, W) images: RGB in 0..1, sides in multiples of 32."""
         trunk = self.trunk(image)
         descriptor = self.descriptor_at(trunk.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return Features(descriptor, self.face_logit(trunk))

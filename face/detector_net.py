@@ -82,6 +82,10 @@ class DetectorNet(nn.Module):
             self.head.bias[0] = -4.0
 
     def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) images, RGB in 0..1, to the outputs of the grid.
+
+        Raises ValueError for images of other sizes.
+        """
         multiple = self.config.multiple
         if image.ndim != 4 or image.shape[1] != 3 or any(s % multiple for s in image.shape[2:]):
             raise ValueError(
@@ -108,7 +112,7 @@ class DetectedCells:
 
 
 def decode_cells(answer: Floats, least: float) -> DetectedCells:
-    """The local maxima of one image's (H/8, W/8, DETECTOR_CHANNELS) answers, the surest first.
+    """The local maxima of one image's (H/8, W/8, DETECTOR_CHANNELS) outputs, the best first.
 
     ``least``: log odds below which a cell is no face.
     """

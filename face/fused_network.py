@@ -42,6 +42,7 @@ class FusedBlock:
 
     @staticmethod
     def of(block: nn.Module, *, reduced: bool) -> FusedBlock:
+        """The fused form of a ``Separable`` block."""
         assert isinstance(block, Separable)
         depthwise = _numbers(block.depthwise.weight)
         taps = np.ascontiguousarray(depthwise.reshape(len(depthwise), -1).T)

@@ -19,7 +19,7 @@ class NodeResources:
 
 @dataclass(frozen=True)
 class WorkerShape:
-    """What one worker reserves. Raises ValueError for negative numbers, and for nothing at all."""
+    """Resources of one worker. Raises ValueError for negative numbers, and for nothing at all."""
 
     cpus: float
     gpus: float = 0
@@ -42,7 +42,7 @@ def count_places(nodes: Iterable[NodeResources], shape: WorkerShape) -> int:
 
 
 def describe_nodes(nodes: Iterable[NodeResources]) -> str:
-    """What the nodes have, such as "2 nodes of 4 CPUs (10.0.0.2, 10.0.0.3); 1 node of ..."."""
+    """Resources of the nodes, such as "2 nodes of 4 CPUs (10.0.0.2, 10.0.0.3); 1 node of ..."."""
     nodes = list(nodes)
     kinds = Counter((node.cpus, node.gpus) for node in nodes)
     parts = []

@@ -161,7 +161,7 @@ def wait_for_room(
 
 
 def describe_free_resources(shape: WorkerShape) -> str:
-    """What workers of this shape wait for on the connected cluster, for people."""
+    """A message that says why workers of this shape wait on the connected cluster."""
     free = ray.available_resources()
     return (
         f"a worker needs {shape}; free are {free.get('CPU', 0):g} CPUs and "
@@ -450,7 +450,7 @@ def is_progress(line: str) -> bool:
 
 
 _OF_RAY = re.compile(r"\S+ \S+\tINFO job_manager\.py:")
-"""What Ray writes into the log of a job itself."""
+"""Lines that Ray itself writes into the log of a job."""
 _BAR = re.compile(r"(?:[^|%]*: *)?\s*\d{1,3}%\|[^|]*\|\s*[\d.]+[kMG]?/[\d.]+[kMG]? \[")
 
 

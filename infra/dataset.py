@@ -113,12 +113,13 @@ class _Header:
 
 @dataclass(frozen=True)
 class Manifest(_Header):
-    """What a finished dataset holds."""
+    """The contents of a finished dataset."""
 
     shards: Shards
 
     @property
     def rows(self) -> int:
+        """Number of views."""
         return int(self.shards.row_counts.sum())
 
     @property
@@ -127,6 +128,7 @@ class Manifest(_Header):
         return hashlib.sha256(canonical(self._content())).hexdigest()
 
     def to_json(self) -> bytes:
+        """The canonical JSON of the file, with the fingerprint."""
         content = self._content()
         return canonical({**content, "fingerprint": hashlib.sha256(canonical(content)).hexdigest()})
 
@@ -174,6 +176,7 @@ class Dataset:
 
     @property
     def shards(self) -> Shards:
+        """Rows, bytes and SHA-256 of every shard."""
         return self.manifest.shards
 
     def read_shard(self, index: int) -> list[ViewRow]:

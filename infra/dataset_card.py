@@ -1,4 +1,4 @@
-"""What a dataset says of itself where it is published: a Hugging Face card and Croissant metadata.
+"""The description of a published dataset: a Hugging Face card and Croissant metadata.
 
 Both are made of the manifest and the plan's options alone, so they are the same for the same
 dataset. Sources: the card's YAML as https://huggingface.co/docs/hub/datasets-cards describes it;

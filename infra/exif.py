@@ -11,7 +11,7 @@ _SIZES = {1: 1, 3: 2, 4: 4}  # bytes of the integer types
 
 @dataclass(frozen=True)
 class Exif:
-    """What is read of a photo's EXIF data."""
+    """The EXIF data of a photo that are used."""
 
     orientation: int = 1  # 1 to 8
     # millimetres on 35 mm film, of the whole width and height as the camera took them

@@ -51,7 +51,7 @@ class Landmarks68:
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """What each pixel centre of a view shows.
+    """The dense ground truth of a view, at each pixel centre.
 
     Where the model is not visible a map is zero, unless it says otherwise.
     """

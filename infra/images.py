@@ -31,7 +31,7 @@ HEAD = 512  # bytes of a file that are enough for ``recognise``
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What a caller lets ``decode`` read."""
+    """Limits of the images that ``decode_image`` accepts."""
 
     pixels: int = 250_000_000  # of one image; telephones take photos of up to 200 megapixels
     formats: tuple[Format, ...] = ("JPEG", "PNG", "WebP", "AVIF", "HEIC")

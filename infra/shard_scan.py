@@ -134,7 +134,7 @@ def _collect(tables: list[tuple[int, Any]], rows: int, sources: bool) -> ShardSc
 
 
 def _name_sources(row: dict[str, Any]) -> frozenset[str]:
-    """What decides that two identities must be on one side of the split: photo, group of photos."""
+    """Names that put two identities on one side of the split: photo, group of photos."""
     try:
         group = json.loads(row["recipe"]).get("split_group")
     except ValueError:

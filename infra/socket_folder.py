@@ -7,7 +7,7 @@ import tempfile
 from multiprocessing import util
 
 SOCKET_BYTES = 107
-"""What Linux allows for the path of a socket."""
+"""Longest path of a socket under Linux."""
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 """Where sockets may lie when the folder for temporary files has too long a path."""
 _OWN_BYTES = len("/pymp-abcdefgh/listener-abcdefgh")

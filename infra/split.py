@@ -44,6 +44,7 @@ class SplitGroups:
     near_duplicates: tuple[tuple[str, ...], ...]
 
     def split(self, photo_id: str) -> Split:
+        """The side of the split on which a photo falls. Raises KeyError for an unknown photo."""
         return assign_split(self.names[photo_id])
 
 

@@ -11,7 +11,7 @@ with require_extra("train"):
     import psutil
 
 PREFIX = "system/"
-"""What the names of MLflow's system metrics begin with."""
+"""Prefix of the names of MLflow's system metrics."""
 _MEGABYTE = 1e6
 
 

@@ -66,12 +66,12 @@ TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 HASTY = {RETRIES: "2", TIMEOUT: "10"}
 """MLflow's own settings would wait ten minutes for a server that is silent."""
 RESUMED = "resumed."
-"""What the tags begin with that keep the values with which a run was continued."""
+"""Prefix of the tags that store the values with which a run was continued."""
 SQLITE = "sqlite:///"
 LOADER = "dff.aligner.mlflow_model"
 """The module by which MLflow loads a registered version."""
 EVALUATION = "evaluation."
-"""What the tags of a model version begin with that keep its errors by benchmark."""
+"""Prefix of the tags of a model version that store its errors by benchmark."""
 DISTRIBUTION = "deep-face-feature"
 REFUSALS = frozenset(
     {
@@ -305,7 +305,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 MODELS = "models:/"
-"""What the address of a registered model begins with: ``models:/name@alias`` or
+"""Prefix of the address of a registered model: ``models:/name@alias`` or
 ``models:/name/version``.
 """
 

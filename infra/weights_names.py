@@ -19,9 +19,9 @@ NAMED = SHIPPED | RESEARCH
 """Weights that are loaded by name, where their file is."""
 DEFAULT = "dff-open"
 REGISTERED = "models:/"
-"""What the address of a model that MLflow has registered begins with."""
+"""Prefix of the address of a model registered in MLflow."""
 BUCKET = "s3://"
-"""What the address of a weights file in a bucket begins with."""
+"""Prefix of the address of a weights file in a bucket."""
 
 
 def everywhere(path: Path | str) -> str:

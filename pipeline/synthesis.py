@@ -89,7 +89,7 @@ COST = CostConfig()
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the rows of a job besides its inputs and seed.
+    """Options that determine the rows of a job, besides its inputs and seed.
 
     Raises ValueError when out of range.
     """
@@ -116,6 +116,7 @@ class Options:
         backends.backend(self.renderer)
 
     def as_dict(self) -> dict[str, str | int | float | bool | None]:
+        """The options by name, as plain values."""
         return dict(vars(self))
 
 
@@ -301,7 +302,7 @@ def fill_shard(options: Options) -> int:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a plan will cost, before it runs."""
+    """The estimated cost of a plan."""
 
     photos: int
     unlabelled: int  # of the photos, which will fail: no landmarks are beside them
@@ -345,7 +346,7 @@ def check_labels(expected: Estimate, plan: Plan, budget: float) -> None:
 
 
 def estimate_cost(plan: Plan, near_duplicates: tuple[tuple[str, ...], ...] = ()) -> Estimate:
-    """What a plan will cost.
+    """Estimate the cost of a plan.
 
     Counts are exact, if no other photo fails; bytes and seconds are rough figures of one machine.
     """

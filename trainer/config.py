@@ -41,6 +41,7 @@ class WorkerRange:
 
     @property
     def is_elastic(self) -> bool:
+        """Whether the number of workers may change during a run."""
         return self.least < self.most
 
     @staticmethod

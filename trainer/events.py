@@ -1,4 +1,4 @@
-"""What workers tell the driver during a run, and what the driver does with it."""
+"""Messages from workers to the driver during a run, and their handling by the driver."""
 
 from __future__ import annotations
 

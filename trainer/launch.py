@@ -186,7 +186,7 @@ def train_on_ray(
 def size_workers(
     config: TrainConfig, workers: int, *, local: bool, cpus: int | None, gpus: float
 ) -> WorkerShape:
-    """What a worker reserves: as asked for, or by what it runs.
+    """CPUs and GPUs that a worker reserves: as given, or by its number of loaders.
 
     Ray gives a worker as many threads as CPUs. On a cluster a worker needs one and one for each
     loader; on this machine the workers share all CPUs, whatever they need.

@@ -1,4 +1,4 @@
-"""What both trainings share: learning-rate schedule, moving average and checkpoint file."""
+"""Common parts of both trainings: learning-rate schedule, moving average, checkpoint file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Schedule(Protocol):
 
     @property
     def learning_rate(self) -> float:
-        """That after the warm-up."""
+        """Learning rate after the warm-up."""
 
     @property
     def final_rate(self) -> float:
-        """That of the last step, over ``learning_rate``."""
+        """Learning rate of the last step, relative to ``learning_rate``."""
 
     @property
     def warmup(self) -> int:

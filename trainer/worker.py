@@ -53,7 +53,7 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is told: plain values that travel between machines."""
+    """The job of every worker: plain values that are sent between machines."""
 
     datasets: list[str]  # URIs
     endpoint_url: str | None
@@ -64,6 +64,7 @@ class Job:
     cache_bytes: int | None  # that it may hold
 
     def as_dict(self) -> dict[str, Any]:
+        """The job as plain values, as Ray Train passes them to ``train_worker``."""
         return asdict(self)
 
 

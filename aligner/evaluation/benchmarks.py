@@ -126,6 +126,7 @@ class Disturbance:
         return ", ".join(parts) or "as labelled"
 
     def of(self, box: Box) -> Box:
+        """The shifted and scaled ``box``."""
         centre = box.centre + box.size * np.array([self.right, self.down])
         half = self.scale * np.array([box.width, box.height]) / 2
         return Box(*(centre - half).tolist(), *(centre + half).tolist())

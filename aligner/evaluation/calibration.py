@@ -89,6 +89,7 @@ class Outcomes:
 
     @property
     def face(self) -> Bools:
+        """(N,) whether the case is a face, aligned well or not."""
         return np.array([kind == "face" for kind in self.kind])
 
     @property
@@ -375,6 +376,7 @@ class Trust:
     landmark: Reliability  # accurate landmarks of faces
 
     def to_json(self) -> dict[str, Any]:
+        """The figures by name, as plain numbers."""
         figures = {
             "face ECE": self.face.ece,
             "failure AUROC": self.failure.auroc,

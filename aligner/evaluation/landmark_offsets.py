@@ -144,7 +144,7 @@ def mirrored_latents(fit_model: FitModel) -> Floats:
 
 @dataclass(frozen=True)
 class AnnotationBias:
-    """What was measured of annotators: where they put landmarks, and which poses they give."""
+    """Measurements of annotators: their landmark positions and their poses."""
 
     landmarks: LandmarkOffsets
     pose: PoseCorrection

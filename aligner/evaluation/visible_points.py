@@ -72,7 +72,7 @@ class VisiblePointsReport:
 
     @property
     def protocol(self) -> str:
-        """What is measured, in words."""
+        """The name of the protocol."""
         return (
             f"AFLW crops, {self.seen.shape[1]} of 21 points, the visible ones, as a share of "
             "sqrt(width * height) of their box"

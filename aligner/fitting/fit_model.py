@@ -1,4 +1,4 @@
-"""What is fitted: the state of B faces, and the part of a morphable model that explains them.
+"""The state of B faces, and the part of a morphable model that is fitted to them.
 
 Every array has a leading batch axis B. Pixels are of each face's own photo. A face's *size* is the
 size in pixels at which the model's frontal landmark box appears under its pose; noise, gates and

@@ -26,7 +26,7 @@ def match_silhouette(
     observation: Observation,
     config: SilhouetteConfig,
 ) -> Lines:
-    """Lines at the borders of the masks of B faces, for contour points near a border."""
+    """Lines along the mask borders of B faces, one for each contour point near a border."""
     b, modes, kept_points = len(state.scale), len(fit_model.modes), config.points
     out = Lines(
         mean=np.zeros((b, kept_points, 3)),

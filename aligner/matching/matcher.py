@@ -65,7 +65,7 @@ class DescribedFace:
         return float(self.crop.side[0] / self.crop.size * STRIDE)
 
     def face_logit(self, px: Floats) -> Floats:
-        """(N,) log odds that (N, 2) pixels of the photo show the face; outside: surely not."""
+        """(N,) log odds that (N, 2) pixels of the photo show the face; very low outside."""
         grid = self.grid_from_photo(px)
         inside = ((grid >= 0) & (grid < self.features.side)).all(1)
         logit = bilinear(self.features.face_logit[..., None], grid)[:, 0]

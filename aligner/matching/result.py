@@ -1,4 +1,4 @@
-"""What matching answers: values only."""
+"""The results of matching: values only."""
 
 from __future__ import annotations
 

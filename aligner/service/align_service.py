@@ -1,4 +1,4 @@
-"""What the routes call: photos are decoded and aligned, within limits and off the event loop."""
+"""The service behind the routes: decodes and aligns photos, within limits, off the event loop."""
 
 from __future__ import annotations
 

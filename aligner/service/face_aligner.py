@@ -18,7 +18,7 @@ Outcome = list[Alignment] | Exception
 
 
 class FaceAligner(Protocol):
-    """What is served: ``dff.aligner.align.Aligner``, or any object with its interface.
+    """The served aligner: ``dff.aligner.align.Aligner``, or any object with its interface.
 
     It is called from threads.
     """
@@ -42,7 +42,7 @@ class FaceAligner(Protocol):
         *,
         faces: int,
     ) -> Generator[None, None, list[list[Alignment]]]:
-        """``align_batch`` that yields after each search and after so many ``faces``."""
+        """``align_batch`` that yields after each search and after every ``faces`` faces."""
         ...
 
     def align_person(

@@ -1,4 +1,4 @@
-"""What stands before the application: request ids, uploads, errors of the server, the log.
+"""The layer before the application: request ids, uploads, errors of the server, the log.
 
 An ASGI middleware that needs neither the aligner nor torch. Under uvicorn it is part of the
 application; under Ray Serve it runs in the proxies (``proxy_middleware``), so that requests enter
@@ -235,7 +235,7 @@ class _Answering:
 
 
 def _find_server_problem(start: Message) -> Problem | None:
-    """What to tell instead of an error of the server; None for an answer of the application."""
+    """The problem that replaces an error of the server; None for an answer of the application."""
     status, headers = start["status"], Headers(raw=start.get("headers", []))
     if status < 400 or headers.get("content-type", "").startswith(MEDIA_TYPE):
         return None

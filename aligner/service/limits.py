@@ -42,7 +42,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """What the front lets clients send. Raises ValueError for limits that are not positive."""
+    """Limits of the uploads that the front accepts. Raises ValueError if one is not positive."""
 
     body: int = Limits.body  # bytes of a request
     # the same by path, where it differs

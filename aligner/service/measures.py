@@ -1,4 +1,4 @@
-"""What is measured of each request: for the log and the metrics of the front."""
+"""Measurements of each request, for the log and the metrics of the front."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _current: ContextVar[Measures | None] = ContextVar("measures", default=None)
 
 
 def get_measures() -> Measures:
-    """Those of the current request; outside of a request, new ones, which are discarded."""
+    """The measurements of the current request; outside of a request, new ones, to be discarded."""
     return _current.get() or Measures()
 
 

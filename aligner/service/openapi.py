@@ -1,4 +1,4 @@
-"""What FastAPI leaves out of the API's description: other bodies, keys, examples of boxes."""
+"""Additions to FastAPI's description of the API: other bodies, keys, examples of boxes."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class Problem(Exception):
 
 
 def to_problem(error: Problem | BadPhoto) -> Problem:
-    """What a client is told about a photo."""
+    """The problem of a photo, as sent to the client."""
     if isinstance(error, Problem):
         return error
     return Problem(error.fault if isinstance(error, BadImage) else "unusable-image", str(error))

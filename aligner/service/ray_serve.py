@@ -259,7 +259,7 @@ def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterato
 
 
 def _configure_deployment(server: ServerConfig, scale: ReplicaConfig) -> ServiceConfig:
-    """What every replica is told: it may run on another machine."""
+    """The configuration of every replica, which may run on another machine."""
     return ServiceConfig(
         weights=None if server.weights is None else _everywhere(server.weights),
         endpoint_url=server.endpoint_url,

@@ -1,4 +1,4 @@
-"""What a server is told: the weights that it serves, its address, and its share of a machine."""
+"""Configuration of a server: the weights that it serves, its address, its share of a machine."""
 
 from __future__ import annotations
 

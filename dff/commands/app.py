@@ -100,8 +100,8 @@ def main() -> None:
 def describe_error(error: Exception) -> str:
     """An expected error in words, on one line.
 
-    Errors of ours say of what kind they are, as the guide names them; a ValueError is a mistake in
-    what was asked for, and an OSError names its file.
+    A DffError is named by its class, as in the guide; a ValueError is a mistake of the user, and
+    an OSError names its file.
     """
     match error:
         case DffError():

@@ -26,7 +26,7 @@ INPUTS = frozenset(
 OUTPUTS = frozenset({"out", "json_out", "pictures", "picture", "storage"})
 """Parameters that may be a path to write."""
 NO_FILES = ("", "none")
-"""What such a parameter may say without meaning a path."""
+"""Values of such a parameter that are not paths."""
 NAME_BYTES = 4
 """Bytes of the digest in the name of a submitted run."""
 
@@ -107,7 +107,7 @@ def submit(
 def complete_arguments(
     command: Submittable, arguments: Sequence[str], given: dict[str, Any]
 ) -> list[str]:
-    """What the job's command needs besides: the cluster, and the name of a run to go on with.
+    """The additional arguments of the command: the cluster, and the name of a run to continue.
 
     The name depends on the command, so that the same command continues the same run.
     """

@@ -43,7 +43,7 @@ from dff.trainer.config import TrainConfig
 PORT = 8571
 SEED = 7
 CONTENT = {"photos", "dataset", "runs", "weights", "overview.jpg", "report.html"}
-"""What a demo writes into its folder: nothing else there is ever removed."""
+"""The files that a demo writes into its folder: nothing else there is ever removed."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the steps of the demo left."""
+    """The outputs of the steps of the demo."""
 
     photograph: UInt8[Array, "height width 3"]  # RGB
     recovery: Recovery

@@ -17,7 +17,7 @@ from dff.infra.landmark_files import LANDMARK_SUFFIXES
 
 @dataclass(frozen=True)
 class FoundImages:
-    """What some places hold."""
+    """The images of some files and folders."""
 
     images: tuple[Path, ...]  # folders sorted by path
     passed_over: tuple[str, ...]  # the other files in the folders, but for images' landmarks

@@ -125,11 +125,11 @@ def find_duplicate_photos(
 
 
 def find_landmarks(data: bytes, aligner: PhotoAligner, *, confidence: float) -> tuple[Floats, str]:
-    """(68, 2) landmarks of an image file's surest face, 2D scheme, and a warning or "".
+    """(68, 2) landmarks of the most confident face of an image file, 2D scheme; a warning or "".
 
-    Among faces whose confidences agree to a hundredth the largest counts. Label files count in
+    Of faces whose confidences agree to a hundredth, the largest is taken. Label files count in
     stored pixels, before the EXIF orientation that alignment applies. Raises BadPhoto for a file
-    that can't be read, and NoFace where no face is found or surely aligned.
+    that can't be read, and NoFace where no face is found or aligned with confidence.
     """
     image = decode_image(data)
     faces = aligner.align(image.pixels)

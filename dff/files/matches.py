@@ -41,7 +41,7 @@ def match_files(
     heat_map: Path | None,
     dense: Path | None,
 ) -> list[str]:
-    """Match points of ``first`` in ``second``, write the files that are named, and say it in lines.
+    """Match points of ``first`` in ``second``, write the named files, and return a report.
 
     Raises BadPhoto and NoFace with the name of the photo, ValueError as ``Matcher.match``.
     """

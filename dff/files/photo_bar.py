@@ -44,5 +44,5 @@ class PhotoBar:
             self._bar.refresh()
 
     def end(self, photos: int = 1) -> None:
-        """So many photos are done."""
+        """Advance by a number of photos that are done."""
         self._bar.update(photos)

@@ -22,7 +22,7 @@ _FLV_TAGS = (8, 9, 18)  # sound, picture, script
 
 
 def find_missing_end(path: Path) -> str:
-    """What a video file lacks at its end, in words; "" where nothing is known to be missing."""
+    """What is missing at the end of a video file, in words; "" if nothing is known to be."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(HEAD)

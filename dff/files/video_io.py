@@ -106,7 +106,7 @@ class TimedFrame:
 
 
 class FrameReader(Protocol):
-    """What a video gives: a file's, or a camera's."""
+    """The frames of a video file or a camera."""
 
     rate: float  # frames per second, on average
     frame_count: int  # as declared; 0: unknown
@@ -116,7 +116,7 @@ class FrameReader(Protocol):
         ...
 
     def complaints(self) -> list[str]:
-        """What was wrong with the video, known after its last frame."""
+        """The defect of the video, known after its last frame."""
         ...
 
 
@@ -137,6 +137,7 @@ class VideoReader:
         self.cut = False  # one of the last frames is incomplete
 
     def frames(self) -> Iterator[TimedFrame]:
+        """The frames with their times, upright and with square pixels. Can be read once."""
         first: float | None = None
         last = -np.inf
         corrupt = deque[bool](maxlen=LAST_FRAMES)
@@ -158,6 +159,7 @@ class VideoReader:
             yield TimedFrame(self._displayed(raw), moment - first)
 
     def complaints(self) -> list[str]:
+        """Defects of the video, in words; complete after the last frame."""
         found = []
         if self.declared is not None and self.declared - self.end > self.slack:
             there, declared = f"{self.end:.2f} s", f"{self.declared:.2f} s"
@@ -236,7 +238,7 @@ def _open_container(path: Path) -> InputContainer:
 
 
 def _reason(path: Path) -> str:
-    """What an unreadable file lacks, if that can be told."""
+    """The part that an unreadable file lacks, if that can be determined."""
     data = _read_head(path)
     if not data:
         return ": it is empty"

@@ -141,10 +141,12 @@ class Box:
 
     @property
     def width(self) -> float:
+        """Pixels."""
         return self.x1 - self.x0
 
     @property
     def height(self) -> float:
+        """Pixels."""
         return self.y1 - self.y0
 
     @property
@@ -154,6 +156,7 @@ class Box:
 
     @property
     def centre(self) -> Floats:
+        """(2,) pixels."""
         return np.array([(self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2])
 
     def square(self, margin: float) -> Box:

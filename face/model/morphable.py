@@ -119,7 +119,7 @@ class MorphableModel:
 
     @cached_property
     def deformations(self) -> Floats:
-        """(M, V, 3) metres of one standard deviation: smooth displacements beyond the identities.
+        """(M, V, 3) metres per standard deviation: smooth displacements outside the identity modes.
 
         Two Gaussian processes over the template (``dff.face.model.deformation``), mostly symmetric:
         a coarse one of the whole head and a fine one of the face. The fine one is needed for other

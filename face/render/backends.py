@@ -24,7 +24,7 @@ def backend(name: str) -> Visibility:
 
 
 def identity(name: str) -> str:
-    """What determines a backend's pixels: its name, with that of the OpenGL implementation.
+    """The identity of a backend's pixels: its name, with that of the OpenGL implementation.
 
     Raises ValueError for another name, NoRenderer where there is no off-screen OpenGL.
     """

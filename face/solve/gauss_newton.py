@@ -49,9 +49,11 @@ class FaceState:
             raise ValueError("FaceState fields disagree about the batch")
 
     def camera(self, face: int) -> WeakPerspective:
+        """The weak-perspective camera of one face."""
         return WeakPerspective(float(self.scale[face]), self.centre[face])
 
     def cam_from_head(self, face: int) -> Rigid:
+        """The rotation of one face as a transform; the cam origin is the head's origin."""
         return Rigid(self.rotation[face], np.zeros(3))
 
     def __getitem__(self, rows: slice | Ints | Bools) -> FaceState:

@@ -93,7 +93,7 @@ COMPLETION = CompletionConfig()
 
 @dataclass(frozen=True)
 class PhotoTexture:
-    """What a photo says about the albedo of a head. Raises ValueError when shapes disagree."""
+    """Albedo of a head as observed in a photo. Raises ValueError when shapes disagree."""
 
     albedo: Float[Array, "S S 3"]  # float32 0..1, in the model's uv, islands padded outwards
     light: Float[Array, "9 3"]  # cam: with the albedo it gives back the photo

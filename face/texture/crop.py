@@ -13,7 +13,7 @@ from dff.face.model.landmarks import chin_to_brows
 
 @dataclass(frozen=True)
 class CropConfig:
-    """What a crop shows around the landmarks."""
+    """Extent of a crop around the landmarks."""
 
     margin: float = 1.7  # its side over that of the landmark box: forehead, chin and ears fit in
     lift: float = 0.12  # of the distance from chin to brows: a face goes on above the landmarks

@@ -72,7 +72,7 @@ OCCLUSION_MASK = OcclusionMaskConfig()
 
 @dataclass(frozen=True)
 class Occlusion:
-    """What lies before the skin of a photo."""
+    """Occluders in front of the skin of a photo."""
 
     mask: Float[Array, "S S"]  # float32 0..1
     right_lens: bool  # a dark lens hides the person's right eye

@@ -107,7 +107,7 @@ class TexelObservation:
 def observe(
     head: FittedHead, albedo: AlbedoModel, config: UnwrapConfig = UNWRAP
 ) -> TexelObservation:
-    """What the photo of a fitted head shows of its albedo."""
+    """The part of a fitted head's albedo that its photo shows."""
     recovery = head.recovery
     base = np.clip(albedo.texture(recovery.albedo), 0.0, 1.0)
     tones = tabulate_tones(recovery.crop[recovery.valid] / np.float32(255.0), config)

@@ -1,4 +1,4 @@
-"""What every storage offers, and the rules for keys and conditional writes."""
+"""The interface of every storage, and the rules for keys and conditional writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dff.face.errors import Conflict, UnreadableObject
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What a listing says of an object."""
+    """An object in a listing."""
 
     key: str
     size: int  # bytes

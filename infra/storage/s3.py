@@ -96,7 +96,7 @@ NOTES = {
     "multi_delete": "deletes one object at a time",
     "list_v2": "lists by the first version of the protocol",
 }
-"""What a store that lacks a feature of ``S3Dialect`` does, for people."""
+"""Messages for stores that lack a feature of ``S3Dialect``."""
 
 
 @dataclass(frozen=True)
@@ -441,7 +441,7 @@ def _base64(digest: Any) -> str:
 
 
 class _Connection:
-    """What a storage keeps while it is used: clients, and the dialect learned so far.
+    """The state of a storage in use: clients, and the dialect learned so far.
 
     A copy that travels to another process takes the dialect along.
     """

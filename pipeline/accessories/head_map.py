@@ -38,6 +38,7 @@ class DirectionMap:
 
     @staticmethod
     def build(model: MorphableModel) -> DirectionMap:
+        """The map of a model's template, of its skin alone."""
         names = [n for n in SKIN if n in model.region_names]
         chosen = model.find_triangles(*names)
         relative = model.template.astype(np.float64) - find_head_centre(model, model.template)

@@ -35,6 +35,7 @@ class Neckline:
 
     @staticmethod
     def build(model: MorphableModel, config: NecklineConfig) -> Neckline:
+        """The neckline of a model's template."""
         pairs = np.sort(
             np.concatenate(
                 [model.faces[:, [0, 1]], model.faces[:, [1, 2]], model.faces[:, [2, 0]]]

@@ -149,7 +149,7 @@ class SkinPrior:
 
 @dataclass(frozen=True)
 class AccessoryPrior:
-    """What accessories people have, and how often."""
+    """Prior of the accessories of sampled people."""
 
     sampled: Frequencies  # of sampled people
     photo: Frequencies  # of people of photos
@@ -211,7 +211,7 @@ def sample_accessories(
     feminine: bool | None = None,
     prior: AccessoryPrior = PRIOR,
 ) -> Accessories:
-    """Accessories for (3,) albedo of ``hair`` and ``skin``.
+    """Random accessories for a person whose ``hair`` and ``skin`` have these (3,) albedos.
 
     ``clothes`` is the (3,) albedo of the clothes that a photo shows. Hair is that of the photo with
     ``photo_hair``; else it is drawn, and more often long for ``feminine`` faces.

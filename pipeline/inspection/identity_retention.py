@@ -50,6 +50,7 @@ class FrontalMap:
 
     @staticmethod
     def build(model: MorphableModel, config: RetentionConfig = CONFIG) -> FrontalMap:
+        """The frontal view of a model's template, of the regions of ``config``."""
         side = config.side
         wanted = np.zeros(len(model.faces), dtype=np.bool_)
         wanted[

@@ -140,6 +140,7 @@ class DatasetStatistics:
 
     @property
     def histograms(self) -> tuple[Histogram, ...]:
+        """The histogram of each quantity of ``SCALES``."""
         out = []
         for name, bins in self._bins.items():
             unit, edges = SCALES[name]
@@ -150,6 +151,7 @@ class DatasetStatistics:
 
     @property
     def name_counts(self) -> tuple[NameCounts, ...]:
+        """Counts of the names of each column, the most frequent first."""
         return tuple(
             NameCounts(name, dict(counts.most_common())) for name, counts in self._names.items()
         )

@@ -1,4 +1,4 @@
-"""What a synthesis job makes, fixed before it starts: subjects in shards, options and versions.
+"""The plan of a synthesis job, fixed before it starts: subjects in shards, options and versions.
 
 A plan holds all that decides a byte of the result, and nothing else: neither where the photos lie
 nor how many workers there are. Hence two runs of one plan make the same shards, and the fingerprint
@@ -69,10 +69,12 @@ class Plan:
 
     @property
     def subjects(self) -> int:
+        """Number of subjects: photos and sampled identities."""
         return len(self.photos) + self.identities
 
     @property
     def shards(self) -> PlannedShards:
+        """The shards, each computed when it is read."""
         return PlannedShards(self)
 
     def subject(self, index: int) -> Subject:
@@ -88,9 +90,11 @@ class Plan:
         return name == _sampled_id(int(number))
 
     def data_key(self, shard: int) -> str:
+        """The key of a shard's Parquet file."""
         return data_key(shard, len(self.shards))
 
     def to_json(self) -> bytes:
+        """The canonical JSON of the plan, with its fingerprint."""
         return canonical({**self._content(), "fingerprint": self.fingerprint})
 
     def _content(self) -> dict[str, Any]:

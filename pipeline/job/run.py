@@ -157,6 +157,7 @@ class ShardCounter:
         self.counts: dict[str, dict[str, int]] = {}
 
     def add(self, record: Record) -> None:
+        """Count the record of a finished shard."""
         self.done[record.shard] = True
         self.rows[record.shard], self.bytes[record.shard] = record.rows, record.bytes
         self.sha256[record.shard] = np.frombuffer(bytes.fromhex(record.sha256), np.uint8)
@@ -174,6 +175,7 @@ class ShardCounter:
         return map(self.plan.shards.__getitem__, np.flatnonzero(~self.done).tolist())
 
     def build_manifest(self) -> Manifest:
+        """The manifest of the dataset, once no shard is missing."""
         return Manifest(
             schema_version=self.plan.schema_version,
             plan=self.plan.fingerprint,

@@ -31,7 +31,7 @@ CONFIG = StatusConfig()
 
 
 class State(StrEnum):
-    """What becomes of a job."""
+    """The progress of a job."""
 
     finished = "finished"
     running = "running"

@@ -63,7 +63,7 @@ class RowCode:
 
 @dataclass(frozen=True)
 class _Source:
-    """What matters of a module's source."""
+    """The part of a module's source that can change rows."""
 
     imports: tuple[ast.Import | ast.ImportFrom, ...]  # also inside functions
     data: frozenset[str]  # names of data files in its strings

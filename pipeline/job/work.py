@@ -68,6 +68,7 @@ class WorkSpec:
 
     @staticmethod
     def create(factory: str, **arguments: Option) -> WorkSpec:
+        """The work of a factory ``package.module:function`` with these arguments."""
         return WorkSpec(factory, tuple(sorted(arguments.items())))
 
     def build(self) -> MakeRows:

@@ -121,7 +121,7 @@ INVERSE = InverseConfig()
 
 @dataclass(frozen=True)
 class FitLimits:
-    """What a fit must reach not to be refused, by the names of ``Recovery.quality``.
+    """Limits beyond which a fit is refused, by the names of ``Recovery.quality``.
 
     Of 200 photos of 300-W training sets a handful goes beyond one of these; of the same photos with
     landmarks that lie beside the face, on a plain wall or upside down, almost all do.
@@ -354,7 +354,7 @@ def blur(image: Floats, sd: float) -> Floats:
 
 @dataclass(frozen=True)
 class VisibleSkin:
-    """What is held fixed during one step: visible skin, its normals, the landmarks' vertices."""
+    """Values held fixed during one step: visible skin, its normals, the landmarks' vertices."""
 
     samples: SkinSamples  # (N,) that are visible
     normals: Normals  # (N,)

@@ -36,7 +36,7 @@ class LandmarkFitConfig:
 
 @dataclass(frozen=True)
 class ActivationPrior:
-    """What pulls back expression activations outside of their range."""
+    """Penalty of expression activations outside of their range."""
 
     low: float = 0.0
     high: float = 1.0
@@ -63,6 +63,7 @@ class LandmarkFitModel:
 
     @staticmethod
     def build(model: MorphableModel, identities: int, expressions: int) -> LandmarkFitModel:
+        """The part of a model that its landmarks need, with so many coefficients of each kind."""
         vertices = model.landmarks.used
         mean, basis = model.basis_of_vertices(vertices, identities, expressions)
         row = np.full(len(model.template), -1)

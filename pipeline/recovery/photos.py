@@ -71,7 +71,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class PhotoListing:
-    """What a storage holds."""
+    """The files of a storage."""
 
     photos: tuple[PhotoRef, ...]  # in the order of the keys
     passed_over: tuple[str, ...]  # the other files, but for the photos' landmarks and persons

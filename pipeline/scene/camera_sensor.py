@@ -114,7 +114,7 @@ def frame_face(
 
 @dataclass(frozen=True)
 class Sensor:
-    """What a camera does to the light that reaches it."""
+    """Parameters of a camera's image formation."""
 
     gains: tuple[float, float, float]  # white balance, per channel
     gamma: float  # tone curve exponent

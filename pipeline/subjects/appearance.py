@@ -79,7 +79,7 @@ HUE = read_config(SkinHue, str(DATA / "appearance.toml"), "skin_hue")
 
 @dataclass(frozen=True)
 class Appearance:
-    """What is painted on a face; colours are albedo in 0..1, shares 0..1."""
+    """Appearance that is painted on a face; colours are albedo in 0..1, shares 0..1."""
 
     tint: Colour  # by which all skin is multiplied
     beard: str  # one of ``AppearancePrior.beards``

@@ -66,7 +66,7 @@ HAIR_ESTIMATION = HairEstimationConfig()
 
 @dataclass(frozen=True)
 class HairEstimate:
-    """What a photo shows of hair. Lengths are metres, shares 0..1."""
+    """Hair as estimated from a photo. Lengths are metres, shares 0..1."""
 
     share: float  # of the visible scalp that shows hair
     thickness: float  # from the head's silhouette to that of the hair, above the ears

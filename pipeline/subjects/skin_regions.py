@@ -143,7 +143,7 @@ FIELDS = (
     "outer",
     "iris",
 )
-"""What is known of a texel: weights in 0..1 (jaw: beard of cheeks, jaw and throat; lip: moustache;
+"""Region weights of a texel: weights in 0..1 (jaw: beard of cheeks, jaw and throat; lip: moustache;
 chin: goatee; crown: how thick cropped hair stands on the scalp, thinner towards its edge); metres
 from the middle line of the nearer brow (far away: 1), and 0..1 along it from inside out; metres
 from an iris's centre (1: not the front of an eye)."""

@@ -159,7 +159,7 @@ def decode_person(data: bytes, model: MorphableModel, *, name: str) -> Person:
 
 
 class _Broken(Exception):
-    """What is wrong with stored bytes, to follow their name in a sentence."""
+    """The defect of stored bytes, as the rest of a sentence that begins with their name."""
 
 
 def _members(data: bytes) -> dict[str, bytes]:

@@ -38,7 +38,7 @@ MIN_RESOLVED = 256
 """Pixels from which on that share is judged."""
 
 Border = int | tuple[int, int, int]
-"""What is seen outside an image: an OpenCV border mode, or an RGB colour."""
+"""Fill outside an image: an OpenCV border mode, or an RGB colour."""
 
 
 @dataclass(frozen=True)

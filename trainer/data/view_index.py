@@ -48,6 +48,7 @@ class ViewIndex:
 
     @property
     def shards(self) -> int:
+        """Number of shards."""
         return len(self.starts) - 1
 
     def bits(self, packed: UInt8[Array, " bytes"], start: int, stop: int) -> Bools:

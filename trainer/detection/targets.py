@@ -1,4 +1,4 @@
-"""What the detector's network should answer for a scene, and the loss of its answers.
+"""The targets of the detector's network for a scene, and the loss of its outputs.
 
 Source: Zhou, Wang, Krähenbühl, "Objects as points" (arXiv 1904.07850): Gaussians about the centres,
 penalty-reduced focal loss, L1 loss of the boxes at the centres.
@@ -74,9 +74,9 @@ def _rotation_rows(landmarks: Floats, template: Floats) -> Floats:
 
 
 def detection_loss(found: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Terms of the loss of (B, channels, rows, columns) answers: ``centre``, ``box``, ``rotation``.
+    """Terms of the loss of (B, channels, rows, columns) outputs: ``centre``, ``box``, ``rotation``.
 
-    Each is a mean over the centres of the batch.
+    ``targets``: of the scenes, stacked. Each term is a mean over the centres of the batch.
     """
     heat, answers = found[:, 0].float(), found[:, 1:].float().permute(0, 2, 3, 1)
     target = targets["heat"]

@@ -16,7 +16,7 @@ FILES = {
     for path in sorted(PAGES.rglob("*"))
     if path.suffix in (".css", ".js", ".jpg", ".md")
 }
-"""What the pages load, by path below ``page/``."""
+"""Files that the pages load, by path below ``page/``."""
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -53,7 +53,7 @@ def file(name: str) -> FileResponse:
 
 @router.get("/problems/{kind}")
 def explain(kind: str) -> PlainTextResponse:
-    """What a kind of problem means, at its ``type``."""
+    """The explanation of a kind of problem, at its ``type``."""
     if kind not in KINDS:
         raise HTTPException(404, f"no problem is called {kind!r}")
     status, title, help_text = KINDS[kind]

@@ -37,7 +37,7 @@ class TrackedFace(FaceAnswer):
 
 
 class FrameAnswer(Answer):
-    """What is sent for each frame: its faces or its problem."""
+    """The message for each frame: its faces or its problem."""
 
     frame: int = Field(description="number of the frame, from 0")
     time: float = Field(description="seconds since the first frame, as they arrived")
