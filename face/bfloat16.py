@@ -36,15 +36,20 @@ def is_available() -> bool:
 
 def can_pack(matrix: Floats) -> bool:
     """Whether ``multiply`` takes a right factor of this shape."""
-    return matrix.shape[0] % 2 == 0 and matrix.shape[1] % COLUMNS == 0
+    return matrix.shape[0] % 2 == 0
 
 
 def pack_pairs(matrix: Floats) -> Any:
-    """(K / 2, N, 2) uint16: the rows of a (K, N) float32 right factor, two side by side."""
+    """(K / 2, N, 2) uint16: the rows of a (K, N) float32 right factor, two side by side.
+
+    In memory whole registers of zeros follow each row.
+    """
     rounded = np.empty(matrix.size, np.uint16)
     round_numbers(np.ascontiguousarray(matrix, np.float32).reshape(-1), rounded)
     k, n = matrix.shape
-    return np.ascontiguousarray(rounded.reshape(k // 2, 2, n).transpose(0, 2, 1))
+    padded = np.zeros((k // 2, -(-n // COLUMNS) * COLUMNS, 2), np.uint16)
+    padded[:, :n] = rounded.reshape(k // 2, 2, n).transpose(0, 2, 1)
+    return padded[:, :n]
 
 
 @numba.njit(cache=CACHE, nogil=True)
@@ -58,18 +63,21 @@ def round_numbers(numbers, out):  # type: ignore[no-untyped-def]
 @numba.njit(cache=CACHE, nogil=True)
 def multiply(a, b, out):  # type: ignore[no-untyped-def]
     """Write the product of (M, K) uint16 ``a`` and packed ``b`` to (M, N) float32 ``out``."""
-    m, n = len(out), b.shape[1]
-    pairs, line, row = b.shape[0], 4 * n, 2 * a.shape[1]
+    m, n = out.shape
+    row, step, line, pairs = 2 * a.shape[1], b.strides[0], 4 * n, b.shape[0]
     left, right, to = a.ctypes.data, b.ctypes.data, out.ctypes.data
-    for j in range(0, line, 4 * COLUMNS):
+    for j in range(0, n, COLUMNS):
+        b_at, out_at, columns = right + 4 * j, to + 4 * j, n - j
         for i in range(0, m - ROWS + 1, ROWS):
-            _multiply_rows(left + i * row, row, right + j, to + i * line + j, line, pairs)
-        if m >= ROWS:  # some rows twice
-            last = m - ROWS
-            _multiply_rows(left + last * row, row, right + j, to + last * line + j, line, pairs)
-        else:
+            _multiply_rows(left + i * row, row, b_at, step, out_at + i * line, line, columns, pairs)
+        if m % ROWS and m > ROWS:  # some rows twice
+            i = m - ROWS
+            _multiply_rows(left + i * row, row, b_at, step, out_at + i * line, line, columns, pairs)
+        elif m < ROWS:
             for i in range(m):
-                _multiply_row(left + i * row, row, right + j, to + i * line + j, line, pairs)
+                _multiply_row(
+                    left + i * row, row, b_at, step, out_at + i * line, line, columns, pairs
+                )
 
 
 class _BFloat(ir.Type):
@@ -85,25 +93,40 @@ class _BFloat(ir.Type):
         return hash("bfloat")
 
 
+def declare(builder: Any, name: str, kind: Any) -> Any:
+    """The declaration of an LLVM intrinsic in the builder's module."""
+    return builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+
+
 def _tile(rows: int) -> Any:
     """A function for compiled code: ``rows`` x ``COLUMNS`` of a product.
 
-    Its arguments are the address of the rows of the left factor and the bytes of one, the addresses
-    of the columns of the right factor and of the result, the bytes of a row of these two, and the
-    number of pairs.
+    Its arguments are the addresses of the left factor, the right one and the result, each followed
+    by the bytes of one of its rows, the number of columns that the result has from there on, and
+    the number of pairs.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, row, b, out, line, pairs = args
+        a, row, b, step, out, line, columns, pairs = args
         word, long = ir.IntType(32), ir.IntType(64)
         floats, words = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(word, LANES)
         halves = ir.VectorType(_BFloat(), 2 * LANES)
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
         kind = ir.FunctionType(floats, [floats, halves, halves])
-        add_products = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        add_products = declare(builder, name, kind)
+        bits = ir.VectorType(ir.IntType(1), LANES)
+        kind = ir.FunctionType(ir.VoidType(), [floats, floats.as_pointer(), word, bits])
+        store = declare(builder, "llvm.masked.store.v16f32.p0", kind)
 
         def address(base: Any, step: Any, count: Any, offset: int = 0) -> Any:
             return builder.add(builder.add(base, builder.mul(step, count)), long(offset))
+
+        def below(count: Any) -> Any:
+            """The lanes whose number is below ``count``."""
+            longs = ir.VectorType(long, LANES)
+            first = builder.insert_element(longs(ir.Undefined), count, word(0))
+            same = builder.shuffle_vector(first, longs(ir.Undefined), words([0] * LANES))
+            return builder.icmp_signed("<", longs([*range(LANES)]), same)
 
         def load(place: Any, of: Any) -> Any:
             return builder.load(builder.inttoptr(place, of.as_pointer()), align=4)
@@ -116,7 +139,7 @@ def _tile(rows: int) -> Any:
         pair.add_incoming(long(0), entry)
         sums = [[builder.phi(floats) for _ in range(2)] for _ in range(rows)]
         right = [
-            builder.bitcast(load(address(b, pair, line, 4 * LANES * half), words), halves)
+            builder.bitcast(load(address(b, pair, step, 4 * LANES * half), words), halves)
             for half in range(2)
         ]
         more = []
@@ -136,15 +159,26 @@ def _tile(rows: int) -> Any:
                 sums[r][half].add_incoming(more[r][half], loop)
         builder.cbranch(builder.icmp_signed("<", following, pairs), loop, done)
         builder.position_at_end(done)
+        masks = [below(builder.sub(columns, long(LANES * half))) for half in range(2)]
         for r in range(rows):
             for half in range(2):
                 place = address(out, line, long(r), 4 * LANES * half)
                 pointer = builder.inttoptr(place, floats.as_pointer())
-                builder.store(more[r][half], pointer, align=4)
+                builder.call(store, [more[r][half], pointer, word(4), masks[half]])
         return context.get_dummy_value()
 
-    def tile(typingctx: Any, a: Any, row: Any, b: Any, out: Any, line: Any, pairs: Any) -> Any:
-        return types.void(*[types.intp] * 6), generate
+    def tile(
+        typingctx: Any,
+        a: Any,
+        row: Any,
+        b: Any,
+        step: Any,
+        out: Any,
+        line: Any,
+        columns: Any,
+        pairs: Any,
+    ) -> Any:
+        return types.void(*[types.intp] * 8), generate
 
     return intrinsic(tile)
 

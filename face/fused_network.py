@@ -132,7 +132,8 @@ class FusedNetwork:
         self.config = net.config
         self.trunk = _fuse_trunk(net, reduced)
         heads = net.to_descriptor, net.to_face  # as one product
-        self.heads = np.ascontiguousarray(np.concatenate([_kernel(one) for one in heads], axis=1))
+        kernels = np.concatenate([_kernel(one) for one in heads], axis=1)
+        self.heads = _factor(kernels, reduced and bfloat16.is_available())
         self.bias = np.concatenate([_bias(one) for one in heads])
 
     def __call__(self, image: Tensor) -> Features:
@@ -447,7 +448,7 @@ def _apply_heads(trunk, weight, bias, descriptor, logit):  # type: ignore[no-unt
     rows, columns, dims = descriptor.shape
     part = np.empty((columns, dims + 1), np.float32)
     for r in range(rows):
-        np.dot(trunk[r + 1, 1 : columns + 1], weight, part)
+        _multiply(trunk[r + 1, 1 : columns + 1], weight, part)
         for column in range(columns):
             square = np.float32(0.0)
             for d in range(dims):

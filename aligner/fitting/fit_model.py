@@ -123,6 +123,12 @@ class FitModel:
         return np.ascontiguousarray(np.moveaxis(by_axis, 0, 2))
 
     @cached_property
+    def moving_modes(self) -> int:
+        """The number of first latent directions beyond which none moves the mesh."""
+        moving = np.flatnonzero(self.mesh_basis.any(1))
+        return int(moving[-1]) + 1 if len(moving) else 0
+
+    @cached_property
     def template(self) -> Floats:
         """(V, 3) metres, float64."""
         return self.model.template.astype(np.float64)
@@ -143,7 +149,8 @@ class FitModel:
 
     def vertices(self, state: FaceState) -> Floats:
         """(B, V, 3) metres in the head frame."""
-        offset = state.coefficients.astype(np.float32) @ self.mesh_basis
+        count = self.moving_modes
+        offset = state.coefficients[:, :count].astype(np.float32) @ self.mesh_basis[:count]
         return np.asarray(self.template + offset.reshape(len(offset), -1, 3))
 
     def landmarks(self, state: FitState, moved: Floats | None = None) -> Floats:

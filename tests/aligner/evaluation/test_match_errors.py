@@ -46,6 +46,7 @@ def test_match_errors_move_anchors_but_not_the_face(
     assert found.modes.shape == (8, plain.modes.shape[1])  # two more for each side
     assert not found.modes[4:].any()
     assert not found.mesh_basis[4:].any()
+    assert found.moving_modes == plain.moving_modes == 4
     assert not found.landmark_basis[..., 4:].any()
     np.testing.assert_array_equal(found.anchor_basis[..., :4], plain.anchor_basis)
     np.testing.assert_array_equal(found.anchor_basis[:50, :, 4:6], fields)
