@@ -89,7 +89,7 @@ def serving_with_uvicorn(
 def make_server(app: FastAPI, host: str, port: int, front: FrontConfig) -> uvicorn.Server:
     """A uvicorn server of ``app`` that ends slow headers and drains on SIGTERM."""
 
-    class Protocol(TimedH11Protocol):
+    class FrontProtocol(TimedH11Protocol):
         header_seconds = front.uploads.header_seconds
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -98,7 +98,7 @@ def make_server(app: FastAPI, host: str, port: int, front: FrontConfig) -> uvico
             app,
             host=host,
             port=port,
-            http=Protocol,
+            http=FrontProtocol,
             log_config=None,
             access_log=False,
             server_header=False,
