@@ -1,4 +1,4 @@
-"""Clients of the aligner over HTTP: ``dff serve`` on another machine used like an ``Aligner``.
+"""Clients of the aligner over HTTP: a ``dff serve`` on another machine, used like an ``Aligner``.
 
 with dff.Client("http://faces.example.org") as client:
     faces = client.align("photo.jpg")  # list[dff.Alignment]
@@ -117,9 +117,9 @@ class Client:
     ) -> None:
         """``key``: API key. ``deadline``: seconds within which the server must answer a request.
 
-        ``patience``: seconds over which a request is tried again when the server is busy, as
-        ``Retry-After`` says, or can't be reached. ``model``: the server's face model, by default
-        the one of that name.
+        ``patience``: seconds over which a request is repeated if the server cannot be reached or is
+        busy (after ``Retry-After``). ``model``: the server's face model, by default the one of that
+        name.
         """
         self._settings = _Settings(url, key=key, deadline=deadline, patience=patience, model=model)
         self._http = httpx.Client(transport=transport, **self._settings.options)
