@@ -72,6 +72,11 @@ class _Ranges(io.RawIOBase):
         return self._storage.read_range(self._key, start, stop)
 
 
+def allow_scans(count: int) -> None:
+    """Let ``count`` shards be scanned at the same time: Arrow has eight threads for reading."""
+    pa.set_io_thread_count(max(pa.io_thread_count(), count))
+
+
 def scan_shard(
     dataset: Dataset, index: int, row_filter: RowFilter | None = None, *, sources: bool = False
 ) -> ShardScan:

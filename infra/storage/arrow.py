@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -33,10 +34,13 @@ ATTEMPTS = 8
 """Tries of a request, with growing waits between them: about half a minute in all."""
 CONNECT_TIMEOUT, REQUEST_TIMEOUT = 5.0, 30.0
 """Seconds of silence until a try is given up. Arrow's 3 are too few for a server that is busy."""
-CONFLICT_WAITS = (1.0, 5.0, 25.0)
-"""Seconds before each further try of a request that is answered by 409, which Arrow never repeats.
-S3 answers so while it changes the same object or bucket for another request.
+WAITS = (1.0, 5.0, 25.0)
+"""Seconds before each further request, after Arrow's own tries of one that fails for a while.
+
+Of one that is answered by 409 there is one try: S3 answers so while it changes the same object or
+bucket for another request.
 """
+_PASSING = re.compile(r"HTTP status (409|5\d\d)|NETWORK_CONNECTION|REQUEST_TIMEOUT")
 _MOST_IN_MEMORY = 1 << 24  # bytes of a file that is being written; the rest lies on disk
 _CHUNK = 1 << 24  # bytes
 
@@ -68,11 +72,11 @@ def open_filesystem(uri: str, *, endpoint_url: str | None = None) -> tuple[FileS
         # Uploads in the background can wait for one another for ever (Arrow's issue 32372).
         background_writes=False,
     )
-    return PyFileSystem(PatientHandler(inner, CONFLICT_WAITS)), uri.removeprefix("s3://").strip("/")
+    return PyFileSystem(PatientHandler(inner, WAITS)), uri.removeprefix("s3://").strip("/")
 
 
 class PatientHandler(FileSystemHandler):
-    """The requests of ``inner``, repeated after each of ``waits`` seconds while they meet a 409.
+    """The requests of ``inner``, repeated after each of ``waits`` seconds while S3 is unwell.
 
     A file is written when it is closed, and as a whole.
     """
@@ -94,7 +98,7 @@ class PatientHandler(FileSystemHandler):
             try:
                 return question()
             except OSError as error:
-                if "HTTP status 409" not in str(error):
+                if not _PASSING.search(str(error)):
                     raise
                 _log.warning("%s; trying again in %.0f s", str(error).partition("\n")[0], wait)
                 time.sleep(wait)

@@ -42,7 +42,7 @@ def test_a_write_that_is_answered_by_409_is_repeated(
     s3: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice here; a third answer of this kind is an error."""
-    monkeypatch.setattr(arrow, "CONFLICT_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(arrow, "WAITS", (0.0, 0.0))
     filesystem, path = open_filesystem("s3://faces/conflicts", endpoint_url=s3.url)
     assert filesystem is not None
     conflict = ("PUT", refuse("409 Conflict", "OperationAborted"))

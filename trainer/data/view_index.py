@@ -21,9 +21,9 @@ from dff.face.errors import BadDataset
 from dff.infra.dataset import Dataset
 from dff.infra.files import replaced_file
 from dff.infra.shard_filter import RowFilter
-from dff.infra.shard_scan import ShardScan, scan_shard
+from dff.infra.shard_scan import ShardScan, allow_scans, scan_shard
 
-SCANNERS = 16  # threads; a scan waits for the storage
+SCANNERS = 32  # threads; a scan waits for the storage
 AT_A_TIME = 1024  # shards queued
 _FORMAT = 1
 
@@ -136,6 +136,7 @@ def build_indexes(
 def _scan(
     dataset: Dataset, row_filter: RowFilter | None, sources: bool, scanners: int
 ) -> Iterator[ShardScan]:
+    allow_scans(scanners)
     with ThreadPoolExecutor(scanners) as pool:
         for start in range(0, len(dataset.shards), AT_A_TIME):
             some = range(start, min(start + AT_A_TIME, len(dataset.shards)))
