@@ -2,7 +2,7 @@
 
 The *3D scheme* (AFLW2000-3D) fixes every landmark to the surface: the jaw points stay on the jaw
 line and may be hidden. The *2D scheme* (300-W) lets the 17 jaw points slide to the visible contour
-of the face. Left and right are the photographed person's own. Source of the numbering: Sagonas et
+of the face. Left and right are those of the person. Source of the numbering: Sagonas et
 al., "300 Faces in-the-Wild".
 """
 

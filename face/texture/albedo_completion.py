@@ -390,7 +390,7 @@ def _measure_likeness(surface: _Surface) -> Floats:
     """(V,) 0..1: how much the photo's colour may be that of this part of a head.
 
     Neck and ears are often covered by clothes, hair or, where the fit is off, by the background:
-    there a colour counts by its likeness to the skin of the face. The sides of the face are taken
+    there a colour counts by its similarity to the skin of the face. The sides of the face are taken
     where the fit explains them.
     """
     atlas, config, head = surface.atlas, surface.config, surface.seen.head
@@ -405,7 +405,7 @@ def _measure_likeness(surface: _Surface) -> Floats:
     outer = (surface.mask("neck") | surface.mask("ears")) & ~face
     same, other = config.unlike
     out[outer] = 1.0 - smoothstep(residual[outer], same * usual, other * usual)
-    # Where most of what surrounds a vertex is something else, its likeness is chance.
+    # Where most of what surrounds a vertex is something else, its similarity is chance.
     count = np.maximum(np.asarray(atlas.neighbours.sum(1)).ravel(), 1.0)
     for _ in range(3):
         around = atlas.neighbours @ (out * (surface.trust > config.seen)) / count
