@@ -46,7 +46,7 @@ def encode_mesh(
     """
     if path.suffix.lower() != ".obj":
         return {path.name: glb(face, model, texture=texture)}
-    stem = path.with_suffix("").name
+    stem = path.stem
     if texture is None:
         return {path.name: obj(face, model)}
     return {

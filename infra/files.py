@@ -9,9 +9,17 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dff.face.errors import StorageError
+
+
+def strip_suffix(path: PurePath | str) -> str:
+    """A path or key without its suffix: what a photo and its landmarks have in common.
+
+    Also of ``..jpg``, where pathlib raises ValueError.
+    """
+    return str(path).removesuffix(PurePath(path).suffix)
 
 
 def check_output_file(path: Path | str | None) -> None:

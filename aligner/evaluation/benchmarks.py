@@ -34,6 +34,7 @@ from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, geodesic_degrees, rotation_from_angles
 from dff.face.model.landmarks import INNER, nme_box, nme_iod
+from dff.infra.files import strip_suffix
 from dff.infra.image_listing import IMAGE_SUFFIXES
 from dff.infra.images import decode
 from dff.infra.landmark_files import parse_mat, parse_pts, parse_reannotated
@@ -239,15 +240,16 @@ def _image_keys(storage: Storage, suffix: str | None = None) -> list[tuple[str, 
     found = []
     for key in sorted(keys):
         path = PurePosixPath(key)
-        labelled = suffix is None or str(path.with_suffix(suffix)) in keys
+        stem = strip_suffix(path)
+        labelled = suffix is None or stem + suffix in keys
         if path.suffix.lower() in IMAGE_SUFFIXES and labelled:
-            found.append((str(path.with_suffix("")), key))
+            found.append((stem, key))
     return found
 
 
 def _label(storage: Storage, image_key: str, suffix: str, parse: Callable[[bytes], T]) -> T:
     """Parse the label file beside an image. Raises BadLandmarks, which names it."""
-    key = str(PurePosixPath(image_key).with_suffix(suffix))
+    key = strip_suffix(image_key) + suffix
     try:
         return parse(storage.read(key))
     except BadLandmarks as error:

@@ -40,6 +40,7 @@ from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import INNER
 from dff.infra.dataset import Dataset
+from dff.infra.files import strip_suffix
 from dff.infra.image_listing import IMAGE_SUFFIXES
 from dff.infra.images import decode
 from dff.infra.landmark_files import parse_mat, parse_pts
@@ -150,12 +151,12 @@ def photo_cases(folder: str, *, every: int = 1, seed: int = 0) -> Iterator[Case]
     storage = open_storage(folder)
     keys = {info.key for info in storage.list("")}
     images = [key for key in sorted(keys) if PurePosixPath(key).suffix.lower() in IMAGE_SUFFIXES]
-    groups = find_split_groups(storage, {str(PurePosixPath(k).with_suffix("")): k for k in images})
+    groups = find_split_groups(storage, {strip_suffix(key): key for key in images})
     number = 0
     for key in images:
-        path = PurePosixPath(key)
-        pts, mat = str(path.with_suffix(".pts")), str(path.with_suffix(".mat"))
-        if pts in keys and groups.split(str(path.with_suffix(""))) == "dev":
+        stem = strip_suffix(key)
+        pts, mat = f"{stem}.pts", f"{stem}.mat"
+        if pts in keys and groups.split(stem) == "dev":
             contour, landmarks = True, parse_pts(storage.read(pts))
         elif mat in keys:
             contour, landmarks = False, parse_mat(storage.read(mat)).landmarks[:, :2]
@@ -166,7 +167,14 @@ def photo_cases(folder: str, *, every: int = 1, seed: int = 0) -> Iterator[Case]
             continue
         rng = np.random.default_rng([seed, number])
         image = decode(storage.read(key), upright=False)  # labels are of the stored pixels
-        case = Case("face", path.stem, image, Box.around(landmarks), landmarks, contour=contour)
+        case = Case(
+            "face",
+            PurePosixPath(key).stem,
+            image,
+            Box.around(landmarks),
+            landmarks,
+            contour=contour,
+        )
         yield case
         negative = make_negative(case, NEGATIVES[number // every % 3], rng)
         if negative:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from dff.face.errors import BadPhoto
+from dff.infra.files import strip_suffix
 from dff.infra.image_listing import IMAGE_SUFFIXES, describe_passed_over, find_other_kind
 from dff.infra.images import HEAD
 from dff.infra.landmark_files import LANDMARK_SUFFIXES
@@ -58,13 +59,13 @@ def find_images(places: Iterable[Path], *, without: Collection[Path] = ()) -> Fo
         passed = f"; {describe_passed_over([*others.values()])}" if others else ""
         known = ", ".join(sorted(IMAGE_SUFFIXES))
         raise BadPhoto(f"no image ({known}) in {', '.join(map(str, some))}{passed}")
-    stems = {path.with_suffix("") for path in found}
+    stems = {*map(strip_suffix, found)}
     return FoundImages(
         tuple(found),
         tuple(
             text
             for path, text in others.items()
-            if path.suffix.lower() not in LANDMARK_SUFFIXES or path.with_suffix("") not in stems
+            if path.suffix.lower() not in LANDMARK_SUFFIXES or strip_suffix(path) not in stems
         ),
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
 
-from dff.infra.files import write_file
+from dff.infra.files import strip_suffix, write_file
 
 
 def assign_outputs(place: Path, files: Sequence[Path], suffixes: Sequence[str]) -> dict[Path, Path]:
@@ -44,7 +44,7 @@ def _distinct_stems(files: Sequence[Path]) -> list[str]:
     stems = [
         path.stem
         if times[path.stem] == 1
-        else "_".join(path.absolute().relative_to(top).with_suffix("").parts)
+        else strip_suffix(path.absolute().relative_to(top)).replace(os.sep, "_")
         for path in files
     ]
     times = Counter(stems)

@@ -35,6 +35,8 @@ class Storage(Protocol):
     in the message.
     """
 
+    def __hash__(self) -> int: ...
+
     @property
     def uri(self) -> str:
         """Where it is, for people and for ``open_storage``."""

@@ -21,6 +21,7 @@ import numpy as np
 
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadLandmarks, BadPhoto
+from dff.infra.files import strip_suffix
 from dff.infra.image_listing import find_other_kind
 from dff.infra.images import decode_image
 from dff.infra.landmark_files import LANDMARK_SUFFIXES, parse_mat, parse_pts
@@ -106,11 +107,6 @@ def find_photos(storage: Storage) -> PhotoListing:
         refs.append(PhotoRef(stem if alone else key, key, labels[0] if labels else None, size))
     used = {PERSONS} | {key for (stem, _), key in beside.items() if stem in times}
     return PhotoListing(tuple(refs), tuple(text for key, text in others.items() if key not in used))
-
-
-def strip_suffix(key: str) -> str:
-    """A key without its suffix: what a photo and its landmarks have in common."""
-    return key.removesuffix(PurePosixPath(key).suffix)
 
 
 def _tell_images(storage: Storage, keys: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -11,9 +11,24 @@ from dff.infra.files import (
     check_output_file,
     check_output_folder,
     replaced_file,
+    strip_suffix,
     write_file,
 )
 from tests.small_disk import small_disk
+
+
+@pytest.mark.parametrize(
+    ("path", "stem"),
+    [
+        ("a/b.jpg", "a/b"),
+        ("a.b/c", "a.b/c"),
+        ("a/b.c.d", "a/b.c"),
+        ("a/..png", "a/."),
+        ("a//b.c", "a//b"),
+    ],
+)
+def test_a_path_without_its_suffix(path: str, stem: str) -> None:
+    assert strip_suffix(path) == stem
 
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
