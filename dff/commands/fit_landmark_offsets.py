@@ -96,8 +96,8 @@ def fit_landmark_offsets(
                 evaluate_300w(str(folder), load(landmark_offsets=each)).summary
                 for each in (LandmarkOffsets(), offsets)
             )
-        except BadLandmarks as error:
-            typer.echo(f"not evaluated: {error}")
+        except BadLandmarks as refusal:
+            typer.echo(f"not evaluated: {refusal}")
             continue
         for error in ("nme_iod_51", "nme_iod_68"):
             typer.echo(
