@@ -172,7 +172,7 @@ class FusedDetectorNet:
         multiple = self.config.multiple
         if any(side % multiple for side in image.shape[:2]):
             raise ValueError(f"want (H, W, 3) in multiples of {multiple}: {image.shape}")
-        trunk = self.trunk(image.astype(np.float32) / np.float32(255.0))
+        trunk = self.trunk(np.divide(image, np.float32(255.0), dtype=np.float32))
         return np.asarray(trunk[1:-1, 1:-1] @ self.head + self.bias)
 
 
