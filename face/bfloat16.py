@@ -17,7 +17,7 @@ import llvmlite.binding
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import config, types
 from numba.extending import intrinsic
 
 from dff.face.arrays import Floats
@@ -29,7 +29,12 @@ ROWS = 8  # with it: 16 sums stay in registers
 
 
 def is_available() -> bool:
-    """Whether this CPU has the instructions, and numba's LLVM can use them."""
+    """Whether this CPU has the instructions, and numba compiles for it by an LLVM with them.
+
+    numba compiles for other CPUs on demand (``NUMBA_CPU_NAME``, ``NUMBA_CPU_FEATURES``).
+    """
+    if config.CPU_NAME is not None or config.CPU_FEATURES is not None or not config.ENABLE_AVX:
+        return False
     features = llvmlite.binding.get_host_cpu_features()
     return bool(features.get("avx512bf16")) and llvmlite.binding.llvm_version_info >= (16, 0, 0)
 

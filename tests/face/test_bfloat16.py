@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from numba.core import config
 
 from dff.face import bfloat16
 from dff.face.arrays import Floats
@@ -46,3 +47,8 @@ def test_a_product_is_that_of_the_rounded_factors(rows: int, inner: int, columns
 
 def test_rows_without_a_neighbour_are_not_packed() -> None:
     assert not bfloat16.can_pack(np.zeros((3, 32)))
+
+
+def test_code_for_other_cpus_has_no_such_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "CPU_NAME", "generic")
+    assert not bfloat16.is_available()
