@@ -78,7 +78,7 @@ def test_a_face_lies_where_its_landmarks_say(
         if inside.any():
             assert np.median(apart) < 12
         size = scene.landmarks[0].max(0) - scene.landmarks[0].min(0)
-        assert size.max() == pytest.approx(60.0, rel=1e-6)
+        assert size.max() == pytest.approx(60.0, rel=1e-5)  # vertices are float32
 
 
 def test_the_visible_share_falls_beyond_edges_and_behind_others(
