@@ -18,7 +18,7 @@ from tests.aligner.image_files import animated, chunk
 
 COMMON = partial(
     settings,
-    deadline=5000,  # ms: nothing hangs
+    deadline=5000,  # ms: nothing hangs; the whole test has a time limit, too
     database=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

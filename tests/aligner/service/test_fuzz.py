@@ -84,7 +84,7 @@ def test_damaged_files(client: TestClient) -> None:
     assert {200, 415, 422} <= set(statuses)  # some can still be read
 
 
-@COMMON(max_examples=150)
+@COMMON(max_examples=150, deadline=None)
 @given(data=image_files(), declared=st.sampled_from(["image/jpeg", "image/png", "", "a/b"]))
 def test_any_file_is_answered_or_a_problem(client: TestClient, data: bytes, declared: str) -> None:
     answer = client.post("/v1/align", files={"image": ("x", data, declared)})

@@ -60,7 +60,7 @@ def test_label_files_are_points_or_bad_landmarks(data: bytes) -> None:
     assert np.isfinite(points).all()
 
 
-@COMMON(max_examples=80)
+@COMMON(max_examples=80, deadline=None)
 @given(files=folders())
 def test_no_file_of_a_folder_is_passed_over_in_silence(
     files: dict[str, bytes], toy_model: MorphableModel, caplog: pytest.LogCaptureFixture
@@ -134,7 +134,7 @@ class StrictAligner(KnownAligner):
         return super().align(image, boxes)
 
 
-@COMMON(max_examples=15)
+@COMMON(max_examples=15, deadline=None)  # the first one may compile kernels
 @given(files=folders(), output=st.sampled_from(["a.json", "a.jsonl", "a.csv"]))
 def test_the_command_answers_or_names_every_file(
     files: dict[str, bytes],
@@ -167,7 +167,7 @@ def test_the_command_answers_or_names_every_file(
         assert answered + len(refused) - len(without) - len(warned) == len(images)
 
 
-@COMMON(max_examples=25)
+@COMMON(max_examples=25, deadline=None)
 @given(files=folders())
 def test_every_photo_of_a_synthesis_is_made_or_is_a_failure(
     files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
