@@ -16,7 +16,6 @@ the public-domain astronaut: small (512 x 512), large (12 megapixels) and a crow
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
 import signal
@@ -303,7 +302,8 @@ def show(tables: Sequence[Rows], file: Path | None) -> None:
         sections = [
             Section(title, "", table=ReportTable(header, rows)) for title, header, rows in tables
         ]
-        lead = f"{time.strftime('%Y-%m-%d')}. Shares of the photos: {json.dumps(SHARES)}"
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in SHARES.items())
+        lead = f"{time.strftime('%Y-%m-%d')}. Photos: {shares}."
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(html("The service under load", lead, sections))
 
