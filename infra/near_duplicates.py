@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
-from scipy.cluster.hierarchy import DisjointSet
 
 from dff.face.arrays import Bytes, Ints
 
@@ -34,6 +33,8 @@ def find_near_duplicates(hashes: Mapping[str, Ints]) -> list[tuple[str, ...]]:
 
     Names are sorted within a group, groups by their first name.
     """
+    from scipy.cluster.hierarchy import DisjointSet  # takes a fifth of a second to import
+
     names = sorted(hashes)
     groups = DisjointSet(names)
     if names:

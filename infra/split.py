@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from scipy.cluster.hierarchy import DisjointSet
-
 from dff.face.arrays import Ints
 from dff.face.errors import BadPhoto, NotFound, UnreadableObject
 from dff.infra.images import decode
@@ -75,6 +73,8 @@ def find_split_groups(
     persons has the name of the first of these, another one the first of its photos' default names.
     Raises BadPhoto for a malformed ``persons.csv``, and StorageError.
     """
+    from scipy.cluster.hierarchy import DisjointSet  # takes a fifth of a second to import
+
     persons = _read_persons(storage, image_keys)
     unread = {photo: key for photo, key in image_keys.items() if key not in hashes}
     found = _hash_images(storage, unread, workers)

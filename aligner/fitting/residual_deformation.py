@@ -9,7 +9,6 @@ shading, which depends on normals. With one photo the deformations stay near zer
 from __future__ import annotations
 
 import numpy as np
-from scipy.spatial.distance import cdist
 
 from dff.aligner.config import FitModelConfig, MultiImageConfig
 from dff.aligner.fitting.fit_model import (
@@ -78,6 +77,8 @@ def _smooth_normals(model: MorphableModel, vertex: Ints, reach: float) -> Floats
     surface.
     """
     normals = vertex_normals(model.template, model.faces)[vertex]
+    from scipy.spatial.distance import cdist  # takes a fifth of a second to import
+
     apart = cdist(model.template, model.template[vertex], "sqeuclidean")
     mean = np.exp(-2.0 * apart / reach**2) @ normals
     return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9))

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 from scipy import sparse
-from scipy.interpolate import RBFInterpolator
 from scipy.sparse.linalg import splu
-from scipy.spatial import cKDTree
 
 from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints
 from dff.face.geometry.mesh import SurfacePoints, triangle_normals, unique_edges, vertex_normals
@@ -83,6 +81,8 @@ class Nearest:
     """Closest points on a surface, for many queries."""
 
     def __init__(self, surface: Surface) -> None:
+        from scipy.spatial import cKDTree  # takes a fifth of a second to import
+
         self.surface = surface
         corners = np.asarray(surface.vertices, np.float64)[surface.faces]
         self._corners = corners
@@ -186,6 +186,8 @@ def register(
     vertices that are the same point (landmarks); without them the surfaces must lie near each other
     already.
     """
+    from scipy.interpolate import RBFInterpolator  # takes a fifth of a second to import
+
     at: Floats = np.asarray(moving.vertices, np.float64)
     goal: Floats = np.zeros((0, 3))
     chosen = np.zeros(0, np.int64)

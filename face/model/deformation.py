@@ -7,7 +7,6 @@ Morphable Models", PAMI 2018.
 from __future__ import annotations
 
 import numpy as np
-from scipy.spatial.distance import cdist
 
 from dff.face.arrays import Floats, Ints
 
@@ -45,4 +44,6 @@ def smooth_fields(
 
 
 def _covariance(a: Floats, b: Floats, reach: float) -> Floats:
+    from scipy.spatial.distance import cdist  # takes a fifth of a second to import
+
     return np.asarray(np.exp(-0.5 * cdist(a, b, "sqeuclidean") / reach**2))
