@@ -1,12 +1,16 @@
-"""Where compiled kernels are kept: they are declared with ``@numba.njit(cache=CACHE)``."""
+"""Where compiled kernels are kept: they are declared with ``@numba.njit(cache=CACHE)``.
+
+The first process of an installation compiles them, which it logs at level INFO.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from pathlib import Path
 
-from numba.core import config
+from numba.core import config, event
 from numba.misc.appdirs import user_cache_dir
 
 from dff.face.private_folder import make_private_folder
@@ -46,4 +50,21 @@ def _is_writable(folder: Path) -> bool:
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
+class CompilationLog(event.Listener):
+    """Logs the first compilation of the process; kernels that are read from the cache are none."""
+
+    logged = False
+
+    def on_start(self, event: event.Event) -> None:
+        if not self.logged:
+            self.logged = True
+            logging.getLogger(__name__).info(
+                "compiling kernels for this CPU: once for each installation, up to a minute"
+            )
+
+    def on_end(self, event: event.Event) -> None:
+        pass
+
+
+event.register("numba:compile", CompilationLog())
 CACHE = choose_cache_folder()

@@ -88,6 +88,7 @@ def main() -> None:
     """Run the command; an expected error is one line on standard error and exit status 1."""
     escape_unprintable_output()
     logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("dff.face.numba_cache").setLevel(logging.INFO)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(HidingFormatter("%(levelname)s %(name)s: %(message)s"))
     try:

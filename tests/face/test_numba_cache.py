@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -9,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numba
 import pytest
-from numba.core import config
+from numba.core import config, event
 from PIL import Image
 from skimage.data import astronaut
 
@@ -136,3 +138,16 @@ def test_a_foreign_user_without_a_home_can_run_commands(foreign_folder: Path) ->
     assert list(kernels.rglob("correspondence.*.nbi"))
     tracking = as_foreign_user(foreign_folder, sys.executable, "-c", "import dff.infra.tracking")
     assert tracking.returncode == 0, tracking.stderr
+
+
+def test_the_first_compilation_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def add_one(x: float) -> float:
+        return x + 1
+
+    assert numba.njit(add_one)(1) == 2  # the process's own listener has logged its first
+    caplog.set_level(logging.INFO, numba_cache.__name__)
+    with event.install_listener("numba:compile", numba_cache.CompilationLog()):
+        kernel = numba.njit(add_one)
+        assert kernel(1.0) == 2.0
+        assert kernel(1) == 2  # another compilation
+    assert caplog.text.count("compiling kernels for this CPU") == 1
