@@ -34,6 +34,7 @@ DENSE_CORNERS: tuple[PixelColour, ...] = (
 
 GAP = 8  # pixels of white between the photos
 SIDE = 900  # pixels of the height of the picture
+ALONE = 32.0  # pixels that are shown on each side of a single point
 SUBPIXEL = 4  # bits of fraction that OpenCV draws with
 
 
@@ -44,7 +45,10 @@ def draw_point_matches(image_a: Bytes, image_b: Bytes, matches: PointMatches) ->
     percent beside them in the second photo; points that are not on a face are crossed out.
     """
     boxes = [face.landmarks_3d[:, :2] for face in matches.faces if face is not None]
-    shown = Box.around(np.concatenate([matches.source, *boxes]))
+    points = np.concatenate([matches.source, *boxes])
+    if np.ptp(points, axis=0).min() == 0:  # a single point, off every face, spans no box
+        points = np.concatenate([points - ALONE, points + ALONE])
+    shown = Box.around(points)
     left, to_left = _cut_out(image_a, shown)
     right, to_right = _cut_out(image_b, Box.around(matches.found.landmarks_3d[:, :2]))
     for i, source in enumerate(matches.source):

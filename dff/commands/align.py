@@ -132,7 +132,8 @@ def align(
 
     Images that cannot be read, or whose box lies outside of them, are named, and the other images
     are aligned. Images without a face are named too, but are no errors. Exit status: 0 if every
-    image was read, 1 if an image was refused or the command failed, 2 for invalid options.
+    image was read, 1 if an image was refused or the command failed, 2 for options that can't be
+    parsed or combined.
 
     [dim]Examples:[/dim]
 
@@ -159,8 +160,9 @@ def align(
         raise typer.BadParameter("a video and --same-person need --method dense")
     if video and (len(images) > 1 or box or boxes or same_person or resume or mask or crops):
         raise typer.BadParameter("a video comes alone, without boxes, --mask, --crops and --resume")
-    if server and (video or same_person or weights or method is not Method.dense):
-        raise typer.BadParameter("--server aligns images, by its own weights and method")
+    own_choice = weights or cascade or method is not Method.dense
+    if server and (video or same_person or own_choice or preset is not AlignPreset.balanced):
+        raise typer.BadParameter("--server aligns images, by its own weights, method and preset")
     if same_person and (box or draw or resume or table or mask or crops or focal or landmarks):
         raise typer.BadParameter("--same-person goes with --boxes, --json and --mesh only")
     if landmarks and not json_out:

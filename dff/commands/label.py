@@ -38,7 +38,8 @@ def label(
     Near-duplicates among the photos are reported at the end.
 
     Exit status: 0 if every photo was read, whether or not a face was found; 1 if a photo could not
-    be read or the command failed; 2 for invalid options.
+    be read or the command failed; 2 for options that can't be
+    parsed or combined.
 
     [dim]Examples:[/dim]
 

@@ -96,7 +96,8 @@ def synthesize(
     Run the same command again to complete an interrupted job: finished shards are kept.
 
     Exit status: 0 if the dataset is complete, although inputs within --failure-budget may have
-    failed, which are named; 1 if more inputs or the command failed; 2 for invalid options.
+    failed, which are named; 1 if more inputs or the command failed; 2 for options that can't be
+    parsed or combined.
 
     [dim]Examples:[/dim]
 

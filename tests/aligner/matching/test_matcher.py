@@ -140,6 +140,12 @@ def test_matches_are_drawn(found: PointMatches, scenes: list[Scene]) -> None:
     assert red[half:].sum() > 100, "and in the second"
 
 
+def test_a_single_point_off_the_face_is_drawn(matcher: Matcher, scenes: list[Scene]) -> None:
+    first, second = scenes[0].image, scenes[1].image
+    drawn = draw_point_matches(first, second, matcher.match(first, [CORNER], second))
+    assert drawn.shape[0] == 900
+
+
 def test_what_cannot_be_matched_is_named(matcher: Matcher, scenes: list[Scene]) -> None:
     image = scenes[0].image
     for points, how, says in (

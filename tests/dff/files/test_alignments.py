@@ -292,6 +292,19 @@ def test_an_option_that_would_do_nothing_is_refused(
     assert "goes with --" in result.output
 
 
+@pytest.mark.parametrize("choice", [("--preset", "fast"), ("--cascade", "c.npz")])
+def test_a_server_is_told_neither_preset_nor_method(
+    choice: tuple[str, str], tmp_path: Path
+) -> None:
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (90, 90)).save(photo)
+    result = CliRunner().invoke(
+        app, ["align", str(photo), "--server", "http://127.0.0.1:1", *choice]
+    )
+    assert result.exit_code == 2
+    assert "its own weights, method and" in result.output
+
+
 @pytest.mark.parametrize("more", [(), ("--same-person",)])
 @pytest.mark.parametrize("place", ["face.ply", "face.obj.gz", "face.stl"])
 def test_other_mesh_formats_are_refused_before_the_work(
