@@ -83,7 +83,7 @@ def label(
         if photo.warning:
             tqdm.write(printable(f"{photo.key}: labelled, but {photo.warning}"))
     done = f"{counted(labelled, 'photo')} labelled in {storage.uri}"
-    rest = f"; {refused} of these could not be read or told apart" if refused else ""
+    rest = f"; {refused} of these could not be read or share a name" if refused else ""
     typer.echo(f"{done}; {unlabelled} without landmarks{rest}")
     if duplicates := find_duplicate_photos(storage, hashes, listing=listing):
         typer.echo(describe_near_duplicates(duplicates))

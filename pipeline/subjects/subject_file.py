@@ -143,14 +143,8 @@ def decode_person(data: bytes, model: MorphableModel, *, name: str) -> Person:
         )
     except _Broken as error:
         raise BadDataset(f"the stored person of {name} {error}") from error
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        OSError,
-        struct.error,
-    ) as error:
+    # zipfile raises RuntimeErrors for methods of compression and encryption that it does not know
+    except (zipfile.BadZipFile, EOFError, RuntimeError, OSError, struct.error) as error:
         raise BadDataset(f"the stored person of {name} is cut off or damaged: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadDataset(
