@@ -316,10 +316,11 @@ class AlignConfig:
                 passes=5,
                 early_stop=0.004,
                 followed_stop=0.01,
+                reduced_precision=True,
                 observation=more,
                 multi_image=MultiImageConfig(passes=5),
             )
-        return AlignConfig(crop=crop, passes=2, refine_at_once=True)
+        return AlignConfig(crop=crop, passes=2, refine_at_once=True, reduced_precision=True)
 
 
 @dataclass(frozen=True)

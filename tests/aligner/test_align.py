@@ -462,5 +462,6 @@ def test_presets_spend_more_iterations_for_more_accuracy() -> None:
     assert fast.multi_image.passes < balanced.multi_image.passes < best.multi_image.passes
     assert best.early_stop < balanced.early_stop
     assert fast.detector.longest < balanced.detector.longest
+    assert all(preset.reduced_precision for preset in (fast, balanced, best))
     with pytest.raises(ValueError, match="'quick' is not a valid AlignPreset"):
         load_aligner(preset="quick")
