@@ -18,14 +18,14 @@ from itertools import product
 import cv2
 import numba
 import numpy as np
-import torch
 
 from dff.aligner.config import DetectorConfig
 from dff.aligner.detection import OVERLAP, Detection, distinct, overlap, same_face
 from dff.aligner.fitting.correspondence import match_pixels, soft_correspondence
 from dff.aligner.fitting.fit_model import FitModel
 from dff.face.arrays import Array, Bools, Bytes, Float, Floats, Ints
-from dff.face.descriptor import STRIDE, Anchors, Network, image_batch
+from dff.face.descriptor import STRIDE, Anchors, Network
+from dff.face.fused_network import describe_images
 from dff.face.geometry.camera import Box
 from dff.face.numba_cache import CACHE
 from dff.face.solve.gauss_newton import FaceState, pose_from_moments, project
@@ -219,12 +219,12 @@ class DescriptorDetector:
         config = self.config
         height, width = level.shape[:2]
         padding = ((0, -height % self.multiple), (0, -width % self.multiple), (0, 0))
-        with torch.inference_mode():
-            features = self.net(image_batch(torch.from_numpy(np.pad(level, padding)[None])))
+        padded = np.pad(level, padding)[None]
+        descriptor, face_logit = describe_images(self.net, padded, batch=1)
         rows, columns = -(-height // STRIDE), -(-width // STRIDE)
         matches = match_pixels(
-            features.descriptor[:, :, :rows, :columns].float().numpy(),
-            features.face_logit[:, :rows, :columns].float().numpy(),
+            np.moveaxis(descriptor[:, :rows, :columns], 3, 1),
+            face_logit[:, :rows, :columns],
             self.descriptor,
             stride=STRIDE,
             pixels=config.pixels,

@@ -1,7 +1,9 @@
 """Forward passes of the descriptor's and the detector's network on a CPU core, in few loops.
 
 The same arithmetic as ``DescriptorNet`` and ``DetectorNet`` in single precision; only sums are
-ordered differently. On demand matrices are multiplied in bfloat16.
+ordered differently. On demand matrices are multiplied in bfloat16, which the results of depthwise
+convolutions are rounded to when they are written.
+
 A block runs in strips of rows: the depthwise convolution, the pointwise convolution (a matrix
 product of the BLAS) and the sums of the group norm, while the strip is in the cache. Then one loop
 normalises, rectifies and adds the input. torch writes and reads the whole map for each operation.
@@ -21,7 +23,14 @@ from torch import Tensor, nn
 
 from dff.face import bfloat16
 from dff.face.arrays import Bytes, Floats
-from dff.face.descriptor import STRIDE, DescriptorNet, Features, Separable
+from dff.face.descriptor import (
+    STRIDE,
+    DescriptorNet,
+    Features,
+    Network,
+    Separable,
+    image_batch,
+)
 from dff.face.detector_net import DetectorNet
 from dff.face.numba_cache import CACHE
 
@@ -38,6 +47,8 @@ class FusedBlock:
     ) -> None:
         """(k * k, inputs) depthwise ``taps``, (inputs, outputs) ``pointwise``."""
         self.taps, self.pointwise = taps, _factor(pointwise, reduced)
+        # whether the depthwise result is made in bfloat16
+        self.rounds = self.pointwise.ndim == 3 and taps.shape[1] >= bfloat16.LANES
         self.norm = _numbers(norm.weight), _numbers(norm.bias), int(norm.num_groups), norm.eps
 
     @staticmethod
@@ -48,6 +59,13 @@ class FusedBlock:
         taps = np.ascontiguousarray(depthwise.reshape(len(depthwise), -1).T)
         return FusedBlock(taps, _kernel(block.pointwise), block.norm, reduced=reduced)
 
+    def convolve(self, x: Floats, product: Floats, *, halves: bool) -> Floats:
+        """Write the convolutions of the bordered map ``x`` to ``product``; the channels' sums."""
+        weights = self.taps, self.pointwise
+        if self.rounds:
+            return np.asarray(_convolve_rounded(x, *weights, halves, product))
+        return np.asarray((_convolve_halving if halves else _convolve)(x, *weights, product))
+
 
 class Workspace:
     """The maps of one image: of each level, which its blocks change in place, and a product."""
@@ -57,11 +75,13 @@ class Workspace:
         rows, columns = (side // stride for side in shape)
         largest = max((rows >> i) * (columns >> i) * width for i, width in enumerate(widths))
         self.product = np.empty(largest, np.float32)
+        # RGB in bfloat16 with a border of zeros one pixel wide, for the stem
+        self.image = np.zeros((shape[0] + 2, 3 * (shape[1] + 2)), np.uint16)
         self.maps = [
             np.zeros(((rows >> level) + 2, (columns >> level) + 2, width), np.float32)
             for level, width in enumerate(widths)
         ]
-        self.bytes = self.product.nbytes + sum(one.nbytes for one in self.maps)
+        self.bytes = self.product.nbytes + self.image.nbytes + sum(one.nbytes for one in self.maps)
 
 
 class FusedTrunk:
@@ -98,17 +118,29 @@ class FusedTrunk:
         self.decoder = [FusedBlock.of(block, reduced=reduced) for block in decoder]
         self.first = len(widths) - 1 - len(self.lateral)  # level at which the decoder ends
 
-    def __call__(self, image: Floats) -> Floats:
-        """The bordered map at the decoder's end, of an (H, W, 3) float32 image in 0..1."""
+    def __call__(self, image: Bytes | Floats) -> Floats:
+        """The bordered map at the decoder's end.
+
+        (H, W, 3) ``image``, uint8 or float32 in 0..1.
+        """
         work = _get_workspace((image.shape[0], image.shape[1]), self.widths, self.stride)
         maps, product = work.maps, work.product
-        sums = _convolve_image(image, self.stem.pointwise, self.side, self.stride, product)
+        kernel = self.stem.pointwise
+        if kernel.ndim == 3:
+            if image.dtype == np.uint8:
+                _round_levels(image, LEVELS, work.image)
+            else:
+                _round_image(image, work.image)
+            sums = _convolve_rounded_image(work.image, kernel, self.side, self.stride, product)
+        else:
+            if image.dtype == np.uint8:
+                image = np.divide(image, np.float32(255.0), dtype=np.float32)
+            sums = _convolve_image(image, kernel, self.side, self.stride, product)
         _rectify(product, sums, *self.stem.norm, False, maps[0])
         for level, blocks in enumerate(self.stages):
             for number, block in enumerate(blocks):
                 if level > 0 and number == 0:
-                    x = maps[level - 1]
-                    sums = _convolve_halving(x, block.taps, block.pointwise, product)
+                    sums = block.convolve(maps[level - 1], product, halves=True)
                     _rectify(product, sums, *block.norm, False, maps[level])
                 else:
                     self._add_block(block, maps[level], product)
@@ -120,7 +152,7 @@ class FusedTrunk:
 
     @staticmethod
     def _add_block(block: FusedBlock, x: Floats, product: Floats) -> None:
-        sums = _convolve(x, block.taps, block.pointwise, product)
+        sums = block.convolve(x, product, halves=False)
         _rectify(product, sums, *block.norm, True, x)
 
 
@@ -131,10 +163,10 @@ class FusedNetwork:
         """``reduced``: multiply in bfloat16 where the CPU can (``dff.face.bfloat16``)."""
         self.config = net.config
         self.trunk = _fuse_trunk(net, reduced)
-        heads = net.to_descriptor, net.to_face  # as one product
-        kernels = np.concatenate([_kernel(one) for one in heads], axis=1)
-        self.heads = _factor(kernels, reduced and bfloat16.is_available())
-        self.bias = np.concatenate([_bias(one) for one in heads])
+        kernel = _kernel(net.to_descriptor)
+        self.to_descriptor = _factor(kernel, reduced and bfloat16.is_available())
+        self.to_face = _kernel(net.to_face)[:, 0]
+        self.bias = _bias(net.to_descriptor), float(_bias(net.to_face)[0])
 
     def __call__(self, image: Tensor) -> Features:
         """(B, 3, H, W) float RGB 0..1 to ``Features``; their memory is channels last.
@@ -147,12 +179,34 @@ class FusedNetwork:
                 f"want (B, 3, H, W) with sides in multiples of {multiple}: {image.shape}"
             )
         pixels = np.ascontiguousarray(image.permute(0, 2, 3, 1).float().numpy())
-        shape = (len(pixels), pixels.shape[1] // STRIDE, pixels.shape[2] // STRIDE)
+        descriptor, logit = self.describe(pixels)
+        return Features(torch.from_numpy(descriptor).permute(0, 3, 1, 2), torch.from_numpy(logit))
+
+    def describe(self, images: Bytes | Floats) -> tuple[Floats, Floats]:
+        """(B, H / 2, W / 2, D) descriptors and (B, H / 2, W / 2) log odds of the face.
+
+        ``images``: (B, H, W, 3) RGB, uint8 or float32 in 0..1, with sides as in ``__call__``.
+        """
+        shape = len(images), images.shape[1] // STRIDE, images.shape[2] // STRIDE
         descriptor = np.empty((*shape, self.config.dims), np.float32)
         logit = np.empty(shape, np.float32)
-        for i, one in enumerate(pixels):
-            _apply_heads(self.trunk(one), self.heads, self.bias, descriptor[i], logit[i])
-        return Features(torch.from_numpy(descriptor).permute(0, 3, 1, 2), torch.from_numpy(logit))
+        heads = self.to_descriptor, self.to_face, *self.bias
+        for i, one in enumerate(images):
+            _apply_heads(self.trunk(one), *heads, descriptor[i], logit[i])
+        return descriptor, logit
+
+
+def describe_images(net: Network, images: Bytes, *, batch: int) -> tuple[Floats, Floats]:
+    """(B, h, w, D) descriptors and (B, h, w) log odds of the face of (B, H, W, 3) uint8 images.
+
+    ``batch``: images in one call of a network of torch.
+    """
+    if isinstance(net, FusedNetwork):
+        return net.describe(images)
+    with torch.inference_mode():
+        parts = [net(part) for part in torch.split(image_batch(torch.from_numpy(images)), batch)]
+    descriptor = torch.cat([part.descriptor for part in parts]).float().permute(0, 2, 3, 1)
+    return descriptor.numpy(), torch.cat([part.face_logit for part in parts]).float().numpy()
 
 
 class FusedDetectorNet:
@@ -172,8 +226,15 @@ class FusedDetectorNet:
         multiple = self.config.multiple
         if any(side % multiple for side in image.shape[:2]):
             raise ValueError(f"want (H, W, 3) in multiples of {multiple}: {image.shape}")
-        trunk = self.trunk(np.divide(image, np.float32(255.0), dtype=np.float32))
+        trunk = self.trunk(image)
         return np.asarray(trunk[1:-1, 1:-1] @ self.head + self.bias)
+
+
+def _normalised_levels() -> Any:
+    levels = np.divide(np.arange(256, dtype=np.uint8), np.float32(255.0), dtype=np.float32)
+    rounded = np.empty(256, np.uint16)
+    bfloat16.round_numbers((levels - np.float32(0.5)) * np.float32(4.0), rounded)
+    return rounded
 
 
 def _fuse_trunk(net: DescriptorNet | DetectorNet, reduced: bool) -> FusedTrunk:
@@ -182,6 +243,7 @@ def _fuse_trunk(net: DescriptorNet | DetectorNet, reduced: bool) -> FusedTrunk:
     return FusedTrunk(*parts, reduced=reduced)
 
 
+LEVELS = _normalised_levels()  # of uint8 images, normalised, in bfloat16
 _KEPT = threading.local()  # the workspaces of each thread's last images, the last one at the end
 
 
@@ -393,6 +455,65 @@ def _convolve_image(image, kernel, side, stride, product):  # type: ignore[no-un
     return sums
 
 
+@numba.njit(cache=CACHE, nogil=True)
+def _round_levels(image, rounded, out):  # type: ignore[no-untyped-def]
+    """Write an (H, W, 3) uint8 image within the border of ``out``, by a table of its levels."""
+    rows, numbers = image.shape[0], 3 * image.shape[1]
+    pixels = image.reshape(rows, numbers)
+    for r in range(rows):
+        for t in range(numbers):
+            out[r + 1, t + 3] = rounded[pixels[r, t]]
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _round_image(image, out):  # type: ignore[no-untyped-def]
+    """Write a normalised (H, W, 3) float32 image in bfloat16 within the border of ``out``."""
+    rows, numbers = image.shape[0], 3 * image.shape[1]
+    pixels = image.reshape(rows, numbers)
+    for r in range(rows):
+        part = (pixels[r] - np.float32(0.5)) * np.float32(4.0)
+        bfloat16.round_numbers(part, out[r + 1, 3 : numbers + 3])
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _convolve_rounded_image(image, kernel, side, stride, product):  # type: ignore[no-untyped-def]
+    """``_convolve_image`` of a bordered image in bfloat16, by a packed kernel."""
+    rows = (image.shape[0] - 2) // stride
+    columns, outputs = (image.shape[1] // 3 - 2) // stride, kernel.shape[1]
+    y, sums = product[: rows * columns * outputs].reshape(-1, outputs), np.zeros((2, outputs))
+    for r in range(rows):
+        some = y[r * columns : (r + 1) * columns]
+        bfloat16.convolve_row(image, r * stride, side, stride, kernel, some)
+        _add_sums(some, sums)
+    return sums
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _convolve_rounded(x, taps, pointwise, halves, product):  # type: ignore[no-untyped-def]
+    """``_convolve`` or ``_convolve_halving`` by a packed matrix.
+
+    The depthwise result is rounded to bfloat16 when it is written.
+    """
+    stride = 2 if halves else 1
+    rows, columns = (x.shape[0] - 2) // stride, (x.shape[1] - 2) // stride
+    channels, outputs = x.shape[2], pointwise.shape[1]
+    y, sums = product[: rows * columns * outputs].reshape(-1, outputs), np.zeros((2, outputs))
+    strip = max(1, min(rows, STRIP // (columns * channels)))
+    part = np.empty((strip * columns, channels), np.uint16)
+    line = x.shape[1] * channels
+    for begin in range(0, rows, strip):
+        end = min(begin + strip, rows)
+        for r in range(begin, end):
+            some = part[: (r - begin + 1) * columns]
+            bfloat16.filter_row(
+                x, stride * r * line, line, taps, halves, some, (r - begin) * columns
+            )
+        some_rows = y[begin * columns : end * columns]
+        bfloat16.multiply(part[: (end - begin) * columns], pointwise, some_rows)
+        _add_sums(some_rows, sums)
+    return sums
+
+
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
 def _rectify(product, sums, gain, offset, groups, eps, adds, out):  # type: ignore[no-untyped-def]
     """Write the rectified group norm of the product into a bordered map, or add it to the map."""
@@ -443,19 +564,21 @@ def _join(out, x, weight, bias):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
-def _apply_heads(trunk, weight, bias, descriptor, logit):  # type: ignore[no-untyped-def]
+def _apply_heads(trunk, to_descriptor, to_face, bias, face_bias, descriptor, logit):  # type: ignore[no-untyped-def]
     """Unit descriptors and face logits of a bordered map."""
     rows, columns, dims = descriptor.shape
-    part = np.empty((columns, dims + 1), np.float32)
     for r in range(rows):
-        _multiply(trunk[r + 1, 1 : columns + 1], weight, part)
+        line, out = trunk[r + 1, 1 : columns + 1], descriptor[r]
+        _multiply(line, to_descriptor, out)
         for column in range(columns):
-            square = np.float32(0.0)
+            square, face = np.float32(0.0), np.float32(face_bias)
             for d in range(dims):
-                v = part[column, d] + bias[d]
-                descriptor[r, column, d] = v
+                v = out[column, d] + bias[d]
+                out[column, d] = v
                 square += v * v
             inverse = np.float32(1.0) / max(np.sqrt(square), np.float32(1e-12))
             for d in range(dims):
-                descriptor[r, column, d] *= inverse
-            logit[r, column] = part[column, dims] + bias[dims]
+                out[column, d] *= inverse
+            for c in range(len(to_face)):
+                face += line[column, c] * to_face[c]
+            logit[r, column] = face

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numba
 import numpy as np
-import torch
 
 from dff.aligner.config import ObservationConfig
 from dff.aligner.fitting.correspondence import Matches, match_pixels
 from dff.aligner.fitting.crop import Crops
 from dff.face.arrays import Array, Bytes, Float, Floats
-from dff.face.descriptor import STRIDE, Anchors, Network, image_batch
+from dff.face.descriptor import STRIDE, Anchors, Network
+from dff.face.fused_network import describe_images
 from dff.face.model.landmarks import MIRROR
 from dff.face.numba_cache import CACHE
 
@@ -61,14 +62,9 @@ class Observer:
 
     def describe(self, pixels: Bytes) -> tuple[Floats, Floats]:
         """(B, D, h, w) descriptors and (B, h, w) log odds of the face of (B, S, S, 3) crops."""
-        with torch.inference_mode():
-            batch = image_batch(torch.from_numpy(pixels))
-            parts = [self.net(part) for part in torch.split(batch, self.config.network_batch)]
         # rows of pixels, as the fast networks write them
-        descriptor = _joined(
-            [part.descriptor.float().permute(0, 2, 3, 1).numpy() for part in parts]
-        )
-        face_logit = _joined([part.face_logit.float().numpy() for part in parts])
+        batch = self.config.network_batch
+        descriptor, face_logit = describe_images(self.net, pixels, batch=batch)
         return np.moveaxis(descriptor, 3, 1), face_logit
 
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
@@ -107,17 +103,13 @@ class MirroredObserver(Observer):
         super().__init__(net, anchors, landmark_descriptor[MIRROR], config)
 
     def describe(self, pixels: Bytes) -> tuple[Floats, Floats]:
-        mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
+        mirrored = np.stack([cv2.flip(one, 1) for one in pixels])
         descriptor, face_logit = super().describe(mirrored)
         return descriptor[..., ::-1], face_logit[..., ::-1]
 
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
         matches = super().match(descriptor, face_logit)
         return replace(matches, anchor=matches.anchor + len(self.anchors.vertex))
-
-
-def _joined(parts: Sequence[Floats]) -> Floats:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)  # which copies even one part
 
 
 def describe_landmarks(anchors: Anchors, landmark_mean: Floats) -> Floats:

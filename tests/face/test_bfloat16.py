@@ -45,6 +45,43 @@ def test_a_product_is_that_of_the_rounded_factors(rows: int, inner: int, columns
     assert (found[rows] == 7.0).all()
 
 
+@needs_instructions
+@pytest.mark.parametrize(("side", "stride", "outputs"), [(4, 2, 32), (6, 4, 24)])
+def test_a_row_of_a_convolution_is_that_of_the_rounded_image(
+    side: int, stride: int, outputs: int
+) -> None:
+    rng = np.random.default_rng(side)
+    image = rng.normal(size=(12, 26, 3)).astype(np.float32)
+    kernel = rng.normal(size=(side, side, 3, outputs)).astype(np.float32)
+    numbers = np.empty(image.size, np.uint16)
+    bfloat16.round_numbers(image.reshape(-1), numbers)
+    columns = (26 - side) // stride + 1
+    found = np.full((columns + 1, outputs), 7.0, np.float32)
+    packed = bfloat16.pack_pairs(kernel.reshape(-1, outputs))
+    bfloat16.convolve_row(numbers.reshape(12, -1), 3, side, stride, packed, found[:columns])
+    windows = [rounded(image)[3 : 3 + side, x : x + side] for x in range(0, 26 - side + 1, stride)]
+    expected = np.einsum("nijc,ijco->no", np.stack(windows), rounded(kernel))
+    np.testing.assert_allclose(found[:columns], expected, atol=1e-4)
+    assert (found[columns] == 7.0).all()
+
+
+@needs_instructions
+@pytest.mark.parametrize("channels", [16, 24, 64])
+@pytest.mark.parametrize(("side", "stride"), [(3, 1), (4, 2)])
+def test_a_row_of_a_depthwise_convolution_is_rounded(channels: int, side: int, stride: int) -> None:
+    rng = np.random.default_rng(channels)
+    x = rng.normal(size=(side + 1, 20, channels)).astype(np.float32)
+    taps = rng.normal(size=(side * side, channels)).astype(np.float32)
+    columns = (20 - side) // stride + 1
+    found = np.zeros((2 + columns, channels), np.uint16)
+    bfloat16.filter_row(x.reshape(-1), 20 * channels, 20 * channels, taps, stride == 2, found, 2)
+    windows = [x[1:, at : at + side] for at in range(0, 20 - side + 1, stride)]
+    expected = np.einsum("nijc,ijc->nc", np.stack(windows), taps.reshape(side, side, -1))
+    numbers = (found.astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_allclose(numbers[2:], expected, rtol=2.0**-8, atol=1e-5)
+    assert (found[:2] == 0).all()
+
+
 def test_rows_without_a_neighbour_are_not_packed() -> None:
     assert not bfloat16.can_pack(np.zeros((3, 32)))
 

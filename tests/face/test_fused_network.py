@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dff.face import bfloat16
-from dff.face.descriptor import DescriptorNet, DeviceNetwork, NetConfig
-from dff.face.fused_network import FusedNetwork
+from dff.face.descriptor import DescriptorNet, DeviceNetwork, NetConfig, image_batch
+from dff.face.fused_network import FusedNetwork, describe_images
 
 SMALL = NetConfig(dims=8, widths=(8, 16, 24), depths=(1, 2, 1), groups=4)
 LARGE = NetConfig(widths=(32, 64, 128), depths=(1, 1, 1))
@@ -55,6 +55,22 @@ def test_products_in_bfloat16_change_the_output_little(shape: tuple[int, int, in
     cosine = (got.descriptor * want.descriptor).sum(1)
     assert 1.0 - cosine.mean() < 1e-3
     assert (got.face_logit - want.face_logit).abs().mean() < 0.03 * want.face_logit.std()
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("config", [SMALL, LARGE], ids=["small", "large"])
+def test_levels_are_described_as_their_numbers(config: NetConfig, *, reduced: bool) -> None:
+    net = random_net(config)
+    levels = np.random.default_rng(1).integers(0, 256, (2, 64, 40, 3)).astype(np.uint8)
+    fused = FusedNetwork(net, reduced=reduced)
+    want = fused(image_batch(torch.from_numpy(levels)))
+    descriptor, logit = describe_images(fused, levels, batch=1)
+    np.testing.assert_array_equal(descriptor, want.descriptor.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(logit, want.face_logit.numpy())
+    with torch.inference_mode():
+        slow = describe_images(net, levels, batch=1)
+    cosine = (slow[0] * descriptor).sum(3)
+    assert 1.0 - cosine.mean() < (1e-3 if reduced else 1e-6)
 
 
 def test_maps_of_the_last_image_leave_no_trace() -> None:
