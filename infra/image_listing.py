@@ -1,4 +1,4 @@
-"""Which files among others are images: by their suffix, else by how their content begins."""
+"""Which files among others are images: by their suffix, or by how their content begins."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from dff.face.errors import StorageError, TransientStorageError
 from dff.infra.images import OWN_FILES, recognise
+from dff.infra.landmark_files import LANDMARK_SUFFIXES
 from dff.infra.printing import printable
 
 IMAGE_SUFFIXES = frozenset(
@@ -16,28 +17,20 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 """Files of these names are images whatever they hold: a bad one is named as a bad image."""
-OTHER_SUFFIXES = frozenset(
-    {
-        *(".pts", ".mat", ".csv", ".json", ".jsonl", ".txt", ".md", ".xml", ".yaml"),
-        *(".npy", ".npz", ".parquet", ".safetensors", ".obj", ".glb"),
-        *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".3gp", ".ts", ".wmv"),
-        *(".mpg", ".mpeg", ".flv", ".mts", ".zip", ".gz", ".tar", ".tgz"),
-    }
-)
-"""Files of these names are not opened to see whether they are images."""
 NAMED = 5  # files that are passed over and named; the others are counted
 
 
 def find_other_kind(name: str, read: Callable[[], bytes]) -> str | None:
     """None for an image; else the file's name with what is known of its kind.
 
-    ``read`` gives the beginning of the file, at least ``dff.infra.images.HEAD`` bytes; it is called
-    only where the name does not decide. Raises TransientStorageError as ``read`` does.
+    ``read`` gives the beginning of the file, at least ``dff.infra.images.HEAD`` bytes. It is not
+    called for files whose suffix is that of an image or of landmarks, of which there may be as many
+    as photos. Raises TransientStorageError as ``read`` does.
     """
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return None
-    if suffix in OTHER_SUFFIXES:
+    if suffix in LANDMARK_SUFFIXES:
         return name
     try:
         kind = recognise(read())
@@ -55,4 +48,4 @@ def describe_passed_over(others: Sequence[str]) -> str:
     named = ", ".join(printable(name) for name in others[:NAMED])
     more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
     files = "1 file" if len(others) == 1 else f"{len(others)} files"
-    return f"{files} passed over, no image that can be read: {named}{more}"
+    return f"{files} passed over, not images that can be read: {named}{more}"

@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings, strategies as st
 from PIL import Image
 
-from dff.infra.image_listing import IMAGE_SUFFIXES, OTHER_SUFFIXES
+from dff.infra.image_listing import IMAGE_SUFFIXES
 from dff.infra.landmark_files import format_pts
 from tests.aligner.image_files import animated, chunk
 
@@ -88,7 +88,7 @@ def label_files(draw: st.DrawFn) -> bytes:
     return draw(st.one_of(st.just(data), st.binary(max_size=40)))
 
 
-SUFFIXES = ["", *sorted(IMAGE_SUFFIXES), *sorted(OTHER_SUFFIXES)[:4], ".pts", ".PTS", ".JPG", ".x"]
+SUFFIXES = ["", *sorted(IMAGE_SUFFIXES), ".csv", ".gif", ".txt", ".pts", ".PTS", ".JPG", ".x"]
 STEMS = st.one_of(
     st.sampled_from(["a", "b", "a b", "ü", ".", "a.jpg", "-", "\n", "\x1b[31m", "persons"]),
     st.binary(min_size=1, max_size=8).map(os.fsdecode),

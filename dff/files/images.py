@@ -10,10 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from dff.face.errors import BadPhoto
+from dff.files.video_io import is_video
 from dff.infra.files import strip_suffix
 from dff.infra.image_listing import IMAGE_SUFFIXES, describe_passed_over, find_other_kind
 from dff.infra.images import HEAD
 from dff.infra.landmark_files import LANDMARK_SUFFIXES
+
+VIDEO = "a video: align it alone"
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def find_images(places: Iterable[Path], *, without: Collection[Path] = ()) -> Fo
                 if other is None:
                     found[path] = None
                 else:
-                    others[path] = other
+                    others[path] = f"{path} ({VIDEO})" if is_video(path) else other
             if len(found) + len(others) == before:
                 others[place] = f"{place} (an empty folder)"
         elif place.is_file():

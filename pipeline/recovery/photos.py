@@ -23,7 +23,7 @@ from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadLandmarks, BadPhoto
 from dff.infra.files import strip_suffix
 from dff.infra.image_listing import find_other_kind
-from dff.infra.images import decode_image
+from dff.infra.images import HEAD, decode_image
 from dff.infra.landmark_files import LANDMARK_SUFFIXES, parse_mat, parse_pts
 from dff.infra.split import PERSONS, SplitGroups, default_group, find_split_groups
 from dff.infra.storage import Storage
@@ -32,7 +32,7 @@ Scheme = Literal["2d", "3d"]
 
 _log = logging.getLogger(__name__)
 
-READERS = 8  # threads that read files whose names don't say whether they are images
+READERS = 8  # threads that read the beginnings of files whose names are not those of images
 MIN_SIDE = 16
 FAR_OUTSIDE = 0.5  # of the image's longer side: how far beyond the border a landmark may be guessed
 
@@ -111,8 +111,12 @@ def find_photos(storage: Storage) -> PhotoListing:
 
 def _tell_images(storage: Storage, keys: list[str]) -> tuple[list[str], dict[str, str]]:
     """The keys of images, and the other keys each with a description."""
+
+    def find_kind(key: str) -> str | None:
+        return find_other_kind(key, partial(storage.read_range, key, 0, HEAD))
+
     with ThreadPoolExecutor(READERS) as pool:
-        kinds = list(pool.map(lambda key: find_other_kind(key, partial(storage.read, key)), keys))
+        kinds = list(pool.map(find_kind, keys))
     pairs = list(zip(keys, kinds, strict=True))
     return [key for key, kind in pairs if kind is None], {
         key: kind for key, kind in pairs if kind is not None

@@ -362,7 +362,7 @@ def test_images_are_found_by_content_and_the_other_files_named(
         path.unlink()
     outside = tmp_path_factory.mktemp("outside")
     jpeg = encoded(np.full((40, 40, 3), 90, np.uint8), "JPEG")
-    images = ["a.jfif", "b.jpe", "c.mpo", "d.JPG", "e", "f.heic", "g.photo", "sub/deep/h.jpeg"]
+    images = ["a.jfif", "b.jpe", "c.mpo", "d.JPG", "e", "f.heic", "g.photo", "sub/deep/h.jpeg", "j.txt"]
     for name in images:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(jpeg)
@@ -371,6 +371,8 @@ def test_images_are_found_by_content_and_the_other_files_named(
     (folder / "sub" / "up").symlink_to(folder)
     (folder / "lost.jpg").symlink_to(folder / "nowhere")
     (folder / "film.mp4").write_bytes(b"film")
+    (folder / "j.gif").write_bytes(encoded(np.full((4, 4, 3), 90, np.uint8), "GIF"))
+    (folder / "k.tif").write_bytes(encoded(np.full((4, 4, 3), 90, np.uint8), "TIFF"))
     (folder / "old").write_bytes(encoded(np.full((4, 4, 3), 90, np.uint8), "GIF"))
     (folder / "drawn").mkdir()
     (folder / "drawn" / "a.png").write_bytes(jpeg)
@@ -379,8 +381,10 @@ def test_images_are_found_by_content_and_the_other_files_named(
     assert found.images == tuple(sorted(folder / name for name in [*images, "linked/i.jpg"]))
     assert set(found.passed_over) == {
         f"{folder / 'notes.txt'}",
-        f"{folder / 'film.mp4'}",
-        f"{folder / 'old'} (GIF)",
+        f"{folder / 'film.mp4'} (a video: align it alone)",
+        f"{folder / 'j.gif'} (a video: align it alone)",
+        f"{folder / 'old'} (a video: align it alone)",
+        f"{folder / 'k.tif'} (TIFF)",
         f"{folder / 'lost.jpg'} (a broken link)",
         f"{folder / 'sub' / 'up'} (a link to a folder that it lies in)",
         f"{folder / 'drawn'} (results are written there)",

@@ -121,7 +121,7 @@ def test_no_photo_stops_the_others(
     assert outcomes["f.heic"].reason
     assert "lacks its last bytes" in outcomes["d.jpg"].warning
     assert sorted(path.name for path in tmp_path.glob("*.pts")) == ["a.pts", "d.pts", "e.pts"]
-    assert "1 file passed over, no image that can be read: g.gif (GIF)" in caplog.text
+    assert "1 file passed over, not images that can be read: g.gif (GIF)" in caplog.text
     passed = caplog.text.partition("2 entries passed over: ")[2]
     assert r"h\udce9.jpg (its name is not UTF-8; rename it)" in passed
     assert "c.png (an empty folder)" in passed

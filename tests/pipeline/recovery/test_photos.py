@@ -107,10 +107,10 @@ def test_the_list_is_sorted_unique_and_keeps_what_has_no_landmarks(tmp_path: Pat
 
 def test_photos_are_found_by_content_and_the_other_files_named(tmp_path: Path) -> None:
     jpeg = encoded(picture(), "JPEG")
-    images = ["a.jfif", "b.JPE", "c.mpo", "d", "e.photo", "f.heic", "sub/.jpg"]
+    images = ["a.jfif", "b.JPE", "c.mpo", "d", "e.photo", "f.heic", "g.txt", "sub/.jpg"]
     files = dict.fromkeys(images, jpeg) | {
         "a.PTS": b"", "d.pts": b"", "e.pts": b"", "e.PTS": b"", "e.mat": b"", "sub/.jpg.pts": b"",
-        "orphan.pts": b"", "old.gif": b"GIF89a", "old": b"GIF89a", "film.mp4": jpeg,
+        "orphan.pts": b"", "old.gif": b"GIF89a", "old": b"GIF89a", "film.mp4": b"film",
         "persons.csv": b"",
     }  # fmt: skip
     store(tmp_path, files)
@@ -122,6 +122,7 @@ def test_photos_are_found_by_content_and_the_other_files_named(tmp_path: Path) -
         "d": ("d", "d.pts"),
         "e.photo": ("e", "e.pts"),
         "f.heic": ("f", None),
+        "g.txt": ("g", None),
         "sub/.jpg": ("sub/.jpg", "sub/.jpg.pts"),
     }
     assert listing.passed_over == (
