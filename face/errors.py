@@ -1,6 +1,7 @@
 """The exception tree: errors of inputs and of the environment.
 
-A caller's mistake raises ``ValueError`` instead.
+A caller's mistake raises ``ValueError`` instead. Four errors are both: they are about
+a name that nothing has, and an address of the wrong form.
 
 DffError
 ├── BadPhoto        a file is not a readable image within limits
@@ -9,17 +10,21 @@ DffError
 ├── NoFace          a photo holds no face that can be found
 ├── BadFit          inverse rendering did not reach an acceptable fit
 ├── BadModel        a face model file is missing, malformed or of another version
+│   └── UnknownModel            no face model has that name; also a ValueError
 ├── BadWeights      a weights file is malformed or of another model
+│   └── UnknownWeights          no weights have that name; also a ValueError
 ├── NoRenderer      this machine lacks what a rendering backend needs
 ├── MissingExtra    a library of an optional part of the distribution is not installed
 ├── BadDataset      a dataset is incomplete, altered or of another plan
 ├── StorageError    storage refused or failed permanently
 │   ├── TransientStorageError   storage failed temporarily
+│   ├── BadPlace                no file can have that path or address; also a ValueError
 │   ├── NotFound                no object has that key
 │   ├── UnreadableObject        one object can't be read; the others may be
 │   └── Conflict                a key that must be new holds something else
 ├── ServiceError    an aligner over HTTP refused a request or did not answer
 ├── ClusterError    a Ray cluster can't be reached, refuses the connection, or failed a job
+│   └── BadClusterAddress       an address of the wrong form; also a ValueError
 ├── ShardFailed     the process that made a shard died, every time it was tried
 ├── Diverged        the training loss is not finite
 └── BudgetExceeded  too many inputs failed
@@ -56,8 +61,16 @@ class BadModel(DffError):
     """A face model file is missing, malformed or of another version."""
 
 
+class UnknownModel(BadModel, ValueError):
+    """No face model has that name."""
+
+
 class BadWeights(DffError):
     """A weights file is malformed or belongs to another model."""
+
+
+class UnknownWeights(BadWeights, ValueError):
+    """No weights have that name."""
 
 
 class NoRenderer(DffError):
@@ -93,6 +106,10 @@ class TransientStorageError(StorageError):
     """Storage failed temporarily; a retry may succeed."""
 
 
+class BadPlace(StorageError, ValueError):
+    """No such file can have that path or address, whatever the machine."""
+
+
 class NotFound(StorageError):
     """No object has that key."""
 
@@ -123,6 +140,10 @@ class ServiceError(DffError):
 
 class ClusterError(DffError):
     """A Ray cluster can't be reached, refuses the connection, or failed a job."""
+
+
+class BadClusterAddress(ClusterError, ValueError):
+    """The address of a Ray cluster has the wrong form."""
 
 
 class Diverged(DffError):

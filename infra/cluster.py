@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dff.face.errors import ClusterError
+from dff.face.errors import BadClusterAddress, ClusterError
 from dff.face.extras import require_extra
 from dff.infra.capacity import NodeResources, WorkerShape, count_places, describe_nodes, find_misfit
 from dff.infra.files import check_output_folder
@@ -114,6 +114,8 @@ def connected(
                     logging_level="ERROR",
                     runtime_env=runtime_env,
                 )
+        except ClusterError:
+            raise
         except Exception as error:  # Ray raises a bare one when a node does not start in time
             where = address or "this machine"
             raise ClusterError(hide_secrets(f"no Ray at {where}: {error}")) from error
@@ -457,7 +459,7 @@ _BAR = re.compile(r"(?:[^|%]*: *)?\s*\d{1,3}%\|[^|]*\|\s*[\d.]+[kMG]?/[\d.]+[kMG
 def _job_server_host(address: str) -> str:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ClusterError(
+        raise BadClusterAddress(
             hide_secrets(
                 f"the address of a job server looks like http://host:8265, not {address!r}"
             )
@@ -477,7 +479,7 @@ def _reach(address: str) -> None:
     parts = urlsplit(address if "://" in address else f"ray://{address}")
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     if not parts.hostname or port is None:
-        raise ClusterError(
+        raise BadClusterAddress(
             hide_secrets(f"a Ray address is host:port, ray://host:port or auto, not {address!r}")
         )
     try:

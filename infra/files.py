@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path, PurePath
 
-from dff.face.errors import StorageError
+from dff.face.errors import BadPlace, StorageError
 
 
 def strip_suffix(path: PurePath | str) -> str:
@@ -25,13 +25,13 @@ def strip_suffix(path: PurePath | str) -> str:
 def check_output_file(path: Path | str | None) -> None:
     """Raises StorageError when no file can be written at ``path``: to be asked before long work.
 
-    None stands for no file. Nothing is made.
+    It is BadPlace for a folder and for an address. None stands for no file. Nothing is made.
     """
     if path is None:
         return
     path = _check_local(path)
     if path.is_dir():
-        raise StorageError(f"{path} is a folder: name a file in it, such as {path / 'NAME'}")
+        raise BadPlace(f"{path} is a folder: name a file in it, such as {path / 'NAME'}")
     check_output_folder(path.parent)
 
 
@@ -52,11 +52,13 @@ def check_output_folder(path: Path | str | None) -> None:
 
 
 def _check_local(path: Path | str) -> Path:
-    """Raises StorageError for an address, such as ``s3://bucket/key``: ``Path`` would take it for
+    """Raises BadPlace for an address, such as ``s3://bucket/key``: ``Path`` would take it for
     a file in the folder ``s3:``.
     """
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
-        raise StorageError(f"{path} is an address: only a file on this machine can be written here")
+        raise BadPlace(
+            f"{path} is an address: only a file on this machine can be written here"
+        )
     return Path(path)
 
 

@@ -21,12 +21,13 @@ from importlib.metadata import version as installed_version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 
 from dff.face.arrays import Bytes
-from dff.face.errors import BadWeights, StorageError
+from dff.face.errors import BadPlace, BadWeights, StorageError, UnknownWeights
 from dff.face.extras import require_extra
 from dff.face.private_folder import set_missing_home
 from dff.infra.redaction import hide_secrets
@@ -205,7 +206,15 @@ def make_metrics(step: int, values: Mapping[str, float]) -> list[Metric]:
 
 
 def check_server(tracking_uri: str) -> None:
-    """Raises StorageError when there is no MLflow at ``tracking_uri``; asks once or twice only."""
+    """Raises StorageError when there is no MLflow at ``tracking_uri``; asks once or twice only.
+
+    It is BadPlace for what is no address.
+    """
+    if not urlsplit(tracking_uri).scheme and tracking_uri != "databricks":
+        raise BadPlace(
+            "the address of an MLflow server looks like http://host:5000 or sqlite:///mlflow.db, "
+            f"not {tracking_uri!r}"
+        )
     _quieten()
     try:
         with asked_hastily():
@@ -378,7 +387,7 @@ def split_address(address: str) -> tuple[str, str]:
     """(name, alias or version) of a registered model's address. Raises BadWeights."""
     name, _, number = address.removeprefix(MODELS).rpartition("@" if "@" in address else "/")
     if not name or not number:
-        raise BadWeights(
+        raise UnknownWeights(
             f"{address} names no registered model: say {MODELS}NAME@ALIAS or {MODELS}NAME/VERSION"
         )
     return name, number

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from dff.face.arrays import Array, Float, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
-from dff.face.errors import BadWeights, NotFound, StorageError
+from dff.face.errors import BadPlace, BadWeights, NotFound, StorageError, UnknownWeights
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.infra.files import check_output_file, replaced_file
@@ -137,7 +137,7 @@ def check_destination(path: Path | str, *, endpoint_url: str | None = None) -> N
     if text.startswith(BUCKET):
         _open_parent(text, endpoint_url)[0].check_writable()
     elif "://" in text or text.startswith(REGISTERED):
-        raise StorageError(
+        raise BadPlace(
             f"weights can't be written to {hide_secrets(text)}: give a file or s3://bucket/key"
         )
     else:
@@ -147,10 +147,10 @@ def check_destination(path: Path | str, *, endpoint_url: str | None = None) -> N
 def _open_parent(
     address: str, endpoint_url: str | None = None, access: S3Access = WITH_CREDENTIALS
 ) -> tuple[Storage, str]:
-    """The storage and the key of a weights file in a bucket. Raises StorageError without a key."""
+    """The storage and the key of a weights file in a bucket. Raises BadPlace without a key."""
     parent, _, key = address.rpartition("/")
     if not key or len(parent) < len(BUCKET):
-        raise StorageError(f"{hide_secrets(address)} names no file: give {BUCKET}bucket/key")
+        raise BadPlace(f"{hide_secrets(address)} names no file: give {BUCKET}bucket/key")
     return open_storage(parent, endpoint_url=endpoint_url, access=access), key
 
 
@@ -243,7 +243,10 @@ def load(
 
 
 def _find_file(path: Path | str) -> Path:
-    """The file of a path, a name or a registered model. Raises BadWeights where there is none."""
+    """The file of a path, a name or a registered model.
+
+    Raises BadWeights where there is none: UnknownWeights for what can only be a name.
+    """
     if str(path).startswith(REGISTERED):
         # MLflow takes a second to import, and most weights are plain files.
         from dff.infra.tracking import registered_weights
@@ -257,7 +260,8 @@ def _find_file(path: Path | str) -> Path:
         )
     if not path.is_file():
         names = ", ".join(SHIPPED)
-        raise BadWeights(
+        kind = BadWeights if len(path.parts) > 1 or path.suffix else UnknownWeights
+        raise kind(
             f"there is no weights file {path}; shipped by name: {names}; "
             f"of MLflow: {REGISTERED}NAME@ALIAS"
         )

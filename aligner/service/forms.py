@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import anyio
 from fastapi import UploadFile
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from dff.aligner.image_checks import check_box
 from dff.aligner.service.limits import Limits
@@ -21,13 +22,52 @@ from dff.infra.images import UPLOADS, DecodedImage, decode_image, read_size
 T = TypeVar("T")
 BoxCorners = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
+
+@dataclass(frozen=True)
+class JsonField(Generic[T]):
+    """A text field of a form that holds JSON."""
+
+    content: TypeAdapter[T]
+    form: str  # of its content, in words and for people
+    problem: str = "bad-request"  # the kind of problem that another content is
+
+    def parse(self, name: str, text: str) -> T:
+        """The content of the field ``name``. Raises a Problem, which says what it should be."""
+        try:
+            return self.content.validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise Problem(
+                self.problem, f"{name} must be JSON {self.form}: {_explain(name, first)}"
+            ) from error
+
+
+def _explain(name: str, error: ErrorDetails) -> str:
+    """What is wrong with the content of the field ``name``."""
+    if error["type"] == "json_invalid":
+        return "this is no JSON"
+    missing = error["type"] == "missing"
+    place = [step for step in error["loc"] if isinstance(step, int)]
+    where = name + "".join(f"[{number}]" for number in (place[:-1] if missing else place))
+    return f"{where} has too few entries" if missing else f"{where} is something else"
+
+
 # null, for a photo or for all: faces are detected
-BOXES: TypeAdapter[list[BoxCorners] | None] = TypeAdapter(list[BoxCorners] | None)
-BOXES_OF_EACH: TypeAdapter[list[list[BoxCorners] | None] | None] = TypeAdapter(
-    list[list[BoxCorners] | None] | None
+BOXES: JsonField[list[BoxCorners] | None] = JsonField(
+    TypeAdapter(list[BoxCorners] | None), "[[x0, y0, x1, y1], ...], a box for each face", "bad-boxes"
 )
-BOX_OF_EACH: TypeAdapter[list[BoxCorners | None] | None] = TypeAdapter(
-    list[BoxCorners | None] | None
+BOXES_OF_EACH: JsonField[list[list[BoxCorners] | None] | None] = JsonField(
+    TypeAdapter(list[list[BoxCorners] | None] | None),
+    "with null or [[x0, y0, x1, y1], ...] for each image",
+    "bad-boxes",
+)
+BOX_OF_EACH: JsonField[list[BoxCorners | None] | None] = JsonField(
+    TypeAdapter(list[BoxCorners | None] | None),
+    "with null or [x0, y0, x1, y1] for each image",
+    "bad-boxes",
+)
+BOX: JsonField[BoxCorners | None] = JsonField(
+    TypeAdapter(BoxCorners | None), "[x0, y0, x1, y1]", "bad-boxes"
 )
 
 
@@ -64,16 +104,8 @@ async def _read(image: UploadFile, limits: Limits) -> bytes:
     return await image.read()
 
 
-def parse_boxes(form: TypeAdapter[T], text: str) -> T:
-    """The value of a form field ``boxes``; raises Problem ``bad-boxes``."""
-    try:
-        return form.validate_json(text)
-    except ValidationError as error:
-        raise Problem("bad-boxes", f"boxes: {error.errors()[0]['msg']}") from error
-
-
 def parse_boxes_of_each(
-    form: TypeAdapter[list[T] | None], text: str | None, photos: int, limits: Limits
+    form: JsonField[list[T] | None], text: str | None, photos: int, limits: Limits
 ) -> list[T | None]:
     """An entry of the field ``boxes`` for each of so many ``photos``; None where it has none.
 
@@ -83,7 +115,7 @@ def parse_boxes_of_each(
         raise Problem(
             "too-many-images", f"{photos} images; a request may have at most {limits.photos}"
         )
-    boxes = None if text is None else parse_boxes(form, text)
+    boxes = None if text is None else form.parse("boxes", text)
     if boxes is None:
         return [None] * photos
     if len(boxes) != photos:
@@ -91,8 +123,10 @@ def parse_boxes_of_each(
     return [*boxes]
 
 
-def to_boxes(corners: Sequence[BoxCorners], pixels: Bytes) -> list[Box]:
-    """Boxes in an (H, W, 3) image.
+def to_boxes(
+    corners: Sequence[BoxCorners], pixels: Bytes, *, name: str = "boxes"
+) -> list[Box]:
+    """Boxes in an (H, W, 3) image, of the field ``name``.
 
     Raises Problem ``bad-boxes`` for an empty list, and for a box that can't hold a face of it.
     """
@@ -101,7 +135,7 @@ def to_boxes(corners: Sequence[BoxCorners], pixels: Bytes) -> list[Box]:
     try:
         return [check_box(Box(*each), pixels) for each in corners]
     except ValueError as error:
-        raise Problem("bad-boxes", f"boxes: {error}") from error
+        raise Problem("bad-boxes", f"{name}: {error}") from error
 
 
 def check_count(boxes: int, limits: Limits) -> None:

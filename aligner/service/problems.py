@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -162,10 +163,7 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
         case Problem() | BadPhoto():
             return to_problem(error).to_response(request_id, root_path)
         case RequestValidationError():
-            # locations and messages only: the input of a stranger is not sent back
-            detail = "; ".join(
-                f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()
-            )
+            detail = "; ".join(map(_describe_invalid, error.errors()))
             return Problem("bad-request", detail).to_response(request_id, root_path)
         case HTTPException():
             details = ProblemDetails(
@@ -178,6 +176,31 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
             return _response(details, error.headers)
     log_defect(error, request_id)
     return Problem("internal").to_response(request_id, root_path)
+
+
+def _describe_invalid(error: Mapping[str, Any]) -> str:
+    """What a parameter must be, of an error of pydantic: the input of a stranger is not sent back.
+
+    The first part of a location says whether it is in the query, the form or a header.
+    """
+    name = ".".join(map(str, error["loc"][1:])) or "the request"
+    limits = error.get("ctx", {})
+    match error["type"]:
+        case "missing":
+            return f"{name} is missing"
+        case "bool_parsing" | "bool_type":
+            return f"{name} must be 1 or 0"
+        case "int_parsing" | "int_from_float" | "int_type" | "int_parsing_size":
+            return f"{name} must be a whole number"
+        case "float_parsing" | "float_type" | "finite_number":
+            return f"{name} must be a number"
+        case "greater_than":
+            return f"{name} must be more than {limits['gt']:g}"
+        case "greater_than_equal":
+            return f"{name} must be at least {limits['ge']:g}"
+        case "less_than_equal":
+            return f"{name} must be at most {limits['le']:g}"
+    return f"{name}: {error['msg']}"
 
 
 def _response(details: ProblemDetails, headers: Any) -> JSONResponse:

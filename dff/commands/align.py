@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -132,8 +134,8 @@ def align(
 
     Images that cannot be read, or whose box lies outside of them, are named, and the other images
     are aligned. Images without a face are named too, but are no errors. Exit status: 0 if every
-    image was read, 1 if an image was refused or the command failed, 2 for options that can't be
-    parsed or combined.
+    image was read, 1 if an image was refused or the command failed, 2 for arguments that no
+    machine could run.
 
     [dim]Examples:[/dim]
 
@@ -165,9 +167,14 @@ def align(
         raise typer.BadParameter("--server aligns images, by its own weights, method and preset")
     if same_person and (box or draw or resume or table or mask or crops or focal or landmarks):
         raise typer.BadParameter("--same-person goes with --boxes, --json and --mesh only")
+    if server and urlsplit(server).scheme not in ("http", "https"):
+        raise typer.BadParameter(f"--server is an address http://HOST:PORT, not {server}")
+    if focal and not isfinite(focal):
+        raise typer.BadParameter("--focal is a number of pixels")
     if landmarks and not json_out:
         raise typer.BadParameter("--landmarks goes with --json")
     extras = _check_extras(landmarks)
+    corners = parse_box(box) if box else None
     from dff.infra.storage import S3Access
 
     access = S3Access(anonymous, request_payer)
@@ -195,7 +202,7 @@ def align(
         return
     if box and len(files) > 1:
         raise typer.BadParameter("--box takes one image; use --boxes for several")
-    given = {files[0]: [parse_box(box)]} if box else _read_boxes(boxes, files)
+    given = {files[0]: [corners]} if corners else _read_boxes(boxes, files)
     _align_images(
         load,
         files,

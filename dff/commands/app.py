@@ -85,7 +85,10 @@ def options(
 
 
 def main() -> None:
-    """Run the command; an expected error is one line on standard error and exit status 1."""
+    """Run the command; an expected error is one line on standard error.
+
+    The exit status is 2 for a ValueError, a mistake in the arguments, and 1 for other errors.
+    """
     escape_unprintable_output()
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("dff.face.numba_cache").setLevel(logging.INFO)
@@ -95,7 +98,7 @@ def main() -> None:
         app(prog_name="dff")
     except (DffError, ValueError, OSError, MemoryError) as error:
         typer.secho(hide_secrets(f"dff: {describe_error(error)}"), fg="red", err=True)
-        raise SystemExit(1) from None
+        raise SystemExit(2 if isinstance(error, ValueError) else 1) from None
 
 
 def describe_error(error: Exception) -> str:

@@ -70,13 +70,15 @@ def calibrate(
             reliability_picture,
         )
         from dff.aligner.evaluation.match_errors import estimate_match_errors, with_match_errors
-        from dff.files.outputs import write_json
+        from dff.files.outputs import check_suffix, write_json
         from dff.infra import weights as weights_files
         from dff.infra.dataset import open_dataset
         from dff.infra.files import check_output_file, write_file
         from dff.infra.storage import S3Access
 
     check_output_file(picture)
+    if picture:
+        check_suffix(picture, (".png",))
     check_output_file(json_out)
     target = out or str(weights_files.NAMED.get(weights, weights))
     weights_files.check_destination(target, endpoint_url=endpoint_url)

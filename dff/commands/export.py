@@ -27,9 +27,13 @@ def export(
 
     [dim]Example:[/dim] dff export dff-open.onnx
     """
+    from dff.files.outputs import check_suffix
     from dff.infra import weights as weights_files
+    from dff.infra.files import check_output_file
     from dff.infra.storage import S3Access
 
+    check_output_file(out)
+    check_suffix(out, (".onnx",))
     loaded = weights_files.load(
         weights or weights_files.DEFAULT,
         endpoint_url=endpoint_url,
@@ -37,9 +41,7 @@ def export(
     )
     with require_extra("onnx"):
         from dff.infra import onnx_file
-        from dff.infra.files import check_output_file
 
-        check_output_file(out)
         onnx_file.export(loaded, out)
     typer.echo(
         f"{out.resolve()}: image (B, 3, H, W) in 0..1 to descriptor and face_logit at half the size"

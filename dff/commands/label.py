@@ -38,8 +38,7 @@ def label(
     Near-duplicates among the photos are reported at the end.
 
     Exit status: 0 if every photo was read, whether or not a face was found; 1 if a photo could not
-    be read or the command failed; 2 for options that can't be
-    parsed or combined.
+    be read or the command failed; 2 for arguments that no machine could run.
 
     [dim]Examples:[/dim]
 
@@ -61,13 +60,14 @@ def label(
         photos, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)
     )
     storage.check_writable()
+    aligner = load_aligner(weights, endpoint_url=endpoint_url)
     listing = find_photos(storage)
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))  # workers share the cores
     labelled = unlabelled = refused = 0
     hashes = {}
     for photo in label_photos(
         storage,
-        load_aligner(weights, endpoint_url=endpoint_url),
+        aligner,
         confidence=confidence,
         workers=workers,
         listing=listing,

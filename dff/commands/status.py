@@ -31,12 +31,15 @@ def status(
     with require_extra("synthesis"):
         import cv2
 
+        from dff.files.outputs import check_suffix
         from dff.infra.files import check_output_file, write_file
         from dff.infra.storage import S3Access, open_storage
         from dff.pipeline.inspection.gallery import contact_sheet
         from dff.pipeline.job.status import read_status, sample_views
 
     check_output_file(picture)
+    if picture:
+        check_suffix(picture, (".jpg", ".jpeg"))
     storage = open_storage(
         dataset, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)
     )

@@ -96,8 +96,8 @@ def synthesize(
     Run the same command again to complete an interrupted job: finished shards are kept.
 
     Exit status: 0 if the dataset is complete, although inputs within --failure-budget may have
-    failed, which are named; 1 if more inputs or the command failed; 2 for options that can't be
-    parsed or combined.
+    failed, which are named; 1 if more inputs or the command failed; 2 for arguments that no
+    machine could run.
 
     [dim]Examples:[/dim]
 

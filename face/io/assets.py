@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dff.face.errors import BadModel
+from dff.face.errors import BadModel, UnknownModel
 from dff.face.extras import require_extra
 from dff.face.io import formats
 from dff.face.io.adapters import from_ict_facekit, is_ict_facekit
@@ -290,8 +290,9 @@ def digest(name: str) -> str:
 def _missing(path: Path, error: Exception) -> BadModel:
     if path.exists():
         return BadModel(f"{path} cannot be read as a model: {error}")
+    kind = BadModel if len(path.parts) > 1 or path.suffix else UnknownModel
     hint = "" if os.environ.get(FOLDER) else f"; {FOLDER} names no folder to look for models in"
-    return BadModel(f"{path} is neither a model's name (`dff models`) nor a file{hint}")
+    return kind(f"{path} is neither a model's name (`dff models`) nor a file{hint}")
 
 
 def read_arrays(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dff.face.errors import StorageError
+from dff.face.errors import BadPlace
 from dff.infra.redaction import hide_secrets
 from dff.infra.storage.folder import LocalStorage
 from dff.infra.storage.protocol import WITH_CREDENTIALS, ObjectInfo, S3Access, Storage, check_key
@@ -24,17 +24,17 @@ def open_storage(
 
     S3 credentials, region and endpoint come from where AWS clients look for them (environment,
     profile, role), an ``endpoint_url`` goes first; ``access`` asks without credentials, or pays for
-    the transfer. Raises StorageError for a URI of another kind,
+    the transfer. Raises BadPlace for a URI of another kind,
     MissingExtra for S3 without boto3.
     """
     parts = urlsplit(uri)
     if parts.scheme == "s3":
         if not parts.netloc:
-            raise StorageError(
+            raise BadPlace(
                 f"{hide_secrets(uri)!r} names no bucket; a bucket is s3://bucket/prefix"
             )
         if "@" in parts.netloc:
-            raise StorageError(
+            raise BadPlace(
                 f"{hide_secrets(uri)!r} holds credentials: set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or a profile"
             )
@@ -46,5 +46,5 @@ def open_storage(
 
         return S3Storage(parts.netloc, f"{prefix}/" if prefix else "", endpoint_url, access)
     if "://" in uri or not uri:
-        raise StorageError(f"{hide_secrets(uri)!r} is neither a folder nor s3://bucket/prefix")
+        raise BadPlace(f"{hide_secrets(uri)!r} is neither a folder nor s3://bucket/prefix")
     return LocalStorage(Path(uri).absolute())

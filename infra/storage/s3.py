@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from dff.face.errors import (
+    BadPlace,
     Conflict,
     NotFound,
     StorageError,
@@ -143,7 +144,7 @@ class S3Storage:
         if client is None:
             custom = self._custom_endpoint()
             if custom and urlsplit(custom).scheme not in ("http", "https"):
-                raise StorageError(
+                raise BadPlace(
                     f"can't open {self.uri}: its endpoint is no address "
                     "http://HOST:PORT or https://HOST"
                 )

@@ -15,7 +15,7 @@ from dff.aligner.draw import draw
 from dff.aligner.mesh_file import glb
 from dff.aligner.service.align_service import AlignService, PhotoResult, Render
 from dff.aligner.service.fields import FormRoute
-from dff.aligner.service.forms import BOXES, BoxCorners, check_count, parse_boxes
+from dff.aligner.service.forms import BOXES, BoxCorners, check_count
 from dff.aligner.service.json_response import respond
 from dff.aligner.service.problems import Problem
 from dff.aligner.service.routes.dependencies import Deadline, DescribeFace, Mesh, Service
@@ -74,7 +74,7 @@ async def read_photo_request(
         raise Problem(
             "too-many-images", "this route takes one photo: send several to /v1/align/batch"
         )
-    corners = None if boxes is None else parse_boxes(BOXES, boxes)
+    corners = None if boxes is None else BOXES.parse("boxes", boxes)
     check_count(len(corners or ()), service.limits)
     return PhotoRequest(service, image, corners, deadline, focal_px)
 

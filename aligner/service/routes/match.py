@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import cv2
 import numpy as np
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from scipy.special import expit
 from starlette.exceptions import HTTPException
 
@@ -22,8 +22,9 @@ from dff.aligner.matching.result import PointMatches
 from dff.aligner.service.align_service import AlignService, image_size
 from dff.aligner.service.fields import FormRoute
 from dff.aligner.service.forms import (
+    BOX,
     BoxCorners,
-    parse_boxes,
+    JsonField,
     read_pixel_count,
     read_pixels,
     to_boxes,
@@ -52,10 +53,9 @@ FEATURES_RESPONSES: Responses = {**ALIGN_RESPONSES, 200: {"description": "the de
 router = APIRouter(tags=["match"], route_class=FormRoute)
 
 T = TypeVar("T")
-_POINTS: TypeAdapter[list[tuple[float, float]]] = TypeAdapter(list[tuple[float, float]])
-_NAMES: TypeAdapter[list[str]] = TypeAdapter(list[str])
-_NUMBERS: TypeAdapter[list[int]] = TypeAdapter(list[int])
-_BOX: TypeAdapter[BoxCorners | None] = TypeAdapter(BoxCorners | None)
+_POINTS = JsonField(TypeAdapter(list[tuple[float, float]]), "[[x, y], ...] in pixels")
+_NAMES = JsonField(TypeAdapter(list[str]), 'names such as ["nose_tip", "chin"]')
+_NUMBERS = JsonField(TypeAdapter(list[int]), "numbers of vertices such as [12, 40]")
 
 
 @router.post(PATH, response_model=MatchAnswer, responses=MATCH_RESPONSES)
@@ -97,10 +97,10 @@ async def match(
         raise Problem(
             "bad-request", f"give 1 to {POINTS} points, landmarks and vertices, as JSON lists"
         )
-    corners = parse_boxes(_BOX, box_a or "null"), parse_boxes(_BOX, box_b or "null")
+    corners = BOX.parse("box_a", box_a or "null"), BOX.parse("box_b", box_b or "null")
     matcher = find_matcher(service)
     async with _decoded_photos(service, deadline, image_a, image_b) as (first, second):
-        boxes = _to_box(corners[0], first), _to_box(corners[1], second)
+        boxes = _to_box("box_a", corners[0], first), _to_box("box_b", corners[1], second)
         found = await _match(service, matcher, first, second, PointSelection(*wanted, *boxes))
     sizes = image_size(first), image_size(second)
 
@@ -164,11 +164,11 @@ async def features(
     ] = None,
 ) -> Response:
     """The Deep Face Feature of every pixel of a face, and where the pixels lie in the photo."""
-    corners = parse_boxes(_BOX, box or "null")
+    corners = BOX.parse("box", box or "null")
     matcher = find_matcher(service)
     async with service.admit(deadline), service.decoded_photo(image) as pixels:
         face = await service.scheduler.run(
-            partial(_describe, matcher, pixels, _to_box(corners, pixels))
+            partial(_describe, matcher, pixels, _to_box("box", corners, pixels))
         )
 
     def build() -> FeaturesAnswer:
@@ -253,18 +253,13 @@ def _describe(matcher: Matcher, pixels: Bytes, box: Box | None) -> DescribedFace
         raise Problem("no-face", str(error)) from error
 
 
-def _parse(name: str, form: TypeAdapter[list[T]], text: str | None) -> list[T]:
+def _parse(name: str, form: JsonField[list[T]], text: str | None) -> list[T]:
     """The list of a form field; an empty one where it is missing. Raises Problem."""
-    if text is None:
-        return []
-    try:
-        return form.validate_json(text)
-    except ValidationError as error:
-        raise Problem("bad-request", f"{name}: {error.errors()[0]['msg']}") from error
+    return [] if text is None else form.parse(name, text)
 
 
-def _to_box(corners: BoxCorners | None, pixels: Bytes) -> Box | None:
-    return None if corners is None else to_boxes([corners], pixels)[0]
+def _to_box(name: str, corners: BoxCorners | None, pixels: Bytes) -> Box | None:
+    return None if corners is None else to_boxes([corners], pixels, name=name)[0]
 
 
 def _encode_half(values: Floats) -> str:

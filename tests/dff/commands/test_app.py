@@ -86,56 +86,111 @@ def test_help_is_quick_because_heavy_libraries_are_not_imported() -> None:
     assert done.stdout.strip() == "[]"
 
 
+FAILURES = [
+    (("inspect", "nowhere"), "nowhere is not a finished dataset"),
+    (("align", "nowhere.png"), "nowhere.png is neither a file nor a folder"),
+    (("align", "pipe.jpg"), "pipe.jpg is neither a file nor a folder"),
+    (("train", "nowhere", "--out", "w"), "nowhere is not a finished dataset"),
+    (("synthesize", "nowhere", "out", "--identities", "3"), "no photo (.apng, .avif, .heic, "),
+    (("inspect", "file"), "a part of the path is a file"),
+    (("train", "d", "--out", "file/w"), "file is a file, not a folder"),
+    (("evaluate", "300w", "d", "--pictures", "file"), "file is a file, not a folder"),
+    (("evaluate", "300w", "d", "--tracking", "http://u:pw@127.0.0.1:1"), "***@127.0.0.1:1"),
+    (("synthesize", "nowhere", "file/out"), "a part of the path is a file"),
+    (("demo", "--out", "file"), "file is a file, not a folder"),
+    (("align", "file", "--weights", "nowhere.safetensors"), "no weights file nowhere.safetensors"),
+]
+"""Commands that are right, but fail: exit status 1."""
+MISTAKES = [
+    (("train", "d", "--out", "w", "--preset", "best"), "no preset 'best'; there are open"),
+    (("train", "d", "--out", "w", "--preset", "research"), "needs --photos"),
+    (("train", "d", "--out", "w", "--workers", "3:x"), "LEAST:MOST, not '3:x'"),
+    (("train", "d", "--out", "w", "--size", "5"), "no positive multiple of 32"),
+    (("train", "d", "--out", "w", "--where", "foo("), "the filter 'foo(' can't be read"),
+    (("train", "d", "--out", "w", "--gpu"), "torch finds 0 on this machine"),
+    (("train", "d", "--out", "w", "--gpu", "--workers", "0"), "torch finds 0 on this machine"),
+    (("train", "d", "--out", "."), ". is a folder: name a file in it"),
+    (("train-cascade", "d", "--out", "."), ". is a folder"),
+    (("train-cascade", "d", "--out", "w", "--weights", "nope"), "no weights file nope"),
+    (("train-detector", "d", "--out", "."), ". is a folder"),
+    (("calibrate", "dff-open", "d", "--out", "."), ". is a folder"),
+    (("calibrate", "dff-open", "d", "--picture", "a.jpg"), "a.jpg should be a file that ends in"),
+    (("fit-landmark-offsets", "dff-open", "d", "--source", "us", "--out", "."), "is a folder"),
+    (("export", "."), ". is a folder"),
+    (("export", "a.png"), "a.png should be a file that ends in .onnx"),
+    (("inspect", "d", "--html", "."), ". is a folder"),
+    (("status", "d", "--picture", "a.png"), "a.png should be a file that ends in .jpg"),
+    (("evaluate", "300w", "d", "--json", "."), ". is a folder"),
+    (("evaluate", "300w", "d", "--tracking", "nonsense"), "MLflow server looks like http://host"),
+    (("evaluate", "300w", "d", "--weights", "nope"), "no weights file nope; shipped by name"),
+    (("synthesize", "none", "out"), "neither photos nor identities"),
+    (("synthesize", "none", "s3://", "--identities", "2"), "a bucket is s3://bucket/prefix"),
+    (("synthesize", "none", "out", "--identities", "2", "--model", "nope"), "neither a model's"),
+    (("synthesize", "none", "out", "--identities", "2", "--renderer", "nope"), "zbuffer, pyrender"),
+    (("align", "file", "--json", "."), ". is a folder"),
+    (("align", "file", "--json", "s3://bucket/a.json"), "only a file on this machine"),
+    (("align", "file", "--json", "file"), "file is one of the input files"),
+    (("align", "file", "--json", "a", "--csv", "a"), "a is named for two outputs"),
+    (("align", "file", "--draw", "x.xyz"), "x.xyz should end in .png or .jpg or .jpeg, or be a"),
+    (("align", "file", "--mesh", "x.stl"), "x.stl should end in .glb or .obj"),
+    (("align", "file", "--crops", "photo.jpg"), "photo.jpg should end in .png, or be a folder"),
+    (("align", "file", "--mask", "photo.jpg"), "photo.jpg should end in .png, or be a folder"),
+    (("align", "file", "--boxes", "file"), "file is not a file of boxes"),
+    (("align", "file", "--weights", "nope"), "no weights file nope; shipped by name: dff-open"),
+    (("align", "file", "--weights", "models:/a"), "say models:/NAME@ALIAS"),
+    (("match", "p.png", "p.png", "--landmarks", "nose"), "names are like nose_tip"),
+    (("match", "p.png", "p.png", "--vertices", "9999999"), "the face model has no vertex"),
+    (("match", "p.png", "p.png", "--points=-5,5"), "lies outside the first photo"),
+    (("match", "p.png", "p.png", "--points", "5,5", "--draw", "a.x"), "a.x should be a file that"),
+    (("label", ".", "--weights", "nope"), "no weights file nope"),
+    (("serve", "--no-ray", "--weights", "nope"), "no weights file nope"),
+    (("serve", "--replicas", "x"), "write 4, 2:8 or auto"),
+    (("serve", "--no-ray", "--origin", "nonsense"), "write it as https://example.org"),
+    (("serve", "--no-ray", "--api-keys", "file"), "file holds no API keys"),
+    (("serve", "--address", "nonsense"), "a Ray address is host:port"),
+    (("submit", "train", "/d", "--out", "/w", "--address", "nonsense"), "http://host:8265"),
+    (("submit", "train", "/d", "--out", "w", "--address", "nonsense"), "--out w is a relative"),
+    (("jobs", "--address", "nonsense"), "http://host:8265"),
+]
+"""Commands that no machine could run: exit status 2."""
+
+
 @pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("inspect", "nowhere"), "nowhere is not a finished dataset"),
-        (("align", "nowhere.png"), "nowhere.png is neither a file nor a folder"),
-        (("align", "pipe.jpg"), "pipe.jpg is neither a file nor a folder"),
-        (("train", "nowhere", "--out", "w"), "nowhere is not a finished dataset"),
-        (
-            ("train", "d", "--out", "w", "--preset", "best"),
-            "no preset 'best'; there are open, research",
-        ),
-        (("train", "d", "--out", "w", "--preset", "research"), "needs --photos"),
-        (("synthesize", "none", "out"), "neither photos nor identities"),
-        (
-            ("synthesize", "nowhere", "out", "--identities", "3"),
-            "no photo (.apng, .avif, .heic, ",
-        ),
-        (("inspect", "file"), "a part of the path is a file"),
-        (("submit", "train", "/d", "--out", "/w", "--address", "nonsense"), "http://host:8265"),
-        (("submit", "train", "/d", "--out", "w", "--address", "nonsense"), "--out w is a relative"),
-        (("train", "d", "--out", "."), ". is a folder: name a file in it"),
-        (("train", "d", "--out", "file/w"), "file is a file, not a folder"),
-        (("train", "d", "--out", "w", "--gpu"), "torch finds 0 on this machine"),
-        (("train", "d", "--out", "w", "--gpu", "--workers", "0"), "torch finds 0 on this machine"),
-        (("train-cascade", "d", "--out", "."), ". is a folder"),
-        (("train-detector", "d", "--out", "."), ". is a folder"),
-        (("calibrate", "dff-open", "d", "--out", "."), ". is a folder"),
-        (("fit-landmark-offsets", "dff-open", "d", "--source", "us", "--out", "."), "is a folder"),
-        (("export", "."), ". is a folder"),
-        (("inspect", "d", "--html", "."), ". is a folder"),
-        (("evaluate", "300w", "d", "--json", "."), ". is a folder"),
-        (("evaluate", "300w", "d", "--pictures", "file"), "file is a file, not a folder"),
-        (("evaluate", "300w", "d", "--tracking", "http://u:pw@127.0.0.1:1"), "***@127.0.0.1:1"),
-        (("synthesize", "nowhere", "file/out"), "a part of the path is a file"),
-        (("align", "file", "--json", "."), ". is a folder"),
-        (("demo", "--out", "file"), "file is a file, not a folder"),
-    ],
+    ("arguments", "says", "status"),
+    [(*failure, 1) for failure in FAILURES] + [(*mistake, 2) for mistake in MISTAKES],
 )
 def test_a_mistake_is_one_line_that_names_the_thing(
-    arguments: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...],
+    says: str,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe.jpg")
+    cv2.imwrite("p.png", np.zeros((64, 64, 3), np.uint8))
     code, out, err = run_command(*arguments)
-    assert code == 1
     assert says in err
+    assert code == status
     assert "Traceback" not in err + out
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--server", "nonsense"), "http://HOST:PORT"),
+        (("--focal", "inf"), "--focal is a number of pixels"),
+        (("--landmarks", "nose", "--json", "a.json"), "blendshapes"),
+        (("--box", "1,2,3"), "four numbers"),
+    ],
+)
+def test_a_wrong_value_is_shown_with_the_usage(arguments: tuple[str, ...], says: str) -> None:
+    result = CliRunner().invoke(app, ["align", "a.png", *arguments], env=WIDE)
+    assert result.exit_code == 2
+    assert says in result.output
 
 
 @pytest.mark.parametrize(
