@@ -77,7 +77,10 @@ def align(
     ] = None,
     table: Annotated[
         Path | None,
-        typer.Option("--csv", help="Write one row for each face to this CSV file."),
+        typer.Option(
+            "--csv",
+            help="Write one row for each face, and each image without one, to this CSV file.",
+        ),
     ] = None,
     mask: Annotated[
         Path | None,

@@ -71,6 +71,10 @@ class ImageResult:
             return [f"{self.path}: no face found"]
         return [f"{self.path}: {describe_face(face)}" for face in self.faces]
 
+    def to_json(self, describer: FaceDescriber) -> list[dict[str, Any]] | dict[str, str]:
+        """The alignments as plain lists and numbers, or the error."""
+        return {"error": self.error} if self.error else self.describe_faces(describer)
+
     def describe_faces(self, describer: FaceDescriber) -> list[dict[str, Any]]:
         """The alignments as plain lists and numbers."""
         if self.camera is None:
@@ -244,7 +248,7 @@ def _align_together(
         # a bad image or box fails its whole batch, so its images are aligned one by one
         if len(read) == 1:
             ((path, one),) = read.items()
-            results[path] = ImageResult(path, one.pixels, (), str(error))
+            results[path] = ImageResult(path, None, (), str(error))
         else:
             results |= {
                 p: _align_together(aligner, {p: one}, boxes, focal)[0] for p, one in read.items()
@@ -309,7 +313,7 @@ class AlignmentWriter:
     json: Path | None = None  # one line for each image where it ends in .jsonl
     drawings: Mapping[Path, Path] = field(default_factory=dict)  # by image
     meshes: Mapping[Path, Path] = field(default_factory=dict)  # of the first face, by image
-    table: Path | None = None  # CSV, one row for each face
+    table: Path | None = None  # CSV, one row for each face and each image without one
     masks: Mapping[Path, Path] = field(default_factory=dict)  # by image
     crops: Mapping[Path, Path] = field(default_factory=dict)  # by image, to which a number is added
     crop_size: int = CROP_SIZE  # pixels
@@ -332,8 +336,9 @@ class AlignmentWriter:
             write_file(self.masks[result.path], encode_png(mask))
         if result.path in self.crops and result.image is not None:
             self._write_crops(result.image, result)
-        if self.table and result.camera is not None:
-            append_file(self.table, self._rows(result, result.camera).encode())
+        if self.table:
+            # names of files may be bytes that are no text
+            append_file(self.table, self._rows(result).encode(errors="backslashreplace"))
         if self.json and is_json_lines(self.json):
             line = result.to_json_line(self.names[result.path], self.describer)
             append_file(self.json, line.encode())
@@ -345,10 +350,13 @@ class AlignmentWriter:
         if self.table:
             write_file(self.table, FaceTable(self.model, ["image"]).header().encode())
 
-    def _rows(self, result: ImageResult, camera: Intrinsics) -> str:
+    def _rows(self, result: ImageResult) -> str:
         table, name = FaceTable(self.model, ["image"]), self.names[result.path]
+        if result.camera is None or not result.faces:
+            return table.row_without_face([name], result.error)
         return "".join(
-            table.row([name], number, face, camera) for number, face in enumerate(result.faces)
+            table.row([name], number, face, result.camera)
+            for number, face in enumerate(result.faces)
         )
 
     def _write_crops(self, image: Bytes, result: ImageResult) -> None:
@@ -475,10 +483,8 @@ def read_finished(path: Path) -> set[str]:
     return names
 
 
-def to_json(
-    results: Iterable[ImageResult], describer: FaceDescriber
-) -> dict[str, list[dict[str, Any]]]:
-    """Alignments by image name, as of ``unique_names``; an unreadable file has an empty list."""
+def to_json(results: Iterable[ImageResult], describer: FaceDescriber) -> dict[str, Any]:
+    """Alignments by image name, as of ``unique_names``; a refused image has an object "error"."""
     every = list(results)
     names = unique_names([result.path for result in every])
-    return {name: each.describe_faces(describer) for name, each in zip(names, every, strict=True)}
+    return {name: each.to_json(describer) for name, each in zip(names, every, strict=True)}

@@ -31,7 +31,7 @@ class FaceTable:
         self._model = model
         self.columns = [
             *first,
-            *("face_id", "confidence", "success"),
+            *("face_id", "confidence", "success", "error"),
             *("pose_Tx", "pose_Ty", "pose_Tz", "pose_Rx", "pose_Ry", "pose_Rz"),
             *(f"{axis}_{i}" for axis in "xy" for i in _POINTS),
             *(f"{axis}_{i}" for axis in "XYZ" for i in _POINTS),
@@ -54,8 +54,13 @@ class FaceTable:
             *points.T.ravel(),
             *face.coefficients.expression,
         ]
-        told: list[Cell] = [f"{face.face_confidence:.3f}", int(not face.failed)]
+        told: list[Cell] = [f"{face.face_confidence:.3f}", int(not face.failed), face.reason]
         return _line([*first, face_id, *told, *(f"{value:.4f}" for value in values)])
+
+    def row_without_face(self, first: Sequence[Cell], error: str) -> str:
+        """The line of an image without a face; ``error``: why it has none, if it was refused."""
+        told: list[Cell] = [*first, "", "", 0, error]
+        return _line(told + [""] * (len(self.columns) - len(told)))
 
 
 def _line(cells: Sequence[Cell]) -> str:

@@ -68,7 +68,9 @@ def test_a_bad_file_is_named_and_stops_nothing(folder: Path, toy_model: Morphabl
     results = {r.path.name: r for r in align_files(KnownAligner(toy_model), list_images([folder]))}  # type: ignore[arg-type]
     assert [name for name, r in results.items() if r.error] == ["004.png", "005.png"]
     assert all(len(r.faces) == 1 for name, r in results.items() if not r.error)
-    assert to_json(results.values(), FaceDescriber(toy_model))["004.png"] == []
+    assert to_json(results.values(), FaceDescriber(toy_model))["004.png"] == {
+        "error": results["004.png"].error
+    }
 
 
 def test_a_bad_photo_of_a_person_is_left_out_by_name(
@@ -419,10 +421,25 @@ def test_every_image_of_a_command_is_answered_or_refused_by_name(
     assert f"{tmp_path / 'black.png'}: no face found" in answered.stderr
     assert answered.stdout == f"1 face of 2 images in {out}; 1 without a face\n"
     (tmp_path / "bad.png").write_bytes(b"bad")
+    (tmp_path / os.fsdecode(b"\xe9.png")).write_bytes((tmp_path / "black.png").read_bytes())
     partly = run()
     assert partly.exit_code == 1
     assert f"{tmp_path / 'bad.png'}: this is not an image" in partly.stderr
-    assert partly.stdout == f"1 face of 3 images in {out}; 1 without a face; 1 refused\n"
+    assert partly.stdout == f"1 face of 4 images in {out}; 2 without a face; 1 refused\n"
+    if output == "--json":
+        written = json.loads(out.read_text())
+        assert written["black.png"] == []
+        assert written["bad.png"]["error"].startswith("this is not an image")
+        assert len(written["face.png"]) == 1
+        return
+    rows = {row["image"]: row for row in csv.DictReader(out.open())}
+    told = {name: (row["face_id"], row["success"], row["error"][:20]) for name, row in rows.items()}
+    assert told == {
+        "bad.png": ("", "0", "this is not an image"),
+        "black.png": ("", "0", ""),
+        "face.png": ("0", "1", ""),
+        r"\udce9.png": ("", "0", ""),
+    }
 
 
 def test_the_photo_in_work_is_named(
@@ -476,7 +493,8 @@ def test_results_go_to_json_drawings_and_meshes(folder: Path, toy_model: Morphab
     assert {path.name for path in out.iterdir()} == {
         *("a.json", "a.jsonl", "a.csv", "black.jpg", "face.glb", "mask.png", "crop_0.png")
     }
-    (row,) = csv.DictReader((out / "a.csv").open())
+    row, without = csv.DictReader((out / "a.csv").open())
+    assert (without["image"], without["success"]) == ("black.png", "0")
     alignment = whole[face.name][0]
     assert (row["image"], row["face_id"], row["success"]) == (face.name, "0", "1")
     assert float(row["x_8"]) == pytest.approx(alignment["landmarks_2d"][8][0], abs=0.01)
