@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import secrets
@@ -12,6 +13,8 @@ from io import FileIO
 from pathlib import Path, PurePath
 
 from dff.face.errors import BadPlace, StorageError
+
+_log = logging.getLogger(__name__)
 
 
 def strip_suffix(path: PurePath | str) -> str:
@@ -38,17 +41,20 @@ def check_output_file(path: Path | str | None) -> None:
 def check_output_folder(path: Path | str | None) -> None:
     """Raises StorageError when no files can be written in the folder ``path``, new or not.
 
-    None stands for no folder. Nothing is made.
+    None stands for no folder. Nothing is made; a folder that will be is named in the log.
     """
     if path is None:
         return
     folder = _check_local(path).absolute()
+    new = not folder.exists()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
         raise StorageError(f"can't write in {path}: {folder} is a file, not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StorageError(f"can't write in {path}: {folder} may not be written to")
+    if new:
+        _log.info("%s is a new folder", path)
 
 
 def _check_local(path: Path | str) -> Path:
@@ -56,9 +62,7 @@ def _check_local(path: Path | str) -> Path:
     a file in the folder ``s3:``.
     """
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
-        raise BadPlace(
-            f"{path} is an address: only a file on this machine can be written here"
-        )
+        raise BadPlace(f"{path} is an address: only a file on this machine can be written here")
     return Path(path)
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from dff.face.arrays import Array, Float, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
-from dff.face.errors import BadPlace, BadWeights, NotFound, StorageError, UnknownWeights
+from dff.face.errors import BadPlace, BadWeights, NotFound, UnknownWeights
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.infra.files import check_output_file, replaced_file

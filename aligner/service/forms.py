@@ -49,12 +49,16 @@ def _explain(name: str, error: ErrorDetails) -> str:
     missing = error["type"] == "missing"
     place = [step for step in error["loc"] if isinstance(step, int)]
     where = name + "".join(f"[{number}]" for number in (place[:-1] if missing else place))
+    if error["type"] == "too_long":
+        return f"{where} has too many entries"
     return f"{where} has too few entries" if missing else f"{where} is something else"
 
 
 # null, for a photo or for all: faces are detected
 BOXES: JsonField[list[BoxCorners] | None] = JsonField(
-    TypeAdapter(list[BoxCorners] | None), "[[x0, y0, x1, y1], ...], a box for each face", "bad-boxes"
+    TypeAdapter(list[BoxCorners] | None),
+    "[[x0, y0, x1, y1], ...], a box for each face",
+    "bad-boxes",
 )
 BOXES_OF_EACH: JsonField[list[list[BoxCorners] | None] | None] = JsonField(
     TypeAdapter(list[list[BoxCorners] | None] | None),
@@ -123,9 +127,7 @@ def parse_boxes_of_each(
     return [*boxes]
 
 
-def to_boxes(
-    corners: Sequence[BoxCorners], pixels: Bytes, *, name: str = "boxes"
-) -> list[Box]:
+def to_boxes(corners: Sequence[BoxCorners], pixels: Bytes, *, name: str = "boxes") -> list[Box]:
     """Boxes in an (H, W, 3) image, of the field ``name``.
 
     Raises Problem ``bad-boxes`` for an empty list, and for a box that can't hold a face of it.

@@ -163,7 +163,8 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
         case Problem() | BadPhoto():
             return to_problem(error).to_response(request_id, root_path)
         case RequestValidationError():
-            detail = "; ".join(map(_describe_invalid, error.errors()))
+            # dependencies may share a parameter
+            detail = "; ".join(dict.fromkeys(map(_describe_invalid, error.errors())))
             return Problem("bad-request", detail).to_response(request_id, root_path)
         case HTTPException():
             details = ProblemDetails(

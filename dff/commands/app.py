@@ -91,7 +91,8 @@ def main() -> None:
     """
     escape_unprintable_output()
     logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("dff.face.numba_cache").setLevel(logging.INFO)
+    for name in ("dff.face.numba_cache", "dff.infra.files"):
+        logging.getLogger(name).setLevel(logging.INFO)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(HidingFormatter("%(levelname)s %(name)s: %(message)s"))
     try:

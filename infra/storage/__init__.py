@@ -30,9 +30,7 @@ def open_storage(
     parts = urlsplit(uri)
     if parts.scheme == "s3":
         if not parts.netloc:
-            raise BadPlace(
-                f"{hide_secrets(uri)!r} names no bucket; a bucket is s3://bucket/prefix"
-            )
+            raise BadPlace(f"{hide_secrets(uri)!r} names no bucket; a bucket is s3://bucket/prefix")
         if "@" in parts.netloc:
             raise BadPlace(
                 f"{hide_secrets(uri)!r} holds credentials: set AWS_ACCESS_KEY_ID and "

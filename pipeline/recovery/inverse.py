@@ -139,6 +139,18 @@ class FitLimits:
 
 
 AT_LEAST = ("face_size", "structure", "score")
+REFUSALS = {
+    "face_size": "the face is too small",
+    "structure": "the photo does not look like the face of its landmarks",
+    "landmark_error_typical": "no face of the model has such landmarks",
+    "wrong_points": "many landmarks are not where a face has them",
+    "colour_error": "the colours are not those of skin in any light",
+    "occluded": "too much of the face is covered",
+    "identity": "no likely face has such landmarks",
+    "outside": "too much of the face is outside of the photo",
+    "score": "photo and fitted face agree too little",
+}
+"""What it means to be beyond a limit."""
 NO_LIMITS = FitLimits(
     **{field.name: -np.inf if field.name in AT_LEAST else np.inf for field in fields(FitLimits)}
 )
@@ -544,6 +556,5 @@ def check_quality(photo_id: str, quality: dict[str, float], limits: FitLimits) -
         low = field.name in AT_LEAST
         if not (value >= limit if low else value <= limit):
             word = "below" if low else "above"
-            raise BadFit(
-                f"{photo_id}: {field.name.replace('_', ' ')} {value:.3g} {word} {limit:.3g}"
-            )
+            figure = f"{field.name.replace('_', ' ')} {value:.3g} {word} {limit:.3g}"
+            raise BadFit(f"{photo_id}: {REFUSALS[field.name]} ({figure})")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -136,3 +137,14 @@ def test_what_is_no_file_is_written_to_and_a_link_followed(tmp_path: Path) -> No
     long = tmp_path / ("n" * 250)
     write_file(long, b"data")
     assert long.read_bytes() == b"data"
+
+
+def test_a_folder_that_will_be_made_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    check_output_file(tmp_path / "a.json")
+    assert not caplog.text
+    check_output_file(tmp_path / "new" / "deep" / "a.json")
+    assert f"{tmp_path / 'new' / 'deep'} is a new folder" in caplog.text
+    assert not (tmp_path / "new").exists()

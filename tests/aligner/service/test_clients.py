@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from tests.aligner.known_aligner import KnownAligner
 GOOD = encoded(pixels())
 BOX = [20.0, 20.0, 90.0, 100.0]
 PAGE = "https://example.org"
+GUIDE = Path(__file__).parents[3] / "docs" / "guide" / "serve.md"
 ROUTES = [
     ("/v1/align", "image"),
     ("/v1/align.glb", "image"),
@@ -333,3 +336,100 @@ def test_weights_side_by_side(toy_model: MorphableModel) -> None:
         refused = client.post("/v1/align?weights=none", files={"image": GOOD})
         assert refused.status_code == 422
         assert "default, other" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "fields", "kind", "says"),
+    [
+        (
+            "/v1/align",
+            "image",
+            {"boxes": "[[1, 2]]"},
+            "bad-boxes",
+            "boxes must be JSON [[x0, y0, x1, y1], ...], a box for each face: boxes[0] has too few "
+            "entries",
+        ),
+        (
+            "/v1/align",
+            "image",
+            {"boxes": "1,2,3,4"},
+            "bad-boxes",
+            "boxes must be JSON [[x0, y0, x1, y1], ...], a box for each face: this is no JSON",
+        ),
+        (
+            "/v1/align/batch",
+            "images",
+            {"boxes": '[["a", 2, 3, 4]]'},
+            "bad-boxes",
+            "boxes must be JSON with null or [[x0, y0, x1, y1], ...] for each image: boxes[0][0] "
+            "is something else",
+        ),
+        (
+            "/v1/align/person",
+            "images",
+            {"boxes": '{"a": 1}'},
+            "bad-boxes",
+            "boxes must be JSON with null or [x0, y0, x1, y1] for each image: boxes is something "
+            "else",
+        ),
+        ("/v1/align", "image", {"mesh": "perhaps"}, "bad-request", "mesh must be 1 or 0"),
+        ("/v1/align.glb", "image", {"face": "-1"}, "bad-request", "face must be at least 0"),
+        ("/v1/align.glb", "image", {"face": "a"}, "bad-request", "face must be a whole number"),
+        ("/v1/align", "image", {"focal_px": "a"}, "bad-request", "focal_px must be a number"),
+        ("/v1/align", "image", {"focal_px": "0"}, "bad-request", "focal_px must be at least 1"),
+    ],
+)
+def test_a_wrong_field_is_told_what_it_must_be(
+    client: TestClient, path: str, name: str, fields: dict[str, str], kind: str, says: str
+) -> None:
+    answer = client.post(path, files=[(name, GOOD)], data=fields).json()
+    assert (answer["type"], answer["detail"]) == (f"/problems/{kind}", says)
+
+
+def test_no_parameter_is_explained_in_the_words_of_a_library(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    asked = 0
+    for path, operation in paths.items():
+        for parameter in operation.get("post", {}).get("parameters", ()):
+            wrong = {parameter["name"]: "nonsense"}
+            sent = {"headers": wrong} if parameter["in"] == "header" else {"params": wrong}
+            files = [(name, GOOD) for name in ("image", "images", "image_a", "image_b")]
+            known = _form_fields(client, path)
+            answer = client.post(path, files=[one for one in files if one[0] in known], **sent)
+            if answer.status_code != 501:  # an aligner without a network
+                asked += 1
+                assert answer.status_code == 422, (path, parameter, answer.text)
+                detail = answer.json()["detail"]
+                assert not any(word in detail for word in ("Input", "Field", "valid")), detail
+    assert asked >= 15
+
+
+def _form_fields(client: TestClient, path: str) -> dict[str, Any]:
+    """The schemas of the fields of a route's form, by name."""
+    described = client.get("/openapi.json").json()
+    body = described["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]
+    name = body["schema"]["$ref"].rpartition("/")[2]
+    fields: dict[str, Any] = described["components"]["schemas"][name]["properties"]
+    return fields
+
+
+def test_the_guide_lists_the_fields_of_each_route(client: TestClient) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", GUIDE.read_text("utf-8"), re.M)
+    listed = {(name, path) for name, paths in rows for path in re.findall(r"`(/v1/\S+)`", paths)}
+    paths = client.get("/openapi.json").json()["paths"]
+    taken = {
+        (name, path)
+        for path, operations in paths.items()
+        if "post" in operations
+        for name in (
+            *_form_fields(client, path),
+            *(
+                one["name"]
+                for one in operations["post"].get("parameters", ())
+                if one["in"] == "query"
+            ),
+        )
+    }
+    assert {(name, path) for name, path in taken if (name, "every") not in rows} == listed
+    everywhere = [name for name, paths in rows if paths == "every"]
+    assert all((name, path) in taken for name in everywhere for _, path in listed)

@@ -115,9 +115,11 @@ def test_what_cannot_be_matched_is_told(client: TestClient, scenes: list[Scene])
     face = png(scenes[0].image)
     for fields, detail in (
         ({}, "give 1 to 1024 points"),
-        ({"points": [[1, 2, 3]]}, "points: "),
+        ({"points": [[1, 2, 3]]}, "JSON [[x, y], ...] in pixels: points[0] has too many"),
+        ({"points": [[1]]}, "JSON [[x, y], ...] in pixels: points[0] has too few"),
         ({"points": [[1, 5000]]}, "outside the first photo"),
         ({"landmarks": ["nose"]}, "no landmark 'nose'"),
+        ({"landmarks": [5]}, 'JSON names such as ["nose_tip", "chin"]: landmarks[0] is'),
         ({"points": [[5, 5]] * 1025}, "give 1 to 1024 points"),
     ):
         answer = ask(client, face, face, **fields)

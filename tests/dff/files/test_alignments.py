@@ -364,7 +364,17 @@ def test_images_are_found_by_content_and_the_other_files_named(
         path.unlink()
     outside = tmp_path_factory.mktemp("outside")
     jpeg = encoded(np.full((40, 40, 3), 90, np.uint8), "JPEG")
-    images = ["a.jfif", "b.jpe", "c.mpo", "d.JPG", "e", "f.heic", "g.photo", "sub/deep/h.jpeg", "j.txt"]
+    images = [
+        "a.jfif",
+        "b.jpe",
+        "c.mpo",
+        "d.JPG",
+        "e",
+        "f.heic",
+        "g.photo",
+        "sub/deep/h.jpeg",
+        "j.txt",
+    ]
     for name in images:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(jpeg)

@@ -24,6 +24,7 @@ from dff.pipeline.inspection.recovery_panel import draw_recovery
 from dff.pipeline.recovery.inverse import (
     AT_LEAST,
     NO_LIMITS,
+    REFUSALS,
     FitLimits,
     Recovery,
     check_quality,
@@ -315,7 +316,10 @@ def test_each_limit_refuses_by_its_name() -> None:
     check_quality("a", good, FitLimits())
     for field in fields(FitLimits):
         bad = good | {field.name: -1.0 if field.name in AT_LEAST else 9.0}
-        with pytest.raises(BadFit, match=rf"^a: {field.name.replace('_', ' ')} .*(above|below)"):
+        words = (
+            rf"^a: {REFUSALS[field.name]} \({field.name.replace('_', ' ')} .*(above|below) .*\)$"
+        )
+        with pytest.raises(BadFit, match=words):
             check_quality("a", bad, FitLimits())
         check_quality("a", bad, NO_LIMITS)
     with pytest.raises(BadFit, match="colour error nan"):
