@@ -22,7 +22,7 @@ class MatchConfig:
     occlusion: float = 0.012  # metres behind the visible surface at which a vertex is hidden
     # of heat maps: factor of the cosines whose exponential is the heat; searches use a larger one
     heat_sharpness: float = 5.0
-    dense_batch: int = 1024  # points that are matched at a time in a dense map
+    dense_batch: int = 256  # points that are matched at a time in a dense map
 
     def __post_init__(self) -> None:
         if min(self.crop, self.surface, self.dense_batch) < 1:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -37,6 +38,8 @@ from dff.face.matching import (
     root_probabilities,
 )
 from dff.face.model.landmarks import INDEX
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,18 +150,17 @@ class Matcher:
         outside the first photo, unknown landmarks and vertices, or nothing to match.
         """
         selection = PointSelection(points, landmarks, vertices, box_a, box_b)
-        steps = self.match_in_steps(image_a, image_b, selection)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                found: PointMatches = end.value
-                return found
+        faces = self.aligner.config.batch
+        return _run_to_end(self.match_in_steps(image_a, image_b, selection, faces=faces))
 
     def match_in_steps(
-        self, image_a: Bytes, image_b: Bytes, selection: PointSelection
+        self, image_a: Bytes, image_b: Bytes, selection: PointSelection, *, faces: int
     ) -> Generator[None, None, PointMatches]:
-        """``match`` that yields after each photo, so that others may have their turn."""
+        """``match`` as a generator that returns its value and yields between steps.
+
+        A step detects the faces of a photo, aligns at most so many ``faces``, or describes one. A
+        server can do other work in between.
+        """
         landmarks, vertices = selection.landmarks, selection.vertices
         check_image(image_a)
         check_image(image_b)
@@ -166,23 +168,28 @@ class Matcher:
         wanted = check_vertices(landmarks, vertices, self.aligner)
         if not len(clicked) + len(wanted):
             raise ValueError("there is nothing to match: give points, landmarks or vertices")
-        faces = self._faces(image_a, selection.box_a, "the first photo")
+        found = yield from self._find_faces(image_a, selection.box_a, "the first photo", faces)
+        second = yield from self._find_faces(image_b, selection.box_b, "the second photo", faces)
+        described_second = self.describe(image_b, second[0])
+        owner = assign_points(found, clicked)
+        described = {}
+        for i in sorted({*owner.tolist(), *([0] if len(wanted) else [])} - {-1}):
+            yield
+            described[i] = self.describe(image_a, found[i])
         yield
-        second = self._faces(image_b, selection.box_b, "the second photo")[0]
-        described_second = self.describe(image_b, second)
-        yield
-        owner = assign_points(faces, clicked)
-        described = {
-            i: self.describe(image_a, faces[i])
-            for i in sorted({*owner.tolist(), *([0] if len(wanted) else [])} - {-1})
-        }
         names = [f"{x:g},{y:g}" for x, y in clicked]
         names += [*landmarks, *(f"vertex {v}" for v in vertices)]
         return self._collect(tuple(names), clicked, wanted, owner, described, described_second)
 
-    def _faces(self, image: Bytes, box: Box | None, photo: str) -> list[Alignment]:
-        """The faces of a photo, the largest first. Raises NoFace, which names the ``photo``."""
-        found = self.aligner.align(image, None if box is None else [box])
+    def _find_faces(
+        self, image: Bytes, box: Box | None, photo: str, faces: int
+    ) -> Generator[None, None, list[Alignment]]:
+        """The faces of a photo, the largest first. Raises NoFace, which names the ``photo``.
+
+        Yields after the detection and after every ``faces`` faces.
+        """
+        boxes = None if box is None else [[box]]
+        (found,) = yield from self.aligner.align_in_steps([image], boxes, faces=faces)
         good = [face for face in found if not face.failed]
         if not good:
             reason = f" in its box: {found[0].reason}" if found else ""
@@ -191,8 +198,16 @@ class Matcher:
 
     def describe_largest(self, image: Bytes, box: Box | None = None) -> DescribedFace:
         """Describe the largest face of a photo, or that of a box. Raises BadPhoto and NoFace."""
+        faces = self.aligner.config.batch
+        return _run_to_end(self.describe_largest_in_steps(image, box, faces=faces))
+
+    def describe_largest_in_steps(
+        self, image: Bytes, box: Box | None = None, *, faces: int
+    ) -> Generator[None, None, DescribedFace]:
+        """``describe_largest`` in steps like those of ``match_in_steps``."""
         check_image(image)
-        return self.describe(image, self._faces(image, box, "the photo")[0])
+        found = yield from self._find_faces(image, box, "the photo", faces)
+        return self.describe(image, found[0])
 
     def describe(self, image: Bytes, alignment: Alignment) -> DescribedFace:
         """Describe an aligned face of an (H, W, 3) uint8 RGB image for matching."""
@@ -270,13 +285,33 @@ class Matcher:
         network and interpolated; NaN where the first photo shows no face. The faces are the largest
         ones, or those of the boxes. Raises as ``match``.
         """
+        faces = self.aligner.config.batch
+        steps = self.match_every_pixel_in_steps(image_a, image_b, (box_a, box_b), faces=faces)
+        return _run_to_end(steps)
+
+    def match_every_pixel_in_steps(
+        self,
+        image_a: Bytes,
+        image_b: Bytes,
+        boxes: tuple[Box | None, Box | None] = (None, None),
+        *,
+        faces: int,
+    ) -> Generator[None, None, Floats]:
+        """``match_every_pixel`` in steps like those of ``match_in_steps``.
+
+        Others match ``MatchConfig.dense_batch`` output pixels. ``boxes``: of both photos.
+        """
         check_image(image_a)
         check_image(image_b)
-        first = self.describe(image_a, self._faces(image_a, box_a, "the first photo")[0])
-        second = self.describe(image_b, self._faces(image_b, box_b, "the second photo")[0])
+        found_a = yield from self._find_faces(image_a, boxes[0], "the first photo", faces)
+        first = self.describe(image_a, found_a[0])
+        yield
+        found_b = yield from self._find_faces(image_b, boxes[1], "the second photo", faces)
+        second = self.describe(image_b, found_b[0])
         side = first.features.side
         grid = np.full((side * side, 4), np.nan, dtype=np.float32)
         for begin in range(0, len(first.candidates), self.config.dense_batch):
+            yield
             pixels = first.candidates[begin : begin + self.config.dense_batch]
             px = first.photo_from_grid(pixel_centres(pixels, side))
             query, good = self.query_points(first, px, second)
@@ -332,6 +367,16 @@ class Matcher:
             faces=tuple(faces),
             found=second.alignment,
         )
+
+
+def _run_to_end(steps: Generator[None, None, T]) -> T:
+    """The value of a generator, without a pause between its steps."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            value: T = end.value
+            return value
 
 
 def _spread(grid: Floats, first: DescribedFace, shape: tuple[int, int]) -> Floats:

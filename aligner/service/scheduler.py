@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dff.aligner.alignment import Alignment
 from dff.aligner.service.face_aligner import FaceAligner, Outcome, Photo
@@ -38,26 +38,34 @@ class QueuedPhoto:
 class Call:
     """One call of the aligner, which runs in steps."""
 
-    steps: Steps
-    jobs: list[QueuedPhoto]
+    steps: Generator[None, None, Any]
+    jobs: list[QueuedPhoto]  # photos that it aligns; empty for other calls
+    outcome: asyncio.Future[Any] | None = None  # what the steps of another call return or raise
     seconds: float = 0.0  # that its steps have taken
 
     @property
     def share(self) -> float:
         """Seconds for each of its photos."""
-        return self.seconds / len(self.jobs)
+        return self.seconds / max(len(self.jobs), 1)
 
     @property
     def expected(self) -> float:
         """Seconds that its steps will take in all, as far as is known."""
         return sum(job.expected for job in self.jobs)
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether no request waits for it any more."""
+        if self.outcome is not None:
+            return self.outcome.cancelled()
+        return all(job.outcome.done() for job in self.jobs)
+
 
 @dataclass(frozen=True)
 class Finished:
-    """The faces of a call's photos after its last step."""
+    """What a call returned after its last step."""
 
-    found: list[list[Alignment]]
+    value: Any
 
 
 class Durations:
@@ -83,7 +91,8 @@ class Scheduler:
     Photos that are expected to be short come first, and those that have waited long. As many as a
     batch holds share one call, if they are of similar length. Calls run in steps, and the call
     whose photos have had least time has the next one. So a photo of many faces, which is not known
-    before, delays a small one by at most the small one's own time and a step.
+    before, or a long call of another kind, delays a small photo by at most the small one's own time
+    and a step.
     """
 
     def __init__(
@@ -122,8 +131,7 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         job = QueuedPhoto(photo, expected, self._clock(), deadline, loop.create_future())
         self._queue.append(job)
-        if self._worker is None or self._worker.done():
-            self._worker = loop.create_task(self._work())
+        self._start_working()
         try:
             return await job.outcome, job.began - job.arrived
         finally:
@@ -146,11 +154,15 @@ class Scheduler:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     async def run_steps(self, steps: Generator[None, None, T]) -> T:
-        """The result of a generator, each of whose steps is a call as of ``run``."""
-        while True:
-            ended, result = await self.run(partial(_advance_once, steps))
-            if ended:
-                return result  # type: ignore[return-value]
+        """What a generator returns, whose steps have their turns as those of the photos do."""
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._calls.append(Call(steps, [], outcome))
+        self._start_working()
+        return await outcome
+
+    def _start_working(self) -> None:
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.get_running_loop().create_task(self._work())
 
     async def _work(self) -> None:
         while self._queue or self._calls:
@@ -185,23 +197,32 @@ class Scheduler:
 
     async def _advance(self, call: Call) -> None:
         """Run the next step of a call; end the call after its last one."""
-        result: Finished | Exception | None = None
-        if all(job.outcome.done() for job in call.jobs):  # no request waits for it any more
+        if call.abandoned:
+            self._calls.remove(call)
             call.steps.close()
-        else:
-            started = self._clock()
-            result = await self.run(partial(_step, call.steps))
-            call.seconds += self._clock() - started
-            if result is None:
-                return
+            return
+        started = self._clock()
+        result = await self.run(partial(_step, call.steps))
+        call.seconds += self._clock() - started
+        if result is None:
+            return
         self._calls.remove(call)
-        if isinstance(result, Finished):
-            faces = sum(map(len, result.found))
-            self.durations.learn([job.photo for job in call.jobs], faces, call.seconds)
-            for job, found in zip(call.jobs, result.found, strict=True):
-                _settle(job, found)
-        elif result is not None:
+        if call.outcome is None:
+            await self._settle_photos(call, result)
+        elif not call.outcome.cancelled():
+            if isinstance(result, Finished):
+                call.outcome.set_result(result.value)
+            else:
+                call.outcome.set_exception(result)
+
+    async def _settle_photos(self, call: Call, result: Finished | Exception) -> None:
+        if not isinstance(result, Finished):
             await self._align_alone(call.jobs, result)
+            return
+        found: list[list[Alignment]] = [*result.value]
+        self.durations.learn([job.photo for job in call.jobs], sum(map(len, found)), call.seconds)
+        for job, faces in zip(call.jobs, found, strict=True):
+            _settle(job, faces)
 
     async def _align_alone(self, jobs: Sequence[QueuedPhoto], error: Exception) -> None:
         """When a batch fails, its photos are aligned one by one: each fails for its own sender."""
@@ -228,21 +249,12 @@ def _settle(job: QueuedPhoto, outcome: Outcome) -> None:
         job.outcome.set_result(outcome)
 
 
-def _advance_once(steps: Generator[None, None, T]) -> tuple[bool, T | None]:
-    """Whether the generator ended, and with what. Raises what it raises."""
-    try:
-        next(steps)
-    except StopIteration as end:
-        return True, end.value
-    return False, None
-
-
-def _step(steps: Steps) -> Finished | Exception | None:
+def _step(steps: Generator[None, None, Any]) -> Finished | Exception | None:
     """The result of the next step; None for more to come."""
     try:
         next(steps)
     except StopIteration as end:
-        return Finished([*end.value])
+        return Finished(end.value)
     except Exception as error:
         return error
     return None

@@ -1,7 +1,8 @@
-"""Real Ray nodes that share no disk and no address: each in a network and mount namespace.
+"""Real Ray nodes that share no disk, address or process: each in namespaces of its own.
 
 As root only. A bridge of this machine connects them, as a switch would; this machine itself is on
-it, but no node of the cluster.
+it, but no node of the cluster. A Ray driver takes the address of its node from the command lines of
+the machine's processes, so nodes that saw each other's would take each other's addresses.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,9 @@ from tests.infra.ray_nodes import path_without_program, stop_node, wait_for_node
 PROGRAM = Path(__file__).parents[2]
 _OWN_DISK = """
 set -e
+trap 'exit 1' INT TERM
 mount --make-rprivate /
+mount -t proc proc /proc
 mount -o remount,bind,ro /
 mount -t tmpfs -o size=1g none /dev/shm
 mkdir /dev/shm/program
@@ -60,7 +63,13 @@ class Node:
     def command(self, arguments: Sequence[str]) -> list[str]:
         """What runs ``arguments`` on this node."""
         enter = ["nsenter", "--net", "--mount", f"--target={self.process.pid}"]
+        enter += [f"--pid=/proc/{self.process.pid}/ns/pid_for_children"]
         return [*enter, "env", "-C", "/tmp/home", *arguments]
+
+    def lose_power(self) -> None:
+        """Kill everything that runs on this node."""
+        _kill_all(self.name)
+        self.process.wait()
 
     def kill_raylet(self) -> None:
         """Kill Ray's daemon alone; ``ray start`` then ends the node."""
@@ -78,7 +87,9 @@ class Cluster:
     bridge: str  # this machine's address, as the nodes see it
     token: str
     environment: Mapping[str, str]  # of a process on a node, or of one that talks to the cluster
-    nodes: Sequence[Node]  # the head is the first
+    nodes: list[Node]  # the head is the first
+    start_node: Callable[[int, int], Node]  # by number; returns when so many nodes are alive
+    has_redis: bool  # whether the head keeps the state of the cluster in a Redis beside it
 
     @property
     def head(self) -> str:
@@ -88,6 +99,11 @@ class Cluster:
     def jobs(self) -> str:
         """Address of the job server."""
         return f"http://{self.head}:8265"
+
+    def restart_head(self) -> None:
+        """Start the head again after it lost its power: an empty machine of the same address."""
+        alive = [node for node in self.nodes[1:] if node.process.poll() is None]
+        self.nodes[0] = self.start_node(0, len(alive) + 1)
 
 
 def find_missing() -> str:
@@ -126,29 +142,49 @@ def separate_nodes(
     log = folder / "nodes.log"
     with ExitStack() as stack:
         network = stack.enter_context(_network(workers + 1))
-        for number, (name, address) in enumerate(network.nodes.items()):
+        state = _keep_state(network.bridge, folder, stack)
+        places = list(network.nodes.items())
+        head = places[0][1]
+
+        def start(number: int, alive: int) -> Node:
+            name, address = places[number]
             own = (
                 ["--head", "--port=6379", "--num-cpus=0", f"--dashboard-host={address}"]
                 if number == 0
-                else [f"--address={nodes[0].address}:6379", "--num-cpus=1"]
+                else [f"--address={head}:6379", "--num-cpus=1"]
             )
             ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", *own]
             ray += [f"--node-ip-address={address}", f"--object-store-memory={80 << 20}"]
-            isolate = ["ip", "netns", "exec", name, "unshare", "--mount"]
+            isolate = ["ip", "netns", "exec", name]
+            isolate += ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
             with log.open("ab") as out:
                 process = subprocess.Popen(
                     [*isolate, "sh", "-c", _OWN_DISK, "sh", str(PROGRAM), *ray],
-                    env=environment,
+                    env=environment | (state if number == 0 else {}),
                     stdout=out,
                     stderr=out,
                     start_new_session=True,
                 )
-            nodes.append(Node(name, address, process))
             stack.callback(stop_node, process)
-            # One after another: each gives up when it takes half a minute to start.
-            processes = [node.process for node in nodes]
-            wait_for_nodes(f"http://{nodes[0].address}:8265", token, number + 1, processes, log)
-        yield Cluster(network.bridge, token, environment, nodes)
+            wait_for_nodes(f"http://{head}:8265", token, alive, [process], log)
+            return Node(name, address, process)
+
+        # One after another: each gives up when it takes half a minute to start.
+        for number in range(len(places)):
+            nodes.append(start(number, number + 1))
+        yield Cluster(network.bridge, token, environment, nodes, start, bool(state))
+
+
+def _keep_state(address: str, folder: Path, stack: ExitStack) -> dict[str, str]:
+    """Variables of a head that keeps its state in a Redis at ``address``; none without Redis."""
+    program = shutil.which("redis-server")
+    if program is None:
+        return {}
+    command = [program, "--bind", address, "--protected-mode", "no", "--dir", str(folder)]
+    process = subprocess.Popen([*command, "--save", ""], stdout=subprocess.DEVNULL)
+    stack.callback(process.wait)
+    stack.callback(process.terminate)
+    return {"RAY_REDIS_ADDRESS": f"{address}:6379"}
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
+import psutil
 import pytest
 import skimage.data
 from PIL import Image
@@ -27,7 +30,7 @@ from typer.testing import CliRunner
 from dff.commands.app import app
 from dff.face.errors import ClusterError
 from dff.infra import cluster, weights
-from dff.infra.dataset import Dataset, open_dataset
+from dff.infra.dataset import Dataset, Manifest, open_dataset
 from dff.infra.images import read_image
 from dff.infra.storage import open_storage
 from dff.pipeline.synthesis import synthesize
@@ -82,7 +85,7 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes | Cluster]:
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
             "PYTHONWARNINGS": "ignore",
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # not 60: a lost head is waited for
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "300",  # that nodes wait for a lost head
         }
         with separate_nodes(folder, workers=2, variables=variables) as separate:
             yield separate
@@ -261,21 +264,123 @@ def until_a_shard_is_stored(bucket: Proxy, key: str, process: subprocess.Popen[s
         time.sleep(0.2)
 
 
+MANY = {"identities": 8, "views": 3, "size": 96}
+MANY_ARGUMENTS = [word for name, value in MANY.items() for word in (f"--{name}", str(value))]
+MANY_ARGUMENTS += ["--shard-faces", "1"]
+
+
+@pytest.fixture(scope="module")
+def made_at_home(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """The dataset ``MANY``, made by this process."""
+    folder = tmp_path_factory.mktemp("home")
+    synthesize(None, str(folder), shard_subjects=1, **MANY)
+    return open_dataset(str(folder)).manifest
+
+
+@pytest.fixture
+def gate(bucket: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """While it is not set, writes to the bucket wait."""
+    gate = threading.Event()
+    gate.set()
+
+    def wait(number: int, method: str) -> str:
+        if method == "PUT":
+            gate.wait(WAIT)
+        return ""
+
+    monkeypatch.setattr(bucket, "choose", wait)
+    yield gate
+    gate.set()
+
+
 def test_a_node_whose_raylet_is_killed_costs_the_shards_that_it_was_making(
-    machines: Cluster, bucket: Proxy, swift: Swift, tmp_path: Path
+    machines: Cluster,
+    bucket: Proxy,
+    swift: Swift,
+    gate: threading.Event,
+    made_at_home: Manifest,
 ) -> None:
-    """Last of these tests, since it takes a node away."""
-    shape = ("--identities", "8", "--views", "8", "--size", "96", "--shard-faces", "1")
-    arguments = ("none", f"s3://{BUCKET}/lost", *shape, "--endpoint-url", bucket.url)
-    with start(machines, "synthesize", *arguments) as process:
+    """Late among these tests, since it takes a node away."""
+    place = f"s3://{BUCKET}/lost"
+    command = ("synthesize", "none", place, *MANY_ARGUMENTS, "--endpoint-url", bucket.url)
+    with start(machines, *command) as process:
         until_a_shard_is_stored(bucket, "lost", process)
+        gate.clear()
         machines.nodes[-1].kill_raylet()
+        gate.set()
         out, err = process.communicate(timeout=WAIT)
         assert process.returncode == 0, out + err
-    synthesize(None, str(tmp_path), identities=8, views=8, size=96, shard_subjects=1)
-    made = open_dataset(f"s3://{BUCKET}/lost", endpoint_url=bucket.url)
+    made = open_dataset(place, endpoint_url=bucket.url)
     made.verify()
-    assert made.manifest == open_dataset(str(tmp_path)).manifest
+    assert made.manifest == made_at_home
+
+
+@contextmanager
+def driver(
+    machines: Cluster, *arguments: str, variables: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[subprocess.Popen[str]]:
+    """A command on the first worker, which runs on the cluster."""
+    with subprocess.Popen(
+        machines.nodes[1].command([DFF, *arguments, "--address", f"{machines.head}:6379"]),
+        env={**machines.environment, **variables},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+
+
+def test_a_job_goes_on_when_its_head_is_killed_and_comes_back(
+    machines: Cluster,
+    bucket: Proxy,
+    swift: Swift,
+    gate: threading.Event,
+    made_at_home: Manifest,
+) -> None:
+    if not machines.has_redis:
+        pytest.skip("needs redis-server, which keeps the state of the cluster")
+    place = f"s3://{BUCKET}/back"
+    command = ("synthesize", "none", place, *MANY_ARGUMENTS, "--endpoint-url", bucket.url)
+    with driver(machines, *command) as job:
+        until_a_shard_is_stored(bucket, "back", job)
+        gate.clear()
+        machines.nodes[0].lose_power()
+        machines.restart_head()
+        gate.set()
+        _, err = job.communicate(timeout=WAIT)
+        assert job.returncode == 0, err
+    made = open_dataset(place, endpoint_url=bucket.url)
+    made.verify()
+    assert made.manifest == made_at_home
+
+
+def test_a_job_whose_head_is_gone_says_so_and_the_same_command_completes_it(
+    machines: Cluster,
+    bucket: Proxy,
+    swift: Swift,
+    gate: threading.Event,
+    made_at_home: Manifest,
+) -> None:
+    """Last of these tests, since no cluster is left. Ray's core aborts the driver."""
+    place = f"s3://{BUCKET}/gone"
+    command = ("synthesize", "none", place, *MANY_ARGUMENTS, "--endpoint-url", bucket.url)
+    patience = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}  # of the driver, in seconds
+    with driver(machines, *command, variables=patience) as job:
+        until_a_shard_is_stored(bucket, "gone", job)
+        gate.clear()
+        machines.nodes[0].lose_power()
+        _, err = job.communicate(timeout=WAIT)
+        assert job.returncode != 0
+    (said,) = (line for line in err.splitlines() if line.startswith("dff: "))
+    assert "its cluster is gone" in said
+    assert "the same command continues" in said
+    assert not re.search(r"SIGABRT|StackTrace|core_worker", err), err
+    machines.nodes[1].lose_power()
+    gate.set()
+    synthesize(None, place, endpoint_url=bucket.url, shard_subjects=1, **MANY)
+    made = open_dataset(place, endpoint_url=bucket.url)
+    made.verify()
+    assert made.manifest == made_at_home
 
 
 @contextmanager
@@ -300,4 +405,5 @@ def served(machines: Cluster, *arguments: str) -> Iterator[str]:
             else:
                 raise AssertionError("".join(said))
         finally:
-            process.send_signal(signal.SIGINT)
+            for child in psutil.Process(process.pid).children():
+                child.send_signal(signal.SIGINT)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import cv2
@@ -101,7 +100,12 @@ async def match(
     matcher = find_matcher(service)
     async with _decoded_photos(service, deadline, image_a, image_b) as (first, second):
         boxes = _to_box("box_a", corners[0], first), _to_box("box_b", corners[1], second)
-        found = await _match(service, matcher, first, second, PointSelection(*wanted, *boxes))
+        selection = PointSelection(*wanted, *boxes)
+        steps = matcher.match_in_steps(first, second, selection, faces=service.limits.step)
+        try:
+            found = await _run(service, steps)
+        except ValueError as error:
+            raise Problem("bad-request", str(error)) from error
     sizes = image_size(first), image_size(second)
 
     def build() -> MatchAnswer:
@@ -133,7 +137,8 @@ async def match_dense(
     async with _decoded_photos(service, deadline, image_a, image_b) as (first, second):
         sizes = image_size(first), image_size(second)
         small = _shrink(first), _shrink(second)
-        dense = await service.scheduler.run(partial(_match_every_pixel, matcher, *small))
+        steps = matcher.match_every_pixel_in_steps(*small, faces=service.limits.step)
+        dense = await _run(service, steps)
         shape = small[1].shape[:2]
 
     def build() -> DenseMatchAnswer:
@@ -167,8 +172,11 @@ async def features(
     corners = BOX.parse("box", box or "null")
     matcher = find_matcher(service)
     async with service.admit(deadline), service.decoded_photo(image) as pixels:
-        face = await service.scheduler.run(
-            partial(_describe, matcher, pixels, _to_box("box", corners, pixels))
+        face = await _run(
+            service,
+            matcher.describe_largest_in_steps(
+                pixels, _to_box("box", corners, pixels), faces=service.limits.step
+            ),
         )
 
     def build() -> FeaturesAnswer:
@@ -217,17 +225,12 @@ async def _decoded_photos(
         )
 
 
-async def _match(
-    service: AlignService, matcher: Matcher, first: Bytes, second: Bytes, selection: PointSelection
-) -> PointMatches:
-    """The matches, found in the aligner's thread; others have their turn between the photos."""
-    steps = matcher.match_in_steps(first, second, selection)
+async def _run(service: AlignService, steps: Generator[None, None, T]) -> T:
+    """What a call of the matcher returns; other requests have their turn between its steps."""
     try:
         return await service.scheduler.run_steps(steps)
     except NoFace as error:
         raise Problem("no-face", str(error)) from error
-    except ValueError as error:
-        raise Problem("bad-request", str(error)) from error
 
 
 def _shrink(image: Bytes) -> Bytes:
@@ -237,20 +240,6 @@ def _shrink(image: Bytes) -> Bytes:
         return image
     size = max(1, round(image.shape[1] * shrink)), max(1, round(image.shape[0] * shrink))
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-
-
-def _match_every_pixel(matcher: Matcher, first: Bytes, second: Bytes) -> Floats:
-    try:
-        return matcher.match_every_pixel(first, second)
-    except NoFace as error:
-        raise Problem("no-face", str(error)) from error
-
-
-def _describe(matcher: Matcher, pixels: Bytes, box: Box | None) -> DescribedFace:
-    try:
-        return matcher.describe_largest(pixels, box)
-    except NoFace as error:
-        raise Problem("no-face", str(error)) from error
 
 
 def _parse(name: str, form: JsonField[list[T]], text: str | None) -> list[T]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
 from dff.aligner.matching.draw import draw_heat_map, draw_point_matches, spread_heat
-from dff.aligner.matching.matcher import Matcher
+from dff.aligner.matching.matcher import DescribedFace, Found, Matcher, Query
 from dff.aligner.matching.result import PointMatches
 from dff.face.errors import BadPhoto, NoFace
 from dff.face.geometry.camera import Box
@@ -118,6 +120,41 @@ def test_a_dense_map_has_the_matches_of_its_pixels(
     finite = np.isfinite(dense[..., 0])
     shown = first.image.min(2) > 0
     assert not (finite & ~shown).sum() > 0.02 * finite.sum(), "only pixels of the face have matches"
+
+
+def test_no_step_of_a_dense_map_does_much(
+    matcher: Matcher, scenes: list[Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step describes one photo or searches one batch of points; the map is the same."""
+    first, second, _ = scenes
+    described, searched = [0], [0]
+    describe, search = Matcher.describe, Matcher.search
+
+    def count_describe(self: Matcher, *arguments: Any) -> DescribedFace:
+        described[-1] += 1
+        return describe(self, *arguments)
+
+    def count_search(self: Matcher, query: Query, face: DescribedFace) -> Found:
+        searched[-1] += len(query.roots)
+        return search(self, query, face)
+
+    monkeypatch.setattr(Matcher, "describe", count_describe)
+    monkeypatch.setattr(Matcher, "search", count_search)
+    boxes = first.box, second.box
+    steps = matcher.match_every_pixel_in_steps(first.image, second.image, boxes, faces=2)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            dense = end.value
+            break
+        described.append(0)
+        searched.append(0)
+    assert max(described) == 1
+    assert max(searched) <= matcher.config.dense_batch < sum(searched)
+    assert max(a * b for a, b in zip(described, searched, strict=True)) == 0
+    whole = matcher.match_every_pixel(first.image, second.image, box_a=first.box, box_b=second.box)
+    np.testing.assert_array_equal(dense, whole)
 
 
 def test_heat_is_highest_at_the_match(found: PointMatches, scenes: list[Scene]) -> None:

@@ -155,25 +155,63 @@ def test_durations_follow_the_aligner() -> None:
     assert math.isfinite(Durations().expect((SMALL, [])))
 
 
-def test_a_call_in_steps_leaves_turns_to_others(toy_model: MorphableModel) -> None:
-    log: list[str] = []
+def test_a_long_call_of_another_kind_holds_no_small_photo(toy_model: MorphableModel) -> None:
+    """A small photo waits for the step that runs; then its two steps come first."""
+    aligner, scheduler = make(toy_model, batch=1)
+    done = 0
 
     def steps() -> Generator[None, None, str]:
-        log.append("first")
-        yield
-        log.append("second")
-        yield
+        nonlocal done
+        for _ in range(LONG):
+            aligner.now += STEP
+            done += 1
+            yield
         return "result"
 
     async def run() -> str:
-        scheduler = Scheduler(KnownAligner(toy_model), Limits())
         long = asyncio.create_task(scheduler.run_steps(steps()))
-        await asyncio.sleep(0)
-        await scheduler.run(lambda: log.append("other"))
+        while done < 30:
+            await asyncio.sleep(0)
+        for _ in range(5):
+            before = done
+            outcome, _ = await scheduler.align((SMALL, None))
+            assert isinstance(outcome, list)
+            assert done - before <= 2
+        assert done < LONG
         return await long
 
     assert asyncio.run(run()) == "result"
-    assert log.index("other") < log.index("second")
+    assert done == LONG
+
+
+def test_a_call_of_another_kind_raises_its_error_and_ends_with_its_client(
+    toy_model: MorphableModel,
+) -> None:
+    aligner, scheduler = make(toy_model)
+    closed = []
+
+    def fail() -> Generator[None, None, str]:
+        yield
+        raise ValueError("outside the photo")
+
+    def endless() -> Generator[None, None, str]:
+        try:
+            while True:
+                aligner.now += STEP
+                yield
+        finally:
+            closed.append(True)
+
+    async def run() -> None:
+        with pytest.raises(ValueError, match="outside the photo"):
+            await scheduler.run_steps(fail())
+        leaving = asyncio.create_task(scheduler.run_steps(endless()))
+        await scheduler.align((SMALL, None))
+        leaving.cancel()
+        await scheduler.align((SMALL, None))
+
+    asyncio.run(run())
+    assert closed == [True]
 
 
 def test_an_idle_aligner_tries_what_it_expects_to_be_late(toy_model: MorphableModel) -> None:
