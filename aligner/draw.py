@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from dff.aligner.alignment import Alignment
-from dff.face.arrays import Bytes, Floats
+from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import (
     INNER_LIPS,
@@ -36,6 +36,8 @@ AXES: tuple[PixelColour, ...] = (
     (70, 110, 250),
 )  # x to the face's left, y up, z out
 SUBPIXEL = 4  # bits of fraction that OpenCV draws with
+OPACITY = 0.45  # of the mesh
+FEATHER = 0.02  # of the head's size: reach of the smoothing of the border between face and scalp
 
 # Runs of landmarks that are joined by lines; the closed ones are rings.
 OPEN_RUNS = (JAW, RIGHT_BROW, LEFT_BROW, NOSE_BRIDGE, NOSE_BOTTOM)
@@ -105,11 +107,30 @@ def _mesh(image: Bytes, face: Alignment, model: MorphableModel) -> None:
         model.region,
         [i for i, name in enumerate(model.region_names) if name not in ("scalp", "neck")],
     )
-    shown = frame.mask & front[frame.triangle]
+    opacity = feather_border(frame.mask, frame.mask & front[frame.triangle], Box.around(px).size)
+    shown = opacity > 0.0
     light = 90.0 + 150.0 * np.clip(-frame.normal[shown][:, 2:], 0.0, 1.0) * np.array(
         [0.75, 0.85, 1.0]
     )
-    part[shown] = (0.55 * part[shown] + 0.45 * light).astype(np.uint8)
+    blend = OPACITY * opacity[shown][:, None]
+    part[shown] = ((1.0 - blend) * part[shown] + blend * light).astype(np.uint8)
+
+
+def feather_border(head: Bools, face: Bools, size: float) -> Floats:
+    """(H, W) 0 to 1: how much a pixel of the ``head`` belongs to the ``face``, a part of it.
+
+    The border between them runs along the triangles of the mesh; it is smoothed over a share of
+    ``size``, pixels of the head.
+    """
+    side = max(1, round(FEATHER * size)) * 2 + 1
+    inside = head.astype(np.float32)
+    around, shown = (
+        cv2.blur(cv2.blur(each, (side, side)), (side, side))
+        for each in (inside, face.astype(np.float32))
+    )
+    share = shown / np.maximum(around, 1e-6)
+    antialiased = inside * cv2.blur(inside, (3, 3))
+    return np.asarray(antialiased * np.clip(2.0 * share - 0.5, 0.0, 1.0))
 
 
 def _axes(image: Bytes, face: Alignment) -> None:

@@ -149,7 +149,7 @@ def _check_program_stream(file: BinaryIO, head: bytes, size: int) -> str:
 def _check_transport_stream(file: BinaryIO, head: bytes, size: int) -> str:
     """Packets are whole, and so are the frames that they carry in parts.
 
-    A cut between two frames is not seen: no length of the film is declared.
+    A cut between two frames is not seen here, since no length of the film is declared.
     """
     packet = transport_packet(head)
     assert packet is not None

@@ -7,7 +7,7 @@ by the file's rotation, with square pixels.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 DEFAULT_RATE = 25.0  # frames per second, for a file that has none
 LAST_FRAMES = 3  # among which is the last of the file, which players may show earlier
+GAP = "a frame before its last one is missing"
+RECENT = 24  # frames at the end of a file whose times are compared
 SUFFIXES = frozenset(  # of files that are taken for videos where their content tells nothing
     {".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".gif", ".m2ts", ".m2v", ".m4v", ".mkv"}
     | {".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
@@ -135,6 +137,7 @@ class VideoReader:
         self.start = 0.0  # seconds from the start of the sound or the picture to the first frame
         self.read, self.end, self.damaged = 0, 0.0, 0
         self.cut = False  # one of the last frames is incomplete
+        self.recent = deque[float](maxlen=RECENT)  # times of the last frames
 
     def frames(self) -> Iterator[TimedFrame]:
         """The frames with their times, upright and with square pixels. Can be read once."""
@@ -156,6 +159,7 @@ class VideoReader:
             self.read += 1
             corrupt.append(raw.is_corrupt)
             self.cut = any(corrupt)
+            self.recent.append(moment)
             yield TimedFrame(self._displayed(raw), moment - first)
 
     def complaints(self) -> list[str]:
@@ -168,6 +172,8 @@ class VideoReader:
             found.append(f"the file ends early: {missing}")
         elif self.cut:
             found.append("the file ends early: its last frame is incomplete")
+        elif self.container.format.name == "mpegts" and lacks_frames([*self.recent]):
+            found.append(f"the file ends early: {GAP}")
         if self.damaged:
             found.append(f"{counted(self.damaged, 'damaged part')} of the file passed over")
         return found
@@ -245,6 +251,20 @@ def _reason(path: Path) -> str:
     if data[4:8] == b"ftyp":
         return ": its index is missing, as when a recording is cut off, or it is damaged"
     return "" if _is_video_head(data) else ": no known format"
+
+
+def lacks_frames(times: Sequence[float]) -> bool:
+    """Whether frames at equal intervals have a gap among the last ones.
+
+    A file stores a frame before those that refer to it but are shown earlier. Where it is cut off
+    between them, these are missing. A transport stream tells its end by nothing else.
+    """
+    if len(times) < RECENT:
+        return False
+    steps = np.diff(times)
+    before, last = steps[:-LAST_FRAMES], steps[-LAST_FRAMES:]
+    usual = float(np.median(before))
+    return bool((np.abs(before - usual) < 0.1 * usual).all() and last.max() > 1.5 * usual)
 
 
 def _declared_seconds(container: InputContainer, stream: VideoStream) -> float | None:

@@ -362,6 +362,8 @@ class S3Storage:
         what = f"can't {verb} {self.uri}{key}"
         try:
             yield
+        except BadPlace:  # which is a ValueError, too
+            raise
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
-from dff.aligner.draw import FAILED, draw, draw_landmarks
+from dff.aligner.draw import FAILED, draw, draw_landmarks, feather_border
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.oracle import PositionCode, make_scene
@@ -55,3 +55,14 @@ def test_a_failed_face_is_only_its_box(oracle_aligner: Aligner, open_head: Morph
     drawn = draw(image, [face], open_head)
     assert (drawn[20, 30] == FAILED).all()
     assert not drawn[30:70, 30:70].any()
+
+
+def test_the_border_between_face_and_scalp_has_no_teeth() -> None:
+    y, x = np.indices((120, 120))
+    teeth = y > 60 + 3 * np.abs(x % 8 - 4) / 2  # six pixels high
+    opacity = feather_border(np.ones((120, 120), bool), teeth, 150.0)
+    border = np.argmax(opacity > 0.5, axis=0)[20:100]
+    assert np.ptp(np.argmax(teeth, axis=0)) == 6
+    assert np.ptp(border) <= 1
+    assert opacity[:40].max() == 0.0
+    assert opacity[80:110, 10:110].min() == 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
 from dff.files.video import align_video, align_video_file
 from dff.files.video_ends import find_missing_end
-from dff.files.video_io import VideoWriter, is_video, open_video
+from dff.files.video_io import GAP, VideoWriter, is_video, lacks_frames, open_video
 from tests.aligner.oracle import READING, OracleNet, PositionCode, Scene, make_scene, oracle_anchors
 from tests.dff.films import moving_edge, turn_film, write_film
 from tests.small_disk import small_disk
@@ -171,6 +172,38 @@ def test_a_transport_stream_that_ends_in_the_middle_of_a_frame_is_seen(tmp_path:
         film.write_bytes(data[: 188 * count])
         silent += not find_missing_end(film)
     assert silent < 0.4 * len(ends)  # between two frames, which are five packets each here
+
+
+def test_a_transport_stream_that_ends_between_frames_lacks_one_before_the_last(
+    tmp_path: Path,
+) -> None:
+    film = noisy_film(tmp_path / "a.ts", 60)
+    whole = film.read_bytes()
+    assert read(film)[2] == []
+    told = []
+    for count in range(3 * len(whole) // 4 // 188, 3 * len(whole) // 4 // 188 + 40):
+        film.write_bytes(whole[: 188 * count])
+        told.append(read(film)[2])
+    gaps = [one for one in told if one == [f"the file ends early: {GAP}"]]
+    assert gaps
+    assert sum(not one for one in told) < 0.3 * len(told)
+
+
+@pytest.mark.parametrize(
+    ("times", "wanted"),
+    [
+        (np.arange(24) / 25, False),
+        ([*np.arange(23) / 25, 24 / 25], True),
+        ([*np.arange(22) / 25, 24 / 25, 25 / 25], True),
+        ([*np.arange(5) / 25, *np.arange(6, 25) / 25], False),  # a gap long before the end
+        (np.arange(24) ** 1.2 / 25, False),  # of variable rate
+        (np.arange(5) / 25, False),
+    ],
+)
+def test_a_gap_among_the_last_of_regular_frames_is_a_missing_frame(
+    times: Sequence[float], wanted: bool
+) -> None:
+    assert lacks_frames(list(times)) is wanted
 
 
 def test_a_recording_without_its_index_is_refused(tmp_path: Path) -> None:
