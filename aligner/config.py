@@ -320,7 +320,13 @@ class AlignConfig:
                 observation=more,
                 multi_image=MultiImageConfig(passes=5),
             )
-        return AlignConfig(crop=crop, passes=2, refine_at_once=True, reduced_precision=True)
+        return AlignConfig(
+            crop=crop,
+            passes=2,
+            refine_at_once=True,
+            reduced_precision=True,
+            visibility=VisibilityConfig(kept_motion=0.02),
+        )
 
 
 @dataclass(frozen=True)

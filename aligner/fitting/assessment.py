@@ -30,18 +30,16 @@ def assess(
     state: FitState,
     config: VisibilityConfig,
     *,
-    seen_before: bool = False,
+    kept_motion: float = 0.0,
 ) -> FaceFit:
     """The record of B faces that one pass has moved from ``before`` to ``state``.
 
-    ``seen_before``: whether ``before`` holds the visibility of its meshes. It stays that of faces
-    that moved by less than ``VisibilityConfig.kept_motion``.
+    ``kept_motion``: fraction of the face size. Faces that moved by less keep the visibility that
+    ``before`` holds.
     """
     moved = move_fit(fit_model, before, state)
     visibility = before.visibility
-    stale = (
-        ~(moved.motion < config.kept_motion) if seen_before else np.ones(len(moved.motion), bool)
-    )
+    stale = ~(moved.motion < kept_motion)
     if stale.all():
         visibility = compute_visibility(fit_model, state, config)
     elif stale.any():

@@ -251,11 +251,12 @@ def build_fit_model(
     return build_fit_model_from_modes(model, anchors, modes, config, both_sides=both_sides)
 
 
-def add_match_errors(fit_model: FitModel, error_fields: Floats) -> FitModel:
+def add_match_errors(fit_model: FitModel, error_fields: Floats, *, pooled: bool = True) -> FitModel:
     """The fit model with latent directions that move its anchors but not the face.
 
     (A, 3, K) ``error_fields`` of ``Anchors``. In a fit model of both sides, mirrored observations
-    have directions of their own.
+    have directions of their own if they are ``pooled`` with others, or else the same K latent
+    coefficients, the last ones, are the errors of one observation.
     """
     count, _, fields = error_fields.shape
     if fields == 0:
@@ -263,11 +264,11 @@ def add_match_errors(fit_model: FitModel, error_fields: Floats) -> FitModel:
     moved = [error_fields]
     if len(fit_model.anchor_vertex) == 2 * count:
         moved.append(error_fields * np.array([-1.0, 1.0, 1.0])[:, None])
-    extra = len(moved) * fields
+    extra = len(moved) * fields if pooled else fields
     anchor = np.zeros((len(fit_model.anchor_vertex), 3, extra), np.float32)
     for side, part in enumerate(moved):
-        rows, columns = slice(side * count, None), slice(side * fields, (side + 1) * fields)
-        anchor[rows, :, columns][:count] = part
+        first = side * fields if pooled else 0
+        anchor[side * count : (side + 1) * count, :, first : first + fields] = part
 
     def none(*shape: int, like: Floats) -> Floats:
         return np.zeros(shape, like.dtype)

@@ -44,11 +44,14 @@ class DenseFitter:
         self, net: Network, anchors: Anchors, model: MorphableModel, config: AlignConfig
     ) -> None:
         self.config, self.passes = config, config.passes
-        fit_model = build_fit_model(model, anchors, config.fit_model, both_sides=config.mirror)
-        self.fit_model = add_match_errors(fit_model, anchors.error_fields)
+        mirrors = config.mirror and config.passes > 1
+        self.pools = mirrors and config.passes > 2
+        fit_model = build_fit_model(model, anchors, config.fit_model, both_sides=mirrors)
+        self.fit_model = add_match_errors(fit_model, anchors.error_fields, pooled=self.pools)
+        self.errors = anchors.error_fields.shape[2]
         parts = net, anchors, describe_landmarks(anchors, self.fit_model.landmark_mean)
         self.observers: tuple[Observer, ...] = (Observer(*parts, config.observation),)
-        if config.mirror:
+        if mirrors:
             self.observers += (MirroredObserver(*parts, config.observation),)
 
     def at_crops(self) -> tuple[DenseFitter, ...]:
@@ -95,6 +98,8 @@ class DenseFitter:
         followed = number == 0 and not before.detected.all()
         if followed:
             before = see_meshes(self.fit_model, before, self.config.visibility)
+        if number == 1 and len(self.observers) > 1 and not self.pools:
+            before = self._without_match_errors(before)
 
         def solve(observation: Observation, before: FaceFit, rows: Ints) -> FitState:
             if followed:
@@ -103,7 +108,7 @@ class DenseFitter:
                 )
             if number == 0:
                 return fit_from_detection(self.fit_model, self.config, observation, before.state)
-            if len(self.observers) > 1 and number > 1:
+            if self.pools and number > 1:
                 matches = pool(before.matches, observation.matches)
                 px = interleave(before.px, observation.px)
                 observation = replace(observation, matches=matches, px=px)
@@ -113,6 +118,8 @@ class DenseFitter:
             return refine(self.fit_model, self.config, observation, before.state, before.visibility)
 
         again = number == 0 and self.config.refine_at_once and not followed
+        # where another pass follows, it begins from the visibility of this one
+        last = number == self.passes - 1 or followed
         return observe_and_solve(
             self.fit_model,
             observer,
@@ -121,8 +128,15 @@ class DenseFitter:
             crops,
             before,
             (solve, solve_again) if again else (solve,),
-            seen_before=followed,
+            kept_motion=self.config.visibility.kept_motion if last else 0.0,
+            seen_before=followed or number > 0,
         )
+
+    def _without_match_errors(self, fit: FaceFit) -> FaceFit:
+        """The fits without the match errors of the last observation, for another one."""
+        coefficients = fit.state.coefficients.copy()
+        coefficients[:, len(self.fit_model.modes) - self.errors :] = 0.0
+        return replace(fit, state=replace(fit.state, coefficients=coefficients))
 
     def early_stop(self, number: int, motion: Floats) -> Bools:
         """(B,) whether each face moves little enough to be done."""
@@ -147,12 +161,14 @@ def observe_and_solve(
     before: FaceFit,
     solves: Sequence[Solve],
     *,
+    kept_motion: float = 0.0,
     seen_before: bool = False,
 ) -> FaceFit:
     """One pass over B faces; those with too few matched pixels are lost and keep their states.
 
     Each of ``solves`` begins from what the one before came to; all see the same observation.
-    ``seen_before``: whether ``before`` holds the visibility of its meshes.
+    ``seen_before``: whether ``before`` holds the visibility of its meshes; it stays that of faces
+    whose last solution moved them by less than ``kept_motion``.
     """
     observation = observer.observe(images, crops)
     seen = observation.matched >= config.observation.fewest
@@ -172,6 +188,6 @@ def observe_and_solve(
         before,
         state,
         config.visibility,
-        seen_before=seen_before,
+        kept_motion=kept_motion if seen_before else 0.0,
     )
     return before if seen.all() else replace_rows(after, rows, before)

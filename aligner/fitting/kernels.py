@@ -21,6 +21,7 @@ from dff.face.solve.gauss_newton import (
 )
 from dff.face.solve.robust import geman_mcclure
 
+COLUMNS = 16  # of a Jacobian, with zeros: whole multiples of these
 NEGLIGIBLE = 2e-3  # share of the likeliest anchor's below which a candidate is not added
 
 
@@ -334,7 +335,8 @@ def take_steps(  # type: ignore[no-untyped-def]
     mean, basis = np.empty((pixels, 3)), np.empty((pixels, 3, modes), np.float32)
     flat_basis = basis.reshape(pixels, -1)
     weight = np.empty(pixels)
-    rows = np.empty((2 * pixels + line_weights.shape[1], 6 + modes + 1), np.float32)
+    width = -(-(6 + modes + 1) // COLUMNS) * COLUMNS
+    rows = np.zeros((2 * pixels + line_weights.shape[1], width), np.float32)
     across = np.zeros((0, 2))
     for i in range(faces):
         face_size = scale[i] * size

@@ -231,6 +231,40 @@ def test_a_refined_face_may_keep_the_visibility_that_it_was_refined_with(
     assert np.abs(same.visibility - followed.visibility).mean() < 0.03
 
 
+def test_a_pass_before_others_does_not_keep_a_visibility(
+    open_head: MorphableModel, code: PositionCode, oracle_aligner: Aligner
+) -> None:
+    (scene,) = scenes(open_head, code, 7, (-35.0,))
+    twice = replace(oracle_aligner.config, passes=2, refine_at_once=True)
+    kept = replace(twice, visibility=replace(twice.visibility, kept_motion=1.0))
+    found, again = (
+        with_config(oracle_aligner, config).align(scene.image, [scene.box])[0]
+        for config in (twice, kept)
+    )
+    np.testing.assert_array_equal(again.landmarks_3d, found.landmarks_3d)
+    assert not np.array_equal(again.visibility, found.visibility)
+
+
+def test_two_passes_have_match_errors_of_their_own(
+    open_head: MorphableModel, code: PositionCode
+) -> None:
+    right = oracle_anchors(open_head, code)
+    fields = np.random.default_rng(3).normal(size=(len(right.vertex), 3, 2)) * 0.002
+    anchors = replace(right, error_fields=fields.astype(np.float32))
+    (scene,) = scenes(open_head, code, 8, (20.0,), spread=0.0)
+    found = []
+    for passes in (2, 3):  # the latter can pool two of them, but stops before
+        sides = cycle((OracleNet(code), OracleNet(OtherSide(code.low, code.high, code.frequency))))
+        config = AlignConfig(passes=passes, early_stop=np.inf)
+        aligner = Aligner(
+            lambda image, sides=sides: next(sides)(image), anchors, open_head, config=config
+        )
+        found.append(aligner.align(scene.image, [scene.box])[0])
+        assert len(aligner.fit_model.modes) == config.fit_model.modes + 2 * (passes - 1)
+    assert len(found[0].trace) == len(found[1].trace) == 2
+    np.testing.assert_allclose(found[0].landmarks_3d, found[1].landmarks_3d, atol=1e-3)
+
+
 def test_followed_faces_may_have_smaller_crops(
     open_head: MorphableModel, code: PositionCode, oracle_aligner: Aligner
 ) -> None:

@@ -55,6 +55,10 @@ def test_match_errors_move_anchors_but_not_the_face(
     )
     assert not found.anchor_basis[:50, :, 6:].any()
     assert not found.anchor_basis[50:, :, 4:6].any()
+    alone = add_match_errors(plain, fields, pooled=False)
+    assert alone.modes.shape == (6, plain.modes.shape[1])  # of one observation at a time
+    np.testing.assert_array_equal(alone.anchor_basis[:50], found.anchor_basis[:50, :, :6])
+    np.testing.assert_array_equal(alone.anchor_basis[50:, :, 4:], found.anchor_basis[50:, :, 6:])
 
 
 def test_weights_without_match_errors_fit_as_before(
