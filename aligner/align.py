@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import cv2
 import numpy as np
@@ -32,6 +32,7 @@ from dff.aligner.confidence import (
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection, FaceDetector, same_face
 from dff.aligner.detector import DescriptorDetector
+from dff.aligner.face_request import FaceRequest, Steps
 from dff.aligner.fitting.assessment import average_fits
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel, FitState
@@ -62,6 +63,8 @@ landmarks of 92 images and averaging the rotation to their labelled pose (5.1, 0
 original labels, 4.5, -0.5, 0.4 with the reannotated ones); the parts that break the left-right
 symmetry are noise. A model without an entry gets none.
 """
+
+T = TypeVar("T")
 
 
 class Aligner:
@@ -173,13 +176,7 @@ class Aligner:
         upright (``SURE_FROM``), in the three other quarter turns of the photo too, shrunk to
         ``DetectorConfig.longest``.
         """
-        steps = self.align_in_steps(images, boxes, faces=self.config.batch)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                found: list[list[Alignment]] = end.value
-                return found
+        return self.run_to_end(self.align_in_steps(images, boxes, faces=self.config.batch))
 
     def align_in_steps(
         self,
@@ -187,11 +184,13 @@ class Aligner:
         boxes: Sequence[Sequence[Box] | None] | None = None,
         *,
         faces: int,
-    ) -> Generator[None, None, list[list[Alignment]]]:
+    ) -> Steps[list[list[Alignment]]]:
         """``align_batch`` as a generator that returns its value and yields between steps.
 
-        A step detects the faces of one image or aligns at most so many ``faces``. A server can do
-        other work in between. Raises as ``align_batch``.
+        It yields requests to align at most so many ``faces``, which are answered by
+        ``align_requests``, and None before it searches another image or searches one again. A
+        server can do other work in between, and answer several requests at once. Raises as
+        ``align_batch``.
         """
         if boxes is not None and len(boxes) != len(images):
             raise ValueError(f"{len(images)} images with boxes for {len(boxes)}")
@@ -200,9 +199,9 @@ class Aligner:
         asked = [None] * len(images) if boxes is None else boxes
         detections: list[tuple[int, Detection]] = []
         for i, (image, some) in enumerate(zip(images, asked, strict=True)):
+            if i > 0 and some is None:
+                yield None
             detections += [(i, detection) for detection in self._detect(image, some)]
-            if some is None:
-                yield
         given = [some is not None for some in asked]
         out = yield from self._align_faces(images, detections, given, faces)
         for search, least in self._later_searches():
@@ -211,11 +210,32 @@ class Aligner:
                 for i, some in enumerate(out)
                 if not given[i] and all(face.face_confidence < least for face in some)
             ]
-            more = [(i, found) for i in unsure for found in search(images[i])]
+            more: list[tuple[int, Detection]] = []
+            for i in unsure:
+                yield None
+                more += [(i, found) for found in search(images[i])]
             second = yield from self._align_faces(images, more, given, faces)
             for i, found_later in enumerate(second):
                 out[i] = _accepted(out[i] + found_later) if found_later else out[i]
         return out
+
+    def align_requests(self, requests: Sequence[FaceRequest]) -> list[list[Alignment]]:
+        """The alignments that each request of ``align_in_steps`` asks for, all in one batch."""
+        images = [image for request in requests for image in request.images]
+        detections = [found for request in requests for found in request.detections]
+        rest = iter(self._align_detections(images, detections))
+        return [[next(rest) for _ in request.detections] for request in requests]
+
+    def run_to_end(self, steps: Steps[T]) -> T:
+        """What a call in steps returns, without a pause between them."""
+        answer: list[Alignment] | None = None
+        while True:
+            try:
+                request = steps.send(answer)
+            except StopIteration as end:
+                value: T = end.value
+                return value
+            answer = None if request is None else self.align_requests([request])[0]
 
     def _later_searches(self) -> Iterator[tuple[Callable[[Bytes], list[Detection]], float]]:
         """Searches of photos in which those before found no face of at least a confidence."""
@@ -230,8 +250,8 @@ class Aligner:
         faces: Sequence[tuple[int, Detection]],
         given: Sequence[bool],
         step: int,
-    ) -> Generator[None, None, list[list[Alignment]]]:
-        """The alignments of ``faces``, by number of their image; yields after each ``step`` faces.
+    ) -> Steps[list[list[Alignment]]]:
+        """The alignments of ``faces``, by number of their image; asks for ``step`` at a time.
 
         ``given``: whether the boxes of an image were given. Else only those are kept that did not
         fail, each face once.
@@ -239,15 +259,17 @@ class Aligner:
         out: list[list[Alignment]] = [[] for _ in images]
         for begin in range(0, len(faces), step):
             chunk = faces[begin : begin + step]
-            found = self._align_detections(
-                [images[i] for i, _ in chunk], [detection for _, detection in chunk]
+            answer = yield FaceRequest(
+                [images[i] for i, _ in chunk],
+                [detection for _, detection in chunk],
+                left=len(faces) - begin - len(chunk),
             )
+            found = [*(answer or ())]
             failed = [k for k, (i, _) in enumerate(chunk) if given[i] and found[k].failed]
             for k, second in self._attempt_again(images, chunk, failed):
                 found[k] = second
             for (i, _), alignment in zip(chunk, found, strict=True):
                 out[i].append(alignment)
-            yield
         return [some if given[i] else _accepted(some) for i, some in enumerate(out)]
 
     def track(

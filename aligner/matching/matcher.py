@@ -9,14 +9,14 @@ prior of the search, capped because a fit may be wrong.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
+from dff.aligner.face_request import Steps
 from dff.aligner.fitting.crop import Crops, frame_faces
 from dff.aligner.image_checks import check_image
 from dff.aligner.matching.calibration import CALIBRATION, MatchCalibration, match_features
@@ -38,8 +38,6 @@ from dff.face.matching import (
     root_probabilities,
 )
 from dff.face.model.landmarks import INDEX
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,15 +149,15 @@ class Matcher:
         """
         selection = PointSelection(points, landmarks, vertices, box_a, box_b)
         faces = self.aligner.config.batch
-        return _run_to_end(self.match_in_steps(image_a, image_b, selection, faces=faces))
+        steps = self.match_in_steps(image_a, image_b, selection, faces=faces)
+        return self.aligner.run_to_end(steps)
 
     def match_in_steps(
         self, image_a: Bytes, image_b: Bytes, selection: PointSelection, *, faces: int
-    ) -> Generator[None, None, PointMatches]:
+    ) -> Steps[PointMatches]:
         """``match`` as a generator that returns its value and yields between steps.
 
-        A step detects the faces of a photo, aligns at most so many ``faces``, or describes one. A
-        server can do other work in between.
+        As ``Aligner.align_in_steps``. A further step describes one face.
         """
         landmarks, vertices = selection.landmarks, selection.vertices
         check_image(image_a)
@@ -174,19 +172,19 @@ class Matcher:
         owner = assign_points(found, clicked)
         described = {}
         for i in sorted({*owner.tolist(), *([0] if len(wanted) else [])} - {-1}):
-            yield
+            yield None
             described[i] = self.describe(image_a, found[i])
-        yield
+        yield None
         names = [f"{x:g},{y:g}" for x, y in clicked]
         names += [*landmarks, *(f"vertex {v}" for v in vertices)]
         return self._collect(tuple(names), clicked, wanted, owner, described, described_second)
 
     def _find_faces(
         self, image: Bytes, box: Box | None, photo: str, faces: int
-    ) -> Generator[None, None, list[Alignment]]:
+    ) -> Steps[list[Alignment]]:
         """The faces of a photo, the largest first. Raises NoFace, which names the ``photo``.
 
-        Yields after the detection and after every ``faces`` faces.
+        In steps, as ``Aligner.align_in_steps``.
         """
         boxes = None if box is None else [[box]]
         (found,) = yield from self.aligner.align_in_steps([image], boxes, faces=faces)
@@ -199,11 +197,11 @@ class Matcher:
     def describe_largest(self, image: Bytes, box: Box | None = None) -> DescribedFace:
         """Describe the largest face of a photo, or that of a box. Raises BadPhoto and NoFace."""
         faces = self.aligner.config.batch
-        return _run_to_end(self.describe_largest_in_steps(image, box, faces=faces))
+        return self.aligner.run_to_end(self.describe_largest_in_steps(image, box, faces=faces))
 
     def describe_largest_in_steps(
         self, image: Bytes, box: Box | None = None, *, faces: int
-    ) -> Generator[None, None, DescribedFace]:
+    ) -> Steps[DescribedFace]:
         """``describe_largest`` in steps like those of ``match_in_steps``."""
         check_image(image)
         found = yield from self._find_faces(image, box, "the photo", faces)
@@ -287,7 +285,7 @@ class Matcher:
         """
         faces = self.aligner.config.batch
         steps = self.match_every_pixel_in_steps(image_a, image_b, (box_a, box_b), faces=faces)
-        return _run_to_end(steps)
+        return self.aligner.run_to_end(steps)
 
     def match_every_pixel_in_steps(
         self,
@@ -296,7 +294,7 @@ class Matcher:
         boxes: tuple[Box | None, Box | None] = (None, None),
         *,
         faces: int,
-    ) -> Generator[None, None, Floats]:
+    ) -> Steps[Floats]:
         """``match_every_pixel`` in steps like those of ``match_in_steps``.
 
         Others match ``MatchConfig.dense_batch`` output pixels. ``boxes``: of both photos.
@@ -305,13 +303,13 @@ class Matcher:
         check_image(image_b)
         found_a = yield from self._find_faces(image_a, boxes[0], "the first photo", faces)
         first = self.describe(image_a, found_a[0])
-        yield
+        yield None
         found_b = yield from self._find_faces(image_b, boxes[1], "the second photo", faces)
         second = self.describe(image_b, found_b[0])
         side = first.features.side
         grid = np.full((side * side, 4), np.nan, dtype=np.float32)
         for begin in range(0, len(first.candidates), self.config.dense_batch):
-            yield
+            yield None
             pixels = first.candidates[begin : begin + self.config.dense_batch]
             px = first.photo_from_grid(pixel_centres(pixels, side))
             query, good = self.query_points(first, px, second)
@@ -367,16 +365,6 @@ class Matcher:
             faces=tuple(faces),
             found=second.alignment,
         )
-
-
-def _run_to_end(steps: Generator[None, None, T]) -> T:
-    """The value of a generator, without a pause between its steps."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            value: T = end.value
-            return value
 
 
 def _spread(grid: Floats, first: DescribedFace, shape: tuple[int, int]) -> Floats:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from dff.aligner.alignment import Alignment, PersonAlignment
+from dff.aligner.face_request import FaceRequest, Steps
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
@@ -41,9 +42,11 @@ class FaceAligner(Protocol):
         boxes: Sequence[Boxes] | None = None,
         *,
         faces: int,
-    ) -> Generator[None, None, list[list[Alignment]]]:
-        """``align_batch`` that yields after each search and after every ``faces`` faces."""
+    ) -> Steps[list[list[Alignment]]]:
+        """``align_batch`` that asks for ``faces`` faces at a time, and yields between searches."""
         ...
+
+    def align_requests(self, requests: Sequence[FaceRequest]) -> list[list[Alignment]]: ...
 
     def align_person(
         self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None

@@ -24,8 +24,8 @@ class Limits:
     pixels: int = 40_000_000  # of one decoded photo
     person_pixels: int = 60_000_000  # of all photos of one person, held decoded at the same time
     boxes: int = 64  # of one request
-    batch: int = 8  # photos that are aligned in one call
-    step: int = 2  # faces that are aligned before another request may have its turn
+    batch: int = 8  # photos of one request that are held decoded and aligned at a time
+    step: int = 2  # faces that are aligned in one step, also of several photos
     # bytes of all photos that are decoded or held decoded; 40 megapixels take 400 MB while decoded
     decoded: int = 480 << 20
     small_decoded: int = 80 << 20  # of these, bytes for photos of at most two megapixels

@@ -1,25 +1,27 @@
-"""Photos of all requests on one aligner: shortest first, in steps, within deadlines."""
+"""Photos of all requests on one aligner: the shortest first, in steps, within deadlines."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from dff.aligner.alignment import Alignment
+from dff.aligner.face_request import FaceRequest, Steps
 from dff.aligner.service.face_aligner import FaceAligner, Outcome, Photo
 from dff.aligner.service.limits import Limits
 from dff.aligner.service.problems import Problem
 
 T = TypeVar("T")
-Steps = Generator[None, None, list[list[Alignment]]]
-AGEING = 0.5  # seconds of expected work that a second of waiting makes up for
+AGEING = 0.04  # seconds of expected work that a second of waiting makes up for
 LEARNING = 0.2  # weight of the latest duration in the mean of durations
+DEEP = 4  # waiting photos from which on others are searched until their faces fill a step
+SEARCH_PIXELS = 4e6  # pixels of a photo whose search takes as long as another face
 
 
 @dataclass(eq=False)
@@ -36,29 +38,39 @@ class QueuedPhoto:
 
 @dataclass(eq=False)
 class Call:
-    """One call of the aligner, which runs in steps."""
+    """One call of an aligner, which runs in steps."""
 
-    steps: Generator[None, None, Any]
-    jobs: list[QueuedPhoto]  # photos that it aligns; empty for other calls
+    aligner: FaceAligner
+    steps: Steps[Any]
+    arrived: float  # seconds of the clock
+    job: QueuedPhoto | None = None  # the photo that it aligns; None for a call of another kind
     outcome: asyncio.Future[Any] | None = None  # what the steps of another call return or raise
+    begun: bool = False
+    request: FaceRequest | None = None  # the faces that its next step aligns
     seconds: float = 0.0  # that its steps have taken
 
     @property
-    def share(self) -> float:
-        """Seconds for each of its photos."""
-        return self.seconds / max(len(self.jobs), 1)
+    def faces(self) -> int:
+        """Faces of its next step."""
+        return 0 if self.request is None else len(self.request.detections)
 
-    @property
-    def expected(self) -> float:
-        """Seconds that its steps will take in all, as far as is known."""
-        return sum(job.expected for job in self.jobs)
+    def expect(self, unit: float) -> float:
+        """Seconds that it still takes, where a face takes ``unit``.
+
+        A call of unknown length is expected to take as long again as it has taken.
+        """
+        if self.job is not None and not self.begun:
+            return self.job.expected
+        if self.job is not None and self.request is not None:
+            return unit * (self.faces + self.request.left)
+        return max(self.seconds, unit)
 
     @property
     def abandoned(self) -> bool:
         """Whether no request waits for it any more."""
-        if self.outcome is not None:
-            return self.outcome.cancelled()
-        return all(job.outcome.done() for job in self.jobs)
+        if self.job is not None:
+            return self.job.outcome.done()
+        return self.outcome is None or self.outcome.cancelled()
 
 
 @dataclass(frozen=True)
@@ -68,31 +80,41 @@ class Finished:
     value: Any
 
 
+StepResult = FaceRequest | Finished | Exception | None
+
+
 class Durations:
     """How long the aligner takes, learned from what it took: alike for a search and for a face."""
 
     def __init__(self, first: float = 0.15) -> None:
-        self.unit = first  # seconds to search a photo, or to align a face
+        self.unit = first  # seconds to search a small photo, or to align a face
 
     def expect(self, photo: Photo) -> float:
         """Seconds of a photo; of one that is searched with one face in it."""
-        _, boxes = photo
-        return self.unit * (2 if boxes is None else max(len(boxes), 1))
+        return self.unit * count_units(photo, faces=1)
 
-    def learn(self, photos: Sequence[Photo], faces: int, seconds: float) -> None:
-        """Take in that ``photos`` with so many ``faces`` took ``seconds`` together."""
-        units = max(sum(boxes is None for _, boxes in photos) + faces, 1)
-        self.unit += LEARNING * (seconds / units - self.unit)
+    def learn(self, photo: Photo, faces: int, seconds: float) -> None:
+        """Take in that a photo with so many ``faces`` took so many ``seconds``."""
+        unit = seconds / max(count_units(photo, faces), 1.0)
+        self.unit += LEARNING * (unit - self.unit)
+
+
+def count_units(photo: Photo, faces: int) -> float:
+    """The work for a photo, in that of a face; with so many faces, if it is searched."""
+    image, boxes = photo
+    if boxes is not None:
+        return max(len(boxes), 1)
+    return 1.0 + image.shape[0] * image.shape[1] / SEARCH_PIXELS + faces
 
 
 class Scheduler:
     """Gives photos to an aligner, which runs in one thread.
 
-    Photos that are expected to be short come first, and those that have waited long. As many as a
-    batch holds share one call, if they are of similar length. Calls run in steps, and the call
-    whose photos have had least time has the next one. So a photo of many faces, which is not known
-    before, or a long call of another kind, delays a small photo by at most the small one's own time
-    and a step.
+    Photos are aligned in steps. The next step is of the photo that is expected to be finished
+    soonest: before its search by its size, then by the number of its faces; long waiting makes up
+    for some of this. So photos of many faces, of which the number is not known before, large ones
+    and long calls of another kind delay a small photo by a step. Faces of several photos share a
+    step, for which they wait only where many photos do.
     """
 
     def __init__(
@@ -114,10 +136,16 @@ class Scheduler:
         """Photos that wait for the aligner."""
         return len(self._queue)
 
+    @property
+    def busy(self) -> bool:
+        """Whether the aligner has anything to do."""
+        return bool(self._queue or self._calls)
+
     def expect_wait(self, expected: float) -> float:
         """Seconds until a photo that takes ``expected`` seconds alone is answered."""
+        unit = self.durations.unit
         queued = sum(job.expected for job in self._queue if job.expected <= expected)
-        running = sum(min(max(c.expected - c.seconds, 0.0), expected) for c in self._calls)
+        running = sum(min(call.expect(unit), expected) for call in self._calls)
         return queued + running + expected
 
     async def align(self, photo: Photo, deadline: float = math.inf) -> tuple[Outcome, float]:
@@ -145,18 +173,20 @@ class Scheduler:
         while would refuse all photos from then on.
         """
         wait = self.expect_wait(expected)
-        idle = not self._queue and not self._calls
-        if self._clock() + (0.0 if idle else wait) > deadline:
+        if self._clock() + (wait if self.busy else 0.0) > deadline:
             raise refuse_deadline(wait)
 
     async def run(self, call: Callable[[], T]) -> T:
         """The result of another call of the aligner, in its thread, between two steps."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
-    async def run_steps(self, steps: Generator[None, None, T]) -> T:
-        """What a generator returns, whose steps have their turns as those of the photos do."""
+    async def run_steps(self, steps: Steps[T], aligner: FaceAligner) -> T:
+        """What a call in steps returns or raises, which has its turns beside those of photos.
+
+        ``aligner`` answers its requests.
+        """
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._calls.append(Call(steps, [], outcome))
+        self._calls.append(Call(aligner, steps, self._clock(), outcome=outcome))
         self._start_working()
         return await outcome
 
@@ -165,14 +195,14 @@ class Scheduler:
             self._worker = asyncio.get_running_loop().create_task(self._work())
 
     async def _work(self) -> None:
-        while self._queue or self._calls:
-            if jobs := self._take_batch():
-                self._calls.append(Call(self._begin(jobs), jobs))
-            if self._calls:
-                await self._advance(min(self._calls, key=lambda call: call.share))
+        while self.busy:
+            self._refuse_late()
+            self._drop_abandoned()
+            if calls := self._choose_calls():
+                await self._advance(calls)
 
-    def _take_batch(self) -> list[QueuedPhoto]:
-        """The most urgent jobs of the queue; those that would be late are refused."""
+    def _refuse_late(self) -> None:
+        """Refuse the photos of the queue that would be late; a single one is tried."""
         now = self._clock()
         alone = len(self._queue) == 1 and not self._calls
         late = [job for job in self._queue if now + job.expected > job.deadline]
@@ -180,63 +210,75 @@ class Scheduler:
             self._queue.remove(job)
             job.began = now
             _settle(job, refuse_deadline(job.expected))
-        self._queue.sort(key=lambda job: job.expected - AGEING * (now - job.arrived))
-        if not self._queue:
-            return []
-        most = 2 * self._queue[0].expected
-        batch = [job for job in self._queue if job.expected <= most][: self._limits.batch]
-        self._queue = [job for job in self._queue if job not in batch]
-        for job in batch:
-            job.began = now
-        return batch
 
-    def _begin(self, jobs: Sequence[QueuedPhoto]) -> Steps:
-        images = [job.photo[0] for job in jobs]
-        boxes = [job.photo[1] for job in jobs]
-        return self.aligner.align_in_steps(images, boxes, faces=self._limits.step)
-
-    async def _advance(self, call: Call) -> None:
-        """Run the next step of a call; end the call after its last one."""
-        if call.abandoned:
+    def _drop_abandoned(self) -> None:
+        for call in [call for call in self._calls if call.abandoned]:
             self._calls.remove(call)
             call.steps.close()
-            return
+
+    def _choose_calls(self) -> list[Call]:
+        """The call that has the next step, and others whose faces share it."""
+        now, unit = self._clock(), self.durations.unit
+
+        def rank(call: Call) -> float:
+            return call.expect(unit) - AGEING * (now - call.arrived)
+
+        job = min(
+            self._queue,
+            key=lambda job: job.expected - AGEING * (now - job.arrived),
+            default=None,
+        )
+        if not self._calls:
+            return [] if job is None else [self._begin(job)]
+        first, *others = sorted(self._calls, key=rank)
+        if job is not None and job.expected - AGEING * (now - job.arrived) < rank(first):
+            return [self._begin(job)]
+        chosen, room = [first], self._limits.step - first.faces
+        for call in others if first.faces else []:
+            if call.aligner is first.aligner and 0 < call.faces <= room:
+                chosen.append(call)
+                room -= call.faces
+        if job is not None and first.faces and room and len(self._queue) >= DEEP:
+            return [self._begin(job)]
+        return chosen
+
+    def _begin(self, job: QueuedPhoto) -> Call:
+        """Take a photo from the queue."""
+        self._queue.remove(job)
+        job.began = self._clock()
+        image, boxes = job.photo
+        steps = self.aligner.align_in_steps([image], [boxes], faces=self._limits.step)
+        call = Call(self.aligner, steps, job.arrived, job)
+        self._calls.append(call)
+        return call
+
+    async def _advance(self, calls: Sequence[Call]) -> None:
+        """Run the next step of a call, or of several that share it; end those that are done."""
         started = self._clock()
-        result = await self.run(partial(_step, call.steps))
-        call.seconds += self._clock() - started
-        if result is None:
-            return
-        self._calls.remove(call)
-        if call.outcome is None:
-            await self._settle_photos(call, result)
-        elif not call.outcome.cancelled():
+        results = await self.run(partial(_step, calls))
+        share = (self._clock() - started) / len(calls)
+        for call, result in zip(calls, results, strict=True):
+            call.seconds += share
+            call.begun = True
+            if result is None or isinstance(result, FaceRequest):
+                call.request = result
+            else:
+                self._calls.remove(call)
+                self._end(call, result)
+
+    def _end(self, call: Call, result: Finished | Exception) -> None:
+        job, outcome = call.job, call.outcome
+        if job is not None and isinstance(result, Finished):
+            (found,) = result.value
+            self.durations.learn(job.photo, len(found), call.seconds)
+            _settle(job, found)
+        elif job is not None and isinstance(result, Exception):
+            _settle(job, result)
+        elif outcome is not None and not outcome.cancelled():
             if isinstance(result, Finished):
-                call.outcome.set_result(result.value)
+                outcome.set_result(result.value)
             else:
-                call.outcome.set_exception(result)
-
-    async def _settle_photos(self, call: Call, result: Finished | Exception) -> None:
-        if not isinstance(result, Finished):
-            await self._align_alone(call.jobs, result)
-            return
-        found: list[list[Alignment]] = [*result.value]
-        self.durations.learn([job.photo for job in call.jobs], sum(map(len, found)), call.seconds)
-        for job, faces in zip(call.jobs, found, strict=True):
-            _settle(job, faces)
-
-    async def _align_alone(self, jobs: Sequence[QueuedPhoto], error: Exception) -> None:
-        """When a batch fails, its photos are aligned one by one: each fails for its own sender."""
-        for job in jobs:
-            if len(jobs) == 1:
-                _settle(job, error)
-                return
-            image, boxes = job.photo
-            try:
-                (found,) = await self.run(partial(self.aligner.align_batch, [image], [boxes]))
-            except Exception as alone:
-                _settle(job, alone)
-            else:
-                _settle(job, found)
+                outcome.set_exception(result)
 
 
 def refuse_deadline(wait: float) -> Problem:
@@ -249,12 +291,32 @@ def _settle(job: QueuedPhoto, outcome: Outcome) -> None:
         job.outcome.set_result(outcome)
 
 
-def _step(steps: Generator[None, None, Any]) -> Finished | Exception | None:
-    """The result of the next step; None for more to come."""
+def _step(calls: Sequence[Call]) -> list[StepResult]:
+    """What each call's steps yield, return or raise next."""
+    return [
+        answer if isinstance(answer, Exception) else _send(call.steps, answer)
+        for call, answer in zip(calls, _answer(calls), strict=True)
+    ]
+
+
+def _answer(calls: Sequence[Call]) -> list[list[Alignment] | Exception | None]:
+    """The alignments that each call asks for; None for a call that asks for none.
+
+    When a batch of several calls fails, each is tried alone: each fails for its own sender.
+    """
+    requests = [call.request for call in calls if call.request is not None]
+    if not requests:
+        return [None for _ in calls]
     try:
-        next(steps)
+        return [*calls[0].aligner.align_requests(requests)]
+    except Exception as error:
+        return [error] if len(calls) == 1 else [_answer([call])[0] for call in calls]
+
+
+def _send(steps: Steps[Any], answer: list[Alignment] | None) -> StepResult:
+    try:
+        return steps.send(answer)
     except StopIteration as end:
         return Finished(end.value)
     except Exception as error:
         return error
-    return None

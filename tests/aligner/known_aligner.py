@@ -5,12 +5,13 @@ given.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from dff.aligner.alignment import Alignment, Iteration, PersonAlignment, Pose
+from dff.aligner.face_request import FaceRequest, Steps
 from dff.aligner.service.face_aligner import Boxes
 from dff.face.arrays import Bytes
 from dff.face.errors import NoFace
@@ -52,9 +53,15 @@ class KnownAligner:
         boxes: Sequence[Boxes] | None = None,
         *,
         faces: int,
-    ) -> Generator[None, None, list[list[Alignment]]]:
-        yield
+    ) -> Steps[list[list[Alignment]]]:
+        yield None
         return self.align_batch(images, boxes)
+
+    def align_requests(self, requests: Sequence[FaceRequest]) -> list[list[Alignment]]:
+        return [
+            [known_alignment(self.model, found.box) for found in request.detections]
+            for request in requests
+        ]
 
     def align_person(
         self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None

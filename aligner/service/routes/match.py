@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
@@ -15,6 +15,7 @@ from scipy.special import expit
 from starlette.exceptions import HTTPException
 
 from dff.aligner.align import Aligner
+from dff.aligner.face_request import Steps
 from dff.aligner.matching.draw import colour_dense_matches, spread_heat
 from dff.aligner.matching.matcher import DescribedFace, Matcher, PointSelection
 from dff.aligner.matching.result import PointMatches
@@ -103,7 +104,7 @@ async def match(
         selection = PointSelection(*wanted, *boxes)
         steps = matcher.match_in_steps(first, second, selection, faces=service.limits.step)
         try:
-            found = await _run(service, steps)
+            found = await _run(service, matcher, steps)
         except ValueError as error:
             raise Problem("bad-request", str(error)) from error
     sizes = image_size(first), image_size(second)
@@ -138,7 +139,7 @@ async def match_dense(
         sizes = image_size(first), image_size(second)
         small = _shrink(first), _shrink(second)
         steps = matcher.match_every_pixel_in_steps(*small, faces=service.limits.step)
-        dense = await _run(service, steps)
+        dense = await _run(service, matcher, steps)
         shape = small[1].shape[:2]
 
     def build() -> DenseMatchAnswer:
@@ -174,6 +175,7 @@ async def features(
     async with service.admit(deadline), service.decoded_photo(image) as pixels:
         face = await _run(
             service,
+            matcher,
             matcher.describe_largest_in_steps(
                 pixels, _to_box("box", corners, pixels), faces=service.limits.step
             ),
@@ -225,10 +227,10 @@ async def _decoded_photos(
         )
 
 
-async def _run(service: AlignService, steps: Generator[None, None, T]) -> T:
+async def _run(service: AlignService, matcher: Matcher, steps: Steps[T]) -> T:
     """What a call of the matcher returns; other requests have their turn between its steps."""
     try:
-        return await service.scheduler.run_steps(steps)
+        return await service.scheduler.run_steps(steps, matcher.aligner)
     except NoFace as error:
         raise Problem("no-face", str(error)) from error
 

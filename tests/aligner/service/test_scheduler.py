@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Generator, Sequence
-from typing import Any
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 
 from dff.aligner.alignment import Alignment
+from dff.aligner.detection import Detection
+from dff.aligner.face_request import FaceRequest, Steps
 from dff.aligner.service.face_aligner import Boxes
 from dff.aligner.service.limits import Limits
 from dff.aligner.service.problems import Problem
@@ -20,32 +24,46 @@ from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import pixels
 from tests.aligner.known_aligner import KnownAligner
 
+T = TypeVar("T")
 STEP = 0.02  # seconds
-SMALL, CROWD = pixels(100, 100), pixels(101, 100)
-LONG = 3000  # steps of a photo like CROWD
+SMALL, CROWD, LARGE = pixels(100, 100), pixels(101, 100), np.zeros((3000, 4000, 3), np.uint8)
+FACES = {SMALL.shape: 1, CROWD.shape: 900, LARGE.shape: 2}
 
 
 class Stepping(KnownAligner):
-    """Takes ``LONG`` steps for a photo like CROWD and two for any other; has a clock of its own."""
+    """Takes a step to search a photo and to align up to two faces; has a clock of its own."""
 
     def __init__(self, model: MorphableModel) -> None:
         super().__init__(model)
-        self.calls: list[int] = []
         self.now = 0.0
         self.crowd_steps = 0
+        self.batches: list[int] = []  # faces that were aligned in one step
         self.pace = 1.0  # times STEP that a step takes
+        self.faces = FACES  # by shape of the photo
 
     def align_in_steps(
         self, images: Sequence[Bytes], boxes: Sequence[Boxes] | None = None, *, faces: int
-    ) -> Generator[None, None, list[list[Alignment]]]:
-        self.calls.append(len(images))
-        for image in images:
-            crowd = image.shape == CROWD.shape
-            for _ in range(LONG if crowd else 2):
-                self.now += self.pace * STEP
-                self.crowd_steps += crowd
-                yield
+    ) -> Steps[list[list[Alignment]]]:
+        (image,) = images
+        number = self.faces[image.shape]
+        self.spend(image)
+        face = Detection(Box(1, 1, 50, 50), 1.0)
+        for begin in range(0, number, faces):
+            some = min(faces, number - begin)
+            answer = yield FaceRequest([image] * some, [face] * some, left=number - begin - some)
+            assert answer is not None
+            assert len(answer) == some
         return self.align_batch(images, boxes)
+
+    def align_requests(self, requests: Sequence[FaceRequest]) -> list[list[Alignment]]:
+        self.spend(requests[0].images[0])
+        self.batches.append(sum(len(request.detections) for request in requests))
+        return super().align_requests(requests)
+
+    def spend(self, image: Bytes) -> None:
+        """The time of a step."""
+        self.now += self.pace * STEP
+        self.crowd_steps += image.shape == CROWD.shape
 
 
 def make(model: MorphableModel, **limits: int) -> tuple[Stepping, Scheduler]:
@@ -72,37 +90,40 @@ def test_a_crowd_holds_no_small_photo(toy_model: MorphableModel) -> None:
     asyncio.run(run())
 
 
-def test_similar_photos_share_a_call(toy_model: MorphableModel) -> None:
-    aligner, scheduler = make(toy_model, batch=4)
+def test_faces_of_many_waiting_photos_share_steps(toy_model: MorphableModel) -> None:
+    aligner, scheduler = make(toy_model, step=2)
 
-    async def run() -> None:
-        many = [[Box(1, 1, 50, 50)] * 9]
-        photos = [(SMALL, None)] * 6 + [(SMALL, boxes) for boxes in many]
-        await asyncio.gather(*(scheduler.align(photo) for photo in photos))
+    async def run(photos: int) -> None:
+        await asyncio.gather(*(scheduler.align((SMALL, None)) for _ in range(photos)))
 
-    asyncio.run(run())
-    assert aligner.calls == [4, 2, 1]  # the nine boxes come last and alone
+    asyncio.run(run(3))
+    assert aligner.batches == [1, 1, 1], "few do not wait for each other"
+    aligner.batches.clear()
+    asyncio.run(run(9))
+    assert sum(aligner.batches) == 9
+    assert aligner.batches[:2] == [2, 2]
 
 
 def test_a_bad_photo_of_a_batch_fails_alone(toy_model: MorphableModel) -> None:
-    class Strict(KnownAligner):
-        def align_batch(self, images: Any, boxes: Any = None) -> Any:
-            for some in boxes:
-                if some and some[0].x0 > 100:
-                    raise ValueError("beside the image")
-            return super().align_batch(images, boxes)
+    class Strict(Stepping):
+        def align_requests(self, requests: Sequence[FaceRequest]) -> list[list[Alignment]]:
+            found = super().align_requests(requests)
+            if any(image.max() == 7 for request in requests for image in request.images):
+                raise ValueError("no such image")
+            return found
 
-    scheduler = Scheduler(Strict(toy_model), Limits())
-    good, bad = [Box(1, 1, 50, 50)], [Box(101, 1, 150, 50)]
+    aligner = Strict(toy_model)
+    scheduler = Scheduler(aligner, Limits(step=2))
+    bad = np.full_like(SMALL, 7)
 
     async def run() -> list[Any]:
-        photos = [(pixels(), boxes) for boxes in (good, bad, None)]
+        photos = [(image, None) for image in (SMALL, bad, *[SMALL] * 6)]
         return [each for each, _ in await asyncio.gather(*map(scheduler.align, photos))]
 
-    first, second, third = asyncio.run(run())
-    assert first[0].box == good[0]
+    first, second, *others = asyncio.run(run())
+    assert max(aligner.batches) == 2
     assert isinstance(second, ValueError)
-    assert len(third) == 1
+    assert all(len(found) == 1 for found in (first, *others))
 
 
 def test_deadlines(toy_model: MorphableModel) -> None:
@@ -141,7 +162,7 @@ def test_work_for_clients_that_left_is_dropped(toy_model: MorphableModel) -> Non
         await scheduler.align((SMALL, None))
 
     asyncio.run(run())
-    assert aligner.crowd_steps < LONG
+    assert aligner.crowd_steps < 450
     assert len(aligner.seen) == 1
 
 
@@ -149,9 +170,10 @@ def test_durations_follow_the_aligner() -> None:
     durations = Durations(first=1.0)
     searched, boxed = (SMALL, None), (SMALL, [Box(0, 0, 9, 9)] * 5)
     for _ in range(40):
-        durations.learn([searched] * 2, 4, 0.6)  # two searches and four faces
+        durations.learn(searched, 2, 0.3)  # a search and two faces
     assert durations.expect(searched) == pytest.approx(0.2, rel=0.01)
     assert durations.expect(boxed) == pytest.approx(0.5, rel=0.01)
+    assert durations.expect((LARGE, None)) == pytest.approx(0.5, rel=0.01), "12 megapixels"
     assert math.isfinite(Durations().expect((SMALL, [])))
 
 
@@ -160,16 +182,16 @@ def test_a_long_call_of_another_kind_holds_no_small_photo(toy_model: MorphableMo
     aligner, scheduler = make(toy_model, batch=1)
     done = 0
 
-    def steps() -> Generator[None, None, str]:
+    def steps() -> Steps[str]:
         nonlocal done
-        for _ in range(LONG):
+        for _ in range(3000):
             aligner.now += STEP
             done += 1
-            yield
+            yield None
         return "result"
 
     async def run() -> str:
-        long = asyncio.create_task(scheduler.run_steps(steps()))
+        long = asyncio.create_task(scheduler.run_steps(steps(), aligner))
         while done < 30:
             await asyncio.sleep(0)
         for _ in range(5):
@@ -177,11 +199,11 @@ def test_a_long_call_of_another_kind_holds_no_small_photo(toy_model: MorphableMo
             outcome, _ = await scheduler.align((SMALL, None))
             assert isinstance(outcome, list)
             assert done - before <= 2
-        assert done < LONG
+        assert done < 3000
         return await long
 
     assert asyncio.run(run()) == "result"
-    assert done == LONG
+    assert done == 3000
 
 
 def test_a_call_of_another_kind_raises_its_error_and_ends_with_its_client(
@@ -190,22 +212,22 @@ def test_a_call_of_another_kind_raises_its_error_and_ends_with_its_client(
     aligner, scheduler = make(toy_model)
     closed = []
 
-    def fail() -> Generator[None, None, str]:
-        yield
+    def fail() -> Steps[str]:
+        yield None
         raise ValueError("outside the photo")
 
-    def endless() -> Generator[None, None, str]:
+    def endless() -> Steps[str]:
         try:
             while True:
                 aligner.now += STEP
-                yield
+                yield None
         finally:
             closed.append(True)
 
     async def run() -> None:
         with pytest.raises(ValueError, match="outside the photo"):
-            await scheduler.run_steps(fail())
-        leaving = asyncio.create_task(scheduler.run_steps(endless()))
+            await scheduler.run_steps(fail(), aligner)
+        leaving = asyncio.create_task(scheduler.run_steps(endless(), aligner))
         await scheduler.align((SMALL, None))
         leaving.cancel()
         await scheduler.align((SMALL, None))
@@ -228,3 +250,54 @@ def test_an_idle_aligner_tries_what_it_expects_to_be_late(toy_model: MorphableMo
             await scheduler.align((SMALL, None), aligner.now - 1.0)
 
     asyncio.run(run())
+
+
+def test_small_photos_are_answered_soon_under_load(toy_model: MorphableModel) -> None:
+    """At 70 % of the capacity, beside photos of 12 megapixels and of 20 faces, in counted time."""
+    aligner, scheduler = make(toy_model)
+    aligner.faces = {SMALL.shape: 1, CROWD.shape: 20, LARGE.shape: 2}
+    scheduler.durations.unit = STEP
+    rng = random.Random(0)
+    work = 0.8 * 2 + 0.1 * 2 + 0.1 * 11  # steps of a photo in the mean
+    arrivals, now = [], 0.0
+    for _ in range(800):
+        now += rng.expovariate(0.7 / (work * STEP))
+        arrivals.append((now, rng.choices([SMALL, LARGE, CROWD], [0.8, 0.1, 0.1])[0]))
+    waited: dict[int, list[float]] = {1: [], 2: [], 20: []}
+    tasks: list[asyncio.Task[None]] = []
+
+    async def settle() -> None:
+        """Let all that can go on go on, without a step of the aligner."""
+        for _ in range(6):
+            await asyncio.sleep(0)
+
+    async def ask(arrived: float, image: Bytes) -> None:
+        await scheduler.align((image, None))
+        waited[aligner.faces[image.shape]].append((aligner.now - arrived) / STEP)
+
+    def release() -> None:
+        while arrivals and arrivals[0][0] <= aligner.now:
+            tasks.append(asyncio.create_task(ask(*arrivals.pop(0))))
+
+    async def step(call: Callable[[], T]) -> T:
+        await settle()
+        result = call()
+        release()
+        return result
+
+    async def run() -> None:
+        while arrivals:
+            await settle()
+            if not scheduler.busy:
+                aligner.now = max(aligner.now, arrivals[0][0])
+            release()
+        await asyncio.gather(*tasks)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "run", step)
+        asyncio.run(run())
+    small, large, crowd = (np.array(each) for each in waited.values())
+    assert sum(map(len, waited.values())) == 800
+    assert np.percentile(small, 99) < 4 * np.median(small)
+    assert np.percentile(large, 99) < 6 * np.median(large)
+    assert np.percentile(crowd, 99) < 6 * np.median(crowd)
