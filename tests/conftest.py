@@ -4,6 +4,7 @@ data.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -28,6 +29,7 @@ from filelock import FileLock
 from tests import shapes
 
 shapes.install()
+gc.disable()  # until all is imported: a fifth of that time
 sys.dont_write_bytecode = False
 
 from dff.face.arrays import Floats, Ints  # noqa: E402
@@ -74,6 +76,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         del waiting[:2], computing[:1]
     place = {path: number for number, path in enumerate(order + short)}
     items.sort(key=lambda item: place[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, without looking at what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @cache
@@ -125,6 +133,20 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all processes of this run of the tests share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def ray_forks(run_folder: Path) -> Path:
+    """Where a server listens that forks Ray's workers (``tests.ray_forks.start.forked_from``)."""
+    from tests.ray_forks.start import start_server
+
+    owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    path = Path(__file__).parents[1] / "build" / f"ray-forks-{owner}"  # seen by separate nodes
+    with FileLock(run_folder / "ray-forks.lock"):
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            start_server(path, owner, run_folder / "ray-forks.log")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,12 @@ def animated(form: str) -> bytes:
 
 def bomb(width: int = 10_000, height: int = 10_000) -> bytes:
     """A PNG of 100 kB whose header promises 100 megapixels of grey."""
-    rows = zlib.compress(b"\0" * (width + 1) * height, 9)
+    size = (width + 1) * height
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    million = packer.compress(bytes(1_000_000)) + packer.flush(zlib.Z_FULL_FLUSH)
+    rest = packer.compress(bytes(size % 1_000_000)) + packer.flush()
+    checksum = size % 65521 << 16 | 1  # Adler-32 of that many zeros
+    rows = b"\x78\xda" + million * (size // 1_000_000) + rest + struct.pack(">I", checksum)
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         chunk(*c) for c in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))

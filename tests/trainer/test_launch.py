@@ -42,6 +42,7 @@ from dff.trainer.events import Drawn, Follower, Measured, Started
 from dff.trainer.launch import ALIAS, REGISTERED_NAME, LaunchResult, build_job, train_on_ray
 from dff.trainer.train import Figures, TrainingCallbacks, train
 from dff.trainer.worker import PreemptionNotice
+from tests.ray_forks.start import forked_from
 from tests.s3_proxy import Proxy, every, relay_to
 from tests.swift_server import BUCKET
 
@@ -82,12 +83,12 @@ class Undisturbed:
 
 
 @pytest.fixture(scope="module")
-def local_ray(s3_credentials: None) -> Iterator[None]:
+def local_ray(s3_credentials: None, ray_forks: Path) -> Iterator[None]:
     """One local Ray of three CPUs for all trainings, whose workers know the bucket's credentials.
 
     Starting one takes longer than a training.
     """
-    with connected(None, workers=3):
+    with forked_from(ray_forks, "ray.train.torch"), connected(None, workers=3):
         yield
 
 

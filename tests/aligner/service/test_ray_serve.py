@@ -34,6 +34,7 @@ from tests.aligner.image_files import bomb, encoded, pixels
 from tests.aligner.known_aligner import KnownAligner
 from tests.aligner.service.server_checks import CHECKS, FRONT
 from tests.aligner.service.test_http_parser import post_twice
+from tests.ray_forks.start import forked_from
 
 
 def test_config_refuses_unknown_keys() -> None:
@@ -171,7 +172,9 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, open_head: MorphableModel) -> Iterator[str]:
+def service(
+    tmp_path_factory: pytest.TempPathFactory, open_head: MorphableModel, ray_forks: Path
+) -> Iterator[str]:
     """The real service with an untrained network: it answers, and should find that nothing
     matches.
     """
@@ -189,7 +192,8 @@ def service(tmp_path_factory: pytest.TempPathFactory, open_head: MorphableModel)
     }
     path = Path(tmp_path_factory.mktemp("weights")) / "untrained.safetensors"
     weights.save(path, net, anchors, card)
-    with serving(ServerConfig(path, port=free_port(), front=FRONT)) as url:
+    server = ServerConfig(path, port=free_port(), front=FRONT)
+    with forked_from(ray_forks, "dff.aligner.service.ray_serve"), serving(server) as url:
         yield url
 
 

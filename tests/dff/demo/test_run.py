@@ -13,6 +13,7 @@ from PIL import Image
 from dff.demo import run
 from dff.demo.errors import DemoError
 from dff.demo.run import CONTENT, remove_earlier, run_demo
+from tests.ray_forks.start import forked_from
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_an_earlier_demo_is_removed(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_one_photograph_goes_through_the_whole_chain(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_forks: Path
 ) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -50,7 +51,8 @@ def test_one_photograph_goes_through_the_whole_chain(
         run, "_train_config", lambda *told: replace(whole(*told), batch=8, loaders=0)
     )
     said: list[str] = []
-    report = run_demo(tmp_path / "demo", identities=3, views=4, steps=2, say=said.append)
+    with forked_from(ray_forks, "ray.train.torch", "ray.serve"):
+        report = run_demo(tmp_path / "demo", identities=3, views=4, steps=2, say=said.append)
     assert {path.name for path in (tmp_path / "demo").iterdir()} == CONTENT
     with Image.open(tmp_path / "demo" / "overview.jpg") as overview:
         assert overview.width == 1200

@@ -21,15 +21,16 @@ from dff.pipeline.job.ray import SchedulerConfig
 from dff.pipeline.job.run import RunConfig
 from tests.pipeline.job.test_run import objects, tell, until
 from tests.pipeline.job.toy_work import made, most_at_once, toy_plan, toy_work
+from tests.ray_forks.start import forked_from
 from tests.s3_server import BUCKET, FaultyS3
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def cluster(s3: FaultyS3) -> Iterator[None]:
+def cluster(s3: FaultyS3, ray_forks: Path) -> Iterator[None]:
     """Ray with two CPUs, started after the S3 server: workers inherit its credentials."""
-    with connected(None, workers=2):
+    with forked_from(ray_forks), connected(None, workers=2):
         yield
 
 

@@ -1,0 +1,43 @@
+"""The program that Ray starts for a worker, in the place of its ``setup_worker.py``.
+
+It hands its arguments, environment and open files to the server (``server.py``), whose fork is the
+worker, and ends with it. Without a server it becomes the worker itself.
+"""
+
+import json
+import os
+import socket
+import sys
+
+
+def main() -> None:
+    path, *modules = os.environ["DFF_RAY_FORKS"].split()
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(path)
+    except OSError:
+        import ray
+
+        script = os.path.join(*ray.__path__, "_private/workers/setup_worker.py")
+        os.execv(sys.executable, [sys.executable, script, *sys.argv[1:]])
+    variables = dict(os.environ)
+    option = "--serialized-runtime-env-context="
+    for word in sys.argv:
+        if word.startswith(option):
+            variables |= json.loads(word.removeprefix(option)).get("env_vars", {})
+    # Ray reads these when it is imported.
+    own = {name: value for name, value in variables.items() if name.startswith("RAY_")}
+    order = [sys.argv[1:], dict(os.environ), os.getcwd(), os.nice(0), os.getpid()]
+    send(connection, [own, modules], [])
+    send(connection, order, [0, 1, 2])
+    sys.exit(int(connection.recv(8) or b"1"))
+
+
+def send(connection: socket.socket, message: object, files: list[int]) -> None:
+    data = json.dumps(message).encode()
+    socket.send_fds(connection, [len(data).to_bytes(8, "big")], files)
+    connection.sendall(data)
+
+
+if __name__ == "__main__":
+    main()

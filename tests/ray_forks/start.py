@@ -1,0 +1,49 @@
+"""Ray's workers as forks of a process that has imported their libraries.
+
+A process of a Ray training imports torch and Ray for three seconds, and a training has eight.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray._private import ray_constants
+
+CLIENT = Path(__file__).with_name("client.py")
+STARTING = 120.0  # seconds
+
+
+def start_server(path: Path, owner: int, log: Path) -> None:
+    """Start a server that listens at ``path`` and ends with the process ``owner``."""
+    with log.open("wb") as file:
+        command = [sys.executable, "-m", "tests.ray_forks.server", str(path), str(owner)]
+        server = subprocess.Popen(
+            command, cwd=Path(__file__).parents[2], stdout=file, stderr=file, start_new_session=True
+        )
+    deadline = time.monotonic() + STARTING
+    while not path.exists():
+        assert server.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+@contextmanager
+def forked_from(path: Path, *modules: str) -> Iterator[None]:
+    """Every Ray that starts meanwhile takes its workers from the server at ``path``.
+
+    ``modules``: of those that import Ray, the ones that workers use.
+    """
+    whole = ray_constants.SETUP_WORKER_FILENAME
+    ray_constants.SETUP_WORKER_FILENAME = str(CLIENT)
+    os.environ["DFF_RAY_FORKS"] = " ".join([str(path), *modules])
+    try:
+        yield
+    finally:
+        ray_constants.SETUP_WORKER_FILENAME = whole
+        del os.environ["DFF_RAY_FORKS"]
