@@ -40,6 +40,8 @@ class FitModelConfig:
     """Whose occluding contours count. Ears and scalps differ in ways that no mode explains."""
     peripheral_regions: tuple[str, ...] = ("ears", "scalp", "neck")
     """No landmark lies there, and they differ between people in ways that no mode explains."""
+    inner_regions: tuple[str, ...] = ("mouth", "teeth", "tongue")
+    """They hide no part of the face from any camera."""
     peripheral_weight: float = 0.15  # of anchors in these regions, when a fit is refined
 
 

@@ -30,6 +30,17 @@ class DepthBuffer:
         triangle = zbuffer.visibility(px, seen[:, 2], faces, (side, side))
         return DepthBuffer(seen, faces, low, scale, triangle)
 
+    @staticmethod
+    def of_front(turned: Floats, inverse_depth: float, faces: Ints, side: int) -> DepthBuffer:
+        """``of`` without the triangles that face away from the camera.
+
+        Of a closed surface they are hidden by others.
+        """
+        seen, low, scale, px = _frame(turned, inverse_depth, side)
+        front = _front(seen, faces)
+        triangle = zbuffer.visibility(px, seen[:, 2], front, (side, side))
+        return DepthBuffer(seen, front, low, scale, triangle)
+
     def nearest_depth(self) -> Floats:
         """(H, W) depth of each pixel's triangle at its nearest corner; infinite where none is.
 
@@ -57,6 +68,33 @@ class DepthBuffer:
         cell = ((points[:, :2] - self.low) * self.scale).astype(np.int64)
         column, row = np.clip(cell, 0, len(depth) - 1).T
         return np.asarray(points[:, 2] < depth[row, column] + occlusion)
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def turn_points(points, rotation):  # type: ignore[no-untyped-def]
+    """(V, 3) points turned by a (3, 3) rotation."""
+    out = np.empty(points.shape)
+    for v in range(len(points)):
+        for c in range(3):
+            out[v, c] = (
+                rotation[c, 0] * points[v, 0]
+                + rotation[c, 1] * points[v, 1]
+                + rotation[c, 2] * points[v, 2]
+            )
+    return out
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _front(seen, faces):  # type: ignore[no-untyped-def]
+    """The rows of the (F, 3) triangles that face the camera."""
+    out, found = np.empty_like(faces), 0
+    for f in range(len(faces)):
+        i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+        ax, ay = seen[j, 0] - seen[i, 0], seen[j, 1] - seen[i, 1]
+        bx, by = seen[k, 0] - seen[i, 0], seen[k, 1] - seen[i, 1]
+        out[found, 0], out[found, 1], out[found, 2] = i, j, k
+        found += ax * by < ay * bx
+    return out[:found]
 
 
 @numba.njit(cache=CACHE, nogil=True)

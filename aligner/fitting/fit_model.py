@@ -18,6 +18,7 @@ import numpy as np
 from dff.aligner.alignment import Alignment
 from dff.aligner.config import FitModelConfig
 from dff.aligner.fitting.batch import take_rows
+from dff.aligner.fitting.outer_mesh import OuterMesh, cut_outer_mesh
 from dff.face.arrays import Array, Bools, Float, Floats, Int, Integer, Ints
 from dff.face.descriptor import Anchors
 from dff.face.geometry.camera import Box, NearPerspective
@@ -115,6 +116,18 @@ class FitModel:
         regions = _present(self.model, self.config.contour_regions)
         triangles = self.model.find_triangles(*regions)
         return unique_edges(self.model.faces[triangles]).astype(np.int32)
+
+    @cached_property
+    def outer(self) -> OuterMesh:
+        """The part of the mesh on which visibility depends, with ``moving_modes`` directions."""
+        return cut_outer_mesh(
+            self.model,
+            self.mesh_basis[: self.moving_modes],
+            _present(self.model, self.config.inner_regions),
+            anchors=self.anchor_vertex,
+            landmark_triangles=self.landmark_triangles,
+            edges=self.contour_edges,
+        )
 
     @cached_property
     def vertex_basis(self) -> Floats:

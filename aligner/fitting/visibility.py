@@ -9,7 +9,7 @@ import numpy as np
 from dff.aligner.config import VisibilityConfig
 from dff.aligner.fitting.batch import join_rows
 from dff.aligner.fitting.contour import OccludingContour, trace_contour
-from dff.aligner.fitting.depth_buffer import DepthBuffer
+from dff.aligner.fitting.depth_buffer import DepthBuffer, turn_points
 from dff.aligner.fitting.fit_model import FitModel, FitState, largest_cosines
 from dff.face.arrays import Array, Float, Floats
 from dff.face.render.kernels import smooth_normals
@@ -47,7 +47,7 @@ def soft_facing(cosine: Floats) -> Floats:
 def compute_visibility(
     fit_model: FitModel, state: FitState, config: VisibilityConfig
 ) -> Visibility:
-    """The visibility of B fitted meshes.
+    """The visibility of B fitted meshes, of their outer parts (``FitModel.outer``).
 
     An anchor is hidden where all four buffer pixels around it show other parts of the mesh in front
     of it; else its visibility falls as the smooth surface turns away. Lids and lips are sharp
@@ -55,10 +55,11 @@ def compute_visibility(
     Landmarks in a crease, whose triangles face away even on the frontal template, count as facing
     the camera.
     """
+    latent = state.coefficients[:, : fit_model.moving_modes]
     return join_rows(
         [
             _visibility_of_face(fit_model, mesh, state[i : i + 1], config)
-            for i, mesh in enumerate(fit_model.vertices(state))
+            for i, mesh in enumerate(fit_model.outer.vertices(latent))
         ]
     )
 
@@ -66,17 +67,21 @@ def compute_visibility(
 def _visibility_of_face(
     fit_model: FitModel, mesh: Floats, state: FitState, config: VisibilityConfig
 ) -> Visibility:
-    model, faces = fit_model.model, fit_model.model.faces
-    turned = mesh @ state.rotation[0].T
-    buffer = DepthBuffer.of(turned, float(state.inverse_depth[0]), faces, config.buffer)
+    outer = fit_model.outer
+    turned = turn_points(mesh, state.rotation[0])
+    buffer = DepthBuffer.of_front(turned, float(state.inverse_depth[0]), outer.faces, config.buffer)
     seen, depth = buffer.seen, buffer.nearest_depth()
-    normal = smooth_normals(seen, faces)
-    facing = largest_cosines(seen, faces, fit_model.landmark_triangles, towards=-1.0)
-    hidden = buffer.behind(seen[fit_model.anchor_vertex], depth) > config.occlusion
-    contour = trace_contour(buffer, normal, fit_model.contour_edges, depth, config)
+    normal = smooth_normals(seen, outer.faces)
+    facing = largest_cosines(seen, outer.faces, outer.landmark_triangles, towards=-1.0)
+    hidden = buffer.behind(seen[outer.anchors], depth) > config.occlusion
+    contour = trace_contour(buffer, normal, outer.edges, depth, config)
     return Visibility(
-        anchors=(~hidden * soft_facing(-normal[fit_model.anchor_vertex, 2]))[None],
+        anchors=(~hidden * soft_facing(-normal[outer.anchors, 2]))[None],
         facing=np.where(fit_model.in_crease, 1.0, facing)[None],
-        depth_behind=buffer.behind(seen[model.landmarks.vertex], depth)[None],
-        contour=replace(contour, px=contour.px * state.scale[0] + state.centre[0]),
+        depth_behind=buffer.behind(seen[outer.landmarks], depth)[None],
+        contour=replace(
+            contour,
+            vertices=outer.vertex[contour.vertices],
+            px=contour.px * state.scale[0] + state.centre[0],
+        ),
     )
