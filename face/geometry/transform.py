@@ -64,7 +64,9 @@ def rotation_2d(angle: Floats | float) -> Floats:
     c, s = np.cos(angle), np.sin(angle)
     if np.ndim(angle) == 0:
         return np.array([[c, -s], [s, c]])
-    return np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
+    out = np.empty((*np.shape(angle), 2, 2))
+    out[..., 0, 0], out[..., 0, 1], out[..., 1, 0], out[..., 1, 1] = c, -s, s, c
+    return out
 
 
 def rotation_from_vector(v: Floats) -> Floats:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numba
 import numpy as np
 
 from dff.face.arrays import Array, Float, Floats
 from dff.face.geometry.transform import rotation_from_vector
 from dff.face.model.landmarks import SCHEMES, Scheme
+from dff.face.numba_cache import CACHE
 
 # Powers of yaw and pitch in ``pose_terms``. Yaw has more, since its range is wider.
 YAW_POWERS = np.array([0, 1, 0, 2, 1, 0, 3, 2, 1, 4, 3, 5, 4, 6])
@@ -36,14 +38,10 @@ class UprightPose:
     @staticmethod
     def of(rotation: Floats) -> UprightPose:
         """Of (B, 3, 3) rotations ``cam_from_head``. A head seen along its own axis is upright."""
-        down = -rotation[:, :2, 1]
-        length = np.linalg.norm(down, axis=1, keepdims=True)
-        down = np.where(length > 1e-6, down / np.maximum(length, 1e-6), [0.0, 1.0])
-        upright = np.empty((len(down), 2, 2))
-        upright[:, 0, 0], upright[:, 0, 1], upright[:, 1] = down[:, 1], -down[:, 0], down
-        sideways, downwards = np.einsum("nij,nj->in", upright, rotation[:, :2, 2])
-        yaw = np.degrees(np.arctan2(sideways, -rotation[:, 2, 2]))
-        return UprightPose(upright, yaw, np.degrees(np.arcsin(np.clip(downwards, -1.0, 1.0))))
+        upright = np.empty((len(rotation), 2, 2))
+        yaw, pitch = np.empty((2, len(rotation)))
+        _find_upright(rotation, upright, yaw, pitch)
+        return UprightPose(upright, yaw, pitch)
 
 
 def pose_terms(pose: UprightPose, limit: Floats) -> Floats:
@@ -51,9 +49,32 @@ def pose_terms(pose: UprightPose, limit: Floats) -> Floats:
 
     Beyond the poses that were measured the last known value holds: a polynomial would run away.
     """
-    angles = np.stack([pose.yaw, pose.pitch], axis=1)
-    yaw, pitch = (np.clip(angles, -limit, limit) / UNIT).T
-    return np.asarray(yaw[:, None] ** YAW_POWERS * pitch[:, None] ** PITCH_POWERS)
+    out = np.empty((len(pose.yaw), TERMS))
+    _fill_terms(pose.yaw, pose.pitch, limit, out)
+    return out
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _find_upright(rotation, upright, yaw, pitch):  # type: ignore[no-untyped-def]
+    """Fill the fields of ``UprightPose`` for (B, 3, 3) rotations."""
+    for i in range(len(rotation)):
+        x, y = -rotation[i, 0, 1], -rotation[i, 1, 1]
+        length = np.sqrt(x * x + y * y)
+        x, y = (x / length, y / length) if length > 1e-6 else (0.0, 1.0)
+        upright[i, 0, 0], upright[i, 0, 1], upright[i, 1, 0], upright[i, 1, 1] = y, -x, x, y
+        gaze = rotation[i, :, 2]
+        sideways, downwards = y * gaze[0] - x * gaze[1], x * gaze[0] + y * gaze[1]
+        yaw[i] = np.degrees(np.arctan2(sideways, -gaze[2]))
+        pitch[i] = np.degrees(np.arcsin(min(max(downwards, -1.0), 1.0)))
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _fill_terms(yaw, pitch, limit, out):  # type: ignore[no-untyped-def]
+    for i in range(len(out)):
+        y = min(max(yaw[i], -limit[0]), limit[0]) / UNIT[0]
+        p = min(max(pitch[i], -limit[1]), limit[1]) / UNIT[1]
+        for t in range(TERMS):
+            out[i, t] = y ** YAW_POWERS[t] * p ** PITCH_POWERS[t]
 
 
 @dataclass(frozen=True)
