@@ -7,15 +7,17 @@ another process can continue a run.
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from io import BytesIO
@@ -30,6 +32,7 @@ from dff.face.arrays import Bytes
 from dff.face.errors import BadPlace, BadWeights, StorageError, UnknownWeights
 from dff.face.extras import require_extra
 from dff.face.private_folder import set_missing_home
+from dff.infra.mlflow_signature import describe_model
 from dff.infra.redaction import hide_secrets
 
 with require_extra("train"):
@@ -49,9 +52,7 @@ with require_extra("train"):
     )
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.exceptions import MlflowException
-    from mlflow.models import ModelSignature
     from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
-    from mlflow.types import Schema, TensorSpec
     from requests.exceptions import RequestException
 
 PARAM_BATCH = 100
@@ -173,16 +174,27 @@ def save_pyfunc(folder: Path, weights: Path) -> None:
         str(folder),
         loader_module=LOADER,
         data_path=str(weights),
-        signature=ModelSignature(Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, 3))])),
+        signature=describe_model(),
         input_example=np.full((8, 8, 3), 128, np.uint8),
         pip_requirements=[DISTRIBUTION],
     )
 
 
 def describe_code() -> dict[str, str]:
-    """Tags that say which code runs: the version, and in a repository of it the commit."""
+    """Tags that say which code runs, and who runs it.
+
+    The program and its command, the version, and in a repository of it the commit.
+    """
     here = Path(__file__).parent
-    tags = {"dff.version": installed_version(DISTRIBUTION)}
+    program = Path(sys.argv[0])
+    command = ["dff", *sys.argv[1:2]] if program.stem in ("dff", "__main__") else [program.name]
+    tags = {
+        "dff.version": installed_version(DISTRIBUTION),
+        "mlflow.source.name": " ".join(command),
+        "mlflow.source.type": "LOCAL",
+    }
+    with suppress(OSError, KeyError):  # a container's user may have no name
+        tags["mlflow.user"] = getpass.getuser()
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(here), *words]

@@ -33,7 +33,7 @@ ADDRESSES = {
         "aligner/service/ray_serve.py",
     },
     "pyarrow": {"infra/"},
-    "mlflow": {"infra/tracking.py"},
+    "mlflow": {"infra/tracking.py", "infra/mlflow_signature.py"},
     "boto3": {"infra/storage/s3.py"},
     "botocore": {"infra/storage/s3.py"},
     "fastapi": {"aligner/"},

@@ -4,10 +4,12 @@ alias.
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import mlflow.pyfunc
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.models import infer_signature
 
 from dff.aligner.align import load_aligner
 from dff.demo.photograph import write_photograph
@@ -166,6 +169,7 @@ def test_a_password_in_an_address_is_never_shown() -> None:
 def test_a_registered_version_is_a_model_that_mlflow_loads(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/dff", "train", "s3://faces/views"])
     run = tracking.start(mlflow_uri, experiment="e", name="n", params={}, artifacts=tmp_path / "a")
     shipped = weights.SHIPPED[weights.DEFAULT]
     run.register(shipped, name="dff", alias="candidate", tags={})
@@ -174,7 +178,10 @@ def test_a_registered_version_is_a_model_that_mlflow_loads(
     (used,) = client.get_run(run.id).inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.source_type) == ("views", "s3")
     assert json.loads(used.dataset.source) == {"uri": "s3://faces/views/"}
-    assert client.get_run(run.id).data.tags["dff.version"]
+    tags = client.get_run(run.id).data.tags
+    assert tags["dff.version"]
+    assert tags["mlflow.user"] == getpass.getuser()
+    assert tags["mlflow.source.name"] == "dff train"
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
     place = tracking.registered_weights("models:/dff@candidate").parent.parent
@@ -186,6 +193,7 @@ def test_a_registered_version_is_a_model_that_mlflow_loads(
     (face,) = model.predict(photo)
     (alone,) = load_aligner().align(photo)
     assert face == alone.to_json()
+    assert model.metadata.signature.outputs == infer_signature(None, [face]).outputs
 
 
 def test_only_an_evaluated_version_is_promoted(mlflow_uri: str, tmp_path: Path) -> None:
