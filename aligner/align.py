@@ -48,6 +48,7 @@ from dff.face.fused_network import FusedDetectorNet, FusedNetwork
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
 from dff.face.io.assets import load_model
+from dff.face.model.fit_correction import FitCorrection
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights as weights_files
@@ -88,8 +89,10 @@ class Aligner:
         landmark_offsets: LandmarkOffsets | None = None,
         pose_correction: PoseCorrection | None = None,
         mean_identity: Floats | None = None,
+        fit_correction: FitCorrection | None = None,
     ) -> None:
         """``fitter``: by default dense correspondence. ``calibration``: of the fitter's fits.
+        ``fit_correction``: of dense fits; by default none.
 
         ``detector``: by default one of the descriptor network, after a quick search by
         ``detector_net`` where that is given.
@@ -116,7 +119,8 @@ class Aligner:
                 f"{len(model.identity)}"
             )
         self.mean_identity = mean_identity
-        dense = DenseFitter(net, anchors, model, self.config)
+        self.fit_correction = fit_correction
+        dense = DenseFitter(net, anchors, model, self.config, fit_correction)
         self.fitter: FaceFitter = fitter or dense
         self.fit_model = dense.fit_model
         self.detector = detector or self._build_detector(detector_net)
@@ -612,6 +616,7 @@ def load_aligner(
         landmark_offsets=landmark_offsets or loaded.landmark_offsets,
         pose_correction=pose_correction or loaded.pose_correction,
         mean_identity=loaded.mean_identity,
+        fit_correction=loaded.fit_correction,
     )
 
 

@@ -7,8 +7,8 @@ written in random order, and the same weights should be the same bytes). It is J
 * ``card``: where the weights come from and under which terms;
 * ``calibration``, if measured: of the aligner's confidence with these weights;
 * ``landmark_offsets``, if measured: the source of the labels that ``LandmarkOffsets`` were measured
-  from; their tables are tensors, and so are those of ``PoseCorrection``, if it was measured, and
-  ``mean_identity``.
+  from; their tables are tensors, and so are those of ``PoseCorrection`` and ``FitCorrection``, if
+  they were measured, and ``mean_identity``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from torch import Tensor
 from dff.face.arrays import Array, Float, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadPlace, BadWeights, NotFound, UnknownWeights
+from dff.face.model.fit_correction import FitCorrection
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.infra.files import check_output_file, replaced_file
@@ -47,7 +48,7 @@ from dff.infra.weights_names import (
 )
 
 FORMAT = "dff-descriptor-1"
-Bias = TypeVar("Bias", LandmarkOffsets, PoseCorrection)
+Tables = TypeVar("Tables", LandmarkOffsets, PoseCorrection, FitCorrection)
 CARD_KEYS = ("model", "model_licence", "data_licences", "steps")
 """Keys of every card: face model's name and licence, licences of the training data, optimiser
 steps.
@@ -68,6 +69,7 @@ class Weights:
     pose_correction: PoseCorrection | None = None  # None: not measured with these weights
     # standard deviations, mean of the identities that are fitted to photos; empty: not measured
     mean_identity: Float[Array, " identities"] = field(default_factory=partial(np.zeros, 0))
+    fit_correction: FitCorrection | None = None  # None: not learned for these weights
 
 
 def save(
@@ -81,6 +83,7 @@ def save(
     landmark_offsets_source: str = "",
     pose_correction: PoseCorrection | None = None,
     mean_identity: Floats | None = None,
+    fit_correction: FitCorrection | None = None,
     endpoint_url: str | None = None,
 ) -> None:
     """Write a weights file, whole or not at all, to a path or to ``s3://bucket/key``.
@@ -119,6 +122,8 @@ def save(
         tensors |= _tensors("pose_correction", pose_correction)
     if mean_identity is not None and mean_identity.size:
         tensors["mean_identity"] = torch.from_numpy(mean_identity.astype(np.float32))
+    if fit_correction is not None:
+        tensors |= _tensors("fit_correction", fit_correction, np.float16)
     data = save_bytes(tensors, {"descriptor": json.dumps(about, sort_keys=True)})
     if str(path).startswith(BUCKET):
         storage, key = _open_parent(str(path), endpoint_url)
@@ -166,14 +171,17 @@ def rewrite(path: Path | str, loaded: Weights, *, endpoint_url: str | None = Non
         landmark_offsets_source=loaded.landmark_offsets_source,
         pose_correction=loaded.pose_correction,
         mean_identity=loaded.mean_identity,
+        fit_correction=loaded.fit_correction,
         endpoint_url=endpoint_url,
     )
 
 
-def _tensors(prefix: str, bias: LandmarkOffsets | PoseCorrection) -> dict[str, Tensor]:
+def _tensors(
+    prefix: str, tables: Tables, kind: type[np.floating[Any]] = np.float32
+) -> dict[str, Tensor]:
     return {
-        f"{prefix}.{name}": torch.from_numpy(table.astype(np.float32))
-        for name, table in vars(bias).items()
+        f"{prefix}.{name}": torch.from_numpy(np.ascontiguousarray(table, kind))
+        for name, table in vars(tables).items()
     }
 
 
@@ -183,7 +191,7 @@ def _tensor_shapes(
     return {f"{prefix}.{name}": table.shape for name, table in vars(bias).items()}
 
 
-def _from_tensors(kind: type[Bias], prefix: str, tensors: Mapping[str, Tensor]) -> Bias | None:
+def _from_tensors(kind: type[Tables], prefix: str, tensors: Mapping[str, Tensor]) -> Tables | None:
     """None when ``tensors`` hold no such tables."""
     tables = {
         name.removeprefix(f"{prefix}."): value.double().numpy()
@@ -236,6 +244,7 @@ def load(
         landmark_offsets_source,
         _from_tensors(PoseCorrection, "pose_correction", tensors),
         tensors.get("mean_identity", torch.zeros(0)).double().numpy(),
+        _build_correction(path, tensors),
     )
     if model is not None:
         check_model(path, loaded, model)
@@ -309,6 +318,12 @@ def _list_shapes(
         wanted |= _tensor_shapes("pose_correction", PoseCorrection())
     if "mean_identity" in tensors:
         wanted["mean_identity"] = (tensors["mean_identity"].numel(),)
+    # A correction checks its shapes itself.
+    wanted |= {
+        name: tuple(tensors[name].shape)
+        for name in (f"fit_correction.{part.name}" for part in fields(FitCorrection))
+        if name in tensors
+    }
     return wanted
 
 
@@ -324,6 +339,14 @@ def _build_anchors(path: Path, tensors: Mapping[str, Tensor], scale: float) -> A
     except ValueError as error:
         raise BadWeights(f"{path} has bad anchors: {error}") from error
     return anchors
+
+
+def _build_correction(path: Path, tensors: Mapping[str, Tensor]) -> FitCorrection | None:
+    """The correction of checked tensors, if any. Raises BadWeights for impossible shapes."""
+    try:
+        return _from_tensors(FitCorrection, "fit_correction", tensors)
+    except (TypeError, ValueError) as error:
+        raise BadWeights(f"{path} has a bad correction of fits: {error}") from error
 
 
 def _load_from_bucket(
@@ -374,6 +397,17 @@ def check_model(path: Path | str, loaded: Weights, model: MorphableModel) -> Non
     if wide not in (0, len(model.identity) + len(model.expression)):
         raise BadWeights(
             f"{path} moves landmarks by {wide} coefficients, which {model.name} does not have"
+        )
+    correction = loaded.fit_correction
+    wide = 0 if correction is None else correction.directions.shape[1]
+    if wide not in (0, len(model.identity) + len(model.expression)):
+        raise BadWeights(
+            f"{path} corrects fits by {wide} coefficients, which {model.name} does not have"
+        )
+    if correction is not None and correction.mean.shape[1] != loaded.anchors.descriptor.shape[1]:
+        raise BadWeights(
+            f"{path} corrects fits by descriptors of {correction.mean.shape[1]} numbers, "
+            f"its anchors have {loaded.anchors.descriptor.shape[1]}"
         )
     apart = float(np.abs(model.template[anchors.vertex] - anchors.position).max(initial=0.0))
     if apart > 1e-5:

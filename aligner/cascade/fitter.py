@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from dff.aligner.alignment import Alignment
 from dff.aligner.cascade.features import PointFeatures
@@ -14,16 +13,15 @@ from dff.aligner.cascade.model import Cascade, Stage, fingerprint
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection
 from dff.aligner.fitting.assessment import assess, move_fit
+from dff.aligner.fitting.change import apply_change, turns_about_z
 from dff.aligner.fitting.crop import Crops, frame_boxes, frame_faces
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model_from_modes
 from dff.aligner.fitting.observation import Observer, describe_landmarks
-from dff.aligner.fitting.steps import accept
 from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.descriptor import Anchors, Network
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
-from dff.face.solve.gauss_newton import apply_step
 
 LARGEST_LATENT = 3.0  # standard deviations: cascades are learned within these bounds
 
@@ -102,7 +100,7 @@ class CascadeFitter:
             self.fit_model, self.net, images, crops, state, self.config.visibility
         )
         change = stage.change(stage.rows(seen, visible), yaw_in_crop(state, crops.angle))
-        return apply_change(state, change, crops.angle, self.fit_model.face_size(state))
+        return move_face(state, change, crops.angle, self.fit_model.face_size(state))
 
 
 def yaw_in_crop(state: FitState, angle: Floats) -> Floats:
@@ -111,39 +109,11 @@ def yaw_in_crop(state: FitState, angle: Floats) -> Floats:
     return np.asarray(np.rad2deg(np.arctan2(gaze[:, 0], -gaze[:, 2])))
 
 
-def change_between(before: FitState, after: FitState, angle: Floats, face_size: Floats) -> Floats:
-    """(B, 6 + P) the change from one state to another, which ``apply_change`` applies.
-
-    In the axes of crops turned by (B,) ``angle``: log scale, rotation vector on the left, motion of
-    the centre as a fraction of the face size, latent coefficients.
-    """
-    turn = turns_about_z(-angle)
-    rotation = (
-        turn @ (after.rotation @ np.swapaxes(before.rotation, 1, 2)) @ np.swapaxes(turn, 1, 2)
-    )
-    motion = (
-        np.einsum("bij,bj->bi", turn[:, :2, :2], after.centre - before.centre) / face_size[:, None]
-    )
-    return np.concatenate(
-        [
-            np.log(after.scale / before.scale)[:, None],
-            Rotation.from_matrix(rotation).as_rotvec(),
-            motion,
-            after.coefficients - before.coefficients,
-        ],
-        axis=1,
-    )
-
-
-def apply_change(state: FitState, change: Floats, angle: Floats, face_size: Floats) -> FitState:
-    """The state after a (B, 6 + P) ``change_between``; unchanged where that is implausible."""
-    turn = turns_about_z(angle)
-    delta = np.array(change, dtype=np.float64)
-    delta[:, 1:4] = np.einsum("bij,bj->bi", turn, change[:, 1:4])
-    delta[:, 4:6] = np.einsum("bij,bj->bi", turn[:, :2, :2], change[:, 4:6]) * face_size[:, None]
-    found = state.with_face(apply_step(state, delta))
+def move_face(state: FitState, change: Floats, angle: Floats, face_size: Floats) -> FitState:
+    """``apply_change`` within the bounds of latent coefficients that cascades are learned in."""
+    found = apply_change(state, change, angle, face_size)
     latent = np.clip(found.coefficients, -LARGEST_LATENT, LARGEST_LATENT)
-    return accept(replace(found, coefficients=latent), state, face_size)
+    return replace(found, coefficients=latent)
 
 
 def start_cascade(
@@ -170,11 +140,4 @@ def start_cascade(
     return (
         replace(state, rotation=turn @ state.rotation, centre=turned),
         replace(crops, centre=middle, angle=angle),
-    )
-
-
-def turns_about_z(angle: Floats) -> Floats:
-    """(B, 3, 3) rotations about the z axis, (B,) radians."""
-    return np.asarray(
-        Rotation.from_rotvec(np.asarray(angle)[:, None] * [0.0, 0.0, 1.0]).as_matrix()
     )

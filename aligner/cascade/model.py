@@ -34,7 +34,7 @@ TURNS = (-25.0, 25.0)  # degrees of yaw in the crop between the maps of a stage
 class Stage:
     """The maps of one stage from descriptors to the change of a face, all float32.
 
-    The change is in the columns of ``dff.aligner.cascade.fitter.change_between``. Raises ValueError
+    The change is in the columns of ``dff.aligner.fitting.change.change_between``. Raises ValueError
     when shapes disagree.
     """
 

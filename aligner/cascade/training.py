@@ -13,15 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
 from dff.aligner.align import Aligner
 from dff.aligner.cascade.features import PointFeatures, describe_sift
 from dff.aligner.cascade.fitter import (
     LARGEST_LATENT,
     CascadeFitter,
-    apply_change,
-    change_between,
+    move_face,
     start_cascade,
     yaw_in_crop,
 )
@@ -37,6 +35,7 @@ from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection
 from dff.aligner.evaluation.calibration import calibrate, disturb_box
 from dff.aligner.fitting.batch import join_rows, take_rows
+from dff.aligner.fitting.change import change_between
 from dff.aligner.fitting.crop import Crops, frame_faces
 from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model_from_modes
 from dff.face.arrays import Array, Bools, Bytes, Float, Floats, Int, Ints
@@ -44,6 +43,7 @@ from dff.face.descriptor import Network
 from dff.face.errors import BadDataset
 from dff.face.geometry.camera import Box
 from dff.face.solve.gauss_newton import initial_pose, step
+from dff.face.solve.least_squares import ridge
 from dff.infra.dataset import Dataset
 from dff.infra.shards import ViewRow
 from dff.infra.split import Split
@@ -191,29 +191,6 @@ def sample_farthest_points(fit_model: FitModel, count: int) -> Ints:
         chosen.append(int(apart.argmax()))
         apart = np.minimum(apart, np.linalg.norm(places - places[chosen[-1]], axis=1))
     return np.array(chosen)
-
-
-def ridge(rows: Floats, targets: Floats, penalties: Sequence[float]) -> list[tuple[Floats, Floats]]:
-    """For each penalty the (F, T) weight and (T,) offset that map (N, F) rows to (N, T) targets.
-
-    A penalty multiplies the mean square length of the centred rows. The primal or the dual system
-    is solved, whichever is smaller.
-    """
-    row_mean, target_mean = rows.mean(0, dtype=np.float64), targets.mean(0)
-    x, y = rows - row_mean.astype(rows.dtype), targets - target_mean
-    dual = len(x) < x.shape[1]
-    gram = x @ x.T if dual else x.T @ x
-    load = float(np.trace(gram)) / len(x)
-    right = y if dual else x.T @ y
-    out = []
-    for penalty in penalties:
-        solved = cho_solve(
-            cho_factor(gram + penalty * load * np.eye(len(gram), dtype=gram.dtype), lower=True),
-            right,
-        )
-        weight = x.T @ solved if dual else solved
-        out.append((weight, target_mean - row_mean @ weight))
-    return out
 
 
 @dataclass(frozen=True)
@@ -438,7 +415,7 @@ def _learn_stage(
 
 def _move(fit_model: FitModel, faces: SplitFaces, change: Floats) -> FitState:
     face_size = fit_model.face_size(faces.state)
-    return apply_change(faces.state, change, faces.crops.angle, face_size)
+    return move_face(faces.state, change, faces.crops.angle, face_size)
 
 
 def _choose_penalty(
@@ -458,7 +435,7 @@ def _choose_penalty(
     for weight, offset in maps:
         state, angle = validation.state[which], validation.crops.angle[which]
         change = validation_rows[which] @ weight + offset
-        found = apply_change(state, change, angle, fit_model.face_size(state))
+        found = move_face(state, change, angle, fit_model.face_size(state))
         errors.append(float(validation.error(fit_model, found, which).mean()))
     best = int(np.argmin(errors))
     return penalties[best], maps[best]

@@ -29,6 +29,7 @@ from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, Pose, place_landmarks
 from dff.aligner.evaluation.benchmarks import Row, evaluate_300w, evaluate_aflw2000, measure_row
 from dff.aligner.fitting.batch import take_rows
+from dff.aligner.fitting.change import mirrored_latents
 from dff.aligner.fitting.fit_model import FitModel, prior_sd
 from dff.face.arrays import Array, Bools, Float, Floats
 from dff.face.errors import BadLandmarks
@@ -132,14 +133,6 @@ def fit_responses(
         other = OTHER_SIDE[:, None] * (found[number] @ mirrored.T)
         found[opposite] = other if opposite != number else (found[number] + other) / 2
     return found
-
-
-def mirrored_latents(fit_model: FitModel) -> Floats:
-    """(P, P) matrix: a face's latent row times it is nearest to that of the mirrored face."""
-    basis = fit_model.mesh_basis.reshape(len(fit_model.modes), -1, 3).astype(np.float64)
-    other = basis[:, fit_model.model.mirror] * OTHER_SIDE
-    flat, turned = basis.reshape(len(basis), -1), other.reshape(len(basis), -1)
-    return np.asarray(np.linalg.solve(flat @ flat.T, flat @ turned.T).T)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection
 from dff.aligner.fitting.assessment import assess, move_fit, see_meshes
 from dff.aligner.fitting.batch import replace_rows, take_rows
+from dff.aligner.fitting.correction import Corrector, LinearCorrector
 from dff.aligner.fitting.correspondence import interleave, pool
 from dff.aligner.fitting.crop import Crops, frame_boxes, frame_faces
 from dff.aligner.fitting.face_fit import FaceFit
@@ -31,18 +32,28 @@ from dff.aligner.fitting.observation import (
 from dff.aligner.fitting.steps import fit_from_detection, fit_from_last_frame, refine
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.descriptor import Anchors, Network
+from dff.face.model.fit_correction import FitCorrection
 from dff.face.model.morphable import MorphableModel
 
 Solve = Callable[[Observation, FaceFit, Ints], FitState]
 """From observations of B faces, their fits before, and the rows of their images to new states."""
+
+Correct = Callable[[Observation, FaceFit, FitState], FitState]
+"""From observations of B faces, the fits that a pass began from and its states to others."""
 
 
 class DenseFitter:
     """Fits single faces by soft correspondences; every second pass observes the mirrored photo."""
 
     def __init__(
-        self, net: Network, anchors: Anchors, model: MorphableModel, config: AlignConfig
+        self,
+        net: Network,
+        anchors: Anchors,
+        model: MorphableModel,
+        config: AlignConfig,
+        correction: FitCorrection | None = None,
     ) -> None:
+        """``correction``: of the fits of each pass; none by default."""
         self.config, self.passes = config, config.passes
         mirrors = config.mirror and config.passes > 1
         self.pools = mirrors and config.passes > 2
@@ -53,6 +64,9 @@ class DenseFitter:
         self.observers: tuple[Observer, ...] = (Observer(*parts, config.observation),)
         if mirrors:
             self.observers += (MirroredObserver(*parts, config.observation),)
+        self.corrector: Corrector | None = None
+        if correction is not None:
+            self.corrector = LinearCorrector(self.fit_model, correction, config.visibility)
 
     def at_crops(self) -> tuple[DenseFitter, ...]:
         """The fitters of ``AlignConfig.averaged_crops``."""
@@ -93,7 +107,7 @@ class DenseFitter:
 
     def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
         """Observe the photos, pool the matches with the last pass's, and step the states."""
-        observer = self.observers[number % len(self.observers)]
+        which = number % len(self.observers)
         crops = next_crops(self.fit_model, before, number, self.config)
         followed = number == 0 and not before.detected.all()
         if followed:
@@ -117,12 +131,19 @@ class DenseFitter:
         def solve_again(observation: Observation, before: FaceFit, rows: Ints) -> FitState:
             return refine(self.fit_model, self.config, observation, before.state, before.visibility)
 
+        def correct(observation: Observation, before: FaceFit, state: FitState) -> FitState:
+            if self.corrector is None or before.detected.any():  # whose visibility is not known
+                return state
+            return self.corrector.correct(
+                observation, state, before.visibility, mirrored=which == 1
+            )
+
         again = number == 0 and self.config.refine_at_once and not followed
         # where another pass follows, it begins from the visibility of this one
         last = number == self.passes - 1 or followed
         return observe_and_solve(
             self.fit_model,
-            observer,
+            self.observers[which],
             self.config,
             images,
             crops,
@@ -130,6 +151,7 @@ class DenseFitter:
             (solve, solve_again) if again else (solve,),
             kept_motion=self.config.visibility.kept_motion if last else 0.0,
             seen_before=followed or number > 0,
+            correct=correct,
         )
 
     def _without_match_errors(self, fit: FaceFit) -> FaceFit:
@@ -163,12 +185,13 @@ def observe_and_solve(
     *,
     kept_motion: float = 0.0,
     seen_before: bool = False,
+    correct: Correct = lambda observation, before, state: state,
 ) -> FaceFit:
     """One pass over B faces; those with too few matched pixels are lost and keep their states.
 
     Each of ``solves`` begins from what the one before came to; all see the same observation.
     ``seen_before``: whether ``before`` holds the visibility of its meshes; it stays that of faces
-    whose last solution moved them by less than ``kept_motion``.
+    whose last solution moved them by less than ``kept_motion``. ``correct``: changes that solution.
     """
     observation = observer.observe(images, crops)
     seen = observation.matched >= config.observation.fewest
@@ -180,7 +203,7 @@ def observe_and_solve(
     for solve in solves[:-1]:
         between = move_fit(fit_model, before, solve(observation, before, rows))
         before, seen_before = see_meshes(fit_model, between, config.visibility), True
-    state = solves[-1](observation, before, rows)
+    state = correct(observation, before, solves[-1](observation, before, rows))
     before = assess(
         fit_model,
         observer,

@@ -43,6 +43,13 @@ def calibrate(
             help="Also estimate the systematic errors of matches, which the fit then models."
         ),
     ] = True,
+    correction: Annotated[
+        bool,
+        typer.Option(
+            help="Also learn the correction of fits, from 1,000 to 12,000 views. Without it, a "
+            "correction in the file is kept only with --no-match-errors."
+        ),
+    ] = False,
     photos: Annotated[
         list[Path] | None,
         typer.Option(help="Folder of annotated photos to evaluate on as well; repeatable."),
@@ -63,11 +70,18 @@ def calibrate(
     dff calibrate dff.safetensors data/ --photos AFLW2000/ --picture reliability.png
     """
     with require_extra("train"):
+        from tqdm import tqdm
+
         from dff.aligner.align import load_aligner
         from dff.aligner.confidence import DEFAULT
         from dff.aligner.evaluation.calibration import (
             calibrate as fit_calibration,
             reliability_picture,
+        )
+        from dff.aligner.evaluation.fit_correction import (
+            FitCorrectionConfig,
+            learn_fit_correction,
+            with_fit_correction,
         )
         from dff.aligner.evaluation.match_errors import estimate_match_errors, with_match_errors
         from dff.files.outputs import check_suffix, write_json
@@ -85,11 +99,22 @@ def calibrate(
     aligner = load_aligner(  # not with the calibration of the file, which is replaced
         weights, calibration=DEFAULT, endpoint_url=endpoint_url
     )
+    loaded = weights_files.load(weights, endpoint_url=endpoint_url)
     data = open_dataset(
         dataset, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)
     )
     if match_errors:
         aligner = with_match_errors(aligner, estimate_match_errors(aligner, data, every=every_view))
+        if aligner.fit_correction is None and not correction and loaded.fit_correction:
+            typer.echo("the correction of fits is removed: --correction learns it anew")
+    if correction:
+        with tqdm(total=FitCorrectionConfig().views, unit=" views") as bar:
+            found = learn_fit_correction(
+                aligner, data, every=every_view, watch=lambda done: bar.update(done - bar.n)
+            )
+        aligner = with_fit_correction(aligner, found)
+        if found is None:
+            typer.echo("no correction of fits lowers the error on held-out identities")
     calibration, sets = fit_calibration(
         aligner, data, views=views, photos=photos or (), every=every
     )
@@ -101,8 +126,9 @@ def calibrate(
     if json_out:
         write_json(json_out, {each.name: each.to_json() for each in sets})
     calibrated = replace(
-        weights_files.load(weights, endpoint_url=endpoint_url),
+        loaded,
         anchors=aligner.anchors,
+        fit_correction=aligner.fit_correction,
         calibration=calibration.to_json(),
     )
     weights_files.rewrite(target, calibrated, endpoint_url=endpoint_url)

@@ -21,6 +21,7 @@ Adjustment: A Modern Synthesis" (1999), section 6; ``_schur.py`` of jaxls has th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,3 +94,29 @@ def eliminate_scalars(own: Floats, coupling: Floats, own_gradient: Floats) -> tu
     root = np.sqrt(own)
     scaled = coupling / root[:, None].astype(coupling.dtype)
     return scaled.T @ scaled, scaled.T @ (own_gradient / root).astype(coupling.dtype)
+
+
+def ridge(rows: Floats, targets: Floats, penalties: Sequence[float]) -> list[tuple[Floats, Floats]]:
+    """For each penalty the (F, T) weight and (T,) offset that map (N, F) rows to (N, T) targets.
+
+    A penalty multiplies the mean square length of the centred rows. The primal or the dual system
+    is solved, whichever is smaller.
+    """
+    # A second of import that only trainings need.
+    from scipy.linalg import cho_factor, cho_solve
+
+    row_mean, target_mean = rows.mean(0, dtype=np.float64), targets.mean(0)
+    x, y = rows - row_mean.astype(rows.dtype), targets - target_mean
+    dual = len(x) < x.shape[1]
+    gram = x @ x.T if dual else x.T @ x
+    load = float(np.trace(gram)) / len(x)
+    right = y if dual else x.T @ y
+    out = []
+    for penalty in penalties:
+        solved = cho_solve(
+            cho_factor(gram + penalty * load * np.eye(len(gram), dtype=gram.dtype), lower=True),
+            right,
+        )
+        weight = x.T @ solved if dual else solved
+        out.append((weight, target_mean - row_mean @ weight))
+    return out

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights, StorageError
+from dff.face.model.fit_correction import FitCorrection
 from dff.face.model.landmark_offsets import TERMS, LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.infra import weights
@@ -74,6 +75,36 @@ def test_match_errors_come_back(path: Path, net: DescriptorNet, anchors: Anchors
     fields = np.random.default_rng(2).normal(size=(3, 3, 4)).astype(np.float32)
     weights.save(path, net, replace(anchors, error_fields=fields), CARD)
     np.testing.assert_array_equal(weights.load(path).anchors.error_fields, fields)
+
+
+def test_a_correction_of_fits_comes_back_and_may_be_absent(
+    path: Path, net: DescriptorNet, anchors: Anchors, toy_model: MorphableModel
+) -> None:
+    assert weights.load(path).fit_correction is None
+    rng = np.random.default_rng(2)
+    dims, wide = anchors.descriptor.shape[1], len(toy_model.identity) + len(toy_model.expression)
+    tables = [(68, dims), (68 * dims, 9), (9,), (3, wide)]
+    saved = FitCorrection(*(rng.normal(size=shape) for shape in tables))
+    weights.save(path, net, anchors, CARD, fit_correction=saved)
+    got = weights.load(path, model=toy_model).fit_correction
+    assert got is not None
+    for name, table in vars(saved).items():
+        np.testing.assert_array_equal(getattr(got, name), table.astype(np.float16), err_msg=name)
+    weights.rewrite(path, weights.load(path))
+    assert weights.load(path).fit_correction is not None
+    tensors = load_file(path)
+    tensors["fit_correction.offset"] = torch.zeros(8, dtype=torch.float16)
+    rewrite(path, tensors=tensors)
+    with pytest.raises(BadWeights, match="a bad correction of fits"):
+        weights.load(path)
+    del tensors["fit_correction.offset"]
+    rewrite(path, tensors=tensors)
+    with pytest.raises(BadWeights, match="a bad correction of fits"):
+        weights.load(path)
+    other = replace(saved, directions=np.zeros((3, wide + 1)))
+    weights.save(path, net, anchors, CARD, fit_correction=other)
+    with pytest.raises(BadWeights, match=f"corrects fits by {wide + 1} coefficients"):
+        weights.load(path, model=toy_model)
 
 
 def test_a_calibration_comes_back_and_may_be_absent(

@@ -11,8 +11,6 @@ from scipy.spatial.transform import Rotation
 
 from dff.aligner.align import Aligner
 from dff.aligner.cascade.fitter import (
-    apply_change,
-    change_between,
     start_cascade,
     yaw_in_crop,
 )
@@ -30,13 +28,13 @@ from dff.aligner.cascade.training import (
     compute_true_states,
     learn_cascade,
     read_split_views,
-    ridge,
     sample_farthest_points,
     train_cascade,
 )
 from dff.aligner.confidence import DEFAULT
 from dff.aligner.detection import Detection
 from dff.aligner.evaluation.calibration import disturb_box
+from dff.aligner.fitting.change import apply_change, change_between
 from dff.aligner.fitting.fit_model import FitState
 from dff.face.arrays import Floats, Ints
 from dff.face.errors import BadDataset, BadWeights
@@ -45,6 +43,7 @@ from dff.face.geometry.transform import geodesic_degrees
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.gauss_newton import FaceState, initial_pose
+from dff.face.solve.least_squares import ridge
 from dff.infra import cascade_file
 from dff.infra.dataset import Dataset
 from tests.aligner.oracle import PositionCode, Scene, make_scene

@@ -24,8 +24,8 @@ from dff.aligner.evaluation.landmark_offsets import (
     fit_offsets,
     fit_pose_terms,
     fit_responses,
-    mirrored_latents,
 )
+from dff.aligner.fitting.change import mirrored_latents
 from dff.aligner.video import Smoother
 from dff.face.arrays import Floats
 from dff.face.errors import BadLandmarks

@@ -1,0 +1,273 @@
+"""Learning the correction of fits on rendered views, whose pose and shape are known.
+
+Every view is fitted from a box with the errors of a detector. After each pass the descriptors at
+the landmarks are recorded, with the change from the fit to the nearest true state. A ridge
+regression maps one to the other; its penalty is that of least error on identities of their own.
+Where no penalty lowers the error, there is no correction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dff.aligner.align import Aligner
+from dff.aligner.config import VisibilityConfig
+from dff.aligner.detection import Detection
+from dff.aligner.evaluation.calibration import disturb_box
+from dff.aligner.fitting.batch import join_rows
+from dff.aligner.fitting.change import (
+    apply_change,
+    change_between,
+    mirror_change,
+    mirrored_latents,
+)
+from dff.aligner.fitting.correction import center_features, read_landmark_descriptors
+from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model
+from dff.aligner.fitting.fitters import DenseFitter
+from dff.aligner.fitting.loop import last_fit
+from dff.aligner.fitting.observation import Observation
+from dff.aligner.fitting.visibility import Visibility
+from dff.face.arrays import Array, Bool, Bools, Float, Floats, Int
+from dff.face.errors import BadDataset
+from dff.face.geometry.camera import Box
+from dff.face.model.fit_correction import FitCorrection
+from dff.face.model.landmarks import nme_box
+from dff.face.solve.gauss_newton import step
+from dff.face.solve.least_squares import ridge
+from dff.infra.dataset import Dataset
+from dff.infra.shards import ViewRow
+
+
+@dataclass(frozen=True)
+class FitCorrectionConfig:
+    """The regression of fit corrections. Raises ValueError for counts that make no sense."""
+
+    views: int = 12_000  # at most
+    fewest: int = 1000  # views, below which a map would follow chance
+    # of the ridge, in mean squares of a feature row: those that are tried
+    penalties: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
+    folds: int = 5  # the identities of one in so many parts choose the penalty
+    # of the predicted change that is applied: photos differ from rendered views (chosen on 272
+    # photos of AFLW2000-3D and 185 of 300-W)
+    strength: float = 0.7
+    worst: float = 0.12  # ``nme_box`` beyond which a fit failed, and tells nothing
+    anchors: int = 4  # every so many anchors determine the true states, beside the landmarks
+    truth_noise: float = 0.015  # face sizes: how closely true states follow the projected points
+    truth_observations: float = 50.0  # independent points that these count as
+    truth_steps: int = 3  # Gauss-Newton
+
+    def __post_init__(self) -> None:
+        if min(self.views, self.fewest, self.anchors, self.truth_steps) < 1 or self.folds < 2:
+            raise ValueError(f"FitCorrectionConfig wants positive counts: {self}")
+
+
+@dataclass(frozen=True)
+class FitErrors:
+    """N fits of rendered views after a pass, and what they miss."""
+
+    seen: Float[Array, "fits 68 channels"]  # descriptors, float16; of mirrored faces where mirrored
+    visible: Float[Array, "fits 68"]
+    change: Float[Array, "fits changes"]  # to the true states, of mirrored faces where mirrored
+    state: FitState
+    angle: Float[Array, " fits"]  # radians, of the crops
+    mirrored: Bool[Array, " fits"]
+    truth: Float[Array, "fits 68 2"]  # landmarks, pixels
+    person: Int[Array, " fits"]
+
+
+class _Recorder:
+    """A ``Corrector`` that changes nothing, and records what it could correct."""
+
+    def __init__(self, fit_model: FitModel, visibility: VisibilityConfig) -> None:
+        self.fit_model, self.visibility = fit_model, visibility
+        self.found: list[tuple[Floats, Floats, FitState, Floats, bool]] = []
+
+    def correct(
+        self, observation: Observation, state: FitState, visibility: Visibility, *, mirrored: bool
+    ) -> FitState:
+        seen, visible = read_landmark_descriptors(
+            self.fit_model, self.visibility, observation, state, visibility, mirrored=mirrored
+        )
+        angle = observation.crops.angle
+        self.found.append((seen.astype(np.float16), visible, state, angle, mirrored))
+        return state
+
+
+def learn_fit_correction(
+    aligner: Aligner,
+    dataset: Dataset,
+    *,
+    every: bool,
+    config: FitCorrectionConfig | None = None,
+    watch: Callable[[int], object] = lambda views: None,
+) -> FitCorrection | None:
+    """The correction for the dense fits of an aligner, or None where it would not help.
+
+    From views of held-out identities, or of ``every`` identity where the dataset was not trained
+    on. ``watch`` is told the number of views after each. Raises BadDataset when there are too few.
+    """
+    config = config or FitCorrectionConfig()
+    fit_model = build_fit_model(aligner.model, aligner.anchors, aligner.config.fit_model)
+    errors = measure_fits(aligner, fit_model, dataset, every=every, config=config, watch=watch)
+    return fit_correction(fit_model, errors, config)
+
+
+def with_fit_correction(aligner: Aligner, correction: FitCorrection | None) -> Aligner:
+    """The dense aligner whose fits are corrected, without offsets of pose and identity."""
+    return Aligner(
+        aligner.net,
+        aligner.anchors,
+        aligner.model,
+        config=aligner.config,
+        card=aligner.card,
+        calibration=aligner.calibration,
+        landmark_offsets=aligner.landmark_offsets,
+        fit_correction=correction,
+    )
+
+
+def measure_fits(
+    aligner: Aligner,
+    fit_model: FitModel,
+    dataset: Dataset,
+    *,
+    every: bool,
+    config: FitCorrectionConfig,
+    watch: Callable[[int], object] = lambda views: None,
+) -> FitErrors:
+    """The fits of a dataset's views after each pass. Raises BadDataset when they are too few.
+
+    ``fit_model``: in whose latent directions the changes are.
+    """
+    rows = _views(dataset, every, config)
+    if len(rows) < config.fewest:
+        raise BadDataset(
+            f"{dataset.storage.uri} has {len(rows)} views to learn the correction of fits from; at "
+            f"least {config.fewest} are needed"
+        )
+    fitter = DenseFitter(aligner.net, aligner.anchors, aligner.model, aligner.config)
+    mirror = mirrored_latents(fit_model)
+    rng = np.random.default_rng(0)
+    people: dict[str, int] = {}
+    out: list[FitErrors] = []
+    for number, row in enumerate(rows):
+        truth = row.landmarks_3d.astype(np.float64)
+        box = disturb_box(Box.around(truth), rng)
+        person = people.setdefault(row.identity_id, len(people))
+        recorder = fitter.corrector = _Recorder(fitter.fit_model, aligner.config.visibility)
+        last_fit(fitter, [row.pixels()], fitter.begin([Detection(box)]))
+        for seen, visible, state, angle, mirrored in recorder.found:
+            plain = replace(state, coefficients=state.coefficients[:, : len(fit_model.modes)])
+            if nme_box(fit_model.landmarks(plain)[0], truth) > config.worst:
+                continue
+            true = find_true_state(fit_model, plain, row, config)
+            change = change_between(plain, true, angle, fit_model.face_size(plain))
+            if mirrored:
+                change = mirror_change(change, mirror)
+            one = FitErrors(
+                seen,
+                visible,
+                change,
+                plain,
+                angle,
+                np.array([mirrored]),
+                truth[None],
+                np.array([person]),
+            )
+            out.append(one)
+        watch(number + 1)
+    if not out:
+        raise BadDataset(f"no view of {dataset.storage.uri} could be fitted")
+    return join_rows(out)
+
+
+def _views(dataset: Dataset, every: bool, config: FitCorrectionConfig) -> list[ViewRow]:
+    size = [
+        len(splits) if every else splits.count("dev")
+        for splits in (
+            dataset.columns(index, ["split"])["split"] for index in range(len(dataset.shards))
+        )
+    ]
+    apart = max(1, sum(size) // config.views)  # spread over all people
+    out: list[ViewRow] = []
+    number = 0
+    for index, some in enumerate(size):
+        for row in dataset.read_shard(index) if some else ():
+            if every or row.split == "dev":
+                if number % apart == 0 and len(out) < config.views:
+                    out.append(row)
+                number += 1
+    return out
+
+
+def find_true_state(
+    fit_model: FitModel, state: FitState, row: ViewRow, config: FitCorrectionConfig
+) -> FitState:
+    """The state nearest to the landmarks and anchors of a view, by Gauss-Newton from ``state``."""
+    some = slice(None, None, config.anchors)
+    vertex = np.concatenate([fit_model.model.landmarks.vertex, fit_model.anchor_vertex[some]])
+    mean = np.concatenate([fit_model.landmark_mean, fit_model.anchor_mean[some]])
+    basis = np.concatenate([fit_model.landmark_basis, fit_model.double_anchor_basis[some]])
+    head = fit_model.model.vertices(row.coefficients(fit_model.model))[vertex]
+    px = row.camera.px_from_cam(row.cam_from_head.apply(head))[None]
+    weight = np.full((1, len(vertex)), config.truth_observations / len(vertex))
+    weight[:, :68] *= 3  # alignments are evaluated at the landmarks
+    modes = len(fit_model.modes)
+    for _ in range(config.truth_steps):
+        face = step(
+            state,
+            mean,
+            basis,
+            px,
+            weight / config.truth_noise**2,
+            # Noise as wide as the face: residuals of exact points are no outliers.
+            noise=fit_model.face_size(state),
+            prior=np.zeros(modes),
+            prior_sd=np.ones(modes),
+            inverse_depth=state.inverse_depth,
+        )
+        state = state.with_face(face)
+    return state
+
+
+def fit_correction(
+    fit_model: FitModel, errors: FitErrors, config: FitCorrectionConfig
+) -> FitCorrection | None:
+    """The ridge regression from the descriptors of fits to their changes; None: it does not help.
+
+    ``fit_model``: in whose latent directions the changes are.
+    """
+    visible = errors.visible.sum(0)[:, None]
+    mean = (errors.seen.astype(np.float64) * errors.visible[..., None]).sum(0)
+    mean /= np.maximum(visible, 1.0)
+    rows = center_features(errors.seen.astype(np.float32), errors.visible, mean)
+    rows, change = rows.astype(np.float32), errors.change.astype(np.float32)
+    part = errors.person % config.folds
+    judged = part == 0
+    if judged.all() or not judged.any():
+        return None
+    maps = ridge(rows[~judged], change[~judged], config.penalties)
+    none = np.zeros((judged.sum(), errors.change.shape[1]))
+    left = [_error(fit_model, errors, judged, none)]
+    left += [_error(fit_model, errors, judged, rows[judged] @ w + b) for w, b in maps]
+    best = int(np.argmin(left))
+    if best == 0:
+        return None
+    ((weight, offset),) = ridge(rows, change, [config.penalties[best - 1]])
+    return FitCorrection(
+        mean, weight * config.strength, offset * config.strength, fit_model.modes.copy()
+    )
+
+
+def _error(fit_model: FitModel, errors: FitErrors, which: Bools, change: Floats) -> float:
+    """Mean ``nme_box``, a fraction, of ``which`` fits after a predicted change."""
+    mirror = mirrored_latents(fit_model)
+    turned = mirror_change(change, mirror)
+    change = np.where(errors.mirrored[which][:, None], turned, change)
+    state = errors.state[which]
+    moved = apply_change(state, change, errors.angle[which], fit_model.face_size(state))
+    found, truth = fit_model.landmarks(moved), errors.truth[which]
+    return float(np.mean([nme_box(*pair) for pair in zip(found, truth, strict=True)]))

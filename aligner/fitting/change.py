@@ -1,0 +1,74 @@
+"""Changes of pose and shape in the axes of a crop, which linear maps of descriptors predict."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from dff.aligner.fitting.fit_model import FitModel, FitState
+from dff.aligner.fitting.steps import accept
+from dff.face.arrays import Floats
+from dff.face.solve.gauss_newton import POSE, apply_step
+
+HEAD_MIRROR = np.array([1.0, 1.0, -1.0, -1.0, -1.0, 1.0])
+"""Factors of log scale, rotation vector and motion that mirror a change of pose left to right."""
+
+
+def change_between(before: FitState, after: FitState, angle: Floats, face_size: Floats) -> Floats:
+    """(B, 6 + P) the change from one state to another, which ``apply_change`` applies.
+
+    In the axes of crops turned by (B,) ``angle``: log scale, rotation vector on the left, motion of
+    the centre as a fraction of the face size, latent coefficients.
+    """
+    turn = turns_about_z(-angle)
+    rotation = (
+        turn @ (after.rotation @ np.swapaxes(before.rotation, 1, 2)) @ np.swapaxes(turn, 1, 2)
+    )
+    motion = (
+        np.einsum("bij,bj->bi", turn[:, :2, :2], after.centre - before.centre) / face_size[:, None]
+    )
+    return np.concatenate(
+        [
+            np.log(after.scale / before.scale)[:, None],
+            Rotation.from_matrix(rotation).as_rotvec(),
+            motion,
+            after.coefficients - before.coefficients,
+        ],
+        axis=1,
+    )
+
+
+def apply_change(state: FitState, change: Floats, angle: Floats, face_size: Floats) -> FitState:
+    """The state after a (B, 6 + P) ``change_between``; unchanged where that is implausible."""
+    turn = turns_about_z(angle)
+    delta = np.array(change, dtype=np.float64)
+    delta[:, 1:4] = np.einsum("bij,bj->bi", turn, change[:, 1:4])
+    delta[:, 4:6] = np.einsum("bij,bj->bi", turn[:, :2, :2], change[:, 4:6]) * face_size[:, None]
+    return accept(state.with_face(apply_step(state, delta)), state, face_size)
+
+
+def mirror_change(change: Floats, mirrored_latents: Floats) -> Floats:
+    """(B, 6 + P) the change of the mirrored faces in the mirrored crops."""
+    pose, latent = change[:, :POSE], change[:, POSE:]
+    return np.concatenate([pose * HEAD_MIRROR, latent @ mirrored_latents], axis=1)
+
+
+def mirrored_latents(fit_model: FitModel) -> Floats:
+    """(P, P) matrix: a face's latent row times it is nearest to that of the mirrored face.
+
+    Latent directions that don't move the mesh have zeros.
+    """
+    count = fit_model.moving_modes
+    basis = fit_model.mesh_basis[:count].reshape(count, -1, 3).astype(np.float64)
+    other = basis[:, fit_model.model.mirror] * np.array([-1.0, 1.0, 1.0])
+    flat, turned = basis.reshape(count, -1), other.reshape(count, -1)
+    out = np.zeros((len(fit_model.modes),) * 2)
+    out[:count, :count] = np.linalg.solve(flat @ flat.T, flat @ turned.T).T
+    return out
+
+
+def turns_about_z(angle: Floats) -> Floats:
+    """(B, 3, 3) rotations about the z axis, (B,) radians."""
+    return np.asarray(
+        Rotation.from_rotvec(np.asarray(angle)[:, None] * [0.0, 0.0, 1.0]).as_matrix()
+    )

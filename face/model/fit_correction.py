@@ -1,0 +1,45 @@
+"""The correction of fits: a linear map from descriptors at the landmarks to what a fit misses.
+
+Source: Jiang, Zhang, Deng, Guo, Liu, "Deep Face Feature for Face Alignment" (arXiv 1708.02721),
+whose cascade predicts changes of pose and shape from descriptors at projected points of the face.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dff.face.arrays import Array, Float
+
+POSE_CHANGES = 6  # log scale, rotation vector, motion of the centre
+
+
+@dataclass(frozen=True)
+class FitCorrection:
+    """A map from the descriptors at the 68 landmarks of a fitted face to the change of its fit.
+
+    A change is that of the pose in the axes of the face's crop, then that of the shape along some
+    *directions* of the face model's coefficients. Raises ValueError when the tables disagree.
+    """
+
+    mean: Float[Array, "68 channels"]  # descriptor of each landmark where it is visible
+    # landmark by landmark: a descriptor without its mean, or zeros where the landmark is hidden
+    weight: Float[Array, "features changes"]
+    offset: Float[Array, " changes"]  # columns: ``POSE_CHANGES``, then the directions
+    directions: Float[Array, "directions coefficients"]  # identity, then expression
+
+    def __post_init__(self) -> None:
+        changes = POSE_CHANGES + len(self.directions)
+        if self.mean.ndim != 2 or len(self.mean) != 68 or self.directions.ndim != 2:
+            raise ValueError(
+                f"FitCorrection with means {self.mean.shape}, directions {self.directions.shape}"
+            )
+        if self.weight.shape != (self.mean.size, changes) or self.offset.shape != (changes,):
+            raise ValueError(
+                f"FitCorrection with weights {self.weight.shape} and offsets {self.offset.shape} "
+                f"for {self.mean.size} features and {changes} changes"
+            )
+        tables = (self.mean, self.weight, self.offset, self.directions)
+        if not all(np.isfinite(table).all() for table in tables):
+            raise ValueError("FitCorrection holds numbers that are not finite")
