@@ -52,7 +52,7 @@ class FitCorrectionConfig:
     folds: int = 5  # the identities of one in so many parts choose the penalty
     # of the predicted change that is applied: photos differ from rendered views (chosen on 272
     # photos of AFLW2000-3D and 185 of 300-W)
-    strength: float = 0.7
+    strength: float = 0.6
     worst: float = 0.12  # ``nme_box`` beyond which a fit failed, and tells nothing
     anchors: int = 4  # every so many anchors determine the true states, beside the landmarks
     truth_noise: float = 0.015  # face sizes: how closely true states follow the projected points
