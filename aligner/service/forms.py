@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 from fastapi import UploadFile
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from dff.aligner.image_checks import check_box
 from dff.aligner.service.limits import Limits
@@ -42,7 +41,7 @@ class JsonField(Generic[T]):
             ) from error
 
 
-def _explain(name: str, error: ErrorDetails) -> str:
+def _explain(name: str, error: Mapping[str, Any]) -> str:
     """What is wrong with the content of the field ``name``."""
     if error["type"] == "json_invalid":
         return "this is no JSON"
