@@ -7,11 +7,11 @@ Croissant 1.1, https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from dff.face.extras import require_extra
+from dff.infra.cards import CARD, CITATION, CONTEXT, CROISSANT, format_head, write_missing
 from dff.infra.dataset import MANIFEST, Manifest
 from dff.infra.shards import CONVENTIONS, SCHEMA
 from dff.infra.storage import Storage
@@ -19,15 +19,10 @@ from dff.infra.storage import Storage
 with require_extra("train"):
     import pyarrow as pa
 
-CARD, CROISSANT = "README.md", "croissant.json"
-"""Keys of both beside the manifest."""
 TITLE = "DFF views: synthetic faces with dense correspondence"
 SUMMARY = (
     "Rendered views of faces with exact dense correspondence: the triangle of a 3D face model that "
     "every pixel shows, camera, pose, light, expression and 68 landmarks with their visibility."
-)
-CITATION = (
-    "Jiang, Zhang, Deng, Guo, Liu: Deep Face Feature for Face Alignment. arXiv 1708.02721, 2017"
 )
 COLUMNS = {
     "sample_id": "identity_id/view",
@@ -64,8 +59,6 @@ COLUMNS = {
     "recipe": "JSON: everything else that the view was made of",
     "person": CONVENTIONS["person"],
 }
-_SIZES = ((1000, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
-_SIZE_BEYOND = "n>1M"
 _TAGS = ["synthetic", "faces", "3d-face", "dense-correspondence", "facial-landmarks", "croissant"]
 
 
@@ -74,12 +67,8 @@ def write_cards(storage: Storage, manifest: Manifest, options: Mapping[str, obje
 
     ``options``: of the plan. Raises StorageError.
     """
-    for key, text in (
-        (CARD, format_card(manifest, options)),
-        (CROISSANT, json.dumps(describe_croissant(manifest), indent=2, ensure_ascii=False) + "\n"),
-    ):
-        if not storage.exists(key):
-            storage.write(key, text.encode())
+    write_missing(storage, CARD, format_card(manifest, options))
+    write_missing(storage, CROISSANT, describe_croissant(manifest))
 
 
 def list_licences(manifest: Manifest) -> list[str]:
@@ -92,14 +81,7 @@ def format_card(manifest: Manifest, options: Mapping[str, object]) -> str:
     """The Hugging Face card: YAML and Markdown."""
     licences = list_licences(manifest)
     known = [licence for licence in licences if not licence.startswith("LicenseRef-")]
-    about: dict[str, Any] = {
-        "pretty_name": TITLE,
-        "license": [licence.lower() for licence in known] if known == licences else "other",
-        "task_categories": ["keypoint-detection", "image-feature-extraction"],
-        "tags": _TAGS,
-        "size_categories": [
-            next((name for most, name in _SIZES if manifest.rows < most), _SIZE_BEYOND)
-        ],
+    others: dict[str, Any] = {
         "configs": [
             {
                 "config_name": "default",
@@ -108,7 +90,7 @@ def format_card(manifest: Manifest, options: Mapping[str, object]) -> str:
         ],
     }
     if known != licences:
-        about["license_name"] = " AND ".join(licences)
+        others["license_name"] = " AND ".join(licences)
     faces = manifest.subjects - manifest.failed_subjects
     lines = [
         f"# {TITLE}",
@@ -153,8 +135,15 @@ def format_card(manifest: Manifest, options: Mapping[str, object]) -> str:
         "",
         f"Licence of the rows: {' AND '.join(licences)}. The same plan gives the same bytes.",
     ]
-    head = "".join(f"{key}: {json.dumps(value)}\n" for key, value in about.items())  # YAML too
-    return f"---\n{head}---\n\n" + "\n".join(lines) + "\n"
+    head = format_head(
+        TITLE,
+        [licence.lower() for licence in known] if known == licences else "other",
+        ["keypoint-detection", "image-feature-extraction"],
+        _TAGS,
+        manifest.rows,
+        **others,
+    )
+    return head + "\n".join(lines) + "\n"
 
 
 def _join(counts: Mapping[str, int]) -> str:
@@ -168,7 +157,7 @@ def describe_croissant(manifest: Manifest) -> dict[str, Any]:
     each.
     """
     return {
-        "@context": _CONTEXT,
+        "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": f"dff-views-{manifest.plan[:12]}",
@@ -232,44 +221,3 @@ _KINDS = (
     (pa.types.is_boolean, "sc:Boolean"),
     (pa.types.is_binary, "sc:Text"),
 )
-_CONTEXT: dict[str, Any] = {
-    "@language": "en",
-    "@vocab": "https://schema.org/",
-    "arrayShape": "cr:arrayShape",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
-    "conformsTo": "dct:conformsTo",
-    "containedIn": "cr:containedIn",
-    "cr": "http://mlcommons.org/croissant/",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "dct": "http://purl.org/dc/terms/",
-    "equivalentProperty": "cr:equivalentProperty",
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileObject": "cr:fileObject",
-    "fileProperty": "cr:fileProperty",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isArray": "cr:isArray",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "rai": "http://mlcommons.org/croissant/RAI/",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "samplingRate": "cr:samplingRate",
-    "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
-}

@@ -41,7 +41,7 @@ COLUMNS: Mapping[str, DataType | Array | Object] = {
 """What a face's record has (``Alignment.to_json``), with the types that MLflow shows."""
 
 
-def describe_model() -> ModelSignature:
+def describe_signature() -> ModelSignature:
     """(H, W, 3) uint8 RGB to records of ``COLUMNS``."""
     return ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, 3))]),

@@ -32,7 +32,7 @@ from dff.face.arrays import Bytes
 from dff.face.errors import BadPlace, BadWeights, StorageError, UnknownWeights
 from dff.face.extras import require_extra
 from dff.face.private_folder import set_missing_home
-from dff.infra.mlflow_signature import describe_model
+from dff.infra.mlflow_signature import describe_signature
 from dff.infra.redaction import hide_secrets
 
 with require_extra("train"):
@@ -174,7 +174,7 @@ def save_pyfunc(folder: Path, weights: Path) -> None:
         str(folder),
         loader_module=LOADER,
         data_path=str(weights),
-        signature=describe_model(),
+        signature=describe_signature(),
         input_example=np.full((8, 8, 3), 128, np.uint8),
         pip_requirements=[DISTRIBUTION],
     )

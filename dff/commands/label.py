@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,10 @@ from dff.commands.options import (
     RequestPayerOption,
     WeightsOption,
 )
+
+if TYPE_CHECKING:
+    from dff.infra.storage import Storage
+    from dff.pipeline.recovery.photos import PhotoListing
 
 
 def label(
@@ -26,6 +31,14 @@ def label(
         int,
         typer.Option(help="Photos in parallel: some are read while others are aligned.", min=1),
     ] = 1,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card",
+            help="Also write README.md (a Hugging Face card) and croissant.json beside the photos, "
+            "if they are missing.",
+        ),
+    ] = False,
     weights: WeightsOption = None,
     endpoint_url: EndpointOption = None,
     anonymous: AnonymousOption = False,
@@ -82,6 +95,8 @@ def label(
             labelled += 1
         if photo.warning:
             tqdm.write(printable(f"{photo.key}: labelled, but {photo.warning}"))
+    if card:
+        write_card(storage, listing, labelled, confidence, aligner.card)
     done = f"{counted(labelled, 'photo')} labelled in {storage.uri}"
     rest = f"; {refused} of these could not be read or share a name" if refused else ""
     typer.echo(f"{done}; {unlabelled} without landmarks{rest}")
@@ -89,3 +104,18 @@ def label(
         typer.echo(describe_near_duplicates(duplicates))
     if refused:
         raise typer.Exit(1)
+
+
+def write_card(
+    storage: Storage,
+    listing: PhotoListing,
+    labelled: int,
+    confidence: float,
+    weights: Mapping[str, Any],
+) -> None:
+    """Describe the photos beside them. ``labelled``: photos that have landmarks since now."""
+    from dff.infra.label_card import LabelledPhotos, write_label_cards
+
+    before = sum(photo.landmark_key is not None for photo in listing.photos)
+    keys = [photo.image_key for photo in listing.photos]
+    write_label_cards(storage, LabelledPhotos(keys, before + labelled, confidence, weights))

@@ -21,6 +21,7 @@ import numpy as np
 
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadLandmarks, BadPhoto
+from dff.infra.cards import CARD, CROISSANT
 from dff.infra.files import strip_suffix
 from dff.infra.image_listing import find_other_kind
 from dff.infra.images import HEAD, decode_image
@@ -75,7 +76,8 @@ class PhotoListing:
     """The files of a storage."""
 
     photos: tuple[PhotoRef, ...]  # in the order of the keys
-    passed_over: tuple[str, ...]  # the other files, but for the photos' landmarks and persons
+    # the other files, but for the photos' landmarks, persons and description
+    passed_over: tuple[str, ...]
 
 
 def list_photos(storage: Storage) -> list[PhotoRef]:
@@ -105,7 +107,7 @@ def find_photos(storage: Storage) -> PhotoListing:
         size = known[key] + sum(known[landmarks] for landmarks in labels[:1])
         alone = times[stem] == 1 and stem not in keys
         refs.append(PhotoRef(stem if alone else key, key, labels[0] if labels else None, size))
-    used = {PERSONS} | {key for (stem, _), key in beside.items() if stem in times}
+    used = {PERSONS, CARD, CROISSANT} | {key for (stem, _), key in beside.items() if stem in times}
     return PhotoListing(tuple(refs), tuple(text for key, text in others.items() if key not in used))
 
 

@@ -13,8 +13,9 @@ import dff
 from dff.face.errors import BadWeights
 from dff.face.model.landmarks import INNER, nme_box
 from dff.infra import weights
+from dff.infra.cards import CARD, CROISSANT
 from dff.infra.dataset import open_dataset
-from dff.infra.dataset_card import CARD, CROISSANT, describe_croissant, format_card
+from dff.infra.dataset_card import describe_croissant, format_card
 from dff.infra.landmark_files import parse_pts
 
 TRUTH = Path(__file__).parents[2] / "dff/data/astronaut.pts"
