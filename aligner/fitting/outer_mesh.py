@@ -46,7 +46,7 @@ def cut_outer_mesh(
     """
     named = np.zeros(len(model.template), bool)
     named[anchors] = named[edges] = named[model.landmarks.vertex] = True
-    kept = named[model.faces].any(1)
+    kept = np.asarray(named[model.faces].any(1))
     inner = model.find_triangles(*inner_regions)
     kept[np.setdiff1d(np.arange(len(model.faces)), inner)] = True
     vertex, numbers = np.unique(model.faces[kept], return_inverse=True)

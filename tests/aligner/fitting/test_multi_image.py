@@ -237,7 +237,9 @@ def test_order_changes_nothing(
     images, boxes = [s.image for s in scenes[:3]], [s.box for s in scenes[:3]]
     forth = oracle_aligner.align_person(images, boxes)
     back = oracle_aligner.align_person(images[::-1], boxes[::-1])
-    np.testing.assert_allclose(back.identity, forth.identity, atol=1e-4)
+    # The rounding of sums over a batch depends on its order and may decide about an anchor that is
+    # just visible, one of hundreds; the unit is a standard deviation of people.
+    np.testing.assert_allclose(back.identity, forth.identity, atol=1e-3)
 
 
 def test_photos_are_observed_in_several_sizes(
