@@ -464,12 +464,17 @@ def calibrate(
     """A calibration for an aligner's weights, and its reliability.
 
     It is measured on the other half of the dataset, and on each folder of ``photos``. Raises
-    BadDataset for a dataset without held-out identities, ValueError when it is too small.
+    BadDataset for a dataset with too few held-out identities, ValueError when it is too small.
     """
     # Labels of rendered views have no annotation bias.
     raw = aligner.without_annotation_bias()
     outcomes = align_cases(raw, view_cases(dataset, views=views))
     first = for_fitting(outcomes)
+    if first.all() or not first.any():
+        raise BadDataset(
+            f"{dataset.storage.uri} has too few held-out identities: one part calibrates, the other "
+            f"evaluates, and all {len(set(outcomes.subject))} are in one of them"
+        )
     calibration = fit_calibration(outcomes[first])
     sets = [trust("held-out views", outcomes[~first], calibration, visibility=True)]
     for folder in photos:
