@@ -153,7 +153,8 @@ def separate_nodes(
                 if number == 0
                 else [f"--address={head}:6379", "--num-cpus=1"]
             )
-            ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", *own]
+            program = PROGRAM / "tests" / "ray_forks" / "node.py"
+            ray = [sys.executable, str(program), "start", "--block", *own]
             ray += [f"--node-ip-address={address}", f"--object-store-memory={80 << 20}"]
             isolate = ["ip", "netns", "exec", name]
             isolate += ["unshare", "--mount", "--pid", "--fork", "--kill-child"]

@@ -15,6 +15,7 @@ from dff.infra.capacity import NodeResources, WorkerShape
 from dff.infra.cluster import check_shared, connected, job_name, submit, wait_for_room
 from dff.infra.shards import rows_to_parquet
 from tests.infra.rows import noise_row
+from tests.ray_forks.start import forked_from
 
 
 @pytest.mark.ray
@@ -40,13 +41,13 @@ def test_a_private_local_ray_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.ray
-def test_ray_data_reads_shards(tmp_path: Path) -> None:
+def test_ray_data_reads_shards(tmp_path: Path, ray_forks: Path) -> None:
     """With columns and filters pushed down to Parquet, and images that decode."""
     rng = np.random.default_rng(0)
     rows = [noise_row(f"person {i}", view, rng=rng) for i in range(6) for view in range(4)]
     for number, part in enumerate((rows[:12], rows[12:])):
         (tmp_path / f"part-{number}.parquet").write_bytes(rows_to_parquet(part, {}))
-    with connected(None, workers=1):
+    with forked_from(ray_forks, "ray.data"), connected(None, workers=1):
         data = ray.data.read_parquet(str(tmp_path), columns=["sample_id", "view", "image"])
         found = {row["sample_id"]: row["image"]["bytes"] for row in data.iter_rows()}
         assert found == {row.sample_id: row.image for row in rows}
@@ -57,14 +58,17 @@ def test_ray_data_reads_shards(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_a_long_path_of_temporary_files_is_no_trouble(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    ray_forks: Path,
 ) -> None:
     """Schedulers of clusters make such folders; a socket's path has at most 107 bytes."""
     long = tmp_path / ("x" * 90)
     long.mkdir()
     monkeypatch.setenv("TMPDIR", str(long))
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    with connected(None, workers=1):
+    with forked_from(ray_forks), connected(None, workers=1):
         assert ray.get(ray.remote(lambda: 5).remote()) == 5
     (said,) = [r.getMessage() for r in caplog.records if r.name == "dff.infra.cluster"]
     folder = Path(said.rpartition("Ray takes ")[2])

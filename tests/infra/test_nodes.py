@@ -81,6 +81,7 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes | Cluster]:
             return
         request.getfixturevalue("swift_server")
         variables = {
+            "DFF_RAY_FORKS": str(request.getfixturevalue("ray_forks")),
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",

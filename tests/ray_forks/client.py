@@ -8,18 +8,11 @@ import json
 import os
 import socket
 import sys
+from contextlib import suppress
 
 
 def main() -> None:
     path, *modules = os.environ["DFF_RAY_FORKS"].split()
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.connect(path)
-    except OSError:
-        import ray
-
-        script = os.path.join(*ray.__path__, "_private/workers/setup_worker.py")
-        os.execv(sys.executable, [sys.executable, script, *sys.argv[1:]])
     variables = dict(os.environ)
     option = "--serialized-runtime-env-context="
     for word in sys.argv:
@@ -27,9 +20,20 @@ def main() -> None:
             variables |= json.loads(word.removeprefix(option)).get("env_vars", {})
     # Ray reads these when it is imported.
     own = {name: value for name, value in variables.items() if name.startswith("RAY_")}
-    order = [sys.argv[1:], dict(os.environ), os.getcwd(), os.nice(0), os.getpid()]
-    send(connection, [own, modules], [])
-    send(connection, order, [0, 1, 2])
+    order = [sys.argv[1:], dict(os.environ), os.getcwd(), os.nice(0)]
+    connection = socket.socket(socket.AF_UNIX)
+    forked = b""
+    if "RAY_RAYLET_PID" in own:  # else it serves remote clients
+        with suppress(OSError):
+            connection.connect(path)
+            send(connection, [own, modules], [])
+            send(connection, order, [0, 1, 2])
+            forked = connection.recv(1)
+    if not forked:
+        import ray
+
+        script = os.path.join(*ray.__path__, "_private/workers/setup_worker.py")
+        os.execv(sys.executable, [sys.executable, script, *sys.argv[1:]])
     sys.exit(int(connection.recv(8) or b"1"))
 
 

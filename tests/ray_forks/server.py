@@ -16,6 +16,7 @@ import selectors
 import shlex
 import signal
 import socket
+import struct
 import sys
 import traceback
 from collections.abc import Sequence
@@ -55,27 +56,35 @@ def main(path: str, owner: int) -> None:
         while end not in {key for key, _ in selector.select()}:
             connection, _ = listener.accept()
             wanted, _ = _receive(connection)
-            name = json.dumps(wanted)
+            client = _peer(connection)
+            stat = Path(f"/proc/{client}/stat").read_text()
+            raylet = int(stat.rpartition(")")[2].split()[1])  # its parent
+            name = json.dumps([raylet, wanted])
             if name not in jobs:
                 job, modules = wanted
                 jobs[name], there = socket.socketpair()
                 if os.fork() == 0:
                     os.environ.update(job)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    watch = os.pidfd_open(raylet)
+                    _enter_namespaces(client)
                     _load(["ray._private.node", *modules])
-                    _serve_job(there, int(job["RAY_RAYLET_PID"]))
+                    _serve_job(there, watch)
                     os._exit(0)
                 there.close()
-            send(jobs[name], "", [connection.fileno()])
+            try:
+                send(jobs[name], "", [connection.fileno()])
+            except OSError:  # whose clients become workers themselves
+                del jobs[name]
             connection.close()
     os.unlink(path)
 
 
 def _serve_job(source: socket.socket, raylet: int) -> None:
-    """Fork a worker for each connection, until the raylet ends."""
+    """Fork a worker for each connection, until the process of a pidfd ends."""
     selector = selectors.DefaultSelector()
     selector.register(source, selectors.EVENT_READ)
-    end = selector.register(os.pidfd_open(raylet), selectors.EVENT_READ)
+    end = selector.register(raylet, selectors.EVENT_READ)
     workers: dict[int, tuple[int, socket.socket]] = {}  # process and connection, by pidfd
     while True:
         for key, _ in selector.select():
@@ -91,6 +100,8 @@ def _serve_job(source: socket.socket, raylet: int) -> None:
                     source.close()
                     connection.close()
                     _become_worker(order, files)
+                with suppress(OSError):
+                    connection.send(b"+")
                 for file in files:
                     os.close(file)
                 watch = os.pidfd_open(pid)
@@ -129,12 +140,11 @@ def _receive(connection: socket.socket) -> tuple[Any, list[int]]:
 
 def _become_worker(order: Any, files: list[int]) -> NoReturn:
     """Run Ray's ``setup_worker.py`` as ``python setup_worker.py`` would."""
-    arguments, environment, folder, niceness, client = order
+    arguments, environment, folder, niceness = order
     os.setpgid(0, 0)  # Ray kills a worker's whole group
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
-    _enter_namespaces(client)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -157,15 +167,24 @@ def _become_worker(order: Any, files: list[int]) -> NoReturn:
         os._exit(code)
 
 
+def _peer(connection: socket.socket) -> int:
+    """Id of the process at the other end, as this one's namespace has it."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return struct.unpack("3i", credentials)[0]
+
+
 def _enter_namespaces(pid: int) -> None:
-    """Move to the network and the disk of another process, if they are not this one's."""
-    for kind in ("net", "mnt"):
-        there = f"/proc/{pid}/ns/{kind}"
-        if os.readlink(there) != os.readlink(f"/proc/self/ns/{kind}"):
-            with open(there) as namespace:
-                failed = ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0)
-            if failed:
-                raise OSError(ctypes.get_errno(), f"can't enter {there}")
+    """Take part in another process' network, disk and processes; the last holds for children."""
+    there = {kind: f"/proc/{pid}/ns/{kind}" for kind in ("pid", "net", "mnt")}
+    other = [
+        path
+        for kind, path in there.items()
+        if os.readlink(path) != os.readlink(f"/proc/self/ns/{kind}")
+    ]
+    for number in [os.open(path, os.O_RDONLY) for path in other]:
+        if ctypes.CDLL(None, use_errno=True).setns(number, 0):
+            raise OSError(ctypes.get_errno(), f"can't enter the namespaces of {pid}")
+        os.close(number)
 
 
 def _run_worker(file: str, args: list[str]) -> None:

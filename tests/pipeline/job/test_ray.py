@@ -166,23 +166,27 @@ def test_a_worker_with_other_code_refuses(
 
 _RUN = """
 import sys
+from pathlib import Path
 from dff.infra.cluster import connected
 from dff.infra.storage import open_storage
 from dff.pipeline.job import ray as fan_out
 from dff.pipeline.job.plan import parse_plan
 from tests.pipeline.job.toy_work import toy_work
+from tests.ray_forks.start import forked_from
 plan = parse_plan(sys.stdin.buffer.read(), "stdin")
-with connected(None, workers=2):
+with forked_from(Path(sys.argv[3])), connected(None, workers=2):
     fan_out.run(plan, open_storage(sys.argv[1]), toy_work(sys.argv[2], seconds=0.3))
 """
 
 
 def test_a_killed_driver_is_completed_with_the_same_bytes(
-    plan: Plan, whole: dict[str, bytes], out: Storage, log: Path
+    plan: Plan, whole: dict[str, bytes], out: Storage, log: Path, ray_forks: Path
 ) -> None:
     root = Path(__file__).parents[3]
     with subprocess.Popen(
-        [sys.executable, "-c", _RUN, out.uri, str(log)], cwd=root, stdin=subprocess.PIPE
+        [sys.executable, "-c", _RUN, out.uri, str(log), str(ray_forks)],
+        cwd=root,
+        stdin=subprocess.PIPE,
     ) as driver:
         tell(driver, plan)
         until(lambda: len(out.list("ledger/")) >= 2)
