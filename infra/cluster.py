@@ -45,6 +45,7 @@ OBJECT_STORE = 128 << 20
 CONNECT_TIMEOUT = 10.0  # seconds until a silent address counts as unreachable
 GCS_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # how often a node tries to reach its head
 JOIN_WAIT = 15.0  # seconds until a worker that fits on no node is refused
+JOB_LOST = "failed to get job supervisor"  # Ray's words for a job whose node is gone
 NODE_GROUP = "ray.io/node-group"  # label of nodes that an autoscaler or operator has started
 NICENESS = "RAY_worker_niceness"
 """Increment of the workers' niceness. Ray's default of 15 starves them beside other work of the
@@ -304,6 +305,11 @@ def submit(
     if details.status in (JobStatus.FAILED, JobStatus.STOPPED):
         # Ray repeats the log in its message, which `dff submit` has shown
         reason = str(details.message or "").partition("\n")[0].partition(", last available logs")[0]
+        if JOB_LOST in reason:
+            raise ClusterError(
+                f"job {name} was lost with its node: the same command starts it again and keeps "
+                "what is stored"
+            )
         raise ClusterError(hide_secrets(f"job {name} {details.status.lower()}: {reason}"))
     return str(details.status.value)
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 import ray.data
 import ray.data.expressions
+from ray.job_submission import JobStatus
 
 from dff.face.errors import ClusterError
 from dff.infra import cluster, socket_folder
@@ -113,6 +117,35 @@ def test_no_submission_beyond_this_machine_without_a_token(monkeypatch: pytest.M
     for host in ("127.0.0.1", "localhost", "[::1]"):  # allowed, but nothing listens there
         with pytest.raises(ClusterError, match="no Ray at"):
             submit(["true"], f"http://{host}:1")
+
+
+class LosingServer:
+    """A job server with Redis whose head came back without the job, in the client's words."""
+
+    def list_jobs(self) -> list[Any]:
+        return []
+
+    def submit_job(self, **job: Any) -> None:
+        pass
+
+    async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        return
+        yield
+
+    def get_job_status(self, name: str) -> JobStatus:
+        return JobStatus.FAILED
+
+    def get_job_info(self, name: str) -> SimpleNamespace:
+        message = "Unexpected error occurred: failed to get job supervisor."
+        return SimpleNamespace(status=JobStatus.FAILED, message=message)
+
+
+def test_a_job_that_its_head_lost_is_told_to_be_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "_connect", lambda address: LosingServer())
+    with pytest.raises(ClusterError, match=r"job true-\w+-1 was lost .* starts it again"):
+        submit(["true"], "http://127.0.0.1:8265")
 
 
 def test_a_job_is_named_by_its_command() -> None:
