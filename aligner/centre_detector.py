@@ -149,9 +149,10 @@ class StagedDetector:
     def find(self, image: Bytes) -> list[Detection]:
         """Faces of an (H, W, 3) RGB image by falling score; none when no face is seen."""
         found = self.quick.find(image)
-        if not self._is_conclusive(found, image):
-            return distinct([*self._sure(found), *self._find_thoroughly(found, image)])
-        return distinct([*self._sure(found), *self._verify(found, image)])
+        if self._is_conclusive(found, image):
+            return distinct([*self._sure(found), *self._verify(found, image, self.config.verified)])
+        alone = [] if self._sure(found) else self._verify(found, image, self.config.verified_alone)
+        return distinct(alone or [*self._sure(found), *self._find_thoroughly(found, image)])
 
     def _find_thoroughly(self, found: Sequence[Detection], image: Bytes) -> list[Detection]:
         """The confident detections of the thorough search, and those ``found`` by the quick one."""
@@ -181,11 +182,11 @@ class StagedDetector:
     def _sure(self, found: Sequence[Detection]) -> list[Detection]:
         return [one for one in found if one.score >= self.config.sure]
 
-    def _verify(self, found: Sequence[Detection], image: Bytes) -> list[Detection]:
+    def _verify(self, found: Sequence[Detection], image: Bytes, most: int) -> list[Detection]:
         """Detections of the thorough detector around the likeliest of the uncertain detections."""
         unsure = [one for one in found if one.score < self.config.sure]
         verified: list[Detection] = []
-        for one in unsure[: self.config.verified]:
+        for one in unsure[:most]:
             side = self.config.surroundings * one.box.size
             corner = np.maximum(np.floor(one.box.centre - side / 2), 0).astype(int)
             end = np.minimum(np.ceil(one.box.centre + side / 2).astype(int), image.shape[1::-1])

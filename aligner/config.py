@@ -226,7 +226,9 @@ class CentreDetectorConfig:
     sure: float = 0.5  # probability from which a cell is the centre of a face
     # and from which it may be one, so that the thorough detector searches around it
     least: float = 0.4
-    verified: int = 3  # faces of a photo, at most, around which it searches
+    verified: int = 3  # faces beside a sure one, at most, around which it searches
+    # the same where no face is sure, before it searches the whole photo
+    verified_alone: int = 0
     verified_size: float = 40.0  # pixels of such a face in that search
     surroundings: float = 3.0  # side of the part that is searched, over the size of the face
     smallest: float = 10.0  # pixels of a level: longer sides of boxes that it can show
@@ -298,7 +300,7 @@ class AlignConfig:
         """The settings of a preset for weights that were trained on crops of ``crop`` pixels."""
         if preset is AlignPreset.fast:
             whole = DetectorConfig(longest=320, second_search=1, untiled=maxsize, all_levels=False)
-            quick = CentreDetectorConfig(all_levels=False, verified=0)
+            quick = CentreDetectorConfig(all_levels=False, verified=0, verified_alone=3)
             return AlignConfig(
                 crop=crop,
                 passes=1,

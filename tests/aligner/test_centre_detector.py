@@ -179,6 +179,21 @@ def test_an_unsure_face_beside_a_sure_one_is_verified_where_it_is(oracle_aligner
     np.testing.assert_allclose(other.box.centre, [308, 84], atol=2)
 
 
+def test_where_no_face_is_sure_the_unsure_ones_may_be_verified_first(
+    oracle_aligner: Aligner,
+) -> None:
+    detector, thorough = staged(oracle_aligner)
+    detector.config = replace(detector.config, verified=0, verified_alone=1)
+    (found,) = detector.find(photo_with((304, 80, 0.4)))
+    np.testing.assert_allclose(found.box.centre, [308, 84], atol=2)
+    assert len(thorough.searched) == 1  # not the whole photo
+    assert thorough.searched[0][0] <= 1.2 * 3 * FACE
+    thorough.find_on_level = lambda level: []  # type: ignore[method-assign, assignment]
+    photo = photo_with((304, 80, 0.4))
+    assert len(detector.find(photo)) == 1
+    assert thorough.searched[-1] == photo.shape[:2]
+
+
 def test_a_face_that_all_levels_show_small_is_never_sure(oracle_aligner: Aligner) -> None:
     detector = quick_detector(oracle_aligner, coarsest=448, sharp=FACE + 1)
     (found,) = detector.find(photo_with((96, 160, 0.9)))
