@@ -25,10 +25,12 @@ from dff.face.geometry.camera import Box, NearPerspective
 from dff.face.geometry.mesh import unique_edges
 from dff.face.geometry.transform import CAM_FROM_FRONTAL_HEAD
 from dff.face.model.landmark_offsets import LandmarkOffsets
-from dff.face.model.landmarks import SCHEMES
+from dff.face.model.landmarks import LOWER_LIP_POINTS, SCHEMES
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.numba_cache import CACHE
 from dff.face.solve.gauss_newton import FaceState, evaluate_shape, project
+
+JAW_OPEN = "jawOpen"  # of ARKit's expressions
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,22 @@ class FitModel:
             self.anchor_vertex, self.model.faces[self.model.find_triangles(*regions)]
         )
         return np.where(peripheral, self.config.peripheral_weight, 1.0)
+
+    @cached_property
+    def lower_lip(self) -> Floats:
+        """(A,) how near each anchor is to the lower lip, 0 to 1; zeros for a model without a jaw.
+
+        Distances are those on the face with an open jaw, which separates the lips.
+        """
+        model, config = self.model, self.config
+        if JAW_OPEN not in model.expression_names:
+            return np.zeros(len(self.anchor_vertex))
+        jaw = model.expression[model.expression_names.index(JAW_OPEN)]
+        opened = (model.template + config.open_jaw * jaw).astype(np.float64)
+        lip = opened[model.landmarks.vertex[list(LOWER_LIP_POINTS)]]
+        square = ((opened[self.anchor_vertex, None] - lip) ** 2).sum(2).min(1)
+        near = np.exp(-0.5 * square / config.lip_reach**2)
+        return np.where(near < 0.01, 0.0, near)
 
     @cached_property
     def contour_edges(self) -> Ints:

@@ -8,8 +8,9 @@ import numpy as np
 
 from dff.aligner.config import AlignConfig
 from dff.aligner.fitting import kernels
-from dff.aligner.fitting.batch import choose_rows, replace_rows
+from dff.aligner.fitting.batch import choose_rows, replace_rows, take_rows
 from dff.aligner.fitting.fit_model import FitModel, FitState
+from dff.aligner.fitting.mouth import find_lagging_mouths
 from dff.aligner.fitting.observation import Observation
 from dff.aligner.fitting.silhouette import match_silhouette
 from dff.aligner.fitting.visibility import Visibility, compute_visibility
@@ -102,7 +103,53 @@ def refine(
     state: FitState,
     visibility: Visibility,
 ) -> FitState:
-    """Fit from a prediction: matches count where the visible anchors are predicted."""
+    """Fit from a prediction: matches count where the visible anchors are predicted.
+
+    A mouth whose lower lip is matched far below its prediction is opened first.
+    """
+    refined = _refine(fit_model, config, observation, state, visibility)
+    rows = find_lagging_mouths(fit_model, observation, state, config.mouth)
+    if len(rows) == 0:
+        return refined
+    lagging = take_rows(observation, rows)
+    opened = _open_mouths(fit_model, config, lagging, state[rows], take_rows(visibility, rows))
+    return replace_rows(refined, rows, opened)
+
+
+def _open_mouths(
+    fit_model: FitModel,
+    config: AlignConfig,
+    observation: Observation,
+    state: FitState,
+    visibility: Visibility,
+) -> FitState:
+    """Fit mouths from a prediction that has them closed: by gates that narrow step by step."""
+    mouth, solver, lip = config.mouth, config.solver, fit_model.lower_lip
+    more = replace(solver, observations=mouth.observations * solver.observations)
+    config = replace(config, solver=more)
+    # a lip that the closed mouth hides counts, too
+    visible = np.maximum(visibility.anchors * fit_model.anchor_weight, lip)
+    visible = visible * (1.0 + (mouth.weight - 1.0) * lip)
+    for gate, noise in zip(mouth.gates, mouth.noises, strict=True):
+        state = gauss_newton(
+            fit_model,
+            config,
+            observation,
+            state,
+            visible,
+            gate=gate,
+            noises=(noise,) * mouth.steps,
+        )
+    return _refine(fit_model, config, observation, state, visibility)
+
+
+def _refine(
+    fit_model: FitModel,
+    config: AlignConfig,
+    observation: Observation,
+    state: FitState,
+    visibility: Visibility,
+) -> FitState:
     lines = match_silhouette(fit_model, state, visibility.contour, observation, config.silhouette)
     visible = visibility.anchors * fit_model.anchor_weight
     solver = config.solver
