@@ -142,10 +142,12 @@ def ray_forks(run_folder: Path) -> Path:
 
     owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     path = Path(__file__).parents[1] / "build" / f"ray-forks-{owner}"  # seen by separate nodes
+    log = run_folder / "ray-forks.log"
     with FileLock(run_folder / "ray-forks.lock"):
-        if not path.exists():
+        if not log.exists():
             path.parent.mkdir(exist_ok=True)
-            start_server(path, owner, run_folder / "ray-forks.log")
+            path.unlink(missing_ok=True)
+            start_server(path, owner, log)
     return path
 
 

@@ -156,6 +156,7 @@ def separate_nodes(
             program = PROGRAM / "tests" / "ray_forks" / "node.py"
             ray = [sys.executable, str(program), "start", "--block", *own]
             ray += [f"--node-ip-address={address}", f"--object-store-memory={80 << 20}"]
+            ray += ["--include-log-monitor=false"]  # it sends drivers what workers print
             isolate = ["ip", "netns", "exec", name]
             isolate += ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
             with log.open("ab") as out:

@@ -218,9 +218,17 @@ def test_a_dataset_made_by_a_submitted_job_is_the_one_made_at_home(
 
 
 def test_synthesis_training_and_service_meet_in_a_bucket(
-    machines: Cluster, bucket: Proxy, submitted: Submitted, swift: Swift, tmp_path: Path
+    machines: Cluster,
+    bucket: Proxy,
+    submitted: Submitted,
+    swift: Swift,
+    mlflow_database: Path,
+    tmp_path: Path,
 ) -> None:
     endpoint = submitted.storage_options
+    with mlflow_database.open("rb") as database:  # making one takes seconds
+        copying = ["sh", "-c", "mkdir -p runs && cat > runs/mlflow.db"]
+        subprocess.run(machines.nodes[0].command(copying), stdin=database, check=True)
     said = submit(
         machines, "train", f"{PLACE}/views", "--out", f"{PLACE}/dff.safetensors",
         "--storage", f"{PLACE}/runs", "--workers", "2", "--loaders", "0", "--steps", "2",
