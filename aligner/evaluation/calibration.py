@@ -472,7 +472,7 @@ def calibrate(
     first = for_fitting(outcomes)
     if first.all() or not first.any():
         raise BadDataset(
-            f"{dataset.storage.uri} has too few held-out identities: one part calibrates, the other "
+            f"{dataset.storage.uri} has too few held-out identities: a part calibrates, another "
             f"evaluates, and all {len(set(outcomes.subject))} are in one of them"
         )
     calibration = fit_calibration(outcomes[first])
