@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from dff.face.extras import require_extra
+from dff.face.private_folder import set_missing_home
 
 with require_extra("train"):
+    set_missing_home()  # mlflow asks for it when it is imported
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, Schema, TensorSpec
     from mlflow.types.schema import Array, ColSpec, Object, Property
