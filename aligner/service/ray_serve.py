@@ -224,11 +224,6 @@ def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterato
         _check_weights(config.weights, config.endpoint_url, config.access)
     logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
-    env = {
-        PROXY_READY: "60",
-        PROXY_CALLBACK: f"{proxy_middleware.__module__}:{proxy_middleware.__name__}",
-        VARIABLE: server.front.to_json(),
-    }
     fewest, most = config.replicas_range()
     # a private Ray ends anyway; shutting Serve down as well makes its controller complain
     end = partial(serve.delete, APPLICATION) if local else _remove_application
@@ -236,7 +231,7 @@ def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterato
         connected(
             scale.address,
             workers=config.cpus * most if local else None,
-            env=env if local else None,
+            env=proxy_environment(server) if local else None,
         ),
         ended_by(end),
     ):
@@ -256,6 +251,18 @@ def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterato
                 logging_config=logging_config,
             )
         yield f"http://{server.host}:{server.port}"
+
+
+def proxy_environment(server: ServerConfig) -> dict[str, str]:
+    """Environment variables of the workers of a local Ray whose proxies have the front.
+
+    ``serving`` sets them unless Ray was started before.
+    """
+    return {
+        PROXY_READY: "60",  # seconds; by default a busy machine loses its proxy
+        PROXY_CALLBACK: f"{proxy_middleware.__module__}:{proxy_middleware.__name__}",
+        VARIABLE: server.front.to_json(),
+    }
 
 
 def _configure_deployment(server: ServerConfig, scale: ReplicaConfig) -> ServiceConfig:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from dff.aligner.align import load_aligner
 from dff.aligner.draw import draw
-from dff.aligner.service.ray_serve import serving
+from dff.aligner.service.ray_serve import proxy_environment, serving
 from dff.aligner.service.server_config import ServerConfig
 from dff.demo import sections
 from dff.demo.errors import DemoError
@@ -106,7 +106,8 @@ def _run_steps(out: Path, *, identities: int, views: int, steps: int, clock: Clo
         storage = open_storage(str(photos))
         photo = read_photo(storage, list_photos(storage)[0])
         recovery = invert(photo, model=load_model(), albedo=load_albedo())
-    with connected(None, workers=cores):
+    served = ServerConfig(weights=weights, port=PORT)
+    with connected(None, workers=cores, env=proxy_environment(served)):
         with clock.step(f"synthesis of {(identities + 1) * views} views"):
             synthesize(
                 str(photos),
@@ -127,7 +128,6 @@ def _run_steps(out: Path, *, identities: int, views: int, steps: int, clock: Clo
                 storage=out / "runs",
                 progress=True,
             )
-        served = ServerConfig(weights=weights, port=PORT)
         with clock.step("serving and aligning"), serving(served) as url:
             answer = request_alignment(url, photograph)
     return Outcome(photograph, recovery, dataset, weights, start, dict(trained.dev), answer)
