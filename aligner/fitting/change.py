@@ -69,6 +69,9 @@ def mirrored_latents(fit_model: FitModel) -> Floats:
 
 def turns_about_z(angle: Floats) -> Floats:
     """(B, 3, 3) rotations about the z axis, (B,) radians."""
-    return np.asarray(
-        Rotation.from_rotvec(np.asarray(angle)[:, None] * [0.0, 0.0, 1.0]).as_matrix()
-    )
+    out = np.zeros((len(angle), 3, 3))
+    out[:, 0, 0] = out[:, 1, 1] = np.cos(angle)
+    out[:, 1, 0] = np.sin(angle)
+    out[:, 0, 1] = -out[:, 1, 0]
+    out[:, 2, 2] = 1.0
+    return out
