@@ -343,9 +343,13 @@ def _build_anchors(path: Path, tensors: Mapping[str, Tensor], scale: float) -> A
 
 def _build_correction(path: Path, tensors: Mapping[str, Tensor]) -> FitCorrection | None:
     """The correction of checked tensors, if any. Raises BadWeights for impossible shapes."""
+    wanted = [f"fit_correction.{part.name}" for part in fields(FitCorrection)]
+    absent = [name for name in wanted if name not in tensors]
+    if 0 < len(absent) < len(wanted):
+        raise BadWeights(f"{path} has a bad correction of fits: it lacks {', '.join(absent)}")
     try:
         return _from_tensors(FitCorrection, "fit_correction", tensors)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise BadWeights(f"{path} has a bad correction of fits: {error}") from error
 
 

@@ -135,12 +135,22 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.views, self.pixels, self.anchors, self.log_every) < 1:
-            raise ValueError(f"TrainConfig needs positive counts: {self}")
-        if min(self.eval_every, self.checkpoint_every) < 1 or self.loaders < 0 or self.warmup < 0:
-            raise ValueError(f"TrainConfig needs positive intervals: {self}")
+        counts = ("steps", "batch", "views", "pixels", "anchors")
+        for name in (*counts, "log_every", "eval_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"TrainConfig.{name} must be at least 1, got {getattr(self, name)}"
+                )
+        for name in ("loaders", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"TrainConfig.{name} must be at least 0, got {getattr(self, name)}"
+                )
         if self.block_views < self.batch:
-            raise ValueError(f"TrainConfig needs blocks of a batch or more: {self}")
+            raise ValueError(
+                f"TrainConfig.block_views must be at least a batch of {self.batch}, got "
+                f"{self.block_views}"
+            )
         if not self.shares or not all(0.0 < share < float("inf") for share in self.shares):
             raise ValueError(f"the shares of datasets must be positive, got {list(self.shares)}")
         if self.seed < 0:
@@ -154,13 +164,13 @@ class TrainConfig:
                 raise ValueError(
                     f"an input of {size} pixels is no positive multiple of {self.net.multiple}"
                 )
-        positive = (self.sigma, self.scale, self.learning_rate, self.max_gradient)
-        if not all(x > 0 for x in positive):
-            raise ValueError(
-                f"TrainConfig needs a positive sigma, scale, learning_rate and max_gradient: {self}"
-            )
+        for name in ("sigma", "scale", "learning_rate", "max_gradient"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"TrainConfig.{name} must be positive, got {getattr(self, name)}")
         if not all(0 <= x < 1 for x in (self.ema, *self.betas)):
-            raise ValueError(f"TrainConfig needs an ema and betas in 0 <= x < 1: {self}")
+            raise ValueError(
+                f"TrainConfig.ema and betas must be in 0 <= x < 1, got {self.ema} and {self.betas}"
+            )
 
     def check_workers(self, workers: int) -> None:
         """Raise ValueError when the batch does not divide into identities over ``workers``."""

@@ -472,8 +472,8 @@ def calibrate(
     first = for_fitting(outcomes)
     if first.all() or not first.any():
         raise BadDataset(
-            f"{dataset.storage.uri} has too few held-out identities: a part calibrates, another "
-            f"evaluates, and all {len(set(outcomes.subject))} are in one of them"
+            f"{dataset.storage.uri} has too few held-out identities to calibrate with some and to "
+            f"evaluate with others: {len(set(outcomes.subject))}"
         )
     calibration = fit_calibration(outcomes[first])
     sets = [trust("held-out views", outcomes[~first], calibration, visibility=True)]

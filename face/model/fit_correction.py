@@ -30,11 +30,11 @@ class FitCorrection:
     directions: Float[Array, "directions coefficients"]  # identity, then expression
 
     def __post_init__(self) -> None:
-        changes = POSE_CHANGES + len(self.directions)
         if self.mean.ndim != 2 or len(self.mean) != 68 or self.directions.ndim != 2:
             raise ValueError(
                 f"FitCorrection with means {self.mean.shape}, directions {self.directions.shape}"
             )
+        changes = POSE_CHANGES + len(self.directions)
         if self.weight.shape != (self.mean.size, changes) or self.offset.shape != (changes,):
             raise ValueError(
                 f"FitCorrection with weights {self.weight.shape} and offsets {self.offset.shape} "
