@@ -40,6 +40,13 @@ WITHOUT_RAY = (
 )
 
 
+IDS = 2000
+"""Random ids of Ray that a worker passes over for each worker before it.
+
+Forks draw the same ids, and two objects of one id end a worker.
+"""
+
+
 def main(path: str, owner: int) -> None:
     """Hand each connection to the fork of its job, until the process ``owner`` ends."""
     _load(WITHOUT_RAY)
@@ -86,6 +93,7 @@ def _serve_job(source: socket.socket, raylet: int) -> None:
     selector.register(source, selectors.EVENT_READ)
     end = selector.register(raylet, selectors.EVENT_READ)
     workers: dict[int, tuple[int, socket.socket]] = {}  # process and connection, by pidfd
+    count = 0
     while True:
         for key, _ in selector.select():
             if key == end:
@@ -94,12 +102,13 @@ def _serve_job(source: socket.socket, raylet: int) -> None:
                 _, (file,) = _receive(source)
                 connection = socket.socket(fileno=file)
                 order, files = _receive(connection)
+                count += 1
                 pid = os.fork()
                 if pid == 0:
                     selector.close()
                     source.close()
                     connection.close()
-                    _become_worker(order, files)
+                    _become_worker(order, files, count)
                 with suppress(OSError):
                     connection.send(b"+")
                 for file in files:
@@ -138,8 +147,8 @@ def _receive(connection: socket.socket) -> tuple[Any, list[int]]:
     return json.loads(data), files
 
 
-def _become_worker(order: Any, files: list[int]) -> NoReturn:
-    """Run Ray's ``setup_worker.py`` as ``python setup_worker.py`` would."""
+def _become_worker(order: Any, files: list[int], number: int) -> NoReturn:
+    """Run Ray's ``setup_worker.py`` as ``python setup_worker.py`` would; ``number``: of the fork."""
     arguments, environment, folder, niceness = order
     os.setpgid(0, 0)  # Ray kills a worker's whole group
     for number, file in enumerate(files):
@@ -152,6 +161,8 @@ def _become_worker(order: Any, files: list[int]) -> NoReturn:
     raylet = import_module("ray._raylet")
     raylet.Config.initialize("")  # from the environment
     raylet.AuthenticationTokenLoader.instance().reset_cache()
+    for _ in range(number * IDS):
+        raylet.UniqueID.from_random()
     os.execvp = _run_worker  # type: ignore[assignment]
     code = 1
     try:
