@@ -148,7 +148,7 @@ def _receive(connection: socket.socket) -> tuple[Any, list[int]]:
 
 
 def _become_worker(order: Any, files: list[int], number: int) -> NoReturn:
-    """Run Ray's ``setup_worker.py`` as ``python setup_worker.py`` would; ``number``: of the fork."""
+    """Run Ray's ``setup_worker.py`` as Python would, in fork ``number`` of its job."""
     arguments, environment, folder, niceness = order
     os.setpgid(0, 0)  # Ray kills a worker's whole group
     for number, file in enumerate(files):
