@@ -104,7 +104,7 @@ def test_datasets_are_mixed_and_filtered(dataset: Dataset, models: Path, tmp_pat
         (["--where", "yaw > 1000"], "no views to train on that 'yaw > 1000' leaves"),
         (["--cache-bytes", "much"], "is no size such as 20GB"),
         (["--cache-bytes", "20kB"], "can't hold two blocks of shards"),
-        (["--block-views", "4"], "needs blocks of a batch or more"),
+        (["--block-views", "4"], "block_views must be at least a batch"),
         (["--tracking", "sqlite:///x.db"], "trains without Ray and MLflow"),
     ],
 )
