@@ -43,7 +43,7 @@ class FitModelConfig:
     inner_regions: tuple[str, ...] = ("mouth", "teeth", "tongue")
     """They hide no part of the face from any camera."""
     peripheral_weight: float = 0.15  # of anchors in these regions, when a fit is refined
-    # activation of the jaw at which the two lips are told apart, and metres from the landmarks of
+    # activation of the jaw at which the two lips are apart, and metres from the landmarks of
     # the lower one within which anchors belong to it
     open_jaw: float = 0.8
     lip_reach: float = 0.008

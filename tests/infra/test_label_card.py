@@ -34,7 +34,7 @@ def test_the_cards_describe_the_files_that_are_there(photos: Path) -> None:
     write_label_cards(storage, LabelledPhotos(keys, 1, 0.8, WEIGHTS))
     text = (photos / CARD).read_text()
     head = yaml.safe_load(text.split("---\n")[1])
-    assert head["license"] == "other", "nobody has said the terms of the photos"
+    assert head["license"] == "other", "the terms of the photos are not known"
     assert head["size_categories"] == ["n<1K"]
     for part in ("1 of 2 photos have landmarks", "--confidence 0.8", "f" * 64, "CC0-1.0 AND MIT"):
         assert part in text
