@@ -37,12 +37,8 @@ from dff.trainer.evaluation.baselines import make_anchor_descriptor, make_networ
 from dff.trainer.evaluation.config import MATCHING
 from dff.trainer.evaluation.matching import Matching, compare_descriptors
 from dff.trainer.evaluation.pairs import ViewPair, sample_view_pairs
-from dff.trainer.train import (
-    TrainingCallbacks,
-    initialise_state,
-    run_training,
-    save_weights,
-)
+from dff.trainer.state import initialise_state, save_weights
+from dff.trainer.train import TrainingCallbacks, run_training
 
 ROUNDS = 7
 WITHOUT_ANCHORS = LossWeights(anchors=0.0)  # without classification against learned vectors

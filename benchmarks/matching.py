@@ -41,9 +41,9 @@ from dff.trainer.data.crops import (
     input_from_source,
     warp,
 )
+from dff.trainer.data.datasets import load_dataset_model
 from dff.trainer.evaluation.config import MATCHING
 from dff.trainer.evaluation.pairs import is_visible, lookup_mask, transfer_points
-from dff.trainer.train import load_dataset_model
 
 POINTS = 96  # of a pair
 BINS = 10  # of the expected calibration error

@@ -46,7 +46,8 @@ from dff.trainer.data.shard_cache import CacheConfig
 from dff.trainer.data.view_index import ViewIndex
 from dff.trainer.data.views import StoredView, open_views
 from dff.trainer.loss import Learner, average_known, divergence, soft_targets, sum_terms
-from dff.trainer.train import Figures, TrainingCallbacks, build_step_batches, train
+from dff.trainer.meter import Figures
+from dff.trainer.train import TrainingCallbacks, build_step_batches, train
 
 BATCH, ROUNDS = 16, 6
 

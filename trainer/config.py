@@ -172,6 +172,14 @@ class TrainConfig:
                 f"TrainConfig.ema and betas must be in 0 <= x < 1, got {self.ema} and {self.betas}"
             )
 
+    def is_log_step(self, step: int) -> bool:
+        """Whether figures are logged after so many steps."""
+        return step % self.log_every == 0 or step == self.steps
+
+    def is_checkpoint_step(self, step: int) -> bool:
+        """Whether a checkpoint is made after so many steps."""
+        return step % self.checkpoint_every == 0 or step == self.steps
+
     def check_workers(self, workers: int) -> None:
         """Raise ValueError when the batch does not divide into identities over ``workers``."""
         if workers < 1 or self.batch % (workers * self.views):

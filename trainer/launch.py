@@ -26,9 +26,11 @@ from dff.infra.redaction import hide_secrets
 from dff.infra.storage import WITH_CREDENTIALS, S3Access, open_storage
 from dff.infra.storage.arrow import open_filesystem
 from dff.trainer.config import RESUMABLE_CHANGES, TrainConfig, WorkerRange, to_dict
+from dff.trainer.data.datasets import load_common_model
 from dff.trainer.events import Event, Follower
+from dff.trainer.meter import Figures
 from dff.trainer.process_group import NodeTorchConfig
-from dff.trainer.train import Figures, check_gpus, load_common_model
+from dff.trainer.train import check_gpus
 from dff.trainer.worker import WEIGHTS, Job, train_worker
 
 with require_extra("train"):

@@ -19,26 +19,25 @@ from dff.infra.storage import S3Access
 from dff.infra.system_metrics import SystemMonitor
 from dff.trainer.config import TrainConfig, from_dict
 from dff.trainer.data.crops import build_training_surface
+from dff.trainer.data.datasets import load_common_model, name_datasets
 from dff.trainer.data.shard_cache import choose_cache
 from dff.trainer.evaluation.figures import draw_dev_pair
 from dff.trainer.evaluation.pairs import sample_dev_pairs
 from dff.trainer.events import Drawn, Event, Measured, Started
-from dff.trainer.train import (
+from dff.trainer.meter import Figures
+from dff.trainer.state import (
     CHECKPOINT,
-    Figures,
-    TrainingCallbacks,
     TrainingState,
     extract_anchors,
     initialise_state,
-    is_checkpoint_step,
-    is_log_step,
     load_checkpoint,
-    load_common_model,
-    name_datasets,
-    open_training_views,
-    run_training,
     save_checkpoint,
     save_weights,
+)
+from dff.trainer.train import (
+    TrainingCallbacks,
+    open_training_views,
+    run_training,
     wrap_distributed,
 )
 
@@ -184,8 +183,8 @@ class PreemptionNotice:
 def _stand_by(step: int, config: TrainConfig, notice: PreemptionNotice) -> None:
     """Take part in the questions and reports of the workers that train: Ray waits for all."""
     for later in range(step + 1, config.steps + 1):
-        wanted = is_log_step(later, config) and notice.asks_for_checkpoint(later)
-        if is_checkpoint_step(later, config) or wanted:
+        wanted = config.is_log_step(later) and notice.asks_for_checkpoint(later)
+        if config.is_checkpoint_step(later) or wanted:
             _report(later)
 
 

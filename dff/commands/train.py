@@ -205,8 +205,9 @@ def train(
         from dff.infra.storage import S3Access
         from dff.presets import build_config, evaluate_weights, find_preset, make_dataset
         from dff.trainer.config import WorkerRange
+        from dff.trainer.data.datasets import load_common_model
         from dff.trainer.data.shard_cache import choose_cache
-        from dff.trainer.train import check_gpus, load_common_model
+        from dff.trainer.train import check_gpus
 
     span = None if workers == "0" else WorkerRange.parse(workers)
     most = span.most if span else 1

@@ -17,6 +17,7 @@ from dff.infra.dataset import open_dataset
 from dff.infra.images import decode
 from dff.infra.landmark_files import parse_mat, parse_reannotated
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
+from dff.trainer.data.datasets import load_dataset_model
 from dff.trainer.evaluation.baselines import (
     make_anchor_descriptor,
     make_baselines,
@@ -31,7 +32,6 @@ from dff.trainer.evaluation.pairs import (
     sample_photo_pairs,
     sample_view_pairs,
 )
-from dff.trainer.train import load_dataset_model
 
 IDENTITIES = 30  # whose views are paired; reading more takes long and changes little
 

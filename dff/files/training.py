@@ -10,7 +10,8 @@ from tqdm import tqdm
 from dff.infra.dataset import Dataset
 from dff.trainer.config import TrainConfig
 from dff.trainer.data.shard_cache import CacheConfig
-from dff.trainer.train import Figures, TrainingCallbacks, check_gpus, train
+from dff.trainer.meter import Figures
+from dff.trainer.train import TrainingCallbacks, check_gpus, train
 
 
 def train_here(

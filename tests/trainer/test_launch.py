@@ -40,7 +40,8 @@ from dff.trainer import launch
 from dff.trainer.config import TrainConfig, WorkerRange
 from dff.trainer.events import Drawn, Follower, Measured, Started
 from dff.trainer.launch import ALIAS, REGISTERED_NAME, LaunchResult, build_job, train_on_ray
-from dff.trainer.train import Figures, TrainingCallbacks, train
+from dff.trainer.meter import Figures
+from dff.trainer.train import TrainingCallbacks, train
 from dff.trainer.worker import PreemptionNotice
 from tests.ray_forks.start import forked_from
 from tests.s3_proxy import Proxy, every, relay_to

@@ -23,21 +23,23 @@ from dff.infra.shards import ViewRow
 from dff.trainer.config import LossWeights, TrainConfig, to_card
 from dff.trainer.data.config import AugmentConfig, MosaicConfig
 from dff.trainer.data.crops import TrainingSurface
+from dff.trainer.data.datasets import load_dataset_model
 from dff.trainer.data.shard_cache import CacheConfig
 from dff.trainer.data.views import ViewStore
-from dff.trainer.train import (
+from dff.trainer.meter import Figures
+from dff.trainer.state import (
     CHECKPOINT,
-    Figures,
-    TrainingCallbacks,
-    TrainingResult,
     TrainingState,
     extract_anchors,
     initialise_state,
     is_shallower,
     load_checkpoint,
-    load_dataset_model,
-    run_training,
     save_checkpoint,
+)
+from dff.trainer.train import (
+    TrainingCallbacks,
+    TrainingResult,
+    run_training,
     train,
     wrap_distributed,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +24,13 @@ from dff.face.model.morphable import MorphableModel
 from dff.infra.dataset import Dataset
 from dff.infra.detector_file import load_detector, save_detector
 from dff.trainer.data.crops import TrainingSurface, build_training_surface
+from dff.trainer.data.datasets import load_common_model
 from dff.trainer.data.shard_cache import CacheConfig
 from dff.trainer.data.views import StoredView, ViewStore, open_views
 from dff.trainer.detection.config import DetectorTrainConfig, describe_run
 from dff.trainer.detection.scenes import DetectionScene, compose_scene, photograph
 from dff.trainer.detection.targets import build_targets, detection_loss
+from dff.trainer.meter import Figures
 from dff.trainer.optimisation import (
     compute_learning_rate,
     move_average,
@@ -36,13 +38,10 @@ from dff.trainer.optimisation import (
     set_learning_rate,
     write_checkpoint,
 )
-from dff.trainer.train import load_common_model
 
 CHECKPOINT = "detector.pt"
 # second words of the seeds of the order of views, of dev scenes and of camera effects
 _SEQUENCE, _DEV, _EFFECTS = 0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFFD
-
-Figures = Mapping[str, float]
 
 
 class SceneSource:
