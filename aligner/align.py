@@ -48,9 +48,9 @@ from dff.face.fused_network import FusedDetectorNet, FusedNetwork
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
 from dff.face.io.assets import load_model
-from dff.face.model.fit_correction import FitCorrection
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
+from dff.face.solve.fit_correction import FitCorrection
 from dff.infra import weights as weights_files
 from dff.infra.detector_file import load_detector
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
@@ -149,6 +149,24 @@ class Aligner:
         raw = copy(self)
         raw.landmark_offsets, raw.pose_correction = LandmarkOffsets(), PoseCorrection()
         return raw
+
+    def with_dense_fits(
+        self, *, anchors: Anchors | None = None, fit_correction: FitCorrection | None = None
+    ) -> Aligner:
+        """A dense aligner with other anchors, or with a correction of its fits.
+
+        Without ``pose_correction`` and ``mean_identity``, which were measured on the fits before.
+        """
+        return Aligner(
+            self.net,
+            anchors or self.anchors,
+            self.model,
+            config=self.config,
+            card=self.card,
+            calibration=self.calibration,
+            landmark_offsets=self.landmark_offsets,
+            fit_correction=fit_correction,
+        )
 
     def with_quick_search(self) -> Self:
         """The same aligner, which detects faces in a photo shrunk as a whole and upright only.

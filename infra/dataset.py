@@ -15,6 +15,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, overload
 
 import numpy as np
@@ -23,7 +25,7 @@ from pydantic import TypeAdapter
 from dff.face.arrays import Array, Integer, UInt8
 from dff.face.errors import BadDataset, NotFound
 from dff.infra.shards import SCHEMA_VERSION, ViewRow, parquet_to_rows, read_columns, read_metadata
-from dff.infra.split import assign_split
+from dff.infra.split import Split, assign_split
 from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage
 
 MANIFEST = "MANIFEST.json"
@@ -260,6 +262,32 @@ def open_dataset(
             "run the command that makes it again to complete it"
         ) from error
     return Dataset(storage, parse_manifest(data, f"{storage.uri.rstrip('/')}/{MANIFEST}"))
+
+
+def spread_views(
+    dataset: Dataset, count: int, *, split: Split | None = None, fewest_visible: int = 0
+) -> list[ViewRow]:
+    """At most ``count`` views at even intervals, so that they show as many identities as possible.
+
+    Of one ``split``, or of both; of views that show at least ``fewest_visible`` landmarks. Raises
+    BadDataset for an altered shard.
+    """
+    good: list[tuple[int, int]] = []  # shard, row
+    for index in range(len(dataset.shards)):
+        found = dataset.columns(index, ["split", "visible_3d"])
+        good += [
+            (index, row)
+            for row, (part, visible) in enumerate(
+                zip(found["split"], found["visible_3d"], strict=True)
+            )
+            if split in (None, part) and sum(visible) >= fewest_visible
+        ]
+    chosen = good[:: max(len(good) // count, 1)][:count]
+    out: list[ViewRow] = []
+    for index, rows in groupby(chosen, key=itemgetter(0)):
+        shard = dataset.read_shard(index)
+        out += [shard[row] for _, row in rows]
+    return out
 
 
 def canonical(value: Any) -> bytes:

@@ -30,9 +30,9 @@ from torch import Tensor
 from dff.face.arrays import Array, Float, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadPlace, BadWeights, NotFound, UnknownWeights
-from dff.face.model.fit_correction import FitCorrection
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
+from dff.face.solve.fit_correction import FitCorrection
 from dff.infra.files import check_output_file, replaced_file
 from dff.infra.redaction import hide_secrets
 from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage

@@ -34,6 +34,7 @@ from dff.aligner.cascade.model import (
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection
 from dff.aligner.evaluation.calibration import calibrate, disturb_box
+from dff.aligner.evaluation.true_states import find_true_states
 from dff.aligner.fitting.batch import join_rows, take_rows
 from dff.aligner.fitting.change import change_between
 from dff.aligner.fitting.crop import Crops, frame_faces
@@ -42,14 +43,10 @@ from dff.face.arrays import Array, Bools, Bytes, Float, Floats, Int, Ints
 from dff.face.descriptor import Network
 from dff.face.errors import BadDataset
 from dff.face.geometry.camera import Box
-from dff.face.solve.gauss_newton import initial_pose, step
 from dff.face.solve.least_squares import ridge
-from dff.infra.dataset import Dataset
+from dff.infra.dataset import Dataset, spread_views
 from dff.infra.shards import ViewRow
 from dff.infra.split import Split
-
-TRUTH_NOISE = 0.015  # face sizes: how closely true states follow a view's projected points
-TRUTH_OBSERVATIONS = 50.0  # independent points that these count as
 
 
 @dataclass(frozen=True)
@@ -106,20 +103,7 @@ def read_split_views(dataset: Dataset, fit_model: FitModel, split: Split, count:
 
     Raises BadDataset when there is none, or when they show another face model.
     """
-    size = {
-        i: dataset.columns(i, ["split"])["split"].count(split) for i in range(len(dataset.shards))
-    }
-    every = max(sum(size.values()) // count, 1)
-    rows: list[ViewRow] = []
-    number = 0
-    for shard, some in size.items():
-        if not some or len(rows) >= count:
-            continue
-        for row in dataset.read_shard(shard):
-            if row.split == split:
-                if number % every == 0 and len(rows) < count:
-                    rows.append(row)
-                number += 1
+    rows = spread_views(dataset, count, split=split)
     if not rows:
         raise BadDataset(f"{dataset.storage.uri} has no views of the split {split!r}")
     strange = next((row for row in rows if row.model != fit_model.model.name), None)
@@ -142,44 +126,10 @@ def read_split_views(dataset: Dataset, fit_model: FitModel, split: Split, count:
 
 def compute_true_states(fit_model: FitModel, rows: Sequence[ViewRow]) -> FitState:
     """The weak-perspective states whose landmarks and anchors are nearest to the rows' own."""
-    some = slice(None, None, 4)
-    vertex = np.concatenate([fit_model.model.landmarks.vertex, fit_model.anchor_vertex[some]])
-    mean = np.concatenate([fit_model.landmark_mean, fit_model.anchor_mean[some]])
-    basis = np.concatenate([fit_model.landmark_basis, fit_model.anchor_basis[some]])
-    modes = len(fit_model.modes)
-    weight = np.full(len(vertex), TRUTH_OBSERVATIONS / TRUTH_NOISE**2 / len(vertex))
-    weight[:68] *= 3  # alignments are evaluated at the landmarks
-    states = []
-    for begin in range(0, len(rows), 100):
-        points = np.stack(
-            [
-                fit_model.model.vertices(row.coefficients(fit_model.model))[vertex]
-                for row in rows[begin : begin + 100]
-            ]
-        )
-        px = np.stack(
-            [
-                row.camera.px_from_cam(row.cam_from_head.apply(p))
-                for row, p in zip(rows[begin : begin + 100], points, strict=True)
-            ]
-        )
-        all_of = np.broadcast_to(weight, px.shape[:2])
-        state = initial_pose(points, px, all_of, modes)
-        for _ in range(3):
-            # Noise as wide as the face: residuals of exact points are no outliers.
-            state = step(
-                state,
-                mean,
-                basis,
-                px,
-                all_of,
-                noise=fit_model.face_size(state),
-                prior=np.zeros(modes),
-                prior_sd=np.ones(modes),
-            )
-        latent = np.clip(state.coefficients, -LARGEST_LATENT, LARGEST_LATENT)
-        states.append(FitState.of(replace(state, coefficients=latent), 0.0))
-    return join_rows(states)
+    chunks = [rows[begin : begin + 100] for begin in range(0, len(rows), 100)]
+    state = join_rows([find_true_states(fit_model, some) for some in chunks])
+    latent = np.clip(state.coefficients, -LARGEST_LATENT, LARGEST_LATENT)
+    return replace(state, coefficients=latent)
 
 
 def sample_farthest_points(fit_model: FitModel, count: int) -> Ints:

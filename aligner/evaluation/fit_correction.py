@@ -9,7 +9,7 @@ Where no penalty lowers the error, there is no correction.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from dff.aligner.align import Aligner
 from dff.aligner.config import VisibilityConfig
 from dff.aligner.detection import Detection
 from dff.aligner.evaluation.calibration import disturb_box
+from dff.aligner.evaluation.true_states import TrueStateConfig, find_true_states
 from dff.aligner.fitting.batch import join_rows
 from dff.aligner.fitting.change import (
     apply_change,
@@ -33,12 +34,10 @@ from dff.aligner.fitting.visibility import Visibility
 from dff.face.arrays import Array, Bool, Bools, Float, Floats, Int
 from dff.face.errors import BadDataset
 from dff.face.geometry.camera import Box
-from dff.face.model.fit_correction import FitCorrection
 from dff.face.model.landmarks import nme_box
-from dff.face.solve.gauss_newton import step
+from dff.face.solve.fit_correction import FitCorrection
 from dff.face.solve.least_squares import ridge
-from dff.infra.dataset import Dataset
-from dff.infra.shards import ViewRow
+from dff.infra.dataset import Dataset, spread_views
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,10 @@ class FitCorrectionConfig:
     # photos of AFLW2000-3D and 185 of 300-W)
     strength: float = 0.6
     worst: float = 0.12  # ``nme_box`` beyond which a fit failed, and tells nothing
-    anchors: int = 4  # every so many anchors determine the true states, beside the landmarks
-    truth_noise: float = 0.015  # face sizes: how closely true states follow the projected points
-    truth_observations: float = 50.0  # independent points that these count as
-    truth_steps: int = 3  # Gauss-Newton
+    true_states: TrueStateConfig = field(default_factory=TrueStateConfig)
 
     def __post_init__(self) -> None:
-        if min(self.views, self.fewest, self.anchors, self.truth_steps) < 1 or self.folds < 2:
+        if min(self.views, self.fewest) < 1 or self.folds < 2:
             raise ValueError(f"FitCorrectionConfig wants positive counts: {self}")
 
 
@@ -115,20 +111,6 @@ def learn_fit_correction(
     return fit_correction(fit_model, errors, config)
 
 
-def with_fit_correction(aligner: Aligner, correction: FitCorrection | None) -> Aligner:
-    """The dense aligner whose fits are corrected, without offsets of pose and identity."""
-    return Aligner(
-        aligner.net,
-        aligner.anchors,
-        aligner.model,
-        config=aligner.config,
-        card=aligner.card,
-        calibration=aligner.calibration,
-        landmark_offsets=aligner.landmark_offsets,
-        fit_correction=correction,
-    )
-
-
 def measure_fits(
     aligner: Aligner,
     fit_model: FitModel,
@@ -142,7 +124,7 @@ def measure_fits(
 
     ``fit_model``: in whose latent directions the changes are.
     """
-    rows = _views(dataset, every, config)
+    rows = spread_views(dataset, config.views, split=None if every else "dev")
     if len(rows) < config.fewest:
         raise BadDataset(
             f"{dataset.storage.uri} has {len(rows)} views to learn the correction of fits from; at "
@@ -163,7 +145,7 @@ def measure_fits(
             plain = replace(state, coefficients=state.coefficients[:, : len(fit_model.modes)])
             if nme_box(fit_model.landmarks(plain)[0], truth) > config.worst:
                 continue
-            true = find_true_state(fit_model, plain, row, config)
+            true = find_true_states(fit_model, [row], plain, config.true_states)
             change = change_between(plain, true, angle, fit_model.face_size(plain))
             if mirrored:
                 change = mirror_change(change, mirror)
@@ -184,55 +166,6 @@ def measure_fits(
     return join_rows(out)
 
 
-def _views(dataset: Dataset, every: bool, config: FitCorrectionConfig) -> list[ViewRow]:
-    size = [
-        len(splits) if every else splits.count("dev")
-        for splits in (
-            dataset.columns(index, ["split"])["split"] for index in range(len(dataset.shards))
-        )
-    ]
-    apart = max(1, sum(size) // config.views)  # spread over all people
-    out: list[ViewRow] = []
-    number = 0
-    for index, some in enumerate(size):
-        for row in dataset.read_shard(index) if some else ():
-            if every or row.split == "dev":
-                if number % apart == 0 and len(out) < config.views:
-                    out.append(row)
-                number += 1
-    return out
-
-
-def find_true_state(
-    fit_model: FitModel, state: FitState, row: ViewRow, config: FitCorrectionConfig
-) -> FitState:
-    """The state nearest to the landmarks and anchors of a view, by Gauss-Newton from ``state``."""
-    some = slice(None, None, config.anchors)
-    vertex = np.concatenate([fit_model.model.landmarks.vertex, fit_model.anchor_vertex[some]])
-    mean = np.concatenate([fit_model.landmark_mean, fit_model.anchor_mean[some]])
-    basis = np.concatenate([fit_model.landmark_basis, fit_model.double_anchor_basis[some]])
-    head = fit_model.model.vertices(row.coefficients(fit_model.model))[vertex]
-    px = row.camera.px_from_cam(row.cam_from_head.apply(head))[None]
-    weight = np.full((1, len(vertex)), config.truth_observations / len(vertex))
-    weight[:, :68] *= 3  # alignments are evaluated at the landmarks
-    modes = len(fit_model.modes)
-    for _ in range(config.truth_steps):
-        face = step(
-            state,
-            mean,
-            basis,
-            px,
-            weight / config.truth_noise**2,
-            # Noise as wide as the face: residuals of exact points are no outliers.
-            noise=fit_model.face_size(state),
-            prior=np.zeros(modes),
-            prior_sd=np.ones(modes),
-            inverse_depth=state.inverse_depth,
-        )
-        state = state.with_face(face)
-    return state
-
-
 def fit_correction(
     fit_model: FitModel, errors: FitErrors, config: FitCorrectionConfig
 ) -> FitCorrection | None:
@@ -249,10 +182,14 @@ def fit_correction(
     judged = part == 0
     if judged.all() or not judged.any():
         return None
+    mirror = mirrored_latents(fit_model)
+
+    def error(change: Floats) -> float:
+        return _error(fit_model, errors, judged, change, mirror)
+
     maps = ridge(rows[~judged], change[~judged], config.penalties)
-    none = np.zeros((judged.sum(), errors.change.shape[1]))
-    left = [_error(fit_model, errors, judged, none)]
-    left += [_error(fit_model, errors, judged, rows[judged] @ w + b) for w, b in maps]
+    left = [error(np.zeros((judged.sum(), change.shape[1])))]
+    left += [error(rows[judged] @ weight + offset) for weight, offset in maps]
     best = int(np.argmin(left))
     if best == 0:
         return None
@@ -262,9 +199,13 @@ def fit_correction(
     )
 
 
-def _error(fit_model: FitModel, errors: FitErrors, which: Bools, change: Floats) -> float:
-    """Mean ``nme_box``, a fraction, of ``which`` fits after a predicted change."""
-    mirror = mirrored_latents(fit_model)
+def _error(
+    fit_model: FitModel, errors: FitErrors, which: Bools, change: Floats, mirror: Floats
+) -> float:
+    """Mean ``nme_box``, a fraction, of ``which`` fits after a predicted change.
+
+    ``mirror``: of ``mirrored_latents``.
+    """
     turned = mirror_change(change, mirror)
     change = np.where(errors.mirrored[which][:, None], turned, change)
     state = errors.state[which]

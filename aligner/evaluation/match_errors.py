@@ -24,7 +24,7 @@ from dff.face.errors import BadDataset
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import NAMES
 from dff.face.model.morphable import MorphableModel
-from dff.infra.dataset import Dataset
+from dff.infra.dataset import Dataset, spread_views
 from dff.infra.shards import ViewRow
 
 
@@ -72,7 +72,12 @@ def estimate_match_errors(
     on. Raises BadDataset when it has too few.
     """
     config = config or MatchErrorConfig()
-    views = _views(dataset, every, config)
+    views = spread_views(
+        dataset,
+        config.views,
+        split=None if every else "dev",
+        fewest_visible=config.fewest_landmarks,
+    )
     if len(views) < 2 * config.fields:
         raise BadDataset(
             f"{dataset.storage.uri} has {len(views)} views to estimate match errors from; at least "
@@ -84,20 +89,6 @@ def estimate_match_errors(
     found = [_measure(aligner, observer, view, config) for view in views]
     errors = MatchErrors(*(np.stack(part) for part in zip(*found, strict=True)))
     return find_error_fields(errors, config)
-
-
-def _views(dataset: Dataset, every: bool, config: MatchErrorConfig) -> list[ViewRow]:
-    out: list[ViewRow] = []
-    for index in range(len(dataset.shards)):
-        if not every and "dev" not in dataset.columns(index, ["split"])["split"]:
-            continue
-        out += [
-            row
-            for row in dataset.read_shard(index)
-            if (every or row.split == "dev") and row.visible_3d.sum() >= config.fewest_landmarks
-        ]
-    # Spread over all people: a shard holds whole people.
-    return out[:: max(1, len(out) // config.views)][: config.views]
 
 
 def _measure(
@@ -165,17 +156,3 @@ def _moment(weight: Floats, seen: Floats, fields: Floats) -> Floats:
     turned = np.einsum("ij,ajk->aik", seen, fields) * weight[:, None, None]
     size = fields.shape[0] * 3
     return np.asarray(turned.reshape(size, -1).T @ fields.reshape(size, -1))
-
-
-def with_match_errors(aligner: Aligner, fields: Floats) -> Aligner:
-    """The dense aligner that expects match errors of (A, 3, K) ``fields``."""
-    anchors = replace(aligner.anchors, error_fields=fields.astype(np.float32))
-    return Aligner(
-        aligner.net,
-        anchors,
-        aligner.model,
-        config=aligner.config,
-        card=aligner.card,
-        calibration=aligner.calibration,
-        landmark_offsets=aligner.landmark_offsets,
-    )

@@ -20,10 +20,11 @@ from dff.aligner.fitting.observation import Observation
 from dff.aligner.fitting.visibility import Visibility
 from dff.face.arrays import Floats
 from dff.face.descriptor import STRIDE
-from dff.face.model.fit_correction import POSE_CHANGES, FitCorrection
 from dff.face.model.landmarks import MIRROR
 from dff.face.model.morphable import Coefficients
 from dff.face.numba_cache import CACHE
+from dff.face.solve.fit_correction import FitCorrection
+from dff.face.solve.gauss_newton import POSE
 
 
 class Corrector(Protocol):
@@ -54,7 +55,7 @@ class LinearCorrector:
             ]
         )
         both = np.column_stack([correction.weight.T, correction.offset]).astype(np.float64)
-        changes = np.concatenate([both[:POSE_CHANGES], latent.T @ both[POSE_CHANGES:]])
+        changes = np.concatenate([both[:POSE], latent.T @ both[POSE:]])
         self.weight, self.offset = np.ascontiguousarray(changes[:, :-1].T), changes[:, -1]
         self.mirrored_latents = mirrored_latents(fit_model)
 

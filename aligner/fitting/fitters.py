@@ -32,8 +32,8 @@ from dff.aligner.fitting.observation import (
 from dff.aligner.fitting.steps import fit_from_detection, fit_from_last_frame, refine
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.descriptor import Anchors, Network
-from dff.face.model.fit_correction import FitCorrection
 from dff.face.model.morphable import MorphableModel
+from dff.face.solve.fit_correction import FitCorrection
 
 Solve = Callable[[Observation, FaceFit, Ints], FitState]
 """From observations of B faces, their fits before, and the rows of their images to new states."""

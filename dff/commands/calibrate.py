@@ -70,6 +70,7 @@ def calibrate(
     dff calibrate dff.safetensors data/ --photos AFLW2000/ --picture reliability.png
     """
     with require_extra("train"):
+        import numpy as np
         from tqdm import tqdm
 
         from dff.aligner.align import load_aligner
@@ -81,9 +82,8 @@ def calibrate(
         from dff.aligner.evaluation.fit_correction import (
             FitCorrectionConfig,
             learn_fit_correction,
-            with_fit_correction,
         )
-        from dff.aligner.evaluation.match_errors import estimate_match_errors, with_match_errors
+        from dff.aligner.evaluation.match_errors import estimate_match_errors
         from dff.files.outputs import check_suffix, write_json
         from dff.infra import weights as weights_files
         from dff.infra.dataset import open_dataset
@@ -104,7 +104,8 @@ def calibrate(
         dataset, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)
     )
     if match_errors:
-        aligner = with_match_errors(aligner, estimate_match_errors(aligner, data, every=every_view))
+        fields = estimate_match_errors(aligner, data, every=every_view).astype(np.float32)
+        aligner = aligner.with_dense_fits(anchors=replace(aligner.anchors, error_fields=fields))
         if aligner.fit_correction is None and not correction and loaded.fit_correction:
             typer.echo("the correction of fits is removed: --correction learns it anew")
     if correction:
@@ -112,7 +113,7 @@ def calibrate(
             found = learn_fit_correction(
                 aligner, data, every=every_view, watch=lambda done: bar.update(done - bar.n)
             )
-        aligner = with_fit_correction(aligner, found)
+        aligner = aligner.with_dense_fits(fit_correction=found)
         if found is None:
             typer.echo("no correction of fits lowers the error on held-out identities")
     calibration, sets = fit_calibration(

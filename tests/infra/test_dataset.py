@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dff.face.errors import BadDataset
-from dff.infra.dataset import Manifest, Shards, open_dataset, parse_manifest
+from dff.infra.dataset import Manifest, Shards, open_dataset, parse_manifest, spread_views
 from dff.infra.storage import Storage, open_storage
 from dff.pipeline.job import run as job
 from tests.pipeline.job.toy_work import toy_plan, toy_work
@@ -82,3 +82,24 @@ def test_an_altered_manifest_is_refused(finished: Finished) -> None:
     finished.storage.write("MANIFEST.json", b"not json")
     with pytest.raises(BadDataset, match=r"MANIFEST.json is not a manifest"):
         open_dataset(finished.storage.uri)
+
+
+def test_a_few_views_show_as_many_identities_as_there_are(finished: Finished) -> None:
+    dataset = open_dataset(finished.storage.uri)
+    rows = [row for index in range(len(dataset.shards)) for row in dataset.read_shard(index)]
+    people = {row.identity_id for row in rows}
+    one_of_each = spread_views(dataset, len(people))
+    assert {row.identity_id for row in one_of_each} == people
+    assert len(one_of_each) == len(people) < len(rows)
+    everything = spread_views(dataset, 10 * len(rows))
+    assert [row.sample_id for row in everything] == [row.sample_id for row in rows]
+
+
+def test_views_are_chosen_by_split_and_by_what_they_show(finished: Finished) -> None:
+    dataset = open_dataset(finished.storage.uri)
+    rows = [row for index in range(len(dataset.shards)) for row in dataset.read_shard(index)]
+    fewest = sorted(int(row.visible_3d.sum()) for row in rows)[len(rows) // 2]
+    for split in ("train", "dev"):
+        found = spread_views(dataset, len(rows), split=split, fewest_visible=fewest)
+        wanted = [r for r in rows if r.split == split and r.visible_3d.sum() >= fewest]
+        assert [row.sample_id for row in found] == [row.sample_id for row in wanted]

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights, StorageError
-from dff.face.model.fit_correction import FitCorrection
 from dff.face.model.landmark_offsets import TERMS, LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
+from dff.face.solve.fit_correction import FitCorrection
 from dff.infra import weights
 from dff.infra.storage import open_storage
 from tests.s3_server import FaultyS3

@@ -31,8 +31,8 @@ from dff.aligner.fitting.visibility import compute_visibility
 from dff.face.arrays import Floats
 from dff.face.errors import BadDataset
 from dff.face.geometry.transform import rotation_from_angles
-from dff.face.model.fit_correction import FitCorrection
 from dff.face.model.landmarks import nme_box
+from dff.face.solve.fit_correction import FitCorrection
 from dff.face.solve.gauss_newton import FaceState
 from dff.infra.dataset import open_dataset
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dff.face.arrays import Array, Float
-
-POSE_CHANGES = 6  # log scale, rotation vector, motion of the centre
+from dff.face.solve.gauss_newton import POSE
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class FitCorrection:
     mean: Float[Array, "68 channels"]  # descriptor of each landmark where it is visible
     # landmark by landmark: a descriptor without its mean, or zeros where the landmark is hidden
     weight: Float[Array, "features changes"]
-    offset: Float[Array, " changes"]  # columns: ``POSE_CHANGES``, then the directions
+    offset: Float[Array, " changes"]  # columns: ``POSE`` of the pose, then the directions
     directions: Float[Array, "directions coefficients"]  # identity, then expression
 
     def __post_init__(self) -> None:
@@ -34,7 +33,7 @@ class FitCorrection:
             raise ValueError(
                 f"FitCorrection with means {self.mean.shape}, directions {self.directions.shape}"
             )
-        changes = POSE_CHANGES + len(self.directions)
+        changes = POSE + len(self.directions)
         if self.weight.shape != (self.mean.size, changes) or self.offset.shape != (changes,):
             raise ValueError(
                 f"FitCorrection with weights {self.weight.shape} and offsets {self.offset.shape} "
