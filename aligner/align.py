@@ -20,7 +20,7 @@ from dff.aligner.alignment import (
     Pose,
     place_landmarks,
 )
-from dff.aligner.appearance import AppearanceMeter
+from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter
 from dff.aligner.centre_detector import CentreDetector, StagedDetector
 from dff.aligner.confidence import (
     DEFAULT,
@@ -328,6 +328,19 @@ class Aligner:
         ``align``. The face may differ from what identities of the model
         form, by ``PersonAlignment.residual_deformation``.
         """
+        return self.run_to_end(self.align_person_in_steps(images, boxes, faces=self.config.batch))
+
+    def align_person_in_steps(
+        self,
+        images: Sequence[Bytes],
+        boxes: Sequence[Box | None] | None = None,
+        *,
+        faces: int,
+    ) -> Steps[PersonAlignment]:
+        """``align_person`` as a generator, as ``align_in_steps`` is one of ``align_batch``.
+
+        It also yields between the passes of the fit to all photos.
+        """
         if not images or (boxes is not None and len(boxes) != len(images)):
             raise ValueError(
                 f"{len(images)} images with boxes for {len(images if boxes is None else boxes)}"
@@ -335,7 +348,8 @@ class Aligner:
         asked = None if boxes is None else [None if box is None else [box] for box in boxes]
         candidates: dict[int, list[Alignment]] = {}
         left_out: dict[int, str] = {}
-        for i, found in enumerate(self.align_batch(images, asked)):
+        every = yield from self.align_in_steps(images, asked, faces=faces)
+        for i, found in enumerate(every):
             if not found:
                 left_out[i] = "no face found"
             elif found[0].failed:
@@ -344,10 +358,11 @@ class Aligner:
                 candidates[i] = found
         config = self.config.multi_image
         alone = choose_person(candidates, config) if candidates else {}
-        seen = {
-            i: self.appearance_meter.measure(images[i], face).relative_to(self.mean_identity)
-            for i, face in alone.items()
-        }
+        seen: dict[int, AppearanceDescriptor] = {}
+        for i, face in alone.items():
+            yield None
+            measured = self.appearance_meter.measure(images[i], face)
+            seen[i] = measured.relative_to(self.mean_identity)
         check = find_strangers(alone, seen, config)
         doubts = {
             i: f"may show someone else (agreement {agreement:.2f})"
@@ -358,11 +373,11 @@ class Aligner:
                 left_out[i] = f"not the person of the other photos (agreement {agreement:.2f})"
                 del alone[i]
         while alone:
-            faces = self._align_photos_of_person({i: images[i] for i in alone}, alone)
-            lost = {i: face.reason for i, face in faces.items() if face.failed}
+            fitted = yield from self._align_photos_of_person({i: images[i] for i in alone}, alone)
+            lost = {i: face.reason for i, face in fitted.items() if face.failed}
             if not lost:
-                doubts = {i: why for i, why in doubts.items() if i in faces}
-                return PersonAlignment.of(self.model, len(images), faces, left_out, doubts)
+                doubts = {i: why for i, why in doubts.items() if i in fitted}
+                return PersonAlignment.of(self.model, len(images), fitted, left_out, doubts)
             left_out |= lost  # the others are fitted once more, since these had a say
             alone = {i: face for i, face in alone.items() if i not in lost}
         raise NoFace("; ".join(f"photo {i + 1}: {why}" for i, why in sorted(left_out.items())))
@@ -381,15 +396,15 @@ class Aligner:
 
     def _align_photos_of_person(
         self, images: Mapping[int, Bytes], alone: Mapping[int, Alignment]
-    ) -> dict[int, Alignment]:
+    ) -> Steps[dict[int, Alignment]]:
         """The faces by number of their photo, of one identity, from those aligned alone."""
         boxes = [face.box for face in alone.values()]
         fitter = self.multi_image_fitter
         start = fitter.begin([*alone.values()])
-        found = self._align(fitter, [*images.values()], boxes, start)
+        found = yield from self._align_in_steps(fitter, [*images.values()], boxes, start)
         if any(face.failed for face in found):  # by soft correspondences alone they may not
             dense = fitter.without_photometric()
-            found = self._align(dense, [*images.values()], boxes, start)
+            found = yield from self._align_in_steps(dense, [*images.values()], boxes, start)
         return dict(zip(alone, found, strict=True))
 
     def _detect(self, image: Bytes, boxes: Sequence[Box] | None) -> list[Detection]:
@@ -459,6 +474,19 @@ class Aligner:
         ``averaged``: fitters of the same fit model, with their starts, whose states are averaged
         with those of ``fitter``.
         """
+        steps = self._align_in_steps(fitter, images, boxes, start, averaged=averaged)
+        return self.run_to_end(steps)
+
+    def _align_in_steps(
+        self,
+        fitter: Fitter,
+        images: Sequence[Bytes],
+        boxes: Sequence[Box],
+        start: FaceFit,
+        *,
+        averaged: Sequence[tuple[Fitter, FaceFit]] = (),
+    ) -> Steps[list[Alignment]]:
+        """``_align`` as a generator, which yields after each pass."""
         traces: list[list[Iteration]] = [[] for _ in boxes]
         annotated = fitter.fit_model.as_annotated(self.landmark_offsets)
         fit = start
@@ -466,6 +494,7 @@ class Aligner:
             fit = done.all_faces
             for face, iteration in self._iterations(annotated, done):
                 traces[face].append(iteration)
+            yield None
         if averaged:
             others = [last_fit(other, images, begin) for other, begin in averaged]
             fit = average_fits(fitter.fit_model, fit, others)

@@ -45,7 +45,17 @@ class AttackOutcome:
         ]
 
 
-HEADER = ("attack", "health", "slowest ms", "small photos", "median ms", "p99 ms", "MB")
+HEADER = (
+    "attack",
+    "health",
+    "slowest ms",
+    "small photos",
+    "refused",
+    "median ms",
+    "p99 ms",
+    "ratio",
+    "MB",
+)
 
 
 def make_attacks(url: str, photos: dict[str, bytes]) -> dict[str, Attack]:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
+PATIENCE = 60.0  # seconds that the clients of a closed loop wait
 SHARES = {"small": 0.8, "large": 0.1, "crowd": 0.1}  # of the requests
 
 
@@ -23,6 +24,7 @@ class Outcomes:
     """Statuses and seconds of requests, by kind of photo."""
 
     statuses: Counter[int] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)  # by kind of photo
     seconds: dict[str, list[float]] = field(default_factory=dict)
     lasted: float = 0.0  # seconds from the first request to the last answer
 
@@ -30,13 +32,18 @@ class Outcomes:
         self.statuses[status] += 1
         if status == 200:
             self.seconds.setdefault(kind, []).append(seconds)
+        else:
+            self.refused[kind] += 1
 
     def row(self, kind: str) -> list[str]:
-        """Number, median and 99th percentile in milliseconds."""
+        """Numbers answered and refused, median, 99th percentile in milliseconds, their ratio."""
+        refused = str(self.refused[kind])
         if kind not in self.seconds:
-            return ["0", "", ""]
+            return ["0", refused, "", "", ""]
         found = np.array(self.seconds[kind]) * 1000
-        return [str(found.size), f"{np.median(found):.0f}", f"{np.percentile(found, 99):.0f}"]
+        middle, high = np.median(found), np.percentile(found, 99)
+        answered = [str(found.size), refused]
+        return [*answered, f"{middle:.0f}", f"{high:.0f}", f"{high / middle:.1f}"]
 
 
 def make_photos() -> dict[str, bytes]:
@@ -55,11 +62,13 @@ def _jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def post(client: httpx.Client, photo: bytes) -> tuple[int, float]:
-    """Status and seconds; status 0 without an answer."""
+def post(client: httpx.Client, photo: bytes, *, deadline: float | None = None) -> tuple[int, float]:
+    """Status and seconds; status 0 without an answer. ``deadline``: seconds of its header."""
+    headers = {} if deadline is None else {"Deadline": str(deadline)}
     started = time.monotonic()
     try:
-        status = client.post("/v1/align", files={"image": photo}).status_code
+        answer = client.post("/v1/align", files={"image": photo}, headers=headers)
+        status = answer.status_code
     except httpx.HTTPError:
         status = 0
     return status, time.monotonic() - started
@@ -77,7 +86,7 @@ def closed_loop(
     *,
     shares: Mapping[str, float] = SHARES,
 ) -> Outcomes:
-    """``clients`` threads that each wait for their answers."""
+    """``clients`` threads that each wait for their answers, however long."""
     outcomes, started = Outcomes(), time.monotonic()
     end = started + seconds
 
@@ -86,7 +95,7 @@ def closed_loop(
         with httpx.Client(base_url=url, timeout=90) as client:
             while time.monotonic() < end:
                 kind = pick(rng, shares)
-                outcomes.add(kind, *post(client, photos[kind]))
+                outcomes.add(kind, *post(client, photos[kind], deadline=PATIENCE))
 
     run_all([lambda number=number: work(number) for number in range(clients)])
     outcomes.lasted = time.monotonic() - started

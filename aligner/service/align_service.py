@@ -133,15 +133,19 @@ class AlignService:
         *,
         focal: float | None = None,
         deadline: float = math.inf,
+        slowdown: float = math.inf,
         render: Render | None = None,
     ) -> PhotoResult:
         """Every face of a photo; in ``corners`` only, where they are given.
 
-        ``focal``: pixels, if the client gave it. ``render`` runs in the aligner's thread. Raises
-        BadPhoto, Problem ``too-large``, ``bad-boxes`` or ``no-face``, and what ``render`` raises.
+        ``focal``: pixels, if the client gave it. ``slowdown``: how many times as long as alone a
+        photo of many faces may take. ``render`` runs in the aligner's thread. Raises BadPhoto,
+        Problem ``too-large``, ``bad-boxes`` or ``no-face``, and what ``render`` raises.
         """
         async with self.admit(deadline):
-            return await self._align(image, corners, deadline, focal=focal, render=render)
+            return await self._align(
+                image, corners, deadline, slowdown=slowdown, focal=focal, render=render
+            )
 
     async def align_batch(
         self,
@@ -272,6 +276,7 @@ class AlignService:
         corners: Sequence[BoxCorners] | None,
         deadline: float,
         *,
+        slowdown: float = math.inf,
         focal: float | None = None,
         render: Render | None = None,
     ) -> PhotoResult:
@@ -288,7 +293,9 @@ class AlignService:
             holding.shrink(pixels.nbytes)
             boxes = None if corners is None else to_boxes(corners, pixels)
             decoded = time.monotonic()
-            outcome, waited = await self.scheduler.align((pixels, boxes), deadline)
+            outcome, waited = await self.scheduler.align(
+                (pixels, boxes), deadline, slowdown=slowdown
+            )
             if isinstance(outcome, Exception):
                 raise outcome
             seconds = (
@@ -327,8 +334,9 @@ class AlignService:
     async def _align_person(self, held: dict[int, tuple[Bytes, Box | None]]) -> PersonAlignment:
         images: list[Bytes] = [pixels for pixels, _ in held.values()]
         boxes: list[Box | None] = [box for _, box in held.values()]
+        steps = self.aligner.align_person_in_steps(images, boxes, faces=self.limits.step)
         try:
-            return await self.scheduler.run(partial(self.aligner.align_person, images, boxes))
+            return await self.scheduler.run_steps(steps, self.aligner)
         except NoFace as error:
             raise Problem("no-face", "no photo shows a face that can be aligned") from error
 

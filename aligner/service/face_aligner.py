@@ -48,9 +48,15 @@ class FaceAligner(Protocol):
 
     def align_requests(self, requests: Sequence[FaceRequest]) -> list[list[Alignment]]: ...
 
-    def align_person(
-        self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None
-    ) -> PersonAlignment: ...
+    def align_person_in_steps(
+        self,
+        images: Sequence[Bytes],
+        boxes: Sequence[Box | None] | None = None,
+        *,
+        faces: int,
+    ) -> Steps[PersonAlignment]:
+        """One person in several photos, in steps as those of ``align_in_steps``."""
+        ...
 
 
 def warm_up(aligner: FaceAligner) -> None:

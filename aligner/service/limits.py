@@ -31,6 +31,9 @@ class Limits:
     small_decoded: int = 80 << 20  # of these, bytes for photos of at most two megapixels
     requests: int = 64  # that have arrived and wait or are aligned; further ones are refused
     deadline: float = 10.0  # seconds within which a request is answered that names no deadline
+    # A photo of more faces than ``step`` whose request names no deadline is refused, once its
+    # faces are counted, if it would take so many times as long as it takes alone.
+    slowdown: float = 3.0
     sessions: int = 8  # of tracking, at a time
     silence: float = 60.0  # seconds without a frame after which a session ends
     longest_deadline: float = 60.0  # seconds that a request may name

@@ -32,6 +32,7 @@ class QueuedPhoto:
     expected: float  # seconds
     arrived: float  # seconds of the clock
     deadline: float  # the same; infinite without one
+    slowdown: float  # how many times as long as alone it may take
     outcome: asyncio.Future[Outcome]
     began: float = math.nan  # when its call began
 
@@ -148,16 +149,20 @@ class Scheduler:
         running = sum(min(call.expect(unit), expected) for call in self._calls)
         return queued + running + expected
 
-    async def align(self, photo: Photo, deadline: float = math.inf) -> tuple[Outcome, float]:
+    async def align(
+        self, photo: Photo, deadline: float = math.inf, *, slowdown: float = math.inf
+    ) -> tuple[Outcome, float]:
         """The faces of a photo, or the exception that it raised, and the seconds that it waited.
 
         ``deadline``: seconds of the clock. Raises Problem ``deadline`` at once where that
         can't be met, and later when it turns out so before the aligner has begun.
+        ``slowdown``: a photo of many faces may take so many times as long as alone; the outcome is
+        Problem ``deadline`` if it would take longer when its faces are counted.
         """
         expected = self.durations.expect(photo)
         self.check_deadline(expected, deadline)
         loop = asyncio.get_running_loop()
-        job = QueuedPhoto(photo, expected, self._clock(), deadline, loop.create_future())
+        job = QueuedPhoto(photo, expected, self._clock(), deadline, slowdown, loop.create_future())
         self._queue.append(job)
         self._start_working()
         try:
@@ -261,10 +266,28 @@ class Scheduler:
             call.seconds += share
             call.begun = True
             if result is None or isinstance(result, FaceRequest):
+                counted = call.request is None and result is not None
                 call.request = result
+                if counted:
+                    self._refuse_slow(call)
             else:
                 self._calls.remove(call)
                 self._end(call, result)
+
+    def _refuse_slow(self, call: Call) -> None:
+        """Refuse a photo of many faces, now counted, that would exceed its ``slowdown``.
+
+        It has the last turn. So at high load it would wait for many others, however long.
+        """
+        job, request = call.job, call.request
+        if job is None or request is None or request.left == 0:
+            return
+        rest = call.expect(self.durations.unit)
+        until_end = self.expect_wait(rest) - rest  # which counts its own steps twice
+        if self._clock() - job.arrived + until_end > job.slowdown * (call.seconds + rest):
+            call.steps.close()
+            self._calls.remove(call)
+            _settle(job, refuse_deadline(until_end - rest))
 
     def _end(self, call: Call, result: Finished | Exception) -> None:
         job, outcome = call.job, call.outcome

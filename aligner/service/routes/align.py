@@ -18,7 +18,13 @@ from dff.aligner.service.fields import FormRoute
 from dff.aligner.service.forms import BOXES, BoxCorners, check_count
 from dff.aligner.service.json_response import respond
 from dff.aligner.service.problems import Problem
-from dff.aligner.service.routes.dependencies import Deadline, DescribeFace, Mesh, Service
+from dff.aligner.service.routes.dependencies import (
+    Deadline,
+    DescribeFace,
+    Mesh,
+    Service,
+    Slowdown,
+)
 from dff.aligner.service.schema import ALIGN_RESPONSES, GLB, GLB_RESPONSES, PNG, AlignAnswer
 from dff.aligner.texture import texture_face
 from dff.face.arrays import Bytes
@@ -35,6 +41,7 @@ class PhotoRequest:
     image: UploadFile
     corners: Sequence[BoxCorners] | None
     deadline: float
+    slowdown: float
     focal: float | None
 
     async def align(self, render: Render | None = None) -> PhotoResult:
@@ -44,6 +51,7 @@ class PhotoRequest:
             self.corners,
             focal=self.focal,
             deadline=self.deadline,
+            slowdown=self.slowdown,
             render=render,
         )
 
@@ -52,6 +60,7 @@ async def read_photo_request(
     request: Request,
     service: Service,
     deadline: Deadline,
+    slowdown: Slowdown,
     image: Annotated[UploadFile, File(description="a JPEG, PNG or WebP file")],
     boxes: Annotated[
         str | None,
@@ -76,7 +85,7 @@ async def read_photo_request(
         )
     corners = None if boxes is None else BOXES.parse("boxes", boxes)
     check_count(len(corners or ()), service.limits)
-    return PhotoRequest(service, image, corners, deadline, focal_px)
+    return PhotoRequest(service, image, corners, deadline, slowdown, focal_px)
 
 
 Photo = Annotated[PhotoRequest, Depends(read_photo_request)]

@@ -5,6 +5,7 @@ The dependencies are coroutines because FastAPI runs plain functions in threads,
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -63,6 +64,13 @@ async def get_deadline(
     return _arrived(request) + (deadline or service.limits.deadline)
 
 
+async def get_slowdown(
+    service: Service, deadline: Annotated[float | None, Header(include_in_schema=False)] = None
+) -> float:
+    """How many times as long as alone a photo of many faces may take: any, by a deadline."""
+    return service.limits.slowdown if deadline is None else math.inf
+
+
 async def get_long_deadline(
     request: Request,
     deadline: Annotated[
@@ -85,6 +93,7 @@ def _arrived(request: Request) -> float:
 
 
 Deadline = Annotated[float, Depends(get_deadline)]
+Slowdown = Annotated[float, Depends(get_slowdown)]
 LongDeadline = Annotated[float, Depends(get_long_deadline)]
 Images = Annotated[
     list[UploadFile], File(description="JPEG, PNG or WebP files: repeat the field for each")

@@ -400,6 +400,25 @@ def test_what_would_be_late_is_refused_at_once(toy_model: MorphableModel) -> Non
     asyncio.run(run())
 
 
+def test_a_request_that_names_a_deadline_waits_that_long(toy_model: MorphableModel) -> None:
+    """Others are not kept waiting for a turn that comes late."""
+    given: list[float] = []
+    app = create_app(KnownAligner(toy_model), limits=Limits(slowdown=2.5))
+    service: AlignService = app.state.service
+    align = service.scheduler.align
+
+    async def note(*args: Any, slowdown: float) -> Any:
+        given.append(slowdown)
+        return await align(*args, slowdown=slowdown)
+
+    with TestClient(app) as client, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service.scheduler, "align", note)
+        files = {"image": encoded(pixels())}
+        for headers in ({}, {"Deadline": "30"}):
+            assert client.post("/v1/align", files=files, headers=headers).status_code == 200
+    assert given == [2.5, np.inf]
+
+
 def test_an_answer_that_becomes_late_is_given_up(toy_model: MorphableModel) -> None:
     aligner = Gated(toy_model)
 

@@ -150,6 +150,29 @@ def test_deadlines(toy_model: MorphableModel) -> None:
     asyncio.run(run())
 
 
+def test_many_faces_that_would_wait_long_are_refused_when_they_are_counted(
+    toy_model: MorphableModel,
+) -> None:
+    aligner, scheduler = make(toy_model)
+    scheduler.durations.unit = STEP / 2  # a step aligns two faces
+
+    async def ask(image: Bytes, slowdown: float) -> tuple[Any, int]:
+        outcome, _ = await scheduler.align((image, None), slowdown=slowdown)
+        return outcome, aligner.crowd_steps
+
+    async def run() -> list[tuple[Any, int]]:
+        asked = [(CROWD, 3.5)] * 4 + [(CROWD, math.inf), (SMALL, 1.0)]
+        return list(await asyncio.gather(*(ask(*each) for each in asked)))
+
+    *crowds, refused, patient, small = asyncio.run(run())
+    assert all(len(outcome) == 1 for outcome, _ in [*crowds, patient, small])
+    problem, steps = refused
+    assert isinstance(problem, Problem)
+    assert problem.kind == "deadline"
+    assert int((problem.headers or {})["Retry-After"]) == pytest.approx(3 * 450 * STEP, rel=0.3)
+    assert steps <= 5, "searches only"
+
+
 def test_work_for_clients_that_left_is_dropped(toy_model: MorphableModel) -> None:
     aligner, scheduler = make(toy_model, batch=1)
 

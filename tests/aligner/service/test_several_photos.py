@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +19,9 @@ import trimesh
 from fastapi.testclient import TestClient
 
 from dff.aligner.align import Aligner
+from dff.aligner.alignment import PersonAlignment
 from dff.aligner.face_description import FaceDescriber
+from dff.aligner.face_request import Steps
 from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import Boxes
@@ -24,6 +29,7 @@ from dff.aligner.service.front import FrontConfig
 from dff.aligner.service.limits import LARGE_BODIES, Limits, UploadLimits
 from dff.face.arrays import Bytes
 from dff.face.errors import BadPhoto
+from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import bomb, encoded, pixels, turned
 from tests.aligner.known_aligner import KnownAligner
@@ -283,6 +289,34 @@ def test_the_person_as_glb(client: TestClient, toy_model: MorphableModel) -> Non
     mesh = trimesh.load(io.BytesIO(response.content), file_type="glb", force="mesh", process=False)
     body = post(client, [GOOD, BLACK, GOOD], path=f"{PERSON}?mesh=1").json()
     np.testing.assert_allclose(mesh.vertices[: len(body["rest"])], body["rest"], atol=1e-5)
+
+
+def test_a_person_holds_no_small_photo(toy_model: MorphableModel) -> None:
+    """The photos of a person are aligned in steps; a small photo waits for one of them."""
+    begun = threading.Event()
+    done: list[str] = []
+
+    class Long(KnownAligner):
+        def align_person_in_steps(
+            self,
+            images: Sequence[Bytes],
+            boxes: Sequence[Box | None] | None = None,
+            *,
+            faces: int,
+        ) -> Steps[PersonAlignment]:
+            begun.set()
+            while not done:
+                time.sleep(0.01)
+                yield None
+            return (yield from super().align_person_in_steps(images, boxes, faces=faces))
+
+    with TestClient(create_app(Long(toy_model))) as client, ThreadPoolExecutor(1) as thread:
+        person = thread.submit(post, client, [encoded(pixels())] * 2, path=PERSON)
+        assert begun.wait(30)
+        small = client.post("/v1/align", files={"image": encoded(pixels())})
+        done.append("small")
+        assert small.status_code == 200
+        assert person.result(30).status_code == 200
 
 
 def test_health_while_several_photos_are_aligned(toy_model: MorphableModel) -> None:
