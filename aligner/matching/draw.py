@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -32,10 +33,20 @@ DENSE_CORNERS: tuple[PixelColour, ...] = (
 )
 """RGB at the corners of the second face, where every pixel is matched: rows from the top."""
 
+MARK = 14  # pixels around a point that its mark takes
 GAP = 8  # pixels of white between the photos
 SIDE = 900  # pixels of the height of the picture
 ALONE = 32.0  # pixels that are shown on each side of a single point
 SUBPIXEL = 4  # bits of fraction that OpenCV draws with
+
+
+@dataclass(frozen=True)
+class Label:
+    """Text beside a point of a picture."""
+
+    px: Floats  # (2,) pixels of the point
+    text: str
+    colour: PixelColour
 
 
 def draw_point_matches(image_a: Bytes, image_b: Bytes, matches: PointMatches) -> Bytes:
@@ -51,18 +62,22 @@ def draw_point_matches(image_a: Bytes, image_b: Bytes, matches: PointMatches) ->
     shown = Box.around(points)
     left, to_left = _cut_out(image_a, shown)
     right, to_right = _cut_out(image_b, Box.around(matches.found.landmarks_3d[:, :2]))
+    left_labels: list[Label] = []
+    right_labels: list[Label] = []
     for i, source in enumerate(matches.source):
         colour, number = COLOURS[i % len(COLOURS)], str(i + 1)
         if not matches.on_face[i]:
             _cross(left, to_left(source), colour)
-            _label(left, to_left(source), f"{number} not on a face", colour)
+            left_labels.append(Label(to_left(source), f"{number} not on a face", colour))
             continue
         _dot(left, to_left(source), colour, filled=True)
-        _label(left, to_left(source), number, colour)
+        left_labels.append(Label(to_left(source), number, colour))
         visible = bool(matches.visible[i])
         text = f"{matches.probability[i]:.0%}" if visible else "not visible"
         _dot(right, to_right(matches.px[i]), colour, filled=visible)
-        _label(right, to_right(matches.px[i]), f"{number}: {text}", colour)
+        right_labels.append(Label(to_right(matches.px[i]), f"{number}: {text}", colour))
+    _write_labels(left, left_labels)
+    _write_labels(right, right_labels)
     gap = np.full((SIDE, GAP, 3), 255, np.uint8)
     return np.concatenate([left, gap, right], axis=1)
 
@@ -174,12 +189,59 @@ def _cross(picture: Bytes, px: Floats, colour: PixelColour) -> None:
         cv2.line(picture, (x - 8, y + 8), (x + 8, y - 8), shade, width, cv2.LINE_AA)
 
 
-def _label(picture: Bytes, px: Floats, text: str, colour: PixelColour) -> None:
-    """Write beside a place, to its left where there is no room to its right."""
+def _write_labels(picture: Bytes, labels: Sequence[Label]) -> None:
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.7
-    (width, _), _ = cv2.getTextSize(text, font, size, 2)
-    x, y = round(float(px[0])) + 14, round(float(px[1])) - 10
-    if x + width > picture.shape[1]:
-        x = max(0, round(float(px[0])) - 14 - width)
-    for shade, thick in (((20, 20, 20), 5), (colour, 2)):
-        cv2.putText(picture, text, (x, max(y, 20)), font, size, shade, thick, cv2.LINE_AA)
+    sizes = [cv2.getTextSize(label.text, font, size, 2)[0] for label in labels]
+    places = place_labels([label.px for label in labels], sizes, picture.shape[:2])
+    for label, (_, height), (x, y) in zip(labels, sizes, places, strict=True):
+        for shade, thick in (((20, 20, 20), 5), (label.colour, 2)):
+            place = x, y + height
+            cv2.putText(picture, label.text, place, font, size, shade, thick, cv2.LINE_AA)
+
+
+def place_labels(
+    points: Sequence[Floats], sizes: Sequence[tuple[int, int]], shape: tuple[int, ...]
+) -> list[tuple[int, int]]:
+    """Upper left corners of labels beside ``points``, in pixels of an image of this ``shape``.
+
+    ``sizes``: width and height of each label. A label lies to the right of its point if possible,
+    else to the left, as near as there is room: inside the image, over no earlier label and over no
+    other point.
+    """
+    marks = [_Rectangle.around(point, MARK) for point in points]
+    placed: list[_Rectangle] = []
+    for i, (point, (width, height)) in enumerate(zip(points, sizes, strict=True)):
+        x, y = (round(float(value)) for value in point)
+        taken = [*marks[:i], *marks[i + 1 :], *placed]
+        candidates = [
+            _Rectangle(left, top, left + width, top + height)
+            for row in range(len(points) + 1)
+            for top in dict.fromkeys(y - height + sign * row * (height + 10) for sign in (-1, 1))
+            for left in (x + MARK, x - MARK - width)
+        ]
+        free = (one for one in candidates if one.is_free(taken, shape))
+        placed.append(next(free, candidates[0]))
+    return [(one.x0, one.y0) for one in placed]
+
+
+@dataclass(frozen=True)
+class _Rectangle:
+    """Pixels of an image."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    @staticmethod
+    def around(point: Floats, reach: int) -> _Rectangle:
+        x, y = (round(float(value)) for value in point)
+        return _Rectangle(x - reach, y - reach, x + reach, y + reach)
+
+    def is_free(self, taken: Sequence[_Rectangle], shape: tuple[int, ...]) -> bool:
+        """Whether it lies inside an image of this ``shape`` and over none of ``taken``."""
+        inside = min(self.x0, self.y0) >= 0 and self.x1 <= shape[1] and self.y1 <= shape[0]
+        return inside and not any(
+            self.x0 < one.x1 and one.x0 < self.x1 and self.y0 < one.y1 and one.y0 < self.y1
+            for one in taken
+        )

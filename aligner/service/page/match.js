@@ -158,12 +158,14 @@ export class MatchView {
       context.drawImage(image, 0, 0, image.naturalWidth, image.naturalHeight);
       if (this.dense && $("show-dense").checked) context.drawImage(this.dense[id === "first" ? 0 : 1], 0, 0, image.naturalWidth, image.naturalHeight);
       else if (id === "second" && this.heat && $("show-heat").checked) context.drawImage(this.heat, 0, 0, image.naturalWidth, image.naturalHeight);
+      const labels = [];
       this.points.forEach((point, i) => {
         const [x, y] = id === "first" ? point.source : [point.x, point.y];
         if (x === null) return;
         dot(context, x, y, 5 * unit, HUES[i], id === "first" || point.visible, unit);
-        if (id === "second") label(context, x + 9 * unit, y - 6 * unit, point.visible ? `${Math.round(100 * point.probability)} %` : "not visible", unit);
+        if (id === "second") labels.push({ x, y, text: point.visible ? `${Math.round(100 * point.probability)} %` : "not visible" });
       });
+      drawLabels(context, labels, image.naturalWidth, image.naturalHeight, unit);
       if (id === "first" && this.cross) {
         const [x, y] = this.cross, arm = 9 * unit;
         outlined(context, () => {
@@ -177,8 +179,31 @@ export class MatchView {
   }
 }
 
-function label(context, x, y, text, unit) {
+// Texts beside points, which overlap neither each other nor a point and lie inside the photo.
+function drawLabels(context, labels, width, height, unit) {
   context.font = `600 ${13 * unit}px system-ui, sans-serif`;
+  const boxes = labels.map(({ text }) => ({ width: context.measureText(text).width, height: 15 * unit }));
+  const places = placeLabels(labels, boxes, width, height, 6 * unit);
+  places.forEach(([x, y], i) => label(context, x, y + 12 * unit, labels[i].text, unit));
+}
+
+// Upper left corners of boxes beside `points`: to the right if possible, else to the left, and as near as there is room.
+export function placeLabels(points, boxes, width, height, gap) {
+  const taken = points.map(({ x, y }) => [x - gap, y - gap, x + gap, y + gap]);
+  return points.map(({ x, y }, i) => {
+    const box = boxes[i], places = [];
+    for (let row = 0; row <= points.length; row++)
+      for (const up of row ? [-row, row] : [0])
+        for (const left of [x + 1.5 * gap, x - 1.5 * gap - box.width]) places.push([left, y + up * (box.height + 1) - 0.7 * box.height]);
+    const isFree = ([left, top]) => left >= 0 && top >= 0 && left + box.width <= width && top + box.height <= height
+      && !taken.some(([x0, y0, x1, y1], k) => k !== i && left < x1 && left + box.width > x0 && top < y1 && top + box.height > y0);
+    const place = places.find(isFree) ?? places[0];
+    taken.push([place[0], place[1], place[0] + box.width, place[1] + box.height]);
+    return place;
+  });
+}
+
+function label(context, x, y, text, unit) {
   context.lineWidth = 3 * unit;
   context.strokeStyle = "rgba(0,0,0,.8)";
   context.strokeText(text, x, y);

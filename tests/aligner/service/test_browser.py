@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,22 @@ def test_a_point_is_found_in_the_second_photo(page: Any, photos: list[Path]) -> 
     page.wait_for_function(
         "() => document.getElementById('match-status').textContent.includes('not on a face')"
     )
+
+
+def test_labels_of_near_points_do_not_overlap(page: Any) -> None:
+    points = [{"x": 100 + 4 * i, "y": 80 + (7 * i) % 10} for i in range(6)] + [{"x": 199, "y": 1}]
+    places = page.evaluate(
+        """async (points) => {
+            const { placeLabels } = await import("./page/match.js");
+            const boxes = points.map(() => ({ width: 40, height: 15 }));
+            return placeLabels(points, boxes, 200, 160, 6);
+        }""",
+        points,
+    )
+    assert len(places) == 7
+    for (x, y), (u, v) in combinations(places, 2):
+        assert abs(x - u) >= 40 or abs(y - v) >= 15
+    assert all(0 <= x <= 160 and 0 <= y <= 145 for x, y in places)
 
 
 def test_what_fails_is_told_and_can_be_mended_by_hand(page: Any, photos: list[Path]) -> None:
