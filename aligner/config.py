@@ -73,6 +73,14 @@ class SilhouetteConfig:
 
 
 @dataclass(frozen=True)
+class MatchingConfig:
+    """One soft correspondence and the Gauss-Newton steps to it. Fractions of the face size."""
+
+    gate: float  # how near to its prediction a match must fall
+    noise: tuple[float, ...]  # of each step
+
+
+@dataclass(frozen=True)
 class SolverConfig:
     """Gauss-Newton steps of a fit to one photo."""
 
@@ -92,6 +100,17 @@ class SolverConfig:
     later_noise: float = 0.03
     later_steps: int = 2  # for each gate
 
+    @property
+    def first_matchings(self) -> tuple[MatchingConfig, ...]:
+        """Those of the first pass, after the pose is known."""
+        return (MatchingConfig(self.first_gate, self.shape_noise),)
+
+    @property
+    def later_matchings(self) -> tuple[MatchingConfig, ...]:
+        """Those of a pass that begins from a prediction."""
+        noise = (self.later_noise,) * self.later_steps
+        return tuple(MatchingConfig(gate, noise) for gate in self.later_gates)
+
 
 @dataclass(frozen=True)
 class MouthConfig:
@@ -110,6 +129,14 @@ class MouthConfig:
     steps: int = 3  # for each of them
     weight: float = 11.0  # of an anchor in the middle of the lower lip
     observations: float = 3.0  # over those of ``SolverConfig``: wide open mouths are rare
+
+    @property
+    def matchings(self) -> tuple[MatchingConfig, ...]:
+        """Those that open the mouth, by gates that narrow step by step."""
+        return tuple(
+            MatchingConfig(gate, (noise,) * self.steps)
+            for gate, noise in zip(self.gates, self.noises, strict=True)
+        )
 
 
 @dataclass(frozen=True)

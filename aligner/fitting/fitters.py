@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection
 from dff.aligner.fitting.assessment import assess, move_fit, see_meshes
-from dff.aligner.fitting.batch import replace_rows, take_rows
+from dff.aligner.fitting.batch import replace_rows
 from dff.aligner.fitting.correction import Corrector, LinearCorrector
 from dff.aligner.fitting.correspondence import interleave, pool
 from dff.aligner.fitting.crop import Crops, frame_boxes, frame_faces
@@ -28,18 +28,13 @@ from dff.aligner.fitting.observation import (
     Observation,
     Observer,
     describe_landmarks,
+    observe_faces,
 )
 from dff.aligner.fitting.steps import fit_from_detection, fit_from_last_frame, refine
-from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.descriptor import Anchors, Network
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.fit_correction import FitCorrection
-
-Solve = Callable[[Observation, FaceFit, Ints], FitState]
-"""From observations of B faces, their fits before, and the rows of their images to new states."""
-
-Correct = Callable[[Observation, FaceFit, FitState], FitState]
-"""From observations of B faces, the fits that a pass began from and its states to others."""
 
 
 class DenseFitter:
@@ -106,53 +101,52 @@ class DenseFitter:
         return FaceFit.begin(fit_model, state, crops, config, detected=False)
 
     def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
-        """Observe the photos, pool the matches with the last pass's, and step the states."""
+        """Observe the photos, step the states to the matches, correct and assess them."""
+        fit_model, config = self.fit_model, self.config
         which = number % len(self.observers)
-        crops = next_crops(self.fit_model, before, number, self.config)
+        observer, crops = self.observers[which], next_crops(fit_model, before, number, config)
         followed = number == 0 and not before.detected.all()
         if followed:
-            before = see_meshes(self.fit_model, before, self.config.visibility)
+            before = see_meshes(fit_model, before, config.visibility)
         if number == 1 and len(self.observers) > 1 and not self.pools:
             before = self._without_match_errors(before)
-
-        def solve(observation: Observation, before: FaceFit, rows: Ints) -> FitState:
-            if followed:
-                return fit_from_last_frame(
-                    self.fit_model, self.config, observation, before.state, before.visibility
-                )
-            if number == 0:
-                return fit_from_detection(self.fit_model, self.config, observation, before.state)
-            if self.pools and number > 1:
-                matches = pool(before.matches, observation.matches)
-                px = interleave(before.px, observation.px)
-                observation = replace(observation, matches=matches, px=px)
-            return refine(self.fit_model, self.config, observation, before.state, before.visibility)
-
-        def solve_again(observation: Observation, before: FaceFit, rows: Ints) -> FitState:
-            return refine(self.fit_model, self.config, observation, before.state, before.visibility)
-
-        def correct(observation: Observation, before: FaceFit, state: FitState) -> FitState:
-            if self.corrector is None or before.detected.any():  # whose visibility is not known
-                return state
-            return self.corrector.correct(
+        seen = observe_faces(observer, images, crops, before)
+        if len(seen.rows) == 0:
+            return seen.all_faces
+        observation = seen.observation
+        before, state = self._solve(number, observation, seen.before, followed=followed)
+        if self.corrector is not None and not before.detected.any():  # their visibility is known
+            state = self.corrector.correct(
                 observation, state, before.visibility, mirrored=which == 1
             )
-
-        again = number == 0 and self.config.refine_at_once and not followed
         # where another pass follows, it begins from the visibility of this one
-        last = number == self.passes - 1 or followed
-        return observe_and_solve(
-            self.fit_model,
-            self.observers[which],
-            self.config,
-            images,
-            crops,
-            before,
-            (solve, solve_again) if again else (solve,),
-            kept_motion=self.config.visibility.kept_motion if last else 0.0,
-            seen_before=followed or number > 0,
-            correct=correct,
+        last = followed or number == self.passes - 1
+        kept = config.visibility.kept_motion if last and not before.detected.any() else 0.0
+        after = assess(
+            fit_model, observer, observation, before, state, config.visibility, kept_motion=kept
         )
+        return seen.join(after)
+
+    def _solve(
+        self, number: int, observation: Observation, before: FaceFit, *, followed: bool
+    ) -> tuple[FaceFit, FitState]:
+        """The states that fit an observation, and the fits that they were refined from."""
+        fit_model, config = self.fit_model, self.config
+        if followed:
+            return before, fit_from_last_frame(
+                fit_model, config, observation, before.state, before.visibility
+            )
+        if number == 0:
+            state = fit_from_detection(fit_model, config, observation, before.state)
+            if not config.refine_at_once:
+                return before, state
+            fit = move_fit(fit_model, before, state)
+            before = see_meshes(fit_model, fit, config.visibility)
+        elif self.pools and number > 1:
+            matches = pool(before.matches, observation.matches)
+            px = interleave(before.px, observation.px)
+            observation = replace(observation, matches=matches, px=px)
+        return before, refine(fit_model, config, observation, before.state, before.visibility)
 
     def _without_match_errors(self, fit: FaceFit) -> FaceFit:
         """The fits without the match errors of the last observation, for another one."""
@@ -172,45 +166,3 @@ def next_crops(fit_model: FitModel, before: FaceFit, number: int, config: AlignC
     if number == 0:
         return before.crops
     return frame_faces(fit_model, before.state, config.later_margin, config.crop)
-
-
-def observe_and_solve(
-    fit_model: FitModel,
-    observer: Observer,
-    config: AlignConfig,
-    images: Sequence[Bytes],
-    crops: Crops,
-    before: FaceFit,
-    solves: Sequence[Solve],
-    *,
-    kept_motion: float = 0.0,
-    seen_before: bool = False,
-    correct: Correct = lambda observation, before, state: state,
-) -> FaceFit:
-    """One pass over B faces; those with too few matched pixels are lost and keep their states.
-
-    Each of ``solves`` begins from what the one before came to; all see the same observation.
-    ``seen_before``: whether ``before`` holds the visibility of its meshes; it stays that of faces
-    whose last solution moved them by less than ``kept_motion``. ``correct``: changes that solution.
-    """
-    observation = observer.observe(images, crops)
-    seen = observation.matched >= config.observation.fewest
-    after, rows = replace(before, lost=~seen), np.flatnonzero(seen)
-    if len(rows) == 0:
-        return after
-    if not seen.all():  # the maps are large, so they are copied only if necessary
-        observation, before = take_rows(observation, rows), before[rows]
-    for solve in solves[:-1]:
-        between = move_fit(fit_model, before, solve(observation, before, rows))
-        before, seen_before = see_meshes(fit_model, between, config.visibility), True
-    state = correct(observation, before, solves[-1](observation, before, rows))
-    before = assess(
-        fit_model,
-        observer,
-        observation,
-        before,
-        state,
-        config.visibility,
-        kept_motion=kept_motion if seen_before else 0.0,
-    )
-    return before if seen.all() else replace_rows(after, rows, before)

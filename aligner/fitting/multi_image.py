@@ -23,19 +23,25 @@ import numpy as np
 from dff.aligner.alignment import Alignment
 from dff.aligner.appearance import AppearanceDescriptor
 from dff.aligner.config import AlignConfig, MultiImageConfig
+from dff.aligner.fitting.assessment import assess
 from dff.aligner.fitting.correspondence import soft_correspondence
 from dff.aligner.fitting.crop import frame_faces
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitState
-from dff.aligner.fitting.fitters import next_crops, observe_and_solve
-from dff.aligner.fitting.observation import Observation, Observer, describe_landmarks
+from dff.aligner.fitting.fitters import next_crops
+from dff.aligner.fitting.observation import (
+    Observation,
+    Observer,
+    describe_landmarks,
+    observe_faces,
+)
 from dff.aligner.fitting.perspective import move, perspective_jacobian
 from dff.aligner.fitting.photometric import Skin, adjust_photometrically
 from dff.aligner.fitting.residual_deformation import build_person_fit_model
 from dff.aligner.fitting.silhouette import match_silhouette
 from dff.aligner.fitting.steps import accept, scale_weights
 from dff.aligner.fitting.visibility import compute_visibility
-from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.descriptor import Anchors, Network
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.gauss_newton import POSE, linearise
@@ -102,27 +108,26 @@ class MultiImageFitter:
         """Fit all photos to soft correspondences, then adjust them photometrically."""
         fit_model, config = self.fit_model, self.config
         crops = next_crops(fit_model, before, number, config)
-
-        def solve(observation: Observation, before: FaceFit, rows: Ints) -> FitState:
-            face_size = fit_model.face_size(before.state)
-            state, system = self._fit_correspondences(number, observation, before, face_size)
-            photometric = config.photometric
-            if number == 0 or len(rows) == 1 or photometric.observations == 0:
-                return state
-            seen = [images[i] for i in rows]
+        seen = observe_faces(self.observer, images, crops, before)
+        if len(seen.rows) == 0:
+            return seen.all_faces
+        observation, before = seen.observation, seen.before
+        face_size = fit_model.face_size(before.state)
+        state, system = self._fit_correspondences(number, observation, before, face_size)
+        if number > 0 and len(seen.rows) > 1 and config.photometric.observations > 0:
             found = adjust_photometrically(
                 self.skin,
                 fit_model,
-                seen,
+                [images[i] for i in seen.rows],
                 state,
                 system,
                 observation,
                 config,
                 trust=before.trust**2,
             )
-            return self._accept(found, state, face_size)
-
-        return observe_and_solve(fit_model, self.observer, config, images, crops, before, (solve,))
+            state = self._accept(found, state, face_size)
+        after = assess(fit_model, self.observer, observation, before, state, config.visibility)
+        return seen.join(after)
 
     def early_stop(self, number: int, motion: Floats) -> Bools:
         """(B,) the same for all photos: no photo is done before all are."""

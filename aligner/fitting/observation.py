@@ -10,9 +10,11 @@ import numba
 import numpy as np
 
 from dff.aligner.config import ObservationConfig
+from dff.aligner.fitting.batch import replace_rows, take_rows
 from dff.aligner.fitting.correspondence import Matches, match_pixels
 from dff.aligner.fitting.crop import Crops
-from dff.face.arrays import Array, Bytes, Float, Floats
+from dff.aligner.fitting.face_fit import FaceFit
+from dff.face.arrays import Array, Bytes, Float, Floats, Int
 from dff.face.descriptor import STRIDE, Anchors, Network
 from dff.face.fused_network import describe_images
 from dff.face.model.landmarks import MIRROR
@@ -110,6 +112,34 @@ class MirroredObserver(Observer):
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
         matches = super().match(descriptor, face_logit)
         return replace(matches, anchor=matches.anchor + len(self.anchors.vertex))
+
+
+@dataclass(frozen=True)
+class SeenFaces:
+    """Those of the faces of a pass that enough pixels are matched to."""
+
+    observation: Observation
+    before: FaceFit
+    rows: Int[Array, " seen"]  # of all faces
+    all_faces: FaceFit  # the others are lost and keep their states
+
+    def join(self, after: FaceFit) -> FaceFit:
+        """The fits of all faces: ``after`` of those that are seen."""
+        if len(self.rows) == len(self.all_faces.lost):
+            return after
+        return replace_rows(self.all_faces, self.rows, after)
+
+
+def observe_faces(
+    observer: Observer, images: Sequence[Bytes], crops: Crops, before: FaceFit
+) -> SeenFaces:
+    """Observe B faces in their photos, one crop each."""
+    observation = observer.observe(images, crops)
+    seen = observation.matched >= observer.config.fewest
+    rows, all_faces = np.flatnonzero(seen), replace(before, lost=~seen)
+    if 0 < len(rows) < len(seen):  # the maps are large, so they are copied only if necessary
+        observation, before = take_rows(observation, rows), before[rows]
+    return SeenFaces(observation, before, rows, all_faces)
 
 
 def describe_landmarks(anchors: Anchors, landmark_mean: Floats) -> Floats:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from dff.aligner.config import AlignConfig
+from dff.aligner.config import AlignConfig, MatchingConfig
 from dff.aligner.fitting import kernels
 from dff.aligner.fitting.batch import choose_rows, replace_rows, take_rows
 from dff.aligner.fitting.fit_model import FitModel, FitState
@@ -46,14 +47,13 @@ def fit_from_detection(
         state.centre,
         state.inverse_depth,
     )
-    return gauss_newton(
+    return follow_matches(
         fit_model,
-        config,
         observation,
         state,
         np.ones((b, len(fit_model.anchor_mean))),
-        gate=solver.first_gate,
-        noises=solver.shape_noise,
+        solver.first_matchings,
+        observations=solver.observations,
     )
 
 
@@ -124,23 +124,16 @@ def _open_mouths(
     visibility: Visibility,
 ) -> FitState:
     """Fit mouths from a prediction that has them closed: by gates that narrow step by step."""
-    mouth, solver, lip = config.mouth, config.solver, fit_model.lower_lip
-    more = replace(solver, observations=mouth.observations * solver.observations)
-    config = replace(config, solver=more)
+    mouth, lip = config.mouth, fit_model.lower_lip
+    more = mouth.observations * config.solver.observations
     # a lip that the closed mouth hides counts, too
     visible = np.maximum(visibility.anchors * fit_model.anchor_weight, lip)
     visible = visible * (1.0 + (mouth.weight - 1.0) * lip)
-    for gate, noise in zip(mouth.gates, mouth.noises, strict=True):
-        state = gauss_newton(
-            fit_model,
-            config,
-            observation,
-            state,
-            visible,
-            gate=gate,
-            noises=(noise,) * mouth.steps,
-        )
-    return _refine(fit_model, config, observation, state, visibility)
+    opened = follow_matches(
+        fit_model, observation, state, visible, mouth.matchings, observations=more
+    )
+    solver = replace(config.solver, observations=more)
+    return _refine(fit_model, replace(config, solver=solver), observation, opened, visibility)
 
 
 def _refine(
@@ -151,62 +144,59 @@ def _refine(
     visibility: Visibility,
 ) -> FitState:
     lines = match_silhouette(fit_model, state, visibility.contour, observation, config.silhouette)
-    visible = visibility.anchors * fit_model.anchor_weight
-    solver = config.solver
-    for gate in solver.later_gates:
-        state = gauss_newton(
-            fit_model,
-            config,
-            observation,
-            state,
-            visible,
-            gate=gate,
-            noises=(solver.later_noise,) * solver.later_steps,
-            lines=lines,
-        )
-    return state
+    visible, solver = visibility.anchors * fit_model.anchor_weight, config.solver
+    return follow_matches(
+        fit_model,
+        observation,
+        state,
+        visible,
+        solver.later_matchings,
+        observations=solver.observations,
+        lines=lines,
+    )
 
 
-def gauss_newton(
+def follow_matches(
     fit_model: FitModel,
-    config: AlignConfig,
     observation: Observation,
     state: FitState,
     visible: Floats,
+    matchings: Sequence[MatchingConfig],
     *,
-    gate: float,
-    noises: tuple[float, ...],
+    observations: float,
     lines: Lines | None = None,
 ) -> FitState:
-    """Compute soft correspondences about the prediction of ``state``, and a step for each noise.
+    """Compute soft correspondences about the prediction and step to them, for each matching.
 
-    ``gate`` and ``noises``: fractions of the face size; (B, A) ``visible`` 0 to 1.
+    (B, A) ``visible`` 0 to 1: weights of the anchors. ``observations``: independent ones that all
+    pixels of a face count as. ``lines``: other points, which are drawn to lines of the image.
     """
     matches, modes, state = observation.matches, len(fit_model.modes), state.copied()
     lines = lines or Lines.none(len(state.scale), modes)
-    kernels.take_steps(
-        matches.anchor,
-        matches.probability,
-        matches.mask,
-        observation.px,
-        visible,
-        fit_model.anchor_mean,
-        fit_model.anchor_basis,
-        fit_model.size,
-        gate,
-        np.array(noises),
-        config.solver.observations,
-        lines.mean,
-        lines.basis,
-        lines.targets,
-        lines.normal,
-        lines.weights,
-        state.scale,
-        state.rotation,
-        state.centre,
-        state.coefficients,
-        state.inverse_depth,
-    )
+    for matching in matchings:
+        kernels.take_steps(
+            matches.anchor,
+            matches.probability,
+            matches.mask,
+            observation.px,
+            visible,
+            fit_model.anchor_mean,
+            fit_model.anchor_basis,
+            fit_model.size,
+            matching.gate,
+            np.array(matching.noise),
+            observations,
+            lines.mean,
+            lines.basis,
+            lines.targets,
+            lines.normal,
+            lines.weights,
+            state.scale,
+            state.rotation,
+            state.centre,
+            state.coefficients,
+            state.inverse_depth,
+        )
     return state
 
 
