@@ -18,8 +18,12 @@ def main() -> None:
     for word in sys.argv:
         if word.startswith(option):
             variables |= json.loads(word.removeprefix(option)).get("env_vars", {})
-    # Ray reads these when it is imported.
-    own = {name: value for name, value in variables.items() if name.startswith("RAY_")}
+    # Ray reads these when it is imported. Those of one job are in any order.
+    own = {
+        name: value
+        for name, value in sorted(variables.items())
+        if name.startswith("RAY_") and name != "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"
+    }
     order = [sys.argv[1:], dict(os.environ), os.getcwd(), os.nice(0)]
     connection = socket.socket(socket.AF_UNIX)
     forked = b""

@@ -41,9 +41,9 @@ WITHOUT_RAY = (
 
 
 IDS = 2000
-"""Random ids of Ray that a worker passes over for each worker before it.
+"""Random ids of Ray that are passed over between two forks.
 
-Forks draw the same ids, and two objects of one id end a worker.
+Otherwise they would draw the same ids, and two objects of one id end a worker.
 """
 
 
@@ -93,7 +93,7 @@ def _serve_job(source: socket.socket, raylet: int) -> None:
     selector.register(source, selectors.EVENT_READ)
     end = selector.register(raylet, selectors.EVENT_READ)
     workers: dict[int, tuple[int, socket.socket]] = {}  # process and connection, by pidfd
-    count = 0
+    unique_id = import_module("ray._raylet").UniqueID
     while True:
         for key, _ in selector.select():
             if key == end:
@@ -102,13 +102,14 @@ def _serve_job(source: socket.socket, raylet: int) -> None:
                 _, (file,) = _receive(source)
                 connection = socket.socket(fileno=file)
                 order, files = _receive(connection)
-                count += 1
+                for _ in range(IDS):
+                    unique_id.from_random()
                 pid = os.fork()
                 if pid == 0:
                     selector.close()
                     source.close()
                     connection.close()
-                    _become_worker(order, files, count)
+                    _become_worker(order, files)
                 with suppress(OSError):
                     connection.send(b"+")
                 for file in files:
@@ -147,8 +148,8 @@ def _receive(connection: socket.socket) -> tuple[Any, list[int]]:
     return json.loads(data), files
 
 
-def _become_worker(order: Any, files: list[int], number: int) -> NoReturn:
-    """Run Ray's ``setup_worker.py`` as Python would, in fork ``number`` of its job."""
+def _become_worker(order: Any, files: list[int]) -> NoReturn:
+    """Run Ray's ``setup_worker.py`` as Python would."""
     arguments, environment, folder, niceness = order
     os.setpgid(0, 0)  # Ray kills a worker's whole group
     for number, file in enumerate(files):
@@ -161,8 +162,6 @@ def _become_worker(order: Any, files: list[int], number: int) -> NoReturn:
     raylet = import_module("ray._raylet")
     raylet.Config.initialize("")  # from the environment
     raylet.AuthenticationTokenLoader.instance().reset_cache()
-    for _ in range(number * IDS):
-        raylet.UniqueID.from_random()
     os.execvp = _run_worker  # type: ignore[assignment]
     code = 1
     try:
