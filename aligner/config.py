@@ -73,7 +73,7 @@ class SilhouetteConfig:
 
 
 @dataclass(frozen=True)
-class MatchingConfig:
+class CorrespondenceConfig:
     """One soft correspondence and the Gauss-Newton steps to it. Fractions of the face size."""
 
     gate: float  # how near to its prediction a match must fall
@@ -101,15 +101,15 @@ class SolverConfig:
     later_steps: int = 2  # for each gate
 
     @property
-    def first_matchings(self) -> tuple[MatchingConfig, ...]:
+    def first_correspondences(self) -> tuple[CorrespondenceConfig, ...]:
         """Those of the first pass, after the pose is known."""
-        return (MatchingConfig(self.first_gate, self.shape_noise),)
+        return (CorrespondenceConfig(self.first_gate, self.shape_noise),)
 
     @property
-    def later_matchings(self) -> tuple[MatchingConfig, ...]:
+    def later_correspondences(self) -> tuple[CorrespondenceConfig, ...]:
         """Those of a pass that begins from a prediction."""
         noise = (self.later_noise,) * self.later_steps
-        return tuple(MatchingConfig(gate, noise) for gate in self.later_gates)
+        return tuple(CorrespondenceConfig(gate, noise) for gate in self.later_gates)
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,10 @@ class MouthConfig:
     observations: float = 3.0  # over those of ``SolverConfig``: wide open mouths are rare
 
     @property
-    def matchings(self) -> tuple[MatchingConfig, ...]:
+    def correspondences(self) -> tuple[CorrespondenceConfig, ...]:
         """Those that open the mouth, by gates that narrow step by step."""
         return tuple(
-            MatchingConfig(gate, (noise,) * self.steps)
+            CorrespondenceConfig(gate, (noise,) * self.steps)
             for gate, noise in zip(self.gates, self.noises, strict=True)
         )
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dff.aligner.config import AlignConfig, MatchingConfig
+from dff.aligner.config import AlignConfig, CorrespondenceConfig
 from dff.aligner.fitting import kernels
 from dff.aligner.fitting.batch import choose_rows, replace_rows, take_rows
 from dff.aligner.fitting.fit_model import FitModel, FitState
@@ -52,7 +52,7 @@ def fit_from_detection(
         observation,
         state,
         np.ones((b, len(fit_model.anchor_mean))),
-        solver.first_matchings,
+        solver.first_correspondences,
         observations=solver.observations,
     )
 
@@ -130,7 +130,7 @@ def _open_mouths(
     visible = np.maximum(visibility.anchors * fit_model.anchor_weight, lip)
     visible = visible * (1.0 + (mouth.weight - 1.0) * lip)
     opened = follow_matches(
-        fit_model, observation, state, visible, mouth.matchings, observations=more
+        fit_model, observation, state, visible, mouth.correspondences, observations=more
     )
     solver = replace(config.solver, observations=more)
     return _refine(fit_model, replace(config, solver=solver), observation, opened, visibility)
@@ -150,7 +150,7 @@ def _refine(
         observation,
         state,
         visible,
-        solver.later_matchings,
+        solver.later_correspondences,
         observations=solver.observations,
         lines=lines,
     )
@@ -161,19 +161,19 @@ def follow_matches(
     observation: Observation,
     state: FitState,
     visible: Floats,
-    matchings: Sequence[MatchingConfig],
+    correspondences: Sequence[CorrespondenceConfig],
     *,
     observations: float,
     lines: Lines | None = None,
 ) -> FitState:
-    """Compute soft correspondences about the prediction and step to them, for each matching.
+    """Gauss-Newton: compute each soft correspondence about the last prediction, and step to it.
 
     (B, A) ``visible`` 0 to 1: weights of the anchors. ``observations``: independent ones that all
     pixels of a face count as. ``lines``: other points, which are drawn to lines of the image.
     """
     matches, modes, state = observation.matches, len(fit_model.modes), state.copied()
     lines = lines or Lines.none(len(state.scale), modes)
-    for matching in matchings:
+    for correspondence in correspondences:
         kernels.take_steps(
             matches.anchor,
             matches.probability,
@@ -183,8 +183,8 @@ def follow_matches(
             fit_model.anchor_mean,
             fit_model.anchor_basis,
             fit_model.size,
-            matching.gate,
-            np.array(matching.noise),
+            correspondence.gate,
+            np.array(correspondence.noise),
             observations,
             lines.mean,
             lines.basis,
