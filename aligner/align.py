@@ -14,11 +14,8 @@ import numpy as np
 
 from dff.aligner.alignment import (
     Alignment,
-    CalibrationFeatures,
     Iteration,
     PersonAlignment,
-    Pose,
-    place_landmarks,
 )
 from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter
 from dff.aligner.centre_detector import CentreDetector, StagedDetector
@@ -27,7 +24,6 @@ from dff.aligner.confidence import (
     FAILED_BELOW,
     SURE_FROM,
     Calibration,
-    calibration_features,
 )
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection, FaceDetector, same_face
@@ -35,18 +31,18 @@ from dff.aligner.detector import DescriptorDetector
 from dff.aligner.face_request import FaceRequest, Steps
 from dff.aligner.fitting.assessment import average_fits
 from dff.aligner.fitting.face_fit import FaceFit
-from dff.aligner.fitting.fit_model import FitModel, FitState
+from dff.aligner.fitting.fit_model import FitModel
 from dff.aligner.fitting.fitters import DenseFitter
-from dff.aligner.fitting.loop import FaceFitter, Fitter, Pass, fit_passes, last_fit
+from dff.aligner.fitting.loop import FaceFitter, Fitter, fit_passes, last_fit
 from dff.aligner.fitting.multi_image import MultiImageFitter, choose_person, find_strangers
 from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.preset import AlignPreset
+from dff.aligner.report import Reporter
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, DeviceNetwork, Network
 from dff.face.errors import BadWeights, NoFace
 from dff.face.fused_network import FusedDetectorNet, FusedNetwork
 from dff.face.geometry.camera import Box
-from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
 from dff.face.io.assets import load_model
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
@@ -54,16 +50,6 @@ from dff.face.solve.fit_correction import FitCorrection
 from dff.infra import weights as weights_files
 from dff.infra.detector_file import load_detector
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
-
-REFERENCE_ROTATION: dict[str, tuple[float, float, float]] = {"open-head": (4.8, 0.0, 0.0)}
-"""Rotation vector in degrees, head_from_reference: where each model's head frame sees the frontal
-face of AFLW2000-3D.
-
-What is frontal is a convention of each model. Measured by fitting the model to the labelled
-landmarks of 92 images and averaging the rotation to their labelled pose (5.1, 0.1, -0.1 with the
-original labels, 4.5, -0.5, 0.4 with the reannotated ones); the parts that break the left-right
-symmetry are noise. A model without an entry gets none.
-"""
 
 T = TypeVar("T")
 
@@ -124,9 +110,6 @@ class Aligner:
         self.fitter: FaceFitter = fitter or dense
         self.fit_model = dense.fit_model
         self.detector = detector or self._build_detector(detector_net)
-        self.reference = rotation_from_vector(
-            np.deg2rad(REFERENCE_ROTATION.get(model.name, (0.0, 0.0, 0.0)))
-        )
 
     def _build_detector(self, detector_net: FusedDetectorNet | None) -> FaceDetector:
         thorough = DescriptorDetector(
@@ -487,127 +470,28 @@ class Aligner:
         averaged: Sequence[tuple[Fitter, FaceFit]] = (),
     ) -> Steps[list[Alignment]]:
         """``_align`` as a generator, which yields after each pass."""
+        reporter = self._reporter(fitter.fit_model)
         traces: list[list[Iteration]] = [[] for _ in boxes]
-        annotated = fitter.fit_model.as_annotated(self.landmark_offsets)
         fit = start
         for done in fit_passes(fitter, images, start):
             fit = done.all_faces
-            for face, iteration in self._iterations(annotated, done):
+            for face, iteration in reporter.trace(done):
                 traces[face].append(iteration)
             yield None
         if averaged:
             others = [last_fit(other, images, begin) for other, begin in averaged]
             fit = average_fits(fitter.fit_model, fit, others)
-        return self._report(fitter.fit_model, fit, boxes, traces)
+        return reporter.report(fit, boxes, traces)
 
-    def _iterations(self, annotated: FitModel, done: Pass) -> Iterator[tuple[int, Iteration]]:
-        """The trace of a pass, by number of the face."""
-        if not len(done.faces):
-            return
-        state = done.fit.state
-        moved = self.landmark_offsets.in_image("3d", state.rotation)
-        landmarks = annotated.landmarks(state, moved)
-        matrices = self._pose_matrices(state.rotation)
-        for row, face in enumerate(done.faces):
-            angles = angles_from_rotation(matrices[row])
-            residual, motion = float(done.fit.residual[row]), float(done.motion[row])
-            yield int(face), Iteration(landmarks[row], *angles, residual, motion)
-
-    def _report(
-        self,
-        fit_model: FitModel,
-        fit: FaceFit,
-        boxes: Sequence[Box],
-        traces: Sequence[Sequence[Iteration]],
-    ) -> list[Alignment]:
-        """The alignments of B faces whose fits have ended."""
-        vertices = fit_model.vertices(fit.state)
-        features = calibration_features(fit, fit_model.face_size(fit.state))
-        whole = self.calibration.face_confidence(features)
-        seen, right = self.calibration.landmark_confidence(features)
-        matrices = self._pose_matrices(fit.state.rotation)
-        return [
-            self._alignment(
-                fit_model,
-                fit.state,
-                i,
-                box=boxes[i],
-                vertices=vertices[i],
-                matrix=matrices[i],
-                visibility=seen[i],
-                confidence=right[i],
-                face_confidence=float(whole[i]),
-                features=features.one(i),
-                trace=tuple(traces[i]),
-            )
-            for i in range(len(boxes))
-        ]
-
-    def _alignment(
-        self,
-        fit_model: FitModel,
-        state: FitState,
-        i: int,
-        *,
-        box: Box,
-        vertices: Floats,
-        matrix: Floats,
-        visibility: Floats,
-        confidence: Floats,
-        face_confidence: float,
-        features: CalibrationFeatures,
-        trace: tuple[Iteration, ...],
-    ) -> Alignment:
-        camera, cam_from_head = state.camera(i), state.cam_from_head(i)
-        coefficients = fit_model.coefficients(state.coefficients[i])
-        flat, deep = place_landmarks(
-            self.model, self.landmark_offsets, vertices, coefficients, cam_from_head, camera
+    def _reporter(self, fit_model: FitModel) -> Reporter:
+        return Reporter(
+            fit_model,
+            self.calibration,
+            self.landmark_offsets,
+            self.pose_correction,
+            fewest_visible=self.config.fewest_visible,
+            turned_away=self.config.detector.turned_away,
         )
-        reason = self._reject(features, face_confidence, visibility, state.rotation[i])
-        return Alignment(
-            box=box,
-            landmarks_2d=flat,
-            landmarks_3d=deep,
-            pose=Pose(*angles_from_rotation(matrix), matrix),
-            visibility=visibility,
-            confidence=confidence,
-            face_confidence=face_confidence,
-            failed=bool(reason),
-            reason=reason,
-            vertices=vertices,
-            coefficients=coefficients,
-            cam_from_head=cam_from_head,
-            camera=camera,
-            model=self.model.name,
-            trace=trace,
-            features=features,
-        )
-
-    def _pose_matrices(self, rotation: Floats) -> Floats:
-        """(B, 3, 3) the answered poses of heads whose ``cam_from_head`` is ``rotation``."""
-        return self.pose_correction.corrected(rotation @ self.reference, rotation)
-
-    def _reject(
-        self,
-        features: CalibrationFeatures,
-        face_confidence: float,
-        visibility: Floats,
-        rotation: Floats,
-    ) -> str:
-        """Why a fit is no face, else "". The confidence says nothing about what no photo shows."""
-        visible = int((visibility > 0.5).sum())
-        if features.lost:
-            return "no part of the box looks like a face"
-        if face_confidence < FAILED_BELOW:
-            return (
-                "the face model does not explain what is in the box "
-                f"(confidence {face_confidence:.2f})"
-            )
-        if visible < self.config.fewest_visible:
-            return f"{visible} of 68 landmarks are visible in the box"
-        if rotation[2, 2] > self.config.detector.turned_away:
-            return "the head is turned away from the camera"
-        return ""
 
 
 def load_aligner(

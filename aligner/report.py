@@ -1,0 +1,169 @@
+"""Fits to alignments: landmarks as annotated, pose, confidence, and why a fit is no face."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from dff.aligner.alignment import (
+    Alignment,
+    CalibrationFeatures,
+    Iteration,
+    Pose,
+    place_landmarks,
+)
+from dff.aligner.confidence import FAILED_BELOW, Calibration, calibration_features
+from dff.aligner.fitting.face_fit import FaceFit
+from dff.aligner.fitting.fit_model import FitModel, FitState
+from dff.aligner.fitting.loop import Pass
+from dff.face.arrays import Floats
+from dff.face.geometry.camera import Box
+from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
+from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
+
+REFERENCE_ROTATION: dict[str, tuple[float, float, float]] = {"open-head": (4.8, 0.0, 0.0)}
+"""Rotation vector in degrees, head_from_reference: where each model's head frame sees the frontal
+face of AFLW2000-3D.
+
+What is frontal is a convention of each model. Measured by fitting the model to the labelled
+landmarks of 92 images and averaging the rotation to their labelled pose (5.1, 0.1, -0.1 with the
+original labels, 4.5, -0.5, 0.4 with the reannotated ones); the parts that break the left-right
+symmetry are noise. A model without an entry gets none.
+"""
+
+
+def head_from_reference(model: str) -> Floats:
+    """(3, 3) rotation to the head frame of a model from the frontal face of AFLW2000-3D."""
+    return rotation_from_vector(np.deg2rad(REFERENCE_ROTATION.get(model, (0.0, 0.0, 0.0))))
+
+
+class Reporter:
+    """Reports the fits of a fit model."""
+
+    def __init__(
+        self,
+        fit_model: FitModel,
+        calibration: Calibration,
+        landmark_offsets: LandmarkOffsets,
+        pose_correction: PoseCorrection,
+        *,
+        fewest_visible: int,
+        turned_away: float,
+    ) -> None:
+        """``fewest_visible`` landmarks of a face; ``turned_away``: z of the furthest gaze."""
+        self.fit_model, self.calibration = fit_model, calibration
+        self.landmark_offsets, self.pose_correction = landmark_offsets, pose_correction
+        self.fewest_visible, self.turned_away = fewest_visible, turned_away
+        self._annotated = fit_model.as_annotated(landmark_offsets)
+        self._reference = head_from_reference(fit_model.model.name)
+
+    def trace(self, done: Pass) -> Iterator[tuple[int, Iteration]]:
+        """The trace of a pass, by number of the face."""
+        if not len(done.faces):
+            return
+        state = done.fit.state
+        moved = self.landmark_offsets.in_image("3d", state.rotation)
+        landmarks = self._annotated.landmarks(state, moved)
+        matrices = self._pose_matrices(state.rotation)
+        for row, face in enumerate(done.faces):
+            angles = angles_from_rotation(matrices[row])
+            residual, motion = float(done.fit.residual[row]), float(done.motion[row])
+            yield int(face), Iteration(landmarks[row], *angles, residual, motion)
+
+    def report(
+        self, fit: FaceFit, boxes: Sequence[Box], traces: Sequence[Sequence[Iteration]]
+    ) -> list[Alignment]:
+        """The alignments of B faces whose fits have ended."""
+        fit_model = self.fit_model
+        vertices = fit_model.vertices(fit.state)
+        features = calibration_features(fit, fit_model.face_size(fit.state))
+        whole = self.calibration.face_confidence(features)
+        seen, right = self.calibration.landmark_confidence(features)
+        matrices = self._pose_matrices(fit.state.rotation)
+        return [
+            self._alignment(
+                fit.state,
+                i,
+                box=boxes[i],
+                vertices=vertices[i],
+                matrix=matrices[i],
+                visibility=seen[i],
+                confidence=right[i],
+                face_confidence=float(whole[i]),
+                features=features.one(i),
+                trace=tuple(traces[i]),
+            )
+            for i in range(len(boxes))
+        ]
+
+    def _alignment(
+        self,
+        state: FitState,
+        i: int,
+        *,
+        box: Box,
+        vertices: Floats,
+        matrix: Floats,
+        visibility: Floats,
+        confidence: Floats,
+        face_confidence: float,
+        features: CalibrationFeatures,
+        trace: tuple[Iteration, ...],
+    ) -> Alignment:
+        camera, cam_from_head = state.camera(i), state.cam_from_head(i)
+        model = self.fit_model.model
+        coefficients = self.fit_model.coefficients(state.coefficients[i])
+        flat, deep = place_landmarks(
+            self.fit_model.model,
+            self.landmark_offsets,
+            vertices,
+            coefficients,
+            cam_from_head,
+            camera,
+        )
+        reason = self._reject(features, face_confidence, visibility, state.rotation[i])
+        return Alignment(
+            box=box,
+            landmarks_2d=flat,
+            landmarks_3d=deep,
+            pose=Pose(*angles_from_rotation(matrix), matrix),
+            visibility=visibility,
+            confidence=confidence,
+            face_confidence=face_confidence,
+            failed=bool(reason),
+            reason=reason,
+            vertices=vertices,
+            coefficients=coefficients,
+            cam_from_head=cam_from_head,
+            camera=camera,
+            model=model.name,
+            trace=trace,
+            features=features,
+        )
+
+    def _pose_matrices(self, rotation: Floats) -> Floats:
+        """(B, 3, 3) the answered poses of heads whose ``cam_from_head`` is ``rotation``."""
+        return self.pose_correction.corrected(rotation @ self._reference, rotation)
+
+    def _reject(
+        self,
+        features: CalibrationFeatures,
+        face_confidence: float,
+        visibility: Floats,
+        rotation: Floats,
+    ) -> str:
+        """Why a fit is no face, else "". The confidence says nothing about what no photo shows."""
+        visible = int((visibility > 0.5).sum())
+        if features.lost:
+            return "no part of the box looks like a face"
+        if face_confidence < FAILED_BELOW:
+            return (
+                "the face model does not explain what is in the box "
+                f"(confidence {face_confidence:.2f})"
+            )
+        if visible < self.fewest_visible:
+            return f"{visible} of 68 landmarks are visible in the box"
+        if rotation[2, 2] > self.turned_away:
+            return "the head is turned away from the camera"
+        return ""
