@@ -88,16 +88,14 @@ def test_people_are_recovered_at_every_yaw(
         100 * nme_box(f[0].landmarks_2d, t.landmarks_2d) for f, t in zip(found, truth, strict=True)
     ]
     assert np.reshape(contour, (3, 5))[:, :3].mean() < 2.0, contour
+    reference = head_from_reference(open_head.name)
     for (face,), scene in zip(found, truth, strict=True):
         assert (
             np.linalg.norm(face.trace[-1].landmarks_2d - face.landmarks_3d[:, :2], axis=1).max()
             < 1e-3
         )
         assert 2 <= len(face.trace) <= 3
-        assert (
-            geodesic_degrees(face.pose.matrix, scene.rotation @ head_from_reference(open_head.name))
-            < 9.0
-        )
+        assert geodesic_degrees(face.pose.matrix, scene.rotation @ reference) < 9.0
 
 
 class OtherSide(PositionCode):
