@@ -263,11 +263,41 @@ def test_policies_and_budgets_are_of_pods_that_there_are() -> None:
         if one["kind"] in ("NetworkPolicy", "PodDisruptionBudget")
     }
     assert chosen == {
+        ("NetworkPolicy", "dff"): 3,
+        ("NetworkPolicy", "dff-synthesis"): 2,
+        ("NetworkPolicy", "dff-training"): 2,
         ("NetworkPolicy", "dff-stores"): 2,
         ("NetworkPolicy", "dff-aligner"): 2,
         ("PodDisruptionBudget", "dff-aligner"): 1,
     }
     assert all(found["app.kubernetes.io/part-of"] == "dff" for found in labels)
+
+
+@pytest.mark.parametrize("document", RAY)
+def test_pods_of_ray_hear_their_cluster_its_operator_and_who_submits(
+    document: dict[str, Any],
+) -> None:
+    """By policies of Kubernetes, since the operator's own ones are behind a feature gate."""
+    spec, name = cluster_spec(document), document["metadata"]["name"]
+    assert "networkPolicy" not in spec
+    rules = named("NetworkPolicy", name)["spec"]["ingress"]
+    peers = [peer for rule in rules for peer in rule.get("from", [])]
+    heard = [peer["podSelector"] for peer in peers if "namespaceSelector" not in peer]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        assert any(selects(one, group["template"]["metadata"]["labels"]) for one in heard)
+    operators = [peer["podSelector"] for peer in peers if "namespaceSelector" in peer]
+    assert operators == [{"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}}]
+    submitter = {"batch.kubernetes.io/job-name": name}
+    assert any(selects(one, submitter) for one in heard) == (document["kind"] == "RayJob")
+
+
+@pytest.mark.parametrize("document", RAY)
+def test_only_heads_that_scale_their_cluster_may_ask_kubernetes(document: dict[str, Any]) -> None:
+    """Ray's autoscaler reads the token of the head's service account, which gives none unasked."""
+    assert named("ServiceAccount", "dff")["automountServiceAccountToken"] is False
+    head, *workers = (pod.get("automountServiceAccountToken") for pod in pods(document))
+    assert head == (True if cluster_spec(document).get("enableInTreeAutoscaling") else None)
+    assert not any(workers)
 
 
 def test_names_in_the_manifests_are_of_things_that_there_are() -> None:
