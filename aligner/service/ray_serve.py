@@ -32,6 +32,7 @@ from ray.serve.schema import LoggingConfig
 
 from dff.aligner.preset import AlignPreset
 from dff.aligner.service.align_service import AlignService
+from dff.aligner.service.allocator import return_freed_memory
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import warm_up
 from dff.aligner.service.front import VARIABLE, FrontConfig, proxy_middleware
@@ -126,6 +127,7 @@ class AlignerDeployment:
     def __init__(self, config: ServiceConfig) -> None:
         from dff.aligner.service.threads import use_threads  # imports torch
 
+        return_freed_memory()
         use_threads(config.cpus)
         self.weights, self.preset = config.weights, config.preset
         self.endpoint_url, self.access = config.endpoint_url, config.access

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from fastapi import FastAPI
 
+from dff.aligner.service.allocator import return_freed_memory
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import warm_up
 from dff.aligner.service.front import FrontConfig, print_access_log
@@ -39,6 +40,7 @@ def serve_aligner_with_uvicorn(
     from dff.aligner.service.threads import use_threads
 
     check_free(config.host, config.port)
+    return_freed_memory()
     use_threads(config.cpus)
     print_access_log()
     check_poll(config.weights, config.poll)

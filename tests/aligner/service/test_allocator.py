@@ -1,0 +1,40 @@
+"""Memory of photos that were decoded in threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+PROGRAM = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+
+from dff.aligner.service.allocator import LARGE, return_freed_memory
+
+if sys.argv[1] == "returned":
+    return_freed_memory()
+with ThreadPoolExecutor(8) as threads:
+    before = psutil.Process().memory_info().rss
+    for size in (4 * LARGE // 3, LARGE):  # the first that is freed tells glibc what to keep
+        kept = []
+        for _ in range(3):
+            photos = list(threads.map(lambda n: (bytearray(n), bytearray(50_000)), [size] * 8))
+            kept.append([small for _, small in photos])
+            del photos
+    print((psutil.Process().memory_info().rss - before) / (1 << 20))
+"""
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="of glibc")
+def test_memory_of_photos_is_returned() -> None:
+    kept = {
+        mode: float(subprocess.check_output([sys.executable, "-c", PROGRAM, mode], text=True))
+        for mode in ("kept", "returned")
+    }
+    assert kept["returned"] < 16
+    assert kept["returned"] < kept["kept"]
