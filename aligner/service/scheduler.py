@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 from dff.aligner.alignment import Alignment
@@ -45,7 +47,7 @@ class Call:
     steps: Steps[Any]
     arrived: float  # seconds of the clock
     job: QueuedPhoto | None = None  # the photo that it aligns; None for a call of another kind
-    outcome: asyncio.Future[Any] | None = None  # what the steps of another call return or raise
+    outcome: asyncio.Future[Any] | None = None  # what the steps of another call return
     begun: bool = False
     request: FaceRequest | None = None  # the faces that its next step aligns
     seconds: float = 0.0  # that its steps have taken
@@ -111,6 +113,9 @@ def count_units(photo: Photo, faces: int) -> float:
 class Scheduler:
     """Gives photos to an aligner, which runs in one thread.
 
+    That thread chooses its next step itself, so that it never waits for the event loop, which is
+    busy with other requests. Both share what is queued, under a lock.
+
     Photos are aligned in steps. The next step is of the photo that is expected to be finished
     soonest: before its search by its size, then by the number of its faces; long waiting makes up
     for some of this. So photos of many faces, of which the number is not known before, large ones
@@ -129,7 +134,8 @@ class Scheduler:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="aligner")
         self._queue: list[QueuedPhoto] = []
         self._calls: list[Call] = []
-        self._worker: asyncio.Task[None] | None = None
+        self._lock = threading.RLock()  # of the queue, the calls and the next attribute
+        self._working = False
         self.durations = Durations()
 
     @property
@@ -144,9 +150,10 @@ class Scheduler:
 
     def expect_wait(self, expected: float) -> float:
         """Seconds until a photo that takes ``expected`` seconds alone is answered."""
-        unit = self.durations.unit
-        queued = sum(job.expected for job in self._queue if job.expected <= expected)
-        running = sum(min(call.expect(unit), expected) for call in self._calls)
+        with self._lock:
+            unit = self.durations.unit
+            queued = sum(job.expected for job in self._queue if job.expected <= expected)
+            running = sum(min(call.expect(unit), expected) for call in self._calls)
         return queued + running + expected
 
     async def align(
@@ -163,13 +170,15 @@ class Scheduler:
         self.check_deadline(expected, deadline)
         loop = asyncio.get_running_loop()
         job = QueuedPhoto(photo, expected, self._clock(), deadline, slowdown, loop.create_future())
-        self._queue.append(job)
-        self._start_working()
+        with self._lock:
+            self._queue.append(job)
+            self._start_working()
         try:
             return await job.outcome, job.began - job.arrived
         finally:
-            if job in self._queue:  # its client went away
-                self._queue.remove(job)
+            with self._lock:
+                if job in self._queue:  # its client went away
+                    self._queue.remove(job)
 
     def check_deadline(self, expected: float, deadline: float) -> None:
         """Raises Problem ``deadline`` where a photo of ``expected`` seconds would be late.
@@ -183,7 +192,7 @@ class Scheduler:
 
     async def run(self, call: Callable[[], T]) -> T:
         """The result of another call of the aligner, in its thread, between two steps."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        return await self.run_steps(_as_one_step(call), self.aligner)
 
     async def run_steps(self, steps: Steps[T], aligner: FaceAligner) -> T:
         """What a call in steps returns or raises, which has its turns beside those of photos.
@@ -191,20 +200,39 @@ class Scheduler:
         ``aligner`` answers its requests.
         """
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._calls.append(Call(aligner, steps, self._clock(), outcome=outcome))
-        self._start_working()
+        with self._lock:
+            self._calls.append(Call(aligner, steps, self._clock(), outcome=outcome))
+            self._start_working()
         return await outcome
 
     def _start_working(self) -> None:
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.get_running_loop().create_task(self._work())
+        if not self._working:
+            self._working = True
+            self._start()
 
-    async def _work(self) -> None:
-        while self.busy:
-            self._refuse_late()
-            self._drop_abandoned()
-            if calls := self._choose_calls():
-                await self._advance(calls)
+    def _start(self) -> None:
+        self._thread.submit(self._work)
+
+    def _work(self) -> None:
+        """Run steps until nothing is left to do."""
+        try:
+            while calls := self._take():
+                self._advance(calls)
+        except Exception:
+            logging.getLogger(__name__).exception("the aligner's scheduler failed")
+            with self._lock:
+                self._working = False  # the next request starts it again
+
+    def _take(self) -> list[Call]:
+        """The calls that have the next step; none when nothing is left to do."""
+        with self._lock:
+            while self.busy:
+                self._refuse_late()
+                self._drop_abandoned()
+                if calls := self._choose_calls():
+                    return calls
+            self._working = False
+            return []
 
     def _refuse_late(self) -> None:
         """Refuse the photos of the queue that would be late; a single one is tried."""
@@ -214,7 +242,7 @@ class Scheduler:
         for job in [job for job in late if not alone or now > job.deadline]:
             self._queue.remove(job)
             job.began = now
-            _settle(job, refuse_deadline(job.expected))
+            _settle(job.outcome, refuse_deadline(job.expected))
 
     def _drop_abandoned(self) -> None:
         for call in [call for call in self._calls if call.abandoned]:
@@ -257,22 +285,27 @@ class Scheduler:
         self._calls.append(call)
         return call
 
-    async def _advance(self, calls: Sequence[Call]) -> None:
+    def _advance(self, calls: Sequence[Call]) -> None:
         """Run the next step of a call, or of several that share it; end those that are done."""
         started = self._clock()
-        results = await self.run(partial(_step, calls))
+        results = _step(calls)
         share = (self._clock() - started) / len(calls)
-        for call, result in zip(calls, results, strict=True):
-            call.seconds += share
-            call.begun = True
-            if result is None or isinstance(result, FaceRequest):
-                counted = call.request is None and result is not None
-                call.request = result
-                if counted:
-                    self._refuse_slow(call)
-            else:
-                self._calls.remove(call)
-                self._end(call, result)
+        with self._lock:
+            for call, result in zip(calls, results, strict=True):
+                self._note(call, result, share)
+
+    def _note(self, call: Call, result: StepResult, seconds: float) -> None:
+        """Take in what a step of so many ``seconds`` gave."""
+        call.seconds += seconds
+        call.begun = True
+        if result is None or isinstance(result, FaceRequest):
+            counted = call.request is None and result is not None
+            call.request = result
+            if counted:
+                self._refuse_slow(call)
+        else:
+            self._calls.remove(call)
+            self._end(call, result)
 
     def _refuse_slow(self, call: Call) -> None:
         """Refuse a photo of many faces, now counted, that would exceed its ``slowdown``.
@@ -287,21 +320,21 @@ class Scheduler:
         if self._clock() - job.arrived + until_end > job.slowdown * (call.seconds + rest):
             call.steps.close()
             self._calls.remove(call)
-            _settle(job, refuse_deadline(until_end - rest))
+            _settle(job.outcome, refuse_deadline(until_end - rest))
 
     def _end(self, call: Call, result: Finished | Exception) -> None:
         job, outcome = call.job, call.outcome
         if job is not None and isinstance(result, Finished):
             (found,) = result.value
             self.durations.learn(job.photo, len(found), call.seconds)
-            _settle(job, found)
+            _settle(job.outcome, found)
         elif job is not None and isinstance(result, Exception):
-            _settle(job, result)
-        elif outcome is not None and not outcome.cancelled():
+            _settle(job.outcome, result)
+        elif outcome is not None:
             if isinstance(result, Finished):
-                outcome.set_result(result.value)
+                _settle(outcome, result.value)
             else:
-                outcome.set_exception(result)
+                _settle(outcome, error=result)
 
 
 def refuse_deadline(wait: float) -> Problem:
@@ -309,9 +342,24 @@ def refuse_deadline(wait: float) -> Problem:
     return Problem("deadline", headers={"Retry-After": str(max(1, math.ceil(wait)))})
 
 
-def _settle(job: QueuedPhoto, outcome: Outcome) -> None:
-    if not job.outcome.done():
-        job.outcome.set_result(outcome)
+def _as_one_step(call: Callable[[], T]) -> Steps[T]:
+    return call()
+    yield None  # makes this function a generator
+
+
+def _settle(future: asyncio.Future[Any], value: Any = None, error: Exception | None = None) -> None:
+    """Give a future of an event loop, from any thread, its result, unless it has been given up."""
+
+    def settle() -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    with suppress(RuntimeError):  # the loop is closed: the server ends
+        future.get_loop().call_soon_threadsafe(settle)
 
 
 def _step(calls: Sequence[Call]) -> list[StepResult]:

@@ -22,7 +22,8 @@ from mlflow.models import infer_signature
 from dff.aligner.align import load_aligner
 from dff.demo.photograph import write_photograph
 from dff.face.errors import BadWeights, StorageError
-from dff.infra import tracking, weights
+from dff.infra.mlflow import tracking
+from dff.infra.networks import weights
 
 
 def test_a_run_keeps_figures_pictures_and_weights(mlflow_uri: str, tmp_path: Path) -> None:

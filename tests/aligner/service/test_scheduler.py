@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -66,9 +67,36 @@ class Stepping(KnownAligner):
         self.crowd_steps += image.shape == CROWD.shape
 
 
-def make(model: MorphableModel, **limits: int) -> tuple[Stepping, Scheduler]:
+class InLoop(Scheduler):
+    """Runs its steps in the event loop; between them others go on until they wait for a step."""
+
+    task: asyncio.Task[None]
+
+    def _start(self) -> None:
+        self.task = asyncio.get_running_loop().create_task(self._run_in_loop())
+
+    async def _run_in_loop(self) -> None:
+        try:
+            while calls := self._take():
+                await settle()
+                self._advance(calls)
+                self.after_step()
+                await settle()
+        finally:  # also at the end of the loop
+            self._working = False
+
+    def after_step(self) -> None:
+        """Of tests."""
+
+
+async def settle() -> None:
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
+def make(model: MorphableModel, **limits: int) -> tuple[Stepping, InLoop]:
     aligner = Stepping(model)
-    return aligner, Scheduler(aligner, Limits(**limits), clock=lambda: aligner.now)
+    return aligner, InLoop(aligner, Limits(**limits), clock=lambda: aligner.now)
 
 
 def test_a_crowd_holds_no_small_photo(toy_model: MorphableModel) -> None:
@@ -259,6 +287,29 @@ def test_a_call_of_another_kind_raises_its_error_and_ends_with_its_client(
     assert closed == [True]
 
 
+def test_the_aligner_does_not_wait_for_the_event_loop(toy_model: MorphableModel) -> None:
+    aligner = Stepping(toy_model)
+    scheduler = Scheduler(aligner, Limits())
+
+    def fail() -> None:
+        raise ValueError("no such photo")
+
+    async def run() -> None:
+        photos = [asyncio.create_task(scheduler.align((SMALL, None))) for _ in range(20)]
+        await asyncio.sleep(0)
+        patience = time.monotonic() + 30
+        while len(aligner.seen) < 20 and time.monotonic() < patience:
+            time.sleep(0.01)  # the loop does nothing else
+        assert len(aligner.seen) == 20
+        assert all(isinstance(outcome, list) for outcome, _ in await asyncio.gather(*photos))
+        with pytest.raises(ValueError, match="no such photo"):
+            await scheduler.run(fail)
+        assert await scheduler.run(lambda: "again") == "again"
+        assert not scheduler.busy
+
+    asyncio.run(run())
+
+
 def test_an_idle_aligner_tries_what_it_expects_to_be_late(toy_model: MorphableModel) -> None:
     """The machine was slow for a while; now it is not, and the scheduler finds out."""
     aligner, scheduler = make(toy_model)
@@ -289,11 +340,6 @@ def test_small_photos_are_answered_soon_under_load(toy_model: MorphableModel) ->
     waited: dict[int, list[float]] = {1: [], 2: [], 20: []}
     tasks: list[asyncio.Task[None]] = []
 
-    async def settle() -> None:
-        """Let all that can go on go on, without a step of the aligner."""
-        for _ in range(6):
-            await asyncio.sleep(0)
-
     async def ask(arrived: float, image: Bytes) -> None:
         await scheduler.align((image, None))
         waited[aligner.faces[image.shape]].append((aligner.now - arrived) / STEP)
@@ -301,12 +347,6 @@ def test_small_photos_are_answered_soon_under_load(toy_model: MorphableModel) ->
     def release() -> None:
         while arrivals and arrivals[0][0] <= aligner.now:
             tasks.append(asyncio.create_task(ask(*arrivals.pop(0))))
-
-    async def step(call: Callable[[], T]) -> T:
-        await settle()
-        result = call()
-        release()
-        return result
 
     async def run() -> None:
         while arrivals:
@@ -317,7 +357,7 @@ def test_small_photos_are_answered_soon_under_load(toy_model: MorphableModel) ->
         await asyncio.gather(*tasks)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "run", step)
+        patch.setattr(scheduler, "after_step", release)
         asyncio.run(run())
     small, large, crowd = (np.array(each) for each in waited.values())
     assert sum(map(len, waited.values())) == 800
