@@ -22,16 +22,10 @@ from urllib.parse import urlsplit
 
 from dff.face.errors import BadClusterAddress, ClusterError
 from dff.face.extras import require_extra
-from dff.infra.clusters.capacity import (
-    NodeResources,
-    WorkerShape,
-    count_places,
-    describe_nodes,
-    find_misfit,
-)
-from dff.infra.clusters.socket_folder import SOCKET_BYTES, find_short_folder, fits
+from dff.infra.capacity import NodeResources, WorkerShape, count_places, describe_nodes, find_misfit
 from dff.infra.files import check_output_folder
 from dff.infra.redaction import hide_secrets
+from dff.infra.socket_folder import SOCKET_BYTES, find_short_folder, fits
 
 with require_extra("synthesis"):
     import aiohttp

@@ -24,14 +24,8 @@ from pydantic import TypeAdapter
 
 from dff.face.arrays import Array, Integer, UInt8
 from dff.face.errors import BadDataset, NotFound
-from dff.infra.datasets.shards import (
-    SCHEMA_VERSION,
-    ViewRow,
-    parquet_to_rows,
-    read_columns,
-    read_metadata,
-)
-from dff.infra.datasets.split import Split, assign_split
+from dff.infra.shards import SCHEMA_VERSION, ViewRow, parquet_to_rows, read_columns, read_metadata
+from dff.infra.split import Split, assign_split
 from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage
 
 MANIFEST = "MANIFEST.json"

@@ -12,8 +12,8 @@ from typing import Any
 
 from dff.face.extras import require_extra
 from dff.infra.cards import CARD, CITATION, CONTEXT, CROISSANT, format_head, write_missing
-from dff.infra.datasets.dataset import MANIFEST, Manifest
-from dff.infra.datasets.shards import CONVENTIONS, SCHEMA
+from dff.infra.dataset import MANIFEST, Manifest
+from dff.infra.shards import CONVENTIONS, SCHEMA
 from dff.infra.storage import Storage
 
 with require_extra("train"):

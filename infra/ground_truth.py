@@ -25,7 +25,7 @@ from dff.face.render.frame import (
     visible,
 )
 from dff.face.render.visibility import Visibility
-from dff.infra.datasets.shards import ViewRow, resolve_frame
+from dff.infra.shards import ViewRow, resolve_frame
 
 SKIN = ("face", "lips", "brows", "ears", "neck")
 """Regions that count as skin, of those that a model has."""

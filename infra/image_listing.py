@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
 from dff.face.errors import StorageError, TransientStorageError
-from dff.infra.photos.images import OWN_FILES, recognise
-from dff.infra.photos.landmark_files import LANDMARK_SUFFIXES
+from dff.infra.images import OWN_FILES, recognise
+from dff.infra.landmark_files import LANDMARK_SUFFIXES
 from dff.infra.printing import printable
 
 IMAGE_SUFFIXES = frozenset(
@@ -23,7 +23,7 @@ NAMED = 5  # files that are passed over and named; the others are counted
 def find_other_kind(name: str, read: Callable[[], bytes]) -> str | None:
     """None for an image; else the file's name with what is known of its kind.
 
-    ``read`` gives the beginning of the file, at least ``dff.infra.photos.images.HEAD`` bytes. It is not
+    ``read`` gives the beginning of the file, at least ``dff.infra.images.HEAD`` bytes. It is not
     called for files whose suffix is that of an image or of landmarks, of which there may be as many
     as photos. Raises TransientStorageError as ``read`` does.
     """

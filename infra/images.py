@@ -21,7 +21,7 @@ from PIL.ImageFile import ImageFile
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadPhoto, MissingExtra
 from dff.face.extras import require_extra
-from dff.infra.photos.exif import Exif, parse_exif
+from dff.infra.exif import Exif, parse_exif
 
 Format = Literal["JPEG", "PNG", "WebP", "AVIF", "HEIC"]
 Fault = Literal["empty", "not-an-image", "damaged", "animated", "too-many-pixels"]

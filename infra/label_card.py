@@ -1,7 +1,7 @@
 """The description of labelled photos: a Hugging Face card and Croissant metadata.
 
 Photos and landmark files are files of their own, so the metadata describe two sets of files, where
-those of rendered views (``dff.infra.datasets.dataset_card``) describe columns.
+those of rendered views (``dff.infra.dataset_card``) describe columns.
 """
 
 from __future__ import annotations

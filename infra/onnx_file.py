@@ -15,7 +15,7 @@ import torch
 
 from dff.face.extras import require_extra
 from dff.infra.files import replaced_file
-from dff.infra.networks.weights import Weights
+from dff.infra.weights import Weights
 
 OPSET = 18
 

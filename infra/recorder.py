@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dff.face.arrays import Bytes
-from dff.infra.mlflow.tracking import METRIC_BATCH, Run, asked_hastily, is_refusal, make_metrics
 from dff.infra.redaction import hide_secrets
+from dff.infra.tracking import METRIC_BATCH, Run, asked_hastily, is_refusal, make_metrics
 
 _log = logging.getLogger(__name__)
 

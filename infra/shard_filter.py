@@ -15,7 +15,7 @@ from functools import reduce
 from typing import Any
 
 from dff.face.extras import require_extra
-from dff.infra.datasets.shards import SCHEMA
+from dff.infra.shards import SCHEMA
 
 with require_extra("train"):
     import pyarrow as pa

@@ -17,9 +17,9 @@ import numpy as np
 from dff.face.arrays import Array, Bool
 from dff.face.errors import BadDataset
 from dff.face.extras import require_extra
-from dff.infra.datasets.dataset import Dataset
-from dff.infra.datasets.shard_filter import RowFilter
-from dff.infra.datasets.split import default_group
+from dff.infra.dataset import Dataset
+from dff.infra.shard_filter import RowFilter
+from dff.infra.split import default_group
 from dff.infra.storage import Storage
 
 with require_extra("train"):

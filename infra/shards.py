@@ -25,7 +25,7 @@ from dff.face.geometry.camera import Pinhole, WeakPerspective
 from dff.face.geometry.transform import Rigid
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import OCCLUDER, Frame, resolve
-from dff.infra.datasets.split import Split, default_group
+from dff.infra.split import Split, default_group
 
 with require_extra("train"):
     import pyarrow as pa
@@ -127,7 +127,7 @@ class ViewRow:
 
     @property
     def split_group(self) -> str:
-        """The name of the group that decided the split (``dff.infra.datasets.split``)."""
+        """The name of the group that decided the split (``dff.infra.split``)."""
         try:
             named = json.loads(self.recipe).get("split_group")
         except ValueError:  # a damaged recipe, which whoever renders the view again reports

@@ -17,8 +17,8 @@ from typing import Literal
 
 from dff.face.arrays import Ints
 from dff.face.errors import BadPhoto, NotFound, UnreadableObject
-from dff.infra.datasets.near_duplicates import find_near_duplicates, perceptual_hash
-from dff.infra.photos.images import decode
+from dff.infra.images import decode
+from dff.infra.near_duplicates import find_near_duplicates, perceptual_hash
 from dff.infra.storage import Storage
 
 Split = Literal["train", "dev"]

@@ -32,7 +32,7 @@ from dff.face.arrays import Bytes
 from dff.face.errors import BadPlace, BadWeights, StorageError, UnknownWeights
 from dff.face.extras import require_extra
 from dff.face.private_folder import set_missing_home
-from dff.infra.mlflow.mlflow_signature import describe_signature
+from dff.infra.mlflow_signature import describe_signature
 from dff.infra.redaction import hide_secrets
 
 with require_extra("train"):

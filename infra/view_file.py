@@ -22,7 +22,7 @@ from dff.face.arrays import Array, Float, Floats, Integer, Shaped
 from dff.face.errors import BadDataset
 from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box, Pinhole, WeakPerspective
-from dff.infra.datasets.shards import open_parquet
+from dff.infra.shards import open_parquet
 
 with require_extra("train"):
     import pyarrow as pa

@@ -34,7 +34,9 @@ from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.fit_correction import FitCorrection
 from dff.infra.files import check_output_file, replaced_file
-from dff.infra.networks.weights_names import (
+from dff.infra.redaction import hide_secrets
+from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage
+from dff.infra.weights_names import (
     BUCKET as BUCKET,
     DEFAULT as DEFAULT,
     NAMED as NAMED,
@@ -44,8 +46,6 @@ from dff.infra.networks.weights_names import (
     SHIPPED as SHIPPED,
     everywhere as everywhere,
 )
-from dff.infra.redaction import hide_secrets
-from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage
 
 FORMAT = "dff-descriptor-1"
 Tables = TypeVar("Tables", LandmarkOffsets, PoseCorrection, FitCorrection)
@@ -258,7 +258,7 @@ def _find_file(path: Path | str) -> Path:
     """
     if str(path).startswith(REGISTERED):
         # MLflow takes a second to import, and most weights are plain files.
-        from dff.infra.mlflow.tracking import registered_weights
+        from dff.infra.tracking import registered_weights
 
         path = registered_weights(str(path))
     name, path = str(path), NAMED.get(str(path), Path(path))

@@ -1,6 +1,6 @@
 """Landmark offsets (annotation bias): where annotators place landmarks relative to fitted faces.
 
-``dff fit-landmark-offsets`` aligns the training photos of 300-W (split by ``dff.infra.datasets.split``; the
+``dff fit-landmark-offsets`` aligns the training photos of 300-W (split by ``dff.infra.split``; the
 others are for evaluation). One photo shows the difference between labels and landmarks in the image
 plane only; many poses together determine the offset in the head's frame, which is the same on both
 sides of the face. It includes the bias of the annotators and systematic errors of the fits. With

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.infra.clusters.ray_nodes import path_without_program, stop_node, wait_for_nodes
+from tests.infra.ray_nodes import path_without_program, stop_node, wait_for_nodes
 
 PROGRAM = Path(__file__).parents[2]
 _OWN_DISK = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dff.infra.clusters.capacity import (
+from dff.infra.capacity import (
     NodeResources,
     WorkerShape,
     count_places,

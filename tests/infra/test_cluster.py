@@ -14,10 +14,10 @@ import ray.data.expressions
 from ray.job_submission import JobStatus
 
 from dff.face.errors import ClusterError
-from dff.infra.clusters import cluster, socket_folder
-from dff.infra.clusters.capacity import NodeResources, WorkerShape
-from dff.infra.clusters.cluster import check_shared, connected, job_name, submit, wait_for_room
-from dff.infra.datasets.shards import rows_to_parquet
+from dff.infra import cluster, socket_folder
+from dff.infra.capacity import NodeResources, WorkerShape
+from dff.infra.cluster import check_shared, connected, job_name, submit, wait_for_room
+from dff.infra.shards import rows_to_parquet
 from tests.infra.rows import noise_row
 from tests.ray_forks.start import forked_from
 
@@ -74,7 +74,7 @@ def test_a_long_path_of_temporary_files_is_no_trouble(
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     with forked_from(ray_forks), connected(None, workers=1):
         assert ray.get(ray.remote(lambda: 5).remote()) == 5
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "dff.infra.clusters.cluster"]
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "dff.infra.cluster"]
     folder = Path(said.rpartition("Ray takes ")[2])
     assert str(long) in said
     assert folder.is_absolute()

@@ -13,7 +13,7 @@ import yaml
 from compose_spec import PyCompose
 from ray.scripts.scripts import cli as ray_commands
 
-from tests.infra.clusters.test_cluster_files import ROOT, check_command
+from tests.infra.test_cluster_files import ROOT, check_command
 
 FILE = ROOT / "infra" / "compose.yaml"
 

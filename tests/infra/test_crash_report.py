@@ -13,7 +13,7 @@ import pytest
 SCRIPT = """
 import logging, os, sys, time
 from pathlib import Path
-from dff.infra.clusters.crash_report import reported_crashes
+from dff.infra.crash_report import reported_crashes
 logging.basicConfig()
 with reported_crashes("the cluster is gone", Path(sys.argv[1])):
     print("a message", file=sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dff.face.errors import BadDataset
-from dff.infra.datasets.dataset import Manifest, Shards, open_dataset, parse_manifest, spread_views
+from dff.infra.dataset import Manifest, Shards, open_dataset, parse_manifest, spread_views
 from dff.infra.storage import Storage, open_storage
 from dff.pipeline.job import run as job
 from tests.pipeline.job.toy_work import toy_plan, toy_work

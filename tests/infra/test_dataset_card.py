@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from dff.infra.cards import CARD, CROISSANT
-from dff.infra.datasets.dataset import Manifest, Shards, open_dataset
-from dff.infra.datasets.dataset_card import COLUMNS, describe_croissant, format_card
-from dff.infra.datasets.shards import SCHEMA
+from dff.infra.dataset import Manifest, Shards, open_dataset
+from dff.infra.dataset_card import COLUMNS, describe_croissant, format_card
+from dff.infra.shards import SCHEMA
 from dff.pipeline.synthesis import synthesize
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from dff.face.detector_net import DetectorNet, DetectorNetConfig
 from dff.face.errors import BadWeights
-from dff.infra.networks.detector_file import load_detector, save_detector
+from dff.infra.detector_file import load_detector, save_detector
 
 SMALL = DetectorNetConfig(widths=(8, 16), depths=(1, 1))
 CARD = {"model": "m", "data_licences": ["CC0-1.0"], "steps": 3}

@@ -15,8 +15,8 @@ from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.model.landmarks import NAMES
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import HIDDEN_DEPTH, OCCLUDER, Frame, interpolate, render, visible
-from dff.infra.datasets.ground_truth import LandmarkVisibility, Maps, compute_maps
-from dff.infra.datasets.shards import ViewRow, parquet_to_rows, rows_to_parquet
+from dff.infra.ground_truth import LandmarkVisibility, Maps, compute_maps
+from dff.infra.shards import ViewRow, parquet_to_rows, rows_to_parquet
 from tests.infra.rows import toy_view
 
 SIZE = 128

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dff.face.arrays import Bytes
 from dff.face.errors import BadPhoto
-from dff.infra.photos.images import (
+from dff.infra.images import (
     OWN_FILES,
     UPLOADS,
     BadImage,

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from dff.infra.cards import CARD, CROISSANT
-from dff.infra.photos.label_card import LabelledPhotos, write_label_cards
+from dff.infra.label_card import LabelledPhotos, write_label_cards
 from dff.infra.storage import open_storage
 from dff.pipeline.recovery.photos import find_photos
 

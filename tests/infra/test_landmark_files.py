@@ -6,7 +6,7 @@ import pytest
 import scipy.io
 
 from dff.face.errors import BadLandmarks
-from dff.infra.photos.landmark_files import format_pts, parse_mat, parse_pts, parse_reannotated
+from dff.infra.landmark_files import format_pts, parse_mat, parse_pts, parse_reannotated
 
 SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "aflw2000-3d-sample"
 

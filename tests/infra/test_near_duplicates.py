@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dff.face.arrays import Bytes
-from dff.infra.datasets.near_duplicates import (
+from dff.infra.near_duplicates import (
     MAX_DISTANCE,
     describe_near_duplicates,
     find_near_duplicates,

@@ -29,14 +29,13 @@ from typer.testing import CliRunner
 
 from dff.commands.app import app
 from dff.face.errors import ClusterError
-from dff.infra.clusters import cluster
-from dff.infra.datasets.dataset import Dataset, Manifest, open_dataset
-from dff.infra.networks import weights
-from dff.infra.photos.images import read_image
+from dff.infra import cluster, weights
+from dff.infra.dataset import Dataset, Manifest, open_dataset
+from dff.infra.images import read_image
 from dff.infra.storage import open_storage
 from dff.pipeline.synthesis import synthesize
-from tests.infra.clusters.ray_nodes import Nodes, two_nodes
-from tests.infra.clusters.separate_nodes import Cluster, find_missing, separate_nodes
+from tests.infra.ray_nodes import Nodes, two_nodes
+from tests.infra.separate_nodes import Cluster, find_missing, separate_nodes
 from tests.s3_proxy import Proxy, relay_to
 from tests.swift_server import BUCKET, KEY, SECRET, Swift, credentials, installed
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dff.infra.networks import weights
+from dff.infra import weights
 
 onnx = pytest.importorskip("onnx", reason="optional packages of the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="optional packages of the extra onnx")

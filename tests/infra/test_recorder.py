@@ -21,9 +21,9 @@ import pytest
 from mlflow import MlflowClient
 
 from dff.face.arrays import Bytes
-from dff.infra.mlflow import tracking
-from dff.infra.mlflow.recorder import RecorderConfig, RunRecorder
-from dff.infra.mlflow.tracking import METRIC_BATCH, Run
+from dff.infra import tracking
+from dff.infra.recorder import RecorderConfig, RunRecorder
+from dff.infra.tracking import METRIC_BATCH, Run
 
 OUTAGE = float(os.environ.get("DFF_OUTAGE", "0"))  # seconds, of a server that is restarted
 HURRIED = RecorderConfig(first_wait=0.01, longest_wait=0.05, last_wait=1.0)

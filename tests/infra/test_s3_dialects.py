@@ -11,7 +11,7 @@ from itertools import count
 import pytest
 
 from dff.face.errors import BadWeights, Conflict, StorageError, UnreadableObject
-from dff.infra.networks import weights
+from dff.infra import weights
 from dff.infra.storage import ObjectInfo, S3Access, open_storage
 from dff.infra.storage.s3 import NOTES, S3Dialect, S3Storage
 from tests.s3_server import BUCKET, DIALECTS, FaultyS3, refuse

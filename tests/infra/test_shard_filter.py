@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
 
-from dff.infra.datasets.shard_filter import parse_filter
+from dff.infra.shard_filter import parse_filter
 
 TABLE = pa.table(
     {

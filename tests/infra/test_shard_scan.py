@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from dff.face.errors import BadDataset
-from dff.infra.datasets.dataset import Dataset, Manifest, Shards, data_key
-from dff.infra.datasets.shard_filter import parse_filter
-from dff.infra.datasets.shard_scan import TAIL, scan_shard
-from dff.infra.datasets.shards import SCHEMA_VERSION, ViewRow, rows_to_parquet
+from dff.infra.dataset import Dataset, Manifest, Shards, data_key
+from dff.infra.shard_filter import parse_filter
+from dff.infra.shard_scan import TAIL, scan_shard
+from dff.infra.shards import SCHEMA_VERSION, ViewRow, rows_to_parquet
 from dff.infra.storage import LocalStorage
 from tests.infra.rows import noise_row
 

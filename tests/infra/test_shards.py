@@ -15,7 +15,7 @@ from PIL import Image
 
 from dff.face.errors import BadDataset
 from dff.face.model.morphable import MorphableModel
-from dff.infra.datasets.shards import (
+from dff.infra.shards import (
     OCCLUDER,
     ViewRow,
     collect_persons,
@@ -72,7 +72,7 @@ def test_models_of_many_triangles_get_wider_ids() -> None:
 def test_the_same_rows_make_the_same_bytes_in_any_process(shard: bytes) -> None:
     script = """
 import sys, hashlib, numpy as np
-from dff.infra.datasets.shards import rows_to_parquet
+from dff.infra.shards import rows_to_parquet
 from tests.infra.rows import noise_row
 rng = np.random.default_rng(5)
 rows = [noise_row(f"person {i}", view, rng=rng) for i in range(40) for view in range(7)]

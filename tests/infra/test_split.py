@@ -6,14 +6,14 @@ import cv2
 import pytest
 
 from dff.face.errors import BadPhoto
-from dff.infra.datasets.split import (
+from dff.infra.split import (
     SplitGroups,
     assign_split,
     default_group,
     find_split_groups,
 )
 from dff.infra.storage import LocalStorage
-from tests.infra.datasets.test_near_duplicates import picture, reencoded, resized
+from tests.infra.test_near_duplicates import picture, reencoded, resized
 
 
 def test_known_answers_stay_for_ever() -> None:

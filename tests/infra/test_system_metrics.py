@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from dff.infra.mlflow.system_metrics import PREFIX, SystemMonitor
+from dff.infra.system_metrics import PREFIX, SystemMonitor
 
 
 def test_figures_of_this_machine() -> None:

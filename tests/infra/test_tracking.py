@@ -22,8 +22,7 @@ from mlflow.models import infer_signature
 from dff.aligner.align import load_aligner
 from dff.demo.photograph import write_photograph
 from dff.face.errors import BadWeights, StorageError
-from dff.infra.mlflow import tracking
-from dff.infra.networks import weights
+from dff.infra import tracking, weights
 
 
 def test_a_run_keeps_figures_pictures_and_weights(mlflow_uri: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from dff.face.errors import BadWeights, StorageError
 from dff.face.model.landmark_offsets import TERMS, LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.fit_correction import FitCorrection
-from dff.infra.networks import weights
+from dff.infra import weights
 from dff.infra.storage import open_storage
 from tests.s3_server import FaultyS3
 
