@@ -47,8 +47,8 @@ from dff.face.io.assets import load_model
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.fit_correction import FitCorrection
-from dff.infra import weights as weights_files
-from dff.infra.detector_file import load_detector
+from dff.infra.networks import weights as weights_files
+from dff.infra.networks.detector_file import load_detector
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 T = TypeVar("T")

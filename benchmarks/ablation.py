@@ -26,9 +26,9 @@ from rich.table import Table
 from dff.face.descriptor import DescriptorNet, NetConfig, parameter_count
 from dff.face.io.assets import load_model
 from dff.face.model.morphable import MorphableModel
-from dff.infra import weights
-from dff.infra.dataset import Dataset, open_dataset
-from dff.infra.shards import ViewRow
+from dff.infra.datasets.dataset import Dataset, open_dataset
+from dff.infra.datasets.shards import ViewRow
+from dff.infra.networks import weights
 from dff.trainer.config import LossWeights, TrainConfig, to_card
 from dff.trainer.data.crops import build_training_surface
 from dff.trainer.data.shard_cache import CacheConfig

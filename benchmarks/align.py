@@ -30,8 +30,8 @@ from dff.aligner.fitting import fitters, observation
 from dff.face.descriptor import Features, Network
 from dff.face.fused_network import FusedNetwork
 from dff.face.io.assets import load_model
-from dff.infra.onnx_file import export
-from dff.infra.weights import DEFAULT, Weights, load
+from dff.infra.networks.onnx_file import export
+from dff.infra.networks.weights import DEFAULT, Weights, load
 from tests.aligner.oracle import READING, OracleNet, PositionCode, Scene, make_scene, oracle_anchors
 
 FACES, ROUNDS = 16, 6

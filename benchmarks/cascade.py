@@ -35,7 +35,7 @@ from dff.aligner.evaluation.benchmarks import Report, evaluate_300w, evaluate_af
 from dff.aligner.evaluation.calibration import Reliability
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
-from dff.infra.dataset import Dataset, open_dataset
+from dff.infra.datasets.dataset import Dataset, open_dataset
 
 BINS = ("0-30", "30-60", "60-90", "mean of bins")
 

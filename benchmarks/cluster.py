@@ -30,9 +30,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dff.face.descriptor import NetConfig
-from dff.infra import tracking
-from dff.infra.cluster import connected
-from dff.infra.dataset import open_dataset
+from dff.infra.clusters.cluster import connected
+from dff.infra.datasets.dataset import open_dataset
+from dff.infra.mlflow import tracking
 from dff.pipeline.synthesis import synthesize
 from dff.trainer.config import TrainConfig
 from dff.trainer.launch import train_on_ray

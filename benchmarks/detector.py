@@ -28,9 +28,9 @@ from dff.aligner.detection import Detection, distinct, overlap
 from dff.aligner.evaluation.benchmarks import STEEP, YAW_BINS
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
-from dff.infra.images import decode
-from dff.infra.landmark_files import parse_mat, parse_pts
-from dff.infra.split import assign_split, default_group
+from dff.infra.datasets.split import assign_split, default_group
+from dff.infra.photos.images import decode
+from dff.infra.photos.landmark_files import parse_mat, parse_pts
 from dff.pipeline.scene.backgrounds import draw_background, sample_background
 
 MEETS = 0.4

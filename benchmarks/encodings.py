@@ -29,9 +29,9 @@ from dff.face.errors import DffError
 from dff.face.geometry.camera import Pinhole
 from dff.face.io.assets import load_model
 from dff.face.model.morphable import MorphableModel
-from dff.infra.dataset import Dataset, open_dataset
-from dff.infra.ground_truth import Maps, compute_maps
-from dff.infra.shards import ViewRow
+from dff.infra.datasets.dataset import Dataset, open_dataset
+from dff.infra.datasets.ground_truth import Maps, compute_maps
+from dff.infra.datasets.shards import ViewRow
 from dff.infra.storage import open_storage
 from dff.pipeline.job.work import Subject
 from dff.pipeline.recovery.photos import list_photos

@@ -31,8 +31,8 @@ from dff.face.geometry.camera import Box
 from dff.face.matching import CROP, CropFeatures, describe_crop, find_peaks, pixel_centres
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import Frame
-from dff.infra.dataset import open_dataset
-from dff.infra.shards import ViewRow, resolve_frame
+from dff.infra.datasets.dataset import open_dataset
+from dff.infra.datasets.shards import ViewRow, resolve_frame
 from dff.trainer.data.crops import (
     CropPlacement,
     TrainingSurface,

@@ -53,7 +53,7 @@ from dff.face.io.registration import Nearest, part, similarity
 from dff.face.io.transfer import KINDS, triangles
 from dff.face.model.landmarks import NAMES
 from dff.face.model.morphable import Coefficients, MorphableModel
-from dff.infra.images import decode
+from dff.infra.photos.images import decode
 from dff.pipeline.job.work import derive_seed
 from dff.pipeline.scene.sampling import draw_scene
 from dff.pipeline.scene.views import render_scene

@@ -126,8 +126,8 @@ def install_mediapipe(folder: Path) -> Path | None:
 
 def read_photos(folder: Path, count: int) -> list[tuple[Bytes, Box]]:
     """``count`` photos, spread over the folder, with the boxes of their labels."""
-    from dff.infra.images import read_image
-    from dff.infra.landmark_files import parse_mat
+    from dff.infra.photos.images import read_image
+    from dff.infra.photos.landmark_files import parse_mat
 
     labels = sorted(folder.glob("*.mat"))
     if not labels:

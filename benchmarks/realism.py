@@ -28,9 +28,9 @@ from dff.face.errors import BadLandmarks, BadPhoto
 from dff.face.io.assets import load_albedo, load_model
 from dff.face.model.landmarks import BELOW_BROWS
 from dff.face.texture.crop import square_crop
-from dff.infra.dataset import Dataset, open_dataset
-from dff.infra.images import decode
-from dff.infra.shards import ViewRow
+from dff.infra.datasets.dataset import Dataset, open_dataset
+from dff.infra.datasets.shards import ViewRow
+from dff.infra.photos.images import decode
 from dff.infra.storage import LocalStorage
 from dff.pipeline.inspection import identity_retention, realism
 from dff.pipeline.inspection.realism import CONFIG, Portrait, TwoSampleTest

@@ -39,7 +39,7 @@ from rich.table import Table
 
 import dff
 from dff.face.io.assets import load_model
-from dff.infra.dataset import MANIFEST, SEGMENT, open_dataset
+from dff.infra.datasets.dataset import MANIFEST, SEGMENT, open_dataset
 from dff.infra.storage import ObjectInfo, Storage, open_storage
 from dff.pipeline.job import ledger, run as job
 from dff.pipeline.job.ledger import Record

@@ -56,7 +56,7 @@ from dff.aligner.service.threads import use_threads
 from dff.aligner.service.uvicorn_server import make_server
 from dff.face.arrays import Bytes
 from dff.face.io.assets import load_model
-from dff.infra.images import decode
+from dff.infra.photos.images import decode
 from dff.report import Section, Table as ReportTable, html
 from tests.aligner.known_aligner import KnownAligner
 

@@ -33,7 +33,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.face.render import backends, shading, zbuffer
 from dff.face.render.frame import Mesh
 from dff.face.render.visibility import Visibility
-from dff.infra.shards import ViewRow, make_sample_id, read_columns, rows_to_parquet
+from dff.infra.datasets.shards import ViewRow, make_sample_id, read_columns, rows_to_parquet
 from dff.pipeline import synthesis
 from dff.pipeline.job.work import derive_seed
 from dff.pipeline.recovery.inverse import invert

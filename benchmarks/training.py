@@ -35,8 +35,8 @@ from dff.face.descriptor import (
 )
 from dff.face.io.assets import load_model
 from dff.face.render import kernels
-from dff.infra.dataset import Dataset, Shards, open_dataset
-from dff.infra.shards import make_sample_id, rows_to_parquet
+from dff.infra.datasets.dataset import Dataset, Shards, open_dataset
+from dff.infra.datasets.shards import make_sample_id, rows_to_parquet
 from dff.infra.storage import LocalStorage
 from dff.trainer.config import LossWeights, TrainConfig
 from dff.trainer.data.batches import Batch, StepBatches

@@ -27,7 +27,7 @@ from dff.aligner.video import Tracker
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.io.assets import load_albedo, load_model
-from dff.infra.images import decode
+from dff.infra.photos.images import decode
 from dff.pipeline.job.work import derive_seed
 from dff.pipeline.scene.sampling import make_plain_scene
 from dff.pipeline.scene.views import render_scene

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from dff.face.errors import DffError
     from dff.face.geometry.camera import Box
     from dff.face.io.assets import load_albedo, load_model
-    from dff.infra.dataset import open_dataset
-    from dff.infra.images import read_image
+    from dff.infra.datasets.dataset import open_dataset
+    from dff.infra.photos.images import read_image
     from dff.pipeline.recovery.inverse import invert
     from dff.pipeline.synthesis import synthesize
     from dff.trainer.train import train
@@ -65,8 +65,8 @@ _HOMES = {
     "load_aligner": "dff.aligner.align",
     "load_model": "dff.face.io.assets",
     "match": "dff.aligner.matching.matcher",
-    "open_dataset": "dff.infra.dataset",
-    "read_image": "dff.infra.images",
+    "open_dataset": "dff.infra.datasets.dataset",
+    "read_image": "dff.infra.photos.images",
     "synthesize": "dff.pipeline.synthesis",
     "train": "dff.trainer.train",
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dff.face.io.assets import SHIPPED_ALBEDO, list_models, load_albedo
-from dff.infra import cascade_file, weights
+from dff.infra.networks import cascade_file, weights
 
 
 class Asset(NamedTuple):

@@ -28,12 +28,12 @@ from dff.face.io.assets import digest, load_albedo, load_model
 from dff.face.model.morphable import MorphableModel
 from dff.face.render import backends, zbuffer
 from dff.face.render.visibility import Visibility
-from dff.infra.dataset import MANIFEST, Manifest
-from dff.infra.dataset_card import write_cards
-from dff.infra.image_listing import IMAGE_SUFFIXES, describe_passed_over
-from dff.infra.near_duplicates import describe_near_duplicates
+from dff.infra.datasets.dataset import MANIFEST, Manifest
+from dff.infra.datasets.dataset_card import write_cards
+from dff.infra.datasets.near_duplicates import describe_near_duplicates
+from dff.infra.datasets.shards import ViewRow, make_sample_id
+from dff.infra.photos.image_listing import IMAGE_SUFFIXES, describe_passed_over
 from dff.infra.printing import counted
-from dff.infra.shards import ViewRow, make_sample_id
 from dff.infra.storage import WITH_CREDENTIALS, LocalStorage, S3Access, Storage, open_storage
 from dff.pipeline.job import run as job
 from dff.pipeline.job.plan import Plan, make_plan
@@ -452,7 +452,7 @@ def synthesize(
         write_cards(target, manifest, plan.options)
         return Summary(target.uri, plan, expected, manifest)
     # Ray takes seconds to import, and is optional here.
-    from dff.infra.cluster import check_shared, check_visible, connected
+    from dff.infra.clusters.cluster import check_shared, check_visible, connected
     from dff.pipeline.job import ray as fan_out
 
     with connected(address, workers=None if address else workers):

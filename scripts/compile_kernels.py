@@ -41,7 +41,7 @@ def make_and_learn() -> None:
     import dff
     from dff.demo.photograph import LICENCE, write_photograph
     from dff.face.descriptor import NetConfig
-    from dff.infra.dataset import open_dataset
+    from dff.infra.datasets.dataset import open_dataset
     from dff.trainer.config import TrainConfig
     from dff.trainer.train import train
 

@@ -35,7 +35,7 @@ from dff.face.model.landmarks import (
 )
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.gauss_newton import FaceState, evaluate_shape, initial_pose, project, step
-from dff.infra.landmark_files import parse_pts, parse_reannotated
+from dff.infra.photos.landmark_files import parse_pts, parse_reannotated
 
 REACH = 0.012  # metres: how far one iteration may move a landmark
 

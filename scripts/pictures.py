@@ -25,7 +25,7 @@ from dff.demo.run import SEED
 from dff.demo.sections import compose_overview
 from dff.face.arrays import Bytes
 from dff.face.io.assets import load_albedo, load_model
-from dff.infra.shards import ViewRow
+from dff.infra.datasets.shards import ViewRow
 from dff.infra.storage import LocalStorage
 from dff.pipeline.inspection.gallery import contact_sheet
 from dff.pipeline.inspection.recovery_panel import draw_recovery

@@ -12,8 +12,8 @@ import numpy as np
 from hypothesis import HealthCheck, settings, strategies as st
 from PIL import Image
 
-from dff.infra.image_listing import IMAGE_SUFFIXES
-from dff.infra.landmark_files import format_pts
+from dff.infra.photos.image_listing import IMAGE_SUFFIXES
+from dff.infra.photos.landmark_files import format_pts
 from tests.aligner.image_files import animated, chunk
 
 COMMON = partial(

@@ -154,7 +154,7 @@ def ray_forks(run_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def mlflow_database(run_folder: Path) -> Path:
     """An empty database of MLflow, for copies: making one runs all its migrations, for seconds."""
-    from dff.infra import tracking
+    from dff.infra.mlflow import tracking
 
     folder = run_folder / "mlflow"
     with FileLock(run_folder / "mlflow.lock"):
@@ -169,7 +169,7 @@ def mlflow_database(run_folder: Path) -> Path:
 def exported_net(run_folder: Path) -> Path:
     """The ONNX file of the default weights: writing one takes ten seconds."""
     pytest.importorskip("onnx", reason="optional packages of the extra onnx")
-    from dff.infra import onnx_file, weights
+    from dff.infra.networks import onnx_file, weights
 
     path = run_folder / "onnx" / "dff-open.onnx"
     with FileLock(run_folder / "onnx.lock"):
@@ -181,7 +181,7 @@ def exported_net(run_folder: Path) -> Path:
 @pytest.fixture
 def mlflow_uri(mlflow_database: Path, tmp_path: Path) -> str:
     """The tracking URI of an empty MLflow, in the folder ``ml``."""
-    from dff.infra import tracking
+    from dff.infra.mlflow import tracking
 
     uri = tracking.local_uri(tmp_path / "ml")
     shutil.copy(mlflow_database, tmp_path / "ml" / "mlflow.db")

@@ -25,7 +25,7 @@ ROOMS = {
 }
 ADDRESSES = {
     "ray": {
-        "infra/cluster.py",
+        "infra/clusters/cluster.py",
         "pipeline/job/ray.py",
         "trainer/launch.py",
         "trainer/process_group.py",
@@ -33,7 +33,7 @@ ADDRESSES = {
         "aligner/service/ray_serve.py",
     },
     "pyarrow": {"infra/"},
-    "mlflow": {"infra/tracking.py", "infra/mlflow_signature.py"},
+    "mlflow": {"infra/mlflow/tracking.py", "infra/mlflow/signature.py"},
     "boto3": {"infra/storage/s3.py"},
     "botocore": {"infra/storage/s3.py"},
     "fastapi": {"aligner/"},

@@ -114,7 +114,7 @@ class TrainConfig:
     max_gradient: float = 1.0  # norm that gradients are clipped to
     ema: float = 0.999  # decay of the moving average of the weights
     seed: int = 0
-    where: str = ""  # filter of the views (``dff.infra.shard_filter``); none: all
+    where: str = ""  # filter of the views (``dff.infra.datasets.shard_filter``); none: all
     shares: tuple[float, ...] = (1.0,)  # of the datasets, in their order; they are normalised
     block_views: int = 65536  # views of neighbouring shards that are shuffled together, about
     start: str = ""  # weights to start from, a file or a shipped name; none: from scratch

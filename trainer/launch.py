@@ -17,11 +17,17 @@ from tqdm import tqdm
 from dff.face.errors import ClusterError, Diverged, StorageError
 from dff.face.extras import require_extra
 from dff.face.io.assets import model_path
-from dff.infra import tracking, weights
-from dff.infra.capacity import WorkerShape
-from dff.infra.cluster import check_shared, connected, describe_free_resources, wait_for_room
-from dff.infra.dataset import open_dataset
-from dff.infra.recorder import RunRecorder
+from dff.infra.clusters.capacity import WorkerShape
+from dff.infra.clusters.cluster import (
+    check_shared,
+    connected,
+    describe_free_resources,
+    wait_for_room,
+)
+from dff.infra.datasets.dataset import open_dataset
+from dff.infra.mlflow import tracking
+from dff.infra.mlflow.recorder import RunRecorder
+from dff.infra.networks import weights
 from dff.infra.redaction import hide_secrets
 from dff.infra.storage import WITH_CREDENTIALS, S3Access, open_storage
 from dff.infra.storage.arrow import open_filesystem

@@ -20,7 +20,7 @@ from dff.face.descriptor import (
     surface_coordinates,
 )
 from dff.face.model.morphable import MorphableModel
-from dff.infra import weights
+from dff.infra.networks import weights
 from dff.trainer.config import (
     RESUMABLE_CHANGES,
     TrainConfig,

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from dff.face.errors import Diverged
 from dff.face.model.morphable import MorphableModel
-from dff.infra.dataset import Dataset
-from dff.infra.shard_filter import parse_filter
+from dff.infra.datasets.dataset import Dataset
+from dff.infra.datasets.shard_filter import parse_filter
 from dff.trainer.config import (
     TrainConfig,
 )

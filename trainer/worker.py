@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from dff.face.extras import require_extra
-from dff.infra.dataset import open_dataset
+from dff.infra.datasets.dataset import open_dataset
+from dff.infra.mlflow.system_metrics import SystemMonitor
 from dff.infra.storage import S3Access
-from dff.infra.system_metrics import SystemMonitor
 from dff.trainer.config import TrainConfig, from_dict
 from dff.trainer.data.crops import build_training_surface
 from dff.trainer.data.datasets import load_common_model, name_datasets

@@ -15,9 +15,9 @@ from dff.aligner.detection import FaceDetector
 from dff.aligner.preset import AlignPreset
 from dff.face.arrays import Floats, Ints
 from dff.face.errors import BadWeights
-from dff.infra import cascade_file
+from dff.infra.networks import cascade_file
+from dff.infra.networks.weights import DEFAULT
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
-from dff.infra.weights import DEFAULT
 
 
 def save_cascade(path: Path | str, cascade: Cascade) -> None:

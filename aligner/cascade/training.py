@@ -44,9 +44,9 @@ from dff.face.descriptor import Network
 from dff.face.errors import BadDataset
 from dff.face.geometry.camera import Box
 from dff.face.solve.least_squares import ridge
-from dff.infra.dataset import Dataset, spread_views
-from dff.infra.shards import ViewRow
-from dff.infra.split import Split
+from dff.infra.datasets.dataset import Dataset, spread_views
+from dff.infra.datasets.shards import ViewRow
+from dff.infra.datasets.split import Split
 
 
 @dataclass(frozen=True)

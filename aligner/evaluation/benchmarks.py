@@ -34,11 +34,11 @@ from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, geodesic_degrees, rotation_from_angles
 from dff.face.model.landmarks import INNER, nme_box, nme_iod
+from dff.infra.datasets.split import Split, find_split_groups
 from dff.infra.files import strip_suffix
-from dff.infra.image_listing import IMAGE_SUFFIXES
-from dff.infra.images import decode
-from dff.infra.landmark_files import parse_mat, parse_pts, parse_reannotated
-from dff.infra.split import Split, find_split_groups
+from dff.infra.photos.image_listing import IMAGE_SUFFIXES
+from dff.infra.photos.images import decode
+from dff.infra.photos.landmark_files import parse_mat, parse_pts, parse_reannotated
 from dff.infra.storage import Storage, open_storage
 
 with require_extra("train"):

@@ -39,13 +39,13 @@ from dff.face.errors import BadDataset
 from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import INNER
-from dff.infra.dataset import Dataset
+from dff.infra.datasets.dataset import Dataset
+from dff.infra.datasets.shards import ViewRow
+from dff.infra.datasets.split import find_split_groups
 from dff.infra.files import strip_suffix
-from dff.infra.image_listing import IMAGE_SUFFIXES
-from dff.infra.images import decode
-from dff.infra.landmark_files import parse_mat, parse_pts
-from dff.infra.shards import ViewRow
-from dff.infra.split import find_split_groups
+from dff.infra.photos.image_listing import IMAGE_SUFFIXES
+from dff.infra.photos.images import decode
+from dff.infra.photos.landmark_files import parse_mat, parse_pts
 from dff.infra.storage import open_storage
 
 with require_extra("train"):

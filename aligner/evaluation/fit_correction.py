@@ -37,7 +37,7 @@ from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import nme_box
 from dff.face.solve.fit_correction import FitCorrection
 from dff.face.solve.least_squares import ridge
-from dff.infra.dataset import Dataset, spread_views
+from dff.infra.datasets.dataset import Dataset, spread_views
 
 
 @dataclass(frozen=True)

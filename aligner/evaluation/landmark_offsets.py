@@ -1,10 +1,11 @@
 """Landmark offsets (annotation bias): where annotators place landmarks relative to fitted faces.
 
-``dff fit-landmark-offsets`` aligns the training photos of 300-W (split by ``dff.infra.split``; the
-others are for evaluation). One photo shows the difference between labels and landmarks in the image
-plane only; many poses together determine the offset in the head's frame, which is the same on both
-sides of the face. It includes the bias of the annotators and systematic errors of the fits. With
-enough photos, the change of the offset with the face's shape is fitted too.
+``dff fit-landmark-offsets`` aligns the training photos of 300-W (split by
+``dff.infra.datasets.split``; the others are for evaluation). One photo shows the difference between
+labels and landmarks in the image plane only; many poses together determine the offset in the head's
+frame, which is the same on both sides of the face. It includes the bias of the annotators and
+systematic errors of the fits. With enough photos, the change of the offset with the face's shape is
+fitted too.
 
 None of these photos is labelled in the 3D scheme. Its inner points take the offsets of the 2D
 scheme, from vertices of their own. Its jaw is measured in frontal views, where both schemes agree,

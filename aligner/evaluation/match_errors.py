@@ -24,8 +24,8 @@ from dff.face.errors import BadDataset
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import NAMES
 from dff.face.model.morphable import MorphableModel
-from dff.infra.dataset import Dataset, spread_views
-from dff.infra.shards import ViewRow
+from dff.infra.datasets.dataset import Dataset, spread_views
+from dff.infra.datasets.shards import ViewRow
 
 
 @dataclass(frozen=True)

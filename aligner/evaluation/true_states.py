@@ -10,7 +10,7 @@ import numpy as np
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.face.arrays import Floats, Ints
 from dff.face.solve.gauss_newton import initial_pose, step
-from dff.infra.shards import ViewRow
+from dff.infra.datasets.shards import ViewRow
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dff.face.arrays import Array, Bytes, Float, Floats
 from dff.face.errors import BadLandmarks, BadPhoto
 from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
-from dff.infra.images import decode
+from dff.infra.photos.images import decode
 from dff.infra.storage import Storage, open_storage
 
 with require_extra("train"):

@@ -16,7 +16,7 @@ from dff.aligner.service.limits import Limits
 from dff.aligner.service.problems import Problem
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
-from dff.infra.images import UPLOADS, DecodedImage, decode_image, read_size
+from dff.infra.photos.images import UPLOADS, DecodedImage, decode_image, read_size
 
 T = TypeVar("T")
 BoxCorners = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from dff.face.errors import BadPhoto
-from dff.infra.images import BadImage
+from dff.infra.photos.images import BadImage
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = 5  # seconds after which a client may try again, where nothing better is known

@@ -41,7 +41,7 @@ from dff.aligner.service.ports import check_free
 from dff.aligner.service.server_config import ONE_REPLICA, ReplicaConfig, ServerConfig
 from dff.aligner.service.weights_watch import WeightsWatch, check_poll
 from dff.face.errors import ClusterError, DffError
-from dff.infra.cluster import connected
+from dff.infra.clusters.cluster import connected
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 if TYPE_CHECKING:
@@ -348,7 +348,7 @@ def _remove_application() -> None:
 
 
 def _everywhere(weights: Path | str) -> str:
-    from dff.infra.weights import everywhere  # imports torch
+    from dff.infra.networks.weights import everywhere  # imports torch
 
     return everywhere(weights)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dff.aligner.service.align_service import AlignService
 from dff.aligner.service.face_aligner import FaceAligner
 from dff.face.errors import DffError
-from dff.infra.weights_names import REGISTERED
+from dff.infra.networks.weights_names import REGISTERED
 
 
 def check_poll(weights: object, poll: float | None) -> None:
@@ -21,7 +21,7 @@ def check_poll(weights: object, poll: float | None) -> None:
 
 def find_version(address: str) -> str:
     """The version that an alias names now. Raises BadWeights."""
-    from dff.infra.tracking import find_registered_version  # imports MLflow
+    from dff.infra.mlflow.tracking import find_registered_version  # imports MLflow
 
     return find_registered_version(address)
 

@@ -154,7 +154,7 @@ def align(
     from dff.files.outputs import check_not_inputs
     from dff.files.video_io import is_video
     from dff.infra.files import check_output_file, check_output_folder
-    from dff.infra.image_listing import describe_passed_over
+    from dff.infra.photos.image_listing import describe_passed_over
 
     check_output_file(json_out)
     check_output_file(table)

@@ -85,9 +85,9 @@ def calibrate(
         )
         from dff.aligner.evaluation.match_errors import estimate_match_errors
         from dff.files.outputs import check_suffix, write_json
-        from dff.infra import weights as weights_files
-        from dff.infra.dataset import open_dataset
+        from dff.infra.datasets.dataset import open_dataset
         from dff.infra.files import check_output_file, write_file
+        from dff.infra.networks import weights as weights_files
         from dff.infra.storage import S3Access
 
     check_output_file(picture)

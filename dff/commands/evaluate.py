@@ -190,7 +190,7 @@ def _check_outputs(json_out: Path | None, pictures: Path | None, tracking_uri: s
     check_output_file(json_out)
     check_output_folder(pictures)
     if tracking_uri:
-        from dff.infra.tracking import check_server
+        from dff.infra.mlflow.tracking import check_server
 
         check_server(tracking_uri)
 
@@ -241,7 +241,7 @@ def _track(
     uri: str, params: Mapping[str, Any], figures: Mapping[str, Any], pictures: Mapping[str, bytes]
 ) -> None:
     """Log a run of its own in the experiment "dff-evaluation"."""
-    from dff.infra import tracking
+    from dff.infra.mlflow import tracking
     from dff.infra.redaction import hide_secrets
 
     name = f"{params['weights']} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
@@ -258,7 +258,7 @@ def _track(
 
 def _note_evaluation(uri: str, address: str, report: Report) -> None:
     """Keep the main error with the registered version, for `dff models promote`."""
-    from dff.infra import tracking
+    from dff.infra.mlflow import tracking
 
     error = report.summary.get(report.error, {}).get("mean")
     tracking.note_evaluation(address, report.protocol, f"{report.error} {error}", tracking_uri=uri)

@@ -28,8 +28,8 @@ def export(
     [dim]Example:[/dim] dff export dff-open.onnx
     """
     from dff.files.outputs import check_suffix
-    from dff.infra import weights as weights_files
     from dff.infra.files import check_output_file
+    from dff.infra.networks import weights as weights_files
     from dff.infra.storage import S3Access
 
     check_output_file(out)
@@ -40,7 +40,7 @@ def export(
         access=S3Access(anonymous, request_payer),
     )
     with require_extra("onnx"):
-        from dff.infra import onnx_file
+        from dff.infra.networks import onnx_file
 
         onnx_file.export(loaded, out)
     typer.echo(

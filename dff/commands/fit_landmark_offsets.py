@@ -80,7 +80,7 @@ def fit_landmark_offsets(
         )
         from dff.face.errors import BadLandmarks
         from dff.face.model.landmark_offsets import LandmarkOffsets
-        from dff.infra import weights as weights_files
+        from dff.infra.networks import weights as weights_files
         from dff.infra.storage import S3Access
 
     target = out or str(weights_files.NAMED.get(weights, weights))

@@ -22,7 +22,7 @@ def jobs(
     [dim]Example:[/dim] dff jobs --address http://head:8265
     """
     with require_extra("synthesis"):
-        from dff.infra.cluster import list_jobs
+        from dff.infra.clusters.cluster import list_jobs
         from dff.pipeline.job.status import format_seconds
 
     found = list_jobs(address, insecure=insecure)

@@ -64,7 +64,7 @@ def label(
 
     from dff.aligner.align import load_aligner
     from dff.files.labels import find_duplicate_photos, label_photos
-    from dff.infra.near_duplicates import describe_near_duplicates
+    from dff.infra.datasets.near_duplicates import describe_near_duplicates
     from dff.infra.printing import counted, printable
     from dff.infra.storage import S3Access, open_storage
     from dff.pipeline.recovery.photos import find_photos
@@ -114,7 +114,7 @@ def write_card(
     weights: Mapping[str, Any],
 ) -> None:
     """Describe the photos beside them. ``labelled``: photos that have landmarks since now."""
-    from dff.infra.label_card import LabelledPhotos, write_label_cards
+    from dff.infra.photos.label_card import LabelledPhotos, write_label_cards
 
     before = sum(photo.landmark_key is not None for photo in listing.photos)
     keys = [photo.image_key for photo in listing.photos]

@@ -51,7 +51,7 @@ def promote(
     dff models promote candidate champion --tracking http://mlflow
     """
     with require_extra("train"):
-        from dff.infra import tracking as runs
+        from dff.infra.mlflow import tracking as runs
 
     done = runs.promote(model, source, target, tracking_uri=tracking, unevaluated=unevaluated)
     before = f", before: version {done.before}" if done.before else ""

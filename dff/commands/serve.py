@@ -129,7 +129,7 @@ def serve(
         serve_aligner_with_uvicorn(server, on_ready=tell)
         return
     from dff.aligner.service.ray_serve import serve_aligner
-    from dff.infra.crash_report import SERVICE_GONE, reported_crashes
+    from dff.infra.clusters.crash_report import SERVICE_GONE, reported_crashes
 
     with reported_crashes(SERVICE_GONE):
         serve_aligner(server, ReplicaConfig(replicas, gpus, address), on_ready=tell)

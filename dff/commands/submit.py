@@ -17,7 +17,7 @@ from dff.commands.label import label
 from dff.commands.synthesize import synthesize
 from dff.commands.train import train
 from dff.face.extras import require_extra
-from dff.infra.weights_names import NAMED, REGISTERED
+from dff.infra.networks.weights_names import NAMED, REGISTERED
 
 INPUTS = frozenset(
     {"photos", "dataset", "folder", "model", "start", "weights", "labels", "cascade", "evaluate_on"}
@@ -86,7 +86,7 @@ def submit(
     dff submit synthesize s3://faces/raw s3://faces/views --address http://head:8265
     """
     with require_extra("synthesis" if command is Submittable.synthesize else "train"):
-        from dff.infra.cluster import submit as submit_job
+        from dff.infra.clusters.cluster import submit as submit_job
 
     given = check_arguments(command, context.args, uploaded=working_dir)
     with JobProgress() as progress:

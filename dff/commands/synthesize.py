@@ -19,7 +19,7 @@ from dff.commands.options import (
 from dff.face.extras import require_extra
 
 if TYPE_CHECKING:
-    from dff.infra.dataset import Manifest
+    from dff.infra.datasets.dataset import Manifest
     from dff.infra.storage import Storage
 
 
@@ -108,7 +108,7 @@ def synthesize(
     dff synthesize none data/ --identities 100 --dry-run
     """
     with require_extra("synthesis"):
-        from dff.infra.crash_report import CLUSTER_GONE, reported_crashes
+        from dff.infra.clusters.crash_report import CLUSTER_GONE, reported_crashes
         from dff.infra.printing import counted
         from dff.infra.storage import S3Access, open_storage
         from dff.pipeline import synthesis
@@ -116,7 +116,7 @@ def synthesize(
 
     if tracking and not dry_run:
         with require_extra("train"):
-            from dff.infra.tracking import check_server
+            from dff.infra.mlflow.tracking import check_server
 
         check_server(tracking)
     began = time.monotonic()
@@ -180,7 +180,7 @@ def _track(
 
     A dataset that is completed by several commands is one run; its seconds are those of the last.
     """
-    from dff.infra import tracking
+    from dff.infra.mlflow import tracking
     from dff.infra.redaction import hide_secrets
     from dff.pipeline.inspection.gallery import contact_sheet
     from dff.pipeline.job.status import sample_views

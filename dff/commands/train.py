@@ -199,9 +199,9 @@ def train(
     with require_extra("train"):
         from dff.face.io.assets import load_model
         from dff.files.training import train_here
-        from dff.infra import weights
-        from dff.infra.dataset import open_dataset
-        from dff.infra.shard_filter import parse_filter
+        from dff.infra.datasets.dataset import open_dataset
+        from dff.infra.datasets.shard_filter import parse_filter
+        from dff.infra.networks import weights
         from dff.infra.storage import S3Access
         from dff.presets import build_config, evaluate_weights, find_preset, make_dataset
         from dff.trainer.config import WorkerRange
@@ -284,7 +284,7 @@ def train(
         )
     else:
         with require_extra("train"):
-            from dff.infra.crash_report import CLUSTER_GONE, reported_crashes
+            from dff.infra.clusters.crash_report import CLUSTER_GONE, reported_crashes
             from dff.infra.redaction import hide_secrets
             from dff.trainer.launch import choose_tracking, train_on_ray
 

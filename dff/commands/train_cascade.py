@@ -46,7 +46,7 @@ def train_cascade(
         from dff.aligner.align import load_aligner
         from dff.aligner.cascade.io import save_cascade
         from dff.aligner.cascade.training import Recipe, train_cascade as train
-        from dff.infra.dataset import open_dataset
+        from dff.infra.datasets.dataset import open_dataset
         from dff.infra.files import check_output_file
         from dff.infra.storage import S3Access
 

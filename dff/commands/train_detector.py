@@ -43,7 +43,7 @@ def train_detector(
     [dim]Example:[/dim] dff train-detector data/ --out detector.safetensors
     """
     with require_extra("train"):
-        from dff.infra.dataset import open_dataset
+        from dff.infra.datasets.dataset import open_dataset
         from dff.infra.files import check_output_file
         from dff.infra.storage import S3Access
         from dff.trainer.detection.config import DetectorTrainConfig

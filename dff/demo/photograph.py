@@ -11,7 +11,7 @@ from skimage import data
 
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
-from dff.infra.landmark_files import parse_pts
+from dff.infra.photos.landmark_files import parse_pts
 
 LICENCE = "LicenseRef-public-domain"
 

@@ -27,10 +27,10 @@ from dff.demo.errors import DemoError
 from dff.demo.photograph import LICENCE, write_photograph
 from dff.face.arrays import Array, Bytes, UInt8
 from dff.face.io.assets import load_albedo, load_model
-from dff.infra import weights as weights_files
-from dff.infra.cluster import connected
-from dff.infra.dataset import open_dataset
+from dff.infra.clusters.cluster import connected
+from dff.infra.datasets.dataset import open_dataset
 from dff.infra.files import write_file
+from dff.infra.networks import weights as weights_files
 from dff.infra.storage import open_storage
 from dff.pipeline.inspection.recovery_panel import draw_recovery
 from dff.pipeline.recovery.inverse import Recovery, invert

@@ -19,8 +19,8 @@ from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.io.assets import load_model
 from dff.face.model.landmarks import INNER, nme_box
-from dff.infra import weights as weights_files
-from dff.infra.shards import ViewRow
+from dff.infra.datasets.shards import ViewRow
+from dff.infra.networks import weights as weights_files
 from dff.pipeline.inspection.gallery import contact_sheet, draw_correspondences
 from dff.pipeline.recovery.inverse import Recovery
 from dff.report import Figure, Section, Table

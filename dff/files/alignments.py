@@ -35,7 +35,7 @@ from dff.files.outputs import write_json
 from dff.files.photo_bar import PhotoBar
 from dff.files.table import FaceTable
 from dff.infra.files import append_file, write_file
-from dff.infra.images import DecodedImage, decode_image
+from dff.infra.photos.images import DecodedImage, decode_image
 from dff.infra.printing import counted
 
 if TYPE_CHECKING:

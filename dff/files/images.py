@@ -12,9 +12,9 @@ from pathlib import Path
 from dff.face.errors import BadPhoto
 from dff.files.video_io import is_video
 from dff.infra.files import strip_suffix
-from dff.infra.image_listing import IMAGE_SUFFIXES, describe_passed_over, find_other_kind
-from dff.infra.images import HEAD
-from dff.infra.landmark_files import LANDMARK_SUFFIXES
+from dff.infra.photos.image_listing import IMAGE_SUFFIXES, describe_passed_over, find_other_kind
+from dff.infra.photos.images import HEAD
+from dff.infra.photos.landmark_files import LANDMARK_SUFFIXES
 
 VIDEO = "a video: align it alone"
 
@@ -35,9 +35,9 @@ def list_images(places: Iterable[Path]) -> list[Path]:
 def find_images(places: Iterable[Path], *, without: Collection[Path] = ()) -> FoundImages:
     """The files, and the images in the folders and their sub-folders, among ``places``.
 
-    Images are recognised as in ``dff.infra.image_listing``. Links are followed. Sub-folders in
-    ``without``, which results are written to, are passed over. Raises BadPhoto for a missing place,
-    and when there is no image.
+    Images are recognised as in ``dff.infra.photos.image_listing``. Links are followed. Sub-folders
+    in ``without``, which results are written to, are passed over. Raises BadPhoto for a missing
+    place, and when there is no image.
     """
     some = list(places)
     results = {path.resolve() for path in without} - {place.resolve() for place in some}

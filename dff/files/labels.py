@@ -15,11 +15,11 @@ from dff.face.arrays import Bytes, Floats, Ints
 from dff.face.errors import BadPhoto, NoFace, NotFound, StorageError, UnreadableObject
 from dff.face.model.landmarks import MIRROR
 from dff.files.photo_bar import PhotoBar
+from dff.infra.datasets.split import find_split_groups, hash_photo
 from dff.infra.files import strip_suffix
-from dff.infra.image_listing import describe_passed_over
-from dff.infra.images import as_stored, decode_image
-from dff.infra.landmark_files import format_pts
-from dff.infra.split import find_split_groups, hash_photo
+from dff.infra.photos.image_listing import describe_passed_over
+from dff.infra.photos.images import as_stored, decode_image
+from dff.infra.photos.landmark_files import format_pts
 from dff.infra.storage import Storage
 from dff.pipeline.recovery.photos import PhotoListing, PhotoRef, find_photos
 

@@ -18,7 +18,7 @@ from dff.face.errors import BadPhoto, NoFace
 from dff.face.geometry.camera import Box
 from dff.files.outputs import check_suffix, write_json
 from dff.infra.files import write_file
-from dff.infra.images import read_image
+from dff.infra.photos.images import read_image
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 DRAWINGS = (".png", ".jpg", ".jpeg")

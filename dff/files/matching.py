@@ -12,10 +12,10 @@ import numpy as np
 from dff.face.errors import BadDataset, BadLandmarks, BadPhoto
 from dff.face.io.assets import load_model
 from dff.face.matching import CROP, augment_for_matching
-from dff.infra import weights as weights_files
-from dff.infra.dataset import open_dataset
-from dff.infra.images import decode
-from dff.infra.landmark_files import parse_mat, parse_reannotated
+from dff.infra.datasets.dataset import open_dataset
+from dff.infra.networks import weights as weights_files
+from dff.infra.photos.images import decode
+from dff.infra.photos.landmark_files import parse_mat, parse_reannotated
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 from dff.trainer.data.datasets import load_dataset_model
 from dff.trainer.evaluation.baselines import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dff.infra.dataset import Dataset
+from dff.infra.datasets.dataset import Dataset
 from dff.trainer.config import TrainConfig
 from dff.trainer.data.shard_cache import CacheConfig
 from dff.trainer.meter import Figures

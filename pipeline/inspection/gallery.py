@@ -12,7 +12,7 @@ from dff.face.extras import require_extra
 from dff.face.geometry.mesh import SurfacePoints
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import HIDDEN_DEPTH, OCCLUDER, Frame, visible
-from dff.infra.shards import ViewRow, resolve_frame
+from dff.infra.datasets.shards import ViewRow, resolve_frame
 
 with require_extra("synthesis"):
     import matplotlib

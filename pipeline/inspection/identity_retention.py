@@ -21,7 +21,7 @@ from dff.face.geometry.mesh import SurfacePoints
 from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import HIDDEN_DEPTH, render
-from dff.infra.shards import ViewRow, resolve_frame
+from dff.infra.datasets.shards import ViewRow, resolve_frame
 
 
 @dataclass(frozen=True)

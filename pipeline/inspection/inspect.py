@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dff.face.io.assets import load_model
-from dff.infra.dataset import Dataset, Manifest, open_dataset
+from dff.infra.datasets.dataset import Dataset, Manifest, open_dataset
 from dff.infra.files import write_file
 from dff.infra.printing import counted
 from dff.infra.storage import WITH_CREDENTIALS, S3Access

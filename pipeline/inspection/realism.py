@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from dff.face.arrays import Array, Bools, Bytes, Float, Floats, Ints, UInt8
 from dff.face.extras import require_extra
 from dff.face.model.landmarks import BELOW_BROWS
-from dff.infra.images import decode
+from dff.infra.photos.images import decode
 from dff.pipeline.recovery.photos import Photo
 from dff.pipeline.scene.camera_sensor import (
     apply_sensor,

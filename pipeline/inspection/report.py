@@ -20,8 +20,8 @@ from dff.face.arrays import Bytes
 from dff.face.errors import BadDataset
 from dff.face.extras import require_extra
 from dff.face.io.assets import load_model
-from dff.infra.dataset import Dataset
-from dff.infra.shards import ViewRow
+from dff.infra.datasets.dataset import Dataset
+from dff.infra.datasets.shards import ViewRow
 from dff.pipeline.inspection.gallery import (
     TRUTHS,
     contact_sheet,

@@ -18,7 +18,7 @@ import numpy as np
 from dff.face.arrays import Array, Float, Floats
 from dff.face.geometry import lighting
 from dff.face.model.morphable import MorphableModel
-from dff.infra.shards import ViewRow, resolve_frame
+from dff.infra.datasets.shards import ViewRow, resolve_frame
 from dff.pipeline.scene.camera_sensor import Sensor, linearize
 
 COLUMNS = (

@@ -23,8 +23,8 @@ from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render import backends, zbuffer
 from dff.face.render.frame import HIDDEN_DEPTH, visible
 from dff.face.render.visibility import Visibility
-from dff.infra.dataset import Dataset
-from dff.infra.shards import ViewRow, collect_persons, resolve_frame
+from dff.infra.datasets.dataset import Dataset
+from dff.infra.datasets.shards import ViewRow, collect_persons, resolve_frame
 from dff.pipeline.job.plan import KEY, Plan, parse_plan
 from dff.pipeline.job.versions import code_version
 from dff.pipeline.scene import views

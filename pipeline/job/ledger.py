@@ -19,7 +19,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter
 
 from dff.face.errors import BadDataset
-from dff.infra.dataset import SEGMENT, canonical, data_folder
+from dff.infra.datasets.dataset import SEGMENT, canonical, data_folder
 from dff.infra.storage import Storage
 from dff.pipeline.job.plan import Plan
 from dff.pipeline.job.work import Failure

@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from dff.face.errors import BadDataset
-from dff.infra.dataset import canonical, data_key
-from dff.infra.shards import SCHEMA_VERSION
+from dff.infra.datasets.dataset import canonical, data_key
+from dff.infra.datasets.shards import SCHEMA_VERSION
 from dff.pipeline.job.versions import code_version, library_versions
 from dff.pipeline.job.work import Option, ShardPlan, Subject
 from dff.pipeline.recovery.photos import PhotoRef

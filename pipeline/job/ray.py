@@ -1,8 +1,8 @@
 """Run a plan on Ray: ``dff.pipeline.job.run`` with one task for each shard.
 
-The caller connects to the cluster (``dff.infra.cluster``). A task renders, stores and records a
-shard, and returns a kilobyte. The driver, not Ray, retries lost tasks, because it can report which
-shard is retried and why.
+The caller connects to the cluster (``dff.infra.clusters.cluster``). A task renders, stores and
+records a shard, and returns a kilobyte. The driver, not Ray, retries lost tasks, because it can
+report which shard is retried and why.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from dff.face.errors import BadDataset, ShardFailed, TransientStorageError
 from dff.face.extras import require_extra
-from dff.infra.dataset import Manifest
+from dff.infra.datasets.dataset import Manifest
 from dff.infra.storage import Storage
 from dff.pipeline.job.ledger import Record
 from dff.pipeline.job.plan import Plan

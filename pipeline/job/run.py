@@ -20,8 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from dff.face.errors import BadDataset, BudgetExceeded, Conflict, TransientStorageError
-from dff.infra.dataset import MANIFEST, Manifest, Shards
-from dff.infra.shards import rows_to_parquet
+from dff.infra.datasets.dataset import MANIFEST, Manifest, Shards
+from dff.infra.datasets.shards import rows_to_parquet
 from dff.infra.storage import Storage
 from dff.infra.storage.patient import PatientStorage
 from dff.pipeline.job import ledger, plan as plans

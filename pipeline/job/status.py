@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dff.face.errors import BadDataset, NotFound
-from dff.infra.dataset import MANIFEST
+from dff.infra.datasets.dataset import MANIFEST
+from dff.infra.datasets.shards import ViewRow, parquet_to_rows
 from dff.infra.printing import counted
-from dff.infra.shards import ViewRow, parquet_to_rows
 from dff.infra.storage import Storage
 from dff.pipeline.job import ledger, plan as plans
 from dff.pipeline.job.run import ShardCounter

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dff.infra.shards import ViewRow
+from dff.infra.datasets.shards import ViewRow
 from dff.pipeline.recovery.photos import PhotoRef
 
 Option = str | int | float | bool | None

@@ -22,11 +22,11 @@ import numpy as np
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadLandmarks, BadPhoto
 from dff.infra.cards import CARD, CROISSANT
+from dff.infra.datasets.split import PERSONS, SplitGroups, default_group, find_split_groups
 from dff.infra.files import strip_suffix
-from dff.infra.image_listing import find_other_kind
-from dff.infra.images import HEAD, decode_image
-from dff.infra.landmark_files import LANDMARK_SUFFIXES, parse_mat, parse_pts
-from dff.infra.split import PERSONS, SplitGroups, default_group, find_split_groups
+from dff.infra.photos.image_listing import find_other_kind
+from dff.infra.photos.images import HEAD, decode_image
+from dff.infra.photos.landmark_files import LANDMARK_SUFFIXES, parse_mat, parse_pts
 from dff.infra.storage import Storage
 
 Scheme = Literal["2d", "3d"]
@@ -47,8 +47,8 @@ class PhotoRef:
     landmark_key: str | None  # None when no landmark file lies beside the image
     # bytes of both: another file in the place of one is, nearly always, seen as another input
     size: int = 0
-    # the group of dff.infra.split whose split its rows take; "" when it is the photo's default
-    # group
+    # the group of dff.infra.datasets.split whose split its rows take; "" when it is the photo's
+    # default group
     split_group: str = ""
 
 
@@ -88,8 +88,8 @@ def list_photos(storage: Storage) -> list[PhotoRef]:
 def find_photos(storage: Storage) -> PhotoListing:
     """Every image of the storage, with or without landmarks, and the files that are passed over.
 
-    Images are recognised as in ``dff.infra.image_listing``. Two images of one name and different
-    suffixes keep their suffixes in their ids, since ids must be unique.
+    Images are recognised as in ``dff.infra.photos.image_listing``. Two images of one name and
+    different suffixes keep their suffixes in their ids, since ids must be unique.
     """
     known = {info.key: info.size for info in storage.list("")}
     images, others = _tell_images(storage, sorted(known))

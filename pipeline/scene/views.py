@@ -24,7 +24,7 @@ from dff.face.render import zbuffer
 from dff.face.render.frame import HIDDEN_DEPTH, Frame, Image, Mesh, resolve, visible
 from dff.face.render.shading import ShadedImage, Texture, VertexColours, antialias, shading_pass
 from dff.face.render.visibility import Visibility
-from dff.infra.shards import ViewRow, make_sample_id
+from dff.infra.datasets.shards import ViewRow, make_sample_id
 from dff.pipeline.accessories.build import AccessoryBuilder
 from dff.pipeline.accessories.meshes import build_strand_pattern, mark_occluders
 from dff.pipeline.scene import photo_warping

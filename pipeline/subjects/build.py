@@ -15,7 +15,7 @@ from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.texture.albedo_completion import PhotoTexture, recover_texture
 from dff.face.texture.fitted_head import FittedHead, build_fitted_head
 from dff.face.texture.uv_atlas import UvAtlas, build_uv_atlas
-from dff.infra.split import assign_split, default_group
+from dff.infra.datasets.split import assign_split, default_group
 from dff.pipeline.accessories.neckline import find_neckline
 from dff.pipeline.accessories.sampling import (
     Accessories,

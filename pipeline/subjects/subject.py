@@ -11,7 +11,7 @@ from dff.face.arrays import Array, Float, Floats
 from dff.face.geometry.camera import Pinhole, WeakPerspective
 from dff.face.geometry.transform import Rigid
 from dff.face.model.morphable import Coefficients, MorphableModel
-from dff.infra.split import Split
+from dff.infra.datasets.split import Split
 from dff.pipeline.accessories.sampling import Accessories
 
 

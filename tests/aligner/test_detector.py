@@ -23,8 +23,8 @@ from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import geodesic_degrees
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.gauss_newton import FaceState
-from dff.infra.images import decode
-from dff.infra.landmark_files import parse_mat, parse_pts
+from dff.infra.photos.images import decode
+from dff.infra.photos.landmark_files import parse_mat, parse_pts
 from tests.aligner.known_aligner import known_alignment
 from tests.aligner.oracle import PositionCode, Scene, make_scene
 

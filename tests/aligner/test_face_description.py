@@ -19,7 +19,7 @@ from dff.face.geometry.camera import Box, NearPerspective, Pinhole
 from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.model.landmarks import BROWS, LEFT_EYE, RIGHT_EYE
 from dff.face.model.morphable import Coefficients, MorphableModel
-from dff.infra.images import decode_image
+from dff.infra.photos.images import decode_image
 from tests.aligner.known_aligner import known_alignment
 
 CAMERA = Intrinsics.of(200, 180)

@@ -18,7 +18,7 @@ from pathlib import Path
 PRELOADED = (
     "dff.commands.app",
     "dff.aligner.align",
-    "dff.infra.tracking",
+    "dff.infra.mlflow.tracking",
     "dff.pipeline.synthesis",
     "dff.pipeline.inspection.inspect",
     "dff.trainer.train",

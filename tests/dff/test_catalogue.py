@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from dff.catalogue import list_assets
 from dff.commands.app import app
-from dff.infra import weights
+from dff.infra.networks import weights
 
 
 def test_assets_that_ship_are_listed_with_licence_and_size() -> None:

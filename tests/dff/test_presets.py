@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dff.infra import weights
+from dff.infra.networks import weights
 from dff.presets import PRESETS, build_config
 from dff.trainer.config import TrainConfig
 

@@ -12,11 +12,11 @@ import skimage.data
 import dff
 from dff.face.errors import BadWeights
 from dff.face.model.landmarks import INNER, nme_box
-from dff.infra import weights
 from dff.infra.cards import CARD, CROISSANT
-from dff.infra.dataset import open_dataset
-from dff.infra.dataset_card import describe_croissant, format_card
-from dff.infra.landmark_files import parse_pts
+from dff.infra.datasets.dataset import open_dataset
+from dff.infra.datasets.dataset_card import describe_croissant, format_card
+from dff.infra.networks import weights
+from dff.infra.photos.landmark_files import parse_pts
 
 TRUTH = Path(__file__).parents[2] / "dff/data/astronaut.pts"
 

@@ -136,7 +136,9 @@ def test_a_foreign_user_without_a_home_can_run_commands(foreign_folder: Path) ->
     assert aligned.returncode == 0, aligned.stderr
     assert "confidence" in aligned.stdout
     assert list(kernels.rglob("correspondence.*.nbi"))
-    tracking = as_foreign_user(foreign_folder, sys.executable, "-c", "import dff.infra.tracking")
+    tracking = as_foreign_user(
+        foreign_folder, sys.executable, "-c", "import dff.infra.mlflow.tracking"
+    )
     assert tracking.returncode == 0, tracking.stderr
 
 

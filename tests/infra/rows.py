@@ -12,8 +12,8 @@ from dff.face.geometry.camera import Pinhole, WeakPerspective
 from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import Frame, render, shaded
-from dff.infra.shards import ViewRow, make_sample_id
-from dff.infra.split import assign_split, default_group
+from dff.infra.datasets.shards import ViewRow, make_sample_id
+from dff.infra.datasets.split import assign_split, default_group
 
 
 def toy_view(

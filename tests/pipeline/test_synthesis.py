@@ -20,8 +20,8 @@ from dff.face.errors import BadDataset, BadPhoto, BudgetExceeded, NoRenderer
 from dff.face.model.morphable import MorphableModel
 from dff.face.render import backends
 from dff.face.render.frame import render, sample_texture, shaded
-from dff.infra.dataset import open_dataset
-from dff.infra.split import assign_split
+from dff.infra.datasets.dataset import open_dataset
+from dff.infra.datasets.split import assign_split
 from dff.infra.storage import LocalStorage
 from dff.pipeline import synthesis
 from dff.pipeline.inspection import verify

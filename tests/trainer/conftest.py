@@ -17,9 +17,9 @@ from dff.face.io.assets import SHIPPED, read_arrays
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render import kernels
 from dff.face.render.frame import interpolate, render
-from dff.infra.dataset import MANIFEST, Dataset, Manifest, Shards, data_key, open_dataset
-from dff.infra.shards import SCHEMA_VERSION, ViewRow, make_sample_id, rows_to_parquet
-from dff.infra.split import assign_split, default_group
+from dff.infra.datasets.dataset import MANIFEST, Dataset, Manifest, Shards, data_key, open_dataset
+from dff.infra.datasets.shards import SCHEMA_VERSION, ViewRow, make_sample_id, rows_to_parquet
+from dff.infra.datasets.split import assign_split, default_group
 from dff.trainer.data.crops import TrainingSurface, build_training_surface
 from dff.trainer.data.shard_cache import CacheConfig
 from dff.trainer.data.views import StoredView, ViewStore, open_views

@@ -31,10 +31,11 @@ from dff.face.arrays import Bytes
 from dff.face.descriptor import NetConfig
 from dff.face.errors import BadDataset, ClusterError, Diverged, StorageError
 from dff.face.model.morphable import MorphableModel
-from dff.infra import tracking, weights
-from dff.infra.capacity import WorkerShape
-from dff.infra.cluster import connected
-from dff.infra.dataset import Dataset
+from dff.infra.clusters.capacity import WorkerShape
+from dff.infra.clusters.cluster import connected
+from dff.infra.datasets.dataset import Dataset
+from dff.infra.mlflow import tracking
+from dff.infra.networks import weights
 from dff.infra.storage import open_storage
 from dff.trainer import launch
 from dff.trainer.config import TrainConfig, WorkerRange

@@ -17,9 +17,9 @@ from dff.face.descriptor import NetConfig, image_batch
 from dff.face.errors import BadDataset, Diverged
 from dff.face.io.assets import load_model
 from dff.face.model.morphable import MorphableModel
-from dff.infra import weights
-from dff.infra.dataset import Dataset
-from dff.infra.shards import ViewRow
+from dff.infra.datasets.dataset import Dataset
+from dff.infra.datasets.shards import ViewRow
+from dff.infra.networks import weights
 from dff.trainer.config import LossWeights, TrainConfig, to_card
 from dff.trainer.data.config import AugmentConfig, MosaicConfig
 from dff.trainer.data.crops import TrainingSurface

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dff.face.arrays import Float, Integer, UInt8
-from dff.infra.socket_folder import shorten_socket_paths
+from dff.infra.clusters.socket_folder import shorten_socket_paths
 from dff.trainer.data.config import AUGMENT, AugmentConfig
 from dff.trainer.data.crops import TrainingSample, TrainingSurface, make_sample
 from dff.trainer.data.mosaic import make_mosaic

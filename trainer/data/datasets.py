@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dff.face.errors import BadDataset, BadModel
 from dff.face.io.assets import load_model
 from dff.face.model.morphable import MorphableModel
-from dff.infra.dataset import Dataset
+from dff.infra.datasets.dataset import Dataset
 
 
 def load_dataset_model(dataset: Dataset, model: str | None = None) -> MorphableModel:

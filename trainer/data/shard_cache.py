@@ -1,9 +1,9 @@
 """A bounded cache of shards on a machine's own disk, shared by all processes of the machine.
 
-A shard is fetched whole, its SHA-256 is compared with the manifest's, and it is kept as a view
-file (``dff.infra.view_file``) named by that hash. When the cache is full, the files that were asked
-for longest ago are removed; only files that are being written come on top of its size. A process
-whose file was removed fetches it again; one that has the file open reads on undisturbed.
+A shard is fetched whole, its SHA-256 is compared with the manifest's, and it is kept as a view file
+(``dff.infra.datasets.view_file``) named by that hash. When the cache is full, the files that were
+asked for longest ago are removed; only files that are being written come on top of its size. A
+process whose file was removed fetches it again; one that has the file open reads on undisturbed.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ from dff.face.arrays import Floats
 from dff.face.errors import BadDataset, DffError, StorageError, TransientStorageError
 from dff.face.model.morphable import MorphableModel
 from dff.face.private_folder import make_private_folder
-from dff.infra.dataset import Dataset
-from dff.infra.files import replaced_file
-from dff.infra.view_file import (
+from dff.infra.datasets.dataset import Dataset
+from dff.infra.datasets.view_file import (
     FORMAT,
     EncodedView,
     ViewFile,
@@ -41,6 +40,7 @@ from dff.infra.view_file import (
     read_views,
     write_view_file,
 )
+from dff.infra.files import replaced_file
 
 _log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Which views of a dataset are trained on: three bits a view, so that it fits any dataset.
 
-The index comes from a scan of a few columns of every shard (``dff.infra.shard_scan``), some
-milliseconds a shard, and is kept beside the cached shards for the next run.
+The index comes from a scan of a few columns of every shard (``dff.infra.datasets.shard_scan``),
+some milliseconds a shard, and is kept beside the cached shards for the next run.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 
 from dff.face.arrays import Array, Bools, Integer, Ints, UInt8
 from dff.face.errors import BadDataset
-from dff.infra.dataset import Dataset
+from dff.infra.datasets.dataset import Dataset
+from dff.infra.datasets.shard_filter import RowFilter
+from dff.infra.datasets.shard_scan import ShardScan, allow_scans, scan_shard
 from dff.infra.files import replaced_file
-from dff.infra.shard_filter import RowFilter
-from dff.infra.shard_scan import ShardScan, allow_scans, scan_shard
 
 SCANNERS = 32  # threads; a scan waits for the storage
 AT_A_TIME = 1024  # shards queued

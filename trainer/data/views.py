@@ -16,9 +16,9 @@ from dff.face.arrays import Array, Bools, Float, Floats, Integer, Ints, UInt8
 from dff.face.errors import BadDataset
 from dff.face.geometry.camera import Box, Pinhole
 from dff.face.model.morphable import MorphableModel
-from dff.infra.dataset import Dataset
-from dff.infra.shard_filter import RowFilter
-from dff.infra.view_file import EncodedView, count_shape_bytes
+from dff.infra.datasets.dataset import Dataset
+from dff.infra.datasets.shard_filter import RowFilter
+from dff.infra.datasets.view_file import EncodedView, count_shape_bytes
 from dff.trainer.data import kernels
 from dff.trainer.data.order import ViewOrder
 from dff.trainer.data.shard_cache import CacheConfig, ShardCache

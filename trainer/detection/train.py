@@ -21,8 +21,8 @@ from dff.face.descriptor import image_batch
 from dff.face.detector_net import DetectorNet, decode_cells
 from dff.face.errors import BadDataset, Diverged
 from dff.face.model.morphable import MorphableModel
-from dff.infra.dataset import Dataset
-from dff.infra.detector_file import load_detector, save_detector
+from dff.infra.datasets.dataset import Dataset
+from dff.infra.networks.detector_file import load_detector, save_detector
 from dff.trainer.data.crops import TrainingSurface, build_training_surface
 from dff.trainer.data.datasets import load_common_model
 from dff.trainer.data.shard_cache import CacheConfig

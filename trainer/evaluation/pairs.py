@@ -21,7 +21,7 @@ from dff.face.geometry.transform import rotation_from_angles
 from dff.face.model.landmarks import INNER
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import Frame
-from dff.infra.shards import ViewRow, resolve_frame
+from dff.infra.datasets.shards import ViewRow, resolve_frame
 from dff.trainer.data.crops import (
     CropPlacement,
     TrainingSurface,

@@ -44,8 +44,8 @@ from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.gauss_newton import FaceState, initial_pose
 from dff.face.solve.least_squares import ridge
-from dff.infra import cascade_file
-from dff.infra.dataset import Dataset
+from dff.infra.datasets.dataset import Dataset
+from dff.infra.networks import cascade_file
 from tests.aligner.oracle import PositionCode, Scene, make_scene
 from tests.trainer.conftest import make_row, write_dataset
 

@@ -28,8 +28,8 @@ from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
-from dff.infra.landmark_files import format_pts
-from dff.infra.split import assign_split, default_group
+from dff.infra.datasets.split import assign_split, default_group
+from dff.infra.photos.landmark_files import format_pts
 from tests.aligner.oracle import READING, PositionCode, make_scene
 
 SHIFT = np.array([3.0, 4.0])  # pixels

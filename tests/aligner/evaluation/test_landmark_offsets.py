@@ -44,7 +44,7 @@ from dff.face.model.landmark_offsets import (
 )
 from dff.face.model.landmarks import INNER, JAW, MIRROR, NAMES, SCHEMES
 from dff.face.model.morphable import MorphableModel
-from dff.infra.split import assign_split, default_group
+from dff.infra.datasets.split import assign_split, default_group
 from tests.aligner.oracle import PositionCode, Scene, make_scene
 
 CONFIG = OffsetConfig()

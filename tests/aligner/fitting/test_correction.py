@@ -34,7 +34,7 @@ from dff.face.geometry.transform import rotation_from_angles
 from dff.face.model.landmarks import nme_box
 from dff.face.solve.fit_correction import FitCorrection
 from dff.face.solve.gauss_newton import FaceState
-from dff.infra.dataset import open_dataset
+from dff.infra.datasets.dataset import open_dataset
 
 CHANGE = np.array([0.05, 0.02, -0.06, 0.03, 0.01, -0.02])  # of the pose
 

@@ -29,7 +29,7 @@ from dff.aligner.service.server_config import ServerConfig
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights, ClusterError
 from dff.face.model.morphable import MorphableModel
-from dff.infra import weights
+from dff.infra.networks import weights
 from tests.aligner.image_files import bomb, encoded, pixels
 from tests.aligner.known_aligner import KnownAligner
 from tests.aligner.service.server_checks import CHECKS, FRONT

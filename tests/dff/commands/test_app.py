@@ -25,11 +25,11 @@ from typer.testing import CliRunner
 from dff.commands.app import app, describe_error, main
 from dff.demo.photograph import write_photograph
 from dff.face.errors import BadPhoto
-from dff.infra import weights
-from dff.infra.images import read_image
-from dff.infra.landmark_files import format_pts, parse_pts
-from dff.infra.split import assign_split, default_group
-from dff.infra.tracking import local_uri
+from dff.infra.datasets.split import assign_split, default_group
+from dff.infra.mlflow.tracking import local_uri
+from dff.infra.networks import weights
+from dff.infra.photos.images import read_image
+from dff.infra.photos.landmark_files import format_pts, parse_pts
 from tests.dff.command_runner import run_command
 
 COMMANDS = (

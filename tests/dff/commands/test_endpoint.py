@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dff.commands.app import app
 from dff.face.errors import BadWeights
-from dff.infra import weights
+from dff.infra.networks import weights
 
 ADDRESS, ENDPOINT = "s3://faces/w.safetensors", "http://10.0.0.9:9000"
 COMMANDS = {

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from dff.commands.job_progress import JobProgress
-from dff.infra.cluster import is_progress, split_log
+from dff.infra.clusters.cluster import is_progress, split_log
 
 LOG = (
     "run dff-1, checkpoints in s3://b/runs\n"

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from dff.commands.app import app
 from dff.commands.options import parse_bytes, split_share
 from dff.face.io.assets import SHIPPED, load_model, read_arrays
-from dff.infra import weights
-from dff.infra.dataset import MANIFEST, Dataset, open_dataset
+from dff.infra.datasets.dataset import MANIFEST, Dataset, open_dataset
+from dff.infra.networks import weights
 from tests.trainer.conftest import make_row, write_dataset
 
 NAME = "other-head"

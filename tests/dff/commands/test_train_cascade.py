@@ -14,8 +14,8 @@ from dff.aligner.cascade.io import load_cascade, load_cascade_aligner
 from dff.commands.app import app
 from dff.face.model.landmarks import INNER, nme_box
 from dff.face.model.morphable import MorphableModel
-from dff.infra.cascade_file import SHIPPED
-from dff.infra.landmark_files import parse_pts
+from dff.infra.networks.cascade_file import SHIPPED
+from dff.infra.photos.landmark_files import parse_pts
 from tests.trainer.conftest import make_row, write_dataset
 
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}

@@ -40,7 +40,7 @@ from dff.files.images import find_images, list_images, unique_names
 from dff.files.outputs import assign_outputs
 from dff.files.photo_bar import LARGE
 from dff.infra.files import append_file, write_file
-from dff.infra.image_listing import describe_passed_over
+from dff.infra.photos.image_listing import describe_passed_over
 from tests.aligner.image_files import encoded
 from tests.aligner.known_aligner import KnownAligner, known_alignment
 

@@ -22,8 +22,8 @@ from dff.files.alignments import align_files
 from dff.files.images import find_images
 from dff.files.labels import label_photos
 from dff.infra.files import strip_suffix
-from dff.infra.images import OWN_FILES, BadImage, as_stored, decode_image
-from dff.infra.landmark_files import LANDMARK_SUFFIXES, format_pts, parse_pts
+from dff.infra.photos.images import OWN_FILES, BadImage, as_stored, decode_image
+from dff.infra.photos.landmark_files import LANDMARK_SUFFIXES, format_pts, parse_pts
 from dff.infra.printing import printable
 from dff.infra.storage import open_storage
 from dff.pipeline import synthesis

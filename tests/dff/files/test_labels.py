@@ -16,7 +16,7 @@ from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import MIRROR
 from dff.face.model.morphable import MorphableModel
 from dff.files.labels import PhotoLabel, find_duplicate_photos, label_photos
-from dff.infra.landmark_files import format_pts, parse_pts
+from dff.infra.photos.landmark_files import format_pts, parse_pts
 from dff.infra.storage import LocalStorage, open_storage
 from dff.pipeline.recovery.photos import list_photos, read_photo
 from tests.aligner.image_files import encoded, turned, with_exif

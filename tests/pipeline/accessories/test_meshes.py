@@ -16,8 +16,8 @@ from dff.face.geometry.transform import Rigid, rotation_from_angles
 from dff.face.io.assets import load_albedo
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import OCCLUDER, render
-from dff.infra.shards import ViewRow, parquet_to_rows, resolve_frame, rows_to_parquet
-from dff.infra.view_file import open_view_file, read_views, write_view_file
+from dff.infra.datasets.shards import ViewRow, parquet_to_rows, resolve_frame, rows_to_parquet
+from dff.infra.datasets.view_file import open_view_file, read_views, write_view_file
 from dff.pipeline.accessories import hands
 from dff.pipeline.accessories.build import AccessoryBuilder, select_accessories
 from dff.pipeline.accessories.garments import FaceCover

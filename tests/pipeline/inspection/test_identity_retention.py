@@ -13,7 +13,7 @@ from dff.face.geometry.transform import rotation_from_angles
 from dff.face.io.assets import load_albedo
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import OCCLUDER
-from dff.infra.shards import ViewRow
+from dff.infra.datasets.shards import ViewRow
 from dff.pipeline.inspection.identity_retention import (
     CONFIG,
     FrontalMap,

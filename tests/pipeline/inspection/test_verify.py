@@ -13,9 +13,9 @@ import pytest
 from dff.face.errors import BadDataset
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
-from dff.infra.dataset import MANIFEST, Shards, open_dataset
-from dff.infra.ground_truth import LandmarkVisibility, compute_maps
-from dff.infra.shards import ViewRow, rows_to_parquet
+from dff.infra.datasets.dataset import MANIFEST, Shards, open_dataset
+from dff.infra.datasets.ground_truth import LandmarkVisibility, compute_maps
+from dff.infra.datasets.shards import ViewRow, rows_to_parquet
 from dff.infra.storage import open_storage
 from dff.pipeline.inspection.verify import (
     check_dataset,

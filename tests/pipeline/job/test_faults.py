@@ -23,7 +23,7 @@ import skimage.data
 from PIL import Image
 
 from dff.face.errors import BadDataset, StorageError, TransientStorageError
-from dff.infra.dataset import open_dataset
+from dff.infra.datasets.dataset import open_dataset
 from dff.infra.storage import LocalStorage, ObjectInfo, Storage, open_storage, s3 as s3_storage
 from dff.pipeline.inspection.inspect import inspect_dataset
 from dff.pipeline.job import run as job

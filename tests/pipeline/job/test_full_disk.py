@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dff.face.errors import StorageError
-from dff.infra.dataset import open_dataset
+from dff.infra.datasets.dataset import open_dataset
 from dff.pipeline.synthesis import synthesize
 from tests.small_disk import enlarge, small_disk
 

@@ -13,7 +13,7 @@ import botocore.auth
 import pytest
 
 from dff.face.errors import StorageError
-from dff.infra.dataset import open_dataset
+from dff.infra.datasets.dataset import open_dataset
 from dff.infra.storage import Storage, open_storage
 from dff.pipeline.job import run as job
 from dff.pipeline.synthesis import synthesize

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dff.face.errors import BadDataset
-from dff.infra.shards import SCHEMA_VERSION
+from dff.infra.datasets.shards import SCHEMA_VERSION
 from dff.pipeline.job.plan import list_differences, make_plan, parse_plan
 from dff.pipeline.job.work import WorkSpec, derive_seed
 from dff.pipeline.recovery.photos import PhotoRef

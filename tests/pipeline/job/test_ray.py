@@ -12,8 +12,8 @@ import pytest
 import ray
 
 from dff.face.errors import BadDataset, BudgetExceeded, ShardFailed
-from dff.infra.cluster import connected
-from dff.infra.dataset import Manifest, open_dataset
+from dff.infra.clusters.cluster import connected
+from dff.infra.datasets.dataset import Manifest, open_dataset
 from dff.infra.storage import Storage, open_storage
 from dff.pipeline.job import ray as fan_out, run as job
 from dff.pipeline.job.plan import Plan
@@ -167,7 +167,7 @@ def test_a_worker_with_other_code_refuses(
 _RUN = """
 import sys
 from pathlib import Path
-from dff.infra.cluster import connected
+from dff.infra.clusters.cluster import connected
 from dff.infra.storage import open_storage
 from dff.pipeline.job import ray as fan_out
 from dff.pipeline.job.plan import parse_plan

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from dff.face.errors import BadDataset, BudgetExceeded
-from dff.infra.dataset import Manifest, open_dataset
-from dff.infra.shards import make_sample_id, parquet_to_rows
+from dff.infra.datasets.dataset import Manifest, open_dataset
+from dff.infra.datasets.shards import make_sample_id, parquet_to_rows
 from dff.infra.storage import Storage, open_storage
 from dff.pipeline.job import ledger, run as job
 from dff.pipeline.job.plan import Plan

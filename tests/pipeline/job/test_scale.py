@@ -24,7 +24,7 @@ from benchmarks.scale import (
     simulated_record,
     verify,
 )
-from dff.infra.dataset import MANIFEST, SEGMENT, data_folder, data_key, parse_manifest
+from dff.infra.datasets.dataset import MANIFEST, SEGMENT, data_folder, data_key, parse_manifest
 from dff.infra.storage import open_storage
 from dff.pipeline.job import ledger, run as job
 from dff.pipeline.job.ledger import Record

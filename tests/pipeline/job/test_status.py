@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dff.face.errors import BadDataset
-from dff.infra.dataset import MANIFEST
+from dff.infra.datasets.dataset import MANIFEST
 from dff.infra.storage import Storage, open_storage
 from dff.pipeline.job import ledger, plan
 from dff.pipeline.job.plan import Plan

@@ -86,7 +86,7 @@ def test_a_change_that_changes_no_row_leaves_the_version(
 def test_all_packages_that_decide_a_row_are_covered_and_no_other() -> None:
     code = find_row_code(ROOT, ROW_MAKER)
     modules = {path.relative_to(ROOT).as_posix() for path in code.modules}
-    assert {"face/render/frame.py", "infra/split.py", "face/render/kernels.py"} <= modules
+    assert {"face/render/frame.py", "infra/datasets/split.py", "face/render/kernels.py"} <= modules
     for folder in ("recovery", "accessories", "subjects", "scene"):
         files = {
             path.relative_to(ROOT).as_posix()

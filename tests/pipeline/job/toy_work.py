@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dff.face.errors import BadFit, TransientStorageError
-from dff.infra.shards import ViewRow, make_sample_id
+from dff.infra.datasets.shards import ViewRow, make_sample_id
 from dff.pipeline.job.plan import Plan, make_plan
 from dff.pipeline.job.work import (
     Failure,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dff.face.arrays import Floats
 from dff.face.errors import BadLandmarks, BadPhoto
-from dff.infra.images import OWN_FILES
+from dff.infra.photos.images import OWN_FILES
 from dff.infra.storage import open_storage
 from dff.pipeline.recovery.photos import PhotoRef, find_photos, list_photos, read_photo
 

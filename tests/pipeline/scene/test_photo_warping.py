@@ -18,7 +18,7 @@ from dff.face.io.assets import load_albedo
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import Frame, interpolate, render, sample_texture
 from dff.face.texture.fitted_head import mask_skin
-from dff.infra.shards import ViewRow
+from dff.infra.datasets.shards import ViewRow
 from dff.pipeline.recovery.inverse import Recovery
 from dff.pipeline.scene import views
 from dff.pipeline.scene.photo_warping import PROFILING

@@ -14,7 +14,7 @@ from dff.face.io.assets import load_albedo
 from dff.face.model.landmarks import NAMES
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import HIDDEN_DEPTH, OCCLUDER, render
-from dff.infra.shards import ViewRow, parquet_to_rows, resolve_frame, rows_to_parquet
+from dff.infra.datasets.shards import ViewRow, parquet_to_rows, resolve_frame, rows_to_parquet
 from dff.pipeline.accessories.neckline import find_neckline
 from dff.pipeline.inspection.gallery import (
     contact_sheet,

@@ -13,7 +13,7 @@ from dff.face.io.assets import load_albedo
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import OCCLUDER
 from dff.face.texture.fitted_head import build_fitted_head
-from dff.infra.images import decode
+from dff.infra.photos.images import decode
 from dff.pipeline.accessories.hair import Colour, Hair
 from dff.pipeline.recovery.inverse import Recovery
 from dff.pipeline.scene import views

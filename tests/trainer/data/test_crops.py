@@ -15,8 +15,8 @@ from dff.face.geometry.camera import Box
 from dff.face.geometry.mesh import vertex_normals
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
-from dff.infra.dataset import Dataset
-from dff.infra.shards import ViewRow, resolve_frame
+from dff.infra.datasets.dataset import Dataset
+from dff.infra.datasets.shards import ViewRow, resolve_frame
 from dff.trainer.data.augment import augment_photometric, occlude
 from dff.trainer.data.config import AUGMENT
 from dff.trainer.data.crops import (

@@ -16,8 +16,8 @@ import pytest
 
 from dff.face.errors import BadDataset, StorageError, TransientStorageError
 from dff.face.io.assets import load_model
-from dff.infra.dataset import Dataset, open_dataset
-from dff.infra.shards import ViewRow
+from dff.infra.datasets.dataset import Dataset, open_dataset
+from dff.infra.datasets.shards import ViewRow
 from dff.infra.storage import LocalStorage
 from dff.trainer.data import shard_cache
 from dff.trainer.data.shard_cache import CacheConfig, ShardCache

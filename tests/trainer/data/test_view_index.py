@@ -11,9 +11,9 @@ import pytest
 
 from dff.face.errors import BadDataset
 from dff.face.model.morphable import MorphableModel
-from dff.infra.dataset import Dataset
-from dff.infra.shard_filter import parse_filter
-from dff.infra.shards import ViewRow, make_sample_id
+from dff.infra.datasets.dataset import Dataset
+from dff.infra.datasets.shard_filter import parse_filter
+from dff.infra.datasets.shards import ViewRow, make_sample_id
 from dff.trainer.data import view_index
 from dff.trainer.data.order import ViewOrder
 from dff.trainer.data.shard_cache import CacheConfig

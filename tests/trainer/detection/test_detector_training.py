@@ -12,8 +12,8 @@ import torch
 from dff.face.detector_net import DETECTOR_STRIDE, UNIT, DetectorNetConfig, decode_cells
 from dff.face.errors import BadDataset
 from dff.face.model.morphable import MorphableModel
-from dff.infra.dataset import Dataset
-from dff.infra.detector_file import load_detector
+from dff.infra.datasets.dataset import Dataset
+from dff.infra.networks.detector_file import load_detector
 from dff.trainer.data.config import OcclusionConfig, PhotometricConfig
 from dff.trainer.data.crops import TrainingSurface
 from dff.trainer.data.shard_cache import CacheConfig

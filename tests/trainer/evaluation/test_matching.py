@@ -14,7 +14,7 @@ from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import STRIDE, Anchors, DescriptorNet, NetConfig, image_batch
 from dff.face.model.morphable import MorphableModel
 from dff.face.tta import TtaNetwork, TtaTransform
-from dff.infra.shards import ViewRow
+from dff.infra.datasets.shards import ViewRow
 from dff.trainer.evaluation.baselines import (
     make_anchor_descriptor,
     make_daisy_descriptor,

@@ -1,0 +1,36 @@
+"""Where weights are: files that come with the program, by name, and other addresses.
+
+Without torch, which takes seconds to import.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+SHIPPED = {"dff-open": Path(__file__).parents[1] / "data" / "dff-open.safetensors"}
+"""Weights that come with the program, by name."""
+RESEARCH_TERMS = "research only (terms of the 300-W photos, iBUG)"
+RESEARCH = {
+    "dff-research": Path(__file__).parents[2] / "weights" / "research" / "dff-research.safetensors"
+}
+"""Weights that only the repository holds, by name, since their terms are for research only."""
+NAMED = SHIPPED | RESEARCH
+"""Weights that are loaded by name, where their file is."""
+DEFAULT = "dff-open"
+REGISTERED = "models:/"
+"""Prefix of the address of a model registered in MLflow."""
+BUCKET = "s3://"
+"""Prefix of the address of a weights file in a bucket."""
+
+
+def everywhere(path: Path | str) -> str:
+    """``path`` as other processes of this machine can ``load`` it: names stay, files get their
+    absolute path.
+    """
+    text = str(path)
+    return (
+        text
+        if text in NAMED or text.startswith((REGISTERED, BUCKET))
+        else os.path.normpath(Path(path).absolute())
+    )
