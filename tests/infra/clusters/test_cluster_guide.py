@@ -10,22 +10,22 @@ ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "guide" / "clusters.md"
 PROGRAMS = ("dff", "ray", "kubectl", "docker", "curl")
 
-_THREE_USES = "infra/test_nodes.py::test_synthesis_training_and_service_meet_in_a_bucket"
-_SUBMITTED = "infra/test_nodes.py::test_a_dataset_made_by_a_submitted_job_is_the_one_made_at_home"
+_THREE_USES = "test_nodes.py::test_synthesis_training_and_service_meet_in_a_bucket"
+_SUBMITTED = "test_nodes.py::test_a_dataset_made_by_a_submitted_job_is_the_one_made_at_home"
 TESTS = {
     "dff synthesize": _THREE_USES,
     "dff train": _THREE_USES,
-    "dff train --gpu": "trainer/test_train.py::test_a_gpu_trains_as_the_cpu_does",
+    "dff train --gpu": "../../trainer/test_train.py::test_a_gpu_trains_as_the_cpu_does",
     "dff serve": _THREE_USES,
     "curl": _THREE_USES,
-    "dff submit": "infra/test_nodes.py::test_a_job_uses_both_nodes_and_its_log_is_followed",
+    "dff submit": "test_nodes.py::test_a_job_uses_both_nodes_and_its_log_is_followed",
     "dff submit synthesize": _SUBMITTED,
     "dff submit train": _THREE_USES,
     "dff jobs": _SUBMITTED,
     "dff status": _SUBMITTED,
     "ray start": _THREE_USES,
-    "ray up": "infra/test_cluster_files.py::test_ray_accepts_the_machines",
-    "kubectl apply": "infra/test_cluster_files.py::test_image_bucket_and_sizes_are_said_once",
+    "ray up": "test_cluster_files.py::test_ray_accepts_the_machines",
+    "kubectl apply": "test_cluster_files.py::test_image_bucket_and_sizes_are_said_once",
 }
 """Test of the commands that begin so; the longest beginning counts.
 
@@ -55,6 +55,6 @@ def test_each_command_of_the_guide_has_its_test() -> None:
     assert used == set(TESTS), "tests are named for commands that are gone"
     for name in TESTS.values():
         module, _, function = name.partition("::")
-        tree = ast.parse((ROOT / "tests" / module).read_text("utf-8"))
+        tree = ast.parse((ROOT / "tests" / "infra" / "clusters" / module).read_text("utf-8"))
         defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
         assert not function or function in defined, name
