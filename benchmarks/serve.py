@@ -51,7 +51,7 @@ from dff.aligner.align import load_aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import Boxes
-from dff.aligner.service.front import ACCESS_LOG, FrontConfig
+from dff.aligner.service.http.front import ACCESS_LOG, FrontConfig
 from dff.aligner.service.threads import use_threads
 from dff.aligner.service.uvicorn_server import make_server
 from dff.face.arrays import Bytes

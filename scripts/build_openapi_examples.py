@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from dff.aligner.align import load_aligner
 from dff.aligner.service.app import create_app
-from dff.aligner.service.limits import Limits
+from dff.aligner.service.http.limits import Limits
 
 SERVICE = Path(__file__).parents[1] / "aligner" / "service"
 SHORTENED = "AAAA"  # base64 of maps and pictures, which are long

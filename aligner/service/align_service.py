@@ -22,17 +22,17 @@ from dff.aligner.image_checks import MIN_SIDE
 from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.landmark_sets import WrongModel
 from dff.aligner.service.face_aligner import FaceAligner, warm_up
-from dff.aligner.service.forms import (
+from dff.aligner.service.http.forms import (
     BoxCorners,
     read_pixel_count,
     read_pixels,
     read_upload,
     to_boxes,
 )
-from dff.aligner.service.limits import Limits
-from dff.aligner.service.measures import get_measures
+from dff.aligner.service.http.limits import Limits
+from dff.aligner.service.http.measures import get_measures
+from dff.aligner.service.http.problems import Problem, log_defect, to_problem
 from dff.aligner.service.memory import DECODING, DecodingMemory
-from dff.aligner.service.problems import Problem, log_defect, to_problem
 from dff.aligner.service.scheduler import Scheduler, refuse_deadline
 from dff.aligner.service.schema import (
     FaceAnswer,

@@ -17,12 +17,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dff.aligner.service.align_service import AlignService
 from dff.aligner.service.face_aligner import FaceAligner
-from dff.aligner.service.front import DEFAULT_FRONT, Front, FrontConfig
-from dff.aligner.service.limits import LIMITS, Limits
-from dff.aligner.service.measures import TellMeasures
-from dff.aligner.service.middleware import HeadAndOptions
+from dff.aligner.service.http.front import DEFAULT_FRONT, Front, FrontConfig
+from dff.aligner.service.http.limits import LIMITS, Limits
+from dff.aligner.service.http.measures import TellMeasures
+from dff.aligner.service.http.middleware import HeadAndOptions
+from dff.aligner.service.http.problems import add_problem_handlers
 from dff.aligner.service.openapi import describe
-from dff.aligner.service.problems import add_problem_handlers
 from dff.aligner.service.routes import (
     align as align_routes,
     batch,

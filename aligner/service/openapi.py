@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from dff.aligner.service.keys import GUARDED
+from dff.aligner.service.http.keys import GUARDED
 from dff.aligner.service.routes.models import NAME
 
 _PHOTO = "/9j/4AAQSkZJRg=="  # the base64 of a JPEG begins so

@@ -35,8 +35,8 @@ from dff.aligner.service.align_service import AlignService
 from dff.aligner.service.allocator import return_freed_memory
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import warm_up
-from dff.aligner.service.front import VARIABLE, FrontConfig, proxy_middleware
-from dff.aligner.service.limits import LIMITS
+from dff.aligner.service.http.front import VARIABLE, FrontConfig, proxy_middleware
+from dff.aligner.service.http.limits import LIMITS
 from dff.aligner.service.ports import check_free
 from dff.aligner.service.server_config import ONE_REPLICA, ReplicaConfig, ServerConfig
 from dff.aligner.service.weights_watch import WeightsWatch, check_poll

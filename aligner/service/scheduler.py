@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from dff.aligner.alignment import Alignment
 from dff.aligner.face_request import FaceRequest, Steps
 from dff.aligner.service.face_aligner import FaceAligner, Outcome, Photo
-from dff.aligner.service.limits import Limits
-from dff.aligner.service.problems import Problem
+from dff.aligner.service.http.limits import Limits
+from dff.aligner.service.http.problems import Problem
 
 T = TypeVar("T")
 AGEING = 0.04  # seconds of expected work that a second of waiting makes up for

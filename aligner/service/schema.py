@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
-from dff.aligner.service.problems import PhotoProblem, describe_problems
+from dff.aligner.service.http.problems import PhotoProblem, describe_problems
 
 Point2 = tuple[float, float]
 Point3 = tuple[float, float, float]

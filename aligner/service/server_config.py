@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dff.aligner.preset import AlignPreset
-from dff.aligner.service.front import FrontConfig
+from dff.aligner.service.http.front import FrontConfig
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 

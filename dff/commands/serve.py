@@ -98,8 +98,8 @@ def serve(
     curl -F image=@photo.jpg http://127.0.0.1:8000/v1/align
     """
     with require_extra("serve"):
-        from dff.aligner.service.front import FrontConfig
-        from dff.aligner.service.keys import read_keys
+        from dff.aligner.service.http.front import FrontConfig
+        from dff.aligner.service.http.keys import read_keys
         from dff.aligner.service.server_config import ReplicaConfig, ServerConfig
     from dff.infra.storage import S3Access
 

@@ -13,8 +13,8 @@ import pytest
 import dff
 from dff.aligner.alignment import Alignment
 from dff.aligner.service.app import create_app
-from dff.aligner.service.front import FrontConfig
-from dff.aligner.service.keys import hash_keys
+from dff.aligner.service.http.front import FrontConfig
+from dff.aligner.service.http.keys import hash_keys
 from dff.aligner.service.uvicorn_server import serving_with_uvicorn
 from dff.face.errors import BadPhoto, ServiceError
 from dff.face.geometry.camera import Box

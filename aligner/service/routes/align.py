@@ -14,10 +14,10 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.draw import draw
 from dff.aligner.mesh_file import glb
 from dff.aligner.service.align_service import AlignService, PhotoResult, Render
-from dff.aligner.service.fields import FormRoute
-from dff.aligner.service.forms import BOXES, BoxCorners, check_count
-from dff.aligner.service.json_response import respond
-from dff.aligner.service.problems import Problem
+from dff.aligner.service.http.fields import FormRoute
+from dff.aligner.service.http.forms import BOXES, BoxCorners, check_count
+from dff.aligner.service.http.json_response import respond
+from dff.aligner.service.http.problems import Problem
 from dff.aligner.service.routes.dependencies import (
     Deadline,
     DescribeFace,

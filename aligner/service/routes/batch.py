@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response
 
-from dff.aligner.service.fields import FormRoute
-from dff.aligner.service.forms import BOXES_OF_EACH, check_count, parse_boxes_of_each
-from dff.aligner.service.json_response import respond
+from dff.aligner.service.http.fields import FormRoute
+from dff.aligner.service.http.forms import BOXES_OF_EACH, check_count, parse_boxes_of_each
+from dff.aligner.service.http.json_response import respond
 from dff.aligner.service.routes.dependencies import (
     DescribeFace,
     Images,

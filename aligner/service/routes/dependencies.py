@@ -15,8 +15,8 @@ from fastapi import Depends, FastAPI, File, Header, Query, Request, UploadFile
 
 from dff.aligner.face_description import FaceDescriber, parse_extras
 from dff.aligner.service.align_service import AlignService, Describe, answer_face
-from dff.aligner.service.limits import LIMITS
-from dff.aligner.service.problems import Problem
+from dff.aligner.service.http.limits import LIMITS
+from dff.aligner.service.http.problems import Problem
 
 DEFAULT = "default"
 """Name of the weights that answer requests without ``weights``."""

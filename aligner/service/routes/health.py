@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from dff.aligner.service.problems import RETRY_AFTER, Problem, describe_problems
+from dff.aligner.service.http.problems import RETRY_AFTER, Problem, describe_problems
 from dff.aligner.service.routes.dependencies import Service
 
 router = APIRouter(tags=["health"])

@@ -20,8 +20,8 @@ from dff.aligner.matching.draw import colour_dense_matches, spread_heat
 from dff.aligner.matching.matcher import DescribedFace, Matcher, PointSelection
 from dff.aligner.matching.result import PointMatches
 from dff.aligner.service.align_service import AlignService, image_size
-from dff.aligner.service.fields import FormRoute
-from dff.aligner.service.forms import (
+from dff.aligner.service.http.fields import FormRoute
+from dff.aligner.service.http.forms import (
     BOX,
     BoxCorners,
     JsonField,
@@ -29,7 +29,8 @@ from dff.aligner.service.forms import (
     read_pixels,
     to_boxes,
 )
-from dff.aligner.service.json_response import respond
+from dff.aligner.service.http.json_response import respond
+from dff.aligner.service.http.problems import Problem
 from dff.aligner.service.match_schema import (
     DenseMatchAnswer,
     FeaturesAnswer,
@@ -37,7 +38,6 @@ from dff.aligner.service.match_schema import (
     MatchedPoint,
 )
 from dff.aligner.service.memory import DECODING
-from dff.aligner.service.problems import Problem
 from dff.aligner.service.routes.dependencies import LongDeadline, Service
 from dff.aligner.service.schema import ALIGN_RESPONSES, Responses
 from dff.face.arrays import Bytes, Floats

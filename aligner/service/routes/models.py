@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from dff.aligner.service.align_service import AlignService
-from dff.aligner.service.problems import RETRY_AFTER, Problem, describe_problems
+from dff.aligner.service.http.problems import RETRY_AFTER, Problem, describe_problems
 from dff.aligner.service.routes.dependencies import Service
 from dff.aligner.service.schema import Answer, ModelInfo
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from dff.aligner.service.problems import KINDS
+from dff.aligner.service.http.problems import KINDS
 
 PAGES = Path(__file__).parents[1] / "page"
 FILES = {

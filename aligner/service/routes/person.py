@@ -17,10 +17,10 @@ from dff.aligner.service.align_service import (
     RenderPerson,
     refuse_photo,
 )
-from dff.aligner.service.fields import FormRoute
-from dff.aligner.service.forms import BOX_OF_EACH, BoxCorners, parse_boxes_of_each
-from dff.aligner.service.json_response import respond
-from dff.aligner.service.problems import Problem
+from dff.aligner.service.http.fields import FormRoute
+from dff.aligner.service.http.forms import BOX_OF_EACH, BoxCorners, parse_boxes_of_each
+from dff.aligner.service.http.json_response import respond
+from dff.aligner.service.http.problems import Problem
 from dff.aligner.service.routes.dependencies import (
     DescribeFace,
     Images,

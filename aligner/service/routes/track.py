@@ -17,9 +17,9 @@ from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.face_description import FaceDescriber, parse_extras
 from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.service.align_service import AlignService, image_size
-from dff.aligner.service.json_response import encode_answer
-from dff.aligner.service.keys import PROTOCOL
-from dff.aligner.service.problems import PhotoProblem, Problem, log_defect, to_problem
+from dff.aligner.service.http.json_response import encode_answer
+from dff.aligner.service.http.keys import PROTOCOL
+from dff.aligner.service.http.problems import PhotoProblem, Problem, log_defect, to_problem
 from dff.aligner.service.routes.dependencies import choose_service
 from dff.aligner.service.schema import Answer, FaceAnswer, ImageSize
 from dff.aligner.video import Tracked, Tracker

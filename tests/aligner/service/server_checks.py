@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from dff.aligner.service.front import FrontConfig
-from dff.aligner.service.limits import UploadLimits
+from dff.aligner.service.http.front import FrontConfig
+from dff.aligner.service.http.limits import UploadLimits
 from tests.aligner.image_files import encoded, pixels
 
 PAGE = "https://example.org"

@@ -20,11 +20,11 @@ from dff.aligner.face_description import FaceDescriber
 from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.service.align_service import AlignService, drawn_triangles
 from dff.aligner.service.app import create_app
-from dff.aligner.service.front import FrontConfig
-from dff.aligner.service.limits import Limits, UploadLimits
+from dff.aligner.service.http.front import FrontConfig
+from dff.aligner.service.http.limits import Limits, UploadLimits
+from dff.aligner.service.http.problems import KINDS
 from dff.aligner.service.match_schema import DenseMatchAnswer, MatchAnswer
 from dff.aligner.service.memory import DECODING, DecodingMemory
-from dff.aligner.service.problems import KINDS
 from dff.aligner.service.routes import batch, person
 from dff.aligner.service.schema import AlignAnswer, BatchAnswer, PersonAnswer
 from dff.face.geometry.camera import Box

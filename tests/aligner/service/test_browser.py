@@ -23,9 +23,9 @@ from PIL import Image
 
 from dff.aligner.align import Aligner
 from dff.aligner.service.app import create_app
-from dff.aligner.service.front import FrontConfig
-from dff.aligner.service.keys import hash_keys
-from dff.aligner.service.limits import Limits
+from dff.aligner.service.http.front import FrontConfig
+from dff.aligner.service.http.keys import hash_keys
+from dff.aligner.service.http.limits import Limits
 from dff.aligner.service.uvicorn_server import serving_with_uvicorn
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.oracle import PositionCode, make_scene

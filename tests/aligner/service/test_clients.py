@@ -14,8 +14,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from dff.aligner.service.app import create_app
-from dff.aligner.service.front import FrontConfig
-from dff.aligner.service.limits import Limits
+from dff.aligner.service.http.front import FrontConfig
+from dff.aligner.service.http.limits import Limits
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, pixels
 from tests.aligner.known_aligner import KnownAligner

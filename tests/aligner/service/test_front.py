@@ -18,9 +18,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from dff.aligner.service.app import create_app
-from dff.aligner.service.front import SERVE_TIMEOUT, Front, FrontConfig
-from dff.aligner.service.keys import hash_keys, read_keys
-from dff.aligner.service.limits import UploadLimits
+from dff.aligner.service.http.front import SERVE_TIMEOUT, Front, FrontConfig
+from dff.aligner.service.http.keys import hash_keys, read_keys
+from dff.aligner.service.http.limits import UploadLimits
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, pixels
 from tests.aligner.known_aligner import KnownAligner

@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given, strategies as st
 
 from dff.aligner.service.app import create_app
-from dff.aligner.service.limits import Limits
+from dff.aligner.service.http.limits import Limits
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, turned
 from tests.aligner.known_aligner import KnownAligner

@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.config import HTTP_PROTOCOLS
 
 from dff.aligner.service.app import create_app
-from dff.aligner.service.http_parser import use_timed_h11
+from dff.aligner.service.http.http_parser import use_timed_h11
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, pixels
 from tests.aligner.known_aligner import KnownAligner

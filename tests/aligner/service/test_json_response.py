@@ -13,10 +13,10 @@ from pydantic import BaseModel
 
 from dff.aligner.face_description import FaceDescriber
 from dff.aligner.intrinsics import Intrinsics
-from dff.aligner.service import json_response
 from dff.aligner.service.align_service import answer_face
-from dff.aligner.service.json_response import encode_answer, respond
-from dff.aligner.service.problems import Problem
+from dff.aligner.service.http import json_response
+from dff.aligner.service.http.json_response import encode_answer, respond
+from dff.aligner.service.http.problems import Problem
 from dff.aligner.service.schema import (
     AlignAnswer,
     BatchAnswer,

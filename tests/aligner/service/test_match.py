@@ -15,7 +15,7 @@ from PIL import Image
 
 from dff.aligner.align import Aligner
 from dff.aligner.service.app import create_app
-from dff.aligner.service.limits import Limits
+from dff.aligner.service.http.limits import Limits
 from dff.face.arrays import Bytes
 from dff.face.model.landmarks import NOSE_TIP
 from dff.face.model.morphable import MorphableModel

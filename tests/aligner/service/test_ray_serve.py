@@ -15,7 +15,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from dff.aligner.service.limits import Limits
+from dff.aligner.service.http.limits import Limits
 from dff.aligner.service.ray_serve import (
     AlignerDeployment,
     ServiceConfig,

@@ -16,8 +16,8 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.detection import Detection
 from dff.aligner.face_request import FaceRequest, Steps
 from dff.aligner.service.face_aligner import Boxes
-from dff.aligner.service.limits import Limits
-from dff.aligner.service.problems import Problem
+from dff.aligner.service.http.limits import Limits
+from dff.aligner.service.http.problems import Problem
 from dff.aligner.service.scheduler import Durations, Scheduler
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box

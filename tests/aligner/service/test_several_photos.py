@@ -25,8 +25,8 @@ from dff.aligner.face_request import Steps
 from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import Boxes
-from dff.aligner.service.front import FrontConfig
-from dff.aligner.service.limits import LARGE_BODIES, Limits, UploadLimits
+from dff.aligner.service.http.front import FrontConfig
+from dff.aligner.service.http.limits import LARGE_BODIES, Limits, UploadLimits
 from dff.face.arrays import Bytes
 from dff.face.errors import BadPhoto
 from dff.face.geometry.camera import Box

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from dff.aligner.service.align_service import AlignService
-from dff.aligner.service.limits import Limits
+from dff.aligner.service.http.limits import Limits
 from dff.aligner.service.weights_watch import WeightsWatch, check_poll
 from dff.face.errors import BadWeights
 from dff.face.model.morphable import MorphableModel

@@ -19,7 +19,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
-from dff.aligner.service.limits import LARGE, LIMITS
+from dff.aligner.service.http.limits import LARGE, LIMITS
 from dff.aligner.service.ray_serve import REQUEST_TIMEOUT, parse_replicas
 from dff.commands.app import app
 from dff.face.render.gl import PACKAGES, PYRENDER

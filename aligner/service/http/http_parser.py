@@ -9,8 +9,8 @@ import h11
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from dff.aligner.service.limits import UploadLimits
-from dff.aligner.service.problems import MEDIA_TYPE, Problem
+from dff.aligner.service.http.limits import UploadLimits
+from dff.aligner.service.http.problems import MEDIA_TYPE, Problem
 
 HEADER_SECONDS = UploadLimits.header_seconds
 

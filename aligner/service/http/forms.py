@@ -12,8 +12,8 @@ from fastapi import UploadFile
 from pydantic import TypeAdapter, ValidationError
 
 from dff.aligner.image_checks import check_box
-from dff.aligner.service.limits import Limits
-from dff.aligner.service.problems import Problem
+from dff.aligner.service.http.limits import Limits
+from dff.aligner.service.http.problems import Problem
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
 from dff.infra.photos.images import UPLOADS, DecodedImage, decode_image, read_size

@@ -14,8 +14,8 @@ from typing import IO
 
 from starlette.types import Message, Receive
 
-from dff.aligner.service.limits import UploadLimits
-from dff.aligner.service.problems import RETRY_AFTER, Problem
+from dff.aligner.service.http.limits import UploadLimits
+from dff.aligner.service.http.problems import RETRY_AFTER, Problem
 
 PIECE = 1 << 20  # bytes that are handed on at a time
 CLOSE = {"Connection": "close"}  # the rest of the body stays unread

@@ -23,7 +23,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dff.aligner.service.problems import Problem
+from dff.aligner.service.http.problems import Problem
 
 MULTIPART = b"multipart/form-data"
 JSON = b"application/json"

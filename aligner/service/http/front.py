@@ -24,14 +24,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dff.aligner.service import metrics
-from dff.aligner.service.http_parser import use_timed_h11
-from dff.aligner.service.keys import GUARDED, is_allowed
-from dff.aligner.service.limits import UploadLimits
-from dff.aligner.service.measures import HEADER, Measures
-from dff.aligner.service.metrics import Metrics
-from dff.aligner.service.problems import MEDIA_TYPE, RETRY_AFTER, Problem
-from dff.aligner.service.uploads import CLOSE, Disconnected, Upload, Uploads, refuse_size
+from dff.aligner.service.http import metrics
+from dff.aligner.service.http.http_parser import use_timed_h11
+from dff.aligner.service.http.keys import GUARDED, is_allowed
+from dff.aligner.service.http.limits import UploadLimits
+from dff.aligner.service.http.measures import HEADER, Measures
+from dff.aligner.service.http.metrics import Metrics
+from dff.aligner.service.http.problems import MEDIA_TYPE, RETRY_AFTER, Problem
+from dff.aligner.service.http.uploads import CLOSE, Disconnected, Upload, Uploads, refuse_size
 
 VARIABLE = "DFF_FRONT"  # environment variable with the configuration of Ray Serve's proxies
 SERVE_TIMEOUT = "x-request-timeout-seconds"  # header of Ray Serve: 0 for none
