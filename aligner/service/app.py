@@ -40,6 +40,8 @@ ROUTES = (align_routes, batch, person, match_routes, track_routes, models, healt
 """Modules with a ``router``. A new route is a module here and, if its requests are larger than one
 photo, a line in ``limits.LARGE_BODIES``."""
 
+COMPRESSED = 8 << 10  # bytes from which on an answer is compressed: those of two faces
+
 
 class AlignerApp(FastAPI):
     """A FastAPI application behind a ``Front``, or without one if a proxy has it."""
@@ -120,7 +122,7 @@ def create_app(
     )
     app.state.service, app.state.services = service, services
     add_problem_handlers(app)
-    app.add_middleware(GZipMiddleware, minimum_size=2048, compresslevel=4)
+    app.add_middleware(GZipMiddleware, minimum_size=COMPRESSED, compresslevel=4)
     app.add_middleware(HeadAndOptions)
     app.add_middleware(TellMeasures)
     for routes in ROUTES:

@@ -24,6 +24,7 @@ from dff.aligner.service.routes.dependencies import (
     Mesh,
     Service,
     Slowdown,
+    Trace,
 )
 from dff.aligner.service.schema import ALIGN_RESPONSES, GLB, GLB_RESPONSES, PNG, AlignAnswer
 from dff.aligner.texture import texture_face
@@ -31,6 +32,7 @@ from dff.face.arrays import Bytes
 from dff.face.model.morphable import MorphableModel
 
 router = APIRouter(prefix="/v1", tags=["align"], route_class=FormRoute)
+SHORT = 2  # faces of an answer that is written at once
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ async def align(
     photo: Photo,
     describe: DescribeFace,
     mesh: Mesh = False,
+    trace: Trace = False,
 ) -> Response:
     """Every face of a photo: 68 landmarks in 2D and 3D, pose, visibility, confidence, 3D shape.
 
@@ -125,7 +128,8 @@ async def align(
             triangles=service.triangles if mesh else None,
         )
 
-    return await respond(build)
+    short = len(result.faces) <= SHORT and not (mesh or trace)
+    return await respond(build, short=short)
 
 
 @router.post("/align.glb", responses=GLB_RESPONSES, response_class=Response)

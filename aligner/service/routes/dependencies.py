@@ -102,6 +102,8 @@ Mesh = Annotated[
     bool, Query(description="also the meshes in pixels, and the triangles of the face model")
 ]
 
+Trace = Annotated[bool, Query(description="also the state after each iteration")]
+
 
 async def get_describe(
     service: Service,
@@ -114,7 +116,7 @@ async def get_describe(
             examples=["wflw98,irises"],
         ),
     ] = None,
-    trace: Annotated[bool, Query(description="also the state after each iteration")] = False,
+    trace: Trace = False,
 ) -> Describe:
     """How faces are answered. Raises Problem ``bad-request``."""
     try:

@@ -92,7 +92,7 @@ def test_fields_that_the_schema_lacks_are_refused(told: dict[str, Any]) -> None:
         FaceAnswer.model_validate(told | {"age": 30})
 
 
-def test_answers_are_built_and_written_in_a_thread() -> None:
+def test_long_answers_are_built_and_written_in_a_thread() -> None:
     here: list[int] = []
 
     def build() -> BaseModel:
@@ -103,6 +103,9 @@ def test_answers_are_built_and_written_in_a_thread() -> None:
     assert bytes(response.body).startswith(b'{"faces":[],')
     assert response.headers["content-type"] == "application/json"
     assert here != [threading.get_ident()]
+    short = asyncio.run(respond(build, short=True))
+    assert short.body == response.body
+    assert here[1] == threading.get_ident()
 
 
 def test_no_call_of_the_encoder_writes_more_than_a_face(
