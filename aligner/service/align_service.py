@@ -328,7 +328,8 @@ class AlignService:
             most = self.limits.person_pixels / 1e6
             raise Problem(
                 "too-many-pixels",
-                f"the photos of one person may have at most {most:.0f} megapixels together",
+                f"the photos of one person may have at most {most:.0f} megapixels together: "
+                "shrink them, or send fewer",
             )
 
     async def _align_person(self, held: dict[int, tuple[Bytes, Box | None]]) -> PersonAlignment:

@@ -137,7 +137,11 @@ async def _parse_form(request: Request, names: FieldNames) -> FormData:
     if kind != MULTIPART:
         return FormData()
     if b"boundary" not in options:
-        raise Problem("bad-form", "the header Content-Type names no boundary of the form's parts")
+        raise Problem(
+            "bad-form",
+            "the header Content-Type names no boundary of the form's parts: let your HTTP "
+            "library write it",
+        )
     try:
         return await _FormParser(request.headers, request.stream(), names.files).parse()
     except (MultiPartException, FormParserError) as error:
@@ -163,9 +167,11 @@ async def _parse_json(body: bytes, names: FieldNames) -> FormData:
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Problem("bad-request", f"the body is no JSON: {error}") from error
+        raise Problem(
+            "bad-request", f"the body is not JSON, as its Content-Type says: {error}"
+        ) from error
     if not isinstance(fields, dict):
-        raise Problem("bad-request", f"the body is no JSON object: {names.describe()}")
+        raise Problem("bad-request", f"the body is not a JSON object: {names.describe()}")
     items: Items = []
     for name, value in fields.items():
         if name in names.files:
@@ -182,7 +188,9 @@ def _decode_base64(name: str, value: Any) -> bytes:
     try:
         return base64.b64decode(value, validate=True)
     except (ValueError, TypeError) as error:
-        raise Problem("bad-request", f"{name} is not the base64 of a file") from error
+        raise Problem(
+            "bad-request", f"{name} is not base64: encode the bytes of the file"
+        ) from error
 
 
 async def _to_file(data: bytes) -> UploadFile:
@@ -208,11 +216,11 @@ def _check_names(sent: Items, asked: Items, names: FieldNames) -> None:
             raise Problem("bad-request", f"{shown}: {names.describe()}")
     for name, _ in asked:
         if name in names.files:
-            raise Problem("bad-request", f"{name} is a file in the form, not in the query")
+            raise Problem("bad-request", f"{name} is a file: send it in the form, not in the query")
     times = Counter(name for name, _ in [*sent, *asked] if name not in names.files)
     for name, count in times.items():
         if count > 1:
-            raise Problem("bad-request", f"{name} is given {count} times")
+            raise Problem("bad-request", f"{name} is given {count} times: give it once")
     uploaded = {name for name, value in sent if isinstance(value, UploadFile)}
     for name in names.files:
         if name not in uploaded:
@@ -227,8 +235,10 @@ async def _read_text(name: str, value: str | UploadFile) -> str:
     if isinstance(value, str):
         return value
     if value.size is not None and value.size > TEXT:
-        raise Problem("too-large", f"{name} may have at most {TEXT} bytes")
+        raise Problem(
+            "too-large", f"the field {name} may have at most {TEXT} bytes: send fewer entries"
+        )
     try:
         return (await value.read()).decode()
     except UnicodeDecodeError as error:
-        raise Problem("bad-request", f"{name} is not UTF-8 text") from error
+        raise Problem("bad-request", f"the field {name} is not text: encode it as UTF-8") from error

@@ -44,13 +44,13 @@ class JsonField(Generic[T]):
 def _explain(name: str, error: Mapping[str, Any]) -> str:
     """What is wrong with the content of the field ``name``."""
     if error["type"] == "json_invalid":
-        return "this is no JSON"
+        return "this is not JSON"
     missing = error["type"] == "missing"
     place = [step for step in error["loc"] if isinstance(step, int)]
     where = name + "".join(f"[{number}]" for number in (place[:-1] if missing else place))
     if error["type"] == "too_long":
         return f"{where} has too many entries"
-    return f"{where} has too few entries" if missing else f"{where} is something else"
+    return f"{where} has too few entries" if missing else f"{where} has another type"
 
 
 # null, for a photo or for all: faces are detected
@@ -102,7 +102,9 @@ async def read_upload(image: UploadFile, limits: Limits) -> DecodedImage:
 
 async def _read(image: UploadFile, limits: Limits) -> bytes:
     if image.size is not None and image.size > limits.body:
-        raise Problem("too-large", f"a photo may have at most {limits.body} bytes")
+        raise Problem(
+            "too-large", f"a photo may have at most {limits.body} bytes: send a smaller file"
+        )
     await image.seek(0)
     return await image.read()
 
@@ -116,13 +118,18 @@ def parse_boxes_of_each(
     """
     if photos > limits.photos:
         raise Problem(
-            "too-many-images", f"{photos} images; a request may have at most {limits.photos}"
+            "too-many-images",
+            f"a request may have at most {limits.photos} images, not {photos}: send several "
+            "requests",
         )
     boxes = None if text is None else form.parse("boxes", text)
     if boxes is None:
         return [None] * photos
     if len(boxes) != photos:
-        raise Problem("bad-boxes", f"boxes for {len(boxes)} images, but {photos} images")
+        raise Problem(
+            "bad-boxes",
+            f"boxes has {len(boxes)} entries for {photos} images: give one for each image, or null",
+        )
     return [*boxes]
 
 
@@ -142,4 +149,7 @@ def to_boxes(corners: Sequence[BoxCorners], pixels: Bytes, *, name: str = "boxes
 def check_count(boxes: int, limits: Limits) -> None:
     """Raises Problem ``bad-boxes`` for more boxes than a request may have."""
     if boxes > limits.boxes:
-        raise Problem("bad-boxes", f"{boxes} boxes; a request may have at most {limits.boxes}")
+        raise Problem(
+            "bad-boxes",
+            f"a request may have at most {limits.boxes} boxes, not {boxes}: send several requests",
+        )

@@ -29,60 +29,87 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[str, Kind] = {
-    "empty": Kind(422, "Empty image", "The file in the form has no bytes."),
+    "empty": Kind(422, "Empty image", "The file has no bytes: send a photo."),
     "not-an-image": Kind(
         415,
         "Unsupported image format",
-        "JPEG, PNG and WebP are supported. The content counts, not the file's name.",
+        "Send a JPEG, PNG or WebP file: its content is decisive, not its name.",
     ),
     "damaged": Kind(
-        422, "Damaged image", "The file begins like an image but is truncated or can't be decoded."
+        422,
+        "Damaged image",
+        "The file begins like an image but cannot be decoded: save it again and send it.",
     ),
-    "animated": Kind(422, "Animated image", "Send one frame as a still image."),
+    "animated": Kind(
+        422, "Animated image", "The file has several frames: send one of them as a still image."
+    ),
     "too-many-pixels": Kind(
-        413, "Too many pixels", "The size is checked before decoding. Send a smaller image."
+        413, "Too many pixels", "The photo has more pixels than the server accepts: shrink it."
     ),
     "too-large": Kind(
-        413, "Request too large", "Bytes are counted as they arrive. Send a smaller file."
+        413,
+        "Request too large",
+        "The request has more bytes than the server accepts: send smaller or fewer files.",
     ),
-    "too-many-images": Kind(413, "Too many images in one request", "Send several requests."),
-    "unusable-image": Kind(422, "Image too small", "The image is too small to hold a face."),
+    "too-many-images": Kind(
+        413,
+        "Too many images in one request",
+        "The request has more photos than the server accepts: send several requests.",
+    ),
+    "unusable-image": Kind(
+        422, "Image too small", "The photo is too small to hold a face: send a larger one."
+    ),
     "bad-boxes": Kind(
         422,
         "Invalid boxes",
-        "`boxes` is JSON. /v1/align takes a list of [x0, y0, x1, y1] in pixels with x0 < x1 and "
-        "y0 < y1, each overlapping the image. /v1/align/batch takes such a list for each image, "
-        "/v1/align/person one box for each image; null means that faces are detected.",
+        "The field `boxes` is JSON: for /v1/align a list of [x0, y0, x1, y1] in pixels, with "
+        "x0 < x1 and y0 < y1, each of which overlaps the image; for /v1/align/batch such a list "
+        "for each image; for /v1/align/person one box for each image. With null, faces are "
+        "detected.",
     ),
     "bad-request": Kind(
-        422, "Invalid request", "See /openapi.json for the fields and parameters of each request."
+        422, "Invalid request", "/openapi.json lists the fields and parameters of each request."
     ),
     "bad-form": Kind(
         400,
         "Malformed form",
-        "The body can't be parsed. Let your HTTP library make the form and its Content-Type.",
+        "The body cannot be parsed: let your HTTP library make the form and its Content-Type.",
     ),
     "no-face": Kind(
-        422, "No face found", "Send a box around the face in `boxes`, or another photo."
+        422,
+        "No face found",
+        "The photo shows no face that was found: send a box around it in `boxes`, or another "
+        "photo.",
     ),
-    "no-model": Kind(404, "No such model", "`/v1/models` and `/v2/models/aligner` exist."),
+    "no-model": Kind(404, "No such model", "The server has one model: `/v2/models/aligner`."),
     "unauthorized": Kind(
         401,
         "API key missing or wrong",
         "Send a key in the header `Authorization: Bearer KEY` or `X-API-Key`.",
     ),
     "too-slow": Kind(
-        408, "Request too slow", "The bytes of the request came too slowly. Send it again."
+        408, "Request too slow", "The bytes of the request arrived too slowly: send it again."
     ),
     "deadline": Kind(
         503,
         "Not in time",
-        "There is too much to do to answer within the deadline. Try again after the seconds in "
-        "Retry-After, or allow more of them in the header `Deadline`.",
+        "The server has too much work to answer in time: try again after the seconds in the "
+        "header `Retry-After`, or allow more seconds in the header `Deadline`.",
     ),
-    "not-ready": Kind(503, "Warming up", "Try again in a few seconds."),
-    "busy": Kind(503, "Too many requests", "Try again after the seconds in Retry-After."),
-    "internal": Kind(500, "Internal error", "Report the request id to the operator."),
+    "not-ready": Kind(
+        503, "Warming up", "The server is loading its weights: try again in some seconds."
+    ),
+    "busy": Kind(
+        503,
+        "Too many requests",
+        "The server holds as many requests as it can: try again after the seconds in the header "
+        "`Retry-After`.",
+    ),
+    "internal": Kind(
+        500,
+        "Internal error",
+        "The server failed: tell its operator the `request_id`, by which its log names the cause.",
+    ),
 }
 
 

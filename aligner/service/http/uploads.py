@@ -134,4 +134,8 @@ class Uploads:
 
 def refuse_size(limit: int) -> Problem:
     """The answer to a body over the limit, of which the rest is not read."""
-    return Problem("too-large", f"a request may have at most {limit} bytes here", CLOSE)
+    return Problem(
+        "too-large",
+        f"a request to this path may have at most {limit} bytes: send smaller or fewer files",
+        CLOSE,
+    )

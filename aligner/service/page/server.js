@@ -18,7 +18,7 @@ export async function send(path, fields, signal) {
   }
   let response;
   try {
-    response = await fetch(path, { method: "POST", body: form, signal, headers: key ? { "X-API-Key": key } : {} });
+    response = await fetch(path, { method: "POST", body: form, signal, headers: { Deadline: "60", ...(key ? { "X-API-Key": key } : {}) } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw { title: "The server can't be reached", detail: "Check the connection and try again." };
@@ -30,7 +30,7 @@ export async function send(path, fields, signal) {
   throw {
     kind: (problem.type || "").split("/").pop(),
     title: problem.title || `The server answered ${response.status}`,
-    detail: (problem.detail || "") + (wait ? ` Try again in ${wait} seconds.` : ""),
+    detail: wait ? `Try again in ${wait} seconds.` : problem.detail || "",
   };
 }
 

@@ -152,7 +152,9 @@ def draw_png(model: MorphableModel, faces: Sequence[Alignment], image: Bytes) ->
 def choose_face(faces: Sequence[Alignment], number: int) -> Alignment:
     """The face of that number. Raises Problem ``no-face``."""
     if number >= len(faces):
-        raise Problem("no-face", f"there is no face {number}: {len(faces)} found, counted from 0")
+        raise Problem(
+            "no-face", f"there is no face {number}: the photo has {len(faces)}, counted from 0"
+        )
     return faces[number]
 
 

@@ -82,7 +82,7 @@ async def server_ready(service: Service) -> Ready:
 async def describe_model(name: str) -> ModelMetadata:
     """Names and shapes of what `/v1/align` takes and answers for each face."""
     if name != NAME:
-        raise Problem("no-model", f"there is no model {name[:40]!r}: this one is {NAME!r}")
+        raise Problem("no-model", f"there is no model {name[:40]!r}: the server's is {NAME!r}")
     outputs = {
         "box": [-1, 4],
         "landmarks_2d": [-1, 68, 2],

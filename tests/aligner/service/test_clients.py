@@ -213,9 +213,12 @@ def test_a_body_that_is_no_form_is_a_problem_that_does_not_repeat_it(
 
 
 def test_a_field_that_is_given_twice_is_refused(client: TestClient) -> None:
-    assert refusal(client, "/v1/align?mesh=1", mesh="0") == "mesh is given 2 times"
-    assert refusal(client, "/v1/align?mesh=1&mesh=0") == "mesh is given 2 times"
-    assert refusal(client, "/v1/align", boxes=["null", "null"]) == "boxes is given 2 times"
+    assert refusal(client, "/v1/align?mesh=1", mesh="0") == "mesh is given 2 times: give it once"
+    assert refusal(client, "/v1/align?mesh=1&mesh=0") == "mesh is given 2 times: give it once"
+    assert (
+        refusal(client, "/v1/align", boxes=["null", "null"])
+        == "boxes is given 2 times: give it once"
+    )
 
 
 def test_a_missing_photo_is_named_with_the_way_out(client: TestClient) -> None:
@@ -230,7 +233,7 @@ def test_a_missing_photo_is_named_with_the_way_out(client: TestClient) -> None:
         assert answer.status_code == 422
         assert answer.json()["detail"].startswith(missing), answer.text
     address = client.post("/v1/align", params={"image": "https://example.org/a.jpg"})
-    assert address.json()["detail"] == "image is a file in the form, not in the query"
+    assert address.json()["detail"] == "image is a file: send it in the form, not in the query"
 
 
 def test_text_fields_must_be_text(client: TestClient) -> None:
@@ -263,11 +266,11 @@ def test_photos_may_come_as_json(client: TestClient) -> None:
     several = client.post("/v1/align/batch", json={"images": [text, text], "boxes": None})
     assert [len(photo["faces"]) for photo in several.json()["photos"]] == [1, 1]
     for body, told in (
-        ("nonsense", "the body is no JSON"),
-        ("[1]", "no JSON object: this route takes"),
-        ("[" * 100_000, "the body is no JSON"),
-        ('{"image": 5}', "image is not the base64 of a file"),
-        ('{"image": "*"}', "image is not the base64 of a file"),
+        ("nonsense", "the body is not JSON"),
+        ("[1]", "not a JSON object: this route takes"),
+        ("[" * 100_000, "the body is not JSON"),
+        ('{"image": 5}', "image is not base64: encode the bytes of the file"),
+        ('{"image": "*"}', "image is not base64: encode the bytes of the file"),
         ('{"image": "", "bocks": 1}', "unknown field 'bocks'"),
     ):
         answer = client.post(
@@ -354,7 +357,7 @@ def test_weights_side_by_side(toy_model: MorphableModel) -> None:
             "image",
             {"boxes": "1,2,3,4"},
             "bad-boxes",
-            "boxes must be JSON [[x0, y0, x1, y1], ...], a box for each face: this is no JSON",
+            "boxes must be JSON [[x0, y0, x1, y1], ...], a box for each face: this is not JSON",
         ),
         (
             "/v1/align/batch",
@@ -362,15 +365,15 @@ def test_weights_side_by_side(toy_model: MorphableModel) -> None:
             {"boxes": '[["a", 2, 3, 4]]'},
             "bad-boxes",
             "boxes must be JSON with null or [[x0, y0, x1, y1], ...] for each image: boxes[0][0] "
-            "is something else",
+            "has another type",
         ),
         (
             "/v1/align/person",
             "images",
             {"boxes": '{"a": 1}'},
             "bad-boxes",
-            "boxes must be JSON with null or [x0, y0, x1, y1] for each image: boxes is something "
-            "else",
+            "boxes must be JSON with null or [x0, y0, x1, y1] for each image: boxes has another "
+            "type",
         ),
         ("/v1/align", "image", {"mesh": "perhaps"}, "bad-request", "mesh must be 1 or 0"),
         ("/v1/align.glb", "image", {"face": "-1"}, "bad-request", "face must be at least 0"),
