@@ -26,7 +26,6 @@ from dff.commands.app import app, describe_error, main
 from dff.demo.photograph import write_photograph
 from dff.face.errors import BadPhoto
 from dff.infra.datasets.split import assign_split, default_group
-from dff.infra.mlflow.tracking import local_uri
 from dff.infra.networks import weights
 from dff.infra.photos.images import read_image
 from dff.infra.photos.landmark_files import format_pts, parse_pts
@@ -296,10 +295,10 @@ def test_fitted_landmark_offsets_are_stored_with_the_weights(tmp_path: Path) -> 
     assert measured.card == shipped.card
 
 
-def test_an_evaluation_is_logged_as_it_is_written(tmp_path: Path) -> None:
+def test_an_evaluation_is_logged_as_it_is_written(mlflow_uri: str, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     write_photograph(photos)
-    uri, figures = local_uri(tmp_path / "ml"), tmp_path / "figures.json"
+    figures = tmp_path / "figures.json"
     arguments = [
         "evaluate",
         "300w",
@@ -308,11 +307,11 @@ def test_an_evaluation_is_logged_as_it_is_written(tmp_path: Path) -> None:
         "--json",
         str(figures),
         "--tracking",
-        uri,
+        mlflow_uri,
     ]
     result = CliRunner().invoke(app, arguments, env=WIDE)
     assert result.exit_code == 0, result.output
-    client = MlflowClient(uri)
+    client = MlflowClient(mlflow_uri)
     experiment = client.get_experiment_by_name("dff-evaluation")
     assert experiment is not None
     (logged,) = client.search_runs([experiment.experiment_id])

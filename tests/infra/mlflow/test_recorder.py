@@ -19,6 +19,12 @@ import httpx
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.server.constants import (
+    ARTIFACT_ROOT_ENV_VAR,
+    ARTIFACTS_DESTINATION_ENV_VAR,
+    BACKEND_STORE_URI_ENV_VAR,
+    SERVE_ARTIFACTS_ENV_VAR,
+)
 
 from dff.face.arrays import Bytes
 from dff.infra.mlflow import tracking
@@ -117,16 +123,22 @@ def test_a_refused_record_does_not_hold_up_the_others(
 
 @contextlib.contextmanager
 def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A real server with its database in ``folder``."""
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination"]
+    """A real server with its database in ``folder``, without the command that starts it, which
+    imports as much.
+    """
     process = subprocess.Popen(
-        [*command, str(folder / "artifacts")],
+        [sys.executable, "-m", "uvicorn", "--port", str(port), "mlflow.server.fastapi_app:app"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        # its seven processes for jobs of other kinds
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        env=os.environ
+        | {
+            BACKEND_STORE_URI_ENV_VAR: f"sqlite:///{folder}/mlflow.db",
+            ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
+            ARTIFACTS_DESTINATION_ENV_VAR: str(folder / "artifacts"),
+            SERVE_ARTIFACTS_ENV_VAR: "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes for other jobs
+        },
     )
     try:
         deadline = time.monotonic() + 300
