@@ -5,9 +5,10 @@ of workers has a private Ray on this machine, whose processes have worked before
 All numbers are measured in one run; the efficiency is relative to the first. What is stored lies
 below the prefix and stays there.
 
-The CPU time of a view is told for the workers, for Ray's own processes and for the driver; where an
-S3 server runs on this machine, also for its processes (``--server PID,PID``). It says whether a
-second worker does any work twice, also where the machine is too small to run all of them at once.
+The CPU time of a view, and of an image of the training, is told for the workers, for Ray's own
+processes and for the driver; where an S3 server runs on this machine, also for its processes
+(``--server PID,PID``). It says whether a second worker does any work twice, also where the machine
+is too small to run all of them at once.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +39,6 @@ from dff.pipeline.synthesis import synthesize
 from dff.trainer.config import TrainConfig
 from dff.trainer.launch import train_on_ray
 
-FACES_PER_SHARD = 2
 PARTS = ("workers", "ray", "driver", "server")
 
 
@@ -72,6 +73,24 @@ class CpuClock:
             times = process.cpu_times()
             self._seen[process.pid] = part, times.user + times.system
 
+    @contextmanager
+    def watched(self) -> Iterator[list[tuple[float, Mapping[str, float]]]]:
+        """(time, seconds by part) of twice a second; the list grows until the block ends."""
+        seen: list[tuple[float, Mapping[str, float]]] = []
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.5):
+                seen.append((time.time(), self.read()))
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield seen
+        finally:
+            ended.set()
+            thread.join()
+
 
 @dataclass(frozen=True)
 class Synthesis:
@@ -82,6 +101,15 @@ class Synthesis:
     first: float  # seconds from the start of a Ray to the first stored shard's end
 
 
+@dataclass(frozen=True)
+class Training:
+    """What the second half of a training's steps took."""
+
+    rate: float  # images a second of all workers, median
+    waiting: float  # share of the time that workers wait for batches, median
+    cpu: Mapping[str, float]  # CPU milliseconds an image, by part
+
+
 def measure_synthesis(
     place: str,
     workers: int,
@@ -89,19 +117,20 @@ def measure_synthesis(
     identities: int,
     views: int,
     size: int,
+    shard_faces: int,
     endpoint_url: str | None,
     clock: CpuClock,
 ) -> Synthesis:
     """The synthesis of sampled faces, with all columns, by warm processes."""
 
-    def make(name: str, count: int) -> None:
+    def make(name: str, count: int, faces: int = 1) -> None:
         synthesize(
             None,
             f"{place}/{name}",
             identities=count,
             views=views,
             size=size,
-            shard_subjects=FACES_PER_SHARD,
+            shard_subjects=faces,
             workers=workers,
             endpoint_url=endpoint_url,
         )
@@ -110,9 +139,9 @@ def measure_synthesis(
     with connected(None, workers=workers):
         make(f"first-{workers}", 1)
         first = time.perf_counter() - begun
-        make(f"warm-{workers}", 2 * FACES_PER_SHARD * workers)
+        make(f"warm-{workers}", 4 * workers)
         before, start = clock.read(), time.perf_counter()
-        make(f"views-{workers}", identities)
+        make(f"views-{workers}", identities, shard_faces)
         took, after = time.perf_counter() - start, clock.read()
     count = identities * views
     cpu = {part: (after[part] - before[part]) / count * 1e3 for part in PARTS}
@@ -127,11 +156,9 @@ def measure_training(
     steps: int,
     size: int,
     endpoint_url: str | None,
-) -> tuple[float, float]:
-    """Images a second of all workers, and the share of the time that they wait for batches.
-
-    The median over the second half of the steps; checkpoints go to ``place``.
-    """
+    clock: CpuClock,
+) -> Training:
+    """A training whose checkpoints go to ``place``."""
     config = TrainConfig(
         steps=steps,
         batch=32,
@@ -144,29 +171,38 @@ def measure_training(
     )
     with tempfile.TemporaryDirectory() as folder:
         uri = tracking.local_uri(Path(folder))
-        launched = train_on_ray(
-            dataset,
-            Path(folder) / "weights.safetensors",
-            config=config,
-            name=f"workers-{workers}",
-            storage=place,
-            workers=workers,
-            cpus_per_worker=1,
-            endpoint_url=endpoint_url,
-            tracking_uri=uri,
-            cache=Path(folder) / "cache",
-        )
+        with clock.watched() as seen:
+            launched = train_on_ray(
+                dataset,
+                Path(folder) / "weights.safetensors",
+                config=config,
+                name=f"workers-{workers}",
+                storage=place,
+                workers=workers,
+                cpus_per_worker=1,
+                endpoint_url=endpoint_url,
+                tracking_uri=uri,
+                cache=Path(folder) / "cache",
+            )
         client = MlflowClient(uri)
-        found = [
-            [
-                point.value
-                for point in client.get_metric_history(launched.run_id, name)
-                if point.step > steps // 2
-            ]
+        history = {
+            name: [p for p in client.get_metric_history(launched.run_id, name) if p.step]
             for name in ("images_per_second", "wait_fraction")
-        ]
-    rate, waiting = (float(np.median(values)) for values in found)
-    return rate, waiting
+        }
+    later = {
+        name: [point for point in points if point.step > steps // 2]
+        for name, points in history.items()
+    }
+    rate, waiting = (float(np.median([p.value for p in points])) for points in later.values())
+    begun = [p for p in history["images_per_second"] if p.step <= steps // 2][-1]
+    ended = later["images_per_second"][-1]
+    before, after = (
+        min(seen, key=lambda one: abs(one[0] - point.timestamp / 1e3)) for point in (begun, ended)
+    )
+    # The two readings lie up to a quarter of a second beside the steps.
+    images = rate * (after[0] - before[0])
+    cpu = {part: (after[1][part] - before[1][part]) / images * 1e3 for part in PARTS}
+    return Training(rate, waiting, cpu)
 
 
 def main(
@@ -177,6 +213,7 @@ def main(
     identities: int = 48,
     views: int = 20,
     view_size: int = 192,
+    shard_faces: Annotated[int, typer.Option(help="Faces of a shard.", min=1)] = 2,
     steps: int = 64,
     size: int = 160,
 ) -> None:
@@ -193,6 +230,7 @@ def main(
             identities=identities,
             views=views,
             size=view_size,
+            shard_faces=shard_faces,
             endpoint_url=endpoint_url,
             clock=clock,
         )
@@ -214,14 +252,25 @@ def main(
     open_dataset(dataset, endpoint_url=endpoint_url).verify()
     trained = [
         measure_training(
-            dataset, f"{place}/runs", count, steps=steps, size=size, endpoint_url=endpoint_url
+            dataset,
+            f"{place}/runs",
+            count,
+            steps=steps,
+            size=size,
+            endpoint_url=endpoint_url,
+            clock=clock,
         )
         for count in counts
     ]
     table = Table("workers", "images/s", "efficiency", "waiting")
-    for count, (rate, waiting) in zip(counts, trained, strict=True):
-        efficiency = rate / trained[0][0] * counts[0] / count
-        table.add_row(str(count), f"{rate:.1f}", f"{efficiency:.2f}", f"{waiting:.0%}")
+    for part in PARTS:
+        table.add_column(f"CPU ms an image: {part}")
+    for count, run in zip(counts, trained, strict=True):
+        efficiency = run.rate / trained[0].rate * counts[0] / count
+        cells = [f"{run.cpu[part]:.1f}" for part in PARTS]
+        table.add_row(
+            str(count), f"{run.rate:.1f}", f"{efficiency:.2f}", f"{run.waiting:.0%}", *cells
+        )
     console.print(table)
 
 
