@@ -28,11 +28,13 @@ from dff.infra.datasets.dataset import open_dataset
 from dff.infra.mlflow import tracking
 from dff.infra.mlflow.recorder import RunRecorder
 from dff.infra.networks import weights
+from dff.infra.networks.weights_names import REGISTERED
 from dff.infra.redaction import hide_secrets
 from dff.infra.storage import WITH_CREDENTIALS, S3Access, open_storage
 from dff.infra.storage.arrow import open_filesystem
 from dff.trainer.config import RESUMABLE_CHANGES, TrainConfig, WorkerRange, to_dict
 from dff.trainer.data.datasets import load_common_model
+from dff.trainer.destination import Destination, check_destination, describe_destination
 from dff.trainer.events import Event, Follower
 from dff.trainer.meter import Figures
 from dff.trainer.process_group import NodeTorchConfig
@@ -57,8 +59,6 @@ with require_extra("train"):
 _log = logging.getLogger(__name__)
 
 EXPERIMENT = "dff-descriptor"
-REGISTERED_NAME = "dff-descriptor"
-ALIAS = "candidate"  # of the newest registered version
 START_WAIT = 25.0  # seconds without a started worker, after which the driver says what it waits for
 REMINDER = 300.0  # seconds until it says so again
 
@@ -67,7 +67,7 @@ REMINDER = 300.0  # seconds until it says so again
 class LaunchResult:
     """The outcome of a distributed run."""
 
-    weights: str  # file or address
+    weights: str  # file, s3://bucket/key, or models:/NAME/VERSION
     dev: Figures  # of held-out identities
     run_id: str
     version: int  # of the registered model
@@ -96,7 +96,7 @@ def train_on_ray(
     cache_bytes: int | None = None,
 ) -> LaunchResult:
     """Train on a Ray cluster (``address``) or a private local Ray, and write the weights file to
-    ``out``, a path or ``s3://bucket/key``.
+    ``out``, a path or ``s3://bucket/key``; or only register them, as ``models:/NAME[@ALIAS]``.
 
     ``dataset``: one, or several mixed by ``config.shares``. ``workers``: of a range as many train
     as there is room for at any time, and each step's batch is the same for any number of them.
@@ -120,7 +120,7 @@ def train_on_ray(
     shape = size_workers(
         config, count.most, local=address is None, cpus=cpus_per_worker, gpus=gpus_per_worker * gpu
     )
-    weights.check_destination(out, endpoint_url=endpoint_url)
+    to = check_destination(out, endpoint_url=endpoint_url)
     check_run_name(name)
     if gpu and address is None:
         check_gpus(count.least)
@@ -181,14 +181,19 @@ def train_on_ray(
                 check_shared(Path(storage), "--storage")
             with bar as shown, _followed(Follower(recorder, shown), shape) as events:
                 trained = _run_workers(job, events, scaling, running)
-        weights.rewrite(out, trained, endpoint_url=endpoint_url)
+        if to.file is not None:
+            weights.rewrite(to.file, trained, endpoint_url=endpoint_url)
         finished = True
     finally:
         recorder.close()
         if not finished:
             _finish_failed(run)
-    version = _register(run, trained, out, places)
-    return LaunchResult(str(out), trained.card["dev"], run.id, version)
+    there = (
+        describe_destination(to) if to.file is not None else f"the last step of {storage}/{name}"
+    )
+    version = _register(run, trained, to, places, there=there)
+    written = to.file or f"{REGISTERED}{to.name}/{version}"
+    return LaunchResult(written, trained.card["dev"], run.id, version)
 
 
 def size_workers(
@@ -209,7 +214,8 @@ def choose_tracking(out: Path | str, storage: str) -> str:
     """MLflow's file on this machine: beside the checkpoints, or the weights, or here."""
     if "://" not in storage:
         return tracking.local_uri(Path(storage))
-    return tracking.local_uri(Path("runs") if "://" in str(out) else Path(out).parent / "runs")
+    elsewhere = "://" in str(out) or str(out).startswith(REGISTERED)
+    return tracking.local_uri(Path("runs") if elsewhere else Path(out).parent / "runs")
 
 
 def _locate_storage(storage: Path | str) -> str:
@@ -227,11 +233,16 @@ def _finish_failed(run: tracking.Run) -> None:
 
 
 def _register(
-    run: tracking.Run, trained: weights.Weights, out: Path | str, datasets: Sequence[str]
+    run: tracking.Run,
+    trained: weights.Weights,
+    to: Destination,
+    datasets: Sequence[str],
+    *,
+    there: str,
 ) -> int:
     """Register the weights as a new version, note their datasets, and close the run.
 
-    Raises StorageError, which says that the weights are complete.
+    Raises StorageError, which says that the weights are complete ``there``.
     """
     card = trained.card
     tags = {name: str(card[name]) for name in ("model", "model_licence", "dataset")}
@@ -239,13 +250,13 @@ def _register(
         for place, fingerprint in zip(datasets, str(card["dataset"]).split(), strict=True):
             run.use_dataset(locate_dataset(place), digest=fingerprint)
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / Path(str(out)).name
+            file = Path(folder) / Path(to.file or f"{to.name}.safetensors").name
             weights.rewrite(file, trained)
-            version = run.register(file, name=REGISTERED_NAME, alias=ALIAS, tags=tags)
+            version = run.register(file, name=to.name, alias=to.alias, tags=tags)
         run.finish()
     except Exception as error:  # MLflow lets its database's and its server's own errors through
         raise StorageError(
-            f"the weights are complete in {hide_secrets(str(out))}, but MLflow at "
+            f"the weights are complete in {there}, but MLflow at "
             f"{hide_secrets(run.tracking_uri)} did not register them: "
             f"{str(error).partition(chr(10))[0]}"
         ) from error

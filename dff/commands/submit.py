@@ -17,7 +17,7 @@ from dff.commands.label import label
 from dff.commands.synthesize import synthesize
 from dff.commands.train import train
 from dff.face.extras import require_extra
-from dff.infra.networks.weights_names import NAMED, REGISTERED
+from dff.infra.networks.weights_names import NAMED, REGISTERED, name_weights
 
 INPUTS = frozenset(
     {"photos", "dataset", "folder", "model", "start", "weights", "labels", "cascade", "evaluate_on"}
@@ -118,7 +118,7 @@ def complete_arguments(
         from hashlib import sha256
 
         digest = sha256("\0".join(arguments).encode()).hexdigest()[: 2 * NAME_BYTES]
-        added += ["--resume", f"{Path(given['out']).stem}-{digest}"]
+        added += ["--resume", f"{name_weights(given['out'])}-{digest}"]
     return added
 
 

@@ -43,7 +43,13 @@ def train(
             "shares: A:0.7 B:0.3."
         ),
     ],
-    out: Annotated[str, typer.Option(help="The weights file to write, also s3://bucket/key.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="The weights file to write, also s3://bucket/key. models:/NAME or "
+            "models:/NAME@ALIAS only registers the weights in MLflow."
+        ),
+    ],
     model: Annotated[
         str | None,
         typer.Option(
@@ -201,12 +207,13 @@ def train(
         from dff.files.training import train_here
         from dff.infra.datasets.dataset import open_dataset
         from dff.infra.datasets.shard_filter import parse_filter
-        from dff.infra.networks import weights
+        from dff.infra.networks.weights_names import REGISTERED, name_weights
         from dff.infra.storage import S3Access
         from dff.presets import build_config, evaluate_weights, find_preset, make_dataset
         from dff.trainer.config import WorkerRange
         from dff.trainer.data.datasets import load_common_model
         from dff.trainer.data.shard_cache import choose_cache
+        from dff.trainer.destination import check_destination
         from dff.trainer.train import check_gpus
 
     span = None if workers == "0" else WorkerRange.parse(workers)
@@ -218,13 +225,13 @@ def train(
         raise typer.BadParameter("--preset makes one dataset: name one")
     if name and resume:
         raise typer.BadParameter("--resume names the run to continue: leave out --name")
-    run_name = resume or name or f"{Path(out).stem}-{secrets.token_hex(3)}"
+    run_name = resume or name or f"{name_weights(out)}-{secrets.token_hex(3)}"
     if storage is None:
         if "://" in out:
             raise typer.BadParameter(
                 f"--out {out} leaves no folder for checkpoints: add --storage s3://bucket/prefix"
             )
-        storage = str(Path(out).parent / "runs")
+        storage = "runs" if out.startswith(REGISTERED) else str(Path(out).parent / "runs")
     if span is None and ("://" in storage or address):
         raise typer.BadParameter("--workers 0 trains in this process, with checkpoints in a folder")
     if span is None and (tracking or cpus_per_worker):
@@ -232,7 +239,17 @@ def train(
             "--workers 0 trains without Ray and MLflow: take --workers 1, or leave out --tracking "
             "and --cpus-per-worker"
         )
-    weights.check_destination(out, endpoint_url=endpoint_url)
+    to = check_destination(out, endpoint_url=endpoint_url)
+    if span is None and to.file is None:
+        raise typer.BadParameter(
+            f"--workers 0 trains without MLflow, so it can't register {out}: take --workers 1, or "
+            "name a file"
+        )
+    if to.file is None and tracking is None and ("://" in storage or address):
+        raise typer.BadParameter(
+            f"--out {out} keeps the weights in MLflow alone, so a training on a cluster must say "
+            "where that is: add --tracking http://host:5000"
+        )
     if gpu and address is None:
         check_gpus(span.least if span else 1)
     for photos_folder in evaluate_on or []:
@@ -311,15 +328,21 @@ def train(
                 cache=cache,
                 cache_bytes=cache_bytes,
             )
-        figures = launched.dev
+        figures, out = launched.dev, launched.weights
         typer.echo(f"MLflow run {launched.run_id}, registered as version {launched.version}")
     echo_figures({figure: f"{value:.3f}" for figure, value in figures.items()})
+    elsewhere = "://" in out or out.startswith(REGISTERED)
+    measured: Path | str = out
+    if evaluate_on and out.startswith(REGISTERED):
+        from dff.infra.mlflow.tracking import registered_weights
+
+        measured = registered_weights(out, tracking_uri=tracking)
     for folder, summary in evaluate_weights(
-        out, evaluate_on or [], endpoint_url=endpoint_url
+        measured, evaluate_on or [], endpoint_url=endpoint_url
     ).items():
         typer.echo(folder)
         echo_figures(summary)
-    typer.echo(f"weights: {out if '://' in out else Path(out).resolve()}")
+    typer.echo(f"weights: {out if elsewhere else Path(out).resolve()}")
 
 
 def _read_sizes(text: str) -> tuple[int, ...]:

@@ -34,3 +34,11 @@ def everywhere(path: Path | str) -> str:
         if text in NAMED or text.startswith((REGISTERED, BUCKET))
         else os.path.normpath(Path(path).absolute())
     )
+
+
+def name_weights(address: Path | str) -> str:
+    """A short name: the stem of a file, or the name of a registered model."""
+    text = str(address)
+    if text.startswith(REGISTERED):
+        return text.removeprefix(REGISTERED).partition("@")[0]
+    return Path(text).stem

@@ -39,8 +39,9 @@ from dff.infra.networks import weights
 from dff.infra.storage import open_storage
 from dff.trainer import launch
 from dff.trainer.config import TrainConfig, WorkerRange
+from dff.trainer.destination import ALIAS, NAME
 from dff.trainer.events import Drawn, Follower, Measured, Started
-from dff.trainer.launch import ALIAS, REGISTERED_NAME, LaunchResult, build_job, train_on_ray
+from dff.trainer.launch import LaunchResult, build_job, train_on_ray
 from dff.trainer.meter import Figures
 from dff.trainer.train import TrainingCallbacks, train
 from dff.trainer.worker import PreemptionNotice
@@ -192,7 +193,7 @@ def test_two_workers_train_as_one_process_does(
     assert [f.path for f in client.list_artifacts(two.run_id, "pictures")] == [
         "pictures/match-0000006.png"
     ]
-    version = client.get_model_version_by_alias(REGISTERED_NAME, ALIAS)
+    version = client.get_model_version_by_alias(NAME, ALIAS)
     assert (version.run_id, version.version) == (two.run_id, two.version)
     assert weights.load(undisturbed.out, model=open_head).card["steps"] == 6
 
@@ -314,9 +315,12 @@ dff.trainer.launch.train_on_ray(*places, **options)
 def test_after_its_driver_was_killed_a_training_resumes(
     dataset: Dataset, mlflow_database: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    """Killed at step 5, on a cluster that stays; the same command goes on from step 4."""
+    """Killed at step 5, on a cluster that stays; the same command goes on from step 4.
+
+    The weights go to MLflow's registry alone.
+    """
     shutil.copy(mlflow_database, tmp_path)
-    out = tmp_path / "w.safetensors"
+    out = "models:/ours@staging"
     options = ARGUMENTS | {"storage": tmp_path, "resume": True, "progress": False}
     address = ray.get_runtime_context().gcs_address
     command = pickle.dumps(((dataset.storage.uri, out), options | {"address": address})).hex()
@@ -335,7 +339,9 @@ def test_after_its_driver_was_killed_a_training_resumes(
     got = losses(tmp_path, resumed.run_id)
     assert got[-2:] == wanted[4:], "not from step 4 on"
     assert set(got) <= set(wanted)
-    first, second = weights.load(undisturbed.out), weights.load(out)
+    assert resumed.weights == "models:/ours/1"
+    file = tracking.registered_weights(out, tracking_uri=tracking.local_uri(tmp_path))
+    first, second = weights.load(undisturbed.out), weights.load(file)
     there = second.net.state_dict()
     assert all(torch.equal(value, there[name]) for name, value in first.net.state_dict().items())
 
