@@ -39,6 +39,7 @@ from dff.pipeline.synthesis import synthesize
 from dff.trainer.config import TrainConfig
 from dff.trainer.launch import train_on_ray
 
+WARM_FACES = 24  # for each worker: all have started before the first is through with them
 PARTS = ("workers", "ray", "driver", "server")
 
 
@@ -139,7 +140,7 @@ def measure_synthesis(
     with connected(None, workers=workers):
         make(f"first-{workers}", 1)
         first = time.perf_counter() - begun
-        make(f"warm-{workers}", 4 * workers)
+        make(f"warm-{workers}", WARM_FACES * workers)
         before, start = clock.read(), time.perf_counter()
         make(f"views-{workers}", identities, shard_faces)
         took, after = time.perf_counter() - start, clock.read()

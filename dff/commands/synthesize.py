@@ -187,7 +187,13 @@ def _track(
 
     name = f"plan-{manifest.plan[:12]}"
     run = tracking.start(
-        uri, experiment="dff-synthesis", name=name, params=params, resume=True, may_change=params
+        uri,
+        experiment="dff-synthesis",
+        name=name,
+        params=params,
+        resume=True,
+        may_change=params,
+        begun=time.time() - seconds,
     )
     run.metrics(
         0,

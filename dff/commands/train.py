@@ -20,6 +20,7 @@ from dff.commands.options import (
     parse_bytes,
     split_share,
 )
+from dff.face.errors import BadPlace
 from dff.face.extras import require_extra
 
 
@@ -241,12 +242,12 @@ def train(
         )
     to = check_destination(out, endpoint_url=endpoint_url)
     if span is None and to.file is None:
-        raise typer.BadParameter(
+        raise BadPlace(
             f"--workers 0 trains without MLflow, so it can't register {out}: take --workers 1, or "
             "name a file"
         )
     if to.file is None and tracking is None and ("://" in storage or address):
-        raise typer.BadParameter(
+        raise BadPlace(
             f"--out {out} keeps the weights in MLflow alone, so a training on a cluster must say "
             "where that is: add --tracking http://host:5000"
         )

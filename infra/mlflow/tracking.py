@@ -244,9 +244,11 @@ def start(
     artifacts: Path | None = None,
     resume: bool = False,
     may_change: Collection[str] = (),
+    begun: float | None = None,
 ) -> Run:
     """Begin a run of an experiment; with ``resume`` continue the newest one of that name.
 
+    ``begun``: seconds since 1970 at which its work began, by default now.
     ``artifacts``: folder for the experiment's files when it is new; without it the server decides,
     and files of a local SQLite database lie beside it. Raises StorageError when there is no MLflow
     at ``tracking_uri``, ValueError when a continued run has other values of the same ``params``,
@@ -270,7 +272,12 @@ def start(
     flat = {key: hide_secrets(str(v))[:PARAM_LENGTH] for key, v in flattened(params).items()}
     run = _find_run(client, experiment_id, name) if resume else None
     if run is None:
-        run = client.create_run(experiment_id, run_name=name, tags=describe_code())
+        run = client.create_run(
+            experiment_id,
+            start_time=None if begun is None else int(begun * 1000),
+            run_name=name,
+            tags=describe_code(),
+        )
         listed = [Param(key, value) for key, value in flat.items()]
         for first in range(0, len(listed), PARAM_BATCH):
             client.log_batch(run.info.run_id, params=listed[first : first + PARAM_BATCH])

@@ -255,6 +255,8 @@ def test_synthesize_then_inspect(mlflow_uri: str, tmp_path: Path) -> None:
     (kept,) = client.search_runs([experiment.experiment_id])
     assert kept.data.metrics["rows"] == 6
     assert kept.data.params["identities"] == "2"
+    lasted = (kept.info.end_time - kept.info.start_time) / 1e3
+    assert lasted >= kept.data.metrics["seconds"] - 0.01
     pictures = [found.path for found in client.list_artifacts(kept.info.run_id, "pictures")]
     assert pictures == ["pictures/views.png"]
     code, out, err = run_command("status", str(target), "--picture", str(tmp_path / "views.jpg"))
