@@ -46,7 +46,7 @@ def parse_destination(out: Path | str) -> Destination:
     return Destination(None, name, alias)
 
 
-def check_destination(out: Path | str, *, endpoint_url: str | None = None) -> Destination:
+def resolve_destination(out: Path | str, *, endpoint_url: str | None = None) -> Destination:
     """Where ``out`` is. Raises StorageError if no weights could be written there."""
     to = parse_destination(out)
     if to.file is not None:

@@ -34,7 +34,7 @@ from dff.infra.storage import WITH_CREDENTIALS, S3Access, open_storage
 from dff.infra.storage.arrow import open_filesystem
 from dff.trainer.config import RESUMABLE_CHANGES, TrainConfig, WorkerRange, to_dict
 from dff.trainer.data.datasets import load_common_model
-from dff.trainer.destination import Destination, check_destination, describe_destination
+from dff.trainer.destination import Destination, describe_destination, resolve_destination
 from dff.trainer.events import Event, Follower
 from dff.trainer.meter import Figures
 from dff.trainer.process_group import NodeTorchConfig
@@ -120,7 +120,7 @@ def train_on_ray(
     shape = size_workers(
         config, count.most, local=address is None, cpus=cpus_per_worker, gpus=gpus_per_worker * gpu
     )
-    to = check_destination(out, endpoint_url=endpoint_url)
+    to = resolve_destination(out, endpoint_url=endpoint_url)
     check_run_name(name)
     if gpu and address is None:
         check_gpus(count.least)

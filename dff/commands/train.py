@@ -214,7 +214,7 @@ def train(
         from dff.trainer.config import WorkerRange
         from dff.trainer.data.datasets import load_common_model
         from dff.trainer.data.shard_cache import choose_cache
-        from dff.trainer.destination import check_destination
+        from dff.trainer.destination import resolve_destination
         from dff.trainer.train import check_gpus
 
     span = None if workers == "0" else WorkerRange.parse(workers)
@@ -240,7 +240,7 @@ def train(
             "--workers 0 trains without Ray and MLflow: take --workers 1, or leave out --tracking "
             "and --cpus-per-worker"
         )
-    to = check_destination(out, endpoint_url=endpoint_url)
+    to = resolve_destination(out, endpoint_url=endpoint_url)
     if span is None and to.file is None:
         raise BadPlace(
             f"--workers 0 trains without MLflow, so it can't register {out}: take --workers 1, or "

@@ -8,7 +8,7 @@ import pytest
 
 from dff.face.errors import BadPlace, StorageError
 from dff.infra.networks.weights_names import name_weights
-from dff.trainer.destination import ALIAS, NAME, Destination, check_destination, parse_destination
+from dff.trainer.destination import ALIAS, NAME, Destination, parse_destination, resolve_destination
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,9 @@ def test_a_destination_is_a_file_or_a_registered_model(out: str, destination: De
 )
 def test_a_version_that_mlflow_would_refuse_is_refused_before_the_training(out: str) -> None:
     with pytest.raises(BadPlace, match="say models:/NAME or models:/NAME@ALIAS"):
-        check_destination(out)
+        resolve_destination(out)
 
 
 def test_a_folder_is_no_destination(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="is a folder"):
-        check_destination(tmp_path)
+        resolve_destination(tmp_path)
