@@ -470,7 +470,7 @@ class Aligner:
         averaged: Sequence[tuple[Fitter, FaceFit]] = (),
     ) -> Steps[list[Alignment]]:
         """``_align`` as a generator, which yields after each pass."""
-        reporter = self._reporter(fitter.fit_model)
+        reporter = self.reporter(fitter.fit_model)
         traces: list[list[Iteration]] = [[] for _ in boxes]
         fit = start
         for done in fit_passes(fitter, images, start):
@@ -483,7 +483,7 @@ class Aligner:
             fit = average_fits(fitter.fit_model, fit, others)
         return reporter.report(fit, boxes, traces)
 
-    def _reporter(self, fit_model: FitModel) -> Reporter:
+    def reporter(self, fit_model: FitModel) -> Reporter:
         return Reporter(
             fit_model,
             self.calibration,

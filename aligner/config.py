@@ -298,6 +298,36 @@ class CentreDetectorConfig:
 
 
 @dataclass(frozen=True)
+class FollowingConfig:
+    """How a tracked face is followed between the frames in which it is aligned in full.
+
+    Raises ValueError for settings that make no sense.
+    """
+
+    interval: float = 0.0  # seconds after which a face is aligned in full; 0: in every frame
+    # side of the small crops, over ``AlignConfig.crop``, in whole multiples of 32 pixels
+    crop: float = 0.6
+    pixels: int = 200  # of them that are matched
+    expressions: int = 24  # latent directions of expression
+    correspondences: tuple[CorrespondenceConfig, ...] = (
+        CorrespondenceConfig(0.08, (0.03, 0.03)),
+        CorrespondenceConfig(0.08, (0.03, 0.03)),
+    )
+    first_fits: int = 2  # passes in the small crop of a keyframe, of all latent directions
+    # sooner than after the interval: where the head has turned by so many degrees or its size has
+    # changed by this factor since the last full alignment, or where the share of pixels that agree
+    # with the fit falls below this part of what it was
+    turned: float = 12.0
+    grown: float = 1.2
+    least_agreement: float = 0.85
+
+    def __post_init__(self) -> None:
+        counts = (self.pixels, self.expressions, self.first_fits)
+        if min(counts) < 1 or self.crop <= 0:
+            raise ValueError(f"FollowingConfig wants positive counts: {self}")
+
+
+@dataclass(frozen=True)
 class AlignConfig:
     """How faces are aligned. Raises ValueError for settings that make no sense."""
 
@@ -305,7 +335,8 @@ class AlignConfig:
     # other sides of crops, over ``crop``, in whole multiples of 32 pixels, whose fits are averaged
     # with that of ``crop``
     averaged_crops: tuple[float, ...] = ()
-    # side of the crops of followed faces, over ``crop``, in whole multiples of 32 pixels
+    # side of the crops in which followed faces are aligned in full, over ``crop``, in whole
+    # multiples of 32 pixels
     followed_crop: float = 1.0
     margin: float = FRAMING  # side of the first crop over the longer side of the landmark box
     # the same of later passes, which know better where the landmarks are and want them large
@@ -336,6 +367,7 @@ class AlignConfig:
     silhouette: SilhouetteConfig = field(default_factory=SilhouetteConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     mouth: MouthConfig = field(default_factory=MouthConfig)
+    following: FollowingConfig = field(default_factory=FollowingConfig)
     multi_image: MultiImageConfig = field(default_factory=MultiImageConfig)
     photometric: PhotometricFitConfig = field(default_factory=PhotometricFitConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
@@ -357,6 +389,7 @@ class AlignConfig:
                 passes=1,
                 refine_at_once=True,
                 followed_crop=0.8,
+                following=FollowingConfig(interval=0.4, crop=0.6),
                 reduced_precision=True,
                 visibility=VisibilityConfig(kept_motion=0.02),
                 quarter_turns=False,
@@ -379,6 +412,7 @@ class AlignConfig:
             crop=crop,
             passes=2,
             refine_at_once=True,
+            following=FollowingConfig(interval=0.4, crop=0.8),
             reduced_precision=True,
             visibility=VisibilityConfig(kept_motion=0.02),
         )

@@ -65,7 +65,7 @@ class Reporter:
         state = done.fit.state
         moved = self.landmark_offsets.in_image("3d", state.rotation)
         landmarks = self._annotated.landmarks(state, moved)
-        matrices = self._pose_matrices(state.rotation)
+        matrices = self.pose_matrices(state.rotation)
         for row, face in enumerate(done.faces):
             angles = angles_from_rotation(matrices[row])
             residual, motion = float(done.fit.residual[row]), float(done.motion[row])
@@ -80,7 +80,7 @@ class Reporter:
         features = calibration_features(fit, fit_model.face_size(fit.state))
         whole = self.calibration.face_confidence(features)
         seen, right = self.calibration.landmark_confidence(features)
-        matrices = self._pose_matrices(fit.state.rotation)
+        matrices = self.pose_matrices(fit.state.rotation)
         return [
             self._alignment(
                 fit.state,
@@ -142,7 +142,7 @@ class Reporter:
             features=features,
         )
 
-    def _pose_matrices(self, rotation: Floats) -> Floats:
+    def pose_matrices(self, rotation: Floats) -> Floats:
         """(B, 3, 3) the answered poses of heads whose ``cam_from_head`` is ``rotation``."""
         return self.pose_correction.corrected(rotation @ self._reference, rotation)
 

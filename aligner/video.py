@@ -1,8 +1,9 @@
 """Faces tracked from frame to frame: each begins where it was, and is smoothed over time.
 
-A frame's alignments begin from the last frame's, so that nothing is detected and mostly one pass is
-enough. The whole frame is searched when a face is lost, when the shot may have changed, and now and
-then for faces that came in.
+A frame's alignments begin from the last frame's, so that nothing is detected. Mostly only pose and
+expression are fitted, in a small crop (``dff.aligner.following``); now and then, and where that
+fails, a face is aligned in full, and its appearance is measured. The whole frame is searched when a
+face is lost, when the shot may have changed, and now and then for faces that came in.
 
 A track never changes its person. Where the frame changes unusually, as at a cut, a face keeps its
 number only if it looks like its track's person (``dff.aligner.appearance``); a face that was hidden
@@ -26,6 +27,7 @@ from dff.aligner.alignment import Alignment, Pose, place_landmarks
 from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.detection import same_face
+from dff.aligner.following import FaceFollower, FollowedFace
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import Rigid, angles_from_rotation
@@ -154,6 +156,15 @@ class Tracked:
     raw: Alignment  # as it was found, before smoothing
 
 
+@dataclass(frozen=True)
+class SeenFace:
+    """A face of the current frame."""
+
+    face: Alignment
+    appearance: AppearanceDescriptor  # at its last full alignment
+    followed: FollowedFace | None = None  # None: it was aligned in full
+
+
 @dataclass
 class Track:
     """A person who is followed, or remembered."""
@@ -164,6 +175,8 @@ class Track:
     time: float  # seconds, of the last frame that showed the face
     begin: float  # and of the first one
     smoother: Smoother | None = None
+    followed: FollowedFace | None = None  # None: the next frame aligns the face in full
+    full_until: float = -np.inf  # seconds: until then every frame does
 
 
 class Tracker:
@@ -172,6 +185,8 @@ class Tracker:
     def __init__(self, aligner: Aligner, *, config: TrackingConfig | None = None) -> None:
         self.aligner, self.config = aligner.with_quick_search(), config or TrackingConfig()
         self.meter = AppearanceMeter(aligner.model)
+        interval = aligner.config.following.interval
+        self.follower = FaceFollower(self.aligner) if interval > 0 else None
         self.tracks: dict[int, Track] = {}  # by number: those that the last frame shows
         self.lost: dict[int, Track] = {}  # and those that are remembered
         self.time = -np.inf  # seconds, of the last frame
@@ -202,54 +217,80 @@ class Tracker:
             self.searched = time
             seen |= self._search(frame, seen, strict=cut)
         seen = self._recognised(seen)
-        self.tracks = {number: self._updated(number, *seen[number]) for number in sorted(seen)}
+        self.tracks = {
+            number: self._updated(number, frame, seen[number]) for number in sorted(seen)
+        }
         return [
             Tracked(number, self._smoothed(track), track.face)
             for number, track in self.tracks.items()
         ]
 
-    def _follow(
-        self, frame: Bytes, *, strict: bool
-    ) -> dict[int, tuple[Alignment, AppearanceDescriptor]]:
+    def _follow(self, frame: Bytes, *, strict: bool) -> dict[int, SeenFace]:
         """The faces of the last frame that align where they were, each face once.
 
         A face that two tracks come to belongs to the one whose person it looks like. One that has
         become another person is lost; ``strict``: unless it is clearly the same one.
         """
-        before = [*self.tracks.values()]
-        found = self.aligner.track([frame], [[track.face for track in before]])[0]
-        some: list[tuple[float, Track, Alignment, AppearanceDescriptor]] = []
-        for track, face in zip(before, found, strict=True):
+        quick = {} if strict else self._follow_quickly(frame)
+        some = [
+            (2.0, self.tracks[number], SeenFace(one.face, self.tracks[number].appearance, one))
+            for number, one in quick.items()
+        ]
+        rest = [track for number, track in self.tracks.items() if number not in quick]
+        found = self.aligner.track([frame], [[track.face for track in rest]])[0]
+        for track, face in zip(rest, found, strict=True):
             if not face.failed:
                 appearance = self.meter.measure(frame, face)
                 if self._is_same(track, appearance) if strict else self._may_be(track, appearance):
-                    some.append((_agreement(track, appearance), track, face, appearance))
-        kept: dict[int, tuple[Alignment, AppearanceDescriptor]] = {}
-        for _, track, face, appearance in sorted(some, key=lambda one: -one[0]):
-            if not _among(face, [other for other, _ in kept.values()]):
-                kept[track.number] = face, appearance
+                    some.append((_agreement(track, appearance), track, SeenFace(face, appearance)))
+        kept: dict[int, SeenFace] = {}
+        for _, track, seen in sorted(some, key=lambda one: -one[0]):
+            if not _among(seen.face, [other.face for other in kept.values()]):
+                kept[track.number] = seen
         return kept
+
+    def _follow_quickly(self, frame: Bytes) -> dict[int, FollowedFace]:
+        """The faces of the last frame that pose and expression alone can be fitted to, by track.
+
+        Where that fails soon after a full alignment, the next frames align the face in full, too.
+        Where two tracks come to one place, their appearance must decide.
+        """
+        out: dict[int, FollowedFace] = {}
+        for track in self.tracks.values():
+            if self.follower is None or track.followed is None:
+                continue
+            followed = self.follower.follow(frame, track.followed, self.time)
+            if followed is not None:
+                out[track.number] = followed
+            elif track.followed.face is track.followed.keyframe.face:
+                track.full_until = self.time + self.follower.config.interval
+        faces = {number: one.face for number, one in out.items()}
+        return {
+            number: one
+            for number, one in out.items()
+            if not _among(one.face, [face for other, face in faces.items() if other != number])
+        }
 
     def _search(
         self,
         frame: Bytes,
-        seen: Mapping[int, tuple[Alignment, AppearanceDescriptor]],
+        seen: Mapping[int, SeenFace],
         *,
         strict: bool,
-    ) -> dict[int, tuple[Alignment, AppearanceDescriptor]]:
+    ) -> dict[int, SeenFace]:
         """Faces of the whole frame beside those ``seen``; remembered ones keep their numbers."""
-        known = [face for face, _ in seen.values()]
-        new: list[tuple[Alignment, AppearanceDescriptor]] = []
+        known = [one.face for one in seen.values()]
+        new: list[SeenFace] = []
         for face in self.aligner.align(frame):
             if not _among(face, known):
                 known.append(face)
-                new.append((face, self.meter.measure(frame, face)))
+                new.append(SeenFace(face, self.meter.measure(frame, face)))
         pairs = sorted(
             (
-                (_agreement(track, appearance), track.number, i)
-                for i, (face, appearance) in enumerate(new)
+                (_agreement(track, one.appearance), track.number, i)
+                for i, one in enumerate(new)
                 for track in self.lost.values()
-                if self._returns(track, face, appearance, strict=strict)
+                if self._returns(track, one, strict=strict)
             ),
             reverse=True,
         )
@@ -262,34 +303,26 @@ class Tracker:
                 numbers[i], self.count = self.count, self.count + 1
         return {numbers[i]: one for i, one in enumerate(new)}
 
-    def _recognised(
-        self, seen: Mapping[int, tuple[Alignment, AppearanceDescriptor]]
-    ) -> dict[int, tuple[Alignment, AppearanceDescriptor]]:
+    def _recognised(self, seen: Mapping[int, SeenFace]) -> dict[int, SeenFace]:
         """The faces, where a later track of a lost person gets that person's number.
 
         Too little is seen at first of one who comes out from behind another.
         """
         numbers = {number: number for number in seen}
         taken: set[int] = set()
-        for number, (face, appearance) in seen.items():
+        for number, one in seen.items():
             track = self.tracks.get(number)
             for lost in self.lost.values():
                 later = track is not None and track.begin > lost.time
-                if (
-                    later
-                    and lost.number not in taken
-                    and self._returns(lost, face, appearance, strict=True)
-                ):
+                if later and lost.number not in taken and self._returns(lost, one, strict=True):
                     numbers[number] = lost.number
                     taken.add(lost.number)
                     break
         return {numbers[number]: one for number, one in seen.items()}
 
-    def _returns(
-        self, track: Track, face: Alignment, appearance: AppearanceDescriptor, *, strict: bool
-    ) -> bool:
+    def _returns(self, track: Track, seen: SeenFace, *, strict: bool) -> bool:
         """Whether a face that was found is the person of a lost track."""
-        away = self.time - track.time
+        face, appearance, away = seen.face, seen.appearance, self.time - track.time
         if not strict and away <= self.config.lost_interval and _among(face, [track.face]):
             return self._may_be(track, appearance)
         old, new = (Box.around(one.landmarks_3d[:, :2]) for one in (track.face, face))
@@ -311,17 +344,25 @@ class Tracker:
             or track.appearance.identity_agreement(appearance) >= self.config.other_identity
         )
 
-    def _updated(self, number: int, face: Alignment, appearance: AppearanceDescriptor) -> Track:
+    def _updated(self, number: int, frame: Bytes, seen: SeenFace) -> Track:
         """The track of a face that this frame shows."""
         old = self.tracks.get(number) or self.lost.pop(number, None)
         self.lost.pop(number, None)
+        face, followed = seen.face, seen.followed
+        full_until = -np.inf if old is None else old.full_until
+        if followed is None and self.follower is not None and self.time >= full_until:
+            followed = self.follower.begin(frame, face, self.time)
         if old is None:
-            return Track(number, face, appearance, self.time, self.time)
+            return Track(number, face, seen.appearance, self.time, self.time, followed=followed)
         away = self.time - old.time
-        share = 1.0 - float(np.exp(-away / max(self.config.learning, CLOCK_ERROR)))
+        known = old.appearance
+        if seen.followed is None:
+            measured = old.time if old.followed is None else old.followed.keyframe.time
+            since = self.time - measured
+            share = 1.0 - float(np.exp(-since / max(self.config.learning, CLOCK_ERROR)))
+            known = known.blended(seen.appearance, share)
         smoother = old.smoother if away <= self.config.restart else None
-        known = old.appearance.blended(appearance, share)
-        return Track(number, face, known, self.time, old.begin, smoother)
+        return Track(number, face, known, self.time, old.begin, smoother, followed, full_until)
 
     def _smoothed(self, track: Track) -> Alignment:
         if self.config.smoothing is None:

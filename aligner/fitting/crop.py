@@ -92,14 +92,20 @@ def frame_boxes(boxes: Sequence[Box], margin: float, size: int) -> Crops:
 
 
 def frame_faces(fit_model: FitModel, state: FitState, margin: float, size: int) -> Crops:
-    """Crops about the landmarks, turned so that the head is upright.
+    """``frame_landmarks`` of fitted faces."""
+    return frame_landmarks(fit_model.landmarks(state), state.rotation, margin, size)
 
-    They are not turned where the head's y axis points nearly along the view.
+
+def frame_landmarks(landmarks: Floats, rotation: Floats, margin: float, size: int) -> Crops:
+    """Crops about (B, L, 2) landmarks, pixels, turned so that the head is upright.
+
+    They are not turned where the y axis of the head, by (B, 3, 3) ``rotation``, points nearly along
+    the view.
     """
-    up = state.rotation[:, :2, 1]
+    up = rotation[:, :2, 1]
     angle = np.where(np.linalg.norm(up, axis=1) > 0.3, np.arctan2(up[:, 0], -up[:, 1]), 0.0)
     upright = np.swapaxes(row_turns(angle), 1, 2)  # row vectors into the crop's axes
-    points = fit_model.landmarks(state) @ upright
+    points = landmarks @ upright
     low, high = points.min(1), points.max(1)
     centre = np.einsum("bi,bji->bj", (low + high) / 2, upright)
     return Crops(centre, margin * (high - low).max(1), angle, size)

@@ -15,7 +15,7 @@ from dff.aligner.fitting.mouth import find_lagging_mouths
 from dff.aligner.fitting.observation import Observation
 from dff.aligner.fitting.silhouette import match_silhouette
 from dff.aligner.fitting.visibility import Visibility, compute_visibility
-from dff.face.arrays import Floats
+from dff.face.arrays import Bools, Floats
 from dff.face.solve.gauss_newton import Lines
 
 
@@ -70,13 +70,32 @@ def fit_from_last_frame(
     (``SolverConfig.still``), the pose is found in closed form from all matches, with the last
     shape.
     """
+    state, jumped = find_jumped_poses(fit_model, config, observation, state, visibility.anchors)
+    rows = np.flatnonzero(jumped)
+    if len(rows):
+        seen = compute_visibility(fit_model, state[rows], config.visibility)
+        visibility = replace_rows(visibility, rows, seen)
+    return refine(fit_model, config, observation, state, visibility)
+
+
+def find_jumped_poses(
+    fit_model: FitModel,
+    config: AlignConfig,
+    observation: Observation,
+    state: FitState,
+    visible: Floats,
+) -> tuple[FitState, Bools]:
+    """The states, with the pose in closed form where the last one explains too few of the matches.
+
+    (B, A) ``visible`` anchors, 0 to 1; (B,) whether a face has jumped.
+    """
     solver, matches, state = config.solver, observation.matches, state.copied()
     jumped = kernels.find_jumped(
         matches.anchor,
         matches.probability,
         matches.mask,
         observation.px,
-        visibility.anchors,
+        visible,
         fit_model.anchor_mean,
         fit_model.anchor_basis,
         fit_model.size,
@@ -89,11 +108,7 @@ def fit_from_last_frame(
         state.coefficients,
         state.inverse_depth,
     )
-    rows = np.flatnonzero(jumped)
-    if len(rows):
-        seen = compute_visibility(fit_model, state[rows], config.visibility)
-        visibility = replace_rows(visibility, rows, seen)
-    return refine(fit_model, config, observation, state, visibility)
+    return state, jumped
 
 
 def refine(

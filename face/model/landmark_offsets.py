@@ -133,8 +133,8 @@ class LandmarkOffsets:
         """
         number, pose = SCHEMES.index(scheme), UprightPose.of(rotation)
         terms = pose_terms(pose, self.pose_limit[number])
-        moved = np.einsum("nt,ltc->nlc", terms, self.by_pose[number])
-        return np.asarray(np.einsum("ncd,nlc->nld", pose.upright, moved))
+        moved = np.tensordot(terms, self.by_pose[number], axes=(1, 1))  # (B, 68, 2)
+        return np.asarray(moved @ pose.upright)
 
     @property
     def none(self) -> bool:

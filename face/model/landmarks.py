@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+import numba
 import numpy as np
-from scipy.special import softmax
 
 from dff.face.arrays import Array, Bools, Floats, Integer, Ints
+from dff.face.numba_cache import CACHE
 
 
 def _names() -> tuple[str, ...]:
@@ -159,7 +160,7 @@ class LandmarkTable:
         neighbours away from the middle of the frontal ``template`` (V, 3), rotated with the face in
         the image.
         """
-        reach = self._reach(vertices_px, template)
+        reach = self._reach(vertices_px, np.asarray(template, np.float64))
         chosen = np.take_along_axis(self.contour, reach.argmax(1)[:, None], 1)[:, 0]
         return np.concatenate([chosen, self.inner])
 
@@ -172,26 +173,72 @@ class LandmarkTable:
         ``tolerance`` pixels count alike, and the landmark is their mean. The other arguments are
         those of ``contour_vertices``.
         """
-        reach = self._reach(vertices_px, template)
-        share = softmax(reach / tolerance, axis=1)
-        jaw = np.einsum("jl,jld->jd", share, vertices[self.contour])
-        return np.concatenate([jaw, vertices[self.inner]])
+        out = np.empty((68, vertices.shape[1]))
+        template = np.asarray(template, np.float64)
+        _fill_contour(
+            self._reach(vertices_px, template), tolerance, vertices, self.contour, out[JAW]
+        )
+        out[INNER] = vertices[self.inner]
+        return out
 
     def _reach(self, vertices_px: Floats, template: Floats) -> Floats:
         """(17, L) pixels by which each candidate of a jaw landmark lies outwards."""
-        frontal = template[self.vertex][:, :2] * np.array([1.0, -1.0])
-        seen = vertices_px[self.vertex]
-        # In-plane rotation of the face, by the direction from the chin to the brows.
-        up_t, up_p = chin_to_brows(frontal), chin_to_brows(seen)
-        c = float(up_t @ up_p)
-        s = float(up_t[0] * up_p[1] - up_t[1] * up_p[0])
-        norm = np.hypot(c, s) or 1.0
-        turn = np.array([[c, -s], [s, c]]) / norm
-        out = frontal[JAW] - frontal[NOSE_BRIDGE].mean(0)
-        out[[*range(7), *range(10, 17)], 1] = 0.0  # the sides slide with yaw, the chin with pitch
+        out = np.empty(self.contour.shape)
+        _fill_reach(vertices_px, template, self.vertex, self.contour, out)
+        return out
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _mean_place(points, rows, begin, end):  # type: ignore[no-untyped-def]
+    x, y = 0.0, 0.0
+    for i in range(begin, end):
+        x += points[rows[i], 0]
+        y += points[rows[i], 1]
+    return x / (end - begin), y / (end - begin)
+
+
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
+def _fill_reach(px, template, vertex, contour, out):  # type: ignore[no-untyped-def]
+    """Fill (17, L) ``out`` of ``LandmarkTable._reach``."""
+    # In-plane rotation of the face, by the direction from the chin to the brows.
+    brow_x, brow_y = _mean_place(template, vertex, BROWS.start, BROWS.stop)
+    chin_x, chin_y = _mean_place(template, vertex, CHIN_ARC.start, CHIN_ARC.stop)
+    tx, ty = brow_x - chin_x, chin_y - brow_y  # y of photos points down
+    brow_x, brow_y = _mean_place(px, vertex, BROWS.start, BROWS.stop)
+    chin_x, chin_y = _mean_place(px, vertex, CHIN_ARC.start, CHIN_ARC.stop)
+    ux, uy = brow_x - chin_x, brow_y - chin_y
+    cos, sin = tx * ux + ty * uy, tx * uy - ty * ux
+    norm = np.hypot(cos, sin)
+    if norm > 0.0:
+        cos, sin = cos / norm, sin / norm
+    middle_x, middle_y = _mean_place(template, vertex, NOSE_BRIDGE.start, NOSE_BRIDGE.stop)
+    for j in range(len(contour)):
+        x = template[vertex[j], 0] - middle_x
+        y = middle_y - template[vertex[j], 1]
+        if not 7 <= j <= 9:
+            y = 0.0  # the sides slide with yaw, the chin with pitch
         # A side landmark of a coarse model may lie on the midline: it has no direction.
-        out = out @ turn.T / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-9)
-        return np.einsum("jlc,jc->jl", vertices_px[self.contour], out)
+        length = max(np.hypot(x, y), 1e-9)
+        x, y = x / length, y / length
+        out_x, out_y = cos * x - sin * y, sin * x + cos * y
+        for k in range(contour.shape[1]):
+            v = contour[j, k]
+            out[j, k] = px[v, 0] * out_x + px[v, 1] * out_y
+
+
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
+def _fill_contour(reach, tolerance, vertices, contour, out):  # type: ignore[no-untyped-def]
+    """Fill (17, D) ``out`` with the means of candidates, by their softmax over reach."""
+    for j in range(len(contour)):
+        most, total = reach[j].max(), 0.0
+        out[j] = 0.0
+        for k in range(contour.shape[1]):
+            share = np.exp((reach[j, k] - most) / tolerance)
+            total += share
+            for c in range(out.shape[1]):
+                out[j, c] += share * vertices[contour[j, k], c]
+        for c in range(out.shape[1]):
+            out[j, c] /= total
 
 
 def contour_lines(template: Floats, vertex: Ints, mirror: Ints, usable: Bools) -> Ints:
