@@ -389,7 +389,7 @@ class AlignConfig:
                 passes=1,
                 refine_at_once=True,
                 followed_crop=0.8,
-                following=FollowingConfig(interval=0.4, crop=0.6),
+                following=FollowingConfig(interval=1.0, crop=0.6),
                 reduced_precision=True,
                 visibility=VisibilityConfig(kept_motion=0.02),
                 quarter_turns=False,
@@ -412,7 +412,7 @@ class AlignConfig:
             crop=crop,
             passes=2,
             refine_at_once=True,
-            following=FollowingConfig(interval=0.4, crop=0.8),
+            following=FollowingConfig(interval=1.0, crop=0.8),
             reduced_precision=True,
             visibility=VisibilityConfig(kept_motion=0.02),
         )

@@ -34,6 +34,8 @@ from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import Rigid, angles_from_rotation, rotation_2d
 from dff.face.model.morphable import Coefficients, MorphableModel
 
+CLOCK_ERROR = 1e-6  # seconds: times that differ by less are the same
+
 
 @dataclass(frozen=True)
 class Keyframe:
@@ -100,7 +102,7 @@ class FaceFollower:
     def follow(self, image: Bytes, before: FollowedFace, time: float) -> FollowedFace | None:
         """The face in the next image; None where it should be aligned in full."""
         key, config = before.keyframe, self.config
-        if time - key.time >= config.interval:
+        if time - key.time > config.interval - CLOCK_ERROR:
             return None
         landmarks = before.face.landmarks_3d[:, :2]
         observation = self._observe(image, landmarks, before.small.rotation)

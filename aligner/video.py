@@ -27,14 +27,12 @@ from dff.aligner.alignment import Alignment, Pose, place_landmarks
 from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.detection import same_face
-from dff.aligner.following import FaceFollower, FollowedFace
+from dff.aligner.following import CLOCK_ERROR, FaceFollower, FollowedFace
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import Rigid, angles_from_rotation
 from dff.face.model.landmark_offsets import LandmarkOffsets
 from dff.face.model.morphable import Coefficients, MorphableModel
-
-CLOCK_ERROR = 1e-6  # seconds: times that differ by less are the same
 
 
 class OneEuro:

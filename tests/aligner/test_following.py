@@ -1,0 +1,122 @@
+"""Faces followed by pose and expression alone, by a network that is right (see ``oracle``)."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dff.aligner.align import Aligner
+from dff.aligner.config import FollowingConfig, TrackingConfig
+from dff.aligner.following import FaceFollower
+from dff.aligner.video import Tracker
+from dff.face.geometry.transform import geodesic_degrees
+from dff.face.model.landmarks import nme_box
+from dff.face.model.morphable import MorphableModel
+from tests.aligner.oracle import PositionCode, Scene, scene_of
+
+RATE = 25.0
+
+
+@pytest.fixture(scope="module")
+def aligner(oracle_aligner: Aligner) -> Aligner:
+    out = copy(oracle_aligner)
+    following = FollowingConfig(interval=0.4, crop=1.0)
+    out.config = replace(oracle_aligner.config, following=following)
+    return out
+
+
+@pytest.fixture(scope="module")
+def film(open_head: MorphableModel, code: PositionCode) -> list[Scene]:
+    """A head that turns by one degree a frame, moves, and opens its mouth."""
+    rng = np.random.default_rng(4)
+    identity = np.zeros(len(open_head.identity))
+    identity[:40] = rng.normal(size=40) * 0.8
+    jaw = open_head.expression_names.index("jawOpen")
+    scenes = []
+    for i in range(7):
+        expression = np.zeros(len(open_head.expression))
+        expression[jaw] = 0.08 * i
+        turned = {"yaw": 10.0 + i, "roll": float(i), "rng": np.random.default_rng(i)}
+        scenes.append(scene_of(open_head, code, identity, expression, **turned))
+    return scenes
+
+
+def test_pose_and_expression_are_followed_and_the_identity_stays(
+    aligner: Aligner, film: list[Scene]
+) -> None:
+    follower = FaceFollower(aligner)
+    (first,) = aligner.align(film[0].image, [film[0].box])
+    followed = follower.begin(film[0].image, first, 0.0)
+    errors = [nme_box(first.landmarks_3d[:, :2], film[0].landmarks)]
+    for i, scene in enumerate(film[1:], 1):
+        assert followed is not None
+        followed = follower.follow(scene.image, followed, i / RATE)
+        assert followed is not None, i
+        errors.append(nme_box(followed.face.landmarks_3d[:, :2], scene.landmarks))
+    assert max(errors) < errors[0] + 0.012, errors
+    face = followed.face
+    np.testing.assert_array_equal(face.coefficients.identity, first.coefficients.identity)
+    motion = face.cam_from_head.rotation @ first.cam_from_head.rotation.T
+    truth = film[-1].rotation @ film[0].rotation.T
+    assert geodesic_degrees(motion, truth) < 2.0
+    jaw = aligner.model.expression_names.index("jawOpen")
+    opened = face.coefficients.expression[jaw] - first.coefficients.expression[jaw]
+    assert 0.2 < opened < 0.7, opened  # of 0.48
+    # mesh, coefficients and landmarks are one answer
+    rest = face.vertices - aligner.model.vertices(face.coefficients)
+    assert np.abs(rest).max() < 1e-5
+
+
+def test_a_keyframe_holds_for_its_interval_and_for_poses_near_its_own(
+    aligner: Aligner, film: list[Scene]
+) -> None:
+    (first,) = aligner.align(film[0].image, [film[0].box])
+    follower = FaceFollower(aligner)
+    followed = follower.begin(film[0].image, first, 1.0)
+    assert followed is not None
+    assert follower.follow(film[1].image, followed, 1.39) is not None
+    assert follower.follow(film[1].image, followed, 1.4) is None
+    near = copy(aligner)
+    near.config = replace(aligner.config, following=FollowingConfig(0.4, 1.0, turned=3.0))
+    assert FaceFollower(near).follow(film[6].image, followed, 1.1) is None
+
+
+def test_a_face_that_is_covered_is_aligned_in_full(aligner: Aligner, film: list[Scene]) -> None:
+    follower = FaceFollower(aligner)
+    (first,) = aligner.align(film[0].image, [film[0].box])
+    followed = follower.begin(film[0].image, first, 0.0)
+    assert followed is not None
+    assert follower.follow(np.zeros_like(film[0].image), followed, 0.04) is None
+
+
+def test_tracks_align_in_full_once_in_an_interval(aligner: Aligner, film: list[Scene]) -> None:
+    tracker = Tracker(aligner, config=TrackingConfig(search_interval=np.inf))
+    full = []
+    for i in range(24):
+        (one,) = tracker.step(film[0].image, i / RATE)
+        assert one.track == 0
+        assert nme_box(one.raw.landmarks_3d[:, :2], film[0].landmarks) < 0.03
+        full.append(bool(one.raw.trace))
+    assert np.flatnonzero(full).tolist() == [0, 10, 20]
+
+
+def test_two_tracks_that_come_to_one_place_are_one_face(
+    aligner: Aligner, film: list[Scene]
+) -> None:
+    """Neither is followed blindly: the face belongs to the person whom it looks like."""
+    first, second = film[0].image, film[6].image
+    tracker = Tracker(aligner, config=TrackingConfig(search_interval=np.inf))
+    both = np.hstack([first, second])
+    for i in range(3):
+        assert len(tracker.step(both, i / RATE)) == 2
+    alone = np.hstack([first, np.zeros_like(second)])
+    for i in range(3, 6):
+        assert len(tracker.step(alone, i / RATE)) == 1
+
+
+def test_following_wants_positive_counts() -> None:
+    with pytest.raises(ValueError, match="FollowingConfig wants positive counts"):
+        FollowingConfig(pixels=0)
