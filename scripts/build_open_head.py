@@ -34,6 +34,7 @@ from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 
 from dff.face.arrays import Bools, Floats, Ints
+from dff.face.io.adapters import REGIONS
 from dff.face.io.assets import model_from_arrays
 from dff.face.model.landmarks import JAW, OUTER_LIPS
 
@@ -53,19 +54,6 @@ PARTS = {  # group of the base mesh -> region
     "helper-lower-teeth": "teeth",
     "helper-tongue": "tongue",
 }
-REGIONS = (
-    "face",
-    "neck",
-    "scalp",
-    "ears",
-    "lips",
-    "brows",
-    "eyes",
-    "lashes",
-    "teeth",
-    "tongue",
-    "mouth",
-)
 SAMPLES = 2400  # faces; each is used with its mirror image
 SCAN_SHARE = 0.6  # of the sampled faces, where there are scans
 MODES = 150

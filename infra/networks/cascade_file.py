@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dff.face.arrays import Floats, Ints
-from dff.face.errors import BadWeights
 from dff.infra.files import replaced_file
+from dff.infra.networks.tensor_file import read_tensor_file
 
 FORMAT = "dff-cascade-1"
 LARGEST = 16 << 20  # bytes; useful cascades had under four million
@@ -40,26 +39,6 @@ def write_cascade(
 
 
 def read_cascade(path: Path | str) -> tuple[dict[str, Floats | Ints], dict[str, Any]]:
-    """The arrays and the metadata.
-
-    Raises BadWeights, naming the file, when it cannot be read, is too large or has another format.
-    """
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-        if size > LARGEST:
-            raise BadWeights(f"{path} has {size} bytes: no cascade is larger than {LARGEST}")
-        with safe_open(path, framework="np") as file:
-            text = (file.metadata() or {}).get("cascade", "{}")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise BadWeights(f"{path} cannot be read as a cascade: {error}") from error
-    try:
-        about = dict(json.loads(text))
-    except (TypeError, ValueError) as error:
-        raise BadWeights(f"{path} has bad metadata: {error!r}") from error
-    if about.get("format") != FORMAT:
-        raise BadWeights(
-            f"{path} has format {about.get('format', 'none')!r}, this program reads {FORMAT!r}"
-        )
+    """The arrays and the metadata. Raises BadWeights as ``read_tensor_file``."""
+    about, arrays = read_tensor_file(path, "cascade", FORMAT, kind="cascade", largest=LARGEST)
     return arrays, about

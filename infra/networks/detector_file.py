@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
 from dff.face.detector_net import DetectorNet, DetectorNetConfig
 from dff.face.errors import BadWeights
 from dff.infra.files import replaced_file
+from dff.infra.networks.tensor_file import read_tensor_file
 
 FORMAT = "dff-detector-1"
 LARGEST = 32 << 20  # bytes; the shipped file has less than one million
@@ -53,19 +52,9 @@ def save_detector(path: Path | str, net: DetectorNet, card: Mapping[str, Any]) -
 def load_detector(path: Path | str = DEFAULT_DETECTOR) -> DetectorWeights:
     """Read a file, or one of ``DETECTORS``. Raises BadWeights, naming it and what is wrong."""
     file = DETECTORS.get(str(path), Path(path))
+    about, arrays = read_tensor_file(file, "detector", FORMAT, kind="detector", largest=LARGEST)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
-        if file.stat().st_size > LARGEST:
-            raise BadWeights(f"{path} is larger than any detector ({LARGEST} bytes)")
-        with safe_open(file, framework="pt") as opened:
-            text = (opened.metadata() or {}).get("detector", "{}")
-            tensors: dict[str, Tensor] = {n: opened.get_tensor(n) for n in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise BadWeights(f"{path} cannot be read as a detector: {error}") from error
-    try:
-        about = dict(json.loads(text))
-        if about.get("format") != FORMAT:
-            found = about.get("format", "none")
-            raise BadWeights(f"{path} has format {found!r}, this program reads {FORMAT!r}")
         net = DetectorNet(DetectorNetConfig(**about["config"]))
         card = dict(about["card"])
         net.load_state_dict(tensors)

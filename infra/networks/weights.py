@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
@@ -34,6 +33,7 @@ from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.fit_correction import FitCorrection
 from dff.infra.files import check_output_file, replaced_file
+from dff.infra.networks.tensor_file import read_tensor_file
 from dff.infra.networks.weights_names import (
     BUCKET as BUCKET,
     DEFAULT as DEFAULT,
@@ -218,7 +218,8 @@ def load(
     if str(path).startswith(BUCKET):
         return _load_from_bucket(str(path), model, endpoint_url, access)
     path = _find_file(path)
-    about, tensors = _read_file(path)
+    about, arrays = read_tensor_file(path, "descriptor", FORMAT, kind="weights file")
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
         config, card = NetConfig(**about["config"]), dict(about["card"])
         scale = float(about["scale"])
@@ -275,25 +276,6 @@ def _find_file(path: Path | str) -> Path:
             f"of MLflow: {REGISTERED}NAME@ALIAS"
         )
     return path
-
-
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The metadata and the tensors of a file of this program's format. Raises BadWeights."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("descriptor", "{}")
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise BadWeights(f"{path} cannot be read as a weights file: {error}") from error
-    try:
-        about = dict(json.loads(text))
-    except (TypeError, ValueError) as error:
-        raise BadWeights(f"{path} has bad metadata: {error!r}") from error
-    if about.get("format") != FORMAT:
-        raise BadWeights(
-            f"{path} has format {about.get('format', 'none')!r}, this program reads {FORMAT!r}"
-        )
-    return about, tensors
 
 
 def _list_shapes(

@@ -394,7 +394,7 @@ def test_bad_files_are_refused_by_name(oracle_aligner: Aligner, tmp_path: Path) 
     refused("cannot be read")
     with path.open("wb") as file:
         file.truncate(cascade_file.LARGEST + 1)
-    refused("no cascade is larger")
+    refused("as no cascade is")
     save_cascade(path, toy_cascade(oracle_aligner))
     arrays, about = cascade_file.read_cascade(path)
     whole = path.read_bytes()

@@ -228,6 +228,13 @@ def test_tensors_that_are_not_there_or_of_another_shape(path: Path) -> None:
         weights.load(path)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float8_e4m3fn])
+def test_numbers_of_a_type_that_no_weights_have(path: Path, kind: torch.dtype) -> None:
+    rewrite(path, tensors={**load_file(path), "net.to_face.bias": torch.zeros(1, dtype=kind)})
+    with pytest.raises(BadWeights, match="cannot be read as a weights file"):
+        weights.load(path)
+
+
 def test_metadata_of_something_else(path: Path) -> None:
     config = {"dims": 8, "widths": [8, 16], "depths": [1, 1], "colour": "red"}
     rewrite(path, config=config)
