@@ -7,8 +7,8 @@ below the prefix and stays there.
 
 The CPU time of a view, and of an image of the training, is told for the workers, for Ray's own
 processes and for the driver; where an S3 server runs on this machine, also for its processes
-(``--server PID,PID``). It says whether a second worker does any work twice, also where the machine
-is too small to run all of them at once.
+(``--server PID,PID``), and for whatever else the machine does meanwhile. It says whether a second
+worker does any work twice, also where the machine is too small to run all of them at once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from dff.trainer.config import TrainConfig
 from dff.trainer.launch import train_on_ray
 
 WARM_FACES = 24  # for each worker: all have started before the first is through with them
-PARTS = ("workers", "ray", "driver", "server")
+PARTS = ("workers", "ray", "driver", "server", "others")
 
 
 @dataclass
@@ -64,10 +64,13 @@ class CpuClock:
         for pid in self.servers:
             with suppress(psutil.Error):
                 self._look(psutil.Process(pid), "server")
-        return {
+        found = {
             part: sum(seconds for name, seconds in self._seen.values() if name == part)
             for part in PARTS
         }
+        times = psutil.cpu_times()
+        found["others"] = times.user + times.nice + times.system - sum(found.values())
+        return found
 
     def _look(self, process: psutil.Process, part: str) -> None:
         with suppress(psutil.Error):
