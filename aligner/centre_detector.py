@@ -46,7 +46,8 @@ class CentreDetector:
         """Faces of an (H, W, 3) RGB image by falling score; none when no face is seen.
 
         The score is the network's probability, at most ``unsharp_score`` for faces that all levels
-        show smaller than ``sharp``; those from ``CentreDetectorConfig.least`` on are answered.
+        show smaller than ``sharp``; those from ``CentreDetectorConfig.least`` on are answered, and
+        from ``least_large`` on those about as large as the largest sure face, or larger.
         """
         pyramid = [*self._levels(image)]
         first = pyramid if self.config.all_levels else pyramid[1:]
@@ -54,13 +55,20 @@ class CentreDetector:
         if len(first) < len(pyramid) and not self._is_settled(parts):
             parts.insert(0, self._search(*pyramid[0]))
         score, corners, rows = (np.concatenate(some) for some in zip(*parts, strict=True))
-        kept = _distinct(score, corners)
+        kept = self._probable(_distinct(score, corners), score, corners)
         rotations = _nearest_rotations(rows[kept])
         out = []
         for i, rotation in zip(kept, rotations, strict=True):
             box = Box(*corners[i].tolist())
             out.append(Detection(box, float(score[i]), self._pose(box, rotation)))
         return out
+
+    def _probable(self, kept: Sequence[int], score: Floats, corners: Floats) -> list[int]:
+        """The ``kept`` rows that are likely enough for their size."""
+        size = np.sqrt(np.prod(corners[:, 2:] - corners[:, :2], axis=1))
+        sure = [size[i] for i in kept if score[i] >= self.config.sure]
+        large = self.config.large * max(sure, default=np.inf)
+        return [i for i in kept if score[i] >= self.config.least or size[i] >= large]
 
     def _is_settled(self, parts: Sequence[tuple[Floats, Floats, Floats]]) -> bool:
         """Whether some levels surely show a face, and none that is too small to be sure of."""
@@ -94,7 +102,7 @@ class CentreDetector:
         if height % self.multiple or width % self.multiple:
             padding = ((0, -height % self.multiple), (0, -width % self.multiple), (0, 0))
             level = np.pad(level, padding)
-        cells = decode_cells(self.net(level), float(logit(self.config.least)))
+        cells = decode_cells(self.net(level), float(logit(self.config.least_large)))
         longest = (cells.box[:, 2:] - cells.box[:, :2]).max(1, initial=0.0)
         possible = (longest >= self.config.smallest) & (longest <= self.config.largest)
         corners = cells.box[possible] * np.tile(scale, 2)
@@ -183,10 +191,14 @@ class StagedDetector:
         return [one for one in found if one.score >= self.config.sure]
 
     def _verify(self, found: Sequence[Detection], image: Bytes, most: int) -> list[Detection]:
-        """Detections of the thorough detector around the likeliest of the uncertain detections."""
-        unsure = [one for one in found if one.score < self.config.sure]
-        verified: list[Detection] = []
-        for one in unsure[:most]:
+        """Detections of the thorough detector around uncertain detections of the quick one.
+
+        Around ``most`` of the likeliest, and as many of those that are answered for their size.
+        """
+        least, verified = self.config.least, list[Detection]()
+        likely = [one for one in found if least <= one.score < self.config.sure]
+        large = [one for one in found if one.score < least]
+        for one in [*likely[:most], *large[:most]]:
             side = self.config.surroundings * one.box.size
             corner = np.maximum(np.floor(one.box.centre - side / 2), 0).astype(int)
             end = np.minimum(np.ceil(one.box.centre + side / 2).astype(int), image.shape[1::-1])

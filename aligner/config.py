@@ -276,7 +276,12 @@ class CentreDetectorConfig:
     sure: float = 0.5  # probability from which a cell is the centre of a face
     # and from which it may be one, so that the thorough detector searches around it
     least: float = 0.4
-    verified: int = 3  # faces beside a sure one, at most, around which it searches
+    # the same for a face at least ``large`` times as large as the largest sure one: the subject of
+    # a photo is seldom smaller than its other faces, and must not be missed for them
+    least_large: float = 0.25
+    large: float = 0.75
+    # faces of either kind beside a sure one, at most, around which it searches
+    verified: int = 3
     # the same where no face is sure, before it searches the whole photo
     verified_alone: int = 0
     verified_size: float = 40.0  # pixels of such a face in that search
@@ -293,7 +298,7 @@ class CentreDetectorConfig:
     def __post_init__(self) -> None:
         if min(self.longest, self.enlarged, self.coarsest) < 1:
             raise ValueError(f"CentreDetectorConfig wants positive sizes: {self}")
-        if not 0.0 < self.least <= self.sure < 1.0:
+        if not 0.0 < self.least_large <= self.least <= self.sure < 1.0:
             raise ValueError(f"CentreDetectorConfig wants rising probabilities: {self}")
 
 

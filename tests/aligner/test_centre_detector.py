@@ -179,6 +179,23 @@ def test_an_unsure_face_beside_a_sure_one_is_verified_where_it_is(oracle_aligner
     np.testing.assert_allclose(other.box.centre, [308, 84], atol=2)
 
 
+def test_a_face_as_large_as_the_sure_ones_is_looked_for_though_unlikely(
+    oracle_aligner: Aligner,
+) -> None:
+    photo = photo_with((96, 160, 0.9), (304, 80, 0.3))
+    found = quick_detector(oracle_aligner, coarsest=448).find(photo)
+    assert [round(one.score, 1) for one in found] == [0.9, 0.3]
+    larger_only = quick_detector(oracle_aligner, coarsest=448, large=1.2)
+    assert [round(one.score, 1) for one in larger_only.find(photo)] == [0.9]
+    assert quick_detector(oracle_aligner).find(photo_with((304, 80, 0.3))) == []
+
+    detector, thorough = staged(oracle_aligner)
+    unsure = [(x, 16, 0.45) for x in (16, 96, 176, 256)]
+    found = detector.find(photo_with((96, 160, 0.9), (304, 160, 0.3), *unsure))
+    assert len(thorough.searched) == detector.config.verified + 1
+    assert any(abs(one.box.centre - (308, 164)).max() <= 2 for one in found)
+
+
 def test_where_no_face_is_sure_the_unsure_ones_may_be_verified_first(
     oracle_aligner: Aligner,
 ) -> None:
@@ -202,7 +219,11 @@ def test_a_face_that_all_levels_show_small_is_never_sure(oracle_aligner: Aligner
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"longest": 0}, "positive sizes"), ({"least": 0.6}, "rising probabilities")],
+    [
+        ({"longest": 0}, "positive sizes"),
+        ({"least": 0.6}, "rising probabilities"),
+        ({"least_large": 0.5}, "rising"),
+    ],
     ids=str,
 )
 def test_impossible_settings_are_refused(wrong: dict[str, float], message: str) -> None:
