@@ -233,6 +233,12 @@ class PersonAlignment:
             identity, residual, at_rest + residual, in_order, dict(left_out), doubts
         )
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether no photo clearly agrees with the others: they may show different people."""
+        fitted = [i for i, face in enumerate(self.faces) if face is not None]
+        return len(fitted) > 1 and all(i in self.doubts for i in fitted)
+
     def to_json(self, names: Sequence[str]) -> dict[str, Any]:
         """Plain lists and numbers; ``names`` of the photos."""
         return {

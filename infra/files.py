@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path, PurePath
@@ -15,6 +15,16 @@ from pathlib import Path, PurePath
 from dff.face.errors import BadPlace, StorageError
 
 _log = logging.getLogger(__name__)
+
+FORMATS = frozenset(
+    {
+        *(".json", ".jsonl", ".csv", ".tsv", ".xlsx", ".html", ".pts", ".parquet", ".yaml"),
+        *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".tiff", ".bmp", ".pdf", ".svg"),
+        *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".glb", ".gltf", ".obj", ".ply", ".stl"),
+        *(".npy", ".npz", ".onnx", ".safetensors", ".pt", ".zip"),
+    }
+)
+"""Suffixes that promise a format."""
 
 
 def strip_suffix(path: PurePath | str) -> str:
@@ -25,17 +35,32 @@ def strip_suffix(path: PurePath | str) -> str:
     return str(path).removesuffix(PurePath(path).suffix)
 
 
-def check_output_file(path: Path | str | None) -> None:
+def check_output_file(path: Path | str | None, suffixes: Sequence[str] = ()) -> None:
     """Raises StorageError when no file can be written at ``path``: to be asked before long work.
 
     It is BadPlace for a folder and for an address. None stands for no file. Nothing is made.
+    ``suffixes``: of the format that is written; raises ValueError as ``check_format``.
     """
     if path is None:
         return
     path = _check_local(path)
+    if suffixes:
+        check_format(path, suffixes)
     if path.is_dir():
         raise BadPlace(f"{path} is a folder: name a file in it, such as {path / 'NAME'}")
     check_output_folder(path.parent)
+
+
+def check_format(path: Path | str, suffixes: Sequence[str]) -> None:
+    """Raise ValueError for a file whose suffix is that of a format with other ``suffixes``.
+
+    Suffixes that no format of ``FORMATS`` has, and none, are the user's choice.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in FORMATS and suffix not in suffixes:
+        raise ValueError(
+            f"{path} should end in {' or '.join(suffixes)}: {suffix} is another format"
+        )
 
 
 def check_output_folder(path: Path | str | None) -> None:

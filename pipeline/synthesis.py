@@ -34,7 +34,14 @@ from dff.infra.datasets.near_duplicates import describe_near_duplicates
 from dff.infra.datasets.shards import ViewRow, make_sample_id
 from dff.infra.photos.image_listing import IMAGE_SUFFIXES, describe_passed_over
 from dff.infra.printing import counted
-from dff.infra.storage import WITH_CREDENTIALS, LocalStorage, S3Access, Storage, open_storage
+from dff.infra.storage import (
+    WITH_CREDENTIALS,
+    LocalStorage,
+    S3Access,
+    Storage,
+    is_missing,
+    open_storage,
+)
 from dff.pipeline.job import run as job
 from dff.pipeline.job.plan import Plan, make_plan
 from dff.pipeline.job.versions import ROW_MAKER
@@ -273,6 +280,8 @@ def plan_synthesis(
             _log.warning("%s", describe_passed_over(listing.passed_over))
     near_duplicates: tuple[tuple[str, ...], ...] = ()
     if photos is not None and not found:
+        if is_missing(photos):
+            raise BadPhoto(f"there is no folder {photos.uri}")
         raise BadPhoto(f"no photo ({', '.join(sorted(IMAGE_SUFFIXES))}) in {photos.uri}")
     if not found and identities < 1:
         raise ValueError("nothing to make: neither photos nor identities to sample (--identities)")

@@ -39,7 +39,7 @@ from dff.infra.files import strip_suffix
 from dff.infra.photos.image_listing import IMAGE_SUFFIXES
 from dff.infra.photos.images import decode
 from dff.infra.photos.landmark_files import parse_mat, parse_pts, parse_reannotated
-from dff.infra.storage import Storage, open_storage
+from dff.infra.storage import Storage, is_missing, open_storage
 
 with require_extra("train"):
     from matplotlib.figure import Figure
@@ -288,6 +288,8 @@ def _evaluate(
     error: str,
 ) -> Report:
     if not samples:
+        if is_missing(storage):
+            raise BadLandmarks(f"there is no folder {storage.uri}")
         raise BadLandmarks(f"{storage.uri} holds no labelled images of this protocol")
     rows: list[Row] = []
     seconds = 0.0

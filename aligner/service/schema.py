@@ -270,6 +270,7 @@ _REQUEST_PROBLEMS = (
     "bad-boxes",
     "bad-request",
     "bad-form",
+    "bad-http",
     "internal",
     "busy",
     "deadline",

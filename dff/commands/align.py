@@ -135,9 +135,9 @@ def align(
 
     Pixels count from the image's upper left corner; the first pixel's centre is (0.5, 0.5).
 
-    Images that cannot be read, or whose box lies outside of them, are named, and the other images
-    are aligned. Images without a face are named too, but are no errors. Exit status: 0 if every
-    image was read, 1 if an image was refused or the command failed, 2 for arguments that no
+    Images that are missing or cannot be read, or whose box lies outside of them, are named, and the
+    others are aligned. Images without a face are named too, but are no errors. Exit status: 0 if
+    every image was read, 1 if an image was refused or the command failed, 2 for arguments that no
     machine could run.
 
     [dim]Examples:[/dim]
@@ -156,8 +156,8 @@ def align(
     from dff.infra.files import check_output_file, check_output_folder
     from dff.infra.photos.image_listing import describe_passed_over
 
-    check_output_file(json_out)
-    check_output_file(table)
+    check_output_file(json_out, (".json", ".jsonl"))
+    check_output_file(table, (".csv",))
     for drawing in (draw, mesh, mask, crops):
         check_output_folder(drawing.parent if drawing else None)
     video = any(map(is_video, images))

@@ -93,7 +93,7 @@ def calibrate(
     check_output_file(picture)
     if picture:
         check_suffix(picture, (".png",))
-    check_output_file(json_out)
+    check_output_file(json_out, (".json",))
     target = out or str(weights_files.NAMED.get(weights, weights))
     weights_files.check_destination(target, endpoint_url=endpoint_url)
     aligner = load_aligner(  # not with the calibration of the file, which is replaced

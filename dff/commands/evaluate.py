@@ -187,7 +187,7 @@ def _check_outputs(json_out: Path | None, pictures: Path | None, tracking_uri: s
     with require_extra("train"):
         from dff.infra.files import check_output_file, check_output_folder
 
-    check_output_file(json_out)
+    check_output_file(json_out, (".json",))
     check_output_folder(pictures)
     if tracking_uri:
         from dff.infra.mlflow.tracking import check_server

@@ -44,7 +44,7 @@ def inspect(
         from dff.infra.storage import S3Access
         from dff.pipeline.inspection.inspect import inspect_dataset
 
-    check_output_file(html)
+    check_output_file(html, (".html", ".htm"))
     summary = inspect_dataset(
         dataset,
         html=html,

@@ -80,7 +80,8 @@ def match(
     from dff.infra.printing import printable
     from dff.infra.storage import S3Access
 
-    for path in (json_out, draw, heat_map, dense):
+    check_output_file(json_out, (".json",))
+    for path in (draw, heat_map, dense):
         check_output_file(path)
     check_not_inputs([first, second], [json_out, draw, heat_map, dense])
     clicked = [parse_point(text) for option in points or [] for text in option.split()]

@@ -50,7 +50,7 @@ def train_cascade(
         from dff.infra.files import check_output_file
         from dff.infra.storage import S3Access
 
-    check_output_file(out)
+    check_output_file(out, (".safetensors",))
     recipe = Recipe(
         kind=features, views=views, held_out=held_out, stages=stages, calibration=calibrate
     )

@@ -49,7 +49,7 @@ def train_detector(
         from dff.trainer.detection.config import DetectorTrainConfig
         from dff.trainer.detection.train import train_detector as train
 
-    check_output_file(out)
+    check_output_file(out, (".safetensors",))
     figures = train(
         open_dataset(dataset, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)),
         out,

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 DRAWINGS = (".png", ".jpg", ".jpeg")
 PICTURES = (".png",)  # of masks and crops
 CROP_SIZE = 256  # pixels of the side of a face's crop
+MISSING = "neither a file nor a folder"
 BATCH = 32  # images that are decoded and aligned together
 # of their pixels, after which no further image is added: a telephone's photos are aligned alone,
 # since it takes long to find their faces, and nothing is answered meanwhile
@@ -198,6 +199,8 @@ def _read(path: Path) -> DecodedImage | str:
     """The image of a file, or why there is none."""
     try:
         return decode_image(path.read_bytes())
+    except FileNotFoundError:
+        return MISSING
     except BadPhoto as error:
         return str(error)
     except OSError as error:
@@ -300,6 +303,10 @@ def align_person_files(
         )
         for i, (path, face) in enumerate(zip(images, person.faces, strict=True))
     ]
+    if person.in_doubt:
+        lines.append(
+            "the photos may show no person in common: none of them clearly agrees with the others"
+        )
     warnings = [f"{path}: {one.warning}" for path, one in read.items() if one.warning]
     return person, lines + warnings, len(unread)
 
@@ -415,12 +422,16 @@ def encode_drawing(
 
 
 def read_boxes(path: Path) -> dict[str, list[Box]]:
-    """Boxes from a JSON file ``{image: [[x0, y0, x1, y1], ...]}``. Raises ValueError."""
+    """Boxes from a JSON file ``{image: [[x0, y0, x1, y1], ...]}``.
+
+    Raises ValueError for another content, and OSError for a file that can't be read.
+    """
     kind = TypeAdapter(dict[str, list[tuple[float, float, float, float]]])
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        content = kind.validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+        content = kind.validate_json(data)
         return {name: [Box(*corners) for corners in some] for name, some in content.items()}
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         # pydantic's own message has several lines for each wrong value
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise ValueError(

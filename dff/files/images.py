@@ -43,6 +43,7 @@ def find_images(places: Iterable[Path], *, without: Collection[Path] = ()) -> Fo
     results = {path.resolve() for path in without} - {place.resolve() for place in some}
     found: dict[Path, None] = {}
     others: dict[Path, str] = {}
+    missing: list[Path] = []
     for place in some:
         if place.is_dir():
             before = len(found) + len(others)
@@ -57,8 +58,11 @@ def find_images(places: Iterable[Path], *, without: Collection[Path] = ()) -> Fo
         elif place.is_file():
             found[place] = None
         else:
-            raise BadPhoto(f"{place} is neither a file nor a folder")
-    if not found:
+            missing.append(place)
+            found[place] = None
+    if len(missing) == len(found):
+        if missing:
+            raise BadPhoto(f"{missing[0]} is neither a file nor a folder")
         passed = f"; {describe_passed_over([*others.values()])}" if others else ""
         known = ", ".join(sorted(IMAGE_SUFFIXES))
         raise BadPhoto(f"no image ({known}) in {', '.join(map(str, some))}{passed}")

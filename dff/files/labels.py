@@ -20,7 +20,7 @@ from dff.infra.files import strip_suffix
 from dff.infra.photos.image_listing import describe_passed_over
 from dff.infra.photos.images import as_stored, decode_image
 from dff.infra.photos.landmark_files import format_pts
-from dff.infra.storage import Storage
+from dff.infra.storage import Storage, is_missing
 from dff.pipeline.recovery.photos import PhotoListing, PhotoRef, find_photos
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ def label_photos(
     if listing.passed_over:
         _log.warning("%s", describe_passed_over(listing.passed_over))
     if not listing.photos:
-        raise BadPhoto(f"no photo in {storage.uri}")
+        missing = is_missing(storage)
+        raise BadPhoto(f"{'there is no folder' if missing else 'no photo in'} {storage.uri}")
     todo = [ref for ref in listing.photos if ref.landmark_key is None]
     times = Counter(strip_suffix(ref.image_key) for ref in listing.photos)
 

@@ -135,9 +135,15 @@ class Box:
 
     def __post_init__(self) -> None:
         if not np.isfinite([self.x0, self.y0, self.x1, self.y1]).all():
-            raise ValueError("Box wants finite numbers")
+            raise ValueError(f"a box has four finite numbers x0, y0, x1, y1: {self._corners}")
         if self.x1 <= self.x0 or self.y1 <= self.y0:
-            raise ValueError(f"Box is empty: {self}")
+            raise ValueError(
+                f"the box is empty, since x0 < x1 and y0 < y1 must hold: {self._corners}"
+            )
+
+    @property
+    def _corners(self) -> list[float]:
+        return [float(corner) for corner in (self.x0, self.y0, self.x1, self.y1)]
 
     @property
     def width(self) -> float:

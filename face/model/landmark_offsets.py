@@ -21,6 +21,7 @@ from dff.face.numba_cache import CACHE
 YAW_POWERS = np.array([0, 1, 0, 2, 1, 0, 3, 2, 1, 4, 3, 5, 4, 6])
 PITCH_POWERS = np.array([0, 0, 1, 0, 1, 2, 0, 1, 2, 0, 1, 0, 1, 0])
 TERMS = len(YAW_POWERS)
+FARTHEST = 0.1  # metres, of a landmark's offset or a term of it
 UNIT = np.array([60.0, 30.0])  # degrees of yaw and pitch at which a power is one
 
 MIRRORED_TERMS = np.where(YAW_POWERS % 2, -1.0, 1.0)
@@ -115,6 +116,9 @@ class LandmarkOffsets:
         tables = (self.offset, self.response, self.by_pose, self.pose_limit)
         if not all(np.isfinite(table).all() for table in tables):
             raise ValueError("landmark offsets hold numbers that are not finite")
+        farthest = max(float(np.abs(table).max(initial=0.0)) for table in tables[:3])
+        if farthest > FARTHEST:
+            raise ValueError(f"landmark offsets of {farthest:.3g} m: are they damaged?")
 
     def in_head(self, scheme: Scheme, coefficients: Floats) -> Floats:
         """(68, 3) metres from vertices to landmarks, for (C,) ``coefficients``: identity first.
@@ -164,6 +168,8 @@ class PoseCorrection:
             )
         if not (np.isfinite(self.turn).all() and np.isfinite(self.pose_limit).all()):
             raise ValueError("a pose correction holds numbers that are not finite")
+        if np.abs(self.turn).max(initial=0.0) > np.pi:
+            raise ValueError("a pose correction turns heads by more than a half turn")
 
     def corrected(self, pose: Floats, rotation: Floats) -> Floats:
         """(..., 3, 3) the ``pose`` of faces as annotators give it.

@@ -13,13 +13,17 @@ import numpy as np
 from dff.face.arrays import Array, Float
 from dff.face.solve.gauss_newton import POSE
 
+STRONGEST = 5.0
+"""Length of the weights of one change of the pose, or its offset: those that ship are below 0.3."""
+
 
 @dataclass(frozen=True)
 class FitCorrection:
     """A map from the descriptors at the 68 landmarks of a fitted face to the change of its fit.
 
     A change is that of the pose in the axes of the face's crop, then that of the shape along some
-    *directions* of the face model's coefficients. Raises ValueError when the tables disagree.
+    *directions* of the face model's coefficients. Raises ValueError when the tables disagree, and
+    for changes of the pose beyond ``STRONGEST``.
     """
 
     mean: Float[Array, "68 channels"]  # descriptor of each landmark where it is visible
@@ -42,3 +46,9 @@ class FitCorrection:
         tables = (self.mean, self.weight, self.offset, self.directions)
         if not all(np.isfinite(table).all() for table in tables):
             raise ValueError("FitCorrection holds numbers that are not finite")
+        strength = float(np.sqrt((self.weight[:, :POSE] ** 2).sum(0)).max(initial=0.0))
+        strength = max(strength, float(np.abs(self.offset[:POSE]).max(initial=0.0)))
+        if strength > STRONGEST:
+            raise ValueError(
+                f"FitCorrection changes poses by numbers as large as {strength:.3g}: is it damaged?"
+            )

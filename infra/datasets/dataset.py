@@ -32,7 +32,7 @@ from dff.infra.datasets.shards import (
     read_metadata,
 )
 from dff.infra.datasets.split import Split, assign_split
-from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage
+from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, is_missing, open_storage
 
 MANIFEST = "MANIFEST.json"
 SEGMENT = 1000  # shards in a folder of data, and records in a segment of the ledger
@@ -263,10 +263,10 @@ def open_dataset(
     try:
         data = storage.read(MANIFEST)
     except NotFound as error:
-        raise BadDataset(
-            f"{uri} is not a finished dataset: it has no {MANIFEST}; "
-            "run the command that makes it again to complete it"
-        ) from error
+        why = f"it has no {MANIFEST}; run the command that makes it again to complete it"
+        if is_missing(storage):
+            why = "there is no such folder"
+        raise BadDataset(f"{uri} is not a finished dataset: {why}") from error
     return Dataset(storage, parse_manifest(data, f"{storage.uri.rstrip('/')}/{MANIFEST}"))
 
 

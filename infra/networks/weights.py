@@ -32,7 +32,7 @@ from dff.face.errors import BadPlace, BadWeights, NotFound, UnknownWeights
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.fit_correction import FitCorrection
-from dff.infra.files import check_output_file, replaced_file
+from dff.infra.files import check_format, check_output_file, replaced_file
 from dff.infra.networks.tensor_file import read_tensor_file
 from dff.infra.networks.weights_names import (
     BUCKET as BUCKET,
@@ -136,9 +136,11 @@ def save(
 def check_destination(path: Path | str, *, endpoint_url: str | None = None) -> None:
     """Raises StorageError where ``save`` could write no file: to be asked before long work.
 
-    An address of another kind is refused, since it would be taken for the name of a folder.
+    An address of another kind is refused, since it would be taken for the name of a folder. Raises
+    ValueError for the suffix of another format.
     """
     text = str(path)
+    check_format(text, (".safetensors",))
     if text.startswith(BUCKET):
         _open_parent(text, endpoint_url)[0].check_writable()
     elif "://" in text or text.startswith(REGISTERED):

@@ -14,7 +14,15 @@ from dff.infra.redaction import hide_secrets
 from dff.infra.storage.folder import LocalStorage
 from dff.infra.storage.protocol import WITH_CREDENTIALS, ObjectInfo, S3Access, Storage, check_key
 
-__all__ = ["WITH_CREDENTIALS", "LocalStorage", "ObjectInfo", "S3Access", "Storage", "open_storage"]
+__all__ = [
+    "WITH_CREDENTIALS",
+    "LocalStorage",
+    "ObjectInfo",
+    "S3Access",
+    "Storage",
+    "is_missing",
+    "open_storage",
+]
 
 
 def open_storage(
@@ -46,3 +54,8 @@ def open_storage(
     if "://" in uri or not uri:
         raise BadPlace(f"{hide_secrets(uri)!r} is neither a folder nor s3://bucket/prefix")
     return LocalStorage(Path(uri).absolute())
+
+
+def is_missing(storage: Storage) -> bool:
+    """Whether the storage is a folder that does not exist, as a mistyped one."""
+    return isinstance(storage, LocalStorage) and not storage.root.exists()

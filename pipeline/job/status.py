@@ -12,7 +12,7 @@ from dff.face.errors import BadDataset, NotFound
 from dff.infra.datasets.dataset import MANIFEST
 from dff.infra.datasets.shards import ViewRow, parquet_to_rows
 from dff.infra.printing import counted
-from dff.infra.storage import Storage
+from dff.infra.storage import Storage, is_missing
 from dff.pipeline.job import ledger, plan as plans
 from dff.pipeline.job.run import ShardCounter
 
@@ -107,7 +107,9 @@ def read_status(
     try:
         plan = plans.parse_plan(storage.read(plans.KEY), f"{storage.uri.rstrip('/')}/{plans.KEY}")
     except NotFound as error:
-        raise BadDataset(f"{storage.uri}: no dataset has been begun here") from error
+        missing = is_missing(storage)
+        why = "there is no such folder" if missing else "no dataset has been begun here"
+        raise BadDataset(f"{storage.uri}: {why}") from error
     counter, subjects_done = ShardCounter(plan), 0
     for segment in ledger.read_segments(storage, plan):
         for record in segment.records:

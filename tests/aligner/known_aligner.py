@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
@@ -62,6 +63,16 @@ class KnownAligner:
             [known_alignment(self.model, found.box) for found in request.detections]
             for request in requests
         ]
+
+    def align_person(
+        self, images: Sequence[Bytes], boxes: Sequence[Box | None] | None = None
+    ) -> PersonAlignment:
+        steps = self.align_person_in_steps(images, boxes, faces=1)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return cast(PersonAlignment, end.value)
 
     def align_person_in_steps(
         self,

@@ -19,6 +19,15 @@ from dff.face.geometry.camera import Box
 from dff.infra.photos.images import UPLOADS, DecodedImage, decode_image, read_size
 
 T = TypeVar("T")
+KINDS_OF_JSON: dict[type, str] = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
 BoxCorners = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
 
@@ -35,7 +44,7 @@ class JsonField(Generic[T]):
         try:
             return self.content.validate_json(text)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
+            first = error.errors(include_url=False)[0]
             raise Problem(
                 self.problem, f"{name} must be JSON {self.form}: {_explain(name, first)}"
             ) from error
@@ -50,7 +59,10 @@ def _explain(name: str, error: Mapping[str, Any]) -> str:
     where = name + "".join(f"[{number}]" for number in (place[:-1] if missing else place))
     if error["type"] == "too_long":
         return f"{where} has too many entries"
-    return f"{where} has too few entries" if missing else f"{where} has another type"
+    if missing:
+        return f"{where} has too few entries"
+    # the value itself is not repeated: it may be long, or private
+    return f"{where} is {KINDS_OF_JSON.get(type(error['input']), 'another value')}"
 
 
 # null, for a photo or for all: faces are detected

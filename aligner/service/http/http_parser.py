@@ -56,8 +56,16 @@ class TimedH11Protocol(H11Protocol):
         self._waiting = None
         if self.transport.is_closing() or self.conn.their_state is not h11.IDLE:
             return
-        if self.conn.our_state is h11.IDLE:
-            answer: Any = Problem("too-slow").to_response("")
+        self._refuse(Problem("too-slow"))
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP request, as uvicorn asks for, by problem details."""
+        self._refuse(Problem("bad-http", msg))
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer the problem, unless an answer has begun, and close the connection."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            answer: Any = problem.to_response("")
             headers = [
                 (b"content-type", MEDIA_TYPE.encode()),
                 (b"content-length", str(len(answer.body)).encode()),

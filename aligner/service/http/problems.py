@@ -75,6 +75,12 @@ KINDS: dict[str, Kind] = {
         "Malformed form",
         "The body cannot be parsed: let your HTTP library make the form and its Content-Type.",
     ),
+    "bad-http": Kind(
+        400,
+        "Not an HTTP request",
+        "The headers or the framing of the body break the rules of HTTP/1.1, such as a "
+        "Content-Length that is no number. Let your HTTP library write them.",
+    ),
     "no-face": Kind(
         422,
         "No face found",

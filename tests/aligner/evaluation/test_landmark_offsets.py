@@ -247,7 +247,7 @@ def test_without_offsets_landmarks_lie_on_the_mesh(oracle_aligner: Aligner, scen
     )
     np.testing.assert_allclose(face.landmarks_2d, face.camera.px_from_cam(on_contour), atol=1e-9)
     assert LandmarkOffsets().none
-    assert not LandmarkOffsets(np.ones((2, 68, 3))).none
+    assert not LandmarkOffsets(np.full((2, 68, 3), 0.01)).none
 
 
 def test_smoothed_faces_keep_the_offsets(oracle_aligner: Aligner, scene: Scene) -> None:

@@ -365,15 +365,14 @@ def test_weights_side_by_side(toy_model: MorphableModel) -> None:
             {"boxes": '[["a", 2, 3, 4]]'},
             "bad-boxes",
             "boxes must be JSON with null or [[x0, y0, x1, y1], ...] for each image: boxes[0][0] "
-            "has another type",
+            "is text",
         ),
         (
             "/v1/align/person",
             "images",
             {"boxes": '{"a": 1}'},
             "bad-boxes",
-            "boxes must be JSON with null or [x0, y0, x1, y1] for each image: boxes has another "
-            "type",
+            "boxes must be JSON with null or [x0, y0, x1, y1] for each image: boxes is an object",
         ),
         ("/v1/align", "image", {"mesh": "perhaps"}, "bad-request", "mesh must be 1 or 0"),
         ("/v1/align.glb", "image", {"face": "-1"}, "bad-request", "face must be at least 0"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import json
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -61,6 +63,25 @@ def server(toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def test_an_offer_of_http_2_is_left_unanswered(server: int) -> None:
     assert post_twice("127.0.0.1", server) == [200, 200]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "POST /v1/align HTTP/1.1\r\nHost: a\r\nContent-Length: many",
+        "nonsense",
+        "GET / HTTP/1.1\r\n: a",
+    ],
+    ids=["content-length", "no-request", "header-without-name"],
+)
+def test_what_is_no_http_is_answered_by_problem_details(server: int, head: str) -> None:
+    with socket.create_connection(("127.0.0.1", server), timeout=30) as connection:
+        connection.sendall(f"{head}\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    top, body = answer.split(b"\r\n\r\n", 1)
+    assert top.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in top
+    assert json.loads(body)["type"] == "/problems/bad-http"
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")

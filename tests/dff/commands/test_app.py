@@ -92,7 +92,14 @@ FAILURES = [
     (("align", "nowhere.png"), "nowhere.png is neither a file nor a folder"),
     (("align", "pipe.jpg"), "pipe.jpg is neither a file nor a folder"),
     (("train", "nowhere", "--out", "w"), "nowhere is not a finished dataset"),
-    (("synthesize", "nowhere", "out", "--identities", "3"), "no photo (.apng, .avif, .heic, "),
+    (("synthesize", "nowhere", "out", "--identities", "3"), "there is no folder "),
+    (("synthesize", "empty", "out", "--identities", "3"), "no photo (.apng, .avif, .heic, "),
+    (("status", "nowhere"), "nowhere: there is no such folder"),
+    (("inspect", "empty"), "it has no MANIFEST.json; run the command"),
+    (("label", "nowhere"), "there is no folder "),
+    (("evaluate", "300w", "nowhere"), "there is no folder "),
+    (("align", "p.png", "--boxes", "nowhere.json"), "dff: nowhere.json: No such file or directory"),
+    (("serve", "--no-ray", "--api-keys", "nowhere"), "dff: nowhere: No such file or directory"),
     (("inspect", "file"), "a part of the path is a file"),
     (("train", "d", "--out", "file/w"), "file is a file, not a folder"),
     (("evaluate", "300w", "d", "--pictures", "file"), "file is a file, not a folder"),
@@ -132,6 +139,16 @@ MISTAKES = [
     (("align", "file", "--json", "s3://bucket/a.json"), "only a file on this machine"),
     (("align", "file", "--json", "file"), "file is one of the input files"),
     (("align", "file", "--json", "a", "--csv", "a"), "a is named for two outputs"),
+    (("align", "file", "--csv", "a.json"), "a.json should end in .csv: .json is another format"),
+    (("align", "file", "--json", "a.csv"), "a.csv should end in .json or .jsonl"),
+    (("match", "p.png", "p.png", "--json", "a.png"), "a.png should end in .json"),
+    (("evaluate", "300w", "d", "--json", "a.csv"), "a.csv should end in .json"),
+    (("inspect", "d", "--html", "a.json"), "a.json should end in .html or .htm"),
+    (("train", "d", "--out", "a.onnx"), "a.onnx should end in .safetensors"),
+    (("train-cascade", "d", "--out", "a.json"), "a.json should end in .safetensors"),
+    (("train-detector", "d", "--out", "a.npz"), "a.npz should end in .safetensors"),
+    (("calibrate", "dff-open", "d", "--out", "a.json"), "a.json should end in .safetensors"),
+    (("calibrate", "dff-open", "d", "--json", "a.csv"), "a.csv should end in .json"),
     (("align", "file", "--draw", "x.xyz"), "x.xyz should end in .png or .jpg or .jpeg, or be a"),
     (("align", "file", "--mesh", "x.stl"), "x.stl should end in .glb or .obj"),
     (("align", "file", "--crops", "photo.jpg"), "photo.jpg should end in .png, or be a folder"),
@@ -175,6 +192,7 @@ def test_a_mistake_is_one_line_that_names_the_thing(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
     cv2.imwrite("p.png", np.zeros((64, 64, 3), np.uint8))
     monkeypatch.setattr(sys, "argv", ["dff", *arguments])

@@ -25,6 +25,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.files.alignments import (
     BATCH,
     DRAWINGS,
+    MISSING,
     AlignmentWriter,
     ImageResult,
     align_files,
@@ -94,6 +95,25 @@ def test_a_bad_photo_of_a_person_is_left_out_by_name(
         assert why in lines[number]
     with pytest.raises(BadPhoto, match=r"004\.png: .*; .*005\.png: "):
         align_person_files(aligner, paths[1:3])
+
+
+@pytest.mark.parametrize(
+    ("photos", "doubtful", "says"),
+    [(3, (0, 1, 2), True), (3, (1,), False), (2, (0, 1), True), (1, (0,), False)],
+)
+def test_photos_that_all_disagree_are_said_to_show_no_person_in_common(
+    folder: Path, toy_model: MorphableModel, photos: int, doubtful: tuple[int, ...], says: bool
+) -> None:
+    class Strangers(KnownAligner):
+        def align_person(self, images, boxes=None):  # type: ignore[no-untyped-def]
+            doubts = dict.fromkeys(doubtful, "may show someone else")
+            return replace(super().align_person(images, boxes), doubts=doubts)
+
+    aligner: Aligner = Strangers(toy_model)  # type: ignore[assignment]
+    paths = [folder / f"{i:03d}.png" for i in range(photos)]
+    person, lines, _ = align_person_files(aligner, paths)
+    assert person.in_doubt is says
+    assert any("no person in common" in line for line in lines) is says
 
 
 def test_an_unsure_face_is_called_so(toy_model: MorphableModel) -> None:
@@ -185,6 +205,8 @@ def test_a_bad_box_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(ValueError, match=r"boxes\.json"):
         read_boxes(file)
+    with pytest.raises(FileNotFoundError):  # told as other missing files
+        read_boxes(tmp_path / "nowhere.json")
 
 
 def test_missing_and_empty_places_are_refused_by_name(tmp_path: Path) -> None:
@@ -192,6 +214,12 @@ def test_missing_and_empty_places_are_refused_by_name(tmp_path: Path) -> None:
         list_images([tmp_path / "nowhere"])
     with pytest.raises(BadPhoto, match="no image"):
         list_images([tmp_path])
+
+
+def test_a_mistyped_path_stops_no_other_image(folder: Path, toy_model: MorphableModel) -> None:
+    paths = list_images([folder / "typo.png", *list_images([folder])[:2], folder / "no_folder"])
+    results = [*align_files(KnownAligner(toy_model), paths)]  # type: ignore[arg-type]
+    assert [one.error for one in results] == [MISSING, "", "", MISSING]
 
 
 def test_a_file_that_can_not_be_written_is_named(tmp_path: Path) -> None:
@@ -254,11 +282,10 @@ def test_each_image_has_an_output_of_its_own_that_is_no_input(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("a.png", "--json", "a.png"), "a.png"),
+        (("photo", "--json", "photo"), "photo"),
         (("a.png", "--same-person", "--mesh", "../photos/a.png"), "../photos/a.png"),
         (("a.png", "--boxes", "boxes.json", "--json", "boxes.json"), "boxes.json"),
         (("film.mp4", "--draw", "film.mp4"), "film.mp4"),
-        (("film.mp4", "--json", "film.mp4"), "film.mp4"),
         (("a.png", "--json", "x", "--csv", "x"), "x"),
     ],
 )
@@ -267,13 +294,13 @@ def test_no_input_file_is_overwritten(
 ) -> None:
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path / "photos")
-    for name in ("a.png", "boxes.json", "film.mp4"):
+    for name in ("a.png", "photo", "boxes.json", "film.mp4"):
         Path(name).write_bytes(b"mine")
     result = CliRunner().invoke(app, ["align", *arguments])
     assert str(result.exception).startswith(f"{named} is ")
     assert "name another place" in str(result.exception)
     assert not Path("x").exists()
-    assert all(Path(name).read_bytes() == b"mine" for name in ("a.png", "film.mp4"))
+    assert all(Path(name).read_bytes() == b"mine" for name in ("a.png", "photo", "film.mp4"))
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,8 @@ def test_each_photo_is_read_once(tmp_path: Path, toy_model: MorphableModel) -> N
 def test_a_place_without_photos_is_named(tmp_path: Path, toy_model: MorphableModel) -> None:
     with pytest.raises(BadPhoto, match="no photo in"):
         labelled(tmp_path, toy_model)
+    with pytest.raises(BadPhoto, match=r"there is no folder .*nowhere"):
+        labelled(tmp_path / "nowhere", toy_model)
 
 
 def test_the_surest_of_several_faces_is_labelled_with_a_warning(

@@ -84,7 +84,7 @@ def test_a_correction_of_fits_comes_back_and_may_be_absent(
     rng = np.random.default_rng(2)
     dims, wide = anchors.descriptor.shape[1], len(toy_model.identity) + len(toy_model.expression)
     tables = [(68, dims), (68 * dims, 9), (9,), (3, wide)]
-    saved = FitCorrection(*(rng.normal(size=shape) for shape in tables))
+    saved = FitCorrection(*(rng.normal(scale=0.01, size=shape) for shape in tables))
     weights.save(path, net, anchors, CARD, fit_correction=saved)
     got = weights.load(path, model=toy_model).fit_correction
     assert got is not None
@@ -97,6 +97,12 @@ def test_a_correction_of_fits_comes_back_and_may_be_absent(
     rewrite(path, tensors=tensors)
     with pytest.raises(BadWeights, match="a bad correction of fits"):
         weights.load(path)
+    for table in ("weight", "offset"):  # a hundred to a thousand times what was learned
+        damaged = {f"fit_correction.{table}": 1000 * torch.tensor(getattr(saved, table)).half()}
+        whole = {"fit_correction.offset": torch.tensor(saved.offset).half()}
+        rewrite(path, tensors=tensors | whole | damaged)
+        with pytest.raises(BadWeights, match="changes poses by numbers as large as"):
+            weights.load(path)
     del tensors["fit_correction.offset"]
     rewrite(path, tensors=tensors)
     with pytest.raises(BadWeights, match="a bad correction of fits"):
@@ -124,14 +130,14 @@ def test_landmark_offsets_come_back_and_may_be_absent(
     assert weights.load(path).landmark_offsets is None
     rng = np.random.default_rng(2)
     wide = len(toy_model.identity) + len(toy_model.expression)
-    for response in (np.zeros((2, 68, 3, 0)), rng.normal(size=(2, 68, 3, wide))):
+    for response in (np.zeros((2, 68, 3, 0)), rng.normal(scale=0.01, size=(2, 68, 3, wide))):
         landmark_offsets = LandmarkOffsets(
-            rng.normal(size=(2, 68, 3)),
+            rng.normal(scale=0.01, size=(2, 68, 3)),
             response,
-            rng.normal(size=(2, 68, TERMS, 2)),
+            rng.normal(scale=0.01, size=(2, 68, TERMS, 2)),
             rng.uniform(size=(2, 2)),
         )
-        correction = PoseCorrection(rng.normal(size=(TERMS, 3)), np.array([80.0, 30.0]))
+        correction = PoseCorrection(rng.normal(scale=0.1, size=(TERMS, 3)), np.array([80.0, 30.0]))
         weights.save(
             path,
             net,
