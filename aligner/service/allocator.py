@@ -9,6 +9,13 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 LARGE = 8 << 20  # bytes: larger blocks are returned to the system when they are freed
 
+ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(LARGE),
+    "MALLOC_TRIM_THRESHOLD_": str(4 * LARGE),
+}
+"""Variables with the effect of ``return_freed_memory``, for processes that begin with threads."""
+
 
 def return_freed_memory() -> None:
     """Let all threads share one heap, and return large freed blocks to the system at once.

@@ -31,10 +31,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from dff.aligner.preset import AlignPreset
-from dff.aligner.service.align_service import AlignService
-from dff.aligner.service.allocator import return_freed_memory
-from dff.aligner.service.app import create_app
-from dff.aligner.service.face_aligner import warm_up
+from dff.aligner.service.allocator import ENVIRONMENT
 from dff.aligner.service.http.front import VARIABLE, FrontConfig, proxy_middleware
 from dff.aligner.service.http.limits import LIMITS
 from dff.aligner.service.ports import check_free
@@ -46,6 +43,7 @@ from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
+    from dff.aligner.service.align_service import AlignService
 
 # requests that Serve gives a replica: the admitted ones, and those that are refused or ask for its
 # health
@@ -125,9 +123,10 @@ class AlignerDeployment:
     """One replica: it loads the weights itself, and joins after its first alignment."""
 
     def __init__(self, config: ServiceConfig) -> None:
-        from dff.aligner.service.threads import use_threads  # imports torch
+        # these import torch, which the process that starts the replicas does not need
+        from dff.aligner.service.app import create_app
+        from dff.aligner.service.threads import use_threads
 
-        return_freed_memory()
         use_threads(config.cpus)
         self.weights, self.preset = config.weights, config.preset
         self.endpoint_url, self.access = config.endpoint_url, config.access
@@ -171,6 +170,7 @@ class AlignerDeployment:
 
     def _load_from(self, weights: str | None) -> Aligner:
         from dff.aligner.align import load_aligner
+        from dff.aligner.service.face_aligner import warm_up
 
         aligner = load_aligner(
             weights,
@@ -258,9 +258,11 @@ def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterato
 def proxy_environment(server: ServerConfig) -> dict[str, str]:
     """Environment variables of the workers of a local Ray whose proxies have the front.
 
-    ``serving`` sets them unless Ray was started before.
+    Replicas among them return the memory of photos. ``serving`` sets the variables unless Ray was
+    started before.
     """
     return {
+        **ENVIRONMENT,
         PROXY_READY: "60",  # seconds; by default a busy machine loses its proxy
         PROXY_CALLBACK: f"{proxy_middleware.__module__}:{proxy_middleware.__name__}",
         VARIABLE: server.front.to_json(),

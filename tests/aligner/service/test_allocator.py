@@ -1,4 +1,4 @@
-"""Memory of photos that were decoded in threads."""
+"""Memory that a server keeps: of photos that were decoded in threads, and of what it imports."""
 
 from __future__ import annotations
 
@@ -38,3 +38,12 @@ def test_memory_of_photos_is_returned() -> None:
     }
     assert kept["returned"] < 16
     assert kept["returned"] < kept["kept"]
+
+
+def test_the_process_that_starts_replicas_imports_no_network() -> None:
+    heavy = "torch", "numba", "cv2", "scipy", "mlflow"
+    program = (
+        "import sys; from dff.aligner.service import ray_serve; "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
