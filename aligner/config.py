@@ -99,6 +99,7 @@ class SolverConfig:
     still: float = 0.6
     later_noise: float = 0.03
     later_steps: int = 2  # for each gate
+    followed_steps: int = 2  # the same for a face that was followed, which takes one pass
 
     @property
     def first_correspondences(self) -> tuple[CorrespondenceConfig, ...]:
@@ -418,6 +419,8 @@ class AlignConfig:
             passes=2,
             refine_at_once=True,
             following=FollowingConfig(interval=1.0, crop=0.8),
+            observation=ObservationConfig(pixels=200),
+            solver=SolverConfig(later_steps=1),
             reduced_precision=True,
             visibility=VisibilityConfig(kept_motion=0.02),
         )

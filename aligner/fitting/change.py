@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from dff.aligner.fitting import kernels
 from dff.aligner.fitting.fit_model import FitModel, FitState
-from dff.aligner.fitting.steps import accept
 from dff.face.arrays import Floats
-from dff.face.solve.gauss_newton import POSE, apply_step
+from dff.face.solve.gauss_newton import POSE
 
 HEAD_MIRROR = np.array([1.0, 1.0, -1.0, -1.0, -1.0, 1.0])
 """Factors of log scale, rotation vector and motion that mirror a change of pose left to right."""
@@ -44,7 +44,18 @@ def apply_change(state: FitState, change: Floats, angle: Floats, face_size: Floa
     delta = np.array(change, dtype=np.float64)
     delta[:, 1:4] = np.einsum("bij,bj->bi", turn, change[:, 1:4])
     delta[:, 4:6] = np.einsum("bij,bj->bi", turn[:, :2, :2], change[:, 4:6]) * face_size[:, None]
-    return accept(state.with_face(apply_step(state, delta)), state, face_size)
+    out = state.copied()
+    for i in range(len(delta)):
+        kernels.move_by(
+            delta[i],
+            face_size[i],
+            i,
+            out.scale,
+            out.rotation,
+            out.centre,
+            out.coefficients,
+        )
+    return out
 
 
 def mirror_change(change: Floats, mirrored_latents: Floats) -> Floats:

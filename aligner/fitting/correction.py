@@ -56,7 +56,9 @@ class LinearCorrector:
         )
         both = np.column_stack([correction.weight.T, correction.offset]).astype(np.float64)
         changes = np.concatenate([both[:POSE], latent.T @ both[POSE:]])
-        self.weight, self.offset = np.ascontiguousarray(changes[:, :-1].T), changes[:, -1]
+        # in single precision: it is read from memory for each face
+        self.weight = np.ascontiguousarray(changes[:, :-1].T, np.float32)
+        self.offset = changes[:, -1]
         self.mirrored_latents = mirrored_latents(fit_model)
 
     def correct(
@@ -67,7 +69,7 @@ class LinearCorrector:
             self.fit_model, self.config, observation, state, visibility, mirrored=mirrored
         )
         rows = center_features(seen, visible, self.correction.mean)
-        change = rows @ self.weight + self.offset
+        change = rows.astype(np.float32) @ self.weight + self.offset
         if mirrored:
             change = mirror_change(change, self.mirrored_latents)
         size = self.fit_model.face_size(state)

@@ -9,13 +9,12 @@ and on the anchors' visibility. This is the E step of expectation-maximisation (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
-from scipy.special import expit
 
 from dff.aligner.fitting.kernels import blend_rows, share_candidates
 from dff.face.arrays import Array, Float, Floats, Integer, Ints
@@ -88,30 +87,31 @@ def match_pixels(
     3) ``place`` on the template a pixel's candidates lie within ``candidate_radius`` metres of its
     best one, since the mean of two distant points is far from both.
     """
-    b, _, _, width = descriptor.shape
-    out = Matches.none(b, pixels, candidates)
-    grid, mask, anchor, probability = out.grid, out.mask, out.anchor, out.probability
-    pitch = np.full(b, float(stride))
-    table = np.ascontiguousarray(anchors.T, dtype=np.float32)
+    b = len(descriptor)
+    out, pitch = Matches.none(b, pixels, candidates), np.full(b, float(stride))
+    rows = np.moveaxis(descriptor, 1, 3)  # as the fast networks write them
+    table = np.ascontiguousarray(anchors, dtype=np.float32)
+    places = np.zeros((0, 3), np.float32) if place is None else place
     order = spread_order(*descriptor.shape[2:])
     for face in range(b):
-        logit = face_logit[face].ravel()
-        inside, count = _first_inside(logit, order, pixels)
-        if count == 0:
-            continue
+        count = _match_face(
+            rows[face],
+            face_logit[face],
+            order,
+            table,
+            sharpness,
+            no_match_cosine,
+            places,
+            candidate_radius,
+            float(stride),
+            out.anchor[face],
+            out.probability[face],
+            out.grid[face],
+            out.mask[face],
+        )
         if count > pixels:
             pitch[face] = stride * np.sqrt(count / pixels)
-        inside = _halves(inside)
-        n = len(inside)
-        pixel = np.moveaxis(descriptor[face], 0, 2)[inside // width, inside % width]
-        similarity = pixel @ table
-        _best(similarity, sharpness, no_match_cosine, anchor[face, :n], probability[face, :n])
-        if place is not None:
-            _keep_near(place, candidate_radius, anchor[face, :n], probability[face, :n])
-        grid[face, :n, 0] = (inside % width + 0.5) * stride
-        grid[face, :n, 1] = (inside // width + 0.5) * stride
-        mask[face, :n] = expit(logit[inside].astype(np.float64))
-    return Matches(grid, mask, anchor, probability, pitch)
+    return replace(out, pitch=pitch)
 
 
 @cache
@@ -136,14 +136,59 @@ def spread_order(height: int, width: int) -> Ints:
 
 @numba.njit(cache=CACHE, nogil=True)
 def _first_inside(logit, order, most):  # type: ignore[no-untyped-def]
-    """The first ``most`` pixels of positive ``logit`` in this order; how many there are in all."""
-    chosen, count = np.empty(most, np.int64), 0
+    """The first ``most`` pixels of positive (H, W) ``logit`` in this order, and how many there are.
+
+    The first half of them comes in the even places, the second in the odd ones: ``pool`` takes one
+    half of each forward pass, and either is evenly spread.
+    """
+    chosen, count, width = np.empty(most, np.int64), 0, logit.shape[1]
     for i in range(len(order)):
-        if logit[order[i]] > 0.0:
+        if logit[order[i] // width, order[i] % width] > 0.0:
             if count < most:
                 chosen[count] = order[i]
             count += 1
-    return chosen[: min(count, most)], count
+    n = min(count, most)
+    out, half = np.empty(n, np.int64), (n + 1) // 2
+    out[::2], out[1::2] = chosen[:half], chosen[half:n]
+    return out, count
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _match_face(  # type: ignore[no-untyped-def]
+    rows,
+    logit,
+    order,
+    table,
+    sharpness,
+    doubt,
+    place,
+    radius,
+    stride,
+    anchor,
+    probability,
+    grid,
+    mask,
+):
+    """Fill the ``Matches`` of one face; returns how many pixels its mask has.
+
+    (H, W, D) ``rows``, (H, W) ``logit``, (A, D) ``table``; (A, 3) ``place``, or none.
+    """
+    inside, count = _first_inside(logit, order, len(anchor))
+    n, dims, width = len(inside), table.shape[1], logit.shape[1]
+    if n == 0:
+        return count
+    pixel = np.empty((n, dims), np.float32)
+    for i in range(n):
+        row, column = inside[i] // width, inside[i] % width
+        for d in range(dims):
+            pixel[i, d] = rows[row, column, d]
+        grid[i, 0], grid[i, 1] = (column + 0.5) * stride, (row + 0.5) * stride
+        mask[i] = 1.0 / (1.0 + np.exp(-np.float64(logit[row, column])))
+    similarity = np.dot(pixel, table.T)
+    _best(similarity, sharpness, doubt, anchor[:n], probability[:n])
+    if len(place):
+        _keep_near(place, radius, anchor[:n], probability[:n])
+    return count
 
 
 @numba.njit(cache=CACHE, nogil=True)
@@ -162,16 +207,6 @@ def _keep_near(place, radius, anchor, probability):  # type: ignore[no-untyped-d
             kept += probability[i, j]
         for j in range(anchor.shape[1]):
             probability[i, j] *= mass / kept
-
-
-def _halves(pixels: Ints) -> Ints:
-    """The first half of the rows in the even places, the second in the odd ones.
-
-    ``pool`` takes one half of each forward pass, and either is evenly spread.
-    """
-    out, half = np.empty_like(pixels), (len(pixels) + 1) // 2
-    out[::2], out[1::2] = pixels[:half], pixels[half:]
-    return out
 
 
 def soft_correspondence(

@@ -39,7 +39,9 @@ class Crops:
         Shrinking by two or more first averages whole blocks, so that fine texture does not alias.
         """
         ratio = self.side[crop] / self.size  # photo pixels for each crop pixel
-        reach = self.side[crop] * 0.75  # beyond half the diagonal
+        # the turned square, and what interpolation and blocks need beside it
+        upright = abs(np.cos(self.angle[crop])) + abs(np.sin(self.angle[crop]))
+        reach = self.side[crop] / 2 * upright + 3 * ratio + 2
         low = np.maximum(np.floor(self.centre[crop] - reach), 0).astype(int)
         high = np.minimum(np.ceil(self.centre[crop] + reach), image.shape[1::-1]).astype(int)
         if (high - low < 1).any():

@@ -129,6 +129,11 @@ class FitModel:
         return np.where(near < 0.01, 0.0, near)
 
     @cached_property
+    def lower_lip_anchors(self) -> Ints:
+        """(N,) the anchors that belong to the lower lip."""
+        return np.flatnonzero(self.lower_lip)
+
+    @cached_property
     def contour_edges(self) -> Ints:
         """(E, 2) int32 vertices of the edges that an occluding contour may cross."""
         regions = _present(self.model, self.config.contour_regions)

@@ -119,9 +119,7 @@ class DenseFitter:
             state = self.corrector.correct(
                 observation, state, before.visibility, mirrored=which == 1
             )
-        # where another pass follows, it begins from the visibility of this one
-        last = followed or number == self.passes - 1
-        kept = config.visibility.kept_motion if last and not before.detected.any() else 0.0
+        kept = 0.0 if before.detected.any() else config.visibility.kept_motion
         after = assess(
             fit_model, observer, observation, before, state, config.visibility, kept_motion=kept
         )

@@ -6,13 +6,15 @@ beyond the gate, count as outliers, and the fit keeps the lower lip at the upper
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
 from dff.aligner.config import MouthConfig
 from dff.aligner.fitting.fit_model import FitModel, FitState
+from dff.aligner.fitting.kernels import project_point
 from dff.aligner.fitting.observation import Observation
 from dff.face.arrays import Floats, Ints
-from dff.face.solve.gauss_newton import evaluate_shape, project
+from dff.face.numba_cache import CACHE
 
 
 def find_lagging_mouths(
@@ -36,20 +38,65 @@ def measure_lag(
     matches with anchors of ``FitModel.lower_lip``, however far they lie from the fit; weights count
     matched pixels.
     """
-    near, matches = fit_model.lower_lip, observation.matches
-    chosen = np.flatnonzero(near)
+    matches, chosen = observation.matches, fit_model.lower_lip_anchors
+    below, total = np.zeros((2, len(matches.mask)))
     if len(chosen) == 0:
-        return np.zeros(len(matches.mask)), np.zeros(len(matches.mask))
-    place = np.zeros(len(near), np.int64)
-    place[chosen] = np.arange(len(chosen))
-    basis = fit_model.double_anchor_basis[chosen]
-    points = evaluate_shape(fit_model.anchor_mean[chosen], basis, state.coefficients)
-    predicted = project(state, points, state.inverse_depth)
-    faces = np.arange(len(predicted))[:, None, None]
-    away = observation.px[:, :, None] - predicted[faces, place[matches.anchor]]
-    down = -state.rotation[:, :2, 1]
-    down = down / np.maximum(np.linalg.norm(down, axis=1, keepdims=True), 1e-6)
-    weight = matches.probability * matches.mask[..., None] * near[matches.anchor]
-    total = weight.sum((1, 2))
-    below = (weight * np.matmul(away, down[:, None, :, None])[..., 0]).sum((1, 2))
+        return below, total
+    _sum_lags(
+        matches.anchor,
+        matches.probability,
+        matches.mask,
+        observation.px,
+        fit_model.lower_lip,
+        chosen,
+        fit_model.anchor_mean,
+        fit_model.anchor_basis,
+        state.scale,
+        state.rotation,
+        state.centre,
+        state.coefficients,
+        state.inverse_depth,
+        below,
+        total,
+    )
     return below / np.maximum(total, 1e-6) / fit_model.face_size(state), total
+
+
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
+def _sum_lags(  # type: ignore[no-untyped-def]
+    anchor,
+    probability,
+    mask,
+    px,
+    near,
+    chosen,
+    anchor_mean,
+    anchor_basis,
+    scale,
+    rotation,
+    centre,
+    coefficients,
+    inverse_depth,
+    below,
+    total,
+):
+    """Fill (B,) weighted sums of pixels below the fitted lip, and (B,) sums of the weights."""
+    point, predicted = np.empty(3), np.empty((len(near), 2))
+    for i in range(len(mask)):
+        for a in chosen:
+            for c in range(3):
+                moved = 0.0
+                for k in range(anchor_basis.shape[2]):
+                    moved += np.float64(anchor_basis[a, c, k]) * coefficients[i, k]
+                point[c] = anchor_mean[a, c] + moved
+            predicted[a] = project_point(point, rotation[i], scale[i], centre[i], inverse_depth[i])
+        x, y = -rotation[i, 0, 1], -rotation[i, 1, 1]
+        length = max(np.sqrt(x * x + y * y), 1e-6)
+        for n in range(mask.shape[1]):
+            for j in range(anchor.shape[2]):
+                a = anchor[i, n, j]
+                if near[a] > 0.0:
+                    weight = probability[i, n, j] * mask[i, n] * near[a]
+                    dx, dy = px[i, n, 0] - predicted[a, 0], px[i, n, 1] - predicted[a, 1]
+                    below[i] += weight * (dx * x + dy * y) / length
+                    total[i] += weight

@@ -12,6 +12,7 @@ import numpy as np
 
 from dff.aligner.config import SilhouetteConfig
 from dff.aligner.fitting.contour import OccludingContour
+from dff.aligner.fitting.crop import row_turns
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.observation import Observation
 from dff.face.descriptor import STRIDE
@@ -35,31 +36,90 @@ def match_silhouette(
         normal=np.zeros((b, kept_points, 2)),
         weights=np.zeros((b, kept_points)),
     )
-    stride = config.reach / config.steps * fit_model.face_size(state)  # pixels of the photo
-    crop_from_photo = observation.crops.crop_from_photo
-    start = crop_from_photo(contour.px) / STRIDE - 0.5
-    beside = contour.px + contour.outward * stride[:, None, None]
-    step = crop_from_photo(beside) / STRIDE - 0.5 - start
-    away = np.empty(contour.share.shape[1])
+    crops, size = observation.crops, fit_model.face_size(state)
+    # from pixels of the photo to those of the map
+    turn = row_turns(crops.angle) * (crops.size / STRIDE / crops.side)[:, None, None]
     for face in range(b):
-        count = contour.count[face]
-        find_ends(observation.face_logit[face], start[face], step[face], count, config.steps, away)
-        found = np.flatnonzero(np.isfinite(away[:count]))
-        if len(found) == 0:
-            continue
-        n = min(len(found), kept_points)
-        kept = found[:n]  # evenly spread, by the order of the contour
-        vertices, share = contour.vertices[face, kept], contour.share[face, kept, None]
-        corner = fit_model.model.template[vertices].astype(np.float64)
-        out.mean[face, :n] = (1.0 - share) * corner[:, 0] + share * corner[:, 1]
-        basis, part = fit_model.vertex_basis[vertices], share[..., None].astype(np.float32)
-        out.basis[face, :n] = (1.0 - part) * basis[:, 0] + part * basis[:, 1]
-        normal = out.normal[face, :n] = contour.outward[face, kept]
-        out.targets[face, :n] = (
-            contour.px[face, kept] + normal * (away[kept] * stride[face])[:, None]
+        _fill_lines(
+            observation.face_logit[face],
+            turn[face],
+            crops.centre[face],
+            crops.size / 2 / STRIDE - 0.5,
+            contour.px[face],
+            contour.outward[face],
+            contour.vertices[face],
+            contour.share[face],
+            contour.count[face],
+            config.steps,
+            config.reach / config.steps * size[face],
+            config.observations,
+            fit_model.model.template,
+            fit_model.vertex_basis,
+            out.mean[face],
+            out.basis[face],
+            out.targets[face],
+            out.normal[face],
+            out.weights[face],
         )
-        out.weights[face, :n] = config.observations * len(found) / count / n
     return out
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _fill_lines(  # type: ignore[no-untyped-def]
+    logit,
+    turn,
+    centre,
+    middle,
+    px,
+    outward,
+    vertices,
+    share,
+    count,
+    steps,
+    stride,
+    observations,
+    template,
+    vertex_basis,
+    mean,
+    basis,
+    targets,
+    normal,
+    weights,
+):
+    """Fill the ``Lines`` of one face with its first contour points near a border.
+
+    ``turn``, ``centre`` and ``middle``: map pixels of a photo pixel p are ``turn @ (p - centre) +
+    middle``. ``stride``: pixels of the photo for each of the ``steps``.
+    """
+    start, step, away = np.empty((count, 2)), np.empty((count, 2)), np.empty(count)
+    for n in range(count):
+        x, y = px[n, 0] - centre[0], px[n, 1] - centre[1]
+        dx, dy = outward[n, 0] * stride, outward[n, 1] * stride
+        for c in range(2):
+            start[n, c] = turn[c, 0] * x + turn[c, 1] * y + middle
+            step[n, c] = turn[c, 0] * dx + turn[c, 1] * dy
+    find_ends(logit, start, step, count, steps, away)
+    found, used = 0, 0
+    for n in range(count):
+        if np.isnan(away[n]):
+            continue
+        found += 1
+        if used == len(weights):  # points are evenly spread, by the order of the contour
+            continue
+        i, j = vertices[n, 0], vertices[n, 1]
+        part = np.float32(share[n])
+        for c in range(3):
+            mean[used, c] = (1.0 - share[n]) * template[i, c] + share[n] * template[j, c]
+            for k in range(basis.shape[2]):
+                basis[used, c, k] = (np.float32(1.0) - part) * vertex_basis[i, c, k] + (
+                    part * vertex_basis[j, c, k]
+                )
+        for c in range(2):
+            normal[used, c] = outward[n, c]
+            targets[used, c] = px[n, c] + outward[n, c] * away[n] * stride
+        used += 1
+    for n in range(used):
+        weights[n] = observations * found / count / used
 
 
 @numba.njit(cache=CACHE, nogil=True)

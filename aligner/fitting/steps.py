@@ -75,7 +75,8 @@ def fit_from_last_frame(
     if len(rows):
         seen = compute_visibility(fit_model, state[rows], config.visibility)
         visibility = replace_rows(visibility, rows, seen)
-    return refine(fit_model, config, observation, state, visibility)
+    solver = replace(config.solver, later_steps=config.solver.followed_steps)
+    return refine(fit_model, replace(config, solver=solver), observation, state, visibility)
 
 
 def find_jumped_poses(

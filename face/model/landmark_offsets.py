@@ -70,6 +70,23 @@ def _find_upright(rotation, upright, yaw, pitch):  # type: ignore[no-untyped-def
 
 
 @numba.njit(cache=CACHE, nogil=True)
+def _fill_moved(rotation, limit, by_pose, out):  # type: ignore[no-untyped-def]
+    """Fill ``LandmarkOffsets.in_image`` of (68, TERMS, 2) offsets ``by_pose``."""
+    faces = len(rotation)
+    upright, angles, terms = np.empty((faces, 2, 2)), np.empty((2, faces)), np.empty((faces, TERMS))
+    _find_upright(rotation, upright, angles[0], angles[1])
+    _fill_terms(angles[0], angles[1], limit, terms)
+    for i in range(faces):
+        for n in range(len(by_pose)):
+            right, down = 0.0, 0.0
+            for t in range(TERMS):
+                right += terms[i, t] * by_pose[n, t, 0]
+                down += terms[i, t] * by_pose[n, t, 1]
+            for c in range(2):
+                out[i, n, c] = right * upright[i, 0, c] + down * upright[i, 1, c]
+
+
+@numba.njit(cache=CACHE, nogil=True)
 def _fill_terms(yaw, pitch, limit, out):  # type: ignore[no-untyped-def]
     for i in range(len(out)):
         y = min(max(yaw[i], -limit[0]), limit[0]) / UNIT[0]
@@ -135,10 +152,10 @@ class LandmarkOffsets:
 
         ``rotation`` (B, 3, 3): ``cam_from_head``.
         """
-        number, pose = SCHEMES.index(scheme), UprightPose.of(rotation)
-        terms = pose_terms(pose, self.pose_limit[number])
-        moved = np.tensordot(terms, self.by_pose[number], axes=(1, 1))  # (B, 68, 2)
-        return np.asarray(moved @ pose.upright)
+        number = SCHEMES.index(scheme)
+        out = np.empty((len(rotation), self.by_pose.shape[1], 2))
+        _fill_moved(rotation, self.pose_limit[number], self.by_pose[number], out)
+        return out
 
     @property
     def none(self) -> bool:

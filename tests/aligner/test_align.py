@@ -233,7 +233,7 @@ def test_a_refined_face_may_keep_the_visibility_that_it_was_refined_with(
     assert np.abs(same.visibility - followed.visibility).mean() < 0.03
 
 
-def test_a_pass_before_others_does_not_keep_a_visibility(
+def test_a_pass_may_begin_from_a_visibility_that_was_kept(
     open_head: MorphableModel, code: PositionCode, oracle_aligner: Aligner
 ) -> None:
     (scene,) = scenes(open_head, code, 7, (-35.0,))
@@ -243,8 +243,9 @@ def test_a_pass_before_others_does_not_keep_a_visibility(
         with_config(oracle_aligner, config).align(scene.image, [scene.box])[0]
         for config in (twice, kept)
     )
-    np.testing.assert_array_equal(again.landmarks_3d, found.landmarks_3d)
-    assert not np.array_equal(again.visibility, found.visibility)
+    moved = np.linalg.norm(again.landmarks_3d - found.landmarks_3d, axis=1) / scene.box.size
+    assert 0.0 < moved.max() < 0.02
+    assert np.abs(again.visibility - found.visibility).mean() < 0.03
 
 
 def test_two_passes_have_match_errors_of_their_own(
