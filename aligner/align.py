@@ -484,6 +484,7 @@ class Aligner:
         return reporter.report(fit, boxes, traces)
 
     def reporter(self, fit_model: FitModel) -> Reporter:
+        """Reports fits of a fit model as this aligner does."""
         return Reporter(
             fit_model,
             self.calibration,
