@@ -16,6 +16,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dff.aligner.service.align_service import AlignService
+from dff.aligner.service.allocator import keep_trimming
 from dff.aligner.service.face_aligner import FaceAligner
 from dff.aligner.service.http.front import DEFAULT_FRONT, Front, FrontConfig
 from dff.aligner.service.http.limits import LIMITS, Limits
@@ -102,6 +103,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(each.warm_up()) for each in services.values()]
+        tasks.append(asyncio.create_task(keep_trimming()))
         if watch is not None:
             tasks.append(asyncio.create_task(watch.run(service)))
         yield

@@ -36,7 +36,6 @@ from dff.aligner.service.http.front import VARIABLE, FrontConfig, proxy_middlewa
 from dff.aligner.service.http.limits import LIMITS
 from dff.aligner.service.ports import check_free
 from dff.aligner.service.server_config import ONE_REPLICA, ReplicaConfig, ServerConfig
-from dff.aligner.service.weights_watch import WeightsWatch, check_poll
 from dff.face.errors import ClusterError, DffError
 from dff.infra.clusters.cluster import connected
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
@@ -126,6 +125,7 @@ class AlignerDeployment:
         # these import torch, which the process that starts the replicas does not need
         from dff.aligner.service.app import create_app
         from dff.aligner.service.threads import use_threads
+        from dff.aligner.service.weights_watch import WeightsWatch, check_poll
 
         use_threads(config.cpus)
         self.weights, self.preset = config.weights, config.preset

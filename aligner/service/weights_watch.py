@@ -6,14 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from dff.aligner.service.align_service import AlignService
+from dff.aligner.service.face_aligner import FaceAligner
 from dff.face.errors import DffError
 from dff.infra.networks.weights_names import REGISTERED
-
-if TYPE_CHECKING:
-    from dff.aligner.service.align_service import AlignService
-    from dff.aligner.service.face_aligner import FaceAligner
 
 
 def check_poll(weights: object, poll: float | None) -> None:

@@ -29,6 +29,35 @@ with ThreadPoolExecutor(8) as threads:
     print((psutil.Process().memory_info().rss - before) / (1 << 20))
 """
 
+HOLES = """
+import asyncio
+from contextlib import suppress
+
+import psutil
+
+from dff.aligner.service.allocator import keep_trimming
+
+process = psutil.Process()
+blocks = [bytearray(100_000) for _ in range(1000)]
+blocks[::2] = [None] * 500
+before = process.memory_info().rss
+
+
+async def wait() -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(keep_trimming(0.01), 0.5)
+
+
+asyncio.run(wait())
+print((before - process.memory_info().rss) / (1 << 20))
+"""
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="of glibc")
+def test_memory_between_used_blocks_is_returned() -> None:
+    returned = float(subprocess.check_output([sys.executable, "-c", HOLES], text=True))
+    assert returned > 30  # of 50 MB
+
 
 @pytest.mark.skipif(not psutil.LINUX, reason="of glibc")
 def test_memory_of_photos_is_returned() -> None:
