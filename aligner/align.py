@@ -208,7 +208,11 @@ class Aligner:
                 yield None
             detections += [(i, detection) for detection in self._detect(image, some)]
         given = [some is not None for some in asked]
-        out = yield from self._align_faces(images, detections, given, faces)
+        fits = yield from self._align_faces(images, detections, given, faces)
+        out = [
+            [face for _, face in some] if given[i] else _accepted([face for _, face in some])
+            for i, some in enumerate(fits)
+        ]
         for search, least in self._later_searches():
             unsure = [
                 i
@@ -220,8 +224,11 @@ class Aligner:
                 yield None
                 more += [(i, found) for found in search(images[i])]
             second = yield from self._align_faces(images, more, given, faces)
-            for i, found_later in enumerate(second):
-                out[i] = _accepted(out[i] + found_later) if found_later else out[i]
+            for i, later in enumerate(second):
+                out[i] = _accepted(out[i] + [face for _, face in later]) if later else out[i]
+        for i, some in enumerate(fits):
+            refits = [] if given[i] else self._refit(images[i], some, out[i])
+            out[i] = _accepted(out[i] + refits) if refits else out[i]
         return out
 
     def align_requests(self, requests: Sequence[FaceRequest]) -> list[list[Alignment]]:
@@ -255,13 +262,12 @@ class Aligner:
         faces: Sequence[tuple[int, Detection]],
         given: Sequence[bool],
         step: int,
-    ) -> Steps[list[list[Alignment]]]:
+    ) -> Steps[list[list[tuple[Detection, Alignment]]]]:
         """The alignments of ``faces``, by number of their image; asks for ``step`` at a time.
 
-        ``given``: whether the boxes of an image were given. Else only those are kept that did not
-        fail, each face once.
+        ``given``: whether the boxes of an image were given.
         """
-        out: list[list[Alignment]] = [[] for _ in images]
+        out: list[list[tuple[Detection, Alignment]]] = [[] for _ in images]
         for begin in range(0, len(faces), step):
             chunk = faces[begin : begin + step]
             answer = yield FaceRequest(
@@ -273,9 +279,51 @@ class Aligner:
             failed = [k for k, (i, _) in enumerate(chunk) if given[i] and found[k].failed]
             for k, second in self._attempt_again(images, chunk, failed):
                 found[k] = second
-            for (i, _), alignment in zip(chunk, found, strict=True):
-                out[i].append(alignment)
-        return [some if given[i] else _accepted(some) for i, some in enumerate(out)]
+            for (i, detection), alignment in zip(chunk, found, strict=True):
+                out[i].append((detection, alignment))
+        return out
+
+    def _refit(
+        self,
+        image: Bytes,
+        fits: Sequence[tuple[Detection, Alignment]],
+        known: Sequence[Alignment],
+    ) -> list[Alignment]:
+        """The fits from other starts and in more passes of likely faces whose fits were rejected.
+
+        ``fits``: the detections and their fits. ``known``: the faces of the image so far.
+        """
+        config = self.config.refit
+        if config is None or not isinstance(self.fitter, DenseFitter):
+            return []
+        places = [Box.around(face.landmarks_3d[:, :2]) for face in known]
+        least = config.least_size * max((box.size for box in places), default=0.0)
+        starts, boxes = list[Detection](), list[Box]()
+        for detection, face in fits:
+            if (
+                face.failed
+                and face.face_confidence >= config.least_confidence
+                and detection.score >= self.config.centre_detector.sure
+                and detection.box.size >= least
+                and not any(same_face(detection.box, box) for box in places)
+            ):
+                starts += [
+                    detection,
+                    *(Detection(_shrunk(detection.box, side)) for side in config.boxes),
+                ]
+                boxes += [detection.box] * (1 + len(config.boxes))
+        if not starts:
+            return []
+        fitter = self.patient_fitter
+        return self._align(fitter, [image] * len(starts), boxes, fitter.begin(starts))
+
+    @cached_property
+    def patient_fitter(self) -> DenseFitter:
+        """The fitter of ``AlignConfig.refit``; made when first used."""
+        config = self.config
+        if config.refit is not None:
+            config = replace(config, passes=max(config.passes, config.refit.passes))
+        return DenseFitter(self.net, self.anchors, self.model, config, self.fit_correction)
 
     def track(
         self, images: Sequence[Bytes], before: Sequence[Sequence[Alignment]]

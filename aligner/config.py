@@ -334,6 +334,26 @@ class FollowingConfig:
 
 
 @dataclass(frozen=True)
+class RefitConfig:
+    """How a face is fitted again that the quick search is sure of, but whose fit was rejected.
+
+    Raises ValueError without a pass.
+    """
+
+    passes: int = 5
+    # sides of the boxes in which the fit begins, over the detection's own, beside the detected pose
+    boxes: tuple[float, ...] = (1.0, 0.6)
+    # confidence of the rejected fit from which it is worth the time
+    least_confidence: float = 0.05
+    # size over that of the largest other face of the photo: smaller ones are mostly no faces
+    least_size: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.passes < 1:
+            raise ValueError(f"RefitConfig wants a pass: {self}")
+
+
+@dataclass(frozen=True)
 class AlignConfig:
     """How faces are aligned. Raises ValueError for settings that make no sense."""
 
@@ -363,6 +383,7 @@ class AlignConfig:
     inverse_depth: float = 1.0
     # side of the box in which a failed face is aligned once more, over that of its own box
     second_attempt: float = 0.75
+    refit: RefitConfig | None = field(default_factory=RefitConfig)
     # whether a photo in which no face is surely found is searched in its three other quarter turns
     quarter_turns: bool = True
     # landmarks that must be more likely visible than not: an eye has six
@@ -399,6 +420,7 @@ class AlignConfig:
                 reduced_precision=True,
                 visibility=VisibilityConfig(kept_motion=0.02),
                 quarter_turns=False,
+                refit=None,
                 detector=whole,
                 centre_detector=quick,
                 multi_image=MultiImageConfig(passes=2),
@@ -461,6 +483,9 @@ class TrackingConfig:
     # the pairs of two people agree so far, and 98 % of the pairs of one (turned, dimmed, blurred).
     same_texture: float = 0.85
     same_identity: float = 0.5
+    # The same of the texture of a face that is near to where one was lost in the same shot, who is
+    # likely: of photos of 237 people, 1.3 % of the pairs agree so far.
+    returning_texture: float = 0.75
     # Both below these within a shot: the track has slipped to another person.
     other_texture: float = 0.6
     other_identity: float = 0.7

@@ -1,0 +1,98 @@
+"""A face that the search is sure of, but whose fit was rejected, is fitted again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dff.aligner.align import Aligner
+from dff.aligner.alignment import Alignment
+from dff.aligner.config import RefitConfig
+from dff.aligner.detection import Detection
+from dff.face.geometry.camera import Box
+from tests.aligner.known_aligner import known_alignment
+
+FACE, BESIDE = Box(40, 40, 100, 100), Box(220, 40, 280, 100)
+SMALL, LARGE = Box(220, 40, 240, 60), Box(150, 40, 390, 280)
+
+
+@dataclass
+class Fits:
+    """Fits by box: the usual ones of a confidence, and others of the patient fitter."""
+
+    aligner: Aligner
+    usual: dict[Box, float]
+    patient: float
+    repeated: int = 0
+
+    def __call__(
+        self, fitter: Any, images: Sequence[Any], boxes: Sequence[Box], start: Any, **_: Any
+    ) -> list[Alignment]:
+        again = fitter is not self.aligner.fitter
+        self.repeated += again * len(boxes)
+        found = [known_alignment(self.aligner.model, box) for box in boxes]
+        sure = [self.patient if again else self.usual[box] for box in boxes]
+        return [
+            replace(face, face_confidence=one, failed=one < 0.5)
+            for face, one in zip(found, sure, strict=True)
+        ]
+
+
+def aligner_with(
+    aligner: Aligner, detected: dict[Box, float], usual: dict[Box, float], patient: float
+) -> tuple[Aligner, Fits]:
+    changed = copy(aligner)
+    found = [Detection(box, score) for box, score in detected.items()]
+    changed.detector = SimpleNamespace(find=lambda image: found)  # type: ignore[assignment]
+    changed.config = replace(aligner.config, quarter_turns=False)
+    fits = Fits(changed, usual, patient)
+    changed._align = fits  # type: ignore[method-assign, assignment]
+    return changed, fits
+
+
+PHOTO = np.zeros((400, 400, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("detected", "usual", "again"),
+    [
+        ({FACE: 0.6}, {FACE: 0.3}, True),
+        ({FACE: 0.6, BESIDE: 0.7}, {FACE: 0.3, BESIDE: 0.9}, True),
+        ({FACE: 0.4}, {FACE: 0.3}, False),  # the search is not sure
+        ({FACE: 0.6}, {FACE: 0.01}, False),  # nothing speaks for the fit
+        ({FACE: 0.6, LARGE: 0.7}, {FACE: 0.3, LARGE: 0.9}, False),  # beside a far larger face
+        ({FACE: 0.6, SMALL: 0.7}, {FACE: 0.3, SMALL: 0.9}, True),
+        ({FACE: 0.6}, {FACE: 0.6}, False),  # accepted at once
+    ],
+    ids=["alone", "beside", "unsure", "hopeless", "small", "large", "accepted"],
+)
+def test_a_likely_face_whose_fit_was_rejected_is_fitted_again(
+    oracle_aligner: Aligner, detected: dict[Box, float], usual: dict[Box, float], again: bool
+) -> None:
+    aligner, fits = aligner_with(oracle_aligner, detected, usual, 0.8)
+    faces = aligner.align(PHOTO)
+    assert fits.repeated == again * (1 + len(RefitConfig.boxes))
+    others = sum(confidence >= 0.5 for confidence in usual.values())
+    assert len(faces) == others + again
+    assert (FACE in [face.box for face in faces]) is (again or usual[FACE] >= 0.5)
+
+
+def test_a_face_that_no_start_explains_is_none(oracle_aligner: Aligner) -> None:
+    aligner, fits = aligner_with(oracle_aligner, {FACE: 0.6}, {FACE: 0.3}, 0.4)
+    assert aligner.align(PHOTO) == []
+    assert fits.repeated > 0
+
+
+def test_a_preset_may_leave_it_out(oracle_aligner: Aligner) -> None:
+    aligner, fits = aligner_with(oracle_aligner, {FACE: 0.6}, {FACE: 0.3}, 0.8)
+    aligner.config = replace(aligner.config, refit=None)
+    assert aligner.align(PHOTO) == []
+    assert fits.repeated == 0
+    with pytest.raises(ValueError, match="wants a pass"):
+        RefitConfig(passes=0)
