@@ -188,6 +188,7 @@ class Tracker:
         self.tracks: dict[int, Track] = {}  # by number: those that the last frame shows
         self.lost: dict[int, Track] = {}  # and those that are remembered
         self.time = -np.inf  # seconds, of the last frame
+        self.shot = -np.inf  # and since when there may have been no cut
         self.searched = -np.inf  # and of the last search
         self.count = 0  # of tracks
         self.thumbnail: Floats | None = None
@@ -202,6 +203,8 @@ class Tracker:
             raise ValueError(f"the times of frames increase: {time} s comes after {self.time} s")
         self.time = time
         cut = self._may_be_cut(frame)
+        if cut:
+            self.shot = time
         seen = self._follow(frame, strict=cut)
         lost = {number: track for number, track in self.tracks.items() if number not in seen}
         self.lost = {
@@ -214,7 +217,7 @@ class Tracker:
         if cut or not seen or lost or due:
             self.searched = time
             seen |= self._search(frame, seen, strict=cut)
-        seen = self._recognised(seen)
+        seen = self._recognised(frame, seen)
         self.tracks = {
             number: self._updated(number, frame, seen[number]) for number in sorted(seen)
         }
@@ -301,18 +304,24 @@ class Tracker:
                 numbers[i], self.count = self.count, self.count + 1
         return {numbers[i]: one for i, one in enumerate(new)}
 
-    def _recognised(self, seen: Mapping[int, SeenFace]) -> dict[int, SeenFace]:
+    def _recognised(self, frame: Bytes, seen: Mapping[int, SeenFace]) -> dict[int, SeenFace]:
         """The faces, where a later track of a lost person gets that person's number.
 
-        Too little is seen at first of one who comes out from behind another.
+        Too little is seen at first of one who comes out from behind another. The appearance is
+        therefore that in this frame, not that of the last full alignment.
         """
         numbers = {number: number for number in seen}
         taken: set[int] = set()
         for number, one in seen.items():
             track = self.tracks.get(number)
-            for lost in self.lost.values():
-                later = track is not None and track.begin > lost.time
-                if later and lost.number not in taken and self._returns(lost, one, strict=True):
+            possible = [
+                lost
+                for lost in self.lost.values()
+                if track is not None and track.begin > lost.time and lost.number not in taken
+            ]
+            now = replace(one, appearance=self.meter.measure(frame, one.face)) if possible else one
+            for lost in possible:
+                if self._returns(lost, now, strict=True):
                     numbers[number] = lost.number
                     taken.add(lost.number)
                     break
@@ -326,12 +335,20 @@ class Tracker:
         old, new = (Box.around(one.landmarks_3d[:, :2]) for one in (track.face, face))
         distance = float(np.linalg.norm(new.centre - old.centre)) / max(old.size, new.size)
         near = distance <= 1.0 + self.config.reach * away
-        return near and self._is_same(track, appearance)
+        same_shot = track.time >= self.shot
+        least = self.config.returning_texture if same_shot else self.config.same_texture
+        return near and self._is_same(track, appearance, least)
 
-    def _is_same(self, track: Track, appearance: AppearanceDescriptor) -> bool:
-        """Whether the appearance is clearly that of the track's person."""
+    def _is_same(
+        self, track: Track, appearance: AppearanceDescriptor, least: float | None = None
+    ) -> bool:
+        """Whether the appearance is clearly that of the track's person.
+
+        ``least``: agreement of the textures, by default ``TrackingConfig.same_texture``.
+        """
+        least = self.config.same_texture if least is None else least
         return (
-            track.appearance.texture_agreement(appearance) >= self.config.same_texture
+            track.appearance.texture_agreement(appearance) >= least
             and track.appearance.identity_agreement(appearance) >= self.config.same_identity
         )
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
-from dff.aligner.appearance import AppearanceMeter, shrink_by_samples
+from dff.aligner.alignment import Alignment
+from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.video import OneEuro, Tracker
 from dff.face.arrays import Bytes, Floats
@@ -236,6 +237,45 @@ def test_a_hidden_face_gets_its_number_back(
         ]
         assert [len(some) for some in tracks] == [2, 2, 1, 1, 2, 2]
         assert (tracks[-1] == tracks[0]) is same, (hidden, tracks)
+
+
+@pytest.mark.parametrize(
+    ("cut", "agreement", "same"),
+    [(False, 0.8, True), (False, 0.7, False), (True, 0.8, False), (True, 0.9, True)],
+    ids=["same shot", "someone else", "other shot", "clearly the same"],
+)
+def test_who_comes_out_from_behind_another_is_recognised_by_the_frame_that_shows_enough(
+    oracle_aligner: Aligner,
+    people: tuple[Scene, Scene],
+    monkeypatch: pytest.MonkeyPatch,
+    cut: bool,
+    agreement: float,
+    same: bool,
+) -> None:
+    """In the first frame after it was hidden, a face looks like nobody; later like its person."""
+    both = np.hstack([one.image for one in people])
+    middle = people[0].image.shape[1]
+    alone = both.copy()
+    alone[:, middle:] = 0
+    pattern, other = np.linalg.qr(np.random.default_rng(0).normal(size=(50, 3)))[0].T[:2]
+    pattern, other = pattern - pattern.mean(), other - other.mean()
+    shown = [1.0, 1.0, 1.0, 1.0, 0.1, agreement, agreement]
+
+    def measure(image: Bytes, face: Alignment) -> AppearanceDescriptor:
+        r = shown[frame_number] if face.landmarks_3d[:, 0].mean() > middle else 1.0
+        brightness = r * pattern / pattern.std() + np.sqrt(1 - r**2) * other / other.std()
+        return AppearanceDescriptor(np.ones(5), brightness, np.ones(50))
+
+    tracker = Tracker(oracle_aligner)
+    monkeypatch.setattr(tracker.meter, "measure", measure)
+    films = [both] * 2 + [alone] * 2 + [both] * 3
+    tracks: list[set[int]] = []
+    monkeypatch.setattr(tracker, "_may_be_cut", lambda frame: cut and frame_number == 3)
+    for frame_number, frame in enumerate(films):
+        tracks.append({one.track for one in tracker.step(frame, frame_number / 2)})
+    (seen,) = tracks[2]
+    known, new = {0, 1}, {seen, 2}
+    assert tracks == [known, known, {seen}, {seen}, new, *[known if same else new] * 2]
 
 
 @pytest.mark.parametrize("size", [(32, 18), (71, 99)])
