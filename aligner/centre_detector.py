@@ -63,6 +63,17 @@ class CentreDetector:
             out.append(Detection(box, float(score[i]), self._pose(box, rotation)))
         return out
 
+    def sees(self, box: Box, image: Bytes, size: float) -> bool:
+        """Whether a face may lie in a box of the photo, enlarged or shrunk to ``size`` pixels."""
+        level, scale, corner = surroundings(image, box, size, self.config.surroundings)
+        if level is None:
+            return False
+        score, corners, _ = self._search(level, scale)
+        boxes = corners + np.tile(corner, 2)
+        return any(
+            same_face(box, Box(*one.tolist())) for one in boxes[score >= self.config.least_large]
+        )
+
     def _probable(self, kept: Sequence[int], score: Floats, corners: Floats) -> list[int]:
         """The ``kept`` rows that are likely enough for their size."""
         size = np.sqrt(np.prod(corners[:, 2:] - corners[:, :2], axis=1))
@@ -142,6 +153,26 @@ def _nearest_rotations(rows: Floats) -> Floats:
     return np.concatenate([first, np.cross(first[:, 0], first[:, 1])[:, None]], axis=1)
 
 
+def surroundings(
+    image: Bytes, box: Box, size: float, share: float
+) -> tuple[Bytes | None, Floats, Floats]:
+    """The part of a photo about a box, resized so that the box is ``size`` pixels large.
+
+    ``share``: side of the part over the size of the box. With (2,) photo pixels (x, y) for one of
+    its own, and its corner (x, y) in the photo; None where the photo ends before it begins.
+    """
+    side = share * box.size
+    corner = np.maximum(np.floor(box.centre - side / 2), 0).astype(int)
+    end = np.minimum(np.ceil(box.centre + side / 2).astype(int), image.shape[1::-1])
+    if (end - corner < 4).any():
+        return None, np.ones(2), corner
+    scale = size / box.size
+    sides = tuple(np.maximum(np.rint((end - corner) * scale), 1).astype(int).tolist())
+    shrinks = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
+    part = image[corner[1] : end[1], corner[0] : end[0]]
+    return cv2.resize(part, sides, interpolation=shrinks), (end - corner) / sides, corner
+
+
 class StagedDetector:
     """The quick detector, then the thorough one for uncertain faces. Threads may share it."""
 
@@ -163,12 +194,25 @@ class StagedDetector:
         return distinct(alone or [*self._sure(found), *self._find_thoroughly(found, image)])
 
     def _find_thoroughly(self, found: Sequence[Detection], image: Bytes) -> list[Detection]:
-        """The confident detections of the thorough search, and those ``found`` by the quick one."""
+        """The confident detections of the thorough search, and those ``found`` by the quick one.
+
+        In tiles, unsure ones that the quick search sees there, too.
+        """
+        config = self.config
+        tiled = max(image.shape[:2]) > self.thorough.config.untiled
+        least = config.lowest_alone_in_tiles if tiled else config.lowest_alone
+
+        def seen_in_tile(one: Detection) -> bool:
+            return one.score >= config.lowest_alone and all(
+                self.quick.sees(one.box, image, size) for size in config.seen_sizes
+            )
+
         return [
             one
             for one in self.thorough.find(image)
-            if one.score >= self.config.lowest_alone
+            if one.score >= least
             or any(same_face(one.box, other.box) for other in found)
+            or (tiled and seen_in_tile(one))
         ]
 
     def find_sure(self, image: Bytes) -> list[Detection]:
@@ -199,18 +243,11 @@ class StagedDetector:
         likely = [one for one in found if least <= one.score < self.config.sure]
         large = [one for one in found if one.score < least]
         for one in [*likely[:most], *large[:most]]:
-            side = self.config.surroundings * one.box.size
-            corner = np.maximum(np.floor(one.box.centre - side / 2), 0).astype(int)
-            end = np.minimum(np.ceil(one.box.centre + side / 2).astype(int), image.shape[1::-1])
-            if (end - corner < 4).any():
-                continue
-            part = image[corner[1] : end[1], corner[0] : end[0]]
-            scale = self.config.verified_size / one.box.size
-            size = tuple(np.maximum(np.rint((end - corner) * scale), 1).astype(int).tolist())
-            shrinks = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
-            level = cv2.resize(part, size, interpolation=shrinks)
-            verified += [
-                again.in_photo((end - corner) / size, corner)
-                for again in self.thorough.find_on_level(level)
-            ]
+            level, scale, corner = surroundings(
+                image, one.box, self.config.verified_size, self.config.surroundings
+            )
+            if level is not None:
+                verified += [
+                    again.in_photo(scale, corner) for again in self.thorough.find_on_level(level)
+                ]
         return verified

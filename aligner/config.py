@@ -295,6 +295,10 @@ class CentreDetectorConfig:
     # score of a detection of the thorough search below which the quick one must see the face too:
     # of 241 photos with faces, none is detected by so low a score alone
     lowest_alone: float = 0.15
+    # the same in tiles, where it has not searched: it must see the face there at each of these
+    # sizes in pixels, with a probability from ``least_large`` on
+    lowest_alone_in_tiles: float = 0.3
+    seen_sizes: tuple[float, ...] = (30.0, 60.0)
 
     def __post_init__(self) -> None:
         if min(self.longest, self.enlarged, self.coarsest) < 1:

@@ -154,6 +154,23 @@ def test_what_the_thorough_search_barely_sees_must_be_seen_by_both(oracle_aligne
     assert found.score == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(
+    ("score", "probability", "answered"),
+    [(0.35, 0.0, True), (0.2, 0.0, False), (0.2, 0.9, True), (0.1, 0.9, False)],
+    ids=["sure", "alone", "seen by both", "hardly seen"],
+)
+def test_what_the_thorough_search_is_unsure_of_in_tiles_the_quick_one_must_see_there(
+    oracle_aligner: Aligner, score: float, probability: float, answered: bool
+) -> None:
+    detector, thorough = staged(oracle_aligner)
+    thorough.config, thorough.score = DetectorConfig(longest=256, untiled=400), score
+    photo = photo_with(height=320, width=448)
+    photo[200:240, 300:340, 0] = round(255 * probability)
+    detector.quick.config = replace(detector.quick.config, longest=64, coarsest=64)
+    detector.quick.find = lambda image: []  # type: ignore[method-assign]
+    assert (len(detector.find(photo)) == 1) is answered
+
+
 def test_an_unsure_photo_is_searched_thoroughly(oracle_aligner: Aligner) -> None:
     detector, thorough = staged(oracle_aligner)
     for photo in (photo_with(), photo_with((96, 160, 0.4))):
