@@ -65,7 +65,7 @@ class CentreDetector:
 
     def sees(self, box: Box, image: Bytes, size: float) -> bool:
         """Whether a face may lie in a box of the photo, enlarged or shrunk to ``size`` pixels."""
-        level, scale, corner = surroundings(image, box, size, self.config.surroundings)
+        level, scale, corner = crop_surroundings(image, box, size, self.config.surroundings)
         if level is None:
             return False
         score, corners, _ = self._search(level, scale)
@@ -153,7 +153,7 @@ def _nearest_rotations(rows: Floats) -> Floats:
     return np.concatenate([first, np.cross(first[:, 0], first[:, 1])[:, None]], axis=1)
 
 
-def surroundings(
+def crop_surroundings(
     image: Bytes, box: Box, size: float, share: float
 ) -> tuple[Bytes | None, Floats, Floats]:
     """The part of a photo about a box, resized so that the box is ``size`` pixels large.
@@ -243,7 +243,7 @@ class StagedDetector:
         likely = [one for one in found if least <= one.score < self.config.sure]
         large = [one for one in found if one.score < least]
         for one in [*likely[:most], *large[:most]]:
-            level, scale, corner = surroundings(
+            level, scale, corner = crop_surroundings(
                 image, one.box, self.config.verified_size, self.config.surroundings
             )
             if level is not None:
