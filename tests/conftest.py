@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores among them. Read when numpy and torch are imported.
@@ -76,6 +76,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         del waiting[:2], computing[:1]
     place = {path: number for number, path in enumerate(order + short)}
     items.sort(key=lambda item: place[item.path])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """Fork the workers from a process that has imported the tests."""
+    from tests.worker_forks.start import start_server
+
+    command = start_server(config.args)
+    for spec in specs:
+        spec.python = command
 
 
 def pytest_collection_finish() -> None:

@@ -14,13 +14,14 @@ import torch
 from dff.infra.networks import weights
 
 onnx = pytest.importorskip("onnx", reason="optional packages of the extra onnx")
-onnxruntime = pytest.importorskip("onnxruntime", reason="optional packages of the extra onnx")
 
 
 @pytest.mark.parametrize("shape", [(1, 128, 128), (3, 64, 192), (16, 128, 128)])
 def test_onnxruntime_answers_as_torch(exported_net: Path, shape: tuple[int, int, int]) -> None:
     net = weights.load(weights.DEFAULT).net
     image = torch.rand(shape[0], 3, *shape[1:], generator=torch.Generator().manual_seed(1))
+    # Late, since it starts a thread that forked workers of the tests would lack.
+    onnxruntime = pytest.importorskip("onnxruntime", reason="optional packages of the extra onnx")
     session = onnxruntime.InferenceSession(exported_net, providers=["CPUExecutionProvider"])
     descriptor, face_logit = session.run(None, {"image": image.numpy()})
     with torch.no_grad():
