@@ -149,7 +149,13 @@ def separate_nodes(
         def start(number: int, alive: int) -> Node:
             name, address = places[number]
             own = (
-                ["--head", "--port=6379", "--num-cpus=0", f"--dashboard-host={address}"]
+                [
+                    "--head",
+                    "--port=6379",
+                    "--num-cpus=0",
+                    f"--dashboard-host={address}",
+                    "--no-monitor",
+                ]
                 if number == 0
                 else [f"--address={head}:6379", "--num-cpus=1"]
             )

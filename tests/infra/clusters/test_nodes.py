@@ -395,8 +395,11 @@ def test_a_job_whose_head_is_gone_says_so_and_the_same_command_completes_it(
 
 @contextmanager
 def served(machines: Cluster, *arguments: str) -> Iterator[str]:
-    """The aligner on the cluster; the command runs on the head until it is interrupted."""
-    command = [DFF, "serve", "--address", "auto", "--host", machines.head, *arguments]
+    """The aligner on the cluster; the command runs on the head until it is interrupted.
+
+    Its proxy on another node could not listen at the head's address and would start for ever.
+    """
+    command = [DFF, "serve", "--address", "auto", "--host", "0.0.0.0", *arguments]
     with subprocess.Popen(
         machines.nodes[0].command(command),
         env=machines.environment,
@@ -409,8 +412,8 @@ def served(machines: Cluster, *arguments: str) -> Iterator[str]:
             said = []
             for line in process.stdout:
                 said.append(line)
-                if match := re.match(r"serving at (\S+)/ ", line):
-                    yield match[1]
+                if match := re.match(r"serving at http://\S+:(\d+)/ ", line):
+                    yield f"http://{machines.head}:{match[1]}"
                     break
             else:
                 raise AssertionError("".join(said))
