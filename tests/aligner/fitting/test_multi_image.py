@@ -14,6 +14,7 @@ from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment, PersonAlignment
 from dff.aligner.appearance import AppearanceDescriptor
 from dff.aligner.config import MultiImageConfig
+from dff.aligner.face_request import Steps, T
 from dff.aligner.fitting.fit_model import FitState
 from dff.aligner.fitting.multi_image import choose_person, find_strangers, shared_step
 from dff.aligner.fitting.perspective import move, perspective_jacobian
@@ -465,6 +466,12 @@ def test_a_photo_just_above_the_bound_of_strangers_is_doubtful(
     assert (set(check.strangers), set(check.doubtful)) == (strangers, doubtful)
 
 
+def at_once(answer: T) -> Steps[T]:
+    """The steps of a computation that takes one."""
+    yield None
+    return answer
+
+
 def test_people_are_compared_relative_to_the_mean_of_fits_to_photos(
     oracle_aligner: Aligner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,8 +497,12 @@ def test_people_are_compared_relative_to_the_mean_of_fits_to_photos(
             config=READING,
             mean_identity=mean,
         )
-        monkeypatch.setattr(aligner, "align_batch", lambda *_: [[one] for one in alone])
-        monkeypatch.setattr(aligner, "_align_photos_of_person", lambda _, faces: dict(faces))
+        monkeypatch.setattr(
+            aligner, "align_in_steps", lambda *_, **__: at_once([[one] for one in alone])
+        )
+        monkeypatch.setattr(
+            aligner, "_align_photos_of_person", lambda _, faces: at_once(dict(faces))
+        )
         assert set(aligner.align_person(images).left_out) == left_out
     with pytest.raises(ValueError, match="a mean identity of 3 coefficients"):
         Aligner(oracle_aligner.net, oracle_aligner.anchors, model, mean_identity=np.zeros(3))
@@ -512,8 +523,12 @@ def test_a_stranger_is_left_out_by_name_unless_a_box_says_who_is_meant(
         return replace(known_alignment(model, box), coefficients=coefficients)
 
     alone = [face(mine), face(0.8 * mine), face(other), face(1.2 * mine)]
-    monkeypatch.setattr(oracle_aligner, "align_batch", lambda *_: [[one] for one in alone])
-    monkeypatch.setattr(oracle_aligner, "_align_photos_of_person", lambda _, faces: dict(faces))
+    monkeypatch.setattr(
+        oracle_aligner, "align_in_steps", lambda *_, **__: at_once([[one] for one in alone])
+    )
+    monkeypatch.setattr(
+        oracle_aligner, "_align_photos_of_person", lambda _, faces: at_once(dict(faces))
+    )
     person = oracle_aligner.align_person(images)
     assert [one is None for one in person.faces] == [False, False, True, False]
     assert "not the person of the other photos" in person.left_out[2]
