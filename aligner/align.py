@@ -226,8 +226,8 @@ class Aligner:
             second = yield from self._align_faces(images, more, given, faces)
             for i, later in enumerate(second):
                 out[i] = _accepted(out[i] + [face for _, face in later]) if later else out[i]
-        for i, some in enumerate(fits):
-            refits = [] if given[i] else self._refit(images[i], some, out[i])
+        for i, fitted in enumerate(fits):
+            refits = [] if given[i] else self._refit(images[i], fitted, out[i])
             out[i] = _accepted(out[i] + refits) if refits else out[i]
         return out
 
