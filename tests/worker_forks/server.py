@@ -44,6 +44,16 @@ def main(path: str, owner: int, ready: int, tests: list[str]) -> None:
     os.write(ready, b"+")
     os.close(ready)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    server = os.getpid()
+    try:
+        _serve(listener, owner)
+    finally:
+        if os.getpid() == server:
+            shutil.rmtree(os.path.dirname(path))
+
+
+def _serve(listener: socket.socket, owner: int) -> None:
+    """Return when ``owner`` ends, and in each worker when it has run."""
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         end = selector.register(os.pidfd_open(owner), selectors.EVENT_READ)
@@ -51,14 +61,12 @@ def main(path: str, owner: int, ready: int, tests: list[str]) -> None:
             connection, _ = listener.accept()
             _, files, _, _ = socket.recv_fds(connection, 1, 3)
             if os.fork() == 0:
-                selector.close()
                 listener.close()
                 _become_worker(connection, files)
                 return
             for file in files:
                 os.close(file)
             connection.close()
-    shutil.rmtree(os.path.dirname(path))
 
 
 def _become_worker(connection: socket.socket, files: list[int]) -> None:
