@@ -281,6 +281,8 @@ class Tracker:
     ) -> dict[int, SeenFace]:
         """Faces of the whole frame beside those ``seen``; remembered ones keep their numbers."""
         known = [one.face for one in seen.values()]
+        if known and self._shows_only(frame, known):
+            return {}
         new: list[SeenFace] = []
         for face in self.aligner.align(frame):
             if not _among(face, known):
@@ -303,6 +305,14 @@ class Tracker:
             if i not in numbers:
                 numbers[i], self.count = self.count, self.count + 1
         return {numbers[i]: one for i, one in enumerate(new)}
+
+    def _shows_only(self, frame: Bytes, known: Sequence[Alignment]) -> bool:
+        """Whether all detections in a frame are of the ``known`` faces."""
+        boxes = [Box.around(face.landmarks_3d[:, :2]) for face in known]
+        return all(
+            any(same_face(found.box, box) for box in boxes)
+            for found in self.aligner.detector.find(frame)
+        )
 
     def _recognised(self, frame: Bytes, seen: Mapping[int, SeenFace]) -> dict[int, SeenFace]:
         """The faces, where a later track of a lost person gets that person's number.

@@ -13,7 +13,6 @@ import numba
 import numpy as np
 
 from dff.face.arrays import Array, Float, Floats
-from dff.face.geometry.transform import rotation_from_vector
 from dff.face.model.landmarks import SCHEMES, Scheme
 from dff.face.numba_cache import CACHE
 
@@ -84,6 +83,35 @@ def _fill_moved(rotation, limit, by_pose, out):  # type: ignore[no-untyped-def]
                 down += terms[i, t] * by_pose[n, t, 1]
             for c in range(2):
                 out[i, n, c] = right * upright[i, 0, c] + down * upright[i, 1, c]
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _fill_corrected(pose, rotation, limit, turn, out):  # type: ignore[no-untyped-def]
+    """Fill ``PoseCorrection.corrected`` of B faces: poses times rotations (Rodrigues)."""
+    faces = len(rotation)
+    upright, angles, terms = np.empty((faces, 2, 2)), np.empty((2, faces)), np.empty((faces, TERMS))
+    _find_upright(rotation, upright, angles[0], angles[1])
+    _fill_terms(angles[0], angles[1], limit, terms)
+    for i in range(faces):
+        x, y, z = 0.0, 0.0, 0.0
+        for t in range(TERMS):
+            x += terms[i, t] * turn[t, 0]
+            y += terms[i, t] * turn[t, 1]
+            z += terms[i, t] * turn[t, 2]
+        square = x * x + y * y + z * z
+        angle = np.sqrt(square)
+        a, b = 1.0 - square / 6.0, 0.5 - square / 24.0
+        if angle >= 1e-6:
+            a, b = np.sin(angle) / angle, (1.0 - np.cos(angle)) / square
+        cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+        for r in range(3):
+            for c in range(3):
+                out[i, r, c] = pose[i, r, c]
+                for k in range(3):
+                    twice = 0.0
+                    for m in range(3):
+                        twice += cross[k, m] * cross[m, c]
+                    out[i, r, c] += pose[i, r, k] * (a * cross[k, c] + b * twice)
 
 
 @numba.njit(cache=CACHE, nogil=True)
@@ -193,6 +221,9 @@ class PoseCorrection:
 
         ``pose``: ``cam_from_reference``, ``rotation``: ``cam_from_head`` of the same faces.
         """
-        terms = pose_terms(UprightPose.of(rotation.reshape(-1, 3, 3)), self.pose_limit)
-        turn = rotation_from_vector(terms @ self.turn).reshape(rotation.shape)
-        return np.asarray(pose @ turn)
+        faces, out = np.ascontiguousarray(rotation).reshape(-1, 3, 3), np.empty(rotation.shape)
+        rows = out.reshape(-1, 3, 3)
+        _fill_corrected(
+            np.ascontiguousarray(pose).reshape(-1, 3, 3), faces, self.pose_limit, self.turn, rows
+        )
+        return out

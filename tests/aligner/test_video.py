@@ -124,6 +124,26 @@ def test_two_faces_keep_their_numbers(oracle_aligner: Aligner, scene: Scene) -> 
         assert places[left] < 320 < places[1 - left]
 
 
+def test_a_search_that_finds_no_new_face_aligns_none(
+    oracle_aligner: Aligner, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(oracle_aligner, config=TrackingConfig(search_interval=1 / RATE))
+    tracker.step(scene.image, 0.0)
+    searched: list[Bytes] = []
+    align = tracker.aligner.align
+    monkeypatch.setattr(
+        tracker.aligner, "align", lambda image: searched.append(image) or align(image)
+    )
+    both = np.hstack([scene.image, shifted(scene.image, 20)])
+    alone = np.hstack([scene.image, np.zeros_like(scene.image)])
+    assert [len(tracker.step(alone, i / RATE)) for i in range(1, 4)] == [1, 1, 1]
+    searched.clear()
+    assert len(tracker.step(alone, 4 / RATE)) == 1
+    assert not searched
+    assert len(tracker.step(both, 5 / RATE)) == 2
+    assert len(searched) == 1
+
+
 def test_without_smoothing_faces_are_as_found(oracle_aligner: Aligner, scene: Scene) -> None:
     smooth, raw = followed(oracle_aligner, [scene.image] * 6, None)
     np.testing.assert_array_equal(smooth, raw)
