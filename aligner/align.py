@@ -300,10 +300,11 @@ class Aligner:
         least = config.least_size * max((box.size for box in places), default=0.0)
         starts, boxes = list[Detection](), list[Box]()
         for detection, face in fits:
+            sure = detection.score >= self.config.centre_detector.sure
             if (
                 face.failed
-                and face.face_confidence >= config.least_confidence
-                and detection.score >= self.config.centre_detector.sure
+                and face.face_confidence
+                >= (config.least_confidence if sure else config.least_alone)
                 and detection.box.size >= least
                 and not any(same_face(detection.box, box) for box in places)
             ):

@@ -339,7 +339,7 @@ class FollowingConfig:
 
 @dataclass(frozen=True)
 class RefitConfig:
-    """How a face is fitted again that the quick search is sure of, but whose fit was rejected.
+    """How a likely face is fitted again whose fit was rejected.
 
     Raises ValueError without a pass.
     """
@@ -347,8 +347,10 @@ class RefitConfig:
     passes: int = 5
     # sides of the boxes in which the fit begins, over the detection's own, beside the detected pose
     boxes: tuple[float, ...] = (1.0, 0.6)
-    # confidence of the rejected fit from which it is worth the time
+    # confidence of the rejected fit from which it is worth the time: where the quick search is sure
+    # of the face, and where it is not
     least_confidence: float = 0.05
+    least_alone: float = 0.2
     # size over that of the largest other face of the photo: smaller ones are mostly no faces
     least_size: float = 0.5
 

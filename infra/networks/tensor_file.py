@@ -31,6 +31,8 @@ def read_tensor_file(
         with safe_open(path, framework="np") as file:
             text = (file.metadata() or {}).get(key, "{}")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise BadWeights(f"there is no {kind} {path}") from error
     except (OSError, SafetensorError, TypeError, AttributeError) as error:  # of types NumPy lacks
         raise BadWeights(f"{path} cannot be read as a {kind}: {error}") from error
     try:

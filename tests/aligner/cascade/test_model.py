@@ -389,7 +389,7 @@ def test_bad_files_are_refused_by_name(oracle_aligner: Aligner, tmp_path: Path) 
             load_cascade(path)
         assert str(path) in str(error.value)
 
-    refused("cannot be read")  # absent
+    refused("there is no cascade")  # absent
     path.write_bytes(b"\x80\x04pickle")
     refused("cannot be read")
     with path.open("wb") as file:

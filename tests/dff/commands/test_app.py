@@ -98,6 +98,10 @@ FAILURES = [
     (("inspect", "empty"), "it has no MANIFEST.json; run the command"),
     (("label", "nowhere"), "there is no folder "),
     (("evaluate", "300w", "nowhere"), "there is no folder "),
+    (
+        ("align", "p.png", "--method", "cascade", "--cascade", "nowhere"),
+        "there is no cascade nowhere",
+    ),
     (("align", "p.png", "--boxes", "nowhere.json"), "dff: nowhere.json: No such file or directory"),
     (("serve", "--no-ray", "--api-keys", "nowhere"), "dff: nowhere: No such file or directory"),
     (("inspect", "file"), "a part of the path is a file"),
