@@ -301,10 +301,10 @@ class Aligner:
         starts, boxes = list[Detection](), list[Box]()
         for detection, face in fits:
             sure = detection.score >= self.config.centre_detector.sure
+            alone = np.inf if places else config.least_alone
             if (
                 face.failed
-                and face.face_confidence
-                >= (config.least_confidence if sure else config.least_alone)
+                and face.face_confidence >= (config.least_confidence if sure else alone)
                 and detection.box.size >= least
                 and not any(same_face(detection.box, box) for box in places)
             ):

@@ -348,7 +348,7 @@ class RefitConfig:
     # sides of the boxes in which the fit begins, over the detection's own, beside the detected pose
     boxes: tuple[float, ...] = (1.0, 0.6)
     # confidence of the rejected fit from which it is worth the time: where the quick search is sure
-    # of the face, and where it is not
+    # of the face, and where it is not and the photo shows no other face
     least_confidence: float = 0.05
     least_alone: float = 0.2
     # size over that of the largest other face of the photo: smaller ones are mostly no faces

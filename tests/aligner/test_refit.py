@@ -65,13 +65,24 @@ PHOTO = np.zeros((400, 400, 3), np.uint8)
         ({FACE: 0.6}, {FACE: 0.3}, True),
         ({FACE: 0.6, BESIDE: 0.7}, {FACE: 0.3, BESIDE: 0.9}, True),
         ({FACE: 0.4}, {FACE: 0.3}, True),
+        ({FACE: 0.4, BESIDE: 0.7}, {FACE: 0.3, BESIDE: 0.9}, False),  # beside another face
         ({FACE: 0.4}, {FACE: 0.1}, False),  # neither the search nor the fit is sure
         ({FACE: 0.6}, {FACE: 0.01}, False),  # nothing speaks for the fit
         ({FACE: 0.6, LARGE: 0.7}, {FACE: 0.3, LARGE: 0.9}, False),  # beside a far larger face
         ({FACE: 0.6, SMALL: 0.7}, {FACE: 0.3, SMALL: 0.9}, True),
         ({FACE: 0.6}, {FACE: 0.6}, False),  # accepted at once
     ],
-    ids=["alone", "beside", "likely", "unsure", "hopeless", "small", "large", "accepted"],
+    ids=[
+        "alone",
+        "beside",
+        "likely",
+        "less likely",
+        "unsure",
+        "hopeless",
+        "small",
+        "large",
+        "accepted",
+    ],
 )
 def test_a_likely_face_whose_fit_was_rejected_is_fitted_again(
     oracle_aligner: Aligner, detected: dict[Box, float], usual: dict[Box, float], again: bool
