@@ -31,6 +31,9 @@ def read_tensor_file(
         with safe_open(path, framework="np") as file:
             text = (file.metadata() or {}).get(key, "{}")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name, array in arrays.items():
+            if array.dtype.kind not in "biuf":  # of a library that adds types to NumPy
+                raise TypeError(f"{name} has numbers of type {array.dtype}")
     except FileNotFoundError as error:
         raise BadWeights(f"there is no {kind} {path}") from error
     except (OSError, SafetensorError, TypeError, AttributeError) as error:  # of types NumPy lacks

@@ -384,9 +384,10 @@ def test_a_photo_with_an_unsure_face_is_searched_in_quarter_turns(
         return [Detection(Box(20, 20, 60, 60), 0.5)]
 
     def align_faces(images, faces_of, given, step):  # type: ignore[no-untyped-def]
-        out: list[list[Alignment]] = [[] for _ in images]
+        out: list[list[tuple[Detection, Alignment]]] = [[] for _ in images]
         for i, detection in faces_of:
-            out[i].append(faces["upright" if detection.score == 1.0 else "right"])
+            face = faces["upright" if detection.score == 1.0 else "right"]
+            out[i].append((detection, face))
             yield
         return out
 
@@ -412,10 +413,11 @@ def _is_upright(pose: FaceState) -> bool:
 def test_what_shows_no_landmark_or_looks_away_is_no_face(oracle_aligner: Aligner) -> None:
     features = CalibrationFeatures(np.zeros(5), np.zeros((68, 9)), np.asarray(False))
     facing, away, seen = np.diag([1.0, -1.0, -1.0]), np.eye(3), np.ones(68)
-    assert oracle_aligner._reject(features, 0.9, seen, facing) == ""
-    assert "0 of 68" in oracle_aligner._reject(features, 0.9, 0.1 * seen, facing)
-    assert "turned away" in oracle_aligner._reject(features, 0.9, seen, away)
-    assert "confidence 0.40" in oracle_aligner._reject(features, 0.4, seen, facing)
+    reporter = oracle_aligner.reporter(oracle_aligner.fit_model)
+    assert reporter._reject(features, 0.9, seen, facing) == ""
+    assert "0 of 68" in reporter._reject(features, 0.9, 0.1 * seen, facing)
+    assert "turned away" in reporter._reject(features, 0.9, seen, away)
+    assert "confidence 0.40" in reporter._reject(features, 0.4, seen, facing)
 
 
 def test_the_finest_level_is_left_out_where_sharp_faces_explain_the_next(

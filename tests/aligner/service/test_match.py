@@ -119,7 +119,7 @@ def test_what_cannot_be_matched_is_told(client: TestClient, scenes: list[Scene])
         ({"points": [[1]]}, "JSON [[x, y], ...] in pixels: points[0] has too few"),
         ({"points": [[1, 5000]]}, "outside the first photo"),
         ({"landmarks": ["nose"]}, "no landmark 'nose'"),
-        ({"landmarks": [5]}, 'JSON names such as ["nose_tip", "chin"]: landmarks[0] has'),
+        ({"landmarks": [5]}, '["nose_tip", "chin"]: landmarks[0] is a number'),
         ({"points": [[5, 5]] * 1025}, "give 1 to 1024 points"),
     ):
         answer = ask(client, face, face, **fields)

@@ -33,6 +33,8 @@ def test_a_stored_manifest_is_the_manifest(finished: Finished) -> None:
 
 def test_what_is_not_there_is_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(BadDataset, match=r"no MANIFEST.json"):
+        open_dataset(str(tmp_path))
+    with pytest.raises(BadDataset, match="there is no such folder"):
         open_dataset(str(tmp_path / "nothing"))
 
 
