@@ -106,6 +106,7 @@ class AlignService:
         self.held = 0  # requests
         self.sessions = 0  # of tracking
         self._person = asyncio.Semaphore(1)  # all photos of one person are held at once
+        self._rendering = asyncio.Semaphore(1)  # beside the aligner's thread, one more computes
 
     def replace_aligner(self, aligner: FaceAligner) -> None:
         """Answer further requests by another aligner, which has aligned once."""
@@ -139,7 +140,7 @@ class AlignService:
         """Every face of a photo; in ``corners`` only, where they are given.
 
         ``focal``: pixels, if the client gave it. ``slowdown``: how many times as long as alone a
-        photo of many faces may take. ``render`` runs in the aligner's thread. Raises BadPhoto,
+        photo of many faces may take. ``render`` runs in a thread. Raises BadPhoto,
         Problem ``too-large``, ``bad-boxes`` or ``no-face``, and what ``render`` raises.
         """
         async with self.admit(deadline):
@@ -232,7 +233,7 @@ class AlignService:
             timing = _measure(seconds, images, faces)
             rendered = None
             if render is not None:
-                rendered = await self.scheduler.run(partial(render, person, images))
+                rendered = await self._run_apart(partial(render, person, images))
             doubts = {n: person.doubts[p] for n, p in places.items() if p in person.doubts}
             return PersonResult(person, photos, doubts, timing, rendered)
 
@@ -308,8 +309,13 @@ class AlignService:
                 raise Problem("no-face")
             rendered = None
             if render is not None:
-                rendered = await self.scheduler.run(partial(render, outcome, pixels))
+                rendered = await self._run_apart(partial(render, outcome, pixels))
         return PhotoResult(outcome, size, camera, timing, rendered)
+
+    async def _run_apart(self, render: Callable[[], bytes]) -> bytes:
+        """A file of faces, which takes up to a second, while the aligner goes on."""
+        async with self._rendering:
+            return await anyio.to_thread.run_sync(render, abandon_on_cancel=True)
 
     async def _read_person_photo(
         self, image: UploadFile, corners: BoxCorners | None

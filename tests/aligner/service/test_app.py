@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import httpx
@@ -25,7 +26,7 @@ from dff.aligner.service.http.limits import Limits, UploadLimits
 from dff.aligner.service.http.problems import KINDS
 from dff.aligner.service.match_schema import DenseMatchAnswer, MatchAnswer
 from dff.aligner.service.memory import DECODING, DecodingMemory
-from dff.aligner.service.routes import batch, person
+from dff.aligner.service.routes import align as align_routes, batch, person
 from dff.aligner.service.schema import AlignAnswer, BatchAnswer, PersonAnswer
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
@@ -116,6 +117,27 @@ def test_glb_is_the_mesh_in_metres(client: TestClient, toy_model: MorphableModel
         422,
         "no-face",
     )
+
+
+def test_a_drawing_holds_no_other_photo(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, done = threading.Event(), threading.Event()
+
+    def draw_slowly(*args: object) -> bytes:
+        begun.set()
+        assert done.wait(30)
+        return b"drawn"
+
+    monkeypatch.setattr(align_routes, "draw_png", draw_slowly)
+    files, headers = {"image": encoded(pixels())}, {"Accept": "image/png"}
+    with ThreadPoolExecutor(1) as thread:
+        drawn = thread.submit(client.post, "/v1/align", files=files, headers=headers)
+        assert begun.wait(30)
+        other = post(client, encoded(pixels()))
+        done.set()
+        assert other.status_code == 200
+        assert drawn.result(30).content == b"drawn"
 
 
 def test_orientation_is_applied_before_alignment(toy_model: MorphableModel) -> None:
