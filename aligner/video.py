@@ -175,6 +175,7 @@ class Track:
     smoother: Smoother | None = None
     followed: FollowedFace | None = None  # None: the next frame aligns the face in full
     full_until: float = -np.inf  # seconds: until then every frame does
+    hidden: bool = False  # lost where another face was: it may come out from behind that one
 
 
 class Tracker:
@@ -207,6 +208,9 @@ class Tracker:
             self.shot = time
         seen = self._follow(frame, strict=cut)
         lost = {number: track for number, track in self.tracks.items() if number not in seen}
+        for track in lost.values():
+            others = (_distance(track.face, one.face) for one in seen.values())
+            track.hidden = min(others, default=np.inf) <= self.config.hiding
         self.lost = {
             number: track
             for number, track in (self.lost | lost).items()
@@ -342,24 +346,23 @@ class Tracker:
         face, appearance, away = seen.face, seen.appearance, self.time - track.time
         if not strict and away <= self.config.lost_interval and _among(face, [track.face]):
             return self._may_be(track, appearance)
-        old, new = (Box.around(one.landmarks_3d[:, :2]) for one in (track.face, face))
-        distance = float(np.linalg.norm(new.centre - old.centre)) / max(old.size, new.size)
-        near = distance <= 1.0 + self.config.reach * away
-        same_shot = track.time >= self.shot
-        least = self.config.returning_texture if same_shot else self.config.same_texture
-        return near and self._is_same(track, appearance, least)
+        near = _distance(track.face, face) <= 1.0 + self.config.reach * away
+        expected = track.hidden and track.time >= self.shot
+        return near and self._is_same(track, appearance, expected=expected)
 
     def _is_same(
-        self, track: Track, appearance: AppearanceDescriptor, least: float | None = None
+        self, track: Track, appearance: AppearanceDescriptor, *, expected: bool = False
     ) -> bool:
         """Whether the appearance is clearly that of the track's person.
 
-        ``least``: agreement of the textures, by default ``TrackingConfig.same_texture``.
+        ``expected``: the person is likely to come out from behind another, so that less is enough.
         """
-        least = self.config.same_texture if least is None else least
+        config, known = self.config, track.appearance
+        texture = config.returning_texture if expected else config.same_texture
+        identity = config.returning_identity if expected else config.same_identity
         return (
-            track.appearance.texture_agreement(appearance) >= least
-            and track.appearance.identity_agreement(appearance) >= self.config.same_identity
+            known.texture_agreement(appearance) >= texture
+            and known.identity_agreement(appearance) >= identity
         )
 
     def _may_be(self, track: Track, appearance: AppearanceDescriptor) -> bool:
@@ -417,6 +420,12 @@ def _agreement(track: Track, appearance: AppearanceDescriptor) -> float:
     """How well an appearance fits a track's person; more is better."""
     known = track.appearance
     return known.texture_agreement(appearance) + known.identity_agreement(appearance)
+
+
+def _distance(one: Alignment, other: Alignment) -> float:
+    """Between the centres of two faces, over the size of the larger one."""
+    a, b = (Box.around(face.landmarks_3d[:, :2]) for face in (one, other))
+    return float(np.linalg.norm(a.centre - b.centre)) / max(a.size, b.size)
 
 
 def _among(face: Alignment, others: Sequence[Alignment]) -> bool:

@@ -260,15 +260,22 @@ def test_a_hidden_face_gets_its_number_back(
 
 
 @pytest.mark.parametrize(
-    ("cut", "agreement", "same"),
-    [(False, 0.82, True), (False, 0.75, False), (True, 0.82, False), (True, 0.9, True)],
-    ids=["same shot", "someone else", "other shot", "clearly the same"],
+    ("cut", "hiding", "agreement", "same"),
+    [
+        (False, 9.0, 0.8, True),
+        (False, 9.0, 0.7, False),
+        (False, 0.0, 0.8, False),
+        (True, 9.0, 0.8, False),
+        (True, 9.0, 0.9, True),
+    ],
+    ids=["same shot", "someone else", "not hidden", "other shot", "clearly the same"],
 )
 def test_who_comes_out_from_behind_another_is_recognised_by_the_frame_that_shows_enough(
     oracle_aligner: Aligner,
     people: tuple[Scene, Scene],
     monkeypatch: pytest.MonkeyPatch,
     cut: bool,
+    hiding: float,
     agreement: float,
     same: bool,
 ) -> None:
@@ -286,7 +293,7 @@ def test_who_comes_out_from_behind_another_is_recognised_by_the_frame_that_shows
         brightness = r * pattern / pattern.std() + np.sqrt(1 - r**2) * other / other.std()
         return AppearanceDescriptor(np.ones(5), brightness, np.ones(50))
 
-    tracker = Tracker(oracle_aligner)
+    tracker = Tracker(oracle_aligner, config=TrackingConfig(hiding=hiding))
     monkeypatch.setattr(tracker.meter, "measure", measure)
     films = [both] * 2 + [alone] * 2 + [both] * 3
     tracks: list[set[int]] = []
