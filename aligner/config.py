@@ -447,8 +447,7 @@ class AlignConfig:
             passes=2,
             refine_at_once=True,
             following=FollowingConfig(interval=1.0, crop=0.8),
-            observation=ObservationConfig(pixels=200),
-            solver=SolverConfig(later_steps=1),
+            observation=ObservationConfig(pixels=150, candidates=4),
             reduced_precision=True,
             visibility=VisibilityConfig(kept_motion=0.02),
         )
