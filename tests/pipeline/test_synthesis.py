@@ -221,7 +221,7 @@ def test_nothing_to_make_and_bad_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither photos nor identities"):
         synthesis.synthesize(None, str(tmp_path / "x"))
     with pytest.raises(
-        BadPhoto, match="there is no folder .*nowhere"
+        BadPhoto, match=r"there is no folder .*nowhere"
     ):  # not a dataset of sampled faces alone
         synthesis.synthesize(str(tmp_path / "nowhere"), str(tmp_path / "x"), identities=1)
     assert not (tmp_path / "x").exists()

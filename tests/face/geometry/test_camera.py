@@ -85,5 +85,5 @@ def test_boxes() -> None:
     assert square.width == pytest.approx(square.height) == pytest.approx(9.0)
     assert np.allclose(square.centre, box.centre)
     for corners in ((0.0, 0.0, 0.0, 1.0), (0.0, 0.0, 1.0, -1.0), (0.0, 0.0, np.nan, 1.0)):
-        with pytest.raises(ValueError, match="x0 < x1 and y0 < y1 must hold|four finite numbers"):
+        with pytest.raises(ValueError, match=r"x0 < x1 and y0 < y1 must hold|four finite numbers"):
             Box(*corners)
