@@ -52,10 +52,10 @@ def test_ray_data_reads_shards(tmp_path: Path, ray_forks: Path) -> None:
     for number, part in enumerate((rows[:12], rows[12:])):
         (tmp_path / f"part-{number}.parquet").write_bytes(rows_to_parquet(part, {}))
     with forked_from(ray_forks, "ray.data"), connected(None, workers=1):
-        data = ray.data.read_parquet(str(tmp_path), columns=["sample_id", "view", "image"])
+        data = ray.data.read_parquet(str(tmp_path)).select_columns(["sample_id", "view", "image"])
         found = {row["sample_id"]: row["image"]["bytes"] for row in data.iter_rows()}
         assert found == {row.sample_id: row.image for row in rows}
-        held = ray.data.read_parquet(str(tmp_path), columns=["sample_id", "split"])
+        held = ray.data.read_parquet(str(tmp_path)).select_columns(["sample_id", "split"])
         chosen = held.filter(expr=ray.data.expressions.col("split") == "dev")
         assert chosen.count() == sum(row.split == "dev" for row in rows)
 
