@@ -326,7 +326,8 @@ class FollowingConfig:
     first_fits: int = 2  # passes in the small crop of a keyframe, of all latent directions
     # sooner than after the interval: where the head has turned by so many degrees or its size has
     # changed by this factor since the last full alignment, or where the share of pixels that agree
-    # with the fit falls below this part of what it was
+    # with the fit is less than this part of what it was, or was less than this part of what it is:
+    # something covers the face, or no longer does
     turned: float = 12.0
     grown: float = 1.2
     least_agreement: float = 0.85
@@ -422,7 +423,7 @@ class AlignConfig:
                 passes=1,
                 refine_at_once=True,
                 followed_crop=0.8,
-                following=FollowingConfig(interval=1.0, crop=0.6),
+                following=FollowingConfig(interval=0.5, crop=0.6),
                 reduced_precision=True,
                 visibility=VisibilityConfig(kept_motion=0.02),
                 quarter_turns=False,
@@ -446,7 +447,7 @@ class AlignConfig:
             crop=crop,
             passes=2,
             refine_at_once=True,
-            following=FollowingConfig(interval=1.0, crop=0.8),
+            following=FollowingConfig(interval=0.5, crop=0.8),
             observation=ObservationConfig(pixels=150, candidates=4),
             reduced_precision=True,
             visibility=VisibilityConfig(kept_motion=0.02),

@@ -109,7 +109,8 @@ class FaceFollower:
         if observation is None:
             return None
         small, agreement = self._fit(observation, key, before.small)
-        if agreement < config.least_agreement * key.agreement:
+        less, more = sorted((agreement, key.agreement))
+        if less < config.least_agreement * more:
             return None
         turned = np.trace(small.rotation[0] @ key.small.rotation[0].T)  # 1 + 2 cosines
         grown = abs(np.log(small.scale[0] / key.small.scale[0]))

@@ -22,6 +22,18 @@ def make_private_folder(purpose: str) -> Path:
     return folder
 
 
+def set_missing_temporary_folder() -> None:
+    """Name a temporary folder where Python finds none that can be written.
+
+    Libraries ask for its name when they are imported, and would end the process. Shared memory
+    serves where it can be written; elsewhere only what needs the folder fails.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else "/tmp"
+
+
 def set_missing_home() -> None:
     """Set HOME for this process and its children where the user has none. Raises OSError."""
     try:

@@ -28,6 +28,7 @@ from dff.commands.train import train
 from dff.commands.train_cascade import train_cascade
 from dff.commands.train_detector import train_detector
 from dff.face.errors import DffError
+from dff.face.private_folder import set_missing_temporary_folder
 from dff.infra.printing import escape_unprintable_output, printable
 from dff.infra.redaction import HidingFormatter, hide_secrets
 
@@ -90,6 +91,7 @@ def main() -> None:
     The exit status is 2 for a ValueError, a mistake in the arguments, and 1 for other errors.
     """
     escape_unprintable_output()
+    set_missing_temporary_folder()
     logging.basicConfig(level=logging.WARNING)
     for name in ("dff.face.numba_cache", "dff.infra.files"):
         logging.getLogger(name).setLevel(logging.INFO)

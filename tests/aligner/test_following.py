@@ -92,6 +92,16 @@ def test_a_face_that_is_covered_is_aligned_in_full(aligner: Aligner, film: list[
     assert follower.follow(np.zeros_like(film[0].image), followed, 0.04) is None
 
 
+def test_a_face_that_is_uncovered_is_aligned_in_full(aligner: Aligner, film: list[Scene]) -> None:
+    follower = FaceFollower(aligner)
+    (first,) = aligner.align(film[0].image, [film[0].box])
+    followed = follower.begin(film[0].image, first, 0.0)
+    assert followed is not None
+    assert follower.follow(film[0].image, followed, 0.04) is not None
+    covered = replace(followed.keyframe, agreement=0.7 * followed.keyframe.agreement)
+    assert follower.follow(film[0].image, replace(followed, keyframe=covered), 0.04) is None
+
+
 def test_tracks_align_in_full_once_in_an_interval(aligner: Aligner, film: list[Scene]) -> None:
     tracker = Tracker(aligner, config=TrackingConfig(search_interval=np.inf))
     full = []

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,11 @@ from PIL import Image
 from skimage.data import astronaut
 
 from dff.face import numba_cache
-from dff.face.private_folder import make_private_folder, set_missing_home
+from dff.face.private_folder import (
+    make_private_folder,
+    set_missing_home,
+    set_missing_temporary_folder,
+)
 from tests.compiled_kernels import ROOT, give_to_folder
 
 FOREIGN = ("setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups")
@@ -78,6 +83,25 @@ def test_only_a_missing_home_is_set(nowhere: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "home", classmethod(no_home))
     set_missing_home()
     assert Path(os.environ["HOME"]) == nowhere / f"dff-home-{os.getuid()}"
+
+
+def test_only_a_missing_temporary_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = tempfile.gettempdir()
+    set_missing_temporary_folder()
+    assert tempfile.gettempdir() == usual
+
+    def no_folder() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with monkeypatch.context() as nothing_writable:
+        nothing_writable.setattr(tempfile, "_get_default_tempdir", no_folder)
+        set_missing_temporary_folder()
+        assert tempfile.gettempdir() == "/dev/shm"
+        nothing_writable.setattr(os, "access", lambda path, mode: False)
+        tempfile.tempdir = None
+        set_missing_temporary_folder()
+        assert tempfile.gettempdir() == "/tmp"
 
 
 def test_every_kernel_asks_whether_there_is_a_cache() -> None:
