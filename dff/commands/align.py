@@ -336,13 +336,16 @@ def _align_images(
         read_finished,
     )
     from dff.files.images import unique_names
-    from dff.files.outputs import assign_outputs
+    from dff.files.outputs import assign_outputs, check_not_inputs
     from dff.infra.files import write_file
     from dff.infra.printing import counted, printable
 
     names = dict(zip(files, unique_names(files), strict=True))
     drawings = assign_outputs(draw, files, DRAWINGS) if draw else {}
     meshes = assign_outputs(mesh, files, MESHES) if mesh else {}
+    masks = assign_outputs(mask, files, PICTURES) if mask else {}
+    made = [*drawings.values(), *meshes.values(), *masks.values()]
+    check_not_inputs((), [json_out, table, *made])
     finished: set[str] = set()
     if resume:
         if not json_out or not is_json_lines(json_out):
@@ -370,7 +373,7 @@ def _align_images(
         drawings,
         meshes,
         table=table,
-        masks=assign_outputs(mask, files, PICTURES) if mask else {},
+        masks=masks,
         crops=assign_outputs(crops[0], files, PICTURES) if crops[0] else {},
         crop_size=crops[1],
     )

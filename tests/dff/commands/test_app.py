@@ -143,6 +143,7 @@ MISTAKES = [
     (("align", "file", "--json", "s3://bucket/a.json"), "only a file on this machine"),
     (("align", "file", "--json", "file"), "file is one of the input files"),
     (("align", "file", "--json", "a", "--csv", "a"), "a is named for two outputs"),
+    (("align", "p.png", "--draw", "q.png", "--mask", "q.png"), "q.png is named for two outputs"),
     (("align", "file", "--csv", "a.json"), "a.json should end in .csv: .json is another format"),
     (("align", "file", "--json", "a.csv"), "a.csv should end in .json or .jsonl"),
     (("match", "p.png", "p.png", "--json", "a.png"), "a.png should end in .json"),
