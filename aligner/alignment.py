@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from dff.face.arrays import Array, Bool, Bools, Float, Floats, Ints
 from dff.face.geometry.camera import Box, NearPerspective
-from dff.face.geometry.transform import Rigid
+from dff.face.geometry.transform import Rigid, angles_from_rotation
 from dff.face.model.landmark_offsets import LandmarkOffsets
 from dff.face.model.morphable import Coefficients, MorphableModel
 
@@ -258,6 +258,35 @@ JAW_TOLERANCE = 0.0003
 Without it they jump by up to a tenth of the face size where two places lie equally far out; their
 error on 90 photos of 300-W is 1 % smaller with it.
 """
+
+
+def move_alignment(
+    face: Alignment,
+    model: MorphableModel,
+    landmark_offsets: LandmarkOffsets,
+    vertices: Floats,
+    coefficients: Coefficients,
+    cam_from_head: Rigid,
+    camera: NearPerspective,
+    pose: Floats,
+) -> Alignment:
+    """``face`` with another mesh, pose and camera, and the landmarks there.
+
+    (3, 3) ``pose``: the answered one.
+    """
+    flat, deep = place_landmarks(
+        model, landmark_offsets, vertices, coefficients, cam_from_head, camera
+    )
+    return replace(
+        face,
+        landmarks_2d=flat,
+        landmarks_3d=deep,
+        pose=Pose(*angles_from_rotation(pose), pose),
+        vertices=vertices,
+        coefficients=coefficients,
+        cam_from_head=cam_from_head,
+        camera=camera,
+    )
 
 
 def place_landmarks(

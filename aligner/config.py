@@ -348,7 +348,7 @@ class RefitConfig:
     passes: int = 5
     # sides of the boxes in which the fit begins, over the detection's own, beside the detected pose
     boxes: tuple[float, ...] = (1.0, 0.6)
-    # confidence of the rejected fit from which it is worth the time: where the quick search is sure
+    # confidence of the rejected fit from which it is fitted again: where the quick search is sure
     # of the face, and where it is not and the photo shows no other face
     least_confidence: float = 0.05
     least_alone: float = 0.2
@@ -406,6 +406,10 @@ class AlignConfig:
     photometric: PhotometricFitConfig = field(default_factory=PhotometricFitConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     centre_detector: CentreDetectorConfig = field(default_factory=CentreDetectorConfig)
+
+    def crop_side(self, share: float) -> int:
+        """The pixels of the side of a crop that is ``share`` times ``crop``, a multiple of 32."""
+        return max(round(share * self.crop / 32), 1) * 32
 
     def __post_init__(self) -> None:
         counts = (self.crop, self.passes, self.batch)

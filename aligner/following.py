@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dff.aligner.align import Aligner
-from dff.aligner.alignment import Alignment, Pose, place_landmarks
+from dff.aligner.alignment import Alignment, move_alignment
 from dff.aligner.fitting.assessment import measure_agreement
 from dff.aligner.fitting.crop import frame_landmarks
 from dff.aligner.fitting.fit_model import (
@@ -31,7 +31,7 @@ from dff.aligner.fitting.visibility import compute_visibility
 from dff.face.arrays import Array, Bytes, Float, Floats
 from dff.face.descriptor import Anchors
 from dff.face.geometry.camera import Box
-from dff.face.geometry.transform import Rigid, angles_from_rotation, rotation_2d
+from dff.face.geometry.transform import Rigid, rotation_2d
 from dff.face.model.morphable import Coefficients, MorphableModel
 
 CLOCK_ERROR = 1e-6  # seconds: times that differ by less are the same
@@ -65,7 +65,7 @@ class FaceFollower:
     def __init__(self, aligner: Aligner) -> None:
         self.aligner, self.config = aligner, aligner.config.following
         self.reporter = aligner.reporter(aligner.fit_model)
-        self.side = max(round(self.config.crop * aligner.config.crop / 32), 1) * 32
+        self.side = aligner.config.crop_side(self.config.crop)
         self.fit_model = build_expression_model(aligner, self.config.expressions)
         self.observer = Observer(
             aligner.net,
@@ -158,22 +158,17 @@ class FaceFollower:
         expression = face.coefficients.expression + change @ modes
         coefficients = Coefficients(face.coefficients.identity, expression)
         cam_from_head = Rigid(rotation, face.cam_from_head.translation)
-        flat, deep = place_landmarks(
-            aligner.model, aligner.landmark_offsets, vertices, coefficients, cam_from_head, camera
-        )
-        matrix = self.reporter.pose_matrices(rotation[None])[0]
-        return replace(
+        moved_face = move_alignment(
             face,
-            box=Box.around(last.landmarks_3d[:, :2]),
-            landmarks_2d=flat,
-            landmarks_3d=deep,
-            pose=Pose(*angles_from_rotation(matrix), matrix),
-            vertices=vertices,
-            coefficients=coefficients,
-            cam_from_head=cam_from_head,
-            camera=camera,
-            trace=(),
+            aligner.model,
+            aligner.landmark_offsets,
+            vertices,
+            coefficients,
+            cam_from_head,
+            camera,
+            self.reporter.pose_matrices(rotation[None])[0],
         )
+        return replace(moved_face, box=Box.around(last.landmarks_3d[:, :2]), trace=())
 
 
 def build_expression_model(aligner: Aligner, expressions: int) -> FitModel:

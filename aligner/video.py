@@ -23,14 +23,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dff.aligner.align import Aligner
-from dff.aligner.alignment import Alignment, Pose, place_landmarks
+from dff.aligner.alignment import Alignment, move_alignment
 from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.detection import same_face
 from dff.aligner.following import CLOCK_ERROR, FaceFollower, FollowedFace
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
-from dff.face.geometry.transform import Rigid, angles_from_rotation
+from dff.face.geometry.transform import Rigid
 from dff.face.model.landmark_offsets import LandmarkOffsets
 from dff.face.model.morphable import Coefficients, MorphableModel
 
@@ -107,18 +107,15 @@ class Smoother:
             rotation.T @ face.pose.matrix
         )  # the reference frame stands still in the head
         posed_head = Rigid(turned, face.cam_from_head.translation)
-        flat, deep = place_landmarks(
-            self.model, self.landmark_offsets, vertices, coefficients, posed_head, camera
-        )
-        self.before = replace(
+        self.before = move_alignment(
             face,
-            landmarks_2d=flat,
-            landmarks_3d=deep,
-            pose=Pose(*angles_from_rotation(matrix), matrix),
-            vertices=vertices,
-            coefficients=coefficients,
-            cam_from_head=posed_head,
-            camera=camera,
+            self.model,
+            self.landmark_offsets,
+            vertices,
+            coefficients,
+            posed_head,
+            camera,
+            matrix,
         )
         return self.before
 

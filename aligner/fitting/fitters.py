@@ -65,10 +65,9 @@ class DenseFitter:
 
     def at_crops(self) -> tuple[DenseFitter, ...]:
         """The fitters of ``AlignConfig.averaged_crops``."""
-        return tuple(self._with_crop(self._side(share)) for share in self.config.averaged_crops)
-
-    def _side(self, share: float) -> int:
-        return max(round(share * self.config.crop / 32), 1) * 32
+        return tuple(
+            self._with_crop(self.config.crop_side(share)) for share in self.config.averaged_crops
+        )
 
     def _with_crop(self, side: int) -> DenseFitter:
         other = copy(self)
@@ -96,7 +95,7 @@ class DenseFitter:
         """Start in the faces' own poses and shapes."""
         fit_model, config = self.fit_model, self.config
         state = fit_model.state_of_alignments(faces, config.inverse_depth)
-        side = self._side(config.followed_crop)
+        side = config.crop_side(config.followed_crop)
         crops = frame_faces(fit_model, state, config.later_margin, side)
         return FaceFit.begin(fit_model, state, crops, config, detected=False)
 

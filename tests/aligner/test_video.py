@@ -279,7 +279,7 @@ def test_who_comes_out_from_behind_another_is_recognised_by_the_frame_that_shows
     agreement: float,
     same: bool,
 ) -> None:
-    """In the first frame after it was hidden, a face looks like nobody; later like its person."""
+    """In the first frame after it was hidden, a face looks like no one known; later like itself."""
     both = np.hstack([one.image for one in people])
     middle = people[0].image.shape[1]
     alone = both.copy()
