@@ -52,8 +52,8 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import Boxes
 from dff.aligner.service.http.front import ACCESS_LOG, FrontConfig
-from dff.aligner.service.threads import use_threads
 from dff.aligner.service.uvicorn_server import make_server
+from dff.aligner.threads import use_threads
 from dff.face.arrays import Bytes
 from dff.face.io.assets import load_model
 from dff.infra.photos.images import decode

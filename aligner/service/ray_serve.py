@@ -124,8 +124,8 @@ class AlignerDeployment:
     def __init__(self, config: ServiceConfig) -> None:
         # these import torch, which the process that starts the replicas does not need
         from dff.aligner.service.app import create_app
-        from dff.aligner.service.threads import use_threads
         from dff.aligner.service.weights_watch import WeightsWatch, check_poll
+        from dff.aligner.threads import use_threads
 
         use_threads(config.cpus)
         self.weights, self.preset = config.weights, config.preset

@@ -37,7 +37,7 @@ def serve_aligner_with_uvicorn(
     ``dff.aligner.align.load_aligner``.
     """
     from dff.aligner.align import load_aligner
-    from dff.aligner.service.threads import use_threads
+    from dff.aligner.threads import use_threads
 
     check_free(config.host, config.port)
     return_freed_memory()

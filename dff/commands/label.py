@@ -63,6 +63,7 @@ def label(
     from tqdm import tqdm
 
     from dff.aligner.align import load_aligner
+    from dff.aligner.threads import use_threads
     from dff.files.labels import find_duplicate_photos, label_photos
     from dff.infra.datasets.near_duplicates import describe_near_duplicates
     from dff.infra.printing import counted, printable
@@ -75,7 +76,7 @@ def label(
     storage.check_writable()
     aligner = load_aligner(weights, endpoint_url=endpoint_url)
     listing = find_photos(storage)
-    torch.set_num_threads(max(1, torch.get_num_threads() // workers))  # workers share the cores
+    use_threads(max(1, torch.get_num_threads() // workers))  # workers share the cores
     labelled = unlabelled = refused = 0
     hashes = {}
     for photo in label_photos(
