@@ -22,6 +22,7 @@ from dff.infra.clusters.cluster import (
     check_shared,
     connected,
     describe_free_resources,
+    find_reserved,
     wait_for_room,
 )
 from dff.infra.datasets.dataset import open_dataset
@@ -59,7 +60,7 @@ with require_extra("train"):
 _log = logging.getLogger(__name__)
 
 EXPERIMENT = "dff-descriptor"
-START_WAIT = 25.0  # seconds without a started worker, after which the driver says what it waits for
+START_WAIT = 25.0  # seconds after which the driver says what workers without places wait for
 REMINDER = 300.0  # seconds until it says so again
 
 
@@ -350,7 +351,7 @@ def locate_dataset(uri: str) -> str:
 def _followed(follower: Follower, shape: WorkerShape) -> Iterator[Queue]:
     """A queue for the workers' events, which a thread hands to ``follower``.
 
-    As long as no worker has started, the thread says what they wait for.
+    As long as the workers have no places to start in, the thread says what they wait for.
 
     Not ``ray.train.UserCallback.after_report``: it runs in the process of Ray's controller, which
     takes one report of each worker every two seconds, and a worker waits until its last report was
@@ -358,6 +359,7 @@ def _followed(follower: Follower, shape: WorkerShape) -> Iterator[Queue]:
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    others = find_reserved(shape)  # of other trainings on the cluster
 
     def follow() -> None:
         wait: float | None = START_WAIT
@@ -365,8 +367,9 @@ def _followed(follower: Follower, shape: WorkerShape) -> Iterator[Queue]:
             try:
                 event: Event | None = events.get(timeout=wait)
             except queue.Empty:
-                _log.warning("no worker has started: %s", describe_free_resources(shape))
-                wait = REMINDER
+                if not find_reserved(shape) - others:
+                    _log.warning("no worker has started: %s", describe_free_resources(shape))
+                    wait = REMINDER
                 continue
             except RayError:  # the cluster is gone, which the training says by itself
                 return

@@ -24,6 +24,7 @@ import ray
 import torch
 from mlflow import MlflowClient
 from ray.train import PreemptionInfo, WorkerGroupError
+from ray.util import placement_group, remove_placement_group
 from tqdm import tqdm
 
 import dff.trainer.worker
@@ -166,6 +167,24 @@ def test_the_driver_follows_what_a_worker_reports(
     assert "loss=0.167" in last
     (said,) = [r.getMessage() for r in caplog.records if r.name == "dff.trainer.launch"]
     assert said.startswith("no worker has started: a worker needs 4 CPUs; free are 0 CPUs")
+
+
+@pytest.mark.ray
+def test_workers_that_have_places_and_are_loading_wait_for_nothing(
+    local_ray: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "START_WAIT", 0.4)
+    others = placement_group([{"CPU": 1}])  # of another training
+    ray.get(others.ready())
+    for reserved, told in ((True, 0), (False, 1)):
+        caplog.clear()
+        with launch._followed(Follower(Kept()), WorkerShape(1)):
+            own = placement_group([{"CPU": 1}, {"CPU": 1}] if reserved else [{"CPU": 100}])
+            time.sleep(1.5)
+        remove_placement_group(own)
+        said = [r.getMessage() for r in caplog.records if r.name == "dff.trainer.launch"]
+        assert len(said) == told, said
+    remove_placement_group(others)
 
 
 @pytest.mark.ray
