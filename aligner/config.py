@@ -482,6 +482,9 @@ class TrackingConfig:
     memory: float = 10.0  # seconds for which a lost face is remembered
     reach: float = 3.0  # face sizes a second that a lost face may move
     restart: float = 0.5  # seconds after which a face that returns is smoothed anew
+    # Seconds from its first frame in which a new track may yet prove to be one that was lost, whose
+    # number it then gets. With 0 the numbers of a frame are final.
+    settling: float = 0.0
     learning: float = 2.0  # seconds over which the appearance of a track is averaged
     thumbnail: tuple[int, int] = (32, 18)  # pixels across and down in which shots are compared
     # Mean differences of levels (0 to 255) between frames. Beyond ``cut`` a shot may be a new one,
@@ -504,5 +507,5 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         times = (self.search_interval, self.lost_interval, self.memory, self.reach, self.restart)
-        if not min(*times, self.learning) >= 0:
+        if not min(*times, self.settling, self.learning) >= 0:
             raise ValueError(f"TrackingConfig wants intervals that are not negative: {self}")

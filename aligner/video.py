@@ -6,8 +6,13 @@ fails, a face is aligned in full, and its appearance is measured. The whole fram
 face is lost, when the shot may have changed, and now and then for faces that came in.
 
 A track never changes its person. Where the frame changes unusually, as at a cut, a face keeps its
-number only if it looks like its track's person (``dff.aligner.appearance``); a face that was hidden
-or lost for some seconds gets its number back on the same condition.
+number only if it looks like its track's person (``dff.aligner.appearance``), wherever it is then; a
+face that was hidden or lost for some seconds gets its number back on the same condition.
+
+The first frame that shows a face may show too little of it to be recognised. Who can hold frames
+back gives a new track some time to settle (``TrackingConfig.settling``), in which it may prove to
+be one that was lost: its faces then belong to that one from the first (``dff.aligner.settling``).
+Otherwise the number of a new track is final.
 
 Smoothing is the One Euro filter (Casiez, Roussel and Vogel 2012), a low-pass whose cutoff rises
 with speed: a face at rest stands still, a moving one is not held back. Speeds are face sizes a
@@ -189,6 +194,9 @@ class Tracker:
         self.shot = -np.inf  # and since when there may have been no cut
         self.searched = -np.inf  # and of the last search
         self.count = 0  # of tracks
+        self.renamed: dict[
+            int, int
+        ] = {}  # by number: tracks that this frame showed to be lost ones
         self.thumbnail: Floats | None = None
         self.usual_change = 0.0  # levels: running mean of the change between frames
 
@@ -218,7 +226,10 @@ class Tracker:
         if cut or not seen or lost or due:
             self.searched = time
             seen |= self._search(frame, seen, strict=cut)
-        seen = self._recognised(frame, seen)
+        self.renamed = self._recognise(frame, seen)
+        for number, former in self.renamed.items():
+            self._rename(self.tracks.pop(number), self.lost.pop(former))
+        seen = {self.renamed.get(number, number): one for number, one in seen.items()}
         self.tracks = {
             number: self._updated(number, frame, seen[number]) for number in sorted(seen)
         }
@@ -315,37 +326,60 @@ class Tracker:
             for found in self.aligner.detector.find(frame)
         )
 
-    def _recognised(self, frame: Bytes, seen: Mapping[int, SeenFace]) -> dict[int, SeenFace]:
-        """The faces, where a later track of a lost person gets that person's number.
+    def unsettled(self) -> set[int]:
+        """The tracks of the last frame that a later one may rename."""
+        return {
+            number
+            for number, track in self.tracks.items()
+            if self._settles(track) and self._possible(track)
+        }
+
+    def _settles(self, track: Track) -> bool:
+        """Whether a track is so new that it may be renamed."""
+        return self.time - track.begin < self.config.settling - CLOCK_ERROR
+
+    def _possible(self, track: Track) -> list[Track]:
+        """The lost tracks that a new one may prove to be: no frame showed both."""
+        return [lost for lost in self.lost.values() if lost.time < track.begin]
+
+    def _recognise(self, frame: Bytes, seen: Mapping[int, SeenFace]) -> dict[int, int]:
+        """The numbers of lost people, by those of the new tracks that prove to be theirs.
 
         Too little is seen at first of one who comes out from behind another. The appearance is
         therefore that in this frame, not that of the last full alignment.
         """
-        numbers = {number: number for number in seen}
-        taken: set[int] = set()
+        former: dict[int, int] = {}
         for number, one in seen.items():
             track = self.tracks.get(number)
+            if track is None or not self._settles(track):
+                continue
             possible = [
-                lost
-                for lost in self.lost.values()
-                if track is not None and track.begin > lost.time and lost.number not in taken
+                lost for lost in self._possible(track) if lost.number not in former.values()
             ]
-            now = replace(one, appearance=self.meter.measure(frame, one.face)) if possible else one
+            if not possible:
+                continue
+            now = replace(one, appearance=self.meter.measure(frame, one.face))
             for lost in possible:
                 if self._returns(lost, now, strict=True):
-                    numbers[number] = lost.number
-                    taken.add(lost.number)
+                    former[number] = lost.number
                     break
-        return {numbers[number]: one for number, one in seen.items()}
+        return former
+
+    def _rename(self, track: Track, lost: Track) -> None:
+        """Go on with the number and the known appearance of the lost track."""
+        self.tracks[lost.number] = replace(
+            track, number=lost.number, appearance=lost.appearance, begin=lost.begin
+        )
 
     def _returns(self, track: Track, seen: SeenFace, *, strict: bool) -> bool:
         """Whether a face that was found is the person of a lost track."""
         face, appearance, away = seen.face, seen.appearance, self.time - track.time
         if not strict and away <= self.config.lost_interval and _among(face, [track.face]):
             return self._may_be(track, appearance)
+        if track.time < self.shot:  # the place in another shot tells nothing
+            return self._is_same(track, appearance)
         near = _distance(track.face, face) <= 1.0 + self.config.reach * away
-        expected = track.hidden and track.time >= self.shot
-        return near and self._is_same(track, appearance, expected=expected)
+        return near and self._is_same(track, appearance, expected=track.hidden)
 
     def _is_same(
         self, track: Track, appearance: AppearanceDescriptor, *, expected: bool = False
@@ -371,8 +405,8 @@ class Tracker:
 
     def _updated(self, number: int, frame: Bytes, seen: SeenFace) -> Track:
         """The track of a face that this frame shows."""
-        old = self.tracks.get(number) or self.lost.pop(number, None)
-        self.lost.pop(number, None)
+        lost = self.lost.pop(number, None)
+        old = lost or self.tracks.get(number)
         face, followed = seen.face, seen.followed
         full_until = -np.inf if old is None else old.full_until
         if followed is None and self.follower is not None and self.time >= full_until:
@@ -386,7 +420,9 @@ class Tracker:
             since = self.time - measured
             share = 1.0 - float(np.exp(-since / max(self.config.learning, CLOCK_ERROR)))
             known = known.blended(seen.appearance, share)
-        smoother = old.smoother if away <= self.config.restart else None
+        # what was lost before a cut, and is found after it, is in another place
+        moved = lost is not None and lost.time < self.shot
+        smoother = None if moved or away > self.config.restart else old.smoother
         return Track(number, face, known, self.time, old.begin, smoother, followed, full_until)
 
     def _smoothed(self, track: Track) -> Alignment:

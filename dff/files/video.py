@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import FileIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.draw import draw
 from dff.aligner.face_description import FaceDescriber
 from dff.aligner.intrinsics import Intrinsics
+from dff.aligner.settling import SettlingTracker
 from dff.aligner.video import Tracked, Tracker
 from dff.face.errors import BadVideo, NoFace
 from dff.files.alignments import is_json_lines
@@ -32,6 +34,8 @@ from dff.files.video_io import (
 )
 from dff.infra.files import append_file, append_whole, replaced_file, storage_errors, write_file
 from dff.infra.printing import counted
+
+SETTLING = 0.5  # seconds: frames are held back so long at most, while a new face is recognised
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,14 @@ def align_frames(
 
     ``writer`` gets the drawn frames, and ``watch`` each frame with its faces.
     """
-    tracker = Tracker(
-        aligner, config=TrackingConfig(smoothing=SmoothingConfig() if smooth else None)
+    config = TrackingConfig(smoothing=SmoothingConfig() if smooth else None, settling=SETTLING)
+    tracker = SettlingTracker[TimedFrame](Tracker(aligner, config=config))
+    frames = tqdm(
+        reader.frames(), total=reader.frame_count or None, unit=" frames", disable=not progress
     )
-    frames = reader.frames()
-    for frame in tqdm(
-        frames, total=reader.frame_count or None, unit=" frames", disable=not progress
-    ):
-        faces = tracker.step(frame.image, frame.time)
+    settled = chain.from_iterable(tracker.step(one.image, one.time, one) for one in frames)
+    for each in chain(settled, tracker.finish()):
+        frame, faces = each.kept, each.faces
         camera = Intrinsics.of(frame.image.shape[1], frame.image.shape[0], focal=focal)
         if watch is not None:
             watch(frame, faces, camera)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
-from dff.aligner.video import OneEuro, Tracker
+from dff.aligner.settling import SettlingTracker
+from dff.aligner.video import OneEuro, Tracked, Tracker
 from dff.face.arrays import Bytes, Floats
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
@@ -259,16 +262,46 @@ def test_a_hidden_face_gets_its_number_back(
         assert (tracks[-1] == tracks[0]) is same, (hidden, tracks)
 
 
+@pytest.mark.parametrize("settling", [0.0, 0.5])
+def test_people_who_swap_places_at_a_cut_keep_their_numbers_from_its_first_frame(
+    oracle_aligner: Aligner, people: tuple[Scene, Scene], settling: float
+) -> None:
+    middle = people[0].image.shape[1]
+    before, after = (np.hstack([one.image for one in some]) for some in (people, people[::-1]))
+    config = TrackingConfig(smoothing=SmoothingConfig(), settling=settling)
+    tracker = SettlingTracker[None](Tracker(oracle_aligner, config=config))
+    steps = (tracker.step(f, i / 10, None) for i, f in enumerate([before] * 3 + [after] * 8))
+    found = [one.faces for one in [*chain.from_iterable(steps), *tracker.finish()]]
+    sides = [
+        {one.track: one.face.landmarks_3d[:, 0].mean() > middle for one in faces} for faces in found
+    ]
+    assert sides[0].keys() == {0, 1}
+    swapped = {track: not right for track, right in sides[0].items()}
+    assert sides == [sides[0]] * 3 + [swapped] * 8
+    for one in found[3]:  # what was smoothed is where it is, not on its way from the other place
+        np.testing.assert_allclose(one.face.landmarks_3d, one.raw.landmarks_3d, atol=1e-9)
+
+
 @pytest.mark.parametrize(
-    ("cut", "hiding", "agreement", "same"),
+    ("cut", "hiding", "agreement", "settling", "same"),
     [
-        (False, 9.0, 0.8, True),
-        (False, 9.0, 0.7, False),
-        (False, 0.0, 0.8, False),
-        (True, 9.0, 0.8, False),
-        (True, 9.0, 0.9, True),
+        (False, 9.0, 0.8, 0.6, True),
+        (False, 9.0, 0.7, 0.6, False),
+        (False, 0.0, 0.8, 0.6, False),
+        (True, 9.0, 0.8, 0.6, False),
+        (True, 9.0, 0.9, 0.6, True),
+        (False, 9.0, 0.8, 0.4, False),
+        (False, 9.0, 0.8, 0.0, False),
     ],
-    ids=["same shot", "someone else", "not hidden", "other shot", "clearly the same"],
+    ids=[
+        "same shot",
+        "someone else",
+        "not hidden",
+        "other shot",
+        "clearly the same",
+        "late",
+        "live",
+    ],
 )
 def test_who_comes_out_from_behind_another_is_recognised_by_the_frame_that_shows_enough(
     oracle_aligner: Aligner,
@@ -277,9 +310,13 @@ def test_who_comes_out_from_behind_another_is_recognised_by_the_frame_that_shows
     cut: bool,
     hiding: float,
     agreement: float,
+    settling: float,
     same: bool,
 ) -> None:
-    """In the first frame after it was hidden, a face looks like no one known; later like itself."""
+    """In the first frame after it was hidden, a face looks like no one known; later like itself.
+
+    It gets its number back in both, if the first can wait for the second, and else in none.
+    """
     both = np.hstack([one.image for one in people])
     middle = people[0].image.shape[1]
     alone = both.copy()
@@ -293,16 +330,19 @@ def test_who_comes_out_from_behind_another_is_recognised_by_the_frame_that_shows
         brightness = r * pattern / pattern.std() + np.sqrt(1 - r**2) * other / other.std()
         return AppearanceDescriptor(np.ones(5), brightness, np.ones(50))
 
-    tracker = Tracker(oracle_aligner, config=TrackingConfig(hiding=hiding))
+    config = TrackingConfig(hiding=hiding, settling=settling)
+    settled = SettlingTracker[None](tracker := Tracker(oracle_aligner, config=config))
     monkeypatch.setattr(tracker.meter, "measure", measure)
     films = [both] * 2 + [alone] * 2 + [both] * 3
-    tracks: list[set[int]] = []
+    found: list[list[Tracked]] = []
     monkeypatch.setattr(tracker, "_may_be_cut", lambda frame: cut and frame_number == 3)
     for frame_number, frame in enumerate(films):
-        tracks.append({one.track for one in tracker.step(frame, frame_number / 2)})
+        found += [one.faces for one in settled.step(frame, frame_number / 2, None)]
+        assert 0.5 * len(settled.held) < settling + 0.5
+    tracks = [{one.track for one in faces} for faces in found]
     (seen,) = tracks[2]
-    known, new = {0, 1}, {seen, 2}
-    assert tracks == [known, known, {seen}, {seen}, new, *[known if same else new] * 2]
+    back = {0, 1} if same else {seen, 2}
+    assert tracks == [{0, 1}, {0, 1}, {seen}, {seen}, back, back, back]
 
 
 @pytest.mark.parametrize("size", [(32, 18), (71, 99)])
