@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from dff.aligner.alignment import Alignment
+from dff.aligner.labels import PixelColour, Rectangle, write_badges
 from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import (
@@ -25,8 +26,6 @@ from dff.face.model.landmarks import (
 from dff.face.model.morphable import MorphableModel
 from dff.face.render.frame import render
 
-PixelColour = tuple[int, int, int]  # RGB, 0 to 255
-
 SEEN: PixelColour = (60, 230, 90)
 HIDDEN: PixelColour = (240, 160, 40)
 FAILED: PixelColour = (230, 50, 50)
@@ -35,6 +34,16 @@ AXES: tuple[PixelColour, ...] = (
     (60, 220, 60),
     (70, 110, 250),
 )  # x to the face's left, y up, z out
+TRACKS: tuple[PixelColour, ...] = (
+    SEEN,
+    (80, 170, 255),
+    (215, 120, 255),
+    (245, 245, 245),
+    (60, 225, 225),
+    (255, 140, 190),
+)
+"""Colours of tracks, in order of their numbers, repeated when there are more."""
+
 SUBPIXEL = 4  # bits of fraction that OpenCV draws with
 OPACITY = 0.45  # of the mesh
 FEATHER = 0.02  # of the head's size: reach of the smoothing of the border between face and scalp
@@ -51,19 +60,51 @@ def draw(
     *,
     mesh: bool = True,
     axes: bool = True,
+    tracks: Sequence[int] | None = None,
 ) -> Bytes:
-    """(H, W, 3) RGB: the photo with every face on it. A failed face is only its box."""
+    """(H, W, 3) RGB: the photo with every face on it. A failed face is only its box.
+
+    ``tracks``: of a frame of a video, the number of each face, which is written near it; its lines
+    have the colour of its number.
+    """
     out = image.copy()
-    for face in faces:
+    numbers = [0] * len(faces) if tracks is None else tracks
+    colours = [TRACKS[number % len(TRACKS)] for number in numbers]
+    for face, colour in zip(faces, colours, strict=True):
         if face.failed:
             _rectangle(out, face.box)
             continue
         if mesh:
             _mesh(out, face, model)
-        draw_landmarks(out, face.landmarks_2d, face.visibility)
+        draw_landmarks(out, face.landmarks_2d, face.visibility, colour)
         if axes:
             _axes(out, face)
+    if tracks is not None:
+        _write_numbers(out, faces, tracks, colours)
     return out
+
+
+def _write_numbers(
+    image: Bytes,
+    faces: Sequence[Alignment],
+    tracks: Sequence[int],
+    colours: Sequence[PixelColour],
+) -> None:
+    boxes = [np.array([[one.box.x0, one.box.y0], [one.box.x1, one.box.y1]]) for one in faces]
+    heads = [
+        box if face.failed else face.vertices_px[:, :2]
+        for face, box in zip(faces, boxes, strict=True)
+    ]
+    shown = [
+        box if face.failed else face.landmarks_2d for face, box in zip(faces, boxes, strict=True)
+    ]
+    write_badges(
+        image,
+        [str(number) for number in tracks],
+        colours,
+        [Rectangle.of_points(points) for points in heads],
+        [Rectangle.of_points(points) for points in shown],
+    )
 
 
 def draw_landmarks(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from dff.aligner.draw import PixelColour
 from dff.aligner.fitting.crop import Crops
+from dff.aligner.labels import FONT, PixelColour, Rectangle, measure_text
 from dff.aligner.matching.result import PointMatches
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import STRIDE
@@ -34,6 +34,10 @@ DENSE_CORNERS: tuple[PixelColour, ...] = (
 """RGB at the corners of the second face, where every pixel is matched: rows from the top."""
 
 MARK = 14  # pixels around a point that its mark takes
+FEW = 12  # labels up to which they are large
+LABEL_GAP = 6  # pixels between labels, whose outlines take half of them
+LABEL_REACH = 160  # pixels beside a point within which its label may lie
+LABEL_STEP = 8  # pixels between the places that are tried
 GAP = 8  # pixels of white between the photos
 SIDE = 900  # pixels of the height of the picture
 ALONE = 32.0  # pixels that are shown on each side of a single point
@@ -53,7 +57,8 @@ def draw_point_matches(image_a: Bytes, image_b: Bytes, matches: PointMatches) ->
     """(H, W, 3) RGB: both photos around their faces, with the points numbered.
 
     Marks are filled where the point is visible and hollow where it is not, with the probability in
-    percent beside them in the second photo; points that are not on a face are crossed out.
+    percent beside them in the second photo; points that are not on a face are crossed out. Numbers
+    for which there is no room between others are left out.
     """
     boxes = [face.landmarks_3d[:, :2] for face in matches.faces if face is not None]
     points = np.concatenate([matches.source, *boxes])
@@ -190,58 +195,48 @@ def _cross(picture: Bytes, px: Floats, colour: PixelColour) -> None:
 
 
 def _write_labels(picture: Bytes, labels: Sequence[Label]) -> None:
-    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.7
-    sizes = [cv2.getTextSize(label.text, font, size, 2)[0] for label in labels]
+    """Write the labels for which there is room, with a line to each that is not at its point."""
+    size = 0.7 if len(labels) <= FEW else 0.55
+    sizes = [measure_text(label.text, size, 2) for label in labels]
     places = place_labels([label.px for label in labels], sizes, picture.shape[:2])
-    for label, (_, height), (x, y) in zip(labels, sizes, places, strict=True):
+    placed = [(one, place) for one, place in zip(labels, places, strict=True) if place is not None]
+    for label, place in placed:
+        low, high = (place.x0, place.y0), (place.x1, place.y1)
+        nearest = np.clip(label.px, low, high)
+        if np.abs(nearest - label.px).max() > MARK + LABEL_GAP:
+            for shade, thick in (((20, 20, 20), 3), (label.colour, 1)):
+                ends = _fixed(label.px), _fixed(nearest)
+                cv2.line(picture, *ends, shade, thick, cv2.LINE_AA, SUBPIXEL)
+    for label, place in placed:
         for shade, thick in (((20, 20, 20), 5), (label.colour, 2)):
-            place = x, y + height
-            cv2.putText(picture, label.text, place, font, size, shade, thick, cv2.LINE_AA)
+            cv2.putText(
+                picture, label.text, (place.x0, place.y1), FONT, size, shade, thick, cv2.LINE_AA
+            )
 
 
 def place_labels(
     points: Sequence[Floats], sizes: Sequence[tuple[int, int]], shape: tuple[int, ...]
-) -> list[tuple[int, int]]:
-    """Upper left corners of labels beside ``points``, in pixels of an image of this ``shape``.
+) -> list[Rectangle | None]:
+    """Places of labels near ``points``, in pixels of an image of this ``shape``.
 
     ``sizes``: width and height of each label. A label lies to the right of its point if possible,
-    else to the left, as near as there is room: inside the image, over no earlier label and over no
-    other point.
+    else to the left, and otherwise as near as there is room: inside the image, over no point, and
+    ``LABEL_GAP`` pixels from any other label. None where there is no room within ``LABEL_REACH``.
     """
-    marks = [_Rectangle.around(point, MARK) for point in points]
-    placed: list[_Rectangle] = []
-    for i, (point, (width, height)) in enumerate(zip(points, sizes, strict=True)):
+    marks = [Rectangle.around(point, MARK) for point in points]
+    placed: list[Rectangle | None] = []
+    steps = np.arange(-LABEL_REACH, LABEL_REACH + 1, LABEL_STEP)
+    down, across = (grid.ravel() for grid in np.meshgrid(steps, steps, indexing="ij"))
+    for point, (width, height) in zip(points, sizes, strict=True):
+        # a column on each side of the point, beside it and at each step beyond
+        left = np.where(across >= 0, MARK + across, -MARK - width + across + LABEL_STEP)
+        top = down - height // 2
+        away = np.hypot(np.abs(across), np.abs(down)) + np.where(across < 0, 0.5 * LABEL_STEP, 0.0)
+        order = np.argsort(away, kind="stable")
         x, y = (round(float(value)) for value in point)
-        taken = [*marks[:i], *marks[i + 1 :], *placed]
-        candidates = [
-            _Rectangle(left, top, left + width, top + height)
-            for row in range(len(points) + 1)
-            for top in dict.fromkeys(y - height + sign * row * (height + 10) for sign in (-1, 1))
-            for left in (x + MARK, x - MARK - width)
-        ]
-        free = (one for one in candidates if one.is_free(taken, shape))
-        placed.append(next(free, candidates[0]))
-    return [(one.x0, one.y0) for one in placed]
-
-
-@dataclass(frozen=True)
-class _Rectangle:
-    """Pixels of an image."""
-
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-
-    @staticmethod
-    def around(point: Floats, reach: int) -> _Rectangle:
-        x, y = (round(float(value)) for value in point)
-        return _Rectangle(x - reach, y - reach, x + reach, y + reach)
-
-    def is_free(self, taken: Sequence[_Rectangle], shape: tuple[int, ...]) -> bool:
-        """Whether it lies inside an image of this ``shape`` and over none of ``taken``."""
-        inside = min(self.x0, self.y0) >= 0 and self.x1 <= shape[1] and self.y1 <= shape[0]
-        return inside and not any(
-            self.x0 < one.x1 and one.x0 < self.x1 and self.y0 < one.y1 and one.y0 < self.y1
-            for one in taken
+        taken = [*marks, *(one.grown(LABEL_GAP) for one in placed if one is not None)]
+        candidates = (
+            Rectangle.at(x + left[i], y + top[i], (width, height)) for i in order.tolist()
         )
+        placed.append(next((one for one in candidates if one.is_free(taken, shape)), None))
+    return placed

@@ -85,7 +85,12 @@ def align_frames(
         if watch is not None:
             watch(frame, faces, camera)
         if writer is not None:
-            drawn = draw(frame.image, [one.face for one in faces], aligner.model)
+            drawn = draw(
+                frame.image,
+                [one.face for one in faces],
+                aligner.model,
+                tracks=[one.track for one in faces],
+            )
             writer.write(drawn, frame.time)
         yield AlignedFrame(frame.time, faces, camera)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
-from dff.aligner.draw import FAILED, draw, draw_landmarks, feather_border
+from dff.aligner.draw import FAILED, TRACKS, draw, draw_landmarks, feather_border
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.oracle import PositionCode, make_scene
@@ -47,6 +47,19 @@ def test_the_mesh_covers_the_face_and_leaves_the_photo_alone_elsewhere(
     assert np.array_equal(drawn[outside], image[outside])
     nose = face.landmarks_3d[28, :2].astype(int)
     assert not np.array_equal(drawn[nose[1], nose[0] + 4], image[nose[1], nose[0] + 4])
+
+
+def test_the_faces_of_a_frame_have_numbers_and_their_colours(
+    aligned, open_head: MorphableModel
+) -> None:
+    image, face = aligned
+    plain, first, second = (
+        draw(image, [face], open_head, mesh=False, tracks=tracks) for tracks in (None, [0], [1])
+    )
+    for drawn, colour in ((first, TRACKS[0]), (second, TRACKS[1])):
+        x, y = face.landmarks_2d[33].astype(int)
+        assert (drawn[y, x] == colour).all()
+        assert (drawn == colour).all(-1).sum() > (plain == TRACKS[0]).all(-1).sum() + 50
 
 
 def test_a_failed_face_is_only_its_box(oracle_aligner: Aligner, open_head: MorphableModel) -> None:

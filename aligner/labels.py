@@ -1,0 +1,135 @@
+"""Labels in pictures: where they cover nothing that matters, and how they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from dff.face.arrays import Bytes, Floats
+
+PixelColour = tuple[int, int, int]  # RGB, 0 to 255
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+DIGIT = 21  # pixels: height of a digit of size 1
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Pixels of an image."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    @staticmethod
+    def at(x: float, y: float, size: tuple[int, int]) -> Rectangle:
+        """Of this width and height, with its upper left corner at (x, y)."""
+        return Rectangle(round(x), round(y), round(x) + size[0], round(y) + size[1])
+
+    @staticmethod
+    def around(point: Floats, reach: int) -> Rectangle:
+        """The pixels within ``reach`` of a (2,) point, across and down."""
+        x, y = (round(float(value)) for value in point)
+        return Rectangle(x - reach, y - reach, x + reach, y + reach)
+
+    @staticmethod
+    def of_points(points: Floats) -> Rectangle:
+        """What (N, 2) pixels span."""
+        low, high = np.floor(points.min(0)), np.ceil(points.max(0))
+        return Rectangle(int(low[0]), int(low[1]), int(high[0]), int(high[1]))
+
+    def grown(self, reach: int) -> Rectangle:
+        """With ``reach`` pixels more on each side."""
+        return Rectangle(self.x0 - reach, self.y0 - reach, self.x1 + reach, self.y1 + reach)
+
+    def moved_into(self, shape: tuple[int, ...]) -> Rectangle:
+        """The same, moved as far as it takes to lie in an image of this ``shape``."""
+        x = max(min(self.x0, shape[1] - (self.x1 - self.x0)), 0)
+        y = max(min(self.y0, shape[0] - (self.y1 - self.y0)), 0)
+        return Rectangle.at(x, y, (self.x1 - self.x0, self.y1 - self.y0))
+
+    def is_inside(self, shape: tuple[int, ...]) -> bool:
+        """Whether it lies in an image of this ``shape``."""
+        return min(self.x0, self.y0) >= 0 and self.x1 <= shape[1] and self.y1 <= shape[0]
+
+    def overlap(self, others: Iterable[Rectangle]) -> int:
+        """Square pixels that it shares with each of the others, in sum."""
+        return sum(
+            max(min(self.x1, one.x1) - max(self.x0, one.x0), 0)
+            * max(min(self.y1, one.y1) - max(self.y0, one.y0), 0)
+            for one in others
+        )
+
+    def is_free(self, taken: Iterable[Rectangle], shape: tuple[int, ...]) -> bool:
+        """Whether it lies in an image of this ``shape`` and over none of ``taken``."""
+        return self.is_inside(shape) and not self.overlap(taken)
+
+
+def measure_text(text: str, size: float, thick: int) -> tuple[int, int]:
+    """Width and height in pixels of a text without descenders."""
+    width, height = cv2.getTextSize(text, FONT, size, thick)[0]
+    return int(width), int(height)
+
+
+def write_badges(
+    image: Bytes,
+    texts: Sequence[str],
+    colours: Sequence[PixelColour],
+    heads: Sequence[Rectangle],
+    faces: Sequence[Rectangle],
+) -> None:
+    """Write a text on a coloured ground near each head of an (H, W, 3) image.
+
+    ``heads`` and ``faces``: the pixels of each head, and those in it that are to be seen. Above the
+    head if there is room, else beside or below it; over heads only where the image has no other
+    room, and then as little as possible over faces.
+    """
+    placed: list[Rectangle] = []
+    for text, colour, head, face in zip(texts, colours, heads, faces, strict=True):
+        height = badge_height(face, image.shape)
+        size, thick = height / DIGIT / 1.7, max(1, round(height / 11))
+        width, digits = measure_text(text, size, thick)
+        ground = round(width + 0.7 * height), height
+        candidates = _places_near(head, ground, image.shape)
+        free = (one for one in candidates if one.is_free([*heads, *placed], image.shape))
+        best = min(candidates, key=lambda one: one.overlap([*faces, *placed]))
+        place = next(free, best)
+        placed.append(place)
+        cv2.rectangle(image, (place.x0, place.y0), (place.x1 - 1, place.y1 - 1), colour, -1)
+        bright = sum(share * value for share, value in zip((0.3, 0.6, 0.1), colour, strict=True))
+        ink = (0, 0, 0) if bright > 110 else (255, 255, 255)
+        x = place.x0 + (ground[0] - width) // 2
+        y = place.y1 - (height - digits) // 2
+        cv2.putText(image, text, (x, y), FONT, size, ink, thick, cv2.LINE_AA)
+
+
+def badge_height(face: Rectangle, shape: tuple[int, ...]) -> int:
+    """Pixels of a label beside a face: readable in the whole picture, smaller at small faces."""
+    shorter = min(shape[:2])
+    least, most = max(0.028 * shorter, 15.0), max(0.06 * shorter, 18.0)
+    return round(float(np.clip(0.3 * (face.y1 - face.y0), least, most)))
+
+
+def _places_near(head: Rectangle, size: tuple[int, int], shape: tuple[int, ...]) -> list[Rectangle]:
+    """Places in an image of this ``shape`` for a label of this width and height, best first."""
+    (width, height), gap = size, size[1] // 4
+    left, right = max(head.x0, 0), min(head.x1, shape[1])
+    top, bottom = max(head.y0, 0), min(head.y1, shape[0])
+    middle = (left + right - width) / 2
+    corners = [
+        (middle, top - gap - height),
+        (right - width, top - gap - height),
+        (left, top - gap - height),
+        (right + gap, top),
+        (left - gap - width, top),
+        (middle, bottom + gap),
+        (0, 0),
+        (shape[1], 0),
+        (0, shape[0]),
+        (shape[1], shape[0]),
+    ]
+    return [Rectangle.at(x, y, size).moved_into(shape) for x, y in corners]
