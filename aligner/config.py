@@ -383,8 +383,8 @@ class AlignConfig:
     # the same for a face that was followed from the last frame, in its first pass
     followed_stop: float = 0.05
     batch: int = 32  # faces that are aligned at a time
-    # whether the networks multiply in bfloat16 where the CPU can: faster, and landmarks move by
-    # some thousandths of the face size
+    # whether the networks multiply in 16-bit integers where the CPU can: faster, and landmarks move
+    # by less than a thousandth of the face size
     reduced_precision: bool = False
     # 1 / metres, of cameras to faces: one photo hardly tells, but few are taken from far away
     inverse_depth: float = 1.0

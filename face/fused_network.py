@@ -1,8 +1,8 @@
 """Forward passes of the descriptor's and the detector's network on a CPU core, in few loops.
 
 The same arithmetic as ``DescriptorNet`` and ``DetectorNet`` in single precision; only sums are
-ordered differently. On demand matrices are multiplied in bfloat16, which the results of depthwise
-convolutions are rounded to when they are written.
+ordered differently. On demand matrices are multiplied in 16-bit integers where the CPU can
+(``dff.face.int16``).
 
 A block runs in strips of rows: the depthwise convolution, the pointwise convolution (a matrix
 product of the BLAS) and the sums of the group norm, while the strip is in the cache. Then one loop
@@ -19,9 +19,10 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from numba.extending import overload
 from torch import Tensor, nn
 
-from dff.face import bfloat16
+from dff.face import int16
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import (
     STRIDE,
@@ -35,6 +36,7 @@ from dff.face.detector_net import DetectorNet
 from dff.face.numba_cache import CACHE
 
 STRIP = 16384  # numbers of the depthwise result made at a time: with the product they fill the L2
+QUANTISED_STRIP = 8192  # the same in integers: the result and its integers fill the L1
 KEPT_BYTES = 64 << 20  # of workspaces, at most, that a thread keeps for its next images
 TILE = 256  # numbers that innermost loops run over at least, where the columns allow it
 
@@ -46,9 +48,10 @@ class FusedBlock:
         self, taps: Floats, pointwise: Floats, norm: nn.GroupNorm, *, reduced: bool
     ) -> None:
         """(k * k, inputs) depthwise ``taps``, (inputs, outputs) ``pointwise``."""
-        self.taps, self.pointwise = taps, _factor(pointwise, reduced)
-        # whether the depthwise result is made in bfloat16
-        self.rounds = self.pointwise.ndim == 3 and taps.shape[1] >= bfloat16.LANES
+        self.taps = taps
+        self.pointwise, self.units = _factor(pointwise, reduced)
+        # whether the depthwise result is made for integers
+        self.quantises = self.pointwise.ndim == 3 and taps.shape[1] >= int16.LANES
         self.norm = _numbers(norm.weight), _numbers(norm.bias), int(norm.num_groups), norm.eps
 
     @staticmethod
@@ -61,9 +64,9 @@ class FusedBlock:
 
     def convolve(self, x: Floats, product: Floats, *, halves: bool) -> Floats:
         """Write the convolutions of the bordered map ``x`` to ``product``; the channels' sums."""
-        weights = self.taps, self.pointwise
-        if self.rounds:
-            return np.asarray(_convolve_rounded(x, *weights, halves, product))
+        weights = self.taps, self.pointwise, self.units
+        if self.quantises:
+            return np.asarray(_convolve_quantised(x, *weights, halves, product))
         return np.asarray((_convolve_halving if halves else _convolve)(x, *weights, product))
 
 
@@ -74,14 +77,19 @@ class Workspace:
         self.shape, self.widths = shape, widths
         rows, columns = (side // stride for side in shape)
         largest = max((rows >> i) * (columns >> i) * width for i, width in enumerate(widths))
-        self.product = np.empty(largest, np.float32)
-        # RGB in bfloat16 with a border of zeros one pixel wide, for the stem
-        self.image = np.zeros((shape[0] + 2, 3 * (shape[1] + 2)), np.uint16)
+        self.product = int16.aligned(largest, np.float32)
+        # RGB in integers with a border of zeros one pixel wide, for the stem
+        self.image = np.zeros((shape[0] + 2, 3 * (shape[1] + 2)), np.int16)
         self.maps = [
-            np.zeros(((rows >> level) + 2, (columns >> level) + 2, width), np.float32)
+            _bordered((rows >> level) + 2, (columns >> level) + 2, width)
             for level, width in enumerate(widths)
         ]
         self.bytes = self.product.nbytes + self.image.nbytes + sum(one.nbytes for one in self.maps)
+
+
+def _bordered(rows: int, columns: int, width: int) -> Floats:
+    """Zeros, whose pixels begin where registers do."""
+    return np.asarray(int16.aligned(rows * columns * width, np.float32)).reshape(rows, columns, -1)
 
 
 class FusedTrunk:
@@ -99,7 +107,7 @@ class FusedTrunk:
     ) -> None:
         """The decoder has as many levels as ``lateral``: it may end below the first one.
 
-        ``reduced``: whether matrices are multiplied in bfloat16.
+        ``reduced``: whether matrices are multiplied in 16-bit integers where the CPU can.
         """
         conv, norm, _ = _modules(stem)
         assert isinstance(conv, nn.Conv2d)
@@ -114,7 +122,7 @@ class FusedTrunk:
             [FusedBlock.of(block, reduced=reduced) for block in _modules(stage)]
             for stage in encoder
         ]
-        self.lateral = [(_factor(_kernel(one), reduced), _bias(one)) for one in lateral]
+        self.lateral = [(*_factor(_kernel(one), reduced), _bias(one)) for one in lateral]
         self.decoder = [FusedBlock.of(block, reduced=reduced) for block in decoder]
         self.first = len(widths) - 1 - len(self.lateral)  # level at which the decoder ends
 
@@ -125,17 +133,17 @@ class FusedTrunk:
         """
         work = _get_workspace((image.shape[0], image.shape[1]), self.widths, self.stride)
         maps, product = work.maps, work.product
-        kernel = self.stem.pointwise
+        kernel, units, window = self.stem.pointwise, self.stem.units, (self.side, self.stride)
         if kernel.ndim == 3:
             if image.dtype == np.uint8:
-                _round_levels(image, LEVELS, work.image)
+                _quantise_levels(image, work.image)
             else:
-                _round_image(image, work.image)
-            sums = _convolve_rounded_image(work.image, kernel, self.side, self.stride, product)
+                _quantise_image(image, work.image)
+            sums = _convolve_quantised_image(work.image, kernel, units, *window, product)
         else:
             if image.dtype == np.uint8:
                 image = np.divide(image, np.float32(255.0), dtype=np.float32)
-            sums = _convolve_image(image, kernel, self.side, self.stride, product)
+            sums = _convolve_image(image, kernel, units, *window, product)
         _rectify(product, sums, *self.stem.norm, False, maps[0])
         for level, blocks in enumerate(self.stages):
             for number, block in enumerate(blocks):
@@ -160,11 +168,10 @@ class FusedNetwork:
     """``DescriptorNet`` for inference on the CPU, by numpy arrays. Threads may share it."""
 
     def __init__(self, net: DescriptorNet, *, reduced: bool = False) -> None:
-        """``reduced``: multiply in bfloat16 where the CPU can (``dff.face.bfloat16``)."""
+        """``reduced``: multiply in integers where the CPU can (``dff.face.int16``)."""
         self.config = net.config
         self.trunk = _fuse_trunk(net, reduced)
-        kernel = _kernel(net.to_descriptor)
-        self.to_descriptor = _factor(kernel, reduced and bfloat16.is_available())
+        self.to_descriptor = _factor(_kernel(net.to_descriptor), reduced)
         self.to_face = _kernel(net.to_face)[:, 0]
         self.bias = _bias(net.to_descriptor), float(_bias(net.to_face)[0])
 
@@ -190,7 +197,7 @@ class FusedNetwork:
         shape = len(images), images.shape[1] // STRIDE, images.shape[2] // STRIDE
         descriptor = np.empty((*shape, self.config.dims), np.float32)
         logit = np.empty(shape, np.float32)
-        heads = self.to_descriptor, self.to_face, *self.bias
+        heads = *self.to_descriptor, self.to_face, *self.bias
         for i, one in enumerate(images):
             _apply_heads(self.trunk(one), *heads, descriptor[i], logit[i])
         return descriptor, logit
@@ -213,7 +220,7 @@ class FusedDetectorNet:
     """``DetectorNet`` for inference on the CPU. Threads may share it."""
 
     def __init__(self, net: DetectorNet, *, reduced: bool = False) -> None:
-        """``reduced``: multiply in bfloat16 where the CPU can (``dff.face.bfloat16``)."""
+        """``reduced``: multiply in integers where the CPU can (``dff.face.int16``)."""
         self.config = net.config
         self.trunk = _fuse_trunk(net, reduced)
         self.head, self.bias = _kernel(net.head), _bias(net.head)
@@ -230,20 +237,14 @@ class FusedDetectorNet:
         return np.asarray(trunk[1:-1, 1:-1] @ self.head + self.bias)
 
 
-def _normalised_levels() -> Any:
-    """``bfloat16.round_numbers`` by numpy: importing this module compiles nothing."""
-    levels = np.divide(np.arange(256, dtype=np.uint8), np.float32(255.0), dtype=np.float32)
-    bits = ((levels - np.float32(0.5)) * np.float32(4.0)).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
 def _fuse_trunk(net: DescriptorNet | DetectorNet, reduced: bool) -> FusedTrunk:
-    reduced = reduced and bfloat16.is_available()
     parts = net.stem, net.encoder, net.lateral, net.decoder, net.config.widths
     return FusedTrunk(*parts, reduced=reduced)
 
 
-LEVELS = _normalised_levels()  # of uint8 images, normalised, in bfloat16
+# A level of a uint8 image, normalised, is a multiple of this unit. Those of float32 images are
+# rounded to it.
+LEVEL_UNIT = 2.0 / (32 * 255)
 _KEPT = threading.local()  # the workspaces of each thread's last images, the last one at the end
 
 
@@ -265,11 +266,14 @@ def _numbers(weight: Tensor) -> Floats:
     return np.ascontiguousarray(weight.detach().cpu().float().numpy())
 
 
-def _factor(matrix: Floats, reduced: bool) -> Any:
-    """The right factor of products, packed for bfloat16 where it is ``reduced`` and can be."""
-    if reduced and bfloat16.can_pack(matrix):
-        return bfloat16.pack_pairs(matrix)
-    return np.ascontiguousarray(matrix)
+def _factor(matrix: Floats, reduced: bool) -> tuple[Any, Any]:
+    """The right factor of products, packed in integers where it is ``reduced`` and can be.
+
+    With the units of its columns; none without integers.
+    """
+    if reduced and int16.is_available() and int16.can_pack(matrix):
+        return int16.pack_pairs(matrix)
+    return np.ascontiguousarray(matrix), np.zeros(0, np.float32)
 
 
 def _modules(parent: nn.Module) -> list[nn.Module]:
@@ -288,15 +292,23 @@ def _bias(convolution: nn.Module) -> Floats:
     return _numbers(convolution.bias)
 
 
-@numba.njit(cache=CACHE, nogil=True)
-def _multiply(a, b, out):  # type: ignore[no-untyped-def]
-    """Write the product with (K, N) float32 ``b``, or with one of ``bfloat16.pack_pairs``."""
+def _multiply(a: Any, b: Any, units: Any, out: Any) -> None:
+    """Write the product with (K, N) float32 ``b``, or with a packed one; for compiled code."""
+    raise NotImplementedError
+
+
+@overload(_multiply)
+def _choose_product(a, b, units, out):  # type: ignore[no-untyped-def]
+    """The product by the type of ``b``: code for integers may not run on this CPU."""
     if b.ndim == 2:
-        np.dot(a, b, out)
-    else:
-        rounded = np.empty(a.shape, np.uint16)
-        bfloat16.round_numbers(a.reshape(-1), rounded.reshape(-1))
-        bfloat16.multiply(rounded, b, out)
+        return lambda a, b, units, out: np.dot(a, b, out)
+    return _multiply_quantised
+
+
+def _multiply_quantised(a, b, units, out):  # type: ignore[no-untyped-def]
+    numbers = np.empty(a.shape, np.int16)
+    unit = int16.quantise(a.reshape(-1), numbers.reshape(-1))
+    int16.multiply(numbers, unit, b, units, out)
 
 
 @numba.njit(cache=CACHE, nogil=True)
@@ -323,8 +335,18 @@ def _add_sums(y, sums):  # type: ignore[no-untyped-def]
         sums[1, c] += second[c]
 
 
+@numba.njit(cache=CACHE, nogil=True)
+def _add_sums_by_registers(y, sums):  # type: ignore[no-untyped-def]
+    """``_add_sums`` on CPUs that can multiply integers."""
+    first, second = np.zeros(y.shape[1], np.float32), np.zeros(y.shape[1], np.float32)
+    int16.add_sums(y, first, second)
+    for c in range(y.shape[1]):
+        sums[0, c] += first[c]
+        sums[1, c] += second[c]
+
+
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
-def _convolve(x, taps, pointwise, product):  # type: ignore[no-untyped-def]
+def _convolve(x, taps, pointwise, units, product):  # type: ignore[no-untyped-def]
     """3 x 3 depthwise, then pointwise convolution of the bordered map ``x``; returns the sums."""
     rows, columns, channels = x.shape[0] - 2, x.shape[1] - 2, x.shape[2]
     outputs = pointwise.shape[1]
@@ -348,7 +370,7 @@ def _convolve(x, taps, pointwise, product):  # type: ignore[no-untyped-def]
                 _filter(source, r * line + left, line, channels, tiled, width, flat, at)
                 at += width
         some = y[begin * columns : end * columns]
-        _multiply(part[: (end - begin) * columns], pointwise, some)
+        _multiply(part[: (end - begin) * columns], pointwise, units, some)
         _add_sums(some, sums)
     return sums
 
@@ -377,7 +399,7 @@ def _filter(x, at, line, step, taps, width, out, to):  # type: ignore[no-untyped
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
-def _convolve_halving(x, taps, pointwise, product):  # type: ignore[no-untyped-def]
+def _convolve_halving(x, taps, pointwise, units, product):  # type: ignore[no-untyped-def]
     """4 x 4 depthwise convolution at every second pixel, then pointwise; returns the sums."""
     rows, columns, channels = (x.shape[0] - 2) // 2, (x.shape[1] - 2) // 2, x.shape[2]
     outputs = pointwise.shape[1]
@@ -395,7 +417,7 @@ def _convolve_halving(x, taps, pointwise, product):  # type: ignore[no-untyped-d
                 _filter_four(source, start, line, channels, weights, flat, at)
                 at += channels
         some = y[begin * columns : end * columns]
-        _multiply(part[: (end - begin) * columns], pointwise, some)
+        _multiply(part[: (end - begin) * columns], pointwise, units, some)
         _add_sums(some, sums)
     return sums
 
@@ -419,7 +441,7 @@ def _filter_four(x, at, line, n, taps, out, to):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
-def _convolve_image(image, kernel, side, stride, product):  # type: ignore[no-untyped-def]
+def _convolve_image(image, kernel, units, side, stride, product):  # type: ignore[no-untyped-def]
     """The stem: convolution of an (H, W, 3) image at every ``stride``-th pixel; the sums.
 
     ``side`` of the square kernel: two more than the stride, so that one pixel of zeros borders the
@@ -450,67 +472,73 @@ def _convolve_image(image, kernel, side, stride, product):  # type: ignore[no-un
                         part[at, line * i + t] = bordered[stride * r + i, 3 * stride * column + t]
                 at += 1
         some = y[begin * columns : end * columns]
-        _multiply(part[: (end - begin) * columns], kernel, some)
+        _multiply(part[: (end - begin) * columns], kernel, units, some)
         _add_sums(some, sums)
     return sums
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def _round_levels(image, rounded, out):  # type: ignore[no-untyped-def]
-    """Write an (H, W, 3) uint8 image within the border of ``out``, by a table of its levels."""
+def _quantise_levels(image, out):  # type: ignore[no-untyped-def]
+    """Write an (H, W, 3) uint8 image, normalised, in integers within the border of ``out``."""
     rows, numbers = image.shape[0], 3 * image.shape[1]
     pixels = image.reshape(rows, numbers)
     for r in range(rows):
         for t in range(numbers):
-            out[r + 1, t + 3] = rounded[pixels[r, t]]
+            out[r + 1, t + 3] = 64 * np.int32(pixels[r, t]) - 32 * 255
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def _round_image(image, out):  # type: ignore[no-untyped-def]
-    """Write a normalised (H, W, 3) float32 image in bfloat16 within the border of ``out``."""
+def _quantise_image(image, out):  # type: ignore[no-untyped-def]
+    """Write a normalised (H, W, 3) float32 image in integers within the border of ``out``."""
     rows, numbers = image.shape[0], 3 * image.shape[1]
     pixels = image.reshape(rows, numbers)
+    inverse = np.float32(1.0 / LEVEL_UNIT)
     for r in range(rows):
         part = (pixels[r] - np.float32(0.5)) * np.float32(4.0)
-        bfloat16.round_numbers(part, out[r + 1, 3 : numbers + 3])
+        int16.round_to(part, inverse, out[r + 1, 3 : numbers + 3])
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
-def _convolve_rounded_image(image, kernel, side, stride, product):  # type: ignore[no-untyped-def]
-    """``_convolve_image`` of a bordered image in bfloat16, by a packed kernel."""
+def _convolve_quantised_image(image, kernel, units, side, stride, product):  # type: ignore[no-untyped-def]
+    """``_convolve_image`` of a bordered image in integers, by a packed kernel."""
     rows = (image.shape[0] - 2) // stride
     columns, outputs = (image.shape[1] // 3 - 2) // stride, kernel.shape[1]
     y, sums = product[: rows * columns * outputs].reshape(-1, outputs), np.zeros((2, outputs))
+    unit = np.float32(LEVEL_UNIT)
     for r in range(rows):
         some = y[r * columns : (r + 1) * columns]
-        bfloat16.convolve_row(image, r * stride, side, stride, kernel, some)
-        _add_sums(some, sums)
+        int16.convolve_row(image, r * stride, side, stride, unit, kernel, units, some)
+        _add_sums_by_registers(some, sums)
     return sums
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
-def _convolve_rounded(x, taps, pointwise, halves, product):  # type: ignore[no-untyped-def]
-    """``_convolve`` or ``_convolve_halving`` by a packed matrix.
+def _convolve_quantised(x, taps, pointwise, units, halves, product):  # type: ignore[no-untyped-def]
+    """``_convolve`` or ``_convolve_halving`` by a packed matrix of integers.
 
-    The depthwise result is rounded to bfloat16 when it is written.
+    Each strip of rows of the depthwise result has a unit of its own.
     """
     stride = 2 if halves else 1
     rows, columns = (x.shape[0] - 2) // stride, (x.shape[1] - 2) // stride
     channels, outputs = x.shape[2], pointwise.shape[1]
     y, sums = product[: rows * columns * outputs].reshape(-1, outputs), np.zeros((2, outputs))
-    strip = max(1, min(rows, STRIP // (columns * channels)))
-    part = np.empty((strip * columns, channels), np.uint16)
+    strip = max(1, min(rows, QUANTISED_STRIP // (columns * channels)))
+    part = int16.aligned(strip * columns * channels, np.float32).reshape(-1, channels)
+    numbers = int16.aligned(strip * columns * channels, np.int16).reshape(-1, channels)
+    sizes = int16.aligned(int16.LANES, np.float32)
     line = x.shape[1] * channels
     for begin in range(0, rows, strip):
         end = min(begin + strip, rows)
+        pixels = (end - begin) * columns
+        sizes[:] = 0.0
         for r in range(begin, end):
-            some = part[: (r - begin + 1) * columns]
-            bfloat16.filter_row(
-                x, stride * r * line, line, taps, halves, some, (r - begin) * columns
-            )
-        some_rows = y[begin * columns : end * columns]
-        bfloat16.multiply(part[: (end - begin) * columns], pointwise, some_rows)
-        _add_sums(some_rows, sums)
+            row = part[(r - begin) * columns : (r - begin + 1) * columns]
+            int16.filter_row(x, stride * r * line, line, taps, halves, row, sizes)
+        found = part[:pixels].reshape(-1), numbers[:pixels].reshape(-1)
+        unit = int16.quantise_up_to(sizes, *found)
+        some = y[begin * columns : end * columns]
+        int16.multiply(numbers[:pixels], unit, pointwise, units, some)
+        _add_sums_by_registers(some, sums)
     return sums
 
 
@@ -548,12 +576,12 @@ def _rectify_tile(y, at, affine, width, adds, out, to):  # type: ignore[no-untyp
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
-def _join(out, x, weight, bias):  # type: ignore[no-untyped-def]
+def _join(out, x, weight, units, bias):  # type: ignore[no-untyped-def]
     """Add the 1 x 1 convolution of the bordered map ``x``, each pixel of it twice, to ``out``."""
     rows, columns, channels = x.shape[0] - 2, x.shape[1] - 2, out.shape[2]
     coarse = np.empty((columns, channels), np.float32)
     for r in range(rows):
-        _multiply(x[r + 1, 1 : columns + 1], weight, coarse)
+        _multiply(x[r + 1, 1 : columns + 1], weight, units, coarse)
         for i in range(1, 3):
             target = out[2 * r + i]
             for column in range(columns):
@@ -564,12 +592,12 @@ def _join(out, x, weight, bias):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
-def _apply_heads(trunk, to_descriptor, to_face, bias, face_bias, descriptor, logit):  # type: ignore[no-untyped-def]
+def _apply_heads(trunk, to_descriptor, units, to_face, bias, face_bias, descriptor, logit):  # type: ignore[no-untyped-def]
     """Unit descriptors and face logits of a bordered map."""
     rows, columns, dims = descriptor.shape
     for r in range(rows):
         line, out = trunk[r + 1, 1 : columns + 1], descriptor[r]
-        _multiply(line, to_descriptor, out)
+        _multiply(line, to_descriptor, units, out)
         for column in range(columns):
             square, face = np.float32(0.0), np.float32(face_bias)
             for d in range(dims):
