@@ -41,6 +41,8 @@ class FaceDescriber:
     ) -> dict[str, Any]:
         """``Alignment.to_json`` with ``intrinsics``, ``head_in_camera`` and the extras.
 
+        ``landmark_visibility`` of the landmark sets for which it was measured.
+
         Raises WrongModel for landmark sets of another face model.
         """
         placed = camera.place_head(face.vertices, face.camera, face.cam_from_head)
@@ -56,10 +58,12 @@ class FaceDescriber:
                 "translation": _round(placed.translation, 5),
             },
         }
-        if sets := [name for name in self.extras if name in load_landmark_sets()]:
-            out["landmarks"] = {
-                name: _round(load_landmark_sets()[name].place(face, self.model), 2) for name in sets
-            }
+        known = load_landmark_sets()
+        if sets := [known[name] for name in self.extras if name in known]:
+            out["landmarks"] = {one.name: _round(one.place(face, self.model), 2) for one in sets}
+            shown = {one.name: one.visibility(face) for one in sets if one.visible_with}
+            if shown:
+                out["landmark_visibility"] = {name: _round(p, 3) for name, p in shown.items()}
         if IRISES in self.extras:
             out["irises"] = self._describe_irises(face)
         if BLENDSHAPES in self.extras:

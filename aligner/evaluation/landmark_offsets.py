@@ -32,7 +32,7 @@ from dff.aligner.evaluation.benchmarks import Row, evaluate_300w, evaluate_aflw2
 from dff.aligner.fitting.batch import take_rows
 from dff.aligner.fitting.change import mirrored_latents
 from dff.aligner.fitting.fit_model import FitModel, prior_sd
-from dff.face.arrays import Array, Bools, Float, Floats
+from dff.face.arrays import Array, Bools, Float, Floats, Ints
 from dff.face.errors import BadLandmarks
 from dff.face.geometry.transform import angles_from_rotation
 from dff.face.model.landmark_offsets import (
@@ -150,18 +150,21 @@ def fit_pose_terms(
     """(L, T, D) coefficients of N faces' (N, T) ``terms`` that explain (N, L, D) ``away``.
 
     ``mirrored``: ``away`` of the mirrored faces. Robust ridge regression, in which every face
-    counts with its mirror image. ``outlier``: the length at which the weight is a quarter.
+    counts with its mirror image, where ``away`` is not NaN. ``outlier``: the length at which the
+    weight is a quarter.
     """
     both = np.concatenate([terms, terms * MIRRORED_TERMS])
     target = np.concatenate([away, mirrored])
-    weight: Floats = np.ones(target.shape[:2])
+    known = np.asarray(np.isfinite(target).all(2), np.float64)
+    target = np.where(known[..., None] > 0, target, 0.0)
+    weight: Floats = known
     ridge = config.pose_shrinkage * np.eye(terms.shape[1])
     found = np.zeros((away.shape[1], terms.shape[1], away.shape[2]))
     for _ in range(config.steps):
         normal = np.einsum("nl,ni,nj->lij", weight, both, both, optimize=True) + ridge
         right = np.einsum("nl,ni,nlc->lic", weight, both, target, optimize=True)
         found = np.linalg.solve(normal, right)
-        weight = robust_weights(target - np.einsum("ni,lic->nlc", both, found), outlier)
+        weight = known * robust_weights(target - np.einsum("ni,lic->nlc", both, found), outlier)
     return found
 
 
@@ -171,17 +174,23 @@ def measure_pose_limit(pose: UprightPose, share: float) -> Floats:
 
 
 def fit_landmarks_by_pose(
-    faces: Sequence[Alignment], found: Floats, labels: Floats, config: OffsetConfig
+    faces: Sequence[Alignment],
+    found: Floats,
+    labels: Floats,
+    config: OffsetConfig,
+    *,
+    mirror: Ints = MIRROR,
 ) -> tuple[Floats, Floats]:
-    """(68, T, 2) metres for each term of the pose, and the (2,) limit of the poses in degrees.
+    """(L, T, 2) metres for each term of the pose, and the (2,) limit of the poses in degrees.
 
-    They move the (N, 68, 2) pixels ``found`` of N faces to the ``labels``.
+    They move the (N, L, 2) pixels ``found`` of N faces to the ``labels``, NaN where there is none.
+    ``mirror``: the counterpart of each point on the other side.
     """
     pose = UprightPose.of(np.stack([face.cam_from_head.rotation for face in faces]))
     limit = measure_pose_limit(pose, config.pose_share)
     scale = np.array([face.camera.scale for face in faces])[:, None, None]
     away = np.einsum("nij,nlj->nli", pose.upright, (labels - found) / scale)
-    mirrored = away[:, MIRROR] * OTHER_SIDE[:2]
+    mirrored = away[:, mirror] * OTHER_SIDE[:2]
     terms = pose_terms(pose, limit)
     return fit_pose_terms(terms, away, mirrored, outlier=config.pose_outlier, config=config), limit
 

@@ -3,13 +3,16 @@
 Crops of AFLW (Koestinger et al. 2011) with 21 points, of which people marked the visible ones. The
 error of a face is the mean over these, without ears, over ``sqrt(width * height)`` of their box; a
 face needs two of them. The unmarked ones measure the aligner's ``visibility``.
+
+The points are those of the landmark set ``aflw21``: with its bias, or the places on the fitted mesh
+that come nearest to them. ``fit_point_bias`` measures the bias on such crops.
 """
 
 from __future__ import annotations
 
 import io
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -17,14 +20,19 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.evaluation.benchmarks import CHUNK, YAW_BINS
-from dff.face.arrays import Array, Bytes, Float, Floats
+from dff.aligner.evaluation.landmark_offsets import OffsetConfig, fit_landmarks_by_pose
+from dff.aligner.landmark_sets import LandmarkSet, PointBias, load_landmark_sets, log_odds
+from dff.face.arrays import Array, Bytes, Float, Floats, Ints
 from dff.face.errors import BadLandmarks, BadPhoto
 from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
+from dff.face.model.landmark_offsets import MIRRORED_TERMS, UprightPose, pose_terms
+from dff.face.model.morphable import MorphableModel
 from dff.infra.photos.images import decode
 from dff.infra.storage import Storage, open_storage
 
@@ -32,31 +40,42 @@ with require_extra("train"):
     from sklearn.metrics import roc_auc_score
 
 LABELS = "labels.npz"
+SET = "aflw21"
+RIDGE = 1.0  # of the weights of ``PointBias.visible``
+STEPS = 25  # of Newton's method, which needs about ten
 
 
 @dataclass(frozen=True)
-class PointScheme:
-    """AFLW's points by those of the 68-point scheme."""
+class AflwCrops:
+    """What AFLW's crops are like."""
 
-    points: tuple[tuple[int, ...], ...]  # numbers of the 68 whose mean a point is; none: no such
     box: Box  # of the face in a crop
-    crop: int  # px, side of a crop
-
-    def of(self, values: Floats) -> Floats:
-        """(P, ...) values of the P points that have a counterpart, from those of the 68."""
-        return np.stack([values[list(some)].mean(0) for some in self.points if some])
-
-    @property
-    def known(self) -> list[int]:
-        """Numbers of the points that have a counterpart."""
-        return [i for i, some in enumerate(self.points) if some]
+    side: int  # px
 
 
 @cache
-def load_scheme() -> PointScheme:
-    """The scheme of ``data/aflw21.toml``."""
+def load_aflw_crops() -> AflwCrops:
+    """The crops of ``data/aflw21.toml``."""
     table = tomllib.loads((files("dff.aligner.evaluation") / "data/aflw21.toml").read_text())
-    return PointScheme(tuple(map(tuple, table["points"])), Box(*table["box"]), table["crop"])
+    return AflwCrops(Box(*table["box"]), table["crop"])
+
+
+@dataclass(frozen=True)
+class LabelledFaces:
+    """N faces that were fitted in crops, and what people marked there."""
+
+    name: tuple[str, ...]
+    yaw: Float[Array, " faces"]  # degrees, label
+    labels: Float[Array, "faces points 2"]  # pixels; NaN where people saw no such point
+    faces: tuple[Alignment, ...]
+
+    def __getitem__(self, rows: Ints) -> LabelledFaces:
+        return LabelledFaces(
+            tuple(self.name[i] for i in rows),
+            self.yaw[rows],
+            self.labels[rows],
+            tuple(self.faces[i] for i in rows),
+        )
 
 
 @dataclass(frozen=True)
@@ -69,13 +88,15 @@ class VisiblePointsReport:
     visibility: Float[Array, "faces known"]  # the aligner's, 0 to 1
     seen: Float[Array, "faces known"]  # 1 where people saw the point, else 0
     failed: Float[Array, " faces"]  # 1 where the aligner refused its own fit, else 0
+    as_marked: bool  # whether points and visibility include the bias of people
 
     @property
     def protocol(self) -> str:
         """The name of the protocol."""
+        place = "where people mark them" if self.as_marked else "on the fitted mesh"
         return (
-            f"AFLW crops, {self.seen.shape[1]} of 21 points, the visible ones, as a share of "
-            "sqrt(width * height) of their box"
+            f"AFLW crops, {self.seen.shape[1]} of 21 points {place}, the visible ones, as a share "
+            "of sqrt(width * height) of their box"
         )
 
     @property
@@ -115,30 +136,131 @@ class VisiblePointsReport:
         return {"protocol": self.protocol, **self.summary, "images": errors}
 
 
-def evaluate_visible_points(folder: str, aligner: Aligner) -> VisiblePointsReport:
+def evaluate_visible_points(
+    folder: str, aligner: Aligner, *, as_marked: bool = True
+) -> VisiblePointsReport:
     """Evaluate on a folder (or s3:// prefix) of crops with ``labels.npz``.
 
     The file holds ``name`` (N,), ``points`` (N, 21, 2) pixels of a crop, NaN where people saw none,
-    and ``yaw`` (N,) degrees. Raises BadLandmarks for labels that can't be used, BadPhoto for an
-    unreadable crop.
+    and ``yaw`` (N,) degrees. ``as_marked``: with the bias of the landmark set. Raises BadLandmarks
+    for labels that can't be used, BadPhoto for an unreadable crop, WrongModel for an aligner with
+    another face model than the set's.
     """
-    storage, scheme = open_storage(folder), load_scheme()
-    names, points, yaw = _read_labels(storage)
+    return measure_visible_points(
+        align_crops(folder, aligner), aligner.model, load_point_set(as_marked=as_marked)
+    )
+
+
+def load_point_set(*, as_marked: bool = True) -> LandmarkSet:
+    """The landmark set of the points; ``as_marked``: with its bias."""
+    points = load_landmark_sets()[SET]
+    return points if as_marked else replace(points, bias=None)
+
+
+def align_crops(folder: str, aligner: Aligner) -> LabelledFaces:
+    """The faces of the crops in a folder. Raises as ``evaluate_visible_points``."""
+    storage, crops = open_storage(folder), load_aflw_crops()
+    names, labels, yaw = _read_labels(storage)
     faces: list[Alignment] = []
     for begin in range(0, len(names), CHUNK):
-        images = [_read_crop(storage, name, scheme.crop) for name in names[begin : begin + CHUNK]]
-        found = aligner.align_batch(images, [[scheme.box]] * len(images))
+        images = [_read_crop(storage, name, crops.side) for name in names[begin : begin + CHUNK]]
+        found = aligner.align_batch(images, [[crops.box]] * len(images))
         faces += [some[0] for some in found]
-    labels = points[:, scheme.known]
-    placed = np.stack([scheme.of(face.landmarks_3d[:, :2]) for face in faces])
+    return LabelledFaces(tuple(names), yaw, labels, tuple(faces))
+
+
+def measure_visible_points(
+    found: LabelledFaces, model: MorphableModel, points: LandmarkSet
+) -> VisiblePointsReport:
+    """The errors of ``points``, without the ears, which no point of iBUG marks."""
+    return _report(found, points, *_place_points(found, model, points))
+
+
+def _place_points(
+    found: LabelledFaces, model: MorphableModel, points: LandmarkSet
+) -> tuple[Floats, Floats]:
+    """(N, P, 2) pixels and (N, P) visibility of the points."""
+    place = points.place_on_mesh if points.bias is None else points.place
+    placed = np.stack([place(face, model) for face in found.faces])
+    return placed, np.stack([points.visibility(face) for face in found.faces])
+
+
+def _report(
+    found: LabelledFaces, points: LandmarkSet, placed: Floats, visibility: Floats
+) -> VisiblePointsReport:
+    known = [*points.fitted]
+    labels = found.labels[:, known]
     return VisiblePointsReport(
-        name=tuple(names),
-        yaw=yaw,
-        error=_measure_errors(placed, labels),
-        visibility=np.stack([scheme.of(face.visibility) for face in faces]),
+        name=found.name,
+        yaw=found.yaw,
+        error=_measure_errors(placed[:, known], labels),
+        visibility=visibility[:, known],
         seen=np.asarray(np.isfinite(labels).all(2), np.float64),
-        failed=np.array([face.failed for face in faces], np.float64),
+        failed=np.array([face.failed for face in found.faces], np.float64),
+        as_marked=points.bias is not None,
     )
+
+
+def fit_point_bias(found: LabelledFaces, model: MorphableModel, config: OffsetConfig) -> PointBias:
+    """The bias of the people who marked the ``found`` faces, the same on both sides.
+
+    From the faces whose fit was not refused; from all for the visibility, which a refused fit is
+    not sure of. Raises BadLandmarks when all were refused.
+    """
+    points = load_point_set(as_marked=False)
+    mirror = points.find_mirror(model)
+    good = np.flatnonzero([not face.failed for face in found.faces])
+    if not len(good):
+        raise BadLandmarks("no face could be fitted in the crops")
+    placed, shown = _place_points(found, model, points)
+    fitted = found[good]
+    by_pose, limit = fit_landmarks_by_pose(
+        fitted.faces, placed[good], fitted.labels, config, mirror=mirror
+    )
+    rotation = np.stack([face.cam_from_head.rotation for face in found.faces])
+    terms, shown = pose_terms(UprightPose.of(rotation), limit), log_odds(shown)
+    marked = np.asarray(np.isfinite(found.labels).all(2), np.float64)
+    visible = np.stack(
+        [
+            _fit_logistic(
+                np.concatenate(
+                    [
+                        np.column_stack([shown[:, point], terms]),
+                        np.column_stack([shown[:, other], terms * MIRRORED_TERMS]),
+                    ]
+                ),
+                np.concatenate([marked[:, point], marked[:, other]]),
+            )
+            for point, other in enumerate(mirror)
+        ]
+    )
+    return PointBias(by_pose, visible, limit)
+
+
+def cross_validate_points(
+    found: LabelledFaces, model: MorphableModel, config: OffsetConfig
+) -> VisiblePointsReport:
+    """The report on each of ``folds`` parts, with the bias that the other parts have."""
+    points, number = load_point_set(), np.arange(len(found.faces))
+    placed, visibility = _place_points(found, model, points)
+    for fold in range(config.folds):
+        rows = np.flatnonzero(number % config.folds == fold)
+        rest = np.flatnonzero(number % config.folds != fold)
+        bias = fit_point_bias(found[rest], model, config)
+        others = _place_points(found[rows], model, replace(points, bias=bias))
+        placed[rows], visibility[rows] = others
+    return _report(found, points, placed, visibility)
+
+
+def _fit_logistic(features: Floats, true: Floats) -> Floats:
+    """(F,) weights of (N, F) features by ridge regression, finite even if all are ``true``."""
+    weight, ridge = np.zeros(features.shape[1]), RIDGE * np.eye(features.shape[1])
+    for _ in range(STEPS):
+        chance = expit(features @ weight)
+        slope = features.T @ (true - chance) - RIDGE * weight
+        curvature = (features * (chance * (1.0 - chance))[:, None]).T @ features + ridge
+        weight = weight + np.linalg.solve(curvature, slope)
+    return weight
 
 
 def _measure_errors(placed: Floats, labels: Floats) -> Floats:
@@ -161,7 +283,7 @@ def _read_labels(storage: Storage) -> tuple[list[str], Floats, Floats]:
             points, yaw = table["points"].astype(np.float64), table["yaw"].astype(np.float64)
     except Exception as error:  # zipfile, zlib and numpy each have their own way to refuse
         raise BadLandmarks(f"{storage.uri}: can't read {LABELS}: {error}") from error
-    count = len(load_scheme().points)
+    count = len(load_point_set())
     if not names or points.shape != (len(names), count, 2) or yaw.shape != (len(names),):
         raise BadLandmarks(
             f"{storage.uri}: {LABELS} has {len(names)} names, points {points.shape} and yaws "

@@ -144,6 +144,11 @@ class FaceAnswer(Answer):
         description="with landmarks=: each set by name, (x, y) in pixels; of dense478 "
         "(x, y, z), z towards the viewer",
     )
+    landmark_visibility: dict[str, list[float]] | None = Field(
+        None,
+        description="with landmarks=aflw21: probabilities that people would mark the points, "
+        "by the name of the set",
+    )
     irises: Irises | None = Field(None, description="with landmarks=irises")
     blendshapes: dict[str, float] | None = Field(
         None, description="with landmarks=blendshapes: activations 0 to 1 by MediaPipe's names"

@@ -103,8 +103,8 @@ def align(
     landmarks: Annotated[
         str | None,
         typer.Option(
-            help="With --json: additional output, separated by commas: the landmark sets 5, wflw98 "
-            "and dense478; irises; blendshapes (with MediaPipe's names)."
+            help="With --json: additional output, separated by commas: the landmark sets 5, "
+            "wflw98, dense478 and aflw21; irises; blendshapes (with MediaPipe's names)."
         ),
     ] = None,
     same_person: Annotated[

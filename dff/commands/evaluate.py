@@ -77,7 +77,8 @@ def evaluate(
         bool,
         typer.Option(
             "--without-offsets",
-            help="Evaluate the fitted mesh, without landmark offsets and pose correction.",
+            help="Evaluate the fitted mesh, without landmark offsets and pose correction; aflw21: "
+            "without the bias of the landmark set.",
         ),
     ] = False,
     json_out: JsonOption = None,
@@ -148,7 +149,7 @@ def evaluate(
     if without_offsets:
         aligner = aligner.without_annotation_bias()
     if protocol is Benchmark.aflw21:
-        _evaluate_visible_points(folder, aligner, json_out)
+        _evaluate_visible_points(folder, aligner, json_out, as_marked=not without_offsets)
         return
 
     def measure(disturbance: Disturbance) -> Report:
@@ -215,11 +216,13 @@ def _measure(
     )
 
 
-def _evaluate_visible_points(folder: str, aligner: Aligner, json_out: Path | None) -> None:
+def _evaluate_visible_points(
+    folder: str, aligner: Aligner, json_out: Path | None, *, as_marked: bool
+) -> None:
     from dff.aligner.evaluation.visible_points import evaluate_visible_points
     from dff.files.outputs import write_json
 
-    report = evaluate_visible_points(folder, aligner)
+    report = evaluate_visible_points(folder, aligner, as_marked=as_marked)
     typer.echo(report.protocol)
     echo_figures(report.summary)
     if json_out:

@@ -95,7 +95,7 @@ def test_sets_have_their_points(face: Alignment, open_head: MorphableModel) -> N
     sets = load_landmark_sets()
     points = {name: each.place(face, open_head) for name, each in sets.items()}
     shapes = {name: each.shape for name, each in points.items()}
-    assert shapes == {"5": (5, 2), "wflw98": (98, 2), "dense478": (478, 3)}
+    assert shapes == {"5": (5, 2), "wflw98": (98, 2), "dense478": (478, 3), "aflw21": (21, 2)}
     assert all(each.source for each in sets.values())
     ibug, wflw = face.landmarks_2d, points["wflw98"]
     assert np.allclose(wflw[:33:2], ibug[:17])
@@ -133,5 +133,9 @@ def test_a_description_agrees_with_itself(face: Alignment, open_head: MorphableM
     assert (blendshapes["jawOpen"], blendshapes["cheekPuff"]) == (0.4, 0.0)
     assert describe_blendshapes(face, open_head)["jawOpen"] == 0.0
     assert [*told["landmarks"]] == ["5"]
+    assert "landmark_visibility" not in told
+    aflw = FaceDescriber(open_head, ("aflw21", "5")).describe(smiling, CAMERA)
+    assert [*aflw["landmark_visibility"]] == ["aflw21"]
+    assert len(aflw["landmark_visibility"]["aflw21"]) == len(aflw["landmarks"]["aflw21"]) == 21
     pupil = load_landmark_sets()["wflw98"].place(smiling, open_head)[96]
     assert np.allclose(told["irises"]["right"], pupil, atol=0.01)

@@ -111,8 +111,8 @@ async def get_describe(
     landmarks: Annotated[
         str | None,
         Query(
-            description="more sets of landmarks, with commas: 5, wflw98, dense478; also "
-            "irises and blendshapes (by MediaPipe's names)",
+            description="more sets of landmarks, with commas: 5, wflw98, dense478, aflw21; "
+            "also irises and blendshapes (by MediaPipe's names)",
             examples=["wflw98,irises"],
         ),
     ] = None,

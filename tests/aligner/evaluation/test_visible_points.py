@@ -1,4 +1,4 @@
-"""AFLW's points: labels with a known shift, and hidden ones that the aligner knows."""
+"""AFLW's points: labels with a known shift, hidden ones that the aligner knows, and their bias."""
 
 from __future__ import annotations
 
@@ -14,15 +14,31 @@ from PIL import Image
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
-from dff.aligner.evaluation.visible_points import evaluate_visible_points, load_scheme
-from dff.face.arrays import Bytes
+from dff.aligner.evaluation.landmark_offsets import OffsetConfig
+from dff.aligner.evaluation.visible_points import (
+    LabelledFaces,
+    VisiblePointsReport,
+    cross_validate_points,
+    evaluate_visible_points,
+    fit_point_bias,
+    load_aflw_crops,
+    load_point_set,
+    measure_visible_points,
+)
+from dff.aligner.landmark_sets import PointBias, WrongModel
+from dff.face.arrays import Bytes, Floats
 from dff.face.errors import BadLandmarks, BadPhoto
 from dff.face.geometry.camera import Box
+from dff.face.geometry.transform import Rigid, rotation_from_angles
+from dff.face.model.landmark_offsets import MIRRORED_TERMS, TERMS
+from dff.face.model.landmarks import MIRROR
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.known_aligner import known_alignment
 
 YAWS = (0.0, -50.0, 80.0, 100.0)
 SHIFT = np.array([3.0, -4.0])  # pixels
+FLIP = np.array([-1.0, 1.0])  # multiplies what is right and down to mirror it
+ON_MESH = load_point_set(as_marked=False)
 
 
 class HalfHidden:
@@ -54,12 +70,16 @@ def write_crops(folder: Path, points: np.ndarray) -> None:
 @pytest.fixture
 def points(aligner: Aligner) -> np.ndarray:
     """(4, 21, 2) the points that the aligner finds; the ears are far off."""
-    face = aligner.align_batch([np.zeros((120, 120, 3), np.uint8)], [[load_scheme().box]])[0][0]
+    crop = np.zeros((120, 120, 3), np.uint8)
+    face = aligner.align_batch([crop], [[load_aflw_crops().box]])[0][0]
     found = np.full((4, 21, 2), 1000.0)
-    for i, some in enumerate(load_scheme().points):
-        if some:
-            found[:, i] = face.landmarks_3d[list(some), :2].mean(0)
+    for i, some in ON_MESH.fitted.items():
+        found[:, i] = face.landmarks_3d[list(some), :2].mean(0)
     return found
+
+
+def evaluate(folder: Path, aligner: Aligner) -> VisiblePointsReport:
+    return evaluate_visible_points(str(folder), aligner, as_marked=False)
 
 
 def test_the_error_is_the_shift_of_the_visible_points(
@@ -69,8 +89,8 @@ def test_the_error_is_the_shift_of_the_visible_points(
     points[:, :6] = np.nan  # the brows are hidden
     points[3, 15:] = np.nan  # nor much of the last face
     write_crops(tmp_path, points)
-    report = evaluate_visible_points(str(tmp_path), aligner)
-    known = [i for i in load_scheme().known if i > 5]
+    report = evaluate(tmp_path, aligner)
+    known = [i for i in ON_MESH.fitted if i > 5]
     size = np.sqrt(np.ptp(points[0, known], axis=0).prod())
     assert report.error[:3] == pytest.approx(5.0 / size)
     last = np.sqrt(np.ptp(points[3, [*range(6, 12), 13, 14]], axis=0).prod())
@@ -89,12 +109,12 @@ def test_hidden_points_are_those_that_people_did_not_mark(
     tmp_path: Path, aligner: Aligner, points: np.ndarray
 ) -> None:
     """AUROC 1 where the aligner hides the same points, 0 where it hides the others."""
-    hidden = [all(n < 31 for n in some) for some in load_scheme().points]
+    hidden = [all(n < 31 for n in ON_MESH.visible_with[i]) for i in range(21)]
     for wrong in (False, True):
         labels = points.copy()
         labels[:, np.array(hidden) != wrong] = np.nan
         write_crops(tmp_path, labels)
-        summary = evaluate_visible_points(str(tmp_path), aligner).summary
+        summary = evaluate(tmp_path, aligner).summary
         assert summary["visibility AUROC"] == (0.0 if wrong else 1.0)
 
 
@@ -103,7 +123,7 @@ def test_a_face_with_one_point_does_not_count(
 ) -> None:
     points[2, 1:] = np.nan
     write_crops(tmp_path, points)
-    report = evaluate_visible_points(str(tmp_path), aligner)
+    report = evaluate(tmp_path, aligner)
     assert report.summary["count"] == 3
     assert report.to_json()["images"]["crop2"] is None
 
@@ -112,11 +132,115 @@ def test_labels_and_crops_of_other_kinds_are_refused(
     tmp_path: Path, aligner: Aligner, points: np.ndarray
 ) -> None:
     with pytest.raises(BadLandmarks, match=r"can't read labels\.npz"):
-        evaluate_visible_points(str(tmp_path), aligner)
+        evaluate(tmp_path, aligner)
     write_crops(tmp_path, points[:, :19])
     with pytest.raises(BadLandmarks, match=r"points \(4, 19, 2\).*\(N, 21, 2\)"):
-        evaluate_visible_points(str(tmp_path), aligner)
+        evaluate(tmp_path, aligner)
     write_crops(tmp_path, points)
     Image.new("RGB", (64, 120)).save(tmp_path / "crop1.jpg")
     with pytest.raises(BadPhoto, match=r"crop1\.jpg has 64 x 120 pixels, not 120 x 120"):
+        evaluate(tmp_path, aligner)
+
+
+def test_the_bias_is_that_of_one_face_model(
+    tmp_path: Path, aligner: Aligner, points: np.ndarray
+) -> None:
+    write_crops(tmp_path, points)
+    with pytest.raises(WrongModel, match="open-head"):
         evaluate_visible_points(str(tmp_path), aligner)
+
+
+def turned_faces(model: MorphableModel, count: int, rng: np.random.Generator) -> list[Alignment]:
+    """Neutral faces in many poses, of which the camera sees one side."""
+    faces = []
+    for yaw, pitch, roll in rng.uniform(-1.0, 1.0, (count, 3)) * [80.0, 20.0, 25.0]:
+        face = known_alignment(model, load_aflw_crops().box)
+        turn = Rigid(rotation_from_angles(yaw, pitch, roll), face.cam_from_head.translation)
+        x = model.template[model.landmarks.vertex, 0]
+        seen = np.where(x * np.sin(np.deg2rad(yaw)) > -0.02, 0.9, 0.1)
+        faces.append(replace(face, cam_from_head=turn, visibility=seen))
+    return faces
+
+
+def some_bias(model: MorphableModel, rng: np.random.Generator) -> PointBias:
+    """A bias that is the same on both sides."""
+    mirror = ON_MESH.find_mirror(model)
+    by_pose, visible = rng.normal(size=(21, TERMS, 2)) * 0.003, rng.normal(size=(21, 1 + TERMS))
+    by_pose = (by_pose + by_pose[mirror] * MIRRORED_TERMS[:, None] * FLIP) / 2
+    visible = (visible + visible[mirror] * [1.0, *MIRRORED_TERMS]) / 2
+    return PointBias(by_pose, visible, np.array([90.0, 30.0]))
+
+
+def labelled(faces: list[Alignment], labels: Floats) -> LabelledFaces:
+    names = tuple(map(str, range(len(faces))))
+    return LabelledFaces(names, np.zeros(len(faces)), labels, tuple(faces))
+
+
+def test_a_known_bias_is_found(open_head: MorphableModel) -> None:
+    rng = np.random.default_rng(3)
+    faces = turned_faces(open_head, 400, rng)
+    points = replace(ON_MESH, bias=some_bias(open_head, rng))
+    labels = np.stack([points.place(face, open_head) for face in faces])
+    noisy = labels + rng.normal(size=labels.shape) * 0.3
+    chance = np.stack([points.visibility(face) for face in faces])
+    noisy[rng.random(chance.shape) > chance] = np.nan
+    found, config = labelled(faces, noisy), OffsetConfig()
+    bias = fit_point_bias(found, open_head, config)
+    fitted = replace(ON_MESH, bias=bias)
+    placed = np.stack([fitted.place(face, open_head) for face in faces])
+    marked = np.isfinite(noisy).all(2)
+    error = np.linalg.norm(placed - labels, axis=2)[marked].mean()
+    assert error < 0.15, "pixels, of which the noise has 0.4"
+    shown = np.stack([fitted.visibility(face) for face in faces])
+    assert np.abs(shown - chance).mean() < 0.08
+    on_mesh = measure_visible_points(found, open_head, ON_MESH)
+    report = cross_validate_points(found, open_head, config)
+    assert np.nanmean(report.error) < 0.3 * np.nanmean(on_mesh.error)
+    assert report.summary["visibility AUROC"] > on_mesh.summary["visibility AUROC"] + 0.02
+    refused = [replace(face, failed=True) for face in faces]
+    with pytest.raises(BadLandmarks, match="no face could be fitted"):
+        fit_point_bias(labelled(refused, noisy), open_head, config)
+
+
+def test_a_face_that_was_not_seen_is_judged_by_the_others(open_head: MorphableModel) -> None:
+    rng = np.random.default_rng(4)
+    faces = turned_faces(open_head, 60, rng)
+    labels = np.stack([ON_MESH.place(face, open_head) for face in faces])
+    labels[7] += 20.0
+    report = cross_validate_points(labelled(faces, labels), open_head, OffsetConfig())
+    assert report.error[7] > 0.2
+    assert np.delete(report.error, 7).max() < 0.01
+
+
+@pytest.mark.parametrize("yaw", [-70.0, 0.0, 35.0])
+def test_the_points_of_a_mirrored_face_are_mirrored(open_head: MorphableModel, yaw: float) -> None:
+    points = load_point_set()
+    face = known_alignment(open_head, Box(10, 10, 110, 110))
+    rotation = rotation_from_angles(yaw, 8.0, 12.0)
+    flip = np.diag([-1.0, 1.0, 1.0])
+    visibility = np.random.default_rng(5).random(68)
+    placed, seen = [], []
+    for turn, shown in (
+        (rotation, visibility),
+        (flip @ rotation @ flip, visibility[MIRROR]),
+    ):
+        one = replace(face, cam_from_head=Rigid(turn, np.zeros(3)), visibility=shown)
+        placed.append(points.place(one, open_head) - one.camera.centre)
+        seen.append(points.visibility(one))
+        camera = replace(one.camera, centre=one.camera.centre + SHIFT)
+        moved = points.place(replace(one, camera=camera), open_head)
+        np.testing.assert_allclose(moved - camera.centre, placed[-1], atol=1e-9)
+    mirror = points.find_mirror(open_head)
+    np.testing.assert_allclose(placed[1][mirror] * FLIP, placed[0], atol=0.01)
+    np.testing.assert_allclose(seen[1][mirror], seen[0], atol=0.002)
+
+
+def test_a_bias_comes_back_from_its_file(open_head: MorphableModel) -> None:
+    bias = some_bias(open_head, np.random.default_rng(6))
+    again = PointBias.from_json(json.loads(json.dumps(bias.to_json())))
+    np.testing.assert_allclose(again.by_pose, bias.by_pose, atol=5.1e-6)
+    np.testing.assert_allclose(again.visible, bias.visible, atol=5.1e-5)
+    with pytest.raises(ValueError, match=r"wants \(P, 14, 2\)"):
+        PointBias(bias.by_pose, bias.visible[:, 1:], bias.pose_limit)
+    with pytest.raises(ValueError, match="not finite"):
+        PointBias(bias.by_pose * np.nan, bias.visible, bias.pose_limit)
