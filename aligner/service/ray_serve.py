@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,21 +24,24 @@ from typing import TYPE_CHECKING, Any
 import ray
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
-from ray import serve
 from ray.exceptions import RayError
-from ray.serve.config import HTTPOptions
-from ray.serve.exceptions import RayServeException
-from ray.serve.schema import LoggingConfig
 
 from dff.aligner.preset import AlignPreset
+from dff.aligner.service import serve_imports
 from dff.aligner.service.allocator import ENVIRONMENT
 from dff.aligner.service.http.front import VARIABLE, FrontConfig, proxy_middleware
 from dff.aligner.service.http.limits import LIMITS
 from dff.aligner.service.ports import check_free
+from dff.aligner.service.serve_imports import PRELOAD, hidden
 from dff.aligner.service.server_config import ONE_REPLICA, ReplicaConfig, ServerConfig
 from dff.face.errors import ClusterError, DffError
-from dff.infra.clusters.cluster import connected
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
+
+with hidden("pandas"):
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+    from ray.serve.exceptions import RayServeException
+    from ray.serve.schema import LoggingConfig
 
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
@@ -219,17 +222,19 @@ def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterato
     Raises ClusterError when the port is taken or the application can't start, and on a local Ray
     BadWeights or BadModel as ``dff.aligner.align.load_aligner``.
     """
+    from dff.infra.clusters.cluster import connected  # of no use to replicas
+
     local = scale.address is None
     config = _configure_deployment(server, scale)
     if local:
         check_free(server.host, server.port)
-        _check_weights(config.weights, config.endpoint_url, config.access)
     logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
     fewest, most = config.replicas_range()
     # a private Ray ends anyway; shutting Serve down as well makes its controller complain
     end = partial(serve.delete, APPLICATION) if local else _remove_application
     with (
+        _checking_weights(config) if local else nullcontext(lambda: None) as check_weights,
         connected(
             scale.address,
             workers=config.cpus * most if local else None,
@@ -237,6 +242,7 @@ def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterato
         ),
         ended_by(end),
     ):
+        check_weights()
         if local:
             check_replica_gpus(config.gpus * fewest)
         with _ray_errors_as("the aligner service failed"):
@@ -256,13 +262,14 @@ def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterato
 
 
 def proxy_environment(server: ServerConfig) -> dict[str, str]:
-    """Environment variables of the workers of a local Ray whose proxies have the front.
+    """Environment variables of a local Ray whose proxies have the front.
 
-    Replicas among them return the memory of photos. ``serving`` sets the variables unless Ray was
-    started before.
+    Its replicas return the memory of photos. ``serving`` sets the variables unless Ray was started
+    before.
     """
     return {
         **ENVIRONMENT,
+        PRELOAD: serve_imports.__name__,
         PROXY_READY: "60",  # seconds; by default a busy machine loses its proxy
         PROXY_CALLBACK: f"{proxy_middleware.__module__}:{proxy_middleware.__name__}",
         VARIABLE: server.front.to_json(),
@@ -355,10 +362,12 @@ def _everywhere(weights: Path | str) -> str:
     return everywhere(weights)
 
 
-def _check_weights(path: str | None, endpoint_url: str | None, access: S3Access) -> None:
-    """Raise BadWeights or BadModel here, where a replica would try again and again.
+@contextmanager
+def _checking_weights(config: ServiceConfig) -> Iterator[Callable[[], None]]:
+    """Load the weights in another process during a ``with`` block, in which Ray starts.
 
-    Another process loads the weights, so that this one, which only waits, stays small.
+    The yielded function waits for it. It raises BadWeights or BadModel here, where a replica would
+    try again and again. This process, which only waits, stays small.
     """
     load = (
         "import json, sys; from dff.aligner.align import load_aligner; "
@@ -366,9 +375,18 @@ def _check_weights(path: str | None, endpoint_url: str | None, access: S3Access)
         "path, endpoint_url, access = json.loads(sys.argv[1]); "
         "load_aligner(path, endpoint_url=endpoint_url, access=S3Access(**access))"
     )
-    wanted = json.dumps([path, endpoint_url, asdict(access)])
-    command = [sys.executable, "-c", load, wanted]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        from dff.aligner.align import load_aligner
+    wanted = json.dumps([config.weights, config.endpoint_url, asdict(config.access)])
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen([sys.executable, "-c", load, wanted], stdout=quiet, stderr=quiet)
 
-        load_aligner(path, endpoint_url=endpoint_url, access=access)
+    def check() -> None:
+        if process.wait():
+            from dff.aligner.align import load_aligner
+
+            load_aligner(config.weights, endpoint_url=config.endpoint_url, access=config.access)
+
+    try:
+        yield check
+    finally:
+        process.kill()
+        process.wait()

@@ -79,14 +79,13 @@ def connected(
     ``address`` is ``host:port`` of a head node, ``ray://host:port``, or ``auto`` for the cluster
     this process runs in. A local Ray has ``workers`` CPUs (default: all of this machine) and
     workers as nice as this process; a cluster has its own. ``env`` holds environment variables for
-    every worker. What was already connected stays as it is and stays connected.
+    the processes of a local Ray. What was already connected stays as it is and stays connected.
 
     Raises ClusterError when the address can't be reached or refuses us.
     """
     if ray.is_initialized():
         yield
         return
-    runtime_env = {"env_vars": dict(env)} if env else None
     # a job's own environment names its cluster in RAY_ADDRESS: only "auto" may listen to it
     hidden: dict[str, str | None] = {} if address == "auto" else {"RAY_ADDRESS": None}
     if address is not None and GCS_ATTEMPTS not in os.environ:
@@ -95,10 +94,14 @@ def connected(
             "1"
         )
     if address is None:
+        # Ray's processes inherit these. With variables in a runtime environment each worker would
+        # be two programs one after the other, a second later.
         hidden |= {
             "RAY_USAGE_STATS_ENABLED": "0",
             NICENESS: os.environ.get(NICENESS, "0"),
-        } | _private_token()
+            **_private_token(),
+            **(env or {}),
+        }
     with _environment(hidden), _session_folder(address) as folder:
         try:
             if address is None:
@@ -110,7 +113,6 @@ def connected(
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="ERROR",
-                    runtime_env=runtime_env,
                 )
             else:
                 if address != "auto":
@@ -120,7 +122,6 @@ def connected(
                     address=address,
                     log_to_driver=False,
                     logging_level="ERROR",
-                    runtime_env=runtime_env,
                 )
         except ClusterError:
             raise

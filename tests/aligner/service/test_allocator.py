@@ -69,10 +69,27 @@ def test_memory_of_photos_is_returned() -> None:
     assert kept["returned"] < kept["kept"]
 
 
+def imported(module: str, *names: str) -> list[str]:
+    """Those of ``names`` that are imported with ``module``."""
+    program = f"import sys; import {module}; print(*(n for n in {names} if n in sys.modules))"
+    return subprocess.check_output([sys.executable, "-c", program], text=True).split()
+
+
 def test_the_process_that_starts_replicas_imports_no_network() -> None:
-    heavy = "torch", "numba", "cv2", "scipy", "mlflow"
-    program = (
-        "import sys; from dff.aligner.service import ray_serve; "
-        f"print([name for name in {heavy} if name in sys.modules])"
-    )
-    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
+    module = "dff.aligner.service.ray_serve"
+    assert not imported(module, "torch", "numba", "cv2", "scipy", "mlflow")
+
+
+@pytest.mark.parametrize("module", ["ray_serve", "serve_imports"])
+def test_processes_of_ray_serve_import_no_tables(module: str) -> None:
+    """60 MB in each of the launcher, the controller, the proxies and the replicas."""
+    assert not imported(f"dff.aligner.service.{module}", "pandas", "pyarrow")
+
+
+def test_replicas_import_no_client_of_clusters() -> None:
+    assert not imported("dff.aligner.service.ray_serve", "aiohttp", "ray.job_submission")
+
+
+def test_what_is_hidden_can_be_imported_later() -> None:
+    program = "import dff.aligner.service.serve_imports, pandas; print(len(pandas.Series([1])))"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "1"

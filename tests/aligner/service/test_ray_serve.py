@@ -6,6 +6,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,15 @@ def test_a_taken_port_is_reported_at_once() -> None:
 
 @pytest.fixture
 def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No second process, which takes seconds, finds out that the weights can't be loaded."""
+    """No second process, which takes seconds, finds out that the weights can't be loaded, and no
+    Ray starts meanwhile.
+    """
     monkeypatch.setattr("dff.aligner.service.ray_serve.sys.executable", shutil.which("false"))
+    monkeypatch.setattr("dff.infra.clusters.cluster.connected", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("dff.aligner.service.ray_serve.serve.delete", lambda name: None)
 
 
-def test_bad_weights_are_reported_before_anything_starts(tmp_path: Path, unreadable: None) -> None:
+def test_bad_weights_are_reported_before_serve_starts(tmp_path: Path, unreadable: None) -> None:
     with (
         pytest.raises(BadWeights, match=r"none\.safetensors"),
         serving(ServerConfig(tmp_path / "none.safetensors", port=free_port())),
