@@ -31,6 +31,7 @@ ADDRESSES = {
         "trainer/process_group.py",
         "trainer/worker.py",
         "aligner/service/ray_serve.py",
+        "aligner/service/serve_imports.py",
     },
     "pyarrow": {"infra/"},
     "mlflow": {"infra/mlflow/tracking.py", "infra/mlflow/signature.py"},

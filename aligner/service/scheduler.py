@@ -23,6 +23,11 @@ T = TypeVar("T")
 AGEING = 0.04  # seconds of expected work that a second of waiting makes up for
 LEARNING = 0.2  # weight of the latest duration in the mean of durations
 DEEP = 4  # waiting photos from which on others are searched until their faces fill a step
+CROWDED = (
+    "the photo may show {faces} faces: without the header `Deadline` it is refused when photos "
+    "that take less time would delay it much. Send that header with the seconds that you can wait, "
+    "or try again after the seconds in the header `Retry-After`"
+)
 SEARCH_PIXELS = 4e6  # pixels of a photo whose search takes as long as another face
 
 
@@ -320,7 +325,8 @@ class Scheduler:
         if self._clock() - job.arrived + until_end > job.slowdown * (call.seconds + rest):
             call.steps.close()
             self._calls.remove(call)
-            _settle(job.outcome, refuse_deadline(until_end - rest))
+            faces = len(request.detections) + request.left
+            _settle(job.outcome, refuse_deadline(until_end - rest, CROWDED.format(faces=faces)))
 
     def _end(self, call: Call, result: Finished | Exception) -> None:
         job, outcome = call.job, call.outcome
@@ -337,9 +343,9 @@ class Scheduler:
                 _settle(outcome, error=result)
 
 
-def refuse_deadline(wait: float) -> Problem:
+def refuse_deadline(wait: float, detail: str = "") -> Problem:
     """The answer to a request that would be late; ``wait``: seconds until it could be answered."""
-    return Problem("deadline", headers={"Retry-After": str(max(1, math.ceil(wait)))})
+    return Problem("deadline", detail, {"Retry-After": str(max(1, math.ceil(wait)))})
 
 
 def _as_one_step(call: Callable[[], T]) -> Steps[T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -63,7 +64,27 @@ def serve_aligner_with_uvicorn(
     server = make_server(app, config.host, config.port, config.front)
     announced = (server, config.host, config.port, on_ready)
     threading.Thread(target=_announce, args=announced, daemon=True).start()
-    server.run()
+    with _ended_by_signals(server):
+        server.run()
+
+
+@contextmanager
+def _ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the server and not the process.
+
+    When uvicorn has drained, it raises them again for the handlers before its own; by default they
+    would make a failure of an orderly end.
+    """
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    before = {which: signal.signal(which, end) for which in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class Front:
         self._config = config
         self._uploads = Uploads(config.uploads)
         self._metrics = Metrics()
-        self._app: ASGIApp = _Answering(app)
+        self._app: ASGIApp = _Answering(app, config.root_path)
         self._handle: ASGIApp = self._receive
         if config.origins:
             self._handle = CORSMiddleware(
@@ -211,8 +211,8 @@ class Front:
 class _Answering:
     """Puts problem details in the place of errors that the server and not the application gives."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app, self._root_path = app, root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Ray Serve's own paths
@@ -226,7 +226,7 @@ class _Answering:
                 problem = _find_server_problem(message)
                 if problem is not None:
                     replaced = True
-                    answer = problem.to_response(scope["state"]["request_id"])
+                    answer = problem.to_response(scope["state"]["request_id"], self._root_path)
                     await answer(scope, receive, send)
             if not replaced:
                 await send(message)

@@ -58,6 +58,9 @@ class TimedH11Protocol(H11Protocol):
             return
         self._refuse(Problem("too-slow"))
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: uvicorn would warn of each request of a client that offers HTTP/2."""
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP request, as uvicorn asks for, by problem details."""
         self._refuse(Problem("bad-http", msg))

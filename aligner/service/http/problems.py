@@ -200,16 +200,30 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
             detail = "; ".join(dict.fromkeys(map(_describe_invalid, error.errors())))
             return Problem("bad-request", detail).to_response(request_id, root_path)
         case HTTPException():
+            # RFC 9457: nothing more is known about it than its status, whose phrase is the title
             details = ProblemDetails(
                 type="about:blank",
                 title=HTTPStatus(error.status_code).phrase,
                 status=error.status_code,
-                detail=str(error.detail),
+                detail=_describe_status(error, root_path),
                 request_id=request_id,
             )
             return _response(details, error.headers)
     log_defect(error, request_id)
     return Problem("internal").to_response(request_id, root_path)
+
+
+def _describe_status(error: HTTPException, root_path: str) -> str:
+    """What is wrong with the path or the method, where the router has nothing to say."""
+    if error.detail != HTTPStatus(error.status_code).phrase:
+        return error.detail
+    match error.status_code:
+        case HTTPStatus.NOT_FOUND:
+            return f"the service has no such path: {root_path}/docs lists its paths"
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            methods = (error.headers or {}).get("Allow", "another method")
+            return f"this path takes {methods}: {root_path}/docs describes each path"
+    return error.detail
 
 
 def _describe_invalid(error: Mapping[str, Any]) -> str:

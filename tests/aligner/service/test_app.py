@@ -210,8 +210,11 @@ def test_requests_without_the_form_are_refused(client: TestClient) -> None:
 
 
 def test_unknown_paths_and_methods_are_problems(client: TestClient) -> None:
-    assert problem_of(client.get("/nowhere")) == (404, "about:blank")
-    assert problem_of(client.get("/v1/align")) == (405, "about:blank")
+    nowhere, wrong = client.get("/nowhere"), client.get("/v1/align")
+    assert problem_of(nowhere) == (404, "about:blank")
+    assert nowhere.json()["detail"] == "the service has no such path: /docs lists its paths"
+    assert problem_of(wrong) == (405, "about:blank")
+    assert wrong.json()["detail"] == "this path takes POST: /docs describes each path"
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,8 @@ def test_errors_of_the_server_become_problems(status: int, told: int, kind: str)
     assert told == 500 or answer.headers["retry-after"] == "5"
     busy = ask(front(bad=failing(503, **{"Retry-After": "7"})), "GET", "/bad")
     assert busy.headers["retry-after"] == "7"
+    prefixed = ask(front(FrontConfig(root_path="/faces"), bad=failing(status)), "GET", "/bad")
+    assert prefixed.json()["type"] == f"/faces/problems/{kind}"
 
 
 def test_all_uploads_together_are_bounded() -> None:

@@ -61,8 +61,11 @@ def server(toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch) -> Iterat
     thread.join()
 
 
-def test_an_offer_of_http_2_is_left_unanswered(server: int) -> None:
+def test_an_offer_of_http_2_is_left_unanswered(
+    server: int, caplog: pytest.LogCaptureFixture
+) -> None:
     assert post_twice("127.0.0.1", server) == [200, 200]
+    assert "upgrade" not in caplog.text
 
 
 @pytest.mark.parametrize(

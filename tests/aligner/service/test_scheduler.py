@@ -197,6 +197,8 @@ def test_many_faces_that_would_wait_long_are_refused_when_they_are_counted(
     problem, steps = refused
     assert isinstance(problem, Problem)
     assert problem.kind == "deadline"
+    assert "may show 900 faces" in problem.detail
+    assert "header `Deadline`" in problem.detail
     assert int((problem.headers or {})["Retry-After"]) == pytest.approx(3 * 450 * STEP, rel=0.3)
     assert steps <= 5, "searches only"
 

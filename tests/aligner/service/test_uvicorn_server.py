@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -29,6 +32,25 @@ def url(toy_model: MorphableModel) -> Iterator[str]:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_uvicorn(check: Callable[[str], None], url: str) -> None:
     check(url)
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_the_end_on_a_signal_is_no_failure(which: signal.Signals) -> None:
+    command = [sys.executable, "-m", "dff", "serve", "--no-ray", "--port", str(free_port())]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        assert server.stdout is not None
+        assert b"serving at" in server.stdout.readline()
+        server.send_signal(which)
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def test_a_taken_port_is_reported_at_once() -> None:
