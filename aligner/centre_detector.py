@@ -19,7 +19,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from dff.aligner.config import CentreDetectorConfig
-from dff.aligner.detection import INSIDE, OVERLAP, Detection, distinct, same_face
+from dff.aligner.detection import INSIDE, OVERLAP, Detection, distinct, overlap, same_face
 from dff.aligner.detector import DescriptorDetector
 from dff.aligner.fitting.fit_model import FitModel
 from dff.face.arrays import Bytes, Floats
@@ -240,8 +240,15 @@ class StagedDetector:
         Around ``most`` of the likeliest, and as many of those that are answered for their size.
         """
         least, verified = self.config.least, list[Detection]()
-        likely = [one for one in found if least <= one.score < self.config.sure]
-        large = [one for one in found if one.score < least]
+        sure = [one.box.corners for one in self._sure(found)]
+        unsure = [
+            one
+            for one in found
+            if one.score < self.config.sure
+            and all(overlap(one.box.corners, box) < self.config.overlapping for box in sure)
+        ]
+        likely = [one for one in unsure if one.score >= least]
+        large = [one for one in unsure if one.score < least]
         for one in [*likely[:most], *large[:most]]:
             level, scale, corner = crop_surroundings(
                 image, one.box, self.config.verified_size, self.config.surroundings

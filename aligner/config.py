@@ -285,6 +285,9 @@ class CentreDetectorConfig:
     verified: int = 3
     # the same where no face is sure, before it searches the whole photo
     verified_alone: int = 0
+    # overlap (intersection over union) with a sure face from which an unsure one is left out: it is
+    # that face at another level, or the hair and neck about it
+    overlapping: float = 0.1
     verified_size: float = 40.0  # pixels of such a face in that search
     surroundings: float = 3.0  # side of the part that is searched, over the size of the face
     smallest: float = 10.0  # pixels of a level: longer sides of boxes that it can show
@@ -455,6 +458,7 @@ class AlignConfig:
             observation=ObservationConfig(pixels=150, candidates=4),
             reduced_precision=True,
             visibility=VisibilityConfig(kept_motion=0.02),
+            centre_detector=CentreDetectorConfig(all_levels=False),
         )
 
 

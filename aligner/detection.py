@@ -71,7 +71,7 @@ def distinct(detections: Sequence[Detection]) -> list[Detection]:
 
 def same_face(a: Box, b: Box) -> bool:
     """Whether two boxes mean one face: they overlap, or one lies within the other."""
-    one, other = np.array([a.x0, a.y0, a.x1, a.y1]), np.array([b.x0, b.y0, b.x1, b.y1])
+    one, other = a.corners, b.corners
     low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
     shared = float(np.prod(np.clip(high - low, 0.0, None)))
     smaller = min(a.width * a.height, b.width * b.height)

@@ -352,14 +352,9 @@ def _known(one: Detection, found: Sequence[Detection]) -> bool:
 
     A large and unlikely one does not hide a small one within it.
     """
-    corners = np.array([one.box.x0, one.box.y0, one.box.x1, one.box.y1])
     return any(
         same_face(one.box, other.box)
-        and (
-            other.score >= one.score
-            or overlap(corners, np.array([other.box.x0, other.box.y0, other.box.x1, other.box.y1]))
-            >= OVERLAP
-        )
+        and (other.score >= one.score or overlap(one.box.corners, other.box.corners) >= OVERLAP)
         for other in found
     )
 

@@ -325,7 +325,7 @@ def measure_row(sample: Sample, found: Sequence[Alignment], error: str) -> Row:
     """The errors of the face, of those ``found``, that is the labelled one."""
 
     def meeting(face: Alignment) -> float:
-        return overlap(_corners(face.box), _corners(sample.box))
+        return overlap(face.box.corners, sample.box.corners)
 
     best = max(found, key=meeting, default=None)
     if best is None or meeting(best) < FOUND:
@@ -342,10 +342,6 @@ def measure_row(sample: Sample, found: Sequence[Alignment], error: str) -> Row:
     if sample.rotation is not None:
         errors["geodesic"] = float(geodesic_degrees(best.pose.matrix, sample.rotation))
     return Row(sample, best, landmarks, errors)
-
-
-def _corners(box: Box) -> Floats:
-    return np.array([box.x0, box.y0, box.x1, box.y1])
 
 
 def summarize_rows(rows: Sequence[Row], error: str) -> dict[str, Any]:

@@ -165,6 +165,11 @@ class Box:
         """(2,) pixels."""
         return np.array([(self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2])
 
+    @property
+    def corners(self) -> Floats:
+        """(4,) pixels: x0, y0, x1, y1."""
+        return np.array([self.x0, self.y0, self.x1, self.y1])
+
     def square(self, margin: float) -> Box:
         """The square of side ``margin * max(width, height)`` about the same centre."""
         half = margin * max(self.width, self.height) / 2

@@ -196,6 +196,17 @@ def test_an_unsure_face_beside_a_sure_one_is_verified_where_it_is(oracle_aligner
     np.testing.assert_allclose(other.box.centre, [308, 84], atol=2)
 
 
+def test_an_unsure_face_that_overlaps_a_sure_one_is_left_out(oracle_aligner: Aligner) -> None:
+    detector, thorough = staged(oracle_aligner)
+    both = photo_with((96, 160, 0.9), (120, 160, 0.45))
+    assert len(detector.quick.find(both)) == 2
+    assert len(detector.find(both)) == 1
+    assert thorough.searched == []
+    detector.config = replace(detector.config, overlapping=0.3)
+    assert detector.find(both)
+    assert len(thorough.searched) == 1
+
+
 def test_a_face_as_large_as_the_sure_ones_is_looked_for_though_unlikely(
     oracle_aligner: Aligner,
 ) -> None:
