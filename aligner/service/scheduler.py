@@ -22,7 +22,9 @@ from dff.aligner.service.http.problems import Problem
 T = TypeVar("T")
 AGEING = 0.04  # seconds of expected work that a second of waiting makes up for
 LEARNING = 0.2  # weight of the latest duration in the mean of durations
-DEEP = 4  # waiting photos from which on others are searched until their faces fill a step
+# Waiting photos from which on others are searched until their faces fill a step. The faces of two
+# photos take 8 % less time in one step than in two.
+DEEP = 2
 CROWDED = (
     "the photo may show {faces} faces: without the header `Deadline` it is refused when photos "
     "that take less time would delay it much. Send that header with the seconds that you can wait, "
@@ -125,7 +127,7 @@ class Scheduler:
     soonest: before its search by its size, then by the number of its faces; long waiting makes up
     for some of this. So photos of many faces, of which the number is not known before, large ones
     and long calls of another kind delay a small photo by a step. Faces of several photos share a
-    step, for which they wait only where many photos do.
+    step, for which they wait only where further photos do.
     """
 
     def __init__(

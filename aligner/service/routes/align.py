@@ -19,11 +19,11 @@ from dff.aligner.service.http.forms import BOXES, BoxCorners, check_count
 from dff.aligner.service.http.json_response import respond
 from dff.aligner.service.http.problems import Problem
 from dff.aligner.service.routes.dependencies import (
-    Deadline,
     DescribeFace,
     Mesh,
+    Patience,
+    PatienceOfClient,
     Service,
-    Slowdown,
     Trace,
 )
 from dff.aligner.service.schema import ALIGN_RESPONSES, GLB, GLB_RESPONSES, PNG, AlignAnswer
@@ -42,8 +42,7 @@ class PhotoRequest:
     service: AlignService
     image: UploadFile
     corners: Sequence[BoxCorners] | None
-    deadline: float
-    slowdown: float
+    patience: Patience
     focal: float | None
 
     async def align(self, render: Render | None = None) -> PhotoResult:
@@ -52,8 +51,8 @@ class PhotoRequest:
             self.image,
             self.corners,
             focal=self.focal,
-            deadline=self.deadline,
-            slowdown=self.slowdown,
+            deadline=self.patience.deadline,
+            slowdown=self.patience.slowdown,
             render=render,
         )
 
@@ -61,8 +60,7 @@ class PhotoRequest:
 async def read_photo_request(
     request: Request,
     service: Service,
-    deadline: Deadline,
-    slowdown: Slowdown,
+    patience: PatienceOfClient,
     image: Annotated[UploadFile, File(description="a JPEG, PNG or WebP file")],
     boxes: Annotated[
         str | None,
@@ -87,7 +85,7 @@ async def read_photo_request(
         )
     corners = None if boxes is None else BOXES.parse("boxes", boxes)
     check_count(len(corners or ()), service.limits)
-    return PhotoRequest(service, image, corners, deadline, slowdown, focal_px)
+    return PhotoRequest(service, image, corners, patience, focal_px)
 
 
 Photo = Annotated[PhotoRequest, Depends(read_photo_request)]
@@ -97,7 +95,6 @@ FaceNumber = Annotated[int, Query(ge=0, description="which face, in the order of
 @router.post("/align", response_model=AlignAnswer, responses=ALIGN_RESPONSES)
 async def align(
     request: Request,
-    service: Service,
     photo: Photo,
     describe: DescribeFace,
     mesh: Mesh = False,
@@ -110,6 +107,7 @@ async def align(
     `Accept: model/gltf-binary` the answer is that of `/v1/align.glb`, with `Accept: image/png` the
     photo with the faces drawn on it.
     """
+    service = photo.service
     accepted = request.headers.get("accept", "")
     if GLB in accepted:
         return await align_glb(photo)

@@ -1,6 +1,7 @@
 """Parameters that several routes share.
 
 The dependencies are coroutines because FastAPI runs plain functions in threads, one after another.
+They are few, since FastAPI takes 0.1 ms for each, also where several share one.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
@@ -15,7 +17,7 @@ from fastapi import Depends, FastAPI, File, Header, Query, Request, UploadFile
 
 from dff.aligner.face_description import FaceDescriber, parse_extras
 from dff.aligner.service.align_service import AlignService, Describe, answer_face
-from dff.aligner.service.http.limits import LIMITS
+from dff.aligner.service.http.limits import LIMITS, Limits
 from dff.aligner.service.http.problems import Problem
 
 DEFAULT = "default"
@@ -47,9 +49,17 @@ def choose_service(app: FastAPI, weights: str | None) -> AlignService:
 Service = Annotated[AlignService, Depends(get_service)]
 
 
-async def get_deadline(
+@dataclass(frozen=True)
+class Patience:
+    """How long the client of a request with one photo waits."""
+
+    deadline: float  # when the answer must be ready, seconds of the monotonic clock
+    # how many times as long as alone a photo of many faces may take; any, where a deadline is named
+    slowdown: float
+
+
+async def get_patience(
     request: Request,
-    service: Service,
     deadline: Annotated[
         float | None,
         Header(
@@ -59,16 +69,12 @@ async def get_deadline(
             f"{LIMITS.deadline:.0f}: what can't be answered by then is refused at once",
         ),
     ] = None,
-) -> float:
-    """When the answer must be ready, seconds of the monotonic clock."""
-    return _arrived(request) + (deadline or service.limits.deadline)
-
-
-async def get_slowdown(
-    service: Service, deadline: Annotated[float | None, Header(include_in_schema=False)] = None
-) -> float:
-    """How many times as long as alone a photo of many faces may take: any, by a deadline."""
-    return service.limits.slowdown if deadline is None else math.inf
+) -> Patience:
+    """As the client says, else by the limits, which all weights have in common."""
+    limits: Limits = request.app.state.service.limits
+    if deadline is None:
+        return Patience(_arrived(request) + limits.deadline, limits.slowdown)
+    return Patience(_arrived(request) + deadline, math.inf)
 
 
 async def get_long_deadline(
@@ -83,7 +89,7 @@ async def get_long_deadline(
         ),
     ] = None,
 ) -> float:
-    """The same for a request with several photos."""
+    """When the answer to a request with several photos must be ready, of the same clock."""
     return _arrived(request) + (deadline or LIMITS.longest_deadline)
 
 
@@ -92,8 +98,7 @@ def _arrived(request: Request) -> float:
     return arrived
 
 
-Deadline = Annotated[float, Depends(get_deadline)]
-Slowdown = Annotated[float, Depends(get_slowdown)]
+PatienceOfClient = Annotated[Patience, Depends(get_patience)]
 LongDeadline = Annotated[float, Depends(get_long_deadline)]
 Images = Annotated[
     list[UploadFile], File(description="JPEG, PNG or WebP files: repeat the field for each")

@@ -118,14 +118,17 @@ def test_a_crowd_holds_no_small_photo(toy_model: MorphableModel) -> None:
     asyncio.run(run())
 
 
-def test_faces_of_many_waiting_photos_share_steps(toy_model: MorphableModel) -> None:
+def test_faces_of_waiting_photos_share_steps(toy_model: MorphableModel) -> None:
     aligner, scheduler = make(toy_model, step=2)
 
     async def run(photos: int) -> None:
         await asyncio.gather(*(scheduler.align((SMALL, None)) for _ in range(photos)))
 
+    asyncio.run(run(2))
+    assert aligner.batches == [1, 1], "a photo does not wait for the only other one"
+    aligner.batches.clear()
     asyncio.run(run(3))
-    assert aligner.batches == [1, 1, 1], "few do not wait for each other"
+    assert aligner.batches == [2, 1]
     aligner.batches.clear()
     asyncio.run(run(9))
     assert sum(aligner.batches) == 9
