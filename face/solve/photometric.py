@@ -25,6 +25,7 @@ from dff.face.solve.robust import robust_weights
 
 SKIN = ("face", "lips", "brows")
 LIGHT_SD = 0.5  # of the coefficients of order one and two, where the mean level is one
+MODES = 32  # whose derivatives are computed at a time: hundreds would take 300 MB
 LIGHT_TINT_SD = 0.15  # of the difference of one colour channel from the mean of the three
 
 
@@ -159,27 +160,39 @@ def normal_derivatives(
 
     The vertices are (R, 3) ``mean`` with (R, 3, P) ``modes``.
     """
-    (a, b, c), (da, db, dc) = ([values[faces[:, i]] for i in range(3)] for values in (mean, modes))
+    a, b, c = (mean[faces[:, i]] for i in range(3))
     first, second = b - a, c - a
-    per_triangle = np.cross(first, second)
-    change = np.cross(db - da, second[..., None], axis=1) + np.cross(
-        first[..., None], dc - da, axis=1
-    )
-    total, slope = np.zeros_like(mean), np.zeros_like(modes)
-    for corner in range(3):
-        np.add.at(total, faces[:, corner], per_triangle)
-        np.add.at(slope, faces[:, corner], change)
-    length = np.maximum(np.linalg.norm(total, axis=1), 1e-12)[:, None]
-    unit = total / length
-    slope = (slope - unit[..., None] * np.einsum("rx,rxp->rp", unit, slope)[:, None]) / length[
-        ..., None
-    ]
+    total = _sum_at_vertices(np.cross(first, second), faces, len(mean))
+    length = np.maximum(np.linalg.norm(total, axis=1), 1e-12)[:, None, None]
+    unit = total / length[..., 0]
     between = np.einsum("nk,nkc->nc", barycentric, unit[corners])
-    length = np.linalg.norm(between, axis=1)[:, None]
-    between /= length
-    turned = sum(barycentric[:, k, None, None] * slope[corners[:, k]] for k in range(3))
-    turned = turned - between[..., None] * np.einsum("nx,nxp->np", between, turned)[:, None]
-    return np.asarray(turned / length[..., None], dtype=np.float32)
+    reach = np.linalg.norm(between, axis=1)[:, None, None]
+    between /= reach[..., 0]
+    out = np.empty((len(corners), 3, modes.shape[2]), dtype=np.float32)
+    for begin in range(0, modes.shape[2], MODES):
+        some = slice(begin, begin + MODES)
+        da, db, dc = (modes[faces[:, i], :, some] for i in range(3))
+        change = np.cross(db - da, second[..., None], axis=1) + np.cross(
+            first[..., None], dc - da, axis=1
+        )
+        slope = _across(_sum_at_vertices(change, faces, len(mean)), unit) / length
+        turned = sum(barycentric[:, k, None, None] * slope[corners[:, k]] for k in range(3))
+        out[..., some] = _across(turned, between) / reach
+    return out
+
+
+def _sum_at_vertices(values: Floats, faces: Ints, count: int) -> Floats:
+    """(count, ...) sums of (F, ...) values of triangles at their vertices."""
+    total = np.zeros((count, *values.shape[1:]), dtype=values.dtype)
+    for corner in range(3):
+        np.add.at(total, faces[:, corner], values)
+    return total
+
+
+def _across(vectors: Floats, unit: Floats) -> Floats:
+    """The parts of (N, 3, P) vectors that are perpendicular to (N, 3) unit vectors."""
+    along = np.einsum("nx,nxp->np", unit, vectors)
+    return np.asarray(vectors - unit[..., None] * along[:, None])
 
 
 def turned(samples: SkinSamples, face: fit.FaceState) -> Floats:
