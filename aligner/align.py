@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -21,7 +21,6 @@ from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter
 from dff.aligner.centre_detector import CentreDetector, StagedDetector
 from dff.aligner.confidence import (
     DEFAULT,
-    FAILED_BELOW,
     SURE_FROM,
     Calibration,
 )
@@ -52,6 +51,17 @@ from dff.infra.networks.detector_file import load_detector
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 T = TypeVar("T")
+Fits = Sequence[tuple[Detection, Alignment]]  # detections of a photo and their fits
+
+
+@dataclass(frozen=True)
+class LaterSearch:
+    """A search of the photos in which those before found too little."""
+
+    find: Callable[[Bytes], list[Detection]]
+    # whether a photo is searched, of whose detections these are the fits and the accepted faces
+    is_due: Callable[[Fits, Sequence[Alignment]], bool]
+    upright: bool = True
 
 
 class Aligner:
@@ -213,18 +223,18 @@ class Aligner:
             [face for _, face in some] if given[i] else _accepted([face for _, face in some])
             for i, some in enumerate(fits)
         ]
-        for search, least in self._later_searches():
+        for search in self._later_searches():
             unsure = [
-                i
-                for i, some in enumerate(out)
-                if not given[i] and all(face.face_confidence < least for face in some)
+                i for i, some in enumerate(fits) if not given[i] and search.is_due(some, out[i])
             ]
             more: list[tuple[int, Detection]] = []
             for i in unsure:
                 yield None
-                more += [(i, found) for found in search(images[i])]
+                more += [(i, found) for found in search.find(images[i])]
             second = yield from self._align_faces(images, more, given, faces)
             for i, later in enumerate(second):
+                if search.upright:
+                    fits[i] += later
                 out[i] = _accepted(out[i] + [face for _, face in later]) if later else out[i]
         for i, fitted in enumerate(fits):
             refits = [] if given[i] else self._refit(images[i], fitted, out[i])
@@ -249,12 +259,17 @@ class Aligner:
                 return value
             answer = None if request is None else self.align_requests([request])[0]
 
-    def _later_searches(self) -> Iterator[tuple[Callable[[Bytes], list[Detection]], float]]:
-        """Searches of photos in which those before found no face of at least a confidence."""
+    def _later_searches(self) -> Iterator[LaterSearch]:
         if isinstance(self.detector, StagedDetector):
-            yield self.detector.find_what_was_left_out, FAILED_BELOW
+            yield LaterSearch(self.detector.find_what_was_left_out, self._is_unfounded)
         if self.config.quarter_turns:
-            yield self._detect_turned, SURE_FROM
+            yield LaterSearch(self._detect_turned, _is_unsure, upright=False)
+
+    def _is_unfounded(self, fits: Fits, accepted: Sequence[Alignment]) -> bool:
+        """Whether the faces for whose sake a thorough search was left out are none."""
+        sure = self.config.centre_detector.sure
+        relied_on = [face for detection, face in fits if detection.score >= sure]
+        return all(face.failed for face in relied_on or accepted)
 
     def _align_faces(
         self,
@@ -286,7 +301,7 @@ class Aligner:
     def _refit(
         self,
         image: Bytes,
-        fits: Sequence[tuple[Detection, Alignment]],
+        fits: Fits,
         known: Sequence[Alignment],
     ) -> list[Alignment]:
         """The fits from other starts and in more passes of likely faces whose fits were rejected.
@@ -609,6 +624,10 @@ def _place_network(net: DescriptorNet, device: str | None, *, reduced: bool) -> 
     except (RuntimeError, AssertionError) as error:  # torch raises either for missing devices
         reason = str(error).splitlines()[0]
         raise ValueError(f"no network runs on {device!r} here: {reason}") from error
+
+
+def _is_unsure(fits: Fits, accepted: Sequence[Alignment]) -> bool:
+    return all(face.face_confidence < SURE_FROM for face in accepted)
 
 
 def _accepted(found: list[Alignment]) -> list[Alignment]:

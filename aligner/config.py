@@ -43,8 +43,11 @@ class FitModelConfig:
     inner_regions: tuple[str, ...] = ("mouth", "teeth", "tongue")
     """They hide no part of the face from any camera."""
     peripheral_weight: float = 0.15  # of anchors in these regions, when a fit is refined
-    # activation of the jaw at which the two lips are apart, and metres from the landmarks of
-    # the lower one within which anchors belong to it
+    # of anchors on the lips, when a fit is refined: a small part of the face that moves most, so
+    # that fits of open and smiling mouths lag behind
+    lip_weight: float = 2.0
+    # activation of the jaw at which the two lips are apart, and metres from the landmarks of a
+    # lip within which anchors belong to it
     open_jaw: float = 0.8
     lip_reach: float = 0.008
 
@@ -354,7 +357,7 @@ class RefitConfig:
     # confidence of the rejected fit from which it is fitted again: where the quick search is sure
     # of the face, and where it is not and the photo shows no other face
     least_confidence: float = 0.05
-    least_alone: float = 0.2
+    least_alone: float = 0.1
     # size over that of the largest other face of the photo: smaller ones are mostly no faces
     least_size: float = 0.5
 

@@ -25,7 +25,7 @@ from dff.face.geometry.camera import Box, NearPerspective
 from dff.face.geometry.mesh import unique_edges
 from dff.face.geometry.transform import CAM_FROM_FRONTAL_HEAD
 from dff.face.model.landmark_offsets import LandmarkOffsets
-from dff.face.model.landmarks import LOWER_LIP_POINTS, SCHEMES
+from dff.face.model.landmarks import LOWER_LIP_POINTS, MOUTH, SCHEMES
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.numba_cache import CACHE
 from dff.face.solve.gauss_newton import FaceState, evaluate_shape, project
@@ -110,7 +110,8 @@ class FitModel:
         peripheral = np.isin(
             self.anchor_vertex, self.model.faces[self.model.find_triangles(*regions)]
         )
-        return np.where(peripheral, self.config.peripheral_weight, 1.0)
+        more = (self.config.lip_weight - 1.0) * self._nearness(range(68)[MOUTH])
+        return np.where(peripheral, self.config.peripheral_weight, 1.0) + more
 
     @cached_property
     def lower_lip(self) -> Floats:
@@ -118,12 +119,16 @@ class FitModel:
 
         Distances are those on the face with an open jaw, which separates the lips.
         """
+        return self._nearness(LOWER_LIP_POINTS)
+
+    def _nearness(self, points: Sequence[int]) -> Floats:
+        """(A,) as ``lower_lip``, to the landmarks ``points`` of the mouth."""
         model, config = self.model, self.config
         if JAW_OPEN not in model.expression_names:
             return np.zeros(len(self.anchor_vertex))
         jaw = model.expression[model.expression_names.index(JAW_OPEN)]
         opened = (model.template + config.open_jaw * jaw).astype(np.float64)
-        lip = opened[model.landmarks.vertex[list(LOWER_LIP_POINTS)]]
+        lip = opened[model.landmarks.vertex[list(points)]]
         square = ((opened[self.anchor_vertex, None] - lip) ** 2).sum(2).min(1)
         near = np.exp(-0.5 * square / config.lip_reach**2)
         return np.where(near < 0.01, 0.0, near)

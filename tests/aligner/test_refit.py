@@ -13,6 +13,7 @@ import pytest
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
+from dff.aligner.centre_detector import StagedDetector
 from dff.aligner.config import RefitConfig
 from dff.aligner.detection import Detection
 from dff.face.geometry.camera import Box
@@ -66,7 +67,7 @@ PHOTO = np.zeros((400, 400, 3), np.uint8)
         ({FACE: 0.6, BESIDE: 0.7}, {FACE: 0.3, BESIDE: 0.9}, True),
         ({FACE: 0.4}, {FACE: 0.3}, True),
         ({FACE: 0.4, BESIDE: 0.7}, {FACE: 0.3, BESIDE: 0.9}, False),  # beside another face
-        ({FACE: 0.4}, {FACE: 0.1}, False),  # neither the search nor the fit is sure
+        ({FACE: 0.4}, {FACE: 0.08}, False),  # neither the search nor the fit is sure
         ({FACE: 0.6}, {FACE: 0.01}, False),  # nothing speaks for the fit
         ({FACE: 0.6, LARGE: 0.7}, {FACE: 0.3, LARGE: 0.9}, False),  # beside a far larger face
         ({FACE: 0.6, SMALL: 0.7}, {FACE: 0.3, SMALL: 0.9}, True),
@@ -99,6 +100,50 @@ def test_a_face_that_no_start_explains_is_none(oracle_aligner: Aligner) -> None:
     aligner, fits = aligner_with(oracle_aligner, {FACE: 0.6}, {FACE: 0.3}, 0.4)
     assert aligner.align(PHOTO) == []
     assert fits.repeated > 0
+
+
+class KnownSearches(StagedDetector):
+    """Answers one search of a photo, then the thorough one that it left out."""
+
+    def __init__(self, first: dict[Box, float], left_out: dict[Box, float]) -> None:
+        self.first, self.left_out, self.searched = first, left_out, 0
+
+    def find(self, image: Any) -> list[Detection]:
+        return [Detection(box, score) for box, score in self.first.items()]
+
+    def find_what_was_left_out(self, image: Any) -> list[Detection]:
+        self.searched += 1
+        return [Detection(box, score) for box, score in self.left_out.items()]
+
+
+@pytest.mark.parametrize(
+    ("first", "usual", "found"),
+    [
+        ({BESIDE: 0.6}, {BESIDE: 0.01, FACE: 0.3}, [FACE]),  # fitted again
+        ({BESIDE: 0.6}, {BESIDE: 0.01, FACE: 0.9}, [FACE]),
+        # the search was sure of what is no face; another face does not change that
+        ({BESIDE: 0.6, SMALL: 0.4}, {BESIDE: 0.01, SMALL: 0.9, FACE: 0.9}, [SMALL, FACE]),
+        ({BESIDE: 0.6, SMALL: 0.7}, {BESIDE: 0.9, SMALL: 0.01, FACE: 0.9}, [BESIDE]),
+        ({BESIDE: 0.4}, {BESIDE: 0.9, FACE: 0.9}, [BESIDE]),
+    ],
+    ids=["refit", "found", "refused beside another", "refused beside a sure one", "unsure"],
+)
+def test_a_photo_is_searched_again_where_the_face_that_ended_its_search_is_none(
+    oracle_aligner: Aligner, first: dict[Box, float], usual: dict[Box, float], found: list[Box]
+) -> None:
+    aligner, _ = aligner_with(oracle_aligner, first, usual, 0.8)
+    aligner.detector = searches = KnownSearches(first, {FACE: 0.2})
+    faces = aligner.align(PHOTO)
+    assert {face.box for face in faces} == set(found)
+    assert searches.searched == (FACE in found)
+
+
+def test_turned_photos_are_not_fitted_again(oracle_aligner: Aligner) -> None:
+    aligner, fits = aligner_with(oracle_aligner, {}, {FACE: 0.3}, 0.8)
+    aligner.config = replace(aligner.config, quarter_turns=True)
+    aligner._detect_turned = lambda image: [Detection(FACE, 0.6)]  # type: ignore[method-assign]
+    assert aligner.align(PHOTO) == []
+    assert fits.repeated == 0
 
 
 def test_a_preset_may_leave_it_out(oracle_aligner: Aligner) -> None:

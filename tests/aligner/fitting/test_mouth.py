@@ -16,7 +16,7 @@ from dff.aligner.fitting.observation import Observation
 from dff.aligner.fitting.steps import refine
 from dff.aligner.fitting.visibility import compute_visibility
 from dff.face.geometry.transform import rotation_from_angles
-from dff.face.model.landmarks import LOWER_LIP_POINTS, UPPER_LIP
+from dff.face.model.landmarks import LOWER_LIP_POINTS, MOUTH, UPPER_LIP
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.solve.gauss_newton import FaceState
 from tests.aligner.oracle import PositionCode, oracle_anchors
@@ -30,10 +30,14 @@ def fit_model(open_head: MorphableModel) -> FitModel:
     return build_fit_model(open_head, anchors, FitModelConfig())
 
 
-def make_state(fit_model: FitModel, jaw: float, *, roll: float = 10.0) -> FitState:
+def make_state(
+    fit_model: FitModel, jaw: float, *, roll: float = 10.0, smile: float = 0.0
+) -> FitState:
     model = fit_model.model
     expression = np.zeros(len(model.expression_names), np.float32)
     expression[model.expression_names.index("jawOpen")] = jaw
+    for side in ("mouthSmileLeft", "mouthSmileRight"):
+        expression[model.expression_names.index(side)] = smile
     shape = Coefficients(np.zeros(len(model.identity), np.float32), expression)
     rotation = rotation_from_angles(10.0, 5.0, roll)[None]
     latent = fit_model.latent(shape)[None]
@@ -93,6 +97,33 @@ def test_a_wide_open_mouth_is_reached_from_a_closed_one(fit_model: FitModel) -> 
     assert before[lip].mean() > 0.05
     assert after[lip].mean() < 0.02
     assert after[UPPER_LIP] < 0.02
+
+
+def test_matches_of_the_lips_count_more(fit_model: FitModel) -> None:
+    config = fit_model.config
+    model = fit_model.model
+    plain = replace(fit_model, config=replace(config, lip_weight=1.0))
+    ratio = fit_model.anchor_weight / plain.anchor_weight
+    place = model.template[fit_model.anchor_vertex]
+    away = np.linalg.norm(place[:, None] - model.template[model.landmarks.vertex[MOUTH]], axis=2)
+    assert ratio.max() == pytest.approx(config.lip_weight, abs=0.05)
+    assert ratio[away.argmin(0)].min() > 1.3
+    assert ratio[away.min(1) > 0.04].max() == 1.0
+
+
+def test_a_smile_is_followed_further_than_other_matches_alone_would(fit_model: FitModel) -> None:
+    rest, smile = make_state(fit_model, 0.0), make_state(fit_model, 0.0, smile=0.8)
+    seen = observe(fit_model, smile)
+    config = replace(CONFIG, solver=replace(CONFIG.solver, observations=30.0))  # a strong prior
+    visibility = compute_visibility(fit_model, rest, config.visibility)
+    truth = fit_model.landmarks(smile)[0, MOUTH]
+
+    def error(weight: float) -> float:
+        weighted = replace(fit_model, config=replace(fit_model.config, lip_weight=weight))
+        found = refine(weighted, config, seen, rest, visibility)
+        return float(np.linalg.norm(weighted.landmarks(found)[0, MOUTH] - truth, axis=1).mean())
+
+    assert error(fit_model.config.lip_weight) < 0.95 * error(1.0)
 
 
 def test_a_model_without_a_jaw_has_no_lagging_mouths(
