@@ -26,6 +26,7 @@ from dff.aligner.alignment import CalibrationFeatures
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.visibility import soft_facing
 from dff.face.arrays import Array, Float, Floats
+from dff.face.model.landmarks import CHIN_ARC, MOUTH, NOSE_BOTTOM
 
 HIDDEN = 0.03  # metres: lying farther behind the visible surface says nothing more
 NEAR = (0.03, 0.06)  # fractions of the face size: the neighbourhoods that support a landmark
@@ -198,7 +199,20 @@ class Calibration:
             found * _sigmoid(rows @ weight[:weighted] + weight[weighted:])
             for weight in (self.visible, self.right)
         )
+        seen = doubt_mouths(seen)
         return seen, np.minimum(right, seen)
+
+
+def doubt_mouths(seen: Floats) -> Floats:
+    """(B, 68) visibilities, without those of mouths between a hidden nose base and a hidden chin.
+
+    A mask hides the mouth between them: what looks like one is printed on it. Where both are more
+    likely hidden than visible, no point of the mouth is more likely visible than they are.
+    """
+    around = np.maximum(seen[:, NOSE_BOTTOM].mean(1), seen[:, CHIN_ARC].mean(1))[:, None]
+    out = seen.copy()
+    out[:, MOUTH] = np.where(around < 0.5, np.minimum(seen[:, MOUTH], around), seen[:, MOUTH])
+    return out
 
 
 def face_probability(features: CalibrationFeatures, weight: Floats) -> Floats:

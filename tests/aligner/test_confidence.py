@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.special import logit
 
 from dff.aligner.alignment import CalibrationFeatures
 from dff.aligner.confidence import DEFAULT, FACE, LANDMARK, Calibration, surroundings
@@ -21,6 +24,7 @@ from dff.aligner.evaluation.calibration import (
 from dff.aligner.fitting.crop import Crops
 from dff.aligner.fitting.observation import probe
 from dff.face.geometry.camera import Box
+from dff.face.model.landmarks import CHIN_ARC, EYES, MOUTH, NOSE_BOTTOM
 
 
 def some_features(rng: np.random.Generator, count: int) -> CalibrationFeatures:
@@ -54,6 +58,28 @@ def test_more_of_a_feature_never_lowers_confidence() -> None:
             (a >= b).all()
             for a, b in zip(DEFAULT.landmark_confidence(more), (seen, right), strict=True)
         )
+
+
+@pytest.mark.parametrize(
+    ("hidden", "visible"),
+    [((NOSE_BOTTOM, CHIN_ARC), 0.1), ((NOSE_BOTTOM,), 0.9), ((CHIN_ARC,), 0.9), ((), 0.9)],
+    ids=["mask", "moustache", "collar", "nothing"],
+)
+def test_a_mouth_between_hidden_nose_and_chin_is_printed(
+    hidden: tuple[slice, ...], visible: float
+) -> None:
+    features = CalibrationFeatures(
+        np.ones((1, len(FACE))), np.zeros((1, 68, len(LANDMARK))), np.zeros(1, bool)
+    )
+    weight = np.zeros(len(LANDMARK) + 1 + 68)
+    points = weight[-68:]
+    points[:] = logit(0.9)
+    for some in hidden:
+        points[some] = logit(0.1)
+    seen, right = replace(DEFAULT, visible=weight, right=weight).landmark_confidence(features)
+    np.testing.assert_allclose(seen[0, MOUTH], visible)
+    np.testing.assert_allclose(right[0, MOUTH], visible)
+    np.testing.assert_allclose(seen[0, EYES], 0.9)
 
 
 def test_what_is_lost_is_certain_to_be_wrong() -> None:
