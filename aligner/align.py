@@ -34,6 +34,7 @@ from dff.aligner.fitting.fit_model import FitModel
 from dff.aligner.fitting.fitters import DenseFitter
 from dff.aligner.fitting.loop import FaceFitter, Fitter, fit_passes, last_fit
 from dff.aligner.fitting.multi_image import MultiImageFitter, choose_person, find_strangers
+from dff.aligner.found_faces import FoundFaces, describe_missing_face
 from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.preset import AlignPreset
 from dff.aligner.report import Reporter
@@ -177,8 +178,8 @@ class Aligner:
         """One alignment for each box of an (H, W, 3) uint8 RGB image, or for each face found.
 
         A box's alignment may say that it failed; what was only detected and fails is no face and
-        left out, so the list may be empty. Raises BadPhoto for an array that is no such image,
-        ValueError for a box that does not meet it.
+        left out, so the list may be empty: a ``FoundFaces``, which tells what was refused. Raises
+        BadPhoto for an array that is no such image, ValueError for a box that does not meet it.
         """
         return self.align_batch([image], None if boxes is None else [boxes])[0]
 
@@ -223,6 +224,10 @@ class Aligner:
             [face for _, face in some] if given[i] else _accepted([face for _, face in some])
             for i, some in enumerate(fits)
         ]
+        failed = [
+            [face for _, face in some if face.failed and not given[i]]
+            for i, some in enumerate(fits)
+        ]
         for search in self._later_searches():
             unsure = [
                 i for i, some in enumerate(fits) if not given[i] and search.is_due(some, out[i])
@@ -235,11 +240,12 @@ class Aligner:
             for i, later in enumerate(second):
                 if search.upright:
                     fits[i] += later
+                failed[i] += [face for _, face in later if face.failed]
                 out[i] = _accepted(out[i] + [face for _, face in later]) if later else out[i]
         for i, fitted in enumerate(fits):
             refits = [] if given[i] else self._refit(images[i], fitted, out[i])
             out[i] = _accepted(out[i] + refits) if refits else out[i]
-        return out
+        return [FoundFaces(some, failed[i]) for i, some in enumerate(out)]
 
     def align_requests(self, requests: Sequence[FaceRequest]) -> list[list[Alignment]]:
         """The alignments that each request of ``align_in_steps`` asks for, all in one batch."""
@@ -398,7 +404,7 @@ class Aligner:
         every = yield from self.align_in_steps(images, asked, faces=faces)
         for i, found in enumerate(every):
             if not found:
-                left_out[i] = "no face found"
+                left_out[i] = describe_missing_face(found)
             elif found[0].failed:
                 left_out[i] = found[0].reason
             else:

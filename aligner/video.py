@@ -33,6 +33,7 @@ from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.detection import same_face
 from dff.aligner.following import CLOCK_ERROR, FaceFollower, FollowedFace
+from dff.aligner.found_faces import describe_refused
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import Rigid
@@ -194,6 +195,7 @@ class Tracker:
         self.shot = -np.inf  # and since when there may have been no cut
         self.searched = -np.inf  # and of the last search
         self.count = 0  # of tracks
+        self.refused = ""  # what the last search took for faces and refused, if it found none
         self.renamed: dict[
             int, int
         ] = {}  # by number: tracks that this frame showed to be lost ones
@@ -296,7 +298,9 @@ class Tracker:
         if known and self._shows_only(frame, known):
             return {}
         new: list[SeenFace] = []
-        for face in self.aligner.align(frame):
+        found = self.aligner.align(frame)
+        self.refused = describe_refused(found)
+        for face in found:
             if not _among(face, known):
                 known.append(face)
                 new.append(SeenFace(face, self.meter.measure(frame, face)))

@@ -18,6 +18,7 @@ from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.face_request import Steps
 from dff.aligner.fitting.crop import Crops, frame_faces
+from dff.aligner.found_faces import describe_missing_face
 from dff.aligner.image_checks import check_image
 from dff.aligner.matching.calibration import CALIBRATION, MatchCalibration, match_features
 from dff.aligner.matching.config import MatchConfig
@@ -190,8 +191,9 @@ class Matcher:
         (found,) = yield from self.aligner.align_in_steps([image], boxes, faces=faces)
         good = [face for face in found if not face.failed]
         if not good:
-            reason = f" in its box: {found[0].reason}" if found else ""
-            raise NoFace(f"no face found in {photo}{reason}")
+            if found:
+                raise NoFace(f"no face found in {photo} in its box: {found[0].reason}")
+            raise NoFace(describe_missing_face(found, photo))
         return sorted(good, key=lambda face: -Box.around(face.landmarks_3d[:, :2]).size)
 
     def describe_largest(self, image: Bytes, box: Box | None = None) -> DescribedFace:

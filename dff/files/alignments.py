@@ -22,6 +22,7 @@ from dff.aligner.confidence import SURE_FROM
 from dff.aligner.cutouts import crop_face, mask_faces
 from dff.aligner.draw import draw
 from dff.aligner.face_description import FaceDescriber
+from dff.aligner.found_faces import describe_missing_face
 from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.mesh_file import encode_mesh
@@ -63,13 +64,14 @@ class ImageResult:
     error: str = ""
     warning: str = ""  # what is wrong with the file although it could be read
     camera: Intrinsics | None = None  # None where no image was read
+    missing: str = ""  # why the aligner found no face, where it tells
 
     def lines(self) -> list[str]:
         """A line of text for each face."""
         if self.error:
             return []
         if not self.faces:
-            return [f"{self.path}: no face found"]
+            return [f"{self.path}: {self.missing or 'no face found'}"]
         return [f"{self.path}: {describe_face(face)}" for face in self.faces]
 
     def to_json(self, describer: FaceDescriber) -> list[dict[str, Any]] | dict[str, str]:
@@ -245,7 +247,12 @@ def _align_together(
         for (path, one), found in zip(read.items(), faces, strict=True):
             camera = find_camera(one, focal)
             results[path] = ImageResult(
-                path, one.pixels, tuple(found), warning=one.warning, camera=camera
+                path,
+                one.pixels,
+                tuple(found),
+                warning=one.warning,
+                camera=camera,
+                missing="" if found else describe_missing_face(found),
             )
     except (BadPhoto, ValueError) as error:
         # a bad image or box fails its whole batch, so its images are aligned one by one

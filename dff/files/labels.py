@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from dff.aligner.alignment import Alignment
+from dff.aligner.found_faces import describe_missing_face
 from dff.face.arrays import Bytes, Floats, Ints
 from dff.face.errors import BadPhoto, NoFace, NotFound, StorageError, UnreadableObject
 from dff.face.model.landmarks import MIRROR
@@ -136,7 +137,7 @@ def find_landmarks(data: bytes, aligner: PhotoAligner, *, confidence: float) -> 
     image = decode_image(data)
     faces = aligner.align(image.pixels)
     if not faces:
-        raise NoFace("no face found")
+        raise NoFace(describe_missing_face(faces))
     face = max(faces, key=lambda face: (round(face.face_confidence, 2), face.camera.scale))
     if face.failed:
         raise NoFace(face.reason)

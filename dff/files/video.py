@@ -45,6 +45,7 @@ class AlignedFrame:
     time: float  # seconds since the first frame
     faces: list[Tracked]
     camera: Intrinsics
+    refused: str = ""  # what the last search took for faces and refused, if it found none
 
     def rows(self, number: int, table: FaceTable) -> str:
         """The faces as lines of a table; their ids are those of their tracks."""
@@ -92,7 +93,7 @@ def align_frames(
                 tracks=[one.track for one in faces],
             )
             writer.write(drawn, frame.time)
-        yield AlignedFrame(frame.time, faces, camera)
+        yield AlignedFrame(frame.time, faces, camera, tracker.tracker.refused)
 
 
 def align_video(
@@ -112,12 +113,12 @@ def align_video(
     if drawing is not None:
         check_drawing(drawing)
     with open_video(path) as reader, _writer(drawing, reader) as writer:
-        seen = 0
+        seen, refused = 0, ""
         for frame in align_frames(aligner, reader, smooth=smooth, writer=writer, progress=progress):
-            seen += len(frame.faces)
+            seen, refused = seen + len(frame.faces), frame.refused
             yield frame
         _check_frames(path, reader)
-    _check_faces(path, reader, seen)
+    _check_faces(path, reader, seen, refused)
 
 
 def align_video_file(
@@ -143,7 +144,7 @@ def align_video_file(
     """
     if drawing is not None:
         check_drawing(drawing)
-    number, shown, seen = 0, 0, 0
+    number, shown, seen, refused = 0, 0, 0, ""
     tracks: set[int] = set()
     recorder = MotionRecorder(aligner.model)
     describer = FaceDescriber(aligner.model, extras)
@@ -163,10 +164,11 @@ def align_video_file(
             if out is not None:
                 out.write(frame.to_json(number, describer))
             number, shown = number + 1, shown + bool(frame.faces)
-            seen += len(frame.faces)
+            seen, refused = seen + len(frame.faces), frame.refused
             tracks |= {one.track for one in frame.faces}
         _check_frames(path, reader)
-    _check_faces(path, reader, seen)  # that there is none is an answer, too, which is written
+    # that there is none is an answer, too, which is written
+    _check_faces(path, reader, seen, refused)
     complaints = reader.complaints()
     if mesh is not None:
         write_file(mesh, recorder.encode())
@@ -184,10 +186,14 @@ def _check_frames(path: Path, reader: VideoReader) -> None:
         raise BadVideo(f"{path} has no frame that can be read{reasons}")
 
 
-def _check_faces(path: Path, reader: VideoReader, seen: int) -> None:
-    """Raise NoFace when no face was ``seen`` in a film."""
+def _check_faces(path: Path, reader: VideoReader, seen: int, refused: str) -> None:
+    """Raise NoFace when no face was ``seen`` in a film.
+
+    ``refused``: candidates of the last frame, and why.
+    """
     if seen == 0:
-        reasons = "".join(f"; {complaint}" for complaint in reader.complaints())
+        why = [f"in the last one {refused}"] if refused else []
+        reasons = "".join(f"; {one}" for one in [*why, *reader.complaints()])
         raise NoFace(f"no face in the {counted(reader.read, 'frame')} of {path}{reasons}")
 
 

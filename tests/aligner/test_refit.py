@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.centre_detector import StagedDetector
 from dff.aligner.config import RefitConfig
 from dff.aligner.detection import Detection
+from dff.aligner.found_faces import describe_missing_face, describe_refused
+from dff.aligner.matching.matcher import Matcher
+from dff.face.errors import NoFace
 from dff.face.geometry.camera import Box
+from dff.files.alignments import align_files
+from dff.files.labels import find_landmarks
 from tests.aligner.known_aligner import known_alignment
 
 FACE, BESIDE = Box(40, 40, 100, 100), Box(220, 40, 280, 100)
@@ -40,7 +47,7 @@ class Fits:
         found = [known_alignment(self.aligner.model, box) for box in boxes]
         sure = [self.patient if again else self.usual[box] for box in boxes]
         return [
-            replace(face, face_confidence=one, failed=one < 0.5)
+            replace(face, face_confidence=one, failed=one < 0.5, reason=f"confidence {one}")
             for face, one in zip(found, sure, strict=True)
         ]
 
@@ -144,6 +151,30 @@ def test_turned_photos_are_not_fitted_again(oracle_aligner: Aligner) -> None:
     aligner._detect_turned = lambda image: [Detection(FACE, 0.6)]  # type: ignore[method-assign]
     assert aligner.align(PHOTO) == []
     assert fits.repeated == 0
+
+
+def test_a_photo_without_a_face_tells_what_was_refused(
+    oracle_aligner: Aligner, tmp_path: Path
+) -> None:
+    aligner, _ = aligner_with(oracle_aligner, {FACE: 0.6, SMALL: 0.5}, {FACE: 0.1, SMALL: 0.3}, 0.2)
+    why = (
+        "no face found with sufficient confidence by these weights: 2 candidates refused; "
+        "reason of the best: confidence 0.3"
+    )
+    assert describe_missing_face(aligner.align(PHOTO)) == why
+    found, _ = aligner_with(oracle_aligner, {FACE: 0.6, SMALL: 0.5}, {FACE: 0.9, SMALL: 0.3}, 0.2)
+    assert describe_refused(found.align(PHOTO)) == ""
+    empty, _ = aligner_with(oracle_aligner, {}, {}, 0.2)
+    assert describe_missing_face(empty.align(PHOTO)) == "no face found"
+
+    photo = tmp_path / "photo.png"
+    Image.fromarray(PHOTO).save(photo)
+    (result,) = align_files(aligner, [photo])
+    assert result.lines() == [f"{photo}: {why}"]
+    with pytest.raises(NoFace, match=f"^{why}$"):
+        find_landmarks(photo.read_bytes(), aligner, confidence=0.5)
+    with pytest.raises(NoFace, match="in the photo with sufficient confidence by these"):
+        Matcher(aligner).describe_largest(PHOTO)
 
 
 def test_a_preset_may_leave_it_out(oracle_aligner: Aligner) -> None:

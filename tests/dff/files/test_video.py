@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,14 +15,17 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dff.aligner.align import Aligner
+from dff.aligner.found_faces import FoundFaces
 from dff.commands.app import app
 from dff.face.arrays import Bytes
 from dff.face.errors import BadVideo, MissingExtra, NoFace
+from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
 from dff.files.video import align_video, align_video_file
 from dff.files.video_ends import find_missing_end
 from dff.files.video_io import GAP, VideoWriter, is_video, lacks_frames, open_video
+from tests.aligner.known_aligner import known_alignment
 from tests.aligner.oracle import READING, OracleNet, PositionCode, Scene, make_scene, oracle_anchors
 from tests.dff.films import moving_edge, turn_film, write_film
 from tests.small_disk import small_disk
@@ -224,7 +228,9 @@ def test_playlists_open_no_other_file(tmp_path: Path) -> None:
             read(tmp_path / name)
 
 
-def test_videos_that_give_nothing_say_why(oracle: Aligner, tmp_path: Path) -> None:
+def test_videos_that_give_nothing_say_why(
+    oracle: Aligner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(BadVideo, match="is not a file"):
         list(align_video(oracle, tmp_path / "none.mp4"))
     broken = tmp_path / "broken.mp4"
@@ -236,6 +242,10 @@ def test_videos_that_give_nothing_say_why(oracle: Aligner, tmp_path: Path) -> No
         list(align_video(oracle, broken))
     black = write_film(tmp_path / "black.mkv", [np.zeros((64, 64, 3), np.uint8)] * 2)
     with pytest.raises(NoFace, match="2 frames"):
+        list(align_video(oracle, black))
+    monkeypatch.setattr(Aligner, "align", lambda self, image: FoundFaces([], [refused]))
+    refused = replace(known_alignment(oracle.model, Box(10, 10, 40, 40)), reason="it is a cat")
+    with pytest.raises(NoFace, match=r"in the last one 1 candidate refused; reason: it is a cat"):
         list(align_video(oracle, black))
 
 
