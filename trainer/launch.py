@@ -137,7 +137,7 @@ def train_on_ray(
             [open_dataset(p, endpoint_url=endpoint_url, access=access) for p in places], model
         )
     run = tracking.start(
-        tracking_uri or choose_tracking(out, storage),
+        tracking_uri or choose_tracking(storage),
         experiment=EXPERIMENT,
         name=name,
         params={
@@ -211,12 +211,9 @@ def size_workers(
     return WorkerShape(cpus, gpus)
 
 
-def choose_tracking(out: Path | str, storage: str) -> str:
-    """MLflow's file on this machine: beside the checkpoints, or the weights, or here."""
-    if "://" not in storage:
-        return tracking.local_uri(Path(storage))
-    elsewhere = "://" in str(out) or str(out).startswith(REGISTERED)
-    return tracking.local_uri(Path("runs") if elsewhere else Path(out).parent / "runs")
+def choose_tracking(storage: str) -> str:
+    """MLflow's file beside the checkpoints; if these are in a bucket, the place of the commands."""
+    return tracking.default_uri() if "://" in storage else tracking.local_uri(Path(storage))
 
 
 def _locate_storage(storage: Path | str) -> str:

@@ -27,6 +27,7 @@ from dff.commands.options import (
     load_aligner_for,
 )
 from dff.face.extras import require_extra
+from dff.infra.networks.weights_names import REGISTERED
 
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
@@ -145,7 +146,12 @@ def evaluate(
         from dff.files.outputs import write_json
         from dff.infra.files import write_file
 
-    aligner = load_aligner_for(weights, method, cascade, preset, endpoint_url, access)
+    found = weights
+    if weights and weights.startswith(REGISTERED) and tracking:
+        from dff.infra.mlflow.tracking import registered_weights
+
+        found = str(registered_weights(weights, tracking_uri=tracking))
+    aligner = load_aligner_for(found, method, cascade, preset, endpoint_url, access)
     if without_offsets:
         aligner = aligner.without_annotation_bias()
     if protocol is Benchmark.aflw21:
@@ -179,7 +185,7 @@ def evaluate(
             "preset": preset.value,
         }
         _track(tracking, params, report.summary, drawn)
-        if weights and weights.startswith("models:/"):
+        if weights and weights.startswith(REGISTERED):
             _note_evaluation(tracking, weights, report)
 
 

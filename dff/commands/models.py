@@ -33,8 +33,13 @@ def promote(
     source: Annotated[str, typer.Argument(help="Alias of the version to promote.")],
     target: Annotated[str, typer.Argument(help="Alias to give it.")],
     tracking: Annotated[
-        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow tracking URI.")
-    ],
+        str | None,
+        typer.Option(
+            envvar="MLFLOW_TRACKING_URI",
+            help="MLflow tracking URI. Default: runs/mlflow.db in the current folder, as of "
+            "`dff train`.",
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(help="Name of the registered model.")] = "dff-descriptor",
     unevaluated: Annotated[
         bool, typer.Option("--unevaluated", help="Promote a version without any evaluation.")

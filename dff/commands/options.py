@@ -64,7 +64,8 @@ WeightsOption = Annotated[
         "--weights",
         "-w",
         help="Weights: a .safetensors file, also s3://bucket/key, a name from `dff models`, or "
-        "models:/NAME@ALIAS of MLflow (MLFLOW_TRACKING_URI). Default: the shipped dff-open.",
+        "models:/NAME@ALIAS of MLflow (MLFLOW_TRACKING_URI, or runs/mlflow.db here). Default: the "
+        "shipped dff-open.",
     ),
 ]
 MethodOption = Annotated[

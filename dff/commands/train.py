@@ -189,8 +189,9 @@ def train(
 ) -> None:
     """Train the Deep Face Feature on a dataset, on CPUs or GPUs, tracked by MLflow.
 
-    Without --tracking the run is logged to runs/mlflow.db beside OUT. Only this process connects to
-    MLflow: workers need no access to it. --resume continues an interrupted run.
+    Without --tracking the run is logged where MLFLOW_TRACKING_URI says, else to runs/mlflow.db in
+    the current folder. Only this process connects to MLflow: workers need no access to it. --resume
+    continues an interrupted run.
 
     [dim]Examples:[/dim]
 
@@ -246,7 +247,8 @@ def train(
             f"--workers 0 trains without MLflow, so it can't register {out}: take --workers 1, or "
             "name a file"
         )
-    if to.file is None and tracking is None and ("://" in storage or address):
+    named = tracking or os.environ.get("MLFLOW_TRACKING_URI")
+    if to.file is None and not named and ("://" in storage or address):
         raise BadPlace(
             f"--out {out} keeps the weights in MLflow alone, so a training on a cluster must say "
             "where that is: add --tracking http://host:5000"
@@ -303,10 +305,11 @@ def train(
     else:
         with require_extra("train"):
             from dff.infra.clusters.crash_report import CLUSTER_GONE, reported_crashes
+            from dff.infra.mlflow.tracking import default_uri
             from dff.infra.redaction import hide_secrets
-            from dff.trainer.launch import choose_tracking, train_on_ray
+            from dff.trainer.launch import train_on_ray
 
-        tracking = tracking or choose_tracking(out, storage)
+        tracking = tracking or default_uri()
         typer.echo(f"MLflow: {hide_secrets(tracking)}")
         with reported_crashes(CLUSTER_GONE):
             launched = train_on_ray(

@@ -93,6 +93,17 @@ def local_uri(folder: Path) -> str:
     return f"{SQLITE}{folder.absolute() / 'mlflow.db'}"
 
 
+def default_uri() -> str:
+    """The tracking URI of every command that is given none.
+
+    It is what MLflow was told, as by the environment variable ``MLFLOW_TRACKING_URI``, else an
+    SQLite file in the folder ``runs`` of the working directory, which is not made.
+    """
+    if mlflow.is_tracking_uri_set():
+        return str(mlflow.get_tracking_uri())
+    return f"{SQLITE}{Path('runs').absolute() / 'mlflow.db'}"
+
+
 @dataclass(frozen=True)
 class Run:
     """One run of an experiment: plain text, so that it can be passed to another process."""
@@ -257,6 +268,9 @@ def start(
     """
     _quieten()
     try:
+        if tracking_uri.startswith(SQLITE):
+            folder = Path(tracking_uri.removeprefix(SQLITE)).parent
+            folder.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(tracking_uri)
         with asked_hastily():
             found = client.get_experiment_by_name(experiment)
@@ -341,26 +355,18 @@ MODELS = "models:/"
 def registered_weights(address: str, *, tracking_uri: str | None = None) -> Path:
     """The weights file of a registered model, fetched when it lies elsewhere.
 
-    ``tracking_uri``: MLflow's; by default what the environment variable MLFLOW_TRACKING_URI says.
-    Raises BadWeights when there is no such model, version or alias, or when it holds no weights
-    file.
+    ``tracking_uri``: MLflow's, by default ``default_uri``. Raises BadWeights when there is no such
+    model, version or alias, or when it holds no weights file.
     """
     _quieten()
     split_address(address)
-    uri = tracking_uri or mlflow.get_tracking_uri()
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
-        # MLflow would make an empty database there, in whatever folder this is
-        raise BadWeights(
-            f"{address}: there is no MLflow at {hide_secrets(uri)}; say where it is in "
-            "MLFLOW_TRACKING_URI"
-        )
+    uri = tracking_uri or default_uri()
+    check_there(uri, address)
     try:
         with asked_hastily():
-            found = _find_version(MlflowClient(tracking_uri), address)
+            found = _find_version(MlflowClient(uri), address)
             folder = Path(
-                mlflow.artifacts.download_artifacts(
-                    artifact_uri=found.source, tracking_uri=tracking_uri
-                )
+                mlflow.artifacts.download_artifacts(artifact_uri=found.source, tracking_uri=uri)
             )
     except BadWeights:
         raise
@@ -372,15 +378,31 @@ def registered_weights(address: str, *, tracking_uri: str | None = None) -> Path
     return files[0]
 
 
+def check_there(uri: str, wanted: str) -> None:
+    """Raise BadWeights where ``uri`` is a missing SQLite file, in which ``wanted`` is looked for.
+
+    MLflow would make an empty one, in whatever folder this is.
+    """
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        raise BadWeights(
+            f"{wanted}: there is no MLflow at {hide_secrets(uri)}; dff train makes runs/mlflow.db "
+            "in the folder where it runs; say in MLFLOW_TRACKING_URI where another one is"
+        )
+
+
 def find_registered_version(address: str, *, tracking_uri: str | None = None) -> str:
-    """The version that ``models:/NAME@ALIAS`` names. Raises BadWeights."""
+    """The version that ``models:/NAME@ALIAS`` names; ``tracking_uri`` as of ``registered_weights``.
+
+    Raises BadWeights.
+    """
     _quieten()
     split_address(address)
+    uri = tracking_uri or default_uri()
+    check_there(uri, address)
     try:
         with asked_hastily():
-            return str(_find_version(MlflowClient(tracking_uri), address).version)
+            return str(_find_version(MlflowClient(uri), address).version)
     except Exception as error:
-        uri = tracking_uri or mlflow.get_tracking_uri()
         raise _refuse_version(address, uri, error) from error
 
 
@@ -434,15 +456,23 @@ class Promotion:
 
 
 def promote(
-    model: str, source: str, target: str, *, tracking_uri: str, unevaluated: bool = False
+    model: str,
+    source: str,
+    target: str,
+    *,
+    tracking_uri: str | None = None,
+    unevaluated: bool = False,
 ) -> Promotion:
     """Give the version with the alias ``source`` the alias ``target``, too.
 
-    Raises BadWeights when there is no such version, or when it was never evaluated, unless
-    ``unevaluated``, and StorageError when there is no MLflow at ``tracking_uri``.
+    ``tracking_uri``: by default ``default_uri``. Raises BadWeights when there is no such version,
+    or when it was never evaluated, unless ``unevaluated``, and StorageError when there is no MLflow
+    at ``tracking_uri``.
     """
-    check_server(tracking_uri)
-    client = MlflowClient(tracking_uri)
+    uri = tracking_uri or default_uri()
+    check_there(uri, f"{MODELS}{model}@{source}")
+    check_server(uri)
+    client = MlflowClient(uri)
     try:
         found = client.get_model_version_by_alias(model, source)
     except MlflowException as error:

@@ -18,12 +18,16 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.models import infer_signature
+from typer.testing import CliRunner
 
 from dff.aligner.align import load_aligner
+from dff.aligner.service.weights_watch import find_version
+from dff.commands.app import app
 from dff.demo.photograph import write_photograph
 from dff.face.errors import BadWeights, StorageError
 from dff.infra.mlflow import tracking
 from dff.infra.networks import weights
+from dff.trainer.launch import choose_tracking
 
 
 def test_a_run_keeps_figures_pictures_and_weights(mlflow_uri: str, tmp_path: Path) -> None:
@@ -107,9 +111,19 @@ def test_a_missing_mlflow_is_said_and_not_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     nowhere = f"sqlite:///{tmp_path}/mlflow.db"
-    with pytest.raises(BadWeights, match="MLFLOW_TRACKING_URI"):
-        tracking.registered_weights("models:/dff@candidate", tracking_uri=nowhere)
+    for uri, place in ((nowhere, nowhere), (None, f"sqlite:///{tmp_path}/runs/mlflow.db")):
+        for ask in (
+            lambda uri: tracking.registered_weights("models:/dff@candidate", tracking_uri=uri),
+            lambda uri: tracking.find_registered_version("models:/dff@candidate", tracking_uri=uri),
+            lambda uri: tracking.promote("dff", "candidate", "champion", tracking_uri=uri),
+        ):
+            with pytest.raises(BadWeights) as told:
+                ask(uri)
+            said = str(told.value)
+            assert said.startswith(f"models:/dff@candidate: there is no MLflow at {place}; ")
+            assert "MLFLOW_TRACKING_URI" in said
     assert not list(tmp_path.iterdir())
     for address in ("models:/dff", "models:/", "models:/dff@", "models:/@candidate"):
         with pytest.raises(BadWeights, match="NAME@ALIAS"):
@@ -120,6 +134,27 @@ def test_a_missing_mlflow_is_said_and_not_made(
     with pytest.raises(BadWeights, match="is no registered model") as told:
         tracking.registered_weights("models:/dff@candidate", tracking_uri=nowhere)
     assert "\n" not in str(told.value)
+
+
+def test_every_command_finds_what_a_training_wrote(
+    mlflow_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = tracking.local_uri(tmp_path / "runs")
+    shutil.copy(mlflow_database, tmp_path / "runs" / "mlflow.db")
+    assert tracking.default_uri() == uri
+    assert choose_tracking("s3://bucket/runs") == uri
+    run = tracking.start(uri, experiment="e", name="first", params={})
+    run.register(weights.SHIPPED[weights.DEFAULT], name="dff", alias="candidate", tags={})
+    run.finish()
+    assert weights.load("models:/dff@candidate").card == weights.load(weights.DEFAULT).card
+    assert find_version("models:/dff@candidate") == "1"
+    words = ["models", "promote", "candidate", "champion", "--model", "dff", "--unevaluated"]
+    told = CliRunner().invoke(app, words)
+    assert told.stdout.startswith("dff version 1 is champion"), told.output
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert tracking.default_uri() == "http://mlflow:5000"
 
 
 def test_a_server_that_does_not_answer_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
