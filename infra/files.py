@@ -16,16 +16,6 @@ from dff.face.errors import BadPlace, StorageError
 
 _log = logging.getLogger(__name__)
 
-FORMATS = frozenset(
-    {
-        *(".json", ".jsonl", ".csv", ".tsv", ".xlsx", ".html", ".pts", ".parquet", ".yaml"),
-        *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".tiff", ".bmp", ".pdf", ".svg"),
-        *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".glb", ".gltf", ".obj", ".ply", ".stl"),
-        *(".npy", ".npz", ".onnx", ".safetensors", ".pt", ".zip"),
-    }
-)
-"""Suffixes that promise a format."""
-
 
 def strip_suffix(path: PurePath | str) -> str:
     """A path or key without its suffix: what a photo and its landmarks have in common.
@@ -52,15 +42,14 @@ def check_output_file(path: Path | str | None, suffixes: Sequence[str] = ()) -> 
 
 
 def check_format(path: Path | str, suffixes: Sequence[str]) -> None:
-    """Raise ValueError for a file whose suffix is that of a format with other ``suffixes``.
+    """Raise ValueError for a file whose suffix is not one of ``suffixes``.
 
-    Suffixes that no format of ``FORMATS`` has, and none, are the user's choice.
+    A name without a suffix, as of ``/dev/stdout``, is the user's choice. A suffix without a letter
+    is none: ``weights-1.0`` and ``faces.2026``.
     """
     suffix = Path(path).suffix.lower()
-    if suffix in FORMATS and suffix not in suffixes:
-        raise ValueError(
-            f"{path} should end in {' or '.join(suffixes)}: {suffix} is another format"
-        )
+    if any(map(str.isalpha, suffix)) and suffix not in suffixes:
+        raise ValueError(f"{path} should end in {' or '.join(suffixes)}")
 
 
 def check_output_folder(path: Path | str | None) -> None:

@@ -344,6 +344,7 @@ def _align_images(
     drawings = assign_outputs(draw, files, DRAWINGS) if draw else {}
     meshes = assign_outputs(mesh, files, MESHES) if mesh else {}
     masks = assign_outputs(mask, files, PICTURES) if mask else {}
+    cut_out = assign_outputs(crops[0], files, PICTURES) if crops[0] else {}
     made = [*drawings.values(), *meshes.values(), *masks.values()]
     check_not_inputs((), [json_out, table, *made])
     finished: set[str] = set()
@@ -351,8 +352,6 @@ def _align_images(
         if not json_out or not is_json_lines(json_out):
             raise typer.BadParameter("--resume goes with --json FILE.jsonl")
         finished = read_finished(json_out)
-    elif json_out and is_json_lines(json_out):
-        write_file(json_out, b"")
     todo = [path for path in files if names[path] not in finished]
     progress = len(files) > 1
     if server:
@@ -374,10 +373,12 @@ def _align_images(
         meshes,
         table=table,
         masks=masks,
-        crops=assign_outputs(crops[0], files, PICTURES) if crops[0] else {},
+        crops=cut_out,
         crop_size=crops[1],
     )
     if not resume:
+        if json_out and is_json_lines(json_out):
+            write_file(json_out, b"")
         writer.begin()
     counts = ImageCounts()
     for result in results:

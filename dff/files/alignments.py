@@ -405,7 +405,7 @@ def write_mesh(
 
 def is_json_lines(path: Path) -> bool:
     """Whether a file has a line of JSON for each image, which a later run may append to."""
-    return path.suffix == ".jsonl"
+    return path.suffix.lower() == ".jsonl"
 
 
 def encode_png(image: Bytes) -> bytes:

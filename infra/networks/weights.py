@@ -137,7 +137,7 @@ def check_destination(path: Path | str, *, endpoint_url: str | None = None) -> N
     """Raises StorageError where ``save`` could write no file: to be asked before long work.
 
     An address of another kind is refused, since it would be taken for the name of a folder. Raises
-    ValueError for the suffix of another format.
+    ValueError for another suffix.
     """
     text = str(path)
     check_format(text, (".safetensors",))

@@ -30,6 +30,7 @@ from dff.infra.networks import weights
 from dff.infra.photos.images import read_image
 from dff.infra.photos.landmark_files import format_pts, parse_pts
 from tests.dff.command_runner import run_command
+from tests.dff.films import moving_edge, write_film
 
 COMMANDS = (
     "label", "synthesize", "inspect", "train", "calibrate", "fit-landmark-offsets", "train-cascade",
@@ -144,8 +145,18 @@ MISTAKES = [
     (("align", "file", "--json", "file"), "file is one of the input files"),
     (("align", "file", "--json", "a", "--csv", "a"), "a is named for two outputs"),
     (("align", "p.png", "--draw", "q.png", "--mask", "q.png"), "q.png is named for two outputs"),
-    (("align", "file", "--csv", "a.json"), "a.json should end in .csv: .json is another format"),
+    (("align", "file", "--csv", "a.json"), "a.json should end in .csv"),
     (("align", "file", "--json", "a.csv"), "a.csv should end in .json or .jsonl"),
+    (("align", "file", "--csv", "zz.txt"), "zz.txt should end in .csv"),
+    (("align", "file", "--json", "a.json.gz"), "a.json.gz should end in .json or .jsonl"),
+    (("align", "film.mp4", "--csv", "zz.txt"), "zz.txt should end in .csv"),
+    (("align", "film.mp4", "--draw", "zz.txt"), "zz.txt should end in .mp4"),
+    (("align", "film.mp4", "--mesh", "a.obj"), "a.obj should be a file that ends in .glb"),
+    (("align", "p.png", "p.png", "--same-person", "--mesh", "a.txt"), "that ends in .glb or .obj"),
+    (("align", "file", "--crops", "zz.txt"), "zz.txt should end in .png, or be a folder"),
+    (("match", "p.png", "p.png", "--json", "zz.txt"), "zz.txt should end in .json"),
+    (("match", "p.png", "p.png", "--dense", "zz.txt"), "zz.txt should be a file that ends in .npy"),
+    (("train", "d", "--out", "a.txt"), "a.txt should end in .safetensors"),
     (("match", "p.png", "p.png", "--json", "a.png"), "a.png should end in .json"),
     (("evaluate", "300w", "d", "--json", "a.csv"), "a.csv should end in .json"),
     (("inspect", "d", "--html", "a.json"), "a.json should end in .html or .htm"),
@@ -160,6 +171,7 @@ MISTAKES = [
     (("align", "file", "--mask", "photo.jpg"), "photo.jpg should end in .png, or be a folder"),
     (("align", "file", "--boxes", "file"), "file is not a file of boxes"),
     (("align", "file", "--weights", "nope"), "no weights file nope; shipped by name: dff-open"),
+    (("align", "p.png", "--weights", "nope", "--json", "a.jsonl"), "no weights file nope; shipped"),
     (("align", "file", "--weights", "models:/a"), "say models:/NAME@ALIAS"),
     (("train", "d", "--out", "models:/a/1"), "say models:/NAME or models:/NAME@ALIAS"),
     (("train", "d", "--out", "models:/a", "--workers", "0"), "trains without MLflow"),
@@ -200,6 +212,9 @@ def test_a_mistake_is_one_line_that_names_the_thing(
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
     cv2.imwrite("p.png", np.zeros((64, 64, 3), np.uint8))
+    if "film.mp4" in arguments:
+        write_film(Path("film.mp4"), moving_edge(4))
+    there = set(Path().iterdir())
     monkeypatch.setattr(sys, "argv", ["dff", *arguments])
     monkeypatch.setattr(logging.root, "handlers", [])
     with patch.dict(os.environ), pytest.raises(SystemExit) as ending:
@@ -209,6 +224,7 @@ def test_a_mistake_is_one_line_that_names_the_thing(
     assert ending.value.code == status
     assert "Traceback" not in err + out
     assert len(err.strip().splitlines()) == 1
+    assert set(Path().iterdir()) == there
 
 
 @pytest.mark.parametrize(
