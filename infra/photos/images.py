@@ -138,8 +138,9 @@ def decode_image(
             try:
                 image.load()
             except OSError:
-                if image.format != "JPEG" or not limits.truncated:
+                if image.format != "JPEG":
                     raise
+                image.close()
                 image, warning = _load_truncated(data, limits, reduce_to)
             pixels = _to_rgb(image)
             image.close()  # its pixels take more memory than those that are returned
@@ -270,7 +271,8 @@ def _load_truncated(
 ) -> tuple[ImageFile, str]:
     """A JPEG that lacks its last bytes, and the warning about it.
 
-    The decoder fills the missing rows with grey. Raises BadImage where they are too many.
+    The decoder fills the missing rows with grey. Raises BadImage, in the words of the warning,
+    where they are too many, and where ``limits`` do not allow any.
     """
     image, _ = _open(data + b"\xff\xd9", limits)
     _reduce(image, reduce_to)
@@ -280,13 +282,11 @@ def _load_truncated(
     grey = image.mode not in ("L", "RGB") or bool((np.abs(last.astype(int) - 128) <= 2).all())
     filled = (pixels == last).reshape(len(pixels), -1).all(1) & grey
     missing = len(filled) if filled.all() else int(np.argmin(filled[::-1]))
-    if missing > MISSING_ROWS * len(filled):
-        raise BadImage(
-            "damaged",
-            f"the image is truncated or damaged: {missing} of {len(filled)} rows are missing",
-        )
-    lacking = f": {missing} of {len(filled)} rows are missing" if missing else ""
-    return image, f"the JPEG lacks its last bytes{lacking}"
+    lacking = f"{missing} of {len(filled)} rows are" if missing else "its last bytes are"
+    words = f"the image is truncated or damaged: {lacking} missing"
+    if missing > MISSING_ROWS * len(filled) or not limits.truncated:
+        raise BadImage("damaged", words)
+    return image, words
 
 
 def _to_rgb(image: Image.Image) -> Bytes:
