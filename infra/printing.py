@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 
 def printable(text: object) -> str:
@@ -20,6 +21,12 @@ def counted(number: int, thing: str, things: str | None = None) -> str:
     ``things``: the plural, if it is not ``thing`` and an s.
     """
     return f"{number} {thing if number == 1 else things or f'{thing}s'}"
+
+
+def listed(names: Sequence[object], most: int = 5) -> str:
+    """The first names, and how many there are more: "a, b and 3 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(printable, names[:most])) + more
 
 
 def escape_unprintable_output() -> None:

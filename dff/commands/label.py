@@ -64,9 +64,9 @@ def label(
 
     from dff.aligner.align import load_aligner
     from dff.aligner.threads import use_threads
-    from dff.files.labels import find_duplicate_photos, label_photos
+    from dff.files.labels import LabelCounts, find_duplicate_photos, label_photos
     from dff.infra.datasets.near_duplicates import describe_near_duplicates
-    from dff.infra.printing import counted, printable
+    from dff.infra.printing import printable
     from dff.infra.storage import S3Access, open_storage
     from dff.pipeline.recovery.photos import find_photos
 
@@ -77,7 +77,7 @@ def label(
     aligner = load_aligner(weights, endpoint_url=endpoint_url)
     listing = find_photos(storage)
     use_threads(max(1, torch.get_num_threads() // workers))  # workers share the cores
-    labelled = unlabelled = refused = 0
+    counts = LabelCounts()
     hashes = {}
     for photo in label_photos(
         storage,
@@ -89,21 +89,17 @@ def label(
     ):
         if photo.hash is not None:
             hashes[photo.key] = photo.hash
+        counts.add(photo)
         if photo.reason:
-            unlabelled, refused = unlabelled + 1, refused + photo.refused
             tqdm.write(printable(f"{photo.key}: {photo.reason}"))
-        else:
-            labelled += 1
         if photo.warning:
             tqdm.write(printable(f"{photo.key}: labelled, but {photo.warning}"))
     if card:
-        write_card(storage, listing, labelled, confidence, aligner.card)
-    done = f"{counted(labelled, 'photo')} labelled in {storage.uri}"
-    rest = f"; {refused} of these could not be read or share a name" if refused else ""
-    typer.echo(f"{done}; {unlabelled} without landmarks{rest}")
+        write_card(storage, listing, counts.labelled, confidence, aligner.card)
+    typer.echo(counts.describe(storage.uri))
     if duplicates := find_duplicate_photos(storage, hashes, listing=listing):
         typer.echo(describe_near_duplicates(duplicates))
-    if refused:
+    if counts.refused:
         raise typer.Exit(1)
 
 

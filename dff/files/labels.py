@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from dff.infra.files import strip_suffix
 from dff.infra.photos.image_listing import describe_passed_over
 from dff.infra.photos.images import as_stored, decode_image
 from dff.infra.photos.landmark_files import format_pts
+from dff.infra.printing import counted, listed
 from dff.infra.storage import Storage, is_missing
 from dff.pipeline.recovery.photos import PhotoListing, PhotoRef, find_photos
 
@@ -33,16 +35,49 @@ class PhotoAligner(Protocol):
     def align(self, image: Bytes) -> list[Alignment]: ...
 
 
+class Refusal(StrEnum):
+    """Why a photo can't be labelled, whatever it shows."""
+
+    UNREAD = "could not be read"
+    SHARED_NAME = "share their name with another"  # their landmarks would be another photo's, too
+    DEFECT = "met an unexpected error"
+
+
 @dataclass(frozen=True)
 class PhotoLabel:
     """The outcome for one photo."""
 
     key: str
     reason: str = ""  # why it remains without landmarks; "" when they were written
-    refused: bool = False  # it could not be read, or its landmarks would be another photo's, too
+    refused: Refusal | None = None
     warning: str = ""  # what is wrong with a photo that was labelled
     # by which near-duplicates are found; None for a photo that was not read or decoded
     hash: Ints | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass
+class LabelCounts:
+    """How the photos of a command went."""
+
+    labelled: int = 0
+    unlabelled: int = 0
+    refused: dict[Refusal, list[str]] = field(default_factory=dict)  # keys of photos, by reason
+
+    def add(self, photo: PhotoLabel) -> None:
+        """Count a photo."""
+        self.labelled += not photo.reason
+        self.unlabelled += bool(photo.reason)
+        if photo.refused:
+            self.refused.setdefault(photo.refused, []).append(photo.key)
+
+    def describe(self, place: str) -> str:
+        """One line; ``place``: address of the photos."""
+        done = f"{counted(self.labelled, 'photo')} labelled in {place}"
+        parts = [f"{done}; {self.unlabelled} without landmarks"]
+        for why in Refusal:
+            if keys := self.refused.get(why):
+                parts.append(f"{len(keys)} of these {why} ({listed(keys)})")
+        return "; ".join(parts)
 
 
 def label_photos(
@@ -80,7 +115,7 @@ def label_photos(
             return PhotoLabel(
                 ref.image_key,
                 "another image has this name, so a .pts file would label both",
-                refused=True,
+                refused=Refusal.SHARED_NAME,
             )
         value: Ints | None = None
         bar.begin(ref.image_key, ref.size)
@@ -91,12 +126,12 @@ def label_photos(
         except NoFace as error:
             return PhotoLabel(ref.image_key, str(error), hash=value)
         except (BadPhoto, NotFound, UnreadableObject) as error:
-            return PhotoLabel(ref.image_key, str(error), refused=True, hash=value)
+            return PhotoLabel(ref.image_key, str(error), refused=Refusal.UNREAD, hash=value)
         except StorageError:
             raise  # the other photos can't be read either
         except Exception as error:  # the others are worth more than a defect that one shows
             why = f"{type(error).__name__}: {error}"
-            return PhotoLabel(ref.image_key, why, refused=True, hash=value)
+            return PhotoLabel(ref.image_key, why, refused=Refusal.DEFECT, hash=value)
         storage.write(f"{stem}.pts", format_pts(points))
         return PhotoLabel(ref.image_key, warning=warning, hash=value)
 

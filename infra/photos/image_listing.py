@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from dff.face.errors import StorageError, TransientStorageError
 from dff.infra.photos.images import OWN_FILES, recognise
 from dff.infra.photos.landmark_files import LANDMARK_SUFFIXES
-from dff.infra.printing import printable
+from dff.infra.printing import counted, listed
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -17,7 +17,6 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 """Files of these names are images whatever they hold: a bad one is named as a bad image."""
-NAMED = 5  # files that are passed over and named; the others are counted
 
 
 def find_other_kind(name: str, read: Callable[[], bytes]) -> str | None:
@@ -45,7 +44,5 @@ def find_other_kind(name: str, read: Callable[[], bytes]) -> str | None:
 
 def describe_passed_over(others: Sequence[str]) -> str:
     """Files that are no images, in a line for people."""
-    named = ", ".join(printable(name) for name in others[:NAMED])
-    more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-    files = "1 file" if len(others) == 1 else f"{len(others)} files"
-    return f"{files} passed over, not images that can be read: {named}{more}"
+    files = counted(len(others), "file")
+    return f"{files} passed over, not images that can be read: {listed(others)}"

@@ -15,7 +15,13 @@ from dff.face.errors import BadPhoto
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import MIRROR
 from dff.face.model.morphable import MorphableModel
-from dff.files.labels import PhotoLabel, find_duplicate_photos, label_photos
+from dff.files.labels import (
+    LabelCounts,
+    PhotoLabel,
+    Refusal,
+    find_duplicate_photos,
+    label_photos,
+)
 from dff.infra.photos.landmark_files import format_pts, parse_pts
 from dff.infra.storage import LocalStorage, open_storage
 from dff.pipeline.recovery.photos import list_photos, read_photo
@@ -119,14 +125,14 @@ def test_no_photo_stops_the_others(
         "",
     ]
     assert outcomes["f.heic"].reason
-    assert "lacks its last bytes" in outcomes["d.jpg"].warning
+    assert "is truncated or damaged: " in outcomes["d.jpg"].warning
     assert sorted(path.name for path in tmp_path.glob("*.pts")) == ["a.pts", "d.pts", "e.pts"]
     assert "1 file passed over, not images that can be read: g.gif (GIF)" in caplog.text
     passed = caplog.text.partition("2 entries passed over: ")[2]
     assert r"h\udce9.jpg (its name is not UTF-8; rename it)" in passed
     assert "c.png (an empty folder)" in passed
-    refused = [one.key for one in outcomes.values() if one.refused]
-    assert refused == ["b.png", "f.heic"]
+    refused = {one.key: one.refused for one in outcomes.values() if one.refused}
+    assert refused == {"b.png": Refusal.DEFECT, "f.heic": Refusal.UNREAD}
 
 
 def test_photos_that_share_a_label_file_are_not_labelled(
@@ -138,6 +144,22 @@ def test_photos_that_share_a_label_file_are_not_labelled(
     assert reasons["a.png"] == reasons["a.webp"] != ""
     assert reasons["b.png"] == ""
     assert [path.name for path in tmp_path.glob("*.pts")] == ["b.pts"]
+
+
+def test_the_summary_counts_and_names_each_cause_by_itself() -> None:
+    counts = LabelCounts()
+    counts.add(PhotoLabel("a.png"))
+    counts.add(PhotoLabel("b.png", "no face found"))
+    assert counts.describe("photos") == "1 photo labelled in photos; 1 without landmarks"
+    for i in range(7):
+        counts.add(PhotoLabel(f"{i}.png", "damaged", refused=Refusal.UNREAD))
+    for name in ("c.jpg", "c.png"):
+        counts.add(PhotoLabel(name, "another has this name", refused=Refusal.SHARED_NAME))
+    assert counts.describe("photos") == (
+        "1 photo labelled in photos; 10 without landmarks; "
+        "7 of these could not be read (0.png, 1.png, 2.png, 3.png, 4.png and 2 more); "
+        "2 of these share their name with another (c.jpg, c.png)"
+    )
 
 
 def test_workers_run_in_parallel_and_write_the_same_labels(
