@@ -63,7 +63,7 @@ format: $(READY)  ## ruff format and import order
 	$(BIN)/ruff check --fix .
 
 docs: $(READY) links  ## build the documentation into out/docs
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/pip install --quiet -c constraints.txt --group docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 wheel: $(READY)  ## build the wheel into out/wheel

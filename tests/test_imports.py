@@ -298,7 +298,7 @@ def test_the_extras_together_are_all() -> None:
         "optional-dependencies"
     ]
     assert declared("all") == {
-        name for extra in set(groups) - {"all", "dev", "docs"} for name in declared(extra)
+        name for extra in set(groups) - {"all", "dev"} for name in declared(extra)
     } | {"deep-face-feature"}
     used = {extra for path in FILES for _, extra in extra_imports(path)}
-    assert used - {""} <= set(groups) - {"dev", "docs"}
+    assert used - {""} <= set(groups) - {"dev"}
