@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated
@@ -85,10 +87,14 @@ def options(
     """Options of the command itself."""
 
 
-def main() -> None:
-    """Run the command; an expected error is one line on standard error.
+TERMINATED = 128 + signal.SIGTERM  # exit status, as of shells
 
-    The exit status is 2 for a ValueError, a mistake in the arguments, and 1 for other errors.
+
+def main() -> None:
+    """Run the command; an expected error is one line on standard error, and so is SIGTERM.
+
+    The exit status is 2 for a ValueError, a mistake in the arguments, ``TERMINATED`` after SIGTERM,
+    and 1 for other errors.
     """
     escape_unprintable_output()
     set_missing_temporary_folder()
@@ -97,11 +103,28 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.INFO)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(HidingFormatter("%(levelname)s %(name)s: %(message)s"))
+    terminated = threading.Event()
+
+    def terminate(number: int, frame: object) -> None:
+        """End what is in work as an error would, so that nothing of it is left."""
+        terminated.set()
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         app(prog_name="dff")
-    except (DffError, ValueError, OSError, MemoryError) as error:
+    except (SystemExit, DffError, ValueError, OSError, MemoryError) as error:
+        # While Ray starts it exits by itself; within its calls the exit becomes another one.
+        by_ray = isinstance(error, SystemExit) and error.code == signal.SIGTERM
+        if terminated.is_set() or by_ray:
+            typer.secho("dff: stopped by SIGTERM", fg="red", err=True)
+            raise SystemExit(TERMINATED) from None
+        if isinstance(error, SystemExit):
+            raise
         typer.secho(hide_secrets(f"dff: {describe_error(error)}"), fg="red", err=True)
         raise SystemExit(2 if isinstance(error, ValueError) else 1) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def describe_error(error: Exception) -> str:

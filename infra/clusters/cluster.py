@@ -11,8 +11,10 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -102,6 +104,7 @@ def connected(
             **_private_token(),
             **(env or {}),
         }
+    terminate = signal.getsignal(signal.SIGTERM)
     with _environment(hidden), _session_folder(address) as folder:
         try:
             if address is None:
@@ -128,6 +131,9 @@ def connected(
         except Exception as error:  # Ray raises a bare one when a node does not start in time
             where = address or "this machine"
             raise ClusterError(hide_secrets(f"no Ray at {where}: {error}")) from error
+        if threading.current_thread() is threading.main_thread() and terminate is not None:
+            # Ray's own handler writes the stacks of its threads and aborts
+            signal.signal(signal.SIGTERM, terminate)
         try:
             yield
         finally:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -225,6 +226,29 @@ def test_a_mistake_is_one_line_that_names_the_thing(
     assert "Traceback" not in err + out
     assert len(err.strip().splitlines()) == 1
     assert set(Path().iterdir()) == there
+
+
+STOPPED = """
+import os, signal, sys, time
+import ray
+from dff.commands import app
+from dff.infra.clusters.cluster import connected
+
+def work(prog_name):
+    with connected(None, workers=1):
+        ray.get(ray.remote(lambda: os.kill(driver, signal.SIGTERM) or time.sleep(60)).remote())
+
+driver = os.getpid()
+app.app = work
+app.main()
+"""
+
+
+@pytest.mark.ray
+def test_a_command_that_is_terminated_says_so_in_a_line() -> None:
+    ended = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True)
+    assert ended.stderr.strip() == "dff: stopped by SIGTERM"
+    assert ended.returncode == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(
