@@ -16,11 +16,11 @@ class FoundFaces(list[Alignment]):
 
     def __init__(self, faces: Iterable[Alignment], refused: Iterable[Alignment] = ()) -> None:
         super().__init__(faces)
-        self.refused: tuple[Alignment, ...] = ()
-        if not self:
-            for one in sorted(refused, key=lambda face: -face.face_confidence):
-                if not any(same_face(one.box, other.box) for other in self.refused):
-                    self.refused += (one,)
+        distinct: list[Alignment] = []
+        for one in sorted(refused, key=lambda face: -face.face_confidence):
+            if not any(same_face(one.box, other.box) for other in distinct):
+                distinct.append(one)
+        self.refused = () if self else tuple(distinct)
 
 
 def describe_missing_face(found: Sequence[Alignment], image: str = "") -> str:
