@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 from scipy.special import expit, logit
 
@@ -27,8 +28,10 @@ from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.visibility import soft_facing
 from dff.face.arrays import Array, Float, Floats
 from dff.face.model.landmarks import CHIN_ARC, MOUTH, NOSE_BOTTOM
+from dff.face.numba_cache import CACHE
 
 HIDDEN = 0.03  # metres: lying farther behind the visible surface says nothing more
+FAINTEST = -16.0  # logarithm of a share of a pixel that no longer counts
 NEAR = (0.03, 0.06)  # fractions of the face size: the neighbourhoods that support a landmark
 
 # fraction of the face's box (root of its area): a face is aligned when its landmarks err less on
@@ -81,20 +84,29 @@ def surroundings(
     rows; (B, L, 2) ``landmarks``; (B,) ``pitch``: pixels of the photo between neighbouring matched
     pixels. One is a full disc: the edge of a face has about a half.
     """
-    # In face sizes about the face's middle, where single precision is plenty.
-    middle = landmarks.mean(axis=1, keepdims=True)
-    places, pixels = ((points - middle) / face_size[:, None, None] for points in (landmarks, px))
-    places, pixels = places.astype(np.float32), pixels.astype(np.float32)
-    square = (places[:, :, None, 0] - pixels[:, None, :, 0]) ** 2 + (
-        places[:, :, None, 1] - pixels[:, None, :, 1]
-    ) ** 2
-    both = np.stack([mask, agreement], axis=2).astype(np.float32)
-    out = []
-    for reach in NEAR:
-        near = np.exp(square * np.float32(-0.5 / reach**2))
-        disc = 2 * np.pi * (reach * face_size / pitch) ** 2
-        out.append(np.matmul(near, both) / disc[:, None, None])
-    return np.stack(out, axis=2)
+    out = np.zeros((*landmarks.shape[:2], len(NEAR), 2))
+    for face in range(len(out)):
+        reach = np.array(NEAR) * face_size[face]
+        _surround(landmarks[face], px[face], mask[face], agreement[face], reach, out[face])
+        out[face] /= (2 * np.pi * (reach / pitch[face]) ** 2)[:, None]
+    return out
+
+
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
+def _surround(places, px, mask, agreement, reach, out):  # type: ignore[no-untyped-def]
+    """Add the mask and the agreement of pixels to (L, R, 2) ``out``, by Gaussians of each reach."""
+    slope = -0.5 / reach**2
+    for n in range(len(px)):
+        if mask[n] == 0.0 and agreement[n] == 0.0:
+            continue
+        for place in range(len(places)):
+            dx, dy = places[place, 0] - px[n, 0], places[place, 1] - px[n, 1]
+            square = dx * dx + dy * dy
+            for r in range(len(reach)):
+                if square * slope[r] > FAINTEST:
+                    near = np.exp(square * slope[r])
+                    out[place, r, 0] += near * mask[n]
+                    out[place, r, 1] += near * agreement[n]
 
 
 def landmark_features(fit: FaceFit, around: Floats) -> Floats:

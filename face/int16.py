@@ -201,20 +201,29 @@ def _declare(builder: Any, name: str, kind: Any) -> Any:
     return builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
 
 
-def _for_registers(builder: Any, count: Any, body: Callable[[Any], None]) -> None:
-    """A loop of compiled code: ``body`` of every number of ``count`` that begins a register."""
+def _for_registers(builder: Any, count: Any, body: Callable[[Any, Any], Any], first: Any) -> Any:
+    """A loop of compiled code over every number of ``count`` that begins a register.
+
+    ``body`` of the number and of what it answered last, at first ``first``; the last answer.
+    """
     long = ir.IntType(64)
     entry = builder.block
     loop, done = builder.append_basic_block("register"), builder.append_basic_block("done")
     builder.cbranch(builder.icmp_signed("<", long(0), count), loop, done)
     builder.position_at_end(loop)
-    i = builder.phi(long)
+    i, value = builder.phi(long), builder.phi(first.type)
     i.add_incoming(long(0), entry)
-    body(i)
+    value.add_incoming(first, entry)
+    answer = body(i, value)
     following = builder.add(i, long(LANES))
-    i.add_incoming(following, builder.block)
+    i.add_incoming(following, loop)
+    value.add_incoming(answer, loop)
     builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
     builder.position_at_end(done)
+    last = builder.phi(first.type)
+    last.add_incoming(first, entry)
+    last.add_incoming(answer, loop)
+    return last
 
 
 def _size(builder: Any, numbers: Any) -> Any:
@@ -234,16 +243,16 @@ def _find_largest(typingctx, x, count, sizes):  # type: ignore[no-untyped-def]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x, count, sizes = args
-        pointer_type = ir.VectorType(ir.FloatType(), LANES).as_pointer()
-        pointer = builder.inttoptr(sizes, pointer_type)
+        floats = ir.VectorType(ir.FloatType(), LANES)
+        pointer = builder.inttoptr(sizes, floats.as_pointer())
 
-        def update(i: Any) -> None:
+        def update(i: Any, largest: Any) -> Any:
             place = builder.add(x, builder.shl(i, ir.IntType(64)(2)))
-            one = builder.load(builder.inttoptr(place, pointer_type), align=4)
-            before = builder.load(pointer, align=4)
-            builder.store(_larger(builder, _size(builder, one), before), pointer, align=4)
+            one = builder.load(builder.inttoptr(place, floats.as_pointer()), align=4)
+            return _larger(builder, _size(builder, one), largest)
 
-        _for_registers(builder, count, update)
+        before = builder.load(pointer, align=4)
+        builder.store(_for_registers(builder, count, update, before), pointer, align=4)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), generate
@@ -298,7 +307,7 @@ def _round_lanes(typingctx, x, count, inverse, out):  # type: ignore[no-untyped-
         first = builder.insert_element(floats(ir.Undefined), inverse, ir.IntType(32)(0))
         factor = builder.shuffle_vector(first, floats(ir.Undefined), words([0] * LANES))
 
-        def write(i: Any) -> None:
+        def write(i: Any, numbers: Any) -> Any:
             place = builder.add(x, builder.shl(i, long(2)))
             one = builder.load(builder.inttoptr(place, floats.as_pointer()), align=4)
             scaled = builder.fmul(one, factor)
@@ -306,8 +315,9 @@ def _round_lanes(typingctx, x, count, inverse, out):  # type: ignore[no-untyped-
             numbers = builder.trunc(whole, halves)
             target = builder.add(out, builder.shl(i, long(1)))
             builder.store(numbers, builder.inttoptr(target, halves.as_pointer()), align=2)
+            return numbers
 
-        _for_registers(builder, count, write)
+        _for_registers(builder, count, write, halves([0] * LANES))
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.float32, types.intp), generate

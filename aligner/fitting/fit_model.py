@@ -196,10 +196,20 @@ class FitModel:
 
     def landmarks(self, state: FitState, moved: Floats | None = None) -> Floats:
         """(B, 68, 2) pixels, 3D scheme; ``moved``: by (B, 68, 2) metres right and down."""
-        points = evaluate_shape(self.landmark_mean, self.landmark_basis, state.coefficients)
-        if moved is not None:
-            points = points + moved @ state.rotation[:, :2]
-        return project(state, points, state.inverse_depth)
+        basis = self.landmark_basis.reshape(-1, self.landmark_basis.shape[2])
+        out = np.empty((len(state.scale), len(self.landmark_mean), 2))
+        _place_landmarks(
+            self.landmark_mean,
+            basis,
+            np.ascontiguousarray(state.coefficients, np.float64),
+            np.zeros((len(out), 0, 2)) if moved is None else moved,
+            state.scale,
+            state.rotation,
+            state.centre,
+            state.inverse_depth,
+            out,
+        )
+        return out
 
     def anchors(self, state: FitState) -> Floats:
         """(B, A, 2) pixels."""
@@ -270,6 +280,28 @@ class PersonFitModel(FitModel):
     def shared(self) -> int:
         """The number of latent coefficients that all photos share; they come first."""
         return self.identities + self.deformations
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _place_landmarks(  # type: ignore[no-untyped-def]
+    mean, basis, coefficients, moved, scale, rotation, centre, inverse_depth, out
+):
+    """Fill ``FitModel.landmarks``; (L, 3) ``mean``, (3 L, P) ``basis``, ``moved`` or none."""
+    p = np.empty(3)
+    for i in range(len(out)):
+        shape = np.dot(basis, coefficients[i])
+        turn = rotation[i]
+        for n in range(len(mean)):
+            for c in range(3):
+                p[c] = mean[n, c] + shape[3 * n + c]
+            if moved.shape[1]:
+                for c in range(3):
+                    p[c] += moved[i, n, 0] * turn[0, c] + moved[i, n, 1] * turn[1, c]
+            away = turn[2, 0] * p[0] + turn[2, 1] * p[1] + turn[2, 2] * p[2]
+            wide = scale[i] / (1.0 + inverse_depth[i] * away)
+            for axis in range(2):
+                seen = turn[axis, 0] * p[0] + turn[axis, 1] * p[1] + turn[axis, 2] * p[2]
+                out[i, n, axis] = seen * wide + centre[i, axis]
 
 
 def prior_sd(model: MorphableModel) -> Floats:

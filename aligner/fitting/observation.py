@@ -161,7 +161,7 @@ def probe(descriptor: Floats, face_logit: Floats, places: Floats, expected: Floa
     return out
 
 
-@numba.njit(cache=CACHE, nogil=True)
+@numba.njit(cache=CACHE, nogil=True, fastmath=True)
 def _probe(descriptor, face_logit, places, expected, out):  # type: ignore[no-untyped-def]
     height, width, dims = descriptor.shape
     for n in range(len(places)):

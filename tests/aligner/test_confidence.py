@@ -9,7 +9,7 @@ import pytest
 from scipy.special import logit
 
 from dff.aligner.alignment import CalibrationFeatures
-from dff.aligner.confidence import DEFAULT, FACE, LANDMARK, Calibration, surroundings
+from dff.aligner.confidence import DEFAULT, FACE, LANDMARK, NEAR, Calibration, surroundings
 from dff.aligner.evaluation.calibration import (
     BINS,
     Case,
@@ -169,6 +169,22 @@ def test_surroundings_of_a_full_plane_are_full_and_of_its_edge_half() -> None:
     )[0]
     np.testing.assert_allclose(got[0], [[1.0, 0.5]] * 2, atol=1e-3)
     np.testing.assert_allclose(got[1], [[0.5, 0.25]] * 2, atol=1e-2)
+
+
+def test_surroundings_are_sums_over_all_pixels() -> None:
+    rng = np.random.default_rng(6)
+    landmarks, px = rng.uniform(0, 200, (2, 68, 2)), rng.uniform(-20, 220, (2, 150, 2))
+    mask, agreement = rng.uniform(size=(2, 150)), rng.uniform(size=(2, 150))
+    mask[:, -9:] = agreement[:, -9:] = 0.0
+    size, pitch = np.array([180.0, 90.0]), np.array([5.0, 2.0])
+    got = surroundings(agreement, mask, px, landmarks, size, pitch)
+    square = ((landmarks[:, :, None] - px[:, None]) ** 2).sum(3)
+    for i, reach in enumerate(NEAR):
+        near = np.exp(-0.5 * square / (reach * size[:, None, None]) ** 2)
+        disc = 2 * np.pi * (reach * size / pitch) ** 2
+        for j, numbers in enumerate((mask, agreement)):
+            want = (near @ numbers[..., None])[..., 0] / disc[:, None]
+            np.testing.assert_allclose(got[:, :, i, j], want, atol=1e-5)
 
 
 def test_crops_go_there_and_back() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dff.aligner.align import Aligner
 from dff.aligner.fitting import kernels
 from dff.aligner.fitting.correspondence import Matches, soft_correspondence
 from dff.aligner.fitting.fit_model import FitState, largest_cosines
@@ -279,3 +280,21 @@ def test_the_largest_cosine_is_that_of_the_triangle_that_faces_the_camera_most()
     cosine = -normal[:, 2] / np.linalg.norm(normal, axis=1)
     found = largest_cosines(vertices, faces, triangles, towards=-1.0)
     assert np.allclose(found, cosine[triangles].max(1), atol=1e-9)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_landmarks_are_those_of_shape_and_camera(oracle_aligner: Aligner, *, moves: bool) -> None:
+    fit_model, rng = oracle_aligner.fit_model, np.random.default_rng(7)
+    state = FitState(
+        scale=np.array([700.0, 1200.0]),
+        rotation=rotation_from_vector(0.4 * rng.normal(size=(FACES, 3))),
+        centre=rng.uniform(50, 150, (FACES, 2)),
+        coefficients=0.5 * rng.normal(size=(FACES, len(fit_model.modes))),
+        inverse_depth=np.array([1.0, 0.5]),
+    )
+    moved = 0.005 * rng.normal(size=(FACES, 68, 2))
+    points = evaluate_shape(fit_model.landmark_mean, fit_model.landmark_basis, state.coefficients)
+    if moves:
+        points = points + moved @ state.rotation[:, :2]
+    found = fit_model.landmarks(state, moved if moves else None)
+    np.testing.assert_allclose(found, project(state, points, state.inverse_depth), atol=1e-9)
