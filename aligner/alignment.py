@@ -11,7 +11,7 @@ import numpy as np
 from dff.face.arrays import Array, Bool, Bools, Float, Floats, Ints
 from dff.face.geometry.camera import Box, NearPerspective
 from dff.face.geometry.transform import Rigid, angles_from_rotation
-from dff.face.model.landmark_offsets import LandmarkOffsets
+from dff.face.model.landmark_offsets import LandmarkOffsets, close_lips
 from dff.face.model.morphable import Coefficients, MorphableModel
 
 
@@ -304,13 +304,15 @@ def place_landmarks(
         seen, camera.px_from_cam(seen), model.template[used], tolerance=JAW_TOLERANCE * camera.scale
     )
     deep = seen[table.vertex]
-    if not landmark_offsets.none:
+    annotated = not landmark_offsets.none
+    if annotated:
         both = np.concatenate([coefficients.identity, coefficients.expression])
         rotation = cam_from_head.rotation
         flat = flat + landmark_offsets.in_head("2d", both) @ rotation.T
         deep = deep + landmark_offsets.in_head("3d", both) @ rotation.T
         flat[:, :2] += landmark_offsets.in_image("2d", rotation[None])[0]
         deep[:, :2] += landmark_offsets.in_image("3d", rotation[None])[0]
-    return camera.px_from_cam(flat), np.column_stack(
-        [camera.px_from_cam(deep), -camera.scale * deep[:, 2]]
-    )
+    px = np.stack([camera.px_from_cam(flat), camera.px_from_cam(deep)])
+    if annotated:
+        px = close_lips(px, rotation[None], np.array([camera.scale]))
+    return px[0], np.column_stack([px[1], -camera.scale * deep[:, 2]])

@@ -20,7 +20,7 @@ from dff.aligner.fitting.loop import Pass
 from dff.face.arrays import Floats
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
-from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
+from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection, close_lips
 
 REFERENCE_ROTATION: dict[str, tuple[float, float, float]] = {"open-head": (4.8, 0.0, 0.0)}
 """Rotation vector in degrees, head_from_reference: where each model's head frame sees the frontal
@@ -65,6 +65,8 @@ class Reporter:
         state = done.fit.state
         moved = self.landmark_offsets.in_image("3d", state.rotation)
         landmarks = self._annotated.landmarks(state, moved)
+        if not self.landmark_offsets.none:
+            landmarks = close_lips(landmarks, state.rotation, state.scale)
         matrices = self.pose_matrices(state.rotation)
         for row, face in enumerate(done.faces):
             angles = angles_from_rotation(matrices[row])

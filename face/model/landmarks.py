@@ -56,6 +56,7 @@ BELOW_BROWS = slice(27, 68)  # nose, eyes and mouth
 NOSE_BRIDGE, NOSE_BOTTOM, NOSE = slice(27, 31), slice(31, 36), slice(27, 36)
 RIGHT_EYE, LEFT_EYE, EYES = slice(36, 42), slice(42, 48), slice(36, 48)
 OUTER_LIPS, INNER_LIPS, MOUTH = slice(48, 60), slice(60, 68), slice(48, 68)
+UPPER_INNER_LIP, LOWER_INNER_LIP = slice(61, 64), slice(67, 64, -1)  # opposite each other
 LOWER_LIP_POINTS = (*range(55, 60), *range(65, 68))  # without the corners
 
 # Single landmarks: ``points[CHIN]``.

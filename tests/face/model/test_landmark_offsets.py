@@ -15,14 +15,16 @@ from dff.face.geometry.transform import (
     rotation_from_vector,
 )
 from dff.face.model.landmark_offsets import (
+    LIP_CONTACT,
     MIRRORED_TERMS,
     TERMS,
     LandmarkOffsets,
     PoseCorrection,
     UprightPose,
+    close_lips,
     pose_terms,
 )
-from dff.face.model.landmarks import MIRROR, SCHEMES
+from dff.face.model.landmarks import LOWER_INNER_LIP, MIRROR, SCHEMES, UPPER_INNER_LIP
 
 FLIP = np.array([-1.0, 1.0])
 
@@ -117,3 +119,25 @@ def test_tables_of_other_shapes_are_refused() -> None:
         PoseCorrection(np.zeros((3, TERMS)))
     with pytest.raises(ValueError, match="finite"):
         PoseCorrection(np.full((TERMS, 3), np.inf))
+
+
+@pytest.mark.parametrize("roll", [0.0, 75.0, 180.0])
+@pytest.mark.parametrize(
+    ("gap", "closed"),
+    [(-0.5, 0.0), (0.0, 0.0), (0.3, 0.03), (0.6, 0.18), (1.0, 0.63), (3.0, 3.0), (9.0, 9.0)],
+)
+def test_lips_that_all_but_touch_are_one_line(gap: float, closed: float, roll: float) -> None:
+    """Gaps are fractions of ``LIP_CONTACT``."""
+    rotation, scale = rotation_from_angles(0.0, 0.0, roll), 2000.0
+    down = -rotation[:2, 1]
+    unit = LIP_CONTACT * scale
+    points = np.random.default_rng(3).normal(size=(68, 3)) * 50.0
+    points[LOWER_INNER_LIP, :2] = points[UPPER_INNER_LIP, :2] + gap * unit * down
+    found = close_lips(points[None], rotation[None], np.array([scale]))[0]
+    for given, answered, share in ((points, points, gap), (points, found, closed)):
+        across = (answered[LOWER_INNER_LIP] - answered[UPPER_INNER_LIP])[:, :2]
+        np.testing.assert_allclose(across, share * unit * np.tile(down, (3, 1)), atol=0.01 * unit)
+        np.testing.assert_allclose(answered.mean(0), given.mean(0), atol=1e-9)
+    others = np.setdiff1d(np.arange(68), [61, 62, 63, 65, 66, 67])
+    np.testing.assert_array_equal(found[others], points[others])
+    np.testing.assert_array_equal(found[:, 2], points[:, 2])
