@@ -13,8 +13,9 @@ Maps lie in memory as (rows, columns, channels), with a border of zeros one pixe
 
 from __future__ import annotations
 
+import math
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -23,7 +24,7 @@ from numba.extending import overload
 from torch import Tensor, nn
 
 from dff.face import int16
-from dff.face.arrays import Bytes, Floats
+from dff.face.arrays import Bytes, Floats, Ints
 from dff.face.descriptor import (
     STRIDE,
     DescriptorNet,
@@ -37,7 +38,8 @@ from dff.face.numba_cache import CACHE
 
 STRIP = 16384  # numbers of the depthwise result made at a time: with the product they fill the L2
 QUANTISED_STRIP = 8192  # the same in integers: the result and its integers fill the L1
-KEPT_BYTES = 64 << 20  # of workspaces, at most, that a thread keeps for its next images
+KEPT_BYTES = 64 << 20  # of a workspace, at most, that a thread keeps for its next images
+LINE = 16  # float32 of a line of the cache, where maps begin
 TILE = 256  # numbers that innermost loops run over at least, where the columns allow it
 
 
@@ -70,26 +72,66 @@ class FusedBlock:
         return np.asarray((_convolve_halving if halves else _convolve)(x, *weights, product))
 
 
+class Maps(NamedTuple):
+    """What is computed of one image of some shape."""
+
+    # RGB in integers with a border of zeros one pixel wide, for the stem
+    image: Ints
+    product: Floats
+    levels: list[Floats]  # the bordered map of each level, which its blocks change in place
+
+
 class Workspace:
-    """The maps of one image: of each level, which its blocks change in place, and a product."""
+    """Memory of a thread for the maps of one image at a time, as much as its largest image took.
 
-    def __init__(self, shape: tuple[int, int], widths: tuple[int, ...], stride: int) -> None:
-        self.shape, self.widths = shape, widths
-        rows, columns = (side // stride for side in shape)
-        largest = max((rows >> i) * (columns >> i) * width for i, width in enumerate(widths))
-        self.product = int16.aligned(largest, np.float32)
-        # RGB in integers with a border of zeros one pixel wide, for the stem
-        self.image = np.zeros((shape[0] + 2, 3 * (shape[1] + 2)), np.int16)
-        self.maps = [
-            _bordered((rows >> level) + 2, (columns >> level) + 2, width)
-            for level, width in enumerate(widths)
+    Maps of different shapes share it: a thread needs 23 MB for a photo of 1,024 x 1,024 pixels, and
+    not the sum over all crops and photos of late.
+    """
+
+    def __init__(self) -> None:
+        self._memory: Floats = np.zeros(0, np.float32)
+        self._maps: dict[Any, Maps] = {}  # in that memory, by shape of the image and network
+        self._last: Any = None  # the key of those that were computed last
+
+    def arrange(self, shape: tuple[int, int], widths: tuple[int, ...], stride: int) -> Maps:
+        """The maps of an image; those of another shape are no longer valid."""
+        key = shape, widths, stride
+        maps = self._maps.get(key) or self._cut(key)
+        if self._last != key:
+            self._last = key
+            _clear_border(maps.image.reshape(shape[0] + 2, shape[1] + 2, 3))
+            for level in maps.levels:
+                _clear_border(level)
+        return maps
+
+    def _cut(self, key: tuple[tuple[int, int], tuple[int, ...], int]) -> Maps:
+        (height, width), widths, stride = key
+        rows, columns = height // stride, width // stride
+        bordered = [
+            ((rows >> level) + 2, (columns >> level) + 2, many) for level, many in enumerate(widths)
         ]
-        self.bytes = self.product.nbytes + self.image.nbytes + sum(one.nbytes for one in self.maps)
-
-
-def _bordered(rows: int, columns: int, width: int) -> Floats:
-    """Zeros, whose pixels begin where registers do."""
-    return np.asarray(int16.aligned(rows * columns * width, np.float32)).reshape(rows, columns, -1)
+        counts = [math.prod(shape) for shape in bordered]
+        counts.append(max((rows >> i) * (columns >> i) * many for i, many in enumerate(widths)))
+        counts.append((height + 2) * 3 * (width + 2) // 2 + 1)  # two integers in a number
+        ends = np.cumsum([-(-count // LINE) * LINE for count in counts])
+        memory = self._memory
+        if ends[-1] > len(memory):
+            memory = int16.aligned(int(ends[-1]), np.float32)
+            if memory.nbytes <= KEPT_BYTES:
+                self._memory = memory
+                self._maps.clear()
+        *levels, product, image = (
+            memory[end - -(-count // LINE) * LINE :][:count]
+            for end, count in zip(ends.tolist(), counts, strict=True)
+        )
+        maps = Maps(
+            image.view(np.int16)[: (height + 2) * 3 * (width + 2)].reshape(height + 2, -1),
+            product,
+            [level.reshape(shape) for level, shape in zip(levels, bordered, strict=True)],
+        )
+        if memory is self._memory:
+            self._maps[key] = maps
+        return maps
 
 
 class FusedTrunk:
@@ -131,15 +173,15 @@ class FusedTrunk:
 
         (H, W, 3) ``image``, uint8 or float32 in 0..1.
         """
-        work = _get_workspace((image.shape[0], image.shape[1]), self.widths, self.stride)
-        maps, product = work.maps, work.product
+        shape = image.shape[0], image.shape[1]
+        integers, product, maps = _get_workspace().arrange(shape, self.widths, self.stride)
         kernel, units, window = self.stem.pointwise, self.stem.units, (self.side, self.stride)
         if kernel.ndim == 3:
             if image.dtype == np.uint8:
-                _quantise_levels(image, work.image)
+                _quantise_levels(image, integers)
             else:
-                _quantise_image(image, work.image)
-            sums = _convolve_quantised_image(work.image, kernel, units, *window, product)
+                _quantise_image(image, integers)
+            sums = _convolve_quantised_image(integers, kernel, units, *window, product)
         else:
             if image.dtype == np.uint8:
                 image = np.divide(image, np.float32(255.0), dtype=np.float32)
@@ -245,21 +287,21 @@ def _fuse_trunk(net: DescriptorNet | DetectorNet, reduced: bool) -> FusedTrunk:
 # A level of a uint8 image, normalised, is a multiple of this unit. Those of float32 images are
 # rounded to it.
 LEVEL_UNIT = 2.0 / (32 * 255)
-_KEPT = threading.local()  # the workspaces of each thread's last images, the last one at the end
+_KEPT = threading.local()  # the workspace of each thread
 
 
-def _get_workspace(shape: tuple[int, int], widths: tuple[int, ...], stride: int) -> Workspace:
-    """A workspace for images of this ``shape``: the one of the thread's last such image."""
-    kept: dict[Any, Workspace] = vars(_KEPT).setdefault("workspaces", {})
-    key = shape, widths, stride
-    found = kept.pop(key, None) or Workspace(shape, widths, stride)
-    kept[key] = found
-    total = sum(one.bytes for one in kept.values())
-    for old in list(kept):
-        if total <= KEPT_BYTES:
-            break
-        total -= kept.pop(old).bytes
+def _get_workspace() -> Workspace:
+    found: Workspace = vars(_KEPT).setdefault("workspace", Workspace())
     return found
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _clear_border(values):  # type: ignore[no-untyped-def]
+    """Set the outermost pixels of (rows, columns, channels) to zero."""
+    values[0] = 0
+    values[-1] = 0
+    values[1:-1, 0] = 0
+    values[1:-1, -1] = 0
 
 
 def _numbers(weight: Tensor) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -81,6 +82,27 @@ def test_maps_of_the_last_image_leave_no_trace() -> None:
     again = fused(images[:1])
     assert torch.equal(first.descriptor, again.descriptor)
     assert torch.equal(fused(images).descriptor[:1], first.descriptor)
+
+
+def test_images_of_many_shapes_take_as_much_memory_as_the_largest() -> None:
+    fused = FusedNetwork(random_net(SMALL))
+    image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(2))
+    fused(image)  # what is made once for all threads
+
+    def keep(*sides: int) -> int:
+        tracemalloc.start()
+        for side in sides:
+            fused(image[..., :side])
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return kept
+
+    with ThreadPoolExecutor(1) as thread:
+        largest = thread.submit(keep, 256).result()
+    with ThreadPoolExecutor(1) as thread:
+        many = thread.submit(keep, 192, 256, 224, 160, 128).result()
+    assert largest > 1 << 20
+    assert many < 1.1 * largest
 
 
 def test_threads_may_share_a_network() -> None:
