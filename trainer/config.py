@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, field, fields, is_dataclass
+from math import inf
 from typing import Any, get_origin, get_type_hints
 
 from dff.face.descriptor import NetConfig
@@ -165,7 +166,7 @@ class TrainConfig:
                     f"an input of {size} pixels is no positive multiple of {self.net.multiple}"
                 )
         for name in ("sigma", "scale", "learning_rate", "max_gradient"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"TrainConfig.{name} must be positive, got {getattr(self, name)}")
         if not all(0 <= x < 1 for x in (self.ema, *self.betas)):
             raise ValueError(

@@ -57,3 +57,9 @@ def resolve_destination(out: Path | str, *, endpoint_url: str | None = None) -> 
 def describe_destination(to: Destination) -> str:
     """For people, without passwords."""
     return hide_secrets(to.file) if to.file is not None else f"{REGISTERED}{to.name}"
+
+
+def check_run_name(name: str) -> None:
+    """Raises ValueError for a name that is no name of a folder: checkpoints lie in one."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"a run's name is the name of a folder, without '/', not {name!r}")

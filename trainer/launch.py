@@ -35,7 +35,12 @@ from dff.infra.storage import WITH_CREDENTIALS, S3Access, open_storage
 from dff.infra.storage.arrow import open_filesystem
 from dff.trainer.config import RESUMABLE_CHANGES, TrainConfig, WorkerRange, to_dict
 from dff.trainer.data.datasets import load_common_model
-from dff.trainer.destination import Destination, describe_destination, resolve_destination
+from dff.trainer.destination import (
+    Destination,
+    check_run_name,
+    describe_destination,
+    resolve_destination,
+)
 from dff.trainer.events import Event, Follower
 from dff.trainer.meter import Figures
 from dff.trainer.process_group import NodeTorchConfig
@@ -322,12 +327,6 @@ def build_job(
         str(cache.absolute()) if cache else None,
         cache_bytes,
     )
-
-
-def check_run_name(name: str) -> None:
-    """Raises ValueError for a name that is no name of a folder: checkpoints lie in one."""
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise ValueError(f"a run's name is the name of a folder, without '/', not {name!r}")
 
 
 def locate_model(model: str | None) -> str | None:

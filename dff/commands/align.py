@@ -170,7 +170,7 @@ def align(
         raise typer.BadParameter("--server aligns images, by its own weights, method and preset")
     if same_person and (box or draw or resume or table or mask or crops or focal or landmarks):
         raise typer.BadParameter("--same-person goes with --boxes, --json and --mesh only")
-    if server and urlsplit(server).scheme not in ("http", "https"):
+    if server and not _is_web_address(server):
         raise typer.BadParameter(f"--server is an address http://HOST:PORT, not {server}")
     if focal and not isfinite(focal):
         raise typer.BadParameter("--focal is a number of pixels")
@@ -221,6 +221,14 @@ def align(
         focal=focal,
         extras=extras,
     )
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port that is no number up to 65535
+        return False
 
 
 def _check_extras(landmarks: str | None) -> tuple[str, ...]:
@@ -347,6 +355,8 @@ def _align_images(
     cut_out = assign_outputs(crops[0], files, PICTURES) if crops[0] else {}
     made = [*drawings.values(), *meshes.values(), *masks.values()]
     check_not_inputs((), [json_out, table, *made])
+    for folder in (draw, mesh, mask, crops[0]):
+        check_not_inputs((), [json_out, table, folder])
     finished: set[str] = set()
     if resume:
         if not json_out or not is_json_lines(json_out):

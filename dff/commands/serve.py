@@ -137,10 +137,12 @@ def serve(
 
 def parse_named(texts: list[str]) -> dict[str, str]:
     """Weights by name, of texts NAME=WEIGHTS. Raises BadParameter."""
-    found = {}
+    found: dict[str, str] = {}
     for text in texts:
         name, _, weights = text.partition("=")
         if not name or not weights or name == "default":
             raise typer.BadParameter(f"--also takes NAME=WEIGHTS, and not {text!r}")
+        if name in found:
+            raise typer.BadParameter(f"--also names {name!r} twice")
         found[name] = weights
     return found

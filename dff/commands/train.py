@@ -215,7 +215,7 @@ def train(
         from dff.trainer.config import WorkerRange
         from dff.trainer.data.datasets import load_common_model
         from dff.trainer.data.shard_cache import choose_cache
-        from dff.trainer.destination import resolve_destination
+        from dff.trainer.destination import check_run_name, resolve_destination
         from dff.trainer.train import check_gpus
 
     span = None if workers == "0" else WorkerRange.parse(workers)
@@ -227,6 +227,10 @@ def train(
         raise typer.BadParameter("--preset makes one dataset: name one")
     if name and resume:
         raise typer.BadParameter("--resume names the run to continue: leave out --name")
+    if photos and not preset:
+        raise typer.BadParameter("--photos goes with --preset research")
+    if gpus_per_worker > 1 and not gpu:
+        raise typer.BadParameter("--gpus-per-worker goes with --gpu")
     run_name = resume or name or f"{name_weights(out)}-{secrets.token_hex(3)}"
     if storage is None:
         if "://" in out:
@@ -242,6 +246,7 @@ def train(
             "and --cpus-per-worker"
         )
     to = resolve_destination(out, endpoint_url=endpoint_url)
+    check_run_name(run_name)
     if span is None and to.file is None:
         raise BadPlace(
             f"--workers 0 trains without MLflow, so it can't register {out}: take --workers 1, or "

@@ -178,8 +178,9 @@ def test_workers_that_have_places_and_are_loading_wait_for_nothing(
     ray.get(others.ready())
     for reserved, told in ((True, 0), (False, 1)):
         caplog.clear()
-        with launch._followed(Follower(Kept()), WorkerShape(1)):
+        with launch._followed(Follower(Kept()), WorkerShape(1)) as events:
             own = placement_group([{"CPU": 1}, {"CPU": 1}] if reserved else [{"CPU": 100}])
+            events.qsize()  # returns when the queue has started
             time.sleep(1.5)
         remove_placement_group(own)
         said = [r.getMessage() for r in caplog.records if r.name == "dff.trainer.launch"]

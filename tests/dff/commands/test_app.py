@@ -124,6 +124,8 @@ MISTAKES = [
     (("train", "d", "--out", "w", "--gpu"), "torch finds 0 on this machine"),
     (("train", "d", "--out", "w", "--gpu", "--workers", "0"), "torch finds 0 on this machine"),
     (("train", "d", "--out", "."), ". is a folder: name a file in it"),
+    (("train", "d", "--out", "w", "--name", "a/b", "--workers", "0"), "name of a folder, without"),
+    (("train", "d", "--out", "w", "--learning-rate", "inf"), "learning_rate must be positive"),
     (("train-cascade", "d", "--out", "."), ". is a folder"),
     (("train-cascade", "d", "--out", "w", "--weights", "nope"), "no weights file nope"),
     (("train-detector", "d", "--out", "."), ". is a folder"),
@@ -145,6 +147,7 @@ MISTAKES = [
     (("align", "file", "--json", "s3://bucket/a.json"), "only a file on this machine"),
     (("align", "file", "--json", "file"), "file is one of the input files"),
     (("align", "file", "--json", "a", "--csv", "a"), "a is named for two outputs"),
+    (("align", "p.png", "--json", "a", "--draw", "a"), "a is named for two outputs"),
     (("align", "p.png", "--draw", "q.png", "--mask", "q.png"), "q.png is named for two outputs"),
     (("align", "file", "--csv", "a.json"), "a.json should end in .csv"),
     (("align", "file", "--json", "a.csv"), "a.csv should end in .json or .jsonl"),
@@ -254,6 +257,8 @@ def test_a_command_that_is_terminated_says_so_in_a_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("--server", "http://"), "http://HOST:PORT"),
+        (("--server", "http://host:99999"), "http://HOST:PORT"),
         (("--server", "nonsense"), "http://HOST:PORT"),
         (("--focal", "inf"), "--focal is a number of pixels"),
         (("--landmarks", "nose", "--json", "a.json"), "blendshapes"),
@@ -262,6 +267,22 @@ def test_a_command_that_is_terminated_says_so_in_a_line() -> None:
 )
 def test_a_wrong_value_is_shown_with_the_usage(arguments: tuple[str, ...], says: str) -> None:
     result = CliRunner().invoke(app, ["align", "a.png", *arguments], env=WIDE)
+    assert result.exit_code == 2
+    assert says in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", "d", "--out", "w", "--photos", "p"), "--photos goes with --preset"),
+        (("train", "d", "--out", "w", "--gpus-per-worker", "2"), "goes with --gpu"),
+        (("serve", "--no-ray", "--also", "a=b", "--also", "a=c"), "--also names 'a' twice"),
+    ],
+)
+def test_options_without_effect_are_shown_with_the_usage(
+    arguments: tuple[str, ...], says: str
+) -> None:
+    result = CliRunner().invoke(app, arguments, env=WIDE)
     assert result.exit_code == 2
     assert says in result.output
 
