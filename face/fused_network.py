@@ -64,12 +64,18 @@ class FusedBlock:
         taps = np.ascontiguousarray(depthwise.reshape(len(depthwise), -1).T)
         return FusedBlock(taps, _kernel(block.pointwise), block.norm, reduced=reduced)
 
-    def convolve(self, x: Floats, product: Floats, *, halves: bool) -> Floats:
-        """Write the convolutions of the bordered map ``x`` to ``product``; the channels' sums."""
-        weights = self.taps, self.pointwise, self.units
+    def apply(self, x: Floats, product: Floats, out: Floats) -> None:
+        """Add the block of the bordered map ``x`` to the map itself, or write it to one of half.
+
+        ``product``: memory for the convolutions.
+        """
+        halves, weights = out is not x, (self.taps, self.pointwise, self.units)
         if self.quantises:
-            return np.asarray(_convolve_quantised(x, *weights, halves, product))
-        return np.asarray((_convolve_halving if halves else _convolve)(x, *weights, product))
+            _apply_quantised(x, *weights, halves, product, *self.norm, out)
+            return
+        convolve = _convolve_halving if halves else _convolve
+        sums = convolve(x, *weights, product)
+        _rectify(product, sums, *self.norm, not halves, out)
 
 
 class Maps(NamedTuple):
@@ -189,21 +195,13 @@ class FusedTrunk:
         _rectify(product, sums, *self.stem.norm, False, maps[0])
         for level, blocks in enumerate(self.stages):
             for number, block in enumerate(blocks):
-                if level > 0 and number == 0:
-                    sums = block.convolve(maps[level - 1], product, halves=True)
-                    _rectify(product, sums, *block.norm, False, maps[level])
-                else:
-                    self._add_block(block, maps[level], product)
+                before = maps[level - 1] if level > 0 and number == 0 else maps[level]
+                block.apply(before, product, maps[level])
         for i in reversed(range(len(self.lateral))):
             level = self.first + i
             _join(maps[level], maps[level + 1], *self.lateral[i])
-            self._add_block(self.decoder[i], maps[level], product)
+            self.decoder[i].apply(maps[level], product, maps[level])
         return maps[self.first]
-
-    @staticmethod
-    def _add_block(block: FusedBlock, x: Floats, product: Floats) -> None:
-        sums = block.convolve(x, product, halves=False)
-        _rectify(product, sums, *block.norm, True, x)
 
 
 class FusedNetwork:
@@ -540,7 +538,9 @@ def _quantise_image(image, out):  # type: ignore[no-untyped-def]
         int16.round_to(part, inverse, out[r + 1, 3 : numbers + 3])
 
 
-@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+# What calls the loops of ``int16`` is compiled without fast arithmetic: it would apply to copies of
+# them in the cached code alone, whose sums would differ from those of the process that compiled it.
+@numba.njit(cache=CACHE, nogil=True)
 def _convolve_quantised_image(image, kernel, units, side, stride, product):  # type: ignore[no-untyped-def]
     """``_convolve_image`` of a bordered image in integers, by a packed kernel."""
     rows = (image.shape[0] - 2) // stride
@@ -554,7 +554,7 @@ def _convolve_quantised_image(image, kernel, units, side, stride, product):  # t
     return sums
 
 
-@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+@numba.njit(cache=CACHE, nogil=True)
 def _convolve_quantised(x, taps, pointwise, units, halves, product):  # type: ignore[no-untyped-def]
     """``_convolve`` or ``_convolve_halving`` by a packed matrix of integers.
 
@@ -615,6 +615,15 @@ def _rectify_tile(y, at, affine, width, adds, out, to):  # type: ignore[no-untyp
     for t in range(n):
         v = max(y[start + t] * affine[t] + affine[n + t], np.float32(0.0))
         out[end + t] = out[end + t] + v if adds else v
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _apply_quantised(  # type: ignore[no-untyped-def]
+    x, taps, pointwise, units, halves, product, gain, offset, groups, eps, out
+):
+    """``FusedBlock.apply`` in integers, in one call: most of the time of small maps is calls."""
+    sums = _convolve_quantised(x, taps, pointwise, units, halves, product)
+    _rectify(product, sums, gain, offset, groups, eps, not halves, out)
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")

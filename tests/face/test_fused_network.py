@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,3 +142,25 @@ def test_a_device_gives_the_output_of_the_network(device: str) -> None:
     assert got.descriptor.device.type == "cpu"
     np.testing.assert_allclose(got.descriptor, want.descriptor, atol=1e-3)
     np.testing.assert_allclose(got.face_logit, want.face_logit, atol=1e-2)
+
+
+DESCRIBE = """
+import sys
+import numpy as np
+from dff.face.fused_network import FusedNetwork
+from tests.face.test_fused_network import LARGE, random_net
+levels = np.random.default_rng(1).integers(0, 256, (1, 64, 40, 3)).astype(np.uint8)
+descriptor, logit = FusedNetwork(random_net(LARGE), reduced=True).describe(levels)
+sys.stdout.write(descriptor.tobytes().hex() + logit.tobytes().hex())
+"""
+
+
+def test_cached_code_answers_what_freshly_compiled_code_does(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", DESCRIBE]
+    fresh, cached = (
+        subprocess.run(command, env=environment, check=True, capture_output=True).stdout
+        for _ in range(2)
+    )
+    assert len(fresh) > 1000
+    assert fresh == cached
