@@ -38,7 +38,7 @@ from dff.face.arrays import Array, Bool, Bools, Bytes, Float, Floats
 from dff.face.errors import BadDataset
 from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
-from dff.face.model.landmarks import INNER
+from dff.face.model.landmarks import INNER, MIRROR
 from dff.infra.datasets.dataset import Dataset
 from dff.infra.datasets.shards import ViewRow
 from dff.infra.datasets.split import find_split_groups
@@ -293,8 +293,8 @@ def for_fitting(outcomes: Outcomes) -> Bools:
 def fit_calibration(outcomes: Outcomes) -> Calibration:
     """The maximum-likelihood calibration with weights that are not negative.
 
-    That of landmarks is fitted on faces alone. Raises ValueError unless some cases are aligned well
-    and others are not.
+    That of landmarks is fitted on faces alone, and the same on both sides of the face. Raises
+    ValueError unless some cases are aligned well and others are not.
     """
     features, good = outcomes.features, outcomes.good
     sure = ~features.lost
@@ -303,11 +303,16 @@ def fit_calibration(outcomes: Outcomes) -> Calibration:
     face = _logistic(features.face[sure], good[sure], np.zeros((int(sure.sum()), 0)))
     some = outcomes[sure & outcomes.face]
     rows = append_face(some.features, face_probability(some.features, face))
-    which = np.tile(np.eye(68), (len(some.kind), 1))
+    _, pair = np.unique(np.minimum(np.arange(68), MIRROR), return_inverse=True)
+    which = np.tile(np.eye(pair.max() + 1)[pair], (len(some.kind), 1))
     flat = rows.reshape(-1, rows.shape[-1])
-    visible = _logistic(flat, some.visible.ravel(), which)
-    right = _logistic(flat, (some.visible & (some.error < CLOSE)).ravel(), which)
-    return Calibration(face, visible, right)
+    visible, right = (
+        _logistic(flat, true.ravel(), which)
+        for true in (some.visible, some.visible & (some.error < CLOSE))
+    )
+    weighted = flat.shape[1]
+    each = np.concatenate([np.arange(weighted), weighted + pair])
+    return Calibration(face, visible[each], right[each])
 
 
 def _logistic(features: Floats, true: Bools, which: Floats) -> Floats:

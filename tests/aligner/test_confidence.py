@@ -24,7 +24,7 @@ from dff.aligner.evaluation.calibration import (
 from dff.aligner.fitting.crop import Crops
 from dff.aligner.fitting.observation import probe
 from dff.face.geometry.camera import Box
-from dff.face.model.landmarks import CHIN_ARC, EYES, MOUTH, NOSE_BOTTOM
+from dff.face.model.landmarks import CHIN_ARC, EYES, MIRROR, MOUTH, NOSE_BOTTOM
 
 
 def some_features(rng: np.random.Generator, count: int) -> CalibrationFeatures:
@@ -126,6 +126,10 @@ def test_fitting_finds_probabilities_that_come_true() -> None:
     assert found.visible.ece < 0.02
     assert found.visible.auroc > 0.9
     assert calibration.face[0] == pytest.approx(2.0, abs=0.6)
+    for weight in (calibration.visible, calibration.right):
+        offset = weight[-68:]
+        assert len(np.unique(offset)) > 30
+        np.testing.assert_array_equal(offset, offset[MIRROR], "the same on both sides")
     assert reliability_picture([found]).startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="aligned well"):
         fit_calibration(outcomes[good])
