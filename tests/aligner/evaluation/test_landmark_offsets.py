@@ -46,6 +46,7 @@ from dff.face.model.landmark_offsets import (
 from dff.face.model.landmarks import INNER, JAW, MIRROR, NAMES, SCHEMES
 from dff.face.model.morphable import MorphableModel
 from dff.infra.datasets.split import assign_split, default_group
+from dff.infra.networks import weights
 from tests.aligner.oracle import PositionCode, Scene, make_scene
 
 CONFIG = OffsetConfig()
@@ -332,3 +333,18 @@ def test_offsets_of_other_shapes_are_refused() -> None:
         LandmarkOffsets(np.zeros((68, 3)))
     with pytest.raises(ValueError, match="finite"):
         replace(LandmarkOffsets(), offset=np.full((2, 68, 3), np.nan))
+
+
+@pytest.mark.parametrize("name", sorted(weights.NAMED))
+def test_what_shipped_weights_measured_is_the_same_on_both_sides(name: str) -> None:
+    loaded = weights.load(name)
+    offsets, calibration = loaded.landmark_offsets, loaded.calibration
+    assert offsets is not None
+    assert calibration is not None
+    np.testing.assert_allclose(offsets.offset[:, MIRROR] * FLIP, offsets.offset, atol=1e-7)
+    by_pose = offsets.by_pose[:, MIRROR] * MIRRORED_TERMS[:, None] * FLIP[:2]
+    np.testing.assert_allclose(by_pose, offsets.by_pose, atol=1e-7)
+    assert offsets.response.any(), "they depend on the shape"
+    for kind in ("visible", "right"):
+        of_landmarks = np.array(calibration[kind])[-68:]
+        np.testing.assert_array_equal(of_landmarks[MIRROR], of_landmarks)
