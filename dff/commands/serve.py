@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -117,6 +118,9 @@ def serve(
         ),
         cpus=cpus,
     )
+
+    if not isfinite(gpus):
+        raise typer.BadParameter("--gpus is a number of GPUs")
 
     def tell(url: str) -> None:
         typer.echo(f"serving at {url}/ (stop with Ctrl-C)")

@@ -277,9 +277,10 @@ def test_a_wrong_value_is_shown_with_the_usage(arguments: tuple[str, ...], says:
         (("train", "d", "--out", "w", "--photos", "p"), "--photos goes with --preset"),
         (("train", "d", "--out", "w", "--gpus-per-worker", "2"), "goes with --gpu"),
         (("serve", "--no-ray", "--also", "a=b", "--also", "a=c"), "--also names 'a' twice"),
+        (("serve", "--gpus", "inf"), "--gpus is a number of GPUs"),
     ],
 )
-def test_options_without_effect_are_shown_with_the_usage(
+def test_wrong_options_of_other_commands_are_shown_with_the_usage(
     arguments: tuple[str, ...], says: str
 ) -> None:
     result = CliRunner().invoke(app, arguments, env=WIDE)
