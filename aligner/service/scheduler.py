@@ -57,6 +57,7 @@ class Call:
     outcome: asyncio.Future[Any] | None = None  # what the steps of another call return
     begun: bool = False
     request: FaceRequest | None = None  # the faces that its next step aligns
+    waits: int = 0  # searches for which these faces have waited, in vain if they found none
     seconds: float = 0.0  # that its steps have taken
 
     @property
@@ -278,7 +279,9 @@ class Scheduler:
             if call.aligner is first.aligner and 0 < call.faces <= room:
                 chosen.append(call)
                 room -= call.faces
-        if job is not None and first.faces and room and len(self._queue) >= DEEP:
+        fills = first.faces and room > first.waits and len(self._queue) >= DEEP
+        if job is not None and fills:
+            first.waits += 1
             return [self._begin(job)]
         return chosen
 

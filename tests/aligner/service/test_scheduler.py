@@ -135,6 +135,28 @@ def test_faces_of_waiting_photos_share_steps(toy_model: MorphableModel) -> None:
     assert aligner.batches[:2] == [2, 2]
 
 
+def test_faces_do_not_wait_for_one_photo_without_faces_after_another(
+    toy_model: MorphableModel,
+) -> None:
+    aligner, scheduler = make(toy_model, step=2)
+    empty = pixels(90, 100)
+    aligner.faces = {SMALL.shape: 1, empty.shape: 0}
+    scheduler.durations.unit = STEP / 2
+
+    async def send_many() -> None:
+        for _ in range(20):
+            await scheduler.align((empty, None))
+
+    async def run() -> float:
+        others = [asyncio.create_task(send_many()) for _ in range(8)]
+        await scheduler.align((SMALL, None))
+        waited = aligner.now
+        await asyncio.gather(*others)
+        return waited
+
+    assert asyncio.run(run()) <= 12 * STEP  # the others take 160
+
+
 def test_a_bad_photo_of_a_batch_fails_alone(toy_model: MorphableModel) -> None:
     class Strict(Stepping):
         def align_requests(self, requests: Sequence[FaceRequest]) -> list[list[Alignment]]:

@@ -19,8 +19,16 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
+from dff.aligner.service.allocator import ENVIRONMENT
 from dff.aligner.service.http.limits import LARGE, LIMITS
-from dff.aligner.service.ray_serve import REQUEST_TIMEOUT, parse_replicas
+from dff.aligner.service.ray_serve import (
+    PROXY_CALLBACK,
+    REQUEST_TIMEOUT,
+    parse_replicas,
+    proxy_environment,
+)
+from dff.aligner.service.serve_imports import PRELOAD
+from dff.aligner.service.server_config import ServerConfig
 from dff.commands.app import app
 from dff.face.render.gl import PACKAGES, PYRENDER
 
@@ -199,9 +207,13 @@ def test_the_service_listens_and_limits_as_the_program_does() -> None:
         http["host"] == "0.0.0.0"
     )  # of the pod: 127.0.0.1 would take no connection from other pods
     assert http["request_timeout_s"] == REQUEST_TIMEOUT
+    local = proxy_environment(ServerConfig())
     for pod in pods(service):
         ports = {one["name"]: one["containerPort"] for one in pod["containers"][0]["ports"]}
         assert ports["serve"] == port
+        variables = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+        for name in (*ENVIRONMENT, PRELOAD, PROXY_CALLBACK):
+            assert variables[name] == local[name]
     (told,) = re.findall(r"limit of (\d+) MB", (K8S / "base" / "aligner_service.yaml").read_text())
     assert int(told) << 20 == max(LARGE, LIMITS.body)
 
