@@ -128,9 +128,10 @@ class AlignerDeployment:
         # these import torch, which the process that starts the replicas does not need
         from dff.aligner.service.app import create_app
         from dff.aligner.service.weights_watch import WeightsWatch, check_poll
-        from dff.aligner.threads import use_threads
+        from dff.aligner.threads import share_interpreter, use_threads
 
         use_threads(config.cpus)
+        share_interpreter()
         self.weights, self.preset = config.weights, config.preset
         self.endpoint_url, self.access = config.endpoint_url, config.access
         self.device = "cuda" if config.gpus else None

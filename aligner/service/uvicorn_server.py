@@ -38,11 +38,12 @@ def serve_aligner_with_uvicorn(
     ``dff.aligner.align.load_aligner``.
     """
     from dff.aligner.align import load_aligner
-    from dff.aligner.threads import use_threads
+    from dff.aligner.threads import share_interpreter, use_threads
 
     check_free(config.host, config.port)
     return_freed_memory()
     use_threads(config.cpus)
+    share_interpreter()
     print_access_log()
     check_poll(config.weights, config.poll)
 

@@ -25,6 +25,40 @@ print(json.dumps([*pools, ("torch", torch.get_num_threads()), ("cv2", cv2.getNum
 """
 
 
+TURNS = """
+import threading
+import time
+
+from dff.aligner.threads import share_interpreter
+
+ended = False
+
+
+def compute() -> None:
+    while not ended:
+        pass
+
+
+def measure() -> float:
+    began = time.monotonic()
+    for _ in range(100):
+        time.sleep(1e-4)  # gives the interpreter away, as a compiled loop does
+    return time.monotonic() - began
+
+
+threading.Thread(target=compute).start()
+before = measure()
+share_interpreter()
+print(measure() / before)
+ended = True
+"""
+
+
+def test_compiled_code_soon_has_the_interpreter_again() -> None:
+    """While another thread computes in Python, as the one that answers a flood of requests."""
+    assert float(subprocess.check_output([sys.executable, "-c", TURNS], text=True)) < 0.5
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a single core has no pools")
 def test_no_library_keeps_more_threads_than_it_is_given() -> None:
     """A second thread of the BLAS spins on a busy machine: a served photo took 277 to 637 ms of CPU

@@ -91,6 +91,7 @@ def test_weights_change_without_a_restart(
 
     monkeypatch.setattr("dff.aligner.align.load_aligner", load)
     monkeypatch.setattr("dff.aligner.threads.use_threads", lambda count: None)
+    monkeypatch.setattr("dff.aligner.threads.share_interpreter", lambda: None)
     (deployment_class, *_) = AlignerDeployment.func_or_class.__bases__
     deployment = deployment_class(ServiceConfig(weights="first"))
     with TestClient(deployment.application) as client:
