@@ -78,7 +78,7 @@ class FusedBlock:
         _rectify(product, sums, *self.norm, not halves, out)
 
 
-class Maps(NamedTuple):
+class ImageMaps(NamedTuple):
     """What is computed of one image of some shape."""
 
     # RGB in integers with a border of zeros one pixel wide, for the stem
@@ -96,10 +96,10 @@ class Workspace:
 
     def __init__(self) -> None:
         self._memory: Floats = np.zeros(0, np.float32)
-        self._maps: dict[Any, Maps] = {}  # in that memory, by shape of the image and network
+        self._maps: dict[Any, ImageMaps] = {}  # in that memory, by shape of the image and network
         self._last: Any = None  # the key of those that were computed last
 
-    def arrange(self, shape: tuple[int, int], widths: tuple[int, ...], stride: int) -> Maps:
+    def arrange(self, shape: tuple[int, int], widths: tuple[int, ...], stride: int) -> ImageMaps:
         """The maps of an image; those of another shape are no longer valid."""
         key = shape, widths, stride
         maps = self._maps.get(key) or self._cut(key)
@@ -110,7 +110,7 @@ class Workspace:
                 _clear_border(level)
         return maps
 
-    def _cut(self, key: tuple[tuple[int, int], tuple[int, ...], int]) -> Maps:
+    def _cut(self, key: tuple[tuple[int, int], tuple[int, ...], int]) -> ImageMaps:
         (height, width), widths, stride = key
         rows, columns = height // stride, width // stride
         bordered = [
@@ -130,7 +130,7 @@ class Workspace:
             memory[end - -(-count // LINE) * LINE :][:count]
             for end, count in zip(ends.tolist(), counts, strict=True)
         )
-        maps = Maps(
+        maps = ImageMaps(
             image.view(np.int16)[: (height + 2) * 3 * (width + 2)].reshape(height + 2, -1),
             product,
             [level.reshape(shape) for level, shape in zip(levels, bordered, strict=True)],
