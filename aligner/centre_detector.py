@@ -258,9 +258,11 @@ class StagedDetector:
     def _verify(self, found: Sequence[Detection], image: Bytes, most: int) -> list[Detection]:
         """Detections of the thorough detector around uncertain detections of the quick one.
 
-        Around ``most`` of the likeliest, and as many of those that are answered for their size.
+        Around ``most`` of the likeliest, and as many of those that are answered for their size. The
+        first of these is kept as it is where the search would shrink it: a face with a mask is
+        hardly seen then, and its fit tells.
         """
-        least, verified = self.config.least, list[Detection]()
+        least = self.config.least
         sure = [one.box.corners for one in self._sure(found)]
         unsure = [
             one
@@ -269,8 +271,9 @@ class StagedDetector:
             and all(overlap(one.box.corners, box) < self.config.overlapping for box in sure)
         ]
         likely = [one for one in unsure if one.score >= least]
-        large = [one for one in unsure if one.score < least]
-        for one in [*likely[:most], *large[:most]]:
+        large = [one for one in unsure if one.score < least][:most]
+        verified = [one for one in large[:1] if one.box.size > self.config.verified_size]
+        for one in [*likely[:most], *large[len(verified) :]]:
             level, scale, corner = crop_surroundings(
                 image, one.box, self.config.verified_size, self.config.surroundings
             )

@@ -232,9 +232,16 @@ def test_a_face_as_large_as_the_sure_ones_is_looked_for_though_unlikely(
 
     detector, thorough = staged(oracle_aligner)
     unsure = [(x, 16, 0.45) for x in (16, 96, 176, 256)]
-    found = detector.find(photo_with((96, 160, 0.9), (304, 160, 0.3), *unsure))
+    photo = photo_with((96, 160, 0.9), (304, 160, 0.3), *unsure)
+    found = detector.find(photo)
     assert len(thorough.searched) == detector.config.verified + 1
     assert any(abs(one.box.centre - (308, 164)).max() <= 2 for one in found)
+    # the search would shrink it, so it is not asked
+    thorough.find_on_level = lambda level: []  # type: ignore[method-assign, assignment]
+    detector.config = replace(detector.config, verified_size=FACE / 2)
+    found = detector.find(photo)
+    assert [round(one.score, 1) for one in found] == [0.9, 0.3]
+    np.testing.assert_allclose(found[1].box.centre, [308, 164], atol=2)
 
 
 def test_where_no_face_is_sure_the_unsure_ones_may_be_verified_first(
