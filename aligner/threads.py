@@ -28,6 +28,7 @@ def share_interpreter() -> None:
     """Let a thread that waits for Python's interpreter have it after 1 ms instead of 5.
 
     The aligner's thread gives it away and asks for it again in each of its compiled loops. While
-    other threads answered a flood of requests to ``/healthz``, a photo took 1.2 s instead of 0.04.
+    another thread answered a flood of requests to ``/healthz``, a photo took 215 to 1239 ms in six
+    runs with 5 ms, and 116 to 777 in five with 1 ms; without the flood 42 to 103.
     """
     sys.setswitchinterval(1e-3)
