@@ -49,11 +49,11 @@ class CentreDetector:
         show smaller than ``sharp``; those from ``CentreDetectorConfig.least`` on are answered, and
         from ``least_large`` on those about as large as the largest sure face, or larger.
         """
-        sizes = self._level_sizes(image)
-        first = 0 if self.config.all_levels else 1
-        parts = [self._search(*level) for level in self._levels(image, sizes[first:])]
-        if first and not self._is_settled(parts):
-            parts = [self._search(*level) for level in self._levels(image, sizes[:1])] + parts
+        pyramid = [*self._levels(image)]
+        first = pyramid if self.config.all_levels else pyramid[1:]
+        parts = [self._search(level, scale) for level, scale in first]
+        if len(first) < len(pyramid) and not self._is_settled(parts):
+            parts.insert(0, self._search(*pyramid[0]))
         score, corners, rows = (np.concatenate(some) for some in zip(*parts, strict=True))
         kept = self._probable(_distinct(score, corners), score, corners)
         rotations = _nearest_rotations(rows[kept])
@@ -89,30 +89,23 @@ class CentreDetector:
         kept = score[_distinct(score, corners)]
         return bool((kept >= self.config.sure).any() and (kept != self.config.unsharp_score).all())
 
-    def _level_sizes(self, image: Bytes) -> list[tuple[int, int]]:
-        """The photo's falling sizes, across and down."""
+    def _levels(self, image: Bytes) -> Iterator[tuple[Bytes, Floats]]:
+        """The photo at falling sizes, each with (2,) photo pixels (x, y) for one of its own."""
         height, width = image.shape[:2]
         config, longest = self.config, max(height, width)
         wanted = min(max(longest, min(2 * longest, config.enlarged)), config.longest)
         side = max(round(wanted / self.multiple), 1) * self.multiple
         scale = side / longest
-        sizes = [(max(1, round(width * scale)), max(1, round(height * scale)))]
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        # Averages over areas that are no whole pixels are slow, and little better near scale one.
+        shrinks = cv2.INTER_AREA if scale < 0.75 else cv2.INTER_LINEAR
+        level = image if size == (width, height) else cv2.resize(image, size, interpolation=shrinks)
         while True:
-            half = sizes[-1][0] // 2, sizes[-1][1] // 2
+            yield level, np.array([width / level.shape[1], height / level.shape[0]])
+            half = level.shape[1] // 2, level.shape[0] // 2
             if max(half) < config.coarsest or min(half) < 1:
-                return sizes
-            sizes.append(half)
-
-    def _levels(
-        self, image: Bytes, sizes: Sequence[tuple[int, int]]
-    ) -> Iterator[tuple[Bytes, Floats]]:
-        """The photo at falling sizes, each with (2,) photo pixels (x, y) for one of its own."""
-        height, width = image.shape[:2]
-        level = image
-        for size in sizes:
-            if size != level.shape[1::-1]:
-                level = resize_level(level, size)
-            yield level, np.array([width / size[0], height / size[1]])
+                return
+            level = cv2.resize(level, half, interpolation=cv2.INTER_AREA)
 
     def _search(self, level: Bytes, scale: Floats) -> tuple[Floats, Floats, Floats]:
         """(N,) scores, (N, 4) boxes in the photo and (N, 2, 3) rows of rotations of a level."""
@@ -135,20 +128,6 @@ class CentreDetector:
         scale = box.size / float(np.sqrt(np.prod(high - low)))
         centre = box.centre - scale * (low + high) / 2
         return FaceState(np.array([scale]), rotation[None], centre[None], np.zeros((1, 0)))
-
-
-def resize_level(image: Bytes, size: tuple[int, int]) -> Bytes:
-    """An image of another ``size``, across and down.
-
-    Averages over areas that are no whole pixels are slow. Means of two by two pixels about the
-    places of the others are little worse for scales near one and near a half.
-    """
-    scale = size[0] / image.shape[1]
-    whole = image.shape[1] % size[0] == 0 and image.shape[0] % size[1] == 0
-    averages = scale < 0.75 and (whole or not 0.45 < scale < 0.55)
-    return np.asarray(
-        cv2.resize(image, size, interpolation=cv2.INTER_AREA if averages else cv2.INTER_LINEAR)
-    )
 
 
 def _distinct(score: Floats, corners: Floats) -> list[int]:

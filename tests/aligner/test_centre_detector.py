@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
-from dff.aligner.centre_detector import CentreDetector, StagedDetector, resize_level
+from dff.aligner.centre_detector import CentreDetector, StagedDetector
 from dff.aligner.config import CentreDetectorConfig, DetectorConfig
 from dff.aligner.detection import Detection
 from dff.face.arrays import Bytes, Floats
@@ -109,19 +109,6 @@ def test_the_finest_level_may_be_left_out_where_the_others_are_sure(
     searched.clear()
     assert detector.find(large.astype(np.uint8))[0].score == detector.config.unsharp_score
     assert 448 in searched
-
-
-@pytest.mark.parametrize(
-    ("before", "after"), [(450, 448), (450, 224), (896, 448), (1000, 300), (400, 640)]
-)
-def test_a_resized_photo_keeps_its_brightness_and_place(before: int, after: int) -> None:
-    across = np.linspace(0, 255, before)
-    photo = np.tile(across[:, None], (before, 1, 3)).astype(np.uint8)
-    found = resize_level(photo, (after, after))
-    assert found.shape == (after, after, 3)
-    places = (np.arange(after) + 0.5) * (before / after) - 0.5
-    want = np.interp(places, np.arange(before), across)
-    np.testing.assert_allclose(found[after // 2, :, 0], want, atol=2.0)
 
 
 class Thorough:
