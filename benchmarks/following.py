@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dff.aligner.align import Aligner, load_aligner
-from dff.aligner.following import FaceFollower
+from dff.aligner.tracking.following import FaceFollower
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import nme_box

@@ -166,7 +166,7 @@ def our_cases(
     aligner: Any, photos: list[tuple[Bytes, Box]], films: list[list[Bytes]]
 ) -> dict[str, Callable[[], tuple[float, int]]]:
     """For each of ``CASES`` a function that gives milliseconds for an image, and faces found."""
-    from dff.aligner.video import Tracker
+    from dff.aligner.tracking.tracker import Tracker
 
     images, boxes = [photo for photo, _ in photos], [[box] for _, box in photos]
 

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.config import SmoothingConfig, TrackingConfig
-from dff.aligner.video import Tracker
+from dff.aligner.tracking.tracker import Tracker
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.transform import rotation_from_angles
 from dff.face.io.assets import load_albedo, load_model

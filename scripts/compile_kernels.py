@@ -20,7 +20,7 @@ def align_photos() -> None:
     """Kernels of the aligner: photos, several photos of a person, textures, matches, tracks."""
     import dff
     from dff.aligner.texture import texture_face
-    from dff.aligner.video import Tracker
+    from dff.aligner.tracking.tracker import Tracker
     from dff.demo.photograph import write_photograph
 
     with tempfile.TemporaryDirectory() as folder:

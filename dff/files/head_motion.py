@@ -10,7 +10,7 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.intrinsics import Intrinsics
 from dff.aligner.mesh_file import HeadMotion, animated_glb
 from dff.aligner.texture import FaceTexture, rate_for_texture, texture_face
-from dff.aligner.video import Tracked
+from dff.aligner.tracking.tracker import Tracked
 from dff.face.arrays import Floats
 from dff.face.errors import NoFace
 from dff.face.geometry.transform import Rigid

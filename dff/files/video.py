@@ -18,8 +18,8 @@ from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.draw import draw
 from dff.aligner.face_description import FaceDescriber
 from dff.aligner.intrinsics import Intrinsics
-from dff.aligner.settling import SettlingTracker
-from dff.aligner.video import Tracked, Tracker
+from dff.aligner.tracking.settling import SettlingTracker
+from dff.aligner.tracking.tracker import Tracked, Tracker
 from dff.face.errors import BadVideo, NoFace
 from dff.files.alignments import is_json_lines
 from dff.files.head_motion import MotionRecorder

@@ -22,7 +22,7 @@ from dff.aligner.service.http.keys import PROTOCOL
 from dff.aligner.service.http.problems import PhotoProblem, Problem, log_defect, to_problem
 from dff.aligner.service.routes.dependencies import choose_service
 from dff.aligner.service.schema import Answer, FaceAnswer, ImageSize
-from dff.aligner.video import Tracked, Tracker
+from dff.aligner.tracking.tracker import Tracked, Tracker
 from dff.face.errors import BadPhoto
 
 PATH = "/v1/track"

@@ -26,7 +26,7 @@ from dff.aligner.evaluation.landmark_offsets import (
     fit_responses,
 )
 from dff.aligner.fitting.change import mirrored_latents
-from dff.aligner.video import Smoother
+from dff.aligner.tracking.tracker import Smoother
 from dff.face.arrays import Floats
 from dff.face.errors import BadLandmarks
 from dff.face.geometry.camera import Box

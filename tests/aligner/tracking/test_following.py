@@ -10,8 +10,8 @@ import pytest
 
 from dff.aligner.align import Aligner
 from dff.aligner.config import FollowingConfig, TrackingConfig
-from dff.aligner.following import FaceFollower
-from dff.aligner.video import Tracker
+from dff.aligner.tracking.following import FaceFollower
+from dff.aligner.tracking.tracker import Tracker
 from dff.face.geometry.transform import geodesic_degrees
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel

@@ -1,9 +1,9 @@
 """Faces tracked from frame to frame: each begins where it was, and is smoothed over time.
 
 A frame's alignments begin from the last frame's, so that nothing is detected. Mostly only pose and
-expression are fitted, in a small crop (``dff.aligner.following``); now and then, and where that
-fails, a face is aligned in full, and its appearance is measured. The whole frame is searched when a
-face is lost, when the shot may have changed, and now and then for faces that came in.
+expression are fitted, in a small crop (``following``); now and then, and where that fails, a face is
+aligned in full, and its appearance is measured. The whole frame is searched when a face is lost,
+when the shot may have changed, and now and then for faces that came in.
 
 A track never changes its person. Where the frame changes unusually, as at a cut, a face keeps its
 number only if it looks like its track's person (``dff.aligner.appearance``), wherever it is then; a
@@ -11,8 +11,8 @@ face that was hidden or lost for some seconds gets its number back on the same c
 
 The first frame that shows a face may show too little of it to be recognised. Who can hold frames
 back gives a new track some time to settle (``TrackingConfig.settling``), in which it may prove to
-be one that was lost: its faces then belong to that one from the first (``dff.aligner.settling``).
-Otherwise the number of a new track is final.
+be one that was lost: its faces then belong to that one from the first (``settling``). Otherwise the
+number of a new track is final.
 
 Smoothing is the One Euro filter (Casiez, Roussel and Vogel 2012), a low-pass whose cutoff rises
 with speed: a face at rest stands still, a moving one is not held back. Speeds are face sizes a
@@ -32,8 +32,8 @@ from dff.aligner.alignment import Alignment, move_alignment
 from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.detection import same_face
-from dff.aligner.following import CLOCK_ERROR, FaceFollower, FollowedFace
 from dff.aligner.found_faces import describe_refused
+from dff.aligner.tracking.following import CLOCK_ERROR, FaceFollower, FollowedFace
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import Rigid

@@ -12,8 +12,8 @@ from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
-from dff.aligner.settling import SettlingTracker
-from dff.aligner.video import OneEuro, Tracked, Tracker
+from dff.aligner.tracking.settling import SettlingTracker
+from dff.aligner.tracking.tracker import OneEuro, Tracked, Tracker
 from dff.face.arrays import Bytes, Floats
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from dff.aligner.video import Tracked, Tracker
+from dff.aligner.tracking.tracker import Tracked, Tracker
 from dff.face.arrays import Bytes
 
 Kept = TypeVar("Kept")
