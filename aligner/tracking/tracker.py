@@ -1,8 +1,8 @@
 """Faces tracked from frame to frame: each begins where it was, and is smoothed over time.
 
 A frame's alignments begin from the last frame's, so that nothing is detected. Mostly only pose and
-expression are fitted, in a small crop (``following``); now and then, and where that fails, a face is
-aligned in full, and its appearance is measured. The whole frame is searched when a face is lost,
+expression are fitted, in a small crop (``following``); now and then, and where that fails, a face
+is aligned in full, and its appearance is measured. The whole frame is searched when a face is lost,
 when the shot may have changed, and now and then for faces that came in.
 
 A track never changes its person. Where the frame changes unusually, as at a cut, a face keeps its
