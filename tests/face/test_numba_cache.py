@@ -172,6 +172,7 @@ def test_the_first_compilation_is_logged(caplog: pytest.LogCaptureFixture) -> No
 
     assert numba.njit(add_one)(1) == 2  # the process's own listener has logged its first
     caplog.set_level(logging.INFO, numba_cache.__name__)
+    caplog.clear()
     with event.install_listener("numba:compile", numba_cache.CompilationLog()):
         kernel = numba.njit(add_one)
         assert kernel(1.0) == 2.0
