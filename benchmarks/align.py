@@ -27,6 +27,7 @@ from torch import Tensor
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.confidence import DEFAULT as DEFAULT_CALIBRATION
 from dff.aligner.fitting import fitters, observation
+from dff.aligner.threads import use_threads
 from dff.face.descriptor import Features, Network
 from dff.face.fused_network import FusedNetwork
 from dff.face.io.assets import load_model
@@ -119,7 +120,7 @@ def network_times(weights: Weights, side: int) -> dict[int, tuple[float, ...]]:
 
 @torch.no_grad()
 def main() -> None:
-    torch.set_num_threads(1)
+    use_threads(1)
     model = load_model()
     code = PositionCode.of(model)
     clock = Clock()

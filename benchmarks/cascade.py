@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from dff.aligner.cascade.training import Progress, Recipe, train_cascade
 from dff.aligner.confidence import GOOD
 from dff.aligner.evaluation.benchmarks import Report, evaluate_300w, evaluate_aflw2000
 from dff.aligner.evaluation.calibration import Reliability
+from dff.aligner.threads import use_threads
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
 from dff.infra.datasets.dataset import Dataset, open_dataset
@@ -157,7 +157,7 @@ def main() -> None:
         "--out", type=Path, default=Path("out/cascades"), help="folder of what is learned"
     )
     asked = parser.parse_args()
-    torch.set_num_threads(1)
+    use_threads(1)
     console = Console(width=150)
     base = load_aligner(asked.weights)
     files: dict[Kind, Path] = {kind: getattr(asked, kind) for kind in KINDS if getattr(asked, kind)}

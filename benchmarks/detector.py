@@ -20,12 +20,12 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-import torch
 import typer
 
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.detection import Detection, distinct, overlap
 from dff.aligner.evaluation.benchmarks import STEEP, YAW_BINS
+from dff.aligner.threads import use_threads
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.infra.datasets.split import assign_split, default_group
@@ -256,7 +256,7 @@ def main(
         ),
     ] = 1,
 ) -> None:
-    torch.set_num_threads(1)
+    use_threads(1)
     cv2.setNumThreads(1)
     whole = photos(folder, 1)
     some = whole[::every]

@@ -36,7 +36,6 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -45,6 +44,7 @@ from rich.table import Table
 from benchmarks.cross_model import ALIGNING_STEPS, Ruler
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
+from dff.aligner.threads import use_threads
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import NoFace
 from dff.face.geometry.camera import Box
@@ -231,7 +231,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the people and their photos.")] = 977,
     weights: Annotated[str, typer.Option(help="Weights, a file or a shipped name.")] = "dff-open",
 ) -> None:
-    torch.set_num_threads(1)
+    use_threads(1)
     cv2.setNumThreads(1)
     console = Console()
     aligner = load_aligner(weights)

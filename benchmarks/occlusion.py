@@ -18,7 +18,6 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +26,7 @@ from sklearn.metrics import roc_auc_score
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.detection import overlap
+from dff.aligner.threads import use_threads
 from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import (
@@ -273,7 +273,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the photos and covers.")] = 0,
     preset: Annotated[str, typer.Option(help="Of the aligner.")] = "balanced",
 ) -> None:
-    torch.set_num_threads(1)
+    use_threads(1)
     cv2.setNumThreads(1)
     aligner, rng = load_aligner(preset=preset), np.random.default_rng(seed)
     faces = read_faces(folder, seed)

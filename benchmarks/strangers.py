@@ -13,7 +13,6 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-import torch
 import typer
 from rich.console import Console
 from rich.progress import track
@@ -23,6 +22,7 @@ from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.appearance import AppearanceDescriptor
 from dff.aligner.fitting.multi_image import find_strangers
+from dff.aligner.threads import use_threads
 from dff.face.io.assets import load_model
 
 PHOTOS = 4  # of a person
@@ -82,7 +82,7 @@ def main(
         Path | None, typer.Option(help="Face model of the people; by default the open head.")
     ] = None,
 ) -> None:
-    torch.set_num_threads(1)
+    use_threads(1)
     cv2.setNumThreads(1)
     multi_image.VIEWS = PHOTOS
     console, aligner = Console(), load_aligner()
