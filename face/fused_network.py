@@ -179,6 +179,8 @@ class FusedTrunk:
 
         (H, W, 3) ``image``, uint8 or float32 in 0..1.
         """
+        if not image.flags.c_contiguous:  # such as colours in reverse order
+            image = image.copy()
         shape = image.shape[0], image.shape[1]
         integers, product, maps = _get_workspace().arrange(shape, self.widths, self.stride)
         kernel, units, window = self.stem.pointwise, self.stem.units, (self.side, self.stride)

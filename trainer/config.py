@@ -35,7 +35,8 @@ class WorkerRange:
 
     def __post_init__(self) -> None:
         if not 0 < self.least <= self.most:
-            raise ValueError(f"workers are a number or a range LEAST:MOST, not {self}")
+            span = f"{self.least}:{self.most}"
+            raise ValueError(f"workers are a number or a range LEAST:MOST, not {span!r}")
 
     def __str__(self) -> str:
         return f"{self.least}:{self.most}" if self.is_elastic else str(self.most)

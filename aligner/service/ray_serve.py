@@ -33,7 +33,12 @@ from dff.aligner.service.http.front import VARIABLE, FrontConfig, proxy_middlewa
 from dff.aligner.service.http.limits import LIMITS
 from dff.aligner.service.ports import check_free
 from dff.aligner.service.serve_imports import PRELOAD, hidden
-from dff.aligner.service.server_config import ONE_REPLICA, ReplicaConfig, ServerConfig
+from dff.aligner.service.server_config import (
+    ONE_REPLICA,
+    ReplicaConfig,
+    ServerConfig,
+    check_poll,
+)
 from dff.face.errors import ClusterError, DffError
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
@@ -127,7 +132,7 @@ class AlignerDeployment:
     def __init__(self, config: ServiceConfig) -> None:
         # these import torch, which the process that starts the replicas does not need
         from dff.aligner.service.app import create_app
-        from dff.aligner.service.weights_watch import WeightsWatch, check_poll
+        from dff.aligner.service.weights_watch import WeightsWatch
         from dff.aligner.threads import share_interpreter, use_threads
 
         use_threads(config.cpus)

@@ -8,12 +8,22 @@ from pathlib import Path
 
 from dff.aligner.preset import AlignPreset
 from dff.aligner.service.http.front import FrontConfig
+from dff.infra.networks.weights_names import REGISTERED
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
+
+
+def check_poll(weights: object, poll: float | None) -> None:
+    """Raise ValueError where ``poll`` is asked for weights that have no alias."""
+    if poll is not None and not (str(weights).startswith(REGISTERED) and "@" in str(weights)):
+        raise ValueError("weights are polled by their alias only: name models:/NAME@ALIAS")
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """A server with or without Ray, as ``dff serve`` starts it."""
+    """A server with or without Ray, as ``dff serve`` starts it.
+
+    Raises ValueError for weights that can't be polled.
+    """
 
     # path, name or address, such as s3://bucket/key; None: the shipped weights
     weights: Path | str | None = None
@@ -27,6 +37,9 @@ class ServerConfig:
     port: int = 8000
     front: FrontConfig = field(default_factory=FrontConfig)
     cpus: int = 1  # cores of each copy of the aligner
+
+    def __post_init__(self) -> None:
+        check_poll(self.weights, self.poll)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dff.aligner.service.http.front import FrontConfig, print_access_log
 from dff.aligner.service.http.http_parser import TimedH11Protocol
 from dff.aligner.service.ports import check_free
 from dff.aligner.service.server_config import ServerConfig
-from dff.aligner.service.weights_watch import WeightsWatch, check_poll
+from dff.aligner.service.weights_watch import WeightsWatch
 
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
@@ -45,7 +45,6 @@ def serve_aligner_with_uvicorn(
     use_threads(config.cpus)
     share_interpreter()
     print_access_log()
-    check_poll(config.weights, config.poll)
 
     def load(path: Path | str | None = config.weights) -> Aligner:
         return load_aligner(

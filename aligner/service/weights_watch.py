@@ -10,13 +10,6 @@ from dataclasses import dataclass
 from dff.aligner.service.align_service import AlignService
 from dff.aligner.service.face_aligner import FaceAligner
 from dff.face.errors import DffError
-from dff.infra.networks.weights_names import REGISTERED
-
-
-def check_poll(weights: object, poll: float | None) -> None:
-    """Raise ValueError where ``poll`` is asked for weights that have no alias."""
-    if poll is not None and not (str(weights).startswith(REGISTERED) and "@" in str(weights)):
-        raise ValueError("weights are polled by their alias only: name models:/NAME@ALIAS")
 
 
 def find_version(address: str) -> str:

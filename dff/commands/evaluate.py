@@ -119,6 +119,12 @@ def evaluate(
     """
     if protocol is Benchmark.aflw21 and (robust or pictures or tracking):
         raise typer.BadParameter("aflw21 prints figures and writes --json: leave out the others")
+    if labels and protocol not in (Benchmark.aflw2000, Benchmark.matching):
+        raise typer.BadParameter(f"{protocol.value} reads the labels of its folder, not --labels")
+    if box is BoxSource.detector and protocol not in (Benchmark.aflw2000, Benchmark.w300):
+        raise typer.BadParameter(f"{protocol.value} has boxes of its own, not --box detector")
+    if every and protocol not in (Benchmark.w300, Benchmark.matching):
+        raise typer.BadParameter(f"{protocol.value} evaluates all photos, without --all")
     if robust and (protocol is Benchmark.matching or box is not BoxSource.landmarks):
         raise typer.BadParameter(
             "--robustness moves the boxes of landmarks: it goes with --box landmarks"

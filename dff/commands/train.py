@@ -209,7 +209,8 @@ def train(
         from dff.files.training import train_here
         from dff.infra.datasets.dataset import open_dataset
         from dff.infra.datasets.shard_filter import parse_filter
-        from dff.infra.networks.weights_names import REGISTERED, name_weights
+        from dff.infra.networks.weights import find_weights
+        from dff.infra.networks.weights_names import BUCKET, REGISTERED, name_weights
         from dff.infra.storage import S3Access
         from dff.presets import build_config, evaluate_weights, find_preset, make_dataset
         from dff.trainer.config import WorkerRange
@@ -280,6 +281,8 @@ def train(
         mixed=gpu if precision is None else precision is Precision.bf16,
         compiled=gpu if compiled is None else compiled,
     )
+    if start and address is None and not start.startswith((BUCKET, REGISTERED)):
+        find_weights(start)
     access = S3Access(anonymous, request_payer)
     if recipe:
         make_dataset(

@@ -219,7 +219,7 @@ def load(
     """
     if str(path).startswith(BUCKET):
         return _load_from_bucket(str(path), model, endpoint_url, access)
-    path = _find_file(path)
+    path = find_weights(path)
     about, arrays = read_tensor_file(path, "descriptor", FORMAT, kind="weights file")
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
@@ -254,7 +254,7 @@ def load(
     return loaded
 
 
-def _find_file(path: Path | str) -> Path:
+def find_weights(path: Path | str) -> Path:
     """The file of a path, a name or a registered model.
 
     Raises BadWeights where there is none: UnknownWeights for what can only be a name.

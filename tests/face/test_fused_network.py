@@ -78,6 +78,16 @@ def test_levels_are_described_as_their_numbers(config: NetConfig, *, reduced: bo
     assert 1.0 - cosine.mean() < (2e-6 if reduced else 1e-6)
 
 
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_views_are_described_as_their_copies(kind: type, *, reduced: bool) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (64, 40, 3)).astype(kind)
+    trunk = FusedNetwork(random_net(LARGE), reduced=reduced).trunk
+    for view in (image[:, :, ::-1], image[:, ::-1], image[:32, 4:36]):
+        want = trunk(np.ascontiguousarray(view)).copy()
+        np.testing.assert_array_equal(trunk(view), want)
+
+
 def test_maps_of_the_last_image_leave_no_trace() -> None:
     fused = FusedNetwork(random_net(SMALL))
     images = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(2))

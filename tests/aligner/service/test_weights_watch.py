@@ -8,7 +8,8 @@ import pytest
 
 from dff.aligner.service.align_service import AlignService
 from dff.aligner.service.http.limits import Limits
-from dff.aligner.service.weights_watch import WeightsWatch, check_poll
+from dff.aligner.service.server_config import ServerConfig, check_poll
+from dff.aligner.service.weights_watch import WeightsWatch
 from dff.face.errors import BadWeights
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.known_aligner import KnownAligner
@@ -54,3 +55,5 @@ def test_only_an_alias_is_polled() -> None:
     for weights in (None, "dff.safetensors", "models:/dff/3"):
         with pytest.raises(ValueError, match="NAME@ALIAS"):
             check_poll(weights, 5.0)
+        with pytest.raises(ValueError, match="NAME@ALIAS"):
+            ServerConfig(weights=weights, poll=5.0)

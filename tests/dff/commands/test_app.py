@@ -119,6 +119,9 @@ MISTAKES = [
     (("train", "d", "--out", "w", "--preset", "best"), "no preset 'best'; there are open"),
     (("train", "d", "--out", "w", "--preset", "research"), "needs --photos"),
     (("train", "d", "--out", "w", "--workers", "3:x"), "LEAST:MOST, not '3:x'"),
+    (("train", "d", "--out", "w", "--workers", "3:2"), "LEAST:MOST, not '3:2'"),
+    (("train", "d", "--out", "w", "--start", "nothing"), "there is no weights file nothing"),
+    (("serve", "--poll", "5"), "NAME@ALIAS"),
     (("train", "d", "--out", "w", "--size", "5"), "no positive multiple of 32"),
     (("train", "d", "--out", "w", "--where", "foo("), "the filter 'foo(' can't be read"),
     (("train", "d", "--out", "w", "--gpu"), "torch finds 0 on this machine"),
@@ -278,6 +281,9 @@ def test_a_wrong_value_is_shown_with_the_usage(arguments: tuple[str, ...], says:
         (("train", "d", "--out", "w", "--gpus-per-worker", "2"), "goes with --gpu"),
         (("serve", "--no-ray", "--also", "a=b", "--also", "a=c"), "--also names 'a' twice"),
         (("serve", "--gpus", "inf"), "--gpus is a number of GPUs"),
+        (("evaluate", "aflw21", "d", "--labels", "l.npz"), "not --labels"),
+        (("evaluate", "matching", "d", "--box", "detector"), "not --box detector"),
+        (("evaluate", "aflw21", "d", "--all"), "without --all"),
     ],
 )
 def test_wrong_options_of_other_commands_are_shown_with_the_usage(
