@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from dff.aligner.alignment import Alignment
-from dff.aligner.labels import PixelColour, Rectangle, write_badges
+from dff.aligner.labels import BadgeWriter, PixelColour, Rectangle
 from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import (
@@ -61,11 +61,12 @@ def draw(
     mesh: bool = True,
     axes: bool = True,
     tracks: Sequence[int] | None = None,
+    badges: BadgeWriter | None = None,
 ) -> Bytes:
     """(H, W, 3) RGB: the photo with every face on it. A failed face is only its box.
 
     ``tracks``: of a frame of a video, the number of each face, which is written near it; its lines
-    have the colour of its number.
+    have the colour of its number. ``badges`` writes the numbers: one writer for all frames.
     """
     out = image.copy()
     numbers = [0] * len(faces) if tracks is None else tracks
@@ -80,11 +81,12 @@ def draw(
         if axes:
             _axes(out, face)
     if tracks is not None:
-        _write_numbers(out, faces, tracks, colours)
+        _write_numbers(badges or BadgeWriter(), out, faces, tracks, colours)
     return out
 
 
 def _write_numbers(
+    badges: BadgeWriter,
     image: Bytes,
     faces: Sequence[Alignment],
     tracks: Sequence[int],
@@ -98,7 +100,7 @@ def _write_numbers(
     shown = [
         box if face.failed else face.landmarks_2d for face, box in zip(faces, boxes, strict=True)
     ]
-    write_badges(
+    badges.write(
         image,
         [str(number) for number in tracks],
         colours,

@@ -80,16 +80,23 @@ class FaceDescriber:
 
 def check_extras(extras: Sequence[str]) -> None:
     """Raise ValueError for a name that is not known."""
-    known = [*load_landmark_sets(), IRISES, BLENDSHAPES]
+    known = known_extras()
     for name in extras:
         if name not in known:
             raise ValueError(f"no landmarks are called {name!r}: there are {', '.join(known)}")
 
 
+def known_extras() -> list[str]:
+    """The names of what can be added to an answer."""
+    return [*load_landmark_sets(), IRISES, BLENDSHAPES]
+
+
 def parse_extras(text: str | None) -> tuple[str, ...]:
-    """Names from a list with commas; each once."""
-    names = [name.strip() for name in (text or "").split(",")]
-    return tuple(dict.fromkeys(name for name in names if name))
+    """Names from a list with commas; each once. Raises ValueError for commas without a name."""
+    names = tuple(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
+    if text and not names:
+        raise ValueError(f"{text!r} names nothing: there are {', '.join(known_extras())}")
+    return names
 
 
 def describe_blendshapes(face: Alignment, model: MorphableModel) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -75,36 +75,64 @@ def measure_text(text: str, size: float, thick: int) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def write_badges(
-    image: Bytes,
-    texts: Sequence[str],
-    colours: Sequence[PixelColour],
-    heads: Sequence[Rectangle],
-    faces: Sequence[Rectangle],
-) -> None:
-    """Write a text on a coloured ground near each head of an (H, W, 3) image.
+@dataclass
+class BadgeWriter:
+    """Writes a text near each head of a picture, or of the frames of a film.
 
-    ``heads`` and ``faces``: the pixels of each head, and those in it that are to be seen. Above the
-    head if there is room, else beside or below it; over heads only where the image has no other
-    room, and then as little as possible over faces.
+    In a film a text keeps its place beside its head while that is free, so that it does not hop.
     """
-    placed: list[Rectangle] = []
-    for text, colour, head, face in zip(texts, colours, heads, faces, strict=True):
-        height = badge_height(face, image.shape)
-        size, thick = height / DIGIT / 1.7, max(1, round(height / 11))
-        width, digits = measure_text(text, size, thick)
-        ground = round(width + 0.7 * height), height
-        candidates = _places_near(head, ground, image.shape)
-        free = (one for one in candidates if one.is_free([*heads, *placed], image.shape))
-        best = min(candidates, key=lambda one: one.overlap([*faces, *placed]))
-        place = next(free, best)
-        placed.append(place)
-        cv2.rectangle(image, (place.x0, place.y0), (place.x1 - 1, place.y1 - 1), colour, -1)
-        bright = sum(share * value for share, value in zip((0.3, 0.6, 0.1), colour, strict=True))
-        ink = (0, 0, 0) if bright > 110 else (255, 255, 255)
-        x = place.x0 + (ground[0] - width) // 2
-        y = place.y1 - (height - digits) // 2
-        cv2.putText(image, text, (x, y), FONT, size, ink, thick, cv2.LINE_AA)
+
+    former: dict[str, int] = field(default_factory=dict)  # the place by text: index of _places_near
+
+    def write(
+        self,
+        image: Bytes,
+        texts: Sequence[str],
+        colours: Sequence[PixelColour],
+        heads: Sequence[Rectangle],
+        faces: Sequence[Rectangle],
+    ) -> None:
+        """Write a text on a coloured ground near each head of an (H, W, 3) image.
+
+        ``heads`` and ``faces``: the pixels of each head, and those in it that are to be seen. Above
+        the head if there is room, else beside or below it; over heads only where the image has no
+        other room, and then as little as possible over faces.
+        """
+        placed: list[Rectangle] = []
+        for text, colour, head, face in zip(texts, colours, heads, faces, strict=True):
+            height = badge_height(face, image.shape)
+            size, thick = height / DIGIT / 1.7, max(1, round(height / 11))
+            width, digits = measure_text(text, size, thick)
+            ground = round(width + 0.7 * height), height
+            place = self._place(text, head, ground, (heads, faces, placed), image.shape)
+            placed.append(place)
+            cv2.rectangle(image, (place.x0, place.y0), (place.x1 - 1, place.y1 - 1), colour, -1)
+            bright = sum(
+                share * value for share, value in zip((0.3, 0.6, 0.1), colour, strict=True)
+            )
+            ink = (0, 0, 0) if bright > 110 else (255, 255, 255)
+            x = place.x0 + (ground[0] - width) // 2
+            y = place.y1 - (height - digits) // 2
+            cv2.putText(image, text, (x, y), FONT, size, ink, thick, cv2.LINE_AA)
+
+    def _place(
+        self,
+        text: str,
+        head: Rectangle,
+        size: tuple[int, int],
+        taken: tuple[Sequence[Rectangle], Sequence[Rectangle], Sequence[Rectangle]],
+        shape: tuple[int, ...],
+    ) -> Rectangle:
+        """Where a text of this ``size`` goes; ``taken``: by heads, by faces, by other texts."""
+        heads, faces, placed = taken
+        candidates = _places_near(head, size, shape)
+        order = list(range(len(candidates)))
+        if text in self.former:
+            order.sort(key=lambda i: i != self.former[text])
+        free = (i for i in order if candidates[i].is_free([*heads, *placed], shape))
+        least = min(order, key=lambda i: candidates[i].overlap([*faces, *placed]))
+        self.former[text] = next(free, least)
+        return candidates[self.former[text]]
 
 
 def badge_height(face: Rectangle, shape: tuple[int, ...]) -> int:

@@ -91,8 +91,11 @@ def align(
         typer.Option(help="Write an upright crop of each face to this folder."),
     ] = None,
     crop_size: Annotated[
-        int, typer.Option(min=16, max=4096, help="With --crops: side of a crop in pixels.")
-    ] = 256,
+        int | None,
+        typer.Option(
+            min=16, max=4096, help="With --crops: side of a crop in pixels. Default: 256."
+        ),
+    ] = None,
     focal: Annotated[
         float | None,
         typer.Option(
@@ -174,6 +177,8 @@ def align(
         raise typer.BadParameter(f"--server is an address http://HOST:PORT, not {server}")
     if focal and not isfinite(focal):
         raise typer.BadParameter("--focal is a number of pixels")
+    if crop_size is not None and not crops:
+        raise typer.BadParameter("--crop-size goes with --crops")
     if landmarks and not json_out:
         raise typer.BadParameter("--landmarks goes with --json")
     extras = _check_extras(landmarks)
@@ -235,8 +240,8 @@ def _check_extras(landmarks: str | None) -> tuple[str, ...]:
     """The names of --landmarks. Raises BadParameter."""
     from dff.aligner.face_description import check_extras, parse_extras
 
-    extras = parse_extras(landmarks)
     try:
+        extras = parse_extras(landmarks)
         check_extras(extras)
     except ValueError as error:
         raise typer.BadParameter(f"--landmarks: {error}") from error
@@ -321,7 +326,7 @@ def _align_images(
     mesh: Path | None,
     table: Path | None,
     mask: Path | None,
-    crops: tuple[Path | None, int],
+    crops: tuple[Path | None, int | None],
     focal: float | None,
     extras: tuple[str, ...],
 ) -> None:
@@ -334,6 +339,7 @@ def _align_images(
     from dff.aligner.face_description import FaceDescriber
     from dff.aligner.mesh_file import MESHES
     from dff.files.alignments import (
+        CROP_SIZE,
         DRAWINGS,
         PICTURES,
         AlignmentWriter,
@@ -384,7 +390,7 @@ def _align_images(
         table=table,
         masks=masks,
         crops=cut_out,
-        crop_size=crops[1],
+        crop_size=crops[1] or CROP_SIZE,
     )
     if not resume:
         if json_out and is_json_lines(json_out):
@@ -434,14 +440,14 @@ def _read_boxes(file: Path | None, images: list[Path]) -> Mapping[Path, Sequence
     return boxes
 
 
-def parse_box(text: str) -> Box:
-    """A box from "x0,y0,x1,y1". Raises BadParameter."""
+def parse_box(text: str, option: str = "--box") -> Box:
+    """The box "x0,y0,x1,y1" of an option. Raises BadParameter."""
     corners = text.split(",")
     if len(corners) != 4:
-        raise typer.BadParameter(f"--box takes four numbers x0,y0,x1,y1, got {text!r}")
+        raise typer.BadParameter(f"{option} takes four numbers x0,y0,x1,y1, got {text!r}")
     try:
         return Box(*map(float, corners))
     except ValueError as error:
         raise typer.BadParameter(
-            f"--box takes x0,y0,x1,y1 with x0 < x1 and y0 < y1: {error}"
+            f"{option} takes x0,y0,x1,y1 with x0 < x1 and y0 < y1: {error}"
         ) from error

@@ -114,7 +114,7 @@ def synthesize(
         from dff.pipeline import synthesis
         from dff.pipeline.job.run import RunConfig
 
-    if tracking and not dry_run:
+    if tracking:
         with require_extra("train"):
             from dff.infra.mlflow.tracking import check_server
 

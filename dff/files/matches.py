@@ -83,15 +83,16 @@ def match_files(
 
 
 def describe_matches(matches: PointMatches) -> list[str]:
-    """A line of text for each point."""
+    """A line of text for each point, with the number that it has in drawings."""
     lines = []
     for i, (name, status) in enumerate(zip(matches.names, matches.status, strict=True)):
         if status == "not on a face":
-            lines.append(f"{name}: not on a face")
-            continue
-        x, y = matches.px[i]
-        hidden = "" if status == "visible" else ", not visible"
-        lines.append(f"{name}: {x:.1f},{y:.1f} (probability {matches.probability[i]:.2f}{hidden})")
+            found = "not on a face"
+        else:
+            x, y = matches.px[i]
+            hidden = "" if status == "visible" else ", not visible"
+            found = f"{x:.1f},{y:.1f} (probability {matches.probability[i]:.2f}{hidden})"
+        lines.append(f"{i + 1}. {name}: {found}")
     return lines
 
 

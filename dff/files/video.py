@@ -18,6 +18,7 @@ from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.draw import draw
 from dff.aligner.face_description import FaceDescriber
 from dff.aligner.intrinsics import Intrinsics
+from dff.aligner.labels import BadgeWriter
 from dff.aligner.tracking.settling import SettlingTracker
 from dff.aligner.tracking.tracker import Tracked, Tracker
 from dff.face.errors import BadVideo, NoFace
@@ -36,6 +37,7 @@ from dff.infra.files import append_file, append_whole, replaced_file, storage_er
 from dff.infra.printing import counted
 
 SETTLING = 0.5  # seconds: frames are held back so long at most, while a new face is recognised
+HELD = 256 * 2**20  # bytes of the frames that are held back at most, which shortens that time
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,22 @@ def align_frames(
 
     ``writer`` gets the drawn frames, and ``watch`` each frame with its faces.
     """
-    config = TrackingConfig(smoothing=SmoothingConfig() if smooth else None, settling=SETTLING)
-    tracker = SettlingTracker[TimedFrame](Tracker(aligner, config=config))
     frames = tqdm(
         reader.frames(), total=reader.frame_count or None, unit=" frames", disable=not progress
     )
-    settled = chain.from_iterable(tracker.step(one.image, one.time, one) for one in frames)
+    moments = iter(frames)
+    first = next(moments, None)
+    if first is None:
+        return
+    config = TrackingConfig(
+        smoothing=SmoothingConfig() if smooth else None,
+        settling=settling_seconds(first.image.nbytes, reader.rate),
+    )
+    tracker = SettlingTracker[TimedFrame](Tracker(aligner, config=config))
+    badges = BadgeWriter()
+    settled = chain.from_iterable(
+        tracker.step(one.image, one.time, one) for one in chain([first], moments)
+    )
     for each in chain(settled, tracker.finish()):
         frame, faces = each.kept, each.faces
         camera = Intrinsics.of(frame.image.shape[1], frame.image.shape[0], focal=focal)
@@ -91,9 +103,15 @@ def align_frames(
                 [one.face for one in faces],
                 aligner.model,
                 tracks=[one.track for one in faces],
+                badges=badges,
             )
             writer.write(drawn, frame.time)
         yield AlignedFrame(frame.time, faces, camera, tracker.tracker.refused)
+
+
+def settling_seconds(frame_bytes: int, rate: float) -> float:
+    """How long frames of this size, at this rate per second, are held back at most."""
+    return min(SETTLING, HELD / (frame_bytes * rate))
 
 
 def align_video(

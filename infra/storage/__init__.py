@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dff.face.errors import BadPlace
+from dff.face.errors import BadPlace, StorageError
 from dff.infra.redaction import hide_secrets
 from dff.infra.storage.folder import LocalStorage
 from dff.infra.storage.protocol import WITH_CREDENTIALS, ObjectInfo, S3Access, Storage, check_key
@@ -28,12 +28,12 @@ __all__ = [
 def open_storage(
     uri: str, *, endpoint_url: str | None = None, access: S3Access = WITH_CREDENTIALS
 ) -> Storage:
-    """The storage of a folder's path or ``s3://bucket/prefix``; nothing is touched yet.
+    """The storage of a folder's path or ``s3://bucket/prefix``; nothing is read or written yet.
 
     S3 credentials, region and endpoint come from where AWS clients look for them (environment,
     profile, role), an ``endpoint_url`` goes first; ``access`` asks without credentials, or pays for
-    the transfer. Raises BadPlace for a URI of another kind,
-    MissingExtra for S3 without boto3.
+    the transfer. Raises BadPlace for a URI of another kind, StorageError
+    for a file, MissingExtra for S3 without boto3.
     """
     parts = urlsplit(uri)
     if parts.scheme == "s3":
@@ -53,7 +53,10 @@ def open_storage(
         return S3Storage(parts.netloc, f"{prefix}/" if prefix else "", endpoint_url, access)
     if "://" in uri or not uri:
         raise BadPlace(f"{hide_secrets(uri)!r} is neither a folder nor s3://bucket/prefix")
-    return LocalStorage(Path(uri).absolute())
+    place = Path(uri).absolute()
+    if place.is_file():
+        raise StorageError(f"{uri} is a file, not a folder")
+    return LocalStorage(place)
 
 
 def is_missing(storage: Storage) -> bool:

@@ -119,6 +119,9 @@ def test_vertices_are_of_one_model(toy_model: MorphableModel) -> None:
     assert find_irises(toy, toy_model) is None
     with pytest.raises(ValueError, match="'wflw99'"):
         FaceDescriber(toy_model, parse_extras("5, wflw99"))
+    with pytest.raises(ValueError, match="',' names nothing: there are 5, "):
+        parse_extras(",")
+    assert parse_extras(None) == parse_extras("") == ()
 
 
 def test_a_description_agrees_with_itself(face: Alignment, open_head: MorphableModel) -> None:

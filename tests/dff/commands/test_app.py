@@ -106,7 +106,7 @@ FAILURES = [
     ),
     (("align", "p.png", "--boxes", "nowhere.json"), "dff: nowhere.json: No such file or directory"),
     (("serve", "--no-ray", "--api-keys", "nowhere"), "dff: nowhere: No such file or directory"),
-    (("inspect", "file"), "a part of the path is a file"),
+    (("inspect", "file"), "file is a file, not a folder"),
     (("train", "d", "--out", "file/w"), "file is a file, not a folder"),
     (("evaluate", "300w", "d", "--pictures", "file"), "file is a file, not a folder"),
     (("evaluate", "300w", "d", "--tracking", "http://u:pw@127.0.0.1:1"), "***@127.0.0.1:1"),
@@ -265,7 +265,9 @@ def test_a_command_that_is_terminated_says_so_in_a_line() -> None:
         (("--server", "nonsense"), "http://HOST:PORT"),
         (("--focal", "inf"), "--focal is a number of pixels"),
         (("--landmarks", "nose", "--json", "a.json"), "blendshapes"),
-        (("--box", "1,2,3"), "four numbers"),
+        (("--landmarks", ",", "--json", "a.json"), "',' names nothing"),
+        (("--box", "1,2,3"), "--box takes four numbers"),
+        (("--crop-size", "64"), "--crop-size goes with --crops"),
     ],
 )
 def test_a_wrong_value_is_shown_with_the_usage(arguments: tuple[str, ...], says: str) -> None:
@@ -279,6 +281,7 @@ def test_a_wrong_value_is_shown_with_the_usage(arguments: tuple[str, ...], says:
     [
         (("train", "d", "--out", "w", "--photos", "p"), "--photos goes with --preset"),
         (("train", "d", "--out", "w", "--gpus-per-worker", "2"), "goes with --gpu"),
+        (("match", "a", "b", "--vertices", "1", "--box-second", "1,2"), "--box-second takes four"),
         (("serve", "--no-ray", "--also", "a=b", "--also", "a=c"), "--also names 'a' twice"),
         (("serve", "--gpus", "inf"), "--gpus is a number of GPUs"),
         (("evaluate", "aflw21", "d", "--labels", "l.npz"), "not --labels"),
@@ -301,6 +304,34 @@ def test_robustness_needs_boxes_of_landmarks(arguments: tuple[str, ...]) -> None
     result = CliRunner().invoke(app, ["evaluate", *arguments, "--robustness"], env=WIDE)
     assert result.exit_code == 2
     assert "--robustness moves the boxes of landmarks" in result.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("label", "{file}"),
+        ("inspect", "{file}"),
+        ("status", "{file}"),
+        ("synthesize", "{file}", "out", "--dry-run"),
+        ("synthesize", "none", "{file}", "--identities", "3"),
+        ("train", "{file}", "--out", "w.safetensors"),
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_named(command: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(b"")
+    code, _, said = run_command(*(part.format(file=file) for part in command))
+    assert code == 1
+    assert f"{file} is a file, not a folder" in said
+
+
+def test_a_dry_run_asks_the_tracking_server_as_the_run_would(tmp_path: Path) -> None:
+    code, _, said = run_command(
+        *("synthesize", "none", str(tmp_path / "data"), "--identities", "3", "--dry-run"),
+        *("--tracking", "http://127.0.0.1:9"),
+    )
+    assert code == 1
+    assert "http://127.0.0.1:9" in said
 
 
 def test_a_dry_run_counts_and_makes_nothing(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_all_files_are_written(photos: tuple[Path, Path, Aligner], tmp_path: Pat
         *files,
     )
     assert status == 0
-    assert "2,2: not on a face" in said
+    assert "2. 2,2: not on a face" in said
     assert "nose_tip: " in said
     points = json.loads(out[0].read_text())["points"]
     assert [p["name"] for p in points] == ["160,160", "2,2", "nose_tip", "chin", "vertex 12"]

@@ -22,7 +22,7 @@ from dff.face.errors import BadVideo, MissingExtra, NoFace
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
-from dff.files.video import align_video, align_video_file
+from dff.files.video import HELD, align_video, align_video_file, settling_seconds
 from dff.files.video_ends import find_missing_end
 from dff.files.video_io import GAP, VideoWriter, is_video, lacks_frames, open_video
 from tests.aligner.known_aligner import known_alignment
@@ -313,6 +313,19 @@ def test_a_video_file_is_aligned_and_drawn(oracle: Aligner, scene: Scene, tmp_pa
     images = read(drawn)[0]
     assert len(images) == 4
     assert np.abs(images[0].astype(int) - scene.image).mean() > 1.0
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "rate", "seconds"),
+    [(640, 480, 30.0, 0.5), (1920, 1080, 60.0, 0.5), (3840, 2160, 60.0, 0.18)],
+)
+def test_large_frames_are_held_back_for_a_shorter_time(
+    width: int, height: int, rate: float, seconds: float
+) -> None:
+    size = 3 * width * height
+    found = settling_seconds(size, rate)
+    assert found == pytest.approx(seconds, rel=0.01)
+    assert found * rate * size <= HELD
 
 
 def test_json_of_a_video_is_json(oracle: Aligner, scene: Scene, tmp_path: Path) -> None:

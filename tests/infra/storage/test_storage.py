@@ -323,9 +323,10 @@ def test_a_folder_that_can_be_written_passes_and_is_not_made(tmp_path: Path) -> 
     open_storage(str(tmp_path / "new" / "folder")).check_writable()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    for place in ("file", "file/below"):
-        with pytest.raises(StorageError, match="a part of the path is a file"):
-            open_storage(str(tmp_path / place)).check_writable()
+    with pytest.raises(StorageError, match="file is a file, not a folder"):
+        open_storage(str(tmp_path / "file"))
+    with pytest.raises(StorageError, match="a part of the path is a file"):
+        open_storage(str(tmp_path / "file" / "below")).check_writable()
 
 
 def test_a_write_outlives_other_writers_slow_downs_and_lost_answers(
