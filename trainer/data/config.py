@@ -12,7 +12,7 @@ Range = tuple[float, float]
 Counts = tuple[int, int]
 
 
-class _Checked:
+class Checked:
     """Base of the settings. Raises ValueError for a probability beyond 0..1 or an empty range."""
 
     def __post_init__(self) -> None:
@@ -26,7 +26,7 @@ class _Checked:
 
 
 @dataclass(frozen=True)
-class PlacementConfig(_Checked):
+class PlacementConfig(Checked):
     """Random placement of a crop over a face, as loose detections and tilted heads cause it."""
 
     zoom: Range = (0.75, 1.4)  # side of the crop over that of the plain one; log-uniform
@@ -40,7 +40,7 @@ class PlacementConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class WarpConfig(_Checked):
+class WarpConfig(Checked):
     """Smooth random warps of a crop, for faces of other proportions than the model's."""
 
     probability: float = 0.5
@@ -52,7 +52,7 @@ class WarpConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class FacelessConfig(_Checked):
+class FacelessConfig(Checked):
     """Views whose face is painted over: heads in which no face may be detected."""
 
     probability: float = 0.03  # of a crop
@@ -62,7 +62,7 @@ class FacelessConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class PhotometricConfig(_Checked):
+class PhotometricConfig(Checked):
     """Random camera effects, in the order of a camera. Levels are 0..255, shares of them 0..1."""
 
     log_gamma: Range = (-0.4, 0.4)
@@ -83,7 +83,7 @@ class PhotometricConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class OcclusionConfig(_Checked):
+class OcclusionConfig(Checked):
     """Random occluders in front of a crop. Lengths are in sides of the crop."""
 
     probability: float = 0.35
@@ -98,7 +98,7 @@ class OcclusionConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class MosaicConfig(_Checked):
+class MosaicConfig(Checked):
     """Mosaics: several small faces, parts of faces, or none, over a background.
 
     ``zoom`` is the side of a mosaic over that of the plain crop of a face in it; at 4.2 a face
@@ -125,7 +125,7 @@ class MosaicConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class AugmentConfig(_Checked):
+class AugmentConfig(Checked):
     """All random choices that make a training sample from a view."""
 
     placement: PlacementConfig = field(default_factory=PlacementConfig)

@@ -21,6 +21,8 @@ from dff.trainer.data.crops import TrainingSurface, paint_over_face
 from dff.trainer.data.mosaic import join_along_line, make_background
 from dff.trainer.data.views import StoredView
 from dff.trainer.detection.config import DetectionSceneConfig
+from dff.trainer.detection.covers import cover_face, paint_mask
+from dff.trainer.detection.patterns import draw_pattern
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ def compose_scene(
     count = int(rng.integers(config.count[0], config.count[1] + 1))
     if rng.random() < config.empty_probability:
         count = 0
+    for _ in range(int(rng.integers(config.objects[0], config.objects[1] + 1))):
+        _draw_object(image, config, rng)
     layer = np.full((config.size, config.size), -1, np.int16)
     faces: list[Floats] = []
     for size in _draw_sizes(count, config, rng):
@@ -56,6 +60,9 @@ def compose_scene(
         shown = rng.random() >= config.faceless_probability
         if not shown:
             view = paint_over_face(view, surface, config.faceless, rng=rng)
+        elif rng.random() < config.cover.mask_probability:
+            other = views[int(rng.integers(len(views)))]
+            view = paint_mask(view, other, vertices, config.cover, config.pattern, rng=rng)
         opacity = (
             _head_opacity(view, len(surface.faces), config, rng)
             if rng.random() < config.cutout_probability or not shown
@@ -65,9 +72,13 @@ def compose_scene(
         if shown:
             landmarks = view.vertex_px[vertices] @ matrix[:, :2].T + matrix[:, 2]
             faces.append(landmarks[MIRROR] if mirrored else landmarks)
+            if rng.random() < config.cover.thing_probability:
+                cover_face(image, layer, landmarks, config.cover, config.pattern, rng=rng)
     if rng.random() < config.occlusion.probability:
         image, covered = occlude(image, config.occlusion, rng=rng)
         layer[covered] = -1
+    if rng.random() < config.shadow_probability:
+        image = _shade(image, config, rng)
     if rng.random() < config.border_probability:
         image = image.copy()
         rows, columns = _draw_border(config, rng)
@@ -96,19 +107,55 @@ def _draw_background(
     rng: np.random.Generator,
 ) -> Bytes:
     """(size, size, 3): one background, or two of them on both sides of a line."""
-    first, second = (
-        make_background(
-            views[int(rng.integers(len(views)))],
-            surface,
-            config.size,
-            rng=rng,
-            config=config.mosaic,
-        )
-        for _ in range(2)
-    )
+
+    def draw() -> Bytes:
+        if rng.random() < config.pattern_probability:
+            return draw_pattern(config.size, config.pattern, rng=rng)
+        view = views[int(rng.integers(len(views)))]
+        return make_background(view, surface, config.size, rng=rng, config=config.mosaic)
+
+    first = draw()
     if rng.random() >= config.mosaic.joined_probability:
         return first.copy()
-    return join_along_line(first, second, config.mosaic, rng=rng)
+    return join_along_line(first, draw(), config.mosaic, rng=rng)
+
+
+def _draw_object(image: Bytes, config: DetectionSceneConfig, rng: np.random.Generator) -> None:
+    """Blend an ellipse or a rectangle with a pattern into ``image``, more or less sharply."""
+    low, high = np.log(config.face)
+    long = float(np.exp(rng.uniform(low, high)))
+    side = round(1.4 * long) + 4
+    corner = rng.integers(-side // 2, config.size - side // 2, 2)
+    box = (
+        (side / 2, side / 2),
+        (long, float(rng.uniform(0.4, 1.0)) * long),
+        float(rng.uniform(0.0, 180.0)),
+    )
+    shape = np.zeros((side, side), np.float32)
+    if rng.random() < 0.6:
+        cv2.ellipse(shape, box, (1.0,), -1)
+    else:
+        cv2.fillConvexPoly(shape, np.rint(cv2.boxPoints(box)).astype(np.int32), (1.0,))
+    alpha = cv2.GaussianBlur(shape, (0, 0), float(rng.uniform(0.4, 0.1 * long)))[..., None]
+    drawn = draw_pattern(side, config.pattern, rng=rng)
+    first, last = np.maximum(corner, 0), np.minimum(corner + side, config.size)
+    rows, columns = (slice(first[i], last[i]) for i in (1, 0))
+    part = image[rows, columns]
+    within = (
+        slice(first[1] - corner[1], last[1] - corner[1]),
+        slice(first[0] - corner[0], last[0] - corner[0]),
+    )
+    part[:] = part + alpha[within] * (drawn[within].astype(np.float32) - part)
+
+
+def _shade(image: Bytes, config: DetectionSceneConfig, rng: np.random.Generator) -> Bytes:
+    """The image with one side of a random line in the shade."""
+    angle, size = rng.uniform(0.0, 2.0 * np.pi), config.size
+    along = np.arange(size) - rng.uniform(0.2, 0.8, (2, 1)) * size
+    away = along[0] * np.cos(angle) + along[1][:, None] * np.sin(angle)
+    lit = 0.5 + 0.5 * np.tanh(away / rng.uniform(2.0, 0.5 * size))
+    dark = rng.uniform(*config.shadow)
+    return np.asarray((image * (dark + (1.0 - dark) * lit)[..., None]).astype(np.uint8))
 
 
 def _draw_sizes(count: int, config: DetectionSceneConfig, rng: np.random.Generator) -> Floats:
@@ -118,6 +165,9 @@ def _draw_sizes(count: int, config: DetectionSceneConfig, rng: np.random.Generat
     if rng.random() < config.one_size_probability:
         middle = rng.uniform(low, low + 0.6 * (high - low))
         sizes = np.clip(middle + rng.uniform(-0.25, 0.25, count), low, high)
+    if count and rng.random() < config.huge_probability:
+        beside = sizes[: int(rng.integers(config.most_beside_huge + 1))]
+        sizes = np.append(beside, rng.uniform(*np.log(config.huge)))
     return np.asarray(np.exp(np.sort(sizes)[::-1]))
 
 
@@ -132,7 +182,9 @@ def _draw_placement(
     mirrored = bool(rng.random() < config.mirror_probability)
     if mirrored:
         linear[0] *= -1.0
-    centre = rng.uniform(0.02, 0.98, 2) * config.size
+    # A face larger than the scene shows any of its parts.
+    beyond = 0.4 * max(size / config.size - 0.8, 0.0)
+    centre = rng.uniform(0.02 - beyond, 0.98 + beyond, 2) * config.size
     return np.column_stack([linear, centre - linear @ view.box.centre]), mirrored
 
 

@@ -42,13 +42,14 @@ def build_targets(scene: DetectionScene, template: Floats, config: DetectorTrain
     grid = np.stack(np.meshgrid(np.arange(cells), np.arange(cells)), -1) + 0.5
     for i in np.argsort(-size.max(1)):  # the nearest, smallest faces last
         visible, longest = scene.visible[i], float(size[i].max())
-        if visible < config.scene.hidden:
+        if visible < config.scene.hidden or longest > config.scene.too_large:
             continue
         spread = config.spread * longest / DETECTOR_STRIDE + config.least_spread
         cell = np.floor(centre[i]).astype(int)
         square = ((grid - centre[i]) ** 2).sum(-1)
         bump = np.exp(-0.5 * square / spread**2).astype(np.float32)
-        if visible < config.scene.whole or longest < config.scene.smallest:
+        possible = config.scene.smallest <= longest <= config.scene.largest
+        if visible < config.scene.whole or not possible:
             counted[bump > 0.1] = 0.0
         elif (cell >= 0).all() and (cell < cells).all():
             bump[cell[1], cell[0]] = 1.0

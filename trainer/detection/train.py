@@ -260,6 +260,7 @@ def measure_detector(
         best = meet.max(1, initial=0.0)
         longest = (truth[:, 2:] - truth[:, :2]).max(1, initial=0.0)
         must = (scene.visible >= config.scene.whole) & (longest >= config.scene.smallest)
+        must &= longest <= config.scene.largest
         wanted += int(must.sum())
         found += int((best[must] >= 0.5).sum())
         overlaps += best[must & (best >= 0.5)].tolist()

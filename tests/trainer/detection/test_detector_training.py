@@ -18,7 +18,7 @@ from dff.trainer.data.config import OcclusionConfig, PhotometricConfig
 from dff.trainer.data.crops import TrainingSurface
 from dff.trainer.data.shard_cache import CacheConfig
 from dff.trainer.data.views import ViewStore
-from dff.trainer.detection.config import DetectionSceneConfig, DetectorTrainConfig
+from dff.trainer.detection.config import CoverConfig, DetectionSceneConfig, DetectorTrainConfig
 from dff.trainer.detection.scenes import DetectionScene, compose_scene, photograph
 from dff.trainer.detection.targets import build_targets, detection_loss
 from dff.trainer.detection.train import measure_detector, train_detector
@@ -33,6 +33,10 @@ PLAIN = DetectionSceneConfig(
     cutout_probability=1.0,
     faceless_probability=0.0,
     border_probability=0.0,
+    huge_probability=0.0,
+    shadow_probability=0.0,
+    objects=(0, 0),
+    cover=CoverConfig(mask_probability=0.0, thing_probability=0.0),
     occlusion=OcclusionConfig(probability=0.0),
 )
 TINY = DetectorTrainConfig(
@@ -168,6 +172,61 @@ def test_a_hidden_or_tiny_face_is_neither_wanted_nor_punished() -> None:
     hidden = build_targets(DetectionScene(image, landmarks, np.array([0.1])), template, config)
     assert hidden.heat.max() == 0.0
     assert hidden.counted.min() == 1.0
+
+
+def test_a_face_too_large_for_the_network_is_no_face() -> None:
+    """One a little too large may be detected, one far too large must not."""
+    template = np.random.default_rng(1).normal(0, 0.05, (68, 3))
+    config = DetectorTrainConfig()
+    image = np.zeros((config.scene.size,) * 2 + (3,), np.uint8)
+    spread = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 68, 2))
+    spread /= np.ptp(spread, axis=1).max()
+    for size, most, least in ((120.0, 1.0, 1.0), (140.0, 0.0, 0.0), (200.0, 0.0, 1.0)):
+        scene = DetectionScene(image, 80.0 + size * spread, np.ones(1))
+        targets = build_targets(scene, template, config)
+        assert targets.heat.max() == most
+        assert targets.counted.min() == least
+
+
+def test_a_scene_may_show_a_part_of_a_huge_face(
+    store: ViewStore, surface: TrainingSurface, open_head: MorphableModel
+) -> None:
+    huge = replace(PLAIN, huge_probability=1.0, huge=(300.0, 300.0), most_beside_huge=0)
+    shares = []
+    for seed in range(6):
+        scene = scene_of(store, surface, open_head, huge, seed)
+        assert np.ptp(scene.landmarks[0], axis=0).max() == pytest.approx(300.0, rel=1e-5)
+        shares.append(scene.visible[0])
+    assert max(shares) < 0.5
+
+
+def test_a_thing_before_a_face_hides_a_part_of_it(
+    store: ViewStore, surface: TrainingSurface, open_head: MorphableModel
+) -> None:
+    cover = CoverConfig(mask_probability=0.0, thing_probability=1.0, thing=(0.6, 0.6))
+    covered = replace(PLAIN, cover=cover)
+    hidden = []
+    for seed in range(8):
+        plain, less = (
+            scene_of(store, surface, open_head, config, seed) for config in (PLAIN, covered)
+        )
+        np.testing.assert_array_equal(less.landmarks, plain.landmarks)
+        hidden.append(plain.visible[0] - less.visible[0])
+    assert min(hidden) >= 0.0
+    assert np.mean(hidden) > 0.1
+
+
+def test_shade_darkens_one_side(
+    store: ViewStore, surface: TrainingSurface, open_head: MorphableModel
+) -> None:
+    shaded = replace(PLAIN, shadow_probability=1.0, shadow=(0.1, 0.1))
+    bright, dark = (
+        scene_of(store, surface, open_head, config).image.astype(float)
+        for config in (PLAIN, shaded)
+    )
+    ratio = (dark.sum(2) + 1.0) / (bright.sum(2) + 1.0)
+    assert ratio.min() < 0.3
+    assert ratio.max() > 0.7
 
 
 def test_an_interrupted_run_resumes_to_the_same_end(
