@@ -75,6 +75,9 @@ class DetectionSceneConfig:
     faceless_probability: float = 0.08  # of each face: painted over, and no face
     pattern_probability: float = 0.6  # of each background: drawn, else of a view
     objects: Counts = (0, 4)  # things of a face's size, behind the faces
+    parts: Counts = (0, 4)  # ears and other parts of faces that are no faces, as large
+    part_reach: Range = (0.1, 0.2)  # of them about a landmark, over the face's size
+    ear_share: float = 0.4  # of the parts
     shadow_probability: float = 0.2  # one side of the scene lies in the shade
     shadow: Range = (0.1, 0.7)  # brightness of the shade
     border_probability: float = 0.2  # black at the right or lower edge, as where photos are padded

@@ -24,6 +24,9 @@ from dff.trainer.detection.config import DetectionSceneConfig
 from dff.trainer.detection.covers import cover_face, paint_mask
 from dff.trainer.detection.patterns import draw_pattern
 
+EARS = (0, 16)
+"""Landmarks of the jaw beside the ears."""
+
 
 @dataclass(frozen=True)
 class DetectionScene:
@@ -52,6 +55,8 @@ def compose_scene(
         count = 0
     for _ in range(int(rng.integers(config.objects[0], config.objects[1] + 1))):
         _draw_object(image, config, rng)
+    for _ in range(int(rng.integers(config.parts[0], config.parts[1] + 1))):
+        _draw_part(image, views[int(rng.integers(len(views)))], vertices, config, rng)
     layer = np.full((config.size, config.size), -1, np.int16)
     faces: list[Floats] = []
     for size in _draw_sizes(count, config, rng):
@@ -125,27 +130,56 @@ def _draw_object(image: Bytes, config: DetectionSceneConfig, rng: np.random.Gene
     low, high = np.log(config.face)
     long = float(np.exp(rng.uniform(low, high)))
     side = round(1.4 * long) + 4
-    corner = rng.integers(-side // 2, config.size - side // 2, 2)
-    box = (
-        (side / 2, side / 2),
-        (long, float(rng.uniform(0.4, 1.0)) * long),
-        float(rng.uniform(0.0, 180.0)),
-    )
+    shape = _draw_shape(side, long, rng)
+    drawn = draw_pattern(side, config.pattern, rng=rng)
+    _blend(image, drawn, shape, rng.integers(-side // 2, config.size - side // 2, 2))
+
+
+def _draw_part(
+    image: Bytes,
+    view: StoredView,
+    vertices: Ints,
+    config: DetectionSceneConfig,
+    rng: np.random.Generator,
+) -> None:
+    """Blend an ear, an eye, or another small part of a view's face into ``image``."""
+    ear = rng.random() < config.ear_share
+    landmark = EARS[int(rng.integers(2))] if ear else int(rng.integers(len(vertices)))
+    reach = float(rng.uniform(*config.part_reach)) * max(view.box.width, view.box.height)
+    low, high = np.log(config.face)
+    long = float(np.exp(rng.uniform(low, high)))
+    side = round(1.4 * long) + 4
+    linear = long / (2 * reach) * rotation_2d(np.deg2rad(rng.uniform(-40.0, 40.0)))
+    place = view.vertex_px[vertices[landmark]].astype(np.float64)
+    matrix = np.column_stack([linear, side / 2 - linear @ place])
+    source = view.image
+    if long < reach:  # nothing aliases
+        source = cv2.GaussianBlur(source, (0, 0), 0.4 * 2 * reach / long)
+    drawn = cv2.warpAffine(source, matrix, (side, side), borderMode=cv2.BORDER_REFLECT_101)
+    shape = _draw_shape(side, long, rng)
+    _blend(image, drawn, shape, rng.integers(-side // 2, config.size - side // 2, 2))
+
+
+def _draw_shape(side: int, long: float, rng: np.random.Generator) -> Floats:
+    """(side, side) opacity 0..1 of an ellipse or a rectangle ``long`` pixels long, soft or not."""
+    sides = long, float(rng.uniform(0.4, 1.0)) * long
+    box = ((side / 2, side / 2), sides, float(rng.uniform(0.0, 180.0)))
     shape = np.zeros((side, side), np.float32)
     if rng.random() < 0.6:
         cv2.ellipse(shape, box, (1.0,), -1)
     else:
         cv2.fillConvexPoly(shape, np.rint(cv2.boxPoints(box)).astype(np.int32), (1.0,))
-    alpha = cv2.GaussianBlur(shape, (0, 0), float(rng.uniform(0.4, 0.1 * long)))[..., None]
-    drawn = draw_pattern(side, config.pattern, rng=rng)
-    first, last = np.maximum(corner, 0), np.minimum(corner + side, config.size)
-    rows, columns = (slice(first[i], last[i]) for i in (1, 0))
-    part = image[rows, columns]
-    within = (
-        slice(first[1] - corner[1], last[1] - corner[1]),
-        slice(first[0] - corner[0], last[0] - corner[0]),
-    )
-    part[:] = part + alpha[within] * (drawn[within].astype(np.float32) - part)
+    return np.asarray(cv2.GaussianBlur(shape, (0, 0), float(rng.uniform(0.4, 0.1 * long))))
+
+
+def _blend(image: Bytes, drawn: Bytes, opacity: Floats, corner: Ints) -> None:
+    """Blend (side, side, 3) ``drawn`` into ``image`` from its ``corner`` (x, y) on."""
+    side = len(drawn)
+    first, last = np.maximum(corner, 0), np.minimum(corner + side, image.shape[1::-1])
+    part = image[first[1] : last[1], first[0] : last[0]]
+    low, high = first - corner, last - corner
+    within = slice(low[1], high[1]), slice(low[0], high[0])
+    part[:] = part + opacity[within][..., None] * (drawn[within].astype(np.float32) - part)
 
 
 def _shade(image: Bytes, config: DetectionSceneConfig, rng: np.random.Generator) -> Bytes:

@@ -36,6 +36,7 @@ PLAIN = DetectionSceneConfig(
     huge_probability=0.0,
     shadow_probability=0.0,
     objects=(0, 0),
+    parts=(0, 0),
     cover=CoverConfig(mask_probability=0.0, thing_probability=0.0),
     occlusion=OcclusionConfig(probability=0.0),
 )
