@@ -56,6 +56,11 @@ class FusedBlock:
         self.quantises = self.pointwise.ndim == 3 and taps.shape[1] >= int16.LANES
         self.norm = _numbers(norm.weight), _numbers(norm.bias), int(norm.num_groups), norm.eps
 
+    @property
+    def weights(self) -> tuple[Any, ...]:
+        """Convolutions and norm, as the compiled loops take them."""
+        return self.taps, self.pointwise, self.units, *self.norm
+
     @staticmethod
     def of(block: nn.Module, *, reduced: bool) -> FusedBlock:
         """The fused form of a ``Separable`` block."""
@@ -173,6 +178,16 @@ class FusedTrunk:
         self.lateral = [(*_factor(_kernel(one), reduced), _bias(one)) for one in lateral]
         self.decoder = [FusedBlock.of(block, reduced=reduced) for block in decoder]
         self.first = len(widths) - 1 - len(self.lateral)  # level at which the decoder ends
+        blocks = [block for stage in self.stages for block in stage]
+        # what one call runs after the stem, where all of it is in integers
+        self.program: tuple[Any, ...] | None = None
+        if all(block.quantises for block in [*blocks, *self.decoder]):
+            self.program = (
+                tuple(block.weights for block in blocks),
+                np.array([len(stage) for stage in self.stages]),
+                tuple(self.lateral),
+                tuple(block.weights for block in self.decoder),
+            )
 
     def __call__(self, image: Bytes | Floats) -> Floats:
         """The bordered map at the decoder's end.
@@ -195,6 +210,9 @@ class FusedTrunk:
                 image = np.divide(image, np.float32(255.0), dtype=np.float32)
             sums = _convolve_image(image, kernel, units, *window, product)
         _rectify(product, sums, *self.stem.norm, False, maps[0])
+        if self.program is not None:
+            _run_quantised(*self.program, product, tuple(maps))
+            return maps[self.first]
         for level, blocks in enumerate(self.stages):
             for number, block in enumerate(blocks):
                 before = maps[level - 1] if level > 0 and number == 0 else maps[level]
@@ -642,6 +660,32 @@ def _join(out, x, weight, units, bias):  # type: ignore[no-untyped-def]
                     more = coarse[column, c] + bias[c]
                     target[2 * column + 1, c] += more
                     target[2 * column + 2, c] += more
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _run_quantised(blocks, counts, lateral, decoder, product, maps):  # type: ignore[no-untyped-def]
+    """What follows the stem of a ``FusedTrunk`` in integers, in one call.
+
+    Other threads have the interpreter meanwhile. A call for each block would ask for it after every
+    0.1 ms, and wait as long for each turn of theirs.
+    """
+    at = 0
+    for level in range(len(counts)):
+        for number in range(counts[level]):
+            halves = level > 0 and number == 0
+            before = maps[level - 1] if halves else maps[level]
+            taps, pointwise, units, gain, offset, groups, eps = blocks[at]
+            weights = taps, pointwise, units
+            norm = gain, offset, groups, eps
+            _apply_quantised(before, *weights, halves, product, *norm, maps[level])
+            at += 1
+    for i in range(len(lateral) - 1, -1, -1):
+        level = len(maps) - 1 - len(lateral) + i
+        _join(maps[level], maps[level + 1], *lateral[i])
+        taps, pointwise, units, gain, offset, groups, eps = decoder[i]
+        weights = taps, pointwise, units
+        norm = gain, offset, groups, eps
+        _apply_quantised(maps[level], *weights, False, product, *norm, maps[level])
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")

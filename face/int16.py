@@ -51,7 +51,8 @@ def can_pack(matrix: Floats) -> bool:
 def pack_pairs(matrix: Floats) -> tuple[Any, Any]:
     """(K / 2, N, 2) int16: the rows of a (K, N) right factor, two side by side; (N,) their units.
 
-    In memory whole registers of zeros follow each row, and the units.
+    In memory whole registers of zeros follow each row, and the units. So the matrix is contiguous
+    for no N: factors of every shape have one type in compiled code.
     """
     sizes = np.abs(matrix.astype(np.float64))
     # half a unit for each number that is rounded up
@@ -60,7 +61,7 @@ def pack_pairs(matrix: Floats) -> tuple[Any, Any]:
     )
     unit = np.where(unit > 0.0, unit, 1.0)
     k, n = matrix.shape
-    whole = -(-n // COLUMNS) * COLUMNS
+    whole = (n // COLUMNS + 1) * COLUMNS
     units = aligned(whole, np.float32)
     padded = aligned(k * whole, np.int16).reshape(k // 2, whole, 2)
     units[:n] = unit

@@ -22,8 +22,8 @@ from dff.aligner.service.http.problems import Problem
 T = TypeVar("T")
 AGEING = 0.04  # seconds of expected work that a second of waiting makes up for
 LEARNING = 0.2  # weight of the latest duration in the mean of durations
-# Waiting photos from which on others are searched until their faces fill a step. The faces of two
-# photos take 8 % less time in one step than in two.
+# Waiting photos from which on another one is searched so that its faces share the step of the last
+# one. The faces of two photos take 10 % less time in one step than in two, four as two.
 DEEP = 2
 CROWDED = (
     "the photo may show {faces} faces: without the header `Deadline` it is refused when photos "
@@ -57,13 +57,18 @@ class Call:
     outcome: asyncio.Future[Any] | None = None  # what the steps of another call return
     begun: bool = False
     request: FaceRequest | None = None  # the faces that its next step aligns
-    waits: int = 0  # searches for which these faces have waited, in vain if they found none
+    waited: bool = False  # whether these faces have waited for another search
     seconds: float = 0.0  # that its steps have taken
 
     @property
     def faces(self) -> int:
         """Faces of its next step."""
         return 0 if self.request is None else len(self.request.detections)
+
+    @property
+    def ends(self) -> bool:
+        """Whether its next step aligns the last of its faces."""
+        return self.request is not None and self.request.left == 0
 
     def expect(self, unit: float) -> float:
         """Seconds that it still takes, where a face takes ``unit``.
@@ -127,8 +132,8 @@ class Scheduler:
     Photos are aligned in steps. The next step is of the photo that is expected to be finished
     soonest: before its search by its size, then by the number of its faces; long waiting makes up
     for some of this. So photos of many faces, of which the number is not known before, large ones
-    and long calls of another kind delay a small photo by a step. Faces of several photos share a
-    step, for which they wait only where further photos do.
+    and long calls of another kind delay a small photo by a step. The last faces of several photos
+    share a step, for which they wait only where further photos do.
     """
 
     def __init__(
@@ -274,14 +279,15 @@ class Scheduler:
         first, *others = sorted(self._calls, key=rank)
         if job is not None and job.expected - AGEING * (now - job.arrived) < rank(first):
             return [self._begin(job)]
-        chosen, room = [first], self._limits.step - first.faces
-        for call in others if first.faces else []:
-            if call.aligner is first.aligner and 0 < call.faces <= room:
+        if not first.ends:
+            return [first]
+        chosen, room = [first], self._limits.shared_step - first.faces
+        for call in others:
+            if call.aligner is first.aligner and call.ends and call.faces <= room:
                 chosen.append(call)
                 room -= call.faces
-        fills = first.faces and room > first.waits and len(self._queue) >= DEEP
-        if job is not None and fills:
-            first.waits += 1
+        if job is not None and room > 0 and not first.waited and len(self._queue) >= DEEP:
+            first.waited = True
             return [self._begin(job)]
         return chosen
 

@@ -62,6 +62,19 @@ def test_products_in_integers_hardly_change_the_output(shape: tuple[int, int, in
     assert (got.face_logit - want.face_logit).abs().mean() < 1e-3 * want.face_logit.std()
 
 
+@pytest.mark.skipif(not int16.is_available(), reason="no instructions for 16-bit integers")
+def test_all_blocks_in_one_call_give_what_a_call_for_each_gives() -> None:
+    """Also where a level is not as wide as whole registers."""
+    config = NetConfig(widths=(16, 40, 64), depths=(1, 2, 3), groups=8)
+    image = np.random.default_rng(1).integers(0, 256, (1, 64, 40, 3)).astype(np.uint8)
+    fused = FusedNetwork(random_net(config), reduced=True)
+    assert fused.trunk.program is not None
+    at_once = fused.describe(image)
+    fused.trunk.program = None
+    for one, other in zip(at_once, fused.describe(image), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("reduced", [False, True])
 @pytest.mark.parametrize("config", [SMALL, LARGE], ids=["small", "large"])
 def test_levels_are_described_as_their_numbers(config: NetConfig, *, reduced: bool) -> None:

@@ -25,7 +25,8 @@ class Limits:
     person_pixels: int = 60_000_000  # of all photos of one person, held decoded at the same time
     boxes: int = 64  # of one request
     batch: int = 8  # photos of one request that are held decoded and aligned at a time
-    step: int = 2  # faces that are aligned in one step, also of several photos
+    step: int = 2  # faces of one photo that are aligned in one step
+    shared_step: int = 4  # faces of several photos that are, where these are their last ones
     # bytes of all photos that are decoded or held decoded; 40 megapixels take 400 MB while decoded
     decoded: int = 480 << 20
     small_decoded: int = 80 << 20  # of these, bytes for photos of at most two megapixels

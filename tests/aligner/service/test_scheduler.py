@@ -135,6 +135,21 @@ def test_faces_of_waiting_photos_share_steps(toy_model: MorphableModel) -> None:
     assert aligner.batches[:2] == [2, 2]
 
 
+def test_photos_of_two_faces_share_steps_and_crowds_do_not(toy_model: MorphableModel) -> None:
+    """Only the last faces of a photo: a share of a crowd would delay the small photo beside it."""
+    aligner, scheduler = make(toy_model, step=2, shared_step=4)
+    aligner.faces = {SMALL.shape: 2, CROWD.shape: 20}
+
+    async def run(*photos: Bytes) -> None:
+        await asyncio.gather(*(scheduler.align((photo, None)) for photo in photos))
+
+    asyncio.run(run(SMALL, SMALL, SMALL))
+    assert aligner.batches == [4, 2]
+    aligner.batches.clear()
+    asyncio.run(run(CROWD, SMALL))
+    assert max(aligner.batches) == 2
+
+
 def test_faces_do_not_wait_for_one_photo_without_faces_after_another(
     toy_model: MorphableModel,
 ) -> None:
