@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from dff.face.arrays import Array, Bool, Bools, Float, Floats, Ints
 from dff.face.geometry.camera import Box, NearPerspective
-from dff.face.geometry.transform import Rigid, angles_from_rotation
-from dff.face.model.landmark_offsets import LandmarkOffsets, close_lips
+from dff.face.geometry.transform import Rigid
 from dff.face.model.morphable import Coefficients, MorphableModel
 
 
@@ -104,6 +103,10 @@ class Alignment:
     # what the confidences rest on
     features: CalibrationFeatures | None = field(default=None, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # of a mesh, not of the function that computes it
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
     @property
     def vertices_px(self) -> Floats:
         """(V, 3) the fitted mesh in pixels of the photo; z in pixels towards the viewer."""
@@ -195,6 +198,29 @@ class Alignment:
         return out
 
 
+class DeferredField:
+    """A field of frozen values that may be given as a function, called when it is first read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, value: Any, owner: type | None = None) -> Any:
+        if value is None:
+            return self
+        found = vars(value)[self.name]
+        if callable(found):
+            found = vars(value)[self.name] = found()
+        return found
+
+    def __set__(self, value: Any, new: Any) -> None:
+        vars(value)[self.name] = new
+
+
+# Most callers read landmarks and pose only, and a mesh takes as long as they do. It is no default
+# of the field, which has none.
+Alignment.vertices = DeferredField("vertices")  # type: ignore[assignment]
+
+
 def _rounded(values: Any, digits: int) -> Any:
     return np.round(np.asarray(values, dtype=np.float64), digits).tolist()
 
@@ -250,69 +276,3 @@ class PersonAlignment:
                 for i, (name, face) in enumerate(zip(names, self.faces, strict=True))
             },
         }
-
-
-JAW_TOLERANCE = 0.0003
-"""Metres: the jaw points of the 2D scheme are means over so deep a strip along the contour.
-
-Without it they jump by up to a tenth of the face size where two places lie equally far out; their
-error on 90 photos of 300-W is 1 % smaller with it.
-"""
-
-
-def move_alignment(
-    face: Alignment,
-    model: MorphableModel,
-    landmark_offsets: LandmarkOffsets,
-    vertices: Floats,
-    coefficients: Coefficients,
-    cam_from_head: Rigid,
-    camera: NearPerspective,
-    pose: Floats,
-) -> Alignment:
-    """``face`` with another mesh, pose and camera, and the landmarks there.
-
-    (3, 3) ``pose``: the answered one.
-    """
-    flat, deep = place_landmarks(
-        model, landmark_offsets, vertices, coefficients, cam_from_head, camera
-    )
-    return replace(
-        face,
-        landmarks_2d=flat,
-        landmarks_3d=deep,
-        pose=Pose(*angles_from_rotation(pose), pose),
-        vertices=vertices,
-        coefficients=coefficients,
-        cam_from_head=cam_from_head,
-        camera=camera,
-    )
-
-
-def place_landmarks(
-    model: MorphableModel,
-    landmark_offsets: LandmarkOffsets,
-    vertices: Floats,
-    coefficients: Coefficients,
-    cam_from_head: Rigid,
-    camera: NearPerspective,
-) -> tuple[Floats, Floats]:
-    """The ``landmarks_2d`` and ``landmarks_3d`` of a fitted mesh, where annotators put them."""
-    used, table = model.landmarks.used, model.landmarks.among_used
-    seen = cam_from_head.apply(vertices[used])
-    flat = table.contour_points(
-        seen, camera.px_from_cam(seen), model.template[used], tolerance=JAW_TOLERANCE * camera.scale
-    )
-    deep = seen[table.vertex]
-    annotated = not landmark_offsets.none
-    if annotated:
-        both = np.concatenate([coefficients.identity, coefficients.expression])
-        rotation = cam_from_head.rotation
-        flat = flat + landmark_offsets.in_head("2d", both) @ rotation.T
-        deep = deep + landmark_offsets.in_head("3d", both) @ rotation.T
-        flat[:, :2] += landmark_offsets.in_image("2d", rotation[None])[0]
-        deep[:, :2] += landmark_offsets.in_image("3d", rotation[None])[0]
-    px = np.stack([camera.px_from_cam(flat), camera.px_from_cam(deep)])
-    if annotated:
-        px = close_lips(px, rotation[None], np.array([camera.scale]))
-    return px[0], np.column_stack([px[1], -camera.scale * deep[:, 2]])

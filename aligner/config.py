@@ -323,7 +323,9 @@ class FollowingConfig:
     interval: float = 0.0  # seconds after which a face is aligned in full; 0: in every frame
     # side of the small crops, over ``AlignConfig.crop``, in whole multiples of 32 pixels
     crop: float = 0.6
+    margin: float = 1.3  # their side over the longer side of the landmarks' box
     pixels: int = 200  # of them that are matched
+    least_weight: float = 0.01  # of an anchor that they are matched to
     expressions: int = 24  # latent directions of expression
     correspondences: tuple[CorrespondenceConfig, ...] = (
         CorrespondenceConfig(0.08, (0.03, 0.03)),

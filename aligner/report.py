@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -11,12 +12,12 @@ from dff.aligner.alignment import (
     CalibrationFeatures,
     Iteration,
     Pose,
-    place_landmarks,
 )
 from dff.aligner.confidence import FAILED_BELOW, Calibration, calibration_features
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.loop import Pass
+from dff.aligner.landmark_placement import place_landmarks
 from dff.face.arrays import Floats
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
@@ -78,7 +79,6 @@ class Reporter:
     ) -> list[Alignment]:
         """The alignments of B faces whose fits have ended."""
         fit_model = self.fit_model
-        vertices = fit_model.vertices(fit.state)
         features = calibration_features(fit, fit_model.face_size(fit.state))
         whole = self.calibration.face_confidence(features)
         seen, right = self.calibration.landmark_confidence(features)
@@ -88,7 +88,6 @@ class Reporter:
                 fit.state,
                 i,
                 box=boxes[i],
-                vertices=vertices[i],
                 matrix=matrices[i],
                 visibility=seen[i],
                 confidence=right[i],
@@ -105,7 +104,6 @@ class Reporter:
         i: int,
         *,
         box: Box,
-        vertices: Floats,
         matrix: Floats,
         visibility: Floats,
         confidence: Floats,
@@ -117,10 +115,10 @@ class Reporter:
         model = self.fit_model.model
         coefficients = self.fit_model.coefficients(state.coefficients[i])
         flat, deep = place_landmarks(
-            self.fit_model.model,
+            model,
             self.landmark_offsets,
-            vertices,
-            coefficients,
+            self.fit_model.used_vertices(state.coefficients[i]),
+            self.landmark_offsets.in_head(coefficients.joined),
             cam_from_head,
             camera,
         )
@@ -135,7 +133,7 @@ class Reporter:
             face_confidence=face_confidence,
             failed=bool(reason),
             reason=reason,
-            vertices=vertices,
+            vertices=partial(self._mesh, state[i : i + 1]),  # type: ignore[arg-type]
             coefficients=coefficients,
             cam_from_head=cam_from_head,
             camera=camera,
@@ -143,6 +141,10 @@ class Reporter:
             trace=trace,
             features=features,
         )
+
+    def _mesh(self, state: FitState) -> Floats:
+        """(V, 3) metres in the head frame: the mesh of one face."""
+        return np.asarray(self.fit_model.vertices(state)[0])
 
     def pose_matrices(self, rotation: Floats) -> Floats:
         """(B, 3, 3) the answered poses of heads whose ``cam_from_head`` is ``rotation``."""

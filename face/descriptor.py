@@ -237,6 +237,16 @@ class Anchors:
         if m and np.abs(np.linalg.norm(self.descriptor, axis=1) - 1.0).max() > 1e-3:
             raise ValueError("Anchors.descriptor must be unit vectors")
 
+    def __getitem__(self, rows: Ints) -> Anchors:
+        """Some of the anchors."""
+        return Anchors(
+            self.vertex[rows],
+            self.position[rows],
+            self.descriptor[rows],
+            self.scale,
+            self.error_fields[rows],
+        )
+
 
 def surface_coordinates(model: MorphableModel) -> Floats:
     """(V, 6) float32: template position and normal times ``NORMAL_LENGTH``, metres.

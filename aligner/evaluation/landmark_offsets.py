@@ -27,11 +27,12 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from dff.aligner.align import Aligner
-from dff.aligner.alignment import Alignment, Pose, place_landmarks
+from dff.aligner.alignment import Alignment, Pose
 from dff.aligner.evaluation.benchmarks import Row, evaluate_300w, evaluate_aflw2000, measure_row
 from dff.aligner.fitting.batch import take_rows
 from dff.aligner.fitting.change import mirrored_latents
 from dff.aligner.fitting.fit_model import FitModel, prior_sd
+from dff.aligner.landmark_placement import place_landmarks
 from dff.face.arrays import Array, Bools, Float, Floats, Ints
 from dff.face.errors import BadLandmarks
 from dff.face.geometry.transform import angles_from_rotation
@@ -250,7 +251,12 @@ def _labelled_face(row: Row) -> tuple[Alignment, Floats, Floats]:
 
 def _place_landmarks(model: MorphableModel, offsets: LandmarkOffsets, face: Alignment) -> Alignment:
     flat, deep = place_landmarks(
-        model, offsets, face.vertices, face.coefficients, face.cam_from_head, face.camera
+        model,
+        offsets,
+        face.vertices[model.landmarks.used],
+        offsets.in_head(face.coefficients.joined),
+        face.cam_from_head,
+        face.camera,
     )
     return replace(face, landmarks_2d=flat, landmarks_3d=deep)
 

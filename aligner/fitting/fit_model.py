@@ -194,6 +194,18 @@ class FitModel:
         offset = state.coefficients[:, :count].astype(np.float32) @ self.mesh_basis[:count]
         return np.asarray(self.template + offset.reshape(len(offset), -1, 3))
 
+    @cached_property
+    def used_basis(self) -> Floats:
+        """(P, 3 U) float32: ``mesh_basis`` of the vertices that ``LandmarkTable.used`` names."""
+        by_vertex = self.mesh_basis.reshape(len(self.mesh_basis), -1, 3)
+        used = by_vertex[: self.moving_modes, self.model.landmarks.used]
+        return np.ascontiguousarray(used.reshape(len(used), -1))
+
+    def used_vertices(self, coefficients: Floats) -> Floats:
+        """(U, 3) metres in the head frame of a face of (P,) latent ``coefficients``."""
+        offset = coefficients[: self.moving_modes].astype(np.float32) @ self.used_basis
+        return np.asarray(self.model.used_template + offset.reshape(-1, 3))
+
     def landmarks(self, state: FitState, moved: Floats | None = None) -> Floats:
         """(B, 68, 2) pixels, 3D scheme; ``moved``: by (B, 68, 2) metres right and down."""
         basis = self.landmark_basis.reshape(-1, self.landmark_basis.shape[2])
@@ -220,14 +232,22 @@ class FitModel:
         """(P,) the nearest latent row, coefficients measured in their own standard deviations."""
         prior = prior_sd(self.model)
         # In these units the rows of ``modes`` are orthonormal.
-        both = np.concatenate([coefficients.identity, coefficients.expression])
-        return np.asarray((self.modes / prior) @ (both / prior))
+        return np.asarray((self.modes / prior) @ (coefficients.joined / prior))
 
     def coefficients(self, latent: Floats) -> Coefficients:
         """The model's coefficients of one (P,) latent row."""
         both = latent @ self.modes
         k = len(self.model.identity)
         return Coefficients(both[:k], both[k:])
+
+    def with_anchors(self, rows: Ints, mean: Floats) -> Self:
+        """The fit model of some of the anchors, whose (N, 3) ``mean`` may differ."""
+        return replace(
+            self,
+            anchor_vertex=self.anchor_vertex[rows],
+            anchor_mean=mean,
+            anchor_basis=self.anchor_basis[rows],
+        )
 
     def as_annotated(self, landmark_offsets: LandmarkOffsets) -> Self:
         """The fit model whose landmarks lie where annotators of the 3D scheme put them.
@@ -236,10 +256,10 @@ class FitModel:
         """
         if landmark_offsets.none:
             return self
-        away = landmark_offsets.in_head("3d", np.zeros(self.modes.shape[1]))
-        mean, basis = self.landmark_mean + away, self.landmark_basis
+        scheme = SCHEMES.index("3d")
+        mean, basis = self.landmark_mean + landmark_offsets.offset[scheme], self.landmark_basis
         if landmark_offsets.response.shape[3]:
-            basis = basis + landmark_offsets.response[SCHEMES.index("3d")] @ self.modes.T
+            basis = basis + landmark_offsets.response[scheme] @ self.modes.T
         return replace(self, landmark_mean=mean, landmark_basis=basis)
 
     def state_in_boxes(self, boxes: Sequence[Box], inverse_depth: float) -> FitState:

@@ -9,12 +9,15 @@ changed between the two small fits.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numba
 import numpy as np
 
 from dff.aligner.align import Aligner
-from dff.aligner.alignment import Alignment, move_alignment
+from dff.aligner.alignment import Alignment
 from dff.aligner.fitting.assessment import measure_agreement
 from dff.aligner.fitting.crop import frame_landmarks
 from dff.aligner.fitting.fit_model import (
@@ -28,11 +31,14 @@ from dff.aligner.fitting.fit_model import (
 from dff.aligner.fitting.observation import Observation, Observer, describe_landmarks
 from dff.aligner.fitting.steps import find_jumped_poses, follow_matches, refine
 from dff.aligner.fitting.visibility import compute_visibility
+from dff.aligner.landmark_placement import move_alignment, place_landmarks
 from dff.face.arrays import Array, Bytes, Float, Floats
 from dff.face.descriptor import Anchors
-from dff.face.geometry.camera import Box
-from dff.face.geometry.transform import Rigid, rotation_2d
+from dff.face.geometry.camera import Box, NearPerspective
+from dff.face.geometry.transform import Rigid
+from dff.face.model.landmark_offsets import LandmarkOffsets
 from dff.face.model.morphable import Coefficients, MorphableModel
+from dff.face.numba_cache import CACHE
 
 CLOCK_ERROR = 1e-6  # seconds: times that differ by less are the same
 
@@ -42,10 +48,12 @@ class Keyframe:
     """A face that was aligned in full, and its fit in the small crop."""
 
     face: Alignment
+    table: Float[Array, " numbers"]  # of its landmarks, as the columns of ``landmark_basis``
     time: float  # seconds
     # of expression alone, about the identity that the small crop shows
     fit_model: FitModel
-    visible: Float[Array, "1 anchors"]  # weights of the anchors
+    visible: Float[Array, "1 anchors"]  # weights of the anchors: those that can be seen
+    observer: Observer  # of these
     small: FitState  # the small fit of one face, by ``fit_model``
     agreement: float  # share of the small crop's pixels that agree with the small fit
 
@@ -67,11 +75,19 @@ class FaceFollower:
         self.reporter = aligner.reporter(aligner.fit_model)
         self.side = aligner.config.crop_side(self.config.crop)
         self.fit_model = build_expression_model(aligner, self.config.expressions)
-        self.observer = Observer(
-            aligner.net,
-            aligner.anchors,
-            describe_landmarks(aligner.anchors, aligner.fit_model.landmark_mean),
-            replace(aligner.config.observation, pixels=self.config.pixels),
+        self.landmark_descriptor = describe_landmarks(
+            aligner.anchors, aligner.fit_model.landmark_mean
+        )
+        self.landmark_basis = build_landmark_basis(self.fit_model, aligner.landmark_offsets)
+        self.observer = self._observer(aligner.anchors)
+
+    def _observer(self, anchors: Anchors) -> Observer:
+        """Observes small crops, and matches them to these anchors."""
+        return Observer(
+            self.aligner.net,
+            anchors,
+            self.landmark_descriptor,
+            replace(self.aligner.config.observation, pixels=self.config.pixels),
         )
 
     def begin(self, image: Bytes, face: Alignment, time: float) -> FollowedFace | None:
@@ -79,7 +95,7 @@ class FaceFollower:
         fit_model, config = self.aligner.fit_model, self.aligner.config
         small = fit_model.state_of_alignments([face], config.inverse_depth)
         seen = compute_visibility(fit_model, small, config.visibility)
-        observation = self._observe(image, face.landmarks_3d[:, :2], small.rotation)
+        observation = self._observe(self.observer, image, face.landmarks_3d, small.rotation)
         if observation is None:
             return None
         for _ in range(self.config.first_fits):
@@ -88,14 +104,21 @@ class FaceFollower:
         latent = self.fit_model.latent(fit_model.coefficients(small.coefficients[0]))
         shaped = fit_model.anchor_mean + fit_model.double_anchor_basis @ small.coefficients[0]
         mean = (shaped[:anchors] - self.fit_model.anchor_basis @ latent).astype(np.float32)
+        weight = (seen.anchors * fit_model.anchor_weight)[:, :anchors]
+        rows = np.flatnonzero(weight[0] > self.config.least_weight)
+        observer = self._observer(self.aligner.anchors[rows])
         keyframe = Keyframe(
             face,
+            self._landmark_table(face),
             time,
-            replace(self.fit_model, anchor_mean=mean),
-            np.ascontiguousarray((seen.anchors * fit_model.anchor_weight)[:, :anchors]),
+            self.fit_model.with_anchors(rows, mean[rows]),
+            np.ascontiguousarray(weight[:, rows]),
+            observer,
             replace(small, coefficients=latent[None]),
             1.0,
         )
+        matches = observer.match(observation.descriptor, observation.face_logit)
+        observation = replace(observation, matches=matches)
         small, agreement = self._fit(observation, keyframe, keyframe.small)
         return FollowedFace(face, replace(keyframe, small=small, agreement=agreement), small)
 
@@ -104,26 +127,28 @@ class FaceFollower:
         key, config = before.keyframe, self.config
         if time - key.time > config.interval - CLOCK_ERROR:
             return None
-        landmarks = before.face.landmarks_3d[:, :2]
-        observation = self._observe(image, landmarks, before.small.rotation)
+        landmarks = before.face.landmarks_3d
+        observation = self._observe(key.observer, image, landmarks, before.small.rotation)
         if observation is None:
             return None
         small, agreement = self._fit(observation, key, before.small)
         less, more = sorted((agreement, key.agreement))
         if less < config.least_agreement * more:
             return None
-        turned = np.trace(small.rotation[0] @ key.small.rotation[0].T)  # 1 + 2 cosines
-        grown = abs(np.log(small.scale[0] / key.small.scale[0]))
-        if turned < 1.0 + 2.0 * np.cos(np.deg2rad(config.turned)) or grown > np.log(config.grown):
+        turned = np.vdot(small.rotation[0], key.small.rotation[0])  # 1 + 2 cosines
+        grown = abs(math.log(small.scale[0] / key.small.scale[0]))
+        least = 1.0 + 2.0 * math.cos(math.radians(config.turned))
+        if turned < least or grown > math.log(config.grown):
             return None
         return FollowedFace(self._answer(key, small, before.face), key, small)
 
-    def _observe(self, image: Bytes, landmarks: Floats, rotation: Floats) -> Observation | None:
-        """The small crop about (68, 2) landmarks; None where it hardly shows a face."""
-        config = self.aligner.config
-        crops = frame_landmarks(landmarks[None], rotation, config.later_margin, self.side)
-        seen = self.observer.observe([image], crops)
-        return seen if seen.matched[0] >= config.observation.fewest else None
+    def _observe(
+        self, observer: Observer, image: Bytes, landmarks: Floats, rotation: Floats
+    ) -> Observation | None:
+        """The small crop about (68, 3) landmarks; None where it hardly shows a face."""
+        crops = frame_landmarks(landmarks[None], rotation, self.config.margin, self.side)
+        seen = observer.observe([image], crops)
+        return seen if seen.matched[0] >= self.aligner.config.observation.fewest else None
 
     def _fit(self, seen: Observation, key: Keyframe, state: FitState) -> tuple[FitState, float]:
         """The small fit from the last one, and the share of pixels that agree with it."""
@@ -143,32 +168,58 @@ class FaceFollower:
     def _answer(self, key: Keyframe, small: FitState, last: Alignment) -> Alignment:
         """The keyframe's answer, moved as its small fit has moved to ``small``."""
         first, face, aligner = key.small, key.face, self.aligner
-        rotation = small.rotation[0] @ (first.rotation[0].T @ face.cam_from_head.rotation)
-        turn = rotation_2d(_roll(small.rotation[0]) - _roll(first.rotation[0]))
-        away = (face.camera.centre - first.centre[0]) / first.scale[0]
-        camera = replace(
-            face.camera,
-            scale=float(small.scale[0] / first.scale[0] * face.camera.scale),
-            centre=small.centre[0] + small.scale[0] * (turn @ away),
+        camera = face.camera
+        rotation, centre = np.empty((3, 3)), np.empty(2)
+        scale = _move_pose(
+            first.rotation[0],
+            first.scale[0],
+            first.centre[0],
+            small.rotation[0],
+            small.scale[0],
+            small.centre[0],
+            face.cam_from_head.rotation,
+            camera.scale,
+            camera.centre,
+            rotation,
+            centre,
         )
+        camera = NearPerspective(scale, centre, camera.inverse_depth)
+        cam_from_head = Rigid(rotation, face.cam_from_head.translation)
         change = (small.coefficients - first.coefficients)[0, : self.fit_model.moving_modes]
-        moved = change.astype(np.float32) @ self.fit_model.mesh_basis[: len(change)]
-        vertices = face.vertices + moved.reshape(-1, 3)
         modes = self.fit_model.modes[: len(change), len(aligner.model.identity) :]
         expression = face.coefficients.expression + change @ modes
-        coefficients = Coefficients(face.coefficients.identity, expression)
-        cam_from_head = Rigid(rotation, face.cam_from_head.translation)
-        moved_face = move_alignment(
-            face,
+        table = key.table + change.astype(np.float32) @ self.landmark_basis
+        used = self.fit_model.used_basis.shape[1]
+        landmarks = place_landmarks(
             aligner.model,
             aligner.landmark_offsets,
-            vertices,
-            coefficients,
+            table[:used].reshape(-1, 3),
+            table[used:].reshape(2, 68, 3),
+            cam_from_head,
+            camera,
+        )
+        return move_alignment(
+            face,
+            partial(self._mesh, face, change),
+            landmarks,
+            Coefficients(face.coefficients.identity, expression),
             cam_from_head,
             camera,
             self.reporter.pose_matrices(rotation[None])[0],
+            box=Box.around(last.landmarks_3d[:, :2]),
+            trace=(),
         )
-        return replace(moved_face, box=Box.around(last.landmarks_3d[:, :2]), trace=())
+
+    def _landmark_table(self, face: Alignment) -> Floats:
+        """The numbers of a face on which its landmarks depend, as columns of ``landmark_basis``."""
+        points = face.vertices[self.aligner.model.landmarks.used]
+        in_head = self.aligner.landmark_offsets.in_head(face.coefficients.joined)
+        return np.concatenate([points.ravel(), in_head.ravel()])
+
+    def _mesh(self, face: Alignment, change: Floats) -> Floats:
+        """(V, 3) metres in the head frame: the mesh of a keyframe's face, moved by latent rows."""
+        moved = change.astype(np.float32) @ self.fit_model.mesh_basis[: len(change)]
+        return np.asarray(face.vertices + moved.reshape(-1, 3))
 
 
 def build_expression_model(aligner: Aligner, expressions: int) -> FitModel:
@@ -190,6 +241,50 @@ def expression_modes(model: MorphableModel, anchors: Anchors, count: int) -> Flo
     return np.concatenate([none, directions * prior[identities:]], axis=1)
 
 
-def _roll(rotation: Floats) -> float:
-    """Radians by which a head is turned in the image plane."""
-    return float(np.arctan2(rotation[0, 1], -rotation[1, 1]))
+def build_landmark_basis(fit_model: FitModel, landmark_offsets: LandmarkOffsets) -> Floats:
+    """(P, N) float32: how the numbers that landmarks depend on follow latent coefficients.
+
+    The coordinates of the vertices that ``LandmarkTable.used`` names, then ``in_head`` of the
+    offsets.
+    """
+    used, response = fit_model.used_basis, landmark_offsets.response
+    in_head = np.zeros((len(used), landmark_offsets.offset.size))
+    if response.shape[3]:
+        in_head = fit_model.modes[: len(used)] @ response.reshape(-1, response.shape[3]).T
+    return np.concatenate([used, in_head.astype(np.float32)], axis=1)
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _move_pose(  # type: ignore[no-untyped-def]
+    first_rotation,
+    first_scale,
+    first_centre,
+    rotation,
+    scale,
+    centre,
+    face_rotation,
+    face_scale,
+    face_centre,
+    new_rotation,
+    new_centre,
+):
+    """Move a face's pose as another one, the ``first``, has moved; returns its scale.
+
+    Fills (3, 3) ``new_rotation`` and (2,) ``new_centre``.
+    """
+    for r in range(3):
+        for c in range(3):
+            new_rotation[r, c] = 0.0
+            for k in range(3):
+                turned = 0.0
+                for m in range(3):
+                    turned += first_rotation[m, k] * face_rotation[m, c]
+                new_rotation[r, c] += rotation[r, k] * turned
+    roll = np.arctan2(rotation[0, 1], -rotation[1, 1])
+    roll -= np.arctan2(first_rotation[0, 1], -first_rotation[1, 1])
+    cos, sin = scale * np.cos(roll), scale * np.sin(roll)
+    x = (face_centre[0] - first_centre[0]) / first_scale
+    y = (face_centre[1] - first_centre[1]) / first_scale
+    new_centre[0] = centre[0] + cos * x - sin * y
+    new_centre[1] = centre[1] + sin * x + cos * y
+    return scale / first_scale * face_scale

@@ -28,11 +28,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dff.aligner.align import Aligner
-from dff.aligner.alignment import Alignment, move_alignment
+from dff.aligner.alignment import Alignment
 from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.detection import same_face
 from dff.aligner.found_faces import describe_refused
+from dff.aligner.landmark_placement import move_alignment, place_landmarks
 from dff.aligner.tracking.following import CLOCK_ERROR, FaceFollower, FollowedFace
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
@@ -113,15 +114,16 @@ class Smoother:
             rotation.T @ face.pose.matrix
         )  # the reference frame stands still in the head
         posed_head = Rigid(turned, face.cam_from_head.translation)
-        self.before = move_alignment(
-            face,
+        landmarks = place_landmarks(
             self.model,
             self.landmark_offsets,
-            vertices,
-            coefficients,
+            vertices[self.model.landmarks.used],
+            self.landmark_offsets.in_head(coefficients.joined),
             posed_head,
             camera,
-            matrix,
+        )
+        self.before = move_alignment(
+            face, vertices, landmarks, coefficients, posed_head, camera, matrix
         )
         return self.before
 
@@ -252,7 +254,7 @@ class Tracker:
             for number, one in quick.items()
         ]
         rest = [track for number, track in self.tracks.items() if number not in quick]
-        found = self.aligner.track([frame], [[track.face for track in rest]])[0]
+        found = self.aligner.track([frame], [[track.face for track in rest]])[0] if rest else []
         for track, face in zip(rest, found, strict=True):
             if not face.failed:
                 appearance = self.meter.measure(frame, face)
@@ -466,5 +468,7 @@ def _distance(one: Alignment, other: Alignment) -> float:
 
 
 def _among(face: Alignment, others: Sequence[Alignment]) -> bool:
+    if not others:
+        return False
     box = Box.around(face.landmarks_3d[:, :2])
     return any(same_face(box, Box.around(other.landmarks_3d[:, :2])) for other in others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -134,7 +135,7 @@ class Box:
     y1: float
 
     def __post_init__(self) -> None:
-        if not np.isfinite([self.x0, self.y0, self.x1, self.y1]).all():
+        if not all(map(math.isfinite, (self.x0, self.y0, self.x1, self.y1))):
             raise ValueError(f"a box has four finite numbers x0, y0, x1, y1: {self._corners}")
         if self.x1 <= self.x0 or self.y1 <= self.y0:
             raise ValueError(
@@ -158,7 +159,7 @@ class Box:
     @property
     def size(self) -> float:
         """Geometric mean of the sides in pixels: normalises ``nme_box``."""
-        return float(np.sqrt(self.width * self.height))
+        return math.sqrt(self.width * self.height)
 
     @property
     def centre(self) -> Floats:

@@ -6,6 +6,7 @@ forward). A transform ``b_from_a`` takes points in frame a to frame b.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,9 +32,10 @@ class Rigid:
         t = np.asarray(self.translation, dtype=np.float64)
         if r.shape != (3, 3) or t.shape != (3,):
             raise ValueError(f"Rigid wants (3, 3) and (3,), got {r.shape} and {t.shape}")
-        if not np.isfinite(r).all() or not np.isfinite(t).all():
+        # plain numbers: arrays of three take several times as long
+        if not all(map(math.isfinite, r.ravel().tolist() + t.tolist())):
             raise ValueError("Rigid wants finite numbers")
-        if np.abs(r @ r.T - np.eye(3)).max() > 1e-4 or np.linalg.det(r) < 0:
+        if not _is_rotation(*r.tolist()):
             raise ValueError("Rigid.rotation is not a rotation")
         object.__setattr__(self, "rotation", r)
         object.__setattr__(self, "translation", t)
@@ -49,6 +51,22 @@ class Rigid:
     def __matmul__(self, other: Rigid) -> Rigid:
         """``c_from_b @ b_from_a = c_from_a``."""
         return Rigid(self.rotation @ other.rotation, self.apply(other.translation))
+
+
+def _is_rotation(x: list[float], y: list[float], z: list[float]) -> bool:
+    """Whether three rows are orthonormal to 1e-4 and right-handed."""
+    squares = _dot(x, x), _dot(y, y), _dot(z, z)
+    off = [*(square - 1.0 for square in squares), _dot(x, y), _dot(y, z), _dot(z, x)]
+    cross = [
+        x[1] * y[2] - x[2] * y[1],
+        x[2] * y[0] - x[0] * y[2],
+        x[0] * y[1] - x[1] * y[0],
+    ]
+    return max(map(abs, off)) <= 1e-4 and _dot(cross, z) >= 0.0
+
+
+def _dot(a: list[float], b: list[float]) -> float:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def skew(v: Floats) -> Floats:
@@ -101,11 +119,11 @@ def angles_from_rotation(cam_from_head: Floats) -> tuple[float, float, float]:
     The inverse of ``rotation_from_angles`` for yaw in (-90, 90); beyond it, another pitch and roll
     describe the same rotation.
     """
-    m = CAM_FROM_FRONTAL_HEAD @ cam_from_head
-    yaw = np.arcsin(np.clip(-m[0, 2], -1.0, 1.0))
-    pitch = np.arctan2(m[1, 2], m[2, 2])
-    roll = np.arctan2(m[0, 1], m[0, 0])
-    return float(np.rad2deg(yaw)), float(np.rad2deg(pitch)), float(np.rad2deg(roll))
+    x, y, z = cam_from_head.tolist()  # of CAM_FROM_FRONTAL_HEAD @ cam_from_head: x, -y, -z
+    yaw = math.asin(min(max(-x[2], -1.0), 1.0))
+    pitch = math.atan2(-y[2], -z[2])
+    roll = math.atan2(x[1], x[0])
+    return math.degrees(yaw), math.degrees(pitch), math.degrees(roll)
 
 
 def geodesic_degrees(a: Floats, b: Floats) -> Floats:

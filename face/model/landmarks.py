@@ -176,7 +176,7 @@ class LandmarkTable:
         """
         out = np.empty((68, vertices.shape[1]))
         template = np.asarray(template, np.float64)
-        _fill_contour(
+        fill_contour(
             self._reach(vertices_px, template), tolerance, vertices, self.contour, out[JAW]
         )
         out[INNER] = vertices[self.inner]
@@ -185,7 +185,7 @@ class LandmarkTable:
     def _reach(self, vertices_px: Floats, template: Floats) -> Floats:
         """(17, L) pixels by which each candidate of a jaw landmark lies outwards."""
         out = np.empty(self.contour.shape)
-        _fill_reach(vertices_px, template, self.vertex, self.contour, out)
+        fill_reach(vertices_px, template, self.vertex, self.contour, out)
         return out
 
 
@@ -199,7 +199,7 @@ def _mean_place(points, rows, begin, end):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=CACHE, nogil=True, error_model="numpy")
-def _fill_reach(px, template, vertex, contour, out):  # type: ignore[no-untyped-def]
+def fill_reach(px, template, vertex, contour, out):  # type: ignore[no-untyped-def]
     """Fill (17, L) ``out`` of ``LandmarkTable._reach``."""
     # In-plane rotation of the face, by the direction from the chin to the brows.
     brow_x, brow_y = _mean_place(template, vertex, BROWS.start, BROWS.stop)
@@ -228,7 +228,7 @@ def _fill_reach(px, template, vertex, contour, out):  # type: ignore[no-untyped-
 
 
 @numba.njit(cache=CACHE, nogil=True, error_model="numpy")
-def _fill_contour(reach, tolerance, vertices, contour, out):  # type: ignore[no-untyped-def]
+def fill_contour(reach, tolerance, vertices, contour, out):  # type: ignore[no-untyped-def]
     """Fill (17, D) ``out`` with the means of candidates, by their softmax over reach."""
     for j in range(len(contour)):
         most, total = reach[j].max(), 0.0

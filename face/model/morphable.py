@@ -45,6 +45,11 @@ class Coefficients:
                 raise ValueError(f"Coefficients.{name} must be one finite row")
             object.__setattr__(self, name, value)
 
+    @property
+    def joined(self) -> Floats:
+        """(K + E,) identity, then expression."""
+        return np.concatenate([self.identity, self.expression])
+
 
 @dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a key of caches
 class MorphableModel:
@@ -116,6 +121,11 @@ class MorphableModel:
         """The coefficients of a row of ``pack_identity``, with an ``expression``."""
         identity, deformation = np.split(stored, [len(self.identity)])
         return Coefficients(identity, expression, deformation)
+
+    @cached_property
+    def used_template(self) -> Floats:
+        """(U, 3) metres, float64: the vertices that ``LandmarkTable.used`` names."""
+        return self.template[self.landmarks.used].astype(np.float64)
 
     @cached_property
     def deformations(self) -> Floats:

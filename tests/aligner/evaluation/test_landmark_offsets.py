@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
-from dff.aligner.alignment import JAW_TOLERANCE, Alignment
+from dff.aligner.alignment import Alignment
 from dff.aligner.config import SmoothingConfig
 from dff.aligner.evaluation.benchmarks import Row, Sample
 from dff.aligner.evaluation.landmark_offsets import (
@@ -26,6 +26,7 @@ from dff.aligner.evaluation.landmark_offsets import (
     fit_responses,
 )
 from dff.aligner.fitting.change import mirrored_latents
+from dff.aligner.landmark_placement import JAW_TOLERANCE
 from dff.aligner.tracking.tracker import Smoother
 from dff.face.arrays import Floats
 from dff.face.errors import BadLandmarks

@@ -70,6 +70,18 @@ def test_pose_and_expression_are_followed_and_the_identity_stays(
     assert np.abs(rest).max() < 1e-5
 
 
+def test_pixels_are_matched_to_anchors_that_can_be_seen(
+    aligner: Aligner, film: list[Scene]
+) -> None:
+    (first,) = aligner.align(film[0].image, [film[0].box])
+    followed = FaceFollower(aligner).begin(film[0].image, first, 0.0)
+    assert followed is not None
+    key = followed.keyframe
+    assert key.visible.min() > aligner.config.following.least_weight
+    assert 0.4 < key.visible.shape[1] / len(aligner.anchors.vertex) < 0.9
+    np.testing.assert_array_equal(key.observer.anchors.vertex, key.fit_model.anchor_vertex)
+
+
 def test_a_keyframe_holds_for_its_interval_and_for_poses_near_its_own(
     aligner: Aligner, film: list[Scene]
 ) -> None:
