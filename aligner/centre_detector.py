@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 
 import cv2
+import numba
 import numpy as np
 from scipy.special import expit, logit
 
@@ -26,6 +27,7 @@ from dff.face.arrays import Bytes, Floats
 from dff.face.detector_net import decode_cells
 from dff.face.fused_network import FusedDetectorNet
 from dff.face.geometry.camera import Box
+from dff.face.numba_cache import CACHE
 from dff.face.solve.gauss_newton import FaceState
 
 
@@ -132,15 +134,27 @@ class CentreDetector:
 
 def _distinct(score: Floats, corners: Floats) -> list[int]:
     """Rows of the best box of each face, as ``dff.aligner.detection.distinct``; best first."""
-    kept: list[int] = []
-    areas = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
-    for i in np.argsort(-score, kind="stable").tolist():
-        low = np.maximum(corners[i, :2], corners[kept, :2])
-        high = np.minimum(corners[i, 2:], corners[kept, 2:])
-        shared = np.prod(np.clip(high - low, 0.0, None), axis=1)
-        union, smaller = areas[i] + areas[kept] - shared, np.minimum(areas[i], areas[kept])
-        if not ((shared >= OVERLAP * union) | (shared >= INSIDE * smaller)).any():
-            kept.append(i)
+    order = np.argsort(-score, kind="stable")
+    return order[_are_distinct(np.ascontiguousarray(corners[order]))].tolist()  # type: ignore[no-any-return]
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _are_distinct(corners):  # type: ignore[no-untyped-def]
+    """(N,) whether each of (N, 4) boxes is no face of those before it."""
+    kept = np.ones(len(corners), np.bool_)
+    for i in range(len(corners)):
+        x0, y0, x1, y1 = corners[i]
+        area = (x1 - x0) * (y1 - y0)
+        for j in range(i):
+            if kept[j]:
+                left, top, right, bottom = corners[j]
+                wide, high = min(x1, right) - max(x0, left), min(y1, bottom) - max(y0, top)
+                shared = max(wide, 0.0) * max(high, 0.0)
+                other = (right - left) * (bottom - top)
+                union, smaller = area + other - shared, min(area, other)
+                if shared >= OVERLAP * union or shared >= INSIDE * smaller:
+                    kept[i] = False
+                    break
     return kept
 
 

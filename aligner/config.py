@@ -323,13 +323,15 @@ class FollowingConfig:
     interval: float = 0.0  # seconds after which a face is aligned in full; 0: in every frame
     # side of the small crops, over ``AlignConfig.crop``, in whole multiples of 32 pixels
     crop: float = 0.6
-    margin: float = 1.3  # their side over the longer side of the landmarks' box
+    # their side over the longer side of the landmarks' box: tighter than that of full alignments,
+    # since it is known where the face is, and fewer pixels show it as large
+    margin: float = 1.05
     pixels: int = 200  # of them that are matched
     least_weight: float = 0.01  # of an anchor that they are matched to
     expressions: int = 24  # latent directions of expression
     correspondences: tuple[CorrespondenceConfig, ...] = (
-        CorrespondenceConfig(0.08, (0.03, 0.03)),
-        CorrespondenceConfig(0.08, (0.03, 0.03)),
+        CorrespondenceConfig(0.08, (0.04,)),
+        CorrespondenceConfig(0.08, (0.04,)),
     )
     first_fits: int = 2  # passes in the small crop of a keyframe, of all latent directions
     # sooner than after the interval: where the head has turned by so many degrees or its size has
@@ -338,7 +340,7 @@ class FollowingConfig:
     # something covers the face, or no longer does
     turned: float = 12.0
     grown: float = 1.2
-    least_agreement: float = 0.85
+    least_agreement: float = 0.9
 
     def __post_init__(self) -> None:
         counts = (self.pixels, self.expressions, self.first_fits)
@@ -435,7 +437,7 @@ class AlignConfig:
                 passes=1,
                 refine_at_once=True,
                 followed_crop=0.8,
-                following=FollowingConfig(interval=0.5, crop=0.6),
+                following=FollowingConfig(interval=1.0),
                 reduced_precision=True,
                 visibility=VisibilityConfig(kept_motion=0.02),
                 quarter_turns=False,
@@ -459,7 +461,7 @@ class AlignConfig:
             crop=crop,
             passes=2,
             refine_at_once=True,
-            following=FollowingConfig(interval=0.5, crop=0.8),
+            following=FollowingConfig(interval=1.0),
             observation=ObservationConfig(pixels=150, candidates=4),
             reduced_precision=True,
             visibility=VisibilityConfig(kept_motion=0.02),

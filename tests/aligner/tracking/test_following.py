@@ -23,7 +23,8 @@ RATE = 25.0
 @pytest.fixture(scope="module")
 def aligner(oracle_aligner: Aligner) -> Aligner:
     out = copy(oracle_aligner)
-    following = FollowingConfig(interval=0.4, crop=1.0)
+    # a mouth that opens may be followed for long
+    following = FollowingConfig(interval=0.4, crop=1.0, least_agreement=0.85)
     out.config = replace(oracle_aligner.config, following=following)
     return out
 
