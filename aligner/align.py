@@ -24,7 +24,7 @@ from dff.aligner.confidence import (
     SURE_FROM,
     Calibration,
 )
-from dff.aligner.config import AlignConfig
+from dff.aligner.config import AlignConfig, DetectorConfig
 from dff.aligner.detection import Detection, FaceDetector, same_face
 from dff.aligner.detector import DescriptorDetector
 from dff.aligner.face_request import FaceRequest, Steps
@@ -173,6 +173,26 @@ class Aligner:
         if isinstance(self.detector, DescriptorDetector | StagedDetector):
             quick.detector = self.detector.without_tiles()
         return quick
+
+    def describe_search(self, image: Bytes) -> str:
+        """That an image is searched coarser than by default, so that small faces may be missing.
+
+        "" for one that is not: a quick search leaves out the tiles of images of more than
+        ``DetectorConfig.untiled`` pixels.
+        """
+        staged = isinstance(self.detector, StagedDetector)
+        thorough = self.detector.thorough if staged else self.detector
+        side = max(image.shape[:2])
+        if not isinstance(thorough, DescriptorDetector):
+            return ""
+        if not DetectorConfig.untiled < side <= thorough.config.untiled:
+            return ""
+        shrunk = self.config.centre_detector.longest if staged else thorough.config.longest
+        return (
+            f"the photo was searched for faces only as a whole, shrunk from {side} to {shrunk} "
+            "pixels, so small faces may be missing: send their boxes or parts of the photo, or use "
+            "`dff align`, which also searches at full size"
+        )
 
     def align(self, image: Bytes, boxes: Sequence[Box] | None = None) -> list[Alignment]:
         """One alignment for each box of an (H, W, 3) uint8 RGB image, or for each face found.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import time
 from collections.abc import Sequence
 from functools import cache, cached_property
@@ -76,12 +77,14 @@ class _Settings:
         return seconds if spent + seconds <= self.patience else None
 
     def parse(self, response: httpx.Response) -> list[Alignment]:
-        """The faces of an answer, none for the problem ``no-face``.
+        """The faces of an answer, none for the problem ``no-face``; logs the server's warnings.
 
         Raises BadPhoto, ValueError for boxes, and ServiceError.
         """
         if response.is_success:
             answer = response.json()
+            for warning in answer.get("warnings", ()):
+                logging.getLogger(__name__).warning("%s", warning)
             model = self._model or _load_model(answer["model"]["face_model"])
             return [Alignment.from_json(face, model) for face in answer["faces"]]
         try:

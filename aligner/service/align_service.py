@@ -31,7 +31,7 @@ from dff.aligner.service.http.forms import (
 )
 from dff.aligner.service.http.limits import Limits
 from dff.aligner.service.http.measures import get_measures
-from dff.aligner.service.http.problems import Problem, log_defect, to_problem
+from dff.aligner.service.http.problems import KINDS, Problem, log_defect, to_problem
 from dff.aligner.service.memory import DECODING, DecodingMemory
 from dff.aligner.service.scheduler import Scheduler, refuse_deadline
 from dff.aligner.service.schema import (
@@ -67,6 +67,7 @@ class PhotoResult:
     image: ImageSize
     camera: Intrinsics
     timing: Timing
+    warnings: list[str] | None = None  # what the faces may lack, if anything
     rendered: bytes | None = None  # by the ``Render`` of the call, if there was one
 
 
@@ -305,12 +306,14 @@ class AlignService:
                 time.monotonic() - decoded - waited,
             )
             timing = _measure(seconds, [pixels], outcome)
+            missing = self.aligner.describe_search(pixels) if boxes is None else ""
             if not outcome:
-                raise Problem("no-face")
+                raise Problem("no-face", missing and f"{KINDS['no-face'].help} Note: {missing}.")
             rendered = None
             if render is not None:
                 rendered = await self._run_apart(partial(render, outcome, pixels))
-        return PhotoResult(outcome, size, camera, timing, rendered)
+        warnings = [missing] if missing else None
+        return PhotoResult(outcome, size, camera, timing, warnings, rendered)
 
     async def _run_apart(self, render: Callable[[], bytes]) -> bytes:
         """A file of faces, which takes up to a second, while the aligner goes on."""
@@ -392,7 +395,7 @@ def refuse_photo(error: Problem | BadPhoto, root_path: str) -> PhotoRefused:
 
 def _answer_photo(result: PhotoResult, describe: Describe) -> PhotoFaces:
     faces = [describe(face, result.camera) for face in result.faces]
-    return PhotoFaces(faces=faces, image=result.image)
+    return PhotoFaces(faces=faces, image=result.image, warnings=result.warnings)
 
 
 def _measure(

@@ -32,6 +32,10 @@ class FaceAligner(Protocol):
         """Where the weights come from and under which terms."""
         ...
 
+    def describe_search(self, image: Bytes) -> str:
+        """What a search for faces leaves out of an image, for people; "" for nothing."""
+        ...
+
     def align_batch(
         self, images: Sequence[Bytes], boxes: Sequence[Boxes] | None = None
     ) -> list[list[Alignment]]: ...

@@ -196,6 +196,15 @@ class ModelInfo(Answer):
     weights: WeightsInfo
 
 
+Warnings = Annotated[
+    list[str] | None,
+    Field(
+        description="what the answer may lack, in words, as small faces of a large photo that was "
+        "searched only shrunk; left out where there is nothing"
+    ),
+]
+
+
 class AlignAnswer(Answer):
     """Answer of `/v1/align`."""
 
@@ -204,6 +213,7 @@ class AlignAnswer(Answer):
     model: ModelInfo
     timing: Timing
     request_id: str = Field(description="as in the header X-Request-ID")
+    warnings: Warnings = None
     triangles: Triangles | None = Field(
         None, description="with mesh=1: vertex numbers of the triangles of each mesh"
     )
@@ -214,6 +224,7 @@ class PhotoFaces(Answer):
 
     faces: list[FaceAnswer]
     image: ImageSize
+    warnings: Warnings = None
 
 
 class PhotoFace(Answer):

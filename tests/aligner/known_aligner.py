@@ -21,6 +21,7 @@ from dff.face.geometry.transform import Rigid
 from dff.face.model.morphable import MorphableModel
 
 FRONTAL = np.diag([1.0, -1.0, -1.0])  # cam_from_head of a head that looks into the camera
+WIDE = 2000  # pixels: of wider images a search is said to leave something out
 
 
 class KnownAligner:
@@ -41,6 +42,9 @@ class KnownAligner:
                 [Box(width / 4, height / 4, 3 * width / 4, 3 * height / 4)] if image.any() else []
             )
         return [known_alignment(self.model, box) for box in boxes]
+
+    def describe_search(self, image: Bytes) -> str:
+        return f"wider than {WIDE} pixels" if image.shape[1] > WIDE else ""
 
     def align_batch(
         self, images: Sequence[Bytes], boxes: Sequence[Boxes] | None = None

@@ -332,6 +332,9 @@ def test_small_faces_of_a_large_photo_are_found(
         assert max(overlap(corners(box), corners(one.box)) for one in found) > 0.65
     quick = oracle_aligner.with_quick_search()
     assert len(quick.detector.find(photo)) < len(truth)
+    assert "from 5200 to 1024 pixels" in quick.describe_search(photo)
+    assert not oracle_aligner.describe_search(photo)
+    assert not quick.describe_search(photo[:1100, :1100])
     assert not quick.config.quarter_turns
     assert oracle_aligner.config.quarter_turns
 

@@ -20,7 +20,7 @@ from dff.face.errors import BadPhoto, ServiceError
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, pixels
-from tests.aligner.known_aligner import KnownAligner
+from tests.aligner.known_aligner import WIDE, KnownAligner
 
 KEY = "a key of the team"
 
@@ -31,6 +31,16 @@ def url(toy_model: MorphableModel) -> Iterator[str]:
     app = create_app(KnownAligner(toy_model), front=front)
     with serving_with_uvicorn(app, front=front) as url:
         yield url
+
+
+def test_warnings_of_the_server_are_logged(
+    url: str, toy_model: MorphableModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    with dff.Client(url, key=KEY, model=toy_model) as client:
+        client.align(pixels())
+        client.align(pixels(60, WIDE + 1))
+    (message,) = [record.message for record in caplog.records if record.name == "dff.client"]
+    assert str(WIDE) in message
 
 
 def check_same(one: Alignment, other: Alignment) -> None:

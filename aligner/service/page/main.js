@@ -123,7 +123,7 @@ async function align(boxes) {
     if (photo() !== one) return;
     showAnswer();
     const count = one.answer.faces.length;
-    say(`${count} ${count === 1 ? "face" : "faces"} in ${Math.round(performance.now() - started)} ms (${Math.round(one.answer.timing.align_ms)} ms aligning).`);
+    say(`${count} ${count === 1 ? "face" : "faces"} in ${Math.round(performance.now() - started)} ms (${Math.round(one.answer.timing.align_ms)} ms aligning).${(one.answer.warnings ?? []).map((warning) => ` Note: ${warning}.`).join("")}`);
     if (lastStep() > 0 && !still.matches) play(); else state.step = lastStep();
   } catch (error) {
     if (error.name === "AbortError") return;

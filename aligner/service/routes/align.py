@@ -123,6 +123,7 @@ async def align(
             model=service.model_info,
             timing=result.timing,
             request_id=request.state.request_id,
+            warnings=result.warnings,
             triangles=service.triangles if mesh else None,
         )
 

@@ -31,7 +31,7 @@ from dff.aligner.service.schema import AlignAnswer, BatchAnswer, PersonAnswer
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import animated, bomb, encoded, pixels, turned
-from tests.aligner.known_aligner import KnownAligner, known_alignment
+from tests.aligner.known_aligner import WIDE, KnownAligner, known_alignment
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
@@ -84,6 +84,21 @@ def test_a_photo_gives_its_faces(client: TestClient, toy_model: MorphableModel) 
     assert set(body["timing"]) == {"queue_ms", "decode_ms", "align_ms"}
     assert body["request_id"] == response.headers["x-request-id"]
     assert "triangles" not in body
+
+
+def test_an_answer_says_what_the_search_left_out(client: TestClient) -> None:
+    """Not where boxes were given, of which nothing is searched."""
+    wide = encoded(pixels(60, WIDE + 1))
+    assert "warnings" not in post(client, encoded(pixels())).json()
+    (warning,) = post(client, wide).json()["warnings"]
+    assert str(WIDE) in warning
+    assert "warnings" not in post(client, wide, boxes="[[0, 0, 50, 50]]").json()
+    nothing = post(client, encoded(np.zeros((60, WIDE + 1, 3), np.uint8)))
+    assert problem_of(nothing) == (422, "no-face")
+    assert warning in nothing.json()["detail"]
+    files = [("images", ("a.png", data)) for data in (encoded(pixels()), wide)]
+    photos = client.post("/v1/align/batch", files=files).json()["photos"]
+    assert [photo.get("warnings") for photo in photos] == [None, [warning]]
 
 
 def test_mesh_and_trace_on_demand(client: TestClient, toy_model: MorphableModel) -> None:
