@@ -21,7 +21,7 @@ from dff.aligner.fitting.fit_model import (
 from dff.face.arrays import Floats, Ints
 from dff.face.descriptor import Anchors
 from dff.face.geometry.mesh import vertex_normals
-from dff.face.model.deformation import smooth_fields
+from dff.face.model.deformation import gaussian_kernel, smooth_fields
 from dff.face.model.morphable import MorphableModel
 
 
@@ -77,8 +77,6 @@ def _smooth_normals(model: MorphableModel, vertex: Ints, reach: float) -> Floats
     surface.
     """
     normals = vertex_normals(model.template, model.faces)[vertex]
-    from scipy.spatial.distance import cdist  # takes a fifth of a second to import
-
-    apart = cdist(model.template, model.template[vertex], "sqeuclidean")
-    mean = np.exp(-2.0 * apart / reach**2) @ normals
+    # half the reach
+    mean = gaussian_kernel(model.template, model.template[vertex], reach / 2.0) @ normals
     return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-9))

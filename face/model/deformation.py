@@ -11,6 +11,7 @@ import numpy as np
 from dff.face.arrays import Floats, Ints
 
 LEAST = 1e-9  # share of the largest variance; smaller variances are rounding errors
+LEAST_EXPONENT = -700.0  # exponentials of smaller numbers are subnormal
 TIED = 1e-12  # relative difference from a function's largest value that counts as equal
 
 
@@ -25,10 +26,10 @@ def smooth_fields(
     that is even or odd in x. There are fewer than ``count`` where A is small.
     """
     points = template.astype(np.float64)
-    covariance = _covariance(points, points[vertex], reach)  # (V, A)
+    covariance = gaussian_kernel(points, points[vertex], reach)  # (V, A)
     if parity:
         covariance = (
-            covariance + parity * _covariance(points * [-1.0, 1.0, 1.0], points[vertex], reach)
+            covariance + parity * gaussian_kernel(points * [-1.0, 1.0, 1.0], points[vertex], reach)
         ) / 2.0
         # With mirrored points the matrix has to be made symmetric to the last bit.
         covariance[vertex] = (covariance[vertex] + covariance[vertex].T) / 2.0
@@ -43,7 +44,13 @@ def smooth_fields(
     return np.asarray((fields * np.sign(fields[largest, np.arange(fields.shape[1])])).T)
 
 
-def _covariance(a: Floats, b: Floats, reach: float) -> Floats:
+def gaussian_kernel(a: Floats, b: Floats, reach: float) -> Floats:
+    """(N, M) exp(-d^2 / (2 reach^2)) of the distances d between (N, 3) and (M, 3) points.
+
+    Without subnormal numbers, with which products of matrices take ten times as long.
+    """
     from scipy.spatial.distance import cdist  # takes a fifth of a second to import
 
-    return np.asarray(np.exp(-0.5 * cdist(a, b, "sqeuclidean") / reach**2))
+    exponent = -0.5 * cdist(a, b, "sqeuclidean") / reach**2
+    exponent[exponent < LEAST_EXPONENT] = -np.inf
+    return np.asarray(np.exp(exponent))

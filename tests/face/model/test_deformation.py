@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dff.face.model.deformation import smooth_fields
+from dff.face.model.deformation import gaussian_kernel, smooth_fields
 from dff.face.model.morphable import MorphableModel
 
 REACH = 0.05
@@ -60,3 +60,11 @@ def test_which_way_a_field_points_is_not_left_to_rounding() -> None:
 def test_few_vertices_have_few_fields(toy_model: MorphableModel) -> None:
     vertex = np.arange(5)
     assert len(smooth_fields(toy_model.template, vertex, reach=REACH, count=20)) == 5
+
+
+def test_the_kernel_of_far_points_is_zero_and_never_subnormal() -> None:
+    points = np.linspace(0.0, 0.2, 2000)[:, None] * np.array([1.0, 0.0, 0.0])
+    kernel = gaussian_kernel(points, points[:1], 0.005)[:, 0]
+    np.testing.assert_allclose(kernel, np.exp(-0.5 * (points[:, 0] / 0.005) ** 2), atol=1e-300)
+    assert kernel[-1] == 0.0
+    assert kernel[kernel > 0.0].min() >= np.finfo(np.float64).tiny
