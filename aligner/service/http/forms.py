@@ -28,6 +28,7 @@ KINDS_OF_JSON: dict[type, str] = {
     bool: "true or false",
     type(None): "null",
 }
+SMALL = 128 << 10  # bytes of a file whose header is read at once
 BoxCorners = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
 
@@ -92,8 +93,9 @@ async def read_pixel_count(image: UploadFile, limits: Limits) -> int:
     Raises BadImage, and Problem ``too-large`` for a file over the limit.
     """
     data = await _read(image, limits)
-    uploads = replace(UPLOADS, pixels=limits.pixels)
-    width, height = await anyio.to_thread.run_sync(partial(read_size, data, uploads))
+    read = partial(read_size, data, replace(UPLOADS, pixels=limits.pixels))
+    # a change of threads would take longer than the header of a small file
+    width, height = read() if len(data) <= SMALL else await anyio.to_thread.run_sync(read)
     return width * height
 
 

@@ -300,7 +300,7 @@ class _Line:
             "sent": self.sent,
         }
         if self.measures is not None:
-            fields |= {name: round(value, 4) for name, value in asdict(self.measures).items()}
+            fields |= {name: round(value, 4) for name, value in vars(self.measures).items()}
         trace = _TRACE.fullmatch(Headers(scope=scope).get("traceparent", ""))
         if trace:
             fields["trace_id"] = trace.group(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -48,7 +48,7 @@ class TellMeasures:
 
         async def send_measured(message: Message) -> None:
             if message["type"] == "http.response.start" and measures.decoded:
-                MutableHeaders(scope=message)[HEADER] = json.dumps(asdict(measures))
+                MutableHeaders(scope=message)[HEADER] = json.dumps(vars(measures))
             await send(message)
 
         await self._app(scope, receive, send_measured)

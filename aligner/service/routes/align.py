@@ -22,9 +22,11 @@ from dff.aligner.service.routes.dependencies import (
     DescribeFace,
     Mesh,
     Patience,
-    PatienceOfClient,
-    Service,
+    ShortDeadline,
     Trace,
+    Weights,
+    choose_service,
+    find_patience,
 )
 from dff.aligner.service.schema import ALIGN_RESPONSES, GLB, GLB_RESPONSES, PNG, AlignAnswer
 from dff.aligner.texture import texture_face
@@ -59,8 +61,6 @@ class PhotoRequest:
 
 async def read_photo_request(
     request: Request,
-    service: Service,
-    patience: PatienceOfClient,
     image: Annotated[UploadFile, File(description="a JPEG, PNG or WebP file")],
     boxes: Annotated[
         str | None,
@@ -77,15 +77,18 @@ async def read_photo_request(
             description="focal length of the camera in pixels. Default: of EXIF, else assumed",
         ),
     ] = None,
+    weights: Weights = None,
+    deadline: ShortDeadline = None,
 ) -> PhotoRequest:
-    """The photo in the form."""
+    """The photo in the form. Raises Problem ``bad-request`` and those of its fields."""
+    service = choose_service(request.app, weights)
     if len((await request.form()).getlist("image")) > 1:
         raise Problem(
             "too-many-images", "this route takes one photo: send several to /v1/align/batch"
         )
     corners = None if boxes is None else BOXES.parse("boxes", boxes)
     check_count(len(corners or ()), service.limits)
-    return PhotoRequest(service, image, corners, patience, focal_px)
+    return PhotoRequest(service, image, corners, find_patience(request, deadline), focal_px)
 
 
 Photo = Annotated[PhotoRequest, Depends(read_photo_request)]

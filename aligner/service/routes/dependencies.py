@@ -1,7 +1,8 @@
 """Parameters that several routes share.
 
 The dependencies are coroutines because FastAPI runs plain functions in threads, one after another.
-They are few, since FastAPI takes 0.1 ms for each, also where several share one.
+They are few, since FastAPI takes 0.1 ms for each, also where several share one. Those of
+``/v1/align`` therefore declare the parameters they share, instead of a dependency.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ DEFAULT = "default"
 """Name of the weights that answer requests without ``weights``."""
 
 
-async def get_service(
-    request: Request,
-    weights: Annotated[
-        str | None,
-        Query(description="name of the weights that answer, as in `/v1/models`; default: default"),
-    ] = None,
-) -> AlignService:
+Weights = Annotated[
+    str | None,
+    Query(description="name of the weights that answer, as in `/v1/models`; default: default"),
+]
+
+
+async def get_service(request: Request, weights: Weights = None) -> AlignService:
     """The service of the weights that are asked for. Raises Problem ``bad-request``."""
     return choose_service(request.app, weights)
 
@@ -58,19 +59,19 @@ class Patience:
     slowdown: float
 
 
-async def get_patience(
-    request: Request,
-    deadline: Annotated[
-        float | None,
-        Header(
-            gt=0,
-            le=LIMITS.longest_deadline,
-            description="seconds from the arrival of the request, default "
-            f"{LIMITS.deadline:.0f}: what can't be answered by then is refused at once",
-        ),
-    ] = None,
-) -> Patience:
-    """As the client says, else by the limits, which all weights have in common."""
+ShortDeadline = Annotated[
+    float | None,
+    Header(
+        gt=0,
+        le=LIMITS.longest_deadline,
+        description="seconds from the arrival of the request, default "
+        f"{LIMITS.deadline:.0f}: what can't be answered by then is refused at once",
+    ),
+]
+
+
+def find_patience(request: Request, deadline: float | None) -> Patience:
+    """The patience of the client of a request, who named a ``deadline`` in seconds or none."""
     limits: Limits = request.app.state.service.limits
     if deadline is None:
         return Patience(_arrived(request) + limits.deadline, limits.slowdown)
@@ -98,7 +99,6 @@ def _arrived(request: Request) -> float:
     return arrived
 
 
-PatienceOfClient = Annotated[Patience, Depends(get_patience)]
 LongDeadline = Annotated[float, Depends(get_long_deadline)]
 Images = Annotated[
     list[UploadFile], File(description="JPEG, PNG or WebP files: repeat the field for each")
@@ -111,7 +111,8 @@ Trace = Annotated[bool, Query(description="also the state after each iteration")
 
 
 async def get_describe(
-    service: Service,
+    request: Request,
+    weights: Weights = None,
     mesh: Mesh = False,
     landmarks: Annotated[
         str | None,
@@ -124,8 +125,9 @@ async def get_describe(
     trace: Trace = False,
 ) -> Describe:
     """How faces are answered. Raises Problem ``bad-request``."""
+    model = choose_service(request.app, weights).model
     try:
-        describer = FaceDescriber(service.model, parse_extras(landmarks))
+        describer = FaceDescriber(model, parse_extras(landmarks))
     except ValueError as error:
         raise Problem("bad-request", str(error)) from error
     return partial(answer_face, describer, mesh=mesh, trace=trace)
