@@ -32,13 +32,13 @@ from dff.aligner.fitting.assessment import average_fits
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel
 from dff.aligner.fitting.fitters import DenseFitter
-from dff.aligner.fitting.loop import FaceFitter, Fitter, fit_passes, last_fit
+from dff.aligner.fitting.loop import FaceFitter, Fitter, Pass, fit_passes, last_fit
 from dff.aligner.fitting.multi_image import MultiImageFitter, choose_person, find_strangers
 from dff.aligner.found_faces import FoundFaces, describe_missing_face
 from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.preset import AlignPreset
 from dff.aligner.report import Reporter
-from dff.face.arrays import Bytes, Floats
+from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, DeviceNetwork, Network
 from dff.face.errors import BadWeights, NoFace
 from dff.face.fused_network import FusedDetectorNet, FusedNetwork
@@ -531,7 +531,16 @@ class Aligner:
             boxes,
             self.fitter.begin(detections),
             averaged=[(other, other.begin(detections)) for other in others],
+            doubtful=self._find_doubtful(images, detections),
         )
+
+    def _find_doubtful(self, images: Sequence[Bytes], detections: Sequence[Detection]) -> Bools:
+        """(B,) whether the quick search is unsure of each, and sure of another in its image."""
+        if self.config.doubtful_stop <= 0.0:
+            return np.zeros(len(detections), dtype=bool)
+        sure = np.array([one.score >= self.config.centre_detector.sure for one in detections])
+        surely_shown = {id(image) for image, is_sure in zip(images, sure, strict=True) if is_sure}
+        return ~sure & [id(image) in surely_shown for image in images]
 
     def _align(
         self,
@@ -541,13 +550,17 @@ class Aligner:
         start: FaceFit,
         *,
         averaged: Sequence[tuple[Fitter, FaceFit]] = (),
+        doubtful: Bools | None = None,
     ) -> list[Alignment]:
         """Fit B faces from ``start`` and report them.
 
         ``averaged``: fitters of the same fit model, with their starts, whose states are averaged
-        with those of ``fitter``.
+        with those of ``fitter``. ``doubtful``: of the faces, those that are given up where their
+        first pass leaves little confidence; by default none.
         """
-        steps = self._align_in_steps(fitter, images, boxes, start, averaged=averaged)
+        steps = self._align_in_steps(
+            fitter, images, boxes, start, averaged=averaged, doubtful=doubtful
+        )
         return self.run_to_end(steps)
 
     def _align_in_steps(
@@ -558,12 +571,21 @@ class Aligner:
         start: FaceFit,
         *,
         averaged: Sequence[tuple[Fitter, FaceFit]] = (),
+        doubtful: Bools | None = None,
     ) -> Steps[list[Alignment]]:
         """``_align`` as a generator, which yields after each pass."""
         reporter = self.reporter(fitter.fit_model)
         traces: list[list[Iteration]] = [[] for _ in boxes]
+
+        def is_hopeless(done: Pass) -> Bools:
+            out = np.zeros(len(done.faces), dtype=bool)
+            if doubtful is not None and doubtful[done.faces].any():
+                rows = np.flatnonzero(doubtful[done.faces])
+                out[rows] = reporter.face_confidence(done.fit[rows]) < self.config.doubtful_stop
+            return out
+
         fit = start
-        for done in fit_passes(fitter, images, start):
+        for done in fit_passes(fitter, images, start, give_up=is_hopeless):
             fit = done.all_faces
             for face, iteration in reporter.trace(done):
                 traces[face].append(iteration)

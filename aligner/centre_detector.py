@@ -135,7 +135,7 @@ class CentreDetector:
 def _distinct(score: Floats, corners: Floats) -> list[int]:
     """Rows of the best box of each face, as ``dff.aligner.detection.distinct``; best first."""
     order = np.argsort(-score, kind="stable")
-    return order[_are_distinct(np.ascontiguousarray(corners[order]))].tolist()  # type: ignore[no-any-return]
+    return order[_are_distinct(np.ascontiguousarray(corners[order]))].tolist()
 
 
 @numba.njit(cache=CACHE, nogil=True)
@@ -181,10 +181,15 @@ def crop_surroundings(
     if (end - corner < 4).any():
         return None, np.ones(2), corner
     scale = size / box.size
-    sides = tuple(np.maximum(np.rint((end - corner) * scale), 1).astype(int).tolist())
-    shrinks = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
+    # means over whole blocks first: over areas that are no whole pixels they are slow
+    block = int(min(max(1.0 / scale, 1.0), (end - corner).min()))
+    end = corner + (end - corner) // block * block
     part = image[corner[1] : end[1], corner[0] : end[0]]
-    return cv2.resize(part, sides, interpolation=shrinks), (end - corner) / sides, corner
+    if block > 1:
+        across, down = ((end - corner) // block).tolist()
+        part = cv2.resize(part, (across, down), interpolation=cv2.INTER_AREA)
+    sides = tuple(np.maximum(np.rint((end - corner) * scale), 1).astype(int).tolist())
+    return cv2.resize(part, sides, interpolation=cv2.INTER_LINEAR), (end - corner) / sides, corner
 
 
 class StagedDetector:
@@ -272,6 +277,7 @@ class StagedDetector:
             )
             if level is not None:
                 verified += [
-                    again.in_photo(scale, corner) for again in self.thorough.find_on_level(level)
+                    again.in_photo(scale, corner)
+                    for again in self.thorough.find_on_level(level, self.config.verified_pixels)
                 ]
         return verified

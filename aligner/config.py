@@ -292,6 +292,7 @@ class CentreDetectorConfig:
     # that face at another level, or the hair and neck about it
     overlapping: float = 0.1
     verified_size: float = 40.0  # pixels of such a face in that search
+    verified_pixels: int = 300  # that are matched there, at most
     surroundings: float = 3.0  # side of the part that is searched, over the size of the face
     smallest: float = 10.0  # pixels of a level: longer sides of boxes that it can show
     largest: float = 150.0
@@ -392,6 +393,9 @@ class AlignConfig:
     early_stop: float = 0.01
     # the same for a face that was followed from the last frame, in its first pass
     followed_stop: float = 0.05
+    # confidence after the first pass below which a face that the quick search is unsure of takes no
+    # further pass, where it is sure of another face in the photo
+    doubtful_stop: float = 0.0
     batch: int = 32  # faces that are aligned at a time
     # whether the networks multiply in 16-bit integers where the CPU can: faster, and landmarks move
     # by less than a thousandth of the face size
@@ -465,6 +469,7 @@ class AlignConfig:
             observation=ObservationConfig(pixels=150, candidates=4),
             reduced_precision=True,
             visibility=VisibilityConfig(kept_motion=0.02),
+            doubtful_stop=0.2,
             centre_detector=CentreDetectorConfig(all_levels=False),
         )
 

@@ -106,9 +106,12 @@ class DescriptorDetector:
         more = self._search_tiles(image, found, seen)
         return distinct([*found, *(one for one in more if not _known(one, found))])
 
-    def find_on_level(self, level: Bytes) -> list[Detection]:
-        """Faces of an (H, W, 3) RGB image at its own resolution alone, each once."""
-        return distinct(self._search_level(level)[0])
+    def find_on_level(self, level: Bytes, pixels: int) -> list[Detection]:
+        """Faces of an (H, W, 3) RGB image at its own resolution alone, each once.
+
+        ``pixels``: of it that are matched, at most.
+        """
+        return distinct(self._search_level(level, pixels)[0])
 
     def _search_whole(self, image: Bytes) -> tuple[list[Detection], FacePixels]:
         """Faces of the photo shrunk to ``longest`` and below, and the last level's face pixels.
@@ -198,9 +201,14 @@ class DescriptorDetector:
             and _whole(one.box.centre + corner, part, level.shape, config)
         ], FacePixels(seen.px + corner, seen.area)
 
-    def _search_level(self, level: Bytes) -> tuple[list[Detection], FacePixels]:
-        """Detections in pixels of the level, several of each face, and the pixels behind them."""
-        matched = self._match_level(level)
+    def _search_level(
+        self, level: Bytes, pixels: int | None = None
+    ) -> tuple[list[Detection], FacePixels]:
+        """Detections in pixels of the level, several of each face, and the pixels behind them.
+
+        ``pixels`` that are matched, at most; by default ``DetectorConfig.pixels``.
+        """
+        matched = self._match_level(level, pixels or self.config.pixels)
         if len(matched.point) < self.config.fewest:
             return [], matched.seen
         pose = self._propose(matched)
@@ -215,7 +223,7 @@ class DescriptorDetector:
             if score >= config.least * min(1.0, size / config.sharp) ** 2
         ], matched.seen
 
-    def _match_level(self, level: Bytes) -> LevelMatches:
+    def _match_level(self, level: Bytes, pixels: int) -> LevelMatches:
         config = self.config
         height, width = level.shape[:2]
         padding = ((0, -height % self.multiple), (0, -width % self.multiple), (0, 0))
@@ -227,7 +235,7 @@ class DescriptorDetector:
             face_logit[:, :rows, :columns],
             self.descriptor,
             stride=STRIDE,
-            pixels=config.pixels,
+            pixels=pixels,
             candidates=config.candidates,
             sharpness=self.scale,
             no_match_cosine=config.no_match_cosine,

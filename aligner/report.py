@@ -74,6 +74,11 @@ class Reporter:
             residual, motion = float(done.fit.residual[row]), float(done.motion[row])
             yield int(face), Iteration(landmarks[row], *angles, residual, motion)
 
+    def face_confidence(self, fit: FaceFit) -> Floats:
+        """(B,) confidences of fits."""
+        features = calibration_features(fit, self.fit_model.face_size(fit.state))
+        return self.calibration.face_confidence(features)
+
     def report(
         self, fit: FaceFit, boxes: Sequence[Box], traces: Sequence[Sequence[Iteration]]
     ) -> list[Alignment]:

@@ -7,7 +7,7 @@ matched, or after the last pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,8 +63,17 @@ class Pass:
     all_faces: FaceFit  # the current fits of all B faces
 
 
-def fit_passes(fitter: Fitter, images: Sequence[Bytes], fit: FaceFit) -> Iterator[Pass]:
-    """Fit B faces, each in its image; yields every pass."""
+def fit_passes(
+    fitter: Fitter,
+    images: Sequence[Bytes],
+    fit: FaceFit,
+    *,
+    give_up: Callable[[Pass], Bools] | None = None,
+) -> Iterator[Pass]:
+    """Fit B faces, each in its image; yields every pass.
+
+    ``give_up``: whether each of the faces of a pass takes no further one.
+    """
     active = np.arange(len(images))
     for number in range(fitter.passes):
         everyone = len(active) == len(images)
@@ -73,8 +82,12 @@ def fit_passes(fitter: Fitter, images: Sequence[Bytes], fit: FaceFit) -> Iterato
         fit = after if everyone else replace_rows(fit, active, after)
         stepped = ~after.lost
         motion = np.where(before.detected, np.inf, after.motion)[stepped]
-        yield Pass(active[stepped], after if stepped.all() else after[stepped], motion, fit)
-        active = active[stepped][~fitter.early_stop(number, motion)]
+        done = Pass(active[stepped], after if stepped.all() else after[stepped], motion, fit)
+        yield done
+        stopped = fitter.early_stop(number, motion)
+        if give_up is not None and number + 1 < fitter.passes and not stopped.all():
+            stopped |= give_up(done)
+        active = active[stepped][~stopped]
         if len(active) == 0:
             return
 

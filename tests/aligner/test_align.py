@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import cycle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -185,6 +186,31 @@ def test_the_box_hardly_matters(
     straight, _ = errors(patient.align_batch([s.image for s in kept], boxes(kept)), kept)
     shaken, _ = errors(patient.align_batch([s.image for s in kept], moved), kept)
     assert np.abs(shaken - straight).max() < 0.4, shaken - straight
+
+
+@pytest.mark.parametrize(("other", "passes"), [(0.9, [1, 3]), (0.3, [3, 3])])
+def test_a_doubtful_face_beside_a_sure_one_is_given_up_after_its_first_pass(
+    oracle_aligner: Aligner,
+    open_head: MorphableModel,
+    code: PositionCode,
+    other: float,
+    passes: list[int],
+) -> None:
+    """Where that pass leaves little confidence: here, every one is little."""
+    scene = make_scene(open_head, code, yaw=10.0, rng=np.random.default_rng(8))
+    image, place = np.hstack([scene.image, scene.image]), scene.image.shape[1]
+    beside = Box(scene.box.x0 + place, scene.box.y0, scene.box.x1 + place, scene.box.y1)
+    found = [Detection(scene.box, 0.3), Detection(beside, other)]
+    config = replace(oracle_aligner.config, early_stop=0.0, doubtful_stop=1.0)
+    aligner = Aligner(
+        oracle_aligner.net,
+        oracle_aligner.anchors,
+        open_head,
+        detector=SimpleNamespace(find=lambda image: found),  # type: ignore[arg-type]
+        config=config,
+    )
+    faces = sorted(aligner.align(image), key=lambda face: face.box.x0)
+    assert [len(face.trace) for face in faces] == passes
 
 
 def test_fits_of_several_crops_are_averaged(

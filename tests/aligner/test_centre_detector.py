@@ -123,7 +123,7 @@ class Thorough:
         self.searched.append(image.shape[:2])
         return [Detection(Box(300, 200, 340, 240), self.score)]
 
-    def find_on_level(self, level: Bytes) -> list[Detection]:
+    def find_on_level(self, level: Bytes, pixels: int) -> list[Detection]:
         self.searched.append(level.shape[:2])
         height, width = level.shape[:2]
         return [Detection(Box(width / 2 - 20, height / 2 - 20, width / 2 + 20, height / 2 + 20))]
@@ -224,7 +224,7 @@ def test_a_face_as_large_as_the_sure_ones_is_looked_for_though_unlikely(
     assert len(thorough.searched) == detector.config.verified + 1
     assert any(abs(one.box.centre - (308, 164)).max() <= 2 for one in found)
     # the search would shrink it, so it is not asked
-    thorough.find_on_level = lambda level: []  # type: ignore[method-assign]
+    thorough.find_on_level = lambda level, pixels: []  # type: ignore[method-assign]
     detector.config = replace(detector.config, verified_size=FACE / 2)
     found = detector.find(photo)
     assert [round(one.score, 1) for one in found] == [0.9, 0.3]
@@ -240,7 +240,7 @@ def test_where_no_face_is_sure_the_unsure_ones_may_be_verified_first(
     np.testing.assert_allclose(found.box.centre, [308, 84], atol=2)
     assert len(thorough.searched) == 1  # not the whole photo
     assert thorough.searched[0][0] <= 1.2 * 3 * FACE
-    thorough.find_on_level = lambda level: []  # type: ignore[method-assign]
+    thorough.find_on_level = lambda level, pixels: []  # type: ignore[method-assign]
     photo = photo_with((304, 80, 0.4))
     assert len(detector.find(photo)) == 1
     assert thorough.searched[-1] == photo.shape[:2]
