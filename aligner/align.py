@@ -34,6 +34,7 @@ from dff.aligner.fitting.fit_model import FitModel
 from dff.aligner.fitting.fitters import DenseFitter
 from dff.aligner.fitting.loop import FaceFitter, Fitter, Pass, fit_passes, last_fit
 from dff.aligner.fitting.multi_image import MultiImageFitter, choose_person, find_strangers
+from dff.aligner.fitting.refinement import Refiner
 from dff.aligner.found_faces import FoundFaces, describe_missing_face
 from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.preset import AlignPreset
@@ -47,6 +48,7 @@ from dff.face.io.assets import load_model
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.fit_correction import FitCorrection
+from dff.face.solve.landmark_refinement import LandmarkRefinement
 from dff.infra.networks import weights as weights_files
 from dff.infra.networks.detector_file import load_detector
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
@@ -87,9 +89,11 @@ class Aligner:
         pose_correction: PoseCorrection | None = None,
         mean_identity: Floats | None = None,
         fit_correction: FitCorrection | None = None,
+        landmark_refinement: LandmarkRefinement | None = None,
     ) -> None:
         """``fitter``: by default dense correspondence. ``calibration``: of the fitter's fits.
-        ``fit_correction``: of dense fits; by default none.
+        ``fit_correction``: of dense fits, ``landmark_refinement``: of their landmarks; by default
+        none.
 
         ``detector``: by default one of the descriptor network, after a quick search by
         ``detector_net`` where that is given.
@@ -116,8 +120,8 @@ class Aligner:
                 f"{len(model.identity)}"
             )
         self.mean_identity = mean_identity
-        self.fit_correction = fit_correction
-        dense = DenseFitter(net, anchors, model, self.config, fit_correction)
+        self.fit_correction, self.landmark_refinement = fit_correction, landmark_refinement
+        dense = DenseFitter(net, anchors, model, self.config, fit_correction, landmark_refinement)
         self.fitter: FaceFitter = fitter or dense
         self.fit_model = dense.fit_model
         self.detector = detector or self._build_detector(detector_net)
@@ -142,14 +146,22 @@ class Aligner:
         """
         raw = copy(self)
         raw.landmark_offsets, raw.pose_correction = LandmarkOffsets(), PoseCorrection()
-        return raw
+        return raw.with_refiner(None)
+
+    def with_refiner(self, refiner: Refiner | None) -> Self:
+        """The same aligner with another refinement of the landmarks of dense fits, or none."""
+        other = copy(self)
+        if isinstance(self.fitter, DenseFitter):
+            other.fitter = self.fitter.with_refiner(refiner)
+        return other
 
     def with_dense_fits(
         self, *, anchors: Anchors | None = None, fit_correction: FitCorrection | None = None
     ) -> Aligner:
         """A dense aligner with other anchors, or with a correction of its fits.
 
-        Without ``pose_correction`` and ``mean_identity``, which were measured on the fits before.
+        Without ``pose_correction``, ``mean_identity`` and ``landmark_refinement``, which were
+        measured on the fits before.
         """
         return Aligner(
             self.net,
@@ -616,6 +628,7 @@ def load_aligner(
     calibration: Calibration | None = None,
     landmark_offsets: LandmarkOffsets | None = None,
     pose_correction: PoseCorrection | None = None,
+    landmark_refinement: LandmarkRefinement | None = None,
     device: str | None = None,
     endpoint_url: str | None = None,
     access: S3Access = WITH_CREDENTIALS,
@@ -624,10 +637,11 @@ def load_aligner(
 
     ``config``: by default that of ``preset``, "fast", "balanced" or "best", with crops as large as
     those that the network was trained on. ``calibration``, ``landmark_offsets`` and
-    ``pose_correction`` instead of the file's own. ``device``: of torch, on which the network runs,
-    such as "cuda"; the fit runs on the CPU in any case. By default the network runs there too, by
-    ``FusedNetwork``. ``endpoint_url`` and ``access``: of an S3 server other than AWS, and as whom
-    it is asked, for weights in a bucket.
+    ``pose_correction`` instead of the file's own; with ``landmark_offsets`` comes the
+    ``landmark_refinement`` that was learned beside them, or none. ``device``: of torch, on which
+    the network runs, such as "cuda"; the fit runs on the CPU in any case. By default the network
+    runs there too, by ``FusedNetwork``. ``endpoint_url`` and ``access``: of an S3 server other than
+    AWS, and as whom it is asked, for weights in a bucket.
     Raises BadWeights when the file cannot be used, BadModel when its model is not found, ValueError
     for a device that is not there.
     """
@@ -647,6 +661,9 @@ def load_aligner(
     if loaded.landmark_offsets_source:
         # Answers name whose labels say where their landmarks lie, as the weights' other sources.
         card["landmarks_from"] = loaded.landmark_offsets_source
+    refinement = landmark_refinement
+    if landmark_offsets is None and refinement is None:
+        refinement = loaded.landmark_refinement
     reduced = config.reduced_precision
     return Aligner(
         _place_network(loaded.net, device, reduced=reduced),
@@ -661,6 +678,7 @@ def load_aligner(
         pose_correction=pose_correction or loaded.pose_correction,
         mean_identity=loaded.mean_identity,
         fit_correction=loaded.fit_correction,
+        landmark_refinement=refinement,
     )
 
 

@@ -99,6 +99,9 @@ class Alignment:
     # of the whole photo; of a single photo its inverse depth is the configured one
     camera: NearPerspective
     model: str  # name of the morphable model
+    # metres right and down in the photo of the upright face: what the descriptors at the landmarks
+    # add to landmarks_2d
+    refinement: Float[Array, "68 2"] = field(default_factory=lambda: np.zeros((68, 2)), repr=False)
     trace: tuple[Iteration, ...] = field(default=(), repr=False)
     # what the confidences rest on
     features: CalibrationFeatures | None = field(default=None, repr=False)

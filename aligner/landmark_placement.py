@@ -13,7 +13,12 @@ from dff.aligner.alignment import Alignment, Pose
 from dff.face.arrays import Floats
 from dff.face.geometry.camera import NearPerspective
 from dff.face.geometry.transform import Rigid, angles_from_rotation
-from dff.face.model.landmark_offsets import LandmarkOffsets, fill_moved, fill_with_closed_lips
+from dff.face.model.landmark_offsets import (
+    LandmarkOffsets,
+    fill_moved,
+    fill_with_closed_lips,
+    find_upright,
+)
 from dff.face.model.landmarks import SCHEMES, fill_contour, fill_reach
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.numba_cache import CACHE
@@ -64,11 +69,13 @@ def place_landmarks(
     in_head: Floats,
     cam_from_head: Rigid,
     camera: NearPerspective,
+    refinement: Floats,
 ) -> tuple[Floats, Floats]:
     """The ``landmarks_2d`` and ``landmarks_3d`` of a fitted mesh, where annotators put them.
 
     (U, 3) ``points``: the vertices that ``LandmarkTable.used`` names. (2, 68, 3) ``in_head``: what
-    ``LandmarkOffsets.in_head`` answers for the coefficients.
+    ``LandmarkOffsets.in_head`` answers for the coefficients. (68, 2) ``refinement``: of
+    ``Alignment``.
     """
     table = model.landmarks.among_used
     flat, deep = np.empty((68, 2)), np.empty((68, 3))
@@ -87,6 +94,7 @@ def place_landmarks(
         camera.scale,
         camera.centre,
         camera.inverse_depth,
+        refinement,
         flat,
         deep,
     )
@@ -109,6 +117,7 @@ def _place(  # type: ignore[no-untyped-def]
     scale,
     centre,
     inverse_depth,
+    refinement,
     flat,
     deep,
 ):
@@ -133,6 +142,8 @@ def _place(  # type: ignore[no-untyped-def]
             both[DEEP, n, c] = seen[vertex[n], c]
     turn = rotation.reshape(1, 3, 3)
     placed, moved = np.empty((2, 68, 2)), np.zeros((1, 68, 2))
+    upright, angles = np.empty((1, 2, 2)), np.empty((2, 1))
+    find_upright(turn, upright, angles[0], angles[1])
     for scheme in range(2):
         if annotated:
             fill_moved(turn, pose_limit[scheme], by_pose[scheme], moved)
@@ -143,6 +154,10 @@ def _place(  # type: ignore[no-untyped-def]
                         both[scheme, n, c] += rotation[c, k] * in_head[scheme, n, k]
                 for c in range(2):
                     both[scheme, n, c] += moved[0, n, c]
+            if scheme == FLAT:
+                for c in range(2):
+                    both[scheme, n, c] += refinement[n, 0] * upright[0, 0, c]
+                    both[scheme, n, c] += refinement[n, 1] * upright[0, 1, c]
             near = scale / (1.0 + inverse_depth * both[scheme, n, 2])
             for c in range(2):
                 placed[scheme, n, c] = both[scheme, n, c] * near + centre[c]

@@ -98,6 +98,7 @@ class Reporter:
                 confidence=right[i],
                 face_confidence=float(whole[i]),
                 features=features.one(i),
+                refinement=fit.refinement[i],
                 trace=tuple(traces[i]),
             )
             for i in range(len(boxes))
@@ -114,6 +115,7 @@ class Reporter:
         confidence: Floats,
         face_confidence: float,
         features: CalibrationFeatures,
+        refinement: Floats,
         trace: tuple[Iteration, ...],
     ) -> Alignment:
         camera, cam_from_head = state.camera(i), state.cam_from_head(i)
@@ -126,6 +128,7 @@ class Reporter:
             self.landmark_offsets.in_head(coefficients.joined),
             cam_from_head,
             camera,
+            refinement,
         )
         reason = self._reject(features, face_confidence, visibility, state.rotation[i])
         return Alignment(
@@ -143,6 +146,7 @@ class Reporter:
             cam_from_head=cam_from_head,
             camera=camera,
             model=model.name,
+            refinement=refinement,
             trace=trace,
             features=features,
         )

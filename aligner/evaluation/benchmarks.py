@@ -221,17 +221,20 @@ def evaluate_300w(
     and BadPhoto for a malformed ``persons.csv``.
     """
     storage = open_storage(folder)
-    samples = []
+    samples = list_300w(storage, split)
+    protocol = f"300-W, {split} photos, box from {box}"
+    moved = disturbance or Disturbance()
+    return _evaluate(storage, samples, aligner, box, moved, protocol=protocol, error="nme_iod_51")
+
+
+def list_300w(storage: Storage, split: Split | Literal["all"]) -> list[Sample]:
+    """The labelled photos of a ``split``, as ``evaluate_300w`` takes them and raises."""
     keys = _image_keys(storage, ".pts")
     if split != "all":
         groups = find_split_groups(storage, dict(_image_keys(storage)))
         keys = [(stem, key) for stem, key in keys if groups.split(stem) == split]
-    for stem, key in keys:
-        landmarks = _label(storage, key, ".pts", parse_pts)
-        samples.append(Sample(stem, key, landmarks, Box.around(landmarks), None, 0.0))
-    protocol = f"300-W, {split} photos, box from {box}"
-    moved = disturbance or Disturbance()
-    return _evaluate(storage, samples, aligner, box, moved, protocol=protocol, error="nme_iod_51")
+    labelled = [(stem, key, _label(storage, key, ".pts", parse_pts)) for stem, key in keys]
+    return [Sample(stem, key, at, Box.around(at), None, 0.0) for stem, key, at in labelled]
 
 
 def _image_keys(storage: Storage, suffix: str | None = None) -> list[tuple[str, str]]:
@@ -295,7 +298,7 @@ def _evaluate(
     seconds = 0.0
     for begin in range(0, len(samples), CHUNK):
         chunk = samples[begin : begin + CHUNK]
-        images = [_image(storage, sample) for sample in chunk]
+        images = [read_sample(storage, sample) for sample in chunk]
         started = time.perf_counter()
         if box == "landmarks":
             found = aligner.align_batch(images, [[disturbance.of(sample.box)] for sample in chunk])
@@ -312,7 +315,8 @@ def _evaluate(
     return Report(protocol, error, summary, tuple(rows), storage)
 
 
-def _image(storage: Storage, sample: Sample) -> Bytes:
+def read_sample(storage: Storage, sample: Sample) -> Bytes:
+    """(H, W, 3) RGB: the photo as stored, which its labels are of. Raises BadPhoto."""
     try:
         return decode(
             storage.read(sample.image_key), upright=False
@@ -439,7 +443,9 @@ def curve_picture(report: Report) -> bytes:
 def worst_picture(report: Report, *, columns: int = 5, side: int = 300) -> bytes:
     """JPEG of the worst faces: labels in blue, alignments in green."""
     ranked = sorted(report.rows, key=lambda row: -row.errors.get(report.error, np.inf))[:WORST]
-    tiles = [_tile(row, _image(report.storage, row.sample), report.error, side) for row in ranked]
+    tiles = [
+        _tile(row, read_sample(report.storage, row.sample), report.error, side) for row in ranked
+    ]
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     sheet = np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
     good, data = cv2.imencode(".jpg", sheet[..., ::-1])

@@ -219,7 +219,7 @@ def fit_bias_by_pose(
     ``rows``: photos of AFLW2000-3D, aligned without offsets and correction.
     """
     faces, labels, rotations = zip(*map(_labelled_face, rows), strict=True)
-    found = np.stack([_place_landmarks(model, offsets, face).landmarks_3d[:, :2] for face in faces])
+    found = np.stack([place_face(model, offsets, face).landmarks_3d[:, :2] for face in faces])
     by_pose, limit = offsets.by_pose.copy(), offsets.pose_limit.copy()
     by_pose[0], limit[0] = fit_landmarks_by_pose(faces, found, np.stack(labels), config)
     return AnnotationBias(
@@ -249,7 +249,8 @@ def _labelled_face(row: Row) -> tuple[Alignment, Floats, Floats]:
     return row.alignment, row.sample.landmarks, row.sample.rotation
 
 
-def _place_landmarks(model: MorphableModel, offsets: LandmarkOffsets, face: Alignment) -> Alignment:
+def place_face(model: MorphableModel, offsets: LandmarkOffsets, face: Alignment) -> Alignment:
+    """``face`` with its landmarks at these offsets from its mesh."""
     flat, deep = place_landmarks(
         model,
         offsets,
@@ -257,6 +258,7 @@ def _place_landmarks(model: MorphableModel, offsets: LandmarkOffsets, face: Alig
         offsets.in_head(face.coefficients.joined),
         face.cam_from_head,
         face.camera,
+        face.refinement,
     )
     return replace(face, landmarks_2d=flat, landmarks_3d=deep)
 
@@ -264,7 +266,7 @@ def _place_landmarks(model: MorphableModel, offsets: LandmarkOffsets, face: Alig
 def _with_bias(face: Alignment, model: MorphableModel, bias: AnnotationBias) -> Alignment:
     matrix = bias.pose.corrected(face.pose.matrix, face.cam_from_head.rotation)
     pose = Pose(*angles_from_rotation(matrix), matrix)
-    return replace(_place_landmarks(model, bias.landmarks, face), pose=pose)
+    return replace(place_face(model, bias.landmarks, face), pose=pose)
 
 
 def align_labelled_poses(
@@ -321,9 +323,7 @@ def fit_landmark_offsets(
     """
     config = config or OffsetConfig()
     offsets = fit_offsets_in_head(faces, labels, aligner.fit_model, by_shape, config)
-    found = np.stack(
-        [_place_landmarks(aligner.model, offsets, face).landmarks_2d for face in faces]
-    )
+    found = np.stack([place_face(aligner.model, offsets, face).landmarks_2d for face in faces])
     by_pose, limit = offsets.by_pose.copy(), offsets.pose_limit.copy()
     by_pose[1], limit[1] = fit_landmarks_by_pose(faces, found, labels, config)
     return replace(offsets, by_pose=by_pose, pose_limit=limit)

@@ -34,6 +34,8 @@ class FaceFit:
     detected: Bool[Array, " faces"]  # the state is that of a detection, not yet a fit
     lost: Bool[Array, " faces"]  # too few pixels of a face were seen
     trust: Float[Array, " faces"]  # confidence of the fit that this one begins from, 0 to 1
+    # metres right and down in the photo of the upright face: of landmarks from those of the mesh
+    refinement: Float[Array, "faces 68 2"]
 
     @staticmethod
     def begin(
@@ -62,6 +64,7 @@ class FaceFit:
             detected=np.full(b, detected),
             lost=np.zeros(b, dtype=bool),
             trust=np.broadcast_to(np.asarray(trust, np.float64), (b,)).copy(),
+            refinement=np.zeros((b, 68, 2)),
         )
 
     def __getitem__(self, rows: Bools | Ints) -> FaceFit:

@@ -30,11 +30,13 @@ from dff.aligner.fitting.observation import (
     describe_landmarks,
     observe_faces,
 )
+from dff.aligner.fitting.refinement import LinearRefiner, Refiner
 from dff.aligner.fitting.steps import fit_from_detection, fit_from_last_frame, refine
 from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.descriptor import Anchors, Network
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.fit_correction import FitCorrection
+from dff.face.solve.landmark_refinement import LandmarkRefinement
 
 
 class DenseFitter:
@@ -47,8 +49,12 @@ class DenseFitter:
         model: MorphableModel,
         config: AlignConfig,
         correction: FitCorrection | None = None,
+        refinement: LandmarkRefinement | None = None,
     ) -> None:
-        """``correction``: of the fits of each pass; none by default."""
+        """``correction``: of the fits of each pass; ``refinement``: of their landmarks.
+
+        None of them by default.
+        """
         self.config, self.passes = config, config.passes
         mirrors = config.mirror and config.passes > 1
         self.pools = mirrors and config.passes > 2
@@ -62,6 +68,15 @@ class DenseFitter:
         self.corrector: Corrector | None = None
         if correction is not None:
             self.corrector = LinearCorrector(self.fit_model, correction, config.visibility)
+        self.refiner: Refiner | None = None
+        if refinement is not None:
+            self.refiner = LinearRefiner(self.fit_model, refinement, config.visibility)
+
+    def with_refiner(self, refiner: Refiner | None) -> DenseFitter:
+        """The same fitter with another refinement of landmarks, or none."""
+        other = copy(self)
+        other.refiner = refiner
+        return other
 
     def at_crops(self) -> tuple[DenseFitter, ...]:
         """The fitters of ``AlignConfig.averaged_crops``."""
@@ -122,6 +137,11 @@ class DenseFitter:
         after = assess(
             fit_model, observer, observation, before, state, config.visibility, kept_motion=kept
         )
+        if self.refiner is not None:
+            moved = self.refiner.refine(
+                observation, after.state, after.visibility, mirrored=which == 1
+            )
+            after = replace(after, refinement=moved)
         return seen.join(after)
 
     def _solve(

@@ -197,6 +197,7 @@ class FaceFollower:
             table[used:].reshape(2, 68, 3),
             cam_from_head,
             camera,
+            face.refinement,
         )
         return move_alignment(
             face,

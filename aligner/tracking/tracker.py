@@ -114,6 +114,7 @@ class Smoother:
             rotation.T @ face.pose.matrix
         )  # the reference frame stands still in the head
         posed_head = Rigid(turned, face.cam_from_head.translation)
+        refinement = _blend(before.refinement, face.refinement, shaped)
         landmarks = place_landmarks(
             self.model,
             self.landmark_offsets,
@@ -121,9 +122,17 @@ class Smoother:
             self.landmark_offsets.in_head(coefficients.joined),
             posed_head,
             camera,
+            refinement,
         )
         self.before = move_alignment(
-            face, vertices, landmarks, coefficients, posed_head, camera, matrix
+            face,
+            vertices,
+            landmarks,
+            coefficients,
+            posed_head,
+            camera,
+            matrix,
+            refinement=refinement,
         )
         return self.before
 

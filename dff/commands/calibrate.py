@@ -130,6 +130,7 @@ def calibrate(
         loaded,
         anchors=aligner.anchors,
         fit_correction=aligner.fit_correction,
+        landmark_refinement=aligner.landmark_refinement,
         calibration=calibration.to_json(),
     )
     weights_files.rewrite(target, calibrated, endpoint_url=endpoint_url)

@@ -32,6 +32,14 @@ def fit_landmark_offsets(
         bool,
         typer.Option("--by-shape", help="Let the offsets depend on the shape of the face."),
     ] = False,
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine",
+            help="Also train a map from the descriptors at the landmarks to the annotated ones. "
+            "The terms of the photos then hold for the weights.",
+        ),
+    ] = False,
     poses: Annotated[
         list[Path] | None,
         typer.Option(
@@ -51,7 +59,8 @@ def fit_landmark_offsets(
     """Fit landmark offsets (the annotation bias) and store them in the weights.
 
     The aligner then returns landmarks where these annotators place them. With --poses it also
-    corrects the head pose towards the labels.
+    corrects the head pose towards the labels, and with --refine it moves the landmarks by what the
+    photo shows there.
 
     [dim]Example:[/dim]
 
@@ -67,6 +76,7 @@ def fit_landmark_offsets(
         )
     with require_extra("train"):
         import numpy as np
+        from tqdm import tqdm
 
         from dff.aligner.align import load_aligner
         from dff.aligner.evaluation.benchmarks import evaluate_300w, summarize_rows
@@ -78,6 +88,7 @@ def fit_landmark_offsets(
             fit_bias_by_pose,
             fit_landmark_offsets as fit_offsets,
         )
+        from dff.aligner.evaluation.landmark_refinement import learn_landmark_refinement
         from dff.face.errors import BadLandmarks
         from dff.face.model.landmark_offsets import LandmarkOffsets
         from dff.infra.networks import weights as weights_files
@@ -90,23 +101,31 @@ def fit_landmark_offsets(
     aligner = load()
     faces, labels = align_training_photos(aligner, photos)
     offsets = fit_offsets(aligner, faces, labels, by_shape=by_shape)
+    refinement = None
+    if refine:
+        with tqdm(total=len(faces), unit=" photos") as bar:
+            refinement = learn_landmark_refinement(
+                aligner, photos, offsets, watch=lambda done: bar.update(done - bar.n)
+            )
+        if refinement is None:
+            typer.echo("no refinement lowers the error on photos that it was not trained on")
+    biases = {"without offsets": load(landmark_offsets=LandmarkOffsets())}
+    biases["with them"] = load(landmark_offsets=offsets)
+    if refinement is not None:
+        biases["refined"] = load(landmark_offsets=offsets, landmark_refinement=refinement)
     for folder in photos:
         try:
-            before, after = (
-                evaluate_300w(str(folder), load(landmark_offsets=each)).summary
-                for each in (LandmarkOffsets(), offsets)
-            )
+            found = {name: evaluate_300w(str(folder), one).summary for name, one in biases.items()}
         except BadLandmarks as refusal:
             typer.echo(f"not evaluated: {refusal}")
             continue
         for error in ("nme_iod_51", "nme_iod_68"):
-            typer.echo(
-                f"{folder.name}, held-out photos: {error} {before[error]['mean']} without offsets, "
-                f"{after[error]['mean']} with them"
-            )
+            figures = [f"{summary[error]['mean']} {name}" for name, summary in found.items()]
+            typer.echo(f"{folder.name}, held-out photos: {error} {', '.join(figures)}")
     fitted = replace(
         weights_files.load(weights, endpoint_url=endpoint_url, access=access),
         landmark_offsets_source=source,
+        landmark_refinement=refinement,
         mean_identity=np.mean([face.coefficients.identity for face in faces], axis=0),
     )
     if poses:

@@ -50,7 +50,7 @@ class UprightPose:
         """Of (B, 3, 3) rotations ``cam_from_head``. A head seen along its own axis is upright."""
         upright = np.empty((len(rotation), 2, 2))
         yaw, pitch = np.empty((2, len(rotation)))
-        _find_upright(rotation, upright, yaw, pitch)
+        find_upright(rotation, upright, yaw, pitch)
         return UprightPose(upright, yaw, pitch)
 
 
@@ -65,7 +65,7 @@ def pose_terms(pose: UprightPose, limit: Floats) -> Floats:
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def _find_upright(rotation, upright, yaw, pitch):  # type: ignore[no-untyped-def]
+def find_upright(rotation, upright, yaw, pitch):  # type: ignore[no-untyped-def]
     """Fill the fields of ``UprightPose`` for (B, 3, 3) rotations."""
     for i in range(len(rotation)):
         x, y = -rotation[i, 0, 1], -rotation[i, 1, 1]
@@ -83,7 +83,7 @@ def fill_moved(rotation, limit, by_pose, out):  # type: ignore[no-untyped-def]
     """Fill ``LandmarkOffsets.in_image`` of (68, TERMS, 2) offsets ``by_pose``."""
     faces = len(rotation)
     upright, angles, terms = np.empty((faces, 2, 2)), np.empty((2, faces)), np.empty((faces, TERMS))
-    _find_upright(rotation, upright, angles[0], angles[1])
+    find_upright(rotation, upright, angles[0], angles[1])
     _fill_terms(angles[0], angles[1], limit, terms)
     for i in range(faces):
         for n in range(len(by_pose)):
@@ -100,7 +100,7 @@ def _fill_corrected(pose, rotation, limit, turn, out):  # type: ignore[no-untype
     """Fill ``PoseCorrection.corrected`` of B faces: poses times rotations (Rodrigues)."""
     faces = len(rotation)
     upright, angles, terms = np.empty((faces, 2, 2)), np.empty((2, faces)), np.empty((faces, TERMS))
-    _find_upright(rotation, upright, angles[0], angles[1])
+    find_upright(rotation, upright, angles[0], angles[1])
     _fill_terms(angles[0], angles[1], limit, terms)
     for i in range(faces):
         x, y, z = 0.0, 0.0, 0.0

@@ -7,8 +7,8 @@ written in random order, and the same weights should be the same bytes). It is J
 * ``card``: where the weights come from and under which terms;
 * ``calibration``, if measured: of the aligner's confidence with these weights;
 * ``landmark_offsets``, if measured: the source of the labels that ``LandmarkOffsets`` were measured
-  from; their tables are tensors, and so are those of ``PoseCorrection`` and ``FitCorrection``, if
-  they were measured, and ``mean_identity``.
+  from; their tables are tensors, and so are those of ``PoseCorrection``, ``FitCorrection`` and
+  ``LandmarkRefinement``, if they were measured, and ``mean_identity``.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from dff.face.errors import BadPlace, BadWeights, NotFound, UnknownWeights
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.fit_correction import FitCorrection
+from dff.face.solve.landmark_refinement import LandmarkRefinement
 from dff.infra.files import check_format, check_output_file, replaced_file
 from dff.infra.networks.tensor_file import read_tensor_file
 from dff.infra.networks.weights_names import (
@@ -48,7 +49,14 @@ from dff.infra.redaction import hide_secrets
 from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage
 
 FORMAT = "dff-descriptor-1"
-Tables = TypeVar("Tables", LandmarkOffsets, PoseCorrection, FitCorrection)
+Tables = TypeVar("Tables", LandmarkOffsets, PoseCorrection, FitCorrection, LandmarkRefinement)
+Learned = TypeVar("Learned", FitCorrection, LandmarkRefinement)
+LEARNED: dict[type[FitCorrection] | type[LandmarkRefinement], tuple[str, str]] = {
+    FitCorrection: ("fit_correction", "correction of fits"),
+    LandmarkRefinement: ("landmark_refinement", "refinement of landmarks"),
+}
+"""Maps learned for a network: the first part of their tensors' names, and what they are called."""
+
 CARD_KEYS = ("model", "model_licence", "data_licences", "steps")
 """Keys of every card: face model's name and licence, licences of the training data, optimiser
 steps.
@@ -70,6 +78,7 @@ class Weights:
     # standard deviations, mean of the identities that are fitted to photos; empty: not measured
     mean_identity: Float[Array, " identities"] = field(default_factory=partial(np.zeros, 0))
     fit_correction: FitCorrection | None = None  # None: not learned for these weights
+    landmark_refinement: LandmarkRefinement | None = None  # None: not learned for these weights
 
 
 def save(
@@ -84,6 +93,7 @@ def save(
     pose_correction: PoseCorrection | None = None,
     mean_identity: Floats | None = None,
     fit_correction: FitCorrection | None = None,
+    landmark_refinement: LandmarkRefinement | None = None,
     endpoint_url: str | None = None,
 ) -> None:
     """Write a weights file, whole or not at all, to a path or to ``s3://bucket/key``.
@@ -124,6 +134,8 @@ def save(
         tensors["mean_identity"] = torch.from_numpy(mean_identity.astype(np.float32))
     if fit_correction is not None:
         tensors |= _tensors("fit_correction", fit_correction, np.float16)
+    if landmark_refinement is not None:
+        tensors |= _tensors("landmark_refinement", landmark_refinement, np.float16)
     data = save_bytes(tensors, {"descriptor": json.dumps(about, sort_keys=True)})
     if str(path).startswith(BUCKET):
         storage, key = _open_parent(str(path), endpoint_url)
@@ -174,6 +186,7 @@ def rewrite(path: Path | str, loaded: Weights, *, endpoint_url: str | None = Non
         pose_correction=loaded.pose_correction,
         mean_identity=loaded.mean_identity,
         fit_correction=loaded.fit_correction,
+        landmark_refinement=loaded.landmark_refinement,
         endpoint_url=endpoint_url,
     )
 
@@ -247,7 +260,8 @@ def load(
         landmark_offsets_source,
         _from_tensors(PoseCorrection, "pose_correction", tensors),
         tensors.get("mean_identity", torch.zeros(0)).double().numpy(),
-        _build_correction(path, tensors),
+        _build_learned(FitCorrection, path, tensors),
+        _build_learned(LandmarkRefinement, path, tensors),
     )
     if model is not None:
         check_model(path, loaded, model)
@@ -302,10 +316,11 @@ def _list_shapes(
         wanted |= _tensor_shapes("pose_correction", PoseCorrection())
     if "mean_identity" in tensors:
         wanted["mean_identity"] = (tensors["mean_identity"].numel(),)
-    # A correction checks its shapes itself.
+    # These check their shapes themselves.
     wanted |= {
         name: tuple(tensors[name].shape)
-        for name in (f"fit_correction.{part.name}" for part in fields(FitCorrection))
+        for kind, (prefix, _) in LEARNED.items()
+        for name in (f"{prefix}.{part.name}" for part in fields(kind))
         if name in tensors
     }
     return wanted
@@ -325,16 +340,19 @@ def _build_anchors(path: Path, tensors: Mapping[str, Tensor], scale: float) -> A
     return anchors
 
 
-def _build_correction(path: Path, tensors: Mapping[str, Tensor]) -> FitCorrection | None:
-    """The correction of checked tensors, if any. Raises BadWeights for impossible shapes."""
-    wanted = [f"fit_correction.{part.name}" for part in fields(FitCorrection)]
+def _build_learned(
+    kind: type[Learned], path: Path, tensors: Mapping[str, Tensor]
+) -> Learned | None:
+    """A map of checked tensors, if there is one. Raises BadWeights for impossible shapes."""
+    prefix, said = LEARNED[kind]
+    wanted = [f"{prefix}.{part.name}" for part in fields(kind)]
     absent = [name for name in wanted if name not in tensors]
     if 0 < len(absent) < len(wanted):
-        raise BadWeights(f"{path} has a bad correction of fits: it lacks {', '.join(absent)}")
+        raise BadWeights(f"{path} has a bad {said}: it lacks {', '.join(absent)}")
     try:
-        return _from_tensors(FitCorrection, "fit_correction", tensors)
+        return _from_tensors(kind, prefix, tensors)
     except ValueError as error:
-        raise BadWeights(f"{path} has a bad correction of fits: {error}") from error
+        raise BadWeights(f"{path} has a bad {said}: {error}") from error
 
 
 def _load_from_bucket(
@@ -395,6 +413,12 @@ def check_model(path: Path | str, loaded: Weights, model: MorphableModel) -> Non
     if correction is not None and correction.mean.shape[1] != loaded.anchors.descriptor.shape[1]:
         raise BadWeights(
             f"{path} corrects fits by descriptors of {correction.mean.shape[1]} numbers, "
+            f"its anchors have {loaded.anchors.descriptor.shape[1]}"
+        )
+    refinement = loaded.landmark_refinement
+    if refinement is not None and refinement.mean.shape[1] != loaded.anchors.descriptor.shape[1]:
+        raise BadWeights(
+            f"{path} refines landmarks by descriptors of {refinement.mean.shape[1]} numbers, "
             f"its anchors have {loaded.anchors.descriptor.shape[1]}"
         )
     apart = float(np.abs(model.template[anchors.vertex] - anchors.position).max(initial=0.0))

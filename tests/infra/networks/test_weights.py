@@ -19,6 +19,7 @@ from dff.face.errors import BadWeights, StorageError
 from dff.face.model.landmark_offsets import TERMS, LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.fit_correction import FitCorrection
+from dff.face.solve.landmark_refinement import LandmarkRefinement
 from dff.infra.networks import weights
 from dff.infra.storage import open_storage
 from tests.s3_server import FaultyS3
@@ -110,6 +111,31 @@ def test_a_correction_of_fits_comes_back_and_may_be_absent(
     other = replace(saved, directions=np.zeros((3, wide + 1)))
     weights.save(path, net, anchors, CARD, fit_correction=other)
     with pytest.raises(BadWeights, match=f"corrects fits by {wide + 1} coefficients"):
+        weights.load(path, model=toy_model)
+
+
+def test_a_refinement_of_landmarks_comes_back_and_may_be_absent(
+    path: Path, net: DescriptorNet, anchors: Anchors, toy_model: MorphableModel
+) -> None:
+    assert weights.load(path).landmark_refinement is None
+    rng = np.random.default_rng(2)
+    dims = anchors.descriptor.shape[1]
+    tables = [(68, dims), (68 * dims, 136), (136,)]
+    saved = LandmarkRefinement(*(rng.normal(scale=1e-4, size=shape) for shape in tables))
+    weights.save(path, net, anchors, CARD, landmark_refinement=saved)
+    weights.rewrite(path, weights.load(path))
+    got = weights.load(path, model=toy_model).landmark_refinement
+    assert got is not None
+    for name, table in vars(saved).items():
+        np.testing.assert_allclose(getattr(got, name), table, atol=1e-6, err_msg=name)
+    tensors = load_file(path)
+    del tensors["landmark_refinement.offset"]
+    rewrite(path, tensors=tensors)
+    with pytest.raises(BadWeights, match="a bad refinement of landmarks: it lacks"):
+        weights.load(path)
+    other = LandmarkRefinement(np.zeros((68, 3)), np.zeros((68 * 3, 136)), saved.offset)
+    weights.save(path, net, anchors, CARD, landmark_refinement=other)
+    with pytest.raises(BadWeights, match="refines landmarks by descriptors of 3 numbers"):
         weights.load(path, model=toy_model)
 
 
