@@ -192,16 +192,17 @@ class Aligner:
         "" for one that is not: a quick search leaves out the tiles of images of more than
         ``DetectorConfig.untiled`` pixels.
         """
-        staged = isinstance(self.detector, StagedDetector)
-        thorough = self.detector.thorough if staged else self.detector
+        detector, longest = self.detector, 0
+        if isinstance(detector, StagedDetector):
+            detector, longest = detector.thorough, self.config.centre_detector.longest
         side = max(image.shape[:2])
-        if not isinstance(thorough, DescriptorDetector):
+        if not isinstance(detector, DescriptorDetector):
             return ""
-        if not DetectorConfig.untiled < side <= thorough.config.untiled:
+        if not DetectorConfig.untiled < side <= detector.config.untiled:
             return ""
-        shrunk = self.config.centre_detector.longest if staged else thorough.config.longest
+        longest = longest or detector.config.longest
         return (
-            f"the photo was searched for faces only as a whole, shrunk from {side} to {shrunk} "
+            f"the photo was searched for faces only as a whole, shrunk from {side} to {longest} "
             "pixels, so small faces may be missing: send their boxes or parts of the photo, or use "
             "`dff align`, which also searches at full size"
         )
