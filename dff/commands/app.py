@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -87,7 +91,8 @@ def options(
     """Options of the command itself."""
 
 
-TERMINATED = 128 + signal.SIGTERM  # exit status, as of shells
+# exit statuses, as of shells
+TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
 
 def main() -> None:
@@ -118,13 +123,30 @@ def main() -> None:
         by_ray = isinstance(error, SystemExit) and error.code == signal.SIGTERM
         if terminated.is_set() or by_ray:
             typer.secho("dff: stopped by SIGTERM", fg="red", err=True)
-            raise SystemExit(TERMINATED) from None
+            end(TERMINATED)
         if isinstance(error, SystemExit):
+            if error.code == INTERRUPTED:
+                end(INTERRUPTED)
             raise
         typer.secho(hide_secrets(f"dff: {describe_error(error)}"), fg="red", err=True)
         raise SystemExit(2 if isinstance(error, ValueError) else 1) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def end(status: int) -> NoReturn:
+    """End the process after a signal.
+
+    Where Ray is loaded, without the end of the interpreter: threads of Ray that a signal met while
+    it started run on, and abort or crash the process meanwhile.
+    """
+    if "ray" in sys.modules:
+        atexit._run_exitfuncs()  # Ray ends its processes there
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status) from None
 
 
 def describe_error(error: Exception) -> str:

@@ -250,6 +250,37 @@ app.main()
 """
 
 
+CRASHING = """
+import atexit, os, signal, sys, types
+import typer
+from dff.commands import app
+
+class Thread:  # stands for one of Ray, which aborts while the interpreter ends
+    def __del__(self):
+        os.abort()
+
+command = typer.Typer()
+
+@command.command()
+def work(number: int):
+    sys.modules["ray"] = types.SimpleNamespace(thread=Thread())
+    atexit.register(print, "Ray ended")
+    os.kill(os.getpid(), number)
+
+app.app = command
+app.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_crash_of_ray_in_the_end_does_not_change_how_a_command_ends(number: int) -> None:
+    command = [sys.executable, "-c", CRASHING, str(int(number))]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 128 + number
+    assert ended.stdout == "Ray ended\n"
+    assert len(ended.stderr.splitlines()) <= 1
+
+
 @pytest.mark.ray
 def test_a_command_that_is_terminated_says_so_in_a_line() -> None:
     ended = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True)
