@@ -32,6 +32,10 @@ class FaceAligner(Protocol):
         """Where the weights come from and under which terms."""
         ...
 
+    def prepare(self) -> None:
+        """Build what is otherwise built when it is first used."""
+        ...
+
     def describe_search(self, image: Bytes) -> str:
         """What a search for faces leaves out of an image, for people; "" for nothing."""
         ...
@@ -65,4 +69,5 @@ class FaceAligner(Protocol):
 
 def warm_up(aligner: FaceAligner) -> None:
     """Align an empty image once, so that everything compiled or loaded on first use is there."""
+    aligner.prepare()
     aligner.align_batch([np.full((256, 256, 3), 128, np.uint8)], [[Box(64, 64, 192, 192)]])

@@ -43,6 +43,9 @@ class KnownAligner:
             )
         return [known_alignment(self.model, box) for box in boxes]
 
+    def prepare(self) -> None:
+        """Nothing."""
+
     def describe_search(self, image: Bytes) -> str:
         return f"wider than {WIDE} pixels" if image.shape[1] > WIDE else ""
 

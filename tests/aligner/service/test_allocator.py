@@ -8,6 +8,8 @@ import sys
 import psutil
 import pytest
 
+from dff.aligner.service.allocator import find_unchanged
+
 PROGRAM = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +53,52 @@ async def wait() -> None:
 asyncio.run(wait())
 print((before - process.memory_info().rss) / (1 << 20))
 """
+
+CODE = """
+import llvmlite.binding
+import numpy as np
+import psutil
+
+from dff.aligner.service.allocator import drop_code
+
+a = np.random.default_rng(0).random((50, 50))
+llvmlite.binding.initialize_native_target()
+roots = np.linalg.svd(a)
+before = psutil.Process().memory_info().rss
+drop_code()
+print((before - psutil.Process().memory_info().rss) / (1 << 20))
+assert all((one == other).all() for one, other in zip(roots, np.linalg.svd(a)))
+assert llvmlite.binding.parse_assembly("define i32 @f() { ret i32 1 }").get_function("f")
+"""
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="of Linux")
+def test_code_is_dropped_and_comes_back() -> None:
+    dropped = float(subprocess.check_output([sys.executable, "-c", CODE], text=True))
+    assert dropped > 10
+
+
+def mapping(number: int, permissions: str, file: str, *, changed: int = 0) -> str:
+    """A mapping as Linux tells it, of 4 kB from page ``number`` on; ``changed`` kB."""
+    return (
+        f"{number:x}000-{number + 1:x}000 {permissions} 00002000 fe:00 5440614    {file}\n"
+        f"Rss:                   4 kB\nPrivate_Dirty: {changed:12} kB\n"
+        f"Anonymous: {changed:12} kB\nVmFlags: rd mr mw me\n"
+    )
+
+
+def test_pages_that_were_changed_are_not_dropped() -> None:
+    """They would come back as they are in the file."""
+    mappings = [
+        mapping(0x10, "r-xp", "/lib/liba.so.1.2"),
+        mapping(0x20, "r--p", "/lib/liba.so.1.2", changed=4),  # relocated
+        mapping(0x30, "rw-p", "/lib/liba.so.1.2"),
+        mapping(0x40, "r-xp", ""),  # compiled here
+        mapping(0x50, "r-xp", "/lib/libb.so (deleted)"),
+        mapping(0x60, "r--p", "/lib/of py/c.cpython-311-x86_64-linux-gnu.so"),
+    ]
+    found = [*find_unchanged("".join(mappings))]
+    assert found == [(0x10000, 0x11000), (0x60000, 0x61000)]
 
 
 @pytest.mark.skipif(not psutil.LINUX, reason="of glibc")
