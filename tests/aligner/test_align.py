@@ -1,5 +1,6 @@
 """The solver's laws and figures, shown by a network that is right (see ``oracle``)."""
 
+from copy import copy
 from dataclasses import replace
 from itertools import cycle
 from types import SimpleNamespace
@@ -451,6 +452,12 @@ def test_what_is_no_face_fails_and_says_so(
     assert face.reason
     assert face.face_confidence < 0.25
     assert np.isfinite(face.landmarks_3d).all()
+
+
+def test_a_prepared_aligner_builds_nothing_for_the_first_person(oracle_aligner: Aligner) -> None:
+    aligner = copy(oracle_aligner)
+    aligner.prepare()
+    assert {"appearance_meter", "multi_image_fitter"} <= {*vars(aligner)}
 
 
 def test_an_image_without_faces_gives_an_empty_list(oracle_aligner: Aligner) -> None:
