@@ -465,7 +465,7 @@ class AlignConfig:
             crop=crop,
             passes=2,
             refine_at_once=True,
-            following=FollowingConfig(interval=1.0),
+            following=FollowingConfig(interval=1.0, crop=0.8, margin=1.1, pixels=150),
             observation=ObservationConfig(pixels=150, candidates=4),
             reduced_precision=True,
             visibility=VisibilityConfig(kept_motion=0.02),
