@@ -56,6 +56,8 @@ from dff.infra.storage import WITH_CREDENTIALS, S3Access
 T = TypeVar("T")
 Fits = Sequence[tuple[Detection, Alignment]]  # detections of a photo and their fits
 
+REPORTERS = 8  # that an aligner keeps, at most: one takes as long as a fifteenth of an alignment
+
 
 @dataclass(frozen=True)
 class LaterSearch:
@@ -121,6 +123,8 @@ class Aligner:
             )
         self.mean_identity = mean_identity
         self.fit_correction, self.landmark_refinement = fit_correction, landmark_refinement
+        # by the id of their fit model, with what they were made of
+        self._reporters: dict[int, tuple[tuple[Any, ...], Reporter]] = {}
         dense = DenseFitter(net, anchors, model, self.config, fit_correction, landmark_refinement)
         self.fitter: FaceFitter = fitter or dense
         self.fit_model = dense.fit_model
@@ -614,14 +618,20 @@ class Aligner:
 
     def reporter(self, fit_model: FitModel) -> Reporter:
         """Reports fits of a fit model as this aligner does."""
-        return Reporter(
-            fit_model,
-            self.calibration,
-            self.landmark_offsets,
-            self.pose_correction,
-            fewest_visible=self.config.fewest_visible,
-            turned_away=self.config.detector.turned_away,
-        )
+        config = self.config
+        limits = {
+            "fewest_visible": config.fewest_visible,
+            "turned_away": config.detector.turned_away,
+        }
+        parts = fit_model, self.calibration, self.landmark_offsets, self.pose_correction
+        made = self._reporters.get(id(fit_model))
+        # copies of this aligner with other parts share the cache
+        key = (*parts, *limits.values())
+        if made is None or any(a is not b for a, b in zip(made[0], key, strict=True)):
+            if len(self._reporters) >= REPORTERS:
+                self._reporters.clear()
+            made = self._reporters[id(fit_model)] = key, Reporter(*parts, **limits)  # type: ignore[arg-type]
+        return made[1]
 
 
 def load_aligner(

@@ -189,6 +189,17 @@ def test_the_box_hardly_matters(
     assert np.abs(shaken - straight).max() < 0.4, shaken - straight
 
 
+def test_a_reporter_is_made_once_for_an_aligner_and_its_offsets(oracle_aligner: Aligner) -> None:
+    fit_model = oracle_aligner.fit_model
+    one = oracle_aligner.reporter(fit_model)
+    assert oracle_aligner.reporter(fit_model) is one
+    raw = oracle_aligner.without_annotation_bias()
+    other = raw.reporter(fit_model)
+    assert other is not one
+    assert other.landmark_offsets is raw.landmark_offsets
+    assert oracle_aligner.reporter(fit_model).landmark_offsets is oracle_aligner.landmark_offsets
+
+
 @pytest.mark.parametrize(("other", "passes"), [(0.9, [1, 3]), (0.3, [3, 3])])
 def test_a_doubtful_face_beside_a_sure_one_is_given_up_after_its_first_pass(
     oracle_aligner: Aligner,
