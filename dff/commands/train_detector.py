@@ -21,6 +21,9 @@ def train_detector(
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     steps: Annotated[int, typer.Option(help="Optimiser steps, of 8 scenes each.", min=1)] = 5000,
     seed: Annotated[int, typer.Option(help="Seed of all random choices.", min=0)] = 0,
+    learning_rate: Annotated[
+        float, typer.Option(help="After the warm-up; less to go on from trained weights.")
+    ] = 3e-3,
     start: Annotated[
         str, typer.Option(help="Detector file to start from. Default: random weights.")
     ] = "",
@@ -53,7 +56,7 @@ def train_detector(
     figures = train(
         open_dataset(dataset, endpoint_url=endpoint_url, access=S3Access(anonymous, request_payer)),
         out,
-        DetectorTrainConfig(steps=steps, seed=seed, start=start),
+        DetectorTrainConfig(steps=steps, seed=seed, learning_rate=learning_rate, start=start),
         model=model,
         resume=resume,
         on_figures=lambda step, now: typer.echo(

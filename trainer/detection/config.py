@@ -64,6 +64,8 @@ class DetectionSceneConfig:
     empty_probability: float = 0.25  # no face at all
     one_size_probability: float = 0.3  # all faces about as large, as in a group photo
     face: Range = (12.0, 125.0)  # pixels: longer side of the landmark box; log-uniform
+    small_probability: float = 0.4  # of each face: within ``small`` instead
+    small: Range = (12.0, 32.0)
     # one face larger than these, with at most so many others: its parts are no faces
     huge_probability: float = 0.3
     huge: Range = (125.0, 420.0)

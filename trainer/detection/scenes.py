@@ -195,7 +195,12 @@ def _shade(image: Bytes, config: DetectionSceneConfig, rng: np.random.Generator)
 def _draw_sizes(count: int, config: DetectionSceneConfig, rng: np.random.Generator) -> Floats:
     """(count,) px of the faces, the largest first: it may cover the fewest others."""
     low, high = np.log(config.face)
-    sizes = rng.uniform(low, high, count)
+    low_small, high_small = np.log(config.small)
+    sizes = np.where(
+        rng.random(count) < config.small_probability,
+        rng.uniform(low_small, high_small, count),
+        rng.uniform(low, high, count),
+    )
     if rng.random() < config.one_size_probability:
         middle = rng.uniform(low, low + 0.6 * (high - low))
         sizes = np.clip(middle + rng.uniform(-0.25, 0.25, count), low, high)

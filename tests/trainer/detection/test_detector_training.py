@@ -33,6 +33,7 @@ PLAIN = DetectionSceneConfig(
     cutout_probability=1.0,
     faceless_probability=0.0,
     border_probability=0.0,
+    small_probability=0.0,
     huge_probability=0.0,
     shadow_probability=0.0,
     objects=(0, 0),
@@ -199,6 +200,18 @@ def test_a_scene_may_show_a_part_of_a_huge_face(
         assert np.ptp(scene.landmarks[0], axis=0).max() == pytest.approx(300.0, rel=1e-5)
         shares.append(scene.visible[0])
     assert max(shares) < 0.5
+
+
+def test_parts_of_faces_and_objects_are_drawn_but_are_no_faces(
+    store: ViewStore, surface: TrainingSurface, open_head: MorphableModel
+) -> None:
+    """Ears, eyes and patterned shapes lie in the image, and no face is named for them."""
+    empty = replace(PLAIN, empty_probability=1.0)
+    plain = scene_of(store, surface, open_head, empty)
+    for more in (replace(empty, parts=(4, 4)), replace(empty, objects=(4, 4))):
+        scene = scene_of(store, surface, open_head, more)
+        assert scene.landmarks.shape == (0, 68, 2)
+        assert (scene.image != plain.image).any(-1).mean() > 0.03
 
 
 def test_a_thing_before_a_face_hides_a_part_of_it(
