@@ -359,15 +359,16 @@ class Aligner:
         if config is None or not isinstance(self.fitter, DenseFitter):
             return []
         places = [Box.around(face.landmarks_3d[:, :2]) for face in known]
-        least = config.least_size * max((box.size for box in places), default=0.0)
+        largest = max((box.size for box in places), default=0.0)
         starts, boxes = list[Detection](), list[Box]()
         for detection, face in fits:
             sure = detection.score >= self.config.centre_detector.sure
-            alone = np.inf if places else config.least_alone
+            is_largest = largest < config.others_size * detection.box.size
+            least = config.least_alone if is_largest else np.inf
             if (
                 face.failed
-                and face.face_confidence >= (config.least_confidence if sure else alone)
-                and detection.box.size >= least
+                and face.face_confidence >= (config.least_confidence if sure else least)
+                and detection.box.size >= config.least_size * largest
                 and not any(same_face(detection.box, box) for box in places)
             ):
                 starts += [

@@ -257,8 +257,8 @@ class StagedDetector:
         """Detections of the thorough detector around uncertain detections of the quick one.
 
         Around ``most`` of the likeliest, and as many of those that are answered for their size. The
-        first of these is kept as it is where the search would shrink it: a face with a mask is
-        hardly seen then, and its fit tells.
+        likeliest of the size of the largest sure one is kept as it is where the search would shrink
+        it: a face with a mask is hardly seen then, and its fit tells.
         """
         least = self.config.least
         sure = [one.box.corners for one in self._sure(found)]
@@ -268,10 +268,15 @@ class StagedDetector:
             if one.score < self.config.sure
             and all(overlap(one.box.corners, box) < self.config.overlapping for box in sure)
         ]
-        likely = [one for one in unsure if one.score >= least]
-        large = [one for one in unsure if one.score < least][:most]
-        verified = [one for one in large[:1] if one.box.size > self.config.verified_size]
-        for one in [*likely[:most], *large[len(verified) :]]:
+        largest = max((one.box.size for one in self._sure(found)), default=np.inf)
+        large = [one for one in unsure if one.box.size >= self.config.large * largest]
+        kept = (
+            large[0] if most and large and large[0].box.size > self.config.verified_size else None
+        )
+        verified = [] if kept is None else [kept]
+        likely = [one for one in unsure if one.score >= least and one is not kept]
+        less_likely = [one for one in unsure if one.score < least and one is not kept]
+        for one in [*likely[:most], *less_likely[:most]]:
             level, scale, corner = crop_surroundings(
                 image, one.box, self.config.verified_size, self.config.surroundings
             )

@@ -20,6 +20,7 @@ from dff.face.geometry.transform import rotation_from_angles
 from dff.face.solve.gauss_newton import project
 
 FACE = 40.0  # pixels at which a marker is seen as a face
+THRESHOLDS = CentreDetectorConfig(sure=0.5, least=0.4, least_large=0.25, unsharp_score=0.49)
 ROTATION = rotation_from_angles(30.0, 10.0, -20.0)
 
 
@@ -43,7 +44,7 @@ class MarkerNet:
 
 
 def quick_detector(aligner: Aligner, **settings: Any) -> CentreDetector:
-    config = replace(CentreDetectorConfig(), **settings)
+    config = replace(THRESHOLDS, **settings)
     return CentreDetector(MarkerNet(), aligner.fit_model, config)  # type: ignore[arg-type]
 
 
@@ -223,12 +224,25 @@ def test_a_face_as_large_as_the_sure_ones_is_looked_for_though_unlikely(
     found = detector.find(photo)
     assert len(thorough.searched) == detector.config.verified + 1
     assert any(abs(one.box.centre - (308, 164)).max() <= 2 for one in found)
-    # the search would shrink it, so it is not asked
+
+
+@pytest.mark.parametrize("probability", [0.3, 0.45])
+def test_the_likeliest_face_as_large_as_the_sure_ones_is_kept_where_it_would_be_shrunk(
+    oracle_aligner: Aligner, probability: float
+) -> None:
+    detector, thorough = staged(oracle_aligner)
     thorough.find_on_level = lambda level, pixels: []  # type: ignore[method-assign]
+    photo = photo_with((96, 160, 0.9), (304, 160, probability), (304, 16, 0.27))
+    assert [one.score for one in detector.find(photo)] == [pytest.approx(0.9, abs=0.01)]
     detector.config = replace(detector.config, verified_size=FACE / 2)
     found = detector.find(photo)
-    assert [round(one.score, 1) for one in found] == [0.9, 0.3]
+    assert [one.score for one in found] == [
+        pytest.approx(0.9, abs=0.01),
+        pytest.approx(probability, abs=0.01),
+    ]
     np.testing.assert_allclose(found[1].box.centre, [308, 164], atol=2)
+    detector.config = replace(detector.config, large=1.2)
+    assert len(detector.find(photo)) == 1
 
 
 def test_where_no_face_is_sure_the_unsure_ones_may_be_verified_first(
@@ -249,7 +263,7 @@ def test_where_no_face_is_sure_the_unsure_ones_may_be_verified_first(
 def test_a_face_that_all_levels_show_small_is_never_sure(oracle_aligner: Aligner) -> None:
     detector = quick_detector(oracle_aligner, coarsest=448, sharp=FACE + 1)
     (found,) = detector.find(photo_with((96, 160, 0.9)))
-    assert found.score == pytest.approx(CentreDetectorConfig.unsharp_score)
+    assert found.score == pytest.approx(THRESHOLDS.unsharp_score)
 
 
 @pytest.mark.parametrize(

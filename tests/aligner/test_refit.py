@@ -72,9 +72,10 @@ PHOTO = np.zeros((400, 400, 3), np.uint8)
     [
         ({FACE: 0.6}, {FACE: 0.3}, True),
         ({FACE: 0.6, BESIDE: 0.7}, {FACE: 0.3, BESIDE: 0.9}, True),
-        ({FACE: 0.4}, {FACE: 0.3}, True),
-        ({FACE: 0.4, BESIDE: 0.7}, {FACE: 0.3, BESIDE: 0.9}, False),  # beside another face
-        ({FACE: 0.4}, {FACE: 0.08}, False),  # neither the search nor the fit is sure
+        ({FACE: 0.3}, {FACE: 0.3}, True),
+        ({FACE: 0.3, BESIDE: 0.7}, {FACE: 0.3, BESIDE: 0.9}, False),  # beside another face
+        ({FACE: 0.3, SMALL: 0.7}, {FACE: 0.3, SMALL: 0.9}, True),  # beside a smaller one
+        ({FACE: 0.3}, {FACE: 0.08}, False),  # neither the search nor the fit is sure
         ({FACE: 0.6}, {FACE: 0.01}, False),  # nothing speaks for the fit
         ({FACE: 0.6, LARGE: 0.7}, {FACE: 0.3, LARGE: 0.9}, False),  # beside a far larger face
         ({FACE: 0.6, SMALL: 0.7}, {FACE: 0.3, SMALL: 0.9}, True),
@@ -85,6 +86,7 @@ PHOTO = np.zeros((400, 400, 3), np.uint8)
         "beside",
         "likely",
         "less likely",
+        "less likely, but larger",
         "unsure",
         "hopeless",
         "small",
@@ -129,9 +131,9 @@ class KnownSearches(StagedDetector):
         ({BESIDE: 0.6}, {BESIDE: 0.01, FACE: 0.3}, [FACE]),  # fitted again
         ({BESIDE: 0.6}, {BESIDE: 0.01, FACE: 0.9}, [FACE]),
         # the search was sure of what is no face; another face does not change that
-        ({BESIDE: 0.6, SMALL: 0.4}, {BESIDE: 0.01, SMALL: 0.9, FACE: 0.9}, [SMALL, FACE]),
+        ({BESIDE: 0.6, SMALL: 0.3}, {BESIDE: 0.01, SMALL: 0.9, FACE: 0.9}, [SMALL, FACE]),
         ({BESIDE: 0.6, SMALL: 0.7}, {BESIDE: 0.9, SMALL: 0.01, FACE: 0.9}, [BESIDE]),
-        ({BESIDE: 0.4}, {BESIDE: 0.9, FACE: 0.9}, [BESIDE]),
+        ({BESIDE: 0.3}, {BESIDE: 0.9, FACE: 0.9}, [BESIDE]),
     ],
     ids=["refit", "found", "refused beside another", "refused beside a sure one", "unsure"],
 )
