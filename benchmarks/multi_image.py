@@ -3,9 +3,10 @@
 People with hair, glasses, hands and clothes, each with ten views of all poses to 95 degrees,
 expressions, lights, cameras from 0.25 to 4 m and sensors, as the synthesis engine draws them:
 people of ICT-FaceKit, whose topology and textures neither the network nor the fit uses, although
-``open-head`` has learned from its shapes (skipped where the file is absent), and people sampled from the open head with seeds that no training job used. Boxes are
-given. Views whose single alignment failed are left out for every number of photos. Groups of photos
-are disjoint, so the figure of one photo is the mean over all single photos.
+``open-head`` has learned from its shapes (skipped where the file is absent), and people sampled
+from the open head with seeds that no training job used. Boxes are given. Views whose single
+alignment failed are left out for every number of photos. Groups of photos are disjoint, so the
+figure of one photo is the mean over all single photos.
 
 Methods of estimating the face at rest: "mean face", without photos; "mean of N alone", the mean of
 the identities that ``Aligner.align`` finds in N photos separately; "N together", multi-image
