@@ -368,7 +368,7 @@ class RefitConfig:
     least_alone: float = 0.1
     others_size: float = 0.75
     # size over that of the largest other face of the photo: smaller ones are mostly no faces
-    least_size: float = 0.5
+    least_size: float = 0.6
 
     def __post_init__(self) -> None:
         if self.passes < 1:
