@@ -260,7 +260,7 @@ class StagedDetector:
         likeliest of the size of the largest sure one is kept as it is where the search would shrink
         it: a face with a mask is hardly seen then, and its fit tells.
         """
-        least = self.config.least
+        least = self.config.verified_least
         sure = [one.box.corners for one in self._sure(found)]
         unsure = [
             one
@@ -275,7 +275,7 @@ class StagedDetector:
         )
         verified = [] if kept is None else [kept]
         likely = [one for one in unsure if one.score >= least and one is not kept]
-        less_likely = [one for one in unsure if one.score < least and one is not kept]
+        less_likely = [one for one in large if one.score < least and one is not kept]
         for one in [*likely[:most], *less_likely[:most]]:
             level, scale, corner = crop_surroundings(
                 image, one.box, self.config.verified_size, self.config.surroundings

@@ -277,10 +277,10 @@ class CentreDetectorConfig:
     # whether the finest level is searched even where the others surely show a face, and none that
     # is too small to be sure of
     all_levels: bool = True
-    # probability from which a cell is the centre of a face. This and the others: chosen on 493
-    # photos of AFLW2000-3D and 300-W and 140 painted masks, see docs/experiments/detector.md
-    sure: float = 0.4
-    # and from which it may be one, so that the thorough detector searches around it
+    # probability from which a cell is the centre of a face. This and the others: chosen on 675
+    # photos of AFLW2000-3D and 300-W and 280 painted masks, see docs/experiments/detector.md
+    sure: float = 0.45
+    # and from which it may be one, so that the thorough detector needs less evidence there
     least: float = 0.3
     # the same for a face at least ``large`` times as large as the largest sure one: the subject of
     # a photo is seldom smaller than its other faces, and must not be missed for them
@@ -288,6 +288,7 @@ class CentreDetectorConfig:
     large: float = 0.75
     # faces of either kind beside a sure one, at most, around which it searches
     verified: int = 3
+    verified_least: float = 0.35  # probability of them, unless they are as large as the sure ones
     # the same where no face is sure, before it searches the whole photo
     verified_alone: int = 0
     # overlap (intersection over union) with a sure face from which an unsure one is left out: it is
@@ -300,7 +301,7 @@ class CentreDetectorConfig:
     largest: float = 150.0
     # pixels of a level: smaller faces are never sure, since other things look like them
     sharp: float = 24.0
-    unsharp_score: float = 0.39  # their largest probability
+    unsharp_score: float = 0.44  # their largest probability
     # score of a detection of the thorough search below which the quick one must see the face too:
     # of 241 photos with faces, none is detected by so low a score alone
     lowest_alone: float = 0.15
@@ -362,8 +363,7 @@ class RefitConfig:
     # sides of the boxes in which the fit begins, over the detection's own, beside the detected pose
     boxes: tuple[float, ...] = (1.0, 0.6)
     # confidence of the rejected fit from which it is fitted again: where the quick search is sure
-    # of the face, and where it is not and the photo shows no other face
-    # of this share of its size
+    # of the face, and where it is not and the photo shows no other face of ``others_size`` its size
     least_confidence: float = 0.05
     least_alone: float = 0.1
     others_size: float = 0.75

@@ -208,6 +208,18 @@ def test_an_unsure_face_that_overlaps_a_sure_one_is_left_out(oracle_aligner: Ali
     assert len(thorough.searched) == 1
 
 
+@pytest.mark.parametrize(("least", "searched"), [(0.4, 1), (0.5, 0)])
+def test_a_less_likely_face_is_seen_but_not_verified(
+    oracle_aligner: Aligner, least: float, searched: int
+) -> None:
+    detector, thorough = staged(oracle_aligner)
+    detector.config = replace(detector.config, verified_least=least, large=1.2)
+    photo = photo_with((96, 160, 0.9), (304, 160, 0.45))
+    assert len(detector.quick.find(photo)) == 2
+    detector.find(photo)
+    assert len(thorough.searched) == searched
+
+
 def test_a_face_as_large_as_the_sure_ones_is_looked_for_though_unlikely(
     oracle_aligner: Aligner,
 ) -> None:
