@@ -263,6 +263,7 @@ command = typer.Typer()
 
 @command.command()
 def work(number: int):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in shells' background jobs
     sys.modules["ray"] = types.SimpleNamespace(thread=Thread())
     atexit.register(print, "Ray ended")
     os.kill(os.getpid(), number)
