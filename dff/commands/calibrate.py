@@ -17,6 +17,7 @@ from dff.commands.options import (
     RequestPayerOption,
     RewriteOption,
     WeightsArgument,
+    choose_destination,
 )
 from dff.face.extras import require_extra
 
@@ -94,7 +95,7 @@ def calibrate(
     if picture:
         check_suffix(picture, (".png",))
     check_output_file(json_out, (".json",))
-    target = out or str(weights_files.NAMED.get(weights, weights))
+    target = choose_destination(weights, out)
     weights_files.check_destination(target, endpoint_url=endpoint_url)
     aligner = load_aligner(  # not with the calibration of the file, which is replaced
         weights, calibration=DEFAULT, endpoint_url=endpoint_url
@@ -116,6 +117,8 @@ def calibrate(
         aligner = aligner.with_dense_fits(fit_correction=found)
         if found is None:
             typer.echo("no correction of fits lowers the error on held-out identities")
+    if loaded.landmark_refinement and not aligner.landmark_refinement:
+        typer.echo("the refinement of landmarks is removed: `dff fit-landmark-offsets` learns it")
     calibration, sets = fit_calibration(
         aligner, data, views=views, photos=photos or (), every=every
     )

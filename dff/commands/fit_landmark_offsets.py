@@ -15,6 +15,7 @@ from dff.commands.options import (
     RequestPayerOption,
     RewriteOption,
     WeightsArgument,
+    choose_destination,
 )
 from dff.face.extras import require_extra
 
@@ -37,9 +38,16 @@ def fit_landmark_offsets(
         typer.Option(
             "--refine",
             help="Also train a map from the descriptors at the landmarks to the annotated ones. "
-            "The terms of the photos then hold for the weights.",
+            "The terms of the photos then hold for the weights: give them by --photo-licence.",
         ),
     ] = False,
+    photo_licence: Annotated[
+        str | None,
+        typer.Option(
+            help="With --refine: licence of the photos, an SPDX name or LicenseRef-..., written "
+            "into the weights."
+        ),
+    ] = None,
     poses: Annotated[
         list[Path] | None,
         typer.Option(
@@ -74,12 +82,19 @@ def fit_landmark_offsets(
         raise typer.BadParameter(
             f"{len(poses)} folders of --poses with {len(pose_labels)} files of --pose-labels"
         )
+    if refine != bool(photo_licence):
+        raise typer.BadParameter("--refine and --photo-licence go together")
+    if not source.strip():
+        raise typer.BadParameter("--source is empty")
+    for file in pose_labels:
+        if not file.is_file():
+            raise typer.BadParameter(f"--pose-labels: there is no file {file}")
     with require_extra("train"):
         import numpy as np
         from tqdm import tqdm
 
         from dff.aligner.align import load_aligner
-        from dff.aligner.evaluation.benchmarks import evaluate_300w, summarize_rows
+        from dff.aligner.evaluation.benchmarks import evaluate_300w, list_300w, summarize_rows
         from dff.aligner.evaluation.landmark_offsets import (
             OffsetConfig,
             align_labelled_poses,
@@ -89,12 +104,11 @@ def fit_landmark_offsets(
             fit_landmark_offsets as fit_offsets,
         )
         from dff.aligner.evaluation.landmark_refinement import learn_landmark_refinement
-        from dff.face.errors import BadLandmarks
         from dff.face.model.landmark_offsets import LandmarkOffsets
         from dff.infra.networks import weights as weights_files
-        from dff.infra.storage import S3Access
+        from dff.infra.storage import S3Access, open_storage
 
-    target = out or str(weights_files.NAMED.get(weights, weights))
+    target = choose_destination(weights, out)
     weights_files.check_destination(target, endpoint_url=endpoint_url)
     access = S3Access(anonymous, request_payer)
     load = partial(load_aligner, weights, endpoint_url=endpoint_url, access=access)
@@ -114,16 +128,22 @@ def fit_landmark_offsets(
     if refinement is not None:
         biases["refined"] = load(landmark_offsets=offsets, landmark_refinement=refinement)
     for folder in photos:
-        try:
-            found = {name: evaluate_300w(str(folder), one).summary for name, one in biases.items()}
-        except BadLandmarks as refusal:
-            typer.echo(f"not evaluated: {refusal}")
+        if not list_300w(open_storage(str(folder)), "dev"):
+            typer.echo(f"{folder.name}: none of its photos is held out, so none tests the offsets")
             continue
+        found = {name: evaluate_300w(str(folder), one).summary for name, one in biases.items()}
         for error in ("nme_iod_51", "nme_iod_68"):
             figures = [f"{summary[error]['mean']} {name}" for name, summary in found.items()]
             typer.echo(f"{folder.name}, held-out photos: {error} {', '.join(figures)}")
+    loaded = weights_files.load(weights, endpoint_url=endpoint_url, access=access)
+    if loaded.landmark_refinement and refinement is None:
+        typer.echo("the refinement of landmarks is removed: --refine learns it anew")
+    if loaded.pose_correction and not poses:
+        typer.echo("offsets by pose and the pose correction are removed: --poses fits them anew")
+    if refinement is not None and photo_licence:
+        loaded = weights_files.add_licence(loaded, photo_licence)
     fitted = replace(
-        weights_files.load(weights, endpoint_url=endpoint_url, access=access),
+        loaded,
         landmark_offsets_source=source,
         landmark_refinement=refinement,
         mean_identity=np.mean([face.coefficients.identity for face in faces], axis=0),

@@ -97,12 +97,23 @@ JsonOption = Annotated[
 RewriteOption = Annotated[
     str | None,
     typer.Option(
-        "--out", help="The weights file to write, also s3://bucket/key. Default: WEIGHTS itself."
+        "--out",
+        help="The weights file to write, also s3://bucket/key. Default: WEIGHTS itself, unless it "
+        "is a name of shipped ones.",
     ),
 ]
 TrackingOption = Annotated[
     str | None, typer.Option("--tracking", help="MLflow tracking URI to log the run to.")
 ]
+
+
+def choose_destination(weights: str, out: str | None) -> str:
+    """Where weights are rewritten to. Raises BadParameter where that would be a shipped file."""
+    from dff.infra.networks.weights_names import NAMED
+
+    if out is None and weights in NAMED:
+        raise typer.BadParameter(f"{weights} comes with the program: give --out for the new file")
+    return out or weights
 
 
 def parse_bytes(text: str | int) -> int:

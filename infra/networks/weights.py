@@ -191,6 +191,14 @@ def rewrite(path: Path | str, loaded: Weights, *, endpoint_url: str | None = Non
     )
 
 
+def add_licence(loaded: Weights, licence: str) -> Weights:
+    """The weights with the licence of data that they were also trained on, in their card."""
+    known = list(loaded.card["data_licences"])
+    if licence in known:
+        return loaded
+    return replace(loaded, card={**loaded.card, "data_licences": [*known, licence]})
+
+
 def _tensors(
     prefix: str, tables: Tables, kind: type[np.floating[Any]] = np.float32
 ) -> dict[str, Tensor]:

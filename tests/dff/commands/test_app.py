@@ -313,6 +313,17 @@ def test_a_wrong_value_is_shown_with_the_usage(arguments: tuple[str, ...], says:
     [
         (("train", "d", "--out", "w", "--photos", "p"), "--photos goes with --preset"),
         (("train", "d", "--out", "w", "--gpus-per-worker", "2"), "goes with --gpu"),
+        (("calibrate", "dff-open", "d"), "dff-open comes with the program"),
+        (("fit-landmark-offsets", "dff-open", "d", "--source", "us"), "comes with the program"),
+        (("fit-landmark-offsets", "w", "d", "--source", "us", "--refine"), "--photo-licence go"),
+        (("fit-landmark-offsets", "w", "d", "--source", " "), "--source is empty"),
+        (
+            (
+                *("fit-landmark-offsets", "w", "d", "--source", "us"),
+                *("--poses", "p", "--pose-labels", "nowhere.npz"),
+            ),
+            "there is no file nowhere.npz",
+        ),
         (("match", "a", "b", "--vertices", "1", "--box-second", "1,2"), "--box-second takes four"),
         (("serve", "--no-ray", "--also", "a=b", "--also", "a=c"), "--also names 'a' twice"),
         (("serve", "--gpus", "inf"), "--gpus is a number of GPUs"),
@@ -440,7 +451,7 @@ def test_fitted_landmark_offsets_are_stored_with_the_weights(tmp_path: Path) -> 
         (photos / f"astronaut{suffix}").unlink()
     code, said, _ = run_command(
         *("fit-landmark-offsets", "dff-open", str(photos), "--source", "us", "--refine"),
-        *("--out", str(out)),
+        *("--photo-licence", "LicenseRef-ours", "--out", str(out)),
     )
     assert code == 0
     assert "no refinement lowers the error" in said  # one photo can't tell

@@ -114,6 +114,15 @@ def test_a_correction_of_fits_comes_back_and_may_be_absent(
         weights.load(path, model=toy_model)
 
 
+def test_a_licence_of_further_data_is_added_once(path: Path) -> None:
+    before = weights.load(path)
+    once = weights.add_licence(before, "LicenseRef-ours")
+    assert once.card["data_licences"] == [*before.card["data_licences"], "LicenseRef-ours"]
+    assert weights.add_licence(once, "LicenseRef-ours").card == once.card
+    weights.rewrite(path, once)
+    assert weights.load(path).card == once.card
+
+
 def test_a_refinement_of_landmarks_comes_back_and_may_be_absent(
     path: Path, net: DescriptorNet, anchors: Anchors, toy_model: MorphableModel
 ) -> None:
