@@ -36,7 +36,7 @@ from dff.files.video_io import (
 from dff.infra.files import append_file, append_whole, replaced_file, storage_errors, write_file
 from dff.infra.printing import counted
 
-SETTLING = 0.5  # seconds: frames are held back so long at most, while a new face is recognised
+SETTLING = 1.0  # seconds: frames are held back so long at most, while a new face is recognised
 HELD = 256 * 2**20  # bytes of the frames that are held back at most, which shortens that time
 
 

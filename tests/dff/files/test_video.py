@@ -317,7 +317,7 @@ def test_a_video_file_is_aligned_and_drawn(oracle: Aligner, scene: Scene, tmp_pa
 
 @pytest.mark.parametrize(
     ("width", "height", "rate", "seconds"),
-    [(640, 480, 30.0, 0.5), (1920, 1080, 60.0, 0.5), (3840, 2160, 60.0, 0.18)],
+    [(640, 480, 30.0, 1.0), (1920, 1080, 60.0, 0.72), (3840, 2160, 60.0, 0.18)],
 )
 def test_large_frames_are_held_back_for_a_shorter_time(
     width: int, height: int, rate: float, seconds: float
