@@ -25,7 +25,7 @@ from dff.aligner.fitting.change import (
     mirror_change,
     mirrored_latents,
 )
-from dff.aligner.fitting.correction import center_features, read_landmark_descriptors
+from dff.aligner.fitting.correction import prepare_features, read_landmark_descriptors
 from dff.aligner.fitting.fit_model import FitModel, FitState, build_fit_model
 from dff.aligner.fitting.fitters import DenseFitter
 from dff.aligner.fitting.loop import last_fit
@@ -173,11 +173,8 @@ def fit_correction(
 
     ``fit_model``: in whose latent directions the changes are.
     """
-    visible = errors.visible.sum(0)[:, None]
-    mean = (errors.seen.astype(np.float64) * errors.visible[..., None]).sum(0)
-    mean /= np.maximum(visible, 1.0)
-    rows = center_features(errors.seen.astype(np.float32), errors.visible, mean)
-    rows, change = rows.astype(np.float32), errors.change.astype(np.float32)
+    rows, mean = prepare_features(errors.seen, errors.visible)
+    change = errors.change.astype(np.float32)
     part = errors.person % config.folds
     judged = part == 0
     if judged.all() or not judged.any():

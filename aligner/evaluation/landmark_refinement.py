@@ -21,7 +21,7 @@ from dff.aligner.config import VisibilityConfig
 from dff.aligner.evaluation.benchmarks import list_300w, read_sample
 from dff.aligner.evaluation.landmark_offsets import place_face
 from dff.aligner.fitting.batch import join_rows
-from dff.aligner.fitting.correction import center_features, read_landmark_descriptors
+from dff.aligner.fitting.correction import prepare_features, read_landmark_descriptors
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.observation import Observation
 from dff.aligner.fitting.refinement import mirror_displacements
@@ -139,11 +139,7 @@ def fit_landmark_refinement(
     readings: LandmarkReadings, config: RefinementConfig
 ) -> LandmarkRefinement | None:
     """The ridge regression from descriptors to displacements; None: it does not help."""
-    visible = readings.visible.sum(0)[:, None]
-    mean = (readings.seen.astype(np.float64) * readings.visible[..., None]).sum(0)
-    mean /= np.maximum(visible, 1.0)
-    rows = center_features(readings.seen.astype(np.float32), readings.visible, mean)
-    rows = rows.astype(np.float32)
+    rows, mean = prepare_features(readings.seen, readings.visible)
     targets = readings.away.reshape(len(rows), -1).astype(np.float32)
     judged = readings.photo % config.folds == 0
     if judged.all() or not judged.any():

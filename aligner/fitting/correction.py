@@ -100,6 +100,16 @@ def center_features(seen: Floats, visible: Floats, mean: Floats) -> Floats:
     return np.asarray((seen - mean) * visible[..., None]).reshape(len(seen), -1)
 
 
+def prepare_features(seen: Floats, visible: Floats) -> tuple[Floats, Floats]:
+    """The features of N faces as a map is learned from, and the (68, D) mean that they lack.
+
+    (N, 68, D) ``seen`` descriptors, float16, and (N, 68) ``visible``; float32 features.
+    """
+    mean = (seen.astype(np.float64) * visible[..., None]).sum(0)
+    mean /= np.maximum(visible.sum(0)[:, None], 1.0)
+    return center_features(seen.astype(np.float32), visible, mean).astype(np.float32), mean
+
+
 def sample_descriptors(descriptor: Floats, places: Floats) -> Floats:
     """(B, L, D) descriptors at (B, L, 2) places of the grid, interpolated between its pixels.
 

@@ -67,8 +67,6 @@ UPPER_LIP, LOWER_LIP = INDEX["lip_upper_middle"], INDEX["lip_lower_middle"]  # o
 # Pairs, the right one first: ``points[list(MOUTH_CORNERS)]``.
 JAW_ENDS = (INDEX["jaw_right_8"], INDEX["jaw_left_8"])
 OUTER_EYE_CORNERS = (INDEX["eye_right_outer"], INDEX["eye_left_outer"])
-INNER_EYE_CORNERS = (INDEX["eye_right_inner"], INDEX["eye_left_inner"])
-OUTER_BROW_ENDS = (INDEX["brow_right_outer"], INDEX["brow_left_outer"])
 MOUTH_CORNERS = (INDEX["mouth_right"], INDEX["mouth_left"])
 
 
