@@ -35,6 +35,7 @@ from dff.infra.storage import WITH_CREDENTIALS, S3Access, open_storage
 from dff.infra.storage.arrow import open_filesystem
 from dff.trainer.config import RESUMABLE_CHANGES, TrainConfig, WorkerRange, to_dict
 from dff.trainer.data.datasets import load_common_model
+from dff.trainer.data.shard_cache import choose_cache
 from dff.trainer.destination import (
     Destination,
     check_run_name,
@@ -44,7 +45,7 @@ from dff.trainer.destination import (
 from dff.trainer.events import Event, Follower
 from dff.trainer.meter import Figures
 from dff.trainer.process_group import NodeTorchConfig
-from dff.trainer.train import check_gpus
+from dff.trainer.train import check_gpus, check_views
 from dff.trainer.worker import WEIGHTS, Job, train_worker
 
 with require_extra("train"):
@@ -138,8 +139,9 @@ def train_on_ray(
     # Workers would try a bad dataset again. A cluster may see files that this machine does not.
     places = [dataset] if isinstance(dataset, str) else list(dataset)
     if address is None:
-        load_common_model(
-            [open_dataset(p, endpoint_url=endpoint_url, access=access) for p in places], model
+        opened = [open_dataset(p, endpoint_url=endpoint_url, access=access) for p in places]
+        check_views(
+            opened, load_common_model(opened, model), config, choose_cache(cache, cache_bytes)
         )
     run = tracking.start(
         tracking_uri or choose_tracking(storage),

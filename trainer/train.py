@@ -198,7 +198,23 @@ def build_step_batches(
     rank: int = 0,
     world: int = 1,
 ) -> StepBatches:
-    """One rank's batches by step.
+    """One rank's batches by step. Raises ValueError as ``order_views``."""
+    order = order_views(store, config)
+    return StepBatches(
+        store,
+        surface,
+        order,
+        size=config.size,
+        other_sizes=config.other_sizes,
+        pixels=config.pixels,
+        augment=config.augment,
+        rank=rank,
+        world=world,
+    )
+
+
+def order_views(store: ViewStore, config: TrainConfig) -> ViewOrder:
+    """The order in which a configuration trains on the views of ``store``.
 
     Raises ValueError for too few views, too small a cache, or another number of shares than of
     datasets.
@@ -212,17 +228,17 @@ def build_step_batches(
         block_views=config.block_views,
     )
     store.check_cache(order)
-    return StepBatches(
-        store,
-        surface,
-        order,
-        size=config.size,
-        other_sizes=config.other_sizes,
-        pixels=config.pixels,
-        augment=config.augment,
-        rank=rank,
-        world=world,
-    )
+    return order
+
+
+def check_views(
+    datasets: Sequence[Dataset], model: MorphableModel, config: TrainConfig, cache: CacheConfig
+) -> None:
+    """Raise BadDataset or ValueError where no step of a configuration could be taken.
+
+    The datasets are scanned; the index is kept in the folder of ``cache`` for the training.
+    """
+    order_views(open_training_views(datasets, model, config, cache), config)
 
 
 def open_training_views(

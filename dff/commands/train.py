@@ -217,7 +217,7 @@ def train(
         from dff.trainer.data.datasets import load_common_model
         from dff.trainer.data.shard_cache import choose_cache
         from dff.trainer.destination import check_run_name, resolve_destination
-        from dff.trainer.train import check_gpus
+        from dff.trainer.train import check_gpus, check_views
 
     span = None if workers == "0" else WorkerRange.parse(workers)
     most = span.most if span else 1
@@ -295,6 +295,10 @@ def train(
             access=access,
         )
     opened = [open_dataset(p, endpoint_url=endpoint_url, access=access) for p in places]
+    if address is None:  # before Ray is started
+        check_views(
+            opened, load_common_model(opened, model), config, choose_cache(cache, cache_bytes)
+        )
     if evaluate_on:  # at the end the aligner finds the model by its name
         load_model(load_common_model(opened, model).name)
     typer.echo(f"run {run_name}, checkpoints in {storage}; continue it with --resume {run_name}")

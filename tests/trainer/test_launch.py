@@ -415,6 +415,30 @@ def test_a_dataset_of_another_model_is_refused_before_ray_starts(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "capacity", "message"),
+    [({"batch": 4096}, None, "do not fill one batch"), ({}, 20_000, "can't hold two blocks")],
+)
+def test_a_dataset_that_no_step_can_be_taken_on_is_refused_before_ray_starts(
+    dataset: Dataset,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    capacity: int | None,
+    message: str,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_on_ray(
+            dataset.storage.uri,
+            tmp_path / "w",
+            config=replace(CONFIG, **changes),
+            name="n",
+            storage=tmp_path / "runs",
+            cache=tmp_path / "cache",
+            cache_bytes=capacity,
+        )
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_batch_that_does_not_split_is_refused_before_ray_starts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not split over 3 workers"):
         train_on_ray(

@@ -178,8 +178,9 @@ class ViewOrder:
         whole = order.groups - order.groups % self.per_step
         if whole == 0:
             raise ValueError(
-                f"{int(order.index.train_counts.sum())} views in groups of {self.views} do not "
-                f"fill one batch of {self.batch}"
+                f"{int(order.index.train_counts.sum())} views to train on, in groups of "
+                f"{self.views}, do not fill one batch of {self.batch}: take a smaller batch, or "
+                "synthesize more views"
             )
         return whole
 

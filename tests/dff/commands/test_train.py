@@ -118,6 +118,26 @@ def test_a_bad_choice_of_data_is_refused(
     assert message in f"{result.output} {result.exception}"
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_too_few_views_are_refused_before_a_run_is_announced(
+    dataset: Dataset,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: str,
+) -> None:
+    def start(*arguments: object, **options: object) -> None:
+        raise AssertionError("a training was started")
+
+    monkeypatch.setattr("dff.trainer.launch.train_on_ray", start)
+    monkeypatch.setattr("dff.files.training.train_here", start)
+    arguments = ["train", dataset.storage.uri, "--out", str(tmp_path / "w"), "--workers", workers]
+    arguments += ["--model", str(models / f"{NAME}.npz"), "--cache", str(tmp_path / "cache")]
+    result = CliRunner().invoke(app, [*arguments, "--batch", "4096"])
+    assert "do not fill one batch of 4096" in str(result.exception)
+    assert "--resume" not in result.output
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [

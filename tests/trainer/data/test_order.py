@@ -126,7 +126,9 @@ def test_views_that_fill_no_group_differ_between_epochs() -> None:
 
 
 def test_too_few_views_for_a_batch_are_refused() -> None:
-    with pytest.raises(ValueError, match="22 views in groups of 4 do not fill one batch of 80"):
+    with pytest.raises(
+        ValueError, match="22 views to train on, in groups of 4, do not fill one batch of 80"
+    ):
         make_order(make_index([[5, 5], [5, 7]]), views=4, batch=80)
 
 
