@@ -33,7 +33,7 @@ def check_output_file(path: Path | str | None, suffixes: Sequence[str] = ()) -> 
     """
     if path is None:
         return
-    path = _check_local(path)
+    path = check_local(path)
     if suffixes:
         check_format(path, suffixes)
     if path.is_dir():
@@ -59,7 +59,7 @@ def check_output_folder(path: Path | str | None) -> None:
     """
     if path is None:
         return
-    folder = _check_local(path).absolute()
+    folder = check_local(path).absolute()
     new = not folder.exists()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -71,12 +71,13 @@ def check_output_folder(path: Path | str | None) -> None:
         _log.info("%s is a new folder", path)
 
 
-def _check_local(path: Path | str) -> Path:
-    """Raises BadPlace for an address, such as ``s3://bucket/key``: ``Path`` would take it for
-    a file in the folder ``s3:``.
+def check_local(path: Path | str) -> Path:
+    """Raises BadPlace for an address, such as ``s3://bucket/key``: ``Path`` takes it for a file in
+    the folder ``s3:``, without the second slash.
     """
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
-        raise BadPlace(f"{path} is an address: only a file on this machine can be written here")
+        address = re.sub(r"^(?!models:)([^:]+:)/(?!/)", r"\1//", str(path))
+        raise BadPlace(f"{address} is an address: only a file on this machine can be named here")
     return Path(path)
 
 
@@ -124,7 +125,7 @@ def replaced_file(path: Path | str) -> Iterator[Path]:
     link is followed. What is no file, such as ``/dev/stdout``, is written to directly. Raises
     StorageError for an address, and OSError with the path for a full disk.
     """
-    path = _check_local(path)
+    path = check_local(path)
     if path.exists() and not path.is_file():
         yield path
         return

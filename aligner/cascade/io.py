@@ -41,7 +41,7 @@ def load_cascade(path: Path | str) -> Cascade:
 
     Raises BadWeights, naming the file and what is wrong with it.
     """
-    path = cascade_file.SHIPPED.get(str(path), Path(path))
+    path = cascade_file.SHIPPED.get(str(path), path)
     arrays, about = cascade_file.read_cascade(path)
     try:
         count = int(about["stages"])

@@ -10,7 +10,9 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -35,6 +37,7 @@ from dff.commands.train_cascade import train_cascade
 from dff.commands.train_detector import train_detector
 from dff.face.errors import DffError
 from dff.face.private_folder import set_missing_temporary_folder
+from dff.infra.files import check_local
 from dff.infra.printing import escape_unprintable_output, printable
 from dff.infra.redaction import HidingFormatter, hide_secrets
 
@@ -62,14 +65,30 @@ PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         evaluate,
     ),
 }
+
+
+def with_local_files(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, whose files are on this machine: it refuses an address in place of a path."""
+
+    @wraps(command)
+    def run(**arguments: object) -> None:
+        for value in arguments.values():
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, Path):
+                    check_local(each)
+        command(**arguments)
+
+    return run
+
+
 for panel, commands in PANELS.items():
     for command in commands:
-        app.command(rich_help_panel=panel)(command)
+        app.command(rich_help_panel=panel)(with_local_files(command))
 app.add_typer(models, name="models", rich_help_panel="Use")
 app.command(
     rich_help_panel="Clusters",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)(submit)
+)(with_local_files(submit))
 app.command(rich_help_panel="Clusters")(jobs)
 
 

@@ -97,8 +97,10 @@ FILES = {
 def model_path(name: str) -> Path:
     """The file of a model or albedo: shipped, a path, or a name in the folder of DFF_MODELS.
 
-    It need not exist; reading it then fails.
+    It need not exist; reading it then fails. Raises BadModel for an address.
     """
+    if "://" in name:
+        raise BadModel(f"{name} is an address: a face model is a file on this machine")
     shipped = SHIPPED.get(name) or SHIPPED_ALBEDO.get(name)
     if shipped is not None:
         return shipped

@@ -51,7 +51,7 @@ def save_detector(path: Path | str, net: DetectorNet, card: Mapping[str, Any]) -
 
 def load_detector(path: Path | str = DEFAULT_DETECTOR) -> DetectorWeights:
     """Read a file, or one of ``DETECTORS``. Raises BadWeights, naming it and what is wrong."""
-    file = DETECTORS.get(str(path), Path(path))
+    file = DETECTORS.get(str(path), path)
     about, arrays = read_tensor_file(file, "detector", FORMAT, kind="detector", largest=LARGEST)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:

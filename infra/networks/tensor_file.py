@@ -24,9 +24,8 @@ def read_tensor_file(
     ``kind``: what the file should be, for messages. Raises BadWeights, naming the file, when it
     cannot be read, has another format or more than ``largest`` bytes.
     """
-    path = Path(path)
     try:
-        if largest is not None and path.stat().st_size > largest:
+        if largest is not None and Path(path).stat().st_size > largest:
             raise BadWeights(f"{path} is larger than {largest} bytes, as no {kind} is")
         with safe_open(path, framework="np") as file:
             text = (file.metadata() or {}).get(key, "{}")

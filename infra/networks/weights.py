@@ -293,11 +293,10 @@ def find_weights(path: Path | str) -> Path:
             f"take weights/research/{path.name} from the repository and give its path"
         )
     if not path.is_file():
-        names = ", ".join(SHIPPED)
         kind = BadWeights if len(path.parts) > 1 or path.suffix else UnknownWeights
         raise kind(
-            f"there is no weights file {path}; shipped by name: {names}; "
-            f"of MLflow: {REGISTERED}NAME@ALIAS"
+            f"there is no weights file {name}; known by name: {', '.join(NAMED)}; others by their "
+            f"path, {BUCKET}bucket/key or {REGISTERED}NAME@ALIAS"
         )
     return path
 

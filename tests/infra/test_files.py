@@ -9,6 +9,7 @@ import pytest
 from dff.face.errors import StorageError
 from dff.infra.files import (
     append_file,
+    check_local,
     check_output_file,
     check_output_folder,
     replaced_file,
@@ -96,6 +97,9 @@ def test_an_address_is_no_folder(
             check(address)
     with pytest.raises(StorageError, match="is an address"), replaced_file(Path(address)):
         pass
+    spelled = address if address.startswith("models:") else "s3://bucket/w"
+    with pytest.raises(StorageError, match=f"^{spelled} is"):
+        check_local(Path(address))
     assert not list(tmp_path.iterdir())
 
 

@@ -113,6 +113,11 @@ FAILURES = [
     (("synthesize", "nowhere", "file/out"), "a part of the path is a file"),
     (("demo", "--out", "file"), "file is a file, not a folder"),
     (("align", "file", "--weights", "nowhere.safetensors"), "no weights file nowhere.safetensors"),
+    (("align", "file", "--weights", "https://h/w"), "no weights file https://h/w; known by name"),
+    (
+        ("synthesize", "none", "out", "--identities", "2", "--model", "s3://b/m.npz"),
+        "s3://b/m.npz is an address: a face model is a file",
+    ),
 ]
 """Commands that are right, but fail: exit status 1."""
 MISTAKES = [
@@ -141,13 +146,22 @@ MISTAKES = [
     (("status", "d", "--picture", "a.png"), "a.png should be a file that ends in .jpg"),
     (("evaluate", "300w", "d", "--json", "."), ". is a folder"),
     (("evaluate", "300w", "d", "--tracking", "nonsense"), "MLflow server looks like http://host"),
-    (("evaluate", "300w", "d", "--weights", "nope"), "no weights file nope; shipped by name"),
+    (("evaluate", "300w", "d", "--weights", "nope"), "no weights file nope; known by name"),
     (("synthesize", "none", "out"), "neither photos nor identities"),
     (("synthesize", "none", "s3://", "--identities", "2"), "a bucket is s3://bucket/prefix"),
     (("synthesize", "none", "out", "--identities", "2", "--model", "nope"), "neither a model's"),
     (("synthesize", "none", "out", "--identities", "2", "--renderer", "nope"), "zbuffer, pyrender"),
     (("align", "file", "--json", "."), ". is a folder"),
-    (("align", "file", "--json", "s3://bucket/a.json"), "only a file on this machine"),
+    (("align", "file", "--json", "s3://bucket/a.json"), "s3://bucket/a.json is an address: only"),
+    (
+        ("align", "file", "s3://bucket/a.jpg"),
+        "s3://bucket/a.jpg is an address: only a file on this",
+    ),
+    (("align", "https://h/a.jpg"), "https://h/a.jpg is an address"),
+    (("align", "file", "--boxes", "https://h/b"), "https://h/b is an address"),
+    (("match", "file", "https://h/a.jpg"), "https://h/a.jpg is an address"),
+    (("serve", "--no-ray", "--api-keys", "s3://b/keys"), "s3://b/keys is an address"),
+    (("train", "d", "--out", "w", "--evaluate-on", "s3://b/p"), "s3://b/p is an address"),
     (("align", "file", "--json", "file"), "file is one of the input files"),
     (("align", "file", "--json", "a", "--csv", "a"), "a is named for two outputs"),
     (("align", "p.png", "--json", "a", "--draw", "a"), "a is named for two outputs"),
@@ -177,8 +191,12 @@ MISTAKES = [
     (("align", "file", "--crops", "photo.jpg"), "photo.jpg should end in .png, or be a folder"),
     (("align", "file", "--mask", "photo.jpg"), "photo.jpg should end in .png, or be a folder"),
     (("align", "file", "--boxes", "file"), "file is not a file of boxes"),
-    (("align", "file", "--weights", "nope"), "no weights file nope; shipped by name: dff-open"),
-    (("align", "p.png", "--weights", "nope", "--json", "a.jsonl"), "no weights file nope; shipped"),
+    (
+        ("align", "file", "--weights", "nope"),
+        "no weights file nope; known by name: dff-open, dff-research; others by their path, "
+        "s3://bucket/key or models:/NAME@ALIAS",
+    ),
+    (("align", "p.png", "--weights", "nope", "--json", "a.jsonl"), "no weights file nope; known"),
     (("align", "file", "--weights", "models:/a"), "say models:/NAME@ALIAS"),
     (("train", "d", "--out", "models:/a/1"), "say models:/NAME or models:/NAME@ALIAS"),
     (("train", "d", "--out", "models:/a", "--workers", "0"), "trains without MLflow"),
