@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 
 from dff.aligner.alignment import Alignment
-from dff.aligner.labels import BadgeWriter, PixelColour, Rectangle
+from dff.aligner.labels import BadgeWriter, PixelColour, Rectangle, SteadySizes
 from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import (
@@ -53,6 +54,14 @@ OPEN_RUNS = (JAW, RIGHT_BROW, LEFT_BROW, NOSE_BRIDGE, NOSE_BOTTOM)
 RINGS = (RIGHT_EYE, LEFT_EYE, OUTER_LIPS, INNER_LIPS)
 
 
+@dataclass
+class FilmDrawing:
+    """What the frames of one film share, so that lines and numbers do not flicker."""
+
+    badges: BadgeWriter = field(default_factory=BadgeWriter)
+    faces: SteadySizes = field(default_factory=SteadySizes)  # by track
+
+
 def draw(
     image: Bytes,
     faces: Sequence[Alignment],
@@ -61,27 +70,29 @@ def draw(
     mesh: bool = True,
     axes: bool = True,
     tracks: Sequence[int] | None = None,
-    badges: BadgeWriter | None = None,
+    film: FilmDrawing | None = None,
 ) -> Bytes:
     """(H, W, 3) RGB: the photo with every face on it. A failed face is only its box.
 
     ``tracks``: of a frame of a video, the number of each face, which is written near it; its lines
-    have the colour of its number. ``badges`` writes the numbers: one writer for all frames.
+    have the colour of its number. ``film``: one for all frames.
     """
     out = image.copy()
-    numbers = [0] * len(faces) if tracks is None else tracks
-    colours = [TRACKS[number % len(TRACKS)] for number in numbers]
-    for face, colour in zip(faces, colours, strict=True):
+    numbers = range(len(faces)) if tracks is None else tracks
+    colours = [SEEN if tracks is None else TRACKS[number % len(TRACKS)] for number in numbers]
+    film = film or FilmDrawing()
+    for number, face, colour in zip(numbers, faces, colours, strict=True):
         if face.failed:
             _rectangle(out, face.box)
             continue
         if mesh:
             _mesh(out, face, model)
-        draw_landmarks(out, face.landmarks_2d, face.visibility, colour)
+        size = film.faces.keep(number, Box.around(face.landmarks_2d).size)
+        draw_landmarks(out, face.landmarks_2d, face.visibility, colour, size=size)
         if axes:
-            _axes(out, face)
+            _axes(out, face, size)
     if tracks is not None:
-        _write_numbers(badges or BadgeWriter(), out, faces, tracks, colours)
+        _write_numbers(film.badges, out, faces, tracks, colours)
     return out
 
 
@@ -110,14 +121,20 @@ def _write_numbers(
 
 
 def draw_landmarks(
-    image: Bytes, landmarks: Floats, visibility: Floats, colour: PixelColour = SEEN
+    image: Bytes,
+    landmarks: Floats,
+    visibility: Floats,
+    colour: PixelColour = SEEN,
+    *,
+    size: float | None = None,
 ) -> None:
     """Draw (68, 2) pixels into (H, W, 3) ``image``: dots, and rings around hidden landmarks.
 
     A landmark counts as hidden when its (68,) visibility is below one half. The image shows
-    through the rings.
+    through the rings. ``size``: pixels of the face that lines and dots suit, by default those that
+    the landmarks span.
     """
-    thick = max(1, round(Box.around(landmarks).size / 200))
+    thick = max(1, round((Box.around(landmarks).size if size is None else size) / 200))
     dots, ring = _fixed(landmarks).tolist(), (thick + 3) << SUBPIXEL
     bare, rings = image.copy(), np.zeros(image.shape[:2], np.uint8)
     for run in (*OPEN_RUNS, *RINGS):
@@ -176,11 +193,14 @@ def feather_border(head: Bools, face: Bools, size: float) -> Floats:
     return np.asarray(antialiased * np.clip(2.0 * share - 0.5, 0.0, 1.0))
 
 
-def _axes(image: Bytes, face: Alignment) -> None:
-    """The frame of AFLW2000-3D's frontal face, drawn from the nose tip."""
+def _axes(image: Bytes, face: Alignment, size: float) -> None:
+    """The frame of AFLW2000-3D's frontal face, drawn from the nose tip.
+
+    ``size``: pixels of the face that the lines suit.
+    """
     nose = face.landmarks_3d[NOSE_TIP, :2]
     length = 0.5 * Box.around(face.landmarks_3d[:, :2]).size
-    thick = max(1, round(length / 40))
+    thick = max(1, round(size / 80))
     start = _fixed(nose)
     for axis, colour in enumerate(AXES):
         end = _fixed(nose + length * face.pose.matrix[:2, axis])

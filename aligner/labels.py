@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -14,6 +14,8 @@ PixelColour = tuple[int, int, int]  # RGB, 0 to 255
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 DIGIT = 21  # pixels: height of a digit of size 1
+STEADY = 4 / 3
+"""Ratio of a thing's size to the one that it is drawn at, from which the latter changes."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,33 @@ def measure_text(text: str, size: float, thick: int) -> tuple[int, int]:
 
 
 @dataclass
+class SteadySizes:
+    """The sizes, px, at which the things of a film are drawn.
+
+    Lines and letters have whole pixels, and the size of a face differs a little in each frame. So
+    each thing keeps the size that it was first drawn at until its own differs by a third.
+    """
+
+    drawn: dict[Hashable, float] = field(default_factory=dict)  # by thing
+
+    def keep(self, thing: Hashable, size: float) -> float:
+        """The size at which a ``thing`` of this size is drawn in the next frame."""
+        former = self.drawn.setdefault(thing, size)
+        if not former / STEADY < size < former * STEADY:
+            self.drawn[thing] = size
+        return self.drawn[thing]
+
+
+@dataclass
 class BadgeWriter:
     """Writes a text near each head of a picture, or of the frames of a film.
 
-    In a film a text keeps its place beside its head while that is free, so that it does not hop.
+    In a film a text keeps its place beside its head while that is free, so that it does not hop,
+    and its height.
     """
 
     former: dict[str, int] = field(default_factory=dict)  # the place by text: index of _places_near
+    heights: SteadySizes = field(default_factory=SteadySizes)  # by text
 
     def write(
         self,
@@ -100,7 +122,7 @@ class BadgeWriter:
         """
         placed: list[Rectangle] = []
         for text, colour, head, face in zip(texts, colours, heads, faces, strict=True):
-            height = badge_height(face, image.shape)
+            height = round(self.heights.keep(text, badge_height(face, image.shape)))
             size, thick = height / DIGIT / 1.7, max(1, round(height / 11))
             width, digits = measure_text(text, size, thick)
             ground = round(width + 0.7 * height), height

@@ -15,10 +15,9 @@ from tqdm import tqdm
 
 from dff.aligner.align import Aligner
 from dff.aligner.config import SmoothingConfig, TrackingConfig
-from dff.aligner.draw import draw
+from dff.aligner.draw import FilmDrawing, draw
 from dff.aligner.face_description import FaceDescriber
 from dff.aligner.intrinsics import Intrinsics
-from dff.aligner.labels import BadgeWriter
 from dff.aligner.tracking.settling import SettlingTracker
 from dff.aligner.tracking.tracker import Tracked, Tracker
 from dff.face.errors import BadVideo, NoFace
@@ -88,7 +87,7 @@ def align_frames(
         settling=settling_seconds(first.image.nbytes, reader.rate),
     )
     tracker = SettlingTracker[TimedFrame](Tracker(aligner, config=config))
-    badges = BadgeWriter()
+    film = FilmDrawing()
     settled = chain.from_iterable(
         tracker.step(one.image, one.time, one) for one in chain([first], moments)
     )
@@ -103,7 +102,7 @@ def align_frames(
                 [one.face for one in faces],
                 aligner.model,
                 tracks=[one.track for one in faces],
-                badges=badges,
+                film=film,
             )
             writer.write(drawn, frame.time)
         yield AlignedFrame(frame.time, faces, camera, tracker.tracker.refused)

@@ -1,8 +1,18 @@
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
-from dff.aligner.draw import FAILED, TRACKS, draw, draw_landmarks, feather_border
+from dff.aligner.draw import (
+    FAILED,
+    TRACKS,
+    FilmDrawing,
+    draw,
+    draw_landmarks,
+    feather_border,
+)
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.oracle import PositionCode, make_scene
@@ -60,6 +70,30 @@ def test_the_faces_of_a_frame_have_numbers_and_their_colours(
         x, y = face.landmarks_2d[33].astype(int)
         assert (drawn[y, x] == colour).all()
         assert (drawn == colour).all(-1).sum() > (plain == TRACKS[0]).all(-1).sum() + 50
+
+
+def test_lines_of_a_film_are_as_thick_in_each_frame(
+    aligned, open_head: MorphableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The face's size lies near one at which lines would get thicker, and varies by 10 %."""
+    image, face = aligned
+
+    def thicknesses(size: float, film: FilmDrawing) -> tuple[int, ...]:
+        used: list[int] = []
+        centre, own = face.landmarks_2d.mean(0), Box.around(face.landmarks_2d).size
+        scaled = centre + (face.landmarks_2d - centre) * size / own
+        with monkeypatch.context() as patch:
+            for name, place in (("polylines", 4), ("line", 4), ("circle", 4), ("putText", 6)):
+                patch.setattr(cv2, name, lambda *a, place=place: used.append(a[place]))
+            one = replace(face, landmarks_2d=scaled)
+            draw(image, [one], open_head, mesh=False, tracks=[3], film=film)
+        return tuple(used)
+
+    film = FilmDrawing()
+    drawn = [thicknesses(size, film) for size in (310.0, 285.0, 315.0, 290.0)]
+    assert len(set(drawn)) == 1
+    assert len({thicknesses(size, FilmDrawing()) for size in (310.0, 285.0)}) == 2
+    assert thicknesses(700.0, film) == thicknesses(700.0, FilmDrawing()), "it comes nearer"
 
 
 def test_a_failed_face_is_only_its_box(oracle_aligner: Aligner, open_head: MorphableModel) -> None:
