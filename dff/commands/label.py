@@ -77,7 +77,7 @@ def label(
     aligner = load_aligner(weights, endpoint_url=endpoint_url)
     listing = find_photos(storage)
     use_threads(max(1, torch.get_num_threads() // workers))  # workers share the cores
-    counts = LabelCounts()
+    counts = LabelCounts(before=sum(ref.landmark_key is not None for ref in listing.photos))
     hashes = {}
     for photo in label_photos(
         storage,
@@ -95,7 +95,7 @@ def label(
         if photo.warning:
             tqdm.write(printable(f"{photo.key}: labelled, but {photo.warning}"))
     if card:
-        write_card(storage, listing, counts.labelled, confidence, aligner.card)
+        write_card(storage, listing, counts.before + counts.labelled, confidence, aligner.card)
     typer.echo(counts.describe(storage.uri))
     if duplicates := find_duplicate_photos(storage, hashes, listing=listing):
         typer.echo(describe_near_duplicates(duplicates))
@@ -110,9 +110,8 @@ def write_card(
     confidence: float,
     weights: Mapping[str, Any],
 ) -> None:
-    """Describe the photos beside them. ``labelled``: photos that have landmarks since now."""
+    """Describe the photos beside them. ``labelled``: photos that have landmarks now."""
     from dff.infra.photos.label_card import LabelledPhotos, write_label_cards
 
-    before = sum(photo.landmark_key is not None for photo in listing.photos)
     keys = [photo.image_key for photo in listing.photos]
-    write_label_cards(storage, LabelledPhotos(keys, before + labelled, confidence, weights))
+    write_label_cards(storage, LabelledPhotos(keys, labelled, confidence, weights))

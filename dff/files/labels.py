@@ -59,6 +59,7 @@ class PhotoLabel:
 class LabelCounts:
     """How the photos of a command went."""
 
+    before: int = 0  # photos that had landmarks already
     labelled: int = 0
     unlabelled: int = 0
     refused: dict[Refusal, list[str]] = field(default_factory=dict)  # keys of photos, by reason
@@ -72,7 +73,9 @@ class LabelCounts:
 
     def describe(self, place: str) -> str:
         """One line; ``place``: address of the photos."""
-        done = f"{counted(self.labelled, 'photo')} labelled in {place}"
+        done = f"{counted(self.before + self.labelled, 'photo')} labelled in {place}"
+        if self.before:
+            done += f" ({self.before} before, {self.labelled} new)"
         parts = [f"{done}; {self.unlabelled} without landmarks"]
         for why in Refusal:
             if keys := self.refused.get(why):

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from dff.commands.app import app
 from dff.face.errors import BadPhoto
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import MIRROR
@@ -151,6 +153,11 @@ def test_the_summary_counts_and_names_each_cause_by_itself() -> None:
     counts.add(PhotoLabel("a.png"))
     counts.add(PhotoLabel("b.png", "no face found"))
     assert counts.describe("photos") == "1 photo labelled in photos; 1 without landmarks"
+    again = LabelCounts(before=2)
+    again.add(PhotoLabel("a.png"))
+    assert again.describe("photos") == (
+        "3 photos labelled in photos (2 before, 1 new); 0 without landmarks"
+    )
     for i in range(7):
         counts.add(PhotoLabel(f"{i}.png", "damaged", refused=Refusal.UNREAD))
     for name in ("c.jpg", "c.png"):
@@ -260,3 +267,18 @@ def test_the_surest_of_several_faces_is_labelled_with_a_warning(
         assert "2 faces found" in label.warning
         points = parse_pts((tmp_path / "a.pts").read_bytes())
         assert abs(np.ptp(points[:, 0]) / chosen.width - 1.0) < 0.05
+
+
+def test_the_command_counts_what_was_labelled_before(
+    tmp_path: Path, toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_known(*arguments: object, **options: object) -> KnownAligner:
+        return KnownAligner(toy_model)
+
+    monkeypatch.setattr("dff.aligner.align.load_aligner", load_known)
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    first = CliRunner().invoke(app, ["label", str(tmp_path)])
+    assert f"1 photo labelled in {tmp_path}; 0 without landmarks" in first.output
+    Image.fromarray(GREY[:70]).save(tmp_path / "b.png")
+    second = CliRunner().invoke(app, ["label", str(tmp_path)])
+    assert f"2 photos labelled in {tmp_path} (1 before, 1 new); 0 without" in second.output
