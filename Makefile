@@ -16,13 +16,15 @@ help:  ## show this list
 
 setup: $(READY)  ## make .venv with dff and everything it needs
 
+# setuptools warns of folders that have a package's name, as ours do on purpose (setup.py). Its strict mode, which
+# does not warn, would link each file: a new one would be missing until the next installation.
 # pyrender 0.1.45 pins a PyOpenGL that is too old for current Mesa, hence --no-deps (its needs are the extra gl).
 $(READY): pyproject.toml constraints.txt scripts/install_system_packages.sh
 	bash scripts/install_system_packages.sh $(PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet --no-deps pyrender==0.1.45
 	$(BIN)/python scripts/compile_kernels.py
 	@touch $(READY)
