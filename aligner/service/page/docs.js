@@ -6,6 +6,7 @@ const make = (name, text = "", ...children) => {
 };
 // Text in which `this` is code.
 const prose = (name, text) => make(name, "", ...text.split("`").map((part, i) => i % 2 ? make("code", part) : part));
+const paragraphs = (text) => text.split("\n\n").map((part) => prose("p", part));
 const table = (rows) => {
   const element = make("table");
   for (const [name, text] of rows) element.append(make("tr", "", make("td", "", make("code", name)), prose("td", text)));
@@ -25,7 +26,7 @@ const table = (rows) => {
     return [[before + name, about], ...found.flatMap(([path, object]) => fieldsOf(object, `${before}${name}${path}.`))];
   });
   for (const [path, operations] of Object.entries(api.paths)) for (const [method, one] of Object.entries(operations)) {
-    const section = make("section", "", make("h2", "", make("code", `${method.toUpperCase()} ${path}`)), prose("p", one.description || one.summary));
+    const section = make("section", "", make("h2", "", make("code", `${method.toUpperCase()} ${path}`)), ...paragraphs(one.description || one.summary));
     const form = resolve(one.requestBody?.content?.["multipart/form-data"]?.schema);
     const fields = Object.entries(form?.properties || {});
     const inputs = [...fields.map(([name, field]) => [name, `form: ${field.description || ""}`]),

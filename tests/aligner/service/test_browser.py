@@ -277,6 +277,20 @@ def test_the_page_works_on_a_small_screen_and_in_the_dark(page: Any, photos: lis
     picture(page, "small-match")
 
 
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_page_of_the_api_has_paragraphs_that_flow(page: Any, url: str, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(f"{url}docs")
+    page.wait_for_selector("#operations section")
+    texts = page.evaluate("[...document.querySelectorAll('section p')].map((p) => p.textContent)")
+    assert "Every face of a photo: 68 landmarks in 2D and 3D" in texts[0]
+    assert texts[1].startswith("Pixels count from"), "a blank line begins a paragraph"
+    spaces = page.evaluate("getComputedStyle(document.querySelector('section p')).whiteSpace")
+    assert spaces == "normal", "other line breaks are those of the window"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    picture(page, f"api-{width}")
+
+
 def test_every_control_has_a_name_and_the_keyboard_reaches_it(page: Any) -> None:
     names = page.evaluate(
         """[...document.querySelectorAll('button, input, select, canvas, a')].map((one) =>
