@@ -7,9 +7,11 @@ const make = (name, text = "", ...children) => {
 // Text in which `this` is code.
 const prose = (name, text) => make(name, "", ...text.split("`").map((part, i) => i % 2 ? make("code", part) : part));
 const paragraphs = (text) => text.split("\n\n").map((part) => prose("p", part));
+// A name that is broken between its parts where the column is narrow.
+const named = (text) => make("code", "", ...text.split(/(?<=[._])/).flatMap((part) => [part, make("wbr")]));
 const table = (rows) => {
   const element = make("table");
-  for (const [name, text] of rows) element.append(make("tr", "", make("td", "", make("code", name)), prose("td", text)));
+  for (const [name, text] of rows) element.append(make("tr", "", make("td", "", named(name)), prose("td", text)));
   return element;
 };
 (async () => {
