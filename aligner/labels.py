@@ -77,6 +77,19 @@ def measure_text(text: str, size: float, thick: int) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def write_on_ground(
+    image: Bytes, text: str, place: Rectangle, colour: PixelColour, *, size: float, thick: int
+) -> None:
+    """Write a text in the middle of a rectangle of one colour, black or white by the contrast."""
+    cv2.rectangle(image, (place.x0, place.y0), (place.x1 - 1, place.y1 - 1), colour, -1)
+    bright = sum(share * value for share, value in zip((0.3, 0.6, 0.1), colour, strict=True))
+    ink = (0, 0, 0) if bright > 110 else (255, 255, 255)
+    width, height = measure_text(text, size, thick)
+    x = place.x0 + (place.x1 - place.x0 - width) // 2
+    y = place.y1 - (place.y1 - place.y0 - height) // 2
+    cv2.putText(image, text, (x, y), FONT, size, ink, thick, cv2.LINE_AA)
+
+
 @dataclass
 class SteadySizes:
     """The sizes, px, at which the things of a film are drawn.
@@ -124,18 +137,11 @@ class BadgeWriter:
         for text, colour, head, face in zip(texts, colours, heads, faces, strict=True):
             height = round(self.heights.keep(text, badge_height(face, image.shape)))
             size, thick = height / DIGIT / 1.7, max(1, round(height / 11))
-            width, digits = measure_text(text, size, thick)
+            width = measure_text(text, size, thick)[0]
             ground = round(width + 0.7 * height), height
             place = self._place(text, head, ground, (heads, faces, placed), image.shape)
             placed.append(place)
-            cv2.rectangle(image, (place.x0, place.y0), (place.x1 - 1, place.y1 - 1), colour, -1)
-            bright = sum(
-                share * value for share, value in zip((0.3, 0.6, 0.1), colour, strict=True)
-            )
-            ink = (0, 0, 0) if bright > 110 else (255, 255, 255)
-            x = place.x0 + (ground[0] - width) // 2
-            y = place.y1 - (height - digits) // 2
-            cv2.putText(image, text, (x, y), FONT, size, ink, thick, cv2.LINE_AA)
+            write_on_ground(image, text, place, colour, size=size, thick=thick)
 
     def _place(
         self,

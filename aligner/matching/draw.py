@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from dff.aligner.fitting.crop import Crops
-from dff.aligner.labels import FONT, PixelColour, Rectangle, measure_text
+from dff.aligner.labels import PixelColour, Rectangle, measure_text, write_on_ground
 from dff.aligner.matching.result import PointMatches
 from dff.face.arrays import Bytes, Floats
 from dff.face.descriptor import STRIDE
@@ -35,7 +35,9 @@ DENSE_CORNERS: tuple[PixelColour, ...] = (
 
 MARK = 14  # pixels around a point that its mark takes
 FEW = 12  # labels up to which they are large
-LABEL_GAP = 6  # pixels between labels, whose outlines take half of them
+LABEL_SIZES = (0.8, 0.6)  # of the letters of few labels, and of more
+LABEL_MARGIN = 7  # pixels of ground around the letters
+LABEL_GAP = 4  # pixels between labels
 LABEL_REACH = 160  # pixels beside a point within which its label may lie
 LABEL_STEP = 8  # pixels between the places that are tried
 GAP = 8  # pixels of white between the photos
@@ -81,8 +83,8 @@ def draw_point_matches(image_a: Bytes, image_b: Bytes, matches: PointMatches) ->
         text = f"{matches.probability[i]:.0%}" if visible else "not visible"
         _dot(right, to_right(matches.px[i]), colour, filled=visible)
         right_labels.append(Label(to_right(matches.px[i]), f"{number}: {text}", colour))
-    _write_labels(left, left_labels)
-    _write_labels(right, right_labels)
+    write_labels(left, left_labels)
+    write_labels(right, right_labels)
     gap = np.full((SIDE, GAP, 3), 255, np.uint8)
     return np.concatenate([left, gap, right], axis=1)
 
@@ -182,8 +184,8 @@ def _fixed(px: Floats) -> tuple[int, int]:
 
 
 def _dot(picture: Bytes, px: Floats, colour: PixelColour, *, filled: bool) -> None:
-    place, radius = _fixed(px), 7 << SUBPIXEL
-    cv2.circle(picture, place, radius, (255, 255, 255), 5, cv2.LINE_AA, SUBPIXEL)
+    place, radius = _fixed(px), 9 << SUBPIXEL
+    cv2.circle(picture, place, radius, (255, 255, 255), 6, cv2.LINE_AA, SUBPIXEL)
     cv2.circle(picture, place, radius, colour, -1 if filled else 3, cv2.LINE_AA, SUBPIXEL)
 
 
@@ -194,24 +196,25 @@ def _cross(picture: Bytes, px: Floats, colour: PixelColour) -> None:
         cv2.line(picture, (x - 8, y + 8), (x + 8, y - 8), shade, width, cv2.LINE_AA)
 
 
-def _write_labels(picture: Bytes, labels: Sequence[Label]) -> None:
-    """Write the labels for which there is room, with a line to each that is not at its point."""
-    size = 0.7 if len(labels) <= FEW else 0.55
-    sizes = [measure_text(label.text, size, 2) for label in labels]
+def write_labels(picture: Bytes, labels: Sequence[Label]) -> None:
+    """Write the labels for which an (H, W, 3) RGB picture has room, each on a ground of its colour.
+
+    A line leads to a label that is not at its point.
+    """
+    size = LABEL_SIZES[len(labels) > FEW]
+    texts = [measure_text(label.text, size, 2) for label in labels]
+    sizes = [(width + 2 * LABEL_MARGIN, height + 2 * LABEL_MARGIN) for width, height in texts]
     places = place_labels([label.px for label in labels], sizes, picture.shape[:2])
     placed = [(one, place) for one, place in zip(labels, places, strict=True) if place is not None]
     for label, place in placed:
         low, high = (place.x0, place.y0), (place.x1, place.y1)
         nearest = np.clip(label.px, low, high)
         if np.abs(nearest - label.px).max() > MARK + LABEL_GAP:
-            for shade, thick in (((20, 20, 20), 3), (label.colour, 1)):
+            for shade, thick in (((20, 20, 20), 4), (label.colour, 2)):
                 ends = _fixed(label.px), _fixed(nearest)
                 cv2.line(picture, *ends, shade, thick, cv2.LINE_AA, SUBPIXEL)
     for label, place in placed:
-        for shade, thick in (((20, 20, 20), 5), (label.colour, 2)):
-            cv2.putText(
-                picture, label.text, (place.x0, place.y1), FONT, size, shade, thick, cv2.LINE_AA
-            )
+        write_on_ground(picture, label.text, place, label.colour, size=size, thick=2)
 
 
 def place_labels(
