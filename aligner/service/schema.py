@@ -276,7 +276,7 @@ class PersonAnswer(Answer):
 
 
 GLB, PNG = "model/gltf-binary", "image/png"
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
 Responses = dict[int | str, dict[str, Any]]
 _REQUEST_PROBLEMS = (
     "unauthorized",
@@ -308,7 +308,7 @@ BATCH_RESPONSES: Responses = {
 ALIGN_RESPONSES: Responses = {
     200: {
         "description": "the faces; by `Accept` as JSON, as a mesh, or drawn on the photo",
-        "content": {GLB: _BINARY, PNG: _BINARY},
+        "content": {GLB: BINARY, PNG: BINARY},
     },
     **_ALIGN_PROBLEMS,
 }
@@ -319,7 +319,7 @@ PERSON_RESPONSES: Responses = {
 GLB_RESPONSES: Responses = {
     200: {
         "description": "the mesh",
-        "content": {GLB: _BINARY},
+        "content": {GLB: BINARY},
     },
     **_ALIGN_PROBLEMS,
 }

@@ -14,6 +14,7 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.draw import draw
 from dff.aligner.mesh_file import glb
 from dff.aligner.service.align_service import AlignService, PhotoResult, Render
+from dff.aligner.service.http.accept import JSON, choose_media_type, vary_by_accept
 from dff.aligner.service.http.fields import FormRoute
 from dff.aligner.service.http.forms import BOXES, BoxCorners, check_count
 from dff.aligner.service.http.json_response import respond
@@ -111,12 +112,12 @@ async def align(
     photo with the faces drawn on it.
     """
     service = photo.service
-    accepted = request.headers.get("accept", "")
-    if GLB in accepted:
-        return await align_glb(photo)
-    if PNG in accepted:
+    wanted = choose_media_type(request.headers.get("accept", ""), (JSON, GLB, PNG))
+    if wanted == GLB:
+        return vary_by_accept(await align_glb(photo))
+    if wanted == PNG:
         drawn = await photo.align(partial(draw_png, service.model))
-        return Response(drawn.rendered, media_type=PNG)
+        return vary_by_accept(Response(drawn.rendered, media_type=PNG))
     result = await photo.align()
 
     def build() -> AlignAnswer:
@@ -131,7 +132,7 @@ async def align(
         )
 
     short = len(result.faces) <= SHORT and not (mesh or trace)
-    return await respond(build, short=short)
+    return vary_by_accept(await respond(build, short=short))
 
 
 @router.post("/align.glb", responses=GLB_RESPONSES, response_class=Response)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
+import anyio
 import cv2
 import numpy as np
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
@@ -20,6 +22,7 @@ from dff.aligner.matching.draw import colour_dense_matches, spread_heat
 from dff.aligner.matching.matcher import DescribedFace, Matcher, PointSelection
 from dff.aligner.matching.result import PointMatches
 from dff.aligner.service.align_service import AlignService, image_size
+from dff.aligner.service.http.accept import JSON, choose_media_type, vary_by_accept
 from dff.aligner.service.http.fields import FormRoute
 from dff.aligner.service.http.forms import (
     BOX,
@@ -39,16 +42,24 @@ from dff.aligner.service.match_schema import (
 )
 from dff.aligner.service.memory import DECODING
 from dff.aligner.service.routes.dependencies import LongDeadline, Service
-from dff.aligner.service.schema import ALIGN_RESPONSES, Responses
+from dff.aligner.service.schema import ALIGN_RESPONSES, BINARY, Responses
 from dff.face.arrays import Bytes, Floats
 from dff.face.errors import NoFace
 from dff.face.geometry.camera import Box
 
 PATH = "/v1/match"
+NPY = "application/x-npy"  # NumPy's files
 POINTS = 1024  # most points of a request, landmarks and vertices included
 HEAT_SIDE = 1024  # pixels: a heat map is at most as wide and as high
 
 MATCH_RESPONSES: Responses = {**ALIGN_RESPONSES, 200: {"description": "the matches"}}
+DENSE_RESPONSES: Responses = {
+    **ALIGN_RESPONSES,
+    200: {
+        "description": "the matches; by `Accept` as pictures in JSON or as numbers",
+        "content": {NPY: BINARY},
+    },
+}
 FEATURES_RESPONSES: Responses = {**ALIGN_RESPONSES, 200: {"description": "the descriptors"}}
 router = APIRouter(tags=["match"], route_class=FormRoute)
 
@@ -122,7 +133,7 @@ async def match(
     return await respond(build)
 
 
-@router.post("/v1/match/dense", response_model=DenseMatchAnswer, responses=MATCH_RESPONSES)
+@router.post("/v1/match/dense", response_model=DenseMatchAnswer, responses=DENSE_RESPONSES)
 async def match_dense(
     request: Request,
     service: Service,
@@ -132,15 +143,23 @@ async def match_dense(
 ) -> Response:
     """Match every pixel of the first photo's largest face with the largest face of the second.
 
-    The answer has a picture for each photo, in which the same colour is the same point.
+    The answer has a picture for each photo, in which the same colour is the same point. With
+    `Accept: application/x-npy` it is a NumPy file instead: (H, W, 4) float32, for each pixel of the
+    first photo, at most 1024 pixels wide and high, x and y in pixels of the second, the probability
+    of the match and of being visible; NaN beside the face.
     """
     matcher = find_matcher(service)
+    as_array = choose_media_type(request.headers.get("accept", ""), (JSON, NPY)) == NPY
     async with _decoded_photos(service, deadline, image_a, image_b) as (first, second):
         sizes = image_size(first), image_size(second)
         small = _shrink(first), _shrink(second)
         steps = matcher.match_every_pixel_in_steps(*small, faces=service.limits.step)
         dense = await _run(service, matcher, steps)
         shape = small[1].shape[:2]
+    if as_array:
+        dense[..., :2] *= np.divide(second.shape[1::-1], small[1].shape[1::-1])
+        data = await anyio.to_thread.run_sync(_encode_npy, dense)
+        return vary_by_accept(Response(data, media_type=NPY))
 
     def build() -> DenseMatchAnswer:
         layers = colour_dense_matches(dense, shape)
@@ -155,7 +174,7 @@ async def match_dense(
             request_id=request.state.request_id,
         )
 
-    return await respond(build)
+    return vary_by_accept(await respond(build))
 
 
 @router.post("/v1/features", response_model=FeaturesAnswer, responses=FEATURES_RESPONSES)
@@ -251,6 +270,12 @@ def _parse(name: str, form: JsonField[list[T]], text: str | None) -> list[T]:
 
 def _to_box(name: str, corners: BoxCorners | None, pixels: Bytes) -> Box | None:
     return None if corners is None else to_boxes([corners], pixels, name=name)[0]
+
+
+def _encode_npy(values: Floats) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values.astype("<f4"))
+    return buffer.getvalue()
 
 
 def _encode_half(values: Floats) -> str:

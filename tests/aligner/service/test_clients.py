@@ -287,6 +287,30 @@ def test_the_mesh_on_accept(client: TestClient) -> None:
     assert answer.content == client.post("/v1/align.glb", files={"image": GOOD}).content
 
 
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("*/*", "application/json"),
+        ("", "application/json"),
+        ("text/html", "application/json"),
+        ("text/html,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8", "application/json"),
+        ("application/json, image/png;q=0.1", "application/json"),
+        ("application/json;q=0.5, image/png", "image/png"),
+        ("image/*", "image/png"),
+        ("IMAGE/PNG; charset=x; Q=0.3", "image/png"),
+        ("model/gltf-binary, */*;q=0.1", "model/gltf-binary"),
+        ("model/gltf-binary;q=0, image/png;q=0.2", "image/png"),
+        ("image/png;q=two, model/gltf-binary;q=0.001", "model/gltf-binary"),
+    ],
+)
+def test_accept_decides_the_type_of_the_answer(
+    client: TestClient, accept: str, media_type: str
+) -> None:
+    answer = client.post("/v1/align", files={"image": GOOD}, headers={"Accept": accept})
+    assert answer.headers["content-type"] == media_type
+    assert "Accept" in [name.strip() for name in answer.headers["vary"].split(",")]
+
+
 def test_the_open_inference_protocol(client: TestClient) -> None:
     while client.get("/v2/health/ready").status_code == 503:
         pass

@@ -111,6 +111,25 @@ def test_dense_colours_agree_in_both_photos(client: TestClient, scenes: list[Sce
     assert client.post("/v1/match/dense", files=files).json()["type"].endswith("/no-face")
 
 
+def test_dense_matches_come_as_numbers(client: TestClient, scenes: list[Scene]) -> None:
+    first, second = scenes
+    wide = np.pad(second.image, ((0, 0), (0, 1200 - second.image.shape[1]), (0, 0)))
+    files = {"image_a": png(first.image), "image_b": png(wide)}
+    answer = client.post("/v1/match/dense", files=files, headers={"Accept": "application/x-npy"})
+    assert answer.headers["content-type"] == "application/x-npy"
+    dense = np.load(io.BytesIO(answer.content))
+    assert dense.shape == (*first.image.shape[:2], 4)
+    assert dense.dtype == np.float32
+    inner = slice(17, 68)  # without the jaw
+    columns, rows = first.landmarks[inner].astype(int).T
+    found = dense[rows, columns]
+    assert np.isfinite(found).all(1).mean() > 0.8
+    assert ((found[:, 2:] >= 0) & (found[:, 2:] <= 1)).all()
+    # pixels of the photo as it was sent, though it is matched at 1024
+    off = np.linalg.norm(found[:, :2] - second.landmarks[inner], axis=1)
+    assert np.median(off) < 0.02 * (second.box.x1 - second.box.x0)
+
+
 def test_what_cannot_be_matched_is_told(client: TestClient, scenes: list[Scene]) -> None:
     face = png(scenes[0].image)
     for fields, detail in (
