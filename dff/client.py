@@ -2,6 +2,7 @@
 
 with dff.Client("http://faces.example.org") as client:
     faces = client.align("photo.jpg")  # list[dff.Alignment]
+    points = client.match("a.jpg", [(120, 80)], "b.jpg")  # FoundPoints: px, probability, ...
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import numpy as np
 from PIL import Image
 
 from dff.aligner.alignment import Alignment
-from dff.face.arrays import Bytes
-from dff.face.errors import BadPhoto, ServiceError
+from dff.aligner.matching.found_points import FoundPoints
+from dff.face.arrays import Bytes, Floats
+from dff.face.errors import BadPhoto, NoFace, ServiceError
 from dff.face.extras import require_extra
 from dff.face.geometry.camera import Box
 from dff.face.io.assets import load_model
@@ -57,13 +59,35 @@ class _Settings:
             "headers": {"Deadline": str(deadline)} | ({"X-API-Key": key} if key else {}),
         }
 
-    def form(self, photo: Photo, boxes: Sequence[Box] | None) -> dict[str, Any]:
+    def align_form(self, photo: Photo, boxes: Sequence[Box] | None) -> dict[str, Any]:
         """The form of ``/v1/align``. Raises BadPhoto for a file that can't be read."""
         form: dict[str, Any] = {"files": {"image": _encode(photo)}}
         if boxes is not None:
-            corners = [[box.x0, box.y0, box.x1, box.y1] for box in boxes]
-            form["data"] = {"boxes": json.dumps(corners)}
+            form["data"] = {"boxes": json.dumps([_corners(box) for box in boxes])}
         return form
+
+    def match_form(
+        self,
+        photo_a: Photo,
+        points: Floats | Sequence[Sequence[float]],
+        photo_b: Photo,
+        landmarks: Sequence[str],
+        vertices: Sequence[int],
+        boxes: tuple[Box | None, Box | None],
+    ) -> dict[str, Any]:
+        """The form of ``/v1/match``. Raises BadPhoto for a file that can't be read."""
+        fields: dict[str, Any] = {
+            "points": np.asarray(points, dtype=np.float64).tolist(),
+            "landmarks": [*landmarks],
+            "vertices": [int(number) for number in vertices],
+        }
+        for name, box in zip(("box_a", "box_b"), boxes, strict=True):
+            if box is not None:
+                fields[name] = _corners(box)
+        return {
+            "files": {"image_a": _encode(photo_a), "image_b": _encode(photo_b)},
+            "data": {name: json.dumps(value) for name, value in fields.items()},
+        }
 
     def wait(self, response: httpx.Response | None, attempt: int, spent: float) -> float | None:
         """Seconds until the next attempt; None where there is none.
@@ -76,24 +100,41 @@ class _Settings:
         seconds = float(told) if told.isdecimal() else min(0.5 * 2**attempt, 10.0)
         return seconds if spent + seconds <= self.patience else None
 
-    def parse(self, response: httpx.Response) -> list[Alignment]:
+    def parse_faces(self, response: httpx.Response) -> list[Alignment]:
         """The faces of an answer, none for the problem ``no-face``; logs the server's warnings.
 
         Raises BadPhoto, ValueError for boxes, and ServiceError.
         """
-        if response.is_success:
-            answer = response.json()
-            for warning in answer.get("warnings", ()):
-                logging.getLogger(__name__).warning("%s", warning)
-            model = self._model or _load_model(answer["model"]["face_model"])
-            return [Alignment.from_json(face, model) for face in answer["faces"]]
         try:
-            problem = response.json()
-            kind, detail = problem["type"].rpartition("/")[2], problem["detail"]
+            answer = self._parse(response)
+        except NoFace:
+            return []
+        for warning in answer.get("warnings", ()):
+            logging.getLogger(__name__).warning("%s", warning)
+        model = self._model or _load_model(answer["model"]["face_model"])
+        return [Alignment.from_json(face, model) for face in answer["faces"]]
+
+    def parse_points(self, response: httpx.Response) -> FoundPoints:
+        """The points of an answer. Raises NoFace, BadPhoto, ValueError for boxes, ServiceError."""
+        return FoundPoints.from_json(self._parse(response))
+
+    def parse_model(self, response: httpx.Response) -> MorphableModel:
+        """The face model of the weights that answer by default. Raises ServiceError, BadModel."""
+        answer = self._parse(response)
+        default = answer["names"].index("default")
+        return _load_model(answer["models"][default]["face_model"])
+
+    def _parse(self, response: httpx.Response) -> Any:
+        """The answer of a success. Raises NoFace, BadPhoto, ValueError for boxes, ServiceError."""
+        try:
+            answer = response.json()
+            if response.is_success:
+                return answer
+            kind, detail = answer["type"].rpartition("/")[2], answer["detail"]
         except (ValueError, KeyError, TypeError, AttributeError):
             kind, detail = "", f"{self.url} is no aligner: {response.text[:200]}"
         if kind == "no-face":
-            return []
+            raise NoFace(detail)
         if kind in _BAD_PHOTO:
             raise BadPhoto(detail)
         if kind == "bad-boxes":
@@ -140,15 +181,7 @@ class Client:
     @cached_property
     def model(self) -> MorphableModel:
         """The server's face model. Raises ServiceError, and BadModel where it is not found here."""
-        settings = self._settings
-        try:
-            response = self._http.get(f"{settings.url}/v1/models")
-            (info,) = response.raise_for_status().json()["models"]
-        except httpx.TransportError as error:
-            raise settings.unreachable(error) from error
-        except (httpx.HTTPStatusError, ValueError, KeyError) as error:
-            raise ServiceError(response.status_code, "", f"{settings.url}: {error}") from error
-        return _load_model(info["face_model"])
+        return self._settings.parse_model(self._send("GET", "/v1/models", {}))
 
     def align(self, photo: Photo, boxes: Sequence[Box] | None = None) -> list[Alignment]:
         """The faces of a photo, as ``Aligner.align`` returns them; without trace and features.
@@ -156,13 +189,43 @@ class Client:
         Raises BadPhoto, ValueError for boxes that do not meet the photo, and ServiceError when the
         server refuses or does not answer.
         """
+        form = self._settings.align_form(photo, boxes)
+        return self._settings.parse_faces(self._send("POST", "/v1/align", form))
+
+    def match(
+        self,
+        photo_a: Photo,
+        points: Floats | Sequence[Sequence[float]],
+        photo_b: Photo,
+        *,
+        landmarks: Sequence[str] = (),
+        vertices: Sequence[int] = (),
+        box_a: Box | None = None,
+        box_b: Box | None = None,
+    ) -> FoundPoints:
+        """Find points of the first photo in the second, as ``dff.match`` does.
+
+        Raises as ``align``, and NoFace where a photo shows none.
+        """
         settings = self._settings
-        form = settings.form(photo, boxes)
+        form = settings.match_form(photo_a, points, photo_b, landmarks, vertices, (box_a, box_b))
+        return settings.parse_points(self._send("POST", "/v1/match", form))
+
+    def align_batch(
+        self, photos: Sequence[Photo], boxes: Sequence[Sequence[Box] | None] | None = None
+    ) -> list[list[Alignment]]:
+        """``align`` of several photos, one after the other."""
+        asked = [None] * len(photos) if boxes is None else boxes
+        return [self.align(photo, some) for photo, some in zip(photos, asked, strict=True)]
+
+    def _send(self, method: str, path: str, form: dict[str, Any]) -> httpx.Response:
+        """The response; requests are repeated as the settings say. Raises ServiceError."""
+        settings = self._settings
         started, attempt = time.monotonic(), 0
         while True:
             response, failure = None, None
             try:
-                response = self._http.post(f"{settings.url}/v1/align", **form)
+                response = self._http.request(method, f"{settings.url}{path}", **form)
             except httpx.TransportError as error:
                 failure = error
             wait = settings.wait(response, attempt, time.monotonic() - started)
@@ -172,14 +235,7 @@ class Client:
             attempt += 1
         if response is None:
             raise settings.unreachable(failure or httpx.TransportError(""))
-        return settings.parse(response)
-
-    def align_batch(
-        self, photos: Sequence[Photo], boxes: Sequence[Sequence[Box] | None] | None = None
-    ) -> list[list[Alignment]]:
-        """``align`` of several photos, one after the other."""
-        asked = [None] * len(photos) if boxes is None else boxes
-        return [self.align(photo, some) for photo, some in zip(photos, asked, strict=True)]
+        return response
 
 
 class AsyncClient:
@@ -212,12 +268,45 @@ class AsyncClient:
     async def align(self, photo: Photo, boxes: Sequence[Box] | None = None) -> list[Alignment]:
         """As ``Client.align``."""
         settings = self._settings
-        form = await asyncio.to_thread(settings.form, photo, boxes)
+        form = await asyncio.to_thread(settings.align_form, photo, boxes)
+        response = await self._post("/v1/align", form)
+        return await asyncio.to_thread(settings.parse_faces, response)
+
+    async def match(
+        self,
+        photo_a: Photo,
+        points: Floats | Sequence[Sequence[float]],
+        photo_b: Photo,
+        *,
+        landmarks: Sequence[str] = (),
+        vertices: Sequence[int] = (),
+        box_a: Box | None = None,
+        box_b: Box | None = None,
+    ) -> FoundPoints:
+        """As ``Client.match``."""
+        settings = self._settings
+        boxes = (box_a, box_b)
+        form = await asyncio.to_thread(
+            settings.match_form, photo_a, points, photo_b, landmarks, vertices, boxes
+        )
+        return settings.parse_points(await self._post("/v1/match", form))
+
+    async def align_batch(
+        self, photos: Sequence[Photo], boxes: Sequence[Sequence[Box] | None] | None = None
+    ) -> list[list[Alignment]]:
+        """``align`` of several photos at the same time; the server orders them."""
+        asked = [None] * len(photos) if boxes is None else boxes
+        calls = (self.align(photo, some) for photo, some in zip(photos, asked, strict=True))
+        return [*await asyncio.gather(*calls)]
+
+    async def _post(self, path: str, form: dict[str, Any]) -> httpx.Response:
+        """The response; requests are repeated as the settings say. Raises ServiceError."""
+        settings = self._settings
         started, attempt = time.monotonic(), 0
         while True:
             response, failure = None, None
             try:
-                response = await self._http.post(f"{settings.url}/v1/align", **form)
+                response = await self._http.post(f"{settings.url}{path}", **form)
             except httpx.TransportError as error:
                 failure = error
             wait = settings.wait(response, attempt, time.monotonic() - started)
@@ -227,15 +316,11 @@ class AsyncClient:
             attempt += 1
         if response is None:
             raise settings.unreachable(failure or httpx.TransportError(""))
-        return await asyncio.to_thread(settings.parse, response)
+        return response
 
-    async def align_batch(
-        self, photos: Sequence[Photo], boxes: Sequence[Sequence[Box] | None] | None = None
-    ) -> list[list[Alignment]]:
-        """``align`` of several photos at the same time; the server orders them."""
-        asked = [None] * len(photos) if boxes is None else boxes
-        calls = (self.align(photo, some) for photo, some in zip(photos, asked, strict=True))
-        return [*await asyncio.gather(*calls)]
+
+def _corners(box: Box) -> list[float]:
+    return [box.x0, box.y0, box.x1, box.y1]
 
 
 def _encode(photo: Photo) -> bytes:

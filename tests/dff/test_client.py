@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -87,6 +89,13 @@ def test_errors_are_those_of_the_aligner(url: str, toy_model: MorphableModel) ->
         pytest.raises(ServiceError, match=r"no answer from http://127\.0\.0\.1:9"),
     ):
         client.align(pixels())
+
+
+def test_a_client_needs_no_network() -> None:
+    """Machines that only ask a server load no torch, and start quickly."""
+    script = "import sys, dff; dff.Client; print(sorted({'torch', 'cv2', 'ray'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def busy(times: int, calls: list[int], **headers: str) -> Callable[[httpx.Request], httpx.Response]:

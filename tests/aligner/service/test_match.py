@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -13,10 +14,14 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+import dff
 from dff.aligner.align import Aligner
+from dff.aligner.matching.found_points import FoundPoints
 from dff.aligner.service.app import create_app
 from dff.aligner.service.http.limits import Limits
+from dff.aligner.service.uvicorn_server import serving_with_uvicorn
 from dff.face.arrays import Bytes
+from dff.face.errors import NoFace
 from dff.face.model.landmarks import NOSE_TIP
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.known_aligner import KnownAligner
@@ -83,6 +88,35 @@ def test_points_and_landmarks_are_found(client: TestClient, scenes: list[Scene])
     row, column = np.floor([clicked["y"], clicked["x"]]).astype(int)
     assert heat[row, column, 3] > 200
     assert heat[2, 2, 3] == 0
+
+
+def test_clients_get_what_a_matcher_finds(oracle_aligner: Aligner, scenes: list[Scene]) -> None:
+    first, second = scenes
+    points = [first.landmarks[NOSE_TIP].tolist(), [2.0, 2.0]]
+    wanted: dict[str, Any] = {
+        "landmarks": ["chin"],
+        "vertices": [12],
+        "box_a": first.box,
+        "box_b": second.box,
+    }
+    expected = dff.Matcher(oracle_aligner).match(first.image, points, second.image, **wanted)
+
+    async def match() -> FoundPoints:
+        async with dff.AsyncClient(url, deadline=60) as client:
+            return await client.match(first.image, points, second.image, **wanted)
+
+    app = create_app(oracle_aligner, also={"other": oracle_aligner})
+    with serving_with_uvicorn(app) as url, dff.Client(url, deadline=60) as client:
+        both = client.match(first.image, points, second.image, **wanted), asyncio.run(match())
+        with pytest.raises(NoFace):
+            client.match(first.image, points, np.zeros((64, 64, 3), np.uint8))
+        # of the weights that answer, beside others
+        assert client.model.name == oracle_aligner.model.name
+    for found in both:
+        assert found.names == expected.names
+        assert [*found.status] == [*expected.status]
+        for name in ("source", "px", "probability", "visibility"):
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=0.006)
 
 
 def test_dense_colours_agree_in_both_photos(client: TestClient, scenes: list[Scene]) -> None:
