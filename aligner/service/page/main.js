@@ -427,6 +427,7 @@ for (const input of document.querySelectorAll("[name=task]")) input.addEventList
   $("align-task").hidden = two;
   $("match-task").hidden = !two;
   $("mark").hidden = two;
+  say("");
   if (two) match.setPhotos(state.photos);
   else if (photo()) choosePhoto(state.current);
 });

@@ -34,8 +34,7 @@ export class MatchView {
     canvas.addEventListener("pointerdown", (event) => {
       if (!this.image(this.first)) return;
       this.cross = pixelAt(canvas, this.view(this.first), event);
-      $("landmark").value = "";
-      this.find({ points: [this.cross] });
+      this.findCross();
     });
     canvas.addEventListener("keydown", (event) => this.press(event));
   }
@@ -82,8 +81,14 @@ export class MatchView {
       this.draw();
     } else if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
-      this.find({ points: [this.cross] });
+      this.findCross();
     }
+  }
+
+  // The point is no landmark, so that the one chosen before can be chosen again.
+  findCross() {
+    $("landmark").value = "";
+    this.find({ points: [this.cross] });
   }
 
   async find(wanted) {

@@ -181,6 +181,7 @@ def test_a_point_is_found_in_the_second_photo(page: Any, photos: list[Path]) -> 
     page.wait_for_function(
         "() => /^1[0-9]{2}/.test(document.getElementById('match-status').textContent)"
     )
+    assert not page.input_value("#landmark"), "the landmark can be chosen again"
     picture(page, "matched")
     page.click("label[for=show-dense]")
     page.wait_for_function(
@@ -273,6 +274,7 @@ def test_the_page_works_on_a_small_screen_and_in_the_dark(page: Any, photos: lis
         assert len(contrasts) > 30
         assert contrasts[0][0] >= AA, (scheme, contrasts[:5])
     page.click("label[for=task-match]")
+    assert not page.text_content("#status"), "the status of one photo is not that of two"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     picture(page, "small-match")
 
@@ -289,6 +291,17 @@ def test_the_page_of_the_api_has_paragraphs_that_flow(page: Any, url: str, width
     assert spaces == "normal", "other line breaks are those of the window"
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     picture(page, f"api-{width}")
+
+
+def test_the_page_of_the_api_is_for_everybody(page: Any, url: str) -> None:
+    page.goto(f"{url}docs")
+    page.wait_for_selector("#operations section")
+    assert page.locator("main h1").count() == 1, "screen readers jump to the content"
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        contrasts = page.evaluate(CONTRASTS)
+        assert len(contrasts) > 30
+        assert contrasts[0][0] >= AA, (scheme, contrasts[:5])
 
 
 def test_every_control_has_a_name_and_the_keyboard_reaches_it(page: Any) -> None:
