@@ -51,7 +51,8 @@ from dff.aligner.align import load_aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import Boxes
-from dff.aligner.service.http.front import ACCESS_LOG, FrontConfig
+from dff.aligner.service.http.access_log import ACCESS_LOG
+from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.uvicorn_server import make_server
 from dff.aligner.threads import use_threads
 from dff.face.arrays import Bytes

@@ -61,6 +61,9 @@ REQUEST_TIMEOUT = 60.0  # seconds
 RAY_ERRORS = (RayError, RayServeException, RuntimeError, TimeoutError)
 # Ray's own name; its 5 seconds are too few on a busy machine
 PROXY_READY = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+# A proxy is replaced after three failed checks of its health: within 7 s at one each two seconds,
+# where Ray's ten seconds leave a node without a server for half a minute.
+PROXY_HEALTH = "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"
 PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"  # called by proxies when they start
 
 
@@ -277,6 +280,7 @@ def proxy_environment(server: ServerConfig) -> dict[str, str]:
         **ENVIRONMENT,
         PRELOAD: serve_imports.__name__,
         PROXY_READY: "60",  # seconds; by default a busy machine loses its proxy
+        PROXY_HEALTH: "2",
         PROXY_CALLBACK: f"{proxy_middleware.__module__}:{proxy_middleware.__name__}",
         VARIABLE: server.front.to_json(),
     }

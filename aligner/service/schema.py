@@ -288,6 +288,7 @@ _REQUEST_PROBLEMS = (
     "bad-form",
     "bad-http",
     "internal",
+    "stopping",
     "busy",
     "deadline",
 )

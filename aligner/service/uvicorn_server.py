@@ -17,7 +17,8 @@ from fastapi import FastAPI
 from dff.aligner.service.allocator import return_freed_memory
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import warm_up
-from dff.aligner.service.http.front import FrontConfig, print_access_log
+from dff.aligner.service.http.access_log import print_access_log
+from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.http_parser import TimedH11Protocol
 from dff.aligner.service.ports import check_free
 from dff.aligner.service.server_config import ServerConfig

@@ -7,40 +7,41 @@ Serve's queue when they are complete.
 
 from __future__ import annotations
 
+import asyncio
 import json
-import logging
 import os
 import re
-import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dff.aligner.service.http import metrics
+from dff.aligner.service.http.access_log import CLIENT_LEFT, AccessLine, print_access_log
 from dff.aligner.service.http.http_parser import use_timed_h11
 from dff.aligner.service.http.keys import GUARDED, is_allowed
 from dff.aligner.service.http.limits import UploadLimits
 from dff.aligner.service.http.measures import HEADER, Measures
 from dff.aligner.service.http.metrics import Metrics
-from dff.aligner.service.http.problems import MEDIA_TYPE, RETRY_AFTER, Problem
+from dff.aligner.service.http.problems import MEDIA_TYPE, RETRY_AFTER, Problem, answer_status
 from dff.aligner.service.http.uploads import CLOSE, Disconnected, Upload, Uploads, refuse_size
 
 VARIABLE = "DFF_FRONT"  # environment variable with the configuration of Ray Serve's proxies
 SERVE_TIMEOUT = "x-request-timeout-seconds"  # header of Ray Serve: 0 for none
 SERVE_NO_DISCONNECT = "x-request-disconnect-disabled"
-ACCESS_LOG = "dff.access"  # logger of one line for each request
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+# paths of health checks, and the seconds within which they are answered
+HEALTH = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+HEALTH_SECONDS = 1.0
 _SWITCHED, _REFUSED = 101, 403  # statuses of web sockets in the log
-_CLIENT_LEFT = 499  # status in the log of requests whose client went away, as nginx has it
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ class Front:
     * Errors that are not problem details come from the server, not from the application: a proxy
       that knows no replica yet, a queue that is full. They become problem details.
     * ``/metrics`` is answered here, for all replicas behind this front.
-    * One line of JSON for each request goes to the logger ``dff.access``. It holds nothing of the
-      images, the query and the client's address.
+    * Health is told within a second, whether or not the application answers.
+    * Each request has one line in the log (``access_log``).
     """
 
     def __init__(self, app: ASGIApp, *, config: FrontConfig) -> None:
@@ -121,7 +122,13 @@ class Front:
             await self._app(scope, receive, send)
             return
         request_id = _begin_request(scope)
-        line = _Line(scope, request_id)
+        line, left = AccessLine.of(scope, request_id), False
+
+        async def receive_noted() -> Message:
+            nonlocal left
+            message = await receive()
+            left = left or message["type"] == "http.disconnect"
+            return message
 
         async def send_logged(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -136,13 +143,22 @@ class Front:
             await send(message)
 
         try:
-            await self._handle(scope, receive, send_logged)
+            await self._handle(scope, receive_noted, send_logged)
+            if line.status is None and not left:  # as Ray Serve's proxy ends when a replica dies
+                answer = Problem("internal").to_response(request_id, self._config.root_path)
+                await answer(scope, receive_noted, send_logged)
         except Disconnected:
-            line.status = _CLIENT_LEFT
+            left = True
+        except asyncio.CancelledError:
+            left = True
+            raise
         finally:
+            line.received = scope["state"]["received"]
+            if line.status is None:
+                line.status = CLIENT_LEFT if left else HTTPStatus.INTERNAL_SERVER_ERROR
             line.write()
             path = scope["path"].removeprefix(self._config.root_path)
-            self._metrics.observe(path, line.status, line.seconds, scope["state"]["received"])
+            self._metrics.observe(path, line.status, line.seconds, line.received)
             if line.measures is not None:
                 self._metrics.add(line.measures)
 
@@ -153,7 +169,7 @@ class Front:
         request_id = _begin_request(scope)
         headers = MutableHeaders(scope=scope)
         headers[SERVE_TIMEOUT] = "0"  # none: the service itself ends silent sessions
-        line = _Line(scope, request_id)
+        line = AccessLine.of(scope, request_id)
         line.status = _REFUSED
 
         async def send_logged(message: Message) -> None:
@@ -164,7 +180,7 @@ class Front:
 
         async def receive_counted() -> Message:
             message = await receive()
-            scope["state"]["received"] += len(message.get("bytes") or b"")
+            line.received += len(message.get("bytes") or b"")
             return message
 
         try:
@@ -188,20 +204,59 @@ class Front:
             keys = self._config.keys
             if keys and path.startswith(GUARDED) and not is_allowed(headers, keys):
                 raise Problem("unauthorized", headers={"WWW-Authenticate": "Bearer", **CLOSE})
-            if path == "/metrics" and scope["method"] in ("GET", "HEAD"):
-                text = self._metrics.to_text(self._uploads.arriving)
-                await Response(text, media_type=metrics.MEDIA_TYPE)(scope, receive, send)
+            if path == "/metrics":
+                await self._answer_metrics(scope, receive, send)
                 return
             if declared.isdecimal() and int(declared) > limit:
                 raise refuse_size(limit)
             if declared == "0" and "transfer-encoding" not in headers:
-                await self._app(scope, receive, send)
+                app = self._check_health if path in HEALTH else self._app
+                await app(scope, receive, send)
                 return
             async with self._uploads.receive(receive, limit=limit) as upload:
                 await self._forward(upload, scope, receive, send)
         except Problem as problem:
             answer = problem.to_response(scope["state"]["request_id"], root_path)
             await answer(scope, receive, send)
+
+    async def _answer_metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
+        allow = {"Allow": "GET, HEAD, OPTIONS"}
+        match scope["method"]:
+            case "GET" | "HEAD":
+                text = self._metrics.to_text(self._uploads.arriving)
+                answer = Response(text, media_type=metrics.MEDIA_TYPE)
+            case "OPTIONS":
+                answer = Response(status_code=HTTPStatus.NO_CONTENT, headers=allow)
+            case _:
+                refused = HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={**allow, **CLOSE})
+                request_id: str = scope["state"]["request_id"]
+                answer = answer_status(refused, request_id, self._config.root_path)
+        await answer(scope, receive, send)
+
+    async def _check_health(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application tell its health, unless it is silent for ``HEALTH_SECONDS``.
+
+        Ray Serve holds requests back while an application has no replica. Raises Problem
+        ``not-ready``.
+        """
+        try:
+            async with asyncio.timeout(HEALTH_SECONDS) as patience:
+
+                async def send_in_time(message: Message) -> None:
+                    patience.reschedule(None)
+                    await send(message)
+
+                await self._app(scope, receive, send_in_time)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+        if patience.expired():  # Serve's proxy takes the cancellation for a client that left
+            raise Problem(
+                "not-ready",
+                f"the aligner did not answer within {HEALTH_SECONDS:g} s: it is starting, or has "
+                "too much to do",
+                {"Retry-After": str(RETRY_AFTER)},
+            )
 
     async def _forward(self, upload: Upload, scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"]["received"] = upload.size
@@ -213,6 +268,7 @@ class _Answering:
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
         self._app, self._root_path = app, root_path
+        self._served = False  # whether the application has answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Ray Serve's own paths
@@ -223,8 +279,10 @@ class _Answering:
         async def send_answer(message: Message) -> None:
             nonlocal replaced
             if message["type"] == "http.response.start":
-                problem = _find_server_problem(message)
-                if problem is not None:
+                problem = _find_server_problem(message, served=self._served)
+                if problem is None:
+                    self._served = True
+                else:
                     replaced = True
                     answer = problem.to_response(scope["state"]["request_id"], self._root_path)
                     await answer(scope, receive, send)
@@ -234,15 +292,18 @@ class _Answering:
         await self._app(scope, receive, send_answer)
 
 
-def _find_server_problem(start: Message) -> Problem | None:
-    """The problem that replaces an error of the server; None for an answer of the application."""
+def _find_server_problem(start: Message, *, served: bool) -> Problem | None:
+    """The problem that replaces an error of the server; None for an answer of the application.
+
+    ``served``: whether the application has answered before.
+    """
     status, headers = start["status"], Headers(raw=start.get("headers", []))
     if status < 400 or headers.get("content-type", "").startswith(MEDIA_TYPE):
         return None
     wait = {"Retry-After": headers.get("retry-after", str(RETRY_AFTER))}
     match status:
         case 404:  # the application itself answers every path
-            return Problem("not-ready", headers=wait)
+            return Problem("stopping" if served else "not-ready", headers=wait)
         case 408:
             return Problem("deadline", headers=wait)
         case 429 | 503:
@@ -274,48 +335,6 @@ def _may_connect(headers: Headers, origins: Sequence[str]) -> bool:
     if origin is None or "*" in origins or origin in origins:
         return True
     return urlsplit(origin).netloc == headers.get("host")
-
-
-class _Line:
-    """One line of the log."""
-
-    def __init__(self, scope: Scope, request_id: str) -> None:
-        self._scope, self._request_id = scope, request_id
-        self._started = time.time()
-        self.status, self.sent = 500, 0  # status unless one is sent; bytes of the answer's body
-        self.seconds = 0.0  # from the headers of the request to the end of the answer
-        self.measures: Measures | None = None
-
-    def write(self) -> None:
-        scope = self._scope
-        self.seconds = time.time() - self._started
-        fields: dict[str, Any] = {
-            "time": round(self._started, 3),
-            "request_id": self._request_id,
-            "method": scope.get("method", "WEBSOCKET"),
-            "path": scope["path"][:200],
-            "status": self.status,
-            "seconds": round(self.seconds, 4),
-            "received": scope["state"]["received"],
-            "sent": self.sent,
-        }
-        if self.measures is not None:
-            fields |= {name: round(value, 4) for name, value in vars(self.measures).items()}
-        trace = _TRACE.fullmatch(Headers(scope=scope).get("traceparent", ""))
-        if trace:
-            fields["trace_id"] = trace.group(1)
-        logging.getLogger(ACCESS_LOG).info("%s", json.dumps(fields))
-
-
-def print_access_log() -> None:
-    """Print the lines of ``dff.access`` to standard error, from now on."""
-    logger = logging.getLogger(ACCESS_LOG)
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
 
 
 def check_origins(origins: Sequence[str]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import uuid
 
 import h11
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from dff.aligner.service.http.access_log import AccessLine
 from dff.aligner.service.http.limits import UploadLimits
+from dff.aligner.service.http.metrics import UNREADABLE
 from dff.aligner.service.http.problems import MEDIA_TYPE, Problem
 
 HEADER_SECONDS = UploadLimits.header_seconds
@@ -66,20 +68,29 @@ class TimedH11Protocol(H11Protocol):
         self._refuse(Problem("bad-http", msg))
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer the problem, unless an answer has begun, and close the connection."""
+        """Answer the problem, unless an answer has begun, and close the connection.
+
+        No front sees what is refused here, so the log and the metrics are told here, too.
+        """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            answer: Any = problem.to_response("")
+            line = AccessLine(uuid.uuid4().hex)
+            answer = problem.to_response(line.request_id)
+            body = bytes(answer.body)
             headers = [
                 (b"content-type", MEDIA_TYPE.encode()),
-                (b"content-length", str(len(answer.body)).encode()),
+                (b"content-length", str(len(body)).encode()),
+                (b"x-request-id", line.request_id.encode()),
                 (b"connection", b"close"),
             ]
             for event in (
                 h11.Response(status_code=answer.status_code, headers=headers),
-                h11.Data(data=answer.body),
+                h11.Data(data=body),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
+            line.status, line.sent = answer.status_code, len(body)
+            line.write()
+            UNREADABLE.labels(str(line.status)).inc()
         self.transport.close()
 
 

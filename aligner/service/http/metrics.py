@@ -8,7 +8,35 @@ from dff.aligner.service.http.measures import Measures
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-ROUTES = ("/v1/", "/v2/", "/healthz", "/readyz", "/metrics")
+# Paths that have series of their own. The front must know them before the application, which is in
+# another process under Ray, has seen a request; clients may invent any number of others.
+PATHS = frozenset(
+    {
+        "/v1/align",
+        "/v1/align.glb",
+        "/v1/align/batch",
+        "/v1/align/person",
+        "/v1/align/person.glb",
+        "/v1/match",
+        "/v1/match/dense",
+        "/v1/features",
+        "/v1/track",
+        "/v1/models",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/aligner",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    }
+)
+# of the HTTP parser, which answers before a front sees anything; part of every ``Metrics``
+UNREADABLE = Counter(
+    "dff_unreadable_requests",
+    "Connections ended by the HTTP parser: headers that are no HTTP or too slow",
+    ["status"],
+    registry=None,
+)
 
 
 class Metrics:
@@ -16,6 +44,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._registry.register(UNREADABLE)
         self._requests = Counter(
             "dff_requests", "Requests answered", ["path", "status"], registry=self._registry
         )
@@ -54,7 +83,7 @@ class Metrics:
 
     def observe(self, path: str, status: int, seconds: float, received: int) -> None:
         """Count a request; ``path`` without a prefix, ``received`` bytes of its body."""
-        known = path if path.startswith(ROUTES) and status != 404 else "other"
+        known = path if path in PATHS else "other"
         self._requests.labels(known, str(status)).inc()
         self._seconds.labels(known).observe(seconds)
         self._received.inc(received)

@@ -23,14 +23,18 @@ class HeadAndOptions:
                 message = {**message, "body": b""}
             await send(message)
 
+        refused = False
+
         async def send_options(message: Message) -> None:
+            nonlocal refused
             if message["type"] == "http.response.start" and message["status"] == 405:
+                refused = True
                 headers = Headers(raw=message["headers"])
                 methods = headers.get("allow", "").split(", ")
                 methods += ["HEAD"] * ("GET" in methods and "HEAD" not in methods)
                 kept = Headers({"allow": ", ".join([*methods, "OPTIONS"])}).raw
                 message = {**message, "status": 204, "headers": kept}
-            elif message["type"] == "http.response.body":
+            elif message["type"] == "http.response.body" and refused:
                 message = {**message, "body": b""}
             await send(message)
 

@@ -105,6 +105,12 @@ KINDS: dict[str, Kind] = {
     "not-ready": Kind(
         503, "Warming up", "The server is loading its weights: try again in some seconds."
     ),
+    "stopping": Kind(
+        503,
+        "Shutting down",
+        "The server is shutting down, and ends the requests that it has: send this one to another "
+        "server, or try again after the seconds in the header `Retry-After`.",
+    ),
     "busy": Kind(
         503,
         "Too many requests",
@@ -200,17 +206,24 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
             detail = "; ".join(dict.fromkeys(map(_describe_invalid, error.errors())))
             return Problem("bad-request", detail).to_response(request_id, root_path)
         case HTTPException():
-            # RFC 9457: nothing more is known about it than its status, whose phrase is the title
-            details = ProblemDetails(
-                type="about:blank",
-                title=HTTPStatus(error.status_code).phrase,
-                status=error.status_code,
-                detail=_describe_status(error, root_path),
-                request_id=request_id,
-            )
-            return _response(details, error.headers)
+            return answer_status(error, request_id, root_path)
     log_defect(error, request_id)
     return Problem("internal").to_response(request_id, root_path)
+
+
+def answer_status(error: HTTPException, request_id: str, root_path: str = "") -> JSONResponse:
+    """The answer to a request of which only a status tells what is wrong.
+
+    RFC 9457: then the title is the status's phrase.
+    """
+    details = ProblemDetails(
+        type="about:blank",
+        title=HTTPStatus(error.status_code).phrase,
+        status=error.status_code,
+        detail=_describe_status(error, root_path),
+        request_id=request_id,
+    )
+    return _response(details, error.headers)
 
 
 def _describe_status(error: HTTPException, root_path: str) -> str:

@@ -19,7 +19,7 @@ from fastapi import Depends, FastAPI, File, Header, Query, Request, UploadFile
 from dff.aligner.face_description import FaceDescriber, parse_extras
 from dff.aligner.service.align_service import AlignService, Describe, answer_face
 from dff.aligner.service.http.limits import LIMITS, Limits
-from dff.aligner.service.http.problems import Problem
+from dff.aligner.service.http.problems import RETRY_AFTER, Problem
 
 DEFAULT = "default"
 """Name of the weights that answer requests without ``weights``."""
@@ -48,6 +48,20 @@ def choose_service(app: FastAPI, weights: str | None) -> AlignService:
 
 
 Service = Annotated[AlignService, Depends(get_service)]
+
+
+async def check_ready(request: Request, weights: Weights = None) -> None:
+    """Raises Problem ``not-ready`` while one of the services, or that of ``weights``, is not ready.
+
+    Raises Problem ``bad-request`` for unknown ``weights``.
+    """
+    services: Mapping[str, AlignService] = request.app.state.services
+    chosen = services.values() if weights is None else [choose_service(request.app, weights)]
+    if not all(service.ready for service in chosen):
+        raise Problem("not-ready", headers={"Retry-After": str(RETRY_AFTER)})
+
+
+Readiness = Annotated[None, Depends(check_ready)]
 
 
 @dataclass(frozen=True)

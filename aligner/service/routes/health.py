@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from dff.aligner.service.http.problems import RETRY_AFTER, Problem, describe_problems
-from dff.aligner.service.routes.dependencies import Service
+from dff.aligner.service.http.problems import describe_problems
+from dff.aligner.service.routes.dependencies import Readiness
 
 router = APIRouter(tags=["health"])
 
@@ -16,9 +16,10 @@ async def live() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz", responses=describe_problems("not-ready", "bad-request"))
-async def ready(service: Service) -> dict[str, str]:
-    """The aligner has aligned once, so that the next request is fast."""
-    if not service.ready:
-        raise Problem("not-ready", headers={"Retry-After": str(RETRY_AFTER)})
+@router.get("/readyz", responses=describe_problems("not-ready", "stopping", "bad-request"))
+async def ready(_: Readiness) -> dict[str, str]:
+    """The aligners of all weights, or that of the named ones, have aligned once.
+
+    So the next request is fast.
+    """
     return {"status": "ready"}

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from dff.aligner.service.align_service import AlignService
-from dff.aligner.service.http.problems import RETRY_AFTER, Problem, describe_problems
-from dff.aligner.service.routes.dependencies import Service
+from dff.aligner.service.http.problems import Problem, describe_problems
+from dff.aligner.service.routes.dependencies import Readiness
 from dff.aligner.service.schema import Answer, ModelInfo
 
 NAME = "aligner"
@@ -67,11 +67,9 @@ async def server_live() -> Live:
     return Live(live=True)
 
 
-@router.get("/v2/health/ready", responses=describe_problems("not-ready", "bad-request"))
-async def server_ready(service: Service) -> Ready:
-    """The aligner has aligned once."""
-    if not service.ready:
-        raise Problem("not-ready", headers={"Retry-After": str(RETRY_AFTER)})
+@router.get("/v2/health/ready", responses=describe_problems("not-ready", "stopping", "bad-request"))
+async def server_ready(_: Readiness) -> Ready:
+    """The aligners of all weights, or that of the named ones, have aligned once."""
     return Ready(ready=True)
 
 

@@ -164,6 +164,25 @@ def check_head(url: str) -> None:
             assert (head.status_code, head.content) == (get.status_code, b"")
 
 
+def check_options(url: str) -> None:
+    """OPTIONS tells the methods of a path; a path that is none is refused as for GET."""
+    with httpx.Client(base_url=url, timeout=20) as client:
+        for path, allowed in (
+            ("/", "GET, HEAD, OPTIONS"),
+            ("/v1/align", "POST, OPTIONS"),
+            ("/metrics", "GET, HEAD, OPTIONS"),
+        ):
+            told = client.options(path)
+            assert (told.status_code, told.headers["allow"], told.content) == (204, allowed, b"")
+        for path in ("/nowhere", "/v1/nowhere"):
+            refused, get = client.options(path), client.get(path)
+            assert refused.status_code == get.status_code == 404
+            assert refused.json() | {"request_id": ""} == get.json() | {"request_id": ""}
+        refused = client.post("/metrics", content=b"x")
+        assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+        assert refused.json()["status"] == 405
+
+
 JAVA = """
 import java.net.URI;
 import java.net.http.*;
@@ -224,6 +243,7 @@ CHECKS: tuple[Callable[[str], None], ...] = (
     check_bodies_arrive_whole,
     check_browsers_of_other_origins,
     check_head,
+    check_options,
     check_curl,
     check_java,
 )

@@ -271,24 +271,47 @@ def test_an_endless_body_is_cut_off_early(toy_model: MorphableModel) -> None:
     assert sent <= LIMITS.body + 20_000
 
 
+class Slow(KnownAligner):
+    """Aligns when its ``gate`` is open."""
+
+    def __init__(self, model: MorphableModel) -> None:
+        super().__init__(model)
+        self.gate = threading.Event()
+
+    def align(self, image: Any, boxes: Any = None) -> Any:
+        self.gate.wait(60)
+        return super().align(image, boxes)
+
+
+def wait_until_ready(client: TestClient, path: str = "/readyz") -> None:
+    deadline = time.monotonic() + 60
+    while client.get(path).status_code != 200 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert client.get(path).status_code == 200
+
+
 def test_readiness_follows_the_first_alignment(toy_model: MorphableModel) -> None:
-    gate = threading.Event()
-
-    class Slow(KnownAligner):
-        def align(self, image: Any, boxes: Any = None) -> Any:
-            gate.wait(60)
-            return super().align(image, boxes)
-
-    with TestClient(create_app(Slow(toy_model))) as client:
+    aligner = Slow(toy_model)
+    with TestClient(create_app(aligner)) as client:
         assert client.get("/healthz").json() == {"status": "alive"}
         waiting = client.get("/readyz")
         assert problem_of(waiting) == (503, "not-ready")
         assert waiting.headers["retry-after"] == "5"
-        gate.set()
-        deadline = time.monotonic() + 60
-        while client.get("/readyz").status_code != 200 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        aligner.gate.set()
+        wait_until_ready(client)
         assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_readiness_is_that_of_all_weights(toy_model: MorphableModel) -> None:
+    other = Slow(toy_model)
+    with TestClient(create_app(KnownAligner(toy_model), also={"other": other})) as client:
+        wait_until_ready(client, "/readyz?weights=default")
+        for path in ("/readyz", "/v2/health/ready", "/readyz?weights=other"):
+            assert problem_of(client.get(path)) == (503, "not-ready")
+        assert problem_of(client.get("/readyz?weights=none")) == (422, "bad-request")
+        other.gate.set()
+        wait_until_ready(client)
+        assert client.get("/v2/health/ready").json() == {"ready": True}
 
 
 def test_internal_errors_reveal_nothing(toy_model: MorphableModel) -> None:

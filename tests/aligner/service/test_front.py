@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from dff.aligner.service.app import create_app
+from dff.aligner.service.http import metrics
 from dff.aligner.service.http.front import SERVE_TIMEOUT, Front, FrontConfig
 from dff.aligner.service.http.keys import hash_keys, read_keys
 from dff.aligner.service.http.limits import UploadLimits
+from dff.aligner.service.routes import track as track_routes
+from dff.aligner.service.routes.models import NAME
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, pixels
 from tests.aligner.known_aligner import KnownAligner
@@ -119,13 +125,34 @@ def test_one_line_of_log_for_each_request(
     assert "trace_id" not in second
 
 
+async def wait_for_the_client_to_leave(scope: Scope, receive: Receive, send: Send) -> None:
+    """As Ray Serve's proxy: it gives up when the client leaves, and does not answer."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def be_cancelled(scope: Scope, receive: Receive, send: Send) -> None:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize(
+    ("app", "messages"),
+    [
+        (echo, ["http.disconnect"]),  # during the upload
+        (wait_for_the_client_to_leave, ["http.request", "http.disconnect"]),
+        (be_cancelled, ["http.request"]),
+    ],
+)
 def test_a_client_that_leaves_is_logged_and_gets_no_answer(
-    caplog: pytest.LogCaptureFixture,
+    app: Any, messages: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     sent: list[Any] = []
+    left = [
+        {"type": name} | ({"body": b"0123456789"} if "req" in name else {}) for name in messages
+    ]
 
-    async def receive() -> dict[str, str]:
-        return {"type": "http.disconnect"}
+    async def receive() -> Any:
+        return left.pop(0)
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -133,13 +160,52 @@ def test_a_client_that_leaves_is_logged_and_gets_no_answer(
     scope = {
         "type": "http",
         "method": "POST",
-        "path": "/echo",
+        "path": "/v1/align",
         "headers": [(b"content-length", b"10")],
     }
-    with caplog.at_level(logging.INFO, logger="dff.access"):
-        asyncio.run(front(echo=echo)(scope, receive, send))
+    behind = Front(app, config=FrontConfig())
+    with caplog.at_level(logging.INFO, logger="dff.access"), suppress(asyncio.CancelledError):
+        asyncio.run(behind(scope, receive, send))
     assert sent == []
     assert json.loads(caplog.records[0].message)["status"] == 499
+    counted = ask(behind, "GET", "/metrics").text
+    assert 'dff_requests_total{path="/v1/align",status="499"} 1.0' in counted
+
+
+def test_a_server_that_does_not_answer_has_failed() -> None:
+    async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
+        pass
+
+    answer = ask(Front(nothing, config=FrontConfig()), "GET", "/v1/models")
+    assert (answer.status_code, answer.json()["type"]) == (500, "/problems/internal")
+
+
+@pytest.mark.parametrize("swallows", [False, True], ids=["cancelled", "as-ray-serve"])
+def test_health_is_told_while_the_server_holds_requests_back(swallows: bool) -> None:
+    async def hold(scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(asyncio.CancelledError) if swallows else nullcontext():
+            await asyncio.sleep(60)
+
+    for path in ("/readyz", "/healthz", "/v2/health/ready"):
+        started = time.monotonic()
+        answer = ask(Front(hold, config=FrontConfig()), "GET", path)
+        assert (answer.status_code, answer.json()["type"]) == (503, "/problems/not-ready")
+        assert "did not answer within 1 s" in answer.json()["detail"]
+        assert answer.headers["retry-after"] == "5"
+        assert time.monotonic() - started < 10
+
+
+def test_a_server_that_ends_does_not_say_that_it_starts() -> None:
+    statuses = [404, 200, 404]
+
+    async def answer(request: Request) -> Response:
+        return PlainTextResponse("in plain text", statuses.pop(0))
+
+    app = front(readyz=answer)
+    kinds = [ask(app, "GET", "/readyz") for _ in range(3)]
+    assert kinds[0].json()["type"] == "/problems/not-ready"
+    assert kinds[1].status_code == 200
+    assert (kinds[2].status_code, kinds[2].json()["type"]) == (503, "/problems/stopping")
 
 
 @pytest.mark.parametrize("prefix", ["/faces", ""])
@@ -233,6 +299,45 @@ def test_metrics_count_what_was_answered(toy_model: MorphableModel) -> None:
     assert values["dff_decoded_bytes_total"] == str(float(2 * pixels().nbytes))
     assert values['dff_stage_seconds_count{stage="align"}'] == "2.0"
     assert "secret" not in metrics.text
+
+
+def test_invented_paths_add_no_series_to_the_metrics() -> None:
+    """Whoever refuses them: the application (404), or the front before it (401, 408, 413)."""
+    uploads = UploadLimits(chunk_seconds=0.01)
+    keys = hash_keys(["a key that is long"])
+    key = {"X-API-Key": "a key that is long"}
+    app = front(FrontConfig(uploads=uploads, keys=keys), echo=echo)
+
+    async def nothing() -> AsyncIterator[bytes]:
+        await asyncio.sleep(1)
+        yield b""
+
+    def read_series() -> set[str]:
+        lines = ask(app, "GET", "/metrics", headers=key).text.splitlines()
+        return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
+
+    def invent(name: str) -> list[int]:
+        large = {"Content-Length": str(1 << 40)}
+        return [
+            ask(app, "POST", f"/v1/{name}").status_code,
+            ask(app, "POST", f"/v1/{name}", headers=key | large).status_code,
+            ask(app, "POST", f"/v1/{name}", headers=key, content=nothing()).status_code,
+            ask(app, "GET", f"/v2/health/{name}", headers=key).status_code,
+        ]
+
+    read_series()
+    assert invent("first") == [401, 413, 408, 503]
+    before = read_series()
+    for number in range(5):
+        invent(f"x{number}")
+    assert read_series() == before
+    assert not any("first" in line for line in before)
+
+
+def test_every_route_has_its_series(toy_model: MorphableModel) -> None:
+    app = create_app(KnownAligner(toy_model))
+    described = {path.replace("{name}", NAME) for path in app.openapi()["paths"]}
+    assert described | {track_routes.PATH, "/metrics"} == metrics.PATHS
 
 
 def test_clients_do_not_change_the_limits_of_ray_serve() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
+import re
 import shutil
 import socket
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,14 +80,31 @@ def test_an_offer_of_http_2_is_left_unanswered(
     ],
     ids=["content-length", "no-request", "header-without-name"],
 )
-def test_what_is_no_http_is_answered_by_problem_details(server: int, head: str) -> None:
+def test_what_is_no_http_is_answered_by_problem_details(
+    server: int, head: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="dff.access")
+    before = read_refusals(server)
     with socket.create_connection(("127.0.0.1", server), timeout=30) as connection:
         connection.sendall(f"{head}\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     top, body = answer.split(b"\r\n\r\n", 1)
     assert top.startswith(b"HTTP/1.1 400 ")
     assert b"application/problem+json" in top
-    assert json.loads(body)["type"] == "/problems/bad-http"
+    problem = json.loads(body)
+    assert problem["type"] == "/problems/bad-http"
+    assert f"x-request-id: {problem['request_id']}\r\n".encode() in top + b"\r\n"
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "dff.access"]
+    (line,) = (line for line in lines if line["request_id"] == problem["request_id"])
+    assert (line["status"], line["sent"]) == (400, len(body))
+    assert read_refusals(server) == before + 1
+
+
+def read_refusals(server: int) -> float:
+    """How many requests the parser has refused by status 400."""
+    text = urllib.request.urlopen(f"http://127.0.0.1:{server}/metrics").read().decode()
+    found = re.search(r'^dff_unreadable_requests_total{status="400"} (.*)$', text, re.MULTILINE)
+    return float(found.group(1)) if found else 0.0
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")

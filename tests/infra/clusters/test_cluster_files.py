@@ -23,6 +23,7 @@ from dff.aligner.service.allocator import ENVIRONMENT
 from dff.aligner.service.http.limits import LARGE, LIMITS
 from dff.aligner.service.ray_serve import (
     PROXY_CALLBACK,
+    PROXY_HEALTH,
     REQUEST_TIMEOUT,
     parse_replicas,
     proxy_environment,
@@ -212,7 +213,7 @@ def test_the_service_listens_and_limits_as_the_program_does() -> None:
         ports = {one["name"]: one["containerPort"] for one in pod["containers"][0]["ports"]}
         assert ports["serve"] == port
         variables = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
-        for name in (*ENVIRONMENT, PRELOAD, PROXY_CALLBACK):
+        for name in (*ENVIRONMENT, PRELOAD, PROXY_CALLBACK, PROXY_HEALTH):
             assert variables[name] == local[name]
     (told,) = re.findall(r"limit of (\d+) MB", (K8S / "base" / "aligner_service.yaml").read_text())
     assert int(told) << 20 == max(LARGE, LIMITS.body)
