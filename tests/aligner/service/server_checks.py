@@ -69,14 +69,21 @@ def begin_upload(url: str, size: int = 100_000) -> bytes:
     return head.encode() + part.ljust(300, b"\xff")
 
 
+def check_health(client: httpx.Client, path: str) -> None:
+    """Health is good; a front tells otherwise while a busy machine takes longer than a second."""
+    started = time.monotonic()
+    while (status := client.get(path).status_code) == 503:
+        assert time.monotonic() - started < HEALTHY
+    assert status == 200
+    assert time.monotonic() - started < HEALTHY
+
+
 def check_silent_senders_stop_nobody(url: str) -> None:
     """More uploads that fall silent than the server takes at a time: others are answered."""
     with ExitStack() as stack, httpx.Client(base_url=url, timeout=20) as client:
         silent = [stack.enter_context(connection(url, begin_upload(url))) for _ in range(40)]
         for path in ("/healthz", "/readyz"):
-            started = time.monotonic()
-            assert client.get(path).status_code == 200
-            assert time.monotonic() - started < HEALTHY
+            check_health(client, path)
         answer = client.post("/v1/align", files={"image": encoded(pixels())})
         assert answer.status_code in ANSWERED, answer.text
         started = time.monotonic()
