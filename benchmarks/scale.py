@@ -53,8 +53,6 @@ from dff.pipeline.synthesis import Options, build_person, fill_shard, make_shard
 
 ROUNDS = 3
 PAGE = 1000  # keys that S3 lists, and deletes, in one request
-SECONDS, MEGABYTES = 60.0, 1000.0
-"""Bounds of listing, resuming and verifying a ledger of a million shards."""
 
 
 class Killed(Exception):

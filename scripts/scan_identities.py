@@ -85,19 +85,11 @@ class ScanIdentities:
     mean: Floats  # (V, 3) metres, head
     modes: Floats  # (K, V, 3) metres of one standard deviation
     kept: Floats  # (K, L) orthonormal columns: directions that the head learns
-    held_out: Floats  # (K, H) the others
 
     def sample(self, count: int, *, rng: np.random.Generator) -> Floats:
         """(count, V, 3) float32 people of the kept directions, with the variance of all."""
-        return self._people(self.kept, count, rng)
-
-    def sample_held_out(self, count: int, *, rng: np.random.Generator) -> Floats:
-        """The same of the directions that the head has not learned."""
-        return self._people(self.held_out, count, rng)
-
-    def _people(self, directions: Floats, count: int, rng: np.random.Generator) -> Floats:
-        total, used = directions.shape
-        row = rng.normal(size=(count, used)) * np.sqrt(total / used) @ directions.T
+        total, used = self.kept.shape
+        row = rng.normal(size=(count, used)) * np.sqrt(total / used) @ self.kept.T
         return np.asarray(self.mean + np.tensordot(row, self.modes, 1), dtype=np.float32)
 
 
@@ -122,7 +114,7 @@ def carry_scans(head: MorphableModel, path: Path) -> ScanIdentities:
     smooth = extend(head, shift, weight)
     turn = np.linalg.qr(np.random.default_rng(19).normal(size=(len(modes), len(modes))))[0]
     held = round(HELD_OUT * len(modes))
-    return ScanIdentities(head.template + smooth[0], smooth[1:], turn[:, held:], turn[:, :held])
+    return ScanIdentities(head.template + smooth[0], smooth[1:], turn[:, held:])
 
 
 def register_scans(

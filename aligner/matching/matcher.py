@@ -196,15 +196,13 @@ class Matcher:
             raise NoFace(describe_missing_face(found, photo))
         return sorted(good, key=lambda face: -Box.around(face.landmarks_3d[:, :2]).size)
 
-    def describe_largest(self, image: Bytes, box: Box | None = None) -> DescribedFace:
-        """Describe the largest face of a photo, or that of a box. Raises BadPhoto and NoFace."""
-        faces = self.aligner.config.batch
-        return self.aligner.run_to_end(self.describe_largest_in_steps(image, box, faces=faces))
-
     def describe_largest_in_steps(
         self, image: Bytes, box: Box | None = None, *, faces: int
     ) -> Steps[DescribedFace]:
-        """``describe_largest`` in steps like those of ``match_in_steps``."""
+        """Describe the largest face of a photo, or that of a box, in steps as ``match_in_steps``.
+
+        Raises BadPhoto and NoFace.
+        """
         check_image(image)
         found = yield from self._find_faces(image, box, "the photo", faces)
         return self.describe(image, found[0])

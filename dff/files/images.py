@@ -27,11 +27,6 @@ class FoundImages:
     passed_over: tuple[str, ...]  # the other files in the folders, but for images' landmarks
 
 
-def list_images(places: Iterable[Path]) -> list[Path]:
-    """The images of ``find_images``."""
-    return list(find_images(places).images)
-
-
 def find_images(places: Iterable[Path], *, without: Collection[Path] = ()) -> FoundImages:
     """The files, and the images in the folders and their sub-folders, among ``places``.
 

@@ -69,15 +69,12 @@ def align_frames(
     writer: VideoWriter | None = None,
     watch: Callable[[TimedFrame, list[Tracked], Intrinsics], None] | None = None,
     focal: float | None = None,
-    progress: bool = False,
 ) -> Iterator[AlignedFrame]:
-    """The tracked faces of each frame, in order.
+    """The tracked faces of each frame, in order, with a progress bar.
 
     ``writer`` gets the drawn frames, and ``watch`` each frame with its faces.
     """
-    frames = tqdm(
-        reader.frames(), total=reader.frame_count or None, unit=" frames", disable=not progress
-    )
+    frames = tqdm(reader.frames(), total=reader.frame_count or None, unit=" frames")
     moments = iter(frames)
     first = next(moments, None)
     if first is None:
@@ -113,31 +110,6 @@ def settling_seconds(frame_bytes: int, rate: float) -> float:
     return min(SETTLING, HELD / (frame_bytes * rate))
 
 
-def align_video(
-    aligner: Aligner,
-    path: Path,
-    *,
-    smooth: bool = True,
-    drawing: Path | None = None,
-    progress: bool = False,
-) -> Iterator[AlignedFrame]:
-    """The tracked faces of each frame of a video file, in order.
-
-    ``drawing``: write the video, with its sound and with the faces drawn on it, to this file.
-    Raises BadVideo for a video that can't be read, has no frame or can't be written, and, after the
-    last frame, NoFace when none showed a face.
-    """
-    if drawing is not None:
-        check_drawing(drawing)
-    with open_video(path) as reader, _writer(drawing, reader) as writer:
-        seen, refused = 0, ""
-        for frame in align_frames(aligner, reader, smooth=smooth, writer=writer, progress=progress):
-            seen, refused = seen + len(frame.faces), frame.refused
-            yield frame
-        _check_frames(path, reader)
-    _check_faces(path, reader, seen, refused)
-
-
 def align_video_file(
     aligner: Aligner,
     path: Path,
@@ -150,14 +122,18 @@ def align_video_file(
     focal: float | None = None,
     extras: tuple[str, ...] = (),
 ) -> str:
-    """``align_video`` with a progress bar; a summary in words.
+    """Align the faces of a video file, with a progress bar; a summary in words.
 
+    ``drawing``: write the video, with its sound and with the faces drawn on it, to this file.
     ``table``: CSV of the faces. ``mesh``: GLB of the head of the longest track, animated.
     ``focal``: pixels, of the camera, by default assumed. ``extras``: of ``FaceDescriber``.
 
     ``json_out``: file for each frame's ``frame`` (number, from 0), ``time`` (seconds since the
     first) and ``faces``, alignments each with the number of its ``track``: one line of JSON for
     each frame if its name ends in .jsonl, else an array of them.
+
+    Raises BadVideo for a video that can't be read, has no frame or can't be written, and, after the
+    last frame, NoFace when none showed a face.
     """
     if drawing is not None:
         check_drawing(drawing)
@@ -174,7 +150,7 @@ def align_video_file(
         writer = stack.enter_context(_writer(drawing, reader))
         watch = None if mesh is None else recorder.add
         for frame in align_frames(
-            aligner, reader, smooth=smooth, writer=writer, watch=watch, focal=focal, progress=True
+            aligner, reader, smooth=smooth, writer=writer, watch=watch, focal=focal
         ):
             if table is not None:
                 append_file(table, frame.rows(number, rows).encode())

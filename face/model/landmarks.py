@@ -163,23 +163,6 @@ class LandmarkTable:
         chosen = np.take_along_axis(self.contour, reach.argmax(1)[:, None], 1)[:, 0]
         return np.concatenate([chosen, self.inner])
 
-    def contour_points(
-        self, vertices: Floats, vertices_px: Floats, template: Floats, *, tolerance: float
-    ) -> Floats:
-        """(68, D) points of the 2D scheme, which follow (V, D) ``vertices`` without jumps.
-
-        Candidates of a jaw landmark whose reach differs from the outermost one's by much less than
-        ``tolerance`` pixels count alike, and the landmark is their mean. The other arguments are
-        those of ``contour_vertices``.
-        """
-        out = np.empty((68, vertices.shape[1]))
-        template = np.asarray(template, np.float64)
-        fill_contour(
-            self._reach(vertices_px, template), tolerance, vertices, self.contour, out[JAW]
-        )
-        out[INNER] = vertices[self.inner]
-        return out
-
     def _reach(self, vertices_px: Floats, template: Floats) -> Floats:
         """(17, L) pixels by which each candidate of a jaw landmark lies outwards."""
         out = np.empty(self.contour.shape)

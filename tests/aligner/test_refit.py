@@ -176,7 +176,7 @@ def test_a_photo_without_a_face_tells_what_was_refused(
     with pytest.raises(NoFace, match=f"^{why}$"):
         find_landmarks(photo.read_bytes(), aligner, confidence=0.5)
     with pytest.raises(NoFace, match="in the photo with sufficient confidence by these"):
-        Matcher(aligner).describe_largest(PHOTO)
+        aligner.run_to_end(Matcher(aligner).describe_largest_in_steps(PHOTO, faces=8))
 
 
 def test_a_preset_may_leave_it_out(oracle_aligner: Aligner) -> None:

@@ -17,12 +17,12 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.service.app import create_app
 from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.keys import hash_keys
-from dff.aligner.service.uvicorn_server import serving_with_uvicorn
 from dff.face.errors import BadPhoto, ServiceError
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded, pixels
 from tests.aligner.known_aligner import WIDE, KnownAligner
+from tests.aligner.service.uvicorn_thread import serving_with_uvicorn
 
 KEY = "a key of the team"
 

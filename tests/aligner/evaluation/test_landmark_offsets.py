@@ -49,6 +49,7 @@ from dff.face.model.morphable import MorphableModel
 from dff.infra.datasets.split import assign_split, default_group
 from dff.infra.networks import weights
 from tests.aligner.oracle import PositionCode, Scene, make_scene
+from tests.face.model.contour import contour_points
 
 CONFIG = OffsetConfig()
 FLIP = np.array([-1.0, 1.0, 1.0])
@@ -204,7 +205,8 @@ def test_offsets_move_landmarks_and_nothing_else(oracle_aligner: Aligner, scene:
         for one in (oracle_aligner, with_landmark_offsets(oracle_aligner, landmark_offsets))
     )
     both = np.concatenate([face.coefficients.identity, face.coefficients.expression])
-    on_contour = model.landmarks.contour_points(
+    on_contour = contour_points(
+        model.landmarks,
         face.vertices,
         face.vertices_px[:, :2],
         model.template,
@@ -243,7 +245,8 @@ def test_without_offsets_landmarks_lie_on_the_mesh(oracle_aligner: Aligner, scen
     (face,) = oracle_aligner.align(scene.image, [scene.box])
     table, px = oracle_aligner.model.landmarks, face.vertices_px
     np.testing.assert_allclose(face.landmarks_3d, px[table.vertex], atol=1e-9)
-    on_contour = table.contour_points(
+    on_contour = contour_points(
+        table,
         face.cam_from_head.apply(face.vertices),
         px[:, :2],
         oracle_aligner.model.template,

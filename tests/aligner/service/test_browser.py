@@ -26,9 +26,9 @@ from dff.aligner.service.app import create_app
 from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.keys import hash_keys
 from dff.aligner.service.http.limits import Limits
-from dff.aligner.service.uvicorn_server import serving_with_uvicorn
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.oracle import PositionCode, make_scene
+from tests.aligner.service.uvicorn_thread import serving_with_uvicorn
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
 CHROMIUM = shutil.which("chromium")

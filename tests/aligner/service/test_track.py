@@ -17,12 +17,12 @@ from dff.aligner.service.app import create_app
 from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.keys import hash_keys
 from dff.aligner.service.http.limits import Limits
-from dff.aligner.service.uvicorn_server import serving_with_uvicorn
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.image_files import encoded
 from tests.aligner.known_aligner import KnownAligner
 from tests.aligner.oracle import PositionCode, Scene, make_scene
+from tests.aligner.service.uvicorn_thread import serving_with_uvicorn
 
 PATIENT = Limits(deadline=120.0, sessions=1, silence=120.0)  # seconds, on a busy machine
 KEY = "0123456789abcdef"

@@ -13,11 +13,12 @@ import pytest
 
 from dff.aligner.service.app import create_app
 from dff.aligner.service.server_config import ServerConfig
-from dff.aligner.service.uvicorn_server import serve_aligner_with_uvicorn, serving_with_uvicorn
+from dff.aligner.service.uvicorn_server import serve_aligner_with_uvicorn
 from dff.face.errors import ClusterError
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.known_aligner import KnownAligner
 from tests.aligner.service.server_checks import CHECKS, FRONT
+from tests.aligner.service.uvicorn_thread import serving_with_uvicorn
 
 
 @pytest.fixture(scope="module")

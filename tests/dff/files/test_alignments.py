@@ -37,7 +37,7 @@ from dff.files.alignments import (
     read_finished,
     to_json,
 )
-from dff.files.images import find_images, list_images, unique_names
+from dff.files.images import find_images, unique_names
 from dff.files.outputs import assign_outputs
 from dff.files.photo_bar import LARGE
 from dff.infra.files import append_file, write_file
@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_is_aligned_in_the_order_of_its_names(
     folder: Path, toy_model: MorphableModel
 ) -> None:
-    results = list(align_files(KnownAligner(toy_model), list_images([folder])))  # type: ignore[arg-type]
+    results = list(align_files(KnownAligner(toy_model), find_images([folder]).images))  # type: ignore[arg-type]
     assert [r.path.name for r in results] == [f"{i:03d}.png" for i in range(BATCH + 3)]
     # The known aligner's box is the middle half of each image: answers belong to their own files.
     assert [r.faces[0].box.width for r in results] == [(40 + i) / 2 for i in range(BATCH + 3)]
@@ -66,7 +66,8 @@ def test_a_folder_is_aligned_in_the_order_of_its_names(
 def test_a_bad_file_is_named_and_stops_nothing(folder: Path, toy_model: MorphableModel) -> None:
     (folder / "004.png").write_bytes((folder / "004.png").read_bytes()[:60])
     (folder / "005.png").write_bytes(b"")
-    results = {r.path.name: r for r in align_files(KnownAligner(toy_model), list_images([folder]))}  # type: ignore[arg-type]
+    paths = find_images([folder]).images
+    results = {r.path.name: r for r in align_files(KnownAligner(toy_model), paths)}  # type: ignore[arg-type]
     assert [name for name, r in results.items() if r.error] == ["004.png", "005.png"]
     assert all(len(r.faces) == 1 for name, r in results.items() if not r.error)
     assert to_json(results.values(), FaceDescriber(toy_model))["004.png"] == {
@@ -127,7 +128,7 @@ def test_boxes_go_to_their_files(folder: Path, tmp_path: Path, toy_model: Morpha
     file.write_text(
         json.dumps({"003.png": [[1, 2, 30, 31], [5, 5, 20, 20]], "absent.png": [[0, 0, 1, 1]]})
     )
-    paths = list_images([folder])[:5]
+    paths = find_images([folder]).images[:5]
     boxes, unmatched = assign_boxes(read_boxes(file), paths)
     assert unmatched == ["absent.png"]
     results = {
@@ -180,9 +181,9 @@ def test_large_images_are_not_held_together(
             sizes.append(len(images))
             return super().align_batch(images, boxes)
 
-    paths = list_images([folder])
+    paths = find_images([folder]).images
     results = list(align_files(Counting(toy_model), paths))  # type: ignore[arg-type]
-    assert [r.path for r in results] == paths
+    assert tuple(r.path for r in results) == paths
     assert max(sizes) <= 4
     assert sum(sizes) == len(paths)
 
@@ -211,13 +212,15 @@ def test_a_bad_box_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
 
 def test_missing_and_empty_places_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(BadPhoto, match="nowhere"):
-        list_images([tmp_path / "nowhere"])
+        find_images([tmp_path / "nowhere"])
     with pytest.raises(BadPhoto, match="no image"):
-        list_images([tmp_path])
+        find_images([tmp_path])
 
 
 def test_a_mistyped_path_stops_no_other_image(folder: Path, toy_model: MorphableModel) -> None:
-    paths = list_images([folder / "typo.png", *list_images([folder])[:2], folder / "no_folder"])
+    paths = find_images(
+        [folder / "typo.png", *find_images([folder]).images[:2], folder / "no_folder"]
+    ).images
     results = [*align_files(KnownAligner(toy_model), paths)]  # type: ignore[arg-type]
     assert [one.error for one in results] == [MISSING, "", "", MISSING]
 
@@ -365,7 +368,7 @@ def test_a_stopped_folder_is_resumed(
     folder: Path, tmp_path: Path, toy_model: MorphableModel
 ) -> None:
     lines = tmp_path / "out.jsonl"
-    files = list_images([folder])[:3]
+    files = find_images([folder]).images[:3]
     describer = FaceDescriber(toy_model)
     whole = [
         r.to_json_line(r.path.name, describer)

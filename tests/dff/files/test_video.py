@@ -22,7 +22,7 @@ from dff.face.errors import BadVideo, MissingExtra, NoFace
 from dff.face.geometry.camera import Box
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
-from dff.files.video import HELD, align_video, align_video_file, settling_seconds
+from dff.files.video import HELD, align_video_file, settling_seconds
 from dff.files.video_ends import find_missing_end
 from dff.files.video_io import GAP, VideoWriter, is_video, lacks_frames, open_video
 from tests.aligner.known_aligner import known_alignment
@@ -232,21 +232,21 @@ def test_videos_that_give_nothing_say_why(
     oracle: Aligner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(BadVideo, match="is not a file"):
-        list(align_video(oracle, tmp_path / "none.mp4"))
+        align_video_file(oracle, tmp_path / "none.mp4")
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"not a video" * 100)
     with pytest.raises(BadVideo, match=r"can't be read as a video: no known format"):
-        list(align_video(oracle, broken))
+        align_video_file(oracle, broken)
     broken.write_bytes(b"")
     with pytest.raises(BadVideo, match="it is empty"):
-        list(align_video(oracle, broken))
+        align_video_file(oracle, broken)
     black = write_film(tmp_path / "black.mkv", [np.zeros((64, 64, 3), np.uint8)] * 2)
     with pytest.raises(NoFace, match="2 frames"):
-        list(align_video(oracle, black))
+        align_video_file(oracle, black)
     monkeypatch.setattr(Aligner, "align", lambda self, image: FoundFaces([], [refused]))
     refused = replace(known_alignment(oracle.model, Box(10, 10, 40, 40)), reason="it is a cat")
     with pytest.raises(NoFace, match=r"in the last one 1 candidate refused; reason: it is a cat"):
-        list(align_video(oracle, black))
+        align_video_file(oracle, black)
 
 
 @pytest.mark.parametrize("out", ["d.mp4", "d.mov", "d.mkv", "d.webm"])
@@ -306,10 +306,12 @@ def test_a_full_disk_leaves_no_part_of_a_drawn_video(tmp_path: Path) -> None:
 def test_a_video_file_is_aligned_and_drawn(oracle: Aligner, scene: Scene, tmp_path: Path) -> None:
     film = write_film(tmp_path / "film.mkv", [scene.image] * 4, codec="ffv1", sound="aac")
     drawn = tmp_path / "drawn.mp4"
-    found = list(align_video(oracle, film, drawing=drawn))
-    assert [[one.track for one in frame.faces] for frame in found] == [[0]] * 4
-    np.testing.assert_allclose([frame.time for frame in found], [0.0, 0.04, 0.08, 0.12], atol=1e-3)
-    assert nme_box(found[-1].faces[0].face.landmarks_3d[:, :2], scene.landmarks) < 0.05
+    align_video_file(oracle, film, json_out=tmp_path / "film.json", drawing=drawn)
+    found = json.loads((tmp_path / "film.json").read_text())
+    assert [[one["track"] for one in frame["faces"]] for frame in found] == [[0]] * 4
+    assert [frame["time"] for frame in found] == [0.0, 0.04, 0.08, 0.12]
+    last = np.array(found[-1]["faces"][0]["landmarks_3d"])
+    assert nme_box(last[:, :2], scene.landmarks) < 0.05
     images = read(drawn)[0]
     assert len(images) == 4
     assert np.abs(images[0].astype(int) - scene.image).mean() > 1.0

@@ -21,6 +21,7 @@ from dff.face.model.landmarks import (
     nme_iod,
 )
 from dff.face.model.morphable import MorphableModel
+from tests.face.model.contour import contour_points
 
 
 def test_names() -> None:
@@ -131,7 +132,7 @@ def test_points_on_the_contour_follow_the_face_without_jumps(open_head: Morphabl
     for yaw in np.arange(-60.0, 60.0, 0.5):
         seen = 1000.0 * template @ rotation_from_angles(yaw, 0.0, 0.0).T  # pixels of a millimetre
         chosen = table.contour_vertices(seen[:, :2], template)
-        found = table.contour_points(seen, seen[:, :2], template, tolerance=0.3)
+        found = contour_points(table, seen, seen[:, :2], template, tolerance=0.3)
         np.testing.assert_array_equal(found[INNER], seen[table.inner])
         side = np.sign(found[JAW_ENDS[1], 0] - found[JAW_ENDS[0], 0])
         outwards = side * np.r_[-np.ones(7), np.ones(7)]
@@ -150,8 +151,8 @@ def test_the_used_vertices_alone_give_the_same_points(open_head: MorphableModel)
     seen = 1000.0 * template @ rotation_from_angles(35.0, 10.0, -20.0).T
     used = table.used
     np.testing.assert_array_equal(
-        table.among_used.contour_points(seen[used], seen[used, :2], template[used], tolerance=0.3),
-        table.contour_points(seen, seen[:, :2], template, tolerance=0.3),
+        contour_points(table.among_used, seen[used], seen[used, :2], template[used], tolerance=0.3),
+        contour_points(table, seen, seen[:, :2], template, tolerance=0.3),
     )
     np.testing.assert_array_equal(used[table.among_used.vertex], table.vertex)
 
