@@ -20,7 +20,7 @@ from dff.face.io.assets import load_albedo
 from dff.face.model.landmarks import LEFT_EYE, RIGHT_EYE
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.render.frame import Frame, render, sample_texture, shaded
-from dff.face.texture.albedo_completion import PhotoTexture, recover_texture
+from dff.face.texture.albedo_completion import COMPLETION, PhotoTexture, recover_texture
 from dff.face.texture.fitted_head import build_fitted_head
 from dff.face.texture.unwrapping import LUMA, tabulate_tones
 from dff.face.texture.uv_atlas import build_uv_atlas, mirror_points
@@ -238,6 +238,31 @@ def test_a_photo_without_colours_gives_grey_light_and_coloured_skin(
     # Under the photo's light it is as the photo was.
     lit = found.lit.reshape(-1, 3)
     assert np.allclose(lit.mean(0) / lit.mean(), np.array(tone) / np.mean(tone), atol=0.06)
+
+
+def test_teeth_take_less_of_the_hue_of_the_light_than_skin(
+    open_head: MorphableModel, truth: Floats
+) -> None:
+    """A pale skin is taken for one under bluish light, but its teeth are not blue."""
+    recovery, _ = photograph(open_head, truth, 10.0)
+    hue = np.array([0.8, 1.0, 1.25])
+    pale = np.clip(np.round(recovery.crop * hue), 0, 255).astype(np.uint8)
+    bluish = replace(recovery, crop=pale, light=recovery.light * hue)
+    config, albedo = replace(COMPLETION, lit_scale=1.0), load_albedo()
+    atlas = build_uv_atlas(open_head, TEXELS)
+    ratios = {}
+    for name in ("face", "teeth"):
+        of_region = open_head.region[atlas.points.triangle] == open_head.region_names.index(name)
+        lit = (
+            recover_texture(
+                build_fitted_head(one, open_head), albedo=albedo, size=TEXELS, config=config
+            ).lit.reshape(-1, 3)[atlas.texel[of_region]]
+            for one in (recovery, bluish)
+        )
+        before, after = (np.log(texels[:, 2] / texels[:, 0]) for texels in lit)
+        ratios[name] = float(np.median(after - before)) / float(np.log(hue[2] / hue[0]))
+    assert ratios["face"] == pytest.approx(1.0, abs=0.1)
+    assert ratios["teeth"] == pytest.approx(config.hue_of_light, abs=0.02)
 
 
 def test_grey_photos_are_distinguished_from_coloured_ones(
