@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from dff.aligner.service.schema import Answer, ImageSize, ModelInfo
@@ -21,8 +23,8 @@ class MatchedPoint(Answer):
     )
     visible: bool = Field(description="the second photo more likely shows the point than not")
     visibility: float = Field(description="probability that the second photo shows the point")
-    status: str = Field(
-        description='"visible", "not visible" or "not on a face"', examples=["visible"]
+    status: Literal["visible", "not visible", "not on a face"] = Field(
+        description="the same in words", examples=["visible"]
     )
 
 

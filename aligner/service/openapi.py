@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from importlib.resources import files
 from typing import Any
 
+import cv2
+import numpy as np
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from dff.aligner.service.http.keys import GUARDED
 from dff.aligner.service.routes.models import NAME
 
-_PHOTO = "/9j/4AAQSkZJRg=="  # the base64 of a JPEG begins so
 KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
-# of the fields that every request may have; a list or an object, not text, as in JSON
-_EXAMPLES: dict[str, Any] = {
-    "image": _PHOTO,
-    "images": [_PHOTO, _PHOTO],
-    "image_a": _PHOTO,
-    "image_b": _PHOTO,
-    "points": [[120.5, 80.0]],
-    "landmarks": ["nose_tip", "chin"],
-}
+# of fields that are no files; a list or an object, not text, as in JSON
+_EXAMPLES: dict[str, Any] = {"points": [[12.5, 8.0]], "landmarks": ["nose_tip", "chin"]}
 _FORM = "multipart/form-data"
 _BINARY = {"type": "string", "format": "binary"}
+_FILE = "application/octet-stream"  # FastAPI's type of files in forms
+_METRICS = {
+    "get": {
+        "tags": ["health"],
+        "summary": "Metrics",
+        "description": "Counts and durations of requests, in the text format of Prometheus.",
+        "operationId": "metrics",
+        "responses": {
+            "200": {
+                "description": "the metrics",
+                "content": {"text/plain": {"schema": {"type": "string"}}},
+            }
+        },
+    }
+}
+_HEADERS = {
+    "X-Request-ID": {
+        "description": "id of the request, the client's where it sent one",
+        "schema": {"type": "string"},
+    },
+    "Retry-After": {
+        "description": "seconds after which the request may be sent again",
+        "schema": {"type": "integer"},
+    },
+}
 
 
 def describe(app: FastAPI, *, keys: bool) -> dict[str, Any]:
@@ -47,6 +67,8 @@ def describe(app: FastAPI, *, keys: bool) -> dict[str, Any]:
                 _add_examples(operation, path, examples)
                 if keys and path.startswith(GUARDED):
                     operation["security"] = [{name: []} for name in KEYS]
+        schema["paths"]["/metrics"] = _METRICS
+        _add_headers(schema)
         if keys:
             schema["components"]["securitySchemes"] = KEYS
         app.openapi_schema = schema
@@ -82,7 +104,9 @@ def _add_examples(operation: dict[str, Any], path: str, examples: dict[str, Any]
     request = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if request is not None:
         request["example"] = {
-            name: _EXAMPLES[name] for name in request["schema"]["properties"] if name in _EXAMPLES
+            name: _photo_example(about) if _is_base64(about) else _EXAMPLES[name]
+            for name, about in request["schema"]["properties"].items()
+            if _is_base64(about) or name in _EXAMPLES
         }
     answer = operation["responses"]["200"].get("content", {}).get("application/json")
     example = examples.get(path.replace("{name}", NAME))
@@ -90,15 +114,40 @@ def _add_examples(operation: dict[str, Any], path: str, examples: dict[str, Any]
         answer["example"] = example
 
 
+def _add_headers(schema: dict[str, Any]) -> None:
+    """The headers of every answer, and of those that ask for patience."""
+    schema["components"]["headers"] = _HEADERS
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                names = [*_HEADERS] if status == "503" else ["X-Request-ID"]
+                response["headers"] = {
+                    name: {"$ref": f"#/components/headers/{name}"} for name in names
+                }
+
+
+def _photo_example(about: dict[str, Any]) -> str | list[str]:
+    """The base64 of a small grey JPEG file, twice for a list of them."""
+    good, data = cv2.imencode(".jpg", np.full((16, 16), 128, np.uint8))
+    assert good
+    text = base64.b64encode(bytes(data)).decode()
+    return [text, text] if "items" in about else text
+
+
+def _is_base64(about: dict[str, Any]) -> bool:
+    return "contentEncoding" in about.get("items", about)
+
+
 def _is_file(about: dict[str, Any]) -> bool:
     each = about.get("items", about)
-    return "contentMediaType" in each or each.get("format") == "binary"
+    return each.get("contentMediaType") == _FILE or each.get("format") == "binary"
 
 
 def _to_json(about: dict[str, Any]) -> dict[str, Any]:
     """A field of a form in JSON: files are base64, and other fields are no text but JSON."""
-    told: dict[str, Any] = {key: about[key] for key in ("title", "description") if key in about}
+    kept = ("title", "description", "maxItems")
+    told: dict[str, Any] = {key: about[key] for key in kept if key in about}
     if not _is_file(about):
-        return told
+        return told | about["contentSchema"]
     text = {"type": "string", "contentEncoding": "base64"}
     return told | ({"type": "array", "items": text} if "items" in about else text)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import anyio
-from fastapi import UploadFile
-from pydantic import TypeAdapter, ValidationError
+from fastapi import Form, UploadFile
+from pydantic import Field, TypeAdapter, ValidationError
 
 from dff.aligner.image_checks import check_box
-from dff.aligner.service.http.limits import Limits
+from dff.aligner.service.http.limits import LIMITS, Limits
 from dff.aligner.service.http.problems import Problem
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
@@ -40,6 +40,12 @@ class JsonField(Generic[T]):
     form: str  # of its content, in words and for people
     problem: str = "bad-request"  # the kind of problem that another content is
 
+    def parameter(self, description: str) -> Any:
+        """The field as FastAPI takes it; its schema says what the text holds."""
+        schema = self.content.json_schema()
+        about = {"contentMediaType": "application/json", "contentSchema": schema}
+        return Form(description=description, json_schema_extra=about)
+
     def parse(self, name: str, text: str) -> T:
         """The content of the field ``name``. Raises a Problem, which says what it should be."""
         try:
@@ -66,14 +72,16 @@ def _explain(name: str, error: Mapping[str, Any]) -> str:
     return f"{where} is {KINDS_OF_JSON.get(type(error['input']), 'another value')}"
 
 
+# as many as a request may have, which ``check_count`` checks
+BoxList = Annotated[list[BoxCorners], Field(json_schema_extra={"maxItems": LIMITS.boxes})]
 # null, for a photo or for all: faces are detected
 BOXES: JsonField[list[BoxCorners] | None] = JsonField(
-    TypeAdapter(list[BoxCorners] | None),
+    TypeAdapter(BoxList | None),
     "[[x0, y0, x1, y1], ...], a box for each face",
     "bad-boxes",
 )
 BOXES_OF_EACH: JsonField[list[list[BoxCorners] | None] | None] = JsonField(
-    TypeAdapter(list[list[BoxCorners] | None] | None),
+    TypeAdapter(list[BoxList | None] | None),
     "with null or [[x0, y0, x1, y1], ...] for each image",
     "bad-boxes",
 )

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Annotated
 
 import cv2
-from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Query, Request, Response, UploadFile
 
 from dff.aligner.alignment import Alignment
 from dff.aligner.draw import draw
@@ -65,8 +65,8 @@ async def read_photo_request(
     image: Annotated[UploadFile, File(description="a JPEG, PNG or WebP file")],
     boxes: Annotated[
         str | None,
-        Form(
-            description="JSON [[x0, y0, x1, y1], ...] in pixels, one box for each face. "
+        BOXES.parameter(
+            "JSON [[x0, y0, x1, y1], ...] in pixels, one box for each face. "
             "Default: faces are detected"
         ),
     ] = None,

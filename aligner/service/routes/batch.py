@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from dff.aligner.service.http.fields import FormRoute
 from dff.aligner.service.http.forms import BOXES_OF_EACH, check_count, parse_boxes_of_each
@@ -31,9 +31,8 @@ async def align_batch(
     describe: DescribeFace,
     boxes: Annotated[
         str | None,
-        Form(
-            description="JSON: for each image null (faces are detected) or "
-            "[[x0, y0, x1, y1], ...] in pixels"
+        BOXES_OF_EACH.parameter(
+            "JSON: for each image null (faces are detected) or [[x0, y0, x1, y1], ...] in pixels"
         ),
     ] = None,
     mesh: Mesh = False,

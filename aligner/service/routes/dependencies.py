@@ -115,7 +115,11 @@ def _arrived(request: Request) -> float:
 
 LongDeadline = Annotated[float, Depends(get_long_deadline)]
 Images = Annotated[
-    list[UploadFile], File(description="JPEG, PNG or WebP files: repeat the field for each")
+    list[UploadFile],
+    File(
+        description="JPEG, PNG or WebP files: repeat the field for each",
+        json_schema_extra={"maxItems": LIMITS.photos},
+    ),
 ]
 Mesh = Annotated[
     bool, Query(description="also the meshes in pixels, and the triangles of the face model")

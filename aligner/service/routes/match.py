@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar
 import anyio
 import cv2
 import numpy as np
-from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
-from pydantic import TypeAdapter
+from fastapi import APIRouter, File, Query, Request, Response, UploadFile
+from pydantic import Field, TypeAdapter
 from scipy.special import expit
 from starlette.exceptions import HTTPException
 
@@ -64,9 +64,16 @@ FEATURES_RESPONSES: Responses = {**ALIGN_RESPONSES, 200: {"description": "the de
 router = APIRouter(tags=["match"], route_class=FormRoute)
 
 T = TypeVar("T")
-_POINTS = JsonField(TypeAdapter(list[tuple[float, float]]), "[[x, y], ...] in pixels")
-_NAMES = JsonField(TypeAdapter(list[str]), 'names such as ["nose_tip", "chin"]')
-_NUMBERS = JsonField(TypeAdapter(list[int]), "numbers of vertices such as [12, 40]")
+Several = Field(json_schema_extra={"maxItems": POINTS})
+_POINTS: JsonField[list[tuple[float, float]]] = JsonField(
+    TypeAdapter(Annotated[list[tuple[float, float]], Several]), "[[x, y], ...] in pixels"
+)
+_NAMES: JsonField[list[str]] = JsonField(
+    TypeAdapter(Annotated[list[str], Several]), 'names such as ["nose_tip", "chin"]'
+)
+_NUMBERS: JsonField[list[int]] = JsonField(
+    TypeAdapter(Annotated[list[int], Several]), "numbers of vertices such as [12, 40]"
+)
 
 
 @router.post(PATH, response_model=MatchAnswer, responses=MATCH_RESPONSES)
@@ -77,20 +84,20 @@ async def match(
     image_a: Annotated[UploadFile, File(description="the photo in which the points are given")],
     image_b: Annotated[UploadFile, File(description="the photo in which they are found")],
     points: Annotated[
-        str | None, Form(description="JSON [[x, y], ...] in pixels of the first photo")
+        str | None, _POINTS.parameter("JSON [[x, y], ...] in pixels of the first photo")
     ] = None,
     landmarks: Annotated[
-        str | None, Form(description='JSON names of landmarks, such as ["nose_tip", "chin"]')
+        str | None, _NAMES.parameter('JSON names of landmarks, such as ["nose_tip", "chin"]')
     ] = None,
     vertices: Annotated[
-        str | None, Form(description="JSON numbers of vertices of the face model")
+        str | None, _NUMBERS.parameter("JSON numbers of vertices of the face model")
     ] = None,
     box_a: Annotated[
         str | None,
-        Form(description="JSON [x0, y0, x1, y1]: the face of the first photo that is meant"),
+        BOX.parameter("JSON [x0, y0, x1, y1]: the face of the first photo that is meant"),
     ] = None,
     box_b: Annotated[
-        str | None, Form(description="the same of the second; default: its largest face")
+        str | None, BOX.parameter("the same of the second; default: its largest face")
     ] = None,
     heat_map: Annotated[bool, Query(description="also where the second photo is similar")] = False,
 ) -> Response:
@@ -185,7 +192,7 @@ async def features(
     image: Annotated[UploadFile, File(description="a JPEG, PNG or WebP file")],
     box: Annotated[
         str | None,
-        Form(description="JSON [x0, y0, x1, y1]: the face that is meant; default: the largest"),
+        BOX.parameter("JSON [x0, y0, x1, y1]: the face that is meant; default: the largest"),
     ] = None,
 ) -> Response:
     """The Deep Face Feature of every pixel of a face, and where the pixels lie in the photo."""

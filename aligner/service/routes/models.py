@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from pydantic import Field
 
 from dff.aligner.service.align_service import AlignService
@@ -77,10 +78,18 @@ async def server_ready(_: Readiness) -> Ready:
     "/v2/models/{name}",
     responses=describe_problems("unauthorized", "no-model", "bad-request"),
 )
-async def describe_model(name: str) -> ModelMetadata:
+async def describe_model(
+    request: Request,
+    name: Annotated[
+        str, Path(description=f"{NAME}, or the name of weights that are served, as in `/v1/models`")
+    ],
+) -> ModelMetadata:
     """Names and shapes of what `/v1/align` takes and answers for each face."""
-    if name != NAME:
-        raise Problem("no-model", f"there is no model {name[:40]!r}: the server's is {NAME!r}")
+    known = [NAME, *request.app.state.services]
+    if name not in known:
+        raise Problem(
+            "no-model", f"there is no model {name[:40]!r}: the server has {', '.join(known)}"
+        )
     outputs = {
         "box": [-1, 4],
         "landmarks_2d": [-1, 68, 2],
@@ -93,7 +102,7 @@ async def describe_model(name: str) -> ModelMetadata:
         "expression": [-1, -1],
     }
     return ModelMetadata(
-        name=NAME,
+        name=name,
         versions=["1"],
         platform="dff",
         inputs=[Tensor(name="image", datatype="BYTES", shape=[1])],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, Request, Response, UploadFile
 
 from dff.aligner.alignment import PersonAlignment
 from dff.aligner.mesh_file import glb
@@ -65,8 +65,8 @@ async def read_person_request(
     deadline: LongDeadline,
     boxes: Annotated[
         str | None,
-        Form(
-            description="JSON: for each image null (the largest face) or [x0, y0, x1, y1] in pixels"
+        BOX_OF_EACH.parameter(
+            "JSON: for each image null (the largest face) or [x0, y0, x1, y1] in pixels"
         ),
     ] = None,
 ) -> PersonRequest:

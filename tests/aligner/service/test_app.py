@@ -548,6 +548,41 @@ def test_limits_must_be_positive() -> None:
         Limits(body=0)
 
 
+def test_fields_are_described_with_their_types_and_limits(client: TestClient) -> None:
+    api = client.get("/openapi.json").json()
+
+    def fields(path: str) -> Any:
+        content = api["paths"][path]["post"]["requestBody"]["content"]
+        return content["application/json"]["schema"]["properties"]
+
+    boxes, _ = fields("/v1/align")["boxes"]["anyOf"]
+    assert boxes["maxItems"] == Limits().boxes
+    assert boxes["items"]["prefixItems"] == [{"type": "number"}] * 4
+    assert fields("/v1/align/batch")["images"]["maxItems"] == Limits().photos
+    match = fields("/v1/match")
+    assert [match[name]["maxItems"] for name in ("points", "landmarks", "vertices")] == [1024] * 3
+    assert match["vertices"]["items"] == {"type": "integer"}
+    # in a form the same is the content of a text
+    form = api["components"]["schemas"]["Body_align"]["properties"]["boxes"]
+    assert form["contentMediaType"] == "application/json"
+    assert form["contentSchema"]["anyOf"][0] == boxes
+    for operations in api["paths"].values():
+        for operation in operations.values():
+            for response in operation["responses"].values():
+                assert "X-Request-ID" in response["headers"]
+    assert "Retry-After" in api["paths"]["/v1/align"]["post"]["responses"]["503"]["headers"]
+    answer = client.get("/metrics")
+    assert "text/plain" in api["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
+    assert answer.headers["content-type"].startswith("text/plain")
+
+
+def test_the_examples_of_requests_can_be_sent(client: TestClient) -> None:
+    api = client.get("/openapi.json").json()
+    for path in ("/v1/align", "/v1/align/batch", "/v1/align/person", "/v1/align.glb"):
+        body = api["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"]
+        assert client.post(path, json=body).status_code == 200, path
+
+
 def test_every_operation_has_examples_that_are_valid(client: TestClient) -> None:
     api = client.get("/openapi.json").json()
     for path, operations in api["paths"].items():

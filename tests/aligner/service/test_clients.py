@@ -360,6 +360,8 @@ def test_weights_side_by_side(toy_model: MorphableModel) -> None:
         listed = client.get("/v1/models").json()
         assert listed["names"] == ["default", "other"]
         assert [each["weights"]["steps"] for each in listed["models"]] == [7, 8]
+        for name in ("aligner", "default", "other"):
+            assert client.get(f"/v2/models/{name}").json()["name"] == name
         refused = client.post("/v1/align?weights=none", files={"image": GOOD})
         assert refused.status_code == 422
         assert "default, other" in refused.json()["detail"]
