@@ -39,7 +39,7 @@ from dff.aligner.service.server_config import (
     ServerConfig,
     check_poll,
 )
-from dff.face.errors import ClusterError, DffError
+from dff.face.errors import ClusterError
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 with hidden("pandas"):
@@ -141,6 +141,9 @@ class AlignerDeployment:
         use_threads(config.cpus)
         share_interpreter()
         self.weights, self.preset = config.weights, config.preset
+        self._wanted = config.weights  # weights that answer, or are being loaded
+        self._change: asyncio.Task[None] | None = None  # loads them
+        self._joined = False  # whether Serve sends requests
         self.endpoint_url, self.access = config.endpoint_url, config.access
         self.device = "cuda" if config.gpus else None
         front = None if config.front_in_proxies else config.front()
@@ -160,22 +163,43 @@ class AlignerDeployment:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self.application
 
+    def check_health(self) -> None:
+        """Serve asks this from the moment on when the replica has its first configuration."""
+        self._joined = True
+
     async def reconfigure(self, user_config: Mapping[str, str | None]) -> None:
         """Take other weights without a restart: ``user_config`` is ``{"weights": PATH}``.
 
-        Requests in flight are answered by the weights that they began with. Raises BadWeights or
-        BadModel; the replica keeps its weights then.
+        Serve sends a replica no requests until this returns. So a replica that has joined loads
+        the weights later, and answers by its former ones until it has them, or for good if they
+        can't be loaded. Requests in flight are answered by the weights that they began with.
+        Raises BadWeights or BadModel before the replica has joined.
         """
         weights = user_config.get("weights")
-        if weights is not None and weights != self.weights:
-            before, self.weights = self.weights, weights
-            try:
-                aligner = await asyncio.to_thread(self._load)
-            except DffError:
-                self.weights = before
-                raise
-            service: AlignService = self.application.state.service
-            service.replace_aligner(aligner)
+        if weights is None or weights == self._wanted:
+            return
+        self._wanted = weights
+        if self._change is not None:
+            self._change.cancel()
+        if self._joined:
+            self._change = asyncio.create_task(self._take_later(weights))
+        else:
+            await self._take(weights)
+
+    async def _take(self, weights: str) -> None:
+        service: AlignService = self.application.state.service
+        service.replace_aligner(await asyncio.to_thread(self._load_from, weights))
+        self.weights = weights
+
+    async def _take_later(self, weights: str) -> None:
+        log = logging.getLogger(__name__)
+        try:
+            await self._take(weights)
+        except Exception:
+            self._wanted = self.weights
+            log.exception("%s can't be taken: the weights are kept", weights)
+        else:
+            log.warning("weights: %s answer now", weights)
 
     def _load(self) -> Aligner:
         return self._load_from(self.weights)
@@ -195,11 +219,14 @@ class AlignerDeployment:
         return aligner
 
 
-def application(config: ServiceConfig) -> serve.Application:
-    """The application for Serve config files and ``serve run``.
+def application(config: ServiceConfig | Mapping[str, Any]) -> serve.Application:
+    """The application for Serve config files and ``serve run``, which give a mapping.
 
     serve run dff.aligner.service.ray_serve:application weights=dff.safetensors
+
+    Raises ValueError for unknown keys.
     """
+    config = ServiceConfig.model_validate(config)
     options: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": config.cpus, "num_gpus": config.gpus}
     }

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -73,41 +74,72 @@ def test_serve_leaves_admission_to_the_application() -> None:
     assert deployment.max_ongoing_requests > Limits().requests
 
 
+class NamedAligner(KnownAligner):
+    """Its answers tell its weights."""
+
+    def __init__(self, model: MorphableModel, weights: str) -> None:
+        super().__init__(model)
+        self.card: dict[str, Any] = {"dataset": weights}
+
+    def with_quick_search(self) -> NamedAligner:
+        return self
+
+
 def test_weights_change_without_a_restart(
-    toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch
+    toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Named(KnownAligner):
-        def __init__(self, weights: str) -> None:
-            super().__init__(toy_model)
-            self.card: dict[str, Any] = {"dataset": weights}
+    gates = {name: Event() for name in ("given up", "second", "bad")}
+    loaded: list[str] = []
 
-        def with_quick_search(self) -> Named:
-            return self
-
-    def load(weights: str, **settings: object) -> Named:
+    def load(weights: str, **settings: object) -> NamedAligner:
+        if weights in gates:
+            assert gates[weights].wait(60)
         if weights == "bad":
             raise BadWeights("there is no weights file bad")
-        return Named(weights)
+        loaded.append(weights)
+        return NamedAligner(toy_model, weights)
 
     monkeypatch.setattr("dff.aligner.align.load_aligner", load)
     monkeypatch.setattr("dff.aligner.threads.use_threads", lambda count: None)
     monkeypatch.setattr("dff.aligner.threads.share_interpreter", lambda: None)
     (deployment_class, *_) = AlignerDeployment.func_or_class.__bases__
-    deployment = deployment_class(ServiceConfig(weights="first"))
+    deployment = deployment_class(ServiceConfig(weights="of the image"))
     with TestClient(deployment.application) as client:
 
         def answered_by() -> str:
             answer = client.post("/v1/align", files={"image": encoded(pixels())}).json()
             return str(answer["model"]["weights"]["dataset"])
 
+        def change(weights: str | None) -> None:
+            """As Serve does, which sends the replica no requests meanwhile."""
+            assert client.portal is not None
+            client.portal.call(
+                deployment.reconfigure, {} if weights is None else {"weights": weights}
+            )
+
+        def wait_until(holds: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + 60
+            while not holds() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert holds()
+
+        change("first")  # before it joins: it never answers by other weights
         assert answered_by() == "first"
-        asyncio.run(deployment.reconfigure({"weights": "second"}))
+        deployment.check_health()
+        for weights in ("given up", "second"):
+            change(weights)
+            assert answered_by() == "first"  # while the others are loaded
+        gates["second"].set()
+        wait_until(lambda: answered_by() == "second")
+        gates["given up"].set()
+        change("bad")
+        gates["bad"].set()
+        wait_until(lambda: "bad can't be taken" in caplog.text)
         assert answered_by() == "second"
-        with pytest.raises(BadWeights, match="bad"):
-            asyncio.run(deployment.reconfigure({"weights": "bad"}))
+        change(None)
+        change("second")
         assert answered_by() == "second"
-        asyncio.run(deployment.reconfigure({}))
-        assert answered_by() == "second"
+        assert loaded.count("second") == 1
 
 
 def test_a_taken_port_is_reported_at_once() -> None:

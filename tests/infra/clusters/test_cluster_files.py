@@ -17,6 +17,7 @@ import ray
 import typer
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
 from dff.aligner.service.allocator import ENVIRONMENT
@@ -186,7 +187,9 @@ def test_serve_accepts_its_part_and_finds_the_application() -> None:
     module, name = str(application.import_path).split(":")
     build = getattr(importlib.import_module(module), name)
     config = importlib.import_module(module).ServiceConfig.model_validate(application.args)
-    assert build(config).__class__.__name__ == "Application"
+    # as Serve builds it, from text
+    built = call_user_app_builder_with_args_if_necessary(build, application.args)
+    assert built._bound_deployment.init_args == (config,)
     serving = cluster_spec(service)["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
     assert int(serving["resources"]["limits"]["cpu"]) >= config.cpus
 
