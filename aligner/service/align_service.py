@@ -156,10 +156,12 @@ class AlignService:
         *,
         describe: Describe,
         request_id: str,
+        focal: float | None = None,
         deadline: float = math.inf,
     ) -> BatchResult:
         """Every face of several photos, of which each fails alone; answers as of ``describe``.
 
+        ``focal``: pixels, of every photo, if the client gave it.
         As many photos at a time as the aligner takes in one call.
         """
         started = time.monotonic()
@@ -169,7 +171,7 @@ class AlignService:
         async def answer(image: UploadFile, some: Sequence[BoxCorners] | None) -> Any:
             async with turns:
                 try:
-                    result = await self._align(image, some, deadline)
+                    result = await self._align(image, some, deadline, focal=focal)
                 except (Problem, BadPhoto) as error:
                     return refuse_photo(error, self.root_path)
                 except Exception as error:
@@ -194,6 +196,7 @@ class AlignService:
         uploads: Sequence[UploadFile],
         corners: Sequence[BoxCorners | None],
         *,
+        focal: float | None = None,
         deadline: float = math.inf,
         render: RenderPerson | None = None,
     ) -> PersonResult:
@@ -211,7 +214,9 @@ class AlignService:
             cameras: dict[int, Intrinsics] = {}
             for number, (upload, some) in enumerate(zip(uploads, corners, strict=True)):
                 try:
-                    held[number], cameras[number] = await self._read_person_photo(upload, some)
+                    held[number], cameras[number] = await self._read_person_photo(
+                        upload, some, focal
+                    )
                 except (Problem, BadPhoto) as error:
                     problems[number] = to_problem(error)
                 self._check_person_pixels(held)
@@ -321,14 +326,14 @@ class AlignService:
             return await anyio.to_thread.run_sync(render, abandon_on_cancel=True)
 
     async def _read_person_photo(
-        self, image: UploadFile, corners: BoxCorners | None
+        self, image: UploadFile, corners: BoxCorners | None, focal: float | None
     ) -> tuple[tuple[Bytes, Box | None], Intrinsics]:
         photo = await read_upload(image, self.limits)
         pixels, size = photo.pixels, image_size(photo.pixels)
         if min(pixels.shape[:2]) < MIN_SIDE:
             raise Problem("unusable-image")
         camera = Intrinsics.of_photo(
-            size.width, size.height, focal=None, focal_35mm=photo.focal_35mm
+            size.width, size.height, focal=focal, focal_35mm=photo.focal_35mm
         )
         return (pixels, None if corners is None else to_boxes([corners], pixels)[0]), camera
 

@@ -21,6 +21,7 @@ from dff.aligner.service.http.json_response import respond
 from dff.aligner.service.http.problems import Problem
 from dff.aligner.service.routes.dependencies import (
     DescribeFace,
+    FocalLength,
     Mesh,
     Patience,
     ShortDeadline,
@@ -70,14 +71,7 @@ async def read_photo_request(
             "Default: faces are detected"
         ),
     ] = None,
-    focal_px: Annotated[
-        float | None,
-        Query(
-            ge=1.0,
-            le=1e6,
-            description="focal length of the camera in pixels. Default: of EXIF, else assumed",
-        ),
-    ] = None,
+    focal_px: FocalLength = None,
     weights: Weights = None,
     deadline: ShortDeadline = None,
 ) -> PhotoRequest:

@@ -11,6 +11,7 @@ from dff.aligner.service.http.forms import BOXES_OF_EACH, check_count, parse_box
 from dff.aligner.service.http.json_response import respond
 from dff.aligner.service.routes.dependencies import (
     DescribeFace,
+    FocalLength,
     Images,
     LongDeadline,
     Mesh,
@@ -35,6 +36,7 @@ async def align_batch(
             "JSON: for each image null (faces are detected) or [[x0, y0, x1, y1], ...] in pixels"
         ),
     ] = None,
+    focal_px: FocalLength = None,
     mesh: Mesh = False,
 ) -> Response:
     """Every face of several photos, each as from `/v1/align`.
@@ -45,7 +47,12 @@ async def align_batch(
     check_count(sum(len(some or ()) for some in corners), service.limits)
     request_id: str = request.state.request_id
     result = await service.align_batch(
-        images, corners, describe=describe, request_id=request_id, deadline=deadline
+        images,
+        corners,
+        describe=describe,
+        request_id=request_id,
+        focal=focal_px,
+        deadline=deadline,
     )
 
     def build() -> BatchAnswer:

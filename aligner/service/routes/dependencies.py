@@ -121,6 +121,15 @@ Images = Annotated[
         json_schema_extra={"maxItems": LIMITS.photos},
     ),
 ]
+FocalLength = Annotated[
+    float | None,
+    Query(
+        ge=1.0,
+        le=1e6,
+        description="focal length of the camera in pixels, of every photo of the request. Default: "
+        "of EXIF, else assumed",
+    ),
+]
 Mesh = Annotated[
     bool, Query(description="also the meshes in pixels, and the triangles of the face model")
 ]

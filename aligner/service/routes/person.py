@@ -23,6 +23,7 @@ from dff.aligner.service.http.json_response import respond
 from dff.aligner.service.http.problems import Problem
 from dff.aligner.service.routes.dependencies import (
     DescribeFace,
+    FocalLength,
     Images,
     LongDeadline,
     Mesh,
@@ -51,11 +52,12 @@ class PersonRequest:
     images: list[UploadFile]
     corners: Sequence[BoxCorners | None]
     deadline: float
+    focal: float | None
 
     async def align(self, render: RenderPerson | None = None) -> PersonResult:
         """The person in the photos, rendered on demand."""
         return await self.service.align_person(
-            self.images, self.corners, deadline=self.deadline, render=render
+            self.images, self.corners, focal=self.focal, deadline=self.deadline, render=render
         )
 
 
@@ -69,10 +71,11 @@ async def read_person_request(
             "JSON: for each image null (the largest face) or [x0, y0, x1, y1] in pixels"
         ),
     ] = None,
+    focal_px: FocalLength = None,
 ) -> PersonRequest:
     """The photos in the form."""
     corners = parse_boxes_of_each(BOX_OF_EACH, boxes, len(images), service.limits)
-    return PersonRequest(service, images, corners, deadline)
+    return PersonRequest(service, images, corners, deadline, focal_px)
 
 
 Photos = Annotated[PersonRequest, Depends(read_person_request)]

@@ -345,6 +345,14 @@ def test_camera_and_landmarks_on_request(client: TestClient) -> None:
         assert name in refused.json()["detail"]
 
 
+def test_several_photos_may_have_one_focal_length(client: TestClient) -> None:
+    form, files = {"focal_px": "500"}, [("images", GOOD)] * 2
+    batch = client.post("/v1/align/batch", files=files, data=form).json()["photos"]
+    person = client.post("/v1/align/person", files=files, data=form).json()["photos"]
+    for face in [photo["faces"][0] for photo in batch] + [photo["face"] for photo in person]:
+        assert (face["intrinsics"]["focal"], face["intrinsics"]["source"]) == (500.0, "given")
+
+
 def test_weights_side_by_side(toy_model: MorphableModel) -> None:
     other = KnownAligner(toy_model)
     other.card = {"steps": 8}
