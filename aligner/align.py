@@ -39,7 +39,7 @@ from dff.aligner.found_faces import FoundFaces, describe_missing_face
 from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.preset import AlignPreset
 from dff.aligner.report import Reporter
-from dff.face.arrays import Bools, Bytes, Floats
+from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.descriptor import Anchors, DescriptorNet, DeviceNetwork, Network
 from dff.face.errors import BadWeights, NoFace
 from dff.face.fused_network import FusedDetectorNet, FusedNetwork
@@ -505,7 +505,7 @@ class Aligner:
     def _detect(self, image: Bytes, boxes: Sequence[Box] | None) -> list[Detection]:
         if boxes is None:
             return self.detector.find(image)
-        return [Detection(check_box(box, image)) for box in boxes]
+        return [Detection(check_box(box, image), given=True) for box in boxes]
 
     def _detect_turned(self, image: Bytes) -> list[Detection]:
         """Detections in three quarter turns of a photo, in pixels of the photo."""
@@ -536,7 +536,10 @@ class Aligner:
         """
         if not failed:
             return
-        again = [Detection(_shrunk(faces[k][1].box, self.config.second_attempt)) for k in failed]
+        again = [
+            Detection(_shrunk(faces[k][1].box, self.config.second_attempt), given=True)
+            for k in failed
+        ]
         found = self._align_detections([images[faces[k][0]] for k in failed], again)
         for k, second in zip(failed, found, strict=True):
             if not second.failed:
@@ -553,16 +556,8 @@ class Aligner:
             boxes,
             self.fitter.begin(detections),
             averaged=[(other, other.begin(detections)) for other in others],
-            doubtful=self._find_doubtful(images, detections),
+            rivals=_group_rivals(images, detections) if self.config.doubtful_stop > 0.0 else (),
         )
-
-    def _find_doubtful(self, images: Sequence[Bytes], detections: Sequence[Detection]) -> Bools:
-        """(B,) whether the quick search is unsure of each, and sure of another in its image."""
-        if self.config.doubtful_stop <= 0.0:
-            return np.zeros(len(detections), dtype=bool)
-        sure = np.array([one.score >= self.config.centre_detector.sure for one in detections])
-        surely_shown = {id(image) for image, is_sure in zip(images, sure, strict=True) if is_sure}
-        return ~sure & [id(image) in surely_shown for image in images]
 
     def _align(
         self,
@@ -572,17 +567,15 @@ class Aligner:
         start: FaceFit,
         *,
         averaged: Sequence[tuple[Fitter, FaceFit]] = (),
-        doubtful: Bools | None = None,
+        rivals: Sequence[Ints] = (),
     ) -> list[Alignment]:
         """Fit B faces from ``start`` and report them.
 
         ``averaged``: fitters of the same fit model, with their starts, whose states are averaged
-        with those of ``fitter``. ``doubtful``: of the faces, those that are given up where their
-        first pass leaves little confidence; by default none.
+        with those of ``fitter``. ``rivals``: numbers of the faces of one image, of which
+        ``_find_outdone`` gives up some after a pass; by default none.
         """
-        steps = self._align_in_steps(
-            fitter, images, boxes, start, averaged=averaged, doubtful=doubtful
-        )
+        steps = self._align_in_steps(fitter, images, boxes, start, averaged=averaged, rivals=rivals)
         return self.run_to_end(steps)
 
     def _align_in_steps(
@@ -593,21 +586,22 @@ class Aligner:
         start: FaceFit,
         *,
         averaged: Sequence[tuple[Fitter, FaceFit]] = (),
-        doubtful: Bools | None = None,
+        rivals: Sequence[Ints] = (),
     ) -> Steps[list[Alignment]]:
         """``_align`` as a generator, which yields after each pass."""
         reporter = self.reporter(fitter.fit_model)
         traces: list[list[Iteration]] = [[] for _ in boxes]
 
-        def is_hopeless(done: Pass) -> Bools:
+        def give_up(done: Pass) -> Bools:
             out = np.zeros(len(done.faces), dtype=bool)
-            if doubtful is not None and doubtful[done.faces].any():
-                rows = np.flatnonzero(doubtful[done.faces])
-                out[rows] = reporter.face_confidence(done.fit[rows]) < self.config.doubtful_stop
+            for some in rivals:
+                rows = np.flatnonzero(np.isin(done.faces, some))
+                if len(rows) > 1:
+                    out[rows] = self._find_outdone(reporter, done.fit[rows])
             return out
 
         fit = start
-        for done in fit_passes(fitter, images, start, give_up=is_hopeless):
+        for done in fit_passes(fitter, images, start, give_up=give_up):
             fit = done.all_faces
             for face, iteration in reporter.trace(done):
                 traces[face].append(iteration)
@@ -616,6 +610,22 @@ class Aligner:
             others = [last_fit(other, images, begin) for other, begin in averaged]
             fit = average_fits(fitter.fit_model, fit, others)
         return reporter.report(fit, boxes, traces)
+
+    def _find_outdone(self, reporter: Reporter, fit: FaceFit) -> Bools:
+        """(B,) which faces of one image are probably none, or repeat the fit of a sure face.
+
+        By ``AlignConfig.doubtful_stop`` and ``repeated_stop``; none where no face is sure.
+        """
+        config, confidence = self.config, reporter.face_confidence(fit)
+        sure = confidence >= SURE_FROM
+        outdone = (confidence < config.doubtful_stop) & sure.any()
+        size = reporter.fit_model.face_size(fit.state)
+        surest_first = np.argsort(-confidence, kind="stable")
+        for at, i in enumerate(surest_first):
+            better = surest_first[:at]
+            apart = np.linalg.norm(fit.landmarks[better] - fit.landmarks[i], axis=2).mean(1)
+            outdone[i] |= bool((sure[better] & (apart < config.repeated_stop * size[better])).any())
+        return np.asarray(outdone)
 
     def reporter(self, fit_model: FitModel) -> Reporter:
         """Reports fits of a fit model as this aligner does."""
@@ -706,6 +716,15 @@ def _place_network(net: DescriptorNet, device: str | None, *, reduced: bool) -> 
     except (RuntimeError, AssertionError) as error:  # torch raises either for missing devices
         reason = str(error).splitlines()[0]
         raise ValueError(f"no network runs on {device!r} here: {reason}") from error
+
+
+def _group_rivals(images: Sequence[Bytes], detections: Sequence[Detection]) -> list[Ints]:
+    """The numbers of the faces that were detected in one image, for each that shows several."""
+    numbers: dict[int, list[int]] = {}
+    for i, (image, detection) in enumerate(zip(images, detections, strict=True)):
+        if not detection.given:
+            numbers.setdefault(id(image), []).append(i)
+    return [np.array(some) for some in numbers.values() if len(some) > 1]
 
 
 def _is_unsure(fits: Fits, accepted: Sequence[Alignment]) -> bool:

@@ -21,7 +21,7 @@ from scipy.special import expit, logit
 
 from dff.aligner.config import CentreDetectorConfig
 from dff.aligner.detection import INSIDE, OVERLAP, Detection, distinct, overlap, same_face
-from dff.aligner.detector import DescriptorDetector
+from dff.aligner.detector import DescriptorDetector, pad_to_multiple
 from dff.aligner.fitting.fit_model import FitModel
 from dff.face.arrays import Bytes, Floats
 from dff.face.detector_net import decode_cells
@@ -111,11 +111,8 @@ class CentreDetector:
 
     def _search(self, level: Bytes, scale: Floats) -> tuple[Floats, Floats, Floats]:
         """(N,) scores, (N, 4) boxes in the photo and (N, 2, 3) rows of rotations of a level."""
-        height, width = level.shape[:2]
-        if height % self.multiple or width % self.multiple:
-            padding = ((0, -height % self.multiple), (0, -width % self.multiple), (0, 0))
-            level = np.pad(level, padding)
-        cells = decode_cells(self.net(level), float(logit(self.config.least_large)))
+        answer = self.net(pad_to_multiple(level, self.multiple))
+        cells = decode_cells(answer, float(logit(self.config.least_large)))
         longest = (cells.box[:, 2:] - cells.box[:, :2]).max(1, initial=0.0)
         possible = (longest >= self.config.smallest) & (longest <= self.config.largest)
         corners = cells.box[possible] * np.tile(scale, 2)

@@ -223,8 +223,10 @@ class DetectorConfig:
     # pixels: the same in a second search for small faces, where no detection explains the pixels
     second_search: int = 640
     ratio: float = 2.0  # between the sizes of neighbouring levels
-    # whether the finest level is searched even where sharp faces explain all pixels of the next one
+    # whether the finest level is searched even where sharp and likely faces explain all pixels of
+    # the next one
     all_levels: bool = True
+    likely: float = 0.2  # score of such a face
     coarsest: int = 100  # pixels: levels whose longer side is shorter are not searched
     pixels: int = 2500  # of each level that are matched
     candidates: int = 6  # anchors that a pixel may correspond to
@@ -397,9 +399,12 @@ class AlignConfig:
     early_stop: float = 0.01
     # the same for a face that was followed from the last frame, in its first pass
     followed_stop: float = 0.05
-    # confidence after the first pass below which a face that the quick search is unsure of takes no
-    # further pass, where it is sure of another face in the photo
+    # confidence after a pass below which a detected face takes no further one, where another face
+    # of the photo is sure by then; 0: all faces take all passes
     doubtful_stop: float = 0.0
+    # the same for the mean distance of the landmarks, fraction of the face size, from those of a
+    # surer fit, which they repeat
+    repeated_stop: float = 0.05
     batch: int = 32  # faces that are aligned at a time
     # whether the networks multiply in 16-bit integers where the CPU can: faster, and landmarks move
     # by less than a thousandth of the face size
@@ -473,7 +478,8 @@ class AlignConfig:
             observation=ObservationConfig(pixels=150, candidates=4),
             reduced_precision=True,
             visibility=VisibilityConfig(kept_motion=0.02),
-            doubtful_stop=0.2,
+            doubtful_stop=0.25,
+            detector=DetectorConfig(all_levels=False),
             centre_detector=CentreDetectorConfig(all_levels=False),
         )
 

@@ -23,6 +23,7 @@ class Detection:
     box: Box  # of its 68 landmarks, upright and tight, pixels
     score: float = 1.0  # 0 to 1
     pose: FaceState | None = None  # of one mean face; None where only the box is known
+    given: bool = False  # the box of a face that someone knows to be there
 
     def in_photo(self, scale: Floats, corner: Floats | float = 0.0) -> Detection:
         """A detection in a resized part of a photo, in pixels of the photo.

@@ -28,7 +28,7 @@ from dff.face.descriptor import STRIDE, Anchors, Network
 from dff.face.fused_network import describe_images
 from dff.face.geometry.camera import Box
 from dff.face.numba_cache import CACHE
-from dff.face.solve.gauss_newton import FaceState, pose_from_moments, project
+from dff.face.solve.gauss_newton import FaceState, pose_of_moments, project
 from dff.face.solve.robust import geman_mcclure
 
 
@@ -116,15 +116,15 @@ class DescriptorDetector:
     def _search_whole(self, image: Bytes) -> tuple[list[Detection], FacePixels]:
         """Faces of the photo shrunk to ``longest`` and below, and the last level's face pixels.
 
-        Without ``all_levels`` the finest level, which costs most, is left out where sharp faces
-        explain all face pixels of the level before.
+        Without ``all_levels`` the finest level, which costs most, is left out where sharp and
+        likely faces explain all face pixels of the level before.
         """
         config = self.config
         pyramid = list(levels(image, config, self.multiple))
         coarse, seen = self._search_levels(pyramid[1:])
         if seen and coarse and not config.all_levels:
             found, sharp = distinct(coarse), config.sharp * pyramid[1][1].max()
-            if all(one.box.size >= sharp for one in found) and (
+            if all(one.box.size >= sharp and one.score >= config.likely for one in found) and (
                 unexplained(seen, found, image.shape, config) is None
             ):
                 return found, seen
@@ -226,9 +226,8 @@ class DescriptorDetector:
     def _match_level(self, level: Bytes, pixels: int) -> LevelMatches:
         config = self.config
         height, width = level.shape[:2]
-        padding = ((0, -height % self.multiple), (0, -width % self.multiple), (0, 0))
-        padded = np.pad(level, padding)[None]
-        descriptor, face_logit = describe_images(self.net, padded, batch=1)
+        padded = pad_to_multiple(level, self.multiple)
+        descriptor, face_logit = describe_images(self.net, padded[None], batch=1)
         rows, columns = -(-height // STRIDE), -(-width // STRIDE)
         matches = match_pixels(
             np.moveaxis(descriptor[:, :rows, :columns], 3, 1),
@@ -289,6 +288,17 @@ class DescriptorDetector:
         return Box.around(landmarks), min(full, 1.0) * pure
 
 
+def pad_to_multiple(image: Bytes, multiple: int) -> Bytes:
+    """An (H, W, 3) image with black rows and columns behind it, so that sides are multiples."""
+    height, width = image.shape[:2]
+    down, across = -height % multiple, -width % multiple
+    if not down and not across:
+        return image
+    padded = np.zeros((height + down, width + across, 3), np.uint8)
+    padded[:height, :width] = image
+    return padded
+
+
 def levels(image: Bytes, config: DetectorConfig, multiple: int) -> Iterator[tuple[Bytes, Floats]]:
     """The (H, W, 3) image at falling sizes, each with (2,) photo pixels (x, y) for one of its own.
 
@@ -303,7 +313,8 @@ def levels(image: Bytes, config: DetectorConfig, multiple: int) -> Iterator[tupl
         side = max(int(wanted / multiple + 0.5), 1) * multiple
         scale = side / longest
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        shrinks = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
+        # Averages over areas that are no whole pixels are slow, and little better near scale one.
+        shrinks = cv2.INTER_AREA if scale < 0.75 else cv2.INTER_LINEAR
         level = image if size == (width, height) else cv2.resize(image, size, interpolation=shrinks)
         yield level, np.array([width / size[0], height / size[1]])
         first, wanted = False, wanted / config.ratio
@@ -410,50 +421,61 @@ def _grow(
 
     They come to rest on all pixels that agree; ``size`` of a face in metres.
     """
-    windows = len(start)
-    rows, centre, reach = np.zeros((windows, 2, 3)), start, radius * np.sqrt(2.0)
-    pose = None
-    for noise in config.noise:
-        moments, targets = np.zeros((windows, 4, 4)), np.zeros((windows, 4, 2))
-        pixels = matched.seen.px, matched.point, matched.weight
-        _gather(*pixels, rows, centre, reach, pose is None, moments, targets)
-        pose = pose_from_moments(moments + 1e-9 * np.eye(4), targets, 0)
-        rows = pose.scale[:, None, None] * pose.rotation[:, :2]
-        centre = pose.centre
-        reach = noise * np.clip(pose.scale * size, config.smallest, config.largest)
-    assert pose is not None
-    return pose
+    windows, least, most = len(start), config.smallest, config.largest
+    scale, rotation, centre = np.empty(windows), np.empty((windows, 3, 3)), start.copy()
+    pixels, noise = (matched.seen.px, matched.point, matched.weight), np.array(config.noise)
+    _grow_windows(*pixels, radius, noise, size, least, most, scale, rotation, centre)
+    return FaceState(scale, rotation, centre, np.zeros((windows, 0)))
+
+
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
+def _grow_windows(  # type: ignore[no-untyped-def]
+    px, point, weight, radius, noises, size, least, most, scale, rotation, centre
+):
+    """Fill the poses of ``_grow``, of faces of ``least`` to ``most`` pixels.
+
+    (S, 2) ``centre`` holds the middles of the windows before.
+    """
+    moments, targets, rows = np.empty((4, 4)), np.empty((4, 2)), np.empty((2, 3))
+    for s in range(len(centre)):
+        rows[:], reach = 0.0, radius[s] * np.sqrt(2.0)
+        for number in range(len(noises)):
+            _gather(px, point, weight, rows, centre[s], reach, number == 0, moments, targets)
+            for a in range(4):
+                moments[a, a] += 1e-9
+            scale[s], turned, centre[s] = pose_of_moments(moments, targets)
+            rotation[s] = turned
+            rows[:] = scale[s] * turned[:2]
+            reach = noises[number] * min(max(scale[s] * size, least), most)
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True)
 def _gather(px, point, weight, rows, centre, reach, first, moments, targets):  # type: ignore[no-untyped-def]
-    """Add up what ``pose_from_moments`` takes, for each window.
+    """Fill what ``pose_of_moments`` takes, for one window.
 
     Weights fall off with a pixel's distance from where its point is projected: Gaussian round the
     window's centre at first, then Geman-McClure's with the noise ``reach``.
     """
-    p = np.ones(4)
-    for s in range(len(rows)):
-        slope = 1.0 / reach[s] ** 2
-        for i in range(len(px)):
-            dx = px[i, 0] - centre[s, 0]
-            dy = px[i, 1] - centre[s, 1]
-            for c in range(3):
-                p[c] = point[i, c]
-                dx -= rows[s, 0, c] * p[c]
-                dy -= rows[s, 1, c] * p[c]
-            square = (dx * dx + dy * dy) * slope
-            if square > 16.0:
-                continue
-            w = weight[i] * (np.exp(-square) if first else geman_mcclure(square))
-            for a in range(4):
-                for b in range(a + 1):
-                    moments[s, a, b] += w * p[a] * p[b]
-                targets[s, a, 0] += w * p[a] * px[i, 0]
-                targets[s, a, 1] += w * p[a] * px[i, 1]
+    moments[:], targets[:] = 0.0, 0.0
+    p, slope = np.ones(4), 1.0 / reach**2
+    for i in range(len(px)):
+        dx, dy = px[i, 0] - centre[0], px[i, 1] - centre[1]
+        for c in range(3):
+            p[c] = point[i, c]
+            dx -= rows[0, c] * p[c]
+            dy -= rows[1, c] * p[c]
+        square = (dx * dx + dy * dy) * slope
+        if square > 16.0:
+            continue
+        w = weight[i] * (np.exp(-square) if first else geman_mcclure(square))
         for a in range(4):
-            for b in range(a):
-                moments[s, b, a] = moments[s, a, b]
+            for b in range(a + 1):
+                moments[a, b] += w * p[a] * p[b]
+            targets[a, 0] += w * p[a] * px[i, 0]
+            targets[a, 1] += w * p[a] * px[i, 1]
+    for a in range(4):
+        for b in range(a):
+            moments[b, a] = moments[a, b]
 
 
 def _different(pose: FaceState, size: Floats) -> list[int]:

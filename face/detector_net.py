@@ -118,11 +118,12 @@ def decode_cells(answer: Floats, least: float) -> DetectedCells:
     """
     heat = answer[..., 0]
     height, width = heat.shape
-    bordered = np.pad(heat, 1, constant_values=-np.inf)
-    highest = np.maximum.reduce(
-        [bordered[i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    )
-    row, column = np.nonzero((heat >= highest) & (heat >= least))
+    bordered = np.full((height + 2, width + 2), -np.inf, heat.dtype)
+    bordered[1:-1, 1:-1] = heat
+    row, column = np.nonzero(heat >= least)  # few of them
+    around = [bordered[row + i, column + j] for i in range(3) for j in range(3)]
+    highest = heat[row, column] >= np.maximum.reduce(around)
+    row, column = row[highest], column[highest]
     order = np.argsort(-heat[row, column], kind="stable")
     row, column = row[order], column[order]
     values = answer[row, column].astype(np.float64)

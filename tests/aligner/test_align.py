@@ -3,7 +3,6 @@
 from copy import copy
 from dataclasses import replace
 from itertools import cycle
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.config import AlignConfig, MultiImageConfig, ObservationConfig
 from dff.aligner.detection import Detection
+from dff.aligner.face_request import FaceRequest
 from dff.aligner.fitting.fit_model import FitState, average_states
 from dff.aligner.preset import AlignPreset
 from dff.aligner.report import head_from_reference
@@ -200,29 +200,57 @@ def test_a_reporter_is_made_once_for_an_aligner_and_its_offsets(oracle_aligner: 
     assert oracle_aligner.reporter(fit_model).landmark_offsets is oracle_aligner.landmark_offsets
 
 
-@pytest.mark.parametrize(("other", "passes"), [(0.9, [1, 3]), (0.3, [3, 3])])
-def test_a_doubtful_face_beside_a_sure_one_is_given_up_after_its_first_pass(
+def count_passes(
+    aligner: Aligner, image: Bytes, detections: list[Detection], *, stop: float, given: bool = False
+) -> list[int]:
+    """Of each of the ``detections``, whose fits would take three; in their order."""
+    config = replace(aligner.config, early_stop=0.0, doubtful_stop=stop)
+    watched = Aligner(aligner.net, aligner.anchors, aligner.model, config=config)
+    answered = [replace(one, given=given) for one in detections]
+    request = FaceRequest([image] * len(answered), answered, left=0)
+    return [len(face.trace) for face in watched.align_requests([request])[0]]
+
+
+@pytest.mark.parametrize(
+    ("stop", "beside", "given", "passes"),
+    [
+        (0.5, True, False, [3, 1]),
+        (0.0, True, False, [3, 3]),
+        (0.5, False, False, [3]),
+        (0.5, True, True, [3, 3]),  # who gives a box knows that a face is there
+    ],
+)
+def test_a_doubtful_face_beside_a_sure_one_takes_one_pass(
     oracle_aligner: Aligner,
     open_head: MorphableModel,
     code: PositionCode,
-    other: float,
+    stop: float,
+    beside: bool,
+    given: bool,
     passes: list[int],
 ) -> None:
-    """Where that pass leaves little confidence: here, every one is little."""
+    rng = np.random.default_rng(8)
+    scene = make_scene(open_head, code, yaw=10.0, rng=rng)
+    spoilt = scene.image[rng.permutation(len(scene.image))]
+    image, place = np.hstack([scene.image, spoilt]), scene.image.shape[1]
+    other = Box(scene.box.x0 + place, scene.box.y0, scene.box.x1 + place, scene.box.y1)
+    detections = [Detection(scene.box, 0.9), Detection(other, 0.8)][0 if beside else 1 :]
+    assert count_passes(oracle_aligner, image, detections, stop=stop, given=given) == passes
+
+
+@pytest.mark.parametrize(("given", "passes"), [(False, {1, 3}), (True, {3})])
+def test_a_fit_that_repeats_a_surer_one_takes_one_pass(
+    oracle_aligner: Aligner,
+    open_head: MorphableModel,
+    code: PositionCode,
+    given: bool,
+    passes: set[int],
+) -> None:
     scene = make_scene(open_head, code, yaw=10.0, rng=np.random.default_rng(8))
-    image, place = np.hstack([scene.image, scene.image]), scene.image.shape[1]
-    beside = Box(scene.box.x0 + place, scene.box.y0, scene.box.x1 + place, scene.box.y1)
-    found = [Detection(scene.box, 0.3), Detection(beside, other)]
-    config = replace(oracle_aligner.config, early_stop=0.0, doubtful_stop=1.0)
-    aligner = Aligner(
-        oracle_aligner.net,
-        oracle_aligner.anchors,
-        open_head,
-        detector=SimpleNamespace(find=lambda image: found),  # type: ignore[arg-type]
-        config=config,
-    )
-    faces = sorted(aligner.align(image), key=lambda face: face.box.x0)
-    assert [len(face.trace) for face in faces] == passes
+    wider = scene.box.square(1.1)
+    detections = [Detection(scene.box, 0.9), Detection(wider, 0.8)]
+    taken = count_passes(oracle_aligner, scene.image, detections, stop=0.1, given=given)
+    assert set(taken) == passes
 
 
 def test_fits_of_several_crops_are_averaged(

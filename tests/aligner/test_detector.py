@@ -429,11 +429,12 @@ def test_what_shows_no_landmark_or_looks_away_is_no_face(oracle_aligner: Aligner
     assert "confidence 0.40" in reporter._reject(features, 0.4, seen, facing)
 
 
-def test_the_finest_level_is_left_out_where_sharp_faces_explain_the_next(
-    shared: Path, shipped: Aligner
+@pytest.mark.parametrize(("likely", "left_out"), [(0.2, True), (1.1, False)])
+def test_the_finest_level_is_left_out_where_sharp_and_likely_faces_explain_the_next(
+    shared: Path, shipped: Aligner, likely: float, left_out: bool
 ) -> None:
     """The photos of 450 px show one large face each, in which no finer level is needed."""
-    config = DetectorConfig(all_levels=False)
+    config = DetectorConfig(all_levels=False, likely=likely)
     quick = DescriptorDetector(shipped.net, shipped.anchors, shipped.fit_model, config=config)
     finest = 0
     for image, truth in photos(shared)[:4]:
@@ -442,4 +443,4 @@ def test_the_finest_level_is_left_out_where_sharp_faces_explain_the_next(
             found = quick.find(image)
         assert max(overlap(corners(one.box), corners(truth)) for one in found) > 0.4
         finest += any(call.args[0].shape == pyramid[0].shape for call in search.call_args_list)
-    assert finest < 4
+    assert (finest < 4) is left_out
