@@ -14,7 +14,6 @@ import numpy as np
 
 from dff.aligner.alignment import (
     Alignment,
-    Iteration,
     PersonAlignment,
 )
 from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter
@@ -38,7 +37,7 @@ from dff.aligner.fitting.refinement import Refiner
 from dff.aligner.found_faces import FoundFaces, describe_missing_face
 from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.preset import AlignPreset
-from dff.aligner.report import Reporter
+from dff.aligner.report import Reporter, SteppedFaces
 from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.descriptor import Anchors, DescriptorNet, DeviceNetwork, Network
 from dff.face.errors import BadWeights, NoFace
@@ -590,7 +589,7 @@ class Aligner:
     ) -> Steps[list[Alignment]]:
         """``_align`` as a generator, which yields after each pass."""
         reporter = self.reporter(fitter.fit_model)
-        traces: list[list[Iteration]] = [[] for _ in boxes]
+        passes: list[SteppedFaces] = []
 
         def give_up(done: Pass) -> Bools:
             out = np.zeros(len(done.faces), dtype=bool)
@@ -603,13 +602,12 @@ class Aligner:
         fit = start
         for done in fit_passes(fitter, images, start, give_up=give_up):
             fit = done.all_faces
-            for face, iteration in reporter.trace(done):
-                traces[face].append(iteration)
+            passes.append(SteppedFaces.of(done))
             yield None
         if averaged:
             others = [last_fit(other, images, begin) for other, begin in averaged]
             fit = average_fits(fitter.fit_model, fit, others)
-        return reporter.report(fit, boxes, traces)
+        return reporter.report(fit, boxes, passes)
 
     def _find_outdone(self, reporter: Reporter, fit: FaceFit) -> Bools:
         """(B,) which faces of one image are probably none, or repeat the fit of a sure face.

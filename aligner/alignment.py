@@ -107,7 +107,7 @@ class Alignment:
     features: CalibrationFeatures | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        # of a mesh, not of the function that computes it
+        # of a mesh and a trace, not of the functions that compute them
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @property
@@ -219,9 +219,10 @@ class DeferredField:
         vars(value)[self.name] = new
 
 
-# Most callers read landmarks and pose only, and a mesh takes as long as they do. It is no default
-# of the field, which has none.
+# Most callers read landmarks and pose only, and a mesh takes as long as they do. These are no
+# defaults of the fields.
 Alignment.vertices = DeferredField("vertices")  # type: ignore[assignment]
+Alignment.trace = DeferredField("trace")  # type: ignore[assignment]
 
 
 def _rounded(values: Any, digits: int) -> Any:

@@ -230,7 +230,7 @@ class DescriptorDetector:
         descriptor, face_logit = describe_images(self.net, padded[None], batch=1)
         rows, columns = -(-height // STRIDE), -(-width // STRIDE)
         matches = match_pixels(
-            np.moveaxis(descriptor[:, :rows, :columns], 3, 1),
+            descriptor[:, :rows, :columns].transpose(0, 3, 1, 2),
             face_logit[:, :rows, :columns],
             self.descriptor,
             stride=STRIDE,

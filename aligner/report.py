@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,7 @@ from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.loop import Pass
 from dff.aligner.landmark_placement import place_landmarks
-from dff.face.arrays import Floats
+from dff.face.arrays import Array, Float, Floats, Int
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import angles_from_rotation, rotation_from_vector
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection, close_lips
@@ -37,6 +38,21 @@ symmetry are noise. A model without an entry gets none.
 def head_from_reference(model: str) -> Floats:
     """(3, 3) rotation to the head frame of a model from the frontal face of AFLW2000-3D."""
     return rotation_from_vector(np.deg2rad(REFERENCE_ROTATION.get(model, (0.0, 0.0, 0.0))))
+
+
+@dataclass(frozen=True)
+class SteppedFaces:
+    """What a pass leaves of the faces that it stepped, for their traces."""
+
+    faces: Int[Array, " stepped"]  # numbers
+    state: FitState
+    residual: Float[Array, " stepped"]
+    motion: Float[Array, " stepped"]
+
+    @staticmethod
+    def of(done: Pass) -> SteppedFaces:
+        """Those of one pass."""
+        return SteppedFaces(done.faces, done.fit.state, done.fit.residual, done.motion)
 
 
 class Reporter:
@@ -59,20 +75,20 @@ class Reporter:
         self._annotated = fit_model.as_annotated(landmark_offsets)
         self._reference = head_from_reference(fit_model.model.name)
 
-    def trace(self, done: Pass) -> Iterator[tuple[int, Iteration]]:
-        """The trace of a pass, by number of the face."""
-        if not len(done.faces):
-            return
-        state = done.fit.state
-        moved = self.landmark_offsets.in_image("3d", state.rotation)
-        landmarks = self._annotated.landmarks(state, moved)
-        if not self.landmark_offsets.none:
-            landmarks = close_lips(landmarks, state.rotation, state.scale)
-        matrices = self.pose_matrices(state.rotation)
-        for row, face in enumerate(done.faces):
-            angles = angles_from_rotation(matrices[row])
-            residual, motion = float(done.fit.residual[row]), float(done.motion[row])
-            yield int(face), Iteration(landmarks[row], *angles, residual, motion)
+    def trace(self, passes: Sequence[SteppedFaces], face: int) -> tuple[Iteration, ...]:
+        """The iterations of one face of some passes."""
+        out = []
+        for stepped in passes:
+            for row in np.flatnonzero(stepped.faces == face):
+                state = stepped.state[row : row + 1]
+                moved = self.landmark_offsets.in_image("3d", state.rotation)
+                landmarks = self._annotated.landmarks(state, moved)
+                if not self.landmark_offsets.none:
+                    landmarks = close_lips(landmarks, state.rotation, state.scale)
+                angles = angles_from_rotation(self.pose_matrices(state.rotation)[0])
+                residual, motion = float(stepped.residual[row]), float(stepped.motion[row])
+                out.append(Iteration(landmarks[0], *angles, residual, motion))
+        return tuple(out)
 
     def face_confidence(self, fit: FaceFit) -> Floats:
         """(B,) confidences of fits."""
@@ -80,9 +96,9 @@ class Reporter:
         return self.calibration.face_confidence(features)
 
     def report(
-        self, fit: FaceFit, boxes: Sequence[Box], traces: Sequence[Sequence[Iteration]]
+        self, fit: FaceFit, boxes: Sequence[Box], passes: Sequence[SteppedFaces]
     ) -> list[Alignment]:
-        """The alignments of B faces whose fits have ended."""
+        """The alignments of B faces whose fits have ended after these passes."""
         fit_model = self.fit_model
         features = calibration_features(fit, fit_model.face_size(fit.state))
         whole = self.calibration.face_confidence(features)
@@ -99,7 +115,7 @@ class Reporter:
                 face_confidence=float(whole[i]),
                 features=features.one(i),
                 refinement=fit.refinement[i],
-                trace=tuple(traces[i]),
+                trace=partial(self.trace, passes, i),
             )
             for i in range(len(boxes))
         ]
@@ -116,7 +132,7 @@ class Reporter:
         face_confidence: float,
         features: CalibrationFeatures,
         refinement: Floats,
-        trace: tuple[Iteration, ...],
+        trace: Callable[[], tuple[Iteration, ...]],
     ) -> Alignment:
         camera, cam_from_head = state.camera(i), state.cam_from_head(i)
         model = self.fit_model.model
@@ -147,7 +163,7 @@ class Reporter:
             camera=camera,
             model=model.name,
             refinement=refinement,
-            trace=trace,
+            trace=trace,  # type: ignore[arg-type]
             features=features,
         )
 

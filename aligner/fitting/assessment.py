@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from dff.aligner.config import VisibilityConfig
 from dff.aligner.fitting import kernels
-from dff.aligner.fitting.batch import choose_rows, replace_rows
+from dff.aligner.fitting.batch import choose_rows, replace_rows, with_fields
 from dff.aligner.fitting.correspondence import Matches
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import FitModel, FitState, average_states
@@ -49,7 +48,7 @@ def assess(
     agreement, residual = measure_agreement(
         fit_model, state, observation.matches, observation.px, visibility.anchors
     )
-    return replace(
+    return with_fields(
         moved,
         crops=observation.crops,
         visibility=visibility,
@@ -63,14 +62,14 @@ def assess(
 
 def see_meshes(fit_model: FitModel, fit: FaceFit, config: VisibilityConfig) -> FaceFit:
     """The record of B faces with the visibility of their meshes."""
-    return replace(fit, visibility=compute_visibility(fit_model, fit.state, config))
+    return with_fields(fit, visibility=compute_visibility(fit_model, fit.state, config))
 
 
 def move_fit(fit_model: FitModel, before: FaceFit, state: FitState) -> FaceFit:
     """The record of B faces at a new ``state``, before any observation there."""
     landmarks = fit_model.landmarks(state)
     motion = np.linalg.norm(landmarks - before.landmarks, axis=2).mean(1)
-    return replace(
+    return with_fields(
         before,
         state=state,
         landmarks=landmarks,
@@ -88,7 +87,7 @@ def average_fits(fit_model: FitModel, fit: FaceFit, others: Sequence[FaceFit]) -
     lost = np.logical_or.reduce([fit.lost, *(other.lost for other in others)])
     mean = average_states([fit.state, *(other.state for other in others)])
     state = choose_rows(~lost, mean, fit.state)
-    return replace(fit, state=state, landmarks=fit_model.landmarks(state))
+    return with_fields(fit, state=state, landmarks=fit_model.landmarks(state))
 
 
 def measure_agreement(

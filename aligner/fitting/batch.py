@@ -51,6 +51,13 @@ def choose_rows(condition: Bools, yes: T, no: T) -> T:
     return cast(T, _mapped(chosen, yes, no))
 
 
+def with_fields(value: T, **fields: Any) -> T:
+    """A batched value with other ``fields`` of the same rows, which are not checked."""
+    out = object.__new__(type(value))
+    vars(out).update(vars(value), **fields)
+    return out
+
+
 def _mapped(function: Callable[..., Any], *values: Any) -> Any:
     first: Any = values[0]
     if isinstance(first, np.ndarray):
@@ -61,9 +68,9 @@ def _mapped(function: Callable[..., Any], *values: Any) -> Any:
         return first
     # The parts of valid values are valid, so that no check runs again: fits map them all the time.
     out = object.__new__(kind)
+    own = vars(out)
     for name in names:
-        part = _mapped(function, *[getattr(value, name) for value in values])
-        object.__setattr__(out, name, part)
+        own[name] = _mapped(function, *[getattr(value, name) for value in values])
     return out
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from dff.aligner.fitting import kernels
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.face.arrays import Floats
+from dff.face.numba_cache import CACHE
 from dff.face.solve.gauss_newton import POSE
 
 HEAD_MIRROR = np.array([1.0, 1.0, -1.0, -1.0, -1.0, 1.0])
@@ -40,22 +42,20 @@ def change_between(before: FitState, after: FitState, angle: Floats, face_size: 
 
 def apply_change(state: FitState, change: Floats, angle: Floats, face_size: Floats) -> FitState:
     """The state after a (B, 6 + P) ``change_between``; unchanged where that is implausible."""
-    turn = turns_about_z(angle)
-    delta = np.array(change, dtype=np.float64)
-    delta[:, 1:4] = np.einsum("bij,bj->bi", turn, change[:, 1:4])
-    delta[:, 4:6] = np.einsum("bij,bj->bi", turn[:, :2, :2], change[:, 4:6]) * face_size[:, None]
-    out = state.copied()
-    for i in range(len(delta)):
-        kernels.move_by(
-            delta[i],
-            face_size[i],
-            i,
-            out.scale,
-            out.rotation,
-            out.centre,
-            out.coefficients,
-        )
+    out, steps = state.copied(), np.array(change, np.float64, order="C")
+    _move(steps, angle, face_size, out.scale, out.rotation, out.centre, out.coefficients)
     return out
+
+
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
+def _move(steps, angle, face_size, scale, rotation, centre, coefficients):  # type: ignore[no-untyped-def]
+    """Move the states by (B, 6 + P) ``steps`` in the axes of the crops, which are overwritten."""
+    for i in range(len(steps)):
+        step, c, s = steps[i], np.cos(angle[i]), np.sin(angle[i])
+        for at, unit in ((1, 1.0), (4, face_size[i])):
+            x, y = step[at], step[at + 1]
+            step[at], step[at + 1] = (c * x - s * y) * unit, (s * x + c * y) * unit
+        kernels.move_by(step, face_size[i], i, scale, rotation, centre, coefficients)
 
 
 def mirror_change(change: Floats, mirrored_latents: Floats) -> Floats:

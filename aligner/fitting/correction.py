@@ -115,7 +115,7 @@ def sample_descriptors(descriptor: Floats, places: Floats) -> Floats:
 
     (B, D, h, w) ``descriptor``. Places outside of the grid take the nearest pixel's.
     """
-    rows = np.moveaxis(descriptor, 1, 3)  # as the fast networks write them
+    rows = descriptor.transpose(0, 2, 3, 1)  # as the fast networks write them
     out = np.empty((*places.shape[:2], rows.shape[3]))
     for face in range(len(out)):
         _interpolate(rows[face], places[face], out[face])

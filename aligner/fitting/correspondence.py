@@ -9,7 +9,7 @@ and on the anchors' visibility. This is the E step of expectation-maximisation (
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -88,8 +88,9 @@ def match_pixels(
     best one, since the mean of two distant points is far from both.
     """
     b = len(descriptor)
-    out, pitch = Matches.none(b, pixels, candidates), np.full(b, float(stride))
-    rows = np.moveaxis(descriptor, 1, 3)  # as the fast networks write them
+    out = Matches.none(b, pixels, candidates)
+    out.pitch[:] = stride
+    rows = descriptor.transpose(0, 2, 3, 1)  # as the fast networks write them
     table = np.ascontiguousarray(anchors, dtype=np.float32)
     places = np.zeros((0, 3), np.float32) if place is None else place
     order = spread_order(*descriptor.shape[2:])
@@ -110,8 +111,8 @@ def match_pixels(
             out.mask[face],
         )
         if count > pixels:
-            pitch[face] = stride * np.sqrt(count / pixels)
-    return replace(out, pitch=pitch)
+            out.pitch[face] = stride * np.sqrt(count / pixels)
+    return out
 
 
 @cache

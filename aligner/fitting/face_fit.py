@@ -63,7 +63,7 @@ class FaceFit:
             motion=np.full(b, np.inf),
             detected=np.full(b, detected),
             lost=np.zeros(b, dtype=bool),
-            trust=np.broadcast_to(np.asarray(trust, np.float64), (b,)).copy(),
+            trust=np.full(b, trust, np.float64),
             refinement=np.zeros((b, 68, 2)),
         )
 

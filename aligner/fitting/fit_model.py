@@ -42,7 +42,7 @@ class FitState(FaceState):
     @staticmethod
     def of(state: FaceState, inverse_depth: Floats | float) -> FitState:
         """The state with cameras of that ``inverse_depth``, (B,) or one for all."""
-        depth = np.broadcast_to(np.asarray(inverse_depth, np.float64), state.scale.shape).copy()
+        depth = np.full(len(state.scale), inverse_depth, np.float64)
         return FitState(state.scale, state.rotation, state.centre, state.coefficients, depth)
 
     def __getitem__(self, rows: slice | Ints | Bools) -> FitState:

@@ -12,13 +12,12 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.config import AlignConfig
 from dff.aligner.detection import Detection
 from dff.aligner.fitting.assessment import assess, move_fit, see_meshes
-from dff.aligner.fitting.batch import replace_rows
+from dff.aligner.fitting.batch import replace_rows, with_fields
 from dff.aligner.fitting.correction import Corrector, LinearCorrector
 from dff.aligner.fitting.correspondence import interleave, pool
-from dff.aligner.fitting.crop import Crops, frame_boxes, frame_faces
+from dff.aligner.fitting.crop import Crops, frame_boxes, frame_faces, frame_landmarks
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.aligner.fitting.fit_model import (
-    FitModel,
     FitState,
     add_match_errors,
     build_fit_model,
@@ -118,7 +117,7 @@ class DenseFitter:
         """Observe the photos, step the states to the matches, correct and assess them."""
         fit_model, config = self.fit_model, self.config
         which = number % len(self.observers)
-        observer, crops = self.observers[which], next_crops(fit_model, before, number, config)
+        observer, crops = self.observers[which], next_crops(before, number, config)
         followed = number == 0 and not before.detected.all()
         if followed:
             before = see_meshes(fit_model, before, config.visibility)
@@ -141,7 +140,7 @@ class DenseFitter:
             moved = self.refiner.refine(
                 observation, after.state, after.visibility, mirrored=which == 1
             )
-            after = replace(after, refinement=moved)
+            after = with_fields(after, refinement=moved)
         return seen.join(after)
 
     def _solve(
@@ -169,7 +168,8 @@ class DenseFitter:
         """The fits without the match errors of the last observation, for another one."""
         coefficients = fit.state.coefficients.copy()
         coefficients[:, len(self.fit_model.modes) - self.errors :] = 0.0
-        return replace(fit, state=replace(fit.state, coefficients=coefficients))
+        state = with_fields(fit.state, coefficients=coefficients)
+        return with_fields(fit, state=state)
 
     def early_stop(self, number: int, motion: Floats) -> Bools:
         """(B,) whether each face moves little enough to be done."""
@@ -178,8 +178,9 @@ class DenseFitter:
         return np.asarray(motion <= (config.followed_stop if number == 0 else config.early_stop))
 
 
-def next_crops(fit_model: FitModel, before: FaceFit, number: int, config: AlignConfig) -> Crops:
+def next_crops(before: FaceFit, number: int, config: AlignConfig) -> Crops:
     """The crops of a pass: first those of the fits, then tighter ones about the faces."""
     if number == 0:
         return before.crops
-    return frame_faces(fit_model, before.state, config.later_margin, config.crop)
+    landmarks, rotation = before.landmarks, before.state.rotation
+    return frame_landmarks(landmarks, rotation, config.later_margin, config.crop)

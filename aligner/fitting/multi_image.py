@@ -107,7 +107,7 @@ class MultiImageFitter:
     def step(self, number: int, images: Sequence[Bytes], before: FaceFit) -> FaceFit:
         """Fit all photos to soft correspondences, then adjust them photometrically."""
         fit_model, config = self.fit_model, self.config
-        crops = next_crops(fit_model, before, number, config)
+        crops = next_crops(before, number, config)
         seen = observe_faces(self.observer, images, crops, before)
         if len(seen.rows) == 0:
             return seen.all_faces

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numba
 import numpy as np
 
 from dff.aligner.config import ObservationConfig
-from dff.aligner.fitting.batch import replace_rows, take_rows
+from dff.aligner.fitting.batch import replace_rows, take_rows, with_fields
 from dff.aligner.fitting.correspondence import Matches, match_pixels
 from dff.aligner.fitting.crop import Crops
 from dff.aligner.fitting.face_fit import FaceFit
@@ -67,7 +67,7 @@ class Observer:
         # rows of pixels, as the fast networks write them
         batch = self.config.network_batch
         descriptor, face_logit = describe_images(self.net, pixels, batch=batch)
-        return np.moveaxis(descriptor, 3, 1), face_logit
+        return descriptor.transpose(0, 3, 1, 2), face_logit
 
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
         """The chosen pixels of the face and their most similar anchors."""
@@ -111,7 +111,7 @@ class MirroredObserver(Observer):
 
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
         matches = super().match(descriptor, face_logit)
-        return replace(matches, anchor=matches.anchor + len(self.anchors.vertex))
+        return with_fields(matches, anchor=matches.anchor + len(self.anchors.vertex))
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def observe_faces(
     """Observe B faces in their photos, one crop each."""
     observation = observer.observe(images, crops)
     seen = observation.matched >= observer.config.fewest
-    rows, all_faces = np.flatnonzero(seen), replace(before, lost=~seen)
+    rows, all_faces = np.flatnonzero(seen), with_fields(before, lost=~seen)
     if 0 < len(rows) < len(seen):  # the maps are large, so they are copied only if necessary
         observation, before = take_rows(observation, rows), before[rows]
     return SeenFaces(observation, before, rows, all_faces)
@@ -155,7 +155,7 @@ def probe(descriptor: Floats, face_logit: Floats, places: Floats, expected: Floa
     (L, D) ``expected`` descriptors. Zero outside of the grid.
     """
     out = np.zeros((*places.shape[:2], 4))
-    rows = np.moveaxis(descriptor, 1, 3)  # as the fast networks write them
+    rows = descriptor.transpose(0, 2, 3, 1)  # as the fast networks write them
     for face in range(len(out)):
         _probe(rows[face], face_logit[face], places[face], expected, out[face])
     return out

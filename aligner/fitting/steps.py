@@ -9,7 +9,7 @@ import numpy as np
 
 from dff.aligner.config import AlignConfig, CorrespondenceConfig
 from dff.aligner.fitting import kernels
-from dff.aligner.fitting.batch import choose_rows, replace_rows, take_rows
+from dff.aligner.fitting.batch import choose_rows, replace_rows, take_rows, with_fields
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.mouth import find_lagging_mouths
 from dff.aligner.fitting.observation import Observation
@@ -30,7 +30,7 @@ def fit_from_detection(
     """
     solver, matches = config.solver, observation.matches
     b, pixels = observation.px.shape[:2]
-    state = replace(start.copied(), coefficients=np.zeros((b, len(fit_model.modes))))
+    state = with_fields(start.copied(), coefficients=np.zeros((b, len(fit_model.modes))))
     kernels.find_poses(
         matches.anchor,
         matches.probability,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from dff.aligner.config import VisibilityConfig
-from dff.aligner.fitting.batch import join_rows
+from dff.aligner.fitting.batch import join_rows, with_fields
 from dff.aligner.fitting.contour import OccludingContour, trace_contour
 from dff.aligner.fitting.depth_buffer import DepthBuffer, turn_points
 from dff.aligner.fitting.fit_model import FitModel, FitState, largest_cosines
@@ -41,7 +41,7 @@ class Visibility:
 
 def soft_facing(cosine: Floats) -> Floats:
     """0 where a surface turns away from the camera to 1 where it faces it, by its cosine."""
-    return np.clip((cosine + GRAZING) / (2 * GRAZING), 0.0, 1.0)
+    return np.minimum(np.maximum((cosine + GRAZING) / (2 * GRAZING), 0.0), 1.0)
 
 
 def compute_visibility(
@@ -79,7 +79,7 @@ def _visibility_of_face(
         anchors=(~hidden * soft_facing(-normal[outer.anchors, 2]))[None],
         facing=np.where(fit_model.in_crease, 1.0, facing)[None],
         depth_behind=buffer.behind(seen[outer.landmarks], depth)[None],
-        contour=replace(
+        contour=with_fields(
             contour,
             vertices=outer.vertex[contour.vertices],
             px=contour.px * state.scale[0] + state.centre[0],
