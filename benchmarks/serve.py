@@ -53,7 +53,7 @@ from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import Boxes
 from dff.aligner.service.http.access_log import ACCESS_LOG
 from dff.aligner.service.http.front import FrontConfig
-from dff.aligner.service.uvicorn_server import make_server
+from dff.aligner.service.http.server import make_server
 from dff.aligner.threads import use_threads
 from dff.face.arrays import Bytes
 from dff.face.io.assets import load_model

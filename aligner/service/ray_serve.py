@@ -15,9 +15,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +28,10 @@ from ray.exceptions import RayError
 from dff.aligner.preset import AlignPreset
 from dff.aligner.service import serve_imports
 from dff.aligner.service.allocator import ENVIRONMENT
+from dff.aligner.service.http.access_log import print_access_log
 from dff.aligner.service.http.front import VARIABLE, FrontConfig, proxy_middleware
 from dff.aligner.service.http.limits import LIMITS
+from dff.aligner.service.http.server import ServerThread, make_server
 from dff.aligner.service.ports import check_free
 from dff.aligner.service.serve_imports import PRELOAD, hidden
 from dff.aligner.service.server_config import (
@@ -39,12 +40,13 @@ from dff.aligner.service.server_config import (
     ServerConfig,
     check_poll,
 )
+from dff.aligner.service.shared_listener import SharedListener, take_listener
 from dff.face.errors import ClusterError
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 with hidden("pandas"):
     from ray import serve
-    from ray.serve.config import HTTPOptions
+    from ray.serve.config import HTTPOptions, ProxyLocation
     from ray.serve.exceptions import RayServeException
     from ray.serve.schema import LoggingConfig
 
@@ -119,20 +121,12 @@ def parse_replicas(text: int | str, cpus: int = 1) -> tuple[int, int]:
     return found
 
 
-@serve.deployment(
-    name="Aligner",
-    max_ongoing_requests=ONGOING,
-    max_queued_requests=-1,
-    max_constructor_retry_count=3,
-    health_check_period_s=10,
-    health_check_timeout_s=30,
-    graceful_shutdown_timeout_s=REQUEST_TIMEOUT,
-)
-@serve.ingress()
-class AlignerDeployment:
-    """One replica: it loads the weights itself, and joins after its first alignment."""
+class Replica:
+    """One copy of the application: it loads the weights itself, and joins after its first
+    alignment. ``front``: None if the requests come through proxies that have it.
+    """
 
-    def __init__(self, config: ServiceConfig) -> None:
+    def __init__(self, config: ServiceConfig, front: FrontConfig | None) -> None:
         # these import torch, which the process that starts the replicas does not need
         from dff.aligner.service.app import create_app
         from dff.aligner.service.weights_watch import WeightsWatch
@@ -146,7 +140,6 @@ class AlignerDeployment:
         self._joined = False  # whether Serve sends requests
         self.endpoint_url, self.access = config.endpoint_url, config.access
         self.device = "cuda" if config.gpus else None
-        front = None if config.front_in_proxies else config.front()
         check_poll(config.weights, config.poll)
         watch = None
         if config.poll is not None:
@@ -159,9 +152,6 @@ class AlignerDeployment:
             watch=watch,
             also={name: self._load_from(path) for name, path in config.also.items()},
         )
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return self.application
 
     def check_health(self) -> None:
         """Serve asks this from the moment on when the replica has its first configuration."""
@@ -219,6 +209,56 @@ class AlignerDeployment:
         return aligner
 
 
+DEPLOYMENT: dict[str, Any] = {
+    "name": "Aligner",
+    "max_ongoing_requests": ONGOING,
+    "max_queued_requests": -1,
+    "max_constructor_retry_count": 3,
+    "health_check_period_s": 10,
+    "health_check_timeout_s": 30,
+    "graceful_shutdown_timeout_s": REQUEST_TIMEOUT,
+}
+
+
+@serve.deployment(**DEPLOYMENT)
+@serve.ingress()
+class AlignerDeployment(Replica):
+    """A replica that Serve's proxies send requests to."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        super().__init__(config, None if config.front_in_proxies else config.front())
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self.application
+
+
+@serve.deployment(**DEPLOYMENT)
+class ListeningDeployment(Replica):
+    """A replica that accepts connections itself, of a ``SharedListener`` on the same machine.
+
+    ``path``: of the listener. Requests are not sent from process to process, nor are answers: a
+    small photo takes 45 ms of CPU time of all processes, and through Serve's proxy 57.
+    """
+
+    def __init__(self, config: ServiceConfig, front: FrontConfig, path: str) -> None:
+        super().__init__(config, front)
+        print_access_log()
+        server = make_server(self.application, "", 0, front)
+        self.server = ServerThread(server, take_listener(path))
+
+    def check_health(self) -> None:
+        """Raise RuntimeError if it does not listen, so that Serve starts another replica."""
+        super().check_health()
+        if not self.server.running:
+            raise RuntimeError("the HTTP server has ended")
+
+    def __del__(self) -> None:
+        """Complete the requests in flight; Serve calls this when it stops a replica."""
+        server: ServerThread | None = getattr(self, "server", None)  # none after a failed start
+        if server is not None:
+            server.stop()
+
+
 def application(config: ServiceConfig | Mapping[str, Any]) -> serve.Application:
     """The application for Serve config files and ``serve run``, which give a mapping.
 
@@ -227,6 +267,21 @@ def application(config: ServiceConfig | Mapping[str, Any]) -> serve.Application:
     Raises ValueError for unknown keys.
     """
     config = ServiceConfig.model_validate(config)
+    options = _choose_options(config)
+    return AlignerDeployment.options(**options).bind(config)  # type: ignore[attr-defined]
+
+
+def _listening_application(
+    config: ServiceConfig, front: FrontConfig, path: str
+) -> serve.Application:
+    """The application of which one replica listens."""
+    options = _choose_options(config)
+    deployment = ListeningDeployment.options(**options)  # type: ignore[attr-defined]
+    return deployment.bind(config, front, path)
+
+
+def _choose_options(config: ServiceConfig) -> dict[str, Any]:
+    """Options of a deployment: how many replicas, and what each of them needs."""
     options: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": config.cpus, "num_gpus": config.gpus}
     }
@@ -239,7 +294,7 @@ def application(config: ServiceConfig | Mapping[str, Any]) -> serve.Application:
             "max_replicas": most,
             "target_ongoing_requests": BUSY,
         }
-    return AlignerDeployment.options(**options).bind(config)  # type: ignore[attr-defined]
+    return options
 
 
 def check_replica_gpus(wanted: float) -> None:
@@ -253,7 +308,8 @@ def check_replica_gpus(wanted: float) -> None:
 def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterator[str]:
     """Serve for the length of a ``with`` block; yields the URL.
 
-    On a local Ray the front stands in the proxies, on a cluster in each replica.
+    On a local Ray a single replica accepts the connections itself; several get their requests from
+    Serve's proxies, which have the front. On a cluster each replica has it.
 
     Raises ClusterError when the port is taken or the application can't start, and on a local Ray
     BadWeights or BadModel as ``dff.aligner.align.load_aligner``.
@@ -262,19 +318,29 @@ def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterato
 
     local = scale.address is None
     config = _configure_deployment(server, scale)
-    if local:
-        check_free(server.host, server.port)
-    logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
     fewest, most = config.replicas_range()
-    # a private Ray ends anyway; shutting Serve down as well makes its controller complain
-    end = partial(serve.delete, APPLICATION) if local else _remove_application
+    listener = None
+    if local and most == 1:
+        listener = SharedListener(server.host, server.port, server.front)
+    elif local:
+        check_free(server.host, server.port)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own part of Serve
+
+    def end() -> None:
+        if listener is not None:
+            listener.close()  # first, so that nobody waits for an answer of a replica that ends
+        if local:  # a private Ray ends anyway; ending Serve as well makes its controller complain
+            serve.delete(APPLICATION)
+        else:
+            _remove_application()
+
     with (
+        nullcontext() if listener is None else closing(listener),
         _checking_weights(config) if local else nullcontext(lambda: None) as check_weights,
         connected(
             scale.address,
             workers=config.cpus * most if local else None,
-            env=proxy_environment(server) if local else None,
+            env=local_environment(server) if local else None,
         ),
         ended_by(end),
     ):
@@ -282,23 +348,27 @@ def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterato
         if local:
             check_replica_gpus(config.gpus * fewest)
         with _ray_errors_as("the aligner service failed"):
-            serve.start(
-                http_options=HTTPOptions(
-                    host=server.host, port=server.port, request_timeout_s=REQUEST_TIMEOUT
-                ),
-                logging_config=logging_config,
-            )
-            serve.run(
-                application(config),
-                name=APPLICATION,
-                route_prefix="/",
-                logging_config=logging_config,
-            )
+            _run(config, server, listener)
         yield f"http://{server.host}:{server.port}"
 
 
-def proxy_environment(server: ServerConfig) -> dict[str, str]:
-    """Environment variables of a local Ray whose proxies have the front.
+def _run(config: ServiceConfig, server: ServerConfig, listener: SharedListener | None) -> None:
+    """Start Serve, without proxies if there is a listener, and the application."""
+    logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    if listener is None:
+        http_options = HTTPOptions(
+            host=server.host, port=server.port, request_timeout_s=REQUEST_TIMEOUT
+        )
+        serve.start(http_options=http_options, logging_config=logging_config)
+        built = application(config)
+    else:
+        serve.start(proxy_location=ProxyLocation.Disabled, logging_config=logging_config)
+        built = _listening_application(config, server.front, listener.path)
+    serve.run(built, name=APPLICATION, route_prefix="/", logging_config=logging_config)
+
+
+def local_environment(server: ServerConfig) -> dict[str, str]:
+    """Environment variables of a local Ray whose proxies, if any, have the front.
 
     Its replicas return the memory of photos. ``serving`` sets the variables unless Ray was started
     before.

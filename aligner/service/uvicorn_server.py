@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 import time
@@ -12,22 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
-from fastapi import FastAPI
 
 from dff.aligner.service.allocator import return_freed_memory
 from dff.aligner.service.app import create_app
 from dff.aligner.service.face_aligner import warm_up
 from dff.aligner.service.http.access_log import print_access_log
-from dff.aligner.service.http.front import FrontConfig
-from dff.aligner.service.http.http_parser import TimedH11Protocol
+from dff.aligner.service.http.server import make_server
 from dff.aligner.service.ports import check_free
 from dff.aligner.service.server_config import ServerConfig
 from dff.aligner.service.weights_watch import WeightsWatch
 
 if TYPE_CHECKING:
     from dff.aligner.align import Aligner
-
-DRAIN = 60.0  # seconds that requests in flight have to end; as long as Ray Serve gives them
 
 
 def serve_aligner_with_uvicorn(
@@ -86,29 +81,6 @@ def _ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)
-
-
-def make_server(app: FastAPI, host: str, port: int, front: FrontConfig) -> uvicorn.Server:
-    """A uvicorn server of ``app`` that ends slow headers and drains on SIGTERM."""
-
-    class FrontProtocol(TimedH11Protocol):
-        header_seconds = front.uploads.header_seconds
-
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            http=FrontProtocol,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(DRAIN),
-            ws_max_size=front.uploads.body,
-            ws_max_queue=4,  # frames that wait; a client that sends more is held back
-        )
-    )
 
 
 def _announce(

@@ -20,7 +20,7 @@ from PIL import Image
 
 from dff.aligner.align import load_aligner
 from dff.aligner.draw import draw
-from dff.aligner.service.ray_serve import proxy_environment, serving
+from dff.aligner.service.ray_serve import local_environment, serving
 from dff.aligner.service.server_config import ServerConfig
 from dff.demo import sections
 from dff.demo.errors import DemoError
@@ -107,7 +107,7 @@ def _run_steps(out: Path, *, identities: int, views: int, steps: int, clock: Clo
         photo = read_photo(storage, list_photos(storage)[0])
         recovery = invert(photo, model=load_model(), albedo=load_albedo())
     served = ServerConfig(weights=weights, port=PORT)
-    with connected(None, workers=cores, env=proxy_environment(served)):
+    with connected(None, workers=cores, env=local_environment(served)):
         with clock.step(f"synthesis of {(identities + 1) * views} views"):
             synthesize(
                 str(photos),

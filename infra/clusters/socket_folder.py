@@ -24,16 +24,23 @@ def find_short_folder() -> str | None:
     return next(writable, None)
 
 
+def choose_folder(below: int) -> str:
+    """The folder for temporary files, or a shorter one where sockets with ``below`` bytes of path
+    below it need that.
+    """
+    usual = tempfile.gettempdir()
+    return usual if fits(usual, below) else find_short_folder() or usual
+
+
 def shorten_socket_paths() -> None:
     """Let the processes that this one starts exchange data over sockets with short paths.
 
     ``multiprocessing`` puts them into the folder for temporary files, whose path may be too long.
     """
-    usual = tempfile.gettempdir()
-    short = find_short_folder()
-    if fits(usual, _OWN_BYTES) or short is None:
+    usual, chosen = tempfile.gettempdir(), choose_folder(_OWN_BYTES)
+    if chosen == usual:
         return
-    tempfile.tempdir = short
+    tempfile.tempdir = chosen
     try:
         util.get_temp_dir()  # it is made once for each process, and removed at its end
     finally:

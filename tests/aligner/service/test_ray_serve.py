@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,21 +16,27 @@ import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from ray import serve
 
+from dff.aligner.service.http.front import FrontConfig
 from dff.aligner.service.http.limits import Limits
 from dff.aligner.service.ray_serve import (
     AlignerDeployment,
+    ListeningDeployment,
     ServiceConfig,
     application,
     check_replica_gpus,
     ended_by,
+    local_environment,
     parse_replicas,
     serving,
 )
-from dff.aligner.service.server_config import ServerConfig
+from dff.aligner.service.server_config import ReplicaConfig, ServerConfig
+from dff.aligner.service.shared_listener import SharedListener
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
 from dff.face.errors import BadWeights, ClusterError
 from dff.face.model.morphable import MorphableModel
+from dff.infra.clusters.cluster import connected
 from dff.infra.networks import weights
 from tests.aligner.image_files import bomb, encoded, pixels
 from tests.aligner.known_aligner import KnownAligner
@@ -85,6 +91,39 @@ class NamedAligner(KnownAligner):
         return self
 
 
+def put_in_this_process(load: Callable[..., KnownAligner], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let replicas of this process load their aligners so, and change nothing else in it."""
+    monkeypatch.setattr("dff.aligner.align.load_aligner", load)
+    monkeypatch.setattr("dff.aligner.threads.use_threads", lambda count: None)
+    monkeypatch.setattr("dff.aligner.threads.share_interpreter", lambda: None)
+    monkeypatch.setattr("dff.aligner.service.ray_serve.print_access_log", lambda: None)
+
+
+def test_a_replica_that_listens_completes_the_requests_in_flight(
+    toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aligner = NamedAligner(toy_model, "any")
+    put_in_this_process(lambda *_, **__: aligner, monkeypatch)
+    port, front = free_port(), FrontConfig()
+    with (
+        closing(SharedListener("127.0.0.1", port, front)) as listener,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        replica = ListeningDeployment.func_or_class(ServiceConfig(), front, listener.path)
+        replica.check_health()
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.01)
+        aligner.seconds = 1.0
+        sent = threads.submit(client.post, "/v1/align", files={"image": encoded(pixels())})
+        while not replica.application.state.service.held:
+            time.sleep(0.01)
+        replica.__del__()
+        assert sent.result().status_code == 200
+        with pytest.raises(RuntimeError, match="has ended"):
+            replica.check_health()
+
+
 def test_weights_change_without_a_restart(
     toy_model: MorphableModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -99,9 +138,7 @@ def test_weights_change_without_a_restart(
         loaded.append(weights)
         return NamedAligner(toy_model, weights)
 
-    monkeypatch.setattr("dff.aligner.align.load_aligner", load)
-    monkeypatch.setattr("dff.aligner.threads.use_threads", lambda count: None)
-    monkeypatch.setattr("dff.aligner.threads.share_interpreter", lambda: None)
+    put_in_this_process(load, monkeypatch)
     (deployment_class, *_) = AlignerDeployment.func_or_class.__bases__
     deployment = deployment_class(ServiceConfig(weights="of the image"))
     with TestClient(deployment.application) as client:
@@ -210,12 +247,10 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def service(
+def untrained(
     tmp_path_factory: pytest.TempPathFactory, open_head: MorphableModel, ray_forks: Path
-) -> Iterator[str]:
-    """The real service with an untrained network: it answers, and should find that nothing
-    matches.
-    """
+) -> Iterator[Path]:
+    """Weights of a network that is not trained, and a local Ray to serve them."""
     torch.manual_seed(0)
     net = DescriptorNet(NetConfig())
     vertex = np.random.default_rng(0).choice(len(open_head.template), 200, replace=False)
@@ -230,18 +265,34 @@ def service(
     }
     path = Path(tmp_path_factory.mktemp("weights")) / "untrained.safetensors"
     weights.save(path, net, anchors, card)
-    server = ServerConfig(path, port=free_port(), front=FRONT)
-    with forked_from(ray_forks, "dff.aligner.service.ray_serve"), serving(server) as url:
+    with (
+        forked_from(ray_forks, "dff.aligner.service.ray_serve"),
+        connected(None, workers=2, env=local_environment(ServerConfig(front=FRONT))),
+    ):
+        yield path
+
+
+@pytest.fixture(scope="module")
+def service(untrained: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The real service with so many replicas: it answers, and should find that nothing matches."""
+    server = ServerConfig(untrained, port=free_port(), front=FRONT)
+    with serving(server, ReplicaConfig(request.param)) as url:
         yield url
+    serve.shutdown()
+
+
+ONE, SEVERAL = "1", "1:2"  # replicas; several get their requests from proxies
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("service", [SEVERAL], indirect=True)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_ray_serve(check: Callable[[str], None], service: str) -> None:
     check(service)
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("service", [ONE, SEVERAL], indirect=True)
 def test_the_service_on_ray(service: str) -> None:
     """One start, several checks: a start takes longer than all of them."""
     with httpx.Client(base_url=service, timeout=60, headers={"Deadline": "60"}) as client:

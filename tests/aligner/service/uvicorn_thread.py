@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import time
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastapi import FastAPI
 
 from dff.aligner.service.http.front import FrontConfig
-from dff.aligner.service.uvicorn_server import make_server
+from dff.aligner.service.http.server import ServerThread, make_server
 
 
 @contextmanager
@@ -21,15 +20,9 @@ def serving_with_uvicorn(
 
     ``port`` 0 stands for any free one. Raises RuntimeError when the server does not start.
     """
-    server = make_server(app, host, port, front or FrontConfig())
-    thread = threading.Thread(target=server.run)
-    thread.start()
+    listening = socket.create_server((host, port))
+    server = ServerThread(make_server(app, host, port, front or FrontConfig()), listening)
     try:
-        while not server.started:
-            if not thread.is_alive():
-                raise RuntimeError(f"uvicorn did not start on {host}:{port}")
-            time.sleep(0.01)
-        yield f"http://{host}:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield f"http://{host}:{listening.getsockname()[1]}"
     finally:
-        server.should_exit = True
-        thread.join()
+        server.stop()

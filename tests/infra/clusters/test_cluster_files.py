@@ -26,8 +26,8 @@ from dff.aligner.service.ray_serve import (
     PROXY_CALLBACK,
     PROXY_HEALTH,
     REQUEST_TIMEOUT,
+    local_environment,
     parse_replicas,
-    proxy_environment,
 )
 from dff.aligner.service.serve_imports import PRELOAD
 from dff.aligner.service.server_config import ServerConfig
@@ -211,7 +211,7 @@ def test_the_service_listens_and_limits_as_the_program_does() -> None:
         http["host"] == "0.0.0.0"
     )  # of the pod: 127.0.0.1 would take no connection from other pods
     assert http["request_timeout_s"] == REQUEST_TIMEOUT
-    local = proxy_environment(ServerConfig())
+    local = local_environment(ServerConfig())
     for pod in pods(service):
         ports = {one["name"]: one["containerPort"] for one in pod["containers"][0]["ports"]}
         assert ports["serve"] == port

@@ -1,0 +1,73 @@
+"""uvicorn servers of an application behind a front."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from dff.aligner.service.http.front import FrontConfig
+from dff.aligner.service.http.http_parser import TimedH11Protocol
+
+DRAIN = 60.0  # seconds that requests in flight have to end; as long as Ray Serve gives them
+
+
+def make_server(
+    app: ASGIApp, host: str, port: int, front: FrontConfig, *, drain: float = DRAIN
+) -> uvicorn.Server:
+    """A uvicorn server of ``app`` that ends slow headers and drains ``drain`` seconds."""
+
+    class FrontProtocol(TimedH11Protocol):
+        header_seconds = front.uploads.header_seconds
+
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            http=FrontProtocol,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(drain),
+            ws_max_size=front.uploads.body,
+            ws_max_queue=4,  # frames that wait; a client that sends more is held back
+        )
+    )
+
+
+class ServerThread:
+    """A server that runs in a thread and accepts connections of a listening socket.
+
+    Raises RuntimeError when it does not start.
+    """
+
+    def __init__(self, server: uvicorn.Server, listening: socket.socket) -> None:
+        self._server = server
+        self._thread = threading.Thread(
+            target=server.run, kwargs={"sockets": [listening]}, name="http"
+        )
+        self._thread.start()
+        while not server.started:
+            if not self.running:
+                raise RuntimeError("uvicorn did not start")
+            time.sleep(0.01)
+
+    @property
+    def running(self) -> bool:
+        """Whether it answers requests."""
+        return self._thread.is_alive()
+
+    def begin_stop(self) -> None:
+        """Accept no further connection, and end when the requests in flight are answered."""
+        self._server.should_exit = True
+
+    def stop(self) -> None:
+        """The same, and wait for the end."""
+        self.begin_stop()
+        self._thread.join()
