@@ -36,6 +36,11 @@ from __future__ import annotations
 class DffError(Exception):
     """Root of every error that the project raises on purpose."""
 
+    @property
+    def class_name(self) -> str:
+        """The nearest class that the tree above lists: a module may have finer ones of its own."""
+        return next(one.__name__ for one in type(self).__mro__ if not one.__name__.startswith("_"))
+
 
 class BadPhoto(DffError):
     """A file is not a readable image within limits."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dff.face.errors import ClusterError, Diverged, StorageError
+from dff.face.errors import ClusterError, DffError, Diverged, StorageError
 from dff.face.extras import require_extra
 from dff.face.io.assets import model_path
 from dff.infra.clusters.capacity import WorkerShape
@@ -302,7 +302,8 @@ def explain_failure(error: TrainingFailedError, name: str) -> ClusterError | Div
     for rank, failure in sorted(failures.items()):
         cause = getattr(failure, "_base_exc", failure)
         first = str(cause).strip().partition("\n")[0]
-        reason = f"worker {rank}: {type(cause).__name__}: {first}"
+        name = cause.class_name if isinstance(cause, DffError) else type(cause).__name__
+        reason = f"worker {rank}: {name}: {first}"
         break
     return kind(f"training failed: {hide_secrets(reason)} (all of it: {log})")
 

@@ -176,7 +176,7 @@ def describe_error(error: Exception) -> str:
     """
     match error:
         case DffError():
-            text = f"{type(error).__name__}: {error}"
+            text = f"{error.class_name}: {error}"
         case MemoryError():
             text = f"not enough memory: {error}" if str(error) else "not enough memory"
         case OSError() if error.strerror:

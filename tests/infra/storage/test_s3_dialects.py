@@ -10,6 +10,7 @@ from itertools import count
 
 import pytest
 
+from dff.commands.app import describe_error
 from dff.face.errors import BadWeights, Conflict, StorageError, UnreadableObject
 from dff.infra.networks import weights
 from dff.infra.storage import ObjectInfo, S3Access, open_storage
@@ -123,6 +124,10 @@ def test_a_public_bucket_is_read_without_credentials(
     with pytest.raises(StorageError, match="--anonymous"):
         weights.load(f"{owned.uri}a", endpoint_url=s3.url)
     client.put_bucket_acl(Bucket=BUCKET, ACL="private")
+    s3.faults += [("PUT", refuse("403 Forbidden", "AccessDenied"))]
+    with pytest.raises(StorageError, match="leave out --anonymous") as refused:
+        public.check_writable()
+    assert describe_error(refused.value).startswith("StorageError: can't write")
 
 
 def test_who_asks_pays(s3: FaultyS3) -> None:
