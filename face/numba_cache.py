@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from pathlib import Path
 
 from numba.core import config, event
 from numba.misc.appdirs import user_cache_dir
 
 from dff.face.private_folder import make_private_folder
+
+_log = logging.getLogger(__name__)
 
 
 def choose_cache_folder() -> bool:
@@ -32,11 +33,10 @@ def choose_cache_folder() -> bool:
     try:
         config.CACHE_DIR = str(make_private_folder("numba"))
     except OSError as error:
-        warnings.warn(
-            f"compiled code can't be kept ({error}), so each process compiles again: "
-            "set NUMBA_CACHE_DIR or TMPDIR to a folder that can be written",
-            RuntimeWarning,
-            stacklevel=2,
+        _log.warning(
+            "compiled code can't be kept (%s), so each process compiles again: set NUMBA_CACHE_DIR "
+            "or TMPDIR to a folder that can be written",
+            error,
         )
         return False
     return True
@@ -58,9 +58,8 @@ class CompilationLog(event.Listener):
     def on_start(self, event: event.Event) -> None:
         if not self.logged:
             self.logged = True
-            logging.getLogger(__name__).info(
-                "compiling kernels for this CPU: once for each installation, up to a minute"
-            )
+            often = "once for each installation" if CACHE else "in each process"
+            _log.info("compiling kernels for this CPU: %s, up to a minute", often)
 
     def on_end(self, event: event.Event) -> None:
         pass

@@ -45,12 +45,13 @@ def test_without_a_cache_folder_a_private_temporary_one_is_used(nowhere: Path) -
     assert numba_cache.choose_cache_folder()  # the next process uses it again
 
 
-@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("mode", [0o777, 0o720])
-def test_a_folder_that_others_can_write_is_never_used(nowhere: Path, mode: int) -> None:
+def test_a_folder_that_others_can_write_is_never_used(
+    nowhere: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
     make_private_folder("numba").chmod(mode)
-    with pytest.warns(RuntimeWarning, match="compiles again: set NUMBA_CACHE_DIR"):
-        assert not numba_cache.choose_cache_folder()
+    assert not numba_cache.choose_cache_folder()
+    assert "compiles again: set NUMBA_CACHE_DIR" in caplog.text
     assert config.CACHE_DIR == ""
 
 
@@ -166,15 +167,21 @@ def test_a_foreign_user_without_a_home_can_run_commands(foreign_folder: Path) ->
     assert tracking.returncode == 0, tracking.stderr
 
 
-def test_the_first_compilation_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("kept", "often"), [(True, "once for each installation"), (False, "in each process")]
+)
+def test_the_first_compilation_is_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kept: bool, often: str
+) -> None:
     def add_one(x: float) -> float:
         return x + 1
 
     assert numba.njit(add_one)(1) == 2  # the process's own listener has logged its first
+    monkeypatch.setattr(numba_cache, "CACHE", kept)
     caplog.set_level(logging.INFO, numba_cache.__name__)
     caplog.clear()
     with event.install_listener("numba:compile", numba_cache.CompilationLog()):
         kernel = numba.njit(add_one)
         assert kernel(1.0) == 2.0
         assert kernel(1) == 2  # another compilation
-    assert caplog.text.count("compiling kernels for this CPU") == 1
+    assert caplog.text.count(f"compiling kernels for this CPU: {often}") == 1
