@@ -283,6 +283,8 @@ def train(
     )
     if start and address is None and not start.startswith((BUCKET, REGISTERED)):
         find_weights(start)
+    if span and not span.is_elastic:
+        config.check_workers(span.most)
     access = S3Access(anonymous, request_payer)
     if recipe:
         make_dataset(

@@ -125,6 +125,7 @@ MISTAKES = [
     (("train", "d", "--out", "w", "--preset", "research"), "needs --photos"),
     (("train", "d", "--out", "w", "--workers", "3:x"), "LEAST:MOST, not '3:x'"),
     (("train", "d", "--out", "w", "--workers", "3:2"), "LEAST:MOST, not '3:2'"),
+    (("train", "d", "--out", "w", "--workers", "3"), "does not split over 3 workers"),
     (("train", "d", "--out", "w", "--start", "nothing"), "there is no weights file nothing"),
     (("serve", "--poll", "5"), "NAME@ALIAS"),
     (("train", "d", "--out", "w", "--size", "5"), "no positive multiple of 32"),
