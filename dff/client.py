@@ -1,8 +1,10 @@
 """Clients of the aligner over HTTP: a ``dff serve`` on another machine, used like an ``Aligner``.
 
-with dff.Client("http://faces.example.org") as client:
-    faces = client.align("photo.jpg")  # list[dff.Alignment]
-    points = client.match("a.jpg", [(120, 80)], "b.jpg")  # FoundPoints: px, probability, ...
+A client keeps its connections until the end of a ``with`` block:
+
+    with dff.Client("http://faces.example.org") as client:
+        faces = client.align("photo.jpg")  # list[dff.Alignment]
+        points = client.match("a.jpg", [(120, 80)], "b.jpg")  # FoundPoints: px, probability, ...
 """
 
 from __future__ import annotations
