@@ -25,12 +25,11 @@ from dff.aligner.service.face_aligner import FaceAligner, warm_up
 from dff.aligner.service.http.forms import (
     BoxCorners,
     read_pixel_count,
-    read_pixels,
     read_upload,
     to_boxes,
 )
 from dff.aligner.service.http.limits import Limits
-from dff.aligner.service.http.measures import get_measures
+from dff.aligner.service.http.measures import Measures, get_measures, measuring
 from dff.aligner.service.http.problems import KINDS, Problem, log_defect, to_problem
 from dff.aligner.service.memory import DECODING, DecodingMemory
 from dff.aligner.service.scheduler import Scheduler, refuse_deadline
@@ -47,6 +46,7 @@ from dff.face.arrays import Bytes, Ints
 from dff.face.errors import BadPhoto, NoFace
 from dff.face.geometry.camera import Box
 from dff.face.model.morphable import MorphableModel
+from dff.infra.photos.images import DecodedImage
 
 INSIDE = ("teeth", "tongue", "mouth")  # regions behind the lips, which a drawing leaves out
 
@@ -206,9 +206,10 @@ class AlignService:
         photo's problem when none is readable.
         """
         arrived = time.monotonic()
+        measures = get_measures()
         most = self.limits.person_pixels * 3 + self.limits.pixels * DECODING
         async with self.admit(deadline), self._person, self.memory.hold(most):
-            started = time.monotonic()
+            measures.count("queue", time.monotonic() - arrived)
             problems: dict[int, Problem] = {}
             held: dict[int, tuple[Bytes, Box | None]] = {}
             cameras: dict[int, Intrinsics] = {}
@@ -222,7 +223,6 @@ class AlignService:
                 self._check_person_pixels(held)
             if not held:
                 raise problems[0]
-            decoded = time.monotonic()
             person = await self._align_person(held)
             photos: list[tuple[Alignment, ImageSize, Intrinsics] | Problem] = []
             places = {number: place for place, number in enumerate(held)}
@@ -233,30 +233,28 @@ class AlignService:
                     photos.append(Problem("no-face", person.left_out[places[number]]))
                 else:
                     photos.append((face, image_size(held[number][0]), cameras[number]))
-            seconds = (started - arrived, decoded - started, time.monotonic() - decoded)
-            faces = [face for face in person.faces if face is not None]
-            images = [pixels for pixels, _ in held.values()]
-            timing = _measure(seconds, images, faces)
+            count_faces([face for face in person.faces if face is not None])
             rendered = None
             if render is not None:
+                images = [pixels for pixels, _ in held.values()]
                 rendered = await self._run_apart(partial(render, person, images))
             doubts = {n: person.doubts[p] for n, p in places.items() if p in person.doubts}
-            return PersonResult(person, photos, doubts, timing, rendered)
+            return PersonResult(person, photos, doubts, tell_timing(measures), rendered)
 
     @asynccontextmanager
     async def admit(self, deadline: float = math.inf) -> AsyncIterator[None]:
         """Hold a request for the length of a ``with`` block, which ends at the deadline.
 
-        For routes that call the aligner themselves, by ``scheduler.run`` and ``decoded_photo``.
+        For routes that call the aligner themselves, by ``scheduler.run`` and ``decoded_photos``.
         Raises Problem ``busy`` or ``deadline``.
         """
+        get_measures().waiting = self.scheduler.waiting
         if self.held >= self.limits.requests:
             wait = max(1, math.ceil(self.scheduler.expect_wait(0.0)))
             raise Problem("busy", headers={"Retry-After": str(wait)})
         self.scheduler.check_deadline(self.scheduler.durations.unit, deadline)
         left = None if math.isinf(deadline) else max(deadline - time.monotonic(), 0.0)
         self.held += 1
-        get_measures().waiting = self.scheduler.waiting
         try:
             async with asyncio.timeout(left):
                 yield
@@ -266,16 +264,26 @@ class AlignService:
             self.held -= 1
 
     @asynccontextmanager
-    async def decoded_photo(self, image: UploadFile) -> AsyncIterator[Bytes]:
-        """(H, W, 3) uint8 RGB of an uploaded file, within the memory for decoded photos.
+    async def decoded_photos(self, *images: UploadFile) -> AsyncIterator[list[DecodedImage]]:
+        """The images of uploaded files, upright, within the memory for decoded photos.
 
-        Waits while others hold that memory. Raises BadImage, and Problem ``too-large``.
+        Waits while others hold that memory. Measures the request. Raises BadImage, and Problem
+        ``too-large``.
         """
-        count = DECODING * await read_pixel_count(image, self.limits)
+        arrived = time.monotonic()
+        count = sum([DECODING * await read_pixel_count(image, self.limits) for image in images])
         async with self.memory.hold(count) as holding:
-            pixels = await read_pixels(image, self.limits)
-            holding.shrink(pixels.nbytes)
-            yield pixels
+            get_measures().count("queue", time.monotonic() - arrived)
+            photos = [await self._decode(image) for image in images]
+            holding.shrink(sum(photo.pixels.nbytes for photo in photos))
+            yield photos
+
+    async def _decode(self, image: UploadFile) -> DecodedImage:
+        measures = get_measures()
+        with measures.timed("decode"):
+            photo = await read_upload(image, self.limits)
+        measures.decoded += photo.pixels.nbytes
+        return photo
 
     async def _align(
         self,
@@ -288,37 +296,27 @@ class AlignService:
         render: Render | None = None,
     ) -> PhotoResult:
         """The faces of one photo, at least one. Raises what the aligner and ``render`` raise."""
-        arrived = time.monotonic()
-        count = DECODING * await read_pixel_count(image, self.limits)
-        async with self.memory.hold(count) as holding:
-            started = time.monotonic()
-            photo = await read_upload(image, self.limits)
-            pixels, size = photo.pixels, image_size(photo.pixels)
-            camera = Intrinsics.of_photo(
-                size.width, size.height, focal=focal, focal_35mm=photo.focal_35mm
-            )
-            holding.shrink(pixels.nbytes)
-            boxes = None if corners is None else to_boxes(corners, pixels)
-            decoded = time.monotonic()
-            outcome, waited = await self.scheduler.align(
-                (pixels, boxes), deadline, slowdown=slowdown
-            )
-            if isinstance(outcome, Exception):
-                raise outcome
-            seconds = (
-                started - arrived + waited,
-                decoded - started,
-                time.monotonic() - decoded - waited,
-            )
-            timing = _measure(seconds, [pixels], outcome)
-            missing = self.aligner.describe_search(pixels) if boxes is None else ""
-            if not outcome:
-                raise Problem("no-face", missing and f"{KINDS['no-face'].help} Note: {missing}.")
-            rendered = None
-            if render is not None:
-                rendered = await self._run_apart(partial(render, outcome, pixels))
+        with measuring() as measures:
+            async with self.decoded_photos(image) as (photo,):
+                pixels, size = photo.pixels, image_size(photo.pixels)
+                camera = Intrinsics.of_photo(
+                    size.width, size.height, focal=focal, focal_35mm=photo.focal_35mm
+                )
+                boxes = None if corners is None else to_boxes(corners, pixels)
+                outcome = await self.scheduler.align((pixels, boxes), deadline, slowdown=slowdown)
+                if isinstance(outcome, Exception):
+                    raise outcome
+                count_faces(outcome)
+                missing = self.aligner.describe_search(pixels) if boxes is None else ""
+                if not outcome:
+                    raise Problem(
+                        "no-face", missing and f"{KINDS['no-face'].help} Note: {missing}."
+                    )
+                rendered = None
+                if render is not None:
+                    rendered = await self._run_apart(partial(render, outcome, pixels))
         warnings = [missing] if missing else None
-        return PhotoResult(outcome, size, camera, timing, warnings, rendered)
+        return PhotoResult(outcome, size, camera, tell_timing(measures), warnings, rendered)
 
     async def _run_apart(self, render: Callable[[], bytes]) -> bytes:
         """A file of faces, which takes up to a second, while the aligner goes on."""
@@ -328,7 +326,7 @@ class AlignService:
     async def _read_person_photo(
         self, image: UploadFile, corners: BoxCorners | None, focal: float | None
     ) -> tuple[tuple[Bytes, Box | None], Intrinsics]:
-        photo = await read_upload(image, self.limits)
+        photo = await self._decode(image)
         pixels, size = photo.pixels, image_size(photo.pixels)
         if min(pixels.shape[:2]) < MIN_SIDE:
             raise Problem("unusable-image")
@@ -403,22 +401,19 @@ def _answer_photo(result: PhotoResult, describe: Describe) -> PhotoFaces:
     return PhotoFaces(faces=faces, image=result.image, warnings=result.warnings)
 
 
-def _measure(
-    seconds: tuple[float, float, float], images: Sequence[Bytes], faces: Sequence[Alignment]
-) -> Timing:
-    """Count ``seconds`` of queue, decoding and aligning, and what they were for."""
-    queue, decode, align = seconds
+def count_faces(faces: Sequence[Alignment]) -> None:
+    """Measure the request by the faces that it is answered with."""
     measures = get_measures()
-    measures.queue += queue
-    measures.decode += decode
-    measures.align += align
-    measures.decoded += sum(image.nbytes for image in images)
     measures.faces += len(faces)
     measures.failed += sum(face.failed for face in faces)
+
+
+def tell_timing(measures: Measures) -> Timing:
+    """The durations of a request as it is answered."""
     return Timing(
-        queue_ms=_milliseconds(queue),
-        decode_ms=_milliseconds(decode),
-        align_ms=_milliseconds(align),
+        queue_ms=_milliseconds(measures.queue),
+        decode_ms=_milliseconds(measures.decode),
+        align_ms=_milliseconds(measures.align),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dff.aligner.service.schema import Answer, ImageSize, ModelInfo
+from dff.aligner.service.schema import Answer, ImageSize, ModelInfo, Timing
 
 
 class MatchedPoint(Answer):
@@ -37,6 +37,7 @@ class MatchAnswer(Answer):
     image_a: ImageSize
     image_b: ImageSize
     model: ModelInfo
+    timing: Timing
     request_id: str = Field(description="as in the header X-Request-ID")
     heat_map: str | None = Field(
         None,
@@ -60,6 +61,7 @@ class DenseMatchAnswer(Answer):
     image_a: ImageSize
     image_b: ImageSize
     model: ModelInfo
+    timing: Timing
     request_id: str = Field(description="as in the header X-Request-ID")
 
 
@@ -85,4 +87,5 @@ class FeaturesAnswer(Answer):
     )
     image: ImageSize
     model: ModelInfo
+    timing: Timing
     request_id: str = Field(description="as in the header X-Request-ID")

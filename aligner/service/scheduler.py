@@ -17,6 +17,7 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.face_request import FaceRequest, Steps
 from dff.aligner.service.face_aligner import FaceAligner, Outcome, Photo
 from dff.aligner.service.http.limits import Limits
+from dff.aligner.service.http.measures import Measures, get_measures
 from dff.aligner.service.http.problems import Problem
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class QueuedPhoto:
     deadline: float  # the same; infinite without one
     slowdown: float  # how many times as long as alone it may take
     outcome: asyncio.Future[Outcome]
+    measures: Measures
     began: float = math.nan  # when its call began
 
 
@@ -53,9 +55,11 @@ class Call:
     aligner: FaceAligner
     steps: Steps[Any]
     arrived: float  # seconds of the clock
+    measures: Measures
     job: QueuedPhoto | None = None  # the photo that it aligns; None for a call of another kind
     outcome: asyncio.Future[Any] | None = None  # what the steps of another call return
-    begun: bool = False
+    began: float = math.nan  # when its first step began
+    begun: bool = False  # whether its first step has ended
     request: FaceRequest | None = None  # the faces that its next step aligns
     waited: bool = False  # whether these faces have waited for another search
     seconds: float = 0.0  # that its steps have taken
@@ -153,8 +157,9 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """Photos that wait for the aligner."""
-        return len(self._queue)
+        """Photos and other calls that wait for the aligner to begin with them."""
+        with self._lock:
+            return len(self._queue) + sum(math.isnan(call.began) for call in self._calls)
 
     @property
     def busy(self) -> bool:
@@ -171,8 +176,8 @@ class Scheduler:
 
     async def align(
         self, photo: Photo, deadline: float = math.inf, *, slowdown: float = math.inf
-    ) -> tuple[Outcome, float]:
-        """The faces of a photo, or the exception that it raised, and the seconds that it waited.
+    ) -> Outcome:
+        """The faces of a photo, or the exception that it raised. Measures the request.
 
         ``deadline``: seconds of the clock. Raises Problem ``deadline`` at once where that
         can't be met, and later when it turns out so before the aligner has begun.
@@ -181,17 +186,26 @@ class Scheduler:
         """
         expected = self.durations.expect(photo)
         self.check_deadline(expected, deadline)
-        loop = asyncio.get_running_loop()
-        job = QueuedPhoto(photo, expected, self._clock(), deadline, slowdown, loop.create_future())
+        job = QueuedPhoto(
+            photo,
+            expected,
+            self._clock(),
+            deadline,
+            slowdown,
+            asyncio.get_running_loop().create_future(),
+            get_measures(),
+        )
         with self._lock:
             self._queue.append(job)
             self._start_working()
         try:
-            return await job.outcome, job.began - job.arrived
+            outcome = await job.outcome
         finally:
             with self._lock:
                 if job in self._queue:  # its client went away
                     self._queue.remove(job)
+        self._measure(job)
+        return outcome
 
     def check_deadline(self, expected: float, deadline: float) -> None:
         """Raises Problem ``deadline`` where a photo of ``expected`` seconds would be late.
@@ -210,13 +224,23 @@ class Scheduler:
     async def run_steps(self, steps: Steps[T], aligner: FaceAligner) -> T:
         """What a call in steps returns or raises, which has its turns beside those of photos.
 
-        ``aligner`` answers its requests.
+        ``aligner`` answers its requests. Measures the request.
         """
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        call = Call(aligner, steps, self._clock(), get_measures(), outcome=outcome)
         with self._lock:
-            self._calls.append(Call(aligner, steps, self._clock(), outcome=outcome))
+            self._calls.append(call)
             self._start_working()
-        return await outcome
+        try:
+            return await outcome
+        finally:
+            if call.begun:
+                self._measure(call)
+
+    def _measure(self, ended: QueuedPhoto | Call) -> None:
+        """Count how long a photo or a call has waited and, from then on, been aligned."""
+        ended.measures.count("queue", ended.began - ended.arrived)
+        ended.measures.count("align", self._clock() - ended.began)
 
     def _start_working(self) -> None:
         if not self._working:
@@ -297,13 +321,17 @@ class Scheduler:
         job.began = self._clock()
         image, boxes = job.photo
         steps = self.aligner.align_in_steps([image], [boxes], faces=self._limits.step)
-        call = Call(self.aligner, steps, job.arrived, job)
+        call = Call(self.aligner, steps, job.arrived, job.measures, job)
         self._calls.append(call)
         return call
 
     def _advance(self, calls: Sequence[Call]) -> None:
         """Run the next step of a call, or of several that share it; end those that are done."""
         started = self._clock()
+        for call in calls:
+            call.began = started if math.isnan(call.began) else call.began
+        if faces := sum(call.faces for call in calls):
+            calls[0].measures.steps.append(faces)
         results = _step(calls)
         share = (self._clock() - started) / len(calls)
         with self._lock:

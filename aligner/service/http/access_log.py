@@ -34,6 +34,7 @@ class AccessLine:
     received: int = 0  # bytes of the request's body
     sent: int = 0  # bytes of the answer's body
     measures: Measures | None = None
+    frames: int | None = None  # that a web socket has answered
     started: float = field(default_factory=time.time)
     seconds: float = 0.0  # from the headers of the request to the end of the answer
 
@@ -47,6 +48,12 @@ class AccessLine:
             scope["path"],
             trace.group(1) if trace else "",
         )
+
+    def count_frame(self, measures: Measures) -> None:
+        """Count an answered frame of a web socket."""
+        self.frames = (self.frames or 0) + 1
+        self.measures = self.measures or Measures()
+        self.measures.add(measures)
 
     def write(self) -> None:
         """Write the line; the request ends now."""
@@ -62,7 +69,12 @@ class AccessLine:
             "sent": self.sent,
         }
         if self.measures is not None:
-            fields |= {name: round(value, 4) for name, value in vars(self.measures).items()}
+            fields |= {
+                name: round(value, 4) if isinstance(value, float) else value
+                for name, value in vars(self.measures).items()
+            }
+        if self.frames is not None:
+            fields["frames"] = self.frames
         if self.trace_id:
             fields["trace_id"] = self.trace_id
         logging.getLogger(ACCESS_LOG).info("%s", json.dumps(fields))

@@ -107,11 +107,6 @@ async def read_pixel_count(image: UploadFile, limits: Limits) -> int:
     return width * height
 
 
-async def read_pixels(image: UploadFile, limits: Limits) -> Bytes:
-    """(H, W, 3) uint8 RGB of an uploaded file, upright. Raises as ``read_upload``."""
-    return (await read_upload(image, limits)).pixels
-
-
 async def read_upload(image: UploadFile, limits: Limits) -> DecodedImage:
     """The image of an uploaded file, upright, with its focal length.
 

@@ -29,7 +29,7 @@ from dff.aligner.service.http.access_log import CLIENT_LEFT, AccessLine, print_a
 from dff.aligner.service.http.http_parser import use_timed_h11
 from dff.aligner.service.http.keys import GUARDED, is_allowed
 from dff.aligner.service.http.limits import UploadLimits
-from dff.aligner.service.http.measures import HEADER, Measures
+from dff.aligner.service.http.measures import HEADER, MESSAGE_KEY, Measures
 from dff.aligner.service.http.metrics import Metrics
 from dff.aligner.service.http.problems import MEDIA_TYPE, RETRY_AFTER, Problem, answer_status
 from dff.aligner.service.http.uploads import CLOSE, Disconnected, Upload, Uploads, refuse_size
@@ -174,7 +174,13 @@ class Front:
 
         async def send_logged(message: Message) -> None:
             if message["type"] == "websocket.accept":
-                line.status = _SWITCHED
+                line.status, line.frames = _SWITCHED, 0
+                self._metrics.sockets.inc()
+            if MESSAGE_KEY in message:
+                measures = Measures(**message[MESSAGE_KEY])
+                message = {key: message[key] for key in message if key != MESSAGE_KEY}
+                self._metrics.count_frame(measures)
+                line.count_frame(measures)
             line.sent += len(message.get("text") or "")
             await send(message)
 
@@ -183,8 +189,8 @@ class Front:
             line.received += len(message.get("bytes") or b"")
             return message
 
+        path, keys = scope["path"].removeprefix(self._config.root_path), self._config.keys
         try:
-            path, keys = scope["path"].removeprefix(self._config.root_path), self._config.keys
             known = not keys or not path.startswith(GUARDED) or is_allowed(headers, keys)
             if known and _may_connect(headers, self._config.origins):
                 await self._app(scope, receive_counted, send_logged)
@@ -193,6 +199,9 @@ class Front:
                 await send({"type": "websocket.close", "code": 1008})
         finally:
             line.write()
+            if line.status == _SWITCHED:
+                self._metrics.sockets.dec()
+            self._metrics.observe(path, line.status, line.seconds, line.received)
 
     async def _receive(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)

@@ -8,6 +8,8 @@ from dff.aligner.service.http.measures import Measures
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+WAITING = (0, 1, 2, 4, 8, 16, 32, 64)  # photos: all that a replica admits
+STEP_FACES = (1, 2, 3, 4, 8, 16)  # 4 by default (``Limits.shared_step``)
 # Paths that have series of their own. The front must know them before the application, which is in
 # another process under Ray, has seen a request; clients may invent any number of others.
 PATHS = frozenset(
@@ -72,10 +74,21 @@ class Metrics:
         self._received = Counter(
             "dff_received_bytes", "Bytes of the bodies of requests", registry=self._registry
         )
-        self._queue = Gauge(
+        self._queue = Histogram(
             "dff_queue_photos",
-            "Photos that waited for an aligner when the latest request came",
+            "Photos and matches that waited for the aligner when a request came",
+            buckets=WAITING,
             registry=self._registry,
+        )
+        self._steps = Histogram(
+            "dff_step_faces",
+            "Faces that the aligner aligned in one step",
+            buckets=STEP_FACES,
+            registry=self._registry,
+        )
+        self.sockets = Gauge("dff_sockets", "Open web sockets", registry=self._registry)
+        self._frames = Counter(
+            "dff_frames", "Answered frames of web sockets", registry=self._registry
         )
         self._uploads = Gauge(
             "dff_uploads", "Requests whose bodies are arriving", registry=self._registry
@@ -89,13 +102,22 @@ class Metrics:
         self._received.inc(received)
 
     def add(self, measures: Measures) -> None:
-        """Count what the application measured of a request."""
-        for stage in ("queue", "decode", "align"):
-            self._stages.labels(stage).observe(getattr(measures, stage))
+        """Count what the application measured of a request, or of a frame."""
+        if measures.decoded:
+            for stage in ("queue", "decode", "align"):
+                self._stages.labels(stage).observe(getattr(measures, stage))
         self._faces.inc(measures.faces)
         self._failed.inc(measures.failed)
         self._decoded.inc(measures.decoded)
-        self._queue.set(measures.waiting)
+        if measures.waiting is not None:
+            self._queue.observe(measures.waiting)
+        for faces in measures.steps:
+            self._steps.observe(faces)
+
+    def count_frame(self, measures: Measures) -> None:
+        """Count an answered frame of a web socket."""
+        self._frames.inc()
+        self.add(measures)
 
     def to_text(self, uploads: int) -> bytes:
         """All metrics; ``uploads``: requests whose bodies are arriving."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
 import anyio
@@ -21,18 +19,17 @@ from dff.aligner.face_request import Steps
 from dff.aligner.matching.draw import colour_dense_matches, spread_heat
 from dff.aligner.matching.matcher import DescribedFace, Matcher, PointSelection
 from dff.aligner.matching.result import PointMatches
-from dff.aligner.service.align_service import AlignService, image_size
+from dff.aligner.service.align_service import AlignService, image_size, tell_timing
 from dff.aligner.service.http.accept import JSON, choose_media_type, vary_by_accept
 from dff.aligner.service.http.fields import FormRoute
 from dff.aligner.service.http.forms import (
     BOX,
     BoxCorners,
     JsonField,
-    read_pixel_count,
-    read_pixels,
     to_boxes,
 )
 from dff.aligner.service.http.json_response import respond
+from dff.aligner.service.http.measures import get_measures
 from dff.aligner.service.http.problems import Problem
 from dff.aligner.service.match_schema import (
     DenseMatchAnswer,
@@ -40,7 +37,6 @@ from dff.aligner.service.match_schema import (
     MatchAnswer,
     MatchedPoint,
 )
-from dff.aligner.service.memory import DECODING
 from dff.aligner.service.routes.dependencies import LongDeadline, Service
 from dff.aligner.service.schema import ALIGN_RESPONSES, BINARY, Responses
 from dff.face.arrays import Bytes, Floats
@@ -117,15 +113,16 @@ async def match(
         )
     corners = BOX.parse("box_a", box_a or "null"), BOX.parse("box_b", box_b or "null")
     matcher = find_matcher(service)
-    async with _decoded_photos(service, deadline, image_a, image_b) as (first, second):
+    async with service.admit(deadline), service.decoded_photos(image_a, image_b) as decoded:
+        first, second = (photo.pixels for photo in decoded)
         boxes = _to_box("box_a", corners[0], first), _to_box("box_b", corners[1], second)
         selection = PointSelection(*wanted, *boxes)
         steps = matcher.match_in_steps(first, second, selection, faces=service.limits.step)
         try:
-            found = await _run(service, matcher, steps)
+            found = await _run(service, matcher, steps, faces=2)
         except ValueError as error:
             raise Problem("bad-request", str(error)) from error
-    sizes = image_size(first), image_size(second)
+    sizes, timing = (image_size(first), image_size(second)), tell_timing(get_measures())
 
     def build() -> MatchAnswer:
         return MatchAnswer(
@@ -133,6 +130,7 @@ async def match(
             image_a=sizes[0],
             image_b=sizes[1],
             model=service.model_info,
+            timing=timing,
             request_id=request.state.request_id,
             heat_map=_encode_heat(found, second.shape[:2]) if heat_map else None,
         )
@@ -157,16 +155,18 @@ async def match_dense(
     """
     matcher = find_matcher(service)
     as_array = choose_media_type(request.headers.get("accept", ""), (JSON, NPY)) == NPY
-    async with _decoded_photos(service, deadline, image_a, image_b) as (first, second):
+    async with service.admit(deadline), service.decoded_photos(image_a, image_b) as decoded:
+        first, second = (photo.pixels for photo in decoded)
         sizes = image_size(first), image_size(second)
         small = _shrink(first), _shrink(second)
         steps = matcher.match_every_pixel_in_steps(*small, faces=service.limits.step)
-        dense = await _run(service, matcher, steps)
+        dense = await _run(service, matcher, steps, faces=2)
         shape = small[1].shape[:2]
     if as_array:
         dense[..., :2] *= np.divide(second.shape[1::-1], small[1].shape[1::-1])
         data = await anyio.to_thread.run_sync(_encode_npy, dense)
         return vary_by_accept(Response(data, media_type=NPY))
+    timing = tell_timing(get_measures())
 
     def build() -> DenseMatchAnswer:
         layers = colour_dense_matches(dense, shape)
@@ -178,6 +178,7 @@ async def match_dense(
             image_a=sizes[0],
             image_b=sizes[1],
             model=service.model_info,
+            timing=timing,
             request_id=request.state.request_id,
         )
 
@@ -198,14 +199,17 @@ async def features(
     """The Deep Face Feature of every pixel of a face, and where the pixels lie in the photo."""
     corners = BOX.parse("box", box or "null")
     matcher = find_matcher(service)
-    async with service.admit(deadline), service.decoded_photo(image) as pixels:
+    async with service.admit(deadline), service.decoded_photos(image) as (photo,):
+        pixels = photo.pixels
         face = await _run(
             service,
             matcher,
             matcher.describe_largest_in_steps(
                 pixels, _to_box("box", corners, pixels), faces=service.limits.step
             ),
+            faces=1,
         )
+    timing = tell_timing(get_measures())
 
     def build() -> FeaturesAnswer:
         descriptor = face.features.descriptor[0]
@@ -218,6 +222,7 @@ async def features(
             box=(around.x0, around.y0, around.x1, around.y1),
             image=image_size(pixels),
             model=service.model_info,
+            timing=timing,
             request_id=request.state.request_id,
         )
 
@@ -237,28 +242,17 @@ def find_affine(face: DescribedFace) -> Any:
     return np.column_stack([x - origin, y - origin, origin]).tolist()
 
 
-@asynccontextmanager
-async def _decoded_photos(
-    service: AlignService, deadline: float, image_a: UploadFile, image_b: UploadFile
-) -> AsyncIterator[tuple[Bytes, Bytes]]:
-    """Pixels of both photos, for as long as the request is admitted and holds memory for them."""
-    memory = DECODING * (
-        await read_pixel_count(image_a, service.limits)
-        + await read_pixel_count(image_b, service.limits)
-    )
-    async with service.admit(deadline), service.memory.hold(memory):
-        yield (
-            await read_pixels(image_a, service.limits),
-            await read_pixels(image_b, service.limits),
-        )
+async def _run(service: AlignService, matcher: Matcher, steps: Steps[T], *, faces: int) -> T:
+    """What a call of the matcher returns; other requests have their turn between its steps.
 
-
-async def _run(service: AlignService, matcher: Matcher, steps: Steps[T]) -> T:
-    """What a call of the matcher returns; other requests have their turn between its steps."""
+    ``faces``: that it is about, one of each photo, by which the request is measured.
+    """
     try:
-        return await service.scheduler.run_steps(steps, matcher.aligner)
+        result = await service.scheduler.run_steps(steps, matcher.aligner)
     except NoFace as error:
         raise Problem("no-face", str(error)) from error
+    get_measures().faces += faces
+    return result
 
 
 def _shrink(image: Bytes) -> Bytes:

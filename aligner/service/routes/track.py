@@ -16,9 +16,10 @@ from dff.aligner.align import Aligner
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.face_description import FaceDescriber, parse_extras
 from dff.aligner.intrinsics import Intrinsics
-from dff.aligner.service.align_service import AlignService, image_size
+from dff.aligner.service.align_service import AlignService, count_faces, image_size
 from dff.aligner.service.http.json_response import encode_answer
 from dff.aligner.service.http.keys import PROTOCOL
+from dff.aligner.service.http.measures import MESSAGE_KEY, measuring
 from dff.aligner.service.http.problems import PhotoProblem, Problem, log_defect, to_problem
 from dff.aligner.service.routes.dependencies import choose_service
 from dff.aligner.service.schema import Answer, FaceAnswer, ImageSize
@@ -86,9 +87,11 @@ class TrackSession:
         service = self._service
         upload = UploadFile(io.BytesIO(data), size=len(data), filename="frame")
         deadline = at + service.limits.deadline
-        async with service.admit(deadline), service.decoded_photo(upload) as pixels:
+        async with service.admit(deadline), service.decoded_photos(upload) as (photo,):
+            pixels = photo.pixels
             step = partial(self._tracker.step, pixels, at)
             faces = await service.scheduler.run(step)
+            count_faces([one.face for one in faces])
             size = image_size(pixels)
         camera = Intrinsics.of(size.width, size.height)
         told = await asyncio.to_thread(self._describe, faces, camera)
@@ -150,5 +153,8 @@ async def _converse(socket: WebSocket, session: TrackSession, silence: float) ->
             return
         if message["type"] == "websocket.disconnect":
             return
-        answer = await session.answer(message.get("bytes"), request_id)
-        await socket.send_text(encode_answer(answer).decode())
+        with measuring() as measures:
+            answer = await session.answer(message.get("bytes"), request_id)
+        text = encode_answer(answer).decode()
+        # for the front, which keeps them from the client
+        await socket.send({"type": "websocket.send", "text": text, MESSAGE_KEY: vars(measures)})

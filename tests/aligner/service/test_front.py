@@ -298,6 +298,7 @@ def test_metrics_count_what_was_answered(toy_model: MorphableModel) -> None:
     assert values["dff_faces_total"] == "2.0"
     assert values["dff_decoded_bytes_total"] == str(float(2 * pixels().nbytes))
     assert values['dff_stage_seconds_count{stage="align"}'] == "2.0"
+    assert values['dff_queue_photos_bucket{le="0.0"}'] == "3.0"
     assert "secret" not in metrics.text
 
 

@@ -19,13 +19,13 @@ from dff.aligner.align import Aligner
 from dff.aligner.matching.found_points import FoundPoints
 from dff.aligner.service.app import create_app
 from dff.aligner.service.http.limits import Limits
-from dff.aligner.service.uvicorn_server import serving_with_uvicorn
 from dff.face.arrays import Bytes
 from dff.face.errors import NoFace
 from dff.face.model.landmarks import NOSE_TIP
 from dff.face.model.morphable import MorphableModel
 from tests.aligner.known_aligner import KnownAligner
 from tests.aligner.oracle import PositionCode, Scene, make_scene
+from tests.aligner.service.uvicorn_thread import serving_with_uvicorn
 
 
 def png(image: Bytes) -> bytes:
@@ -117,6 +117,42 @@ def test_clients_get_what_a_matcher_finds(oracle_aligner: Aligner, scenes: list[
         assert [*found.status] == [*expected.status]
         for name in ("source", "px", "probability", "visibility"):
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=0.006)
+
+
+def test_matches_are_timed_and_measured(client: TestClient, scenes: list[Scene]) -> None:
+    """As alignments are, for the answer, for the log and for the metrics."""
+    first, second = (png(scene.image) for scene in scenes)
+    pair = {"image_a": first, "image_b": second}
+    paths: dict[str, tuple[dict[str, bytes], dict[str, str], int]] = {
+        "/v1/match": (pair, {"landmarks": '["chin"]'}, 2),
+        "/v1/match/dense": (pair, {}, 2),
+        "/v1/features": ({"image": first}, {}, 1),
+    }
+    for path, (files, data, photos) in paths.items():
+        before = read_metrics(client)
+        answer = client.post(path, files=files, data=data).raise_for_status()
+        assert "x-dff-measures" not in answer.headers
+        timing = answer.json()["timing"]
+        assert set(timing) == {"queue_ms", "decode_ms", "align_ms"}
+        assert timing["align_ms"] > 0
+        after = read_metrics(client)
+
+        def added(name: str, after: dict[str, float] = after, before: Any = before) -> float:
+            return after[name] - before.get(name, 0.0)
+
+        spent = added('dff_stage_seconds_sum{stage="align"}')
+        assert 1000 * spent == pytest.approx(timing["align_ms"], abs=0.1)
+        assert added('dff_stage_seconds_count{stage="decode"}') == 1
+        assert added("dff_faces_total") == photos
+        assert added("dff_decoded_bytes_total") == photos * scenes[0].image.nbytes
+        assert added("dff_step_faces_sum") >= photos
+        assert added("dff_queue_photos_count") == 1
+
+
+def read_metrics(client: TestClient) -> dict[str, float]:
+    lines = client.get("/metrics").text.splitlines()
+    values = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in values}
 
 
 def test_dense_colours_agree_in_both_photos(client: TestClient, scenes: list[Scene]) -> None:

@@ -17,6 +17,7 @@ from dff.aligner.detection import Detection
 from dff.aligner.face_request import FaceRequest, Steps
 from dff.aligner.service.face_aligner import Boxes
 from dff.aligner.service.http.limits import Limits
+from dff.aligner.service.http.measures import Measures, measuring
 from dff.aligner.service.http.problems import Problem
 from dff.aligner.service.scheduler import Durations, Scheduler
 from dff.face.arrays import Bytes
@@ -99,6 +100,37 @@ def make(model: MorphableModel, **limits: int) -> tuple[Stepping, InLoop]:
     return aligner, InLoop(aligner, Limits(**limits), clock=lambda: aligner.now)
 
 
+def test_steps_and_times_are_measured_for_each_request(toy_model: MorphableModel) -> None:
+    """A step that photos share counts once; waiting is told apart from aligning."""
+    aligner, scheduler = make(toy_model)
+    every: list[Measures] = []
+
+    async def align(photo: Bytes) -> None:
+        with measuring() as measures:
+            every.append(measures)
+            await scheduler.align((photo, None))
+
+    async def call() -> None:
+        with measuring() as measures:
+            every.append(measures)
+            await scheduler.run(lambda: aligner.spend(SMALL))
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(align(SMALL)) for _ in range(6)]
+        tasks.append(asyncio.create_task(call()))
+        while not scheduler.waiting:
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+    assert sorted(faces for one in every for faces in one.steps) == sorted(aligner.batches)
+    assert sum(aligner.batches) == 6
+    assert max(aligner.batches) > 1
+    assert min(one.queue for one in every) == 0.0
+    assert max(one.queue for one in every) > 3 * STEP
+    assert all(0 < one.align + one.queue <= aligner.now + 1e-9 for one in every)
+
+
 def test_a_crowd_holds_no_small_photo(toy_model: MorphableModel) -> None:
     """A small photo waits for the step that runs, and the crowds are aligned as well."""
     aligner, scheduler = make(toy_model, batch=1)
@@ -109,11 +141,11 @@ def test_a_crowd_holds_no_small_photo(toy_model: MorphableModel) -> None:
             await asyncio.sleep(0)
         for _ in range(5):
             before = aligner.crowd_steps
-            outcome, _ = await scheduler.align((SMALL, None))
+            outcome = await scheduler.align((SMALL, None))
             assert isinstance(outcome, list)
             assert aligner.crowd_steps - before <= 2
         assert not any(crowd.done() for crowd in crowds)
-        assert all(isinstance(outcome, list) for outcome, _ in await asyncio.gather(*crowds))
+        assert all(isinstance(outcome, list) for outcome in await asyncio.gather(*crowds))
 
     asyncio.run(run())
 
@@ -186,7 +218,7 @@ def test_a_bad_photo_of_a_batch_fails_alone(toy_model: MorphableModel) -> None:
 
     async def run() -> list[Any]:
         photos = [(image, None) for image in (SMALL, bad, *[SMALL] * 6)]
-        return [each for each, _ in await asyncio.gather(*map(scheduler.align, photos))]
+        return [*await asyncio.gather(*map(scheduler.align, photos))]
 
     first, second, *others = asyncio.run(run())
     assert max(aligner.batches) == 2
@@ -205,14 +237,14 @@ def test_deadlines(toy_model: MorphableModel) -> None:
         with pytest.raises(Problem, match="Not in time") as refused:
             await scheduler.align((SMALL, None), aligner.now + 5 * STEP)
         assert refused.value.kind == "deadline"
-        assert all(isinstance(outcome, list) for outcome, _ in await asyncio.gather(*photos))
+        assert all(isinstance(outcome, list) for outcome in await asyncio.gather(*photos))
         scheduler.durations.unit, aligner.pace = STEP, 10.0
         photos = [asyncio.create_task(scheduler.align((SMALL, None))) for _ in range(4)]
         await asyncio.sleep(0)
-        outcome, _ = await scheduler.align((SMALL, None), aligner.now + 15 * STEP)
+        outcome = await scheduler.align((SMALL, None), aligner.now + 15 * STEP)
         assert isinstance(outcome, Problem)
         assert outcome.kind == "deadline"
-        assert all(isinstance(outcome, list) for outcome, _ in await asyncio.gather(*photos))
+        assert all(isinstance(outcome, list) for outcome in await asyncio.gather(*photos))
         assert scheduler.waiting == 0
 
     asyncio.run(run())
@@ -225,7 +257,7 @@ def test_many_faces_that_would_wait_long_are_refused_when_they_are_counted(
     scheduler.durations.unit = STEP / 2  # a step aligns two faces
 
     async def ask(image: Bytes, slowdown: float) -> tuple[Any, int]:
-        outcome, _ = await scheduler.align((image, None), slowdown=slowdown)
+        outcome = await scheduler.align((image, None), slowdown=slowdown)
         return outcome, aligner.crowd_steps
 
     async def run() -> list[tuple[Any, int]]:
@@ -289,7 +321,7 @@ def test_a_long_call_of_another_kind_holds_no_small_photo(toy_model: MorphableMo
             await asyncio.sleep(0)
         for _ in range(5):
             before = done
-            outcome, _ = await scheduler.align((SMALL, None))
+            outcome = await scheduler.align((SMALL, None))
             assert isinstance(outcome, list)
             assert done - before <= 2
         assert done < 3000
@@ -343,7 +375,7 @@ def test_the_aligner_does_not_wait_for_the_event_loop(toy_model: MorphableModel)
         while len(aligner.seen) < 20 and time.monotonic() < patience:
             time.sleep(0.01)  # the loop does nothing else
         assert len(aligner.seen) == 20
-        assert all(isinstance(outcome, list) for outcome, _ in await asyncio.gather(*photos))
+        assert all(isinstance(outcome, list) for outcome in await asyncio.gather(*photos))
         with pytest.raises(ValueError, match="no such photo"):
             await scheduler.run(fail)
         assert await scheduler.run(lambda: "again") == "again"
@@ -359,7 +391,7 @@ def test_an_idle_aligner_tries_what_it_expects_to_be_late(toy_model: MorphableMo
 
     async def run() -> None:
         for _ in range(30):
-            outcome, _ = await scheduler.align((SMALL, None), aligner.now + 10.0)
+            outcome = await scheduler.align((SMALL, None), aligner.now + 10.0)
             assert isinstance(outcome, list)
         assert scheduler.durations.unit < 1.0
         with pytest.raises(Problem):

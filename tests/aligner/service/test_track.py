@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,40 @@ def test_frames_are_answered_in_order_and_fail_alone(client: TestClient, scene: 
     assert np.shape(last["landmarks"]["5"]) == (5, 2)
     assert answers[2]["time"] > answers[0]["time"]
     assert client.app.state.service.sessions == 0  # type: ignore[attr-defined]
+
+
+def test_sockets_frames_and_faces_are_counted(
+    client: TestClient, scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read_metrics() -> dict[str, float]:
+        lines = client.get("/metrics", headers=headers()).text.splitlines()
+        values = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in values}
+
+    good, before = encoded(scene.image), read_metrics()
+    with (
+        caplog.at_level(logging.INFO, logger="dff.access"),
+        client.websocket_connect("/v1/track", headers=headers()) as socket,
+    ):
+        for frame in (good, b"no image", good):
+            socket.send_bytes(frame)
+            assert "measures" not in socket.receive_json()
+        assert read_metrics()["dff_sockets"] == 1
+    after = read_metrics()
+    assert after["dff_sockets"] == 0
+    for name, count in (
+        ('dff_requests_total{path="/v1/track",status="101"}', 1),
+        ("dff_frames_total", 3),
+        ("dff_faces_total", 2),
+        ("dff_decoded_bytes_total", 2 * scene.image.nbytes),
+        ('dff_stage_seconds_count{stage="align"}', 2),
+        ("dff_received_bytes_total", 2 * len(good) + len(b"no image")),
+    ):
+        assert after[name] - before.get(name, 0.0) == count, name
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "dff.access"]
+    (line,) = (line for line in lines if line["path"] == "/v1/track")
+    assert (line["frames"], line["faces"], line["status"]) == (3, 2, 101)
+    assert line["align"] > 0
 
 
 def test_sockets_need_a_key_and_a_known_origin(client: TestClient) -> None:
