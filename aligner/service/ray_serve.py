@@ -63,8 +63,8 @@ REQUEST_TIMEOUT = 60.0  # seconds
 RAY_ERRORS = (RayError, RayServeException, RuntimeError, TimeoutError)
 # Ray's own name; its 5 seconds are too few on a busy machine
 PROXY_READY = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
-# A proxy is replaced after three failed checks of its health: within 7 s at one each two seconds,
-# where Ray's ten seconds leave a node without a server for half a minute.
+# Seconds between checks of a proxy's health, of which three must fail before it is replaced. By
+# Ray's ten seconds a node has no server for half a minute, by two for 7 to 9 s.
 PROXY_HEALTH = "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"
 PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"  # called by proxies when they start
 
