@@ -40,7 +40,7 @@ from dff.aligner.service.server_config import (
     ServerConfig,
     check_poll,
 )
-from dff.aligner.service.shared_listener import SharedListener, take_listener
+from dff.aligner.service.shared_listener import SharedListener, TakenListener
 from dff.face.errors import ClusterError
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
@@ -243,8 +243,9 @@ class ListeningDeployment(Replica):
     def __init__(self, config: ServiceConfig, front: FrontConfig, path: str) -> None:
         super().__init__(config, front)
         print_access_log()
+        self.taken = TakenListener(path)
         server = make_server(self.application, "", 0, front)
-        self.server = ServerThread(server, take_listener(path))
+        self.server = ServerThread(server, self.taken.listening)
 
     def check_health(self) -> None:
         """Raise RuntimeError if it does not listen, so that Serve starts another replica."""
@@ -257,6 +258,7 @@ class ListeningDeployment(Replica):
         server: ServerThread | None = getattr(self, "server", None)  # none after a failed start
         if server is not None:
             server.stop()
+            self.taken.close()
 
 
 def application(config: ServiceConfig | Mapping[str, Any]) -> serve.Application:

@@ -63,6 +63,11 @@ class ServerThread:
         """Whether it answers requests."""
         return self._thread.is_alive()
 
+    @property
+    def accepting(self) -> bool:
+        """Whether it accepts connections."""
+        return any(each.is_serving() for each in self._server.servers)
+
     def begin_stop(self) -> None:
         """Accept no further connection, and end when the requests in flight are answered."""
         self._server.should_exit = True

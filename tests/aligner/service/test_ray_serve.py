@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -91,6 +91,13 @@ class NamedAligner(KnownAligner):
         return self
 
 
+def wait_until_ready(client: httpx.Client) -> None:
+    ready = False
+    while not ready:
+        with suppress(httpx.TransportError):  # of a connection to the server before
+            ready = client.get("/readyz").status_code == 200
+
+
 def put_in_this_process(load: Callable[..., KnownAligner], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let replicas of this process load their aligners so, and change nothing else in it."""
     monkeypatch.setattr("dff.aligner.align.load_aligner", load)
@@ -112,8 +119,7 @@ def test_a_replica_that_listens_completes_the_requests_in_flight(
     ):
         replica = ListeningDeployment.func_or_class(ServiceConfig(), front, listener.path)
         replica.check_health()
-        while client.get("/readyz").status_code != 200:
-            time.sleep(0.01)
+        wait_until_ready(client)
         aligner.seconds = 1.0
         sent = threads.submit(client.post, "/v1/align", files={"image": encoded(pixels())})
         while not replica.application.state.service.held:

@@ -3,19 +3,23 @@ from __future__ import annotations
 import socket
 import stat
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
-from dff.aligner.service.http.front import FrontConfig
-from dff.aligner.service.shared_listener import SharedListener, take_listener
+from dff.aligner.service.http.front import Front, FrontConfig
+from dff.aligner.service.http.server import ServerThread, make_server
+from dff.aligner.service.shared_listener import SharedListener, TakenListener
 from dff.face.errors import ClusterError
 from dff.infra.clusters.socket_folder import SOCKET_BYTES
-
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
 
 @pytest.fixture
@@ -25,17 +29,30 @@ def listener() -> Iterator[SharedListener]:
 
 
 def address(listener: SharedListener) -> tuple[str, int]:
-    with take_listener(listener.path) as taken:
-        host, port = taken.getsockname()
+    with closing(TakenListener(listener.path)) as taken:
+        host, port = taken.listening.getsockname()
         return host, port
 
 
-def answer_one(taken: socket.socket) -> None:
-    taken.setblocking(True)
-    client, _ = taken.accept()
-    with client:
-        client.recv(1 << 16)
-        client.sendall(ANSWER)
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that answers what it was sent."""
+    request = Request(scope, receive)
+    said = [request.method, request.url.path, request.url.query, (await request.body()).decode()]
+    answer = JSONResponse(said, 201, {"X-Kept": request.headers.get("x-given", "")})
+    await answer(scope, receive, send)
+
+
+@contextmanager
+def replica(listener: SharedListener) -> Iterator[None]:
+    """Something that answers the listener's connections by ``echo``."""
+    front = FrontConfig()
+    taken = TakenListener(listener.path)
+    server = ServerThread(make_server(Front(echo, config=front), "", 0, front), taken.listening)
+    try:
+        yield
+    finally:
+        server.stop()
+        taken.close()
 
 
 def test_requests_are_answered_before_anybody_has_taken_the_socket() -> None:
@@ -49,14 +66,48 @@ def test_requests_are_answered_before_anybody_has_taken_the_socket() -> None:
             assert answer.headers["retry-after"]
 
 
-def test_connections_wait_for_the_next_one_who_takes_the_socket(listener: SharedListener) -> None:
+def wait_for_gap(url: str) -> None:
+    """Wait until requests wait."""
+    with suppress(httpx.ReadTimeout):
+        while True:
+            with suppress(httpx.NetworkError):  # of a connection to the server before
+                httpx.get(f"{url}/v1/models", timeout=0.5)
+
+
+def test_requests_wait_for_the_next_one_who_takes_the_socket(listener: SharedListener) -> None:
     host, port = address(listener)  # somebody took it, and is gone
-    listener._unready.stop()
-    with socket.create_connection((host, port), timeout=20) as client:
-        client.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
-        with take_listener(listener.path) as taken:
-            answer_one(taken)
-        assert client.recv(1 << 16) == ANSWER
+    url = f"http://{host}:{port}"
+    with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(2) as threads:
+        for _ in range(2):  # the second one replaces the first one
+            wait_for_gap(url)
+            posted = {"content": b"photo", "headers": {"X-Given": "me", "X-Request-ID": "mine"}}
+            waiting = [
+                threads.submit(client.post, "/v1/align?mesh=1", **posted),
+                threads.submit(client.get, "/v1/models"),
+            ]
+            health = client.get("/readyz")
+            assert (health.status_code, health.json()["type"]) == (503, "/problems/not-ready")
+            assert not any(each.done() for each in waiting)
+            with replica(listener):
+                answers = [each.result(60) for each in waiting]
+            assert [each.status_code for each in answers] == [201, 201]
+            assert answers[0].json() == ["POST", "/v1/align", "mesh=1", "photo"]
+            assert answers[0].headers["x-kept"] == "me"
+            assert answers[0].headers.get_list("x-request-id") == ["mine"]
+            assert answers[1].json() == ["GET", "/v1/models", "", ""]
+
+
+def test_waiting_requests_are_answered_when_the_listener_is_closed(
+    listener: SharedListener,
+) -> None:
+    host, port = address(listener)
+    url = f"http://{host}:{port}"
+    wait_for_gap(url)
+    with ThreadPoolExecutor(1) as threads, httpx.Client(base_url=url, timeout=60) as client:
+        waiting = threads.submit(client.get, "/v1/models")
+        time.sleep(0.2)
+        listener.close()
+        assert waiting.result(60).json()["type"] == "/problems/not-ready"
 
 
 def test_nobody_else_may_take_the_socket(listener: SharedListener) -> None:
@@ -92,7 +143,7 @@ def test_a_closed_listener_refuses_connections_and_hands_out_nothing(
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(where, timeout=20)
     with pytest.raises(OSError, match="No such file"):
-        take_listener(listener.path)
+        TakenListener(listener.path)
 
 
 def test_a_taken_port_is_an_error() -> None:
