@@ -7,6 +7,7 @@ images. The first knows no light, the second no error of the fit.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -24,6 +25,8 @@ SIDE = 64  # pixels that a face is shrunk to before it is compared
 BLUR = 2.5  # of these pixels, standard deviation
 DARK = 8.0  # grey levels added before the logarithm: noise of dark pixels counts little
 SHARED = 0.05  # mean weight of the points below which two views have too little in common
+# side of a head over the longer side of its landmarks' box: what lies within may be of that head
+HEAD = 1.5
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,22 @@ class AppearanceMeter:
         self.triangles = numbers.reshape(-1, 3).astype(model.faces.dtype)
         self.places = np.searchsorted(self.around, self.points)
 
-    def measure(self, image: Bytes, face: Alignment) -> AppearanceDescriptor:
-        """The appearance of a face of an (H, W, 3) uint8 RGB image."""
+    def measure(
+        self, image: Bytes, face: Alignment, *, others: Iterable[Alignment] = ()
+    ) -> AppearanceDescriptor:
+        """The appearance of a face of an (H, W, 3) uint8 RGB image.
+
+        Where heads of ``others`` may lie before the face, its points tell nothing.
+        """
         normals = smooth_normals(face.vertices[self.around], self.triangles)[self.places]
         weight = np.clip(-(normals @ face.cam_from_head.rotation.T)[:, 2], 0.0, None)
         px = face.camera.px_from_cam(face.cam_from_head.apply(face.vertices[self.points]))
         height, width = image.shape[:2]
         inside = ((px >= 0) & (px <= (width, height))).all(1)
         weight = weight * inside
+        for other in others:
+            head = Box.around(other.landmarks_3d[:, :2]).square(HEAD)
+            weight *= ((px < [head.x0, head.y0]) | (px > [head.x1, head.y1])).any(1)
         if not inside.any():
             return AppearanceDescriptor(face.coefficients.identity, np.zeros(len(px)), weight)
         low = np.clip(np.floor(px[inside].min(0)), 0, (width - 1, height - 1)).astype(int)

@@ -518,6 +518,15 @@ class TrackingConfig:
     cut: float = 20.0
     least_cut: float = 7.0
     cut_ratio: float = 3.0
+    picture: int = 16  # pixels of the side in which a face is compared with the frame before
+    # Logarithm of grey levels by which a pixel of a face differs, and the share of differing ones
+    # beyond which it may be another face: in made films at least 0.43 where faces are exchanged in
+    # place, and at most 0.31 in 95 % of the other frames.
+    differing: float = 0.15
+    most_differ: float = 0.4
+    # Mean visibility of the less visible of two faces over the other's, from which neither is
+    # covered more: where their pixels differ, it is another face.
+    as_visible: float = 0.9
     # Agreement of two appearances of one person: at least these. Of photos of 36 people, 0.3 % of
     # the pairs of two people agree so far, and 98 % of the pairs of one (turned, dimmed, blurred).
     same_texture: float = 0.85

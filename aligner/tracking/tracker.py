@@ -7,7 +7,8 @@ when the shot may have changed, and now and then for faces that came in.
 
 A track never changes its person. Where the frame changes unusually, as at a cut, a face keeps its
 number only if it looks like its track's person (``dff.aligner.appearance``), wherever it is then; a
-face that was hidden or lost for some seconds gets its number back on the same condition.
+face that was hidden or lost for some seconds gets its number back on the same condition. So does a
+face most of whose pixels change between two frames, unless something covers it or no longer does.
 
 The first frame that shows a face may show too little of it to be recognised. Who can hold frames
 back gives a new track some time to settle (``TrackingConfig.settling``), in which it may prove to
@@ -25,11 +26,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
-from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
+from dff.aligner.appearance import DARK, AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.detection import same_face
 from dff.aligner.found_faces import describe_refused
@@ -175,6 +177,7 @@ class SeenFace:
     face: Alignment
     appearance: AppearanceDescriptor  # at its last full alignment
     followed: FollowedFace | None = None  # None: it was aligned in full
+    picture: Floats | None = None  # of ``face_picture``; None where it is not made yet
 
 
 @dataclass
@@ -190,6 +193,8 @@ class Track:
     followed: FollowedFace | None = None  # None: the next frame aligns the face in full
     full_until: float = -np.inf  # seconds: until then every frame does
     hidden: bool = False  # lost where another face was: it may come out from behind that one
+    picture: Floats | None = None  # of ``face_picture``, in its last frame
+    changed: bool = False  # lost where its pixels changed: its place tells nothing of its person
 
 
 class Tracker:
@@ -258,36 +263,41 @@ class Tracker:
         become another person is lost; ``strict``: unless it is clearly the same one.
         """
         quick = {} if strict else self._follow_quickly(frame)
-        some = [
-            (2.0, self.tracks[number], SeenFace(one.face, self.tracks[number].appearance, one))
-            for number, one in quick.items()
-        ]
+        some = [(2.0, self.tracks[number], one) for number, one in quick.items()]
         rest = [track for number, track in self.tracks.items() if number not in quick]
         found = self.aligner.track([frame], [[track.face for track in rest]])[0] if rest else []
         for track, face in zip(rest, found, strict=True):
             if not face.failed:
-                appearance = self.meter.measure(frame, face)
-                if self._is_same(track, appearance) if strict else self._may_be(track, appearance):
-                    some.append((_agreement(track, appearance), track, SeenFace(face, appearance)))
+                picture = self._picture(frame, face)
+                others = [one.face for one in self.tracks.values() if one is not track]
+                appearance = self.meter.measure(frame, face, others=others)
+                track.changed = self._is_exchanged(track, face, picture)
+                check = self._is_same if strict or track.changed else self._may_be
+                if check(track, appearance):
+                    seen = SeenFace(face, appearance, picture=picture)
+                    some.append((_agreement(track, appearance), track, seen))
         kept: dict[int, SeenFace] = {}
         for _, track, seen in sorted(some, key=lambda one: -one[0]):
             if not _among(seen.face, [other.face for other in kept.values()]):
                 kept[track.number] = seen
         return kept
 
-    def _follow_quickly(self, frame: Bytes) -> dict[int, FollowedFace]:
+    def _follow_quickly(self, frame: Bytes) -> dict[int, SeenFace]:
         """The faces of the last frame that pose and expression alone can be fitted to, by track.
 
         Where that fails soon after a full alignment, the next frames align the face in full, too.
-        Where two tracks come to one place, their appearance must decide.
+        Where two tracks come to one place, or the pixels of a face change, appearance must decide.
         """
-        out: dict[int, FollowedFace] = {}
+        out: dict[int, SeenFace] = {}
         for track in self.tracks.values():
             if self.follower is None or track.followed is None:
                 continue
             followed = self.follower.follow(frame, track.followed, self.time)
             if followed is not None:
-                out[track.number] = followed
+                picture = self._picture(frame, followed.face)
+                if not self._changes(track, picture):
+                    seen = SeenFace(followed.face, track.appearance, followed, picture)
+                    out[track.number] = seen
             elif track.followed.face is track.followed.keyframe.face:
                 track.full_until = self.time + self.follower.config.interval
         faces = {number: one.face for number, one in out.items()}
@@ -296,6 +306,25 @@ class Tracker:
             for number, one in out.items()
             if not _among(one.face, [face for other, face in faces.items() if other != number])
         }
+
+    def _picture(self, frame: Bytes, face: Alignment) -> Floats:
+        return face_picture(frame, face, self.config.picture)
+
+    def _changes(self, track: Track, picture: Floats) -> bool:
+        """Whether most pixels of a track's face differ from those of the last frame.
+
+        But for a factor that most of them share, as where a lamp is switched on.
+        """
+        if track.picture is None:
+            return False
+        change = picture - track.picture
+        differs = np.abs(change - np.median(change)) > self.config.differing
+        return float(differs.mean()) > self.config.most_differ
+
+    def _is_exchanged(self, track: Track, face: Alignment, picture: Floats) -> bool:
+        """Whether the pixels of a track's face change, but for no cover that comes or goes."""
+        less, more = sorted(one.visibility.mean() for one in (track.face, face))
+        return self._changes(track, picture) and less >= self.config.as_visible * more
 
     def _search(
         self,
@@ -313,8 +342,9 @@ class Tracker:
         self.refused = describe_refused(found)
         for face in found:
             if not _among(face, known):
+                appearance = self.meter.measure(frame, face, others=known)
                 known.append(face)
-                new.append(SeenFace(face, self.meter.measure(frame, face)))
+                new.append(SeenFace(face, appearance))
         pairs = sorted(
             (
                 (_agreement(track, one.appearance), track.number, i)
@@ -373,7 +403,8 @@ class Tracker:
             ]
             if not possible:
                 continue
-            now = replace(one, appearance=self.meter.measure(frame, one.face))
+            others = [other.face for other in seen.values() if other is not one]
+            now = replace(one, appearance=self.meter.measure(frame, one.face, others=others))
             for lost in possible:
                 if self._returns(lost, now, strict=True):
                     former[number] = lost.number
@@ -389,7 +420,8 @@ class Tracker:
     def _returns(self, track: Track, seen: SeenFace, *, strict: bool) -> bool:
         """Whether a face that was found is the person of a lost track."""
         face, appearance, away = seen.face, seen.appearance, self.time - track.time
-        if not strict and away <= self.config.lost_interval and _among(face, [track.face]):
+        surprising = strict or track.changed
+        if not surprising and away <= self.config.lost_interval and _among(face, [track.face]):
             return self._may_be(track, appearance)
         if track.time < self.shot:  # the place in another shot tells nothing
             return self._is_same(track, appearance)
@@ -426,8 +458,12 @@ class Tracker:
         full_until = -np.inf if old is None else old.full_until
         if followed is None and self.follower is not None and self.time >= full_until:
             followed = self.follower.begin(frame, face, self.time)
+        picture = self._picture(frame, face) if seen.picture is None else seen.picture
         if old is None:
-            return Track(number, face, seen.appearance, self.time, self.time, followed=followed)
+            begin = self.time
+            return Track(
+                number, face, seen.appearance, begin, begin, followed=followed, picture=picture
+            )
         away = self.time - old.time
         known = old.appearance
         if seen.followed is None:
@@ -438,7 +474,17 @@ class Tracker:
         # what was lost before a cut, and is found after it, is in another place
         moved = lost is not None and lost.time < self.shot
         smoother = None if moved or away > self.config.restart else old.smoother
-        return Track(number, face, known, self.time, old.begin, smoother, followed, full_until)
+        return Track(
+            number,
+            face,
+            known,
+            self.time,
+            old.begin,
+            smoother,
+            followed,
+            full_until,
+            picture=picture,
+        )
 
     def _smoothed(self, track: Track) -> Alignment:
         if self.config.smoothing is None:
@@ -462,6 +508,27 @@ class Tracker:
         cut = change > max(self.config.least_cut, self.config.cut_ratio * usual)
         self.usual_change = usual + 0.2 * (min(change, self.config.cut) - usual)
         return cut or change > self.config.cut
+
+
+def face_picture(frame: Bytes, face: Alignment, side: int) -> Floats:
+    """(side, side) logarithms of grey levels in the box of a face's landmarks.
+
+    Beyond the edges of the frame the nearest pixels count.
+    """
+    box, fine = Box.around(face.landmarks_3d[:, :2]), 2 * side
+    across, down = box.width / fine, box.height / fine
+    # of centres of pixels, which cv2 places at whole numbers
+    matrix = np.array([[across, 0.0, box.x0], [0.0, down, box.y0]])
+    matrix[:, 2] += 0.5 * np.array([across, down]) - 0.5
+    sampled = cv2.warpAffine(
+        frame,
+        matrix,
+        (fine, fine),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    small = cv2.resize(sampled, (side, side), interpolation=cv2.INTER_AREA)
+    return np.log(small.mean(2, dtype=np.float32) + DARK)
 
 
 def _agreement(track: Track, appearance: AppearanceDescriptor) -> float:

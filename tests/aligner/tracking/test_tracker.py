@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 
 import cv2
@@ -13,7 +14,7 @@ from dff.aligner.alignment import Alignment
 from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.tracking.settling import SettlingTracker
-from dff.aligner.tracking.tracker import OneEuro, Tracked, Tracker
+from dff.aligner.tracking.tracker import OneEuro, Tracked, Tracker, face_picture
 from dff.face.arrays import Bytes, Floats
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
@@ -325,7 +326,7 @@ def test_who_comes_out_from_behind_another_is_recognised_by_the_frame_that_shows
     pattern, other = pattern - pattern.mean(), other - other.mean()
     shown = [1.0, 1.0, 1.0, 1.0, 0.1, agreement, agreement]
 
-    def measure(image: Bytes, face: Alignment) -> AppearanceDescriptor:
+    def measure(image: Bytes, face: Alignment, **_: object) -> AppearanceDescriptor:
         r = shown[frame_number] if face.landmarks_3d[:, 0].mean() > middle else 1.0
         brightness = r * pattern / pattern.std() + np.sqrt(1 - r**2) * other / other.std()
         return AppearanceDescriptor(np.ones(5), brightness, np.ones(50))
@@ -373,3 +374,69 @@ def test_appearance_knows_people_apart(
     assert a.identity_agreement(c) < 0.5
     blended = a.blended(b, 0.5)
     np.testing.assert_allclose(blended.identity, (a.identity + b.identity) / 2)
+
+
+def test_a_face_beside_another_is_known_by_what_the_other_cannot_cover(
+    oracle_aligner: Aligner, people: tuple[Scene, Scene]
+) -> None:
+    meter, image = AppearanceMeter(oracle_aligner.model), people[0].image
+    (face,) = oracle_aligner.align(image)
+    landmarks = face.landmarks_3d + np.array([0.6 * people[0].box.size, 0.0, 0.0])
+    other = replace(face, landmarks_3d=landmarks)
+    covered = image.copy()
+    edge = round(float(face.landmarks_3d[:, 0].mean())) + 15
+    covered[90:, edge:] = covered[90:, edge:, ::-1] // 3
+    whole = meter.measure(image, face)
+    assert whole.texture_agreement(meter.measure(covered, face)) < 0.9
+    beside = meter.measure(covered, face, others=[other])
+    assert whole.texture_agreement(beside) > 0.95
+    assert 0.1 < beside.weight.mean() / whole.weight.mean() < 0.9
+
+
+def in_a_hall(image: Bytes) -> Bytes:
+    """A photo in the middle of a frame that is far larger."""
+    frame = np.zeros((720, 1280, 3), np.uint8)
+    height, width = image.shape[:2]
+    frame[200 : 200 + height, 480 : 480 + width] = image
+    return frame
+
+
+def test_a_face_that_is_exchanged_in_place_begins_a_track(
+    oracle_aligner: Aligner, people: tuple[Scene, Scene]
+) -> None:
+    frames = [in_a_hall(people[i >= 3].image) for i in range(6)]
+    config = TrackingConfig(most_differ=0.05)  # the code's colours are those of any person
+    tracker = Tracker(oracle_aligner, config=config)
+    tracks = [[one.track for one in tracker.step(f, i / RATE)] for i, f in enumerate(frames)]
+    assert tracker.shot < 0.0  # no cut: the frame hardly changes
+    assert tracks == [[0]] * 3 + [[1]] * 3
+
+
+def test_a_face_that_is_covered_or_lit_keeps_its_number(
+    oracle_aligner: Aligner, people: tuple[Scene, Scene]
+) -> None:
+    covered = people[0].image.copy()
+    (low, high) = people[0].landmarks[:, 1].min(), people[0].landmarks[:, 1].max()
+    covered[round(0.45 * low + 0.55 * high) :] = 0
+    shown = [people[0].image] * 3 + [covered] * 2 + [people[0].image] * 2
+    tracker = Tracker(oracle_aligner, config=TrackingConfig(most_differ=0.05))
+    for i, image in enumerate(shown):
+        (one,) = tracker.step(in_a_hall(image), i / RATE)
+        assert one.track == 0
+        (track,) = tracker.tracks.values()
+        assert track.picture is not None
+        assert not tracker._changes(track, track.picture + np.log(0.5))
+
+
+def test_the_picture_of_a_face_moves_and_grows_with_it(
+    oracle_aligner: Aligner, scene: Scene
+) -> None:
+    (face,) = oracle_aligner.align(scene.image)
+    picture = face_picture(scene.image, face, 16)
+    moved = replace(face, landmarks_3d=face.landmarks_3d + np.array([20.0, 0.0, 0.0]))
+    np.testing.assert_allclose(face_picture(shifted(scene.image, 20), moved, 16), picture)
+    large = cv2.resize(scene.image, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
+    grown = replace(face, landmarks_3d=2 * face.landmarks_3d)
+    assert np.abs(face_picture(large, grown, 16) - picture).mean() < 0.05
+    outside = replace(face, landmarks_3d=face.landmarks_3d + np.array([5000.0, 0.0, 0.0]))
+    assert np.isfinite(face_picture(scene.image, outside, 16)).all()
