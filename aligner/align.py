@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +24,7 @@ from dff.aligner.confidence import (
     Calibration,
 )
 from dff.aligner.config import AlignConfig, DetectorConfig
-from dff.aligner.detection import Detection, FaceDetector, same_face
+from dff.aligner.detection import Detection, FaceDetector, overlap, same_face
 from dff.aligner.detector import DescriptorDetector
 from dff.aligner.face_request import FaceRequest, Steps
 from dff.aligner.fitting.assessment import average_fits
@@ -260,6 +260,7 @@ class Aligner:
             detections += [(i, detection) for detection in self._detect(image, some)]
         given = [some is not None for some in asked]
         fits = yield from self._align_faces(images, detections, given, faces)
+        fits = [some if given[i] else self._confirm_fits(some) for i, some in enumerate(fits)]
         out = [
             [face for _, face in some] if given[i] else _accepted([face for _, face in some])
             for i, some in enumerate(fits)
@@ -277,7 +278,8 @@ class Aligner:
                 yield None
                 more += [(i, found) for found in search.find(images[i])]
             second = yield from self._align_faces(images, more, given, faces)
-            for i, later in enumerate(second):
+            for i, found in enumerate(second):
+                later = self._confirm_fits(found) if search.upright else found
                 if search.upright:
                     fits[i] += later
                 failed[i] += [face for _, face in later if face.failed]
@@ -344,6 +346,35 @@ class Aligner:
                 out[i].append((detection, alignment))
         return out
 
+    def _confirm_fits(self, fits: Fits) -> list[tuple[Detection, Alignment]]:
+        """The detections of a photo and their fits, which they may confirm."""
+        detections = [detection for detection, _ in fits]
+        faces = self._confirm([face for _, face in fits], detections)
+        return [*zip(detections, faces, strict=True)]
+
+    def _confirm(
+        self, faces: Sequence[Alignment], detections: Iterable[Detection]
+    ) -> list[Alignment]:
+        """The fitted faces of a photo, in which its ``detections`` may confirm refused ones.
+
+        Confident ones of the quick search do: scores of other detectors are no probabilities.
+        """
+        config = self.config
+        likely = [one for one in detections if one.score >= config.centre_detector.sure]
+        if not likely or not isinstance(self.detector, StagedDetector):
+            return [*faces]
+        out = list[Alignment]()
+        for face in faces:
+            fitted = Box.around(face.landmarks_3d[:, :2]).corners
+            scores = [
+                one.score
+                for one in likely
+                if overlap(one.box.corners, fitted) >= config.confirming_overlap
+            ]
+            reporter = self.reporter(self.fit_model)
+            out.append(reporter.confirm(face, max(scores)) if scores else face)
+        return out
+
     def _refit(
         self,
         image: Bytes,
@@ -378,7 +409,8 @@ class Aligner:
         if not starts:
             return []
         fitter = self.patient_fitter
-        return self._align(fitter, [image] * len(starts), boxes, fitter.begin(starts))
+        found = self._align(fitter, [image] * len(starts), boxes, fitter.begin(starts))
+        return self._confirm(found, [detection for detection, _ in fits])
 
     @cached_property
     def patient_fitter(self) -> DenseFitter:

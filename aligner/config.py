@@ -414,6 +414,9 @@ class AlignConfig:
     # side of the box in which a failed face is aligned once more, over that of its own box
     second_attempt: float = 0.75
     refit: RefitConfig | None = field(default_factory=RefitConfig)
+    # overlap (intersection over union) of a refused fit with a confident detection of the quick
+    # search from which that is a second opinion on it
+    confirming_overlap: float = 0.6
     # whether a photo in which no face is surely found is searched in its three other quarter turns
     quarter_turns: bool = True
     # landmarks that must be more likely visible than not: an eye has six

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+from scipy.special import expit, logit
 
 from dff.aligner.alignment import (
     Alignment,
@@ -119,6 +120,20 @@ class Reporter:
             )
             for i in range(len(boxes))
         ]
+
+    def confirm(self, face: Alignment, probability: float) -> Alignment:
+        """A refused face, judged again with the ``probability`` of a detector that sees it, too.
+
+        Fit and detector are different networks, so their odds are multiplied. Faces that are not
+        refused, or would be in spite of that, are returned as they are.
+        """
+        if not face.failed or face.features is None:
+            return face
+        confidence = float(expit(logit(face.face_confidence) + logit(probability)))
+        rotation = face.cam_from_head.rotation
+        if self._reject(face.features, confidence, face.visibility, rotation):
+            return face
+        return replace(face, face_confidence=confidence, failed=False, reason="")
 
     def _alignment(
         self,
