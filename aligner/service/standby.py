@@ -38,8 +38,8 @@ class Standby:
         answer = None
         if scope["type"] == "http":
             request = Request(scope, receive)
-            body = await request.body()
             if await self._wait():
+                body = await request.body()
                 with suppress(OSError, http.client.HTTPException):  # it is gone again
                     answer = await asyncio.to_thread(self._send_on, request, body)
         await (answer or self._nothing)(scope, receive, send)
