@@ -23,6 +23,15 @@ def counted(number: int, thing: str, things: str | None = None) -> str:
     return f"{number} {thing if number == 1 else things or f'{thing}s'}"
 
 
+def describe_duration(seconds: float) -> str:
+    """An estimated duration in words: "less than a minute", "about 5 minutes", "about 3 hours"."""
+    if seconds < 60:
+        return "less than a minute"
+    if seconds < 2 * 3600:
+        return f"about {counted(round(seconds / 60), 'minute')}"
+    return f"about {round(seconds / 3600)} hours"
+
+
 def listed(names: Sequence[object], most: int = 5) -> str:
     """The first names, and how many there are more: "a, b and 3 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

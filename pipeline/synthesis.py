@@ -33,7 +33,7 @@ from dff.infra.datasets.dataset_card import write_cards
 from dff.infra.datasets.near_duplicates import describe_near_duplicates
 from dff.infra.datasets.shards import ViewRow, make_sample_id
 from dff.infra.photos.image_listing import IMAGE_SUFFIXES, describe_passed_over
-from dff.infra.printing import counted
+from dff.infra.printing import counted, describe_duration
 from dff.infra.storage import (
     WITH_CREDENTIALS,
     LocalStorage,
@@ -324,13 +324,14 @@ class Estimate:
 
     def lines(self, workers: int) -> list[str]:
         """For people."""
-        minutes = self.seconds / max(workers, 1) / 60
+        duration = describe_duration(self.seconds / max(workers, 1))
+        size = f"about {self.bytes / 1e6:.0f} MB" if self.bytes >= 1e6 else "less than 1 MB"
         lines = [
             f"{counted(self.photos, 'photo')} and "
             f"{counted(self.identities, 'sampled identity', 'sampled identities')} in "
             f"{counted(self.shards, 'shard')}",
-            f"{counted(self.rows, 'view')}, about {self.bytes / 1e6:.0f} MB",
-            f"about {minutes:.1f} minutes with {counted(max(workers, 1), 'worker')}",
+            f"{counted(self.rows, 'view')}, {size}",
+            f"{duration} with {counted(max(workers, 1), 'worker')}",
         ]
         if self.unlabelled:
             lines.append(

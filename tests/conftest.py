@@ -8,6 +8,7 @@ import gc
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -184,7 +185,9 @@ def exported_net(run_folder: Path) -> Path:
     path = run_folder / "onnx" / "dff-open.onnx"
     with FileLock(run_folder / "onnx.lock"):
         if not path.exists():
-            onnx_file.export(weights.load(weights.DEFAULT), path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", FutureWarning)  # notices of torch's exporter
+                onnx_file.export(weights.load(weights.DEFAULT), path)
     return path
 
 

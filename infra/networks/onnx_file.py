@@ -9,6 +9,10 @@ program can read (safetensors).
 from __future__ import annotations
 
 import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,15 +35,16 @@ def export(weights: Weights, path: Path) -> None:
     )
     rows, columns = torch.export.Dim("rows"), torch.export.Dim("columns")
     sides = {0: torch.export.Dim("batch"), 2: multiple * rows, 3: multiple * columns}
-    program = torch.onnx.export(
-        weights.net,
-        (example,),
-        input_names=["image"],
-        output_names=["descriptor", "face_logit"],
-        dynamic_shapes=(sides,),
-        opset_version=OPSET,
-        verbose=False,
-    )
+    with _without_notices():
+        program = torch.onnx.export(
+            weights.net,
+            (example,),
+            input_names=["image"],
+            output_names=["descriptor", "face_logit"],
+            dynamic_shapes=(sides,),
+            opset_version=OPSET,
+            verbose=False,
+        )
     assert program is not None
     model = program.model_proto
     about = {"scale": weights.anchors.scale, "card": weights.card}
@@ -47,3 +52,19 @@ def export(weights: Weights, path: Path) -> None:
     onnx.checker.check_model(model)
     with replaced_file(path) as temporary:
         onnx.save(model, str(temporary))
+
+
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    """Leave out what torch's exporter says of torchvision, which the network does not need, and of
+    deprecated calls of its own.
+    """
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = registration.level
+    registration.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        registration.setLevel(before)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dff.infra.printing import escape_unprintable_output, printable
+from dff.infra.printing import describe_duration, escape_unprintable_output, printable
 
 LATIN_1 = os.fsdecode(b"caf\xe9.jpg")
 
@@ -30,3 +30,16 @@ def test_strict_terminals_show_escapes(encoding: str, monkeypatch: pytest.Monkey
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         assert rb"caf\udce9.jpg" in stream.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (2.0, "less than a minute"),
+        (80.0, "about 1 minute"),
+        (3000.0, "about 50 minutes"),
+        (10_000.0, "about 3 hours"),
+    ],
+)
+def test_durations_are_told_in_words(seconds: float, text: str) -> None:
+    assert describe_duration(seconds) == text
