@@ -37,7 +37,7 @@ test: $(READY)  ## run the tests
 	@$(MAKE) --no-print-directory s3-server || echo "The S3 server can't be installed: its tests are skipped."
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-fuzz: $(READY)  ## 3,000 damaged files and 300 rounds of random requests to the service
+fuzz: $(READY)  ## 3,000 damaged files and 60 rounds of random requests to the service
 	DFF_FUZZ=3000 $(BIN)/python -m pytest -p no:cacheprovider --timeout=1800 tests/aligner/service/test_fuzz.py
 
 s3-server: build/swift/bin/swift-proxy-server  ## install a real S3 server for the tests that want one
