@@ -71,7 +71,7 @@ class CentreDetector:
         if level is None:
             return False
         score, corners, _ = self._search(level, scale)
-        boxes = corners + np.tile(corner, 2)
+        boxes = (corners.reshape(-1, 2, 2) + corner).reshape(-1, 4)
         return any(
             same_face(box, Box(*one.tolist())) for one in boxes[score >= self.config.least_large]
         )
@@ -115,7 +115,7 @@ class CentreDetector:
         cells = decode_cells(answer, float(logit(self.config.least_large)))
         longest = (cells.box[:, 2:] - cells.box[:, :2]).max(1, initial=0.0)
         possible = (longest >= self.config.smallest) & (longest <= self.config.largest)
-        corners = cells.box[possible] * np.tile(scale, 2)
+        corners = (cells.box[possible].reshape(-1, 2, 2) * scale).reshape(-1, 4)
         highest = np.where(longest < self.config.sharp, self.config.unsharp_score, 1.0)[possible]
         score = np.minimum(expit(cells.logit[possible]), highest)
         return np.asarray(score), corners, cells.rows[possible]
@@ -160,8 +160,11 @@ def _nearest_rotations(rows: Floats) -> Floats:
     if not len(rows):
         return np.zeros((0, 3, 3))
     u, _, vt = np.linalg.svd(rows, full_matrices=False)
-    first = u @ vt
-    return np.concatenate([first, np.cross(first[:, 0], first[:, 1])[:, None]], axis=1)
+    out = np.empty((len(rows), 3, 3))
+    out[:, :2] = u @ vt
+    (ax, ay, az), (bx, by, bz) = out[:, 0].T, out[:, 1].T
+    out[:, 2] = np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx]).T
+    return out
 
 
 def crop_surroundings(

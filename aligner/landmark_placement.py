@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numba
 import numpy as np
 
 from dff.aligner.alignment import Alignment, Pose
+from dff.aligner.fitting.batch import with_fields
 from dff.face.arrays import Floats
 from dff.face.geometry.camera import NearPerspective
 from dff.face.geometry.transform import Rigid, angles_from_rotation
@@ -49,12 +49,12 @@ def move_alignment(
     when they are read. ``others``: fields that change, too.
     """
     flat, deep = landmarks
-    return replace(
+    return with_fields(
         face,
         landmarks_2d=flat,
         landmarks_3d=deep,
         pose=Pose(*angles_from_rotation(pose), pose),
-        vertices=vertices,  # type: ignore[arg-type]
+        vertices=vertices,
         coefficients=coefficients,
         cam_from_head=cam_from_head,
         camera=camera,

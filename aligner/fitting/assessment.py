@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numba
 import numpy as np
 
 from dff.aligner.config import VisibilityConfig
@@ -15,6 +16,7 @@ from dff.aligner.fitting.fit_model import FitModel, FitState, average_states
 from dff.aligner.fitting.observation import Observation, Observer
 from dff.aligner.fitting.visibility import compute_visibility
 from dff.face.arrays import Floats
+from dff.face.numba_cache import CACHE
 
 # Calibrations depend on these two, since they define the calibration features.
 AGREEMENT = 0.035  # fraction of the face size: a match this far from its prediction agrees to 60 %
@@ -68,15 +70,27 @@ def see_meshes(fit_model: FitModel, fit: FaceFit, config: VisibilityConfig) -> F
 def move_fit(fit_model: FitModel, before: FaceFit, state: FitState) -> FaceFit:
     """The record of B faces at a new ``state``, before any observation there."""
     landmarks = fit_model.landmarks(state)
-    motion = np.linalg.norm(landmarks - before.landmarks, axis=2).mean(1)
+    motion = _mean_distance(landmarks, before.landmarks)
     return with_fields(
         before,
         state=state,
         landmarks=landmarks,
-        motion=np.asarray(motion / fit_model.face_size(state)),
+        motion=motion / fit_model.face_size(state),
         residual=np.full(len(motion), np.nan),
         detected=np.zeros_like(before.detected),
     )
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _mean_distance(a, b):  # type: ignore[no-untyped-def]
+    """(B,) mean distance between two (B, L, 2) sets of points."""
+    out = np.zeros(len(a))
+    for i in range(len(a)):
+        for n in range(a.shape[1]):
+            x, y = a[i, n, 0] - b[i, n, 0], a[i, n, 1] - b[i, n, 1]
+            out[i] += np.sqrt(x * x + y * y)
+        out[i] /= a.shape[1]
+    return out
 
 
 def average_fits(fit_model: FitModel, fit: FaceFit, others: Sequence[FaceFit]) -> FaceFit:

@@ -36,6 +36,8 @@ def replace_rows(value: T, rows: Ints, part: T) -> T:
 
 def join_rows(parts: Sequence[T]) -> T:
     """A value with the rows of all parts, in order."""
+    if len(parts) == 1:
+        return parts[0]
     return cast(T, _mapped(lambda *arrays: np.concatenate(arrays), *parts))
 
 
@@ -52,7 +54,7 @@ def choose_rows(condition: Bools, yes: T, no: T) -> T:
 
 
 def with_fields(value: T, **fields: Any) -> T:
-    """A batched value with other ``fields`` of the same rows, which are not checked."""
+    """A value with other ``fields``, which are not checked: those of a valid value fit."""
     out = object.__new__(type(value))
     vars(out).update(vars(value), **fields)
     return out

@@ -264,14 +264,22 @@ class FitModel:
 
     def state_in_boxes(self, boxes: Sequence[Box], inverse_depth: float) -> FitState:
         """The mean face, looking ahead, with its landmark box about each of B boxes."""
-        none = np.zeros((1, len(self.modes)))
-        ahead = FaceState(np.ones(1), CAM_FROM_FRONTAL_HEAD[None], np.zeros((1, 2)), none)
-        frontal = Box.around(self.landmarks(FitState.of(ahead, inverse_depth))[0])
+        frontal = self._frontal_boxes.get(inverse_depth)
+        if frontal is None:
+            none = np.zeros((1, len(self.modes)))
+            ahead = FaceState(np.ones(1), CAM_FROM_FRONTAL_HEAD[None], np.zeros((1, 2)), none)
+            frontal = Box.around(self.landmarks(FitState.of(ahead, inverse_depth))[0])
+            self._frontal_boxes[inverse_depth] = frontal
         scale = np.array([box.size for box in boxes]) / frontal.size
-        centre = np.stack([box.centre for box in boxes]) - scale[:, None] * frontal.centre
-        rotation = np.repeat(ahead.rotation, len(boxes), axis=0)
+        centre = np.array([box.centre for box in boxes]) - scale[:, None] * frontal.centre
+        rotation = np.repeat(CAM_FROM_FRONTAL_HEAD[None], len(boxes), axis=0)
         face = FaceState(scale, rotation, centre, np.zeros((len(boxes), len(self.modes))))
         return FitState.of(face, inverse_depth)
+
+    @cached_property
+    def _frontal_boxes(self) -> dict[float, Box]:
+        """Landmark boxes of the mean face, looking ahead at scale 1, by inverse depth so far."""
+        return {}
 
     def state_of_alignments(self, faces: Sequence[Alignment], inverse_depth: float) -> FitState:
         """The state of B alignments, which may come from another fit model of this face model."""

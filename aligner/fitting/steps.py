@@ -123,10 +123,12 @@ def refine(
 
     A mouth whose lower lip is matched far below its prediction is opened first.
     """
-    refined = _refine(fit_model, config, observation, state, visibility)
     rows = find_lagging_mouths(fit_model, observation, state, config.mouth)
     if len(rows) == 0:
-        return refined
+        return _refine(fit_model, config, observation, state, visibility)
+    if len(rows) == len(state.scale):
+        return _open_mouths(fit_model, config, observation, state, visibility)
+    refined = _refine(fit_model, config, observation, state, visibility)
     lagging = take_rows(observation, rows)
     opened = _open_mouths(fit_model, config, lagging, state[rows], take_rows(visibility, rows))
     return replace_rows(refined, rows, opened)
