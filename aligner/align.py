@@ -38,7 +38,7 @@ from dff.aligner.found_faces import FoundFaces, describe_missing_face
 from dff.aligner.image_checks import check_box, check_image
 from dff.aligner.preset import AlignPreset
 from dff.aligner.report import Reporter, SteppedFaces
-from dff.face.arrays import Bools, Bytes, Floats, Ints
+from dff.face.arrays import Bools, Bytes, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, DeviceNetwork, Network
 from dff.face.errors import BadWeights, NoFace
 from dff.face.fused_network import FusedDetectorNet, FusedNetwork
@@ -598,13 +598,13 @@ class Aligner:
         start: FaceFit,
         *,
         averaged: Sequence[tuple[Fitter, FaceFit]] = (),
-        rivals: Sequence[Ints] = (),
+        rivals: Sequence[Bools] = (),
     ) -> list[Alignment]:
         """Fit B faces from ``start`` and report them.
 
         ``averaged``: fitters of the same fit model, with their starts, whose states are averaged
-        with those of ``fitter``. ``rivals``: numbers of the faces of one image, of which
-        ``_find_outdone`` gives up some after a pass; by default none.
+        with those of ``fitter``. ``rivals``: for each image whether the faces are of those in it of
+        which ``_find_outdone`` gives up some after a pass; by default none.
         """
         steps = self._align_in_steps(fitter, images, boxes, start, averaged=averaged, rivals=rivals)
         return self.run_to_end(steps)
@@ -617,7 +617,7 @@ class Aligner:
         start: FaceFit,
         *,
         averaged: Sequence[tuple[Fitter, FaceFit]] = (),
-        rivals: Sequence[Ints] = (),
+        rivals: Sequence[Bools] = (),
     ) -> Steps[list[Alignment]]:
         """``_align`` as a generator, which yields after each pass."""
         reporter = self.reporter(fitter.fit_model)
@@ -626,9 +626,10 @@ class Aligner:
         def give_up(done: Pass) -> Bools:
             out = np.zeros(len(done.faces), dtype=bool)
             for some in rivals:
-                rows = np.flatnonzero(np.isin(done.faces, some))
+                rows = np.flatnonzero(some[done.faces])
                 if len(rows) > 1:
-                    out[rows] = self._find_outdone(reporter, done.fit[rows])
+                    fit = done.fit if len(rows) == len(out) else done.fit[rows]
+                    out[rows] = self._find_outdone(reporter, fit)
             return out
 
         fit = start
@@ -748,13 +749,13 @@ def _place_network(net: DescriptorNet, device: str | None, *, reduced: bool) -> 
         raise ValueError(f"no network runs on {device!r} here: {reason}") from error
 
 
-def _group_rivals(images: Sequence[Bytes], detections: Sequence[Detection]) -> list[Ints]:
-    """The numbers of the faces that were detected in one image, for each that shows several."""
-    numbers: dict[int, list[int]] = {}
+def _group_rivals(images: Sequence[Bytes], detections: Sequence[Detection]) -> list[Bools]:
+    """(B,) which faces were detected in one image, for each that shows several."""
+    found: dict[int, Bools] = {}
     for i, (image, detection) in enumerate(zip(images, detections, strict=True)):
         if not detection.given:
-            numbers.setdefault(id(image), []).append(i)
-    return [np.array(some) for some in numbers.values() if len(some) > 1]
+            found.setdefault(id(image), np.zeros(len(images), dtype=bool))[i] = True
+    return [some for some in found.values() if some.sum() > 1]
 
 
 def _is_unsure(fits: Fits, accepted: Sequence[Alignment]) -> bool:
