@@ -75,6 +75,8 @@ class AppearanceMeter:
     def __init__(self, model: MorphableModel) -> None:
         self.model = model
         self.points = _face_points(model)
+        away = model.template[self.points, None] - model.template[model.landmarks.vertex]
+        self.nearest_landmark = np.linalg.norm(away, axis=2).argmin(1)
         around = model.faces[np.isin(model.faces, self.points).any(1)]
         # the vertices on which the normals at the points depend, and their numbers among these
         self.around, numbers = np.unique(around, return_inverse=True)
@@ -82,11 +84,17 @@ class AppearanceMeter:
         self.places = np.searchsorted(self.around, self.points)
 
     def measure(
-        self, image: Bytes, face: Alignment, *, others: Iterable[Alignment] = ()
+        self,
+        image: Bytes,
+        face: Alignment,
+        *,
+        others: Iterable[Alignment] = (),
+        covers: bool = False,
     ) -> AppearanceDescriptor:
         """The appearance of a face of an (H, W, 3) uint8 RGB image.
 
-        Where heads of ``others`` may lie before the face, its points tell nothing.
+        Where heads of ``others`` may lie before the face, its points tell nothing. ``covers``:
+        neither do those near landmarks that something else hides.
         """
         normals = smooth_normals(face.vertices[self.around], self.triangles)[self.places]
         weight = np.clip(-(normals @ face.cam_from_head.rotation.T)[:, 2], 0.0, None)
@@ -94,6 +102,8 @@ class AppearanceMeter:
         height, width = image.shape[:2]
         inside = ((px >= 0) & (px <= (width, height))).all(1)
         weight = weight * inside
+        if covers:
+            weight = weight * face.visibility[self.nearest_landmark]
         for other in others:
             head = Box.around(other.landmarks_3d[:, :2]).square(HEAD)
             weight *= ((px < [head.x0, head.y0]) | (px > [head.x1, head.y1])).any(1)

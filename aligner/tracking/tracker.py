@@ -23,7 +23,7 @@ mesh, pose and landmarks remain one answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -270,7 +270,7 @@ class Tracker:
             if not face.failed:
                 picture = self._picture(frame, face)
                 others = [one.face for one in self.tracks.values() if one is not track]
-                appearance = self.meter.measure(frame, face, others=others)
+                appearance = self._measure(frame, face, others)
                 track.changed = self._is_exchanged(track, face, picture)
                 check = self._is_same if strict or track.changed else self._may_be
                 if check(track, appearance):
@@ -307,6 +307,12 @@ class Tracker:
             if not _among(one.face, [face for other, face in faces.items() if other != number])
         }
 
+    def _measure(
+        self, frame: Bytes, face: Alignment, others: Iterable[Alignment]
+    ) -> AppearanceDescriptor:
+        """The appearance of what neither another face nor a thing may cover."""
+        return self.meter.measure(frame, face, others=others, covers=True)
+
     def _picture(self, frame: Bytes, face: Alignment) -> Floats:
         return face_picture(frame, face, self.config.picture)
 
@@ -342,7 +348,7 @@ class Tracker:
         self.refused = describe_refused(found)
         for face in found:
             if not _among(face, known):
-                appearance = self.meter.measure(frame, face, others=known)
+                appearance = self._measure(frame, face, known)
                 known.append(face)
                 new.append(SeenFace(face, appearance))
         pairs = sorted(
@@ -404,7 +410,7 @@ class Tracker:
             if not possible:
                 continue
             others = [other.face for other in seen.values() if other is not one]
-            now = replace(one, appearance=self.meter.measure(frame, one.face, others=others))
+            now = replace(one, appearance=self._measure(frame, one.face, others))
             for lost in possible:
                 if self._returns(lost, now, strict=True):
                     former[number] = lost.number

@@ -393,6 +393,23 @@ def test_a_face_beside_another_is_known_by_what_the_other_cannot_cover(
     assert 0.1 < beside.weight.mean() / whole.weight.mean() < 0.9
 
 
+def test_a_face_behind_a_cover_is_known_by_what_is_left_of_it(
+    oracle_aligner: Aligner, people: tuple[Scene, Scene]
+) -> None:
+    meter, image = AppearanceMeter(oracle_aligner.model), people[0].image
+    (face,) = oracle_aligner.align(image)
+    below = face.landmarks_3d[:, 1] > face.landmarks_3d[30, 1]  # the tip of the nose
+    face = replace(face, visibility=np.where(below, 0.0, 1.0))
+    covered = image.copy()
+    edge = round(float(face.landmarks_3d[33, 1])) + 12
+    covered[edge:] = covered[edge:, ::-1] // 3
+    whole = meter.measure(image, face)
+    plain, seen = (meter.measure(covered, face, covers=covers) for covers in (False, True))
+    assert whole.texture_agreement(plain) < 0.9
+    assert whole.texture_agreement(seen) > 0.95
+    assert 0.1 < seen.weight.mean() / plain.weight.mean() < 0.9
+
+
 def in_a_hall(image: Bytes) -> Bytes:
     """A photo in the middle of a frame that is far larger."""
     frame = np.zeros((720, 1280, 3), np.uint8)
