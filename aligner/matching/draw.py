@@ -11,7 +11,7 @@ import numpy as np
 from dff.aligner.fitting.crop import Crops
 from dff.aligner.labels import PixelColour, Rectangle, measure_text, write_on_ground
 from dff.aligner.matching.result import PointMatches
-from dff.face.arrays import Bytes, Floats
+from dff.face.arrays import Bools, Bytes, Floats, Ints
 from dff.face.descriptor import STRIDE
 from dff.face.geometry.camera import Box
 
@@ -235,11 +235,23 @@ def place_labels(
         left = np.where(across >= 0, MARK + across, -MARK - width + across + LABEL_STEP)
         top = down - height // 2
         away = np.hypot(np.abs(across), np.abs(down)) + np.where(across < 0, 0.5 * LABEL_STEP, 0.0)
-        order = np.argsort(away, kind="stable")
         x, y = (round(float(value)) for value in point)
+        order = np.argsort(away, kind="stable")
+        x0, y0 = x + left[order], y + top[order]
         taken = [*marks, *(one.grown(LABEL_GAP) for one in placed if one is not None)]
-        candidates = (
-            Rectangle.at(x + left[i], y + top[i], (width, height)) for i in order.tolist()
+        free = np.flatnonzero(_are_free(x0, y0, (width, height), taken, shape))
+        placed.append(
+            Rectangle.at(x0[free[0]], y0[free[0]], (width, height)) if len(free) else None
         )
-        placed.append(next((one for one in candidates if one.is_free(taken, shape)), None))
     return placed
+
+
+def _are_free(
+    x0: Ints, y0: Ints, size: tuple[int, int], taken: Sequence[Rectangle], shape: tuple[int, ...]
+) -> Bools:
+    """(N,) ``Rectangle.is_free`` of rectangles with the upper left corners ``x0``, ``y0``."""
+    x1, y1 = x0 + size[0], y0 + size[1]
+    free = (x0 >= 0) & (y0 >= 0) & (x1 <= shape[1]) & (y1 <= shape[0])
+    for one in taken:
+        free &= (x0 >= one.x1) | (x1 <= one.x0) | (y0 >= one.y1) | (y1 <= one.y0)
+    return np.asarray(free)
