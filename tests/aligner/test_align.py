@@ -6,6 +6,7 @@ from itertools import cycle
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from dff.aligner.align import Aligner, load_aligner
@@ -16,14 +17,16 @@ from dff.aligner.face_request import FaceRequest
 from dff.aligner.fitting.fit_model import FitState, average_states
 from dff.aligner.preset import AlignPreset
 from dff.aligner.report import head_from_reference
+from dff.aligner.service.routes.pages import FILES as PAGE_FILES
 from dff.face.arrays import Bytes, Floats
-from dff.face.descriptor import Features
+from dff.face.descriptor import DeviceNetwork, Features
 from dff.face.errors import BadPhoto
 from dff.face.geometry.camera import Box, NearPerspective
 from dff.face.geometry.transform import angles_from_rotation, geodesic_degrees, rotation_from_vector
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.gauss_newton import FaceState
+from dff.infra.photos.images import read_image
 from tests.aligner.oracle import READING, OracleNet, PositionCode, Scene, make_scene, oracle_anchors
 
 
@@ -563,6 +566,28 @@ def test_a_config_of_nonsense_is_refused() -> None:
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="no network runs on 'quux'"):
         load_aligner(device="quux")
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu:0",  # by the network for devices; plain "cpu" takes the faster one for CPUs
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ),
+    ],
+)
+def test_a_photo_is_aligned_on_a_device_as_on_the_cpu(device: str) -> None:
+    image = read_image(PAGE_FILES["sample.jpg"])
+    on_device = load_aligner(device=device)
+    assert isinstance(on_device.net, DeviceNetwork)
+    (wanted,), (got,) = load_aligner().align(image), on_device.align(image)
+    assert not got.failed
+    near = 0.005 * Box.around(wanted.landmarks_2d).size
+    np.testing.assert_allclose(got.landmarks_2d, wanted.landmarks_2d, atol=near)
+    assert geodesic_degrees(got.pose.matrix, wanted.pose.matrix) < 0.5
+    np.testing.assert_allclose(got.visibility, wanted.visibility, atol=0.05)
 
 
 def test_presets_spend_more_iterations_for_more_accuracy() -> None:
