@@ -330,7 +330,7 @@ def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterato
 
     def end() -> None:
         if listener is not None:
-            listener.close()  # first, so that nobody waits for an answer of a replica that ends
+            listener.close()  # first, so that no client waits for a replica that ends
         if local:  # a private Ray ends anyway; ending Serve as well makes its controller complain
             serve.delete(APPLICATION)
         else:

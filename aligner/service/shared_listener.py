@@ -53,7 +53,7 @@ class SharedListener:
         self._thread.join()
         self._handing.close()
         self._listening.close()
-        self._taken.set()  # nobody needs to wait any more
+        self._taken.set()  # ends the waiting for a taker
         self._interim.stop()
         self._folder.cleanup()
 

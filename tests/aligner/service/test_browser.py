@@ -293,7 +293,7 @@ def test_the_page_of_the_api_has_paragraphs_that_flow(page: Any, url: str, width
     picture(page, f"api-{width}")
 
 
-def test_the_page_of_the_api_is_for_everybody(page: Any, url: str) -> None:
+def test_the_page_of_the_api_has_landmarks_and_contrast(page: Any, url: str) -> None:
     page.goto(f"{url}docs")
     page.wait_for_selector("#operations section")
     assert page.locator("main h1").count() == 1, "screen readers jump to the content"

@@ -101,7 +101,7 @@ def make(model: MorphableModel, **limits: int) -> tuple[Stepping, InLoop]:
 
 
 def test_steps_and_times_are_measured_for_each_request(toy_model: MorphableModel) -> None:
-    """A step that photos share counts once; waiting is told apart from aligning."""
+    """A step that photos share counts once; waiting and aligning are measured apart."""
     aligner, scheduler = make(toy_model)
     every: list[Measures] = []
 

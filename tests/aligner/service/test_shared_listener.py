@@ -75,7 +75,7 @@ def wait_for_gap(url: str) -> None:
 
 
 def test_requests_wait_for_the_next_one_who_takes_the_socket(listener: SharedListener) -> None:
-    host, port = address(listener)  # somebody took it, and is gone
+    host, port = address(listener)  # a process took it, and has ended
     url = f"http://{host}:{port}"
     with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(2) as threads:
         for _ in range(2):  # the second one replaces the first one
@@ -110,7 +110,7 @@ def test_waiting_requests_are_answered_when_the_listener_is_closed(
         assert waiting.result(60).json()["type"] == "/problems/not-ready"
 
 
-def test_nobody_else_may_take_the_socket(listener: SharedListener) -> None:
+def test_other_users_may_not_take_the_socket(listener: SharedListener) -> None:
     folder = Path(listener.path).parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
@@ -125,7 +125,7 @@ def test_the_socket_is_handed_out_where_the_temporary_folder_has_a_long_path(
         assert address(listener)
 
 
-def test_a_taker_that_is_gone_stops_nobody(listener: SharedListener) -> None:
+def test_a_taker_that_has_ended_stops_no_other(listener: SharedListener) -> None:
     for _ in range(20):
         with socket.socket(socket.AF_UNIX) as gone:
             gone.connect(listener.path)
