@@ -42,6 +42,7 @@ from dff.aligner.service.server_config import (
 )
 from dff.aligner.service.shared_listener import SharedListener, TakenListener
 from dff.face.errors import ClusterError
+from dff.infra.networks.weights_names import BUCKET, REGISTERED, everywhere, find_file
 from dff.infra.storage import WITH_CREDENTIALS, S3Access
 
 with hidden("pandas"):
@@ -319,6 +320,9 @@ def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterato
     from dff.infra.clusters.cluster import connected  # of no use to replicas
 
     local = scale.address is None
+    if local:
+        for weights in (server.weights, *server.also.values()):
+            _check_there(weights)
     config = _configure_deployment(server, scale)
     fewest, most = config.replicas_range()
     listener = None
@@ -344,14 +348,14 @@ def serving(server: ServerConfig, scale: ReplicaConfig = ONE_REPLICA) -> Iterato
             workers=config.cpus * most if local else None,
             env=local_environment(server) if local else None,
         ),
-        ended_by(end),
     ):
         check_weights()
         if local:
             check_replica_gpus(config.gpus * fewest)
-        with _ray_errors_as("the aligner service failed"):
-            _run(config, server, listener)
-        yield f"http://{server.host}:{server.port}"
+        with ended_by(end):
+            with _ray_errors_as("the aligner service failed"):
+                _run(config, server, listener)
+            yield f"http://{server.host}:{server.port}"
 
 
 def _run(config: ServiceConfig, server: ServerConfig, listener: SharedListener | None) -> None:
@@ -388,7 +392,7 @@ def local_environment(server: ServerConfig) -> dict[str, str]:
 def _configure_deployment(server: ServerConfig, scale: ReplicaConfig) -> ServiceConfig:
     """The configuration of every replica, which may run on another machine."""
     return ServiceConfig(
-        weights=None if server.weights is None else _everywhere(server.weights),
+        weights=None if server.weights is None else everywhere(server.weights),
         endpoint_url=server.endpoint_url,
         access=server.access,
         replicas=scale.replicas,
@@ -400,7 +404,7 @@ def _configure_deployment(server: ServerConfig, scale: ReplicaConfig) -> Service
         key_hashes=server.front.keys,
         preset=server.preset,
         poll=server.poll,
-        also={name: _everywhere(weights) for name, weights in server.also.items()},
+        also={name: everywhere(weights) for name, weights in server.also.items()},
     )
 
 
@@ -465,15 +469,15 @@ def _remove_application() -> None:
         serve.shutdown()
 
 
-def _everywhere(weights: Path | str) -> str:
-    from dff.infra.networks.weights import everywhere  # imports torch
-
-    return everywhere(weights)
+def _check_there(weights: Path | str | None) -> None:
+    """Raise BadWeights where a name or a path of this machine has no file."""
+    if weights is not None and not str(weights).startswith((REGISTERED, BUCKET)):
+        find_file(weights)
 
 
 @contextmanager
 def _checking_weights(config: ServiceConfig) -> Iterator[Callable[[], None]]:
-    """Load the weights in another process during a ``with`` block, in which Ray starts.
+    """Load all weights in another process during a ``with`` block, in which Ray starts.
 
     The yielded function waits for it. It raises BadWeights or BadModel here, where a replica would
     try again and again. This process, which only waits, stays small.
@@ -481,10 +485,12 @@ def _checking_weights(config: ServiceConfig) -> Iterator[Callable[[], None]]:
     load = (
         "import json, sys; from dff.aligner.align import load_aligner; "
         "from dff.infra.storage import S3Access; "
-        "path, endpoint_url, access = json.loads(sys.argv[1]); "
-        "load_aligner(path, endpoint_url=endpoint_url, access=S3Access(**access))"
+        "paths, endpoint_url, access = json.loads(sys.argv[1]); "
+        "[load_aligner(path, endpoint_url=endpoint_url, access=S3Access(**access)) "
+        "for path in paths]"
     )
-    wanted = json.dumps([config.weights, config.endpoint_url, asdict(config.access)])
+    paths = [config.weights, *config.also.values()]
+    wanted = json.dumps([paths, config.endpoint_url, asdict(config.access)])
     quiet = subprocess.DEVNULL
     process = subprocess.Popen([sys.executable, "-c", load, wanted], stdout=quiet, stderr=quiet)
 
@@ -492,7 +498,8 @@ def _checking_weights(config: ServiceConfig) -> Iterator[Callable[[], None]]:
         if process.wait():
             from dff.aligner.align import load_aligner
 
-            load_aligner(config.weights, endpoint_url=config.endpoint_url, access=config.access)
+            for path in paths:
+                load_aligner(path, endpoint_url=config.endpoint_url, access=config.access)
 
     try:
         yield check

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dff.face.arrays import Array, Float, Floats
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
-from dff.face.errors import BadPlace, BadWeights, NotFound, UnknownWeights
+from dff.face.errors import BadPlace, BadWeights, NotFound
 from dff.face.model.landmark_offsets import LandmarkOffsets, PoseCorrection
 from dff.face.model.morphable import MorphableModel
 from dff.face.solve.fit_correction import FitCorrection
@@ -44,6 +44,7 @@ from dff.infra.networks.weights_names import (
     RESEARCH_TERMS as RESEARCH_TERMS,
     SHIPPED as SHIPPED,
     everywhere as everywhere,
+    find_file,
 )
 from dff.infra.redaction import hide_secrets
 from dff.infra.storage import WITH_CREDENTIALS, S3Access, Storage, open_storage
@@ -286,19 +287,7 @@ def find_weights(path: Path | str) -> Path:
         from dff.infra.mlflow.tracking import registered_weights
 
         path = registered_weights(str(path))
-    name, path = str(path), NAMED.get(str(path), Path(path))
-    if name in RESEARCH and not path.is_file():
-        raise BadWeights(
-            f"{name} is for {RESEARCH_TERMS} and therefore not installed with the program: "
-            f"take weights/research/{path.name} from the repository and give its path"
-        )
-    if not path.is_file():
-        kind = BadWeights if len(path.parts) > 1 or path.suffix else UnknownWeights
-        raise kind(
-            f"there is no weights file {name}; known by name: {', '.join(NAMED)}; others by their "
-            f"path, {BUCKET}bucket/key or {REGISTERED}NAME@ALIAS"
-        )
-    return path
+    return find_file(path)
 
 
 def _list_shapes(

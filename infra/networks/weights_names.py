@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from dff.face.errors import BadWeights, UnknownWeights
+
 SHIPPED = {"dff-open": Path(__file__).parents[1] / "data" / "dff-open.safetensors"}
 """Weights that come with the program, by name."""
 RESEARCH_TERMS = "research only (terms of the 300-W photos, iBUG)"
@@ -34,6 +36,26 @@ def everywhere(path: Path | str) -> str:
         if text in NAMED or text.startswith((REGISTERED, BUCKET))
         else os.path.normpath(Path(path).absolute())
     )
+
+
+def find_file(path: Path | str) -> Path:
+    """The file of a path or a name.
+
+    Raises BadWeights where there is none: UnknownWeights for what can only be a name.
+    """
+    name, path = str(path), NAMED.get(str(path), Path(path))
+    if name in RESEARCH and not path.is_file():
+        raise BadWeights(
+            f"{name} is for {RESEARCH_TERMS} and therefore not installed with the program: "
+            f"take weights/research/{path.name} from the repository and give its path"
+        )
+    if not path.is_file():
+        kind = BadWeights if len(path.parts) > 1 or path.suffix else UnknownWeights
+        raise kind(
+            f"there is no weights file {name}; known by name: {', '.join(NAMED)}; others by their "
+            f"path, {BUCKET}bucket/key or {REGISTERED}NAME@ALIAS"
+        )
+    return path
 
 
 def name_weights(address: Path | str) -> str:

@@ -34,7 +34,7 @@ from dff.aligner.service.ray_serve import (
 from dff.aligner.service.server_config import ReplicaConfig, ServerConfig
 from dff.aligner.service.shared_listener import SharedListener
 from dff.face.descriptor import Anchors, DescriptorNet, NetConfig
-from dff.face.errors import BadWeights, ClusterError
+from dff.face.errors import BadWeights, ClusterError, UnknownWeights
 from dff.face.model.morphable import MorphableModel
 from dff.infra.clusters.cluster import connected
 from dff.infra.networks import weights
@@ -202,15 +202,37 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr("dff.aligner.service.ray_serve.sys.executable", shutil.which("false"))
     monkeypatch.setattr("dff.infra.clusters.cluster.connected", lambda *_, **__: nullcontext())
-    monkeypatch.setattr("dff.aligner.service.ray_serve.serve.delete", lambda name: None)
 
 
-def test_bad_weights_are_reported_before_serve_starts(tmp_path: Path, unreadable: None) -> None:
+@pytest.mark.parametrize("option", ["weights", "also"])
+def test_weights_that_no_file_holds_are_reported_before_ray_starts(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dff.infra.clusters.cluster.connected", None)
+    named: dict[str, ServerConfig] = {
+        "weights": ServerConfig("none", port=free_port()),
+        "also": ServerConfig(also={"other": "none"}, port=free_port()),
+    }
     with (
-        pytest.raises(BadWeights, match=r"none\.safetensors"),
-        serving(ServerConfig(tmp_path / "none.safetensors", port=free_port())),
+        pytest.raises(UnknownWeights, match="there is no weights file none; known by name"),
+        serving(named[option]),
     ):
         pass
+
+
+@pytest.mark.parametrize("option", ["weights", "also"])
+def test_bad_weights_are_reported_before_serve_starts(
+    option: str, tmp_path: Path, unreadable: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"{")
+    named: dict[str, ServerConfig] = {
+        "weights": ServerConfig(bad, port=free_port()),
+        "also": ServerConfig(also={"other": bad.as_posix()}, port=free_port()),
+    }
+    with pytest.raises(BadWeights, match=r"bad\.safetensors"), serving(named[option]):
+        pass
+    assert not caplog.records
 
 
 def broken() -> None:
