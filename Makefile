@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help setup demo test fuzz s3-server gltf-validator check links format docs wheel bench clean
+.PHONY: help setup demo test fuzz s3-server gltf-tools check links format docs wheel bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/'
@@ -47,8 +47,9 @@ build/swift/bin/swift-proxy-server: tests/swift.txt
 	build/swift/bin/pip install --quiet --retries 1 --timeout 15 -r tests/swift.txt
 	@touch $@
 
-gltf-validator: $(READY)  ## install Khronos' glTF validator (npm) for the test that wants it
-	npm install --silent --prefix .venv/gltf gltf-validator@2.0.0-dev.3.10
+gltf-tools: $(READY)  ## install glTF's validator and viewers (npm) for the tests that want them
+	npm install --silent --prefix .venv/gltf gltf-validator@2.0.0-dev.3.10 \
+		@google/model-viewer@4.4.0 three@0.183.2
 
 check: $(READY) links  ## ruff and mypy strict
 	$(BIN)/ruff format --check .
