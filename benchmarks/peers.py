@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +26,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.environments import install
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
 
@@ -104,25 +104,6 @@ class MediaPipe:
     def _line(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
-
-
-def install_mediapipe(folder: Path) -> Path | None:
-    """The Python of an environment with MediaPipe; None, with the reason printed, without one."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-    try:
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", MEDIAPIPE],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        print(f"{MEDIAPIPE} can't be installed, so only this program is timed: {last}")
-        return None
-    return python
 
 
 def read_photos(folder: Path, count: int) -> list[tuple[Bytes, Box]]:
@@ -219,7 +200,7 @@ def main(
     labelled = read_photos(photos, count)
     rng = np.random.default_rng(0)
     films = [film(photo, rng) for photo, _ in labelled[:FILMS]]
-    python = install_mediapipe(environment)
+    python = install(MEDIAPIPE, environment)
     peer = None
     if python:
         data = environment / "photos.npz"

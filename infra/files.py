@@ -75,7 +75,7 @@ def check_local(path: Path | str) -> Path:
     """Raises BadPlace for an address, such as ``s3://bucket/key``: ``Path`` takes it for a file in
     the folder ``s3:``, without the second slash.
     """
-    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE):
         address = re.sub(r"^(?!models:)([^:]+:)/(?!/)", r"\1//", str(path))
         raise BadPlace(f"{address} is an address: only a file on this machine can be named here")
     return Path(path)

@@ -37,7 +37,7 @@ def open_storage(
     """
     parts = urlsplit(uri)
     if parts.scheme == "s3":
-        if not parts.netloc:
+        if not parts.netloc or not uri.startswith("s3://"):  # S3:// is the same to urlsplit
             raise BadPlace(f"{hide_secrets(uri)!r} names no bucket; a bucket is s3://bucket/prefix")
         if "@" in parts.netloc:
             raise BadPlace(
