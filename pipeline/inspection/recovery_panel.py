@@ -16,6 +16,7 @@ from dff.pipeline.recovery.inverse import Recovery
 RESIDUAL_GAIN = 3.0  # grey is a residual of zero, white and black of 1 / (2 * gain)
 WIRE = (255, 255, 255)
 FITTED, GIVEN = (40, 220, 90), (250, 70, 60)
+DOTS = 180  # radii of a landmark's dot in an image, so that they show where it is shown small
 COVERED = np.array([235, 60, 160], dtype=np.float32)
 
 
@@ -42,9 +43,10 @@ def draw_recovery(
     mixed = np.where(covered, 0.6 * residual_bytes + 0.4 * COVERED, residual_bytes)
 
     points = _enlarge(recovery.crop)
+    radius = max(12, round(16 * size / DOTS))  # eighths of a pixel of the enlarged image
     for given, fitted in zip(recovery.given, recovery.landmarks, strict=True):
-        cv2.circle(points, _to_fixed_point(given), 12, GIVEN, -1, cv2.LINE_AA, 3)
-        cv2.circle(points, _to_fixed_point(fitted), 12, FITTED, -1, cv2.LINE_AA, 3)
+        cv2.circle(points, _to_fixed_point(given), radius, GIVEN, -1, cv2.LINE_AA, 3)
+        cv2.circle(points, _to_fixed_point(fitted), radius, FITTED, -1, cv2.LINE_AA, 3)
 
     wire = _enlarge(recovery.crop)
     px = recovery.camera.px_from_cam(vertices)
