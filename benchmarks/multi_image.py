@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +43,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.cross_model import ALIGNING_STEPS, Ruler
+from benchmarks.scan import read_scan
 from dff.aligner.align import Aligner, load_aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.threads import use_threads
@@ -98,10 +99,15 @@ class Error:
     corresponding: float
 
 
-def render_person(model: MorphableModel, name: str, seed: int) -> RenderedPerson:
+def render_person(
+    model: MorphableModel, name: str, seed: int, neutral: Floats | None = None
+) -> RenderedPerson:
+    """A sampled person; ``neutral``: (V, 3) metres, a face at rest instead of the sampled one."""
     albedo = load_albedo(model=model)
     rng = np.random.default_rng(derive_seed(seed, name))
     person = sample_person(name, model=model, albedo=albedo, texture_size=512, rng=rng)
+    if neutral is not None:
+        person = replace(person, neutral=neutral)
     images, boxes = [], []
     for view in range(VIEWS):
         rng = np.random.default_rng(derive_seed(seed, f"{name}/{view}"))
@@ -191,15 +197,20 @@ def figures(people: list[list[Error]]) -> Floats:
 
 
 def measured(
-    aligner: Aligner, truth: MorphableModel, people: int, seed: int, console: Console
+    aligner: Aligner,
+    truth: MorphableModel,
+    people: int,
+    seed: int,
+    console: Console,
+    neutral: Floats | None = None,
 ) -> dict[str, Floats]:
-    """``figures`` by method."""
+    """``figures`` by method; ``neutral``: as for ``render_person``."""
     ruler = Ruler.of(truth, aligner.model)
     found: dict[str, list[list[Error]]] = {}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(truth.name, total=people * (TICKS + 1))
         for number in range(people):
-            one = render_person(truth, f"sitter-{number}", seed)
+            one = render_person(truth, f"sitter-{number}", seed, neutral)
             progress.advance(task)
             for name, errors in measure_errors(
                 aligner, ruler, one, lambda: progress.advance(task)
@@ -209,8 +220,8 @@ def measured(
     return {name: figures(rows) for name, rows in found.items()}
 
 
-def shown(truth: MorphableModel, rows: dict[str, Floats]) -> Table:
-    table = Table("", title=f"people of {truth.name}, mm (and less than one photo)")
+def shown(kind: str, rows: dict[str, Floats]) -> Table:
+    table = Table("", title=f"{kind}, mm (and less than one photo)")
     for name in ("surface", "own", "corresponding"):
         table.add_column(name, justify="right")
     one = rows["1 together"]
@@ -231,20 +242,36 @@ def main(
     ] = 8,
     seed: Annotated[int, typer.Option(help="Of the people and their photos.")] = 977,
     weights: Annotated[str, typer.Option(help="Weights, a file or a shipped name.")] = "dff-open",
+    scan: Annotated[
+        Path | None,
+        typer.Option(
+            help="Mesh of a scanned head (metres, y up, looking along z), which is the face of all "
+            "people, instead of people of the models: only skin, hair, clothes and photos differ, "
+            "and 'own' means nothing. Beside it NAME_lmks.npy: the inner 51 landmarks of iBUG."
+        ),
+    ] = None,
 ) -> None:
     use_threads(1)
     cv2.setNumThreads(1)
     console = Console()
     aligner = load_aligner(weights)
-    truths = [load_model()]
-    if asset.is_file():
-        truths.insert(0, load_model(str(asset)))
+    truths: dict[str, tuple[MorphableModel, Floats | None]] = {}
+    if scan:
+        landmarks = scan.with_name(f"{scan.stem}_lmks.npy")
+        neutral, distance = read_scan(scan, landmarks, aligner.model)
+        console.print(f"registered to {scan}: {1e3 * distance:.2f} mm from its face (mean)")
+        truths[f"the head of {scan.name}"] = aligner.model, neutral
     else:
-        console.print(f"people of another model: skipped, no file {asset}")
-    for truth in truths:
+        if asset.is_file():
+            other = load_model(str(asset))
+            truths[f"people of {other.name}"] = other, None
+        else:
+            console.print(f"people of another model: skipped, no file {asset}")
+        truths[f"people of {aligner.model.name}"] = load_model(), None
+    for kind, (truth, neutral_of_all) in truths.items():
         started = time.process_time()
-        rows = measured(aligner, truth, people, seed, console)
-        console.print(shown(truth, rows))
+        rows = measured(aligner, truth, people, seed, console, neutral_of_all)
+        console.print(shown(kind, rows))
         one, five = (rows[f"{count} together"] for count in (1, 5))
         gain = 1 - five[0] / one[0]
         console.print(
