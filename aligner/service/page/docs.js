@@ -14,6 +14,8 @@ const table = (rows) => {
   for (const [name, text] of rows) element.append(make("tr", "", make("td", "", named(name)), prose("td", text)));
   return element;
 };
+// A table that opens when it is wanted.
+const folded = (title, rows) => make("details", "", make("summary", title), table(rows));
 (async () => {
   const api = await (await fetch("openapi.json")).json();
   const resolve = (schema) => schema?.$ref ? schema.$ref.slice(2).split("/").reduce((at, key) => at[key], api) : schema;
@@ -28,7 +30,11 @@ const table = (rows) => {
     return [[before + name, about], ...found.flatMap(([path, object]) => fieldsOf(object, `${before}${name}${path}.`))];
   });
   for (const [path, operations] of Object.entries(api.paths)) for (const [method, one] of Object.entries(operations)) {
+    const link = make("a", "", make("code", `${method.toUpperCase()} ${path}`));
+    link.href = `#${one.operationId}`;
+    document.getElementById("index").append(make("li", "", link));
     const section = make("section", "", make("h2", "", make("code", `${method.toUpperCase()} ${path}`)), ...paragraphs(one.description || one.summary));
+    section.id = one.operationId;
     const form = resolve(one.requestBody?.content?.["multipart/form-data"]?.schema);
     const fields = Object.entries(form?.properties || {});
     const inputs = [...fields.map(([name, field]) => [name, `form: ${field.description || ""}`]),
@@ -36,7 +42,9 @@ const table = (rows) => {
     if (inputs.length) section.append(make("h3", "Takes"), table(inputs));
     section.append(make("h3", "Answers"), table(Object.entries(one.responses).map(([code, r]) => [code, r.description])));
     const schema = resolve(one.responses["200"]?.content?.["application/json"]?.schema);
-    if (schema?.properties) section.append(make("h3", "Fields"), table(fieldsOf(schema, "")));
+    if (schema?.properties) section.append(folded("Fields of the answer", fieldsOf(schema, "")));
     document.getElementById("operations").append(section);
   }
+  // The sections were not there when the browser looked for the one that the address names.
+  document.getElementById(location.hash.slice(1))?.scrollIntoView();
 })();

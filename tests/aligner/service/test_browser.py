@@ -290,7 +290,15 @@ def test_the_page_of_the_api_has_paragraphs_that_flow(page: Any, url: str, width
     spaces = page.evaluate("getComputedStyle(document.querySelector('section p')).whiteSpace")
     assert spaces == "normal", "other line breaks are those of the window"
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.wait_for_selector("#index a")
     picture(page, f"api-{width}")
+    page.click("#index a[href='#align_person']")
+    shown = "document.querySelector('#align_person h2').getBoundingClientRect().top"
+    assert page.evaluate(shown) < 100, "the index leads to each operation"
+    fields = page.locator("#align_person details table")
+    assert not fields.is_visible()
+    page.click("#align_person summary")
+    assert fields.is_visible()
 
 
 def test_the_page_of_the_api_has_landmarks_and_contrast(page: Any, url: str) -> None:
