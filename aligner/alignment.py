@@ -222,6 +222,7 @@ class DeferredField:
 # Most callers read landmarks and pose only, and a mesh takes as long as they do. These are no
 # defaults of the fields.
 Alignment.vertices = DeferredField("vertices")  # type: ignore[assignment]
+Alignment.coefficients = DeferredField("coefficients")  # type: ignore[assignment]
 Alignment.trace = DeferredField("trace")  # type: ignore[assignment]
 
 

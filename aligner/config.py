@@ -352,6 +352,8 @@ class FollowingConfig:
         counts = (self.pixels, self.expressions, self.first_fits)
         if min(counts) < 1 or self.crop <= 0:
             raise ValueError(f"FollowingConfig wants positive counts: {self}")
+        if len({len(one.noise) for one in self.correspondences}) != 1:
+            raise ValueError(f"FollowingConfig wants as many steps to each correspondence: {self}")
 
 
 @dataclass(frozen=True)

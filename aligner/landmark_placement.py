@@ -37,7 +37,7 @@ def move_alignment(
     face: Alignment,
     vertices: Floats | Callable[[], Floats],
     landmarks: tuple[Floats, Floats],
-    coefficients: Coefficients,
+    coefficients: Coefficients | Callable[[], Coefficients],
     cam_from_head: Rigid,
     camera: NearPerspective,
     pose: Floats,
@@ -45,8 +45,8 @@ def move_alignment(
 ) -> Alignment:
     """``face`` with another mesh, pose and camera, and the ``landmarks`` of ``place_landmarks``.
 
-    (3, 3) ``pose``: the answered one. ``vertices``: of the mesh, or a function that computes them
-    when they are read. ``others``: fields that change, too.
+    (3, 3) ``pose``: the answered one. ``vertices`` of the mesh and ``coefficients``, or functions
+    that compute them when they are read. ``others``: fields that change, too.
     """
     flat, deep = landmarks
     return with_fields(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numba
@@ -262,6 +263,19 @@ class FusedNetwork:
             _apply_heads(self.trunk(one), *heads, descriptor[i], logit[i])
         return descriptor, logit
 
+    def describe_chosen(
+        self, image: Bytes, choose: Callable[[Floats], Ints]
+    ) -> tuple[Ints, Floats, Floats]:
+        """``describe_chosen_pixels`` of this network."""
+        trunk = self.trunk(image)
+        rows, columns = trunk.shape[0] - 2, trunk.shape[1] - 2
+        logit = np.empty((rows, columns), np.float32)
+        _apply_face_head(trunk, self.to_face, self.bias[1], logit)
+        chosen = choose(logit)
+        descriptor = np.empty((len(chosen), self.config.dims), np.float32)
+        _apply_descriptor_head(trunk, chosen, *self.to_descriptor, self.bias[0], descriptor)
+        return chosen, descriptor, logit
+
 
 def describe_images(net: Network, images: Bytes, *, batch: int) -> tuple[Floats, Floats]:
     """(B, h, w, D) descriptors and (B, h, w) log odds of the face of (B, H, W, 3) uint8 images.
@@ -274,6 +288,20 @@ def describe_images(net: Network, images: Bytes, *, batch: int) -> tuple[Floats,
         parts = [net(part) for part in torch.split(image_batch(torch.from_numpy(images)), batch)]
     descriptor = torch.cat([part.descriptor for part in parts]).float().permute(0, 2, 3, 1)
     return descriptor.numpy(), torch.cat([part.face_logit for part in parts]).float().numpy()
+
+
+def describe_chosen_pixels(
+    net: Network, image: Bytes, choose: Callable[[Floats], Ints]
+) -> tuple[Ints, Floats, Floats]:
+    """Some pixels of an (H, W, 3) image, their (N, D) descriptors, and the (h, w) log odds of all.
+
+    ``choose``: the (N,) numbers of the pixels, row by row, from the log odds of the face.
+    """
+    if isinstance(net, FusedNetwork):
+        return net.describe_chosen(image, choose)
+    ((descriptor,), (logit,)) = describe_images(net, image[None], batch=1)
+    chosen = choose(logit)
+    return chosen, descriptor.reshape(-1, descriptor.shape[2])[chosen], logit
 
 
 class FusedDetectorNet:
@@ -689,21 +717,55 @@ def _run_quantised(blocks, counts, lateral, decoder, product, maps):  # type: ig
 
 
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _apply_face_head(trunk, to_face, bias, logit):  # type: ignore[no-untyped-def]
+    """Face logits of a bordered map."""
+    rows, columns = logit.shape
+    for r in range(rows):
+        for column in range(columns):
+            face = np.float32(bias)
+            for c in range(len(to_face)):
+                face += trunk[r + 1, column + 1, c] * to_face[c]
+            logit[r, column] = face
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _apply_descriptor_head(trunk, chosen, weight, units, bias, descriptor):  # type: ignore[no-untyped-def]
+    """Unit descriptors of the ``chosen`` pixels of a bordered map."""
+    columns, channels = trunk.shape[1] - 2, trunk.shape[2]
+    some = np.empty((len(chosen), channels), np.float32)
+    for i in range(len(chosen)):
+        row, column = chosen[i] // columns, chosen[i] % columns
+        for c in range(channels):
+            some[i, c] = trunk[row + 1, column + 1, c]
+    _multiply(some, weight, units, descriptor)
+    _normalise(descriptor, bias)
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
+def _normalise(descriptor, bias):  # type: ignore[no-untyped-def]
+    """Add the bias to (N, D) descriptors, and give them unit length."""
+    pixels, dims = descriptor.shape
+    for i in range(pixels):
+        square = np.float32(0.0)
+        for d in range(dims):
+            v = descriptor[i, d] + bias[d]
+            descriptor[i, d] = v
+            square += v * v
+        inverse = np.float32(1.0) / max(np.sqrt(square), np.float32(1e-12))
+        for d in range(dims):
+            descriptor[i, d] *= inverse
+
+
+@numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
 def _apply_heads(trunk, to_descriptor, units, to_face, bias, face_bias, descriptor, logit):  # type: ignore[no-untyped-def]
     """Unit descriptors and face logits of a bordered map."""
-    rows, columns, dims = descriptor.shape
+    rows, columns, _ = descriptor.shape
     for r in range(rows):
         line, out = trunk[r + 1, 1 : columns + 1], descriptor[r]
         _multiply(line, to_descriptor, units, out)
+        _normalise(out, bias)
         for column in range(columns):
-            square, face = np.float32(0.0), np.float32(face_bias)
-            for d in range(dims):
-                v = out[column, d] + bias[d]
-                out[column, d] = v
-                square += v * v
-            inverse = np.float32(1.0) / max(np.sqrt(square), np.float32(1e-12))
-            for d in range(dims):
-                out[column, d] *= inverse
+            face = np.float32(face_bias)
             for c in range(len(to_face)):
                 face += line[column, c] * to_face[c]
             logit[r, column] = face

@@ -93,12 +93,13 @@ def match_pixels(
     rows = descriptor.transpose(0, 2, 3, 1)  # as the fast networks write them
     table = np.ascontiguousarray(anchors, dtype=np.float32)
     places = np.zeros((0, 3), np.float32) if place is None else place
-    order = spread_order(*descriptor.shape[2:])
     for face in range(b):
-        count = _match_face(
-            rows[face],
+        chosen = choose_pixels(face_logit[face], pixels)
+        count = np.count_nonzero(face_logit[face] > 0.0)
+        _match_chosen(
+            _gather(rows[face], chosen),
             face_logit[face],
-            order,
+            chosen,
             table,
             sharpness,
             no_match_cosine,
@@ -113,6 +114,54 @@ def match_pixels(
         if count > pixels:
             out.pitch[face] = stride * np.sqrt(count / pixels)
     return out
+
+
+def match_chosen_pixels(
+    chosen: Ints,
+    descriptor: Floats,
+    face_logit: Floats,
+    anchors: Floats,
+    *,
+    stride: float,
+    pixels: int,
+    candidates: int,
+    sharpness: float,
+    no_match_cosine: float,
+    place: Floats,
+    candidate_radius: float,
+) -> Matches:
+    """``match_pixels`` of one face, by the descriptors of the chosen pixels alone.
+
+    (N, D) ``descriptor`` of those that ``choose_pixels`` has ``chosen`` from (H, W) ``face_logit``.
+    """
+    out = Matches.none(1, pixels, candidates)
+    count = np.count_nonzero(face_logit > 0.0)
+    out.pitch[:] = stride * np.sqrt(max(count / pixels, 1.0))
+    _match_chosen(
+        descriptor,
+        face_logit,
+        chosen,
+        np.ascontiguousarray(anchors, dtype=np.float32),
+        sharpness,
+        no_match_cosine,
+        place,
+        candidate_radius,
+        float(stride),
+        out.anchor[0],
+        out.probability[0],
+        out.grid[0],
+        out.mask[0],
+    )
+    return out
+
+
+def choose_pixels(face_logit: Floats, most: int) -> Ints:
+    """The numbers of the at most ``most`` pixels of a face that are matched.
+
+    (H, W) ``face_logit``, whose pixels are numbered row by row.
+    """
+    logit = np.ascontiguousarray(face_logit).ravel()
+    return np.asarray(_first_inside(logit, spread_order(*face_logit.shape), most))
 
 
 @cache
@@ -137,28 +186,40 @@ def spread_order(height: int, width: int) -> Ints:
 
 @numba.njit(cache=CACHE, nogil=True)
 def _first_inside(logit, order, most):  # type: ignore[no-untyped-def]
-    """The first ``most`` pixels of positive (H, W) ``logit`` in this order, and how many there are.
+    """The first ``most`` pixels of positive (N,) ``logit`` in this order.
 
     The first half of them comes in the even places, the second in the odd ones: ``pool`` takes one
     half of each forward pass, and either is evenly spread.
     """
-    chosen, count, width = np.empty(most, np.int64), 0, logit.shape[1]
+    chosen, n = np.empty(most, np.int64), 0
     for i in range(len(order)):
-        if logit[order[i] // width, order[i] % width] > 0.0:
-            if count < most:
-                chosen[count] = order[i]
-            count += 1
-    n = min(count, most)
+        if n == most:
+            break
+        if logit[order[i]] > 0.0:
+            chosen[n] = order[i]
+            n += 1
     out, half = np.empty(n, np.int64), (n + 1) // 2
     out[::2], out[1::2] = chosen[:half], chosen[half:n]
-    return out, count
+    return out
 
 
 @numba.njit(cache=CACHE, nogil=True)
-def _match_face(  # type: ignore[no-untyped-def]
-    rows,
+def _gather(rows, chosen):  # type: ignore[no-untyped-def]
+    """(N, D) descriptors of the chosen pixels of (H, W, D) ``rows``."""
+    width, dims = rows.shape[1], rows.shape[2]
+    out = np.empty((len(chosen), dims), np.float32)
+    for i in range(len(chosen)):
+        row, column = chosen[i] // width, chosen[i] % width
+        for d in range(dims):
+            out[i, d] = rows[row, column, d]
+    return out
+
+
+@numba.njit(cache=CACHE, nogil=True)
+def _match_chosen(  # type: ignore[no-untyped-def]
+    pixel,
     logit,
-    order,
+    chosen,
     table,
     sharpness,
     doubt,
@@ -170,26 +231,22 @@ def _match_face(  # type: ignore[no-untyped-def]
     grid,
     mask,
 ):
-    """Fill the ``Matches`` of one face; returns how many pixels its mask has.
+    """Fill the ``Matches`` of one face.
 
-    (H, W, D) ``rows``, (H, W) ``logit``, (A, D) ``table``; (A, 3) ``place``, or none.
+    (N, D) descriptors of the ``chosen`` ``pixel``, (H, W) ``logit``, (A, D) ``table``; (A, 3)
+    ``place``, or none.
     """
-    inside, count = _first_inside(logit, order, len(anchor))
-    n, dims, width = len(inside), table.shape[1], logit.shape[1]
+    n, width = len(chosen), logit.shape[1]
     if n == 0:
-        return count
-    pixel = np.empty((n, dims), np.float32)
+        return
     for i in range(n):
-        row, column = inside[i] // width, inside[i] % width
-        for d in range(dims):
-            pixel[i, d] = rows[row, column, d]
+        row, column = chosen[i] // width, chosen[i] % width
         grid[i, 0], grid[i, 1] = (column + 0.5) * stride, (row + 0.5) * stride
         mask[i] = 1.0 / (1.0 + np.exp(-np.float64(logit[row, column])))
     similarity = np.dot(pixel, table.T)
     _best(similarity, sharpness, doubt, anchor[:n], probability[:n])
     if len(place):
         _keep_near(place, radius, anchor[:n], probability[:n])
-    return count
 
 
 @numba.njit(cache=CACHE, nogil=True)

@@ -393,6 +393,98 @@ def take_steps(  # type: ignore[no-untyped-def]
                 move_by(step, face_size, i, scale, rotation, centre, coefficients)
 
 
+@numba.njit(cache=CACHE, nogil=True, error_model="numpy")
+def follow_faces(  # type: ignore[no-untyped-def]
+    anchor,
+    probability,
+    mask,
+    px,
+    visible,
+    anchor_mean,
+    anchor_basis,
+    size,
+    pose_noise,
+    still_reach,
+    still,
+    gates,
+    noises,
+    observations,
+    gate,
+    tolerance,
+    scale,
+    rotation,
+    centre,
+    coefficients,
+    inverse_depth,
+):
+    """``find_jumped``, ``take_steps`` and ``agree`` in one call; returns the (B, N) agreement.
+
+    Moves the states. (C,) ``gates`` and (C, S) ``noises`` of C soft correspondences with S steps.
+    """
+    faces, modes = len(scale), coefficients.shape[1]
+    find_jumped(
+        anchor,
+        probability,
+        mask,
+        px,
+        visible,
+        anchor_mean,
+        anchor_basis,
+        size,
+        pose_noise,
+        still_reach,
+        still,
+        scale,
+        rotation,
+        centre,
+        coefficients,
+        inverse_depth,
+    )
+    none = np.zeros((faces, 0, 2))
+    for step in range(len(gates)):
+        take_steps(
+            anchor,
+            probability,
+            mask,
+            px,
+            visible,
+            anchor_mean,
+            anchor_basis,
+            size,
+            gates[step],
+            noises[step],
+            observations,
+            np.zeros((faces, 0, 3)),
+            np.zeros((faces, 0, 3, modes), np.float32),
+            none,
+            none,
+            np.zeros((faces, 0)),
+            scale,
+            rotation,
+            centre,
+            coefficients,
+            inverse_depth,
+        )
+    agreement, _ = agree(
+        anchor,
+        probability,
+        mask,
+        px,
+        visible,
+        anchor_mean,
+        anchor_basis,
+        size,
+        gate,
+        tolerance,
+        scale,
+        rotation,
+        centre,
+        coefficients,
+        inverse_depth,
+    )
+    return agreement
+
+
 @numba.njit(cache=CACHE, nogil=True, fastmath=True, error_model="numpy")
 def agree(  # type: ignore[no-untyped-def]
     anchor,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import cv2
 import numba
@@ -11,26 +13,28 @@ import numpy as np
 
 from dff.aligner.config import ObservationConfig
 from dff.aligner.fitting.batch import replace_rows, take_rows, with_fields
-from dff.aligner.fitting.correspondence import Matches, match_pixels
+from dff.aligner.fitting.correspondence import (
+    Matches,
+    choose_pixels,
+    match_chosen_pixels,
+    match_pixels,
+)
 from dff.aligner.fitting.crop import Crops
 from dff.aligner.fitting.face_fit import FaceFit
 from dff.face.arrays import Array, Bytes, Float, Floats, Int
 from dff.face.descriptor import STRIDE, Anchors, Network
-from dff.face.fused_network import describe_images
+from dff.face.fused_network import describe_chosen_pixels, describe_images
 from dff.face.model.landmarks import MIRROR
 from dff.face.numba_cache import CACHE
 
 
 @dataclass(frozen=True)
-class Observation:
-    """One forward pass of the network over crops of B faces."""
+class MatchedPixels:
+    """The pixels of the crops of B faces that were matched."""
 
     crops: Crops  # through which the photos were observed
     matches: Matches
-    px: Float[Array, "faces pixels 2"]  # pixels of the photo that were matched
-    # unit descriptors of the crops' pixels, STRIDE wide
-    descriptor: Float[Array, "faces channels height width"]
-    face_logit: Float[Array, "faces height width"]  # log odds that they show the face
+    px: Float[Array, "faces pixels 2"]  # pixels of the photo
 
     @property
     def matched(self) -> Floats:
@@ -42,6 +46,15 @@ class Observation:
         """(B,) square pixels of the photo that show the face."""
         pixels = self.matched * self.matches.pitch**2
         return np.asarray(pixels * (self.crops.side / self.crops.size) ** 2)
+
+
+@dataclass(frozen=True)
+class Observation(MatchedPixels):
+    """One forward pass of the network over crops of B faces."""
+
+    # unit descriptors of the crops' pixels, STRIDE wide
+    descriptor: Float[Array, "faces channels height width"]
+    face_logit: Float[Array, "faces height width"]  # log odds that they show the face
 
 
 class Observer:
@@ -71,18 +84,19 @@ class Observer:
 
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
         """The chosen pixels of the face and their most similar anchors."""
-        return match_pixels(
-            descriptor,
-            face_logit,
-            self.anchors.descriptor,
-            stride=STRIDE,
-            pixels=self.config.pixels,
-            candidates=self.config.candidates,
-            place=self.anchors.position,
-            candidate_radius=self.config.candidate_radius,
-            sharpness=self.anchors.scale,
-            no_match_cosine=self.config.no_match_cosine,
-        )
+        return match_pixels(descriptor, face_logit, self.anchors.descriptor, **self._matching())
+
+    def _matching(self) -> dict[str, Any]:
+        """Settings of matches."""
+        return {
+            "stride": STRIDE,
+            "pixels": self.config.pixels,
+            "candidates": self.config.candidates,
+            "place": self.anchors.position,
+            "candidate_radius": self.config.candidate_radius,
+            "sharpness": self.anchors.scale,
+            "no_match_cosine": self.config.no_match_cosine,
+        }
 
     def probe(self, observation: Observation, landmarks: Floats) -> Floats:
         """(B, 68, 4) ``probe`` at (B, 68, 2) ``landmarks``, pixels of the photos."""
@@ -112,6 +126,18 @@ class MirroredObserver(Observer):
     def match(self, descriptor: Floats, face_logit: Floats) -> Matches:
         matches = super().match(descriptor, face_logit)
         return with_fields(matches, anchor=matches.anchor + len(self.anchors.vertex))
+
+
+class SparseObserver(Observer):
+    """Observes faces whose crops are not probed: describes only the pixels that are matched."""
+
+    def observe_matches(self, image: Bytes, crops: Crops) -> MatchedPixels:
+        """The matches of ``observe`` in one photo."""
+        described = describe_chosen_pixels(
+            self.net, crops.cut(image, 0), partial(choose_pixels, most=self.config.pixels)
+        )
+        matches = match_chosen_pixels(*described, self.anchors.descriptor, **self._matching())
+        return MatchedPixels(crops, matches, crops.photo_from_crop(matches.grid))
 
 
 @dataclass(frozen=True)

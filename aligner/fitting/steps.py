@@ -12,7 +12,7 @@ from dff.aligner.fitting import kernels
 from dff.aligner.fitting.batch import choose_rows, replace_rows, take_rows, with_fields
 from dff.aligner.fitting.fit_model import FitModel, FitState
 from dff.aligner.fitting.mouth import find_lagging_mouths
-from dff.aligner.fitting.observation import Observation
+from dff.aligner.fitting.observation import MatchedPixels, Observation
 from dff.aligner.fitting.silhouette import match_silhouette
 from dff.aligner.fitting.visibility import Visibility, compute_visibility
 from dff.face.arrays import Bools, Floats
@@ -82,7 +82,7 @@ def fit_from_last_frame(
 def find_jumped_poses(
     fit_model: FitModel,
     config: AlignConfig,
-    observation: Observation,
+    observation: MatchedPixels,
     state: FitState,
     visible: Floats,
 ) -> tuple[FitState, Bools]:
@@ -176,7 +176,7 @@ def _refine(
 
 def follow_matches(
     fit_model: FitModel,
-    observation: Observation,
+    observation: MatchedPixels,
     state: FitState,
     visible: Floats,
     correspondences: Sequence[CorrespondenceConfig],

@@ -18,8 +18,10 @@ import numpy as np
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
-from dff.aligner.fitting.assessment import measure_agreement
-from dff.aligner.fitting.crop import frame_landmarks
+from dff.aligner.fitting import kernels
+from dff.aligner.fitting.assessment import AGREEMENT, GATE
+from dff.aligner.fitting.batch import with_fields
+from dff.aligner.fitting.crop import Crops, frame_landmarks
 from dff.aligner.fitting.fit_model import (
     FitModel,
     FitState,
@@ -28,14 +30,13 @@ from dff.aligner.fitting.fit_model import (
     principal_directions,
     prior_sd,
 )
-from dff.aligner.fitting.observation import Observation, Observer, describe_landmarks
-from dff.aligner.fitting.steps import find_jumped_poses, follow_matches, refine
+from dff.aligner.fitting.observation import MatchedPixels, SparseObserver, describe_landmarks
+from dff.aligner.fitting.steps import refine
 from dff.aligner.fitting.visibility import compute_visibility
 from dff.aligner.landmark_placement import move_alignment, place_landmarks
 from dff.face.arrays import Array, Bytes, Float, Floats
 from dff.face.descriptor import Anchors
-from dff.face.geometry.camera import Box, NearPerspective
-from dff.face.geometry.transform import Rigid
+from dff.face.geometry.camera import Box
 from dff.face.model.landmark_offsets import LandmarkOffsets
 from dff.face.model.morphable import Coefficients, MorphableModel
 from dff.face.numba_cache import CACHE
@@ -53,7 +54,7 @@ class Keyframe:
     # of expression alone, about the identity that the small crop shows
     fit_model: FitModel
     visible: Float[Array, "1 anchors"]  # weights of the anchors: those that can be seen
-    observer: Observer  # of these
+    observer: SparseObserver  # of these
     small: FitState  # the small fit of one face, by ``fit_model``
     agreement: float  # share of the small crop's pixels that agree with the small fit
 
@@ -80,10 +81,22 @@ class FaceFollower:
         )
         self.landmark_basis = build_landmark_basis(self.fit_model, aligner.landmark_offsets)
         self.observer = self._observer(aligner.anchors)
+        solver, correspondences = aligner.config.solver, self.config.correspondences
+        # settings of ``follow_faces``
+        self.fitting = (
+            np.array(solver.pose_noise),
+            solver.still_reach,
+            solver.still,
+            np.array([one.gate for one in correspondences]),
+            np.array([one.noise for one in correspondences]),
+            solver.observations,
+            GATE,
+            AGREEMENT,
+        )
 
-    def _observer(self, anchors: Anchors) -> Observer:
+    def _observer(self, anchors: Anchors) -> SparseObserver:
         """Observes small crops, and matches them to these anchors."""
-        return Observer(
+        return SparseObserver(
             self.aligner.net,
             anchors,
             self.landmark_descriptor,
@@ -95,15 +108,18 @@ class FaceFollower:
         fit_model, config = self.aligner.fit_model, self.aligner.config
         small = fit_model.state_of_alignments([face], config.inverse_depth)
         seen = compute_visibility(fit_model, small, config.visibility)
-        observation = self._observe(self.observer, image, face.landmarks_3d, small.rotation)
-        if observation is None:
+        crops = self._crops(face.landmarks_3d, small.rotation)
+        observation = self.observer.observe([image], crops)
+        if not self._shows_face(observation):
             return None
         for _ in range(self.config.first_fits):
             small = refine(fit_model, config, observation, small, seen)
         anchors = len(self.aligner.anchors.vertex)
         latent = self.fit_model.latent(fit_model.coefficients(small.coefficients[0]))
-        shaped = fit_model.anchor_mean + fit_model.double_anchor_basis @ small.coefficients[0]
-        mean = (shaped[:anchors] - self.fit_model.anchor_basis @ latent).astype(np.float32)
+        shaped = _shape_anchors(fit_model, small.coefficients[0], anchors)
+        mean = (fit_model.anchor_mean[:anchors] + shaped) - _shape_anchors(
+            self.fit_model, latent, anchors
+        )
         weight = (seen.anchors * fit_model.anchor_weight)[:, :anchors]
         rows = np.flatnonzero(weight[0] > self.config.least_weight)
         observer = self._observer(self.aligner.anchors[rows])
@@ -111,7 +127,7 @@ class FaceFollower:
             face,
             self._landmark_table(face),
             time,
-            self.fit_model.with_anchors(rows, mean[rows]),
+            self.fit_model.with_anchors(rows, mean[rows].astype(np.float32)),
             np.ascontiguousarray(weight[:, rows]),
             observer,
             replace(small, coefficients=latent[None]),
@@ -128,10 +144,11 @@ class FaceFollower:
         if time - key.time > config.interval - CLOCK_ERROR:
             return None
         landmarks = before.face.landmarks_3d
-        observation = self._observe(key.observer, image, landmarks, before.small.rotation)
-        if observation is None:
+        crops = self._crops(landmarks, before.small.rotation)
+        seen = key.observer.observe_matches(image, crops)
+        if not self._shows_face(seen):
             return None
-        small, agreement = self._fit(observation, key, before.small)
+        small, agreement = self._fit(seen, key, before.small)
         less, more = sorted((agreement, key.agreement))
         if less < config.least_agreement * more:
             return None
@@ -142,33 +159,38 @@ class FaceFollower:
             return None
         return FollowedFace(self._answer(key, small, before.face), key, small)
 
-    def _observe(
-        self, observer: Observer, image: Bytes, landmarks: Floats, rotation: Floats
-    ) -> Observation | None:
-        """The small crop about (68, 3) landmarks; None where it hardly shows a face."""
-        crops = frame_landmarks(landmarks[None], rotation, self.config.margin, self.side)
-        seen = observer.observe([image], crops)
-        return seen if seen.matched[0] >= self.aligner.config.observation.fewest else None
+    def _crops(self, landmarks: Floats, rotation: Floats) -> Crops:
+        """The small crop about (68, 3) landmarks of a head that is turned by ``rotation``."""
+        return frame_landmarks(landmarks[None], rotation, self.config.margin, self.side)
 
-    def _fit(self, seen: Observation, key: Keyframe, state: FitState) -> tuple[FitState, float]:
+    def _shows_face(self, seen: MatchedPixels) -> bool:
+        """Whether a small crop shows enough of a face."""
+        return bool(seen.matched[0] >= self.aligner.config.observation.fewest)
+
+    def _fit(self, seen: MatchedPixels, key: Keyframe, state: FitState) -> tuple[FitState, float]:
         """The small fit from the last one, and the share of pixels that agree with it."""
-        config = self.aligner.config
-        state, _ = find_jumped_poses(key.fit_model, config, seen, state, key.visible)
-        state = follow_matches(
-            key.fit_model,
-            seen,
-            state,
+        matches, fit_model, state = seen.matches, key.fit_model, state.copied()
+        agreement = kernels.follow_faces(
+            matches.anchor,
+            matches.probability,
+            matches.mask,
+            seen.px,
             key.visible,
-            self.config.correspondences,
-            observations=config.solver.observations,
+            fit_model.anchor_mean,
+            fit_model.anchor_basis,
+            fit_model.size,
+            *self.fitting,
+            state.scale,
+            state.rotation,
+            state.centre,
+            state.coefficients,
+            state.inverse_depth,
         )
-        agreement, _ = measure_agreement(key.fit_model, state, seen.matches, seen.px, key.visible)
-        return state, float(agreement.sum() / seen.matches.mask.sum())
+        return state, float(agreement.sum() / matches.mask.sum())
 
     def _answer(self, key: Keyframe, small: FitState, last: Alignment) -> Alignment:
         """The keyframe's answer, moved as its small fit has moved to ``small``."""
         first, face, aligner = key.small, key.face, self.aligner
-        camera = face.camera
         rotation, centre = np.empty((3, 3)), np.empty(2)
         scale = _move_pose(
             first.rotation[0],
@@ -178,16 +200,15 @@ class FaceFollower:
             small.scale[0],
             small.centre[0],
             face.cam_from_head.rotation,
-            camera.scale,
-            camera.centre,
+            face.camera.scale,
+            face.camera.centre,
             rotation,
             centre,
         )
-        camera = NearPerspective(scale, centre, camera.inverse_depth)
-        cam_from_head = Rigid(rotation, face.cam_from_head.translation)
+        # what is made of valid values is valid
+        cam_from_head = with_fields(face.cam_from_head, rotation=rotation)
+        camera = with_fields(face.camera, scale=scale, centre=centre)
         change = (small.coefficients - first.coefficients)[0, : self.fit_model.moving_modes]
-        modes = self.fit_model.modes[: len(change), len(aligner.model.identity) :]
-        expression = face.coefficients.expression + change @ modes
         table = key.table + change.astype(np.float32) @ self.landmark_basis
         used = self.fit_model.used_basis.shape[1]
         landmarks = place_landmarks(
@@ -203,7 +224,7 @@ class FaceFollower:
             face,
             partial(self._mesh, face, change),
             landmarks,
-            Coefficients(face.coefficients.identity, expression),
+            partial(self._coefficients, face, change),
             cam_from_head,
             camera,
             self.reporter.pose_matrices(rotation[None])[0],
@@ -217,10 +238,22 @@ class FaceFollower:
         in_head = self.aligner.landmark_offsets.in_head(face.coefficients.joined)
         return np.concatenate([points.ravel(), in_head.ravel()])
 
+    def _coefficients(self, face: Alignment, change: Floats) -> Coefficients:
+        """The coefficients of a keyframe's face, moved by latent rows."""
+        modes = self.fit_model.modes[: len(change), len(self.aligner.model.identity) :]
+        expression = face.coefficients.expression + change @ modes
+        return Coefficients(face.coefficients.identity, expression)
+
     def _mesh(self, face: Alignment, change: Floats) -> Floats:
         """(V, 3) metres in the head frame: the mesh of a keyframe's face, moved by latent rows."""
         moved = change.astype(np.float32) @ self.fit_model.mesh_basis[: len(change)]
         return np.asarray(face.vertices + moved.reshape(-1, 3))
+
+
+def _shape_anchors(fit_model: FitModel, latent: Floats, count: int) -> Floats:
+    """(count, 3) metres in head: the first anchors moved by latent coefficients from their mean."""
+    basis = fit_model.double_anchor_basis[:count]
+    return np.asarray(basis.reshape(3 * count, -1) @ latent).reshape(count, 3)
 
 
 def build_expression_model(aligner: Aligner, expressions: int) -> FitModel:

@@ -31,12 +31,13 @@ import numpy as np
 
 from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
-from dff.aligner.appearance import DARK, AppearanceDescriptor, AppearanceMeter, shrink_by_samples
+from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
 from dff.aligner.detection import same_face
 from dff.aligner.found_faces import describe_refused
 from dff.aligner.landmark_placement import move_alignment, place_landmarks
 from dff.aligner.tracking.following import CLOCK_ERROR, FaceFollower, FollowedFace
+from dff.aligner.tracking.pictures import face_picture, share_differing
 from dff.face.arrays import Bytes, Floats
 from dff.face.geometry.camera import Box
 from dff.face.geometry.transform import Rigid
@@ -215,7 +216,7 @@ class Tracker:
         self.renamed: dict[
             int, int
         ] = {}  # by number: tracks that this frame showed to be lost ones
-        self.thumbnail: Floats | None = None
+        self.thumbnail: Bytes | None = None
         self.usual_change = 0.0  # levels: running mean of the change between frames
 
     def step(self, frame: Bytes, time: float) -> list[Tracked]:
@@ -314,7 +315,7 @@ class Tracker:
         return self.meter.measure(frame, face, others=others, covers=True)
 
     def _picture(self, frame: Bytes, face: Alignment) -> Floats:
-        return face_picture(frame, face, self.config.picture)
+        return face_picture(frame, face.landmarks_3d, self.config.picture)
 
     def _changes(self, track: Track, picture: Floats) -> bool:
         """Whether most pixels of a track's face differ from those of the last frame.
@@ -323,9 +324,8 @@ class Tracker:
         """
         if track.picture is None:
             return False
-        change = picture - track.picture
-        differs = np.abs(change - np.median(change)) > self.config.differing
-        return float(differs.mean()) > self.config.most_differ
+        differing = share_differing(picture, track.picture, self.config.differing)
+        return differing > self.config.most_differ
 
     def _is_exchanged(self, track: Track, face: Alignment, picture: Floats) -> bool:
         """Whether the pixels of a track's face change, but for no cover that comes or goes."""
@@ -506,35 +506,14 @@ class Tracker:
     def _may_be_cut(self, frame: Bytes) -> bool:
         """Whether the frame may begin another shot: it differs from the last one unusually."""
         small = shrink_by_samples(frame, self.config.thumbnail, 4)
-        before, self.thumbnail = self.thumbnail, small.astype(np.float64)
+        before, self.thumbnail = self.thumbnail, small
         if before is None:
             return False
-        change = float(np.abs(self.thumbnail - before).mean())
+        change = cv2.norm(small, before, cv2.NORM_L1) / small.size
         usual = self.usual_change
         cut = change > max(self.config.least_cut, self.config.cut_ratio * usual)
         self.usual_change = usual + 0.2 * (min(change, self.config.cut) - usual)
         return cut or change > self.config.cut
-
-
-def face_picture(frame: Bytes, face: Alignment, side: int) -> Floats:
-    """(side, side) logarithms of grey levels in the box of a face's landmarks.
-
-    Beyond the edges of the frame the nearest pixels count.
-    """
-    box, fine = Box.around(face.landmarks_3d[:, :2]), 2 * side
-    across, down = box.width / fine, box.height / fine
-    # of centres of pixels, which cv2 places at whole numbers
-    matrix = np.array([[across, 0.0, box.x0], [0.0, down, box.y0]])
-    matrix[:, 2] += 0.5 * np.array([across, down]) - 0.5
-    sampled = cv2.warpAffine(
-        frame,
-        matrix,
-        (fine, fine),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    small = cv2.resize(sampled, (side, side), interpolation=cv2.INTER_AREA)
-    return np.log(small.mean(2, dtype=np.float32) + DARK)
 
 
 def _agreement(track: Track, appearance: AppearanceDescriptor) -> float:

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from dff.face import int16
+from dff.face.arrays import Floats, Ints
 from dff.face.descriptor import DescriptorNet, DeviceNetwork, NetConfig, image_batch
-from dff.face.fused_network import FusedNetwork, describe_images
+from dff.face.fused_network import FusedNetwork, describe_chosen_pixels, describe_images
 
 SMALL = NetConfig(dims=8, widths=(8, 16, 24), depths=(1, 2, 1), groups=4)
 LARGE = NetConfig(widths=(32, 64, 128), depths=(1, 1, 1))
@@ -89,6 +90,25 @@ def test_levels_are_described_as_their_numbers(config: NetConfig, *, reduced: bo
         slow = describe_images(net, levels, batch=1)
     cosine = (slow[0] * descriptor).sum(3)
     assert 1.0 - cosine.mean() < (2e-6 if reduced else 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["fused", "reduced", "torch"])
+def test_chosen_pixels_are_described_as_among_all(kind: str) -> None:
+    net = random_net(LARGE)
+    tried = net if kind == "torch" else FusedNetwork(net, reduced=kind == "reduced")
+    image = np.random.default_rng(1).integers(0, 256, (64, 40, 3)).astype(np.uint8)
+
+    def choose(logit: Floats) -> Ints:
+        return np.argsort(-logit, axis=None)[:50:3]
+
+    with torch.inference_mode():
+        ((descriptors,), (logit,)) = describe_images(tried, image[None], batch=1)
+        chosen, descriptor, seen = describe_chosen_pixels(tried, image, choose)
+    np.testing.assert_allclose(seen, logit, atol=1e-5)
+    np.testing.assert_array_equal(chosen, choose(logit))
+    among_all = descriptors.reshape(-1, LARGE.dims)[chosen]
+    # integers have one unit for the chosen pixels, and one for each row of all
+    np.testing.assert_allclose(descriptor, among_all, atol=2e-4 if kind == "reduced" else 1e-5)
 
 
 @pytest.mark.parametrize("reduced", [False, True])

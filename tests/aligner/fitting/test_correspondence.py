@@ -1,9 +1,14 @@
+from dataclasses import fields
+from typing import Any
+
 import numpy as np
 import pytest
 
 from dff.aligner.fitting.correspondence import (
     Matches,
     _best,
+    choose_pixels,
+    match_chosen_pixels,
     match_pixels,
     soft_correspondence,
 )
@@ -45,6 +50,28 @@ def test_match_is_softmax_over_the_most_similar_anchors() -> None:
             assert (found.anchor[face, i] == best).all()
             wanted = weight / (weight.sum() + np.exp(2.0))
             assert np.allclose(found.probability[face, i], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("pixels", [10, 30])
+def test_chosen_pixels_are_matched_as_among_all(pixels: int) -> None:
+    rng = np.random.default_rng(4)
+    descriptor, anchors = unit(rng, 1, 6, 5, 8), unit(rng, 12, 8)
+    logit = rng.normal(size=(1, 6, 5)).astype(np.float32) * 3
+    settings: dict[str, Any] = {
+        "stride": 2,
+        "pixels": pixels,
+        "candidates": 4,
+        "sharpness": 10.0,
+        "no_match_cosine": 0.2,
+        "place": rng.normal(size=(12, 3)).astype(np.float32),
+        "candidate_radius": 1.0,
+    }
+    want = match_pixels(np.moveaxis(descriptor, 3, 1), logit, anchors, **settings)
+    chosen = choose_pixels(logit[0], pixels)
+    some = descriptor.reshape(-1, 8)[chosen]
+    got = match_chosen_pixels(chosen, some, logit[0], anchors, **settings)
+    for field in fields(want):
+        np.testing.assert_array_equal(getattr(got, field.name), getattr(want, field.name))
 
 
 def test_too_many_pixels_are_thinned_evenly() -> None:

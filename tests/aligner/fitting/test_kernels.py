@@ -255,6 +255,30 @@ def test_agreement_falls_with_the_distance_of_a_match_from_its_prediction() -> N
         assert np.isclose(residual[face], (wanted * distance).sum() / wanted.sum(), rtol=1e-4)
 
 
+def test_following_is_a_search_for_jumps_then_steps_then_agreement() -> None:
+    scene = Scene(6)
+    seen = *scene.observed, scene.visible, scene.mean, scene.basis, SIZE
+    pose_noise, gates, noises = np.array([0.3, 0.1]), np.array([0.1, 0.08]), np.full((2, 2), 0.04)
+    lines = Lines.none(FACES, MODES)
+    line = lines.mean, lines.basis, lines.targets, lines.normal, lines.weights
+    got, wanted = scene.state.copied(), scene.state.copied()
+    settings = pose_noise, 0.08, 0.5, gates, noises, 30.0, 0.1, 0.035
+    agreement = kernels.follow_faces(*seen, *settings, *state_fields(got))
+    kernels.find_jumped(*seen, pose_noise, 0.08, 0.5, *state_fields(wanted))
+    for gate, noise in zip(gates, noises, strict=True):
+        kernels.take_steps(*seen, gate, noise, 30.0, *line, *state_fields(wanted))
+    for one, other in zip(state_fields(got), state_fields(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+    want, _ = kernels.agree(*seen, 0.1, 0.035, *state_fields(wanted))
+    np.testing.assert_allclose(agreement, want, atol=1e-9)
+    assert np.abs(got.centre - scene.state.centre).max() > 0.1
+
+
+def state_fields(state: FitState) -> tuple[np.ndarray, ...]:
+    """As the kernels take them."""
+    return state.scale, state.rotation, state.centre, state.coefficients, state.inverse_depth
+
+
 def test_probes_are_means_of_the_mask_and_largest_cosines_about_a_place() -> None:
     rng = np.random.default_rng(7)
     descriptor = rng.normal(size=(1, 9, 12, 4)).astype(np.float32)

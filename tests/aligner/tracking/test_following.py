@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dff.aligner.align import Aligner
-from dff.aligner.config import FollowingConfig, TrackingConfig
+from dff.aligner.config import CorrespondenceConfig, FollowingConfig, TrackingConfig
 from dff.aligner.tracking.following import FaceFollower
 from dff.aligner.tracking.tracker import Tracker
 from dff.face.geometry.transform import geodesic_degrees
@@ -59,6 +59,7 @@ def test_pose_and_expression_are_followed_and_the_identity_stays(
         errors.append(nme_box(followed.face.landmarks_3d[:, :2], scene.landmarks))
     assert max(errors) < errors[0] + 0.012, errors
     face = followed.face
+    assert callable(vars(face)["coefficients"])  # until they are read
     np.testing.assert_array_equal(face.coefficients.identity, first.coefficients.identity)
     motion = face.cam_from_head.rotation @ first.cam_from_head.rotation.T
     truth = film[-1].rotation @ film[0].rotation.T
@@ -140,6 +141,9 @@ def test_two_tracks_that_come_to_one_place_are_one_face(
         assert len(tracker.step(alone, i / RATE)) == 1
 
 
-def test_following_wants_positive_counts() -> None:
+def test_following_wants_positive_counts_and_steps_alike() -> None:
     with pytest.raises(ValueError, match="FollowingConfig wants positive counts"):
         FollowingConfig(pixels=0)
+    unlike = CorrespondenceConfig(0.1, (0.04,)), CorrespondenceConfig(0.1, (0.04, 0.04))
+    with pytest.raises(ValueError, match="as many steps to each correspondence"):
+        FollowingConfig(correspondences=unlike)

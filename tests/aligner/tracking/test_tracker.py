@@ -13,8 +13,9 @@ from dff.aligner.align import Aligner
 from dff.aligner.alignment import Alignment
 from dff.aligner.appearance import AppearanceDescriptor, AppearanceMeter, shrink_by_samples
 from dff.aligner.config import SmoothingConfig, TrackingConfig
+from dff.aligner.tracking.pictures import face_picture, share_differing
 from dff.aligner.tracking.settling import SettlingTracker
-from dff.aligner.tracking.tracker import OneEuro, Tracked, Tracker, face_picture
+from dff.aligner.tracking.tracker import OneEuro, Tracked, Tracker
 from dff.face.arrays import Bytes, Floats
 from dff.face.model.landmarks import nme_box
 from dff.face.model.morphable import MorphableModel
@@ -449,11 +450,30 @@ def test_the_picture_of_a_face_moves_and_grows_with_it(
     oracle_aligner: Aligner, scene: Scene
 ) -> None:
     (face,) = oracle_aligner.align(scene.image)
-    picture = face_picture(scene.image, face, 16)
-    moved = replace(face, landmarks_3d=face.landmarks_3d + np.array([20.0, 0.0, 0.0]))
-    np.testing.assert_allclose(face_picture(shifted(scene.image, 20), moved, 16), picture)
+    picture = face_picture(scene.image, face.landmarks_3d, 16)
+    moved = face.landmarks_3d + np.array([20.0, 0.0, 0.0])
+    again = face_picture(shifted(scene.image, 20), moved, 16)
+    np.testing.assert_allclose(again, picture, rtol=1e-6)
     large = cv2.resize(scene.image, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
-    grown = replace(face, landmarks_3d=2 * face.landmarks_3d)
-    assert np.abs(face_picture(large, grown, 16) - picture).mean() < 0.05
-    outside = replace(face, landmarks_3d=face.landmarks_3d + np.array([5000.0, 0.0, 0.0]))
+    grown = face_picture(large, 2 * face.landmarks_3d, 16)
+    assert np.abs(grown - picture).mean() < 0.05
+    outside = face.landmarks_3d + np.array([5000.0, 0.0, 0.0])
     assert np.isfinite(face_picture(scene.image, outside, 16)).all()
+
+
+def test_a_picture_holds_logarithms_of_means() -> None:
+    y, x = np.mgrid[:60, :80]
+    image = np.repeat((x + 2 * y)[..., None], 3, axis=2).astype(np.uint8)
+    corners = np.array([[8.0, 4.0], [72.0, 52.0]])
+    across, down = np.meshgrid(8 + 4 * (np.arange(16) + 0.5), 4 + 3 * (np.arange(16) + 0.5))
+    wanted = np.log(across - 0.5 + 2 * (down - 0.5) + 8.0)
+    np.testing.assert_allclose(face_picture(image, corners, 16), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("pixels", [0, 100, 256])
+def test_pixels_that_differ_are_counted_but_for_the_light(pixels: int) -> None:
+    before = np.random.default_rng(0).uniform(3, 5, 256).astype(np.float32)
+    after = before + np.float32(0.7)
+    after[:pixels] += np.float32(0.3)
+    share = share_differing(after.reshape(16, 16), before.reshape(16, 16), 0.15)
+    assert share == min(pixels, 256 - pixels) / 256
