@@ -31,6 +31,7 @@ from dff.aligner.service.http.forms import (
 from dff.aligner.service.http.limits import Limits
 from dff.aligner.service.http.measures import Measures, get_measures, measuring
 from dff.aligner.service.http.problems import KINDS, Problem, log_defect, to_problem
+from dff.aligner.service.http.worker_threads import run_to_end
 from dff.aligner.service.memory import DECODING, DecodingMemory
 from dff.aligner.service.scheduler import Scheduler, refuse_deadline
 from dff.aligner.service.schema import (
@@ -321,7 +322,7 @@ class AlignService:
     async def _run_apart(self, render: Callable[[], bytes]) -> bytes:
         """A file of faces, which takes up to a second, while the aligner goes on."""
         async with self._rendering:
-            return await anyio.to_thread.run_sync(render, abandon_on_cancel=True)
+            return await run_to_end(render)
 
     async def _read_person_photo(
         self, image: UploadFile, corners: BoxCorners | None, focal: float | None

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from dff.aligner.image_checks import check_box
 from dff.aligner.service.http.limits import LIMITS, Limits
 from dff.aligner.service.http.problems import Problem
+from dff.aligner.service.http.worker_threads import run_to_end
 from dff.face.arrays import Bytes
 from dff.face.geometry.camera import Box
 from dff.infra.photos.images import UPLOADS, DecodedImage, decode_image, read_size
@@ -114,7 +115,7 @@ async def read_upload(image: UploadFile, limits: Limits) -> DecodedImage:
     """
     data = await _read(image, limits)
     uploads = replace(UPLOADS, pixels=limits.pixels)
-    return await anyio.to_thread.run_sync(partial(decode_image, data, limits=uploads))
+    return await run_to_end(partial(decode_image, data, limits=uploads))
 
 
 async def _read(image: UploadFile, limits: Limits) -> bytes:

@@ -92,6 +92,7 @@ class Front:
       in ``scope["state"]["request_id"]`` and in the answer.
     * Where there are API keys, a request without one is refused before its body is read.
     * Bodies are read completely, within ``UploadLimits``.
+    * A request whose client leaves before its answer is cancelled.
     * Errors that are not problem details come from the server, not from the application: a proxy
       that knows no replica yet, a queue that is full. They become problem details.
     * ``/metrics`` is answered here, for all replicas behind this front.
@@ -268,8 +269,42 @@ class Front:
             )
 
     async def _forward(self, upload: Upload, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer a complete request; cancel it when the client leaves.
+
+        Raises Disconnected then.
+        """
         scope["state"]["received"] = upload.size
-        await self._app(scope, upload.replay(receive), send)
+        answered, left = False, asyncio.Event()
+
+        async def receive_rest() -> Message:
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send_noted(message: Message) -> None:
+            nonlocal answered
+            is_last = message["type"] == "http.response.body" and not message.get("more_body")
+            answered = answered or is_last  # before the server takes that for the client's leave
+            await send(message)
+
+        try:
+            async with asyncio.timeout(None) as presence:
+
+                async def watch() -> None:
+                    await receive()
+                    left.set()
+                    if not answered:
+                        presence.reschedule(asyncio.get_running_loop().time())
+
+                watching = asyncio.create_task(watch())
+                try:
+                    await self._app(scope, upload.replay(receive_rest), send_noted)
+                finally:
+                    watching.cancel()
+        except TimeoutError:
+            if not presence.expired():
+                raise
+        if presence.expired():  # Serve's proxy ends its request when it is cancelled
+            raise Disconnected
 
 
 class _Answering:

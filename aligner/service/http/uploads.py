@@ -22,7 +22,7 @@ CLOSE = {"Connection": "close"}  # the rest of the body stays unread
 
 
 class Disconnected(Exception):
-    """The client went away before its request was complete."""
+    """The client went away before it was answered."""
 
 
 class Upload:

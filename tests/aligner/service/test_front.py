@@ -131,6 +131,12 @@ async def wait_for_the_client_to_leave(scope: Scope, receive: Receive, send: Sen
         pass
 
 
+async def work_long(scope: Scope, receive: Receive, send: Send) -> None:
+    """As the aligner's routes: they don't ask whether the client is there."""
+    await receive()
+    await asyncio.sleep(60)
+
+
 async def be_cancelled(scope: Scope, receive: Receive, send: Send) -> None:
     raise asyncio.CancelledError
 
@@ -140,6 +146,7 @@ async def be_cancelled(scope: Scope, receive: Receive, send: Send) -> None:
     [
         (echo, ["http.disconnect"]),  # during the upload
         (wait_for_the_client_to_leave, ["http.request", "http.disconnect"]),
+        (work_long, ["http.request", "http.disconnect"]),
         (be_cancelled, ["http.request"]),
     ],
 )
@@ -164,8 +171,10 @@ def test_a_client_that_leaves_is_logged_and_gets_no_answer(
         "headers": [(b"content-length", b"10")],
     }
     behind = Front(app, config=FrontConfig())
+    started = time.monotonic()
     with caplog.at_level(logging.INFO, logger="dff.access"), suppress(asyncio.CancelledError):
         asyncio.run(behind(scope, receive, send))
+    assert time.monotonic() - started < 30
     assert sent == []
     assert json.loads(caplog.records[0].message)["status"] == 499
     counted = ask(behind, "GET", "/metrics").text

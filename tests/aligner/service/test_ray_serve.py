@@ -40,7 +40,7 @@ from dff.infra.clusters.cluster import connected
 from dff.infra.networks import weights
 from tests.aligner.image_files import bomb, encoded, pixels
 from tests.aligner.known_aligner import KnownAligner
-from tests.aligner.service.server_checks import CHECKS, FRONT, check_health
+from tests.aligner.service.server_checks import CHECKS, FRONT, HEALTHY, check_health, connection
 from tests.aligner.service.test_http_parser import post_twice
 from tests.ray_forks.start import forked_from
 
@@ -369,3 +369,16 @@ def test_the_service_on_ray(service: str) -> None:
             assert i == 4 or photo["faces"] == [face]
         together = client.post("/v1/align/person", files=files)
         assert together.json()["type"] == "/problems/no-face"
+
+        # a request whose client leaves ends
+        many = [("images", encoded(pixels()))] * 32
+        boxes = json.dumps([[[40, 30, 120, 110]] * 2] * 32)
+        long = client.build_request("POST", "/v1/align/batch", files=many, data={"boxes": boxes})
+        lines = "".join(f"{name}: {value}\r\n" for name, value in long.headers.items())
+        head = f"POST /v1/align/batch HTTP/1.1\r\n{lines}\r\n"
+        with connection(service, head.encode() + long.read()):
+            time.sleep(0.1)
+        counted = 'dff_requests_total{path="/v1/align/batch",status="499"} 1.0'
+        started = time.monotonic()
+        while counted not in client.get("/metrics").text:
+            assert time.monotonic() - started < HEALTHY

@@ -6,18 +6,25 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 import httpx
 import pytest
 
+from dff.aligner.alignment import Alignment
+from dff.aligner.face_request import Steps
 from dff.aligner.service.app import create_app
+from dff.aligner.service.face_aligner import Boxes
 from dff.aligner.service.server_config import ServerConfig
 from dff.aligner.service.uvicorn_server import serve_aligner_with_uvicorn
+from dff.face.arrays import Bytes
 from dff.face.errors import ClusterError
 from dff.face.model.morphable import MorphableModel
+from tests.aligner.image_files import encoded, pixels
 from tests.aligner.known_aligner import KnownAligner
-from tests.aligner.service.server_checks import CHECKS, FRONT
+from tests.aligner.service.server_checks import CHECKS, FRONT, connection, multipart
 from tests.aligner.service.uvicorn_thread import serving_with_uvicorn
 
 
@@ -33,6 +40,54 @@ def url(toy_model: MorphableModel) -> Iterator[str]:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_uvicorn(check: Callable[[str], None], url: str) -> None:
     check(url)
+
+
+class Endless(KnownAligner):
+    """Never ends with a photo whose faces it has to find."""
+
+    steps = 0
+
+    def align_in_steps(
+        self, images: Sequence[Bytes], boxes: Sequence[Boxes] | None = None, *, faces: int
+    ) -> Steps[list[list[Alignment]]]:
+        while boxes is None or boxes[0] is None:
+            time.sleep(0.01)
+            self.steps += 1
+            yield None
+        return self.align_batch(images, boxes)
+
+
+def test_requests_whose_clients_leave_are_dropped(toy_model: MorphableModel) -> None:
+    """While they are aligned and while they wait; they count as 499, and others are answered."""
+    aligner = Endless(toy_model)
+    app = create_app(aligner)
+    body, headers = multipart(encoded(pixels()))
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+    head = f"POST /v1/align HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{''.join(lines)}"
+    with (
+        serving_with_uvicorn(app, front=FRONT) as url,
+        httpx.Client(base_url=url, timeout=20) as client,
+    ):
+        while client.get("/readyz").status_code == 503:
+            pass
+        held, begun = app.state.service, aligner.steps
+        with ExitStack() as clients:
+            for _ in range(3):
+                clients.enter_context(connection(url, f"{head}\r\n".encode() + body))
+            while aligner.steps == begun or held.held < 3:
+                time.sleep(0.01)
+        answer = client.post(
+            "/v1/align", files={"image": encoded(pixels())}, data={"boxes": "[[40, 30, 120, 110]]"}
+        )
+        assert answer.status_code == 200
+        ended = time.monotonic() + 5  # well before the requests' deadline
+        while held.scheduler.busy and time.monotonic() < ended:
+            time.sleep(0.01)
+        assert not held.scheduler.busy
+        assert not held.held
+        assert held.memory.held == 0
+        counted = client.get("/metrics").text
+    assert 'dff_requests_total{path="/v1/align",status="499"} 3.0' in counted
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
