@@ -29,16 +29,18 @@ from dff.face.model.landmarks import nme_box
 from dff.infra.photos.images import read_image
 from dff.infra.photos.landmark_files import parse_reannotated
 
-FRAMES, RATE, NOISE = 24, 25.0, 3.0
+CYCLE, RATE, NOISE = 24, 25.0, 3.0
 
 
-def film(photo: Bytes, landmarks: Floats, seed: int) -> tuple[list[Bytes], list[Floats]]:
-    """Frames, and the (2, 3) similarity of pixels by which each moves the photo."""
+def film(
+    photo: Bytes, landmarks: Floats, seed: int, count: int
+) -> tuple[list[Bytes], list[Floats]]:
+    """``count`` frames, and the (2, 3) similarity of pixels by which each moves the photo."""
     rng = np.random.default_rng(seed)
     phase, box = rng.uniform(0, 2 * np.pi, 4), Box.around(landmarks)
     frames, moves = [], []
-    for i in range(FRAMES):
-        wave = np.sin(2 * np.pi * i / FRAMES + phase)
+    for i in range(count):
+        wave = np.sin(2 * np.pi * i / CYCLE + phase)
         angle, scale = np.deg2rad(10) * wave[0], 1 + 0.08 * wave[1]
         cos, sin = scale * np.cos(angle), scale * np.sin(angle)
         turn = np.array([[cos, -sin], [sin, cos]])
@@ -72,16 +74,29 @@ def follow(aligner: Aligner, frames: list[Bytes], first: Box) -> tuple[Floats, f
     return np.array(out), ms, full
 
 
+def with_interval(aligner: Aligner, interval: float) -> Aligner:
+    """The same aligner with so many seconds between full alignments of a followed face."""
+    other = copy(aligner)
+    following = replace(aligner.config.following, interval=interval)
+    other.config = replace(aligner.config, following=following)
+    return other
+
+
 def main(
     photos: Annotated[list[Path], typer.Argument(help="Folders of AFLW2000-3D.")],
     every: Annotated[int, typer.Option(help="Of the photos.")] = 8,
+    frames: Annotated[int, typer.Option(help="Of each film.")] = CYCLE,
+    interval: Annotated[
+        float | None,
+        typer.Option(help="Seconds between full alignments; by default those of the preset."),
+    ] = None,
     preset: str = "balanced",
     weights: str | None = None,
 ) -> None:
     aligner = load_aligner(weights, preset=preset)
-    in_full = copy(aligner)
-    following = replace(aligner.config.following, interval=0.0)
-    in_full.config = replace(aligner.config, following=following)
+    in_full = with_interval(aligner, 0.0)
+    if interval is not None:
+        aligner = with_interval(aligner, interval)
     labels: dict[Path, Floats] = {}
     for folder in photos:
         table = parse_reannotated(next(folder.glob("*.npz")).read_bytes())
@@ -91,10 +106,10 @@ def main(
     rows: dict[str, list[list[float]]] = {"in full in every frame": [], "followed": []}
     for seed, path in enumerate(sorted(labels)[::every]):
         truth = labels[path]
-        frames, moves = film(read_image(path), truth, seed)
+        shown, moves = film(read_image(path), truth, seed, frames)
         for name, one in zip(rows, (in_full, aligner), strict=True):
             first = Box.around(truth @ moves[0][:, :2].T + moves[0][:, 2])
-            found, ms, full = follow(one, frames, first)
+            found, ms, full = follow(one, shown, first)
             errors = [
                 nme_box(points, truth @ move[:, :2].T + move[:, 2])
                 for points, move in zip(found, moves, strict=True)
@@ -107,7 +122,7 @@ def main(
             )
             size = Box.around(truth).size
             steps = np.sqrt((np.diff(still, axis=0) ** 2).mean()) / size
-            share = full / (len(frames) - 1)
+            share = full / (frames - 1)
             rows[name].append([100 * float(np.mean(errors[1:])), 100 * steps, share, ms])
     table = Table("", "NME, %", "unsteadiness, %", "frames in full, %", "ms a frame")
     for name, figures in rows.items():

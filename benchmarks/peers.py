@@ -8,7 +8,7 @@ rounds counts. Times are CPU times: ratios of one run are reliable, absolute num
 * face with its box: MediaPipe gets a crop, 1.5 times the box, and no batches
 * photo without a box
 * followed frame: a shifted photo with fresh sensor noise in each frame, after the first frame; one
-  frame in 25 is searched for new faces, and its face aligned in full
+  frame in 25 is searched for new faces, and every second time its face is aligned in full
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dff.face.geometry.camera import Box
 MEDIAPIPE = "mediapipe==0.10.14"
 CROP = 1.5  # side of MediaPipe's crop over the longer side of the box
 CASES = ("face with box, batch 1", "face with box, batch 16", "photo without box", "followed frame")
-FRAMES = 27  # of each film: more than a second, after which faces are searched for again
+FRAMES = 52  # of each film: more than two seconds, after which faces are aligned in full again
 FILMS = 3
 
 WORKER = """
