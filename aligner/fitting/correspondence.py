@@ -323,12 +323,14 @@ def _best(similarity, sharpness, doubt, anchor, probability):  # type: ignore[no
     """Fill one face's (N, K) anchors of largest (N, A) ``similarity``, and their probabilities.
 
     Of equal ones the first wins. Most anchors are ruled out by the K-th largest maximum of
-    interleaved groups, which take few instructions: K anchors at least are as similar as that.
+    interleaved groups of groups, which take few instructions: K anchors at least are as similar as
+    that.
     """
     n, anchors = similarity.shape
     keep = anchor.shape[1]
     value, groups = np.empty(keep, np.float32), np.empty(GROUPS, np.float32)
-    whole = anchors - anchors % GROUPS
+    whole, few = anchors - anchors % GROUPS, max(GROUPS // 4, keep)
+    largest = np.empty(few, np.float32)
     for i in range(n):
         row = similarity[i]
         groups[:] = -2.0
@@ -338,8 +340,12 @@ def _best(similarity, sharpness, doubt, anchor, probability):  # type: ignore[no
         for a in range(whole, anchors):
             groups[a - whole] = max(groups[a - whole], row[a])
         value[:] = -2.0
-        for g in range(GROUPS):
-            _insert(groups[g], g, value, anchor[i])
+        largest[:] = -2.0
+        for begin in range(0, GROUPS, few):
+            for g in range(min(few, GROUPS - begin)):
+                largest[g] = max(largest[g], groups[begin + g])
+        for g in range(few):
+            _insert(largest[g], g, value, anchor[i])
         least = value[keep - 1]
         value[:] = -2.0
         for g in range(GROUPS):

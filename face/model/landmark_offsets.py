@@ -8,6 +8,7 @@ line lies, and fits miss some points in the same way in every photo. ``LandmarkO
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numba
 import numpy as np
@@ -195,7 +196,7 @@ class LandmarkOffsets:
         fill_moved(rotation, self.pose_limit[number], self.by_pose[number], out)
         return out
 
-    @property
+    @cached_property
     def none(self) -> bool:
         """Whether all offsets are zero."""
         return not (self.offset.any() or self.response.any() or self.by_pose.any())
