@@ -11,6 +11,7 @@ the public-domain astronaut: small (512 x 512), large (12 megapixels) and a crow
 * ``overhead``: the service with an aligner that does nothing.
 * ``memory``: the same over many requests.
 * ``throughput``: small photos served and in a loop of this process, in turns.
+* ``endurance``: the closed loop ten times in a row, and the memory after each.
 
 ``--url`` measures a server that runs already, for example another version of the program.
 """
@@ -61,7 +62,7 @@ from dff.infra.photos.images import decode
 from dff.report import Section, Table as ReportTable, html
 from tests.aligner.known_aligner import KnownAligner
 
-PARTS = ("overhead", "memory", "throughput", "load", "attacks")
+PARTS = ("overhead", "memory", "throughput", "load", "attacks", "endurance")
 REPLICA = "ServeReplica"  # in the title of Ray's processes
 MB = 1 << 20
 
@@ -254,6 +255,20 @@ def measure_load(url: str, photos: dict[str, bytes], clients: int, seconds: floa
     return f"Load: {rate:.2f} answers a second", header, rows
 
 
+def measure_endurance(
+    url: str, photos: dict[str, bytes], clients: int, seconds: float, server: psutil.Process
+) -> Rows:
+    """Resident memory after each of ten closed loops with photos of all kinds."""
+    rows = [["0", f"{resident(server):.1f}", ""]]
+    requests = 0
+    for _ in range(10):
+        outcomes = closed_loop(url, photos, clients, seconds)
+        requests += sum(outcomes.statuses.values())
+        wrong = sum(n for status, n in outcomes.statuses.items() if status != 200)
+        rows.append([str(requests), f"{resident(server):.1f}", str(wrong)])
+    return "Memory over time", ["requests", "MB", "not answered"], rows
+
+
 def measure_attacks(
     url: str, photos: dict[str, bytes], seconds: float, server: psutil.Process | None
 ) -> Rows:
@@ -286,7 +301,7 @@ def main() -> None:
                 tables.append(measure_overhead(url, server, photos["small"], 400))
             if "memory" in options.only:
                 tables.append(measure_memory(url, server, photos["small"], options.requests))
-    if {"load", "attacks", "throughput"} & {*options.only}:
+    if {"load", "attacks", "throughput", "endurance"} & {*options.only}:
         tables += measure_server(options, photos)
     show(tables, options.html)
 
@@ -307,6 +322,9 @@ def measure_server(options: argparse.Namespace, photos: dict[str, bytes]) -> lis
             tables.append(measure_load(url, photos, options.clients, options.seconds))
         if "attacks" in options.only:
             tables.append(measure_attacks(url, photos, options.seconds, server))
+        if "endurance" in options.only and server:
+            part = (url, photos, options.clients, options.seconds, server)
+            tables.append(measure_endurance(*part))
         if server:
             memory = server.memory_full_info()
             cells = [f"{memory.rss / MB:.0f}", f"{memory.pss / MB:.0f}"]
